@@ -1,0 +1,152 @@
+/* cli/cli.h: what the files of the `regraph` command share.
+ *
+ * The command is a user of the public header and of nothing else of ours. One invocation is one `cli`: its arguments,
+ * the objects it made, and the first error. Commands return an rg_status and leave the printing of errors to main.
+ * Data goes to standard output, messages and progress to standard error.
+ */
+#ifndef CLI_H
+#define CLI_H
+
+#include <regraph/regraph.h>
+#include <stdio.h>
+
+/* ---- the table of commands and flags (table.c); help.c prints it in three forms ---- */
+
+typedef struct cli_list {
+  const char **item; /* borrowed from argv */
+  int n;
+} cli_list;
+
+/* Every flag's value; which are meaningful follows from the command. */
+typedef struct cli_args {
+  const struct cli_command *command; /* NULL: none named */
+  const char *positional[2];
+  int npositional;
+  bool help, version;
+  bool json, dot, timeline, graph;              /* what to print */
+  bool eager, backward, no_grad, no_reuse, no_inplace; /* how to plan and run */
+  bool man;
+  const char *policy, *device, *profile, *svg, *profile_out, *completion;
+  cli_list set, in, grad_in, out, grad_out, plugin;
+  int64_t threads, repeat, cp, capacity;
+  uint64_t seed;
+  double limit;
+} cli_args;
+
+typedef enum cli_kind {
+  CLI_SWITCH,
+  CLI_TEXT,
+  CLI_CHOICE, /* one of the words of `arg`, which stand apart by '|' */
+  CLI_LIST,   /* may be given again */
+  CLI_INT,    /* int64_t >= min */
+  CLI_BYTES,  /* the same, with an optional unit: 64MiB */
+  CLI_SEED,   /* uint64_t, decimal or 0x… */
+  CLI_SECONDS /* double > 0 */
+} cli_kind;
+
+typedef struct cli_flag {
+  const char *name; /* "--policy" */
+  cli_kind kind;
+  const char *arg; /* "FILE", "cpu|cuda"; NULL for a switch */
+  uint32_t commands; /* bit i: command i of the table takes it */
+  size_t field;      /* offset in cli_args */
+  int64_t min;
+  const char *doc;
+} cli_flag;
+
+struct cli;
+typedef struct cli_command {
+  const char *name;
+  const char *positional; /* "SPEC", "[COMMAND]" */
+  int min, max;           /* how many of them */
+  const char *doc;        /* one line */
+  const char *detail;     /* a paragraph for help and the man page */
+  rg_status (*run)(struct cli *c);
+} cli_command;
+
+extern const cli_command cli_commands[];
+extern const int cli_ncommand;
+extern const cli_flag cli_flags[];
+extern const int cli_nflag;
+
+/* Fills *a from argv (borrowed for as long as *a is used); free with cli_args_free, also after a failure. */
+rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e);
+void cli_args_free(cli_args *a);
+static inline bool cli_takes(const cli_flag *f, int command) { return f->commands >> command & 1u; }
+const cli_command *cli_find_command(const char *name);
+/* The candidate nearest to `word`, or NULL if none is near. */
+const char *cli_nearest(const char *word, const char *const *candidates, int n);
+
+/* help.c. command NULL: the overview. */
+void cli_print_help(FILE *f, const cli_command *command);
+void cli_print_man(FILE *f);
+void cli_print_bash(FILE *f);
+
+/* ---- one invocation ---- */
+
+typedef struct cli {
+  cli_args args;
+  rg_error error;
+  bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
+  bool progress_shown;
+  double progress_at; /* when it was last drawn */
+  rg_context *ctx;
+  rg_spec *spec;
+  rg_policy *policy;
+  rg_plan *plan;
+  rg_session *session;
+  rg_binding *set; /* --set, parsed; names owned */
+  size_t nset;
+  rg_binding solved[256]; /* what the arrays' shapes say; names belong to the spec */
+  size_t nsolved;
+  int64_t arena_now, arena_peak; /* bytes asked of the arena hook */
+} cli;
+
+/* Context, plugins; spec and policy too where the command names a spec. */
+rg_status cli_open(cli *c);
+/* One sequence for every input of sequence starts whose extent is still free. */
+void cli_default_sequences(cli *c);
+/* A plan with the arguments' options; `profile` NULL: the one of --profile. */
+rg_status cli_make_plan(cli *c, const char *profile);
+/* A session whose arena is counted in arena_peak. */
+rg_status cli_make_session(cli *c);
+/* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
+rg_status cli_require_runner(cli *c);
+void cli_close(cli *c);
+void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
+
+rg_status cli_cmd_help(cli *c);
+rg_status cli_cmd_ops(cli *c);
+rg_status cli_cmd_schema(cli *c);
+rg_status cli_cmd_check(cli *c);
+rg_status cli_cmd_plan(cli *c);
+rg_status cli_cmd_pareto(cli *c);
+rg_status cli_cmd_run(cli *c);
+rg_status cli_cmd_bench(cli *c);
+rg_status cli_cmd_pack(cli *c);
+
+/* ---- errors, text, time (io.c) ---- */
+
+/* Records an error unless *e already holds one; returns `status`. `file` may be NULL. */
+rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+rg_status cli_nomem(rg_error *e);
+/* Prints the text and frees it. */
+void cli_print_text(rg_text *text);
+/* Writes a whole file; on failure nothing half-written stays. */
+rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
+void cli_json_string(FILE *f, const char *text);
+void cli_json_number(FILE *f, double x); /* null for what JSON can't say */
+const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
+double cli_seconds(void);                              /* a clock that never goes back */
+/* Drawn on standard error if that is a terminal; user is the cli. */
+void cli_progress(void *user, const char *stage, double done, double total);
+void cli_progress_end(cli *c);
+/* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */
+bool cli_split(const char *text, char *name, size_t size, const char **rest);
+/* Threads asked for by --threads, or the cores this process may use. */
+int cli_threads(const cli *c);
+/* Median of n numbers, which are sorted on the way. */
+double cli_median(double *x, int n);
+
+#endif

@@ -1,0 +1,267 @@
+/* cli/cmd_bench.c: `bench`: medians per node and direction, set against what the machine can do at best.
+ *
+ * --profile-out turns the measurement into a device profile: it plans with a raw profile of the measured peak rates
+ * (every op at 100 %), so that the cost model's milliseconds are the roofline, and then writes for each op the fraction
+ * of it that the op reached.
+ */
+#include "cli.h"
+#include "data.h"
+#include "peak.h"
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define RAW_STEP_US 1.0
+
+typedef struct row {
+  rg_node_time node; /* of the last run */
+  double *ms;        /* per repeat; sorted once the median is taken */
+  double median;
+} row;
+
+typedef struct bench {
+  data_set data;
+  row *row;
+  int nrow;
+  double *forward, *backward; /* ms per repeat */
+  double forward_ms, backward_ms;
+  peak_rates peak;
+} bench;
+
+static rg_status prepare(cli *c, bench *b) {
+  rg_tensor_info info;
+  for (size_t i = 0; rg_plan_tensor(c->plan, i, &info) == RG_OK; i++) b->data.backward |= info.role == RG_GRAD_OUT;
+  rg_status s = data_bind(c, &b->data);
+  if (s != RG_OK) return s;
+  b->forward = calloc((size_t)c->args.repeat, sizeof *b->forward);
+  b->backward = calloc((size_t)c->args.repeat, sizeof *b->backward);
+  return b->forward && b->backward ? RG_OK : cli_nomem(&c->error);
+}
+
+/* One run of both directions; repeat -1 is the warm-up. */
+static rg_status run_once(cli *c, bench *b, int64_t repeat) {
+  double start = cli_seconds();
+  rg_status s = rg_session_forward(c->session, &c->error);
+  if (s != RG_OK) return s;
+  double turn = cli_seconds();
+  if (b->data.backward) s = rg_session_backward(c->session, &c->error);
+  if (s != RG_OK || repeat < 0) return s;
+  b->forward[repeat] = 1e3 * (turn - start);
+  b->backward[repeat] = 1e3 * (cli_seconds() - turn);
+  for (int i = 0; i < b->nrow; i++) {
+    rg_session_node_time(c->session, (size_t)i, &b->row[i].node);
+    b->row[i].ms[repeat] = b->row[i].node.ms;
+  }
+  return RG_OK;
+}
+
+static rg_status measure(cli *c, bench *b) {
+  int64_t repeat = c->args.repeat;
+  rg_status s = run_once(c, b, -1);
+  if (s != RG_OK) return s;
+  rg_node_time n;
+  int count = 0;
+  while (rg_session_node_time(c->session, (size_t)count, &n) == RG_OK) count++;
+  b->row = calloc((size_t)count + 1, sizeof *b->row);
+  if (!b->row) return cli_nomem(&c->error);
+  for (; b->nrow < count; b->nrow++)
+    if (!(b->row[b->nrow].ms = calloc((size_t)repeat, sizeof(double)))) return cli_nomem(&c->error);
+  for (int64_t r = 0; s == RG_OK && r < repeat; r++) {
+    cli_progress(c, "timing", (double)r, (double)repeat);
+    s = run_once(c, b, r);
+  }
+  cli_progress_end(c);
+  for (int i = 0; i < b->nrow; i++) b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
+  b->forward_ms = cli_median(b->forward, (int)repeat);
+  b->backward_ms = cli_median(b->backward, (int)repeat);
+  return s;
+}
+
+static void free_bench(bench *b) {
+  for (int i = 0; i < b->nrow; i++) free(b->row[i].ms);
+  free(b->row);
+  free(b->forward);
+  free(b->backward);
+  data_close(&b->data);
+}
+
+/* ---- reports ---- */
+
+/* Units of 10^9 a second. */
+static double rate(double work, double ms) { return ms > 0 ? 1e-6 * work / ms : 0; }
+
+/* Milliseconds at best: either the multiply-adds or the bytes take that long. */
+static double roofline_ms(const bench *b, const rg_node_time *n) {
+  double matrix = b->peak.matrix_gflops > 0 ? 1e-6 * n->flops / b->peak.matrix_gflops : 0;
+  double bytes = b->peak.bandwidth_gbs > 0 ? 1e-6 * n->bytes / b->peak.bandwidth_gbs : 0;
+  return matrix > bytes ? matrix : bytes;
+}
+
+static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
+  char p[32], m[32];
+  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->args.positional[0], c->args.device,
+         cli_threads(c), (long long)c->args.repeat, b->forward_ms);
+  if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
+  printf("\npeak memory %s predicted, %s measured\nmachine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n",
+         cli_bytes(z->predicted_peak, p), cli_bytes(c->arena_peak, m), b->peak.matrix_gflops, b->peak.bandwidth_gbs);
+  printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s", "roofline");
+  for (int i = 0; i < b->nrow; i++) {
+    const row *r = &b->row[i];
+    if (r->node.backward && !b->data.backward) continue;
+    printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
+           r->node.backward ? "backward" : "forward", r->median, rate(r->node.flops, r->median),
+           rate(r->node.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->node) / r->median : 0);
+  }
+}
+
+static void print_field(const char *name, double x) {
+  printf(", \"%s\": ", name);
+  cli_json_number(stdout, x);
+}
+
+static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
+  printf("{\"version\": 1, \"spec\": ");
+  cli_json_string(stdout, c->args.positional[0]);
+  printf(", \"device\": \"%s\", \"threads\": %d, \"repeat\": %lld", c->args.device, cli_threads(c),
+         (long long)c->args.repeat);
+  print_field("forward_ms", b->forward_ms);
+  if (b->data.backward)
+    print_field("backward_ms", b->backward_ms);
+  else
+    fputs(", \"backward_ms\": null", stdout);
+  printf(",\n \"predicted_peak_bytes\": %lld, \"measured_peak_bytes\": %lld,\n \"machine\": {\"threads\": %d",
+         (long long)z->predicted_peak, (long long)c->arena_peak, cli_threads(c));
+  print_field("matrix_gflops", b->peak.matrix_gflops);
+  print_field("special_gops", b->peak.special_gops);
+  print_field("bandwidth_gbs", b->peak.bandwidth_gbs);
+  fputs("},\n \"nodes\": [", stdout);
+  const char *gap = "";
+  for (int i = 0; i < b->nrow; i++) {
+    const row *r = &b->row[i];
+    if (r->node.backward && !b->data.backward) continue;
+    printf("%s\n  {\"name\": ", gap);
+    cli_json_string(stdout, r->node.name);
+    fputs(", \"op\": ", stdout);
+    cli_json_string(stdout, r->node.op);
+    printf(", \"direction\": \"%s\"", r->node.backward ? "backward" : "forward");
+    print_field("ms", r->median);
+    print_field("gflops", rate(r->node.flops, r->median));
+    print_field("gbs", rate(r->node.bytes, r->median));
+    print_field("roofline", r->median > 0 ? roofline_ms(b, &r->node) / r->median : 0);
+    print_field("model_ms", r->node.model_ms);
+    putchar('}');
+    gap = ",";
+  }
+  puts("]}");
+}
+
+/* ---- profiles ---- */
+
+static void write_profile(FILE *f, const bench *b, int threads, double step_us, double efficiency) {
+  char host[128] = "cpu";
+  gethostname(host, sizeof host - 1);
+  fputs("{\n  \"regraph_profile\": 1,\n  \"name\": ", f);
+  cli_json_string(f, host);
+  fprintf(f, ",\n  \"device\": \"cpu\",\n  \"threads\": %d,\n", threads);
+  fprintf(f, "  \"matrix_gflops\": {\"f32\": %.6g, \"f16\": %.6g, \"bf16\": %.6g},\n", b->peak.matrix_gflops,
+          b->peak.matrix_gflops, b->peak.matrix_gflops); /* the CPU computes in fp32 whatever it stores */
+  fprintf(f, "  \"special_gops\": %.6g,\n  \"bandwidth_gbs\": %.6g,\n  \"step_us\": %.6g,\n", b->peak.special_gops,
+          b->peak.bandwidth_gbs, step_us);
+  fprintf(f, "  \"memory_bytes\": %lld,\n  \"efficiency\": %.4g,\n  \"ops\": {",
+          (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), efficiency);
+}
+
+/* Plans with a profile of the bare peak rates, in a file that is gone when this returns. */
+static rg_status plan_raw(cli *c, const bench *b) {
+  const char *dir = getenv("TMPDIR");
+  char path[512];
+  snprintf(path, sizeof path, "%s/regraph-profile-XXXXXX", dir && *dir ? dir : "/tmp");
+  int fd = mkstemp(path);
+  FILE *f = fd >= 0 ? fdopen(fd, "w") : NULL;
+  rg_status s = RG_OK;
+  if (f) {
+    write_profile(f, b, cli_threads(c), RAW_STEP_US, 1);
+    fputs("}\n}\n", f);
+  }
+  if (!f || fclose(f) != 0)
+    s = cli_fail(&c->error, RG_E_IO, path, "can't be written");
+  else
+    s = cli_make_plan(c, path);
+  if (fd >= 0) unlink(path);
+  return s;
+}
+
+/* Fraction of the roofline that all nodes of one op reach together; op NULL: all nodes. */
+static double op_efficiency(const bench *b, const char *op) {
+  double best = 0, took = 0;
+  for (int i = 0; i < b->nrow; i++) {
+    if (op && strcmp(b->row[i].node.op, op) != 0) continue;
+    double roof = b->row[i].node.model_ms - 1e-3 * RAW_STEP_US;
+    best += roof > 0 ? roof : 0;
+    took += b->row[i].median;
+  }
+  double x = took > 0 ? best / took : 1;
+  return x < 1e-4 ? 1e-4 : x > 1 ? 1 : x;
+}
+
+static rg_status save_profile(cli *c, const bench *b) {
+  char *text = NULL;
+  size_t size = 0;
+  FILE *f = open_memstream(&text, &size);
+  if (!f) return cli_nomem(&c->error);
+  double inside = 0;
+  for (int i = 0; i < b->nrow; i++) inside += b->row[i].median;
+  double step_us = b->nrow ? 1e3 * (b->forward_ms + b->backward_ms - inside) / b->nrow : 0;
+  write_profile(f, b, cli_threads(c), step_us < RAW_STEP_US ? RAW_STEP_US : step_us, op_efficiency(b, NULL));
+  const char *gap = "";
+  for (int i = 0; i < b->nrow; i++) {
+    bool first = true;
+    for (int j = 0; j < i && first; j++) first = strcmp(b->row[j].node.op, b->row[i].node.op) != 0;
+    if (!first) continue;
+    fprintf(f, "%s\n    ", gap);
+    cli_json_string(f, b->row[i].node.op);
+    fprintf(f, ": %.4g", op_efficiency(b, b->row[i].node.op));
+    gap = ",";
+  }
+  fputs("\n  }\n}\n", f);
+  rg_status s = RG_OK;
+  if (fclose(f) != 0)
+    s = cli_nomem(&c->error);
+  else
+    s = cli_write_file(c, c->args.profile_out, text, size);
+  free(text);
+  return s;
+}
+
+rg_status cli_cmd_bench(cli *c) {
+  bench b = {0};
+  rg_sizes z;
+  const cli_args *a = &c->args;
+  if (a->profile && a->profile_out)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile and --profile-out exclude each other");
+  if (a->repeat > 100000)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000", (long long)a->repeat);
+  rg_status s = cli_open(c);
+  if (s == RG_OK) s = cli_require_runner(c);
+  if (s != RG_OK) return s;
+  cli_progress(c, "measuring the machine", 0, 0);
+  peak_measure(cli_threads(c), &b.peak);
+  s = data_open(c, &b.data);
+  if (s == RG_OK) cli_default_sequences(c);
+  if (s == RG_OK) s = a->profile_out ? plan_raw(c, &b) : cli_make_plan(c, NULL);
+  if (s == RG_OK) s = cli_make_session(c);
+  if (s == RG_OK) s = prepare(c, &b);
+  if (s == RG_OK) s = measure(c, &b);
+  if (s == RG_OK && a->profile_out) s = save_profile(c, &b);
+  if (s == RG_OK) {
+    rg_plan_sizes(c->plan, &z);
+    if (a->json)
+      print_json(c, &b, &z);
+    else
+      print_text(c, &b, &z);
+  }
+  rg_session_destroy(c->session); /* before the memory it is bound to */
+  c->session = NULL;
+  free_bench(&b);
+  return s;
+}

@@ -1,0 +1,166 @@
+/* cli/cmd_plan.c: the commands that print what the library has to say: ops, schema, check, plan, pareto, pack, help. */
+#include "cli.h"
+#include <string.h>
+
+rg_status cli_cmd_help(cli *c) {
+  const cli_args *a = &c->args;
+  const cli_command *topic = NULL;
+  if ((a->npositional > 0) + a->man + (a->completion != NULL) > 1)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph help", "a COMMAND, --man and --completion exclude each other");
+  if (a->npositional) {
+    topic = cli_find_command(a->positional[0]);
+    if (!topic) {
+      const char *names[32];
+      for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
+      const char *near = cli_nearest(a->positional[0], names, cli_ncommand);
+      return cli_fail(&c->error, RG_E_USAGE, "regraph help", near ? "unknown command '%s'; did you mean '%s'?"
+                                                                  : "unknown command '%s'",
+                      a->positional[0], near);
+    }
+  }
+  if (a->man)
+    cli_print_man(stdout);
+  else if (a->completion)
+    cli_print_bash(stdout);
+  else
+    cli_print_help(stdout, topic);
+  return RG_OK;
+}
+
+static rg_status describe(cli *c, const char *what) {
+  rg_text text;
+  rg_status s = cli_open(c);
+  if (s == RG_OK) s = rg_describe(c->ctx, what, &text, &c->error);
+  if (s == RG_OK) cli_print_text(&text);
+  return s;
+}
+
+rg_status cli_cmd_schema(cli *c) {
+  const char *format = c->args.positional[0];
+  if (strcmp(format, "spec") == 0) return describe(c, "schema-spec");
+  if (strcmp(format, "policy") == 0) return describe(c, "schema-policy");
+  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected spec or policy", format);
+}
+
+/* The library describes an op in a line "NAME: …" and indented lines below. Prints that of one op. */
+static rg_status print_op(cli *c, const char *text, const char *name) {
+  const char *names[256];
+  char copies[256][40];
+  int n = 0;
+  size_t length = strlen(name);
+  bool found = false;
+  for (const char *line = text; *line;) {
+    size_t size = strcspn(line, "\n") + 1;
+    bool head = line[0] != ' ' && line[0] != '\n';
+    if (head) found = strncmp(line, name, length) == 0 && line[length] == ':';
+    if (found) {
+      fwrite(line, 1, size, stdout);
+      n = -1; /* found: no list of candidates is needed */
+    } else if (head && n >= 0 && n < 256) {
+      snprintf(copies[n], sizeof copies[n], "%.*s", (int)strcspn(line, ":\n"), line);
+      names[n] = copies[n];
+      n++;
+    } else if (n < 0) {
+      break;
+    }
+    line += line[size - 1] ? size : size - 1;
+  }
+  if (n < 0) return RG_OK;
+  const char *near = cli_nearest(name, names, n);
+  if (near) return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?", name, near);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; 'regraph ops' lists them", name);
+}
+
+rg_status cli_cmd_ops(cli *c) {
+  rg_text text;
+  if (!c->args.npositional) return describe(c, c->args.json ? "ops-json" : "ops");
+  if (c->args.json) return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "--json lists all ops; leave NAME out");
+  rg_status s = cli_open(c);
+  if (s == RG_OK) s = rg_describe(c->ctx, "ops", &text, &c->error);
+  if (s != RG_OK) return s;
+  s = print_op(c, text.data, c->args.positional[0]);
+  rg_text_destroy(&text);
+  return s;
+}
+
+rg_status cli_cmd_check(cli *c) {
+  rg_text text;
+  rg_status s = cli_open(c);
+  if (s == RG_OK) s = rg_check(c->spec, c->policy, &c->error);
+  if (s == RG_OK) s = rg_spec_write(c->spec, "summary", &text, &c->error);
+  if (s != RG_OK) return s;
+  const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
+  size_t name = strcspn(line, ":\n");
+  if (line[name] == ':' && line[name + 1] == ' ') line += name + 2;
+  printf("%s: ok — %.*s\n", c->args.positional[0], (int)strcspn(line, "\n"), line);
+  rg_text_destroy(&text);
+  return RG_OK;
+}
+
+rg_status cli_cmd_plan(cli *c) {
+  const cli_args *a = &c->args;
+  if (a->json + a->dot + a->timeline + a->graph > 1)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph plan", "--json, --dot, --timeline and --graph exclude each other");
+  rg_status s = cli_open(c);
+  if (s != RG_OK) return s;
+  if (a->cp > 1)
+    return cli_fail(&c->error, RG_E_COMM, "regraph plan",
+                    "--cp %lld: this build has no context parallelism; --cp 1 is all it plans", (long long)a->cp);
+  cli_default_sequences(c);
+  s = cli_make_plan(c, NULL);
+  if (s != RG_OK) return s;
+  rg_text text;
+  if (a->svg) {
+    s = rg_plan_write(c->plan, "svg", &text, &c->error);
+    if (s != RG_OK) return s;
+    s = cli_write_file(c, a->svg, text.data, text.size);
+    rg_text_destroy(&text);
+    if (s != RG_OK) return s;
+  }
+  const char *format = a->json ? "json" : a->dot ? "dot" : a->timeline ? "timeline" : a->graph ? "graph" : "text";
+  s = rg_plan_write(c->plan, format, &text, &c->error);
+  if (s == RG_OK) cli_print_text(&text);
+  return s;
+}
+
+rg_status cli_cmd_pareto(cli *c) {
+  rg_text text;
+  rg_plan_options o;
+  rg_status s = cli_open(c);
+  if (s != RG_OK) return s;
+  cli_default_sequences(c);
+  cli_plan_options(c, NULL, &o);
+  s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
+  cli_progress_end(c);
+  if (s == RG_OK) cli_print_text(&text);
+  return s;
+}
+
+rg_status cli_cmd_pack(cli *c) {
+  const cli_args *a = &c->args;
+  if (a->out.n > 1) return cli_fail(&c->error, RG_E_USAGE, "regraph pack", "--out is given twice");
+  rg_status s = cli_open(c);
+  if (s != RG_OK) return s;
+  rg_pack_options o = {.seconds = a->limit, .capacity = a->capacity};
+  rg_pack_result r;
+  rg_text text;
+  s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
+  if (s != RG_OK) return s;
+  double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
+  fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n", (long long)r.peak,
+          (long long)r.lower_bound, gap, r.optimal ? "proved optimal" : "not proved optimal",
+          (long long)r.nodes_explored, r.seconds);
+  if (a->capacity && r.peak > a->capacity) {
+    rg_text_destroy(&text);
+    return cli_fail(&c->error, RG_E_INFEASIBLE, a->positional[0],
+                    "no packing into %lld bytes found; the best takes %lld, and %lld are alive at once",
+                    (long long)a->capacity, (long long)r.peak, (long long)r.lower_bound);
+  }
+  if (a->out.n) {
+    s = cli_write_file(c, a->out.item[0], text.data, text.size);
+    rg_text_destroy(&text);
+    return s;
+  }
+  cli_print_text(&text);
+  return RG_OK;
+}

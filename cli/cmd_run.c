@@ -1,0 +1,155 @@
+/* cli/cmd_run.c: `run`: one forward, and a backward if asked for, on given or drawn arrays. */
+#include "cli.h"
+#include "data.h"
+#include <string.h>
+
+typedef struct timing {
+  double forward_ms, backward_ms; /* backward_ms < 0: it did not run */
+} timing;
+
+static rg_status run_once(cli *c, const data_set *d, timing *t) {
+  double start = cli_seconds();
+  t->backward_ms = -1;
+  rg_status s = rg_session_forward(c->session, &c->error);
+  t->forward_ms = 1e3 * (cli_seconds() - start);
+  if (s != RG_OK || !d->backward) return s;
+  start = cli_seconds();
+  s = rg_session_backward(c->session, &c->error);
+  t->backward_ms = 1e3 * (cli_seconds() - start);
+  return s;
+}
+
+/* Outputs, and what backward made. */
+static bool is_result(const data_tensor *t) {
+  return t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT);
+}
+
+static void print_text(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
+  char a[32], b[32];
+  printf("%s on %s, %d threads: forward %.2f ms", c->args.positional[0], c->args.device, cli_threads(c),
+         t->forward_ms);
+  if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
+  printf("\npeak memory %s predicted, %s measured\n\n", cli_bytes(z->predicted_peak, a),
+         cli_bytes(c->arena_peak, b));
+
+  rg_node_time n;
+  printf("%-24s %-18s %-9s %10s %7s\n", "node", "op", "direction", "ms", "share");
+  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
+    if (n.backward && t->backward_ms < 0) continue;
+    double whole = n.backward ? t->backward_ms : t->forward_ms;
+    printf("%-24s %-18s %-9s %10.3f %5.1f %%\n", n.name, n.op, n.backward ? "backward" : "forward", n.ms,
+           whole > 0 ? 100 * n.ms / whole : 0);
+  }
+
+  printf("\n%-16s %-5s %-20s %11s %11s %11s %11s\n", "result", "type", "shape", "mean", "rms", "min", "max");
+  for (int i = 0; i < d->ntensor; i++) {
+    const data_tensor *x = &d->tensor[i];
+    if (!is_result(x)) continue;
+    char name[160], shape[160];
+    size_t k = (size_t)snprintf(shape, sizeof shape, "[");
+    for (int j = 0; j < x->info.rank; j++)
+      k += (size_t)snprintf(shape + k, sizeof shape - k, "%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
+    snprintf(shape + k, sizeof shape - k, "]");
+    snprintf(name, sizeof name, "%s%s", x->info.role == RG_GRAD_OUT ? "grad " : "", x->info.name);
+    data_summary y;
+    data_summarise(x->info.dtype, x->data, x->elements, &y);
+    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype), shape, y.mean, y.rms,
+           y.min, y.max);
+    if (y.nonfinite) printf("  (%lld not finite)", (long long)y.nonfinite);
+    putchar('\n');
+  }
+}
+
+static void print_json(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
+  printf("{\"version\": 1, \"spec\": ");
+  cli_json_string(stdout, c->args.positional[0]);
+  printf(", \"device\": \"%s\", \"threads\": %d, \"seed\": %llu,\n \"predicted_peak_bytes\": %lld, "
+         "\"measured_peak_bytes\": %lld, \"saved_bytes\": %lld, \"scratch_bytes\": %lld,\n \"forward_ms\": ",
+         c->args.device, cli_threads(c), (unsigned long long)c->args.seed, (long long)z->predicted_peak,
+         (long long)c->arena_peak, (long long)z->saved, (long long)z->scratch);
+  cli_json_number(stdout, t->forward_ms);
+  fputs(", \"backward_ms\": ", stdout);
+  if (t->backward_ms >= 0)
+    cli_json_number(stdout, t->backward_ms);
+  else
+    fputs("null", stdout);
+
+  fputs(",\n \"nodes\": [", stdout);
+  rg_node_time n;
+  const char *gap = "";
+  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
+    if (n.backward && t->backward_ms < 0) continue;
+    printf("%s\n  {\"name\": ", gap);
+    cli_json_string(stdout, n.name);
+    fputs(", \"op\": ", stdout);
+    cli_json_string(stdout, n.op);
+    printf(", \"direction\": \"%s\", \"ms\": ", n.backward ? "backward" : "forward");
+    cli_json_number(stdout, n.ms);
+    fputs(", \"model_ms\": ", stdout);
+    cli_json_number(stdout, n.model_ms);
+    fputs(", \"flops\": ", stdout);
+    cli_json_number(stdout, n.flops);
+    fputs(", \"bytes\": ", stdout);
+    cli_json_number(stdout, n.bytes);
+    putchar('}');
+    gap = ",";
+  }
+
+  fputs("],\n \"results\": [", stdout);
+  gap = "";
+  for (int i = 0; i < d->ntensor; i++) {
+    const data_tensor *x = &d->tensor[i];
+    if (!is_result(x)) continue;
+    printf("%s\n  {\"name\": ", gap);
+    cli_json_string(stdout, x->info.name);
+    printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [", x->info.role == RG_OUTPUT ? "output" : "gradient",
+           rg_dtype_name(x->info.dtype));
+    for (int j = 0; j < x->info.rank; j++) printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
+    data_summary y;
+    data_summarise(x->info.dtype, x->data, x->elements, &y);
+    const double number[] = {y.mean, y.rms, y.min, y.max};
+    static const char *const label[] = {"mean", "rms", "min", "max"};
+    putchar(']');
+    for (int j = 0; j < 4; j++) {
+      printf(", \"%s\": ", label[j]);
+      cli_json_number(stdout, number[j]);
+    }
+    printf(", \"nonfinite\": %lld}", (long long)y.nonfinite);
+    gap = ",";
+  }
+  puts("]}");
+}
+
+rg_status cli_require_runner(cli *c) {
+  if (strcmp(c->args.device, "cuda") != 0) return RG_OK;
+  return cli_fail(&c->error, RG_E_DEVICE, c->args.positional[0],
+                  "this build runs on the CPU only; 'regraph plan --device cuda' plans for a GPU");
+}
+
+rg_status cli_cmd_run(cli *c) {
+  data_set d = {0};
+  timing t;
+  rg_sizes z;
+  rg_status s = cli_open(c);
+  if (s == RG_OK) s = cli_require_runner(c);
+  if (s == RG_OK) s = data_open(c, &d);
+  if (s == RG_OK) cli_default_sequences(c);
+  if (s == RG_OK) s = cli_make_plan(c, NULL);
+  if (s == RG_OK) s = cli_make_session(c);
+  if (s == RG_OK) s = data_bind(c, &d);
+  if (s == RG_OK) cli_progress(c, "running", 0, 0);
+  if (s == RG_OK) s = run_once(c, &d, &t);
+  cli_progress_end(c);
+  if (s == RG_OK) s = data_write(c, &d);
+  if (s == RG_OK) {
+    rg_plan_sizes(c->plan, &z);
+    if (c->args.json)
+      print_json(c, &d, &t, &z);
+    else
+      print_text(c, &d, &t, &z);
+  }
+  rg_session_destroy(c->session); /* before the memory it is bound to */
+  c->session = NULL;
+  data_close(&d);
+  return s;
+}

@@ -1,0 +1,139 @@
+/* cli/io.c: small things every command needs: errors, JSON scalars, progress, files, clocks. */
+#include "cli.h"
+#include <errno.h>
+#include <math.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *format, ...) {
+  if (!e || e->status != RG_OK) return status;
+  *e = (rg_error){.status = status};
+  if (file) snprintf(e->file, sizeof e->file, "%s", file);
+  va_list args;
+  va_start(args, format);
+  vsnprintf(e->message, sizeof e->message, format, args);
+  va_end(args);
+  return status;
+}
+
+rg_status cli_nomem(rg_error *e) { return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory"); }
+
+void cli_print_text(rg_text *text) {
+  fwrite(text->data, 1, text->size, stdout);
+  if (text->size && text->data[text->size - 1] != '\n') putchar('\n');
+  rg_text_destroy(text);
+}
+
+rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size) {
+  FILE *f = fopen(path, "wb");
+  c->write_failed = true;
+  if (!f) return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(errno));
+  struct stat st;
+  bool regular = fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode);
+  bool ok = fwrite(data, 1, size, f) == size;
+  int why = errno;
+  if (fclose(f) != 0 && ok) {
+    ok = false;
+    why = errno;
+  }
+  if (!ok) {
+    if (regular) unlink(path);
+    return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(why));
+  }
+  c->write_failed = false;
+  return RG_OK;
+}
+
+void cli_json_string(FILE *f, const char *text) {
+  fputc('"', f);
+  for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+    if (*p == '"' || *p == '\\')
+      fprintf(f, "\\%c", *p);
+    else if (*p < 32)
+      fprintf(f, "\\u%04x", *p);
+    else
+      fputc(*p, f);
+  }
+  fputc('"', f);
+}
+
+void cli_json_number(FILE *f, double x) {
+  if (isfinite(x))
+    fprintf(f, "%.9g", x);
+  else
+    fputs("null", f);
+}
+
+const char *cli_bytes(int64_t bytes, char buffer[32]) {
+  static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double x = (double)bytes;
+  int u = 0;
+  while (x >= 1024 && u < 4) {
+    x /= 1024;
+    u++;
+  }
+  snprintf(buffer, 32, u ? "%.2f %s" : "%.0f %s", x, unit[u]);
+  return buffer;
+}
+
+double cli_seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void cli_progress(void *user, const char *stage, double done, double total) {
+  cli *c = user;
+  if (!isatty(STDERR_FILENO)) return;
+  double now = cli_seconds();
+  if (c->progress_shown && now - c->progress_at < 0.1) return; /* ten a second are enough for an eye */
+  c->progress_at = now;
+  c->progress_shown = true;
+  if (total > 0)
+    fprintf(stderr, "\r\033[K%s %3.0f %%", stage, 100 * done / total);
+  else
+    fprintf(stderr, "\r\033[K%s …", stage);
+  fflush(stderr);
+}
+
+void cli_progress_end(cli *c) {
+  if (c->progress_shown) fputs("\r\033[K", stderr);
+  c->progress_shown = false;
+}
+
+bool cli_split(const char *text, char *name, size_t size, const char **rest) {
+  const char *eq = strchr(text, '=');
+  if (!eq || eq == text || !eq[1] || (size_t)(eq - text) >= size) return false;
+  for (const char *p = text; p < eq; p++)
+    if (*p == ' ' || *p == '\t') return false;
+  memcpy(name, text, (size_t)(eq - text));
+  name[eq - text] = 0;
+  *rest = eq + 1;
+  return true;
+}
+
+int cli_threads(const cli *c) {
+  if (c->args.threads > 0) return c->args.threads > 1024 ? 1024 : (int)c->args.threads;
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#endif
+  return n < 1 ? 1 : (int)n;
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return x < y ? -1 : x > y;
+}
+
+double cli_median(double *x, int n) {
+  if (n == 0) return 0;
+  qsort(x, (size_t)n, sizeof *x, by_value);
+  return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+}

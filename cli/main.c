@@ -1,0 +1,55 @@
+/* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it into an exit code.
+ *
+ * Standard output is checked at the end: a closed pipe or a full disk is an error like any other (exit code 1), never
+ * a silent loss.
+ */
+#include "cli.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+static rg_status run(cli *c, int argc, char **argv) {
+  rg_status s = cli_parse(argc, argv, &c->args, &c->error);
+  if (s != RG_OK) return s;
+  const cli_args *a = &c->args;
+  if (a->version) {
+    printf("regraph %s\n", rg_version());
+    return RG_OK;
+  }
+  if (a->help) {
+    cli_print_help(stdout, a->command);
+    return RG_OK;
+  }
+  if (!a->command) {
+    cli_print_help(stderr, NULL);
+    return c->error.status = RG_E_USAGE;
+  }
+  return a->command->run(c);
+}
+
+/* "FILE:POINTER: CODE: sentence", or "FILE: CODE: sentence" where nothing in the file is meant. */
+static void print_error(const rg_error *e) {
+  char line[1536];
+  if (e->file[0] && !e->pointer[0] && !e->line)
+    snprintf(line, sizeof line, "%s: %s: %s", e->file, rg_status_name(e->status), e->message);
+  else
+    rg_error_format(e, line, sizeof line);
+  fprintf(stderr, "%s\n", line);
+}
+
+int main(int argc, char **argv) {
+  signal(SIGPIPE, SIG_IGN); /* a reader that went away shows as a failed write */
+  cli c = {0};
+  rg_status s = run(&c, argc, argv);
+  errno = 0;
+  if (fflush(stdout) != 0 || ferror(stdout)) {
+    c.write_failed = true;
+    s = cli_fail(&c.error, RG_E_IO, "standard output", "can't be written: %s",
+                 errno ? strerror(errno) : "an earlier write failed");
+  }
+  cli_progress_end(&c);
+  if (c.error.message[0]) print_error(&c.error);
+  int code = c.write_failed ? 1 : rg_status_exit_code(s);
+  cli_close(&c);
+  return code;
+}

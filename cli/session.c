@@ -1,0 +1,124 @@
+/* cli/session.c: from arguments to context, spec, policy, plan and session. */
+#include "cli.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --set NAME=VALUE … → bindings. The same name may come again only with the same value. */
+static rg_status parse_set(cli *c) {
+  const cli_list *list = &c->args.set;
+  char where[32];
+  snprintf(where, sizeof where, "regraph %s", c->args.command->name);
+  c->set = calloc((size_t)list->n + 1, sizeof *c->set);
+  if (!c->set) return cli_nomem(&c->error);
+  for (int i = 0; i < list->n; i++) {
+    char name[128];
+    const char *value;
+    if (!cli_split(list->item[i], name, sizeof name, &value))
+      return cli_fail(&c->error, RG_E_USAGE, where, "--set '%s': expected NAME=VALUE, as in --set T=4096",
+                      list->item[i]);
+    bool again = false;
+    for (size_t j = 0; j < c->nset && !again; j++) {
+      again = strcmp(c->set[j].name, name) == 0;
+      if (again && strcmp(c->set[j].text, value) != 0)
+        return cli_fail(&c->error, RG_E_USAGE, where, "--set gives '%s' two values, '%s' and '%s'", name,
+                        c->set[j].text, value);
+    }
+    if (again) continue;
+    c->set[c->nset].name = strdup(name);
+    if (!c->set[c->nset].name) return cli_nomem(&c->error);
+    c->set[c->nset++].text = value;
+  }
+  return RG_OK;
+}
+
+rg_status cli_open(cli *c) {
+  const cli_args *a = &c->args;
+  rg_status s = rg_context_create(NULL, &c->ctx, &c->error);
+  for (int i = 0; s == RG_OK && i < a->plugin.n; i++) s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
+  if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
+  s = parse_set(c);
+  if (s == RG_OK) s = rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
+  if (s == RG_OK && a->policy) s = rg_policy_load_file(c->ctx, a->policy, &c->policy, &c->error);
+  return s;
+}
+
+void cli_default_sequences(cli *c) {
+  rg_tensor_info info;
+  for (size_t i = 0; rg_spec_tensor(c->spec, i, &info) == RG_OK; i++) {
+    if (info.role != RG_INPUT || !info.seqlens || info.rank != 1 || info.dim[0] >= 0) continue;
+    /* An extent of "B+1" that must be 2 says B = 1. Where B is solved already this contradicts it, and changes nothing. */
+    const int64_t two = 2;
+    size_t before = c->nsolved;
+    rg_error ignored = {0};
+    if (rg_spec_solve(c->spec, info.name, 1, &two, c->solved, sizeof c->solved / sizeof *c->solved, &c->nsolved,
+                      &ignored) != RG_OK)
+      c->nsolved = before;
+  }
+}
+
+void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
+  const cli_args *a = &c->args;
+  *o = (rg_plan_options){.set = c->solved,
+                         .nset = c->nsolved,
+                         .device = a->device,
+                         .profile_path = profile ? profile : a->profile,
+                         .threads = a->threads ? cli_threads(c) : 0,
+                         .no_grad = a->no_grad,
+                         .no_reuse = a->no_reuse,
+                         .no_inplace = a->no_inplace,
+                         .pack_seconds = a->limit,
+                         .progress = cli_progress,
+                         .progress_user = c};
+}
+
+rg_status cli_make_plan(cli *c, const char *profile) {
+  rg_plan_options o;
+  cli_plan_options(c, profile, &o);
+  rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
+  cli_progress_end(c);
+  return s;
+}
+
+/* The arena hook. A block's size stands in front of it, in a page of its own so that the block stays aligned. */
+#define HOOK_FRONT 256
+
+static void *hook_alloc(void *user, size_t size) {
+  cli *c = user;
+  char *block = NULL;
+  if (size > SIZE_MAX - 2 * HOOK_FRONT) return NULL;
+  if (posix_memalign((void **)&block, HOOK_FRONT, size + HOOK_FRONT) != 0) return NULL;
+  memcpy(block, &size, sizeof size);
+  c->arena_now += (int64_t)size;
+  if (c->arena_now > c->arena_peak) c->arena_peak = c->arena_now;
+  return block + HOOK_FRONT;
+}
+
+static void hook_free(void *user, void *ptr) {
+  cli *c = user;
+  if (!ptr) return;
+  char *block = (char *)ptr - HOOK_FRONT;
+  size_t size;
+  memcpy(&size, block, sizeof size);
+  c->arena_now -= (int64_t)size;
+  free(block);
+}
+
+rg_status cli_make_session(cli *c) {
+  const char *env = getenv("REGRAPH_EAGER");
+  rg_allocator hook = {hook_alloc, hook_free, c};
+  rg_session_options o = {.arena = &hook, .eager = c->args.eager || (env && strcmp(env, "1") == 0)};
+  return rg_session_create(c->plan, &o, &c->session, &c->error);
+}
+
+void cli_close(cli *c) {
+  cli_progress_end(c);
+  rg_session_destroy(c->session);
+  rg_plan_destroy(c->plan);
+  rg_policy_destroy(c->policy);
+  rg_spec_destroy(c->spec);
+  rg_context_destroy(c->ctx);
+  for (size_t i = 0; i < c->nset; i++) free((char *)c->set[i].name);
+  free(c->set);
+  cli_args_free(&c->args);
+}

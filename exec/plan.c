@@ -1,0 +1,195 @@
+/* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and the
+ * numbers.
+ *
+ *     elaborate → check policy → split heads → autodiff → recompute → memplan → memory check → steps
+ *
+ * Leaves to others: what each pass does, the steps themselves (steps.c), reports (report.c).
+ */
+#include "plan.h"
+#include "../graph/spec.h"
+
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_THREADS = 1024 };
+
+static int cores(void) {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+#endif
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (int)n : 1;
+}
+
+static void report(const rgi_prepared *p, const char *stage, double done) {
+  if (p->progress.fn) p->progress.fn(p->progress.user, stage, done, 1);
+}
+
+/* Replaces *g by `next` after checking it. */
+static rg_status advance(rgi_graph **g, rgi_graph *next, const char *stage, rg_error *e) {
+  rgi_graph_destroy(*g);
+  *g = next;
+  return rgi_verify(next, stage, e);
+}
+
+static rg_status check_options(const rg_plan_options *o, bool *cuda, rg_error *e) {
+  *cuda = o->device && strcmp(o->device, "cuda") == 0;
+  if (o->device && !*cuda && strcmp(o->device, "cpu") != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"",
+                    o->device);
+  if (o->threads < 0 || o->threads > MOST_THREADS)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "threads is %d; expected 0 (all cores) to %d", o->threads,
+                    MOST_THREADS);
+  if (!(o->pack_seconds >= 0))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "pack_seconds is %g; expected 0 or more", o->pack_seconds);
+  if (o->nset && !o->set) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "nset is %zu but set is NULL", o->nset);
+  return RG_OK;
+}
+
+rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                           rgi_prepared *p, rg_error *e) {
+  static const rg_plan_options defaults = {0};
+  const rg_plan_options *o = options ? options : &defaults;
+  memset(p, 0, sizeof *p);
+  if (!spec) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the spec is NULL");
+  rg_status status;
+  rgi_graph *next = NULL;
+  RGI_TRY(check_options(o, &p->cuda, e));
+  p->ctx = rgi_spec_context(spec);
+  p->progress = (rgi_progress){o->progress, o->progress_user};
+  RGI_GOTO(status, rgi_profile_load(p->ctx, o->profile_path, p->cuda ? "cuda" : "cpu", &p->profile, e),
+           failed);
+  if (p->profile->cuda != p->cuda) {
+    status = rgi_fail(e, RG_E_VALUE, NULL, NULL, "profile \"%s\" describes a %s device; expected one for %s",
+                      p->profile->name, p->profile->cuda ? "cuda" : "cpu", p->cuda ? "cuda" : "cpu");
+    goto failed;
+  }
+  /* A plan for another machine must not depend on this one's cores. */
+  int most = p->cuda ? 1 : cores();
+  if (p->profile->threads > 0 && p->profile->threads < most) most = p->profile->threads;
+  p->threads = o->threads ? o->threads : most;
+  p->mem = (rgi_memory_options){.no_reuse = o->no_reuse,
+                                .no_inplace = o->no_inplace,
+                                .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
+                                .threads = p->threads};
+
+  report(p, "load", 0);
+  RGI_GOTO(status, rgi_spec_elaborate(spec, o->set, o->nset, true, &p->graph, e), failed);
+  if (o->no_grad)
+    for (int i = 0; i < p->graph->ninput; i++) p->graph->input[i].want = RGI_GRAD_NONE;
+  RGI_GOTO(status, rgi_verify(p->graph, "load", e), failed);
+  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, e), failed);
+
+  if (policy && policy->split_heads) {
+    report(p, "split", 0);
+    RGI_GOTO(status, rgi_split_heads(p->graph, policy->split_heads, &next, e), failed);
+    RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
+  }
+  report(p, "autodiff", 0);
+  RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
+  RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
+  return RG_OK;
+
+failed:
+  rgi_prepared_free(p);
+  return status;
+}
+
+void rgi_prepared_free(rgi_prepared *p) {
+  rgi_graph_destroy(p->graph);
+  rgi_profile_destroy(p->profile);
+  memset(p, 0, sizeof *p);
+}
+
+static void fill_sizes(rg_plan *plan) {
+  const rgi_memory *m = plan->memory;
+  int64_t bound = m->forward_bound > m->backward_bound ? m->forward_bound : m->backward_bound;
+  plan->sizes = (rg_sizes){.saved = m->saved,
+                           .scratch = m->scratch,
+                           .forward_scratch = m->forward_scratch,
+                           .backward_scratch = m->backward_scratch,
+                           .lower_bound = m->saved + bound,
+                           .predicted_peak = m->saved + m->scratch};
+}
+
+/* Names and values of the dimensions that the spec left free, for reports. */
+static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan_options *o, rg_error *e) {
+  rgi_scope scope;
+  RGI_TRY(rgi_scope_open(spec, o ? o->set : NULL, o ? o->nset : 0, plan->arena, &scope, e));
+  plan->free_name = rgi_alloc_n(plan->arena, (size_t)spec->nfree + 1, sizeof *plan->free_name);
+  plan->free_value = rgi_alloc_n(plan->arena, (size_t)spec->nfree + 1, sizeof *plan->free_value);
+  if (!plan->free_name || !plan->free_value) return rgi_nomem(e);
+  for (int i = 0; i < spec->nfree; i++) {
+    plan->free_name[i] = rgi_strdup(plan->arena, spec->free_name[i]);
+    plan->free_value[i] = scope.value[i];
+    if (!plan->free_name[i]) return rgi_nomem(e);
+    plan->nfree++;
+  }
+  return RG_OK;
+}
+
+rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                         rg_plan **out, rg_error *e) {
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the plan is NULL");
+  *out = NULL;
+  rgi_prepared p;
+  rg_status status;
+  rgi_graph *next = NULL;
+  RGI_TRY(rgi_plan_prepare(spec, policy, options, &p, e));
+  rgi_arena *arena = rgi_arena_create(p.ctx);
+  rg_plan *plan = arena ? rgi_alloc(arena, sizeof *plan) : NULL;
+  if (!plan) {
+    rgi_arena_destroy(arena);
+    rgi_prepared_free(&p);
+    return rgi_nomem(e);
+  }
+  plan->arena = arena;
+  plan->ctx = p.ctx;
+  plan->cuda = p.cuda;
+  plan->threads = p.threads;
+  plan->profile = p.profile;
+  plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
+
+  RGI_GOTO(status, note_capacity(plan, spec, options, e), failed);
+  report(&p, "recompute", 0);
+  RGI_GOTO(status,
+           rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next, &plan->choice, e),
+           failed);
+  RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
+  report(&p, "memplan", 0);
+  RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
+  RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
+  RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
+  fill_sizes(plan);
+  report(&p, "steps", 0);
+  RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
+  report(&p, "steps", 1);
+  *out = plan;
+  return RG_OK;
+
+failed:
+  rg_plan_destroy(plan);
+  return status;
+}
+
+void rg_plan_destroy(rg_plan *plan) {
+  if (!plan) return;
+  rgi_choice_destroy(plan->choice);
+  rgi_graph_destroy(plan->graph);
+  rgi_profile_destroy(plan->profile);
+  rgi_arena_destroy(plan->arena);
+}
+
+rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
+  if (!plan || !out) return RG_E_USAGE;
+  *out = plan->sizes;
+  return RG_OK;
+}
+
+rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {
+  if (!plan || !out || i >= (size_t)plan->nbindable) return RG_E_USAGE;
+  *out = plan->bindable[i].info;
+  return RG_OK;
+}

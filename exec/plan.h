@@ -1,0 +1,97 @@
+/* exec/plan.h: what a plan holds, for the files of exec/.
+ *
+ * A plan is immutable once rg_plan_create returns: sessions on any number of threads read it without locks.
+ * It keeps nothing of spec, policy or options.
+ *
+ *     step[0 … nforward)          forward, in order
+ *     step[nforward … nstep)      backward, in order
+ *
+ * Every address a step needs is a place: either an offset into memory the caller binds (place.bind is the
+ * index into bindable[]) or into the saved or scratch block. A run only adds base pointers.
+ */
+#ifndef RGI_PLAN_H
+#define RGI_PLAN_H
+
+#include "../graph/passes.h"
+#include "../graph/profile.h"
+#include "../memplan/memplan.h"
+#include "../recompute/recompute.h"
+
+enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
+
+typedef struct rgi_place {
+  int32_t bind;   /* index into bindable[], or RGI_AT_… */
+  int64_t offset; /* bytes */
+} rgi_place;
+
+typedef struct rgi_step {
+  int32_t node;
+  rg_call call;     /* template: args without data, no pool, no error; arrays live in the plan's arena */
+  rgi_place *place; /* [nin + nout], inputs first */
+  int32_t nin, nout;
+  int32_t first_arg; /* where a session's copy of the args stands; inputs first */
+  int64_t workspace; /* byte offset in scratch, or -1 */
+  int64_t workspace_size;
+  rg_cost cost;
+  double ms; /* the cost model's */
+} rgi_step;
+
+typedef struct rgi_bindable {
+  rg_tensor_info info;
+  int32_t tensor; /* as declared */
+  int32_t owner;  /* whose bytes are the caller's */
+} rgi_bindable;
+
+/* A rule for the contents of an input that the host reads before each forward. */
+typedef struct rgi_check {
+  int32_t bind;
+  int64_t offset;   /* bytes */
+  int64_t n;        /* entries */
+  int64_t stride;   /* elements */
+  bool starts;      /* sequence starts: begin at 0, never fall, last <= capacity; else positions: >= 0 */
+  int64_t capacity; /* rows they govern */
+  int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
+} rgi_check;
+
+struct rg_plan {
+  rgi_arena *arena; /* owns this struct and the arrays below */
+  const rg_context *ctx;
+  bool cuda;
+  int threads;
+  rgi_profile *profile;
+  rgi_graph *graph;   /* differentiated, rewritten, with addresses */
+  rgi_memory *memory; /* lives in graph */
+  rgi_choice *choice;
+  rgi_step *step;
+  int32_t nstep, nforward, nargs;
+  rgi_bindable *bindable;
+  int32_t nbindable;
+  rgi_check *check;
+  int32_t ncheck;
+  rg_sizes sizes;
+  const char **free_name; /* the spec's free dimensions … */
+  int64_t *free_value;    /* … and what they are bound to: the plan's capacity */
+  int nfree;
+};
+
+/* Fills step[], bindable[], check[] of a plan whose graph and memory are set (steps.c). */
+rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
+/* Where tensor t starts. */
+rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
+
+/* Everything before the recompute choice: profile, graph, gradients (plan.c); report.c's pareto starts here
+ * too. */
+typedef struct rgi_prepared {
+  const rg_context *ctx;
+  bool cuda;
+  int threads;
+  rgi_profile *profile;
+  rgi_memory_options mem;
+  rgi_progress progress;
+  rgi_graph *graph; /* after autodiff */
+} rgi_prepared;
+rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                           rgi_prepared *out, rg_error *e);
+void rgi_prepared_free(rgi_prepared *p); /* frees what is left in it */
+
+#endif

@@ -1,0 +1,373 @@
+/* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps, and the pareto
+ * front.
+ *
+ * Reads finished plans only; numbers come from the passes that made them. JSON keys keep their order and
+ * meaning within one "version"; times that differ from run to run stay out of it, so equal plans give equal
+ * text.
+ */
+#include "plan.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { JSON_VERSION = 1, TIMELINE_COLUMNS = 100 };
+
+/* Shortest text a reader can rely on, with a dot whatever the locale. */
+static void number(rgi_buf *b, double x) {
+  char text[40];
+  snprintf(text, sizeof text, "%.6g", isfinite(x) ? x : 0.0);
+  for (char *c = text; *c; c++)
+    if (*c == ',') *c = '.';
+  rgi_buf_printf(b, "%s", text);
+}
+
+static const char *role_key(rg_role role) {
+  static const char *const key[] = {"input", "output", "grad_in", "grad_out"};
+  return key[role];
+}
+
+static const char *kind_key(rgi_kind kind) {
+  static const char *const key[] = {"primal", "gradient", "clone", "glue"};
+  return (unsigned)kind < 4 ? key[kind] : "?";
+}
+
+static void shape(rgi_buf *b, const rg_tensor_info *t) {
+  for (int a = 0; a < t->rank; a++) rgi_buf_printf(b, "%s%lld", a ? ", " : "", (long long)t->dim[a]);
+}
+
+/* ---- text ---- */
+
+/* A spec node's share of the plan: its clones and head groups together. */
+typedef struct share {
+  int steps;
+  double forward_ms, backward_ms;
+  int64_t workspace; /* the largest */
+} share;
+
+static share share_of(const rg_plan *plan, int32_t origin) {
+  share r = {0};
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    const rgi_step *s = &plan->step[i];
+    const rgi_node *n = &plan->graph->node[s->node];
+    if (n->origin != origin) continue;
+    r.steps++;
+    *(n->backward ? &r.backward_ms : &r.forward_ms) += s->ms;
+    if (s->workspace_size > r.workspace) r.workspace = s->workspace_size;
+  }
+  return r;
+}
+
+static void write_capacity(const rg_plan *plan, rgi_buf *b) {
+  rgi_buf_printf(b, "capacity");
+  for (int i = 0; i < plan->nfree; i++)
+    rgi_buf_printf(b, "%s %s = %lld", i ? "," : "", plan->free_name[i], (long long)plan->free_value[i]);
+  rgi_buf_printf(b, "\n");
+  for (int32_t i = 0; i < plan->nbindable; i++) {
+    const rg_tensor_info *t = &plan->bindable[i].info;
+    if (t->role != RG_INPUT && t->role != RG_OUTPUT) continue;
+    bool grad = false;
+    for (int32_t k = 0; k < plan->nbindable; k++)
+      grad |= plan->bindable[k].info.role == RG_GRAD_OUT && t->role == RG_INPUT &&
+              strcmp(plan->bindable[k].info.name, t->name) == 0;
+    char human[32];
+    rgi_buf_printf(b, "  %-6s %-14s %-4s [", t->role == RG_INPUT ? "input" : "output", t->name,
+                   rg_dtype_name(t->dtype));
+    shape(b, t);
+    rgi_buf_printf(b, "]  %s%s\n", rgi_human_bytes(t->bytes, human), grad ? ", gradient" : "");
+  }
+}
+
+static void write_nodes(const rg_plan *plan, rgi_buf *b) {
+  const rgi_graph *g = plan->graph;
+  rgi_buf_printf(b, "nodes%*s%-14s %10s %10s\n", 13, "", "op", "fwd ms", "bwd ms");
+  double forward = 0, backward = 0;
+  for (int32_t o = 0; o < g->norigin; o++) {
+    share r = share_of(plan, o);
+    forward += r.forward_ms;
+    backward += r.backward_ms;
+    const rgi_choice_node *c = plan->choice && o < plan->choice->nnode ? &plan->choice->node[o] : NULL;
+    rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f", g->origin[o].name, g->origin[o].op->name, r.forward_ms,
+                   r.backward_ms);
+    if (!r.steps)
+      rgi_buf_printf(b, "  no work");
+    else if (c && plan->nstep > plan->nforward)
+      rgi_buf_printf(b, "  %s%s%s", c->recomputed ? "recomputed" : "kept", c->why ? ": " : "",
+                     c->why ? c->why : "");
+    rgi_buf_printf(b, "\n");
+  }
+  share glue = share_of(plan, -1);
+  if (glue.steps)
+    rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
+                   glue.backward_ms);
+  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  model, %s\n", "total", "", forward + glue.forward_ms,
+                 backward + glue.backward_ms, plan->profile->name);
+}
+
+static void write_bytes(const rg_plan *plan, rgi_buf *b) {
+  const rg_sizes *z = &plan->sizes;
+  const rgi_memory *m = plan->memory;
+  const struct {
+    const char *name;
+    int64_t bytes;
+  } row[] = {{"saved", z->saved},
+             {"scratch", z->scratch},
+             {"  forward", z->forward_scratch},
+             {"  backward", z->backward_scratch},
+             {"peak", z->predicted_peak},
+             {"lower bound", z->lower_bound},
+             {"gap", z->predicted_peak - z->lower_bound}};
+  char x[32], y[32];
+  rgi_buf_printf(b, "memory\n");
+  for (int i = 0; i < RGI_COUNT(row); i++)
+    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes\n", row[i].name, rgi_human_bytes(row[i].bytes, x),
+                   (long long)row[i].bytes);
+  rgi_buf_printf(b, "stages\n");
+  const rgi_choice *c = plan->choice;
+  if (c)
+    rgi_buf_printf(b, "  recompute    peak %s -> %s, %.4f ms more\n", rgi_human_bytes(c->peak_before, x),
+                   rgi_human_bytes(c->peak_after, y), c->extra_ms);
+  rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
+  rgi_buf_printf(b, "  packing      scratch %s -> %s, %s after %lld nodes\n", rgi_human_bytes(m->no_reuse, x),
+                 rgi_human_bytes(m->scratch, y),
+                 m->forward_optimal && m->backward_optimal ? "optimal" : "not proved optimal",
+                 (long long)m->explored);
+}
+
+static void write_text(const rg_plan *plan, rgi_buf *b) {
+  const rgi_graph *g = plan->graph;
+  rgi_buf_printf(b, "plan of %s for %s (profile %s, %d thread%s): %d steps, %d of them backward", g->name,
+                 plan->cuda ? "cuda" : "cpu", plan->profile->name, plan->threads,
+                 plan->threads == 1 ? "" : "s", plan->nstep, plan->nstep - plan->nforward);
+  if (g->groups > 1) rgi_buf_printf(b, ", %d head groups", g->groups);
+  rgi_buf_printf(b, "\n");
+  write_capacity(plan, b);
+  write_nodes(plan, b);
+  if (plan->choice) {
+    rgi_buf_printf(b, "recompute\n");
+    rgi_choice_text(plan->choice, b);
+  }
+  write_bytes(plan, b);
+}
+
+/* ---- JSON ---- */
+
+static void json_int(rgi_buf *b, const char *key, int64_t value) {
+  rgi_buf_printf(b, "\"%s\": %lld, ", key, (long long)value);
+}
+static void json_bool(rgi_buf *b, const char *key, bool value) {
+  rgi_buf_printf(b, "\"%s\": %s, ", key, value ? "true" : "false");
+}
+static void json_text(rgi_buf *b, const char *key, const char *value) {
+  rgi_buf_printf(b, "\"%s\": ", key);
+  rgi_buf_json(b, value);
+  rgi_buf_printf(b, ", ");
+}
+
+static void json_tensors(const rg_plan *plan, rgi_buf *b) {
+  rgi_buf_printf(b, "  \"tensors\": [");
+  for (int32_t i = 0; i < plan->nbindable; i++) {
+    const rg_tensor_info *t = &plan->bindable[i].info;
+    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
+    json_text(b, "name", t->name);
+    json_text(b, "role", role_key(t->role));
+    json_text(b, "dtype", rg_dtype_name(t->dtype));
+    json_int(b, "bytes", t->bytes);
+    json_bool(b, "accumulates", t->accumulates);
+    rgi_buf_printf(b, "\"shape\": [");
+    shape(b, t);
+    rgi_buf_printf(b, "]}");
+  }
+  rgi_buf_printf(b, "],\n");
+}
+
+static void json_nodes(const rg_plan *plan, rgi_buf *b) {
+  const rgi_graph *g = plan->graph;
+  rgi_buf_printf(b, "  \"nodes\": [");
+  int32_t step = 0;
+  for (int32_t i = 0; i < g->nnode; i++) {
+    const rgi_node *n = &g->node[i];
+    const rgi_step *s = step < plan->nstep && plan->step[step].node == i ? &plan->step[step++] : NULL;
+    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
+    json_text(b, "name", n->name);
+    json_text(b, "op", n->op->name);
+    if (n->origin >= 0) json_text(b, "spec_node", g->origin[n->origin].name);
+    json_text(b, "direction", n->backward ? "backward" : "forward");
+    json_text(b, "kind", kind_key(n->kind));
+    json_int(b, "group", n->group);
+    json_bool(b, "step", s != NULL);
+    json_int(b, "workspace_bytes", s ? s->workspace_size : 0);
+    rgi_buf_printf(b, "\"flops\": ");
+    number(b, s ? s->cost.flops : 0);
+    rgi_buf_printf(b, ", \"bytes\": ");
+    number(b, s ? s->cost.bytes : 0);
+    rgi_buf_printf(b, ", \"model_ms\": ");
+    number(b, s ? s->ms : 0);
+    rgi_buf_printf(b, "}");
+  }
+  rgi_buf_printf(b, "],\n");
+}
+
+static void json_memory(const rg_plan *plan, rgi_buf *b) {
+  const rgi_graph *g = plan->graph;
+  const rgi_memory *m = plan->memory;
+  rgi_buf_printf(b, "  \"memory\": {");
+  json_int(b, "no_reuse_bytes", m->no_reuse);
+  json_int(b, "inplace_gain_bytes", m->inplace_gain);
+  json_int(b, "forward_bound_bytes", m->forward_bound);
+  json_int(b, "backward_bound_bytes", m->backward_bound);
+  json_bool(b, "forward_optimal", m->forward_optimal);
+  json_bool(b, "backward_optimal", m->backward_optimal);
+  json_int(b, "nodes_explored", m->explored);
+  rgi_buf_printf(b, "\"blocks\": [");
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *k = &m->block[i];
+    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
+    if (k->tensor >= 0)
+      json_text(b, "tensor", g->tensor[k->tensor].name);
+    else
+      json_text(b, "workspace_of", g->node[k->first].name);
+    json_text(b, "region", rgi_region_name(k->region));
+    json_int(b, "offset", k->address);
+    json_int(b, "size", k->size);
+    json_int(b, "first", k->first);
+    rgi_buf_printf(b, "\"last\": %d}", k->last);
+  }
+  rgi_buf_printf(b, "]}\n");
+}
+
+static void write_json(const rg_plan *plan, rgi_buf *b) {
+  const rg_sizes *z = &plan->sizes;
+  double forward = 0, backward = 0;
+  for (int32_t i = 0; i < plan->nstep; i++) *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+  rgi_buf_printf(b, "{\n  \"version\": %d,\n  ", JSON_VERSION);
+  json_text(b, "name", plan->graph->name);
+  json_text(b, "device", plan->cuda ? "cuda" : "cpu");
+  json_text(b, "profile", plan->profile->name);
+  json_int(b, "threads", plan->threads);
+  json_int(b, "head_groups", plan->graph->groups);
+  rgi_buf_printf(b, "\"capacity\": {");
+  for (int i = 0; i < plan->nfree; i++) {
+    rgi_buf_printf(b, "%s", i ? ", " : "");
+    rgi_buf_json(b, plan->free_name[i]);
+    rgi_buf_printf(b, ": %lld", (long long)plan->free_value[i]);
+  }
+  rgi_buf_printf(b, "},");
+  rgi_buf_printf(b, "\n  ");
+  json_int(b, "predicted_peak_bytes", z->predicted_peak);
+  json_int(b, "saved_bytes", z->saved);
+  json_int(b, "scratch_bytes", z->scratch);
+  json_int(b, "forward_scratch_bytes", z->forward_scratch);
+  json_int(b, "backward_scratch_bytes", z->backward_scratch);
+  json_int(b, "lower_bound_bytes", z->lower_bound);
+  json_int(b, "gap_bytes", z->predicted_peak - z->lower_bound);
+  rgi_buf_printf(b, "\n  \"forward_model_ms\": ");
+  number(b, forward);
+  rgi_buf_printf(b, ", \"backward_model_ms\": ");
+  number(b, backward);
+  rgi_buf_printf(b, ",\n");
+  json_tensors(plan, b);
+  json_nodes(plan, b);
+  rgi_buf_printf(b, "  \"recompute\": ");
+  if (plan->choice)
+    rgi_choice_json(plan->choice, b);
+  else
+    rgi_buf_printf(b, "null");
+  rgi_buf_printf(b, ",\n");
+  json_memory(plan, b);
+  rgi_buf_printf(b, "}\n");
+}
+
+/* ---- steps ---- */
+
+static void write_place(const rg_plan *plan, rgi_place at, rgi_buf *b) {
+  switch (at.bind) {
+  case RGI_AT_NOTHING: rgi_buf_printf(b, "-"); return;
+  case RGI_AT_SAVED: rgi_buf_printf(b, "saved+%lld", (long long)at.offset); return;
+  case RGI_AT_SCRATCH: rgi_buf_printf(b, "scratch+%lld", (long long)at.offset); return;
+  default: break;
+  }
+  const rg_tensor_info *t = &plan->bindable[at.bind].info;
+  rgi_buf_printf(b, "%s:%s", role_key(t->role), t->name);
+  if (at.offset) rgi_buf_printf(b, "+%lld", (long long)at.offset);
+}
+
+static void write_args(const rg_plan *plan, const rg_port *port, int nport, const int32_t *begin,
+                       const rgi_place *place, rgi_buf *b) {
+  for (int p = 0; p < nport; p++)
+    for (int32_t i = begin[p]; i < begin[p + 1]; i++) {
+      rgi_buf_printf(b, " %s=", port[p].name);
+      write_place(plan, place[i], b);
+    }
+}
+
+static void write_steps(const rg_plan *plan, rgi_buf *b) {
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    const rgi_step *s = &plan->step[i];
+    const rgi_node *n = &plan->graph->node[s->node];
+    rgi_buf_printf(b, "%4d %s %s %s", i, n->backward ? "bwd" : "fwd", n->name, n->op->name);
+    write_args(plan, n->op->in, n->op->nin, n->in_begin, s->place, b);
+    rgi_buf_printf(b, " ->");
+    write_args(plan, n->op->out, n->op->nout, n->out_begin, s->place + s->nin, b);
+    if (s->workspace_size)
+      rgi_buf_printf(b, " workspace=scratch+%lld:%lld", (long long)s->workspace,
+                     (long long)s->workspace_size);
+    rgi_buf_printf(b, "\n");
+  }
+}
+
+/* ---- public ---- */
+
+static void write_dot(const rg_plan *plan, rgi_buf *b) {
+  rgi_dump_dot(plan->graph, b);
+}
+static void write_graph(const rg_plan *plan, rgi_buf *b) {
+  rgi_dump_text(plan->graph, b);
+}
+static void write_svg(const rg_plan *plan, rgi_buf *b) {
+  rgi_memory_svg(plan->graph, plan->memory, b);
+}
+static void write_timeline(const rg_plan *plan, rgi_buf *b) {
+  rgi_memory_text(plan->graph, plan->memory, TIMELINE_COLUMNS, b);
+}
+
+rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *e) {
+  static const struct {
+    const char *name;
+    void (*write)(const rg_plan *, rgi_buf *);
+  } formats[] = {{"text", write_text},         {"json", write_json}, {"dot", write_dot},
+                 {"timeline", write_timeline}, {"svg", write_svg},   {"graph", write_graph},
+                 {"steps", write_steps}};
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
+  *out = (rg_text){0};
+  if (!plan || !format) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
+  for (int i = 0; i < RGI_COUNT(formats); i++)
+    if (strcmp(format, formats[i].name) == 0) {
+      rgi_buf b;
+      rgi_buf_init(&b, plan->ctx);
+      formats[i].write(plan, &b);
+      return rgi_buf_finish(&b, out, e);
+    }
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps", format);
+}
+
+rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                    const char *format, rg_text *out, rg_error *e) {
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
+  *out = (rg_text){0};
+  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
+                    format ? format : "");
+  rgi_prepared p;
+  RGI_TRY(rgi_plan_prepare(spec, policy, options, &p, e));
+  rgi_buf b;
+  rgi_buf_init(&b, p.ctx);
+  rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
+  if (status == RG_OK)
+    status = rgi_buf_finish(&b, out, e);
+  else
+    rgi_buf_free(&b);
+  rgi_prepared_free(&p);
+  return status;
+}

@@ -1,0 +1,28 @@
+/* graph/autodiff.h: what a structural op's backward rule may do (rgi_rules.backward).
+ *
+ * Ops that name a backward op need none of this: autodiff matches ports by name (see regraph/op.h). A rule runs once
+ * per node that a gradient reaches, after the gradients of all its outputs are complete.
+ */
+#ifndef RGI_AUTODIFF_H
+#define RGI_AUTODIFF_H
+
+#include "ir.h"
+
+typedef struct rgi_backward rgi_backward;
+
+/* The graph being appended to. Pointers into its arrays do not survive additions. */
+rgi_graph *rgi_bwd_graph(rgi_backward *b);
+/* Gradient of the node's i-th output (flat), or -1: none arrives. */
+int rgi_bwd_gradient(rgi_backward *b, int node, int i);
+/* Does the node's i-th input (flat) need a gradient? */
+bool rgi_bwd_wants(const rgi_backward *b, int node, int i);
+/* Hands tensor `gradient` (any float dtype) to the node's i-th input: for all of it (axis -1), or for the slice that
+ * starts at `start` on `axis`. */
+rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis, int64_t start, rg_error *e);
+/* Appends a backward node of a one-input, one-output op whose name is tensor's name + suffix; returns the output. */
+rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix, int *output,
+                        rg_error *e);
+/* A dense copy if `tensor` is not dense; else itself. */
+rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e);
+
+#endif

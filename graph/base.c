@@ -1,0 +1,314 @@
+/* graph/base.c: errors, host memory, text buffers; see base.h. */
+#include "base.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RGI_STR2(x) #x
+#define RGI_STR(x)  RGI_STR2(x)
+
+const char *rg_version(void) {
+  return RGI_STR(RG_VERSION_MAJOR) "." RGI_STR(RG_VERSION_MINOR) "." RGI_STR(RG_VERSION_PATCH);
+}
+
+/* ---- status and errors ---- */
+
+static const struct {
+  const char *name;
+  int exit_code;
+} status_table[] = {
+    [RG_OK] = {"RG_OK", 0},
+    [RG_E_USAGE] = {"RG_E_USAGE", 2},
+    [RG_E_IO] = {"RG_E_IO", 3},
+    [RG_E_SYNTAX] = {"RG_E_SYNTAX", 3},
+    [RG_E_LIMIT] = {"RG_E_LIMIT", 3},
+    [RG_E_KEY] = {"RG_E_KEY", 3},
+    [RG_E_TYPE] = {"RG_E_TYPE", 3},
+    [RG_E_VALUE] = {"RG_E_VALUE", 3},
+    [RG_E_NAME] = {"RG_E_NAME", 3},
+    [RG_E_CYCLE] = {"RG_E_CYCLE", 3},
+    [RG_E_RANK] = {"RG_E_RANK", 3},
+    [RG_E_SHAPE] = {"RG_E_SHAPE", 3},
+    [RG_E_DTYPE] = {"RG_E_DTYPE", 3},
+    [RG_E_OVERFLOW] = {"RG_E_OVERFLOW", 3},
+    [RG_E_POLICY] = {"RG_E_POLICY", 3},
+    [RG_E_DATA] = {"RG_E_DATA", 3},
+    [RG_E_INFEASIBLE] = {"RG_E_INFEASIBLE", 4},
+    [RG_E_DEVICE] = {"RG_E_DEVICE", 5},
+    [RG_E_COMM] = {"RG_E_COMM", 6},
+    [RG_E_NOMEM] = {"RG_E_NOMEM", 1},
+    [RG_E_PLUGIN] = {"RG_E_PLUGIN", 3},
+    [RG_E_INTERNAL] = {"RG_E_INTERNAL", 1},
+};
+
+const char *rg_status_name(rg_status status) {
+  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].name : "RG_E_?";
+}
+
+int rg_status_exit_code(rg_status status) {
+  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].exit_code : 1;
+}
+
+int rg_error_format(const rg_error *error, char *buffer, size_t size) {
+  const char *code = rg_status_name(error->status);
+  if (error->line > 0)
+    return snprintf(buffer, size, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code, error->message);
+  if (error->file[0] || error->pointer[0])
+    return snprintf(buffer, size, "%s:%s: %s: %s", error->file, error->pointer, code, error->message);
+  if (error->node[0]) return snprintf(buffer, size, "%s: %s: %s", error->node, code, error->message);
+  return snprintf(buffer, size, "%s: %s", code, error->message);
+}
+
+static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format,
+                        va_list args) {
+  if (!e || e->status != RG_OK) return status;
+  e->status = status;
+  e->line = e->column = 0;
+  snprintf(e->pointer, sizeof e->pointer, "%s", pointer ? pointer : "");
+  snprintf(e->node, sizeof e->node, "%s", node ? node : "");
+  vsnprintf(e->message, sizeof e->message, format, args);
+  return status;
+}
+
+rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  fail_v(e, status, pointer, node, format, args);
+  va_end(args);
+  return status;
+}
+
+rg_status rgi_nomem(rg_error *e) { return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "out of host memory"); }
+
+rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  fail_v(e, status, NULL, c->node, format, args);
+  va_end(args);
+  return status;
+}
+
+/* ---- dtypes ---- */
+
+static const struct {
+  const char *name;
+  size_t size;
+} dtype_table[RG_DTYPE_COUNT] = {
+    [RG_F32] = {"f32", 4}, [RG_F16] = {"f16", 2}, [RG_BF16] = {"bf16", 2}, [RG_I32] = {"i32", 4}};
+
+const char *rg_dtype_name(rg_dtype dtype) {
+  return (int)dtype >= 0 && dtype < RG_DTYPE_COUNT ? dtype_table[dtype].name : "?";
+}
+size_t rg_dtype_size(rg_dtype dtype) {
+  return (int)dtype >= 0 && dtype < RG_DTYPE_COUNT ? dtype_table[dtype].size : 0;
+}
+
+/* ---- context ---- */
+
+const rg_op *rgi_find_op(const rg_context *ctx, const char *name) {
+  int low = 0, high = ctx->nop;
+  while (low < high) {
+    int mid = (low + high) / 2, order = strcmp(name, ctx->op[mid]->name);
+    if (order == 0) return ctx->op[mid];
+    if (order < 0)
+      high = mid;
+    else
+      low = mid + 1;
+  }
+  return NULL;
+}
+
+void *rgi_malloc(const rg_context *ctx, size_t size) { return ctx->host.alloc(ctx->host.user, size ? size : 1); }
+void rgi_free(const rg_context *ctx, void *ptr) {
+  if (ptr) ctx->host.free(ctx->host.user, ptr);
+}
+
+/* ---- arena ---- */
+
+typedef struct chunk {
+  struct chunk *next;
+  size_t used, size;
+} chunk; /* followed by its bytes */
+
+struct rgi_arena {
+  const rg_context *ctx;
+  chunk *chunks; /* the first is the one being filled */
+};
+
+enum { CHUNK_HEADER = (sizeof(chunk) + 15) & ~15, FIRST_CHUNK = 8192, LARGEST_CHUNK = 1 << 20 };
+
+rgi_arena *rgi_arena_create(const rg_context *ctx) {
+  rgi_arena *a = rgi_malloc(ctx, sizeof *a);
+  if (a) *a = (rgi_arena){.ctx = ctx};
+  return a;
+}
+
+void rgi_arena_destroy(rgi_arena *a) {
+  if (!a) return;
+  for (chunk *c = a->chunks; c;) {
+    chunk *next = c->next;
+    rgi_free(a->ctx, c);
+    c = next;
+  }
+  rgi_free(a->ctx, a);
+}
+
+void *rgi_alloc(rgi_arena *a, size_t size) {
+  if (size > SIZE_MAX / 2) return NULL;
+  size = (size + 15) & ~(size_t)15;
+  if (size == 0) size = 16;
+  chunk *c = a->chunks;
+  if (!c || c->size - c->used < size) {
+    size_t room = c ? c->size * 2 : FIRST_CHUNK;
+    if (room > LARGEST_CHUNK) room = LARGEST_CHUNK;
+    if (room < size) room = size;
+    c = rgi_malloc(a->ctx, CHUNK_HEADER + room);
+    if (!c) return NULL;
+    *c = (chunk){.next = a->chunks, .size = room};
+    a->chunks = c;
+  }
+  void *p = (char *)c + CHUNK_HEADER + c->used;
+  c->used += size;
+  return memset(p, 0, size);
+}
+
+void *rgi_alloc_n(rgi_arena *a, size_t n, size_t size) {
+  size_t bytes;
+  return __builtin_mul_overflow(n, size, &bytes) ? NULL : rgi_alloc(a, bytes);
+}
+
+char *rgi_strdup(rgi_arena *a, const char *s) {
+  size_t n = strlen(s) + 1;
+  char *p = rgi_alloc(a, n);
+  return p ? memcpy(p, s, n) : NULL;
+}
+
+char *rgi_format(rgi_arena *a, const char *format, ...) {
+  va_list args, again;
+  va_start(args, format);
+  va_copy(again, args);
+  int n = vsnprintf(NULL, 0, format, args);
+  char *p = n < 0 ? NULL : rgi_alloc(a, (size_t)n + 1);
+  if (p) vsnprintf(p, (size_t)n + 1, format, again);
+  va_end(again);
+  va_end(args);
+  return p;
+}
+
+/* ---- text buffer ---- */
+
+void rgi_buf_init(rgi_buf *b, const rg_context *ctx) { *b = (rgi_buf){.ctx = ctx}; }
+
+static bool reserve(rgi_buf *b, size_t more) {
+  if (b->failed) return false;
+  if (b->capacity - b->size > more) return true; /* one byte stays for the NUL */
+  size_t capacity = b->capacity ? b->capacity * 2 : 512;
+  while (capacity - b->size <= more) capacity *= 2;
+  char *data = rgi_malloc(b->ctx, capacity);
+  if (!data) {
+    b->failed = true;
+    return false;
+  }
+  if (b->size) memcpy(data, b->data, b->size);
+  rgi_free(b->ctx, b->data);
+  b->data = data;
+  b->capacity = capacity;
+  return true;
+}
+
+void rgi_buf_add(rgi_buf *b, const char *text, size_t n) {
+  if (!reserve(b, n)) return;
+  memcpy(b->data + b->size, text, n);
+  b->size += n;
+  b->data[b->size] = 0;
+}
+
+void rgi_buf_printf(rgi_buf *b, const char *format, ...) {
+  va_list args, again;
+  va_start(args, format);
+  va_copy(again, args);
+  int n = vsnprintf(NULL, 0, format, args);
+  if (n >= 0 && reserve(b, (size_t)n)) {
+    vsnprintf(b->data + b->size, (size_t)n + 1, format, again);
+    b->size += (size_t)n;
+  }
+  va_end(again);
+  va_end(args);
+}
+
+void rgi_buf_json(rgi_buf *b, const char *text) {
+  rgi_buf_add(b, "\"", 1);
+  for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+    if (*p == '"' || *p == '\\')
+      rgi_buf_printf(b, "\\%c", *p);
+    else if (*p == '\n')
+      rgi_buf_add(b, "\\n", 2);
+    else if (*p < 0x20)
+      rgi_buf_printf(b, "\\u%04x", *p);
+    else
+      rgi_buf_add(b, (const char *)p, 1);
+  }
+  rgi_buf_add(b, "\"", 1);
+}
+
+void rgi_buf_free(rgi_buf *b) {
+  rgi_free(b->ctx, b->data);
+  *b = (rgi_buf){.ctx = b->ctx};
+}
+
+rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e) {
+  if (!b->failed && !b->data) rgi_buf_add(b, "", 0);
+  if (b->failed) {
+    rgi_buf_free(b);
+    return rgi_nomem(e);
+  }
+  *out = (rg_text){.data = b->data, .size = b->size, .ctx = (rg_context *)b->ctx};
+  *b = (rgi_buf){.ctx = b->ctx};
+  return RG_OK;
+}
+
+void rg_text_destroy(rg_text *text) {
+  if (!text || !text->data) return;
+  rgi_free(text->ctx, text->data);
+  *text = (rg_text){0};
+}
+
+const char *rgi_human_bytes(int64_t bytes, char buffer[32]) {
+  static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  double x = (double)bytes;
+  int u = 0;
+  while (x >= 1024 && u < RGI_COUNT(unit) - 1) x /= 1024, u++;
+  snprintf(buffer, 32, u ? (x < 10 ? "%.2f %s" : "%.1f %s") : "%.0f %s", x, unit[u]);
+  return buffer;
+}
+
+/* ---- nearest name ---- */
+
+enum { LONGEST_WORD = 64 };
+
+static int edit_distance(const char *a, const char *b) {
+  int na = (int)strlen(a), nb = (int)strlen(b), row[LONGEST_WORD + 1];
+  if (na > LONGEST_WORD || nb > LONGEST_WORD) return LONGEST_WORD;
+  for (int j = 0; j <= nb; j++) row[j] = j;
+  for (int i = 1; i <= na; i++) {
+    int diagonal = row[0];
+    row[0] = i;
+    for (int j = 1; j <= nb; j++) {
+      int change = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      int best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
+      row[j] = best < change ? best : change;
+    }
+  }
+  return row[nb];
+}
+
+const char *rgi_nearest(const char *word, const char *const *candidates, int n) {
+  const char *best = NULL;
+  int best_distance = (int)strlen(word) / 3 + 2; /* farther than this is not a typing slip */
+  for (int i = 0; i < n; i++) {
+    int d = edit_distance(word, candidates[i]);
+    if (d < best_distance) best = candidates[i], best_distance = d;
+  }
+  return best;
+}

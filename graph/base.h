@@ -1,0 +1,84 @@
+/* graph/base.h: what every other file of ours stands on: the context, errors, host memory, text buffers.
+ *
+ * Leaves to others: anything about graphs. Thread rules: an arena or buffer belongs to one thread at a time; the
+ * context is read-only once plugins are loaded.
+ */
+#ifndef RGI_BASE_H
+#define RGI_BASE_H
+
+#include <regraph/op.h>
+#include <regraph/regraph.h>
+#include <stdarg.h>
+
+#define RGI_COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
+
+/* Evaluate, pass a failure on. */
+#define RGI_TRY(expr)                                                                                        \
+  do {                                                                                                       \
+    rg_status rgi_try_ = (expr);                                                                             \
+    if (rgi_try_ != RG_OK) return rgi_try_;                                                                  \
+  } while (0)
+/* Evaluate into `status`, jump to the cleanup label on failure. */
+#define RGI_GOTO(status, expr, label)                                                                        \
+  do {                                                                                                       \
+    if (((status) = (expr)) != RG_OK) goto label;                                                            \
+  } while (0)
+
+/* Records an error (first wins; e may be NULL) and returns `status`. pointer and node may be NULL. */
+rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
+rg_status rgi_nomem(rg_error *e);
+
+/* ---- context ---- */
+
+struct rg_context {
+  rg_allocator host;
+  const rg_op **op; /* sorted by name: stock ops, then those of plugins merged in */
+  int nop;
+  int isa; /* CPU level, see rg_call.isa */
+  struct rgi_plugin_handle *plugins;
+};
+
+/* NULL if there is none. */
+const rg_op *rgi_find_op(const rg_context *ctx, const char *name);
+
+/* Plain host memory from the context's allocator. rgi_malloc returns NULL on failure. */
+void *rgi_malloc(const rg_context *ctx, size_t size);
+void rgi_free(const rg_context *ctx, void *ptr);
+
+/* ---- arena: many small things with one lifetime ---- */
+
+typedef struct rgi_arena rgi_arena;
+rgi_arena *rgi_arena_create(const rg_context *ctx); /* NULL on failure; borrows ctx */
+void rgi_arena_destroy(rgi_arena *a);               /* NULL is fine */
+void *rgi_alloc(rgi_arena *a, size_t size);         /* zeroed, 16-byte aligned; NULL on failure */
+void *rgi_alloc_n(rgi_arena *a, size_t n, size_t size); /* the same, overflow-checked */
+char *rgi_strdup(rgi_arena *a, const char *s);
+char *rgi_format(rgi_arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- text buffer: printf into growing memory; a failed allocation sticks until rgi_buf_finish ---- */
+
+typedef struct rgi_buf {
+  const rg_context *ctx;
+  char *data;
+  size_t size, capacity;
+  bool failed;
+} rgi_buf;
+void rgi_buf_init(rgi_buf *b, const rg_context *ctx);
+void rgi_buf_printf(rgi_buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void rgi_buf_add(rgi_buf *b, const char *text, size_t n);
+void rgi_buf_json(rgi_buf *b, const char *text); /* quoted and escaped */
+void rgi_buf_free(rgi_buf *b);
+/* Moves the text into *out, or frees it and fails. */
+rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e);
+
+/* "1.50 GiB" and so on; returns buffer. */
+const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
+/* The candidate nearest to `word` by edit distance, or NULL if none is near. */
+const char *rgi_nearest(const char *word, const char *const *candidates, int n);
+
+/* Overflow-checked; false on overflow. */
+static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) { return !__builtin_mul_overflow(a, b, r); }
+static inline bool rgi_add(int64_t a, int64_t b, int64_t *r) { return !__builtin_add_overflow(a, b, r); }
+
+#endif

@@ -1,0 +1,667 @@
+/* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
+ *
+ * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so names
+ * are resolved only now); topological order; inference; declared outputs; row lengths; what no output needs is
+ * dropped. Every error carries the JSON pointer of what is wrong.
+ */
+#include "spec.h"
+#include <stdio.h>
+#include <string.h>
+
+typedef struct builder {
+  const rg_spec *spec;
+  rgi_graph *g;
+  rgi_scope scope;
+  rgi_names tensors, nodes;
+  rg_error *e;
+} builder;
+
+static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .grad_of = -1};
+
+static const char **tensor_names(const rgi_graph *g) {
+  const char **name = rgi_alloc_n(g->arena, (size_t)g->ntensor, sizeof *name);
+  for (int t = 0; name && t < g->ntensor; t++) name[t] = g->tensor[t].name;
+  return name;
+}
+
+/* The tensor a spec names, or an error with the nearest name. */
+static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node, int32_t *out) {
+  rgi_shown shown, hint;
+  if (v->type != RGI_JSON_STRING)
+    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s", rgi_json_kind(v));
+  *out = rgi_names_get(&b->tensors, v->text);
+  if (*out >= 0) return RG_OK;
+  const char **names = tensor_names(b->g);
+  if (!names) return rgi_nomem(b->e);
+  return rgi_fail(b->e, RG_E_NAME, pointer, node, "there is no tensor '%s'%s", rgi_show(&shown, v->text),
+                  rgi_hint(&hint, v->text, names, b->g->ntensor));
+}
+
+/* ---- inputs ---- */
+
+static rg_status parse_dtype(builder *b, const rgi_json *v, const char *pointer, rg_dtype *out) {
+  const char *known[RG_DTYPE_COUNT];
+  rgi_shown shown, hint;
+  RGI_TRY(rgi_scope_value(&b->scope, v, pointer, NULL, &v, b->e));
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, pointer, NULL, b->e));
+  for (int d = 0; d < RG_DTYPE_COUNT; d++) {
+    known[d] = rg_dtype_name((rg_dtype)d);
+    if (strcmp(known[d], v->text) == 0) {
+      *out = (rg_dtype)d;
+      return RG_OK;
+    }
+  }
+  return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is no dtype; expected f32, f16, bf16 or i32%s",
+                  rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RG_DTYPE_COUNT));
+}
+
+static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer, rgi_tensor *t) {
+  int64_t elements = 1;
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_ARRAY, pointer, NULL, b->e));
+  if (v->n > RG_MAX_RANK)
+    return rgi_fail(b->e, RG_E_RANK, pointer, NULL, "%d axes; at most %d are possible", v->n, RG_MAX_RANK);
+  t->rank = v->n;
+  for (int i = 0; i < v->n; i++) {
+    rgi_pointer p;
+    rgi_dim *d = &t->dim[i];
+    RGI_TRY(rgi_scope_dim(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), NULL, d, b->e));
+    if (!rgi_dim_known(*d)) continue;
+    if (d->c < 1)
+      return rgi_fail(b->e, RG_E_VALUE, p.text, NULL, "axis %d has extent %lld; an input's extents are at least 1", i,
+                      (long long)d->c);
+    if (!rgi_mul(elements, d->c, &elements) || elements > RGI_MOST_ELEMENTS)
+      return rgi_fail(b->e, RG_E_LIMIT, p.text, NULL,
+                      "axis %d has extent %lld, which takes the tensor past 2^40 elements", i, (long long)d->c);
+  }
+  return RG_OK;
+}
+
+static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, rg_dtype dtype, rgi_grad *out) {
+  rgi_shown shown;
+  *out = RGI_GRAD_NONE;
+  if (!v) return RG_OK;
+  if (v->type == RGI_JSON_BOOL) {
+    *out = v->i ? RGI_GRAD_PLAIN : RGI_GRAD_NONE;
+  } else if (v->type != RGI_JSON_STRING) {
+    return rgi_fail(b->e, RG_E_TYPE, pointer, NULL, "expected true, false or \"accumulate\", not %s", rgi_json_kind(v));
+  } else if (strcmp(v->text, "accumulate") == 0) {
+    *out = RGI_GRAD_ACCUMULATE;
+  } else {
+    return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is not among true, false and \"accumulate\"",
+                    rgi_show(&shown, v->text));
+  }
+  if (*out != RGI_GRAD_NONE && dtype == RG_I32)
+    return rgi_fail(b->e, RG_E_DTYPE, pointer, NULL, "an i32 input has no gradient");
+  return RG_OK;
+}
+
+static rg_status add_inputs(builder *b) {
+  static const char *const keys[] = {"shape", "dtype", "grad", "doc"};
+  const rgi_json *inputs = b->spec->inputs;
+  rgi_graph *g = b->g;
+  g->input = rgi_alloc_n(g->arena, (size_t)inputs->n, sizeof *g->input);
+  if (!g->input) return rgi_nomem(b->e);
+  for (int i = 0; i < inputs->n; i++) {
+    const rgi_json *in = &inputs->item[i];
+    rgi_pointer at, p;
+    rgi_tensor t = blank;
+    rgi_grad want;
+    t.name = inputs->key[i];
+    t.region = RGI_R_INPUT;
+    rgi_pointer_key(&at, "/inputs", t.name);
+    RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
+    RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+    RGI_TRY(parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
+    RGI_TRY(parse_shape(b, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), &t));
+    RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype, &want));
+    if (g->bound) rgi_dense_strides(&t);
+    int id = rgi_add_tensor(g, &t);
+    if (id < 0) return rgi_nomem(b->e);
+    rgi_names_add(&b->tensors, g->tensor[id].name, id);
+    g->input[g->ninput++] = (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
+  }
+  return RG_OK;
+}
+
+/* ---- attributes ---- */
+
+static rg_status out_of_range(builder *b, const rg_attr *attr, double v, const char *pointer, const char *node) {
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "%s is %.17g; expected %.17g to %.17g", attr->name, v, attr->min,
+                  attr->max);
+}
+
+static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
+                              const char *node, rg_value *out) {
+  rgi_shown shown, hint;
+  int n = 0;
+  char list[256] = "";
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, pointer, node, b->e));
+  for (; attr->choices[n]; n++) {
+    size_t used = strlen(list);
+    snprintf(list + used, sizeof list - used, "%s%s", n ? ", " : "", attr->choices[n]);
+    if (strcmp(attr->choices[n], v->text) == 0) {
+      out->i = n;
+      return RG_OK;
+    }
+  }
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "%s is '%s'; expected one of %s%s", attr->name,
+                  rgi_show(&shown, v->text), list, rgi_hint(&hint, v->text, attr->choices, n));
+}
+
+static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer, const char *node,
+                            rg_value *out) {
+  bool ranged = attr->min != attr->max;
+  out->set = true;
+  if (attr->type == RG_ATTR_INTS) {
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_ARRAY, pointer, node, b->e));
+    out->i = v->n;
+    out->list = rgi_alloc_n(b->g->arena, (size_t)v->n, sizeof *out->list);
+    if (!out->list) return rgi_nomem(b->e);
+    for (int i = 0; i < v->n; i++) {
+      rgi_pointer p;
+      RGI_TRY(rgi_scope_int(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), node, &out->list[i], b->e));
+      if (ranged && ((double)out->list[i] < attr->min || (double)out->list[i] > attr->max))
+        return out_of_range(b, attr, (double)out->list[i], p.text, node);
+    }
+    return RG_OK;
+  }
+  if (attr->type == RG_ATTR_INT) {
+    RGI_TRY(rgi_scope_int(&b->scope, v, pointer, node, &out->i, b->e));
+    if (ranged && ((double)out->i < attr->min || (double)out->i > attr->max))
+      return out_of_range(b, attr, (double)out->i, pointer, node);
+    return RG_OK;
+  }
+  RGI_TRY(rgi_scope_value(&b->scope, v, pointer, node, &v, b->e));
+  if (attr->type == RG_ATTR_BOOL) {
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_BOOL, pointer, node, b->e));
+    out->i = v->i;
+    return RG_OK;
+  }
+  if (attr->type == RG_ATTR_ENUM) return parse_choice(b, attr, v, pointer, node, out);
+  if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
+    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected a number, not %s", rgi_json_kind(v));
+  out->f = v->type == RGI_JSON_INT ? (double)v->i : v->f;
+  if (ranged && (out->f < attr->min || out->f > attr->max)) return out_of_range(b, attr, out->f, pointer, node);
+  return RG_OK;
+}
+
+static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs, const char *at, const char *node,
+                             rg_value *value) {
+  rgi_pointer where, p;
+  rgi_pointer_key(&where, at, "attrs");
+  for (int i = 0; i < op->nattr; i++) {
+    const rg_attr *attr = &op->attrs[i];
+    value[i] = (rg_value){0};
+    if (attr->type == RG_ATTR_FLOAT) value[i].f = attr->def;
+    else if (attr->type != RG_ATTR_INTS) value[i].i = (int64_t)attr->def;
+  }
+  if (attrs) RGI_TRY(rgi_json_expect(attrs, RGI_JSON_OBJECT, where.text, node, b->e));
+  for (int k = 0; attrs && k < attrs->n; k++) {
+    int i = 0;
+    while (i < op->nattr && strcmp(op->attrs[i].name, attrs->key[k]) != 0) i++;
+    rgi_pointer_key(&p, where.text, attrs->key[k]);
+    if (i == op->nattr) {
+      rgi_shown shown, hint;
+      const char **known = rgi_alloc_n(b->g->arena, (size_t)op->nattr, sizeof *known);
+      if (!known) return rgi_nomem(b->e);
+      for (int j = 0; j < op->nattr; j++) known[j] = op->attrs[j].name;
+      return rgi_fail(b->e, RG_E_KEY, p.text, node, "%s has no attribute '%s'%s", op->name,
+                      rgi_show(&shown, attrs->key[k]), rgi_hint(&hint, attrs->key[k], known, op->nattr));
+    }
+    RGI_TRY(parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]));
+  }
+  for (int i = 0; i < op->nattr; i++)
+    if (op->attrs[i].required && !value[i].set)
+      return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node, "%s needs the attribute '%s': %s", op->name,
+                      op->attrs[i].name, op->attrs[i].doc);
+  return RG_OK;
+}
+
+/* ---- nodes ---- */
+
+/* Tensors a spec lists on a port: v is one name or, on a list port, an array of them. */
+static int listed(const rgi_json *v) { return v->type == RGI_JSON_ARRAY ? v->n : 1; }
+static const rgi_json *element(const rgi_json *v, int i) { return v->type == RGI_JSON_ARRAY ? &v->item[i] : v; }
+
+static bool backward_reads(builder *b, const rg_op *op, const char *output) {
+  char name[72];
+  const rg_op *backward = op->backward ? rgi_find_op(b->spec->ctx, op->backward) : NULL;
+  snprintf(name, sizeof name, "out.%s", output);
+  return backward && rgi_in_port(backward, name) >= 0;
+}
+
+/* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value. */
+static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, int nport, const rgi_json *v,
+                             const char *where, const char *node, const rgi_json **given, int *count) {
+  if (v) RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, where, node, b->e));
+  for (int k = 0; v && k < v->n; k++) {
+    int p = 0;
+    rgi_pointer at;
+    rgi_shown shown, hint;
+    while (p < nport && strcmp(port[p].name, v->key[k]) != 0) p++;
+    rgi_pointer_key(&at, where, v->key[k]);
+    if (p == nport) {
+      const char **known = rgi_alloc_n(b->g->arena, (size_t)nport, sizeof *known);
+      if (!known) return rgi_nomem(b->e);
+      for (int i = 0; i < nport; i++) known[i] = port[i].name;
+      return rgi_fail(b->e, RG_E_KEY, at.text, node, "%s has no %s port '%s'%s", op->name,
+                      port == op->in ? "input" : "output", rgi_show(&shown, v->key[k]),
+                      rgi_hint(&hint, v->key[k], known, nport));
+    }
+    const rgi_json *value = &v->item[k];
+    bool list = port[p].flags & RG_PORT_LIST;
+    if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
+      return rgi_fail(b->e, RG_E_TYPE, at.text, node, "expected the name of a tensor%s, not %s",
+                      list ? " or an array of names" : "", rgi_json_kind(value));
+    if (listed(value) == 0)
+      return rgi_fail(b->e, RG_E_VALUE, at.text, node, "an empty list; port '%s' takes one tensor or more",
+                      port[p].name);
+    given[p] = value;
+    count[p] = listed(value);
+  }
+  for (int p = 0; p < nport; p++) {
+    if (count[p]) continue;
+    if (port[p].flags & RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
+      count[p] = port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
+      continue;
+    }
+    if (port == op->in)
+      return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port '%s': %s", op->name, port[p].name,
+                      port[p].doc ? port[p].doc : "");
+    if (port[p].flags & RG_PORT_LIST)
+      return rgi_fail(b->e, RG_E_KEY, where, node, "%s makes a list on port '%s'; name its tensors here", op->name,
+                      port[p].name);
+    count[p] = 1; /* named after node and port */
+  }
+  return RG_OK;
+}
+
+static rg_status find_op(builder *b, const rgi_json *v, const char *pointer, const char *node, const rg_op **out) {
+  rgi_shown shown, hint;
+  const rg_context *ctx = b->spec->ctx;
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, pointer, node, b->e));
+  *out = rgi_find_op(ctx, v->text);
+  if (*out && !((*out)->flags & RG_OP_INTERNAL)) return RG_OK;
+  if (*out)
+    return rgi_fail(b->e, RG_E_NAME, pointer, node, "the op '%s' is inserted by regraph; a spec can't name it",
+                    (*out)->name);
+  const char **known = rgi_alloc_n(b->g->arena, (size_t)ctx->nop, sizeof *known);
+  int n = 0;
+  if (!known) return rgi_nomem(b->e);
+  for (int i = 0; i < ctx->nop; i++)
+    if (!(ctx->op[i]->flags & RG_OP_INTERNAL)) known[n++] = ctx->op[i]->name;
+  return rgi_fail(b->e, RG_E_NAME, pointer, node, "there is no op '%s'%s", rgi_show(&shown, v->text),
+                  rgi_hint(&hint, v->text, known, n));
+}
+
+/* Creates the tensor that node n makes on its flat output slot. `name` as given, or NODE.PORT. */
+static rg_status add_output(builder *b, int n, int slot, const char *name, const char *pointer) {
+  rgi_tensor t = blank;
+  t.name = name;
+  t.producer = n;
+  int id = rgi_add_tensor(b->g, &t);
+  if (id < 0) return rgi_nomem(b->e);
+  int other = rgi_names_add(&b->tensors, b->g->tensor[id].name, id);
+  if (other >= 0) {
+    int from = b->g->tensor[other].producer;
+    return rgi_fail(b->e, RG_E_NAME, pointer, b->g->node[n].name, "the tensor '%s' is already made by %s%s%s", name,
+                    from < 0 ? "an input" : "node '", from < 0 ? "" : b->g->node[from].name, from < 0 ? "" : "'");
+  }
+  b->g->node[n].out[slot] = id;
+  return RG_OK;
+}
+
+/* Everything about a node but what it reads. */
+static rg_status add_node(builder *b, int i) {
+  static const char *const keys[] = {"name", "op", "in", "out", "attrs", "doc"};
+  const rgi_json *v = &b->spec->nodes->item[i];
+  rgi_graph *g = b->g;
+  rgi_pointer at, where, p;
+  const rg_op *op;
+  rgi_pointer_index(&at, "/nodes", i);
+  RGI_TRY(rgi_json_keys(v, "a node", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+  const rgi_json *name_v = rgi_json_get(v, "name");
+  rgi_pointer_key(&where, at.text, "name");
+  RGI_TRY(rgi_json_expect(name_v, RGI_JSON_STRING, where.text, NULL, b->e));
+  const char *name = name_v->text;
+  RGI_TRY(rgi_check_identifier(name, "node", where.text, b->e));
+  int other = rgi_names_add(&b->nodes, name, i);
+  if (other >= 0)
+    return rgi_fail(b->e, RG_E_NAME, where.text, name, "the name '%s' is already taken by /nodes/%d", name, other);
+  RGI_TRY(find_op(b, rgi_json_get(v, "op"), rgi_pointer_key(&p, at.text, "op"), name, &op));
+
+  size_t nport = (size_t)(op->nin + op->nout);
+  const rgi_json **given = rgi_alloc_n(g->arena, nport, sizeof *given);
+  int *count = rgi_alloc_n(g->arena, nport, sizeof *count);
+  rg_value *value = rgi_alloc_n(g->arena, (size_t)op->nattr, sizeof *value);
+  if (!given || !count || !value) return rgi_nomem(b->e);
+  const rgi_json *in = rgi_json_get(v, "in"), *out = rgi_json_get(v, "out");
+  rgi_pointer_key(&where, at.text, "in");
+  RGI_TRY(match_ports(b, op, op->in, op->nin, in, in ? where.text : at.text, name, given, count));
+  rgi_pointer_key(&where, at.text, "out");
+  RGI_TRY(match_ports(b, op, op->out, op->nout, out, out ? where.text : at.text, name, given + op->nin,
+                      count + op->nin));
+  RGI_TRY(parse_attrs(b, op, rgi_json_get(v, "attrs"), at.text, name, value));
+
+  int n = rgi_add_node(g, name, op, count, count + op->nin, value);
+  if (n < 0) return rgi_nomem(b->e);
+  g->node[n].origin = i;
+  g->origin[i] = (rgi_origin){.name = g->node[n].name, .op = op, .pointer = rgi_strdup(g->arena, at.text)};
+  if (!g->origin[i].pointer) return rgi_nomem(b->e);
+  for (int port = 0; port < op->nout; port++) {
+    const rgi_json *names = given[op->nin + port];
+    for (int k = 0; k < count[op->nin + port]; k++) {
+      rgi_pointer port_at;
+      int slot = g->node[n].out_begin[port] + k;
+      if (!names) {
+        char *automatic = rgi_format(g->arena, "%s.%s", name, op->out[port].name);
+        if (!automatic) return rgi_nomem(b->e);
+        RGI_TRY(add_output(b, n, slot, automatic, at.text));
+        continue;
+      }
+      const rgi_json *one = element(names, k);
+      rgi_pointer_key(&port_at, where.text, op->out[port].name);
+      if (names->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
+      RGI_TRY(rgi_json_expect(one, RGI_JSON_STRING, port_at.text, name, b->e));
+      RGI_TRY(rgi_check_identifier(one->text, "tensor", port_at.text, b->e));
+      RGI_TRY(add_output(b, n, slot, one->text, port_at.text));
+    }
+  }
+  return RG_OK;
+}
+
+static rg_status connect(builder *b, int n) {
+  rgi_node *node = &b->g->node[n];
+  const rgi_json *in = rgi_json_get(&b->spec->nodes->item[n], "in");
+  rgi_pointer at, port_at, p;
+  rgi_pointer_key(&p, b->g->origin[n].pointer, "in");
+  at = p;
+  for (int port = 0; in && port < node->op->nin; port++) {
+    const rgi_json *v = rgi_json_get(in, node->op->in[port].name);
+    for (int k = 0; v && k < listed(v); k++) {
+      rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
+      if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
+      RGI_TRY(resolve(b, element(v, k), port_at.text, node->name, &node->in[node->in_begin[port] + k]));
+    }
+  }
+  return RG_OK;
+}
+
+static rg_status add_nodes(builder *b) {
+  const rgi_json *nodes = b->spec->nodes;
+  rgi_graph *g = b->g;
+  size_t capacity = (size_t)nodes->n + (size_t)b->spec->outputs->n;
+  g->origin = rgi_alloc_n(g->arena, capacity, sizeof *g->origin);
+  if (!g->origin || !rgi_names_init(&b->nodes, g->arena, (size_t)nodes->n)) return rgi_nomem(b->e);
+  for (int i = 0; i < nodes->n; i++) {
+    RGI_TRY(add_node(b, i));
+    g->norigin = i + 1;
+  }
+  for (int i = 0; i < nodes->n; i++) RGI_TRY(connect(b, i));
+  RGI_TRY(rgi_sort_nodes(g, b->e));
+  for (int n = 0; n < g->nnode; n++) RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
+  return RG_OK;
+}
+
+/* ---- outputs ---- */
+
+/* Appends OUTPUT.copy, a cast of tensor t to its own dtype; returns the new tensor in *out. */
+static rg_status add_copy(builder *b, const char *output, int t, const char *pointer, int32_t *out) {
+  rgi_graph *g = b->g;
+  const rg_op *cast = rgi_find_op(b->spec->ctx, "cast");
+  if (!cast) return rgi_fail(b->e, RG_E_INTERNAL, pointer, NULL, "there is no cast to copy with");
+  char *name = rgi_format(g->arena, "%s.copy", output);
+  int *nin = rgi_alloc_n(g->arena, (size_t)cast->nin, sizeof *nin);
+  int *nout = rgi_alloc_n(g->arena, (size_t)cast->nout, sizeof *nout);
+  rgi_origin *origin = &g->origin[g->norigin];
+  if (!name || !nin || !nout) return rgi_nomem(b->e);
+  nin[0] = nout[0] = 1;
+  int n = rgi_add_node(g, name, cast, nin, nout, NULL);
+  if (n < 0) return rgi_nomem(b->e);
+  *origin = (rgi_origin){.name = g->node[n].name, .op = cast, .pointer = rgi_strdup(g->arena, pointer)};
+  if (!origin->pointer) return rgi_nomem(b->e);
+  g->node[n].origin = g->norigin++;
+  g->node[n].in[0] = t;
+  RGI_TRY(add_output(b, n, 0, name, pointer));
+  *out = g->node[n].out[0];
+  return rgi_infer_node(g, n, pointer, b->e);
+}
+
+/* Every declared output gets a tensor of its own that owns its bytes. */
+static rg_status add_outputs(builder *b) {
+  const rgi_json *outputs = b->spec->outputs;
+  rgi_graph *g = b->g;
+  if (outputs->n == 0) return rgi_fail(b->e, RG_E_VALUE, "/outputs", NULL, "no outputs: nothing to compute");
+  g->output = rgi_alloc_n(g->arena, (size_t)outputs->n, sizeof *g->output);
+  bool *taken = rgi_alloc_n(g->arena, (size_t)(g->ntensor + outputs->n), sizeof *taken);
+  if (!g->output || !taken) return rgi_nomem(b->e);
+  for (int i = 0; i < outputs->n; i++) {
+    rgi_pointer at;
+    int32_t t;
+    rgi_pointer_key(&at, "/outputs", outputs->key[i]);
+    RGI_TRY(rgi_check_identifier(outputs->key[i], "output", at.text, b->e));
+    RGI_TRY(resolve(b, &outputs->item[i], at.text, NULL, &t));
+    if (g->tensor[t].producer < 0 || g->tensor[t].base >= 0 || taken[t])
+      RGI_TRY(add_copy(b, outputs->key[i], t, at.text, &t));
+    taken[t] = true;
+    g->tensor[t].region = RGI_R_OUTPUT;
+    const char *name = rgi_strdup(g->arena, outputs->key[i]);
+    if (!name) return rgi_nomem(b->e);
+    g->output[g->noutput++] = (rgi_io){.name = name, .tensor = t, .want = RGI_GRAD_NONE, .grad = -1};
+  }
+  return RG_OK;
+}
+
+/* ---- row lengths: tensors whose axis 0 is the same packed token axis share one lengths tensor ---- */
+
+typedef struct rows {
+  int32_t *parent;  /* union-find over tensors */
+  int32_t *lengths; /* of a root: lengths tensor, or -1 */
+  int32_t *who;     /* of a root: the node that said so */
+} rows;
+
+static int root(rows *r, int t) {
+  while (r->parent[t] != t) t = r->parent[t] = r->parent[r->parent[t]];
+  return t;
+}
+
+/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the same. */
+static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
+  if (t < 0 || g->tensor[t].rank == 0) return;
+  if (*first < 0)
+    *first = t;
+  else if (rgi_dim_equal(g->tensor[t].dim[0], g->tensor[*first].dim[0]))
+    r->parent[root(r, t)] = root(r, *first);
+}
+
+/* The first tensor on ports with `flag`, all of which it ties together; -1 if there is none. */
+static int tie_ports(const rgi_graph *g, rows *r, const rgi_node *n, uint32_t flag) {
+  int32_t first = -1;
+  for (int p = 0; p < n->op->nin; p++)
+    for (int i = n->in_begin[p]; i < n->in_begin[p + 1]; i++)
+      if (n->op->in[p].flags & flag) tie(g, r, &first, n->in[i]);
+  for (int p = 0; p < n->op->nout; p++)
+    for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++)
+      if (n->op->out[p].flags & flag) tie(g, r, &first, n->out[i]);
+  return first;
+}
+
+/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree too. */
+static bool same_rows(const rgi_graph *g, int x, int y) {
+  const rgi_tensor *a = &g->tensor[x], *b = &g->tensor[y];
+  return a->rank > 0 && b->rank > 0 && rgi_dim_equal(a->dim[0], b->dim[0]) &&
+         (!g->bound || a->stride[0] == b->stride[0]);
+}
+
+static int port_with(const rg_op *op, uint32_t flag) {
+  for (int p = 0; p < op->nin; p++)
+    if (op->in[p].flags & flag) return p;
+  return -1;
+}
+
+/* Notes that rows of t have the lengths tensor on port p of node n. */
+static rg_status say_lengths(builder *b, rows *r, int t, int n, int p) {
+  const rgi_graph *g = b->g;
+  const rgi_node *node = &g->node[n];
+  int lengths = p >= 0 ? rgi_in(node, p) : -1, k;
+  if (lengths < 0 || t < 0) return RG_OK;
+  k = root(r, t);
+  if (r->lengths[k] >= 0 && r->lengths[k] != lengths) {
+    rgi_pointer in, at;
+    rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
+    return rgi_fail(b->e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
+                    "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
+                    "axis share one lengths tensor",
+                    g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name,
+                    g->node[r->who[k]].name);
+  }
+  r->lengths[k] = lengths;
+  r->who[k] = n;
+  return RG_OK;
+}
+
+/* Gives the absent single port p of node n the tensor t. */
+static bool bind_port(rgi_graph *g, int n, int p, int t) {
+  rgi_node *node = &g->node[n];
+  int at = node->in_begin[p], count = rgi_nin(node);
+  if (node->in_begin[p + 1] > at) {
+    node->in[at] = t;
+    return true;
+  }
+  int32_t *in = rgi_alloc_n(g->arena, (size_t)count + 1, sizeof *in);
+  int32_t *begin = rgi_alloc_n(g->arena, (size_t)node->op->nin + 1, sizeof *begin);
+  if (!in || !begin) return false;
+  memcpy(in, node->in, (size_t)at * sizeof *in);
+  in[at] = t;
+  memcpy(in + at + 1, node->in + at, (size_t)(count - at) * sizeof *in);
+  for (int q = 0; q <= node->op->nin; q++) begin[q] = node->in_begin[q] + (q > p);
+  node->in = in;
+  node->in_begin = begin;
+  return true;
+}
+
+static rg_status fill_lengths(builder *b) {
+  rgi_graph *g = b->g;
+  rows r = {0};
+  size_t nt = (size_t)g->ntensor;
+  r.parent = rgi_alloc_n(g->arena, nt, sizeof *r.parent);
+  r.lengths = rgi_alloc_n(g->arena, nt, sizeof *r.lengths);
+  r.who = rgi_alloc_n(g->arena, nt, sizeof *r.who);
+  int32_t *query = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *query);
+  int32_t *key = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *key);
+  if (!r.parent || !r.lengths || !r.who || !query || !key) return rgi_nomem(b->e);
+  for (int t = 0; t < g->ntensor; t++) {
+    r.parent[t] = t;
+    r.lengths[t] = -1;
+  }
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_node *node = &g->node[n];
+    query[n] = tie_ports(g, &r, node, RG_PORT_ROWS);
+    key[n] = tie_ports(g, &r, node, RG_PORT_KROWS);
+    if (!(node->op->flags & RG_OP_VIEW)) continue;
+    for (int i = 0; i < rgi_nout(node); i++)
+      if (same_rows(g, node->in[0], node->out[i])) {
+        int32_t first = node->in[0];
+        tie(g, &r, &first, node->out[i]);
+      }
+  }
+  for (int n = 0; n < g->nnode; n++) {
+    const rg_op *op = g->node[n].op;
+    RGI_TRY(say_lengths(b, &r, query[n], n, port_with(op, RG_PORT_SEQLENS)));
+    RGI_TRY(say_lengths(b, &r, key[n], n, port_with(op, RG_PORT_KSEQLENS)));
+  }
+  /* Keys without lengths of their own, in a node that gives none, have the queries'. */
+  for (int n = 0; n < g->nnode; n++) {
+    int p = port_with(g->node[n].op, RG_PORT_KSEQLENS);
+    if (p < 0 || key[n] < 0 || query[n] < 0 || rgi_in(&g->node[n], p) >= 0) continue;
+    int k = root(&r, key[n]), lengths = r.lengths[root(&r, query[n])];
+    if (r.lengths[k] >= 0 || lengths < 0) continue;
+    r.lengths[k] = lengths;
+    r.who[k] = n;
+  }
+  for (int t = 0; t < g->ntensor; t++) g->tensor[t].seqlens = r.lengths[root(&r, t)];
+
+  bool late = false;
+  bool *changed = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *changed);
+  if (!changed) return rgi_nomem(b->e);
+  for (int n = 0; n < g->nnode; n++) {
+    static const uint32_t flag[2] = {RG_PORT_SEQLENS, RG_PORT_KSEQLENS};
+    int32_t lengths[2] = {query[n] < 0 ? -1 : g->tensor[query[n]].seqlens, key[n] < 0 ? -1 : g->tensor[key[n]].seqlens};
+    if (lengths[1] == lengths[0]) lengths[1] = -1; /* absent: as the queries */
+    for (int i = 0; i < 2; i++) {
+      int p = port_with(g->node[n].op, flag[i]);
+      if (p < 0 || lengths[i] < 0 || rgi_in(&g->node[n], p) >= 0) continue;
+      if (!bind_port(g, n, p, lengths[i])) return rgi_nomem(b->e);
+      changed[n] = true;
+      late = late || g->tensor[lengths[i]].producer >= n;
+    }
+  }
+  for (int n = 0; n < g->nnode; n++)
+    if (changed[n]) RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
+  return late ? rgi_sort_nodes(g, b->e) : RG_OK;
+}
+
+/* ---- all of it ---- */
+
+static rg_status check_bound(builder *b, bool bind_all) {
+  const rg_spec *spec = b->spec;
+  b->g->bound = true;
+  for (int i = 0; i < spec->nfree; i++) {
+    if (b->scope.known[i]) continue;
+    b->g->bound = false;
+    if (bind_all)
+      return rgi_fail(b->e, RG_E_USAGE, NULL, NULL, "the dimension '%s' has no value; set %s=VALUE",
+                      spec->free_name[i], spec->free_name[i]);
+  }
+  return RG_OK;
+}
+
+/* How many tensors the spec can name at most; also bounds the graph. */
+static rg_status count_tensors(builder *b, size_t *out) {
+  const rg_spec *spec = b->spec;
+  size_t widest = 0, n = (size_t)spec->inputs->n + (size_t)spec->outputs->n;
+  for (int i = 0; i < spec->ctx->nop; i++)
+    if ((size_t)spec->ctx->op[i]->nout > widest) widest = (size_t)spec->ctx->op[i]->nout;
+  n += widest * (size_t)spec->nodes->n;
+  for (int i = 0; i < spec->nodes->n; i++) {
+    const rgi_json *node = &spec->nodes->item[i];
+    const rgi_json *made = node->type == RGI_JSON_OBJECT ? rgi_json_get(node, "out") : NULL;
+    for (int k = 0; made && made->type == RGI_JSON_OBJECT && k < made->n; k++) n += (size_t)listed(&made->item[k]);
+  }
+  *out = n;
+  if (n > RGI_MOST_TENSORS)
+    return rgi_fail(b->e, RG_E_LIMIT, "/nodes", NULL, "the nodes make more than %d tensors", RGI_MOST_TENSORS);
+  return RG_OK;
+}
+
+static rg_status build(builder *b, const rg_binding *set, size_t nset, bool bind_all) {
+  rgi_graph *g = b->g;
+  size_t most;
+  RGI_TRY(rgi_scope_open(b->spec, set, nset, g->arena, &b->scope, b->e));
+  RGI_TRY(check_bound(b, bind_all));
+  RGI_TRY(count_tensors(b, &most));
+  if (!rgi_names_init(&b->tensors, g->arena, most)) return rgi_nomem(b->e);
+  RGI_TRY(add_inputs(b));
+  RGI_TRY(add_nodes(b));
+  RGI_TRY(add_outputs(b));
+  RGI_TRY(fill_lengths(b));
+  RGI_TRY(rgi_prune(g, b->e));
+  for (int n = 0; n < g->nnode; n++) g->node[n].rank = n;
+  return rgi_verify(g, "load", b->e);
+}
+
+rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all, rgi_graph **out,
+                             rg_error *e) {
+  builder b = {.spec = spec, .e = e};
+  rg_status before = rgi_error_before(e);
+  *out = NULL;
+  rg_status status = rgi_graph_create(spec->ctx, spec->name, &b.g, e);
+  if (status == RG_OK) status = build(&b, set, nset, bind_all);
+  if (status != RG_OK) {
+    rgi_error_file(e, before, spec->file);
+    rgi_graph_destroy(b.g);
+    return status;
+  }
+  *out = b.g;
+  return RG_OK;
+}

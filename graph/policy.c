@@ -1,0 +1,204 @@
+/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is recompute/'s business.
+ *
+ * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside any.
+ */
+#include "json.h"
+#include "passes.h"
+#include <string.h>
+
+enum { MOST_LISTED = 8192 };
+
+static rg_status read_preset(rg_policy *p, const rgi_json *v, rg_error *e) {
+  rgi_shown shown, hint;
+  static const char *const known[] = {"none", "all"};
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/preset", NULL, e));
+  if (strcmp(v->text, "none") == 0) p->preset = RGI_PRESET_NONE;
+  else if (strcmp(v->text, "all") == 0) p->preset = RGI_PRESET_ALL;
+  else
+    return rgi_fail(e, RG_E_VALUE, "/preset", NULL, "'%s' is no preset; expected none or all%s",
+                    rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RGI_COUNT(known)));
+  return RG_OK;
+}
+
+static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
+  rgi_names seen;
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_ARRAY, "/recompute", NULL, e));
+  if (v->n > MOST_LISTED)
+    return rgi_fail(e, RG_E_LIMIT, "/recompute", NULL, "%d names; at most %d are possible", v->n, MOST_LISTED);
+  p->preset = RGI_PRESET_LIST;
+  p->recompute = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->recompute);
+  p->pointer = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->pointer);
+  if (!p->recompute || !p->pointer || !rgi_names_init(&seen, p->arena, (size_t)v->n)) return rgi_nomem(e);
+  for (int i = 0; i < v->n; i++) {
+    const rgi_json *name = &v->item[i];
+    rgi_pointer at;
+    rgi_shown shown;
+    rgi_pointer_index(&at, "/recompute", i);
+    RGI_TRY(rgi_json_expect(name, RGI_JSON_STRING, at.text, NULL, e));
+    int first = rgi_names_add(&seen, name->text, i);
+    if (first >= 0)
+      return rgi_fail(e, RG_E_NAME, at.text, NULL, "'%s' is already listed at /recompute/%d",
+                      rgi_show(&shown, name->text), first);
+    p->recompute[i] = name->text;
+    p->pointer[i] = rgi_strdup(p->arena, at.text);
+    if (!p->pointer[i]) return rgi_nomem(e);
+    p->nrecompute = i + 1;
+  }
+  return RG_OK;
+}
+
+static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
+  static const char *const keys[] = {"bytes", "of"};
+  rgi_shown shown;
+  RGI_TRY(rgi_json_keys(v, "a budget", keys, RGI_COUNT(keys), 1, "/budget", NULL, e));
+  const rgi_json *bytes = rgi_json_get(v, "bytes"), *of = rgi_json_get(v, "of");
+  p->preset = RGI_PRESET_BUDGET;
+  RGI_TRY(rgi_json_bytes(bytes, "/budget/bytes", &p->budget, e));
+  if (!of) return RG_OK;
+  RGI_TRY(rgi_json_expect(of, RGI_JSON_STRING, "/budget/of", NULL, e));
+  p->budget_of_saved = strcmp(of->text, "saved") == 0;
+  if (!p->budget_of_saved && strcmp(of->text, "peak") != 0)
+    return rgi_fail(e, RG_E_VALUE, "/budget/of", NULL, "'%s' is not among peak and saved", rgi_show(&shown, of->text));
+  return RG_OK;
+}
+
+static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
+  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget", "split_heads", "doc"};
+  RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
+  const rgi_json *v = rgi_json_get(root, "regraph_policy");
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
+  if (v->i != 1)
+    return rgi_fail(e, RG_E_VALUE, "/regraph_policy", NULL, "format version %lld; this library reads version 1",
+                    (long long)v->i);
+  const char *first = NULL;
+  for (int i = 1; i <= 3; i++) {
+    if (!rgi_json_get(root, keys[i])) continue;
+    rgi_pointer at;
+    if (first)
+      return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
+                      "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first, keys[i]);
+    first = keys[i];
+  }
+  if ((v = rgi_json_get(root, "preset"))) RGI_TRY(read_preset(p, v, e));
+  if ((v = rgi_json_get(root, "recompute"))) RGI_TRY(read_list(p, v, e));
+  if ((v = rgi_json_get(root, "budget"))) RGI_TRY(read_budget(p, v, e));
+  if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "split_heads"))) {
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
+    if (v->i < 1 || v->i > INT32_MAX)
+      return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL, "groups of %lld KV heads; expected 1 or more",
+                      (long long)v->i);
+    p->split_heads = (int)v->i;
+  }
+  return RG_OK;
+}
+
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name, rg_policy **out,
+                      rg_error *e) {
+  rg_status before = rgi_error_before(e), status;
+  const rgi_json *root;
+  rgi_arena *a = rgi_arena_create(ctx);
+  rg_policy *p = a ? rgi_alloc(a, sizeof *p) : NULL;
+  if (!p) {
+    rgi_arena_destroy(a);
+    return rgi_nomem(e);
+  }
+  *p = (rg_policy){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
+  RGI_GOTO(status, p->file ? RG_OK : rgi_nomem(e), fail);
+  RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
+  RGI_GOTO(status, read_policy(p, root, e), fail);
+  *out = p;
+  return RG_OK;
+fail:
+  rgi_error_file(e, before, name);
+  rgi_arena_destroy(a);
+  return status;
+}
+
+rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name, rg_policy **out,
+                              rg_error *error) {
+  if (out) *out = NULL;
+  if (!ctx || !text || !out)
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_policy_load_text needs a context, a text and a place for the policy");
+  return load(ctx, text, size, name ? name : "policy", out, error);
+}
+
+rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error) {
+  char *text;
+  size_t size;
+  if (out) *out = NULL;
+  if (!ctx || !path || !out)
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_policy_load_file needs a context, a path and a place for the policy");
+  rg_status before = rgi_error_before(error);
+  rg_status status = rgi_read_file(ctx, path, &text, &size, error);
+  if (status == RG_OK) {
+    status = load(ctx, text, size, path, out, error);
+    rgi_free(ctx, text);
+  }
+  rgi_error_file(error, before, path);
+  return status;
+}
+
+void rg_policy_destroy(rg_policy *policy) {
+  if (policy) rgi_arena_destroy(policy->arena);
+}
+
+/* ---- against a graph ---- */
+
+/* The fewest heads among the known extents of k ports: the KV heads that a group is cut from. 0: none is known. */
+static int64_t kv_heads(const rgi_graph *g) {
+  int64_t fewest = 0;
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_node *node = &g->node[n];
+    int p = rgi_in_port(node->op, "k"), t = p < 0 ? -1 : rgi_in(node, p);
+    int axis = p < 0 ? -1 : node->op->in[p].head_axis;
+    if (t < 0 || axis < 0 || axis >= g->tensor[t].rank) continue;
+    rgi_dim d = g->tensor[t].dim[axis];
+    if (rgi_dim_known(d) && d.c > 0 && (fewest == 0 || d.c < fewest)) fewest = d.c;
+  }
+  return fewest;
+}
+
+static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_error *e) {
+  rgi_shown shown, hint;
+  rg_status status = RG_OK;
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  const char **known = a ? rgi_alloc_n(a, (size_t)g->norigin, sizeof *known) : NULL;
+  rgi_names index;
+  if (!known || !rgi_names_init(&index, a, (size_t)g->norigin)) {
+    status = rgi_nomem(e);
+    goto done;
+  }
+  for (int i = 0; i < g->norigin; i++) {
+    known[i] = g->origin[i].name;
+    rgi_names_add(&index, known[i], i);
+  }
+  for (int i = 0; i < policy->nrecompute && status == RG_OK; i++) {
+    const char *name = policy->recompute[i];
+    int o = rgi_names_get(&index, name);
+    if (o < 0)
+      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], NULL, "the spec has no node '%s'%s",
+                        rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
+    else if (!(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
+      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], name, "'%s' can't be recomputed: %s is %s", name,
+                        g->origin[o].op->name,
+                        g->origin[o].op->flags & RG_OP_VIEW ? "a view, which costs nothing to keep"
+                                                            : "not a deterministic op without side effects");
+  }
+done:
+  rgi_arena_destroy(a);
+  return status;
+}
+
+rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e) {
+  rg_status before = rgi_error_before(e);
+  rg_status status = check_names(policy, forward, e);
+  int64_t heads = kv_heads(forward);
+  if (status == RG_OK && policy->split_heads && heads && heads % policy->split_heads)
+    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL, "groups of %d do not divide the %lld KV heads",
+                      policy->split_heads, (long long)heads);
+  rgi_error_file(e, before, policy->file);
+  return status;
+}

@@ -1,0 +1,56 @@
+/* graph/spec.h: a loaded spec, shared by spec.c (the public side), scope.c (parameters and dimensions) and
+ * elaborate.c (from JSON to graph). Immutable once rg_spec_load_… has returned it. */
+#ifndef RGI_SPEC_H
+#define RGI_SPEC_H
+
+#include "json.h"
+#include "passes.h"
+
+enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
+#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
+
+struct rg_spec {
+  rgi_arena *arena; /* owns everything below but the graph */
+  const rg_context *ctx;
+  const char *file;
+  const char *name;
+  const rgi_json *root;
+  const rgi_json *params, *inputs, *nodes, *outputs; /* members of root; params may be NULL */
+  const char **free_name; /* names in input shapes that are no parameters, in order of appearance */
+  int nfree;
+  rgi_names param_index, free_index;
+  rg_binding *set; /* given at load */
+  size_t nset;
+  rgi_graph *graph; /* elaborated with `set` alone */
+  rg_tensor_info *info;
+  size_t ninfo;
+};
+
+/* ---- names in force: parameters after overrides, free dimensions as far as they are bound ---- */
+
+typedef struct rgi_scope {
+  const rg_spec *spec;
+  rgi_arena *arena; /* of the dims it makes; borrowed */
+  rgi_json *param;  /* one per spec parameter: a scalar */
+  int64_t *value;   /* one per free name … */
+  bool *known;      /* … valid where true */
+  bool constant;    /* attributes: only parameters, and only integers */
+  const char *odd;  /* why the last lookup failed, if not for an unknown name */
+} rgi_scope;
+
+/* Finds the names of input shapes; fills spec->free_name, free_index, param_index. */
+rg_status rgi_scope_collect(rg_spec *spec, rg_error *e);
+/* Applies spec->set, then `set`. Unknown names are RG_E_USAGE. */
+rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a, rgi_scope *out,
+                         rg_error *e);
+/* An integer or an expression string → extent. `pointer` and `node` go into errors. */
+rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, rgi_dim *out,
+                        rg_error *e);
+/* The same for attributes: must come out as a number. "$name" is accepted too. */
+rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, int64_t *out,
+                        rg_error *e);
+/* Replaces a string "$name" by the parameter it names; anything else is itself. */
+rg_status rgi_scope_value(const rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
+                          const rgi_json **out, rg_error *e);
+
+#endif

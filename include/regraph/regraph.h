@@ -1,0 +1,307 @@
+/* regraph: an executor for attention graphs with selective recomputation.
+ *
+ *   #include <regraph/regraph.h>
+ *
+ *   rg_error err = {0};
+ *   rg_context *ctx; rg_spec *spec; rg_policy *policy; rg_plan *plan; rg_session *s;
+ *   rg_binding set[] = {{"T", 4096}, {"B", 2}};
+ *
+ *   rg_context_create(NULL, &ctx, &err);
+ *   rg_spec_load_file(ctx, "examples/nsa.json", set, 2, &spec, &err);
+ *   rg_policy_load_file(ctx, "examples/policies/all.json", &policy, &err);
+ *   rg_plan_create(spec, policy, NULL, &plan, &err);
+ *   rg_session_create(plan, NULL, &s, &err);
+ *
+ *   rg_session_bind(s, RG_INPUT, "q", q, q_bytes, &err);       // ... k, v, gate, cu_seqlens
+ *   rg_session_bind(s, RG_OUTPUT, "o", o, o_bytes, &err);
+ *   rg_session_bind(s, RG_GRAD_IN, "o", d_o, o_bytes, &err);   // gradient of the output o
+ *   rg_session_bind(s, RG_GRAD_OUT, "q", dq, q_bytes, &err);   // ... k, v, gate
+ *   rg_session_forward(s, &err);
+ *   rg_session_backward(s, &err);
+ *   if (err.status) { char line[1024]; rg_error_format(&err, line, sizeof line); fputs(line, stderr); }
+ *
+ *   rg_session_destroy(s); rg_plan_destroy(plan); rg_policy_destroy(policy);
+ *   rg_spec_destroy(spec); rg_context_destroy(ctx);
+ *
+ * Rules that hold everywhere:
+ *   - Every function that can fail returns an rg_status and takes an rg_error (may be NULL). The first error
+ *     wins: an rg_error that already holds one is left alone, so a chain may be checked once at its end.
+ *   - On failure no object is created and every out-pointer is NULL (accepted by every later call, which
+ *     then fails with RG_E_USAGE, and by every destroy).
+ *   - Destroy in reverse order of creation. A plan keeps what it needs of spec and policy: both may go first.
+ *     A context must outlive what was made from it.
+ *   - Context, spec, policy and plan are immutable after creation and may be shared between threads (plugins
+ *     must be loaded before). A session belongs to one thread at a time. There is no global state.
+ */
+#ifndef REGRAPH_REGRAPH_H
+#define REGRAPH_REGRAPH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RG_VERSION_MAJOR 0
+#define RG_VERSION_MINOR 1
+#define RG_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define RG_API __attribute__((visibility("default")))
+#else
+#define RG_API
+#endif
+
+/* ---- status and errors -------------------------------------------------------------------------- */
+
+typedef enum rg_status {
+  RG_OK = 0,
+  RG_E_USAGE,      /* a call or command that makes no sense: NULL handle, unbound dimension, unknown flag */
+  RG_E_IO,         /* a file that can't be read or written */
+  RG_E_SYNTAX,     /* not JSON, not UTF-8, not .npy, not CSV */
+  RG_E_LIMIT,      /* past a stated limit: file size, depth, nodes, elements */
+  RG_E_KEY,        /* unknown, duplicate or missing key */
+  RG_E_TYPE,       /* JSON value of the wrong type */
+  RG_E_VALUE,      /* value out of range, unknown choice, bad expression */
+  RG_E_NAME,       /* dangling, duplicate or malformed name */
+  RG_E_CYCLE,      /* nodes that wait for each other */
+  RG_E_RANK,       /* wrong number of axes */
+  RG_E_SHAPE,      /* extents that do not fit */
+  RG_E_DTYPE,      /* element types that do not fit */
+  RG_E_OVERFLOW,   /* arithmetic on sizes that leaves 64 bits or the limits */
+  RG_E_POLICY,     /* a policy that does not fit the spec */
+  RG_E_DATA,       /* array contents that break a rule, such as cu_seqlens that decrease */
+  RG_E_INFEASIBLE, /* no choice meets the memory budget */
+  RG_E_DEVICE,     /* device missing, failed or out of memory */
+  RG_E_COMM,       /* communication */
+  RG_E_NOMEM,      /* host memory */
+  RG_E_PLUGIN,     /* a plugin that can't be loaded or has another ABI */
+  RG_E_INTERNAL    /* a broken invariant: a bug in regraph, please report */
+} rg_status;
+
+typedef struct rg_error {
+  rg_status status;
+  int line, column;  /* of a syntax error, from 1; otherwise 0 */
+  char file[256];    /* file, or "" */
+  char pointer[256]; /* JSON pointer into it, or "" */
+  char node[128];    /* node concerned, or "" */
+  char message[640]; /* one sentence: the offending value and what was expected */
+} rg_error;
+
+RG_API const char *rg_version(void);
+/* "RG_E_SHAPE" and so on; static. */
+RG_API const char *rg_status_name(rg_status status);
+/* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1 other. */
+RG_API int rg_status_exit_code(rg_status status);
+/* Writes "FILE:POINTER: CODE: sentence" (without newline); returns what snprintf would. */
+RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
+
+/* ---- types -------------------------------------------------------------------------------------- */
+
+typedef enum rg_dtype { RG_F32, RG_F16, RG_BF16, RG_I32, RG_DTYPE_COUNT } rg_dtype;
+
+RG_API const char *rg_dtype_name(rg_dtype dtype); /* "f32", "f16", "bf16", "i32" */
+RG_API size_t rg_dtype_size(rg_dtype dtype);
+/* Converts n elements; from or to f32 (i32 only to itself). Rounds to nearest even. */
+RG_API void rg_convert(rg_dtype to, void *dst, rg_dtype from, const void *src, size_t n);
+
+typedef struct rg_context rg_context;
+typedef struct rg_spec rg_spec;
+typedef struct rg_policy rg_policy;
+typedef struct rg_plan rg_plan;
+typedef struct rg_session rg_session;
+
+/* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as on the command
+ * line), else `value`. Borrowed during the call only. */
+typedef struct rg_binding {
+  const char *name;
+  int64_t value;
+  const char *text;
+} rg_binding;
+
+/* Text a report returns; free with rg_text_destroy. */
+typedef struct rg_text {
+  char *data; /* NUL-terminated */
+  size_t size;
+  rg_context *ctx;
+} rg_text;
+RG_API void rg_text_destroy(rg_text *text);
+
+/* ---- context ------------------------------------------------------------------------------------ */
+
+typedef struct rg_allocator {
+  void *(*alloc)(void *user, size_t size); /* 16-byte aligned, or NULL */
+  void (*free)(void *user, void *ptr);
+  void *user;
+} rg_allocator;
+
+/* host NULL: malloc. The allocator must be safe to call from several threads if the context is shared. */
+RG_API rg_status rg_context_create(const rg_allocator *host, rg_context **out, rg_error *error);
+RG_API void rg_context_destroy(rg_context *ctx);
+/* Adds the ops of a plugin (see regraph/op.h). Not while other threads use the context. */
+RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *error);
+
+/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", "schema-spec", "schema-policy". */
+RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
+
+/* ---- spec and policy ---------------------------------------------------------------------------- */
+
+RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
+                                   rg_spec **out, rg_error *error);
+/* `name` stands for the file in messages. */
+RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                                   const rg_binding *set, size_t nset, rg_spec **out, rg_error *error);
+RG_API void rg_spec_destroy(rg_spec *spec);
+
+RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error);
+RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                                     rg_policy **out, rg_error *error);
+RG_API void rg_policy_destroy(rg_policy *policy);
+
+/* Checks everything about spec and policy that does not need the unbound dimensions; with all bound, everything. */
+RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
+
+/* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward graph. */
+RG_API rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, rg_error *error);
+
+typedef enum rg_role { RG_INPUT, RG_OUTPUT, RG_GRAD_IN, RG_GRAD_OUT } rg_role;
+
+/* A tensor the caller binds. Names belong to the object asked. */
+typedef struct rg_tensor_info {
+  const char *name;
+  rg_role role;
+  rg_dtype dtype;
+  int rank;
+  int64_t dim[8];   /* -1: depends on an unbound dimension */
+  int64_t bytes;    /* dense, row-major; -1 likewise */
+  bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */
+  bool seqlens;     /* holds sequence starts, as cu_seqlens does */
+  bool offsets;     /* holds positions of first queries */
+} rg_tensor_info;
+
+/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the end (nothing is reported then). */
+RG_API rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out);
+
+/* Solves the spec's free dimensions from the shape of one input ("B+1" against 3 gives B = 2). Adds to solved[0 …
+ * *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or the spec. Names belong to the spec. */
+RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
+                               rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error);
+
+/* ---- plan --------------------------------------------------------------------------------------- */
+
+typedef struct rg_plan_options {
+  const rg_binding *set; /* binds what the spec left free */
+  size_t nset;
+  const char *device;       /* "cpu" (default) or "cuda" */
+  const char *profile_path; /* device profile (JSON); NULL: the one shipped for the device */
+  int threads;              /* 0: as many as cores */
+  bool no_grad;             /* forward only, whatever the spec says */
+  bool no_reuse;            /* planner off: every tensor gets bytes of its own */
+  bool no_inplace;
+  double pack_seconds; /* time limit for the exact packer; 0: 2 s */
+  /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
+  void (*progress)(void *user, const char *stage, double done, double total);
+  void *progress_user;
+} rg_plan_options;
+
+RG_API rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                                rg_plan **out, rg_error *error);
+RG_API void rg_plan_destroy(rg_plan *plan);
+
+typedef struct rg_sizes {
+  int64_t saved;   /* bytes that live from forward to backward, one such block per call in flight */
+  int64_t scratch; /* bytes used inside a direction; sessions that never run at once may share one block */
+  int64_t forward_scratch, backward_scratch;
+  int64_t lower_bound; /* saved + the most scratch bytes alive at once: no packing can do better */
+  int64_t predicted_peak; /* saved + scratch */
+} rg_sizes;
+RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
+RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
+
+/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph" (full dump of the
+ * differentiated, rewritten graph), "steps". */
+RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *error);
+
+/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or "json". */
+RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                           const char *format, rg_text *out, rg_error *error);
+
+/* ---- session ------------------------------------------------------------------------------------ */
+
+typedef struct rg_session_options {
+  /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create. Supplied
+   * blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. */
+  void *saved, *scratch;
+  const rg_allocator *arena;
+  bool eager;        /* cuda: run the steps one by one instead of replaying a graph */
+  bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after each step */
+} rg_session_options;
+
+RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
+                                   rg_error *error);
+RG_API void rg_session_destroy(rg_session *session);
+
+/* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or rebound; ptr NULL unbinds).
+ * `bytes` must be the tensor's exactly. A backward reads inputs and outputs where forward had them. */
+RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
+                                 rg_error *error);
+/* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
+RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
+RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
+
+/* Never allocate. Every gradient must be bound for backward, every output for forward. */
+RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
+RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
+
+typedef struct rg_node_time {
+  const char *name;
+  const char *op;
+  bool backward;
+  double ms;     /* of the last run */
+  double flops, bytes; /* the cost model's */
+  double model_ms;
+} rg_node_time;
+/* Time of the i-th step in the last run; RG_E_USAGE past the end. */
+RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
+
+/* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored. Only
+ * tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
+RG_API rg_status rg_session_read(rg_session *session, const char *tensor, void *dst, size_t bytes, rg_error *error);
+/* Highest byte + 1 that the last runs touched in saved and scratch; needs debug_poison. */
+RG_API rg_status rg_session_touched(const rg_session *session, int64_t *saved, int64_t *scratch);
+
+/* ---- packing as a service ----------------------------------------------------------------------- */
+
+typedef struct rg_buffer {
+  int64_t lower, upper; /* alive in [lower, upper) */
+  int64_t size;
+  int64_t offset; /* result */
+} rg_buffer;
+
+typedef struct rg_pack_options {
+  double seconds;   /* time limit for the exact search; 0: 5 */
+  int64_t capacity; /* > 0: stop at the first packing that fits */
+  int64_t align;    /* 0: 1 */
+} rg_pack_options;
+
+typedef struct rg_pack_result {
+  int64_t peak, lower_bound;
+  bool optimal; /* proved */
+  int64_t nodes_explored;
+  double seconds;
+} rg_pack_result;
+
+RG_API rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
+                         rg_pack_result *out, rg_error *error);
+
+/* The same for a file of lines "id,lower,upper,size" (with a header; other columns are kept): returns
+ * the file with a column "offset" in `out`. */
+RG_API rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
+                             rg_pack_result *result, rg_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,59 @@
+/* memplan/memplan.h: gives every tensor its bytes.
+ *
+ * Takes a bound graph in execution order, returns a copy whose owners carry (region, address), plus a report.
+ * Saved memory holds what forward writes and backward reads; it all lives at once at the turn, so it is laid end to
+ * end. Scratch of forward and of backward are packed apart and share one block (its size is the larger). A node's
+ * workspace is a scratch block that lives during that node only. Every block starts on a multiple of RGI_ALIGN;
+ * a region ends with its last block's last byte.
+ */
+#ifndef RGI_MEMPLAN_H
+#define RGI_MEMPLAN_H
+
+#include "../graph/ir.h"
+
+#define RGI_ALIGN 256
+
+typedef struct rgi_memory_options {
+  bool no_reuse;   /* every block gets bytes of its own */
+  bool no_inplace; /* no output takes a dying input's bytes */
+  double seconds;  /* for the exact search, both directions together */
+  int threads;     /* for workspaces: rg_call.threads */
+} rgi_memory_options;
+
+/* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains blocks[]. */
+typedef struct rgi_block {
+  int32_t tensor; /* owner, or -1: the workspace of `first` */
+  int32_t first, last; /* nodes: alive from the first writer to the last reader, both included */
+  rgi_region region;
+  int64_t size, address;
+  int32_t shares; /* index of the block whose bytes this one took over, or -1 */
+} rgi_block;
+
+typedef struct rgi_memory {
+  int64_t saved, scratch, forward_scratch, backward_scratch;
+  int64_t forward_bound, backward_bound; /* most scratch bytes alive at once: no packing does better */
+  bool forward_optimal, backward_optimal;
+  int64_t explored; /* search nodes */
+  double seconds;
+  int64_t no_reuse;      /* scratch bytes if every block had its own */
+  int64_t inplace_gain;  /* bytes of blocks that in-place reuse spared */
+  rgi_block *block;
+  int32_t nblock;
+  int64_t *workspace; /* per node: address of its workspace in scratch, or -1 */
+  int64_t *workspace_size;
+} rgi_memory;
+
+/* *mem lives in (*out)->arena. */
+rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem,
+                      rg_error *e);
+/* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find them, or (bound_only)
+ * their lower bounds, which is fast. */
+rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only, int64_t *saved,
+                          int64_t *forward, int64_t *backward, rg_error *e);
+/* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the graph. */
+rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e);
+
+void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_buf *out); /* timeline */
+void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out);
+
+#endif

@@ -1,0 +1,458 @@
+/* memplan/pack_search.c: the exact search: is there a packing within a capacity?
+ *
+ * Builds packings bottom up. A node of the search knows for every unplaced piece two offsets: `real`, where it would
+ * come to rest on the pieces placed so far, and `least`, below which no packing of this subtree has it. A section's
+ * floor is the smallest `least` of its unplaced pieces. The level is the lowest floor. A node picks a section at that
+ * level and branches on what rests there: one of the pieces that can, or (the last branch) nothing.
+ *
+ * What keeps the tree small:
+ *   P1  room      floor + unplaced bytes of a section must fit under the capacity
+ *   P2  settled   only packings in which no piece could be moved down are looked for: every piece rests on another one
+ *                 or on the ground. So a piece without support below `least` waits for a piece still to be placed; and a
+ *                 piece that would fit into a hole already closed off ends the branch
+ *   P3  split     once placed pieces cut time apart, the parts are solved one by one
+ *   P4  memory    failed states are remembered by (unplaced pieces, floors); each is explored once, over restarts too
+ *   P5  twins     pieces equal in lifetime and size are placed in order
+ *   P6  base      a piece that spans a part whose ground is level lies at the bottom
+ */
+#include "pack_internal.h"
+#include <string.h>
+#include <stdlib.h>
+
+typedef struct undo {
+  int32_t what; /* piece, coded by kind */
+  int64_t old;
+} undo;
+enum { UNDO_REAL, UNDO_LEAST, UNDO_PLACE };
+
+struct rgi_search {
+  const rgi_packing *p;
+  const rg_context *ctx;
+  int32_t n, m;
+  int64_t *size, *real, *least, *limit, *offset;
+  int32_t *first, *last;
+  int32_t *next, *prev; /* unplaced pieces by first section, circular around n */
+  int32_t *twin;        /* an equal piece that goes first, or -1 */
+  bool *placed;
+  int64_t *left, *cap;     /* [m] unplaced units; capacity in units */
+  int64_t *floor, *ground; /* [m] scratch of one node */
+  int32_t *count;          /* [m] scratch: pieces that can rest at the level */
+  double *score;
+  bool first_fail, use_ect;
+  int64_t *ect;
+  int32_t *sorted;
+  undo *trail;
+  int64_t ntrail, trail_capacity;
+  int32_t *stack;
+  int64_t nstack, stack_capacity;
+  uint64_t *memory; /* failed states */
+  uint64_t memory_mask;
+  uint64_t salt;
+  int64_t nodes, budget;
+  double deadline;
+  bool no_memory;
+};
+
+static uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+  return z ^ (z >> 31);
+}
+
+/* ---- growing stacks ---- */
+
+static bool grow(const rg_context *ctx, void **data, int64_t *capacity, int64_t used, size_t item) {
+  int64_t more = *capacity * 2;
+  void *fresh = rgi_malloc(ctx, (size_t)more * item);
+  if (!fresh) return false;
+  memcpy(fresh, *data, (size_t)used * item);
+  rgi_free(ctx, *data);
+  *data = fresh;
+  *capacity = more;
+  return true;
+}
+
+static inline void remember(rgi_search *s, int kind, int32_t piece, int64_t old) {
+  if (s->ntrail == s->trail_capacity &&
+      !grow(s->ctx, (void **)&s->trail, &s->trail_capacity, s->ntrail, sizeof *s->trail)) {
+    s->no_memory = true; /* the trail is now useless: the search ends at the next node */
+    return;
+  }
+  s->trail[s->ntrail++] = (undo){piece * 3 + kind, old};
+}
+
+static inline void push(rgi_search *s, int32_t value) {
+  if (s->nstack == s->stack_capacity &&
+      !grow(s->ctx, (void **)&s->stack, &s->stack_capacity, s->nstack, sizeof *s->stack)) {
+    s->no_memory = true;
+    return;
+  }
+  s->stack[s->nstack++] = value;
+}
+
+/* ---- moves ---- */
+
+static inline void raise_least(rgi_search *s, int32_t v, int64_t to) {
+  remember(s, UNDO_LEAST, v, s->least[v]);
+  s->least[v] = to;
+}
+
+static void place(rgi_search *s, int32_t u, int64_t at) {
+  int64_t top = at + s->size[u];
+  remember(s, UNDO_PLACE, u, 0);
+  s->placed[u] = true;
+  s->offset[u] = at;
+  s->next[s->prev[u]] = s->next[u];
+  s->prev[s->next[u]] = s->prev[u];
+  for (int32_t t = s->first[u]; t <= s->last[u]; t++) s->left[t] -= s->size[u];
+  for (int64_t k = s->p->near_begin[u]; k < s->p->near_begin[u + 1]; k++) {
+    int32_t v = s->p->near[k];
+    if (s->placed[v]) continue;
+    if (s->real[v] < top) {
+      remember(s, UNDO_REAL, v, s->real[v]);
+      s->real[v] = top;
+      if (s->least[v] < top) raise_least(s, v, top);
+    }
+  }
+}
+
+static void undo_to(rgi_search *s, int64_t mark) {
+  while (s->ntrail > mark) {
+    undo *x = &s->trail[--s->ntrail];
+    int32_t v = x->what / 3;
+    switch (x->what % 3) {
+    case UNDO_REAL: s->real[v] = x->old; break;
+    case UNDO_LEAST: s->least[v] = x->old; break;
+    default:
+      s->placed[v] = false;
+      s->next[s->prev[v]] = v;
+      s->prev[s->next[v]] = v;
+      for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->left[t] += s->size[v];
+    }
+  }
+}
+
+/* ---- memory of failed states ---- */
+
+static bool known_failure(const rgi_search *s, uint64_t key) {
+  const uint64_t *bucket = &s->memory[(key & s->memory_mask) & ~UINT64_C(3)];
+  uint64_t tag = mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
+  return bucket[0] == tag || bucket[1] == tag || bucket[2] == tag || bucket[3] == tag;
+}
+
+static void note_failure(rgi_search *s, uint64_t key) {
+  uint64_t *bucket = &s->memory[(key & s->memory_mask) & ~UINT64_C(3)];
+  uint64_t tag = mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
+  for (int i = 0; i < 4; i++)
+    if (!bucket[i]) {
+      bucket[i] = tag;
+      return;
+    }
+  bucket[(key >> 60) & 3] = tag;
+}
+
+/* ---- the search ---- */
+
+static void sort_by_least(rgi_search *s, int32_t k) {
+  static const int gaps[] = {301, 132, 57, 23, 10, 4, 1};
+  for (int g = 0; g < 7; g++)
+    for (int32_t i = gaps[g]; i < k; i++) {
+      int32_t v = s->sorted[i], j = i;
+      for (; j >= gaps[g] && s->least[s->sorted[j - gaps[g]]] > s->least[v]; j -= gaps[g]) s->sorted[j] = s->sorted[j - gaps[g]];
+      s->sorted[j] = v;
+    }
+}
+
+static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail);
+
+/* Solves the parts stack[from …): pairs of first and last piece. */
+static rgi_verdict explore_parts(rgi_search *s, int64_t from) {
+  rgi_verdict verdict = RGI_FOUND;
+  int64_t to = s->nstack;
+  for (int64_t i = from; i < to && verdict == RGI_FOUND; i += 2)
+    verdict = explore(s, s->stack[i], s->stack[i + 1]);
+  s->nstack = from;
+  return verdict;
+}
+
+/* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any verdict but FOUND
+ * the state is as before. */
+static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
+  const int64_t mark = s->ntrail, bottom = s->nstack;
+  uint64_t entry_key = 0;
+  bool keyed = false;
+  rgi_verdict verdict;
+
+  for (;;) {
+    s->nodes++;
+    if (s->no_memory) return RGI_NO_MEMORY;
+    if (s->nodes >= s->budget || ((s->nodes & 255) == 0 && rgi_pack_now() > s->deadline)) {
+      verdict = RGI_STOPPED;
+      goto out;
+    }
+    const int32_t end = s->next[tail];
+
+    /* P2: pieces without support wait for the lowest top still to come. */
+    for (bool again = true; again;) {
+      int64_t lowest_top = INT64_MAX;
+      again = false;
+      for (int32_t v = head; v != end; v = s->next[v]) {
+        int64_t top = s->least[v] + s->size[v];
+        if (top < lowest_top) lowest_top = top;
+      }
+      for (int32_t v = head; v != end; v = s->next[v])
+        if (s->least[v] > s->real[v] && s->least[v] < lowest_top) raise_least(s, v, lowest_top), again = true;
+    }
+
+    /* Floors, and where the part falls apart (P3). */
+    int32_t lo = s->first[head], hi = lo - 1;
+    verdict = RGI_NONE;
+    for (int32_t v = head; v != end; v = s->next[v]) {
+      int64_t least = s->least[v], real = s->real[v];
+      if (least > s->limit[v]) goto out;
+      int32_t a = s->first[v], b = s->last[v];
+      if (a > hi && v != head) { /* nothing spans the border before a */
+        push(s, head);
+        push(s, s->prev[v]);
+        head = v;
+      }
+      if (b > hi) {
+        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++) s->floor[t] = INT64_MAX, s->ground[t] = INT64_MAX;
+        hi = b;
+      }
+      for (int32_t t = a; t <= b; t++) {
+        s->floor[t] = least < s->floor[t] ? least : s->floor[t];
+        s->ground[t] = real < s->ground[t] ? real : s->ground[t];
+      }
+    }
+    if (s->nstack > bottom) {
+      push(s, head);
+      push(s, tail);
+      verdict = explore_parts(s, bottom);
+      goto out;
+    }
+
+    int64_t level = INT64_MAX, peak_floor = 0;
+    uint64_t key = s->salt;
+    for (int32_t t = lo; t <= hi; t++) {
+      int64_t f = s->floor[t];
+      if (f + s->left[t] > s->cap[t]) goto out; /* P1 */
+      if (f < level) level = f;
+      if (f > peak_floor) peak_floor = f;
+      s->count[t] = 0;
+    }
+    int32_t spanning = -1;
+    for (int32_t v = head; v != end; v = s->next[v]) {
+      if (s->real[v] + s->size[v] <= level) goto out; /* P2: a hole below would take it */
+      key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) + (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
+      if (s->real[v] != s->least[v])
+        key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) + (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
+      bool flat = s->real[v] == s->least[v], rests = false;
+      for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
+        if (s->floor[t] == s->least[v]) rests = true;
+        else flat = false;
+      }
+      if (flat)
+        for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
+      else if (rests)
+        for (int32_t t = s->first[v]; t <= s->last[v]; t++)
+          if (s->floor[t] == s->least[v]) s->count[t] += 1 << 20;
+      if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning])) spanning = v;
+    }
+    if (known_failure(s, key)) goto out;
+    if (s->use_ect) {
+      int32_t k = 0;
+      for (int32_t v = head; v != end; v = s->next[v]) s->sorted[k++] = v;
+      sort_by_least(s, k);
+      for (int32_t t = lo; t <= hi; t++) s->ect[t] = 0;
+      for (int32_t i = 0; i < k; i++) {
+        int32_t v = s->sorted[i];
+        int64_t least = s->least[v], size = s->size[v];
+        for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->ect[t] = (s->ect[t] > least ? s->ect[t] : least) + size;
+      }
+      for (int32_t t = lo; t <= hi; t++) if (s->ect[t] > s->cap[t]) goto out;
+    }
+    if (!keyed) entry_key = key, keyed = true;
+
+    int32_t section = -1;
+    if (spanning >= 0 && peak_floor == level && s->least[spanning] == level && s->real[spanning] == level) {
+      /* P6: swapping it with what lies below changes nothing else. */
+      bool flat = true;
+      for (int32_t t = lo; t <= hi && flat; t++) flat = s->ground[t] == level;
+      if (flat) {
+        int32_t h = head, l = tail;
+        if (h == l) {
+          place(s, spanning, level);
+          return RGI_FOUND;
+        }
+        if (h == spanning) h = s->next[h];
+        if (l == spanning) l = s->prev[l];
+        place(s, spanning, level);
+        verdict = explore(s, h, l);
+        goto out;
+      }
+    }
+    int64_t best = INT64_MAX, best_slack = 0;
+    for (int32_t t = lo; t <= hi; t++) {
+      if (s->floor[t] == INT64_MAX) continue;
+      int64_t slack = s->cap[t] - s->left[t] - s->floor[t];
+      int64_t choices = s->count[t] + (slack > 0);
+      if (!s->first_fail && s->floor[t] != level) continue;
+      if (choices < best || (choices == best && (s->floor[t] < s->floor[section] || (s->floor[t] == s->floor[section] && slack < best_slack)))) best = choices, section = t, best_slack = slack;
+    }
+    level = s->floor[section];
+
+    /* Candidates, best first. */
+    int64_t base = s->nstack;
+    for (int32_t v = head; v != end; v = s->next[v]) {
+      if (s->least[v] != level || s->first[v] > section || s->last[v] < section) continue;
+      if (s->twin[v] >= 0 && !s->placed[s->twin[v]]) continue;
+      push(s, v);
+      for (int64_t i = s->nstack - 1; i > base && s->score[s->stack[i]] > s->score[s->stack[i - 1]]; i--) {
+        int32_t x = s->stack[i];
+        s->stack[i] = s->stack[i - 1];
+        s->stack[i - 1] = x;
+      }
+    }
+    int64_t after = s->nstack, here = s->ntrail;
+    for (int64_t i = base; i < after; i++) {
+      int32_t u = s->stack[i], h = head, l = tail;
+      if (h == l) {
+        place(s, u, level);
+        s->nstack = bottom;
+        return RGI_FOUND;
+      }
+      if (h == u) h = s->next[h];
+      if (l == u) l = s->prev[l];
+      place(s, u, level);
+      verdict = explore(s, h, l);
+      if (verdict == RGI_FOUND) {
+        s->nstack = bottom;
+        return RGI_FOUND;
+      }
+      undo_to(s, here);
+      if (verdict != RGI_NONE) goto out;
+    }
+    s->nstack = base;
+    /* Nothing rests here at this level. */
+    for (int32_t v = head; v != end; v = s->next[v])
+      if (s->least[v] == level && s->first[v] <= section && s->last[v] >= section) raise_least(s, v, level + 1);
+  }
+
+out:
+  s->nstack = bottom;
+  if (verdict == RGI_FOUND) return verdict;
+  if (verdict == RGI_NO_MEMORY) return verdict;
+  undo_to(s, mark);
+  if (verdict == RGI_NONE && keyed) note_failure(s, entry_key);
+  return verdict;
+}
+
+/* ---- entry ---- */
+
+static void score_pieces(rgi_search *s, uint32_t attempt) {
+  for (int32_t i = 0; i < s->n; i++) {
+    double size = (double)s->size[i], length = s->last[i] - s->first[i] + 1, score;
+    double noise = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
+    switch (attempt % 4) {
+    case 0: score = size * length; break;
+    case 1: score = length * 1e-3 + size; break;
+    case 2: score = length + size * 1e-12; break;
+    default: score = size * length * length; break;
+    }
+    if (attempt >= 4) score *= 0.5 + noise;
+    s->score[i] = score;
+  }
+}
+
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
+                           int64_t *offset, int64_t *explored) {
+  const rgi_packing *p = s->p;
+  s->nodes = 0;
+  s->budget = budget;
+  s->deadline = deadline;
+  s->ntrail = s->nstack = 0;
+  s->salt = mix((uint64_t)capacity);
+  memset(s->left, 0, (size_t)s->m * sizeof *s->left);
+  for (int32_t t = 0; t < s->m; t++) {
+    s->left[t] = p->load[t];
+    s->cap[t] = (capacity + p->pad[t]) / p->unit;
+  }
+  for (int32_t i = 0; i <= s->n; i++) {
+    s->next[i] = i == s->n ? 0 : i + 1;
+    s->prev[i] = i == 0 ? s->n : i - 1;
+  }
+  for (int32_t i = 0; i < s->n; i++) {
+    int64_t bytes = rgi_piece_bytes(p, i);
+    if (bytes > capacity) return RGI_NONE;
+    s->limit[i] = (capacity - bytes) / p->unit;
+    s->real[i] = s->least[i] = 0;
+    s->placed[i] = false;
+  }
+  score_pieces(s, attempt);
+  s->first_fail = getenv("FF") ? atoi(getenv("FF")) == 2 ? attempt & 1 : atoi(getenv("FF")) : 0;
+  s->use_ect = getenv("ECT") ? 1 : 0;
+  rgi_verdict verdict = explore(s, 0, s->n - 1);
+  if (verdict == RGI_FOUND) memcpy(offset, s->offset, (size_t)s->n * sizeof *offset);
+  *explored += s->nodes;
+  return verdict;
+}
+
+rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e) {
+  size_t n = (size_t)p->n, m = (size_t)p->m;
+  rgi_search *s = *out = rgi_malloc(p->ctx, sizeof *s);
+  if (!s) return rgi_nomem(e);
+  memset(s, 0, sizeof *s);
+  s->p = p;
+  s->ctx = p->ctx;
+  s->n = p->n;
+  s->m = p->m;
+  s->trail_capacity = s->stack_capacity = 1 << 12;
+  s->memory_mask = (UINT64_C(1) << 20) - 1;
+  size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
+  bool ok = (s->ect = rgi_malloc(p->ctx, m * 8)) && (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) && (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
+            (s->least = rgi_malloc(p->ctx, n * sizeof *s->least)) &&
+            (s->limit = rgi_malloc(p->ctx, n * sizeof *s->limit)) &&
+            (s->offset = rgi_malloc(p->ctx, n * sizeof *s->offset)) &&
+            (s->first = rgi_malloc(p->ctx, n * sizeof *s->first)) &&
+            (s->last = rgi_malloc(p->ctx, n * sizeof *s->last)) &&
+            (s->next = rgi_malloc(p->ctx, (n + 1) * sizeof *s->next)) &&
+            (s->prev = rgi_malloc(p->ctx, (n + 1) * sizeof *s->prev)) &&
+            (s->twin = rgi_malloc(p->ctx, n * sizeof *s->twin)) &&
+            (s->placed = rgi_malloc(p->ctx, n * sizeof *s->placed)) &&
+            (s->score = rgi_malloc(p->ctx, n * sizeof *s->score)) &&
+            (s->left = rgi_malloc(p->ctx, m * sizeof *s->left)) && (s->cap = rgi_malloc(p->ctx, m * sizeof *s->cap)) &&
+            (s->floor = rgi_malloc(p->ctx, m * sizeof *s->floor)) &&
+            (s->ground = rgi_malloc(p->ctx, m * sizeof *s->ground)) &&
+            (s->count = rgi_malloc(p->ctx, m * sizeof *s->count)) &&
+            (s->trail = rgi_malloc(p->ctx, (size_t)s->trail_capacity * sizeof *s->trail)) &&
+            (s->stack = rgi_malloc(p->ctx, (size_t)s->stack_capacity * sizeof *s->stack)) &&
+            (s->memory = rgi_malloc(p->ctx, memory));
+  if (!ok) {
+    rgi_search_destroy(s);
+    *out = NULL;
+    return rgi_nomem(e);
+  }
+  memset(s->memory, 0, memory);
+  for (int32_t i = 0; i < p->n; i++) {
+    const rgi_piece *a = &p->piece[i];
+    s->size[i] = a->size;
+    s->first[i] = a->first;
+    s->last[i] = a->last;
+    s->twin[i] = -1;
+    for (int32_t j = i - 1; j >= 0 && p->piece[j].first == a->first; j--)
+      if (p->piece[j].last == a->last && p->piece[j].size == a->size && p->piece[j].pad == a->pad) {
+        s->twin[i] = j;
+        break;
+      }
+  }
+  return RG_OK;
+}
+
+void rgi_search_destroy(rgi_search *s) {
+  if (!s) return;
+  void *all[] = {s->size, s->real, s->least, s->limit, s->offset, s->first, s->last, s->next, s->prev, s->twin,
+                 s->placed, s->score, s->left, s->cap, s->floor, s->ground, s->count, s->trail, s->stack, s->memory};
+  for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(s->ctx, all[i]);
+  rgi_free(s->ctx, s);
+}

@@ -1,0 +1,255 @@
+/* ops/rmsnorm.c: y = x / sqrt(mean x² + eps) · w over the last axis, and its gradients.
+ *
+ *     r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
+ *     dx = r·(g − n·mean(g·n))        dw = Σ over rows dy·n
+ *
+ * The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK tokens of one head,
+ * then chunks in order, then heads from last to first, head by head onto what is there.
+ */
+#include "cpu_rows.h"
+
+enum { ATTR_EPS, ATTR_COUNT };
+static const rg_attr attrs[ATTR_COUNT] = {
+    {"eps", RG_ATTR_FLOAT, false, 0, 1, 1e-6, NULL, "added to the mean square"},
+};
+
+#define CHUNK 128 /* tokens */
+#define LANES 16  /* partial sums of a row, so that adding vectorises in a fixed order */
+
+/* A tensor as rows: [tokens, heads, width]. */
+typedef struct rows {
+  int64_t tokens, heads, width;
+} rows;
+
+static rows rows_of(const rg_arg *x) {
+  rows r = {1, 1, x->dim[x->rank - 1]};
+  if (x->rank > 1) r.tokens = x->dim[0];
+  for (int i = 1; i + 1 < x->rank; i++) r.heads *= x->dim[i];
+  return r;
+}
+
+static char *row_at(const rg_arg *x, int64_t token, int64_t head) {
+  int64_t e = x->rank > 1 ? token * x->stride[0] : 0;
+  for (int i = x->rank - 2; i > 0; i--) {
+    e += head % x->dim[i] * x->stride[i];
+    head /= x->dim[i];
+  }
+  return (char *)x->data + e * (int64_t)rg_dtype_size(x->dtype);
+}
+
+/* Σ a·b */
+static float dot(const float *a, const float *b, int64_t n) {
+  float lane[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int k = 0; k < LANES; k++) lane[k] += a[i + k] * b[i + k];
+  for (int k = 0; i + k < n; k++) lane[k] += a[i + k] * b[i + k];
+  for (int width = LANES / 2; width; width /= 2)
+    for (int k = 0; k < width; k++) lane[k] += lane[k + width];
+  return lane[0];
+}
+
+typedef struct job {
+  const rg_call *c;
+  const rg_arg *x, *w, *dy, *y; /* y: the output, or d.x (may be NULL in the backward) */
+  rows shape;
+  int64_t live, chunks;
+  bool add;
+  float *partial;   /* [chunks, heads, width] or NULL */
+  char *scratch;
+  size_t per_thread;
+} job;
+
+/* Per thread: rows of x, w and dy in f32. */
+static size_t thread_bytes(int64_t width) { return RGI_ROUND256((size_t)width * 3 * 4); }
+
+static void task(void *arg, int64_t number, int thread) {
+  const job *j = arg;
+  const rg_arg *y = j->y;
+  int isa = j->c->isa;
+  int64_t chunk = number / j->shape.heads, head = number % j->shape.heads, n = j->shape.width;
+  int64_t first = chunk * CHUNK, end = first + CHUNK < j->shape.tokens ? first + CHUNK : j->shape.tokens;
+  float *x = (float *)(j->scratch + (size_t)thread * j->per_thread), *w = x + n, *g = w + n;
+  float *partial = j->partial ? j->partial + number * n : NULL, eps = (float)j->c->attr[ATTR_EPS].f;
+  if (partial) memset(partial, 0, (size_t)n * 4);
+  if (j->w) rgi_load_by(isa, w, j->w->dtype, j->w->data, n);
+  for (int64_t t = first; t < end; t++) {
+    if (t >= j->live) {
+      if (y && !j->add) memset(row_at(y, t, head), 0, (size_t)n * rg_dtype_size(y->dtype));
+      continue;
+    }
+    rgi_load_by(isa, x, j->x->dtype, row_at(j->x, t, head), n);
+    float scale = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+    if (!j->dy) {
+      for (int64_t i = 0; j->w && i < n; i++) x[i] *= w[i];
+      rgi_store_by(isa, row_at(y, t, head), y->dtype, x, n);
+      continue;
+    }
+    rgi_load_by(isa, g, j->dy->dtype, row_at(j->dy, t, head), n);
+    for (int64_t i = 0; partial && i < n; i++) partial[i] += g[i] * x[i];
+    if (!y) continue;
+    for (int64_t i = 0; j->w && i < n; i++) g[i] *= w[i];
+    float mean = dot(g, x, n) / (float)n;
+    for (int64_t i = 0; i < n; i++) g[i] = scale * (g[i] - x[i] * mean);
+    rgi_put_grad(isa, j->add, row_at(y, t, head), y->dtype, g, n);
+  }
+}
+
+static void run(job *j) {
+  j->shape = rows_of(j->x);
+  if (j->live > j->shape.tokens) j->live = j->shape.tokens; /* rank 1: one row */
+  j->chunks = (j->shape.tokens + CHUNK - 1) / CHUNK;
+  j->per_thread = thread_bytes(j->shape.width);
+  j->c->parallel(j->c->pool, j->chunks * j->shape.heads, task, j);
+}
+
+static rg_status check_shape(const rg_call *c, rg_error *e, const rg_arg *x, const rg_arg *w, const rg_arg *cu) {
+  if (x->rank < 1) return rg_op_fail(e, RG_E_RANK, c, "x is a scalar; expected an axis to normalise");
+  if (x->rank == 1 && cu)
+    return rg_op_fail(e, RG_E_RANK, c, "x has one axis, which can't be both tokens and features");
+  int64_t n = x->dim[x->rank - 1];
+  if (w && n != RG_DIM_FREE && w->dim[0] != RG_DIM_FREE && w->dim[0] != n)
+    return rg_op_fail(e, RG_E_SHAPE, c, "w has %lld elements, expected %lld, the last axis of x",
+                      (long long)w->dim[0], (long long)n);
+  return RG_OK;
+}
+
+/* ---- forward ---- */
+
+enum { IN_X, IN_W, IN_CU };
+
+static rg_status forward(const rg_call *c) {
+  const rg_arg *x = rg_in(c, IN_X);
+  job j = {.c = c, .x = x, .w = rg_in(c, IN_W), .y = rg_out(c, 0), .scratch = c->workspace};
+  j.live = rgi_live_rows(rg_in(c, IN_CU), x->dim[0]);
+  run(&j);
+  return RG_OK;
+}
+static rg_status check(const rg_call *c, rg_error *e) {
+  return check_shape(c, e, rg_in(c, IN_X), rg_in(c, IN_W), rg_in(c, IN_CU));
+}
+static size_t workspace(const rg_call *c) {
+  return (size_t)c->threads * thread_bytes(rows_of(rg_in(c, IN_X)).width);
+}
+static void cost(const rg_call *c, rg_cost *out) {
+  *out = (rg_cost){.flops = 4 * rgi_arg_elements(rg_in(c, IN_X)), .bytes = rgi_call_bytes(c)};
+}
+
+/* ---- backward ---- */
+
+enum { BW_X, BW_W, BW_CU, BW_GRAD, BW_ACC_X, BW_ACC_W };
+
+/* Columns [first, first + n) of dw: chunks in order, heads from last to first. */
+typedef struct weight_job {
+  const job *rows;
+  const rg_arg *dw;
+  bool add;
+} weight_job;
+
+static void weight_task(void *arg, int64_t number, int thread) {
+  const weight_job *j = arg;
+  const rows *s = &j->rows->shape;
+  int64_t first = number * RGI_PIECE, n = s->width - first < RGI_PIECE ? s->width - first : RGI_PIECE;
+  char *to = (char *)j->dw->data + (size_t)first * rg_dtype_size(j->dw->dtype);
+  float sum[RGI_PIECE], head[RGI_PIECE];
+  (void)thread;
+  for (int64_t i = 0; i < n; i++) sum[i] = -0.0f; /* what sums begin with: x + -0 is x */
+  if (j->add) memcpy(sum, to, (size_t)n * 4);
+  for (int64_t h = s->heads - 1; h >= 0; h--) {
+    memset(head, 0, sizeof head);
+    for (int64_t chunk = 0; chunk < j->rows->chunks; chunk++)
+      rgi_store_add(head, j->rows->partial + (chunk * s->heads + h) * s->width + first, n);
+    rgi_store_add(sum, head, n);
+  }
+  rgi_store_by(j->rows->c->isa, to, j->dw->dtype, sum, n);
+}
+
+static size_t partial_bytes(rows s) {
+  return RGI_ROUND256((size_t)((s.tokens + CHUNK - 1) / CHUNK * s.heads * s.width) * 4);
+}
+
+static rg_status backward(const rg_call *c) {
+  const rg_arg *x = rg_in(c, BW_X), *dw = rg_out(c, 1);
+  job j = {.c = c, .x = x, .w = rg_in(c, BW_W), .dy = rg_in(c, BW_GRAD), .y = rg_out(c, 0), .scratch = c->workspace};
+  j.live = rgi_live_rows(rg_in(c, BW_CU), x->dim[0]);
+  j.add = rg_in(c, BW_ACC_X) != NULL;
+  if (dw) {
+    j.partial = c->workspace;
+    j.scratch += partial_bytes(rows_of(x));
+  }
+  if (j.y || dw) run(&j);
+  if (dw) {
+    weight_job wj = {&j, dw, rg_in(c, BW_ACC_W) != NULL};
+    c->parallel(c->pool, (j.shape.width + RGI_PIECE - 1) / RGI_PIECE, weight_task, &wj);
+  }
+  return RG_OK;
+}
+static rg_status backward_check(const rg_call *c, rg_error *e) {
+  return check_shape(c, e, rg_in(c, BW_X), rg_in(c, BW_W), rg_in(c, BW_CU));
+}
+static size_t backward_workspace(const rg_call *c) {
+  rows s = rows_of(rg_in(c, BW_X));
+  return (size_t)c->threads * thread_bytes(s.width) + (rg_out(c, 1) ? partial_bytes(s) : 0);
+}
+static void backward_cost(const rg_call *c, rg_cost *out) {
+  *out = (rg_cost){.flops = 11 * rgi_arg_elements(rg_in(c, BW_X)), .bytes = rgi_call_bytes(c)};
+}
+
+/* ---- descriptors ---- */
+
+static const rg_port in[] = {
+    {"x", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "normalised over its last axis"},
+    {"w", "W", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "scale per feature"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "starts of the sequences; absent: all rows are live"},
+};
+static const rg_port out[] = {{"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "x / sqrt(mean x² + eps) · w"}};
+
+static const rg_port bwd_in[] = {
+    {"x", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "as forward"},
+    {"w", "W", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    {"grad.y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of y"},
+    {"acc.x", "...", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
+    {"acc.w", "W", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
+};
+static const rg_port bwd_out[] = {
+    {"d.x", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of x"},
+    {"d.w", "W", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of w"},
+};
+
+const rg_op rgi_op_rmsnorm = {
+    .abi = RG_OP_ABI,
+    .name = "rmsnorm",
+    .doc = "root-mean-square normalisation over the last axis",
+    .flags = RG_OP_RECOMPUTABLE,
+    .in = in,
+    .nin = RGI_COUNT(in),
+    .out = out,
+    .nout = RGI_COUNT(out),
+    .attrs = attrs,
+    .nattr = ATTR_COUNT,
+    .check = check,
+    .cost = cost,
+    .workspace = workspace,
+    .run_cpu = forward,
+    .backward = "rmsnorm.bwd",
+};
+
+const rg_op rgi_op_rmsnorm_bwd = {
+    .abi = RG_OP_ABI,
+    .name = "rmsnorm.bwd",
+    .doc = "gradients of rmsnorm",
+    .flags = RG_OP_INTERNAL,
+    .in = bwd_in,
+    .nin = RGI_COUNT(bwd_in),
+    .out = bwd_out,
+    .nout = RGI_COUNT(bwd_out),
+    .attrs = attrs,
+    .nattr = ATTR_COUNT,
+    .check = backward_check,
+    .cost = backward_cost,
+    .workspace = backward_workspace,
+    .run_cpu = backward,
+};

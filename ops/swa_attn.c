@@ -1,0 +1,98 @@
+/* ops/swa_attn.c: sliding-window attention, and with window_left -1 dense causal attention. The work is
+ * cpu_attn's; this file says which keys a query sees: window_left + 1 of them up to its own. */
+#include "cpu_attn.h"
+
+static const rg_attr attrs[] = {
+    RGI_ATTN_ATTRS,
+    {"window_left", RG_ATTR_INT, true, -1, 0x7fffffff, 0, NULL,
+     "keys before the query's own that it sees; -1: all of them (dense causal)"},
+};
+
+static const rg_port in[] = {
+    RGI_ATTN_IN_QKV(RG_PORT_KROWS, "keys, S = T rows unless cu_seqlens_k is bound"),
+    RGI_ATTN_IN_SEQ,
+};
+static const rg_port out[] = {RGI_ATTN_OUT};
+
+static const rg_port in_bwd[] = {
+    RGI_ATTN_IN_QKV(RG_PORT_KROWS, "keys, S = T rows unless cu_seqlens_k is bound"),
+    RGI_ATTN_IN_SEQ,
+    RGI_ATTN_IN_BWD(RG_PORT_KROWS),
+};
+static const rg_port out_bwd[] = {RGI_ATTN_OUT_BWD(RG_PORT_KROWS)};
+
+static rgi_attn problem(const rg_call *c) {
+  rgi_attn a = {.mode = RGI_ATTN_SWA, .window_left = c->attr[RGI_ATTN_OWN].i};
+  rgi_attn_init(&a, c);
+  return a;
+}
+
+static rg_status check(const rg_call *c, rg_error *e) {
+  RGI_TRY(rgi_attn_check(c, false, e));
+  return rgi_attn_check_rows(c, false, e);
+}
+
+static double pairs(const rgi_attn *a) {
+  return rgi_attn_pairs(a, a->S, a->window_left < 0 ? -1 : a->window_left + 1);
+}
+
+static void cost(const rg_call *c, rg_cost *r) {
+  rgi_attn a = problem(c);
+  rgi_attn_cost(c, &a, pairs(&a), false, r);
+}
+static size_t workspace(const rg_call *c) {
+  rgi_attn a = problem(c);
+  return rgi_attn_workspace(c, &a);
+}
+static rg_status run(const rg_call *c) {
+  rgi_attn a = problem(c);
+  return rgi_attn_run(c, &a);
+}
+
+static void cost_bwd(const rg_call *c, rg_cost *r) {
+  rgi_attn a = problem(c);
+  rgi_attn_cost(c, &a, pairs(&a), true, r);
+}
+static size_t workspace_bwd(const rg_call *c) {
+  rgi_attn a = problem(c);
+  return rgi_attn_bwd_workspace(c, &a);
+}
+static rg_status run_bwd(const rg_call *c) {
+  rgi_attn a = problem(c);
+  return rgi_attn_bwd_run(c, &a);
+}
+
+const rg_op rgi_op_swa_attn = {
+    .abi = RG_OP_ABI,
+    .name = "swa_attn",
+    .doc = "causal attention over the last window_left + 1 keys",
+    .flags = RG_OP_RECOMPUTABLE,
+    .in = in,
+    .nin = RGI_COUNT(in),
+    .out = out,
+    .nout = RGI_COUNT(out),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .check = check,
+    .cost = cost,
+    .workspace = workspace,
+    .run_cpu = run,
+    .backward = "swa_attn.bwd",
+};
+
+const rg_op rgi_op_swa_attn_bwd = {
+    .abi = RG_OP_ABI,
+    .name = "swa_attn.bwd",
+    .doc = "gradient of swa_attn",
+    .flags = RG_OP_INTERNAL,
+    .in = in_bwd,
+    .nin = RGI_COUNT(in_bwd),
+    .out = out_bwd,
+    .nout = RGI_COUNT(out_bwd),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .check = check,
+    .cost = cost_bwd,
+    .workspace = workspace_bwd,
+    .run_cpu = run_bwd,
+};

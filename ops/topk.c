@@ -1,0 +1,368 @@
+/* ops/topk.c: which blocks each query attends to.
+ *
+ *   p[j]     = Σ_h exp(s_hj - lse_h)          over the query heads of the KV head; compressed keys j that i
+ * sees score[b] = Σ_j p[j]·|[j·stride, j·stride + kernel) ∩ [b·block, (b+1)·block)| / stride idx[i]   = the
+ * first `init` blocks, the last `local` up to the query's own, and the best of the others, ascending
+ *
+ * Candidates are b <= i / block that hold keys at all; min(top_n, candidates) are kept, the rest of the row
+ * is -1. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h q_h·k instead.
+ * No gradient.
+ *
+ * One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by fp32
+ * sums, and where the last block chosen has so little probability that fp32 underflows (or overflows, for an
+ * lse that does not belong to these keys), by fp64 sums of the same logits. Which of the two depends on the
+ * query's own scores alone. Rows whose candidates are all kept compute nothing.
+ */
+#include "cpu_topk.h"
+#include "cpu_rows.h"
+
+enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
+enum { A_KERNEL, A_STRIDE, A_BLOCK, A_TOP_N, A_INIT, A_LOCAL, A_SCORE, A_SCALE, A_SOFTCAP, A_COUNT };
+enum { SCORE_SOFTMAX, SCORE_DOT };
+enum { NO_BLOCK = -1, DEAD_ROW = 0 }; /* idx past a row's choices; idx of rows past the last live token */
+
+static const rg_port in_ports[IN_COUNT] = {
+    [IN_Q] = {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries"},
+    [IN_K] = {"k", "S,KH,D", 0, RG_D_FLOAT, 'F', 1,
+              "compressed keys; those of sequence b start in row floor(cu_seqlens_k[b] / stride)"},
+    [IN_LSE] = {"lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
+                "log-sum-exp of the attention over the compressed keys; needed by score softmax"},
+    [IN_CU] = {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    [IN_CU_K] = {"cu_seqlens_k", "B1", RG_PORT_KSEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,
+                 "starts of the key sequences, in tokens, where they differ"},
+    [IN_OFFSET] = {"q_offset", "B1-1", RG_PORT_OFFSETS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,
+                   "position of each sequence's first query"},
+};
+static const rg_port out_ports[] = {
+    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,
+     "chosen blocks, ascending, then -1; rows past the last live token are 0"},
+};
+
+static const char *const scores[] = {"softmax", "dot", NULL};
+static const rg_attr attrs[A_COUNT] = {
+    [A_KERNEL] = {"kernel", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL,
+                  "tokens that a compressed key stands for"},
+    [A_STRIDE] = {"stride", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL,
+                  "tokens from one compressed key to the next"},
+    [A_BLOCK] = {"block", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens of a block to choose"},
+    [A_TOP_N] = {"top_n", RG_ATTR_INT, true, 1, 1 << 16, 0, NULL, "blocks a query keeps at most"},
+    [A_INIT] = {"init", RG_ATTR_INT, false, 0, 1 << 16, 1, NULL, "first blocks, always kept"},
+    [A_LOCAL] = {"local", RG_ATTR_INT, false, 1, 1 << 16, 2, NULL,
+                 "last blocks up to the query's own, always kept"},
+    [A_SCORE] =
+        {"score", RG_ATTR_ENUM, false, 0, 0, SCORE_SOFTMAX, scores,
+         "softmax: probability mass of a block; dot: product with its pooled key, summed over the group"},
+    [A_SCALE] = {"scale", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
+                 "factor on q·k; 0: 1/sqrt(D). Unused by dot"},
+    [A_SOFTCAP] = {"softcap", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
+                   "c: logits become c·tanh(logit/c), as in cmp_attn; 0: off"},
+};
+
+static rg_status check(const rg_call *c, rg_error *e) {
+  const rg_value *a = c->attr;
+  int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i;
+  int64_t heads = rg_in(c, IN_Q)->dim[1], kv_heads = rg_in(c, IN_K)->dim[1];
+  bool dot = a[A_SCORE].i == SCORE_DOT;
+  if (kernel % stride)
+    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
+                      (long long)kernel);
+  if (block % stride)
+    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide block %lld", (long long)stride,
+                      (long long)block);
+  if (a[A_INIT].i + a[A_LOCAL].i > a[A_TOP_N].i)
+    return rg_op_fail(e, RG_E_VALUE, c, "init %lld + local %lld blocks are always kept, but top_n is %lld",
+                      (long long)a[A_INIT].i, (long long)a[A_LOCAL].i, (long long)a[A_TOP_N].i);
+  if (dot && (kernel != stride || stride != block))
+    return rg_op_fail(e, RG_E_VALUE, c, "score dot needs kernel = stride = block, not %lld, %lld, %lld",
+                      (long long)kernel, (long long)stride, (long long)block);
+  if (dot && a[A_SOFTCAP].f != 0)
+    return rg_op_fail(e, RG_E_VALUE, c, "softcap %g does not go with score dot, which ranks the raw product",
+                      a[A_SOFTCAP].f);
+  if (!dot && !rg_in(c, IN_LSE))
+    return rg_op_fail(e, RG_E_KEY, c,
+                      "score softmax needs the input lse, the attention's over the same keys");
+  if (heads != RG_DIM_FREE && kv_heads != RG_DIM_FREE && (kv_heads == 0 || heads % kv_heads))
+    return rg_op_fail(e, RG_E_SHAPE, c, "%lld query heads can't be shared out among %lld KV heads",
+                      (long long)heads, (long long)kv_heads);
+  return RG_OK;
+}
+
+/* Compressed keys that end before position `end`. */
+static int64_t keys_before(int64_t end, int64_t kernel, int64_t stride) {
+  return end < kernel ? 0 : (end - kernel) / stride + 1;
+}
+
+static void cost(const rg_call *c, rg_cost *out) {
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K);
+  int64_t kernel = c->attr[A_KERNEL].i, stride = c->attr[A_STRIDE].i;
+  int64_t nseq = rg_in(c, IN_CU)->dim[0] - 1, length = q->dim[0] / (nseq > 0 ? nseq : 1);
+  double pairs = 0; /* (query, key) with the key seen: stride queries see 1 key, as many see 2, … */
+  if (length >= kernel) {
+    double u = (double)(length - kernel + 1), full = floor(u / (double)stride),
+           rest = u - full * (double)stride;
+    pairs = ((double)stride * full * (full + 1) / 2 + rest * (full + 1)) * (double)(nseq > 0 ? nseq : 1);
+  }
+  bool dot = c->attr[A_SCORE].i == SCORE_DOT;
+  double products = pairs * (double)(dot ? k->dim[1] : q->dim[1]);
+  out->flops = 2 * products * (double)q->dim[2] + (dot ? rgi_arg_elements(q) : 0);
+  out->exps = dot ? 0 : pairs * (double)q->dim[1];
+  out->bytes = rgi_call_bytes(c);
+}
+
+/* ---- memory ----
+ *
+ *   | tiles | thread 0: q | lse | keys | rows | scores | rank | heap | thread 1: …
+ */
+
+typedef struct layout {
+  int64_t tiles, blocks; /* most there can be */
+  size_t tile_bytes;
+  size_t q, lse, keys, row, score, rank, heap, thread_bytes; /* offsets from the thread's part */
+} layout;
+
+static layout lay_out(const rg_call *c) {
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU);
+  bool dot = c->attr[A_SCORE].i == SCORE_DOT;
+  int64_t stride = c->attr[A_STRIDE].i, d = q->dim[2], group = k->dim[1] ? q->dim[1] / k->dim[1] : 0;
+  layout l = {0};
+  l.tiles = rgi_tile_capacity(q->dim[0], cu->dim[0] > 0 ? cu->dim[0] - 1 : 0, RGI_TOPK_LANES);
+  /* n compressed keys mean fewer than kernel + n·stride tokens */
+  l.blocks = (c->attr[A_KERNEL].i + k->dim[0] * stride - 1) / c->attr[A_BLOCK].i + 1;
+  l.tile_bytes = RGI_ROUND256((size_t)l.tiles * sizeof(rgi_tile));
+  l.lse = l.q + RGI_ROUND256((size_t)(dot ? 2 : group) * (size_t)d * RGI_TOPK_LANES * sizeof(float));
+  l.keys = l.lse + RGI_ROUND256((size_t)(dot ? 0 : group) * RGI_TOPK_LANES * sizeof(float));
+  l.row = l.keys + RGI_ROUND256((size_t)d * RGI_TOPK_KEYS * sizeof(float));
+  l.score = l.row + RGI_ROUND256((size_t)d * 4 * sizeof(float));
+  l.rank = l.score + RGI_ROUND256((size_t)l.blocks * RGI_TOPK_LANES * sizeof(double));
+  l.heap = l.rank + RGI_ROUND256((size_t)l.blocks * sizeof(uint64_t));
+  l.thread_bytes = l.heap + RGI_ROUND256((size_t)c->attr[A_TOP_N].i * sizeof(uint64_t));
+  return l;
+}
+
+static size_t workspace(const rg_call *c) {
+  layout l = lay_out(c);
+  return l.tile_bytes + l.thread_bytes * (size_t)c->threads;
+}
+
+/* ---- choosing ---- */
+
+/* Order of scores as an order of integers: NaN lowest, -0 equal to 0. */
+static uint64_t rank_of(double score) {
+  uint64_t u;
+  score += 0.0;
+  if (score != score) return 0;
+  memcpy(&u, &score, 8);
+  return u >> 63 ? ~u : u | UINT64_C(1) << 63;
+}
+
+static void sift_down(uint64_t *heap, int64_t n, int64_t i) {
+  uint64_t x = heap[i];
+  for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+    if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+    if (heap[child] >= x) break;
+    heap[i] = heap[child];
+  }
+  heap[i] = x;
+}
+
+/* The keep-th largest of n ranks, 1 <= keep <= n; heap has room for keep. */
+static uint64_t threshold(const uint64_t *rank, int64_t n, uint64_t *heap, int64_t keep) {
+  memcpy(heap, rank, (size_t)keep * sizeof *heap);
+  for (int64_t i = keep / 2 - 1; i >= 0; i--) sift_down(heap, keep, i);
+  for (int64_t i = keep; i < n; i++)
+    if (rank[i] > heap[0]) {
+      heap[0] = rank[i];
+      sift_down(heap, keep, 0);
+    }
+  return heap[0];
+}
+
+/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those
+ * between. */
+typedef struct choice {
+  int64_t free0, free1, count, keep;
+} choice;
+
+static choice choice_of(const rg_value *a, int64_t position, int64_t key_length) {
+  int64_t block = a[A_BLOCK].i, own = position / block, exist = (key_length + block - 1) / block;
+  choice r = {.count = own + 1 < exist ? own + 1 : exist};
+  int64_t kept = a[A_TOP_N].i < r.count ? a[A_TOP_N].i : r.count;
+  r.free0 = a[A_INIT].i < r.count ? a[A_INIT].i : r.count;
+  r.free1 = own - a[A_LOCAL].i + 1;
+  if (r.free1 > r.count) r.free1 = r.count;
+  if (r.free1 < r.free0) r.free1 = r.free0;
+  r.keep = kept - r.free0 - (r.count - r.free1);
+  return r;
+}
+
+static bool must_rank(choice r) {
+  return r.keep > 0 && r.keep < r.free1 - r.free0;
+}
+
+/* Writes a row. rank[b - free0] for the free blocks if must_rank; those above `least` are kept, then the
+ * first of those equal to it. */
+static void write_row(int32_t *idx, int64_t top_n, choice r, const uint64_t *rank, uint64_t least) {
+  int64_t n = 0, ties = r.keep, free_n = r.free1 - r.free0;
+  bool ranked = must_rank(r);
+  for (int64_t b = 0; b < r.free0; b++) idx[n++] = (int32_t)b;
+  if (ranked)
+    for (int64_t b = 0; b < free_n; b++) ties -= rank[b] > least;
+  for (int64_t b = 0; b < free_n; b++) {
+    if (ranked ? rank[b] < least || (rank[b] == least && ties-- <= 0) : r.keep == 0) continue;
+    idx[n++] = (int32_t)(r.free0 + b);
+  }
+  for (int64_t b = r.free1; b < r.count; b++) idx[n++] = (int32_t)b;
+  while (n < top_n) idx[n++] = NO_BLOCK;
+}
+
+/* ---- running ---- */
+
+typedef struct job {
+  const rg_call *c;
+  layout l;
+  rgi_topk_scores scores;
+  const rgi_tile *tiles;
+  const int32_t *cu_k, *offset;
+  int64_t ntile, kv_heads, group;
+  double scale;
+} job;
+
+/* Enough for what an fp32 sum flushes (each term below 1e-37, some thousands of them) not to matter. */
+#define FAST_LEAST 1e-25
+
+static void run_tile(void *arg, int64_t task, int thread) {
+  const job *w = arg;
+  const rg_call *c = w->c;
+  const rg_value *a = c->attr;
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *lse = rg_in(c, IN_LSE), *out = rg_out(c, 0);
+  const bool dot = a[A_SCORE].i == SCORE_DOT;
+  const int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i, top_n = a[A_TOP_N].i;
+  const rgi_tile *tile =
+      &w->tiles[w->ntile - 1 - task / w->kv_heads]; /* late queries see more: they go first */
+  const int64_t kh = task % w->kv_heads;
+  const int64_t position = tile->first + (w->offset ? w->offset[tile->b] : 0);
+  const int64_t key_length = w->cu_k[tile->b + 1] - w->cu_k[tile->b];
+  const int64_t nkey = keys_before(key_length, kernel, stride);
+  char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
+  uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank), *heap = (uint64_t *)(void *)(mine + w->l.heap);
+
+  rgi_topk_tile t = {.d = q->dim[2],
+                     .heads = w->group,
+                     .n = tile->n,
+                     .kernel = kernel,
+                     .stride = stride,
+                     .block = block,
+                     .scale = (float)w->scale,
+                     .softcap = (float)a[A_SOFTCAP].f,
+                     .q = rgi_at(q, tile->row, kh * w->group),
+                     .q_row = q->stride[0],
+                     .q_head = q->stride[1],
+                     .dtype = q->dtype,
+                     .k = nkey ? rgi_at(k, w->cu_k[tile->b] / stride, kh) : NULL,
+                     .k_row = k->stride[0],
+                     .pack_q = (float *)(void *)(mine + w->l.q),
+                     .pack_lse = (float *)(void *)(mine + w->l.lse),
+                     .pack_k = (float *)(void *)(mine + w->l.keys),
+                     .row = (float *)(void *)(mine + w->l.row),
+                     .score = mine + w->l.score};
+
+  /* The blocks [block0, block1) that some row has to rank, and the keys that touch them. */
+  int64_t block0 = INT64_MAX, block1 = 0;
+  for (int64_t lane = 0; lane < RGI_TOPK_LANES; lane++) {
+    t.visible[lane] = 0;
+    if (lane >= tile->n) continue;
+    choice r = choice_of(a, position + lane, key_length);
+    int64_t seen = keys_before(position + lane + 1, kernel, stride);
+    t.visible[lane] = (int32_t)(seen < nkey ? seen : nkey);
+    if (!must_rank(r)) continue;
+    if (r.free0 < block0) block0 = r.free0;
+    if (r.free1 > block1) block1 = r.free1;
+  }
+  if (block0 < block1) {
+    t.key0 = keys_before(block0 * block, kernel, stride); /* the first that ends after block0 begins */
+    t.key1 = block1 * block / stride;
+    if (t.key1 > t.visible[tile->n - 1]) t.key1 = t.visible[tile->n - 1];
+    if (dot) {
+      w->scores.dot(&t, block0, block1);
+    } else {
+      for (int64_t h = 0; h < w->group; h++)
+        for (int64_t lane = 0; lane < RGI_TOPK_LANES; lane++)
+          t.pack_lse[h * RGI_TOPK_LANES + lane] =
+              lane < tile->n ? *(const float *)rgi_at(lse, tile->row + lane, kh * w->group + h) : 0.0f;
+      w->scores.fast(&t, block0, block1);
+    }
+  }
+
+  bool wide[RGI_TOPK_LANES] = {false}, any_wide = false;
+  for (int pass = 0; pass < 2; pass++) {
+    for (int64_t lane = 0; lane < tile->n; lane++) {
+      if (pass == 1 && !wide[lane]) continue;
+      choice r = choice_of(a, position + lane, key_length);
+      uint64_t least = 0;
+      if (must_rank(r)) {
+        for (int64_t b = r.free0; b < r.free1; b++) {
+          double s = dot || pass ? ((const double *)t.score)[b * RGI_TOPK_LANES + lane]
+                                 : (double)((const float *)t.score)[b * RGI_TOPK_LANES + lane];
+          rank[b - r.free0] = rank_of(s);
+        }
+        least = threshold(rank, r.free1 - r.free0, heap, r.keep);
+        if (!dot && pass == 0 && t.visible[lane] > 0 && least != 0 &&
+            (least < rank_of(FAST_LEAST) || least == rank_of(INFINITY))) {
+          wide[lane] = any_wide = true;
+          continue;
+        }
+      }
+      write_row(rgi_at(out, tile->row + lane, kh), top_n, r, rank, least);
+    }
+    if (!any_wide) return;
+    if (pass == 0 && block0 < block1) w->scores.wide(&t, block0, block1);
+  }
+}
+
+static rg_status run_cpu(const rg_call *c) {
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU), *cu_k = rg_in(c, IN_CU_K);
+  const rg_arg *offset = rg_in(c, IN_OFFSET), *out = rg_out(c, 0);
+  const int64_t nseq = cu->dim[0] - 1, stride = c->attr[A_STRIDE].i;
+  const int32_t *starts = cu->data;
+  job w = {.c = c,
+           .l = lay_out(c),
+           .scores = rgi_topk_scores_for(c->isa),
+           .tiles = c->workspace,
+           .cu_k = cu_k ? cu_k->data : starts,
+           .offset = offset ? offset->data : NULL,
+           .kv_heads = k->dim[1],
+           .group = q->dim[1] / k->dim[1],
+           .scale = c->attr[A_SCALE].f != 0 ? c->attr[A_SCALE].f : 1 / sqrt((double)q->dim[2])};
+  for (int64_t b = 0; b < nseq; b++) {
+    int64_t n = keys_before(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
+    if (n > 0 && w.cu_k[b] / stride + n > k->dim[0])
+      return rg_op_fail(c->error, RG_E_DATA, c,
+                        "sequence %lld has compressed keys up to row %lld, but k has %lld", (long long)b,
+                        (long long)(w.cu_k[b] / stride + n), (long long)k->dim[0]);
+  }
+  w.ntile = rgi_fill_tiles(c->workspace, starts, nseq, RGI_TOPK_LANES);
+  c->parallel(c->pool, w.ntile * w.kv_heads, run_tile, &w);
+  for (int64_t row = starts[nseq]; row < q->dim[0]; row++)
+    for (int64_t kh = 0; kh < w.kv_heads; kh++) {
+      int32_t *idx = rgi_at(out, row, kh);
+      for (int64_t n = 0; n < c->attr[A_TOP_N].i; n++) idx[n] = DEAD_ROW;
+    }
+  return RG_OK;
+}
+
+const rg_op rgi_op_topk = {
+    .abi = RG_OP_ABI,
+    .name = "topk",
+    .doc = "chooses the blocks of keys that each query attends to",
+    .flags = RG_OP_RECOMPUTABLE,
+    .in = in_ports,
+    .nin = IN_COUNT,
+    .out = out_ports,
+    .nout = 1,
+    .attrs = attrs,
+    .nattr = A_COUNT,
+    .check = check,
+    .cost = cost,
+    .workspace = workspace,
+    .run_cpu = run_cpu,
+};

@@ -1,0 +1,319 @@
+/* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets it.
+ *
+ * Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time, those that the model's
+ * bound rules out are skipped, and the first that memplan packs within the budget is the answer; nothing cheaper exists.
+ * Above that: candidates are added by memory freed per millisecond until the budget holds, then dropped one by one while it
+ * still holds; a fractional knapsack over freed bytes bounds the optimum from below, and the gap is reported.
+ */
+#include "search.h"
+#include <stdio.h>
+#include <string.h>
+
+typedef struct chooser {
+  const rgi_model *m;
+  int64_t budget;
+  bool of_saved;
+  rgi_progress progress;
+  rgi_choice *report;
+  uint64_t best;
+  bool found;
+  int64_t least; /* lowest figure seen, for the message when nothing fits */
+} chooser;
+
+static void tell(const chooser *c, double done, double total) {
+  if (c->progress.fn) c->progress.fn(c->progress.user, "recompute", done, total);
+}
+
+/* Memplan's verdict on a mask. */
+static rg_status fits(chooser *c, uint64_t mask, bool *yes, rg_error *e) {
+  int64_t saved, peak;
+  double ms;
+  RGI_TRY(rgi_model_measure(c->m, mask, c->of_saved ? -1 : c->budget, &saved, &peak, &ms, e));
+  int64_t figure = c->of_saved ? saved : peak;
+  c->report->explored++;
+  *yes = figure <= c->budget;
+  if (figure < c->least) c->least = figure;
+  return RG_OK;
+}
+
+static rg_status exact(chooser *c, rg_error *e) {
+  const rgi_model *m = c->m;
+  rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
+  if (!s) return rgi_nomem(e);
+  rg_status status = RG_OK;
+  uint64_t mask;
+  double cost, total = (double)(UINT64_C(1) << m->ncandidate);
+  bool failed = false;
+  for (int64_t seen = 0; rgi_subsets_next(s, &mask, &cost, &failed); seen++) {
+    if ((seen & 1023) == 0) tell(c, (double)seen, total);
+    if (rgi_model_needed(m, mask) != mask) continue; /* a cheaper mask does the same */
+    int64_t bound = c->of_saved ? rgi_model_saved(m, mask) : rgi_model_peak_bound(m, mask);
+    if (bound > c->budget) {
+      if (bound < c->least) c->least = bound;
+      continue;
+    }
+    bool yes;
+    RGI_GOTO(status, fits(c, mask, &yes, e), done);
+    if (!yes) continue;
+    c->best = mask;
+    c->found = true;
+    c->report->optimal = true;
+    c->report->bound_ms = cost;
+    break;
+  }
+  if (failed) status = rgi_nomem(e);
+done:
+  rgi_subsets_destroy(s);
+  return status;
+}
+
+static double mask_ms(const rgi_model *m, uint64_t mask) {
+  double ms = 0;
+  for (int i = 0; i < m->ncandidate; i++)
+    if (mask >> i & 1) ms += m->ms[i];
+  return ms;
+}
+
+/* Least time in which candidates could free `bytes` of saved memory, if parts of candidates could be chosen. */
+static double knapsack_bound(const rgi_model *m, int64_t bytes) {
+  bool used[RGI_MOST_CANDIDATES] = {0};
+  double ms = 0;
+  while (bytes > 0) {
+    int best = -1;
+    for (int i = 0; i < m->ncandidate; i++)
+      if (!used[i] && m->kept_bytes[i] > 0 &&
+          (best < 0 || m->ms[i] * (double)m->kept_bytes[best] < m->ms[best] * (double)m->kept_bytes[i]))
+        best = i;
+    if (best < 0) return ms;
+    used[best] = true;
+    double part = m->kept_bytes[best] > bytes ? (double)bytes / (double)m->kept_bytes[best] : 1;
+    ms += part * m->ms[best];
+    bytes -= m->kept_bytes[best];
+  }
+  return ms;
+}
+
+static rg_status bounded(chooser *c, rg_error *e) {
+  const rgi_model *m = c->m;
+  uint64_t mask = 0;
+  bool yes;
+  RGI_TRY(fits(c, 0, &yes, e));
+  for (int step = 0; !yes && step < m->ncandidate; step++) {
+    int best = -1;
+    double best_rate = -1;
+    int64_t now = c->of_saved ? rgi_model_saved(m, mask) : rgi_model_peak_bound(m, mask);
+    for (int i = 0; i < m->ncandidate; i++) {
+      if (mask >> i & 1) continue;
+      uint64_t with = mask | UINT64_C(1) << i;
+      int64_t then = c->of_saved ? rgi_model_saved(m, with) : rgi_model_peak_bound(m, with);
+      double rate = (double)(now - then) / (m->ms[i] + 1e-9);
+      if (best < 0 || rate > best_rate) best = i, best_rate = rate;
+    }
+    mask |= UINT64_C(1) << best;
+    tell(c, step + 1, 2 * m->ncandidate);
+    RGI_TRY(fits(c, mask, &yes, e));
+  }
+  if (!yes) return RG_OK;
+  for (bool dropped = true; dropped;) { /* the costliest first */
+    dropped = false;
+    uint64_t tried = 0;
+    for (int round = 0; round < m->ncandidate && !dropped; round++) {
+      int costliest = -1;
+      for (int i = 0; i < m->ncandidate; i++)
+        if (mask >> i & 1 && !(tried >> i & 1) && (costliest < 0 || m->ms[i] > m->ms[costliest])) costliest = i;
+      if (costliest < 0) break;
+      tried |= UINT64_C(1) << costliest;
+      RGI_TRY(fits(c, mask & ~(UINT64_C(1) << costliest), &dropped, e));
+      if (dropped) mask &= ~(UINT64_C(1) << costliest);
+    }
+  }
+  c->best = rgi_model_needed(m, mask);
+  c->found = true;
+  c->report->bound_ms = knapsack_bound(m, rgi_model_saved(m, 0) - c->budget);
+  c->report->optimal = c->best == 0;
+  return RG_OK;
+}
+
+static rg_status choose(chooser *c, rg_error *e) {
+  c->least = INT64_MAX;
+  RGI_TRY(c->m->ncandidate <= RGI_EXACT_LIMIT ? exact(c, e) : bounded(c, e));
+  if (c->found) return RG_OK;
+  char asked[32], least[32];
+  return rgi_fail(e, RG_E_INFEASIBLE, "/budget/bytes", NULL,
+                  "no choice of recomputed nodes fits %s of %s memory; the least any reaches is %s (%lld bytes)",
+                  rgi_human_bytes(c->budget, asked), c->of_saved ? "saved" : "peak", rgi_human_bytes(c->least, least),
+                  (long long)c->least);
+}
+
+/* ---- the pass ---- */
+
+static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_choice **out,
+                            rg_error *e) {
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  rgi_choice *c = a ? rgi_alloc(a, sizeof *c) : NULL;
+  if (c) {
+    *c = (rgi_choice){.arena = a, .preset = policy ? policy->preset : RGI_PRESET_NONE, .nnode = g->norigin, .optimal = true};
+    c->node = rgi_alloc_n(a, (size_t)g->norigin + 1, sizeof *c->node);
+  }
+  if (!c || !c->node) {
+    rgi_arena_destroy(a);
+    return rgi_nomem(e);
+  }
+  if (policy && policy->preset == RGI_PRESET_BUDGET) {
+    c->budget = policy->budget;
+    c->budget_of_saved = policy->budget_of_saved;
+  }
+  for (int o = 0; o < g->norigin; o++) {
+    c->node[o].name = rgi_strdup(a, g->origin[o].name);
+    c->node[o].op = g->origin[o].op->name;
+    c->node[o].why = rgi_recomputable(&g->origin[o]) ? "backward reads nothing of it" : "not recomputable";
+    if (!c->node[o].name) {
+      rgi_arena_destroy(a);
+      return rgi_nomem(e);
+    }
+  }
+  for (int i = 0; i < m->ncandidate; i++) {
+    rgi_choice_node *n = &c->node[m->origin[i]];
+    n->candidate = true;
+    n->saved_bytes = m->kept_bytes[i];
+    n->extra_ms = m->ms[i];
+  }
+  *out = c;
+  return RG_OK;
+}
+
+static const char *reason(const rgi_choice *c, bool recomputed) {
+  switch (c->preset) {
+  case RGI_PRESET_ALL: return "the policy recomputes all it can";
+  case RGI_PRESET_LIST: return recomputed ? "named by the policy" : "not named by the policy";
+  case RGI_PRESET_BUDGET: return recomputed ? "cheapest way to meet the budget" : "the budget holds without it";
+  default: return "the policy keeps everything";
+  }
+}
+
+static void mark(rgi_choice *c, const rgi_model *m, const bool *chosen) {
+  for (int i = 0; i < m->ncandidate; i++) {
+    rgi_choice_node *n = &c->node[m->origin[i]];
+    n->recomputed = chosen[m->origin[i]];
+    n->why = reason(c, n->recomputed);
+  }
+}
+
+static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_progress progress,
+                        rgi_choice *report, bool *chosen, rg_error *e) {
+  rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
+  for (int o = 0; o < g->norigin && preset == RGI_PRESET_ALL; o++) chosen[o] = rgi_recomputable(&g->origin[o]);
+  for (int i = 0; preset == RGI_PRESET_LIST && i < policy->nrecompute; i++)
+    for (int o = 0; o < g->norigin; o++)
+      if (strcmp(g->origin[o].name, policy->recompute[i]) == 0) chosen[o] = true;
+  if (preset == RGI_PRESET_BUDGET) {
+    chooser c = {.m = m, .budget = policy->budget, .of_saved = policy->budget_of_saved, .progress = progress, .report = report};
+    report->optimal = false;
+    RGI_TRY(choose(&c, e));
+    for (int i = 0; i < m->ncandidate; i++)
+      if (c.best >> i & 1) chosen[m->origin[i]] = true;
+    if (!report->optimal) {
+      double ms = mask_ms(m, c.best);
+      report->gap = ms > 0 ? (ms - report->bound_ms) / ms : 0;
+    }
+  }
+  return RG_OK;
+}
+
+rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                        const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out, rgi_choice **report,
+                        rg_error *e) {
+  *out = NULL;
+  if (report) *report = NULL;
+  rgi_model *m;
+  rgi_choice *c = NULL;
+  rgi_graph *next = NULL;
+  RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
+  rg_status status;
+  int64_t forward, backward;
+  RGI_GOTO(status, new_report(g, m, policy, &c, e), done);
+  bool *chosen = rgi_alloc_n(m->arena, (size_t)g->norigin + 1, sizeof *chosen);
+  if (!chosen) {
+    status = rgi_nomem(e);
+    goto done;
+  }
+  RGI_GOTO(status, decide(g, m, policy, progress, c, chosen, e), done);
+  RGI_GOTO(status, rgi_rewrite(g, chosen, profile, &next, &c->extra_ms, e), done);
+  RGI_GOTO(status, rgi_verify(next, "recompute", e), done);
+  mark(c, m, chosen);
+  if (c->optimal) c->bound_ms = c->extra_ms;
+  RGI_GOTO(status, rgi_memory_peak(g, mem, true, &c->saved_before, &forward, &backward, e), done);
+  c->peak_before = c->saved_before + (forward > backward ? forward : backward);
+  RGI_GOTO(status, rgi_memory_peak(next, mem, true, &c->saved_after, &forward, &backward, e), done);
+  c->peak_after = c->saved_after + (forward > backward ? forward : backward);
+  *out = next;
+  next = NULL;
+  if (report) {
+    *report = c;
+    c = NULL;
+  }
+done:
+  rgi_graph_destroy(next);
+  rgi_choice_destroy(c);
+  rgi_model_destroy(m);
+  return status;
+}
+
+void rgi_choice_destroy(rgi_choice *c) {
+  if (c) rgi_arena_destroy(c->arena);
+}
+
+/* ---- reports ---- */
+
+static const char *preset_name(rgi_preset p) {
+  static const char *const name[] = {"none", "all", "list", "budget"};
+  return name[p];
+}
+
+void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
+  char a[32], b[32], s[32];
+  rgi_buf_printf(out, "recompute: %s", preset_name(c->preset));
+  if (c->preset == RGI_PRESET_BUDGET)
+    rgi_buf_printf(out, ", %s of %s; %s after %lld choices", rgi_human_bytes(c->budget, a),
+                   c->budget_of_saved ? "saved memory" : "peak", c->optimal ? "optimal" : "not proved optimal",
+                   (long long)c->explored);
+  if (c->gap > 0) rgi_buf_printf(out, ", gap %.1f %%", 100 * c->gap);
+  rgi_buf_printf(out, "\n  saved %s -> %s, peak bound %s -> ", rgi_human_bytes(c->saved_before, a),
+                 rgi_human_bytes(c->saved_after, b), rgi_human_bytes(c->peak_before, s));
+  rgi_buf_printf(out, "%s, %.3g ms of model time more\n", rgi_human_bytes(c->peak_after, a), c->extra_ms);
+  int width = 4;
+  for (int i = 0; i < c->nnode; i++)
+    if ((int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    rgi_buf_printf(out, "  %-*s  %-10s", width, n->name, n->recomputed ? "recomputed" : n->candidate ? "kept" : "-");
+    if (n->candidate)
+      rgi_buf_printf(out, "  %10s  %8.3f ms", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+    else
+      rgi_buf_printf(out, "  %10s  %11s", "", "");
+    rgi_buf_printf(out, "  %s\n", n->why);
+  }
+}
+
+void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
+  rgi_buf_printf(out, "{\"preset\": \"%s\"", preset_name(c->preset));
+  if (c->preset == RGI_PRESET_BUDGET)
+    rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
+                   c->budget_of_saved ? "saved" : "peak");
+  rgi_buf_printf(out,
+                 ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
+                 "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+                 c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
+                 (long long)c->saved_before, (long long)c->saved_after);
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
+    rgi_buf_json(out, n->name);
+    rgi_buf_printf(out, ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"why\": ",
+                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false", (long long)n->saved_bytes,
+                   n->extra_ms);
+    rgi_buf_json(out, n->why);
+    rgi_buf_printf(out, "}");
+  }
+  rgi_buf_printf(out, "]}");
+}

@@ -1,0 +1,66 @@
+/* recompute/recompute.h: decides what backward computes again instead of reading it from saved memory, and
+ * rewrites the graph accordingly.
+ *
+ * Takes a differentiated graph; a policy names spec nodes, presets or a budget. A recomputed node is cloned
+ * into the backward direction (name `x.re`), at most once, directly before the clone's first reader there;
+ * the clone's values are bit-equal. Judges every choice by what memplan makes of it. Leaves lifetimes and
+ * packing to memplan.
+ */
+#ifndef RGI_RECOMPUTE_H
+#define RGI_RECOMPUTE_H
+
+#include "../graph/passes.h"
+#include "../graph/profile.h"
+#include "../memplan/memplan.h"
+
+/* Called now and then; fn may be NULL. */
+typedef struct rgi_progress {
+  void (*fn)(void *user, const char *stage, double done, double total);
+  void *user;
+} rgi_progress;
+
+/* What became of one spec node (all head groups together). */
+typedef struct rgi_choice_node {
+  const char *name; /* of the spec node */
+  const char *op;   /* its op's name */
+  bool candidate;   /* recomputable, and backward reads what it makes */
+  bool recomputed;
+  int64_t saved_bytes; /* bytes of its outputs that stay in saved memory while it is kept alone among the
+                          recomputed */
+  double extra_ms;     /* model time of computing it again (spent if recomputed, spared if kept) */
+  const char
+      *why; /* one clause: "named by the policy", "backward reads nothing of it", "not worth its time" … */
+} rgi_choice_node;
+
+typedef struct rgi_choice {
+  rgi_arena *arena; /* owns this struct and all it points to */
+  rgi_preset preset;
+  int64_t budget; /* RGI_PRESET_BUDGET: bytes, else 0 */
+  bool budget_of_saved;
+  rgi_choice_node *node; /* per graph origin, same order */
+  int nnode;
+  double extra_ms; /* model time of everything recomputed */
+  double bound_ms; /* no choice within the budget takes less; == extra_ms where optimal */
+  double gap;      /* (extra_ms - bound_ms) / extra_ms, 0 where optimal */
+  bool optimal;
+  int64_t explored;                  /* choices looked at; 0 where the policy left none */
+  int64_t saved_before, peak_before; /* bytes with everything kept */
+  int64_t saved_after, peak_after;   /* bytes with this choice */
+} rgi_choice;
+
+/* policy NULL recomputes nothing. *out is a verified graph; *report (may be NULL to do without) has its own
+ * arena. RG_E_INFEASIBLE says the least bytes any choice reaches. */
+rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                        const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
+                        rgi_choice **report, rg_error *e);
+void rgi_choice_destroy(rgi_choice *c); /* NULL is fine */
+
+/* A few lines, resp. one JSON object (no trailing newline). */
+void rgi_choice_text(const rgi_choice *c, rgi_buf *out);
+void rgi_choice_json(const rgi_choice *c, rgi_buf *out);
+
+/* The front of (peak bytes, extra milliseconds) over all choices; `format` "text" or "json". */
+rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
+                     rgi_progress progress, const char *format, rgi_buf *out, rg_error *e);
+
+#endif

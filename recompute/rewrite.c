@@ -1,0 +1,175 @@
+/* recompute/rewrite.c: clones chosen forward nodes into backward, each directly before its first reader there.
+ *
+ * A backward node that reads a forward tensor asks for its stand-in: the tensor itself if its node is kept, the clone's
+ * output if it is chosen. Views and joins have no bytes: they are cloned when what they look at has a stand-in. Declared
+ * outputs stand for themselves, since the caller keeps them anyway.
+ */
+#include "search.h"
+#include <string.h>
+
+typedef struct rewriter {
+  const rgi_graph *from;
+  rgi_graph *to;
+  const bool *chosen;
+  const rgi_profile *profile;
+  bool *is_output;  /* per tensor of from: owner is a declared output */
+  int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
+  double ms;
+} rewriter;
+
+bool rgi_recomputable(const rgi_origin *o) { return o->op->flags & RG_OP_RECOMPUTABLE; }
+
+rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms, rg_error *e) {
+  const rgi_node *node = &g->node[n];
+  *ms = 0;
+  if (node->op->flags & RG_OP_VIEW) return RG_OK;
+  rg_call call;
+  RGI_TRY(rgi_node_call(g, n, a, &call, e));
+  rg_cost cost = {0};
+  if (node->op->cost) node->op->cost(&call, &cost);
+  rg_dtype dtype = RG_F32;
+  for (int i = rgi_nin(node) - 1; i >= 0; i--)
+    if (node->in[i] >= 0 && g->tensor[node->in[i]].dtype != RG_I32) dtype = g->tensor[node->in[i]].dtype;
+  *ms = rgi_profile_ms(profile, node->op, dtype, &cost);
+  return RG_OK;
+}
+
+/* Copies node n of `from` to the end of `to`, with inputs `in` (NULL: the same). */
+static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *in, int *out, rg_error *e) {
+  const rgi_node *old = &r->from->node[n];
+  int nin[64], nout[64];
+  for (int p = 0; p < old->op->nin; p++) nin[p] = old->in_begin[p + 1] - old->in_begin[p];
+  for (int p = 0; p < old->op->nout; p++) nout[p] = old->out_begin[p + 1] - old->out_begin[p];
+  int m = rgi_add_node(r->to, name, old->op, nin, nout, old->attr);
+  if (m < 0) return rgi_nomem(e);
+  rgi_node *node = &r->to->node[m];
+  memcpy(node->in, in ? in : old->in, (size_t)rgi_nin(old) * sizeof *node->in);
+  memcpy(node->out, old->out, (size_t)rgi_nout(old) * sizeof *node->out);
+  node->origin = old->origin;
+  node->group = old->group;
+  node->rank = old->rank;
+  node->backward = old->backward;
+  node->kind = old->kind;
+  for (int i = 0; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0) r->to->tensor[node->out[i]].producer = m;
+  *out = m;
+  return RG_OK;
+}
+
+static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e);
+
+static rg_status clone_node(rewriter *r, int n, rg_error *e) {
+  const rgi_node *old = &r->from->node[n];
+  rgi_graph *g = r->to;
+  int32_t *in = rgi_alloc_n(g->arena, (size_t)rgi_nin(old) + 1, sizeof *in);
+  char *name = rgi_format(g->arena, "%s.re", old->name);
+  if (!in || !name) return rgi_nomem(e);
+  for (int i = 0; i < rgi_nin(old); i++) {
+    in[i] = -1;
+    if (old->in[i] >= 0) RGI_TRY(stand_in(r, old->in[i], &in[i], e));
+  }
+  int m;
+  RGI_TRY(copy_node(r, n, name, in, &m, e));
+  g->node[m].backward = true;
+  g->node[m].kind = RGI_CLONE;
+  for (int i = 0; i < rgi_nout(old); i++) {
+    if (old->out[i] < 0) continue;
+    rgi_tensor copy = r->from->tensor[old->out[i]];
+    copy.name = rgi_format(g->arena, "%s.re", copy.name);
+    copy.base = -1;
+    copy.producer = m;
+    int id = copy.name ? rgi_add_tensor(g, &copy) : -1;
+    if (id < 0) return rgi_nomem(e);
+    g->node[m].out[i] = id;
+    r->stand_in[old->out[i]] = id;
+  }
+  for (int i = 0; i < rgi_nout(old); i++) /* copy_node pointed these at the clone */
+    if (old->out[i] >= 0) g->tensor[old->out[i]].producer = n;
+  RGI_TRY(rgi_infer_node(g, m, NULL, e));
+  double ms = 0;
+  if (r->profile) RGI_TRY(rgi_node_ms(g, m, r->profile, g->arena, &ms, e));
+  r->ms += ms;
+  return RG_OK;
+}
+
+/* Would a view's inputs have stand-ins? For a join: all of them, or none counts. */
+static bool looks_at_clones(const rewriter *r, int n) {
+  const rgi_node *node = &r->from->node[n];
+  for (int i = 0; i < rgi_nin(node); i++) {
+    int t = node->in[i], p = t < 0 ? -1 : r->from->tensor[t].producer;
+    bool again = false;
+    if (p >= 0 && !r->is_output[t]) {
+      const rgi_node *from = &r->from->node[p];
+      again = from->op->flags & RG_OP_VIEW ? looks_at_clones(r, p)
+                                           : from->origin >= 0 && from->kind == RGI_PRIMAL && r->chosen[from->origin] &&
+                                                 rgi_recomputable(&r->from->origin[from->origin]);
+    }
+    if (!again) return false;
+  }
+  return rgi_nin(node) > 0;
+}
+
+static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
+  const rgi_tensor *x = &r->from->tensor[t];
+  *out = t;
+  if (x->producer < 0 || r->from->node[x->producer].backward || r->is_output[t]) return RG_OK;
+  if (r->stand_in[t] < 0) {
+    const rgi_node *node = &r->from->node[x->producer];
+    bool again;
+    if (node->op->flags & RG_OP_VIEW)
+      again = looks_at_clones(r, x->producer);
+    else
+      again = node->origin >= 0 && node->kind == RGI_PRIMAL && r->chosen[node->origin] &&
+              rgi_recomputable(&r->from->origin[node->origin]);
+    if (again)
+      RGI_TRY(clone_node(r, x->producer, e));
+    else
+      r->stand_in[t] = t;
+  }
+  *out = r->stand_in[t];
+  return RG_OK;
+}
+
+rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile, rgi_graph **out,
+                      double *extra_ms, rg_error *e) {
+  rgi_graph *to;
+  *out = NULL;
+  RGI_TRY(rgi_graph_clone(g, &to, e));
+  rg_status status = RG_OK;
+  rewriter r = {.from = g, .to = to, .chosen = chosen, .profile = profile};
+  r.is_output = rgi_alloc_n(to->arena, (size_t)g->ntensor, sizeof *r.is_output);
+  r.stand_in = rgi_alloc_n(to->arena, (size_t)g->ntensor, sizeof *r.stand_in);
+  if (!r.is_output || !r.stand_in) {
+    status = rgi_nomem(e);
+    goto fail;
+  }
+  for (int t = 0; t < g->ntensor; t++) r.stand_in[t] = -1;
+  for (int i = 0; i < g->noutput; i++)
+    for (int t = 0; t < g->ntensor; t++)
+      if (rgi_owner(g, t) == g->output[i].tensor) r.is_output[t] = true;
+  to->nnode = 0;
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_node *node = &g->node[n];
+    int32_t *in = NULL;
+    if (node->backward) {
+      in = rgi_alloc_n(to->arena, (size_t)rgi_nin(node) + 1, sizeof *in);
+      if (!in) {
+        status = rgi_nomem(e);
+        goto fail;
+      }
+      for (int i = 0; i < rgi_nin(node); i++) {
+        in[i] = -1;
+        if (node->in[i] >= 0) RGI_GOTO(status, stand_in(&r, node->in[i], &in[i], e), fail);
+      }
+    }
+    int m;
+    RGI_GOTO(status, copy_node(&r, n, node->name, in, &m, e), fail);
+  }
+  RGI_GOTO(status, rgi_prune(to, e), fail);
+  *out = to;
+  if (extra_ms) *extra_ms = r.ms;
+  return RG_OK;
+fail:
+  rgi_graph_destroy(to);
+  return status;
+}

@@ -1,0 +1,260 @@
+#!/usr/bin/env bash
+# The command as a user meets it: exit codes, messages, streams, files. Usage: cli.sh REGRAPH SOURCE_DIR
+set -u
+regraph=$1
+source=$2
+examples=$source/examples
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+failures=0
+checks=0
+
+fail() {
+  echo "FAIL: $*" >&2
+  failures=$((failures + 1))
+}
+
+# expect CODE PATTERN arguments…: runs regraph; its exit code must be CODE, and stderr (stdout if CODE is 0) must
+# match the extended regular expression PATTERN. Leaves the streams in ./stdout and ./stderr.
+expect() {
+  local code=$1 pattern=$2 stream=stderr
+  shift 2
+  checks=$((checks + 1))
+  "$regraph" "$@" >stdout 2>stderr
+  local got=$?
+  [ "$code" -eq 0 ] && stream=stdout
+  [ "$got" -eq "$code" ] || fail "regraph $*: exit $got, expected $code: $(head -c 400 stderr)"
+  grep -Eq -- "$pattern" "$stream" || fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
+  if [ "$code" -ne 0 ] && [ -s stdout ]; then fail "regraph $*: data on stdout though it failed"; fi
+  if [ "$code" -eq 0 ] && [ "$1" != pack ] && [ -s stderr ]; then
+    fail "regraph $*: messages on stderr: $(head -c 400 stderr)"
+  fi
+}
+
+# same WHAT FILE FILE
+same() {
+  checks=$((checks + 1))
+  cmp -s "$2" "$3" || fail "$1: $2 and $3 differ"
+}
+
+# value FILE KEY: the number behind "KEY": in a JSON file
+value() { grep -o "\"$2\": *[-0-9.e+]*" "$1" | head -1 | sed 's/.*: *//'; }
+
+# npy FILE HEADER: a version 1 file with that header and what standard input holds
+npy() {
+  local n=${#2}
+  {
+    printf '\x93NUMPY\x01\x00'
+    printf "\\x$(printf %02x $((n % 256)))\\x$(printf %02x $((n / 256)))"
+    printf '%s' "$2"
+    cat
+  } >"$1"
+}
+
+small=(--set H=4 --set KH=2 --set D=32 --set DV=32 --set block=32 --set kernel=16 --set stride=8 --set top_n=4
+  --set window=48 --set dtype=f32)
+nsa=$examples/nsa.json
+
+# ---- help, version, mistakes ------------------------------------------------------------------------------
+expect 0 '^regraph [0-9]+\.[0-9]+\.[0-9]+$' --version
+expect 0 'usage: regraph COMMAND' --help
+expect 0 'usage: regraph COMMAND' help
+for command in ops schema check plan pareto run bench pack help; do
+  expect 0 "usage: regraph $command " "$command" --help
+  expect 0 "usage: regraph $command " help "$command"
+  expect 0 '^regraph [0-9]' "$command" --version
+  expect 2 "unknown flag '--versoin'; did you mean '--version'" "$command" --versoin
+done
+expect 0 '^\.TH REGRAPH 1' help --man
+expect 0 'complete -F _regraph regraph' help --completion bash
+cp stdout completion
+bash -n completion || fail "the completion is no bash"
+completes() { # completes "WORDS…" EXPECTED
+  checks=$((checks + 1))
+  local got
+  got=$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=('"$1"'); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _regraph; printf "%s " "${COMPREPLY[@]}"')
+  [ "$got" = "$2 " ] || fail "completion of '$1': '$got', expected '$2'"
+}
+completes 'regraph pl' 'plan'
+completes 'regraph run x --se' '--set --seed'
+completes 'regraph plan --device ""' 'cpu cuda'
+completes 'regraph schema p' 'policy'
+completes 'regraph check comple' 'completion'
+expect 2 'usage: regraph COMMAND'
+expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
+expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
+expect 2 'exclude each other' plan "$nsa" --set T=64 --json --dot
+expect 2 'expected spec or policy' schema specs
+expect 2 'expected NAME=VALUE' plan "$nsa" --set T
+expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
+expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
+expect 2 "RG_E_USAGE.*T" plan "$nsa"
+expect 2 'RG_E_USAGE' plan "$nsa" --set T=64 --set nosuch=1
+expect 6 'RG_E_COMM' plan "$nsa" --set T=64 --cp 2
+
+# ---- ops, schema, check -----------------------------------------------------------------------------------
+expect 0 '^swa_attn: ' ops
+expect 0 '"ops": \[' ops --json
+expect 0 '^topk: ' ops topk
+[ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
+expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
+expect 0 '\$schema' schema spec
+expect 0 '\$schema' schema policy
+for spec in "$examples"/*.json; do
+  expect 0 ': ok — [0-9]+ nodes' check "$spec"
+  [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
+  expect 0 ': ok — [0-9]+ nodes' check "$spec" --set T=512 --set B=2
+  for policy in none all budget groups; do expect 0 ': ok — ' check "$spec" --policy "$examples/policies/$policy.json"; done
+done
+for policy in "$examples"/policies/*.json; do
+  expect 0 ': ok — ' check "$nsa" --policy "$policy"
+  expect 0 . plan "$nsa" "${small[@]}" --set T=300 --policy "$policy"
+done
+expect 3 'RG_E_IO' check nowhere.json
+expect 3 'RG_E_IO' check "$nsa" --policy nowhere.json
+echo '{ "regraph": 1,' >broken.json
+expect 3 'broken.json:[0-9]+:[0-9]+: RG_E_SYNTAX' check broken.json
+sed 's/"op": "topk"/"op": "topkk"/' "$nsa" >wrong.json
+expect 3 "wrong.json:/nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
+echo '{ "regraph_policy": 1, "recompute": ["nosuch"] }' >policy.json
+expect 3 'policy.json:/recompute/0: RG_E_' check "$nsa" --policy policy.json
+
+# ---- plan -------------------------------------------------------------------------------------------------
+expect 0 'plan of nsa' plan "$nsa" --set T=4096
+expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4096 --json
+expect 0 '^(di)?graph' plan "$nsa" --set T=4096 --dot
+expect 0 . plan "$nsa" --set T=4096 --timeline
+expect 0 'cmp_o' plan "$nsa" --set T=4096 --graph --svg memory.svg
+grep -q '<svg' memory.svg || fail "plan --svg writes no picture"
+expect 0 'cuda' plan "$nsa" --set T=65536 --device cuda
+expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
+echo '{ "regraph_policy": 1, "budget": { "bytes": 1000 } }' >tiny.json
+expect 4 'RG_E_INFEASIBLE' plan "$nsa" --set T=4096 --policy tiny.json
+peaks=()
+for flags in "" --no-inplace --no-reuse --no-grad; do
+  expect 0 . plan "$nsa" --set T=4096 --json $flags
+  peaks+=("$(value stdout predicted_peak_bytes)")
+done
+checks=$((checks + 1))
+((peaks[0] <= peaks[1] && peaks[1] <= peaks[2] && peaks[0] < peaks[2] && peaks[3] < peaks[0])) ||
+  fail "peaks of plain, no-inplace, no-reuse, no-grad: ${peaks[*]}"
+expect 0 . pareto "$nsa" "${small[@]}" --set T=512
+expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
+
+# ---- run --------------------------------------------------------------------------------------------------
+expect 0 '^o +f32 +\[200, 4, 32\]' run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=a.npy
+grep -q backward stdout && fail "a forward run reports a backward"
+expect 0 . run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=b.npy --threads 1 --policy "$examples/policies/all.json"
+same 'threads and policy change no bit' a.npy b.npy
+expect 0 . run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=b.npy --seed 1
+cmp -s a.npy b.npy && fail "another seed gives the same output"
+# o has the shape of q, so an output may come back as an input and settle T
+expect 0 '\[200, 4, 32\]' run "$nsa" "${small[@]}" --in q=a.npy --out o=b.npy --grad-out q=dq.npy --grad-out gate=dg.npy
+expect 0 'grad q' run "$nsa" "${small[@]}" --in q=a.npy --grad-in o=b.npy --grad-out q=dq1.npy
+expect 0 'backward' run "$nsa" "${small[@]}" --in q=a.npy --grad-in o=b.npy --grad-out q=dq2.npy \
+  --policy "$examples/policies/groups.json"
+same 'recomputed head group by head group, gradients keep every bit' dq1.npy dq2.npy
+expect 0 '"measured_peak_bytes"' run "$nsa" "${small[@]}" --in q=a.npy --backward --json
+for key in '"version": 1' '"forward_ms"' '"backward_ms": [0-9]' '"name": "topk"' '"results"'; do
+  grep -q "$key" stdout || fail "run --json lacks $key"
+done
+checks=$((checks + 1))
+[ "$(value stdout predicted_peak_bytes)" = "$(value stdout measured_peak_bytes)" ] ||
+  fail "predicted and measured peak differ"
+run_peak=$(value stdout predicted_peak_bytes)
+expect 0 . plan "$nsa" "${small[@]}" --set T=200 --set B=1 --json
+[ "$(value stdout predicted_peak_bytes)" = "$run_peak" ] || fail "plan and run predict different peaks"
+for spec in "$examples"/*.json; do
+  case $spec in
+  *nsa_layer*) sizes=(--set M=64 --set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
+  *moba*) sizes=(--set H=2 --set D=32 --set DV=32 --set block=32 --set T=150) ;;
+  *) sizes=(--set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
+  esac
+  expect 0 'backward' run "$spec" "${sizes[@]}" --backward
+  grep -q 'not finite' stdout && fail "run $spec: results are not finite"
+  expect 0 'backward' run "$spec" "${sizes[@]}" --set B=4 --backward --policy "$examples/policies/all.json"
+done
+
+# arrays that do not fit
+f4="{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
+i4="{'descr': '<i4', 'fortran_order': False, 'shape': (3,), }"
+printf '\0\0\0\0\0\0\0\0' | npy two.npy "$f4"
+printf '\0\0\0\0\010\0\0\0\310\0\0\0' | npy cu.npy "$i4"   # 0, 8, 200
+printf '\0\0\0\0\310\0\0\0\010\0\0\0' | npy fall.npy "$i4" # 0, 200, 8
+head -c 1000 a.npy >short.npy
+expect 0 '\[200, 4, 32\]' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=cu.npy
+expect 3 'RG_E_DATA' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=fall.npy
+expect 3 'RG_E_SHAPE' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=cu.npy --set B=3
+expect 3 'RG_E_SHAPE' run "$nsa" "${small[@]}" --in q=a.npy --set T=300
+expect 3 'RG_E_SHAPE' run "$nsa" --in q=a.npy
+expect 3 'RG_E_(RANK|SHAPE)' run "$nsa" "${small[@]}" --in q=two.npy
+expect 3 'RG_E_(RANK|SHAPE)' run "$nsa" "${small[@]}" --in q=a.npy --grad-in o=two.npy
+expect 3 'short.npy: RG_E_SYNTAX: truncated' run "$nsa" "${small[@]}" --in q=short.npy
+expect 3 'cu.npy: RG_E_DTYPE' run "$nsa" "${small[@]}" --in q=cu.npy
+expect 3 'two.npy: RG_E_DTYPE' run "$nsa" "${small[@]}" --in cu_seqlens=two.npy
+expect 3 'RG_E_IO' run "$nsa" "${small[@]}" --in q=nowhere.npy
+expect 2 "no input 'Q'" run "$nsa" "${small[@]}" --in Q=a.npy
+expect 2 "no output 'oo'; did you mean 'o'" run "$nsa" "${small[@]}" --set T=64 --out oo=x.npy
+expect 2 'expected NAME=FILE.npy' run "$nsa" "${small[@]}" --in a.npy
+expect 2 "names 'q' twice" run "$nsa" "${small[@]}" --in q=a.npy --in q=b.npy
+expect 2 "RG_E_USAGE.*'T'" run "$nsa" "${small[@]}"
+expect 2 'no backward' run "$nsa" "${small[@]}" --set T=64 --no-grad --backward
+expect 1 'RG_E_IO' run "$nsa" "${small[@]}" --set T=64 --out o=/nowhere/o.npy
+expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
+expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
+cat >chosen.json <<'SPEC'
+{ "regraph": 1, "params": { "block": 32 },
+  "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" }, "k": { "shape": ["T", 1, 32], "dtype": "f32" },
+              "v": { "shape": ["T", 1, 32], "dtype": "f32" }, "idx": { "shape": ["T", 1, 2], "dtype": "i32" },
+              "cu_seqlens": { "shape": ["B+1"], "dtype": "i32" } },
+  "nodes": [ { "name": "a", "op": "slc_attn", "attrs": { "block": "$block" },
+               "in": { "q": "q", "k": "k", "v": "v", "idx": "idx", "cu_seqlens": "cu_seqlens" }, "out": { "o": "o" } } ],
+  "outputs": { "o": "o" } }
+SPEC
+expect 2 'give them by --in idx=FILE.npy' run chosen.json --set T=64
+expect 2 'no backward direction' run chosen.json --set T=64 --backward
+
+# ---- bench ------------------------------------------------------------------------------------------------
+expect 0 'GFLOP/s' bench "$nsa" "${small[@]}" --set T=256 --repeat 2
+expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json --profile-out measured.json
+for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
+  [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
+done
+expect 0 . plan "$nsa" --set T=4096 --profile measured.json
+
+# ---- pack -------------------------------------------------------------------------------------------------
+printf 'id,lower,upper,size\na,0,2,4\nb,2,4,4\nc,1,3,4\n' >in.csv
+expect 0 '^id,lower,upper,size,offset$' pack in.csv
+grep -q '^peak 8, lower bound 8' stderr || fail "pack: $(cat stderr)"
+cp stdout plain.csv
+expect 0 '' pack in.csv --out out.csv --limit 1
+same 'pack --out writes what it prints' plain.csv out.csv
+expect 0 . pack in.csv --capacity 8
+expect 4 'RG_E_INFEASIBLE' pack in.csv --capacity 7B
+printf 'id,lower,upper\na,0,2\n' >bad.csv
+expect 3 'bad.csv' pack bad.csv
+expect 1 'RG_E_IO' pack in.csv --out /nowhere/out.csv
+
+# ---- streams ----------------------------------------------------------------------------------------------
+if [ -w /dev/full ]; then
+  checks=$((checks + 1))
+  "$regraph" ops >/dev/full 2>stderr
+  [ $? -eq 1 ] || fail "a full disk behind stdout goes unnoticed"
+  grep -q "standard output: RG_E_IO: can't be written" stderr || fail "a full disk: $(cat stderr)"
+fi
+checks=$((checks + 1))
+{
+  "$regraph" plan "$nsa" --set T=4096 --graph 2>stderr
+  echo $? >code
+} | true
+[ "$(cat code)" -eq 1 ] || [ "$(cat code)" -eq 0 ] || fail "a closed pipe gives exit code $(cat code)"
+
+# ---- what is printed stays what it is ---------------------------------------------------------------------
+"$regraph" help >help.txt
+for command in ops schema check plan pareto run bench pack help; do "$regraph" help "$command" >>help.txt; done
+same 'help is as recorded' help.txt "$source/tests/golden/cli/help.txt"
+
+echo "$checks checks, $failures failed"
+[ "$failures" -eq 0 ]

@@ -1,0 +1,39 @@
+/* tests/harness/optest_internal.h: shared between the harness' own files. */
+#ifndef OPTEST_INTERNAL_H
+#define OPTEST_INTERNAL_H
+
+#include "optest.h"
+
+struct ot_chunk;
+struct ot {
+  struct ot_chunk *chunks;
+  uint64_t state;
+};
+
+/* ---- a call under construction ---- */
+
+enum { MAX_ATTRS = 32, MAX_LIST = 16 };
+
+struct binding {
+  int port;
+  ot_tensor *tensor; /* NULL: absent element of a list */
+  char *before;      /* copy of tensor->block, taken before the run */
+  size_t room;       /* bytes there are for it */
+};
+
+struct ot_call {
+  ot *t;
+  const rg_op *op;
+  rg_value attr[MAX_ATTRS];
+  int64_t lists[MAX_ATTRS][MAX_LIST];
+  struct binding in[OT_MAX_TENSORS], out[OT_MAX_TENSORS];
+  int nin, nout;
+  int isa;
+  const char *wrong; /* first mistake in building the call */
+  rg_status status;
+};
+
+/* Address of the i-th element in row-major order. */
+void *ot_at(const ot_tensor *a, int64_t i);
+
+#endif

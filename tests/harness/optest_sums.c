@@ -1,0 +1,71 @@
+/* tests/harness/optest_sums.c: what every backward op owes: gradients not wanted, and gradients added to a sum. */
+#include "optest_internal.h"
+#include <string.h>
+
+/* Index of the in-port acc.X for the out-port d.X, or −1. */
+static int sum_port(const rg_op *op, int out) {
+  const char *name = op->out[out].name;
+  if (strncmp(name, "d.", 2) != 0) return -1;
+  for (int p = 0; p < op->nin; p++)
+    if (strncmp(op->in[p].name, "acc.", 4) == 0 && strcmp(op->in[p].name + 4, name + 2) == 0) return p;
+  return -1;
+}
+
+/* Each gradient as the only one wanted. */
+static const char *check_single(ot_call *c, ot_tensor *const *all) {
+  for (int i = 0; i < c->nout; i++) {
+    if (!all[i]) continue;
+    ot_tensor *only = ot_like(c->t, all[i], NULL);
+    for (int k = 0; k < c->nout; k++) c->out[k].tensor = k == i ? only : NULL;
+    const char *bad = ot_run(c, 2);
+    if (bad) return bad;
+    if (!ot_same_bits(only, all[i]))
+      return ot_text(c->t, "%s: %s alone has other bits than with the rest", c->op->name,
+                     c->op->out[c->out[i].port].name);
+  }
+  return NULL;
+}
+
+/* All gradients on top of random sums. */
+static const char *check_added(ot_call *c, ot_tensor *const *all) {
+  ot_tensor *start[OT_MAX_TENSORS], *sum[OT_MAX_TENSORS];
+  int nin = c->nin;
+  for (int i = 0; i < c->nout; i++) {
+    c->out[i].tensor = sum[i] = NULL;
+    if (!all[i]) continue;
+    int port = sum_port(c->op, c->out[i].port);
+    if (port < 0) return ot_text(c->t, "%s has no sum for %s", c->op->name, c->op->out[c->out[i].port].name);
+    start[i] = ot_like(c->t, all[i], NULL);
+    ot_fill_normal(c->t, start[i], 1);
+    c->out[i].tensor = sum[i] = ot_like(c->t, all[i], NULL);
+    ot_copy(sum[i], start[i]);
+  }
+  for (int i = 0; i < c->nout; i++) { /* lists keep their holes */
+    int port = sum_port(c->op, c->out[i].port);
+    if (port >= 0) c->in[c->nin++] = (struct binding){.port = port, .tensor = sum[i]};
+  }
+  const char *bad = ot_run_repeated(c, 1);
+  c->nin = nin;
+  if (bad) return bad;
+  for (int i = 0; i < c->nout; i++) {
+    if (!all[i]) continue;
+    double *want = ot_get(c->t, start[i]), *gradient = ot_get(c->t, all[i]);
+    for (int64_t n = 0; n < all[i]->n; n++) want[n] += gradient[n];
+    double off = ot_relrms(sum[i], want, 0);
+    if (!(off <= 2e-6))
+      return ot_text(c->t, "%s: %s added to a sum is off by %.3g", c->op->name, c->op->out[c->out[i].port].name, off);
+  }
+  return NULL;
+}
+
+const char *ot_check_sums(ot_call *c) {
+  ot_tensor *all[OT_MAX_TENSORS];
+  for (int i = 0; i < c->nout; i++) {
+    all[i] = c->out[i].tensor ? ot_like_as(c->t, c->out[i].tensor, RG_F32) : NULL;
+    c->out[i].tensor = all[i];
+  }
+  const char *bad = ot_run(c, 2);
+  if (!bad) bad = check_single(c, all);
+  if (!bad) bad = check_added(c, all);
+  return bad;
+}

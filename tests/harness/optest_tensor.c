@@ -1,0 +1,355 @@
+/* tests/harness/optest_tensor.c: memory, random numbers, tensors with guards and holes, comparison. */
+#include "optest_internal.h"
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- memory ---- */
+
+struct ot_chunk {
+  struct ot_chunk *next;
+  _Alignas(64) char data[];
+};
+
+ot *ot_begin(uint64_t seed) {
+  ot *t = calloc(1, sizeof *t);
+  if (!t) abort();
+  t->state = seed * 0x9e3779b97f4a7c15u + 1;
+  return t;
+}
+
+void ot_end(ot *t) {
+  while (t->chunks) {
+    struct ot_chunk *next = t->chunks->next;
+    free(t->chunks);
+    t->chunks = next;
+  }
+  free(t);
+}
+
+void *ot_alloc(ot *t, size_t bytes) {
+  size_t size = (sizeof(struct ot_chunk) + bytes + 63) & ~(size_t)63;
+  struct ot_chunk *c = aligned_alloc(64, size);
+  if (!c) abort();
+  c->next = t->chunks;
+  t->chunks = c;
+  memset(c->data, 0, bytes);
+  return c->data;
+}
+
+double *ot_doubles(ot *t, int64_t n) { return ot_alloc(t, (size_t)n * sizeof(double)); }
+int32_t *ot_ints(ot *t, int64_t n) { return ot_alloc(t, (size_t)n * sizeof(int32_t)); }
+
+const char *ot_text(ot *t, const char *format, ...) {
+  enum { SIZE = 512 };
+  char *text = ot_alloc(t, SIZE);
+  va_list list;
+  va_start(list, format);
+  vsnprintf(text, SIZE, format, list);
+  va_end(list);
+  return text;
+}
+
+int ot_isa(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
+#endif
+  return 0;
+}
+
+/* ---- random numbers ---- */
+
+uint64_t ot_random(ot *t) {
+  uint64_t z = t->state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+double ot_uniform(ot *t) { return ldexp((double)(ot_random(t) >> 11), -53); }
+int64_t ot_below(ot *t, int64_t n) { return (int64_t)(ot_random(t) % (uint64_t)n); }
+
+double ot_normal(ot *t) {
+  double radius = sqrt(-2 * log(1 - ot_uniform(t)));
+  return radius * cos(6.283185307179586 * ot_uniform(t));
+}
+
+/* ---- elements: our own conversions, through exact doubles ---- */
+
+/* x rounded to a float of `bits` significant bits whose smallest normal exponent is `emin`. */
+static double round_bits(double x, int bits, int emin, double most) {
+  int e;
+  if (!isfinite(x) || x == 0) return x;
+  frexp(x, &e); /* |x| in [2^(e−1), 2^e) */
+  if (e - 1 < emin) e = emin + 1;
+  double r = ldexp(nearbyint(ldexp(x, bits - e)), e - bits);
+  return fabs(r) > most ? copysign(INFINITY, x) : r;
+}
+
+double ot_round(rg_dtype dtype, double x) {
+  switch (dtype) {
+  case RG_F16: return round_bits(x, 11, -14, 65504);
+  case RG_BF16: return round_bits(x, 8, -126, 3.3895313892515355e38);
+  case RG_F32: return (double)(float)x;
+  default: return nearbyint(x);
+  }
+}
+
+static void put(void *at, rg_dtype dtype, double x) {
+  double r = ot_round(dtype, x);
+  float f = (float)r;
+  int32_t i;
+  uint32_t u;
+  uint16_t h;
+  memcpy(&u, &f, 4);
+  switch (dtype) {
+  case RG_F32: memcpy(at, &f, 4); return;
+  case RG_BF16:
+    h = isnan(x) ? 0x7fc0 : (uint16_t)(u >> 16);
+    memcpy(at, &h, 2);
+    return;
+  case RG_F16: {
+    int e;
+    double m = frexp(fabs(r), &e); /* m in [0.5, 1) */
+    if (isnan(x)) h = 0x7e00;
+    else if (isinf(r)) h = 0x7c00;
+    else if (fabs(r) < ldexp(1, -14)) h = (uint16_t)ldexp(fabs(r), 24);
+    else h = (uint16_t)(((e + 14) << 10) + (int)((2 * m - 1) * 1024));
+    h |= (uint16_t)((u >> 31) << 15);
+    memcpy(at, &h, 2);
+    return;
+  }
+  default:
+    i = (int32_t)r;
+    memcpy(at, &i, 4);
+  }
+}
+
+static double get(const void *at, rg_dtype dtype) {
+  uint16_t h;
+  uint32_t u;
+  float f;
+  int32_t i;
+  switch (dtype) {
+  case RG_F32: memcpy(&f, at, 4); return f;
+  case RG_BF16:
+    memcpy(&h, at, 2);
+    u = (uint32_t)h << 16;
+    memcpy(&f, &u, 4);
+    return f;
+  case RG_F16: {
+    memcpy(&h, at, 2);
+    int e = (h >> 10) & 31, m = h & 1023;
+    double x = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+    return h >> 15 ? -x : x;
+  }
+  default: memcpy(&i, at, 4); return i;
+  }
+}
+
+/* ---- tensors ---- */
+
+enum { GUARD = 512, PATTERN = 0xa5 };
+
+ot_tensor *ot_new(ot *t, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *pad) {
+  ot_tensor *a = ot_alloc(t, sizeof *a);
+  int64_t extent = 1;
+  a->arg.dtype = dtype;
+  a->arg.rank = rank;
+  a->n = 1;
+  for (int k = rank - 1; k >= 0; k--) {
+    a->arg.dim[k] = dim[k];
+    a->arg.stride[k] = extent + (pad && k < rank - 1 ? pad[k] : 0);
+    extent = a->arg.stride[k] * (dim[k] > 0 ? dim[k] : 1);
+    a->n *= dim[k];
+  }
+  size_t body = a->n ? (size_t)extent * rg_dtype_size(dtype) : 0;
+  a->bytes = body + 2 * GUARD;
+  a->block = ot_alloc(t, a->bytes);
+  memset(a->block, PATTERN, a->bytes);
+  a->arg.data = a->block + GUARD;
+  ot_fill(a, 0);
+  return a;
+}
+
+ot_tensor *ot_like(ot *t, const ot_tensor *a, const int64_t *pad) {
+  return ot_new(t, a->arg.dtype, a->arg.rank, a->arg.dim, pad);
+}
+ot_tensor *ot_like_as(ot *t, const ot_tensor *a, rg_dtype dtype) {
+  return ot_new(t, dtype, a->arg.rank, a->arg.dim, NULL);
+}
+
+ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *stride) {
+  ot_tensor *a = ot_alloc(t, sizeof *a);
+  a->arg.data = data;
+  a->arg.dtype = dtype;
+  a->arg.rank = rank;
+  a->n = 1;
+  for (int k = 0; k < rank; k++) {
+    a->arg.dim[k] = dim[k];
+    a->arg.stride[k] = stride[k];
+    a->n *= dim[k];
+  }
+  return a;
+}
+
+/* Address of the i-th element in row-major order. */
+void *ot_at(const ot_tensor *a, int64_t i) {
+  int64_t offset = 0;
+  for (int k = a->arg.rank - 1; k >= 0; k--) {
+    offset += i % a->arg.dim[k] * a->arg.stride[k];
+    i /= a->arg.dim[k];
+  }
+  return (char *)a->arg.data + offset * (int64_t)rg_dtype_size(a->arg.dtype);
+}
+
+static int64_t row_size(const ot_tensor *a) {
+  int64_t n = 1;
+  for (int k = 1; k < a->arg.rank; k++) n *= a->arg.dim[k];
+  return n;
+}
+
+void ot_set(ot_tensor *a, const double *x) {
+  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, x[i]);
+}
+double *ot_get(ot *t, const ot_tensor *a) {
+  double *x = ot_doubles(t, a->n);
+  for (int64_t i = 0; i < a->n; i++) x[i] = get(ot_at(a, i), a->arg.dtype);
+  return x;
+}
+void ot_set_ints(ot_tensor *a, const int32_t *x) {
+  for (int64_t i = 0; i < a->n; i++) memcpy(ot_at(a, i), x + i, 4);
+}
+int32_t *ot_get_ints(ot *t, const ot_tensor *a) {
+  int32_t *x = ot_ints(t, a->n);
+  for (int64_t i = 0; i < a->n; i++) memcpy(x + i, ot_at(a, i), 4);
+  return x;
+}
+double ot_element(const ot_tensor *a, int64_t i) { return get(ot_at(a, i), a->arg.dtype); }
+
+void ot_copy(ot_tensor *to, const ot_tensor *from) {
+  for (int64_t i = 0; i < to->n; i++) {
+    if (to->arg.dtype == from->arg.dtype) memcpy(ot_at(to, i), ot_at(from, i), rg_dtype_size(to->arg.dtype));
+    else put(ot_at(to, i), to->arg.dtype, ot_element(from, i));
+  }
+}
+
+void ot_fill_normal(ot *t, ot_tensor *a, double deviation) {
+  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, deviation * ot_normal(t));
+}
+void ot_fill_outliers(ot *t, ot_tensor *a) {
+  for (int64_t i = 0; i < a->n; i++) {
+    double x = ot_normal(t), big = 10 * ot_normal(t); /* variance 100 */
+    put(ot_at(a, i), a->arg.dtype, ot_uniform(t) < 0.001 ? x + big : x);
+  }
+}
+void ot_fill(ot_tensor *a, double value) {
+  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, value);
+}
+void ot_fill_rows(ot_tensor *a, int64_t from, int64_t to, double value) {
+  int64_t w = row_size(a);
+  for (int64_t i = from * w; i < to * w; i++) put(ot_at(a, i), a->arg.dtype, value);
+}
+void ot_poison_rows(ot_tensor *a, int64_t from, int64_t to) {
+  int64_t w = row_size(a);
+  for (int64_t i = from * w; i < to * w; i++) put(ot_at(a, i), a->arg.dtype, a->arg.dtype == RG_I32 ? 1e9 : NAN);
+}
+
+/* ---- comparison ---- */
+
+double ot_relrms(const ot_tensor *x, const double *ref, double floor) {
+  double err = 0, norm = 0;
+  for (int64_t i = 0; i < x->n; i++) {
+    double v = ot_element(x, i);
+    if (isnan(ref[i]) ? isnan(v) : v == ref[i]) {
+      norm += isfinite(ref[i]) ? ref[i] * ref[i] : 0;
+      continue;
+    }
+    if (!isfinite(v) || !isfinite(ref[i])) return INFINITY;
+    err += (v - ref[i]) * (v - ref[i]);
+    norm += ref[i] * ref[i];
+  }
+  if (err == 0) return 0;
+  return sqrt(err) / fmax(sqrt(norm), floor * sqrt((double)x->n));
+}
+
+double ot_lse_error(const ot_tensor *x, const double *ref) {
+  double worst = 0;
+  for (int64_t i = 0; i < x->n; i++) {
+    double v = ot_element(x, i);
+    if (v == ref[i]) continue;
+    if (!isfinite(v) || !isfinite(ref[i])) return INFINITY;
+    worst = fmax(worst, fabs(v - ref[i]) / fmax(1, fabs(ref[i])));
+  }
+  return worst;
+}
+
+bool ot_same_rows(const ot_tensor *a, int64_t row_a, const ot_tensor *b, int64_t row_b, int64_t n) {
+  int64_t w = row_size(a);
+  if (a->arg.dtype != b->arg.dtype || w != row_size(b)) return false;
+  for (int64_t i = 0; i < n * w; i++)
+    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), rg_dtype_size(a->arg.dtype)) != 0) return false;
+  return true;
+}
+
+bool ot_same_bits(const ot_tensor *a, const ot_tensor *b) {
+  if (a->arg.rank == 0) return memcmp(a->arg.data, b->arg.data, rg_dtype_size(a->arg.dtype)) == 0;
+  return a->arg.dim[0] == b->arg.dim[0] && ot_same_rows(a, 0, b, 0, a->arg.dim[0]);
+}
+
+bool ot_zero_rows(const ot_tensor *a, int64_t from, int64_t to) {
+  static const char zero[4] = {0};
+  int64_t w = row_size(a);
+  for (int64_t i = from * w; i < to * w; i++)
+    if (memcmp(ot_at(a, i), zero, rg_dtype_size(a->arg.dtype)) != 0) return false;
+  return true;
+}
+
+/* ---- top-k ---- */
+
+static bool contains(const int32_t *row, int64_t n, int32_t x) {
+  for (int64_t i = 0; i < n; i++)
+    if (row[i] == x) return true;
+  return false;
+}
+
+const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32_t *ref, const double *scores,
+                          int64_t nblock, double max_logit, double floor, double overlap) {
+  int64_t heads = idx->arg.dim[1], top = idx->arg.dim[2], same = 0, total = 0;
+  const int32_t *got = ot_get_ints(t, idx);
+  double tolerance = 1e-5 * fmax(1, max_logit);
+  for (int64_t r = 0; r < rows * heads; r++) {
+    const int32_t *x = got + r * top, *y = ref + r * top;
+    const double *s = scores + r * nblock;
+    double last = INFINITY, best = -INFINITY; /* lowest score taken, highest score left out, among finite ones */
+    for (int64_t n = 0; n < top; n++) {
+      if ((x[n] < 0) != (y[n] < 0)) return ot_text(t, "row %lld has the wrong number of indices", (long long)r);
+      if (y[n] < 0) {
+        if (x[n] != -1) return ot_text(t, "row %lld: index %d", (long long)r, x[n]);
+        continue;
+      }
+      if (x[n] >= nblock || isnan(s[x[n]])) return ot_text(t, "row %lld: %d is no candidate", (long long)r, x[n]);
+      if (n > 0 && x[n] <= x[n - 1]) return ot_text(t, "row %lld does not ascend", (long long)r);
+      total++;
+      same += contains(y, top, x[n]);
+      last = fmin(last, s[x[n]]);
+    }
+    for (int64_t b = 0; b < nblock; b++)
+      if (!isnan(s[b]) && !contains(x, top, (int32_t)b)) best = fmax(best, s[b]);
+    double gap = best - last, size = fmax(fabs(best), fabs(last));
+    if (best == INFINITY) return ot_text(t, "row %lld lacks a forced block", (long long)r);
+    if (last == -INFINITY && best > last)
+      return ot_text(t, "row %lld takes an incomplete block before a complete one", (long long)r);
+    if (gap > 0 && size > floor && gap > tolerance * size)
+      return ot_text(t, "row %lld: score %.9g taken, %.9g left out", (long long)r, last, best);
+  }
+  if ((double)same < overlap * (double)total)
+    return ot_text(t, "only %lld of %lld indices agree", (long long)same, (long long)total);
+  return NULL;
+}

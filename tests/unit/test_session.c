@@ -1,0 +1,447 @@
+/* tests/unit/test_session.c: a session's life and every way to misuse it; the bytes it asks for; nothing
+ * allocated in a run; what it tells about itself.
+ */
+#include "run_util.h"
+
+#include <stdatomic.h>
+
+/* ---- every malloc of the process, counted (sanitizers bring their own malloc) ---- */
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
+#define COUNTED 0
+#else
+#define COUNTED 1
+#endif
+static _Atomic bool counting;
+static _Atomic long counted;
+#if COUNTED
+extern void *__libc_malloc(size_t);
+extern void *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
+static void count(void) {
+  if (atomic_load(&counting)) atomic_fetch_add(&counted, 1);
+}
+void *malloc(size_t n) {
+  count();
+  return __libc_malloc(n);
+}
+void *calloc(size_t n, size_t size) {
+  count();
+  return __libc_calloc(n, size);
+}
+void *realloc(void *p, size_t n) {
+  count();
+  return __libc_realloc(p, n);
+}
+int posix_memalign(void **out, size_t align, size_t n) {
+  count();
+  *out = __libc_memalign(align, n);
+  return *out ? 0 : 12;
+}
+void *aligned_alloc(size_t align, size_t n) {
+  count();
+  return __libc_memalign(align, n);
+}
+#endif
+
+/* The context's allocator and the arena's. */
+typedef struct counter {
+  _Atomic long calls, live;
+  _Atomic size_t bytes;
+  bool refuse;
+} counter;
+static void *counter_alloc(void *user, size_t size) {
+  counter *c = user;
+  void *p = NULL;
+  atomic_fetch_add(&c->calls, 1);
+  if (c->refuse || posix_memalign(&p, 256, size)) return NULL;
+  atomic_fetch_add(&c->bytes, size);
+  atomic_fetch_add(&c->live, 1);
+  return p;
+}
+static void counter_free(void *user, void *ptr) {
+  if (!ptr) return;
+  atomic_fetch_sub(&((counter *)user)->live, 1);
+  free(ptr);
+}
+
+/* ---- fixture ---- */
+
+enum { T = 150, B = 3 };
+static const int lengths[B] = {70, 0, 75};
+
+static counter host;
+static rg_context *ctx;
+static rg_spec *spec;
+static rg_plan *plan;
+static buffers io;
+
+static void setup(void) {
+  char text[8192];
+  rg_error e = {0};
+  rg_allocator allocator = {counter_alloc, counter_free, &host};
+  CR_OK(rg_context_create(&allocator, &ctx, &e), &e);
+  spec = load_spec(ctx, nsa_spec("f32", true, text, sizeof text));
+  plan = make_plan(spec, NULL, T, B, 2);
+  make_buffers(plan, 3, T, lengths, &io);
+}
+
+static void teardown(void) {
+  free_buffers(&io);
+  rg_plan_destroy(plan);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+  cr_assert_eq(atomic_load(&host.live), 0, "leaked %ld host blocks", atomic_load(&host.live));
+}
+
+static rg_session *session(const rg_session_options *o) {
+  rg_session *s = NULL;
+  rg_error e = {0};
+  CR_OK(rg_session_create(plan, o, &s, &e), &e);
+  return s;
+}
+
+#define FAILS(call, code, part)                                                                              \
+  do {                                                                                                       \
+    rg_error e = {0};                                                                                        \
+    rg_status got_ = (call);                                                                                 \
+    cr_assert_eq(got_, code, "%s: %s", rg_status_name(got_), e.message);                                     \
+    cr_assert_eq(e.status, code);                                                                            \
+    cr_assert(strstr(e.message, part), "\"%s\" does not mention \"%s\"", e.message, part);                   \
+  } while (0)
+
+/* ---- tests ---- */
+
+Test(session, bindable_tensors, .init = setup, .fini = teardown) {
+  static const struct {
+    const char *name;
+    rg_role role;
+    int64_t bytes;
+    bool accumulates, seqlens;
+  } want[] = {
+      {"q", RG_INPUT, T * 4 * 16 * 4, false, false},      {"cu_seqlens", RG_INPUT, (B + 1) * 4, false, true},
+      {"o", RG_OUTPUT, T * 4 * 16 * 4, false, false},     {"o", RG_GRAD_IN, T * 4 * 16 * 4, false, false},
+      {"gate", RG_GRAD_OUT, T * 4 * 3 * 4, false, false}, {"wk", RG_GRAD_OUT, 16 * 8 * 16 * 4, true, false}};
+  for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+    bool found = false;
+    for (int k = 0; k < io.n; k++) {
+      const rg_tensor_info *t = &io.info[k];
+      if (t->role != want[i].role || strcmp(t->name, want[i].name) != 0) continue;
+      found = true;
+      cr_assert_eq(t->bytes, want[i].bytes, "%s", t->name);
+      cr_assert_eq(t->accumulates, want[i].accumulates, "%s", t->name);
+      cr_assert_eq(t->seqlens, want[i].seqlens, "%s", t->name);
+      cr_assert_not(t->offsets);
+    }
+    cr_assert(found, "%s", want[i].name);
+  }
+  cr_assert_eq(io.n, 7 + 1 + 1 + 6);
+  rg_tensor_info t;
+  cr_assert_eq(rg_plan_tensor(plan, (size_t)io.n, &t), RG_E_USAGE);
+}
+
+Test(session, misuse, .init = setup, .fini = teardown) {
+  rg_session *s = session(NULL), *none = (rg_session *)plan;
+  char word[4] = {0};
+  FAILS(rg_session_create(NULL, NULL, &none, &e), RG_E_USAGE, "plan");
+  cr_assert_null(none);
+  FAILS(rg_session_forward(NULL, &e), RG_E_USAGE, "session");
+  FAILS(rg_session_backward(NULL, &e), RG_E_USAGE, "session");
+  FAILS(rg_session_bind(NULL, RG_INPUT, "q", word, 4, &e), RG_E_USAGE, "session");
+  FAILS(rg_session_forward(s, &e), RG_E_USAGE, "not bound");
+  FAILS(rg_session_bind(s, RG_INPUT, "q", io.data[0], 12, &e), RG_E_USAGE, "\"q\"");
+  FAILS(rg_session_bind(s, RG_INPUT, "qq", io.data[0], 12, &e), RG_E_USAGE, "\"qq\"");
+  FAILS(rg_session_bind(s, RG_GRAD_OUT, "cu_seqlens", io.data[0], 12, &e), RG_E_USAGE, "cu_seqlens");
+  FAILS(rg_session_bind(s, RG_INPUT, "q", (char *)io.data[0] + 1, T * 4 * 16 * 4, &e), RG_E_USAGE,
+        "multiple");
+  bind_all(s, &io);
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE, "forward");
+  FAILS(rg_session_read(s, "idx", word, 4, &e), RG_E_USAGE, "forward");
+  rg_error e = {0};
+  CR_OK(rg_session_bind(s, RG_INPUT, "v", NULL, 0, &e), &e);
+  FAILS(rg_session_forward(s, &e), RG_E_USAGE, "\"v\"");
+  bind_all(s, &io);
+  CR_OK(rg_session_bind(s, RG_GRAD_OUT, "gate", NULL, 0, &e), &e);
+  CR_OK(rg_session_forward(s, &e), &e); /* gradients are not forward's business */
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE, "\"gate\"");
+  int64_t a, b;
+  cr_assert_eq(rg_session_touched(s, &a, &b), RG_E_USAGE);
+  FAILS(rg_session_read(s, "nothing", word, 4, &e), RG_E_NAME, "nothing");
+  rg_session_destroy(s);
+  rg_session_destroy(NULL);
+}
+
+Test(session, plan_misuse, .init = setup, .fini = teardown) {
+  rg_plan *p = plan;
+  FAILS(rg_plan_create(NULL, NULL, NULL, &p, &e), RG_E_USAGE, "spec");
+  cr_assert_null(p);
+  rg_plan_options o = {.device = "tpu"};
+  FAILS(rg_plan_create(spec, NULL, &o, &p, &e), RG_E_USAGE, "tpu");
+  o = (rg_plan_options){.threads = -1};
+  FAILS(rg_plan_create(spec, NULL, &o, &p, &e), RG_E_USAGE, "threads");
+  o = (rg_plan_options){0};
+  FAILS(rg_plan_create(spec, NULL, &o, &p, &e), RG_E_USAGE, "T"); /* unbound */
+  rg_text text;
+  FAILS(rg_plan_write(plan, "xml", &text, &e), RG_E_USAGE, "xml");
+  cr_assert_null(text.data);
+}
+
+Test(session, contents, .init = setup, .fini = teardown) {
+  static const struct {
+    int32_t cu[B + 1];
+    const char *part;
+  } bad[] = {{{1, 70, 70, 140}, "cu_seqlens[0] is 1"},
+             {{0, 70, 69, 140}, "cu_seqlens[2] is 69"},
+             {{0, 70, 70, T + 1}, "cu_seqlens[3] is 151; expected at most 150"},
+             {{0, -1, 70, 140}, "cu_seqlens[1] is -1"}};
+  rg_session *s = session(NULL);
+  bind_all(s, &io);
+  int32_t *cu = buffer(&io, RG_INPUT, "cu_seqlens");
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    memcpy(cu, bad[i].cu, sizeof bad[i].cu);
+    FAILS(rg_session_forward(s, &e), RG_E_DATA, bad[i].part);
+    FAILS(rg_session_backward(s, &e), RG_E_USAGE, "forward");
+  }
+  rg_error e = {0};
+  memset(cu, 0, (B + 1) * sizeof *cu); /* an empty batch */
+  CR_OK(rg_session_forward(s, &e), &e);
+  CR_OK(rg_session_backward(s, &e), &e);
+  const float *o = buffer(&io, RG_OUTPUT, "o"), *dq = buffer(&io, RG_GRAD_OUT, "q");
+  for (int i = 0; i < T * 4 * 16; i++) cr_assert(o[i] == 0 && dq[i] == 0, "row past the last token");
+  fill_starts(cu, B + 1, T, NULL); /* full to the last row */
+  CR_OK(rg_session_forward(s, &e), &e);
+  CR_OK(rg_session_backward(s, &e), &e);
+  finite_results(&io, "full");
+  rg_session_destroy(s);
+}
+
+Test(session, memory, .init = setup, .fini = teardown) {
+  rg_sizes z;
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  cr_assert_gt(z.saved, 0);
+  counter arena = {0};
+  rg_allocator hook = {counter_alloc, counter_free, &arena};
+  rg_session_options o = {.arena = &hook};
+  rg_session *s = session(&o);
+  cr_assert_eq((int64_t)arena.bytes, z.predicted_peak);
+  bind_all(s, &io);
+  run_both(s);
+  cr_assert_eq((int64_t)arena.bytes, z.predicted_peak);
+  rg_session_destroy(s);
+  cr_assert_eq(arena.live, 0);
+
+  /* The caller's blocks: nothing is asked for, nothing outside is touched. */
+  arena = (counter){0};
+  enum { ZONE = 512 };
+  unsigned char *block[2];
+  int64_t size[2] = {z.saved, z.scratch};
+  for (int i = 0; i < 2; i++) {
+    void *p = NULL;
+    cr_assert_eq(posix_memalign(&p, 256, (size_t)size[i] + 2 * ZONE), 0);
+    block[i] = p;
+    memset(p, 0xab, (size_t)size[i] + 2 * ZONE);
+  }
+  o = (rg_session_options){
+      .arena = &hook, .saved = block[0] + ZONE, .scratch = block[1] + ZONE, .debug_poison = true};
+  s = session(&o);
+  cr_assert_eq(arena.calls, 0);
+  bind_all(s, &io);
+  run_both(s);
+  int64_t saved, scratch;
+  cr_assert_eq(rg_session_touched(s, &saved, &scratch), RG_OK);
+  cr_assert_eq(saved, z.saved);
+  cr_assert_eq(scratch, z.scratch);
+  rg_session_destroy(s);
+  for (int i = 0; i < 2; i++) {
+    for (int k = 0; k < ZONE; k++)
+      cr_assert(block[i][k] == 0xab && block[i][ZONE + size[i] + k] == 0xab, "wrote outside block %d", i);
+    free(block[i]);
+  }
+  cr_assert_eq(arena.calls, 0);
+
+  /* Refused and misplaced memory. */
+  rg_session *none = s;
+  arena.refuse = true;
+  o = (rg_session_options){.arena = &hook};
+  FAILS(rg_session_create(plan, &o, &none, &e), RG_E_NOMEM, "bytes");
+  cr_assert_null(none);
+  o = (rg_session_options){.saved = (char *)io.data[0] + 4};
+  FAILS(rg_session_create(plan, &o, &none, &e), RG_E_USAGE, "multiple of 256");
+  o = (rg_session_options){.arena = &(rg_allocator){0}};
+  FAILS(rg_session_create(plan, &o, &none, &e), RG_E_USAGE, "alloc");
+}
+
+Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
+  rg_error e = {0};
+  rg_session *s = session(NULL);
+  bind_all(s, &io);
+  long before = atomic_load(&host.calls);
+#if COUNTED
+  atomic_store(&counting, true);
+  void *probe = malloc(16); /* the counter works */
+  atomic_store(&counting, false);
+  free(probe);
+  cr_assert_eq(atomic_exchange(&counted, 0), 1);
+#endif
+  for (int i = 0; i < 2; i++) {
+    atomic_store(&counting, true);
+    rg_status forward = rg_session_forward(s, &e), backward = rg_session_backward(s, &e);
+    atomic_store(&counting, false);
+    CR_OK(forward, &e);
+    CR_OK(backward, &e);
+  }
+  cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
+  cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
+  rg_session_destroy(s);
+}
+
+/* Runs repeat bit for bit, whatever the arena held; sums are added to. */
+Test(session, repeats, .init = setup, .fini = teardown) {
+  rg_session *s = session(NULL);
+  rg_session_options o = {.debug_poison = true};
+  rg_session *poisoned = session(&o);
+  buffers again;
+  make_buffers(plan, 3, T, lengths, &again);
+  bind_all(s, &io);
+  bind_all(poisoned, &again);
+  for (int i = 0; i < 3; i++) {
+    run_both(s);
+    run_both(poisoned);
+    same_results(&io, &again, "plain against poisoned memory");
+  }
+  /* Three runs onto ones: one run's gradient is a third of what was added. */
+  const float *wk = buffer(&io, RG_GRAD_OUT, "wk");
+  buffers once;
+  make_buffers(plan, 3, T, lengths, &once);
+  bind_all(s, &once);
+  run_both(s);
+  const float *first = buffer(&once, RG_GRAD_OUT, "wk");
+  bool any = false;
+  for (int i = 0; i < 16 * 8 * 16; i++) {
+    float g = first[i] - 1, sum = wk[i] - 1;
+    cr_assert_float_eq(sum, 3 * g, 1e-4f * (1 + (g < 0 ? -g : g)), "wk[%d]: %g after three runs of %g", i,
+                       sum, g);
+    any |= g != 0;
+  }
+  cr_assert(any, "no weight gradient");
+  rg_session_destroy(poisoned);
+  rg_session_destroy(s);
+  free_buffers(&again);
+  free_buffers(&once);
+}
+
+Test(session, times_and_reading, .init = setup, .fini = teardown) {
+  rg_error e = {0};
+  rg_session *s = session(NULL);
+  bind_all(s, &io);
+  run_both(s);
+  rg_node_time t;
+  size_t n = 0;
+  int backward = 0, attention = 0;
+  double total = 0;
+  for (; rg_session_node_time(s, n, &t) == RG_OK; n++) {
+    cr_assert(t.name && t.op);
+    cr_assert(t.ms >= 0 && t.model_ms > 0, "%s: %g ms, model %g", t.name, t.ms, t.model_ms);
+    backward += t.backward;
+    attention += strcmp(t.op, "slc_attn") == 0;
+    total += t.ms;
+  }
+  cr_assert(backward >= 5 && attention == 1 && n > (size_t)backward && total > 0);
+
+  float *o = malloc(T * 4 * 16 * sizeof *o);
+  CR_OK(rg_session_read(s, "o", o, T * 4 * 16 * sizeof *o, &e), &e);
+  cr_assert_arr_eq(o, buffer(&io, RG_OUTPUT, "o"), T * 4 * 16 * sizeof *o);
+  FAILS(rg_session_read(s, "o", o, 8, &e), RG_E_USAGE, "expected 38400");
+  int32_t *idx = malloc(T * 2 * 4 * sizeof *idx); /* [T, KH, top_n], which backward reads */
+  CR_OK(rg_session_read(s, "idx", idx, T * 2 * 4 * sizeof *idx, &e), &e);
+  for (int row = 0; row < T; row++)
+    for (int h = 0; h < 2; h++)
+      cr_assert_eq(idx[(row * 2 + h) * 4], row < lengths[0] + lengths[2] ? 0 : idx[(row * 2 + h) * 4],
+                   "block 0 is always taken");
+  free(idx);
+  free(o);
+  rg_session_destroy(s);
+}
+
+Test(session, no_gradients, .init = setup, .fini = teardown) {
+  rg_error e = {0};
+  rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .no_grad = true};
+  rg_plan *forward = NULL;
+  rg_session *s = NULL;
+  CR_OK(rg_plan_create(spec, NULL, &o, &forward, &e), &e);
+  rg_sizes z;
+  cr_assert_eq(rg_plan_sizes(forward, &z), RG_OK);
+  cr_assert_eq(z.saved, 0);
+  buffers mine;
+  make_buffers(forward, 3, T, lengths, &mine);
+  for (int i = 0; i < mine.n; i++) cr_assert(mine.info[i].role == RG_INPUT || mine.info[i].role == RG_OUTPUT);
+  CR_OK(rg_session_create(forward, NULL, &s, &e), &e);
+  bind_all(s, &mine);
+  CR_OK(rg_session_forward(s, &e), &e);
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE, "no gradients");
+  rg_session_destroy(s);
+
+  s = session(NULL);
+  bind_all(s, &io);
+  run_both(s);
+  rg_session_destroy(s);
+  cr_assert_arr_eq(buffer(&mine, RG_OUTPUT, "o"), buffer(&io, RG_OUTPUT, "o"), T * 4 * 16 * 4);
+  free_buffers(&mine);
+  rg_plan_destroy(forward);
+}
+
+/* Planner switches change bytes in the direction they say, and no bit of a result. */
+Test(session, planner_off_switches, .init = setup, .fini = teardown) {
+  rg_error e = {0};
+  rg_sizes packed, z;
+  cr_assert_eq(rg_plan_sizes(plan, &packed), RG_OK);
+  rg_session *s = session(NULL);
+  bind_all(s, &io);
+  run_both(s);
+  rg_session_destroy(s);
+  for (int i = 0; i < 2; i++) {
+    rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
+    rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .no_reuse = i == 0, .no_inplace = i == 1};
+    rg_plan *other = NULL;
+    buffers mine;
+    CR_OK(rg_plan_create(spec, NULL, &o, &other, &e), &e);
+    cr_assert_eq(rg_plan_sizes(other, &z), RG_OK);
+    cr_assert_geq(z.scratch, packed.scratch);
+    cr_assert_eq(z.saved, packed.saved);
+    make_buffers(other, 3, T, lengths, &mine);
+    CR_OK(rg_session_create(other, NULL, &s, &e), &e);
+    bind_all(s, &mine);
+    run_both(s);
+    rg_session_destroy(s);
+    same_results(&io, &mine, i ? "in-place reuse off" : "reuse off");
+    free_buffers(&mine);
+    rg_plan_destroy(other);
+  }
+}
+
+Test(session, reports, .init = setup, .fini = teardown) {
+  static const struct {
+    const char *format, *part[4];
+  } want[] = {{"text", {"capacity", "recompute", "saved", "gap"}},
+              {"json", {"\"version\": 1", "\"predicted_peak_bytes\": ", "\"nodes\": [", "\"recompute\": {"}},
+              {"dot", {"digraph", "combine", NULL, NULL}},
+              {"timeline", {"", NULL, NULL, NULL}},
+              {"svg", {"<svg", "</svg>", NULL, NULL}},
+              {"graph", {"slc_o", "cu_seqlens", NULL, NULL}},
+              {"steps", {"slc_attn", "saved+0", "input:q", "grad_out:gate"}}};
+  for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+    rg_text a, b;
+    rg_error e = {0};
+    CR_OK(rg_plan_write(plan, want[i].format, &a, &e), &e);
+    CR_OK(rg_plan_write(plan, want[i].format, &b, &e), &e);
+    cr_assert_gt(a.size, 100, "%s", want[i].format);
+    cr_assert_eq(strlen(a.data), a.size);
+    cr_assert_str_eq(a.data, b.data);
+    for (int k = 0; k < 4 && want[i].part[k]; k++)
+      cr_assert(strstr(a.data, want[i].part[k]), "%s lacks %s:\n%s", want[i].format, want[i].part[k], a.data);
+    rg_text_destroy(&a);
+    rg_text_destroy(&b);
+  }
+}
