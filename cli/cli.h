@@ -1,8 +1,8 @@
 /* cli/cli.h: what the files of the `regraph` command share.
  *
- * The command is a user of the public header and of nothing else of ours. One invocation is one `cli`: its arguments,
- * the objects it made, and the first error. Commands return an rg_status and leave the printing of errors to main.
- * Data goes to standard output, messages and progress to standard error.
+ * The command is a user of the public header and of nothing else of ours. One invocation is one `cli`: its
+ * arguments, the objects it made, and the first error. Commands return an rg_status and leave the printing of
+ * errors to main. Data goes to standard output, messages and progress to standard error.
  */
 #ifndef CLI_H
 #define CLI_H
@@ -23,7 +23,7 @@ typedef struct cli_args {
   const char *positional[2];
   int npositional;
   bool help, version;
-  bool json, dot, timeline, graph;              /* what to print */
+  bool json, dot, timeline, graph;                     /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace; /* how to plan and run */
   bool man;
   const char *policy, *device, *profile, *svg, *profile_out, *completion;
@@ -47,7 +47,7 @@ typedef enum cli_kind {
 typedef struct cli_flag {
   const char *name; /* "--policy" */
   cli_kind kind;
-  const char *arg; /* "FILE", "cpu|cuda"; NULL for a switch */
+  const char *arg;   /* "FILE", "cpu|cuda"; NULL for a switch */
   uint32_t commands; /* bit i: command i of the table takes it */
   size_t field;      /* offset in cli_args */
   int64_t min;
@@ -72,7 +72,9 @@ extern const int cli_nflag;
 /* Fills *a from argv (borrowed for as long as *a is used); free with cli_args_free, also after a failure. */
 rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e);
 void cli_args_free(cli_args *a);
-static inline bool cli_takes(const cli_flag *f, int command) { return f->commands >> command & 1u; }
+static inline bool cli_takes(const cli_flag *f, int command) {
+  return f->commands >> command & 1u;
+}
 const cli_command *cli_find_command(const char *name);
 /* The candidate nearest to `word`, or NULL if none is near. */
 const char *cli_nearest(const char *word, const char *const *candidates, int n);
@@ -136,7 +138,7 @@ void cli_print_text(rg_text *text);
 /* Writes a whole file; on failure nothing half-written stays. */
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
 void cli_json_string(FILE *f, const char *text);
-void cli_json_number(FILE *f, double x); /* null for what JSON can't say */
+void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
 double cli_seconds(void);                              /* a clock that never goes back */
 /* Drawn on standard error if that is a terminal; user is the cli. */

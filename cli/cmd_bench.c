@@ -1,8 +1,8 @@
 /* cli/cmd_bench.c: `bench`: medians per node and direction, set against what the machine can do at best.
  *
- * --profile-out turns the measurement into a device profile: it plans with a raw profile of the measured peak rates
- * (every op at 100 %), so that the cost model's milliseconds are the roofline, and then writes for each op the fraction
- * of it that the op reached.
+ * --profile-out turns the measurement into a device profile: it plans with a raw profile of the measured peak
+ * rates (every op at 100 %), so that the cost model's milliseconds are the roofline, and then writes for each
+ * op the fraction of it that the op reached.
  */
 #include "cli.h"
 #include "data.h"
@@ -24,18 +24,21 @@ typedef struct bench {
   row *row;
   int nrow;
   double *forward, *backward; /* ms per repeat */
-  double forward_ms, backward_ms;
+  double *outside;            /* ms per repeat that no node accounts for */
+  double forward_ms, backward_ms, outside_ms;
   peak_rates peak;
 } bench;
 
 static rg_status prepare(cli *c, bench *b) {
   rg_tensor_info info;
-  for (size_t i = 0; rg_plan_tensor(c->plan, i, &info) == RG_OK; i++) b->data.backward |= info.role == RG_GRAD_OUT;
+  for (size_t i = 0; rg_plan_tensor(c->plan, i, &info) == RG_OK; i++)
+    b->data.backward |= info.role == RG_GRAD_OUT;
   rg_status s = data_bind(c, &b->data);
   if (s != RG_OK) return s;
   b->forward = calloc((size_t)c->args.repeat, sizeof *b->forward);
   b->backward = calloc((size_t)c->args.repeat, sizeof *b->backward);
-  return b->forward && b->backward ? RG_OK : cli_nomem(&c->error);
+  b->outside = calloc((size_t)c->args.repeat, sizeof *b->outside);
+  return b->forward && b->backward && b->outside ? RG_OK : cli_nomem(&c->error);
 }
 
 /* One run of both directions; repeat -1 is the warm-up. */
@@ -48,10 +51,13 @@ static rg_status run_once(cli *c, bench *b, int64_t repeat) {
   if (s != RG_OK || repeat < 0) return s;
   b->forward[repeat] = 1e3 * (turn - start);
   b->backward[repeat] = 1e3 * (cli_seconds() - turn);
+  double inside = 0;
   for (int i = 0; i < b->nrow; i++) {
     rg_session_node_time(c->session, (size_t)i, &b->row[i].node);
     b->row[i].ms[repeat] = b->row[i].node.ms;
+    if (!b->row[i].node.backward || b->data.backward) inside += b->row[i].node.ms;
   }
+  b->outside[repeat] = b->forward[repeat] + b->backward[repeat] - inside;
   return RG_OK;
 }
 
@@ -74,6 +80,7 @@ static rg_status measure(cli *c, bench *b) {
   for (int i = 0; i < b->nrow; i++) b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
   b->forward_ms = cli_median(b->forward, (int)repeat);
   b->backward_ms = cli_median(b->backward, (int)repeat);
+  b->outside_ms = cli_median(b->outside, (int)repeat);
   return s;
 }
 
@@ -82,13 +89,16 @@ static void free_bench(bench *b) {
   free(b->row);
   free(b->forward);
   free(b->backward);
+  free(b->outside);
   data_close(&b->data);
 }
 
 /* ---- reports ---- */
 
 /* Units of 10^9 a second. */
-static double rate(double work, double ms) { return ms > 0 ? 1e-6 * work / ms : 0; }
+static double rate(double work, double ms) {
+  return ms > 0 ? 1e-6 * work / ms : 0;
+}
 
 /* Milliseconds at best: either the multiply-adds or the bytes take that long. */
 static double roofline_ms(const bench *b, const rg_node_time *n) {
@@ -103,8 +113,10 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
          cli_threads(c), (long long)c->args.repeat, b->forward_ms);
   if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
   printf("\npeak memory %s predicted, %s measured\nmachine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n",
-         cli_bytes(z->predicted_peak, p), cli_bytes(c->arena_peak, m), b->peak.matrix_gflops, b->peak.bandwidth_gbs);
-  printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s", "roofline");
+         cli_bytes(z->predicted_peak, p), cli_bytes(c->arena_peak, m), b->peak.matrix_gflops,
+         b->peak.bandwidth_gbs);
+  printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s",
+         "roofline");
   for (int i = 0; i < b->nrow; i++) {
     const row *r = &b->row[i];
     if (r->node.backward && !b->data.backward) continue;
@@ -165,9 +177,9 @@ static void write_profile(FILE *f, const bench *b, int threads, double step_us, 
   fprintf(f, ",\n  \"device\": \"cpu\",\n  \"threads\": %d,\n", threads);
   fprintf(f, "  \"matrix_gflops\": {\"f32\": %.6g, \"f16\": %.6g, \"bf16\": %.6g},\n", b->peak.matrix_gflops,
           b->peak.matrix_gflops, b->peak.matrix_gflops); /* the CPU computes in fp32 whatever it stores */
-  fprintf(f, "  \"special_gops\": %.6g,\n  \"bandwidth_gbs\": %.6g,\n  \"step_us\": %.6g,\n", b->peak.special_gops,
-          b->peak.bandwidth_gbs, step_us);
-  fprintf(f, "  \"memory_bytes\": %lld,\n  \"efficiency\": %.4g,\n  \"ops\": {",
+  fprintf(f, "  \"special_gops\": %.6g,\n  \"bandwidth_gbs\": %.6g,\n  \"step_us\": %.6g,\n",
+          b->peak.special_gops, b->peak.bandwidth_gbs, step_us);
+  fprintf(f, "  \"memory\": %lld,\n  \"efficiency\": %.4g,\n  \"ops\": {",
           (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), efficiency);
 }
 
@@ -209,9 +221,7 @@ static rg_status save_profile(cli *c, const bench *b) {
   size_t size = 0;
   FILE *f = open_memstream(&text, &size);
   if (!f) return cli_nomem(&c->error);
-  double inside = 0;
-  for (int i = 0; i < b->nrow; i++) inside += b->row[i].median;
-  double step_us = b->nrow ? 1e3 * (b->forward_ms + b->backward_ms - inside) / b->nrow : 0;
+  double step_us = b->nrow ? 1e3 * b->outside_ms / b->nrow : 0;
   write_profile(f, b, cli_threads(c), step_us < RAW_STEP_US ? RAW_STEP_US : step_us, op_efficiency(b, NULL));
   const char *gap = "";
   for (int i = 0; i < b->nrow; i++) {
@@ -240,7 +250,8 @@ rg_status cli_cmd_bench(cli *c) {
   if (a->profile && a->profile_out)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile and --profile-out exclude each other");
   if (a->repeat > 100000)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000", (long long)a->repeat);
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000",
+                    (long long)a->repeat);
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
   if (s != RG_OK) return s;

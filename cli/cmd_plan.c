@@ -1,4 +1,5 @@
-/* cli/cmd_plan.c: the commands that print what the library has to say: ops, schema, check, plan, pareto, pack, help. */
+/* cli/cmd_plan.c: the commands that print what the library has to say: ops, schema, check, plan, pareto,
+ * pack, help. */
 #include "cli.h"
 #include <string.h>
 
@@ -6,15 +7,16 @@ rg_status cli_cmd_help(cli *c) {
   const cli_args *a = &c->args;
   const cli_command *topic = NULL;
   if ((a->npositional > 0) + a->man + (a->completion != NULL) > 1)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph help", "a COMMAND, --man and --completion exclude each other");
+    return cli_fail(&c->error, RG_E_USAGE, "regraph help",
+                    "a COMMAND, --man and --completion exclude each other");
   if (a->npositional) {
     topic = cli_find_command(a->positional[0]);
     if (!topic) {
       const char *names[32];
       for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
       const char *near = cli_nearest(a->positional[0], names, cli_ncommand);
-      return cli_fail(&c->error, RG_E_USAGE, "regraph help", near ? "unknown command '%s'; did you mean '%s'?"
-                                                                  : "unknown command '%s'",
+      return cli_fail(&c->error, RG_E_USAGE, "regraph help",
+                      near ? "unknown command '%s'; did you mean '%s'?" : "unknown command '%s'",
                       a->positional[0], near);
     }
   }
@@ -39,7 +41,8 @@ rg_status cli_cmd_schema(cli *c) {
   const char *format = c->args.positional[0];
   if (strcmp(format, "spec") == 0) return describe(c, "schema-spec");
   if (strcmp(format, "policy") == 0) return describe(c, "schema-policy");
-  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected spec or policy", format);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected spec or policy",
+                  format);
 }
 
 /* The library describes an op in a line "NAME: …" and indented lines below. Prints that of one op. */
@@ -67,14 +70,16 @@ static rg_status print_op(cli *c, const char *text, const char *name) {
   }
   if (n < 0) return RG_OK;
   const char *near = cli_nearest(name, names, n);
-  if (near) return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?", name, near);
+  if (near)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?", name, near);
   return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; 'regraph ops' lists them", name);
 }
 
 rg_status cli_cmd_ops(cli *c) {
   rg_text text;
   if (!c->args.npositional) return describe(c, c->args.json ? "ops-json" : "ops");
-  if (c->args.json) return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "--json lists all ops; leave NAME out");
+  if (c->args.json)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "--json lists all ops; leave NAME out");
   rg_status s = cli_open(c);
   if (s == RG_OK) s = rg_describe(c->ctx, "ops", &text, &c->error);
   if (s != RG_OK) return s;
@@ -100,12 +105,14 @@ rg_status cli_cmd_check(cli *c) {
 rg_status cli_cmd_plan(cli *c) {
   const cli_args *a = &c->args;
   if (a->json + a->dot + a->timeline + a->graph > 1)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph plan", "--json, --dot, --timeline and --graph exclude each other");
+    return cli_fail(&c->error, RG_E_USAGE, "regraph plan",
+                    "--json, --dot, --timeline and --graph exclude each other");
   rg_status s = cli_open(c);
   if (s != RG_OK) return s;
   if (a->cp > 1)
     return cli_fail(&c->error, RG_E_COMM, "regraph plan",
-                    "--cp %lld: this build has no context parallelism; --cp 1 is all it plans", (long long)a->cp);
+                    "--cp %lld: this build has no context parallelism; --cp 1 is all it plans",
+                    (long long)a->cp);
   cli_default_sequences(c);
   s = cli_make_plan(c, NULL);
   if (s != RG_OK) return s;
@@ -117,7 +124,11 @@ rg_status cli_cmd_plan(cli *c) {
     rg_text_destroy(&text);
     if (s != RG_OK) return s;
   }
-  const char *format = a->json ? "json" : a->dot ? "dot" : a->timeline ? "timeline" : a->graph ? "graph" : "text";
+  const char *format = a->json       ? "json"
+                       : a->dot      ? "dot"
+                       : a->timeline ? "timeline"
+                       : a->graph    ? "graph"
+                                     : "text";
   s = rg_plan_write(c->plan, format, &text, &c->error);
   if (s == RG_OK) cli_print_text(&text);
   return s;

@@ -53,8 +53,8 @@ static void print_text(const cli *c, const data_set *d, const timing *t, const r
     snprintf(name, sizeof name, "%s%s", x->info.role == RG_GRAD_OUT ? "grad " : "", x->info.name);
     data_summary y;
     data_summarise(x->info.dtype, x->data, x->elements, &y);
-    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype), shape, y.mean, y.rms,
-           y.min, y.max);
+    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype), shape, y.mean,
+           y.rms, y.min, y.max);
     if (y.nonfinite) printf("  (%lld not finite)", (long long)y.nonfinite);
     putchar('\n');
   }
@@ -102,8 +102,8 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
     if (!is_result(x)) continue;
     printf("%s\n  {\"name\": ", gap);
     cli_json_string(stdout, x->info.name);
-    printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [", x->info.role == RG_OUTPUT ? "output" : "gradient",
-           rg_dtype_name(x->info.dtype));
+    printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [",
+           x->info.role == RG_OUTPUT ? "output" : "gradient", rg_dtype_name(x->info.dtype));
     for (int j = 0; j < x->info.rank; j++) printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
     data_summary y;
     data_summarise(x->info.dtype, x->data, x->elements, &y);

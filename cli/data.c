@@ -1,10 +1,10 @@
 /* cli/data.c: see data.h.
  *
- * Drawn values. Each is a pure function of (seed, name, index), so it depends neither on dtype nor on threads nor on
- * other tensors. With all arithmetic on 64-bit unsigned integers:
+ * Drawn values. Each is a pure function of (seed, name, index), so it depends neither on dtype nor on threads
+ * nor on other tensors. With all arithmetic on 64-bit unsigned integers:
  *
- *     key   = seed xor fnv1a(name)             FNV-1a: h = 0xcbf29ce484222325; per byte: h ^= byte, h *= 0x100000001b3
- *     z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
+ *     key   = seed xor fnv1a(name)             FNV-1a: h = 0xcbf29ce484222325; per byte: h ^= byte, h *=
+ * 0x100000001b3 z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
  *     mix(x): x ^= x>>30; x *= 0xbf58476d1ce4e5b9; x ^= x>>27; x *= 0x94d049bb133111eb; x ^= x>>31
  *     u1    = ((z(2p) >> 11) + 1/2) · 2^-53,   u2 = (z(2p+1) >> 11) · 2^-53
  *     element 2p = √(−2 ln u1)·cos(2π u2),     element 2p+1 = √(−2 ln u1)·sin(2π u2)
@@ -151,10 +151,11 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
   const char *near = cli_nearest(name, names, n);
   if (!near && n == 1) near = names[0];
   if (near)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'; did you mean '%s'?",
-                    role_flag[role], name, what[role], name, near);
-  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'", role_flag[role], name,
-                  what[role], name);
+    return cli_fail(&c->error, RG_E_USAGE, "regraph run",
+                    "%s %s=…: the spec has no %s '%s'; did you mean '%s'?", role_flag[role], name, what[role],
+                    name, near);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'", role_flag[role],
+                  name, what[role], name);
 }
 
 static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file **files, int *n) {
@@ -163,11 +164,12 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
   for (int i = 0; i < list->n; i++) {
     data_file *f = &(*files)[*n];
     if (!cli_split(list->item[i], f->name, sizeof f->name, &f->path))
-      return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s '%s': expected NAME=FILE.npy", role_flag[role],
-                      list->item[i]);
+      return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s '%s': expected NAME=FILE.npy",
+                      role_flag[role], list->item[i]);
     for (int j = 0; j < *n; j++)
       if (strcmp((*files)[j].name, f->name) == 0)
-        return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s names '%s' twice", role_flag[role], f->name);
+        return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s names '%s' twice", role_flag[role],
+                        f->name);
     rg_tensor_info info;
     rg_status s = find_in_spec(c, role, f->name, &info);
     if (s != RG_OK) return s;
@@ -198,8 +200,8 @@ rg_status data_open(cli *c, data_set *d) {
     before = c->nsolved;
     for (int i = 0; i < d->nin; i++) {
       npy_reader *r = &d->in[i].reader;
-      s = rg_spec_solve(c->spec, d->in[i].name, r->rank, r->dim, c->solved, sizeof c->solved / sizeof *c->solved,
-                        &c->nsolved, &c->error);
+      s = rg_spec_solve(c->spec, d->in[i].name, r->rank, r->dim, c->solved,
+                        sizeof c->solved / sizeof *c->solved, &c->nsolved, &c->error);
       if (s != RG_OK) return s;
     }
   }
@@ -236,8 +238,8 @@ static rg_status read_tensor(cli *c, data_file *f, const data_tensor *t) {
   return npy_read(&f->reader, t->info.dtype, t->data, &c->error);
 }
 
-/* Tokens that drawn sequences cut up. Outputs and arrays of rank 3 have packed tokens in front; of several lengths (keys
- * longer than queries) the least fits all. */
+/* Tokens that drawn sequences cut up. Outputs and arrays of rank 3 have packed tokens in front; of several
+ * lengths (keys longer than queries) the least fits all. */
 static int64_t token_capacity(const data_set *d) {
   int64_t least = -1;
   for (int i = 0; i < d->ntensor; i++) {
@@ -258,7 +260,8 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
     data_sequences(token_capacity(d), t->elements - 1, t->data);
   } else if (i->role == RG_INPUT && i->dtype == RG_I32 && !i->offsets) {
     return cli_fail(&c->error, RG_E_USAGE, c->args.positional[0],
-                    "input '%s' holds integers, which can't be drawn; give them by --in %s=FILE.npy", i->name, i->name);
+                    "input '%s' holds integers, which can't be drawn; give them by --in %s=FILE.npy", i->name,
+                    i->name);
   } else if (i->dtype != RG_I32 && (i->role == RG_INPUT || i->role == RG_GRAD_IN)) {
     char name[160];
     snprintf(name, sizeof name, "%s%s", i->role == RG_GRAD_IN ? "grad." : "", i->name);

@@ -2,7 +2,8 @@
 #include "cli.h"
 #include <string.h>
 
-/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first is already indented. */
+/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first is already
+ * indented. */
 static void print_wrapped(FILE *f, const char *text, int indent, int width) {
   int column = indent;
   while (*text) {
@@ -74,17 +75,17 @@ static void roff(FILE *f, const char *text) {
 
 void cli_print_man(FILE *f) {
   fprintf(f,
-          ".TH REGRAPH 1 \"\" \"regraph %s\" \"User Commands\"\n.SH NAME\nregraph \\- runs attention graphs with "
-          "selective recomputation\n.SH SYNOPSIS\n",
+          ".TH REGRAPH 1 \"\" \"regraph %s\" \"User Commands\"\n.SH NAME\nregraph \\- runs attention graphs "
+          "with selective recomputation\n.SH SYNOPSIS\n",
           rg_version());
   for (int i = 0; i < cli_ncommand; i++) {
     fprintf(f, "%s.B regraph %s\n", i ? ".br\n" : "", cli_commands[i].name);
     roff(f, cli_commands[i].positional);
     fputs(" [flags]\n", f);
   }
-  fputs(".SH DESCRIPTION\nAn attention variant is a JSON graph spec; a JSON policy says what to keep and what to "
-        "recompute. The planner turns both into one arena and a list of steps for each direction.\nData goes to "
-        "standard output, messages and progress to standard error.\n.SH COMMANDS\n",
+  fputs(".SH DESCRIPTION\nAn attention variant is a JSON graph spec; a JSON policy says what to keep and "
+        "what to recompute. The planner turns both into one arena and a list of steps for each "
+        "direction.\nData goes to standard output, messages and progress to standard error.\n.SH COMMANDS\n",
         f);
   for (int i = 0; i < cli_ncommand; i++) {
     fprintf(f, ".SS \"%s ", cli_commands[i].name);
@@ -122,8 +123,10 @@ void cli_print_man(FILE *f) {
     fputc('\n', f);
   }
   fputs(".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
-        ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy examples/policies/all.json\n"
-        "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out o=o.npy\n.fi\n",
+        ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
+        "examples/policies/all.json\n"
+        "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out "
+        "o=o.npy\n.fi\n",
         f);
 }
 
@@ -164,9 +167,10 @@ void cli_print_bash(FILE *f) {
       fprintf(f, "    %s) return ;;\n", g->name);
     }
   }
-  fputs("  esac\n  case $cur in\n    -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")); return ;;\n  esac\n"
-        "  case $cmd in\n",
-        f);
+  fputs(
+      "  esac\n  case $cur in\n    -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")); return ;;\n  esac\n"
+      "  case $cmd in\n",
+      f);
   for (int i = 0; i < cli_ncommand; i++) {
     const cli_command *k = &cli_commands[i];
     if (strcmp(k->positional, "[COMMAND]") == 0) {

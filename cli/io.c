@@ -21,7 +21,9 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
   return status;
 }
 
-rg_status cli_nomem(rg_error *e) { return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory"); }
+rg_status cli_nomem(rg_error *e) {
+  return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory");
+}
 
 void cli_print_text(rg_text *text) {
   fwrite(text->data, 1, text->size, stdout);

@@ -1,7 +1,8 @@
-/* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it into an exit code.
+/* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it into an exit
+ * code.
  *
- * Standard output is checked at the end: a closed pipe or a full disk is an error like any other (exit code 1), never
- * a silent loss.
+ * Standard output is checked at the end: a closed pipe or a full disk is an error like any other (exit code
+ * 1), never a silent loss.
  */
 #include "cli.h"
 #include <errno.h>

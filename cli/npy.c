@@ -81,7 +81,8 @@ static rg_status take_shape(npy_reader *r, cursor *c, rg_error *e) {
 static rg_status take_descr(npy_reader *r, cursor *c, rg_error *e) {
   char descr[32];
   if (!take_string(c, descr, sizeof descr))
-    return cli_fail(e, RG_E_DTYPE, r->path, "the array's elements have no simple type; expected float32 or int32");
+    return cli_fail(e, RG_E_DTYPE, r->path,
+                    "the array's elements have no simple type; expected float32 or int32");
   if (strcmp(descr, "<f4") == 0) {
     r->dtype = RG_F32;
   } else if (strcmp(descr, "<i4") == 0) {
@@ -128,7 +129,9 @@ rg_status npy_parse_header(npy_reader *r, const char *text, size_t size, rg_erro
   if (c.at != c.end) return cli_fail(e, RG_E_SYNTAX, r->path, "the header goes on after its dictionary");
   if (!descr || !order || !shape)
     return cli_fail(e, RG_E_SYNTAX, r->path, "the header lacks '%s'",
-                    !descr ? "descr" : !order ? "fortran_order" : "shape");
+                    !descr   ? "descr"
+                    : !order ? "fortran_order"
+                             : "shape");
   if (fortran && r->rank > 1)
     return cli_fail(e, RG_E_SHAPE, r->path, "the array is in Fortran order; save numpy.ascontiguousarray(a)");
   r->elements = 1;
@@ -147,13 +150,15 @@ static rg_status open_checked(npy_reader *r, rg_error *e) {
   if (fread(head, 1, 8, r->file) != 8 || memcmp(head, "\x93NUMPY", 6) != 0)
     return cli_fail(e, RG_E_SYNTAX, r->path, "not a .npy file");
   if ((head[6] != 1 && head[6] != 2) || head[7] != 0)
-    return cli_fail(e, RG_E_SYNTAX, r->path, ".npy format version %d.%d; expected 1.0 or 2.0", head[6], head[7]);
+    return cli_fail(e, RG_E_SYNTAX, r->path, ".npy format version %d.%d; expected 1.0 or 2.0", head[6],
+                    head[7]);
   size_t wide = head[6] == 1 ? 2 : 4;
   if (fread(head + 8, 1, wide, r->file) != wide)
     return cli_fail(e, RG_E_SYNTAX, r->path, "truncated in the header");
   size_t size = (size_t)head[8] | (size_t)head[9] << 8;
   if (wide == 4) size |= (size_t)head[10] << 16 | (size_t)head[11] << 24;
-  if (size > NPY_MAX_HEADER) return cli_fail(e, RG_E_LIMIT, r->path, "a header of %zu bytes; the limit is 1 MiB", size);
+  if (size > NPY_MAX_HEADER)
+    return cli_fail(e, RG_E_LIMIT, r->path, "a header of %zu bytes; the limit is 1 MiB", size);
   char *text = malloc(size + 1);
   if (!text) return cli_nomem(e);
   rg_status s = RG_OK;
@@ -228,7 +233,10 @@ static bool put_array(FILE *f, rg_dtype dtype, int rank, const int64_t *dim, con
                    dtype == RG_I32 ? "<i4" : "<f4");
   int64_t elements = 1;
   for (int i = 0; i < rank; i++) {
-    n += snprintf(header + n, sizeof header - (size_t)n, rank == 1 ? "%lld," : i ? ", %lld" : "%lld",
+    n += snprintf(header + n, sizeof header - (size_t)n,
+                  rank == 1 ? "%lld,"
+                  : i       ? ", %lld"
+                            : "%lld",
                   (long long)dim[i]);
     elements *= dim[i];
   }
@@ -254,7 +262,8 @@ static bool put_array(FILE *f, rg_dtype dtype, int rank, const int64_t *dim, con
   return true;
 }
 
-rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src, rg_error *e) {
+rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src,
+                    rg_error *e) {
   FILE *f = fopen(path, "wb");
   if (!f) return cli_fail(e, RG_E_IO, path, "can't be written: %s", strerror(errno));
   struct stat st;

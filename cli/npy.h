@@ -1,7 +1,9 @@
-/* cli/npy.h: arrays in NumPy's .npy format, as `run` exchanges them: float32 or int32, little endian, C order.
+/* cli/npy.h: arrays in NumPy's .npy format, as `run` exchanges them: float32 or int32, little endian, C
+ * order.
  *
- * Reading is strict and streamed: npy_open checks magic, version, header and (for a regular file) the size, without
- * touching the data; npy_read converts block by block, so memory never depends on what a header claims.
+ * Reading is strict and streamed: npy_open checks magic, version, header and (for a regular file) the size,
+ * without touching the data; npy_read converts block by block, so memory never depends on what a header
+ * claims.
  */
 #ifndef CLI_NPY_H
 #define CLI_NPY_H
@@ -29,6 +31,7 @@ rg_status npy_read(npy_reader *r, rg_dtype dtype, void *dst, rg_error *e);
 void npy_close(npy_reader *r); /* fine on a zeroed or closed one */
 
 /* Writes src (dense, borrowed) as float32, or int32 for RG_I32. On failure no partial regular file stays. */
-rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src, rg_error *e);
+rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src,
+                    rg_error *e);
 
 #endif

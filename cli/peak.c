@@ -1,91 +1,138 @@
-/* cli/peak.c: peak rates. Each thread repeats a small kernel for a tenth of a second; rates of all threads add up.
+/* cli/peak.c: peak rates. Each thread repeats a small kernel in slices of ten milliseconds; its best slice
+ * counts, so that neighbours on the machine disturb little, and the threads' bests add up.
  *
- * The kernels are written once over 64-byte vectors and compiled for several CPU levels, of which the highest usable
- * one runs: what the CPU ops could reach at best, too.
+ * The kernels exist once per CPU level, written for its vectors, and the highest usable level runs: what the
+ * CPU ops could reach at best, too.
  */
 #include "peak.h"
 #include "cli.h"
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-#define PEAK_SECONDS 0.1
+#define PEAK_SLICE   0.01 /* seconds */
+#define PEAK_SLICES  20
 #define PEAK_THREADS 256
 #define PEAK_COPY    ((size_t)32 << 20) /* bytes a thread copies to and fro: past any cache of one core */
+#define PEAK_ROUNDS  4096
 
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t veci __attribute__((vector_size(64)));
+/* Twelve chains hide the latency of a multiply-add and still fit in the registers. */
+#define EACH(f)    f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
+#define DECLARE(i) vec a##i = x * (float)(i + 1);
+#define STEP(i)    a##i = FMA(a##i, x, y);
+#define GATHER(i)  y += a##i;
 
-/* Independent chains, as many as registers hold, hide the latency of a multiply-add. Returns its flops. */
-#define MATRIX_BODY(chains)                                                                                  \
-  vec acc[chains], x = {0}, y = {0};                                                                         \
+/* Returns the flops it did. `vec` and FMA are the caller's. */
+#define MATRIX_BODY(lanes)                                                                                   \
+  vec x = {0}, y = {0};                                                                                      \
   x += *seed;                                                                                                \
   y += 1e-9f;                                                                                                \
-  for (int i = 0; i < chains; i++) acc[i] = x;                                                               \
-  for (int n = 0; n < 4096; n++)                                                                             \
-    for (int i = 0; i < chains; i++) acc[i] = acc[i] * x + y;                                                \
-  for (int i = 1; i < chains; i++) acc[0] += acc[i];                                                         \
-  *seed = acc[0][0] > 1 ? 1 : 0.5f;                                                                          \
-  return 4096.0 * chains * 16 * 2;
-
-/* exp(x) as 2^n · 2^f with a polynomial, the way the CPU ops do it. Returns its exponentials. */
-#define SPECIAL_BODY                                                                                         \
-  vec x = {0}, sum = {0};                                                                                    \
-  x += *seed;                                                                                                \
-  for (int i = 0; i < 4096; i++) {                                                                           \
-    vec t = x * 1.44269504f, r = (t + 12582912.f) - 12582912.f, f = t - r;                                   \
-    vec p = ((((f * 1.3333558e-3f + 9.618129e-3f) * f + 5.550411e-2f) * f + 0.2402265f) * f + 0.6931472f) * f + 1; \
-    sum += (vec)((veci)p + (__builtin_convertvector(r, veci) << 23));                                        \
-    x -= 1e-4f;                                                                                              \
+  EACH(DECLARE)                                                                                              \
+  for (int n = 0; n < PEAK_ROUNDS; n++) {                                                                    \
+    EACH(STEP)                                                                                               \
   }                                                                                                          \
-  *seed = sum[0] > 1e30f ? 1 : 0.5f;                                                                         \
-  return 4096.0 * 16;
+  EACH(GATHER)                                                                                               \
+  *seed = y[0] > 1 ? 1 : 0.5f;                                                                               \
+  return 12.0 * (lanes)*2 * PEAK_ROUNDS;
 
-static double matrix_base(float *seed) { MATRIX_BODY(3) }
-static double special_base(float *seed) { SPECIAL_BODY }
+/* exp(x) as 2^n · 2^f with a polynomial, the way the CPU ops do it; four chains. Returns its exponentials. */
+#define EXP(i)                                                                                               \
+  {                                                                                                          \
+    vec t = x##i * 1.44269504f, r = (t + 12582912.f) - 12582912.f, f = t - r, c = {0};                       \
+    vec p = FMA(f, c + 1.3333558e-3f, c + 9.618129e-3f);                                                     \
+    p = FMA(p, f, c + 5.550411e-2f);                                                                         \
+    p = FMA(p, f, c + 0.2402265f);                                                                           \
+    p = FMA(p, f, c + 0.6931472f);                                                                           \
+    p = FMA(p, f, c + 1.f);                                                                                  \
+    sum##i += (vec)((ints)p + (__builtin_convertvector(r, ints) << 23));                                     \
+    x##i -= 1e-4f;                                                                                           \
+  }
+#define SPECIAL_BODY(lanes)                                                                                  \
+  vec x0 = {0}, sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0};                                              \
+  x0 += *seed;                                                                                               \
+  vec x1 = x0 + 1, x2 = x0 + 2, x3 = x0 + 3;                                                                 \
+  for (int n = 0; n < PEAK_ROUNDS; n++) {                                                                    \
+    EXP(0) EXP(1) EXP(2) EXP(3)                                                                              \
+  }                                                                                                          \
+  sum0 += sum1 + sum2 + sum3;                                                                                \
+  *seed = sum0[0] > 1e30f ? 1 : 0.5f;                                                                        \
+  return 4.0 * (lanes)*PEAK_ROUNDS;
+
+typedef float vec4 __attribute__((vector_size(16)));
+typedef int32_t ints4 __attribute__((vector_size(16)));
+#define vec          vec4
+#define ints         ints4
+#define FMA(a, b, c) ((a) * (b) + (c))
+static double matrix_base(float *seed) {
+  MATRIX_BODY(4)
+}
+static double special_base(float *seed) {
+  SPECIAL_BODY(4)
+}
+#undef vec
+#undef ints
+#undef FMA
+
 #if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) static double matrix_avx2(float *seed) { MATRIX_BODY(6) }
-__attribute__((target("avx2,fma"))) static double special_avx2(float *seed) { SPECIAL_BODY }
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) static double matrix_avx512(float *seed) {
-  MATRIX_BODY(12)
+typedef float vec8 __attribute__((vector_size(32)));
+typedef int32_t ints8 __attribute__((vector_size(32)));
+#define AVX2         __attribute__((target("avx2,fma")))
+#define vec          vec8
+#define ints         ints8
+#define FMA(a, b, c) ((vec8)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+AVX2 static double matrix_avx2(float *seed){MATRIX_BODY(8)} AVX2 static double special_avx2(float *seed) {
+  SPECIAL_BODY(8)
 }
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) static double special_avx512(float *seed) {
-  SPECIAL_BODY
+#undef vec
+#undef ints
+#undef FMA
+
+typedef float vec16 __attribute__((vector_size(64)));
+typedef int32_t ints16 __attribute__((vector_size(64)));
+#define AVX512       __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define vec          vec16
+#define ints         ints16
+#define FMA(a, b, c) ((vec16)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+AVX512 static double matrix_avx512(float *seed){MATRIX_BODY(16)} AVX512
+    static double special_avx512(float *seed) {
+  SPECIAL_BODY(16)
 }
+#undef vec
+#undef ints
+#undef FMA
 #endif
 
 typedef double (*kernel)(float *seed);
 
 typedef struct worker {
-  kernel fn; /* NULL: copy */
+  kernel fn;    /* NULL: copy */
   char *memory; /* 2 × PEAK_COPY bytes */
-  double rate;  /* operations or bytes a second */
+  double rate;  /* operations or bytes a second, of the best slice */
 } worker;
 
 static void *work(void *arg) {
   worker *w = arg;
   float seed = 0.5f;
-  double done = 0, start = 0, now = 0;
-  bool fresh = true; /* the first round warms up: pages, clocks */
   char *from = w->memory, *to = w->memory ? w->memory + PEAK_COPY : NULL;
-  do {
-    if (w->fn) {
-      done += w->fn(&seed);
-    } else {
-      memcpy(to, from, PEAK_COPY);
-      char *swap = from;
-      from = to;
-      to = swap;
-      done += 2.0 * (double)PEAK_COPY;
-    }
-    now = cli_seconds();
-    if (fresh) {
-      start = now;
-      done = 0;
-      fresh = false;
-    }
-  } while (now - start < PEAK_SECONDS);
-  w->rate = done / (now - start);
+  for (int slice = 0; slice < PEAK_SLICES; slice++) {
+    double done = 0, start = cli_seconds(), took;
+    do {
+      if (w->fn) {
+        done += w->fn(&seed);
+      } else {
+        memcpy(to, from, PEAK_COPY);
+        char *swap = from;
+        from = to;
+        to = swap;
+        done += 2.0 * (double)PEAK_COPY;
+      }
+      took = cli_seconds() - start;
+    } while (took < PEAK_SLICE);
+    if (done / took > w->rate) w->rate = done / took;
+  }
   return NULL;
 }
 
@@ -94,13 +141,12 @@ static double measure(int threads, kernel fn, char *memory) {
   pthread_t thread[PEAK_THREADS];
   worker w[PEAK_THREADS];
   bool started[PEAK_THREADS] = {false};
-  double sum = 0;
   for (int t = 0; t < threads; t++) {
     w[t] = (worker){fn, memory ? memory + (size_t)t * 2 * PEAK_COPY : NULL, 0};
     if (t > 0) started[t] = pthread_create(&thread[t], NULL, work, &w[t]) == 0;
   }
   work(&w[0]);
-  sum = w[0].rate;
+  double sum = w[0].rate;
   for (int t = 1; t < threads; t++) {
     if (!started[t]) continue;
     pthread_join(thread[t], NULL);

@@ -35,7 +35,8 @@ static rg_status parse_set(cli *c) {
 rg_status cli_open(cli *c) {
   const cli_args *a = &c->args;
   rg_status s = rg_context_create(NULL, &c->ctx, &c->error);
-  for (int i = 0; s == RG_OK && i < a->plugin.n; i++) s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
+  for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
+    s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
   s = parse_set(c);
   if (s == RG_OK) s = rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
@@ -47,12 +48,13 @@ void cli_default_sequences(cli *c) {
   rg_tensor_info info;
   for (size_t i = 0; rg_spec_tensor(c->spec, i, &info) == RG_OK; i++) {
     if (info.role != RG_INPUT || !info.seqlens || info.rank != 1 || info.dim[0] >= 0) continue;
-    /* An extent of "B+1" that must be 2 says B = 1. Where B is solved already this contradicts it, and changes nothing. */
+    /* An extent of "B+1" that must be 2 says B = 1. Where B is solved already this contradicts it, and
+     * changes nothing. */
     const int64_t two = 2;
     size_t before = c->nsolved;
     rg_error ignored = {0};
-    if (rg_spec_solve(c->spec, info.name, 1, &two, c->solved, sizeof c->solved / sizeof *c->solved, &c->nsolved,
-                      &ignored) != RG_OK)
+    if (rg_spec_solve(c->spec, info.name, 1, &two, c->solved, sizeof c->solved / sizeof *c->solved,
+                      &c->nsolved, &ignored) != RG_OK)
       c->nsolved = before;
   }
 }
@@ -80,7 +82,8 @@ rg_status cli_make_plan(cli *c, const char *profile) {
   return s;
 }
 
-/* The arena hook. A block's size stands in front of it, in a page of its own so that the block stays aligned. */
+/* The arena hook. A block's size stands in front of it, in a page of its own so that the block stays aligned.
+ */
 #define HOOK_FRONT 256
 
 static void *hook_alloc(void *user, size_t size) {

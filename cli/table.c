@@ -1,7 +1,8 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
  *
- * --help, the man page and the bash completion are printed from this table (help.c), so a row here is all it takes to
- * add a flag. Values are checked as far as a flag alone can say; what they mean together is the command's business.
+ * --help, the man page and the bash completion are printed from this table (help.c), so a row here is all it
+ * takes to add a flag. Values are checked as far as a flag alone can say; what they mean together is the
+ * command's business.
  */
 #include "cli.h"
 #include <errno.h>
@@ -10,57 +11,64 @@
 #include <string.h>
 
 enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
-#define BIT(x)  (1u << (x))
-#define PLANS   (BIT(PLAN) | BIT(PARETO) | BIT(RUN) | BIT(BENCH))
-#define DEVICES (BIT(PLAN) | BIT(RUN) | BIT(BENCH))
-#define SPECS   (PLANS | BIT(CHECK))
-#define ALL     ((1u << (HELP + 1)) - 1)
+#define BIT(x) (1u << (x))
+#define PLANS  (BIT(PLAN) | BIT(PARETO) | BIT(RUN) | BIT(BENCH))
+#define SPECS  (PLANS | BIT(CHECK))
+#define ALL    ((1u << (HELP + 1)) - 1)
 
 const cli_command cli_commands[] = {
     [OPS] = {"ops", "[NAME]", 0, 1, "list the ops with their ports and attributes",
-             "Everything a spec may say about an op: ports, shapes, types, attributes with range and default. With a "
-             "NAME, that op alone.",
+             "Everything a spec may say about an op: ports, shapes, types, attributes with range and "
+             "default. With a NAME, that op alone.",
              cli_cmd_ops},
     [SCHEMA] = {"schema", "spec|policy", 1, 1, "print the JSON Schema of a format",
                 "The schema is generated from the table of ops, plugins included.", cli_cmd_schema},
     [CHECK] = {"check", "SPEC", 1, 1, "check a spec, and a policy against it",
-               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. Dimensions may stay "
-               "unbound: then everything that does not need them is checked.",
+               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. Dimensions may "
+               "stay unbound: then everything that does not need them is checked.",
                cli_cmd_check},
     [PLAN] = {"plan", "SPEC", 1, 1, "plan memory and steps, and report",
-              "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for --profile. The number of "
-              "sequences is 1 unless set.",
+              "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for --profile. The "
+              "number of sequences is 1 unless set.",
               cli_cmd_plan},
     [PARETO] = {"pareto", "SPEC", 1, 1, "print the front of peak memory against extra time",
                 "One line for every recompute choice that no other choice beats in both peak bytes and extra "
                 "milliseconds.",
                 cli_cmd_pareto},
-    [RUN] = {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
-             "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. Float inputs and "
-             "output gradients that are not given are drawn from N(0,1) by seed and name; sequence starts that are not "
-             "given cut the tokens into near-equal sequences (one, unless set); query offsets are zero. The backward "
-             "direction runs if a gradient goes in or out, or with --backward.",
-             cli_cmd_run},
+    [RUN] =
+        {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
+         "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. Float inputs "
+         "and output gradients that are not given are drawn from N(0,1) by seed and name; sequence starts "
+         "that are not given cut the tokens into near-equal sequences (one, unless set); query offsets are "
+         "zero. The backward direction runs if a gradient goes in or out, or with --backward.",
+         cli_cmd_run},
     [BENCH] = {"bench", "SPEC", 1, 1, "time every node on drawn arrays",
-               "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and the share of the "
-               "roofline that this machine's measured peak rates allow.",
+               "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and the share of "
+               "the roofline that this machine's measured peak rates allow.",
                cli_cmd_bench},
     [PACK] = {"pack", "FILE.csv", 1, 1, "pack intervals into an arena",
-              "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column offset. The peak, "
-              "its lower bound and whether it is proved optimal go to standard error.",
+              "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column offset. "
+              "The peak, its lower bound and whether it is proved optimal go to standard error.",
               cli_cmd_pack},
-    [HELP] = {"help", "[COMMAND]", 0, 1, "explain a command", "Without a COMMAND, lists them all.", cli_cmd_help},
+    [HELP] = {"help", "[COMMAND]", 0, 1, "explain a command", "Without a COMMAND, lists them all.",
+              cli_cmd_help},
 };
 const int cli_ncommand = HELP + 1;
 
 #define AT(f) offsetof(cli_args, f)
 const cli_flag cli_flags[] = {
-    {"--policy", CLI_TEXT, "FILE", SPECS, AT(policy), 0, "what to keep and what to recompute (default: keep all)"},
-    {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0, "bind a free dimension or override a parameter; repeatable"},
-    {"--device", CLI_CHOICE, "cpu|cuda", DEVICES, AT(device), 0, "device to plan for and run on (default: cpu)"},
-    {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0, "device profile (default: the one shipped for the device)"},
-    {"--cp", CLI_INT, "N", BIT(PLAN), AT(cp), 1, "ranks of context parallelism (default: 1, all this build has)"},
-    {"--threads", CLI_INT, "N", PLANS, AT(threads), 1, "threads of the CPU runner (default: as many as cores)"},
+    {"--policy", CLI_TEXT, "FILE", SPECS, AT(policy), 0,
+     "what to keep and what to recompute (default: keep all)"},
+    {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
+     "bind a free dimension or override a parameter; repeatable"},
+    {"--device", CLI_CHOICE, "cpu|cuda", PLANS, AT(device), 0,
+     "device to plan for and run on (default: cpu)"},
+    {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0,
+     "device profile (default: the one shipped for the device)"},
+    {"--cp", CLI_INT, "N", BIT(PLAN), AT(cp), 1,
+     "ranks of context parallelism (default: 1, all this build has)"},
+    {"--threads", CLI_INT, "N", PLANS, AT(threads), 1,
+     "threads of the CPU runner (default: as many as cores)"},
     {"--no-grad", CLI_SWITCH, NULL, PLANS, AT(no_grad), 0, "plan the forward direction only"},
     {"--no-reuse", CLI_SWITCH, NULL, PLANS, AT(no_reuse), 0, "give every tensor bytes of its own"},
     {"--no-inplace", CLI_SWITCH, NULL, PLANS, AT(no_inplace), 0, "let no output take a dying input's bytes"},
@@ -68,20 +76,26 @@ const cli_flag cli_flags[] = {
     {"--json", CLI_SWITCH, NULL, PLANS | BIT(OPS), AT(json), 0, "print JSON"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
-    {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0, "print every node and tensor of the planned graph"},
+    {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
+     "print every node and tensor of the planned graph"},
     {"--svg", CLI_TEXT, "FILE", BIT(PLAN), AT(svg), 0, "write the memory timeline as a picture, too"},
     {"--in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(in), 0, "read an input; repeatable"},
-    {"--grad-in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_in), 0, "read an output's gradient; repeatable"},
+    {"--grad-in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_in), 0,
+     "read an output's gradient; repeatable"},
     {"--out", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(out), 0, "write an output; repeatable"},
-    {"--grad-out", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_out), 0, "write an input's gradient; repeatable"},
+    {"--grad-out", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_out), 0,
+     "write an input's gradient; repeatable"},
     {"--backward", CLI_SWITCH, NULL, BIT(RUN), AT(backward), 0, "run the backward direction, too"},
     {"--seed", CLI_SEED, "S", BIT(RUN) | BIT(BENCH), AT(seed), 0, "seed of the drawn arrays (default: 0)"},
-    {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0, "cuda: step by step, not as one graph"},
+    {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0,
+     "cuda: step by step, not as one graph"},
     {"--repeat", CLI_INT, "N", BIT(BENCH), AT(repeat), 1, "timed runs after the warm-up (default: 5)"},
-    {"--profile-out", CLI_TEXT, "FILE", BIT(BENCH), AT(profile_out), 0, "write this machine's profile, as measured"},
+    {"--profile-out", CLI_TEXT, "FILE", BIT(BENCH), AT(profile_out), 0,
+     "write this machine's profile, as measured"},
     {"--out", CLI_LIST, "FILE.csv", BIT(PACK), AT(out), 0, "write there instead of to standard output"},
     {"--capacity", CLI_BYTES, "BYTES", BIT(PACK), AT(capacity), 1, "stop at the first packing that fits"},
-    {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA), AT(plugin), 0, "load more ops; repeatable"},
+    {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA), AT(plugin), 0,
+     "load more ops; repeatable"},
     {"--man", CLI_SWITCH, NULL, BIT(HELP), AT(man), 0, "print the man page"},
     {"--completion", CLI_CHOICE, "bash", BIT(HELP), AT(completion), 0, "print completion rules for a shell"},
     {"--help", CLI_SWITCH, NULL, ALL, AT(help), 0, "print this help"},
@@ -100,7 +114,7 @@ const cli_command *cli_find_command(const char *name) {
 /* Edits (insert, delete, change) between two words; words past 63 letters are far from everything. */
 static int distance(const char *a, const char *b) {
   int na = (int)strlen(a), nb = (int)strlen(b);
-  if (na > 63 || nb > 63) return 64;
+  if (na > 63 || nb > 63) return 1000;
   int row[64];
   for (int j = 0; j <= nb; j++) row[j] = j;
   for (int i = 1; i <= na; i++) {
@@ -118,7 +132,8 @@ static int distance(const char *a, const char *b) {
 
 const char *cli_nearest(const char *word, const char *const *candidates, int n) {
   const char *best = NULL;
-  int least = (int)strlen(word) / 3 + 1; /* further than a third of the letters is no typing error */
+  int letters = (int)strlen(word + strspn(word, "-"));
+  int least = letters < 6 ? 1 : letters / 3; /* further than a third of the letters is no typing error */
   for (int i = 0; i < n; i++) {
     int d = distance(word, candidates[i]);
     if (d <= least && (!best || d < least)) {
@@ -178,8 +193,7 @@ static bool parse_bytes(const char *text, bool units, int64_t *out) {
 
 static rg_status bad_value(const cli_flag *f, const char *value, const char *where, rg_error *e) {
   switch (f->kind) {
-  case CLI_CHOICE:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected %s", f->name, value, f->arg);
+  case CLI_CHOICE: return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected %s", f->name, value, f->arg);
   case CLI_SECONDS:
     return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected a positive number of seconds", f->name, value);
   case CLI_SEED:
@@ -206,16 +220,12 @@ static bool is_choice(const char *choices, const char *value) {
 static bool store_value(const cli_flag *f, const char *value, void *field) {
   char *end;
   switch (f->kind) {
-  case CLI_SWITCH:
-    *(bool *)field = true;
-    return true;
+  case CLI_SWITCH: *(bool *)field = true; return true;
   case CLI_CHOICE:
     if (!is_choice(f->arg, value)) return false;
     *(const char **)field = value;
     return true;
-  case CLI_TEXT:
-    *(const char **)field = value;
-    return true;
+  case CLI_TEXT: *(const char **)field = value; return true;
   case CLI_LIST: {
     cli_list *list = field;
     list->item[list->n++] = value;
@@ -250,7 +260,8 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
   const char *near = cli_nearest(name, names, cli_ncommand);
   const char *kind = name[0] == '-' ? "flag" : "command";
-  if (near) return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name, near);
+  if (near)
+    return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name, near);
   return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; see 'regraph help'", kind, name);
 }
 
@@ -285,8 +296,7 @@ rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
       if (strcmp(word, "-h") == 0) f = find_flag(command, "--help", 6);
       if (!f) return unknown_flag(command, word, where, e);
       if (value) value++;
-      if (f->kind == CLI_SWITCH && value)
-        return cli_fail(e, RG_E_USAGE, where, "%s takes no value", f->name);
+      if (f->kind == CLI_SWITCH && value) return cli_fail(e, RG_E_USAGE, where, "%s takes no value", f->name);
       if (f->kind != CLI_SWITCH && !value) {
         if (i + 1 == argc) return cli_fail(e, RG_E_USAGE, where, "%s needs a value: %s", f->name, f->arg);
         value = argv[++i];
@@ -300,7 +310,8 @@ rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
     }
   }
   if (!a->help && !a->version && a->npositional < a->command->min)
-    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]", where, a->command->positional);
+    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]", where,
+                    a->command->positional);
   return RG_OK;
 }
 

@@ -1,0 +1,32 @@
+# What `cmake --install` gives: library, headers, command, man page, completion, pkg-config and CMake package files.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS regraph EXPORT regraph-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY include/regraph DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(EXPORT regraph-targets NAMESPACE regraph:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
+
+configure_package_config_file(cmake/regraph-config.cmake.in ${CMAKE_BINARY_DIR}/regraph-config.cmake
+                              INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/regraph-config-version.cmake COMPATIBILITY SameMajorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/regraph-config.cmake ${CMAKE_BINARY_DIR}/regraph-config-version.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
+configure_file(cmake/regraph.pc.in ${CMAKE_BINARY_DIR}/regraph.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/regraph.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+if(TARGET regraph_cli)
+  install(TARGETS regraph_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  if(NOT REGRAPH_SANITIZE)
+    # Both come from the table that --help is printed from.
+    add_custom_command(TARGET regraph_cli POST_BUILD
+                       COMMAND $<TARGET_FILE:regraph_cli> help --man > ${CMAKE_BINARY_DIR}/regraph.1
+                       COMMAND $<TARGET_FILE:regraph_cli> help --completion bash > ${CMAKE_BINARY_DIR}/regraph.bash
+                       VERBATIM)
+    install(FILES ${CMAKE_BINARY_DIR}/regraph.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+    install(FILES ${CMAKE_BINARY_DIR}/regraph.bash RENAME regraph
+            DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+  endif()
+  if(NOT CMAKE_INSTALL_RPATH)
+    file(RELATIVE_PATH lib_from_bin ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})
+    set_target_properties(regraph_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${lib_from_bin}")
+  endif()
+endif()

@@ -1,22 +1,72 @@
-# Tests, benchmarks and fuzz targets.
-file(GLOB harness_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/ref/*.c ${CMAKE_SOURCE_DIR}/tests/harness/*.c)
-if(harness_sources)
-  add_library(rgi_harness STATIC ${harness_sources})
-  target_link_libraries(rgi_harness PUBLIC regraph_all)
+# The oracle, the demo and examples, plugins, benchmarks, tests and fuzz targets.
+
+# ---- fp64 oracle: shares nothing with the library ----
+file(GLOB ref_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/ref/*.c)
+add_library(rgi_ref STATIC ${ref_sources})
+target_link_libraries(rgi_ref PUBLIC rgi_flags m)
+
+# ---- examples: public header and library only ----
+add_executable(regraph-demo ${CMAKE_SOURCE_DIR}/examples/demo.c)
+target_link_libraries(regraph-demo PRIVATE regraph rgi_ref rgi_flags m)
+add_executable(train_step ${CMAKE_SOURCE_DIR}/examples/train_step.c)
+target_link_libraries(train_step PRIVATE regraph rgi_flags m)
+if(EXISTS ${CMAKE_SOURCE_DIR}/examples/plugin/CMakeLists.txt)
+  add_subdirectory(${CMAKE_SOURCE_DIR}/examples/plugin ${CMAKE_BINARY_DIR}/plugin)
 endif()
 
-if(REGRAPH_TESTS)
-  pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
-  if(NOT CRITERION_FOUND)
-    message(FATAL_ERROR "Criterion is missing (Debian: libcriterion-dev). Install it, or configure with -DREGRAPH_TESTS=OFF.")
-  endif()
-  file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_*.c)
-  foreach(source ${test_sources})
-    get_filename_component(name ${source} NAME_WE)
-    add_executable(${name} ${source})
-    set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-    target_link_libraries(${name} PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
-    target_compile_definitions(${name} PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
-    add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  endforeach()
+if(NOT REGRAPH_TESTS)
+  return()
 endif()
+
+# ---- unit tests: may reach inside ----
+pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
+if(NOT CRITERION_FOUND)
+  message(FATAL_ERROR "Criterion is missing (Debian: libcriterion-dev). Install it, or configure with -DREGRAPH_TESTS=OFF.")
+endif()
+file(GLOB harness_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/harness/*.c)
+add_library(rgi_harness STATIC ${harness_sources})
+target_link_libraries(rgi_harness PUBLIC regraph_all rgi_ref)
+
+add_library(plugin_bad_abi MODULE ${CMAKE_SOURCE_DIR}/tests/plugin_bad_abi.c)
+target_include_directories(plugin_bad_abi PRIVATE ${CMAKE_SOURCE_DIR}/include)
+
+file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_*.c)
+foreach(source ${test_sources})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} ${source})
+  set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${name} PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
+  target_compile_definitions(
+    ${name} PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}"
+                    RG_TEST_PLUGIN="$<TARGET_FILE:hard_sigmoid>" RG_TEST_PLUGIN_BAD_ABI="$<TARGET_FILE:plugin_bad_abi>")
+  add_dependencies(${name} regraph_cli hard_sigmoid plugin_bad_abi)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+endforeach()
+
+# ---- fuzz targets: with libFuzzer where asked, always as replay of the committed corpus ----
+file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/fuzz_*.c)
+foreach(source ${fuzz_sources})
+  get_filename_component(name ${source} NAME_WE)
+  string(REPLACE "fuzz_" "" corpus ${name})
+  add_executable(replay_${corpus} ${source} ${CMAKE_SOURCE_DIR}/tests/fuzz/replay.c)
+  target_link_libraries(replay_${corpus} PRIVATE rgi_harness regraph_all)
+  add_test(NAME replay_${corpus} COMMAND replay_${corpus} ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${corpus})
+  if(REGRAPH_FUZZ)
+    add_executable(${name} ${source})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    target_link_libraries(${name} PRIVATE rgi_harness regraph_all)
+  endif()
+endforeach()
+
+# ---- benchmarks: not tests ----
+pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)
+file(GLOB bench_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/bench/*_bench.c)
+foreach(source ${bench_sources})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} EXCLUDE_FROM_ALL ${source})
+  target_link_libraries(${name} PRIVATE rgi_harness regraph_all)
+  if(OPENBLAS_FOUND)
+    target_link_libraries(${name} PRIVATE PkgConfig::OPENBLAS)
+    target_compile_definitions(${name} PRIVATE HAVE_OPENBLAS)
+  endif()
+endforeach()

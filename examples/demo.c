@@ -1,11 +1,12 @@
-/* examples/demo.c: the program behind examples/run.sh: NSA forward and backward through the public API, with a report.
+/* examples/demo.c: the program behind examples/run.sh: NSA forward and backward through the public API, with
+ * a report.
  *
  *   regraph-demo SPEC POLICY
  *
- * Plans a small bf16 model, runs it, and shows what became of the six nodes, who owned which bytes when, and how far
- * o, dq and dgate lie from the fp64 oracle (tests/ref) on sampled rows. An oracle needs no whole sequence of queries
- * for that: a sample is a few neighbouring queries against all keys of their sequence. Exits with 1 if an error of
- * the library, or a distance past the gate, shows.
+ * Plans a small bf16 model, runs it, and shows what became of the six nodes, who owned which bytes when, and
+ * how far o, dq and dgate lie from the fp64 oracle (tests/ref) on sampled rows. An oracle needs no whole
+ * sequence of queries for that: a sample is a few neighbouring queries against all keys of their sequence.
+ * Exits with 1 if an error of the library, or a distance past the gate, shows.
  */
 #include "../tests/ref/ref.h"
 #include <math.h>
@@ -112,24 +113,27 @@ static rg_status run(demo *m) {
 
 /* ---- report ---- */
 
-/* One line a spec node: clones ("x.re") and backward nodes ("x.bwd") under the name in front of the dot. */
+/* One line a spec node: clones ("x.re") and backward nodes ("x.bwd") under the name in front of the dot. What
+ * sums and rounds gradients ("d.q.cast") stands in a line of its own. */
 static void report_nodes(const demo *m) {
   typedef struct line {
     char name[64];
     double forward, again, backward;
-    bool recomputed;
+    bool node, recomputed;
   } line;
   line lines[MOST];
   int n = 0;
   rg_node_time t;
   for (size_t i = 0; rg_session_node_time(m->session, i, &t) == RG_OK; i++) {
-    int length = (int)strcspn(t.name, "."), at = 0;
-    while (at < n && !((int)strlen(lines[at].name) == length && strncmp(lines[at].name, t.name, (size_t)length) == 0))
-      at++;
+    char name[64] = "(sums, casts)";
+    bool node = strncmp(t.name, "d.", 2) != 0;
+    int at = 0;
+    if (node) snprintf(name, sizeof name, "%.*s", (int)strcspn(t.name, "."), t.name);
+    while (at < n && strcmp(lines[at].name, name) != 0) at++;
     if (at == n) {
       if (n == MOST) continue;
-      lines[n] = (line){0};
-      snprintf(lines[n++].name, sizeof lines[0].name, "%.*s", length, t.name);
+      lines[n] = (line){.node = node};
+      snprintf(lines[n++].name, sizeof name, "%s", name);
     }
     if (!t.backward) {
       lines[at].forward += t.ms;
@@ -142,10 +146,12 @@ static void report_nodes(const demo *m) {
   }
   printf("  %-14s %12s %12s %12s   %s\n", "node", "forward", "again", "backward", "its outputs are");
   for (int i = 0; i < n; i++) {
-    char again[32] = "–";
+    char again[32] = "";
     if (lines[i].recomputed) snprintf(again, sizeof again, "%.2f ms", lines[i].again);
-    printf("  %-14s %9.2f ms %*s %9.2f ms   %s\n", lines[i].name, lines[i].forward, lines[i].recomputed ? 12 : 14,
-           again, lines[i].backward, lines[i].recomputed ? "recomputed" : "kept");
+    printf("  %-14s %9.2f ms %12s %9.2f ms   %s\n", lines[i].name, lines[i].forward, again, lines[i].backward,
+           lines[i].recomputed ? "recomputed"
+           : lines[i].node     ? "kept"
+                               : "");
   }
   printf("  %-14s %9.2f ms %12s %9.2f ms\n", "whole", m->forward_ms, "", m->backward_ms);
 }
@@ -154,9 +160,11 @@ static void report_memory(demo *m) {
   rg_sizes z;
   rg_text text;
   rg_plan_sizes(m->plan, &z);
-  printf("  %.2f MiB: saved %.2f, scratch %.2f (forward %.2f, backward %.2f); no packing takes less than %.2f\n\n",
+  printf("  %.2f MiB: saved %.2f, scratch %.2f (forward %.2f, backward %.2f); no packing takes less than "
+         "%.2f\n\n",
          (double)z.predicted_peak * 0x1p-20, (double)z.saved * 0x1p-20, (double)z.scratch * 0x1p-20,
-         (double)z.forward_scratch * 0x1p-20, (double)z.backward_scratch * 0x1p-20, (double)z.lower_bound * 0x1p-20);
+         (double)z.forward_scratch * 0x1p-20, (double)z.backward_scratch * 0x1p-20,
+         (double)z.lower_bound * 0x1p-20);
   if (rg_plan_write(m->plan, "timeline", &text, &m->error) != RG_OK) return;
   fputs(text.data, stdout);
   rg_text_destroy(&text);
@@ -210,10 +218,10 @@ typedef struct verdict {
 
 /* A sample: queries at positions [first, first + SAMPLE) of sequence b, and what they need. */
 typedef struct sample {
-  int64_t row, first, length;                  /* row in the pack; tokens of the sequence */
-  double *q, *gate, *d_o;                      /* [SAMPLE, H, D], [SAMPLE, H, 3], [SAMPLE, H, D] */
-  double *k, *v;                               /* [length, KH, D] */
-  double *cmp_k, *cmp_v;                       /* [length / STRIDE, KH, D] */
+  int64_t row, first, length; /* row in the pack; tokens of the sequence */
+  double *q, *gate, *d_o;     /* [SAMPLE, H, D], [SAMPLE, H, 3], [SAMPLE, H, D] */
+  double *k, *v;              /* [length, KH, D] */
+  double *cmp_k, *cmp_v;      /* [length / STRIDE, KH, D] */
   int32_t idx[(size_t)SAMPLE * KH * TOP_N];
 } sample;
 
@@ -222,7 +230,8 @@ static double *compressed(const double *x, int64_t length) {
   const int32_t cu[2] = {0, (int32_t)length};
   int64_t n = length / STRIDE * KH * D;
   double *y = doubles(n);
-  ref_compress c = {.method = REF_MEAN, .T = length, .B = 1, .KH = KH, .D = D, .kernel = KERNEL, .stride = STRIDE};
+  ref_compress c = {
+      .method = REF_MEAN, .T = length, .B = 1, .KH = KH, .D = D, .kernel = KERNEL, .stride = STRIDE};
   c.x = x;
   c.cu = cu;
   ref_compress_forward(&c, y);
@@ -236,8 +245,8 @@ static double *compressed(const double *x, int64_t length) {
   return y;
 }
 
-/* Blocks: the kernel's own where they are still in saved memory (a later stage is judged on what it was given), else
- * the oracle's. */
+/* Blocks: the kernel's own where they are still in saved memory (a later stage is judged on what it was
+ * given), else the oracle's. */
 static void choose_blocks(sample *s, const double *lse, const int32_t *all_idx, verdict *v) {
   const int32_t cu[2] = {0, SAMPLE}, cu_k[2] = {0, (int32_t)s->length}, offset[1] = {(int32_t)s->first};
   ref_topk t = {.T = SAMPLE, .TK = s->length / STRIDE, .B = 1, .H = H, .KH = KH, .D = D};
@@ -271,8 +280,10 @@ static void judge(demo *m, int b, int64_t first, const int32_t *all_idx, verdict
   for (int n = 0; n < BRANCHES; n++) {
     o[n] = doubles(SAMPLE * wide);
     d_o[n] = doubles(SAMPLE * wide);
-    a[n] = (ref_attn){.kind = (ref_kind)n, .T = SAMPLE, .TK = n ? s.length : s.length / STRIDE, .B = 1, .H = H};
-    a[n].KH = KH, a[n].D = D, a[n].DV = D, a[n].q = s.q, a[n].cu = cu, a[n].cu_k = cu_k, a[n].q_offset = offset;
+    a[n] =
+        (ref_attn){.kind = (ref_kind)n, .T = SAMPLE, .TK = n ? s.length : s.length / STRIDE, .B = 1, .H = H};
+    a[n].KH = KH, a[n].D = D, a[n].DV = D, a[n].q = s.q, a[n].cu = cu, a[n].cu_k = cu_k,
+    a[n].q_offset = offset;
     a[n].k = n ? s.k : s.cmp_k, a[n].v = n ? s.v : s.cmp_v;
     a[n].kernel = KERNEL, a[n].stride = STRIDE, a[n].idx = s.idx, a[n].block = BLOCK, a[n].top_n = TOP_N;
     a[n].window_left = WINDOW;

@@ -70,15 +70,23 @@ static void free_256(void *user, void *ptr) {
 }
 
 static rg_status own_block(rg_session *s, int64_t size, owned_block *b, rg_error *e) {
-  int64_t guard = s->poison ? GUARD : 0;
+  int64_t guard = s->poison ? GUARD : 0, slack = 0;
   if (size == 0) return RG_OK;
   b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
+  if (b->memory &&
+      (uintptr_t)b->memory % RGI_ALIGN != 0) { /* not an allocator for arenas: align the block ourselves */
+    s->memory.free(s->memory.user, b->memory);
+    slack = RGI_ALIGN - 1;
+    b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
+  }
   if (!b->memory)
-    return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "the arena's allocator refused %lld bytes", (long long)size);
+    return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "the arena's allocator refused %lld bytes",
+                    (long long)(size + 2 * guard + slack));
   b->data = (char *)b->memory + guard;
+  b->data += -(uintptr_t)b->data % RGI_ALIGN;
   b->size = size;
   if (guard) {
-    memset(b->memory, GUARD_BYTE, GUARD);
+    memset(b->data - GUARD, GUARD_BYTE, GUARD);
     memset(b->data + size, GUARD_BYTE, GUARD);
   }
   return RG_OK;
@@ -86,7 +94,8 @@ static rg_status own_block(rg_session *s, int64_t size, owned_block *b, rg_error
 
 static bool guards_whole(const owned_block *b) {
   if (!b->memory) return true;
-  const unsigned char *low = b->memory, *high = (const unsigned char *)b->data + b->size;
+  const unsigned char *low = (const unsigned char *)b->data - GUARD,
+                      *high = (const unsigned char *)b->data + b->size;
   for (int i = 0; i < GUARD; i++)
     if (low[i] != GUARD_BYTE || high[i] != GUARD_BYTE) return false;
   return true;

@@ -140,7 +140,21 @@ static void survey(rgi_backward *b) {
 
 /* ---- small builders ---- */
 
+/* `name`, or name~2, name~3 … where it is taken: one gradient may reach several views or sums. */
+static const char *free_name(rgi_graph *g, const char *name) {
+  const char *candidate = name;
+  for (int k = 2, t = 0; candidate && t < g->ntensor; t++)
+    if (strcmp(g->tensor[t].name, candidate) == 0) {
+      candidate = rgi_format(g->arena, "%s~%d", name, k++);
+      t = -1;
+    }
+  return candidate;
+}
+
+/* -1 on NOMEM */
 static int add_gradient_tensor(rgi_backward *b, const char *name, int of, rg_dtype dtype) {
+  name = free_name(b->g, name);
+  if (!name) return -1;
   rgi_tensor t = {.name = name, .dtype = dtype, .base = -1, .producer = -1, .seqlens = -1, .grad_of = of};
   if (of >= 0) t.seqlens = b->g->tensor[of].seqlens;
   return rgi_add_tensor(b->g, &t);
@@ -153,8 +167,8 @@ static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *
   const rg_op *op = rgi_find_op(g->ctx, op_name);
   int nin[2] = {0, 0}, nout[1] = {1};
   for (int p = 0; p < op->nin; p++) nin[p] = in[p] >= 0;
-  char *node_name = rgi_format(g->arena, "%s.%s", name, op_name);
   int t = add_gradient_tensor(b, name, of, dtype);
+  char *node_name = t >= 0 ? rgi_format(g->arena, "%s.%s", g->tensor[t].name, op_name) : NULL;
   int n = node_name && t >= 0 ? rgi_add_node(g, node_name, op, nin, nout, attr) : -1;
   if (n < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[n];
@@ -225,6 +239,25 @@ rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e) {
   char *name = rgi_format(b->g->arena, "%s.dense", b->g->tensor[tensor].name);
   if (!name) return rgi_nomem(e);
   return add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of, out, e);
+}
+
+rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e) {
+  int gradient = rgi_bwd_gradient(b, node, 0), part;
+  int parts = b->g->node[node].in_begin[1];
+  int64_t start = 0;
+  for (int i = 0; i < parts && gradient >= 0; i++) {
+    const rgi_node *n = &b->g->node[node];
+    int64_t axis = n->attr[0].i, size = b->g->tensor[n->in[i]].dim[axis].c;
+    if (rgi_bwd_wants(b, node, i)) {
+      char suffix[24];
+      snprintf(suffix, sizeof suffix, ".cut%d", i);
+      rg_value attr[] = {{.i = axis, .set = true}, {.i = start, .set = true}, {.i = start + size, .set = true}};
+      RGI_TRY(rgi_bwd_unary(b, "slice", attr, gradient, suffix, &part, e));
+      RGI_TRY(rgi_bwd_give(b, node, i, part, -1, 0, e));
+    }
+    start += size;
+  }
+  return RG_OK;
 }
 
 /* ---- sums ---- */

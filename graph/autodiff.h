@@ -22,6 +22,8 @@ rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis,
 /* Appends a backward node of a one-input, one-output op whose name is tensor's name + suffix; returns the output. */
 rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix, int *output,
                         rg_error *e);
+/* The whole rule of ops that lay their first port's list end to end along attribute 0: each part gets its slice. */
+rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e);
 /* A dense copy if `tensor` is not dense; else itself. */
 rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e);
 

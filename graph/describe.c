@@ -1,15 +1,21 @@
-/* graph/describe.c: what can be written in a spec or a policy, for people and for machines, all from the op table.
+/* graph/describe.c: what can be written in a spec or a policy, for people and for machines, all from the op
+ * table.
  *
- * "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors and generators. The
- * schemas say everything that can be said without running the loader: keys, JSON types, ranges, choices, ports.
+ * "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors and
+ * generators. The schemas say everything that can be said without running the loader: keys, JSON types,
+ * ranges, choices, ports.
  */
 #include "ir.h"
 #include "json.h"
 #include <stdio.h>
 #include <string.h>
 
-static bool public_op(const rg_op *op) { return !(op->flags & RG_OP_INTERNAL); }
-static bool has_gradient(const rg_op *op) { return op->backward || (op->rules && op->rules->backward); }
+static bool public_op(const rg_op *op) {
+  return !(op->flags & RG_OP_INTERNAL);
+}
+static bool has_gradient(const rg_op *op) {
+  return op->backward || (op->rules && op->rules->backward);
+}
 
 static const char *const attr_types[] = {[RG_ATTR_INT] = "int",
                                          [RG_ATTR_FLOAT] = "float",
@@ -17,7 +23,9 @@ static const char *const attr_types[] = {[RG_ATTR_INT] = "int",
                                          [RG_ATTR_ENUM] = "enum",
                                          [RG_ATTR_INTS] = "ints"};
 
-static void add_text(rgi_buf *b, const char *text) { rgi_buf_add(b, text, strlen(text)); }
+static void add_text(rgi_buf *b, const char *text) {
+  rgi_buf_add(b, text, strlen(text));
+}
 
 /* ---- for reading ---- */
 
@@ -55,8 +63,9 @@ static void ops_text(const rg_context *ctx, rgi_buf *b) {
   for (int i = 0; i < ctx->nop; i++) {
     const rg_op *op = ctx->op[i];
     if (!public_op(op)) continue;
-    rgi_buf_printf(b, "%s: %s%s%s%s\n", op->name, op->doc ? op->doc : "", op->flags & RG_OP_VIEW ? " [view]" : "",
-                   op->flags & RG_OP_RECOMPUTABLE ? " [recomputable]" : "", has_gradient(op) ? " [gradient]" : "");
+    rgi_buf_printf(
+        b, "%s: %s%s%s%s\n", op->name, op->doc ? op->doc : "", op->flags & RG_OP_VIEW ? " [view]" : "",
+        op->flags & RG_OP_RECOMPUTABLE ? " [recomputable]" : "", has_gradient(op) ? " [gradient]" : "");
     for (int p = 0; p < op->nin; p++) port_text(b, "in", &op->in[p]);
     for (int p = 0; p < op->nout; p++) port_text(b, "out", &op->out[p]);
     for (int a = 0; a < op->nattr; a++) attr_text(b, &op->attrs[a]);
@@ -76,8 +85,8 @@ static void ports_json(rgi_buf *b, const rg_port *port, int n) {
       first = false;
     }
     rgi_buf_printf(b, "], \"optional\": %s, \"list\": %s, \"head_axis\": %d, \"doc\": ",
-                   port[p].flags & RG_PORT_OPTIONAL ? "true" : "false", port[p].flags & RG_PORT_LIST ? "true" : "false",
-                   port[p].head_axis);
+                   port[p].flags & RG_PORT_OPTIONAL ? "true" : "false",
+                   port[p].flags & RG_PORT_LIST ? "true" : "false", port[p].head_axis);
     rgi_buf_json(b, port[p].doc ? port[p].doc : "");
     add_text(b, "}");
   }
@@ -96,9 +105,12 @@ static void choices_json(rgi_buf *b, const rg_attr *a) {
 static void default_json(rgi_buf *b, const rg_attr *a) {
   if (a->required || a->type == RG_ATTR_INTS) return;
   add_text(b, ", \"default\": ");
-  if (a->type == RG_ATTR_ENUM) rgi_buf_json(b, a->choices[(int)a->def]);
-  else if (a->type == RG_ATTR_BOOL) add_text(b, a->def != 0 ? "true" : "false");
-  else rgi_buf_printf(b, "%.17g", a->def);
+  if (a->type == RG_ATTR_ENUM)
+    rgi_buf_json(b, a->choices[(int)a->def]);
+  else if (a->type == RG_ATTR_BOOL)
+    add_text(b, a->def != 0 ? "true" : "false");
+  else
+    rgi_buf_printf(b, "%.17g", a->def);
 }
 
 static void ops_json(const rg_context *ctx, rgi_buf *b) {
@@ -107,7 +119,8 @@ static void ops_json(const rg_context *ctx, rgi_buf *b) {
     const rg_op *op = ctx->op[i];
     rgi_buf_printf(b, "%s\n  {\"name\": \"%s\", \"doc\": ", i ? "," : "", op->name);
     rgi_buf_json(b, op->doc ? op->doc : "");
-    rgi_buf_printf(b, ", \"internal\": %s, \"view\": %s, \"recomputable\": %s, \"gradient\": %s,\n   \"in\": [",
+    rgi_buf_printf(b,
+                   ", \"internal\": %s, \"view\": %s, \"recomputable\": %s, \"gradient\": %s,\n   \"in\": [",
                    public_op(op) ? "false" : "true", op->flags & RG_OP_VIEW ? "true" : "false",
                    op->flags & RG_OP_RECOMPUTABLE ? "true" : "false", has_gradient(op) ? "true" : "false");
     ports_json(b, op->in, op->nin);
@@ -138,7 +151,8 @@ static void ops_json(const rg_context *ctx, rgi_buf *b) {
 #define IDENTIFIER "[A-Za-z_][A-Za-z0-9_]{0,63}"
 
 static void schema_head(rgi_buf *b, const char *title) {
-  rgi_buf_printf(b, "{\"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n \"title\": \"%s\",\n", title);
+  rgi_buf_printf(b, "{\"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n \"title\": \"%s\",\n",
+                 title);
 }
 
 static void range(rgi_buf *b, const rg_attr *a) {
@@ -161,7 +175,9 @@ static void attr_schema(rgi_buf *b, const rg_attr *a) {
     range(b, a);
     add_text(b, "}, {\"$ref\": \"#/$defs/param\"}]");
     break;
-  case RG_ATTR_BOOL: add_text(b, "\"anyOf\": [{\"type\": \"boolean\"}, {\"$ref\": \"#/$defs/param\"}]"); break;
+  case RG_ATTR_BOOL:
+    add_text(b, "\"anyOf\": [{\"type\": \"boolean\"}, {\"$ref\": \"#/$defs/param\"}]");
+    break;
   case RG_ATTR_ENUM:
     add_text(b, "\"anyOf\": [{\"enum\": ");
     choices_json(b, a);
@@ -179,11 +195,13 @@ static void attr_schema(rgi_buf *b, const rg_attr *a) {
 /* `"in": {…}` or `"out": {…}`; what the object itself requires is written into it. */
 static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int n) {
   bool in = strcmp(side, "in") == 0, first = true;
-  rgi_buf_printf(b, "\"%s\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {", side);
+  rgi_buf_printf(b, "\"%s\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {",
+                 side);
   for (int p = 0; p < n; p++) {
     const char *kind = in ? (port[p].flags & RG_PORT_LIST ? "tensors" : "tensor")
                           : (port[p].flags & RG_PORT_LIST ? "names" : "name");
-    rgi_buf_printf(b, "%s\"%s\": {\"$ref\": \"#/$defs/%s\", \"description\": ", p ? ", " : "", port[p].name, kind);
+    rgi_buf_printf(b, "%s\"%s\": {\"$ref\": \"#/$defs/%s\", \"description\": ", p ? ", " : "", port[p].name,
+                   kind);
     rgi_buf_json(b, port[p].doc ? port[p].doc : "");
     add_text(b, "}");
   }
@@ -202,11 +220,12 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
   for (int p = 0; p < op->nout; p++)
     out = out || (op->out[p].flags & (RG_PORT_LIST | RG_PORT_OPTIONAL)) == RG_PORT_LIST;
   for (int a = 0; a < op->nattr; a++) attrs = attrs || op->attrs[a].required;
-  rgi_buf_printf(b, ",\n  \"op_%s\": {\"type\": \"object\", \"additionalProperties\": false, \"description\": ",
-                 op->name);
+  rgi_buf_printf(
+      b,
+      ",\n  \"op_%s\": {\"type\": \"object\", \"additionalProperties\": false, \"description\": ", op->name);
   rgi_buf_json(b, op->doc ? op->doc : "");
-  rgi_buf_printf(b, ",\n   \"required\": [\"name\", \"op\"%s%s%s],\n   \"properties\": {", in ? ", \"in\"" : "",
-                 out ? ", \"out\"" : "", attrs ? ", \"attrs\"" : "");
+  rgi_buf_printf(b, ",\n   \"required\": [\"name\", \"op\"%s%s%s],\n   \"properties\": {",
+                 in ? ", \"in\"" : "", out ? ", \"out\"" : "", attrs ? ", \"attrs\"" : "");
   rgi_buf_printf(b,
                  "\"name\": {\"$ref\": \"#/$defs/name\"}, \"op\": {\"const\": \"%s\"}, \"doc\": {\"type\": "
                  "\"string\"},\n    ",
@@ -231,46 +250,50 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
 static void spec_schema(const rg_context *ctx, rgi_buf *b) {
   bool first = true;
   schema_head(b, "regraph spec, version 1");
-  add_text(
-      b,
-      " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph\", \"inputs\", \"nodes\", "
-      "\"outputs\"],\n \"properties\": {\n"
-      "  \"regraph\": {\"const\": 1},\n"
-      "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
-      "  \"doc\": {\"type\": \"string\"},\n"
-      "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
-      "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
-      "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
-      "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
+  add_text(b, " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph\", "
+              "\"inputs\", \"nodes\", "
+              "\"outputs\"],\n \"properties\": {\n"
+              "  \"regraph\": {\"const\": 1},\n"
+              "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
+              "  \"doc\": {\"type\": \"string\"},\n"
+              "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
+              "\"#/$defs/name\"}, "
+              "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
+              "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
+              "\"#/$defs/name\"}, "
+              "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+              "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
   for (int i = 0; i < ctx->nop; i++) {
     if (!public_op(ctx->op[i])) continue;
     rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
     first = false;
   }
-  add_text(b, "]}},\n"
-              "  \"outputs\": {\"type\": \"object\", \"minProperties\": 1, \"maxProperties\": 4096, \"propertyNames\": "
-              "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
-              " \"$defs\": {\n"
-              "  \"name\": {\"type\": \"string\", \"pattern\": \"^" IDENTIFIER "$\"},\n"
-              "  \"names\": {\"anyOf\": [{\"$ref\": \"#/$defs/name\"}, {\"type\": \"array\", \"minItems\": 1, "
-              "\"items\": {\"$ref\": \"#/$defs/name\"}}]},\n"
-              "  \"tensor\": {\"description\": \"an input, a named output of a node, or NODE.PORT\", \"type\": "
-              "\"string\", \"pattern\": \"^" IDENTIFIER "([.][A-Za-z0-9_.]+)?$\"},\n"
-              "  \"tensors\": {\"anyOf\": [{\"$ref\": \"#/$defs/tensor\"}, {\"type\": \"array\", \"minItems\": 1, "
-              "\"items\": {\"$ref\": \"#/$defs/tensor\"}}]},\n"
-              "  \"param\": {\"description\": \"the value of a parameter\", \"type\": \"string\", \"pattern\": \"^[$]"
-              IDENTIFIER "$\"},\n"
-              "  \"expression\": {\"description\": \"integers, names, + - * / (rounding down) and parentheses\", "
-              "\"type\": \"string\", \"pattern\": \"^[-+*/() \\\\t0-9A-Za-z_]+$\"},\n"
-              "  \"input\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"shape\", "
-              "\"dtype\"], \"properties\": {\n"
-              "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": \"integer\", "
-              "\"minimum\": 1, \"maximum\": 1099511627776}, {\"$ref\": \"#/$defs/expression\"}]}},\n"
-              "   \"dtype\": {\"anyOf\": [{\"enum\": [\"f32\", \"f16\", \"bf16\", \"i32\"]}, {\"$ref\": "
-              "\"#/$defs/param\"}]},\n"
-              "   \"grad\": {\"enum\": [true, false, \"accumulate\"]},\n"
-              "   \"doc\": {\"type\": \"string\"}}}");
+  add_text(
+      b,
+      "]}},\n"
+      "  \"outputs\": {\"type\": \"object\", \"minProperties\": 1, \"maxProperties\": 4096, "
+      "\"propertyNames\": "
+      "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
+      " \"$defs\": {\n"
+      "  \"name\": {\"type\": \"string\", \"pattern\": \"^" IDENTIFIER "$\"},\n"
+      "  \"names\": {\"anyOf\": [{\"$ref\": \"#/$defs/name\"}, {\"type\": \"array\", \"minItems\": 1, "
+      "\"items\": {\"$ref\": \"#/$defs/name\"}}]},\n"
+      "  \"tensor\": {\"description\": \"an input, a named output of a node, or NODE.PORT\", \"type\": "
+      "\"string\", \"pattern\": \"^" IDENTIFIER "([.][A-Za-z0-9_.]+)?$\"},\n"
+      "  \"tensors\": {\"anyOf\": [{\"$ref\": \"#/$defs/tensor\"}, {\"type\": \"array\", \"minItems\": 1, "
+      "\"items\": {\"$ref\": \"#/$defs/tensor\"}}]},\n"
+      "  \"param\": {\"description\": \"the value of a parameter\", \"type\": \"string\", \"pattern\": "
+      "\"^[$]" IDENTIFIER "$\"},\n"
+      "  \"expression\": {\"description\": \"integers, names, + - * / (rounding down) and parentheses\", "
+      "\"type\": \"string\", \"pattern\": \"^[-+*/() \\\\t0-9A-Za-z_]+$\"},\n"
+      "  \"input\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"shape\", "
+      "\"dtype\"], \"properties\": {\n"
+      "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": \"integer\", "
+      "\"minimum\": 1, \"maximum\": 1099511627776}, {\"$ref\": \"#/$defs/expression\"}]}},\n"
+      "   \"dtype\": {\"anyOf\": [{\"enum\": [\"f32\", \"f16\", \"bf16\", \"i32\"]}, {\"$ref\": "
+      "\"#/$defs/param\"}]},\n"
+      "   \"grad\": {\"enum\": [true, false, \"accumulate\"]},\n"
+      "   \"doc\": {\"type\": \"string\"}}}");
   for (int i = 0; i < ctx->nop; i++)
     if (public_op(ctx->op[i])) op_schema(b, ctx->op[i]);
   add_text(b, "}}\n");
@@ -278,23 +301,26 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
 
 static void policy_schema(rgi_buf *b) {
   schema_head(b, "regraph policy, version 1");
-  add_text(b,
-           " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph_policy\"],\n"
-           " \"properties\": {\n"
-           "  \"regraph_policy\": {\"const\": 1},\n"
-           "  \"doc\": {\"type\": \"string\"},\n"
-           "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
-           "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, \"items\": {\"type\": "
-           "\"string\"}},\n"
-           "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"bytes\"], "
-           "\"properties\": {\n"
-           "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": 9223372036854775807}, "
-           "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[KMGT]i?B)?$\"}]},\n"
-           "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}},\n"
-           "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", \"minimum\": 1, "
-           "\"maximum\": 2147483647}},\n"
-           " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": {\"required\": [\"preset\", "
-           "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
+  add_text(
+      b,
+      " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph_policy\"],\n"
+      " \"properties\": {\n"
+      "  \"regraph_policy\": {\"const\": 1},\n"
+      "  \"doc\": {\"type\": \"string\"},\n"
+      "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
+      "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, \"items\": "
+      "{\"type\": "
+      "\"string\"}},\n"
+      "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"bytes\"], "
+      "\"properties\": {\n"
+      "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": 9223372036854775807}, "
+      "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[KMGT]i?B)?$\"}]},\n"
+      "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}},\n"
+      "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", \"minimum\": 1, "
+      "\"maximum\": 2147483647}},\n"
+      " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": {\"required\": "
+      "[\"preset\", "
+      "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
 }
 
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {
@@ -303,7 +329,8 @@ rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error 
   rgi_shown shown, hint;
   if (out) *out = (rg_text){0};
   if (!ctx || !what || !out)
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_describe needs a context, a topic and a place for the text");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_describe needs a context, a topic and a place for the text");
   rgi_buf_init(&b, ctx);
   if (strcmp(what, "ops") == 0)
     ops_text(ctx, &b);

@@ -1,8 +1,8 @@
 /* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
  *
- * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so names
- * are resolved only now); topological order; inference; declared outputs; row lengths; what no output needs is
- * dropped. Every error carries the JSON pointer of what is wrong.
+ * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so
+ * names are resolved only now); topological order; inference; declared outputs; row lengths; what no output
+ * needs is dropped. Every error carries the JSON pointer of what is wrong.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -28,7 +28,8 @@ static const char **tensor_names(const rgi_graph *g) {
 static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node, int32_t *out) {
   rgi_shown shown, hint;
   if (v->type != RGI_JSON_STRING)
-    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s", rgi_json_kind(v));
+    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s",
+                    rgi_json_kind(&shown, v));
   *out = rgi_names_get(&b->tensors, v->text);
   if (*out >= 0) return RG_OK;
   const char **names = tensor_names(b->g);
@@ -67,23 +68,26 @@ static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer,
     RGI_TRY(rgi_scope_dim(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), NULL, d, b->e));
     if (!rgi_dim_known(*d)) continue;
     if (d->c < 1)
-      return rgi_fail(b->e, RG_E_VALUE, p.text, NULL, "axis %d has extent %lld; an input's extents are at least 1", i,
-                      (long long)d->c);
+      return rgi_fail(b->e, RG_E_VALUE, p.text, NULL,
+                      "axis %d has extent %lld; an input's extents are at least 1", i, (long long)d->c);
     if (!rgi_mul(elements, d->c, &elements) || elements > RGI_MOST_ELEMENTS)
       return rgi_fail(b->e, RG_E_LIMIT, p.text, NULL,
-                      "axis %d has extent %lld, which takes the tensor past 2^40 elements", i, (long long)d->c);
+                      "axis %d has extent %lld, which takes the tensor past 2^40 elements", i,
+                      (long long)d->c);
   }
   return RG_OK;
 }
 
-static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, rg_dtype dtype, rgi_grad *out) {
+static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, rg_dtype dtype,
+                            rgi_grad *out) {
   rgi_shown shown;
   *out = RGI_GRAD_NONE;
   if (!v) return RG_OK;
   if (v->type == RGI_JSON_BOOL) {
     *out = v->i ? RGI_GRAD_PLAIN : RGI_GRAD_NONE;
   } else if (v->type != RGI_JSON_STRING) {
-    return rgi_fail(b->e, RG_E_TYPE, pointer, NULL, "expected true, false or \"accumulate\", not %s", rgi_json_kind(v));
+    return rgi_fail(b->e, RG_E_TYPE, pointer, NULL, "expected true, false or \"accumulate\", not %s",
+                    rgi_json_kind(&shown, v));
   } else if (strcmp(v->text, "accumulate") == 0) {
     *out = RGI_GRAD_ACCUMULATE;
   } else {
@@ -125,9 +129,10 @@ static rg_status add_inputs(builder *b) {
 
 /* ---- attributes ---- */
 
-static rg_status out_of_range(builder *b, const rg_attr *attr, double v, const char *pointer, const char *node) {
-  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "%s is %.17g; expected %.17g to %.17g", attr->name, v, attr->min,
-                  attr->max);
+static rg_status out_of_range(builder *b, const rg_attr *attr, double v, const char *pointer,
+                              const char *node) {
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is %.17g; expected %.17g to %.17g",
+                  attr->name, v, attr->min, attr->max);
 }
 
 static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
@@ -144,12 +149,12 @@ static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v
       return RG_OK;
     }
   }
-  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "%s is '%s'; expected one of %s%s", attr->name,
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s", attr->name,
                   rgi_show(&shown, v->text), list, rgi_hint(&hint, v->text, attr->choices, n));
 }
 
-static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer, const char *node,
-                            rg_value *out) {
+static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
+                            const char *node, rg_value *out) {
   bool ranged = attr->min != attr->max;
   out->set = true;
   if (attr->type == RG_ATTR_INTS) {
@@ -159,7 +164,8 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
     if (!out->list) return rgi_nomem(b->e);
     for (int i = 0; i < v->n; i++) {
       rgi_pointer p;
-      RGI_TRY(rgi_scope_int(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), node, &out->list[i], b->e));
+      RGI_TRY(rgi_scope_int(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), node, &out->list[i],
+                            b->e));
       if (ranged && ((double)out->list[i] < attr->min || (double)out->list[i] > attr->max))
         return out_of_range(b, attr, (double)out->list[i], p.text, node);
     }
@@ -171,6 +177,7 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
       return out_of_range(b, attr, (double)out->i, pointer, node);
     return RG_OK;
   }
+  rgi_shown shown;
   RGI_TRY(rgi_scope_value(&b->scope, v, pointer, node, &v, b->e));
   if (attr->type == RG_ATTR_BOOL) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_BOOL, pointer, node, b->e));
@@ -179,21 +186,24 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
   }
   if (attr->type == RG_ATTR_ENUM) return parse_choice(b, attr, v, pointer, node, out);
   if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
-    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected a number, not %s", rgi_json_kind(v));
+    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected a number, not %s", rgi_json_kind(&shown, v));
   out->f = v->type == RGI_JSON_INT ? (double)v->i : v->f;
-  if (ranged && (out->f < attr->min || out->f > attr->max)) return out_of_range(b, attr, out->f, pointer, node);
+  if (ranged && (out->f < attr->min || out->f > attr->max))
+    return out_of_range(b, attr, out->f, pointer, node);
   return RG_OK;
 }
 
-static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs, const char *at, const char *node,
-                             rg_value *value) {
+static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs, const char *at,
+                             const char *node, rg_value *value) {
   rgi_pointer where, p;
   rgi_pointer_key(&where, at, "attrs");
   for (int i = 0; i < op->nattr; i++) {
     const rg_attr *attr = &op->attrs[i];
     value[i] = (rg_value){0};
-    if (attr->type == RG_ATTR_FLOAT) value[i].f = attr->def;
-    else if (attr->type != RG_ATTR_INTS) value[i].i = (int64_t)attr->def;
+    if (attr->type == RG_ATTR_FLOAT)
+      value[i].f = attr->def;
+    else if (attr->type != RG_ATTR_INTS)
+      value[i].i = (int64_t)attr->def;
   }
   if (attrs) RGI_TRY(rgi_json_expect(attrs, RGI_JSON_OBJECT, where.text, node, b->e));
   for (int k = 0; attrs && k < attrs->n; k++) {
@@ -212,16 +222,20 @@ static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs,
   }
   for (int i = 0; i < op->nattr; i++)
     if (op->attrs[i].required && !value[i].set)
-      return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node, "%s needs the attribute '%s': %s", op->name,
-                      op->attrs[i].name, op->attrs[i].doc);
+      return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node, "%s needs the attribute '%s': %s",
+                      op->name, op->attrs[i].name, op->attrs[i].doc);
   return RG_OK;
 }
 
 /* ---- nodes ---- */
 
 /* Tensors a spec lists on a port: v is one name or, on a list port, an array of them. */
-static int listed(const rgi_json *v) { return v->type == RGI_JSON_ARRAY ? v->n : 1; }
-static const rgi_json *element(const rgi_json *v, int i) { return v->type == RGI_JSON_ARRAY ? &v->item[i] : v; }
+static int listed(const rgi_json *v) {
+  return v->type == RGI_JSON_ARRAY ? v->n : 1;
+}
+static const rgi_json *element(const rgi_json *v, int i) {
+  return v->type == RGI_JSON_ARRAY ? &v->item[i] : v;
+}
 
 static bool backward_reads(builder *b, const rg_op *op, const char *output) {
   char name[72];
@@ -252,7 +266,7 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
     bool list = port[p].flags & RG_PORT_LIST;
     if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
       return rgi_fail(b->e, RG_E_TYPE, at.text, node, "expected the name of a tensor%s, not %s",
-                      list ? " or an array of names" : "", rgi_json_kind(value));
+                      list ? " or an array of names" : "", rgi_json_kind(&shown, value));
     if (listed(value) == 0)
       return rgi_fail(b->e, RG_E_VALUE, at.text, node, "an empty list; port '%s' takes one tensor or more",
                       port[p].name);
@@ -261,30 +275,32 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
   }
   for (int p = 0; p < nport; p++) {
     if (count[p]) continue;
-    if (port[p].flags & RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
+    if (port[p].flags &
+        RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
       count[p] = port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
       continue;
     }
     if (port == op->in)
-      return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port '%s': %s", op->name, port[p].name,
-                      port[p].doc ? port[p].doc : "");
+      return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port '%s': %s", op->name,
+                      port[p].name, port[p].doc ? port[p].doc : "");
     if (port[p].flags & RG_PORT_LIST)
-      return rgi_fail(b->e, RG_E_KEY, where, node, "%s makes a list on port '%s'; name its tensors here", op->name,
-                      port[p].name);
+      return rgi_fail(b->e, RG_E_KEY, where, node, "%s makes a list on port '%s'; name its tensors here",
+                      op->name, port[p].name);
     count[p] = 1; /* named after node and port */
   }
   return RG_OK;
 }
 
-static rg_status find_op(builder *b, const rgi_json *v, const char *pointer, const char *node, const rg_op **out) {
+static rg_status find_op(builder *b, const rgi_json *v, const char *pointer, const char *node,
+                         const rg_op **out) {
   rgi_shown shown, hint;
   const rg_context *ctx = b->spec->ctx;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, pointer, node, b->e));
   *out = rgi_find_op(ctx, v->text);
   if (*out && !((*out)->flags & RG_OP_INTERNAL)) return RG_OK;
   if (*out)
-    return rgi_fail(b->e, RG_E_NAME, pointer, node, "the op '%s' is inserted by regraph; a spec can't name it",
-                    (*out)->name);
+    return rgi_fail(b->e, RG_E_NAME, pointer, node,
+                    "the op '%s' is inserted by regraph; a spec can't name it", (*out)->name);
   const char **known = rgi_alloc_n(b->g->arena, (size_t)ctx->nop, sizeof *known);
   int n = 0;
   if (!known) return rgi_nomem(b->e);
@@ -304,8 +320,9 @@ static rg_status add_output(builder *b, int n, int slot, const char *name, const
   int other = rgi_names_add(&b->tensors, b->g->tensor[id].name, id);
   if (other >= 0) {
     int from = b->g->tensor[other].producer;
-    return rgi_fail(b->e, RG_E_NAME, pointer, b->g->node[n].name, "the tensor '%s' is already made by %s%s%s", name,
-                    from < 0 ? "an input" : "node '", from < 0 ? "" : b->g->node[from].name, from < 0 ? "" : "'");
+    return rgi_fail(b->e, RG_E_NAME, pointer, b->g->node[n].name, "the tensor '%s' is already made by %s%s%s",
+                    name, from < 0 ? "an input" : "node '", from < 0 ? "" : b->g->node[from].name,
+                    from < 0 ? "" : "'");
   }
   b->g->node[n].out[slot] = id;
   return RG_OK;
@@ -327,7 +344,8 @@ static rg_status add_node(builder *b, int i) {
   RGI_TRY(rgi_check_identifier(name, "node", where.text, b->e));
   int other = rgi_names_add(&b->nodes, name, i);
   if (other >= 0)
-    return rgi_fail(b->e, RG_E_NAME, where.text, name, "the name '%s' is already taken by /nodes/%d", name, other);
+    return rgi_fail(b->e, RG_E_NAME, where.text, name, "the name '%s' is already taken by /nodes/%d", name,
+                    other);
   RGI_TRY(find_op(b, rgi_json_get(v, "op"), rgi_pointer_key(&p, at.text, "op"), name, &op));
 
   size_t nport = (size_t)(op->nin + op->nout);
@@ -399,7 +417,8 @@ static rg_status add_nodes(builder *b) {
   }
   for (int i = 0; i < nodes->n; i++) RGI_TRY(connect(b, i));
   RGI_TRY(rgi_sort_nodes(g, b->e));
-  for (int n = 0; n < g->nnode; n++) RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
+  for (int n = 0; n < g->nnode; n++)
+    RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
   return RG_OK;
 }
 
@@ -465,7 +484,8 @@ static int root(rows *r, int t) {
   return t;
 }
 
-/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the same. */
+/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the
+ * same. */
 static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
   if (t < 0 || g->tensor[t].rank == 0) return;
   if (*first < 0)
@@ -509,11 +529,11 @@ static rg_status say_lengths(builder *b, rows *r, int t, int n, int p) {
   if (r->lengths[k] >= 0 && r->lengths[k] != lengths) {
     rgi_pointer in, at;
     rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
-    return rgi_fail(b->e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
-                    "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
-                    "axis share one lengths tensor",
-                    g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name,
-                    g->node[r->who[k]].name);
+    return rgi_fail(
+        b->e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
+        "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
+        "axis share one lengths tensor",
+        g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name, g->node[r->who[k]].name);
   }
   r->lengths[k] = lengths;
   r->who[k] = n;
@@ -586,7 +606,8 @@ static rg_status fill_lengths(builder *b) {
   if (!changed) return rgi_nomem(b->e);
   for (int n = 0; n < g->nnode; n++) {
     static const uint32_t flag[2] = {RG_PORT_SEQLENS, RG_PORT_KSEQLENS};
-    int32_t lengths[2] = {query[n] < 0 ? -1 : g->tensor[query[n]].seqlens, key[n] < 0 ? -1 : g->tensor[key[n]].seqlens};
+    int32_t lengths[2] = {query[n] < 0 ? -1 : g->tensor[query[n]].seqlens,
+                          key[n] < 0 ? -1 : g->tensor[key[n]].seqlens};
     if (lengths[1] == lengths[0]) lengths[1] = -1; /* absent: as the queries */
     for (int i = 0; i < 2; i++) {
       int p = port_with(g->node[n].op, flag[i]);
@@ -626,11 +647,13 @@ static rg_status count_tensors(builder *b, size_t *out) {
   for (int i = 0; i < spec->nodes->n; i++) {
     const rgi_json *node = &spec->nodes->item[i];
     const rgi_json *made = node->type == RGI_JSON_OBJECT ? rgi_json_get(node, "out") : NULL;
-    for (int k = 0; made && made->type == RGI_JSON_OBJECT && k < made->n; k++) n += (size_t)listed(&made->item[k]);
+    for (int k = 0; made && made->type == RGI_JSON_OBJECT && k < made->n; k++)
+      n += (size_t)listed(&made->item[k]);
   }
   *out = n;
   if (n > RGI_MOST_TENSORS)
-    return rgi_fail(b->e, RG_E_LIMIT, "/nodes", NULL, "the nodes make more than %d tensors", RGI_MOST_TENSORS);
+    return rgi_fail(b->e, RG_E_LIMIT, "/nodes", NULL, "the nodes make more than %d tensors",
+                    RGI_MOST_TENSORS);
   return RG_OK;
 }
 
@@ -650,8 +673,8 @@ static rg_status build(builder *b, const rg_binding *set, size_t nset, bool bind
   return rgi_verify(g, "load", b->e);
 }
 
-rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all, rgi_graph **out,
-                             rg_error *e) {
+rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
+                             rgi_graph **out, rg_error *e) {
   builder b = {.spec = spec, .e = e};
   rg_status before = rgi_error_before(e);
   *out = NULL;

@@ -220,8 +220,8 @@ static rg_status copy(rgi_arena *a, json_t *from, rgi_json *to, rg_error *e) {
   return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "JSON value of an unknown type");
 }
 
-/* jansson's lexer does not say so when memory runs out: it drops characters and calls the token invalid. If memory
- * of the text's size can't be had now, that is the likelier story. */
+/* jansson's lexer does not say so when memory runs out: it drops characters and calls the token invalid. If
+ * memory of the text's size can't be had now, that is the likelier story. */
 static bool out_of_memory(const json_error_t *je, size_t size) {
   if (je->line < 0 || !je->text[0] || json_error_code(je) == json_error_out_of_memory) return true;
   json_malloc_t get;
@@ -235,6 +235,7 @@ static bool out_of_memory(const json_error_t *je, size_t size) {
 static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) {
   rg_status status = RG_E_SYNTAX;
   const char *prefix = "not JSON: ";
+  const char *text = je->text;
   char detail[JSON_ERROR_TEXT_LENGTH];
   if (out_of_memory(je, size)) return rgi_nomem(e);
   switch (json_error_code(je)) {
@@ -242,13 +243,16 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
     status = RG_E_KEY;
     prefix = "";
     break;
+  case json_error_null_character:
+  case json_error_null_byte_in_key:
+    prefix = "";
+    text = "a string holds \\u0000, which has no place here";
+    break;
   case json_error_numeric_overflow:
     status = RG_E_OVERFLOW;
     prefix = "";
     break;
-  case json_error_invalid_utf8:
-    prefix = "not UTF-8: ";
-    break;
+  case json_error_invalid_utf8: prefix = "not UTF-8: "; break;
   case json_error_stack_overflow:
     status = RG_E_LIMIT;
     prefix = "";
@@ -256,8 +260,8 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   default: break;
   }
   size_t n = 0;
-  for (; n + 1 < sizeof detail && je->text[n]; n++) {
-    unsigned char c = (unsigned char)je->text[n];
+  for (; n + 1 < sizeof detail && text[n]; n++) {
+    unsigned char c = (unsigned char)text[n];
     detail[n] = (char)(c < 0x20 || c >= 0x7f ? '?' : c);
   }
   detail[n] = 0;
@@ -265,7 +269,7 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   rgi_fail(e, status, NULL, NULL, "%s%s", prefix, detail);
   if (fresh) {
     e->line = je->line;
-    e->column = je->column;
+    e->column = je->column > 0 ? je->column : 1;
   }
   return status;
 }
@@ -273,8 +277,7 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e) {
   json_error_t je;
   *out = NULL;
-  if (size > RGI_FILE_LIMIT)
-    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
+  if (size > RGI_FILE_LIMIT) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
   RGI_TRY(scan(text, size, e));
   memset(&je, 0, sizeof je);
   json_t *tree = json_loadb(text, size, JSON_REJECT_DUPLICATES, &je);
@@ -294,14 +297,33 @@ const rgi_json *rgi_json_get(const rgi_json *object, const char *key) {
   return NULL;
 }
 
-static const char *const kinds[] = {"null",     "true or false", "an integer", "a number with a fraction or exponent",
-                                    "a string", "an array",      "an object"};
+const char *rgi_json_kind(rgi_shown *s, const rgi_json *v) {
+  rgi_shown text;
+  switch (v->type) {
+  case RGI_JSON_NULL: snprintf(s->text, sizeof s->text, "null"); break;
+  case RGI_JSON_BOOL: snprintf(s->text, sizeof s->text, v->i ? "true" : "false"); break;
+  case RGI_JSON_INT: snprintf(s->text, sizeof s->text, "the integer %lld", (long long)v->i); break;
+  case RGI_JSON_REAL: { /* keeps looking like one: 7.0, not 7 */
+    int n = snprintf(s->text, sizeof s->text, "the real number %.17g", v->f);
+    if (!strpbrk(s->text + 16, ".en")) snprintf(s->text + n, sizeof s->text - (size_t)n, ".0");
+    break;
+  }
+  case RGI_JSON_STRING:
+    snprintf(s->text, sizeof s->text, "the string '%.70s'", rgi_show(&text, v->text));
+    break;
+  case RGI_JSON_ARRAY: snprintf(s->text, sizeof s->text, "an array"); break;
+  case RGI_JSON_OBJECT: snprintf(s->text, sizeof s->text, "an object"); break;
+  }
+  return s->text;
+}
 
-const char *rgi_json_kind(const rgi_json *v) { return kinds[v->type]; }
-
-rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node, rg_error *e) {
+rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node,
+                          rg_error *e) {
+  static const char *const kinds[] = {"null",     "true or false", "an integer", "a real number",
+                                      "a string", "an array",      "an object"};
+  rgi_shown s;
   if (v->type == type) return RG_OK;
-  return rgi_fail(e, RG_E_TYPE, pointer, node, "expected %s, not %s", kinds[type], kinds[v->type]);
+  return rgi_fail(e, RG_E_TYPE, pointer, node, "expected %s, not %s", kinds[type], rgi_json_kind(&s, v));
 }
 
 rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
@@ -320,7 +342,7 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
   }
   for (int k = 0; k < nrequired; k++)
     if (!rgi_json_get(object, known[k]))
-      return rgi_fail(e, RG_E_KEY, pointer, node, "%s has no key '%s'", what, known[k]);
+      return rgi_fail(e, RG_E_KEY, pointer, node, "%s lacks the key '%s'", what, known[k]);
   return RG_OK;
 }
 
@@ -342,7 +364,8 @@ static rg_status parse_bytes(const char *text, const char *pointer, int64_t *out
   const char *p = text;
   int64_t whole = 0, part = 0, scale = 1;
   bool good = *p >= '0' && *p <= '9', fits = true;
-  for (; *p >= '0' && *p <= '9'; p++) fits = fits && rgi_mul(whole, 10, &whole) && rgi_add(whole, *p - '0', &whole);
+  for (; *p >= '0' && *p <= '9'; p++)
+    fits = fits && rgi_mul(whole, 10, &whole) && rgi_add(whole, *p - '0', &whole);
   if (good && *p == '.') {
     good = p[1] >= '0' && p[1] <= '9';
     for (p++; *p >= '0' && *p <= '9' && scale < 1000000; p++) {
@@ -355,11 +378,13 @@ static rg_status parse_bytes(const char *text, const char *pointer, int64_t *out
   while (u < RGI_COUNT(unit) && strcmp(unit[u].name, p) != 0) u++;
   rgi_shown shown;
   if (!good || u == RGI_COUNT(unit))
-    return rgi_fail(e, RG_E_VALUE, pointer, NULL,
-                    "'%s' is no size; expected digits and a unit (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB), as in \"6GiB\"",
-                    rgi_show(&shown, text));
+    return rgi_fail(
+        e, RG_E_VALUE, pointer, NULL,
+        "'%s' is no size; expected digits and a unit (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB), as in \"6GiB\"",
+        rgi_show(&shown, text));
   int64_t bytes;
-  if (!fits || !rgi_mul(whole, unit[u].bytes, &bytes) || !rgi_add(bytes, part * unit[u].bytes / scale, &bytes))
+  if (!fits || !rgi_mul(whole, unit[u].bytes, &bytes) ||
+      !rgi_add(bytes, part * unit[u].bytes / scale, &bytes))
     return rgi_fail(e, RG_E_OVERFLOW, pointer, NULL, "'%s' is more bytes than 64 bits can count",
                     rgi_show(&shown, text));
   *out = bytes;
@@ -368,9 +393,10 @@ static rg_status parse_bytes(const char *text, const char *pointer, int64_t *out
 
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e) {
   if (v->type == RGI_JSON_STRING) return parse_bytes(v->text, pointer, out, e);
+  rgi_shown s;
   if (v->type != RGI_JSON_INT)
     return rgi_fail(e, RG_E_TYPE, pointer, NULL, "expected an integer or a string such as \"6GiB\", not %s",
-                    rgi_json_kind(v));
+                    rgi_json_kind(&s, v));
   if (v->i < 0)
     return rgi_fail(e, RG_E_VALUE, pointer, NULL, "%lld bytes; expected 0 or more", (long long)v->i);
   *out = v->i;

@@ -1,9 +1,9 @@
 /* graph/json.h: JSON in, an immutable tree in an arena out.
  *
- * The only door to jansson. A tree has no reference counts and no hidden state, so many threads may read one at once.
- * Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8, no NUL, no duplicate keys, integers
- * within int64; keys and elements stand in the file's order.
- * Leaves to others: what the values mean; the file name in an error.
+ * The only door to jansson. A tree has no reference counts and no hidden state, so many threads may read one
+ * at once. Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8, no NUL, no
+ * duplicate keys, integers within int64; keys and elements stand in the file's order. Leaves to others: what
+ * the values mean; the file name in an error.
  */
 #ifndef RGI_JSON_H
 #define RGI_JSON_H
@@ -40,13 +40,24 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
 /* Parses `size` bytes; the tree lives in `a` and borrows nothing from `text`. */
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e);
 
+/* Text from a file made fit for a one-line message: at most 64 bytes, nothing unprintable. Returns s->text.
+ */
+typedef struct rgi_shown {
+  char text[112];
+} rgi_shown;
+const char *rgi_show(rgi_shown *s, const char *text);
+/* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
+const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n);
+/* "the integer 7", "the string 'x'", "an array" and so on; returns s->text. */
+const char *rgi_json_kind(rgi_shown *s, const rgi_json *v);
+
 /* Member of an object, or NULL. Linear: for objects whose keys have been checked, hence few. */
 const rgi_json *rgi_json_get(const rgi_json *object, const char *key);
-/* "an integer" and so on. */
-const char *rgi_json_kind(const rgi_json *v);
 /* RG_E_TYPE unless `v` has the type. */
-rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node, rg_error *e);
-/* Every key of `object` is among `known`, and the first `nrequired` of these are there. `what` names the object. */
+rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node,
+                          rg_error *e);
+/* Every key of `object` is among `known`, and the first `nrequired` of these are there. `what` names the
+ * object. */
 rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
                         int nrequired, const char *pointer, const char *node, rg_error *e);
 
@@ -60,22 +71,17 @@ typedef struct rgi_pointer {
 const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key);
 const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i);
 
-/* Text from a file made fit for a one-line message: at most 64 bytes, nothing unprintable. Returns s->text. */
-typedef struct rgi_shown {
-  char text[80];
-} rgi_shown;
-const char *rgi_show(rgi_shown *s, const char *text);
-/* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
-const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n);
-
 /* [A-Za-z_][A-Za-z0-9_]{0,63} */
 bool rgi_is_identifier(const char *text);
 /* RG_E_NAME unless it is one; `what` says what is named. */
 rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer, rg_error *e);
 
-/* Names `file` in an error that this call made: `before` is what the error's status was when the call began. */
+/* Names `file` in an error that this call made: `before` is what the error's status was when the call began.
+ */
 void rgi_error_file(rg_error *e, rg_status before, const char *file);
-static inline rg_status rgi_error_before(const rg_error *e) { return e ? e->status : RG_OK; }
+static inline rg_status rgi_error_before(const rg_error *e) {
+  return e ? e->status : RG_OK;
+}
 
 /* ---- a table from names to small integers, in an arena; size is fixed at creation ---- */
 

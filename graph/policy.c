@@ -1,6 +1,8 @@
-/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is recompute/'s business.
+/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is recompute/'s
+ * business.
  *
- * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside any.
+ * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside
+ * any.
  */
 #include "json.h"
 #include "passes.h"
@@ -12,8 +14,10 @@ static rg_status read_preset(rg_policy *p, const rgi_json *v, rg_error *e) {
   rgi_shown shown, hint;
   static const char *const known[] = {"none", "all"};
   RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/preset", NULL, e));
-  if (strcmp(v->text, "none") == 0) p->preset = RGI_PRESET_NONE;
-  else if (strcmp(v->text, "all") == 0) p->preset = RGI_PRESET_ALL;
+  if (strcmp(v->text, "none") == 0)
+    p->preset = RGI_PRESET_NONE;
+  else if (strcmp(v->text, "all") == 0)
+    p->preset = RGI_PRESET_ALL;
   else
     return rgi_fail(e, RG_E_VALUE, "/preset", NULL, "'%s' is no preset; expected none or all%s",
                     rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RGI_COUNT(known)));
@@ -24,7 +28,8 @@ static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
   rgi_names seen;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_ARRAY, "/recompute", NULL, e));
   if (v->n > MOST_LISTED)
-    return rgi_fail(e, RG_E_LIMIT, "/recompute", NULL, "%d names; at most %d are possible", v->n, MOST_LISTED);
+    return rgi_fail(e, RG_E_LIMIT, "/recompute", NULL, "%d names; at most %d are possible", v->n,
+                    MOST_LISTED);
   p->preset = RGI_PRESET_LIST;
   p->recompute = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->recompute);
   p->pointer = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->pointer);
@@ -58,7 +63,8 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   RGI_TRY(rgi_json_expect(of, RGI_JSON_STRING, "/budget/of", NULL, e));
   p->budget_of_saved = strcmp(of->text, "saved") == 0;
   if (!p->budget_of_saved && strcmp(of->text, "peak") != 0)
-    return rgi_fail(e, RG_E_VALUE, "/budget/of", NULL, "'%s' is not among peak and saved", rgi_show(&shown, of->text));
+    return rgi_fail(e, RG_E_VALUE, "/budget/of", NULL, "'%s' is not among peak and saved",
+                    rgi_show(&shown, of->text));
   return RG_OK;
 }
 
@@ -68,15 +74,16 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
   if (v->i != 1)
-    return rgi_fail(e, RG_E_VALUE, "/regraph_policy", NULL, "format version %lld; this library reads version 1",
-                    (long long)v->i);
+    return rgi_fail(e, RG_E_VALUE, "/regraph_policy", NULL,
+                    "format version %lld; this library reads version 1", (long long)v->i);
   const char *first = NULL;
   for (int i = 1; i <= 3; i++) {
     if (!rgi_json_get(root, keys[i])) continue;
     rgi_pointer at;
     if (first)
       return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
-                      "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first, keys[i]);
+                      "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first,
+                      keys[i]);
     first = keys[i];
   }
   if ((v = rgi_json_get(root, "preset"))) RGI_TRY(read_preset(p, v, e));
@@ -115,8 +122,8 @@ fail:
   return status;
 }
 
-rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name, rg_policy **out,
-                              rg_error *error) {
+rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                              rg_policy **out, rg_error *error) {
   if (out) *out = NULL;
   if (!ctx || !text || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
@@ -147,7 +154,8 @@ void rg_policy_destroy(rg_policy *policy) {
 
 /* ---- against a graph ---- */
 
-/* The fewest heads among the known extents of k ports: the KV heads that a group is cut from. 0: none is known. */
+/* The fewest heads among the known extents of k ports: the KV heads that a group is cut from. 0: none is
+ * known. */
 static int64_t kv_heads(const rgi_graph *g) {
   int64_t fewest = 0;
   for (int n = 0; n < g->nnode; n++) {

@@ -1,5 +1,5 @@
-/* graph/profile.c: device profiles and the one cost model; see profile.h. The shipped profiles are embedded at build
- * time from recompute/profiles (cmake/embed.cmake). */
+/* graph/profile.c: device profiles and the one cost model; see profile.h. The shipped profiles are embedded
+ * at build time from recompute/profiles (cmake/embed.cmake). */
 #include "profile.h"
 #include "json.h"
 #include <string.h>
@@ -7,22 +7,25 @@
 extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_cuda;
 
 /* A number in (0, most]. */
-static rg_status read_rate(const rgi_json *object, const char *parent, const char *key, double most, double *out,
-                           rg_error *e) {
+static rg_status read_rate(const rgi_json *object, const char *parent, const char *key, double most,
+                           double *out, rg_error *e) {
   rgi_pointer at;
+  rgi_shown shown;
   const rgi_json *v = rgi_json_get(object, key);
   if (!v) return RG_OK;
   rgi_pointer_key(&at, parent, key);
   if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
-    return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s", rgi_json_kind(v));
+    return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s", rgi_json_kind(&shown, v));
   *out = v->type == RGI_JSON_INT ? (double)v->i : v->f;
   if (*out > 0 && *out <= most) return RG_OK;
-  return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %.17g; expected more than 0 and at most %.17g", key, *out, most);
+  return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %.17g; expected more than 0 and at most %.17g", key,
+                  *out, most);
 }
 
 static rg_status read_matrix(rgi_profile *p, const rgi_json *v, rg_error *e) {
   static const char *const keys[] = {"f32", "f16", "bf16"};
-  RGI_TRY(rgi_json_keys(v, "matrix_gflops", keys, RGI_COUNT(keys), RGI_COUNT(keys), "/matrix_gflops", NULL, e));
+  RGI_TRY(
+      rgi_json_keys(v, "matrix_gflops", keys, RGI_COUNT(keys), RGI_COUNT(keys), "/matrix_gflops", NULL, e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "f32", 1e12, &p->matrix_gflops[RG_F32], e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "f16", 1e12, &p->matrix_gflops[RG_F16], e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "bf16", 1e12, &p->matrix_gflops[RG_BF16], e));
@@ -44,21 +47,22 @@ static rg_status read_ops(rgi_profile *p, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_profile", "device",  "matrix_gflops", "special_gops", "bandwidth_gbs",
-                                     "memory",          "name",    "step_us",       "efficiency",   "ops",
-                                     "threads",         "doc"};
+  static const char *const keys[] = {"regraph_profile", "device", "matrix_gflops", "special_gops",
+                                     "bandwidth_gbs",   "memory", "name",          "step_us",
+                                     "efficiency",      "ops",    "threads",       "doc"};
   rgi_shown shown;
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_profile", NULL, e));
   if (v->i != 1)
-    return rgi_fail(e, RG_E_VALUE, "/regraph_profile", NULL, "format version %lld; this library reads version 1",
-                    (long long)v->i);
+    return rgi_fail(e, RG_E_VALUE, "/regraph_profile", NULL,
+                    "format version %lld; this library reads version 1", (long long)v->i);
   v = rgi_json_get(root, "device");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/device", NULL, e));
   p->cuda = strcmp(v->text, "cuda") == 0;
   if (!p->cuda && strcmp(v->text, "cpu") != 0)
-    return rgi_fail(e, RG_E_VALUE, "/device", NULL, "'%s' is not among cpu and cuda", rgi_show(&shown, v->text));
+    return rgi_fail(e, RG_E_VALUE, "/device", NULL, "'%s' is not among cpu and cuda",
+                    rgi_show(&shown, v->text));
   p->name = p->cuda ? "cuda" : "cpu";
   if ((v = rgi_json_get(root, "name"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/name", NULL, e));
@@ -68,7 +72,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   if ((v = rgi_json_get(root, "threads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/threads", NULL, e));
     if (v->i < 0 || v->i > 4096)
-      return rgi_fail(e, RG_E_VALUE, "/threads", NULL, "%lld threads; expected 0 (all cores) to 4096", (long long)v->i);
+      return rgi_fail(e, RG_E_VALUE, "/threads", NULL, "%lld threads; expected 0 (all cores) to 4096",
+                      (long long)v->i);
     p->threads = (int)v->i;
   }
   p->step_us = 1;
@@ -82,8 +87,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   return read_ops(p, rgi_json_get(root, "ops"), e);
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *file, rgi_profile **out,
-                      rg_error *e) {
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *file,
+                      rgi_profile **out, rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -113,11 +118,12 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *
   bool cuda = strcmp(device, "cuda") == 0;
   rgi_shown shown;
   if (!cuda && strcmp(device, "cpu") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no device '%s'; expected cpu or cuda", rgi_show(&shown, device));
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no device '%s'; expected cpu or cuda",
+                    rgi_show(&shown, device));
   if (!path) {
     const char *shipped = cuda ? rgi_profile_text_cuda : rgi_profile_text_cpu;
-    return load(ctx, shipped, strlen(shipped), cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json", out,
-                e);
+    return load(ctx, shipped, strlen(shipped),
+                cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json", out, e);
   }
   rg_status status = rgi_read_file(ctx, path, &text, &size, e);
   if (status == RG_OK) {

@@ -1,8 +1,8 @@
 /* graph/scope.c: the names a spec's expressions may use: parameters, and the free dimensions of input shapes.
  *
- * A parameter is a number, a string or a truth value; a binding of the same name replaces it. Any other name in an
- * input's shape is a free dimension: symbolic until bound. Attributes see parameters only, so that a graph's structure
- * never depends on a dimension that changes from plan to plan.
+ * A parameter is a number, a string or a truth value; a binding of the same name replaces it. Any other name
+ * in an input's shape is a free dimension: symbolic until bound. Attributes see parameters only, so that a
+ * graph's structure never depends on a dimension that changes from plan to plan.
  */
 #include "spec.h"
 #include <errno.h>
@@ -13,8 +13,12 @@
 
 /* ---- collecting ---- */
 
-static bool letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-static bool digit(char c) { return c >= '0' && c <= '9'; }
+static bool letter(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+static bool digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 static rg_status collect_text(rg_spec *spec, const char *text, const char *pointer, rg_error *e) {
   while (*text) {
@@ -50,10 +54,12 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
   for (int i = 0; i < nparam; i++) {
     const rgi_json *v = &spec->params->item[i];
     const char *where = rgi_pointer_key(&p, "/params", spec->params->key[i]);
+    rgi_shown shown;
     RGI_TRY(rgi_check_identifier(spec->params->key[i], "parameter", where, e));
-    if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL && v->type != RGI_JSON_STRING && v->type != RGI_JSON_BOOL)
+    if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL && v->type != RGI_JSON_STRING &&
+        v->type != RGI_JSON_BOOL)
       return rgi_fail(e, RG_E_TYPE, where, NULL, "a parameter is a number, a string or true or false, not %s",
-                      rgi_json_kind(v));
+                      rgi_json_kind(&shown, v));
     rgi_names_add(&spec->param_index, spec->params->key[i], i);
   }
   for (int i = 0; i < spec->inputs->n; i++) {
@@ -62,7 +68,8 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
     if (!shape || shape->type != RGI_JSON_ARRAY) continue; /* reported by the elaboration */
     for (int d = 0; d < shape->n; d++)
       if (shape->item[d].type == RGI_JSON_STRING)
-        RGI_TRY(collect_text(spec, shape->item[d].text, rgi_pointer_key(&p, "/inputs", spec->inputs->key[i]), e));
+        RGI_TRY(
+            collect_text(spec, shape->item[d].text, rgi_pointer_key(&p, "/inputs", spec->inputs->key[i]), e));
   }
   return RG_OK;
 }
@@ -97,11 +104,13 @@ static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *
     v->text = rgi_strdup(s->arena, b->text ? b->text : number);
     return v->text ? RG_OK : rgi_nomem(e);
   case RGI_JSON_BOOL:
-    if (b->text && strcmp(b->text, "true") == 0) whole = 1;
-    else if (b->text && strcmp(b->text, "false") == 0) whole = 0;
+    if (b->text && strcmp(b->text, "true") == 0)
+      whole = 1;
+    else if (b->text && strcmp(b->text, "false") == 0)
+      whole = 0;
     else if ((b->text && !parse_int(b->text, &whole)) || whole < 0 || whole > 1)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected true or false", b->name,
-                      b->text ? rgi_show(&shown, b->text) : "another number");
+      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected true or false",
+                      b->name, b->text ? rgi_show(&shown, b->text) : "another number");
     v->i = whole;
     return RG_OK;
   default: /* a number of either kind may stand for a number */
@@ -147,8 +156,8 @@ static rg_status bind(rgi_scope *s, const rg_binding *b, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a, rgi_scope *out,
-                         rg_error *e) {
+rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a,
+                         rgi_scope *out, rg_error *e) {
   size_t nparam = spec->params ? (size_t)spec->params->n : 0;
   rgi_scope s = {.spec = spec, .arena = a};
   s.param = rgi_alloc_n(a, nparam, sizeof *s.param);
@@ -195,7 +204,10 @@ static bool lookup(void *user, const char *name, rgi_dim *out) {
     return true;
   }
   i = rgi_names_get(&s->spec->free_index, name);
-  if (i < 0) return false;
+  if (i < 0) {
+    snprintf(s->missing, sizeof s->missing, "%s", name);
+    return false;
+  }
   if (s->constant) {
     s->odd = s->spec->free_name[i];
     return false;
@@ -208,21 +220,28 @@ static bool lookup(void *user, const char *name, rgi_dim *out) {
   return true;
 }
 
-static rg_status expression(rgi_scope *s, const char *text, const char *pointer, const char *node, rgi_dim *out,
-                            rg_error *e) {
+static rg_status expression(rgi_scope *s, const char *text, const char *pointer, const char *node,
+                            rgi_dim *out, rg_error *e) {
   rg_error inner = {0};
+  rgi_shown shown;
   s->odd = NULL;
   rg_status status = rgi_dim_parse(s->arena, text, lookup, s, out, &inner);
   if (status == RG_OK) return RG_OK;
   if (status == RG_E_NAME && s->odd) {
     int i = rgi_names_get(&s->spec->param_index, s->odd);
     if (i >= 0)
-      return rgi_fail(e, RG_E_TYPE, pointer, node, "parameter '%s' is %s; an expression needs integers", s->odd,
-                      rgi_json_kind(&s->param[i]));
+      return rgi_fail(e, RG_E_TYPE, pointer, node, "parameter '%s' is %s; an expression needs integers",
+                      s->odd, rgi_json_kind(&shown, &s->param[i]));
     return rgi_fail(e, RG_E_NAME, pointer, node,
                     "'%s' is a free dimension; attributes may use parameters only", s->odd);
   }
-  return rgi_fail(e, status, pointer, node, "%s", inner.message);
+  if (status == RG_E_NAME) { /* only attributes get here: in a shape an unknown name is a free dimension */
+    const rgi_json *params = s->spec->params;
+    return rgi_fail(e, status, pointer, node, "%s%s", inner.message,
+                    params ? rgi_hint(&shown, s->missing, params->key, params->n) : "");
+  }
+  if (strstr(inner.message, text)) return rgi_fail(e, status, pointer, node, "%s", inner.message);
+  return rgi_fail(e, status, pointer, node, "\"%s\": %s", rgi_show(&shown, text), inner.message);
 }
 
 rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, rgi_dim *out,
@@ -231,9 +250,11 @@ rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, co
     *out = rgi_dim_of(v->i);
     return RG_OK;
   }
+  rgi_shown shown;
   if (v->type != RGI_JSON_STRING)
-    return rgi_fail(e, RG_E_TYPE, pointer, node, "expected an integer or an expression string such as \"B+1\", not %s",
-                    rgi_json_kind(v));
+    return rgi_fail(e, RG_E_TYPE, pointer, node,
+                    "expected an integer or an expression string such as \"B+1\", not %s",
+                    rgi_json_kind(&shown, v));
   s->constant = false;
   return expression(s, v->text, pointer, node, out, e);
 }
@@ -241,6 +262,7 @@ rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, co
 rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, int64_t *out,
                         rg_error *e) {
   rgi_dim d;
+  rgi_shown shown;
   bool reference = v->type == RGI_JSON_STRING && v->text[0] == '$';
   RGI_TRY(rgi_scope_value(s, v, pointer, node, &v, e));
   if (v->type == RGI_JSON_INT) {
@@ -249,7 +271,7 @@ rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, co
   }
   if (reference || v->type != RGI_JSON_STRING)
     return rgi_fail(e, RG_E_TYPE, pointer, node, "expected an integer%s, not %s",
-                    reference ? "" : " or an expression over parameters", rgi_json_kind(v));
+                    reference ? "" : " or an expression over parameters", rgi_json_kind(&shown, v));
   s->constant = true;
   RGI_TRY(expression(s, v->text, pointer, node, &d, e));
   *out = d.c;

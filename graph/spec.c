@@ -1,18 +1,24 @@
-/* graph/spec.c: specs as the public header sees them: load, ask about tensors, solve dimensions, check, write.
+/* graph/spec.c: specs as the public header sees them: load, ask about tensors, solve dimensions, check,
+ * write.
  *
- * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the bindings
- * at load gave. Nothing is written after loading: threads share a spec freely.
+ * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the
+ * bindings at load gave. Nothing is written after loading: threads share a spec freely.
  */
 #include "spec.h"
 #include <stdio.h>
 #include <string.h>
 
-const rg_context *rgi_spec_context(const rg_spec *spec) { return spec->ctx; }
-const char *rgi_spec_file(const rg_spec *spec) { return spec->file; }
+const rg_context *rgi_spec_context(const rg_spec *spec) {
+  return spec->ctx;
+}
+const char *rgi_spec_file(const rg_spec *spec) {
+  return spec->file;
+}
 
 /* ---- loading ---- */
 
-static rg_status member(const rgi_json *root, const char *key, rgi_json_type type, const rgi_json **out, rg_error *e) {
+static rg_status member(const rgi_json *root, const char *key, rgi_json_type type, const rgi_json **out,
+                        rg_error *e) {
   rgi_pointer p;
   *out = rgi_json_get(root, key);
   return *out ? rgi_json_expect(*out, type, rgi_pointer_key(&p, "", key), NULL, e) : RG_OK;
@@ -130,8 +136,8 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name, const rg_binding *set,
-                      size_t nset, rg_spec **out, rg_error *e) {
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
+                      const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
   rg_spec *s = a ? rgi_alloc(a, sizeof *s) : NULL;
@@ -155,21 +161,23 @@ fail:
   return status;
 }
 
-rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name, const rg_binding *set,
-                            size_t nset, rg_spec **out, rg_error *error) {
+rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                            const rg_binding *set, size_t nset, rg_spec **out, rg_error *error) {
   if (out) *out = NULL;
   if (!ctx || !text || !out || (nset && !set))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_spec_load_text needs a context, a text and a place for the spec");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_spec_load_text needs a context, a text and a place for the spec");
   return load(ctx, text, size, name ? name : "spec", set, nset, out, error);
 }
 
-rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset, rg_spec **out,
-                            rg_error *error) {
+rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
+                            rg_spec **out, rg_error *error) {
   char *text;
   size_t size;
   if (out) *out = NULL;
   if (!ctx || !path || !out || (nset && !set))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_spec_load_file needs a context, a path and a place for the spec");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_spec_load_file needs a context, a path and a place for the spec");
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
@@ -196,8 +204,8 @@ rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out) {
 
 /* One axis of the given shape. *progress when a name got its value. */
 static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_json *axis, int64_t extent,
-                            const char *pointer, rg_binding *solved, size_t capacity, size_t *n, bool *progress,
-                            rg_error *e) {
+                            const char *pointer, rg_binding *solved, size_t capacity, size_t *n,
+                            bool *progress, rg_error *e) {
   rgi_dim d;
   char text[128];
   RGI_TRY(rgi_scope_dim(scope, axis, pointer, NULL, &d, e));
@@ -221,8 +229,9 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
   return RG_OK;
 }
 
-static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *pointer, int rank, const int64_t *dim,
-                       rg_binding *solved, size_t capacity, size_t *n, rgi_arena *a, rg_error *e) {
+static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *pointer, int rank,
+                       const int64_t *dim, rg_binding *solved, size_t capacity, size_t *n, rgi_arena *a,
+                       rg_error *e) {
   rgi_scope scope;
   if (shape->n != rank)
     return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes, the spec %d", rank, shape->n);
@@ -231,17 +240,18 @@ static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *p
     progress = false;
     for (int i = 0; i < rank; i++) {
       rgi_pointer p;
-      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i), solved, capacity, n,
-                         &progress, e));
+      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i), solved,
+                         capacity, n, &progress, e));
     }
   }
   return RG_OK;
 }
 
-rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim, rg_binding *solved,
-                        size_t capacity, size_t *nsolved, rg_error *error) {
+rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
+                        rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error) {
   if (!spec || !input || !nsolved || (rank > 0 && !dim) || (*nsolved && !solved) || (capacity && !solved))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_spec_solve needs a spec, an input, its shape and a place");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_spec_solve needs a spec, an input, its shape and a place");
   rgi_shown shown, hint;
   rgi_pointer at, p;
   rg_status before = rgi_error_before(error), status;
@@ -253,8 +263,8 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   rgi_arena *a = rgi_arena_create(spec->ctx);
   if (!a) return rgi_nomem(error);
   rgi_pointer_key(&at, "/inputs", input);
-  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim, solved, capacity,
-                 nsolved, a, error);
+  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim, solved,
+                 capacity, nsolved, a, error);
   rgi_error_file(error, before, spec->file);
   rgi_arena_destroy(a);
   return status;
@@ -333,7 +343,8 @@ rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, r
   static const char *const formats[] = {"text", "dot", "summary"};
   if (out) *out = (rg_text){0};
   if (!spec || !format || !out)
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_spec_write needs a spec, a format and a place for the text");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_spec_write needs a spec, a format and a place for the text");
   rgi_buf b;
   rgi_shown shown, hint;
   rgi_buf_init(&b, spec->ctx);

@@ -35,14 +35,15 @@ typedef struct rgi_scope {
   int64_t *value;   /* one per free name … */
   bool *known;      /* … valid where true */
   bool constant;    /* attributes: only parameters, and only integers */
-  const char *odd;  /* why the last lookup failed, if not for an unknown name */
+  const char *odd;  /* a known name that the last lookup could not use … */
+  char missing[65]; /* … or the name it did not know */
 } rgi_scope;
 
 /* Finds the names of input shapes; fills spec->free_name, free_index, param_index. */
 rg_status rgi_scope_collect(rg_spec *spec, rg_error *e);
 /* Applies spec->set, then `set`. Unknown names are RG_E_USAGE. */
-rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a, rgi_scope *out,
-                         rg_error *e);
+rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a,
+                         rgi_scope *out, rg_error *e);
 /* An integer or an expression string → extent. `pointer` and `node` go into errors. */
 rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, rgi_dim *out,
                         rg_error *e);

@@ -8,10 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifndef PACK_CLOCK
+#define PACK_CLOCK CLOCK_MONOTONIC
+#endif
 
 double rgi_pack_now(void) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(PACK_CLOCK, &t);
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -175,7 +178,7 @@ static void free_part(const rg_context *ctx, part *x) {
 }
 
 /* Searches at one capacity; learns a better packing or a better bound. */
-static rg_status decide(part *x, int64_t capacity, int64_t budget, uint32_t attempt, double deadline, int64_t *scratch,
+static rg_status decide(part *x, int64_t capacity, int64_t budget, rgi_strategy attempt, double deadline, int64_t *scratch,
                         int64_t *explored, rg_error *e) {
   switch (rgi_search_run(x->search, capacity, budget, attempt, deadline, scratch, explored)) {
   case RGI_FOUND:
@@ -203,15 +206,16 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
   if (x->peak <= target || x->peak <= x->bound) return RG_OK;
   if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
   x->budget = 4000;
+  rgi_strategy st = {0};
   while (rgi_pack_now() < deadline) {
     int64_t goal = target > x->bound ? target : x->bound;
     if (x->peak <= goal) break;
-    RGI_TRY(decide(x, goal, x->budget, x->attempt, deadline, scratch, explored, e));
+    RGI_TRY(decide(x, goal, x->budget, st, deadline, scratch, explored, e));
     goal = target > x->bound ? target : x->bound;
     if (x->peak <= goal) break;
     int64_t middle = goal + (x->peak - goal) / 2;
     if (x->attempt % 4 == 3 && middle > goal)
-      RGI_TRY(decide(x, middle, x->budget / 2, x->attempt, deadline, scratch, explored, e));
+      RGI_TRY(decide(x, middle, x->budget / 2, st, deadline, scratch, explored, e));
     rgi_heuristic_improve(x->heuristic, goal, 64, deadline, x->offset, &x->peak);
     x->attempt++;
     if (x->attempt % 4 == 0) x->budget *= 2;

@@ -37,8 +37,8 @@ struct rgi_search {
   int64_t *left, *cap;     /* [m] unplaced units; capacity in units */
   int64_t *floor, *ground; /* [m] scratch of one node */
   int32_t *count;          /* [m] scratch: pieces that can rest at the level */
-  double *score;
-  bool first_fail, use_ect;
+  double *score, *rank;
+  rgi_strategy strategy;
   int64_t *ect;
   int32_t *sorted;
   undo *trail;
@@ -260,7 +260,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning])) spanning = v;
     }
     if (known_failure(s, key)) goto out;
-    if (s->use_ect) {
+    if (s->strategy.ect) {
       int32_t k = 0;
       for (int32_t v = head; v != end; v = s->next[v]) s->sorted[k++] = v;
       sort_by_least(s, k);
@@ -292,13 +292,20 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
         goto out;
       }
     }
-    int64_t best = INT64_MAX, best_slack = 0;
+    int64_t best = INT64_MAX, best_tie = 0;
     for (int32_t t = lo; t <= hi; t++) {
       if (s->floor[t] == INT64_MAX) continue;
-      int64_t slack = s->cap[t] - s->left[t] - s->floor[t];
-      int64_t choices = s->count[t] + (slack > 0);
-      if (!s->first_fail && s->floor[t] != level) continue;
-      if (choices < best || (choices == best && (s->floor[t] < s->floor[section] || (s->floor[t] == s->floor[section] && slack < best_slack)))) best = choices, section = t, best_slack = slack;
+      if (s->strategy.rule != 2 && s->strategy.rule != 5 && s->floor[t] != level) continue;
+      int64_t slack = s->cap[t] - s->left[t] - s->floor[t], choices, tie;
+      switch (s->strategy.rule) {
+      case 0: choices = s->count[t], tie = s->cap[t] - s->left[t]; break;
+      case 1: choices = s->count[t] + (slack > 0), tie = slack; break;
+      case 2: choices = s->count[t] + (slack > 0), tie = s->floor[t]; break;
+      case 3: choices = 0, tie = 0; break;
+      case 4: choices = s->cap[t] - s->left[t], tie = s->count[t]; break;
+      default: choices = s->count[t], tie = s->cap[t] - s->left[t]; break;
+      }
+      if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
     }
     level = s->floor[section];
 
@@ -307,8 +314,23 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     for (int32_t v = head; v != end; v = s->next[v]) {
       if (s->least[v] != level || s->first[v] > section || s->last[v] < section) continue;
       if (s->twin[v] >= 0 && !s->placed[s->twin[v]]) continue;
+      double rank = s->score[v];
+      if (s->strategy.flush) {
+        int64_t top = level + s->size[v];
+        bool l = s->first[v] == lo || s->floor[s->first[v] - 1] == top;
+        bool r = s->last[v] == hi || s->floor[s->last[v] + 1] == top;
+        if (s->strategy.flush == 2) {
+          l = s->first[v] > lo && s->floor[s->first[v] - 1] == top;
+          r = s->last[v] < hi && (s->floor[s->last[v] + 1] == top);
+          bool wide = (s->first[v] == lo || s->floor[s->first[v] - 1] > level) &&
+                      (s->last[v] == hi || s->floor[s->last[v] + 1] > level);
+          if (wide) rank *= 4;
+        }
+        rank *= l + r + 1 + 8 * (l && r);
+      }
+      s->rank[v] = rank;
       push(s, v);
-      for (int64_t i = s->nstack - 1; i > base && s->score[s->stack[i]] > s->score[s->stack[i - 1]]; i--) {
+      for (int64_t i = s->nstack - 1; i > base && s->rank[s->stack[i]] > s->rank[s->stack[i - 1]]; i--) {
         int32_t x = s->stack[i];
         s->stack[i] = s->stack[i - 1];
         s->stack[i - 1] = x;
@@ -350,22 +372,34 @@ out:
 
 /* ---- entry ---- */
 
-static void score_pieces(rgi_search *s, uint32_t attempt) {
+static void score_pieces(rgi_search *s) {
+  const rgi_packing *p = s->p;
   for (int32_t i = 0; i < s->n; i++) {
-    double size = (double)s->size[i], length = s->last[i] - s->first[i] + 1, score;
-    double noise = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
-    switch (attempt % 4) {
-    case 0: score = size * length; break;
-    case 1: score = length * 1e-3 + size; break;
-    case 2: score = length + size * 1e-12; break;
-    default: score = size * length * length; break;
+    double size = (double)s->size[i], length = s->last[i] - s->first[i] + 1, score, most = 0, sum = 0;
+    double noise = (double)(mix(((uint64_t)s->strategy.seed << 32) + (uint64_t)i) >> 11) * 0x1p-53;
+    for (int32_t t = s->first[i]; t <= s->last[i]; t++) {
+      double l = (double)p->load[t] / (double)s->cap[t];
+      if (l > most) most = l;
+      sum += l * l * l * l;
     }
-    if (attempt >= 4) score *= 0.5 + noise;
+    switch (s->strategy.order) {
+    case 0: score = size * length; break;
+    case 1: score = size; break;
+    case 2: score = length + size * 1e-12; break;
+    case 3: score = size * length * length; break;
+    case 4: score = most * 1e6 + length; break;
+    case 5: score = sum * size; break;
+    case 6: score = sum; break;
+    case 7: score = most*most*most*most * size; break;
+    case 8: score = size * size * length; break;
+    default: score = -(double)i; break;
+    }
+    if (s->strategy.seed > 0) score *= 1 + s->strategy.noise * (noise - 0.5);
     s->score[i] = score;
   }
 }
 
-rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, rgi_strategy strategy, double deadline,
                            int64_t *offset, int64_t *explored) {
   const rgi_packing *p = s->p;
   s->nodes = 0;
@@ -389,9 +423,8 @@ rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint
     s->real[i] = s->least[i] = 0;
     s->placed[i] = false;
   }
-  score_pieces(s, attempt);
-  s->first_fail = getenv("FF") ? atoi(getenv("FF")) == 2 ? attempt & 1 : atoi(getenv("FF")) : 0;
-  s->use_ect = getenv("ECT") ? 1 : 0;
+  s->strategy = strategy;
+  score_pieces(s);
   rgi_verdict verdict = explore(s, 0, s->n - 1);
   if (verdict == RGI_FOUND) memcpy(offset, s->offset, (size_t)s->n * sizeof *offset);
   *explored += s->nodes;
@@ -410,7 +443,7 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
   s->trail_capacity = s->stack_capacity = 1 << 12;
   s->memory_mask = (UINT64_C(1) << 20) - 1;
   size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
-  bool ok = (s->ect = rgi_malloc(p->ctx, m * 8)) && (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) && (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
+  bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->ect = rgi_malloc(p->ctx, m * 8)) && (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) && (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
             (s->least = rgi_malloc(p->ctx, n * sizeof *s->least)) &&
             (s->limit = rgi_malloc(p->ctx, n * sizeof *s->limit)) &&
             (s->offset = rgi_malloc(p->ctx, n * sizeof *s->offset)) &&

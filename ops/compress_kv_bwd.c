@@ -101,6 +101,7 @@ static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, in
     }
 }
 
+/* All tokens of the mean; of a learned method only those that no block holds. */
 static void mean_task(void *arg, int64_t task, int thread) {
   const side *s = arg;
   const int32_t *cu = s->cu->data;
@@ -115,7 +116,8 @@ static void mean_task(void *arg, int64_t task, int thread) {
     if (stop > end) stop = end;
     int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
     int64_t j0 = m - s->overlap + 1 > 0 ? m - s->overlap + 1 : 0, j1 = m + 1 < count ? m + 1 : count;
-    if (j0 < j1) mean_group(s, row, stop, cu[b] / s->stride, j0, j1); /* else no block holds them: zero already */
+    bool covered = j0 < j1; /* by a block; without one the gradient is +0, which still has to be added to a sum of -0 */
+    if (covered ? s->method == RGI_MEAN : s->add_x) mean_group(s, row, stop, cu[b] / s->stride, j0, j1);
     row = stop;
   }
 }
@@ -280,11 +282,9 @@ static rg_status backward(const rg_call *c) {
       if (s.dw && !s.add_w) zero(c, s.dw);
       continue;
     }
-    if (s.method == RGI_MEAN) {
-      if (s.dx) c->parallel(c->pool, (s.dx->dim[0] + MEAN_TOKENS - 1) / MEAN_TOKENS, mean_task, &s);
-      continue;
-    }
-    if (!s.dx && !s.dw) continue;
+    if (s.dx && (s.method == RGI_MEAN || s.add_x))
+      c->parallel(c->pool, (s.dx->dim[0] + MEAN_TOKENS - 1) / MEAN_TOKENS, mean_task, &s);
+    if (s.method == RGI_MEAN || (!s.dx && !s.dw)) continue;
     if (s.dw) {
       bool direct = s.dw->dtype == RG_F32;
       s.sum = direct ? s.dw->data : (float *)sum;

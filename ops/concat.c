@@ -1,7 +1,6 @@
 /* ops/concat.c: tensors side by side along one axis (not the token axis: packs are not concatenated). */
 #include "../graph/autodiff.h"
 #include "cpu_rows.h"
-#include <stdio.h>
 
 enum { A_AXIS };
 
@@ -38,27 +37,6 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   return RG_OK;
 }
 
-static rg_status backward(rgi_backward *b, int node, rg_error *e) {
-  int gradient = rgi_bwd_gradient(b, node, 0), part;
-  if (gradient < 0) return RG_OK;
-  int parts = rgi_bwd_graph(b)->node[node].in_begin[1];
-  int64_t start = 0;
-  for (int i = 0; i < parts; i++) {
-    const rgi_graph *g = rgi_bwd_graph(b);
-    const rgi_node *n = &g->node[node];
-    int64_t axis = n->attr[A_AXIS].i, size = g->tensor[n->in[i]].dim[axis].c;
-    if (rgi_bwd_wants(b, node, i)) {
-      char suffix[24];
-      snprintf(suffix, sizeof suffix, ".part%d", i);
-      rg_value attr[] = {{.i = axis, .set = true}, {.i = start, .set = true}, {.i = start + size, .set = true}};
-      RGI_TRY(rgi_bwd_unary(b, "slice", attr, gradient, suffix, &part, e));
-      RGI_TRY(rgi_bwd_give(b, node, i, part, -1, 0, e));
-    }
-    start += size;
-  }
-  return RG_OK;
-}
-
 static const rg_port in[] = {
     {"x", "*", RG_PORT_LIST | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "the parts, in order; same extents on the other axes"},
     {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
@@ -69,7 +47,7 @@ static const rg_port out[] = {
 static const rg_attr attrs[] = {
     {"axis", RG_ATTR_INT, true, 1, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
 };
-static const rgi_rules rules = {infer, backward, false};
+static const rgi_rules rules = {infer, rgi_bwd_cut, false};
 const rg_op rgi_op_concat = {.abi = RG_OP_ABI,
                              .name = "concat",
                              .doc = "tensors one after the other along an axis",

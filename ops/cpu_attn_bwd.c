@@ -266,6 +266,19 @@ static readers readers_of(const job *j, const rgi_attn_keys *t, int64_t h) {
   return (readers){NULL, from, to};
 }
 
+/* Asks for what the batch at `at` will load, while another is being worked on: the queries of a slc list lie
+ * anywhere. */
+static void prefetch_batch(const job *j, const readers *d, int64_t at, int64_t head, int heads) {
+  const rg_arg *arg[] = {j->a->q, j->d_o};
+  for (int64_t end = at + j->a->queries; at < end && at < d->to; at++)
+    for (int i = 0; i < 2 && arg[i]; i++)
+      for (int h = 0; h < heads; h++) {
+        const char *p = rgi_at(arg[i], d->list ? d->list[at] : at, head + h);
+        const char *stop = p + (size_t)arg[i]->dim[2] * rg_dtype_size(arg[i]->dtype);
+        for (; p < stop; p += 64) __builtin_prefetch(p, 0, 2);
+      }
+}
+
 /* One batch of at most a->queries readers, as rows of the scratch; returns their number. */
 static int load_batch(const job *j, const rgi_attn_keys *t, int64_t h, const readers *d, int64_t at,
                       int64_t head, int heads, scratch *x, int *c0, int *c1) {
@@ -326,6 +339,7 @@ static void key_task(const job *j, int64_t task, scratch *x) {
       int heads = (int)(a->G - g < a->heads ? a->G - g : a->heads), from, to;
       int rows = load_batch(j, t, h, &d, at, h * a->G + g, heads, x, &from, &to);
       if (from >= to) continue;
+      prefetch_batch(j, &d, at + a->queries, h * a->G + g, heads);
       const int c0 = from / 16 * 16, c1 = (to + 15) / 16 * 16;
       probabilities(j, x, 0, rows, c0, c1, kt, vt, t->n, j->dk != NULL);
       if (j->dv) add_outer(a, x->s, from, to, rows, x->d_o, a->E, x->dv);

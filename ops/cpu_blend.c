@@ -3,10 +3,11 @@
 
 void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_zero, const rg_arg *out,
                    int64_t t, int64_t h) {
-  float sum[RGI_PIECE], buffer[RGI_PIECE];
+  float converted[RGI_PIECE], buffer[RGI_PIECE];
   const int count = rg_in_count(c, port);
   for (int64_t e = 0; e < out->dim[2]; e += RGI_PIECE) {
     const int64_t n = out->dim[2] - e < RGI_PIECE ? out->dim[2] - e : RGI_PIECE;
+    float *sum = out->dtype == RG_F32 ? rgi_row_at(out, t, h, e) : converted;
     bool any = false;
     for (int k = 0; k < count; k++) {
       const float w = weight[k];
@@ -19,18 +20,23 @@ void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_ze
       any = true;
     }
     if (!any) memset(sum, 0, (size_t)n * sizeof *sum);
-    rgi_store_by(c->isa, rgi_row_at(out, t, h, e), out->dtype, sum, n);
+    if (sum == converted) rgi_store_by(c->isa, rgi_row_at(out, t, h, e), out->dtype, sum, n);
   }
 }
 
-/* x·y in eight sums side by side, added pairwise: vectorises, and rounds less than one long sum. */
+/* x·y in eight sums side by side, added pairwise: rounds less than one long sum. */
 static float dot(const float *x, const float *y, int64_t n) {
-  float s[8] = {0};
+  typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+  v4 a = {0}, b = {0};
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int l = 0; l < 8; l++) s[l] += x[i + l] * y[i + l];
-  for (int l = 0; i < n; i++, l++) s[l] += x[i] * y[i];
-  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+  for (; i + 8 <= n; i += 8) {
+    a += *(const v4 *)(x + i) * *(const v4 *)(y + i);
+    b += *(const v4 *)(x + i + 4) * *(const v4 *)(y + i + 4);
+  }
+  a += b;
+  float s = (a[0] + a[2]) + (a[1] + a[3]);
+  for (; i < n; i++) s += x[i] * y[i];
+  return s;
 }
 
 void rgi_blend_row_backward(const rg_call *c, int port, const rg_arg *g, const float *weight, int d_port,
@@ -50,8 +56,10 @@ void rgi_blend_row_backward(const rg_call *c, int port, const rg_arg *g, const f
       if (g) product[k] += dot(gp, rgi_row_piece(c->isa, rgi_in_at(c, port, k), t, h, e, n, buffer), n);
       const rg_arg *d = rgi_out_at(c, d_port, k);
       if (!d) continue;
-      for (int64_t i = 0; i < n; i++) buffer[i] = weight[k] * gp[i];
-      rgi_put_grad(c->isa, rgi_in_at(c, acc_port, k) != NULL, rgi_row_at(d, t, h, e), d->dtype, buffer, n);
+      const bool add = rgi_in_at(c, acc_port, k) != NULL;
+      float *to = d->dtype == RG_F32 && !add ? rgi_row_at(d, t, h, e) : buffer;
+      for (int64_t i = 0; i < n; i++) to[i] = weight[k] * gp[i];
+      if (to == buffer) rgi_put_grad(c->isa, add, rgi_row_at(d, t, h, e), d->dtype, buffer, n);
     }
   }
 }

@@ -190,8 +190,8 @@ void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_ma
               int64_t ldc, bool add) {
   micro_kernel u = choose(isa);
   float *pb = work, *pa = pb + (int64_t)KC * (RGI_GEMM_NC + RGI_GEMM_NR);
-  if (k == 0 && !add)
-    for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * 4);
+  for (int64_t i = 0; k == 0 && i < m; i++) /* an empty sum is +0, and adding that to -0 gives +0 */
+    for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + 0.0f : 0.0f;
   for (int64_t j = 0; j < n; j += RGI_GEMM_NC) {
     int64_t nc = n - j < RGI_GEMM_NC ? n - j : RGI_GEMM_NC;
     for (int64_t t = 0; t < k; t += KC) {

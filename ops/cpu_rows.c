@@ -243,14 +243,6 @@ rg_status rgi_run_add(const rg_call *c) {
   return RG_OK;
 }
 
-rg_status rgi_run_zero(const rg_call *c) {
-  const rg_arg *y = rg_out(c, 0);
-  copy_job j = {.y = y};
-  rgi_walk w;
-  rgi_walk_begin(&w, y, 0);
-  rgi_walk_run(c, &w, copy_run, &j);
-  return RG_OK;
-}
 
 /* The part of y that covers [start, start + extent) of an axis. */
 static rg_arg slice_of(const rg_arg *y, int axis, int64_t start, int64_t extent) {

@@ -103,11 +103,10 @@ static inline double rgi_arg_elements(const rg_arg *a) {
   return n;
 }
 
-/* ---- run_cpu of the structural ops (port order as listed) ---- */
+/* ---- run_cpu of structural ops (port order as listed) ---- */
 
 rg_status rgi_run_cast(const rg_call *c);       /* in x, cu_seqlens?; out y: float to float, or a copy of i32 */
 rg_status rgi_run_add(const rg_call *c);        /* in a (list), cu_seqlens?; out y: sum in list order, in fp32 */
-rg_status rgi_run_zero(const rg_call *c);       /* in like; out y */
 rg_status rgi_run_concat(const rg_call *c);     /* in x (list), cu_seqlens?; out y; attr[0].i: axis */
 rg_status rgi_run_accumulate(const rg_call *c); /* in acc f32, x; out y = acc's bytes; attr[0].i axis, [1].i start */
 

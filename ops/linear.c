@@ -121,7 +121,8 @@ static void bias_task(void *arg, int64_t task, int thread) {
   (void)thread;
   for (int64_t i = 0; i < n; i++) sum[i] = -0.0f; /* what sums begin with: x + -0 is x */
   if (j->add) memcpy(sum, to, (size_t)n * 4);
-  for (int64_t t0 = 0; t0 < j->live; t0 += RGI_GEMM_KC) {
+  int64_t t0 = 0;
+  do { /* at least once: an empty sum is +0 */
     memset(chunk, 0, sizeof chunk);
     for (int64_t t = t0; t < j->live && t < t0 + RGI_GEMM_KC; t++) {
       rgi_load_by(j->c->isa, row, dy->dtype, (const char *)rgi_at(dy, t, 0) + (size_t)first * rg_dtype_size(dy->dtype),
@@ -129,7 +130,8 @@ static void bias_task(void *arg, int64_t task, int thread) {
       rgi_store_add(chunk, row, n);
     }
     rgi_store_add(sum, chunk, n);
-  }
+    t0 += RGI_GEMM_KC;
+  } while (t0 < j->live);
   rgi_store_by(j->c->isa, to, db->dtype, sum, n);
 }
 

@@ -366,7 +366,7 @@ static const rg_port join_out[] = {
 static const rg_attr join_attrs[] = {
     {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
 };
-static const rgi_rules join_rules = {join_infer, NULL, false};
+static const rgi_rules join_rules = {join_infer, rgi_bwd_cut, false};
 const rg_op rgi_op_join = {.abi = RG_OP_ABI,
                            .name = "join",
                            .doc = "parts written by different nodes, seen as one tensor",

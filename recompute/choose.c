@@ -2,8 +2,8 @@
  *
  * Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time, those that the model's
  * bound rules out are skipped, and the first that memplan packs within the budget is the answer; nothing cheaper exists.
- * Above that: candidates are added by memory freed per millisecond until the budget holds, then dropped one by one while it
- * still holds; a fractional knapsack over freed bytes bounds the optimum from below, and the gap is reported.
+ * Above that: candidates are added by memory freed per millisecond until the budget holds, then the costliest are dropped
+ * where it still holds; a fractional knapsack over freed bytes bounds the optimum from below, and the gap is reported.
  */
 #include "search.h"
 #include <stdio.h>
@@ -15,7 +15,7 @@ typedef struct chooser {
   bool of_saved;
   rgi_progress progress;
   rgi_choice *report;
-  uint64_t best;
+  uint64_t *best; /* set */
   bool found;
   int64_t least; /* lowest figure seen, for the message when nothing fits */
 } chooser;
@@ -24,11 +24,11 @@ static void tell(const chooser *c, double done, double total) {
   if (c->progress.fn) c->progress.fn(c->progress.user, "recompute", done, total);
 }
 
-/* Memplan's verdict on a mask. */
-static rg_status fits(chooser *c, uint64_t mask, bool *yes, rg_error *e) {
+/* Memplan's verdict on a set. */
+static rg_status fits(chooser *c, const uint64_t *set, bool *yes, rg_error *e) {
   int64_t saved, peak;
   double ms;
-  RGI_TRY(rgi_model_measure(c->m, mask, c->of_saved ? -1 : c->budget, &saved, &peak, &ms, e));
+  RGI_TRY(rgi_model_measure(c->m, set, c->of_saved ? -1 : c->budget, &saved, &peak, &ms, e));
   int64_t figure = c->of_saved ? saved : peak;
   c->report->explored++;
   *yes = figure <= c->budget;
@@ -36,26 +36,31 @@ static rg_status fits(chooser *c, uint64_t mask, bool *yes, rg_error *e) {
   return RG_OK;
 }
 
+/* What the model says a set takes at least. */
+static int64_t bound_of(const chooser *c, const uint64_t *set) {
+  return c->of_saved ? rgi_model_saved(c->m, set) : rgi_model_peak_bound(c->m, set);
+}
+
 static rg_status exact(chooser *c, rg_error *e) {
   const rgi_model *m = c->m;
   rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
   if (!s) return rgi_nomem(e);
   rg_status status = RG_OK;
-  uint64_t mask;
+  uint64_t set, needed;
   double cost, total = (double)(UINT64_C(1) << m->ncandidate);
   bool failed = false;
-  for (int64_t seen = 0; rgi_subsets_next(s, &mask, &cost, &failed); seen++) {
+  for (int64_t seen = 0; rgi_subsets_next(s, &set, &cost, &failed); seen++) {
     if ((seen & 1023) == 0) tell(c, (double)seen, total);
-    if (rgi_model_needed(m, mask) != mask) continue; /* a cheaper mask does the same */
-    int64_t bound = c->of_saved ? rgi_model_saved(m, mask) : rgi_model_peak_bound(m, mask);
+    if (!rgi_model_needed(m, &set, &needed)) continue; /* a cheaper set does the same */
+    int64_t bound = bound_of(c, &set);
     if (bound > c->budget) {
       if (bound < c->least) c->least = bound;
       continue;
     }
     bool yes;
-    RGI_GOTO(status, fits(c, mask, &yes, e), done);
+    RGI_GOTO(status, fits(c, &set, &yes, e), done);
     if (!yes) continue;
-    c->best = mask;
+    c->best[0] = set;
     c->found = true;
     c->report->optimal = true;
     c->report->bound_ms = cost;
@@ -67,75 +72,69 @@ done:
   return status;
 }
 
-static double mask_ms(const rgi_model *m, uint64_t mask) {
+static double set_ms(const rgi_model *m, const uint64_t *set) {
   double ms = 0;
   for (int i = 0; i < m->ncandidate; i++)
-    if (mask >> i & 1) ms += m->ms[i];
+    if (rgi_has(set, i)) ms += m->ms[i];
   return ms;
 }
 
-/* Least time in which candidates could free `bytes` of saved memory, if parts of candidates could be chosen. */
-static double knapsack_bound(const rgi_model *m, int64_t bytes) {
-  bool used[RGI_MOST_CANDIDATES] = {0};
+/* Least time in which candidates, taken in `order`, could free `bytes` of saved memory if parts could be chosen. */
+static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes) {
   double ms = 0;
-  while (bytes > 0) {
-    int best = -1;
-    for (int i = 0; i < m->ncandidate; i++)
-      if (!used[i] && m->kept_bytes[i] > 0 &&
-          (best < 0 || m->ms[i] * (double)m->kept_bytes[best] < m->ms[best] * (double)m->kept_bytes[i]))
-        best = i;
-    if (best < 0) return ms;
-    used[best] = true;
-    double part = m->kept_bytes[best] > bytes ? (double)bytes / (double)m->kept_bytes[best] : 1;
-    ms += part * m->ms[best];
-    bytes -= m->kept_bytes[best];
+  for (int i = 0; i < m->ncandidate && bytes > 0; i++) {
+    int64_t freed = m->kept_bytes[order[i]];
+    if (freed == 0) break;
+    ms += m->ms[order[i]] * (freed > bytes ? (double)bytes / (double)freed : 1);
+    bytes -= freed;
   }
   return ms;
 }
+
+enum { MOST_DROPS = 64 };
 
 static rg_status bounded(chooser *c, rg_error *e) {
   const rgi_model *m = c->m;
-  uint64_t mask = 0;
-  bool yes;
-  RGI_TRY(fits(c, 0, &yes, e));
-  for (int step = 0; !yes && step < m->ncandidate; step++) {
-    int best = -1;
-    double best_rate = -1;
-    int64_t now = c->of_saved ? rgi_model_saved(m, mask) : rgi_model_peak_bound(m, mask);
-    for (int i = 0; i < m->ncandidate; i++) {
-      if (mask >> i & 1) continue;
-      uint64_t with = mask | UINT64_C(1) << i;
-      int64_t then = c->of_saved ? rgi_model_saved(m, with) : rgi_model_peak_bound(m, with);
-      double rate = (double)(now - then) / (m->ms[i] + 1e-9);
-      if (best < 0 || rate > best_rate) best = i, best_rate = rate;
+  int *order = rgi_alloc_n(m->arena, (size_t)m->ncandidate, sizeof *order);
+  uint64_t *set = rgi_model_set(m);
+  bool *tried = rgi_alloc_n(m->arena, (size_t)m->ncandidate, sizeof *tried), yes = false;
+  if (!order || !set || !tried) return rgi_nomem(e);
+  rgi_model_order(m, order);
+  int stride = m->ncandidate / 64 + 1, next = 0; /* after a refusal, the next trial is this many candidates on */
+  for (int taken = 0;; taken++) {
+    if ((taken >= next && bound_of(c, set) <= c->budget) || taken == m->ncandidate) {
+      RGI_TRY(fits(c, set, &yes, e));
+      next = taken + stride;
     }
-    mask |= UINT64_C(1) << best;
-    tell(c, step + 1, 2 * m->ncandidate);
-    RGI_TRY(fits(c, mask, &yes, e));
+    if (yes || taken == m->ncandidate) break;
+    rgi_put(set, order[taken]);
+    tell(c, taken, m->ncandidate);
   }
   if (!yes) return RG_OK;
-  for (bool dropped = true; dropped;) { /* the costliest first */
-    dropped = false;
-    uint64_t tried = 0;
-    for (int round = 0; round < m->ncandidate && !dropped; round++) {
-      int costliest = -1;
-      for (int i = 0; i < m->ncandidate; i++)
-        if (mask >> i & 1 && !(tried >> i & 1) && (costliest < 0 || m->ms[i] > m->ms[costliest])) costliest = i;
-      if (costliest < 0) break;
-      tried |= UINT64_C(1) << costliest;
-      RGI_TRY(fits(c, mask & ~(UINT64_C(1) << costliest), &dropped, e));
-      if (dropped) mask &= ~(UINT64_C(1) << costliest);
-    }
+  for (int drop = 0; drop < MOST_DROPS; drop++) { /* the costliest first */
+    int costliest = -1;
+    for (int i = 0; i < m->ncandidate; i++)
+      if (rgi_has(set, i) && !tried[i] && (costliest < 0 || m->ms[i] > m->ms[costliest])) costliest = i;
+    if (costliest < 0) break;
+    tried[costliest] = true;
+    rgi_drop(set, costliest);
+    bool still = false;
+    if (bound_of(c, set) <= c->budget) RGI_TRY(fits(c, set, &still, e));
+    if (!still) rgi_put(set, costliest);
   }
-  c->best = rgi_model_needed(m, mask);
+  rgi_model_needed(m, set, c->best);
   c->found = true;
-  c->report->bound_ms = knapsack_bound(m, rgi_model_saved(m, 0) - c->budget);
-  c->report->optimal = c->best == 0;
+  uint64_t *none = rgi_model_set(m);
+  if (!none) return rgi_nomem(e);
+  c->report->bound_ms = knapsack_bound(m, order, rgi_model_saved(m, none) - c->budget);
+  c->report->optimal = set_ms(m, c->best) <= c->report->bound_ms;
   return RG_OK;
 }
 
 static rg_status choose(chooser *c, rg_error *e) {
   c->least = INT64_MAX;
+  c->best = rgi_model_set(c->m);
+  if (!c->best) return rgi_nomem(e);
   RGI_TRY(c->m->ncandidate <= RGI_EXACT_LIMIT ? exact(c, e) : bounded(c, e));
   if (c->found) return RG_OK;
   char asked[32], least[32];
@@ -211,9 +210,9 @@ static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy 
     report->optimal = false;
     RGI_TRY(choose(&c, e));
     for (int i = 0; i < m->ncandidate; i++)
-      if (c.best >> i & 1) chosen[m->origin[i]] = true;
+      if (rgi_has(c.best, i)) chosen[m->origin[i]] = true;
     if (!report->optimal) {
-      double ms = mask_ms(m, c.best);
+      double ms = set_ms(m, c.best);
       report->gap = ms > 0 ? (ms - report->bound_ms) / ms : 0;
     }
   }

@@ -28,14 +28,17 @@ static int maker(const builder *b, int t) {
   }
 }
 
-/* The value behind forward tensor t (made on first sight), or -1: an input, an output or a gradient. */
+/* The value behind forward tensor t (made on first sight), or -1: an input, an output or a gradient; -2 on
+ * NOMEM. */
 static int value_behind(builder *b, int t) {
   const rgi_graph *g = b->g;
   int owner = rgi_owner(g, t), p = g->tensor[owner].producer;
   if (p < 0 || g->node[p].backward || b->is_output[owner]) return -1;
   if (b->value_of[owner] < 0) {
     b->value_of[owner] = b->m->nvalue;
-    b->m->value[b->m->nvalue++] = (rgi_value){.bytes = rgi_bytes(&g->tensor[owner]), .candidate = maker(b, t)};
+    rgi_value *v = &b->m->value[b->m->nvalue++];
+    *v = (rgi_value){.bytes = rgi_bytes(&g->tensor[owner]), .candidate = maker(b, t), .readers = rgi_model_set(b->m)};
+    if (!v->readers) return -2;
   }
   return b->value_of[owner];
 }
@@ -106,10 +109,9 @@ static rg_status build(builder *b, rg_error *e) {
   m->origin = rgi_alloc_n(m->arena, no, sizeof *m->origin);
   m->ms = rgi_alloc_n(m->arena, no, sizeof *m->ms);
   m->kept_bytes = rgi_alloc_n(m->arena, no, sizeof *m->kept_bytes);
-  m->feeds = rgi_alloc_n(m->arena, no, sizeof *m->feeds);
   int64_t *base = rgi_alloc_n(m->arena, (size_t)g->nnode + 1, sizeof *base);
   if (!origin_is || !b->candidate_of || !b->value_of || !b->is_output || !m->value || !m->moment || !m->origin ||
-      !m->ms || !m->kept_bytes || !m->feeds || !base)
+      !m->ms || !m->kept_bytes || !base)
     return rgi_nomem(e);
   for (int t = 0; t < g->ntensor; t++) b->value_of[t] = -1;
   for (int i = 0; i < g->noutput; i++) b->is_output[g->output[i].tensor] = true;
@@ -120,10 +122,10 @@ static rg_status build(builder *b, rg_error *e) {
     b->candidate_of[o] = m->ncandidate;
     m->origin[m->ncandidate++] = o;
   }
-  if (m->ncandidate > RGI_MOST_CANDIDATES) { /* the search looks at the costliest memory only */
-    for (int c = RGI_MOST_CANDIDATES; c < m->ncandidate; c++) b->candidate_of[m->origin[c]] = -1;
-    m->ncandidate = RGI_MOST_CANDIDATES;
-  }
+  m->words = m->ncandidate / 64 + 1;
+  m->feeds = rgi_alloc_n(m->arena, (size_t)m->ncandidate * (size_t)m->words, sizeof *m->feeds);
+  m->wanted = rgi_model_set(m);
+  if (!m->feeds || !m->wanted) return rgi_nomem(e);
   rgi_arena *scratch = rgi_arena_create(g->ctx);
   if (!scratch) return rgi_nomem(e);
   for (int n = 0; n < g->nnode; n++) {
@@ -154,6 +156,7 @@ static rg_status build(builder *b, rg_error *e) {
     }
     for (int i = 0; i < rgi_nin(node); i++) {
       int v = node->in[i] < 0 ? -1 : value_behind(b, node->in[i]);
+      if (v == -2) return rgi_nomem(e);
       if (v < 0) continue;
       int from = m->value[v].candidate;
       if (moment) {
@@ -161,10 +164,10 @@ static rg_status build(builder *b, rg_error *e) {
         bool known = false;
         for (int k = 0; k < moment->nreads; k++) known = known || moment->reads[k] == v;
         if (!known) moment->reads[moment->nreads++] = v;
-        if (from >= 0) m->wanted |= UINT64_C(1) << from;
+        if (from >= 0) rgi_put(m->wanted, from);
       } else {
-        m->value[v].readers |= UINT64_C(1) << c;
-        if (from >= 0 && from != c) m->feeds[c] |= UINT64_C(1) << from;
+        rgi_put(m->value[v].readers, c);
+        if (from >= 0 && from != c) rgi_put(&m->feeds[(size_t)c * (size_t)m->words], from);
       }
     }
   }
@@ -197,46 +200,67 @@ void rgi_model_destroy(rgi_model *m) {
   if (m) rgi_arena_destroy(m->arena);
 }
 
-uint64_t rgi_model_needed(const rgi_model *m, uint64_t mask) {
-  uint64_t needed = mask & m->wanted, before = 0;
-  while (needed != before) {
-    before = needed;
+uint64_t *rgi_model_set(const rgi_model *m) { return rgi_alloc_n(m->arena, (size_t)m->words, sizeof(uint64_t)); }
+
+bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed) {
+  for (int w = 0; w < m->words; w++) needed[w] = set[w] & m->wanted[w];
+  for (bool grew = true; grew;) {
+    grew = false;
     for (int c = 0; c < m->ncandidate; c++)
-      if (needed >> c & 1) needed |= m->feeds[c] & mask;
+      for (int w = 0; rgi_has(needed, c) && w < m->words; w++) {
+        uint64_t more = m->feeds[(size_t)c * (size_t)m->words + (size_t)w] & set[w] & ~needed[w];
+        needed[w] |= more;
+        grew = grew || more;
+      }
   }
-  return needed;
+  for (int w = 0; w < m->words; w++)
+    if (needed[w] != set[w]) return false;
+  return true;
 }
 
-int64_t rgi_model_saved(const rgi_model *m, uint64_t mask) {
+void rgi_model_order(const rgi_model *m, int *order) {
+  for (int i = 0; i < m->ncandidate; i++) { /* insertion sort, stable */
+    int j = i;
+    for (; j > 0; j--) {
+      int before = order[j - 1];
+      if (m->ms[before] * (double)m->kept_bytes[i] <= m->ms[i] * (double)m->kept_bytes[before]) break;
+      order[j] = before;
+    }
+    order[j] = i;
+  }
+}
+
+int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set) {
   int64_t saved = 0;
   for (int v = 0; v < m->nvalue; v++) {
     const rgi_value *x = &m->value[v];
-    bool again = x->candidate >= 0 && mask >> x->candidate & 1;
-    if (!again && (x->direct || x->readers & mask)) saved += x->bytes;
+    bool read = x->direct;
+    for (int w = 0; w < m->words && !read; w++) read = x->readers[w] & set[w];
+    if (read && !(x->candidate >= 0 && rgi_has(set, x->candidate))) saved += x->bytes;
   }
   return saved;
 }
 
-int64_t rgi_model_peak_bound(const rgi_model *m, uint64_t mask) {
+int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set) {
   int64_t most = 0;
   for (int i = 0; i < m->nmoment; i++) {
     int64_t alive = m->moment[i].base;
     for (int k = 0; k < m->moment[i].nreads; k++) {
       const rgi_value *x = &m->value[m->moment[i].reads[k]];
-      if (x->candidate >= 0 && mask >> x->candidate & 1) alive += x->bytes;
+      if (x->candidate >= 0 && rgi_has(set, x->candidate)) alive += x->bytes;
     }
     if (alive > most) most = alive;
   }
-  return rgi_model_saved(m, mask) + most;
+  return rgi_model_saved(m, set) + most;
 }
 
-rg_status rgi_model_measure(const rgi_model *m, uint64_t mask, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
+rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
                             rg_error *e) {
   bool *chosen = rgi_malloc(m->g->ctx, (size_t)m->g->norigin + 1);
   if (!chosen) return rgi_nomem(e);
   memset(chosen, 0, (size_t)m->g->norigin + 1);
   for (int c = 0; c < m->ncandidate; c++)
-    if (mask >> c & 1) chosen[m->origin[c]] = true;
+    if (rgi_has(set, c)) chosen[m->origin[c]] = true;
   rgi_graph *g;
   rg_status status = rgi_rewrite(m->g, chosen, m->profile, &g, ms, e);
   rgi_free(m->g->ctx, chosen);

@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef struct point {
-  uint64_t mask;
+  const uint64_t *set;
   int64_t saved, peak;
   double ms;
 } point;
@@ -33,12 +33,16 @@ static rg_status add_point(const rg_context *ctx, front *f, point p, rg_error *e
   return RG_OK;
 }
 
-static rg_status consider(const rgi_model *m, front *f, uint64_t mask, rg_error *e) {
+static rg_status consider(const rgi_model *m, front *f, const uint64_t *set, rg_error *e) {
   int64_t best = f->count ? f->at[f->count - 1].peak : INT64_MAX;
-  point p = {.mask = mask};
-  RGI_TRY(rgi_model_measure(m, mask, best - 1, &p.saved, &p.peak, &p.ms, e));
+  point p = {0};
+  RGI_TRY(rgi_model_measure(m, set, best - 1, &p.saved, &p.peak, &p.ms, e));
   f->explored++;
   if (p.peak >= best) return RG_OK;
+  uint64_t *copy = rgi_model_set(m);
+  if (!copy) return rgi_nomem(e);
+  memcpy(copy, set, (size_t)m->words * sizeof *copy);
+  p.set = copy;
   if (f->count && f->at[f->count - 1].ms >= p.ms) f->count--; /* equal time, less memory */
   return add_point(m->g->ctx, f, p, e);
 }
@@ -47,14 +51,14 @@ static rg_status walk_all(const rgi_model *m, rgi_progress progress, front *f, r
   rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
   if (!s) return rgi_nomem(e);
   rg_status status = RG_OK;
-  uint64_t mask;
+  uint64_t set, needed;
   double cost, total = (double)(UINT64_C(1) << m->ncandidate);
   bool failed = false;
-  for (int64_t seen = 0; rgi_subsets_next(s, &mask, &cost, &failed); seen++) {
+  for (int64_t seen = 0; rgi_subsets_next(s, &set, &cost, &failed); seen++) {
     if (progress.fn && (seen & 255) == 0) progress.fn(progress.user, "pareto", (double)seen, total);
-    if (rgi_model_needed(m, mask) != mask) continue;
-    if (f->count && rgi_model_peak_bound(m, mask) >= f->at[f->count - 1].peak) continue;
-    RGI_GOTO(status, consider(m, f, mask, e), done);
+    if (!rgi_model_needed(m, &set, &needed)) continue;
+    if (f->count && rgi_model_peak_bound(m, &set) >= f->at[f->count - 1].peak) continue;
+    RGI_GOTO(status, consider(m, f, &set, e), done);
   }
   if (failed) status = rgi_nomem(e);
 done:
@@ -62,29 +66,26 @@ done:
   return status;
 }
 
-static rg_status walk_greedily(const rgi_model *m, rgi_progress progress, front *f, rg_error *e) {
-  uint64_t mask = 0;
-  RGI_TRY(consider(m, f, 0, e));
-  for (int step = 0; step < m->ncandidate; step++) {
-    if (progress.fn) progress.fn(progress.user, "pareto", step, m->ncandidate);
-    int best = -1;
-    double best_rate = 0;
-    int64_t now = rgi_model_peak_bound(m, mask);
-    for (int i = 0; i < m->ncandidate; i++) {
-      if (mask >> i & 1) continue;
-      double rate = (double)(now - rgi_model_peak_bound(m, mask | UINT64_C(1) << i)) / (m->ms[i] + 1e-9);
-      if (best < 0 || rate > best_rate) best = i, best_rate = rate;
-    }
-    mask |= UINT64_C(1) << best;
-    RGI_TRY(consider(m, f, mask, e));
+static rg_status walk_in_order(const rgi_model *m, rgi_progress progress, front *f, rg_error *e) {
+  uint64_t *set = rgi_model_set(m);
+  int *order = rgi_alloc_n(m->arena, (size_t)m->ncandidate, sizeof *order);
+  if (!set || !order) return rgi_nomem(e);
+  rgi_model_order(m, order);
+  RGI_TRY(consider(m, f, set, e));
+  int stride = m->ncandidate / 64 + 1; /* some 64 points say enough */
+  for (int i = 0; i < m->ncandidate; i++) {
+    rgi_put(set, order[i]);
+    if ((i + 1) % stride && i + 1 < m->ncandidate) continue;
+    if (progress.fn) progress.fn(progress.user, "pareto", i, m->ncandidate);
+    RGI_TRY(consider(m, f, set, e));
   }
   return RG_OK;
 }
 
-static void names(const rgi_model *m, uint64_t mask, const char *separator, bool quoted, rgi_buf *out) {
+static void names(const rgi_model *m, const uint64_t *set, const char *separator, bool quoted, rgi_buf *out) {
   bool first = true;
   for (int i = 0; i < m->ncandidate; i++) {
-    if (!(mask >> i & 1)) continue;
+    if (!rgi_has(set, i)) continue;
     rgi_buf_printf(out, "%s", first ? "" : separator);
     if (quoted)
       rgi_buf_json(out, m->g->origin[m->origin[i]].name);
@@ -104,14 +105,14 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
   front f = {0};
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
   bool exact = m->ncandidate <= RGI_EXACT_LIMIT;
-  rg_status status = exact ? walk_all(m, progress, &f, e) : walk_greedily(m, progress, &f, e);
+  rg_status status = exact ? walk_all(m, progress, &f, e) : walk_in_order(m, progress, &f, e);
   if (status == RG_OK && json) {
     rgi_buf_printf(out, "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"points\": [",
                    exact ? "true" : "false", m->ncandidate, (long long)f.explored);
     for (int i = 0; i < f.count; i++) {
       rgi_buf_printf(out, "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
                      i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
-      names(m, f.at[i].mask, ", ", true, out);
+      names(m, f.at[i].set, ", ", true, out);
       rgi_buf_printf(out, "]}");
     }
     rgi_buf_printf(out, "]}\n");
@@ -121,7 +122,7 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
     for (int i = 0; i < f.count; i++) {
       rgi_buf_printf(out, "%12s  %12s  %12.3f  ", rgi_human_bytes(f.at[i].peak, a), rgi_human_bytes(f.at[i].saved, b),
                      f.at[i].ms);
-      names(m, f.at[i].mask, ", ", false, out);
+      names(m, f.at[i].set, ", ", false, out);
       rgi_buf_printf(out, "\n");
     }
     rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed\n", exact ? "exact" : "achievable points, not a proved",

@@ -16,14 +16,19 @@ bool rgi_recomputable(const rgi_origin *o);
 /* Model time of one node. */
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms, rg_error *e);
 
-enum { RGI_EXACT_LIMIT = 20, RGI_MOST_CANDIDATES = 64 };
+enum { RGI_EXACT_LIMIT = 20 };
+
+/* Sets of candidates: bit i of words. All functions take sets of rgi_model.words words. */
+static inline bool rgi_has(const uint64_t *set, int i) { return set[i >> 6] >> (i & 63) & 1; }
+static inline void rgi_put(uint64_t *set, int i) { set[i >> 6] |= UINT64_C(1) << (i & 63); }
+static inline void rgi_drop(uint64_t *set, int i) { set[i >> 6] &= ~(UINT64_C(1) << (i & 63)); }
 
 /* A forward owner that backward may need. */
 typedef struct rgi_value {
   int64_t bytes;
   int candidate;    /* that makes it, or -1: not to be recomputed */
   bool direct;      /* a backward node reads it */
-  uint64_t readers; /* candidates that read it when recomputed */
+  uint64_t *readers; /* candidates that read it when recomputed */
 } rgi_value;
 
 /* One backward node: what it needs at once. */
@@ -45,23 +50,28 @@ typedef struct rgi_model {
   int nvalue;
   rgi_moment *moment;
   int nmoment;
-  uint64_t *feeds; /* candidate → candidates that its clone reads */
-  uint64_t wanted; /* candidates whose outputs a backward node reads */
+  int words;        /* in a set */
+  uint64_t *feeds;  /* [ncandidate][words]: candidates that a candidate's clone reads */
+  uint64_t *wanted; /* candidates whose outputs a backward node reads */
 } rgi_model;
 
 rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem, rgi_model **out,
                            rg_error *e);
 void rgi_model_destroy(rgi_model *m);
-/* The candidates of `mask` that something would read: the rest changes nothing. */
-uint64_t rgi_model_needed(const rgi_model *m, uint64_t mask);
-int64_t rgi_model_saved(const rgi_model *m, uint64_t mask);
+/* An empty set; NULL on NOMEM. */
+uint64_t *rgi_model_set(const rgi_model *m);
+/* Keeps of `set` the candidates that something would read: the rest changes nothing. True if none was dropped. */
+bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
+/* All candidates, most memory freed per millisecond first. */
+void rgi_model_order(const rgi_model *m, int *order);
+int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
 /* No more than the peak that memplan finds for it. */
-int64_t rgi_model_peak_bound(const rgi_model *m, uint64_t mask);
+int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);
 /* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds `limit`. */
-rg_status rgi_model_measure(const rgi_model *m, uint64_t mask, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
+rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
                             rg_error *e);
 
-/* Visits subsets of costs c[0 … n) in order of their sum: call with state zeroed, then until it returns false. */
+/* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns false. */
 typedef struct rgi_subsets rgi_subsets;
 rgi_subsets *rgi_subsets_create(const rg_context *ctx, const double *cost, int n); /* NULL on NOMEM */
 void rgi_subsets_destroy(rgi_subsets *s);

@@ -1,4 +1,4 @@
-/* recompute/subsets.c: all subsets of up to 64 costs in order of their sum, lazily.
+/* recompute/subsets.c: all subsets of a few costs in order of their sum, lazily.
  *
  * Costs sorted ascending; a subset whose largest element stands at place i is followed by the one with i+1 added and the
  * one with i replaced by i+1. Every subset is reached once, and never before a cheaper one.
@@ -16,8 +16,8 @@ typedef struct entry {
 struct rgi_subsets {
   const rg_context *ctx;
   int n;
-  double cost[RGI_MOST_CANDIDATES];
-  int place[RGI_MOST_CANDIDATES]; /* sorted place → original index */
+  double cost[RGI_EXACT_LIMIT];
+  int place[RGI_EXACT_LIMIT]; /* sorted place → original index */
   entry *heap;
   size_t count, capacity;
 };

@@ -232,7 +232,8 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const r
 
 typedef struct rg_session_options {
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create. Supplied
-   * blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. */
+   * blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for
+   * exactly those bytes; where what it returns is not 256-byte aligned, it is given back and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
   bool eager;        /* cuda: run the steps one by one instead of replaying a graph */

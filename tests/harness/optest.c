@@ -193,6 +193,15 @@ static const unsigned char *poison_of(rg_dtype dtype) {
   }
 }
 
+static void poison_output(ot_tensor *a) {
+  size_t size = rg_dtype_size(a->arg.dtype);
+  int64_t run = ot_side_by_side(a);
+  for (int64_t i = 0; i < a->n; i += run) {
+    char *at = ot_at(a, i);
+    for (int64_t k = 0; k < run; k++) memcpy(at + (size_t)k * size, poison_of(a->arg.dtype), size);
+  }
+}
+
 static void remember(ot_call *c, struct binding *b) {
   if (!b->tensor || !b->tensor->block) {
     b->before = NULL;
@@ -233,10 +242,15 @@ static const char *check_output(ot_call *c, const struct binding *b) {
   const rg_port *port = &c->op->out[b->port];
   if (!a) return NULL;
   size_t size = rg_dtype_size(a->arg.dtype);
-  for (int64_t i = 0; i < a->n; i++) {
-    if (!accumulates(c, a) && memcmp(ot_at(a, i), poison_of(a->arg.dtype), size) == 0)
-      return ot_text(c->t, "%s did not write element %lld of %s", c->op->name, (long long)i, port->name);
-    if (b->before) memcpy(b->before + ((char *)ot_at(a, i) - a->block), ot_at(a, i), size);
+  bool sum = accumulates(c, a);
+  const unsigned char *poison = poison_of(a->arg.dtype);
+  int64_t run = ot_side_by_side(a);
+  for (int64_t i = 0; i < a->n; i += run) {
+    const char *at = ot_at(a, i);
+    for (int64_t k = 0; k < run && !sum; k++)
+      if (memcmp(at + (size_t)k * size, poison, size) == 0)
+        return ot_text(c->t, "%s did not write element %lld of %s", c->op->name, (long long)(i + k), port->name);
+    if (b->before) memcpy(b->before + (at - a->block), at, (size_t)run * size);
   }
   if (b->before && memcmp(b->before, a->block, a->bytes) != 0)
     return ot_text(c->t, "%s wrote between or around the elements of %s", c->op->name, port->name);
@@ -276,8 +290,7 @@ static const char *run(ot_call *c, int threads, int poison) {
     ot_tensor *a = c->out[i].tensor;
     if (!a) continue;
     remember(c, &c->out[i]);
-    for (int64_t e = 0; e < a->n && !accumulates(c, a); e++)
-      memcpy(ot_at(a, e), poison_of(a->arg.dtype), rg_dtype_size(a->arg.dtype));
+    if (!accumulates(c, a)) poison_output(a);
   }
 
   int nin = flatten(c->in, c->nin, c->op->in, c->op->nin, in, in_begin);

@@ -60,6 +60,10 @@ ot_tensor *ot_like_as(ot *t, const ot_tensor *a, rg_dtype dtype);
 /* A tensor over memory of the caller's (no guards). */
 ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *stride);
 
+/* A tensor of a's shape and contents whose last row starts past 2^31 elements (sparse memory, no guards); NULL if there
+ * are no such addresses to be had. Needs at least two rows. */
+ot_tensor *ot_far(ot *t, const ot_tensor *a);
+
 double ot_round(rg_dtype dtype, double x); /* to nearest even */
 void ot_set(ot_tensor *a, const double *x); /* dense, row-major; rounds */
 double *ot_get(ot *t, const ot_tensor *a);
@@ -108,6 +112,10 @@ const char *ot_run_repeated(ot_call *c, int repeats);
  * wanted or not, and added to a sum on acc.* must give that sum plus the gradient (threads and repeats bit-equal).
  * Leaves the call's outputs bound elsewhere. */
 const char *ot_check_sums(ot_call *c);
+/* Runs the call once as it is and once with every tensor of two rows or more stretched so that its last row starts past
+ * 2^31 elements: same bits wanted. Does not suit calls that add to sums. Needs ot_far_possible. */
+const char *ot_check_far(ot_call *c);
+bool ot_far_possible(void);
 /* The status run_cpu or check returned in the last ot_run. */
 rg_status ot_status(const ot_call *c);
 

@@ -5,8 +5,14 @@
 #include "optest.h"
 
 struct ot_chunk;
+enum { MAX_MAPS = 32 };
 struct ot {
   struct ot_chunk *chunks;
+  struct {
+    void *at;
+    size_t bytes;
+  } map[MAX_MAPS];
+  int nmap;
   uint64_t state;
 };
 
@@ -35,5 +41,7 @@ struct ot_call {
 
 /* Address of the i-th element in row-major order. */
 void *ot_at(const ot_tensor *a, int64_t i);
+/* Elements r·n … r·n + n − 1 lie side by side, for every r; n > 0 divides the number of elements. */
+int64_t ot_side_by_side(const ot_tensor *a);
 
 #endif

@@ -1,6 +1,8 @@
-/* tests/harness/optest_sums.c: what every backward op owes: gradients not wanted, and gradients added to a sum. */
+/* tests/harness/optest_sums.c: checks that take a whole call and vary it: gradients not wanted, gradients added to a
+ * sum, rows that lie gigabytes apart. */
 #include "optest_internal.h"
 #include <string.h>
+#include <sys/mman.h>
 
 /* Index of the in-port acc.X for the out-port d.X, or −1. */
 static int sum_port(const rg_op *op, int out) {
@@ -67,5 +69,39 @@ const char *ot_check_sums(ot_call *c) {
   const char *bad = ot_run(c, 2);
   if (!bad) bad = check_single(c, all);
   if (!bad) bad = check_added(c, all);
+  return bad;
+}
+
+/* ---- far apart ---- */
+
+bool ot_far_possible(void) {
+  size_t bytes = (size_t)64 << 30;
+  void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) return false;
+  munmap(at, bytes);
+  return true;
+}
+
+static const char *stretch(ot_call *c, struct binding *list, int n) {
+  for (int i = 0; i < n; i++) {
+    const ot_tensor *a = list[i].tensor;
+    if (!a || a->arg.rank < 2 || a->arg.dim[0] < 2) continue;
+    if ((list[i].tensor = ot_far(c->t, a)) == NULL) return "no room for sparse tensors";
+  }
+  return NULL;
+}
+
+const char *ot_check_far(ot_call *c) {
+  ot_tensor *near[OT_MAX_TENSORS];
+  const char *bad = ot_run(c, 2);
+  if (bad) return bad;
+  for (int i = 0; i < c->nout; i++) near[i] = c->out[i].tensor;
+  bad = stretch(c, c->in, c->nin);
+  if (!bad) bad = stretch(c, c->out, c->nout);
+  if (!bad) bad = ot_run(c, 2);
+  for (int i = 0; i < c->nout && !bad; i++)
+    if (near[i] && !ot_same_bits(near[i], c->out[i].tensor))
+      bad = ot_text(c->t, "%s: %s has other bits where rows lie far apart", c->op->name,
+                    c->op->out[c->out[i].port].name);
   return bad;
 }

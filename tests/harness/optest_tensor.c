@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---- memory ---- */
 
@@ -26,6 +27,7 @@ void ot_end(ot *t) {
     free(t->chunks);
     t->chunks = next;
   }
+  for (int i = 0; i < t->nmap; i++) munmap(t->map[i].at, t->map[i].bytes);
   free(t);
 }
 
@@ -199,6 +201,20 @@ ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *d
   return a;
 }
 
+ot_tensor *ot_far(ot *t, const ot_tensor *a) {
+  int64_t rows = a->arg.dim[0], step = ((int64_t)1 << 31) / (rows - 1) + 4096;
+  size_t bytes = (size_t)(step * rows) * rg_dtype_size(a->arg.dtype);
+  if (t->nmap == MAX_MAPS) return NULL;
+  void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) return NULL;
+  t->map[t->nmap].at = at;
+  t->map[t->nmap++].bytes = bytes;
+  ot_tensor *far = ot_wrap(t, at, a->arg.dtype, a->arg.rank, a->arg.dim, a->arg.stride);
+  far->arg.stride[0] = step;
+  ot_copy(far, a);
+  return far;
+}
+
 /* Address of the i-th element in row-major order. */
 void *ot_at(const ot_tensor *a, int64_t i) {
   int64_t offset = 0;
@@ -209,35 +225,57 @@ void *ot_at(const ot_tensor *a, int64_t i) {
   return (char *)a->arg.data + offset * (int64_t)rg_dtype_size(a->arg.dtype);
 }
 
+int64_t ot_side_by_side(const ot_tensor *a) {
+  int64_t n = 1;
+  for (int k = a->arg.rank - 1; k >= 0 && a->arg.stride[k] == n && a->arg.dim[k] > 0; k--) n *= a->arg.dim[k];
+  return n;
+}
+
 static int64_t row_size(const ot_tensor *a) {
   int64_t n = 1;
   for (int k = 1; k < a->arg.rank; k++) n *= a->arg.dim[k];
   return n;
 }
 
+/* Elements [from, to) of a, run by run: at points to n elements, of which the first is the i-th. */
+#define EACH_RUN(a, from, to, i, at, n)                                                                      \
+  for (int64_t i = (from), side_ = ot_side_by_side(a), n = side_ - i % side_; i < (to); i += n, n = side_)   \
+    for (char *at = ot_at((a), i); at && (n = n < (to) - i ? n : (to) - i, true); at = NULL)
+
 void ot_set(ot_tensor *a, const double *x) {
-  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, x[i]);
+  size_t size = rg_dtype_size(a->arg.dtype);
+  EACH_RUN(a, 0, a->n, i, at, n) for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, x[i + k]);
 }
 double *ot_get(ot *t, const ot_tensor *a) {
   double *x = ot_doubles(t, a->n);
-  for (int64_t i = 0; i < a->n; i++) x[i] = get(ot_at(a, i), a->arg.dtype);
+  size_t size = rg_dtype_size(a->arg.dtype);
+  EACH_RUN(a, 0, a->n, i, at, n) for (int64_t k = 0; k < n; k++) x[i + k] = get(at + (size_t)k * size, a->arg.dtype);
   return x;
 }
 void ot_set_ints(ot_tensor *a, const int32_t *x) {
-  for (int64_t i = 0; i < a->n; i++) memcpy(ot_at(a, i), x + i, 4);
+  EACH_RUN(a, 0, a->n, i, at, n) memcpy(at, x + i, (size_t)n * 4);
 }
 int32_t *ot_get_ints(ot *t, const ot_tensor *a) {
   int32_t *x = ot_ints(t, a->n);
-  for (int64_t i = 0; i < a->n; i++) memcpy(x + i, ot_at(a, i), 4);
+  EACH_RUN(a, 0, a->n, i, at, n) memcpy(x + i, at, (size_t)n * 4);
   return x;
 }
 double ot_element(const ot_tensor *a, int64_t i) { return get(ot_at(a, i), a->arg.dtype); }
 
 void ot_copy(ot_tensor *to, const ot_tensor *from) {
-  for (int64_t i = 0; i < to->n; i++) {
-    if (to->arg.dtype == from->arg.dtype) memcpy(ot_at(to, i), ot_at(from, i), rg_dtype_size(to->arg.dtype));
+  bool same = to->arg.dtype == from->arg.dtype;
+  int64_t run = same ? ot_side_by_side(from) : 1, most = ot_side_by_side(to);
+  if (run > most) run = most;
+  if (run > to->n) run = to->n;
+  for (int64_t i = 0; i < to->n; i += run) {
+    if (same) memcpy(ot_at(to, i), ot_at(from, i), (size_t)run * rg_dtype_size(to->arg.dtype));
     else put(ot_at(to, i), to->arg.dtype, ot_element(from, i));
   }
+}
+
+static void fill_range(ot_tensor *a, int64_t from, int64_t to, double value) {
+  size_t size = rg_dtype_size(a->arg.dtype);
+  EACH_RUN(a, from, to, i, at, n) for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, value);
 }
 
 void ot_fill_normal(ot *t, ot_tensor *a, double deviation) {
@@ -249,16 +287,12 @@ void ot_fill_outliers(ot *t, ot_tensor *a) {
     put(ot_at(a, i), a->arg.dtype, ot_uniform(t) < 0.001 ? x + big : x);
   }
 }
-void ot_fill(ot_tensor *a, double value) {
-  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, value);
-}
+void ot_fill(ot_tensor *a, double value) { fill_range(a, 0, a->n, value); }
 void ot_fill_rows(ot_tensor *a, int64_t from, int64_t to, double value) {
-  int64_t w = row_size(a);
-  for (int64_t i = from * w; i < to * w; i++) put(ot_at(a, i), a->arg.dtype, value);
+  fill_range(a, from * row_size(a), to * row_size(a), value);
 }
 void ot_poison_rows(ot_tensor *a, int64_t from, int64_t to) {
-  int64_t w = row_size(a);
-  for (int64_t i = from * w; i < to * w; i++) put(ot_at(a, i), a->arg.dtype, a->arg.dtype == RG_I32 ? 1e9 : NAN);
+  ot_fill_rows(a, from, to, a->arg.dtype == RG_I32 ? 1e9 : NAN);
 }
 
 /* ---- comparison ---- */
@@ -291,10 +325,13 @@ double ot_lse_error(const ot_tensor *x, const double *ref) {
 }
 
 bool ot_same_rows(const ot_tensor *a, int64_t row_a, const ot_tensor *b, int64_t row_b, int64_t n) {
-  int64_t w = row_size(a);
+  int64_t w = row_size(a), run = ot_side_by_side(a), other = ot_side_by_side(b);
   if (a->arg.dtype != b->arg.dtype || w != row_size(b)) return false;
-  for (int64_t i = 0; i < n * w; i++)
-    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), rg_dtype_size(a->arg.dtype)) != 0) return false;
+  if (run > other) run = other;
+  if (run > w) run = w;
+  for (int64_t i = 0; i < n * w; i += run)
+    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), (size_t)run * rg_dtype_size(a->arg.dtype)) != 0)
+      return false;
   return true;
 }
 

@@ -1,5 +1,5 @@
-/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from it. Linked with the
- * files of cli/ but main.c. */
+/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from it. Linked
+ * with the files of cli/ but main.c. */
 #include "../../cli/cli.h"
 #include "../../cli/data.h"
 #include "../../cli/npy.h"
@@ -204,7 +204,8 @@ Test(npy, damaged_files) {
   size_t n = fread(good, 1, sizeof good, f);
   fclose(f);
   cr_assert_eq(n, 128 + 24);
-  for (size_t k = 0; k < n; k++) cr_assert_eq(open_bytes(&s, good, k), RG_E_SYNTAX, "%zu bytes of %zu pass", k, n);
+  for (size_t k = 0; k < n; k++)
+    cr_assert_eq(open_bytes(&s, good, k), RG_E_SYNTAX, "%zu bytes of %zu pass", k, n);
   cr_assert_eq(open_bytes(&s, good, n), RG_OK);
   good[n] = 0;
   cr_assert_eq(open_bytes(&s, good, n + 1), RG_E_SYNTAX);
@@ -343,7 +344,8 @@ Test(draw, is_normal_and_independent) {
     double dot = 0;
     data_normal(other[k].seed, other[k].name, 0, y, N);
     for (int i = 0; i < N; i++) dot += (double)x[i] * y[i] / N;
-    cr_assert_float_eq(dot, 0, 5 / sqrt(N), "seed %llu, name %s", (unsigned long long)other[k].seed, other[k].name);
+    cr_assert_float_eq(dot, 0, 5 / sqrt(N), "seed %llu, name %s", (unsigned long long)other[k].seed,
+                       other[k].name);
   }
   free(x);
   free(y);
@@ -400,10 +402,11 @@ Test(arguments, land_in_their_fields) {
   cli_args a;
   rg_error e;
   char copy[512];
-  cr_assert_eq(parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json --threads 3 --json "
-                     "--grad-out q=dq.npy",
-                     &a, &e, copy, sizeof copy),
-               RG_OK, "%s", e.message);
+  cr_assert_eq(
+      parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json --threads 3 --json "
+            "--grad-out q=dq.npy",
+            &a, &e, copy, sizeof copy),
+      RG_OK, "%s", e.message);
   cr_assert_str_eq(a.command->name, "run");
   cr_assert_str_eq(a.positional[0], "s.json");
   cr_assert_eq(a.set.n, 2);
@@ -432,7 +435,7 @@ Test(arguments, mistakes_are_explained) {
       {"pln s.json", "did you mean 'plan'"},
       {"xyzzy", "see 'regraph help'"},
       {"--hlp", "unknown flag '--hlp'"},
-      {"run s.json --sed 4", "did you mean '--seed'"},
+      {"run s.json --seedd 4", "did you mean '--seed'"},
       {"run s.json --polcy=x", "unknown flag '--polcy'; did you mean '--policy'"},
       {"plan s.json --in q=q.npy", "unknown flag '--in'"},
       {"plan", "missing argument"},
@@ -481,7 +484,8 @@ Test(arguments, name_and_rest) {
   cr_assert_str_eq(name, "T");
   cr_assert_str_eq(rest, "4=5");
   static const char *const bad[] = {"", "T", "=4", "T=", " T=4", "T =4", "longname=4"};
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) cr_assert(!cli_split(bad[i], name, sizeof name, &rest));
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+    cr_assert(!cli_split(bad[i], name, sizeof name, &rest));
 }
 
 Test(arguments, median) {
@@ -546,7 +550,8 @@ Test(table, reaches_help_man_and_completion) {
     cr_assert(strstr(bash, entry));
   }
   for (const char *line = help; *line; line += strcspn(line, "\n") + 1)
-    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s", (int)strcspn(line, "\n"), line);
+    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s", (int)strcspn(line, "\n"),
+              line);
   free(help);
   free(man);
   free(bash);

@@ -293,6 +293,19 @@ Test(compress, strides_change_no_bit) {
   }
 }
 
+Test(compress, far_rows) {
+  if (!ot_far_possible()) cr_skip("no address space for sparse tensors");
+  for (int m = 0; m < 4; m++) {
+    ot *t = ot_begin(185 + (uint64_t)m);
+    compress_run r = make(t, (compress_case){.name = "far", SOME, NSA, .KH = 2, .D = 16, .DV = 24,
+                                             .k_method = (ref_method)m, .v_method = (ref_method)((m + 1) % 4),
+                                             .dtype = RG_BF16});
+    OT_OK(ot_check_far(r.forward));
+    OT_OK(ot_check_far(r.backward));
+    ot_end(t);
+  }
+}
+
 /* A view of heads [first, first + n) of a tensor [rows, KH, d]. */
 static ot_tensor *heads_of(ot *t, const ot_tensor *a, int64_t first, int64_t n) {
   const int64_t dim[] = {a->arg.dim[0], n, a->arg.dim[2]};

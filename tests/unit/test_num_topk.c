@@ -393,6 +393,17 @@ Test(topk, strides) {
   }
 }
 
+Test(topk, far_rows) {
+  if (!ot_far_possible()) cr_skip("no address space for sparse tensors");
+  for (int i = 0; i < 2; i++) {
+    ot *t = ot_begin(195 + (uint64_t)i);
+    topk_run r = make(t, (topk_case){.name = "far", SOME, HEADS, .kernel = 32, .stride = 32, .block = 32, .top_n = 4,
+                                     .init = 1, .local = 2, .dtype = RG_BF16, .dot = i == 1});
+    OT_OK(ot_check_far(r.call));
+    ot_end(t);
+  }
+}
+
 Test(topk, cpu_levels) {
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 6; i++)

@@ -279,7 +279,7 @@ Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   long before = atomic_load(&host.calls);
 #if COUNTED
   atomic_store(&counting, true);
-  void *probe = malloc(16); /* the counter works */
+  void *volatile probe = malloc(16); /* the counter works */
   atomic_store(&counting, false);
   free(probe);
   cr_assert_eq(atomic_exchange(&counted, 0), 1);

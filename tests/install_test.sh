@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Installs a build into a fresh folder and builds the example against it, through pkg-config and through CMake.
+#   tests/install_test.sh BUILD
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=$(cd "$1" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+prefix=$work/prefix
+cmake -S "$root" -B "$build" -DCMAKE_INSTALL_PREFIX="$prefix" >/dev/null
+cmake --build "$build" --parallel >/dev/null
+cmake --install "$build" >/dev/null
+libdir=$(dirname "$(find "$prefix" -name 'libregraph.so')")
+for file in bin/regraph include/regraph/regraph.h include/regraph/op.h share/man/man1/regraph.1 \
+  share/bash-completion/completions/regraph; do
+  [ -s "$prefix/$file" ] || { echo "install_test: $file is missing" >&2; exit 1; }
+done
+
+# names: only the public ones leave the library
+nm -D --defined-only "$libdir/libregraph.so" | awk '{print $3}' | grep -v '^rg_' | grep -v '^_' >"$work/names" || true
+if [ -s "$work/names" ]; then
+  echo "install_test: the library exports other names than rg_…:" >&2
+  head "$work/names" >&2
+  exit 1
+fi
+
+# pkg-config
+export PKG_CONFIG_PATH=$libdir/pkgconfig
+# shellcheck disable=SC2046
+cc -std=c17 -D_GNU_SOURCE "$root/examples/train_step.c" -o "$work/with_pkgconfig" $(pkg-config --cflags --libs regraph) -lm
+LD_LIBRARY_PATH=$libdir "$work/with_pkgconfig" "$root/examples/nsa.json" >"$work/out1"
+
+# CMake
+mkdir "$work/project"
+cat >"$work/project/CMakeLists.txt" <<END
+cmake_minimum_required(VERSION 3.20)
+project(user LANGUAGES C)
+find_package(regraph 0.1 REQUIRED)
+add_executable(user $root/examples/train_step.c)
+target_compile_definitions(user PRIVATE _GNU_SOURCE)
+target_link_libraries(user PRIVATE regraph::regraph m)
+END
+cmake -S "$work/project" -B "$work/project/build" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
+cmake --build "$work/project/build" >/dev/null
+"$work/project/build/user" "$root/examples/nsa.json" >"$work/out2"
+cmp "$work/out1" "$work/out2"
+
+# the installed command finds its library and profiles
+"$prefix/bin/regraph" plan "$root/examples/nsa.json" --set T=1024 --set B=1 >/dev/null
+echo "install_test: ok"

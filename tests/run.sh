@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and passes all tests. Works from any folder, twice in a row, without CUDA.
+#
+#   tests/run.sh            everything, as CI does
+#   tests/run.sh quick      the unit tests in one plain build
+#   tests/run.sh STAGE…     named stages: release sanitize threads coverage static install
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+jobs=$(nproc 2>/dev/null || echo 2)
+passed=0 failed=0
+stages=("$@")
+[ $# -gt 0 ] || stages=(release sanitize threads coverage static install)
+[ "${1:-}" != quick ] || stages=(release)
+
+# ---- packages -------------------------------------------------------------------------------------------
+need=()
+want() { command -v "$1" >/dev/null || need+=("$2"); }
+want cmake cmake
+want gcc gcc
+want g++ g++
+want ninja ninja-build
+want pkg-config pkg-config
+want python3 python3
+for library in jansson:libjansson-dev criterion:libcriterion-dev; do
+  if ! command -v pkg-config >/dev/null || ! pkg-config --exists "${library%%:*}"; then need+=("${library##*:}"); fi
+done
+if [ "${1:-}" != quick ]; then
+  want gcovr gcovr
+  want clang-tidy clang-tidy
+  want clang-format clang-format
+  want cppcheck cppcheck
+fi
+if ((${#need[@]})); then
+  sudo=""
+  [ "$(id -u)" -eq 0 ] || sudo=sudo
+  if ! command -v apt-get >/dev/null || { [ -n "$sudo" ] && ! command -v sudo >/dev/null; }; then
+    echo "tests/run.sh: please install ${need[*]} (Debian's names); this script can do it with apt-get as root only" >&2
+    exit 1
+  fi
+  echo "installing ${need[*]}"
+  $sudo apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi
+
+# ---- helpers --------------------------------------------------------------------------------------------
+say() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
+build() { # folder, cmake options…
+  local folder=$1
+  shift
+  local log
+  log=$(mktemp)
+  if ! { cmake -S . -B "$folder" -G Ninja "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
+    tail -n 60 "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+}
+run_tests() { # folder, ctest options…
+  local folder=$1 log
+  shift
+  log=$(mktemp)
+  local status=0
+  (cd "$folder" && ctest --output-on-failure --parallel "$jobs" --timeout 600 "$@") | tee "$log" || status=$?
+  local all bad
+  all=$(sed -n 's/.*tests failed out of \([0-9]*\).*/\1/p' "$log" | tail -1)
+  bad=$(sed -n 's/.* \([0-9]*\) tests failed out of.*/\1/p' "$log" | tail -1)
+  passed=$((passed + ${all:-0} - ${bad:-0}))
+  failed=$((failed + ${bad:-0}))
+  rm -f "$log"
+  return "$status"
+}
+check() { # title, command…
+  local title=$1
+  shift
+  if "$@"; then passed=$((passed + 1)); else
+    failed=$((failed + 1))
+    echo "FAILED: $title" >&2
+  fi
+}
+
+# ---- stages ---------------------------------------------------------------------------------------------
+stage_release() {
+  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  run_tests build
+}
+stage_sanitize() {
+  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DREGRAPH_SANITIZE=address,undefined"
+  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan
+}
+stage_threads() {
+  build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_SANITIZE=thread
+  TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan -R '^(test_pool|test_threads|test_session)$'
+}
+stage_coverage() {
+  build build-cov -DCMAKE_BUILD_TYPE=Debug -DREGRAPH_COVERAGE=ON
+  find build-cov -name '*.gcda' -delete
+  run_tests build-cov
+  check "line coverage of host code is at least 90 %" \
+    gcovr --root . --object-directory build-cov --filter '(graph|ops|memplan|recompute|exec|cli)/' \
+    --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
+}
+stage_static() {
+  check "clang-format" bash -c 'git ls-files "*.c" "*.h" | xargs clang-format --dry-run --Werror'
+  check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
+    -I include --enable=warning,performance,portability -j "$jobs" graph ops memplan recompute exec cli
+  [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
+    xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
+}
+stage_install() {
+  [ -x build/regraph ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  check "installed tree" tests/install_test.sh build
+  check "examples/run.sh" bash -c 'examples/run.sh >/dev/null'
+}
+
+for stage in "${stages[@]}"; do
+  declare -F "stage_$stage" >/dev/null || { echo "tests/run.sh: no stage '$stage'" >&2; exit 2; }
+  say "$stage"
+  "stage_$stage" || { [ "$failed" -gt 0 ] || failed=1; echo "FAILED: stage $stage" >&2; }
+done
+say "done"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,272 @@
+/* tests/unit/test_policy.c: policies as read, and device profiles. Malformed policies are in
+ * tests/golden/errors. */
+#include "graph/passes.h"
+#include "graph/profile.h"
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifndef RG_SOURCE_DIR
+#define RG_SOURCE_DIR "."
+#endif
+
+static rg_context *ctx;
+static void setup(void) {
+  cr_assert_eq(rg_context_create(NULL, &ctx, NULL), RG_OK);
+}
+static void teardown(void) {
+  rg_context_destroy(ctx);
+}
+TestSuite(policy, .init = setup, .fini = teardown);
+TestSuite(profile, .init = setup, .fini = teardown);
+
+static rg_status load(const char *members, rg_policy **out, rg_error *e) {
+  char text[1024];
+  snprintf(text, sizeof text, "{\"regraph_policy\": 1%s%s}", *members ? ", " : "", members);
+  return rg_policy_load_text(ctx, text, strlen(text), "policy", out, e);
+}
+
+static rg_policy *must_load(const char *members) {
+  rg_policy *p;
+  rg_error e = {0};
+  cr_assert_eq(load(members, &p, &e), RG_OK, "%s: %s", e.pointer, e.message);
+  return p;
+}
+
+Test(policy, kinds) {
+  rg_policy *p = must_load("");
+  cr_assert_eq(p->preset, RGI_PRESET_NONE);
+  cr_assert_eq(p->split_heads, 0);
+  rg_policy_destroy(p);
+  p = must_load("\"preset\": \"none\", \"split_heads\": 2, \"doc\": \"text\"");
+  cr_assert_eq(p->preset, RGI_PRESET_NONE);
+  cr_assert_eq(p->split_heads, 2);
+  rg_policy_destroy(p);
+  p = must_load("\"preset\": \"all\"");
+  cr_assert_eq(p->preset, RGI_PRESET_ALL);
+  rg_policy_destroy(p);
+  p = must_load("\"recompute\": []");
+  cr_assert_eq(p->preset, RGI_PRESET_LIST);
+  cr_assert_eq(p->nrecompute, 0);
+  rg_policy_destroy(p);
+  p = must_load("\"recompute\": [\"b\", \"a\"]");
+  cr_assert_eq(p->nrecompute, 2);
+  cr_assert_str_eq(p->recompute[0], "b");
+  cr_assert_str_eq(p->pointer[1], "/recompute/1");
+  rg_policy_destroy(p);
+}
+
+Test(policy, budgets) {
+  static const struct {
+    const char *text;
+    int64_t bytes;
+  } good[] = {{"0", 0},
+              {"123", 123},
+              {"\"17\"", 17},
+              {"\"17B\"", 17},
+              {"\"6GiB\"", INT64_C(6) << 30},
+              {"\"6 GiB\"", INT64_C(6) << 30},
+              {"\"512MiB\"", 512 << 20},
+              {"\"100KB\"", 100000},
+              {"\"1.5GiB\"", INT64_C(3) << 29},
+              {"\"0.000001MB\"", 1},
+              {"\"1.999999KiB\"", 2047},
+              {"\"2TB\"", 2000000000000},
+              {"\"8388607TiB\"", INT64_C(8388607) << 40},
+              {"9223372036854775807", INT64_MAX}};
+  for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+    char members[128];
+    snprintf(members, sizeof members, "\"budget\": {\"bytes\": %s}", good[i].text);
+    rg_policy *p = must_load(members);
+    cr_assert_eq(p->preset, RGI_PRESET_BUDGET);
+    cr_assert_eq(p->budget, good[i].bytes, "%s", good[i].text);
+    cr_assert_not(p->budget_of_saved);
+    rg_policy_destroy(p);
+  }
+  static const char *const bad[] = {"\"\"",
+                                    "\" 1\"",
+                                    "\"1  GiB\"",
+                                    "\"-1\"",
+                                    "\"1.\"",
+                                    "\".5GiB\"",
+                                    "\"1.2.3\"",
+                                    "\"1.1234567GiB\"",
+                                    "\"1gib\"",
+                                    "\"1GiB \"",
+                                    "\"1e3\"",
+                                    "true",
+                                    "null",
+                                    "[]",
+                                    "1.0",
+                                    "\"0x10\"",
+                                    "-5",
+                                    "\"8388608TiB\"",
+                                    "\"99999999999999999999\""};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    char members[128];
+    rg_policy *p;
+    rg_error e = {0};
+    snprintf(members, sizeof members, "\"budget\": {\"bytes\": %s}", bad[i]);
+    cr_assert_neq(load(members, &p, &e), RG_OK, "%s", bad[i]);
+    cr_assert_null(p);
+    cr_assert_str_eq(e.pointer, "/budget/bytes");
+    cr_assert_str_eq(e.file, "policy");
+    cr_assert_eq(rg_status_exit_code(e.status), 3);
+  }
+  rg_policy *p = must_load("\"budget\": {\"bytes\": 5, \"of\": \"saved\"}");
+  cr_assert(p->budget_of_saved);
+  rg_policy_destroy(p);
+}
+
+static const char *const spec_text =
+    "{\"regraph\": 1, \"params\": {\"KH\": 4}, \"inputs\": {"
+    "\"q\": {\"shape\": [\"T\", 8, 16], \"dtype\": \"f32\", \"grad\": true},"
+    "\"k\": {\"shape\": [\"T\", \"KH\", 16], \"dtype\": \"f32\", \"grad\": true},"
+    "\"v\": {\"shape\": [\"T\", \"KH\", 16], \"dtype\": \"f32\", \"grad\": true},"
+    "\"cu\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}},"
+    "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"k\", \"v\": \"v\","
+    " \"cu_seqlens\": \"cu\"}, \"attrs\": {\"window_left\": 3}},"
+    "{\"name\": \"dead\", \"op\": \"silu\", \"in\": {\"x\": \"q\"}},"
+    "{\"name\": \"flat\", \"op\": \"reshape\", \"in\": {\"x\": \"a.o\"}, \"attrs\": {\"shape\": [0, -1]}}],"
+    "\"outputs\": {\"o\": \"flat.y\"}}";
+
+static rg_status check(const char *members, const rg_binding *set, size_t nset, rg_error *e) {
+  rg_spec *spec;
+  cr_assert_eq(rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", set, nset, &spec, e), RG_OK, "%s",
+               e->message);
+  rg_policy *p = must_load(members);
+  rg_status status = rg_check(spec, p, e);
+  rg_policy_destroy(p);
+  rg_spec_destroy(spec);
+  return status;
+}
+
+Test(policy, against_a_spec) {
+  rg_binding set[] = {{"T", 8, NULL}, {"B", 2, NULL}};
+  for (size_t bound = 0; bound <= 2; bound += 2) {
+    rg_error e = {0};
+    cr_assert_eq(check("\"recompute\": [\"a\"]", set, bound, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(check("\"recompute\": [\"dead\"]", set, bound, &e), RG_OK, "%s",
+                 e.message); /* named, though unused */
+    cr_assert_eq(check("\"recompute\": [\"o.copy\"]", set, bound, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(check("\"preset\": \"all\", \"split_heads\": 2", set, bound, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(check("\"recompute\": [\"aa\"]", set, bound, &e), RG_E_POLICY);
+    cr_assert_str_eq(e.file, "policy");
+    cr_assert_str_eq(e.pointer, "/recompute/0");
+    e = (rg_error){0};
+    cr_assert_eq(check("\"recompute\": [\"flat\"]", set, bound, &e), RG_E_POLICY);
+    e = (rg_error){0};
+    cr_assert_eq(check("\"split_heads\": 3", set, bound, &e), RG_E_POLICY);
+    cr_assert_str_eq(e.file, "policy");
+    cr_assert_str_eq(e.pointer, "/split_heads");
+    e = (rg_error){0};
+    cr_assert_eq(check("\"split_heads\": 8", set, bound, &e), RG_E_POLICY);
+  }
+}
+
+Test(policy, misuse) {
+  rg_policy *p = (rg_policy *)ctx;
+  rg_error e = {0};
+  cr_assert_eq(rg_policy_load_file(ctx, "/nonexistent", &p, &e), RG_E_IO);
+  cr_assert_str_eq(e.file, "/nonexistent");
+  cr_assert_null(p);
+  cr_assert_eq(rg_policy_load_file(ctx, NULL, &p, NULL), RG_E_USAGE);
+  cr_assert_eq(rg_policy_load_file(NULL, "x", &p, NULL), RG_E_USAGE);
+  cr_assert_eq(rg_policy_load_text(ctx, "{}", 2, NULL, NULL, NULL), RG_E_USAGE);
+  cr_assert_eq(rg_policy_load_text(ctx, "{}", 2, NULL, &p, NULL), RG_E_KEY);
+  rg_policy_destroy(NULL);
+  static const char *const name[] = {"all", "none", "budget", "partial"};
+  for (int i = 0; i < 4; i++) {
+    char path[512];
+    snprintf(path, sizeof path, RG_SOURCE_DIR "/examples/policies/%s.json", name[i]);
+    e = (rg_error){0};
+    cr_assert_eq(rg_policy_load_file(ctx, path, &p, &e), RG_OK, "%s", e.message);
+    rg_policy_destroy(p);
+  }
+}
+
+/* ---- profiles ---- */
+
+Test(profile, shipped) {
+  rgi_profile *p;
+  rg_error e = {0};
+  cr_assert_eq(rgi_profile_load(ctx, NULL, "cpu", &p, &e), RG_OK, "%s", e.message);
+  cr_assert_not(p->cuda);
+  cr_assert(p->matrix_gflops[RG_F32] > 0 && p->special_gops > 0 && p->bandwidth_gbs > 0 && p->memory > 0);
+  rgi_profile_destroy(p);
+  cr_assert_eq(rgi_profile_load(ctx, NULL, "cuda", &p, &e), RG_OK, "%s", e.message);
+  cr_assert(p->cuda);
+  cr_assert_eq(p->memory, INT64_C(141000000000));
+  cr_assert(p->matrix_gflops[RG_BF16] > 10 * p->matrix_gflops[RG_F32]);
+  rgi_profile_destroy(p);
+  cr_assert_eq(rgi_profile_load(ctx, NULL, "tpu", &p, &e), RG_E_USAGE);
+  cr_assert_null(p);
+}
+
+static rg_status load_profile(const char *text, const char *device, rgi_profile **out, rg_error *e) {
+  char path[] = "/tmp/rg_profile_XXXXXX";
+  int file = mkstemp(path);
+  cr_assert_geq(file, 0);
+  cr_assert_eq(write(file, text, strlen(text)), (ssize_t)strlen(text));
+  close(file);
+  rg_status status = rgi_profile_load(ctx, path, device, out, e);
+  if (status != RG_OK && e) cr_assert_str_eq(e->file, path);
+  unlink(path);
+  return status;
+}
+
+#define PROFILE(more)                                                                                        \
+  "{\"regraph_profile\": 1, \"device\": \"cpu\", \"matrix_gflops\": {\"f32\": 100, \"f16\": 200, \"bf16\": " \
+  "400},"                                                                                                    \
+  " \"special_gops\": 2, \"bandwidth_gbs\": 10, \"memory\": \"1GiB\"" more "}"
+
+Test(profile, cost_model) {
+  rgi_profile *p;
+  rg_error e = {0};
+  rg_op op = {.name = "x"}, other = {.name = "y"};
+  cr_assert_eq(
+      load_profile(PROFILE(", \"step_us\": 5, \"efficiency\": 0.5, \"ops\": {\"x\": 0.25}"), "cpu", &p, &e),
+      RG_OK, "%s: %s", e.pointer, e.message);
+  cr_assert_eq(p->memory, 1 << 30);
+  /* 1 ms of products at full speed, less of the rest */
+  rg_cost cost = {.flops = 1e8, .exps = 1e5, .bytes = 1e5};
+  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_F32, &cost), 1 / 0.5 + 0.005, 1e-9);
+  cr_assert_float_eq(rgi_profile_ms(p, &op, RG_F32, &cost), 1 / 0.25 + 0.005, 1e-9);
+  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_BF16, &cost), 0.25 / 0.5 + 0.005, 1e-9);
+  cost = (rg_cost){.exps = 6e6, .bytes = 1e7}; /* 3 ms of exponentials, 1 ms of bytes */
+  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_F32, &cost), 3 / 0.5 + 0.005, 1e-9);
+  cost = (rg_cost){.bytes = 4e7};
+  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_I32, &cost), 4 / 0.5 + 0.005, 1e-9);
+  rgi_profile_destroy(p);
+}
+
+Test(profile, malformed) {
+  static const struct {
+    const char *text;
+    rg_status status;
+    const char *pointer;
+  } bad[] = {{"{", RG_E_SYNTAX, ""},
+             {"{\"regraph_profile\": 1}", RG_E_KEY, ""},
+             {PROFILE(", \"speed\": 1"), RG_E_KEY, "/speed"},
+             {PROFILE(", \"efficiency\": 1.5"), RG_E_VALUE, "/efficiency"},
+             {PROFILE(", \"efficiency\": 0"), RG_E_VALUE, "/efficiency"},
+             {PROFILE(", \"efficiency\": \"high\""), RG_E_TYPE, "/efficiency"},
+             {PROFILE(", \"step_us\": -1"), RG_E_VALUE, "/step_us"},
+             {PROFILE(", \"threads\": -1"), RG_E_VALUE, "/threads"},
+             {PROFILE(", \"ops\": {\"x\": 2}"), RG_E_VALUE, "/ops/x"},
+             {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"}};
+  rgi_profile *p;
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    rg_error e = {0};
+    cr_assert_eq(load_profile(bad[i].text, "cpu", &p, &e), bad[i].status, "%s", bad[i].text);
+    cr_assert_null(p);
+    cr_assert_str_eq(e.pointer, bad[i].pointer);
+  }
+  rg_error e = {0};
+  cr_assert_eq(load_profile(PROFILE(""), "cuda", &p, &e), RG_E_VALUE); /* for another device */
+  cr_assert_null(p);
+  e = (rg_error){0};
+  cr_assert_eq(rgi_profile_load(ctx, "/nonexistent", "cpu", &p, &e), RG_E_IO);
+}

@@ -1,0 +1,275 @@
+/* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs. */
+#include "recompute/search.h"
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static rg_error err;
+
+static void must(rg_status status, const char *what) {
+  char line[1200];
+  rg_error_format(&err, line, sizeof line);
+  cr_assert_eq(status, RG_OK, "%s: %s", what, line);
+}
+
+typedef struct bench {
+  rg_context *ctx;
+  rg_spec *spec;
+  rgi_graph *forward, *g;
+  rgi_profile *profile;
+  rgi_memory_options mem;
+} bench;
+
+static bench open_graph(rg_context *ctx, rg_spec *spec, int heads, bool has_b) {
+  bench b = {.ctx = ctx, .spec = spec, .mem = {.seconds = 1, .threads = 2}};
+  rg_binding set[] = {{"T", 256, NULL}, {"B", 1, NULL}};
+  rgi_graph *whole;
+  memset(&err, 0, sizeof err);
+  must(rgi_spec_elaborate(spec, set, has_b ? 2 : 1, true, &whole, &err), "elaborate");
+  must(rgi_split_heads(whole, heads, &b.forward, &err), "split");
+  must(rgi_autodiff(b.forward, &b.g, &err), "autodiff");
+  must(rgi_profile_load(ctx, NULL, "cpu", &b.profile, &err), "profile");
+  rgi_graph_destroy(whole);
+  return b;
+}
+
+static void close_graph(bench *b) {
+  rgi_profile_destroy(b->profile);
+  rgi_graph_destroy(b->g);
+  rgi_graph_destroy(b->forward);
+}
+
+typedef struct outcome {
+  int64_t saved, peak;
+  double ms;
+} outcome;
+
+static outcome measure(const bench *b, const bool *chosen) {
+  outcome o;
+  rgi_graph *g;
+  int64_t forward, backward;
+  must(rgi_rewrite(b->g, chosen, b->profile, &g, &o.ms, &err), "rewrite");
+  must(rgi_verify(g, "rewrite", &err), "verify");
+  must(rgi_memory_peak(g, &b->mem, false, &o.saved, &forward, &backward, &err), "peak");
+  o.peak = o.saved + (forward > backward ? forward : backward);
+  rgi_graph_destroy(g);
+  return o;
+}
+
+/* Every subset of the recomputable spec nodes. */
+static outcome *measure_all(const bench *b, int *count) {
+  int free_origin[24], k = 0;
+  for (int o = 0; o < b->g->norigin; o++)
+    if (rgi_recomputable(&b->g->origin[o])) free_origin[k++] = o;
+  cr_assert_leq(k, 16, "too many nodes for brute force");
+  outcome *all = malloc(sizeof *all << k);
+  for (int mask = 0; mask < 1 << k; mask++) {
+    bool chosen[64] = {0};
+    for (int i = 0; i < k; i++) chosen[free_origin[i]] = mask >> i & 1;
+    all[mask] = measure(b, chosen);
+  }
+  *count = 1 << k;
+  return all;
+}
+
+static void compare(const bench *b) {
+  int n;
+  outcome *all = measure_all(b, &n);
+  int64_t low = INT64_MAX, high = 0;
+  for (int i = 0; i < n; i++) {
+    if (all[i].peak < low) low = all[i].peak;
+    if (all[i].peak > high) high = all[i].peak;
+  }
+  for (int step = -1; step <= 6; step++) {
+    for (int of_saved = 0; of_saved < 2; of_saved++) {
+      int64_t budget = step < 0 ? low - 1 : low + (high - low) * step / 6;
+      double best = INFINITY;
+      for (int i = 0; i < n; i++)
+        if ((of_saved ? all[i].saved : all[i].peak) <= budget && all[i].ms < best) best = all[i].ms;
+      rg_policy policy = {.ctx = b->ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
+      rgi_graph *g;
+      rgi_choice *choice;
+      rg_error e = {0};
+      rg_status status = rgi_recompute(b->g, &policy, b->profile, &b->mem, (rgi_progress){0}, &g, &choice, &e);
+      if (isinf(best)) {
+        cr_assert_eq(status, RG_E_INFEASIBLE, "%s: budget %lld", b->g->name, (long long)budget);
+        cr_assert_null(g);
+        cr_assert_null(choice);
+        continue;
+      }
+      cr_assert_eq(status, RG_OK, "%s: %s", b->g->name, e.message);
+      cr_assert(choice->optimal);
+      cr_assert_float_eq(choice->extra_ms, best, 1e-9 * (1 + best), "%s, budget %lld of %s: chose %g ms, best is %g ms",
+                         b->g->name, (long long)budget, of_saved ? "saved" : "peak", choice->extra_ms, best);
+      int64_t saved, f, w;
+      must(rgi_memory_peak(g, &b->mem, false, &saved, &f, &w, &err), "peak");
+      cr_assert_leq(of_saved ? saved : saved + (f > w ? f : w), budget);
+      rgi_graph_destroy(g);
+      rgi_choice_destroy(choice);
+    }
+  }
+  /* the front: every point is some subset's, none is beaten, and its ends are the cheapest and the smallest */
+  rgi_buf text;
+  rgi_buf_init(&text, b->ctx);
+  must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");
+  int points = 0;
+  int64_t last_peak = INT64_MAX;
+  for (const char *p = text.data; (p = strstr(p, "\"peak_bytes\": ")); points++) {
+    long long peak;
+    double ms;
+    cr_assert_eq(sscanf(p, "\"peak_bytes\": %lld, \"saved_bytes\": %*d, \"extra_ms\": %lf", &peak, &ms), 2);
+    cr_assert_lt(peak, last_peak);
+    last_peak = peak;
+    bool exists = false;
+    for (int i = 0; i < n; i++) {
+      exists = exists || (all[i].peak == peak && fabs(all[i].ms - ms) <= 1e-6 * (1 + ms));
+      cr_assert_not(all[i].peak <= peak && all[i].ms < ms - 1e-6 * (1 + ms), "%s: a front point is beaten", b->g->name);
+    }
+    cr_assert(exists, "%s: a front point that no subset has", b->g->name);
+    p++;
+  }
+  cr_assert_gt(points, 0);
+  cr_assert_eq(last_peak, low, "%s: the front ends above the smallest peak", b->g->name);
+  rgi_buf_free(&text);
+  free(all);
+}
+
+static void compare_file(const char *file, const rg_binding *set, size_t nset, int most_heads) {
+  char path[512];
+  rg_context *ctx;
+  rg_spec *spec;
+  memset(&err, 0, sizeof err);
+  snprintf(path, sizeof path, RG_SOURCE_DIR "/examples/%s", file);
+  must(rg_context_create(NULL, &ctx, &err), "context");
+  must(rg_spec_load_file(ctx, path, set, nset, &spec, &err), "load");
+  for (int heads = 0; heads <= most_heads; heads++) {
+    bench b = open_graph(ctx, spec, heads, true);
+    compare(&b);
+    close_graph(&b);
+  }
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
+static const rg_binding small[] = {{"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
+
+Test(recompute, nsa) { compare_file("nsa.json", small, 4, 1); }
+Test(recompute, nsa_linear) { compare_file("nsa_linear.json", small, 4, 1); }
+Test(recompute, dense_causal) { compare_file("dense_causal.json", small, 4, 1); }
+Test(recompute, sliding_window) { compare_file("sliding_window.json", small, 4, 1); }
+Test(recompute, nsa_layer) { compare_file("nsa_layer.json", small, 4, 0); }
+Test(recompute, moba) {
+  static const rg_binding set[] = {{"H", 4, NULL}, {"D", 16, NULL}};
+  compare_file("moba.json", set, 2, 1);
+}
+Test(recompute, two_branch) { compare_file("two_branch.json", small, 4, 1); }
+
+/* ---- random graphs ---- */
+
+static uint64_t state;
+static int draw(int n) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (int)((state >> 33) % (uint64_t)n);
+}
+
+static rg_spec *random_spec(rg_context *ctx, int nodes) {
+  static const char *const width[] = {"16", "48"};
+  rgi_buf s;
+  rgi_buf_init(&s, ctx);
+  rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"random\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":\"f32\",\"grad\":true}");
+  for (int i = 0; i < nodes; i++)
+    for (int from = 0; from < 2; from++)
+      for (int to = 0; to < 2; to++)
+        if (i == 0) rgi_buf_printf(&s, ",\"w%d%d\":{\"shape\":[%s,%s],\"dtype\":\"f32\",\"grad\":true}", from, to, width[to], width[from]);
+  rgi_buf_printf(&s, "},\"nodes\":[");
+  int kind[32] = {0}; /* width of tensor i */
+  for (int i = 1; i <= nodes; i++) {
+    int a = draw(i), b = draw(i);
+    for (int tries = 0; kind[b] != kind[a] && tries < 8; tries++) b = draw(i);
+    kind[i] = kind[a];
+    if (i > 1) rgi_buf_printf(&s, ",");
+    rgi_buf_printf(&s, "{\"name\":\"n%d\",\"out\":{\"y\":\"x%d\"},", i, i);
+    switch (draw(kind[a] == kind[b] ? 4 : 2)) {
+    case 0:
+      kind[i] = draw(2);
+      rgi_buf_printf(&s, "\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w%d%d\"}}", a, kind[a], kind[i]);
+      break;
+    case 1: rgi_buf_printf(&s, "\"op\":\"silu\",\"in\":{\"x\":\"x%d\"}}", a); break;
+    case 2: rgi_buf_printf(&s, "\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"}}", a, b); break;
+    default: rgi_buf_printf(&s, "\"op\":\"add\",\"in\":{\"a\":[\"x%d\",\"x%d\"]}}", a, b); break;
+    }
+  }
+  rgi_buf_printf(&s, "],\"outputs\":{\"y\":\"x%d\",\"z\":\"x%d\"}}", nodes, nodes - 1);
+  rg_spec *spec;
+  must(rg_spec_load_text(ctx, s.data, s.size, "random", NULL, 0, &spec, &err), "load");
+  rgi_buf_free(&s);
+  return spec;
+}
+
+Test(recompute, random_graphs) {
+  rg_context *ctx;
+  must(rg_context_create(NULL, &ctx, &err), "context");
+  for (int seed = 0; seed < 12; seed++) {
+    state = (uint64_t)seed + 77;
+    rg_spec *spec = random_spec(ctx, 4 + seed % 5);
+    bench b = open_graph(ctx, spec, 0, false);
+    compare(&b);
+    close_graph(&b);
+    rg_spec_destroy(spec);
+  }
+  rg_context_destroy(ctx);
+}
+
+/* ---- beyond the exact limit: feasible, with an honest gap ---- */
+
+Test(recompute, bounded_search) {
+  rg_context *ctx;
+  must(rg_context_create(NULL, &ctx, &err), "context");
+  state = 5;
+  rg_spec *spec = random_spec(ctx, 30);
+  bench b = open_graph(ctx, spec, 0, false);
+  bool none[64] = {0}, all[64];
+  memset(all, 1, sizeof all);
+  outcome most = measure(&b, none), least = measure(&b, all);
+  rg_policy policy = {.ctx = ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = (most.saved + least.saved) / 2, .budget_of_saved = true};
+  rgi_graph *g;
+  rgi_choice *choice;
+  must(rgi_recompute(b.g, &policy, b.profile, &b.mem, (rgi_progress){0}, &g, &choice, &err), "recompute");
+  cr_assert_leq(choice->saved_after, policy.budget);
+  cr_assert_leq(choice->bound_ms, choice->extra_ms * (1 + 1e-9));
+  cr_assert_float_eq(choice->gap, choice->optimal ? 0 : (choice->extra_ms - choice->bound_ms) / choice->extra_ms, 1e-9);
+  rgi_graph_destroy(g);
+  rgi_choice_destroy(choice);
+  close_graph(&b);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
+/* ---- subsets come in order, each once ---- */
+
+Test(recompute, subsets_in_order) {
+  rg_context *ctx;
+  must(rg_context_create(NULL, &ctx, &err), "context");
+  double cost[8] = {3, 1, 4, 1, 5, 9, 2, 6};
+  rgi_subsets *s = rgi_subsets_create(ctx, cost, 8);
+  uint64_t mask;
+  double sum, last = -1;
+  bool failed, seen[256] = {0};
+  int n = 0;
+  while (rgi_subsets_next(s, &mask, &sum, &failed)) {
+    double real = 0;
+    for (int i = 0; i < 8; i++) real += mask >> i & 1 ? cost[i] : 0;
+    cr_assert_float_eq(real, sum, 1e-12);
+    cr_assert_geq(sum, last);
+    cr_assert_not(seen[mask]);
+    seen[mask] = true;
+    last = sum;
+    n++;
+  }
+  cr_assert_not(failed);
+  cr_assert_eq(n, 256);
+  rgi_subsets_destroy(s);
+  rg_context_destroy(ctx);
+}
