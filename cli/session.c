@@ -1,6 +1,6 @@
 /* cli/session.c: from arguments to context, spec, policy, plan and session. */
 #include "cli.h"
-#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,7 +65,7 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
                          .nset = c->nsolved,
                          .device = a->device,
                          .profile_path = profile ? profile : a->profile,
-                         .threads = a->threads ? cli_threads(c) : 0,
+                         .threads = a->threads > INT_MAX ? INT_MAX : (int)a->threads,
                          .no_grad = a->no_grad,
                          .no_reuse = a->no_reuse,
                          .no_inplace = a->no_inplace,
