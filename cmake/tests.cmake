@@ -43,6 +43,8 @@ foreach(source ${test_sources})
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 endforeach()
 
+target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
+
 # ---- fuzz targets: with libFuzzer where asked, always as replay of the committed corpus ----
 file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/fuzz_*.c)
 foreach(source ${fuzz_sources})

@@ -126,7 +126,9 @@ static void survey(rgi_backward *b) {
       b->flows[t] = true;
       bool partial = node->op->rules && node->op->rules->partial;
       bool shared = cut_by_heads(node->op) && node->op->in[port_of(node->in_begin, i)].head_axis < 0;
-      count_slot(&b->sums[t], n, node->rank, partial, shared);
+      int gifts = partial ? 0 : 1; /* a split gives one part per output that a gradient reaches */
+      for (int o = 0; partial && o < rgi_nout(node); o++) gifts += node->out[o] >= 0 && b->flows[node->out[o]];
+      for (int k = 0; k < gifts; k++) count_slot(&b->sums[t], n, node->rank, partial, shared);
     }
   }
   for (int t = 0; t < b->nprimal; t++) {

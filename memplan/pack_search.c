@@ -192,21 +192,17 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     }
     const int32_t end = s->next[tail];
 
-    /* P2: pieces without support wait for the lowest top still to come. */
-    for (bool again = true; again;) {
-      int64_t lowest_top = INT64_MAX;
-      again = false;
-      for (int32_t v = head; v != end; v = s->next[v]) {
-        int64_t top = s->least[v] + s->size[v];
-        if (top < lowest_top) lowest_top = top;
-      }
-      for (int32_t v = head; v != end; v = s->next[v])
-        if (s->least[v] > s->real[v] && s->least[v] < lowest_top) raise_least(s, v, lowest_top), again = true;
-    }
+    /* P2: the next piece to come to rest has support already; the others wait for its top at least. */
+    int64_t lowest_top = INT64_MAX;
+    for (int32_t v = head; v != end; v = s->next[v])
+      if (s->least[v] == s->real[v] && s->least[v] + s->size[v] < lowest_top) lowest_top = s->least[v] + s->size[v];
+    verdict = RGI_NONE;
+    if (lowest_top == INT64_MAX) goto out;
+    for (int32_t v = head; v != end; v = s->next[v])
+      if (s->least[v] > s->real[v] && s->least[v] < lowest_top) raise_least(s, v, lowest_top);
 
     /* Floors, and where the part falls apart (P3). */
     int32_t lo = s->first[head], hi = lo - 1;
-    verdict = RGI_NONE;
     for (int32_t v = head; v != end; v = s->next[v]) {
       int64_t least = s->least[v], real = s->real[v];
       if (least > s->limit[v]) goto out;

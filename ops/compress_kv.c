@@ -6,8 +6,8 @@
  *     swiglu       y_j = silu(a) · b,     (a, b) = W x_j    W [2D, kernel·D]
  *     sigmoid_mul  y_j = sigmoid(a) · b
  *
- * All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at a token and its
- * columns run over tokens and features, so the product gathers them while packing.
+ * All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at a token
+ * and its columns run over tokens and features, so the product gathers them while packing.
  */
 #include "cpu_compress.h"
 
@@ -50,14 +50,15 @@ static rg_status check_weight(const rg_call *c, rg_error *e, const char *side, i
     return rg_op_fail(e, RG_E_OVERFLOW, c, "kernel %lld times %lld features overflows", (long long)kernel,
                       (long long)d);
   if ((w->dim[0] != rows && w->dim[0] != RG_DIM_FREE) || (w->dim[1] != columns && w->dim[1] != RG_DIM_FREE))
-    return rg_op_fail(e, RG_E_SHAPE, c, "%s_weight is [%lld, %lld], expected [%lld, %lld] for %s over %lld features",
-                      side, (long long)w->dim[0], (long long)w->dim[1], (long long)rows, (long long)columns,
+    return rg_op_fail(e, RG_E_SHAPE, c,
+                      "%s_weight is [%lld, %lld], expected [%lld, %lld] for %s over %lld features", side,
+                      (long long)w->dim[0], (long long)w->dim[1], (long long)rows, (long long)columns,
                       methods[method], (long long)d);
   return RG_OK;
 }
 
-rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, const rg_arg *v, const rg_arg *k_weight,
-                             const rg_arg *v_weight) {
+rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, const rg_arg *v,
+                             const rg_arg *k_weight, const rg_arg *v_weight) {
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i, stride = c->attr[RGI_CMP_STRIDE].i;
   if (kernel % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
@@ -68,7 +69,8 @@ rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, con
 
 double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i;
-  double blocks = (double)rgi_compress_count(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
+  double blocks =
+      (double)rgi_compress_count(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
   double d = (double)x->dim[2], sums = blocks * d * (double)kernel;
   if (method == RGI_MEAN) return sums;
   return 2 * sums * d * (rgi_compress_gated(method) ? 2 : 1);
@@ -96,7 +98,7 @@ typedef struct side {
   int64_t kernel, stride;
   const int32_t *token, *row; /* the blocks */
   int64_t nblock;
-  char *scratch;  /* per thread: room for the product, then its result [tile, rows of W] */
+  char *scratch; /* per thread: room for the product, then its result [tile, rows of W] */
   int64_t tile, tiles;
 } side;
 
@@ -110,8 +112,10 @@ static void mean_block(const side *s, int64_t token, int64_t head, int64_t d, in
     rgi_load_by(s->c->isa, opens ? part : term, x->dtype, at, width);
     if (!opens) rgi_store_add(part, term, width);
     if (!closes) continue;
-    if (p < s->stride) memcpy(sum, part, (size_t)width * 4);
-    else rgi_store_add(sum, part, width);
+    if (p < s->stride)
+      memcpy(sum, part, (size_t)width * 4);
+    else
+      rgi_store_add(sum, part, width);
   }
   float scale = 1.0f / (float)s->kernel;
   for (int64_t i = 0; i < width; i++) sum[i] *= scale;
@@ -126,8 +130,10 @@ static void rows_task(void *arg, int64_t task, int thread) {
   int64_t low = 0, high = s->nblock; /* the first block in row `first` or later */
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
-    if (s->row[middle] < first) low = middle + 1;
-    else high = middle;
+    if (s->row[middle] < first)
+      low = middle + 1;
+    else
+      high = middle;
   }
   for (int64_t r = first; r < end; r++) {
     bool live = low < s->nblock && s->row[low] == r;
@@ -214,7 +220,8 @@ static size_t workspace(const rg_call *c) {
 }
 
 static rg_status check(const rg_call *c, rg_error *e) {
-  return rgi_compress_check(c, e, rg_in(c, IN_K), rg_in(c, IN_V), rg_in(c, IN_K_WEIGHT), rg_in(c, IN_V_WEIGHT));
+  return rgi_compress_check(c, e, rg_in(c, IN_K), rg_in(c, IN_V), rg_in(c, IN_K_WEIGHT),
+                            rg_in(c, IN_V_WEIGHT));
 }
 
 static void cost(const rg_call *c, rg_cost *out) {
@@ -230,12 +237,14 @@ static const rg_port in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "keys"},
     {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "values"},
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
-     "shared by all heads: [D, kernel*D] for linear, [2*D, kernel*D] for swiglu and sigmoid_mul, absent for mean"},
+     "shared by all heads: [D, kernel*D] for linear, [2*D, kernel*D] for swiglu and sigmoid_mul, absent for "
+     "mean"},
     {"v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "the same for the values"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
 };
 static const rg_port out[] = {
-    {"k", "T/stride,KH,D", 0, RG_D_FLOAT, 'F', 1, "compressed keys; rows of sequence b start at cu_seqlens[b]/stride"},
+    {"k", "T/stride,KH,D", 0, RG_D_FLOAT, 'F', 1,
+     "compressed keys; rows of sequence b start at cu_seqlens[b]/stride"},
     {"v", "T/stride,KH,E", 0, RG_D_FLOAT, 'F', 1, "compressed values, in the same rows"},
 };
 

@@ -1,13 +1,14 @@
 /* ops/compress_kv_bwd.c: gradients of compress_kv.
  *
- * Blocks overlap, so a token gathers from all blocks that hold it. Cut a sequence into groups of `stride` tokens, and let
- * R = kernel / stride. Block j covers groups j … j+R-1, so with g_j the gradient of W x_j (before the gate),
+ * Blocks overlap, so a token gathers from all blocks that hold it. Cut a sequence into groups of `stride`
+ * tokens, and let R = kernel / stride. Block j covers groups j … j+R-1, so with g_j the gradient of W x_j
+ * (before the gate),
  *
  *     d group m  =  Σ_s  W_sᵀ g_{m-s},   s = 0 … R-1,   W_s = the columns [s·stride·D, (s+1)·stride·D) of W
  *
- * which is R plain products, no scatter. The g of one head are stored with R-1 zero rows before each sequence's and
- * R-1 after the last, and group number i of the pack, counting only groups that a block covers, needs exactly rows
- * i + R-1-s:
+ * which is R plain products, no scatter. The g of one head are stored with R-1 zero rows before each
+ * sequence's and R-1 after the last, and group number i of the pack, counting only groups that a block
+ * covers, needs exactly rows i + R-1-s:
  *
  *     rows    0 0 g g g g g 0 0 g g 0 0        R = 3, sequences of 5 and 2 blocks
  *     groups      0 1 2 3 4 5 6 7 8 9 10       group i at row i + R-1, reaching back to row i
@@ -34,7 +35,8 @@ enum { OUT_K, OUT_V, OUT_K_WEIGHT, OUT_V_WEIGHT };
 
 #define MEAN_TOKENS 64 /* per task */
 
-/* workspace | token | row | padded | group | g | sum of dW, if it is not f32 | per thread: product's room, a tile | */
+/* workspace | token | row | padded | group | g | sum of dW, if it is not f32 | per thread: product's room, a
+ * tile | */
 typedef struct layout {
   size_t table;  /* bytes of one table of T/stride numbers */
   size_t g;      /* [T/stride + R-1, rows of W] f32 */
@@ -56,8 +58,8 @@ typedef struct side {
   int32_t *padded;                 /* where g of each block is stored */
   int32_t *group;                  /* first token of each covered group */
   int64_t nblock, ngroup;
-  float *g;     /* of one head */
-  float *sum;   /* where dW is summed, row stride ldsum */
+  float *g;   /* of one head */
+  float *sum; /* where dW is summed, row stride ldsum */
   int64_t ldsum;
   char *scratch;
   size_t per_thread;
@@ -71,7 +73,8 @@ static layout layout_of(const rg_call *c, int i) {
   int64_t stride = c->attr[RGI_CMP_STRIDE].i, blocks = x->dim[0] / stride;
   layout l = {.table = RGI_ROUND256(blocks * 4)};
   if (!w) return l;
-  int64_t overlap = c->attr[RGI_CMP_KERNEL].i / stride, widest = w->dim[0] > RGI_GEMM_NC ? w->dim[0] : RGI_GEMM_NC;
+  int64_t overlap = c->attr[RGI_CMP_KERNEL].i / stride,
+          widest = w->dim[0] > RGI_GEMM_NC ? w->dim[0] : RGI_GEMM_NC;
   l.g = RGI_ROUND256((size_t)(blocks + overlap - 1) * (size_t)w->dim[0] * 4);
   if (dw && dw->dtype != RG_F32) l.sum = RGI_ROUND256((size_t)w->dim[0] * (size_t)w->dim[1] * 4);
   l.thread = RGI_GEMM_WORK + RGI_ROUND256((size_t)RGI_GEMM_MC * (size_t)widest * 4);
@@ -80,7 +83,8 @@ static layout layout_of(const rg_call *c, int i) {
 
 /* ---- the mean ---- */
 
-/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the sequence whose rows start at `base`. */
+/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the sequence whose rows start at
+ * `base`. */
 static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, int64_t j0, int64_t j1) {
   const rg_arg *dx = s->dx, *dy = s->dy;
   float scale = 1.0f / (float)s->kernel, sum[RGI_PIECE], term[RGI_PIECE];
@@ -116,7 +120,8 @@ static void mean_task(void *arg, int64_t task, int thread) {
     if (stop > end) stop = end;
     int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
     int64_t j0 = m - s->overlap + 1 > 0 ? m - s->overlap + 1 : 0, j1 = m + 1 < count ? m + 1 : count;
-    bool covered = j0 < j1; /* by a block; without one the gradient is +0, which still has to be added to a sum of -0 */
+    bool covered =
+        j0 < j1; /* by a block; without one the gradient is +0, which still has to be added to a sum of -0 */
     if (covered ? s->method == RGI_MEAN : s->add_x) mean_group(s, row, stop, cu[b] / s->stride, j0, j1);
     row = stop;
   }
@@ -183,7 +188,8 @@ static void weight_task(void *arg, int64_t task, int thread) {
   int64_t i0 = task / t->across * t->m, j0 = task % t->across * t->n;
   int64_t m = s->w->dim[0] - i0 < t->m ? s->w->dim[0] - i0 : t->m;
   int64_t n = s->w->dim[1] - j0 < t->n ? s->w->dim[1] - j0 : t->n;
-  rgi_mat g = {.data = s->g, .type = RG_F32, .stride = s->w->dim[0], .row = s->padded, .col0 = i0, .k_rows = true};
+  rgi_mat g = {
+      .data = s->g, .type = RG_F32, .stride = s->w->dim[0], .row = s->padded, .col0 = i0, .k_rows = true};
   rgi_mat blocks = rgi_compress_flatten(s->x, s->head, s->token);
   blocks.col0 = j0;
   blocks.k_rows = true;
@@ -200,7 +206,8 @@ static void place(side *s) {
     int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
     if (count == 0) continue;
     for (int64_t j = 0; j < count; j++) s->padded[q++] = (int32_t)(s->ngroup + s->overlap - 1 + j);
-    for (int64_t m = 0; m < count + s->overlap - 1; m++) s->group[s->ngroup++] = (int32_t)(cu[b] + m * s->stride);
+    for (int64_t m = 0; m < count + s->overlap - 1; m++)
+      s->group[s->ngroup++] = (int32_t)(cu[b] + m * s->stride);
   }
   memset(s->g, 0, (size_t)(s->ngroup + s->overlap - 1) * (size_t)s->w->dim[0] * 4);
 }
@@ -307,7 +314,8 @@ static size_t workspace(const rg_call *c) {
 }
 
 static rg_status check(const rg_call *c, rg_error *e) {
-  return rgi_compress_check(c, e, rg_in(c, IN_K), rg_in(c, IN_V), rg_in(c, IN_K_WEIGHT), rg_in(c, IN_V_WEIGHT));
+  return rgi_compress_check(c, e, rg_in(c, IN_K), rg_in(c, IN_V), rg_in(c, IN_K_WEIGHT),
+                            rg_in(c, IN_V_WEIGHT));
 }
 
 static void cost(const rg_call *c, rg_cost *out) {

@@ -2,15 +2,16 @@
  *
  *     for chunks of n (NC), of k (KC):  pack B   panels of nr rows, k-major   [k][nr]   in L2
  *       for chunks of m (MC):           pack A   panels of mr rows, k-major   [k][mr]   in L2
- *         for panels of B, of A:        micro    an mr × nr block of C lives in registers over the whole chunk
+ *         for panels of B, of A:        micro    an mr × nr block of C lives in registers over the whole
+ * chunk
  *
- * Ragged panels are padded with zeros and go through the same micro kernel into a buffer, so that an element's bits do
- * not depend on its place in a tile.
+ * Ragged panels are padded with zeros and go through the same micro kernel into a buffer, so that an
+ * element's bits do not depend on its place in a tile.
  */
 #include "cpu_gemm.h"
 #include "cpu_rows.h"
 
-#define KC RGI_GEMM_KC
+#define KC            RGI_GEMM_KC
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* ---- packing ---- */
@@ -89,18 +90,23 @@ static void pack_along(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t 
                        float *dst) {
   bool direct = in_place(x, x->col0 + i, n);
   for (int64_t t = 0; t < kc; t++, dst += width) {
-    if (direct) memcpy(dst, address(x, x->row0 + k + t, x->col0 + i), (size_t)n * 4);
-    else load_row(isa, x, x->row0 + k + t, x->col0 + i, n, dst);
+    if (direct)
+      memcpy(dst, address(x, x->row0 + k + t, x->col0 + i), (size_t)n * 4);
+    else
+      load_row(isa, x, x->row0 + k + t, x->col0 + i, n, dst);
     if (n < width) memset(dst + n, 0, (size_t)(width - n) * 4);
   }
 }
 
 /* Rows (or columns) [i, i + n) over terms [k, k + kc), as panels of `width`. */
-static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc, int64_t width, float *dst) {
+static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc, int64_t width,
+                 float *dst) {
   for (int64_t p = 0; p < n; p += width, dst += width * kc) {
     int64_t rows = n - p < width ? n - p : width;
-    if (x->k_rows) pack_along(isa, x, i + p, rows, k, kc, width, dst);
-    else pack_across(isa, x, i + p, rows, k, kc, width, dst);
+    if (x->k_rows)
+      pack_along(isa, x, i + p, rows, k, kc, width, dst);
+    else
+      pack_across(isa, x, i + p, rows, k, kc, width, dst);
   }
 }
 
@@ -108,12 +114,13 @@ static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int
 
 typedef void (*micro_fn)(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add);
 
-/* VECS vectors of LANES floats wide, MR rows high. The loops over rows and vectors unroll, so that `sum` is registers. */
+/* VECS vectors of LANES floats wide, MR rows high. The loops over rows and vectors unroll, so that `sum` is
+ * registers. */
 #define MICRO(NAME, TARGET, VEC, LANES, MR, VECS, LOAD, STORE, SET1, FMA, ADD)                               \
   TARGET static void NAME(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add) {     \
     VEC sum[MR][VECS];                                                                                       \
     _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                    \
-      _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] = SET1(0.0f);                        \
+        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] = SET1(0.0f);                      \
     for (int64_t t = 0; t < kc; t++, a += MR, b += VECS * LANES) {                                           \
       VEC right[VECS];                                                                                       \
       _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) right[j] = LOAD(b + j * LANES);                \
@@ -123,10 +130,10 @@ typedef void (*micro_fn)(int64_t kc, const float *a, const float *b, float *c, i
       }                                                                                                      \
     }                                                                                                        \
     _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                    \
-      _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) {                                              \
-        float *at = c + i * ldc + j * LANES;                                                                 \
-        STORE(at, add ? ADD(LOAD(at), sum[i][j]) : sum[i][j]);                                               \
-      }                                                                                                      \
+        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) {                                            \
+      float *at = c + i * ldc + j * LANES;                                                                   \
+      STORE(at, add ? ADD(LOAD(at), sum[i][j]) : sum[i][j]);                                                 \
+    }                                                                                                        \
   }
 
 static ALWAYS_INLINE f4 load4(const float *p) {
@@ -134,8 +141,12 @@ static ALWAYS_INLINE f4 load4(const float *p) {
   memcpy(&v, p, 16);
   return v;
 }
-static ALWAYS_INLINE void store4(float *p, f4 v) { memcpy(p, &v, 16); }
-static ALWAYS_INLINE f4 set4(float x) { return (f4){x, x, x, x}; }
+static ALWAYS_INLINE void store4(float *p, f4 v) {
+  memcpy(p, &v, 16);
+}
+static ALWAYS_INLINE f4 set4(float x) {
+  return (f4){x, x, x, x};
+}
 #define FMA4(a, b, c) ((a) * (b) + (c))
 #define ADD4(a, b)    ((a) + (b))
 MICRO(micro_base, , f4, 4, 4, 2, load4, store4, set4, FMA4, ADD4)
@@ -165,8 +176,8 @@ static micro_kernel choose(int isa) {
 
 /* ---- the product ---- */
 
-static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const float *a, const float *b, float *c,
-                  int64_t ldc, bool add) {
+static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const float *a, const float *b,
+                  float *c, int64_t ldc, bool add) {
   float buffer[12 * RGI_GEMM_NR];
   for (int64_t j = 0; j < n; j += u->nr)
     for (int64_t i = 0; i < m; i += u->mr) {
@@ -186,8 +197,8 @@ static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const
     }
 }
 
-void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a, const rgi_mat *b, float *c,
-              int64_t ldc, bool add) {
+void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a, const rgi_mat *b,
+              float *c, int64_t ldc, bool add) {
   micro_kernel u = choose(isa);
   float *pb = work, *pa = pb + (int64_t)KC * (RGI_GEMM_NC + RGI_GEMM_NR);
   for (int64_t i = 0; k == 0 && i < m; i++) /* an empty sum is +0, and adding that to -0 gives +0 */
@@ -214,7 +225,9 @@ rgi_tiling rgi_gemm_tiling(int64_t m, int64_t n, int threads) {
     if (t.count >= 2 * (int64_t)threads) return t;
     bool wide = t.n > 128 && n > t.n / 2, high = t.m > 48 && m > t.m / 2;
     if (!wide && !high) return t;
-    if (wide && (!high || t.n > t.m)) t.n /= 2;
-    else t.m /= 2;
+    if (wide && (!high || t.n > t.m))
+      t.n /= 2;
+    else
+      t.m /= 2;
   }
 }

@@ -1,4 +1,5 @@
-/* ops/cpu_rows.c: walks over strided tensors, SIMD conversions, and the structural ops' CPU functions; see cpu_rows.h. */
+/* ops/cpu_rows.c: walks over strided tensors, SIMD conversions, and the structural ops' CPU functions; see
+ * cpu_rows.h. */
 #include "cpu_rows.h"
 
 /* ---- walks ---- */
@@ -64,8 +65,10 @@ static void walk_task(void *arg, int64_t task, int thread) {
 void rgi_walk_run(const rg_call *c, const rgi_walk *w, rgi_run_fn fn, void *user) {
   walk_job j = {.w = w, .fn = fn, .user = user, .per = 1, .middle = 1};
   for (int i = 1; i < w->rank; i++) {
-    if (i < w->inner) j.middle *= w->dim[i];
-    else j.per *= w->dim[i];
+    if (i < w->inner)
+      j.middle *= w->dim[i];
+    else
+      j.per *= w->dim[i];
   }
   if (w->inner == 1 && w->rank == 1) j.per = 1;
   int64_t row = j.per * j.middle;
@@ -78,8 +81,10 @@ int64_t rgi_sequence_of(const int32_t *cu, int64_t nseq, int64_t row) {
   int64_t low = 0, high = nseq; /* cu[low] <= row < cu[high] */
   while (high - low > 1) {
     int64_t middle = low + (high - low) / 2;
-    if (cu[middle] <= row) low = middle;
-    else high = middle;
+    if (cu[middle] <= row)
+      low = middle;
+    else
+      high = middle;
   }
   return low;
 }
@@ -101,7 +106,8 @@ double rgi_call_bytes(const rg_call *c) {
 
 AVX2 static int64_t load_f16(float *dst, const uint16_t *src, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(src + i))));
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(src + i))));
   return i;
 }
 AVX2 static int64_t load_bf16(float *dst, const uint16_t *src, int64_t n) {
@@ -133,10 +139,18 @@ AVX2 static int64_t store_bf16(uint16_t *dst, const float *src, int64_t n) {
   return i;
 }
 #else
-static int64_t load_f16(float *dst, const uint16_t *src, int64_t n) { return (void)dst, (void)src, (void)n, 0; }
-static int64_t load_bf16(float *dst, const uint16_t *src, int64_t n) { return (void)dst, (void)src, (void)n, 0; }
-static int64_t store_f16(uint16_t *dst, const float *src, int64_t n) { return (void)dst, (void)src, (void)n, 0; }
-static int64_t store_bf16(uint16_t *dst, const float *src, int64_t n) { return (void)dst, (void)src, (void)n, 0; }
+static int64_t load_f16(float *dst, const uint16_t *src, int64_t n) {
+  return (void)dst, (void)src, (void)n, 0;
+}
+static int64_t load_bf16(float *dst, const uint16_t *src, int64_t n) {
+  return (void)dst, (void)src, (void)n, 0;
+}
+static int64_t store_f16(uint16_t *dst, const float *src, int64_t n) {
+  return (void)dst, (void)src, (void)n, 0;
+}
+static int64_t store_bf16(uint16_t *dst, const float *src, int64_t n) {
+  return (void)dst, (void)src, (void)n, 0;
+}
 #endif
 
 void rgi_load_by(int isa, float *dst, rg_dtype type, const void *src, int64_t n) {
@@ -242,7 +256,6 @@ rg_status rgi_run_add(const rg_call *c) {
   rgi_walk_run(c, &w, add_run, &j);
   return RG_OK;
 }
-
 
 /* The part of y that covers [start, start + extent) of an axis. */
 static rg_arg slice_of(const rg_arg *y, int axis, int64_t start, int64_t extent) {

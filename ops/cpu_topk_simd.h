@@ -128,16 +128,13 @@ static TK_TARGET void load_q(const rgi_topk_tile *t, int64_t h, float *out) {
     for (; i + 4 <= d; i += 4) { /* a 4 × 4 transpose */
       v4 a = *(const v4 *)(row[0] + i), b = *(const v4 *)(row[1] + i);
       v4 c = *(const v4 *)(row[2] + i), e = *(const v4 *)(row[3] + i);
-      typedef int32_t order __attribute__((vector_size(16)));
-      v4 ab0 = __builtin_shuffle(a, b, (order){0, 4, 1, 5}),
-         ab1 = __builtin_shuffle(a, b, (order){2, 6, 3, 7});
-      v4 ce0 = __builtin_shuffle(c, e, (order){0, 4, 1, 5}),
-         ce1 = __builtin_shuffle(c, e, (order){2, 6, 3, 7});
+      v4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      v4 ce0 = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce1 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
       float *o = out + i * RGI_TOPK_LANES + lane;
-      *(v4 *)o = __builtin_shuffle(ab0, ce0, (order){0, 1, 4, 5});
-      *(v4 *)(o + RGI_TOPK_LANES) = __builtin_shuffle(ab0, ce0, (order){2, 3, 6, 7});
-      *(v4 *)(o + 2 * RGI_TOPK_LANES) = __builtin_shuffle(ab1, ce1, (order){0, 1, 4, 5});
-      *(v4 *)(o + 3 * RGI_TOPK_LANES) = __builtin_shuffle(ab1, ce1, (order){2, 3, 6, 7});
+      *(v4 *)o = __builtin_shufflevector(ab0, ce0, 0, 1, 4, 5);
+      *(v4 *)(o + RGI_TOPK_LANES) = __builtin_shufflevector(ab0, ce0, 2, 3, 6, 7);
+      *(v4 *)(o + 2 * RGI_TOPK_LANES) = __builtin_shufflevector(ab1, ce1, 0, 1, 4, 5);
+      *(v4 *)(o + 3 * RGI_TOPK_LANES) = __builtin_shufflevector(ab1, ce1, 2, 3, 6, 7);
     }
     for (; i < d; i++)
       for (int r = 0; r < 4; r++) out[i * RGI_TOPK_LANES + lane + r] = row[r][i];
@@ -157,17 +154,17 @@ static TK_TARGET void load_k(const rgi_topk_tile *t, int64_t key, int64_t n) {
 /* n (a constant) keys against two vectors of lanes. */
 TK_INLINE void dots_of(const float *q, const float *k, int64_t d, const int n, float *out) {
   vf a[TK_KEYS], b[TK_KEYS];
-#pragma GCC unroll 12
+  TK_UNROLL
   for (int j = 0; j < n; j++) a[j] = b[j] = (vf){0};
   for (int64_t i = 0; i < d; i++) {
     vf q0 = *(const vf *)(q + i * RGI_TOPK_LANES), q1 = *(const vf *)(q + i * RGI_TOPK_LANES + W);
-#pragma GCC unroll 12
+    TK_UNROLL
     for (int j = 0; j < n; j++) {
       a[j] += q0 * k[j * d + i];
       b[j] += q1 * k[j * d + i];
     }
   }
-#pragma GCC unroll 12
+  TK_UNROLL
   for (int j = 0; j < n; j++) {
     *(vf *)(out + j * RGI_TOPK_LANES) = a[j];
     *(vf *)(out + j * RGI_TOPK_LANES + W) = b[j];
@@ -291,9 +288,8 @@ static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64
       double *out = score + (key + j) * RGI_TOPK_LANES;
       vd sum[VD];
       for (int v = 0; v < VD; v++) sum[v] = (vd){0};
-      for (int64_t i = 0; i < d; i++)
-#pragma GCC unroll 16
-        for (int v = 0; v < VD; v++) sum[v] += *(vd *)(q + i * RGI_TOPK_LANES + v * (W / 2)) * (double)k[i];
+      for (int64_t i = 0; i < d; i++) TK_UNROLL
+      for (int v = 0; v < VD; v++) sum[v] += *(vd *)(q + i * RGI_TOPK_LANES + v * (W / 2)) * (double)k[i];
       for (int v = 0; v < VD; v++)
         for (int l = 0; l < W / 2; l++)
           if (key + j < t->visible[v * (W / 2) + l]) out[v * (W / 2) + l] = sum[v][l];

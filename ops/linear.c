@@ -3,8 +3,8 @@
  *     x [T, K]   W [N, K]   b [N]   y [T, N]
  *     dx = dy·W      dW = dyᵀ·x      db = Σ_t dy
  *
- * Only live rows count: y is zero past them (bias or not), and dy there is ignored. Sums over tokens run in chunks of
- * RGI_GEMM_KC, chunk after chunk onto what is there.
+ * Only live rows count: y is zero past them (bias or not), and dy there is ignored. Sums over tokens run in
+ * chunks of RGI_GEMM_KC, chunk after chunk onto what is there.
  */
 #include "cpu_gemm.h"
 #include "cpu_rows.h"
@@ -16,7 +16,9 @@ static rgi_mat matrix(const rg_arg *a) {
 /* Per thread: the product's room, then a tile of the result. */
 #define PER_THREAD (RGI_GEMM_WORK + RGI_ROUND256(RGI_GEMM_MC * RGI_GEMM_NC * 4))
 
-static size_t workspace(const rg_call *c) { return (size_t)c->threads * PER_THREAD; }
+static size_t workspace(const rg_call *c) {
+  return (size_t)c->threads * PER_THREAD;
+}
 
 /* One product cut into tiles: C = A·Bᵀ over the first m rows, stored as `out` (+ bias), or added to it. */
 typedef struct product {
@@ -40,15 +42,15 @@ static void product_task(void *arg, int64_t task, int thread) {
   a.k_rows ? (a.col0 = i0) : (a.row0 = i0);
   b.k_rows ? (b.col0 = j0) : (b.row0 = j0);
   if (p->out->dtype == RG_F32 && !p->bias) { /* nothing to convert: straight into place */
-    rgi_gemm(isa, work, m, n, p->k, &a, &b, (float *)p->out->data + i0 * p->out->stride[0] + j0, p->out->stride[0],
-             p->add);
+    rgi_gemm(isa, work, m, n, p->k, &a, &b, (float *)p->out->data + i0 * p->out->stride[0] + j0,
+             p->out->stride[0], p->add);
     return;
   }
   rgi_gemm(isa, work, m, n, p->k, &a, &b, tile, n, false);
   size_t size = rg_dtype_size(p->out->dtype);
   if (p->bias)
-    rgi_load_by(isa, bias, p->bias->dtype, (const char *)p->bias->data + (size_t)j0 * rg_dtype_size(p->bias->dtype),
-                n);
+    rgi_load_by(isa, bias, p->bias->dtype,
+                (const char *)p->bias->data + (size_t)j0 * rg_dtype_size(p->bias->dtype), n);
   for (int64_t r = 0; r < m; r++) {
     float *row = tile + r * n;
     if (p->bias) rgi_store_add(row, bias, n);
@@ -69,7 +71,8 @@ typedef struct tail {
 #define TAIL_ROWS 64
 static void tail_task(void *arg, int64_t task, int thread) {
   const tail *t = arg;
-  int64_t first = t->live + task * TAIL_ROWS, end = first + TAIL_ROWS < t->a->dim[0] ? first + TAIL_ROWS : t->a->dim[0];
+  int64_t first = t->live + task * TAIL_ROWS,
+          end = first + TAIL_ROWS < t->a->dim[0] ? first + TAIL_ROWS : t->a->dim[0];
   (void)thread;
   for (int64_t r = first; r < end; r++)
     memset(rgi_at(t->a, r, 0), 0, (size_t)t->a->dim[1] * rg_dtype_size(t->a->dtype));
@@ -85,7 +88,13 @@ enum { IN_X, IN_W, IN_B, IN_CU };
 
 static rg_status forward(const rg_call *c) {
   const rg_arg *x = rg_in(c, IN_X), *w = rg_in(c, IN_W), *y = rg_out(c, 0);
-  product p = {.c = c, .a = matrix(x), .b = matrix(w), .out = y, .bias = rg_in(c, IN_B), .n = w->dim[0], .k = x->dim[1]};
+  product p = {.c = c,
+               .a = matrix(x),
+               .b = matrix(w),
+               .out = y,
+               .bias = rg_in(c, IN_B),
+               .n = w->dim[0],
+               .k = x->dim[1]};
   p.m = rgi_live_rows(rg_in(c, IN_CU), x->dim[0]);
   run_product(&p);
   zero_tail(c, y, p.m);
@@ -125,8 +134,8 @@ static void bias_task(void *arg, int64_t task, int thread) {
   do { /* at least once: an empty sum is +0 */
     memset(chunk, 0, sizeof chunk);
     for (int64_t t = t0; t < j->live && t < t0 + RGI_GEMM_KC; t++) {
-      rgi_load_by(j->c->isa, row, dy->dtype, (const char *)rgi_at(dy, t, 0) + (size_t)first * rg_dtype_size(dy->dtype),
-                  n);
+      rgi_load_by(j->c->isa, row, dy->dtype,
+                  (const char *)rgi_at(dy, t, 0) + (size_t)first * rg_dtype_size(dy->dtype), n);
       rgi_store_add(chunk, row, n);
     }
     rgi_store_add(sum, chunk, n);

@@ -30,7 +30,8 @@ static void multiply_run(void *user, const rgi_run *r) {
   }
 }
 
-static void multiply(const rg_call *c, const rg_arg *cu, const rg_arg *x, const rg_arg *y, const rg_arg *to, bool add) {
+static void multiply(const rg_call *c, const rg_arg *cu, const rg_arg *x, const rg_arg *y, const rg_arg *to,
+                     bool add) {
   job j = {x, y, to, add, c->isa};
   rgi_walk w;
   rgi_walk_begin(&w, to, rgi_live_rows(cu, to->rank ? to->dim[0] : 1));

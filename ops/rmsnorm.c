@@ -3,8 +3,8 @@
  *     r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
  *     dx = r·(g − n·mean(g·n))        dw = Σ over rows dy·n
  *
- * The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK tokens of one head,
- * then chunks in order, then heads from last to first, head by head onto what is there.
+ * The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK tokens of
+ * one head, then chunks in order, then heads from last to first, head by head onto what is there.
  */
 #include "cpu_rows.h"
 
@@ -55,13 +55,15 @@ typedef struct job {
   rows shape;
   int64_t live, chunks;
   bool add;
-  float *partial;   /* [chunks, heads, width] or NULL */
+  float *partial; /* [chunks, heads, width] or NULL */
   char *scratch;
   size_t per_thread;
 } job;
 
 /* Per thread: rows of x, w and dy in f32. */
-static size_t thread_bytes(int64_t width) { return RGI_ROUND256((size_t)width * 3 * 4); }
+static size_t thread_bytes(int64_t width) {
+  return RGI_ROUND256((size_t)width * 3 * 4);
+}
 
 static void task(void *arg, int64_t number, int thread) {
   const job *j = arg;
@@ -104,7 +106,8 @@ static void run(job *j) {
   j->c->parallel(j->c->pool, j->chunks * j->shape.heads, task, j);
 }
 
-static rg_status check_shape(const rg_call *c, rg_error *e, const rg_arg *x, const rg_arg *w, const rg_arg *cu) {
+static rg_status check_shape(const rg_call *c, rg_error *e, const rg_arg *x, const rg_arg *w,
+                             const rg_arg *cu) {
   if (x->rank < 1) return rg_op_fail(e, RG_E_RANK, c, "x is a scalar; expected an axis to normalise");
   if (x->rank == 1 && cu)
     return rg_op_fail(e, RG_E_RANK, c, "x has one axis, which can't be both tokens and features");
@@ -171,7 +174,12 @@ static size_t partial_bytes(rows s) {
 
 static rg_status backward(const rg_call *c) {
   const rg_arg *x = rg_in(c, BW_X), *dw = rg_out(c, 1);
-  job j = {.c = c, .x = x, .w = rg_in(c, BW_W), .dy = rg_in(c, BW_GRAD), .y = rg_out(c, 0), .scratch = c->workspace};
+  job j = {.c = c,
+           .x = x,
+           .w = rg_in(c, BW_W),
+           .dy = rg_in(c, BW_GRAD),
+           .y = rg_out(c, 0),
+           .scratch = c->workspace};
   j.live = rgi_live_rows(rg_in(c, BW_CU), x->dim[0]);
   j.add = rg_in(c, BW_ACC_X) != NULL;
   if (dw) {

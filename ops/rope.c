@@ -4,8 +4,8 @@
  *     y[c + h]   = x[c+h]·cos + x[c]·sin        angle = position · theta^(−c/h),   features past dim: copied
  *
  * Angles must stay exact at long positions, so they live in double until sine and cosine are known:
- * position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the addition theorem.
- * The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
+ * position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the addition
+ * theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
  */
 #include "cpu_rows.h"
 
@@ -16,22 +16,28 @@ enum { ATTR_THETA, ATTR_DIM, ATTR_COUNT };
 
 static const rg_attr attrs[ATTR_COUNT] = {
     {"theta", RG_ATTR_FLOAT, false, 1e-3, 1e12, 10000, NULL, "base of the frequencies"},
-    {"dim", RG_ATTR_INT, false, 0, 1 << 20, 0, NULL, "leading features that are rotated, even; 0: all of them"},
+    {"dim", RG_ATTR_INT, false, 0, 1 << 20, 0, NULL,
+     "leading features that are rotated, even; 0: all of them"},
 };
 
 static int64_t rotated(const rg_call *c, const rg_arg *x) {
   return c->attr[ATTR_DIM].i ? c->attr[ATTR_DIM].i : x->dim[2];
 }
 
-/* workspace | frequency [h] | cos, sin of r [STEP, 2, h] | per thread: cos, sin of u [2, h] double, of a token [2, h] f32 |
+/* workspace | frequency [h] | cos, sin of r [STEP, 2, h] | per thread: cos, sin of u [2, h] double, of a
+ * token [2, h] f32 |
  */
-static size_t shared_bytes(int64_t half) { return RGI_ROUND256((size_t)half * (1 + 2 * STEP) * sizeof(double)); }
-static size_t thread_bytes(int64_t half) { return RGI_ROUND256((size_t)half * 2 * (sizeof(double) + sizeof(float))); }
+static size_t shared_bytes(int64_t half) {
+  return RGI_ROUND256((size_t)half * (1 + 2 * STEP) * sizeof(double));
+}
+static size_t thread_bytes(int64_t half) {
+  return RGI_ROUND256((size_t)half * 2 * (sizeof(double) + sizeof(float)));
+}
 
 typedef struct job {
   const rg_call *c;
-  const rg_arg *x, *y;           /* [T, H, D] */
-  const rg_arg *cu, *q_offset;   /* [B+1], [B] or NULL */
+  const rg_arg *x, *y;         /* [T, H, D] */
+  const rg_arg *cu, *q_offset; /* [B+1], [B] or NULL */
   bool inverse, add;
   int64_t half;
   const double *frequency, *small; /* [h], [STEP, 2, h] */
@@ -112,7 +118,8 @@ static rg_status run(job *j) {
   const rg_call *c = j->c;
   double *frequency = c->workspace;
   j->half = rotated(c, j->x) / 2;
-  for (int64_t i = 0; i < j->half; i++) frequency[i] = pow(c->attr[ATTR_THETA].f, -(double)i / (double)j->half);
+  for (int64_t i = 0; i < j->half; i++)
+    frequency[i] = pow(c->attr[ATTR_THETA].f, -(double)i / (double)j->half);
   j->frequency = frequency;
   j->small = frequency + j->half;
   c->parallel(c->pool, STEP, table_task, j);
@@ -124,7 +131,8 @@ static rg_status check_dim(const rg_call *c, rg_error *e, const rg_arg *x) {
   int64_t d = x->dim[2], dim = rotated(c, x);
   if (d == RG_DIM_FREE) return RG_OK;
   if (dim % 2 || dim > d)
-    return rg_op_fail(e, RG_E_VALUE, c, "dim %lld of %lld features: expected an even number, at most all of them",
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "dim %lld of %lld features: expected an even number, at most all of them",
                       (long long)dim, (long long)d);
   return RG_OK;
 }
@@ -144,12 +152,19 @@ static void cost_for(const rg_call *c, const rg_arg *x, rg_cost *out) {
 enum { IN_X, IN_CU, IN_OFFSET };
 
 static rg_status forward(const rg_call *c) {
-  job j = {.c = c, .x = rg_in(c, IN_X), .y = rg_out(c, 0), .cu = rg_in(c, IN_CU), .q_offset = rg_in(c, IN_OFFSET)};
+  job j = {
+      .c = c, .x = rg_in(c, IN_X), .y = rg_out(c, 0), .cu = rg_in(c, IN_CU), .q_offset = rg_in(c, IN_OFFSET)};
   return run(&j);
 }
-static rg_status check(const rg_call *c, rg_error *e) { return check_dim(c, e, rg_in(c, IN_X)); }
-static size_t workspace(const rg_call *c) { return bytes_for(c, rg_in(c, IN_X)); }
-static void cost(const rg_call *c, rg_cost *out) { cost_for(c, rg_in(c, IN_X), out); }
+static rg_status check(const rg_call *c, rg_error *e) {
+  return check_dim(c, e, rg_in(c, IN_X));
+}
+static size_t workspace(const rg_call *c) {
+  return bytes_for(c, rg_in(c, IN_X));
+}
+static void cost(const rg_call *c, rg_cost *out) {
+  cost_for(c, rg_in(c, IN_X), out);
+}
 
 /* ---- backward ---- */
 
@@ -165,9 +180,15 @@ static rg_status backward(const rg_call *c) {
            .add = rg_in(c, BW_ACC) != NULL};
   return j.y ? run(&j) : RG_OK;
 }
-static rg_status backward_check(const rg_call *c, rg_error *e) { return check_dim(c, e, rg_in(c, BW_GRAD)); }
-static size_t backward_workspace(const rg_call *c) { return bytes_for(c, rg_in(c, BW_GRAD)); }
-static void backward_cost(const rg_call *c, rg_cost *out) { cost_for(c, rg_in(c, BW_GRAD), out); }
+static rg_status backward_check(const rg_call *c, rg_error *e) {
+  return check_dim(c, e, rg_in(c, BW_GRAD));
+}
+static size_t backward_workspace(const rg_call *c) {
+  return bytes_for(c, rg_in(c, BW_GRAD));
+}
+static void backward_cost(const rg_call *c, rg_cost *out) {
+  cost_for(c, rg_in(c, BW_GRAD), out);
+}
 
 /* ---- descriptors ---- */
 

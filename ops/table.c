@@ -1,6 +1,9 @@
 /* ops/table.c: the table of stock ops, and the context that hands it to everyone else. */
 #include "ops.h"
 #include <stdlib.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #define RGI_OP(x) extern const rg_op rgi_op_##x;
 #include "op_list.h"
@@ -29,8 +32,10 @@ static int by_name(const void *a, const void *b) {
 
 static int cpu_level(void) {
 #if defined(__x86_64__)
+  unsigned a, b, c, d;
+  bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); /* not every compiler's cpu_supports knows it */
   __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return 2;

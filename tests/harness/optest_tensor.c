@@ -1,5 +1,8 @@
 /* tests/harness/optest_tensor.c: memory, random numbers, tensors with guards and holes, comparison. */
 #include "optest_internal.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -56,11 +59,13 @@ const char *ot_text(ot *t, const char *format, ...) {
 
 int ot_isa(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
+  unsigned a, b, c, d;
+  bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) return 1;
 #endif
   return 0;
 }
