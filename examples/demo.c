@@ -148,9 +148,9 @@ static void report_nodes(const demo *m) {
   for (int i = 0; i < n; i++) {
     char again[32] = "";
     if (lines[i].recomputed) snprintf(again, sizeof again, "%.2f ms", lines[i].again);
-    printf("  %-14s %9.2f ms %12s %9.2f ms   %s\n", lines[i].name, lines[i].forward, again, lines[i].backward,
-           lines[i].recomputed ? "recomputed"
-           : lines[i].node     ? "kept"
+    printf("  %-14s %9.2f ms %12s %9.2f ms%s\n", lines[i].name, lines[i].forward, again, lines[i].backward,
+           lines[i].recomputed ? "   recomputed"
+           : lines[i].node     ? "   kept"
                                : "");
   }
   printf("  %-14s %9.2f ms %12s %9.2f ms\n", "whole", m->forward_ms, "", m->backward_ms);

@@ -92,8 +92,7 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
     if (!r.steps)
       rgi_buf_printf(b, "  no work");
     else if (c && plan->nstep > plan->nforward)
-      rgi_buf_printf(b, "  %s%s%s", c->recomputed ? "recomputed" : "kept", c->why ? ": " : "",
-                     c->why ? c->why : "");
+      rgi_buf_printf(b, "  %s", c->recomputed ? "recomputed" : "kept");
     rgi_buf_printf(b, "\n");
   }
   share glue = share_of(plan, -1);
@@ -143,10 +142,7 @@ static void write_text(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "\n");
   write_capacity(plan, b);
   write_nodes(plan, b);
-  if (plan->choice) {
-    rgi_buf_printf(b, "recompute\n");
-    rgi_choice_text(plan->choice, b);
-  }
+  if (plan->choice) rgi_choice_text(plan->choice, b); /* why */
   write_bytes(plan, b);
 }
 

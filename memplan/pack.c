@@ -8,13 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#ifndef PACK_CLOCK
-#define PACK_CLOCK CLOCK_MONOTONIC
-#endif
 
 double rgi_pack_now(void) {
   struct timespec t;
-  clock_gettime(PACK_CLOCK, &t);
+  clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -166,8 +163,8 @@ typedef struct part {
   int64_t peak, bound;
   rgi_heuristic *heuristic;
   rgi_search *search;
-  uint32_t attempt;
-  int64_t budget;
+  uint32_t attempt; /* searches so far */
+  int64_t round;
 } part;
 
 static void free_part(const rg_context *ctx, part *x) {
@@ -178,9 +175,9 @@ static void free_part(const rg_context *ctx, part *x) {
 }
 
 /* Searches at one capacity; learns a better packing or a better bound. */
-static rg_status decide(part *x, int64_t capacity, int64_t budget, rgi_strategy attempt, double deadline, int64_t *scratch,
+static rg_status decide(part *x, int64_t capacity, int64_t budget, double deadline, int64_t *scratch,
                         int64_t *explored, rg_error *e) {
-  switch (rgi_search_run(x->search, capacity, budget, attempt, deadline, scratch, explored)) {
+  switch (rgi_search_run(x->search, capacity, budget, x->attempt++, deadline, scratch, explored)) {
   case RGI_FOUND:
     x->peak = 0;
     for (int32_t i = 0; i < x->packing.n; i++) {
@@ -198,27 +195,32 @@ static rg_status decide(part *x, int64_t capacity, int64_t budget, rgi_strategy 
   return RG_OK;
 }
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. */
+/* 1 1 2 1 1 2 4 …: the restart lengths that lose least when nothing is known about how long a search takes. */
+static int64_t luby(int64_t i) {
+  int64_t size = 1, length = 1;
+  while (length < i + 1) length = 2 * length + 1, size *= 2;
+  while (length - 1 != i) {
+    length /= 2;
+    size /= 2;
+    i %= length;
+  }
+  return size;
+}
+
+/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it asks whether
+ * the goal itself can be reached, every third time whether something in between can. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, int64_t *explored, rg_error *e) {
   rgi_packing *p = &x->packing;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
   rgi_heuristic_improve(x->heuristic, target > x->bound ? target : x->bound, 64, deadline, x->offset, &x->peak);
-  if (x->peak <= target || x->peak <= x->bound) return RG_OK;
-  if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
-  x->budget = 4000;
-  rgi_strategy st = {0};
-  while (rgi_pack_now() < deadline) {
+  for (; rgi_pack_now() < deadline; x->round++) {
     int64_t goal = target > x->bound ? target : x->bound;
     if (x->peak <= goal) break;
-    RGI_TRY(decide(x, goal, x->budget, st, deadline, scratch, explored, e));
+    if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
+    int64_t capacity = x->round % 3 == 2 ? goal + (x->peak - goal) / 2 : goal;
+    RGI_TRY(decide(x, capacity, 4000 * luby(x->round), deadline, scratch, explored, e));
     goal = target > x->bound ? target : x->bound;
-    if (x->peak <= goal) break;
-    int64_t middle = goal + (x->peak - goal) / 2;
-    if (x->attempt % 4 == 3 && middle > goal)
-      RGI_TRY(decide(x, middle, x->budget / 2, st, deadline, scratch, explored, e));
-    rgi_heuristic_improve(x->heuristic, goal, 64, deadline, x->offset, &x->peak);
-    x->attempt++;
-    if (x->attempt % 4 == 0) x->budget *= 2;
+    rgi_heuristic_improve(x->heuristic, goal, 16, deadline, x->offset, &x->peak);
   }
   return RG_OK;
 }

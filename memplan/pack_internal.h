@@ -51,18 +51,12 @@ void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, dou
 /* ---- exact search ---- */
 
 typedef enum rgi_verdict { RGI_FOUND, RGI_NONE, RGI_STOPPED, RGI_NO_MEMORY } rgi_verdict;
-typedef struct rgi_strategy {
-  int rule, order, flush;
-  bool ect;
-  uint32_t seed;
-  double noise;
-} rgi_strategy;
 typedef struct rgi_search rgi_search;
 rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e);
 void rgi_search_destroy(rgi_search *s);
 /* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a proof. Explores at most
  * `budget` nodes; `attempt` varies the order of exploration. */
-rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, rgi_strategy strategy, double deadline,
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
                            int64_t *offset, int64_t *explored);
 
 #endif

@@ -25,6 +25,20 @@ typedef struct undo {
 } undo;
 enum { UNDO_REAL, UNDO_LEAST, UNDO_PLACE };
 
+/* How an attempt explores. No setting is best everywhere and the time to a packing varies wildly, so attempts cycle. */
+typedef enum rgi_rule {
+  FEWEST, /* at the level, the section with the fewest candidates */
+  TIGHT,  /* at the level, the section with the least room */
+  ANYWHERE /* of all sections on even ground, the one with the fewest choices: best where nothing may be wasted */
+} rgi_rule;
+typedef struct strategy {
+  rgi_rule rule;
+  int order;    /* what pieces are worth by, see worth() */
+  bool flush;   /* prefer pieces that end level with their neighbours */
+  double noise; /* how far worths are shaken */
+  bool ahead;   /* P7 */
+} strategy;
+
 struct rgi_search {
   const rgi_packing *p;
   const rg_context *ctx;
@@ -38,7 +52,7 @@ struct rgi_search {
   int64_t *floor, *ground; /* [m] scratch of one node */
   int32_t *count;          /* [m] scratch: pieces that can rest at the level */
   double *score, *rank;
-  rgi_strategy strategy;
+  strategy how;
   int64_t *ect;
   int32_t *sorted;
   undo *trail;
@@ -256,7 +270,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning])) spanning = v;
     }
     if (known_failure(s, key)) goto out;
-    if (s->strategy.ect) {
+    if (s->how.ahead) {
       int32_t k = 0;
       for (int32_t v = head; v != end; v = s->next[v]) s->sorted[k++] = v;
       sort_by_least(s, k);
@@ -291,16 +305,10 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     int64_t best = INT64_MAX, best_tie = 0;
     for (int32_t t = lo; t <= hi; t++) {
       if (s->floor[t] == INT64_MAX) continue;
-      if (s->strategy.rule != 2 && s->strategy.rule != 5 && s->floor[t] != level) continue;
-      int64_t slack = s->cap[t] - s->left[t] - s->floor[t], choices, tie;
-      switch (s->strategy.rule) {
-      case 0: choices = s->count[t], tie = s->cap[t] - s->left[t]; break;
-      case 1: choices = s->count[t] + (slack > 0), tie = slack; break;
-      case 2: choices = s->count[t] + (slack > 0), tie = s->floor[t]; break;
-      case 3: choices = 0, tie = 0; break;
-      case 4: choices = s->cap[t] - s->left[t], tie = s->count[t]; break;
-      default: choices = s->count[t], tie = s->cap[t] - s->left[t]; break;
-      }
+      if (s->how.rule != ANYWHERE && s->floor[t] != level) continue;
+      int64_t room = s->cap[t] - s->left[t], choices = s->count[t], tie = room;
+      if (s->how.rule == TIGHT) choices = room, tie = s->count[t];
+      else if (s->how.rule == ANYWHERE) choices += room > s->floor[t], tie = s->floor[t];
       if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
     }
     level = s->floor[section];
@@ -311,18 +319,13 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       if (s->least[v] != level || s->first[v] > section || s->last[v] < section) continue;
       if (s->twin[v] >= 0 && !s->placed[s->twin[v]]) continue;
       double rank = s->score[v];
-      if (s->strategy.flush) {
-        int64_t top = level + s->size[v];
-        bool l = s->first[v] == lo || s->floor[s->first[v] - 1] == top;
-        bool r = s->last[v] == hi || s->floor[s->last[v] + 1] == top;
-        if (s->strategy.flush == 2) {
-          l = s->first[v] > lo && s->floor[s->first[v] - 1] == top;
-          r = s->last[v] < hi && (s->floor[s->last[v] + 1] == top);
-          bool wide = (s->first[v] == lo || s->floor[s->first[v] - 1] > level) &&
-                      (s->last[v] == hi || s->floor[s->last[v] + 1] > level);
-          if (wide) rank *= 4;
-        }
-        rank *= l + r + 1 + 8 * (l && r);
+      if (s->how.flush) {
+        const int64_t top = level + s->size[v];
+        const int64_t west = s->first[v] > lo ? s->floor[s->first[v] - 1] : INT64_MAX;
+        const int64_t east = s->last[v] < hi ? s->floor[s->last[v] + 1] : INT64_MAX;
+        if (west > level && east > level) rank *= 4; /* fills its valley from wall to wall */
+        if (west == top && east == top) rank *= 11;
+        else if (west == top || east == top) rank *= 2;
       }
       s->rank[v] = rank;
       push(s, v);
@@ -368,34 +371,37 @@ out:
 
 /* ---- entry ---- */
 
-static void score_pieces(rgi_search *s) {
-  const rgi_packing *p = s->p;
-  for (int32_t i = 0; i < s->n; i++) {
-    double size = (double)s->size[i], length = s->last[i] - s->first[i] + 1, score, most = 0, sum = 0;
-    double noise = (double)(mix(((uint64_t)s->strategy.seed << 32) + (uint64_t)i) >> 11) * 0x1p-53;
-    for (int32_t t = s->first[i]; t <= s->last[i]; t++) {
-      double l = (double)p->load[t] / (double)s->cap[t];
-      if (l > most) most = l;
-      sum += l * l * l * l;
-    }
-    switch (s->strategy.order) {
-    case 0: score = size * length; break;
-    case 1: score = size; break;
-    case 2: score = length + size * 1e-12; break;
-    case 3: score = size * length * length; break;
-    case 4: score = most * 1e6 + length; break;
-    case 5: score = sum * size; break;
-    case 6: score = sum; break;
-    case 7: score = most*most*most*most * size; break;
-    case 8: score = size * size * length; break;
-    default: score = -(double)i; break;
-    }
-    if (s->strategy.seed > 0) score *= 1 + s->strategy.noise * (noise - 0.5);
-    s->score[i] = score;
+static double worth(const rgi_search *s, int32_t i, int order) {
+  double size = (double)s->size[i], length = s->last[i] - s->first[i] + 1, most = 0;
+  switch (order) {
+  case 0: return size;
+  case 1: return length + size * 1e-12;
+  case 2: return size * length * length;
+  case 3: return size * size * length;
+  default: /* fullest section first, then the longest */
+    for (int32_t t = s->first[i]; t <= s->last[i]; t++)
+      if ((double)s->left[t] / (double)s->cap[t] > most) most = (double)s->left[t] / (double)s->cap[t];
+    return most * 1e6 + length;
   }
 }
 
-rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, rgi_strategy strategy, double deadline,
+static void choose_strategy(rgi_search *s, uint32_t attempt) {
+  static const struct {
+    rgi_rule rule;
+    int order;
+    bool flush;
+  } cycle[] = {{FEWEST, 2, true},   {FEWEST, 0, false}, {ANYWHERE, 1, true}, {FEWEST, 3, true}, {TIGHT, 1, true},
+               {ANYWHERE, 3, false}, {FEWEST, 1, true},  {FEWEST, 4, true},   {ANYWHERE, 0, true}, {TIGHT, 3, true},
+               {FEWEST, 0, true}};
+  uint32_t k = attempt % RGI_COUNT(cycle), round = attempt / RGI_COUNT(cycle);
+  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush, round == 0 ? 0 : round % 2 ? 0.3 : 1.0, attempt % 2 == 0};
+  for (int32_t i = 0; i < s->n; i++) {
+    double noise = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
+    s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (noise - 0.5));
+  }
+}
+
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
                            int64_t *offset, int64_t *explored) {
   const rgi_packing *p = s->p;
   s->nodes = 0;
@@ -419,8 +425,7 @@ rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, rgi_
     s->real[i] = s->least[i] = 0;
     s->placed[i] = false;
   }
-  s->strategy = strategy;
-  score_pieces(s);
+  choose_strategy(s, attempt);
   rgi_verdict verdict = explore(s, 0, s->n - 1);
   if (verdict == RGI_FOUND) memcpy(offset, s->offset, (size_t)s->n * sizeof *offset);
   *explored += s->nodes;

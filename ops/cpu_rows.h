@@ -83,8 +83,8 @@ static inline float rgi_exp(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
   uint32_t sign = u & 0x80000000u, size = u ^ sign;
-  size =
-      (size > 0x42ae0000u) & (size <= 0x7f800000u) ? 0x42ae0000u : size; /* 87; the test leaves NaN alone */
+  bool beyond = (size > 0x42ae0000u) & (size <= 0x7f800000u); /* past 87, and no NaN */
+  size = beyond ? 0x42ae0000u : size;
   u = sign | size;
   memcpy(&x, &u, 4);
   float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the integer n lands in the low bits */
@@ -121,7 +121,7 @@ static inline double rgi_arg_elements(const rg_arg *a) {
 rg_status rgi_run_cast(const rg_call *c);   /* in x, cu_seqlens?; out y: float to float, or a copy of i32 */
 rg_status rgi_run_add(const rg_call *c);    /* in a (list), cu_seqlens?; out y: sum in list order, in fp32 */
 rg_status rgi_run_concat(const rg_call *c); /* in x (list), cu_seqlens?; out y; attr[0].i: axis */
-rg_status
-rgi_run_accumulate(const rg_call *c); /* in acc f32, x; out y = acc's bytes; attr[0].i axis, [1].i start */
+/* in acc f32, x; out y = acc's bytes; attr[0].i: axis, attr[1].i: start */
+rg_status rgi_run_accumulate(const rg_call *c);
 
 #endif

@@ -176,6 +176,13 @@ for spec in "$examples"/*.json; do
   grep -q 'not finite' stdout && fail "run $spec: results are not finite"
   expect 0 'backward' run "$spec" "${sizes[@]}" --set B=4 --backward --policy "$examples/policies/all.json"
 done
+layer=(--set M=64 --set H=4 --set KH=2 --set D=32 --set DV=32 --set T=150 --set B=2 --set dtype=f32)
+for policy in none all groups; do
+  expect 0 'backward' run "$examples/nsa_layer.json" "${layer[@]}" --policy "$examples/policies/$policy.json" \
+    --grad-out wq=wq-$policy.npy --grad-out x=x-$policy.npy
+  same "a layer's weight gradient under $policy" wq-none.npy wq-$policy.npy
+  same "a layer's input gradient under $policy" x-none.npy x-$policy.npy
+done
 
 # arrays that do not fit
 f4="{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"

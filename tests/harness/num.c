@@ -5,20 +5,24 @@
 
 /* ---- gates ---- */
 
-double num_gate(rg_dtype dtype) { return dtype == RG_F32 ? 2e-6 : dtype == RG_BF16 ? 4e-3 : 5e-4; }
+double num_gate(rg_dtype dtype) {
+  return dtype == RG_F32 ? 2e-6 : dtype == RG_BF16 ? 4e-3 : 5e-4;
+}
 
 double num_grad_gate(rg_dtype dtype, double hot) {
   if (dtype == RG_F32) return hot >= 64 ? 3e-5 : hot >= 8 ? 1e-5 : 5e-6;
-  /* In 16 bits the page stops at × 8. At × 64 a row is nearly one key, and what is left of d_o·v − d_o·o after the
-   * rounding of o is relatively less still: twice the gate. */
+  /* In 16 bits the page stops at × 8. At × 64 a row is nearly one key, and what is left of d_o·v − d_o·o
+   * after the rounding of o is relatively less still: twice the gate. */
   double more = hot >= 64 ? 2 : 1;
   if (dtype == RG_BF16) return hot >= 8 ? 1e-2 * more : 6e-3;
   return hot >= 8 ? 1.2e-3 * more : 8e-4;
 }
 
-/* A logit of queries × 64 sums terms of several hundred in fp32, also where a row has one key and its lse, which is
- * that logit, lies near zero. */
-double num_lse_gate(double hot) { return hot >= 64 ? 3e-5 : 1e-5; }
+/* A logit of queries × 64 sums terms of several hundred in fp32, also where a row has one key and its lse,
+ * which is that logit, lies near zero. */
+double num_lse_gate(double hot) {
+  return hot >= 64 ? 3e-5 : 1e-5;
+}
 
 const int32_t num_lengths[] = {1, 31, 0, 32, 33, 63, 64, 65, 0, 507, 15, 17, 2};
 const int num_nlengths = 13;
@@ -41,7 +45,8 @@ num_pack num_pack_new(ot *t, int64_t B, const int32_t *length, int64_t slack) {
 }
 
 /* First row at or after `from` that belongs to no block; its run of such rows ends before *to. */
-static int64_t next_gap(const num_pack *p, int64_t b, int64_t kernel, int64_t stride, int64_t rows, int64_t *to) {
+static int64_t next_gap(const num_pack *p, int64_t b, int64_t kernel, int64_t stride, int64_t rows,
+                        int64_t *to) {
   if (stride == 0) {
     *to = rows;
     return b == p->B ? p->live : rows;
@@ -72,7 +77,9 @@ const rg_op *num_attn_op(ref_kind kind) {
   return kind == REF_CMP ? &rgi_op_cmp_attn : kind == REF_SLC ? &rgi_op_slc_attn : &rgi_op_swa_attn;
 }
 const rg_op *num_attn_bwd_op(ref_kind kind) {
-  return kind == REF_CMP ? &rgi_op_cmp_attn_bwd : kind == REF_SLC ? &rgi_op_slc_attn_bwd : &rgi_op_swa_attn_bwd;
+  return kind == REF_CMP   ? &rgi_op_cmp_attn_bwd
+         : kind == REF_SLC ? &rgi_op_slc_attn_bwd
+                           : &rgi_op_swa_attn_bwd;
 }
 
 static ot_tensor *tensor3(ot *t, rg_dtype dtype, int64_t n, int64_t h, int64_t d, bool strided) {
@@ -95,7 +102,8 @@ static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, 
     return;
   }
   int64_t want = a->idx == NUM_IDX_SHORT ? 1 + ot_below(t, a->top_n) : a->top_n;
-  for (int64_t b = 0; b <= last && n < want; b++) { /* each with the odds that leave room for all still wanted */
+  for (int64_t b = 0; b <= last && n < want;
+       b++) { /* each with the odds that leave room for all still wanted */
     int64_t left = last - b + 1;
     if (b == last || ot_below(t, left) < want - n) idx[n++] = (int32_t)b;
   }
@@ -119,8 +127,10 @@ static ot_tensor *make_idx(ot *t, const num_attn *a, const num_pack *p, const nu
 }
 
 static void fill(ot *t, const num_attn *a, ot_tensor *x, double times) {
-  if (a->outliers) ot_fill_outliers(t, x);
-  else ot_fill_normal(t, x, times);
+  if (a->outliers)
+    ot_fill_outliers(t, x);
+  else
+    ot_fill_normal(t, x, times);
 }
 
 /* Everything but contents. */
@@ -297,8 +307,8 @@ ref_attn num_attn_ref(ot *t, const num_attn_run *r) {
 
 static const char *gate(ot *t, const num_attn *a, const char *what, double got, double limit) {
   if (got <= limit) return NULL; /* a NaN fails */
-  return ot_text(t, "%s (%s, D %d, DV %d, H %d/%d): %s is off by %.3g, gate %.3g", a->name, rg_dtype_name(a->dtype),
-                 (int)a->D, (int)a->DV, (int)a->H, (int)a->KH, what, got, limit);
+  return ot_text(t, "%s (%s, D %d, DV %d, H %d/%d): %s is off by %.3g, gate %.3g", a->name,
+                 rg_dtype_name(a->dtype), (int)a->D, (int)a->DV, (int)a->H, (int)a->KH, what, got, limit);
 }
 
 const char *num_attn_check(ot *t, num_attn a) {
@@ -326,7 +336,8 @@ const char *num_attn_check(ot *t, num_attn a) {
     return bad;
 
   int64_t kernel = a.kind == REF_CMP ? a.kernel : 0, stride = a.kind == REF_CMP ? a.stride : 0;
-  if (!num_dead_is_zero(r.dk, &r.pack_k, kernel, stride) || !num_dead_is_zero(r.dv, &r.pack_k, kernel, stride))
+  if (!num_dead_is_zero(r.dk, &r.pack_k, kernel, stride) ||
+      !num_dead_is_zero(r.dv, &r.pack_k, kernel, stride))
     return ot_text(t, "%s: dk or dv is not zero in rows without a key", a.name);
   return NULL;
 }

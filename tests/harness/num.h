@@ -1,4 +1,5 @@
-/* tests/harness/num.h: the gates of the numerics page, packs of sequences, and one attention case end to end. */
+/* tests/harness/num.h: the gates of the numerics page, packs of sequences, and one attention case end to end.
+ */
 #ifndef NUM_H
 #define NUM_H
 
@@ -23,7 +24,7 @@ extern const int num_nlengths;
 /* ---- packs ---- */
 
 typedef struct num_pack {
-  int64_t B, T;      /* capacities: T is `slack` more than the live tokens */
+  int64_t B, T; /* capacities: T is `slack` more than the live tokens */
   int64_t live;
   int32_t *cu;       /* [B+1] */
   ot_tensor *tensor; /* the same, as i32 [B+1] */
@@ -58,26 +59,26 @@ typedef struct num_attn {
   int64_t kernel, stride;  /* REF_CMP */
   int64_t block, top_n;    /* REF_SLC */
   num_idx idx;
-  int64_t window_left;     /* REF_SWA */
+  int64_t window_left;        /* REF_SWA */
   double softcap, scale, hot; /* hot 0: 1 */
   bool sinks, outliers, d_lse;
-  bool wide_grads;         /* d.* in f32 */
-  bool strided;            /* q, k, v, o and gradients with holes */
-  double floor;            /* of relRMS, in units of one element's rms; 0: 1e-3 */
+  bool wide_grads; /* d.* in f32 */
+  bool strided;    /* q, k, v, o and gradients with holes */
+  double floor;    /* of relRMS, in units of one element's rms; 0: 1e-3 */
   double floor_grad;
-  double o_gate;           /* 0: num_gate */
-  int isa;                 /* CPU level + 1; 0: the best there is */
+  double o_gate; /* 0: num_gate */
+  int isa;       /* CPU level + 1; 0: the best there is */
 } num_attn;
 
 /* The tensors of a case, filled; dead rows poisoned. */
 typedef struct num_attn_run {
   num_attn a;
   num_pack pack, pack_k;
-  int64_t TK;  /* rows of k, v */
+  int64_t TK; /* rows of k, v */
   ot_tensor *q, *k, *v, *idx, *offset, *sinks;
-  ot_tensor *o, *lse;                  /* outputs of the op */
-  ot_tensor *d_o, *d_lse;              /* gradients that come in */
-  ot_tensor *dq, *dk, *dv, *dsinks;    /* gradients that go out */
+  ot_tensor *o, *lse;               /* outputs of the op */
+  ot_tensor *d_o, *d_lse;           /* gradients that come in */
+  ot_tensor *dq, *dk, *dv, *dsinks; /* gradients that go out */
   ot_call *forward, *backward;
 } num_attn_run;
 

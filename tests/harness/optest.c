@@ -1,5 +1,5 @@
-/* tests/harness/optest.c: builds an rg_call by names, runs it on a little pool of threads, and checks what an op must
- * leave behind (see optest.h). */
+/* tests/harness/optest.c: builds an rg_call by names, runs it on a little pool of threads, and checks what an
+ * op must leave behind (see optest.h). */
 #include "optest_internal.h"
 #include <math.h>
 #include <pthread.h>
@@ -38,10 +38,18 @@ static int find_attr(const rg_op *op, const char *name) {
   return -1;
 }
 
-bool ot_has_in(const rg_op *op, const char *port) { return find_port(op->in, op->nin, port) >= 0; }
-bool ot_has_attr(const rg_op *op, const char *attr) { return find_attr(op, attr) >= 0; }
-void ot_set_isa(ot_call *c, int isa) { c->isa = isa; }
-rg_status ot_status(const ot_call *c) { return c->status; }
+bool ot_has_in(const rg_op *op, const char *port) {
+  return find_port(op->in, op->nin, port) >= 0;
+}
+bool ot_has_attr(const rg_op *op, const char *attr) {
+  return find_attr(op, attr) >= 0;
+}
+void ot_set_isa(ot_call *c, int isa) {
+  c->isa = isa;
+}
+rg_status ot_status(const ot_call *c) {
+  return c->status;
+}
 
 static rg_value *attribute(ot_call *c, const char *name) {
   int i = find_attr(c->op, name);
@@ -51,8 +59,12 @@ static rg_value *attribute(ot_call *c, const char *name) {
   return v;
 }
 
-void ot_int(ot_call *c, const char *attr, int64_t value) { attribute(c, attr)->i = value; }
-void ot_float(ot_call *c, const char *attr, double value) { attribute(c, attr)->f = value; }
+void ot_int(ot_call *c, const char *attr, int64_t value) {
+  attribute(c, attr)->i = value;
+}
+void ot_float(ot_call *c, const char *attr, double value) {
+  attribute(c, attr)->f = value;
+}
 
 void ot_choice(ot_call *c, const char *attr, const char *choice) {
   rg_value *v = attribute(c, attr);
@@ -154,7 +166,8 @@ static void parallel(void *user, int64_t ntask, void (*fn)(void *arg, int64_t ta
 /* ---- running ---- */
 
 /* Flattens bindings into rg_args by port. An absent tensor leaves its port empty, or a hole in a list. */
-static int flatten(const struct binding *list, int n, const rg_port *port, int nport, rg_arg *arg, int32_t *begin) {
+static int flatten(const struct binding *list, int n, const rg_port *port, int nport, rg_arg *arg,
+                   int32_t *begin) {
   int at = 0;
   for (int p = 0; p < nport; p++) {
     begin[p] = at;
@@ -249,7 +262,8 @@ static const char *check_output(ot_call *c, const struct binding *b) {
     const char *at = ot_at(a, i);
     for (int64_t k = 0; k < run && !sum; k++)
       if (memcmp(at + (size_t)k * size, poison, size) == 0)
-        return ot_text(c->t, "%s did not write element %lld of %s", c->op->name, (long long)(i + k), port->name);
+        return ot_text(c->t, "%s did not write element %lld of %s", c->op->name, (long long)(i + k),
+                       port->name);
     if (b->before) memcpy(b->before + (at - a->block), at, (size_t)run * size);
   }
   if (b->before && memcmp(b->before, a->block, a->bytes) != 0)
@@ -299,15 +313,25 @@ static const char *run(ot_call *c, int threads, int poison) {
   memcpy(shape_out, out, (size_t)nout * sizeof *out);
   for (int i = 0; i < nin; i++) shape_in[i].data = NULL;
   for (int i = 0; i < nout; i++) shape_out[i].data = NULL;
-  rg_call call = {.op = c->op, .node = "test", .attr = c->attr, .in = shape_in, .in_begin = in_begin,
-                  .out = shape_out, .out_begin = out_begin, .threads = pool.threads, .parallel = parallel,
-                  .pool = &pool, .isa = c->isa, .error = &error};
+  rg_call call = {.op = c->op,
+                  .node = "test",
+                  .attr = c->attr,
+                  .in = shape_in,
+                  .in_begin = in_begin,
+                  .out = shape_out,
+                  .out_begin = out_begin,
+                  .threads = pool.threads,
+                  .parallel = parallel,
+                  .pool = &pool,
+                  .isa = c->isa,
+                  .error = &error};
   c->status = c->op->check ? c->op->check(&call, &error) : RG_OK;
   if (c->status) return ot_text(c->t, "%s: check: %s", c->op->name, error.message);
   if (c->op->cost) {
     rg_cost cost = {0};
     c->op->cost(&call, &cost);
-    if (!(cost.flops >= 0 && cost.exps >= 0 && cost.bytes >= 0 && isfinite(cost.flops + cost.exps + cost.bytes)))
+    if (!(cost.flops >= 0 && cost.exps >= 0 && cost.bytes >= 0 &&
+          isfinite(cost.flops + cost.exps + cost.bytes)))
       return ot_text(c->t, "%s: cost is not a number", c->op->name);
   }
 
@@ -331,7 +355,9 @@ static const char *run(ot_call *c, int threads, int poison) {
   return text;
 }
 
-const char *ot_run(ot_call *c, int threads) { return run(c, threads, 0xff); }
+const char *ot_run(ot_call *c, int threads) {
+  return run(c, threads, 0xff);
+}
 
 /* Copies of all outputs (NULL where absent). */
 static void keep_outputs(ot_call *c, ot_tensor **copy) {
@@ -353,7 +379,8 @@ const char *ot_run_repeated(ot_call *c, int repeats) {
     if (r == 0) keep_outputs(c, first);
     for (int i = 0; i < c->nout; i++)
       if (first[i] && !ot_same_bits(first[i], c->out[i].tensor))
-        return ot_text(c->t, "%s: other bits in %s (run %d)", c->op->name, c->op->out[c->out[i].port].name, r);
+        return ot_text(c->t, "%s: other bits in %s (run %d)", c->op->name, c->op->out[c->out[i].port].name,
+                       r);
   }
   return NULL;
 }

@@ -1,5 +1,5 @@
-/* tests/harness/optest_sums.c: checks that take a whole call and vary it: gradients not wanted, gradients added to a
- * sum, rows that lie gigabytes apart. */
+/* tests/harness/optest_sums.c: checks that take a whole call and vary it: gradients not wanted, gradients
+ * added to a sum, rows that lie gigabytes apart. */
 #include "optest_internal.h"
 #include <string.h>
 #include <sys/mman.h>
@@ -55,7 +55,8 @@ static const char *check_added(ot_call *c, ot_tensor *const *all) {
     for (int64_t n = 0; n < all[i]->n; n++) want[n] += gradient[n];
     double off = ot_relrms(sum[i], want, 0);
     if (!(off <= 2e-6))
-      return ot_text(c->t, "%s: %s added to a sum is off by %.3g", c->op->name, c->op->out[c->out[i].port].name, off);
+      return ot_text(c->t, "%s: %s added to a sum is off by %.3g", c->op->name,
+                     c->op->out[c->out[i].port].name, off);
   }
   return NULL;
 }

@@ -44,8 +44,12 @@ void *ot_alloc(ot *t, size_t bytes) {
   return c->data;
 }
 
-double *ot_doubles(ot *t, int64_t n) { return ot_alloc(t, (size_t)n * sizeof(double)); }
-int32_t *ot_ints(ot *t, int64_t n) { return ot_alloc(t, (size_t)n * sizeof(int32_t)); }
+double *ot_doubles(ot *t, int64_t n) {
+  return ot_alloc(t, (size_t)n * sizeof(double));
+}
+int32_t *ot_ints(ot *t, int64_t n) {
+  return ot_alloc(t, (size_t)n * sizeof(int32_t));
+}
 
 const char *ot_text(ot *t, const char *format, ...) {
   enum { SIZE = 512 };
@@ -79,8 +83,12 @@ uint64_t ot_random(ot *t) {
   return z ^ (z >> 31);
 }
 
-double ot_uniform(ot *t) { return ldexp((double)(ot_random(t) >> 11), -53); }
-int64_t ot_below(ot *t, int64_t n) { return (int64_t)(ot_random(t) % (uint64_t)n); }
+double ot_uniform(ot *t) {
+  return ldexp((double)(ot_random(t) >> 11), -53);
+}
+int64_t ot_below(ot *t, int64_t n) {
+  return (int64_t)(ot_random(t) % (uint64_t)n);
+}
 
 double ot_normal(ot *t) {
   double radius = sqrt(-2 * log(1 - ot_uniform(t)));
@@ -124,17 +132,19 @@ static void put(void *at, rg_dtype dtype, double x) {
   case RG_F16: {
     int e;
     double m = frexp(fabs(r), &e); /* m in [0.5, 1) */
-    if (isnan(x)) h = 0x7e00;
-    else if (isinf(r)) h = 0x7c00;
-    else if (fabs(r) < ldexp(1, -14)) h = (uint16_t)ldexp(fabs(r), 24);
-    else h = (uint16_t)(((e + 14) << 10) + (int)((2 * m - 1) * 1024));
+    if (isnan(x))
+      h = 0x7e00;
+    else if (isinf(r))
+      h = 0x7c00;
+    else if (fabs(r) < ldexp(1, -14))
+      h = (uint16_t)ldexp(fabs(r), 24);
+    else
+      h = (uint16_t)(((e + 14) << 10) + (int)((2 * m - 1) * 1024));
     h |= (uint16_t)((u >> 31) << 15);
     memcpy(at, &h, 2);
     return;
   }
-  default:
-    i = (int32_t)r;
-    memcpy(at, &i, 4);
+  default: i = (int32_t)r; memcpy(at, &i, 4);
   }
 }
 
@@ -245,16 +255,18 @@ static int64_t row_size(const ot_tensor *a) {
 /* Elements [from, to) of a, run by run: at points to n elements, of which the first is the i-th. */
 #define EACH_RUN(a, from, to, i, at, n)                                                                      \
   for (int64_t i = (from), side_ = ot_side_by_side(a), n = side_ - i % side_; i < (to); i += n, n = side_)   \
-    for (char *at = ot_at((a), i); at && (n = n < (to) - i ? n : (to) - i, true); at = NULL)
+    for (char *at = ot_at((a), i); at && (n = n < (to)-i ? n : (to)-i, true); at = NULL)
 
 void ot_set(ot_tensor *a, const double *x) {
   size_t size = rg_dtype_size(a->arg.dtype);
-  EACH_RUN(a, 0, a->n, i, at, n) for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, x[i + k]);
+  EACH_RUN(a, 0, a->n, i, at, n)
+  for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, x[i + k]);
 }
 double *ot_get(ot *t, const ot_tensor *a) {
   double *x = ot_doubles(t, a->n);
   size_t size = rg_dtype_size(a->arg.dtype);
-  EACH_RUN(a, 0, a->n, i, at, n) for (int64_t k = 0; k < n; k++) x[i + k] = get(at + (size_t)k * size, a->arg.dtype);
+  EACH_RUN(a, 0, a->n, i, at, n)
+  for (int64_t k = 0; k < n; k++) x[i + k] = get(at + (size_t)k * size, a->arg.dtype);
   return x;
 }
 void ot_set_ints(ot_tensor *a, const int32_t *x) {
@@ -265,7 +277,9 @@ int32_t *ot_get_ints(ot *t, const ot_tensor *a) {
   EACH_RUN(a, 0, a->n, i, at, n) memcpy(x + i, at, (size_t)n * 4);
   return x;
 }
-double ot_element(const ot_tensor *a, int64_t i) { return get(ot_at(a, i), a->arg.dtype); }
+double ot_element(const ot_tensor *a, int64_t i) {
+  return get(ot_at(a, i), a->arg.dtype);
+}
 
 void ot_copy(ot_tensor *to, const ot_tensor *from) {
   bool same = to->arg.dtype == from->arg.dtype;
@@ -273,14 +287,17 @@ void ot_copy(ot_tensor *to, const ot_tensor *from) {
   if (run > most) run = most;
   if (run > to->n) run = to->n;
   for (int64_t i = 0; i < to->n; i += run) {
-    if (same) memcpy(ot_at(to, i), ot_at(from, i), (size_t)run * rg_dtype_size(to->arg.dtype));
-    else put(ot_at(to, i), to->arg.dtype, ot_element(from, i));
+    if (same)
+      memcpy(ot_at(to, i), ot_at(from, i), (size_t)run * rg_dtype_size(to->arg.dtype));
+    else
+      put(ot_at(to, i), to->arg.dtype, ot_element(from, i));
   }
 }
 
 static void fill_range(ot_tensor *a, int64_t from, int64_t to, double value) {
   size_t size = rg_dtype_size(a->arg.dtype);
-  EACH_RUN(a, from, to, i, at, n) for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, value);
+  EACH_RUN(a, from, to, i, at, n)
+  for (int64_t k = 0; k < n; k++) put(at + (size_t)k * size, a->arg.dtype, value);
 }
 
 void ot_fill_normal(ot *t, ot_tensor *a, double deviation) {
@@ -292,7 +309,9 @@ void ot_fill_outliers(ot *t, ot_tensor *a) {
     put(ot_at(a, i), a->arg.dtype, ot_uniform(t) < 0.001 ? x + big : x);
   }
 }
-void ot_fill(ot_tensor *a, double value) { fill_range(a, 0, a->n, value); }
+void ot_fill(ot_tensor *a, double value) {
+  fill_range(a, 0, a->n, value);
+}
 void ot_fill_rows(ot_tensor *a, int64_t from, int64_t to, double value) {
   fill_range(a, from * row_size(a), to * row_size(a), value);
 }
@@ -335,7 +354,8 @@ bool ot_same_rows(const ot_tensor *a, int64_t row_a, const ot_tensor *b, int64_t
   if (run > other) run = other;
   if (run > w) run = w;
   for (int64_t i = 0; i < n * w; i += run)
-    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), (size_t)run * rg_dtype_size(a->arg.dtype)) != 0)
+    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), (size_t)run * rg_dtype_size(a->arg.dtype)) !=
+        0)
       return false;
   return true;
 }
@@ -369,14 +389,17 @@ const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32
   for (int64_t r = 0; r < rows * heads; r++) {
     const int32_t *x = got + r * top, *y = ref + r * top;
     const double *s = scores + r * nblock;
-    double last = INFINITY, best = -INFINITY; /* lowest score taken, highest score left out, among finite ones */
+    double last = INFINITY,
+           best = -INFINITY; /* lowest score taken, highest score left out, among finite ones */
     for (int64_t n = 0; n < top; n++) {
-      if ((x[n] < 0) != (y[n] < 0)) return ot_text(t, "row %lld has the wrong number of indices", (long long)r);
+      if ((x[n] < 0) != (y[n] < 0))
+        return ot_text(t, "row %lld has the wrong number of indices", (long long)r);
       if (y[n] < 0) {
         if (x[n] != -1) return ot_text(t, "row %lld: index %d", (long long)r, x[n]);
         continue;
       }
-      if (x[n] >= nblock || isnan(s[x[n]])) return ot_text(t, "row %lld: %d is no candidate", (long long)r, x[n]);
+      if (x[n] >= nblock || isnan(s[x[n]]))
+        return ot_text(t, "row %lld: %d is no candidate", (long long)r, x[n]);
       if (n > 0 && x[n] <= x[n - 1]) return ot_text(t, "row %lld does not ascend", (long long)r);
       total++;
       same += contains(y, top, x[n]);

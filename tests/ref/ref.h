@@ -1,10 +1,11 @@
-/* tests/ref/ref.h: the oracle. Every stock op, forward and backward, naively and in fp64, written from the semantics
- * page alone; shares no code with ops/.
+/* tests/ref/ref.h: the oracle. Every stock op, forward and backward, naively and in fp64, written from the
+ * semantics page alone; shares no code with ops/.
  *
- * All float tensors are dense, row-major arrays of double that hold values already rounded to their storage type. cu
- * are the sequence starts [B+1]. Rows past the last live token (and rows that belong to no block, of compressed
- * tensors) are never read and come out as zero. Output pointers may be NULL where a gradient is not wanted. Gradients
- * overwrite, they do not accumulate. Nothing here is fast, and nothing fails but for host memory (then it aborts).
+ * All float tensors are dense, row-major arrays of double that hold values already rounded to their storage
+ * type. cu are the sequence starts [B+1]. Rows past the last live token (and rows that belong to no block, of
+ * compressed tensors) are never read and come out as zero. Output pointers may be NULL where a gradient is
+ * not wanted. Gradients overwrite, they do not accumulate. Nothing here is fast, and nothing fails but for
+ * host memory (then it aborts).
  */
 #ifndef REF_H
 #define REF_H
@@ -12,10 +13,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* ---- attention --------------------------------------------------------------------------------------------------
- *   x_j = scale · q·k_j      s_j = x_j, or softcap · tanh(x_j / softcap)      over the visible keys j
- *   lse = log(Σ exp s_j + exp sink)      p_j = exp(s_j − lse)      o = Σ p_j v_j
- * A row with no key and no sink: o = 0, lse = −inf, no gradient. */
+/* ---- attention
+ * -------------------------------------------------------------------------------------------------- x_j =
+ * scale · q·k_j      s_j = x_j, or softcap · tanh(x_j / softcap)      over the visible keys j lse = log(Σ exp
+ * s_j + exp sink)      p_j = exp(s_j − lse)      o = Σ p_j v_j A row with no key and no sink: o = 0, lse =
+ * −inf, no gradient. */
 
 typedef enum ref_kind { REF_CMP, REF_SLC, REF_SWA } ref_kind;
 
@@ -33,20 +35,21 @@ typedef struct ref_attn {
   double scale;            /* 0: 1/sqrt(D) */
   double softcap;          /* 0: none */
   int64_t kernel, stride;  /* REF_CMP: i sees block j iff i >= j·stride + kernel − 1 */
-  const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry that is negative, out
-                              of range or not larger than all before it in its row is ignored */
+  const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry that is
+                              negative, out      of range or not larger than all before it in its row is ignored */
   int64_t block, top_n;
-  int64_t window_left;     /* REF_SWA: keys i − window_left … i; −1: all up to i */
+  int64_t window_left; /* REF_SWA: keys i − window_left … i; −1: all up to i */
 } ref_attn;
 
 /* o [T, H, DV], lse [T, H] (rows of no sequence: o = 0, lse = 0) */
 void ref_attn_forward(const ref_attn *a, double *o, double *lse);
 /* d_o [T, H, DV]; d_lse [T, H] or NULL; dq, dk, dv as q, k, v; dsinks [H] */
-void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk, double *dv,
-                       double *dsinks);
+void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk,
+                       double *dv, double *dsinks);
 
-/* ---- compress_kv, K or V on its own -------------------------------------------------------------------------------
- * Blocks of a sequence: j = 0 … floor((L − kernel) / stride), in rows floor(cu[b] / stride) + j. */
+/* ---- compress_kv, K or V on its own
+ * ------------------------------------------------------------------------------- Blocks of a sequence: j = 0
+ * … floor((L − kernel) / stride), in rows floor(cu[b] / stride) + j. */
 
 typedef enum ref_method { REF_MEAN, REF_LINEAR, REF_SWIGLU, REF_SIGMOID_MUL } ref_method;
 
@@ -63,33 +66,36 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride);
 void ref_compress_forward(const ref_compress *a, double *y);
 void ref_compress_backward(const ref_compress *a, const double *dy, double *dx, double *dw);
 
-/* ---- topk ------------------------------------------------------------------------------------------------------- */
+/* ---- topk
+ * ------------------------------------------------------------------------------------------------------- */
 
 typedef struct ref_topk {
   int64_t T, TK, B, H, KH, D;
-  const double *q;   /* [T, H, D] */
-  const double *k;   /* [TK, KH, D], compressed keys */
-  const double *lse; /* [T, H] of the compressed attention; unused for dot */
+  const double *q;                     /* [T, H, D] */
+  const double *k;                     /* [TK, KH, D], compressed keys */
+  const double *lse;                   /* [T, H] of the compressed attention; unused for dot */
   const int32_t *cu, *cu_k, *q_offset; /* as in attention */
   int64_t kernel, stride, block, top_n, init, local;
   double scale, softcap;
   bool dot; /* rank by the raw product, summed over the group */
 } ref_topk;
 
-/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i / block (+inf where
- * forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit| met. */
+/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i / block
+ * (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit| met. */
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock, double *max_logit);
 
-/* ---- combine and merge; `rows` live rows of T ------------------------------------------------------------------- */
+/* ---- combine and merge; `rows` live rows of T
+ * ------------------------------------------------------------------- */
 
 typedef enum ref_act { REF_SIGMOID, REF_SOFTMAX, REF_NONE } ref_act;
 
 /* out [T, H, D] = Σ_n act(gate[t, h, n]) · o[n] */
-void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                         const double *gate, double *out);
+void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                         const double *const *o, const double *gate, double *out);
 /* d_o: n arrays; dgate [T, H, n] */
-void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                          const double *gate, const double *dout, double *const *d_o, double *dgate);
+void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                          const double *const *o, const double *gate, const double *dout, double *const *d_o,
+                          double *dgate);
 /* out = Σ exp(lse_n − lse) o_n, lse = log Σ exp lse_n; all −inf: 0 and −inf */
 void ref_merge_forward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
                        const double *const *lse, double *out, double *out_lse);
@@ -98,19 +104,21 @@ void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, co
                         const double *const *lse, const double *dout, const double *dlse, double *const *d_o,
                         double *const *d_lse);
 
-/* ---- rows and elements ------------------------------------------------------------------------------------------ */
+/* ---- rows and elements
+ * ------------------------------------------------------------------------------------------ */
 
 /* y [T, out] = x [T, in] · wᵀ [out, in] + b [out] (b may be NULL) */
 void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
                         const double *b, double *y);
 void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
                          const double *dy, double *dx, double *dw, double *db);
-/* Rotates the pairs (c, c + D/2) by position · theta^(−2c/D); position from the sequence, plus q_offset[b] if given.
- * inverse: the other way round, which is also the backward. */
-void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu, const int32_t *q_offset,
-              bool inverse, const double *x, double *y);
+/* Rotates the pairs (c, c + D/2) by position · theta^(−2c/D); position from the sequence, plus q_offset[b] if
+ * given. inverse: the other way round, which is also the backward. */
+void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu,
+              const int32_t *q_offset, bool inverse, const double *x, double *y);
 /* y = x / sqrt(mean x² + eps) · w over the last axis; w [D] may be NULL */
-void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w, double *y);
+void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
+                         double *y);
 void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
                           const double *dy, double *dx, double *dw);
 /* Elementwise over n, of which the first `live` count. */

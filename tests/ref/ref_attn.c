@@ -1,5 +1,5 @@
-/* tests/ref/ref_attn.c: attention and its gradient, one row at a time, with "is this key visible" as the only thing
- * that tells the three attention ops apart. */
+/* tests/ref/ref_attn.c: attention and its gradient, one row at a time, with "is this key visible" as the only
+ * thing that tells the three attention ops apart. */
 #include "ref.h"
 #include <math.h>
 #include <stdlib.h>
@@ -120,8 +120,8 @@ static void backward_row(const ref_attn *a, const row *r, const double *s, const
   }
 }
 
-void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk, double *dv,
-                       double *dsinks) {
+void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk,
+                       double *dv, double *dsinks) {
   double *s = need((size_t)(2 * (a->TK + 1) + a->DV) * sizeof *s), *p = s + a->TK + 1, *o = p + a->TK + 1;
   if (dq) memset(dq, 0, (size_t)(a->T * a->H * a->D) * sizeof *dq);
   if (dk) memset(dk, 0, (size_t)(a->TK * a->KH * a->D) * sizeof *dk);

@@ -8,16 +8,22 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride) {
   return length < kernel ? 0 : (length - kernel) / stride + 1;
 }
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double sigmoid(double x) {
+  return 1 / (1 + exp(-x));
+}
 
 /* f(a) and f'(a) of the gate half: silu for swiglu, sigmoid for sigmoid_mul. */
-static double gate(ref_method m, double a) { return m == REF_SWIGLU ? a * sigmoid(a) : sigmoid(a); }
+static double gate(ref_method m, double a) {
+  return m == REF_SWIGLU ? a * sigmoid(a) : sigmoid(a);
+}
 static double gate_slope(ref_method m, double a) {
   double s = sigmoid(a);
   return m == REF_SWIGLU ? s + a * s * (1 - s) : s * (1 - s);
 }
 
-static bool gated(ref_method m) { return m == REF_SWIGLU || m == REF_SIGMOID_MUL; }
+static bool gated(ref_method m) {
+  return m == REF_SWIGLU || m == REF_SIGMOID_MUL;
+}
 
 /* Row `o` of W times the flattened block that starts at token t. */
 static double project(const ref_compress *a, int64_t t, int64_t h, int64_t o) {
@@ -49,7 +55,8 @@ void ref_compress_forward(const ref_compress *a, double *y) {
 }
 
 /* Sends gradient g of project(t, h, o) to W and x. */
-static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_t o, double g, double *dx, double *dw) {
+static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_t o, double g, double *dx,
+                             double *dw) {
   for (int64_t n = 0; n < a->kernel; n++)
     for (int64_t c = 0; c < a->D; c++) {
       int64_t wi = o * a->kernel * a->D + n * a->D + c, xi = ((t + n) * a->KH + h) * a->D + c;
@@ -58,10 +65,11 @@ static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_
     }
 }
 
-static void compress_one_backward(const ref_compress *a, int64_t t, int64_t h, int64_t c, double g, double *dx,
-                                  double *dw) {
+static void compress_one_backward(const ref_compress *a, int64_t t, int64_t h, int64_t c, double g,
+                                  double *dx, double *dw) {
   if (a->method == REF_MEAN) {
-    for (int64_t n = 0; dx && n < a->kernel; n++) dx[((t + n) * a->KH + h) * a->D + c] += g / (double)a->kernel;
+    for (int64_t n = 0; dx && n < a->kernel; n++)
+      dx[((t + n) * a->KH + h) * a->D + c] += g / (double)a->kernel;
   } else if (a->method == REF_LINEAR) {
     project_backward(a, t, h, c, g, dx, dw);
   } else {

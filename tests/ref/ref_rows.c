@@ -3,7 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double sigmoid(double x) {
+  return 1 / (1 + exp(-x));
+}
 static void clear(double *x, int64_t n) {
   if (x) memset(x, 0, (size_t)n * sizeof *x);
 }
@@ -29,16 +31,17 @@ static double weight_slope(ref_act act, const double *gate, int n, int m, int k)
   return act == REF_SIGMOID ? wm * sigmoid(-gate[m]) : 1;
 }
 
-void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                         const double *gate, double *out) {
+void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                         const double *const *o, const double *gate, double *out) {
   clear(out, T * H * D);
   for (int64_t r = 0; r < rows * H; r++)
     for (int m = 0; m < n; m++)
       for (int64_t c = 0; c < D; c++) out[r * D + c] += weight(act, gate + r * n, n, m) * o[m][r * D + c];
 }
 
-void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                          const double *gate, const double *dout, double *const *d_o, double *dgate) {
+void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                          const double *const *o, const double *gate, const double *dout, double *const *d_o,
+                          double *dgate) {
   for (int m = 0; d_o && m < n; m++) clear(d_o[m], T * H * D);
   clear(dgate, T * H * n);
   for (int64_t r = 0; r < rows * H; r++)
@@ -62,7 +65,9 @@ static double merged_lse(int n, const double *const *lse, int64_t r) {
   return max + log(sum);
 }
 
-static double share(double lse, double total) { return lse == -INFINITY ? 0 : exp(lse - total); }
+static double share(double lse, double total) {
+  return lse == -INFINITY ? 0 : exp(lse - total);
+}
 
 void ref_merge_forward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
                        const double *const *lse, double *out, double *out_lse) {
@@ -129,8 +134,8 @@ void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const
 
 /* ---- rope ---- */
 
-void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu, const int32_t *q_offset,
-              bool inverse, const double *x, double *y) {
+void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu,
+              const int32_t *q_offset, bool inverse, const double *x, double *y) {
   clear(y, T * H * D);
   for (int64_t b = 0; b < B; b++)
     for (int64_t t = cu[b]; t < cu[b + 1]; t++)
@@ -152,7 +157,8 @@ static double inverse_rms(const double *x, int64_t D, double eps) {
   return 1 / sqrt(sum / (double)D + eps);
 }
 
-void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w, double *y) {
+void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
+                         double *y) {
   clear(y, n * D);
   for (int64_t r = 0; r < live; r++) {
     double inv = inverse_rms(x + r * D, D, eps);

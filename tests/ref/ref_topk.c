@@ -6,7 +6,8 @@
 /* Overlap of the token ranges of compressed block j and selection block b. */
 static int64_t overlap(const ref_topk *a, int64_t j, int64_t b) {
   int64_t lo = j * a->stride > b * a->block ? j * a->stride : b * a->block;
-  int64_t hi = j * a->stride + a->kernel < (b + 1) * a->block ? j * a->stride + a->kernel : (b + 1) * a->block;
+  int64_t hi =
+      j * a->stride + a->kernel < (b + 1) * a->block ? j * a->stride + a->kernel : (b + 1) * a->block;
   return hi > lo ? hi - lo : 0;
 }
 
@@ -18,8 +19,8 @@ static double product(const ref_topk *a, int64_t t, int64_t h, int64_t key) {
 }
 
 /* p[j], summed over the query heads of KV head kh, for every block the row sees (0 elsewhere). */
-static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0, int64_t nkey, double *p,
-                          double *max_logit) {
+static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0, int64_t nkey,
+                          double *p, double *max_logit) {
   int64_t g = a->H / a->KH;
   double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D);
   for (int64_t j = 0; j < nkey; j++) {
@@ -48,8 +49,11 @@ static double block_score(const ref_topk *a, int64_t t, int64_t i, int64_t kh, i
   return score;
 }
 
-/* Does x rank before y? NaN ranks last; blocks are visited in ascending order, so a tie keeps the lower index. */
-static bool before(double x, double y) { return isnan(y) ? !isnan(x) : x > y; }
+/* Does x rank before y? NaN ranks last; blocks are visited in ascending order, so a tie keeps the lower
+ * index. */
+static bool before(double x, double y) {
+  return isnan(y) ? !isnan(x) : x > y;
+}
 
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock, double *max_logit) {
   const int32_t *cu_k = a->cu_k ? a->cu_k : a->cu;

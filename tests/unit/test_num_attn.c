@@ -1,5 +1,5 @@
-/* tests/unit/test_num_attn.c: the three attention ops, forward and backward, against the oracle on every case that
- * broke others. Each case runs with all gates (o, lse, all gradients); fresh inputs for each. */
+/* tests/unit/test_num_attn.c: the three attention ops, forward and backward, against the oracle on every case
+ * that broke others. Each case runs with all gates (o, lse, all gradients); fresh inputs for each. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 
@@ -44,18 +44,33 @@ static void check_kinds(uint64_t seed, num_attn a) {
 
 /* ---- lengths ---- */
 
-Test(attn, cmp_lengths) { check_types(1, (num_attn){.name = "lengths", CMP, LENGTHS, HEADS}); }
-Test(attn, slc_lengths) { check_types(4, (num_attn){.name = "lengths", SLC, LENGTHS, HEADS}); }
-Test(attn, swa_lengths) { check_types(7, (num_attn){.name = "lengths", SWA, LENGTHS, HEADS}); }
-Test(attn, dense_lengths) { check_types(10, (num_attn){.name = "dense", DENSE, LENGTHS, HEADS}); }
+Test(attn, cmp_lengths) {
+  check_types(1, (num_attn){.name = "lengths", CMP, LENGTHS, HEADS});
+}
+Test(attn, slc_lengths) {
+  check_types(4, (num_attn){.name = "lengths", SLC, LENGTHS, HEADS});
+}
+Test(attn, swa_lengths) {
+  check_types(7, (num_attn){.name = "lengths", SWA, LENGTHS, HEADS});
+}
+Test(attn, dense_lengths) {
+  check_types(10, (num_attn){.name = "dense", DENSE, LENGTHS, HEADS});
+}
 
 Test(attn, ten_thousand_sequences_of_one) {
   ot *t = ot_begin(13);
   int32_t *ones = ot_ints(t, 10000);
   for (int i = 0; i < 10000; i++) ones[i] = 1;
   /* with a single key dq and dk vanish: measured against gradients of ordinary size */
-  num_attn a = {.name = "ten thousand", .B = 10000, .length = ones, .H = 1, .KH = 1, .D = 64, .DV = 64,
-                .floor = 0.1, .floor_grad = 0.1};
+  num_attn a = {.name = "ten thousand",
+                .B = 10000,
+                .length = ones,
+                .H = 1,
+                .KH = 1,
+                .D = 64,
+                .DV = 64,
+                .floor = 0.1,
+                .floor_grad = 0.1};
   check_kinds(14, a);
   a.dtype = RG_BF16;
   check_kinds(15, a);
@@ -73,15 +88,31 @@ Test(attn, empty_batch) {
 Test(attn, no_complete_block) {
   const int32_t shorter[] = {31, 1, 20};
   check_types(60, (num_attn){.name = "no block", CMP, .B = 3, .length = shorter, HEADS});
-  check_types(63, (num_attn){.name = "no block but a sink", CMP, .B = 3, .length = shorter, HEADS, .sinks = true,
-                             .d_lse = true, .floor_grad = 0.05});
+  check_types(63, (num_attn){.name = "no block but a sink",
+                             CMP,
+                             .B = 3,
+                             .length = shorter,
+                             HEADS,
+                             .sinks = true,
+                             .d_lse = true,
+                             .floor_grad = 0.05});
 }
 
 Test(attn, selection_rows) {
   for (num_idx x = NUM_IDX_RANDOM; x <= NUM_IDX_FUTURE; x++) {
     check_types(70 + 10 * x, (num_attn){.name = "selection rows", SLC, SOME, HEADS, .idx = x});
-    check(75 + 10 * x, (num_attn){.name = "selection rows", .kind = REF_SLC, .block = 32, .top_n = 3, .H = 6, .KH = 3,
-                                  .D = 64, .DV = 64, SOME, .idx = x, .sinks = true, .d_lse = true});
+    check(75 + 10 * x, (num_attn){.name = "selection rows",
+                                  .kind = REF_SLC,
+                                  .block = 32,
+                                  .top_n = 3,
+                                  .H = 6,
+                                  .KH = 3,
+                                  .D = 64,
+                                  .DV = 64,
+                                  SOME,
+                                  .idx = x,
+                                  .sinks = true,
+                                  .d_lse = true});
   }
 }
 
@@ -103,7 +134,8 @@ Test(attn, masked_tiles) {
 /* Chunks of longer sequences: fewer queries than keys, the last of which they are. */
 Test(attn, chunks) {
   static const int32_t keys[] = {200, 64, 65, 150, 33}, offset[] = {130, 64, 64, 20, 0};
-  num_attn a = {.name = "chunks", SOME, .length_k = keys, .offset = offset, .H = 4, .KH = 2, .D = 64, .DV = 64};
+  num_attn a = {
+      .name = "chunks", SOME, .length_k = keys, .offset = offset, .H = 4, .KH = 2, .D = 64, .DV = 64};
   check_kinds(160, a);
   a.dtype = RG_BF16;
   a.wide_grads = a.strided = true;
@@ -204,16 +236,27 @@ Test(attn, odd_head_sizes) {
   static const int32_t few[] = {67, 1, 40};
   static const int64_t d[] = {1, 3, 7, 17, 40}, dv[] = {5, 1, 33, 8, 100};
   for (int i = 0; i < 5; i++)
-    check_kinds(640 + (uint64_t)i, (num_attn){.name = "odd head size", .B = 3, .length = few, .H = 3, .KH = 1,
-                                              .D = d[i], .DV = dv[i], .floor = 0.01, .floor_grad = 0.02});
+    check_kinds(640 + (uint64_t)i, (num_attn){.name = "odd head size",
+                                              .B = 3,
+                                              .length = few,
+                                              .H = 3,
+                                              .KH = 1,
+                                              .D = d[i],
+                                              .DV = dv[i],
+                                              .floor = 0.01,
+                                              .floor_grad = 0.02});
 }
 
 Test(attn, compressed_blocks) {
   static const int32_t longer[] = {70, 0, 1, 300, 33};
   static const int64_t kernel[] = {16, 8, 32, 64, 32, 4, 1, 128}, stride[] = {16, 8, 8, 32, 32, 2, 1, 32};
   for (int i = 0; i < 8; i++)
-    check_types(700 + 3 * (uint64_t)i, (num_attn){.name = "kernel and stride", .kind = REF_CMP, .B = 5,
-                                                  .length = longer, HEADS, .kernel = kernel[i],
+    check_types(700 + 3 * (uint64_t)i, (num_attn){.name = "kernel and stride",
+                                                  .kind = REF_CMP,
+                                                  .B = 5,
+                                                  .length = longer,
+                                                  HEADS,
+                                                  .kernel = kernel[i],
                                                   .stride = stride[i]});
 }
 
@@ -221,15 +264,25 @@ Test(attn, selected_blocks) {
   static const int64_t block[] = {32, 64, 128, 16, 5}, top[] = {1, 4, 16, 32};
   for (int i = 0; i < 5; i++)
     for (int j = 0; j < 4; j++)
-      check(740 + (uint64_t)(4 * i + j), (num_attn){.name = "block and top_n", .kind = REF_SLC, SOME, HEADS,
-                                                    .block = block[i], .top_n = top[j], .dtype = types[(i + j) % 3]});
+      check(740 + (uint64_t)(4 * i + j), (num_attn){.name = "block and top_n",
+                                                    .kind = REF_SLC,
+                                                    SOME,
+                                                    HEADS,
+                                                    .block = block[i],
+                                                    .top_n = top[j],
+                                                    .dtype = types[(i + j) % 3]});
 }
 
 Test(attn, windows) {
   static const int64_t window[] = {0, 1, 15, 63, 64, 65, 127, 512, 1000000};
   for (int i = 0; i < 9; i++)
-    check(780 + (uint64_t)i, (num_attn){.name = "window", .kind = REF_SWA, SOME, HEADS, .window_left = window[i],
-                                        .dtype = types[i % 3], .floor_grad = window[i] == 0 ? 0.1 : 0});
+    check(780 + (uint64_t)i, (num_attn){.name = "window",
+                                        .kind = REF_SWA,
+                                        SOME,
+                                        HEADS,
+                                        .window_left = window[i],
+                                        .dtype = types[i % 3],
+                                        .floor_grad = window[i] == 0 ? 0.1 : 0});
 }
 
 /* Every level of the CPU passes the same gates. */

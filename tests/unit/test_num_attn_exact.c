@@ -1,5 +1,6 @@
-/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the workspace's old contents,
- * strides, neighbours in the pack, NaN in a neighbour and cutting the heads into groups change nothing. */
+/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the workspace's
+ * old contents, strides, neighbours in the pack, NaN in a neighbour and cutting the heads into groups change
+ * nothing. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 
@@ -33,8 +34,8 @@ static void run_both(num_attn_run *r, int threads) {
   OT_OK(ot_run(r->backward, threads));
 }
 
-static bool same_rows(const num_attn_run *x, int64_t row_x, int64_t key_x, const num_attn_run *y, int64_t row_y,
-                      int64_t key_y, int64_t rows, int64_t keys) {
+static bool same_rows(const num_attn_run *x, int64_t row_x, int64_t key_x, const num_attn_run *y,
+                      int64_t row_y, int64_t key_y, int64_t rows, int64_t keys) {
   return ot_same_rows(x->o, row_x, y->o, row_y, rows) && ot_same_rows(x->lse, row_x, y->lse, row_y, rows) &&
          ot_same_rows(x->dq, row_x, y->dq, row_y, rows) && ot_same_rows(x->dk, key_x, y->dk, key_y, keys) &&
          ot_same_rows(x->dv, key_x, y->dv, key_y, keys);
@@ -114,8 +115,8 @@ Test(attn_exact, alone_and_packed) {
       num_attn_calls(t, &one);
       run_both(&one, 1);
       int64_t key, keys = keys_of(&r, b, &key);
-      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, num_lengths[b], keys), "case %d, sequence %d of %d tokens",
-                n, (int)b, num_lengths[b]);
+      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, num_lengths[b], keys),
+                "case %d, sequence %d of %d tokens", n, (int)b, num_lengths[b]);
     }
     ot_end(t);
   }
@@ -137,7 +138,8 @@ Test(attn_exact, chunks_alone_and_packed) {
       num_attn_calls(t, &one);
       run_both(&one, 3);
       int64_t key, keys = keys_of(&r, b, &key);
-      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, some[b], keys), "case %d, sequence %d", n, (int)b);
+      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, some[b], keys), "case %d, sequence %d", n,
+                (int)b);
     }
     ot_end(t);
   }
@@ -160,8 +162,8 @@ Test(attn_exact, nan_stays_in_its_sequence) {
     for (int64_t b = 0; b < 5; b++) {
       if (b == 3) continue;
       keys = keys_of(&q, b, &key);
-      cr_assert(same_rows(&r, r.pack.cu[b], key, &q, q.pack.cu[b], key, some[b], keys), "case %d, sequence %d", n,
-                (int)b);
+      cr_assert(same_rows(&r, r.pack.cu[b], key, &q, q.pack.cu[b], key, some[b], keys),
+                "case %d, sequence %d", n, (int)b);
     }
     ot_end(t);
   }
@@ -203,7 +205,8 @@ Test(attn_exact, head_groups) {
       cr_assert(ot_same_bits(part.dq, heads_of(t, r.dq, 2 * h, 2)), "case %d: dq", n);
       cr_assert(ot_same_bits(part.dk, heads_of(t, r.dk, h, 1)), "case %d: dk", n);
       cr_assert(ot_same_bits(part.dv, heads_of(t, r.dv, h, 1)), "case %d: dv", n);
-      if (r.dsinks) cr_assert(ot_same_bits(part.dsinks, heads_of(t, r.dsinks, 2 * h, 2)), "case %d: dsinks", n);
+      if (r.dsinks)
+        cr_assert(ot_same_bits(part.dsinks, heads_of(t, r.dsinks, 2 * h, 2)), "case %d: dsinks", n);
     }
     ot_end(t);
   }

@@ -126,9 +126,9 @@ static branch_run make(ot *t, branch_case a) {
 
 static void near(const branch_run *r, const char *what, const ot_tensor *x, const double *ref, double gate) {
   double off = ot_relrms(x, ref, 1e-3);
-  cr_assert(off <= gate, "%s %s, %s, %d branches%s: %s is off by %.3g, gate %.3g", r->a.merge ? "merge" : "combine",
-            act_name[r->a.act], rg_dtype_name(r->a.dtype), r->a.n, r->a.saturated ? ", saturated" : "", what, off,
-            gate);
+  cr_assert(off <= gate, "%s %s, %s, %d branches%s: %s is off by %.3g, gate %.3g",
+            r->a.merge ? "merge" : "combine", act_name[r->a.act], rg_dtype_name(r->a.dtype), r->a.n,
+            r->a.saturated ? ", saturated" : "", what, off, gate);
 }
 
 static void check(uint64_t seed, branch_case a) {
@@ -136,7 +136,8 @@ static void check(uint64_t seed, branch_case a) {
   branch_run r = make(t, a);
   int64_t T = r.pack.T, live = r.pack.live;
   double *o[MOST], *lse[MOST], *d_o[MOST], *d_lse[MOST];
-  double *out = ot_doubles(t, r.out->n), *out_lse = ot_doubles(t, r.out_lse->n), *dgate = ot_doubles(t, r.dgate->n);
+  double *out = ot_doubles(t, r.out->n), *out_lse = ot_doubles(t, r.out_lse->n),
+         *dgate = ot_doubles(t, r.dgate->n);
   double gate = num_gate(a.dtype), grad_gate = num_grad_gate(a.dtype, 1);
   OT_OK(ot_run(r.forward, 2));
   OT_OK(ot_run(r.backward, 2));
@@ -169,7 +170,8 @@ Test(combine, activations_and_types) {
   for (int act = 0; act < 3; act++)
     for (int i = 0; i < 3; i++)
       for (int n = 1; n <= MOST; n += 2) {
-        branch_case a = {.act = (ref_act)act, .dtype = types[i], .gate_dtype = types[i], .H = 3, .D = 64, .n = n};
+        branch_case a = {
+            .act = (ref_act)act, .dtype = types[i], .gate_dtype = types[i], .H = 3, .D = 64, .n = n};
         check((uint64_t)(100 * act + 10 * i + n), a);
         a.gate_dtype = RG_F32;
         a.wide = a.strided = true;
@@ -180,19 +182,28 @@ Test(combine, activations_and_types) {
 Test(combine, saturated_gates) {
   for (int act = 0; act < 2; act++)
     for (int i = 0; i < 3; i++)
-      check((uint64_t)(400 + 10 * act + i), (branch_case){.act = (ref_act)act, .dtype = types[i],
-                                                          .gate_dtype = types[i], .H = 4, .D = 40, .n = 3,
+      check((uint64_t)(400 + 10 * act + i), (branch_case){.act = (ref_act)act,
+                                                          .dtype = types[i],
+                                                          .gate_dtype = types[i],
+                                                          .H = 4,
+                                                          .D = 40,
+                                                          .n = 3,
                                                           .saturated = true});
 }
 
 Test(combine, head_sizes_and_levels) {
   static const int64_t d[] = {1, 7, 100, 256, 1000};
   for (int i = 0; i < 5; i++) /* of one element, d.gate is a product: an error of its own, not of a sum */
-    check(450 + (uint64_t)i, (branch_case){.dtype = types[i % 3], .gate_dtype = types[i % 3], .H = 2, .D = d[i], .n = 3});
+    check(450 + (uint64_t)i,
+          (branch_case){.dtype = types[i % 3], .gate_dtype = types[i % 3], .H = 2, .D = d[i], .n = 3});
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 6; i++)
-      check(460 + (uint64_t)(6 * level + i), (branch_case){.merge = i >= 3, .dtype = types[i % 3],
-                                                           .gate_dtype = types[i % 3], .H = 2, .D = 64, .n = 3,
+      check(460 + (uint64_t)(6 * level + i), (branch_case){.merge = i >= 3,
+                                                           .dtype = types[i % 3],
+                                                           .gate_dtype = types[i % 3],
+                                                           .H = 2,
+                                                           .D = 64,
+                                                           .n = 3,
                                                            .isa = level + 1});
 }
 
@@ -228,8 +239,13 @@ Test(merge_lse, types_and_branches) {
 Test(combine, repeats_threads_and_sums) {
   for (int i = 0; i < 6; i++) {
     ot *t = ot_begin(600 + (uint64_t)i);
-    branch_run r = make(t, (branch_case){.merge = i >= 3, .act = (ref_act)(i % 3), .dtype = types[i % 3],
-                                         .gate_dtype = types[i % 3], .H = 3, .D = 40, .n = 3});
+    branch_run r = make(t, (branch_case){.merge = i >= 3,
+                                         .act = (ref_act)(i % 3),
+                                         .dtype = types[i % 3],
+                                         .gate_dtype = types[i % 3],
+                                         .H = 3,
+                                         .D = 40,
+                                         .n = 3});
     OT_OK(ot_run_repeated(r.forward, 100));
     OT_OK(ot_run_repeated(r.backward, 100));
     OT_OK(ot_check_sums(r.backward));
@@ -241,8 +257,13 @@ Test(combine, repeats_threads_and_sums) {
 Test(combine, neighbours_and_strides_change_no_bit) {
   for (int i = 0; i < 6; i++) {
     ot *t = ot_begin(620 + (uint64_t)i);
-    branch_case a = {.merge = i >= 3, .act = (ref_act)(i % 3), .dtype = types[i % 3], .gate_dtype = types[i % 3],
-                     .H = 3, .D = 40, .n = 3};
+    branch_case a = {.merge = i >= 3,
+                     .act = (ref_act)(i % 3),
+                     .dtype = types[i % 3],
+                     .gate_dtype = types[i % 3],
+                     .H = 3,
+                     .D = 40,
+                     .n = 3};
     branch_run r = make(t, a);
     a.strided = true;
     branch_run q = shell(t, a, 5);
@@ -277,8 +298,13 @@ Test(combine, far_rows) {
   if (!ot_far_possible()) cr_skip("no address space for sparse tensors");
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(640 + (uint64_t)i);
-    branch_run r = make(t, (branch_case){.merge = i == 3, .act = (ref_act)(i % 3), .dtype = RG_BF16,
-                                         .gate_dtype = RG_BF16, .H = 3, .D = 40, .n = 3});
+    branch_run r = make(t, (branch_case){.merge = i == 3,
+                                         .act = (ref_act)(i % 3),
+                                         .dtype = RG_BF16,
+                                         .gate_dtype = RG_BF16,
+                                         .H = 3,
+                                         .D = 40,
+                                         .n = 3});
     OT_OK(ot_check_far(r.forward));
     OT_OK(ot_check_far(r.backward));
     ot_end(t);

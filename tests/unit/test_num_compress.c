@@ -1,5 +1,5 @@
-/* tests/unit/test_num_compress.c: compress_kv forward and backward against the oracle, all methods for K and V apart,
- * and its exactness: threads, packs, strides, head groups. */
+/* tests/unit/test_num_compress.c: compress_kv forward and backward against the oracle, all methods for K and
+ * V apart, and its exactness: threads, packs, strides, head groups. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -28,7 +28,9 @@ static const char *const port[2] = {"k", "v"}, *const w_port[2] = {"k_weight", "
 static const char *const grad_port[2] = {"grad.k", "grad.v"}, *const d_port[2] = {"d.k", "d.v"};
 static const char *const dw_port[2] = {"d.k_weight", "d.v_weight"};
 
-static ref_method method_of(const compress_case *a, int side) { return side ? a->v_method : a->k_method; }
+static ref_method method_of(const compress_case *a, int side) {
+  return side ? a->v_method : a->k_method;
+}
 
 static ot_tensor *tensor(ot *t, const compress_case *a, rg_dtype dtype, int64_t rows, int side) {
   const int64_t dim[] = {rows, a->KH, side ? a->DV : a->D}, pad[] = {7, 2, 0};
@@ -91,8 +93,10 @@ static void make_calls(ot *t, compress_run *r) {
 static compress_run make(ot *t, compress_case a) {
   compress_run r = shell(t, a, 13);
   for (int s = 0; s < 2; s++) {
-    if (a.outliers) ot_fill_outliers(t, r.x[s]);
-    else ot_fill_normal(t, r.x[s], a.deviation != 0 ? a.deviation : 1);
+    if (a.outliers)
+      ot_fill_outliers(t, r.x[s]);
+    else
+      ot_fill_normal(t, r.x[s], a.deviation != 0 ? a.deviation : 1);
     ot_fill_normal(t, r.dy[s], 1);
     if (r.w[s]) ot_fill_normal(t, r.w[s], 1 / sqrt((double)r.w[s]->arg.dim[1]));
   }
@@ -101,7 +105,8 @@ static compress_run make(ot *t, compress_case a) {
   return r;
 }
 
-static void near(const compress_run *r, const char *what, const ot_tensor *x, const double *ref, double gate) {
+static void near(const compress_run *r, const char *what, const ot_tensor *x, const double *ref,
+                 double gate) {
   double off = ot_relrms(x, ref, 1e-3);
   cr_assert(off <= gate, "%s (%s, %s/%s): %s is off by %.3g, gate %.3g", r->a.name, rg_dtype_name(r->a.dtype),
             method_name[r->a.k_method], method_name[r->a.v_method], what, off, gate);
@@ -113,9 +118,16 @@ static void check(uint64_t seed, compress_case a) {
   OT_OK(ot_run(r.forward, 2));
   OT_OK(ot_run(r.backward, 2));
   for (int s = 0; s < 2; s++) {
-    ref_compress ref = {.method = method_of(&a, s), .T = r.pack.T, .B = a.B, .KH = a.KH, .D = s ? a.DV : a.D,
-                        .kernel = a.kernel, .stride = a.stride, .x = ot_get(t, r.x[s]),
-                        .w = r.w[s] ? ot_get(t, r.w[s]) : NULL, .cu = r.pack.cu};
+    ref_compress ref = {.method = method_of(&a, s),
+                        .T = r.pack.T,
+                        .B = a.B,
+                        .KH = a.KH,
+                        .D = s ? a.DV : a.D,
+                        .kernel = a.kernel,
+                        .stride = a.stride,
+                        .x = ot_get(t, r.x[s]),
+                        .w = r.w[s] ? ot_get(t, r.w[s]) : NULL,
+                        .cu = r.pack.cu};
     double *y = ot_doubles(t, r.y[s]->n), *dx = ot_doubles(t, r.dx[s]->n);
     double *dw = r.dw[s] ? ot_doubles(t, r.dw[s]->n) : NULL;
     ref_compress_forward(&ref, y);
@@ -138,36 +150,64 @@ static const int32_t some[] = {70, 0, 1, 130, 33};
 Test(compress, methods_and_types) {
   for (int m = 0; m < 4; m++)
     for (int i = 0; i < 3; i++)
-      check(1 + (uint64_t)(4 * i + m), (compress_case){.name = "methods", LENGTHS, NSA, .KH = 2, .D = 16, .DV = 24,
+      check(1 + (uint64_t)(4 * i + m), (compress_case){.name = "methods",
+                                                       LENGTHS,
+                                                       NSA,
+                                                       .KH = 2,
+                                                       .D = 16,
+                                                       .DV = 24,
                                                        .k_method = (ref_method)m,
-                                                       .v_method = (ref_method)((m + i + 1) % 4), .dtype = types[i]});
+                                                       .v_method = (ref_method)((m + i + 1) % 4),
+                                                       .dtype = types[i]});
 }
 
 Test(compress, geometry) {
   static const int64_t kernel[] = {16, 8, 32, 64, 32, 1, 64, 6}, stride[] = {16, 8, 8, 32, 32, 1, 16, 3};
   for (int i = 0; i < 8; i++)
     for (int m = 0; m < 4; m++)
-      check(20 + (uint64_t)(4 * i + m), (compress_case){.name = "geometry", LENGTHS, .kernel = kernel[i],
-                                                        .stride = stride[i], .KH = 1, .D = 8, .DV = 8,
-                                                        .k_method = (ref_method)m, .v_method = (ref_method)(3 - m),
+      check(20 + (uint64_t)(4 * i + m), (compress_case){.name = "geometry",
+                                                        LENGTHS,
+                                                        .kernel = kernel[i],
+                                                        .stride = stride[i],
+                                                        .KH = 1,
+                                                        .D = 8,
+                                                        .DV = 8,
+                                                        .k_method = (ref_method)m,
+                                                        .v_method = (ref_method)(3 - m),
                                                         .dtype = types[(i + m) % 3]});
 }
 
 Test(compress, head_sizes) {
   static const int64_t d[] = {64, 96, 128, 1, 7, 33}, dv[] = {64, 128, 64, 5, 1, 20};
   for (int i = 0; i < 6; i++)
-    check(60 + (uint64_t)i, (compress_case){.name = "head sizes", .B = 2, .length = some + 2, .kernel = 16,
-                                            .stride = 16, .KH = 1, .D = d[i], .DV = dv[i],
+    check(60 + (uint64_t)i, (compress_case){.name = "head sizes",
+                                            .B = 2,
+                                            .length = some + 2,
+                                            .kernel = 16,
+                                            .stride = 16,
+                                            .KH = 1,
+                                            .D = d[i],
+                                            .DV = dv[i],
                                             .k_method = i % 2 ? REF_LINEAR : REF_SWIGLU,
-                                            .v_method = i % 2 ? REF_SIGMOID_MUL : REF_LINEAR, .dtype = types[i % 3]});
-  check(70, (compress_case){.name = "wide mean", LENGTHS, NSA, .KH = 3, .D = 192, .DV = 128, .dtype = RG_BF16});
+                                            .v_method = i % 2 ? REF_SIGMOID_MUL : REF_LINEAR,
+                                            .dtype = types[i % 3]});
+  check(70,
+        (compress_case){.name = "wide mean", LENGTHS, NSA, .KH = 3, .D = 192, .DV = 128, .dtype = RG_BF16});
 }
 
 Test(compress, magnitudes) {
   for (int m = 0; m < 4; m++)
     for (int i = 0; i < 3; i++) {
-      compress_case a = {.name = "outliers", SOME, NSA, .KH = 2, .D = 16, .DV = 16, .k_method = (ref_method)m,
-                         .v_method = (ref_method)((m + 2) % 4), .dtype = types[i], .outliers = true};
+      compress_case a = {.name = "outliers",
+                         SOME,
+                         NSA,
+                         .KH = 2,
+                         .D = 16,
+                         .DV = 16,
+                         .k_method = (ref_method)m,
+                         .v_method = (ref_method)((m + 2) % 4),
+                         .dtype = types[i],
+                         .outliers = true};
       check(80 + (uint64_t)(4 * i + m), a);
       a.name = "saturated gates"; /* silu and sigmoid at ±30 and beyond */
       a.outliers = false;
@@ -178,8 +218,16 @@ Test(compress, magnitudes) {
 
 Test(compress, wide_gradients_and_strides) {
   for (int i = 0; i < 3; i++) {
-    compress_case a = {.name = "wide", SOME, NSA, .KH = 2, .D = 16, .DV = 16, .k_method = REF_SWIGLU,
-                       .v_method = REF_MEAN, .dtype = types[i], .wide = true};
+    compress_case a = {.name = "wide",
+                       SOME,
+                       NSA,
+                       .KH = 2,
+                       .D = 16,
+                       .DV = 16,
+                       .k_method = REF_SWIGLU,
+                       .v_method = REF_MEAN,
+                       .dtype = types[i],
+                       .wide = true};
     check(120 + (uint64_t)i, a);
     a.strided = true;
     check(123 + (uint64_t)i, a);
@@ -194,7 +242,13 @@ Test(compress, ten_thousand_sequences_of_one_and_none) {
   ot *t = ot_begin(130);
   int32_t *ones = ot_ints(t, 10000), zeros[3] = {0};
   for (int i = 0; i < 10000; i++) ones[i] = 1;
-  compress_case a = {.name = "ten thousand", .B = 10000, .length = ones, NSA, .KH = 1, .D = 8, .DV = 8,
+  compress_case a = {.name = "ten thousand",
+                     .B = 10000,
+                     .length = ones,
+                     NSA,
+                     .KH = 1,
+                     .D = 8,
+                     .DV = 8,
                      .v_method = REF_SWIGLU};
   check(131, a);
   a.kernel = a.stride = 1;
@@ -213,9 +267,16 @@ Test(compress, cpu_levels) {
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
       for (int m = 0; m < 2; m++)
-        check(140 + (uint64_t)(6 * level + 2 * i + m),
-              (compress_case){.name = "CPU level", SOME, NSA, .KH = 2, .D = 16, .DV = 24, .k_method = (ref_method)m,
-                              .v_method = (ref_method)(2 + m), .dtype = types[i], .isa = level + 1});
+        check(140 + (uint64_t)(6 * level + 2 * i + m), (compress_case){.name = "CPU level",
+                                                                       SOME,
+                                                                       NSA,
+                                                                       .KH = 2,
+                                                                       .D = 16,
+                                                                       .DV = 24,
+                                                                       .k_method = (ref_method)m,
+                                                                       .v_method = (ref_method)(2 + m),
+                                                                       .dtype = types[i],
+                                                                       .isa = level + 1});
 }
 
 /* ---- bit-equality ---- */
@@ -223,8 +284,14 @@ Test(compress, cpu_levels) {
 Test(compress, repeats_threads_and_sums) {
   for (int m = 0; m < 4; m++) {
     ot *t = ot_begin(160 + (uint64_t)m);
-    compress_run r = make(t, (compress_case){.name = "repeats", SOME, NSA, .KH = 3, .D = 16, .DV = 24,
-                                             .k_method = (ref_method)m, .v_method = (ref_method)((m + 1) % 4),
+    compress_run r = make(t, (compress_case){.name = "repeats",
+                                             SOME,
+                                             NSA,
+                                             .KH = 3,
+                                             .D = 16,
+                                             .DV = 24,
+                                             .k_method = (ref_method)m,
+                                             .v_method = (ref_method)((m + 1) % 4),
                                              .dtype = types[m % 3]});
     OT_OK(ot_run_repeated(r.forward, m == 0 ? 100 : 10));
     OT_OK(ot_run_repeated(r.backward, m == 0 ? 100 : 10));
@@ -236,8 +303,14 @@ Test(compress, repeats_threads_and_sums) {
 Test(compress, alone_and_packed) {
   for (int m = 0; m < 4; m++) {
     ot *t = ot_begin(170 + (uint64_t)m);
-    compress_run r = make(t, (compress_case){.name = "packed", LENGTHS, NSA, .KH = 2, .D = 16, .DV = 24,
-                                             .k_method = (ref_method)m, .v_method = (ref_method)((m + 1) % 4),
+    compress_run r = make(t, (compress_case){.name = "packed",
+                                             LENGTHS,
+                                             NSA,
+                                             .KH = 2,
+                                             .D = 16,
+                                             .DV = 24,
+                                             .k_method = (ref_method)m,
+                                             .v_method = (ref_method)((m + 1) % 4),
                                              .dtype = types[m % 3]});
     OT_OK(ot_run(r.forward, 2));
     OT_OK(ot_run(r.backward, 2));
@@ -270,8 +343,15 @@ Test(compress, alone_and_packed) {
 Test(compress, strides_change_no_bit) {
   for (int m = 0; m < 4; m++) {
     ot *t = ot_begin(180 + (uint64_t)m);
-    compress_case a = {.name = "strides", SOME, NSA, .KH = 2, .D = 16, .DV = 24, .k_method = (ref_method)m,
-                       .v_method = (ref_method)((m + 1) % 4), .dtype = types[m % 3]};
+    compress_case a = {.name = "strides",
+                       SOME,
+                       NSA,
+                       .KH = 2,
+                       .D = 16,
+                       .DV = 24,
+                       .k_method = (ref_method)m,
+                       .v_method = (ref_method)((m + 1) % 4),
+                       .dtype = types[m % 3]};
     compress_run r = make(t, a);
     a.strided = true;
     compress_run q = shell(t, a, 13);
@@ -297,8 +377,14 @@ Test(compress, far_rows) {
   if (!ot_far_possible()) cr_skip("no address space for sparse tensors");
   for (int m = 0; m < 4; m++) {
     ot *t = ot_begin(185 + (uint64_t)m);
-    compress_run r = make(t, (compress_case){.name = "far", SOME, NSA, .KH = 2, .D = 16, .DV = 24,
-                                             .k_method = (ref_method)m, .v_method = (ref_method)((m + 1) % 4),
+    compress_run r = make(t, (compress_case){.name = "far",
+                                             SOME,
+                                             NSA,
+                                             .KH = 2,
+                                             .D = 16,
+                                             .DV = 24,
+                                             .k_method = (ref_method)m,
+                                             .v_method = (ref_method)((m + 1) % 4),
                                              .dtype = RG_BF16});
     OT_OK(ot_check_far(r.forward));
     OT_OK(ot_check_far(r.backward));
@@ -313,14 +399,21 @@ static ot_tensor *heads_of(ot *t, const ot_tensor *a, int64_t first, int64_t n) 
   return ot_wrap(t, data, a->arg.dtype, 3, dim, a->arg.stride);
 }
 
-/* Weight gradients in fp32: groups of heads, walked from the last to the first onto one sum, give the bits of all
- * heads at once. */
+/* Weight gradients in fp32: groups of heads, walked from the last to the first onto one sum, give the bits of
+ * all heads at once. */
 Test(compress, head_groups_change_no_bit) {
   for (int m = 1; m < 4; m++)
     for (int64_t group = 1; group <= 2; group++) {
       ot *t = ot_begin(190 + (uint64_t)m);
-      compress_run r = make(t, (compress_case){.name = "groups", LENGTHS, NSA, .KH = 4, .D = 16, .DV = 24, .wide = true,
-                                               .k_method = (ref_method)m, .v_method = (ref_method)(m % 3 + 1),
+      compress_run r = make(t, (compress_case){.name = "groups",
+                                               LENGTHS,
+                                               NSA,
+                                               .KH = 4,
+                                               .D = 16,
+                                               .DV = 24,
+                                               .wide = true,
+                                               .k_method = (ref_method)m,
+                                               .v_method = (ref_method)(m % 3 + 1),
                                                .dtype = types[m % 3]});
       OT_OK(ot_run(r.backward, 2));
       ot_tensor *sum[2] = {ot_like(t, r.dw[0], NULL), ot_like(t, r.dw[1], NULL)};
@@ -351,8 +444,15 @@ Test(compress, nan_stays_in_its_sequence) {
   static const int32_t three[] = {70, 100, 90};
   for (int m = 0; m < 4; m++) {
     ot *t = ot_begin(200 + (uint64_t)m);
-    compress_run r = make(t, (compress_case){.name = "NaN", .B = 3, .length = three, NSA, .KH = 2, .D = 16, .DV = 24,
-                                             .k_method = (ref_method)m, .v_method = (ref_method)m,
+    compress_run r = make(t, (compress_case){.name = "NaN",
+                                             .B = 3,
+                                             .length = three,
+                                             NSA,
+                                             .KH = 2,
+                                             .D = 16,
+                                             .DV = 24,
+                                             .k_method = (ref_method)m,
+                                             .v_method = (ref_method)m,
                                              .dtype = types[m % 3]});
     OT_OK(ot_run(r.forward, 2));
     OT_OK(ot_run(r.backward, 2));

@@ -1,5 +1,6 @@
-/* tests/unit/test_num_harness.c: the op harness finds what it is there to find. A made-up op doubles its input and
- * misbehaves on request; every kind of misbehaviour must be reported, and none where there is none. */
+/* tests/unit/test_num_harness.c: the op harness finds what it is there to find. A made-up op doubles its
+ * input and misbehaves on request; every kind of misbehaviour must be reported, and none where there is none.
+ */
 #include "../harness/optest.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -54,13 +55,22 @@ static const rg_port in[] = {
 };
 static const rg_port out[] = {{"y", "T,D", RG_PORT_ROWS, RG_D(RG_F32), 0, -1, ""}};
 static const rg_attr attrs[] = {{"mode", RG_ATTR_INT, false, 0, 100, GOOD, NULL, ""}};
-static const rg_op op = {.abi = RG_OP_ABI, .name = "double", .in = in, .nin = 2, .out = out, .nout = 1,
-                         .attrs = attrs, .nattr = 1, .workspace = workspace, .run_cpu = run};
+static const rg_op op = {.abi = RG_OP_ABI,
+                         .name = "double",
+                         .in = in,
+                         .nin = 2,
+                         .out = out,
+                         .nout = 1,
+                         .attrs = attrs,
+                         .nattr = 1,
+                         .workspace = workspace,
+                         .run_cpu = run};
 
 static ot_call *make(ot *t, int mode) {
   static const int64_t dim[] = {6, 5}, pad[] = {3, 0};
   static const int32_t cu[] = {0, 4};
-  ot_tensor *x = ot_new(t, RG_F32, 2, dim, pad), *y = ot_new(t, RG_F32, 2, dim, pad), *s = OT_NEW(t, RG_I32, 2);
+  ot_tensor *x = ot_new(t, RG_F32, 2, dim, pad), *y = ot_new(t, RG_F32, 2, dim, pad),
+            *s = OT_NEW(t, RG_I32, 2);
   ot_call *c = ot_call_new(t, &op);
   ot_fill_normal(t, x, 1);
   ot_poison_rows(x, 4, 6);
@@ -75,8 +85,10 @@ static ot_call *make(ot *t, int mode) {
 static void expect(int mode, const char *part) {
   ot *t = ot_begin(1);
   const char *text = ot_run_repeated(make(t, mode), 3);
-  if (part) cr_assert(text && strstr(text, part), "mode %d: \"%s\"", mode, text ? text : "nothing found");
-  else cr_assert_null(text, "mode %d: %s", mode, text);
+  if (part)
+    cr_assert(text && strstr(text, part), "mode %d: \"%s\"", mode, text ? text : "nothing found");
+  else
+    cr_assert_null(text, "mode %d: %s", mode, text);
   ot_end(t);
 }
 
@@ -129,7 +141,8 @@ Test(harness, measures) {
 Test(harness, near_ties_of_topk) {
   ot *t = ot_begin(4);
   ot_tensor *idx = OT_NEW(t, RG_I32, 1, 1, 3);
-  const int32_t ref[] = {0, 2, 4}, swapped[] = {0, 3, 4}, falling[] = {2, 0, 4}, few[] = {0, 2, -1}, forced[] = {1, 2, 3};
+  const int32_t ref[] = {0, 2, 4}, swapped[] = {0, 3, 4}, falling[] = {2, 0, 4}, few[] = {0, 2, -1},
+                forced[] = {1, 2, 3};
   double scores[] = {INFINITY, 1, 5, 5 - 1e-6, INFINITY, NAN};
   ot_set_ints(idx, ref);
   cr_assert_null(ot_check_topk(t, idx, 1, ref, scores, 6, 1, 0, 1));

@@ -1,5 +1,5 @@
-/* tests/unit/test_num_rowwise.c: linear, rope, rmsnorm, silu, mul, add, cast, concat and the internal sums against the
- * oracle; strides, threads, dead rows and neighbours as everywhere. */
+/* tests/unit/test_num_rowwise.c: linear, rope, rmsnorm, silu, mul, add, cast, concat and the internal sums
+ * against the oracle; strides, threads, dead rows and neighbours as everywhere. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -19,8 +19,10 @@ static void near(const char *what, const ot_tensor *x, const double *ref, double
 }
 
 static void fill(ot *t, ot_tensor *a, bool outliers) {
-  if (outliers) ot_fill_outliers(t, a);
-  else ot_fill_normal(t, a, 1);
+  if (outliers)
+    ot_fill_outliers(t, a);
+  else
+    ot_fill_normal(t, a, 1);
 }
 
 /* ---- linear ---- */
@@ -123,8 +125,8 @@ Test(linear, empty_long_and_levels) {
   linear_check(73, (linear_case){.in = 16, .out = 8, .bias = true, .B = 2, .length = many});
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
-      linear_check((uint64_t)(80 + 3 * level + i), (linear_case){.dtype = types[i], .in = 65, .out = 50, .bias = true,
-                                                                 .isa = level + 1});
+      linear_check((uint64_t)(80 + 3 * level + i),
+                   (linear_case){.dtype = types[i], .in = 65, .out = 50, .bias = true, .isa = level + 1});
 }
 
 Test(linear, exactness) {
@@ -147,7 +149,8 @@ Test(linear, exactness) {
     ot_poison_rows(q.dy, 0, 70);
     OT_OK(ot_run(q.forward, 2));
     OT_OK(ot_run(q.backward, 2));
-    cr_assert(ot_same_rows(q.y, 70, r.y, 70, r.pack.T - 70) && ot_same_rows(q.dx, 70, r.dx, 70, r.pack.T - 70));
+    cr_assert(ot_same_rows(q.y, 70, r.y, 70, r.pack.T - 70) &&
+              ot_same_rows(q.dx, 70, r.dx, 70, r.pack.T - 70));
     a.strided = false;
     a.B = 1;
     a.length = &some[3];
@@ -191,8 +194,8 @@ static double *rope_ref(ot *t, const num_pack *p, int64_t H, int64_t D, int64_t 
   return y;
 }
 
-static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, double theta, const int32_t *offset,
-                       bool strided, int isa) {
+static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, double theta,
+                       const int32_t *offset, bool strided, int isa) {
   ot *t = ot_begin(seed);
   num_pack p = num_pack_new(t, 5, some, 7);
   const int64_t shape[] = {p.T, 3, D};
@@ -222,7 +225,8 @@ static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, do
     OT_OK(ot_check_far(c[1]));
     ot_rebind_out(c[1], "d.x", dx);
   }
-  near("rope dx", dx, rope_ref(t, &p, 3, D, dim, theta, offset, true, ot_get(t, dy)), num_grad_gate(dtype, 1));
+  near("rope dx", dx, rope_ref(t, &p, 3, D, dim, theta, offset, true, ot_get(t, dy)),
+       num_grad_gate(dtype, 1));
   OT_OK(ot_check_sums(c[1]));
   ot_end(t);
 }
@@ -235,13 +239,14 @@ Test(rope, types_and_positions) {
     rope_check(106 + (uint64_t)i, types[i], 50, 22, 500, far, false, 0);
   }
   rope_check(109, RG_F32, 2, 0, 10000, NULL, false, 0);
-  for (int level = 0; level < ot_isa(); level++) rope_check(110, RG_BF16, 64, 0, 10000, far, false, level + 1);
+  for (int level = 0; level < ot_isa(); level++)
+    rope_check(110, RG_BF16, 64, 0, 10000, far, false, level + 1);
 }
 
 /* ---- rmsnorm ---- */
 
-static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight, bool outliers, bool strided,
-                          bool wide, int isa) {
+static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight, bool outliers,
+                          bool strided, bool wide, int isa) {
   ot *t = ot_begin(seed);
   const double eps = 1e-5;
   num_pack p = num_pack_new(t, 5, some, 7);
@@ -305,15 +310,16 @@ typedef struct pointwise {
   int nin;
 } pointwise;
 
-static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank, const int64_t *dim, int scale,
-                            bool strided, int isa) {
+static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank, const int64_t *dim,
+                            int scale, bool strided, int isa) {
   ot *t = ot_begin(seed);
   const int64_t live = dim[0] - dim[0] / 4;
   const int32_t cu[] = {0, (int32_t)(live / 2), (int32_t)live};
   int64_t n = 1, row = 1;
   for (int k = 1; k < rank; k++) row *= dim[k];
   n = row * dim[0];
-  ot_tensor *x[2], *d[2], *y = shaped(t, dtype, rank, dim, strided), *dy = shaped(t, dtype, rank, dim, strided);
+  ot_tensor *x[2], *d[2], *y = shaped(t, dtype, rank, dim, strided),
+                          *dy = shaped(t, dtype, rank, dim, strided);
   ot_call *c[2] = {ot_call_new(t, f->op), ot_call_new(t, f->bwd)};
   ot_fill_normal(t, dy, 1);
   ot_poison_rows(dy, live, dim[0]);
@@ -357,8 +363,8 @@ Test(pointwise, silu_and_mul) {
   for (int f = 0; f < 2; f++)
     for (int i = 0; i < 3; i++)
       for (int k = 0; k < 3; k++)
-        pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k], scale[(i + k) % 3],
-                        k != 1 && i == 1, 0);
+        pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k],
+                        scale[(i + k) % 3], k != 1 && i == 1, 0);
   for (int level = 0; level < ot_isa(); level++)
     for (int f = 0; f < 2; f++) pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
 }

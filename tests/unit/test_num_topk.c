@@ -1,5 +1,5 @@
-/* tests/unit/test_num_topk.c: topk against the oracle's fp64 scores, and its exactness: ties, permutations, NaN,
- * threads, packs, strides. */
+/* tests/unit/test_num_topk.c: topk against the oracle's fp64 scores, and its exactness: ties, permutations,
+ * NaN, threads, packs, strides. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -64,10 +64,24 @@ static void make_call(ot *t, topk_run *r) {
 /* The lse that attention over the compressed keys would hand over. */
 static void fill_lse(ot *t, topk_run *r) {
   const topk_case *a = &r->a;
-  ref_attn ref = {.kind = REF_CMP, .T = r->pack.T, .TK = r->k->arg.dim[0], .B = a->B, .H = a->H, .KH = a->KH,
-                  .D = a->D, .DV = a->D, .q = ot_get(t, r->q), .k = ot_get(t, r->k), .v = ot_get(t, r->k),
-                  .cu = r->pack.cu, .cu_k = r->pack_k.cu, .q_offset = a->offset, .scale = a->scale,
-                  .softcap = a->softcap, .kernel = a->kernel, .stride = a->stride};
+  ref_attn ref = {.kind = REF_CMP,
+                  .T = r->pack.T,
+                  .TK = r->k->arg.dim[0],
+                  .B = a->B,
+                  .H = a->H,
+                  .KH = a->KH,
+                  .D = a->D,
+                  .DV = a->D,
+                  .q = ot_get(t, r->q),
+                  .k = ot_get(t, r->k),
+                  .v = ot_get(t, r->k),
+                  .cu = r->pack.cu,
+                  .cu_k = r->pack_k.cu,
+                  .q_offset = a->offset,
+                  .scale = a->scale,
+                  .softcap = a->softcap,
+                  .kernel = a->kernel,
+                  .stride = a->stride};
   double *lse = ot_doubles(t, r->lse->n);
   ref_attn_forward(&ref, ot_doubles(t, r->q->n), lse);
   ot_set(r->lse, lse);
@@ -97,11 +111,27 @@ static topk_run make(ot *t, topk_case a) {
 
 static ref_topk oracle(ot *t, const topk_run *r) {
   const topk_case *a = &r->a;
-  return (ref_topk){.T = r->pack.T, .TK = r->k->arg.dim[0], .B = a->B, .H = a->H, .KH = a->KH, .D = a->D,
-                    .q = ot_get(t, r->q), .k = ot_get(t, r->k), .lse = ot_get(t, r->lse), .cu = r->pack.cu,
-                    .cu_k = r->pack_k.cu, .q_offset = a->offset, .kernel = a->kernel, .stride = a->stride,
-                    .block = a->block, .top_n = a->top_n, .init = a->init, .local = a->local, .scale = a->scale,
-                    .softcap = a->softcap, .dot = a->dot};
+  return (ref_topk){.T = r->pack.T,
+                    .TK = r->k->arg.dim[0],
+                    .B = a->B,
+                    .H = a->H,
+                    .KH = a->KH,
+                    .D = a->D,
+                    .q = ot_get(t, r->q),
+                    .k = ot_get(t, r->k),
+                    .lse = ot_get(t, r->lse),
+                    .cu = r->pack.cu,
+                    .cu_k = r->pack_k.cu,
+                    .q_offset = a->offset,
+                    .kernel = a->kernel,
+                    .stride = a->stride,
+                    .block = a->block,
+                    .top_n = a->top_n,
+                    .init = a->init,
+                    .local = a->local,
+                    .scale = a->scale,
+                    .softcap = a->softcap,
+                    .dot = a->dot};
 }
 
 /* The gate; `overlap` is the share of indices that must agree with the oracle's. */
@@ -122,7 +152,9 @@ static void check_overlap(uint64_t seed, topk_case a, double overlap) {
   OT_OK(compare(t, &r, overlap));
   ot_end(t);
 }
-static void check(uint64_t seed, topk_case a) { check_overlap(seed, a, 0.99); }
+static void check(uint64_t seed, topk_case a) {
+  check_overlap(seed, a, 0.99);
+}
 
 static const rg_dtype types[] = {RG_F32, RG_BF16, RG_F16};
 static const int32_t some[] = {70, 0, 1, 330, 33}, one_long[] = {1, 1100};
@@ -136,8 +168,16 @@ static const int32_t some[] = {70, 0, 1, 330, 33}, one_long[] = {1, 1100};
 Test(topk, lengths) {
   for (int i = 0; i < 3; i++) {
     check(1 + (uint64_t)i, (topk_case){.name = "lengths", LENGTHS, HEADS, NSA, .dtype = types[i]});
-    check(4 + (uint64_t)i, (topk_case){.name = "lengths", LENGTHS, HEADS, .kernel = 32, .stride = 16, .block = 32,
-                                       .top_n = 3, .init = 0, .local = 1, .dtype = types[i]});
+    check(4 + (uint64_t)i, (topk_case){.name = "lengths",
+                                       LENGTHS,
+                                       HEADS,
+                                       .kernel = 32,
+                                       .stride = 16,
+                                       .block = 32,
+                                       .top_n = 3,
+                                       .init = 0,
+                                       .local = 1,
+                                       .dtype = types[i]});
   }
 }
 
@@ -145,42 +185,82 @@ Test(topk, counts) {
   static const int64_t top[] = {1, 4, 16, 32, 64}, init[] = {0, 1, 3};
   for (int i = 0; i < 5; i++)
     for (int k = 0; k < 3; k++) {
-      topk_case a = {.name = "counts", LONG, .H = 2, .KH = 1, .D = 32, .kernel = 32, .stride = 16, .block = 32,
-                     .top_n = top[i], .init = init[k], .local = 1, .dtype = types[k]};
+      topk_case a = {.name = "counts",
+                     LONG,
+                     .H = 2,
+                     .KH = 1,
+                     .D = 32,
+                     .kernel = 32,
+                     .stride = 16,
+                     .block = 32,
+                     .top_n = top[i],
+                     .init = init[k],
+                     .local = 1,
+                     .dtype = types[k]};
       if (a.init + a.local > a.top_n) continue;
       check(10 + (uint64_t)(3 * i + k), a);
     }
-  check(30, (topk_case){.name = "all forced", LONG, .H = 2, .KH = 1, .D = 32, .kernel = 32, .stride = 16, .block = 64,
-                        .top_n = 4, .init = 1, .local = 3});
+  check(30, (topk_case){.name = "all forced",
+                        LONG,
+                        .H = 2,
+                        .KH = 1,
+                        .D = 32,
+                        .kernel = 32,
+                        .stride = 16,
+                        .block = 64,
+                        .top_n = 4,
+                        .init = 1,
+                        .local = 3});
 }
 
 Test(topk, geometry) {
   static const int64_t kernel[] = {16, 64, 8, 32, 32, 64, 32, 128}, stride[] = {16, 64, 8, 8, 16, 32, 16, 32};
   static const int64_t block[] = {32, 64, 128, 32, 64, 128, 16, 32};
   for (int i = 0; i < 8; i++)
-    check(40 + (uint64_t)i, (topk_case){.name = "geometry", LENGTHS, HEADS, .kernel = kernel[i], .stride = stride[i],
-                                        .block = block[i], .top_n = 3, .init = i % 2, .local = 1 + i % 2,
+    check(40 + (uint64_t)i, (topk_case){.name = "geometry",
+                                        LENGTHS,
+                                        HEADS,
+                                        .kernel = kernel[i],
+                                        .stride = stride[i],
+                                        .block = block[i],
+                                        .top_n = 3,
+                                        .init = i % 2,
+                                        .local = 1 + i % 2,
                                         .dtype = types[i % 3]});
 }
 
 Test(topk, groups) {
   static const int64_t group[] = {1, 2, 3, 4, 8, 16, 64};
   for (int g = 0; g < 7; g++)
-    check(60 + (uint64_t)g, (topk_case){.name = "group", SOME, .KH = group[g] < 8 ? 2 : 1,
-                                        .H = group[g] * (group[g] < 8 ? 2 : 1), .D = 64, NSA, .dtype = types[g % 3]});
+    check(60 + (uint64_t)g, (topk_case){.name = "group",
+                                        SOME,
+                                        .KH = group[g] < 8 ? 2 : 1,
+                                        .H = group[g] * (group[g] < 8 ? 2 : 1),
+                                        .D = 64,
+                                        NSA,
+                                        .dtype = types[g % 3]});
 }
 
 Test(topk, head_sizes) {
   static const int64_t d[] = {1, 7, 96, 128, 192, 256};
   for (int i = 0; i < 6; i++)
-    check(70 + (uint64_t)i, (topk_case){.name = "head size", SOME, .H = 3, .KH = 1, .D = d[i], NSA,
-                                        .dtype = types[i % 3]});
+    check(70 + (uint64_t)i,
+          (topk_case){.name = "head size", SOME, .H = 3, .KH = 1, .D = d[i], NSA, .dtype = types[i % 3]});
 }
 
 Test(topk, magnitudes) {
   for (int i = 0; i < 3; i++) {
-    topk_case a = {.name = "magnitudes", .B = 2, .length = one_long, HEADS, .kernel = 32, .stride = 16, .block = 32,
-                   .top_n = 6, .init = 1, .local = 2, .dtype = types[i]};
+    topk_case a = {.name = "magnitudes",
+                   .B = 2,
+                   .length = one_long,
+                   HEADS,
+                   .kernel = 32,
+                   .stride = 16,
+                   .block = 32,
+                   .top_n = 6,
+                   .init = 1,
+                   .local = 2,
+                   .dtype = types[i]};
     a.hot = 8;
     check(80 + (uint64_t)i, a);
     a.hot = 64;
@@ -196,8 +276,19 @@ Test(topk, magnitudes) {
 
 Test(topk, dot) {
   for (int i = 0; i < 3; i++) {
-    topk_case a = {.name = "dot", LONG, .H = 4, .KH = 4, .D = 64, .kernel = 32, .stride = 32, .block = 32, .top_n = 4,
-                   .init = 0, .local = 1, .dot = true, .dtype = types[i]};
+    topk_case a = {.name = "dot",
+                   LONG,
+                   .H = 4,
+                   .KH = 4,
+                   .D = 64,
+                   .kernel = 32,
+                   .stride = 32,
+                   .block = 32,
+                   .top_n = 4,
+                   .init = 0,
+                   .local = 1,
+                   .dot = true,
+                   .dtype = types[i]};
     check(100 + (uint64_t)i, a);
     a.KH = 2;
     a.init = 1;
@@ -239,9 +330,19 @@ Test(topk, ten_thousand_sequences_of_one_and_none) {
 Test(topk, equal_scores) {
   for (int i = 0; i < 6; i++) {
     ot *t = ot_begin(130 + (uint64_t)i);
-    topk_run r = shell(t, (topk_case){.name = "equal scores", LONG, HEADS, .kernel = 32, .stride = i < 3 ? 16 : 32,
-                                      .block = 32, .top_n = 5, .init = i % 2, .local = 2, .dtype = types[i % 3],
-                                      .dot = i >= 3}, 11);
+    topk_run r = shell(t,
+                       (topk_case){.name = "equal scores",
+                                   LONG,
+                                   HEADS,
+                                   .kernel = 32,
+                                   .stride = i < 3 ? 16 : 32,
+                                   .block = 32,
+                                   .top_n = 5,
+                                   .init = i % 2,
+                                   .local = 2,
+                                   .dtype = types[i % 3],
+                                   .dot = i >= 3},
+                       11);
     ot_fill(r.q, 0.5);
     ot_fill(r.k, i % 2 ? 0 : 0.25);
     fill_lse(t, &r);
@@ -257,9 +358,22 @@ Test(topk, equal_scores) {
 Test(topk, permutations) {
   for (int i = 0; i < 6; i++) {
     ot *t = ot_begin(140 + (uint64_t)i);
-    topk_run r = shell(t, (topk_case){.name = "permutation", LONG, .H = 2, .KH = 1, .D = 8, .scale = 1,
-                                      .kernel = 32, .stride = 32, .block = 32, .top_n = 6, .init = i % 2, .local = 1,
-                                      .dtype = types[i % 3], .dot = i >= 3}, 11);
+    topk_run r = shell(t,
+                       (topk_case){.name = "permutation",
+                                   LONG,
+                                   .H = 2,
+                                   .KH = 1,
+                                   .D = 8,
+                                   .scale = 1,
+                                   .kernel = 32,
+                                   .stride = 32,
+                                   .block = 32,
+                                   .top_n = 6,
+                                   .init = i % 2,
+                                   .local = 1,
+                                   .dtype = types[i % 3],
+                                   .dot = i >= 3},
+                       11);
     int64_t n = r.k->arg.dim[0];
     double *q = ot_doubles(t, r.q->n), *k = ot_doubles(t, r.k->n);
     int *place = ot_alloc(t, (size_t)n * sizeof *place);
@@ -285,8 +399,17 @@ Test(topk, permutations) {
 Test(topk, nan_ranks_last) {
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(150 + (uint64_t)i);
-    topk_run r = make(t, (topk_case){.name = "NaN", LONG, HEADS, .kernel = 32, .stride = 32, .block = 32, .top_n = 4,
-                                     .init = 0, .local = 1, .dtype = types[i % 3], .dot = i == 3});
+    topk_run r = make(t, (topk_case){.name = "NaN",
+                                     LONG,
+                                     HEADS,
+                                     .kernel = 32,
+                                     .stride = 32,
+                                     .block = 32,
+                                     .top_n = 4,
+                                     .init = 0,
+                                     .local = 1,
+                                     .dtype = types[i % 3],
+                                     .dot = i == 3});
     ot_poison_rows(r.k, 3, 4);
     ot_poison_rows(r.k, 9, 11);
     if (i == 1) ot_poison_rows(r.lse, 400, 500);
@@ -322,9 +445,18 @@ Test(topk, nan_stays_in_its_sequence) {
   static const int32_t three[] = {150, 300, 200};
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(160 + (uint64_t)i);
-    topk_run r = make(t, (topk_case){.name = "NaN", .B = 3, .length = three, HEADS, .kernel = 32,
-                                     .stride = i < 3 ? 16 : 32, .block = 32, .top_n = 4, .init = 1, .local = 2,
-                                     .dtype = types[i % 3], .dot = i == 3});
+    topk_run r = make(t, (topk_case){.name = "NaN",
+                                     .B = 3,
+                                     .length = three,
+                                     HEADS,
+                                     .kernel = 32,
+                                     .stride = i < 3 ? 16 : 32,
+                                     .block = 32,
+                                     .top_n = 4,
+                                     .init = 1,
+                                     .local = 2,
+                                     .dtype = types[i % 3],
+                                     .dot = i == 3});
     OT_OK(ot_run(r.call, 2));
     ot_tensor *clean = ot_like(t, r.idx, NULL);
     ot_copy(clean, r.idx);
@@ -345,7 +477,8 @@ Test(topk, nan_stays_in_its_sequence) {
 Test(topk, repeats_and_threads) {
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(170 + (uint64_t)i);
-    topk_run r = make(t, (topk_case){.name = "repeats", SOME, HEADS, NSA, .dtype = types[i % 3], .hot = 1 + 7 * i});
+    topk_run r =
+        make(t, (topk_case){.name = "repeats", SOME, HEADS, NSA, .dtype = types[i % 3], .hot = 1 + 7 * i});
     OT_OK(ot_run_repeated(r.call, i == 0 ? 100 : 10));
     ot_end(t);
   }
@@ -354,8 +487,16 @@ Test(topk, repeats_and_threads) {
 Test(topk, alone_and_packed) {
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(180 + (uint64_t)i);
-    topk_run r = make(t, (topk_case){.name = "packed", LENGTHS, HEADS, .kernel = 32, .stride = i < 3 ? 16 : 32,
-                                     .block = 32, .top_n = 4, .init = 1, .local = 1, .dtype = types[i % 3],
+    topk_run r = make(t, (topk_case){.name = "packed",
+                                     LENGTHS,
+                                     HEADS,
+                                     .kernel = 32,
+                                     .stride = i < 3 ? 16 : 32,
+                                     .block = 32,
+                                     .top_n = 4,
+                                     .init = 1,
+                                     .local = 1,
+                                     .dtype = types[i % 3],
                                      .dot = i == 3});
     OT_OK(ot_run(r.call, 2));
     for (int64_t b = 0; b < r.a.B; b++) {
@@ -397,8 +538,17 @@ Test(topk, far_rows) {
   if (!ot_far_possible()) cr_skip("no address space for sparse tensors");
   for (int i = 0; i < 2; i++) {
     ot *t = ot_begin(195 + (uint64_t)i);
-    topk_run r = make(t, (topk_case){.name = "far", SOME, HEADS, .kernel = 32, .stride = 32, .block = 32, .top_n = 4,
-                                     .init = 1, .local = 2, .dtype = RG_BF16, .dot = i == 1});
+    topk_run r = make(t, (topk_case){.name = "far",
+                                     SOME,
+                                     HEADS,
+                                     .kernel = 32,
+                                     .stride = 32,
+                                     .block = 32,
+                                     .top_n = 4,
+                                     .init = 1,
+                                     .local = 2,
+                                     .dtype = RG_BF16,
+                                     .dot = i == 1});
     OT_OK(ot_check_far(r.call));
     ot_end(t);
   }
@@ -407,7 +557,16 @@ Test(topk, far_rows) {
 Test(topk, cpu_levels) {
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 6; i++)
-      check(200 + (uint64_t)(6 * level + i),
-            (topk_case){.name = "CPU level", LONG, HEADS, .kernel = 32, .stride = i < 3 ? 16 : 32, .block = 32,
-                        .top_n = 4, .init = 1, .local = 2, .dtype = types[i % 3], .dot = i >= 3, .isa = level + 1});
+      check(200 + (uint64_t)(6 * level + i), (topk_case){.name = "CPU level",
+                                                         LONG,
+                                                         HEADS,
+                                                         .kernel = 32,
+                                                         .stride = i < 3 ? 16 : 32,
+                                                         .block = 32,
+                                                         .top_n = 4,
+                                                         .init = 1,
+                                                         .local = 2,
+                                                         .dtype = types[i % 3],
+                                                         .dot = i >= 3,
+                                                         .isa = level + 1});
 }

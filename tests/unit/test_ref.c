@@ -1,5 +1,6 @@
-/* tests/unit/test_ref.c: trust in the oracle. Every backward agrees with central differences of its forward (indices
- * frozen), and forwards agree with each other where their definitions meet and with cases worked out by hand. */
+/* tests/unit/test_ref.c: trust in the oracle. Every backward agrees with central differences of its forward
+ * (indices frozen), and forwards agree with each other where their definitions meet and with cases worked out
+ * by hand. */
 #include "../../ops/ops.h"
 #include "../harness/optest.h"
 #include "../ref/ref.h"
@@ -20,8 +21,8 @@ static double dot(const double *a, const double *b, int64_t n) {
 }
 
 /* Compares gradient g of loss(user) with central differences in x [n]. */
-static void check_gradient(const char *what, double (*loss)(void *user), void *user, double *x, const double *g,
-                           int64_t n) {
+static void check_gradient(const char *what, double (*loss)(void *user), void *user, double *x,
+                           const double *g, int64_t n) {
   const double h = 1e-5;
   for (int64_t i = 0; i < n; i++) {
     double keep = x[i], up, down;
@@ -31,8 +32,8 @@ static void check_gradient(const char *what, double (*loss)(void *user), void *u
     down = loss(user);
     x[i] = keep;
     double slope = (up - down) / (2 * h);
-    cr_assert(fabs(slope - g[i]) <= 1e-7 * fmax(1, fabs(slope)), "%s[%lld]: %.12g, differences give %.12g", what,
-              (long long)i, g[i], slope);
+    cr_assert(fabs(slope - g[i]) <= 1e-7 * fmax(1, fabs(slope)), "%s[%lld]: %.12g, differences give %.12g",
+              what, (long long)i, g[i], slope);
   }
 }
 
@@ -105,8 +106,19 @@ Test(ref, slc_gradients) {
 Test(ref, attention_by_hand) {
   const int32_t one[] = {0, 1};
   double q = 2, k = 3, v = 5, sink = 6, o, lse;
-  ref_attn a = {.kind = REF_SWA, .T = 1, .TK = 1, .B = 1, .H = 1, .KH = 1, .D = 1, .DV = 1, .q = &q, .k = &k,
-                .v = &v, .cu = one, .window_left = 0};
+  ref_attn a = {.kind = REF_SWA,
+                .T = 1,
+                .TK = 1,
+                .B = 1,
+                .H = 1,
+                .KH = 1,
+                .D = 1,
+                .DV = 1,
+                .q = &q,
+                .k = &k,
+                .v = &v,
+                .cu = one,
+                .window_left = 0};
   ref_attn_forward(&a, &o, &lse);
   cr_assert(o == 5 && lse == 6);
   a.sinks = &sink;
@@ -151,8 +163,18 @@ Test(ref, merge_of_disjoint_keys) {
   ot *t = ot_begin(5);
   enum { L = 12, D = 4 };
   const int32_t seq[] = {0, L};
-  ref_attn a = {.kind = REF_SWA, .T = L, .TK = L, .B = 1, .H = 1, .KH = 1, .D = D, .DV = D, .cu = seq,
-                .window_left = -1, .block = 1, .top_n = L};
+  ref_attn a = {.kind = REF_SWA,
+                .T = L,
+                .TK = L,
+                .B = 1,
+                .H = 1,
+                .KH = 1,
+                .D = D,
+                .DV = D,
+                .cu = seq,
+                .window_left = -1,
+                .block = 1,
+                .top_n = L};
   int32_t *idx = ot_ints(t, L * L);
   double *o[3], *lse[3], *out = ot_doubles(t, L * D), *out_lse = ot_doubles(t, L);
   for (int n = 0; n < 3; n++) {
@@ -170,7 +192,8 @@ Test(ref, merge_of_disjoint_keys) {
   a.kind = REF_SLC;
   a.idx = idx;
   ref_attn_forward(&a, o[2], lse[2]);
-  ref_merge_forward(L, L, 1, D, 2, (const double *const *)&o[1], (const double *const *)&lse[1], out, out_lse);
+  ref_merge_forward(L, L, 1, D, 2, (const double *const *)&o[1], (const double *const *)&lse[1], out,
+                    out_lse);
   for (int i = 0; i < L * D; i++) cr_assert_float_eq(out[i], o[0][i], 1e-14);
   for (int i = 0; i < L; i++) cr_assert_float_eq(out_lse[i], lse[0][i], 1e-14);
   ot_end(t);
@@ -209,7 +232,15 @@ Test(ref, compress_gradients) {
 Test(ref, compress_by_hand) {
   const int32_t starts[] = {0, 3, 8};
   double x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, y[4], w[8] = {0, 0, 0, 1, 1, 0, 0, 0};
-  ref_compress a = {.method = REF_MEAN, .T = 8, .B = 2, .KH = 1, .D = 1, .kernel = 4, .stride = 2, .x = x, .w = w,
+  ref_compress a = {.method = REF_MEAN,
+                    .T = 8,
+                    .B = 2,
+                    .KH = 1,
+                    .D = 1,
+                    .kernel = 4,
+                    .stride = 2,
+                    .x = x,
+                    .w = w,
                     .cu = starts};
   /* 3 tokens: no block; 5 tokens: one block, in row floor(3 / 2) = 1 */
   ref_compress_forward(&a, y);
@@ -226,12 +257,27 @@ Test(ref, compress_by_hand) {
 /* ---- topk ---- */
 
 Test(ref, topk_by_hand) {
-  /* One sequence of 10 tokens, D = 1, selection blocks of 2, compressed blocks likewise; keys rise to block 1. */
+  /* One sequence of 10 tokens, D = 1, selection blocks of 2, compressed blocks likewise; keys rise to
+   * block 1. */
   const int32_t seq[] = {0, 10};
   double q[10], k[5] = {1, 4, 3, 2, 0}, lse[10], scores[50], logit;
   int32_t idx[40];
-  ref_topk a = {.T = 10, .TK = 5, .B = 1, .H = 1, .KH = 1, .D = 1, .q = q, .k = k, .lse = lse, .cu = seq, .kernel = 2,
-                .stride = 2, .block = 2, .top_n = 4, .init = 1, .local = 1};
+  ref_topk a = {.T = 10,
+                .TK = 5,
+                .B = 1,
+                .H = 1,
+                .KH = 1,
+                .D = 1,
+                .q = q,
+                .k = k,
+                .lse = lse,
+                .cu = seq,
+                .kernel = 2,
+                .stride = 2,
+                .block = 2,
+                .top_n = 4,
+                .init = 1,
+                .local = 1};
   for (int i = 0; i < 10; i++) {
     q[i] = 1;
     lse[i] = 0;
@@ -266,9 +312,24 @@ Test(ref, topk_overlap_weights) {
   const int32_t seq[] = {0, 8};
   double q[8] = {0}, k[4] = {0}, lse[8] = {0}, scores[8 * 2];
   int32_t idx[8];
-  ref_topk a = {.T = 8, .TK = 4, .B = 1, .H = 1, .KH = 1, .D = 1, .q = q, .k = k, .lse = lse, .cu = seq, .kernel = 4,
-                .stride = 2, .block = 4, .top_n = 1, .init = 0, .local = 1};
-  /* token 7 sees blocks [0,4), [2,6), [4,8), each with p = 1: block 0 shares 4 + 2 tokens, in units of the stride */
+  ref_topk a = {.T = 8,
+                .TK = 4,
+                .B = 1,
+                .H = 1,
+                .KH = 1,
+                .D = 1,
+                .q = q,
+                .k = k,
+                .lse = lse,
+                .cu = seq,
+                .kernel = 4,
+                .stride = 2,
+                .block = 4,
+                .top_n = 1,
+                .init = 0,
+                .local = 1};
+  /* token 7 sees blocks [0,4), [2,6), [4,8), each with p = 1: block 0 shares 4 + 2 tokens, in units of the
+   * stride */
   ref_topk_forward(&a, idx, scores, 2, NULL);
   cr_assert_float_eq(scores[7 * 2], 3, 1e-15);
   cr_assert(idx[7] == 1); /* forced */
@@ -289,8 +350,8 @@ static double combine_loss(void *user) {
 }
 static double merge_loss(void *user) {
   struct branch_case *c = user;
-  ref_merge_forward(c->T, c->rows, c->H, c->D, c->n, (const double *const *)c->o, (const double *const *)c->lse, c->out,
-                    c->out_lse);
+  ref_merge_forward(c->T, c->rows, c->H, c->D, c->n, (const double *const *)c->o,
+                    (const double *const *)c->lse, c->out, c->out_lse);
   return dot(c->out, c->dout, c->T * c->H * c->D) + dot(c->out_lse, c->dlse, c->T * c->H);
 }
 
@@ -315,7 +376,8 @@ Test(ref, combine_gradients) {
     double *d_o[3], *dgate = ot_doubles(t, 5 * 2 * 3);
     c.act = act;
     for (int m = 0; m < 3; m++) d_o[m] = ot_doubles(t, 5 * 2 * 3);
-    ref_combine_backward(act, c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, c.gate, c.dout, d_o, dgate);
+    ref_combine_backward(act, c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, c.gate, c.dout, d_o,
+                         dgate);
     for (int m = 0; m < 3; m++) check_gradient("d_o", combine_loss, &c, c.o[m], d_o[m], 5 * 2 * 3);
     check_gradient("dgate", combine_loss, &c, c.gate, dgate, 5 * 2 * 3);
   }
@@ -332,8 +394,8 @@ Test(ref, merge_gradients) {
     d_o[m] = ot_doubles(t, 5 * 2 * 3);
     d_lse[m] = ot_doubles(t, 5 * 2);
   }
-  ref_merge_backward(c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, (const double *const *)c.lse, c.dout,
-                     c.dlse, d_o, d_lse);
+  ref_merge_backward(c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, (const double *const *)c.lse,
+                     c.dout, c.dlse, d_o, d_lse);
   for (int m = 0; m < 3; m++) {
     check_gradient("d_o", merge_loss, &c, c.o[m], d_o[m], 5 * 2 * 3);
     for (int64_t i = 0; i < 5 * 2; i++)
@@ -428,9 +490,11 @@ Test(harness, rounding) {
     ot_tensor *a = OT_NEW(t, types[k], N), *b = OT_NEW(t, types[k], N);
     for (int i = 0; i < N; i++) {
       double r = ot_round(types[k], x[i]);
-      ot_set(&(ot_tensor){.arg = {(char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]), types[k], 1, {1}, {1}},
-                          .n = 1},
-             &r);
+      ot_set(
+          &(ot_tensor){
+              .arg = {(char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]), types[k], 1, {1}, {1}},
+              .n = 1},
+          &r);
       cr_assert(ot_element(a, i) == r, "%d: %a reads back as %a", i, r, ot_element(a, i));
     }
     rgi_store(b->arg.data, types[k], x, N);
