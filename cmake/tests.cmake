@@ -19,6 +19,18 @@ if(NOT REGRAPH_TESTS)
 endif()
 
 # ---- unit tests: may reach inside ----
+if(REGRAPH_SANITIZE MATCHES "thread")
+  # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
+  foreach(name test_pool test_threads test_session)
+    add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
+    target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
+    target_compile_options(${name} PRIVATE -Wno-format-zero-length)
+    target_link_libraries(${name} PRIVATE regraph_all)
+    target_compile_definitions(${name} PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
+    add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  endforeach()
+  return()
+endif()
 pkg_check_modules(CRITERION IMPORTED_TARGET criterion)
 if(NOT CRITERION_FOUND)
   message(FATAL_ERROR "Criterion is missing (Debian: libcriterion-dev). Install it, or configure with -DREGRAPH_TESTS=OFF.")

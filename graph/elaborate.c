@@ -544,10 +544,6 @@ static rg_status say_lengths(builder *b, rows *r, int t, int n, int p) {
 static bool bind_port(rgi_graph *g, int n, int p, int t) {
   rgi_node *node = &g->node[n];
   int at = node->in_begin[p], count = rgi_nin(node);
-  if (node->in_begin[p + 1] > at) {
-    node->in[at] = t;
-    return true;
-  }
   int32_t *in = rgi_alloc_n(g->arena, (size_t)count + 1, sizeof *in);
   int32_t *begin = rgi_alloc_n(g->arena, (size_t)node->op->nin + 1, sizeof *begin);
   if (!in || !begin) return false;

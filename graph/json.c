@@ -253,10 +253,6 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
     prefix = "";
     break;
   case json_error_invalid_utf8: prefix = "not UTF-8: "; break;
-  case json_error_stack_overflow:
-    status = RG_E_LIMIT;
-    prefix = "";
-    break;
   default: break;
   }
   size_t n = 0;

@@ -6,7 +6,6 @@
  */
 #include "spec.h"
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,11 +84,14 @@ static bool parse_int(const char *text, int64_t *out) {
   return true;
 }
 
-static bool parse_real(const char *text, double *out) {
-  char *end;
-  if (!digit(text[0]) && text[0] != '-' && text[0] != '.') return false; /* no "inf", no blanks */
-  *out = strtod(text, &end);
-  return end != text && !*end && isfinite(*out);
+/* A real number as JSON has it: unlike strtod, the same in every locale. */
+static bool parse_real(rgi_arena *a, const char *text, double *out) {
+  const rgi_json *list;
+  char *wrapped = rgi_format(a, "[%s]", text);
+  if (!wrapped || rgi_json_parse(a, wrapped, strlen(wrapped), &list, NULL) != RG_OK) return false;
+  if (list->n != 1 || list->item[0].type != RGI_JSON_REAL) return false;
+  *out = list->item[0].f;
+  return true;
 }
 
 static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *e) {
@@ -119,7 +121,7 @@ static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *
       v->i = whole;
       return RG_OK;
     }
-    if (!parse_real(b->text, &real))
+    if (!parse_real(s->arena, b->text, &real))
       return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected a number", b->name,
                       rgi_show(&shown, b->text));
     v->type = RGI_JSON_REAL;

@@ -91,7 +91,7 @@ stage_sanitize() {
 }
 stage_threads() {
   build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_SANITIZE=thread
-  TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan -R '^(test_pool|test_threads|test_session)$'
+  TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan
 }
 stage_coverage() {
   build build-cov -DCMAKE_BUILD_TYPE=Debug -DREGRAPH_COVERAGE=ON

@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -166,6 +167,18 @@ Test(policy, against_a_spec) {
   }
 }
 
+Test(policy, names_are_limited) {
+  size_t n = (size_t)1 << 17;
+  char *text = malloc(n), *end = text + sprintf(text, "{\"regraph_policy\": 1, \"recompute\": [\"a\"");
+  for (int i = 0; i < 8192; i++) end += sprintf(end, ",\"n%d\"", i);
+  strcpy(end, "]}");
+  rg_policy *p;
+  rg_error e = {0};
+  cr_assert_eq(rg_policy_load_text(ctx, text, strlen(text), "policy", &p, &e), RG_E_LIMIT);
+  cr_assert_str_eq(e.pointer, "/recompute");
+  free(text);
+}
+
 Test(policy, misuse) {
   rg_policy *p = (rg_policy *)ctx;
   rg_error e = {0};
@@ -256,7 +269,13 @@ Test(profile, malformed) {
              {PROFILE(", \"step_us\": -1"), RG_E_VALUE, "/step_us"},
              {PROFILE(", \"threads\": -1"), RG_E_VALUE, "/threads"},
              {PROFILE(", \"ops\": {\"x\": 2}"), RG_E_VALUE, "/ops/x"},
-             {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"}};
+             {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"},
+             {"{\"regraph_profile\": 2, \"device\": \"cpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
+              " \"bandwidth_gbs\": 1, \"memory\": 1}",
+              RG_E_VALUE, "/regraph_profile"},
+             {"{\"regraph_profile\": 1, \"device\": \"tpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
+              " \"bandwidth_gbs\": 1, \"memory\": 1}",
+              RG_E_VALUE, "/device"}};
   rgi_profile *p;
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     rg_error e = {0};

@@ -1,6 +1,7 @@
 /* tests/unit/test_session.c: a session's life and every way to misuse it; the bytes it asks for; nothing
  * allocated in a run; what it tells about itself.
  */
+#include "exec/plan.h"
 #include "run_util.h"
 
 #include <stdatomic.h>
@@ -294,6 +295,82 @@ Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
   cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
   rg_session_destroy(s);
+}
+
+/* ---- an op that misbehaves ---- */
+
+static char *overrun_at; /* NULL: fail instead */
+static rg_status misbehave(const rg_call *c) {
+  if (!overrun_at) return RG_E_DEVICE;
+  *overrun_at ^= 1;
+  return rgi_find_op(ctx, c->op->name)->run_cpu(c);
+}
+
+static void *last_block;
+static void *remember_alloc(void *user, size_t size) {
+  return last_block = counter_alloc(user, size);
+}
+
+Test(session, guards_and_failing_ops, .init = setup, .fini = teardown) {
+  rg_sizes z;
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  counter arena = {0};
+  rg_allocator hook = {remember_alloc, counter_free, &arena};
+  rg_session_options o = {.arena = &hook, .debug_poison = true};
+  rg_session *s = session(&o);
+  bind_all(s, &io);
+  run_both(s);
+  /* scratch is asked for last: a guard of 256 bytes on each side */
+  char *scratch = (char *)last_block + 256;
+  rgi_node *node = &plan->graph->node[plan->step[1].node];
+  const rg_op *good = node->op;
+  rg_op bad = *good;
+  bad.run_cpu = misbehave;
+  char *const outside[] = {scratch - 1, scratch - 256, scratch + z.scratch, scratch + z.scratch + 255};
+  for (int i = 0; i < 4; i++) {
+    rg_error e = {0};
+    overrun_at = outside[i];
+    node->op = &bad;
+    cr_assert_eq(rg_session_forward(s, &e), RG_E_INTERNAL);
+    cr_assert_str_eq(e.node, node->name);
+    cr_assert(strstr(e.message, "outside the arena"), "%s", e.message);
+    node->op = good;
+    *overrun_at ^= 1;
+    e = (rg_error){0};
+    CR_OK(rg_session_forward(s, &e), &e);
+  }
+  rg_error e = {0};
+  overrun_at = NULL;
+  node->op = &bad;
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_DEVICE);
+  cr_assert_eq(e.status, RG_E_DEVICE);
+  cr_assert_str_eq(e.node, node->name);
+  node->op = good;
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE,
+        "forward"); /* the failed forward left nothing to go back from */
+  rg_session_destroy(s);
+}
+
+/* An arena that is not 256-byte aligned is asked again for room to align in; the run works all the same. */
+static void *crooked_alloc(void *user, size_t size) {
+  char *p = counter_alloc(user, size + 256);
+  return p ? p + 16 : NULL;
+}
+static void crooked_free(void *user, void *ptr) {
+  counter_free(user, (char *)ptr - 16);
+}
+
+Test(session, unaligned_arena, .init = setup, .fini = teardown) {
+  counter arena = {0};
+  rg_allocator hook = {crooked_alloc, crooked_free, &arena};
+  for (int poisoned = 0; poisoned < 2; poisoned++) {
+    rg_session_options o = {.arena = &hook, .debug_poison = poisoned};
+    rg_session *s = session(&o);
+    bind_all(s, &io);
+    run_both(s);
+    rg_session_destroy(s);
+    cr_assert_eq(atomic_load(&arena.live), 0);
+  }
 }
 
 /* Runs repeat bit for bit, whatever the arena held; sums are added to. */

@@ -197,6 +197,58 @@ Test(spec, solves_dimensions) {
 
 /* ---- elaboration ---- */
 
+static const rg_value *attr_of(const rgi_graph *g, const char *node, const char *attr) {
+  for (int n = 0; n < g->nnode; n++) {
+    const rg_op *op = g->node[n].op;
+    for (int i = 0; i < op->nattr && strcmp(g->node[n].name, node) == 0; i++)
+      if (strcmp(op->attrs[i].name, attr) == 0) return &g->node[n].attr[i];
+  }
+  cr_assert_fail("no attribute %s of %s", attr, node);
+  return NULL;
+}
+
+Test(spec, attribute_values) {
+  rg_context *ctx = context();
+  static const char *const text =
+      "{\"regraph\": 1, \"params\": {\"W\": 8, \"scale\": 1, \"cap\": 2.5, \"to\": \"bf16\"}, \"inputs\": {"
+      "\"q\": {\"shape\": [8, 4, 16], \"dtype\": \"f32\"}, \"cu\": {\"shape\": [3], \"dtype\": \"i32\"}},"
+      "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"q\", \"v\": \"q\","
+      " \"cu_seqlens\": \"cu\"}, \"attrs\": {\"window_left\": \"(W*2-1)/4\", \"scale\": \"$scale\","
+      " \"softcap\": \"$cap\"}},"
+      "{\"name\": \"b\", \"op\": \"cast\", \"in\": {\"x\": \"a.o\"}, \"attrs\": {\"to\": \"$to\"}},"
+      "{\"name\": \"c\", \"op\": \"reshape\", \"in\": {\"x\": \"b.y\"}, \"attrs\": {\"shape\": [-1, \"W*W\", "
+      "\"$W\"]}},"
+      "{\"name\": \"d\", \"op\": \"cast\", \"in\": {\"x\": \"c.y\"}}], \"outputs\": {\"y\": \"d.y\"}}";
+  rg_binding set[] = {{"scale", 0, "-0.25"}, {"cap", 3, NULL}, {"to", 0, "f16"}};
+  rg_error e = {0};
+  for (size_t n = 0; n <= 3; n += 3) {
+    rgi_graph *g;
+    rg_spec *spec = must_load(ctx, text, NULL, 0);
+    cr_assert_eq(rgi_spec_elaborate(spec, set, n, true, &g, &e), RG_OK, "%s: %s", e.pointer, e.message);
+    cr_assert_eq(attr_of(g, "a", "window_left")->i, 3);
+    cr_assert_eq(attr_of(g, "a", "scale")->f, n ? -0.25 : 1.0);
+    cr_assert_eq(attr_of(g, "a", "softcap")->f, n ? 3.0 : 2.5);
+    cr_assert_str_eq(rg_dtype_name(g->tensor[g->output[0].tensor].dtype), n ? "f16" : "bf16");
+    const rg_value *shape = attr_of(g, "c", "shape");
+    cr_assert_eq(shape->i, 3);
+    cr_assert(shape->list[0] == -1 && shape->list[1] == 64 && shape->list[2] == 8);
+    cr_assert(shape->set);
+    cr_assert_not(attr_of(g, "d", "to")->set); /* the default */
+    cr_assert_eq(attr_of(g, "d", "to")->i, 0);
+    rgi_graph_destroy(g);
+    rg_spec_destroy(spec);
+  }
+  rg_spec *spec = must_load(ctx, text, NULL, 0);
+  static const char *const bad[] = {"0.5.1", "inf", "nan", "1,2", "0x1p3", "", " 1", "1e999", "[1]", "1 "};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    rgi_graph *g;
+    rg_binding one = {"scale", 0, bad[i]};
+    cr_assert_eq(rgi_spec_elaborate(spec, &one, 1, false, &g, NULL), RG_E_USAGE, "%s", bad[i]);
+  }
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
 static const char *port_tensor(const rgi_graph *g, const char *node, const char *port) {
   for (int n = 0; n < g->nnode; n++) {
     if (strcmp(g->node[n].name, node) != 0) continue;
@@ -295,10 +347,31 @@ Test(spec, limits) {
   char *text = chain(4096);
   rg_spec *spec = must_load(ctx, text, NULL, 0);
   cr_assert_eq(rg_check(spec, NULL, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rgi_spec_context(spec), ctx);
+  cr_assert_str_eq(rgi_spec_file(spec), "text");
   rg_spec_destroy(spec);
   free(text);
   text = chain(4097);
   must_fail(ctx, text, RG_E_LIMIT, "/nodes");
+  free(text);
+
+  /* tensors: one split into very many; free dimensions: eight new ones per input */
+  text = malloc(1 << 21);
+  char *end =
+      text + sprintf(text, "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [131072], \"dtype\": \"f32\"}},"
+                           " \"nodes\": [{\"name\": \"s\", \"op\": \"split\", \"in\": {\"x\": \"x\"},"
+                           " \"attrs\": {\"axis\": 0}, \"out\": {\"y\": [\"a\"");
+  for (int i = 1; i < 131072; i++) end += sprintf(end, ",\"a%d\"", i);
+  strcpy(end, "]}}], \"outputs\": {\"y\": \"a\"}}");
+  must_fail(ctx, text, RG_E_LIMIT, "/nodes");
+  end = text + sprintf(text, "{\"regraph\": 1, \"nodes\": [], \"outputs\": {\"y\": \"x0\"}, \"inputs\": {");
+  for (int i = 0; i < 513; i++) {
+    end += sprintf(end, "%s\"x%d\": {\"dtype\": \"f32\", \"shape\": [\"D%d\"", i ? "," : "", i, i * 8);
+    for (int d = 1; d < 8; d++) end += sprintf(end, ",\"D%d\"", i * 8 + d);
+    end += sprintf(end, "]}");
+  }
+  strcpy(end, "}}");
+  must_fail(ctx, text, RG_E_LIMIT, "/inputs/x512");
   free(text);
 
   size_t size = ((size_t)16 << 20) + 1;

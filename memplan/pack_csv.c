@@ -1,0 +1,234 @@
+/* memplan/pack_csv.c: packing a file of lines "id,lower,upper,size".
+ *
+ * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as they are.
+ * An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n or \r\n, as the
+ * header does; blank lines are dropped.
+ */
+#include "pack.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { LARGEST_FILE = 16 << 20 };
+enum { ID, LOWER, UPPER, SIZE, OFFSET, NAMED };
+static const char *const column_name[NAMED] = {"id", "lower", "upper", "size", "offset"};
+
+typedef struct table {
+  const rg_context *ctx;
+  const char *path;
+  char *text;
+  size_t size;
+  const char **row; /* starts of the data lines, then one past the end of the text */
+  int *line;        /* their numbers in the file */
+  rg_buffer *buffer;
+  size_t n;
+  int column[NAMED]; /* where each is, or -1 */
+  int columns;
+  bool carriage_return;
+} table;
+
+static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column, const char *format, ...)
+    __attribute__((format(printf, 6, 7)));
+static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column, const char *format, ...) {
+  char message[512];
+  va_list args;
+  if (!e || e->status != RG_OK) return status;
+  va_start(args, format);
+  vsnprintf(message, sizeof message, format, args);
+  va_end(args);
+  rgi_fail(e, status, NULL, NULL, "%s", message);
+  snprintf(e->file, sizeof e->file, "%s", t->path);
+  e->line = line;
+  e->column = column;
+  return status;
+}
+
+static rg_status read_file(table *t, rg_error *e) {
+  FILE *f = fopen(t->path, "rb");
+  if (!f) return fail_at(e, RG_E_IO, t, 0, 0, "cannot open the file: %s", strerror(errno));
+  size_t capacity = 1 << 14;
+  rg_status status = RG_OK;
+  if (!(t->text = rgi_malloc(t->ctx, capacity + 1))) status = rgi_nomem(e);
+  while (status == RG_OK) {
+    t->size += fread(t->text + t->size, 1, capacity - t->size, f);
+    if (ferror(f)) {
+      status = fail_at(e, RG_E_IO, t, 0, 0, "cannot read the file: %s", strerror(errno));
+    } else if (t->size < capacity) {
+      break;
+    } else if (t->size > LARGEST_FILE) {
+      status = fail_at(e, RG_E_LIMIT, t, 0, 0, "the file has more than %d bytes", LARGEST_FILE);
+    } else {
+      char *more = rgi_malloc(t->ctx, 2 * capacity + 1);
+      if (!more) {
+        status = rgi_nomem(e);
+        break;
+      }
+      memcpy(more, t->text, t->size);
+      rgi_free(t->ctx, t->text);
+      t->text = more;
+      capacity *= 2;
+    }
+  }
+  fclose(f);
+  if (status == RG_OK) t->text[t->size] = '\0';
+  return status;
+}
+
+/* One past the last character of the line at p, without its \r. */
+static const char *line_end(const table *t, const char *p) {
+  const char *end = memchr(p, '\n', (size_t)(t->text + t->size - p));
+  if (!end) end = t->text + t->size;
+  return end > p && end[-1] == '\r' ? end - 1 : end;
+}
+
+static const char *next_line(const table *t, const char *p) {
+  const char *end = memchr(p, '\n', (size_t)(t->text + t->size - p));
+  return end ? end + 1 : t->text + t->size;
+}
+
+/* The end of the field at p on a line that ends at `end`. */
+static const char *field_end(const char *p, const char *end) {
+  const char *comma = memchr(p, ',', (size_t)(end - p));
+  return comma ? comma : end;
+}
+
+static void trim(const char **from, const char **to) {
+  while (*from < *to && (**from == ' ' || **from == '\t')) ++*from;
+  while (*to > *from && ((*to)[-1] == ' ' || (*to)[-1] == '\t')) --*to;
+}
+
+static rg_status read_header(table *t, rg_error *e) {
+  const char *start = t->text, *end = line_end(t, start), *p = start;
+  for (int i = 0; i < NAMED; i++) t->column[i] = -1;
+  t->carriage_return = end < t->text + t->size && *end == '\r';
+  for (;; p++) {
+    const char *from = p, *stop = field_end(p, end), *to = stop;
+    trim(&from, &to);
+    for (int i = 0; i < NAMED; i++) {
+      if ((size_t)(to - from) != strlen(column_name[i]) || strncmp(from, column_name[i], (size_t)(to - from)) != 0)
+        continue;
+      if (t->column[i] >= 0)
+        return fail_at(e, RG_E_KEY, t, 1, (int)(from - start) + 1, "column \"%s\" appears twice", column_name[i]);
+      t->column[i] = t->columns;
+    }
+    t->columns++;
+    p = stop;
+    if (p == end) break;
+  }
+  for (int i = ID; i <= SIZE; i++)
+    if (t->column[i] < 0)
+      return fail_at(e, RG_E_KEY, t, 1, 1, "the header has no column \"%s\"; expected id,lower,upper,size",
+                     column_name[i]);
+  return RG_OK;
+}
+
+static rg_status read_integer(const table *t, int line, int column, const char *name, const char *from, const char *to,
+                              int64_t *out, rg_error *e) {
+  const int shown = to - from > 40 ? 40 : (int)(to - from);
+  const char *all = from, *p;
+  trim(&from, &to);
+  bool negative = from < to && *from == '-';
+  p = from + (from < to && (*from == '-' || *from == '+'));
+  *out = 0;
+  if (p == to) return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
+  for (; p < to; p++) {
+    if (*p < '0' || *p > '9')
+      return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
+    int64_t digit = negative ? '0' - *p : *p - '0';
+    if (!rgi_mul(*out, 10, out) || !rgi_add(*out, digit, out))
+      return fail_at(e, RG_E_OVERFLOW, t, line, column, "%s is %.*s, which leaves 64 bits", name, shown, all);
+  }
+  return RG_OK;
+}
+
+static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, rg_error *e) {
+  const char *end = line_end(t, start), *p = start;
+  int64_t value[NAMED] = {0};
+  int at[NAMED] = {0}, count = 0;
+  for (;; p++, count++) {
+    const char *stop = field_end(p, end);
+    if (count >= t->columns)
+      return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1, "the line has more than the header's %d columns",
+                     t->columns);
+    for (int i = LOWER; i <= SIZE; i++)
+      if (t->column[i] == count) {
+        at[i] = (int)(p - start) + 1;
+        RGI_TRY(read_integer(t, line, at[i], column_name[i], p, stop, &value[i], e));
+      }
+    p = stop;
+    if (p == end) break;
+  }
+  if (++count < t->columns)
+    return fail_at(e, RG_E_SYNTAX, t, line, (int)(end - start) + 1, "the line has %d columns; expected %d", count,
+                   t->columns);
+  if (value[LOWER] > value[UPPER])
+    return fail_at(e, RG_E_DATA, t, line, at[UPPER], "upper is %lld, below lower, which is %lld",
+                   (long long)value[UPPER], (long long)value[LOWER]);
+  if (value[SIZE] < 0)
+    return fail_at(e, RG_E_DATA, t, line, at[SIZE], "size is %lld; expected 0 or more", (long long)value[SIZE]);
+  *b = (rg_buffer){value[LOWER], value[UPPER], value[SIZE], 0};
+  return RG_OK;
+}
+
+static rg_status read_rows(table *t, rg_error *e) {
+  const char *end = t->text + t->size;
+  size_t lines = 0;
+  for (const char *p = t->text; p < end; p = next_line(t, p)) lines++;
+  t->row = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->row);
+  t->line = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->line);
+  t->buffer = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->buffer);
+  if (!t->row || !t->line || !t->buffer) return rgi_nomem(e);
+  int number = 2;
+  for (const char *p = next_line(t, t->text); p < end; p = next_line(t, p), number++) {
+    if (line_end(t, p) == p) continue;
+    RGI_TRY(read_row(t, p, number, &t->buffer[t->n], e));
+    t->row[t->n] = p;
+    t->line[t->n++] = number;
+  }
+  return RG_OK;
+}
+
+/* The line at p with its offset column replaced or appended. */
+static void write_line(const table *t, const char *p, const char *offset, rgi_buf *out) {
+  const char *end = line_end(t, p);
+  for (int column = 0;; p++, column++) {
+    const char *stop = field_end(p, end);
+    if (column) rgi_buf_add(out, ",", 1);
+    if (column == t->column[OFFSET]) rgi_buf_add(out, offset, strlen(offset));
+    else rgi_buf_add(out, p, (size_t)(stop - p));
+    p = stop;
+    if (p == end) break;
+  }
+  if (t->column[OFFSET] < 0) rgi_buf_printf(out, ",%s", offset);
+  rgi_buf_add(out, "\r\n" + !t->carriage_return, 1 + t->carriage_return);
+}
+
+rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
+                      rg_pack_result *result, rg_error *error) {
+  if (out) memset(out, 0, sizeof *out);
+  if (result) memset(result, 0, sizeof *result);
+  if (!ctx || !path || !out || !result) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
+  table t = {.ctx = ctx, .path = path};
+  rgi_buf text;
+  rg_status status;
+  rgi_buf_init(&text, ctx);
+  RGI_GOTO(status, read_file(&t, error), done);
+  RGI_GOTO(status, read_header(&t, error), done);
+  RGI_GOTO(status, read_rows(&t, error), done);
+  RGI_GOTO(status, rg_pack(ctx, t.buffer, t.n, options, result, error), done);
+  write_line(&t, t.text, "offset", &text);
+  for (size_t i = 0; i < t.n; i++) {
+    char offset[24];
+    snprintf(offset, sizeof offset, "%lld", (long long)t.buffer[i].offset);
+    write_line(&t, t.row[i], offset, &text);
+  }
+  status = rgi_buf_finish(&text, out, error);
+done:
+  if (status != RG_OK && error && !error->file[0]) snprintf(error->file, sizeof error->file, "%s", path);
+  rgi_buf_free(&text);
+  rgi_free(ctx, t.text);
+  rgi_free(ctx, t.row);
+  rgi_free(ctx, t.line);
+  rgi_free(ctx, t.buffer);
+  return status;
+}

@@ -1,0 +1,36 @@
+/* tests/plain/plain.c: runs all tests of an executable in order, in one process; see criterion/criterion.h here. */
+#include <criterion/criterion.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static plain_test *first, **last = &first;
+
+void plain_add(plain_test *test) {
+  *last = test;
+  last = &test->next;
+}
+
+void plain_check(bool holds, const char *text, const char *file, int line, const char *format, ...) {
+  if (holds) return;
+  va_list args;
+  fprintf(stderr, "%s:%d: %s: ", file, line, text);
+  va_start(args, format);
+  vfprintf(stderr, format, args);
+  va_end(args);
+  fprintf(stderr, "\n");
+  exit(1);
+}
+
+int main(void) {
+  int count = 0;
+  for (plain_test *t = first; t; t = t->next, count++) {
+    printf("%s/%s\n", t->suite, t->name);
+    fflush(stdout);
+    if (t->init) t->init();
+    t->fn();
+    if (t->fini) t->fini();
+  }
+  printf("%d passed, 0 failed\n", count);
+  return count == 0;
+}
