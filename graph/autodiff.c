@@ -358,7 +358,7 @@ static bool may_move(const rgi_graph *g, int x) {
   for (int t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base == x) return false;
   for (int i = 0; i < g->ninput; i++)
-    if (g->input[i].grad == x) return false;
+    if (g->input[i].grad >= 0 && rgi_owner(g, g->input[i].grad) == x) return false;
   return true;
 }
 
@@ -674,8 +674,11 @@ static rg_status deliver(rgi_backward *b, rgi_io *io, rg_error *e) {
     RGI_TRY(add_zero(b, io->tensor, false, x->dtype, name, io->tensor, &t, e));
   } else {
     const rgi_tensor *d = &g->tensor[t];
-    bool own = d->base < 0 && d->producer >= 0 && is_dense(d);
-    for (int i = 0; i < g->ninput; i++) own = own && g->input[i].grad != t;
+    int owner = rgi_owner(g, t); /* another tensor where t is the last version of a sum */
+    bool own = g->tensor[owner].producer >= 0 && is_dense(d) && d->offset == 0 &&
+               rgi_elements(d) == rgi_elements(&g->tensor[owner]);
+    for (int i = 0; i < g->ninput; i++) own = own && (g->input[i].grad < 0 || rgi_owner(g, g->input[i].grad) != owner);
+    for (int i = 0; i < g->noutput; i++) own = own && rgi_owner(g, g->output[i].tensor) != owner;
     if (!own) RGI_TRY(add_cast(b, t, x->dtype, name, io->tensor, &t, e));
   }
   io->grad = t;

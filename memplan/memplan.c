@@ -1,302 +1,338 @@
-/* memplan/memplan.c: lifetimes of owners, their regions, in-place reuse, and the packing of scratch; see memplan.h. */
+/* memplan/memplan.c: who owns bytes, for how long, in which region; then the addresses.
+ *
+ *     saved     |a|  b  |c|                 laid end to end: all of it lives at the turn
+ *     scratch   forward blocks, packed      time is the node; both directions start at 0 of the same scratch
+ *               backward blocks, packed
+ *
+ * Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the first node that writes
+ * any of its aliases to the last one that reads any. Owners joined by in-place reuse are packed as one buffer.
+ */
 #include "memplan.h"
 #include "pack.h"
 #include <string.h>
 
-/* One direction's scratch. */
-typedef struct packing {
-  rg_buffer *buffer;
-  int32_t *block; /* buffer → block; workspaces: -1 - node */
-  int n;
-} packing;
-
 typedef struct planner {
-  rgi_graph *g; /* the copy that gets regions and addresses */
+  const rgi_graph *g;
   const rgi_memory_options *o;
+  rgi_arena *arena;
+  int32_t nforward;     /* nodes before the turn */
+  int32_t *first, *last; /* per owner, -1: no node touches it */
+  bool *saved;           /* per owner: written before the turn, read after it */
+  rgi_region *region;    /* per owner */
+  int32_t *block_of;     /* per owner, or -1 */
   rgi_memory *m;
-  int32_t *first, *last; /* per owner: nodes; -1: never */
-  int32_t *block_of;     /* per owner */
-  int32_t *heir;         /* per block: the block that takes its bytes over, or -1 */
 } planner;
 
-static int64_t round_up(int64_t bytes) { return (bytes + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN; }
+static bool moves_bytes(const rgi_node *n) { return !(n->op->flags & RG_OP_VIEW); }
 
-static rg_status too_large(rg_error *e) {
-  return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's memory leaves the range of 64-bit integers");
+static int64_t round_up(int64_t x) { return (x + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN; }
+
+/* ---- lifetimes and regions ---- */
+
+static void touch(planner *p, int32_t tensor, int32_t node) {
+  if (tensor < 0) return;
+  int owner = rgi_owner(p->g, tensor);
+  if (p->first[owner] < 0) p->first[owner] = node;
+  p->last[owner] = node;
+  if (p->g->node[node].backward && !p->g->node[p->first[owner]].backward) p->saved[owner] = true;
 }
 
-static void find_lifetimes(planner *p) {
+static rg_status find_lifetimes(planner *p, rg_error *e) {
   const rgi_graph *g = p->g;
-  for (int t = 0; t < g->ntensor; t++) p->first[t] = p->last[t] = -1;
-  for (int n = 0; n < g->nnode; n++) {
-    const rgi_node *node = &g->node[n];
-    for (int i = 0; i < rgi_nin(node) + rgi_nout(node); i++) {
-      int t = i < rgi_nin(node) ? node->in[i] : node->out[i - rgi_nin(node)];
-      if (t < 0) continue;
-      int owner = rgi_owner(g, t);
-      if (p->first[owner] < 0) p->first[owner] = n;
-      p->last[owner] = n;
-    }
+  size_t n = (size_t)g->ntensor;
+  p->first = rgi_alloc_n(p->arena, n, sizeof *p->first);
+  p->last = rgi_alloc_n(p->arena, n, sizeof *p->last);
+  p->saved = rgi_alloc_n(p->arena, n, sizeof *p->saved);
+  p->block_of = rgi_alloc_n(p->arena, n, sizeof *p->block_of);
+  p->region = rgi_alloc_n(p->arena, n, sizeof *p->region);
+  if (!p->first || !p->last || !p->saved || !p->block_of || !p->region) return rgi_nomem(e);
+  for (size_t i = 0; i < n; i++) p->first[i] = p->last[i] = p->block_of[i] = -1;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *node = &g->node[k];
+    if (!node->backward) p->nforward = k + 1;
+    if (!moves_bytes(node)) continue;
+    for (int i = 0; i < rgi_nin(node); i++) touch(p, node->in[i], k);
+    for (int i = 0; i < rgi_nout(node); i++) touch(p, node->out[i], k);
   }
+  return RG_OK;
 }
 
-static void find_regions(planner *p) {
-  rgi_graph *g = p->g;
-  for (int t = 0; t < g->ntensor; t++) {
-    rgi_tensor *x = &g->tensor[t];
-    if (x->base >= 0) continue;
-    if (x->producer < 0)
-      x->region = RGI_R_INPUT;
-    else if (!g->node[p->first[t]].backward && g->node[p->last[t]].backward)
-      x->region = RGI_R_SAVED;
-    else
-      x->region = RGI_R_SCRATCH;
-  }
-  for (int i = 0; i < g->noutput; i++) g->tensor[rgi_owner(g, g->output[i].tensor)].region = RGI_R_OUTPUT;
-  for (int i = 0; i < g->ninput; i++)
-    if (g->input[i].grad >= 0) g->tensor[rgi_owner(g, g->input[i].grad)].region = RGI_R_OUTPUT;
-}
-
-static bool is_dense(const rgi_tensor *t) {
-  int64_t stride = 1;
-  for (int d = t->rank - 1; d >= 0; d--) {
-    if (t->dim[d].c != 1 && t->stride[d] != stride) return false;
-    stride *= t->dim[d].c;
-  }
-  return true;
-}
-
-static bool same_layout(const rgi_tensor *a, const rgi_tensor *b) {
-  if (a->dtype != b->dtype || a->rank != b->rank || !is_dense(a) || !is_dense(b)) return false;
-  for (int d = 0; d < a->rank; d++)
-    if (a->dim[d].c != b->dim[d].c) return false;
-  return true;
-}
-
-/* May node n's first output take the bytes of its first input? */
-static bool in_place(const planner *p, int n) {
+/* The caller's memory: inputs, then what must end up in outputs and gradients. */
+static rg_status find_regions(planner *p, rg_error *e) {
   const rgi_graph *g = p->g;
-  const rgi_node *node = &g->node[n];
-  if (p->o->no_inplace || p->o->no_reuse || !(node->op->flags & RG_OP_INPLACE)) return false;
-  int x = rgi_nin(node) ? node->in[0] : -1, y = rgi_nout(node) ? node->out[0] : -1;
-  if (x < 0 || y < 0 || g->tensor[x].base >= 0 || g->tensor[y].base >= 0) return false;
-  if (g->tensor[x].region != RGI_R_SCRATCH || g->tensor[y].region != RGI_R_SCRATCH) return false;
-  if (p->last[x] != n || p->first[y] != n || g->node[p->first[x]].backward != node->backward) return false;
-  for (int i = 1; i < rgi_nin(node); i++)
-    if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == x) return false;
-  return same_layout(&g->tensor[x], &g->tensor[y]);
+  for (int32_t t = 0; t < g->ntensor; t++)
+    if (g->tensor[t].base < 0)
+      p->region[t] = g->tensor[t].producer < 0 ? RGI_R_INPUT : p->saved[t] ? RGI_R_SAVED : RGI_R_SCRATCH;
+  for (int32_t i = 0; i < g->noutput + g->ninput; i++) {
+    const rgi_io *io = i < g->noutput ? &g->output[i] : &g->input[i - g->noutput];
+    int32_t tensor = i < g->noutput ? io->tensor : io->want == RGI_GRAD_NONE ? -1 : io->grad;
+    if (tensor < 0) continue;
+    int owner = rgi_owner(g, tensor);
+    bool accumulates = i >= g->noutput && io->want == RGI_GRAD_ACCUMULATE;
+    if (p->region[owner] == RGI_R_INPUT && !accumulates)
+      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "\"%s\" would have to be written into \"%s\", which is an input",
+                      g->tensor[tensor].name, g->tensor[owner].name);
+    p->region[owner] = RGI_R_OUTPUT;
+  }
+  return RG_OK;
+}
+
+/* ---- blocks ---- */
+
+static rg_status add_block(planner *p, rgi_block block) { /* room was made for all */
+  block.shares = -1;
+  if (block.tensor >= 0) p->block_of[block.tensor] = p->m->nblock;
+  p->m->block[p->m->nblock++] = block;
+  return RG_OK;
+}
+
+static rg_status find_workspaces(planner *p, rgi_arena *scratch, rg_error *e) {
+  const rgi_graph *g = p->g;
+  rgi_memory *m = p->m;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    m->workspace[k] = -1;
+    if (!g->node[k].op->workspace || !moves_bytes(&g->node[k])) continue;
+    rg_call call;
+    RGI_TRY(rgi_node_call(g, k, scratch, &call, e));
+    call.threads = p->o->threads > 0 ? p->o->threads : 1;
+    size_t size = g->node[k].op->workspace(&call);
+    if (size > INT64_MAX / 4)
+      return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name, "a workspace of %zu bytes is too large", size);
+    m->workspace_size[k] = (int64_t)size;
+  }
+  return RG_OK;
 }
 
 static rg_status make_blocks(planner *p, rg_error *e) {
-  rgi_graph *g = p->g;
+  const rgi_graph *g = p->g;
   rgi_memory *m = p->m;
-  for (int t = 0; t < g->ntensor; t++) {
-    p->block_of[t] = -1;
-    rgi_region region = g->tensor[t].region;
-    if (g->tensor[t].base >= 0 || (region != RGI_R_SAVED && region != RGI_R_SCRATCH)) continue;
-    p->block_of[t] = m->nblock;
-    m->block[m->nblock++] = (rgi_block){.tensor = t,
-                                        .first = p->first[t],
-                                        .last = p->last[t],
-                                        .region = region,
-                                        .size = rgi_bytes(&g->tensor[t]),
-                                        .shares = -1};
+  m->workspace = rgi_alloc_n(p->arena, (size_t)g->nnode + 1, sizeof *m->workspace);
+  m->workspace_size = rgi_alloc_n(p->arena, (size_t)g->nnode + 1, sizeof *m->workspace_size);
+  m->block = rgi_alloc_n(p->arena, (size_t)g->nnode + (size_t)g->ntensor + 1, sizeof *m->block);
+  if (!m->workspace || !m->workspace_size || !m->block) return rgi_nomem(e);
+  rgi_arena *scratch = rgi_arena_create(g->ctx);
+  if (!scratch) return rgi_nomem(e);
+  rg_status status = find_workspaces(p, scratch, e);
+  rgi_arena_destroy(scratch);
+  if (status != RG_OK) return status;
+  for (int32_t t = 0; t < g->ntensor; t++) {
+    const rgi_tensor *x = &g->tensor[t];
+    if (x->base >= 0 || (p->region[t] != RGI_R_SAVED && p->region[t] != RGI_R_SCRATCH)) continue;
+    if (p->first[t] < 0) continue; /* only views of it, which nobody reads */
+    add_block(p, (rgi_block){t, p->first[t], p->last[t], p->region[t], rgi_bytes(x), 0, -1});
   }
-  rgi_arena *a = rgi_arena_create(g->ctx);
-  if (!a) return rgi_nomem(e);
-  rg_status status = RG_OK;
-  for (int n = 0; n < g->nnode && status == RG_OK; n++) {
-    m->workspace[n] = -1;
-    if (!g->node[n].op->workspace) continue;
-    rg_call call;
-    status = rgi_node_call(g, n, a, &call, e);
-    if (status != RG_OK) break;
-    call.threads = p->o->threads > 0 ? p->o->threads : 1;
-    size_t size = g->node[n].op->workspace(&call);
-    if (size == 0) continue;
-    if (size > (size_t)INT64_MAX / 2) {
-      status = too_large(e);
-      break;
-    }
-    m->workspace_size[n] = (int64_t)size;
-    m->block[m->nblock++] =
-        (rgi_block){.tensor = -1, .first = n, .last = n, .region = RGI_R_SCRATCH, .size = (int64_t)size, .shares = -1};
+  for (int32_t k = 0; k < g->nnode; k++)
+    if (m->workspace_size[k] > 0)
+      add_block(p, (rgi_block){-1, k, k, RGI_R_SCRATCH, m->workspace_size[k], 0, -1});
+  return RG_OK;
+}
+
+/* ---- in place ---- */
+
+static bool dense(const rgi_tensor *x) {
+  rgi_tensor d = *x;
+  rgi_dense_strides(&d);
+  for (int32_t i = 0; i < x->rank; i++)
+    if (x->dim[i].c > 1 && x->stride[i] != d.stride[i]) return false;
+  return true;
+}
+
+/* The block whose bytes node k's first output may take over, or -1. Element by element the op then reads and writes the
+ * same place, so both sides must be laid out alike. */
+static int32_t reusable(const planner *p, int32_t k) {
+  const rgi_graph *g = p->g;
+  const rgi_node *node = &g->node[k];
+  if (!(node->op->flags & RG_OP_INPLACE) || !rgi_nin(node) || !rgi_nout(node)) return -1;
+  int32_t in = node->in[0], out = node->out[0];
+  if (in < 0 || out < 0 || g->tensor[out].base >= 0) return -1;
+  int32_t owner = rgi_owner(g, in), from = p->block_of[owner], to = p->block_of[out];
+  if (from < 0 || to < 0 || p->m->block[from].region != RGI_R_SCRATCH || p->m->block[to].region != RGI_R_SCRATCH)
+    return -1;
+  if (p->last[owner] != k || p->first[out] != k || p->m->block[from].size < p->m->block[to].size) return -1;
+  const rgi_tensor *a = &g->tensor[in], *b = &g->tensor[out];
+  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) || !dense(b)) return -1;
+  for (int i = 1; i < rgi_nin(node); i++)
+    if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == owner) return -1;
+  for (int i = 1; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0 && rgi_owner(g, node->out[i]) == owner) return -1;
+  return from;
+}
+
+static void share_in_place(planner *p) {
+  for (int32_t k = 0; k < p->g->nnode; k++) {
+    int32_t from = reusable(p, k);
+    if (from < 0) continue;
+    rgi_block *to = &p->m->block[p->block_of[p->g->node[k].out[0]]];
+    to->shares = from;
+    p->m->inplace_gain += to->size;
   }
-  rgi_arena_destroy(a);
-  RGI_TRY(status);
-  for (int b = 0; b < m->nblock; b++) p->heir[b] = -1;
-  for (int n = 0; n < g->nnode; n++) {
-    if (!in_place(p, n)) continue;
-    int from = p->block_of[g->node[n].in[0]], to = p->block_of[g->node[n].out[0]];
-    m->block[to].shares = from;
-    p->heir[from] = to;
-    m->inplace_gain += m->block[to].size;
+}
+
+/* ---- addresses ---- */
+
+static rg_status total_overflow(rg_error *e) {
+  return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
+}
+
+/* End to end from *end; blocks that share bytes follow their first. */
+static rg_status lay(planner *p, rgi_region region, int backward, int64_t *end, rg_error *e) {
+  rgi_memory *m = p->m;
+  for (int32_t i = 0; i < m->nblock; i++) {
+    rgi_block *b = &m->block[i];
+    if (b->region != region || (backward >= 0 && (b->first >= p->nforward) != backward)) continue;
+    if (*end > INT64_MAX / 4 || b->size > INT64_MAX / 4) return total_overflow(e);
+    b->address = round_up(*end);
+    if (b->size > 0) *end = b->address + b->size;
   }
   return RG_OK;
 }
 
-static rg_status lay_saved(planner *p, rg_error *e) {
-  rgi_memory *m = p->m;
-  int64_t at = 0;
-  for (int b = 0; b < m->nblock; b++) {
-    rgi_block *x = &m->block[b];
-    if (x->region != RGI_R_SAVED) continue;
-    x->address = at;
-    if (!rgi_add(at, x->size, &m->saved) || m->saved > INT64_MAX - RGI_ALIGN) return too_large(e);
-    at = round_up(m->saved);
-  }
-  return RG_OK;
-}
+typedef struct packing {
+  rg_buffer *buffer;
+  int32_t *of; /* per block: its buffer, or -1 */
+  size_t n;
+} packing;
 
-static bool backward_block(const planner *p, const rgi_block *b) { return p->g->node[b->first].backward; }
-
-/* Scratch blocks of one direction as intervals; chains of in-place blocks are one interval. */
-static rg_status gather(planner *p, bool backward, rgi_arena *a, packing *out, rg_error *e) {
-  rgi_memory *m = p->m;
+/* One buffer per chain of in-place blocks of a direction. */
+static rg_status gather(const planner *p, bool backward, rgi_arena *a, packing *out, rg_error *e) {
+  const rgi_memory *m = p->m;
   out->n = 0;
-  out->buffer = rgi_alloc_n(a, (size_t)m->nblock, sizeof *out->buffer);
-  out->block = rgi_alloc_n(a, (size_t)m->nblock, sizeof *out->block);
-  if (!out->buffer || !out->block) return rgi_nomem(e);
-  for (int b = 0; b < m->nblock; b++) {
-    const rgi_block *x = &m->block[b];
-    if (x->region != RGI_R_SCRATCH || x->shares >= 0 || backward_block(p, x) != backward) continue;
-    int end = b;
-    while (p->heir[end] >= 0) end = p->heir[end];
-    out->block[out->n] = b;
-    out->buffer[out->n++] = (rg_buffer){.lower = x->first, .upper = m->block[end].last + 1, .size = x->size};
+  out->buffer = rgi_alloc_n(a, (size_t)m->nblock + 1, sizeof *out->buffer);
+  out->of = rgi_alloc_n(a, (size_t)m->nblock + 1, sizeof *out->of);
+  if (!out->buffer || !out->of) return rgi_nomem(e);
+  for (int32_t i = 0; i < m->nblock; i++) out->of[i] = -1;
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *b = &m->block[i];
+    if (b->region != RGI_R_SCRATCH || b->shares >= 0 || (b->first >= p->nforward) != backward) continue;
+    out->of[i] = (int32_t)out->n;
+    out->buffer[out->n++] = (rg_buffer){b->first, b->last + 1, b->size, 0};
   }
-  return RG_OK;
-}
-
-/* The most bytes alive at once, counted as they are packed: whole multiples of RGI_ALIGN, but for the topmost. */
-static rg_status most_alive(const planner *p, const packing *s, int64_t *out, rg_error *e) {
-  *out = 0;
-  for (int n = 0; n < p->g->nnode; n++) {
-    int64_t alive = 0, padding = 0;
-    for (int i = 0; i < s->n; i++) {
-      const rg_buffer *b = &s->buffer[i];
-      if (b->lower > n || b->upper <= n) continue;
-      if (b->size > INT64_MAX - RGI_ALIGN || !rgi_add(alive, round_up(b->size), &alive)) return too_large(e);
-      int64_t pad = round_up(b->size) - b->size;
-      if (b->size && pad > padding) padding = pad;
+  /* A block's heirs begin when it ends; a few passes over short chains find them all. */
+  for (bool again = true; again;) {
+    again = false;
+    for (int32_t i = 0; i < m->nblock; i++) {
+      const rgi_block *b = &m->block[i];
+      if (b->shares < 0 || out->of[i] >= 0 || out->of[b->shares] < 0) continue;
+      out->of[i] = out->of[b->shares];
+      rg_buffer *x = &out->buffer[out->of[i]];
+      if (b->last + 1 > x->upper) x->upper = b->last + 1;
+      again = true;
     }
-    if (alive - padding > *out) *out = alive - padding;
   }
   return RG_OK;
 }
 
-typedef struct packed {
-  int64_t size, bound, sum;
-  bool optimal;
-  int64_t explored;
-  double seconds;
-} packed;
+/* Most bytes alive at one node. The topmost block needs no rounding. */
+static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, int64_t *out, rg_error *e) {
+  int64_t *sum = rgi_alloc_n(a, (size_t)p->g->nnode + 1, sizeof *sum);
+  int64_t *pad = rgi_alloc_n(a, (size_t)p->g->nnode + 1, sizeof *pad);
+  if (!sum || !pad) return rgi_nomem(e);
+  *out = 0;
+  for (size_t i = 0; i < q->n; i++) {
+    const rg_buffer *b = &q->buffer[i];
+    if (b->size > INT64_MAX / 4) return total_overflow(e);
+    int64_t size = round_up(b->size);
+    if (b->size == 0) continue;
+    for (int64_t k = b->lower; k < b->upper; k++) {
+      if (!rgi_add(sum[k], size, &sum[k])) return total_overflow(e);
+      if (size - b->size > pad[k]) pad[k] = size - b->size;
+      }
+  }
+  for (int32_t k = 0; k < p->g->nnode; k++)
+    if (sum[k] - pad[k] > *out) *out = sum[k] - pad[k];
+  return RG_OK;
+}
 
-static rg_status pack_direction(planner *p, bool backward, bool bound_only, packed *r, rg_error *e) {
+static rg_status pack_direction(planner *p, bool backward, bool bound_only, double seconds, rg_error *e) {
   rgi_memory *m = p->m;
+  packing q;
+  int64_t bound, size = 0;
+  bool optimal = false;
+  rg_status status;
   rgi_arena *a = rgi_arena_create(p->g->ctx);
   if (!a) return rgi_nomem(e);
-  packing s;
-  rg_status status;
-  *r = (packed){.optimal = true};
-  RGI_GOTO(status, gather(p, backward, a, &s, e), done);
-  RGI_GOTO(status, most_alive(p, &s, &r->bound, e), done);
-  int64_t at = 0;
-  for (int i = 0; i < s.n; i++) {
-    s.buffer[i].offset = at;
-    if (!rgi_add(at, s.buffer[i].size, &r->sum) || r->sum > INT64_MAX - RGI_ALIGN) {
-      status = too_large(e);
-      goto done;
-    }
-    at = round_up(r->sum);
-  }
-  r->size = r->sum;
-  if (bound_only) goto done;
-  if (!p->o->no_reuse && s.n > 0) {
-    rg_pack_options options = {.seconds = p->o->seconds / 2, .align = RGI_ALIGN};
+  RGI_GOTO(status, gather(p, backward, a, &q, e), done);
+  RGI_GOTO(status, most_alive(p, &q, a, &bound, e), done);
+  if (!bound_only && !p->o->no_reuse) {
+    rg_pack_options options = {.seconds = seconds, .align = RGI_ALIGN};
     rg_pack_result result;
-    RGI_GOTO(status, rgi_pack(p->g->ctx, s.buffer, (size_t)s.n, &options, &result, e), done);
-    r->size = result.peak;
-    r->optimal = result.optimal;
-    r->explored = result.nodes_explored;
-    r->seconds = result.seconds;
+    RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
+    size = result.peak;
+    optimal = result.optimal;
+    m->explored += result.nodes_explored;
+    m->seconds += result.seconds;
+    for (int32_t i = 0; i < m->nblock; i++)
+      if (q.of[i] >= 0) m->block[i].address = q.buffer[q.of[i]].offset;
   }
-  for (int i = 0; i < s.n; i++)
-    for (int b = s.block[i]; b >= 0; b = p->heir[b]) m->block[b].address = s.buffer[i].offset;
+  *(backward ? &m->backward_bound : &m->forward_bound) = bound;
+  *(backward ? &m->backward_scratch : &m->forward_scratch) = size;
+  *(backward ? &m->backward_optimal : &m->forward_optimal) = optimal;
 done:
   rgi_arena_destroy(a);
   return status;
 }
 
-static rg_status prepare(planner *p, const rgi_graph *g, const rgi_memory_options *o, rg_error *e) {
-  if (!g->bound) return rgi_fail(e, RG_E_INTERNAL, NULL, g->name, "memory is planned for bound graphs only");
-  RGI_TRY(rgi_graph_clone(g, &p->g, e));
-  rgi_arena *a = p->g->arena;
-  size_t nt = (size_t)g->ntensor, most = nt + (size_t)g->nnode;
-  p->o = o;
-  p->m = rgi_alloc(a, sizeof *p->m);
-  p->first = rgi_alloc_n(a, nt, sizeof *p->first);
-  p->last = rgi_alloc_n(a, nt, sizeof *p->last);
-  p->block_of = rgi_alloc_n(a, nt, sizeof *p->block_of);
-  p->heir = rgi_alloc_n(a, most, sizeof *p->heir);
-  if (!p->m || !p->first || !p->last || !p->block_of || !p->heir) return rgi_nomem(e);
-  p->m->block = rgi_alloc_n(a, most, sizeof *p->m->block);
-  p->m->workspace = rgi_alloc_n(a, (size_t)g->nnode, sizeof *p->m->workspace);
-  p->m->workspace_size = rgi_alloc_n(a, (size_t)g->nnode, sizeof *p->m->workspace_size);
-  if (!p->m->block || !p->m->workspace || !p->m->workspace_size) return rgi_nomem(e);
-  find_lifetimes(p);
-  find_regions(p);
+static rg_status plan(planner *p, bool bound_only, rg_error *e) {
+  rgi_memory *m = p->m;
+  if (!p->g->bound) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory planned before all extents are known");
+  RGI_TRY(find_lifetimes(p, e));
+  RGI_TRY(find_regions(p, e));
   RGI_TRY(make_blocks(p, e));
-  return lay_saved(p, e);
+  RGI_TRY(lay(p, RGI_R_SAVED, -1, &m->saved, e));
+  int64_t forward = 0, both = 0;
+  RGI_TRY(lay(p, RGI_R_SCRATCH, 0, &forward, e));
+  both = forward;
+  RGI_TRY(lay(p, RGI_R_SCRATCH, 1, &both, e));
+  m->no_reuse = both;
+  if (!p->o->no_reuse && !p->o->no_inplace) share_in_place(p);
+  double seconds = p->o->seconds > 0 ? p->o->seconds : 2;
+  RGI_TRY(pack_direction(p, false, bound_only, seconds / 2, e));
+  RGI_TRY(pack_direction(p, true, bound_only, seconds - m->seconds, e));
+  if (p->o->no_reuse) {
+    m->forward_scratch = forward;
+    m->backward_scratch = both > forward ? both : 0;
+  }
+  m->scratch = m->forward_scratch > m->backward_scratch ? m->forward_scratch : m->backward_scratch;
+  return RG_OK;
 }
 
-rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem, rg_error *e) {
-  planner p = {0};
-  packed forward, backward;
-  rg_status status;
+/* ---- entry ---- */
+
+rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem,
+                      rg_error *e) {
   *out = NULL;
   *mem = NULL;
-  RGI_GOTO(status, prepare(&p, g, o, e), fail);
-  RGI_GOTO(status, pack_direction(&p, false, false, &forward, e), fail);
-  RGI_GOTO(status, pack_direction(&p, true, false, &backward, e), fail);
-  rgi_memory *m = p.m;
-  m->forward_scratch = forward.size;
-  m->backward_scratch = backward.size;
-  m->scratch = forward.size > backward.size ? forward.size : backward.size;
-  m->forward_bound = forward.bound;
-  m->backward_bound = backward.bound;
-  m->forward_optimal = forward.optimal || forward.size == forward.bound;
-  m->backward_optimal = backward.optimal || backward.size == backward.bound;
-  m->explored = forward.explored + backward.explored;
-  m->seconds = forward.seconds + backward.seconds;
-  m->no_reuse = forward.sum > backward.sum ? forward.sum : backward.sum;
-  for (int b = 0; b < m->nblock; b++) {
-    const rgi_block *x = &m->block[b];
-    if (x->tensor >= 0)
-      p.g->tensor[x->tensor].address = x->address;
-    else
-      m->workspace[x->first] = x->address;
+  rgi_graph *copy;
+  RGI_TRY(rgi_graph_clone(g, &copy, e));
+  planner p = {.g = copy, .o = o, .arena = copy->arena, .m = rgi_alloc(copy->arena, sizeof(rgi_memory))};
+  rg_status status = p.m ? plan(&p, false, e) : rgi_nomem(e);
+  if (status != RG_OK) {
+    rgi_graph_destroy(copy);
+    return status;
   }
-  *out = p.g;
-  *mem = m;
+  for (int32_t t = 0; t < copy->ntensor; t++) {
+    if (copy->tensor[t].base >= 0) continue;
+    copy->tensor[t].region = p.region[t];
+    copy->tensor[t].address = p.block_of[t] >= 0 ? p.m->block[p.block_of[t]].address : 0;
+  }
+  for (int32_t i = 0; i < p.m->nblock; i++)
+    if (p.m->block[i].tensor < 0) p.m->workspace[p.m->block[i].first] = p.m->block[i].address;
+  *out = copy;
+  *mem = p.m;
   return RG_OK;
-fail:
-  rgi_graph_destroy(p.g);
-  return status;
 }
 
 rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only, int64_t *saved,
                           int64_t *forward, int64_t *backward, rg_error *e) {
-  planner p = {0};
-  packed f, b;
-  rg_status status;
-  RGI_GOTO(status, prepare(&p, g, o, e), done);
-  RGI_GOTO(status, pack_direction(&p, false, bound_only, &f, e), done);
-  RGI_GOTO(status, pack_direction(&p, true, bound_only, &b, e), done);
-  *saved = p.m->saved;
-  *forward = bound_only && !o->no_reuse ? f.bound : f.size;
-  *backward = bound_only && !o->no_reuse ? b.bound : b.size;
-done:
-  rgi_graph_destroy(p.g);
-  return status;
+  rgi_memory m = {0};
+  rgi_arena *arena = rgi_arena_create(g->ctx);
+  if (!arena) return rgi_nomem(e);
+  planner p = {.g = g, .o = o, .arena = arena, .m = &m};
+  rg_status status = plan(&p, bound_only, e);
+  rgi_arena_destroy(arena);
+  if (status != RG_OK) return status;
+  *saved = m.saved;
+  *forward = bound_only && !o->no_reuse ? m.forward_bound : m.forward_scratch;
+  *backward = bound_only && !o->no_reuse ? m.backward_bound : m.backward_scratch;
+  return RG_OK;
 }

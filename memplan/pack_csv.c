@@ -19,7 +19,6 @@ typedef struct table {
   char *text;
   size_t size;
   const char **row; /* starts of the data lines, then one past the end of the text */
-  int *line;        /* their numbers in the file */
   rg_buffer *buffer;
   size_t n;
   int column[NAMED]; /* where each is, or -1 */
@@ -175,15 +174,13 @@ static rg_status read_rows(table *t, rg_error *e) {
   size_t lines = 0;
   for (const char *p = t->text; p < end; p = next_line(t, p)) lines++;
   t->row = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->row);
-  t->line = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->line);
   t->buffer = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->buffer);
-  if (!t->row || !t->line || !t->buffer) return rgi_nomem(e);
+  if (!t->row || !t->buffer) return rgi_nomem(e);
   int number = 2;
   for (const char *p = next_line(t, t->text); p < end; p = next_line(t, p), number++) {
     if (line_end(t, p) == p) continue;
     RGI_TRY(read_row(t, p, number, &t->buffer[t->n], e));
-    t->row[t->n] = p;
-    t->line[t->n++] = number;
+    t->row[t->n++] = p;
   }
   return RG_OK;
 }
@@ -228,7 +225,6 @@ done:
   rgi_buf_free(&text);
   rgi_free(ctx, t.text);
   rgi_free(ctx, t.row);
-  rgi_free(ctx, t.line);
   rgi_free(ctx, t.buffer);
   return status;
 }

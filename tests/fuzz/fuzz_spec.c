@@ -57,12 +57,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   char *copy = malloc(spec_size ? spec_size : 1);
   if (copy) {
     memcpy(copy, text, spec_size);
-    consistent(rg_spec_load_text(ctx, copy, spec_size, "fuzz", NULL, 0, &spec, &e), &e, spec);
+    rg_status status = rg_spec_load_text(ctx, copy, spec_size, "fuzz", NULL, 0, &spec, &e);
+    consistent(status, &e, spec);
     free(copy);
   }
   if (spec && cut) {
     const char *rest = cut + sizeof separator - 1;
-    consistent(rg_policy_load_text(ctx, rest, (size_t)(text + size - rest), "fuzz", &policy, &e), &e, policy);
+    rg_status status = rg_policy_load_text(ctx, rest, (size_t)(text + size - rest), "fuzz", &policy, &e);
+    consistent(status, &e, policy);
   }
   if (spec && e.status == RG_OK) {
     rg_status status = rg_check(spec, policy, &e);

@@ -21,7 +21,7 @@ static void fail_free(void *user, void *ptr) {
 }
 
 /* The whole chain, stopping at the first failure. */
-static rg_status chain(failing *f, const char *spec_text, const char *policy_text, rg_error *e) {
+static rg_status chain(failing *f, const char *spec_text, const char *policy_text, int64_t T, rg_error *e) {
   rg_allocator host = {fail_alloc, fail_free, f};
   rg_context *ctx = (rg_context *)f; /* wrong on purpose: a failure must set NULL */
   rg_spec *spec = NULL;
@@ -29,8 +29,8 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   rg_plan *plan = NULL;
   rg_session *session = NULL;
   rg_text text = {0};
-  rg_binding set[] = {{"T", 96, NULL}, {"B", 2, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .pack_seconds = 0.05};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 2, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .pack_seconds = 0.01};
   rg_session_options so = {.arena = &host};
   rg_status status = rg_context_create(&host, &ctx, e);
   if (status) cr_assert_null(ctx);
@@ -55,12 +55,12 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   return status;
 }
 
-static void every_failure(const char *policy) {
+static void every_failure(const char *policy, int64_t T) {
   char text[8192];
-  nsa_spec("bf16", false, text, sizeof text);
+  nsa_spec("f32", false, text, sizeof text);
   rg_error e = {0};
   failing f = {0};
-  CR_OK(chain(&f, text, policy, &e), &e);
+  CR_OK(chain(&f, text, policy, T, &e), &e);
   cr_assert_eq(f.live, 0, "leaked %ld blocks without a failure", f.live);
   long total = f.count;
   cr_assert_gt(total, 10);
@@ -69,7 +69,7 @@ static void every_failure(const char *policy) {
   for (n = 1; n <= 2 * total && status != RG_OK; n++) {
     f = (failing){.fail_at = n};
     e = (rg_error){0};
-    status = chain(&f, text, policy, &e);
+    status = chain(&f, text, policy, T, &e);
     cr_assert_eq(f.live, 0, "allocation %ld of %ld failed: %ld blocks leaked", n, total, f.live);
     if (f.count >= n)
       cr_assert_eq(status, RG_E_NOMEM, "allocation %ld failed: %s %s", n, rg_status_name(status), e.message);
@@ -79,8 +79,16 @@ static void every_failure(const char *policy) {
 }
 
 Test(alloc, keep_everything) {
-  every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }");
+  every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);
 }
 Test(alloc, recompute_and_split) {
-  every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }");
+  every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }",
+                96);
+}
+/* Here the greedy packing is not optimal, so the exact search allocates as well. */
+Test(alloc, exact_packing) {
+  every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"cmp_o\"] }", 300);
+}
+Test(alloc, budget) {
+  every_failure("{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"150KiB\", \"of\": \"saved\" } }", 300);
 }
