@@ -1,7 +1,7 @@
 /* memplan/check.c: the independent checker of a memory plan: the dumbest code that can be right.
  *
- * Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must hold what. Then
- * compares every two blocks. Shares nothing with the planner, not even its helpers.
+ * Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must hold what.
+ * Then compares every two blocks. Shares nothing with the planner, not even its helpers.
  */
 #include "memplan.h"
 
@@ -60,10 +60,14 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
   const rgi_tensor *x = &g->tensor[t];
   life l = life_of(g, t);
   rgi_region due;
-  if (is_result(g, t)) due = RGI_R_OUTPUT;
-  else if (x->producer < 0) due = RGI_R_INPUT;
-  else if (l.first >= 0 && !g->node[l.first].backward && g->node[l.last].backward) due = RGI_R_SAVED;
-  else due = RGI_R_SCRATCH;
+  if (is_result(g, t))
+    due = RGI_R_OUTPUT;
+  else if (x->producer < 0)
+    due = RGI_R_INPUT;
+  else if (l.first >= 0 && !g->node[l.first].backward && g->node[l.last].backward)
+    due = RGI_R_SAVED;
+  else
+    due = RGI_R_SCRATCH;
   if (x->region != due) return broken(g, t, -1, e, "is in the wrong region");
   int32_t found = 0;
   for (int32_t i = 0; i < m->nblock; i++) {
@@ -72,7 +76,8 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
     found++;
     if (b->region != due || b->address != x->address) return broken(g, t, -1, e, "and its block disagree");
     if (b->size != bytes_of(x)) return broken(g, t, -1, e, "has a block of another size");
-    if (b->first != l.first || b->last != l.last) return broken(g, t, -1, e, "has a block with another lifetime");
+    if (b->first != l.first || b->last != l.last)
+      return broken(g, t, -1, e, "has a block with another lifetime");
   }
   bool needs = (due == RGI_R_SAVED || due == RGI_R_SCRATCH) && l.first >= 0;
   if (found != needs) return broken(g, t, -1, e, "has too many blocks, or too few");
@@ -90,7 +95,8 @@ static rg_status check_workspaces(const rgi_graph *g, const rgi_memory *m, rg_er
           b->address != m->workspace[k])
         return broken(g, -1, k, e, "a workspace and its block disagree");
     }
-    if (found != (m->workspace_size[k] > 0)) return broken(g, -1, k, e, "a workspace without a block, or with several");
+    if (found != (m->workspace_size[k] > 0))
+      return broken(g, -1, k, e, "a workspace without a block, or with several");
   }
   return RG_OK;
 }
@@ -135,6 +141,7 @@ rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e)
   }
   if (saved != m->saved || forward != m->forward_scratch || backward != m->backward_scratch)
     return broken(g, -1, -1, e, "a region does not end with its last block");
-  if (m->scratch != (forward > backward ? forward : backward)) return broken(g, -1, -1, e, "scratch is misstated");
+  if (m->scratch != (forward > backward ? forward : backward))
+    return broken(g, -1, -1, e, "scratch is misstated");
   return RG_OK;
 }

@@ -4,8 +4,9 @@
  *     scratch   forward blocks, packed      time is the node; both directions start at 0 of the same scratch
  *               backward blocks, packed
  *
- * Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the first node that writes
- * any of its aliases to the last one that reads any. Owners joined by in-place reuse are packed as one buffer.
+ * Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the first node
+ * that writes any of its aliases to the last one that reads any. Owners joined by in-place reuse are packed
+ * as one buffer.
  */
 #include "memplan.h"
 #include "pack.h"
@@ -15,7 +16,7 @@ typedef struct planner {
   const rgi_graph *g;
   const rgi_memory_options *o;
   rgi_arena *arena;
-  int32_t nforward;     /* nodes before the turn */
+  int32_t nforward;      /* nodes before the turn */
   int32_t *first, *last; /* per owner, -1: no node touches it */
   bool *saved;           /* per owner: written before the turn, read after it */
   rgi_region *region;    /* per owner */
@@ -23,9 +24,13 @@ typedef struct planner {
   rgi_memory *m;
 } planner;
 
-static bool moves_bytes(const rgi_node *n) { return !(n->op->flags & RG_OP_VIEW); }
+static bool moves_bytes(const rgi_node *n) {
+  return !(n->op->flags & RG_OP_VIEW);
+}
 
-static int64_t round_up(int64_t x) { return (x + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN; }
+static int64_t round_up(int64_t x) {
+  return (x + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+}
 
 /* ---- lifetimes and regions ---- */
 
@@ -70,7 +75,8 @@ static rg_status find_regions(planner *p, rg_error *e) {
     int owner = rgi_owner(g, tensor);
     bool accumulates = i >= g->noutput && io->want == RGI_GRAD_ACCUMULATE;
     if (p->region[owner] == RGI_R_INPUT && !accumulates)
-      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "\"%s\" would have to be written into \"%s\", which is an input",
+      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
+                      "\"%s\" would have to be written into \"%s\", which is an input",
                       g->tensor[tensor].name, g->tensor[owner].name);
     p->region[owner] = RGI_R_OUTPUT;
   }
@@ -137,8 +143,8 @@ static bool dense(const rgi_tensor *x) {
   return true;
 }
 
-/* The block whose bytes node k's first output may take over, or -1. Element by element the op then reads and writes the
- * same place, so both sides must be laid out alike. */
+/* The block whose bytes node k's first output may take over, or -1. Element by element the op then reads and
+ * writes the same place, so both sides must be laid out alike. */
 static int32_t reusable(const planner *p, int32_t k) {
   const rgi_graph *g = p->g;
   const rgi_node *node = &g->node[k];
@@ -146,11 +152,13 @@ static int32_t reusable(const planner *p, int32_t k) {
   int32_t in = node->in[0], out = node->out[0];
   if (in < 0 || out < 0 || g->tensor[out].base >= 0) return -1;
   int32_t owner = rgi_owner(g, in), from = p->block_of[owner], to = p->block_of[out];
-  if (from < 0 || to < 0 || p->m->block[from].region != RGI_R_SCRATCH || p->m->block[to].region != RGI_R_SCRATCH)
+  if (from < 0 || to < 0 || p->m->block[from].region != RGI_R_SCRATCH ||
+      p->m->block[to].region != RGI_R_SCRATCH)
     return -1;
   if (p->last[owner] != k || p->first[out] != k || p->m->block[from].size < p->m->block[to].size) return -1;
   const rgi_tensor *a = &g->tensor[in], *b = &g->tensor[out];
-  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) || !dense(b)) return -1;
+  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) || !dense(b))
+    return -1;
   for (int i = 1; i < rgi_nin(node); i++)
     if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == owner) return -1;
   for (int i = 1; i < rgi_nout(node); i++)
@@ -236,7 +244,7 @@ static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, in
     for (int64_t k = b->lower; k < b->upper; k++) {
       if (!rgi_add(sum[k], size, &sum[k])) return total_overflow(e);
       if (size - b->size > pad[k]) pad[k] = size - b->size;
-      }
+    }
   }
   for (int32_t k = 0; k < p->g->nnode; k++)
     if (sum[k] - pad[k] > *out) *out = sum[k] - pad[k];
@@ -274,7 +282,8 @@ done:
 
 static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   rgi_memory *m = p->m;
-  if (!p->g->bound) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory planned before all extents are known");
+  if (!p->g->bound)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory planned before all extents are known");
   RGI_TRY(find_lifetimes(p, e));
   RGI_TRY(find_regions(p, e));
   RGI_TRY(make_blocks(p, e));

@@ -1,8 +1,9 @@
 /* memplan/pack.c: the packer: reduces buffers to packings, proves bounds, drives heuristics and exact search.
  *
- * Promises: every result is a valid packing; never worse than greedy by size; `optimal` only if the peak equals a
- * proved lower bound (most bytes alive at once, or more where the search exhausted a capacity). Work is measured out in
- * search nodes and rounds, not in time, so a run that ends before its limit gives the same result every time.
+ * Promises: every result is a valid packing; never worse than greedy by size; `optimal` only if the peak
+ * equals a proved lower bound (most bytes alive at once, or more where the search exhausted a capacity). Work
+ * is measured out in search nodes and rounds, not in time, so a run that ends before its limit gives the same
+ * result every time.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -17,20 +18,24 @@ double rgi_pack_now(void) {
 
 /* ---- checking and rounding ---- */
 
-static bool trivial(const rg_buffer *b) { return b->lower == b->upper || b->size == 0; }
+static bool trivial(const rg_buffer *b) {
+  return b->lower == b->upper || b->size == 0;
+}
 
 /* Valid, and even the sum of all rounded sizes is a number. */
 static rg_status check_input(const rg_buffer *b, size_t n, int64_t align, rg_error *e) {
   int64_t total = 0;
   if (n > 0 && !b) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "buffers is NULL");
   if (n > INT32_MAX / 4) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "%zu buffers are too many", n);
-  if (align < 1) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "alignment %lld is not positive", (long long)align);
+  if (align < 1)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "alignment %lld is not positive", (long long)align);
   for (size_t i = 0; i < n; i++) {
     if (b[i].lower > b[i].upper)
       return rgi_fail(e, RG_E_DATA, NULL, NULL, "buffer %zu ends (%lld) before it starts (%lld)", i,
                       (long long)b[i].upper, (long long)b[i].lower);
     if (b[i].size < 0)
-      return rgi_fail(e, RG_E_DATA, NULL, NULL, "buffer %zu has the negative size %lld", i, (long long)b[i].size);
+      return rgi_fail(e, RG_E_DATA, NULL, NULL, "buffer %zu has the negative size %lld", i,
+                      (long long)b[i].size);
     int64_t rounded;
     if (!rgi_add(b[i].size, align - 1, &rounded) || !rgi_add(total, rounded - rounded % align, &total))
       return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "sizes add up to more than 64 bits at buffer %zu", i);
@@ -38,7 +43,9 @@ static rg_status check_input(const rg_buffer *b, size_t n, int64_t align, rg_err
   return RG_OK;
 }
 
-static int64_t rounded_size(const rg_buffer *b, int64_t align) { return (b->size + align - 1) / align * align; }
+static int64_t rounded_size(const rg_buffer *b, int64_t align) {
+  return (b->size + align - 1) / align * align;
+}
 
 /* ---- greedy by size, the baseline ---- */
 
@@ -53,7 +60,8 @@ static int compare_sized(const void *x, const void *y) {
   return (a->i > b->i) - (a->i < b->i);
 }
 
-rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align, int64_t *peak, rg_error *e) {
+rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align, int64_t *peak,
+                          rg_error *e) {
   *peak = 0;
   RGI_TRY(check_input(b, n, align, e));
   sized *order = rgi_malloc(ctx, (n + 1) * sizeof *order);
@@ -195,7 +203,8 @@ static rg_status decide(part *x, int64_t capacity, int64_t budget, double deadli
   return RG_OK;
 }
 
-/* 1 1 2 1 1 2 4 …: the restart lengths that lose least when nothing is known about how long a search takes. */
+/* 1 1 2 1 1 2 4 …: the restart lengths that lose least when nothing is known about how long a search takes.
+ */
 static int64_t luby(int64_t i) {
   int64_t size = 1, length = 1;
   while (length < i + 1) length = 2 * length + 1, size *= 2;
@@ -207,12 +216,14 @@ static int64_t luby(int64_t i) {
   return size;
 }
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it asks whether
- * the goal itself can be reached, every third time whether something in between can. */
-static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, int64_t *explored, rg_error *e) {
+/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
+ * asks whether the goal itself can be reached, every third time whether something in between can. */
+static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, int64_t *explored,
+                            rg_error *e) {
   rgi_packing *p = &x->packing;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, target > x->bound ? target : x->bound, 64, deadline, x->offset, &x->peak);
+  rgi_heuristic_improve(x->heuristic, target > x->bound ? target : x->bound, 64, deadline, x->offset,
+                        &x->peak);
   for (; rgi_pack_now() < deadline; x->round++) {
     int64_t goal = target > x->bound ? target : x->bound;
     if (x->peak <= goal) break;
@@ -252,8 +263,10 @@ static void free_whole(whole *w) {
   rgi_free(w->ctx, w->piece);
 }
 
-/* Pieces with their sections: the maximal sets alive together. A section ends where a buffer ends after one started. */
-static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t align, int64_t *unit, rg_error *e) {
+/* Pieces with their sections: the maximal sets alive together. A section ends where a buffer ends after one
+ * started. */
+static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t align, int64_t *unit,
+                             rg_error *e) {
   w->piece = rgi_malloc(w->ctx, (n + 1) * sizeof *w->piece);
   w->event = rgi_malloc(w->ctx, (2 * n + 1) * sizeof *w->event);
   if (!w->piece || !w->event) return rgi_nomem(e);
@@ -275,7 +288,8 @@ static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t ali
       w->piece[i].first = section;
       started = true;
     } else {
-      if (started) section++; /* everything alive now, this buffer included, was alive in the section just closed */
+      if (started)
+        section++; /* everything alive now, this buffer included, was alive in the section just closed */
       started = false;
       w->piece[~i].last = section - 1;
     }
@@ -326,13 +340,13 @@ static rg_status make_parts(whole *w, const rg_buffer *b, int64_t unit, rg_error
 rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o, rg_pack_result *r,
                    rg_error *e) {
   const double start = rgi_pack_now();
-  int64_t align = o && o->align ? o->align : 1, unit = 1, greedy_peak;
+  int64_t align = o && o->align ? o->align : 1, unit = 1, greedy;
   double deadline = start + (o && o->seconds > 0 ? o->seconds : 5);
   whole w = {.ctx = ctx};
   int64_t *scratch = NULL;
   rg_status status;
   memset(r, 0, sizeof *r);
-  RGI_TRY(rgi_pack_greedy(ctx, b, n, align, &greedy_peak, e));
+  RGI_TRY(rgi_pack_greedy(ctx, b, n, align, &greedy, e));
   RGI_GOTO(status, make_pieces(&w, b, n, align, &unit, e), out);
   if (w.n > 0) {
     /* Greedy rests on sums of rounded sizes: whole units. */
@@ -343,14 +357,16 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
       goto out;
     }
   }
-  /* The first lower bound stands for the report; proved bounds of parts may rise above it. */
-  int64_t bound = 0, target;
+  /* `bound` rises where the search proves that a part cannot do with the bytes alive at once; the report
+   * keeps those. */
+  int64_t bound = 0, capacity = o ? o->capacity : 0;
   for (int32_t i = 0; i < w.nparts; i++)
     if (w.part[i].bound > bound) bound = w.part[i].bound;
   r->lower_bound = bound;
-  for (bool again = true; again;) {
+  bool hopeless = capacity > 0 && capacity < bound;
+  for (bool again = !hopeless; again;) {
+    int64_t target = capacity > bound ? capacity : bound;
     again = false;
-    target = o && o->capacity > bound ? o->capacity : bound;
     for (int32_t i = 0; i < w.nparts; i++) {
       part *x = &w.part[i];
       if (x->peak <= target || rgi_pack_now() > deadline) continue;
@@ -365,7 +381,6 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
     for (int32_t k = 0; k < x->packing.n; k++) b[x->packing.piece[k].id].offset = x->offset[k] * unit;
   }
   r->optimal = r->peak <= bound;
-  r->lower_bound = bound;
   r->seconds = rgi_pack_now() - start;
 out:
   rgi_free(ctx, scratch);
@@ -373,9 +388,10 @@ out:
   return status;
 }
 
-rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options, rg_pack_result *out,
-                  rg_error *error) {
+rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
+                  rg_pack_result *out, rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
-  if (!ctx || !out || (n > 0 && !buffers)) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
+  if (!ctx || !out || (n > 0 && !buffers))
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
   return rgi_pack(ctx, buffers, n, options, out, error);
 }

@@ -1,8 +1,8 @@
 /* memplan/pack_csv.c: packing a file of lines "id,lower,upper,size".
  *
- * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as they are.
- * An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n or \r\n, as the
- * header does; blank lines are dropped.
+ * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as
+ * they are. An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n
+ * or \r\n, as the header does; blank lines are dropped.
  */
 #include "pack.h"
 #include <errno.h>
@@ -26,9 +26,10 @@ typedef struct table {
   bool carriage_return;
 } table;
 
-static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column, const char *format, ...)
-    __attribute__((format(printf, 6, 7)));
-static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column, const char *format, ...) {
+static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column,
+                         const char *format, ...) __attribute__((format(printf, 6, 7)));
+static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line, int column,
+                         const char *format, ...) {
   char message[512];
   va_list args;
   if (!e || e->status != RG_OK) return status;
@@ -104,10 +105,12 @@ static rg_status read_header(table *t, rg_error *e) {
     const char *from = p, *stop = field_end(p, end), *to = stop;
     trim(&from, &to);
     for (int i = 0; i < NAMED; i++) {
-      if ((size_t)(to - from) != strlen(column_name[i]) || strncmp(from, column_name[i], (size_t)(to - from)) != 0)
+      if ((size_t)(to - from) != strlen(column_name[i]) ||
+          strncmp(from, column_name[i], (size_t)(to - from)) != 0)
         continue;
       if (t->column[i] >= 0)
-        return fail_at(e, RG_E_KEY, t, 1, (int)(from - start) + 1, "column \"%s\" appears twice", column_name[i]);
+        return fail_at(e, RG_E_KEY, t, 1, (int)(from - start) + 1, "column \"%s\" appears twice",
+                       column_name[i]);
       t->column[i] = t->columns;
     }
     t->columns++;
@@ -121,18 +124,20 @@ static rg_status read_header(table *t, rg_error *e) {
   return RG_OK;
 }
 
-static rg_status read_integer(const table *t, int line, int column, const char *name, const char *from, const char *to,
-                              int64_t *out, rg_error *e) {
+static rg_status read_integer(const table *t, int line, int column, const char *name, const char *from,
+                              const char *to, int64_t *out, rg_error *e) {
   const int shown = to - from > 40 ? 40 : (int)(to - from);
   const char *all = from, *p;
   trim(&from, &to);
   bool negative = from < to && *from == '-';
   p = from + (from < to && (*from == '-' || *from == '+'));
   *out = 0;
-  if (p == to) return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
+  if (p == to)
+    return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
   for (; p < to; p++) {
     if (*p < '0' || *p > '9')
-      return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
+      return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown,
+                     all);
     int64_t digit = negative ? '0' - *p : *p - '0';
     if (!rgi_mul(*out, 10, out) || !rgi_add(*out, digit, out))
       return fail_at(e, RG_E_OVERFLOW, t, line, column, "%s is %.*s, which leaves 64 bits", name, shown, all);
@@ -147,8 +152,8 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
   for (;; p++, count++) {
     const char *stop = field_end(p, end);
     if (count >= t->columns)
-      return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1, "the line has more than the header's %d columns",
-                     t->columns);
+      return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1,
+                     "the line has more than the header's %d columns", t->columns);
     for (int i = LOWER; i <= SIZE; i++)
       if (t->column[i] == count) {
         at[i] = (int)(p - start) + 1;
@@ -158,13 +163,14 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
     if (p == end) break;
   }
   if (++count < t->columns)
-    return fail_at(e, RG_E_SYNTAX, t, line, (int)(end - start) + 1, "the line has %d columns; expected %d", count,
-                   t->columns);
+    return fail_at(e, RG_E_SYNTAX, t, line, (int)(end - start) + 1, "the line has %d columns; expected %d",
+                   count, t->columns);
   if (value[LOWER] > value[UPPER])
     return fail_at(e, RG_E_DATA, t, line, at[UPPER], "upper is %lld, below lower, which is %lld",
                    (long long)value[UPPER], (long long)value[LOWER]);
   if (value[SIZE] < 0)
-    return fail_at(e, RG_E_DATA, t, line, at[SIZE], "size is %lld; expected 0 or more", (long long)value[SIZE]);
+    return fail_at(e, RG_E_DATA, t, line, at[SIZE], "size is %lld; expected 0 or more",
+                   (long long)value[SIZE]);
   *b = (rg_buffer){value[LOWER], value[UPPER], value[SIZE], 0};
   return RG_OK;
 }
@@ -191,8 +197,10 @@ static void write_line(const table *t, const char *p, const char *offset, rgi_bu
   for (int column = 0;; p++, column++) {
     const char *stop = field_end(p, end);
     if (column) rgi_buf_add(out, ",", 1);
-    if (column == t->column[OFFSET]) rgi_buf_add(out, offset, strlen(offset));
-    else rgi_buf_add(out, p, (size_t)(stop - p));
+    if (column == t->column[OFFSET])
+      rgi_buf_add(out, offset, strlen(offset));
+    else
+      rgi_buf_add(out, p, (size_t)(stop - p));
     p = stop;
     if (p == end) break;
   }

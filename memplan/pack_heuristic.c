@@ -1,7 +1,8 @@
 /* memplan/pack_heuristic.c: good packings quickly: first fit over many orders.
  *
- * First fit puts each piece of an order at the lowest offset where it fits between the pieces placed before. Improving
- * is a squeaky wheel: pieces that end above the target move forward in the order, the rest is shaken a little.
+ * First fit puts each piece of an order at the lowest offset where it fits between the pieces placed before.
+ * Improving is a squeaky wheel: pieces that end above the target move forward in the order, the rest is
+ * shaken a little.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -23,7 +24,9 @@ static uint64_t next_random(rgi_heuristic *h) {
   return z ^ (z >> 31);
 }
 
-static double unit_random(rgi_heuristic *h) { return (double)(next_random(h) >> 11) * 0x1p-53; }
+static double unit_random(rgi_heuristic *h) {
+  return (double)(next_random(h) >> 11) * 0x1p-53;
+}
 
 int64_t rgi_first_fit(rgi_heuristic *h, const int32_t *order, int64_t *offset) {
   const rgi_packing *p = h->p;
@@ -90,7 +93,7 @@ void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, dou
                            int64_t *peak) {
   const rgi_packing *p = h->p;
   ranked *scratch = (ranked *)(void *)h->best_order;
-  for (int64_t r = 0; r < rounds && *peak > target; r++, h->round++) {
+  for (int64_t r = 0; r<rounds && * peak> target; r++, h->round++) {
     if ((r & 7) == 7 && rgi_pack_now() > deadline) return;
     int64_t in_phase = h->round % 64;
     if (h->round < STARTS) {

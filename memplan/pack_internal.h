@@ -1,11 +1,12 @@
-/* memplan/pack_internal.h: what the packer's parts share: the reduced problem, its heuristics, its exact search.
+/* memplan/pack_internal.h: what the packer's parts share: the reduced problem, its heuristics, its exact
+ * search.
  *
- * pack.c reduces buffers to a packing per connected stretch of time and drives the parts; pack_heuristic.c finds good
- * packings quickly; pack_search.c decides whether a packing within a capacity exists.
+ * pack.c reduces buffers to a packing per connected stretch of time and drives the parts; pack_heuristic.c
+ * finds good packings quickly; pack_search.c decides whether a packing within a capacity exists.
  *
- * Reduced problem. Time is cut into sections: the maximal sets of buffers that are alive together. A piece is a buffer
- * that matters; it covers the sections first … last. Sizes count units of `unit` bytes; `pad` is what rounding up to
- * whole units added, in bytes, which the topmost piece need not have.
+ * Reduced problem. Time is cut into sections: the maximal sets of buffers that are alive together. A piece is
+ * a buffer that matters; it covers the sections first … last. Sizes count units of `unit` bytes; `pad` is
+ * what rounding up to whole units added, in bytes, which the topmost piece need not have.
  */
 #ifndef RGI_PACK_INTERNAL_H
 #define RGI_PACK_INTERNAL_H
@@ -25,8 +26,8 @@ typedef struct rgi_packing {
   rgi_piece *piece; /* [n] */
   int32_t *near;    /* pieces that overlap piece i in time: near[near_begin[i] … near_begin[i+1]) */
   int64_t *near_begin;
-  int64_t *load;    /* [m] units alive */
-  int64_t *pad;     /* [m] largest pad */
+  int64_t *load; /* [m] units alive */
+  int64_t *pad;  /* [m] largest pad */
   int64_t unit;
 } rgi_packing;
 
@@ -43,8 +44,8 @@ rg_status rgi_heuristic_create(const rgi_packing *p, rgi_heuristic **out, rg_err
 void rgi_heuristic_destroy(rgi_heuristic *h);
 /* First fit of the pieces in `order`; returns the peak in bytes. */
 int64_t rgi_first_fit(rgi_heuristic *h, const int32_t *order, int64_t *offset);
-/* Improves `offset` and *peak: a batch of reorderings, until the peak is at most `target`, `rounds` are through or the
- * deadline passes. */
+/* Improves `offset` and *peak: a batch of reorderings, until the peak is at most `target`, `rounds` are
+ * through or the deadline passes. */
 void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline, int64_t *offset,
                            int64_t *peak);
 
@@ -54,8 +55,8 @@ typedef enum rgi_verdict { RGI_FOUND, RGI_NONE, RGI_STOPPED, RGI_NO_MEMORY } rgi
 typedef struct rgi_search rgi_search;
 rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e);
 void rgi_search_destroy(rgi_search *s);
-/* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a proof. Explores at most
- * `budget` nodes; `attempt` varies the order of exploration. */
+/* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a proof.
+ * Explores at most `budget` nodes; `attempt` varies the order of exploration. */
 rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
                            int64_t *offset, int64_t *explored);
 

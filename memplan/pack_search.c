@@ -1,23 +1,23 @@
 /* memplan/pack_search.c: the exact search: is there a packing within a capacity?
  *
- * Builds packings bottom up. A node of the search knows for every unplaced piece two offsets: `real`, where it would
- * come to rest on the pieces placed so far, and `least`, below which no packing of this subtree has it. A section's
- * floor is the smallest `least` of its unplaced pieces. The level is the lowest floor. A node picks a section at that
- * level and branches on what rests there: one of the pieces that can, or (the last branch) nothing.
+ * Builds packings bottom up. A node of the search knows for every unplaced piece two offsets: `real`, where
+ * it would come to rest on the pieces placed so far, and `least`, below which no packing of this subtree has
+ * it. A section's floor is the smallest `least` of its unplaced pieces. The level is the lowest floor. A node
+ * picks a section at that level and branches on what rests there: one of the pieces that can, or (the last
+ * branch) nothing.
  *
  * What keeps the tree small:
  *   P1  room      floor + unplaced bytes of a section must fit under the capacity
- *   P2  settled   only packings in which no piece could be moved down are looked for: every piece rests on another one
- *                 or on the ground. So a piece without support below `least` waits for a piece still to be placed; and a
- *                 piece that would fit into a hole already closed off ends the branch
- *   P3  split     once placed pieces cut time apart, the parts are solved one by one
- *   P4  memory    failed states are remembered by (unplaced pieces, floors); each is explored once, over restarts too
- *   P5  twins     pieces equal in lifetime and size are placed in order
- *   P6  base      a piece that spans a part whose ground is level lies at the bottom
+ *   P2  settled   only packings in which no piece could be moved down are looked for: every piece rests on
+ * another one or on the ground. So a piece without support below `least` waits for a piece still to be
+ * placed; and a piece that would fit into a hole already closed off ends the branch P3  split     once placed
+ * pieces cut time apart, the parts are solved one by one P4  memory    failed states are remembered by
+ * (unplaced pieces, floors); each is explored once, over restarts too P5  twins     pieces equal in lifetime
+ * and size are placed in order P6  base      a piece that spans a part whose ground is level lies at the
+ * bottom
  */
 #include "pack_internal.h"
 #include <string.h>
-#include <stdlib.h>
 
 typedef struct undo {
   int32_t what; /* piece, coded by kind */
@@ -25,11 +25,13 @@ typedef struct undo {
 } undo;
 enum { UNDO_REAL, UNDO_LEAST, UNDO_PLACE };
 
-/* How an attempt explores. No setting is best everywhere and the time to a packing varies wildly, so attempts cycle. */
+/* How an attempt explores. No setting is best everywhere and the time to a packing varies wildly, so attempts
+ * cycle. */
 typedef enum rgi_rule {
-  FEWEST, /* at the level, the section with the fewest candidates */
-  TIGHT,  /* at the level, the section with the least room */
-  ANYWHERE /* of all sections on even ground, the one with the fewest choices: best where nothing may be wasted */
+  FEWEST,  /* at the level, the section with the fewest candidates */
+  TIGHT,   /* at the level, the section with the least room */
+  ANYWHERE /* of all sections on even ground, the one with the fewest choices: best where nothing may be
+              wasted */
 } rgi_rule;
 typedef struct strategy {
   rgi_rule rule;
@@ -172,7 +174,8 @@ static void sort_by_least(rgi_search *s, int32_t k) {
   for (int g = 0; g < 7; g++)
     for (int32_t i = gaps[g]; i < k; i++) {
       int32_t v = s->sorted[i], j = i;
-      for (; j >= gaps[g] && s->least[s->sorted[j - gaps[g]]] > s->least[v]; j -= gaps[g]) s->sorted[j] = s->sorted[j - gaps[g]];
+      for (; j >= gaps[g] && s->least[s->sorted[j - gaps[g]]] > s->least[v]; j -= gaps[g])
+        s->sorted[j] = s->sorted[j - gaps[g]];
       s->sorted[j] = v;
     }
 }
@@ -189,8 +192,8 @@ static rgi_verdict explore_parts(rgi_search *s, int64_t from) {
   return verdict;
 }
 
-/* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any verdict but FOUND
- * the state is as before. */
+/* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any verdict
+ * but FOUND the state is as before. */
 static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
   const int64_t mark = s->ntrail, bottom = s->nstack;
   uint64_t entry_key = 0;
@@ -209,7 +212,8 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     /* P2: the next piece to come to rest has support already; the others wait for its top at least. */
     int64_t lowest_top = INT64_MAX;
     for (int32_t v = head; v != end; v = s->next[v])
-      if (s->least[v] == s->real[v] && s->least[v] + s->size[v] < lowest_top) lowest_top = s->least[v] + s->size[v];
+      if (s->least[v] == s->real[v] && s->least[v] + s->size[v] < lowest_top)
+        lowest_top = s->least[v] + s->size[v];
     verdict = RGI_NONE;
     if (lowest_top == INT64_MAX) goto out;
     for (int32_t v = head; v != end; v = s->next[v])
@@ -227,7 +231,8 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
         head = v;
       }
       if (b > hi) {
-        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++) s->floor[t] = INT64_MAX, s->ground[t] = INT64_MAX;
+        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++)
+          s->floor[t] = INT64_MAX, s->ground[t] = INT64_MAX;
         hi = b;
       }
       for (int32_t t = a; t <= b; t++) {
@@ -254,20 +259,25 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     int32_t spanning = -1;
     for (int32_t v = head; v != end; v = s->next[v]) {
       if (s->real[v] + s->size[v] <= level) goto out; /* P2: a hole below would take it */
-      key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) + (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
+      key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
+                 (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
       if (s->real[v] != s->least[v])
-        key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) + (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
+        key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
+                   (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
       bool flat = s->real[v] == s->least[v], rests = false;
       for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
-        if (s->floor[t] == s->least[v]) rests = true;
-        else flat = false;
+        if (s->floor[t] == s->least[v])
+          rests = true;
+        else
+          flat = false;
       }
       if (flat)
         for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
       else if (rests)
         for (int32_t t = s->first[v]; t <= s->last[v]; t++)
           if (s->floor[t] == s->least[v]) s->count[t] += 1 << 20;
-      if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning])) spanning = v;
+      if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning]))
+        spanning = v;
     }
     if (known_failure(s, key)) goto out;
     if (s->how.ahead) {
@@ -278,9 +288,11 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       for (int32_t i = 0; i < k; i++) {
         int32_t v = s->sorted[i];
         int64_t least = s->least[v], size = s->size[v];
-        for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->ect[t] = (s->ect[t] > least ? s->ect[t] : least) + size;
+        for (int32_t t = s->first[v]; t <= s->last[v]; t++)
+          s->ect[t] = (s->ect[t] > least ? s->ect[t] : least) + size;
       }
-      for (int32_t t = lo; t <= hi; t++) if (s->ect[t] > s->cap[t]) goto out;
+      for (int32_t t = lo; t <= hi; t++)
+        if (s->ect[t] > s->cap[t]) goto out;
     }
     if (!keyed) entry_key = key, keyed = true;
 
@@ -307,8 +319,10 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       if (s->floor[t] == INT64_MAX) continue;
       if (s->how.rule != ANYWHERE && s->floor[t] != level) continue;
       int64_t room = s->cap[t] - s->left[t], choices = s->count[t], tie = room;
-      if (s->how.rule == TIGHT) choices = room, tie = s->count[t];
-      else if (s->how.rule == ANYWHERE) choices += room > s->floor[t], tie = s->floor[t];
+      if (s->how.rule == TIGHT)
+        choices = room, tie = s->count[t];
+      else if (s->how.rule == ANYWHERE)
+        choices += room > s->floor[t], tie = s->floor[t];
       if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
     }
     level = s->floor[section];
@@ -324,8 +338,10 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
         const int64_t west = s->first[v] > lo ? s->floor[s->first[v] - 1] : INT64_MAX;
         const int64_t east = s->last[v] < hi ? s->floor[s->last[v] + 1] : INT64_MAX;
         if (west > level && east > level) rank *= 4; /* fills its valley from wall to wall */
-        if (west == top && east == top) rank *= 11;
-        else if (west == top || east == top) rank *= 2;
+        if (west == top && east == top)
+          rank *= 11;
+        else if (west == top || east == top)
+          rank *= 2;
       }
       s->rank[v] = rank;
       push(s, v);
@@ -357,7 +373,8 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     s->nstack = base;
     /* Nothing rests here at this level. */
     for (int32_t v = head; v != end; v = s->next[v])
-      if (s->least[v] == level && s->first[v] <= section && s->last[v] >= section) raise_least(s, v, level + 1);
+      if (s->least[v] == level && s->first[v] <= section && s->last[v] >= section)
+        raise_least(s, v, level + 1);
   }
 
 out:
@@ -390,11 +407,15 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
     rgi_rule rule;
     int order;
     bool flush;
-  } cycle[] = {{FEWEST, 2, true},   {FEWEST, 0, false}, {ANYWHERE, 1, true}, {FEWEST, 3, true}, {TIGHT, 1, true},
-               {ANYWHERE, 3, false}, {FEWEST, 1, true},  {FEWEST, 4, true},   {ANYWHERE, 0, true}, {TIGHT, 3, true},
-               {FEWEST, 0, true}};
+  } cycle[] = {{FEWEST, 2, true},   {FEWEST, 0, false},   {ANYWHERE, 1, true}, {FEWEST, 3, true},
+               {TIGHT, 1, true},    {ANYWHERE, 3, false}, {FEWEST, 1, true},   {FEWEST, 4, true},
+               {ANYWHERE, 0, true}, {TIGHT, 3, true},     {FEWEST, 0, true}};
   uint32_t k = attempt % RGI_COUNT(cycle), round = attempt / RGI_COUNT(cycle);
-  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush, round == 0 ? 0 : round % 2 ? 0.3 : 1.0, attempt % 2 == 0};
+  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush,
+                      round == 0  ? 0
+                      : round % 2 ? 0.3
+                                  : 1.0,
+                      attempt % 2 == 0};
   for (int32_t i = 0; i < s->n; i++) {
     double noise = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
     s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (noise - 0.5));
@@ -444,7 +465,9 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
   s->trail_capacity = s->stack_capacity = 1 << 12;
   s->memory_mask = (UINT64_C(1) << 20) - 1;
   size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
-  bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->ect = rgi_malloc(p->ctx, m * 8)) && (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) && (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
+  bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->ect = rgi_malloc(p->ctx, m * 8)) &&
+            (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) &&
+            (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
             (s->least = rgi_malloc(p->ctx, n * sizeof *s->least)) &&
             (s->limit = rgi_malloc(p->ctx, n * sizeof *s->limit)) &&
             (s->offset = rgi_malloc(p->ctx, n * sizeof *s->offset)) &&
@@ -455,7 +478,8 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
             (s->twin = rgi_malloc(p->ctx, n * sizeof *s->twin)) &&
             (s->placed = rgi_malloc(p->ctx, n * sizeof *s->placed)) &&
             (s->score = rgi_malloc(p->ctx, n * sizeof *s->score)) &&
-            (s->left = rgi_malloc(p->ctx, m * sizeof *s->left)) && (s->cap = rgi_malloc(p->ctx, m * sizeof *s->cap)) &&
+            (s->left = rgi_malloc(p->ctx, m * sizeof *s->left)) &&
+            (s->cap = rgi_malloc(p->ctx, m * sizeof *s->cap)) &&
             (s->floor = rgi_malloc(p->ctx, m * sizeof *s->floor)) &&
             (s->ground = rgi_malloc(p->ctx, m * sizeof *s->ground)) &&
             (s->count = rgi_malloc(p->ctx, m * sizeof *s->count)) &&
@@ -485,8 +509,9 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
 
 void rgi_search_destroy(rgi_search *s) {
   if (!s) return;
-  void *all[] = {s->size, s->real, s->least, s->limit, s->offset, s->first, s->last, s->next, s->prev, s->twin,
-                 s->placed, s->score, s->left, s->cap, s->floor, s->ground, s->count, s->trail, s->stack, s->memory};
+  void *all[] = {s->size,  s->real,   s->least, s->limit,  s->offset, s->first, s->last,
+                 s->next,  s->prev,   s->twin,  s->placed, s->score,  s->left,  s->cap,
+                 s->floor, s->ground, s->count, s->trail,  s->stack,  s->memory};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(s->ctx, all[i]);
   rgi_free(s->ctx, s);
 }

@@ -30,6 +30,8 @@ enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64, RGI_ATTN_MAX_D = 256 };
  * sum, which the softmax of large logits shows. */
 enum { RGI_ATTN_STEP = 16 };
 
+#define RGI_INLINE static inline __attribute__((always_inline))
+
 /* ---- the vector kernels, once per CPU level ---- */
 
 /* One key tile's share of an online softmax. Columns [c0, c1) of s, multiples of 16, hold raw products; row r

@@ -357,8 +357,8 @@ static void sink_task(const job *j, int64_t h) {
   const rgi_attn *a = j->a;
   const int64_t live = rgi_attn_start(a->cu, a->B);
   double sum = 0;
-  float sink;
-  rgi_load(&sink, a->sinks->dtype, rgi_at(a->sinks, h, 0), 1);
+  float sink = -INFINITY;
+  if (a->sinks) rgi_load(&sink, a->sinks->dtype, rgi_at(a->sinks, h, 0), 1);
   for (int64_t t = 0; t < live; t++) {
     float lse = *(const float *)rgi_at(j->lse, t, h);
     if (lse > -INFINITY || lse != lse) sum -= (double)(expf(sink - lse) * j->delta[t * a->H + h]);
@@ -418,14 +418,13 @@ rg_status rgi_attn_bwd_run(const rg_call *c, const rgi_attn *a) {
   if (j.dq && !j.acc_q) rgi_attn_zero_query_rows(a, j.dq);
   if (j.dk && !j.acc_k) rgi_attn_zero_key_rows(a, j.dk);
   if (j.dv && !j.acc_v) rgi_attn_zero_key_rows(a, j.dv);
+  const bool keys = j.dk || j.dv, any = keys || j.dq, delta = j.need_ds || j.dsinks;
   j.nrow = rgi_attn_fill_rows(a, j.rows);
-  j.nkey = rgi_attn_fill_keys(a, j.keys, j.blocks > 0 ? j.first_block : NULL);
+  j.nkey = any ? rgi_attn_fill_keys(a, j.keys, j.blocks > 0 ? j.first_block : NULL) : 0;
 
-  const bool big = j.dq || j.dk || j.dv;
-  int64_t prepare = j.nkey * a->KH + j.nrow + (j.blocks > 0 ? a->KH : 0);
-  if (prepare > 0) c->parallel(c->pool, prepare, prepare_task, &j);
-  int64_t tasks = (j.dk || j.dv ? j.nkey * a->KH : 0) + (j.dq ? j.nrow * a->KH * a->chunks : 0);
-  if (j.dsinks && a->sinks) tasks += a->H;
-  if (tasks > 0 && (big || j.dsinks)) c->parallel(c->pool, tasks, main_task, &j);
+  int64_t tasks = j.nkey * a->KH + (delta ? j.nrow : 0) + (j.blocks > 0 ? a->KH : 0);
+  if (tasks > 0) c->parallel(c->pool, tasks, prepare_task, &j);
+  tasks = (keys ? j.nkey * a->KH : 0) + (j.dq ? j.nrow * a->KH * a->chunks : 0) + (j.dsinks ? a->H : 0);
+  if (tasks > 0) c->parallel(c->pool, tasks, main_task, &j);
   return RG_OK;
 }

@@ -1,27 +1,27 @@
 /* ops/cpu_attn_simd.h: attention's vector kernels, in terms of a vector of W floats. Included once by each of
- * cpu_attn_base.c, cpu_attn_avx2.c and cpu_attn_avx512.c, which set W, NV (vectors a register tile is wide),
+ * cpu_attn_base.c, cpu_attn_avx2.c and cpu_attn_avx512.c, which set TARGET, W, NV (vectors a
+ * register tile is wide),
  * the name of the table, and the handful of operations that plain vector arithmetic does not express: v_set,
  * v_fma, v_max (second operand where one is NaN), v_hmax, v_exp2i (2^n for integral n), v_round, v_load_half
  *
  * Leaves tiling, packing and masks' meaning to cpu_attn.c.
  */
 
-#define INLINE static inline __attribute__((always_inline))
 enum { MR = 6, GROUP = 16 / W };
 
-INLINE vf v_load(const float *p) {
+RGI_INLINE TARGET vf v_load(const float *p) {
   vf v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-INLINE void v_store(float *p, vf v) {
+RGI_INLINE TARGET void v_store(float *p, vf v) {
   memcpy(p, &v, sizeof v);
 }
 /* m ? a : b, lanes of m all ones or all zeros */
-INLINE vf v_select(vi m, vf a, vf b) {
+RGI_INLINE TARGET vf v_select(vi m, vf a, vf b) {
   return (vf)((m & (vi)a) | (~m & (vi)b));
 }
-INLINE vi v_iota(void) {
+RGI_INLINE TARGET vi v_iota(void) {
   vi v;
   for (int i = 0; i < W; i++) v[i] = i;
   return v;
@@ -30,8 +30,8 @@ INLINE vi v_iota(void) {
 /* ---- products ---- */
 
 /* C[R, NVEC * W], summing chains of `step` terms. */
-INLINE void tile(const int R, const int NVEC, const rgi_attn_gemm *g, const float *a, const float *b,
-                 float *c) {
+RGI_INLINE TARGET void tile(const int R, const int NVEC, const rgi_attn_gemm *g, const float *a,
+                            const float *b, float *c) {
   const int64_t a_row = g->a_row, a_col = g->a_col, ldb = g->ldb, ldc = g->ldc;
   bool add = g->add;
   for (int64_t left = g->k; left > 0; left -= g->step, add = true) {
@@ -67,7 +67,7 @@ INLINE void tile(const int R, const int NVEC, const rgi_attn_gemm *g, const floa
 
 typedef void tile_fn(const rgi_attn_gemm *g, const float *a, const float *b, float *c);
 #define TILE(R, NVEC)                                                                                        \
-  static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, const float *b, float *c) {          \
+  TARGET static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, const float *b, float *c) {   \
     tile(R, NVEC, g, a, b, c);                                                                               \
   }
 #define TILES(NVEC) TILE(1, NVEC) TILE(2, NVEC) TILE(3, NVEC) TILE(4, NVEC) TILE(5, NVEC) TILE(6, NVEC)
@@ -84,7 +84,7 @@ static tile_fn *const tile_table[NV][MR] = {ROW(1), ROW(2), ROW(3), ROW(4)};
 static tile_fn *const tile_table[NV][MR] = {ROW(1), ROW(2)};
 #endif
 
-static void gemm(const rgi_attn_gemm *g) {
+TARGET static void gemm(const rgi_attn_gemm *g) {
   const int64_t vectors = (g->n + 15) / 16 * GROUP;
   for (int64_t v = 0; v < vectors; v += NV) {
     tile_fn *const *fn = tile_table[vectors - v < NV ? vectors - v - 1 : NV - 1];
@@ -98,7 +98,7 @@ static void gemm(const rgi_attn_gemm *g) {
 }
 
 /* Four rows at a time, to have four chains in flight. */
-static void dots(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld, float *out) {
+TARGET static void dots(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld, float *out) {
   float last[4] = {0};
   for (int64_t r = 0; r < rows; r += 4) {
     const float *pa[4], *pb[4];
@@ -122,7 +122,7 @@ static void dots(int64_t rows, int64_t n, const float *a, const float *b, int64_
 /* ---- elementary functions ---- */
 
 /* e^r - 1 for |r| <= ln(2)/2, relative error about 1e-7: r + r^2/2! + … + r^8/8! */
-INLINE vf expm1_core(vf r) {
+RGI_INLINE TARGET vf expm1_core(vf r) {
   vf p = v_fma(v_set(1.0f / 40320), r, v_set(1.0f / 5040));
   p = v_fma(p, r, v_set(1.0f / 720));
   p = v_fma(p, r, v_set(1.0f / 120));
@@ -133,14 +133,14 @@ INLINE vf expm1_core(vf r) {
 }
 
 /* x = n ln 2 + r */
-INLINE vf reduce(vf x, vf *n) {
+RGI_INLINE TARGET vf reduce(vf x, vf *n) {
   *n = v_round(x * 1.44269504f);
   vf r = v_fma(*n, v_set(-0x1.62e4p-1f), x); /* the leading bits of ln 2: exact for |n| < 2^10 */
   return v_fma(*n, v_set(-0x1.7f7d1cp-20f), r);
 }
 
 /* e^x; 0 below the normal range, at most about 2e38; NaN stays. */
-INLINE vf v_exp(vf x) {
+RGI_INLINE TARGET vf v_exp(vf x) {
   vf n, y = v_max(v_set(-87.0f), x);
   y = -v_max(v_set(-88.0f), -y);
   vf r = reduce(y, &n);
@@ -149,7 +149,7 @@ INLINE vf v_exp(vf x) {
 }
 
 /* tanh(x) = E / (E + 2) with E = e^(2|x|) - 1, which keeps its digits near 0. */
-INLINE vf v_tanh(vf x) {
+RGI_INLINE TARGET vf v_tanh(vf x) {
   const vi sign_bit = (vi){0} + INT32_MIN;
   vi sign = (vi)x & sign_bit;
   vf n, y = (vf)((vi)x & ~sign_bit);
@@ -161,18 +161,19 @@ INLINE vf v_tanh(vf x) {
 
 /* ---- softmax ---- */
 
-INLINE vi visible(vi column, int32_t lo, int32_t hi) {
+RGI_INLINE TARGET vi visible(vi column, int32_t lo, int32_t hi) {
   return (vi)(column >= lo) & (vi)(column < hi);
 }
 
-INLINE vf logit(vf s, vf scale, float softcap) {
+RGI_INLINE TARGET vf logit(vf s, vf scale, float softcap) {
   s = s * scale;
   if (softcap > 0) s = v_tanh(s * (1.0f / softcap)) * softcap;
   return s;
 }
 
 /* Scales the products to logits, masks them; returns the largest. */
-INLINE float logits_row(float *s, const rgi_attn_softmax *x, int32_t lo, int32_t hi, const bool capped) {
+RGI_INLINE TARGET float logits_row(float *s, const rgi_attn_softmax *x, int32_t lo, int32_t hi,
+                                   const bool capped) {
   const vi iota = v_iota();
   const vf scale = v_set(x->scale), none = v_set(-INFINITY);
   const bool full = lo <= x->c0 && hi >= x->c1;
@@ -186,7 +187,7 @@ INLINE float logits_row(float *s, const rgi_attn_softmax *x, int32_t lo, int32_t
   return v_hmax(top);
 }
 
-static void softmax(const rgi_attn_softmax *x) {
+TARGET static void softmax(const rgi_attn_softmax *x) {
   float base[RGI_ATTN_ROWS + 16], shrink[RGI_ATTN_ROWS + 16];
   const int rows = x->r1 - x->r0;
   for (int i = 0; i < rows; i++) {
@@ -221,7 +222,8 @@ static void softmax(const rgi_attn_softmax *x) {
   }
 }
 
-INLINE void dsoftmax_row(float *s, float *dp, const rgi_attn_dsoftmax *x, int r, const bool capped) {
+RGI_INLINE TARGET void dsoftmax_row(float *s, float *dp, const rgi_attn_dsoftmax *x, int r,
+                                    const bool capped) {
   const vi iota = v_iota();
   const int32_t lo = x->lo[r], hi = x->hi[r];
   const bool full = lo <= x->c0 && hi >= x->c1;
@@ -242,7 +244,7 @@ INLINE void dsoftmax_row(float *s, float *dp, const rgi_attn_dsoftmax *x, int r,
   }
 }
 
-static void dsoftmax(const rgi_attn_dsoftmax *x) {
+TARGET static void dsoftmax(const rgi_attn_dsoftmax *x) {
   for (int r = x->r0; r < x->r1; r++) {
     float *s = x->s + (int64_t)r * RGI_ATTN_KEYS, *dp = x->dp ? x->dp + (int64_t)r * RGI_ATTN_KEYS : NULL;
     if (x->softcap > 0) {
@@ -255,7 +257,7 @@ static void dsoftmax(const rgi_attn_dsoftmax *x) {
 
 /* ---- small change ---- */
 
-static void load(float *dst, rg_dtype type, const void *src, int64_t n) {
+TARGET static void load(float *dst, rg_dtype type, const void *src, int64_t n) {
   const uint16_t *h = src;
   int64_t i = 0;
   if (type == RG_F32) {

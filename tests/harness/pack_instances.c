@@ -1,4 +1,5 @@
-/* pack_instances.c: see pack_instances.h. Integer arithmetic only, so that every machine draws the same instances. */
+/* pack_instances.c: see pack_instances.h. Integer arithmetic only, so that every machine draws the same
+ * instances. */
 #include "pack_instances.h"
 
 typedef struct draw {
@@ -19,7 +20,9 @@ static int64_t between(draw *d, int64_t low, int64_t high) {
 }
 
 /* Sizes over several orders of magnitude, as tensors have. */
-static int64_t tensor_size(draw *d) { return between(d, 1, 64) << between(d, 0, 10); }
+static int64_t tensor_size(draw *d) {
+  return between(d, 1, 64) << between(d, 0, 10);
+}
 
 static void random_intervals(draw *d, size_t n, rg_buffer *b) {
   int64_t horizon = (int64_t)n * 2;
@@ -71,7 +74,9 @@ static void mixed(draw *d, size_t n, rg_buffer *b) {
   }
 }
 
-static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+static size_t max_size(size_t a, size_t b) {
+  return a > b ? a : b;
+}
 
 /* A piece worth cutting: the largest (relative to the sheet) of a few drawn ones. */
 static size_t pick(draw *d, const rg_buffer *b, size_t count, int64_t width, int64_t height) {
@@ -86,7 +91,8 @@ static size_t pick(draw *d, const rg_buffer *b, size_t count, int64_t width, int
 }
 
 /* Offsets hold the cut pieces' places while cutting; they are cleared at the end. */
-static void cut(draw *d, size_t n, rg_buffer *b, int64_t width, int64_t height, int64_t grain, bool pinwheels) {
+static void cut(draw *d, size_t n, rg_buffer *b, int64_t width, int64_t height, int64_t grain,
+                bool pinwheels) {
   size_t count = 1;
   b[0] = (rg_buffer){0, width, height, 0};
   while (count < n) {
@@ -98,8 +104,13 @@ static void cut(draw *d, size_t n, rg_buffer *b, int64_t width, int64_t height, 
       int64_t y1 = between(d, 1, h - 2), y2 = between(d, y1 + 1, h - 1);
       bool left = between(d, 0, 1) == 1; /* the wheel's sense */
       for (int k = 0; k < 5; k++) {
-        static const int8_t box[5][4] = {/* which of 0, 1, 2, 3 = edge, first, second, edge: x from, to; y from, to */
-                                         {0, 2, 0, 1}, {2, 3, 0, 2}, {1, 3, 2, 3}, {0, 1, 1, 3}, {1, 2, 1, 2}};
+        static const int8_t box[5][4] = {
+            /* which of 0, 1, 2, 3 = edge, first, second, edge: x from, to; y from, to */
+            {0, 2, 0, 1},
+            {2, 3, 0, 2},
+            {1, 3, 2, 3},
+            {0, 1, 1, 3},
+            {1, 2, 1, 2}};
         int64_t x[4] = {0, x1, x2, w}, y[4] = {0, y1, y2, h};
         int64_t x0 = x[box[k][0]], x3 = x[box[k][1]], y0 = y[box[k][2]], y3 = y[box[k][3]];
         if (left) {
@@ -109,8 +120,10 @@ static void cut(draw *d, size_t n, rg_buffer *b, int64_t width, int64_t height, 
         }
         /* Mirrored wheels keep the same cuts: only the sheet is seen from behind. */
         rg_buffer piece = {p.lower + x0, p.lower + x3, (y3 - y0) * grain, p.offset + y0 * grain};
-        if (k == 0) b[i] = piece;
-        else b[count++] = piece;
+        if (k == 0)
+          b[i] = piece;
+        else
+          b[count++] = piece;
       }
       continue;
     }

@@ -1,7 +1,7 @@
 /* pack_instances.h: seeded packing instances, shared by the benchmark and the tests.
  *
- * The families "cuts", "coarse cuts" and "pinwheels" cut a full rectangle (time × bytes) into n pieces: the bound is
- * known to be reachable, and nothing but a perfect packing reaches it.
+ * The families "cuts", "coarse cuts" and "pinwheels" cut a full rectangle (time × bytes) into n pieces: the
+ * bound is known to be reachable, and nothing but a perfect packing reaches it.
  */
 #ifndef RGI_PACK_INSTANCES_H
 #define RGI_PACK_INSTANCES_H
