@@ -6,7 +6,7 @@
  *
  * Shape: one sequence, 16 query heads on 1 KV head, d 128; compressed blocks 32/16, 16 selected blocks of 64
  * (the first, the last two, the rest drawn at random), window 512. Prints the median of five runs each.
- * Compiled with BENCH_OPENBLAS it times OpenBLAS' sgemm on the same number of threads; otherwise the last
+ * Compiled with HAVE_OPENBLAS it times OpenBLAS' sgemm on the same number of threads; otherwise the last
  * columns are left out.
  */
 #include "../exec/pool.h"
@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#ifdef BENCH_OPENBLAS
+#ifdef HAVE_OPENBLAS
 #include <cblas.h>
 #endif
 
@@ -174,7 +174,7 @@ static double time_call(call *x) {
 
 /* Seconds that sgemm takes per operation: square, large enough to be at its best. */
 static double sgemm_rate(int threads) {
-#ifdef BENCH_OPENBLAS
+#ifdef HAVE_OPENBLAS
   enum { N = 2048 };
   float *a = need(sizeof(float) * N * N), *b = need(sizeof(float) * N * N), *c = need(sizeof(float) * N * N);
   double t[RUNS];

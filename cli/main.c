@@ -28,13 +28,9 @@ static rg_status run(cli *c, int argc, char **argv) {
   return a->command->run(c);
 }
 
-/* "FILE:POINTER: CODE: sentence", or "FILE: CODE: sentence" where nothing in the file is meant. */
 static void print_error(const rg_error *e) {
   char line[1536];
-  if (e->file[0] && !e->pointer[0] && !e->line)
-    snprintf(line, sizeof line, "%s: %s: %s", e->file, rg_status_name(e->status), e->message);
-  else
-    rg_error_format(e, line, sizeof line);
+  rg_error_format(e, line, sizeof line);
   fprintf(stderr, "%s\n", line);
 }
 

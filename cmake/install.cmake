@@ -10,6 +10,7 @@ configure_package_config_file(cmake/regraph-config.cmake.in ${CMAKE_BINARY_DIR}/
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/regraph-config-version.cmake COMPATIBILITY SameMajorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/regraph-config.cmake ${CMAKE_BINARY_DIR}/regraph-config-version.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
+file(RELATIVE_PATH RGI_PC_UP /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix) # wherever the tree is put
 configure_file(cmake/regraph.pc.in ${CMAKE_BINARY_DIR}/regraph.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/regraph.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 

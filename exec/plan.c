@@ -9,6 +9,7 @@
 #include "../graph/spec.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -48,6 +49,12 @@ static rg_status check_options(const rg_plan_options *o, bool *cuda, rg_error *e
   return RG_OK;
 }
 
+/* Where a pass finds fault with the policy, the place is in the policy's file. */
+static void name_policy(const rg_policy *policy, rg_status status, rg_error *e) {
+  if (policy && e && !e->file[0] && (status == RG_E_POLICY || status == RG_E_INFEASIBLE))
+    snprintf(e->file, sizeof e->file, "%s", policy->file);
+}
+
 rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
                            rgi_prepared *p, rg_error *e) {
   static const rg_plan_options defaults = {0};
@@ -84,7 +91,11 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
 
   if (policy && policy->split_heads) {
     report(p, "split", 0);
-    RGI_GOTO(status, rgi_split_heads(p->graph, policy->split_heads, &next, e), failed);
+    status = rgi_split_heads(p->graph, policy->split_heads, &next, e);
+    if (status != RG_OK) {
+      name_policy(policy, status, e);
+      goto failed;
+    }
     RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
   }
   report(p, "autodiff", 0);
@@ -154,9 +165,11 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
 
   RGI_GOTO(status, note_capacity(plan, spec, options, e), failed);
   report(&p, "recompute", 0);
-  RGI_GOTO(status,
-           rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next, &plan->choice, e),
-           failed);
+  status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next, &plan->choice, e);
+  if (status != RG_OK) {
+    name_policy(policy, status, e);
+    goto failed;
+  }
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
   report(&p, "memplan", 0);
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);

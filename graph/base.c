@@ -53,6 +53,7 @@ int rg_error_format(const rg_error *error, char *buffer, size_t size) {
   const char *code = rg_status_name(error->status);
   if (error->line > 0)
     return snprintf(buffer, size, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code, error->message);
+  if (error->file[0] && !error->pointer[0]) return snprintf(buffer, size, "%s: %s: %s", error->file, code, error->message);
   if (error->file[0] || error->pointer[0])
     return snprintf(buffer, size, "%s:%s: %s: %s", error->file, error->pointer, code, error->message);
   if (error->node[0]) return snprintf(buffer, size, "%s: %s: %s", error->node, code, error->message);

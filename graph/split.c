@@ -207,7 +207,7 @@ rg_status rgi_split_heads(const rgi_graph *forward, int heads, rgi_graph **out, 
     status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL, "the graph has no node that works head by head");
     goto done;
   }
-  if (heads < 0 || kv % heads) {
+  if (heads < 1 || kv % heads) {
     status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
                       "%d KV heads do not divide into groups of %d; give a divisor of %d", kv, heads, kv);
     goto done;

@@ -1,9 +1,11 @@
 /* memplan/check.c: the independent checker of a memory plan: the dumbest code that can be right.
  *
  * Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must hold what.
- * Then compares every two blocks. Shares nothing with the planner, not even its helpers.
+ * Then compares every two blocks. Shares nothing with the planner, not even its helpers. Trusts nothing that
+ * it is given of the plan: a number is looked at before it is used as an index.
  */
 #include "memplan.h"
+#include <stdio.h>
 
 typedef struct life {
   int32_t first, last; /* -1: untouched */
@@ -12,6 +14,14 @@ typedef struct life {
 static rg_status broken(const rgi_graph *g, int32_t tensor, int32_t node, rg_error *e, const char *what) {
   return rgi_fail(e, RG_E_INTERNAL, NULL, node >= 0 ? g->node[node].name : NULL, "memory plan: %s%s%s",
                   tensor >= 0 ? g->tensor[tensor].name : "", tensor >= 0 ? " " : "", what);
+}
+
+/* "cmp_o [256, 512) of scratch", "the workspace of topk [0, 64) of scratch" */
+static const char *describe(const rgi_graph *g, const rgi_block *b, char *text, size_t size) {
+  snprintf(text, size, "%s%s [%lld, %lld) of %s", b->tensor < 0 ? "the workspace of " : "",
+           b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name, (long long)b->address,
+           (long long)(b->address + b->size), rgi_region_name(b->region));
+  return text;
 }
 
 static int32_t owner_of(const rgi_graph *g, int32_t tensor) {
@@ -55,6 +65,25 @@ static int64_t bytes_of(const rgi_tensor *x) {
   return bytes;
 }
 
+/* Every number in a block is one that may be used. */
+static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i, rg_error *e) {
+  const rgi_block *b = &m->block[i];
+  if (b->tensor < -1 || b->tensor >= g->ntensor || b->first < 0 || b->first >= g->nnode ||
+      b->last < b->first || b->last >= g->nnode || b->shares < -1 || b->shares >= m->nblock || b->shares == i)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
+                    "memory plan: block %d has a tensor, node or block that is not there", (int)i);
+  const int32_t node = b->tensor < 0 ? b->first : -1;
+  if (b->region != RGI_R_SAVED && b->region != RGI_R_SCRATCH)
+    return broken(g, b->tensor, node, e, "has a block outside saved and scratch");
+  if (b->tensor >= 0 && g->tensor[b->tensor].base >= 0)
+    return broken(g, b->tensor, -1, e, "looks into another tensor and yet has a block");
+  if (b->size < 0) return broken(g, b->tensor, node, e, "has a block of negative size");
+  if (b->address < 0 || b->address > INT64_MAX - b->size)
+    return broken(g, b->tensor, node, e, "has a block whose address is out of range");
+  if (b->address % RGI_ALIGN) return broken(g, b->tensor, node, e, "has a block that is not aligned");
+  return RG_OK;
+}
+
 /* One owner: right region, one block of the right size and life exactly where it is due. */
 static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t, rg_error *e) {
   const rgi_tensor *x = &g->tensor[t];
@@ -68,7 +97,10 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
     due = RGI_R_SAVED;
   else
     due = RGI_R_SCRATCH;
-  if (x->region != due) return broken(g, t, -1, e, "is in the wrong region");
+  if (x->region != due)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory plan: %s is in the wrong region, %s; expected %s",
+                    x->name, (unsigned)x->region <= RGI_R_SCRATCH ? rgi_region_name(x->region) : "none",
+                    rgi_region_name(due));
   int32_t found = 0;
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
@@ -80,37 +112,57 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
       return broken(g, t, -1, e, "has a block with another lifetime");
   }
   bool needs = (due == RGI_R_SAVED || due == RGI_R_SCRATCH) && l.first >= 0;
-  if (found != needs) return broken(g, t, -1, e, "has too many blocks, or too few");
+  if (found != needs) return broken(g, t, -1, e, found ? "has a block too many" : "has no block");
   return RG_OK;
 }
 
-static rg_status check_workspaces(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
-  for (int32_t k = 0; k < g->nnode; k++) {
-    int32_t found = 0;
-    for (int32_t i = 0; i < m->nblock; i++) {
-      const rgi_block *b = &m->block[i];
-      if (b->tensor >= 0 || b->first != k) continue;
-      found++;
-      if (b->last != k || b->region != RGI_R_SCRATCH || b->size != m->workspace_size[k] ||
-          b->address != m->workspace[k])
-        return broken(g, -1, k, e, "a workspace and its block disagree");
-    }
-    if (found != (m->workspace_size[k] > 0))
-      return broken(g, -1, k, e, "a workspace without a block, or with several");
+static rg_status check_workspace(const rgi_graph *g, const rgi_memory *m, int32_t k, rg_error *e) {
+  const rg_op *op = g->node[k].op;
+  int64_t size = m->workspace_size[k];
+  if (size < 0) return broken(g, -1, k, e, "a workspace of negative size");
+  if (size > 0 && (!op->workspace || op->flags & RG_OP_VIEW))
+    return broken(g, -1, k, e, "a workspace for an op that asks for none");
+  if (size == 0 && m->workspace[k] != -1)
+    return broken(g, -1, k, e, "an address for a workspace of no bytes");
+  int32_t found = 0;
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *b = &m->block[i];
+    if (b->tensor >= 0 || b->first != k) continue;
+    found++;
+    if (b->last != k || b->region != RGI_R_SCRATCH || b->size != size || b->address != m->workspace[k] ||
+        b->shares >= 0)
+      return broken(g, -1, k, e, "a workspace and its block disagree");
   }
+  if (found != (size > 0)) return broken(g, -1, k, e, "a workspace without a block, or with several");
   return RG_OK;
 }
 
-/* Does `heir` take over the bytes of `b`, at a node that allows it? */
+/* Are the elements one after the other, in order, from the first byte of the owner? */
+static bool in_order(const rgi_tensor *x) {
+  int64_t step = 1;
+  for (int32_t i = x->rank - 1; i >= 0; i--) {
+    if (x->dim[i].c != 1 && x->stride[i] != step) return false;
+    step *= x->dim[i].c;
+  }
+  return x->offset == 0;
+}
+
+/* Does `heir` take over exactly the bytes of `b`, at a node that allows it? Then element i of the output
+ * stands where element i of the first input stood, and nothing else of the node looks there. */
 static bool handed_over(const rgi_graph *g, const rgi_memory *m, const rgi_block *b, const rgi_block *heir) {
   if (heir->shares < 0 || &m->block[heir->shares] != b || b->tensor < 0 || heir->tensor < 0) return false;
   if (b->last != heir->first || b->address != heir->address || heir->size > b->size) return false;
   const rgi_node *n = &g->node[b->last];
-  int32_t nin = n->in_begin[n->op->nin], readers = 0;
-  if (!(n->op->flags & RG_OP_INPLACE) || nin < 1 || n->in[0] < 0 || n->out[0] != heir->tensor) return false;
+  int32_t nin = n->in_begin[n->op->nin], nout = n->out_begin[n->op->nout], uses = 0;
+  if (!(n->op->flags & RG_OP_INPLACE) || nin < 1 || nout < 1 || n->in[0] < 0 || n->out[0] != heir->tensor)
+    return false;
   for (int32_t i = 0; i < nin; i++)
-    if (n->in[i] >= 0 && owner_of(g, n->in[i]) == b->tensor) readers++;
-  return readers == 1 && owner_of(g, n->in[0]) == b->tensor && g->tensor[n->in[0]].offset == 0;
+    if (n->in[i] >= 0 && owner_of(g, n->in[i]) == b->tensor) uses++;
+  for (int32_t i = 0; i < nout; i++)
+    if (n->out[i] >= 0 && owner_of(g, n->out[i]) == b->tensor) uses++;
+  const rgi_tensor *in = &g->tensor[n->in[0]], *out = &g->tensor[heir->tensor];
+  return uses == 1 && owner_of(g, n->in[0]) == b->tensor && in->dtype == out->dtype &&
+         bytes_of(in) == bytes_of(out) && in_order(in) && in_order(out);
 }
 
 static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_block *a, const rgi_block *b,
@@ -119,29 +171,43 @@ static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_b
   if (a->address + a->size <= b->address || b->address + b->size <= a->address) return RG_OK;
   bool apart = a->region == RGI_R_SCRATCH && (a->last < b->first || b->last < a->first);
   if (apart || handed_over(g, m, a, b) || handed_over(g, m, b, a)) return RG_OK;
-  return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory plan: %s and %s overlap",
-                  a->tensor >= 0 ? g->tensor[a->tensor].name : "a workspace",
-                  b->tensor >= 0 ? g->tensor[b->tensor].name : "a workspace");
+  char one[220], other[220];
+  int32_t together = a->first > b->first ? a->first : b->first;
+  return rgi_fail(e, RG_E_INTERNAL, NULL, g->node[together].name,
+                  "memory plan: %s and %s overlap while both are alive", describe(g, a, one, sizeof one),
+                  describe(g, b, other, sizeof other));
+}
+
+static rg_status check_size(const char *what, int64_t said, int64_t found, rg_error *e) {
+  if (said == found) return RG_OK;
+  return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
+                  "memory plan: %s is said to have %lld bytes; its last block ends at %lld", what,
+                  (long long)said, (long long)found);
+}
+
+static rg_status check_bound(const char *direction, int64_t bound, int64_t size, rg_error *e) {
+  if (bound >= 0 && bound <= size) return RG_OK;
+  return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
+                  "memory plan: the lower bound of %s is %lld bytes; the scratch found has %lld", direction,
+                  (long long)bound, (long long)size);
 }
 
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
   int64_t saved = 0, forward = 0, backward = 0;
+  for (int32_t i = 0; i < m->nblock; i++) RGI_TRY(check_block(g, m, i, e));
   for (int32_t t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base < 0) RGI_TRY(check_owner(g, m, t, e));
-  RGI_TRY(check_workspaces(g, m, e));
+  for (int32_t k = 0; k < g->nnode; k++) RGI_TRY(check_workspace(g, m, k, e));
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
-    if (b->address < 0 || b->address % RGI_ALIGN || b->size < 0 || b->address > INT64_MAX - b->size)
-      return broken(g, b->tensor, -1, e, "has a bad address");
-    if (b->size > 0) {
-      int64_t *end = b->region == RGI_R_SAVED ? &saved : g->node[b->first].backward ? &backward : &forward;
-      if (b->address + b->size > *end) *end = b->address + b->size;
-    }
+    int64_t *end = b->region == RGI_R_SAVED ? &saved : g->node[b->first].backward ? &backward : &forward;
+    if (b->size > 0 && b->address + b->size > *end) *end = b->address + b->size;
     for (int32_t j = 0; j < i; j++) RGI_TRY(check_pair(g, m, b, &m->block[j], e));
   }
-  if (saved != m->saved || forward != m->forward_scratch || backward != m->backward_scratch)
-    return broken(g, -1, -1, e, "a region does not end with its last block");
-  if (m->scratch != (forward > backward ? forward : backward))
-    return broken(g, -1, -1, e, "scratch is misstated");
-  return RG_OK;
+  RGI_TRY(check_size("saved", m->saved, saved, e));
+  RGI_TRY(check_size("forward scratch", m->forward_scratch, forward, e));
+  RGI_TRY(check_size("backward scratch", m->backward_scratch, backward, e));
+  RGI_TRY(check_size("scratch", m->scratch, forward > backward ? forward : backward, e));
+  RGI_TRY(check_bound("forward", m->forward_bound, m->forward_scratch, e));
+  return check_bound("backward", m->backward_bound, m->backward_scratch, e);
 }

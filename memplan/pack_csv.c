@@ -2,7 +2,8 @@
  *
  * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as
  * they are. An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n
- * or \r\n, as the header does; blank lines are dropped.
+ * or \r\n, as the header does; blank lines and a byte order mark are dropped. Lines and columns in messages
+ * count bytes from 1, as the file has them.
  */
 #include "pack.h"
 #include <errno.h>
@@ -18,6 +19,8 @@ typedef struct table {
   const char *path;
   char *text;
   size_t size;
+  const char *header; /* the first line that is not blank */
+  int header_line;
   const char **row; /* starts of the data lines, then one past the end of the text */
   rg_buffer *buffer;
   size_t n;
@@ -53,10 +56,13 @@ static rg_status read_file(table *t, rg_error *e) {
     t->size += fread(t->text + t->size, 1, capacity - t->size, f);
     if (ferror(f)) {
       status = fail_at(e, RG_E_IO, t, 0, 0, "cannot read the file: %s", strerror(errno));
+    } else if (t->size > LARGEST_FILE) {
+      status = fail_at(e, RG_E_LIMIT, t, 0, 0,
+                       "the file has more than %d bytes; split it, or drop columns that packing "
+                       "does not need",
+                       LARGEST_FILE);
     } else if (t->size < capacity) {
       break;
-    } else if (t->size > LARGEST_FILE) {
-      status = fail_at(e, RG_E_LIMIT, t, 0, 0, "the file has more than %d bytes", LARGEST_FILE);
     } else {
       char *more = rgi_malloc(t->ctx, 2 * capacity + 1);
       if (!more) {
@@ -97,10 +103,37 @@ static void trim(const char **from, const char **to) {
   while (*to > *from && ((*to)[-1] == ' ' || (*to)[-1] == '\t')) --*to;
 }
 
+static bool blank(const table *t, const char *p) {
+  const char *end = line_end(t, p);
+  trim(&p, &end);
+  return p == end;
+}
+
+/* A column of the header that may have been meant to be `name`, in `text`; or NULL. */
+static const char *misspelt(const table *t, const char *name, char *text, size_t size) {
+  const char *end = line_end(t, t->header);
+  for (const char *p = t->header;; p++) {
+    const char *from = p, *stop = field_end(p, end), *to = stop;
+    bool known = false;
+    trim(&from, &to);
+    snprintf(text, size, "%.*s", (int)(to - from < 60 ? to - from : 60), from);
+    for (int i = 0; i < NAMED; i++) known = known || strcmp(text, column_name[i]) == 0;
+    if (!known && rgi_nearest(text, &name, 1)) return text;
+    p = stop;
+    if (p == end) return NULL;
+  }
+}
+
 static rg_status read_header(table *t, rg_error *e) {
-  const char *start = t->text, *end = line_end(t, start), *p = start;
+  const char *limit = t->text + t->size, *start = t->text;
+  if (t->size >= 3 && memcmp(start, "\xEF\xBB\xBF", 3) == 0) start += 3;
+  for (t->header_line = 1; start < limit && blank(t, start); t->header_line++) start = next_line(t, start);
+  if (start == limit)
+    return fail_at(e, RG_E_KEY, t, 1, 1, "the file has no header; expected a first line id,lower,upper,size");
+  const char *end = line_end(t, start), *p = start;
+  t->header = start;
   for (int i = 0; i < NAMED; i++) t->column[i] = -1;
-  t->carriage_return = end < t->text + t->size && *end == '\r';
+  t->carriage_return = end < limit && *end == '\r';
   for (;; p++) {
     const char *from = p, *stop = field_end(p, end), *to = stop;
     trim(&from, &to);
@@ -109,18 +142,22 @@ static rg_status read_header(table *t, rg_error *e) {
           strncmp(from, column_name[i], (size_t)(to - from)) != 0)
         continue;
       if (t->column[i] >= 0)
-        return fail_at(e, RG_E_KEY, t, 1, (int)(from - start) + 1, "column \"%s\" appears twice",
-                       column_name[i]);
+        return fail_at(e, RG_E_KEY, t, t->header_line, (int)(from - start) + 1,
+                       "column \"%s\" appears twice; rename or drop one", column_name[i]);
       t->column[i] = t->columns;
     }
     t->columns++;
     p = stop;
     if (p == end) break;
   }
-  for (int i = ID; i <= SIZE; i++)
-    if (t->column[i] < 0)
-      return fail_at(e, RG_E_KEY, t, 1, 1, "the header has no column \"%s\"; expected id,lower,upper,size",
-                     column_name[i]);
+  for (int i = ID; i <= SIZE; i++) {
+    if (t->column[i] >= 0) continue;
+    char text[64];
+    const char *near = misspelt(t, column_name[i], text, sizeof text);
+    return fail_at(e, RG_E_KEY, t, t->header_line, 1, "the header has no column \"%s\"%s%s%s; expected %s",
+                   column_name[i], near ? " (\"" : "", near ? near : "", near ? "\" is near)" : "",
+                   "id,lower,upper,size in any order");
+  }
   return RG_OK;
 }
 
@@ -140,7 +177,8 @@ static rg_status read_integer(const table *t, int line, int column, const char *
                      all);
     int64_t digit = negative ? '0' - *p : *p - '0';
     if (!rgi_mul(*out, 10, out) || !rgi_add(*out, digit, out))
-      return fail_at(e, RG_E_OVERFLOW, t, line, column, "%s is %.*s, which leaves 64 bits", name, shown, all);
+      return fail_at(e, RG_E_OVERFLOW, t, line, column, "%s is %.*s, which leaves 64 bits; use a larger unit",
+                     name, shown, all);
   }
   return RG_OK;
 }
@@ -153,7 +191,8 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
     const char *stop = field_end(p, end);
     if (count >= t->columns)
       return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1,
-                     "the line has more than the header's %d columns", t->columns);
+                     "the line has more than the header's %d columns; quotes do not protect commas",
+                     t->columns);
     for (int i = LOWER; i <= SIZE; i++)
       if (t->column[i] == count) {
         at[i] = (int)(p - start) + 1;
@@ -163,10 +202,11 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
     if (p == end) break;
   }
   if (++count < t->columns)
-    return fail_at(e, RG_E_SYNTAX, t, line, (int)(end - start) + 1, "the line has %d columns; expected %d",
-                   count, t->columns);
+    return fail_at(e, RG_E_SYNTAX, t, line, (int)(end - start) + 1,
+                   "the line has %d columns; the header has %d", count, t->columns);
   if (value[LOWER] > value[UPPER])
-    return fail_at(e, RG_E_DATA, t, line, at[UPPER], "upper is %lld, below lower, which is %lld",
+    return fail_at(e, RG_E_DATA, t, line, at[UPPER],
+                   "upper is %lld, below lower, which is %lld; a life is [lower, upper)",
                    (long long)value[UPPER], (long long)value[LOWER]);
   if (value[SIZE] < 0)
     return fail_at(e, RG_E_DATA, t, line, at[SIZE], "size is %lld; expected 0 or more",
@@ -182,9 +222,9 @@ static rg_status read_rows(table *t, rg_error *e) {
   t->row = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->row);
   t->buffer = rgi_malloc(t->ctx, (lines + 1) * sizeof *t->buffer);
   if (!t->row || !t->buffer) return rgi_nomem(e);
-  int number = 2;
-  for (const char *p = next_line(t, t->text); p < end; p = next_line(t, p), number++) {
-    if (line_end(t, p) == p) continue;
+  int number = t->header_line + 1;
+  for (const char *p = next_line(t, t->header); p < end; p = next_line(t, p), number++) {
+    if (blank(t, p)) continue;
     RGI_TRY(read_row(t, p, number, &t->buffer[t->n], e));
     t->row[t->n++] = p;
   }
@@ -205,7 +245,7 @@ static void write_line(const table *t, const char *p, const char *offset, rgi_bu
     if (p == end) break;
   }
   if (t->column[OFFSET] < 0) rgi_buf_printf(out, ",%s", offset);
-  rgi_buf_add(out, "\r\n" + !t->carriage_return, 1 + t->carriage_return);
+  rgi_buf_printf(out, t->carriage_return ? "\r\n" : "\n");
 }
 
 rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
@@ -221,7 +261,7 @@ rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *
   RGI_GOTO(status, read_header(&t, error), done);
   RGI_GOTO(status, read_rows(&t, error), done);
   RGI_GOTO(status, rg_pack(ctx, t.buffer, t.n, options, result, error), done);
-  write_line(&t, t.text, "offset", &text);
+  write_line(&t, t.header, "offset", &text);
   for (size_t i = 0; i < t.n; i++) {
     char offset[24];
     snprintf(offset, sizeof offset, "%lld", (long long)t.buffer[i].offset);

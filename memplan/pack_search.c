@@ -509,9 +509,9 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
 
 void rgi_search_destroy(rgi_search *s) {
   if (!s) return;
-  void *all[] = {s->size,  s->real,   s->least, s->limit,  s->offset, s->first, s->last,
-                 s->next,  s->prev,   s->twin,  s->placed, s->score,  s->left,  s->cap,
-                 s->floor, s->ground, s->count, s->trail,  s->stack,  s->memory};
+  void *all[] = {s->rank,  s->ect,   s->sorted, s->size,  s->real,  s->least,  s->limit, s->offset,
+                 s->first, s->last,  s->next,   s->prev,  s->twin,  s->placed, s->score, s->left,
+                 s->cap,   s->floor, s->ground, s->count, s->trail, s->stack,  s->memory};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(s->ctx, all[i]);
   rgi_free(s->ctx, s);
 }

@@ -1,144 +1,217 @@
-/* memplan/report.c: a memory plan for people: the arena's timeline as text and as SVG.
+/* memplan/report.c: a memory plan for people: who owns how many bytes when, as text and as SVG.
  *
- * Both draw time to the right (nodes in execution order) and addresses upwards. Neither judges: what they
- * show is what the plan says.
+ * Time runs to the right in both, one place per step; views move no bytes and take no time. The text shows
+ * bytes alive as a filled curve (saved below, scratch above; the axis ends at the bytes that are asked for)
+ * and under it the largest blocks, bar below curve. The SVG shows every block where it lies, scratch above
+ * saved. Neither judges: what they show is what the plan says.
  */
 #include "memplan.h"
+#include <stdio.h>
 #include <string.h>
 
-static const char *block_name(const rgi_graph *g, const rgi_block *b) {
-  return b->tensor >= 0 ? g->tensor[b->tensor].name : g->node[b->first].name;
+typedef struct view {
+  const rgi_graph *g;
+  const rgi_memory *m;
+  rgi_arena *arena;
+  int32_t *step;    /* per node: its place in time, counted without views */
+  int32_t *node;    /* per step */
+  int32_t n, turn;  /* steps; the first of backward, n if there is none */
+  int64_t *saved;   /* per step: bytes alive */
+  int64_t *scratch; /* per step */
+} view;
+
+static void close_view(view *v) {
+  rgi_arena_destroy(v->arena);
 }
 
-/* What makes a block worth naming: its share of the picture. */
-static double area(const rgi_block *b) {
-  return (double)b->size * (b->last - b->first + 1);
-}
-
-static int32_t turn_of(const rgi_graph *g) {
-  int32_t turn = 0;
-  while (turn < g->nnode && !g->node[turn].backward) turn++;
-  return turn;
-}
-
-static int64_t alive_at(const rgi_memory *m, rgi_region region, int32_t node) {
-  int64_t sum = 0;
+static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
+  const size_t nodes = (size_t)g->nnode + 1;
+  *v = (view){.g = g, .m = m, .arena = rgi_arena_create(g->ctx)};
+  if (!v->arena) return false;
+  v->step = rgi_alloc_n(v->arena, nodes, sizeof *v->step);
+  v->node = rgi_alloc_n(v->arena, nodes, sizeof *v->node);
+  v->saved = rgi_alloc_n(v->arena, nodes, sizeof *v->saved);
+  v->scratch = rgi_alloc_n(v->arena, nodes, sizeof *v->scratch);
+  if (!v->step || !v->node || !v->saved || !v->scratch) {
+    close_view(v);
+    return false;
+  }
+  for (int32_t k = 0; k < g->nnode; k++) {
+    v->step[k] = v->n;
+    if (g->node[k].op->flags & RG_OP_VIEW) continue;
+    if (!g->node[k].backward) v->turn = v->n + 1;
+    v->node[v->n++] = k;
+  }
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
-    /* Where bytes are handed over, both own them; they count once. */
-    bool handed = b->shares >= 0 && b->first == node;
-    if (b->region == region && b->first <= node && node <= b->last && !handed) sum += b->size;
+    int64_t *alive = b->region == RGI_R_SAVED ? v->saved : v->scratch;
+    /* Where bytes are handed over both blocks own them; they count once. */
+    for (int32_t s = v->step[b->first] + (b->shares >= 0); s <= v->step[b->last]; s++) alive[s] += b->size;
   }
-  return sum;
+  return true;
+}
+
+static const char *block_name(const view *v, const rgi_block *b) {
+  return b->tensor >= 0 ? v->g->tensor[b->tensor].name : v->g->node[b->first].name;
+}
+
+/* Indices of the blocks that have bytes, largest first (the earlier, then the lower, among equals). */
+static int32_t *by_size(const view *v, int32_t *count) {
+  const rgi_memory *m = v->m;
+  int32_t *order = rgi_alloc_n(v->arena, (size_t)m->nblock + 1, sizeof *order), n = 0;
+  *count = 0;
+  if (!order) return NULL;
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *b = &m->block[i];
+    if (b->size == 0) continue;
+    int32_t at = n++;
+    for (; at > 0; at--) {
+      const rgi_block *c = &m->block[order[at - 1]];
+      if (c->size > b->size || (c->size == b->size && c->first <= b->first)) break;
+      order[at] = order[at - 1];
+    }
+    order[at] = i;
+  }
+  *count = n;
+  return order;
 }
 
 /* ---- text ---- */
 
-enum { ROWS = 20, MARGIN = 12, LETTERS = 26 };
+enum { ROWS = 12, LARGEST = 20, SIZE_COLUMNS = 11, CELLS_PER_STEP = 8 };
 
-typedef struct legend {
-  int32_t block[LETTERS];
-  int n;
-} legend;
+typedef struct canvas {
+  const view *v;
+  int label; /* columns left of the axis */
+  int forward, backward;
+  rgi_buf *out;
+} canvas;
 
-/* The blocks of a region that get a letter, largest share first. */
-static legend choose_letters(const rgi_memory *m, rgi_region region) {
-  legend l = {.n = 0};
-  for (int32_t i = 0; i < m->nblock; i++) {
-    const rgi_block *b = &m->block[i];
-    if (b->region != region || b->size == 0) continue;
-    int at = l.n;
-    while (at > 0 && area(b) > area(&m->block[l.block[at - 1]])) at--;
-    if (at == LETTERS) continue;
-    if (l.n < LETTERS) l.n++;
-    memmove(&l.block[at + 1], &l.block[at], (size_t)(l.n - 1 - at) * sizeof l.block[0]);
-    l.block[at] = i;
+/* Writes `text` in exactly `width` columns, cut or padded. Counts characters, not bytes. */
+static void fitted(rgi_buf *out, const char *text, int width) {
+  int n = 0;
+  const char *cut = text, *p = text;
+  for (; *p; p++) {
+    if (((unsigned char)*p & 0xC0) == 0x80) continue;
+    if (n == width - 1) cut = p;
+    n++;
   }
-  return l;
+  if (n > width) {
+    rgi_buf_add(out, text, (size_t)(cut - text));
+    rgi_buf_printf(out, "…");
+    n = width;
+  } else {
+    rgi_buf_add(out, text, (size_t)(p - text));
+  }
+  rgi_buf_printf(out, "%*s", width - n, "");
 }
 
-/* What to print for the bytes [low, high) at a node: a letter, a shade for what has none, or nothing. */
-static const char *cell(const rgi_memory *m, const legend *l, int32_t node, int64_t low, int64_t high,
-                        char text[2]) {
-  int32_t best = -1;
-  int64_t most = 0, filled = 0;
-  for (int32_t i = 0; i < m->nblock; i++) {
-    const rgi_block *b = &m->block[i];
-    if (b->region != RGI_R_SCRATCH || node < b->first || node > b->last) continue;
-    int64_t from = b->address > low ? b->address : low;
-    int64_t to = b->address + b->size < high ? b->address + b->size : high;
-    if (to <= from) continue;
-    filled += to - from;
-    if (to - from > most) most = to - from, best = i;
+static canvas make_canvas(const view *v, int columns, rgi_buf *out) {
+  int name = columns / 4;
+  if (name < 10) name = 10;
+  if (name > 26) name = 26;
+  canvas c = {.v = v, .label = name + SIZE_COLUMNS + 1, .out = out};
+  int width = columns - c.label - 3; /* the axis, the turn, and one to spare */
+  if (width < 16) width = 16;
+  const int32_t nforward = v->turn, nbackward = v->n - v->turn;
+  int each = v->n > 0 ? width / v->n : 0;
+  if (each > CELLS_PER_STEP) each = CELLS_PER_STEP;
+  if (each >= 1) {
+    c.forward = each * nforward;
+    c.backward = each * nbackward;
+  } else {
+    c.forward = (int)((int64_t)width * nforward / v->n);
+    if (nforward && !c.forward) c.forward = 1;
+    c.backward = width - c.forward;
+    if (nbackward && !c.backward) c.forward--, c.backward = 1;
+    if (!nbackward) c.forward += c.backward, c.backward = 0;
   }
-  if (filled * 2 < high - low) return filled ? "." : " ";
-  for (int k = 0; k < l->n; k++)
-    if (l->block[k] == best) {
-      text[0] = (char)('a' + k);
-      text[1] = '\0';
-      return text;
-    }
-  return "░";
+  return c;
 }
 
-static void legend_lines(const rgi_graph *g, const rgi_memory *m, const legend *l, bool letters,
-                         rgi_buf *out) {
-  char size[32], at[32];
-  for (int k = 0; k < l->n; k++) {
-    const rgi_block *b = &m->block[l->block[k]];
-    rgi_buf_printf(out, "  %c %-28s%s %10s at %-10s %s", letters ? 'a' + k : ' ', block_name(g, b),
-                   b->tensor >= 0 ? "          " : " workspace", rgi_human_bytes(b->size, size),
-                   rgi_human_bytes(b->address, at), g->node[b->first].name);
-    if (b->last != b->first) rgi_buf_printf(out, " … %s", g->node[b->last].name);
-    if (b->shares >= 0) rgi_buf_printf(out, ", in place of %s", block_name(g, &m->block[b->shares]));
-    rgi_buf_printf(out, "\n");
-  }
+/* The steps that column `x` of the picture shows: one of several columns of a step, or several steps. */
+static void steps_at(const canvas *c, int x, int32_t *from, int32_t *to) {
+  bool backward = x >= c->forward;
+  int64_t cells = backward ? c->backward : c->forward, n = backward ? c->v->n - c->v->turn : c->v->turn;
+  if (backward) x -= c->forward;
+  *from = (int32_t)(x * n / cells);
+  *to = (int32_t)((x + 1) * n / cells);
+  if (*to <= *from) *to = *from + 1;
+  if (backward) *from += c->v->turn, *to += c->v->turn;
 }
 
-static void scratch_picture(const rgi_graph *g, const rgi_memory *m, const legend *l, int columns,
-                            rgi_buf *out) {
-  int width = columns - MARGIN - 2;
-  if (width > g->nnode) width = g->nnode > 0 ? g->nnode : 1;
-  if (width < 8) width = 8;
-  const int32_t turn = turn_of(g);
-  char text[2], size[32];
+/* One cell of the curve: the byte range [low, low + height), with `saved` bytes below and `scratch` above
+ * them. */
+static const char *curve_cell(double low, double height, double saved, double scratch) {
+  static const char *const part[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  double top = (saved + scratch - low) / height, below = (saved - low) / height;
+  if (top <= 0) return " ";
+  if (below >= 0.5 || (below > 0 && below * 2 >= top)) return below >= 0.5 ? "▒" : "░";
+  int eighths = top >= 1 ? 8 : (int)(top * 8 + 0.5);
+  return part[eighths > 0 ? eighths : 1];
+}
+
+static void draw_curve(const canvas *c) {
+  const view *v = c->v;
+  rgi_buf *out = c->out;
+  const int64_t peak = v->m->saved + v->m->scratch;
+  const double height = (double)peak / ROWS;
+  char size[32];
   for (int row = ROWS - 1; row >= 0; row--) {
-    /* Rounded up, so that the last byte is inside the picture. */
-    int64_t step = m->scratch / ROWS + (m->scratch % ROWS != 0), low = step * row;
-    bool tick = row == ROWS - 1 || row == ROWS / 2 - 1;
-    rgi_buf_printf(out, "%*s %s", MARGIN - 1, tick ? rgi_human_bytes(low + step, size) : "",
-                   tick ? "┤" : "│");
-    for (int c = 0; c < width; c++) {
-      int32_t node = (int32_t)((int64_t)c * g->nnode / width);
-      if (node >= g->nnode) break;
-      const char *mark = cell(m, l, node, low, low + step, text);
-      /* A dotted line marks the turn where nothing is. */
-      bool at_turn = turn > 0 && turn < g->nnode && node >= turn &&
-                     (c == 0 || (int64_t)(c - 1) * g->nnode / width < turn);
-      rgi_buf_printf(out, "%s", at_turn && mark[0] == ' ' ? "┊" : mark);
+    bool tick = (row + 1) % 4 == 0;
+    rgi_buf_printf(out, "%*s %s", c->label - 1,
+                   tick ? rgi_human_bytes((int64_t)(height * (row + 1)), size) : "", tick ? "┤" : "│");
+    for (int x = 0; x < c->forward + c->backward; x++) {
+      int32_t from, to, most;
+      steps_at(c, x, &from, &to);
+      most = from;
+      for (int32_t s = from; s < to; s++)
+        if (v->saved[s] + v->scratch[s] > v->saved[most] + v->scratch[most]) most = s;
+      if (x == c->forward) rgi_buf_printf(out, "│");
+      rgi_buf_printf(out, "%s",
+                     curve_cell(height * row, height, (double)v->saved[most], (double)v->scratch[most]));
     }
     rgi_buf_printf(out, "\n");
   }
-  rgi_buf_printf(out, "%*s └", MARGIN - 1, "0 B");
-  for (int c = 0; c < width; c++) rgi_buf_printf(out, "─");
-  rgi_buf_printf(out, "\n%*s  ", MARGIN - 1, "alive");
-  static const char *const bar[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-  for (int c = 0; c < width; c++) {
-    int32_t from = (int32_t)((int64_t)c * g->nnode / width),
-            to = (int32_t)((int64_t)(c + 1) * g->nnode / width);
-    int64_t most = 0;
-    for (int32_t k = from; k < to || k == from; k++) {
-      int64_t here = k < g->nnode ? alive_at(m, RGI_R_SCRATCH, k) : 0;
-      if (here > most) most = here;
+}
+
+static void draw_axis(const canvas *c) {
+  rgi_buf *out = c->out;
+  rgi_buf_printf(out, "%*s └", c->label - 1, "0 B");
+  for (int x = 0; x < c->forward + c->backward; x++) rgi_buf_printf(out, "%s", x == c->forward ? "┴─" : "─");
+  rgi_buf_printf(out, "\n%*s", c->label + 1, "");
+  if (c->forward > 0) fitted(out, c->forward >= 9 ? "forward" : "fwd", c->forward < 3 ? 3 : c->forward);
+  if (c->backward > 0) rgi_buf_printf(out, " %s", c->backward >= 9 ? "backward" : "bwd");
+  rgi_buf_printf(out, "\n");
+}
+
+static void draw_block(const canvas *c, const rgi_block *b) {
+  const view *v = c->v;
+  rgi_buf *out = c->out;
+  char name[300], size[32];
+  snprintf(name, sizeof name, "%s%s%s", block_name(v, b),
+           b->tensor < 0   ? " (work)"
+           : b->shares < 0 ? ""
+                           : " ← ",
+           b->shares < 0 ? "" : block_name(v, &v->m->block[b->shares]));
+  fitted(out, name, c->label - SIZE_COLUMNS - 1);
+  rgi_buf_printf(out, "%*s │", SIZE_COLUMNS, rgi_human_bytes(b->size, size));
+  const int32_t first = v->step[b->first], last = v->step[b->last];
+  int blank = 0; /* written when something follows: no spaces at the end of a line */
+  for (int x = 0; x < c->forward + c->backward; x++) {
+    int32_t from, to;
+    steps_at(c, x, &from, &to);
+    if (x == c->forward) {
+      rgi_buf_printf(out, "%*s┊", blank, "");
+      blank = 0;
     }
-    rgi_buf_printf(
-        out, "%s",
-        bar[m->scratch > 0 ? (most / ((m->scratch + 7) / 8) > 8 ? 8 : most / ((m->scratch + 7) / 8)) : 0]);
+    if (from > last || to <= first) {
+      blank++;
+      continue;
+    }
+    rgi_buf_printf(out, "%*s%s", blank, "", b->region == RGI_R_SAVED ? "▒" : "█");
+    blank = 0;
   }
-  int32_t split = g->nnode > 0 ? (int32_t)((int64_t)turn * width / g->nnode) : 0;
-  rgi_buf_printf(out, "\n%*s  ", MARGIN - 1, "");
-  if (turn > 0) rgi_buf_printf(out, "%-*s", split, split > 9 ? "forward →" : "");
-  if (turn < g->nnode) rgi_buf_printf(out, "%s", width - split > 10 ? "backward →" : "");
   rgi_buf_printf(out, "\n");
 }
 
@@ -151,26 +224,80 @@ static void direction_line(const char *name, int64_t size, int64_t bound, bool o
 }
 
 void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_buf *out) {
-  char a[32], b[32];
-  rgi_buf_printf(out, "scratch %s (%s without reuse; in place spared %s)\n", rgi_human_bytes(m->scratch, a),
-                 rgi_human_bytes(m->no_reuse, b), rgi_human_bytes(m->inplace_gain, (char[32]){0}));
+  char a[32], b[32], spared[32];
+  view v;
+  if (!open_view(&v, g, m)) {
+    out->failed = true;
+    return;
+  }
+  rgi_buf_printf(out, "saved %s, scratch %s (%s without reuse; in place spared %s)\n",
+                 rgi_human_bytes(m->saved, a), rgi_human_bytes(m->scratch, b),
+                 rgi_human_bytes(m->no_reuse, (char[32]){0}), rgi_human_bytes(m->inplace_gain, spared));
   direction_line("forward", m->forward_scratch, m->forward_bound, m->forward_optimal, out);
   direction_line("backward", m->backward_scratch, m->backward_bound, m->backward_optimal, out);
-  legend l = choose_letters(m, RGI_R_SCRATCH);
-  if (m->scratch > 0) {
+  int32_t n;
+  int32_t *order = by_size(&v, &n);
+  if (!order) out->failed = true;
+  if (n > 0) {
+    canvas c = make_canvas(&v, columns, out);
     rgi_buf_printf(out, "\n");
-    scratch_picture(g, m, &l, columns, out);
-    legend_lines(g, m, &l, true, out);
-    rgi_buf_printf(out, "  ░ smaller ones; . mostly free\n");
+    draw_curve(&c);
+    draw_axis(&c);
+    rgi_buf_printf(out, "\n%*s █ scratch  ▒ saved\n", c.label, "");
+    for (int32_t i = 0; i < n && i < LARGEST; i++) draw_block(&c, &m->block[order[i]]);
+    int64_t rest = 0;
+    for (int32_t i = LARGEST; i < n; i++) rest += m->block[order[i]].size;
+    if (n > LARGEST)
+      rgi_buf_printf(out, "and %d smaller, %s together\n", (int)n - LARGEST, rgi_human_bytes(rest, a));
   }
-  l = choose_letters(m, RGI_R_SAVED);
-  rgi_buf_printf(out, "\nsaved %s\n", rgi_human_bytes(m->saved, a));
-  legend_lines(g, m, &l, false, out);
+  close_view(&v);
 }
 
 /* ---- SVG ---- */
 
-enum { SVG_LEFT = 90, SVG_TOP = 34, SVG_WIDTH = 1200, SVG_HEIGHT = 560, SVG_GAP = 64 };
+enum {
+  LEFT = 92,
+  RIGHT = 24,
+  TOP = 64,
+  PANELS = 600, /* height of both panels together */
+  LEAST = 72,   /* of one that has bytes */
+  GAP = 34,
+  NAMES = 120, /* room for step names below */
+  SHADES = 2
+};
+
+/* What a block holds decides its colour; neighbours of one kind alternate between two shades. */
+typedef struct kind {
+  const char *name, *fill[SHADES];
+} kind;
+enum { KIND_SAVED, KIND_VALUE, KIND_CLONE, KIND_GRADIENT, KIND_WORKSPACE, KINDS };
+static const kind kinds[KINDS] = {
+    {"saved for backward", {"#8fb8de", "#a9c9e8"}}, {"forward value", {"#9fd3a4", "#b7dfba"}},
+    {"recomputed", {"#f5d17a", "#f8de9f"}},         {"gradient", {"#e9a3a0", "#f0bab7"}},
+    {"workspace", {"#c9c9c9", "#d8d8d8"}},
+};
+
+static int kind_of(const view *v, const rgi_block *b) {
+  const rgi_node *n = &v->g->node[b->first];
+  if (b->tensor < 0) return KIND_WORKSPACE;
+  if (b->region == RGI_R_SAVED) return KIND_SAVED;
+  return n->kind == RGI_CLONE ? KIND_CLONE : n->backward ? KIND_GRADIENT : KIND_VALUE;
+}
+
+typedef struct panel {
+  const view *v;
+  rgi_region region;
+  int64_t size;
+  double y, height, width;
+  rgi_buf *out;
+} panel;
+
+static double x_of(const panel *p, double step) {
+  return LEFT + step * p->width / (p->v->n > 0 ? p->v->n : 1);
+}
+static double y_of(const panel *p, int64_t address) {
+  return p->y + p->height * (1 - (double)address / (double)(p->size > 0 ? p->size : 1));
+}
 
 static void xml(rgi_buf *out, const char *text) {
   for (; *text; text++) {
@@ -185,114 +312,171 @@ static void xml(rgi_buf *out, const char *text) {
   }
 }
 
-static int hue_of(const char *name) {
-  uint32_t h = 2166136261u;
-  for (; *name; name++) h = (h ^ (unsigned char)*name) * 16777619u;
-  return (int)(h % 360);
+/* The largest type, up to 12, in which `letters` characters fit into w × h; 0 where it could not be read. */
+static double font_for(size_t letters, double w, double h) {
+  double font = h - 2 < 12 ? h - 2 : 12, wide = (w - 3) / (0.58 * (double)letters);
+  if (font > wide) font = wide;
+  return font < 6.5 ? 0 : font;
 }
 
-typedef struct panel {
-  const rgi_graph *g;
-  const rgi_memory *m;
-  rgi_region region;
-  int64_t size;
-  int y, height;
-} panel;
-
-static double x_of(const panel *p, double node) {
-  return SVG_LEFT + node * SVG_WIDTH / (p->g->nnode > 0 ? p->g->nnode : 1);
+static void svg_label(const panel *p, const rgi_block *b, double x, double y, double w, double h) {
+  const char *name = block_name(p->v, b);
+  const size_t letters = strlen(name);
+  rgi_buf *out = p->out;
+  double font = font_for(letters, w, h), upright = font_for(letters, h, w), cx = x + w / 2, cy = y + h / 2;
+  if (font == 0 && upright == 0) return;
+  bool turned = upright > font;
+  if (turned) font = upright;
+  /* The size goes under the name where there is room for two lines. */
+  char size[32];
+  bool two = !turned && h > 2.6 * font && font_for(strlen(rgi_human_bytes(b->size, size)), w, h) > 0;
+  rgi_buf_printf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%.1f\" text-anchor=\"middle\"", cx,
+                 cy + (two ? -0.2 : 0.35) * font, font);
+  if (turned) rgi_buf_printf(out, " transform=\"rotate(-90 %.1f %.1f)\"", cx, cy);
+  rgi_buf_printf(out, ">");
+  xml(out, name);
+  if (two)
+    rgi_buf_printf(out, "<tspan x=\"%.1f\" dy=\"1.2em\" font-size=\"%.1f\" fill=\"#555\">%s</tspan>", cx,
+                   font * 0.85, size);
+  rgi_buf_printf(out, "</text>");
 }
-static double y_of(const panel *p, int64_t address) {
-  return p->y + p->height * (1 - (double)address / (double)(p->size > 0 ? p->size : 1));
-}
 
-static void svg_block(const panel *p, const rgi_block *b, rgi_buf *out) {
-  const char *name = block_name(p->g, b);
-  double x = x_of(p, b->first), w = x_of(p, b->last + 1) - x, y = y_of(p, b->address + b->size),
-         h = y_of(p, b->address) - y;
+static void svg_block(const panel *p, const rgi_block *b, int shade) {
+  const view *v = p->v;
+  rgi_buf *out = p->out;
+  double x = x_of(p, v->step[b->first]), w = x_of(p, v->step[b->last] + 1) - x,
+         y = y_of(p, b->address + b->size), h = y_of(p, b->address) - y;
   char size[32];
   rgi_buf_printf(out, "<g><title>");
-  xml(out, name);
-  rgi_buf_printf(out, "%s&#10;%s (%lld bytes) at %lld&#10;", b->tensor >= 0 ? "" : " (workspace)",
-                 rgi_human_bytes(b->size, size), (long long)b->size, (long long)b->address);
-  xml(out, p->g->node[b->first].name);
+  xml(out, block_name(v, b));
+  rgi_buf_printf(
+      out, "%s&#10;%s (%lld bytes) at %s+%lld&#10;steps %d to %d: ", b->tensor >= 0 ? "" : " (workspace)",
+      rgi_human_bytes(b->size, size), (long long)b->size, rgi_region_name(b->region), (long long)b->address,
+      (int)v->step[b->first], (int)v->step[b->last]);
+  xml(out, v->g->node[b->first].name);
   rgi_buf_printf(out, " … ");
-  xml(out, p->g->node[b->last].name);
+  xml(out, v->g->node[b->last].name);
   if (b->shares >= 0) {
     rgi_buf_printf(out, "&#10;in place of ");
-    xml(out, block_name(p->g, &p->m->block[b->shares]));
+    xml(out, block_name(v, &v->m->block[b->shares]));
   }
-  rgi_buf_printf(
-      out, "</title><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"hsl(%d,%d%%,%d%%)\"/>",
-      x, y, w, h, hue_of(name), b->tensor >= 0 ? 55 : 10, b->tensor >= 0 ? 72 : 80);
-  double font = h - 2 < 11 ? h - 2 : 11, length = (double)strlen(name);
-  if (font > w / (0.6 * length)) font = w / (0.6 * length);
-  if (font >= 5) {
-    rgi_buf_printf(out, "<text x=\"%.2f\" y=\"%.2f\" font-size=\"%.1f\" text-anchor=\"middle\">", x + w / 2,
-                   y + h / 2 + font * 0.35, font);
-    xml(out, name);
-    rgi_buf_printf(out, "</text>");
-  }
+  rgi_buf_printf(out, "</title><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"/>", x,
+                 y, w, h > 0.4 ? h : 0.4, kinds[kind_of(v, b)].fill[shade]);
+  if (b->shares >= 0)
+    rgi_buf_printf(out, "<path d=\"M%.2f %.2fv%.2f\" stroke=\"#222\" stroke-width=\"2.5\"/>", x, y, h);
+  svg_label(p, b, x, y, w, h);
   rgi_buf_printf(out, "</g>\n");
 }
 
-static void svg_panel(const panel *p, rgi_buf *out) {
+static void svg_panel(const panel *p) {
+  const rgi_memory *m = p->v->m;
+  rgi_buf *out = p->out;
   char size[32];
-  rgi_buf_printf(out, "<text x=\"%d\" y=\"%d\" font-size=\"13\" font-weight=\"bold\">%s %s</text>\n",
-                 SVG_LEFT, p->y - 8, rgi_region_name(p->region), rgi_human_bytes(p->size, size));
-  rgi_buf_printf(out, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"#f7f7f7\"/>\n", SVG_LEFT,
-                 p->y, SVG_WIDTH, p->height);
-  for (int i = 0; i <= 4; i++) {
-    int64_t at = p->size / 4 * i + p->size % 4 * i / 4;
+  rgi_buf_printf(out, "<text class=\"b\" x=\"%d\" y=\"%.1f\">%s %s</text>\n", LEFT, p->y - 8,
+                 rgi_region_name(p->region), rgi_human_bytes(p->size, size));
+  rgi_buf_printf(out, "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#f6f6f6\"/>\n", LEFT,
+                 p->y, p->width, p->height);
+  int64_t each = 1; /* a power of two, so that marks read well */
+  const double marks = p->height / 45 > 2 ? p->height / 45 : 2;
+  while ((double)each * marks < (double)p->size) each *= 2;
+  for (int64_t at = 0; at <= p->size; at += each) {
     double y = y_of(p, at);
-    rgi_buf_printf(out, "<line x1=\"%d\" y1=\"%.2f\" x2=\"%d\" y2=\"%.2f\" stroke=\"#ccc\"/>", SVG_LEFT - 4,
-                   y, SVG_LEFT + SVG_WIDTH, y);
-    rgi_buf_printf(out, "<text x=\"%d\" y=\"%.2f\" font-size=\"10\" text-anchor=\"end\">%s</text>\n",
-                   SVG_LEFT - 7, y + 3.5, rgi_human_bytes(at, size));
+    rgi_buf_printf(out, "<path class=\"t\" d=\"M%d %.1fH%.1f\"/>", LEFT - 5, y, LEFT + p->width);
+    rgi_buf_printf(out, "<text class=\"e\" x=\"%d\" y=\"%.1f\">%s</text>\n", LEFT - 8, y + 3.5,
+                   rgi_human_bytes(at, size));
   }
-  for (int32_t i = 0; i < p->m->nblock; i++)
-    if (p->m->block[i].region == p->region && p->m->block[i].size > 0) svg_block(p, &p->m->block[i], out);
-  int32_t turn = turn_of(p->g);
-  if (turn > 0 && turn < p->g->nnode)
-    rgi_buf_printf(
-        out, "<line x1=\"%.2f\" y1=\"%d\" x2=\"%.2f\" y2=\"%d\" stroke=\"#333\" stroke-dasharray=\"4 3\"/>\n",
-        x_of(p, turn), p->y, x_of(p, turn), p->y + p->height);
+  int shade[KINDS] = {0};
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *b = &m->block[i];
+    if (b->region != p->region || b->size == 0) continue;
+    int k = kind_of(p->v, b);
+    svg_block(p, b, shade[k]);
+    shade[k] = (shade[k] + 1) % SHADES;
+  }
 }
 
-/* Node names along the time axis, as many as fit. */
-static void svg_nodes(const panel *p, rgi_buf *out) {
-  int32_t every = p->g->nnode / (SVG_WIDTH / 14) + 1;
-  for (int32_t k = 0; k < p->g->nnode; k += every) {
-    double x = x_of(p, k + 0.5), y = p->y + p->height + 8;
-    rgi_buf_printf(out,
-                   "<text x=\"%.2f\" y=\"%.2f\" font-size=\"9\" text-anchor=\"end\" transform=\"rotate(-60 "
-                   "%.2f %.2f)\">",
-                   x, y, x, y);
-    xml(out, p->g->node[k].name);
-    rgi_buf_printf(out, "</text>\n");
+/* Step names along the time axis, as many as fit. */
+static void svg_names(const panel *p, double y) {
+  const view *v = p->v;
+  const double room = p->width / (v->n > 0 ? v->n : 1);
+  const int32_t every = room >= 11 ? 1 : (int32_t)(11 / room) + 1;
+  for (int32_t s = 0; s < v->n; s += every) {
+    double x = x_of(p, s + 0.5) + 3;
+    rgi_buf_printf(p->out, "<text class=\"e\" x=\"%.1f\" y=\"%.1f\" transform=\"rotate(-60 %.1f %.1f)\">", x,
+                   y, x, y);
+    xml(p->out, v->g->node[v->node[s]].name);
+    rgi_buf_printf(p->out, "</text>\n");
   }
+}
+
+static void svg_legend(const view *v, rgi_buf *out) {
+  bool used[KINDS] = {false}, inplace = false;
+  for (int32_t i = 0; i < v->m->nblock; i++) {
+    used[kind_of(v, &v->m->block[i])] = true;
+    inplace = inplace || v->m->block[i].shares >= 0;
+  }
+  int x = LEFT + 300;
+  for (int k = 0; k < KINDS; k++) {
+    if (!used[k]) continue;
+    rgi_buf_printf(
+        out,
+        "<rect x=\"%d\" y=\"15\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"%d\" y=\"25\">%s</text>\n",
+        x, kinds[k].fill[0], x + 17, kinds[k].name);
+    x += 40 + 7 * (int)strlen(kinds[k].name);
+  }
+  if (inplace)
+    rgi_buf_printf(
+        out,
+        "<path d=\"M%d 15v12\" stroke=\"#222\" stroke-width=\"2.5\"/><text x=\"%d\" y=\"25\">in place of "
+        "the one before</text>\n",
+        x + 6, x + 14);
 }
 
 void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
-  /* Both panels to one scale of bytes where both have room. */
-  panel scratch = {g, m, RGI_R_SCRATCH, m->scratch, SVG_TOP, SVG_HEIGHT};
-  panel saved = {g, m, RGI_R_SAVED, m->saved, SVG_TOP + SVG_HEIGHT + 120 + SVG_GAP, 0};
-  double ratio = m->scratch > 0 ? (double)m->saved / (double)m->scratch : 1;
-  saved.height = m->saved == 0  ? 0
-                 : ratio < 0.25 ? SVG_HEIGHT / 4
-                 : ratio > 1    ? SVG_HEIGHT
-                                : (int)(SVG_HEIGHT * ratio);
-  int height = saved.y + saved.height + 20;
+  view v;
+  if (!open_view(&v, g, m)) {
+    out->failed = true;
+    return;
+  }
+  const double width = v.n * 16 < 1100 ? 1100 : v.n * 16 > 4000 ? 4000 : v.n * 16;
+  /* Both panels to one scale of bytes, unless one would be too low to see. */
+  const double total = (double)m->saved + (double)m->scratch;
+  double saved = m->saved > 0 ? PANELS * ((double)m->saved / total) : 0;
+  if (m->saved > 0 && saved < LEAST) saved = LEAST;
+  if (m->saved > 0 && m->scratch > 0 && saved > PANELS - LEAST) saved = PANELS - LEAST;
+  panel upper = {&v, RGI_R_SCRATCH, m->scratch, TOP, PANELS - saved, width, out};
+  panel lower = {&v, RGI_R_SAVED, m->saved, TOP + upper.height + GAP, saved, width, out};
+  const double end = m->saved > 0 ? lower.y + lower.height : upper.y + upper.height;
+  char size[32];
   rgi_buf_printf(
       out,
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
-      "font-family=\"sans-serif\">\n<style>g rect{stroke:#555;stroke-width:.4} g:hover rect{stroke:#000;"
-      "stroke-width:1.5}</style>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<title>memory of ",
-      SVG_LEFT + SVG_WIDTH + 20, height, SVG_LEFT + SVG_WIDTH + 20, height);
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\" "
+      "font-family=\"sans-serif\" font-size=\"11\" fill=\"#222\">\n<style>g rect{stroke:#555;"
+      "stroke-width:.4}g:hover rect{stroke:#000;stroke-width:1.5}.t{stroke:#ccc;stroke-width:.7}"
+      ".e{text-anchor:end;font-size:10px}.b{font-weight:bold;font-size:13px}</style>\n<title>memory of ",
+      LEFT + width + RIGHT, end + NAMES, LEFT + width + RIGHT, end + NAMES);
   xml(out, g->name ? g->name : "");
-  rgi_buf_printf(out, "</title>\n");
-  svg_panel(&scratch, out);
-  svg_nodes(&scratch, out);
-  if (m->saved > 0) svg_panel(&saved, out);
+  rgi_buf_printf(out,
+                 "</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"b\" "
+                 "x=\"%d\" y=\"26\">",
+                 LEFT);
+  xml(out, g->name ? g->name : "");
+  rgi_buf_printf(out, ": %s at peak</text>\n", rgi_human_bytes(m->saved + m->scratch, size));
+  svg_legend(&v, out);
+  if (m->scratch > 0 || m->saved == 0) svg_panel(&upper);
+  if (m->saved > 0) svg_panel(&lower);
+  if (v.turn > 0 && v.turn < v.n) {
+    double x = x_of(&upper, v.turn);
+    rgi_buf_printf(
+        out, "<path d=\"M%.1f %d V%.1f\" stroke=\"#333\" stroke-opacity=\".5\" stroke-dasharray=\"4 3\"/>\n",
+        x, TOP - 16, end);
+    rgi_buf_printf(
+        out,
+        "<text class=\"e\" x=\"%.1f\" y=\"%d\">forward</text><text x=\"%.1f\" y=\"%d\" font-size=\"10\">"
+        "backward</text>\n",
+        x - 5, TOP - 8, x + 5, TOP - 8);
+  }
+  svg_names(&upper, end + 10);
   rgi_buf_printf(out, "</svg>\n");
+  close_view(&v);
 }

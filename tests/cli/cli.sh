@@ -16,7 +16,7 @@ fail() {
 }
 
 # expect CODE PATTERN arguments…: runs regraph; its exit code must be CODE, and stderr (stdout if CODE is 0) must
-# match the extended regular expression PATTERN. Leaves the streams in ./stdout and ./stderr.
+# match the extended regular expression PATTERN, or be empty if that is. Leaves the streams in ./stdout and ./stderr.
 expect() {
   local code=$1 pattern=$2 stream=stderr
   shift 2
@@ -25,7 +25,11 @@ expect() {
   local got=$?
   [ "$code" -eq 0 ] && stream=stdout
   [ "$got" -eq "$code" ] || fail "regraph $*: exit $got, expected $code: $(head -c 400 stderr)"
-  grep -Eq -- "$pattern" "$stream" || fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
+  if [ -z "$pattern" ]; then
+    [ -s "$stream" ] && fail "regraph $*: $stream is not empty"
+  else
+    grep -Eq -- "$pattern" "$stream" || fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
+  fi
   if [ "$code" -ne 0 ] && [ -s stdout ]; then fail "regraph $*: data on stdout though it failed"; fi
   if [ "$code" -eq 0 ] && [ "$1" != pack ] && [ -s stderr ]; then
     fail "regraph $*: messages on stderr: $(head -c 400 stderr)"

@@ -178,3 +178,30 @@ void pack_instance(pack_family family, uint64_t seed, size_t n, rg_buffer *b) {
   }
   for (size_t i = 0; i < n; i++) b[i].offset = 0;
 }
+
+bool pack_valid(const rg_buffer *b, size_t n, int64_t align, int64_t *peak) {
+  *peak = 0;
+  for (size_t i = 0; i < n; i++) {
+    if (b[i].size == 0 || b[i].lower == b[i].upper) continue;
+    if (b[i].offset < 0 || b[i].offset % align != 0) return false;
+    if (b[i].offset + b[i].size > *peak) *peak = b[i].offset + b[i].size;
+    for (size_t j = 0; j < i; j++) {
+      if (b[j].size == 0 || b[j].lower == b[j].upper) continue;
+      bool together = b[i].lower < b[j].upper && b[j].lower < b[i].upper;
+      bool apart = b[i].offset + b[i].size <= b[j].offset || b[j].offset + b[j].size <= b[i].offset;
+      if (together && !apart) return false;
+    }
+  }
+  return true;
+}
+
+int64_t pack_most_alive(const rg_buffer *b, size_t n) {
+  int64_t most = 0;
+  for (size_t i = 0; i < n; i++) { /* the maximum is reached where some buffer begins */
+    int64_t sum = 0;
+    for (size_t j = 0; j < n; j++)
+      if (b[j].lower <= b[i].lower && b[i].lower < b[j].upper) sum += b[j].size;
+    if (sum > most) most = sum;
+  }
+  return most;
+}

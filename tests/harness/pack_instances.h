@@ -25,4 +25,9 @@ bool pack_family_perfect(pack_family family);
 /* Fills b[0 … n). The same arguments give the same instance everywhere. */
 void pack_instance(pack_family family, uint64_t seed, size_t n, rg_buffer *b);
 
+/* The independent checker: O(n²), shares no code with the packer. Is it a packing on multiples of align? */
+bool pack_valid(const rg_buffer *b, size_t n, int64_t align, int64_t *peak);
+/* Most bytes alive at once. */
+int64_t pack_most_alive(const rg_buffer *b, size_t n);
+
 #endif
