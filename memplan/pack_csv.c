@@ -3,7 +3,7 @@
  * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as
  * they are. An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n
  * or \r\n, as the header does; blank lines and a byte order mark are dropped. Lines and columns in messages
- * count bytes from 1, as the file has them.
+ * count from 1, columns in bytes and without the mark.
  */
 #include "pack.h"
 #include <errno.h>

@@ -151,6 +151,16 @@ static const char *curve_cell(double low, double height, double saved, double sc
   return part[eighths > 0 ? eighths : 1];
 }
 
+/* Writes a cell; spaces wait in *blank until something follows, so that no line ends in them. */
+static void put(rgi_buf *out, int *blank, const char *mark) {
+  if (mark[0] == ' ') {
+    ++*blank;
+    return;
+  }
+  rgi_buf_printf(out, "%*s%s", *blank, "", mark);
+  *blank = 0;
+}
+
 static void draw_curve(const canvas *c) {
   const view *v = c->v;
   rgi_buf *out = c->out;
@@ -161,15 +171,15 @@ static void draw_curve(const canvas *c) {
     bool tick = (row + 1) % 4 == 0;
     rgi_buf_printf(out, "%*s %s", c->label - 1,
                    tick ? rgi_human_bytes((int64_t)(height * (row + 1)), size) : "", tick ? "┤" : "│");
+    int blank = 0;
     for (int x = 0; x < c->forward + c->backward; x++) {
       int32_t from, to, most;
       steps_at(c, x, &from, &to);
       most = from;
       for (int32_t s = from; s < to; s++)
         if (v->saved[s] + v->scratch[s] > v->saved[most] + v->scratch[most]) most = s;
-      if (x == c->forward) rgi_buf_printf(out, "│");
-      rgi_buf_printf(out, "%s",
-                     curve_cell(height * row, height, (double)v->saved[most], (double)v->scratch[most]));
+      if (x == c->forward) put(out, &blank, "│");
+      put(out, &blank, curve_cell(height * row, height, (double)v->saved[most], (double)v->scratch[most]));
     }
     rgi_buf_printf(out, "\n");
   }
@@ -197,20 +207,12 @@ static void draw_block(const canvas *c, const rgi_block *b) {
   fitted(out, name, c->label - SIZE_COLUMNS - 1);
   rgi_buf_printf(out, "%*s │", SIZE_COLUMNS, rgi_human_bytes(b->size, size));
   const int32_t first = v->step[b->first], last = v->step[b->last];
-  int blank = 0; /* written when something follows: no spaces at the end of a line */
+  int blank = 0;
   for (int x = 0; x < c->forward + c->backward; x++) {
     int32_t from, to;
     steps_at(c, x, &from, &to);
-    if (x == c->forward) {
-      rgi_buf_printf(out, "%*s┊", blank, "");
-      blank = 0;
-    }
-    if (from > last || to <= first) {
-      blank++;
-      continue;
-    }
-    rgi_buf_printf(out, "%*s%s", blank, "", b->region == RGI_R_SAVED ? "▒" : "█");
-    blank = 0;
+    if (x == c->forward) put(out, &blank, "┊");
+    put(out, &blank, from > last || to <= first ? " " : b->region == RGI_R_SAVED ? "▒" : "█");
   }
   rgi_buf_printf(out, "\n");
 }

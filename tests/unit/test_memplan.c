@@ -4,6 +4,7 @@
 #include "memplan/memplan.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static rg_context *ctx;
@@ -39,11 +40,15 @@ static rgi_graph *elaborate(rg_spec *spec, int64_t tokens, size_t nset, int head
   return g;
 }
 
-static rgi_graph *from_text(const char *text) {
+static rgi_graph *from_text_of(const char *text, int64_t tokens) {
   rg_spec *spec;
   memset(&err, 0, sizeof err);
   must(rg_spec_load_text(ctx, text, strlen(text), "test", NULL, 0, &spec, &err), "load");
-  return elaborate(spec, 64, 1, 0);
+  return elaborate(spec, tokens, 1, 0);
+}
+
+static rgi_graph *from_text(const char *text) {
+  return from_text_of(text, 64);
 }
 
 static rgi_graph *from_file(const char *name, int heads) {
@@ -159,6 +164,44 @@ Test(memplan, not_in_place) {
   rgi_graph_destroy(g);
 }
 
+/* The chain with gradients. silu.bwd reads silu's input, so a and b are saved; d.b and d.a live together in
+ * two.bwd; x, y, d.y and d.x are the caller's. Forward needs no scratch. */
+static const char chain_with_gradients[] =
+    "{\"regraph\":1,\"name\":\"tiny\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\",\"grad\":true}"
+    "},"
+    "\"nodes\":["
+    "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
+    "{\"name\":\"two\",\"op\":\"silu\",\"in\":{\"x\":\"a\"},\"out\":{\"y\":\"b\"}},"
+    "{\"name\":\"three\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{\"y\":"
+    "\"y\"}}";
+
+Test(memplan, predicted_sizes) {
+  /* bytes of a [T, 8] f32, and where a second one starts */
+  static const struct {
+    int64_t tokens, bytes, second;
+  } cases[] = {{64, 2048, 2048}, {1, 32, 256}, {9, 288, 512}, {8, 256, 256}};
+  for (int i = 0; i < RGI_COUNT(cases); i++) {
+    rgi_graph *g = from_text_of(chain_with_gradients, cases[i].tokens);
+    planned p = plan(g, (rgi_memory_options){0});
+    int64_t both = cases[i].second + cases[i].bytes;
+    cr_assert_eq(p.m->saved, both);
+    cr_assert_eq(p.m->forward_scratch, 0);
+    cr_assert_eq(p.m->backward_scratch, both);
+    cr_assert_eq(p.m->backward_bound, both);
+    cr_assert_eq(p.m->scratch, both);
+    cr_assert_eq(p.m->no_reuse, both);
+    cr_assert_eq(p.m->nblock, 4);
+    cr_assert_eq(block_of(p, "a")->region, RGI_R_SAVED);
+    cr_assert_eq(block_of(p, "b")->region, RGI_R_SAVED);
+    for (int32_t k = 0; k < p.m->nblock; k++) {
+      cr_assert_eq(p.m->block[k].size, cases[i].bytes);
+      cr_assert(p.m->block[k].address == 0 || p.m->block[k].address == cases[i].second);
+    }
+    rgi_graph_destroy(p.g);
+    rgi_graph_destroy(g);
+  }
+}
+
 Test(memplan, regions) {
   rgi_graph *g = from_file("nsa.json", 0);
   planned p = plan(g, (rgi_memory_options){0});
@@ -241,6 +284,123 @@ Test(memplan, checker_objects) {
   rgi_graph_destroy(g);
 }
 
+/* Each kind of fault is told by its own sentence. */
+static void says(planned p, const char *what) {
+  rg_error e = {0};
+  cr_assert_eq(rgi_memory_check(p.g, p.m, &e), RG_E_INTERNAL, "the checker misses what is due as \"%s\"",
+               what);
+  cr_assert(strstr(e.message, what), "\"%s\" does not say \"%s\"", e.message, what);
+}
+
+/* Sets an integer, expects the complaint, puts it back. */
+#define BREAK(place, value, what)                                                                            \
+  do {                                                                                                       \
+    __typeof__(place) was_ = (place);                                                                        \
+    (place) = (value);                                                                                       \
+    says(p, what);                                                                                           \
+    (place) = was_;                                                                                          \
+    must(rgi_memory_check(p.g, p.m, &err), "put back");                                                      \
+  } while (0)
+
+Test(memplan, checker_says_what) {
+  rgi_graph *g = from_file("nsa_layer.json", 0);
+  planned p = plan(g, (rgi_memory_options){0});
+  rgi_memory *m = p.m;
+  rgi_block *b = (rgi_block *)block_of(p, "cmp_o"), *w = NULL;
+  rgi_tensor *x = &p.g->tensor[b->tensor];
+  int32_t view = 0, idle = 0;
+  cr_assert_eq(b->region, RGI_R_SAVED);
+  while (p.g->tensor[view].base < 0) view++;
+  while (p.g->node[idle].op->workspace) idle++;
+  for (int32_t i = 0; i < m->nblock; i++)
+    if (m->block[i].tensor < 0) w = &m->block[i];
+  cr_assert_not_null(w);
+
+  BREAK(b->tensor, p.g->ntensor, "is not there");
+  BREAK(b->tensor, -2, "is not there");
+  BREAK(b->first, -1, "is not there");
+  BREAK(b->last, p.g->nnode, "is not there");
+  BREAK(b->last, b->first - 1, "is not there");
+  BREAK(b->shares, m->nblock, "is not there");
+  BREAK(b->tensor, view, "looks into another tensor and yet has a block");
+  BREAK(b->region, RGI_R_OUTPUT, "has a block outside saved and scratch");
+  BREAK(b->size, -1, "block of negative size");
+  BREAK(b->address, -RGI_ALIGN, "out of range");
+  BREAK(b->address, INT64_MAX / RGI_ALIGN * RGI_ALIGN, "out of range");
+  BREAK(b->address, b->address + 128, "not aligned");
+  BREAK(b->address, b->address + RGI_ALIGN, "cmp_o and its block disagree");
+  BREAK(b->size, b->size - 4, "cmp_o has a block of another size");
+  BREAK(b->first, b->first + 1, "cmp_o has a block with another lifetime");
+  BREAK(b->last, b->last - 1, "cmp_o has a block with another lifetime");
+  BREAK(x->region, RGI_R_SCRATCH, "cmp_o is in the wrong region, scratch; expected saved");
+  BREAK(x->region, RGI_NOWHERE, "cmp_o is in the wrong region");
+  BREAK(x->address, x->address + RGI_ALIGN, "cmp_o and its block disagree");
+  BREAK(m->saved, m->saved + 1, "saved is said to have");
+  BREAK(m->forward_scratch, m->forward_scratch - 1, "forward scratch is said to have");
+  BREAK(m->backward_scratch, m->backward_scratch + RGI_ALIGN, "backward scratch is said to have");
+  BREAK(m->scratch, m->forward_scratch, "scratch is said to have");
+  BREAK(m->forward_bound, m->forward_scratch + 1, "the lower bound of forward");
+  BREAK(m->backward_bound, m->backward_scratch + 1, "the lower bound of backward");
+  BREAK(m->backward_bound, -1, "the lower bound of backward");
+  BREAK(m->nblock, m->nblock - 1, "a workspace without a block, or with several");
+  BREAK(m->workspace_size[w->first], -1, "a workspace of negative size");
+  BREAK(m->workspace_size[w->first], w->size + 1, "a workspace and its block disagree");
+  BREAK(m->workspace[w->first], w->address + RGI_ALIGN, "a workspace and its block disagree");
+  BREAK(m->workspace_size[idle], 64, "a workspace for an op that asks for none");
+  BREAK(m->workspace[idle], 0, "an address for a workspace of no bytes");
+  BREAK(w->region, RGI_R_SAVED, "a workspace and its block disagree");
+  BREAK(w->shares, 0, "a workspace and its block disagree");
+  rgi_block twin = *w;
+  BREAK(*w, *b, "cmp_o has a block too many");
+  BREAK(*b, twin, "cmp_o has no block");
+
+  /* both names and both ranges */
+  rgi_block *other = (rgi_block *)block_of(p, "slc_o");
+  rgi_tensor *y = &p.g->tensor[other->tensor];
+  int64_t was = b->address;
+  char range[128];
+  b->address = x->address = other->address;
+  says(p, "overlap while both are alive");
+  says(p, "slc_o");
+  says(p, "cmp_o");
+  snprintf(range, sizeof range, " [%lld, %lld) of saved", (long long)y->address,
+           (long long)(y->address + other->size));
+  says(p, range);
+  b->address = x->address = was;
+  /* a saved value in scratch, consistently so */
+  BREAK(b->region, RGI_R_SCRATCH, "cmp_o and its block disagree");
+  rgi_graph_destroy(p.g);
+  rgi_graph_destroy(g);
+}
+
+/* Bytes handed over where the op reads its input twice, or elsewhere than the input was. */
+Test(memplan, checker_hand_over) {
+  rgi_graph *g =
+      from_text("{\"regraph\":1,\"name\":\"square\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],"
+                "\"dtype\":\"f32\"}},\"nodes\":["
+                "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
+                "{\"name\":\"square\",\"op\":\"mul\",\"in\":{\"a\":\"a\",\"b\":\"a\"},\"out\":{\"y\":\"b\"}},"
+                "{\"name\":\"last\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],"
+                "\"outputs\":{\"y\":\"y\"}}");
+  planned p = plan(g, (rgi_memory_options){0});
+  rgi_block *a = (rgi_block *)block_of(p, "a"), *b = (rgi_block *)block_of(p, "b");
+  b->shares = (int32_t)(a - p.m->block);
+  b->address = p.g->tensor[b->tensor].address = a->address = p.g->tensor[a->tensor].address = 0;
+  p.m->scratch = p.m->forward_scratch = p.m->forward_bound = a->size;
+  says(p, "overlap while both are alive");
+  rgi_graph_destroy(p.g);
+  rgi_graph_destroy(g);
+
+  g = from_text(chain); /* there it is allowed, but only at the very same bytes */
+  p = plan(g, (rgi_memory_options){0});
+  a = (rgi_block *)block_of(p, "a"), b = (rgi_block *)block_of(p, "b");
+  b->address = p.g->tensor[b->tensor].address += RGI_ALIGN;
+  p.m->scratch = p.m->forward_scratch += RGI_ALIGN;
+  says(p, "overlap while both are alive");
+  rgi_graph_destroy(p.g);
+  rgi_graph_destroy(g);
+}
+
 /* ---- reports ---- */
 
 static int count(const char *text, const char *what) {
@@ -277,4 +437,83 @@ Test(memplan, reports) {
     rgi_graph_destroy(p.g);
     rgi_graph_destroy(g);
   }
+}
+
+static rg_text timeline(planned p, int columns) {
+  rgi_buf buf;
+  rg_text text;
+  rgi_buf_init(&buf, ctx);
+  rgi_memory_text(p.g, p.m, columns, &buf);
+  must(rgi_buf_finish(&buf, &text, &err), "text");
+  return text;
+}
+
+/* Word for word; with RG_GOLDEN_UPDATE set the record is rewritten and the test still fails. */
+Test(memplan, timeline) {
+  rgi_graph *g = from_text(chain_with_gradients);
+  planned p = plan(g, (rgi_memory_options){0});
+  rg_text text = timeline(p, 60);
+  static const char path[] = RG_SOURCE_DIR "/tests/golden/timeline/tiny.txt";
+  char want[8192] = "";
+  FILE *f = fopen(path, "rb");
+  if (f) {
+    want[fread(want, 1, sizeof want - 1, f)] = 0;
+    fclose(f);
+  }
+  if (strcmp(want, text.data) != 0 && getenv("RG_GOLDEN_UPDATE")) {
+    cr_assert(f = fopen(path, "wb"));
+    fputs(text.data, f);
+    fclose(f);
+  }
+  cr_assert_str_eq(text.data, want);
+  rg_text_destroy(&text);
+  rgi_graph_destroy(p.g);
+  rgi_graph_destroy(g);
+}
+
+/* No line is wider than asked for, none ends in a space, and the curve has a dozen rows. */
+Test(memplan, timeline_fits) {
+  static const int columns[] = {48, 60, 79, 100, 133, 200};
+  for (int i = 0; i < RGI_COUNT(examples); i++)
+    for (int k = 0; k < RGI_COUNT(columns); k++) {
+      rgi_graph *g = from_file(examples[i], k % 2);
+      planned p = plan(g, (rgi_memory_options){0});
+      rg_text text = timeline(p, columns[k]);
+      int line = 0, rows = 0;
+      for (char *at = text.data, *end; (end = strchr(at, '\n')); at = end + 1, line++) {
+        *end = 0;
+        int wide = 0;
+        for (const char *c = at; *c; c++) wide += ((unsigned char)*c & 0xC0) != 0x80;
+        if (line >= 3 && strstr(at, "optimal") == NULL)
+          cr_assert_leq(wide, columns[k], "%s at %d columns: %s", examples[i], columns[k], at);
+        cr_assert(end == at || end[-1] != ' ', "%s: a line ends in a space: %s", examples[i], at);
+        rows += strstr(at, "┤") || (strstr(at, "│") && at[0] == ' ');
+      }
+      cr_assert_eq(rows, 12, "%s: %d rows", examples[i], rows);
+      rg_text_destroy(&text);
+      rgi_graph_destroy(p.g);
+      rgi_graph_destroy(g);
+    }
+}
+
+/* A plan without a byte of its own. */
+Test(memplan, reports_of_nothing) {
+  rgi_graph *g =
+      from_text("{\"regraph\":1,\"name\":\"bare\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
+                "\"nodes\":[{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"y\"}}],"
+                "\"outputs\":{\"y\":\"y\"}}");
+  planned p = plan(g, (rgi_memory_options){0});
+  rg_text text = timeline(p, 80);
+  cr_assert_str_eq(text.data, "saved 0 B, scratch 0 B (0 B without reuse; in place spared 0 B)\n");
+  rg_text_destroy(&text);
+  rgi_buf buf;
+  rgi_buf_init(&buf, ctx);
+  rgi_memory_svg(p.g, p.m, &buf);
+  must(rgi_buf_finish(&buf, &text, &err), "svg");
+  cr_assert(strstr(text.data, "</svg>\n"));
+  cr_assert_null(strstr(text.data, "nan"));
+  cr_assert_null(strstr(text.data, "inf"));
+  rg_text_destroy(&text);
+  rgi_graph_destroy(p.g);
+  rgi_graph_destroy(g);
 }

@@ -1,5 +1,6 @@
 /* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs. */
 #include "recompute/search.h"
+#include "../harness/random_spec.h"
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -168,43 +169,9 @@ Test(recompute, two_branch) { compare_file("two_branch.json", small, 4, 1); }
 
 /* ---- random graphs ---- */
 
-static uint64_t state;
-static int draw(int n) {
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return (int)((state >> 33) % (uint64_t)n);
-}
-
-static rg_spec *random_spec(rg_context *ctx, int nodes) {
-  static const char *const width[] = {"16", "48"};
-  rgi_buf s;
-  rgi_buf_init(&s, ctx);
-  rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"random\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":\"f32\",\"grad\":true}");
-  for (int i = 0; i < nodes; i++)
-    for (int from = 0; from < 2; from++)
-      for (int to = 0; to < 2; to++)
-        if (i == 0) rgi_buf_printf(&s, ",\"w%d%d\":{\"shape\":[%s,%s],\"dtype\":\"f32\",\"grad\":true}", from, to, width[to], width[from]);
-  rgi_buf_printf(&s, "},\"nodes\":[");
-  int kind[32] = {0}; /* width of tensor i */
-  for (int i = 1; i <= nodes; i++) {
-    int a = draw(i), b = draw(i);
-    for (int tries = 0; kind[b] != kind[a] && tries < 8; tries++) b = draw(i);
-    kind[i] = kind[a];
-    if (i > 1) rgi_buf_printf(&s, ",");
-    rgi_buf_printf(&s, "{\"name\":\"n%d\",\"out\":{\"y\":\"x%d\"},", i, i);
-    switch (draw(kind[a] == kind[b] ? 4 : 2)) {
-    case 0:
-      kind[i] = draw(2);
-      rgi_buf_printf(&s, "\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w%d%d\"}}", a, kind[a], kind[i]);
-      break;
-    case 1: rgi_buf_printf(&s, "\"op\":\"silu\",\"in\":{\"x\":\"x%d\"}}", a); break;
-    case 2: rgi_buf_printf(&s, "\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"}}", a, b); break;
-    default: rgi_buf_printf(&s, "\"op\":\"add\",\"in\":{\"a\":[\"x%d\",\"x%d\"]}}", a, b); break;
-    }
-  }
-  rgi_buf_printf(&s, "],\"outputs\":{\"y\":\"x%d\",\"z\":\"x%d\"}}", nodes, nodes - 1);
+static rg_spec *random_spec(rg_context *ctx, uint64_t *state, int nodes) {
   rg_spec *spec;
-  must(rg_spec_load_text(ctx, s.data, s.size, "random", NULL, 0, &spec, &err), "load");
-  rgi_buf_free(&s);
+  must(rgi_random_spec(ctx, state, nodes, &spec, &err), "load");
   return spec;
 }
 
@@ -212,8 +179,8 @@ Test(recompute, random_graphs) {
   rg_context *ctx;
   must(rg_context_create(NULL, &ctx, &err), "context");
   for (int seed = 0; seed < 12; seed++) {
-    state = (uint64_t)seed + 77;
-    rg_spec *spec = random_spec(ctx, 4 + seed % 5);
+    uint64_t state = (uint64_t)seed + 77;
+    rg_spec *spec = random_spec(ctx, &state, 4 + seed % 5);
     bench b = open_graph(ctx, spec, 0, false);
     compare(&b);
     close_graph(&b);
@@ -227,8 +194,8 @@ Test(recompute, random_graphs) {
 Test(recompute, bounded_search) {
   rg_context *ctx;
   must(rg_context_create(NULL, &ctx, &err), "context");
-  state = 5;
-  rg_spec *spec = random_spec(ctx, 30);
+  uint64_t state = 5;
+  rg_spec *spec = random_spec(ctx, &state, 30);
   bench b = open_graph(ctx, spec, 0, false);
   bool none[64] = {0}, all[64];
   memset(all, 1, sizeof all);

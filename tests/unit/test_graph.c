@@ -1,0 +1,448 @@
+/* tests/unit/test_graph.c: whole plans against the whole-graph oracle, through the public API.
+ *
+ * A case is a spec and a pack. Its plain plan (everything kept, not cut, two threads) runs from poisoned memory and is
+ * compared with the oracle; every other plan of it (recompute all or some, heads cut, one thread) must give the same
+ * bits. Each run also checks that predicted bytes are the bytes touched and that dead rows are zero; dead rows of all
+ * inputs and incoming gradients are NaN.
+ *
+ * Gates: one op is held to 2e-6 (outputs) and 5e-6 (gradients) in fp32. Errors of ops in a row add up at worst, so a
+ * tensor behind n arithmetic nodes gets SLACK · n times the gate of one; a gradient has come through the nodes in front
+ * of its tensor as well as those behind, at most all on the longest path. Measured, the worst case uses a third of it.
+ */
+#include "run_util.h"
+#include "graph/passes.h"
+#include "graph/spec.h"
+#include "tests/harness/graph_gen.h"
+#include "tests/harness/graph_ref.h"
+
+#include <math.h>
+
+#define SLACK 0.5
+
+typedef struct pack {
+  int64_t T, S, B;
+  const int *length;   /* [B] */
+  const int *length_k; /* [B], of cu_keys; NULL: near-equal over S */
+} pack;
+
+typedef struct graph_case {
+  ot *t;
+  rg_context *ctx;
+  rg_spec *spec;
+  rgi_graph *forward; /* elaborated */
+  pack p;
+  uint64_t seed;
+  char what[160];
+  gref *oracle;
+  bool empty; /* no gradient wanted or none arrives */
+} graph_case;
+
+typedef struct report {
+  int plans, refused;
+  double worst_output, worst_gradient; /* in units of the gate */
+} report;
+
+static int64_t live_of(const pack *p) {
+  int64_t n = 0;
+  for (int64_t b = 0; b < p->B; b++) n += p->length[b];
+  return n;
+}
+
+static size_t bindings(const graph_case *c, rg_binding set[3]) {
+  static const char *const names[] = {"T", "B", "S"};
+  const int64_t values[] = {c->p.T, c->p.B, c->p.S};
+  size_t n = 0;
+  for (int i = 0; i < 3; i++)
+    for (int k = 0; k < c->spec->nfree; k++)
+      if (strcmp(c->spec->free_name[k], names[i]) == 0) set[n++] = (rg_binding){names[i], values[i], NULL};
+  return n;
+}
+
+/* ---- data ---- */
+
+static const rgi_io *declared(const graph_case *c, const rg_tensor_info *t) {
+  bool in = t->role == RG_INPUT || t->role == RG_GRAD_OUT;
+  for (int i = 0; i < (in ? c->forward->ninput : c->forward->noutput); i++) {
+    const rgi_io *io = in ? &c->forward->input[i] : &c->forward->output[i];
+    if (strcmp(io->name, t->name) == 0) return io;
+  }
+  cr_assert(false, "%s: %s is not declared", c->what, t->name);
+  return NULL;
+}
+
+/* Live rows of a bound tensor. */
+static int64_t live_rows(const graph_case *c, const rg_tensor_info *t) {
+  const rgi_tensor *x = &c->forward->tensor[declared(c, t)->tensor];
+  if (t->rank == 0 || x->seqlens < 0) return t->rank ? t->dim[0] : 1;
+  const char *lengths = c->forward->tensor[x->seqlens].name;
+  if (strcmp(lengths, "cu_keys") != 0) return live_of(&c->p);
+  int64_t n = 0;
+  for (int64_t b = 0; b < c->p.B; b++) n += c->p.length_k ? c->p.length_k[b] : (b + 1) * c->p.S / c->p.B - b * c->p.S / c->p.B;
+  return n;
+}
+
+static int64_t elements(const rg_tensor_info *t) { return t->bytes / (int64_t)rg_dtype_size(t->dtype); }
+static int64_t live_elements(const graph_case *c, const rg_tensor_info *t) {
+  return t->rank && t->dim[0] ? elements(t) / t->dim[0] * live_rows(c, t) : elements(t);
+}
+
+static void fill_case(const graph_case *c, const rg_plan *plan, buffers *b) {
+  make_buffers(plan, c->seed, c->p.T, c->p.length, b);
+  for (int i = 0; i < b->n; i++) {
+    rg_tensor_info *t = &b->info[i];
+    int64_t n = elements(t);
+    t->name = strdup(t->name); /* the plan's go with it */
+    if (t->seqlens && strcmp(t->name, "cu_keys") == 0) {
+      fill_starts(b->data[i], t->dim[0], c->p.S, c->p.length_k);
+    } else if (t->role == RG_INPUT && t->dtype == RG_I32 && !t->seqlens) {
+      for (int64_t k = 0; k < n; k++) ((int32_t *)b->data[i])[k] = (int32_t)((k * 7 + 3) % 5);
+    } else if (t->accumulates) {
+      fill_floats(t, b->data[i], c->seed + (uint64_t)n);
+    } else if ((t->role == RG_INPUT || t->role == RG_GRAD_IN) && t->dtype != RG_I32) {
+      float *x = malloc((size_t)n * sizeof *x + 4);
+      rg_convert(RG_F32, x, t->dtype, b->data[i], (size_t)n);
+      if (t->name[0] == 'w' && t->role == RG_INPUT)
+        for (int64_t k = 0; k < n; k++) x[k] /= sqrtf((float)t->dim[t->rank - 1]);
+      for (int64_t k = live_elements(c, t); k < n; k++) x[k] = NAN;
+      rg_convert(t->dtype, b->data[i], RG_F32, x, (size_t)n);
+      free(x);
+    }
+  }
+}
+
+static void drop(buffers *b) {
+  for (int i = 0; i < b->n; i++) free((char *)b->info[i].name);
+  free_buffers(b);
+}
+
+static double *doubles(ot *t, const rg_tensor_info *info, const void *data) {
+  int64_t n = elements(info);
+  float *x = malloc((size_t)n * sizeof *x + 4);
+  double *y = ot_doubles(t, n + 1);
+  rg_convert(RG_F32, x, info->dtype, data, (size_t)n);
+  for (int64_t k = 0; k < n; k++) y[k] = x[k];
+  free(x);
+  return y;
+}
+
+/* ---- one plan, run ---- */
+
+static void check_dead_rows(const graph_case *c, const buffers *before, const buffers *b) {
+  for (int i = 0; i < b->n; i++) {
+    const rg_tensor_info *t = &b->info[i];
+    if ((t->role != RG_OUTPUT && t->role != RG_GRAD_OUT) || t->dtype == RG_I32) continue;
+    float *x = malloc((size_t)elements(t) * 8 + 8), *y = x + elements(t);
+    rg_convert(RG_F32, x, t->dtype, b->data[i], (size_t)elements(t));
+    rg_convert(RG_F32, y, t->dtype, before->data[i], (size_t)elements(t));
+    for (int64_t k = live_elements(c, t); k < elements(t); k++)
+      cr_assert(t->accumulates ? x[k] == y[k] : x[k] == 0, "%s: dead row of %s %s holds %g", c->what,
+                t->role == RG_OUTPUT ? "output" : "gradient", t->name, (double)x[k]);
+    free(x);
+  }
+}
+
+/* False if the policy does not suit the graph. */
+static bool run_plan(const graph_case *c, const char *policy_text, int threads, buffers *b, rg_session **session,
+                     rg_plan **kept_plan) {
+  rg_error e = {0};
+  rg_binding set[3];
+  rg_policy *policy = policy_text ? load_policy(c->ctx, policy_text) : NULL;
+  rg_plan_options o = {.set = set, .nset = bindings(c, set), .threads = threads, .pack_seconds = 0.002};
+  rg_plan *plan = NULL;
+  rg_status status = rg_plan_create(c->spec, policy, &o, &plan, &e);
+  rg_policy_destroy(policy);
+  if (status == RG_E_POLICY) return false;
+  cr_assert_eq(status, RG_OK, "%s, %s: %s", c->what, policy_text ? policy_text : "kept", e.message);
+  fill_case(c, plan, b);
+  buffers before;
+  fill_case(c, plan, &before);
+  rg_session *s = NULL;
+  rg_session_options so = {.debug_poison = true};
+  CR_OK(rg_session_create(plan, &so, &s, &e), &e);
+  bind_all(s, b);
+  CR_OK(rg_session_forward(s, &e), &e);
+  bool backward = false;
+  for (int i = 0; i < b->n; i++) backward = backward || b->info[i].role == RG_GRAD_OUT;
+  if (backward) CR_OK(rg_session_backward(s, &e), &e);
+  int64_t saved, scratch;
+  rg_sizes z;
+  cr_assert_eq(rg_session_touched(s, &saved, &scratch), RG_OK);
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  cr_assert(saved == z.saved && scratch == z.scratch, "%s, %s: touched %lld + %lld bytes, predicted %lld + %lld", c->what,
+            policy_text ? policy_text : "kept", (long long)saved, (long long)scratch, (long long)z.saved,
+            (long long)z.scratch);
+  check_dead_rows(c, &before, b);
+  drop(&before);
+  if (session) {
+    *session = s;
+    *kept_plan = plan;
+  } else {
+    rg_session_destroy(s);
+    rg_plan_destroy(plan);
+  }
+  return true;
+}
+
+/* ---- against the oracle ---- */
+
+/* Inputs and the chosen indices into the oracle; runs it. */
+static void run_oracle(graph_case *c, const buffers *b, rg_session *s) {
+  bool low = false;
+  for (int t = 0; t < c->forward->ntensor; t++)
+    low = low || c->forward->tensor[t].dtype == RG_F16 || c->forward->tensor[t].dtype == RG_BF16;
+  gref *r = c->oracle = gref_new(c->t, c->forward, low);
+  for (int i = 0; i < b->n; i++) {
+    const rg_tensor_info *t = &b->info[i];
+    if (t->role != RG_INPUT) continue;
+    int id = declared(c, t)->tensor;
+    if (t->dtype == RG_I32)
+      gref_set_ints(r, id, b->data[i]);
+    else
+      gref_set(r, id, doubles(c->t, t, b->data[i]));
+  }
+  for (int n = 0; n < c->forward->nnode; n++) {
+    const rgi_node *node = &c->forward->node[n];
+    if (strcmp(node->op->name, "topk") != 0) continue;
+    int id = node->out[0];
+    size_t bytes = (size_t)rgi_bytes(&c->forward->tensor[id]);
+    int32_t *idx = ot_alloc(c->t, bytes + 4);
+    rg_error e = {0};
+    if (rg_session_read(s, c->forward->tensor[id].name, idx, bytes, &e) == RG_OK) gref_set_ints(r, id, idx);
+  }
+  const char *unknown = gref_forward(r);
+  cr_assert_null(unknown, "%s: the oracle has no op for %s", c->what, unknown);
+  cr_assert_geq(gref_topk_overlap(r), 0.97, "%s: only %g of the indices agree", c->what, gref_topk_overlap(r));
+  for (int i = 0; i < b->n; i++)
+    if (b->info[i].role == RG_GRAD_IN)
+      gref_seed(r, declared(c, &b->info[i])->tensor, doubles(c->t, &b->info[i], b->data[i]));
+  gref_backward(r);
+}
+
+static double relative(const double *x, const double *ref, int64_t n) {
+  double error = 0, norm = 0;
+  for (int64_t k = 0; k < n; k++) {
+    if (x[k] == ref[k]) { /* infinities too */
+      norm += isinf(ref[k]) ? 0 : ref[k] * ref[k];
+      continue;
+    }
+    error += (x[k] - ref[k]) * (x[k] - ref[k]);
+    norm += ref[k] * ref[k];
+  }
+  if (!(error < INFINITY)) return INFINITY;
+  return sqrt(error) / fmax(sqrt(norm), 1e-3 * sqrt((double)n + 1));
+}
+
+static double gate_of(bool gradient, rg_dtype worst) {
+  static const double output[] = {[RG_F32] = 2e-6, [RG_F16] = 5e-4, [RG_BF16] = 4e-3};
+  static const double grad[] = {[RG_F32] = 5e-6, [RG_F16] = 8e-4, [RG_BF16] = 6e-3};
+  return gradient ? grad[worst] : output[worst];
+}
+
+static void compare_with_oracle(graph_case *c, const buffers *b, report *rep) {
+  rg_dtype lowest = RG_F32;
+  int longest = 1;
+  for (int t = 0; t < c->forward->ntensor; t++) {
+    rg_dtype d = c->forward->tensor[t].dtype;
+    if (d == RG_BF16 || (d == RG_F16 && lowest == RG_F32)) lowest = d;
+    if (gref_depth(c->oracle, t) > longest) longest = gref_depth(c->oracle, t);
+  }
+  buffers initial;
+  rg_plan *plan = NULL;
+  rg_binding set[3];
+  rg_plan_options o = {.set = set, .nset = bindings(c, set), .threads = 1, .pack_seconds = 0.002};
+  cr_assert_eq(rg_plan_create(c->spec, NULL, &o, &plan, NULL), RG_OK);
+  fill_case(c, plan, &initial);
+  for (int i = 0; i < b->n; i++) {
+    const rg_tensor_info *t = &b->info[i];
+    if ((t->role != RG_OUTPUT && t->role != RG_GRAD_OUT) || t->dtype == RG_I32) continue;
+    bool gradient = t->role == RG_GRAD_OUT;
+    int id = declared(c, t)->tensor;
+    const double *x = doubles(c->t, t, b->data[i]), *want = gradient ? gref_gradient(c->oracle, id) : gref_value(c->oracle, id);
+    double *ref = ot_doubles(c->t, elements(t) + 1);
+    if (want) memcpy(ref, want, (size_t)elements(t) * sizeof *ref);
+    if (t->accumulates) {
+      const double *start = doubles(c->t, t, initial.data[i]);
+      for (int64_t k = 0; k < elements(t); k++) ref[k] += start[k];
+    }
+    int depth = gradient ? longest : gref_depth(c->oracle, id);
+    double gate = gate_of(gradient, lowest) * fmax(1, SLACK * depth), error = relative(x, ref, elements(t));
+    double *worst = gradient ? &rep->worst_gradient : &rep->worst_output;
+    if (error / gate > *worst) *worst = error / gate;
+    cr_assert_leq(error, gate, "%s: %s %s is off by %g, gate %g (%d nodes deep)", c->what,
+                  gradient ? "gradient of" : "output", t->name, error, gate, depth);
+  }
+  drop(&initial);
+  rg_plan_destroy(plan);
+}
+
+/* ---- a case through all its plans ---- */
+
+static graph_case open_case(rg_context *ctx, ot *t, rg_spec *spec, pack p, uint64_t seed, const char *what) {
+  rg_error e = {0};
+  rg_binding set[3];
+  graph_case c = {.t = t, .ctx = ctx, .spec = spec, .p = p, .seed = seed};
+  snprintf(c.what, sizeof c.what, "%s", what);
+  CR_OK(rgi_spec_elaborate(spec, set, bindings(&c, set), true, &c.forward, &e), &e);
+  return c;
+}
+
+/* A policy that recomputes spec nodes with probability p and cuts heads into groups of `split` (0: not). */
+static const char *random_policy(graph_case *c, double p, int split) {
+  char *text = ot_alloc(c->t, 8192);
+  size_t n = (size_t)snprintf(text, 8192, "{ \"regraph_policy\": 1, \"recompute\": [");
+  bool first = true;
+  for (int i = 0; i < c->forward->norigin; i++) {
+    const rgi_origin *o = &c->forward->origin[i];
+    if (!(o->op->flags & RG_OP_RECOMPUTABLE) || strchr(o->name, '.') || ot_uniform(c->t) >= p) continue;
+    n += (size_t)snprintf(text + n, 8192 - n, "%s\"%s\"", first ? "" : ", ", o->name);
+    first = false;
+  }
+  n += (size_t)snprintf(text + n, 8192 - n, "]");
+  if (split) n += (size_t)snprintf(text + n, 8192 - n, ", \"split_heads\": %d", split);
+  snprintf(text + n, 8192 - n, " }");
+  return text;
+}
+
+static void same_as(graph_case *c, const buffers *kept, const char *policy, int threads, report *rep) {
+  buffers b;
+  char what[9000];
+  rep->plans++;
+  if (!run_plan(c, policy, threads, &b, NULL, NULL)) {
+    rep->refused++;
+    return;
+  }
+  snprintf(what, sizeof what, "%s, %s, threads %d", c->what, policy ? policy : "kept", threads);
+  same_results(kept, &b, what);
+  drop(&b);
+}
+
+/* Fewest heads on any port that has them; 0: none. */
+static int fewest_heads(const graph_case *c) {
+  int64_t least = 0;
+  for (int n = 0; n < c->forward->nnode; n++) {
+    const rgi_node *node = &c->forward->node[n];
+    for (int p = 0; p < node->op->nin; p++)
+      for (int i = node->in_begin[p]; i < node->in_begin[p + 1] && node->op->in[p].head_axis >= 0; i++) {
+        int64_t heads = c->forward->tensor[node->in[i]].dim[node->op->in[p].head_axis].c;
+        if (least == 0 || heads < least) least = heads;
+      }
+  }
+  return (int)least;
+}
+
+static void run_case(graph_case *c, report *rep) {
+  buffers kept;
+  rg_session *s;
+  rg_plan *plan;
+  cr_assert(run_plan(c, NULL, 2, &kept, &s, &plan));
+  run_oracle(c, &kept, s);
+  rg_session_destroy(s);
+  rg_plan_destroy(plan);
+  compare_with_oracle(c, &kept, rep);
+  same_as(c, &kept, NULL, 1, rep);
+  same_as(c, &kept, "{ \"regraph_policy\": 1, \"preset\": \"all\" }", 2, rep);
+  same_as(c, &kept, random_policy(c, 0.5, 0), 1, rep);
+  int heads = fewest_heads(c);
+  for (int split = 1; split < heads; split++) {
+    if (heads % split) continue;
+    same_as(c, &kept, random_policy(c, 0, split), 2, rep);
+    same_as(c, &kept, random_policy(c, 0.5, split), 1, rep);
+    same_as(c, &kept, random_policy(c, 1, split), 2, rep);
+  }
+  drop(&kept);
+}
+
+static void close_case(graph_case *c) { rgi_graph_destroy(c->forward); }
+
+/* One spec given as text. */
+static void run_text(const char *text, pack p, uint64_t seed, const char *what, report *rep) {
+  rg_error e = {0};
+  rg_context *ctx = NULL;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  rg_spec *spec = NULL;
+  CR_OK(rg_spec_load_text(ctx, text, strlen(text), what, NULL, 0, &spec, &e), &e);
+  ot *t = ot_begin(seed);
+  graph_case c = open_case(ctx, t, spec, p, seed, what);
+  run_case(&c, rep);
+  close_case(&c);
+  ot_end(t);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
+/* ---- stock examples ---- */
+
+static void run_example(const char *name, const rg_binding *set, size_t nset) {
+  static const int ragged[] = {37, 0, 1, 58, 0, 19, 9}, alone[] = {120}, none[] = {0, 0}, one_each[] = {1, 1, 1, 1, 1};
+  const pack packs[] = {{130, 1, 7, ragged, NULL}, {120, 1, 1, alone, NULL}, {40, 1, 2, none, NULL}, {6, 1, 5, one_each, NULL}};
+  rg_error e = {0};
+  rg_context *ctx = NULL;
+  rg_spec *spec = NULL;
+  char path[512];
+  report rep = {0};
+  snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name);
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  CR_OK(rg_spec_load_file(ctx, path, set, nset, &spec, &e), &e);
+  for (size_t i = 0; i < sizeof packs / sizeof *packs; i++) {
+    ot *t = ot_begin(100 + i);
+    graph_case c = open_case(ctx, t, spec, packs[i], 100 + i, name);
+    run_case(&c, &rep);
+    close_case(&c);
+    ot_end(t);
+  }
+  if (getenv("GRAPH_VERBOSE"))
+    fprintf(stderr, "%s: output %.2f, gradient %.2f of the gate\n", name, rep.worst_output, rep.worst_gradient);
+  cr_assert_eq(rep.refused, 0, "%s: %d plans refused", name, rep.refused);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+#define EXAMPLE(name, ...)                                                                                             \
+  do {                                                                                                                 \
+    const rg_binding set[] = {__VA_ARGS__};                                                                            \
+    run_example(name, set, sizeof set / sizeof *set);                                                                  \
+  } while (0)
+#define F32 {"dtype", 0, "f32"}
+#define SMALL {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 8, NULL}, F32
+#define BLOCKED {"kernel", 8, NULL}, {"stride", 4, NULL}, {"block", 8, NULL}, {"top_n", 3, NULL}, {"local", 1, NULL}, {"window", 12, NULL}
+
+Test(graph, nsa) { EXAMPLE("nsa", SMALL, BLOCKED); }
+Test(graph, nsa_linear) { EXAMPLE("nsa_linear", SMALL, BLOCKED); }
+Test(graph, nsa_layer) { EXAMPLE("nsa_layer", SMALL, BLOCKED, {"M", 24, NULL}); }
+Test(graph, moba) { EXAMPLE("moba", {"H", 4, NULL}, {"D", 16, NULL}, {"DV", 8, NULL}, {"block", 8, NULL}, {"top_n", 2, NULL}, F32); }
+Test(graph, dense_causal) { EXAMPLE("dense_causal", SMALL); }
+Test(graph, sliding_window) { EXAMPLE("sliding_window", SMALL, {"window", 9, NULL}); }
+Test(graph, two_branch) { EXAMPLE("two_branch", SMALL, {"window", 9, NULL}); }
+
+/* ---- random graphs ---- */
+
+static void random_graphs(uint64_t first, int n, gen_options o) {
+  static const int lengths[6][5] = {{11, 0, 17, 5, 3}, {30, 1, 0, 0, 2}, {0, 0, 0, 0, 0}, {41}, {8, 8, 8}, {1, 40}};
+  static const int keys[5] = {9, 4, 0, 12, 7};
+  static const int64_t count[6] = {5, 5, 5, 1, 3, 2};
+  report rep = {0};
+  for (int i = 0; i < n; i++) {
+    uint64_t seed = first + (uint64_t)i;
+    char what[64];
+    ot *t = ot_begin(seed);
+    o.nodes = 3 + (int)ot_below(t, 12);
+    const char *text = graph_gen(t, o);
+    int which = (int)ot_below(t, 6);
+    pack p = {.S = 40, .B = count[which], .length = lengths[which], .length_k = keys};
+    p.T = live_of(&p) + (o.whole ? 0 : ot_below(t, 9));
+    if (p.T == 0) p.T = o.whole ? 1 : 7;
+    if (o.whole && live_of(&p) == 0) p = (pack){.T = 3, .S = 40, .B = 1, .length = (int[]){3}, .length_k = keys};
+    snprintf(what, sizeof what, "random graph %llu", (unsigned long long)seed);
+    if (getenv("GRAPH_PRINT")) fprintf(stderr, "%s\n", text);
+    run_text(text, p, seed, what, &rep);
+    ot_end(t);
+  }
+  if (getenv("GRAPH_VERBOSE"))
+    fprintf(stderr, "%d plans, %d refused: output %.2f, gradient %.2f of the gate\n", rep.plans, rep.refused,
+            rep.worst_output, rep.worst_gradient);
+  cr_assert_leq(rep.refused * 20, rep.plans, "%d of %d plans refused", rep.refused, rep.plans);
+}
+
+Test(graph, random_f32_a) { random_graphs(1000, 100, (gen_options){0}); }
+Test(graph, random_f32_b) { random_graphs(2000, 100, (gen_options){0}); }
+Test(graph, random_views) { random_graphs(3000, 80, (gen_options){.whole = true}); }
+Test(graph, random_mixed) { random_graphs(4000, 80, (gen_options){.mixed = true}); }
