@@ -59,6 +59,7 @@ target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

@@ -60,4 +60,13 @@ void rgi_search_destroy(rgi_search *s);
 rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
                            int64_t *offset, int64_t *explored);
 
+/* ---- beam search ---- */
+
+typedef struct rgi_beam rgi_beam;
+rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e);
+void rgi_beam_destroy(rgi_beam *b);
+/* Looks for a packing of at most `capacity` bytes; never NONE: failing proves nothing. */
+rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt, double deadline,
+                         int64_t *offset, int64_t *explored);
+
 #endif

@@ -417,7 +417,8 @@ static void svg_legend(const view *v, rgi_buf *out) {
     used[kind_of(v, &v->m->block[i])] = true;
     inplace = inplace || v->m->block[i].shares >= 0;
   }
-  int x = LEFT + 300;
+  const int title = 9 * ((int)strlen(v->g->name ? v->g->name : "") + 22); /* stands to the left */
+  int x = LEFT + (title > 300 ? title : 300);
   for (int k = 0; k < KINDS; k++) {
     if (!used[k]) continue;
     rgi_buf_printf(

@@ -162,37 +162,42 @@ const rg_op rgi_op_split = {.abi = RG_OP_ABI,
 
 /* ---- reshape ---- */
 
+/* The axis before axis k that is longer than 1, or -1: an axis of 1 may have any stride. */
+static int axis_before(const rgi_tensor *t, int k) {
+  do k--;
+  while (k >= 0 && t->dim[k].c == 1);
+  return k;
+}
+
 /* Strides for the new shape over the old layout: each run of old axes that merges must be contiguous. */
 static bool restride(const rgi_tensor *from, rgi_tensor *to) {
-  int i = from->rank - 1, j = to->rank - 1;
   if (rgi_elements(from) == 0) {
     rgi_dense_strides(to);
     return true;
   }
-  while (i >= 0 || j >= 0) {
-    /* one run: the fewest trailing axes of both with equal products */
-    int64_t old_product = i >= 0 ? from->dim[i].c : 1, new_product = j >= 0 ? to->dim[j].c : 1;
-    int first_i = i, first_j = j;
+  int i = axis_before(from, from->rank), j = axis_before(to, to->rank);
+  while (i >= 0 && j >= 0) { /* one run: the fewest trailing axes of both with equal products */
+    int64_t old_product = from->dim[i].c, new_product = to->dim[j].c;
+    to->stride[j] = from->stride[i];
     while (old_product != new_product) {
+      int next = old_product < new_product ? axis_before(from, i) : axis_before(to, j);
+      if (next < 0) return false;
       if (old_product < new_product) {
-        if (--first_i < 0) return false;
-        if (from->stride[first_i] != from->stride[first_i + 1] * from->dim[first_i + 1].c && from->dim[first_i].c != 1)
-          return false;
-        old_product *= from->dim[first_i].c;
+        if (from->stride[next] != from->stride[i] * from->dim[i].c) return false;
+        i = next;
+        old_product *= from->dim[i].c;
       } else {
-        if (--first_j < 0) return false;
-        new_product *= to->dim[first_j].c;
+        to->stride[next] = to->stride[j] * to->dim[j].c;
+        j = next;
+        new_product *= to->dim[j].c;
       }
     }
-    int64_t stride = i >= 0 ? from->stride[i] : 1;
-    for (int k = j; k >= first_j && k >= 0; k--) {
-      to->stride[k] = stride;
-      stride *= to->dim[k].c;
-    }
-    i = first_i - 1;
-    j = first_j - 1;
+    i = axis_before(from, i);
+    j = axis_before(to, j);
   }
-  return true;
+  for (int k = to->rank - 1; k >= 0; k--)
+    if (to->dim[k].c == 1) to->stride[k] = k + 1 < to->rank ? to->stride[k + 1] * to->dim[k + 1].c : 1;
+  return to->stride[to->rank - 1] == 1; /* elements of the last axis lie side by side in every tensor */
 }
 
 static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {

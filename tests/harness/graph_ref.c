@@ -189,8 +189,12 @@ static void look_backward(view v) {
 static void add(view v) {
   const int32_t *a;
   int n = list(v, "a", &a), y = out(v, "y");
-  double *to = make(v, y);
-  for (int k = 0; k < n; k++) ref_add(count(v.r, y), live_elements(v, y), to, v.r->value[a[k]], to);
+  double *sum = room(v, y);
+  for (int k = 0; k < n; k++) {
+    double *next = make(v, y);
+    ref_add(count(v.r, y), live_elements(v, y), sum, v.r->value[a[k]], next);
+    sum = next;
+  }
 }
 static void add_backward(view v) {
   const int32_t *a;

@@ -15,7 +15,7 @@
 #define CR_OK(call, e)                                                                                       \
   cr_assert_eq((call), RG_OK, "%s: %s (%s)", (e)->message, rg_status_name((e)->status), (e)->node)
 
-enum { MOST_TENSORS = 32 };
+enum { MOST_TENSORS = 96 };
 
 /* The six nodes of NSA on small shapes; `weights` adds learned compression with accumulated weight gradients.
  */

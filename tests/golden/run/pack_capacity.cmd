@@ -1,0 +1,1 @@
+pack small.csv --capacity 7

@@ -1,0 +1,1 @@
+check ../../../examples/nsa.json --plugin ./no_such.so

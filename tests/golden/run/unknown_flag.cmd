@@ -1,0 +1,1 @@
+plan ../../../examples/nsa.json --set H=4 --set KH=2 --set D=16 --set DV=16 --set T=64 --polcy x.json
