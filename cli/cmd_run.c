@@ -139,6 +139,7 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = data_bind(c, &d);
   if (s == RG_OK) cli_progress(c, "running", 0, 0);
   if (s == RG_OK) s = run_once(c, &d, &t);
+  data_blame(c, &d);
   cli_progress_end(c);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {

@@ -3,8 +3,9 @@
  * Drawn values. Each is a pure function of (seed, name, index), so it depends neither on dtype nor on threads
  * nor on other tensors. With all arithmetic on 64-bit unsigned integers:
  *
- *     key   = seed xor fnv1a(name)             FNV-1a: h = 0xcbf29ce484222325; per byte: h ^= byte, h *=
- * 0x100000001b3 z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
+ *     key   = seed xor fnv1a(name)
+ *     fnv1a:  h = 0xcbf29ce484222325; for each byte: h ^= byte, h *= 0x100000001b3
+ *     z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
  *     mix(x): x ^= x>>30; x *= 0xbf58476d1ce4e5b9; x ^= x>>27; x *= 0x94d049bb133111eb; x ^= x>>31
  *     u1    = ((z(2p) >> 11) + 1/2) · 2^-53,   u2 = (z(2p+1) >> 11) · 2^-53
  *     element 2p = √(−2 ln u1)·cos(2π u2),     element 2p+1 = √(−2 ln u1)·sin(2π u2)
@@ -12,10 +13,12 @@
  * rounded to float32, then to the tensor's dtype. The gradient of output x is drawn under the name "grad.x".
  */
 #include "data.h"
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- drawing ---- */
 
@@ -121,7 +124,7 @@ void data_summarise(rg_dtype dtype, const void *src, int64_t n, data_summary *ou
       if (x > high) high = x;
     }
   }
-  *out = (data_summary){.nonfinite = n - finite};
+  *out = (data_summary){NAN, NAN, NAN, NAN, n - finite};
   if (finite) {
     out->mean = sum / (double)finite;
     out->rms = sqrt(squares / (double)finite);
@@ -149,13 +152,31 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
   }
   static const char *const what[] = {"input", "output", "output with a gradient", "input with a gradient"};
   const char *near = cli_nearest(name, names, n);
-  if (!near && n == 1) near = names[0];
   if (near)
     return cli_fail(&c->error, RG_E_USAGE, "regraph run",
                     "%s %s=…: the spec has no %s '%s'; did you mean '%s'?", role_flag[role], name, what[role],
                     name, near);
-  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'", role_flag[role],
-                  name, what[role], name);
+  char known[256] = "";
+  size_t size = 0;
+  for (int i = 0; i < n && size < sizeof known; i++)
+    size += (size_t)snprintf(known + size, sizeof known - size, "%s%s", i ? ", " : "; it has ", names[i]);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'%s", role_flag[role],
+                  name, what[role], name, size < sizeof known ? known : "");
+}
+
+/* A path that no file can be written to is better met before a long run than after it. */
+static rg_status check_writable(cli *c, const char *path) {
+  char folder[4096];
+  const char *slash = strrchr(path, '/');
+  if (!slash)
+    snprintf(folder, sizeof folder, ".");
+  else if ((size_t)(slash - path) + 2 > sizeof folder)
+    return RG_OK; /* writing will tell */
+  else
+    snprintf(folder, sizeof folder, "%.*s/", (int)(slash - path), path);
+  if (access(access(path, F_OK) == 0 ? path : folder, W_OK) == 0) return RG_OK;
+  c->write_failed = true;
+  return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(errno));
 }
 
 static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file **files, int *n) {
@@ -174,7 +195,11 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
     rg_status s = find_in_spec(c, role, f->name, &info);
     if (s != RG_OK) return s;
     ++*n;
-    if (role == RG_OUTPUT || role == RG_GRAD_OUT) continue;
+    if (role == RG_OUTPUT || role == RG_GRAD_OUT) {
+      s = check_writable(c, f->path);
+      if (s != RG_OK) return s;
+      continue;
+    }
     s = npy_open(&f->reader, f->path, &c->error);
     if (s != RG_OK) return s;
     if ((info.dtype == RG_I32) != (f->reader.dtype == RG_I32))
@@ -270,6 +295,10 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
   return RG_OK;
 }
 
+static bool is_filled(const data_tensor *t) {
+  return t->data && (t->info.role == RG_INPUT || t->info.role == RG_GRAD_IN);
+}
+
 rg_status data_bind(cli *c, data_set *d) {
   rg_tensor_info info;
   size_t n = 0;
@@ -294,11 +323,14 @@ rg_status data_bind(cli *c, data_set *d) {
   if (d->backward && !gradients)
     return cli_fail(&c->error, RG_E_USAGE, c->args.positional[0],
                     "there is no backward direction to run: no input has \"grad\": true");
+  double filled = 0, all = 0;
+  for (int i = 0; i < d->ntensor; i++) all += is_filled(&d->tensor[i]) ? (double)d->tensor[i].info.bytes : 0;
   for (int i = 0; i < d->ntensor; i++) {
     data_tensor *t = &d->tensor[i];
     data_file *f = NULL;
     if (!t->data) continue; /* a gradient, and only forward runs */
-    cli_progress(c, "filling inputs", i, d->ntensor);
+    cli_progress(c, "filling inputs", filled, all);
+    if (is_filled(t)) filled += (double)t->info.bytes;
     rg_status s = fill_tensor(c, d, t);
     if (s == RG_OK)
       s = rg_session_bind(c->session, t->info.role, t->info.name, t->data, (size_t)t->info.bytes, &c->error);
@@ -322,6 +354,15 @@ rg_status data_write(cli *c, data_set *d) {
     }
   }
   return RG_OK;
+}
+
+void data_blame(cli *c, const data_set *d) {
+  rg_error *e = &c->error;
+  size_t n = strcspn(e->message, "[");
+  if (e->status != RG_E_DATA || e->file[0]) return;
+  for (int i = 0; i < d->nin; i++)
+    if (strlen(d->in[i].name) == n && memcmp(d->in[i].name, e->message, n) == 0)
+      snprintf(e->file, sizeof e->file, "%s", d->in[i].path);
 }
 
 void data_close(data_set *d) {

@@ -19,7 +19,7 @@ void data_sequences(int64_t tokens, int64_t sequences, int32_t *dst);
 /* ---- what a tensor holds, in brief ---- */
 
 typedef struct data_summary {
-  double mean, rms, min, max; /* of the finite elements */
+  double mean, rms, min, max; /* of the finite elements; NaN if there are none */
   int64_t nonfinite;
 } data_summary;
 void data_summarise(rg_dtype dtype, const void *src, int64_t n, data_summary *out);
@@ -55,6 +55,8 @@ rg_status data_open(cli *c, data_set *d);
 rg_status data_bind(cli *c, data_set *d);
 /* Writes what --out and --grad-out ask for. */
 rg_status data_write(cli *c, data_set *d);
+/* An error about an array's contents ("cu_seqlens[2] is …") gets the name of the array's file. */
+void data_blame(cli *c, const data_set *d);
 void data_close(data_set *d);
 
 #endif

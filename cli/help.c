@@ -52,9 +52,9 @@ void cli_print_help(FILE *f, const cli_command *command) {
     snprintf(left, sizeof left, "%s %s", cli_commands[i].name, cli_commands[i].positional);
     fprintf(f, "  %-20s %s\n", left, cli_commands[i].doc);
   }
-  fputs("\n'regraph help COMMAND' explains one. Data goes to standard output, messages to standard error.\n"
-        "Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data, 4 budget infeasible, 5 device,\n"
-        "6 communication, 1 anything else.\n",
+  fputs("\n'regraph help COMMAND' explains one. Data goes to standard output, messages to\n"
+        "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data,\n"
+        "4 budget infeasible, 5 device, 6 communication, 1 anything else.\n",
         f);
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <math.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,14 +90,24 @@ double cli_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Ctrl-C dies as ever, and takes the line with it. */
+static void clear_line(int number) {
+  static const char clear[] = "\r\033[K";
+  if (write(STDERR_FILENO, clear, sizeof clear - 1) < 0) { /* nothing left to be done about it */
+  }
+  raise(number); /* blocked until this returns, then met by the default action */
+}
+
 void cli_progress(void *user, const char *stage, double done, double total) {
   cli *c = user;
   if (!isatty(STDERR_FILENO)) return;
   double now = cli_seconds();
+  if (!c->progress_shown)
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND}, NULL);
   if (c->progress_shown && now - c->progress_at < 0.1) return; /* ten a second are enough for an eye */
   c->progress_at = now;
   c->progress_shown = true;
-  if (total > 0)
+  if (total > 0 && done > 0)
     fprintf(stderr, "\r\033[K%s %3.0f %%", stage, 100 * done / total);
   else
     fprintf(stderr, "\r\033[K%s …", stage);
@@ -104,7 +115,10 @@ void cli_progress(void *user, const char *stage, double done, double total) {
 }
 
 void cli_progress_end(cli *c) {
-  if (c->progress_shown) fputs("\r\033[K", stderr);
+  if (c->progress_shown) {
+    fputs("\r\033[K", stderr);
+    signal(SIGINT, SIG_DFL);
+  }
   c->progress_shown = false;
 }
 

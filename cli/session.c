@@ -59,6 +59,12 @@ void cli_default_sequences(cli *c) {
   }
 }
 
+static void plan_progress(void *user, const char *stage, double done, double total) {
+  char text[64];
+  snprintf(text, sizeof text, "planning: %s", stage);
+  cli_progress(user, text, done, total);
+}
+
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
   const cli_args *a = &c->args;
   *o = (rg_plan_options){.set = c->solved,
@@ -70,7 +76,7 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
                          .no_reuse = a->no_reuse,
                          .no_inplace = a->no_inplace,
                          .pack_seconds = a->limit,
-                         .progress = cli_progress,
+                         .progress = plan_progress,
                          .progress_user = c};
 }
 

@@ -87,19 +87,18 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
     forward += r.forward_ms;
     backward += r.backward_ms;
     const rgi_choice_node *c = plan->choice && o < plan->choice->nnode ? &plan->choice->node[o] : NULL;
-    rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f", g->origin[o].name, g->origin[o].op->name, r.forward_ms,
-                   r.backward_ms);
-    if (!r.steps)
-      rgi_buf_printf(b, "  no work");
-    else if (c && plan->nstep > plan->nforward)
-      rgi_buf_printf(b, "  %s", c->recomputed ? "recomputed" : "kept");
-    rgi_buf_printf(b, "\n");
+    rgi_buf_printf(b, "  %-15s %-14s", g->origin[o].name, g->origin[o].op->name);
+    if (r.steps)
+      rgi_buf_printf(b, " %10.4f %10.4f%s\n", r.forward_ms, r.backward_ms,
+                     c && c->recomputed ? "  recomputed" : "");
+    else
+      rgi_buf_printf(b, " %10s %10s\n", "-", "-"); /* a view */
   }
   share glue = share_of(plan, -1);
   if (glue.steps)
     rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
                    glue.backward_ms);
-  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  model, %s\n", "total", "", forward + glue.forward_ms,
+  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "", forward + glue.forward_ms,
                  backward + glue.backward_ms, plan->profile->name);
 }
 
@@ -109,35 +108,36 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
   const struct {
     const char *name;
     int64_t bytes;
-  } row[] = {{"saved", z->saved},
-             {"scratch", z->scratch},
-             {"  forward", z->forward_scratch},
-             {"  backward", z->backward_scratch},
-             {"peak", z->predicted_peak},
-             {"lower bound", z->lower_bound},
-             {"gap", z->predicted_peak - z->lower_bound}};
-  char x[32], y[32];
+    const char *what;
+  } row[] = {{"saved", z->saved, "lives from forward to backward"},
+             {"scratch", z->scratch, "the larger of"},
+             {"  forward", z->forward_scratch, ""},
+             {"  backward", z->backward_scratch, ""},
+             {"peak", z->predicted_peak, "saved + scratch"},
+             {"lower bound", z->lower_bound, "the most bytes alive at once"},
+             {"gap", z->predicted_peak - z->lower_bound, ""}};
+  char w[32], x[32], y[32], v[32];
   rgi_buf_printf(b, "memory\n");
   for (int i = 0; i < RGI_COUNT(row); i++)
-    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes\n", row[i].name, rgi_human_bytes(row[i].bytes, x),
-                   (long long)row[i].bytes);
-  rgi_buf_printf(b, "stages\n");
+    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name, rgi_human_bytes(row[i].bytes, x),
+                   (long long)row[i].bytes, *row[i].what ? "  " : "", row[i].what);
+  rgi_buf_printf(b, "what each stage gained\n");
   const rgi_choice *c = plan->choice;
-  if (c)
-    rgi_buf_printf(b, "  recompute    peak %s -> %s, %.4f ms more\n", rgi_human_bytes(c->peak_before, x),
-                   rgi_human_bytes(c->peak_after, y), c->extra_ms);
+  if (c && c->extra_ms > 0)
+    rgi_buf_printf(b, "  recompute    saved %s -> %s, peak %s -> %s, for %.4f ms more\n",
+                   rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
+                   rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v), c->extra_ms);
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
-  rgi_buf_printf(b, "  packing      scratch %s -> %s, %s after %lld nodes\n", rgi_human_bytes(m->no_reuse, x),
+  rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),
-                 m->forward_optimal && m->backward_optimal ? "optimal" : "not proved optimal",
-                 (long long)m->explored);
+                 m->forward_optimal && m->backward_optimal ? "proved optimal" : "not proved optimal");
 }
 
 static void write_text(const rg_plan *plan, rgi_buf *b) {
   const rgi_graph *g = plan->graph;
-  rgi_buf_printf(b, "plan of %s for %s (profile %s, %d thread%s): %d steps, %d of them backward", g->name,
-                 plan->cuda ? "cuda" : "cpu", plan->profile->name, plan->threads,
-                 plan->threads == 1 ? "" : "s", plan->nstep, plan->nstep - plan->nforward);
+  rgi_buf_printf(b, "plan of %s for %s", g->name, plan->cuda ? "cuda" : "cpu");
+  if (!plan->cuda) rgi_buf_printf(b, ", %d thread%s", plan->threads, plan->threads == 1 ? "" : "s");
+  rgi_buf_printf(b, ": %d steps, %d of them backward", plan->nstep, plan->nstep - plan->nforward);
   if (g->groups > 1) rgi_buf_printf(b, ", %d head groups", g->groups);
   rgi_buf_printf(b, "\n");
   write_capacity(plan, b);

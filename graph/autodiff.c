@@ -13,6 +13,11 @@
  * Rank is a node's place before a head split, so all three add the terms of an element in the same order whether the
  * graph is split or not: the bits agree. A weight that several heads share is summed by its op head by head, last head
  * first; if several nodes use it, each has a sum of its own first (parts).
+ *
+ * Where a head split left a tensor in two forms that are both read, one form holds the sum and the other relays what
+ * arrives, term by term (a sum of sums would round differently):
+ *
+ *     read whole and in slices:  slice -> whole      made in parts, read in parts and joined:  whole -> parts
  */
 #include "autodiff.h"
 #include "passes.h"
@@ -28,7 +33,8 @@ typedef struct part {
   int axis;               /* slice axis, or -1: the whole tensor */
   int64_t start;
   int serial; /* order of arrival */
-  bool shared; /* a weight's sum that later head groups add to */
+  bool shared; /* a weight's sum that later head groups add to … */
+  int slot;    /* … on the same flat input */
 } part;
 
 typedef struct sum {
@@ -42,6 +48,10 @@ typedef struct sum {
   int nparts;
   bool done;
   int result; /* the finished gradient, or -1 */
+  int whole;  /* relays what arrives to this tensor, as the slice that starts at whole_start on whole_axis; or -1 */
+  int whole_axis;
+  int64_t whole_start;
+  int join; /* relays what arrives to the parts that this node joins, or -1 */
 } sum;
 
 struct rgi_backward {
@@ -98,46 +108,109 @@ static void count_slot(sum *s, int node, int rank, bool partial, bool shared) {
   s->shared = s->shared || shared;
 }
 
-/* Fills needs, flows and the sums' strategies. */
-static void survey(rgi_backward *b) {
+static bool relays(const sum *s) { return s->whole >= 0 || s->join >= 0; }
+
+/* Does input i of node n carry a gradient back, if one reaches the node? */
+static bool gives(const rgi_backward *b, int n, int i) {
+  const rgi_node *node = &b->g->node[n];
+  return node->in[i] >= 0 && b->needs[node->in[i]] && differentiable(b->g, node, i);
+}
+
+static bool active(const rgi_backward *b, int n) {
+  const rgi_node *node = &b->g->node[n];
+  for (int i = 0; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0 && b->flows[node->out[i]]) return true;
+  return false;
+}
+
+/* Fills needs and flows. */
+static void find_flows(rgi_backward *b) {
   const rgi_graph *g = b->g;
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].want != RGI_GRAD_NONE) b->needs[g->input[i].tensor] = true;
   for (int n = 0; n < b->nforward; n++) {
     const rgi_node *node = &g->node[n];
     bool any = false;
-    for (int i = 0; i < rgi_nin(node); i++) any = any || (differentiable(g, node, i) && b->needs[node->in[i]]);
+    for (int i = 0; i < rgi_nin(node); i++) any = any || gives(b, n, i);
     for (int i = 0; i < rgi_nout(node) && any; i++)
       if (node->out[i] >= 0 && is_float(g, node->out[i])) b->needs[node->out[i]] = true;
   }
-  for (int i = 0; i < g->noutput; i++) {
-    int t = g->output[i].tensor;
-    if (!b->needs[t]) continue;
-    b->flows[t] = true;
-    count_slot(&b->sums[t], -1, INT_MAX, false, false);
+  for (int i = 0; i < g->noutput; i++)
+    if (b->needs[g->output[i].tensor]) b->flows[g->output[i].tensor] = true;
+  for (int n = b->nforward - 1; n >= 0; n--)
+    for (int i = 0; i < rgi_nin(&g->node[n]) && active(b, n); i++)
+      if (gives(b, n, i)) b->flows[g->node[n].in[i]] = true;
+}
+
+/* Decides which slices and joins of a head split relay. */
+static rg_status choose_relays(rgi_backward *b, rg_error *e) {
+  const rgi_graph *g = b->g;
+  bool *met = rgi_alloc_n(g->arena, (size_t)b->nprimal, sizeof *met); /* a gradient that no split made arrives here */
+  if (!met) return rgi_nomem(e);
+  for (int t = 0; t < b->nprimal; t++) {
+    b->sums[t].whole = b->sums[t].join = -1;
+    met[t] = b->sums[t].initial >= 0;
   }
+  for (int i = 0; i < g->noutput; i++) met[g->output[i].tensor] = true;
+  for (int n = 0; n < b->nforward; n++)
+    for (int i = 0; i < rgi_nin(&g->node[n]) && g->node[n].kind != RGI_GLUE && active(b, n); i++)
+      if (gives(b, n, i)) met[g->node[n].in[i]] = true;
+  for (int n = 0; n < b->nforward; n++) {
+    const rgi_node *node = &g->node[n];
+    if (node->kind != RGI_GLUE || !active(b, n)) continue;
+    sum *s = &b->sums[node->out[0]];
+    if (!node->op->rules->partial) {
+      for (int i = 0; i < rgi_nin(node); i++)
+        if (met[node->in[i]]) s->join = n;
+    } else if (met[node->in[0]]) {
+      s->whole = node->in[0];
+      s->whole_axis = (int)node->attr[0].i;
+      s->whole_start = node->attr[1].i;
+    }
+  }
+  return RG_OK;
+}
+
+/* A gradient will arrive at t. */
+static void count(rgi_backward *b, int t, int n, int rank, bool partial, bool shared) {
+  sum *s = &b->sums[t];
+  if (s->whole >= 0) {
+    count_slot(&b->sums[s->whole], n, rank, true, shared);
+  } else if (s->join >= 0) {
+    const rgi_node *join = &b->g->node[s->join];
+    for (int i = 0; i < rgi_nin(join); i++) count_slot(&b->sums[join->in[i]], n, rank, partial, shared);
+  } else {
+    count_slot(s, n, rank, partial, shared);
+  }
+}
+
+/* Fills needs, flows and the sums' strategies. */
+static rg_status survey(rgi_backward *b, rg_error *e) {
+  const rgi_graph *g = b->g;
+  find_flows(b);
+  RGI_TRY(choose_relays(b, e));
+  for (int i = 0; i < g->noutput; i++)
+    if (b->needs[g->output[i].tensor]) count(b, g->output[i].tensor, -1, INT_MAX, false, false);
   for (int n = b->nforward - 1; n >= 0; n--) {
     const rgi_node *node = &g->node[n];
-    bool active = false;
-    for (int i = 0; i < rgi_nout(node); i++) active = active || (node->out[i] >= 0 && b->flows[node->out[i]]);
-    for (int i = 0; i < rgi_nin(node) && active; i++) {
-      int t = node->in[i];
-      if (t < 0 || !b->needs[t] || !differentiable(g, node, i)) continue;
-      b->flows[t] = true;
+    if (node->kind == RGI_GLUE && relays(&b->sums[node->out[0]])) continue;
+    for (int i = 0; i < rgi_nin(node) && active(b, n); i++) {
+      if (!gives(b, n, i)) continue;
       bool partial = node->op->rules && node->op->rules->partial;
       bool shared = cut_by_heads(node->op) && node->op->in[port_of(node->in_begin, i)].head_axis < 0;
       int gifts = partial ? 0 : 1; /* a split gives one part per output that a gradient reaches */
       for (int o = 0; partial && o < rgi_nout(node); o++) gifts += node->out[o] >= 0 && b->flows[node->out[o]];
-      for (int k = 0; k < gifts; k++) count_slot(&b->sums[t], n, node->rank, partial, shared);
+      for (int k = 0; k < gifts; k++) count(b, node->in[i], n, node->rank, partial, shared);
     }
   }
   for (int t = 0; t < b->nprimal; t++) {
     sum *s = &b->sums[t];
-    if (s->partial || s->disorder || (s->shared && s->several_ranks))
+    if (relays(s) || s->partial || s->disorder || (s->shared && s->several_ranks))
       s->how = PARTS;
     else
       s->how = s->slots > 1 || s->initial >= 0 ? CHAIN : SINGLE;
   }
+  return RG_OK;
 }
 
 /* ---- small builders ---- */
@@ -219,11 +292,7 @@ rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, i
   char *name = rgi_format(b->g->arena, "%s%s", b->g->tensor[input].name, suffix);
   if (!name) return rgi_nomem(e);
   int in[2] = {input, -1};
-  RGI_TRY(add_glue(b, op, attr, in, name, -1, b->g->tensor[input].dtype, output, e));
-  const rgi_tensor *x = &b->g->tensor[input];
-  rgi_tensor *y = &b->g->tensor[*output];
-  if (x->rank && y->rank && x->dim[0].c == y->dim[0].c) y->seqlens = x->seqlens;
-  return RG_OK;
+  return add_glue(b, op, attr, in, name, -1, b->g->tensor[input].dtype, output, e);
 }
 
 static bool is_dense(const rgi_tensor *t) {
@@ -239,6 +308,17 @@ rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e) {
   *out = tensor;
   if (is_dense(&b->g->tensor[tensor])) return RG_OK;
   char *name = rgi_format(b->g->arena, "%s.dense", b->g->tensor[tensor].name);
+  if (!name) return rgi_nomem(e);
+  return add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of, out, e);
+}
+
+/* Is it the caller's memory? Then its dead rows may hold anything. */
+static bool foreign(const rgi_graph *g, int t) { return g->tensor[rgi_owner(g, t)].producer < 0; }
+
+rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e) {
+  *out = tensor;
+  if (!foreign(b->g, tensor) || b->g->tensor[tensor].seqlens < 0) return RG_OK;
+  char *name = rgi_format(b->g->arena, "%s.live", b->g->tensor[tensor].name);
   if (!name) return rgi_nomem(e);
   return add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of, out, e);
 }
@@ -287,25 +367,47 @@ static rg_status push_part(rgi_backward *b, int t, part p, rg_error *e) {
   return RG_OK;
 }
 
+static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start, rg_error *e);
+
+static int64_t clamp(int64_t x, int64_t most) { return x < 0 ? 0 : x > most ? most : x; }
+
+/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it. */
+static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start, rg_error *e) {
+  int64_t low = 0; /* where the part starts */
+  int cut = (int)b->g->node[join].attr[0].i;
+  for (int i = 0; i < rgi_nin(&b->g->node[join]); i++) {
+    int to = b->g->node[join].in[i], share;
+    int64_t size = b->g->tensor[to].dim[cut].c, extent = b->g->tensor[gradient].dim[cut].c;
+    int64_t offset = axis == cut ? start : 0; /* of the gradient in the whole */
+    int64_t from = clamp(low - offset, extent), stop = clamp(low + size - offset, extent);
+    rg_value attr[] = {{.i = cut, .set = true}, {.i = from, .set = true}, {.i = stop, .set = true}};
+    char suffix[24];
+    snprintf(suffix, sizeof suffix, ".g%d", i);
+    RGI_TRY(rgi_bwd_unary(b, "slice", attr, gradient, suffix, &share, e));
+    RGI_TRY(arrive(b, to, share, node, axis, axis == cut ? clamp(offset + from - low, size) : start, e));
+    low += size;
+  }
+  return RG_OK;
+}
+
 /* A finished tensor arrives at t. */
 static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start, rg_error *e) {
   sum *s = &b->sums[t];
   rgi_graph *g = b->g;
+  /* it covers t's rows, unless it is a slice of them: those past the live ones are dead in it too */
+  if (axis != 0 && g->tensor[gradient].seqlens < 0) g->tensor[gradient].seqlens = g->tensor[t].seqlens;
+  if (s->whole >= 0) return arrive(b, s->whole, gradient, node, s->whole_axis, s->whole_start, e);
+  if (s->join >= 0) return arrive_at_parts(b, s->join, gradient, node, axis, start, e);
   if (s->how == SINGLE) {
     s->tensor = gradient;
     s->arrived++;
     return RG_OK;
   }
-  bool foreign = g->tensor[rgi_owner(g, gradient)].producer < 0; /* the caller's: its dead rows may hold anything */
   if (s->how == CHAIN) {
     char *name = version_name(b, t, last_version(b, t));
     if (!name) return rgi_nomem(e);
     int so_far = s->tensor >= 0 ? s->tensor : s->initial;
-    if (foreign && so_far >= 0) {
-      char *copy = rgi_format(g->arena, "%s.live", g->tensor[gradient].name);
-      if (!copy) return rgi_nomem(e);
-      RGI_TRY(add_cast(b, gradient, g->tensor[gradient].dtype, copy, -1, &gradient, e));
-    }
+    if (so_far >= 0) RGI_TRY(rgi_bwd_live(b, gradient, &gradient, e));
     if (so_far < 0)
       RGI_TRY(add_cast(b, gradient, RG_F32, name, t, &s->tensor, e));
     else
@@ -313,7 +415,7 @@ static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis
     b->sums[t].arrived++;
     return RG_OK;
   }
-  if (foreign) {
+  if (foreign(g, gradient)) { /* a part must own its bytes, in case it is joined */
     char *copy = rgi_format(g->arena, "%s.part%d", g->tensor[t].name, s->arrived);
     if (!copy) return rgi_nomem(e);
     RGI_TRY(add_cast(b, gradient, g->tensor[gradient].dtype, copy, -1, &gradient, e));
@@ -469,15 +571,16 @@ static source source_of(const char *port, const char **rest) {
   return FROM_INPUT;
 }
 
-/* The sum that forward input t's gradient from `node` is added to inside the op, or -1; *dtype: what the op writes. */
-static int running_sum(rgi_backward *b, int node, int t, bool shared, rg_dtype *dtype) {
+/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the op, or -1; *dtype: what it writes. */
+static int running_sum(rgi_backward *b, int node, int slot, int t, bool shared, rg_dtype *dtype) {
   sum *s = &b->sums[t];
   *dtype = s->how == SINGLE ? b->g->tensor[t].dtype : RG_F32;
   if (s->how == CHAIN) return s->tensor >= 0 ? s->tensor : s->initial;
   if (s->how == PARTS && shared)
-    for (int i = 0; i < s->nparts; i++)
-      if (s->parts[i].shared && s->parts[i].rank == b->g->node[node].rank && s->parts[i].node != node)
-        return s->parts[i].tensor;
+    for (int i = 0; i < s->nparts; i++) {
+      const part *p = &s->parts[i];
+      if (p->shared && p->rank == b->g->node[node].rank && p->slot == slot && p->node != node) return p->tensor;
+    }
   return -1;
 }
 
@@ -507,7 +610,7 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
         rg_dtype dtype;
         int d = gradient_port(gn->op, f->op, q);
         bool shared = cut_by_heads(f->op) && f->op->in[q].head_axis < 0;
-        id = t >= 0 && d >= 0 && b->flows[t] ? running_sum(b, gn->forward, t, shared, &dtype) : -1;
+        id = t >= 0 && d >= 0 && b->flows[t] ? running_sum(b, gn->forward, begin[q] + k, t, shared, &dtype) : -1;
       }
       gn->in[total + k] = id;
       kept += id >= 0;
@@ -536,7 +639,7 @@ static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node 
       rg_dtype dtype;
       sum *s = &b->sums[t];
       bool shared = cut_by_heads(f->op) && f->op->in[q].head_axis < 0;
-      int acc = running_sum(b, gn->forward, t, shared, &dtype);
+      int acc = running_sum(b, gn->forward, i, t, shared, &dtype);
       char acc_name[72];
       snprintf(acc_name, sizeof acc_name, "acc.%s", f->op->in[q].name);
       bool adds = acc < 0 || rgi_in_port(gn->op, acc_name) >= 0;
@@ -561,8 +664,8 @@ static rg_status book(rgi_backward *b, int n, int i, int made, bool has_acc_port
   sum *s = &b->sums[t];
   bool shared = cut_by_heads(f->op) && f->op->in[q].head_axis < 0;
   rg_dtype dtype;
-  int acc = running_sum(b, n, t, shared, &dtype);
-  if (acc >= 0 && !has_acc_port) return arrive(b, t, made, n, -1, 0, e); /* the op cannot add */
+  int acc = running_sum(b, n, i, t, shared, &dtype);
+  if (relays(s) || (acc >= 0 && !has_acc_port)) return arrive(b, t, made, n, -1, 0, e); /* the op cannot add there */
   if (s->how == PARTS) {
     for (int k = 0; k < s->nparts; k++)
       if (acc >= 0 && s->parts[k].tensor == acc) { /* the next version of a shared weight's sum */
@@ -571,7 +674,7 @@ static rg_status book(rgi_backward *b, int n, int i, int made, bool has_acc_port
         s->arrived++;
         return RG_OK;
       }
-    return push_part(b, t, (part){.rank = f->rank, .tensor = made, .node = n, .axis = -1, .shared = shared}, e);
+    return push_part(b, t, (part){.rank = f->rank, .tensor = made, .node = n, .axis = -1, .shared = shared, .slot = i}, e);
   }
   s->tensor = made;
   s->arrived++;
@@ -676,7 +779,8 @@ static rg_status deliver(rgi_backward *b, rgi_io *io, rg_error *e) {
     const rgi_tensor *d = &g->tensor[t];
     int owner = rgi_owner(g, t); /* another tensor where t is the last version of a sum */
     bool own = g->tensor[owner].producer >= 0 && is_dense(d) && d->offset == 0 &&
-               rgi_elements(d) == rgi_elements(&g->tensor[owner]);
+               rgi_elements(d) == rgi_elements(&g->tensor[owner]) &&
+               g->tensor[owner].seqlens == x->seqlens; /* else its dead rows may hold anything */
     for (int i = 0; i < g->ninput; i++) own = own && (g->input[i].grad < 0 || rgi_owner(g, g->input[i].grad) != owner);
     for (int i = 0; i < g->noutput; i++) own = own && rgi_owner(g, g->output[i].tensor) != owner;
     if (!own) RGI_TRY(add_cast(b, t, x->dtype, name, io->tensor, &t, e));
@@ -688,7 +792,7 @@ static rg_status deliver(rgi_backward *b, rgi_io *io, rg_error *e) {
 static rg_status differentiate(rgi_backward *b, rg_error *e) {
   rgi_graph *g = b->g;
   RGI_TRY(add_sources(b, e));
-  survey(b);
+  RGI_TRY(survey(b, e));
   RGI_TRY(add_incoming(b, e));
   for (int n = b->nforward - 1; n >= 0; n--) {
     bool reached = false;

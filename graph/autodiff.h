@@ -26,5 +26,8 @@ rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, i
 rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e);
 /* A dense copy if `tensor` is not dense; else itself. */
 rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e);
+/* A copy whose dead rows are zero if `tensor` is the caller's, where they may hold anything; else itself. Needed before
+ * axis 0 is moved or merged, behind which nobody could tell dead rows. */
+rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e);
 
 #endif

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define RGI_STR2(x) #x
 #define RGI_STR(x)  RGI_STR2(x)
@@ -306,8 +307,11 @@ static int edit_distance(const char *a, const char *b) {
 
 const char *rgi_nearest(const char *word, const char *const *candidates, int n) {
   const char *best = NULL;
-  int best_distance = (int)strlen(word) / 3 + 2; /* farther than this is not a typing slip */
+  int letters = (int)strlen(word);
+  int best_distance = letters / 3 + 2; /* farther than this is not a typing slip */
+  if (best_distance > letters) best_distance = letters; /* nor is a word that keeps no letter of it */
   for (int i = 0; i < n; i++) {
+    if (strcasecmp(word, candidates[i]) == 0) return candidates[i];
     int d = edit_distance(word, candidates[i]);
     if (d < best_distance) best = candidates[i], best_distance = d;
   }

@@ -46,7 +46,8 @@ static void attr_text(rgi_buf *b, const rg_attr *a) {
     for (int i = 0; a->choices[i]; i++) rgi_buf_printf(b, "%s%s", i ? "|" : "", a->choices[i]);
   } else {
     add_text(b, attr_types[a->type]);
-    if (a->min != a->max) rgi_buf_printf(b, " %.12g to %.12g", a->min, a->max);
+    const char *to = a->type == RG_ATTR_FLOAT ? " %.12g to %.12g" : " %.0f to %.0f";
+    if (a->min != a->max) rgi_buf_printf(b, to, a->min, a->max);
   }
   if (a->required)
     add_text(b, ", required");

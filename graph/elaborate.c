@@ -91,7 +91,8 @@ static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, 
   } else if (strcmp(v->text, "accumulate") == 0) {
     *out = RGI_GRAD_ACCUMULATE;
   } else {
-    return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is not among true, false and \"accumulate\"",
+    return rgi_fail(b->e, RG_E_VALUE, pointer, NULL,
+                    "'%s' is no kind of gradient; expected true, false or \"accumulate\"",
                     rgi_show(&shown, v->text));
   }
   if (*out != RGI_GRAD_NONE && dtype == RG_I32)
@@ -627,8 +628,9 @@ static rg_status check_bound(builder *b, bool bind_all) {
     if (b->scope.known[i]) continue;
     b->g->bound = false;
     if (bind_all)
-      return rgi_fail(b->e, RG_E_USAGE, NULL, NULL, "the dimension '%s' has no value; set %s=VALUE",
-                      spec->free_name[i], spec->free_name[i]);
+      return rgi_fail(b->e, RG_E_USAGE, NULL, NULL,
+                      "the dimension '%s' has no value; bind it: --set %s=VALUE", spec->free_name[i],
+                      spec->free_name[i]);
   }
   return RG_OK;
 }

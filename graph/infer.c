@@ -95,10 +95,9 @@ static bool plain_name(const char *text) {
 static rg_status mismatch(inference *s, const rg_port *port, const rgi_tensor *t, int axis, rgi_dim want,
                           const char *because) {
   char text[512], shape[192], have[96], expected[96];
-  snprintf(text, sizeof text, "%s \"%s\" has shape %s: axis %d is %s, but %s expected (%s, ports are %s [%s])",
-           s->node->op->name, t->name, shape_text(t, shape, sizeof shape), axis,
-           rgi_dim_text(t->dim[axis], have, sizeof have), rgi_dim_text(want, expected, sizeof expected), because,
-           port->name, port->shape);
+  snprintf(text, sizeof text, "'%s' has shape %s, port %s of %s takes [%s]: axis %d is %s, expected %s (%s)", t->name,
+           shape_text(t, shape, sizeof shape), port->name, s->node->op->name, port->shape, axis,
+           rgi_dim_text(t->dim[axis], have, sizeof have), rgi_dim_text(want, expected, sizeof expected), because);
   return fail(s, RG_E_SHAPE, "in", port, text);
 }
 
@@ -118,14 +117,14 @@ static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor
       same = rgi_dim_equal(t->dim[i], other->dim[i]) ||
              !(rgi_dim_known(t->dim[i]) && rgi_dim_known(other->dim[i]));
     if (same) return RG_OK;
-    snprintf(text, sizeof text, "\"%s\" has shape %s, but \"%s\" on %s has %s; they must be the same", t->name,
+    snprintf(text, sizeof text, "'%s' has shape %s, but '%s' on port %s has %s; they must be the same", t->name,
              shape_text(t, a, sizeof a), other->name, s->ellipsis_port, shape_text(other, b, sizeof b));
     return fail(s, t->rank == other->rank ? RG_E_SHAPE : RG_E_RANK, "in", port, text);
   }
   int rank = axis_count(port->shape);
   if (t->rank != rank) {
     char text[512], a[192];
-    snprintf(text, sizeof text, "\"%s\" has %d axes, %s; port %s of %s takes %d: [%s]", t->name, t->rank,
+    snprintf(text, sizeof text, "'%s' has %d axes, %s; port %s of %s takes %d: [%s]", t->name, t->rank,
              shape_text(t, a, sizeof a), port->name, s->node->op->name, rank, port->shape);
     return fail(s, RG_E_RANK, "in", port, text);
   }
@@ -173,7 +172,7 @@ static const char *dtype_set(uint32_t set, char *buffer, size_t size) {
 static rg_status input_dtype(inference *s, const rg_port *port, const rgi_tensor *t) {
   char text[512], set[64];
   if (!(port->dtypes & RG_D(t->dtype))) {
-    snprintf(text, sizeof text, "\"%s\" is %s; port %s of %s takes %s", t->name, rg_dtype_name(t->dtype), port->name,
+    snprintf(text, sizeof text, "'%s' is %s; port %s of %s takes %s", t->name, rg_dtype_name(t->dtype), port->name,
              s->node->op->name, dtype_set(port->dtypes, set, sizeof set));
     return fail(s, RG_E_DTYPE, "in", port, text);
   }
@@ -183,7 +182,7 @@ static rg_status input_dtype(inference *s, const rg_port *port, const rgi_tensor
     s->dtype_of[letter] = (int)t->dtype;
     s->dtype_port[letter] = port->name;
   } else if (s->dtype_of[letter] != (int)t->dtype) {
-    snprintf(text, sizeof text, "\"%s\" is %s, but port %s has %s; these ports must have one dtype", t->name,
+    snprintf(text, sizeof text, "'%s' is %s, but port %s has %s; these ports must have one dtype", t->name,
              rg_dtype_name(t->dtype), s->dtype_port[letter], rg_dtype_name((rg_dtype)s->dtype_of[letter]));
     return fail(s, RG_E_DTYPE, "in", port, text);
   }
@@ -200,7 +199,7 @@ static rg_status inputs(inference *s) {
       bool missing = count == 0 || (!(port->flags & RG_PORT_LIST) && n->in[n->in_begin[p]] < 0);
       if (missing && !(port->flags & RG_PORT_OPTIONAL)) {
         char text[256];
-        snprintf(text, sizeof text, "%s needs an input on port \"%s\" [%s]", op->name, port->name, port->shape);
+        snprintf(text, sizeof text, "%s needs an input on port '%s' [%s]", op->name, port->name, port->shape);
         return fail(s, RG_E_KEY, "in", NULL, text);
       }
       for (int i = n->in_begin[p]; i < n->in_begin[p + 1]; i++) {
@@ -253,7 +252,7 @@ static rg_status check_size(inference *s, const rgi_tensor *t) {
     if (!rgi_dim_known(t->dim[i])) continue;
     if (t->dim[i].c < 0 || !rgi_mul(elements, t->dim[i].c, &elements) || elements > RGI_MOST_ELEMENTS) {
       char text[384], shape[192];
-      snprintf(text, sizeof text, "tensor \"%s\" would have shape %s; at most 2^40 elements and no negative extents fit",
+      snprintf(text, sizeof text, "tensor '%s' would have shape %s; at most 2^40 elements and no negative extents fit",
                t->name, shape_text(t, shape, sizeof shape));
       return fail(s, t->dim[i].c < 0 ? RG_E_SHAPE : RG_E_OVERFLOW, "out", NULL, text);
     }

@@ -28,7 +28,20 @@ const char *rgi_show(rgi_shown *s, const char *text) {
 const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n) {
   const char *near = rgi_nearest(word, candidates, n);
   s->text[0] = 0;
-  if (near) snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
+  if (near) {
+    snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
+    return s->text;
+  }
+  size_t size = 0; /* none is near: all of them, if they are few */
+  for (int i = 0; i < n; i++) {
+    int more = snprintf(s->text + size, sizeof s->text - size, "%s%s", i ? ", " : " (known: ", candidates[i]);
+    size += (size_t)more;
+    if (size + 2 > sizeof s->text) {
+      s->text[0] = 0;
+      return s->text;
+    }
+  }
+  if (size) memcpy(s->text + size, ")", 2);
   return s->text;
 }
 
@@ -275,6 +288,10 @@ rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_
   *out = NULL;
   if (size > RGI_FILE_LIMIT) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
   RGI_TRY(scan(text, size, e));
+  size_t blank = 0;
+  while (blank < size && memchr(" \t\r\n", text[blank], 4)) blank++;
+  if (blank == size)
+    return rgi_fail(e, RG_E_SYNTAX, NULL, NULL, "there is no JSON in it; expected an object");
   memset(&je, 0, sizeof je);
   json_t *tree = json_loadb(text, size, JSON_REJECT_DUPLICATES, &je);
   if (!tree) return fail_jansson(e, &je, size);

@@ -63,7 +63,7 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   RGI_TRY(rgi_json_expect(of, RGI_JSON_STRING, "/budget/of", NULL, e));
   p->budget_of_saved = strcmp(of->text, "saved") == 0;
   if (!p->budget_of_saved && strcmp(of->text, "peak") != 0)
-    return rgi_fail(e, RG_E_VALUE, "/budget/of", NULL, "'%s' is not among peak and saved",
+    return rgi_fail(e, RG_E_VALUE, "/budget/of", NULL, "'%s' is neither peak nor saved",
                     rgi_show(&shown, of->text));
   return RG_OK;
 }

@@ -61,7 +61,7 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/device", NULL, e));
   p->cuda = strcmp(v->text, "cuda") == 0;
   if (!p->cuda && strcmp(v->text, "cpu") != 0)
-    return rgi_fail(e, RG_E_VALUE, "/device", NULL, "'%s' is not among cpu and cuda",
+    return rgi_fail(e, RG_E_VALUE, "/device", NULL, "'%s' is neither cpu nor cuda",
                     rgi_show(&shown, v->text));
   p->name = p->cuda ? "cuda" : "cpu";
   if ((v = rgi_json_get(root, "name"))) {

@@ -207,11 +207,15 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
                             const char *pointer, rg_binding *solved, size_t capacity, size_t *n,
                             bool *progress, rg_error *e) {
   rgi_dim d;
+  rgi_shown shown;
   char text[128];
   RGI_TRY(rgi_scope_dim(scope, axis, pointer, NULL, &d, e));
   if (rgi_dim_known(d)) {
     if (d.c == extent) return RG_OK;
-    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, the spec %lld", (long long)extent,
+    if (axis->type == RGI_JSON_STRING)
+      return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, but %s is %lld",
+                      (long long)extent, rgi_show(&shown, axis->text), (long long)d.c);
+    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here; expected %lld", (long long)extent,
                     (long long)d.c);
   }
   int name = d.nterm == 1 ? rgi_names_get(&spec->free_index, d.term[0].atom) : -1;
@@ -234,7 +238,7 @@ static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *p
                        rg_error *e) {
   rgi_scope scope;
   if (shape->n != rank)
-    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes, the spec %d", rank, shape->n);
+    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes; expected %d", rank, shape->n);
   RGI_TRY(rgi_scope_open(spec, solved, *n, a, &scope, e));
   for (bool progress = true; progress;) {
     progress = false;
@@ -305,11 +309,21 @@ static void write_shape(rgi_buf *b, const rgi_tensor *t) {
   rgi_buf_printf(b, "]");
 }
 
+static bool is_set(const rg_spec *spec, const char *name) {
+  for (size_t k = 0; k < spec->nset; k++)
+    if (strcmp(spec->set[k].name, name) == 0) return true;
+  return false;
+}
+
 static void write_summary(const rg_spec *spec, rgi_buf *b) {
   static const char *const grad[] = {"", ", gradient", ", gradient added to an fp32 buffer"};
   const rgi_graph *g = spec->graph;
-  rgi_buf_printf(b, "%s: %d nodes, %s\n", spec->name, g->nnode,
-                 g->bound ? "all dimensions bound" : "with free dimensions");
+  rgi_buf_printf(b, "%s: %d node%s, ", spec->name, g->nnode, g->nnode == 1 ? "" : "s");
+  if (g->bound) rgi_buf_printf(b, "all dimensions bound");
+  for (int i = 0, n = 0; i < spec->nfree && !g->bound; i++) /* those that are still free */
+    if (!is_set(spec, spec->free_name[i]))
+      rgi_buf_printf(b, "%s%s", n++ ? ", " : "free: ", spec->free_name[i]);
+  rgi_buf_printf(b, "\n");
   if (spec->nfree) {
     rgi_buf_printf(b, "dimensions");
     for (int i = 0; i < spec->nfree; i++) {

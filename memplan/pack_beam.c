@@ -33,7 +33,11 @@ struct rgi_beam {
   int64_t *limit, *cap, *floor;
   int32_t *count, *alive, *candidate;
   double *area; /* share of the total, times n */
+  int32_t *ending, *ending_begin, *starting, *starting_begin; /* pieces by last, by first section */
   int32_t nalive, ncandidate;
+  int32_t sum_words;
+  bool *tight;
+  int64_t *even;
   /* of one run */
   int32_t width;
   state *now, *then, scratch;
@@ -46,7 +50,7 @@ struct rgi_beam {
   uint64_t random;
   struct {
     bool anywhere;
-    double area, rough, noise, gap;
+    double area, rough, noise, gap, match;
   } how;
 };
 
@@ -81,6 +85,43 @@ static void place(const rgi_beam *b, state *s, int32_t u, int64_t at) {
   }
 }
 
+enum { SUM_WORDS = 16 };
+typedef struct sums {
+  uint64_t bit[SUM_WORDS];
+} sums;
+
+/* Sums that subsets of the open pieces of a list reach. */
+static void reach(const rgi_beam *b, const state *s, const int32_t *list, int32_t from, int32_t to, sums *out) {
+  const int32_t words = b->sum_words;
+  for (int32_t w = 0; w < words; w++) out->bit[w] = 0;
+  out->bit[0] = 1;
+  for (int32_t i = from; i < to; i++) {
+    if (!is_open(s, list[i])) continue;
+    const int64_t by = b->p->piece[list[i]].size;
+    const int32_t jump = (int32_t)(by >> 6), bits = by & 63;
+    for (int32_t w = words - 1; w >= jump; w--) {
+      uint64_t x = out->bit[w - jump] << bits;
+      if (bits && w > jump) x |= out->bit[w - jump - 1] >> (64 - bits);
+      out->bit[w] |= x;
+    }
+  }
+}
+
+/* Lowest level at which the floors of t and t + 1 can be even again; -1: never. */
+static int64_t even_again(const rgi_beam *b, const state *s, int32_t t, int64_t here, int64_t there) {
+  sums west, east;
+  reach(b, s, b->ending, b->ending_begin[t], b->ending_begin[t + 1], &west);
+  reach(b, s, b->starting, b->starting_begin[t + 1], b->starting_begin[t + 2], &east);
+  /* a + here == e + there, smallest a */
+  const int64_t d = there - here;
+  for (int32_t w = 0; w < b->sum_words; w++)
+    for (uint64_t bits = west.bit[w]; bits; bits &= bits - 1) {
+      int64_t a = w * 64 + __builtin_ctzll(bits), e = a - d;
+      if (e >= 0 && e < b->sum_words * 64 && east.bit[e >> 6] >> (e & 63) & 1) return here + a;
+    }
+  return -1;
+}
+
 /* Infers; finds the section to branch on and what can rest there. false: a dead end. */
 static bool look(rgi_beam *b, state *s, int32_t *section) {
   const rgi_packing *p = b->p;
@@ -108,6 +149,35 @@ static bool look(rgi_beam *b, state *s, int32_t *section) {
     if (b->floor[t] == INT64_MAX) continue;
     if (b->floor[t] + s->left[t] > b->cap[t]) return false;
     if (b->floor[t] < level) level = b->floor[t];
+  }
+  if (b->sum_words) {
+    bool any = false, changed = false;
+    for (int32_t t = 0; t + 1 < b->m; t++) {
+      b->even[t] = 0;
+      if (!b->tight[t] || !b->tight[t + 1] || b->floor[t] == b->floor[t + 1] || b->floor[t] == INT64_MAX || b->floor[t + 1] == INT64_MAX) continue;
+      int64_t l = even_again(b, s, t, b->floor[t], b->floor[t + 1]);
+      if (l < 0) return false;
+      b->even[t] = l;
+      any = true;
+    }
+    if (any)
+      for (int32_t i = 0; i < b->nalive; i++) {
+        int32_t v = b->alive[i];
+        int64_t least = s->least[v];
+        for (int32_t t = piece[v].first; t < piece[v].last; t++) if (b->even[t] > least) least = b->even[t];
+        if (least > s->least[v]) { s->least[v] = least; changed = true; if (least > b->limit[v]) return false; }
+      }
+    if (changed) {
+      for (int32_t t = 0; t < b->m; t++) b->floor[t] = INT64_MAX;
+      for (int32_t i = 0; i < b->nalive; i++) {
+        int32_t v = b->alive[i];
+        int64_t least = s->least[v];
+        for (int32_t t = piece[v].first; t <= piece[v].last; t++)
+          if (least < b->floor[t]) b->floor[t] = least;
+      }
+      for (int32_t t = 0; t < b->m; t++)
+        if (b->floor[t] != INT64_MAX && b->floor[t] + s->left[t] > b->cap[t]) return false;
+    }
   }
   for (int32_t i = 0; i < b->nalive; i++) {
     int32_t v = b->alive[i];
@@ -150,16 +220,21 @@ static double random_unit(rgi_beam *b) {
   return (double)(mix(b->random) >> 11) * 0x1p-53;
 }
 
-/* Steps between neighbouring floors. */
-static int32_t roughness(const rgi_beam *b) {
-  int32_t steps = 0;
-  int64_t before = INT64_MAX;
-  for (int32_t t = 0; t < b->m; t++) {
-    if (b->floor[t] == INT64_MAX) continue;
-    steps += before != INT64_MAX && b->floor[t] != before;
-    before = b->floor[t];
-  }
-  return steps;
+/* What the step between the floors of t and t + 1 costs: less if one piece would level it. */
+static double step(const rgi_beam *b, const state *s, int32_t t, int64_t here, int64_t there) {
+  if (here == there || here == INT64_MAX || there == INT64_MAX) return 0;
+  const int32_t *list = here < there ? b->ending : b->starting;
+  const int32_t *begin = here < there ? &b->ending_begin[t] : &b->starting_begin[t + 1];
+  int64_t gap = here < there ? there - here : here - there;
+  for (int32_t i = begin[0]; i < begin[1]; i++)
+    if (b->p->piece[list[i]].size == gap && is_open(s, list[i])) return b->how.match;
+  return 1;
+}
+
+static double roughness(const rgi_beam *b, const state *s) {
+  double sum = 0;
+  for (int32_t t = 0; t + 1 < b->m; t++) sum += step(b, s, t, b->floor[t], b->floor[t + 1]);
+  return sum;
 }
 
 static bool add_child(rgi_beam *b, child c) {
@@ -182,12 +257,15 @@ static bool expand(rgi_beam *b, int32_t parent) {
   for (int32_t given_up = 0; given_up <= MOST_GIVEN_UP; given_up++) {
     if (!look(b, s, &section)) return true;
     const int64_t level = b->floor[section];
-    const int32_t rough = roughness(b);
+    const double rough = roughness(b, s);
     for (int32_t i = 0; i < b->ncandidate; i++) {
-      int32_t u = b->candidate[i], west = b->p->piece[u].first - 1, east = b->p->piece[u].last + 1, steps = rough;
+      int32_t u = b->candidate[i], west = b->p->piece[u].first - 1, last = b->p->piece[u].last;
       int64_t top = level + b->p->piece[u].size;
-      if (west >= 0 && b->floor[west] != INT64_MAX) steps += (b->floor[west] != top) - (b->floor[west] != level);
-      if (east < b->m && b->floor[east] != INT64_MAX) steps += (b->floor[east] != top) - (b->floor[east] != level);
+      double steps = rough;
+      s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
+      if (west >= 0) steps += step(b, s, west, b->floor[west], top) - step(b, s, west, b->floor[west], level);
+      if (last + 1 < b->m) steps += step(b, s, last, top, b->floor[last + 1]) - step(b, s, last, level, b->floor[last + 1]);
+      s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
       double score = b->how.rough * steps - b->how.area * s->credit + b->how.noise * random_unit(b) +
                      b->how.gap * given_up;
       if (!add_child(b, (child){score, level, parent, u, given_up})) return false;
@@ -298,11 +376,14 @@ rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t 
     b->limit[i] = (capacity - bytes) / p->unit;
   }
   for (int32_t t = 0; t < b->m; t++) b->cap[t] = (capacity + p->pad[t]) / p->unit;
+  b->sum_words = capacity / p->unit < SUM_WORDS * 64 ? (int32_t)(capacity / p->unit / 64 + 1) : 0;
+  for (int32_t t = 0; t < b->m; t++) b->tight[t] = p->load[t] == b->cap[t];
   b->how.anywhere = attempt % 2 == 0;
   b->how.area = attempt / 2 % 3 == 0 ? 0.3 : attempt / 2 % 3 == 1 ? 0 : 0.1;
   b->how.rough = 1;
   b->how.noise = 0.3;
   b->how.gap = 0.5;
+  b->how.match = 0.5;
   b->random = attempt;
   b->nodes = 0;
   rgi_verdict verdict = RGI_NO_MEMORY;
@@ -345,11 +426,21 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
       !(b->floor = rgi_malloc(p->ctx, m * sizeof *b->floor)) || !(b->count = rgi_malloc(p->ctx, m * sizeof *b->count)) ||
       !(b->alive = rgi_malloc(p->ctx, n * sizeof *b->alive)) ||
       !(b->candidate = rgi_malloc(p->ctx, n * sizeof *b->candidate)) ||
+      !(b->tight = rgi_malloc(p->ctx, m)) ||!(b->even = rgi_malloc(p->ctx, m * 8)) ||
+!(b->ending = rgi_malloc(p->ctx, n * 4)) ||!(b->starting = rgi_malloc(p->ctx, n * 4)) ||!(b->ending_begin = rgi_malloc(p->ctx, (m+1) * 4)) ||!(b->starting_begin = rgi_malloc(p->ctx, (m+1) * 4)) ||
       !(b->area = rgi_malloc(p->ctx, n * sizeof *b->area))) {
     rgi_beam_destroy(b);
     *out = NULL;
     return rgi_nomem(e);
   }
+  for (int32_t t = 0; t <= p->m; t++) b->ending_begin[t] = b->starting_begin[t] = 0;
+  for (int32_t i = 0; i < p->n; i++) b->ending_begin[p->piece[i].last + 1]++, b->starting_begin[p->piece[i].first + 1]++;
+  for (int32_t t = 0; t < p->m; t++) b->ending_begin[t + 1] += b->ending_begin[t], b->starting_begin[t + 1] += b->starting_begin[t];
+  for (int32_t t = 0, i = 0, j = 0; t < p->m; t++)
+    for (int32_t v = 0; v < p->n; v++) {
+      if (p->piece[v].last == t) b->ending[i++] = v;
+      if (p->piece[v].first == t) b->starting[j++] = v;
+    }
   double total = 0;
   for (int32_t i = 0; i < p->n; i++)
     total += b->area[i] = (double)p->piece[i].size * (p->piece[i].last - p->piece[i].first + 1);
@@ -359,7 +450,7 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
 
 void rgi_beam_destroy(rgi_beam *b) {
   if (!b) return;
-  void *all[] = {b->limit, b->cap, b->floor, b->count, b->alive, b->candidate, b->area};
+  void *all[] = {b->limit, b->cap, b->floor, b->count, b->alive, b->candidate, b->area, b->tight, b->even, b->ending, b->ending_begin, b->starting, b->starting_begin};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(b->p->ctx, all[i]);
   rgi_free(b->p->ctx, b);
 }

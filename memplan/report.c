@@ -18,6 +18,7 @@ typedef struct view {
   int32_t n, turn;  /* steps; the first of backward, n if there is none */
   int64_t *saved;   /* per step: bytes alive */
   int64_t *scratch; /* per step */
+  bool *given;      /* per block: another took its bytes over */
 } view;
 
 static void close_view(view *v) {
@@ -32,7 +33,8 @@ static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
   v->node = rgi_alloc_n(v->arena, nodes, sizeof *v->node);
   v->saved = rgi_alloc_n(v->arena, nodes, sizeof *v->saved);
   v->scratch = rgi_alloc_n(v->arena, nodes, sizeof *v->scratch);
-  if (!v->step || !v->node || !v->saved || !v->scratch) {
+  v->given = rgi_alloc_n(v->arena, (size_t)m->nblock + 1, sizeof *v->given);
+  if (!v->given || !v->step || !v->node || !v->saved || !v->scratch) {
     close_view(v);
     return false;
   }
@@ -45,6 +47,7 @@ static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
     int64_t *alive = b->region == RGI_R_SAVED ? v->saved : v->scratch;
+    if (b->shares >= 0) v->given[b->shares] = true;
     /* Where bytes are handed over both blocks own them; they count once. */
     for (int32_t s = v->step[b->first] + (b->shares >= 0); s <= v->step[b->last]; s++) alive[s] += b->size;
   }
@@ -190,7 +193,9 @@ static void draw_axis(const canvas *c) {
   rgi_buf_printf(out, "%*s └", c->label - 1, "0 B");
   for (int x = 0; x < c->forward + c->backward; x++) rgi_buf_printf(out, "%s", x == c->forward ? "┴─" : "─");
   rgi_buf_printf(out, "\n%*s", c->label + 1, "");
-  if (c->forward > 0) fitted(out, c->forward >= 9 ? "forward" : "fwd", c->forward < 3 ? 3 : c->forward);
+  const char *forward = c->forward >= 9 ? "forward" : "fwd";
+  if (c->forward > 0 && c->backward > 0) fitted(out, forward, c->forward < 3 ? 3 : c->forward);
+  if (c->forward > 0 && c->backward == 0) rgi_buf_printf(out, "%s", forward);
   if (c->backward > 0) rgi_buf_printf(out, " %s", c->backward >= 9 ? "backward" : "bwd");
   rgi_buf_printf(out, "\n");
 }
@@ -346,7 +351,9 @@ static void svg_label(const panel *p, const rgi_block *b, double x, double y, do
 static void svg_block(const panel *p, const rgi_block *b, int shade) {
   const view *v = p->v;
   rgi_buf *out = p->out;
-  double x = x_of(p, v->step[b->first]), w = x_of(p, v->step[b->last] + 1) - x,
+  /* Both sides of a hand-over have half of its step. */
+  double x = x_of(p, v->step[b->first] + (b->shares >= 0 ? 0.5 : 0)),
+         w = x_of(p, v->step[b->last] + (v->given[b - v->m->block] ? 0.5 : 1)) - x,
          y = y_of(p, b->address + b->size), h = y_of(p, b->address) - y;
   char size[32];
   rgi_buf_printf(out, "<g><title>");

@@ -158,14 +158,13 @@ static void weight_task(void *arg, int64_t number, int thread) {
   float sum[RGI_PIECE], head[RGI_PIECE];
   (void)thread;
   for (int64_t i = 0; i < n; i++) sum[i] = -0.0f; /* what sums begin with: x + -0 is x */
-  if (j->add) memcpy(sum, to, (size_t)n * 4);
   for (int64_t h = s->heads - 1; h >= 0; h--) {
     memset(head, 0, sizeof head);
     for (int64_t chunk = 0; chunk < j->rows->chunks; chunk++)
       rgi_store_add(head, j->rows->partial + (chunk * s->heads + h) * s->width + first, n);
     rgi_store_add(sum, head, n);
   }
-  rgi_store_by(j->rows->c->isa, to, j->dw->dtype, sum, n);
+  rgi_put_grad(j->rows->c->isa, j->add, to, j->dw->dtype, sum, n); /* as one term: sums may come in another order */
 }
 
 static size_t partial_bytes(rows s) {

@@ -249,6 +249,9 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
 static rg_status reshape_backward(rgi_backward *b, int node, rg_error *e) {
   int gradient = rgi_bwd_gradient(b, node, 0), back;
   if (gradient < 0) return RG_OK;
+  const rgi_node *n = &rgi_bwd_graph(b)->node[node];
+  const rgi_tensor *to = rgi_bwd_graph(b)->tensor + rgi_in(n, 0), *from = rgi_bwd_graph(b)->tensor + rgi_out(n, 0);
+  if (to->dim[0].c != from->dim[0].c) RGI_TRY(rgi_bwd_live(b, gradient, &gradient, e));
   RGI_TRY(rgi_bwd_dense(b, gradient, &gradient, e));
   const rgi_graph *g = rgi_bwd_graph(b);
   const rgi_tensor *x = &g->tensor[rgi_in(&g->node[node], 0)];
@@ -312,6 +315,7 @@ static rg_status transpose_backward(rgi_backward *b, int node, rg_error *e) {
   int64_t inverse[RG_MAX_RANK];
   for (int i = 0; i < perm->i; i++) inverse[perm->list[i]] = i;
   rg_value attr = {.i = perm->i, .list = inverse, .set = true};
+  if (inverse[0] != 0) RGI_TRY(rgi_bwd_live(b, gradient, &gradient, e));
   RGI_TRY(rgi_bwd_unary(b, "transpose", &attr, gradient, ".transpose", &back, e));
   return rgi_bwd_give(b, node, 0, back, -1, 0, e);
 }

@@ -91,7 +91,26 @@ static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes
   return ms;
 }
 
-enum { MOST_DROPS = 64 };
+enum { MOST_DROPS = 64, MOST_TRIED = 256 };
+
+/* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to try) the next by
+ * memory freed. */
+static int next_candidate(const chooser *c, uint64_t *set, const int *order) {
+  const rgi_model *m = c->m;
+  int best = -1;
+  double best_rate = 0;
+  int64_t now = bound_of(c, set);
+  for (int k = 0; k < m->ncandidate; k++) {
+    int i = order[k];
+    if (rgi_has(set, i)) continue;
+    if (m->ncandidate > MOST_TRIED) return i;
+    rgi_put(set, i);
+    double rate = (double)(now - bound_of(c, set)) / (m->ms[i] + 1e-9);
+    rgi_drop(set, i);
+    if (best < 0 || rate > best_rate) best = i, best_rate = rate;
+  }
+  return best;
+}
 
 static rg_status bounded(chooser *c, rg_error *e) {
   const rgi_model *m = c->m;
@@ -107,7 +126,7 @@ static rg_status bounded(chooser *c, rg_error *e) {
       next = taken + stride;
     }
     if (yes || taken == m->ncandidate) break;
-    rgi_put(set, order[taken]);
+    rgi_put(set, next_candidate(c, set, order));
     tell(c, taken, m->ncandidate);
   }
   if (!yes) return RG_OK;
@@ -139,12 +158,17 @@ static rg_status choose(chooser *c, rg_error *e) {
   if (c->found) return RG_OK;
   char asked[32], least[32];
   return rgi_fail(e, RG_E_INFEASIBLE, "/budget/bytes", NULL,
-                  "no choice of recomputed nodes fits %s of %s memory; the least any reaches is %s (%lld bytes)",
+                  "%s fits %s of %s memory; the least any reaches is %s (%lld bytes)",
+                  c->m->ncandidate <= RGI_EXACT_LIMIT ? "no choice of recomputed nodes"
+                                                      : "no choice of recomputed nodes that the bounded search tried",
                   rgi_human_bytes(c->budget, asked), c->of_saved ? "saved" : "peak", rgi_human_bytes(c->least, least),
                   (long long)c->least);
 }
 
 /* ---- the pass ---- */
+
+/* Why a node is no candidate. */
+static const char UNREAD[] = "backward reads nothing of it", FIXED[] = "not recomputable";
 
 static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_choice **out,
                             rg_error *e) {
@@ -165,7 +189,7 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
   for (int o = 0; o < g->norigin; o++) {
     c->node[o].name = rgi_strdup(a, g->origin[o].name);
     c->node[o].op = g->origin[o].op->name;
-    c->node[o].why = rgi_recomputable(&g->origin[o]) ? "backward reads nothing of it" : "not recomputable";
+    c->node[o].why = rgi_recomputable(&g->origin[o]) ? UNREAD : FIXED;
     if (!c->node[o].name) {
       rgi_arena_destroy(a);
       return rgi_nomem(e);
@@ -269,29 +293,43 @@ static const char *preset_name(rgi_preset p) {
   return name[p];
 }
 
-void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
-  char a[32], b[32], s[32];
-  rgi_buf_printf(out, "recompute: %s", preset_name(c->preset));
-  if (c->preset == RGI_PRESET_BUDGET)
-    rgi_buf_printf(out, ", %s of %s; %s after %lld choices", rgi_human_bytes(c->budget, a),
-                   c->budget_of_saved ? "saved memory" : "peak", c->optimal ? "optimal" : "not proved optimal",
-                   (long long)c->explored);
-  if (c->gap > 0) rgi_buf_printf(out, ", gap %.1f %%", 100 * c->gap);
-  rgi_buf_printf(out, "\n  saved %s -> %s, peak bound %s -> ", rgi_human_bytes(c->saved_before, a),
-                 rgi_human_bytes(c->saved_after, b), rgi_human_bytes(c->peak_before, s));
-  rgi_buf_printf(out, "%s, %.3g ms of model time more\n", rgi_human_bytes(c->peak_after, a), c->extra_ms);
-  int width = 4;
-  for (int i = 0; i < c->nnode; i++)
-    if ((int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
+/* The nodes that were no candidates for reason `why`, in one line. */
+static void others(const rgi_choice *c, const char *why, const char *title, rgi_buf *out) {
+  bool any = false;
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
-    rgi_buf_printf(out, "  %-*s  %-10s", width, n->name, n->recomputed ? "recomputed" : n->candidate ? "kept" : "-");
-    if (n->candidate)
-      rgi_buf_printf(out, "  %10s  %8.3f ms", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
-    else
-      rgi_buf_printf(out, "  %10s  %11s", "", "");
-    rgi_buf_printf(out, "  %s\n", n->why);
+    if (n->candidate || strcmp(n->why, why) != 0) continue;
+    rgi_buf_printf(out, any ? ", %s" : "  %s%s", any ? n->name : title, any ? "" : n->name);
+    any = true;
   }
+  if (any) rgi_buf_printf(out, "\n");
+}
+
+void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
+  char a[32];
+  int width = 11, candidates = 0; /* "recomputing" */
+  for (int i = 0; i < c->nnode; i++) {
+    candidates += c->node[i].candidate;
+    if (c->node[i].candidate && (int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
+  }
+  static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
+  rgi_buf_printf(out, "recompute: %s", title[c->preset]);
+  if (c->preset == RGI_PRESET_BUDGET) {
+    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried", rgi_human_bytes(c->budget, a),
+                   c->budget_of_saved ? "saved" : "peak", c->optimal ? "proved optimal" : "not proved optimal",
+                   (long long)c->explored, c->explored == 1 ? "" : "s");
+    if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
+  }
+  rgi_buf_printf(out, "\n");
+  if (candidates) rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    if (!n->candidate) continue;
+    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name, n->recomputed ? "recomputed" : "kept",
+                   rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+  }
+  others(c, UNREAD, "not read by backward: ", out);
+  others(c, FIXED, "can't be recomputed: ", out);
 }
 
 void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {

@@ -4,7 +4,7 @@
  * uses the public headers only, and is linked to nothing: the names it needs (rg_convert) come from the
  * regraph that loads it.
  *
- *     regraph run examples/plugin/hard_gate.json --plugin build/hard_sigmoid.so --set T=1024
+ *     regraph run examples/plugin/hard_gate.json --plugin build/plugin/hard_sigmoid.so --set T=1024
  *
  * It shows all that an op needs to take part in everything: ports and attributes as data (shapes, checks,
  * `regraph ops`, the schema), cost (the planner's choices), a backward op (autodiff), and the promises O1 …

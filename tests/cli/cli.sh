@@ -107,9 +107,9 @@ expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
 expect 0 '\$schema' schema spec
 expect 0 '\$schema' schema policy
 for spec in "$examples"/*.json; do
-  expect 0 ': ok — [0-9]+ nodes' check "$spec"
+  expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
-  expect 0 ': ok — [0-9]+ nodes' check "$spec" --set T=512 --set B=2
+  expect 0 ': ok — [0-9]+ nodes?,' check "$spec" --set T=512 --set B=2
   for policy in none all budget groups; do expect 0 ': ok — ' check "$spec" --policy "$examples/policies/$policy.json"; done
 done
 for policy in "$examples"/policies/*.json; do
@@ -131,6 +131,8 @@ expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4096 --json
 expect 0 '^(di)?graph' plan "$nsa" --set T=4096 --dot
 expect 0 . plan "$nsa" --set T=4096 --timeline
 expect 0 'cmp_o' plan "$nsa" --set T=4096 --graph --svg memory.svg
+expect 0 'nodes, free: T, B$' check "$nsa"
+expect 2 "no dimension or parameter 'h' to set \(nearest: 'H'\)" check "$nsa" --set h=4
 grep -q '<svg' memory.svg || fail "plan --svg writes no picture"
 expect 0 'cuda' plan "$nsa" --set T=65536 --device cuda
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
@@ -196,7 +198,7 @@ printf '\0\0\0\0\010\0\0\0\310\0\0\0' | npy cu.npy "$i4"   # 0, 8, 200
 printf '\0\0\0\0\310\0\0\0\010\0\0\0' | npy fall.npy "$i4" # 0, 200, 8
 head -c 1000 a.npy >short.npy
 expect 0 '\[200, 4, 32\]' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=cu.npy
-expect 3 'RG_E_DATA' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=fall.npy
+expect 3 'fall.npy: RG_E_DATA' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=fall.npy
 expect 3 'RG_E_SHAPE' run "$nsa" "${small[@]}" --in q=a.npy --in cu_seqlens=cu.npy --set B=3
 expect 3 'RG_E_SHAPE' run "$nsa" "${small[@]}" --in q=a.npy --set T=300
 expect 3 'RG_E_SHAPE' run "$nsa" --in q=a.npy
@@ -206,7 +208,8 @@ expect 3 'short.npy: RG_E_SYNTAX: truncated' run "$nsa" "${small[@]}" --in q=sho
 expect 3 'cu.npy: RG_E_DTYPE' run "$nsa" "${small[@]}" --in q=cu.npy
 expect 3 'two.npy: RG_E_DTYPE' run "$nsa" "${small[@]}" --in cu_seqlens=two.npy
 expect 3 'RG_E_IO' run "$nsa" "${small[@]}" --in q=nowhere.npy
-expect 2 "no input 'Q'" run "$nsa" "${small[@]}" --in Q=a.npy
+expect 2 "no input 'Q'; did you mean 'q'" run "$nsa" "${small[@]}" --in Q=a.npy
+expect 2 "no input 'x'; it has q, k, v, gate, cu_seqlens" run "$nsa" "${small[@]}" --in x=a.npy
 expect 2 "no output 'oo'; did you mean 'o'" run "$nsa" "${small[@]}" --set T=64 --out oo=x.npy
 expect 2 'expected NAME=FILE.npy' run "$nsa" "${small[@]}" --in a.npy
 expect 2 "names 'q' twice" run "$nsa" "${small[@]}" --in q=a.npy --in q=b.npy

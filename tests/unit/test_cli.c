@@ -384,7 +384,7 @@ Test(draw, summary) {
   cr_assert_float_eq(y.mean, 2, 1e-12);
   cr_assert_eq(y.min, -1);
   data_summarise(RG_F32, x, 0, &y);
-  cr_assert_eq(y.mean, 0);
+  cr_assert(isnan(y.mean) && isnan(y.max), "nothing has no mean");
 }
 
 /* ---- arguments ---- */
