@@ -31,3 +31,8 @@ if(TARGET regraph_cli)
     set_target_properties(regraph_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${lib_from_bin}")
   endif()
 endif()
+
+# Something to try after installing.
+install(FILES README.md LICENSE CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/regraph)
+install(DIRECTORY examples/ DESTINATION ${CMAKE_INSTALL_DATADIR}/regraph/examples FILES_MATCHING PATTERN "*.json"
+        PATTERN "*.c" PATTERN "README.md")

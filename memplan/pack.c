@@ -167,30 +167,32 @@ static int64_t packing_bound(const rgi_packing *p) {
 
 typedef struct part {
   rgi_packing packing;
-  int64_t *offset; /* best, units */
-  int64_t peak, bound;
+  int64_t base;    /* bytes of peeled pieces that lie below */
+  int64_t *offset; /* best, units above the base */
+  int64_t peak, bound; /* bytes above the base */
   rgi_heuristic *heuristic;
   rgi_search *search;
-  uint32_t attempt; /* searches so far */
-  int64_t round;
+  rgi_beam *beam;
+  uint32_t searches, beams; /* so far */
+  int64_t search_nodes, beam_nodes;
 } part;
 
 static void free_part(const rg_context *ctx, part *x) {
   rgi_heuristic_destroy(x->heuristic);
   rgi_search_destroy(x->search);
+  rgi_beam_destroy(x->beam);
   rgi_free(ctx, x->offset);
   free_packing(&x->packing);
 }
 
-/* Searches at one capacity; learns a better packing or a better bound. */
-static rg_status decide(part *x, int64_t capacity, int64_t budget, double deadline, int64_t *scratch,
-                        int64_t *explored, rg_error *e) {
-  switch (rgi_search_run(x->search, capacity, budget, x->attempt++, deadline, scratch, explored)) {
+/* What a search at one capacity taught: a better packing or a better bound. */
+static rg_status learn(part *x, int64_t capacity, rgi_verdict verdict, const int64_t *found, rg_error *e) {
+  switch (verdict) {
   case RGI_FOUND:
     x->peak = 0;
     for (int32_t i = 0; i < x->packing.n; i++) {
-      int64_t end = scratch[i] * x->packing.unit + rgi_piece_bytes(&x->packing, i);
-      x->offset[i] = scratch[i];
+      int64_t end = found[i] * x->packing.unit + rgi_piece_bytes(&x->packing, i);
+      x->offset[i] = found[i];
       if (end > x->peak) x->peak = end;
     }
     break;
@@ -216,22 +218,34 @@ static int64_t luby(int64_t i) {
   return size;
 }
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
- * asks whether the goal itself can be reached, every third time whether something in between can. */
-static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, int64_t *explored,
-                            rg_error *e) {
+static int64_t goal_of(const part *x, int64_t target) { return target > x->bound ? target : x->bound; }
+
+/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Both searches get the
+ * same number of nodes; mostly they try for the goal itself, now and then for something in between. */
+static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
+  static const int32_t widths[] = {20, 60, 100, 60, 200, 60, 100, 400};
   rgi_packing *p = &x->packing;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, target > x->bound ? target : x->bound, 64, deadline, x->offset,
-                        &x->peak);
-  for (; rgi_pack_now() < deadline; x->round++) {
-    int64_t goal = target > x->bound ? target : x->bound;
-    if (x->peak <= goal) break;
+  rgi_heuristic_improve(x->heuristic, goal_of(x, target), 64, deadline, x->offset, &x->peak);
+  while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
+    int64_t capacity = goal_of(x, target);
+    rgi_verdict verdict;
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
-    int64_t capacity = x->round % 3 == 2 ? goal + (x->peak - goal) / 2 : goal;
-    RGI_TRY(decide(x, capacity, 4000 * luby(x->round), deadline, scratch, explored, e));
-    goal = target > x->bound ? target : x->bound;
-    rgi_heuristic_improve(x->heuristic, goal, 16, deadline, x->offset, &x->peak);
+    if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
+    if (x->search_nodes <= x->beam_nodes) {
+      if (x->searches % 4 == 3) capacity += (x->peak - capacity) / 2;
+      verdict = rgi_search_run(x->search, capacity, 4000 * luby(x->searches), x->searches, deadline, scratch,
+                               &x->search_nodes);
+      x->searches++;
+    } else {
+      if (x->beams % 4 == 3) capacity += (x->peak - capacity) / 2;
+      int32_t width = widths[x->beams % RGI_COUNT(widths)];
+      if (x->beams >= 64) width *= 2;
+      verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);
+      x->beams++;
+    }
+    RGI_TRY(learn(x, capacity, verdict, scratch, e));
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), 8, deadline, x->offset, &x->peak);
   }
   return RG_OK;
 }
@@ -254,6 +268,8 @@ typedef struct whole {
   int32_t n;
   part *part;
   int32_t nparts;
+  int64_t unit;
+  int64_t bound; /* bytes: no packing does better */
 } whole;
 
 static void free_whole(whole *w) {
@@ -270,11 +286,11 @@ static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t ali
   w->piece = rgi_malloc(w->ctx, (n + 1) * sizeof *w->piece);
   w->event = rgi_malloc(w->ctx, (2 * n + 1) * sizeof *w->event);
   if (!w->piece || !w->event) return rgi_nomem(e);
-  *unit = 0;
+  w->unit = 0;
   for (size_t i = 0; i < n; i++) {
     if (trivial(&b[i])) continue;
     int64_t size = rounded_size(&b[i], align);
-    *unit = gcd(*unit, size);
+    w->unit = gcd(w->unit, size);
     w->event[2 * w->n] = (event){b[i].lower, w->n};
     w->event[2 * w->n + 1] = (event){b[i].upper, ~w->n};
     w->piece[w->n++] = (rgi_piece){.id = (int32_t)i, .size = size, .pad = size - b[i].size};
@@ -294,45 +310,68 @@ static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t ali
       w->piece[~i].last = section - 1;
     }
   }
-  for (int32_t i = 0; i < w->n; i++) w->piece[i].size /= *unit;
+  for (int32_t i = 0; i < w->n; i++) w->piece[i].size /= w->unit;
   qsort(w->piece, (size_t)w->n, sizeof *w->piece, compare_pieces);
   return RG_OK;
 }
 
-/* Cuts the pieces into parts that share no section. Each starts from the offsets greedy left in b. */
-static rg_status make_parts(whole *w, const rg_buffer *b, int64_t unit, rg_error *e) {
-  int32_t hi = -1;
-  for (int32_t i = 0; i < w->n; i++) {
-    if (w->piece[i].first > hi) w->nparts++;
+/* One connected part of the pieces from … to-1, which start from the offsets in b. */
+static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to, int64_t base, rg_error *e) {
+  part *x = &w->part[w->nparts++];
+  memset(x, 0, sizeof *x);
+  x->base = base;
+  rgi_packing *p = &x->packing;
+  int32_t lo = w->piece[from].first, hi = lo;
+  for (int32_t i = from; i < to; i++)
     if (w->piece[i].last > hi) hi = w->piece[i].last;
+  *p = (rgi_packing){.ctx = w->ctx, .n = to - from, .m = hi - lo + 1, .unit = w->unit};
+  p->piece = rgi_malloc(w->ctx, (size_t)p->n * sizeof *p->piece);
+  x->offset = rgi_malloc(w->ctx, (size_t)p->n * sizeof *x->offset);
+  if (!p->piece || !x->offset) return rgi_nomem(e);
+  for (int32_t k = 0; k < p->n; k++) {
+    p->piece[k] = w->piece[from + k];
+    p->piece[k].first -= lo;
+    p->piece[k].last -= lo;
+    x->offset[k] = (b[p->piece[k].id].offset - base) / w->unit;
+    int64_t end = x->offset[k] * w->unit + rgi_piece_bytes(p, k);
+    if (end > x->peak) x->peak = end;
   }
-  int32_t nparts = w->nparts;
-  w->nparts = 0;
-  w->part = rgi_malloc(w->ctx, (size_t)(nparts + 1) * sizeof *w->part);
-  if (!w->part) return rgi_nomem(e);
-  for (int32_t i = 0; i < w->n;) {
-    int32_t j = i, base = w->piece[i].first;
-    hi = w->piece[i].last;
-    for (; j < w->n && w->piece[j].first <= hi; j++)
-      if (w->piece[j].last > hi) hi = w->piece[j].last;
-    part *x = &w->part[w->nparts++];
-    memset(x, 0, sizeof *x);
-    rgi_packing *p = &x->packing;
-    *p = (rgi_packing){.ctx = w->ctx, .n = j - i, .m = hi - base + 1, .unit = unit};
-    p->piece = rgi_malloc(w->ctx, (size_t)p->n * sizeof *p->piece);
-    x->offset = rgi_malloc(w->ctx, (size_t)p->n * sizeof *x->offset);
-    if (!p->piece || !x->offset) return rgi_nomem(e);
-    for (int32_t k = 0; k < p->n; k++) {
-      p->piece[k] = w->piece[i + k];
-      p->piece[k].first -= base;
-      p->piece[k].last -= base;
-      x->offset[k] = b[p->piece[k].id].offset / unit;
-      int64_t end = x->offset[k] * unit + rgi_piece_bytes(p, k);
-      if (end > x->peak) x->peak = end;
+  RGI_TRY(finish_packing(p, e));
+  x->bound = packing_bound(p);
+  if (base + x->bound > w->bound) w->bound = base + x->bound;
+  return RG_OK;
+}
+
+/* Takes a piece that spans all sections lo … hi (and has no pad to lose on top) out of from … to-1: it moves to the
+ * base, what lay below it moves up. -1 if there is none. */
+static bool peel(whole *w, rg_buffer *b, int32_t from, int32_t to, int32_t lo, int32_t hi, int64_t base) {
+  int32_t u = from;
+  while (u < to && (w->piece[u].first > lo || w->piece[u].last < hi || w->piece[u].pad > 0)) u++;
+  if (u == to) return false;
+  const rgi_piece peeled = w->piece[u];
+  for (int32_t i = from; i < to; i++)
+    if (b[w->piece[i].id].offset < b[peeled.id].offset) b[w->piece[i].id].offset += peeled.size * w->unit;
+  b[peeled.id].offset = base;
+  memmove(&w->piece[from + 1], &w->piece[from], (size_t)(u - from) * sizeof peeled);
+  w->piece[from] = peeled;
+  return true;
+}
+
+/* Cuts the pieces from … to-1 into parts that share no section; peels each and cuts again. Every call below the first
+ * has fewer pieces, and only calls that cut nest. */
+static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, int64_t base, rg_error *e) {
+  while (from < to) {
+    int32_t lo = w->piece[from].first, hi = w->piece[from].last, next = from;
+    for (; next < to && w->piece[next].first <= hi; next++)
+      if (w->piece[next].last > hi) hi = w->piece[next].last;
+    if (next < to) {
+      RGI_TRY(make_parts(w, b, from, next, base, e));
+      from = next;
+      continue;
     }
-    RGI_TRY(finish_packing(p, e));
-    x->bound = packing_bound(p);
-    i = j;
+    if (!peel(w, b, from, to, lo, hi, base)) return add_part(w, b, from, to, base, e);
+    base += w->piece[from++].size * w->unit;
+    if (base > w->bound) w->bound = base;
   }
   return RG_OK;
 }
@@ -340,47 +379,42 @@ static rg_status make_parts(whole *w, const rg_buffer *b, int64_t unit, rg_error
 rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o, rg_pack_result *r,
                    rg_error *e) {
   const double start = rgi_pack_now();
-  int64_t align = o && o->align ? o->align : 1, unit = 1, greedy;
-  double deadline = start + (o && o->seconds > 0 ? o->seconds : 5);
+  const double deadline = start + (o && o->seconds > 0 ? o->seconds : 5);
+  const int64_t align = o && o->align ? o->align : 1, capacity = o ? o->capacity : 0;
+  int64_t greedy, *scratch = NULL;
   whole w = {.ctx = ctx};
-  int64_t *scratch = NULL;
   rg_status status;
   memset(r, 0, sizeof *r);
   RGI_TRY(rgi_pack_greedy(ctx, b, n, align, &greedy, e));
-  RGI_GOTO(status, make_pieces(&w, b, n, align, &unit, e), out);
-  if (w.n > 0) {
-    /* Greedy rests on sums of rounded sizes: whole units. */
-    RGI_GOTO(status, make_parts(&w, b, unit, e), out);
-    scratch = rgi_malloc(ctx, (size_t)w.n * sizeof *scratch);
-    if (!scratch) {
-      status = rgi_nomem(e);
-      goto out;
-    }
+  RGI_GOTO(status, make_pieces(&w, b, n, align, e), out);
+  w.part = rgi_malloc(ctx, ((size_t)w.n + 1) * sizeof *w.part);
+  scratch = rgi_malloc(ctx, ((size_t)w.n + 1) * sizeof *scratch);
+  if (!w.part || !scratch) {
+    status = rgi_nomem(e);
+    goto out;
   }
-  /* `bound` rises where the search proves that a part cannot do with the bytes alive at once; the report
-   * keeps those. */
-  int64_t bound = 0, capacity = o ? o->capacity : 0;
-  for (int32_t i = 0; i < w.nparts; i++)
-    if (w.part[i].bound > bound) bound = w.part[i].bound;
-  r->lower_bound = bound;
-  bool hopeless = capacity > 0 && capacity < bound;
+  RGI_GOTO(status, make_parts(&w, b, 0, w.n, 0, e), out);
+  /* w.bound rises where the search proves that a part cannot do with the bytes alive at once; the report keeps those. */
+  r->lower_bound = w.bound;
+  bool hopeless = capacity > 0 && capacity < w.bound;
   for (bool again = !hopeless; again;) {
-    int64_t target = capacity > bound ? capacity : bound;
+    int64_t target = capacity > w.bound ? capacity : w.bound;
     again = false;
     for (int32_t i = 0; i < w.nparts; i++) {
       part *x = &w.part[i];
-      if (x->peak <= target || rgi_pack_now() > deadline) continue;
-      RGI_GOTO(status, solve_part(x, target, deadline, scratch, &r->nodes_explored, e), out);
-      if (x->bound > bound) bound = x->bound, again = true;
+      if (x->base + x->peak <= target || rgi_pack_now() > deadline) continue;
+      RGI_GOTO(status, solve_part(x, target - x->base, deadline, scratch, e), out);
+      if (x->base + x->bound > w.bound) w.bound = x->base + x->bound, again = true;
     }
   }
-  r->peak = 0;
   for (int32_t i = 0; i < w.nparts; i++) {
     part *x = &w.part[i];
-    if (x->peak > r->peak) r->peak = x->peak;
-    for (int32_t k = 0; k < x->packing.n; k++) b[x->packing.piece[k].id].offset = x->offset[k] * unit;
+    r->nodes_explored += x->search_nodes + x->beam_nodes;
+    for (int32_t k = 0; k < x->packing.n; k++) b[x->packing.piece[k].id].offset = x->base + x->offset[k] * w.unit;
   }
-  r->optimal = r->peak <= bound;
+  for (size_t i = 0; i < n; i++)
+    if (!trivial(&b[i]) && b[i].offset + b[i].size > r->peak) r->peak = b[i].offset + b[i].size;
+  r->optimal = r->peak <= w.bound;
   r->seconds = rgi_pack_now() - start;
 out:
   rgi_free(ctx, scratch);
@@ -388,10 +422,9 @@ out:
   return status;
 }
 
-rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
-                  rg_pack_result *out, rg_error *error) {
+rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options, rg_pack_result *out,
+                  rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
-  if (!ctx || !out || (n > 0 && !buffers))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
+  if (!ctx || !out || (n > 0 && !buffers)) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
   return rgi_pack(ctx, buffers, n, options, out, error);
 }

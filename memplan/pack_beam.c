@@ -85,7 +85,7 @@ static void place(const rgi_beam *b, state *s, int32_t u, int64_t at) {
   }
 }
 
-enum { SUM_WORDS = 16 };
+enum { SUM_WORDS = 32 };
 typedef struct sums {
   uint64_t bit[SUM_WORDS];
 } sums;
@@ -378,12 +378,13 @@ rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t 
   for (int32_t t = 0; t < b->m; t++) b->cap[t] = (capacity + p->pad[t]) / p->unit;
   b->sum_words = capacity / p->unit < SUM_WORDS * 64 ? (int32_t)(capacity / p->unit / 64 + 1) : 0;
   for (int32_t t = 0; t < b->m; t++) b->tight[t] = p->load[t] == b->cap[t];
-  b->how.anywhere = attempt % 2 == 0;
-  b->how.area = attempt / 2 % 3 == 0 ? 0.3 : attempt / 2 % 3 == 1 ? 0 : 0.1;
+  static const double area[] = {0.05, 0.1, 0, 0.3, -0.1}, match[] = {0.7, 1, 0.5};
+  b->how.anywhere = attempt % 4 != 2;
+  b->how.area = area[attempt % RGI_COUNT(area)];
+  b->how.match = match[attempt % RGI_COUNT(match)];
+  b->how.noise = attempt % 2 ? 0.3 : 1;
   b->how.rough = 1;
-  b->how.noise = 0.3;
   b->how.gap = 0.5;
-  b->how.match = 0.5;
   b->random = attempt;
   b->nodes = 0;
   rgi_verdict verdict = RGI_NO_MEMORY;

@@ -48,7 +48,7 @@ static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line
 
 static rg_status read_file(table *t, rg_error *e) {
   FILE *f = fopen(t->path, "rb");
-  if (!f) return fail_at(e, RG_E_IO, t, 0, 0, "cannot open the file: %s", strerror(errno));
+  if (!f) return fail_at(e, RG_E_IO, t, 0, 0, "can't open the file: %s", strerror(errno));
   size_t capacity = 1 << 14;
   rg_status status = RG_OK;
   if (!(t->text = rgi_malloc(t->ctx, capacity + 1))) status = rgi_nomem(e);

@@ -276,7 +276,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       else if (rests)
         for (int32_t t = s->first[v]; t <= s->last[v]; t++)
           if (s->floor[t] == s->least[v]) s->count[t] += 1 << 20;
-      if (s->first[v] == lo && s->last[v] == hi && (spanning < 0 || s->size[v] > s->size[spanning]))
+      if (s->first[v] == lo && s->last[v] == hi && s->p->piece[v].pad == 0 && (spanning < 0 || s->size[v] > s->size[spanning]))
         spanning = v;
     }
     if (known_failure(s, key)) goto out;
