@@ -1,7 +1,7 @@
 /* exec/pool.h: a small thread pool. One caller at a time; the caller works too.
  *
- * Promises: rgi_pool_run hands out tasks 0 … n-1 (dynamically), returns when all are done, allocates nothing. The same
- * signature as rg_call.parallel, so a runner passes `rgi_pool_run` and the pool straight into calls.
+ * Promises: rgi_pool_run hands out tasks 0 … n-1 (dynamically), returns when all are done, allocates nothing.
+ * The same signature as rg_call.parallel, so a runner passes `rgi_pool_run` and the pool straight into calls.
  */
 #ifndef RGI_POOL_H
 #define RGI_POOL_H

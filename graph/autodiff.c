@@ -1,21 +1,21 @@
 /* graph/autodiff.c: appends the backward nodes that the requested gradients need.
  *
- * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op (ports matched by name, see
- * regraph/op.h) or runs its structural rule (autodiff.h). What arrives at a tensor is one of its *slots*; how many will
- * arrive is counted beforehand, because it decides how they are summed:
+ * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op (ports matched
+ * by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives at a tensor is one of its
+ * *slots*; how many will arrive is counted beforehand, because it decides how they are summed:
  *
  *   single   one slot: it is the gradient, in the tensor's dtype
- *   chain    several, arriving in the order of the forward graph, last reader first: the first is stored in fp32, each
- *            later op adds to it in place ("acc.x"), one cast at the end
- *   parts    anything else. Slices that tile the tensor are joined where they were written; other mixtures are kept
- *            apart in fp32 and added up at the end in order of rank
+ *   chain    several, arriving in the order of the forward graph, last reader first: the first is stored in
+ * fp32, each later op adds to it in place ("acc.x"), one cast at the end parts    anything else. Slices that
+ * tile the tensor are joined where they were written; other mixtures are kept apart in fp32 and added up at
+ * the end in order of rank
  *
- * Rank is a node's place before a head split, so all three add the terms of an element in the same order whether the
- * graph is split or not: the bits agree. A weight that several heads share is summed by its op head by head, last head
- * first; if several nodes use it, each has a sum of its own first (parts).
+ * Rank is a node's place before a head split, so all three add the terms of an element in the same order
+ * whether the graph is split or not: the bits agree. A weight that several heads share is summed by its op
+ * head by head, last head first; if several nodes use it, each has a sum of its own first (parts).
  *
- * Where a head split left a tensor in two forms that are both read, one form holds the sum and the other relays what
- * arrives, term by term (a sum of sums would round differently):
+ * Where a head split left a tensor in two forms that are both read, one form holds the sum and the other
+ * relays what arrives, term by term (a sum of sums would round differently):
  *
  *     read whole and in slices:  slice -> whole      made in parts, read in parts and joined:  whole -> parts
  */
@@ -32,7 +32,7 @@ typedef struct part {
   int rank, tensor, node; /* node: forward node that gave it, -1: the incoming gradient */
   int axis;               /* slice axis, or -1: the whole tensor */
   int64_t start;
-  int serial; /* order of arrival */
+  int serial;  /* order of arrival */
   bool shared; /* a weight's sum that later head groups add to … */
   int slot;    /* … on the same flat input */
 } part;
@@ -48,7 +48,8 @@ typedef struct sum {
   int nparts;
   bool done;
   int result; /* the finished gradient, or -1 */
-  int whole;  /* relays what arrives to this tensor, as the slice that starts at whole_start on whole_axis; or -1 */
+  int whole;  /* relays what arrives to this tensor, as the slice that starts at whole_start on whole_axis; or
+                 -1 */
   int whole_axis;
   int64_t whole_start;
   int join; /* relays what arrives to the parts that this node joins, or -1 */
@@ -63,11 +64,15 @@ struct rgi_backward {
   bool *flows;  /* a gradient reaches it */
 };
 
-rgi_graph *rgi_bwd_graph(rgi_backward *b) { return b->g; }
+rgi_graph *rgi_bwd_graph(rgi_backward *b) {
+  return b->g;
+}
 
 /* ---- which slots exist ---- */
 
-static bool is_float(const rgi_graph *g, int t) { return g->tensor[t].dtype != RG_I32; }
+static bool is_float(const rgi_graph *g, int t) {
+  return g->tensor[t].dtype != RG_I32;
+}
 
 static int port_of(const int32_t *begin, int flat) {
   int p = 0;
@@ -108,7 +113,9 @@ static void count_slot(sum *s, int node, int rank, bool partial, bool shared) {
   s->shared = s->shared || shared;
 }
 
-static bool relays(const sum *s) { return s->whole >= 0 || s->join >= 0; }
+static bool relays(const sum *s) {
+  return s->whole >= 0 || s->join >= 0;
+}
 
 /* Does input i of node n carry a gradient back, if one reaches the node? */
 static bool gives(const rgi_backward *b, int n, int i) {
@@ -145,7 +152,8 @@ static void find_flows(rgi_backward *b) {
 /* Decides which slices and joins of a head split relay. */
 static rg_status choose_relays(rgi_backward *b, rg_error *e) {
   const rgi_graph *g = b->g;
-  bool *met = rgi_alloc_n(g->arena, (size_t)b->nprimal, sizeof *met); /* a gradient that no split made arrives here */
+  bool *met =
+      rgi_alloc_n(g->arena, (size_t)b->nprimal, sizeof *met); /* a gradient that no split made arrives here */
   if (!met) return rgi_nomem(e);
   for (int t = 0; t < b->nprimal; t++) {
     b->sums[t].whole = b->sums[t].join = -1;
@@ -199,7 +207,8 @@ static rg_status survey(rgi_backward *b, rg_error *e) {
       bool partial = node->op->rules && node->op->rules->partial;
       bool shared = cut_by_heads(node->op) && node->op->in[port_of(node->in_begin, i)].head_axis < 0;
       int gifts = partial ? 0 : 1; /* a split gives one part per output that a gradient reaches */
-      for (int o = 0; partial && o < rgi_nout(node); o++) gifts += node->out[o] >= 0 && b->flows[node->out[o]];
+      for (int o = 0; partial && o < rgi_nout(node); o++)
+        gifts += node->out[o] >= 0 && b->flows[node->out[o]];
       for (int k = 0; k < gifts; k++) count(b, node->in[i], n, node->rank, partial, shared);
     }
   }
@@ -235,9 +244,10 @@ static int add_gradient_tensor(rgi_backward *b, const char *name, int of, rg_dty
   return rgi_add_tensor(b->g, &t);
 }
 
-/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output, which is created. */
-static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *attr, const int *in, const char *name,
-                          int of, rg_dtype dtype, int *out, rg_error *e) {
+/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output, which is
+ * created. */
+static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *attr, const int *in,
+                          const char *name, int of, rg_dtype dtype, int *out, rg_error *e) {
   rgi_graph *g = b->g;
   const rg_op *op = rgi_find_op(g->ctx, op_name);
   int nin[2] = {0, 0}, nout[1] = {1};
@@ -257,22 +267,23 @@ static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *
 }
 
 /* A dense copy in `dtype`; rows past the live ones become zero. */
-static rg_status add_cast(rgi_backward *b, int x, rg_dtype dtype, const char *name, int of, int *out, rg_error *e) {
+static rg_status add_cast(rgi_backward *b, int x, rg_dtype dtype, const char *name, int of, int *out,
+                          rg_error *e) {
   static const int choice[] = {[RG_F32] = 1, [RG_F16] = 2, [RG_BF16] = 3}; /* ops/cast.c: attribute "to" */
   rg_value to = {.i = choice[dtype], .set = true};
   int in[2] = {x, b->g->tensor[x].seqlens};
   return add_glue(b, "cast", &to, in, name, of, dtype, out, e);
 }
 
-static rg_status add_accumulate(rgi_backward *b, int acc, int x, int axis, int64_t start, const char *name, int of,
-                                int *out, rg_error *e) {
+static rg_status add_accumulate(rgi_backward *b, int acc, int x, int axis, int64_t start, const char *name,
+                                int of, int *out, rg_error *e) {
   rg_value attr[2] = {{.i = axis < 0 ? 0 : axis, .set = true}, {.i = start, .set = true}};
   int in[2] = {acc, x};
   return add_glue(b, "accumulate", attr, in, name, of, RG_F32, out, e);
 }
 
-static rg_status add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name, int of, int *out,
-                          rg_error *e) {
+static rg_status add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name, int of,
+                          int *out, rg_error *e) {
   const rgi_tensor *t = &b->g->tensor[like];
   int64_t shape[RG_MAX_RANK];
   for (int d = 0; d < t->rank; d++) shape[d] = t->dim[d].c;
@@ -287,8 +298,8 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i) {
   return t >= 0 && b->flows[t];
 }
 
-rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix, int *output,
-                        rg_error *e) {
+rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix,
+                        int *output, rg_error *e) {
   char *name = rgi_format(b->g->arena, "%s%s", b->g->tensor[input].name, suffix);
   if (!name) return rgi_nomem(e);
   int in[2] = {input, -1};
@@ -313,7 +324,9 @@ rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e) {
 }
 
 /* Is it the caller's memory? Then its dead rows may hold anything. */
-static bool foreign(const rgi_graph *g, int t) { return g->tensor[rgi_owner(g, t)].producer < 0; }
+static bool foreign(const rgi_graph *g, int t) {
+  return g->tensor[rgi_owner(g, t)].producer < 0;
+}
 
 rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e) {
   *out = tensor;
@@ -333,7 +346,8 @@ rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e) {
     if (rgi_bwd_wants(b, node, i)) {
       char suffix[24];
       snprintf(suffix, sizeof suffix, ".cut%d", i);
-      rg_value attr[] = {{.i = axis, .set = true}, {.i = start, .set = true}, {.i = start + size, .set = true}};
+      rg_value attr[] = {
+          {.i = axis, .set = true}, {.i = start, .set = true}, {.i = start + size, .set = true}};
       RGI_TRY(rgi_bwd_unary(b, "slice", attr, gradient, suffix, &part, e));
       RGI_TRY(rgi_bwd_give(b, node, i, part, -1, 0, e));
     }
@@ -354,14 +368,16 @@ static char *version_name(rgi_backward *b, int t, bool last) {
 /* After this arrival a chain is complete and needs no cast. */
 static bool last_version(const rgi_backward *b, int t) {
   const sum *s = &b->sums[t];
-  return s->arrived + 1 == s->slots && (s->how == SINGLE || b->g->tensor[t].dtype == RG_F32 || s->initial >= 0);
+  return s->arrived + 1 == s->slots &&
+         (s->how == SINGLE || b->g->tensor[t].dtype == RG_F32 || s->initial >= 0);
 }
 
 static rg_status push_part(rgi_backward *b, int t, part p, rg_error *e) {
   sum *s = &b->sums[t];
   if (!s->parts) s->parts = rgi_alloc_n(b->g->arena, (size_t)s->slots, sizeof *s->parts);
   if (!s->parts) return rgi_nomem(e);
-  if (s->nparts >= s->slots) return rgi_fail(e, RG_E_INTERNAL, NULL, b->g->tensor[t].name, "more gradients than slots");
+  if (s->nparts >= s->slots)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, b->g->tensor[t].name, "more gradients than slots");
   p.serial = s->arrived++;
   s->parts[s->nparts++] = p;
   return RG_OK;
@@ -369,10 +385,14 @@ static rg_status push_part(rgi_backward *b, int t, part p, rg_error *e) {
 
 static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start, rg_error *e);
 
-static int64_t clamp(int64_t x, int64_t most) { return x < 0 ? 0 : x > most ? most : x; }
+static int64_t clamp(int64_t x, int64_t most) {
+  return x < 0 ? 0 : x > most ? most : x;
+}
 
-/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it. */
-static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start, rg_error *e) {
+/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it.
+ */
+static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start,
+                                 rg_error *e) {
   int64_t low = 0; /* where the part starts */
   int cut = (int)b->g->node[join].attr[0].i;
   for (int i = 0; i < rgi_nin(&b->g->node[join]); i++) {
@@ -391,7 +411,8 @@ static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int no
 }
 
 /* A finished tensor arrives at t. */
-static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start, rg_error *e) {
+static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start,
+                        rg_error *e) {
   sum *s = &b->sums[t];
   rgi_graph *g = b->g;
   /* it covers t's rows, unless it is a slice of them: those past the live ones are dead in it too */
@@ -420,7 +441,11 @@ static rg_status arrive(rgi_backward *b, int t, int gradient, int node, int axis
     if (!copy) return rgi_nomem(e);
     RGI_TRY(add_cast(b, gradient, g->tensor[gradient].dtype, copy, -1, &gradient, e));
   }
-  part p = {.rank = node < 0 ? INT_MAX : g->node[node].rank, .tensor = gradient, .node = node, .axis = axis, .start = start};
+  part p = {.rank = node < 0 ? INT_MAX : g->node[node].rank,
+            .tensor = gradient,
+            .node = node,
+            .axis = axis,
+            .start = start};
   return push_part(b, t, p, e);
 }
 
@@ -507,7 +532,8 @@ static rg_status add_parts(rgi_backward *b, int t, rg_error *e) {
     char *name = last ? rgi_format(a, "d.%s", b->g->tensor[t].name)
                       : rgi_format(a, "d.%s.sum%d", b->g->tensor[t].name, i);
     if (!name) return rgi_nomem(e);
-    RGI_TRY(add_accumulate(b, acc, s->parts[i].tensor, s->parts[i].axis, s->parts[i].start, name, t, &acc, e));
+    RGI_TRY(
+        add_accumulate(b, acc, s->parts[i].tensor, s->parts[i].axis, s->parts[i].start, name, t, &acc, e));
   }
   b->sums[t].tensor = acc;
   return RG_OK;
@@ -571,7 +597,8 @@ static source source_of(const char *port, const char **rest) {
   return FROM_INPUT;
 }
 
-/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the op, or -1; *dtype: what it writes. */
+/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the op, or -1; *dtype: what
+ * it writes. */
 static int running_sum(rgi_backward *b, int node, int slot, int t, bool shared, rg_dtype *dtype) {
   sum *s = &b->sums[t];
   *dtype = s->how == SINGLE ? b->g->tensor[t].dtype : RG_F32;
@@ -579,7 +606,8 @@ static int running_sum(rgi_backward *b, int node, int slot, int t, bool shared, 
   if (s->how == PARTS && shared)
     for (int i = 0; i < s->nparts; i++) {
       const part *p = &s->parts[i];
-      if (p->shared && p->rank == b->g->node[node].rank && p->slot == slot && p->node != node) return p->tensor;
+      if (p->shared && p->rank == b->g->node[node].rank && p->slot == slot && p->node != node)
+        return p->tensor;
     }
   return -1;
 }
@@ -592,8 +620,8 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
     source from = source_of(gn->op->in[p].name, &name);
     int q = from == FROM_INPUT || from == FROM_SUM ? rgi_in_port(f->op, name) : rgi_out_port(f->op, name);
     if (q < 0)
-      return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s", gn->op->in[p].name,
-                      gn->op->name, f->op->name);
+      return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s",
+                      gn->op->in[p].name, gn->op->name, f->op->name);
     const int32_t *begin = from == FROM_INPUT || from == FROM_SUM ? f->in_begin : f->out_begin;
     const int32_t *ids = from == FROM_INPUT || from == FROM_SUM ? f->in : f->out;
     int count = begin[q + 1] - begin[q], kept = 0;
@@ -610,7 +638,8 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
         rg_dtype dtype;
         int d = gradient_port(gn->op, f->op, q);
         bool shared = cut_by_heads(f->op) && f->op->in[q].head_axis < 0;
-        id = t >= 0 && d >= 0 && b->flows[t] ? running_sum(b, gn->forward, begin[q] + k, t, shared, &dtype) : -1;
+        id = t >= 0 && d >= 0 && b->flows[t] ? running_sum(b, gn->forward, begin[q] + k, t, shared, &dtype)
+                                             : -1;
       }
       gn->in[total + k] = id;
       kept += id >= 0;
@@ -623,13 +652,14 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
 }
 
 /* Creates the output tensors; *slot_input[i]: flat forward input that output i is the gradient of. */
-static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node *gn, int *slot_input, rg_error *e) {
+static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node *gn, int *slot_input,
+                              rg_error *e) {
   int total = 0;
   for (int p = 0; p < gn->op->nout; p++) {
     int q = rgi_in_port(f->op, gn->op->out[p].name + 2);
     if (q < 0)
-      return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s", gn->op->out[p].name,
-                      gn->op->name, f->op->name);
+      return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s",
+                      gn->op->out[p].name, gn->op->name, f->op->name);
     gn->nout[p] = f->in_begin[q + 1] - f->in_begin[q];
     for (int k = 0; k < gn->nout[p]; k++) {
       int i = f->in_begin[q] + k, t = f->in[i], slot = total + k;
@@ -645,7 +675,8 @@ static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node 
       bool adds = acc < 0 || rgi_in_port(gn->op, acc_name) >= 0;
       char *name;
       if (s->how == PARTS || !adds)
-        name = rgi_format(b->g->arena, "d.%s.part%d.%s", b->g->tensor[t].name, s->arrived, gn->op->out[p].name + 2);
+        name = rgi_format(b->g->arena, "d.%s.part%d.%s", b->g->tensor[t].name, s->arrived,
+                          gn->op->out[p].name + 2);
       else
         name = version_name(b, t, last_version(b, t));
       if (!name) return rgi_nomem(e);
@@ -665,7 +696,8 @@ static rg_status book(rgi_backward *b, int n, int i, int made, bool has_acc_port
   bool shared = cut_by_heads(f->op) && f->op->in[q].head_axis < 0;
   rg_dtype dtype;
   int acc = running_sum(b, n, i, t, shared, &dtype);
-  if (relays(s) || (acc >= 0 && !has_acc_port)) return arrive(b, t, made, n, -1, 0, e); /* the op cannot add there */
+  if (relays(s) || (acc >= 0 && !has_acc_port))
+    return arrive(b, t, made, n, -1, 0, e); /* the op cannot add there */
   if (s->how == PARTS) {
     for (int k = 0; k < s->nparts; k++)
       if (acc >= 0 && s->parts[k].tensor == acc) { /* the next version of a shared weight's sum */
@@ -674,7 +706,8 @@ static rg_status book(rgi_backward *b, int n, int i, int made, bool has_acc_port
         s->arrived++;
         return RG_OK;
       }
-    return push_part(b, t, (part){.rank = f->rank, .tensor = made, .node = n, .axis = -1, .shared = shared, .slot = i}, e);
+    return push_part(
+        b, t, (part){.rank = f->rank, .tensor = made, .node = n, .axis = -1, .shared = shared, .slot = i}, e);
   }
   s->tensor = made;
   s->arrived++;
@@ -686,8 +719,9 @@ static rg_status emit(rgi_backward *b, int n, rg_error *e) {
   const rg_op *forward_op = g->node[n].op;
   const rg_op *op = rgi_find_op(g->ctx, forward_op->backward);
   if (!op)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, g->node[n].name, "%s names a backward op \"%s\" that does not exist",
-                    forward_op->name, forward_op->backward);
+    return rgi_fail(e, RG_E_INTERNAL, NULL, g->node[n].name,
+                    "%s names a backward op \"%s\" that does not exist", forward_op->name,
+                    forward_op->backward);
   gradient_node gn = {.forward = n, .op = op};
   /* lists on any port are no longer than the node's own; 4 kinds of ports may repeat them */
   size_t room = 8 * (size_t)(rgi_nin(&g->node[n]) + rgi_nout(&g->node[n])) + 64;
@@ -701,7 +735,8 @@ static rg_status emit(rgi_backward *b, int n, rg_error *e) {
   RGI_TRY(fill_inputs(b, &f, &gn, e));
   RGI_TRY(fill_outputs(b, &f, &gn, slot_input, e));
   char *name = rgi_format(g->arena, "%s.bwd", f.name);
-  int m = name ? rgi_add_node(g, name, op, gn.nin, gn.nout, op->nattr == forward_op->nattr ? f.attr : NULL) : -1;
+  int m =
+      name ? rgi_add_node(g, name, op, gn.nin, gn.nout, op->nattr == forward_op->nattr ? f.attr : NULL) : -1;
   if (m < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[m];
   memcpy(node->in, gn.in, (size_t)rgi_nin(node) * sizeof *node->in);
@@ -781,7 +816,8 @@ static rg_status deliver(rgi_backward *b, rgi_io *io, rg_error *e) {
     bool own = g->tensor[owner].producer >= 0 && is_dense(d) && d->offset == 0 &&
                rgi_elements(d) == rgi_elements(&g->tensor[owner]) &&
                g->tensor[owner].seqlens == x->seqlens; /* else its dead rows may hold anything */
-    for (int i = 0; i < g->ninput; i++) own = own && (g->input[i].grad < 0 || rgi_owner(g, g->input[i].grad) != owner);
+    for (int i = 0; i < g->ninput; i++)
+      own = own && (g->input[i].grad < 0 || rgi_owner(g, g->input[i].grad) != owner);
     for (int i = 0; i < g->noutput; i++) own = own && rgi_owner(g, g->output[i].tensor) != owner;
     if (!own) RGI_TRY(add_cast(b, t, x->dtype, name, io->tensor, &t, e));
   }

@@ -53,16 +53,18 @@ int rg_status_exit_code(rg_status status) {
 int rg_error_format(const rg_error *error, char *buffer, size_t size) {
   const char *code = rg_status_name(error->status);
   if (error->line > 0)
-    return snprintf(buffer, size, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code, error->message);
-  if (error->file[0] && !error->pointer[0]) return snprintf(buffer, size, "%s: %s: %s", error->file, code, error->message);
+    return snprintf(buffer, size, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code,
+                    error->message);
+  if (error->file[0] && !error->pointer[0])
+    return snprintf(buffer, size, "%s: %s: %s", error->file, code, error->message);
   if (error->file[0] || error->pointer[0])
     return snprintf(buffer, size, "%s:%s: %s: %s", error->file, error->pointer, code, error->message);
   if (error->node[0]) return snprintf(buffer, size, "%s: %s: %s", error->node, code, error->message);
   return snprintf(buffer, size, "%s: %s", code, error->message);
 }
 
-static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format,
-                        va_list args) {
+static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, const char *node,
+                        const char *format, va_list args) {
   if (!e || e->status != RG_OK) return status;
   e->status = status;
   e->line = e->column = 0;
@@ -72,7 +74,8 @@ static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, cons
   return status;
 }
 
-rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format, ...) {
+rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format,
+                   ...) {
   va_list args;
   va_start(args, format);
   fail_v(e, status, pointer, node, format, args);
@@ -80,7 +83,9 @@ rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const cha
   return status;
 }
 
-rg_status rgi_nomem(rg_error *e) { return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "out of host memory"); }
+rg_status rgi_nomem(rg_error *e) {
+  return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "out of host memory");
+}
 
 rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char *format, ...) {
   va_list args;
@@ -120,7 +125,9 @@ const rg_op *rgi_find_op(const rg_context *ctx, const char *name) {
   return NULL;
 }
 
-void *rgi_malloc(const rg_context *ctx, size_t size) { return ctx->host.alloc(ctx->host.user, size ? size : 1); }
+void *rgi_malloc(const rg_context *ctx, size_t size) {
+  return ctx->host.alloc(ctx->host.user, size ? size : 1);
+}
 void rgi_free(const rg_context *ctx, void *ptr) {
   if (ptr) ctx->host.free(ctx->host.user, ptr);
 }
@@ -199,7 +206,9 @@ char *rgi_format(rgi_arena *a, const char *format, ...) {
 
 /* ---- text buffer ---- */
 
-void rgi_buf_init(rgi_buf *b, const rg_context *ctx) { *b = (rgi_buf){.ctx = ctx}; }
+void rgi_buf_init(rgi_buf *b, const rg_context *ctx) {
+  *b = (rgi_buf){.ctx = ctx};
+}
 
 static bool reserve(rgi_buf *b, size_t more) {
   if (b->failed) return false;
@@ -308,7 +317,7 @@ static int edit_distance(const char *a, const char *b) {
 const char *rgi_nearest(const char *word, const char *const *candidates, int n) {
   const char *best = NULL;
   int letters = (int)strlen(word);
-  int best_distance = letters / 3 + 2; /* farther than this is not a typing slip */
+  int best_distance = letters / 3 + 2;                  /* farther than this is not a typing slip */
   if (best_distance > letters) best_distance = letters; /* nor is a word that keeps no letter of it */
   for (int i = 0; i < n; i++) {
     if (strcasecmp(word, candidates[i]) == 0) return candidates[i];

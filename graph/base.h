@@ -1,7 +1,7 @@
 /* graph/base.h: what every other file of ours stands on: the context, errors, host memory, text buffers.
  *
- * Leaves to others: anything about graphs. Thread rules: an arena or buffer belongs to one thread at a time; the
- * context is read-only once plugins are loaded.
+ * Leaves to others: anything about graphs. Thread rules: an arena or buffer belongs to one thread at a time;
+ * the context is read-only once plugins are loaded.
  */
 #ifndef RGI_BASE_H
 #define RGI_BASE_H
@@ -25,8 +25,8 @@
   } while (0)
 
 /* Records an error (first wins; e may be NULL) and returns `status`. pointer and node may be NULL. */
-rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
+rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format,
+                   ...) __attribute__((format(printf, 5, 6)));
 rg_status rgi_nomem(rg_error *e);
 
 /* ---- context ---- */
@@ -49,9 +49,9 @@ void rgi_free(const rg_context *ctx, void *ptr);
 /* ---- arena: many small things with one lifetime ---- */
 
 typedef struct rgi_arena rgi_arena;
-rgi_arena *rgi_arena_create(const rg_context *ctx); /* NULL on failure; borrows ctx */
-void rgi_arena_destroy(rgi_arena *a);               /* NULL is fine */
-void *rgi_alloc(rgi_arena *a, size_t size);         /* zeroed, 16-byte aligned; NULL on failure */
+rgi_arena *rgi_arena_create(const rg_context *ctx);     /* NULL on failure; borrows ctx */
+void rgi_arena_destroy(rgi_arena *a);                   /* NULL is fine */
+void *rgi_alloc(rgi_arena *a, size_t size);             /* zeroed, 16-byte aligned; NULL on failure */
 void *rgi_alloc_n(rgi_arena *a, size_t n, size_t size); /* the same, overflow-checked */
 char *rgi_strdup(rgi_arena *a, const char *s);
 char *rgi_format(rgi_arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -78,7 +78,11 @@ const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
 const char *rgi_nearest(const char *word, const char *const *candidates, int n);
 
 /* Overflow-checked; false on overflow. */
-static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) { return !__builtin_mul_overflow(a, b, r); }
-static inline bool rgi_add(int64_t a, int64_t b, int64_t *r) { return !__builtin_add_overflow(a, b, r); }
+static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) {
+  return !__builtin_mul_overflow(a, b, r);
+}
+static inline bool rgi_add(int64_t a, int64_t b, int64_t *r) {
+  return !__builtin_add_overflow(a, b, r);
+}
 
 #endif

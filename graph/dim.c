@@ -1,8 +1,9 @@
-/* graph/dim.c: extents as integer polynomials over unbound names, and the expressions that specs write them in.
+/* graph/dim.c: extents as integer polynomials over unbound names, and the expressions that specs write them
+ * in.
  *
- * A polynomial is a constant plus terms sorted by atom; an atom is a product of factors joined by '*', sorted, where a
- * factor is a name or a parenthesised quotient such as ((T+1)/16). So equal polynomials have equal representations up
- * to what floor division hides.
+ * A polynomial is a constant plus terms sorted by atom; an atom is a product of factors joined by '*',
+ * sorted, where a factor is a name or a parenthesised quotient such as ((T+1)/16). So equal polynomials have
+ * equal representations up to what floor division hides.
  */
 #include "ir.h"
 #include <ctype.h>
@@ -48,7 +49,8 @@ static rg_status add(rgi_arena *a, rgi_dim x, rgi_dim y, int64_t sign, rgi_dim *
       if (order <= 0 && !rgi_add(x.term[i++].coef, coef, &coef)) return overflow(e);
       if (coef) t[n++] = (rgi_term){.coef = coef, .atom = atom};
     }
-    if (n > MOST_TERMS) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression has more than %d terms", MOST_TERMS);
+    if (n > MOST_TERMS)
+      return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression has more than %d terms", MOST_TERMS);
     r.term = t;
     r.nterm = n;
   }
@@ -56,7 +58,9 @@ static rg_status add(rgi_arena *a, rgi_dim x, rgi_dim y, int64_t sign, rgi_dim *
   return RG_OK;
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_text(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 /* Splits at '*' outside parentheses; returns the number of factors or -1 if there are too many. */
 static int factors_of(char *atom, char **factor, int n) {
@@ -127,7 +131,9 @@ static rg_status multiply(rgi_arena *a, rgi_dim x, rgi_dim y, rgi_dim *out, rg_e
   return RG_OK;
 }
 
-static int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+static int64_t floor_div(int64_t a, int64_t b) {
+  return a / b - (a % b != 0 && (a < 0) != (b < 0));
+}
 
 static rg_status divide(rgi_arena *a, rgi_dim x, rgi_dim y, rgi_dim *out, rg_error *e) {
   if (rgi_dim_known(y) && y.c == 0) return rgi_fail(e, RG_E_VALUE, NULL, NULL, "division by zero");
@@ -140,13 +146,15 @@ static rg_status divide(rgi_arena *a, rgi_dim x, rgi_dim y, rgi_dim *out, rg_err
     *out = rgi_dim_of(1);
     return RG_OK;
   }
-  if (rgi_dim_known(y) && y.c > 0) { /* exact where every coefficient divides: the constant alone is floored */
+  if (rgi_dim_known(y) &&
+      y.c > 0) { /* exact where every coefficient divides: the constant alone is floored */
     bool exact = true;
     for (int i = 0; i < x.nterm; i++) exact = exact && x.term[i].coef % y.c == 0;
     if (exact) {
       rgi_term *t = rgi_alloc_n(a, (size_t)x.nterm, sizeof *t);
       if (!t) return rgi_nomem(e);
-      for (int i = 0; i < x.nterm; i++) t[i] = (rgi_term){.coef = x.term[i].coef / y.c, .atom = x.term[i].atom};
+      for (int i = 0; i < x.nterm; i++)
+        t[i] = (rgi_term){.coef = x.term[i].coef / y.c, .atom = x.term[i].atom};
       *out = (rgi_dim){.c = floor_div(x.c, y.c), .term = t, .nterm = x.nterm};
       return RG_OK;
     }
@@ -159,8 +167,8 @@ static rg_status divide(rgi_arena *a, rgi_dim x, rgi_dim y, rgi_dim *out, rg_err
                     (int)sizeof top - 2);
   bool sum_x = x.nterm + (x.c != 0) > 1, sum_y = !rgi_dim_known(y);
   rgi_term *t = rgi_alloc(a, sizeof *t);
-  char *atom = rgi_format(a, sum_x ? (sum_y ? "((%s)/(%s))" : "((%s)/%s)") : (sum_y ? "(%s/(%s))" : "(%s/%s)"), top,
-                          bottom);
+  char *atom = rgi_format(
+      a, sum_x ? (sum_y ? "((%s)/(%s))" : "((%s)/%s)") : (sum_y ? "(%s/(%s))" : "(%s/%s)"), top, bottom);
   if (!t || !atom) return rgi_nomem(e);
   *t = (rgi_term){.coef = 1, .atom = atom};
   *out = (rgi_dim){.term = t, .nterm = 1};
@@ -194,7 +202,8 @@ const char *rgi_dim_text(rgi_dim d, char *buffer, size_t size) {
   return buffer;
 }
 
-/* ---- parser: sum := product (('+'|'-') product)*; product := unary (('*'|'/') unary)*; unary := '-' unary | atom ---- */
+/* ---- parser: sum := product (('+'|'-') product)*; product := unary (('*'|'/') unary)*; unary := '-' unary |
+ * atom ---- */
 
 typedef struct parser {
   rgi_arena *a;
@@ -236,17 +245,21 @@ static rg_status parse_atom(parser *s, rgi_dim *out) {
       if (n < sizeof name - 1) name[n++] = *s->p;
     name[n] = 0;
     if (n == sizeof name - 1)
-      return rgi_fail(s->e, RG_E_VALUE, NULL, NULL, "a name in \"%.80s\" is longer than 63 characters", s->text);
+      return rgi_fail(s->e, RG_E_VALUE, NULL, NULL, "a name in \"%.80s\" is longer than 63 characters",
+                      s->text);
     if (!s->lookup(s->user, name, out))
-      return rgi_fail(s->e, RG_E_NAME, NULL, NULL, "expression \"%.80s\" uses the unknown name \"%s\"", s->text, name);
+      return rgi_fail(s->e, RG_E_NAME, NULL, NULL, "expression \"%.80s\" uses the unknown name \"%s\"",
+                      s->text, name);
     return out->nterm < 0 ? rgi_nomem(s->e) : RG_OK;
   }
   if (*s->p == 0)
-    return rgi_fail(s->e, RG_E_VALUE, NULL, NULL, "expression \"%.80s\" ends where a number or name is expected", s->text);
-  return rgi_fail(s->e, RG_E_VALUE, NULL, NULL,
-                  "expression \"%.80s\" has an unexpected character at position %d; numbers, names, + - * / and "
-                  "parentheses are allowed",
-                  s->text, (int)(s->p - s->text) + 1);
+    return rgi_fail(s->e, RG_E_VALUE, NULL, NULL,
+                    "expression \"%.80s\" ends where a number or name is expected", s->text);
+  return rgi_fail(
+      s->e, RG_E_VALUE, NULL, NULL,
+      "expression \"%.80s\" has an unexpected character at position %d; numbers, names, + - * / and "
+      "parentheses are allowed",
+      s->text, (int)(s->p - s->text) + 1);
 }
 
 static rg_status parse_unary(parser *s, rgi_dim *out) {
@@ -292,7 +305,8 @@ rg_status rgi_dim_parse(rgi_arena *a, const char *text, rgi_dim_lookup lookup, v
   RGI_TRY(parse_sum(&s, out));
   skip_space(&s);
   if (*s.p)
-    return rgi_fail(e, RG_E_VALUE, NULL, NULL, "expression \"%.80s\" has an unexpected character at position %d", text,
+    return rgi_fail(e, RG_E_VALUE, NULL, NULL,
+                    "expression \"%.80s\" has an unexpected character at position %d", text,
                     (int)(s.p - text) + 1);
   return RG_OK;
 }

@@ -32,12 +32,13 @@ static void tensor(const rgi_graph *g, int t, rgi_buf *out) {
   if (x->base >= 0) rgi_buf_printf(out, " in %s+%lld", g->tensor[x->base].name, (long long)x->offset);
   if (x->region != RGI_NOWHERE && x->base < 0) {
     rgi_buf_printf(out, " @%s", rgi_region_name(x->region));
-    if (x->region == RGI_R_SAVED || x->region == RGI_R_SCRATCH) rgi_buf_printf(out, "+%lld", (long long)x->address);
+    if (x->region == RGI_R_SAVED || x->region == RGI_R_SCRATCH)
+      rgi_buf_printf(out, "+%lld", (long long)x->address);
   }
 }
 
-static void ports(const rgi_graph *g, const rg_port *port, int nport, const int32_t *begin, const int32_t *ids,
-                  bool shapes, rgi_buf *out) {
+static void ports(const rgi_graph *g, const rg_port *port, int nport, const int32_t *begin,
+                  const int32_t *ids, bool shapes, rgi_buf *out) {
   bool first = true;
   for (int p = 0; p < nport; p++) {
     bool any = false;
@@ -98,7 +99,9 @@ void rgi_dump_text(const rgi_graph *g, rgi_buf *out) {
 
 /* ---- Graphviz: nodes as boxes, tensors as edge labels; clones dashed, views grey ---- */
 
-static void quoted(const char *text, rgi_buf *out) { rgi_buf_json(out, text); }
+static void quoted(const char *text, rgi_buf *out) {
+  rgi_buf_json(out, text);
+}
 
 void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
   rgi_buf_printf(out, "digraph ");
@@ -106,16 +109,18 @@ void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
   rgi_buf_printf(out, " {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\", fontsize=10];\n"
                       "  edge [fontname=\"sans-serif\", fontsize=8, color=\"#888888\"];\n");
   for (int i = 0; i < g->ninput; i++)
-    rgi_buf_printf(out, "  t%d [shape=ellipse, label=\"%s\"];\n", g->input[i].tensor, g->tensor[g->input[i].tensor].name);
+    rgi_buf_printf(out, "  t%d [shape=ellipse, label=\"%s\"];\n", g->input[i].tensor,
+                   g->tensor[g->input[i].tensor].name);
   for (int i = 0; i < g->noutput; i++)
     if (g->output[i].grad >= 0)
-      rgi_buf_printf(out, "  t%d [shape=ellipse, label=\"%s\"];\n", g->output[i].grad, g->tensor[g->output[i].grad].name);
+      rgi_buf_printf(out, "  t%d [shape=ellipse, label=\"%s\"];\n", g->output[i].grad,
+                     g->tensor[g->output[i].grad].name);
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
-    const char *style = node->kind == RGI_CLONE            ? "style=\"filled,dashed\", fillcolor=\"#fff2cc\""
-                        : node->op->flags & RG_OP_VIEW     ? "style=dotted, fontcolor=\"#888888\""
-                        : node->backward                   ? "style=filled, fillcolor=\"#f8e0e0\""
-                                                           : "style=filled, fillcolor=\"#e0ecf8\"";
+    const char *style = node->kind == RGI_CLONE        ? "style=\"filled,dashed\", fillcolor=\"#fff2cc\""
+                        : node->op->flags & RG_OP_VIEW ? "style=dotted, fontcolor=\"#888888\""
+                        : node->backward               ? "style=filled, fillcolor=\"#f8e0e0\""
+                                                       : "style=filled, fillcolor=\"#e0ecf8\"";
     rgi_buf_printf(out, "  n%d [label=\"%s\\n%s\", %s];\n", n, node->name, node->op->name, style);
   }
   for (int n = 0; n < g->nnode; n++)
@@ -132,7 +137,7 @@ void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
                    g->tensor[g->output[i].tensor].producer, i);
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0 && g->tensor[g->input[i].grad].producer >= 0)
-      rgi_buf_printf(out, "  g%d [shape=ellipse, label=\"gradient of %s\"];\n  n%d -> g%d;\n", i, g->input[i].name,
-                     g->tensor[g->input[i].grad].producer, i);
+      rgi_buf_printf(out, "  g%d [shape=ellipse, label=\"gradient of %s\"];\n  n%d -> g%d;\n", i,
+                     g->input[i].name, g->tensor[g->input[i].grad].producer, i);
   rgi_buf_printf(out, "}\n");
 }

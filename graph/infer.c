@@ -1,4 +1,5 @@
-/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every op; see op.h for the notation. */
+/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every op; see op.h for the
+ * notation. */
 #include "ir.h"
 #include <ctype.h>
 #include <stdio.h>
@@ -27,10 +28,12 @@ typedef struct inference {
   const char *dtype_port[128];
 } inference;
 
-static rg_status fail(inference *s, rg_status status, const char *side, const rg_port *port, const char *text) {
+static rg_status fail(inference *s, rg_status status, const char *side, const rg_port *port,
+                      const char *text) {
   char where[256];
   snprintf(where, sizeof where, "%s%s%s%s%s", s->pointer ? s->pointer : "", s->pointer && port ? "/" : "",
-           s->pointer && port ? side : "", s->pointer && port ? "/" : "", s->pointer && port ? port->name : "");
+           s->pointer && port ? side : "", s->pointer && port ? "/" : "",
+           s->pointer && port ? port->name : "");
   return rgi_fail(s->e, status, where, s->node->name, "%s", text);
 }
 
@@ -38,7 +41,8 @@ static const char *shape_text(const rgi_tensor *t, char *buffer, size_t size) {
   size_t n = (size_t)snprintf(buffer, size, "[");
   char axis[96];
   for (int i = 0; i < t->rank && n < size; i++)
-    n += (size_t)snprintf(buffer + n, size - n, "%s%s", i ? ", " : "", rgi_dim_text(t->dim[i], axis, sizeof axis));
+    n += (size_t)snprintf(buffer + n, size - n, "%s%s", i ? ", " : "",
+                          rgi_dim_text(t->dim[i], axis, sizeof axis));
   if (n < size) snprintf(buffer + n, size - n, "]");
   return buffer;
 }
@@ -95,13 +99,15 @@ static bool plain_name(const char *text) {
 static rg_status mismatch(inference *s, const rg_port *port, const rgi_tensor *t, int axis, rgi_dim want,
                           const char *because) {
   char text[512], shape[192], have[96], expected[96];
-  snprintf(text, sizeof text, "'%s' has shape %s, port %s of %s takes [%s]: axis %d is %s, expected %s (%s)", t->name,
-           shape_text(t, shape, sizeof shape), port->name, s->node->op->name, port->shape, axis,
-           rgi_dim_text(t->dim[axis], have, sizeof have), rgi_dim_text(want, expected, sizeof expected), because);
+  snprintf(text, sizeof text, "'%s' has shape %s, port %s of %s takes [%s]: axis %d is %s, expected %s (%s)",
+           t->name, shape_text(t, shape, sizeof shape), port->name, s->node->op->name, port->shape, axis,
+           rgi_dim_text(t->dim[axis], have, sizeof have), rgi_dim_text(want, expected, sizeof expected),
+           because);
   return fail(s, RG_E_SHAPE, "in", port, text);
 }
 
-static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor *t, int id, bool expressions) {
+static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor *t, int id,
+                             bool expressions) {
   if (strcmp(port->shape, "*") == 0) return RG_OK;
   if (strcmp(port->shape, "...") == 0) {
     if (expressions) return RG_OK;
@@ -117,8 +123,9 @@ static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor
       same = rgi_dim_equal(t->dim[i], other->dim[i]) ||
              !(rgi_dim_known(t->dim[i]) && rgi_dim_known(other->dim[i]));
     if (same) return RG_OK;
-    snprintf(text, sizeof text, "'%s' has shape %s, but '%s' on port %s has %s; they must be the same", t->name,
-             shape_text(t, a, sizeof a), other->name, s->ellipsis_port, shape_text(other, b, sizeof b));
+    snprintf(text, sizeof text, "'%s' has shape %s, but '%s' on port %s has %s; they must be the same",
+             t->name, shape_text(t, a, sizeof a), other->name, s->ellipsis_port,
+             shape_text(other, b, sizeof b));
     return fail(s, t->rank == other->rank ? RG_E_SHAPE : RG_E_RANK, "in", port, text);
   }
   int rank = axis_count(port->shape);
@@ -144,7 +151,8 @@ static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor
     }
     variable *v = find(s, axis);
     if (!v) {
-      if (s->nvar == MOST_VARIABLES) return fail(s, RG_E_INTERNAL, "in", port, "the op has too many shape variables");
+      if (s->nvar == MOST_VARIABLES)
+        return fail(s, RG_E_INTERNAL, "in", port, "the op has too many shape variables");
       v = &s->var[s->nvar++];
       snprintf(v->name, sizeof v->name, "%.23s", axis);
       v->value = t->dim[i];
@@ -165,15 +173,16 @@ static const char *dtype_set(uint32_t set, char *buffer, size_t size) {
   size_t n = 0;
   buffer[0] = 0;
   for (int d = 0; d < RG_DTYPE_COUNT; d++)
-    if (set & RG_D(d) && n < size) n += (size_t)snprintf(buffer + n, size - n, "%s%s", n ? ", " : "", rg_dtype_name(d));
+    if (set & RG_D(d) && n < size)
+      n += (size_t)snprintf(buffer + n, size - n, "%s%s", n ? ", " : "", rg_dtype_name(d));
   return buffer;
 }
 
 static rg_status input_dtype(inference *s, const rg_port *port, const rgi_tensor *t) {
   char text[512], set[64];
   if (!(port->dtypes & RG_D(t->dtype))) {
-    snprintf(text, sizeof text, "'%s' is %s; port %s of %s takes %s", t->name, rg_dtype_name(t->dtype), port->name,
-             s->node->op->name, dtype_set(port->dtypes, set, sizeof set));
+    snprintf(text, sizeof text, "'%s' is %s; port %s of %s takes %s", t->name, rg_dtype_name(t->dtype),
+             port->name, s->node->op->name, dtype_set(port->dtypes, set, sizeof set));
     return fail(s, RG_E_DTYPE, "in", port, text);
   }
   int letter = port->type & 127;
@@ -252,8 +261,9 @@ static rg_status check_size(inference *s, const rgi_tensor *t) {
     if (!rgi_dim_known(t->dim[i])) continue;
     if (t->dim[i].c < 0 || !rgi_mul(elements, t->dim[i].c, &elements) || elements > RGI_MOST_ELEMENTS) {
       char text[384], shape[192];
-      snprintf(text, sizeof text, "tensor '%s' would have shape %s; at most 2^40 elements and no negative extents fit",
-               t->name, shape_text(t, shape, sizeof shape));
+      snprintf(text, sizeof text,
+               "tensor '%s' would have shape %s; at most 2^40 elements and no negative extents fit", t->name,
+               shape_text(t, shape, sizeof shape));
       return fail(s, t->dim[i].c < 0 ? RG_E_SHAPE : RG_E_OVERFLOW, "out", NULL, text);
     }
   }
@@ -277,7 +287,8 @@ static rg_status outputs(inference *s) {
       if (n->out[i] < 0) continue;
       rgi_tensor *t = &s->g->tensor[n->out[i]];
       RGI_TRY(output_dtype(s, port, t));
-      if (port->flags & RG_PORT_LIST) { /* element i has the shape of its forward input, element i of the list */
+      if (port->flags &
+          RG_PORT_LIST) { /* element i has the shape of its forward input, element i of the list */
         char name[64];
         snprintf(name, sizeof name, "%s", strncmp(port->name, "d.", 2) == 0 ? port->name + 2 : port->name);
         int q = rgi_in_port(n->op, name), e = i - n->out_begin[p];

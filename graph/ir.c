@@ -1,4 +1,5 @@
-/* graph/ir.c: building, copying, ordering and tidying graphs; see ir.h. Inference is in infer.c, checks in verify.c. */
+/* graph/ir.c: building, copying, ordering and tidying graphs; see ir.h. Inference is in infer.c, checks in
+ * verify.c. */
 #include "ir.h"
 #include <stdio.h>
 #include <string.h>
@@ -107,8 +108,12 @@ static int port_by_name(const rg_port *port, int n, const char *name) {
     if (strcmp(port[i].name, name) == 0) return i;
   return -1;
 }
-int rgi_in_port(const rg_op *op, const char *name) { return port_by_name(op->in, op->nin, name); }
-int rgi_out_port(const rg_op *op, const char *name) { return port_by_name(op->out, op->nout, name); }
+int rgi_in_port(const rg_op *op, const char *name) {
+  return port_by_name(op->in, op->nin, name);
+}
+int rgi_out_port(const rg_op *op, const char *name) {
+  return port_by_name(op->out, op->nout, name);
+}
 
 static rgi_io *copy_io(rgi_arena *a, const rgi_io *from, int32_t n) {
   rgi_io *to = rgi_alloc_n(a, (size_t)n, sizeof *to);
@@ -202,7 +207,9 @@ int64_t rgi_elements(const rgi_tensor *t) {
   return n;
 }
 
-int64_t rgi_bytes(const rgi_tensor *t) { return rgi_elements(t) * (int64_t)rg_dtype_size(t->dtype); }
+int64_t rgi_bytes(const rgi_tensor *t) {
+  return rgi_elements(t) * (int64_t)rg_dtype_size(t->dtype);
+}
 
 /* ---- order ---- */
 
@@ -343,7 +350,8 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e) {
 static bool backward_reads(const rgi_graph *g, const rgi_node *n, int p) {
   char name[72];
   bool wanted = false;
-  for (int i = 0; i < g->ninput; i++) wanted = wanted || (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad < 0);
+  for (int i = 0; i < g->ninput; i++)
+    wanted = wanted || (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad < 0);
   const rg_op *backward = wanted && n->op->backward ? rgi_find_op(g->ctx, n->op->backward) : NULL;
   snprintf(name, sizeof name, "out.%s", n->op->out[p].name);
   return backward && rgi_in_port(backward, name) >= 0;

@@ -1,13 +1,13 @@
 /* graph/ir.h: the intermediate representation that every pass borrows and returns.
  *
- * A graph is a list of tensors and a list of nodes in execution order, all in one arena. A pass takes a const graph
- * and returns a new one (usually rgi_graph_clone, then edits); nothing later writes to something earlier.
+ * A graph is a list of tensors and a list of nodes in execution order, all in one arena. A pass takes a const
+ * graph and returns a new one (usually rgi_graph_clone, then edits); nothing later writes to something
+ * earlier.
  *
- * Bytes. A tensor with base == -1 owns its bytes; any other looks into its base's (base is always an owner: chains
- * are flattened). Three things make aliases:
- *     view     slice, split, reshape, transpose: the output looks into the input
- *     join     the inputs look into the output: parts that together cover it, each written by its own node
- *     in place d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum
+ * Bytes. A tensor with base == -1 owns its bytes; any other looks into its base's (base is always an owner:
+ * chains are flattened). Three things make aliases: view     slice, split, reshape, transpose: the output
+ * looks into the input join     the inputs look into the output: parts that together cover it, each written
+ * by its own node in place d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum
  * Regions say who supplies an owner's bytes; (region, offset) is filled in by memplan.
  *
  * Invariants, checked by rgi_verify after every stage (numbers appear in its messages):
@@ -28,7 +28,8 @@
 
 /* ---- extents: integer polynomials over unbound names ---- */
 
-/* c + Σ coef·atom. An atom is canonical text such as "T", "B*T" or "((T+1)/16)". After binding, nterm == 0. */
+/* c + Σ coef·atom. An atom is canonical text such as "T", "B*T" or "((T+1)/16)". After binding, nterm == 0.
+ */
 typedef struct rgi_term {
   int64_t coef;
   const char *atom;
@@ -39,10 +40,15 @@ typedef struct rgi_dim {
   int32_t nterm;
 } rgi_dim;
 
-static inline rgi_dim rgi_dim_of(int64_t c) { return (rgi_dim){.c = c}; }
-static inline bool rgi_dim_known(rgi_dim d) { return d.nterm == 0; }
+static inline rgi_dim rgi_dim_of(int64_t c) {
+  return (rgi_dim){.c = c};
+}
+static inline bool rgi_dim_known(rgi_dim d) {
+  return d.nterm == 0;
+}
 bool rgi_dim_equal(rgi_dim a, rgi_dim b);
-/* op is one of + - * /; RG_E_OVERFLOW, RG_E_VALUE (division by zero or of/by what cannot be divided), RG_E_NOMEM. */
+/* op is one of + - * /; RG_E_OVERFLOW, RG_E_VALUE (division by zero or of/by what cannot be divided),
+ * RG_E_NOMEM. */
 rg_status rgi_dim_binary(rgi_arena *a, char op, rgi_dim x, rgi_dim y, rgi_dim *out, rg_error *e);
 /* Parses an integer expression; `lookup` gives names their value (returns false if unknown). */
 typedef bool (*rgi_dim_lookup)(void *user, const char *name, rgi_dim *out);
@@ -88,8 +94,12 @@ typedef struct rgi_node {
   rgi_kind kind;
 } rgi_node;
 
-static inline int rgi_nin(const rgi_node *n) { return n->in_begin[n->op->nin]; }
-static inline int rgi_nout(const rgi_node *n) { return n->out_begin[n->op->nout]; }
+static inline int rgi_nin(const rgi_node *n) {
+  return n->in_begin[n->op->nin];
+}
+static inline int rgi_nout(const rgi_node *n) {
+  return n->out_begin[n->op->nout];
+}
 /* Tensor on a single port, -1 if absent. */
 static inline int rgi_in(const rgi_node *n, int port) {
   return n->in_begin[port + 1] > n->in_begin[port] ? n->in[n->in_begin[port]] : -1;
@@ -104,8 +114,9 @@ typedef enum rgi_grad { RGI_GRAD_NONE, RGI_GRAD_PLAIN, RGI_GRAD_ACCUMULATE } rgi
 typedef struct rgi_io {
   const char *name;
   int32_t tensor;
-  rgi_grad want;   /* inputs */
-  int32_t grad;    /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
+  rgi_grad want; /* inputs */
+  int32_t
+      grad; /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
 } rgi_io;
 
 /* A node of the spec, which policies name: what the clones and groups of a node have in common. */
@@ -141,17 +152,17 @@ rg_status rgi_graph_clone(const rgi_graph *g, rgi_graph **out, rg_error *e);
 
 /* Appends a tensor (copy of *t, name duplicated); returns its id or -1 on NOMEM. */
 int rgi_add_tensor(rgi_graph *g, const rgi_tensor *t);
-/* Appends a node with room for the given counts per port (arrays of op->nin and op->nout), all -1; attributes take
- * their defaults unless `attr` is given (copied). Returns its index or -1 on NOMEM. The node's outputs are created by
- * rgi_infer_node. */
+/* Appends a node with room for the given counts per port (arrays of op->nin and op->nout), all -1; attributes
+ * take their defaults unless `attr` is given (copied). Returns its index or -1 on NOMEM. The node's outputs
+ * are created by rgi_infer_node. */
 int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin, const int *nout,
                  const rg_value *attr);
 /* Port index by name, or -1. */
 int rgi_in_port(const rg_op *op, const char *name);
 int rgi_out_port(const rg_op *op, const char *name);
 
-/* Applies the op's port tables, structural rule and check to node n: fills shape, dtype, stride, base, offset of its
- * outputs (tensor ids must be set; names too). pointer goes into error messages. */
+/* Applies the op's port tables, structural rule and check to node n: fills shape, dtype, stride, base, offset
+ * of its outputs (tensor ids must be set; names too). pointer goes into error messages. */
 rg_status rgi_infer_node(rgi_graph *g, int n, const char *pointer, rg_error *e);
 /* Dense row-major strides for a bound tensor. */
 void rgi_dense_strides(rgi_tensor *t);
@@ -159,13 +170,15 @@ void rgi_dense_strides(rgi_tensor *t);
 int64_t rgi_elements(const rgi_tensor *t);
 int64_t rgi_bytes(const rgi_tensor *t);
 /* The owner of t's bytes. */
-static inline int rgi_owner(const rgi_graph *g, int t) { return g->tensor[t].base >= 0 ? g->tensor[t].base : t; }
+static inline int rgi_owner(const rgi_graph *g, int t) {
+  return g->tensor[t].base >= 0 ? g->tensor[t].base : t;
+}
 /* Stable topological order by producers; RG_E_CYCLE names the nodes in it. Renumbers nodes. */
 rg_status rgi_sort_nodes(rgi_graph *g, rg_error *e);
 /* Drops tensors that nothing mentions any more; renumbers tensors. */
 rg_status rgi_compact(rgi_graph *g, rg_error *e);
-/* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a backward still to
- * be appended reads. */
+/* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a backward
+ * still to be appended reads. */
 rg_status rgi_prune(rgi_graph *g, rg_error *e);
 /* Checks I1 … I8. `stage` goes into the message. */
 rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e);

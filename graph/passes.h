@@ -7,8 +7,8 @@
 /* ---- load (spec.c): text → spec → graph ---- */
 
 /* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless `bind_all`. */
-rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all, rgi_graph **out,
-                             rg_error *e);
+rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
+                             rgi_graph **out, rg_error *e);
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
 
@@ -23,9 +23,9 @@ struct rg_policy {
   const char **recompute; /* RGI_PRESET_LIST: spec node names */
   const char **pointer;   /* … and where each stands */
   int nrecompute;
-  int64_t budget;        /* RGI_PRESET_BUDGET: bytes */
-  bool budget_of_saved;  /* of saved bytes rather than of the peak */
-  int split_heads;       /* KV heads per group; 0: not split */
+  int64_t budget;       /* RGI_PRESET_BUDGET: bytes */
+  bool budget_of_saved; /* of saved bytes rather than of the peak */
+  int split_heads;      /* KV heads per group; 0: not split */
 };
 /* Names exist and are recomputable; split_heads divides. */
 rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e);

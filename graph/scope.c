@@ -235,7 +235,9 @@ static rg_status expression(rgi_scope *s, const char *text, const char *pointer,
       return rgi_fail(e, RG_E_TYPE, pointer, node, "parameter '%s' is %s; an expression needs integers",
                       s->odd, rgi_json_kind(&shown, &s->param[i]));
     return rgi_fail(e, RG_E_NAME, pointer, node,
-                    "'%s' is a free dimension; attributes may use parameters only (a reshape's shape says 0 to keep the input's extent)", s->odd);
+                    "'%s' is a free dimension; attributes may use parameters only (a reshape's shape says 0 "
+                    "to keep the input's extent)",
+                    s->odd);
   }
   if (status == RG_E_NAME) { /* only attributes get here: in a shape an unknown name is a free dimension */
     const rgi_json *params = s->spec->params;

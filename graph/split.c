@@ -1,9 +1,9 @@
 /* graph/split.c: cuts the forward graph into groups of KV heads by views.
  *
- * A node is cut if its op's port table names head axes and every one of them divides by the number of groups. Nodes are
- * taken in runs: whatever can run uncut first, then all cut nodes that can follow without an uncut one between, group
- * after group, so that memory of one group serves the next. Tensors that come from outside a run are sliced, those that
- * leave it are joined: neither moves a byte.
+ * A node is cut if its op's port table names head axes and every one of them divides by the number of groups.
+ * Nodes are taken in runs: whatever can run uncut first, then all cut nodes that can follow without an uncut
+ * one between, group after group, so that memory of one group serves the next. Tensors that come from outside
+ * a run are sliced, those that leave it are joined: neither moves a byte.
  */
 #include "passes.h"
 #include <stdio.h>
@@ -13,14 +13,16 @@ typedef struct splitter {
   const rgi_graph *from;
   rgi_graph *to; /* starts with the tensors of `from`, ids unchanged */
   int groups;
-  bool *cut;     /* per node of from */
-  bool *placed;  /* per node of from */
-  int *axis;     /* per tensor of from: the head axis its parts are cut on, or -1: no parts yet */
-  int *part;     /* [tensor][group]: id in `to`, or -1 */
-  bool *whole;   /* per tensor: exists in `to` as one piece */
+  bool *cut;    /* per node of from */
+  bool *placed; /* per node of from */
+  int *axis;    /* per tensor of from: the head axis its parts are cut on, or -1: no parts yet */
+  int *part;    /* [tensor][group]: id in `to`, or -1 */
+  bool *whole;  /* per tensor: exists in `to` as one piece */
 } splitter;
 
-static bool has_heads(const rg_port *port) { return port->head_axis >= 0; }
+static bool has_heads(const rg_port *port) {
+  return port->head_axis >= 0;
+}
 
 static int smallest_head_extent(const rgi_graph *g) {
   int64_t least = 0;
@@ -53,11 +55,13 @@ static bool divides(const rgi_graph *g, const rgi_node *node, int groups) {
   return any;
 }
 
-static int part_of(const splitter *s, int t, int group) { return s->part[(int64_t)t * s->groups + group]; }
+static int part_of(const splitter *s, int t, int group) {
+  return s->part[(int64_t)t * s->groups + group];
+}
 
 /* A node of `op` with its ids filled in; its outputs (created here, named `names`) get their shapes. */
-static int add_view(splitter *s, const char *op_name, const rg_value *attr, const int *in, int nin, int out, rg_error *e,
-                    rg_status *status) {
+static int add_view(splitter *s, const char *op_name, const rg_value *attr, const int *in, int nin, int out,
+                    rg_error *e, rg_status *status) {
   rgi_graph *g = s->to;
   char *name = rgi_format(g->arena, "%s.%s", g->tensor[out].name, op_name);
   int n = name ? rgi_add_node(g, name, rgi_find_op(g->ctx, op_name), &nin, &(int){1}, attr) : -1;
@@ -101,14 +105,16 @@ static rg_status make_part(splitter *s, int t, int axis, int group, int *out, rg
     return RG_OK;
   }
   if (s->axis[t] >= 0 && s->axis[t] != axis)
-    return rgi_fail(e, RG_E_POLICY, "/split_heads", g->tensor[t].name,
-                    "\"%s\" is read with its heads on axis %d and on axis %d; such a graph cannot be cut by heads",
-                    g->tensor[t].name, s->axis[t], axis);
+    return rgi_fail(
+        e, RG_E_POLICY, "/split_heads", g->tensor[t].name,
+        "\"%s\" is read with its heads on axis %d and on axis %d; such a graph cannot be cut by heads",
+        g->tensor[t].name, s->axis[t], axis);
   s->axis[t] = axis;
   int id = add_part(s, t, group);
   if (id < 0) return rgi_nomem(e);
   int64_t size = g->tensor[t].dim[axis].c / s->groups;
-  rg_value attr[] = {{.i = axis, .set = true}, {.i = group * size, .set = true}, {.i = (group + 1) * size, .set = true}};
+  rg_value attr[] = {
+      {.i = axis, .set = true}, {.i = group * size, .set = true}, {.i = (group + 1) * size, .set = true}};
   rg_status status;
   add_view(s, "slice", attr, &t, 1, id, e, &status);
   *out = id;
@@ -173,15 +179,15 @@ static rg_status place_all(splitter *s, rg_error *e) {
   bool *in_run = rgi_alloc_n(s->to->arena, (size_t)s->from->nnode, sizeof *in_run);
   if (!in_run) return rgi_nomem(e);
   while (left > 0) {
-    for (int n = 0; n < s->from->nnode; n++) { /* nodes are sorted: one sweep takes all uncut ones that are ready */
+    for (int n = 0; n < s->from->nnode;
+         n++) { /* nodes are sorted: one sweep takes all uncut ones that are ready */
       if (s->placed[n] || s->cut[n] || !ready(s, n, NULL)) continue;
       RGI_TRY(place(s, n, -1, e));
       s->placed[n] = true;
       left--;
     }
     memset(in_run, 0, (size_t)s->from->nnode * sizeof *in_run);
-    for (int n = 0; n < s->from->nnode; n++)
-      in_run[n] = !s->placed[n] && s->cut[n] && ready(s, n, in_run);
+    for (int n = 0; n < s->from->nnode; n++) in_run[n] = !s->placed[n] && s->cut[n] && ready(s, n, in_run);
     for (int group = 0; group < s->groups; group++)
       for (int n = 0; n < s->from->nnode; n++)
         if (in_run[n]) RGI_TRY(place(s, n, group, e));

@@ -1,4 +1,5 @@
-/* graph/verify.c: the numbered invariants of ir.h, checked after every stage. A violation is a bug of ours. */
+/* graph/verify.c: the numbered invariants of ir.h, checked after every stage. A violation is a bug of ours.
+ */
 #include "ir.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +12,13 @@ typedef struct verifier {
 } verifier;
 
 static rg_status broken(const verifier *v, int invariant, const char *where, const char *what) {
-  return rgi_fail(v->e, RG_E_INTERNAL, NULL, where, "invariant I%d does not hold after %s: \"%s\" %s", invariant, v->stage,
-                  where, what);
+  return rgi_fail(v->e, RG_E_INTERNAL, NULL, where, "invariant I%d does not hold after %s: \"%s\" %s",
+                  invariant, v->stage, where, what);
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int by_text(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 /* The name that occurs twice among n, or NULL. `names` is sorted in place. */
 static const char *twice(const char **names, int n) {
@@ -45,12 +48,14 @@ static rg_status check_links(const verifier *v, rgi_arena *a) {
   if (!written) return rgi_nomem(v->e);
   for (int t = 0; t < g->ntensor; t++) {
     const rgi_tensor *x = &g->tensor[t];
-    if (x->producer >= g->nnode || x->base >= g->ntensor || x->base == t) return broken(v, 1, x->name, "has a bad id");
+    if (x->producer >= g->nnode || x->base >= g->ntensor || x->base == t)
+      return broken(v, 1, x->name, "has a bad id");
   }
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
     for (int p = 0; p < node->op->nin; p++)
-      if (!(node->op->in[p].flags & RG_PORT_OPTIONAL) && rgi_in(node, p) < 0 && !(node->op->in[p].flags & RG_PORT_LIST))
+      if (!(node->op->in[p].flags & RG_PORT_OPTIONAL) && rgi_in(node, p) < 0 &&
+          !(node->op->in[p].flags & RG_PORT_LIST))
         return broken(v, 1, node->name, "lacks a required input");
     for (int i = 0; i < rgi_nin(node); i++) {
       int t = node->in[i];
@@ -62,13 +67,15 @@ static rg_status check_links(const verifier *v, rgi_arena *a) {
       int t = node->out[i];
       if (t < -1 || t >= g->ntensor) return broken(v, 1, node->name, "writes a tensor that is not there");
       if (t < 0) continue;
-      if (g->tensor[t].producer != n || written[t]++) return broken(v, 2, g->tensor[t].name, "has no single producer");
+      if (g->tensor[t].producer != n || written[t]++)
+        return broken(v, 2, g->tensor[t].name, "has no single producer");
     }
     if (n > 0 && g->node[n - 1].backward && !node->backward)
       return broken(v, 3, node->name, "is a forward node behind a backward node");
   }
   for (int t = 0; t < g->ntensor; t++)
-    if (g->tensor[t].producer >= 0 && !written[t]) return broken(v, 2, g->tensor[t].name, "is written by nobody");
+    if (g->tensor[t].producer >= 0 && !written[t])
+      return broken(v, 2, g->tensor[t].name, "is written by nobody");
   return RG_OK;
 }
 
@@ -109,7 +116,8 @@ static rg_status check_aliases(const verifier *v) {
       if (x->dim[d].c == 0) empty = true;
       last += (x->dim[d].c - 1) * x->stride[d];
     }
-    if (!empty && (x->offset < 0 || last >= rgi_elements(owner))) return broken(v, 5, x->name, "leaves the bytes it looks into");
+    if (!empty && (x->offset < 0 || last >= rgi_elements(owner)))
+      return broken(v, 5, x->name, "leaves the bytes it looks into");
   }
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
@@ -121,7 +129,8 @@ static rg_status check_aliases(const verifier *v) {
         /* the only graph inputs that are written: buffers that gradients accumulate into */
         bool accumulates = false;
         for (int k = 0; k < g->ninput; k++)
-          accumulates = accumulates || (g->input[k].want == RGI_GRAD_ACCUMULATE && g->tensor[owner].grad_of == g->input[k].tensor);
+          accumulates = accumulates || (g->input[k].want == RGI_GRAD_ACCUMULATE &&
+                                        g->tensor[owner].grad_of == g->input[k].tensor);
         if (!accumulates) return broken(v, 6, g->tensor[owner].name, "is an input and yet written");
       }
   }
@@ -138,11 +147,13 @@ static rg_status check_sums(const verifier *v) {
       if (t < 0 || node->op->flags & RG_OP_VIEW) continue;
       for (int o = 0; o < rgi_nout(node); o++) {
         int y = node->out[o];
-        if (y < 0 || g->tensor[y].base < 0 || g->tensor[y].base != rgi_owner(g, t) || g->tensor[y].offset != g->tensor[t].offset)
+        if (y < 0 || g->tensor[y].base < 0 || g->tensor[y].base != rgi_owner(g, t) ||
+            g->tensor[y].offset != g->tensor[t].offset)
           continue;
         for (int later = n + 1; later < g->nnode; later++)
           for (int k = 0; k < rgi_nin(&g->node[later]); k++)
-            if (g->node[later].in[k] == t) return broken(v, 6, g->tensor[t].name, "is read after its next version was written");
+            if (g->node[later].in[k] == t)
+              return broken(v, 6, g->tensor[t].name, "is read after its next version was written");
       }
     }
   }
@@ -156,16 +167,19 @@ static rg_status check_surface(const verifier *v) {
   for (int n = 0; n < g->nnode; n++) differentiated = differentiated || g->node[n].backward;
   for (int i = 0; i < g->noutput; i++) {
     const rgi_io *io = &g->output[i];
-    if (io->tensor < 0 || io->tensor >= g->ntensor || g->tensor[io->tensor].base >= 0 || g->tensor[io->tensor].producer < 0)
+    if (io->tensor < 0 || io->tensor >= g->ntensor || g->tensor[io->tensor].base >= 0 ||
+        g->tensor[io->tensor].producer < 0)
       return broken(v, 7, io->name, "is an output without bytes of its own");
   }
   for (int i = 0; i < g->ninput; i++) {
     const rgi_io *io = &g->input[i];
     if (io->tensor < 0 || io->tensor >= g->ntensor || g->tensor[io->tensor].producer >= 0)
       return broken(v, 7, io->name, "is an input that a node produces");
-    if (differentiated && io->want != RGI_GRAD_NONE && io->grad < 0) return broken(v, 7, io->name, "has no gradient");
-    if (io->grad >= 0 && rgi_bytes(&g->tensor[io->grad]) / (int64_t)rg_dtype_size(g->tensor[io->grad].dtype) !=
-                             rgi_elements(&g->tensor[io->tensor]))
+    if (differentiated && io->want != RGI_GRAD_NONE && io->grad < 0)
+      return broken(v, 7, io->name, "has no gradient");
+    if (io->grad >= 0 &&
+        rgi_bytes(&g->tensor[io->grad]) / (int64_t)rg_dtype_size(g->tensor[io->grad].dtype) !=
+            rgi_elements(&g->tensor[io->tensor]))
       return broken(v, 7, io->name, "has a gradient of another shape");
   }
   for (int n = 0; n < g->nnode; n++) {
@@ -177,7 +191,8 @@ static rg_status check_surface(const verifier *v) {
     for (int p = 0; p < node->op->nin; p++) {
       if (!(node->op->in[p].flags & RG_PORT_ROWS)) continue;
       for (int i = node->in_begin[p]; i < node->in_begin[p + 1]; i++)
-        if (node->in[i] >= 0 && g->tensor[node->in[i]].seqlens >= 0 && g->tensor[node->in[i]].seqlens != lengths)
+        if (node->in[i] >= 0 && g->tensor[node->in[i]].seqlens >= 0 &&
+            g->tensor[node->in[i]].seqlens != lengths)
           return broken(v, 8, node->name, "reads rows of other sequences than its lengths say");
     }
   }

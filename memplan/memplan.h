@@ -1,10 +1,10 @@
 /* memplan/memplan.h: gives every tensor its bytes.
  *
  * Takes a bound graph in execution order, returns a copy whose owners carry (region, address), plus a report.
- * Saved memory holds what forward writes and backward reads; it all lives at once at the turn, so it is laid end to
- * end. Scratch of forward and of backward are packed apart and share one block (its size is the larger). A node's
- * workspace is a scratch block that lives during that node only. Every block starts on a multiple of RGI_ALIGN;
- * a region ends with its last block's last byte.
+ * Saved memory holds what forward writes and backward reads; it all lives at once at the turn, so it is laid
+ * end to end. Scratch of forward and of backward are packed apart and share one block (its size is the
+ * larger). A node's workspace is a scratch block that lives during that node only. Every block starts on a
+ * multiple of RGI_ALIGN; a region ends with its last block's last byte.
  */
 #ifndef RGI_MEMPLAN_H
 #define RGI_MEMPLAN_H
@@ -22,7 +22,7 @@ typedef struct rgi_memory_options {
 
 /* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains blocks[]. */
 typedef struct rgi_block {
-  int32_t tensor; /* owner, or -1: the workspace of `first` */
+  int32_t tensor;      /* owner, or -1: the workspace of `first` */
   int32_t first, last; /* nodes: alive from the first writer to the last reader, both included */
   rgi_region region;
   int64_t size, address;
@@ -35,8 +35,8 @@ typedef struct rgi_memory {
   bool forward_optimal, backward_optimal;
   int64_t explored; /* search nodes */
   double seconds;
-  int64_t no_reuse;      /* scratch bytes if every block had its own */
-  int64_t inplace_gain;  /* bytes of blocks that in-place reuse spared */
+  int64_t no_reuse;     /* scratch bytes if every block had its own */
+  int64_t inplace_gain; /* bytes of blocks that in-place reuse spared */
   rgi_block *block;
   int32_t nblock;
   int64_t *workspace; /* per node: address of its workspace in scratch, or -1 */
@@ -46,8 +46,8 @@ typedef struct rgi_memory {
 /* *mem lives in (*out)->arena. */
 rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem,
                       rg_error *e);
-/* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find them, or (bound_only)
- * their lower bounds, which is fast. */
+/* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find them, or
+ * (bound_only) their lower bounds, which is fast. */
 rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only, int64_t *saved,
                           int64_t *forward, int64_t *backward, rg_error *e);
 /* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the graph. */

@@ -233,8 +233,8 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
     if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
     if (x->search_nodes <= x->beam_nodes) {
-      if (x->searches % 4 == 3) capacity += (x->peak - capacity) / 2;
-      verdict = rgi_search_run(x->search, capacity, 4000 * luby(x->searches), x->searches, deadline, scratch,
+      if (x->searches % 7 == 6) capacity += (x->peak - capacity) / 2;
+      verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches, deadline, scratch,
                                &x->search_nodes);
       x->searches++;
     } else {
@@ -281,8 +281,7 @@ static void free_whole(whole *w) {
 
 /* Pieces with their sections: the maximal sets alive together. A section ends where a buffer ends after one
  * started. */
-static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t align, int64_t *unit,
-                             rg_error *e) {
+static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t align, rg_error *e) {
   w->piece = rgi_malloc(w->ctx, (n + 1) * sizeof *w->piece);
   w->event = rgi_malloc(w->ctx, (2 * n + 1) * sizeof *w->event);
   if (!w->piece || !w->event) return rgi_nomem(e);

@@ -407,18 +407,16 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
     rgi_rule rule;
     int order;
     bool flush;
-  } cycle[] = {{FEWEST, 2, true},   {FEWEST, 0, false},   {ANYWHERE, 1, true}, {FEWEST, 3, true},
-               {TIGHT, 1, true},    {ANYWHERE, 3, false}, {FEWEST, 1, true},   {FEWEST, 4, true},
-               {ANYWHERE, 0, true}, {TIGHT, 3, true},     {FEWEST, 0, true}};
-  uint32_t k = attempt % RGI_COUNT(cycle), round = attempt / RGI_COUNT(cycle);
-  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush,
-                      round == 0  ? 0
-                      : round % 2 ? 0.3
-                                  : 1.0,
-                      attempt % 2 == 0};
+  } cycle[RGI_SEARCH_CYCLE] = {{FEWEST, 2, true},   {ANYWHERE, 2, true}, {TIGHT, 2, true},   {FEWEST, 0, true},
+                               {ANYWHERE, 0, true}, {TIGHT, 1, true},    {FEWEST, 1, false}, {ANYWHERE, 1, true},
+                               {FEWEST, 4, true},   {ANYWHERE, 3, true}};
+  static const double noise[] = {0.3, 1, 0.3, 1.9};
+  uint32_t k = attempt % RGI_SEARCH_CYCLE, round = attempt / RGI_SEARCH_CYCLE;
+  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush, round ? noise[round % RGI_COUNT(noise)] : 0,
+                      round % 2 == 0};
   for (int32_t i = 0; i < s->n; i++) {
-    double noise = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
-    s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (noise - 0.5));
+    double shake = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
+    s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (shake - 0.5));
   }
 }
 

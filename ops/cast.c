@@ -17,8 +17,8 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   const rgi_tensor *x = &g->tensor[rgi_in(n, 0)];
   rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   if (x->dtype == RG_I32 && n->attr[A_TO].i != SAME)
-    return rgi_fail(e, RG_E_DTYPE, pointer, n->name, "\"%s\" is i32, which cannot become a float; leave \"to\" out to copy it",
-                    x->name);
+    return rgi_fail(e, RG_E_DTYPE, pointer, n->name,
+                    "\"%s\" is i32, which cannot become a float; leave \"to\" out to copy it", x->name);
   y->dtype = n->attr[A_TO].i == SAME ? x->dtype : target[n->attr[A_TO].i];
   y->rank = x->rank;
   memcpy(y->dim, x->dim, sizeof y->dim);

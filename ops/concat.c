@@ -15,8 +15,9 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   const rgi_tensor *first = &g->tensor[n->in[0]];
   rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   if (axis >= first->rank)
-    return rgi_fail(e, RG_E_VALUE, pointer, n->name, "axis %lld does not exist; \"%s\" has %d axes, counted from 0",
-                    (long long)axis, first->name, first->rank);
+    return rgi_fail(e, RG_E_VALUE, pointer, n->name,
+                    "axis %lld does not exist; \"%s\" has %d axes, counted from 0", (long long)axis,
+                    first->name, first->rank);
   y->dtype = first->dtype;
   y->rank = first->rank;
   memcpy(y->dim, first->dim, sizeof y->dim);
@@ -38,7 +39,8 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
 }
 
 static const rg_port in[] = {
-    {"x", "*", RG_PORT_LIST | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "the parts, in order; same extents on the other axes"},
+    {"x", "*", RG_PORT_LIST | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
+     "the parts, in order; same extents on the other axes"},
     {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
 };
 static const rg_port out[] = {

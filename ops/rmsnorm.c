@@ -164,7 +164,8 @@ static void weight_task(void *arg, int64_t number, int thread) {
       rgi_store_add(head, j->rows->partial + (chunk * s->heads + h) * s->width + first, n);
     rgi_store_add(sum, head, n);
   }
-  rgi_put_grad(j->rows->c->isa, j->add, to, j->dw->dtype, sum, n); /* as one term: sums may come in another order */
+  rgi_put_grad(j->rows->c->isa, j->add, to, j->dw->dtype, sum,
+               n); /* as one term: sums may come in another order */
 }
 
 static size_t partial_bytes(rows s) {

@@ -33,7 +33,8 @@ static int by_name(const void *a, const void *b) {
 static int cpu_level(void) {
 #if defined(__x86_64__)
   unsigned a, b, c, d;
-  bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); /* not every compiler's cpu_supports knows it */
+  bool f16c =
+      __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); /* not every compiler's cpu_supports knows it */
   __builtin_cpu_init();
   bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -92,11 +92,12 @@ static int64_t keys_before(int64_t end, int64_t kernel, int64_t stride) {
   return end < kernel ? 0 : (end - kernel) / stride + 1;
 }
 
-/* (query, compressed key) pairs with the key seen, over the first `length` queries: `stride` queries see 1 key, as many
- * see 2, … */
+/* (query, compressed key) pairs with the key seen, over the first `length` queries: `stride` queries see 1
+ * key, as many see 2, … */
 static double seen_pairs(int64_t length, int64_t kernel, int64_t stride) {
   if (length < kernel) return 0;
-  double u = (double)(length - kernel + 1), full = floor(u / (double)stride), rest = u - full * (double)stride;
+  double u = (double)(length - kernel + 1), full = floor(u / (double)stride),
+         rest = u - full * (double)stride;
   return (double)stride * full * (full + 1) / 2 + rest * (full + 1);
 }
 
@@ -105,8 +106,10 @@ static void cost(const rg_call *c, rg_cost *out) {
   int64_t kernel = c->attr[A_KERNEL].i, stride = c->attr[A_STRIDE].i;
   int64_t nseq = rg_in(c, IN_CU)->dim[0] - 1, length = q->dim[0] / (nseq > 0 ? nseq : 1);
   /* the first queries keep every candidate: nothing to score */
-  int64_t free = c->attr[A_TOP_N].i > length / c->attr[A_BLOCK].i ? length : c->attr[A_TOP_N].i * c->attr[A_BLOCK].i;
-  double pairs = (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) * (double)(nseq > 0 ? nseq : 1);
+  int64_t free =
+      c->attr[A_TOP_N].i > length / c->attr[A_BLOCK].i ? length : c->attr[A_TOP_N].i * c->attr[A_BLOCK].i;
+  double pairs =
+      (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) * (double)(nseq > 0 ? nseq : 1);
   bool dot = c->attr[A_SCORE].i == SCORE_DOT;
   double products = pairs * (double)(dot ? k->dim[1] : q->dim[1]);
   out->flops = 2 * products * (double)q->dim[2] + (dot ? rgi_arg_elements(q) : 0);

@@ -1,7 +1,8 @@
 /* ops/view.c: slice, split, reshape, transpose and join: ops that move no bytes.
  *
- * A view's output looks into its input's bytes. A join is the reverse: its inputs, which must own their bytes and tile
- * the output along one axis, are placed inside the output. Strides and offsets exist once the graph is bound.
+ * A view's output looks into its input's bytes. A join is the reverse: its inputs, which must own their bytes
+ * and tile the output along one axis, are placed inside the output. Strides and offsets exist once the graph
+ * is bound.
  */
 #include "../graph/autodiff.h"
 #include "ops.h"
@@ -9,17 +10,20 @@
 
 enum { A_AXIS = 0, A_START = 1, A_STOP = 2, A_LIST = 0, A_SIZES = 1 };
 
-static rg_status bad(rgi_graph *g, int node, const char *pointer, rg_status status, rg_error *e, const char *attr,
-                     const char *text) {
+static rg_status bad(rgi_graph *g, int node, const char *pointer, rg_status status, rg_error *e,
+                     const char *attr, const char *text) {
   char where[256];
-  snprintf(where, sizeof where, "%s%s%s", pointer ? pointer : "", pointer ? "/attrs/" : "", pointer ? attr : "");
+  snprintf(where, sizeof where, "%s%s%s", pointer ? pointer : "", pointer ? "/attrs/" : "",
+           pointer ? attr : "");
   return rgi_fail(e, status, where, g->node[node].name, "%s", text);
 }
 
-static rg_status check_axis(rgi_graph *g, int node, const char *pointer, int64_t axis, int rank, rg_error *e) {
+static rg_status check_axis(rgi_graph *g, int node, const char *pointer, int64_t axis, int rank,
+                            rg_error *e) {
   char text[160];
   if (axis >= 0 && axis < rank) return RG_OK;
-  snprintf(text, sizeof text, "axis %lld does not exist; the input has %d axes, counted from 0", (long long)axis, rank);
+  snprintf(text, sizeof text, "axis %lld does not exist; the input has %d axes, counted from 0",
+           (long long)axis, rank);
   return bad(g, node, pointer, RG_E_VALUE, e, "axis", text);
 }
 
@@ -46,7 +50,8 @@ static rg_status slice_infer(rgi_graph *g, int node, const char *pointer, rg_err
   rgi_dim extent = g->tensor[x].dim[axis];
   bool to_end = !n->attr[A_STOP].set;
   char text[160], have[64];
-  if (start < 0 || (!to_end && stop < start) || (rgi_dim_known(extent) && (to_end ? start : stop) > extent.c)) {
+  if (start < 0 || (!to_end && stop < start) ||
+      (rgi_dim_known(extent) && (to_end ? start : stop) > extent.c)) {
     snprintf(text, sizeof text, "the slice [%lld, %lld) leaves the axis, which has %s", (long long)start,
              (long long)(to_end ? extent.c : stop), rgi_dim_text(extent, have, sizeof have));
     return bad(g, node, pointer, RG_E_VALUE, e, to_end ? "start" : "stop", text);
@@ -76,7 +81,8 @@ static const rg_port view_out[] = {
 static const rg_attr slice_attrs[] = {
     {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis to cut"},
     {"start", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL, "first index kept"},
-    {"stop", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL, "first index no longer kept; to the end if left out"},
+    {"stop", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL,
+     "first index no longer kept; to the end if left out"},
 };
 static const rgi_rules slice_rules = {slice_infer, slice_backward, true};
 const rg_op rgi_op_slice = {.abi = RG_OP_ABI,
@@ -145,7 +151,8 @@ static const rg_port split_out[] = {
 };
 static const rg_attr split_attrs[] = {
     {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis to cut"},
-    {"sizes", RG_ATTR_INTS, false, 0, 1099511627776.0, 0, NULL, "extent of each part; equal parts if left out"},
+    {"sizes", RG_ATTR_INTS, false, 0, 1099511627776.0, 0, NULL,
+     "extent of each part; equal parts if left out"},
 };
 static const rgi_rules split_rules = {split_infer, split_backward, true};
 const rg_op rgi_op_split = {.abi = RG_OP_ABI,
@@ -197,7 +204,8 @@ static bool restride(const rgi_tensor *from, rgi_tensor *to) {
   }
   for (int k = to->rank - 1; k >= 0; k--)
     if (to->dim[k].c == 1) to->stride[k] = k + 1 < to->rank ? to->stride[k + 1] * to->dim[k + 1].c : 1;
-  return to->stride[to->rank - 1] == 1; /* elements of the last axis lie side by side in every tensor */
+  return to->rank == 0 ||
+         to->stride[to->rank - 1] == 1; /* elements of the last axis lie side by side in every tensor */
 }
 
 static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
@@ -207,8 +215,8 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
   rgi_tensor from = g->tensor[x];
   rgi_tensor *t = look_into(g, x, y);
   char text[256];
-  if (shape->i < 1 || shape->i > RG_MAX_RANK) {
-    snprintf(text, sizeof text, "a shape has 1 to %d axes, not %lld", RG_MAX_RANK, (long long)shape->i);
+  if (shape->i > RG_MAX_RANK) { /* none: a scalar, which backward may have to come back to */
+    snprintf(text, sizeof text, "a shape has at most %d axes, not %lld", RG_MAX_RANK, (long long)shape->i);
     return bad(g, node, pointer, RG_E_RANK, e, "shape", text);
   }
   t->rank = (int32_t)shape->i;
@@ -217,7 +225,8 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
   for (int i = 0; i < from.rank; i++) RGI_TRY(rgi_dim_binary(g->arena, '*', total, from.dim[i], &total, e));
   for (int i = 0; i < t->rank; i++) {
     if (shape->list[i] == 0) { /* as in the input */
-      if (i >= from.rank) return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "0 keeps an axis the input does not have");
+      if (i >= from.rank)
+        return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "0 keeps an axis the input does not have");
       t->dim[i] = from.dim[i];
     } else if (shape->list[i] < 0) {
       if (open >= 0) return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "-1 may stand for one axis only");
@@ -236,13 +245,14 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
   }
   if (!rgi_dim_equal(total, rest) && (g->bound || (rgi_dim_known(total) && rgi_dim_known(rest)))) {
     char a[96], b[96];
-    snprintf(text, sizeof text, "the new shape has %s elements, the input %s", rgi_dim_text(rest, a, sizeof a),
-             rgi_dim_text(total, b, sizeof b));
+    snprintf(text, sizeof text, "the new shape has %s elements, the input %s",
+             rgi_dim_text(rest, a, sizeof a), rgi_dim_text(total, b, sizeof b));
     return bad(g, node, pointer, RG_E_SHAPE, e, "shape", text);
   }
   if (g->bound && !restride(&from, t))
-    return bad(g, node, pointer, RG_E_SHAPE, e, "shape",
-               "this view of a strided tensor cannot be reshaped without moving bytes; put a \"cast\" before it");
+    return bad(
+        g, node, pointer, RG_E_SHAPE, e, "shape",
+        "this view of a strided tensor cannot be reshaped without moving bytes; put a \"cast\" before it");
   return RG_OK;
 }
 
@@ -250,7 +260,8 @@ static rg_status reshape_backward(rgi_backward *b, int node, rg_error *e) {
   int gradient = rgi_bwd_gradient(b, node, 0), back;
   if (gradient < 0) return RG_OK;
   const rgi_node *n = &rgi_bwd_graph(b)->node[node];
-  const rgi_tensor *to = rgi_bwd_graph(b)->tensor + rgi_in(n, 0), *from = rgi_bwd_graph(b)->tensor + rgi_out(n, 0);
+  const rgi_tensor *to = rgi_bwd_graph(b)->tensor + rgi_in(n, 0),
+                   *from = rgi_bwd_graph(b)->tensor + rgi_out(n, 0);
   if (to->dim[0].c != from->dim[0].c) RGI_TRY(rgi_bwd_live(b, gradient, &gradient, e));
   RGI_TRY(rgi_bwd_dense(b, gradient, &gradient, e));
   const rgi_graph *g = rgi_bwd_graph(b);
@@ -292,15 +303,17 @@ static rg_status transpose_infer(rgi_graph *g, int node, const char *pointer, rg
   rgi_tensor from = g->tensor[rgi_in(n, 0)];
   rgi_tensor *t = look_into(g, rgi_in(n, 0), rgi_out(n, 0));
   uint32_t seen = 0;
-  bool good = perm->i == from.rank;
+  bool good = from.rank > 0 && perm->i == from.rank;
   for (int i = 0; good && i < from.rank; i++) {
     good = perm->list[i] >= 0 && perm->list[i] < from.rank && !(seen >> perm->list[i] & 1);
     if (good) seen |= 1u << perm->list[i];
   }
   if (!good)
-    return bad(g, node, pointer, RG_E_VALUE, e, "perm", "perm must name each axis of the input once, counted from 0");
+    return bad(g, node, pointer, RG_E_VALUE, e, "perm",
+               "perm must name each axis of the input once, counted from 0");
   if (perm->list[from.rank - 1] != from.rank - 1)
-    return bad(g, node, pointer, RG_E_VALUE, e, "perm", "the last axis must stay last: its elements are contiguous");
+    return bad(g, node, pointer, RG_E_VALUE, e, "perm",
+               "the last axis must stay last: its elements are contiguous");
   for (int i = 0; i < from.rank; i++) {
     t->dim[i] = from.dim[perm->list[i]];
     t->stride[i] = from.stride[perm->list[i]];
@@ -321,7 +334,8 @@ static rg_status transpose_backward(rgi_backward *b, int node, rg_error *e) {
 }
 
 static const rg_attr transpose_attrs[] = {
-    {"perm", RG_ATTR_INTS, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis of the input for each axis of the output"},
+    {"perm", RG_ATTR_INTS, true, 0, RG_MAX_RANK - 1, 0, NULL,
+     "axis of the input for each axis of the output"},
 };
 static const rgi_rules transpose_rules = {transpose_infer, transpose_backward, false};
 const rg_op rgi_op_transpose = {.abi = RG_OP_ABI,

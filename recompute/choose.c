@@ -1,9 +1,10 @@
 /* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets it.
  *
- * Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time, those that the model's
- * bound rules out are skipped, and the first that memplan packs within the budget is the answer; nothing cheaper exists.
- * Above that: candidates are added by memory freed per millisecond until the budget holds, then the costliest are dropped
- * where it still holds; a fractional knapsack over freed bytes bounds the optimum from below, and the gap is reported.
+ * Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time, those
+ * that the model's bound rules out are skipped, and the first that memplan packs within the budget is the
+ * answer; nothing cheaper exists. Above that: candidates are added by memory freed per millisecond until the
+ * budget holds, then the costliest are dropped where it still holds; a fractional knapsack over freed bytes
+ * bounds the optimum from below, and the gap is reported.
  */
 #include "search.h"
 #include <stdio.h>
@@ -79,7 +80,8 @@ static double set_ms(const rgi_model *m, const uint64_t *set) {
   return ms;
 }
 
-/* Least time in which candidates, taken in `order`, could free `bytes` of saved memory if parts could be chosen. */
+/* Least time in which candidates, taken in `order`, could free `bytes` of saved memory if parts could be
+ * chosen. */
 static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes) {
   double ms = 0;
   for (int i = 0; i < m->ncandidate && bytes > 0; i++) {
@@ -93,8 +95,8 @@ static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes
 
 enum { MOST_DROPS = 64, MOST_TRIED = 256 };
 
-/* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to try) the next by
- * memory freed. */
+/* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to try) the
+ * next by memory freed. */
 static int next_candidate(const chooser *c, uint64_t *set, const int *order) {
   const rgi_model *m = c->m;
   int best = -1;
@@ -119,7 +121,8 @@ static rg_status bounded(chooser *c, rg_error *e) {
   bool *tried = rgi_alloc_n(m->arena, (size_t)m->ncandidate, sizeof *tried), yes = false;
   if (!order || !set || !tried) return rgi_nomem(e);
   rgi_model_order(m, order);
-  int stride = m->ncandidate / 64 + 1, next = 0; /* after a refusal, the next trial is this many candidates on */
+  int stride = m->ncandidate / 64 + 1,
+      next = 0; /* after a refusal, the next trial is this many candidates on */
   for (int taken = 0;; taken++) {
     if ((taken >= next && bound_of(c, set) <= c->budget) || taken == m->ncandidate) {
       RGI_TRY(fits(c, set, &yes, e));
@@ -159,10 +162,11 @@ static rg_status choose(chooser *c, rg_error *e) {
   char asked[32], least[32];
   return rgi_fail(e, RG_E_INFEASIBLE, "/budget/bytes", NULL,
                   "%s fits %s of %s memory; the least any reaches is %s (%lld bytes)",
-                  c->m->ncandidate <= RGI_EXACT_LIMIT ? "no choice of recomputed nodes"
-                                                      : "no choice of recomputed nodes that the bounded search tried",
-                  rgi_human_bytes(c->budget, asked), c->of_saved ? "saved" : "peak", rgi_human_bytes(c->least, least),
-                  (long long)c->least);
+                  c->m->ncandidate <= RGI_EXACT_LIMIT
+                      ? "no choice of recomputed nodes"
+                      : "no choice of recomputed nodes that the bounded search tried",
+                  rgi_human_bytes(c->budget, asked), c->of_saved ? "saved" : "peak",
+                  rgi_human_bytes(c->least, least), (long long)c->least);
 }
 
 /* ---- the pass ---- */
@@ -175,7 +179,10 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_choice *c = a ? rgi_alloc(a, sizeof *c) : NULL;
   if (c) {
-    *c = (rgi_choice){.arena = a, .preset = policy ? policy->preset : RGI_PRESET_NONE, .nnode = g->norigin, .optimal = true};
+    *c = (rgi_choice){.arena = a,
+                      .preset = policy ? policy->preset : RGI_PRESET_NONE,
+                      .nnode = g->norigin,
+                      .optimal = true};
     c->node = rgi_alloc_n(a, (size_t)g->norigin + 1, sizeof *c->node);
   }
   if (!c || !c->node) {
@@ -209,7 +216,8 @@ static const char *reason(const rgi_choice *c, bool recomputed) {
   switch (c->preset) {
   case RGI_PRESET_ALL: return "the policy recomputes all it can";
   case RGI_PRESET_LIST: return recomputed ? "named by the policy" : "not named by the policy";
-  case RGI_PRESET_BUDGET: return recomputed ? "cheapest way to meet the budget" : "the budget holds without it";
+  case RGI_PRESET_BUDGET:
+    return recomputed ? "cheapest way to meet the budget" : "the budget holds without it";
   default: return "the policy keeps everything";
   }
 }
@@ -222,15 +230,20 @@ static void mark(rgi_choice *c, const rgi_model *m, const bool *chosen) {
   }
 }
 
-static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_progress progress,
-                        rgi_choice *report, bool *chosen, rg_error *e) {
+static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy *policy,
+                        rgi_progress progress, rgi_choice *report, bool *chosen, rg_error *e) {
   rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
-  for (int o = 0; o < g->norigin && preset == RGI_PRESET_ALL; o++) chosen[o] = rgi_recomputable(&g->origin[o]);
+  for (int o = 0; o < g->norigin && preset == RGI_PRESET_ALL; o++)
+    chosen[o] = rgi_recomputable(&g->origin[o]);
   for (int i = 0; preset == RGI_PRESET_LIST && i < policy->nrecompute; i++)
     for (int o = 0; o < g->norigin; o++)
       if (strcmp(g->origin[o].name, policy->recompute[i]) == 0) chosen[o] = true;
   if (preset == RGI_PRESET_BUDGET) {
-    chooser c = {.m = m, .budget = policy->budget, .of_saved = policy->budget_of_saved, .progress = progress, .report = report};
+    chooser c = {.m = m,
+                 .budget = policy->budget,
+                 .of_saved = policy->budget_of_saved,
+                 .progress = progress,
+                 .report = report};
     report->optimal = false;
     RGI_TRY(choose(&c, e));
     for (int i = 0; i < m->ncandidate; i++)
@@ -244,8 +257,8 @@ static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy 
 }
 
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
-                        const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out, rgi_choice **report,
-                        rg_error *e) {
+                        const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
+                        rgi_choice **report, rg_error *e) {
   *out = NULL;
   if (report) *report = NULL;
   rgi_model *m;
@@ -315,18 +328,20 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
   static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
   rgi_buf_printf(out, "recompute: %s", title[c->preset]);
   if (c->preset == RGI_PRESET_BUDGET) {
-    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried", rgi_human_bytes(c->budget, a),
-                   c->budget_of_saved ? "saved" : "peak", c->optimal ? "proved optimal" : "not proved optimal",
-                   (long long)c->explored, c->explored == 1 ? "" : "s");
+    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
+                   rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
+                   c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
+                   c->explored == 1 ? "" : "s");
     if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
   }
   rgi_buf_printf(out, "\n");
-  if (candidates) rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
+  if (candidates)
+    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
     if (!n->candidate) continue;
-    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name, n->recomputed ? "recomputed" : "kept",
-                   rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name,
+                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
   }
   others(c, UNREAD, "not read by backward: ", out);
   others(c, FIXED, "can't be recomputed: ", out);
@@ -337,18 +352,21 @@ void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
   if (c->preset == RGI_PRESET_BUDGET)
     rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
                    c->budget_of_saved ? "saved" : "peak");
-  rgi_buf_printf(out,
-                 ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
-                 "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
-                 c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
-                 (long long)c->saved_before, (long long)c->saved_after);
+  rgi_buf_printf(
+      out,
+      ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
+      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+      c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
+      (long long)c->saved_before, (long long)c->saved_after);
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
     rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
     rgi_buf_json(out, n->name);
-    rgi_buf_printf(out, ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"why\": ",
-                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false", (long long)n->saved_bytes,
-                   n->extra_ms);
+    rgi_buf_printf(out,
+                   ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
+                   "\"extra_ms\": %.9g, \"why\": ",
+                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
+                   (long long)n->saved_bytes, n->extra_ms);
     rgi_buf_json(out, n->why);
     rgi_buf_printf(out, "}");
   }

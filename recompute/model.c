@@ -1,8 +1,10 @@
-/* recompute/model.c: what a choice costs: cheap lower bounds for the search, memplan's verdict for the decision.
+/* recompute/model.c: what a choice costs: cheap lower bounds for the search, memplan's verdict for the
+ * decision.
  *
- * The bound. Saved memory of a choice is exact: an owner is saved if its node is kept and a backward node, or a clone
- * that is needed, reads it. Scratch is at least, at every backward node, the gradients alive there (they do not depend on
- * the choice) plus the recomputed values that the node reads; and never less than with everything kept.
+ * The bound. Saved memory of a choice is exact: an owner is saved if its node is kept and a backward node, or
+ * a clone that is needed, reads it. Scratch is at least, at every backward node, the gradients alive there
+ * (they do not depend on the choice) plus the recomputed values that the node reads; and never less than with
+ * everything kept.
  */
 #include "search.h"
 #include <string.h>
@@ -15,7 +17,9 @@ typedef struct builder {
   bool *is_output;   /* owner */
 } builder;
 
-static bool is_view(const rgi_node *n) { return n->op->flags & RG_OP_VIEW; }
+static bool is_view(const rgi_node *n) {
+  return n->op->flags & RG_OP_VIEW;
+}
 
 /* The candidate that makes t's bytes, through views; -1: none. */
 static int maker(const builder *b, int t) {
@@ -37,7 +41,8 @@ static int value_behind(builder *b, int t) {
   if (b->value_of[owner] < 0) {
     b->value_of[owner] = b->m->nvalue;
     rgi_value *v = &b->m->value[b->m->nvalue++];
-    *v = (rgi_value){.bytes = rgi_bytes(&g->tensor[owner]), .candidate = maker(b, t), .readers = rgi_model_set(b->m)};
+    *v = (rgi_value){
+        .bytes = rgi_bytes(&g->tensor[owner]), .candidate = maker(b, t), .readers = rgi_model_set(b->m)};
     if (!v->readers) return -2;
   }
   return b->value_of[owner];
@@ -110,8 +115,8 @@ static rg_status build(builder *b, rg_error *e) {
   m->ms = rgi_alloc_n(m->arena, no, sizeof *m->ms);
   m->kept_bytes = rgi_alloc_n(m->arena, no, sizeof *m->kept_bytes);
   int64_t *base = rgi_alloc_n(m->arena, (size_t)g->nnode + 1, sizeof *base);
-  if (!origin_is || !b->candidate_of || !b->value_of || !b->is_output || !m->value || !m->moment || !m->origin ||
-      !m->ms || !m->kept_bytes || !base)
+  if (!origin_is || !b->candidate_of || !b->value_of || !b->is_output || !m->value || !m->moment ||
+      !m->origin || !m->ms || !m->kept_bytes || !base)
     return rgi_nomem(e);
   for (int t = 0; t < g->ntensor; t++) b->value_of[t] = -1;
   for (int i = 0; i < g->noutput; i++) b->is_output[g->output[i].tensor] = true;
@@ -130,7 +135,8 @@ static rg_status build(builder *b, rg_error *e) {
   if (!scratch) return rgi_nomem(e);
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
-    int c = node->origin >= 0 && !node->backward && node->kind == RGI_PRIMAL ? b->candidate_of[node->origin] : -1;
+    int c =
+        node->origin >= 0 && !node->backward && node->kind == RGI_PRIMAL ? b->candidate_of[node->origin] : -1;
     if (c < 0 || is_view(node)) continue;
     double ms;
     rg_status status = rgi_node_ms(g, n, m->profile, scratch, &ms, e);
@@ -176,8 +182,8 @@ static rg_status build(builder *b, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem, rgi_model **out,
-                           rg_error *e) {
+rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
+                           rgi_model **out, rg_error *e) {
   *out = NULL;
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_model *m = a ? rgi_alloc(a, sizeof *m) : NULL;
@@ -200,7 +206,9 @@ void rgi_model_destroy(rgi_model *m) {
   if (m) rgi_arena_destroy(m->arena);
 }
 
-uint64_t *rgi_model_set(const rgi_model *m) { return rgi_alloc_n(m->arena, (size_t)m->words, sizeof(uint64_t)); }
+uint64_t *rgi_model_set(const rgi_model *m) {
+  return rgi_alloc_n(m->arena, (size_t)m->words, sizeof(uint64_t));
+}
 
 bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed) {
   for (int w = 0; w < m->words; w++) needed[w] = set[w] & m->wanted[w];
@@ -254,8 +262,8 @@ int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set) {
   return rgi_model_saved(m, set) + most;
 }
 
-rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
-                            rg_error *e) {
+rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved,
+                            int64_t *peak, double *ms, rg_error *e) {
   bool *chosen = rgi_malloc(m->g->ctx, (size_t)m->g->norigin + 1);
   if (!chosen) return rgi_nomem(e);
   memset(chosen, 0, (size_t)m->g->norigin + 1);

@@ -1,8 +1,8 @@
 /* recompute/pareto.c: the front of (peak bytes, extra milliseconds) over all choices.
  *
- * Choices are visited in order of time; one that packs below the lowest peak so far is on the front. Exact up to
- * RGI_EXACT_LIMIT candidates. Above that the candidates are added one at a time by memory freed per millisecond, which gives
- * achievable points, not a proved front; the output says so.
+ * Choices are visited in order of time; one that packs below the lowest peak so far is on the front. Exact up
+ * to RGI_EXACT_LIMIT candidates. Above that the candidates are added one at a time by memory freed per
+ * millisecond, which gives achievable points, not a proved front; the output says so.
  */
 #include "search.h"
 #include <string.h>
@@ -96,8 +96,8 @@ static void names(const rgi_model *m, const uint64_t *set, const char *separator
   if (first && !quoted) rgi_buf_printf(out, "nothing");
 }
 
-rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem, rgi_progress progress,
-                     const char *format, rgi_buf *out, rg_error *e) {
+rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
+                     rgi_progress progress, const char *format, rgi_buf *out, rg_error *e) {
   bool json = strcmp(format, "json") == 0;
   if (!json && strcmp(format, "text") != 0)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json", format);
@@ -107,10 +107,12 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
   bool exact = m->ncandidate <= RGI_EXACT_LIMIT;
   rg_status status = exact ? walk_all(m, progress, &f, e) : walk_in_order(m, progress, &f, e);
   if (status == RG_OK && json) {
-    rgi_buf_printf(out, "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"points\": [",
+    rgi_buf_printf(out,
+                   "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"points\": [",
                    exact ? "true" : "false", m->ncandidate, (long long)f.explored);
     for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(out, "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
+      rgi_buf_printf(out,
+                     "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
                      i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
       names(m, f.at[i].set, ", ", true, out);
       rgi_buf_printf(out, "]}");
@@ -120,13 +122,13 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
     char a[32], b[32];
     rgi_buf_printf(out, "%12s  %12s  %12s  %s\n", "peak", "saved", "extra ms", "recomputed");
     for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(out, "%12s  %12s  %12.3f  ", rgi_human_bytes(f.at[i].peak, a), rgi_human_bytes(f.at[i].saved, b),
-                     f.at[i].ms);
+      rgi_buf_printf(out, "%12s  %12s  %12.3f  ", rgi_human_bytes(f.at[i].peak, a),
+                     rgi_human_bytes(f.at[i].saved, b), f.at[i].ms);
       names(m, f.at[i].set, ", ", false, out);
       rgi_buf_printf(out, "\n");
     }
-    rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed\n", exact ? "exact" : "achievable points, not a proved",
-                   m->ncandidate, (long long)f.explored);
+    rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed\n",
+                   exact ? "exact" : "achievable points, not a proved", m->ncandidate, (long long)f.explored);
   }
   rgi_free(g->ctx, f.at);
   rgi_model_destroy(m);

@@ -1,8 +1,9 @@
-/* recompute/rewrite.c: clones chosen forward nodes into backward, each directly before its first reader there.
+/* recompute/rewrite.c: clones chosen forward nodes into backward, each directly before its first reader
+ * there.
  *
- * A backward node that reads a forward tensor asks for its stand-in: the tensor itself if its node is kept, the clone's
- * output if it is chosen. Views and joins have no bytes: they are cloned when what they look at has a stand-in. Declared
- * outputs stand for themselves, since the caller keeps them anyway.
+ * A backward node that reads a forward tensor asks for its stand-in: the tensor itself if its node is kept,
+ * the clone's output if it is chosen. Views and joins have no bytes: they are cloned when what they look at
+ * has a stand-in. Declared outputs stand for themselves, since the caller keeps them anyway.
  */
 #include "search.h"
 #include <string.h>
@@ -12,14 +13,17 @@ typedef struct rewriter {
   rgi_graph *to;
   const bool *chosen;
   const rgi_profile *profile;
-  bool *is_output;  /* per tensor of from: owner is a declared output */
+  bool *is_output;   /* per tensor of from: owner is a declared output */
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
   double ms;
 } rewriter;
 
-bool rgi_recomputable(const rgi_origin *o) { return o->op->flags & RG_OP_RECOMPUTABLE; }
+bool rgi_recomputable(const rgi_origin *o) {
+  return o->op->flags & RG_OP_RECOMPUTABLE;
+}
 
-rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms, rg_error *e) {
+rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms,
+                      rg_error *e) {
   const rgi_node *node = &g->node[n];
   *ms = 0;
   if (node->op->flags & RG_OP_VIEW) return RG_OK;
@@ -100,9 +104,10 @@ static bool looks_at_clones(const rewriter *r, int n) {
     bool again = false;
     if (p >= 0 && !r->is_output[t]) {
       const rgi_node *from = &r->from->node[p];
-      again = from->op->flags & RG_OP_VIEW ? looks_at_clones(r, p)
-                                           : from->origin >= 0 && from->kind == RGI_PRIMAL && r->chosen[from->origin] &&
-                                                 rgi_recomputable(&r->from->origin[from->origin]);
+      again = from->op->flags & RG_OP_VIEW
+                  ? looks_at_clones(r, p)
+                  : from->origin >= 0 && from->kind == RGI_PRIMAL && r->chosen[from->origin] &&
+                        rgi_recomputable(&r->from->origin[from->origin]);
     }
     if (!again) return false;
   }

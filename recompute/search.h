@@ -1,7 +1,9 @@
-/* recompute/search.h: what the parts of recompute/ share: the rewrite for a given choice, and a cheap model of choices.
+/* recompute/search.h: what the parts of recompute/ share: the rewrite for a given choice, and a cheap model
+ * of choices.
  *
- * A choice is one bool per spec node (graph origin): compute it again in backward. The model looks at the graph once and
- * then bounds the memory of any choice from below in microseconds; whether a choice fits is decided by memplan alone.
+ * A choice is one bool per spec node (graph origin): compute it again in backward. The model looks at the
+ * graph once and then bounds the memory of any choice from below in microseconds; whether a choice fits is
+ * decided by memplan alone.
  */
 #ifndef RGI_RECOMPUTE_SEARCH_H
 #define RGI_RECOMPUTE_SEARCH_H
@@ -14,20 +16,27 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
 /* May a policy name this origin at all? */
 bool rgi_recomputable(const rgi_origin *o);
 /* Model time of one node. */
-rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms, rg_error *e);
+rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms,
+                      rg_error *e);
 
 enum { RGI_EXACT_LIMIT = 20 };
 
 /* Sets of candidates: bit i of words. All functions take sets of rgi_model.words words. */
-static inline bool rgi_has(const uint64_t *set, int i) { return set[i >> 6] >> (i & 63) & 1; }
-static inline void rgi_put(uint64_t *set, int i) { set[i >> 6] |= UINT64_C(1) << (i & 63); }
-static inline void rgi_drop(uint64_t *set, int i) { set[i >> 6] &= ~(UINT64_C(1) << (i & 63)); }
+static inline bool rgi_has(const uint64_t *set, int i) {
+  return set[i >> 6] >> (i & 63) & 1;
+}
+static inline void rgi_put(uint64_t *set, int i) {
+  set[i >> 6] |= UINT64_C(1) << (i & 63);
+}
+static inline void rgi_drop(uint64_t *set, int i) {
+  set[i >> 6] &= ~(UINT64_C(1) << (i & 63));
+}
 
 /* A forward owner that backward may need. */
 typedef struct rgi_value {
   int64_t bytes;
-  int candidate;    /* that makes it, or -1: not to be recomputed */
-  bool direct;      /* a backward node reads it */
+  int candidate;     /* that makes it, or -1: not to be recomputed */
+  bool direct;       /* a backward node reads it */
   uint64_t *readers; /* candidates that read it when recomputed */
 } rgi_value;
 
@@ -55,21 +64,23 @@ typedef struct rgi_model {
   uint64_t *wanted; /* candidates whose outputs a backward node reads */
 } rgi_model;
 
-rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem, rgi_model **out,
-                           rg_error *e);
+rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
+                           rgi_model **out, rg_error *e);
 void rgi_model_destroy(rgi_model *m);
 /* An empty set; NULL on NOMEM. */
 uint64_t *rgi_model_set(const rgi_model *m);
-/* Keeps of `set` the candidates that something would read: the rest changes nothing. True if none was dropped. */
+/* Keeps of `set` the candidates that something would read: the rest changes nothing. True if none was
+ * dropped. */
 bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
 /* All candidates, most memory freed per millisecond first. */
 void rgi_model_order(const rgi_model *m, int *order);
 int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
 /* No more than the peak that memplan finds for it. */
 int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);
-/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds `limit`. */
-rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved, int64_t *peak, double *ms,
-                            rg_error *e);
+/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds
+ * `limit`. */
+rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved,
+                            int64_t *peak, double *ms, rg_error *e);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns false. */
 typedef struct rgi_subsets rgi_subsets;

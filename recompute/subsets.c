@@ -1,7 +1,7 @@
 /* recompute/subsets.c: all subsets of a few costs in order of their sum, lazily.
  *
- * Costs sorted ascending; a subset whose largest element stands at place i is followed by the one with i+1 added and the
- * one with i replaced by i+1. Every subset is reached once, and never before a cheaper one.
+ * Costs sorted ascending; a subset whose largest element stands at place i is followed by the one with i+1
+ * added and the one with i replaced by i+1. Every subset is reached once, and never before a cheaper one.
  */
 #include "search.h"
 #include <stdlib.h>
@@ -90,8 +90,8 @@ bool rgi_subsets_next(rgi_subsets *s, uint64_t *mask, double *cost, bool *failed
     entry more = {x.cost + s->cost[next], x.mask | UINT64_C(1) << next, next};
     bool ok = push(s, more);
     if (ok && x.top >= 0) {
-      entry moved = {x.cost - s->cost[x.top] + s->cost[next], (x.mask & ~(UINT64_C(1) << x.top)) | UINT64_C(1) << next,
-                     next};
+      entry moved = {x.cost - s->cost[x.top] + s->cost[next],
+                     (x.mask & ~(UINT64_C(1) << x.top)) | UINT64_C(1) << next, next};
       ok = push(s, moved);
     }
     if (!ok) {

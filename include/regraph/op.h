@@ -85,11 +85,11 @@ static inline int rg_out_count(const rg_call *c, int port) {
 
 enum {
   RG_PORT_OPTIONAL = 1 << 0,
-  RG_PORT_LIST = 1 << 1,    /* takes one or more tensors */
-  RG_PORT_ROWS = 1 << 2,    /* axis 0 is the packed token axis of the node's (query) sequences */
-  RG_PORT_KROWS = 1 << 3,   /* axis 0 is the token axis of the key sequences, where they differ */
-  RG_PORT_SEQLENS = 1 << 4, /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the
-                               spec leaves an optional one out and the rows' lengths are known */
+  RG_PORT_LIST = 1 << 1,     /* takes one or more tensors */
+  RG_PORT_ROWS = 1 << 2,     /* axis 0 is the packed token axis of the node's (query) sequences */
+  RG_PORT_KROWS = 1 << 3,    /* axis 0 is the token axis of the key sequences, where they differ */
+  RG_PORT_SEQLENS = 1 << 4,  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the
+                                spec leaves an optional one out and the rows' lengths are known */
   RG_PORT_KSEQLENS = 1 << 5, /* the same for KROWS */
   RG_PORT_GRAD = 1 << 6,     /* out-port of a backward op: may be asked for in fp32, and to be added to the
                                 tensor on the in-port "acc.NAME" (same tensor, in place), see below */
@@ -114,18 +114,25 @@ typedef struct rg_port {
   uint32_t flags;
   uint32_t dtypes;
   char type;
-  int8_t head_axis; /* axis that a head split cuts, or -1: not cut. 0 in an initialiser is axis 0, so say -1 */
+  int8_t
+      head_axis; /* axis that a head split cuts, or -1: not cut. 0 in an initialiser is axis 0, so say -1 */
   const char *doc;
 } rg_port;
 
-typedef enum rg_attr_type { RG_ATTR_INT, RG_ATTR_FLOAT, RG_ATTR_BOOL, RG_ATTR_ENUM, RG_ATTR_INTS } rg_attr_type;
+typedef enum rg_attr_type {
+  RG_ATTR_INT,
+  RG_ATTR_FLOAT,
+  RG_ATTR_BOOL,
+  RG_ATTR_ENUM,
+  RG_ATTR_INTS
+} rg_attr_type;
 
 typedef struct rg_attr {
   const char *name;
   rg_attr_type type;
   bool required;
-  double min, max; /* inclusive; for INTS of each element. Equal: unchecked */
-  double def;      /* default: number, 0/1, or index into choices */
+  double min, max;            /* inclusive; for INTS of each element. Equal: unchecked */
+  double def;                 /* default: number, 0/1, or index into choices */
   const char *const *choices; /* ENUM: NULL-terminated */
   const char *doc;
 } rg_attr;
@@ -143,8 +150,8 @@ typedef struct rg_cost {
 enum {
   RG_OP_INTERNAL = 1 << 0,     /* not to be named in a spec */
   RG_OP_RECOMPUTABLE = 1 << 1, /* deterministic and free of side effects: a policy may name it */
-  RG_OP_VIEW = 1 << 2,         /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
-  RG_OP_INPLACE = 1 << 3       /* the first output may take the first input's bytes when that dies here */
+  RG_OP_VIEW = 1 << 2,   /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
+  RG_OP_INPLACE = 1 << 3 /* the first output may take the first input's bytes when that dies here */
 };
 
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they carry:
@@ -154,8 +161,9 @@ enum {
  * A bound "acc.x" is the same bytes as "d.x": the op adds to it instead of overwriting. Without it, d.x is
  * overwritten. d.x has x's dtype, or fp32 when several contributions are summed. List ports stay lists.
  * Attributes of a backward op are those of the forward op (same table).
- * d.x of a weight shared by all heads must be summed from the LAST head to the first, in fp32, head by head
- * onto acc.x: then cutting the heads into groups (walked last to first) changes no bit. */
+ * d.x of a weight shared by all heads, on an op whose other ports have a head axis, must be summed from the
+ * LAST head to the first, in fp32, head by head onto acc.x: then cutting the heads into groups (walked last
+ * to first) changes no bit. Any other d.x is complete before it is added to acc.x, as one term. */
 typedef struct rg_op {
   uint32_t abi; /* RG_OP_ABI */
   const char *name;
@@ -175,7 +183,7 @@ typedef struct rg_op {
   size_t (*workspace)(const rg_call *c); /* NULL: none. From shapes, attributes and c->threads alone */
   rg_status (*run_cpu)(const rg_call *c);
 
-  const char *backward;        /* name of the backward op, or NULL */
+  const char *backward;          /* name of the backward op, or NULL */
   const struct rgi_rules *rules; /* structural rules of the graph's own ops (views, add, …); NULL elsewhere */
 } rg_op;
 

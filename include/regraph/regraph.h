@@ -113,8 +113,8 @@ typedef struct rg_policy rg_policy;
 typedef struct rg_plan rg_plan;
 typedef struct rg_session rg_session;
 
-/* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as on the command
- * line), else `value`. Borrowed during the call only. */
+/* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as on the
+ * command line), else `value`. Borrowed during the call only. */
 typedef struct rg_binding {
   const char *name;
   int64_t value;
@@ -160,7 +160,8 @@ RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t s
                                      rg_policy **out, rg_error *error);
 RG_API void rg_policy_destroy(rg_policy *policy);
 
-/* Checks everything about spec and policy that does not need the unbound dimensions; with all bound, everything. */
+/* Checks everything about spec and policy that does not need the unbound dimensions; with all bound,
+ * everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward graph. */
@@ -181,11 +182,13 @@ typedef struct rg_tensor_info {
   bool offsets;     /* holds positions of first queries */
 } rg_tensor_info;
 
-/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the end (nothing is reported then). */
+/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the end (nothing is reported
+ * then). */
 RG_API rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out);
 
-/* Solves the spec's free dimensions from the shape of one input ("B+1" against 3 gives B = 2). Adds to solved[0 …
- * *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or the spec. Names belong to the spec. */
+/* Solves the spec's free dimensions from the shape of one input ("B+1" against 3 gives B = 2). Adds to
+ * solved[0 … *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or the spec. Names belong
+ * to the spec. */
 RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
                                rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error);
 
@@ -214,14 +217,14 @@ typedef struct rg_sizes {
   int64_t saved;   /* bytes that live from forward to backward, one such block per call in flight */
   int64_t scratch; /* bytes used inside a direction; sessions that never run at once may share one block */
   int64_t forward_scratch, backward_scratch;
-  int64_t lower_bound; /* saved + the most scratch bytes alive at once: no packing can do better */
+  int64_t lower_bound;    /* saved + the most scratch bytes alive at once: no packing can do better */
   int64_t predicted_peak; /* saved + scratch */
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
 
-/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph" (full dump of the
- * differentiated, rewritten graph), "steps". */
+/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph" (full dump of
+ * the differentiated, rewritten graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *error);
 
 /* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or "json". */
@@ -231,21 +234,24 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const r
 /* ---- session ------------------------------------------------------------------------------------ */
 
 typedef struct rg_session_options {
-  /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create. Supplied
-   * blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for
-   * exactly those bytes; where what it returns is not 256-byte aligned, it is given back and asked for 255 more. */
+  /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create.
+   * Supplied blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena`
+   * is asked for exactly those bytes; where what it returns is not 256-byte aligned, it is given back and
+   * asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
   bool eager;        /* cuda: run the steps one by one instead of replaying a graph */
-  bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after each step */
+  bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after each step
+                      */
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
                                    rg_error *error);
 RG_API void rg_session_destroy(rg_session *session);
 
-/* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or rebound; ptr NULL unbinds).
- * `bytes` must be the tensor's exactly. A backward reads inputs and outputs where forward had them. */
+/* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or rebound; ptr NULL
+ * unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and outputs where forward had them.
+ */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
                                  rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
@@ -260,16 +266,17 @@ typedef struct rg_node_time {
   const char *name;
   const char *op;
   bool backward;
-  double ms;     /* of the last run */
+  double ms;           /* of the last run */
   double flops, bytes; /* the cost model's */
   double model_ms;
 } rg_node_time;
 /* Time of the i-th step in the last run; RG_E_USAGE past the end. */
 RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
 
-/* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored. Only
- * tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
-RG_API rg_status rg_session_read(rg_session *session, const char *tensor, void *dst, size_t bytes, rg_error *error);
+/* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored.
+ * Only tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
+RG_API rg_status rg_session_read(rg_session *session, const char *tensor, void *dst, size_t bytes,
+                                 rg_error *error);
 /* Highest byte + 1 that the last runs touched in saved and scratch; needs debug_poison. */
 RG_API rg_status rg_session_touched(const rg_session *session, int64_t *saved, int64_t *scratch);
 

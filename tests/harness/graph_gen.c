@@ -1,5 +1,5 @@
-/* tests/harness/graph_gen.c: see graph_gen.h. Tensors carry a rough size of their elements, so that softmax logits and
- * products stay in a range where fp32 is accurate and gates mean something.
+/* tests/harness/graph_gen.c: see graph_gen.h. Tensors carry a rough size of their elements, so that softmax
+ * logits and products stay in a range where fp32 is accurate and gates mean something.
  */
 #include "graph_gen.h"
 
@@ -22,7 +22,12 @@ typedef struct gtensor {
   bool input, read;
 } gtensor;
 
-enum { MOST = 160, TEXT = 8192, T = 1, S = 2 }; /* extents 1 and 2 on axis 0 stand for T and S: weights have at least 3 */
+enum {
+  MOST = 160,
+  TEXT = 8192,
+  T = 1,
+  S = 2
+}; /* extents 1 and 2 on axis 0 stand for T and S: weights have at least 3 */
 
 typedef struct gen {
   ot *t;
@@ -33,9 +38,14 @@ typedef struct gen {
   int64_t KH, G, D;
 } gen;
 
-static bool chance(gen *g, double p) { return ot_uniform(g->t) < p; }
-static int64_t among(gen *g, int n, const int64_t *of) { return of[ot_below(g->t, n)]; }
-#define AMONG(g, ...) among((g), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
+static bool chance(gen *g, double p) {
+  return ot_uniform(g->t) < p;
+}
+static int64_t among(gen *g, int n, const int64_t *of) {
+  return of[ot_below(g->t, n)];
+}
+#define AMONG(g, ...)                                                                                        \
+  among((g), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
 
 static void print(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void print(char *text, const char *format, ...) {
@@ -93,7 +103,9 @@ static int pick(gen *g, bool (*fits)(const gtensor *x, const void *arg), const v
     }
   return found;
 }
-static bool fits_alike(const gtensor *x, const void *arg) { return alike(x, arg); }
+static bool fits_alike(const gtensor *x, const void *arg) {
+  return alike(x, arg);
+}
 static bool fits_plain(const gtensor *x, const void *arg) {
   (void)arg;
   return x->kind == TOKENS || x->kind == BLOCKS || x->kind == LOOSE || x->kind == KEYS;
@@ -118,8 +130,9 @@ static int one(gen *g, kind k, int rank, const int64_t *dim, rg_dtype dtype) {
   int i = chance(g, 0.8) ? pick(g, fits_alike, &want) : -1;
   return i >= 0 ? i : new_input(g, k, rank, dim, dtype);
 }
-#define ONE(g, kind, dtype, ...)                                                                                       \
-  one((g), (kind), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, (dtype))
+#define ONE(g, kind, dtype, ...)                                                                             \
+  one((g), (kind), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__},      \
+      (dtype))
 
 /* Tensor i as an operand: mentioned, hence read. */
 static const char *use(gen *g, int i) {
@@ -273,7 +286,8 @@ static void add_slice(gen *g) {
   int axis = free ? (int)ot_below(g->t, y.rank) : 1 + (int)ot_below(g->t, y.rank - 1);
   if (y.dim[axis] < 4) return;
   if (chance(g, 0.4)) { /* split, here and there unevenly */
-    int64_t first = chance(g, 0.6) && y.dim[axis] % 2 == 0 ? y.dim[axis] / 2 : 1 + ot_below(g->t, y.dim[axis] - 1);
+    int64_t first =
+        chance(g, 0.6) && y.dim[axis] % 2 == 0 ? y.dim[axis] / 2 : 1 + ot_below(g->t, y.dim[axis] - 1);
     gtensor z = y;
     z.dim[axis] -= first;
     y.dim[axis] = first;
@@ -290,7 +304,9 @@ static void add_slice(gen *g) {
   y.dim[axis] = stop - start;
   if (y.kind == WEIGHT && y.dim[0] < 3) return;
   char *s = begin(g, "slice");
-  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d, \"start\": %lld, \"stop\": %lld } }",
+  print(s,
+        "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d, \"start\": %lld, \"stop\": "
+        "%lld } }",
         use(g, x), fresh(g, "t", y)->name, axis, (long long)start, (long long)stop);
 }
 
@@ -315,8 +331,8 @@ static void add_reshape(gen *g) {
   snprintf(dense, sizeof dense, "%s", fresh(g, "t", g->x[x])->name);
   print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" } }", use(g, x), dense);
   s = begin(g, "reshape");
-  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [%s] } }", dense, fresh(g, "t", y)->name,
-        shape);
+  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [%s] } }", dense,
+        fresh(g, "t", y)->name, shape);
 }
 
 /* Views of views on four axes: heads in groups, groups in front. */
@@ -347,8 +363,8 @@ static void add_transpose(gen *g) {
   y.dim[2] = half;
   s = begin(g, "reshape");
   snprintf(second, sizeof second, "%s", fresh(g, "t", y)->name);
-  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [0, 2, %lld, %lld] } }", first, second,
-        (long long)half, (long long)y.dim[3]);
+  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [0, 2, %lld, %lld] } }",
+        first, second, (long long)half, (long long)y.dim[3]);
   y.dim[1] = half;
   y.dim[2] = 2;
   s = begin(g, "transpose");
@@ -380,7 +396,8 @@ static void out_ports(gen *g, char *s, gtensor o) {
 }
 
 static void add_swa(gen *g) {
-  int64_t KH = chance(g, 0.7) ? g->KH : AMONG(g, 1, 2, 3), H = KH * (chance(g, 0.7) ? g->G : AMONG(g, 1, 2)), D = g->D;
+  int64_t KH = chance(g, 0.7) ? g->KH : AMONG(g, 1, 2, 3), H = KH * (chance(g, 0.7) ? g->G : AMONG(g, 1, 2)),
+          D = g->D;
   rg_dtype dtype = any_float(g);
   bool apart = chance(g, 0.15);
   int q = heads(g, H, D, dtype), k, v;
@@ -409,20 +426,30 @@ static void add_swa(gen *g) {
 static void add_nsa(gen *g) {
   static const char *const methods[] = {"mean", "linear", "swiglu", "sigmoid_mul"};
   rg_dtype dtype = any_float(g);
-  int64_t KH = g->KH, H = KH * g->G, D = g->D, stride = AMONG(g, 2, 4), kernel = stride * AMONG(g, 1, 2), block = 8;
-  int q = heads(g, H, D, dtype), k = heads(g, KH, D, dtype), v = chance(g, 0.3) ? k : heads(g, KH, D, dtype), w[2];
+  int64_t KH = g->KH, H = KH * g->G, D = g->D, stride = AMONG(g, 2, 4), kernel = stride * AMONG(g, 1, 2),
+          block = 8;
+  int q = heads(g, H, D, dtype), k = heads(g, KH, D, dtype), v = chance(g, 0.3) ? k : heads(g, KH, D, dtype),
+      w[2];
   int64_t m[2] = {ot_below(g->t, 4), ot_below(g->t, 4)};
   if (chance(g, 0.4)) m[1] = m[0];
   for (int i = 0; i < 2; i++)
-    w[i] = m[i] == 0 ? -1 : i == 1 && m[0] == m[1] && chance(g, 0.4) ? w[0] : ONE(g, WEIGHT, dtype, m[i] > 1 ? 2 * D : D, kernel * D);
+    w[i] = m[i] == 0 ? -1
+           : i == 1 && m[0] == m[1] && chance(g, 0.4)
+               ? w[0]
+               : ONE(g, WEIGHT, dtype, m[i] > 1 ? 2 * D : D, kernel * D);
   char *s = begin(g, "compress_kv");
   print(s, "\"k\": \"%s\", \"v\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"", use(g, k), use(g, v));
   for (int i = 0; i < 2; i++)
     if (w[i] >= 0) print(s, ", \"%s\": \"%s\"", i ? "v_weight" : "k_weight", use(g, w[i]));
-  gtensor c = {.kind = BLOCKS, .tag = (int)(kernel * 100 + stride), .rank = 3, .dim = {T, KH, D}, .dtype = dtype, .size = 1};
+  gtensor c = {.kind = BLOCKS,
+               .tag = (int)(kernel * 100 + stride),
+               .rank = 3,
+               .dim = {T, KH, D},
+               .dtype = dtype,
+               .size = 1};
   int ck = (int)(fresh(g, "c", c) - g->x), cv = (int)(fresh(g, "c", c) - g->x);
-  print(s, " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, ", g->x[ck].name,
-        g->x[cv].name, (long long)kernel, (long long)stride);
+  print(s, " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, ",
+        g->x[ck].name, g->x[cv].name, (long long)kernel, (long long)stride);
   print(s, "\"k_method\": \"%s\", \"v_method\": \"%s\" } }", methods[m[0]], methods[m[1]]);
   if (chance(g, 0.2)) cv = ck;
   if (chance(g, 0.3)) { /* something between */
@@ -439,19 +466,22 @@ static void add_nsa(gen *g) {
   s = begin(g, "cmp_attn");
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\"", use(g, q), use(g, ck), use(g, cv));
   sequence_ports(g, s, H, -1);
-  print(s, " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld } }",
-        fresh(g, "t", o)->name, g->x[l].name, (long long)kernel, (long long)stride);
+  print(
+      s,
+      " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld } }",
+      fresh(g, "t", o)->name, g->x[l].name, (long long)kernel, (long long)stride);
   if (chance(g, 0.25)) return;
   gtensor index = {.kind = INDEX, .rank = 3, .dim = {T, KH, 3}, .dtype = RG_I32};
   int idx = (int)(fresh(g, "i", index) - g->x);
   s = begin(g, "topk");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"lse\": \"%s\", \"cu_seqlens\": \"cu_seqlens\" }, ", use(g, q), use(g, ck),
-        use(g, l));
-  print(s, "\"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"block\": %lld, ", g->x[idx].name,
-        (long long)kernel, (long long)stride, (long long)block);
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"lse\": \"%s\", \"cu_seqlens\": \"cu_seqlens\" }, ", use(g, q),
+        use(g, ck), use(g, l));
+  print(s, "\"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"block\": %lld, ",
+        g->x[idx].name, (long long)kernel, (long long)stride, (long long)block);
   print(s, "\"top_n\": 3, \"init\": 1, \"local\": 1 } }");
   s = begin(g, "slc_attn");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"", use(g, q), use(g, k), use(g, v), use(g, idx));
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"", use(g, q), use(g, k), use(g, v),
+        use(g, idx));
   sequence_ports(g, s, H, -1);
   out_ports(g, s, o);
   print(s, "\"block\": %lld } }", (long long)block);
@@ -485,7 +515,8 @@ static void add_merge(gen *g) {
   rg_dtype dtype = any_float(g);
   for (int k = 0; k < 2; k++) o[k] = ONE(g, TOKENS, dtype, T, g->KH * g->G, g->D);
   char *s = begin(g, "merge_lse");
-  print(s, "\"o\": [\"%s\", \"%s\"], \"lse\": [\"%s\", \"%s\"]", use(g, o[0]), use(g, o[1]), use(g, l[0]), use(g, l[1]));
+  print(s, "\"o\": [\"%s\", \"%s\"], \"lse\": [\"%s\", \"%s\"]", use(g, o[0]), use(g, o[1]), use(g, l[0]),
+        use(g, l[1]));
   lengths(g, s, TOKENS, false);
   gtensor y = g->x[o[0]];
   print(s, " }, \"out\": { \"o\": \"%s\"", fresh(g, "t", y)->name);
@@ -511,9 +542,10 @@ static void add_outputs(gen *g) {
 }
 
 const char *graph_gen(ot *t, gen_options o) {
-  static void (*const add[])(gen *) = {add_linear, add_silu,    add_mul,     add_add,       add_rmsnorm, add_rope,
-                                       add_cast,   add_concat,  add_slice,   add_slice,     add_reshape, add_transpose,
-                                       add_swa,    add_swa,     add_nsa,     add_combine,   add_merge,   add_add};
+  static void (*const add[])(gen *) = {add_linear,  add_silu,      add_mul,    add_add,   add_rmsnorm,
+                                       add_rope,    add_cast,      add_concat, add_slice, add_slice,
+                                       add_reshape, add_transpose, add_swa,    add_swa,   add_nsa,
+                                       add_combine, add_merge,     add_add};
   gen *g = ot_alloc(t, sizeof *g);
   *g = (gen){.t = t, .o = o};
   g->inputs = ot_alloc(t, TEXT);

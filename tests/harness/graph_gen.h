@@ -1,5 +1,5 @@
-/* tests/harness/graph_gen.h: random specs out of the op table: directed acyclic graphs in which tensors are read often,
- * twice by one node, through views of views, and are outputs besides.
+/* tests/harness/graph_gen.h: random specs out of the op table: directed acyclic graphs in which tensors are
+ * read often, twice by one node, through views of views, and are outputs besides.
  */
 #ifndef GRAPH_GEN_H
 #define GRAPH_GEN_H
@@ -7,14 +7,14 @@
 #include "optest.h"
 
 typedef struct gen_options {
-  bool whole;  /* no dead rows: views may then break up the token axis */
-  bool mixed;  /* f16 and bf16 beside f32, with casts between them */
-  int nodes;   /* wanted, at least */
+  bool whole; /* no dead rows: views may then break up the token axis */
+  bool mixed; /* f16 and bf16 beside f32, with casts between them */
+  int nodes;  /* wanted, at least */
 } gen_options;
 
-/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of their own) and B; the
- * inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are called "w…": draw them smaller by
- * sqrt(last extent). */
+/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of their own)
+ * and B; the inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are called "w…": draw them
+ * smaller by sqrt(last extent). */
 const char *graph_gen(ot *t, gen_options o);
 
 #endif

@@ -20,8 +20,12 @@ static int64_t count(const gref *r, int tensor) {
   for (int i = 0; i < r->g->tensor[tensor].rank; i++) n *= r->g->tensor[tensor].dim[i].c;
   return n;
 }
-static int64_t dim(const gref *r, int tensor, int axis) { return r->g->tensor[tensor].dim[axis].c; }
-static bool is_int(const gref *r, int tensor) { return r->g->tensor[tensor].dtype == RG_I32; }
+static int64_t dim(const gref *r, int tensor, int axis) {
+  return r->g->tensor[tensor].dim[axis].c;
+}
+static bool is_int(const gref *r, int tensor) {
+  return r->g->tensor[tensor].dtype == RG_I32;
+}
 
 gref *gref_new(ot *t, const rgi_graph *forward, bool rounded) {
   gref *r = ot_alloc(t, sizeof *r);
@@ -48,11 +52,21 @@ void gref_set_ints(gref *r, int tensor, const int32_t *x) {
   r->ints[tensor] = ot_ints(r->t, count(r, tensor) + 1);
   memcpy(r->ints[tensor], x, (size_t)count(r, tensor) * sizeof *x);
 }
-const double *gref_value(const gref *r, int tensor) { return r->value[tensor]; }
-const int32_t *gref_ints(const gref *r, int tensor) { return r->ints[tensor]; }
-const double *gref_gradient(const gref *r, int tensor) { return r->grad[tensor]; }
-int gref_depth(const gref *r, int tensor) { return r->depth[tensor]; }
-double gref_topk_overlap(const gref *r) { return r->given ? (double)r->agreed / (double)r->given : 1; }
+const double *gref_value(const gref *r, int tensor) {
+  return r->value[tensor];
+}
+const int32_t *gref_ints(const gref *r, int tensor) {
+  return r->ints[tensor];
+}
+const double *gref_gradient(const gref *r, int tensor) {
+  return r->grad[tensor];
+}
+int gref_depth(const gref *r, int tensor) {
+  return r->depth[tensor];
+}
+double gref_topk_overlap(const gref *r) {
+  return r->given ? (double)r->agreed / (double)r->given : 1;
+}
 
 int64_t gref_live(const gref *r, int tensor) {
   const rgi_tensor *x = &r->g->tensor[tensor];
@@ -89,8 +103,12 @@ static const rg_value *attr(view v, const char *name) {
   static const rg_value absent;
   return &absent;
 }
-static int64_t attr_i(view v, const char *name) { return attr(v, name)->i; }
-static double attr_f(view v, const char *name) { return attr(v, name)->f; }
+static int64_t attr_i(view v, const char *name) {
+  return attr(v, name)->i;
+}
+static double attr_f(view v, const char *name) {
+  return attr(v, name)->f;
+}
 
 /* Tensors of a list port; returns how many. */
 static int list(view v, const char *port, const int32_t **ids) {
@@ -105,10 +123,13 @@ static int64_t live_rows(view v, int tensor) {
   return cu < 0 ? dim(v.r, tensor, 0) : v.r->ints[cu][dim(v.r, cu, 0) - 1];
 }
 static int64_t live_elements(view v, int tensor) {
+  if (v.r->g->tensor[tensor].rank == 0) return 1;
   int64_t rows = dim(v.r, tensor, 0);
   return rows ? count(v.r, tensor) / rows * live_rows(v, tensor) : 0;
 }
-static int64_t sequences(view v) { return dim(v.r, in(v, "cu_seqlens"), 0) - 1; }
+static int64_t sequences(view v) {
+  return dim(v.r, in(v, "cu_seqlens"), 0) - 1;
+}
 
 /* The output's array, fresh. */
 static double *make(view v, int tensor) {
@@ -211,7 +232,8 @@ static void mul(view v) {
 static void mul_backward(view v) {
   int y = out(v, "y"), a = in(v, "a"), b = in(v, "b");
   double *da = room(v, a), *db = room(v, b);
-  ref_mul_backward(count(v.r, y), live_elements(v, y), in_value(v, "a"), in_value(v, "b"), gradient(v, y), da, db);
+  ref_mul_backward(count(v.r, y), live_elements(v, y), in_value(v, "a"), in_value(v, "b"), gradient(v, y), da,
+                   db);
   give(v, a, da);
   give(v, b, db);
 }
@@ -277,8 +299,8 @@ static void concat_backward(view v) {
 
 static void linear(view v) {
   int x = in(v, "x"), w = in(v, "w"), y = out(v, "y");
-  ref_linear_forward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0), in_value(v, "x"), in_value(v, "w"),
-                     in_value(v, "b"), make(v, y));
+  ref_linear_forward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0), in_value(v, "x"),
+                     in_value(v, "w"), in_value(v, "b"), make(v, y));
 }
 static void linear_backward(view v) {
   int x = in(v, "x"), w = in(v, "w"), b = in(v, "b");
@@ -309,14 +331,18 @@ static void rmsnorm_backward(view v) {
 /* The first `dim` features of every head turn, the others pass; backward turns the other way. */
 static void turn(view v, const double *from, double *to, bool inverse) {
   int x = in(v, "x");
-  int64_t T = dim(v.r, x, 0), H = dim(v.r, x, 1), D = dim(v.r, x, 2), part = attr_i(v, "dim") ? attr_i(v, "dim") : D;
+  int64_t T = dim(v.r, x, 0), H = dim(v.r, x, 1), D = dim(v.r, x, 2),
+          part = attr_i(v, "dim") ? attr_i(v, "dim") : D;
   double *a = ot_doubles(v.r->t, T * H * part + 1), *b = ot_doubles(v.r->t, T * H * part + 1);
   for (int64_t i = 0; i < T * H; i++) memcpy(a + i * part, from + i * D, (size_t)part * sizeof *a);
-  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"), in_ints(v, "q_offset"), inverse, a, b);
+  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"), in_ints(v, "q_offset"),
+           inverse, a, b);
   ref_cast(T * H * D, live_elements(v, x), from, to);
   for (int64_t i = 0; i < T * H; i++) memcpy(to + i * D, b + i * part, (size_t)part * sizeof *a);
 }
-static void rope(view v) { turn(v, in_value(v, "x"), make(v, out(v, "y")), false); }
+static void rope(view v) {
+  turn(v, in_value(v, "x"), make(v, out(v, "y")), false);
+}
 static void rope_backward(view v) {
   double *dx = room(v, in(v, "x"));
   turn(v, gradient(v, out(v, "y")), dx, true);
@@ -360,19 +386,32 @@ static void attend(view v, ref_kind kind) {
 static void attend_backward(view v, ref_kind kind) {
   ref_attn a = attention(v, kind);
   int lse = out(v, "lse");
-  double *dq = room(v, in(v, "q")), *dk = room(v, in(v, "k")), *dv = room(v, in(v, "v")), *ds = room(v, in(v, "sinks"));
+  double *dq = room(v, in(v, "q")), *dk = room(v, in(v, "k")), *dv = room(v, in(v, "v")),
+         *ds = room(v, in(v, "sinks"));
   ref_attn_backward(&a, gradient(v, out(v, "o")), lse < 0 ? NULL : v.r->grad[lse], dq, dk, dv, ds);
   give(v, in(v, "q"), dq);
   give(v, in(v, "k"), dk);
   give(v, in(v, "v"), dv);
   give(v, in(v, "sinks"), ds);
 }
-static void cmp_attn(view v) { attend(v, REF_CMP); }
-static void cmp_attn_backward(view v) { attend_backward(v, REF_CMP); }
-static void slc_attn(view v) { attend(v, REF_SLC); }
-static void slc_attn_backward(view v) { attend_backward(v, REF_SLC); }
-static void swa_attn(view v) { attend(v, REF_SWA); }
-static void swa_attn_backward(view v) { attend_backward(v, REF_SWA); }
+static void cmp_attn(view v) {
+  attend(v, REF_CMP);
+}
+static void cmp_attn_backward(view v) {
+  attend_backward(v, REF_CMP);
+}
+static void slc_attn(view v) {
+  attend(v, REF_SLC);
+}
+static void slc_attn_backward(view v) {
+  attend_backward(v, REF_SLC);
+}
+static void swa_attn(view v) {
+  attend(v, REF_SWA);
+}
+static void swa_attn_backward(view v) {
+  attend_backward(v, REF_SWA);
+}
 
 static const char *const sides[2][3] = {{"k", "k_weight", "k_method"}, {"v", "v_weight", "v_method"}};
 
@@ -452,8 +491,8 @@ static void combine(view v) {
   const double *x[64];
   int n = list(v, "o", &o), y = out(v, "o");
   values(v, "o", x);
-  ref_combine_forward((ref_act)attr_i(v, "act"), dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x,
-                      in_value(v, "gate"), make(v, y));
+  ref_combine_forward((ref_act)attr_i(v, "act"), dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1),
+                      dim(v.r, y, 2), n, x, in_value(v, "gate"), make(v, y));
 }
 static void combine_backward(view v) {
   const int32_t *o;
@@ -462,8 +501,8 @@ static void combine_backward(view v) {
   int n = list(v, "o", &o), y = out(v, "o");
   values(v, "o", x);
   for (int k = 0; k < n; k++) d[k] = room(v, y);
-  ref_combine_backward((ref_act)attr_i(v, "act"), dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x,
-                       in_value(v, "gate"), gradient(v, y), d, dgate);
+  ref_combine_backward((ref_act)attr_i(v, "act"), dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1),
+                       dim(v.r, y, 2), n, x, in_value(v, "gate"), gradient(v, y), d, dgate);
   for (int k = 0; k < n; k++) give(v, o[k], d[k]);
   give(v, in(v, "gate"), dgate);
 }
@@ -474,7 +513,8 @@ static void merge_lse(view v) {
   int n = list(v, "o", &o), y = out(v, "o"), l = out(v, "lse");
   values(v, "o", x);
   values(v, "lse", lse);
-  ref_merge_forward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse, make(v, y), make(v, l));
+  ref_merge_forward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse, make(v, y),
+                    make(v, l));
 }
 static void merge_lse_backward(view v) {
   const int32_t *o, *l;
@@ -488,8 +528,8 @@ static void merge_lse_backward(view v) {
     d_o[k] = room(v, y);
     d_l[k] = room(v, l[k]);
   }
-  ref_merge_backward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse, gradient(v, y),
-                     yl < 0 ? NULL : v.r->grad[yl], d_o, d_l);
+  ref_merge_backward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse,
+                     gradient(v, y), yl < 0 ? NULL : v.r->grad[yl], d_o, d_l);
   for (int k = 0; k < n; k++) {
     give(v, o[k], d_o[k]);
     give(v, l[k], d_l[k]);
@@ -548,7 +588,8 @@ const char *gref_forward(gref *r) {
 
 void gref_seed(gref *r, int tensor, const double *d) {
   int64_t n = count(r, tensor), live = n;
-  if (r->g->tensor[tensor].rank > 0 && dim(r, tensor, 0) > 0) live = n / dim(r, tensor, 0) * gref_live(r, tensor);
+  if (r->g->tensor[tensor].rank > 0 && dim(r, tensor, 0) > 0)
+    live = n / dim(r, tensor, 0) * gref_live(r, tensor);
   if (!r->grad[tensor]) r->grad[tensor] = ot_doubles(r->t, n + 1);
   for (int64_t i = 0; i < live; i++) r->grad[tensor][i] += d[i];
 }
@@ -558,7 +599,8 @@ void gref_backward(gref *r) {
     const rgi_node *node = &r->g->node[n];
     int op = find_op(node);
     bool reached = false;
-    for (int i = 0; i < rgi_nout(node); i++) reached = reached || (node->out[i] >= 0 && r->grad[node->out[i]]);
+    for (int i = 0; i < rgi_nout(node); i++)
+      reached = reached || (node->out[i] >= 0 && r->grad[node->out[i]]);
     if (reached && table[op].backward) table[op].backward((view){r, node});
   }
 }

@@ -1,4 +1,5 @@
-/* tests/plain/plain.c: runs all tests of an executable in order, in one process; see criterion/criterion.h here. */
+/* tests/plain/plain.c: runs all tests of an executable in order, in one process; see criterion/criterion.h
+ * here. */
 #include <criterion/criterion.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs. */
+/* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs.
+ */
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
 #include <criterion/criterion.h>
@@ -89,11 +90,16 @@ static void compare(const bench *b) {
       double best = INFINITY;
       for (int i = 0; i < n; i++)
         if ((of_saved ? all[i].saved : all[i].peak) <= budget && all[i].ms < best) best = all[i].ms;
-      rg_policy policy = {.ctx = b->ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
+      rg_policy policy = {.ctx = b->ctx,
+                          .file = "",
+                          .preset = RGI_PRESET_BUDGET,
+                          .budget = budget,
+                          .budget_of_saved = of_saved};
       rgi_graph *g;
       rgi_choice *choice;
       rg_error e = {0};
-      rg_status status = rgi_recompute(b->g, &policy, b->profile, &b->mem, (rgi_progress){0}, &g, &choice, &e);
+      rg_status status =
+          rgi_recompute(b->g, &policy, b->profile, &b->mem, (rgi_progress){0}, &g, &choice, &e);
       if (isinf(best)) {
         cr_assert_eq(status, RG_E_INFEASIBLE, "%s: budget %lld", b->g->name, (long long)budget);
         cr_assert_null(g);
@@ -102,8 +108,9 @@ static void compare(const bench *b) {
       }
       cr_assert_eq(status, RG_OK, "%s: %s", b->g->name, e.message);
       cr_assert(choice->optimal);
-      cr_assert_float_eq(choice->extra_ms, best, 1e-9 * (1 + best), "%s, budget %lld of %s: chose %g ms, best is %g ms",
-                         b->g->name, (long long)budget, of_saved ? "saved" : "peak", choice->extra_ms, best);
+      cr_assert_float_eq(choice->extra_ms, best, 1e-9 * (1 + best),
+                         "%s, budget %lld of %s: chose %g ms, best is %g ms", b->g->name, (long long)budget,
+                         of_saved ? "saved" : "peak", choice->extra_ms, best);
       int64_t saved, f, w;
       must(rgi_memory_peak(g, &b->mem, false, &saved, &f, &w, &err), "peak");
       cr_assert_leq(of_saved ? saved : saved + (f > w ? f : w), budget);
@@ -111,7 +118,8 @@ static void compare(const bench *b) {
       rgi_choice_destroy(choice);
     }
   }
-  /* the front: every point is some subset's, none is beaten, and its ends are the cheapest and the smallest */
+  /* the front: every point is some subset's, none is beaten, and its ends are the cheapest and the smallest
+   */
   rgi_buf text;
   rgi_buf_init(&text, b->ctx);
   must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");
@@ -126,7 +134,8 @@ static void compare(const bench *b) {
     bool exists = false;
     for (int i = 0; i < n; i++) {
       exists = exists || (all[i].peak == peak && fabs(all[i].ms - ms) <= 1e-6 * (1 + ms));
-      cr_assert_not(all[i].peak <= peak && all[i].ms < ms - 1e-6 * (1 + ms), "%s: a front point is beaten", b->g->name);
+      cr_assert_not(all[i].peak <= peak && all[i].ms < ms - 1e-6 * (1 + ms), "%s: a front point is beaten",
+                    b->g->name);
     }
     cr_assert(exists, "%s: a front point that no subset has", b->g->name);
     p++;
@@ -156,16 +165,28 @@ static void compare_file(const char *file, const rg_binding *set, size_t nset, i
 
 static const rg_binding small[] = {{"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
 
-Test(recompute, nsa) { compare_file("nsa.json", small, 4, 1); }
-Test(recompute, nsa_linear) { compare_file("nsa_linear.json", small, 4, 1); }
-Test(recompute, dense_causal) { compare_file("dense_causal.json", small, 4, 1); }
-Test(recompute, sliding_window) { compare_file("sliding_window.json", small, 4, 1); }
-Test(recompute, nsa_layer) { compare_file("nsa_layer.json", small, 4, 0); }
+Test(recompute, nsa) {
+  compare_file("nsa.json", small, 4, 1);
+}
+Test(recompute, nsa_linear) {
+  compare_file("nsa_linear.json", small, 4, 1);
+}
+Test(recompute, dense_causal) {
+  compare_file("dense_causal.json", small, 4, 1);
+}
+Test(recompute, sliding_window) {
+  compare_file("sliding_window.json", small, 4, 1);
+}
+Test(recompute, nsa_layer) {
+  compare_file("nsa_layer.json", small, 4, 0);
+}
 Test(recompute, moba) {
   static const rg_binding set[] = {{"H", 4, NULL}, {"D", 16, NULL}};
   compare_file("moba.json", set, 2, 1);
 }
-Test(recompute, two_branch) { compare_file("two_branch.json", small, 4, 1); }
+Test(recompute, two_branch) {
+  compare_file("two_branch.json", small, 4, 1);
+}
 
 /* ---- random graphs ---- */
 
@@ -195,14 +216,21 @@ Test(recompute, random_graphs) {
 static rg_spec *chain_spec(rg_context *ctx, int nodes) {
   rgi_buf s;
   rgi_buf_init(&s, ctx);
-  rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":\"f32\",\"grad\":true},"
+  rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":"
+                     "\"f32\",\"grad\":true},"
                      "\"w\":{\"shape\":[16,16],\"dtype\":\"f32\",\"grad\":true}},\"nodes\":[");
   for (int i = 1; i <= nodes; i++)
     if (i % 3)
-      rgi_buf_printf(&s, "{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}},", i, i - 1, i);
+      rgi_buf_printf(&s, "{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}},",
+                     i, i - 1, i);
     else
-      rgi_buf_printf(&s, "{\"name\":\"n%d\",\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w\"},\"out\":{\"y\":\"x%d\"}},", i, i - 1, i);
-  rgi_buf_printf(&s, "{\"name\":\"last\",\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{\"y\":\"y\"}}",
+      rgi_buf_printf(
+          &s,
+          "{\"name\":\"n%d\",\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w\"},\"out\":{\"y\":\"x%d\"}},",
+          i, i - 1, i);
+  rgi_buf_printf(&s,
+                 "{\"name\":\"last\",\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"},\"out\":{\"y\":"
+                 "\"y\"}}],\"outputs\":{\"y\":\"y\"}}",
                  nodes, nodes);
   rg_spec *spec;
   must(rg_spec_load_text(ctx, s.data, s.size, "chain", NULL, 0, &spec, &err), "load");
@@ -222,7 +250,8 @@ static void bounded(int nodes, int percent, bool of_saved) {
   bool none[128] = {0};
   outcome most = measure(&b, none);
   int64_t budget = (of_saved ? most.saved : most.peak) * percent / 100;
-  rg_policy policy = {.ctx = ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
+  rg_policy policy = {
+      .ctx = ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
   rgi_graph *g;
   rgi_choice *choice;
   rg_error e = {0};
@@ -235,7 +264,8 @@ static void bounded(int nodes, int percent, bool of_saved) {
     must(rgi_memory_peak(g, &b.mem, false, &saved, &forward, &backward, &err), "peak");
     cr_assert_leq(of_saved ? saved : saved + (forward > backward ? forward : backward), budget);
     cr_assert_leq(choice->bound_ms, choice->extra_ms * (1 + 1e-9));
-    cr_assert_float_eq(choice->gap, choice->optimal ? 0 : (choice->extra_ms - choice->bound_ms) / choice->extra_ms, 1e-9);
+    cr_assert_float_eq(choice->gap,
+                       choice->optimal ? 0 : (choice->extra_ms - choice->bound_ms) / choice->extra_ms, 1e-9);
     cr_assert(percent < 100 || choice->extra_ms == 0, "nothing need be recomputed");
   }
   rgi_graph_destroy(g);

@@ -1,7 +1,7 @@
 /* tests/plain/criterion/criterion.h: the few macros of Criterion that some tests use, run in one process.
  *
- * Criterion's own runner does not start under ThreadSanitizer. A build with REGRAPH_SANITIZE=thread puts this folder first
- * in the include path and links plain.c: same test files, same assertions, no forking.
+ * Criterion's own runner does not start under ThreadSanitizer. A build with REGRAPH_SANITIZE=thread puts this
+ * folder first in the include path and links plain.c: same test files, same assertions, no forking.
  */
 #ifndef PLAIN_CRITERION_H
 #define PLAIN_CRITERION_H
@@ -20,8 +20,8 @@ typedef struct plain_test {
 } plain_test;
 
 void plain_add(plain_test *test);
-__attribute__((format(printf, 5, 6))) void plain_check(bool holds, const char *text, const char *file, int line,
-                                                       const char *format, ...);
+__attribute__((format(printf, 5, 6))) void plain_check(bool holds, const char *text, const char *file,
+                                                       int line, const char *format, ...);
 
 #define Test(Suite, Name, ...)                                                                               \
   static void plain_##Suite##_##Name(void);                                                                  \
@@ -45,6 +45,7 @@ __attribute__((format(printf, 5, 6))) void plain_check(bool holds, const char *t
 #define cr_assert_str_eq(a, b, ...) PLAIN(strcmp((a), (b)) == 0, #a " equals " #b, __VA_ARGS__)
 #define cr_assert_float_eq(a, b, tolerance, ...)                                                             \
   PLAIN(fabs((double)(a) - (double)(b)) <= (double)(tolerance), #a " near " #b, __VA_ARGS__)
-#define cr_assert_arr_eq(a, b, bytes, ...) PLAIN(memcmp((a), (b), (bytes)) == 0, #a " equals " #b, __VA_ARGS__)
+#define cr_assert_arr_eq(a, b, bytes, ...)                                                                   \
+  PLAIN(memcmp((a), (b), (bytes)) == 0, #a " equals " #b, __VA_ARGS__)
 
 #endif
