@@ -139,7 +139,7 @@ static void *work(void *arg) {
 /* Rates of all threads together; copies if fn is NULL. */
 static double measure(int threads, kernel fn, char *memory) {
   pthread_t thread[PEAK_THREADS];
-  worker w[PEAK_THREADS];
+  worker w[PEAK_THREADS] = {{0}};
   bool started[PEAK_THREADS] = {false};
   for (int t = 0; t < threads; t++) {
     w[t] = (worker){fn, memory ? memory + (size_t)t * 2 * PEAK_COPY : NULL, 0};

@@ -289,7 +289,7 @@ rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_
   if (size > RGI_FILE_LIMIT) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
   RGI_TRY(scan(text, size, e));
   size_t blank = 0;
-  while (blank < size && memchr(" \t\r\n", text[blank], 4)) blank++;
+  while (blank < size && text[blank] && strchr(" \t\r\n", text[blank])) blank++;
   if (blank == size)
     return rgi_fail(e, RG_E_SYNTAX, NULL, NULL, "there is no JSON in it; expected an object");
   memset(&je, 0, sizeof je);

@@ -174,6 +174,7 @@ typedef struct part {
   rgi_search *search;
   rgi_beam *beam;
   uint32_t searches, beams; /* so far */
+  uint32_t misses;          /* searches below the peak that failed in a row */
   int64_t search_nodes, beam_nodes;
 } part;
 
@@ -220,6 +221,11 @@ static int64_t luby(int64_t i) {
 
 static int64_t goal_of(const part *x, int64_t target) { return target > x->bound ? target : x->bound; }
 
+/* Halfway, or nearer to the peak if halfway has been tried in vain. */
+static int64_t between_goal_and_peak(const part *x, int64_t goal) {
+  return x->peak - 1 - ((x->peak - goal) >> (1 + x->misses % 4));
+}
+
 /* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Both searches get the
  * same number of nodes; mostly they try for the goal itself, now and then for something in between. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
@@ -233,12 +239,14 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
     if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
     if (x->search_nodes <= x->beam_nodes) {
-      if (x->searches % 7 == 6) capacity += (x->peak - capacity) / 2;
+      bool between = x->searches % 5 == 2 || x->searches % 5 == 4;
+      if (between) capacity = between_goal_and_peak(x, capacity);
       verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches, deadline, scratch,
                                &x->search_nodes);
       x->searches++;
+      if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
-      if (x->beams % 4 == 3) capacity += (x->peak - capacity) / 2;
+      if (x->beams % 8 == 7) capacity = between_goal_and_peak(x, capacity);
       int32_t width = widths[x->beams % RGI_COUNT(widths)];
       if (x->beams >= 64) width *= 2;
       verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);

@@ -407,9 +407,9 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
     rgi_rule rule;
     int order;
     bool flush;
-  } cycle[RGI_SEARCH_CYCLE] = {{FEWEST, 2, true},   {ANYWHERE, 2, true}, {TIGHT, 2, true},   {FEWEST, 0, true},
-                               {ANYWHERE, 0, true}, {TIGHT, 1, true},    {FEWEST, 1, false}, {ANYWHERE, 1, true},
-                               {FEWEST, 4, true},   {ANYWHERE, 3, true}};
+  } cycle[RGI_SEARCH_CYCLE] = {{FEWEST, 2, true},    {ANYWHERE, 2, true}, {TIGHT, 2, true},  {FEWEST, 0, true},
+                               {TIGHT, 0, false},    {ANYWHERE, 0, true}, {TIGHT, 1, true},  {FEWEST, 1, false},
+                               {ANYWHERE, 0, false}, {FEWEST, 4, true},   {FEWEST, 0, false}, {ANYWHERE, 1, true}};
   static const double noise[] = {0.3, 1, 0.3, 1.9};
   uint32_t k = attempt % RGI_SEARCH_CYCLE, round = attempt / RGI_SEARCH_CYCLE;
   s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush, round ? noise[round % RGI_COUNT(noise)] : 0,

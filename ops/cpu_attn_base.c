@@ -30,7 +30,7 @@ RGI_INLINE TARGET vf v_round(vf a) {
   return (a + 0x1.8p23f) - 0x1.8p23f;
 }
 RGI_INLINE TARGET vf v_exp2i(vf n) {
-  vf safe = (vf)((vi)(n == n) & (vi)n); /* a NaN has no integer */
+  vf safe = (vf)((vi)(n == n) & (vi)n); /* a NaN has no integer; NOLINT(misc-redundant-expression) */
   return (vf)((__builtin_convertvector(safe, vi) + 127) << 23);
 }
 RGI_INLINE TARGET vf v_load_half(const uint16_t *h, bool bf16) {

@@ -227,7 +227,8 @@ static TK_TARGET void TK_NAME(fast)(const rgi_topk_tile *t, int64_t block0, int6
     }
     for (int64_t j = 0; j < n; j++) {
       TK_FOR_BLOCKS(t, key + j, block0, block1) {
-        float w = (float)TK_OVERLAP(t, b);
+        int64_t overlap = TK_OVERLAP(t, b);
+        float w = (float)overlap;
         for (int v = 0; v < V; v++)
           *(vf *)(score + b * RGI_TOPK_LANES + v * W) += *(vf *)(p + j * RGI_TOPK_LANES + v * W) * w;
       }
@@ -257,7 +258,8 @@ static TK_TARGET void TK_NAME(wide)(const rgi_topk_tile *t, int64_t block0, int6
     }
     for (int64_t j = 0; j < n; j++) {
       TK_FOR_BLOCKS(t, key + j, block0, block1) {
-        double w = (double)TK_OVERLAP(t, b);
+        int64_t overlap = TK_OVERLAP(t, b);
+        double w = (double)overlap;
         for (int v = 0; v < VD; v++)
           *(vd *)(score + b * RGI_TOPK_LANES + v * (W / 2)) +=
               *(vd *)(p + j * RGI_TOPK_LANES + v * (W / 2)) * w;

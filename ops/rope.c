@@ -143,7 +143,8 @@ static size_t bytes_for(const rg_call *c, const rg_arg *x) {
 }
 
 static void cost_for(const rg_call *c, const rg_arg *x, rg_cost *out) {
-  double pairs = (double)x->dim[0] * (double)x->dim[1] * (double)(rotated(c, x) / 2);
+  int64_t half = rotated(c, x) / 2;
+  double pairs = (double)x->dim[0] * (double)x->dim[1] * (double)half;
   *out = (rg_cost){.flops = 6 * pairs, .bytes = rgi_call_bytes(c)};
 }
 

@@ -325,7 +325,7 @@ static rg_status transpose_backward(rgi_backward *b, int node, rg_error *e) {
   int gradient = rgi_bwd_gradient(b, node, 0), back;
   if (gradient < 0) return RG_OK;
   const rg_value *perm = &rgi_bwd_graph(b)->node[node].attr[A_LIST];
-  int64_t inverse[RG_MAX_RANK];
+  int64_t inverse[RG_MAX_RANK] = {0};
   for (int i = 0; i < perm->i; i++) inverse[perm->list[i]] = i;
   rg_value attr = {.i = perm->i, .list = inverse, .set = true};
   if (inverse[0] != 0) RGI_TRY(rgi_bwd_live(b, gradient, &gradient, e));
