@@ -44,7 +44,7 @@ static rg_status check_input(const rg_buffer *b, size_t n, int64_t align, rg_err
 }
 
 static int64_t rounded_size(const rg_buffer *b, int64_t align) {
-  return (b->size + align - 1) / align * align;
+  return (b->size + (align - 1)) / align * align;
 }
 
 /* ---- greedy by size, the baseline ---- */
@@ -123,35 +123,41 @@ static void free_packing(rgi_packing *p) {
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(p->ctx, all[i]);
 }
 
-/* Completes a packing from its pieces (with sections 0 … m-1): loads, pads, who is near whom. */
+/* Completes a packing from its pieces (with sections 0 … m-1): loads, pads. */
 static rg_status finish_packing(rgi_packing *p, rg_error *e) {
-  size_t m = (size_t)p->m, n = (size_t)p->n;
-  int64_t pairs = 0;
-  p->load = rgi_malloc(p->ctx, m * sizeof *p->load);
+  size_t m = (size_t)p->m;
+  p->load = rgi_malloc(p->ctx, (m + 1) * sizeof *p->load);
   p->pad = rgi_malloc(p->ctx, m * sizeof *p->pad);
-  p->near_begin = rgi_malloc(p->ctx, (n + 1) * sizeof *p->near_begin);
-  if (!p->load || !p->pad || !p->near_begin) return rgi_nomem(e);
-  memset(p->load, 0, m * sizeof *p->load);
+  if (!p->load || !p->pad) return rgi_nomem(e);
+  memset(p->load, 0, (m + 1) * sizeof *p->load);
   memset(p->pad, 0, m * sizeof *p->pad);
   for (int32_t i = 0; i < p->n; i++) {
     const rgi_piece *a = &p->piece[i];
-    for (int32_t t = a->first; t <= a->last; t++) {
-      p->load[t] += a->size;
-      if (a->pad > p->pad[t]) p->pad[t] = a->pad;
-    }
-    for (int32_t j = i + 1; j < p->n && p->piece[j].first <= a->last; j++) pairs += 2;
+    p->load[a->first] += a->size;
+    p->load[a->last + 1] -= a->size;
+    if (a->pad > 0)
+      for (int32_t t = a->first; t <= a->last; t++)
+        if (a->pad > p->pad[t]) p->pad[t] = a->pad;
   }
-  p->near = rgi_malloc(p->ctx, (size_t)(pairs + 1) * sizeof *p->near);
+  for (size_t t = 1; t < m; t++) p->load[t] += p->load[t - 1];
+  return RG_OK;
+}
+
+/* Who overlaps whom, which only the searches need. */
+static rg_status find_neighbours(rgi_packing *p, rg_error *e) {
+  size_t n = (size_t)p->n;
+  p->near_begin = rgi_malloc(p->ctx, (n + 2) * sizeof *p->near_begin);
+  if (!p->near_begin) return rgi_nomem(e);
+  memset(p->near_begin, 0, (n + 2) * sizeof *p->near_begin);
+  for (int32_t i = 0; i < p->n; i++)
+    for (int32_t j = i + 1; j < p->n && p->piece[j].first <= p->piece[i].last; j++)
+      p->near_begin[i + 2]++, p->near_begin[j + 2]++;
+  for (size_t i = 1; i <= n; i++) p->near_begin[i + 1] += p->near_begin[i];
+  p->near = rgi_malloc(p->ctx, (size_t)p->near_begin[n + 1] * sizeof *p->near);
   if (!p->near) return rgi_nomem(e);
-  int64_t k = 0;
-  for (int32_t i = 0; i < p->n; i++) {
-    const rgi_piece *a = &p->piece[i];
-    p->near_begin[i] = k;
-    for (int32_t j = 0; j < i; j++)
-      if (p->piece[j].last >= a->first) p->near[k++] = j;
-    for (int32_t j = i + 1; j < p->n && p->piece[j].first <= a->last; j++) p->near[k++] = j;
-  }
-  p->near_begin[p->n] = k;
+  for (int32_t i = 0; i < p->n; i++) /* near_begin[i + 1] runs from the begin of i to its end */
+    for (int32_t j = i + 1; j < p->n && p->piece[j].first <= p->piece[i].last; j++)
+      p->near[p->near_begin[i + 1]++] = j, p->near[p->near_begin[j + 1]++] = i;
   return RG_OK;
 }
 
@@ -165,10 +171,13 @@ static int64_t packing_bound(const rgi_packing *p) {
 
 /* ---- one connected packing ---- */
 
+/* Larger parts than the first are only improved, larger ones than the second stay as greedy left them. */
+enum { MOST_SEARCHED = 4096, MOST_IMPROVED = 20000 };
+
 typedef struct part {
   rgi_packing packing;
-  int64_t base;    /* bytes of peeled pieces that lie below */
-  int64_t *offset; /* best, units above the base */
+  int64_t base;        /* bytes of peeled pieces that lie below */
+  int64_t *offset;     /* best, units above the base */
   int64_t peak, bound; /* bytes above the base */
   rgi_heuristic *heuristic;
   rgi_search *search;
@@ -219,30 +228,45 @@ static int64_t luby(int64_t i) {
   return size;
 }
 
-static int64_t goal_of(const part *x, int64_t target) { return target > x->bound ? target : x->bound; }
+static int64_t goal_of(const part *x, int64_t target) {
+  return target > x->bound ? target : x->bound;
+}
 
 /* Halfway, or nearer to the peak if halfway has been tried in vain. */
 static int64_t between_goal_and_peak(const part *x, int64_t goal) {
   return x->peak - 1 - ((x->peak - goal) >> (1 + x->misses % 4));
 }
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Both searches get the
- * same number of nodes; mostly they try for the goal itself, now and then for something in between. */
+/* The beam's share of the nodes. It shines where nothing may be wasted; with room to spare, depth first is
+ * better. */
+static double beam_share(const rgi_packing *p, int64_t bound) {
+  double cap = (double)bound / (double)p->unit, room = 0;
+  for (int32_t t = 0; t < p->m; t++) room += 1 - (double)p->load[t] / cap;
+  room /= p->m;
+  return room < 0.01 ? 4 : 0.25;
+}
+
+/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
+ * tries for the goal itself, now and then for something in between. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
   static const int32_t widths[] = {20, 60, 100, 60, 200, 60, 100, 400};
   rgi_packing *p = &x->packing;
+  const double share = beam_share(p, goal_of(x, target));
+  if (p->n > MOST_IMPROVED) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, goal_of(x, target), 64, deadline, x->offset, &x->peak);
+  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : 64, deadline,
+                        x->offset, &x->peak);
   while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
+    if (!p->near) RGI_TRY(find_neighbours(p, e));
     int64_t capacity = goal_of(x, target);
     rgi_verdict verdict;
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
     if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
-    if (x->search_nodes <= x->beam_nodes) {
-      bool between = x->searches % 5 == 2 || x->searches % 5 == 4;
+    if ((double)x->search_nodes * share <= (double)x->beam_nodes) {
+      bool between = x->searches % 11 % 4 == 3 || x->searches % 11 == 9;
       if (between) capacity = between_goal_and_peak(x, capacity);
-      verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches, deadline, scratch,
-                               &x->search_nodes);
+      verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches,
+                               deadline, scratch, &x->search_nodes);
       x->searches++;
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
@@ -349,8 +373,8 @@ static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to
   return RG_OK;
 }
 
-/* Takes a piece that spans all sections lo … hi (and has no pad to lose on top) out of from … to-1: it moves to the
- * base, what lay below it moves up. -1 if there is none. */
+/* Takes a piece that spans all sections lo … hi (and has no pad to lose on top) out of from … to-1: it moves
+ * to the base, what lay below it moves up. -1 if there is none. */
 static bool peel(whole *w, rg_buffer *b, int32_t from, int32_t to, int32_t lo, int32_t hi, int64_t base) {
   int32_t u = from;
   while (u < to && (w->piece[u].first > lo || w->piece[u].last < hi || w->piece[u].pad > 0)) u++;
@@ -364,8 +388,8 @@ static bool peel(whole *w, rg_buffer *b, int32_t from, int32_t to, int32_t lo, i
   return true;
 }
 
-/* Cuts the pieces from … to-1 into parts that share no section; peels each and cuts again. Every call below the first
- * has fewer pieces, and only calls that cut nest. */
+/* Cuts the pieces from … to-1 into parts that share no section; peels each and cuts again. Every call below
+ * the first has fewer pieces, and only calls that cut nest. */
 static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, int64_t base, rg_error *e) {
   while (from < to) {
     int32_t lo = w->piece[from].first, hi = w->piece[from].last, next = from;
@@ -401,7 +425,8 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
     goto out;
   }
   RGI_GOTO(status, make_parts(&w, b, 0, w.n, 0, e), out);
-  /* w.bound rises where the search proves that a part cannot do with the bytes alive at once; the report keeps those. */
+  /* w.bound rises where the search proves that a part cannot do with the bytes alive at once; the report
+   * keeps those. */
   r->lower_bound = w.bound;
   bool hopeless = capacity > 0 && capacity < w.bound;
   for (bool again = !hopeless; again;) {
@@ -417,7 +442,8 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
   for (int32_t i = 0; i < w.nparts; i++) {
     part *x = &w.part[i];
     r->nodes_explored += x->search_nodes + x->beam_nodes;
-    for (int32_t k = 0; k < x->packing.n; k++) b[x->packing.piece[k].id].offset = x->base + x->offset[k] * w.unit;
+    for (int32_t k = 0; k < x->packing.n; k++)
+      b[x->packing.piece[k].id].offset = x->base + x->offset[k] * w.unit;
   }
   for (size_t i = 0; i < n; i++)
     if (!trivial(&b[i]) && b[i].offset + b[i].size > r->peak) r->peak = b[i].offset + b[i].size;
@@ -429,9 +455,10 @@ out:
   return status;
 }
 
-rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options, rg_pack_result *out,
-                  rg_error *error) {
+rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
+                  rg_pack_result *out, rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
-  if (!ctx || !out || (n > 0 && !buffers)) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
+  if (!ctx || !out || (n > 0 && !buffers))
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
   return rgi_pack(ctx, buffers, n, options, out, error);
 }

@@ -1,17 +1,19 @@
-/* memplan/pack_beam.c: beam search for a packing within a capacity: incomplete, but it finds what depth first misses.
+/* memplan/pack_beam.c: beam search for a packing within a capacity: incomplete, but it finds what depth first
+ * misses.
  *
- * Where nothing (or little) may be wasted, depth first suffers from a wrong piece early on. Here a whole front of partial
- * packings with equally many pieces moves up together; only the `width` smoothest go on. Smooth: few steps between the
- * floors of neighbouring sections, since each step must be matched by just the right pieces later.
+ * Where nothing (or little) may be wasted, depth first suffers from a wrong piece early on. Here a whole
+ * front of partial packings with equally many pieces moves up together; only the `width` smoothest go on.
+ * Smooth: few steps between the floors of neighbouring sections, since each step must be matched by just the
+ * right pieces later.
  *
- * States, inference (room, settled, forced levels) and branching are those of pack_search.c; see there for `real`, `least`
- * and floors. A placed piece keeps its offset in `least`.
+ * States, inference (room, settled, forced levels) and branching are those of pack_search.c; see there for
+ * `real`, `least` and floors. A placed piece keeps its offset in `least`.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_GIVEN_UP = 4, RANKS = 4 }; /* how often one step may leave a section empty at its level */
+enum { MOST_GIVEN_UP = 4 }; /* how often one step may leave a section empty at its level */
 
 typedef struct state {
   int64_t *least, *real; /* [n] */
@@ -32,12 +34,12 @@ struct rgi_beam {
   int32_t n, m, words;
   int64_t *limit, *cap, *floor;
   int32_t *count, *alive, *candidate;
-  double *area; /* share of the total, times n */
+  double *area;                                               /* share of the total, times n */
   int32_t *ending, *ending_begin, *starting, *starting_begin; /* pieces by last, by first section */
   int32_t nalive, ncandidate;
-  int32_t sum_words;
-  bool *tight;
-  int64_t *even;
+  int32_t sum_words; /* of a set of sums up to the capacity; 0: too many */
+  bool *tight;       /* [m] no byte to spare */
+  int64_t *even;     /* [m] lowest level at which t and t + 1 can be even again */
   /* of one run */
   int32_t width;
   state *now, *then, scratch;
@@ -50,7 +52,10 @@ struct rgi_beam {
   uint64_t random;
   struct {
     bool anywhere;
-    double area, rough, noise, gap, match;
+    double area;  /* worth of area placed */
+    double noise; /* how far scores are shaken */
+    double gap;   /* what leaving a section empty costs, in steps */
+    double match; /* what a step costs that one piece would level */
   } how;
 };
 
@@ -68,7 +73,9 @@ static void copy(const rgi_beam *b, state *to, const state *from) {
   to->credit = from->credit;
 }
 
-static inline bool is_open(const state *s, int32_t v) { return s->open[v >> 6] >> (v & 63) & 1; }
+static inline bool is_open(const state *s, int32_t v) {
+  return s->open[v >> 6] >> (v & 63) & 1;
+}
 
 static void place(const rgi_beam *b, state *s, int32_t u, int64_t at) {
   const rgi_packing *p = b->p;
@@ -91,7 +98,8 @@ typedef struct sums {
 } sums;
 
 /* Sums that subsets of the open pieces of a list reach. */
-static void reach(const rgi_beam *b, const state *s, const int32_t *list, int32_t from, int32_t to, sums *out) {
+static void reach(const rgi_beam *b, const state *s, const int32_t *list, int32_t from, int32_t to,
+                  sums *out) {
   const int32_t words = b->sum_words;
   for (int32_t w = 0; w < words; w++) out->bit[w] = 0;
   out->bit[0] = 1;
@@ -122,6 +130,45 @@ static int64_t even_again(const rgi_beam *b, const state *s, int32_t t, int64_t 
   return -1;
 }
 
+/* Sets the floors; false: a piece or a section has no room left. */
+static bool set_floors(rgi_beam *b, const state *s) {
+  for (int32_t t = 0; t < b->m; t++) b->floor[t] = INT64_MAX;
+  for (int32_t i = 0; i < b->nalive; i++) {
+    const rgi_piece *x = &b->p->piece[b->alive[i]];
+    const int64_t least = s->least[b->alive[i]];
+    if (least > b->limit[b->alive[i]]) return false;
+    for (int32_t t = x->first; t <= x->last; t++)
+      if (least < b->floor[t]) b->floor[t] = least;
+  }
+  for (int32_t t = 0; t < b->m; t++)
+    if (b->floor[t] != INT64_MAX && b->floor[t] + s->left[t] > b->cap[t]) return false;
+  return true;
+}
+
+/* Between two neighbouring sections that both must be filled to the last byte, what ends in the one and what
+ * starts in the other covers the same addresses. So while their floors differ, nothing can span both before
+ * the floors are even. */
+static bool level_towers(rgi_beam *b, state *s) {
+  bool any = false, changed = false;
+  for (int32_t t = 0; t + 1 < b->m; t++) {
+    const int64_t here = b->floor[t], there = b->floor[t + 1];
+    b->even[t] = 0;
+    if (!b->tight[t] || !b->tight[t + 1] || here == there || here == INT64_MAX || there == INT64_MAX)
+      continue;
+    if ((b->even[t] = even_again(b, s, t, here, there)) < 0) return false;
+    any = true;
+  }
+  if (!any) return true;
+  for (int32_t i = 0; i < b->nalive; i++) {
+    const int32_t v = b->alive[i];
+    int64_t least = s->least[v];
+    for (int32_t t = b->p->piece[v].first; t < b->p->piece[v].last; t++)
+      if (b->even[t] > least) least = b->even[t];
+    if (least > s->least[v]) s->least[v] = least, changed = true;
+  }
+  return !changed || set_floors(b, s);
+}
+
 /* Infers; finds the section to branch on and what can rest there. false: a dead end. */
 static bool look(rgi_beam *b, state *s, int32_t *section) {
   const rgi_packing *p = b->p;
@@ -133,51 +180,19 @@ static bool look(rgi_beam *b, state *s, int32_t *section) {
     for (uint64_t bits = s->open[w]; bits; bits &= bits - 1) {
       int32_t v = w * 64 + __builtin_ctzll(bits);
       b->alive[b->nalive++] = v;
-      if (s->least[v] == s->real[v] && s->least[v] + piece[v].size < lowest_top) lowest_top = s->least[v] + piece[v].size;
+      if (s->least[v] == s->real[v] && s->least[v] + piece[v].size < lowest_top)
+        lowest_top = s->least[v] + piece[v].size;
     }
   if (lowest_top == INT64_MAX) return false;
-  for (int32_t t = 0; t < b->m; t++) b->floor[t] = INT64_MAX, b->count[t] = 0;
   for (int32_t i = 0; i < b->nalive; i++) {
     int32_t v = b->alive[i];
     if (s->least[v] > s->real[v] && s->least[v] < lowest_top) s->least[v] = lowest_top;
-    int64_t least = s->least[v];
-    if (least > b->limit[v]) return false;
-    for (int32_t t = piece[v].first; t <= piece[v].last; t++)
-      if (least < b->floor[t]) b->floor[t] = least;
   }
+  if (!set_floors(b, s)) return false;
+  if (b->sum_words && !level_towers(b, s)) return false;
   for (int32_t t = 0; t < b->m; t++) {
-    if (b->floor[t] == INT64_MAX) continue;
-    if (b->floor[t] + s->left[t] > b->cap[t]) return false;
     if (b->floor[t] < level) level = b->floor[t];
-  }
-  if (b->sum_words) {
-    bool any = false, changed = false;
-    for (int32_t t = 0; t + 1 < b->m; t++) {
-      b->even[t] = 0;
-      if (!b->tight[t] || !b->tight[t + 1] || b->floor[t] == b->floor[t + 1] || b->floor[t] == INT64_MAX || b->floor[t + 1] == INT64_MAX) continue;
-      int64_t l = even_again(b, s, t, b->floor[t], b->floor[t + 1]);
-      if (l < 0) return false;
-      b->even[t] = l;
-      any = true;
-    }
-    if (any)
-      for (int32_t i = 0; i < b->nalive; i++) {
-        int32_t v = b->alive[i];
-        int64_t least = s->least[v];
-        for (int32_t t = piece[v].first; t < piece[v].last; t++) if (b->even[t] > least) least = b->even[t];
-        if (least > s->least[v]) { s->least[v] = least; changed = true; if (least > b->limit[v]) return false; }
-      }
-    if (changed) {
-      for (int32_t t = 0; t < b->m; t++) b->floor[t] = INT64_MAX;
-      for (int32_t i = 0; i < b->nalive; i++) {
-        int32_t v = b->alive[i];
-        int64_t least = s->least[v];
-        for (int32_t t = piece[v].first; t <= piece[v].last; t++)
-          if (least < b->floor[t]) b->floor[t] = least;
-      }
-      for (int32_t t = 0; t < b->m; t++)
-        if (b->floor[t] != INT64_MAX && b->floor[t] + s->left[t] > b->cap[t]) return false;
-    }
+    b->count[t] = 0;
   }
   for (int32_t i = 0; i < b->nalive; i++) {
     int32_t v = b->alive[i];
@@ -186,8 +201,10 @@ static bool look(rgi_beam *b, state *s, int32_t *section) {
     if (!b->how.anywhere && least != level) continue;
     bool flat = s->real[v] == least, rests = false;
     for (int32_t t = piece[v].first; t <= piece[v].last; t++) {
-      if (b->floor[t] == least) rests = true;
-      else flat = false;
+      if (b->floor[t] == least)
+        rests = true;
+      else
+        flat = false;
     }
     if (!rests) continue;
     for (int32_t t = piece[v].first; t <= piece[v].last; t++)
@@ -264,10 +281,10 @@ static bool expand(rgi_beam *b, int32_t parent) {
       double steps = rough;
       s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
       if (west >= 0) steps += step(b, s, west, b->floor[west], top) - step(b, s, west, b->floor[west], level);
-      if (last + 1 < b->m) steps += step(b, s, last, top, b->floor[last + 1]) - step(b, s, last, level, b->floor[last + 1]);
+      if (last + 1 < b->m)
+        steps += step(b, s, last, top, b->floor[last + 1]) - step(b, s, last, level, b->floor[last + 1]);
       s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
-      double score = b->how.rough * steps - b->how.area * s->credit + b->how.noise * random_unit(b) +
-                     b->how.gap * given_up;
+      double score = steps - b->how.area * s->credit + b->how.noise * random_unit(b) + b->how.gap * given_up;
       if (!add_child(b, (child){score, level, parent, u, given_up})) return false;
     }
     if (b->cap[section] - s->left[section] <= level) return true;
@@ -310,7 +327,8 @@ static int32_t select_front(rgi_beam *b) {
     state *s = &b->then[kept];
     int32_t section;
     copy(b, s, &b->now[c->parent]);
-    for (int32_t k = 0; k <= c->given_up && c->given_up > 0; k++) { /* the same steps lead to the same state */
+    /* The same steps as in expand lead to the same state. */
+    for (int32_t k = 0; k <= c->given_up && c->given_up > 0; k++) {
       if (!look(b, s, &section)) break;
       if (k < c->given_up) give_up(b, s, section);
     }
@@ -367,8 +385,8 @@ static void begin(rgi_beam *b) {
   s->credit = 0;
 }
 
-rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt, double deadline, int64_t *offset,
-                         int64_t *explored) {
+rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt, double deadline,
+                         int64_t *offset, int64_t *explored) {
   const rgi_packing *p = b->p;
   for (int32_t i = 0; i < b->n; i++) {
     int64_t bytes = rgi_piece_bytes(p, i);
@@ -383,7 +401,6 @@ rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t 
   b->how.area = area[attempt % RGI_COUNT(area)];
   b->how.match = match[attempt % RGI_COUNT(match)];
   b->how.noise = attempt % 2 ? 0.3 : 1;
-  b->how.rough = 1;
   b->how.gap = 0.5;
   b->random = attempt;
   b->nodes = 0;
@@ -423,20 +440,28 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
   b->n = p->n;
   b->m = p->m;
   b->words = (p->n + 63) / 64;
-  if (!(b->limit = rgi_malloc(p->ctx, n * sizeof *b->limit)) || !(b->cap = rgi_malloc(p->ctx, m * sizeof *b->cap)) ||
-      !(b->floor = rgi_malloc(p->ctx, m * sizeof *b->floor)) || !(b->count = rgi_malloc(p->ctx, m * sizeof *b->count)) ||
+  if (!(b->limit = rgi_malloc(p->ctx, n * sizeof *b->limit)) ||
+      !(b->cap = rgi_malloc(p->ctx, m * sizeof *b->cap)) ||
+      !(b->floor = rgi_malloc(p->ctx, m * sizeof *b->floor)) ||
+      !(b->count = rgi_malloc(p->ctx, m * sizeof *b->count)) ||
       !(b->alive = rgi_malloc(p->ctx, n * sizeof *b->alive)) ||
       !(b->candidate = rgi_malloc(p->ctx, n * sizeof *b->candidate)) ||
-      !(b->tight = rgi_malloc(p->ctx, m)) ||!(b->even = rgi_malloc(p->ctx, m * 8)) ||
-!(b->ending = rgi_malloc(p->ctx, n * 4)) ||!(b->starting = rgi_malloc(p->ctx, n * 4)) ||!(b->ending_begin = rgi_malloc(p->ctx, (m+1) * 4)) ||!(b->starting_begin = rgi_malloc(p->ctx, (m+1) * 4)) ||
+      !(b->tight = rgi_malloc(p->ctx, m * sizeof *b->tight)) ||
+      !(b->even = rgi_malloc(p->ctx, m * sizeof *b->even)) ||
+      !(b->ending = rgi_malloc(p->ctx, n * sizeof *b->ending)) ||
+      !(b->starting = rgi_malloc(p->ctx, n * sizeof(int32_t))) ||
+      !(b->ending_begin = rgi_malloc(p->ctx, (m + 1) * sizeof(int32_t))) ||
+      !(b->starting_begin = rgi_malloc(p->ctx, (m + 1) * sizeof(int32_t))) ||
       !(b->area = rgi_malloc(p->ctx, n * sizeof *b->area))) {
     rgi_beam_destroy(b);
     *out = NULL;
     return rgi_nomem(e);
   }
   for (int32_t t = 0; t <= p->m; t++) b->ending_begin[t] = b->starting_begin[t] = 0;
-  for (int32_t i = 0; i < p->n; i++) b->ending_begin[p->piece[i].last + 1]++, b->starting_begin[p->piece[i].first + 1]++;
-  for (int32_t t = 0; t < p->m; t++) b->ending_begin[t + 1] += b->ending_begin[t], b->starting_begin[t + 1] += b->starting_begin[t];
+  for (int32_t i = 0; i < p->n; i++)
+    b->ending_begin[p->piece[i].last + 1]++, b->starting_begin[p->piece[i].first + 1]++;
+  for (int32_t t = 0; t < p->m; t++)
+    b->ending_begin[t + 1] += b->ending_begin[t], b->starting_begin[t + 1] += b->starting_begin[t];
   for (int32_t t = 0, i = 0, j = 0; t < p->m; t++)
     for (int32_t v = 0; v < p->n; v++) {
       if (p->piece[v].last == t) b->ending[i++] = v;
@@ -451,7 +476,8 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
 
 void rgi_beam_destroy(rgi_beam *b) {
   if (!b) return;
-  void *all[] = {b->limit, b->cap, b->floor, b->count, b->alive, b->candidate, b->area, b->tight, b->even, b->ending, b->ending_begin, b->starting, b->starting_begin};
+  void *all[] = {b->limit, b->cap,  b->floor,  b->count,        b->alive,    b->candidate,     b->area,
+                 b->tight, b->even, b->ending, b->ending_begin, b->starting, b->starting_begin};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(b->p->ctx, all[i]);
   rgi_free(b->p->ctx, b);
 }

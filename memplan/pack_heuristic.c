@@ -94,7 +94,7 @@ void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, dou
   const rgi_packing *p = h->p;
   ranked *scratch = (ranked *)(void *)h->best_order;
   for (int64_t r = 0; r<rounds && * peak> target; r++, h->round++) {
-    if ((r & 7) == 7 && rgi_pack_now() > deadline) return;
+    if (((r & 7) == 7 || p->n > 1000) && rgi_pack_now() > deadline) return;
     int64_t in_phase = h->round % 64;
     if (h->round < STARTS) {
       for (int32_t i = 0; i < p->n; i++) h->priority[i] = worth(p, i, (int)h->round);

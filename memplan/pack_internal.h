@@ -55,7 +55,7 @@ typedef enum rgi_verdict { RGI_FOUND, RGI_NONE, RGI_STOPPED, RGI_NO_MEMORY } rgi
 typedef struct rgi_search rgi_search;
 rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e);
 void rgi_search_destroy(rgi_search *s);
-enum { RGI_SEARCH_CYCLE = 12 }; /* attempts before a way of exploring comes around again */
+enum { RGI_SEARCH_CYCLE = 14 }; /* attempts before a way of exploring comes around again */
 /* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a proof.
  * Explores at most `budget` nodes; `attempt` varies the order of exploration. */
 rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,

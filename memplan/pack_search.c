@@ -7,14 +7,24 @@
  * branch) nothing.
  *
  * What keeps the tree small:
- *   P1  room      floor + unplaced bytes of a section must fit under the capacity
- *   P2  settled   only packings in which no piece could be moved down are looked for: every piece rests on
- * another one or on the ground. So a piece without support below `least` waits for a piece still to be
- * placed; and a piece that would fit into a hole already closed off ends the branch P3  split     once placed
- * pieces cut time apart, the parts are solved one by one P4  memory    failed states are remembered by
- * (unplaced pieces, floors); each is explored once, over restarts too P5  twins     pieces equal in lifetime
- * and size are placed in order P6  base      a piece that spans a part whose ground is level lies at the
- * bottom
+ *
+ * - P1 room: floor + unplaced bytes of a section must fit under the capacity.
+ *
+ * - P2 settled: only packings in which no piece could be moved down are looked for, so every piece rests on
+ *   another one or on the ground. A piece without support below `least` waits for a piece still to come; and
+ *   a piece that would fit into a hole already closed off ends the branch.
+ *
+ * - P3 split: once placed pieces cut time apart, the parts are solved one by one.
+ *
+ * - P4 memory: failed states are remembered by (unplaced pieces, where they can lie); each is explored once,
+ *   over restarts too. A state is known by a 64-bit hash.
+ *
+ * - P5 twins: pieces equal in lifetime and size are placed in order.
+ *
+ * - P6 base: a piece that spans a part whose ground is even lies at the bottom.
+ *
+ * - P7 queue (some attempts): the pieces of a section, taken in order of `least`, must end under the
+ * capacity.
  */
 #include "pack_internal.h"
 #include <string.h>
@@ -24,6 +34,9 @@ typedef struct undo {
   int64_t old;
 } undo;
 enum { UNDO_REAL, UNDO_LEAST, UNDO_PLACE };
+
+/* What a piece that would overhang adds to a section's count: no branching there. */
+enum { NOT_FLAT = 1 << 20 };
 
 /* How an attempt explores. No setting is best everywhere and the time to a packing varies wildly, so attempts
  * cycle. */
@@ -50,13 +63,13 @@ struct rgi_search {
   int32_t *next, *prev; /* unplaced pieces by first section, circular around n */
   int32_t *twin;        /* an equal piece that goes first, or -1 */
   bool *placed;
-  int64_t *left, *cap;     /* [m] unplaced units; capacity in units */
-  int64_t *floor, *ground; /* [m] scratch of one node */
-  int32_t *count;          /* [m] scratch: pieces that can rest at the level */
+  int64_t *left, *cap; /* [m] unplaced units; capacity in units */
+  int64_t *floor;      /* [m] scratch of one node */
+  int32_t *count;      /* [m] scratch: pieces that can rest at the level */
   double *score, *rank;
   strategy how;
-  int64_t *ect;
-  int32_t *sorted;
+  int64_t *queue_end; /* [m] scratch of P7 */
+  int32_t *sorted;    /* [n] likewise */
   undo *trail;
   int64_t ntrail, trail_capacity;
   int32_t *stack;
@@ -64,7 +77,8 @@ struct rgi_search {
   uint64_t *memory; /* failed states */
   uint64_t memory_mask;
   uint64_t salt;
-  int64_t nodes, budget;
+  int64_t nodes, budget, clock_mask;
+  int32_t open, fewest_open; /* unplaced pieces; the fewest of this run */
   double deadline;
   bool no_memory;
 };
@@ -117,6 +131,7 @@ static void place(rgi_search *s, int32_t u, int64_t at) {
   int64_t top = at + s->size[u];
   remember(s, UNDO_PLACE, u, 0);
   s->placed[u] = true;
+  if (--s->open < s->fewest_open) s->fewest_open = s->open;
   s->offset[u] = at;
   s->next[s->prev[u]] = s->next[u];
   s->prev[s->next[u]] = s->prev[u];
@@ -141,6 +156,7 @@ static void undo_to(rgi_search *s, int64_t mark) {
     case UNDO_LEAST: s->least[v] = x->old; break;
     default:
       s->placed[v] = false;
+      s->open++;
       s->next[s->prev[v]] = v;
       s->prev[s->next[v]] = v;
       for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->left[t] += s->size[v];
@@ -169,9 +185,10 @@ static void note_failure(rgi_search *s, uint64_t key) {
 
 /* ---- the search ---- */
 
+/* Shell's sort: the lists are short, and nearly in order. */
 static void sort_by_least(rgi_search *s, int32_t k) {
-  static const int gaps[] = {301, 132, 57, 23, 10, 4, 1};
-  for (int g = 0; g < 7; g++)
+  static const int32_t gaps[] = {301, 132, 57, 23, 10, 4, 1};
+  for (int g = 0; g < RGI_COUNT(gaps); g++)
     for (int32_t i = gaps[g]; i < k; i++) {
       int32_t v = s->sorted[i], j = i;
       for (; j >= gaps[g] && s->least[s->sorted[j - gaps[g]]] > s->least[v]; j -= gaps[g])
@@ -180,12 +197,30 @@ static void sort_by_least(rgi_search *s, int32_t k) {
     }
 }
 
+/* P7. false: no packing. */
+static bool queues_fit(rgi_search *s, int32_t head, int32_t end, int32_t lo, int32_t hi) {
+  int32_t k = 0;
+  for (int32_t v = head; v != end; v = s->next[v]) s->sorted[k++] = v;
+  sort_by_least(s, k);
+  for (int32_t t = lo; t <= hi; t++) s->queue_end[t] = 0;
+  for (int32_t i = 0; i < k; i++) {
+    int32_t v = s->sorted[i];
+    int64_t least = s->least[v], size = s->size[v];
+    for (int32_t t = s->first[v]; t <= s->last[v]; t++)
+      s->queue_end[t] = (s->queue_end[t] > least ? s->queue_end[t] : least) + size;
+  }
+  for (int32_t t = lo; t <= hi; t++)
+    if (s->queue_end[t] > s->cap[t]) return false;
+  return true;
+}
+
 static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail);
 
 /* Solves the parts stack[from …): pairs of first and last piece. */
 static rgi_verdict explore_parts(rgi_search *s, int64_t from) {
   rgi_verdict verdict = RGI_FOUND;
   int64_t to = s->nstack;
+  if (s->no_memory) return RGI_NO_MEMORY;
   for (int64_t i = from; i < to && verdict == RGI_FOUND; i += 2)
     verdict = explore(s, s->stack[i], s->stack[i + 1]);
   s->nstack = from;
@@ -203,7 +238,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
   for (;;) {
     s->nodes++;
     if (s->no_memory) return RGI_NO_MEMORY;
-    if (s->nodes >= s->budget || ((s->nodes & 255) == 0 && rgi_pack_now() > s->deadline)) {
+    if (s->nodes >= s->budget || ((s->nodes & s->clock_mask) == 0 && rgi_pack_now() > s->deadline)) {
       verdict = RGI_STOPPED;
       goto out;
     }
@@ -222,7 +257,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     /* Floors, and where the part falls apart (P3). */
     int32_t lo = s->first[head], hi = lo - 1;
     for (int32_t v = head; v != end; v = s->next[v]) {
-      int64_t least = s->least[v], real = s->real[v];
+      int64_t least = s->least[v];
       if (least > s->limit[v]) goto out;
       int32_t a = s->first[v], b = s->last[v];
       if (a > hi && v != head) { /* nothing spans the border before a */
@@ -231,14 +266,10 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
         head = v;
       }
       if (b > hi) {
-        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++)
-          s->floor[t] = INT64_MAX, s->ground[t] = INT64_MAX;
+        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++) s->floor[t] = INT64_MAX;
         hi = b;
       }
-      for (int32_t t = a; t <= b; t++) {
-        s->floor[t] = least < s->floor[t] ? least : s->floor[t];
-        s->ground[t] = real < s->ground[t] ? real : s->ground[t];
-      }
+      for (int32_t t = a; t <= b; t++) s->floor[t] = least < s->floor[t] ? least : s->floor[t];
     }
     if (s->nstack > bottom) {
       push(s, head);
@@ -257,6 +288,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       s->count[t] = 0;
     }
     int32_t spanning = -1;
+    bool even = peak_floor == level; /* the ground of the whole part */
     for (int32_t v = head; v != end; v = s->next[v]) {
       if (s->real[v] + s->size[v] <= level) goto out; /* P2: a hole below would take it */
       key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
@@ -264,55 +296,38 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       if (s->real[v] != s->least[v])
         key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
                    (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
-      bool flat = s->real[v] == s->least[v], rests = false;
-      for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
-        if (s->floor[t] == s->least[v])
-          rests = true;
-        else
-          flat = false;
+      if (s->real[v] != level) even = false;
+      if (s->how.rule != ANYWHERE) {
+        /* At the level everything that rests lies flat, on real ground. */
+        if (s->least[v] == level)
+          for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
+      } else {
+        bool flat = s->real[v] == s->least[v], rests = false;
+        for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
+          if (s->floor[t] == s->least[v])
+            rests = true;
+          else
+            flat = false;
+        }
+        if (rests)
+          for (int32_t t = s->first[v]; t <= s->last[v]; t++)
+            if (s->floor[t] == s->least[v]) s->count[t] += flat ? 1 : NOT_FLAT;
       }
-      if (flat)
-        for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
-      else if (rests)
-        for (int32_t t = s->first[v]; t <= s->last[v]; t++)
-          if (s->floor[t] == s->least[v]) s->count[t] += 1 << 20;
-      if (s->first[v] == lo && s->last[v] == hi && s->p->piece[v].pad == 0 && (spanning < 0 || s->size[v] > s->size[spanning]))
+      if (s->first[v] == lo && s->last[v] == hi && s->p->piece[v].pad == 0 &&
+          (spanning < 0 || s->size[v] > s->size[spanning]))
         spanning = v;
     }
     if (known_failure(s, key)) goto out;
-    if (s->how.ahead) {
-      int32_t k = 0;
-      for (int32_t v = head; v != end; v = s->next[v]) s->sorted[k++] = v;
-      sort_by_least(s, k);
-      for (int32_t t = lo; t <= hi; t++) s->ect[t] = 0;
-      for (int32_t i = 0; i < k; i++) {
-        int32_t v = s->sorted[i];
-        int64_t least = s->least[v], size = s->size[v];
-        for (int32_t t = s->first[v]; t <= s->last[v]; t++)
-          s->ect[t] = (s->ect[t] > least ? s->ect[t] : least) + size;
-      }
-      for (int32_t t = lo; t <= hi; t++)
-        if (s->ect[t] > s->cap[t]) goto out;
-    }
+    if (s->how.ahead && !queues_fit(s, head, end, lo, hi)) goto out;
     if (!keyed) entry_key = key, keyed = true;
 
     int32_t section = -1;
-    if (spanning >= 0 && peak_floor == level && s->least[spanning] == level && s->real[spanning] == level) {
-      /* P6: swapping it with what lies below changes nothing else. */
-      bool flat = true;
-      for (int32_t t = lo; t <= hi && flat; t++) flat = s->ground[t] == level;
-      if (flat) {
-        int32_t h = head, l = tail;
-        if (h == l) {
-          place(s, spanning, level);
-          return RGI_FOUND;
-        }
-        if (h == spanning) h = s->next[h];
-        if (l == spanning) l = s->prev[l];
-        place(s, spanning, level);
-        verdict = explore(s, h, l);
-        goto out;
-      }
+    if (spanning >= 0 && even) { /* P6: swapping it with what lies below changes nothing else */
+      int32_t h = head == spanning ? s->next[head] : head, l = tail == spanning ? s->prev[tail] : tail;
+      bool alone = head == tail;
+      place(s, spanning, level);
+      verdict = alone ? RGI_FOUND : explore(s, h, l);
+      goto out;
     }
     int64_t best = INT64_MAX, best_tie = 0;
     for (int32_t t = lo; t <= hi; t++) {
@@ -406,14 +421,17 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
   static const struct {
     rgi_rule rule;
     int order;
-    bool flush;
-  } cycle[RGI_SEARCH_CYCLE] = {{FEWEST, 2, true},    {ANYWHERE, 2, true}, {TIGHT, 2, true},  {FEWEST, 0, true},
-                               {TIGHT, 0, false},    {ANYWHERE, 0, true}, {TIGHT, 1, true},  {FEWEST, 1, false},
-                               {ANYWHERE, 0, false}, {FEWEST, 4, true},   {FEWEST, 0, false}, {ANYWHERE, 1, true}};
+    bool flush, ahead;
+  } cycle[RGI_SEARCH_CYCLE] = {
+      {FEWEST, 2, true, false},    {ANYWHERE, 2, true, false}, {TIGHT, 2, true, true},
+      {TIGHT, 1, true, true},      {FEWEST, 0, true, false},   {TIGHT, 0, false, false},
+      {ANYWHERE, 0, true, false},  {TIGHT, 1, false, true},    {FEWEST, 1, false, false},
+      {ANYWHERE, 0, false, false}, {FEWEST, 4, false, true},   {TIGHT, 1, true, false},
+      {FEWEST, 0, false, true},    {ANYWHERE, 1, true, false}};
   static const double noise[] = {0.3, 1, 0.3, 1.9};
   uint32_t k = attempt % RGI_SEARCH_CYCLE, round = attempt / RGI_SEARCH_CYCLE;
-  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush, round ? noise[round % RGI_COUNT(noise)] : 0,
-                      round % 2 == 0};
+  s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush,
+                      round ? noise[round % RGI_COUNT(noise)] : 0, cycle[k].ahead};
   for (int32_t i = 0; i < s->n; i++) {
     double shake = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
     s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (shake - 0.5));
@@ -427,6 +445,7 @@ rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint
   s->budget = budget;
   s->deadline = deadline;
   s->ntrail = s->nstack = 0;
+  s->open = s->fewest_open = s->n;
   s->salt = mix((uint64_t)capacity);
   memset(s->left, 0, (size_t)s->m * sizeof *s->left);
   for (int32_t t = 0; t < s->m; t++) {
@@ -446,6 +465,7 @@ rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint
   }
   choose_strategy(s, attempt);
   rgi_verdict verdict = explore(s, 0, s->n - 1);
+  if (s->no_memory) verdict = RGI_NO_MEMORY;
   if (verdict == RGI_FOUND) memcpy(offset, s->offset, (size_t)s->n * sizeof *offset);
   *explored += s->nodes;
   return verdict;
@@ -461,9 +481,10 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
   s->n = p->n;
   s->m = p->m;
   s->trail_capacity = s->stack_capacity = 1 << 12;
-  s->memory_mask = (UINT64_C(1) << 20) - 1;
+  s->memory_mask = (UINT64_C(1) << (p->n < 100 ? 16 : 20)) - 1;
+  s->clock_mask = p->n < 1000 ? 127 : 7;
   size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
-  bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->ect = rgi_malloc(p->ctx, m * 8)) &&
+  bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->queue_end = rgi_malloc(p->ctx, m * 8)) &&
             (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) &&
             (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
             (s->least = rgi_malloc(p->ctx, n * sizeof *s->least)) &&
@@ -479,7 +500,6 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
             (s->left = rgi_malloc(p->ctx, m * sizeof *s->left)) &&
             (s->cap = rgi_malloc(p->ctx, m * sizeof *s->cap)) &&
             (s->floor = rgi_malloc(p->ctx, m * sizeof *s->floor)) &&
-            (s->ground = rgi_malloc(p->ctx, m * sizeof *s->ground)) &&
             (s->count = rgi_malloc(p->ctx, m * sizeof *s->count)) &&
             (s->trail = rgi_malloc(p->ctx, (size_t)s->trail_capacity * sizeof *s->trail)) &&
             (s->stack = rgi_malloc(p->ctx, (size_t)s->stack_capacity * sizeof *s->stack)) &&
@@ -507,9 +527,9 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
 
 void rgi_search_destroy(rgi_search *s) {
   if (!s) return;
-  void *all[] = {s->rank,  s->ect,   s->sorted, s->size,  s->real,  s->least,  s->limit, s->offset,
-                 s->first, s->last,  s->next,   s->prev,  s->twin,  s->placed, s->score, s->left,
-                 s->cap,   s->floor, s->ground, s->count, s->trail, s->stack,  s->memory};
+  void *all[] = {s->rank,  s->queue_end, s->sorted, s->size,  s->real,  s->least,  s->limit, s->offset,
+                 s->first, s->last,      s->next,   s->prev,  s->twin,  s->placed, s->score, s->left,
+                 s->cap,   s->floor,     s->count,  s->trail, s->stack, s->memory};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(s->ctx, all[i]);
   rgi_free(s->ctx, s);
 }

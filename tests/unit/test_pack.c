@@ -89,11 +89,10 @@ Test(pack, gap_is_proved) {
 /* ---- seeded instances ---- */
 
 Test(pack, families) {
-  static const size_t sizes[] = {50, 80, 120};
-  rg_buffer b[120], c[120];
+  static const size_t sizes[] = {50, 100, 200};
+  rg_buffer b[200], c[200];
   for (int f = 0; f < PACK_FAMILIES; f++)
     for (int s = 0; s < 3; s++) {
-      if (f == PACK_COARSE_CUTS && s > 0) continue; /* minutes under a sanitizer */
       size_t n = sizes[s];
       int64_t greedy;
       pack_instance((pack_family)f, 1, n, b);
