@@ -8,6 +8,7 @@
 rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o, rg_pack_result *r,
                    rg_error *e);
 /* First fit in order of decreasing size: the baseline. */
-rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align, int64_t *peak, rg_error *e);
+rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align, int64_t *peak,
+                          rg_error *e);
 
 #endif
