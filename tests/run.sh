@@ -48,9 +48,10 @@ say() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
 build() { # folder, cmake options…
   local folder=$1
   shift
-  local log
+  local log generator=(-G Ninja)
+  [ ! -f "$folder/CMakeCache.txt" ] || generator=() # examples/run.sh may have made it with another
   log=$(mktemp)
-  if ! { cmake -S . -B "$folder" -G Ninja "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
+  if ! { cmake -S . -B "$folder" "${generator[@]}" "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
     tail -n 60 "$log" >&2
     rm -f "$log"
     return 1
