@@ -55,6 +55,15 @@ foreach(source ${test_sources})
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 endforeach()
 
+# ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
+file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
+list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
+add_executable(gpu_tests ${gpu_sources})
+target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
+target_compile_definitions(gpu_tests PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
+add_test(NAME gpu COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu.sh $<TARGET_FILE:gpu_tests>)
+set_tests_properties(gpu PROPERTIES SKIP_RETURN_CODE 77)
+
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----

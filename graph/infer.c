@@ -332,6 +332,8 @@ rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, r
     const rgi_tensor *t = &g->tensor[id];
     arg[i].dtype = t->dtype;
     arg[i].rank = t->rank;
+    int64_t inside = t->base >= 0 ? t->offset * (int64_t)rg_dtype_size(t->dtype) : 0;
+    arg[i].align = (int32_t)(inside % 16 ? inside & -inside & 15 : 16);
     for (int d = 0; d < t->rank; d++) {
       arg[i].dim[d] = rgi_dim_known(t->dim[d]) ? t->dim[d].c : RG_DIM_FREE;
       arg[i].stride[d] = t->stride[d];

@@ -6,6 +6,7 @@
  */
 #include "../graph/ir.h"
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 enum { A_AXIS, A_START };
 enum { A_SHAPE, A_SUM };
@@ -63,6 +64,7 @@ const rg_op rgi_op_zero = {.abi = RG_OP_ABI,
                            .nattr = RGI_COUNT(zero_attrs),
                            .cost = zero_cost,
                            .run_cpu = run_zero,
+                           .cuda_steps = rgi_cuda_zero,
                            .rules = &zero_rules};
 
 static void accumulate_cost(const rg_call *c, rg_cost *out) {

@@ -2,6 +2,7 @@
  * cpu_attn's; this file says which compressed keys a query sees: those whose tokens all lie at or before its
  * position. */
 #include "cpu_attn.h"
+#include "cuda_attn.h"
 
 enum { KERNEL = RGI_ATTN_OWN, STRIDE };
 
@@ -31,6 +32,11 @@ static rgi_attn problem(const rg_call *c) {
   rgi_attn a = {.mode = RGI_ATTN_CMP, .kernel = c->attr[KERNEL].i, .stride = c->attr[STRIDE].i};
   rgi_attn_init(&a, c);
   return a;
+}
+
+static rgk_attn gpu_problem(const rg_call *c) {
+  return (rgk_attn){
+      .mode = RGK_CMP, .kernel = (int32_t)c->attr[KERNEL].i, .stride = (int32_t)c->attr[STRIDE].i};
 }
 
 static rg_status check(const rg_call *c, rg_error *e) {
@@ -66,6 +72,8 @@ static void cost(const rg_call *c, rg_cost *r) {
   rgi_attn_cost(c, &a, pairs(&a), false, r);
 }
 static size_t workspace(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, false);
   rgi_attn a = problem(c);
   return rgi_attn_workspace(c, &a);
 }
@@ -73,18 +81,36 @@ static rg_status run(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_run(c, &a);
 }
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, false, x);
+}
+static const char *path(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, false);
+}
 
 static void cost_bwd(const rg_call *c, rg_cost *r) {
   rgi_attn a = problem(c);
   rgi_attn_cost(c, &a, pairs(&a), true, r);
 }
 static size_t workspace_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
   rgi_attn a = problem(c);
   return rgi_attn_bwd_workspace(c, &a);
 }
 static rg_status run_bwd(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_bwd_run(c, &a);
+}
+static rg_status steps_bwd(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, true, x);
+}
+static const char *path_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, true);
 }
 
 const rg_op rgi_op_cmp_attn = {
@@ -102,6 +128,8 @@ const rg_op rgi_op_cmp_attn = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run,
+    .cuda_steps = steps,
+    .cuda_path = path,
     .backward = "cmp_attn.bwd",
 };
 
@@ -120,4 +148,6 @@ const rg_op rgi_op_cmp_attn_bwd = {
     .cost = cost_bwd,
     .workspace = workspace_bwd,
     .run_cpu = run_bwd,
+    .cuda_steps = steps_bwd,
+    .cuda_path = path_bwd,
 };

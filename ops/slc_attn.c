@@ -1,6 +1,7 @@
 /* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is cpu_attn's; this
  * file says which keys a query sees: those of the blocks in its row of idx, up to its own position. */
 #include "cpu_attn.h"
+#include "cuda_attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
@@ -36,6 +37,12 @@ static rgi_attn problem(const rg_call *c) {
   return a;
 }
 
+static rgk_attn gpu_problem(const rg_call *c) {
+  return (rgk_attn){.mode = RGK_SLC,
+                    .block =
+                        c->attr[RGI_ATTN_OWN].i > INT32_MAX ? INT32_MAX : (int32_t)c->attr[RGI_ATTN_OWN].i};
+}
+
 static rg_status check(const rg_call *c, rg_error *e) {
   RGI_TRY(rgi_attn_check(c, true, e));
   return rgi_attn_check_rows(c, true, e);
@@ -53,6 +60,8 @@ static void cost(const rg_call *c, rg_cost *r) {
   rgi_attn_cost(c, &a, pairs(&a), false, r);
 }
 static size_t workspace(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, false);
   rgi_attn a = problem(c);
   return rgi_attn_workspace(c, &a);
 }
@@ -60,18 +69,36 @@ static rg_status run(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_run(c, &a);
 }
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, false, x);
+}
+static const char *path(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, false);
+}
 
 static void cost_bwd(const rg_call *c, rg_cost *r) {
   rgi_attn a = problem(c);
   rgi_attn_cost(c, &a, pairs(&a), true, r);
 }
 static size_t workspace_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
   rgi_attn a = problem(c);
   return rgi_attn_bwd_workspace(c, &a);
 }
 static rg_status run_bwd(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_bwd_run(c, &a);
+}
+static rg_status steps_bwd(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, true, x);
+}
+static const char *path_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, true);
 }
 
 const rg_op rgi_op_slc_attn = {
@@ -89,6 +116,8 @@ const rg_op rgi_op_slc_attn = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run,
+    .cuda_steps = steps,
+    .cuda_path = path,
     .backward = "slc_attn.bwd",
 };
 
@@ -107,4 +136,6 @@ const rg_op rgi_op_slc_attn_bwd = {
     .cost = cost_bwd,
     .workspace = workspace_bwd,
     .run_cpu = run_bwd,
+    .cuda_steps = steps_bwd,
+    .cuda_path = path_bwd,
 };

@@ -1,6 +1,7 @@
 /* ops/swa_attn.c: sliding-window attention, and with window_left -1 dense causal attention. The work is
  * cpu_attn's; this file says which keys a query sees: window_left + 1 of them up to its own. */
 #include "cpu_attn.h"
+#include "cuda_attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
@@ -27,6 +28,10 @@ static rgi_attn problem(const rg_call *c) {
   return a;
 }
 
+static rgk_attn gpu_problem(const rg_call *c) {
+  return (rgk_attn){.mode = RGK_SWA, .window_left = c->attr[RGI_ATTN_OWN].i};
+}
+
 static rg_status check(const rg_call *c, rg_error *e) {
   RGI_TRY(rgi_attn_check(c, false, e));
   return rgi_attn_check_rows(c, false, e);
@@ -41,6 +46,8 @@ static void cost(const rg_call *c, rg_cost *r) {
   rgi_attn_cost(c, &a, pairs(&a), false, r);
 }
 static size_t workspace(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, false);
   rgi_attn a = problem(c);
   return rgi_attn_workspace(c, &a);
 }
@@ -48,18 +55,36 @@ static rg_status run(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_run(c, &a);
 }
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, false, x);
+}
+static const char *path(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, false);
+}
 
 static void cost_bwd(const rg_call *c, rg_cost *r) {
   rgi_attn a = problem(c);
   rgi_attn_cost(c, &a, pairs(&a), true, r);
 }
 static size_t workspace_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
   rgi_attn a = problem(c);
   return rgi_attn_bwd_workspace(c, &a);
 }
 static rg_status run_bwd(const rg_call *c) {
   rgi_attn a = problem(c);
   return rgi_attn_bwd_run(c, &a);
+}
+static rg_status steps_bwd(const rg_call *c, rg_cuda *x) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_steps(c, &on_gpu, true, x);
+}
+static const char *path_bwd(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return rgi_cuda_attn_path(c, &on_gpu, true);
 }
 
 const rg_op rgi_op_swa_attn = {
@@ -77,6 +102,8 @@ const rg_op rgi_op_swa_attn = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run,
+    .cuda_steps = steps,
+    .cuda_path = path,
     .backward = "swa_attn.bwd",
 };
 
@@ -95,4 +122,6 @@ const rg_op rgi_op_swa_attn_bwd = {
     .cost = cost_bwd,
     .workspace = workspace_bwd,
     .run_cpu = run_bwd,
+    .cuda_steps = steps_bwd,
+    .cuda_path = path_bwd,
 };

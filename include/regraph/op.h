@@ -10,6 +10,7 @@
  *       the workspace's old contents, strides, or on other sequences of the same pack.
  *   O3  Every element of every output is written; rows past the last live token are zero.
  *   O4  Rows past the last live token of an input are never used, not even multiplied by zero.
+ *       (On a GPU too; lengths are live: cuda_steps sizes grids for capacity, kernels read cu_seqlens.)
  *   O5  Row and head strides are free; the last axis of every tensor of rank >= 1 has stride 1.
  */
 #ifndef REGRAPH_OP_H
@@ -21,7 +22,7 @@
 extern "C" {
 #endif
 
-#define RG_OP_ABI   1
+#define RG_OP_ABI   2
 #define RG_MAX_RANK 8
 
 /* ---- shapes ------------------------------------------------------------------------------------- */
@@ -33,6 +34,7 @@ typedef struct rg_arg {
   int32_t rank;
   int64_t dim[RG_MAX_RANK];
   int64_t stride[RG_MAX_RANK];
+  int32_t align; /* on a GPU: `data` is a multiple of this many bytes (at most 16), known when planning */
 } rg_arg;
 
 /* An attribute's value; which member holds it follows from the attribute's type. */
@@ -42,6 +44,12 @@ typedef struct rg_value {
   int64_t *list; /* RG_ATTR_INTS, i of them */
   bool set;      /* given by the spec; otherwise the default stands */
 } rg_value;
+
+/* The GPU a call is planned for: what schedules and workspaces may depend on, besides shapes. */
+typedef struct rg_gpu {
+  int cc;  /* compute capability: 80, 90 */
+  int sms; /* multiprocessors */
+} rg_gpu;
 
 /* One execution (or costing) of one node. in/out are flat; port p owns [begin[p], begin[p+1]). An
  * absent optional port has an empty range; an absent element of a list port has data NULL, rank -1. */
@@ -59,8 +67,10 @@ typedef struct rg_call {
    * Tasks are handed out dynamically: what a task computes must not depend on `thread`. */
   void (*parallel)(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread), void *arg);
   void *pool;
-  int isa;         /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
-  rg_error *error; /* where run_cpu puts its error */
+  int isa;           /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
+  rg_error *error;   /* where run_cpu and cuda_steps put their error */
+  const rg_gpu *gpu; /* NULL: the call is for the CPU. Else data and workspace are device addresses, never
+                        read by the host */
 } rg_call;
 
 /* The single tensor on a port, or NULL if the port is absent. */
@@ -145,6 +155,32 @@ typedef struct rg_cost {
   double bytes; /* each input read once, each output written once */
 } rg_cost;
 
+/* ---- CUDA ---------------------------------------------------------------------------------------- */
+
+/* One kernel launch. `function` is the host address of a __global__ function that takes one struct by value;
+ * `params` is that struct (copied by whoever takes the launch). */
+typedef struct rg_launch {
+  const void *function;
+  uint32_t grid[3], block[3];
+  uint32_t cluster; /* blocks of a cluster along x; 0: none */
+  uint32_t shared;  /* bytes of dynamic shared memory */
+  const void *params;
+  size_t size;
+} rg_launch;
+
+/* Takes a node's launches, in the order in which they must run. The same calls serve eager runs, building a
+ * graph and rebinding it: for given shapes and attributes an op hands over the same launches every time, and
+ * only addresses inside params (and TMA maps made from them) differ. */
+typedef struct rg_cuda rg_cuda;
+struct rg_cuda {
+  rg_status (*launch)(rg_cuda *x, const rg_launch *l);
+  /* Work of a library: `record` enqueues it on the stream (a cudaStream_t, perhaps capturing), allocating and
+   * synchronising nothing; `arg` is read during the call only. */
+  rg_status (*library)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
+  void *blas; /* cublasLtHandle_t, made at the first need by rgk_blas */
+  rg_error *error;
+};
+
 /* ---- the op ------------------------------------------------------------------------------------- */
 
 enum {
@@ -180,8 +216,14 @@ typedef struct rg_op {
    * given yet) are shown as RG_DIM_FREE: skip what depends on them. NULL: nothing more to check. */
   rg_status (*check)(const rg_call *c, rg_error *e);
   void (*cost)(const rg_call *c, rg_cost *out);
-  size_t (*workspace)(const rg_call *c); /* NULL: none. From shapes, attributes and c->threads alone */
+  /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */
+  size_t (*workspace)(const rg_call *c);
   rg_status (*run_cpu)(const rg_call *c);
+  /* Hands over the launches of one execution on a GPU; NULL: the op has none. Promises O1 to O5 hold for
+   * them. */
+  rg_status (*cuda_steps)(const rg_call *c, rg_cuda *x);
+  /* Which kernels cuda_steps takes and why, in a few words: "wgmma", "plain: d_v 40". Static text. */
+  const char *(*cuda_path)(const rg_call *c);
 
   const char *backward;          /* name of the backward op, or NULL */
   const struct rgi_rules *rules; /* structural rules of the graph's own ops (views, add, …); NULL elsewhere */

@@ -174,6 +174,11 @@ static int flatten(const struct binding *list, int n, const rg_port *port, int n
     for (int i = 0; i < n; i++) {
       if (list[i].port != p || (!list[i].tensor && !(port[p].flags & RG_PORT_LIST))) continue;
       arg[at] = list[i].tensor ? list[i].tensor->arg : (rg_arg){.rank = -1};
+      if (list[i].tensor) {
+        const ot_tensor *a = list[i].tensor; /* a block's copy on a GPU stands on a multiple of 256 */
+        size_t inside = a->block ? (size_t)((char *)a->arg.data - a->block) : 0;
+        arg[at].align = (int32_t)(inside % 16 ? inside & (0 - inside) & 15 : 16);
+      }
       at++;
     }
   }
@@ -325,6 +330,8 @@ static const char *run(ot_call *c, int threads, int poison) {
                   .pool = &pool,
                   .isa = c->isa,
                   .error = &error};
+  rg_gpu gpu = {.cc = 90, .sms = 132};
+  if (ot_on_gpu()) call.gpu = &gpu;
   c->status = c->op->check ? c->op->check(&call, &error) : RG_OK;
   if (c->status) return ot_text(c->t, "%s: check: %s", c->op->name, error.message);
   if (c->op->cost) {
@@ -335,6 +342,12 @@ static const char *run(ot_call *c, int threads, int poison) {
       return ot_text(c->t, "%s: cost is not a number", c->op->name);
   }
 
+  if (ot_on_gpu()) {
+    text = ot_run_gpu(c, &call, in, nin, out, nout, poison);
+    for (int i = 0; i < c->nin && !text; i++) text = check_input(c, &c->in[i]);
+    for (int i = 0; i < c->nout && !text; i++) text = check_output(c, &c->out[i]);
+    return text;
+  }
   size_t size = c->op->workspace ? c->op->workspace(&call) : 0;
   size_t total = (size + 2 * WORK_GUARD + 255) & ~(size_t)255;
   char *memory = aligned_alloc(256, total);

@@ -39,6 +39,13 @@ struct ot_call {
   rg_status status;
 };
 
+/* On a GPU (REGRAPH_TEST_DEVICE=cuda): is it asked for? NULL or why not. */
+bool ot_on_gpu(void);
+/* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too) and of a
+ * poisoned workspace between guards, and copies what changed back. `call` holds shapes without data. NULL, or
+ * what was wrong. */
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison);
+
 /* Address of the i-th element in row-major order. */
 void *ot_at(const ot_tensor *a, int64_t i);
 /* Elements r·n … r·n + n − 1 lie side by side, for every r; n > 0 divides the number of elements. */

@@ -1,0 +1,83 @@
+/* exec/cuda.c: see cuda.h. */
+#include "cuda.h"
+#include "../kernels/blas.h"
+
+rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, rg_error *e) {
+  if (code == cudaSuccess) return RG_OK;
+  return rgi_fail(e, RG_E_DEVICE, NULL, node, "%s: %s (%s)", what, cudaGetErrorString(code),
+                  cudaGetErrorName(code));
+}
+
+void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t *config,
+                     cudaLaunchAttribute *attrs) {
+  *config = (cudaLaunchConfig_t){.gridDim = {l->grid[0], l->grid[1], l->grid[2]},
+                                 .blockDim = {l->block[0], l->block[1], l->block[2]},
+                                 .dynamicSmemBytes = l->shared,
+                                 .stream = stream,
+                                 .attrs = attrs};
+  if (l->cluster > 1) {
+    attrs[0] = (cudaLaunchAttribute){.id = cudaLaunchAttributeClusterDimension};
+    attrs[0].val.clusterDim.x = l->cluster;
+    attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
+    config->numAttrs = 1;
+  }
+}
+
+rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e) {
+  enum { UNASKED = 48 << 10 };
+  if (!l->function) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a launch without a kernel");
+  if (l->shared <= UNASKED) return RG_OK;
+  return rgi_cuda_status(
+      cudaFuncSetAttribute(l->function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared),
+      "shared memory of a kernel", NULL, e);
+}
+
+static rg_status eager_launch(rg_cuda *base, const rg_launch *l) {
+  rgi_cuda_eager *x = (rgi_cuda_eager *)base;
+  if (!l->grid[0] || !l->grid[1] || !l->grid[2]) return RG_OK;
+  cudaLaunchConfig_t config;
+  cudaLaunchAttribute attrs[1];
+  void *args[1] = {(void *)(uintptr_t)l->params};
+  RGI_TRY(rgi_cuda_prepare(l, base->error));
+  rgi_cuda_config(l, x->stream, &config, attrs);
+  return rgi_cuda_status(cudaLaunchKernelExC(&config, l->function, args), "launch", NULL, base->error);
+}
+
+static rg_status eager_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream), void *arg) {
+  rgi_cuda_eager *x = (rgi_cuda_eager *)base;
+  rg_status status = record(arg, x->stream);
+  return status == RG_OK ? RG_OK : rgi_fail(base->error, status, NULL, NULL, "a library call failed");
+}
+
+void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e) {
+  *x = (rgi_cuda_eager){.base = {.launch = eager_launch, .library = eager_library, .error = e},
+                        .stream = stream};
+}
+void rgi_cuda_eager_done(rgi_cuda_eager *x) {
+  rgk_blas_destroy(x->base.blas);
+  x->base.blas = NULL;
+}
+
+rg_status rgi_cuda_device(rg_gpu *out, rg_error *e) {
+  int driver = 0, runtime = 0, n = 0, id = 0, major = 0, minor = 0, sms = 0;
+  cudaRuntimeGetVersion(&runtime);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                    "no NVIDIA driver is loaded; plans need none, runs do (or take "
+                    "--device cpu)");
+  if (driver / 1000 < runtime / 1000)
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                    "the NVIDIA driver speaks CUDA %d.%d; this build needs %d.%d: update the driver",
+                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+  RGI_TRY(rgi_cuda_status(cudaGetDeviceCount(&n), "counting GPUs", NULL, e));
+  if (n == 0) return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "no GPU is visible (CUDA_VISIBLE_DEVICES?)");
+  RGI_TRY(rgi_cuda_status(cudaGetDevice(&id), "asking for the GPU", NULL, e));
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, id);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, id);
+  *out = (rg_gpu){.cc = major * 10 + minor, .sms = sms};
+  if (out->cc < 80)
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                    "the GPU has compute capability %d.%d; 8.0 or newer is needed", major, minor);
+  return RG_OK;
+}

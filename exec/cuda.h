@@ -1,0 +1,31 @@
+/* exec/cuda.h: CUDA at the lowest level: taking launches, and telling failures apart. Only in builds with
+ * nvcc.
+ */
+#ifndef RGI_CUDA_H
+#define RGI_CUDA_H
+
+#include "../graph/base.h"
+#include <cuda_runtime_api.h>
+#include <regraph/op.h>
+
+/* RG_E_DEVICE with the call's name and CUDA's own words; RG_OK for cudaSuccess. */
+rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, rg_error *e);
+
+/* Takes launches by running them at once on a stream. */
+typedef struct rgi_cuda_eager {
+  rg_cuda base;
+  cudaStream_t stream;
+} rgi_cuda_eager;
+void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e);
+void rgi_cuda_eager_done(rgi_cuda_eager *x);
+
+/* Makes a kernel's dynamic shared memory legal; call once per function and device before launching. */
+rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e);
+/* l as the runtime wants it; `attrs` has room for 1. */
+void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t *config,
+                     cudaLaunchAttribute *attrs);
+
+/* The current device, or RG_E_DEVICE saying what is missing: no driver, too old a driver, no device. */
+rg_status rgi_cuda_device(rg_gpu *out, rg_error *e);
+
+#endif

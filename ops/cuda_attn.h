@@ -1,0 +1,42 @@
+/* ops/cuda_attn.h: attention on a GPU: the families of kernels, and which one takes a call.
+ *
+ * A family (plain, wgmma, …) says whether it takes a shape, how much workspace it needs and hands over its
+ * launches. Families are asked in order of preference; the last one, plain, takes everything.
+ */
+#ifndef RGI_CUDA_ATTN_H
+#define RGI_CUDA_ATTN_H
+
+#include "../kernels/attn.h"
+#include "ops.h"
+
+typedef struct rgi_attn_family {
+  const char *name;
+  /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned` and the GPU only,
+   * at data pointers just for presence (while planning they are a dummy, not NULL, where a tensor is bound).
+   */
+  const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
+  size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
+  rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
+} rgi_attn_family;
+
+/* Families, each in a file of its own: ops/cuda_attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
+
+/* An op's entry points; `mode` and the op's own attributes (window_left, kernel, stride, block) are set in
+ * *a, the rest is filled in here. */
+size_t rgi_cuda_attn_workspace(const rg_call *c, rgk_attn *a, bool backward);
+rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_cuda *x);
+const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward);
+
+/* Cuts a workspace into 256-byte aligned pieces; with base NULL only counts. */
+typedef struct rgi_cut {
+  char *base;
+  size_t used;
+} rgi_cut;
+static inline void *rgi_take(rgi_cut *w, size_t bytes) {
+  void *p = w->base ? w->base + w->used : NULL;
+  w->used += RGI_ROUND256(bytes);
+  return p;
+}
+
+#endif

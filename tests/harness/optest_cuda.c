@@ -1,0 +1,163 @@
+/* tests/harness/optest_cuda.c: the same op tests on a GPU. With REGRAPH_TEST_DEVICE=cuda every ot_run goes
+ * through cuda_steps instead of run_cpu; nothing else of a test changes. */
+#include "optest_internal.h"
+#include <stdlib.h>
+#include <string.h>
+
+bool ot_on_gpu(void) {
+  const char *device = getenv("REGRAPH_TEST_DEVICE");
+  return device && strcmp(device, "cuda") == 0;
+}
+
+#ifndef REGRAPH_CUDA
+
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison) {
+  (void)call, (void)in, (void)nin, (void)out, (void)nout, (void)poison;
+  c->status = RG_E_DEVICE;
+  return "REGRAPH_TEST_DEVICE=cuda, but this build has no CUDA";
+}
+
+#else
+#include "exec/cuda.h"
+#include <stdio.h>
+
+enum { GUARD = 4096, PATTERN = 0x5c };
+
+/* A host block and its copy on the device. */
+struct mirror {
+  char *host, *device;
+  size_t bytes;
+  bool written;
+};
+
+#define CUDA(call)                                                                                           \
+  do {                                                                                                       \
+    cudaError_t code_ = (call);                                                                              \
+    if (code_ != cudaSuccess && !text)                                                                       \
+      text = ot_text(c->t, "%s: %s: %s", c->op->name, #call, cudaGetErrorString(code_));                     \
+  } while (0)
+
+/* Device address of the argument, whose block is mirrored once however many arguments look into it. A tensor
+ * without a block (wrapped or far memory) is mirrored as the span of its rows. */
+static const char *mirror(ot_call *c, struct mirror *m, int *n, const ot_tensor *a, rg_arg *arg,
+                          bool written) {
+  const char *text = NULL;
+  char *host = a->block;
+  size_t bytes = a->bytes;
+  if (!host) {
+    int64_t span = 1;
+    for (int d = 0; d < a->arg.rank; d++) span += (a->arg.dim[d] - 1) * a->arg.stride[d];
+    host = a->arg.data;
+    bytes = a->n > 0 ? (size_t)span * rg_dtype_size(a->arg.dtype) : 0;
+  }
+  for (int i = 0; i < *n; i++)
+    if (m[i].host == host && m[i].bytes == bytes) {
+      m[i].written |= written;
+      arg->data = m[i].device + ((char *)a->arg.data - host);
+      return NULL;
+    }
+  struct mirror *x = &m[(*n)++];
+  *x = (struct mirror){.host = host, .bytes = bytes, .written = written};
+  CUDA(cudaMalloc((void **)&x->device, bytes ? bytes : 256));
+  if (a->block) {
+    CUDA(cudaMemcpy(x->device, host, bytes, cudaMemcpyHostToDevice));
+  } else { /* row by row: what lies between may be terabytes of nothing */
+    size_t size = rg_dtype_size(a->arg.dtype);
+    for (int64_t r = 0; r < (a->arg.rank ? a->arg.dim[0] : 1) && a->n; r++) {
+      int64_t row = 1;
+      for (int d = 1; d < a->arg.rank; d++) row += (a->arg.dim[d] - 1) * a->arg.stride[d];
+      size_t at = a->arg.rank ? (size_t)(r * a->arg.stride[0]) * size : 0;
+      CUDA(cudaMemcpy(x->device + at, host + at, (size_t)row * size, cudaMemcpyHostToDevice));
+    }
+  }
+  arg->data = x->device + ((char *)a->arg.data - host);
+  return text;
+}
+
+static const char *fetch(ot_call *c, const struct mirror *m, const ot_tensor *a) {
+  const char *text = NULL;
+  if (a->block) {
+    CUDA(cudaMemcpy(m->host, m->device, m->bytes, cudaMemcpyDeviceToHost));
+    return text;
+  }
+  size_t size = rg_dtype_size(a->arg.dtype);
+  for (int64_t r = 0; r < (a->arg.rank ? a->arg.dim[0] : 1) && a->n; r++) {
+    int64_t row = 1;
+    for (int d = 1; d < a->arg.rank; d++) row += (a->arg.dim[d] - 1) * a->arg.stride[d];
+    size_t at = a->arg.rank ? (size_t)(r * a->arg.stride[0]) * size : 0;
+    CUDA(cudaMemcpy(m->host + at, m->device + at, (size_t)row * size, cudaMemcpyDeviceToHost));
+  }
+  return text;
+}
+
+/* Mirrors the tensors of one side in the order in which optest.c flattened them. */
+static const char *mirror_all(ot_call *c, struct mirror *m, int *n, const struct binding *list, int count,
+                              const rg_port *port, int nport, rg_arg *arg, bool written) {
+  int at = 0;
+  for (int p = 0; p < nport; p++)
+    for (int i = 0; i < count; i++) {
+      if (list[i].port != p || (!list[i].tensor && !(port[p].flags & RG_PORT_LIST))) continue;
+      if (list[i].tensor) {
+        const char *text = mirror(c, m, n, list[i].tensor, &arg[at], written);
+        if (text) return text;
+      }
+      at++;
+    }
+  return NULL;
+}
+
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison) {
+  struct mirror m[2 * OT_MAX_TENSORS];
+  rg_error error = {0};
+  rg_gpu gpu;
+  int n = 0;
+  const char *text = NULL;
+  (void)nin, (void)nout;
+  if (!c->op->cuda_steps) return ot_text(c->t, "%s has no CUDA implementation", c->op->name);
+  c->status = rgi_cuda_device(&gpu, &error);
+  if (c->status) return ot_text(c->t, "%s", error.message);
+  call->gpu = &gpu;
+  call->error = &error;
+  size_t size = c->op->workspace ? c->op->workspace(call) : 0,
+         total = ((size + 255) & ~(size_t)255) + 2 * GUARD;
+  char *work = NULL, *host_work = malloc(total);
+  if (!host_work) abort();
+  text = mirror_all(c, m, &n, c->in, c->nin, c->op->in, c->op->nin, in, false);
+  if (!text) text = mirror_all(c, m, &n, c->out, c->nout, c->op->out, c->op->nout, out, true);
+  memset(host_work, PATTERN, total);
+  memset(host_work + GUARD, poison, size);
+  CUDA(cudaMalloc((void **)&work, total));
+  CUDA(cudaMemcpy(work, host_work, total, cudaMemcpyHostToDevice));
+  call->in = in;
+  call->out = out;
+  call->workspace = work + GUARD;
+  if (!text) {
+    rgi_cuda_eager x;
+    rgi_cuda_eager_init(&x, 0, &error);
+    c->status = c->op->cuda_steps(call, &x.base);
+    if (c->status) text = ot_text(c->t, "%s: cuda_steps: %s", c->op->name, error.message);
+    CUDA(cudaDeviceSynchronize());
+    rgi_cuda_eager_done(&x);
+  }
+  if (!text) {
+    CUDA(cudaMemcpy(host_work, work, total, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < total && !text; i++)
+      if ((i < GUARD || i >= GUARD + size) && host_work[i] != PATTERN)
+        text = ot_text(c->t, "%s wrote outside its workspace of %zu bytes", c->op->name, size);
+  }
+  for (int side = 0; side < 2; side++) { /* inputs come back too: the caller compares them */
+    const struct binding *list = side ? c->out : c->in;
+    for (int i = 0; i < (side ? c->nout : c->nin) && !text; i++) {
+      const ot_tensor *a = list[i].tensor;
+      for (int k = 0; k < n && a && !text; k++)
+        if (m[k].host == (a->block ? a->block : a->arg.data)) text = fetch(c, &m[k], a);
+    }
+  }
+  for (int i = 0; i < n; i++) cudaFree(m[i].device);
+  cudaFree(work);
+  free(host_work);
+  if (getenv("REGRAPH_TEST_VERBOSE"))
+    fprintf(stderr, "%s: %s\n", c->op->name, c->op->cuda_path ? c->op->cuda_path(call) : "?");
+  return text;
+}
+#endif
