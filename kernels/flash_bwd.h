@@ -46,7 +46,7 @@ RGK_GETTER(rgk_flash_bwd_sinks(void)) /* sums up d_sinks */
 enum { RGK_FLASH_BWD_THREADS = 384 };
 static inline uint32_t rgk_flash_bwd_shared(int32_t width) {
   const uint32_t w = (uint32_t)width;
-  return 2 * 128 * w * 2 + 4 * 64 * w * 2 + 2 * 128 * 128 + 64 * w * 4 + 2 * 512 + 256 + 1024;
+  return 2 * 128 * w * 2 + 4 * 64 * w * 2 + 2 * 128 * 128 + 64 * w * 4 + 2 * 512 + 512;
 }
 
 #endif

@@ -75,7 +75,19 @@ template <int W> struct plan {
 };
 struct barriers {
   uint64_t kv, q_full[2], q_empty[2], o_full[2], o_empty[2], dq_full, dq_empty;
+  int got;
+  bwd_item item;
 };
+extern __shared__ __align__(1024) char smem[];
+
+__device__ __forceinline__ float2 read2(uint32_t at) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
+  return x;
+}
+__device__ __forceinline__ void write4(uint32_t at, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
 
 /* The steps of an item: query tiles, for each the heads of the group. */
 struct walk {
@@ -86,7 +98,7 @@ struct walk {
 };
 
 template <int W>
-__device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, char *smem, barriers *bar) {
+__device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar) {
   using L = plan<W>;
   const int64_t k_row = x.s.k_begin + (int64_t)x.tile * KEYS;
   bar_expect(&bar->kv, 2 * L::panels * L::k_panel);
@@ -115,7 +127,7 @@ __device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, 
 }
 
 template <int W>
-__device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, char *smem, barriers *bar) {
+__device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar) {
   using L = plan<W>;
   walk w{x.m0, 0, p.a.G};
   uint32_t parity = 0;
@@ -195,8 +207,7 @@ __device__ __forceinline__ void put_keys(const float (&d)[N], const rgk_tensor &
 }
 
 template <class T, int W>
-__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x, char *smem, barriers *bar,
-                                        int wg, int t) {
+__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar, int wg, int t) {
   using L = plan<W>;
   const rgk_attn &a = p.a;
   const int lane = t & 31, warp = t >> 5, both = 128 * wg + t;
@@ -227,11 +238,12 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     bar_wait(&bar->kv, 0);
     if (keys < KEYS) {
       zero_rows<L::panels, KEYS>(smem + L::k, keys, both);
+      zero_rows<L::panels, KEYS>(smem + L::v, keys, both);
       proxy_fence();
       named_sync(1, 256);
     }
     bar_wait(&bar->q_full[0], 0);
-    scores(0);
+    scores(0); wgmma_wait<0>(); wgmma_keep(s);
 
     for (;;) {
       const uint32_t Q = base + L::q + at.stage * L::panels * L::q_panel,
@@ -239,7 +251,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
                      dS = base + L::ds + at.stage * KEYS * 128;
       const int64_t left = x.s.length - (int64_t)w.m * ROWS, p0 = (int64_t)w.m * ROWS + x.s.offset;
       const int n = left < ROWS ? (int)left : ROWS;
-      const float2 *lse = (const float2 *)(smem + L::rows + at.stage * 512) + (lane & 3), *delta = lse + 32;
+      const uint32_t lse = base + L::rows + at.stage * 512 + (lane & 3) * 8, delta = lse + 256;
 
       bar_wait(&bar->o_full[at.stage], at.parity);
       if (n < ROWS) {
@@ -256,8 +268,6 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
                          desc_k(dO + i / 4 * L::q_panel + i % 4 * 32), i > 0);
       wgmma_commit();
 
-      wgmma_wait<1>();
-      wgmma_keep(s);
       const bool masked = n < ROWS || keys < KEYS || bwd_from(a, k0 + KEYS - 1) > p0 ||
                           (bwd_windowed(a) && k0 + a.window_left < p0 + ROWS - 1);
       int from[2] = {0, 0}, to[2] = {ROWS, ROWS}; /* columns that see key, key + 8 */
@@ -273,7 +283,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       uint32_t pt[16], ds[16];
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float2 l = lse[4 * j];
+        const float2 l = read2(lse + 32 * j);
         s[4 * j] = exp2_fast(s[4 * j] * scale2 - l.x);
         s[4 * j + 1] = exp2_fast(s[4 * j + 1] * scale2 - l.y);
         s[4 * j + 2] = exp2_fast(s[4 * j + 2] * scale2 - l.x);
@@ -298,18 +308,11 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       wgmma_keep(dp);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float2 l = delta[4 * j];
+        const float2 l = read2(delta + 32 * j);
         dp[4 * j] = s[4 * j] * (dp[4 * j] - l.x);
         dp[4 * j + 1] = s[4 * j + 1] * (dp[4 * j + 1] - l.y);
         dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - l.x);
         dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - l.y);
-        if (masked) {
-          const int c = 8 * j + 2 * (lane & 3);
-          dp[4 * j] = c >= from[0] && c < to[0] ? dp[4 * j] : 0;
-          dp[4 * j + 1] = c + 1 >= from[0] && c + 1 < to[0] ? dp[4 * j + 1] : 0;
-          dp[4 * j + 2] = c >= from[1] && c < to[1] ? dp[4 * j + 2] : 0;
-          dp[4 * j + 3] = c + 1 >= from[1] && c + 1 < to[1] ? dp[4 * j + 3] : 0;
-        }
         ds[2 * j] = pack2<T>(dp[4 * j], dp[4 * j + 1]);
         ds[2 * j + 1] = pack2<T>(dp[4 * j + 2], dp[4 * j + 3]);
       }
@@ -347,29 +350,27 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       w.next();
       at.next();
       const bool more = w.m < x.m1;
-      if (more) {
-        bar_wait(&bar->q_full[at.stage], at.parity);
-        scores(at.stage);
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
-      }
+      if (more) bar_wait(&bar->q_full[at.stage], at.parity);
+      scores(at.stage); /* after the last step: of whatever is there, for nothing */
+      wgmma_wait<1>();
       wgmma_keep(dq);
       bar_wait(&bar->dq_empty, dq_parity);
       dq_parity ^= 1;
       {
-        char *row = smem + L::dq + (16 * warp + lane / 4) * W * 4 + (lane & 3) * 16;
+        const uint32_t row = base + L::dq + (16 * warp + lane / 4) * W * 4 + (lane & 3) * 16;
 #pragma unroll
         for (int j = 0; j < W / 32; j++) {
-          const int group = ((wg * (W / 32) + j) ^ (lane / 4 & 1)) * 64;
-          *(float4 *)(row + group) = make_float4(dq[8 * j], dq[8 * j + 1], dq[8 * j + 4], dq[8 * j + 5]);
-          *(float4 *)(row + group + 8 * W * 4) = make_float4(dq[8 * j + 2], dq[8 * j + 3], dq[8 * j + 6], dq[8 * j + 7]);
+          const uint32_t to = row + ((wg * (W / 32) + j) ^ (lane / 4 & 1)) * 64;
+          write4(to, dq[8 * j], dq[8 * j + 1], dq[8 * j + 4], dq[8 * j + 5]);
+          write4(to + 8 * W * 4, dq[8 * j + 2], dq[8 * j + 3], dq[8 * j + 6], dq[8 * j + 7]);
         }
       }
       proxy_fence();
       bar_arrive(&bar->dq_full);
+      wgmma_wait<0>();wgmma_keep(s);
       if (!more) break;
     }
+
   } else if (x.turns > 0) {
     return;
   }
@@ -398,14 +399,9 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 
 template <class T, int W>
 __global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd(const __grid_constant__ rgk_flash_bwd p) {
-  extern __shared__ char raw[];
-  using L = plan<W>;
-  char *smem = (char *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-  barriers *bar = (barriers *)(smem + L::bars);
-  __shared__ bwd_item item;
-  __shared__ int got;
+  barriers *bar = (barriers *)(smem + plan<W>::bars);
   if (threadIdx.x == 0) {
-    got = bwd_find_item(p, atomicAdd(p.ticket + p.pass, 1u), &item);
+    bar->got = bwd_find_item(p, atomicAdd(p.ticket + p.pass, 1u), &bar->item);
     bar_init(&bar->kv, 1);
     for (int i = 0; i < 2; i++) {
       bar_init(&bar->q_full[i], 1);
@@ -418,18 +414,18 @@ __global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd(const __gr
     bar_init_done();
   }
   __syncthreads();
-  if (!got) return;
-  const bwd_item x = item;
-  const int wg = threadIdx.x / 128;
+  if (!bar->got) return;
+  const bwd_item &x = bar->item;
+  const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (wg == 0) {
     fewer_registers<24>();
     if (x.m0 < x.m1) {
-      if (threadIdx.x == 0) load<W>(p, x, smem, bar);
-      if (threadIdx.x == 32) add_dq<W>(p, x, smem, bar);
+      if (threadIdx.x == 0) load<W>(p, x, bar);
+      if (threadIdx.x == 32) add_dq<W>(p, x, bar);
     }
   } else {
     more_registers<240>();
-    compute<T, W>(p, x, smem, bar, wg - 1, threadIdx.x % 128);
+    compute<T, W>(p, x, bar, wg - 1, threadIdx.x % 128);
   }
 }
 
