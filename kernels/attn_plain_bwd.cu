@@ -147,6 +147,7 @@ struct key_tile {
   int64_t keys;       /* of the sequence */
   const int32_t *list;
   int64_t row, queries;
+  int64_t origin; /* row of position 0 */
   int64_t part; /* row in the partial sums; -1: none, the result is whole */
 };
 
@@ -195,6 +196,7 @@ __device__ __forceinline__ bool find_keys(const rgk_attn_plain &p, key_tile &t) 
   t.key = k.begin + k.first;
   t.list = nullptr;
   t.part = -1;
+  if (!t.dead) t.origin = seq_start(a.seqs, t.b) - first_position(a, t.b);
   if (a.mode == RGK_SLC) {
     before = (int64_t)own_part * p.own;
     t.first += before;
@@ -259,28 +261,53 @@ template <int W, int RL> struct dkv_shared {
   batch_rows rows[3]; /* of this batch, the next and the one after */
 };
 
-/* One warp: thread i looks up row i of the batch, of all (query, head) pairs in order, heads running fastest. */
-__device__ __forceinline__ void look_up(const rgk_attn_plain &p, const key_tile &t, int64_t first, batch_rows &x) {
-  const rgk_attn &a = p.a;
-  const int i = threadIdx.x % 32;
-  const int64_t n = first + i, query = n / a.G;
-  x.row[i] = -1;
-  x.lo[i] = x.hi[i] = 0;
-  x.lse[i] = x.delta[i] = 0;
-  if (query >= t.queries) return;
-  const int head = t.kh * a.G + (int)(n - query * a.G);
-  const int64_t row = t.list ? t.list[query] : t.row + query;
-  const float lse = ((const float *)a.lse.data)[row * a.lse.row + head * a.lse.head];
-  if (lse == -INFINITY) return; /* it saw nothing */
-  const int64_t pos = row - seq_start(a.seqs, t.b) + first_position(a, t.b);
-  const int2 c = columns(visible(a, pos, t.keys), t.first, t.n);
-  x.row[i] = (int)row;
-  x.head[i] = head;
-  x.lse[i] = lse;
-  x.delta[i] = p.delta[row * a.H + head];
-  x.lo[i] = c.x;
-  x.hi[i] = c.y;
-}
+/* One warp looks up the rows of the batches, thread i row i, of all (query, head) pairs in order, heads running
+ * fastest. Their addresses hang on one another, so each load is asked for a batch before it is needed:
+ * `begin` once and for every batch, `finish` when there was other work in between. */
+struct row_lookup {
+  int query, head; /* of the row after next */
+  int row, of;     /* the next row of the pack, -1: none, and its head */
+  float lse, delta;
+  int mine, mine_of; /* the row that lse and delta are being read for */
+
+  __device__ __forceinline__ void fetch(const rgk_attn &a, const key_tile &t) {
+    row = -1;
+    of = t.kh * a.G + head;
+    if (query < t.queries) row = t.list ? t.list[query] : (int)t.row + query;
+    head += 32 % a.G;
+    query += 32 / a.G;
+    if (head >= a.G) head -= a.G, query++;
+  }
+  __device__ __forceinline__ row_lookup(const rgk_attn &a, const key_tile &t) {
+    const int i = threadIdx.x % 32;
+    query = i / a.G;
+    head = i % a.G;
+    fetch(a, t);
+  }
+  __device__ __forceinline__ void begin(const rgk_attn_plain &p, const key_tile &t) {
+    const rgk_attn &a = p.a;
+    mine = row;
+    mine_of = of;
+    lse = delta = 0;
+    if (mine >= 0) {
+      lse = ((const float *)a.lse.data)[mine * a.lse.row + mine_of * a.lse.head];
+      delta = p.delta[(int64_t)mine * a.H + mine_of];
+    }
+    fetch(a, t);
+  }
+  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t, batch_rows &x) {
+    const int i = threadIdx.x % 32;
+    int2 c = make_int2(0, 0);
+    if (mine >= 0 && lse == -INFINITY) mine = -1; /* it saw nothing */
+    if (mine >= 0) c = columns(visible(a, mine - t.origin, t.keys), t.first, t.n);
+    x.row[i] = mine;
+    x.head[i] = mine_of;
+    x.lse[i] = lse;
+    x.delta[i] = delta;
+    x.lo[i] = c.x;
+    x.hi[i] = c.y;
+  }
+};
 
 template <int LD>
 __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_rows &x, float *q, float *d_o) {
@@ -322,9 +349,13 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     return r < t.n ? (t.key + r) * a.v.row + t.kh * a.v.head : -1;
   });
   const int64_t rows = t.queries * a.G;
-  if (warp == 0) {
-    look_up(p, t, 0, sh.rows[0]);
-    look_up(p, t, KEYS, sh.rows[1]);
+  row_lookup look(a, t); /* only the last warp's counts */
+  const bool looks = warp == THREADS / 32 - 1;
+  if (looks) {
+    look.begin(p, t);
+    look.finish(a, t, sh.rows[0]);
+    look.begin(p, t);
+    look.finish(a, t, sh.rows[1]);
   }
   __syncthreads();
   if (rows > 0) load_batch<LD>(p, sh.rows[0], sh.q[0], sh.d_o[0]);
@@ -345,7 +376,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     __syncthreads();
     if (first + KEYS < rows)
       load_batch<LD>(p, sh.rows[at == 2 ? 0 : at + 1], sh.q[turn ^ 1], sh.d_o[turn ^ 1]);
-    if (warp == 0) look_up(p, t, first + 2 * KEYS, sh.rows[at == 0 ? 2 : at - 1]);
+    if (looks) look.begin(p, t);
 
     const bool any = __any_sync(~0u, x.lo[lane] < x.hi[lane] && x.lo[lane] < w0 + 4 * RL && x.hi[lane] > w0);
     float s[RL][NJ];
@@ -365,6 +396,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
       scores<RL, NJ, LD, 0>(sh.v + k0 * LD, sh.d_o[turn] + cx * LD, a.E, s);
     }
     __syncthreads();
+    if (looks) look.finish(a, t, sh.rows[at == 0 ? 2 : at - 1]);
     if (!any || !wanted) continue;
     float4 c[RL][NE];
     if (for_dv) {

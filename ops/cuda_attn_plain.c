@@ -55,7 +55,7 @@ const rgi_attn_family rgi_attn_plain_fwd = {
 
 /* ---- backward ---- */
 
-enum { SINK_ROWS = 1024, LEAST_UNIT = 1024 };
+enum { SINK_ROWS = 1024, LEAST_UNIT = 512 };
 
 static bool wants_keys(const rgk_attn *a) {
   return a->dk.data || a->dv.data;
@@ -81,7 +81,8 @@ static void plan_keys(rgk_attn_plain *p, rgk_csr *csr, int w, rgi_cut *cut) {
     p->start = csr->start;
     p->rows = csr->rows;
     p->csr_slots = csr->slots;
-    p->unit = (int64_t)a->N * a->block > LEAST_UNIT ? (int64_t)a->N * a->block : LEAST_UNIT;
+    const int64_t mean = (int64_t)a->N * a->block; /* length of a list */
+    p->unit = mean / 2 > LEAST_UNIT ? mean / 2 : LEAST_UNIT;
     const int64_t entries = a->T * a->N, tile = a->block < a->S ? a->block : a->S;
     p->own_parts = (int32_t)((tile + p->own - 1) / p->own);
     if (p->own_parts < 1) p->own_parts = 1;

@@ -160,9 +160,9 @@ __device__ __forceinline__ void scores(const float *a, const float *b, int width
 }
 
 /* c = p [rows, n] times v [n, width]; p points at the lane's first row, v at its first column; n a multiple of
- * 4. */
-template <int RL, int NE, int LDP, int LD>
-__device__ __forceinline__ void sums(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+ * 4. ALL: the width takes all NE columns of 32. */
+template <int RL, int NE, int LDP, int LD, bool ALL>
+__device__ __forceinline__ void sums_of(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
 #pragma unroll
   for (int i = 0; i < RL; i++)
 #pragma unroll
@@ -174,7 +174,7 @@ __device__ __forceinline__ void sums(const float *p, const float *v, int n, int 
     for (int i = 0; i < RL; i++) pv[i] = *(const float4 *)(p + 4 * i * LDP + k);
 #pragma unroll
     for (int j = 0; j < NE; j++) {
-      if (32 * j >= width) break;
+      if (!ALL && 32 * j >= width) break;
 #pragma unroll
       for (int kk = 0; kk < 4; kk++) {
         const float4 vv = *(const float4 *)(v + (k + kk) * LD + 32 * j);
@@ -189,6 +189,13 @@ __device__ __forceinline__ void sums(const float *p, const float *v, int n, int 
       }
     }
   }
+}
+template <int RL, int NE, int LDP, int LD>
+__device__ __forceinline__ void sums(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+  if (width > 32 * (NE - 1))
+    sums_of<RL, NE, LDP, LD, true>(p, v, n, width, c);
+  else
+    sums_of<RL, NE, LDP, LD, false>(p, v, n, width, c);
 }
 
 __device__ __forceinline__ float4 scaled(float4 x, float f) {
