@@ -5,6 +5,7 @@
 #define RGI_PROFILE_H
 
 #include "base.h"
+#include <regraph/op.h>
 
 typedef struct rgi_efficiency {
   const char *op;
@@ -20,6 +21,7 @@ typedef struct rgi_profile {
   double bandwidth_gbs;
   double step_us;    /* fixed cost of a step */
   int64_t memory;    /* bytes */
+  rg_gpu gpu;        /* cuda */
   double efficiency; /* of ops not listed */
   rgi_efficiency *op;
   int nop;

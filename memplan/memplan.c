@@ -101,6 +101,7 @@ static rg_status find_workspaces(planner *p, rgi_arena *scratch, rg_error *e) {
     rg_call call;
     RGI_TRY(rgi_node_call(g, k, scratch, &call, e));
     call.threads = p->o->threads > 0 ? p->o->threads : 1;
+    call.gpu = p->o->gpu;
     size_t size = g->node[k].op->workspace(&call);
     if (size > INT64_MAX / 4)
       return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name, "a workspace of %zu bytes is too large", size);
