@@ -5,6 +5,7 @@
  * not meet (head groups) do not count. Steps with no path between them may run side by side. Only nearest
  * predecessors are kept: edges that follow from others are left out.
  */
+#include "../graph/order.h"
 #include "plan.h"
 
 #include <string.h>
@@ -34,43 +35,13 @@ static int64_t span(const rgi_tensor *t) {
   return n * (int64_t)rg_dtype_size(t->dtype);
 }
 
-/* Where x starts on axis a of its owner's box, if its strides fall and its extent does not wrap around. */
-static bool box(const rgi_tensor *x, int64_t *start) {
-  int64_t left = x->base >= 0 ? x->offset : 0, outer = INT64_MAX;
-  for (int a = 0; a < x->rank; a++) {
-    if (x->dim[a].c == 1 && x->stride[a] >= outer) { /* its stride says nothing */
-      start[a] = 0;
-      continue;
-    }
-    if (x->stride[a] < 1 || x->stride[a] > outer) return false;
-    start[a] = left / x->stride[a];
-    left %= x->stride[a];
-    if (outer != INT64_MAX && start[a] + x->dim[a].c > outer / x->stride[a]) return false;
-    outer = x->stride[a];
-  }
-  return left == 0;
-}
-
-/* Two views of one owner that share no element, for sure. */
-static bool apart(const rgi_graph *g, int32_t t, int32_t u) {
-  const rgi_tensor *x = &g->tensor[t], *y = &g->tensor[u];
-  int64_t sx[RG_MAX_RANK], sy[RG_MAX_RANK];
-  if (rgi_owner(g, t) != rgi_owner(g, u) || x->rank != y->rank || x->dtype != y->dtype) return false;
-  for (int a = 0; a < x->rank; a++)
-    if (x->stride[a] != y->stride[a]) return false;
-  if (!box(x, sx) || !box(y, sy)) return false;
-  for (int a = 0; a < x->rank; a++)
-    if (sx[a] + x->dim[a].c <= sy[a] || sy[a] + y->dim[a].c <= sx[a]) return true;
-  return false;
-}
-
 static bool meet(const edges *m, int32_t i, int32_t j) {
   for (int32_t a = m->begin[i]; a < m->begin[i + 1]; a++)
     for (int32_t b = m->begin[j]; b < m->begin[j + 1]; b++) {
       const touch *x = &m->touch[a], *y = &m->touch[b];
       if (x->at.bind != y->at.bind || !(x->write || y->write)) continue;
       if (x->end <= y->at.offset || y->end <= x->at.offset) continue;
-      if (x->tensor >= 0 && y->tensor >= 0 && apart(m->plan->graph, x->tensor, y->tensor)) continue;
+      if (x->tensor >= 0 && y->tensor >= 0 && rgi_apart(m->plan->graph, x->tensor, y->tensor)) continue;
       return true;
     }
   return false;
@@ -103,10 +74,10 @@ static rg_status connect(edges *m, int32_t from, int32_t to, rg_error *e) {
     uint64_t *reach = m->reach + (size_t)j * (size_t)m->words;
     int32_t n = 0;
     for (int32_t i = j - 1; i >= from; i--) {
-      if (reach[i / 64] >> (i % 64) & 1 || !meet(m, i, j)) continue;
+      if (rgi_has(reach, i) || !meet(m, i, j)) continue;
       const uint64_t *more = m->reach + (size_t)i * (size_t)m->words;
       for (int32_t w = 0; w < m->words; w++) reach[w] |= more[w];
-      reach[i / 64] |= UINT64_C(1) << (i % 64);
+      rgi_insert(reach, i);
       list[n++] = i;
     }
     plan->after[j] = rgi_alloc_n(plan->arena, (size_t)n + 1, sizeof **plan->after);
@@ -117,14 +88,33 @@ static rg_status connect(edges *m, int32_t from, int32_t to, rg_error *e) {
   return RG_OK;
 }
 
+/* A step continues the lane of a step it waits for if none has done so yet; otherwise it opens one. */
+static void find_lanes(rg_plan *plan, bool *taken) {
+  int32_t lanes = 0;
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    if (i == plan->nforward) lanes = 0;
+    plan->lane[i] = -1;
+    for (const int32_t *p = plan->after[i]; *p >= 0 && plan->lane[i] < 0; p++)
+      if (!taken[*p]) {
+        taken[*p] = true;
+        plan->lane[i] = plan->lane[*p];
+      }
+    if (plan->lane[i] < 0) plan->lane[i] = lanes++;
+  }
+}
+
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e) {
   edges m = {.plan = plan, .words = plan->nstep / 64 + 1};
   plan->after = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->after);
   m.touch = rgi_alloc_n(plan->arena, (size_t)plan->nargs + (size_t)plan->nstep + 1, sizeof *m.touch);
   m.begin = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *m.begin);
   m.reach = rgi_alloc_n(plan->arena, (size_t)plan->nstep * (size_t)m.words + 1, sizeof *m.reach);
-  if (!plan->after || !m.touch || !m.begin || !m.reach) return rgi_nomem(e);
+  plan->lane = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->lane);
+  bool *taken = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *taken);
+  if (!plan->lane || !taken || !plan->after || !m.touch || !m.begin || !m.reach) return rgi_nomem(e);
   list_touches(&m);
   RGI_TRY(connect(&m, 0, plan->nforward, e));
-  return connect(&m, plan->nforward, plan->nstep, e);
+  RGI_TRY(connect(&m, plan->nforward, plan->nstep, e));
+  find_lanes(plan, taken);
+  return RG_OK;
 }

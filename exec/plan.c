@@ -91,6 +91,8 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
                                 .no_inplace = o->no_inplace,
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
+  /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
+  p->mem.lanes = p->cuda && !o->no_lanes && !(policy && (policy->split_heads || policy->budget));
 
   report(p, "load", 0);
   RGI_GOTO(status, rgi_spec_elaborate(spec, o->set, o->nset, true, &p->graph, e), failed);

@@ -80,6 +80,7 @@ struct rg_plan {
   rgi_clean *clean;
   int32_t nclean;
   int32_t **after; /* per step: the steps that must have run before it (nearest ones), ended by -1 */
+  int32_t *lane;   /* per step: chains of steps that run one after another, numbered per direction */
   rg_sizes sizes;
   const char **free_name; /* the spec's free dimensions … */
   int64_t *free_value;    /* … and what they are bound to: the plan's capacity */
