@@ -33,7 +33,7 @@ typedef struct rgi_step {
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
   rg_cost cost;
-  double ms; /* the cost model's */
+  double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
 typedef struct rgi_bindable {

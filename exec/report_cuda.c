@@ -25,8 +25,9 @@ void rgi_report_kernels(const rg_plan *plan, rgi_buf *b) {
       known = m->origin == n->origin && m->op == n->op;
     }
     if (known) continue;
-    if (!any) rgi_buf_printf(b, "kernels (compute capability %d.%d, %d multiprocessors)\n", plan->gpu.cc / 10,
-                             plan->gpu.cc % 10, plan->gpu.sms);
+    if (!any)
+      rgi_buf_printf(b, "kernels (compute capability %d.%d, %d multiprocessors)\n", plan->gpu.cc / 10,
+                     plan->gpu.cc % 10, plan->gpu.sms);
     any = true;
     rgi_buf_printf(b, "  %-15s %-14s %s\n", g->origin[n->origin].name, n->op->name, path);
   }
@@ -39,8 +40,9 @@ void rgi_report_dot(const rg_plan *plan, rgi_buf *b) {
   const int32_t *lane = plan->lane;
   rgi_buf_printf(b, "digraph ");
   rgi_buf_json(b, g->name);
-  rgi_buf_printf(b, " {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname=\"sans-serif\", fontsize=10];\n"
-                    "  edge [color=\"#888888\"];\n");
+  rgi_buf_printf(
+      b, " {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname=\"sans-serif\", fontsize=10];\n"
+         "  edge [color=\"#888888\"];\n");
   for (int direction = 0; direction < 2; direction++) {
     int32_t from = direction ? plan->nforward : 0, to = direction ? plan->nstep : plan->nforward;
     if (from == to) continue;
@@ -49,8 +51,8 @@ void rgi_report_dot(const rg_plan *plan, rgi_buf *b) {
     for (int32_t i = from; i < to; i++) {
       const rgi_node *n = &g->node[plan->step[i].node];
       const char *path = path_of(plan, i);
-      rgi_buf_printf(b, "    s%d [label=\"%s\\n%s%s%s\\nlane %d\", fillcolor=\"%s\"];\n", i, n->name, n->op->name,
-                     path ? "\\n" : "", path ? path : "", lane[i],
+      rgi_buf_printf(b, "    s%d [label=\"%s\\n%s%s%s\\nlane %d\", fillcolor=\"%s\"];\n", i, n->name,
+                     n->op->name, path ? "\\n" : "", path ? path : "", lane[i],
                      colour[lane[i] % (int)(sizeof colour / sizeof *colour)]);
     }
     for (int32_t i = from; i < to; i++)

@@ -17,6 +17,9 @@
  *     | guard 256 | saved or scratch … | guard 256 |
  */
 #include "session.h"
+#ifdef REGRAPH_CUDA
+#include "cuda.h"
+#endif
 
 #include <stdlib.h>
 #include <string.h>
@@ -125,6 +128,15 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   return s->backend->create(s, o, e);
 }
 
+#ifndef REGRAPH_CUDA
+static rg_status no_cuda(rg_error *e) {
+  return rgi_fail(
+      e, RG_E_DEVICE, NULL, NULL,
+      "this build has no CUDA (nvcc was not found) and runs on the CPU only; it can still make plans for "
+      "a GPU");
+}
+#endif
+
 static rg_status find_backend(const rg_plan *plan, const rgi_backend **out, rg_error *e) {
   *out = &rgi_cpu_backend;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
@@ -133,10 +145,19 @@ static rg_status find_backend(const rg_plan *plan, const rgi_backend **out, rg_e
   *out = &rgi_cuda_backend;
   return RG_OK;
 #else
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "the plan is for a cuda device; this build has no CUDA (nvcc was not found) and runs on the CPU "
-      "only");
+  return no_cuda(e);
+#endif
+}
+
+rg_status rg_device_check(const char *device, rg_error *e) {
+  if (!device || strcmp(device, "cpu") == 0) return RG_OK;
+  if (strcmp(device, "cuda") != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", device);
+#ifdef REGRAPH_CUDA
+  rg_gpu gpu;
+  return rgi_cuda_device(&gpu, e);
+#else
+  return no_cuda(e);
 #endif
 }
 
@@ -370,7 +391,8 @@ rg_status rg_session_node_time(const rg_session *s, size_t i, rg_node_time *out)
                         .ms = s->ms[i],
                         .flops = step->cost.flops,
                         .bytes = step->cost.bytes,
-                        .model_ms = step->ms};
+                        .model_ms = step->ms,
+                        .roofline_ms = step->roofline_ms};
   return RG_OK;
 }
 

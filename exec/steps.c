@@ -126,7 +126,9 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
     return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation", node->op->name,
                     plan->cuda ? "CUDA" : "CPU");
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  s->ms = rgi_profile_ms(plan->profile, node->op, model_dtype(&s->call, s->nin, s->nout), &s->cost);
+  rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
+  s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
+  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, dtype, &s->cost);
   return RG_OK;
 }
 

@@ -167,12 +167,16 @@ void rgi_profile_destroy(rgi_profile *p) {
   if (p) rgi_arena_destroy(p->arena);
 }
 
-double rgi_profile_ms(const rgi_profile *p, const rg_op *op, rg_dtype dtype, const rg_cost *cost) {
+double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost) {
   double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6), special = cost->exps / (p->special_gops * 1e6),
-         moved = cost->bytes / (p->bandwidth_gbs * 1e6), efficiency = p->efficiency;
+         moved = cost->bytes / (p->bandwidth_gbs * 1e6);
   if (special > ms) ms = special;
-  if (moved > ms) ms = moved;
+  return moved > ms ? moved : ms;
+}
+
+double rgi_profile_ms(const rgi_profile *p, const rg_op *op, rg_dtype dtype, const rg_cost *cost) {
+  double efficiency = p->efficiency;
   for (int i = 0; i < p->nop; i++)
     if (strcmp(p->op[i].op, op->name) == 0) efficiency = p->op[i].fraction;
-  return ms / efficiency + p->step_us / 1e3;
+  return rgi_profile_roofline_ms(p, dtype, cost) / efficiency + p->step_us / 1e3;
 }

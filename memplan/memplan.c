@@ -232,8 +232,8 @@ static rg_status gather(const planner *p, bool backward, rgi_arena *a, packing *
   return RG_OK;
 }
 
-/* Where branches may run side by side, a buffer is taken from the first node that need not be over before all its
- * users to the last one that need not wait for them. */
+/* Where branches may run side by side, a buffer is taken from the first node that need not be over before all
+ * its users to the last one that need not wait for them. */
 static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q, rg_error *e) {
   const rgi_graph *g = p->g;
   rgi_order order;

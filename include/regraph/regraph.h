@@ -203,8 +203,8 @@ typedef struct rg_plan_options {
   bool no_grad;             /* forward only, whatever the spec says */
   bool no_reuse;            /* planner off: every tensor gets bytes of its own */
   bool no_inplace;
-  bool no_lanes; /* cuda: independent branches may share bytes, and then run one after another. The policy's budget
-                    and split_heads imply it */
+  bool no_lanes; /* cuda: independent branches may share bytes, and then run one after another. The policy's
+                    budget and split_heads imply it */
   double pack_seconds; /* time limit for the exact packer; 0: 2 s */
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
@@ -234,6 +234,9 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const r
                            const char *format, rg_text *out, rg_error *error);
 
 /* ---- session ------------------------------------------------------------------------------------ */
+
+/* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is missing. */
+RG_API rg_status rg_device_check(const char *device, rg_error *error);
 
 typedef struct rg_session_options {
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create.
@@ -279,6 +282,7 @@ typedef struct rg_node_time {
   double ms;           /* of the last run */
   double flops, bytes; /* the cost model's */
   double model_ms;
+  double roofline_ms; /* what the profile's rates allow at best */
 } rg_node_time;
 /* Time of the i-th step in the last run; RG_E_USAGE past the end. */
 RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
