@@ -63,6 +63,7 @@ static rg_arg lengths(void) {
 static rg_arg part(rg_arg a, int64_t from, int64_t width) {
   a.data = (char *)a.data + from * (int64_t)rg_dtype_size(a.dtype);
   a.dim[a.rank - 1] = width;
+  while (from * (int64_t)rg_dtype_size(a.dtype) % a.align) a.align /= 2;
   return a;
 }
 

@@ -60,6 +60,7 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
                        .group = plan.group,
                        .weight = n->weight ? n->weight->data : NULL,
                        .eps = (float)n->eps,
+                       .per_width = 1.0f / (float)plan.width,
                        .add = n->add,
                        .per_block = plan.per_block,
                        .partial = n->dw ? c->workspace : NULL};
@@ -67,18 +68,19 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
   int64_t slots = RGK_NORM_THREADS / plan.group;
   if (!n->dy)
     return empty ? RG_OK
-                 : x->launch(x, &(rg_launch){.function = rgk_norm_fwd(fast, n->x->dtype, plan.held),
-                                             .grid = {rgk_blocks(plan.rows, slots), 1, 1},
-                                             .block = {RGK_NORM_THREADS, 1, 1},
-                                             .params = &p,
-                                             .size = sizeof p});
+                 : x->launch(x, &(rg_launch){
+                                    .function = rgk_norm_fwd(fast, n->x->dtype, plan.held),
+                                    .grid = {rgk_blocks(plan.rows, slots * RGK_NORM_ROWS(plan.held)), 1, 1},
+                                    .block = {RGK_NORM_THREADS, 1, 1},
+                                    .params = &p,
+                                    .size = sizeof p});
+  size_t size = rg_dtype_size(n->x->dtype), shared = fast ? RGK_NORM_STAGE_BYTES((size_t)plan.held, size) : 0;
+  size_t columns = n->dw && plan.group <= 32 ? (size_t)plan.width * RGK_NORM_THREADS / 32 * sizeof(float) : 0;
   if ((n->y || n->dw) && !empty)
     RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_norm_bwd(fast, n->x->dtype, plan.held),
                                       .grid = {(uint32_t)plan.blocks, 1, 1},
                                       .block = {RGK_NORM_THREADS, 1, 1},
-                                      .shared = n->dw && plan.group <= 32
-                                                    ? (uint32_t)(plan.width * 8 * (int64_t)sizeof(float))
-                                                    : 0,
+                                      .shared = (uint32_t)(shared > columns ? shared : columns),
                                       .params = &p,
                                       .size = sizeof p}));
   if (!n->dw || plan.width == 0) return RG_OK;
