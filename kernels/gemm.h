@@ -7,9 +7,10 @@
  *   RGK_BACKWARD  C[r, h, n] = Σ_p Σ_q  A[row r, h, p, q] · B[q, p, n]
  *   RGK_SUM       C[i, n]    = Σ_r      A[r, h, i] · B[row r, h, n / part, n % part]
  *
- * A[r, h, p, q] lies at a + row·lda + h·a_head + p·a_part + q, and likewise B where it has those indices. With
- * kernel·D as depth, part D and a_part the stride of a token, A's rows are blocks of tokens that were never
- * copied together; with part the rows of W and a_part minus one row, they are the R blocks that hold a token.
+ * A[r, h, p, q] lies at a + row·lda + h·a_head + p·a_part + q, and likewise B where it has those indices.
+ * With kernel·D as depth, part D and a_part the stride of a token, A's rows are blocks of tokens that were
+ * never copied together; with part the rows of W and a_part minus one row, they are the R blocks that hold a
+ * token.
  *
  * The sum over the depth runs in order, whatever the tile a row falls into: a row's result does not depend on
  * its place. Which kernel runs follows from types and GPU alone, so strides and addresses change no bit.
@@ -38,9 +39,9 @@ typedef struct rgk_gemm {
   int64_t lda, a_head, a_part, ldb, b_head, b_part;
   void *c;
   int64_t ldc, c_head, c_part;
-  const void *bias;  /* [n] or NULL */
-  bool add;          /* onto the fp32 sum that is there; dead rows stay */
-  bool va, vb, vc;   /* moves of 16 bytes are legal */
+  const void *bias;          /* [n] or NULL */
+  bool add;                  /* onto the fp32 sum that is there; dead rows stay */
+  bool va, vb, vc;           /* moves of 16 bytes are legal */
   const rgk_gemm_row *table; /* [m], RGK_SUM: [k]; NULL: row r is row r */
   const int32_t *live;       /* rows from *live / live_div on are dead; NULL: none */
   int32_t live_div;

@@ -13,7 +13,7 @@
  *     depth across memory  row = a depth, 64 columns; panels of 64 x 64     A, B of sums; B backward
  */
 #include "device/gemm.cuh"
-#include <type_traits>
+#include "device/wgmma.cuh"
 
 using namespace rgk;
 
@@ -21,9 +21,6 @@ namespace {
 
 enum { DEPTH = 64, A_BYTES = RGK_GEMM_M * DEPTH * 2, PANEL = 64 * 128 };
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
 }
@@ -31,62 +28,6 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int N> __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
-__device__ __forceinline__ void fence_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void mma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void mma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-
-/* Rows of 128 bytes, swizzled; 1024 bytes from one group of eight rows to the next, PANEL to the next panel. */
-__device__ __forceinline__ uint64_t describe(uint32_t address) {
-  return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(PANEL >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
-         (uint64_t)1 << 62;
-}
-
-#define R8(c, i)                                                                                             \
-  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),                \
-      "+f"(c[i + 6]), "+f"(c[i + 7])
-#define R64(c, i)                                                                                            \
-  R8(c, i), R8(c, i + 8), R8(c, i + 16), R8(c, i + 24), R8(c, i + 32), R8(c, i + 40), R8(c, i + 48),         \
-      R8(c, i + 56)
-#define N64                                                                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "     \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "     \
-  "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "     \
-  "%62, %63"
-#define N128                                                                                                 \
-  N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, "    \
-      "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, "    \
-      "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "     \
-      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define MMA128(type)                                                                                         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                  \
-               "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" N64                         \
-               "}, %64, %65, p, 1, 1, %67, %68;\n}\n"                                                        \
-               : R64(c, 0)                                                                                   \
-               : "l"(a), "l"(b), "r"(onto), "n"(TA), "n"(TB))
-#define MMA256(type)                                                                                         \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"                                                 \
-               "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {" N128                        \
-               "}, %128, %129, p, 1, 1, %131, %132;\n}\n"                                                    \
-               : R64(c, 0), R64(c, 64)                                                                       \
-               : "l"(a), "l"(b), "r"(onto), "n"(TA), "n"(TB))
-
-/* c += a·b, 16 deep; onto 0: c = a·b. TA, TB: the depth runs across memory. */
-template <class T, int TA, int TB> __device__ __forceinline__ void mma(float (&c)[64], uint64_t a, uint64_t b, int onto) {
-  if (std::is_same<T, __half>::value)
-    MMA128("f16");
-  else
-    MMA128("bf16");
-}
-template <class T, int TA, int TB> __device__ __forceinline__ void mma(float (&c)[128], uint64_t a, uint64_t b, int onto) {
-  if (std::is_same<T, __half>::value)
-    MMA256("f16");
-  else
-    MMA256("bf16");
-}
-
 /* Piece of eight elements to shared memory; at(e) is where element e lies, NULL: zero. */
 template <class T, class F>
 __device__ __forceinline__ void put_piece(uint32_t to, bool vec, const void *somewhere, F at) {
@@ -177,11 +118,12 @@ template <class T, int MODE, int WIDTH>
 __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     gemm_wgmma(const __grid_constant__ rgk_gemm p) {
   constexpr int STAGES = shape<MODE, WIDTH>::STAGES, BYTES = shape<MODE, WIDTH>::BYTES, AHEAD = STAGES - 2;
-  constexpr int TA = MODE == RGK_SUM, TB = MODE != RGK_FORWARD, LD = WIDTH + 4;
+  constexpr int LD = WIDTH + 4;
+  constexpr bool A_MN = MODE == RGK_SUM, B_MN = MODE != RGK_FORWARD; /* depth across memory */
   extern __shared__ char unaligned[];
   __shared__ gemm_row rows[RGK_GEMM_M];
-  char *const shared = unaligned + (-shared_address(unaligned) & 1023);
-  const uint32_t ring = shared_address(shared);
+  char *const shared = unaligned + (-smem_at(unaligned) & 1023);
+  const uint32_t ring = smem_at(shared);
   const int tid = threadIdx.x, group = tid / 128;
   const gemm_tile t = gemm_find_tile(p);
   const int64_t m0 = (int64_t)t.m * RGK_GEMM_M, head = MODE == RGK_SUM ? blockIdx.z / p.split : 0;
@@ -201,8 +143,6 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
 
   float c[WIDTH / 2];
 #pragma unroll
-  for (int i = 0; i < WIDTH / 2; i++) c[i] = 0.0f;
-#pragma unroll
   for (int i = 0; i < AHEAD; i++) {
     if (i < steps)
       load_stage<T, MODE, WIDTH>(p, rows, t, head, ring + i * BYTES, k0 + i * DEPTH, end);
@@ -211,27 +151,32 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
   int stage = 0, fill = AHEAD;
   for (int i = 0; i < steps; i++) {
     wait_copies<AHEAD - 1>();
-    fence_proxy();
+    proxy_fence();
     __syncthreads(); /* the stage is there for all, and all are done with the products of two steps ago */
     const uint32_t at = ring + stage * BYTES;
-    const uint64_t a = describe(at + group * (TA ? PANEL : 64 * 128)), b = describe(at + A_BYTES);
-    mma_begin();
+    const uint32_t a = at + group * PANEL, b = at + A_BYTES; /* 64 rows of A are as many bytes as a panel */
+    wgmma_fence();
 #pragma unroll
     for (int d = 0; d < DEPTH / 16; d++)
-      mma<T, TA, TB>(c, a + (TA ? d * 16 * 128 >> 4 : d * 32 >> 4), b + (TB ? d * 16 * 128 >> 4 : d * 32 >> 4), 1);
-    mma_commit();
-    mma_wait<1>();
+      wgmma<T, WIDTH>::template ss<A_MN, B_MN>(
+          c, A_MN ? desc_mn(a + d * 2048, PANEL) : desc_k(a + d * 32),
+          B_MN ? desc_mn(b + d * 2048, PANEL) : desc_k(b + d * 32), i > 0 || d > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
     if (i + AHEAD < steps)
       load_stage<T, MODE, WIDTH>(p, rows, t, head, ring + fill * BYTES, k0 + (int64_t)(i + AHEAD) * DEPTH, end);
     commit_copies();
     stage = stage + 1 == STAGES ? 0 : stage + 1;
     fill = fill + 1 == STAGES ? 0 : fill + 1;
   }
-  mma_wait<0>();
+  wgmma_wait<0>();
+  wgmma_keep(c);
   wait_copies<0>();
+  if (steps == 0)
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; i++) c[i] = 0.0f;
   __syncthreads();
 
-  /* Thread i of a warp holds rows i/4 and i/4 + 8, columns 8j + 2·(i mod 4) + {0, 1}. */
   float *const tile = (float *)shared;
   const int row = tid / 32 * 16 + tid % 32 / 4;
 #pragma unroll
