@@ -394,16 +394,21 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N, masks_hi(t), masks_lo(t));
-        wgmma_keep(x); /* all of the softmax comes before the wait */
-        wgmma_wait<0>();
-        wgmma_keep(o);
+        /* The branch keeps the compiler from pulling the wait up before the softmax. */
+        const bool moved = __any_sync(~0u, scale[0] != 1 || scale[1] != 1);
+        wgmma_keep(x);
+        if (moved) {
+          wgmma_wait<0>();
+          wgmma_keep(o);
+#pragma unroll
+          for (int e = 0; e < C::E / 2; e++) o[e] *= scale[e / 2 % 2];
+        } else {
+          wgmma_wait<0>();
+          wgmma_keep(o);
+        }
         wgmma_keep(pr);
         release(&s.v_empty[v.stage]);
         v.next();
-        if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
-#pragma unroll
-          for (int e = 0; e < C::E / 2; e++) o[e] *= scale[e / 2 % 2];
-        }
         pack<C>(pr, x);
       }
       release(&s.q_empty[group]);
