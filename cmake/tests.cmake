@@ -64,6 +64,12 @@ target_compile_definitions(gpu_tests PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
 add_test(NAME gpu COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu.sh $<TARGET_FILE:gpu_tests>)
 set_tests_properties(gpu PROPERTIES SKIP_RETURN_CODE 77)
 
+# The same without Criterion, for compute-sanitizer: gpu_tests_plain [PART-OF-A-NAME …].
+add_executable(gpu_tests_plain EXCLUDE_FROM_ALL ${gpu_sources} ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
+target_include_directories(gpu_tests_plain BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
+target_compile_options(gpu_tests_plain PRIVATE -Wno-format-zero-length)
+target_link_libraries(gpu_tests_plain PRIVATE rgi_harness regraph_all)
+
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----
