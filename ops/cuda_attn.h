@@ -20,6 +20,7 @@ typedef struct rgi_attn_family {
 } rgi_attn_family;
 
 /* Families, each in a file of its own: ops/cuda_attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda_select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 
