@@ -222,12 +222,17 @@ static void linear(int64_t T) {
   bench("  d x", &k, flops, bytes);
   fill(&k, &rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, &dw, NULL});
   bench("  d w", &k, flops, bytes);
+  rg_arg sum = tensor(RG_F32, 2, T, K, 1, 0);
+  in[5] = &sum;
+  fill(&k, &rgi_op_linear_bwd, in, (const rg_arg *[]){&sum, NULL, NULL});
+  bench("  d x onto a sum", &k, flops, bytes + 6.0 * (double)(T * K));
+  in[5] = NULL;
   fill(&k, &rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, NULL, &db});
   bench("  d b", &k, 0, 2.0 * (double)(T * N));
   library("  cuBLASLt forward", &y, &x, false, &w, true);
   library("  cuBLASLt d x", &dx, &y, false, &w, false);
   library("  cuBLASLt d w", &dw, &y, true, &x, false);
-  rg_arg *all[] = {&x, &w, &y, &dx, &dw, &db, &cu};
+  rg_arg *all[] = {&x, &w, &y, &dx, &dw, &db, &sum, &cu};
   for (int i = 0; i < RGI_COUNT(all); i++) CUDA(cudaFree(all[i]->data));
 }
 

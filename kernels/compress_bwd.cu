@@ -34,6 +34,13 @@ __global__ void __launch_bounds__(256) mean_bwd(const __grid_constant__ rgk_mean
     for (int e = 0; e < 8; e++) sum[e] *= scale;
     const int tokens = t.n - g * p.stride < p.stride ? t.n - g * p.stride : p.stride;
     int64_t to = (t.begin + t.first + (int64_t)g * p.stride) * side.y_row + head * side.y_head + feature;
+    if (p.vec && !side.add && side.y_dtype != RG_F32) { /* packed once, stored often */
+      uint4 packed;
+      store8(&packed, side.y_dtype, 0, true, 8, sum);
+#pragma unroll 4
+      for (int i = 0; i < tokens; i++, to += side.y_row) __stcs((uint4 *)((uint16_t *)side.y + to), packed);
+      continue;
+    }
     for (int i = 0; i < tokens; i++, to += side.y_row) {
       if (side.add) {
         float old[8];

@@ -61,10 +61,18 @@ template <int DTYPE> __global__ void __launch_bounds__(256, 4) mean_fwd(const __
   if (l.count)
     for (int g = l.down; g < groups; g += l.lanes) {
       const int64_t at = (s.token + (int64_t)g * p.stride) * side.x_row + l.x;
-      float sum[8];
-      load8(side.x, DTYPE, at, true, 8, sum);
-#pragma unroll 8
-      for (int i = 1; i < p.stride; i++) {
+      float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+      int i = 0;
+      for (; i + 8 <= p.stride; i += 8) { /* eight tokens on their way at once */
+        float x[8][8];
+#pragma unroll
+        for (int u = 0; u < 8; u++) load8(side.x, DTYPE, at + (i + u) * side.x_row, true, 8, x[u]);
+#pragma unroll
+        for (int u = 0; u < 8; u++)
+#pragma unroll
+          for (int e = 0; e < 8; e++) sum[e] += x[u][e];
+      }
+      for (; i < p.stride; i++) {
         float x[8];
         load8(side.x, DTYPE, at + i * side.x_row, true, 8, x);
 #pragma unroll
@@ -105,7 +113,7 @@ __global__ void mean_direct(const __grid_constant__ rgk_mean p) {
     for (int i = 0; j < s.n && i < p.kernel; i++) {
       load8(side.x, p.dtype, (s.token + (int64_t)j * p.stride + i) * side.x_row + l.x, p.vec, l.count, x);
 #pragma unroll
-      for (int e = 0; e < 8; e++) part[e] = i % p.stride == 0 ? x[e] : part[e] + x[e];
+      for (int e = 0; e < 8; e++) part[e] = (i % p.stride == 0 ? 0.0f : part[e]) + x[e];
       if ((i + 1) % p.stride == 0)
 #pragma unroll
         for (int e = 0; e < 8; e++) sum[e] = i < p.stride ? part[e] : sum[e] + part[e];

@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS) gemm_plain(const __grid_cons
                       c[i][j + 3] + run[i][j + 3]);
   __syncthreads();
   char *to = (char *)p.c + (sum ? (int64_t)blockIdx.z * p.c_split * 4 : 0);
-  gemm_finish<128, 128, LD>(p, shared, rows, m0, t.n, to);
+  gemm_finish<128, 128, LD>(p, shared, rows, t.n, to);
 }
 
 __global__ void reduce_partials(const __grid_constant__ rgk_reduce p) {
@@ -185,6 +185,7 @@ __global__ void reduce_partials(const __grid_constant__ rgk_reduce p) {
     for (int h = p.heads - 1; h >= 0; h--) {
       const float *x = p.partial + h * p.split * size + at;
       float one = x[0];
+#pragma unroll 4
       for (int s = 1; s < p.split; s++) one += x[s * size];
       sum = begun ? sum + one : one;
       begun = true;
@@ -209,6 +210,11 @@ __global__ void sum_columns(const __grid_constant__ rgk_column_sums p) {
   p.partial[blockIdx.y * p.n + n] = sum;
 }
 
+__global__ void zero_dead_rows(const __grid_constant__ rgk_zero_tail p) {
+  for (int64_t r = *p.live + blockIdx.x; r < p.rows; r += gridDim.x)
+    for (int64_t n = threadIdx.x; n < p.n; n += blockDim.x) store(p.x, p.dtype, r * p.ldx + n, 0.0f);
+}
+
 } // namespace
 
 const void *rgk_gemm_plain(rg_dtype t) {
@@ -216,5 +222,6 @@ const void *rgk_gemm_plain(rg_dtype t) {
   if (t == RG_F16) return (const void *)gemm_plain<__half>;
   return (const void *)gemm_plain<__nv_bfloat16>;
 }
+const void *rgk_zero_dead_rows(void) { return (const void *)zero_dead_rows; }
 const void *rgk_reduce_partials(void) { return (const void *)reduce_partials; }
 const void *rgk_sum_columns(void) { return (const void *)sum_columns; }

@@ -60,7 +60,8 @@ typedef struct rgk_gemm {
 enum { RGK_GEMM_THREADS = 256, RGK_GEMM_M = 128, RGK_PLAIN_N = 128 };
 /* Tiles are RGK_GEMM_M by RGK_PLAIN_N, or by `width` (128 or 256) with the tensor cores of Hopper. */
 RGK_GETTER(rgk_gemm_plain(rg_dtype t))
-RGK_GETTER(rgk_gemm_wgmma(rg_dtype t, int mode, int width)) /* 16-bit types */
+/* 16-bit types. `any` takes what does not move 16 bytes at a time, in tiles of 128, with the same results. */
+RGK_GETTER(rgk_gemm_wgmma(rg_dtype t, int mode, int width, bool any))
 enum { RGK_PLAIN_SHARED = RGK_GEMM_M * (RGK_PLAIN_N + 4) * 4 };
 static inline uint32_t rgk_gemm_stages(int mode, int width) {
   return width == 256 ? 4 : mode == RGK_BACKWARD ? 3 : 6;
@@ -91,5 +92,14 @@ typedef struct rgk_column_sums {
   float *partial;
 } rgk_column_sums;
 RGK_GETTER(rgk_sum_columns(void))
+
+/* Rows of x [rows, n] from *live on := 0. */
+typedef struct rgk_zero_tail {
+  void *x;
+  int32_t dtype;
+  int64_t ldx, rows, n;
+  const int32_t *live;
+} rgk_zero_tail;
+RGK_GETTER(rgk_zero_dead_rows(void))
 
 #endif

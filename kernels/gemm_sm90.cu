@@ -19,7 +19,7 @@ using namespace rgk;
 
 namespace {
 
-enum { DEPTH = 64, A_BYTES = RGK_GEMM_M * DEPTH * 2, PANEL = 64 * 128 };
+enum { DEPTH = 64, A_BYTES = RGK_GEMM_M * DEPTH * 2, PANEL = 64 * 128, LOOK = 8 };
 
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
@@ -28,14 +28,135 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 template <int N> __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
-/* Piece of eight elements to shared memory; at(e) is where element e lies, NULL: zero. */
-template <class T, class F>
-__device__ __forceinline__ void put_piece(uint32_t to, bool vec, const void *somewhere, F at) {
-  if (vec) {
-    const T *from = at(0);
-    copy16(to, from ? from : somewhere, from != nullptr);
-    return;
+
+/* Depth along memory: this thread's piece of row `row`, of depth 8·along. */
+__device__ __forceinline__ int along() { return threadIdx.x & 7; }
+__device__ __forceinline__ uint32_t along_at(int row) { return row * 128 + ((along() ^ (row & 7)) << 4); }
+/* Depth across memory, W columns: this thread's pieces have columns 8·across … and depths deep, deep + STEP … */
+template <int W> __device__ __forceinline__ int across() { return threadIdx.x & (W / 8 - 1); }
+template <int W> __device__ __forceinline__ int deep() { return threadIdx.x / (W / 8); }
+template <int W> __device__ __forceinline__ uint32_t across_at(int depth) {
+  return across<W>() / 8 * PANEL + depth * 128 + (((across<W>() & 7) ^ (depth & 7)) << 4);
+}
+
+/* What fills stages. begin() once, then load() for every step in turn. Sums look their rows up in `ring`, which
+ * is filled a step ahead. */
+template <class T, int MODE, int WIDTH> struct fill {
+  enum { EACH = WIDTH / 32, STEP = 2048 / WIDTH }; /* pieces of B of a thread */
+  const T *a[4], *b[2];
+  int lo[4], hi[4];
+  int64_t b_step, wrap; /* from one piece of B to the next; from a part's end to the next part */
+  int k, part, in;      /* of A; k is this thread's depth */
+  int bk, b_part, b_in;
+  uint32_t a_at, b_at, columns; /* columns: bit j: piece j of B has a column */
+
+  __device__ __forceinline__ void begin(const rgk_gemm &p, const gemm_row *rows, gemm_tile t) {
+    const int tid = threadIdx.x;
+    k = along() * 8;
+    part = 0, in = k;
+    while (in >= p.part) in -= p.part, part++;
+    a_at = along_at(tid >> 3);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const gemm_row &r = rows[(tid >> 3) + 32 * j];
+      a[j] = (const T *)p.a + r.a;
+      lo[j] = r.lo, hi[j] = r.hi;
+    }
+    columns = 0;
+    if constexpr (MODE == RGK_FORWARD) {
+      b_at = along_at(tid >> 3);
+      b_step = 32 * p.ldb;
+#pragma unroll
+      for (int j = 0; j < EACH; j++)
+        if (gemm_column(p, t.n, WIDTH, (tid >> 3) + 32 * j) >= 0) columns |= 1u << j;
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int64_t c = gemm_column(p, t.n, WIDTH, (tid >> 3) + i * WIDTH / 2);
+        b[i] = (const T *)p.b + (c < 0 ? 0 : c) * p.ldb + k;
+      }
+    } else {
+      const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8;
+      b_at = across_at<WIDTH>(deep<WIDTH>());
+      b_step = STEP * p.ldb;
+      wrap = p.b_part - p.part * p.ldb;
+      bk = deep<WIDTH>();
+      b_part = 0, b_in = bk;
+      while (b_in >= p.part) b_in -= p.part, b_part++;
+      columns = n < p.n;
+      b[0] = (const T *)p.b + n;
+    }
   }
+
+  __device__ __forceinline__ void load(const rgk_gemm &p, uint32_t stage) {
+    const int64_t off = part * p.a_part + in;
+    const bool inside = k < p.k;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const bool there = inside && part >= lo[j] && part < hi[j];
+      copy16(stage + a_at + j * 4096, there ? a[j] + off : (const T *)p.a, there);
+    }
+    const uint32_t to = stage + A_BYTES + b_at;
+    if constexpr (MODE == RGK_FORWARD) {
+      const T *from[2] = {b[0], b[1]};
+#pragma unroll
+      for (int j = 0; j < EACH; j++) {
+        const bool there = inside && (columns >> j & 1);
+        copy16(to + j * 4096, there ? from[j / (EACH / 2)] : (const T *)p.b, there);
+        from[j / (EACH / 2)] += b_step;
+      }
+      b[0] += DEPTH, b[1] += DEPTH;
+    } else {
+      const T *from = b[0] + b_in * p.ldb + b_part * p.b_part;
+#pragma unroll
+      for (int j = 0; j < EACH; j++) {
+        const bool there = columns && bk + STEP * j < p.k;
+        const T *at = b_in + STEP * j < p.part ? from : from + wrap;
+        copy16(to + j * STEP * 128, there ? at : (const T *)p.b, there);
+        from += b_step;
+      }
+      bk += DEPTH, b_in += DEPTH;
+      while (b_in >= p.part) b_in -= p.part, b_part++;
+    }
+    k += DEPTH, in += DEPTH;
+    while (in >= p.part) in -= p.part, part++;
+  }
+};
+
+template <class T, int WIDTH> struct fill<T, RGK_SUM, WIDTH> {
+  static const int EACH = WIDTH / 32, STEP = 2048 / WIDTH;
+  const T *a, *b;
+  bool a_there, b_there;
+  uint32_t a_at, b_at;
+
+  __device__ __forceinline__ void begin(const rgk_gemm &p, gemm_tile t, int64_t head, int64_t k0) {
+    const int64_t m = (int64_t)t.m * RGK_GEMM_M + across<RGK_GEMM_M>() * 8;
+    const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8;
+    a = (const T *)p.a + head * p.a_head + m + (k0 + deep<RGK_GEMM_M>()) * p.lda;
+    b = (const T *)p.b + head * p.b_head + gemm_sum_column(p, n);
+    a_there = m < p.m, b_there = n < p.n;
+    a_at = across_at<RGK_GEMM_M>(deep<RGK_GEMM_M>());
+    b_at = across_at<WIDTH>(deep<WIDTH>());
+  }
+  __device__ __forceinline__ void load(const rgk_gemm &p, uint32_t stage, const int *row) {
+    const T *from = a;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const bool there = a_there && row[deep<RGK_GEMM_M>() + 16 * j] >= 0;
+      copy16(stage + a_at + j * 2048, there ? from : (const T *)p.a, there);
+      from += 16 * p.lda;
+    }
+    a += DEPTH * p.lda;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int r = row[deep<WIDTH>() + STEP * j];
+      const bool there = b_there && r >= 0;
+      copy16(stage + A_BYTES + b_at + j * STEP * 128, there ? b + r * p.ldb : (const T *)p.b, there);
+    }
+  }
+};
+
+/* The same for any addresses: pieces are put together from elements; at(e) is where element e lies, NULL: zero. */
+template <class T, class F> __device__ __forceinline__ void put_piece(uint32_t to, F at) {
   uint32_t w[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -46,65 +167,45 @@ __device__ __forceinline__ void put_piece(uint32_t to, bool vec, const void *som
                : "memory");
 }
 
-/* Depth along memory: this thread's piece of row `row`, of depth 8·along. */
-__device__ __forceinline__ int along() { return threadIdx.x & 7; }
-__device__ __forceinline__ uint32_t along_at(int row) { return row * 128 + ((along() ^ (row & 7)) << 4); }
-/* Depth across memory, W columns: this thread's pieces have columns 8·across … */
-template <int W> __device__ __forceinline__ int across() { return threadIdx.x & (W / 8 - 1); }
-template <int W> __device__ __forceinline__ uint32_t across_at(int depth) {
-  return across<W>() / 8 * PANEL + depth * 128 + (((across<W>() & 7) ^ (depth & 7)) << 4);
-}
-
 template <class T, int MODE, int WIDTH>
-__device__ __forceinline__ void load_stage(const rgk_gemm &p, const gemm_row *rows, gemm_tile t, int64_t head,
-                                           uint32_t a, int64_t k0, int64_t end) {
+__device__ __forceinline__ void load_any(const rgk_gemm &p, const gemm_row *rows, gemm_tile t, int64_t head,
+                                         uint32_t a, int64_t k0, int64_t end) {
   const uint32_t b = a + A_BYTES;
   const int tid = threadIdx.x;
   if constexpr (MODE == RGK_SUM) {
     const int64_t m = (int64_t)t.m * RGK_GEMM_M + across<RGK_GEMM_M>() * 8;
-    const T *base = (const T *)p.a + head * p.a_head + m;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int deep = tid / (RGK_GEMM_M / 8) + 16 * j;
-      const int64_t r = k0 + deep;
-      const bool there = gemm_sum_row(p, r, end) >= 0;
-      put_piece<T>(a + across_at<RGK_GEMM_M>(deep), p.va, p.a,
-                   [&](int e) { return there && m + e < p.m ? base + r * p.lda + e : nullptr; });
+    const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8;
+#pragma unroll 1
+    for (int d = deep<RGK_GEMM_M>(); d < DEPTH; d += 16) {
+      const bool there = gemm_sum_row(p, k0 + d, end) >= 0;
+      const T *row = (const T *)p.a + head * p.a_head + (k0 + d) * p.lda;
+      put_piece<T>(a + across_at<RGK_GEMM_M>(d), [&](int e) { return there && m + e < p.m ? row + m + e : nullptr; });
     }
-    const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8, n_at = gemm_sum_column(p, n);
-    const T *b_base = (const T *)p.b + head * p.b_head;
-#pragma unroll
-    for (int j = 0; j < WIDTH / 32; j++) {
-      const int deep = tid / (WIDTH / 8) + 2048 / WIDTH * j;
-      const int64_t from = gemm_sum_row(p, k0 + deep, end);
-      const T *row = b_base + from * p.ldb;
-      put_piece<T>(b + across_at<WIDTH>(deep), p.vb, p.b, [&](int e) {
-        return from >= 0 && n + e < p.n ? row + (e ? gemm_sum_column(p, n + e) : n_at) : nullptr;
+#pragma unroll 1
+    for (int d = deep<WIDTH>(); d < DEPTH; d += 2048 / WIDTH) {
+      const int64_t from = gemm_sum_row(p, k0 + d, end);
+      const T *row = (const T *)p.b + head * p.b_head + from * p.ldb;
+      put_piece<T>(b + across_at<WIDTH>(d), [&](int e) {
+        return from >= 0 && n + e < p.n ? row + gemm_sum_column(p, n + e) : nullptr;
       });
     }
   } else {
     const gemm_step s = gemm_step_at(p, (int)k0);
     const int k = (int)k0 + along() * 8;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int row = (tid >> 3) + 32 * j;
-      put_piece<T>(a + along_at(row), p.va, p.a, [&](int e) { return gemm_a<T>(p, rows[row], s, k + e); });
-    }
+#pragma unroll 1
+    for (int row = tid >> 3; row < RGK_GEMM_M; row += 32)
+      put_piece<T>(a + along_at(row), [&](int e) { return gemm_a<T>(p, rows[row], s, k + e); });
     if constexpr (MODE == RGK_FORWARD) {
-#pragma unroll
-      for (int j = 0; j < WIDTH / 32; j++) {
-        const int row = (tid >> 3) + 32 * j;
+#pragma unroll 1
+      for (int row = tid >> 3; row < WIDTH; row += 32) {
         const int64_t c = gemm_column(p, t.n, WIDTH, row);
-        put_piece<T>(b + along_at(row), p.vb, p.b, [&](int e) { return gemm_b_forward<T>(p, c, k + e); });
+        put_piece<T>(b + along_at(row), [&](int e) { return gemm_b_forward<T>(p, c, k + e); });
       }
     } else {
       const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8;
-#pragma unroll
-      for (int j = 0; j < WIDTH / 32; j++) {
-        const int deep = tid / (WIDTH / 8) + 2048 / WIDTH * j;
-        put_piece<T>(b + across_at<WIDTH>(deep), p.vb, p.b,
-                     [&](int e) { return gemm_b_backward<T>(p, s, (int)k0 + deep, n + e); });
-      }
+#pragma unroll 1
+      for (int d = deep<WIDTH>(); d < DEPTH; d += 2048 / WIDTH)
+        put_piece<T>(b + across_at<WIDTH>(d), [&](int e) { return gemm_b_backward<T>(p, s, (int)k0 + d, n + e); });
     }
   }
 }
@@ -114,7 +215,7 @@ template <int MODE, int WIDTH> struct shape {
   static const int BLOCKS = STAGES == 3 ? 2 : 1, BYTES = A_BYTES + WIDTH * DEPTH * 2;
 };
 
-template <class T, int MODE, int WIDTH>
+template <class T, int MODE, int WIDTH, bool ANY>
 __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     gemm_wgmma(const __grid_constant__ rgk_gemm p) {
   constexpr int STAGES = shape<MODE, WIDTH>::STAGES, BYTES = shape<MODE, WIDTH>::BYTES, AHEAD = STAGES - 2;
@@ -138,17 +239,34 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     rows[tid] = gemm_find_row(p, m0 + tid);
     any |= rows[tid].lo < rows[tid].hi;
   }
+  __shared__ int from[LOOK][DEPTH]; /* sums: rows of B, of the steps to come */
+  if (MODE == RGK_SUM && !ANY)
+    for (int i = tid; i < (AHEAD + 1) * DEPTH; i += RGK_GEMM_THREADS)
+      from[i / DEPTH][i % DEPTH] = (int)gemm_sum_row(p, k0 + i, end);
   if (!__syncthreads_or(any)) end = k0; /* nothing but zeros */
   const int steps = end > k0 ? (int)((end - k0 + DEPTH - 1) / DEPTH) : 0;
+  fill<T, MODE, WIDTH> next;
+  if constexpr (MODE == RGK_SUM)
+    next.begin(p, t, head, k0);
+  else
+    next.begin(p, rows, t);
+  auto load = [&](int step, int stage) {
+    if constexpr (ANY)
+      load_any<T, MODE, WIDTH>(p, rows, t, head, ring + stage * BYTES, k0 + (int64_t)step * DEPTH, end);
+    else if constexpr (MODE == RGK_SUM)
+      next.load(p, ring + stage * BYTES, from[step % LOOK]);
+    else
+      next.load(p, ring + stage * BYTES);
+  };
 
   float c[WIDTH / 2];
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
-    if (i < steps)
-      load_stage<T, MODE, WIDTH>(p, rows, t, head, ring + i * BYTES, k0 + i * DEPTH, end);
+    if (i < steps) load(i, i);
     commit_copies();
   }
-  int stage = 0, fill = AHEAD;
+  int stage = 0, free = AHEAD;
+#pragma unroll 1
   for (int i = 0; i < steps; i++) {
     wait_copies<AHEAD - 1>();
     proxy_fence();
@@ -163,11 +281,12 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
           B_MN ? desc_mn(b + d * 2048, PANEL) : desc_k(b + d * 32), i > 0 || d > 0);
     wgmma_commit();
     wgmma_wait<1>();
-    if (i + AHEAD < steps)
-      load_stage<T, MODE, WIDTH>(p, rows, t, head, ring + fill * BYTES, k0 + (int64_t)(i + AHEAD) * DEPTH, end);
+    if (i + AHEAD < steps) load(i + AHEAD, free);
     commit_copies();
+    if (MODE == RGK_SUM && !ANY && tid < DEPTH)
+      from[(i + AHEAD + 1) % LOOK][tid] = (int)gemm_sum_row(p, k0 + (int64_t)(i + AHEAD + 1) * DEPTH + tid, end);
     stage = stage + 1 == STAGES ? 0 : stage + 1;
-    fill = fill + 1 == STAGES ? 0 : fill + 1;
+    free = free + 1 == STAGES ? 0 : free + 1;
   }
   wgmma_wait<0>();
   wgmma_keep(c);
@@ -187,21 +306,21 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
   }
   __syncthreads();
   char *to = (char *)p.c + (MODE == RGK_SUM ? (int64_t)blockIdx.z * p.c_split * 4 : 0);
-  gemm_finish<RGK_GEMM_M, WIDTH, LD>(p, tile, rows, m0, t.n, to);
+  gemm_finish<RGK_GEMM_M, WIDTH, LD>(p, tile, rows, t.n, to);
 }
 
-template <class T> const void *of_type(int mode, int width) {
-  if (mode == RGK_FORWARD)
-    return width == 256 ? (const void *)gemm_wgmma<T, RGK_FORWARD, 256>
-                        : (const void *)gemm_wgmma<T, RGK_FORWARD, 128>;
-  if (mode == RGK_BACKWARD)
-    return width == 256 ? (const void *)gemm_wgmma<T, RGK_BACKWARD, 256>
-                        : (const void *)gemm_wgmma<T, RGK_BACKWARD, 128>;
-  return width == 256 ? (const void *)gemm_wgmma<T, RGK_SUM, 256> : (const void *)gemm_wgmma<T, RGK_SUM, 128>;
+template <class T, int MODE> const void *instance(int width, bool any) {
+  if (any) return (const void *)gemm_wgmma<T, MODE, 128, true>;
+  return width == 256 ? (const void *)gemm_wgmma<T, MODE, 256, false>
+                      : (const void *)gemm_wgmma<T, MODE, 128, false>;
+}
+template <class T> const void *of_type(int mode, int width, bool any) {
+  if (mode == RGK_FORWARD) return instance<T, RGK_FORWARD>(width, any);
+  return mode == RGK_BACKWARD ? instance<T, RGK_BACKWARD>(width, any) : instance<T, RGK_SUM>(width, any);
 }
 
 } // namespace
 
-const void *rgk_gemm_wgmma(rg_dtype t, int mode, int width) {
-  return t == RG_F16 ? of_type<__half>(mode, width) : of_type<__nv_bfloat16>(mode, width);
+const void *rgk_gemm_wgmma(rg_dtype t, int mode, int width, bool any) {
+  return t == RG_F16 ? of_type<__half>(mode, width, any) : of_type<__nv_bfloat16>(mode, width, any);
 }

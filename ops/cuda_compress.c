@@ -72,7 +72,7 @@ static rg_status make_tables(rg_cuda *x, tables *t) {
 
 /* ---- the mean ---- */
 
-enum { MEAN_THREADS = 256, MEAN_GROUPS = 16, MOST_OVERLAP = 16, DIRECT_ROWS = 16 };
+enum { MEAN_THREADS = 256, MEAN_GROUPS = 12, MOST_OVERLAP = 16, DIRECT_ROWS = 16 };
 
 static int32_t across_of(const rg_arg *x) {
   int64_t eights = x->dim[1] * ((x->dim[2] + 7) / 8);

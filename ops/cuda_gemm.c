@@ -2,7 +2,7 @@
 #include "cuda_gemm.h"
 
 enum {
-  DEPTH = 64,      /* chunks are multiples of it */
+  DEPTH = 64,      /* of a step; chunks are multiples of it */
   SUM_CHUNKS = 64, /* of column sums */
   REDUCE_BLOCKS = 2048
 };
@@ -26,14 +26,15 @@ bool rgi_gemm_vec(const rg_arg *a, int64_t width) {
 static rg_status launch(rg_cuda *x, const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
   const bool fast = wgmma((rg_dtype)p->dtype, gpu);
   int width = RGK_PLAIN_N;
-  if (fast) { /* the wide tile, where there are enough of them or the columns want it */
+  const bool any = !p->va || !p->vb || (p->mode == RGK_BACKWARD && p->part < DEPTH && p->part < p->k);
+  if (fast && !any) { /* the wide tile, where there are enough of them and its end is worth its beginning */
     int64_t tiles = (rows + RGK_GEMM_M - 1) / RGK_GEMM_M * ((p->n + 255) / 256) * z;
-    if (p->n > 128 && tiles >= gpu->sms) width = 256;
+    if (p->n > 128 && tiles >= gpu->sms && (p->mode != RGK_BACKWARD || p->k > 1024)) width = 256;
   }
   int64_t across = p->gate == RGK_STORE ? p->n : 2 * p->half;
   p->tiles_m = rgk_blocks(rows, RGK_GEMM_M);
   p->tiles_n = rgk_blocks(across, width);
-  rg_launch l = {.function = fast ? rgk_gemm_wgmma((rg_dtype)p->dtype, p->mode, width)
+  rg_launch l = {.function = fast ? rgk_gemm_wgmma((rg_dtype)p->dtype, p->mode, width, any)
                                   : rgk_gemm_plain((rg_dtype)p->dtype),
                  .grid = {p->tiles_m * p->tiles_n, 1, (uint32_t)z},
                  .block = {RGK_GEMM_THREADS, 1, 1},

@@ -8,7 +8,7 @@ namespace rgk {
 
 /* A row of the tile. */
 struct gemm_row {
-  int64_t a, c; /* where it begins in A and C */
+  int64_t a, c, up; /* where it begins in A, C and `up` */
   int32_t lo, hi, cn;
   bool live;
 };
@@ -21,7 +21,7 @@ __device__ __forceinline__ int64_t gemm_live(const rgk_gemm &p) {
 }
 
 __device__ __forceinline__ gemm_row gemm_find_row(const rgk_gemm &p, int64_t m) {
-  gemm_row r = {0, 0, 0, 0, 0, false};
+  gemm_row r = {0, 0, 0, 0, 0, 0, false};
   if (p.mode == RGK_SUM) {
     r.c = m * p.ldc;
     r.cn = m < p.m;
@@ -39,6 +39,7 @@ __device__ __forceinline__ gemm_row gemm_find_row(const rgk_gemm &p, int64_t m) 
   r.lo = e.lo, r.hi = e.hi;
   r.a = e.row * p.lda + h * p.a_head;
   r.c = e.crow * p.ldc + h * p.c_head;
+  r.up = i * p.up_row + h * p.up_head;
   r.cn = p.add && !r.live ? 0 : e.cn;
   return r;
 }
@@ -161,10 +162,11 @@ __device__ __forceinline__ float gemm_sigmoid(float x) { return 1.0f / (1.0f + e
 /* Eight columns of a row to their places in C. */
 __device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_row &r, int64_t n, int count,
                                          float v[8]) {
-  const int64_t q = n / p.c_part;
+  const uint32_t part = (uint32_t)p.c_part;
+  const int64_t q = (uint32_t)n / part;
   if (p.vc && count == 8) {
     if (q >= r.cn) return;
-    const int64_t at = r.c + q * p.ldc + (n - q * p.c_part);
+    const int64_t at = r.c + q * p.ldc + (n - q * part);
     if (p.add) {
       float old[8];
       load8(c, RG_F32, at, true, 8, old);
@@ -175,15 +177,15 @@ __device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_
     return;
   }
   for (int i = 0; i < count; i++) {
-    const int64_t qi = (n + i) / p.c_part;
-    if (qi < r.cn) put_grad(c, p.c_dtype, r.c + qi * p.ldc + (n + i - qi * p.c_part), v[i], p.add);
+    const int64_t qi = (uint32_t)(n + i) / part;
+    if (qi < r.cn) put_grad(c, p.c_dtype, r.c + qi * p.ldc + (n + i - qi * part), v[i], p.add);
   }
 }
 
-/* The tile (shared memory, rows LD apart) of rows m0 … and column tile `tile` goes through the gate to C. */
+/* The tile (shared memory, rows LD apart) of column tile `column_tile` goes through the gate to C. */
 template <int BM, int BN, int LD>
 __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile, const gemm_row *rows,
-                                            int64_t m0, int64_t column_tile, char *c) {
+                                            int64_t column_tile, char *c) {
   const bool gated = p.gate != RGK_STORE;
   const int eights = gated ? BN / 16 : BN / 8;
   const int64_t columns = gated ? p.half : p.n, n0 = column_tile * eights * 8;
@@ -214,11 +216,9 @@ __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile
       continue;
     }
     float up[8];
-    const int64_t m = m0 + row, i0 = m / p.heads;
 #pragma unroll
     for (int e = 0; e < 8; e++) up[e] = 0.0f;
-    if (r.live)
-      load8(p.up, p.dtype, i0 * p.up_row + (m - i0 * p.heads) * p.up_head + n, p.vu && count == 8, count, up);
+    if (r.live) load8(p.up, p.dtype, r.up + n, p.vu && count == 8, count, up);
     const bool silu = p.gate == RGK_SWIGLU_BWD;
 #pragma unroll
     for (int e = 0; e < 8; e++) {
