@@ -4,9 +4,7 @@
 #include "cuda_attn.h"
 
 #define ROW(D, E, groups, keys) {D, E, groups, keys},
-static const struct {
-  int32_t D, E, groups, keys;
-} instance[] = {RGK_FLASH_INSTANCES(ROW)};
+static const struct { int32_t D, E, groups, keys; } instance[] = {RGK_FLASH_INSTANCES(ROW)};
 
 /* A build may lack instances; one without nvcc has none at all and plans as if it had them. */
 static int choose(const rgk_attn *a) {
@@ -85,4 +83,4 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
 }
 
 const rgi_attn_family rgi_attn_flash_fwd = {
-    .name = "wgmma", .refuses = refuses, .workspace = workspace, .steps = steps};
+    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .workspace = workspace, .steps = steps};

@@ -127,6 +127,7 @@ static rg_status fwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                  rgk_select_reduce(t), a->E / 8);
 }
 const rgi_attn_family rgi_attn_select_fwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
                                              .refuses = fwd_refuses,
                                              .workspace = fwd_workspace,
                                              .steps = fwd_steps};
@@ -204,6 +205,7 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                  rgk_select_reduce_dq(t), a->D / (a->dtype == RG_F16 ? 4 : 8));
 }
 const rgi_attn_family rgi_attn_select_bwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
                                              .refuses = bwd_refuses,
                                              .workspace = bwd_workspace,
                                              .steps = bwd_steps};
