@@ -110,7 +110,7 @@ template <int PER_LANE> struct pool {
         hi = middle;
     }
     *least = lo;
-    int last = INT_MAX; /* of those equal to lo, the blocks up to here stay */
+    int last = INT_MAX - 1; /* of those equal to lo, the blocks up to here stay */
     if (n > keep + slack) {
       const int ties = keep - (hi > INT_MAX ? 0 : from((int)hi));
       int below = -1;
@@ -310,6 +310,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + (group & 1) * P::QUERIES * reach;
 
   if (threadIdx.x == 0) {
+    #pragma unroll 1
     for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 32), bar_init(m.empty + i, 8);
     bar_init_done();
   }
@@ -391,17 +392,15 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
     uint32_t parity = 0;
 
     auto product = [&](float(&d)[P::N / 2], bool there) {
-      if (there) {
-        bar_wait(m.full + stage, parity);
-        const uint64_t x = desc_k(k_at + stage * panels * TILE * 128);
-        wgmma_fence();
-        #pragma unroll
-        for (int i = 0; i < D / 16; i++)
-          wgmma<T, P::N>::ss(d, x + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
-        if (++stage == p.stages) stage = 0, parity ^= 1;
-      }
+      bar_wait(m.full + stage, there ? parity : parity ^ 1);
+      const uint64_t x = desc_k(k_at + stage * panels * TILE * 128);
       wgmma_fence();
+      #pragma unroll
+      for (int i = 0; i < D / 16; i++)
+        wgmma<T, P::N>::ss(d, x + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
       wgmma_commit();
+      bar_wait(m.full + stage, there ? parity : parity ^ 1); /* returns at once; keeps exponentials behind products */
+      if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     auto release = [&] {
       if (lane == 0) bar_arrive(m.empty + freed);
@@ -418,22 +417,23 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
       }
     };
 
-    /* Every turn closes one batch of products, if only an empty one, so that waiting is the same on all paths. */
+    /* One product runs while the one before is exponentiated. The last turn also starts one, of whatever is in
+     * the ring: a branch around products would serialise them. */
+    auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
+      product(next, i + 1 < tiles);
+      sums(ready, i);
+      wgmma_wait<0>();
+      wgmma_keep(next);
+      release();
+    };
     product(acc[0], true);
-    for (int i = 0; i < tiles; i += 2) {
-      product(acc[1], true);
-      wgmma_wait<1>();
-      wgmma_keep(acc[0]);
-      release();
-      sums(acc[0], i);
-      product(acc[0], i + 2 < tiles);
-      wgmma_wait<1>();
-      wgmma_keep(acc[1]);
-      release();
-      sums(acc[1], i + 1);
-    }
     wgmma_wait<0>();
     wgmma_keep(acc[0]);
+    release();
+    for (int i = 0; i < tiles; i += 2) {
+      turn(acc[0], acc[1], i);
+      turn(acc[1], acc[0], i + 1);
+    }
   } else {
     named_sync(1 + group, 128);
   }
