@@ -2,7 +2,7 @@
 #ifndef RGK_TOPK_H
 #define RGK_TOPK_H
 
-#include "kernels.h"
+#include "tma.h"
 
 /* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first `init` and the
  * last `local` blocks up to the query's own and the best of those between, ascending, then -1; rows past the
@@ -51,6 +51,10 @@ enum {
 /* For so many queries a warpgroup: tiles of a step, and places for a query's candidates. */
 #define RGK_TOPK90_HALVES(queries) ((queries) <= 32 ? 2 : 1)
 #define RGK_TOPK90_ROOM(queries)   ((queries) <= 16 ? 128 : 64)
+typedef struct rgk_topk90_params {
+  rgk_topk call;
+  rgk_map k; /* in boxes of TILE rows */
+} rgk_topk90_params;
 RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
 /* Its bytes of dynamic shared memory. */
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {

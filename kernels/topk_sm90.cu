@@ -1,7 +1,7 @@
 /* kernels/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
  *
  * A block works on 2 * QUERIES queries of one sequence and KV head, its two consumer warpgroups on half of them
- * each; one warp copies keys into a ring of tiles of 64. The product is taken transposed,
+ * each; the copy engine fills a ring of tiles of 64 keys. The product is taken transposed,
  *
  *     D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
  *
@@ -24,6 +24,7 @@
  */
 #include "device/element.cuh"
 #include "device/topk.cuh"
+#include "device/tma.cuh"
 #include "device/wgmma.cuh"
 
 using namespace rgk;
@@ -110,7 +111,7 @@ template <int PER_LANE> struct pool {
         hi = middle;
     }
     *least = lo;
-    int last = INT_MAX; /* of those equal to lo, the blocks up to here stay */
+    int last = INT_MAX - 1; /* of those equal to lo, the blocks up to here stay */
     if (n > keep + slack) {
       const int ties = keep - (hi > INT_MAX ? 0 : from((int)hi));
       int below = -1;
@@ -268,7 +269,8 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
 }
 
 template <class T, int HEADS, int D, bool DOT>
-__global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_constant__ rgk_topk p) {
+__global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_constant__ rgk_topk90_params x) {
+  const rgk_topk &p = x.call;
   using P = plan<HEADS>;
   extern __shared__ __align__(1024) char shared[];
   const int kh = (int)(blockIdx.x % p.KH);
@@ -287,7 +289,6 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
   /* The last row sees and ranks most. Steps [step0, step1) hold all that any row ranks. */
   const topk_choice last = choice_of(p, position + t.n - 1, keys.length);
-  const int seen = (int)min(keys_before(position + t.n, p), keys.n);
   const int step0 = max(p.init * bs - reach, 0) / P::STEP;
   const int step1 = last.ranked() ? (int)((last.free1 * bs + P::STEP - 1) / P::STEP) : step0;
   const int tiles = ((step1 - step0) * P::HALVES + 1) / 2 * 2;
@@ -310,42 +311,25 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + (group & 1) * P::QUERIES * reach;
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 32), bar_init(m.empty + i, 8);
+    #pragma unroll 1
+    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 8);
     bar_init_done();
   }
   __syncthreads();
 
-  if (group == 2) { /* the copying warp, and three that only lend their registers */
+  if (group == 2) { /* one thread starts the copies of keys; the others only lend their registers */
     fewer_registers<24>();
-    if (warp > 0) return;
-    constexpr int units = D / 8, rows = 32 / units;
-    const int r = lane / units, u = lane % units;
-    const char *from = (const char *)((const T *)p.k.data + (keys.first + (int64_t)step0 * P::STEP) * p.k.row +
-                                      kh * p.k.head + u * 8);
-    const int there = seen - step0 * P::STEP;
-    const uint32_t to = smem_at(m.k);
-    int stage = 0, late = 0;
+    if (threadIdx.x % 128) return;
+    const int64_t from = keys.first + (int64_t)step0 * P::STEP;
+    int stage = 0;
     uint32_t parity = 1;
     for (int i = 0; i < tiles; i++) {
       bar_wait(m.empty + stage, parity);
-      if (r < rows)
-        for (int j = r; j < TILE; j += rows) {
-          const int key = i * TILE + j;
-          copy16(to + stage * panels * TILE * 128 + panel_at(j, u, TILE),
-                 key < there ? from + key * p.k.row * (int64_t)sizeof(T) : (const char *)p.k.data, key < there);
-        }
-      copy_close();
+      bar_expect(m.full + stage, panels * TILE * 128);
+      for (int j = 0; j < panels; j++)
+        tma_load(m.k + (stage * panels + j) * TILE * 128, &x.k, m.full + stage, 64 * j, kh, (int)(from + i * TILE));
       if (++stage == p.stages) stage = 0, parity ^= 1;
-      if (i > 0) {
-        copy_wait<1>();
-        proxy_fence();
-        bar_arrive(m.full + late);
-        if (++late == p.stages) late = 0;
-      }
     }
-    copy_wait<0>();
-    proxy_fence();
-    if (tiles > 0) bar_arrive(m.full + late);
     return;
   }
 
@@ -391,17 +375,15 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
     uint32_t parity = 0;
 
     auto product = [&](float(&d)[P::N / 2], bool there) {
-      if (there) {
-        bar_wait(m.full + stage, parity);
-        const uint64_t x = desc_k(k_at + stage * panels * TILE * 128);
-        wgmma_fence();
-        #pragma unroll
-        for (int i = 0; i < D / 16; i++)
-          wgmma<T, P::N>::ss(d, x + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
-        if (++stage == p.stages) stage = 0, parity ^= 1;
-      }
+      bar_wait(m.full + stage, there ? parity : parity ^ 1);
+      const uint64_t k_tile = desc_k(k_at + stage * panels * TILE * 128);
       wgmma_fence();
+      #pragma unroll
+      for (int i = 0; i < D / 16; i++)
+        wgmma<T, P::N>::ss(d, k_tile + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
       wgmma_commit();
+      bar_wait(m.full + stage, there ? parity : parity ^ 1); /* returns at once; keeps exponentials behind products */
+      if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     auto release = [&] {
       if (lane == 0) bar_arrive(m.empty + freed);
@@ -418,22 +400,23 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
       }
     };
 
-    /* Every turn closes one batch of products, if only an empty one, so that waiting is the same on all paths. */
+    /* One product runs while the one before is exponentiated. The last turn also starts one, of whatever is in
+     * the ring: a branch around products would serialise them. */
+    auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
+      product(next, i + 1 < tiles);
+      sums(ready, i);
+      wgmma_wait<0>();
+      wgmma_keep(next);
+      release();
+    };
     product(acc[0], true);
-    for (int i = 0; i < tiles; i += 2) {
-      product(acc[1], true);
-      wgmma_wait<1>();
-      wgmma_keep(acc[0]);
-      release();
-      sums(acc[0], i);
-      product(acc[0], i + 2 < tiles);
-      wgmma_wait<1>();
-      wgmma_keep(acc[1]);
-      release();
-      sums(acc[1], i + 1);
-    }
     wgmma_wait<0>();
     wgmma_keep(acc[0]);
+    release();
+    for (int i = 0; i < tiles; i += 2) {
+      turn(acc[0], acc[1], i);
+      turn(acc[1], acc[0], i + 1);
+    }
   } else {
     named_sync(1 + group, 128);
   }
