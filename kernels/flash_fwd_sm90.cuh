@@ -41,31 +41,35 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   static constexpr int THREADS = (GROUPS + 1) * 128;
   static constexpr int DP = (D + 63) / 64, EP = (E + 63) / 64; /* panels */
   static constexpr uint32_t Q = BOX * 128, KV = N * 128;        /* bytes of a panel */
+  static constexpr bool OWN_O = RGK_FLASH_OWN_O(D, E, GROUPS, N);
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
+};
+
+/* One tile of query rows of one head, as the producer hands it out. */
+enum job_kind : int { WORK, DEAD_ROWS, EXIT };
+struct alignas(16) job {
+  int kind, head;
+  int token, rows; /* first row in q and o; how many the sequence has */
+  int position;    /* of the first row */
+  int keys;        /* of the sequence */
+  int first, end;  /* key tiles [first, end) */
 };
 
 template <class C> struct shared {
   alignas(1024) char q[C::GROUPS][C::DP * C::Q];
   char k[C::STAGES][C::DP * C::KV];
   char v[C::STAGES][C::EP * C::KV];
+  char o[C::OWN_O ? C::GROUPS : 0][C::EP * C::Q];
+  job jobs[C::GROUPS];
   uint64_t q_full[C::GROUPS], q_empty[C::GROUPS];
   uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
 };
 
 /* ---- jobs ---- */
 
-struct job {
-  tile rows;
-  int head;
-  int position;   /* of the tile's first row, at most 2^31 − 2^20 */
-  int keys;       /* of the sequence */
-  int key_row;    /* row of its first key in k and v */
-  int first, end; /* key tiles [first, end) */
-};
-
 /* Last and first key that position x sees; monotone in x. */
 __device__ __forceinline__ int last_key(const rgk_flash_params &p, int keys, int x) {
-  if (p.mode == RGK_CMP) x = x < p.kernel - 1 ? -1 : (x - p.kernel + 1) / p.stride;
+  if (p.mode == RGK_CMP) x = x < p.kernel - 1 ? -1 : rgk_over(x - p.kernel + 1, p.by_stride);
   return min(x, keys - 1);
 }
 __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
@@ -74,34 +78,32 @@ __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
 
 /* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a sequence come
  * first). False: nothing to do. */
-template <class C> __device__ __forceinline__ bool find_job(const rgk_flash_params &p, uint32_t i, job &j) {
-  const uint32_t slot = i / (uint32_t)p.H;
-  j.head = (int)(i - slot * (uint32_t)p.H);
-  j.rows = find_tile(p.seqs, p.jobs / (uint32_t)p.H - 1 - slot, C::ROWS);
-  j.first = j.end = j.keys = j.key_row = j.position = 0;
-  if (j.rows.n == 0) return false;
-  if (j.rows.b == p.seqs.n) return true;
-  int64_t begin = seq_start(p.kseqs, j.rows.b), n = seq_start(p.kseqs, j.rows.b + 1) - begin;
+template <class C>
+__device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &j, int &key_row) {
+  const int slot = rgk_over(i, p.by_heads);
+  const tile t = find_tile(p.seqs, p.slots - 1 - slot, C::ROWS);
+  j.head = i - slot * p.H;
+  j.kind = t.b == p.seqs.n ? DEAD_ROWS : WORK;
+  j.token = (int)(t.begin + t.first);
+  j.rows = t.n;
+  j.position = j.keys = j.first = j.end = 0;
+  if (t.n == 0) return false;
+  if (j.kind == DEAD_ROWS) return true;
+  int begin = (int)seq_start(p.kseqs, t.b), n = (int)seq_start(p.kseqs, t.b + 1) - begin;
   if (p.mode == RGK_CMP) {
-    n = n < p.kernel ? 0 : (n - p.kernel) / p.stride + 1;
-    begin /= p.stride;
+    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+    begin = rgk_over(begin, p.by_stride);
   }
-  n = min(n, p.S - begin);
+  n = min(n, (int)p.S - begin);
   if (n <= 0) return true;
-  j.keys = (int)n;
-  j.key_row = (int)begin;
-  const int64_t at = j.rows.first + (p.offset ? p.offset[j.rows.b] : 0);
-  j.position = (int)min(at, (int64_t)INT32_MAX - (1 << 20));
-  const int last = last_key(p, j.keys, j.position + j.rows.n - 1), lowest = first_key(p, j.position);
+  key_row = begin;
+  j.keys = n;
+  j.position = (int)min(t.first + (p.offset ? p.offset[t.b] : 0), (int64_t)INT32_MAX - C::ROWS);
+  const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
   if (last < lowest) return true;
   j.first = lowest / C::N;
   j.end = last / C::N + 1;
   return true;
-}
-
-/* Blocks take jobs in rounds, every other round backwards: sums of falling weights come out even. */
-__device__ __forceinline__ uint32_t job_of_round(uint32_t round) {
-  return round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
 }
 
 /* ---- load ---- */
@@ -109,38 +111,52 @@ __device__ __forceinline__ uint32_t job_of_round(uint32_t round) {
 template <class C> __device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
   ring<C::STAGES> k, v;
   uint32_t q_parity = 0;
-  auto load_k = [&](const job &j, int t) {
+  job j;
+  int key_row = 0, kv_head = 0;
+  auto load_k = [&](int t) {
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
     bar_expect(&s.k_full[k.stage], C::DP * C::KV);
     for (int x = 0; x < C::DP; x++)
-      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, j.head / p.G, j.key_row + t * C::N);
+      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head, key_row + t * C::N);
     k.next();
   };
-  auto load_v = [&](const job &j, int t) {
+  auto load_v = [&](int t) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
     bar_expect(&s.v_full[v.stage], C::EP * C::KV);
     for (int x = 0; x < C::EP; x++)
-      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, j.head / p.G, j.key_row + t * C::N);
+      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head, key_row + t * C::N);
     v.next();
   };
-  for (uint32_t r = 0, i; (uint32_t)r * gridDim.x < p.jobs; r++) {
-    job j;
-    if ((i = job_of_round(r)) >= p.jobs || !find_job<C>(p, i, j) || j.first == j.end) continue;
-    load_k(j, j.end - 1);
+  auto hand_out = [&]() {
     for (int g = 0; g < C::GROUPS; g++) {
       bar_wait(&s.q_empty[g], q_parity ^ 1);
+      s.jobs[g] = j;
+      if (j.first == j.end) {
+        bar_arrive(&s.q_full[g]);
+        continue;
+      }
       bar_expect(&s.q_full[g], C::DP * C::Q);
       for (int x = 0; x < C::DP; x++)
-        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head,
-                 (int)(j.rows.begin + j.rows.first) + g * C::BOX, l2::evict_first);
+        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head, j.token + g * C::BOX, l2::evict_first);
     }
     q_parity ^= 1;
-    for (int t = j.end - 2; t >= j.first; t--) {
-      load_k(j, t);
-      load_v(j, t + 1);
+  };
+  /* Every other round goes backwards: sums of falling weights come out even. */
+  const int jobs = p.slots * p.H, blocks = (int)gridDim.x;
+  for (int r = 0; r * blocks < jobs; r++) {
+    const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
+    if (i >= jobs || !find_job<C>(p, i, j, key_row)) continue;
+    kv_head = rgk_over(j.head, p.by_group);
+    if (j.first < j.end) load_k(j.end - 1);
+    hand_out();
+    for (int t = j.end - 1; t >= j.first; t--) {
+      if (t > j.first) load_k(t - 1);
+      load_v(t);
     }
-    load_v(j, j.first);
   }
+  j.kind = EXIT;
+  j.first = j.end = 0;
+  hand_out();
 }
 
 /* ---- compute ---- */
@@ -252,26 +268,20 @@ template <class C> __device__ __forceinline__ void clear_tail(char *v, int from,
 
 /* ---- epilogue ---- */
 
-/* Lane t of a quad holds word t of four 16-byte pieces; afterwards all four words of piece t. */
-__device__ __forceinline__ void quad_transpose(uint32_t (&w)[4]) {
-  const bool a = threadIdx.x & 1, b = threadIdx.x & 2;
-  uint32_t x = __shfl_xor_sync(~0u, a ? w[0] : w[1], 1), y = __shfl_xor_sync(~0u, a ? w[2] : w[3], 1);
-  if (a) w[0] = x, w[2] = y;
-  else w[1] = x, w[3] = y;
-  x = __shfl_xor_sync(~0u, b ? w[0] : w[2], 2), y = __shfl_xor_sync(~0u, b ? w[1] : w[3], 2);
-  if (b) w[0] = x, w[1] = y;
-  else w[2] = x, w[3] = y;
+/* Four 8 by 8 matrices, one word of each from every lane; the lane's address is of row l%8 of matrix l/8. */
+__device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(w[0]),
+               "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
 }
 
-/* o·f and lse of the thread's rows. `row`: of the first of them, inside the tile. */
+/* Turns sums into averages, with the sink; writes lse. `row`: of the thread's first row, inside the tile. */
 template <class C>
-__device__ __forceinline__ void finish(const rgk_flash_params &p, const job &j, int row, float (&o)[C::E / 2],
-                                       thread_rows &r, float c) {
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, int row, float (&o)[C::E / 2],
+                                        const thread_rows &r, float c) {
   const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) * LOG2E : -INFINITY;
-  const int t = (int)threadIdx.x & 3;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
-    const int at = row + 8 * y;
     float l = quad_sum(r.l[y]), m = l == 0 ? -INFINITY : r.m[y] * c, f = l == 0 ? 0 : 1;
     if (sink > -INFINITY) {
       const float top = fmaxf(m, sink);
@@ -279,36 +289,61 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, const job &j, 
       l = l * f + exp2f(sink - top);
       m = top;
     }
-    f = f == 0 ? 0 : f / l;
-    const bool live = at < j.rows.n, seen = f != 0;
-    const int64_t token = j.rows.begin + j.rows.first + at;
-    if (live && t == 0 && p.lse.data)
-      ((float *)p.lse.data)[token * p.lse.row + j.head * p.lse.head] =
+    if (f != 0) f = __fdividef(f, l);
+    const int at = row + 8 * y;
+    if (p.lse.data && threadIdx.x % 4 == 0 && at < j.rows)
+      ((float *)p.lse.data)[(int64_t)(j.token + at) * p.lse.row + j.head * p.lse.head] =
           l == 0 ? -INFINITY : m * LN2 + logf(l);
-    typename C::type *out = (typename C::type *)p.o.data + token * p.o.row + j.head * p.o.head;
 #pragma unroll
-    for (int x = 0; x < C::E / 32; x++) {
-      uint32_t w[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float *a = &o[16 * x + 4 * i + 2 * y];
-        w[i] = seen ? pack2<typename C::type>(a[0] * f, a[1] * f) : 0;
-      }
-      quad_transpose(w);
-      const int column = 32 * x + 8 * t;
-      if (live && column < p.E) *(uint4 *)(out + column) = make_uint4(w[0], w[1], w[2], w[3]);
+    for (int x = 0; x < C::E / 4; x++) {
+      float &a = o[x / 2 * 4 + 2 * y + x % 2];
+      a = f == 0 ? 0 : a * f;
     }
+  }
+}
+
+/* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a sequence row by
+ * row. `at`: the warp's rows of the first panel of C::Q bytes. */
+template <class C>
+__device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, int first, float (&o)[C::E / 2],
+                                      char *at) {
+  const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
+  if (rows <= 0) return;
+#pragma unroll
+  for (int x = 0; x < C::E / 16; x++) {
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = pack2<typename C::type>(o[8 * x + 2 * i], o[8 * x + 2 * i + 1]);
+    store_matrix(smem_at(at) + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16, w);
+  }
+  if (rows >= 16) {
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0) {
+      for (int x = 0; x < C::EP; x++) tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
+      store_commit();
+    }
+    return;
+  }
+  __syncwarp();
+  const int pieces = p.E / 8;
+  for (int i = lane; i < rows * pieces; i += 32) {
+    const int y = i / pieces, x = i - y * pieces;
+    typename C::type *out =
+        (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
+    *(uint4 *)(out + x * 8) = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
   }
 }
 
 /* A tile of dead rows. */
 template <class C> __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job &j) {
   const int pieces = p.E / 8;
-  for (int i = (int)threadIdx.x - 128; i < j.rows.n * pieces; i += C::GROUPS * 128) {
-    const int64_t token = j.rows.begin + j.rows.first + i / pieces;
-    typename C::type *out = (typename C::type *)p.o.data + token * p.o.row + j.head * p.o.head;
-    *(uint4 *)(out + i % pieces * 8) = make_uint4(0, 0, 0, 0);
-    if (i % pieces == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + j.head * p.lse.head] = 0;
+  for (int i = (int)threadIdx.x - 128; i < j.rows * pieces; i += C::GROUPS * 128) {
+    const int y = i / pieces, x = i - y * pieces;
+    const int64_t token = j.token + y;
+    *(uint4 *)((typename C::type *)p.o.data + token * p.o.row + j.head * p.o.head + x * 8) =
+        make_uint4(0, 0, 0, 0);
+    if (x == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + j.head * p.lse.head] = 0;
   }
 }
 
@@ -327,13 +362,14 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     if (lane == 0) bar_arrive(bar);
   };
   ring<C::STAGES> k, v;
-  uint32_t q_parity = 0;
   if (group == C::GROUPS - 1) baton_pass();
 
-  for (uint32_t round = 0, i; round * gridDim.x < p.jobs; round++) {
-    job j;
-    if ((i = job_of_round(round)) >= p.jobs || !find_job<C>(p, i, j)) continue;
-    if (j.rows.b == p.seqs.n) {
+  for (uint32_t q_parity = 0;; q_parity ^= 1) {
+    bar_wait(&s.q_full[group], q_parity);
+    const job j = s.jobs[group];
+    if (j.kind == EXIT) break;
+    if (j.kind == DEAD_ROWS) {
+      release(&s.q_empty[group]);
       clear_rows<C>(p, j);
       continue;
     }
@@ -350,9 +386,9 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
         r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
       }
-      /* tiles from here on need masking; below it too */
-      const int hi_all = last_key(p, j.keys, j.position + group * C::BOX) + 1,
-                lo_all = first_key(p, j.position + group * C::BOX + C::BOX - 1);
+      /* what all rows of the warp see */
+      const int hi_all = last_key(p, j.keys, j.position + row - lane / 4) + 1,
+                lo_all = first_key(p, j.position + row - lane / 4 + 15);
       auto masks_hi = [&](int t) { return (t + 1) * C::N > hi_all; };
       auto masks_lo = [&](int t) { return t * C::N < lo_all; };
       auto tail = [&](int t) {
@@ -362,8 +398,6 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       int t = j.end - 1;
       {
         float x[C::N / 2];
-        bar_wait(&s.q_full[group], q_parity);
-        q_parity ^= 1;
         bar_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
@@ -377,9 +411,9 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         softmax<C, true>(x, r, scale, c, t * C::N, masks_hi(t), masks_lo(t));
         pack<C>(pr, x);
       }
+      if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
       for (t--; t >= j.first; t--) {
         float x[C::N / 2];
-        bar_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
@@ -394,24 +428,21 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N, masks_hi(t), masks_lo(t));
-        /* The branch keeps the compiler from pulling the wait up before the softmax. */
-        const bool moved = __any_sync(~0u, scale[0] != 1 || scale[1] != 1);
         wgmma_keep(x);
-        if (moved) {
-          wgmma_wait<0>();
-          wgmma_keep(o);
-#pragma unroll
-          for (int e = 0; e < C::E / 2; e++) o[e] *= scale[e / 2 % 2];
-        } else {
-          wgmma_wait<0>();
-          wgmma_keep(o);
-        }
+        /* This wait's loop also keeps the compiler from pulling the next one up before the softmax. */
+        if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
+        wgmma_wait<0>();
+        wgmma_keep(o);
         wgmma_keep(pr);
         release(&s.v_empty[v.stage]);
         v.next();
+        if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
+#pragma unroll
+          for (int e = 0; e < C::E / 2; e++) o[e] *= scale[e / 2 % 2];
+        }
         pack<C>(pr, x);
       }
-      release(&s.q_empty[group]);
+      if (C::OWN_O) release(&s.q_empty[group]);
       bar_wait(&s.v_full[v.stage], v.parity);
       tail(j.first);
       wgmma_fence();
@@ -420,9 +451,23 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       wgmma_keep(o);
       release(&s.v_empty[v.stage]);
       v.next();
+    } else if (C::OWN_O) {
+      release(&s.q_empty[group]);
     }
-    finish<C>(p, j, row, o, r, c);
+    average<C>(p, j, row, o, r, c);
+    if (C::OWN_O) { /* the copy engine has read the last job's rows */
+      if (lane == 0) store_wait_read<0>();
+      __syncwarp();
+    } else { /* all warps are done with q */
+      named_sync(8 + group, 128);
+    }
+    write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+    if (!C::OWN_O) {
+      if (lane == 0) store_wait_read<0>();
+      release(&s.q_empty[group]);
+    }
   }
+  if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
 }
 
@@ -437,7 +482,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__
       bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS);
     }
     bar_init_done();
-    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
+    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);
   }
   __syncthreads();
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);

@@ -77,6 +77,8 @@ typedef struct rgi_attn_isa {
   void (*load)(float *dst, rg_dtype type, const void *src, int64_t n);
   /* out [rows] = sum of a * b over rows [rows, ld] of n terms, in one chain as gemm has it with step >= n */
   void (*dots)(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld, float *out);
+  /* out [rows] = sum of squares over rows [rows, ld] of n terms, in 16 lanes */
+  void (*squares)(int64_t rows, int64_t n, const float *a, int64_t ld, float *out);
 } rgi_attn_isa;
 
 extern const rgi_attn_isa rgi_attn_base;

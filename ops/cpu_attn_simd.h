@@ -119,6 +119,25 @@ TARGET static void dots(int64_t rows, int64_t n, const float *a, const float *b,
   }
 }
 
+TARGET static void squares(int64_t rows, int64_t n, const float *a, int64_t ld, float *out) {
+  for (int64_t r = 0; r < rows; r++, a += ld) {
+    vf sum[GROUP];
+    float lane[16];
+    int64_t i = 0;
+    for (int g = 0; g < GROUP; g++) sum[g] = (vf){0};
+    for (; i + 16 <= n; i += 16)
+      for (int g = 0; g < GROUP; g++) {
+        vf x = v_load(a + i + g * W);
+        sum[g] = v_fma(x, x, sum[g]);
+      }
+    for (int g = 0; g < GROUP; g++) v_store(lane + g * W, sum[g]);
+    for (; i < n; i++) lane[i % 16] = s_fma(a[i], a[i], lane[i % 16]);
+    for (int half = 8; half > 0; half /= 2)
+      for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    out[r] = lane[0];
+  }
+}
+
 /* ---- elementary functions ---- */
 
 /* e^r - 1 for |r| <= ln(2)/2, relative error about 1e-7: r + r^2/2! + … + r^8/8! */
@@ -268,4 +287,4 @@ TARGET static void load(float *dst, rg_dtype type, const void *src, int64_t n) {
   rgi_load(dst + i, type, h + i, n - i);
 }
 
-const rgi_attn_isa TABLE = {gemm, softmax, dsoftmax, load, dots};
+const rgi_attn_isa TABLE = {gemm, softmax, dsoftmax, load, dots, squares};

@@ -15,6 +15,7 @@
  */
 #include "cpu_topk.h"
 #include "cpu_rows.h"
+#include "cuda_topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
 enum { A_KERNEL, A_STRIDE, A_BLOCK, A_TOP_N, A_INIT, A_LOCAL, A_SCORE, A_SCALE, A_SOFTCAP, A_COUNT };
@@ -147,7 +148,13 @@ static layout lay_out(const rg_call *c) {
   return l;
 }
 
+static rgk_topk on_gpu(const rg_call *c);
+
 static size_t workspace(const rg_call *c) {
+  if (c->gpu) {
+    rgk_topk p = on_gpu(c);
+    return rgi_cuda_topk_workspace(&p, c->gpu);
+  }
   layout l = lay_out(c);
   return l.tile_bytes + l.thread_bytes * (size_t)c->threads;
 }
@@ -358,6 +365,55 @@ static rg_status run_cpu(const rg_call *c) {
   return RG_OK;
 }
 
+/* ---- on a GPU ---- */
+
+static bool steps_by_16(const rg_arg *a) {
+  const int64_t unit = 16 / (int64_t)rg_dtype_size(a->dtype);
+  return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
+}
+
+static rgk_topk on_gpu(const rg_call *c) {
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU), *cu_k = rg_in(c, IN_CU_K);
+  const rg_arg *offset = rg_in(c, IN_OFFSET);
+  const rg_value *a = c->attr;
+  rgk_topk p = {.dtype = (int32_t)q->dtype,
+                .H = (int32_t)q->dim[1],
+                .KH = (int32_t)k->dim[1],
+                .D = (int32_t)q->dim[2],
+                .seqs = rgk_seqs_of(cu, q->dim[0]),
+                .kseqs = rgk_seqs_of(cu_k ? cu_k : cu, k->dim[0]),
+                .offset = offset ? offset->data : NULL,
+                .T = q->dim[0],
+                .S = k->dim[0],
+                .softcap = (float)a[A_SOFTCAP].f,
+                .kernel = (int32_t)a[A_KERNEL].i,
+                .stride = (int32_t)a[A_STRIDE].i,
+                .block = (int32_t)a[A_BLOCK].i,
+                .top_n = (int32_t)a[A_TOP_N].i,
+                .init = (int32_t)a[A_INIT].i,
+                .local = (int32_t)a[A_LOCAL].i,
+                .dot = a[A_SCORE].i == SCORE_DOT,
+                .q = rgk_of(q),
+                .k = rgk_of(k),
+                .lse = rgk_of(rg_in(c, IN_LSE)),
+                .idx = rgk_of(rg_out(c, 0)),
+                .aligned = steps_by_16(q) && steps_by_16(k)};
+  p.G = p.KH > 0 ? p.H / p.KH : 0;
+  p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
+  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if more than it keeps are there */
+  p.most_keep = (p.kernel + p.S * p.stride - 1) / p.block + 1;
+  if (p.most_keep > p.top_n) p.most_keep = p.top_n;
+  return p;
+}
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgk_topk p = on_gpu(c);
+  return rgi_cuda_topk_steps(&p, c->gpu, c->workspace, x);
+}
+static const char *path(const rg_call *c) {
+  rgk_topk p = on_gpu(c);
+  return rgi_cuda_topk_path(&p, c->gpu);
+}
+
 const rg_op rgi_op_topk = {
     .abi = RG_OP_ABI,
     .name = "topk",
@@ -373,4 +429,6 @@ const rg_op rgi_op_topk = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run_cpu,
+    .cuda_steps = steps,
+    .cuda_path = path,
 };

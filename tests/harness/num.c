@@ -18,12 +18,6 @@ double num_grad_gate(rg_dtype dtype, double hot) {
   return hot >= 8 ? 1.2e-3 * more : 8e-4;
 }
 
-/* A logit of queries × 64 sums terms of several hundred in fp32, also where a row has one key and its lse,
- * which is that logit, lies near zero. */
-double num_lse_gate(double hot) {
-  return hot >= 64 ? 3e-5 : 1e-5;
-}
-
 const int32_t num_lengths[] = {1, 31, 0, 32, 33, 63, 64, 65, 0, 507, 15, 17, 2};
 const int num_nlengths = 13;
 
@@ -324,7 +318,7 @@ const char *num_attn_check(ot *t, num_attn a) {
   double *o = ot_doubles(t, r.o->n), *lse = ot_doubles(t, r.lse->n);
   ref_attn_forward(&ref, o, lse);
   if ((bad = gate(t, &a, "o", ot_relrms(r.o, o, floor), limit)) != NULL) return bad;
-  if ((bad = gate(t, &a, "lse", ot_lse_error(r.lse, lse), num_lse_gate(a.hot))) != NULL) return bad;
+  if ((bad = gate(t, &a, "lse", ot_lse_error(r.lse, lse), NUM_LSE_GATE)) != NULL) return bad;
 
   double *dq = ot_doubles(t, r.dq->n), *dk = ot_doubles(t, r.dk->n), *dv = ot_doubles(t, r.dv->n);
   double *dsinks = ot_doubles(t, a.H);

@@ -2,6 +2,7 @@
  * that broke others. Each case runs with all gates (o, lse, all gradients); fresh inputs for each. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
+#include <string.h>
 
 static const rg_dtype types[] = {RG_F32, RG_BF16, RG_F16};
 
@@ -159,6 +160,42 @@ Test(attn, hot_logits) {
       a.dtype = types[i];
       check_kinds(300 + (uint64_t)i, a);
     }
+}
+
+/* Terms in the hundreds that cancel: rows that see few keys, and rows whose many keys are all the same. */
+Test(attn, hot_rows_with_lse_near_zero) {
+  enum { N = 1000 };
+  int32_t length[N];
+  for (int i = 0; i < N; i++) length[i] = 1 + i % 3;
+  num_attn a[] = {{SWA}, {SLC}};
+  for (int i = 0; i < 2; i++) {
+    a[i].name = "hot, few keys", a[i].B = N, a[i].length = length, a[i].hot = 64;
+    a[i].H = 2, a[i].KH = 1, a[i].D = 256, a[i].DV = 64;
+    for (a[i].isa = 1; a[i].isa <= 1 + ot_isa(); a[i].isa++) check(320, a[i]);
+  }
+}
+
+Test(attn, hot_rows_of_equal_keys) {
+  static const int32_t length[] = {3, 400};
+  num_attn kind[] = {{CMP}, {SLC}, {DENSE}};
+  for (int i = 0; i < 9; i++) {
+    ot *t = ot_begin(330 + (uint64_t)i);
+    num_attn a = kind[i % 3];
+    a.B = 2, a.length = length, a.H = 16, a.KH = 1, a.D = a.DV = 64, a.hot = 64;
+    a.sinks = i >= 3, a.softcap = i >= 6 ? 50 : 0;
+    num_attn_run r = num_attn_new(t, a);
+    double *k = ot_get(t, r.k);
+    for (int64_t j = 1; j < r.TK; j++) memcpy(k + j * a.D, k, (size_t)a.D * sizeof *k);
+    ot_set(r.k, k);
+    num_attn_calls(t, &r);
+    OT_OK(ot_run(r.forward, 2));
+    ref_attn ref = num_attn_ref(t, &r);
+    double *o = ot_doubles(t, r.o->n), *lse = ot_doubles(t, r.lse->n), off;
+    ref_attn_forward(&ref, o, lse);
+    off = ot_lse_error(r.lse, lse);
+    cr_assert(off <= NUM_LSE_GATE, "case %d: lse is off by %.3g", i, off);
+    ot_end(t);
+  }
 }
 
 /* ---- options ---- */

@@ -1,0 +1,42 @@
+/* kernels/topk.h: one call of the op topk, as its kernels see it. */
+#ifndef RGK_TOPK_H
+#define RGK_TOPK_H
+
+#include "kernels.h"
+
+/* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first `init` and the
+ * last `local` blocks up to the query's own and the best of those between, ascending, then -1; rows past the
+ * last live token 0. Kernels that rank by fp32 sums mark a row whose choice fp32 cannot decide with
+ * RGK_TOPK_UNDECIDED in its first entry; the plain kernel's `wide` pass, which must follow, ranks those
+ * by fp64 sums. */
+typedef struct rgk_topk {
+  int32_t dtype, H, KH, G, D;
+  rgk_seqs seqs, kseqs; /* of queries; of keys, in tokens */
+  const int32_t *offset;
+  int64_t T, S; /* rows of q, of k */
+  float scale, softcap;
+  int32_t kernel, stride, block;
+  int32_t top_n, init, local;
+  bool dot;
+  rgk_tensor q, k, lse, idx;
+  bool aligned;      /* q and k start on, and step by, multiples of 16 bytes */
+  int64_t slots;     /* of tiles, whose size is the kernel's own */
+  int32_t chunk;     /* plain: blocks whose scores are made together */
+  int64_t most_keep; /* no row ranks for more places than this */
+  uint64_t *heap;    /* plain: [grid, most_keep, RGK_TOPK_ROWS], or NULL: in shared memory */
+} rgk_topk;
+
+enum { RGK_TOPK_UNDECIDED = -2 };
+
+/* ---- any shape ---- */
+enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 }; /* of the plain kernel's tiles */
+enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
+RGK_GETTER(rgk_topk_plain(int mode))
+/* Its bytes of dynamic shared memory; `heap` places of a heap a row are in there too. */
+static inline uint32_t rgk_topk_plain_shared(int mode, int chunk, int64_t heap) {
+  uint32_t size = mode == RGK_TOPK_WIDE ? 8 : 4, tile = 2 * 32 * (RGK_TOPK_ROWS + 4) * 4;
+  return tile + RGK_TOPK_ROWS * ((RGK_TOPK_KEYS + 1) * size + (uint32_t)chunk * size) + 8 +
+         RGK_TOPK_ROWS * 8 * (uint32_t)heap;
+}
+
+#endif
