@@ -42,6 +42,7 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   static constexpr int DP = (D + 63) / 64, EP = (E + 63) / 64; /* panels */
   static constexpr uint32_t Q = BOX * 128, KV = N * 128;        /* bytes of a panel */
   static constexpr bool OWN_O = RGK_FLASH_OWN_O(D, E, GROUPS, N);
+  static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200; /* s, o, p and q of a thread */
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
 };
 
@@ -175,12 +176,33 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/* s = q kᵀ */
-template <class C> __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], uint32_t q, uint32_t k) {
+/* The rows of q that a thread multiplies: where a warpgroup's are in shared memory, or, where registers allow,
+ * its warp's 16 rows as the A of D / 16 steps. That saves a third of the traffic of q kᵀ, and q's room is free
+ * for the next job. */
+template <class C, bool = C::Q_REGS> struct query_of { using type = uint32_t; };
+template <class C> struct query_of<C, true> { using type = uint32_t[C::D / 4]; };
+template <class C> using query = typename query_of<C>::type;
+
+/* `q`: where the warp's rows of the first panel are. */
+template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4], uint32_t q) {
+  const int lane = (int)threadIdx.x % 32, row = lane % 16;
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++)
-    wgmma<typename C::type, C::N>::template ss<>(s, desc_k(q + x / 4 * C::Q + x % 4 * 32),
-                                                 desc_k(k + x / 4 * C::KV + x % 4 * 32), x > 0);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[4 * x]), "=r"(a[4 * x + 1]), "=r"(a[4 * x + 2]), "=r"(a[4 * x + 3])
+                 : "r"(q + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
+                 : "memory");
+}
+/* s = q kᵀ */
+template <class C> __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q, uint32_t k) {
+#pragma unroll
+  for (int x = 0; x < C::D / 16; x++) {
+    const uint64_t at = desc_k(k + x / 4 * C::KV + x % 4 * 32);
+    if constexpr (C::Q_REGS)
+      wgmma<typename C::type, C::N>::template rs<>(s, q + 4 * x, at, x > 0);
+    else
+      wgmma<typename C::type, C::N>::template ss<>(s, desc_k(q + x / 4 * C::Q + x % 4 * 32), at, x > 0);
+  }
   wgmma_commit();
 }
 /* o += p v */
@@ -195,23 +217,29 @@ __device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&
 /* The two rows that a thread holds of each product. */
 struct thread_rows {
   int lo[2], hi[2];   /* keys they see, relative to the thread's first column */
+  int lo_last, hi_first; /* what all rows of the warp see, absolute */
   float m[2], l[2];   /* reference, raw; this thread's share of the sum */
 };
 
+/* Columns outside lo … hi become −inf. Blocks of 32 columns that all rows of the warp see, or none, go quickly. */
+template <int n> __device__ __forceinline__ void mask(float (&s)[n], const thread_rows &r, int key) {
+  const int lo[2] = {r.lo[0] - key, r.lo[1] - key}, hi[2] = {r.hi[0] - key, r.hi[1] - key};
+  const int lo_last = r.lo_last - key, hi_first = r.hi_first - key;
+#pragma unroll
+  for (int b = 0; b < 2 * n; b += 32) {
+    const int end = b + 32 < 2 * n ? b + 32 : 2 * n; /* columns */
+    if (b < lo_last || end - 1 > hi_first) {
+#pragma unroll
+      for (int i = b / 2; i < end / 2; i++)
+        if (i / 4 * 8 + i % 2 > hi[i / 2 % 2] || i / 4 * 8 + i % 2 < lo[i / 2 % 2]) s[i] = -INFINITY;
+    }
+  }
+}
+
 /* s → p, unrounded; l grows; scale: what o must be multiplied by. `c`: s to powers of two. */
 template <class C, bool first>
-__device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, float (&scale)[2], float c, int key,
-                                        bool mask_hi, bool mask_lo) {
-  if (mask_hi) {
-#pragma unroll
-    for (int i = 0; i < C::N / 2; i++)
-      if (i / 4 * 8 + i % 2 > r.hi[i / 2 % 2] - key) s[i] = -INFINITY;
-  }
-  if (mask_lo) {
-#pragma unroll
-    for (int i = 0; i < C::N / 2; i++)
-      if (i / 4 * 8 + i % 2 < r.lo[i / 2 % 2] - key) s[i] = -INFINITY;
-  }
+__device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, float (&scale)[2], float c, int key) {
+  if (key < r.lo_last || key + C::N - 1 > r.hi_first) mask(s, r, key);
 #pragma unroll
   for (int y = 0; y < 2; y++) {
     float a = s[2 * y], b = s[2 * y + 1];
@@ -354,7 +382,6 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
   const int row = group * C::BOX + warp * 16 + lane / 4; /* of the thread's first row, inside the tile */
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E,
               to = p.scale / p.softcap * 2 * LOG2E;
-  const uint32_t q = smem_at(s.q[group]);
   auto baton_wait = [&]() { named_sync(1 + group, 256); };
   auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
   auto release = [&](uint64_t *bar) {
@@ -369,7 +396,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     const job j = s.jobs[group];
     if (j.kind == EXIT) break;
     if (j.kind == DEAD_ROWS) {
-      release(&s.q_empty[group]);
+      bar_arrive(&s.q_empty[group]);
       clear_rows<C>(p, j);
       continue;
     }
@@ -382,15 +409,19 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     if (j.first < j.end) {
       uint32_t pr[C::N / 4];
       float scale[2];
+      query<C> q;
+      if constexpr (C::Q_REGS) {
+        load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
+        bar_arrive(&s.q_empty[group]);
+      } else {
+        q = smem_at(s.q[group]);
+      }
       for (int y = 0; y < 2; y++) {
         r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
         r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
       }
-      /* what all rows of the warp see */
-      const int hi_all = last_key(p, j.keys, j.position + row - lane / 4) + 1,
-                lo_all = first_key(p, j.position + row - lane / 4 + 15);
-      auto masks_hi = [&](int t) { return (t + 1) * C::N > hi_all; };
-      auto masks_lo = [&](int t) { return t * C::N < lo_all; };
+      const int top = j.position + row - lane / 4;
+      r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
       auto tail = [&](int t) {
         if ((t + 1) * C::N > j.keys) clear_tail<C>(s.v[v.stage], j.keys - t * C::N, group);
       };
@@ -408,7 +439,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         release(&s.k_empty[k.stage]);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
-        softmax<C, true>(x, r, scale, c, t * C::N, masks_hi(t), masks_lo(t));
+        softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
       }
       if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
@@ -427,7 +458,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         release(&s.k_empty[k.stage]);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
-        softmax<C, false>(x, r, scale, c, t * C::N, masks_hi(t), masks_lo(t));
+        softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
         /* This wait's loop also keeps the compiler from pulling the next one up before the softmax. */
         if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
@@ -442,7 +473,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         }
         pack<C>(pr, x);
       }
-      if (C::OWN_O) release(&s.q_empty[group]);
+      if (C::OWN_O && !C::Q_REGS) bar_arrive(&s.q_empty[group]);
       bar_wait(&s.v_full[v.stage], v.parity);
       tail(j.first);
       wgmma_fence();
@@ -452,7 +483,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       release(&s.v_empty[v.stage]);
       v.next();
     } else if (C::OWN_O) {
-      release(&s.q_empty[group]);
+      bar_arrive(&s.q_empty[group]);
     }
     average<C>(p, j, row, o, r, c);
     if (C::OWN_O) { /* the copy engine has read the last job's rows */
@@ -464,7 +495,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
     if (!C::OWN_O) {
       if (lane == 0) store_wait_read<0>();
-      release(&s.q_empty[group]);
+      __syncwarp();
+      bar_arrive(&s.q_empty[group]);
     }
   }
   if (lane == 0) store_wait_read<0>();
@@ -476,7 +508,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__
   extern __shared__ char memory[];
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   if (threadIdx.x == 0) {
-    for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 4);
+    for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
       bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS);
       bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS);

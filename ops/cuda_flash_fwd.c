@@ -3,17 +3,23 @@
 #include "../kernels/flash.h"
 #include "cuda_attn.h"
 
-#define ROW(D, E, groups, keys) {D, E, groups, keys},
+#define ROW(D, E, groups, keys, dense) {D, E, groups, keys, dense},
 static const struct {
   int32_t D, E, groups, keys;
+  bool dense;
 } instance[] = {RGK_FLASH_INSTANCES(ROW)};
+
+static const void *kernel(const rgk_attn *a, int i) {
+  return rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E, instance[i].keys);
+}
 
 /* A build may lack instances; one without nvcc has none at all and plans as if it had them. */
 static int choose(const rgk_attn *a) {
-  const bool built = rgk_flash_fwd(RG_BF16, 128, 128) != NULL;
+  const bool built = rgk_flash_fwd(RG_BF16, 128, 128, 128) != NULL,
+             dense = a->mode == RGK_SWA && a->window_left < 0;
   for (int i = 0; i < RGI_COUNT(instance); i++)
-    if (a->D <= instance[i].D && a->E <= instance[i].E &&
-        (!built || rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E)))
+    if (a->D <= instance[i].D && a->E <= instance[i].E && (dense || !instance[i].dense) &&
+        (!built || kernel(a, i)))
       return i;
   return -1;
 }
@@ -74,7 +80,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   RGI_TRY(rgk_map_make(&p.o_map, &o, x->error));
   const int jobs = p.slots * a->H, D = instance[i].D, E = instance[i].E;
   return x->launch(
-      x, &(rg_launch){.function = rgk_flash_fwd((rg_dtype)a->dtype, D, E),
+      x, &(rg_launch){.function = kernel(a, i),
                       .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
                       .block = {(uint32_t)(groups + 1) * 128, 1, 1},
                       .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
