@@ -20,7 +20,9 @@ typedef struct rgi_attn_family {
 } rgi_attn_family;
 
 /* Families, each in a file of its own: ops/cuda_attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda_select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
+extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 
 /* An op's entry points; `mode` and the op's own attributes (window_left, kernel, stride, block) are set in
  * *a, the rest is filled in here. */

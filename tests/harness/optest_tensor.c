@@ -217,7 +217,7 @@ ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *d
 }
 
 ot_tensor *ot_far(ot *t, const ot_tensor *a) {
-  int64_t rows = a->arg.dim[0], step = ((int64_t)1 << 31) / (rows - 1) + 4096;
+  int64_t rows = a->arg.dim[0], step = (((int64_t)1 << 31) / (rows - 1) + 4096) & ~(int64_t)63; /* aligned */
   size_t bytes = (size_t)(step * rows) * rg_dtype_size(a->arg.dtype);
   if (t->nmap == MAX_MAPS) return NULL;
   void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
