@@ -63,8 +63,8 @@ def _on(device):
 class Variant:
     """A plan for one set of shapes, with its idle sessions."""
 
-    def __init__(self, plan, device):
-        self.plan, self.device = plan, device
+    def __init__(self, plan, device, eager):
+        self.plan, self.device, self.eager = plan, device, eager
         self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
         self.align = 16 if device.type == "cuda" else 4
         self._idle = {}  # stream → sessions; taking and giving back are atomic
@@ -86,7 +86,7 @@ class Variant:
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
                                              "run once before the capture")
-        return core.Session(self.plan, saved=saved.data_ptr(), scratch=scratch.data_ptr())
+        return core.Session(self.plan, saved=saved.data_ptr(), scratch=scratch.data_ptr(), eager=self.eager)
 
     def run(self, backward, bindings, saved):
         """Binds (tensor info, tensor) pairs and runs on the current stream."""
@@ -119,8 +119,8 @@ class Variant:
 class Program:
     """A spec, a policy and parameters."""
 
-    def __init__(self, text, name, policy, params, options):
-        self.name, self.params, self.options = name, params, options
+    def __init__(self, text, name, policy, params, eager, options):
+        self.name, self.params, self.eager, self.options = name, params, eager, options
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
         spec.check(self.policy)
@@ -165,7 +165,7 @@ class Program:
         dims = loaded.solve(dict(zip(self.inputs, shapes)))
         with _on(device) if torch.cuda.is_available() else contextlib.nullcontext():
             plan = core.Plan(loaded, self.policy, device=device.type, **self.options, **dims)
-        variant = Variant(plan, device)
+        variant = Variant(plan, device, self.eager)
         for info, shape, tensor in zip(variant.inputs, shapes, tensors):
             if tensor.device != device:
                 raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{info.name}' is on {tensor.device}; "
@@ -371,6 +371,16 @@ class Attention:
         wanted = [name for name, t in zip(self._program.inputs, tensors) if t.requires_grad and torch.is_grad_enabled()]
         return self._program.variant(",".join(wanted), tensors).plan
 
+    def times(self, *args, **named):
+        """[(node, op, backward?, ms, roofline ms)] of the last run with these tensors, of an `eager` attention: its backward's
+        steps are the last run's if that was one."""
+        plan = self.plan(*args, **named)
+        for variant in list(self._program._variants.values()):
+            if variant.plan is plan:
+                variant.synchronize()
+                return next(iter(s for sessions in variant._idle.values() for s in reversed(sessions))).times()
+        return []
+
     def synchronize(self):
         """Waits for this program's runs and raises what went wrong in them, such as lengths that broke a rule (the next call
         would raise it too)."""
@@ -378,16 +388,17 @@ class Attention:
             variant.synchronize()
 
 
-def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, **params):
+def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, eager=False, **params):
     """Makes an Attention of a spec and a policy (paths, dicts or JSON text). `params` override the spec's parameters; one that
-    names an input's dtype follows the tensors where it is not given. Equal arguments share plans."""
+    names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
+    `times`). Equal arguments share plans."""
     text, name = core.read_source(spec)
     policy = core.read_source(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes}
-    identity = json.dumps([text, policy, params, {name: str(value) for name, value in options.items()}], sort_keys=True)
+    identity = json.dumps([text, policy, params, eager, {name: str(value) for name, value in options.items()}], sort_keys=True)
     key = f"{Path(name).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if key not in _programs:
-        _programs[key] = Program(text, name, policy, params, options)
+        _programs[key] = Program(text, name, policy, params, eager, options)
     return Attention(key)
 
 
