@@ -68,10 +68,10 @@ class Clock:
         return begin.elapsed_time(end)
 
     def median(self, function):
-        """After two warm-up runs, at least 5 and at most 50 runs, for as long as the limit allows."""
+        """After two warm-up runs, at least 3 and at most 50 runs, for as long as the limit allows."""
         self.once(function)
         ms = max(self.once(function), 1e-3)
-        return statistics.median(self.once(function) for _ in range(max(5, min(50, int(self.seconds * 1000 / ms)))))
+        return statistics.median(self.once(function) for _ in range(max(3, min(50, int(self.seconds * 1000 / ms)))))
 
     def both(self, forward, x, d_o):
         """Medians of forward (with gradients to come) and backward."""
