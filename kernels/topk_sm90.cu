@@ -133,6 +133,29 @@ template <int PER_LANE> struct pool {
       if (key[i] < lo || (key[i] == lo && block[i] > last)) key[i] = LEAST_KEY;
     return n;
   }
+  /* The same in few steps where it can: of 32 candidates or more, a key that `keep` lanes reach with their best
+   * candidate is reached by `keep` candidates, and seldom by many more. At most 32 are left. */
+  __device__ __forceinline__ int sift(int n, int keep, int *least) {
+    int best = key[0];
+    #pragma unroll
+    for (int i = 1; i < PER_LANE; i++) best = max(best, key[i]);
+    int lo = __reduce_min_sync(~0u, best), lanes = 32;
+    int64_t hi = (int64_t)__reduce_max_sync(~0u, best) + 1;
+    while (lanes > keep + 2 && hi - lo > 1) {
+      const int middle = (int)(lo + (hi - lo) / 2), m = __popc(__ballot_sync(~0u, best >= middle));
+      if (m >= keep)
+        lo = middle, lanes = m;
+      else
+        hi = middle;
+    }
+    *least = lo;
+    const int left = from(lo);
+    if (left > 32) return reduce(left, keep, min(4, 32 - keep), least);
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+      if (key[i] < lo) key[i] = LEAST_KEY;
+    return left;
+  }
   __device__ __forceinline__ void store(int2 *to) const {
     const uint32_t before = (1u << threadIdx.x % 32) - 1;
     int n = 0;
@@ -149,32 +172,80 @@ template <int PER_LANE> struct pool {
 
 /* ---- scores of one step, by the warp that owns the queries ---- */
 
+/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's candidates. */
+template <int HEADS>
+__device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, float score, int b) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, key = key_of(score);
+  int4 s = m.state[q];
+  int2 *to = m.candidate + q * P::ROOM;
+  const bool mine = (passed >> lane & 1) && key > s.x;
+  passed = __ballot_sync(~0u, mine);
+  if (mine) to[s.y + __popc(passed & ((1u << lane) - 1))] = make_int2(key, b);
+  s.y += __popc(passed);
+  __syncwarp();
+  if (s.y > P::ROOM - 32) {
+    pool<P::PER_LANE> x;
+    x.load(to, s.y);
+    s.y = x.sift(s.y, s.w, &s.x);
+    x.store(to);
+  }
+  if (lane == 0) m.state[q] = s;
+  __syncwarp();
+}
+
+/* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane 0's last key
+ * of the step before. */
+template <int HEADS>
+__device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, int warp, int step,
+                                           float (&carry)[plan<HEADS>::MINE]) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, b = step * 32 + lane;
+  float score[P::MINE];
+  uint32_t passed[P::MINE], some = 0;
+  #pragma unroll
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    const float4 v = *(const float4 *)(m.p + ((step & 1) * P::QUERIES + q) * P::PITCH + 4 * lane);
+    const int4 s = m.state[q];
+    const float before = __shfl_sync(~0u, v.w, (lane + 31) % 32);
+    score[i] = lane == 0 ? carry[i] : before;
+    carry[i] = before;
+    score[i] = fmaf(2, v.x, score[i]);
+    score[i] = fmaf(2, v.y, score[i]);
+    score[i] = fmaf(2, v.z, score[i]) + v.w;
+    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z && __float_as_int(score[i]) > s.x);
+    if (passed[i]) some |= 1u << i;
+  }
+  #pragma unroll 1
+  while (some) {
+    const int i = __ffs(some) - 1;
+    uint32_t which = passed[0];
+    float x = score[0];
+    #pragma unroll
+    for (int k = 1; k < P::MINE; k++)
+      if (i == k) which = passed[k], x = score[k];
+    take<HEADS>(m, warp * P::MINE + i, which, x, b);
+    some &= some - 1;
+  }
+}
+
+/* Any blocks. */
 template <int HEADS, bool DOT>
 __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int warp, int step) {
   using P = plan<HEADS>;
   const int lane = threadIdx.x % 32, bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
   const int blocks = P::STEP / bs;
-  const uint32_t before = (1u << lane) - 1;
   #pragma unroll 1
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     const float *row = m.p + ((step & 1) * P::QUERIES + q) * P::PITCH;
     float *carry = m.carry + q * reach;
-    int4 s = m.state[q];
     #pragma unroll 1
     for (int first = 0; first < blocks; first += 32) {
       const int mine = first + lane, b = step * blocks + mine;
       float score = 0;
-      if (bs == 4 && reach == 1 && P::STEP == 128) {
-        const float4 v = *(const float4 *)(row + 4 * lane);
-        score = __shfl_up_sync(~0u, v.w, 1);
-        if (lane == 0) score = carry[0];
-        __syncwarp();
-        if (lane == 31) carry[0] = v.w;
-        score = fmaf(2, v.x, score);
-        score = fmaf(2, v.y, score);
-        score = fmaf(2, v.z, score) + v.w;
-      } else if (mine < blocks) {
+      if (mine < blocks) {
         if (DOT) score = row[mine];
         for (int from = -reach; from < bs && !DOT; from++) {
           const int at = mine * bs + from;
@@ -182,27 +253,13 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
           score = fmaf((float)(min(from + reach + 1, bs) - max(from, 0)), x, score);
         }
       }
-      const int key = key_of(score);
-      const bool pass = mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z && key > s.x;
-      const uint32_t passed = __ballot_sync(~0u, pass);
-      if (passed) {
-        int2 *to = m.candidate + q * P::ROOM;
-        if (pass) to[s.y + __popc(passed & before)] = make_int2(key, b);
-        s.y += __popc(passed);
-        if (s.y > P::ROOM - 32) {
-          pool<P::PER_LANE> x;
-          __syncwarp();
-          x.load(to, s.y);
-          s.y = x.reduce(s.y, s.w, min(4, 32 - s.w), &s.x);
-          x.store(to);
-        }
-        if (lane == 0) m.state[q] = s;
-      }
+      const int4 s = m.state[q];
+      const uint32_t passed = __ballot_sync(~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z &&
+                                                     key_of(score) > s.x);
+      if (passed) take<HEADS>(m, q, passed, score, b);
     }
-    if (!(bs == 4 && reach == 1 && P::STEP == 128)) {
-      __syncwarp();
-      for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
-    }
+    __syncwarp();
+    for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
     __syncwarp();
   }
 }
@@ -246,21 +303,30 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
   }
   const int keep = (int)c.keep;
   int4 s = m.state[q];
-  pool<PER_LANE> x;
-  x.load(m.candidate + q * room, s.y);
-  x.reduce(s.y, keep, 0, &s.x);
-  x.store(m.candidate + q * room);
-  const int2 mine = lane < keep ? m.candidate[q * room + lane] : make_int2(INT_MAX, 0);
-  const int least = __reduce_min_sync(~0u, mine.x);
-  int place = (int)c.free0;
-  for (int j = 0; j < keep; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y;
+  int2 *const list = m.candidate + q * room;
+  if (s.y > 32) {
+    pool<PER_LANE> x;
+    x.load(list, s.y);
+    s.y = x.sift(s.y, keep, &s.x);
+    x.store(list);
+  }
+  const int2 mine = lane < s.y ? list[lane] : make_int2(LEAST_KEY, INT_MAX);
+  int rank = 0, place = (int)c.free0;
+  for (int j = 0; j < s.y; j++) {
+    const int key = __shfl_sync(~0u, mine.x, j), b = __shfl_sync(~0u, mine.y, j);
+    rank += key > mine.x || (key == mine.x && b < mine.y);
+  }
+  const bool kept = lane < s.y && rank < keep;
+  const uint32_t all_kept = __ballot_sync(~0u, kept);
+  for (int j = 0; j < s.y; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
+  const int least = __reduce_min_sync(~0u, kept ? mine.x : INT_MAX);
   const bool fp64 = !p.dot && seen && least != NAN_KEY && undecided(__int_as_float(least));
   if (fp64) {
     if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
     return;
   }
   if (lane < c.free0) idx[lane] = lane;
-  if (lane < keep) idx[place] = mine.y;
+  if (kept) idx[place] = mine.y;
   const int n = (int)(c.free0 + keep);
   if (lane >= n && lane < p.top_n) {
     const int64_t b = c.free1 + lane - n;
@@ -370,7 +436,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
     const float scale = p.scale * LOG2E;
     const uint64_t q_at = desc_k(smem_at(mine));
     const uint32_t k_at = smem_at(m.k);
-    float acc[2][P::N / 2];
+    float acc[2][P::N / 2], carry[P::MINE] = {};
     int stage = 0, freed = 0;
     uint32_t parity = 0;
 
@@ -396,7 +462,10 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
                         step * P::STEP + in_step, least_visible, m.visible);
       if (i % P::HALVES == P::HALVES - 1) {
         named_sync(1 + group, 128);
-        choose<HEADS, DOT>(p, m, warp, step);
+        if (!DOT && P::STEP == 128 && bs == 4 && reach == 1)
+          choose_4_1<HEADS>(p, m, warp, step, carry);
+        else
+          choose<HEADS, DOT>(p, m, warp, step);
       }
     };
 
