@@ -1,7 +1,9 @@
 /* kernels/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
  *
- * A block works on 2 * QUERIES queries of one sequence and KV head, its two consumer warpgroups on half of them
- * each; the copy engine fills a ring of tiles of 64 keys. The product is taken transposed,
+ * A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a ring of tiles of
+ * 64 that the copy engine fills. A block has one consumer, and two blocks share a multiprocessor, so that one
+ * block's beginning and end hide behind the other's products; or, where that much shared memory is not to be
+ * had, two consumers of one ring. The product is taken transposed,
  *
  *     D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
  *
@@ -335,17 +337,19 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
 }
 
 template <class T, int HEADS, int D, bool DOT>
-__global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_constant__ rgk_topk90_params x) {
+__global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
+    topk(const __grid_constant__ rgk_topk90_params x) {
   const rgk_topk &p = x.call;
   using P = plan<HEADS>;
+  constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D);
   extern __shared__ __align__(1024) char shared[];
   const int kh = (int)(blockIdx.x % p.KH);
-  const tile t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, 2 * P::QUERIES);
+  const tile t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, GROUPS * P::QUERIES);
   const int64_t row0 = t.begin + t.first;
   int32_t *const idx = (int32_t *)p.idx.data + kh * p.idx.head;
   if (t.n == 0) return;
   if (t.b == p.seqs.n) {
-    for (int i = threadIdx.x; i < t.n * p.top_n; i += RGK_TOPK90_THREADS)
+    for (int i = threadIdx.x; i < t.n * p.top_n; i += RGK_TOPK90_THREADS(HEADS, D))
       idx[(row0 + i / p.top_n) * p.idx.row + i % p.top_n] = 0;
     return;
   }
@@ -360,31 +364,32 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   const int tiles = ((step1 - step0) * P::HALVES + 1) / 2 * 2;
 
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int side = GROUPS == 1 ? 0 : group & 1;
   memory m;
   m.q = shared;
-  m.k = m.q + 2 * panels * P::N * 128;
+  m.k = m.q + GROUPS * panels * P::N * 128;
   char *at = m.k + p.stages * panels * TILE * 128;
-  m.p = (float *)at + (group & 1) * 2 * P::QUERIES * P::PITCH;
-  at += 4 * P::QUERIES * P::PITCH * 4;
-  m.candidate = (int2 *)at + (group & 1) * P::QUERIES * P::ROOM;
-  at += 2 * P::QUERIES * P::ROOM * 8;
-  m.state = (int4 *)at + (group & 1) * P::QUERIES;
-  at += 2 * P::QUERIES * 16;
-  m.visible = (int *)at + (group & 1) * P::QUERIES;
-  at += 2 * P::QUERIES * 4;
+  m.p = (float *)at + side * 2 * P::QUERIES * P::PITCH;
+  at += GROUPS * 2 * P::QUERIES * P::PITCH * 4;
+  m.candidate = (int2 *)at + side * P::QUERIES * P::ROOM;
+  at += GROUPS * P::QUERIES * P::ROOM * 8;
+  m.state = (int4 *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 16;
+  m.visible = (int *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 4;
   m.full = (uint64_t *)at;
   m.empty = m.full + RGK_TOPK90_STAGES;
-  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + (group & 1) * P::QUERIES * reach;
+  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + side * P::QUERIES * reach;
 
   if (threadIdx.x == 0) {
     #pragma unroll 1
-    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 8);
+    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
     bar_init_done();
   }
   __syncthreads();
 
-  if (group == 2) { /* one thread starts the copies of keys; the others only lend their registers */
-    fewer_registers<24>();
+  if (group == GROUPS) { /* one thread starts the copies of keys; the others only lend their registers */
+    fewer_registers<GROUPS == 1 ? 40 : 24>();
     if (threadIdx.x % 128) return;
     const int64_t from = keys.first + (int64_t)step0 * P::STEP;
     int stage = 0;
@@ -400,7 +405,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   }
 
   /* ---- consumers ---- */
-  more_registers<240>();
+  more_registers<GROUPS == 1 ? 208 : 240>();
   const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)), tid = threadIdx.x % 128;
   for (int q = tid; q < P::QUERIES; q += 128) {
     const topk_choice c = choice_of(p, position + first + q, keys.length);
