@@ -303,10 +303,10 @@ __device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]
                : "memory");
 }
 
-/* Turns sums into averages, with the sink; writes lse. `row`: of the thread's first row, inside the tile. */
+/* Turns sums into averages, with the sink, and finds lse. */
 template <class C>
-__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, int row, float (&o)[C::E / 2],
-                                        const thread_rows &r, float c) {
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, float (&o)[C::E / 2],
+                                        const thread_rows &r, float c, float (&lse)[2]) {
   const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) * LOG2E : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
@@ -318,16 +318,22 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
       m = top;
     }
     if (f != 0) f = __fdividef(f, l);
-    const int at = row + 8 * y;
-    if (p.lse.data && threadIdx.x % 4 == 0 && at < j.rows)
-      ((float *)p.lse.data)[(int64_t)(j.token + at) * p.lse.row + j.head * p.lse.head] =
-          l == 0 ? -INFINITY : m * LN2 + logf(l);
+    lse[y] = l == 0 ? -INFINITY : m * LN2 + logf(l);
 #pragma unroll
     for (int x = 0; x < C::E / 4; x++) {
       float &a = o[x / 2 * 4 + 2 * y + x % 2];
       a = f == 0 ? 0 : a * f;
     }
   }
+}
+
+/* `row`: of the thread's first row, inside the tile. */
+__device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row, const float (&lse)[2]) {
+  if (!p.lse.data || threadIdx.x % 4 != 0) return;
+#pragma unroll
+  for (int y = 0; y < 2; y++)
+    if (row + 8 * y < j.rows)
+      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] = lse[y];
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a sequence row by
@@ -485,7 +491,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     } else if (C::OWN_O) {
       bar_arrive(&s.q_empty[group]);
     }
-    average<C>(p, j, row, o, r, c);
+    float lse[2];
+    average<C>(p, j, o, r, c, lse);
     if (C::OWN_O) { /* the copy engine has read the last job's rows */
       if (lane == 0) store_wait_read<0>();
       __syncwarp();
@@ -493,6 +500,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       named_sync(8 + group, 128);
     }
     write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+    write_lse(p, j, row, lse); /* last: the fence before the copy engine waits for stores before it */
     if (!C::OWN_O) {
       if (lane == 0) store_wait_read<0>();
       __syncwarp();
