@@ -12,6 +12,7 @@ typedef struct rgi_saved_block {
   struct rgi_saved_block *next;
   char *data;
   bool forwarded;
+  bool forgotten; /* the record may serve another block */
   void **at; /* [nbindable]: inputs and outputs of that forward */
 } rgi_saved_block;
 

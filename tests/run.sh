@@ -31,6 +31,11 @@ if [ "${1:-}" != quick ]; then
   want clang-format clang-format
   want cppcheck cppcheck
 fi
+has_numpy() { for p in python3 /usr/bin/python3; do ! "$p" -c 'import numpy' 2>/dev/null || return 0; done && false; }
+# The Python package's tests are skipped without numpy, so it is no reason to stop where it can't be installed.
+if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+  has_numpy || need+=(python3-numpy)
+fi
 if ((${#need[@]})); then
   sudo=""
   [ "$(id -u)" -eq 0 ] || sudo=sudo
@@ -85,6 +90,9 @@ check() { # title, command…
 stage_release() {
   build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
   run_tests build
+  local status=0
+  tests/python.sh build || status=$?
+  [ "$status" -eq 77 ] || check "python" test "$status" -eq 0
 }
 stage_sanitize() {
   build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DREGRAPH_SANITIZE=address,undefined"
