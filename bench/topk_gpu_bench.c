@@ -164,10 +164,12 @@ static void measure(const options *o, rg_dtype dtype, const rg_gpu *gpu) {
   int32_t *plain = fetch(&out);
   int64_t rows = 0, entries = 0;
   for (int64_t r = 0; r < o->T * o->KH; r++) {
+    const int32_t *a = mine + r * o->top, *b = plain + r * o->top;
     int64_t n = 0;
-    for (int64_t i = 0, j = 0; i < o->top; i++) {
-      while (j < o->top && plain[r * o->top + j] < mine[r * o->top + i]) j++;
-      n += j == o->top || plain[r * o->top + j] != mine[r * o->top + i];
+    for (int64_t i = 0; i < o->top; i++) {
+      int64_t j = 0;
+      while (j < o->top && b[j] != a[i]) j++;
+      n += j == o->top;
     }
     rows += n > 0, entries += n;
   }

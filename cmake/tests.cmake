@@ -70,6 +70,7 @@ add_executable(gpu_tests_plain EXCLUDE_FROM_ALL ${gpu_sources} ${CMAKE_SOURCE_DI
 target_include_directories(gpu_tests_plain BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
 target_compile_options(gpu_tests_plain PRIVATE -Wno-format-zero-length)
 target_link_libraries(gpu_tests_plain PRIVATE rgi_harness regraph_all)
+target_compile_definitions(gpu_tests_plain PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 

@@ -60,16 +60,24 @@ static bool describe(job *j) {
   return true;
 }
 
+static bool choose(const job *j, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t c,
+                   cublasLtMatmulHeuristicResult_t *found) {
+  int n = 0;
+  return cublasLtMatmulAlgoGetHeuristic(j->handle, j->op, j->b, a, c, c, j->wish, 1, found, &n) ==
+             CUBLAS_STATUS_SUCCESS &&
+         n == 1;
+}
+
 static rg_status record(void *arg, void *stream) {
   const job *j = arg;
   const rgk_product *p = j->p;
   const float one = 1, zero = 0;
-  cublasLtMatmulHeuristicResult_t found;
-  int n = 0;
-  if (cublasLtMatmulAlgoGetHeuristic(j->handle, j->op, j->b, j->usual_a, j->usual_c, j->usual_c, j->wish, 1,
-                                     &found, &n) != CUBLAS_STATUS_SUCCESS ||
-      n == 0)
-    return RG_E_DEVICE;
+  cublasLtMatmulHeuristicResult_t found, fits;
+  bool ok = choose(j, j->usual_a, j->usual_c, &found) &&
+            cublasLtMatmulAlgoCheck(j->handle, j->op, j->b, j->a, j->c, j->c, &found.algo, &fits) ==
+                CUBLAS_STATUS_SUCCESS &&
+            fits.workspaceSize == 0;
+  if (!ok && !choose(j, j->a, j->c, &found)) return RG_E_DEVICE;
   return cublasLtMatmul(j->handle, j->op, &one, p->b, j->b, p->a, j->a, &zero, p->c, j->c, p->c, j->c,
                         &found.algo, NULL, 0, (cudaStream_t)stream) == CUBLAS_STATUS_SUCCESS
              ? RG_OK

@@ -19,7 +19,7 @@ typedef struct rgk_product {
 void *rgk_blas(rg_cuda *x);
 void rgk_blas_destroy(void *handle);
 /* Takes the algorithm that cuBLASLt names first for RGK_PRODUCT_ROWS rows, without split sums and without
- * workspace, whatever m is: so a row's bits depend neither on m nor on its place. */
+ * workspace, also for other m where it serves them: so a row's bits depend neither on m nor on its place. */
 enum { RGK_PRODUCT_ROWS = 8192 };
 rg_status rgk_blas_product(rg_cuda *x, const rgk_product *p);
 #else

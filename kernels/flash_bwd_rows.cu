@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
                   at = row * a.dq.row + (int64_t)(p.kh0 * a.G + h) * a.dq.head + part * 16;
     float y[16] = {};
     if (seen) {
-      const float4 *from = (const float4 *)(p.dq + (h * a.T + row) * p.width + (part ^ (r & 1)) * 16);
+      const int64_t panel = (int64_t)h * (p.width / 64) + part / 4;
+      const float4 *from = (const float4 *)(p.dq + (panel * a.T + row) * 64 + (part % 4 ^ (r & 1)) * 16);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const float4 v = __ldcs(from + j);

@@ -5,9 +5,9 @@
  *
  * A block has one item (device/flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a time.
  * Scores are formed transposed: each of two warpgroups owns 64 keys, so that P^T and dS^T are in the registers
- * from which dV += P^T dO and dK += dS^T Q take them; dS^T also goes through shared memory, since dQ = dS K
- * sums over the keys of both (each warpgroup computes half of its columns). A third warpgroup lends its
- * registers to them: its first warp loads, its second adds dQ to memory.
+ * from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared memory, where a third warpgroup
+ * finds it, forms dQ = dS K of both, and has the copy engine add it to memory. A fourth lends its registers to
+ * the others; one of its threads loads.
  *
  * Every sum has a fixed order. dK and dV are summed over heads and queries in registers; the chunks of a
  * sequence add them up in fp32 in memory, each waiting for the one before (kv_done). dQ is summed over key
@@ -15,10 +15,10 @@
  * order in which nobody waits for one that has not begun.
  *
  *   shared memory   K [128, W]  V [128, W]  Q 2 x [64, W]  dO 2 x [64, W]  dS^T 2 x [128 keys, 64]
- *                   dQ [64, W] f32  rows 2 x (lse, delta)                    all but the last two in panels of
+ *                   dQ W/64 x [64, 64] f32  rows 2 x (lse, delta)            all but the last two in panels of
  *                   128-byte rows, swizzled
- *   dQ's rows       64-byte groups of 16 columns, group i at i ^ (row & 1); in a group the columns stand as
- *                   lanes hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
+ *   dQ's rows       four groups of 16 columns, group i at i ^ (row & 1); in a group the columns stand as lanes
+ *                   hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
  */
 #include "device/element.cuh"
 #include "device/flash_bwd.cuh"
@@ -36,6 +36,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
+  if constexpr (std::is_same_v<T, __half>) return __half22float2(*(const __half2 *)&x);
+  return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
 }
 
 /* ---- counters in memory that order the sums of blocks ---- */
@@ -73,8 +78,14 @@ template <int W> struct plan {
                             d_o = q + 2 * panels * q_panel, ds = d_o + 2 * panels * q_panel,
                             dq = ds + 2 * KEYS * 128, rows = dq + ROWS * W * 4, bars = rows + 2 * 512;
 };
+/* What a step's queries are, for those who mask: columns of S^T, that is queries, [from, upto) see key 0 of the
+ * tile, of n; later keys add to that (compute). */
+struct step {
+  int masked, n, from, upto;
+};
 struct barriers {
-  uint64_t kv, q_full[2], q_empty[2], o_full[2], o_empty[2], dq_full, dq_empty;
+  uint64_t kv, q_full[2], q_empty[2], o_full[2], o_empty[2], ds_full[2], dq_full[2], dq_empty[2];
+  step steps[2];
   int got;
   bwd_item item;
 };
@@ -89,13 +100,34 @@ __device__ __forceinline__ void write4(uint32_t at, float a, float b, float c, f
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
-/* The steps of an item: query tiles, for each the heads of the group. */
+/* The steps of an item: every tile of queries of every head of the group. With a window heads are the outer
+ * loop, so that neighbouring key tiles, which lie a little apart in time, find queries and dQ in L2. */
 struct walk {
-  int m, h, G;
+  int m, h, m0, m1, G;
+  bool by_head;
+  __device__ __forceinline__ walk(const rgk_attn &a, const bwd_item &x)
+      : m(x.m0), h(0), m0(x.m0), m1(x.m1), G(a.G), by_head(bwd_windowed(a)) {}
+  __device__ __forceinline__ bool more() const { return m < m1 && h < G; }
   __device__ __forceinline__ void next() {
-    if (++h == G) h = 0, m++;
+    if (by_head) {
+      if (++m == m1) {
+        if (++h < G) m = m0;
+      }
+    } else if (++h == G) {
+      if (++m < m1) h = 0;
+    }
   }
 };
+
+__device__ __forceinline__ step find_step(const rgk_attn &a, const bwd_item &x, int m) {
+  const int64_t first = (int64_t)m * ROWS, p0 = first + x.s.offset, k0 = (int64_t)x.tile * KEYS, far = 1 << 20;
+  step s;
+  s.n = (int)min(x.s.length - first, (int64_t)ROWS);
+  s.from = (int)max(bwd_from(a, k0) - p0, -far * 64);
+  s.upto = bwd_windowed(a) ? (int)min(k0 + a.window_left - p0 + 1, far) : (int)far;
+  s.masked = s.n < ROWS || x.s.keys < k0 + KEYS || bwd_from(a, k0 + KEYS - 1) > p0 || s.upto < ROWS;
+  return s;
+}
 
 template <int W>
 __device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar) {
@@ -107,13 +139,14 @@ __device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, 
     tma_load(smem + L::v + i * L::k_panel, &p.v, &bar->kv, 64 * i, x.kh, (int)k_row);
   }
   ring<2> at;
-  walk w{x.m0, 0, p.a.G};
+  walk w(p.a, x);
   const int64_t slot0 = x.s.q_begin / ROWS + x.b;
-  for (; w.m < x.m1; w.next(), at.next()) {
+  for (; w.more(); w.next(), at.next()) {
     const int head = x.kh * p.a.G + w.h, row = (int)(x.s.q_begin + (int64_t)w.m * ROWS);
     char *q = smem + L::q + at.stage * L::panels * L::q_panel,
          *d_o = smem + L::d_o + at.stage * L::panels * L::q_panel;
     bar_wait(&bar->q_empty[at.stage], at.parity ^ 1);
+    bar->steps[at.stage] = find_step(p.a, x, w.m);
     bar_expect(&bar->q_full[at.stage], L::panels * L::q_panel + 512);
     for (int i = 0; i < L::panels; i++)
       tma_load(q + i * L::q_panel, &p.q, &bar->q_full[at.stage], 64 * i, head, row);
@@ -126,32 +159,41 @@ __device__ __forceinline__ void load(const rgk_flash_bwd &p, const bwd_item &x, 
   }
 }
 
-template <int W>
-__device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar) {
+/* One thread: has the copy engine add dQ to memory when it is this tile's turn, and tells of a step's sum when
+ * the next one's is under way. */
+template <int W> __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, barriers *bar) {
   using L = plan<W>;
-  walk w{x.m0, 0, p.a.G};
-  uint32_t parity = 0;
   const int64_t slot0 = x.s.q_begin / ROWS + x.b;
-  for (; w.m < x.m1; w.next(), parity ^= 1) {
+  uint32_t *tell = nullptr, told = 0, parity = 0;
+  for (walk w(p.a, x); w.more(); w.next(), parity ^= 1) {
     const int64_t i = (int64_t)w.m * ROWS, left = x.s.length - i;
     const int head = x.kh * p.a.G + w.h, n = left < ROWS ? (int)left : ROWS;
-    const int turns = bwd_tiles_seen(p.a, x.s, i + n - 1), turn = turns - 1 - x.tile;
+    const int turn = bwd_tiles_seen(p.a, x.s, i + n - 1) - 1 - x.tile;
     uint32_t *done = p.dq_done + (slot0 + w.m) * p.a.H + head;
-    float *to = p.dq + ((int64_t)(head - p.kh0 * p.a.G) * p.a.T + x.s.q_begin + i) * W;
-    if (turn > 0) await(done, (uint32_t)turn);
-    bar_wait(&bar->dq_full, parity);
-    proxy_fence_all();
-    if (turn > 0)
-      bulk_add(to, smem + L::dq, n * W * 4);
-    else
-      bulk_store(to, smem + L::dq, n * W * 4);
-    store_commit();
-    store_wait_read<0>();
-    bar_arrive(&bar->dq_empty);
-    store_wait<0>();
-    proxy_fence_all();
-    if (x.tile > 0) publish(done, (uint32_t)turn + 1);
+    if (turn > 0) await(done, (uint32_t)turn), proxy_fence_all();
+#pragma unroll
+    for (int j = 0; j < L::panels; j++) {
+      float *to = p.dq + (((int64_t)(head - p.kh0 * p.a.G) * L::panels + j) * p.a.T + x.s.q_begin + i) * 64;
+      bar_wait(&bar->dq_full[j], parity);
+      if (turn > 0)
+        bulk_add(to, smem + L::dq + j * ROWS * 256, n * 256);
+      else
+        bulk_store(to, smem + L::dq + j * ROWS * 256, n * 256);
+      store_commit();
+    }
+    if (tell) store_wait<L::panels>(), publish(tell, told);
+#pragma unroll
+    for (int j = 0; j < L::panels; j++) {
+      if (j + 1 < L::panels)
+        store_wait_read<1>();
+      else
+        store_wait_read<0>();
+      bar_arrive(&bar->dq_empty[j]);
+    }
+    tell = x.tile > 0 ? done : nullptr, told = (uint32_t)turn + 1;
   }
+  store_wait<0>();
+  if (tell) publish(tell, told);
 }
 
 /* Rows [n, count) of a tile of `panels` panels become zero: they belong to others, and 0 * NaN is NaN. */
@@ -219,12 +261,9 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 #pragma unroll
   for (int i = 0; i < W / 2; i++) dk[i] = dv[i] = 0;
 
-  if (x.m0 < x.m1) {
+  const int steps = (x.m1 - x.m0) * a.G;
+  if (steps > 0) {
     float s[32];
-    ring<2> at;
-    walk w{x.m0, 0, a.G};
-    uint32_t dq_parity = 1;
-
     auto scores = [&](int stage) { /* S^T = K Q^T */
       const uint32_t Q = base + L::q + stage * L::panels * L::q_panel;
       wgmma_fence();
@@ -235,6 +274,32 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       wgmma_commit();
     };
 
+    /* dQ = dS K of step i, this warpgroup's half of the columns */
+    auto queries = [&](float(&dq)[W / 4], int i) {
+      const uint32_t dS = base + L::ds + (i & 1) * KEYS * 128,
+                     part = base + L::k + (W == 64 ? wg * 64 : wg * L::k_panel);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < KEYS / 16; k++)
+        wgmma<T, W / 2>::template ss<true, true>(dq, desc_mn(dS + k * 2048, 8192),
+                                                 desc_mn(part + k * 2048, L::k_panel), k > 0);
+      wgmma_commit();
+    };
+    auto give = [&](const float(&dq)[W / 4], int i) {
+      const int panel = W == 64 ? 0 : wg;
+      const uint32_t row = base + L::dq + panel * ROWS * 256 + (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
+      bar_wait(&bar->dq_empty[panel], i & 1 ^ 1);
+#pragma unroll
+      for (int j = 0; j < W / 32; j++) {
+        const uint32_t to = row + ((W == 64 ? 2 * wg + j : j) ^ (lane / 4 & 1)) * 64;
+        write4(to, dq[8 * j], dq[8 * j + 1], dq[8 * j + 4], dq[8 * j + 5]);
+        write4(to + 8 * 256, dq[8 * j + 2], dq[8 * j + 3], dq[8 * j + 6], dq[8 * j + 7]);
+      }
+      proxy_fence();
+      __syncwarp();
+      if (lane == 0) bar_arrive(&bar->dq_full[panel]);
+    };
+
     bar_wait(&bar->kv, 0);
     if (keys < KEYS) {
       zero_rows<L::panels, KEYS>(smem + L::k, keys, both);
@@ -243,44 +308,36 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       named_sync(1, 256);
     }
     bar_wait(&bar->q_full[0], 0);
-    scores(0); wgmma_wait<0>(); wgmma_keep(s);
+    scores(0);
+    wgmma_wait<0>();
+    wgmma_keep(s);
 
-    for (;;) {
-      const uint32_t Q = base + L::q + at.stage * L::panels * L::q_panel,
-                     dO = base + L::d_o + at.stage * L::panels * L::q_panel,
-                     dS = base + L::ds + at.stage * KEYS * 128;
-      const int64_t left = x.s.length - (int64_t)w.m * ROWS, p0 = (int64_t)w.m * ROWS + x.s.offset;
-      const int n = left < ROWS ? (int)left : ROWS;
-      const uint32_t lse = base + L::rows + at.stage * 512 + (lane & 3) * 8, delta = lse + 256;
+    for (int i = 0; i < steps; i++) {
+      const uint32_t stage = i & 1, parity = i >> 1 & 1;
+      const uint32_t Q = base + L::q + stage * L::panels * L::q_panel,
+                     dO = base + L::d_o + stage * L::panels * L::q_panel, dS = base + L::ds + stage * KEYS * 128;
+      const uint32_t lse = base + L::rows + stage * 512 + (lane & 3) * 8, delta = lse + 256;
+      const bool masked = bar->steps[stage].masked;
 
-      bar_wait(&bar->o_full[at.stage], at.parity);
-      if (n < ROWS) {
-        zero_rows<L::panels, ROWS>(smem + (Q - base), n, both);
-        zero_rows<L::panels, ROWS>(smem + (dO - base), n, both);
-        proxy_fence();
-        named_sync(1, 256);
+      bar_wait(&bar->o_full[stage], parity);
+      if (masked) {
+        const int n = bar->steps[stage].n;
+        if (n < ROWS) {
+          zero_rows<L::panels, ROWS>(smem + (Q - base), n, both);
+          zero_rows<L::panels, ROWS>(smem + (dO - base), n, both);
+          proxy_fence();
+          named_sync(1, 256);
+        }
       }
       float dp[32]; /* dP^T = V dO^T */
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < W / 16; i++)
-        wgmma<T, 64>::ss(dp, desc_k(V + i / 4 * L::k_panel + i % 4 * 32),
-                         desc_k(dO + i / 4 * L::q_panel + i % 4 * 32), i > 0);
+      for (int k = 0; k < W / 16; k++)
+        wgmma<T, 64>::ss(dp, desc_k(V + k / 4 * L::k_panel + k % 4 * 32),
+                         desc_k(dO + k / 4 * L::q_panel + k % 4 * 32), k > 0);
       wgmma_commit();
 
-      const bool masked = n < ROWS || keys < KEYS || bwd_from(a, k0 + KEYS - 1) > p0 ||
-                          (bwd_windowed(a) && k0 + a.window_left < p0 + ROWS - 1);
-      int from[2] = {0, 0}, to[2] = {ROWS, ROWS}; /* columns that see key, key + 8 */
-      if (masked) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int64_t k = k0 + key + 8 * i;
-          from[i] = key + 8 * i < keys ? (int)min(max(bwd_from(a, k) - p0, (int64_t)0), (int64_t)ROWS) : ROWS;
-          to[i] = n;
-          if (bwd_windowed(a)) to[i] = (int)max(min(k + a.window_left - p0 + 1, (int64_t)n), (int64_t)0);
-        }
-      }
-      uint32_t pt[16], ds[16];
+      uint32_t pt[16];
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const float2 l = read2(lse + 32 * j);
@@ -288,89 +345,82 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
         s[4 * j + 1] = exp2_fast(s[4 * j + 1] * scale2 - l.y);
         s[4 * j + 2] = exp2_fast(s[4 * j + 2] * scale2 - l.x);
         s[4 * j + 3] = exp2_fast(s[4 * j + 3] * scale2 - l.y);
-        if (masked) {
-          const int c = 8 * j + 2 * (lane & 3);
-          s[4 * j] = c >= from[0] && c < to[0] ? s[4 * j] : 0;
-          s[4 * j + 1] = c + 1 >= from[0] && c + 1 < to[0] ? s[4 * j + 1] : 0;
-          s[4 * j + 2] = c >= from[1] && c < to[1] ? s[4 * j + 2] : 0;
-          s[4 * j + 3] = c + 1 >= from[1] && c + 1 < to[1] ? s[4 * j + 3] : 0;
-        }
-        pt[2 * j] = pack2<T>(s[4 * j], s[4 * j + 1]);
-        pt[2 * j + 1] = pack2<T>(s[4 * j + 2], s[4 * j + 3]);
       }
+      if (masked) {
+        const step x = bar->steps[stage];
+        const int apart = a.mode == RGK_CMP ? a.stride : 1;
+#pragma unroll
+        for (int g = 0; g < 2; g++) { /* keys `key` and key + 8 */
+          const int k = key + 8 * g, c0 = 2 * (lane & 3), from = (k < keys ? x.from + k * apart : ROWS) - c0,
+                    upto = min(x.n, x.upto + k) - c0;
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
+            if (8 * j + 1 < from || 8 * j + 1 >= upto) s[4 * j + 2 * g + 1] = 0;
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 16; j++) pt[j] = pack2<T>(s[2 * j], s[2 * j + 1]);
       wgmma_keep(pt);
       wgmma_fence(); /* dV += P^T dO */
 #pragma unroll
-      for (int i = 0; i < 4; i++) wgmma<T, W>::template rs<true>(dv, pt + 4 * i, desc_mn(dO + i * 2048, L::q_panel), 1);
+      for (int k = 0; k < 4; k++)
+        wgmma<T, W>::template rs<true>(dv, pt + 4 * k, desc_mn(dO + k * 2048, L::q_panel), 1);
       wgmma_commit();
 
-      wgmma_wait<1>();
+      float dq[W / 4];
+      if (i > 0) bar_wait(&bar->ds_full[stage ^ 1], (i - 1) >> 1 & 1);
+      queries(dq, i + 1); /* of step i - 1; before the first step: of whatever is there, for nothing */
+
+      wgmma_wait<2>();
       wgmma_keep(dp);
+      uint32_t ds[16];
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float2 l = read2(delta + 32 * j);
-        dp[4 * j] = s[4 * j] * (dp[4 * j] - l.x);
-        dp[4 * j + 1] = s[4 * j + 1] * (dp[4 * j + 1] - l.y);
-        dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - l.x);
-        dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - l.y);
-        ds[2 * j] = pack2<T>(dp[4 * j], dp[4 * j + 1]);
-        ds[2 * j + 1] = pack2<T>(dp[4 * j + 2], dp[4 * j + 3]);
+        const float2 l = read2(delta + 32 * j), p0 = unpack2<T>(pt[2 * j]), p1 = unpack2<T>(pt[2 * j + 1]);
+        ds[2 * j] = pack2<T>(p0.x * (dp[4 * j] - l.x), p0.y * (dp[4 * j + 1] - l.y));
+        ds[2 * j + 1] = pack2<T>(p1.x * (dp[4 * j + 2] - l.x), p1.y * (dp[4 * j + 3] - l.y));
       }
       wgmma_keep(ds);
       wgmma_fence(); /* dK += dS^T Q */
 #pragma unroll
-      for (int i = 0; i < 4; i++) wgmma<T, W>::template rs<true>(dk, ds + 4 * i, desc_mn(Q + i * 2048, L::q_panel), 1);
+      for (int k = 0; k < 4; k++)
+        wgmma<T, W>::template rs<true>(dk, ds + 4 * k, desc_mn(Q + k * 2048, L::q_panel), 1);
       wgmma_commit();
+
+      wgmma_wait<1>(); /* dV and dQ are done */
+      wgmma_keep(dv);
+      wgmma_keep(pt);
+      wgmma_keep(dq);
+      if (i > 0) give(dq, i - 1);
       {
         const int row = 64 * wg + 16 * warp + (lane & 15);
+        const uint32_t to = dS + row * 128 + ((lane >> 4) ^ (row & 7)) * 16;
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                           dS + row * 128 + ((2 * i + (lane >> 4)) ^ (row & 7)) * 16),
-                       "r"(ds[4 * i]), "r"(ds[4 * i + 1]), "r"(ds[4 * i + 2]), "r"(ds[4 * i + 3])
+        for (int k = 0; k < 4; k++)
+          asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to ^ (k * 32)),
+                       "r"(ds[4 * k]), "r"(ds[4 * k + 1]), "r"(ds[4 * k + 2]), "r"(ds[4 * k + 3])
                        : "memory");
       }
       proxy_fence();
-      named_sync(1, 256);
+      __syncwarp();
+      if (lane == 0) bar_arrive(&bar->ds_full[stage]);
 
-      float dq[W / 4]; /* dQ = dS K, this warpgroup's half of the columns */
-      wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < KEYS / 16; i++)
-        wgmma<T, W / 2>::template ss<true, true>(
-            dq, desc_mn(dS + i * 2048, 8192),
-            desc_mn(base + L::k + (W == 64 ? wg * 64 : wg * (W / 128) * L::k_panel) + i * 2048, L::k_panel), i > 0);
-      wgmma_commit();
-
-      wgmma_wait<1>(); /* dV and dK are done */
+      if (i + 1 < steps) bar_wait(&bar->q_full[stage ^ 1], (i + 1) >> 1 & 1);
+      scores(stage ^ 1); /* after the last step: of whatever is there, for nothing */
+      wgmma_wait<1>();   /* dK is done */
       wgmma_keep(dk);
-      wgmma_keep(dv);
-      bar_arrive(&bar->q_empty[at.stage]);
-      bar_arrive(&bar->o_empty[at.stage]);
-      w.next();
-      at.next();
-      const bool more = w.m < x.m1;
-      if (more) bar_wait(&bar->q_full[at.stage], at.parity);
-      scores(at.stage); /* after the last step: of whatever is there, for nothing */
-      wgmma_wait<1>();
-      wgmma_keep(dq);
-      bar_wait(&bar->dq_empty, dq_parity);
-      dq_parity ^= 1;
-      {
-        const uint32_t row = base + L::dq + (16 * warp + lane / 4) * W * 4 + (lane & 3) * 16;
-#pragma unroll
-        for (int j = 0; j < W / 32; j++) {
-          const uint32_t to = row + ((wg * (W / 32) + j) ^ (lane / 4 & 1)) * 64;
-          write4(to, dq[8 * j], dq[8 * j + 1], dq[8 * j + 4], dq[8 * j + 5]);
-          write4(to + 8 * W * 4, dq[8 * j + 2], dq[8 * j + 3], dq[8 * j + 6], dq[8 * j + 7]);
-        }
-      }
-      proxy_fence();
-      bar_arrive(&bar->dq_full);
-      wgmma_wait<0>();wgmma_keep(s);
-      if (!more) break;
+      if (lane == 0) bar_arrive(&bar->q_empty[stage]), bar_arrive(&bar->o_empty[stage]);
+      wgmma_wait<0>();
+      wgmma_keep(s);
     }
-
+    float dq[W / 4];
+    bar_wait(&bar->ds_full[(steps - 1) & 1], (steps - 1) >> 1 & 1);
+    queries(dq, steps - 1);
+    wgmma_wait<0>();
+    wgmma_keep(dq);
+    give(dq, steps - 1);
   } else if (x.turns > 0) {
     return;
   }
@@ -381,13 +431,13 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     uint32_t *done = p.kv_done + tile * 2 + wg;
     if (x.turn > 0) {
       if (t == 0) await(done, (uint32_t)x.turn);
-      named_sync(2 + wg, 128);
+      named_sync(3 + wg, 128);
     }
     hand_on(dk, sum, x.turn, x.turns, t);
     hand_on(dv, sum + W / 8 * 128, x.turn, x.turns, t);
     if (x.turn < x.turns - 1) {
       __threadfence();
-      named_sync(2 + wg, 128);
+      named_sync(3 + wg, 128);
       if (t == 0) publish(done, (uint32_t)x.turn + 1);
       return;
     }
@@ -405,27 +455,30 @@ __global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd(const __gr
     bar_init(&bar->kv, 1);
     for (int i = 0; i < 2; i++) {
       bar_init(&bar->q_full[i], 1);
-      bar_init(&bar->q_empty[i], 256);
+      bar_init(&bar->q_empty[i], 8);
       bar_init(&bar->o_full[i], 1);
-      bar_init(&bar->o_empty[i], 256);
+      bar_init(&bar->o_empty[i], 8);
     }
-    bar_init(&bar->dq_full, 256);
-    bar_init(&bar->dq_empty, 1);
+    for (int i = 0; i < 2; i++) {
+      bar_init(&bar->ds_full[i], 8);
+      bar_init(&bar->dq_full[i], W == 64 ? 8 : 4);
+      bar_init(&bar->dq_empty[i], 1);
+    }
     bar_init_done();
   }
   __syncthreads();
   if (!bar->got) return;
   const bwd_item &x = bar->item;
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  if (wg == 0) {
+  if (wg == 2) {
     fewer_registers<24>();
     if (x.m0 < x.m1) {
-      if (threadIdx.x == 0) load<W>(p, x, bar);
-      if (threadIdx.x == 32) add_dq<W>(p, x, bar);
+      if (threadIdx.x % 128 == 0) load<W>(p, x, bar);
+      if (threadIdx.x % 128 == 32) add_dq<W>(p, x, bar);
     }
   } else {
     more_registers<240>();
-    compute<T, W>(p, x, bar, wg - 1, threadIdx.x % 128);
+    compute<T, W>(p, x, bar, wg, threadIdx.x % 128);
   }
 }
 

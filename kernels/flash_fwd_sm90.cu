@@ -3,14 +3,19 @@
 
 using namespace rgk;
 
-template <int D, int E, int GROUPS, int N> static const void *instance(rg_dtype type) {
 #ifdef RGK_DEV
-  return type == RG_BF16 ? (const void *)flash::forward<flash::config<__nv_bfloat16, D, E, GROUPS, N>> : nullptr;
+constexpr bool dev = true;
 #else
-  return type == RG_BF16  ? (const void *)flash::forward<flash::config<__nv_bfloat16, D, E, GROUPS, N>>
-         : type == RG_F16 ? (const void *)flash::forward<flash::config<__half, D, E, GROUPS, N>>
-                          : nullptr;
+constexpr bool dev = false;
 #endif
+
+template <int D, int E, int GROUPS, int N> static const void *instance(rg_dtype type) {
+  if constexpr (!dev || (D == E && (D == 64 || D == 128))) {
+    if (type == RG_BF16) return (const void *)flash::forward<flash::config<__nv_bfloat16, D, E, GROUPS, N>>;
+    if constexpr (!dev)
+      if (type == RG_F16) return (const void *)flash::forward<flash::config<__half, D, E, GROUPS, N>>;
+  }
+  return nullptr;
 }
 
 const void *rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E) {

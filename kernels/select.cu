@@ -110,6 +110,13 @@ template <class T> __device__ __forceinline__ void unpack8(float (&x)[8], uint4 
   for (int i = 0; i < 8; i++) x[i] = to_float(t[i]);
 }
 
+template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
+  if (aligned)
+    unpack8<T>(x, *(const uint4 *)from);
+  else
+    for (int i = 0; i < 8; i++) x[i] = to_float(from[i]);
+}
+
 template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
   const int E = p.a.E, pieces = E / 8;
   const reduced x = find_reduced(p, pieces);
@@ -141,7 +148,10 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
 #pragma unroll
   for (int k = 0; k < 8; k += 2) {
     T pair[2] = {from_float<T>(y[k] * scale), from_float<T>(y[k + 1] * scale)};
-    *(uint32_t *)(to + 4 * k) = *(uint32_t *)pair;
+    if (p.a.aligned)
+      *(uint32_t *)(to + 4 * k) = *(uint32_t *)pair;
+    else
+      to[4 * k] = pair[0], to[4 * k + 1] = pair[1];
   }
   if (x.piece == 0 && p.a.lse.data)
     ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? (m0 + log2f(sum)) * LN2 : 0;
@@ -176,13 +186,13 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
   const int64_t i = blockIdx.x * (int64_t)(RGK_SELECT_REDUCE / 32) + threadIdx.x / 32, row = i / p.a.H;
   const int lane = threadIdx.x % 32, head = (int)(i - row * p.a.H);
   if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
-  const uint4 *o = (const uint4 *)((const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head);
-  const uint4 *d_o = (const uint4 *)((const T *)p.a.d_o.data + row * p.a.d_o.row + head * p.a.d_o.head);
+  const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
+  const T *d_o = (const T *)p.a.d_o.data + row * p.a.d_o.row + head * p.a.d_o.head;
   float sum = 0;
   for (int c = lane; c < p.a.E / 8; c += 32) {
     float x[8], y[8];
-    unpack8<T>(x, o[c]);
-    unpack8<T>(y, d_o[c]);
+    load8<T>(x, o + 8 * c, p.a.aligned);
+    load8<T>(y, d_o + 8 * c, p.a.aligned);
 #pragma unroll
     for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
   }
@@ -193,8 +203,28 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
   ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
+/* One block a head: minus the sink's probability times delta, summed over all rows. */
+__global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__ rgk_select p) {
+  __shared__ float of_warp[RGK_SELECT_SCAN / 32];
+  const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float sink = load(p.a.sinks.data, p.a.sinks.dtype, head) * LOG2E;
+  const int64_t rows = live_rows(p.a.seqs);
+  float sum = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += RGK_SELECT_SCAN) {
+    const float2 x = ((const float2 *)p.stat)[row * p.a.H + head];
+    sum -= exp2f(sink - x.x) * x.y;
+  }
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  if (lane == 0) of_warp[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int w = 1; w < RGK_SELECT_SCAN / 32; w++) sum += of_warp[w];
+  put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, head, sum, p.a.acc_sinks);
+}
+
 } // namespace
 
+const void *rgk_select_sinks(void) { return (const void *)sinks; }
 const void *rgk_select_items(void) { return (const void *)items; }
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;

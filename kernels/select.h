@@ -54,6 +54,7 @@ typedef struct rgk_select {
 RGK_GETTER(rgk_select_items(void))           /* grid heads */
 RGK_GETTER(rgk_select_reduce(rg_dtype t))    /* grid over rows * G * E / 8 threads, heads */
 RGK_GETTER(rgk_select_reduce_dq(rg_dtype t)) /* rows * G * D / (16 bytes of part), heads */
+RGK_GETTER(rgk_select_sinks(void))           /* grid H, RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_stat(rg_dtype t))      /* grid over T * H warps */
 /* Instances: NULL where there is none. grid cap, parts, heads */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))

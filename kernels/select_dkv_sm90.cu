@@ -16,7 +16,7 @@ namespace {
 /* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
 template <int W>
 __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k, int kh, int first,
-                                         const float (&x)[W / 2], float scale) {
+                                         const float (&x)[W / 2], float scale, bool aligned) {
   if (!y.data) return;
   const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -26,7 +26,10 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
 #pragma unroll
     for (int j = 0; j < W / 8; j++) {
       const float v0 = x[4 * j + 2 * i] * scale, v1 = x[4 * j + 2 * i + 1] * scale;
-      if (add || y.dtype == RG_F32) {
+      if (!aligned) {
+        put_grad(y.data, y.dtype, at + 8 * j, v0, add);
+        put_grad(y.data, y.dtype, at + 8 * j + 1, v1, add);
+      } else if (add || y.dtype == RG_F32) {
         float2 *to = (float2 *)((float *)y.data + at + 8 * j);
         const float2 old = add ? *to : make_float2(0, 0);
         *to = make_float2(old.x + v0, old.y + v1);
@@ -69,8 +72,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   const int rows = item.count * p.a.G, tiles = (rows + ROWS - 1) / ROWS;
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
 
-  load_keys<D, THREADS>(at_k, p.a.k, keys, kh);
-  load_keys<E, THREADS>(at_v, p.a.v, keys, kh);
+  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
+  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
@@ -85,8 +88,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   };
   auto gather_tile = [&](int t) {
     const row_table<ROWS> &x = table[t % 3];
-    gather<ROWS, D, THREADS>(at_q + (t & 1) * size_q, p.a.q.data, x.q);
-    gather<ROWS, E, THREADS>(at_o + (t & 1) * size_o, p.a.d_o.data, x.d_o);
+    gather<ROWS, D, THREADS>(at_q + (t & 1) * size_q, p.a.q.data, x.q, p.a.aligned);
+    gather<ROWS, E, THREADS>(at_o + (t & 1) * size_o, p.a.d_o.data, x.d_o, p.a.aligned);
     if (threadIdx.x < ROWS) {
       const int64_t at = x.at[threadIdx.x];
       copy8(at_stat + ((t & 1) * ROWS + threadIdx.x) * 8, p.stat + (at < 0 ? 0 : 2 * at), at >= 0);
@@ -160,8 +163,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   }
 
   if (item.sum < 0) {
-    put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale);
-    put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1);
+    put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale, p.a.aligned);
+    put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1, p.a.aligned);
     return;
   }
   const int64_t which = (z * p.sums + item.sum) * p.parts + part;
@@ -203,10 +206,10 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS) keys_sum(const __grid
   const int64_t which = (z * p.sums + first) * p.parts + part;
   float dk[DK / 2] = {};
   add_sums<DK>(dk, p.sum_k, which, p.parts, n, D, group * DK);
-  put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale);
+  put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale, p.a.aligned);
   float dv[EV / 2] = {};
   add_sums<EV>(dv, p.sum_v, which, p.parts, n, E, group * EV);
-  put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1);
+  put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1, p.a.aligned);
 }
 
 } // namespace

@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : 2)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t places = (int64_t)p.a.N * p.parts * p.a.G;
 
-  load_keys<D, THREADS>(at_k, p.a.k, keys, kh);
-  load_keys<E, THREADS>(at_v, p.a.v, keys, kh);
+  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
+  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : 2)
   };
   auto gather_tile = [&](int t) {
     const row_table<ROWS> &x = table[t % 3];
-    gather<ROWS, D, THREADS>(at_q + (t & 1) * size_q, p.a.q.data, x.q);
-    gather<ROWS, E, THREADS>(at_o + (t & 1) * size_o, p.a.d_o.data, x.d_o);
+    gather<ROWS, D, THREADS>(at_q + (t & 1) * size_q, p.a.q.data, x.q, p.a.aligned);
+    gather<ROWS, E, THREADS>(at_o + (t & 1) * size_o, p.a.d_o.data, x.d_o, p.a.aligned);
     if (threadIdx.x < ROWS) {
       const int64_t at = stat_row[t % 3][threadIdx.x];
       copy8(at_stat + ((t & 1) * ROWS + threadIdx.x) * 8, p.stat + (at < 0 ? 0 : 2 * at), at >= 0);

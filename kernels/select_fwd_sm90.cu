@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t places = (int64_t)p.a.N * p.parts * p.a.G;
 
-  load_keys<D, THREADS>(at_k, p.a.k, keys, kh);
-  load_keys<E, THREADS>(at_v, p.a.v, keys, kh);
+  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
+  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
     write_table(1);
   }
   __syncthreads();
-  gather<ROWS, D, THREADS>(at_q, p.a.q.data, table[0].q);
+  gather<ROWS, D, THREADS>(at_q, p.a.q.data, table[0].q, p.a.aligned);
   copies_commit();
 
   const float c = p.a.scale * LOG2E;
@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < ROWS) write_table(t + 2);
-    if (t + 1 < tiles) gather<ROWS, D, THREADS>(at_q + ((t + 1) & 1) * size_q, p.a.q.data, table[(t + 1) % 3].q);
+    if (t + 1 < tiles) gather<ROWS, D, THREADS>(at_q + ((t + 1) & 1) * size_q, p.a.q.data, table[(t + 1) % 3].q,
+                               p.a.aligned);
     copies_commit();
 
     const row_table<ROWS> &mine = table[t % 3];

@@ -72,7 +72,7 @@ static rg_status make_tables(rg_cuda *x, tables *t) {
 
 /* ---- the mean ---- */
 
-enum { MEAN_THREADS = 256, MEAN_GROUPS = 12, MOST_OVERLAP = 16, DIRECT_ROWS = 16 };
+enum { MEAN_THREADS = 256, MEAN_ROWS = 16, MEAN_GROUPS = 8, MOST_OVERLAP = 16 };
 
 static int32_t across_of(const rg_arg *x) {
   int64_t eights = x->dim[1] * ((x->dim[2] + 7) / 8);
@@ -133,11 +133,8 @@ static rg_status mean_fwd(const rg_call *c, rg_cuda *x) {
     if (p.side[n - 1].across > across) across = p.side[n - 1].across;
   }
   if (n == 0 || p.rows == 0) return RG_OK;
-  if (!p.vec || overlap > MOST_OVERLAP) {
-    p.tile = DIRECT_ROWS;
-    return mean_launch(x, &p, n, rgk_mean_direct(), 0);
-  }
-  p.tile = MEAN_GROUPS - (overlap - 1) > MEAN_GROUPS / 2 ? MEAN_GROUPS - (overlap - 1) : MEAN_GROUPS / 2;
+  p.tile = MEAN_ROWS;
+  if (!p.vec || overlap > MOST_OVERLAP) return mean_launch(x, &p, n, rgk_mean_direct(), 0);
   return mean_launch(x, &p, n, rgk_mean_fwd((rg_dtype)p.dtype),
                      (uint32_t)((p.tile + overlap - 1) * across * 32));
 }

@@ -4,26 +4,22 @@
 #include "cuda_attn.h"
 
 #define ROW(D, E, groups, keys) {D, E, groups, keys},
-static const struct {
-  int32_t D, E, groups, keys;
-} instance[] = {RGK_FLASH_INSTANCES(ROW)};
+static const struct { int32_t D, E, groups, keys; } instance[] = {RGK_FLASH_INSTANCES(ROW)};
+
+static const void *kernel(const rgk_attn *a, int i) {
+  return rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E);
+}
 
 /* A build may lack instances; one without nvcc has none at all and plans as if it had them. */
 static int choose(const rgk_attn *a) {
   const bool built = rgk_flash_fwd(RG_BF16, 128, 128) != NULL;
   for (int i = 0; i < RGI_COUNT(instance); i++)
-    if (a->D <= instance[i].D && a->E <= instance[i].E &&
-        (!built || rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E)))
-      return i;
+    if (a->D <= instance[i].D && a->E <= instance[i].E && (!built || kernel(a, i))) return i;
   return -1;
 }
 
-static rgk_flash_shape shape(int i) {
-  return rgk_flash_shape_of(instance[i].D, instance[i].E, instance[i].groups, instance[i].keys);
-}
-
-static int64_t jobs(const rgk_attn *a, const rgk_flash_shape *s) {
-  return rgk_slots(a->T, a->seqs.n, s->rows) * a->H;
+static int64_t slots(const rgk_attn *a, int i) {
+  return rgk_slots(a->T, a->seqs.n, instance[i].groups * RGK_FLASH_BOX);
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
@@ -36,8 +32,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->T == 0 || a->S == 0 || a->H == 0) return "plain: nothing to do";
   const int i = choose(a);
   if (i < 0) return "plain: heads this wide have no wgmma kernel";
-  const rgk_flash_shape s = shape(i);
-  if (jobs(a, &s) > INT32_MAX) return "plain: too many tiles";
+  if (slots(a, i) * a->H > INT32_MAX / 2) return "plain: too many tiles";
   return NULL;
 }
 
@@ -48,8 +43,7 @@ static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
 
 static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
   (void)unused;
-  const int i = choose(a);
-  const rgk_flash_shape s = shape(i);
+  const int i = choose(a), keys = instance[i].keys, groups = instance[i].groups;
   rgk_flash_params p = {
       .o = a->o,
       .lse = a->lse,
@@ -60,29 +54,35 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
       .S = a->S,
       .window_left = a->window_left,
       .mode = a->mode,
+      .slots = (int32_t)slots(a, i),
       .H = a->H,
-      .G = a->G,
       .E = a->E,
       .kernel = a->kernel,
-      .stride = a->stride,
-      .jobs = (uint32_t)jobs(a, &s),
+      .by_heads = rgk_divide_by(a->H),
+      .by_group = rgk_divide_by(a->G),
+      .by_stride = rgk_divide_by(a->mode == RGK_CMP ? a->stride : 1),
       .scale = a->scale,
       .softcap = a->softcap,
   };
-  rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, RGK_FLASH_BOX),
-             k = rgk_map_rows(a->k, a->S, a->KH, a->D, s.keys),
-             v = rgk_map_rows(a->v, a->S, a->KH, a->E, s.keys);
+  const rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, RGK_FLASH_BOX),
+                   k = rgk_map_rows(a->k, a->S, a->KH, a->D, keys),
+                   v = rgk_map_rows(a->v, a->S, a->KH, a->E, keys),
+                   o = rgk_map_rows(a->o, a->T, a->H, a->E, 16);
   RGI_TRY(rgk_map_make(&p.q, &q, x->error));
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   RGI_TRY(rgk_map_make(&p.v, &v, x->error));
-  const uint32_t blocks = p.jobs < (uint32_t)gpu->sms ? p.jobs : (uint32_t)gpu->sms;
-  return x->launch(x, &(rg_launch){.function = rgk_flash_fwd((rg_dtype)a->dtype, s.D, s.E),
-                                   .grid = {blocks, 1, 1},
-                                   .block = {(uint32_t)s.threads, 1, 1},
-                                   .shared = s.shared,
-                                   .params = &p,
-                                   .size = sizeof p});
+  RGI_TRY(rgk_map_make(&p.o_map, &o, x->error));
+  const int jobs = p.slots * a->H, D = instance[i].D, E = instance[i].E;
+  return x->launch(
+      x,
+      &(rg_launch){.function = kernel(a, i),
+                   .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
+                   .block = {(uint32_t)(groups + 1) * 128, 1, 1},
+                   .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
+                                        (RGK_FLASH_OWN_O(D, E, groups, keys) ? RGK_FLASH_O(E, groups) : 0)),
+                   .params = &p,
+                   .size = sizeof p});
 }
 
 const rgi_attn_family rgi_attn_flash_fwd = {
-    .name = "wgmma", .refuses = refuses, .workspace = workspace, .steps = steps};
+    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .workspace = workspace, .steps = steps};

@@ -28,11 +28,9 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
     return "plain: head width";
   if (a->block % 16 || a->block > MAX_BLOCK) return "plain: block is not a multiple of 16 up to 1024";
   if (a->N < 1 || a->N > MAX_N) return "plain: entries in a row of idx";
-  if (!a->aligned) return "plain: rows are not aligned to 16 bytes";
   if (a->softcap != 0) return "plain: softcap";
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
-  if (backward && a->d_sinks.data) return "plain: gradient of sinks";
 #ifdef REGRAPH_CUDA
   if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
 #endif
@@ -127,6 +125,7 @@ static rg_status fwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                  rgk_select_reduce(t), a->E / 8);
 }
 const rgi_attn_family rgi_attn_select_fwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
                                              .refuses = fwd_refuses,
                                              .workspace = fwd_workspace,
                                              .steps = fwd_steps};
@@ -198,12 +197,14 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   if (a->T > 0)
     RGI_TRY(launch(&queries.p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H, RGK_SELECT_REDUCE / 32), 1, 1,
                    RGK_SELECT_REDUCE, 0));
+  if (a->d_sinks.data) RGI_TRY(launch(&queries.p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (a->dk.data || a->dv.data) RGI_TRY(keys_steps(&keys.p, x));
   if (!a->dq.data || a->T == 0) return RG_OK;
   return windows(&queries, x, rgk_select_dq(t, a->D, a->E), rgk_select_shared_dq(a->D, a->E),
                  rgk_select_reduce_dq(t), a->D / (a->dtype == RG_F16 ? 4 : 8));
 }
 const rgi_attn_family rgi_attn_select_bwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
                                              .refuses = bwd_refuses,
                                              .workspace = bwd_workspace,
                                              .steps = bwd_steps};

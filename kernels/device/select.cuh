@@ -25,6 +25,18 @@ __device__ __forceinline__ void copy8(uint32_t to, const void *from, bool real) 
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(real ? 8 : 0)
                : "memory");
 }
+/* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
+__device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real, bool aligned) {
+  if (aligned) {
+    copy16(to, from, real);
+    return;
+  }
+  uint32_t x[4] = {};
+  if (real)
+    for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -52,13 +64,14 @@ __device__ __forceinline__ select_keys find_keys(const rgk_select &p, int64_t sl
 
 /* Keys of head h into a tile of 64 rows, zeros past the last. */
 template <int W, int threads>
-__device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k, int h) {
-  const char *from = (const char *)x.data + (k.row * x.row + h * x.head) * 2;
+__device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k, int h,
+                                          bool aligned) {
+  const uint16_t *from = (const uint16_t *)x.data + k.row * x.row + h * x.head;
 #pragma unroll
   for (int i = threadIdx.x; i < 64 * W / 8; i += threads) {
     const int r = i / (W / 8), c = i % (W / 8);
     const bool real = r < k.n;
-    copy16(to + chunk_at<64>(r, c), from + (real ? r * x.row * 2 + c * 16 : 0), real);
+    copy_chunk(to + chunk_at<64>(r, c), from + (real ? r * x.row + c * 8 : 0), real, aligned);
   }
 }
 
@@ -109,12 +122,12 @@ template <int rows> struct row_walk {
 
 /* Gathers 16-byte chunks of rows at offsets off[] (elements) of x. */
 template <int rows, int W, int threads>
-__device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t *off) {
+__device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t *off, bool aligned) {
 #pragma unroll
   for (int i = threadIdx.x; i < rows * W / 8; i += threads) {
     const int r = i / (W / 8), c = i % (W / 8);
     const int64_t at = off[r];
-    copy16(to + chunk_at<rows>(r, c), (const char *)x + (at < 0 ? 0 : at * 2 + c * 16), at >= 0);
+    copy_chunk(to + chunk_at<rows>(r, c), (const uint16_t *)x + (at < 0 ? 0 : at + c * 8), at >= 0, aligned);
   }
 }
 
