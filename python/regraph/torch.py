@@ -68,20 +68,17 @@ class Variant:
         self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
         self.align = 16 if device.type == "cuda" else 4
         self._idle = {}  # stream → sessions; taking and giving back are atomic
-        self._captured = []  # sessions whose memory a captured graph refers to
+        self.captured = False  # a captured graph refers to a session's memory
 
     def _take(self, stream, saved, scratch):
-        try:
-            return self._idle.setdefault(stream, []).pop()
-        except IndexError:
-            pass
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        for other in list(self._idle.values()) if capturing else ():
+        own = self._idle.setdefault(stream, [])
+        for idle in [own, *self._idle.values()] if capturing else [own]:
             try:
-                session = other.pop()
+                session = idle.pop()
             except IndexError:
                 continue
-            self._captured.append(session)
+            self.captured |= capturing
             return session
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
@@ -119,7 +116,7 @@ class Variant:
 class Program:
     """A spec, a policy and parameters."""
 
-    def __init__(self, text, name, policy, params, eager, options):
+    def __init__(self, text, name, policy, eager, options, params):
         self.name, self.params, self.eager, self.options = name, params, eager, options
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
@@ -143,8 +140,10 @@ class Program:
                 self._variants.move_to_end(key)
             else:
                 self._variants[key] = self._make(wanted, device, shapes, tensors)
-                if len(self._variants) > VARIANTS:
-                    self._variants.popitem(last=False)
+                for old in list(self._variants) if len(self._variants) > VARIANTS else ():
+                    if not self._variants[old].captured:
+                        del self._variants[old]
+                        break
             return self._variants[key]
 
     def _make(self, wanted, device, shapes, tensors):
@@ -310,8 +309,16 @@ class Attention:
     where it has one, and otherwise gets an ordinary gradient.
     """
 
-    def __init__(self, key):
-        self.key, self._program = key, _programs[key]
+    def __init__(self, text, name, policy, eager, options, params):
+        self._made_of = text, name, policy, eager, options, params
+        identity = json.dumps([text, policy, eager, {n: str(v) for n, v in options.items()}, params], sort_keys=True)
+        self.key = f"{Path(name).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        if self.key not in _programs:
+            _programs[self.key] = Program(*self._made_of)
+        self._program = _programs[self.key]
+
+    def __reduce__(self):  # models are copied and pickled; the program is found or made again
+        return Attention, self._made_of
 
     def __repr__(self):
         return f"regraph.torch.attention({self.key})"
@@ -395,11 +402,7 @@ def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, eag
     text, name = core.read_source(spec)
     policy = core.read_source(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes}
-    identity = json.dumps([text, policy, params, eager, {name: str(value) for name, value in options.items()}], sort_keys=True)
-    key = f"{Path(name).stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    if key not in _programs:
-        _programs[key] = Program(text, name, policy, params, eager, options)
-    return Attention(key)
+    return Attention(text, name, policy, eager, options, params)
 
 
 class Module(torch.nn.Module):

@@ -259,6 +259,27 @@ def test_wrong_lengths_are_reported():
     attend(*x, starts(0, 300, 400, 500))
 
 
+def test_layer_with_main_grad():
+    """Projections, rotary positions and all; one weight's gradient goes to main_grad. Against the CPU in float32."""
+    p = {"M": 256, "H": 4, "KH": 1, "top_n": 4, "window": 100}  # every block is selected: no ties
+    layer = regraph.torch.attention(regraph.example("nsa_layer.json"), **p)
+    g = torch.Generator().manual_seed(3)
+    shapes = (256,), (512, 256), (128, 256), (128, 256), (12, 256), (256, 512)
+    narrow = [(torch.randn(*s, generator=g) / 16).bfloat16() for s in shapes]
+    narrow.append(torch.randn(250, 256, generator=g).bfloat16())
+    cu, results = torch.tensor([0, 120, 240], dtype=torch.int32), []
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        *w, x = (t.to(device, dtype).requires_grad_() for t in narrow)
+        w[1].main_grad = torch.full(w[1].shape, 2.0, device=device)
+        for _ in range(2):
+            y = layer(x, *w, cu.to(device))
+            y.backward(torch.ones_like(y))
+        results.append([y, w[1].main_grad - 2, x.grad / 2, *(t.grad / 2 for i, t in enumerate(w) if i != 1)])
+        assert w[1].grad is None
+    for i, (a, b) in enumerate(zip(*results)):
+        assert reference.rel_rms(b, a) < 2e-2, i
+
+
 def test_numpy_session():
     """Without torch's memory: arrays in and out."""
     import numpy as np

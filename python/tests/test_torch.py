@@ -181,6 +181,15 @@ def test_shares_plans(attend):
     assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
 
 
+def test_copies(attend):
+    import copy
+    import pickle
+
+    x, module = tensors(), regraph.torch.Module(NSA, **P)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other(*x), attend(*x)) and other.attention.key == module.attention.key
+
+
 def test_failures(attend):
     q, k, v, gate = tensors()
     for part, args, named in [("'gate' is missing", (q, k, v), {}), ("'q' is given twice", (q,), {"q": q}),
