@@ -13,7 +13,7 @@ typedef struct rgi_saved_block {
   char *data;
   bool forwarded;
   bool forgotten; /* the record may serve another block */
-  void **at; /* [nbindable]: inputs and outputs of that forward */
+  void **at;      /* [nbindable]: inputs and outputs of that forward */
 } rgi_saved_block;
 
 typedef struct rgi_owned_block { /* memory the session asked for */

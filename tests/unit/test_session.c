@@ -408,7 +408,8 @@ Test(session, repeats, .init = setup, .fini = teardown) {
   free_buffers(&once);
 }
 
-/* A forward in one session, its saved block moved, the backward in another; blocks come, go and are forgotten.
+/* A forward in one session, its saved block moved, the backward in another; blocks come, go and are
+ * forgotten.
  */
 Test(session, moved_saved_blocks, .init = setup, .fini = teardown) {
   rg_sizes z;
