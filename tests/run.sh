@@ -89,7 +89,7 @@ check() { # title, command…
 # ---- stages ---------------------------------------------------------------------------------------------
 stage_release() {
   # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on a GPU.
-  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
+  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON -DREGRAPH_CUDA=AUTO -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
   run_tests build
   local status=0
   tests/python.sh build || status=$?
