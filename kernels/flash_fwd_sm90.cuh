@@ -2,23 +2,24 @@
  *
  *     s = scale · q kᵀ (capped), masked to lo(row) … hi(row)     p = exp(s − m)     o = Σ p v / Σ p
  *
- * A job is one tile of query rows of one head; its warpgroups own 64 rows each. A producer warp copies q, and
- * K and V tiles through rings of two stages; key tiles are walked from the last to the first. Blocks stay
- * and take jobs by a fixed rule, so the producer runs ahead into the next job while this one ends.
+ * A job is one tile of query rows of one head; its warpgroups own 64 rows each. Blocks stay and take jobs by a
+ * fixed rule. A producer thread finds them, hands them out beside their q, and copies K and V tiles through
+ * rings of two stages, from the last key tile to the first; it runs ahead into the next job while one ends.
  *
  *   warpgroup, per key tile j:   start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
  *                                await s'; mask; m, p from s'          (while o += p v runs, and the tensor
  *                                await o; rescale it where m moved     cores serve the other warpgroups)
  *
  * A baton of named barriers has the warpgroups start their products in turn, so that one does its softmax
- * while another multiplies.
+ * while another multiplies. Each warp's 16 rows of o leave through shared memory by the copy engine.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
  * two, which almost never happens after the first tile; p then stays below 2^LAZY. Whether it moves depends on
  * that row alone, so neighbours change no bit.
  *
  * Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
- *     | q: warpgroup, panel | K: stage, panel | V: stage, panel | barriers |
+ *     | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs | barriers |
+ * Where o does not fit, it goes through q's room (width 256).
  * A last K/V tile may hang over the sequence's end. Keys there are masked; rows of V there are cleared by each
  * warpgroup before it multiplies, since 0 · NaN would spread.
  */
