@@ -22,7 +22,7 @@ __device__ void count_items(const rgk_flash_bwd &p) {
   for (int b0 = 0; b0 < n; b0 += 256) {
     int x = 0, y = 0;
     if (b0 + t < n) {
-      const bwd_seq s = bwd_sequence(p.a, p.chunk, b0 + t);
+      const bwd_seq s = bwd_sequence(p, b0 + t);
       x = bwd_items(p.a, s);
       y = s.chunks > 1 ? s.tiles : 0;
     }
@@ -142,11 +142,11 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
   if (x.n == 0) return;
   bool seen = false; /* by the main kernel: is any of its keys seen? */
   if (x.b < a.seqs.n) {
-    const bwd_seq s = bwd_sequence(a, p.chunk, x.b);
+    const bwd_seq s = bwd_sequence(p, x.b);
     const int64_t keys = bwd_seen(a, s, x.first + x.n - 1);
     seen = keys > 0;
     if (bwd_windowed(a)) {
-      const int64_t end = min((keys + RGK_FLASH_BWD_KEYS - 1) / RGK_FLASH_BWD_KEYS * RGK_FLASH_BWD_KEYS, s.keys);
+      const int64_t end = min((keys + s.tile - 1) / s.tile * s.tile, s.keys);
       seen = seen && end - 1 + a.window_left - s.offset >= x.first;
     }
   }
