@@ -23,11 +23,12 @@ typedef struct rgk_flash_bwd {
   int32_t kh0, kh_n;      /* KV heads of this pass */
   int32_t pass;
   int64_t kv_tiles; /* capacity of kv, in tiles of one KV head */
+  int32_t parts; /* CHUNKS: each chunk has a place in kv, and sum_kv adds them up; 1: they add to one sum */
   /* workspace */
   float *rows;        /* [slots of 64 queries, H, 2, 64] lse in base 2, then delta */
   float *sink;        /* [slots, H] each tile's part of d_sinks, or NULL */
   float *dq;          /* [heads of the pass, width / 64, T, 64] sums of dQ */
-  float *kv;          /* [KH, kv_tiles, ...] sums of dK and dV of sequences of several chunks */
+  float *kv;          /* [KH, kv_tiles, parts, ...] dK and dV of sequences of several chunks */
   uint32_t *dq_done;  /* [slots, H] key tiles summed up in a tile of dq */
   uint32_t *kv_done;  /* [KH, kv_tiles, 2] chunks summed up in each half of a tile of kv */
   uint32_t *ticket;   /* [passes] items begun */
@@ -41,6 +42,7 @@ RGK_GETTER(rgk_flash_bwd_prepare(rg_dtype type)) /* delta, counts, dead rows of 
 RGK_GETTER(rgk_flash_bwd_main(rg_dtype type, int32_t width))
 RGK_GETTER(rgk_flash_bwd_wide(rg_dtype type, int32_t width)) /* main for widths above 128 */
 RGK_GETTER(rgk_flash_bwd_dq(void))                           /* rounds dq */
+RGK_GETTER(rgk_flash_bwd_kv(void))                           /* sums up kv's parts, if several */
 RGK_GETTER(rgk_flash_bwd_sinks(void))                        /* sums up d_sinks */
 
 enum { RGK_FLASH_BWD_THREADS = 384 }; /* of main and wide */

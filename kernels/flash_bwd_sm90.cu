@@ -205,21 +205,12 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
   }
 
   if (x.turns > 1) {
-    const int64_t tile = x.kh * p.kv_tiles + p.kv_before[x.b] + x.tile;
-    float4 *sum = (float4 *)p.kv + (tile * 2 + wg) * (W / 4) * 128;
-    uint32_t *done = p.kv_done + tile * 2 + wg;
-    if (x.turn > 0) {
-      if (t == 0) await(done, (uint32_t)x.turn);
-      named_sync(3 + wg, 128);
-    }
-    hand_on(dk, sum, x.turn, x.turns, t);
-    hand_on(dv, sum + W / 8 * 128, x.turn, x.turns, t);
-    if (x.turn < x.turns - 1) {
-      __threadfence();
-      named_sync(3 + wg, 128);
-      if (t == 0) publish(done, (uint32_t)x.turn + 1);
-      return;
-    }
+    const bwd_sum sum = bwd_sum_of(p, x, wg);
+    const bool add = p.parts == 1 && x.turn > 0, leave = p.parts > 1 || x.turn < x.turns - 1;
+    bwd_await_turn(p, x, sum, wg, t);
+    hand_on(dk, sum.at, add, leave, t);
+    hand_on(dv, sum.at + W / 8 * 128, add, leave, t);
+    if (bwd_handed(p, x, sum, wg, t)) return;
   }
   const int64_t row = x.s.k_begin + k0;
   if (a.dk.data) put_keys(dk, a.dk, row, x.kh, keys, key, 0, a.D, a.scale, a.acc_k, t);

@@ -41,9 +41,9 @@ template <class T, int panels> struct half {
   }
   /* Registers of a thread, in units of four. */
   static constexpr int quads = 8 * whole + 4 * odd;
-  __device__ __forceinline__ void hand(float4 *sum, const bwd_item &x, int t) {
-    hand_on(a, sum, x.turn, x.turns, t);
-    if constexpr (odd) hand_on(b, sum + 8 * whole * 128, x.turn, x.turns, t);
+  __device__ __forceinline__ void hand(float4 *sum, bool add_to, bool leave, int t) {
+    hand_on(a, sum, add_to, leave, t);
+    if constexpr (odd) hand_on(b, sum + 8 * whole * 128, add_to, leave, t);
   }
   __device__ __forceinline__ void put(const rgk_tensor &y, int64_t row, int kh, int keys, int key, int width,
                                       float scale, bool add_to, int wg, int t) const {
@@ -182,21 +182,12 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
   }
 
   if (x.turns > 1) {
-    const int64_t tile = x.kh * p.kv_tiles + p.kv_before[x.b] + x.tile;
-    float4 *sum = (float4 *)p.kv + (tile * 2 + wg) * (dk.quads + dv.quads) * 128;
-    uint32_t *done = p.kv_done + tile * 2 + wg;
-    if (x.turn > 0) {
-      if (t == 0) await(done, (uint32_t)x.turn);
-      named_sync(3 + wg, 128);
-    }
-    dk.hand(sum, x, t);
-    dv.hand(sum + dk.quads * 128, x, t);
-    if (x.turn < x.turns - 1) {
-      __threadfence();
-      named_sync(3 + wg, 128);
-      if (t == 0) publish(done, (uint32_t)x.turn + 1);
-      return;
-    }
+    const bwd_sum sum = bwd_sum_of(p, x, wg);
+    const bool add = p.parts == 1 && x.turn > 0, leave = p.parts > 1 || x.turn < x.turns - 1;
+    bwd_await_turn(p, x, sum, wg, t);
+    dk.hand(sum.at, add, leave, t);
+    dv.hand(sum.at + dk.quads * 128, add, leave, t);
+    if (bwd_handed(p, x, sum, wg, t)) return;
   }
   const int64_t row = x.s.k_begin + k0;
   if (a.dk.data) dk.put(a.dk, row, x.kh, keys, key, a.D, a.scale, a.acc_k, wg, t);

@@ -13,6 +13,8 @@ enum {
 };
 /* Sums of dQ of one pass; KV heads that do not fit go to the next one. */
 static const int64_t DQ_BYTES = INT64_C(4608) << 20;
+/* Up to here every chunk has a place of its own for dK and dV, and none waits for another. */
+static const int64_t KV_BYTES = INT64_C(384) << 20;
 
 /* Widths of an instance's rows, and keys in its tiles. */
 static void instance(rgk_flash_bwd *p, const rgk_attn *a) {
@@ -77,7 +79,9 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   p->rows = rgi_take(&w, (size_t)(p->slots * H) * 128 * sizeof(float));
   p->sink = a->sinks.data && a->d_sinks.data ? rgi_take(&w, (size_t)(p->slots * H) * sizeof(float)) : NULL;
   p->dq = rgi_take(&w, (size_t)(one_head * p->kh_n));
-  p->kv = rgi_take(&w, (size_t)(a->KH * p->kv_tiles * p->keys * (p->width + p->width_v)) * sizeof(float));
+  const int64_t kv = a->KH * p->kv_tiles * p->keys * (p->width + p->width_v) * 4;
+  p->parts = kv * RGK_FLASH_BWD_CHUNKS <= KV_BYTES ? RGK_FLASH_BWD_CHUNKS : 1;
+  p->kv = rgi_take(&w, (size_t)(kv * p->parts));
   p->dq_done = rgi_take(&w, (size_t)(p->slots * H) * sizeof(uint32_t));
   p->kv_done = rgi_take(&w, (size_t)(a->KH * p->kv_tiles * 2) * sizeof(uint32_t));
   p->ticket = rgi_take(&w, (size_t)p->passes * sizeof(uint32_t));
@@ -93,9 +97,9 @@ static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
 }
 
 static rg_status launch(rg_cuda *x, const rgk_flash_bwd *p, const void *function, int64_t blocks,
-                        uint32_t threads, uint32_t shared) {
+                        int32_t rows, uint32_t threads, uint32_t shared) {
   return x->launch(x, &(rg_launch){.function = function,
-                                   .grid = {(uint32_t)blocks, 1, 1},
+                                   .grid = {(uint32_t)blocks, (uint32_t)rows, 1},
                                    .block = {threads, 1, 1},
                                    .shared = shared,
                                    .params = p,
@@ -119,18 +123,20 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   RGI_TRY(rgk_map_make(&p.v, &v, x->error));
   RGI_TRY(launch(x, &p, rgk_flash_bwd_prepare((rg_dtype)a->dtype),
-                 1 + p.zero_blocks + p.slots * head_groups(a->H), 256, 0));
+                 1 + p.zero_blocks + p.slots * head_groups(a->H), 1, 256, 0));
   const bool any = a->dq.data || a->dk.data || a->dv.data;
   const int32_t kh_n = p.kh_n;
   for (; any && p.pass < p.passes; p.pass++) {
     p.kh0 = p.pass * kh_n;
     p.kh_n = (int32_t)least(kh_n, a->KH - p.kh0);
-    RGI_TRY(launch(x, &p, main_kernel(&p), most_items(&p) * p.kh_n, RGK_FLASH_BWD_THREADS,
+    RGI_TRY(launch(x, &p, main_kernel(&p), most_items(&p) * p.kh_n, 1, RGK_FLASH_BWD_THREADS,
                    rgk_flash_bwd_shared(p.keys, p.width, p.width_v)));
     if (a->dq.data)
-      RGI_TRY(launch(x, &p, rgk_flash_bwd_dq(), p.slots * head_groups((int64_t)p.kh_n * a->G), 256, 0));
+      RGI_TRY(launch(x, &p, rgk_flash_bwd_dq(), p.slots * head_groups((int64_t)p.kh_n * a->G), 1, 256, 0));
   }
-  if (p.sink) RGI_TRY(launch(x, &p, rgk_flash_bwd_sinks(), a->H, 256, 0));
+  if ((a->dk.data || a->dv.data) && p.parts > 1 && p.kv_tiles > 0)
+    RGI_TRY(launch(x, &p, rgk_flash_bwd_kv(), p.kv_tiles * 8, a->KH, 256, 0));
+  if (p.sink) RGI_TRY(launch(x, &p, rgk_flash_bwd_sinks(), a->H, 1, 256, 0));
   return RG_OK;
 }
 

@@ -77,6 +77,15 @@ __device__ __forceinline__ int bwd_items(const rgk_attn &a, const bwd_seq &s) {
   return n;
 }
 
+/* The first and the last query of the sequence that see any of a tile's keys; false: none does. */
+__device__ __forceinline__ bool bwd_seen_by(const rgk_attn &a, const bwd_seq &s, int tile, int64_t *first,
+                                            int64_t *last) {
+  const int64_t k0 = (int64_t)tile * s.tile, k1 = min(k0 + s.tile, s.keys) - 1;
+  *first = max((int64_t)0, bwd_from(a, k0) - s.offset), *last = s.length - 1;
+  if (bwd_windowed(a)) *last = min(*last, k1 + a.window_left - s.offset);
+  return *first <= *last;
+}
+
 struct bwd_item {
   bwd_seq s;
   int b, kh, chunk, tile;
@@ -112,11 +121,9 @@ __device__ __forceinline__ bool bwd_find_item(const rgk_flash_bwd &p, uint32_t t
   }
   x->chunk = c;
   x->tile = hi - 1 - w;
-  const int64_t k0 = (int64_t)x->tile * s.tile, k1 = min(k0 + s.tile, s.keys) - 1;
-  int64_t first = max((int64_t)0, bwd_from(p.a, k0) - s.offset), last = s.length - 1;
-  if (bwd_windowed(p.a)) last = min(last, k1 + p.a.window_left - s.offset);
+  int64_t first, last;
   x->turns = x->turn = x->m0 = x->m1 = 0;
-  if (first > last) return true;
+  if (!bwd_seen_by(p.a, s, x->tile, &first, &last)) return true;
   x->turn = c - (int)(first / s.chunk);
   x->turns = (int)(last / s.chunk) - (int)(first / s.chunk) + 1;
   first = max(first, c * s.chunk);

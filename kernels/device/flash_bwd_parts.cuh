@@ -248,21 +248,49 @@ __device__ __forceinline__ void put2(const rgk_tensor &x, int64_t at, float a, f
   }
 }
 
-/* A warpgroup's sum of dK or dV [64 keys, W] onto the one of earlier chunks (turn > 0), then on to the next or,
- * rounded, to its place. */
-template <int N>
-__device__ __forceinline__ void hand_on(float (&d)[N], float4 *sum, int turn, int turns, int t) {
+/* A warpgroup's place in kv, and whose turn it is there. */
+struct bwd_sum {
+  float4 *at;
+  uint32_t *done;
+};
+__device__ __forceinline__ bwd_sum bwd_sum_of(const rgk_flash_bwd &p, const bwd_item &x, int wg) {
+  const int64_t tile = x.kh * p.kv_tiles + p.kv_before[x.b] + x.tile;
+  const int64_t half = (int64_t)p.keys * (p.width + p.width_v) / 8; /* in float4 */
+  return {(float4 *)p.kv + ((tile * p.parts + (p.parts > 1 ? x.turn : 0)) * 2 + wg) * half,
+          p.kv_done + tile * 2 + wg};
+}
+
+/* A warpgroup's sum of dK or dV: `add`s what is there, `leave`s the sum there. */
+template <int N> __device__ __forceinline__ void hand_on(float (&d)[N], float4 *sum, bool add, bool leave, int t) {
 #pragma unroll
   for (int j = 0; j < N / 4; j++) {
     float4 *at = sum + j * 128 + t;
-    if (turn > 0) {
+    if (add) {
       const float4 old = __ldcg(at);
       d[4 * j] = old.x + d[4 * j], d[4 * j + 1] = old.y + d[4 * j + 1];
       d[4 * j + 2] = old.z + d[4 * j + 2], d[4 * j + 3] = old.w + d[4 * j + 3];
     }
-    if (turn < turns - 1) __stcg(at, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
+    if (leave) __stcg(at, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
   }
 }
+
+/* Before and after a warpgroup's hand_on of a tile of several chunks. bwd_handed: was that all? */
+__device__ __forceinline__ void bwd_await_turn(const rgk_flash_bwd &p, const bwd_item &x, const bwd_sum &sum, int wg,
+                                               int t) {
+  if (p.parts > 1 || x.turn == 0) return;
+  if (t == 0) await(sum.done, (uint32_t)x.turn);
+  named_sync(3 + wg, 128);
+}
+__device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_item &x, const bwd_sum &sum, int wg,
+                                           int t) {
+  if (p.parts > 1) return true;
+  if (x.turn == x.turns - 1) return false;
+  __threadfence();
+  named_sync(3 + wg, 128);
+  if (t == 0) publish(sum.done, (uint32_t)x.turn + 1);
+  return true;
+}
+
 template <int N>
 __device__ __forceinline__ void put_keys(const float (&d)[N], const rgk_tensor &x, int64_t row, int kh, int keys,
                                          int key, int first, int width, float scale, bool add, int t) {
