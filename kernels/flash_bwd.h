@@ -7,7 +7,7 @@
 
 enum {
   RGK_FLASH_BWD_ROWS = 64,   /* queries of one head in a tile */
-  RGK_FLASH_BWD_CHUNKS = 32, /* most chunks of a sequence's queries */
+  RGK_FLASH_BWD_CHUNKS = 64, /* most chunks of a sequence's queries */
   RGK_FLASH_BWD_HEADS = 8    /* heads of a block of prepare and of dq */
 };
 
@@ -23,7 +23,7 @@ typedef struct rgk_flash_bwd {
   int32_t kh0, kh_n;      /* KV heads of this pass */
   int32_t pass;
   int64_t kv_tiles; /* capacity of kv, in tiles of one KV head */
-  int32_t parts; /* CHUNKS: each chunk has a place in kv, and sum_kv adds them up; 1: they add to one sum */
+  int32_t parts;    /* places for chunks in kv, one for each, which sum_kv adds up; 1: they add to one sum */
   /* workspace */
   float *rows;        /* [slots of 64 queries, H, 2, 64] lse in base 2, then delta */
   float *sink;        /* [slots, H] each tile's part of d_sinks, or NULL */
@@ -49,8 +49,8 @@ enum { RGK_FLASH_BWD_THREADS = 384 }; /* of main and wide */
 /* Bytes of their shared memory. */
 static inline uint32_t rgk_flash_bwd_shared(int32_t keys, int32_t width, int32_t width_v) {
   const uint32_t k = (uint32_t)keys, d = (uint32_t)width, e = (uint32_t)width_v, stages = d == 256 ? 1 : 2;
-  return k * (d + e) * 2 + stages * 64 * (d + e) * 2 + (k == 64 ? 4 : 2) * k * 128 + 64 * d * 4 +
-         stages * 512 + 512;
+  return k * (d + e) * 2 + stages * 64 * (d + e) * 2 + (k == 64 ? 4 : 2) * k * 128 +
+         (k == 64 ? 1 : 2) * 64 * d * 4 + stages * 512 + 512;
 }
 
 #endif

@@ -68,8 +68,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     };
     auto give = [&](const float(&dq)[W / 4], int i) {
       const int panel = W == 64 ? 0 : wg;
-      const uint32_t row = base + L::dq + panel * ROWS * 256 + (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
-      if (i > 0) bar_wait(&bar->dq_empty[((i - 1) & 1) * 2 + panel], (i - 1) >> 1 & 1);
+      const uint32_t row = base + L::dq + ((i & 1) * L::k_panels + panel) * ROWS * 256 + (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
+      bar_wait(&bar->dq_empty[(i & 1) * 2 + panel], i >> 1 & 1 ^ 1);
 #pragma unroll
       for (int j = 0; j < W / 32; j++) {
         const uint32_t to = row + ((W == 64 ? 2 * wg + j : j) ^ (lane / 4 & 1)) * 64;

@@ -40,7 +40,7 @@ template <class T, int panels> struct half {
     wgmma_keep(b);
   }
   /* Registers of a thread, in units of four. */
-  static constexpr int quads = 8 * whole + 4 * odd;
+  __device__ __forceinline__ static constexpr int quads() { return 8 * whole + 4 * odd; }
   __device__ __forceinline__ void hand(float4 *sum, bool add_to, bool leave, int t) {
     hand_on(a, sum, add_to, leave, t);
     if constexpr (odd) hand_on(b, sum + 8 * whole * 128, add_to, leave, t);
@@ -186,7 +186,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     const bool add = p.parts == 1 && x.turn > 0, leave = p.parts > 1 || x.turn < x.turns - 1;
     bwd_await_turn(p, x, sum, wg, t);
     dk.hand(sum.at, add, leave, t);
-    dv.hand(sum.at + dk.quads * 128, add, leave, t);
+    dv.hand(sum.at + dk.quads() * 128, add, leave, t);
     if (bwd_handed(p, x, sum, wg, t)) return;
   }
   const int64_t row = x.s.k_begin + k0;

@@ -80,7 +80,8 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   p->sink = a->sinks.data && a->d_sinks.data ? rgi_take(&w, (size_t)(p->slots * H) * sizeof(float)) : NULL;
   p->dq = rgi_take(&w, (size_t)(one_head * p->kh_n));
   const int64_t kv = a->KH * p->kv_tiles * p->keys * (p->width + p->width_v) * 4;
-  p->parts = kv * RGK_FLASH_BWD_CHUNKS <= KV_BYTES ? RGK_FLASH_BWD_CHUNKS : 1;
+  const int64_t parts = p->chunk ? least(RGK_FLASH_BWD_CHUNKS, a->T / p->chunk + 1) : 1;
+  p->parts = kv * parts <= KV_BYTES ? (int32_t)parts : 1;
   p->kv = rgi_take(&w, (size_t)(kv * p->parts));
   p->dq_done = rgi_take(&w, (size_t)(p->slots * H) * sizeof(uint32_t));
   p->kv_done = rgi_take(&w, (size_t)(a->KH * p->kv_tiles * 2) * sizeof(uint32_t));

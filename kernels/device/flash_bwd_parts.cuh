@@ -103,14 +103,15 @@ __device__ __forceinline__ step find_step(const rgk_attn &a, const bwd_item &x, 
 /* ---- shared memory of a block ---- */
 
 /* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]  dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
- * dQ W/64 x [64, 64] f32  rows stages x (lse, delta). All but the last two in panels of 128-byte rows, swizzled. */
+ * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta). All but the last two in panels of 128-byte rows, swizzled. */
 template <int keys, int W, int E> struct bwd_plan {
-  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64, stages = W == 256 ? 1 : 2;
+  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64, stages = W == 256 ? 1 : 2,
+                       dq_buffers = keys == 64 ? 1 : 2;
   static constexpr uint32_t k_panel = keys * 128, q_panel = ROWS * 128;
   static constexpr uint32_t k = 0, v = k + k_panels * k_panel, q = v + v_panels * k_panel,
                             d_o = q + stages * k_panels * q_panel, p = d_o + stages * v_panels * q_panel,
                             ds = p + (keys == 64 ? 2 * keys * 128 : 0), dq = ds + 2 * keys * 128,
-                            rows = dq + ROWS * W * 4, bars = rows + stages * 512;
+                            rows = dq + dq_buffers * ROWS * W * 4, bars = rows + stages * 512;
 };
 struct bwd_barriers {
   uint64_t kv, q_full[2], q_empty[2], o_full[2], o_empty[2], ds_full[2], dq_full[4], dq_empty[4];
@@ -221,7 +222,8 @@ __device__ __forceinline__ void bwd_serve(const rgk_flash_bwd &p, const bwd_item
   if (x.m0 >= x.m1) return;
   if (t == 0) bwd_load<L>(p, x, bar);
   if (t == 32 || t == 64)
-    add_dq<L::k_panels, each>(p, x, bwd_smem + L::dq, bar->dq_full, bar->dq_empty, t == 64);
+    add_dq<L::k_panels, each>(p, x, bwd_smem + L::dq + (t == 64 ? L::dq_buffers - 1 : 0) * L::k_panels * ROWS * 256,
+                              bar->dq_full, bar->dq_empty, t == 64);
 }
 
 /* ---- tiles, dK and dV ---- */
