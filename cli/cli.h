@@ -102,6 +102,10 @@ typedef struct cli {
   rg_binding solved[256]; /* what the arrays' shapes say; names belong to the spec */
   size_t nsolved;
   int64_t arena_now, arena_peak; /* bytes asked of the arena hook */
+  struct {
+    void *ptr;
+    int64_t size;
+  } arena[8]; /* its blocks */
 } cli;
 
 /* Context, plugins; spec and policy too where the command names a spec. */
@@ -111,7 +115,7 @@ void cli_default_sequences(cli *c);
 /* A plan with the arguments' options; `profile` NULL: the one of --profile. */
 rg_status cli_make_plan(cli *c, const char *profile);
 /* A session whose arena is counted in arena_peak. */
-rg_status cli_make_session(cli *c);
+rg_status cli_make_session(cli *c, bool eager);
 /* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
 rg_status cli_require_runner(cli *c);
 void cli_close(cli *c);

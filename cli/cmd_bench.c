@@ -29,6 +29,10 @@ typedef struct bench {
   peak_rates peak;
 } bench;
 
+static bool on_gpu(const cli *c) {
+  return strcmp(c->args.device, "cuda") == 0;
+}
+
 static rg_status prepare(cli *c, bench *b) {
   rg_tensor_info info;
   for (size_t i = 0; rg_plan_tensor(c->plan, i, &info) == RG_OK; i++)
@@ -41,16 +45,28 @@ static rg_status prepare(cli *c, bench *b) {
   return b->forward && b->backward && b->outside ? RG_OK : cli_nomem(&c->error);
 }
 
-/* One run of both directions; repeat -1 is the warm-up. */
-static rg_status run_once(cli *c, bench *b, int64_t repeat) {
+/* A direction and its end; seconds in *took. */
+static rg_status run_direction(cli *c, bool backward, double *took) {
   double start = cli_seconds();
-  rg_status s = rg_session_forward(c->session, &c->error);
-  if (s != RG_OK) return s;
-  double turn = cli_seconds();
-  if (b->data.backward) s = rg_session_backward(c->session, &c->error);
+  rg_status s =
+      backward ? rg_session_backward(c->session, &c->error) : rg_session_forward(c->session, &c->error);
+  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
+  *took = cli_seconds() - start;
+  return s;
+}
+
+/* One run of both directions; repeat -1 is the warm-up. On a GPU, whole: replayed as graphs, not node by
+ * node. */
+static rg_status run_once(cli *c, bench *b, int64_t repeat, bool whole) {
+  double forward, backward = 0;
+  rg_status s = run_direction(c, false, &forward);
+  if (s == RG_OK && b->data.backward) s = run_direction(c, true, &backward);
   if (s != RG_OK || repeat < 0) return s;
-  b->forward[repeat] = 1e3 * (turn - start);
-  b->backward[repeat] = 1e3 * (cli_seconds() - turn);
+  if (whole || !on_gpu(c)) {
+    b->forward[repeat] = 1e3 * forward;
+    b->backward[repeat] = 1e3 * backward;
+  }
+  if (whole) return RG_OK;
   double inside = 0;
   for (int i = 0; i < b->nrow; i++) {
     rg_session_node_time(c->session, (size_t)i, &b->row[i].node);
@@ -61,9 +77,21 @@ static rg_status run_once(cli *c, bench *b, int64_t repeat) {
   return RG_OK;
 }
 
+/* The directions as graphs; then a session that launches node by node takes over. */
+static rg_status measure_whole(cli *c, bench *b) {
+  rg_status s = RG_OK;
+  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++) s = run_once(c, b, r < 0 ? -1 : r, true);
+  if (s != RG_OK) return s;
+  rg_session_destroy(c->session);
+  c->session = NULL;
+  s = cli_make_session(c, true);
+  return s == RG_OK ? data_rebind(c, &b->data) : s;
+}
+
 static rg_status measure(cli *c, bench *b) {
   int64_t repeat = c->args.repeat;
-  rg_status s = run_once(c, b, -1);
+  rg_status s = on_gpu(c) && !c->args.eager ? measure_whole(c, b) : RG_OK;
+  if (s == RG_OK) s = run_once(c, b, -1, false);
   if (s != RG_OK) return s;
   rg_node_time n;
   int count = 0;
@@ -74,7 +102,7 @@ static rg_status measure(cli *c, bench *b) {
     if (!(b->row[b->nrow].ms = calloc((size_t)repeat, sizeof(double)))) return cli_nomem(&c->error);
   for (int64_t r = 0; s == RG_OK && r < repeat; r++) {
     cli_progress(c, "timing", (double)r, (double)repeat);
-    s = run_once(c, b, r);
+    s = run_once(c, b, r, false);
   }
   cli_progress_end(c);
   for (int i = 0; i < b->nrow; i++) b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
@@ -84,13 +112,13 @@ static rg_status measure(cli *c, bench *b) {
   return s;
 }
 
-static void free_bench(bench *b) {
+static void free_bench(const cli *c, bench *b) {
   for (int i = 0; i < b->nrow; i++) free(b->row[i].ms);
   free(b->row);
   free(b->forward);
   free(b->backward);
   free(b->outside);
-  data_close(&b->data);
+  data_close(c, &b->data);
 }
 
 /* ---- reports ---- */
@@ -102,6 +130,7 @@ static double rate(double work, double ms) {
 
 /* Milliseconds at best: either the multiply-adds or the bytes take that long. */
 static double roofline_ms(const bench *b, const rg_node_time *n) {
+  if (b->peak.matrix_gflops <= 0) return n->roofline_ms; /* a GPU: what the plan's profile says */
   double matrix = b->peak.matrix_gflops > 0 ? 1e-6 * n->flops / b->peak.matrix_gflops : 0;
   double bytes = b->peak.bandwidth_gbs > 0 ? 1e-6 * n->bytes / b->peak.bandwidth_gbs : 0;
   return matrix > bytes ? matrix : bytes;
@@ -112,9 +141,13 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->args.positional[0], c->args.device,
          cli_threads(c), (long long)c->args.repeat, b->forward_ms);
   if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
-  printf("\npeak memory %s predicted, %s measured\nmachine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n",
-         cli_bytes(z->predicted_peak, p), cli_bytes(c->arena_peak, m), b->peak.matrix_gflops,
-         b->peak.bandwidth_gbs);
+  printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
+         cli_bytes(c->arena_peak, m));
+  if (on_gpu(c))
+    printf("whole directions: %s; nodes: launched one by one\n\n",
+           c->args.eager ? "the same" : "replayed graphs");
+  else
+    printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops, b->peak.bandwidth_gbs);
   printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s",
          "roofline");
   for (int i = 0; i < b->nrow; i++) {
@@ -255,12 +288,16 @@ rg_status cli_cmd_bench(cli *c) {
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
   if (s != RG_OK) return s;
-  cli_progress(c, "measuring the machine", 0, 0);
-  peak_measure(cli_threads(c), &b.peak);
+  if (on_gpu(c) && a->profile_out)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile-out measures the CPU only");
+  if (!on_gpu(c)) {
+    cli_progress(c, "measuring the machine", 0, 0);
+    peak_measure(cli_threads(c), &b.peak);
+  }
   s = data_open(c, &b.data);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = a->profile_out ? plan_raw(c, &b) : cli_make_plan(c, NULL);
-  if (s == RG_OK) s = cli_make_session(c);
+  if (s == RG_OK) s = cli_make_session(c, a->eager);
   if (s == RG_OK) s = prepare(c, &b);
   if (s == RG_OK) s = measure(c, &b);
   if (s == RG_OK && a->profile_out) s = save_profile(c, &b);
@@ -273,6 +310,6 @@ rg_status cli_cmd_bench(cli *c) {
   }
   rg_session_destroy(c->session); /* before the memory it is bound to */
   c->session = NULL;
-  free_bench(&b);
+  free_bench(c, &b);
   return s;
 }

@@ -11,10 +11,12 @@ static rg_status run_once(cli *c, const data_set *d, timing *t) {
   double start = cli_seconds();
   t->backward_ms = -1;
   rg_status s = rg_session_forward(c->session, &c->error);
+  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
   t->forward_ms = 1e3 * (cli_seconds() - start);
   if (s != RG_OK || !d->backward) return s;
   start = cli_seconds();
   s = rg_session_backward(c->session, &c->error);
+  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
   t->backward_ms = 1e3 * (cli_seconds() - start);
   return s;
 }
@@ -121,9 +123,7 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
 }
 
 rg_status cli_require_runner(cli *c) {
-  if (strcmp(c->args.device, "cuda") != 0) return RG_OK;
-  return cli_fail(&c->error, RG_E_DEVICE, c->args.positional[0],
-                  "this build runs on the CPU only; 'regraph plan --device cuda' plans for a GPU");
+  return rg_device_check(c->args.device, &c->error);
 }
 
 rg_status cli_cmd_run(cli *c) {
@@ -135,12 +135,13 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c, NULL);
-  if (s == RG_OK) s = cli_make_session(c);
+  if (s == RG_OK) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);
   if (s == RG_OK) cli_progress(c, "running", 0, 0);
   if (s == RG_OK) s = run_once(c, &d, &t);
   data_blame(c, &d);
   cli_progress_end(c);
+  if (s == RG_OK) s = data_fetch(c, &d);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {
     rg_plan_sizes(c->plan, &z);
@@ -151,6 +152,6 @@ rg_status cli_cmd_run(cli *c) {
   }
   rg_session_destroy(c->session); /* before the memory it is bound to */
   c->session = NULL;
-  data_close(&d);
+  data_close(c, &d);
   return s;
 }

@@ -295,6 +295,16 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
   return RG_OK;
 }
 
+/* The tensor's memory on the plan's device, holding what the host's holds. */
+static rg_status to_device(cli *c, data_tensor *t) {
+  if (strcmp(c->args.device, "cuda") != 0) {
+    t->device = t->data;
+    return RG_OK;
+  }
+  rg_status s = rg_memory_alloc(c->plan, (size_t)t->info.bytes, &t->device, &c->error);
+  return s == RG_OK ? rg_memory_write(c->plan, t->device, t->data, (size_t)t->info.bytes, &c->error) : s;
+}
+
 static bool is_filled(const data_tensor *t) {
   return t->data && (t->info.role == RG_INPUT || t->info.role == RG_GRAD_IN);
 }
@@ -332,15 +342,35 @@ rg_status data_bind(cli *c, data_set *d) {
     cli_progress(c, "filling inputs", filled, all);
     if (is_filled(t)) filled += (double)t->info.bytes;
     rg_status s = fill_tensor(c, d, t);
-    if (s == RG_OK)
-      s = rg_session_bind(c->session, t->info.role, t->info.name, t->data, (size_t)t->info.bytes, &c->error);
+    if (s == RG_OK) s = to_device(c, t);
     if (s != RG_OK) return s;
     if (t->info.role == RG_OUTPUT) f = find_file(d->out, d->nout, t->info.name);
     if (t->info.role == RG_GRAD_OUT) f = find_file(d->grad_out, d->ngrad_out, t->info.name);
     if (f) t->file = f->path;
   }
   cli_progress_end(c);
-  return RG_OK;
+  return data_rebind(c, d);
+}
+
+rg_status data_rebind(cli *c, data_set *d) {
+  rg_status s = RG_OK;
+  for (int i = 0; i < d->ntensor && s == RG_OK; i++) {
+    const data_tensor *t = &d->tensor[i];
+    if (t->data)
+      s = rg_session_bind(c->session, t->info.role, t->info.name, t->device, (size_t)t->info.bytes,
+                          &c->error);
+  }
+  return s;
+}
+
+rg_status data_fetch(cli *c, data_set *d) {
+  rg_status s = RG_OK;
+  for (int i = 0; i < d->ntensor && s == RG_OK; i++) {
+    const data_tensor *t = &d->tensor[i];
+    if (t->data && t->device != t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT))
+      s = rg_memory_read(c->plan, t->data, t->device, (size_t)t->info.bytes, &c->error);
+  }
+  return s;
 }
 
 rg_status data_write(cli *c, data_set *d) {
@@ -365,8 +395,11 @@ void data_blame(cli *c, const data_set *d) {
       snprintf(e->file, sizeof e->file, "%s", d->in[i].path);
 }
 
-void data_close(data_set *d) {
-  for (int i = 0; i < d->ntensor; i++) free(d->tensor[i].data);
+void data_close(const cli *c, data_set *d) {
+  for (int i = 0; i < d->ntensor; i++) {
+    if (d->tensor[i].device != d->tensor[i].data) rg_memory_free(c->plan, d->tensor[i].device);
+    free(d->tensor[i].data);
+  }
   free(d->tensor);
   for (int i = 0; i < d->nin; i++) npy_close(&d->in[i].reader);
   for (int i = 0; i < d->ngrad_in; i++) npy_close(&d->grad_in[i].reader);

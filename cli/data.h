@@ -29,7 +29,8 @@ void data_summarise(rg_dtype dtype, const void *src, int64_t n, data_summary *ou
 /* A tensor of the plan, its memory, and the file it comes from or goes to. */
 typedef struct data_tensor {
   rg_tensor_info info;
-  void *data;
+  void *data;   /* the host's */
+  void *device; /* what is bound: `data` itself, or its copy on a GPU */
   int64_t elements;
   const char *file; /* to write to, or NULL; borrowed from the arguments */
 } data_tensor;
@@ -53,10 +54,14 @@ typedef struct data_set {
 rg_status data_open(cli *c, data_set *d);
 /* Allocates every tensor of the plan, fills what goes in, binds all to the session. */
 rg_status data_bind(cli *c, data_set *d);
+/* Binds the same tensors to another session of the plan. */
+rg_status data_rebind(cli *c, data_set *d);
+/* After the session's runs are over: results back into `data`. */
+rg_status data_fetch(cli *c, data_set *d);
 /* Writes what --out and --grad-out ask for. */
 rg_status data_write(cli *c, data_set *d);
 /* An error about an array's contents ("cu_seqlens[2] is …") gets the name of the array's file. */
 void data_blame(cli *c, const data_set *d);
-void data_close(data_set *d);
+void data_close(const cli *c, data_set *d);
 
 #endif

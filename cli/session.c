@@ -88,35 +88,34 @@ rg_status cli_make_plan(cli *c, const char *profile) {
   return s;
 }
 
-/* The arena hook. A block's size stands in front of it, in a page of its own so that the block stays aligned.
- */
-#define HOOK_FRONT 256
-
+/* The arena hook: the device's memory, counted. */
 static void *hook_alloc(void *user, size_t size) {
   cli *c = user;
-  char *block = NULL;
-  if (size > SIZE_MAX - 2 * HOOK_FRONT) return NULL;
-  if (posix_memalign((void **)&block, HOOK_FRONT, size + HOOK_FRONT) != 0) return NULL;
-  memcpy(block, &size, sizeof size);
-  c->arena_now += (int64_t)size;
-  if (c->arena_now > c->arena_peak) c->arena_peak = c->arena_now;
-  return block + HOOK_FRONT;
+  for (size_t i = 0; i < sizeof c->arena / sizeof *c->arena; i++) {
+    if (c->arena[i].ptr) continue;
+    if (rg_memory_alloc(c->plan, size, &c->arena[i].ptr, NULL) != RG_OK) return NULL;
+    c->arena[i].size = (int64_t)size;
+    c->arena_now += (int64_t)size;
+    if (c->arena_now > c->arena_peak) c->arena_peak = c->arena_now;
+    return c->arena[i].ptr;
+  }
+  return NULL;
 }
 
 static void hook_free(void *user, void *ptr) {
   cli *c = user;
-  if (!ptr) return;
-  char *block = (char *)ptr - HOOK_FRONT;
-  size_t size;
-  memcpy(&size, block, sizeof size);
-  c->arena_now -= (int64_t)size;
-  free(block);
+  for (size_t i = 0; i < sizeof c->arena / sizeof *c->arena; i++)
+    if (ptr && c->arena[i].ptr == ptr) {
+      c->arena_now -= c->arena[i].size;
+      c->arena[i].ptr = NULL;
+      rg_memory_free(c->plan, ptr);
+      return;
+    }
 }
 
-rg_status cli_make_session(cli *c) {
-  const char *env = getenv("REGRAPH_EAGER");
+rg_status cli_make_session(cli *c, bool eager) {
   rg_allocator hook = {hook_alloc, hook_free, c};
-  rg_session_options o = {.arena = &hook, .eager = c->args.eager || (env && strcmp(env, "1") == 0)};
+  rg_session_options o = {.arena = &hook, .eager = eager};
   return rg_session_create(c->plan, &o, &c->session, &c->error);
 }
 

@@ -57,12 +57,20 @@ endforeach()
 
 # ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
 file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
+list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c)
 list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
 add_executable(gpu_tests ${gpu_sources})
 target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
 target_compile_definitions(gpu_tests PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 add_test(NAME gpu COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu.sh $<TARGET_FILE:gpu_tests>)
 set_tests_properties(gpu PROPERTIES SKIP_RETURN_CODE 77)
+
+# The same without Criterion, for compute-sanitizer: gpu_tests_plain [PART-OF-A-NAME …].
+add_executable(gpu_tests_plain EXCLUDE_FROM_ALL ${gpu_sources} ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
+target_include_directories(gpu_tests_plain BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
+target_compile_options(gpu_tests_plain PRIVATE -Wno-format-zero-length)
+target_link_libraries(gpu_tests_plain PRIVATE rgi_harness regraph_all)
+target_compile_definitions(gpu_tests_plain PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 

@@ -1,6 +1,7 @@
 /* exec/cuda.c: see cuda.h. */
 #include "cuda.h"
 #include "../kernels/blas.h"
+#include <nvtx3/nvToolsExt.h>
 
 rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, rg_error *e) {
   if (code == cudaSuccess) return RG_OK;
@@ -80,4 +81,11 @@ rg_status rgi_cuda_device(rg_gpu *out, rg_error *e) {
     return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
                     "the GPU has compute capability %d.%d; 8.0 or newer is needed", major, minor);
   return RG_OK;
+}
+
+void rgi_cuda_range_push(const char *name) {
+  nvtxRangePushA(name);
+}
+void rgi_cuda_range_pop(void) {
+  nvtxRangePop();
 }

@@ -25,6 +25,10 @@ rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e);
 void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t *config,
                      cudaLaunchAttribute *attrs);
 
+/* An NVTX range around a node's launches, for profilers. */
+void rgi_cuda_range_push(const char *name);
+void rgi_cuda_range_pop(void);
+
 /* The current device, or RG_E_DEVICE saying what is missing: no driver, too old a driver, no device. */
 rg_status rgi_cuda_device(rg_gpu *out, rg_error *e);
 

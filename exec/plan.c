@@ -7,6 +7,9 @@
  */
 #include "plan.h"
 #include "../graph/spec.h"
+#ifdef REGRAPH_CUDA
+#include "cuda.h"
+#endif
 
 #include <sched.h>
 #include <stdio.h>
@@ -77,10 +80,19 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
   int most = p->cuda ? 1 : cores();
   if (p->profile->threads > 0 && p->profile->threads < most) most = p->profile->threads;
   p->threads = o->threads ? o->threads : most;
-  p->mem = (rgi_memory_options){.no_reuse = o->no_reuse,
+  p->gpu = p->profile->gpu;
+#ifdef REGRAPH_CUDA
+  /* Schedules are made for the GPU that is there, unless another machine's profile was asked for. */
+  rg_gpu here;
+  if (p->cuda && !o->profile_path && rgi_cuda_device(&here, NULL) == RG_OK) p->gpu = here;
+#endif
+  p->mem = (rgi_memory_options){.gpu = p->cuda ? &p->gpu : NULL,
+                                .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
+  /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
+  p->mem.lanes = p->cuda && !o->no_lanes && !(policy && (policy->split_heads || policy->budget));
 
   report(p, "load", 0);
   RGI_GOTO(status, rgi_spec_elaborate(spec, o->set, o->nset, true, &p->graph, e), failed);
@@ -159,6 +171,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   plan->arena = arena;
   plan->ctx = p.ctx;
   plan->cuda = p.cuda;
+  plan->gpu = p.gpu;
   plan->threads = p.threads;
   plan->profile = p.profile;
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
@@ -175,9 +188,10 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
-  fill_sizes(plan);
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
+  if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
+  fill_sizes(plan);
   report(&p, "steps", 1);
   *out = plan;
   return RG_OK;

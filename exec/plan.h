@@ -33,7 +33,7 @@ typedef struct rgi_step {
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
   rg_cost cost;
-  double ms; /* the cost model's */
+  double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
 typedef struct rgi_bindable {
@@ -53,10 +53,19 @@ typedef struct rgi_check {
   int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
 } rgi_check;
 
+/* On a GPU the host cannot read lengths: each forward begins by copying such an input into the saved block
+ * with its rules enforced, and steps read the copy. */
+typedef struct rgi_clean {
+  int32_t bind;
+  int64_t offset; /* bytes into saved */
+  int64_t n;      /* entries */
+} rgi_clean;
+
 struct rg_plan {
   rgi_arena *arena; /* owns this struct and the arrays below */
   const rg_context *ctx;
   bool cuda;
+  rg_gpu gpu; /* cuda: what the plan is made for */
   int threads;
   rgi_profile *profile;
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
@@ -68,6 +77,10 @@ struct rg_plan {
   int32_t nbindable;
   rgi_check *check;
   int32_t ncheck;
+  rgi_clean *clean;
+  int32_t nclean;
+  int32_t **after; /* per step: the steps that must have run before it (nearest ones), ended by -1 */
+  int32_t *lane;   /* per step: chains of steps that run one after another, numbered per direction */
   rg_sizes sizes;
   const char **free_name; /* the spec's free dimensions … */
   int64_t *free_value;    /* … and what they are bound to: the plan's capacity */
@@ -76,6 +89,8 @@ struct rg_plan {
 
 /* Fills step[], bindable[], check[] of a plan whose graph and memory are set (steps.c). */
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
+/* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
+rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
 /* Where tensor t starts. */
 rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
 
@@ -84,6 +99,7 @@ rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_erro
 typedef struct rgi_prepared {
   const rg_context *ctx;
   bool cuda;
+  rg_gpu gpu;
   int threads;
   rgi_profile *profile;
   rgi_memory_options mem;

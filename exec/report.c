@@ -5,7 +5,7 @@
  * meaning within one "version"; times that differ from run to run stay out of it, so equal plans give equal
  * text.
  */
-#include "plan.h"
+#include "report.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -142,6 +142,7 @@ static void write_text(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "\n");
   write_capacity(plan, b);
   write_nodes(plan, b);
+  if (plan->cuda) rgi_report_kernels(plan, b);
   if (plan->choice) rgi_choice_text(plan->choice, b); /* why */
   write_bytes(plan, b);
 }
@@ -193,6 +194,8 @@ static void json_nodes(const rg_plan *plan, rgi_buf *b) {
     json_int(b, "group", n->group);
     json_bool(b, "step", s != NULL);
     json_int(b, "workspace_bytes", s ? s->workspace_size : 0);
+    const char *path = s ? rgi_report_path(plan, step - 1) : NULL;
+    if (path) json_text(b, "kernels", path);
     rgi_buf_printf(b, "\"flops\": ");
     number(b, s ? s->cost.flops : 0);
     rgi_buf_printf(b, ", \"bytes\": ");
@@ -315,7 +318,10 @@ static void write_steps(const rg_plan *plan, rgi_buf *b) {
 /* ---- public ---- */
 
 static void write_dot(const rg_plan *plan, rgi_buf *b) {
-  rgi_dump_dot(plan->graph, b);
+  if (plan->cuda)
+    rgi_report_dot(plan, b);
+  else
+    rgi_dump_dot(plan->graph, b);
 }
 static void write_graph(const rg_plan *plan, rgi_buf *b) {
   rgi_dump_text(plan->graph, b);
@@ -357,6 +363,7 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
                     format ? format : "");
   rgi_prepared p;
   RGI_TRY(rgi_plan_prepare(spec, policy, options, &p, e));
+  p.mem.lanes = false; /* the front is about memory */
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);
   rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);

@@ -1,8 +1,8 @@
-/* exec/session.c: one plan at work on the CPU: memory, bindings, and the two runs.
+/* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the backend's
+ * (cpu_session.c, cuda_session.c).
  *
- * A session owns a thread pool, the copy of the plan's argument lists that its runs patch, and (unless the
- * caller supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
- * bytes.
+ * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller supplies
+ * it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch bytes.
  *
  *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block, where its
  * inputs and ▲       │  ▲        │          outputs stood; the backward on that block reads them there
@@ -16,61 +16,18 @@
  *
  *     | guard 256 | saved or scratch … | guard 256 |
  */
-#include "pool.h"
-#include "plan.h"
+#include "session.h"
+#ifdef REGRAPH_CUDA
+#include "cuda.h"
+#endif
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-enum { GUARD = 256, GUARD_BYTE = 0xc5 };
-/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails are -1). */
-static const uint16_t POISON = 0xffa5;
-
-/* A saved block that has been bound, and the forward whose values it holds. */
-typedef struct saved_block {
-  struct saved_block *next;
-  char *data;
-  bool forwarded;
-  void **at; /* [nbindable]: inputs and outputs of that forward */
-} saved_block;
-
-typedef struct owned_block { /* memory the session asked for */
-  void *memory;
-  char *data; /* past the guard */
-  int64_t size;
-} owned_block;
-
-struct rg_session {
-  rgi_arena *arena;
-  const rg_plan *plan;
-  rgi_pool *pool;
-  bool poison;
-  rg_allocator memory; /* of owned blocks */
-  owned_block own_saved, own_scratch;
-  char *scratch;
-  saved_block *blocks, *current;
-  void **bound; /* [nbindable] */
-  rg_arg *arg;  /* [nargs] */
-  double *ms;   /* [nstep] */
-  int64_t touched_saved, touched_scratch;
-};
 
 /* ---- memory ---- */
 
-static void *malloc_256(void *user, size_t size) {
-  (void)user;
-  void *p = NULL;
-  return posix_memalign(&p, RGI_ALIGN, size) ? NULL : p;
-}
-static void free_256(void *user, void *ptr) {
-  (void)user;
-  free(ptr);
-}
-
-static rg_status own_block(rg_session *s, int64_t size, owned_block *b, rg_error *e) {
-  int64_t guard = s->poison ? GUARD : 0, slack = 0;
+static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_error *e) {
+  int64_t guard = s->poison ? RGI_GUARD : 0, slack = 0;
   if (size == 0) return RG_OK;
   b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
   if (b->memory &&
@@ -79,44 +36,45 @@ static rg_status own_block(rg_session *s, int64_t size, owned_block *b, rg_error
     slack = RGI_ALIGN - 1;
     b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
   }
-  if (!b->memory)
-    return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "the arena's allocator refused %lld bytes",
-                    (long long)(size + 2 * guard + slack));
+  if (!b->memory) return s->backend->no_memory(s, size + 2 * guard + slack, e);
   b->data = (char *)b->memory + guard;
   b->data += -(uintptr_t)b->data % RGI_ALIGN;
   b->size = size;
   if (guard) {
-    memset(b->data - GUARD, GUARD_BYTE, GUARD);
-    memset(b->data + size, GUARD_BYTE, GUARD);
+    RGI_TRY(s->backend->fill(s, b->data - RGI_GUARD, RGI_GUARD_BYTE, RGI_GUARD, e));
+    RGI_TRY(s->backend->fill(s, b->data + size, RGI_GUARD_BYTE, RGI_GUARD, e));
   }
   return RG_OK;
 }
 
-static bool guards_whole(const owned_block *b) {
-  if (!b->memory) return true;
-  const unsigned char *low = (const unsigned char *)b->data - GUARD,
-                      *high = (const unsigned char *)b->data + b->size;
-  for (int i = 0; i < GUARD; i++)
-    if (low[i] != GUARD_BYTE || high[i] != GUARD_BYTE) return false;
-  return true;
+static rg_status check_guards(rg_session *s, const rgi_owned_block *b, bool *whole, rg_error *e) {
+  unsigned char zone[2][RGI_GUARD];
+  if (!b->memory) return RG_OK;
+  RGI_TRY(s->backend->read(s, zone[0], b->data - RGI_GUARD, RGI_GUARD, e));
+  RGI_TRY(s->backend->read(s, zone[1], b->data + b->size, RGI_GUARD, e));
+  for (int i = 0; i < RGI_GUARD; i++)
+    *whole = *whole && zone[0][i] == RGI_GUARD_BYTE && zone[1][i] == RGI_GUARD_BYTE;
+  return RG_OK;
 }
 
-/* Tensors are made of 2- and 4-byte elements, so an odd last byte (a workspace's) counts as part of its pair.
- */
-static void poison(void *data, int64_t size) {
-  char *p = data;
-  for (int64_t i = 0; i + 2 <= size; i += 2) memcpy(p + i, &POISON, 2);
-  if (size & 1) memcpy(p + size - 1, &POISON, 1);
-}
-
-/* Highest written byte + 1. */
-static int64_t high_water(const char *p, int64_t size) {
-  if (size & 1) {
-    if (memcmp(p + size - 1, &POISON, 1) != 0) return size;
-    size--;
+/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an odd last
+ * byte (a workspace's) counts as part of its pair. */
+static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t *out, rg_error *e) {
+  enum { CHUNK = 1 << 16 };
+  static const uint16_t poison = RGI_POISON;
+  char *host = rgi_malloc(s->plan->ctx, CHUNK);
+  rg_status status = host ? RG_OK : rgi_nomem(e);
+  *out = 0;
+  for (int64_t end = size; end > 0 && *out == 0 && status == RG_OK;) {
+    int64_t from = (end - 1) / CHUNK * CHUNK, n = end - from;
+    status = s->backend->read(s, host, p + from, (size_t)n, e);
+    if (status == RG_OK && n & 1 && memcmp(host + n - 1, &poison, 1) != 0) *out = end;
+    for (n &= ~(int64_t)1; n > 0 && *out == 0 && status == RG_OK; n -= 2)
+      if (memcmp(host + n - 2, &poison, 2) != 0) *out = from + n;
+    end = from;
   }
-  while (size && memcmp(p + size - 2, &POISON, 2) == 0) size -= 2;
-  return size;
+  rgi_free(s->plan->ctx, host);
+  return status;
 }
 
 /* ---- life ---- */
@@ -128,15 +86,15 @@ static rg_status check_block(const void *block, const char *what, rg_error *e) {
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
-  for (saved_block *b = s->blocks; b; b = b->next)
+  for (rgi_saved_block *b = s->blocks; b; b = b->next)
     if (b->data == data) {
       s->current = b;
       return RG_OK;
     }
-  saved_block *b = rgi_alloc(s->arena, sizeof *b);
+  rgi_saved_block *b = rgi_alloc(s->arena, sizeof *b);
   void **at = rgi_alloc_n(s->arena, (size_t)s->plan->nbindable + 1, sizeof *at);
   if (!b || !at) return rgi_nomem(e);
-  *b = (saved_block){.next = s->blocks, .data = data, .at = at};
+  *b = (rgi_saved_block){.next = s->blocks, .data = data, .at = at};
   s->blocks = s->current = b;
   return RG_OK;
 }
@@ -153,7 +111,6 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     if (step->nin) memcpy(arg, step->call.in, (size_t)step->nin * sizeof *arg);
     if (step->nout) memcpy(arg + step->nin, step->call.out, (size_t)step->nout * sizeof *arg);
   }
-  RGI_TRY(rgi_pool_create(plan->ctx, plan->threads, &s->pool, e));
   if (o->saved) {
     RGI_TRY(check_block(o->saved, "saved", e));
     RGI_TRY(use_saved(s, o->saved, e));
@@ -168,7 +125,40 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     RGI_TRY(own_block(s, plan->sizes.scratch, &s->own_scratch, e));
     s->scratch = s->own_scratch.data;
   }
+  return s->backend->create(s, o, e);
+}
+
+#ifndef REGRAPH_CUDA
+static rg_status no_cuda(rg_error *e) {
+  return rgi_fail(
+      e, RG_E_DEVICE, NULL, NULL,
+      "this build has no CUDA (nvcc was not found) and runs on the CPU only; it can still make plans for "
+      "a GPU");
+}
+#endif
+
+static rg_status find_backend(const rg_plan *plan, const rgi_backend **out, rg_error *e) {
+  *out = &rgi_cpu_backend;
+  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
+  if (!plan->cuda) return RG_OK;
+#ifdef REGRAPH_CUDA
+  *out = &rgi_cuda_backend;
   return RG_OK;
+#else
+  return no_cuda(e);
+#endif
+}
+
+rg_status rg_device_check(const char *device, rg_error *e) {
+  if (!device || strcmp(device, "cpu") == 0) return RG_OK;
+  if (strcmp(device, "cuda") != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", device);
+#ifdef REGRAPH_CUDA
+  rg_gpu gpu;
+  return rgi_cuda_device(&gpu, e);
+#else
+  return no_cuda(e);
+#endif
 }
 
 rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
@@ -178,9 +168,8 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
-  if (plan->cuda)
-    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
-                    "the plan is for a cuda device; this build runs on the CPU only");
+  const rgi_backend *backend;
+  RGI_TRY(find_backend(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the arena's allocator lacks alloc or free");
   rgi_arena *arena = rgi_arena_create(plan->ctx);
@@ -192,7 +181,8 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   s->arena = arena;
   s->plan = plan;
   s->poison = o->debug_poison;
-  s->memory = o->arena ? *o->arena : (rg_allocator){malloc_256, free_256, NULL};
+  s->backend = backend;
+  s->memory = o->arena ? *o->arena : s->backend->memory;
   rg_status status = fill_session(s, o, e);
   if (status != RG_OK) {
     rg_session_destroy(s);
@@ -204,7 +194,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
 
 void rg_session_destroy(rg_session *s) {
   if (!s) return;
-  rgi_pool_destroy(s->pool);
+  s->backend->destroy(s);
   if (s->own_scratch.memory) s->memory.free(s->memory.user, s->own_scratch.memory);
   if (s->own_saved.memory) s->memory.free(s->memory.user, s->own_saved.memory);
   rgi_arena_destroy(s->arena);
@@ -232,9 +222,11 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
     if (ptr && bytes != (size_t)t->bytes)
       return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
                       role_name(role), name, (long long)t->bytes);
-    if ((uintptr_t)ptr % rg_dtype_size(t->dtype) != 0)
+    size_t align = rg_dtype_size(t->dtype);
+    if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
+    if ((uintptr_t)ptr % align != 0)
       return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                      role_name(role), name, ptr, rg_dtype_size(t->dtype));
+                      role_name(role), name, ptr, align);
     s->bound[i] = ptr;
     return RG_OK;
   }
@@ -272,6 +264,16 @@ rg_status rg_session_bind_scratch(rg_session *s, void *scratch, rg_error *e) {
   return RG_OK;
 }
 
+rg_status rg_session_set_stream(rg_session *s, void *stream, rg_error *e) {
+  if (!s) return null_session(e);
+  return s->backend->set_stream(s, stream, e);
+}
+
+rg_status rg_session_synchronize(rg_session *s, rg_error *e) {
+  if (!s) return null_session(e);
+  return s->backend->synchronize(s, e);
+}
+
 /* Everything that a run of this direction touches is bound. A tensor of no bytes needs no memory. */
 static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
@@ -285,61 +287,9 @@ static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
   return RG_OK;
 }
 
-/* ---- contents that the host can check before a run ---- */
-
-static int32_t entry(const rg_session *s, const rgi_check *c, int64_t i) {
-  const int32_t *data = (const int32_t *)(const void *)((const char *)s->bound[c->bind] + c->offset);
-  return data[i * c->stride];
-}
-
-static rg_status bad_entry(const rg_session *s, const rgi_check *c, int64_t i, rg_error *e,
-                           const char *format, ...) __attribute__((format(printf, 5, 6)));
-static rg_status bad_entry(const rg_session *s, const rgi_check *c, int64_t i, rg_error *e,
-                           const char *format, ...) {
-  char expected[256];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(expected, sizeof expected, format, args);
-  va_end(args);
-  return rgi_fail(e, RG_E_DATA, NULL, NULL, "%s[%lld] is %d; expected %s",
-                  s->plan->bindable[c->bind].info.name, (long long)i, entry(s, c, i), expected);
-}
-
-static rg_status check_contents(const rg_session *s, rg_error *e) {
-  for (int32_t k = 0; k < s->plan->ncheck; k++) {
-    const rgi_check *c = &s->plan->check[k];
-    if (c->n == 0) continue;
-    if (c->starts) {
-      if (entry(s, c, 0) != 0) return bad_entry(s, c, 0, e, "0, where the first sequence starts");
-      for (int64_t i = 1; i < c->n; i++)
-        if (entry(s, c, i) < entry(s, c, i - 1))
-          return bad_entry(s, c, i, e, "at least %d, the entry before it", entry(s, c, i - 1));
-      if (entry(s, c, c->n - 1) > c->capacity)
-        return bad_entry(s, c, c->n - 1, e, "at most %lld, the rows there are", (long long)c->capacity);
-      continue;
-    }
-    const rgi_check *starts = c->lengths >= 0 ? &s->plan->check[c->lengths] : NULL;
-    for (int64_t i = 0; i < c->n; i++) {
-      int64_t length =
-          starts && i + 1 < starts->n ? (int64_t)entry(s, starts, i + 1) - entry(s, starts, i) : 0;
-      if (entry(s, c, i) < 0) return bad_entry(s, c, i, e, "0 or more");
-      if (entry(s, c, i) + length > INT32_MAX)
-        return bad_entry(s, c, i, e, "at most %lld, so that positions fit 32 bits",
-                         (long long)(INT32_MAX - length));
-    }
-  }
-  return RG_OK;
-}
-
 /* ---- running ---- */
 
-static double now_ms(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
-
-static void *resolve(const rg_session *s, rgi_place at) {
+void *rgi_session_resolve(const rg_session *s, rgi_place at) {
   char *base = NULL;
   if (at.bind >= 0) {
     rg_role role = s->plan->bindable[at.bind].info.role;
@@ -352,62 +302,64 @@ static void *resolve(const rg_session *s, rgi_place at) {
   return base ? base + at.offset : NULL;
 }
 
-static rg_status run_step(rg_session *s, int32_t i, rg_error *e) {
+rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e) {
   const rgi_step *step = &s->plan->step[i];
-  const rgi_node *node = &s->plan->graph->node[step->node];
   rg_arg *arg = s->arg + step->first_arg;
-  for (int32_t k = 0; k < step->nin + step->nout; k++) arg[k].data = resolve(s, step->place[k]);
+  for (int32_t k = 0; k < step->nin + step->nout; k++) arg[k].data = rgi_session_resolve(s, step->place[k]);
   rg_call call = step->call;
   call.in = arg;
   call.out = arg + step->nin;
   call.workspace = step->workspace >= 0 && step->workspace_size ? s->scratch + step->workspace : NULL;
-  call.parallel = rgi_pool_run;
-  call.pool = s->pool;
   call.error = e;
-  double start = now_ms();
-  rg_status status = node->op->run_cpu(&call);
-  s->ms[i] = now_ms() - start;
-  if (status != RG_OK) return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
-  if (s->poison) {
-    if (!guards_whole(&s->own_saved) || !guards_whole(&s->own_scratch))
-      return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena",
-                      node->op->name);
-    int64_t end = step->workspace + step->workspace_size;
-    if (step->workspace_size && end > s->touched_scratch) s->touched_scratch = end;
-  }
+  return call;
+}
+
+rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
+  const rgi_step *step = &s->plan->step[i];
+  const rgi_node *node = &s->plan->graph->node[step->node];
+  bool whole = true;
+  RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
+  RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
+  if (!whole)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena", node->op->name);
+  int64_t end = step->workspace + step->workspace_size;
+  if (step->workspace_size && end > s->touched_scratch) s->touched_scratch = end;
   return RG_OK;
 }
 
 /* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
  * hold. */
-static void poison_targets(rg_session *s, rg_role role) {
-  poison(s->scratch, s->plan->sizes.scratch);
+static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
+  RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
-    if (t->role == role && !t->accumulates) poison(s->bound[i], t->bytes);
+    if (t->role == role && !t->accumulates) RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
   }
+  return RG_OK;
 }
 
-static void measure(rg_session *s) {
-  int64_t saved = high_water(s->current->data, s->plan->sizes.saved);
-  int64_t scratch = high_water(s->scratch, s->plan->sizes.scratch);
+static rg_status measure(rg_session *s, rg_error *e) {
+  int64_t saved, scratch;
+  RGI_TRY(high_water(s, s->current->data, s->plan->sizes.saved, &saved, e));
+  RGI_TRY(high_water(s, s->scratch, s->plan->sizes.scratch, &scratch, e));
   if (saved > s->touched_saved) s->touched_saved = saved;
   if (scratch > s->touched_scratch) s->touched_scratch = scratch;
+  return RG_OK;
 }
 
 rg_status rg_session_forward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
   s->current->forwarded = false;
   RGI_TRY(check_bound(s, false, e));
-  RGI_TRY(check_contents(s, e));
+  RGI_TRY(s->backend->check(s, e));
   memcpy(s->current->at, s->bound, (size_t)s->plan->nbindable * sizeof *s->bound);
   if (s->poison) {
     s->touched_saved = s->touched_scratch = 0;
-    poison(s->current->data, s->plan->sizes.saved);
-    poison_targets(s, RG_OUTPUT);
+    RGI_TRY(s->backend->poison(s, s->current->data, s->plan->sizes.saved, e));
+    RGI_TRY(poison_targets(s, RG_OUTPUT, e));
   }
-  for (int32_t i = 0; i < s->plan->nforward; i++) RGI_TRY(run_step(s, i, e));
-  if (s->poison) measure(s);
+  RGI_TRY(s->backend->run(s, false, e));
+  if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
   return RG_OK;
 }
@@ -422,10 +374,9 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "backward without a forward on the bound saved block before it");
   RGI_TRY(check_bound(s, true, e));
-  if (s->poison) poison_targets(s, RG_GRAD_OUT);
-  for (int32_t i = s->plan->nforward; i < s->plan->nstep; i++) RGI_TRY(run_step(s, i, e));
-  if (s->poison) measure(s);
-  return RG_OK;
+  if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
+  RGI_TRY(s->backend->run(s, true, e));
+  return s->poison ? measure(s, e) : RG_OK;
 }
 
 /* ---- looking inside ---- */
@@ -440,7 +391,8 @@ rg_status rg_session_node_time(const rg_session *s, size_t i, rg_node_time *out)
                         .ms = s->ms[i],
                         .flops = step->cost.flops,
                         .bytes = step->cost.bytes,
-                        .model_ms = step->ms};
+                        .model_ms = step->ms,
+                        .roofline_ms = step->roofline_ms};
   return RG_OK;
 }
 
@@ -486,10 +438,22 @@ rg_status rg_session_read(rg_session *s, const char *tensor, void *dst, size_t b
                     (long long)rgi_bytes(&g->tensor[t]));
   rgi_place at;
   RGI_TRY(rgi_plan_place(s->plan, t, &at, e));
-  const char *src = resolve(s, at);
+  const char *src = rgi_session_resolve(s, at);
   if (!src && bytes) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "\"%s\" is not bound", tensor);
-  if (bytes) copy_dense(&g->tensor[t], 0, src, dst);
-  return RG_OK;
+  if (!bytes) return RG_OK;
+  if (!s->plan->cuda) {
+    copy_dense(&g->tensor[t], 0, src, dst);
+    return RG_OK;
+  }
+  int64_t span = 1; /* over all strides */
+  for (int a = 0; a < g->tensor[t].rank; a++) span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
+  size_t size = (size_t)span * rg_dtype_size(g->tensor[t].dtype);
+  char *host = rgi_malloc(s->plan->ctx, size);
+  if (!host) return rgi_nomem(e);
+  rg_status status = s->backend->read(s, host, src, size, e);
+  if (status == RG_OK) copy_dense(&g->tensor[t], 0, host, dst);
+  rgi_free(s->plan->ctx, host);
+  return status;
 }
 
 rg_status rg_session_touched(const rg_session *s, int64_t *saved, int64_t *scratch) {
@@ -497,4 +461,37 @@ rg_status rg_session_touched(const rg_session *s, int64_t *saved, int64_t *scrat
   *saved = s->touched_saved;
   *scratch = s->touched_scratch;
   return RG_OK;
+}
+
+/* ---- memory for callers ---- */
+
+rg_status rg_memory_alloc(const rg_plan *plan, size_t bytes, void **out, rg_error *e) {
+  const rgi_backend *b;
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the memory is NULL");
+  *out = NULL;
+  RGI_TRY(find_backend(plan, &b, e));
+  *out = b->memory.alloc(b->memory.user, bytes ? bytes : 1);
+  if (*out) return RG_OK;
+  return rgi_fail(e, plan->cuda ? RG_E_DEVICE : RG_E_NOMEM, NULL, NULL,
+                  "%zu bytes of %s memory could not be had", bytes, plan->cuda ? "device" : "host");
+}
+
+void rg_memory_free(const rg_plan *plan, void *ptr) {
+  const rgi_backend *b;
+  if (ptr && find_backend(plan, &b, NULL) == RG_OK) b->memory.free(b->memory.user, ptr);
+}
+
+static rg_status copy(const rg_plan *plan, void *dst, const void *src, size_t bytes, bool to_host,
+                      rg_error *e) {
+  const rgi_backend *b;
+  RGI_TRY(find_backend(plan, &b, e));
+  if (bytes && (!dst || !src)) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "copying from or to NULL");
+  return bytes ? b->copy(dst, src, bytes, to_host, e) : RG_OK;
+}
+
+rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
+  return copy(plan, dst, src, bytes, false, e);
+}
+rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
+  return copy(plan, dst, src, bytes, true, e);
 }

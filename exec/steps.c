@@ -108,6 +108,7 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   RGI_TRY(rgi_node_call(g, n, plan->arena, &s->call, e));
   s->call.threads = plan->threads;
   s->call.isa = plan->ctx->isa;
+  s->call.gpu = plan->cuda ? &plan->gpu : NULL;
   s->place = rgi_alloc_n(plan->arena, (size_t)(s->nin + s->nout) + 1, sizeof *s->place);
   if (!s->place) return rgi_nomem(e);
   for (int i = 0; i < s->nin + s->nout; i++) {
@@ -121,10 +122,13 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   int64_t asked = node->op->workspace ? (int64_t)node->op->workspace(&s->call) : 0;
   if (asked > s->workspace_size)
     return broken(e, node->name, "the workspace planned is too small", node->name);
-  if (!node->op->run_cpu && !plan->cuda)
-    return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no CPU implementation", node->op->name);
+  if (plan->cuda ? !node->op->cuda_steps : !node->op->run_cpu)
+    return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation", node->op->name,
+                    plan->cuda ? "CUDA" : "CPU");
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  s->ms = rgi_profile_ms(plan->profile, node->op, model_dtype(&s->call, s->nin, s->nout), &s->cost);
+  rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
+  s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
+  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, dtype, &s->cost);
   return RG_OK;
 }
 
@@ -222,8 +226,34 @@ static rg_status list_checks(rg_plan *plan, rg_error *e) {
   return RG_OK;
 }
 
+/* Gives every checked input a clean copy at the end of saved, and points the steps at it. */
+static rg_status list_clean(rg_plan *plan, rg_error *e) {
+  plan->clean = rgi_alloc_n(plan->arena, (size_t)plan->ncheck + 1, sizeof *plan->clean);
+  if (!plan->clean) return rgi_nomem(e);
+  for (int32_t i = 0; i < plan->ncheck; i++) {
+    const int32_t bind = plan->check[i].bind;
+    bool known = false;
+    for (int32_t k = 0; k < plan->nclean && !known; k++) known = plan->clean[k].bind == bind;
+    if (known) continue;
+    int64_t bytes = plan->bindable[bind].info.bytes, *saved = &plan->memory->saved;
+    if (bytes > INT64_MAX / 4 || *saved > INT64_MAX / 4)
+      return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
+    *saved = (*saved + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+    plan->clean[plan->nclean++] = (rgi_clean){bind, *saved, bytes / 4};
+    *saved += bytes;
+  }
+  for (int32_t i = 0; i < plan->nstep; i++)
+    for (int32_t k = 0; k < plan->step[i].nin; k++)
+      for (int32_t c = 0; c < plan->nclean; c++)
+        if (plan->step[i].place[k].bind == plan->clean[c].bind)
+          plan->step[i].place[k] =
+              (rgi_place){RGI_AT_SAVED, plan->clean[c].offset + plan->step[i].place[k].offset};
+  return RG_OK;
+}
+
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e) {
   RGI_TRY(list_bindable(plan, e));
   RGI_TRY(list_steps(plan, e));
-  return list_checks(plan, e);
+  RGI_TRY(list_checks(plan, e));
+  return plan->cuda ? list_clean(plan, e) : RG_OK;
 }

@@ -46,10 +46,36 @@ static rg_status read_ops(rgi_profile *p, const rgi_json *v, rg_error *e) {
   return RG_OK;
 }
 
+/* A whole number in [least, most]; what is there stays if the key is missing. */
+static rg_status read_count(const rgi_json *object, const char *key, int least, int most, int *out,
+                            rg_error *e) {
+  rgi_pointer at;
+  const rgi_json *v = rgi_json_get(object, key);
+  if (!v) return RG_OK;
+  rgi_pointer_key(&at, "", key);
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, at.text, NULL, e));
+  if (v->i < least || v->i > most)
+    return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %lld; expected %d to %d", key, (long long)v->i,
+                    least, most);
+  *out = (int)v->i;
+  return RG_OK;
+}
+
 static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_profile", "device", "matrix_gflops", "special_gops",
-                                     "bandwidth_gbs",   "memory", "name",          "step_us",
-                                     "efficiency",      "ops",    "threads",       "doc"};
+  static const char *const keys[] = {"regraph_profile",
+                                     "device",
+                                     "matrix_gflops",
+                                     "special_gops",
+                                     "bandwidth_gbs",
+                                     "memory",
+                                     "name",
+                                     "step_us",
+                                     "efficiency",
+                                     "ops",
+                                     "threads",
+                                     "doc",
+                                     "compute_capability",
+                                     "multiprocessors"};
   rgi_shown shown;
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
@@ -69,13 +95,10 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
     p->name = v->text;
   }
   if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
-  if ((v = rgi_json_get(root, "threads"))) {
-    RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/threads", NULL, e));
-    if (v->i < 0 || v->i > 4096)
-      return rgi_fail(e, RG_E_VALUE, "/threads", NULL, "%lld threads; expected 0 (all cores) to 4096",
-                      (long long)v->i);
-    p->threads = (int)v->i;
-  }
+  RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
+  p->gpu = (rg_gpu){.cc = 90, .sms = 132};
+  RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
+  RGI_TRY(read_count(root, "multiprocessors", 1, 65536, &p->gpu.sms, e));
   p->step_us = 1;
   p->efficiency = 0.5;
   RGI_TRY(read_matrix(p, rgi_json_get(root, "matrix_gflops"), e));
@@ -144,12 +167,16 @@ void rgi_profile_destroy(rgi_profile *p) {
   if (p) rgi_arena_destroy(p->arena);
 }
 
-double rgi_profile_ms(const rgi_profile *p, const rg_op *op, rg_dtype dtype, const rg_cost *cost) {
+double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost) {
   double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6), special = cost->exps / (p->special_gops * 1e6),
-         moved = cost->bytes / (p->bandwidth_gbs * 1e6), efficiency = p->efficiency;
+         moved = cost->bytes / (p->bandwidth_gbs * 1e6);
   if (special > ms) ms = special;
-  if (moved > ms) ms = moved;
+  return moved > ms ? moved : ms;
+}
+
+double rgi_profile_ms(const rgi_profile *p, const rg_op *op, rg_dtype dtype, const rg_cost *cost) {
+  double efficiency = p->efficiency;
   for (int i = 0; i < p->nop; i++)
     if (strcmp(p->op[i].op, op->name) == 0) efficiency = p->op[i].fraction;
-  return ms / efficiency + p->step_us / 1e3;
+  return rgi_profile_roofline_ms(p, dtype, cost) / efficiency + p->step_us / 1e3;
 }

@@ -5,6 +5,7 @@
 #define RGI_PROFILE_H
 
 #include "base.h"
+#include <regraph/op.h>
 
 typedef struct rgi_efficiency {
   const char *op;
@@ -20,6 +21,7 @@ typedef struct rgi_profile {
   double bandwidth_gbs;
   double step_us;    /* fixed cost of a step */
   int64_t memory;    /* bytes */
+  rg_gpu gpu;        /* cuda */
   double efficiency; /* of ops not listed */
   rgi_efficiency *op;
   int nop;
@@ -31,6 +33,8 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *
                            rg_error *e);
 void rgi_profile_destroy(rgi_profile *p);
 /* Milliseconds of one node: max(matrix, special, bytes) / efficiency + step. */
+/* The same at 100 % and without the step: no run is faster, if the rates are right. */
+double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost);
 double rgi_profile_ms(const rgi_profile *p, const rg_op *op, rg_dtype dtype, const rg_cost *cost);
 
 #endif

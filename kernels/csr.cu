@@ -122,6 +122,7 @@ template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &
   const int64_t *start = p.start + h * (p.slots + 1);
   volatile int32_t *done = p.count + (h * p.chunks + c) * p.slots;
   int32_t *rows = p.rows + h * p.T * p.N;
+  uint16_t *places = p.places ? p.places + h * p.T * p.N : nullptr;
   for (int64_t row0 = c * p.chunk; row0 < (c + 1) * p.chunk; row0 += 32) {
     const row_keys mine = keys_of(p, row0 + lane);
     if (!__any_sync(~0u, mine.keys > 0)) continue;
@@ -149,6 +150,7 @@ template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &
             const int32_t at = done[s];
             done[s] = at + 1;
             rows[start[s] + at] = (int32_t)(row0 + i + k);
+            if (places) places[start[s] + at] = (uint16_t)n;
           }
           __syncwarp();
           if (ROWS == 1) carry = max(carry, __shfl_sync(~0u, upto[k], 31));

@@ -15,8 +15,9 @@ typedef struct rgk_csr {
   int32_t KH, N, block;
   int64_t slots; /* rgk_slots(kseqs.rows, kseqs.n, block) */
   /* out */
-  int64_t *start; /* [KH, slots + 1]: head h's list of block s is [start[s], start[s + 1]) of its rows */
-  int32_t *rows;  /* [KH, T * N] */
+  int64_t *start;   /* [KH, slots + 1]: head h's list of block s is [start[s], start[s + 1]) of its rows */
+  int32_t *rows;    /* [KH, T * N] */
+  uint16_t *places; /* the same shape: which entry of its row it was; NULL: not wanted */
   /* between the steps */
   int32_t chunk;  /* rows of a chunk, a multiple of 32 */
   int64_t chunks; /* of all T rows */

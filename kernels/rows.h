@@ -1,11 +1,11 @@
-/* kernels/rows.h: elementwise and row-wise ops. */
+/* kernels/rows.h: elementwise ops. */
 #ifndef RGK_ROWS_H
 #define RGK_ROWS_H
 
 #include "kernels.h"
 
 /* Tensors of one shape, walked together; axes that lie densely in all of them are folded into one. */
-enum { RGK_WALK_TENSORS = 4 };
+enum { RGK_WALK_TENSORS = 17 };
 typedef struct rgk_walk {
   int32_t rank, n;          /* axes after folding (>= 1), tensors */
   int64_t dim[RG_MAX_RANK]; /* the last one is walked by consecutive threads */
@@ -15,10 +15,36 @@ typedef struct rgk_walk {
   int64_t elements;
 } rgk_walk;
 
-typedef struct rgk_fill_params {
+/* What is done to each element: inputs first, then outputs. */
+typedef enum rgk_map {
+  RGK_FILL,     /* to = value */
+  RGK_COPY,     /* x, to */
+  RGK_MUL,      /* x, y, to */
+  RGK_MUL_BWD,  /* a, b, dy, da = dy·b, db = dy·a */
+  RGK_SILU,     /* x, to */
+  RGK_SILU_BWD, /* x, dy, dx */
+  RGK_MAPS
+} rgk_map;
+
+/* A thread's share: 8 consecutive elements of the walk read and written 16 bytes at a time, or one element.
+ */
+typedef struct rgk_map_params {
   rgk_walk w;
+  rgk_seqs seqs;
+  int64_t row; /* elements per row of `seqs` */
+  bool add[2]; /* outputs that are added to */
   float value;
-} rgk_fill_params;
-RGK_GETTER(rgk_fill(void))
+} rgk_map_params;
+/* x: type of the inputs if `vectors`; else types are looked up at run time. */
+RGK_GETTER(rgk_map_kernel(rgk_map map, bool vectors, rg_dtype x))
+
+/* Tensor 0 = start + tensor 1 + …, in this order, in fp32. */
+typedef struct rgk_add_params {
+  rgk_walk w;
+  rgk_seqs seqs;
+  int64_t row;
+  const float *start; /* dense, or NULL */
+} rgk_add_params;
+RGK_GETTER(rgk_add_kernel(bool vectors, rg_dtype x))
 
 #endif

@@ -9,6 +9,7 @@
  * as one buffer.
  */
 #include "memplan.h"
+#include "../graph/order.h"
 #include "pack.h"
 #include <string.h>
 
@@ -101,6 +102,7 @@ static rg_status find_workspaces(planner *p, rgi_arena *scratch, rg_error *e) {
     rg_call call;
     RGI_TRY(rgi_node_call(g, k, scratch, &call, e));
     call.threads = p->o->threads > 0 ? p->o->threads : 1;
+    call.gpu = p->o->gpu;
     size_t size = g->node[k].op->workspace(&call);
     if (size > INT64_MAX / 4)
       return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name, "a workspace of %zu bytes is too large", size);
@@ -230,6 +232,45 @@ static rg_status gather(const planner *p, bool backward, rgi_arena *a, packing *
   return RG_OK;
 }
 
+/* Where branches may run side by side, a buffer is taken from the first node that need not be over before all
+ * its users to the last one that need not wait for them. */
+static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q, rg_error *e) {
+  const rgi_graph *g = p->g;
+  rgi_order order;
+  RGI_TRY(rgi_order_find(g, a, &order, e));
+  const size_t words = (size_t)order.words;
+  uint64_t *users = rgi_alloc_n(a, q->n * words + 1, sizeof *users);
+  if (!users) return rgi_nomem(e);
+  const int32_t from = backward ? p->nforward : 0, to = backward ? g->nnode : p->nforward;
+  for (int32_t k = from; k < to; k++) {
+    const rgi_node *node = &g->node[k];
+    for (int32_t i = 0; i < rgi_nin(node) + rgi_nout(node); i++) {
+      int32_t t = i < rgi_nin(node) ? node->in[i] : node->out[i - rgi_nin(node)];
+      int32_t block = t < 0 ? -1 : p->block_of[rgi_owner(g, t)];
+      if (block >= 0 && q->of[block] >= 0) rgi_insert(users + (size_t)q->of[block] * words, k);
+    }
+  }
+  for (int32_t i = 0; i < p->m->nblock; i++)
+    if (p->m->block[i].tensor < 0 && q->of[i] >= 0)
+      rgi_insert(users + (size_t)q->of[i] * words, p->m->block[i].first);
+  for (size_t b = 0; b < q->n; b++) {
+    const uint64_t *mine = users + b * words;
+    rg_buffer *x = &q->buffer[b];
+    for (int32_t k = from; k < to; k++) {
+      bool over = true, waits = true; /* before all users; after all users */
+      for (int32_t u = from; u < to && (over || waits); u++) {
+        if (!rgi_has(mine, u)) continue;
+        over = over && rgi_has(rgi_before(&order, u), k);
+        waits = waits && rgi_has(rgi_before(&order, k), u);
+      }
+      if (over || waits) continue;
+      if (k < x->lower) x->lower = k;
+      if (k + 1 > x->upper) x->upper = k + 1;
+    }
+  }
+  return RG_OK;
+}
+
 /* Most bytes alive at one node. The topmost block needs no rounding. */
 static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, int64_t *out, rg_error *e) {
   int64_t *sum = rgi_alloc_n(a, (size_t)p->g->nnode + 1, sizeof *sum);
@@ -260,6 +301,7 @@ static rg_status pack_direction(planner *p, bool backward, bool bound_only, doub
   rgi_arena *a = rgi_arena_create(p->g->ctx);
   if (!a) return rgi_nomem(e);
   RGI_GOTO(status, gather(p, backward, a, &q, e), done);
+  if (p->o->lanes) RGI_GOTO(status, widen(p, backward, a, &q, e), done);
   RGI_GOTO(status, most_alive(p, &q, a, &bound, e), done);
   if (!bound_only && !p->o->no_reuse) {
     rg_pack_options options = {.seconds = seconds, .align = RGI_ALIGN};

@@ -14,10 +14,12 @@
 #define RGI_ALIGN 256
 
 typedef struct rgi_memory_options {
-  bool no_reuse;   /* every block gets bytes of its own */
-  bool no_inplace; /* no output takes a dying input's bytes */
-  double seconds;  /* for the exact search, both directions together */
-  int threads;     /* for workspaces: rg_call.threads */
+  bool no_reuse;     /* every block gets bytes of its own */
+  bool no_inplace;   /* no output takes a dying input's bytes */
+  double seconds;    /* for the exact search, both directions together */
+  int threads;       /* for workspaces: rg_call.threads */
+  const rg_gpu *gpu; /* likewise: rg_call.gpu */
+  bool lanes;        /* nodes that do not wait for each other may run at once: no reuse between them */
 } rgi_memory_options;
 
 /* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains blocks[]. */

@@ -65,6 +65,7 @@ const rg_op rgi_op_zero = {.abi = RG_OP_ABI,
                            .cost = zero_cost,
                            .run_cpu = run_zero,
                            .cuda_steps = rgi_cuda_zero,
+                           .cuda_path = rgi_cuda_zero_path,
                            .rules = &zero_rules};
 
 static void accumulate_cost(const rg_call *c, rg_cost *out) {
@@ -116,4 +117,6 @@ const rg_op rgi_op_accumulate = {.abi = RG_OP_ABI,
                                  .nattr = RGI_COUNT(accumulate_attrs),
                                  .cost = accumulate_cost,
                                  .run_cpu = rgi_run_accumulate,
+                                 .cuda_steps = rgi_cuda_accumulate,
+                                 .cuda_path = rgi_cuda_accumulate_path,
                                  .rules = &accumulate_rules};

@@ -1,10 +1,15 @@
 /* ops/add.c: the sum of any number of tensors of one shape, in list order, in fp32. */
 #include "../graph/autodiff.h"
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 static void cost(const rg_call *c, rg_cost *out) {
   double n = (double)rgi_arg_elements(rg_out(c, 0)), size = (double)rg_dtype_size(rg_out(c, 0)->dtype);
   *out = (rg_cost){.flops = n * (rg_in_count(c, 0) - 1), .bytes = n * size * (rg_in_count(c, 0) + 1)};
+}
+
+static size_t workspace(const rg_call *c) {
+  return c->gpu ? rgi_cuda_add_workspace(c) : 0;
 }
 
 static rg_status backward(rgi_backward *b, int node, rg_error *e) {
@@ -32,5 +37,8 @@ const rg_op rgi_op_add = {.abi = RG_OP_ABI,
                           .out = out,
                           .nout = RGI_COUNT(out),
                           .cost = cost,
+                          .workspace = workspace,
                           .run_cpu = rgi_run_add,
+                          .cuda_steps = rgi_cuda_add,
+                          .cuda_path = rgi_cuda_add_path,
                           .rules = &rules};

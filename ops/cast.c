@@ -1,6 +1,7 @@
 /* ops/cast.c: a dense copy, in another float dtype if asked. */
 #include "../graph/autodiff.h"
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 enum { A_TO };
 enum { SAME, F32, F16, BF16 };
@@ -57,4 +58,6 @@ const rg_op rgi_op_cast = {.abi = RG_OP_ABI,
                            .nattr = RGI_COUNT(attrs),
                            .cost = cost,
                            .run_cpu = rgi_run_cast,
+                           .cuda_steps = rgi_cuda_cast,
+                           .cuda_path = rgi_cuda_cast_path,
                            .rules = &rules};

@@ -7,6 +7,7 @@
  * near 1 softmax   d gate_n = a_n · (D_n - Σ_m a_m D_m) none      d gate_n = D_n
  */
 #include "cpu_blend.h"
+#include "cuda_blend.h"
 
 enum { IN_O, IN_GATE, IN_CU };
 enum { BW_O, BW_GATE, BW_CU, BW_GRAD, BW_ACC_O, BW_ACC_GATE };
@@ -66,7 +67,7 @@ static void cost_backward(const rg_call *c, rg_cost *out) {
 }
 
 static size_t workspace(const rg_call *c) {
-  return (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 3);
+  return c->gpu ? 0 : (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 3);
 }
 
 /* Row (t, h) of the gates into x, their weights into a. */
@@ -143,6 +144,53 @@ static rg_status run_cpu_backward(const rg_call *c) {
   return RG_OK;
 }
 
+/* ---- CUDA ---- */
+
+static rgi_blend blend(const rg_call *c) {
+  return (rgi_blend){.o = IN_O,
+                     .lse = RGI_NO_PORT,
+                     .d_o = RGI_NO_PORT,
+                     .acc_o = RGI_NO_PORT,
+                     .d_lse = RGI_NO_PORT,
+                     .acc_lse = RGI_NO_PORT,
+                     .cu = rg_in(c, IN_CU),
+                     .row = rg_out(c, OUT_O),
+                     .gate = rg_in(c, IN_GATE),
+                     .act = (int)c->attr[0].i};
+}
+static rg_status cuda(const rg_call *c, rg_cuda *x) {
+  rgi_blend b = blend(c);
+  return rgi_cuda_blend(c, &b, x);
+}
+static const char *cuda_path(const rg_call *c) {
+  rgi_blend b = blend(c);
+  return rgi_cuda_blend_path(c, &b);
+}
+
+static rgi_blend blend_backward(const rg_call *c) {
+  return (rgi_blend){.backward = true,
+                     .o = BW_O,
+                     .lse = RGI_NO_PORT,
+                     .d_o = OUT_O,
+                     .acc_o = BW_ACC_O,
+                     .d_lse = RGI_NO_PORT,
+                     .acc_lse = RGI_NO_PORT,
+                     .cu = rg_in(c, BW_CU),
+                     .row = rg_in(c, BW_GRAD),
+                     .gate = rg_in(c, BW_GATE),
+                     .d_gate = rg_out(c, OUT_GATE),
+                     .acc_gate = rg_in(c, BW_ACC_GATE),
+                     .act = (int)c->attr[0].i};
+}
+static rg_status cuda_backward(const rg_call *c, rg_cuda *x) {
+  rgi_blend b = blend_backward(c);
+  return rgi_cuda_blend(c, &b, x);
+}
+static const char *cuda_path_backward(const rg_call *c) {
+  rgi_blend b = blend_backward(c);
+  return rgi_cuda_blend_path(c, &b);
+}
+
 const rg_op rgi_op_combine = {
     .abi = RG_OP_ABI,
     .name = "combine",
@@ -158,6 +206,8 @@ const rg_op rgi_op_combine = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run_cpu,
+    .cuda_steps = cuda,
+    .cuda_path = cuda_path,
     .backward = "combine.bwd",
 };
 
@@ -176,4 +226,6 @@ const rg_op rgi_op_combine_bwd = {
     .cost = cost_backward,
     .workspace = workspace,
     .run_cpu = run_cpu_backward,
+    .cuda_steps = cuda_backward,
+    .cuda_path = cuda_path_backward,
 };

@@ -10,6 +10,7 @@
  * and its columns run over tokens and features, so the product gathers them while packing.
  */
 #include "cpu_compress.h"
+#include "cuda_compress.h"
 
 /* ---- shared with the backward ---- */
 
@@ -211,6 +212,7 @@ static rg_status forward(const rg_call *c) {
 }
 
 static size_t workspace(const rg_call *c) {
+  if (c->gpu) return rgi_cuda_compress_workspace(c);
   size_t most = 0;
   for (int i = 0; i < 2; i++) {
     const rg_arg *w = rg_in(c, IN_K_WEIGHT + i);
@@ -263,5 +265,7 @@ const rg_op rgi_op_compress_kv = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = forward,
+    .cuda_steps = rgi_cuda_compress,
+    .cuda_path = rgi_cuda_compress_path,
     .backward = "compress_kv.bwd",
 };

@@ -17,6 +17,7 @@
  * into groups walked last to first changes no bit. The mean has no W: its d group m is Σ_j dy_j / kernel.
  */
 #include "cpu_compress.h"
+#include "cuda_compress.h"
 
 enum {
   IN_K,
@@ -304,6 +305,7 @@ static rg_status backward(const rg_call *c) {
 }
 
 static size_t workspace(const rg_call *c) {
+  if (c->gpu) return rgi_cuda_compress_bwd_workspace(c);
   size_t most = 0;
   for (int i = 0; i < 2; i++) {
     layout l = layout_of(c, i);
@@ -365,4 +367,6 @@ const rg_op rgi_op_compress_kv_bwd = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = backward,
+    .cuda_steps = rgi_cuda_compress_bwd,
+    .cuda_path = rgi_cuda_compress_path,
 };

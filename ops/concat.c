@@ -1,6 +1,7 @@
 /* ops/concat.c: tensors side by side along one axis (not the token axis: packs are not concatenated). */
 #include "../graph/autodiff.h"
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 enum { A_AXIS };
 
@@ -62,4 +63,6 @@ const rg_op rgi_op_concat = {.abi = RG_OP_ABI,
                              .nattr = RGI_COUNT(attrs),
                              .cost = cost,
                              .run_cpu = rgi_run_concat,
+                             .cuda_steps = rgi_cuda_concat,
+                             .cuda_path = rgi_cuda_concat_path,
                              .rules = &rules};

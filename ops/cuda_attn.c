@@ -3,8 +3,10 @@
 #include "cpu_attn.h"
 
 /* In order of preference, per direction; every list ends with plain. */
-static const rgi_attn_family *const forward[] = {&rgi_attn_plain_fwd};
-static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_plain_bwd};
+static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_select_fwd,
+                                                 &rgi_attn_plain_fwd};
+static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
+                                                   &rgi_attn_plain_bwd};
 
 static rgk_tensor tensor(const rg_arg *a) {
   static char bound; /* stands for an address while planning */
@@ -56,6 +58,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
   const int n = backward ? RGI_COUNT(backward_) : RGI_COUNT(forward);
   *why = NULL;
   for (int i = 0; i < n - 1; i++) {
+    if (!(list[i]->modes >> a->mode & 1)) continue;
     const char *no = list[i]->refuses(a, gpu);
     if (!no) return list[i];
     if (!*why) *why = no;
@@ -75,7 +78,7 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_c
   return choose(a, c->gpu, backward, &why)->steps(a, c->gpu, c->workspace, x);
 }
 
-/* The first family's refusal says why the preferred kernels were not taken. */
+/* The preferred family's refusal says why the preferred kernels were not taken. */
 const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward) {
   const char *why;
   fill(c, a, backward);

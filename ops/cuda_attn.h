@@ -11,6 +11,7 @@
 
 typedef struct rgi_attn_family {
   const char *name;
+  unsigned modes; /* of calls it is asked about: 1 << RGK_SWA and so on */
   /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned` and the GPU only,
    * at data pointers just for presence (while planning they are a dummy, not NULL, where a tensor is bound).
    */
@@ -19,9 +20,12 @@ typedef struct rgi_attn_family {
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
 } rgi_attn_family;
 
+enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
+
 /* Families, each in a file of its own: ops/cuda_attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda_select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
-extern const rgi_attn_family rgi_attn_flash_bwd;
+extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 
 /* An op's entry points; `mode` and the op's own attributes (window_left, kernel, stride, block) are set in
  * *a, the rest is filled in here. */

@@ -142,4 +142,4 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
 }
 
 const rgi_attn_family rgi_attn_flash_bwd = {
-    .name = "wgmma", .refuses = refuses, .workspace = workspace, .steps = steps};
+    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .workspace = workspace, .steps = steps};

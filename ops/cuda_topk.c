@@ -42,19 +42,72 @@ static rg_status plain_step(const rgk_topk *call, const rg_gpu *gpu, void *works
                                    .size = sizeof p});
 }
 
+/* ---- Hopper's ---- */
+
+static int padded_heads(int group) {
+  int heads = 4;
+  while (heads < group) heads *= 2;
+  return heads;
+}
+
+/* As many as there is room for, or 0. */
+static int sm90_stages(const rgk_topk *p) {
+  enum { ROOM = 227 << 10 };
+  for (int stages = RGK_TOPK90_STAGES; stages >= 2; stages--)
+    if (rgk_topk90_shared(padded_heads(p->G), p->D, p->kernel / p->stride - 1, stages) <= ROOM) return stages;
+  return 0;
+}
+
+/* Why not, or NULL. */
+static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
+  const int heads = padded_heads(p->G), bs = p->block / p->stride, reach = p->kernel / p->stride - 1;
+  if (gpu->cc != 90) return "plain: not a Hopper GPU";
+  if (p->dtype == RG_F32) return "plain: fp32";
+  if (!p->aligned) return "plain: q or k not in steps of 16 bytes";
+  if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256) return "plain: width";
+  if (heads > (p->dot ? 4 : 16)) return "plain: group";
+  if (p->top_n > 32) return "plain: top_n";
+  if (p->S == 0) return "plain: no compressed keys";
+  if (p->softcap != 0) return "plain: softcap";
+  if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
+  if (!sm90_stages(p)) return "plain: shared memory";
+#ifdef REGRAPH_CUDA
+  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: no instance";
+#endif
+  return NULL;
+}
+
+static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
+  const int heads = padded_heads(call->G);
+  const rgk_map_of k = rgk_map_rows(call->k, call->S, call->KH, call->D, RGK_TOPK90_TILE);
+  rgk_topk90_params p = {.call = *call};
+  p.call.stages = sm90_stages(call);
+  p.call.slots = rgk_slots(call->T, call->seqs.n, 2 * RGK_TOPK90_COLUMNS / heads);
+  RGI_TRY(rgk_map_make(&p.k, &k, x->error));
+  return x->launch(x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
+                                   .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
+                                   .block = {RGK_TOPK90_THREADS, 1, 1},
+                                   .shared = rgk_topk90_shared(
+                                       heads, call->D, call->kernel / call->stride - 1, p.call.stages),
+                                   .params = &p,
+                                   .size = sizeof p});
+}
+
 /* ---- which take a call ---- */
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
   return plain_workspace(p, gpu);
 }
 
-rg_status rgi_cuda_topk_steps(rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  if (p->dot) return plain_step(p, gpu, workspace, x, RGK_TOPK_DOT);
-  RGI_TRY(plain_step(p, gpu, workspace, x, RGK_TOPK_FAST));
-  return plain_step(p, gpu, workspace, x, RGK_TOPK_WIDE);
+rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  if (!sm90_refuses(p, gpu))
+    RGI_TRY(sm90_step(p, x));
+  else
+    RGI_TRY(plain_step(p, gpu, workspace, x, p->dot ? RGK_TOPK_DOT : RGK_TOPK_FAST));
+  return p->dot ? RG_OK : plain_step(p, gpu, workspace, x, RGK_TOPK_WIDE);
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rg_gpu *gpu) {
-  (void)p, (void)gpu;
-  return "plain";
+  const char *no = sm90_refuses(p, gpu);
+  return no ? no : "wgmma";
 }

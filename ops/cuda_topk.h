@@ -1,5 +1,5 @@
-/* ops/cuda_topk.h: topk on a GPU: which kernels take a call, their workspace and launches. The caller fills in
- * what ops/topk.c's attributes and ports say, and sets `heap` and `chunk` to nothing. */
+/* ops/cuda_topk.h: topk on a GPU: which kernels take a call, their workspace and launches. The caller fills
+ * in what ops/topk.c's attributes and ports say, what a path adds to it starts as zero. */
 #ifndef RGI_CUDA_TOPK_H
 #define RGI_CUDA_TOPK_H
 
@@ -7,7 +7,7 @@
 #include "ops.h"
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu);
-rg_status rgi_cuda_topk_steps(rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x);
+rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x);
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rg_gpu *gpu);
 
 #endif

@@ -8,6 +8,7 @@
  */
 #include "cpu_gemm.h"
 #include "cpu_rows.h"
+#include "cuda_linear.h"
 
 static rgi_mat matrix(const rg_arg *a) {
   return (rgi_mat){.data = a->data, .type = a->dtype, .stride = a->stride[0]};
@@ -17,7 +18,10 @@ static rgi_mat matrix(const rg_arg *a) {
 #define PER_THREAD (RGI_GEMM_WORK + RGI_ROUND256(RGI_GEMM_MC * RGI_GEMM_NC * 4))
 
 static size_t workspace(const rg_call *c) {
-  return (size_t)c->threads * PER_THREAD;
+  return c->gpu ? 0 : (size_t)c->threads * PER_THREAD;
+}
+static size_t backward_workspace(const rg_call *c) {
+  return c->gpu ? rgi_cuda_linear_bwd_workspace(c) : workspace(c);
 }
 
 /* One product cut into tiles: C = A·Bᵀ over the first m rows, stored as `out` (+ bias), or added to it. */
@@ -214,6 +218,8 @@ const rg_op rgi_op_linear = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = forward,
+    .cuda_steps = rgi_cuda_linear,
+    .cuda_path = rgi_cuda_linear_path,
     .backward = "linear.bwd",
 };
 
@@ -227,6 +233,8 @@ const rg_op rgi_op_linear_bwd = {
     .out = bwd_out,
     .nout = RGI_COUNT(bwd_out),
     .cost = backward_cost,
-    .workspace = workspace,
+    .workspace = backward_workspace,
     .run_cpu = backward,
+    .cuda_steps = rgi_cuda_linear_bwd,
+    .cuda_path = rgi_cuda_linear_path,
 };

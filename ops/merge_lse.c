@@ -8,6 +8,7 @@
  * else need be kept.
  */
 #include "cpu_blend.h"
+#include "cuda_blend.h"
 
 enum { IN_O, IN_LSE, IN_CU };
 enum { BW_O, BW_LSE, BW_CU, BW_GRAD_O, BW_GRAD_LSE, BW_ACC_O, BW_ACC_LSE };
@@ -63,7 +64,7 @@ static void cost_backward(const rg_call *c, rg_cost *out) {
 }
 
 static size_t workspace(const rg_call *c) {
-  return (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 2);
+  return c->gpu ? 0 : (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 2);
 }
 
 /* Weights of row (t, h); returns the merged lse. Sums in double: n is small, and lse is what others build on.
@@ -151,6 +152,51 @@ static rg_status run_cpu_backward(const rg_call *c) {
   return RG_OK;
 }
 
+/* ---- CUDA ---- */
+
+static rgi_blend blend(const rg_call *c) {
+  return (rgi_blend){.merge = true,
+                     .o = IN_O,
+                     .lse = IN_LSE,
+                     .d_o = RGI_NO_PORT,
+                     .acc_o = RGI_NO_PORT,
+                     .d_lse = RGI_NO_PORT,
+                     .acc_lse = RGI_NO_PORT,
+                     .cu = rg_in(c, IN_CU),
+                     .row = rg_out(c, OUT_O),
+                     .row_lse = rg_out(c, OUT_LSE)};
+}
+static rg_status cuda(const rg_call *c, rg_cuda *x) {
+  rgi_blend b = blend(c);
+  return rgi_cuda_blend(c, &b, x);
+}
+static const char *cuda_path(const rg_call *c) {
+  rgi_blend b = blend(c);
+  return rgi_cuda_blend_path(c, &b);
+}
+
+static rgi_blend blend_backward(const rg_call *c) {
+  return (rgi_blend){.merge = true,
+                     .backward = true,
+                     .o = BW_O,
+                     .lse = BW_LSE,
+                     .d_o = OUT_O,
+                     .acc_o = BW_ACC_O,
+                     .d_lse = OUT_LSE,
+                     .acc_lse = BW_ACC_LSE,
+                     .cu = rg_in(c, BW_CU),
+                     .row = rg_in(c, BW_GRAD_O),
+                     .row_lse = rg_in(c, BW_GRAD_LSE)};
+}
+static rg_status cuda_backward(const rg_call *c, rg_cuda *x) {
+  rgi_blend b = blend_backward(c);
+  return rgi_cuda_blend(c, &b, x);
+}
+static const char *cuda_path_backward(const rg_call *c) {
+  rgi_blend b = blend_backward(c);
+  return rgi_cuda_blend_path(c, &b);
+}
+
 const rg_op rgi_op_merge_lse = {
     .abi = RG_OP_ABI,
     .name = "merge_lse",
@@ -164,6 +210,8 @@ const rg_op rgi_op_merge_lse = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run_cpu,
+    .cuda_steps = cuda,
+    .cuda_path = cuda_path,
     .backward = "merge_lse.bwd",
 };
 
@@ -180,4 +228,6 @@ const rg_op rgi_op_merge_lse_bwd = {
     .cost = cost_backward,
     .workspace = workspace,
     .run_cpu = run_cpu_backward,
+    .cuda_steps = cuda_backward,
+    .cuda_path = cuda_path_backward,
 };

@@ -1,5 +1,6 @@
 /* ops/mul.c: y = a·b, elementwise, and its gradients da = dy·b, db = dy·a. y may take a's bytes. */
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 enum { IN_A, IN_B, IN_CU };
 enum { BW_A, BW_B, BW_CU, BW_GRAD, BW_ACC_A, BW_ACC_B };
@@ -52,6 +53,41 @@ static rg_status backward(const rg_call *c) {
   return RG_OK;
 }
 
+static rgi_map forward_map(const rg_call *c) {
+  return (rgi_map){
+      .map = RGK_MUL, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_A), rg_in(c, IN_B), rg_out(c, 0)}};
+}
+static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = forward_map(c);
+  return rgi_cuda_map(x, &m);
+}
+static const char *forward_path(const rg_call *c) {
+  rgi_map m = forward_map(c);
+  return rgi_cuda_map_path(&m);
+}
+
+/* Both gradients in one pass, or the one that is wanted (d.a or d.b). */
+static rgi_map backward_map(const rg_call *c) {
+  const rg_arg *a = rg_in(c, BW_A), *b = rg_in(c, BW_B), *dy = rg_in(c, BW_GRAD);
+  const rg_arg *da = rg_out(c, 0), *db = rg_out(c, 1);
+  bool add_a = rg_in(c, BW_ACC_A) != NULL, add_b = rg_in(c, BW_ACC_B) != NULL;
+  if (da && db)
+    return (rgi_map){
+        .map = RGK_MUL_BWD, .cu = rg_in(c, BW_CU), .tensor = {a, b, dy, da, db}, .add = {add_a, add_b}};
+  return (rgi_map){.map = RGK_MUL,
+                   .cu = rg_in(c, BW_CU),
+                   .tensor = {dy, da ? b : a, da ? da : db},
+                   .add = {da ? add_a : add_b}};
+}
+static rg_status backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = backward_map(c);
+  return rg_out(c, 0) || rg_out(c, 1) ? rgi_cuda_map(x, &m) : RG_OK;
+}
+static const char *backward_path(const rg_call *c) {
+  rgi_map m = backward_map(c);
+  return rg_out(c, 0) || rg_out(c, 1) ? rgi_cuda_map_path(&m) : "nothing wanted";
+}
+
 static void cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.flops = rgi_arg_elements(rg_in(c, IN_A)), .bytes = rgi_call_bytes(c)};
 }
@@ -92,6 +128,8 @@ const rg_op rgi_op_mul = {
     .nout = RGI_COUNT(out),
     .cost = cost,
     .run_cpu = forward,
+    .cuda_steps = forward_cuda,
+    .cuda_path = forward_path,
     .backward = "mul.bwd",
 };
 
@@ -106,4 +144,6 @@ const rg_op rgi_op_mul_bwd = {
     .nout = RGI_COUNT(bwd_out),
     .cost = backward_cost,
     .run_cpu = backward,
+    .cuda_steps = backward_cuda,
+    .cuda_path = backward_path,
 };

@@ -7,6 +7,7 @@
  * one head, then chunks in order, then heads from last to first, head by head onto what is there.
  */
 #include "cpu_rows.h"
+#include "cuda_norm.h"
 
 enum { ATTR_EPS, ATTR_COUNT };
 static const rg_attr attrs[ATTR_COUNT] = {
@@ -133,7 +134,7 @@ static rg_status check(const rg_call *c, rg_error *e) {
   return check_shape(c, e, rg_in(c, IN_X), rg_in(c, IN_W), rg_in(c, IN_CU));
 }
 static size_t workspace(const rg_call *c) {
-  return (size_t)c->threads * thread_bytes(rows_of(rg_in(c, IN_X)).width);
+  return c->gpu ? 0 : (size_t)c->threads * thread_bytes(rows_of(rg_in(c, IN_X)).width);
 }
 static void cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.flops = 4 * rgi_arg_elements(rg_in(c, IN_X)), .bytes = rgi_call_bytes(c)};
@@ -196,7 +197,50 @@ static rg_status backward(const rg_call *c) {
 static rg_status backward_check(const rg_call *c, rg_error *e) {
   return check_shape(c, e, rg_in(c, BW_X), rg_in(c, BW_W), rg_in(c, BW_CU));
 }
+
+/* ---- CUDA ---- */
+
+static rgi_norm forward_norm(const rg_call *c) {
+  return (rgi_norm){.x = rg_in(c, IN_X),
+                    .weight = rg_in(c, IN_W),
+                    .cu = rg_in(c, IN_CU),
+                    .y = rg_out(c, 0),
+                    .eps = c->attr[ATTR_EPS].f};
+}
+static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_norm n = forward_norm(c);
+  return rgi_cuda_norm(c, &n, x);
+}
+static const char *forward_path(const rg_call *c) {
+  rgi_norm n = forward_norm(c);
+  return rgi_cuda_norm_path(&n);
+}
+
+static rgi_norm backward_norm(const rg_call *c) {
+  return (rgi_norm){.x = rg_in(c, BW_X),
+                    .weight = rg_in(c, BW_W),
+                    .cu = rg_in(c, BW_CU),
+                    .y = rg_out(c, 0),
+                    .dy = rg_in(c, BW_GRAD),
+                    .dw = rg_out(c, 1),
+                    .add = rg_in(c, BW_ACC_X) != NULL,
+                    .add_w = rg_in(c, BW_ACC_W) != NULL,
+                    .eps = c->attr[ATTR_EPS].f};
+}
+static rg_status backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_norm n = backward_norm(c);
+  return rgi_cuda_norm(c, &n, x);
+}
+static const char *backward_path(const rg_call *c) {
+  rgi_norm n = backward_norm(c);
+  return rgi_cuda_norm_path(&n);
+}
+
 static size_t backward_workspace(const rg_call *c) {
+  if (c->gpu) {
+    rgi_norm n = backward_norm(c);
+    return rgi_cuda_norm_workspace(&n);
+  }
   rows s = rows_of(rg_in(c, BW_X));
   return (size_t)c->threads * thread_bytes(s.width) + (rg_out(c, 1) ? partial_bytes(s) : 0);
 }
@@ -242,6 +286,8 @@ const rg_op rgi_op_rmsnorm = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = forward,
+    .cuda_steps = forward_cuda,
+    .cuda_path = forward_path,
     .backward = "rmsnorm.bwd",
 };
 
@@ -260,4 +306,6 @@ const rg_op rgi_op_rmsnorm_bwd = {
     .cost = backward_cost,
     .workspace = backward_workspace,
     .run_cpu = backward,
+    .cuda_steps = backward_cuda,
+    .cuda_path = backward_path,
 };

@@ -8,6 +8,7 @@
  * theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
  */
 #include "cpu_rows.h"
+#include "cuda_norm.h"
 
 #define STEP      64 /* positions per u */
 #define TASK_ROWS 64
@@ -139,7 +140,7 @@ static rg_status check_dim(const rg_call *c, rg_error *e, const rg_arg *x) {
 
 static size_t bytes_for(const rg_call *c, const rg_arg *x) {
   int64_t half = rotated(c, x) / 2;
-  return shared_bytes(half) + (size_t)c->threads * thread_bytes(half);
+  return c->gpu ? 0 : shared_bytes(half) + (size_t)c->threads * thread_bytes(half);
 }
 
 static void cost_for(const rg_call *c, const rg_arg *x, rg_cost *out) {
@@ -191,6 +192,46 @@ static void backward_cost(const rg_call *c, rg_cost *out) {
   cost_for(c, rg_in(c, BW_GRAD), out);
 }
 
+/* ---- CUDA ---- */
+
+static rgi_rope forward_rope(const rg_call *c) {
+  const rg_arg *x = rg_in(c, IN_X);
+  return (rgi_rope){.x = x,
+                    .y = rg_out(c, 0),
+                    .cu = rg_in(c, IN_CU),
+                    .offset = rg_in(c, IN_OFFSET),
+                    .theta = c->attr[ATTR_THETA].f,
+                    .dim = rotated(c, x)};
+}
+static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_rope r = forward_rope(c);
+  return rgi_cuda_rope(&r, x);
+}
+static const char *forward_path(const rg_call *c) {
+  rgi_rope r = forward_rope(c);
+  return rgi_cuda_rope_path(&r);
+}
+
+static rgi_rope backward_rope(const rg_call *c) {
+  const rg_arg *dy = rg_in(c, BW_GRAD);
+  return (rgi_rope){.x = dy,
+                    .y = rg_out(c, 0),
+                    .cu = rg_in(c, BW_CU),
+                    .offset = rg_in(c, BW_OFFSET),
+                    .theta = c->attr[ATTR_THETA].f,
+                    .dim = rotated(c, dy),
+                    .back = true,
+                    .add = rg_in(c, BW_ACC) != NULL};
+}
+static rg_status backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_rope r = backward_rope(c);
+  return rgi_cuda_rope(&r, x);
+}
+static const char *backward_path(const rg_call *c) {
+  rgi_rope r = backward_rope(c);
+  return rgi_cuda_rope_path(&r);
+}
+
 /* ---- descriptors ---- */
 
 static const rg_port in[] = {
@@ -226,6 +267,8 @@ const rg_op rgi_op_rope = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = forward,
+    .cuda_steps = forward_cuda,
+    .cuda_path = forward_path,
     .backward = "rope.bwd",
 };
 
@@ -244,4 +287,6 @@ const rg_op rgi_op_rope_bwd = {
     .cost = backward_cost,
     .workspace = backward_workspace,
     .run_cpu = backward,
+    .cuda_steps = backward_cuda,
+    .cuda_path = backward_path,
 };

@@ -1,6 +1,7 @@
 /* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x). y may take x's
  * bytes. */
 #include "cpu_rows.h"
+#include "cuda_rows.h"
 
 enum { IN_X, IN_CU };
 enum { BW_X, BW_CU, BW_GRAD, BW_ACC };
@@ -57,6 +58,33 @@ static rg_status backward(const rg_call *c) {
   return run(c, rg_in(c, BW_CU), &j);
 }
 
+static rgi_map forward_map(const rg_call *c) {
+  return (rgi_map){.map = RGK_SILU, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_X), rg_out(c, 0)}};
+}
+static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = forward_map(c);
+  return rgi_cuda_map(x, &m);
+}
+static const char *forward_path(const rg_call *c) {
+  rgi_map m = forward_map(c);
+  return rgi_cuda_map_path(&m);
+}
+
+static rgi_map backward_map(const rg_call *c) {
+  return (rgi_map){.map = RGK_SILU_BWD,
+                   .cu = rg_in(c, BW_CU),
+                   .tensor = {rg_in(c, BW_X), rg_in(c, BW_GRAD), rg_out(c, 0)},
+                   .add = {rg_in(c, BW_ACC) != NULL}};
+}
+static rg_status backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = backward_map(c);
+  return rg_out(c, 0) ? rgi_cuda_map(x, &m) : RG_OK;
+}
+static const char *backward_path(const rg_call *c) {
+  rgi_map m = backward_map(c);
+  return rg_out(c, 0) ? rgi_cuda_map_path(&m) : "nothing wanted";
+}
+
 static void cost(const rg_call *c, rg_cost *out) {
   double n = rgi_arg_elements(rg_in(c, IN_X));
   *out = (rg_cost){.flops = 3 * n, .exps = n, .bytes = rgi_call_bytes(c)};
@@ -93,6 +121,8 @@ const rg_op rgi_op_silu = {
     .nout = RGI_COUNT(out),
     .cost = cost,
     .run_cpu = forward,
+    .cuda_steps = forward_cuda,
+    .cuda_path = forward_path,
     .backward = "silu.bwd",
 };
 
@@ -107,4 +137,6 @@ const rg_op rgi_op_silu_bwd = {
     .nout = RGI_COUNT(bwd_out),
     .cost = backward_cost,
     .run_cpu = backward,
+    .cuda_steps = backward_cuda,
+    .cuda_path = backward_path,
 };

@@ -400,7 +400,8 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .aligned = steps_by_16(q) && steps_by_16(k)};
   p.G = p.KH > 0 ? p.H / p.KH : 0;
   p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
-  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if more than it keeps are there */
+  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if more than it keeps are there
+   */
   p.most_keep = (p.kernel + p.S * p.stride - 1) / p.block + 1;
   if (p.most_keep > p.top_n) p.most_keep = p.top_n;
   return p;

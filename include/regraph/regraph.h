@@ -203,6 +203,8 @@ typedef struct rg_plan_options {
   bool no_grad;             /* forward only, whatever the spec says */
   bool no_reuse;            /* planner off: every tensor gets bytes of its own */
   bool no_inplace;
+  bool no_lanes; /* cuda: independent branches may share bytes, and then run one after another. The policy's
+                    budget and split_heads imply it */
   double pack_seconds; /* time limit for the exact packer; 0: 2 s */
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
@@ -233,14 +235,18 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const r
 
 /* ---- session ------------------------------------------------------------------------------------ */
 
+/* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is missing. */
+RG_API rg_status rg_device_check(const char *device, rg_error *error);
+
 typedef struct rg_session_options {
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create.
    * Supplied blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena`
-   * is asked for exactly those bytes; where what it returns is not 256-byte aligned, it is given back and
-   * asked for 255 more. */
+   * is asked for exactly those bytes (device memory for a cuda plan); where what it returns is not 256-byte
+   * aligned, it is given back and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
-  bool eager;        /* cuda: run the steps one by one instead of replaying a graph */
+  bool eager;        /* cuda: run the steps one by one instead of replaying a graph; each is timed */
+  void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
   bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after each step
                       */
 } rg_session_options;
@@ -258,7 +264,14 @@ RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *
 RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
-/* Never allocate. Every gradient must be bound for backward, every output for forward. */
+/* cuda: later runs are enqueued on this stream (a cudaStream_t). */
+RG_API rg_status rg_session_set_stream(rg_session *session, void *stream, rg_error *error);
+/* Waits for the session's runs; reports what went wrong in them: a fault of the device (the session is lost
+ * then: every later call fails at once), or lengths that broke a rule (the run used them clamped). */
+RG_API rg_status rg_session_synchronize(rg_session *session, rg_error *error);
+
+/* Never allocate. Every gradient must be bound for backward, every output for forward. On a GPU they enqueue
+ * work and return; a stream that is being captured records the steps instead of running them. */
 RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
 RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
 
@@ -269,6 +282,7 @@ typedef struct rg_node_time {
   double ms;           /* of the last run */
   double flops, bytes; /* the cost model's */
   double model_ms;
+  double roofline_ms; /* what the profile's rates allow at best */
 } rg_node_time;
 /* Time of the i-th step in the last run; RG_E_USAGE past the end. */
 RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
@@ -279,6 +293,15 @@ RG_API rg_status rg_session_read(rg_session *session, const char *tensor, void *
                                  rg_error *error);
 /* Highest byte + 1 that the last runs touched in saved and scratch; needs debug_poison. */
 RG_API rg_status rg_session_touched(const rg_session *session, int64_t *saved, int64_t *scratch);
+
+/* Memory that the plan's device reads and writes (on the CPU: the host's), for callers without a GPU library
+ * of their own. 256-byte aligned. write and read copy from and to the host and wait for it. */
+RG_API rg_status rg_memory_alloc(const rg_plan *plan, size_t bytes, void **out, rg_error *error);
+RG_API void rg_memory_free(const rg_plan *plan, void *ptr);
+RG_API rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes,
+                                 rg_error *error);
+RG_API rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes,
+                                rg_error *error);
 
 /* ---- packing as a service ----------------------------------------------------------------------- */
 

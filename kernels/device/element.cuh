@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <type_traits>
 
 namespace rgk {
 
@@ -39,7 +40,7 @@ __device__ __forceinline__ void store(void *p, int dtype, int64_t i, float x) {
 /* A gradient's value: added to the fp32 sum that is there, or overwriting. */
 __device__ __forceinline__ void put_grad(void *p, int dtype, int64_t i, float x, bool add) {
   if (add)
-    ((float *)p)[i] += x;
+    ((float *)p)[i] = __fadd_rn(((float *)p)[i], x); /* not fused with what made x: x is one term */
   else
     store(p, dtype, i, x);
 }

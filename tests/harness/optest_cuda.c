@@ -27,8 +27,15 @@ enum { GUARD = 4096, PATTERN = 0x5c };
 struct mirror {
   char *host, *device;
   size_t bytes;
-  bool written;
+  bool written, owned; /* owned: the memory at `device` is its own */
 };
+
+/* Memory for tensors whose rows lie far apart: the rows of one lie between those of another. */
+struct far {
+  char *device;
+  size_t pitch, bytes, used; /* from row to row; in all; of each row */
+};
+enum { FAR_POOLS = 8 };
 
 #define CUDA(call)                                                                                           \
   do {                                                                                                       \
@@ -37,10 +44,29 @@ struct mirror {
       text = ot_text(c->t, "%s: %s: %s", c->op->name, #call, cudaGetErrorString(code_));                     \
   } while (0)
 
+static char *far_memory(ot_call *c, struct far *pool, size_t pitch, size_t row, int64_t rows,
+                        const char **wrong) {
+  const char *text = NULL;
+  row = (row + 255) & ~(size_t)255;
+  for (int i = 0; i < FAR_POOLS; i++) {
+    struct far *f = &pool[i];
+    if (!f->device) {
+      f->pitch = pitch;
+      f->bytes = pitch * (size_t)rows;
+      CUDA(cudaMalloc((void **)&f->device, f->bytes));
+    }
+    if (text || f->pitch != pitch || f->bytes < pitch * (size_t)rows || f->used + row > pitch) continue;
+    f->used += row;
+    return f->device + f->used - row;
+  }
+  *wrong = text ? text : "no room on the GPU for rows far apart";
+  return NULL;
+}
+
 /* Device address of the argument, whose block is mirrored once however many arguments look into it. A tensor
  * without a block (wrapped or far memory) is mirrored as the span of its rows. */
-static const char *mirror(ot_call *c, struct mirror *m, int *n, const ot_tensor *a, rg_arg *arg,
-                          bool written) {
+static const char *mirror(ot_call *c, struct mirror *m, int *n, struct far *pool, const ot_tensor *a,
+                          rg_arg *arg, bool written) {
   const char *text = NULL;
   char *host = a->block;
   size_t bytes = a->bytes;
@@ -57,8 +83,15 @@ static const char *mirror(ot_call *c, struct mirror *m, int *n, const ot_tensor 
       return NULL;
     }
   struct mirror *x = &m[(*n)++];
-  *x = (struct mirror){.host = host, .bytes = bytes, .written = written};
-  CUDA(cudaMalloc((void **)&x->device, bytes ? bytes : 256));
+  *x = (struct mirror){.host = host, .bytes = bytes, .written = written, .owned = true};
+  if (!a->block && a->arg.rank > 1 && bytes >= (size_t)1 << 30) {
+    size_t size = rg_dtype_size(a->arg.dtype), pitch = (size_t)a->arg.stride[0] * size;
+    x->owned = false;
+    x->device = far_memory(c, pool, pitch, bytes - (size_t)(a->arg.dim[0] - 1) * pitch, a->arg.dim[0], &text);
+  } else {
+    CUDA(cudaMalloc((void **)&x->device, bytes ? bytes : 256));
+  }
+  if (text) return text;
   if (a->block) {
     CUDA(cudaMemcpy(x->device, host, bytes, cudaMemcpyHostToDevice));
   } else { /* row by row: what lies between may be terabytes of nothing */
@@ -91,14 +124,15 @@ static const char *fetch(ot_call *c, const struct mirror *m, const ot_tensor *a)
 }
 
 /* Mirrors the tensors of one side in the order in which optest.c flattened them. */
-static const char *mirror_all(ot_call *c, struct mirror *m, int *n, const struct binding *list, int count,
-                              const rg_port *port, int nport, rg_arg *arg, bool written) {
+static const char *mirror_all(ot_call *c, struct mirror *m, int *n, struct far *pool,
+                              const struct binding *list, int count, const rg_port *port, int nport,
+                              rg_arg *arg, bool written) {
   int at = 0;
   for (int p = 0; p < nport; p++)
     for (int i = 0; i < count; i++) {
       if (list[i].port != p || (!list[i].tensor && !(port[p].flags & RG_PORT_LIST))) continue;
       if (list[i].tensor) {
-        const char *text = mirror(c, m, n, list[i].tensor, &arg[at], written);
+        const char *text = mirror(c, m, n, pool, list[i].tensor, &arg[at], written);
         if (text) return text;
       }
       at++;
@@ -108,6 +142,7 @@ static const char *mirror_all(ot_call *c, struct mirror *m, int *n, const struct
 
 const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison) {
   struct mirror m[2 * OT_MAX_TENSORS];
+  struct far pool[FAR_POOLS] = {0};
   rg_error error = {0};
   rg_gpu gpu;
   int n = 0;
@@ -122,8 +157,8 @@ const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *o
          total = ((size + 255) & ~(size_t)255) + 2 * GUARD;
   char *work = NULL, *host_work = malloc(total);
   if (!host_work) abort();
-  text = mirror_all(c, m, &n, c->in, c->nin, c->op->in, c->op->nin, in, false);
-  if (!text) text = mirror_all(c, m, &n, c->out, c->nout, c->op->out, c->op->nout, out, true);
+  text = mirror_all(c, m, &n, pool, c->in, c->nin, c->op->in, c->op->nin, in, false);
+  if (!text) text = mirror_all(c, m, &n, pool, c->out, c->nout, c->op->out, c->op->nout, out, true);
   memset(host_work, PATTERN, total);
   memset(host_work + GUARD, poison, size);
   CUDA(cudaMalloc((void **)&work, total));
@@ -153,7 +188,9 @@ const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *o
         if (m[k].host == (a->block ? a->block : a->arg.data)) text = fetch(c, &m[k], a);
     }
   }
-  for (int i = 0; i < n; i++) cudaFree(m[i].device);
+  for (int i = 0; i < n; i++)
+    if (m[i].owned) cudaFree(m[i].device);
+  for (int i = 0; i < FAR_POOLS; i++) cudaFree(pool[i].device);
   cudaFree(work);
   free(host_work);
   if (getenv("REGRAPH_TEST_VERBOSE"))

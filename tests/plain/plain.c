@@ -1,9 +1,10 @@
-/* tests/plain/plain.c: runs all tests of an executable in order, in one process; see criterion/criterion.h
- * here. */
+/* tests/plain/plain.c: runs all tests of an executable in order, or those whose SUITE/NAME has one of the
+ * arguments in it, in one process; see criterion/criterion.h here. */
 #include <criterion/criterion.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static plain_test *first, **last = &first;
 
@@ -23,10 +24,20 @@ void plain_check(bool holds, const char *text, const char *file, int line, const
   exit(1);
 }
 
-int main(void) {
+static bool wanted(int argc, char **argv, const char *name) {
+  for (int i = 1; i < argc; i++)
+    if (strstr(name, argv[i])) return true;
+  return argc < 2;
+}
+
+int main(int argc, char **argv) {
   int count = 0;
-  for (plain_test *t = first; t; t = t->next, count++) {
-    printf("%s/%s\n", t->suite, t->name);
+  for (plain_test *t = first; t; t = t->next) {
+    char name[256];
+    snprintf(name, sizeof name, "%s/%s", t->suite, t->name);
+    if (!wanted(argc, argv, name)) continue;
+    count++;
+    printf("%s\n", name);
     fflush(stdout);
     if (t->init) t->init();
     t->fn();

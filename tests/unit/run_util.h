@@ -17,6 +17,16 @@
 
 enum { MOST_TENSORS = 96 };
 
+/* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never freed: each
+ * test is a process), which is what gets bound; fetch_all brings results back. */
+static inline bool test_on_gpu(void) {
+  const char *device = getenv("REGRAPH_TEST_DEVICE");
+  return device && strcmp(device, "cuda") == 0;
+}
+static inline const char *test_device(void) {
+  return test_on_gpu() ? "cuda" : "cpu";
+}
+
 /* The six nodes of NSA on small shapes; `weights` adds learned compression with accumulated weight gradients.
  */
 static inline const char *nsa_spec(const char *dtype, bool weights, char *text, size_t size) {
@@ -107,7 +117,8 @@ static inline rg_plan *make_plan(const rg_spec *spec, const rg_policy *policy, i
   rg_error e = {0};
   rg_plan *plan = NULL;
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .threads = threads, .pack_seconds = 0.2};
+  rg_plan_options o = {
+      .set = set, .nset = 2, .device = test_device(), .threads = threads, .pack_seconds = 0.2};
   CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
   return plan;
 }
@@ -118,6 +129,8 @@ typedef struct buffers {
   int n;
   rg_tensor_info info[MOST_TENSORS];
   void *data[MOST_TENSORS];
+  void *device[MOST_TENSORS]; /* set by bind_all */
+  const rg_plan *plan;
 } buffers;
 
 static inline uint32_t next_random(uint64_t *state) {
@@ -149,6 +162,7 @@ static inline void fill_starts(int32_t *cu, int64_t entries, int64_t T, const in
 static inline void make_buffers(const rg_plan *plan, uint64_t seed, int64_t T, const int *lengths,
                                 buffers *out) {
   out->n = 0;
+  out->plan = plan;
   rg_tensor_info t;
   for (size_t i = 0; rg_plan_tensor(plan, i, &t) == RG_OK; i++) {
     cr_assert_lt(out->n, (int)MOST_TENSORS);
@@ -164,6 +178,7 @@ static inline void make_buffers(const rg_plan *plan, uint64_t seed, int64_t T, c
     } else if (t.accumulates) {
       for (int64_t k = 0; k < t.bytes / 4; k++) ((float *)p)[k] = 1.0f;
     }
+    out->device[out->n] = NULL;
     out->info[out->n] = t;
     out->data[out->n++] = p;
   }
@@ -175,10 +190,33 @@ static inline void free_buffers(buffers *b) {
   b->n = 0;
 }
 
-static inline void bind_all(rg_session *s, const buffers *b) {
+/* Contents to the device, where there is one. */
+static inline void upload_all(buffers *b) {
   rg_error e = {0};
+  for (int i = 0; i < b->n; i++) {
+    if (!test_on_gpu()) {
+      b->device[i] = b->data[i];
+      continue;
+    }
+    if (!b->device[i]) CR_OK(rg_memory_alloc(b->plan, (size_t)b->info[i].bytes + 16, &b->device[i], &e), &e);
+    CR_OK(rg_memory_write(b->plan, b->device[i], b->data[i], (size_t)b->info[i].bytes, &e), &e);
+  }
+}
+
+static inline void bind_all(rg_session *s, buffers *b) {
+  rg_error e = {0};
+  upload_all(b);
   for (int i = 0; i < b->n; i++)
-    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->data[i], (size_t)b->info[i].bytes, &e), &e);
+    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->device[i], (size_t)b->info[i].bytes, &e), &e);
+}
+
+/* Waits for the session and brings results back. */
+static inline void fetch_all(rg_session *s, buffers *b) {
+  rg_error e = {0};
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  for (int i = 0; i < b->n; i++)
+    if (b->device[i] != b->data[i] && b->device[i])
+      CR_OK(rg_memory_read(b->plan, b->data[i], b->device[i], (size_t)b->info[i].bytes, &e), &e);
 }
 
 static inline void *buffer(const buffers *b, rg_role role, const char *name) {

@@ -10,6 +10,7 @@ enum { T = 300, B = 3 };
 static const int lengths[B] = {147, 0, 138}; /* rows 285 … 299 are past the last live token */
 
 typedef struct counter {
+  const rg_plan *plan;
   size_t asked;
   int live;
 } counter;
@@ -17,14 +18,15 @@ typedef struct counter {
 static void *arena_alloc(void *user, size_t size) {
   counter *c = user;
   void *p = NULL;
-  if (posix_memalign(&p, 256, size)) return NULL;
+  if (rg_memory_alloc(c->plan, size, &p, NULL) != RG_OK) return NULL;
   c->asked += size;
   c->live++;
   return p;
 }
 static void arena_free(void *user, void *ptr) {
-  ((counter *)user)->live--;
-  free(ptr);
+  counter *c = user;
+  c->live--;
+  rg_memory_free(c->plan, ptr);
 }
 
 /* Runs one policy; returns its sizes. */
@@ -42,7 +44,7 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   cr_assert_eq(z.scratch, z.forward_scratch > z.backward_scratch ? z.forward_scratch : z.backward_scratch);
 
   /* Bytes asked for. */
-  counter count = {0};
+  counter count = {.plan = plan};
   rg_allocator arena = {arena_alloc, arena_free, &count};
   rg_session_options o = {.arena = &arena};
   rg_session *s = NULL;
@@ -52,6 +54,7 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   make_buffers(plan, 7, T, lengths, result);
   bind_all(s, result);
   run_both(s);
+  fetch_all(s, result);
   rg_session_destroy(s);
   cr_assert_eq(count.live, 0);
 
@@ -62,6 +65,7 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   CR_OK(rg_session_create(plan, &o, &s, &e), &e);
   bind_all(s, &again);
   run_both(s);
+  fetch_all(s, &again);
   int64_t saved = -1, scratch = -1;
   cr_assert_eq(rg_session_touched(s, &saved, &scratch), RG_OK);
   cr_assert_eq(saved, z.saved, "%s: touched %lld saved, predicted %lld", what, (long long)saved,

@@ -1,0 +1,396 @@
+/* exec/cuda_session.c: runs a session's steps on a GPU.
+ *
+ *     a direction's first run builds its graph; each later one patches the nodes whose addresses changed and
+ *     replays it on the session's stream. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison)
+ * launch step by step, as does a stream that is being captured by someone else.
+ *
+ * Lengths are cleaned on the device (kernels/session.h); what was wrong with them arrives in `flag`, a word
+ * of host memory that the device writes, and is reported by the session's next call. A fault of the device
+ * makes the session dead: every later call fails at once with what was seen first.
+ */
+#include "../kernels/blas.h"
+#include "../kernels/session.h"
+#include "cuda_graph.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct device {
+  int id;
+  cudaStream_t stream;
+  bool eager;
+  rgi_cuda_graph graph[2]; /* forward, backward */
+  bool built[2], stale[2];
+  char *scratch[2]; /* workspaces of the graph were taken from here */
+  void *blas;
+  int32_t *flag, *flag_on_device; /* {0 or 1 + check, entry, value} */
+  cudaEvent_t *event;             /* eager: [nstep + 2], one before each step of a direction, one after */
+  bool timed;                     /* events of the last run are recorded, ms[] not yet read */
+  bool timed_backward;
+  char dead[512]; /* what killed the session */
+} device;
+
+static device *device_of(const rg_session *s) {
+  return s->device;
+}
+
+/* ---- memory ---- */
+
+static void *alloc_device(void *user, size_t size) {
+  (void)user;
+  void *p = NULL;
+  if (cudaMalloc(&p, size) == cudaSuccess) return p;
+  cudaGetLastError(); /* or a later check would report it */
+  return NULL;
+}
+static void free_device(void *user, void *p) {
+  (void)user;
+  cudaFree(p);
+}
+
+static const char *size_text(int64_t bytes, char *text, size_t room) {
+  const double mib = (double)bytes / (1 << 20);
+  if (mib >= 1024)
+    snprintf(text, room, "%.2f GiB", mib / 1024);
+  else
+    snprintf(text, room, "%.2f MiB", mib);
+  return text;
+}
+
+static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
+  const rgi_graph *g = s->plan->graph;
+  const rgi_memory *m = s->plan->memory;
+  size_t have = 0, all = 0;
+  char need[32], left[32], total[32], list[320] = "", text[32];
+  int32_t picked[3];
+  cudaMemGetInfo(&have, &all);
+  for (int n = 0; n < 3 && n < m->nblock; n++) {
+    int32_t best = -1;
+    for (int32_t i = 0; i < m->nblock; i++) {
+      bool taken = false;
+      for (int k = 0; k < n; k++) taken |= picked[k] == i;
+      if (!taken && (best < 0 || m->block[i].size > m->block[best].size)) best = i;
+    }
+    picked[n] = best;
+    const rgi_block *b = &m->block[best];
+    size_t used = strlen(list);
+    snprintf(list + used, sizeof list - used, "%s%s%.60s (%s)", n ? ", " : "",
+             b->tensor < 0 ? "the workspace of " : "",
+             b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
+             size_text(b->size, text, sizeof text));
+  }
+  return rgi_fail(
+      e, RG_E_DEVICE, NULL, NULL,
+      "out of device memory: a block of %s is needed, %s of %s are free; the largest tensors are %s. "
+      "Recompute more, set split_heads or a budget in the policy",
+      size_text(bytes, need, sizeof need), size_text((int64_t)have, left, sizeof left),
+      size_text((int64_t)all, total, sizeof total), list);
+}
+
+/* ---- failures ---- */
+
+static rg_status dead(const rg_session *s, rg_error *e) {
+  const device *d = device_of(s);
+  if (!d->dead[0]) return RG_OK;
+  return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "the session is lost since: %s", d->dead);
+}
+
+/* Turns an error of the device into the session's death, if it is one that CUDA does not get over. */
+static rg_status note(const rg_session *s, cudaError_t code, const char *what, const char *node,
+                      rg_error *e) {
+  device *d = device_of(s);
+  if (code == cudaSuccess) return RG_OK;
+  rg_status status = rgi_cuda_status(code, what, node, e);
+  cudaGetLastError();
+  if (cudaPeekAtLastError() != cudaSuccess || cudaFree(NULL) != cudaSuccess) /* it stays */
+    snprintf(d->dead, sizeof d->dead, "%s%s%s: %s (%s)", node ? node : "", node ? ": " : "", what,
+             cudaGetErrorString(code), cudaGetErrorName(code));
+  return status;
+}
+
+/* Lengths that an earlier run found wrong. */
+static rg_status check(const rg_session *s, rg_error *e) {
+  device *d = device_of(s);
+  RGI_TRY(dead(s, e));
+  int32_t found = *(volatile int32_t *)d->flag;
+  if (found == 0) return RG_OK;
+  const rgi_check *c = &s->plan->check[found - 1];
+  int32_t entry = ((volatile int32_t *)d->flag)[1], value = ((volatile int32_t *)d->flag)[2];
+  ((volatile int32_t *)d->flag)[0] = 0;
+  if (c->starts)
+    return rgi_fail(
+        e, RG_E_DATA, NULL, NULL,
+        "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and end at most at "
+        "%lld: the run used them clamped",
+        s->plan->bindable[c->bind].info.name, entry, value, (long long)c->capacity);
+  return rgi_fail(
+      e, RG_E_DATA, NULL, NULL,
+      "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 bits: the run used "
+      "it clamped",
+      s->plan->bindable[c->bind].info.name, entry, value);
+}
+
+/* ---- lengths ---- */
+
+static rg_status add_rule(const rg_session *s, int32_t k, rgk_lengths_params *p, rg_error *e) {
+  const rg_plan *plan = s->plan;
+  const rgi_check *c = &plan->check[k];
+  if (p->nrule == RGK_LENGTH_RULES)
+    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "more than %d rules govern one input of lengths",
+                    RGK_LENGTH_RULES);
+  int32_t r = p->nrule++;
+  p->rule[r] = (rgk_lengths_rule){.offset = c->offset / 4,
+                                  .n = c->n,
+                                  .stride = c->stride,
+                                  .starts = c->starts,
+                                  .capacity = c->capacity,
+                                  .id = k};
+  if (c->starts || c->lengths < 0) return RG_OK;
+  const rgi_check *with = &plan->check[c->lengths];
+  for (int32_t i = 0; i < plan->nclean; i++)
+    if (plan->clean[i].bind == with->bind) {
+      p->starts[r] = (const int32_t *)(const void *)(s->current->data + plan->clean[i].offset + with->offset);
+      p->starts_stride[r] = with->stride;
+      p->starts_n[r] = with->n;
+    }
+  return RG_OK;
+}
+
+rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x) {
+  const rg_plan *plan = s->plan;
+  for (int pass = 0; pass < 2; pass++) /* inputs with starts first: positions refer to them */
+    for (int32_t i = 0; i < plan->nclean; i++) {
+      const rgi_clean *c = &plan->clean[i];
+      bool starts = false;
+      rgk_lengths_params p = {.from = s->current->at[c->bind],
+                              .to = (int32_t *)(void *)(s->current->data + c->offset),
+                              .n = c->n,
+                              .flag = device_of(s)->flag_on_device};
+      for (int32_t k = 0; k < plan->ncheck; k++)
+        if (plan->check[k].bind == c->bind) {
+          starts |= plan->check[k].starts;
+          RGI_TRY(add_rule(s, k, &p, x->error));
+        }
+      if (starts != (pass == 0) || c->n == 0) continue;
+      RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_lengths(),
+                                        .grid = {1, 1, 1},
+                                        .block = {RGK_LENGTHS_THREADS, 1, 1},
+                                        .params = &p,
+                                        .size = sizeof p}));
+    }
+  return RG_OK;
+}
+
+/* ---- life ---- */
+
+static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e) {
+  rg_gpu here;
+  const char *eager = getenv("REGRAPH_EAGER");
+  device *d = rgi_alloc(s->arena, sizeof *d);
+  if (!d) return rgi_nomem(e);
+  s->device = d;
+  d->stream = o->stream;
+  d->eager = o->eager || s->poison || (eager && eager[0] && strcmp(eager, "0") != 0);
+  RGI_TRY(rgi_cuda_device(&here, e));
+  if (here.cc < s->plan->gpu.cc)
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the plan is for compute capability %d.%d, the GPU has %d.%d; make the plan on this machine or "
+        "with its profile",
+        s->plan->gpu.cc / 10, s->plan->gpu.cc % 10, here.cc / 10, here.cc % 10);
+  RGI_TRY(rgi_cuda_status(cudaGetDevice(&d->id), "asking for the GPU", NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaHostAlloc((void **)&d->flag, 64, cudaHostAllocMapped), "host memory", NULL, e));
+  memset(d->flag, 0, 64);
+  RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0), "host memory",
+                          NULL, e));
+  if (!d->eager) return RG_OK;
+  d->event = rgi_alloc_n(s->arena, (size_t)s->plan->nstep + 2, sizeof(cudaEvent_t));
+  if (!d->event) return rgi_nomem(e);
+  for (int32_t i = 0; i < s->plan->nstep + 2; i++)
+    RGI_TRY(rgi_cuda_status(cudaEventCreate(&d->event[i]), "creating an event", NULL, e));
+  return RG_OK;
+}
+
+static void destroy(rg_session *s) {
+  device *d = device_of(s);
+  if (!d) return;
+  if (!d->dead[0]) cudaStreamSynchronize(d->stream);
+  for (int k = 0; k < 2; k++)
+    if (d->built[k]) rgi_cuda_graph_destroy(s, &d->graph[k]);
+  for (int32_t i = 0; d->event && i < s->plan->nstep + 2; i++)
+    if (d->event[i]) cudaEventDestroy(d->event[i]);
+  rgk_blas_destroy(d->blas);
+  if (d->flag) cudaFreeHost(d->flag);
+}
+
+/* ---- running ---- */
+
+rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e) {
+  const rgi_step *step = &s->plan->step[i];
+  rg_call call = rgi_session_call(s, i, e);
+  for (int32_t k = 0; k < step->nin + step->nout; k++) {
+    rg_arg *a = s->arg + step->first_arg + k;
+    if (!a->data && step->place[k].bind != RGI_AT_NOTHING) a->data = device_of(s)->flag_on_device;
+  }
+  return call;
+}
+
+/* Do addresses of step i differ from those its nodes have (which s->arg still holds)? */
+static bool moved(const rg_session *s, int32_t i) {
+  const rgi_step *step = &s->plan->step[i];
+  for (int32_t k = 0; k < step->nin + step->nout; k++) {
+    const void *now = rgi_session_resolve(s, step->place[k]), *was = s->arg[step->first_arg + k].data;
+    if (now != was && (now || was != device_of(s)->flag_on_device)) return true;
+  }
+  return false;
+}
+
+static rg_status replay(rg_session *s, bool backward, int32_t from, int32_t to, rg_error *e) {
+  device *d = device_of(s);
+  rgi_cuda_graph *g = &d->graph[backward];
+  if (!d->built[backward]) {
+    RGI_TRY(rgi_cuda_graph_create(s, from, to, d->blas, g, e));
+    d->built[backward] = true;
+    d->blas = g->base.blas;
+  } else {
+    bool all = d->stale[backward] || d->scratch[backward] != s->scratch;
+    if (!backward && s->plan->nclean) RGI_TRY(rgi_cuda_graph_update(s, g, -1, e));
+    g->base.blas = d->blas;
+    for (int32_t i = from; i < to; i++)
+      if (all || moved(s, i)) RGI_TRY(rgi_cuda_graph_update(s, g, i, e));
+  }
+  d->scratch[backward] = s->scratch;
+  d->stale[backward] = false;
+  return note(s, cudaGraphLaunch(g->exec, d->stream),
+              backward ? "launching the backward" : "launching the forward", NULL, e);
+}
+
+static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_t to, bool time,
+                              rg_error *e) {
+  device *d = device_of(s);
+  rgi_cuda_eager x;
+  rg_status status = RG_OK;
+  rgi_cuda_eager_init(&x, d->stream, e);
+  x.base.blas = d->blas;
+  if (!backward) status = rgi_cuda_clean(s, &x.base);
+  for (int32_t i = from; i < to && status == RG_OK; i++) {
+    const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
+    if (time) status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
+    rg_call call = rgi_cuda_call(s, i, e);
+    rgi_cuda_range_push(node->name);
+    if (status == RG_OK) status = node->op->cuda_steps(&call, &x.base);
+    rgi_cuda_range_pop();
+    if (status != RG_OK) {
+      status = rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
+    } else if (s->poison) { /* debugging: the fault is this node's */
+      status = note(s, cudaStreamSynchronize(d->stream), "running the node", node->name, e);
+      if (status == RG_OK) status = rgi_session_after_step(s, i, e);
+    }
+  }
+  if (time && status == RG_OK)
+    status = note(s, cudaEventRecord(d->event[to - from], d->stream), "timing", NULL, e);
+  d->blas = x.base.blas;
+  d->timed = time && status == RG_OK;
+  d->timed_backward = backward;
+  return status;
+}
+
+/* Reads the times of the last eager run, if it is over. */
+static void read_times(rg_session *s) {
+  device *d = device_of(s);
+  int32_t from = d->timed_backward ? s->plan->nforward : 0,
+          to = d->timed_backward ? s->plan->nstep : s->plan->nforward;
+  if (!d->timed || cudaEventSynchronize(d->event[to - from]) != cudaSuccess) return;
+  for (int32_t i = from; i < to; i++) {
+    float ms = 0;
+    if (cudaEventElapsedTime(&ms, d->event[i - from], d->event[i - from + 1]) == cudaSuccess) s->ms[i] = ms;
+  }
+  d->timed = false;
+}
+
+static rg_status run(rg_session *s, bool backward, rg_error *e) {
+  device *d = device_of(s);
+  int before = d->id;
+  int32_t from = backward ? s->plan->nforward : 0, to = backward ? s->plan->nstep : s->plan->nforward;
+  enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  RGI_TRY(dead(s, e));
+  cudaGetDevice(&before);
+  if (before != d->id) cudaSetDevice(d->id);
+  rg_status status = note(s, cudaStreamIsCapturing(d->stream, &capture),
+                          "asking whether the stream is being captured", NULL, e);
+  bool recorded = capture != cudaStreamCaptureStatusNone;
+  if (status == RG_OK && !d->eager && !recorded) {
+    status = replay(s, backward, from, to, e);
+  } else if (status == RG_OK) {
+    if (d->timed && !recorded) read_times(s);
+    d->stale[backward] = true;
+    status = launch_steps(s, backward, from, to, d->eager && !recorded, e);
+  }
+  if (before != d->id) cudaSetDevice(before);
+  return status;
+}
+
+/* ---- the rest of a backend ---- */
+
+static rg_status synchronize(rg_session *s, rg_error *e) {
+  RGI_TRY(dead(s, e));
+  RGI_TRY(note(s, cudaStreamSynchronize(device_of(s)->stream), "waiting for the runs", NULL, e));
+  read_times(s);
+  return check(s, e);
+}
+
+static rg_status set_stream(rg_session *s, void *stream, rg_error *e) {
+  RGI_TRY(dead(s, e));
+  device_of(s)->stream = stream;
+  return RG_OK;
+}
+
+static cudaStream_t stream_of(const rg_session *s) {
+  return s->device ? device_of(s)->stream : NULL; /* guards are written before the backend's part is made */
+}
+
+static rg_status fill(rg_session *s, void *data, int byte, int64_t size, rg_error *e) {
+  return rgi_cuda_status(cudaMemsetAsync(data, byte, (size_t)size, stream_of(s)), "filling memory", NULL, e);
+}
+
+static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
+  rgk_poison_params p = {.data = data, .bytes = size, .pattern = RGI_POISON};
+  rgi_cuda_eager x;
+  if (size == 0) return RG_OK;
+  rgi_cuda_eager_init(&x, stream_of(s), e);
+  return x.base.launch(&x.base, &(rg_launch){.function = rgk_poison(),
+                                             .grid = {1024, 1, 1},
+                                             .block = {256, 1, 1},
+                                             .params = &p,
+                                             .size = sizeof p});
+}
+
+static rg_status read_memory(rg_session *s, void *host, const void *from, size_t size, rg_error *e) {
+  RGI_TRY(dead(s, e));
+  RGI_TRY(note(s, cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream_of(s)), "reading memory",
+               NULL, e));
+  return note(s, cudaStreamSynchronize(stream_of(s)), "reading memory", NULL, e);
+}
+
+static rg_status copy(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e) {
+  return rgi_cuda_status(
+      cudaMemcpy(dst, src, bytes, to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice),
+      to_host ? "reading device memory" : "writing device memory", NULL, e);
+}
+
+const rgi_backend rgi_cuda_backend = {
+    .memory = {alloc_device, free_device, NULL},
+    .create = create,
+    .destroy = destroy,
+    .check = check,
+    .run = run,
+    .fill = fill,
+    .poison = poison,
+    .read = read_memory,
+    .set_stream = set_stream,
+    .synchronize = synchronize,
+    .no_memory = no_memory,
+    .alignment = 16,
+    .copy = copy,
+};

@@ -1,0 +1,70 @@
+/* exec/session.h: what a session holds, for its two backends: cpu_session.c and cuda_session.c. */
+#ifndef RGI_SESSION_H
+#define RGI_SESSION_H
+
+#include "plan.h"
+
+/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails are -1). */
+enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5 };
+
+/* A saved block that has been bound, and the forward whose values it holds. */
+typedef struct rgi_saved_block {
+  struct rgi_saved_block *next;
+  char *data;
+  bool forwarded;
+  void **at; /* [nbindable]: inputs and outputs of that forward */
+} rgi_saved_block;
+
+typedef struct rgi_owned_block { /* memory the session asked for */
+  void *memory;
+  char *data; /* past the guard */
+  int64_t size;
+} rgi_owned_block;
+
+typedef struct rgi_backend {
+  rg_allocator memory; /* where the caller names none */
+  /* Sets session->device; after the arena's memory is there. */
+  rg_status (*create)(rg_session *s, const rg_session_options *o, rg_error *e);
+  void (*destroy)(rg_session *s);
+  /* Before forward: what can be said about bound contents (RG_E_DATA), or about earlier runs. */
+  rg_status (*check)(const rg_session *s, rg_error *e);
+  /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
+  rg_status (*run)(rg_session *s, bool backward, rg_error *e);
+  /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the host. */
+  rg_status (*fill)(rg_session *s, void *data, int byte, int64_t size, rg_error *e);
+  rg_status (*poison)(rg_session *s, void *data, int64_t size, rg_error *e);
+  rg_status (*read)(rg_session *s, void *host, const void *device, size_t size, rg_error *e);
+  rg_status (*set_stream)(rg_session *s, void *stream, rg_error *e);
+  rg_status (*synchronize)(rg_session *s, rg_error *e);
+  /* The arena's allocator refused `bytes`. */
+  rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
+  int alignment; /* of bound tensors, at least; 1: natural */
+  /* rg_memory_… without a session */
+  rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
+} rgi_backend;
+extern const rgi_backend rgi_cpu_backend, rgi_cuda_backend;
+
+struct rg_session {
+  rgi_arena *arena;
+  const rg_plan *plan;
+  const rgi_backend *backend;
+  void *device; /* the backend's own */
+  bool poison;
+  rg_allocator memory; /* of owned blocks */
+  rgi_owned_block own_saved, own_scratch;
+  char *scratch;
+  rgi_saved_block *blocks, *current;
+  void **bound; /* [nbindable] */
+  rg_arg *arg;  /* [nargs] */
+  double *ms;   /* [nstep] */
+  int64_t touched_saved, touched_scratch;
+};
+
+/* The address of a place now, or NULL. */
+void *rgi_session_resolve(const rg_session *s, rgi_place at);
+/* The call of step i with addresses filled in (arrays in s->arg). */
+rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e);
+/* RG_E_INTERNAL if a guard zone of an owned block was written to; notes a step's workspace as touched. */
+rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e);
+
+#endif

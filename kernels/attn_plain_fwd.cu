@@ -1,0 +1,170 @@
+/* kernels/attn_plain_fwd.cu: attention's forward for any shape and type, in fp32 without tensor cores.
+ *
+ *   s = scale Q Kt, capped         m' = max(m, s)     p = exp(s - m')
+ *   l = l exp(m - m') + sum p      o = o exp(m - m') + p V        at the end o / l, lse = m + log l
+ *
+ * A block of 128 threads has a row tile (64 rows: queries times heads of one KV head; 32 for wide heads) in
+ * shared memory and walks the key tiles it sees, 64 keys each. Each of four warps owns a quarter of the rows,
+ * keeps their o in registers, hands p from the score layout to the sum layout through shared memory of its
+ * own, and passes over key tiles that none of its rows sees. K and V take turns in one buffer; two blocks
+ * share a multiprocessor, so one computes while the other loads. A tile's p V is summed apart and then added:
+ * chains stay short. A sink counts as a key that every row has already seen.
+ */
+#include "device/attn_plain.cuh"
+
+using namespace rgk;
+using namespace rgk::plain;
+
+namespace {
+
+enum { KEYS = RGK_PLAIN_FWD_KEYS, LDP = KEYS + 8 };
+
+template <int W, int RL> struct shared {
+  static constexpr int M = 16 * RL, LD = W + 4;
+  float q[M * LD];
+  float kv[KEYS * LD];
+  float p[M * LDP];
+  walk_shared<M> walk;
+};
+
+/* The state of a lane's rows. */
+template <int RL> struct softmax {
+  int query[RL]; /* of the tile; -1: no such row */
+  float m[RL], l[RL]; /* l: of this lane's columns */
+};
+
+/* Scores, probabilities to shared memory, and the factor by which sums so far shrink. */
+template <int NJ, int LD, int RL, int M>
+__device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q, const float *k, float *p,
+                                              const walk_shared<M> &seen, softmax<RL> &x, float (&shrink)[RL]) {
+  const int cx = threadIdx.x % 8;
+  float s[RL][NJ];
+  scores<RL, NJ, LD, 16>(q, k, a.D, s);
+#pragma unroll
+  for (int i = 0; i < RL; i++) {
+    const int lo = x.query[i] < 0 ? 0 : seen.lo[x.query[i]], hi = x.query[i] < 0 ? 0 : seen.hi[x.query[i]];
+    float top = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < NJ; j++) {
+      const int c = cx + 8 * j;
+      s[i][j] = c >= lo && c < hi ? logit(a, s[i][j]) : -INFINITY;
+      top = fmaxf(top, s[i][j]);
+    }
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+    const float m = fmaxf(x.m[i], top);
+    const float base = m > -INFINITY ? m : 0; /* nothing seen yet: any finite base keeps the zeros zero */
+    shrink[i] = x.m[i] > -INFINITY ? expf(x.m[i] - base) : 1; /* 1: l and o are zero and need no factor */
+    x.m[i] = m;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < NJ; j++) {
+      const float e = expf(s[i][j] - base);
+      sum += e;
+      p[4 * i * LDP + cx + 8 * j] = e;
+    }
+    x.l[i] = x.l[i] * shrink[i] + sum;
+  }
+}
+
+template <int W, int RL>
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_constant__ rgk_attn_plain p) {
+  using sh_t = shared<W, RL>;
+  constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_THREADS;
+  extern __shared__ __align__(16) char memory[];
+  sh_t &sh = *(sh_t *)memory;
+  const rgk_attn &a = p.a;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, y = lane / 8, cx = lane % 8;
+
+  const row_tile t = find_rows(p);
+  if (t.t.n == 0) return;
+  if (t.t.b >= a.seqs.n) { /* dead rows */
+    for (int r = warp; r < t.n; r += THREADS / 32) {
+      zero_row<32>(a.o, row_at(t, a.o, r), a.E, lane);
+      if (a.lse.data && lane == 0) ((float *)a.lse.data)[row_at(t, a.lse, r)] = 0;
+    }
+    return;
+  }
+  load_rows<LD, THREADS>(sh.q, M, a.D, a.q, p.vec, [&](int r) { return row_at(t, a.q, r); });
+
+  const int r0 = warp * 4 * RL + y; /* this lane's first row */
+  softmax<RL> x;
+  float4 o[RL][NE];
+#pragma unroll
+  for (int i = 0; i < RL; i++) {
+    const int r = r0 + 4 * i;
+    x.query[i] = r < t.n ? r / t.heads : -1;
+    x.m[i] = -INFINITY;
+    if (a.sinks.data && r < t.n) x.m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
+    x.l[i] = cx == 0 && x.m[i] > -INFINITY ? 1 : 0;
+#pragma unroll
+    for (int j = 0; j < NE; j++) o[i][j] = make_float4(0, 0, 0, 0);
+  }
+
+  const float *q = sh.q + r0 * LD, *k = sh.kv + cx * LD, *v = sh.kv + 4 * cx;
+  float *prob = sh.p + r0 * LDP;
+  walk<M, KEYS> w(a, t);
+  while (w.step(p, t, sh.walk)) {
+    const int part = w.keys > 32 ? 64 : w.keys > 16 ? 32 : 16; /* columns worked on */
+    const int64_t key = w.span.row + w.first;
+    load_rows<LD, THREADS>(sh.kv, part, a.D, a.k, p.vec, [&](int r) {
+      return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
+    });
+    wait_rows();
+    __syncthreads();
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < RL; i++) any |= x.query[i] >= 0 && sh.walk.lo[x.query[i]] < sh.walk.hi[x.query[i]];
+    any = __any_sync(~0u, any);
+    float shrink[RL];
+    if (any) {
+      if (part == 64)
+        probabilities<8, LD>(a, q, k, prob, sh.walk, x, shrink);
+      else if (part == 32)
+        probabilities<4, LD>(a, q, k, prob, sh.walk, x, shrink);
+      else
+        probabilities<2, LD>(a, q, k, prob, sh.walk, x, shrink);
+    }
+    __syncthreads();
+    load_rows<LD, THREADS>(sh.kv, part, a.E, a.v, p.vec, [&](int r) {
+      return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
+    });
+    wait_rows();
+    __syncthreads();
+    if (!any) continue;
+    float4 c[RL][NE];
+    sums<RL, NE, LDP, LD>(prob, v, (w.keys + 3) & ~3, a.E, c);
+#pragma unroll
+    for (int i = 0; i < RL; i++)
+#pragma unroll
+      for (int j = 0; j < NE; j++) o[i][j] = added(scaled(o[i][j], shrink[i]), c[i][j]);
+  }
+  wait_rows();
+
+#pragma unroll
+  for (int i = 0; i < RL; i++) {
+    float l = x.l[i];
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) l += __shfl_xor_sync(~0u, l, d);
+    const int r = r0 + 4 * i;
+    if (r >= t.n) continue;
+    const float f = l != 0 ? 1 / l : 1; /* without a key o is 0 already */
+    const int64_t at = row_at(t, a.o, r);
+#pragma unroll
+    for (int j = 0; j < NE; j++) store4(a.o, at, 4 * cx + 32 * j, a.E, scaled(o[i][j], f), p.vec, false);
+    if (a.lse.data && cx == 0)
+      ((float *)a.lse.data)[row_at(t, a.lse, r)] = l != 0 ? x.m[i] + logf(l) : -INFINITY;
+  }
+}
+
+static_assert(sizeof(shared<64, 4>) == rgk_plain_fwd_shared(RGK_PLAIN_64), "as the host counts");
+static_assert(sizeof(shared<128, 4>) == rgk_plain_fwd_shared(RGK_PLAIN_128), "as the host counts");
+static_assert(sizeof(shared<256, 2>) == rgk_plain_fwd_shared(RGK_PLAIN_256), "as the host counts");
+
+} // namespace
+
+const void *rgk_plain_fwd(int w) {
+  if (w == RGK_PLAIN_64) return (const void *)forward<64, 4>;
+  if (w == RGK_PLAIN_128) return (const void *)forward<128, 4>;
+  return (const void *)forward<256, 2>;
+}

@@ -1,0 +1,207 @@
+/* kernels/blend.cu: combine and merge_lse (blend.h; the formulas stand in ops/combine.c and ops/merge_lse.c).
+ *
+ *     warp | row: lanes 0 … L-1 | row … |     lane l owns elements 8·l … 8·l+7, then those 8·L further, …
+ *
+ * The row's gates (or log-sum-exps) are read by one lane each while the first branches are under way; weights
+ * go to all lanes through shared memory. The backward reads each branch and the gradient once: products
+ * dout · o_n are summed over a lane's elements in order, then over lanes pairwise.
+ */
+#include "blend.h"
+#include "device/chunk.cuh"
+#include "device/seq.cuh"
+
+using namespace rgk;
+
+namespace {
+
+enum { THREADS = RGK_BLEND_THREADS, ABREAST = 4 /* branches loaded at once */ };
+enum { SIGMOID, SOFTMAX, NONE };
+
+struct place {
+  int64_t t, h;
+  int lane, slot; /* of the row; row in the block */
+  bool exists, live;
+};
+
+__device__ __forceinline__ place find_place(const rgk_blend_params &p) {
+  place at;
+  at.slot = threadIdx.x / p.lanes;
+  at.lane = threadIdx.x - at.slot * p.lanes;
+  const int64_t r = (int64_t)blockIdx.x * (THREADS / p.lanes) + at.slot;
+  at.exists = r < p.tokens * p.heads;
+  at.t = at.exists ? divide(r, p.heads) : 0;
+  at.h = at.exists ? r - at.t * p.heads : 0;
+  at.live = at.exists && at.t < live_rows(p.seqs);
+  return at;
+}
+
+/* x [n]: gates or log-sum-exps of the row, w [n]: weights. Returns the merged log-sum-exp. */
+template <bool MERGE> __device__ __forceinline__ float weigh(const rgk_blend_params &p, const place &at, float *x, float *w) {
+  float most = -INFINITY, sum = 0;
+  for (int k = at.lane; k < p.n && at.live; k += p.lanes)
+    x[k] = MERGE ? p.branch[k].lse[at.t * p.branch[k].lse_row + at.h]
+                 : load(p.gate.data, p.gate.dtype, at.t * p.gate.row + at.h * p.gate.head + k);
+  __syncwarp();
+  if (at.live && (MERGE || p.act == SOFTMAX)) {
+    for (int k = 0; k < p.n; k++)
+      if (x[k] > most || x[k] != x[k]) most = x[k]; /* NaN stays, and then every weight is one */
+    for (int k = 0; k < p.n; k++) sum += expf(x[k] - most);
+  }
+  for (int k = at.lane; k < p.n && at.live; k += p.lanes) {
+    if (MERGE || p.act == SOFTMAX)
+      w[k] = MERGE && most == -INFINITY ? 0 : expf(x[k] - most) / sum;
+    else
+      w[k] = p.act == SIGMOID ? 1.0f / (1.0f + expf(-x[k])) : x[k];
+  }
+  __syncwarp();
+  return most == -INFINITY ? most : most + logf(sum);
+}
+
+/* Elements [c, …) of branches k … k + ABREAST - 1. */
+template <class T>
+__device__ __forceinline__ void fetch(const rgk_blend_params &p, const place &at, int k, int64_t c, int n, chunk<T> (&raw)[ABREAST]) {
+#pragma unroll
+  for (int j = 0; j < ABREAST; j++)
+    if (k + j < p.n) {
+      const rgk_branch &b = p.branch[k + j];
+      raw[j].load(b.o, p.dtype, at.t * b.o_row + at.h * b.o_head + c, n);
+    }
+}
+
+__device__ __forceinline__ int count(const rgk_blend_params &p, int64_t c) {
+  return p.width - c < CHUNK ? (int)(p.width - c) : CHUNK;
+}
+
+template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_blend_params p) {
+  extern __shared__ float shared[];
+  const place at = find_place(p);
+  const int64_t mine = at.lane * CHUNK, step = p.lanes * CHUNK;
+  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_FWD * p.n, *w = x + p.n;
+  chunk<T> raw[ABREAST];
+  if (at.live && mine < p.width) fetch(p, at, 0, mine, count(p, mine), raw);
+  const float lse = weigh<MERGE>(p, at, x, w);
+  if (!at.exists) return;
+  if (MERGE && p.row_lse && at.lane == 0) p.row_lse[at.t * p.row_lse_row + at.h] = at.live ? lse : 0;
+  for (int64_t c = mine; c < p.width; c += step) {
+    const int n = count(p, c);
+    bool any = false;
+    float sum[CHUNK], v[CHUNK];
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) sum[e] = -0.0f; /* x + -0 is x */
+    for (int k = 0; k < p.n && at.live; k += ABREAST) {
+      if (k || c != mine) fetch(p, at, k, c, n, raw);
+#pragma unroll
+      for (int j = 0; j < ABREAST; j++) {
+        if (k + j >= p.n) continue;
+        const float a = w[k + j];
+        if (MERGE && a == 0) continue; /* saw no key: its o is not looked at */
+        raw[j].get(v);
+#pragma unroll
+        for (int e = 0; e < CHUNK; e++) sum[e] = __fmaf_rn(a, v[e], sum[e]);
+        any = true;
+      }
+    }
+    if (!any) zero(sum);
+    put<T>(p.row.data, p.row.dtype, at.t * p.row.row + at.h * p.row.head + c, sum, n, false);
+  }
+}
+
+/* ---- backward ---- */
+
+/* From products to gradients of the row's gates or log-sum-exps. x, w, product [n] */
+template <bool MERGE>
+__device__ __forceinline__ void small_gradients(const rgk_blend_params &p, const place &at, const float *x, const float *w,
+                                const float *product) {
+  float mean = 0;
+  for (int k = 0; k < p.n && at.live && (MERGE || p.act == SOFTMAX); k++)
+    if (!MERGE || w[k] != 0) mean = __fmaf_rn(w[k], product[k], mean);
+  const float rest = MERGE && p.row_lse && at.live ? p.row_lse[at.t * p.row_lse_row + at.h] - mean : -mean;
+  for (int k = at.lane; k < p.n; k += p.lanes) {
+    float v = 0;
+    if (at.live) {
+      if (MERGE)
+        v = w[k] != 0 ? w[k] * (product[k] + rest) : 0;
+      else if (p.act == SIGMOID) /* 1 - a formed as sigmoid(-x): exact where a is near 1 */
+        v = product[k] * (w[k] * (1.0f / (1.0f + expf(x[k]))));
+      else
+        v = p.act == SOFTMAX ? w[k] * (product[k] + rest) : product[k];
+    }
+    if (MERGE) {
+      const rgk_branch &b = p.branch[k];
+      if (b.d_lse && (at.live || !b.lse_add)) put_grad(b.d_lse, RG_F32, at.t * b.d_lse_row + at.h, v, b.lse_add);
+    } else if (at.live || !p.gate_add) {
+      put_grad(p.d_gate.data, p.d_gate.dtype, at.t * p.d_gate.row + at.h * p.d_gate.head + k, v, p.gate_add);
+    }
+  }
+}
+
+template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_blend_params p) {
+  extern __shared__ float shared[];
+  const place at = find_place(p);
+  const int64_t mine = at.lane * CHUNK, step = p.lanes * CHUNK;
+  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_BWD * p.n, *w = x + p.n, *product = w + p.n;
+  const int64_t row = at.t * p.row.row + at.h * p.row.head;
+  const bool given = at.live && p.row.data, products = given && p.products;
+  chunk<T> raw[ABREAST], grad;
+  grad.clear();
+  if (given && mine < p.width) grad.load(p.row.data, p.dtype, row + mine, count(p, mine));
+  if (products && mine < p.width) fetch(p, at, 0, mine, count(p, mine), raw);
+  weigh<MERGE>(p, at, x, w);
+  for (int k = 0; k < p.n; k += ABREAST) {
+    float sum[ABREAST] = {};
+    for (int64_t c = mine; c < p.width && at.exists; c += step) {
+      const int n = count(p, c);
+      float g[CHUNK], v[CHUNK];
+      if (given && (c != mine || p.width > step)) grad.load(p.row.data, p.dtype, row + c, n);
+      if (products && (k || c != mine)) fetch(p, at, k, c, n, raw);
+      grad.get(g);
+#pragma unroll
+      for (int j = 0; j < ABREAST; j++) {
+        if (k + j >= p.n) continue;
+        const rgk_branch &b = p.branch[k + j];
+        if (products) {
+          raw[j].get(v);
+#pragma unroll
+          for (int e = 0; e < CHUNK; e++) sum[j] = __fmaf_rn(g[e], v[e], sum[j]);
+        }
+        if (b.d && (at.live || !b.add)) {
+          const float a = at.live ? w[k + j] : 0;
+#pragma unroll
+          for (int e = 0; e < CHUNK; e++) v[e] = __fmul_rn(a, g[e]);
+          put<T>(b.d, b.d_dtype, at.t * b.d_row + at.h * b.d_head + c, v, n, b.add);
+        }
+      }
+    }
+    if (!p.products) continue;
+#pragma unroll
+    for (int j = 0; j < ABREAST; j++) {
+      sum[j] = sum_lanes(sum[j], p.lanes);
+      if (at.lane == 0 && k + j < p.n) product[k + j] = sum[j];
+    }
+  }
+  if (!p.products) return;
+  __syncwarp();
+  if (at.exists) small_gradients<MERGE>(p, at, x, w, product);
+}
+
+template <bool MERGE> const void *forward_of(bool vectors, rg_dtype x) {
+  if (!vectors) return (const void *)forward<MERGE, void>;
+  if (x == RG_F32) return (const void *)forward<MERGE, float>;
+  if (x == RG_F16) return (const void *)forward<MERGE, __half>;
+  return (const void *)forward<MERGE, __nv_bfloat16>;
+}
+template <bool MERGE> const void *backward_of(bool vectors, rg_dtype x) {
+  if (!vectors) return (const void *)backward<MERGE, void>;
+  if (x == RG_F32) return (const void *)backward<MERGE, float>;
+  if (x == RG_F16) return (const void *)backward<MERGE, __half>;
+  return (const void *)backward<MERGE, __nv_bfloat16>;
+}
+
+} // namespace
+
+const void *rgk_blend_fwd(bool merge, bool vectors, rg_dtype x) {
+  return merge ? forward_of<true>(vectors, x) : forward_of<false>(vectors, x);
+}
+const void *rgk_blend_bwd(bool merge, bool vectors, rg_dtype x) {
+  return merge ? backward_of<true>(vectors, x) : backward_of<false>(vectors, x);
+}

@@ -1,0 +1,346 @@
+/* device/attn_plain.cuh: what the any-shape attention kernels share: rows to shared memory as floats, small
+ * products out of shared memory, and the walk of a row tile over the key tiles it sees.
+ *
+ * A warp owns 4 * RL rows of the left operand. Lane (y, x), x in 0 … 7, holds of a product
+ *   scores [rows, keys]    rows y + 4i, keys x + 8j
+ *   sums   [rows, width]   rows y + 4i, columns 4x + 32j … + 3
+ * Shared rows are LD = width + 4 floats apart: eight neighbouring rows then lie in different banks.
+ */
+#pragma once
+#include "../attn_plain.h"
+#include "attn.cuh"
+#include "element.cuh"
+
+namespace rgk {
+namespace plain {
+
+/* ---- rows in and out ---- */
+
+__device__ __forceinline__ void copy_async(float *to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+               "l"(from));
+}
+/* All rows this thread copied have arrived; a barrier then shows them to the others. */
+__device__ __forceinline__ void wait_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+template <rg_dtype TYPE> __device__ __forceinline__ float4 load4(const void *data, int64_t i) {
+  using T = typename element<TYPE>::type;
+  const T *p = (const T *)data + i;
+  if (TYPE == RG_F32) return *(const float4 *)p;
+  uint2 raw = *(const uint2 *)p;
+  const T *h = (const T *)&raw;
+  return make_float4(to_float(h[0]), to_float(h[1]), to_float(h[2]), to_float(h[3]));
+}
+
+template <int LD, int THREADS, rg_dtype TYPE, class At>
+__device__ __forceinline__ void load_rows_as(float *dst, int rows, int width, int padded, const void *data,
+                                             bool vec, At at) {
+  using T = typename element<TYPE>::type;
+  enum { LANES = LD < 100 ? 16 : 32 };
+  const int c0 = threadIdx.x % LANES * 4;
+#pragma unroll 4
+  for (int r = threadIdx.x / LANES; r < rows; r += THREADS / LANES) {
+    const int64_t from = at(r);
+    for (int c = c0; c < padded; c += LANES * 4) {
+      float4 x = make_float4(0, 0, 0, 0);
+      float *to = dst + r * LD + c;
+      if (from >= 0 && vec && c < width) {
+        if (TYPE == RG_F32) {
+          copy_async(to, (const T *)data + from + c);
+          continue;
+        }
+        x = load4<TYPE>(data, from + c);
+      } else if (from >= 0 && !vec) {
+        const T *p = (const T *)data + from + c;
+        if (c < width) x.x = to_float(p[0]);
+        if (c + 1 < width) x.y = to_float(p[1]);
+        if (c + 2 < width) x.z = to_float(p[2]);
+        if (c + 3 < width) x.w = to_float(p[3]);
+      }
+      *(float4 *)to = x;
+    }
+  }
+}
+
+/* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after it; zeros past
+ * the width and where at(r) is negative. wait_rows() and a barrier must follow. */
+template <int LD, int THREADS, class At>
+__device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t, bool vec, At at) {
+  const int padded = (width + 15) & ~15;
+  if (t.dtype == RG_F32)
+    load_rows_as<LD, THREADS, RG_F32>(dst, rows, width, padded, t.data, vec, at);
+  else if (t.dtype == RG_F16)
+    load_rows_as<LD, THREADS, RG_F16>(dst, rows, width, padded, t.data, vec, at);
+  else
+    load_rows_as<LD, THREADS, RG_BF16>(dst, rows, width, padded, t.data, vec, at);
+}
+
+/* Columns c … c + 3 of the row at element `row` of t, those below `width`. */
+__device__ __forceinline__ void store4(const rgk_tensor &t, int64_t row, int c, int width, float4 x, bool vec,
+                                       bool add) {
+  if (c >= width) return;
+  if (vec && t.dtype == RG_F32) {
+    float4 *p = (float4 *)((float *)t.data + row + c);
+    if (add) {
+      float4 y = *p;
+      x = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
+    }
+    *p = x;
+    return;
+  }
+  if (vec && t.dtype != RG_F32) {
+    uint2 raw;
+    if (t.dtype == RG_F16) {
+      __half2 lo = __floats2half2_rn(x.x, x.y), hi = __floats2half2_rn(x.z, x.w);
+      raw = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+    } else {
+      __nv_bfloat162 lo = __floats2bfloat162_rn(x.x, x.y), hi = __floats2bfloat162_rn(x.z, x.w);
+      raw = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+    }
+    *(uint2 *)((uint16_t *)t.data + row + c) = raw;
+    return;
+  }
+  put_grad(t.data, t.dtype, row + c, x.x, add);
+  if (c + 1 < width) put_grad(t.data, t.dtype, row + c + 1, x.y, add);
+  if (c + 2 < width) put_grad(t.data, t.dtype, row + c + 2, x.z, add);
+  if (c + 3 < width) put_grad(t.data, t.dtype, row + c + 3, x.w, add);
+}
+
+template <int LANES>
+__device__ __forceinline__ void zero_row(const rgk_tensor &t, int64_t row, int width, int lane) {
+  for (int c = lane; c < width; c += LANES) store(t.data, t.dtype, row + c, 0.0f);
+}
+
+/* ---- products ---- */
+
+/* s[i][j] = row y + 4i of a times row x + 8j of b; a and b point at the lane's first row. CHAIN terms are
+ * summed in one chain, then the chains: long sums of large terms would lose digits that exp shows. CHAIN 0:
+ * one chain, as `delta` sums, so that where a row sees one key (and o is its v) dP - delta is 0. */
+template <int RL, int NJ, int LD, int CHAIN>
+__device__ __forceinline__ void scores(const float *a, const float *b, int width, float (&s)[RL][NJ]) {
+  const int padded = (width + 15) & ~15;
+#pragma unroll
+  for (int i = 0; i < RL; i++)
+#pragma unroll
+    for (int j = 0; j < NJ; j++) s[i][j] = 0;
+#pragma unroll 1
+  for (int d = 0; d < padded; d += 16) {
+    float c[RL][NJ];
+    if (CHAIN) {
+#pragma unroll
+      for (int i = 0; i < RL; i++)
+#pragma unroll
+        for (int j = 0; j < NJ; j++) c[i][j] = 0;
+    }
+    float(&sum)[RL][NJ] = CHAIN ? c : s;
+#pragma unroll
+    for (int e = 0; e < 16; e += 4) {
+      float4 av[RL];
+#pragma unroll
+      for (int i = 0; i < RL; i++) av[i] = *(const float4 *)(a + 4 * i * LD + d + e);
+#pragma unroll
+      for (int j = 0; j < NJ; j++) {
+        const float4 bv = *(const float4 *)(b + 8 * j * LD + d + e);
+#pragma unroll
+        for (int i = 0; i < RL; i++) {
+          sum[i][j] = fmaf(av[i].x, bv.x, sum[i][j]);
+          sum[i][j] = fmaf(av[i].y, bv.y, sum[i][j]);
+          sum[i][j] = fmaf(av[i].z, bv.z, sum[i][j]);
+          sum[i][j] = fmaf(av[i].w, bv.w, sum[i][j]);
+        }
+      }
+    }
+    if (CHAIN) {
+#pragma unroll
+      for (int i = 0; i < RL; i++)
+#pragma unroll
+        for (int j = 0; j < NJ; j++) s[i][j] += c[i][j];
+    }
+  }
+}
+
+/* c = p [rows, n] times v [n, width]; p points at the lane's first row, v at its first column; n a multiple of
+ * 4. ALL: the width takes all NE columns of 32. */
+template <int RL, int NE, int LDP, int LD, bool ALL>
+__device__ __forceinline__ void sums_of(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+#pragma unroll
+  for (int i = 0; i < RL; i++)
+#pragma unroll
+    for (int j = 0; j < NE; j++) c[i][j] = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int k = 0; k < n; k += 4) {
+    float4 pv[RL];
+#pragma unroll
+    for (int i = 0; i < RL; i++) pv[i] = *(const float4 *)(p + 4 * i * LDP + k);
+#pragma unroll
+    for (int j = 0; j < NE; j++) {
+      if (!ALL && 32 * j >= width) break;
+#pragma unroll
+      for (int kk = 0; kk < 4; kk++) {
+        const float4 vv = *(const float4 *)(v + (k + kk) * LD + 32 * j);
+#pragma unroll
+        for (int i = 0; i < RL; i++) {
+          const float w = kk == 0 ? pv[i].x : kk == 1 ? pv[i].y : kk == 2 ? pv[i].z : pv[i].w;
+          c[i][j].x = fmaf(w, vv.x, c[i][j].x);
+          c[i][j].y = fmaf(w, vv.y, c[i][j].y);
+          c[i][j].z = fmaf(w, vv.z, c[i][j].z);
+          c[i][j].w = fmaf(w, vv.w, c[i][j].w);
+        }
+      }
+    }
+  }
+}
+template <int RL, int NE, int LDP, int LD>
+__device__ __forceinline__ void sums(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+  if (width > 32 * (NE - 1))
+    sums_of<RL, NE, LDP, LD, true>(p, v, n, width, c);
+  else
+    sums_of<RL, NE, LDP, LD, false>(p, v, n, width, c);
+}
+
+__device__ __forceinline__ float4 scaled(float4 x, float f) {
+  return make_float4(x.x * f, x.y * f, x.z * f, x.w * f);
+}
+__device__ __forceinline__ float4 added(float4 x, float4 y) {
+  return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+}
+
+/* Of a product of q and k. */
+__device__ __forceinline__ float logit(const rgk_attn &a, float s) {
+  s *= a.scale;
+  return a.softcap > 0 ? tanhf(s * (1 / a.softcap)) * a.softcap : s;
+}
+/* Slope of the softcap at a logit. */
+__device__ __forceinline__ float slope(const rgk_attn &a, float y) {
+  const float t = y * (1 / a.softcap);
+  return a.softcap > 0 ? (1 - t) * (1 + t) : 1;
+}
+
+/* Columns [lo, hi) of a tile at `first` with `keys` keys, of the keys [r.lo, r.hi). */
+__device__ __forceinline__ int2 columns(key_range r, int64_t first, int keys) {
+  const int64_t lo = r.lo - first, hi = r.hi - first;
+  return make_int2(lo <= 0 ? 0 : lo >= keys ? keys : (int)lo, hi <= 0 ? 0 : hi >= keys ? keys : (int)hi);
+}
+
+/* ---- row tiles ---- */
+
+/* A block's rows: queries [row, row + nq) of the pack, heads [head, head + heads) of KV head kh; row r is query
+ * r / heads, head r % heads. */
+struct row_tile {
+  tile t;
+  int64_t row;
+  int kh, head, heads, n;
+};
+
+__device__ __forceinline__ row_tile find_rows(const rgk_attn_plain &p) {
+  const rgk_attn &a = p.a;
+  const int64_t per = (int64_t)a.KH * p.parts, hp = blockIdx.x % per;
+  row_tile r;
+  r.t = find_tile(a.seqs, p.slots - 1 - blockIdx.x / per, p.queries); /* the longest rows first */
+  r.row = r.t.begin + r.t.first;
+  r.kh = (int)(hp / p.parts);
+  const int skip = (int)(hp % p.parts) * p.heads;
+  r.head = r.kh * a.G + skip;
+  r.heads = min(p.heads, a.G - skip);
+  r.n = r.t.n * r.heads;
+  return r;
+}
+
+/* Element at which row r of the tile starts in x; -1: no such row. */
+__device__ __forceinline__ int64_t row_at(const row_tile &t, const rgk_tensor &x, int r) {
+  if (r >= t.n) return -1;
+  return (t.row + r / t.heads) * x.row + (t.head + r % t.heads) * x.head;
+}
+
+template <int M> struct walk_shared {
+  int lo[M], hi[M]; /* columns each query sees of the tile */
+  int least[RGK_PLAIN_THREADS / 32];
+};
+
+/* Walks the key tiles that some query of a row tile sees, in order: N keys each, SLC: parts of blocks. Thread i
+ * looks after query i. */
+template <int M, int N> struct walk {
+  static constexpr int NONE = 0x7fffffff;
+  key_span span;
+  key_range seen; /* of this thread's query */
+  const int32_t *idx;
+  int at, next; /* SLC: place in this thread's list, and the block before it, which is still to come */
+  int64_t block, end;
+  int part;
+  /* the tile */
+  int64_t first;
+  int keys;
+
+  __device__ __forceinline__ void find_next(const rgk_attn &a) {
+    const int before = next;
+    next = NONE;
+    while (at < a.N) {
+      const int e = idx[at++];
+      if (e <= before) continue;
+      if ((int64_t)e * a.block < seen.hi)
+        next = e;
+      else
+        at = a.N; /* what follows is further out, or not larger */
+      return;
+    }
+  }
+
+  __device__ __forceinline__ walk(const rgk_attn &a, const row_tile &t) {
+    const int64_t pos = t.t.first + first_position(a, t.t.b);
+    span = keys_of(a, t.t.b);
+    seen = {0, 0};
+    if (threadIdx.x < t.t.n) seen = visible(a, pos + threadIdx.x, span.n);
+    part = 0;
+    if (a.mode == RGK_SLC) {
+      next = NONE;
+      if (threadIdx.x < t.t.n) {
+        idx = (const int32_t *)a.idx.data + (t.row + threadIdx.x) * a.idx.row + t.kh * a.idx.head;
+        at = 0;
+        next = -1;
+        find_next(a);
+      }
+    } else { /* both ends grow with the position */
+      first = visible(a, pos, span.n).lo / N * N - N;
+      end = visible(a, pos + t.t.n - 1, span.n).hi;
+    }
+  }
+
+  /* Moves on; all threads of the block have left the tile before when it returns. sh.lo and sh.hi are there
+   * after the next barrier. */
+  __device__ __forceinline__ bool step(const rgk_attn_plain &p, const row_tile &t, walk_shared<M> &sh) {
+    bool mine = threadIdx.x < t.t.n;
+    if (p.a.mode == RGK_SLC) {
+      if (part == 0) {
+        const int least = __reduce_min_sync(~0u, next);
+        if (threadIdx.x % 32 == 0) sh.least[threadIdx.x / 32] = least;
+      }
+      __syncthreads();
+      if (part == 0) {
+        block = min(min(sh.least[0], sh.least[1]), min(sh.least[2], sh.least[3]));
+        if (block == NONE) return false;
+      }
+      first = block * p.a.block + (int64_t)part * p.keys;
+      const int64_t stop = min(span.n, min(first + p.keys, (block + 1) * p.a.block));
+      keys = (int)(stop - first);
+      mine = mine && next == block;
+      if (++part == p.key_parts || stop == span.n) {
+        if (mine) find_next(p.a);
+        part = 0;
+      }
+    } else {
+      first += N;
+      __syncthreads();
+      if (first >= end) return false;
+      keys = (int)min((int64_t)N, span.n - first);
+    }
+    if (threadIdx.x < t.t.n) {
+      const int2 c = columns(seen, first, keys);
+      sh.lo[threadIdx.x] = mine ? c.x : 0;
+      sh.hi[threadIdx.x] = mine ? c.y : 0;
+    }
+    return true;
+  }
+};
+
+} // namespace plain
+} // namespace rgk

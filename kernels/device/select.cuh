@@ -1,0 +1,156 @@
+/* device/select.cuh: what the kernels over selected blocks share: an item's keys, the table of a tile's rows,
+ * and gathering rows into swizzled panels.
+ *
+ *   tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
+ *   row table           made two tiles ahead by one thread a row, from list entries fetched three tiles ahead;
+ *                       three tables take turns, so one barrier a tile is enough
+ *   gathering           cp.async, one tile ahead; rows that do not exist become zeros
+ */
+#pragma once
+#include "../select.h"
+#include "element.cuh"
+#include "seq.cuh"
+#include "wgmma.cuh"
+
+namespace rgk {
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+/* To shared memory; zeros where !real. */
+__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy8(uint32_t to, const void *from, bool real) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(real ? 8 : 0)
+               : "memory");
+}
+/* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
+__device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real, bool aligned) {
+  if (aligned) {
+    copy16(to, from, real);
+    return;
+  }
+  uint32_t x[4] = {};
+  if (real)
+    for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/* Where 16-byte chunk c of row r of a tile of `rows` rows lies. */
+template <int rows> __device__ __forceinline__ uint32_t chunk_at(int r, int c) {
+  return (uint32_t)((c >> 3) * (rows * 128) + r * 128 + (((c & 7) ^ (r & 7)) << 4));
+}
+
+/* The keys of an item. */
+struct select_keys {
+  int b;              /* sequence; kseqs.n: dead rows */
+  int64_t row, first; /* of the first key: row of k and v, position in the sequence */
+  int n;              /* that exist */
+};
+__device__ __forceinline__ select_keys find_keys(const rgk_select &p, int64_t slot, int part) {
+  tile t = find_tile(p.a.kseqs, slot, p.a.block);
+  select_keys k;
+  k.b = t.b;
+  k.first = t.first + part * RGK_SELECT_KEYS;
+  k.row = t.begin + k.first;
+  int n = t.n - part * RGK_SELECT_KEYS;
+  k.n = n < 0 ? 0 : n < RGK_SELECT_KEYS ? n : RGK_SELECT_KEYS;
+  return k;
+}
+
+/* Keys of head h into a tile of 64 rows, zeros past the last. */
+template <int W, int threads>
+__device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k, int h,
+                                          bool aligned) {
+  const uint16_t *from = (const uint16_t *)x.data + k.row * x.row + h * x.head;
+#pragma unroll
+  for (int i = threadIdx.x; i < 64 * W / 8; i += threads) {
+    const int r = i / (W / 8), c = i % (W / 8);
+    const bool real = r < k.n;
+    copy_chunk(to + chunk_at<64>(r, c), from + (real ? r * x.row + c * 8 : 0), real, aligned);
+  }
+}
+
+/* Rows of a tile. */
+template <int rows> struct row_table {
+  int64_t q[rows], d_o[rows], at[rows]; /* elements into q and d_o, -1: no such row; into the partial store (in
+                                           rows of it) or stat (pairs) */
+  int limit[rows];                      /* keys of the item that the row sees */
+};
+
+/* Walks an item's list for one row of each tile. */
+template <int rows> struct row_walk {
+  const int32_t *list;
+  const uint16_t *places;
+  int64_t begin; /* of the sequence's queries, less its offset */
+  int64_t keys;  /* first of the item, as a position */
+  int next, step, G, head, n, count;
+  int row, place, g; /* fetched */
+
+  __device__ __forceinline__ row_walk(const rgk_select &p, const rgk_select_item &item, const select_keys &k,
+                                      int kh) {
+    const int64_t base = kh * p.a.T * p.a.N + item.first;
+    list = p.csr.rows + base;
+    places = p.csr.places ? p.csr.places + base : nullptr;
+    begin = k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0;
+    keys = k.first;
+    G = p.a.G;
+    next = threadIdx.x;
+    head = kh * G;
+    n = k.n;
+    count = item.count;
+  }
+  __device__ __forceinline__ void fetch() {
+    const int e = next / G;
+    g = next - e * G;
+    next += rows;
+    row = -1;
+    if (e < count) {
+      row = list[e];
+      place = places ? places[e] : 0;
+    }
+  }
+  __device__ __forceinline__ int limit() const {
+    const int64_t seen = row - begin + 1 - keys;
+    return seen < n ? (seen < 0 ? 0 : (int)seen) : n;
+  }
+};
+
+/* Gathers 16-byte chunks of rows at offsets off[] (elements) of x. */
+template <int rows, int W, int threads>
+__device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t *off, bool aligned) {
+#pragma unroll
+  for (int i = threadIdx.x; i < rows * W / 8; i += threads) {
+    const int r = i / (W / 8), c = i % (W / 8);
+    const int64_t at = off[r];
+    copy_chunk(to + chunk_at<rows>(r, c), (const uint16_t *)x + (at < 0 ? 0 : at + c * 8), at >= 0, aligned);
+  }
+}
+
+/* d = A B^T over W columns: A a tile of 64 rows, B one of N rows. */
+template <class T, int N, int W>
+__device__ __forceinline__ void product_rows(float (&d)[N / 2], uint32_t a, uint32_t b) {
+#pragma unroll
+  for (int k = 0; k < W / 16; k++)
+    wgmma<T, N>::ss(d, desc_k(a + (k / 4) * 8192 + (k % 4) * 32), desc_k(b + (k / 4) * (N * 128) + (k % 4) * 32),
+                    k > 0);
+}
+/* d += A B: A in registers, 64 rows of K columns; B a tile of K rows, N of its columns. */
+template <class T, int N, int K>
+__device__ __forceinline__ void product_columns(float (&d)[N / 2], const uint32_t (&a)[K / 4], uint32_t b,
+                                                bool add) {
+#pragma unroll
+  for (int k = 0; k < K / 16; k++)
+    wgmma<T, N>::template rs<true>(d, a + 4 * k, desc_mn(b + 2048 * k, K * 128), add || k > 0);
+}
+
+template <class T, int n> __device__ __forceinline__ void pack_all(uint32_t (&a)[n], const float (&x)[2 * n]) {
+#pragma unroll
+  for (int i = 0; i < n; i++) a[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+}
+
+} // namespace rgk

@@ -1,0 +1,237 @@
+/* kernels/select.cu: around the products of select.h: cutting lists into items, merging partials, and the
+ * row statistics that backward needs.
+ *
+ * A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane after
+ * another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j) + 2c and + 1 for
+ * j = 0 … U/2 - 1, and stands at piece 4 i + c.
+ */
+#include "device/element.cuh"
+#include "device/seq.cuh"
+#include "select.h"
+
+using namespace rgk;
+
+namespace {
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+__global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__ rgk_select p) {
+  enum { WARPS = RGK_SELECT_SCAN / 32 };
+  __shared__ uint64_t of_warp[WARPS];
+  const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
+  const int32_t *count = p.csr.count + kh * p.csr.chunks * slots;
+  uint64_t carry = 0; /* items, and sums in the high half */
+  for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
+    const int64_t s = s0 + threadIdx.x;
+    int64_t begin = 0, n = 0, pieces = 0;
+    if (s < slots) {
+      const int64_t from = p.chunk > 0 ? count[(p.chunk - 1) * slots + s] : 0;
+      begin = start[s] + from;
+      n = p.chunk_end > 0 ? count[(p.chunk_end - 1) * slots + s] - from : 0;
+      pieces = (n + p.length - 1) / p.length;
+      if (p.all && pieces == 0) pieces = 1;
+    }
+    const uint64_t mine = pieces | (p.all && pieces > 1 ? (uint64_t)pieces << 32 : 0);
+    uint64_t sum = mine;
+    for (int d = 1; d < 32; d *= 2) {
+      uint64_t x = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += x;
+    }
+    if (lane == 31) of_warp[warp] = sum;
+    __syncthreads();
+    uint64_t before = carry + sum - mine;
+    for (int w = 0; w < WARPS; w++) {
+      if (w < warp) before += of_warp[w];
+      carry += of_warp[w];
+    }
+    const int32_t first_sum = p.all && pieces > 1 ? (int32_t)(before >> 32) : -1;
+    if (s < slots && p.all) p.sum[z * slots + s] = first_sum;
+    rgk_select_item *item = p.item + z * p.cap + (uint32_t)before;
+    for (int64_t i = 0; i < pieces; i++) {
+      const int64_t left = n - i * p.length;
+      item[i].slot = (int32_t)s;
+      item[i].first = (uint32_t)(begin + i * p.length);
+      item[i].count = (int32_t)(left < p.length ? left : p.length);
+      item[i].sum = first_sum < 0 ? -1 : first_sum + (int32_t)i;
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) p.items[z] = (int32_t)(uint32_t)carry;
+}
+
+/* What a thread of a reduction works on: a piece of a row of the window, and the row's entries. */
+struct reduced {
+  int64_t r, row;
+  int z, g, piece;
+  int64_t keys; /* the row sees of its sequence */
+  bool any;     /* there is such a row */
+  const int32_t *idx;
+};
+__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int pieces) {
+  reduced x;
+  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
+  x.piece = (int)(i % pieces);
+  x.g = (int)(i / pieces % p.a.G);
+  x.r = i / pieces / p.a.G;
+  x.row = p.row + x.r;
+  x.z = blockIdx.y;
+  x.any = x.r < p.rows && x.row < p.a.T;
+  x.keys = 0;
+  x.idx = nullptr;
+  if (!x.any) return x;
+  const int b = find_seq(p.a.seqs, x.row);
+  if (b < p.a.seqs.n) {
+    const int64_t n = seq_start(p.a.kseqs, b + 1) - seq_start(p.a.kseqs, b);
+    const int64_t seen = x.row - seq_start(p.a.seqs, b) + (p.a.offset ? p.a.offset[b] : 0) + 1;
+    x.keys = seen < n ? seen : n;
+    x.idx = (const int32_t *)p.a.idx.data + x.row * p.a.idx.row + (p.head + x.z) * p.a.idx.head;
+  }
+  return x;
+}
+/* Calls use(place, real) for every place of the row's part of the partial store, in order: real where an entry
+ * counts and the part has a key that the row sees. */
+template <class F> __device__ __forceinline__ void each_place(const rgk_select &p, const reduced &x, F use) {
+  const int n = x.keys > 0 ? p.a.N * p.parts : 0;
+  int64_t before = -1;
+#pragma unroll 8
+  for (int i = 0; i < n; i++) {
+    const int e = p.parts == 1 ? i : i / p.parts, part = p.parts == 1 ? 0 : i - e * p.parts;
+    const int64_t v = x.idx[e];
+    const bool real = v > before && v * p.a.block + part * RGK_SELECT_KEYS < x.keys;
+    if (part == p.parts - 1) before = v > before ? v : before;
+    use(i, real);
+  }
+}
+
+template <class T> __device__ __forceinline__ void unpack8(float (&x)[8], uint4 v) {
+  const T *t = (const T *)&v;
+#pragma unroll
+  for (int i = 0; i < 8; i++) x[i] = to_float(t[i]);
+}
+
+template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
+  if (aligned)
+    unpack8<T>(x, *(const uint4 *)from);
+  else
+    for (int i = 0; i < 8; i++) x[i] = to_float(from[i]);
+}
+
+template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
+  const int E = p.a.E, pieces = E / 8;
+  const reduced x = find_reduced(p, pieces);
+  if (!x.any) return;
+  const int head = (p.head + x.z) * p.a.G + x.g;
+  const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
+  const float *lse = p.part_lse + at;
+  const uint4 *o = (const uint4 *)p.part + at * pieces + x.piece;
+
+  float m = -INFINITY, sum = 0, sink = -INFINITY;
+  if (p.a.sinks.data) m = sink = load(p.a.sinks.data, p.a.sinks.dtype, head) * LOG2E;
+  each_place(p, x, [&](int i, bool real) { m = fmaxf(m, real ? lse[i * step] : -INFINITY); });
+  const float m0 = m == -INFINITY ? 0 : m;
+  float y[8] = {};
+  each_place(p, x, [&](int i, bool real) {
+    if (real) {
+      const float w = exp2f(lse[i * step] - m0);
+      float v[8];
+      unpack8<T>(v, __ldcs(o + i * step * pieces));
+      sum += w;
+#pragma unroll
+      for (int k = 0; k < 8; k++) y[k] = fmaf(w, v[k], y[k]);
+    }
+  });
+  sum += exp2f(sink - m0);
+  const bool live = x.idx != nullptr;
+  const float scale = sum > 0 && live ? 1 / sum : 0;
+  T *to = (T *)p.a.o.data + x.row * p.a.o.row + head * p.a.o.head + x.piece / 4 * 32 + x.piece % 4 * 2;
+#pragma unroll
+  for (int k = 0; k < 8; k += 2) {
+    T pair[2] = {from_float<T>(y[k] * scale), from_float<T>(y[k + 1] * scale)};
+    if (p.a.aligned)
+      *(uint32_t *)(to + 4 * k) = *(uint32_t *)pair;
+    else
+      to[4 * k] = pair[0], to[4 * k + 1] = pair[1];
+  }
+  if (x.piece == 0 && p.a.lse.data)
+    ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? (m0 + log2f(sum)) * LN2 : 0;
+}
+
+/* S: type of the partials. */
+template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce_dq(const __grid_constant__ rgk_select p) {
+  enum { U = 16 / sizeof(S) };
+  const int pieces = p.a.D / U;
+  const reduced x = find_reduced(p, pieces);
+  if (!x.any) return;
+  const int head = (p.head + x.z) * p.a.G + x.g;
+  const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
+  const uint4 *from = (const uint4 *)p.part + at * pieces + x.piece;
+  float y[U] = {};
+  each_place(p, x, [&](int i, bool real) {
+    if (real) {
+      const uint4 v = __ldcs(from + i * step * pieces);
+      const S *t = (const S *)&v;
+#pragma unroll
+      for (int k = 0; k < U; k++) y[k] += to_float(t[k]);
+    }
+  });
+  const int64_t to = x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
+#pragma unroll
+  for (int k = 0; k < U; k++)
+    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k], p.a.acc_q);
+}
+
+/* One warp a row. */
+template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
+  const int64_t i = blockIdx.x * (int64_t)(RGK_SELECT_REDUCE / 32) + threadIdx.x / 32, row = i / p.a.H;
+  const int lane = threadIdx.x % 32, head = (int)(i - row * p.a.H);
+  if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
+  const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
+  const T *d_o = (const T *)p.a.d_o.data + row * p.a.d_o.row + head * p.a.d_o.head;
+  float sum = 0;
+  for (int c = lane; c < p.a.E / 8; c += 32) {
+    float x[8], y[8];
+    load8<T>(x, o + 8 * c, p.a.aligned);
+    load8<T>(y, d_o + 8 * c, p.a.aligned);
+#pragma unroll
+    for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
+  }
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  if (lane > 0) return;
+  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
+  const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
+  ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
+}
+
+/* One block a head: minus the sink's probability times delta, summed over all rows. */
+__global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__ rgk_select p) {
+  __shared__ float of_warp[RGK_SELECT_SCAN / 32];
+  const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float sink = load(p.a.sinks.data, p.a.sinks.dtype, head) * LOG2E;
+  const int64_t rows = live_rows(p.a.seqs);
+  float sum = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += RGK_SELECT_SCAN) {
+    const float2 x = ((const float2 *)p.stat)[row * p.a.H + head];
+    sum -= exp2f(sink - x.x) * x.y;
+  }
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  if (lane == 0) of_warp[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int w = 1; w < RGK_SELECT_SCAN / 32; w++) sum += of_warp[w];
+  put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, head, sum, p.a.acc_sinks);
+}
+
+} // namespace
+
+const void *rgk_select_sinks(void) { return (const void *)sinks; }
+const void *rgk_select_items(void) { return (const void *)items; }
+const void *rgk_select_reduce(rg_dtype t) {
+  return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
+}
+const void *rgk_select_reduce_dq(rg_dtype t) {
+  return t == RG_F16 ? (const void *)reduce_dq<float> : (const void *)reduce_dq<__nv_bfloat16>;
+}
+const void *rgk_select_stat(rg_dtype t) {
+  return t == RG_F16 ? (const void *)stat<__half> : (const void *)stat<__nv_bfloat16>;
+}

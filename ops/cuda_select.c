@@ -1,0 +1,210 @@
+/* ops/cuda_select.c: attention over selected blocks on Hopper, driven by the keys (kernels/select.h): which
+ * shapes it takes, windows, workspace and launches. */
+#include "../kernels/select.h"
+#include "cuda_attn.h"
+#include "cuda_csr.h"
+
+/* Bytes of the partial store, and of sums of d.k and d.v, per launch; at least one chunk of rows, one head.
+ */
+static const int64_t PARTIALS = INT64_C(288) << 20, SUMS = INT64_C(256) << 20;
+enum {
+  FWD_ROWS = 1024, /* rows (query, head) of an item */
+  DKV_ROWS = 8192,
+  MAX_BLOCK = 1024,
+  MAX_N = 4096
+};
+
+typedef struct select_plan {
+  rgk_select p;
+  int64_t window; /* rows */
+} select_plan;
+
+static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) {
+  if (a->mode != RGK_SLC) return "not selected blocks";
+  if (gpu->cc != 90) return "plain: tuned selected blocks need compute capability 9.0";
+  if (a->dtype == RG_F32) return "plain: f32";
+  if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128 || a->D == 256)) ||
+        (a->D == 192 && a->E == 128)))
+    return "plain: head width";
+  if (a->block % 16 || a->block > MAX_BLOCK) return "plain: block is not a multiple of 16 up to 1024";
+  if (a->N < 1 || a->N > MAX_N) return "plain: entries in a row of idx";
+  if (a->softcap != 0) return "plain: softcap";
+  if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
+  if (backward && !a->d_o.data) return "plain: no gradient of o";
+#ifdef REGRAPH_CUDA
+  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+#endif
+  return NULL;
+}
+
+static int64_t least(int64_t x, int64_t y) {
+  return x < y ? x : y;
+}
+
+/* Windows of rows whose partials of `bytes` each fit, in whole chunks. */
+static void plan_windows(select_plan *s, const rgk_attn *a, int64_t bytes, rgi_cut *w) {
+  rgk_select *p = &s->p;
+  const int64_t store = (int64_t)a->G * a->N * p->parts * (bytes + (int64_t)sizeof(float));
+  int64_t chunks = PARTIALS / store / p->csr.chunk;
+  if (chunks < 1) chunks = 1;
+  const int64_t count = (p->csr.chunks + chunks - 1) / chunks; /* of windows, then made alike */
+  if (count > 0) chunks = (p->csr.chunks + count - 1) / count;
+  s->window = least(chunks * p->csr.chunk, a->T);
+  p->length = FWD_ROWS / a->G > 0 ? FWD_ROWS / a->G : 1;
+  p->heads = 1;
+  if (s->window == a->T && a->T > 0) p->heads = (int32_t)least(a->KH, PARTIALS / (store * a->T));
+  if (p->heads < 1) p->heads = 1;
+  p->cap = s->window * a->N / p->length + p->csr.slots;
+  p->part = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts * bytes));
+  p->part_lse = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts) * sizeof(float));
+  p->item = rgi_take(w, (size_t)(p->heads * p->cap) * sizeof *p->item);
+  p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
+}
+
+static select_plan plan(const rgk_attn *a, rgi_cut *w) {
+  select_plan s = {.p = {.a = *a, .parts = (a->block + RGK_SELECT_KEYS - 1) / RGK_SELECT_KEYS}};
+  s.p.csr = rgi_csr_plan(a, w);
+  s.p.csr.places = rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
+  return s;
+}
+
+static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, int64_t gx, int64_t gy,
+                        int64_t gz, uint32_t threads, uint32_t shared) {
+  return x->launch(x, &(rg_launch){.function = function,
+                                   .grid = {(uint32_t)gx, (uint32_t)gy, (uint32_t)gz},
+                                   .block = {threads, 1, 1},
+                                   .shared = shared,
+                                   .params = p,
+                                   .size = sizeof *p});
+}
+
+/* `main` over all windows and heads, each followed by `reduce` with so many threads a row. */
+static rg_status windows(select_plan *s, rg_cuda *x, const void *main, uint32_t shared, const void *reduce,
+                         int64_t pieces) {
+  rgk_select *p = &s->p;
+  const rgk_attn *a = &p->a;
+  for (p->head = 0; p->head < a->KH; p->head += p->heads) {
+    const int64_t heads = least(p->heads, a->KH - p->head);
+    for (p->row = 0; p->row < a->T; p->row += s->window) {
+      p->rows = least(s->window, a->T - p->row);
+      p->chunk = p->row / p->csr.chunk;
+      p->chunk_end = (p->row + p->rows + p->csr.chunk - 1) / p->csr.chunk;
+      RGI_TRY(launch(p, x, rgk_select_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
+      RGI_TRY(launch(p, x, main, p->cap, p->parts, heads, RGK_SELECT_THREADS, shared));
+      RGI_TRY(launch(p, x, reduce, rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE), heads, 1,
+                     RGK_SELECT_REDUCE, 0));
+    }
+  }
+  return RG_OK;
+}
+
+/* ---- forward ---- */
+
+static const char *fwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
+  return refuses(a, gpu, false);
+}
+static select_plan fwd_plan(const rgk_attn *a, rgi_cut *w) {
+  select_plan s = plan(a, w);
+  plan_windows(&s, a, (int64_t)a->E * 2, w);
+  return s;
+}
+static size_t fwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  (void)gpu;
+  rgi_cut w = {0};
+  fwd_plan(a, &w);
+  return w.used;
+}
+static rg_status fwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  (void)gpu;
+  rgi_cut w = {.base = workspace};
+  const rg_dtype t = (rg_dtype)a->dtype;
+  select_plan s = fwd_plan(a, &w);
+  if (a->T == 0) return RG_OK;
+  RGI_TRY(rgi_csr_steps(&s.p.csr, x));
+  return windows(&s, x, rgk_select_fwd(t, a->D, a->E), rgk_select_shared_fwd(a->D, a->E),
+                 rgk_select_reduce(t), a->E / 8);
+}
+const rgi_attn_family rgi_attn_select_fwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
+                                             .refuses = fwd_refuses,
+                                             .workspace = fwd_workspace,
+                                             .steps = fwd_steps};
+
+/* ---- backward ---- */
+
+static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
+  return refuses(a, gpu, true);
+}
+
+/* Items are whole lists, or pieces of long ones. */
+static void plan_keys(select_plan *s, const rgk_attn *a, rgi_cut *w) {
+  rgk_select *p = &s->p;
+  p->all = true;
+  p->chunk = 0, p->chunk_end = p->csr.chunks;
+  p->length = DKV_ROWS / a->G > 0 ? DKV_ROWS / a->G : 1;
+  const int64_t pieces = a->T * a->N / p->length;
+  p->cap = pieces + p->csr.slots;
+  p->sums = least(2 * pieces, p->cap); /* lists of several pieces only */
+  const int64_t row = p->parts * RGK_SELECT_KEYS * (int64_t)sizeof(float),
+                bytes = p->sums * row * (a->D + a->E);
+  p->heads = bytes > 0 ? (int32_t)least(a->KH, SUMS / bytes) : a->KH;
+  if (p->heads < 1) p->heads = 1;
+  p->sum_k = rgi_take(w, (size_t)(p->heads * p->sums * row * a->D));
+  p->sum_v = rgi_take(w, (size_t)(p->heads * p->sums * row * a->E));
+  p->sum = rgi_take(w, (size_t)(p->heads * p->csr.slots) * sizeof *p->sum);
+  p->item = rgi_take(w, (size_t)(p->heads * p->cap) * sizeof *p->item);
+  p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
+}
+
+/* The two halves run one after the other and share memory. */
+static void bwd_plan(const rgk_attn *a, rgi_cut *w, select_plan *queries, select_plan *keys) {
+  *queries = plan(a, w);
+  queries->p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
+  *keys = *queries;
+  rgi_cut other = *w;
+  if (a->dq.data) plan_windows(queries, a, (int64_t)a->D * (a->dtype == RG_F16 ? 4 : 2), w);
+  if (a->dk.data || a->dv.data) plan_keys(keys, a, &other);
+  if (other.used > w->used) w->used = other.used;
+}
+static size_t bwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  (void)gpu;
+  rgi_cut w = {0};
+  select_plan queries, keys;
+  bwd_plan(a, &w, &queries, &keys);
+  return w.used;
+}
+static rg_status keys_steps(rgk_select *p, rg_cuda *x) {
+  const rgk_attn *a = &p->a;
+  const rg_dtype t = (rg_dtype)a->dtype;
+  const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_dkv_groups(a->D, a->E));
+  for (p->head = 0; p->head < a->KH; p->head += p->heads) {
+    const int64_t heads = least(p->heads, a->KH - p->head);
+    RGI_TRY(launch(p, x, rgk_select_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
+    RGI_TRY(launch(p, x, rgk_select_dkv(t, a->D, a->E), p->cap, p->parts, heads, threads,
+                   rgk_select_shared_dkv(a->D, a->E)));
+    if (p->sums > 0)
+      RGI_TRY(launch(p, x, rgk_select_keys_sum(t, a->D, a->E), p->csr.slots, p->parts, heads, threads, 0));
+  }
+  return RG_OK;
+}
+static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  (void)gpu;
+  rgi_cut w = {.base = workspace};
+  const rg_dtype t = (rg_dtype)a->dtype;
+  select_plan queries, keys;
+  bwd_plan(a, &w, &queries, &keys);
+  RGI_TRY(rgi_csr_steps(&queries.p.csr, x));
+  if (a->T > 0)
+    RGI_TRY(launch(&queries.p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H, RGK_SELECT_REDUCE / 32), 1, 1,
+                   RGK_SELECT_REDUCE, 0));
+  if (a->d_sinks.data) RGI_TRY(launch(&queries.p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
+  if (a->dk.data || a->dv.data) RGI_TRY(keys_steps(&keys.p, x));
+  if (!a->dq.data || a->T == 0) return RG_OK;
+  return windows(&queries, x, rgk_select_dq(t, a->D, a->E), rgk_select_shared_dq(a->D, a->E),
+                 rgk_select_reduce_dq(t), a->D / (a->dtype == RG_F16 ? 4 : 8));
+}
+const rgi_attn_family rgi_attn_select_bwd = {.name = "selected blocks, by keys",
+                                             .modes = RGI_ATTN_SELECTED,
+                                             .refuses = bwd_refuses,
+                                             .workspace = bwd_workspace,
+                                             .steps = bwd_steps};

@@ -1,0 +1,96 @@
+/* tests/gpu/test_gpu_linear.c: linear at sizes where a GPU changes kernels: the library's, wide tiles, sums
+ * cut into chunks. Strides, neighbours and capacity must change no bit there either. */
+#include "../harness/num.h"
+#include "../harness/optest_internal.h"
+#include <criterion/criterion.h>
+
+static const int32_t lengths[] = {100, 0, 1, 213, 86};
+
+typedef struct linear_run {
+  num_pack pack;
+  ot_tensor *x, *w, *b, *y, *dy, *dx, *dw;
+  ot_call *forward, *backward;
+} linear_run;
+
+static ot_tensor *matrix(ot *t, rg_dtype dtype, int64_t rows, int64_t columns, int64_t hole) {
+  const int64_t dim[] = {rows, columns}, pad[] = {hole, 0};
+  return ot_new(t, dtype, 2, dim, pad);
+}
+
+static linear_run shell(ot *t, rg_dtype dtype, int64_t K, int64_t N, int64_t B, const int32_t *length,
+                        int64_t slack, int64_t hole) {
+  linear_run r = {.pack = num_pack_new(t, B, length, slack)};
+  const int64_t T = r.pack.T;
+  r.x = matrix(t, dtype, T, K, hole), r.w = matrix(t, dtype, N, K, hole), r.b = OT_NEW(t, dtype, N);
+  r.y = matrix(t, dtype, T, N, hole), r.dy = matrix(t, dtype, T, N, hole);
+  r.dx = matrix(t, dtype, T, K, hole), r.dw = matrix(t, dtype, N, K, hole);
+  return r;
+}
+
+static void calls(ot *t, linear_run *r) {
+  num_poison_dead(r->x, &r->pack, 0, 0);
+  num_poison_dead(r->dy, &r->pack, 0, 0);
+  ot_call *c[2] = {ot_call_new(t, &rgi_op_linear), ot_call_new(t, &rgi_op_linear_bwd)};
+  for (int i = 0; i < 2; i++) {
+    ot_in(c[i], "x", r->x);
+    ot_in(c[i], "w", r->w);
+    ot_in(c[i], "b", r->b);
+    ot_in(c[i], "cu_seqlens", r->pack.tensor);
+  }
+  ot_out(c[0], "y", r->y);
+  ot_in(c[1], "grad.y", r->dy);
+  ot_out(c[1], "d.x", r->dx);
+  ot_out(c[1], "d.w", r->dw);
+  r->forward = c[0], r->backward = c[1];
+  OT_OK(ot_run(r->forward, 1));
+  OT_OK(ot_run(r->backward, 1));
+}
+
+static void check(uint64_t seed, rg_dtype dtype, int64_t K, int64_t N) {
+  ot *t = ot_begin(seed);
+  linear_run r = shell(t, dtype, K, N, 5, lengths, 40, 0);
+  ot_fill_normal(t, r.x, 1);
+  ot_fill_normal(t, r.dy, 1);
+  ot_fill_normal(t, r.w, 0.05);
+  ot_fill_normal(t, r.b, 1);
+  calls(t, &r);
+  double *y = ot_doubles(t, r.y->n), *dx = ot_doubles(t, r.dx->n), *dw = ot_doubles(t, r.dw->n);
+  double *db = ot_doubles(t, N), *x = ot_get(t, r.x), *w = ot_get(t, r.w);
+  ref_linear_forward(r.pack.T, r.pack.live, K, N, x, w, ot_get(t, r.b), y);
+  ref_linear_backward(r.pack.T, r.pack.live, K, N, x, w, ot_get(t, r.dy), dx, dw, db);
+  cr_assert(ot_relrms(r.y, y, 1e-3) <= num_gate(dtype));
+  cr_assert(ot_relrms(r.dx, dx, 1e-3) <= num_grad_gate(dtype, 1));
+  cr_assert(ot_relrms(r.dw, dw, 1e-3) <= num_grad_gate(dtype, 1));
+  OT_OK(ot_run_repeated(r.forward, 1));
+  OT_OK(ot_run_repeated(r.backward, 1));
+  for (int64_t hole = 5; hole <= 8; hole += 3) { /* off and on multiples of 16 bytes */
+    linear_run q = shell(t, dtype, K, N, 5, lengths, 40, hole);
+    ot_copy(q.x, r.x), ot_copy(q.dy, r.dy), ot_copy(q.w, r.w), ot_copy(q.b, r.b);
+    calls(t, &q);
+    cr_assert(ot_same_bits(q.y, r.y), "y, rows %d further apart", (int)hole);
+    cr_assert(ot_same_bits(q.dx, r.dx), "dx, rows %d further apart", (int)hole);
+    cr_assert(ot_same_bits(q.dw, r.dw), "dw, rows %d further apart", (int)hole);
+  }
+  linear_run one = shell(t, dtype, K, N, 1, &lengths[3], 0, 0);
+  ot_set(one.x, ot_get(t, r.x) + 101 * K);
+  ot_set(one.dy, ot_get(t, r.dy) + 101 * N);
+  ot_copy(one.w, r.w), ot_copy(one.b, r.b);
+  calls(t, &one);
+  cr_assert(ot_same_rows(one.y, 0, r.y, 101, 213), "y alone");
+  cr_assert(ot_same_rows(one.dx, 0, r.dx, 101, 213), "dx alone");
+  ot_end(t);
+}
+
+Test(gpu_linear, library_sizes) {
+  if (!ot_on_gpu()) cr_skip_test("needs a GPU");
+  check(1, RG_BF16, 512, 768);
+  check(2, RG_F16, 768, 512);
+  check(3, RG_BF16, 1024, 520);
+}
+
+Test(gpu_linear, own_kernels) {
+  if (!ot_on_gpu()) cr_skip_test("needs a GPU");
+  check(11, RG_BF16, 1024, 256);
+  check(12, RG_F16, 200, 600);
+  check(13, RG_F32, 300, 264);
+}
