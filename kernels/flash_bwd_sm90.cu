@@ -5,18 +5,15 @@
  *
  * A block has one item (device/flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a time.
  * Scores are formed transposed: each of two warpgroups owns 64 keys, so that P^T and dS^T are in the registers
- * from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared memory, where a third warpgroup
- * finds it, forms dQ = dS K of both, and has the copy engine add it to memory. A fourth lends its registers to
- * the others; one of its threads loads.
+ * from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared memory: dQ = dS K sums over the keys
+ * of both, each forms half of its columns, a step late, so that neither waits for the other. A third warpgroup
+ * lends its registers to them; one of its threads loads, two have the copy engine add dQ to memory.
  *
  * Every sum has a fixed order. dK and dV are summed over heads and queries in registers; the chunks of a
  * sequence add them up in fp32 in memory, each waiting for the one before (kv_done). dQ is summed over key
  * tiles in memory by the copy engine, each tile waiting for its right neighbour (dq_done). Items begin in an
  * order in which nobody waits for one that has not begun.
  *
- *   shared memory   K [128, W]  V [128, W]  Q 2 x [64, W]  dO 2 x [64, W]  dS^T 2 x [128 keys, 64]
- *                   dQ W/64 x [64, 64] f32  rows 2 x (lse, delta)            all but the last two in panels of
- *                   128-byte rows, swizzled
  *   dQ's rows       four groups of 16 columns, group i at i ^ (row & 1); in a group the columns stand as lanes
  *                   hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
  */
