@@ -86,16 +86,24 @@ static rg_status check_block(const void *block, const char *what, rg_error *e) {
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
-  for (rgi_saved_block *b = s->blocks; b; b = b->next)
-    if (b->data == data) {
-      s->current = b;
+  rgi_saved_block *b = NULL;
+  for (rgi_saved_block *k = s->blocks; k; k = k->next) {
+    if (k->data == data && !k->forgotten) {
+      s->current = k;
       return RG_OK;
     }
-  rgi_saved_block *b = rgi_alloc(s->arena, sizeof *b);
-  void **at = rgi_alloc_n(s->arena, (size_t)s->plan->nbindable + 1, sizeof *at);
-  if (!b || !at) return rgi_nomem(e);
-  *b = (rgi_saved_block){.next = s->blocks, .data = data, .at = at};
-  s->blocks = s->current = b;
+    if (k->forgotten) b = k;
+  }
+  if (!b) {
+    b = rgi_alloc(s->arena, sizeof *b);
+    void **at = rgi_alloc_n(s->arena, (size_t)s->plan->nbindable + 1, sizeof *at);
+    if (!b || !at) return rgi_nomem(e);
+    *b = (rgi_saved_block){.next = s->blocks, .at = at};
+    s->blocks = b;
+  }
+  b->data = data;
+  b->forwarded = b->forgotten = false;
+  s->current = b;
   return RG_OK;
 }
 
@@ -251,6 +259,24 @@ rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
                     (long long)s->plan->sizes.saved);
   if (saved != s->own_saved.data) RGI_TRY(check_block(saved, "saved", e));
   return use_saved(s, saved, e);
+}
+
+rg_status rg_session_adopt_saved(rg_session *s, void *saved, rg_error *e) {
+  RGI_TRY(rg_session_bind_saved(s, saved, e));
+  memcpy(s->current->at, s->bound, (size_t)s->plan->nbindable * sizeof *s->bound);
+  s->current->forwarded = true;
+  return RG_OK;
+}
+
+rg_status rg_session_forget_saved(rg_session *s, void *saved, rg_error *e) {
+  if (!s) return null_session(e);
+  for (rgi_saved_block *b = s->blocks; b; b = b->next)
+    if (b->data == saved && !b->forgotten && saved != s->own_saved.data) {
+      b->forwarded = false;
+      b->forgotten = true;
+      return RG_OK;
+    }
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session was given no saved block at %p", saved);
 }
 
 rg_status rg_session_bind_scratch(rg_session *s, void *scratch, rg_error *e) {

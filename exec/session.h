@@ -12,7 +12,8 @@ typedef struct rgi_saved_block {
   struct rgi_saved_block *next;
   char *data;
   bool forwarded;
-  void **at; /* [nbindable]: inputs and outputs of that forward */
+  bool forgotten; /* the record may serve another block */
+  void **at;      /* [nbindable]: inputs and outputs of that forward */
 } rgi_saved_block;
 
 typedef struct rgi_owned_block { /* memory the session asked for */

@@ -5,17 +5,15 @@
 #include "attn.h"
 #include "tma.h"
 
-/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile, and
- * whether it is for dense causal alone, whose long rows like tiles that a short window would mostly mask. A call
+/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A call
  * takes the first that holds it; what its rows lack arrives as zeros. */
 #define RGK_FLASH_INSTANCES(X)                                                                               \
-  X(64, 64, 2, 128, false)                                                                                   \
-  X(64, 128, 2, 128, false)                                                                                  \
-  X(96, 96, 2, 128, false)                                                                                   \
-  X(128, 128, 2, 160, true)                                                                                  \
-  X(128, 128, 2, 128, false)                                                                                 \
-  X(192, 128, 2, 112, false)                                                                                 \
-  X(256, 256, 2, 80, false)
+  X(64, 64, 2, 128)                                                                                          \
+  X(64, 128, 2, 128)                                                                                         \
+  X(96, 96, 2, 128)                                                                                          \
+  X(128, 128, 2, 128)                                                                                        \
+  X(192, 128, 2, 112)                                                                                        \
+  X(256, 256, 2, 80)
 
 enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copies fetch */
 
@@ -56,6 +54,6 @@ typedef struct rgk_flash_params {
 } rgk_flash_params;
 
 /* NULL where there is no such instance. */
-RGK_GETTER(rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E, int32_t keys))
+RGK_GETTER(rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E))
 
 #endif

@@ -18,9 +18,9 @@ template <int D, int E, int GROUPS, int N> static const void *instance(rg_dtype 
   return nullptr;
 }
 
-const void *rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E, int32_t keys) {
-#define GET(d, e, groups, n, dense)                                                                          \
-  if (D == d && E == e && keys == n) return instance<d, e, groups, n>(type);
+const void *rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E) {
+#define GET(d, e, groups, keys)                                                                              \
+  if (D == d && E == e) return instance<d, e, groups, keys>(type);
   RGK_FLASH_INSTANCES(GET)
   return nullptr;
 }

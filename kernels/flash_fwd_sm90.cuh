@@ -2,23 +2,24 @@
  *
  *     s = scale · q kᵀ (capped), masked to lo(row) … hi(row)     p = exp(s − m)     o = Σ p v / Σ p
  *
- * A job is one tile of query rows of one head; its warpgroups own 64 rows each. A producer warp copies q, and
- * K and V tiles through rings of two stages; key tiles are walked from the last to the first. Blocks stay
- * and take jobs by a fixed rule, so the producer runs ahead into the next job while this one ends.
+ * A job is one tile of query rows of one head; its warpgroups own 64 rows each. Blocks stay and take jobs by a
+ * fixed rule. A producer thread finds them, hands them out beside their q, and copies K and V tiles through
+ * rings of two stages, from the last key tile to the first; it runs ahead into the next job while one ends.
  *
  *   warpgroup, per key tile j:   start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
  *                                await s'; mask; m, p from s'          (while o += p v runs, and the tensor
  *                                await o; rescale it where m moved     cores serve the other warpgroups)
  *
  * A baton of named barriers has the warpgroups start their products in turn, so that one does its softmax
- * while another multiplies.
+ * while another multiplies. Each warp's 16 rows of o leave through shared memory by the copy engine.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
  * two, which almost never happens after the first tile; p then stays below 2^LAZY. Whether it moves depends on
  * that row alone, so neighbours change no bit.
  *
  * Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
- *     | q: warpgroup, panel | K: stage, panel | V: stage, panel | barriers |
+ *     | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs | barriers |
+ * Where o does not fit, it goes through q's room (width 256).
  * A last K/V tile may hang over the sequence's end. Keys there are masked; rows of V there are cleared by each
  * warpgroup before it multiplies, since 0 · NaN would spread.
  */
@@ -303,10 +304,10 @@ __device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]
                : "memory");
 }
 
-/* Turns sums into averages, with the sink; writes lse. `row`: of the thread's first row, inside the tile. */
+/* Turns sums into averages, with the sink, and finds lse. */
 template <class C>
-__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, int row, float (&o)[C::E / 2],
-                                        const thread_rows &r, float c) {
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, float (&o)[C::E / 2],
+                                        const thread_rows &r, float c, float (&lse)[2]) {
   const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) * LOG2E : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
@@ -318,16 +319,22 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
       m = top;
     }
     if (f != 0) f = __fdividef(f, l);
-    const int at = row + 8 * y;
-    if (p.lse.data && threadIdx.x % 4 == 0 && at < j.rows)
-      ((float *)p.lse.data)[(int64_t)(j.token + at) * p.lse.row + j.head * p.lse.head] =
-          l == 0 ? -INFINITY : m * LN2 + logf(l);
+    lse[y] = l == 0 ? -INFINITY : m * LN2 + logf(l);
 #pragma unroll
     for (int x = 0; x < C::E / 4; x++) {
       float &a = o[x / 2 * 4 + 2 * y + x % 2];
       a = f == 0 ? 0 : a * f;
     }
   }
+}
+
+/* `row`: of the thread's first row, inside the tile. */
+__device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row, const float (&lse)[2]) {
+  if (!p.lse.data || threadIdx.x % 4 != 0) return;
+#pragma unroll
+  for (int y = 0; y < 2; y++)
+    if (row + 8 * y < j.rows)
+      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] = lse[y];
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a sequence row by
@@ -485,7 +492,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     } else if (C::OWN_O) {
       bar_arrive(&s.q_empty[group]);
     }
-    average<C>(p, j, row, o, r, c);
+    float lse[2];
+    average<C>(p, j, o, r, c, lse);
     if (C::OWN_O) { /* the copy engine has read the last job's rows */
       if (lane == 0) store_wait_read<0>();
       __syncwarp();
@@ -493,6 +501,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       named_sync(8 + group, 128);
     }
     write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+    write_lse(p, j, row, lse); /* last: the fence before the copy engine waits for stores before it */
     if (!C::OWN_O) {
       if (lane == 0) store_wait_read<0>();
       __syncwarp();

@@ -309,7 +309,9 @@ __global__ void __launch_bounds__(RGK_NORM_COLUMNS *RGK_NORM_SLICES) sum_partial
 }
 
 template <class T> const void *forward_of(int held) {
-  return held == 1 ? (const void *)forward<T, 1, 4> : (const void *)forward<T, 4, 1>;
+  if (held == 1) return (const void *)forward<T, 1, RGK_NORM_ROWS(1)>;
+  if (held == 2) return (const void *)forward<T, 2, RGK_NORM_ROWS(2)>;
+  return (const void *)forward<T, 4, RGK_NORM_ROWS(4)>;
 }
 template <class T> const void *backward_of(int held) {
   return held == 1 ? (const void *)backward<T, 1> : (const void *)backward<T, 4>;

@@ -7,9 +7,10 @@
 enum { RGK_NORM_THREADS = 256, RGK_NORM_COLUMNS = 32, RGK_NORM_SLICES = 32 };
 
 /* `group` neighbouring threads work on a row: a power of two up to 32, or all of a block. A thread's elements
- * are 8·lane … 8·lane+7, then those 8·group further, …: `held` such chunks stay in registers (1 or 4). */
+ * are 8·lane … 8·lane+7, then those 8·group further, …: `held` such chunks stay in registers (forward 1, 2 or
+ * 4, backward 1 or 4). */
 /* Rows of the forward that a group takes at once. */
-#define RGK_NORM_ROWS(held) ((held) == 1 ? 4 : 1)
+#define RGK_NORM_ROWS(held) (4 / (held))
 /* Rows of the backward under way at once, and bytes of dynamic shared memory for them; `size`: of an element
  * of x. At least 32 * width bytes where a group is at most a warp and dw is wanted; none of it if not
  * `vectors`. */

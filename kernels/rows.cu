@@ -88,6 +88,14 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
       for (; i < end && i < n; i++) one<MAP>(p, i, live);
       return;
     }
+    if constexpr (MAP == RGK_FILL) {
+      const int64_t lane = threadIdx.x % 32, first = i - lane * CHUNK; /* of the warp */
+      if (p.w.rank == 1 && p.w.dtype[0] == RG_F32 && first + 32 * CHUNK <= n) { /* whole sectors per store */
+        float4 *to = reinterpret_cast<float4 *>((float *)p.w.data[0] + first) + lane;
+        to[0] = to[32] = make_float4(p.value, p.value, p.value, p.value);
+        return;
+      }
+    }
     int64_t at[IN + OUT];
     float x[IN + 1][CHUNK], y[OUT][CHUNK];
     chunk<T> raw[IN + 1];

@@ -43,14 +43,16 @@ static inline uint32_t rgk_topk_plain_shared(int mode, int chunk, int64_t heap) 
 /* ---- Hopper: bf16 and f16, widths that are multiples of 16 up to 256, G padded to `heads` (a power of two)
  * ---- */
 enum {
-  RGK_TOPK90_COLUMNS = 128, /* queries times heads of one of a block's two warpgroups */
+  RGK_TOPK90_COLUMNS = 128, /* queries times heads of a consumer warpgroup */
   RGK_TOPK90_TILE = 64,     /* keys of a product */
-  RGK_TOPK90_STAGES = 8,    /* at most */
-  RGK_TOPK90_THREADS = 384
+  RGK_TOPK90_STAGES = 8     /* at most */
 };
+/* Consumer warpgroups of a block, and its threads. */
+#define RGK_TOPK90_GROUPS(heads, width)  ((width) <= 128 && (heads) >= 8 ? 1 : 2)
+#define RGK_TOPK90_THREADS(heads, width) (128 * RGK_TOPK90_GROUPS(heads, width) + 128)
 /* For so many queries a warpgroup: tiles of a step, and places for a query's candidates. */
 #define RGK_TOPK90_HALVES(queries) ((queries) <= 32 ? 2 : 1)
-#define RGK_TOPK90_ROOM(queries)   ((queries) <= 16 ? 128 : 64)
+#define RGK_TOPK90_ROOM(queries)   ((queries) <= 8 ? 128 : 64)
 typedef struct rgk_topk90_params {
   rgk_topk call;
   rgk_map k; /* in boxes of TILE rows */
@@ -59,10 +61,10 @@ RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
 /* Its bytes of dynamic shared memory. */
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
   const uint32_t panels = ((uint32_t)width + 63) / 64, queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
-  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8;
+  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8, groups = RGK_TOPK90_GROUPS(heads, width);
   const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
-  return panels * 128 * (2 * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) + 2 * queries * query +
-         2 * RGK_TOPK90_STAGES * 8;
+  return panels * 128 * (groups * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) +
+         groups * queries * query + 2 * RGK_TOPK90_STAGES * 8;
 }
 
 #endif

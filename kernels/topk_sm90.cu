@@ -1,7 +1,9 @@
 /* kernels/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
  *
- * A block works on 2 * QUERIES queries of one sequence and KV head, its two consumer warpgroups on half of them
- * each; the copy engine fills a ring of tiles of 64 keys. The product is taken transposed,
+ * A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a ring of tiles of
+ * 64 that the copy engine fills. A block has one consumer, and two blocks share a multiprocessor, so that one
+ * block's beginning and end hide behind the other's products; or, where that much shared memory is not to be
+ * had, two consumers of one ring. The product is taken transposed,
  *
  *     D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
  *
@@ -133,6 +135,29 @@ template <int PER_LANE> struct pool {
       if (key[i] < lo || (key[i] == lo && block[i] > last)) key[i] = LEAST_KEY;
     return n;
   }
+  /* The same in few steps where it can: of 32 candidates or more, a key that `keep` lanes reach with their best
+   * candidate is reached by `keep` candidates, and seldom by many more. At most 32 are left. */
+  __device__ __forceinline__ int sift(int n, int keep, int *least) {
+    int best = key[0];
+    #pragma unroll
+    for (int i = 1; i < PER_LANE; i++) best = max(best, key[i]);
+    int lo = __reduce_min_sync(~0u, best), lanes = 32;
+    int64_t hi = (int64_t)__reduce_max_sync(~0u, best) + 1;
+    while (lanes > keep + 2 && hi - lo > 1) {
+      const int middle = (int)(lo + (hi - lo) / 2), m = __popc(__ballot_sync(~0u, best >= middle));
+      if (m >= keep)
+        lo = middle, lanes = m;
+      else
+        hi = middle;
+    }
+    *least = lo;
+    const int left = from(lo);
+    if (left > 32) return reduce(left, keep, min(4, 32 - keep), least);
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+      if (key[i] < lo) key[i] = LEAST_KEY;
+    return left;
+  }
   __device__ __forceinline__ void store(int2 *to) const {
     const uint32_t before = (1u << threadIdx.x % 32) - 1;
     int n = 0;
@@ -149,32 +174,80 @@ template <int PER_LANE> struct pool {
 
 /* ---- scores of one step, by the warp that owns the queries ---- */
 
+/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's candidates. */
+template <int HEADS>
+__device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, float score, int b) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, key = key_of(score);
+  int4 s = m.state[q];
+  int2 *to = m.candidate + q * P::ROOM;
+  const bool mine = (passed >> lane & 1) && key > s.x;
+  passed = __ballot_sync(~0u, mine);
+  if (mine) to[s.y + __popc(passed & ((1u << lane) - 1))] = make_int2(key, b);
+  s.y += __popc(passed);
+  __syncwarp();
+  if (s.y > P::ROOM - 32) {
+    pool<P::PER_LANE> x;
+    x.load(to, s.y);
+    s.y = x.sift(s.y, s.w, &s.x);
+    x.store(to);
+  }
+  if (lane == 0) m.state[q] = s;
+  __syncwarp();
+}
+
+/* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane 0's last key
+ * of the step before. */
+template <int HEADS>
+__device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, int warp, int step,
+                                           float (&carry)[plan<HEADS>::MINE]) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, b = step * 32 + lane;
+  float score[P::MINE];
+  uint32_t passed[P::MINE], some = 0;
+  #pragma unroll
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    const float4 v = *(const float4 *)(m.p + ((step & 1) * P::QUERIES + q) * P::PITCH + 4 * lane);
+    const int4 s = m.state[q];
+    const float before = __shfl_sync(~0u, v.w, (lane + 31) % 32);
+    score[i] = lane == 0 ? carry[i] : before;
+    carry[i] = before;
+    score[i] = fmaf(2, v.x, score[i]);
+    score[i] = fmaf(2, v.y, score[i]);
+    score[i] = fmaf(2, v.z, score[i]) + v.w;
+    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z && __float_as_int(score[i]) > s.x);
+    if (passed[i]) some |= 1u << i;
+  }
+  #pragma unroll 1
+  while (some) {
+    const int i = __ffs(some) - 1;
+    uint32_t which = passed[0];
+    float x = score[0];
+    #pragma unroll
+    for (int k = 1; k < P::MINE; k++)
+      if (i == k) which = passed[k], x = score[k];
+    take<HEADS>(m, warp * P::MINE + i, which, x, b);
+    some &= some - 1;
+  }
+}
+
+/* Any blocks. */
 template <int HEADS, bool DOT>
 __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int warp, int step) {
   using P = plan<HEADS>;
   const int lane = threadIdx.x % 32, bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
   const int blocks = P::STEP / bs;
-  const uint32_t before = (1u << lane) - 1;
   #pragma unroll 1
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     const float *row = m.p + ((step & 1) * P::QUERIES + q) * P::PITCH;
     float *carry = m.carry + q * reach;
-    int4 s = m.state[q];
     #pragma unroll 1
     for (int first = 0; first < blocks; first += 32) {
       const int mine = first + lane, b = step * blocks + mine;
       float score = 0;
-      if (bs == 4 && reach == 1 && P::STEP == 128) {
-        const float4 v = *(const float4 *)(row + 4 * lane);
-        score = __shfl_up_sync(~0u, v.w, 1);
-        if (lane == 0) score = carry[0];
-        __syncwarp();
-        if (lane == 31) carry[0] = v.w;
-        score = fmaf(2, v.x, score);
-        score = fmaf(2, v.y, score);
-        score = fmaf(2, v.z, score) + v.w;
-      } else if (mine < blocks) {
+      if (mine < blocks) {
         if (DOT) score = row[mine];
         for (int from = -reach; from < bs && !DOT; from++) {
           const int at = mine * bs + from;
@@ -182,27 +255,13 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
           score = fmaf((float)(min(from + reach + 1, bs) - max(from, 0)), x, score);
         }
       }
-      const int key = key_of(score);
-      const bool pass = mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z && key > s.x;
-      const uint32_t passed = __ballot_sync(~0u, pass);
-      if (passed) {
-        int2 *to = m.candidate + q * P::ROOM;
-        if (pass) to[s.y + __popc(passed & before)] = make_int2(key, b);
-        s.y += __popc(passed);
-        if (s.y > P::ROOM - 32) {
-          pool<P::PER_LANE> x;
-          __syncwarp();
-          x.load(to, s.y);
-          s.y = x.reduce(s.y, s.w, min(4, 32 - s.w), &s.x);
-          x.store(to);
-        }
-        if (lane == 0) m.state[q] = s;
-      }
+      const int4 s = m.state[q];
+      const uint32_t passed = __ballot_sync(~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z &&
+                                                     key_of(score) > s.x);
+      if (passed) take<HEADS>(m, q, passed, score, b);
     }
-    if (!(bs == 4 && reach == 1 && P::STEP == 128)) {
-      __syncwarp();
-      for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
-    }
+    __syncwarp();
+    for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
     __syncwarp();
   }
 }
@@ -246,21 +305,30 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
   }
   const int keep = (int)c.keep;
   int4 s = m.state[q];
-  pool<PER_LANE> x;
-  x.load(m.candidate + q * room, s.y);
-  x.reduce(s.y, keep, 0, &s.x);
-  x.store(m.candidate + q * room);
-  const int2 mine = lane < keep ? m.candidate[q * room + lane] : make_int2(INT_MAX, 0);
-  const int least = __reduce_min_sync(~0u, mine.x);
-  int place = (int)c.free0;
-  for (int j = 0; j < keep; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y;
+  int2 *const list = m.candidate + q * room;
+  if (s.y > 32) {
+    pool<PER_LANE> x;
+    x.load(list, s.y);
+    s.y = x.sift(s.y, keep, &s.x);
+    x.store(list);
+  }
+  const int2 mine = lane < s.y ? list[lane] : make_int2(LEAST_KEY, INT_MAX);
+  int rank = 0, place = (int)c.free0;
+  for (int j = 0; j < s.y; j++) {
+    const int key = __shfl_sync(~0u, mine.x, j), b = __shfl_sync(~0u, mine.y, j);
+    rank += key > mine.x || (key == mine.x && b < mine.y);
+  }
+  const bool kept = lane < s.y && rank < keep;
+  const uint32_t all_kept = __ballot_sync(~0u, kept);
+  for (int j = 0; j < s.y; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
+  const int least = __reduce_min_sync(~0u, kept ? mine.x : INT_MAX);
   const bool fp64 = !p.dot && seen && least != NAN_KEY && undecided(__int_as_float(least));
   if (fp64) {
     if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
     return;
   }
   if (lane < c.free0) idx[lane] = lane;
-  if (lane < keep) idx[place] = mine.y;
+  if (kept) idx[place] = mine.y;
   const int n = (int)(c.free0 + keep);
   if (lane >= n && lane < p.top_n) {
     const int64_t b = c.free1 + lane - n;
@@ -269,17 +337,19 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
 }
 
 template <class T, int HEADS, int D, bool DOT>
-__global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_constant__ rgk_topk90_params x) {
+__global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
+    topk(const __grid_constant__ rgk_topk90_params x) {
   const rgk_topk &p = x.call;
   using P = plan<HEADS>;
+  constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D);
   extern __shared__ __align__(1024) char shared[];
   const int kh = (int)(blockIdx.x % p.KH);
-  const tile t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, 2 * P::QUERIES);
+  const tile t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, GROUPS * P::QUERIES);
   const int64_t row0 = t.begin + t.first;
   int32_t *const idx = (int32_t *)p.idx.data + kh * p.idx.head;
   if (t.n == 0) return;
   if (t.b == p.seqs.n) {
-    for (int i = threadIdx.x; i < t.n * p.top_n; i += RGK_TOPK90_THREADS)
+    for (int i = threadIdx.x; i < t.n * p.top_n; i += RGK_TOPK90_THREADS(HEADS, D))
       idx[(row0 + i / p.top_n) * p.idx.row + i % p.top_n] = 0;
     return;
   }
@@ -294,31 +364,32 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   const int tiles = ((step1 - step0) * P::HALVES + 1) / 2 * 2;
 
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int side = GROUPS == 1 ? 0 : group & 1;
   memory m;
   m.q = shared;
-  m.k = m.q + 2 * panels * P::N * 128;
+  m.k = m.q + GROUPS * panels * P::N * 128;
   char *at = m.k + p.stages * panels * TILE * 128;
-  m.p = (float *)at + (group & 1) * 2 * P::QUERIES * P::PITCH;
-  at += 4 * P::QUERIES * P::PITCH * 4;
-  m.candidate = (int2 *)at + (group & 1) * P::QUERIES * P::ROOM;
-  at += 2 * P::QUERIES * P::ROOM * 8;
-  m.state = (int4 *)at + (group & 1) * P::QUERIES;
-  at += 2 * P::QUERIES * 16;
-  m.visible = (int *)at + (group & 1) * P::QUERIES;
-  at += 2 * P::QUERIES * 4;
+  m.p = (float *)at + side * 2 * P::QUERIES * P::PITCH;
+  at += GROUPS * 2 * P::QUERIES * P::PITCH * 4;
+  m.candidate = (int2 *)at + side * P::QUERIES * P::ROOM;
+  at += GROUPS * P::QUERIES * P::ROOM * 8;
+  m.state = (int4 *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 16;
+  m.visible = (int *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 4;
   m.full = (uint64_t *)at;
   m.empty = m.full + RGK_TOPK90_STAGES;
-  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + (group & 1) * P::QUERIES * reach;
+  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + side * P::QUERIES * reach;
 
   if (threadIdx.x == 0) {
     #pragma unroll 1
-    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 8);
+    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
     bar_init_done();
   }
   __syncthreads();
 
-  if (group == 2) { /* one thread starts the copies of keys; the others only lend their registers */
-    fewer_registers<24>();
+  if (group == GROUPS) { /* one thread starts the copies of keys; the others only lend their registers */
+    fewer_registers<GROUPS == 1 ? 40 : 24>();
     if (threadIdx.x % 128) return;
     const int64_t from = keys.first + (int64_t)step0 * P::STEP;
     int stage = 0;
@@ -334,7 +405,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
   }
 
   /* ---- consumers ---- */
-  more_registers<240>();
+  more_registers<GROUPS == 1 ? 208 : 240>();
   const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)), tid = threadIdx.x % 128;
   for (int q = tid; q < P::QUERIES; q += 128) {
     const topk_choice c = choice_of(p, position + first + q, keys.length);
@@ -370,7 +441,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
     const float scale = p.scale * LOG2E;
     const uint64_t q_at = desc_k(smem_at(mine));
     const uint32_t k_at = smem_at(m.k);
-    float acc[2][P::N / 2];
+    float acc[2][P::N / 2], carry[P::MINE] = {};
     int stage = 0, freed = 0;
     uint32_t parity = 0;
 
@@ -396,7 +467,10 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS, 1) topk(const __grid_const
                         step * P::STEP + in_step, least_visible, m.visible);
       if (i % P::HALVES == P::HALVES - 1) {
         named_sync(1 + group, 128);
-        choose<HEADS, DOT>(p, m, warp, step);
+        if (!DOT && P::STEP == 128 && bs == 4 && reach == 1)
+          choose_4_1<HEADS>(p, m, warp, step, carry);
+        else
+          choose<HEADS, DOT>(p, m, warp, step);
       }
     };
 

@@ -3,24 +3,18 @@
 #include "../kernels/flash.h"
 #include "cuda_attn.h"
 
-#define ROW(D, E, groups, keys, dense) {D, E, groups, keys, dense},
-static const struct {
-  int32_t D, E, groups, keys;
-  bool dense;
-} instance[] = {RGK_FLASH_INSTANCES(ROW)};
+#define ROW(D, E, groups, keys) {D, E, groups, keys},
+static const struct { int32_t D, E, groups, keys; } instance[] = {RGK_FLASH_INSTANCES(ROW)};
 
 static const void *kernel(const rgk_attn *a, int i) {
-  return rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E, instance[i].keys);
+  return rgk_flash_fwd((rg_dtype)a->dtype, instance[i].D, instance[i].E);
 }
 
 /* A build may lack instances; one without nvcc has none at all and plans as if it had them. */
 static int choose(const rgk_attn *a) {
-  const bool built = rgk_flash_fwd(RG_BF16, 128, 128, 128) != NULL,
-             dense = a->mode == RGK_SWA && a->window_left < 0;
+  const bool built = rgk_flash_fwd(RG_BF16, 128, 128) != NULL;
   for (int i = 0; i < RGI_COUNT(instance); i++)
-    if (a->D <= instance[i].D && a->E <= instance[i].E && (dense || !instance[i].dense) &&
-        (!built || kernel(a, i)))
-      return i;
+    if (a->D <= instance[i].D && a->E <= instance[i].E && (!built || kernel(a, i))) return i;
   return -1;
 }
 

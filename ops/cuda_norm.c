@@ -22,11 +22,8 @@ static norm_plan plan_norm(const rg_arg *x) {
   norm_plan n = {.rows = 1, .width = x->dim[x->rank - 1], .group = 1, .held = 1};
   for (int a = 0; a + 1 < x->rank; a++) n.rows *= x->dim[a];
   while (n.group < 32 && n.group * CHUNK < n.width) n.group *= 2;
-  if (n.group * CHUNK < n.width) n.held = 4;
-  if (n.group * CHUNK * 4 < n.width) {
-    n.group = RGK_NORM_THREADS;
-    n.held = n.group * CHUNK < n.width ? 4 : 1;
-  }
+  if (n.group * CHUNK * 4 < n.width) n.group = RGK_NORM_THREADS;
+  while (n.held < 4 && n.group * CHUNK * n.held < n.width) n.held *= 2;
   int64_t slots = RGK_NORM_THREADS / n.group,
           blocks = (n.rows + slots * FEWEST_TURNS - 1) / (slots * FEWEST_TURNS);
   if (blocks > MOST_BLOCKS) blocks = MOST_BLOCKS;
@@ -74,10 +71,11 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
                                     .block = {RGK_NORM_THREADS, 1, 1},
                                     .params = &p,
                                     .size = sizeof p});
-  size_t size = rg_dtype_size(n->x->dtype), shared = fast ? RGK_NORM_STAGE_BYTES((size_t)plan.held, size) : 0;
+  int held = plan.held == 1 ? 1 : 4;
+  size_t size = rg_dtype_size(n->x->dtype), shared = fast ? RGK_NORM_STAGE_BYTES((size_t)held, size) : 0;
   size_t columns = n->dw && plan.group <= 32 ? (size_t)plan.width * RGK_NORM_THREADS / 32 * sizeof(float) : 0;
   if ((n->y || n->dw) && !empty)
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_norm_bwd(fast, n->x->dtype, plan.held),
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_norm_bwd(fast, n->x->dtype, held),
                                       .grid = {(uint32_t)plan.blocks, 1, 1},
                                       .block = {RGK_NORM_THREADS, 1, 1},
                                       .shared = (uint32_t)(shared > columns ? shared : columns),
@@ -122,6 +120,13 @@ static rg_arg rest_of(const rg_arg *x, int64_t dim) {
   return rest;
 }
 
+/* Two chunks of pairs for each thread, within what makes angles worth sharing and blocks many. */
+static int32_t tokens_per_block(int64_t heads, int32_t pairs) {
+  int64_t n = 2 * RGK_ROPE_THREADS / (heads * ((pairs + CHUNK - 1) / CHUNK));
+  int64_t most = RGK_ROPE_ANGLES / pairs < RGK_ROPE_TOKENS ? RGK_ROPE_ANGLES / pairs : RGK_ROPE_TOKENS;
+  return (int32_t)(n < 4 ? 4 : n > most ? most : n);
+}
+
 rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
   if (!r->y || r->x->dim[0] * r->x->dim[1] == 0) return RG_OK;
   int64_t half = r->dim / 2;
@@ -139,8 +144,7 @@ rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
     p.pairs = left < RGK_ROPE_PAIRS ? (int32_t)left : RGK_ROPE_PAIRS;
     for (int i = 0; i < p.pairs; i++)
       p.turns[i] = pow(r->theta, -(double)(p.first + i) / (double)half) / 6.283185307179586477;
-    p.tokens = RGK_ROPE_ANGLES / p.pairs;
-    if (p.tokens > RGK_ROPE_TOKENS) p.tokens = RGK_ROPE_TOKENS;
+    p.tokens = tokens_per_block(p.heads, p.pairs);
     RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_rope(rope_vectors(r), r->x->dtype),
                                       .grid = {rgk_blocks(p.rows, p.tokens), 1, 1},
                                       .block = {RGK_ROPE_THREADS, 1, 1},

@@ -50,11 +50,12 @@ static int padded_heads(int group) {
   return heads;
 }
 
-/* As many as there is room for, or 0. */
+/* As many as there is room for, or 0. A multiprocessor has 228 KiB, and takes 1 KiB a block for itself. */
 static int sm90_stages(const rgk_topk *p) {
-  enum { ROOM = 227 << 10 };
+  const int heads = padded_heads(p->G), reach = p->kernel / p->stride - 1;
+  const uint32_t room = (228u << 10) / (RGK_TOPK90_GROUPS(heads, p->D) == 1 ? 2 : 1) - 1024;
   for (int stages = RGK_TOPK90_STAGES; stages >= 2; stages--)
-    if (rgk_topk90_shared(padded_heads(p->G), p->D, p->kernel / p->stride - 1, stages) <= ROOM) return stages;
+    if (rgk_topk90_shared(heads, p->D, reach, stages) <= room) return stages;
   return 0;
 }
 
@@ -82,11 +83,12 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
   const rgk_map_of k = rgk_map_rows(call->k, call->S, call->KH, call->D, RGK_TOPK90_TILE);
   rgk_topk90_params p = {.call = *call};
   p.call.stages = sm90_stages(call);
-  p.call.slots = rgk_slots(call->T, call->seqs.n, 2 * RGK_TOPK90_COLUMNS / heads);
+  p.call.slots =
+      rgk_slots(call->T, call->seqs.n, RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   return x->launch(x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
                                    .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
-                                   .block = {RGK_TOPK90_THREADS, 1, 1},
+                                   .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
                                    .shared = rgk_topk90_shared(
                                        heads, call->D, call->kernel / call->stride - 1, p.call.stages),
                                    .params = &p,

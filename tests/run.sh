@@ -31,6 +31,11 @@ if [ "${1:-}" != quick ]; then
   want clang-format clang-format
   want cppcheck cppcheck
 fi
+has_numpy() { for p in python3 /usr/bin/python3; do ! "$p" -c 'import numpy' 2>/dev/null || return 0; done && false; }
+# The Python package's tests are skipped without numpy, so it is no reason to stop where it can't be installed.
+if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+  has_numpy || need+=(python3-numpy)
+fi
 if ((${#need[@]})); then
   sudo=""
   [ "$(id -u)" -eq 0 ] || sudo=sudo
@@ -83,19 +88,23 @@ check() { # title, command…
 
 # ---- stages ---------------------------------------------------------------------------------------------
 stage_release() {
-  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on a GPU.
+  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON -DREGRAPH_CUDA=AUTO -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
   run_tests build
+  local status=0
+  tests/python.sh build || status=$?
+  [ "$status" -eq 77 ] || check "python" test "$status" -eq 0
 }
 stage_sanitize() {
-  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DREGRAPH_SANITIZE=address,undefined"
+  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF "-DREGRAPH_SANITIZE=address,undefined"
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan
 }
 stage_threads() {
-  build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_SANITIZE=thread
+  build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF -DREGRAPH_SANITIZE=thread
   TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan
 }
 stage_coverage() {
-  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g" -DREGRAPH_COVERAGE=ON
+  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g" -DREGRAPH_CUDA=OFF -DREGRAPH_COVERAGE=ON
   find build-cov -name '*.gcda' -delete
   run_tests build-cov -E "^demo$"
   check "line coverage of host code is at least 90 %" \

@@ -262,6 +262,12 @@ RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *
                                  rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
 RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
+/* Binds a block that holds the values of a forward with the inputs and outputs bound now: another session of
+ * the plan ran it, or the block or a tensor stood elsewhere then. */
+RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_error *error);
+/* The session forgets a block it was given and what ran on it. Blocks of ever new addresses need this, or the
+ * session remembers them all. */
+RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
 /* cuda: later runs are enqueued on this stream (a cudaStream_t). */

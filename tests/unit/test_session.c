@@ -408,6 +408,49 @@ Test(session, repeats, .init = setup, .fini = teardown) {
   free_buffers(&once);
 }
 
+/* A forward in one session, its saved block moved, the backward in another; blocks come, go and are
+ * forgotten.
+ */
+Test(session, moved_saved_blocks, .init = setup, .fini = teardown) {
+  rg_sizes z;
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  void *there[2];
+  for (int i = 0; i < 2; i++) cr_assert_eq(posix_memalign(&there[i], 256, (size_t)z.saved), 0);
+  rg_session_options o = {.saved = there[0]};
+  rg_session *first = session(&o), *second = session(NULL), *plain = session(NULL);
+  rg_error e = {0};
+  buffers again;
+  make_buffers(plan, 3, T, lengths, &again);
+  bind_all(plain, &io);
+  run_both(plain);
+  bind_all(first, &again);
+  CR_OK(rg_session_forward(first, &e), &e);
+  memcpy(there[1], there[0], (size_t)z.saved);
+  memset(there[0], 0xff, (size_t)z.saved);
+  bind_all(second, &again);
+  CR_OK(rg_session_adopt_saved(second, there[1], &e), &e);
+  CR_OK(rg_session_backward(second, &e), &e);
+  same_results(&io, &again, "a saved block that moved against one that stayed");
+  CR_OK(rg_session_forget_saved(second, there[1], &e), &e);
+  FAILS(rg_session_backward(second, &e), RG_E_USAGE, "without a forward");
+  FAILS(rg_session_forget_saved(second, there[1], &e), RG_E_USAGE, "no saved block");
+  FAILS(rg_session_adopt_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
+  FAILS(rg_session_forget_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
+#if COUNTED
+  long before = atomic_load(&host.calls);
+  for (int i = 0; i < 1000; i++) { /* one record serves them all */
+    CR_OK(rg_session_bind_saved(second, there[i & 1], &e), &e);
+    CR_OK(rg_session_forget_saved(second, there[i & 1], &e), &e);
+  }
+  cr_assert_eq(atomic_load(&host.calls), before);
+#endif
+  rg_session_destroy(plain);
+  rg_session_destroy(second);
+  rg_session_destroy(first);
+  free_buffers(&again);
+  for (int i = 0; i < 2; i++) free(there[i]);
+}
+
 Test(session, times_and_reading, .init = setup, .fini = teardown) {
   rg_error e = {0};
   rg_session *s = session(NULL);

@@ -1,0 +1,133 @@
+"""Lets bench/compare.py run mdy666/Scalable-Flash-Native-Sparse-Attention ("the seed") from a checkout of it.
+
+The seed wants a module flash_attn_interface (FlashAttention 3) for its sliding window, and pkg_resources. Both are stood in for
+here: the former by torch's own FlashAttention 2, `aten::_flash_attention_forward`, which knows packs and windows. Where the real
+ones are installed they are used, and `swa_backend` says so.
+"""
+
+import sys
+import types
+
+import torch
+
+
+def flash_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale=None, causal=True, window=(-1, -1)):
+    """torch's FlashAttention 2 over a pack: o [T, H, d], lse, and what its backward wants besides."""
+    left = window[0] if window[0] >= 0 else None
+    o, lse, state, extra, _ = torch.ops.aten._flash_attention_forward(
+        q, k, v, cu_q, cu_k, max_q, max_k, 0.0, causal, False, scale=scale, window_size_left=left,
+        window_size_right=0 if left is not None else None)
+    return o, lse, state, extra
+
+
+def flash_backward(d_o, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, state, extra, scale=None, causal=True,
+                   window=(-1, -1)):
+    left = window[0] if window[0] >= 0 else None
+    return torch.ops.aten._flash_attention_backward(
+        d_o, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, 0.0, causal, state, extra, scale=scale, window_size_left=left,
+        window_size_right=0 if left is not None else None)
+
+
+class Flash(torch.autograd.Function):
+    """flash_forward with its gradient."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window):
+        o, lse, state, extra = flash_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window)
+        ctx.save_for_backward(q, k, v, o, lse, cu_q, cu_k, state, extra)
+        ctx.rest = max_q, max_k, scale, causal, window
+        return o
+
+    @staticmethod
+    def backward(ctx, d_o):
+        q, k, v, o, lse, cu_q, cu_k, state, extra = ctx.saved_tensors
+        max_q, max_k, scale, causal, window = ctx.rest
+        return *flash_backward(d_o.contiguous(), q, k, v, o, lse, cu_q, cu_k, max_q, max_k, state, extra, scale, causal,
+                               window), *[None] * 7
+
+
+def _interface():
+    """flash_attn_interface with the three functions that the seed takes from it."""
+    module = types.ModuleType("flash_attn_interface")
+    states = {}
+
+    def state(device):  # dropout's, and there is none
+        if device not in states:
+            states[device] = torch.zeros(2, dtype=torch.uint64, device=device), torch.zeros(0, device=device)
+        return states[device]
+
+    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        return Flash.apply(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale, causal, window_size)
+
+    def _flash_attn_forward(q, k, v, k_new, v_new, qv, out, cu_q, cu_k, cu_k_new, used_q, used_k, max_q, max_k, *rest,
+                            causal=False, window_size=(-1, -1), **_):
+        o, lse, *_ = flash_forward(q, k, v, cu_q, cu_k, max_q, max_k, rest[-1], causal, window_size)
+        return o if out is None else out.copy_(o), lse
+
+    def _flash_attn_backward(d_o, q, k, v, o, lse, cu_q, cu_k, used_q, used_k, max_q, max_k, dq, dk, dv, scale, causal,
+                             window_size, softcap, deterministic, sm_margin):
+        results = flash_backward(d_o, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, *state(q.device), scale, causal,
+                                 window_size)
+        for target, result in zip((dq, dk, dv), results):
+            target.copy_(result)
+
+    module.flash_attn_varlen_func = flash_attn_varlen_func
+    module._flash_attn_forward = _flash_attn_forward
+    module._flash_attn_backward = _flash_attn_backward
+    return module
+
+
+class Seed:
+    """The seed's whole function and its branches, for one configuration. `params` are those of examples/nsa.json."""
+
+    def __init__(self, path, params):
+        try:
+            import flash_attn_interface  # noqa: F401
+
+            self.swa_backend = "FlashAttention 3"
+        except ImportError:
+            sys.modules["flash_attn_interface"] = _interface()
+            self.swa_backend = "torch's FlashAttention 2"
+        try:
+            import pkg_resources  # noqa: F401
+        except ImportError:
+            from packaging.version import parse
+
+            sys.modules["pkg_resources"] = types.SimpleNamespace(parse_version=parse)
+        if str(path) not in sys.path:
+            sys.path.insert(0, str(path))
+        import flash_nsa
+
+        self.m, p = flash_nsa, params
+        config = flash_nsa.NSAConfig(
+            head_dim=p["D"], qk_head_dim=p["D"], v_head_dim=p["DV"], num_heads=p["H"], num_kv_heads=p["KH"],
+            kernel_size=p["kernel"], stride=p["stride"], block_size=p["block"], top_n=p["top_n"],
+            num_init_blocks=p["init"], num_local_blocks=p["local"], window_size=p["window"])
+        self.core = flash_nsa.NSACore(config, process_group=None, pp_size=1).to("cuda", torch.bfloat16)
+        self.scale = p["D"] ** -0.5
+
+    def __call__(self, q, k, v, gate, cu):
+        return self.core(q, k, v, gate, cu)
+
+    def start(self, cu):
+        self.m.NSAHelper.init_cu_seqlens(cu)
+
+    def compressed(self, k, v):
+        return self.m.mean_pooling(k), self.m.mean_pooling(v)
+
+    def cmp(self, q, ck, cv):
+        return self.m.compress_attn(q, ck, cv, sm_scale=self.scale)
+
+    def select(self, q, ck, lse):
+        return self.m.slc_topk_indices(q, ck, lse, sm_scale=self.scale, maybe_efficient_version=True, scale_slc_p=True)[0]
+
+    def slc(self, q, k, v, topk):
+        return self.m.select_attn(q, k, v, topk, sm_scale=self.scale)
+
+    def swa(self, q, k, v):
+        return self.m.swa_varlen_func(q, k, v, self.scale)
+
+    def combine(self, cmp, slc, swa, gate):
+        from flash_nsa.ops.combine import fused_sigmoid_combine
+
+        return fused_sigmoid_combine(cmp, slc, swa, gate)

@@ -1,0 +1,13 @@
+"""regraph from Python: attention graphs with selective recomputation.
+
+numpy: see regraph.core. PyTorch: `import regraph.torch` (this package alone never imports torch). Errors are RegraphError.
+"""
+
+from ._lib import lib as _library
+from .arrays import float32
+from .core import Context, Plan, Policy, Session, Spec, default_context, device_check, example
+from .errors import RegraphError
+
+__version__ = _library.rg_version().decode()
+__all__ = ["Context", "Plan", "Policy", "RegraphError", "Session", "Spec", "default_context", "device_check",
+           "example", "float32"]

@@ -1,0 +1,215 @@
+"""libregraph.so through ctypes: the structs and prototypes of include/regraph/regraph.h, and where to find the library.
+
+Nothing outside this file knows about ctypes' types. `call` turns a failing status into RegraphError.
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, byref, c_bool, c_char, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+from .errors import RegraphError
+
+PACKAGE = Path(__file__).resolve().parent
+VERSION = "0.1"  # of the header mirrored below
+
+INPUT, OUTPUT, GRAD_IN, GRAD_OUT = range(4)
+DTYPES = ("f32", "f16", "bf16", "i32")
+
+
+class Error(Structure):
+    _fields_ = [("status", c_int), ("line", c_int), ("column", c_int), ("file", c_char * 256),
+                ("pointer", c_char * 256), ("node", c_char * 128), ("message", c_char * 640)]
+
+
+class Binding(Structure):
+    _fields_ = [("name", c_char_p), ("value", c_int64), ("text", c_char_p)]
+
+
+class Text(Structure):
+    _fields_ = [("data", c_void_p), ("size", c_size_t), ("ctx", c_void_p)]
+
+
+class TensorInfo(Structure):
+    _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int), ("dim", c_int64 * 8),
+                ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
+
+
+class PlanOptions(Structure):
+    _fields_ = [("set", POINTER(Binding)), ("nset", c_size_t), ("device", c_char_p), ("profile_path", c_char_p),
+                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
+                ("no_lanes", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
+
+
+class Sizes(Structure):
+    _fields_ = [(name, c_int64) for name in
+                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak")]
+
+
+class SessionOptions(Structure):
+    _fields_ = [("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p), ("eager", c_bool),
+                ("stream", c_void_p), ("debug_poison", c_bool)]
+
+
+class NodeTime(Structure):
+    _fields_ = [("name", c_char_p), ("op", c_char_p), ("backward", c_bool), ("ms", c_double), ("flops", c_double),
+                ("bytes", c_double), ("model_ms", c_double), ("roofline_ms", c_double)]
+
+
+_BINDINGS = [POINTER(Binding), c_size_t]
+_PROTOTYPES = {  # name: arguments before the rg_error; every one returns a status
+    "rg_context_create": [c_void_p, POINTER(c_void_p)],
+    "rg_plugin_load": [c_void_p, c_char_p],
+    "rg_describe": [c_void_p, c_char_p, POINTER(Text)],
+    "rg_spec_load_file": [c_void_p, c_char_p, *_BINDINGS, POINTER(c_void_p)],
+    "rg_spec_load_text": [c_void_p, c_char_p, c_size_t, c_char_p, *_BINDINGS, POINTER(c_void_p)],
+    "rg_policy_load_file": [c_void_p, c_char_p, POINTER(c_void_p)],
+    "rg_policy_load_text": [c_void_p, c_char_p, c_size_t, c_char_p, POINTER(c_void_p)],
+    "rg_check": [c_void_p, c_void_p],
+    "rg_spec_write": [c_void_p, c_char_p, POINTER(Text)],
+    "rg_spec_solve": [c_void_p, c_char_p, c_int, POINTER(c_int64), POINTER(Binding), c_size_t, POINTER(c_size_t)],
+    "rg_plan_create": [c_void_p, c_void_p, POINTER(PlanOptions), POINTER(c_void_p)],
+    "rg_plan_write": [c_void_p, c_char_p, POINTER(Text)],
+    "rg_device_check": [c_char_p],
+    "rg_session_create": [c_void_p, POINTER(SessionOptions), POINTER(c_void_p)],
+    "rg_session_bind": [c_void_p, c_int, c_char_p, c_void_p, c_size_t],
+    "rg_session_bind_saved": [c_void_p, c_void_p],
+    "rg_session_adopt_saved": [c_void_p, c_void_p],
+    "rg_session_forget_saved": [c_void_p, c_void_p],
+    "rg_session_bind_scratch": [c_void_p, c_void_p],
+    "rg_session_set_stream": [c_void_p, c_void_p],
+    "rg_session_synchronize": [c_void_p],
+    "rg_session_forward": [c_void_p],
+    "rg_session_backward": [c_void_p],
+    "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],
+    "rg_memory_alloc": [c_void_p, c_size_t, POINTER(c_void_p)],
+    "rg_memory_write": [c_void_p, c_void_p, c_void_p, c_size_t],
+    "rg_memory_read": [c_void_p, c_void_p, c_void_p, c_size_t],
+}
+_OTHERS = {  # name: (result, arguments)
+    "rg_version": (c_char_p, []),
+    "rg_status_name": (c_char_p, [c_int]),
+    "rg_error_format": (c_int, [POINTER(Error), c_char_p, c_size_t]),
+    "rg_convert": (None, [c_int, c_void_p, c_int, c_void_p, c_size_t]),
+    "rg_text_destroy": (None, [POINTER(Text)]),
+    "rg_context_destroy": (None, [c_void_p]),
+    "rg_spec_destroy": (None, [c_void_p]),
+    "rg_policy_destroy": (None, [c_void_p]),
+    "rg_plan_destroy": (None, [c_void_p]),
+    "rg_session_destroy": (None, [c_void_p]),
+    "rg_spec_tensor": (c_int, [c_void_p, c_size_t, POINTER(TensorInfo)]),
+    "rg_plan_tensor": (c_int, [c_void_p, c_size_t, POINTER(TensorInfo)]),
+    "rg_plan_sizes": (c_int, [c_void_p, POINTER(Sizes)]),
+    "rg_session_node_time": (c_int, [c_void_p, c_size_t, POINTER(NodeTime)]),
+    "rg_memory_free": (None, [c_void_p, c_void_p]),
+}
+
+
+# ---- finding and opening the library ----
+
+
+def _candidates():
+    """Where the library may be, the first that exists wins; a bare name is the system loader's business."""
+    told = os.environ.get("REGRAPH_LIBRARY")
+    if told:
+        return [told]
+    beside = PACKAGE / "libregraph.so"
+    checkout = PACKAGE.parent.parent / "build" / "libregraph.so"
+    return [str(path) for path in (beside, checkout) if path.exists()] + ["libregraph.so.0", "libregraph.so"]
+
+
+def _open(path):
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        if "libcublasLt" not in str(error):
+            raise
+        import torch  # noqa: F401  brings the CUDA libraries that the build with nvcc links to
+
+        return ctypes.CDLL(path)
+
+
+def _load():
+    tried = []
+    for path in _candidates():
+        try:
+            library = _open(path)
+        except (OSError, ImportError) as error:
+            tried.append(f"{path}: {error}")
+            continue
+        for name, arguments in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = c_int, [*arguments, POINTER(Error)]
+        for name, (result, arguments) in _OTHERS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        found = library.rg_version().decode()
+        if not found.startswith(VERSION):
+            raise RegraphError("RG_E_USAGE", f"{path} is regraph {found}; this package is for {VERSION}", file=path)
+        return library
+    raise RegraphError(
+        "RG_E_IO",
+        "libregraph.so was not found. Build it (cmake -S . -B build && cmake --build build), then either run "
+        "`pip install ./python` again, set REGRAPH_LIBRARY to its path, or install it where the system's loader "
+        "looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
+
+
+lib = _load()
+
+
+# ---- calls ----
+
+
+def _text(chars):
+    return chars.decode(errors="replace")
+
+
+def call(name, *arguments):
+    """Calls a function that takes an rg_error last; raises RegraphError where it fails."""
+    error = Error()
+    if getattr(lib, name)(*arguments, byref(error)) == 0:
+        return
+    line = ctypes.create_string_buffer(1536)
+    lib.rg_error_format(byref(error), line, len(line))
+    raise RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
+                       pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
+                       text=_text(line.value))
+
+
+def create(name, *arguments):
+    """The same for a function whose last argument before the error is an out-pointer; returns the handle."""
+    out = c_void_p()
+    call(name, *arguments, byref(out))
+    return out.value
+
+
+def text(name, *arguments):
+    """The same for a function that writes an rg_text; returns the string."""
+    out = Text()
+    call(name, *arguments, byref(out))
+    try:
+        return _text(ctypes.string_at(out.data, out.size))
+    finally:
+        lib.rg_text_destroy(byref(out))
+
+
+def bindings(values):
+    """{"T": 4096, "dtype": "f32"} as an array of rg_binding and its length."""
+    array = (Binding * max(1, len(values)))()
+    for at, (name, value) in enumerate(values.items()):
+        if isinstance(value, bool) or not isinstance(value, int):
+            value = str(value).lower() if isinstance(value, bool) else str(value)
+            array[at] = Binding(name.encode(), 0, value.encode())
+        else:
+            array[at] = Binding(name.encode(), value, None)
+    return array, len(values)
+
+
+def tensor_infos(function, handle):
+    """All rg_tensor_info that rg_spec_tensor or rg_plan_tensor reports."""
+    infos = []
+    while True:
+        info = TensorInfo()
+        if getattr(lib, function)(handle, len(infos), byref(info)) != 0:
+            return infos
+        infos.append(info)

@@ -1,0 +1,311 @@
+"""Spec, Policy, Plan and Session: the C library's objects, with dicts of numpy arrays in and out.
+
+    spec = regraph.Spec("examples/nsa.json", H=16, KH=2, dtype="f32")
+    plan = regraph.Plan(spec, T=2048, B=1)
+    session = regraph.Session(plan)
+    o = session.forward(q=q, k=k, v=v, gate=gate, cu_seqlens=[0, 2048])["o"]
+    dq = session.backward({"o": d_o})["q"]
+
+Each object keeps what it was made from alive and gives its handle back when it is collected.
+"""
+
+import ctypes
+import json
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import _lib, arrays
+from .errors import RegraphError
+
+_ROLES = ("input", "output", "gradient of output", "gradient of input")
+
+
+class _Handle:
+    """A handle of the library; `keep` stays alive at least as long."""
+
+    def _own(self, handle, destroy, *keep):
+        self.handle = handle
+        self._finalizer = weakref.finalize(self, lambda *_: destroy(handle), *keep)
+
+
+class Context(_Handle):
+    """Holds the table of ops. One per process is enough, unless plugins differ."""
+
+    def __init__(self, plugins=()):
+        self._own(_lib.create("rg_context_create", None), _lib.lib.rg_context_destroy)
+        for path in plugins:
+            _lib.call("rg_plugin_load", self.handle, os.fsencode(path))
+
+    def describe(self, what="ops"):
+        """ "ops", "ops-json", "schema-spec" or "schema-policy"."""
+        return _lib.text("rg_describe", self.handle, what.encode())
+
+
+_default, _default_lock = None, threading.Lock()
+
+
+def default_context():
+    global _default
+    with _default_lock:
+        _default = _default or Context()
+        return _default
+
+
+def example(name):
+    """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
+    for folder in (_lib.PACKAGE, _lib.PACKAGE.parent.parent):
+        if (folder / "examples" / name).exists():
+            return folder / "examples" / name
+    raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package", file=str(name))
+
+
+def read_source(source):
+    """JSON text and a name for it, from a path, a dict or JSON text."""
+    if isinstance(source, dict):
+        return json.dumps(source), "<dict>"
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return source, "<text>"
+    try:
+        return Path(source).read_bytes().decode(errors="surrogateescape"), str(source)
+    except OSError as error:
+        raise RegraphError("RG_E_IO", f"can't be read: {error.strerror}", file=str(source),
+                           text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that a session binds: what rg_tensor_info says. Extents of -1 are not known yet."""
+
+    name: str
+    role: int
+    dtype: str
+    shape: tuple
+    nbytes: int
+    accumulates: bool
+    seqlens: bool
+
+
+def _tensors(function, handle):
+    return tuple(
+        Tensor(t.name.decode(), t.role, _lib.DTYPES[t.dtype], tuple(t.dim[: t.rank]), t.bytes, t.accumulates, t.seqlens)
+        for t in _lib.tensor_infos(function, handle))
+
+
+class Spec(_Handle):
+    """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or bind free dimensions."""
+
+    def __init__(self, source, context=None, *, name=None, **params):
+        self.context = context or default_context()
+        self.text, found = read_source(source)
+        data = self.text.encode(errors="surrogateescape")
+        handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data), os.fsencode(name or found),
+                             *_lib.bindings(params))
+        self._own(handle, _lib.lib.rg_spec_destroy, self.context)
+        self.tensors = _tensors("rg_spec_tensor", handle)
+
+    def check(self, policy=None):
+        _lib.call("rg_check", self.handle, policy and policy.handle)
+
+    def solve(self, shapes):
+        """The free dimensions that shapes of inputs give: {"q": (4096, 64, 128)} → {"T": 4096}."""
+        solved, count = (_lib.Binding * 64)(), ctypes.c_size_t(0)
+        for name, shape in shapes.items():
+            dims = (ctypes.c_int64 * max(1, len(shape)))(*shape)
+            _lib.call("rg_spec_solve", self.handle, name.encode(), len(shape), dims, solved, len(solved),
+                      ctypes.byref(count))
+        return {solved[i].name.decode(): solved[i].value for i in range(count.value)}
+
+    def write(self, format="text"):
+        return _lib.text("rg_spec_write", self.handle, format.encode())
+
+
+class Policy(_Handle):
+    """What to recompute. `source` is a path, a dict or JSON text."""
+
+    def __init__(self, source, context=None):
+        self.context = context or default_context()
+        self.text, found = read_source(source)
+        data = self.text.encode(errors="surrogateescape")
+        handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(found))
+        self._own(handle, _lib.lib.rg_policy_destroy, self.context)
+
+
+class Plan(_Handle):
+    """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads may share it."""
+
+    def __init__(self, spec, policy=None, *, device="cpu", profile=None, threads=0, no_grad=False, no_reuse=False,
+                 no_inplace=False, no_lanes=False, pack_seconds=0.0, **dims):
+        policy = Policy(policy, spec.context) if isinstance(policy, (str, os.PathLike, dict)) else policy
+        array, count = _lib.bindings(dims)
+        options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
+                                   profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
+                                   no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes,
+                                   pack_seconds=pack_seconds)
+        handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
+        self._own(handle, _lib.lib.rg_plan_destroy, spec.context)
+        self.device = device
+        self.tensors = _tensors("rg_plan_tensor", handle)
+        self.sizes = _lib.Sizes()
+        _lib.lib.rg_plan_sizes(handle, ctypes.byref(self.sizes))
+
+    def of_role(self, role):
+        return tuple(t for t in self.tensors if t.role == role)
+
+    def write(self, format="text"):
+        """ "text", "json", "dot", "timeline", "svg", "graph" or "steps"."""
+        return _lib.text("rg_plan_write", self.handle, format.encode())
+
+
+class DeviceMemory:
+    """Bytes on a plan's device, for those who have no GPU library of their own."""
+
+    def __init__(self, plan, size):
+        self.plan, self.size = plan, size
+        self.address = _lib.create("rg_memory_alloc", plan.handle, size)
+        weakref.finalize(self, lambda plan, address: _lib.lib.rg_memory_free(plan.handle, address), plan, self.address)
+
+    def write(self, array):
+        _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data, array.nbytes)
+
+    def read(self, array):
+        _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
+
+
+class Session(_Handle):
+    """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays; the methods below them
+    take addresses, for callers with memory of their own."""
+
+    def __init__(self, plan, *, saved=None, scratch=None, stream=None, eager=False, debug_poison=False):
+        options = _lib.SessionOptions(saved=saved, scratch=scratch, stream=stream, eager=eager,
+                                      debug_poison=debug_poison)
+        handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
+        self._own(handle, _lib.lib.rg_session_destroy, plan)
+        self.plan = plan
+        self._bound = {}  # (role, name) → (address, bytes)
+        self._memory = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
+
+    # ---- arrays ----
+
+    def _bind_array(self, tensor, array):
+        """Binds an array of the right type and shape, or device memory with its contents."""
+        at = (tensor.role, tensor.name)
+        if self.plan.device == "cpu":
+            if array.ctypes.data % array.itemsize:
+                array = array.copy()
+            self._memory[at] = array
+            return self.bind(tensor.role, tensor.name, array.ctypes.data, array.nbytes)
+        if at not in self._memory:
+            self._memory[at] = DeviceMemory(self.plan, tensor.nbytes)
+            self.bind(tensor.role, tensor.name, self._memory[at].address, tensor.nbytes)
+        if tensor.role in (_lib.INPUT, _lib.GRAD_IN) or tensor.accumulates:
+            self._memory[at].write(array)
+
+    def _given(self, role, values, missing):
+        """Converts and binds what the caller gave for a role; `missing` makes what was left out."""
+        tensors = self.plan.of_role(role)
+        unknown = set(values) - {t.name for t in tensors}
+        if unknown:
+            raise RegraphError("RG_E_USAGE", f"the plan has no {_ROLES[role]} '{min(unknown)}'; it has "
+                                             f"{', '.join(t.name for t in tensors) or 'none'}")
+        for tensor in tensors:
+            array = values.get(tensor.name)
+            array = missing(tensor) if array is None else arrays.convert(array, tensor.dtype)
+            if array.shape != tensor.shape:
+                raise RegraphError("RG_E_SHAPE", f"the {_ROLES[role]} '{tensor.name}' has shape {array.shape}; "
+                                                 f"expected {tensor.shape}")
+            self._bind_array(tensor, array)
+
+    def _results(self, tensors):
+        if self.plan.device == "cpu":
+            return {t.name: self._memory[t.role, t.name] for t in tensors}
+        self.synchronize()
+        results = {t.name: np.empty(t.shape, arrays.NUMPY[t.dtype]) for t in tensors}
+        for t in tensors:
+            self._memory[t.role, t.name].read(results[t.name])
+        return results
+
+    def forward(self, **inputs):
+        """Runs forward on new output arrays: {output: array}."""
+
+        def missing(tensor):
+            raise RegraphError("RG_E_USAGE", f"the input '{tensor.name}' is missing; expected shape {tensor.shape}")
+
+        self._given(_lib.INPUT, inputs, missing)
+        outputs = self.plan.of_role(_lib.OUTPUT)
+        for tensor in outputs:
+            self._bind_array(tensor, np.empty(tensor.shape, arrays.NUMPY[tensor.dtype]))
+        self.run_forward()
+        return self._results(outputs)
+
+    def backward(self, grad_outputs, accumulate=None):
+        """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An input whose spec says
+        "accumulate" is added to accumulate[name] (float32) or to zeros, and that sum returned."""
+        self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
+        gradients = self.plan.of_role(_lib.GRAD_OUT)
+        accumulate = dict(accumulate or {})
+        for tensor in gradients:
+            given = accumulate.pop(tensor.name, None) if tensor.accumulates else None
+            if given is not None and (given.dtype, given.shape) != (np.float32, tensor.shape):
+                raise RegraphError("RG_E_SHAPE", f"the running gradient of '{tensor.name}' is {given.dtype} of shape "
+                                                 f"{given.shape}; expected float32 of shape {tensor.shape}")
+            make = np.zeros if tensor.accumulates else np.empty
+            self._bind_array(tensor, make(tensor.shape, arrays.NUMPY[tensor.dtype]) if given is None
+                             else np.ascontiguousarray(given))
+        if accumulate:
+            raise RegraphError("RG_E_USAGE", f"the spec does not accumulate the gradient of '{min(accumulate)}'")
+        self.run_backward()
+        return self._results(gradients)
+
+    def read(self, tensor, shape, dtype="f32"):
+        """An intermediate tensor of the last forward that still lives, by its name in the plan."""
+        array = np.empty(shape, arrays.NUMPY[dtype])
+        _lib.call("rg_session_read", self.handle, tensor.encode(), array.ctypes.data, array.nbytes)
+        return array
+
+    def times(self):
+        """[(node, op, backward?, ms, roofline ms)] of the last run (on a GPU: of an eager session)."""
+        steps, time = [], _lib.NodeTime()
+        while _lib.lib.rg_session_node_time(self.handle, len(steps), ctypes.byref(time)) == 0:
+            steps.append((time.name.decode(), time.op.decode(), time.backward, time.ms, time.roofline_ms))
+        return steps
+
+    # ---- addresses ----
+
+    def bind(self, role, name, address, nbytes):
+        if self._bound.get((role, name)) != (address, nbytes):
+            _lib.call("rg_session_bind", self.handle, role, name.encode(), address, nbytes)
+            self._bound[role, name] = address, nbytes
+
+    def bind_saved(self, address):
+        _lib.call("rg_session_bind_saved", self.handle, address)
+
+    def adopt_saved(self, address):
+        _lib.call("rg_session_adopt_saved", self.handle, address)
+
+    def forget_saved(self, address):
+        _lib.call("rg_session_forget_saved", self.handle, address)
+
+    def bind_scratch(self, address):
+        _lib.call("rg_session_bind_scratch", self.handle, address)
+
+    def set_stream(self, stream):
+        _lib.call("rg_session_set_stream", self.handle, stream)
+
+    def run_forward(self):
+        _lib.call("rg_session_forward", self.handle)
+
+    def run_backward(self):
+        _lib.call("rg_session_backward", self.handle)
+
+    def synchronize(self):
+        _lib.call("rg_session_synchronize", self.handle)
+
+
+def device_check(device="cuda"):
+    """Raises RegraphError where sessions for the device can't run on this machine."""
+    _lib.call("rg_device_check", device.encode())

@@ -1,0 +1,191 @@
+"""The package with numpy alone, on the CPU. Runs under `python3 -m unittest` and under pytest."""
+
+import os
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import regraph  # noqa: E402
+from regraph import RegraphError, arrays  # noqa: E402
+
+T = 150
+NSA = {"H": 4, "KH": 2, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4, "window": 20}
+SMALL = {"regraph": 1, "name": "scale",
+         "inputs": {"x": {"shape": ["T", 3], "dtype": "f32", "grad": True},
+                    "w": {"shape": [2, 3], "dtype": "f32", "grad": "accumulate"}},
+         "nodes": [{"name": "n", "op": "linear", "in": {"x": "x", "w": "w"}, "out": {"y": "y"}}],
+         "outputs": {"y": "y"}}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def inputs(params=NSA, tokens=T):
+    p = params
+    return {"q": normal(tokens, p["H"], p["D"], seed=1), "k": normal(tokens, p["KH"], p["D"], seed=2),
+            "v": normal(tokens, p["KH"], p["DV"], seed=3), "gate": normal(tokens, p["H"], 3, seed=4),
+            "cu_seqlens": [0, 70, 70, 145]}
+
+
+def nsa(dtype="f32", policy=None, **options):
+    spec = regraph.Spec(regraph.example("nsa.json"), dtype=dtype, **NSA)
+    return regraph.Session(regraph.Plan(spec, policy, T=T, B=3, threads=2, **options))
+
+
+class Numbers(unittest.TestCase):
+    def test_dense_attention(self):
+        spec = regraph.Spec(regraph.example("dense_causal.json"), dtype="f32", H=2, KH=1, D=8, DV=8)
+        session = regraph.Session(regraph.Plan(spec, T=20, B=1))
+        q, k, v = normal(20, 2, 8, seed=1), normal(20, 1, 8, seed=2), normal(20, 1, 8, seed=3)
+        out = session.forward(q=q, k=k, v=v, cu_seqlens=[0, 20])
+        scores = np.einsum("ihd,jd->hij", q, k[:, 0]) / np.sqrt(8)
+        scores = np.where(np.tril(np.ones((20, 20), bool)), scores, -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        expected = np.einsum("hij,jd->ihd", p / p.sum(-1, keepdims=True), v[:, 0])
+        np.testing.assert_allclose(out["o"], expected, rtol=1e-5, atol=1e-5)
+
+    def test_gradient_is_the_slope(self):
+        session, x, d_o = nsa(), inputs(), normal(T, 4, 16, seed=9)
+        session.forward(**x)
+        gradient = session.backward({"o": d_o})
+        for name in ("v", "gate"):  # neither moves what is selected
+            step = 1e-2 * normal(*x[name].shape, seed=7)
+            there, here = (np.vdot(session.forward(**{**x, name: x[name] + s * step})["o"].astype(np.float64), d_o)
+                           for s in (1, -1))
+            slope = 2 * np.vdot(gradient[name].astype(np.float64), step)
+            self.assertAlmostEqual((there - here) / slope, 1, delta=2e-3)
+
+    def test_dead_rows_are_zero(self):
+        session = nsa()
+        o = session.forward(**inputs())["o"]
+        gradient = session.backward({"o": normal(T, 4, 16)})
+        self.assertFalse(o[145:].any() or any(g[145:].any() for g in gradient.values()))
+
+    def test_recomputed_is_bit_equal(self):
+        results = []
+        for policy in (None, regraph.example("policies/all.json"), {"regraph_policy": 1, "split_heads": 1}):
+            session = nsa(policy=policy)
+            o = session.forward(**inputs())["o"]
+            results.append([o, *session.backward({"o": normal(T, 4, 16)}).values()])
+        for other in results[1:]:
+            self.assertTrue(all(np.array_equal(a, b) for a, b in zip(results[0], other)))
+
+    def test_bf16(self):
+        exact, rounded = nsa(), nsa("bf16")
+        bits = {n: a if n == "cu_seqlens" else arrays.convert(a, "bf16") for n, a in inputs().items()}
+        o = rounded.forward(**bits)["o"]
+        self.assertEqual(o.dtype, arrays.NUMPY["bf16"])
+        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(rounded.forward(**inputs())["o"]))
+        as_bits = {n: a.view(np.uint16) if n != "cu_seqlens" else a for n, a in bits.items()}
+        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(rounded.forward(**as_bits)["o"]))
+        wide = {n: regraph.float32(a) if n != "cu_seqlens" else a for n, a in bits.items()}
+        self.assertLess(np.abs(regraph.float32(o) - exact.forward(**wide)["o"]).max(), 0.05)
+        gradient = rounded.backward({"o": normal(T, 4, 16)})
+        self.assertGreater(np.abs(regraph.float32(gradient["k"])).max(), 0)
+
+    def test_accumulates(self):
+        session = regraph.Session(regraph.Plan(regraph.Spec(SMALL), T=5))
+        x, w = normal(5, 3), normal(2, 3)
+        np.testing.assert_allclose(session.forward(x=x, w=w)["y"], x @ w.T, rtol=1e-5)
+        running = np.ones((2, 3), np.float32)
+        for _ in range(2):
+            gradient = session.backward({"y": np.ones((5, 2))}, accumulate={"w": running})
+        np.testing.assert_allclose(running, 1 + 2 * np.tile(x.sum(0), (2, 1)), rtol=1e-5)
+        self.assertIs(gradient["w"], running)
+        np.testing.assert_allclose(session.backward({})["x"], 0)
+
+
+class Objects(unittest.TestCase):
+    def test_shapes_and_reports(self):
+        spec = regraph.Spec(regraph.example("nsa.json"), **NSA)
+        self.assertEqual(spec.solve({"q": (64, 4, 16), "cu_seqlens": (3,)}), {"T": 64, "B": 2})
+        self.assertEqual(spec.tensors[0].shape, (-1, 4, 16))
+        plan = regraph.Plan(spec, regraph.Policy(regraph.example("policies/all.json")), T=64, B=2)
+        self.assertEqual(plan.tensors[0].shape, (64, 4, 16))
+        self.assertEqual(plan.sizes.predicted_peak, plan.sizes.saved + plan.sizes.scratch)
+        for text in (spec.write(), plan.write(), plan.write("json"), regraph.default_context().describe("ops")):
+            self.assertIn("compress_kv", text)
+
+    def test_plan_for_a_gpu_without_one(self):
+        spec = regraph.Spec(regraph.example("nsa.json"))
+        self.assertGreater(regraph.Plan(spec, device="cuda", T=4096, B=1).sizes.saved, 0)
+
+    def test_looking_inside(self):
+        session = nsa()
+        session.forward(**inputs())
+        idx = session.read("idx", (T, 2, 4), "i32")
+        self.assertTrue((idx[:145, :, 0] == 0).all())
+        self.assertIn("slc_o", [step[0] for step in session.times()])
+
+    def test_several_calls_in_flight(self):
+        session = nsa()
+        calls = []
+        for seed in range(3):
+            x = {**inputs(), "q": normal(T, 4, 16, seed=20 + seed)}
+            session.forward(**x)
+            calls.append((x, session.backward({"o": normal(T, 4, 16)})))
+        plan = session.plan
+        blocks = [np.zeros(plan.sizes.saved + 255, np.uint8) for _ in calls]
+        at = [block.ctypes.data + -block.ctypes.data % 256 for block in blocks]
+        other = regraph.Session(plan)
+        for address, (x, _) in zip(at, calls):
+            other.bind_saved(address)
+            other.forward(**x)
+        for k in (1, 0, 2):  # a session that ran none of them
+            x, expected = calls[k]
+            third = regraph.Session(plan)
+            third.forward(**x)
+            third.adopt_saved(at[k])
+            gradient = third.backward({"o": normal(T, 4, 16)})
+            third.forget_saved(at[k])
+            self.assertTrue(all(np.array_equal(gradient[n], expected[n]) for n in expected))
+
+
+class Failures(unittest.TestCase):
+    def fails(self, status, part, function, *args, **named):
+        with self.assertRaises(RegraphError) as caught:
+            function(*args, **named)
+        self.assertEqual(caught.exception.status, status)
+        self.assertIn(part, str(caught.exception))
+        return caught.exception
+
+    def test_specs(self):
+        bad = {**SMALL, "nodes": [{**SMALL["nodes"][0], "in": {"x": "z", "w": "w"}}]}
+        error = self.fails("RG_E_NAME", "'z'", regraph.Spec, bad)
+        self.assertEqual(error.pointer, "/nodes/0/in/x")
+        self.assertEqual(self.fails("RG_E_SYNTAX", "<text>", regraph.Spec, "{\n  1}").line, 2)
+        self.fails("RG_E_IO", "/nowhere/x.json", regraph.Spec, "/nowhere/x.json")
+        self.fails("RG_E_USAGE", "T", regraph.Plan, regraph.Spec(SMALL))
+        self.fails("RG_E_SHAPE", "", regraph.Spec(SMALL).solve, {"x": (4, 5)})
+        self.fails("RG_E_IO", "no example", regraph.example, "none.json")
+
+    def test_arrays(self):
+        session = regraph.Session(regraph.Plan(regraph.Spec(SMALL), T=5))
+        x, w = normal(5, 3), normal(2, 3)
+        self.fails("RG_E_USAGE", "'w' is missing", session.forward, x=x)
+        self.fails("RG_E_USAGE", "no input 'v'", session.forward, x=x, w=w, v=w)
+        self.fails("RG_E_SHAPE", "(5, 2)", session.forward, x=x[:, :2], w=w)
+        self.fails("RG_E_DTYPE", "complex", session.forward, x=x.astype(complex), w=w)
+        self.fails("RG_E_USAGE", "without a forward", session.backward, {})
+        session.forward(x=x, w=w)
+        self.fails("RG_E_SHAPE", "running", session.backward, {}, {"w": np.zeros(3, np.float32)})
+        self.fails("RG_E_USAGE", "does not accumulate", session.backward, {}, {"x": x})
+
+    def test_lengths(self):
+        self.fails("RG_E_DATA", "cu_seqlens", nsa().forward, **{**inputs(), "cu_seqlens": [0, 80, 70, 145]})
+
+    def test_missing_library(self):
+        code = "import sys; sys.path.insert(0, sys.argv[1])\ntry: import regraph\nexcept RuntimeError as e: print(e)"
+        found = subprocess.run([sys.executable, "-c", code, str(Path(regraph.__file__).parents[1])], text=True,
+                               env={**os.environ, "REGRAPH_LIBRARY": "/nowhere.so"}, capture_output=True)
+        self.assertIn("REGRAPH_LIBRARY", found.stdout)
+        self.assertIn("/nowhere.so", found.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,209 @@
+"""regraph.torch on the CPU, against a dense reference in torch."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+import reference  # noqa: E402
+import regraph  # noqa: E402
+import regraph.torch  # noqa: E402
+from regraph import RegraphError  # noqa: E402
+
+P = {"H": 4, "KH": 2, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4, "init": 1, "local": 2,
+     "window": 20}
+NSA = json.loads(regraph.example("nsa.json").read_text())
+WITH_IDX = {**NSA, "name": "nsa_idx", "outputs": {"o": "o", "idx": "idx"}}
+LAYER = regraph.example("nsa_layer.json")
+LAYER_P = {"M": 32, "H": 4, "KH": 1, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4,
+           "window": 20}
+
+
+def tensors(tokens=150, p=P, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = (p["H"], p["D"]), (p["KH"], p["D"]), (p["KH"], p["DV"]), (p["H"], 3)
+    return [torch.randn(tokens, *s, generator=g).to(dtype).requires_grad_() for s in shapes]
+
+
+def starts(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def grads(out, x, d_o):
+    return torch.autograd.grad(out, x, d_o)
+
+
+def same(a, b):
+    return all(torch.equal(i, j) for i, j in zip(a, b))
+
+
+@pytest.fixture
+def attend():
+    return regraph.torch.attention(NSA, **P)
+
+
+@pytest.mark.parametrize("dtype, gate_o, gate_g", [(torch.float32, 1e-5, 2e-5), (torch.bfloat16, 8e-3, 1.2e-2)])
+@pytest.mark.parametrize("policy", [None, "policies/all.json"])
+def test_against_reference(dtype, gate_o, gate_g, policy):
+    attend = regraph.torch.attention(WITH_IDX, policy and regraph.example(policy), **P)
+    x, cu = tensors(dtype=dtype), starts(0, 70, 70, 85, 145)
+    out = attend(*x, cu)
+    idx = out["idx"]
+    d_o = torch.randn(out["o"].shape).to(dtype)
+    wide = [t.detach().double().requires_grad_() for t in x]
+    expected = reference.nsa(*wide, idx, cu, P, dtype)
+    assert reference.rel_rms(out["o"], expected) < gate_o
+    for name, got, want in zip("qkvg", grads(out["o"], x, d_o), grads(expected, wide, d_o.double())):
+        assert got.dtype == dtype and reference.rel_rms(got, want) < gate_g, name
+    chosen = reference.select(wide[0][:70].detach(), wide[1][:70].detach(), P, dtype)
+    agree = sum(set(idx[i, h].tolist()) - {-1} == chosen[i][h] for i in range(70) for h in range(2))
+    assert agree >= 0.99 * 140
+
+
+def test_calls(attend):
+    """By position, by name, lengths left out, int64 lengths, slices, no gradients."""
+    x, cu = tensors(), starts(0, 150)
+    o = attend(*x, cu)
+    q, k, v, gate = x
+    assert torch.equal(o, attend(q, k, gate=gate, v=v))
+    assert torch.equal(o, attend(*x, cu.long()))
+    assert torch.equal(o, regraph.torch.Module(NSA, **P)(*x, cu_seqlens=cu))
+    sliced = [torch.stack([t, t], -1)[..., 0] for t in x]
+    assert not sliced[0].is_contiguous() and torch.equal(o, attend(*sliced, cu))
+    with torch.no_grad():
+        assert torch.equal(o, attend(*x, cu)) and not attend(*x, cu).requires_grad
+    plan = attend.plan(*x)
+    assert plan.sizes.saved > attend.plan(*[t.detach() for t in x]).sizes.saved
+
+
+def test_subset_of_gradients(attend):
+    x = tensors()
+    everything = grads(attend(*x), x, torch.ones(150, 4, 16))
+    for wanted in ({0}, {1, 2}, {3}):
+        some = [t if i in wanted else t.detach() for i, t in enumerate(x)]
+        got = grads(attend(*some), [x[i] for i in sorted(wanted)], torch.ones(150, 4, 16))
+        assert all(reference.rel_rms(g, everything[i]) < 1e-6 for g, i in zip(got, sorted(wanted)))
+
+
+def test_several_calls_in_flight(attend):
+    calls = [tensors(seed=seed) for seed in range(4)]
+    alone = [grads(attend(*x), x, torch.ones(150, 4, 16)) for x in calls]
+    flying = [attend(*x) for x in calls]
+    for i in (2, 0, 3, 1):
+        assert same(alone[i], grads(flying[i], calls[i], torch.ones(150, 4, 16)))
+    total = sum(attend(*x).sum() for x in calls)
+    total.backward()
+    assert same([x[0].grad for x in calls], [a[0] for a in alone])
+
+
+def test_saved_tensors_that_move(attend):
+    from torch.utils.checkpoint import checkpoint
+
+    x, one = tensors(), torch.ones(150, 4, 16)
+    plain = grads(attend(*x), x, one)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: torch.cat([t[:1], t[1:]])):
+        moved = attend(*x)
+    assert same(plain, grads(moved, x, one))
+    assert same(plain, grads(checkpoint(attend, *x, use_reentrant=False), x, one))
+
+
+def test_backward_twice(attend):
+    x, one = tensors(), torch.ones(150, 4, 16)
+    o = attend(*x)
+    first = torch.autograd.grad(o, x, one, retain_graph=True)
+    assert same(first, grads(o, x, one))
+    with pytest.raises(RuntimeError):
+        g = torch.autograd.grad(attend(*x), x[0], one.requires_grad_(), create_graph=True)[0]
+        g.sum().backward()
+
+
+def layer_tensors():
+    g = torch.Generator().manual_seed(3)
+    m, h = LAYER_P["M"], LAYER_P["H"] * LAYER_P["D"]
+    weights = [(m,), (h, m), (16, m), (16, m), (12, m), (m, h)]
+    weights = [torch.nn.Parameter(torch.randn(*s, generator=g) / m**0.5) for s in weights]
+    return torch.randn(100, m, generator=g).requires_grad_(), weights
+
+
+def test_main_grad():
+    layer = regraph.torch.attention(LAYER, **LAYER_P)
+    x, w = layer_tensors()
+    layer(x, *w).square().sum().backward()
+    expected, other = w[1].grad.clone(), w[2].grad.clone()
+    for weight in w:
+        weight.grad = None
+    w[1].main_grad = torch.ones_like(w[1])
+    flying = [layer(x, *w).square().sum() for _ in range(3)]
+    for loss in reversed(flying):
+        loss.backward()
+    assert w[1].grad is None and reference.rel_rms(w[1].main_grad - 1, 3 * expected) < 1e-5
+    assert reference.rel_rms(w[2].grad, 3 * other) < 1e-5
+    w[1].main_grad = torch.ones(3)
+    with pytest.raises(RegraphError, match="main_grad of 'wq'"):
+        layer(x, *w)
+
+
+def test_operators(attend):
+    x = [*tensors(tokens=40), starts(0, 17, 40)]
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "q,k,v,gate", "", x, []))
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "", "", [t.detach() for t in x], []))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile(attend, backend):
+    layer = regraph.torch.attention(LAYER, **LAYER_P)
+    z, w = layer_tensors()
+
+    def step(q, k, v, gate, cu):
+        return torch.nn.functional.gelu(attend(q * 2, k, v, gate, cu)) + 1
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    for tokens in (150, 90):  # a plan and a graph each
+        x, cu = tensors(tokens), starts(0, 70, 85)
+        one = torch.ones(tokens, 4, 16)
+        assert reference.rel_rms(compiled(*x, cu), step(*x, cu)) < 1e-6
+        for a, b in zip(grads(compiled(*x, cu), x, one), grads(step(*x, cu), x, one)):
+            assert reference.rel_rms(a, b) < 1e-6
+    with torch.no_grad():
+        assert reference.rel_rms(compiled(*x, cu), step(*x, cu)) < 1e-6
+    w[1].main_grad = torch.zeros_like(w[1])
+    layer(z, *w).sum().backward()
+    expected, w[1].main_grad = w[1].main_grad, torch.zeros_like(w[1])
+    torch.compile(lambda z: layer(z, *w), fullgraph=True, backend=backend)(z).sum().backward()
+    assert reference.rel_rms(w[1].main_grad, expected) < 1e-6
+
+
+def test_shares_plans(attend):
+    assert regraph.torch.attention(dict(NSA), **P).key == attend.key != regraph.torch.attention(NSA, **{**P, "top_n": 5}).key
+    assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
+
+
+def test_copies(attend):
+    import copy
+    import pickle
+
+    x, module = tensors(), regraph.torch.Module(NSA, **P)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other(*x), attend(*x)) and other.attention.key == module.attention.key
+
+
+def test_failures(attend):
+    q, k, v, gate = tensors()
+    for part, args, named in [("'gate' is missing", (q, k, v), {}), ("'q' is given twice", (q,), {"q": q}),
+                              ("'z' is no input", (q,), {"z": q}), ("6 tensors", (q,) * 6, {}),
+                              ("torch.float16", (q.half(), k, v, gate), {}), ("/inputs/k", (q, k[:, :1], v, gate), {}),
+                              ("cu_seqlens", (q, k, v, gate, starts(0, 90, 40)), {})]:
+        with pytest.raises(RegraphError, match=part):
+            attend(*args, **named)
+    with pytest.raises(RegraphError, match="does not ask for"):
+        text = json.loads(json.dumps(NSA))
+        text["inputs"]["gate"].pop("grad")
+        regraph.torch.attention(text, **P)(q, k, v, gate)
+    with pytest.raises(RegraphError, match="RG_E_SYNTAX"):
+        regraph.torch.attention("{ nothing")
+    with pytest.raises(RegraphError) as error:
+        regraph.torch.attention({**NSA, "outputs": {"o": "oh"}})
+    assert error.value.status == "RG_E_NAME" and error.value.pointer

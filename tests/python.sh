@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The Python package's tests against a build: numpy's on the CPU, torch's and the GPU's where those are there.
+#   tests/python.sh BUILD
+# Exits with 77, and says so, where no python3 with numpy is found.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export REGRAPH_LIBRARY=$(cd "$1" && pwd)/libregraph.so PYTHONDONTWRITEBYTECODE=1
+for python in python3 /usr/bin/python3; do
+  if command -v "$python" >/dev/null && "$python" -c 'import numpy' 2>/dev/null; then
+    cd "$root/python"
+    "$python" -m unittest -q tests/test_numpy.py
+    if "$python" -c 'import torch, pytest' 2>/dev/null; then
+      "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py
+    else
+      echo "skipped: tests/test_torch.py and tests/test_cuda.py, since $python has no torch or no pytest"
+    fi
+    exit 0
+  fi
+done
+echo "skipped: the Python package's tests, since no python3 here has numpy (Debian: python3-numpy)"
+exit 77
