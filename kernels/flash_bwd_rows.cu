@@ -22,7 +22,7 @@ __device__ void count_items(const rgk_flash_bwd &p) {
   for (int b0 = 0; b0 < n; b0 += 256) {
     int x = 0, y = 0;
     if (b0 + t < n) {
-      const bwd_seq s = bwd_sequence(p.a, p.chunk, b0 + t);
+      const bwd_seq s = bwd_sequence(p, b0 + t);
       x = bwd_items(p.a, s);
       y = s.chunks > 1 ? s.tiles : 0;
     }
@@ -142,11 +142,11 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
   if (x.n == 0) return;
   bool seen = false; /* by the main kernel: is any of its keys seen? */
   if (x.b < a.seqs.n) {
-    const bwd_seq s = bwd_sequence(a, p.chunk, x.b);
+    const bwd_seq s = bwd_sequence(p, x.b);
     const int64_t keys = bwd_seen(a, s, x.first + x.n - 1);
     seen = keys > 0;
     if (bwd_windowed(a)) {
-      const int64_t end = min((keys + RGK_FLASH_BWD_KEYS - 1) / RGK_FLASH_BWD_KEYS * RGK_FLASH_BWD_KEYS, s.keys);
+      const int64_t end = min((keys + s.tile - 1) / s.tile * s.tile, s.keys);
       seen = seen && end - 1 + a.window_left - s.offset >= x.first;
     }
   }
@@ -194,6 +194,68 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
   }
 }
 
+/* ---- dK and dV of sequences of several chunks: a block an eighth of a tile ---- */
+
+/* Where quad j of thread t of warpgroup wg stands in a tile of dK (of `width` columns) or dV: row `key` and 8 rows on,
+ * columns c, c + 1. */
+__device__ void place(int keys, int width, int wg, int j, int t, int *key, int *c) {
+  *key = 16 * (t / 32) + t % 32 / 4 + (keys == 128 ? 64 * wg : 0);
+  const int panels = width / 64, whole = panels / 2;
+  int column = 8 * j;
+  if (keys == 64) { /* halves of the columns: see flash_bwd_wide_sm90.cu */
+    column += j < 8 * whole ? (wg ? panels - whole : 0) * 64 : wg * 32;
+  }
+  *c = column + 2 * (t % 4);
+}
+
+__device__ void put_pair(const rgk_tensor &x, int64_t at, float a, float b, bool add) {
+  put_grad(x.data, x.dtype, at, a, add);
+  put_grad(x.data, x.dtype, at + 1, b, add);
+}
+
+__global__ void __launch_bounds__(256) sum_kv(const __grid_constant__ rgk_flash_bwd p) {
+  const rgk_attn &a = p.a;
+  const int eighth = blockIdx.x % 8, kh = blockIdx.y, n = a.seqs.n;
+  const int64_t z = blockIdx.x / 8;
+  if (z >= p.kv_before[n]) return;
+  int lo = 0, hi = n - 1; /* the last b with kv_before[b] <= z */
+  while (lo < hi) {
+    int mid = (lo + hi + 1) >> 1;
+    if (p.kv_before[mid] <= z)
+      lo = mid;
+    else
+      hi = mid - 1;
+  }
+  const bwd_seq s = bwd_sequence(p, lo);
+  const int tile = (int)(z - p.kv_before[lo]), keys = (int)min(s.keys - (int64_t)tile * s.tile, (int64_t)s.tile);
+  int64_t first, last;
+  if (!bwd_seen_by(a, s, tile, &first, &last)) return;
+  const int turns = (int)(last / s.chunk - first / s.chunk) + 1;
+  if (turns == 1) return; /* the main kernel wrote it */
+  const int half = p.keys * (p.width + p.width_v) / 8, k_quads = p.keys * p.width / 8 / 128;
+  const float4 *part = (const float4 *)p.kv + (kh * p.kv_tiles + z) * p.parts * 2 * half;
+  const int64_t row = s.k_begin + (int64_t)tile * s.tile;
+  for (int i = eighth * half / 4 + threadIdx.x; i < (eighth + 1) * half / 4; i += 256) {
+    float4 sum = part[i];
+#pragma unroll 4
+    for (int turn = 1; turn < turns; turn++) {
+      const float4 v = part[(int64_t)turn * 2 * half + i];
+      sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+    }
+    const int j = i % half / 128;
+    const bool is_v = j >= k_quads;
+    const rgk_tensor &y = is_v ? a.dv : a.dk;
+    int key, c;
+    place(p.keys, is_v ? p.width_v : p.width, i / half, is_v ? j - k_quads : j, i % 128, &key, &c);
+    if (!y.data || c >= (is_v ? a.E : a.D)) continue;
+    const float scale = is_v ? 1 : a.scale;
+    const bool add = is_v ? a.acc_v : a.acc_k;
+    const int64_t at = (row + key) * y.row + kh * y.head + c;
+    if (key < keys) put_pair(y, at, scale * sum.x, scale * sum.y, add);
+    if (key + 8 < keys) put_pair(y, at + 8 * y.row, scale * sum.z, scale * sum.w, add);
+  }
+}
+
 /* ---- d_sinks: a block a head ---- */
 
 __global__ void __launch_bounds__(256) sum_sinks(const __grid_constant__ rgk_flash_bwd p) {
@@ -217,4 +279,5 @@ const void *rgk_flash_bwd_prepare(rg_dtype type) {
   return type == RG_F16 ? (const void *)prepare<__half> : (const void *)prepare<__nv_bfloat16>;
 }
 const void *rgk_flash_bwd_dq(void) { return (const void *)round_dq; }
+const void *rgk_flash_bwd_kv(void) { return (const void *)sum_kv; }
 const void *rgk_flash_bwd_sinks(void) { return (const void *)sum_sinks; }

@@ -11,9 +11,12 @@ struct bwd_seq {
   int64_t offset, chunk;
   int64_t length, keys;
   int chunks, tiles; /* of queries, of keys */
+  int tile;          /* keys in a tile */
 };
 
-__device__ __forceinline__ bwd_seq bwd_sequence(const rgk_attn &a, int64_t least, int b) {
+__device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
+  const rgk_attn &a = p.a;
+  const int64_t least = p.chunk;
   bwd_seq s;
   s.q_begin = seq_start(a.seqs, b);
   s.length = seq_start(a.seqs, b + 1) - s.q_begin;
@@ -30,7 +33,8 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_attn &a, int64_t least
   s.chunk = least == 0 ? s.length : least > even ? least : even;
   s.chunk = (s.chunk + RGK_FLASH_BWD_ROWS - 1) / RGK_FLASH_BWD_ROWS * RGK_FLASH_BWD_ROWS;
   s.chunks = s.length <= s.chunk ? 1 : (int)((s.length + s.chunk - 1) / s.chunk);
-  s.tiles = (int)((s.keys + RGK_FLASH_BWD_KEYS - 1) / RGK_FLASH_BWD_KEYS);
+  s.tile = p.keys;
+  s.tiles = (int)((s.keys + s.tile - 1) / s.tile);
   return s;
 }
 
@@ -45,7 +49,7 @@ __device__ __forceinline__ int64_t bwd_from(const rgk_attn &a, int64_t k) {
   return a.mode != RGK_CMP ? k : k * a.stride + a.kernel - 1;
 }
 __device__ __forceinline__ int bwd_tiles_seen(const rgk_attn &a, const bwd_seq &s, int64_t i) {
-  return (int)((bwd_seen(a, s, i) + RGK_FLASH_BWD_KEYS - 1) / RGK_FLASH_BWD_KEYS);
+  return (int)((bwd_seen(a, s, i) + s.tile - 1) / s.tile);
 }
 __device__ __forceinline__ bool bwd_windowed(const rgk_attn &a) {
   return a.mode == RGK_SWA && a.window_left >= 0;
@@ -59,7 +63,7 @@ __device__ __forceinline__ void bwd_chunk_tiles(const rgk_attn &a, const bwd_seq
     return;
   }
   const int64_t first = c * s.chunk + s.offset - a.window_left;
-  *lo = bwd_windowed(a) && first > 0 ? (int)min(first / RGK_FLASH_BWD_KEYS, (int64_t)s.tiles) : 0;
+  *lo = bwd_windowed(a) && first > 0 ? (int)min(first / s.tile, (int64_t)s.tiles) : 0;
   *hi = bwd_tiles_seen(a, s, (c + 1) * s.chunk - 1);
   if (*hi < *lo) *hi = *lo;
 }
@@ -71,6 +75,15 @@ __device__ __forceinline__ int bwd_items(const rgk_attn &a, const bwd_seq &s) {
     n += hi - lo;
   }
   return n;
+}
+
+/* The first and the last query of the sequence that see any of a tile's keys; false: none does. */
+__device__ __forceinline__ bool bwd_seen_by(const rgk_attn &a, const bwd_seq &s, int tile, int64_t *first,
+                                            int64_t *last) {
+  const int64_t k0 = (int64_t)tile * s.tile, k1 = min(k0 + s.tile, s.keys) - 1;
+  *first = max((int64_t)0, bwd_from(a, k0) - s.offset), *last = s.length - 1;
+  if (bwd_windowed(a)) *last = min(*last, k1 + a.window_left - s.offset);
+  return *first <= *last;
 }
 
 struct bwd_item {
@@ -98,7 +111,7 @@ __device__ __forceinline__ bool bwd_find_item(const rgk_flash_bwd &p, uint32_t t
   }
   x->b = lo;
   w -= p.items[lo];
-  const bwd_seq s = bwd_sequence(p.a, p.chunk, lo);
+  const bwd_seq s = bwd_sequence(p, lo);
   x->s = s;
   int c = 0;
   for (;; c++) {
@@ -108,12 +121,9 @@ __device__ __forceinline__ bool bwd_find_item(const rgk_flash_bwd &p, uint32_t t
   }
   x->chunk = c;
   x->tile = hi - 1 - w;
-  const int64_t k0 = (int64_t)x->tile * RGK_FLASH_BWD_KEYS,
-                k1 = min(k0 + RGK_FLASH_BWD_KEYS, s.keys) - 1;
-  int64_t first = max((int64_t)0, bwd_from(p.a, k0) - s.offset), last = s.length - 1;
-  if (bwd_windowed(p.a)) last = min(last, k1 + p.a.window_left - s.offset);
+  int64_t first, last;
   x->turns = x->turn = x->m0 = x->m1 = 0;
-  if (first > last) return true;
+  if (!bwd_seen_by(p.a, s, x->tile, &first, &last)) return true;
   x->turn = c - (int)(first / s.chunk);
   x->turns = (int)(last / s.chunk) - (int)(first / s.chunk) + 1;
   first = max(first, c * s.chunk);
