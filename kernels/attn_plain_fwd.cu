@@ -227,6 +227,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) forward(co
       for (int j = 0; j < NE; j++) o[i][j] = added(scaled(o[i][j], shrink[i]), c[i][j]);
   }
   wait_rows();
+  __syncthreads(); /* a tile that sees no key has not met its q yet */
 
   unsigned doubt = 0; /* bit i: row i's lse */
 #pragma unroll
