@@ -32,6 +32,8 @@ double *ot_doubles(ot *t, int64_t n);
 int32_t *ot_ints(ot *t, int64_t n);
 /* A formatted sentence that lives as long as t. */
 const char *ot_text(ot *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Do ops run on a GPU (REGRAPH_TEST_DEVICE=cuda)? */
+bool ot_on_gpu(void);
 /* Highest CPU level of this machine, see rg_call.isa. */
 int ot_isa(void);
 

@@ -39,8 +39,6 @@ struct ot_call {
   rg_status status;
 };
 
-/* On a GPU (REGRAPH_TEST_DEVICE=cuda): is it asked for? NULL or why not. */
-bool ot_on_gpu(void);
 /* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too) and of a
  * poisoned workspace between guards, and copies what changed back. `call` holds shapes without data. NULL, or
  * what was wrong. */
