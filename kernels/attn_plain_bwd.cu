@@ -33,7 +33,7 @@ template <int W, int RL> struct dq_shared {
 };
 
 template <int W, int RL>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) dq(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) dq(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = dq_shared<W, RL>;
   constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_THREADS;
   extern __shared__ __align__(16) char memory[];
@@ -94,13 +94,13 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) dq(const __grid_constant
     float s[RL][NJ], dp[RL][NJ];
     scores<RL, NJ, LD, 16>(sh.q + r0 * LD, sh.k + cx * LD, a.D, s);
     scores<RL, NJ, LD, 0>(sh.d_o + r0 * LD, sh.v + cx * LD, a.E, dp);
+    to_logits(a, s);
 #pragma unroll
     for (int i = 0; i < RL; i++)
 #pragma unroll
       for (int j = 0; j < NJ; j++) {
         const int c = cx + 8 * j;
-        const float l = logit(a, s[i][j]), prob = expf(l - lse[i]);
-        const float ds = prob * slope(a, l) * (dp[i][j] - delta[i]);
+        const float prob = times_slope(a, expf(s[i][j] - lse[i]), s[i][j]), ds = prob * (dp[i][j] - delta[i]);
         sh.ds[(r0 + 4 * i) * LDP + c] = c >= lo[i] && c < hi[i] ? ds : 0;
       }
     __syncwarp();
@@ -382,15 +382,15 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     float s[RL][NJ];
     if (any && for_dv) {
       scores<RL, NJ, LD, 16>(sh.k + k0 * LD, sh.q[turn] + cx * LD, a.D, s);
+      to_logits(a, s);
 #pragma unroll
       for (int i = 0; i < RL; i++)
 #pragma unroll
         for (int j = 0; j < NJ; j++) {
           const int r = cx + 8 * j, key = k0 + 4 * i;
-          const float l = logit(a, s[i][j]);
-          const float prob = key >= x.lo[r] && key < x.hi[r] ? expf(l - x.lse[r]) : 0;
+          const float prob = key >= x.lo[r] && key < x.hi[r] ? expf(s[i][j] - x.lse[r]) : 0;
           sh.p[key * LDP + r] = prob;
-          sh.ds[key * LDP + r] = prob * slope(a, l);
+          sh.ds[key * LDP + r] = times_slope(a, prob, s[i][j]);
         }
     } else if (any && wanted) {
       scores<RL, NJ, LD, 0>(sh.v + k0 * LD, sh.d_o[turn] + cx * LD, a.E, s);

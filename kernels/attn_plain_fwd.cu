@@ -9,6 +9,10 @@
  * own, and passes over key tiles that none of its rows sees. K and V take turns in one buffer; two blocks
  * share a multiprocessor, so one computes while the other loads. A tile's p V is summed apart and then added:
  * chains stay short. A sink counts as a key that every row has already seen.
+ *
+ * A logit summed in fp32 errs by some roundings of |q| |k| scale, however small it is. Where that could show in
+ * lse (large q and k, lse near 0) the row walks its keys once more and sums lse in double, as on the CPU. What
+ * decides is the row's q and lse and the longest key of the tiles its row tile walked.
  */
 #include "device/attn_plain.cuh"
 
@@ -19,11 +23,16 @@ namespace {
 
 enum { KEYS = RGK_PLAIN_FWD_KEYS, LDP = KEYS + 8 };
 
+/* lse is to be right to LSE_ERROR * max(1, |lse|). A logit whose terms cancel has been seen to err by 3 * 2^-24
+ * of |q| |k| scale; one that a few large terms carry by more, but then it and lse are as large. */
+constexpr float LSE_ERROR = 1e-5f, ROUNDING = 0x1p-22f;
+
 template <int W, int RL> struct shared {
   static constexpr int M = 16 * RL, LD = W + 4;
   float q[M * LD];
   float kv[KEYS * LD];
   float p[M * LDP];
+  float longest[RGK_PLAIN_THREADS / 32]; /* square of the length of the longest key of a tile, per warp */
   walk_shared<M> walk;
 };
 
@@ -40,6 +49,7 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
   const int cx = threadIdx.x % 8;
   float s[RL][NJ];
   scores<RL, NJ, LD, 16>(q, k, a.D, s);
+  to_logits(a, s);
 #pragma unroll
   for (int i = 0; i < RL; i++) {
     const int lo = x.query[i] < 0 ? 0 : seen.lo[x.query[i]], hi = x.query[i] < 0 ? 0 : seen.hi[x.query[i]];
@@ -47,7 +57,7 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
 #pragma unroll
     for (int j = 0; j < NJ; j++) {
       const int c = cx + 8 * j;
-      s[i][j] = c >= lo && c < hi ? logit(a, s[i][j]) : -INFINITY;
+      s[i][j] = c >= lo && c < hi ? s[i][j] : -INFINITY;
       top = fmaxf(top, s[i][j]);
     }
 #pragma unroll
@@ -67,8 +77,78 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
   }
 }
 
+/* Square of the length of the longest of a warp's 16 rows of k; a NaN is ignored, it is in lse already. */
+template <int LD> __device__ __forceinline__ float longest_key(const float *k, int rows, int width) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
+  float sum = 0;
+  for (int d = lane / 16 * 4; d < width && row < rows; d += 8) {
+    const float4 x = *(const float4 *)(k + row * LD + d);
+    sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+  }
+  sum += __shfl_xor_sync(~0u, sum, 16);
+  for (int d = 8; d > 0; d /= 2) sum = fmaxf(sum, __shfl_xor_sync(~0u, sum, d));
+  return sum;
+}
+
+/* Writes lse of the lane's rows i with bit i of `doubt`, summed in double; all threads of the block come here. */
 template <int W, int RL>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_constant__ rgk_attn_plain p) {
+__device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<W, RL> &sh, unsigned doubt) {
+  constexpr int LD = shared<W, RL>::LD, M = shared<W, RL>::M;
+  const rgk_attn &a = p.a;
+  const row_tile t = find_rows(p);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, cx = lane % 8, r0 = warp * 4 * RL + lane / 8;
+  double m[RL], l[RL];
+#pragma unroll
+  for (int i = 0; i < RL; i++) {
+    const int r = r0 + 4 * i;
+    m[i] = -INFINITY;
+    if (a.sinks.data && r < t.n && cx == 0)
+      m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
+    l[i] = m[i] > -INFINITY ? 1 : 0;
+  }
+  walk<M, KEYS> w(a, t);
+  while (w.step(p, t, sh.walk)) {
+    const int64_t key = w.span.row + w.first;
+    load_rows<LD, RGK_PLAIN_THREADS>(sh.kv, KEYS, a.D, a.k, p.vec, [&](int r) {
+      return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
+    });
+    wait_rows();
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < RL; i++) {
+      if (!(doubt >> i & 1)) continue;
+      const int query = (r0 + 4 * i) / t.heads;
+      const float *q = sh.q + (r0 + 4 * i) * LD;
+      for (int c = cx; c < sh.walk.hi[query]; c += 8) {
+        if (c < sh.walk.lo[query]) continue;
+        double s = 0;
+        for (int d = 0; d < a.D; d++) s += (double)q[d] * (double)sh.kv[c * LD + d];
+        s *= a.scale;
+        if (a.softcap > 0) s = a.softcap * tanh(s / a.softcap);
+        if (s > m[i]) {
+          l[i] = l[i] * exp(m[i] - s) + 1;
+          m[i] = s;
+        } else if (s > -INFINITY) {
+          l[i] += exp(s - m[i]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < RL; i++) {
+    for (int d = 1; d < 8; d *= 2) {
+      const double m1 = __shfl_xor_sync(~0u, m[i], d), l1 = __shfl_xor_sync(~0u, l[i], d), top = fmax(m[i], m1);
+      if (top == -INFINITY) continue;
+      l[i] = l[i] * exp(m[i] - top) + l1 * exp(m1 - top);
+      m[i] = top;
+    }
+    if ((doubt >> i & 1) && cx == 0)
+      ((float *)a.lse.data)[row_at(t, a.lse, r0 + 4 * i)] = (float)(m[i] + log(l[i]));
+  }
+}
+
+template <int W, int RL>
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) forward(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = shared<W, RL>;
   constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_THREADS;
   extern __shared__ __align__(16) char memory[];
@@ -103,6 +183,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_con
 
   const float *q = sh.q + r0 * LD, *k = sh.kv + cx * LD, *v = sh.kv + 4 * cx;
   float *prob = sh.p + r0 * LDP;
+  float longest = 0;
   walk<M, KEYS> w(a, t);
   while (w.step(p, t, sh.walk)) {
     const int part = w.keys > 32 ? 64 : w.keys > 16 ? 32 : 16; /* columns worked on */
@@ -112,6 +193,10 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_con
     });
     wait_rows();
     __syncthreads();
+    if (a.lse.data) {
+      const float of_warp = longest_key<LD>(sh.kv, part, a.D);
+      if (lane == 0) sh.longest[warp] = of_warp;
+    }
     bool any = false;
 #pragma unroll
     for (int i = 0; i < RL; i++) any |= x.query[i] >= 0 && sh.walk.lo[x.query[i]] < sh.walk.hi[x.query[i]];
@@ -126,6 +211,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_con
         probabilities<2, LD>(a, q, k, prob, sh.walk, x, shrink);
     }
     __syncthreads();
+    if (a.lse.data)
+      longest = fmaxf(longest, fmaxf(fmaxf(sh.longest[0], sh.longest[1]), fmaxf(sh.longest[2], sh.longest[3])));
     load_rows<LD, THREADS>(sh.kv, part, a.E, a.v, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
     });
@@ -141,20 +228,31 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, 2) forward(const __grid_con
   }
   wait_rows();
 
+  unsigned doubt = 0; /* bit i: row i's lse */
 #pragma unroll
   for (int i = 0; i < RL; i++) {
-    float l = x.l[i];
+    float l = x.l[i], square = 0;
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) l += __shfl_xor_sync(~0u, l, d);
+    for (int d = 4 * cx; d < a.D; d += 32) {
+      const float4 v = *(const float4 *)(q + 4 * i * LD + d);
+      square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) square += __shfl_xor_sync(~0u, square, d);
     const int r = r0 + 4 * i;
     if (r >= t.n) continue;
     const float f = l != 0 ? 1 / l : 1; /* without a key o is 0 already */
     const int64_t at = row_at(t, a.o, r);
 #pragma unroll
     for (int j = 0; j < NE; j++) store4(a.o, at, 4 * cx + 32 * j, a.E, scaled(o[i][j], f), p.vec, false);
-    if (a.lse.data && cx == 0)
-      ((float *)a.lse.data)[row_at(t, a.lse, r)] = l != 0 ? x.m[i] + logf(l) : -INFINITY;
+    if (!a.lse.data) continue;
+    const float lse = l != 0 ? x.m[i] + logf(l) : -INFINITY, size = fabsf(lse);
+    if (cx == 0) ((float *)a.lse.data)[row_at(t, a.lse, r)] = lse;
+    if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(longest) > LSE_ERROR * fmaxf(1, size))
+      doubt |= 1u << i;
   }
+  if (__syncthreads_or(doubt != 0)) lse_again(p, sh, doubt);
 }
 
 static_assert(sizeof(shared<64, 4>) == rgk_plain_fwd_shared(RGK_PLAIN_64), "as the host counts");

@@ -113,6 +113,8 @@ __device__ __forceinline__ void zero_row(const rgk_tensor &t, int64_t row, int w
 
 /* ---- products ---- */
 
+__device__ __forceinline__ float part(const float4 &x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+
 /* s[i][j] = row y + 4i of a times row x + 8j of b; a and b point at the lane's first row. CHAIN terms are
  * summed in one chain, then the chains: long sums of large terms would lose digits that exp shows. CHAIN 0:
  * one chain, as `delta` sums, so that where a row sees one key (and o is its v) dP - delta is 0. */
@@ -135,20 +137,18 @@ __device__ __forceinline__ void scores(const float *a, const float *b, int width
     float(&sum)[RL][NJ] = CHAIN ? c : s;
 #pragma unroll
     for (int e = 0; e < 16; e += 4) {
-      float4 av[RL];
+      float4 av[RL], bv[NJ];
 #pragma unroll
       for (int i = 0; i < RL; i++) av[i] = *(const float4 *)(a + 4 * i * LD + d + e);
 #pragma unroll
-      for (int j = 0; j < NJ; j++) {
-        const float4 bv = *(const float4 *)(b + 8 * j * LD + d + e);
+      for (int j = 0; j < NJ; j++) bv[j] = *(const float4 *)(b + 8 * j * LD + d + e);
 #pragma unroll
-        for (int i = 0; i < RL; i++) {
-          sum[i][j] = fmaf(av[i].x, bv.x, sum[i][j]);
-          sum[i][j] = fmaf(av[i].y, bv.y, sum[i][j]);
-          sum[i][j] = fmaf(av[i].z, bv.z, sum[i][j]);
-          sum[i][j] = fmaf(av[i].w, bv.w, sum[i][j]);
-        }
-      }
+      for (int f = 0; f < 4; f++) /* neighbouring instructions add to different sums */
+#pragma unroll
+        for (int j = 0; j < NJ; j++)
+#pragma unroll
+          for (int i = 0; i < RL; i++)
+            sum[i][j] = fmaf(part(av[i], f), part(bv[j], f), sum[i][j]);
     }
     if (CHAIN) {
 #pragma unroll
@@ -180,7 +180,7 @@ __device__ __forceinline__ void sums_of(const float *p, const float *v, int n, i
         const float4 vv = *(const float4 *)(v + (k + kk) * LD + 32 * j);
 #pragma unroll
         for (int i = 0; i < RL; i++) {
-          const float w = kk == 0 ? pv[i].x : kk == 1 ? pv[i].y : kk == 2 ? pv[i].z : pv[i].w;
+          const float w = part(pv[i], kk);
           c[i][j].x = fmaf(w, vv.x, c[i][j].x);
           c[i][j].y = fmaf(w, vv.y, c[i][j].y);
           c[i][j].z = fmaf(w, vv.z, c[i][j].z);
@@ -205,15 +205,25 @@ __device__ __forceinline__ float4 added(float4 x, float4 y) {
   return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
 }
 
-/* Of a product of q and k. */
-__device__ __forceinline__ float logit(const rgk_attn &a, float s) {
-  s *= a.scale;
-  return a.softcap > 0 ? tanhf(s * (1 / a.softcap)) * a.softcap : s;
+/* Logits of products of q and k. */
+template <int RL, int NJ> __device__ __forceinline__ void to_logits(const rgk_attn &a, float (&s)[RL][NJ]) {
+#pragma unroll
+  for (int i = 0; i < RL; i++)
+#pragma unroll
+    for (int j = 0; j < NJ; j++) s[i][j] *= a.scale;
+  if (a.softcap > 0) { /* apart: it is long, and rarely asked for */
+    const float inverse = 1 / a.softcap;
+#pragma unroll
+    for (int i = 0; i < RL; i++)
+#pragma unroll
+      for (int j = 0; j < NJ; j++) s[i][j] = tanhf(s[i][j] * inverse) * a.softcap;
+  }
 }
-/* Slope of the softcap at a logit. */
-__device__ __forceinline__ float slope(const rgk_attn &a, float y) {
-  const float t = y * (1 / a.softcap);
-  return a.softcap > 0 ? (1 - t) * (1 + t) : 1;
+/* x times the softcap's slope at a logit. */
+__device__ __forceinline__ float times_slope(const rgk_attn &a, float x, float logit) {
+  if (!(a.softcap > 0)) return x;
+  const float t = logit * (1 / a.softcap);
+  return x * ((1 - t) * (1 + t));
 }
 
 /* Columns [lo, hi) of a tile at `first` with `keys` keys, of the keys [r.lo, r.hi). */
