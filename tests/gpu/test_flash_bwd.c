@@ -3,6 +3,7 @@
 #include "../../exec/cuda.h"
 #include "../../ops/cuda_attn.h"
 #include "../harness/num.h"
+#include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
