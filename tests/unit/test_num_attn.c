@@ -139,7 +139,8 @@ Test(attn, chunks) {
       .name = "chunks", SOME, .length_k = keys, .offset = offset, .H = 4, .KH = 2, .D = 64, .DV = 64};
   check_kinds(160, a);
   a.dtype = RG_BF16;
-  a.strided = 1, a.wide_grads = true;
+  a.wide_grads = true;
+  a.strided = 1;
   check_kinds(170, a);
 }
 

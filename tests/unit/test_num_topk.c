@@ -310,6 +310,37 @@ Test(topk, chunks) {
   check(111, a);
 }
 
+/* Many more blocks than places: candidates are dropped on the way. */
+Test(topk, many_blocks) {
+  static const int32_t long_one[] = {20, 2900};
+  for (int i = 0; i < 3; i++) {
+    topk_case a = {.name = "many blocks",
+                   .B = 2,
+                   .length = long_one,
+                   .H = 16,
+                   .KH = 1,
+                   .D = 64,
+                   .kernel = 32,
+                   .stride = 16,
+                   .block = 64,
+                   .top_n = 12,
+                   .init = 1,
+                   .local = 2,
+                   .dtype = types[i]};
+    check(112 + (uint64_t)i, a);
+    a.H = 2;
+    a.D = 128;
+    a.block = 16;
+    a.init = i;
+    a.hot = 3;
+    check(115 + (uint64_t)i, a);
+    a.kernel = a.stride = a.block;
+    a.dot = true;
+    a.KH = 2;
+    check(118 + (uint64_t)i, a);
+  }
+}
+
 Test(topk, ten_thousand_sequences_of_one_and_none) {
   ot *t = ot_begin(120);
   int32_t *ones = ot_ints(t, 10000), zeros[3] = {0};
