@@ -1,12 +1,13 @@
-/* kernels/flash.h: attention forward on Hopper, for keys that a query sees as one contiguous range (swa, cmp). */
+/* kernels/flash.h: attention forward on Hopper, for keys that a query sees as one contiguous range (swa,
+ * cmp). */
 #ifndef RGK_FLASH_H
 #define RGK_FLASH_H
 
 #include "attn.h"
 #include "tma.h"
 
-/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A call
- * takes the first that holds it; what its rows lack arrives as zeros. */
+/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A
+ * call takes the first that holds it; what its rows lack arrives as zeros. */
 #define RGK_FLASH_INSTANCES(X)                                                                               \
   X(64, 64, 2, 128)                                                                                          \
   X(64, 128, 2, 128)                                                                                         \
@@ -17,7 +18,8 @@
 
 enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copies fetch */
 
-/* Shared memory: q, two stages of K and V, and, where it fits, o on its way out (else it goes through q's). */
+/* Shared memory: q, two stages of K and V, and, where it fits, o on its way out (else it goes through q's).
+ */
 #define RGK_FLASH_PANELS(d) (((d) + 63) / 64)
 #define RGK_FLASH_BYTES(D, E, groups, keys)                                                                  \
   ((groups)*8192 * RGK_FLASH_PANELS(D) + 256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)
@@ -48,7 +50,7 @@ typedef struct rgk_flash_params {
   rgk_seqs seqs, kseqs;
   const int32_t *offset;
   int64_t S, window_left;
-  int32_t mode, slots, H, E, kernel; /* slots of row tiles, see kernels.h */
+  int32_t mode, slots, H, E, kernel;         /* slots of row tiles, see kernels.h */
   rgk_divisor by_heads, by_group, by_stride; /* H, G, stride */
   float scale, softcap;
 } rgk_flash_params;

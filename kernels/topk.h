@@ -61,7 +61,8 @@ RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
 /* Its bytes of dynamic shared memory. */
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
   const uint32_t panels = ((uint32_t)width + 63) / 64, queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
-  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8, groups = RGK_TOPK90_GROUPS(heads, width);
+  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8,
+                 groups = RGK_TOPK90_GROUPS(heads, width);
   const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
   return panels * 128 * (groups * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) +
          groups * queries * query + 2 * RGK_TOPK90_STAGES * 8;

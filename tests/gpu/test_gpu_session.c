@@ -152,8 +152,9 @@ Test(gpu_session, soak, .timeout = 900) {
     same_results(&check, b, "soak");
   }
   cudaMemGetInfo(&free_after, &all);
-  cr_assert(free_after + (1 << 20) >= free_before, "device memory shrank from %zu to %zu free bytes",
-            free_before, free_after);
+  if (asked) /* free memory is everybody's: the long soak is to be run alone */
+    cr_assert(free_after + (1 << 20) >= free_before, "device memory shrank from %zu to %zu free bytes",
+              free_before, free_after);
   fprintf(stderr, "soak: %d replays agree with eager every %d\n", runs, every);
   rg_session_destroy(eager);
   rg_session_destroy(replay);

@@ -17,8 +17,8 @@
 
 enum { MOST_TENSORS = 96 };
 
-/* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never freed: each
- * test is a process), which is what gets bound; fetch_all brings results back. */
+/* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never freed:
+ * each test is a process), which is what gets bound; fetch_all brings results back. */
 static inline bool test_on_gpu(void) {
   const char *device = getenv("REGRAPH_TEST_DEVICE");
   return device && strcmp(device, "cuda") == 0;
@@ -207,7 +207,8 @@ static inline void bind_all(rg_session *s, buffers *b) {
   rg_error e = {0};
   upload_all(b);
   for (int i = 0; i < b->n; i++)
-    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->device[i], (size_t)b->info[i].bytes, &e), &e);
+    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->device[i], (size_t)b->info[i].bytes, &e),
+          &e);
 }
 
 /* Waits for the session and brings results back. */

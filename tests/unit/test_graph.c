@@ -151,7 +151,11 @@ static bool run_plan(const graph_case *c, const char *policy_text, int threads, 
   rg_error e = {0};
   rg_binding set[3];
   rg_policy *policy = policy_text ? load_policy(c->ctx, policy_text) : NULL;
-  rg_plan_options o = {.set = set, .nset = bindings(c, set), .device = test_device(), .threads = threads, .pack_seconds = 0.002};
+  rg_plan_options o = {.set = set,
+                       .nset = bindings(c, set),
+                       .device = test_device(),
+                       .threads = threads,
+                       .pack_seconds = 0.002};
   rg_plan *plan = NULL;
   rg_status status = rg_plan_create(c->spec, policy, &o, &plan, &e);
   rg_policy_destroy(policy);
@@ -257,7 +261,8 @@ static void compare_with_oracle(graph_case *c, const buffers *b, report *rep) {
   buffers initial;
   rg_plan *plan = NULL;
   rg_binding set[3];
-  rg_plan_options o = {.set = set, .nset = bindings(c, set), .device = test_device(), .threads = 1, .pack_seconds = 0.002};
+  rg_plan_options o = {
+      .set = set, .nset = bindings(c, set), .device = test_device(), .threads = 1, .pack_seconds = 0.002};
   cr_assert_eq(rg_plan_create(c->spec, NULL, &o, &plan, NULL), RG_OK);
   fill_case(c, plan, &initial);
   for (int i = 0; i < b->n; i++) {
