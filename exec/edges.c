@@ -75,9 +75,7 @@ static rg_status connect(edges *m, int32_t from, int32_t to, rg_error *e) {
     int32_t n = 0;
     for (int32_t i = j - 1; i >= from; i--) {
       if (rgi_has(reach, i) || !meet(m, i, j)) continue;
-      const uint64_t *more = m->reach + (size_t)i * (size_t)m->words;
-      for (int32_t w = 0; w < m->words; w++) reach[w] |= more[w];
-      rgi_insert(reach, i);
+      rgi_wait_for(reach, i, m->reach + (size_t)i * (size_t)m->words, m->words);
       list[n++] = i;
     }
     plan->after[j] = rgi_alloc_n(plan->arena, (size_t)n + 1, sizeof **plan->after);

@@ -52,9 +52,7 @@ rg_status rgi_order_find(const rgi_graph *g, rgi_arena *a, rgi_order *o, rg_erro
     uint64_t *mine = o->before + (size_t)j * (size_t)o->words;
     for (int32_t i = j - 1; i >= 0 && g->node[i].backward == g->node[j].backward; i--) {
       if (rgi_has(mine, i) || !linked(g, i, j)) continue;
-      const uint64_t *more = rgi_before(o, i);
-      for (int32_t w = 0; w < o->words; w++) mine[w] |= more[w];
-      rgi_insert(mine, i);
+      rgi_wait_for(mine, i, rgi_before(o, i), o->words);
     }
   }
   return RG_OK;

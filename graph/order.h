@@ -23,6 +23,12 @@ static inline void rgi_insert(uint64_t *set, int32_t node) {
   set[node / 64] |= UINT64_C(1) << (node % 64);
 }
 
+/* A node that waits for `node` waits for all that one waits for (`before`). */
+static inline void rgi_wait_for(uint64_t *mine, int32_t node, const uint64_t *before, int32_t words) {
+  for (int32_t w = 0; w < words; w++) mine[w] |= before[w];
+  rgi_insert(mine, node);
+}
+
 /* Of a bound graph whose nodes stand in execution order. The two directions do not wait for each other. */
 rg_status rgi_order_find(const rgi_graph *g, rgi_arena *a, rgi_order *out, rg_error *e);
 

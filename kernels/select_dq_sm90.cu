@@ -135,17 +135,6 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : 2)
   if (t == dtype && D == d && E == e) return (const void *)gradient<element<dtype>::type, d, e>;
 
 const void *rgk_select_dq(rg_dtype t, int32_t D, int32_t E) {
-  INSTANCE(RG_BF16, 128, 128)
-  INSTANCE(RG_BF16, 64, 64)
-  INSTANCE(RG_F16, 64, 64)
-#ifndef RGK_DEV
-  INSTANCE(RG_F16, 128, 128)
-  INSTANCE(RG_BF16, 96, 96)
-  INSTANCE(RG_F16, 96, 96)
-  INSTANCE(RG_BF16, 192, 128)
-  INSTANCE(RG_F16, 192, 128)
-  INSTANCE(RG_BF16, 256, 256)
-  INSTANCE(RG_F16, 256, 256)
-#endif
+  RGK_SELECT_INSTANCES(INSTANCE)
   return nullptr;
 }

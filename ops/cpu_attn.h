@@ -229,17 +229,6 @@ static inline float *rgi_attn_at(const rgi_attn *a, float *packed, int64_t h, in
 void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x, float *transposed,
                    float *natural);
 
-/* Cuts a workspace into aligned pieces; with base NULL only counts. */
-typedef struct rgi_attn_cut {
-  char *base;
-  size_t used;
-} rgi_attn_cut;
-static inline void *rgi_attn_take(rgi_attn_cut *w, size_t bytes) {
-  char *p = w->base ? w->base + w->used : NULL;
-  w->used += RGI_ROUND256(bytes);
-  return p;
-}
-
 /* The rows of a row tile: queries [row, row + nq) of the pack, heads [head, head + heads) of KV head h. */
 typedef struct rgi_attn_rows {
   int64_t row, h, head;

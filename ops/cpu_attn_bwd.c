@@ -43,18 +43,18 @@ typedef struct job {
 static size_t layout(job *j, void *base, int threads) {
   const rgi_attn *a = j->a;
   const bool lists = a->idx && (j->dk || j->dv);
-  rgi_attn_cut w = {.base = base};
+  rgi_cut w = {.base = base};
   j->blocks = lists ? rgi_attn_key_blocks(a) : 0;
-  j->rows = rgi_attn_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
-  j->keys = rgi_attn_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
-  j->kt = rgi_attn_take(&w, rgi_attn_packed(a, a->D));
-  j->vt = rgi_attn_take(&w, j->need_ds ? rgi_attn_packed(a, a->E) : 0);
-  j->k = rgi_attn_take(&w, j->dq ? rgi_attn_packed(a, a->dp) : 0);
-  j->delta = rgi_attn_take(&w, (size_t)a->T * (size_t)a->H * sizeof(float));
-  j->first_block = rgi_attn_take(&w, lists ? (size_t)a->B * sizeof *j->first_block : 0);
-  j->list_end = rgi_attn_take(&w, (size_t)(a->KH * j->blocks) * sizeof *j->list_end);
-  j->list = rgi_attn_take(&w, lists ? (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *j->list : 0);
-  j->scratch = rgi_attn_take(&w, (size_t)threads * sizeof *j->scratch);
+  j->rows = rgi_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
+  j->keys = rgi_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
+  j->kt = rgi_take(&w, rgi_attn_packed(a, a->D));
+  j->vt = rgi_take(&w, j->need_ds ? rgi_attn_packed(a, a->E) : 0);
+  j->k = rgi_take(&w, j->dq ? rgi_attn_packed(a, a->dp) : 0);
+  j->delta = rgi_take(&w, (size_t)a->T * (size_t)a->H * sizeof(float));
+  j->first_block = rgi_take(&w, lists ? (size_t)a->B * sizeof *j->first_block : 0);
+  j->list_end = rgi_take(&w, (size_t)(a->KH * j->blocks) * sizeof *j->list_end);
+  j->list = rgi_take(&w, lists ? (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *j->list : 0);
+  j->scratch = rgi_take(&w, (size_t)threads * sizeof *j->scratch);
   return w.used;
 }
 

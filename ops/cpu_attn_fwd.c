@@ -38,13 +38,13 @@ typedef struct job {
 
 static size_t layout(job *j, void *base, int threads) {
   const rgi_attn *a = j->a;
-  rgi_attn_cut w = {.base = base};
-  j->rows = rgi_attn_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
-  j->keys = rgi_attn_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
-  j->kt = rgi_attn_take(&w, rgi_attn_packed(a, a->D));
-  j->v = rgi_attn_take(&w, rgi_attn_packed(a, a->ep));
-  j->length = rgi_attn_take(&w, j->lse ? rgi_attn_packed(a, 1) : 0);
-  j->scratch = rgi_attn_take(&w, (size_t)threads * sizeof *j->scratch);
+  rgi_cut w = {.base = base};
+  j->rows = rgi_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
+  j->keys = rgi_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
+  j->kt = rgi_take(&w, rgi_attn_packed(a, a->D));
+  j->v = rgi_take(&w, rgi_attn_packed(a, a->ep));
+  j->length = rgi_take(&w, j->lse ? rgi_attn_packed(a, 1) : 0);
+  j->scratch = rgi_take(&w, (size_t)threads * sizeof *j->scratch);
   return w.used;
 }
 

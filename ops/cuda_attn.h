@@ -33,15 +33,4 @@ size_t rgi_cuda_attn_workspace(const rg_call *c, rgk_attn *a, bool backward);
 rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_cuda *x);
 const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward);
 
-/* Cuts a workspace into 256-byte aligned pieces; with base NULL only counts. */
-typedef struct rgi_cut {
-  char *base;
-  size_t used;
-} rgi_cut;
-static inline void *rgi_take(rgi_cut *w, size_t bytes) {
-  void *p = w->base ? w->base + w->used : NULL;
-  w->used += RGI_ROUND256(bytes);
-  return p;
-}
-
 #endif

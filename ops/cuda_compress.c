@@ -158,33 +158,39 @@ static rg_status mean_bwd(const rg_call *c, rg_cuda *x) {
 
 /* ---- learned compression ---- */
 
+/* Every window of `in`, flattened, times the weight's rows, into y. */
+static rgk_gemm windows_product(const tables *t, const rg_arg *in, const rg_arg *w, const rg_arg *y,
+                                int gate) {
+  const int64_t d = in->dim[2];
+  return (rgk_gemm){.mode = RGK_FORWARD,
+                    .dtype = (int32_t)in->dtype,
+                    .c_dtype = (int32_t)y->dtype,
+                    .gate = gate,
+                    .m = t->p.nblocks,
+                    .n = w->dim[0],
+                    .k = w->dim[1],
+                    .heads = (int32_t)in->dim[1],
+                    .part = (int32_t)d,
+                    .a = in->data,
+                    .b = w->data,
+                    .lda = in->stride[0],
+                    .a_head = in->stride[1],
+                    .a_part = in->stride[0],
+                    .ldb = w->stride[0],
+                    .c = y->data,
+                    .ldc = y->stride[0],
+                    .c_head = y->stride[1],
+                    .va = rgi_gemm_vec(in, d),
+                    .vb = rgi_gemm_vec(w, w->dim[1]),
+                    .vc = rgi_gemm_vec(y, d),
+                    .table = t->p.blocks,
+                    .half = d};
+}
+
 static rg_status learned_fwd(const rg_call *c, rg_cuda *x, const tables *t, int i) {
   static const int gate[] = {RGK_STORE, RGK_STORE, RGK_SWIGLU, RGK_SIGMOID_MUL};
-  const rg_arg *in = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i), *y = rg_out(c, OUT_K + i);
-  const int64_t d = in->dim[2];
-  rgk_gemm p = {.mode = RGK_FORWARD,
-                .dtype = (int32_t)in->dtype,
-                .c_dtype = (int32_t)y->dtype,
-                .gate = gate[method(c, i)],
-                .m = t->p.nblocks,
-                .n = w->dim[0],
-                .k = w->dim[1],
-                .heads = (int32_t)in->dim[1],
-                .part = (int32_t)d,
-                .a = in->data,
-                .b = w->data,
-                .lda = in->stride[0],
-                .a_head = in->stride[1],
-                .a_part = in->stride[0],
-                .ldb = w->stride[0],
-                .c = y->data,
-                .ldc = y->stride[0],
-                .c_head = y->stride[1],
-                .va = rgi_gemm_vec(in, d),
-                .vb = rgi_gemm_vec(w, w->dim[1]),
-                .vc = rgi_gemm_vec(y, d),
-                .table = t->p.blocks,
-                .half = d};
+  rgk_gemm p = windows_product(t, rg_in(c, IN_K + i), rg_in(c, IN_K_WEIGHT + i), rg_out(c, OUT_K + i),
+                               gate[method(c, i)]);
   return rgi_cuda_gemm(x, c->gpu, &p);
 }
 
@@ -225,35 +231,13 @@ static rg_arg heads_from(const rg_arg *a, int64_t first, int64_t n) {
 
 static rg_status round_g(const rg_call *c, rg_cuda *x, const tables *t, int i, const rg_arg *in,
                          const rg_arg *dy, const rg_arg *g) {
-  const rg_arg *w = rg_in(c, IN_K_WEIGHT + i);
-  const int64_t d = in->dim[2];
-  rgk_gemm p = {.mode = RGK_FORWARD,
-                .dtype = (int32_t)in->dtype,
-                .c_dtype = (int32_t)g->dtype,
-                .gate = method(c, i) == RGI_SWIGLU ? RGK_SWIGLU_BWD : RGK_SIGMOID_MUL_BWD,
-                .m = t->p.nblocks,
-                .n = w->dim[0],
-                .k = w->dim[1],
-                .heads = (int32_t)in->dim[1],
-                .part = (int32_t)d,
-                .a = in->data,
-                .b = w->data,
-                .lda = in->stride[0],
-                .a_head = in->stride[1],
-                .a_part = in->stride[0],
-                .ldb = w->stride[0],
-                .c = g->data,
-                .ldc = g->stride[0],
-                .c_head = g->stride[1],
-                .va = rgi_gemm_vec(in, d),
-                .vb = rgi_gemm_vec(w, w->dim[1]),
-                .vc = rgi_gemm_vec(g, d),
-                .table = t->p.blocks,
-                .half = d,
-                .up = dy->data,
-                .up_row = dy->stride[0],
-                .up_head = dy->stride[1],
-                .vu = rgi_gemm_vec(dy, d)};
+  const bool swiglu = method(c, i) == RGI_SWIGLU;
+  rgk_gemm p =
+      windows_product(t, in, rg_in(c, IN_K_WEIGHT + i), g, swiglu ? RGK_SWIGLU_BWD : RGK_SIGMOID_MUL_BWD);
+  p.up = dy->data;
+  p.up_row = dy->stride[0];
+  p.up_head = dy->stride[1];
+  p.vu = rgi_gemm_vec(dy, in->dim[2]);
   return rgi_cuda_gemm(x, c->gpu, &p);
 }
 

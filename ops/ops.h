@@ -52,6 +52,19 @@ static inline int64_t rgi_tile_capacity(int64_t rows, int64_t sequences, int64_t
 /* Fills tiles (relative to each sequence's start) and returns their number. cu [nseq+1]. */
 int64_t rgi_fill_tiles(rgi_tile *tiles, const int32_t *cu, int64_t nseq, int64_t tile);
 
+/* ---- workspaces ---- */
+
 #define RGI_ROUND256(n) (((size_t)(n) + 255) & ~(size_t)255)
+
+/* Cuts a workspace into 256-byte aligned pieces; with base NULL only counts. */
+typedef struct rgi_cut {
+  char *base;
+  size_t used;
+} rgi_cut;
+static inline void *rgi_take(rgi_cut *w, size_t bytes) {
+  void *p = w->base ? w->base + w->used : NULL;
+  w->used += RGI_ROUND256(bytes);
+  return p;
+}
 
 #endif

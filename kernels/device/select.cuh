@@ -154,3 +154,19 @@ template <class T, int n> __device__ __forceinline__ void pack_all(uint32_t (&a)
 }
 
 } // namespace rgk
+
+/* Types and widths there are instances of: X(dtype, D, E). */
+#ifdef RGK_DEV
+#define RGK_SELECT_WIDE(X)
+#else
+#define RGK_SELECT_WIDE(X)                                                                                   \
+  X(RG_F16, 128, 128)                                                                                        \
+  X(RG_BF16, 96, 96)                                                                                         \
+  X(RG_F16, 96, 96)                                                                                          \
+  X(RG_BF16, 192, 128)                                                                                       \
+  X(RG_F16, 192, 128)                                                                                        \
+  X(RG_BF16, 256, 256)                                                                                       \
+  X(RG_F16, 256, 256)
+#endif
+#define RGK_SELECT_INSTANCES(X)                                                                              \
+  X(RG_BF16, 128, 128) X(RG_BF16, 64, 64) X(RG_F16, 64, 64) RGK_SELECT_WIDE(X)
