@@ -273,7 +273,7 @@ template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce_d
   const int64_t to = x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < U; k++)
-    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k], p.a.acc_q);
+    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k] * p.a.scale, p.a.acc_q);
 }
 
 /* One warp a row. */

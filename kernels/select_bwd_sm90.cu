@@ -95,7 +95,7 @@ template <class T, int D, int E> struct shape {
 /* This thread's rows of dQ, columns [first, first + N), to the partial store. */
 template <class T, int N>
 __device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2], int width, int first,
-                                            const float (&dq)[N / 2], float scale) {
+                                            const float (&dq)[N / 2]) {
   using P = typename partial<T>::type;
   enum { PAIRS = 8 / sizeof(P) };
 #pragma unroll
@@ -106,7 +106,7 @@ __device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2],
     for (int j = 0; j < N / (8 * PAIRS); j++) {
       float x[2 * PAIRS];
 #pragma unroll
-      for (int k = 0; k < 2 * PAIRS; k++) x[k] = dq[4 * (PAIRS * j + k / 2) + 2 * i + k % 2] * scale;
+      for (int k = 0; k < 2 * PAIRS; k++) x[k] = dq[4 * (PAIRS * j + k / 2) + 2 * i + k % 2];
       uint4 v;
       if constexpr (sizeof(P) == 4)
         v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
@@ -116,6 +116,20 @@ __device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2],
     }
   }
 }
+
+__device__ __forceinline__ float exp2_(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/* Rows of a tile; those past the item's last repeat it, with limit 0. */
+template <int rows> struct bwd_table {
+  const char *from[rows][2]; /* q, d_o */
+  int64_t at[rows];          /* into the partial store, in rows of it; -1: none */
+  const float *stat[rows];
+  int limit[rows]; /* keys of the item that the row sees */
+};
 
 template <class T, int D, int E>
 __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
@@ -130,10 +144,9 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   const uint32_t at_k = (smem_at(raw) + 1023) & ~1023u, at_v = at_k + 8192 * ((D + 63) / 64),
                  at_q = at_v + 8192 * ((E + 63) / 64), at_o = at_q + 2 * size_q, at_ds = at_o + 2 * size_o,
                  at_stat = at_ds + 8192;
-  const float2 *stat = (const float2 *)(raw + (at_stat - smem_at(raw)));
-  row_table<ROWS> *table = (row_table<ROWS> *)(stat + 2 * ROWS);
-  int64_t(*stat_row)[ROWS] = (int64_t(*)[ROWS])(table + 3);
-  volatile int32_t *ticket = (volatile int32_t *)(stat_row + 3);
+  const float *stat = (const float *)(raw + (at_stat - smem_at(raw))); /* [2, lse and delta, ROWS] */
+  bwd_table<ROWS> *table = (bwd_table<ROWS> *)(stat + 4 * ROWS);
+  volatile int32_t *ticket = (volatile int32_t *)(table + 3);
   if (threadIdx.x == 0) *ticket = atomicAdd(p.ticket + z * p.parts + part, 1);
   __syncthreads();
   const rgk_select_item item = p.item[z * p.cap + *ticket];
@@ -141,36 +154,47 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   if (keys.n == 0) return;
   const int rows = item.count * p.a.G, tiles = (rows + ROWS - 1) / ROWS;
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const int64_t from = p.bound[p.window], places = (int64_t)p.a.N * p.parts * p.a.G;
+  const int first_row = (int)(p.bound[p.window] - z * p.rows); /* of the partial store */
 
   load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
   load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
-    row_table<ROWS> &x = table[t % 3];
+    bwd_table<ROWS> &x = table[t % 3];
     const int r = threadIdx.x, head = walk.head + walk.g;
-    const bool real = walk.row >= 0;
-    x.q[r] = real ? walk.row * p.a.q.row + head * p.a.q.head : -1;
-    x.d_o[r] = real ? walk.row * p.a.d_o.row + head * p.a.d_o.head : -1;
-    x.at[r] = real ? (z * p.rows + walk.row - from) * places + (walk.place * p.parts + part) * p.a.G + walk.g : -1;
-    x.limit[r] = real ? walk.limit() : 0;
-    stat_row[t % 3][r] = real ? (int64_t)walk.row * p.a.H + head : -1;
-    walk.fetch();
+    const int64_t row = walk.row;
+    x.from[r][0] = (const char *)p.a.q.data + (row * p.a.q.row + head * p.a.q.head) * sizeof(T);
+    x.from[r][1] = (const char *)p.a.d_o.data + (row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
+    x.stat[r] = p.stat + 2 * (row * p.a.H + head);
+    x.at[r] = walk.real && p.a.dq.data
+                  ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
+                  : -1;
+    x.limit[r] = walk.real ? walk.limit() : 0;
+    walk.template fetch<true>();
   };
   auto gather_tile = [&](int t) {
-    const row_table<ROWS> &x = table[t % 3];
-    gather<ROWS, D, THREADS>(at_q + (t & 1) * size_q, p.a.q.data, x.q, p.a.aligned);
-    gather<ROWS, E, THREADS>(at_o + (t & 1) * size_o, p.a.d_o.data, x.d_o, p.a.aligned);
+    const bwd_table<ROWS> &x = table[t % 3];
+    const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
+    if (p.a.aligned) {
+      gather_fast<ROWS, D, THREADS>(q, &x.from[0][0], 2);
+      gather_fast<ROWS, E, THREADS>(d_o, &x.from[0][1], 2);
+    } else {
+      for (int i = threadIdx.x; i < ROWS * (D + E) / 8; i += THREADS) {
+        const int r = i / ((D + E) / 8), c = i % ((D + E) / 8), o = c >= D / 8, w = c - o * (D / 8);
+        copy_chunk((o ? d_o : q) + chunk_at<ROWS>(r, w), (const uint16_t *)x.from[r][o] + w * 8, true, false);
+      }
+    }
     if (threadIdx.x < ROWS) {
-      const int64_t at = stat_row[t % 3][threadIdx.x];
-      copy8(at_stat + ((t & 1) * ROWS + threadIdx.x) * 8, p.stat + (at < 0 ? 0 : 2 * at), at >= 0);
+      const uint32_t to = at_stat + ((t & 1) * 2 * ROWS + threadIdx.x) * 4;
+      copy4(to, x.stat[threadIdx.x]);
+      copy4(to + ROWS * 4, x.stat[threadIdx.x] + 1);
     }
   };
   float dk[DK / 2] = {}, dv[EV / 2] = {};
   if (tiles > 0) {
     if (threadIdx.x < ROWS) {
-      walk.fetch();
+      walk.template fetch<true>();
       write_table(0);
       write_table(1);
     }
@@ -186,9 +210,6 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < ROWS) write_table(t + 2);
-    if (t + 1 < tiles) gather_tile(t + 1);
-    copies_commit();
-
     const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
     float s[ROWS / 2], dp[ROWS / 2];
     wgmma_fence();
@@ -196,19 +217,30 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     wgmma_commit();
     product_rows<T, ROWS, E>(dp, at_v, d_o);
     wgmma_commit();
+    if (t + 1 < tiles) gather_tile(t + 1);
+    copies_commit();
+    /* A thread's columns are 8j + 2(lane % 4) and + 1. */
+    const int2 *limit = (const int2 *)table[t % 3].limit + lane % 4;
+    const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4, *delta = lse + ROWS / 2;
+    const bool masked = (t + 1) * ROWS > rows || table[t % 3].limit[0] < RGK_SELECT_KEYS;
     wgmma_wait<1>();
     wgmma_keep(s);
-    const int *limit = table[t % 3].limit;
-    const float4 *two = (const float4 *)(stat + (t & 1) * ROWS);
+    auto probabilities = [&](auto mask) {
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
-      const float4 r = two[4 * j + lane % 4]; /* of columns 8j + 2(lane % 4) and + 1 */
-      const int2 n = ((const int2 *)limit)[4 * j + lane % 4];
-      s[4 * j] = key < n.x ? exp2f(fmaf(s[4 * j], c, -r.x)) : 0;
-      s[4 * j + 1] = key < n.y ? exp2f(fmaf(s[4 * j + 1], c, -r.z)) : 0;
-      s[4 * j + 2] = key + 8 < n.x ? exp2f(fmaf(s[4 * j + 2], c, -r.x)) : 0;
-      s[4 * j + 3] = key + 8 < n.y ? exp2f(fmaf(s[4 * j + 3], c, -r.z)) : 0;
-    }
+      for (int j = 0; j < ROWS / 8; j++) {
+        const float2 l = lse[4 * j];
+        int2 n = make_int2(64, 64);
+        if (mask) n = limit[4 * j];
+        s[4 * j] = mask && key >= n.x ? 0 : exp2_(fmaf(s[4 * j], c, -l.x));
+        s[4 * j + 1] = mask && key >= n.y ? 0 : exp2_(fmaf(s[4 * j + 1], c, -l.y));
+        s[4 * j + 2] = mask && key + 8 >= n.x ? 0 : exp2_(fmaf(s[4 * j + 2], c, -l.x));
+        s[4 * j + 3] = mask && key + 8 >= n.y ? 0 : exp2_(fmaf(s[4 * j + 3], c, -l.y));
+      }
+    };
+    if (masked)
+      probabilities(std::true_type());
+    else
+      probabilities(std::false_type());
     uint32_t a[ROWS / 4];
     pack_all<T>(a, s);
     wgmma_wait<0>();
@@ -216,15 +248,22 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     wgmma_fence();
     product_columns<T, EV, ROWS>(dv, a, d_o + group * (EV / 64) * (ROWS * 128), true);
     wgmma_commit();
+    auto differences = [&](auto mask) {
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
-      const float4 r = two[4 * j + lane % 4];
-      const int2 n = ((const int2 *)limit)[4 * j + lane % 4];
-      dp[4 * j] = key < n.x ? s[4 * j] * (dp[4 * j] - r.y) : 0;
-      dp[4 * j + 1] = key < n.y ? s[4 * j + 1] * (dp[4 * j + 1] - r.w) : 0;
-      dp[4 * j + 2] = key + 8 < n.x ? s[4 * j + 2] * (dp[4 * j + 2] - r.y) : 0;
-      dp[4 * j + 3] = key + 8 < n.y ? s[4 * j + 3] * (dp[4 * j + 3] - r.w) : 0;
-    }
+      for (int j = 0; j < ROWS / 8; j++) {
+        const float2 l = delta[4 * j];
+        int2 n = make_int2(64, 64);
+        if (mask) n = limit[4 * j];
+        dp[4 * j] = mask && key >= n.x ? 0 : s[4 * j] * (dp[4 * j] - l.x);
+        dp[4 * j + 1] = mask && key >= n.y ? 0 : s[4 * j + 1] * (dp[4 * j + 1] - l.y);
+        dp[4 * j + 2] = mask && key + 8 >= n.x ? 0 : s[4 * j + 2] * (dp[4 * j + 2] - l.x);
+        dp[4 * j + 3] = mask && key + 8 >= n.y ? 0 : s[4 * j + 3] * (dp[4 * j + 3] - l.y);
+      }
+    };
+    if (masked)
+      differences(std::true_type());
+    else
+      differences(std::false_type());
     uint32_t b[ROWS / 4];
     pack_all<T>(b, dp);
     /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one of them. */
@@ -239,23 +278,25 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     wgmma_commit();
     __syncthreads();
     const int64_t *at = table[t % 3].at + key; /* as a row of the tile now */
-    const bool have = p.a.dq.data && key < ROWS;
-    const int64_t row[2] = {have ? at[0] : -1, have ? at[8] : -1};
+    const int64_t row[2] = {key < ROWS ? at[0] : -1, key < ROWS ? at[8] : -1};
+    const uint64_t ds = desc_mn(at_ds, 8192);
 #pragma unroll
     for (int first = 0; first < DK; first += DQ) {
-      const uint32_t k = at_k + (group * DK + first) / 64 * 8192;
+      const uint64_t k = desc_mn(at_k + (group * DK + first) / 64 * 8192, 8192);
       float dq[DQ / 2];
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        wgmma<T, DQ>::template ss<true, true>(dq, desc_mn(at_ds + 2048 * i, 8192), desc_mn(k + 2048 * i, 8192), i > 0);
+        wgmma<T, DQ>::template ss<true, true>(dq, desc_on(ds, 2048 * i), desc_on(k, 2048 * i), i > 0);
       wgmma_commit();
       wgmma_wait<0>();
+      if (first == 0) {
+        wgmma_keep(dv);
+        wgmma_keep(dk);
+      }
       wgmma_keep(dq);
-      put_queries<T, DQ>(p.part, row, D, group * DK + first, dq, p.a.scale);
+      put_queries<T, DQ>(p.part, row, D, group * DK + first, dq);
     }
-    wgmma_keep(dv);
-    wgmma_keep(dk);
   }
 
   if (!p.a.dk.data && !p.a.dv.data) return;
