@@ -95,22 +95,25 @@ __device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int6
 }
 
 /* Items are sorted by the 64th of their list they begin in, in order of blocks within it. */
-__global__ void __launch_bounds__(RGK_SELECT_SCAN) bwd_items(const __grid_constant__ rgk_select p) {
+__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
-  __shared__ int32_t of_bin[BINS];
+  __shared__ int32_t of_bin[BINS], extra;
   const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
   const int64_t from = p.bound[p.window], to = p.bound[p.window + 1];
   rgk_select_span *span = p.span + z * slots;
   if (threadIdx.x < p.parts) p.ticket[z * p.parts + threadIdx.x] = 0;
+  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN) p.turn[z * p.sums * p.parts + i] = 0;
+  if (threadIdx.x == 0) extra = (int32_t)slots;
+  __syncthreads();
   for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN) {
     rgk_select_span x;
     x.first = entries_before(p.csr, kh, s, from);
     x.count = entries_before(p.csr, kh, s, to) - x.first;
     x.items = (x.count + p.length - 1) / p.length;
     if (p.window == 0 && start[s] == start[s + 1]) x.items = 1;
+    x.extra = x.items > RGK_SELECT_CHAIN ? atomicAdd(&extra, (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN) : -1;
     span[s] = x;
-    for (int i = 0; i < p.parts; i++) p.turn[(z * slots + s) * p.parts + i] = 0;
   }
   __syncthreads();
   /* of n items i the first one with i / n >= bin / BINS */
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) bwd_items(const __grid_consta
     for (int i = 0; i < bin; i++) item += of_bin[i];
     for (int64_t s0 = 0; s0 < slots; s0 += 32) {
       const int64_t s = s0 + lane;
-      rgk_select_span x = {0, 0, 0};
+      rgk_select_span x = {0, 0, 0, 0};
       if (s < slots) x = span[s];
       const int i0 = first_in(bin, x.items), n = first_in(bin + 1, x.items) - i0;
       int sum = n;
@@ -141,8 +144,15 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) bwd_items(const __grid_consta
         y.slot = (int32_t)s;
         y.first = (uint32_t)(start[s] + x.first + i * p.length);
         y.count = left < p.length ? left : p.length;
-        y.turn = i;
-        y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
+        if (x.extra < 0) {
+          y.sum = (int32_t)s;
+          y.turn = i;
+          y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
+        } else {
+          y.sum = x.extra + i / RGK_SELECT_CHAIN;
+          y.turn = i % RGK_SELECT_CHAIN;
+          y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
+        }
         item[sum - n + i - i0] = y;
       }
       item += __shfl_sync(~0u, sum, 31);
@@ -152,6 +162,44 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) bwd_items(const __grid_consta
     int32_t sum = 0;
     for (int i = 0; i < BINS; i++) sum += of_bin[i];
     p.items[z] = sum;
+  }
+}
+
+/* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k and d.v. */
+__global__ void __launch_bounds__(RGK_SELECT_SUM) keys_sum(const __grid_constant__ rgk_select p) {
+  const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
+  const int64_t slot = blockIdx.x, *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
+  const rgk_select_span x = p.span[z * p.csr.slots + slot];
+  if (x.extra < 0) return;
+  const tile keys = find_tile(p.a.kseqs, slot, p.a.block);
+  const int n = (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN;
+  const bool first = x.first == 0, last = start[0] + x.first + x.count == start[1];
+  const int64_t own = (z * p.sums + slot) * p.parts + part, extra = (z * p.sums + x.extra) * p.parts + part;
+  for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_SUM) {
+    const bool of_v = c >= 16 * p.a.D;
+    const int64_t size = 16 * (of_v ? p.a.E : p.a.D);
+    const int at = of_v ? c - 16 * p.a.D : c, t = at % 128;
+    float4 *sum = (float4 *)(of_v ? p.sum_v : p.sum_k) + at;
+    float4 y = first ? make_float4(0, 0, 0, 0) : sum[own * size];
+#pragma unroll 8
+    for (int i = 0; i < n; i++) {
+      const float4 v = sum[(extra + i * p.parts) * size];
+      y.x += v.x, y.y += v.y, y.z += v.z, y.w += v.w;
+    }
+    if (!last) {
+      sum[own * size] = y;
+      continue;
+    }
+    const rgk_tensor &to = of_v ? p.a.dv : p.a.dk;
+    const bool acc = of_v ? p.a.acc_v : p.a.acc_k;
+    const float scale = of_v ? 1 : p.a.scale, v[2][2] = {{y.x, y.y}, {y.z, y.w}};
+    for (int i = 0; i < 2 && to.data; i++) {
+      const int key = part * RGK_SELECT_KEYS + t / 32 * 16 + t % 32 / 4 + 8 * i;
+      if (key >= keys.n) continue;
+      const int64_t e = (keys.begin + keys.first + key) * to.row + kh * to.head + at / 128 * 8 + t % 4 * 2;
+      put_grad(to.data, to.dtype, e, v[i][0] * scale, acc);
+      put_grad(to.data, to.dtype, e + 1, v[i][1] * scale, acc);
+    }
   }
 }
 
@@ -323,6 +371,7 @@ const void *rgk_select_sinks(void) { return (const void *)sinks; }
 const void *rgk_select_items(void) { return (const void *)items; }
 const void *rgk_select_bounds(void) { return (const void *)bounds; }
 const void *rgk_select_bwd_items(void) { return (const void *)bwd_items; }
+const void *rgk_select_keys_sum(void) { return (const void *)keys_sum; }
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
 }

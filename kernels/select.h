@@ -7,7 +7,8 @@
  *   forward   o and lse over these keys alone go to a partial store, one place per (query, entry of idx,
  * part); `reduce` merges a query's partials in the order of its entries.
  *   backward  d.q the same, summed. d.k and d.v accumulate over an item's rows in registers; a block's items
- * add up in fp32 sums in memory, first to last, and the last one writes the result.
+ * add up in fp32 sums in memory, each waiting for its turn. Many items of a list add to several sums, which
+ * `keys_sum` adds to the list's.
  *
  * The partial store has room for a window of rows of the pack; windows follow one another. How rows fall into
  * windows, items and tiles changes no bit of o and d.q, since each row of a tile is computed by itself.
@@ -23,7 +24,7 @@
 #include "attn.h"
 #include "csr.h"
 
-enum { RGK_SELECT_KEYS = 64, RGK_SELECT_THREADS = 128, RGK_SELECT_SCAN = 1024, RGK_SELECT_REDUCE = 256 };
+enum { RGK_SELECT_KEYS = 64, RGK_SELECT_THREADS = 128, RGK_SELECT_SCAN = 1024, RGK_SELECT_REDUCE = 256, RGK_SELECT_SUM = 512 };
 
 /* Entries [first, first + count) of a head's rows are queries of block `slot`. */
 typedef struct rgk_select_item {
@@ -31,16 +32,20 @@ typedef struct rgk_select_item {
   uint32_t first;
   int32_t count;
   /* backward: */
-  int32_t turn; /* items of the list and window before it */
-  int32_t is;   /* first, last of its list */
+  int32_t sum;  /* that it adds to */
+  int32_t turn; /* items of the window that add to it before */
+  int32_t is;
 } rgk_select_item;
 
+/* The first thing added to its sum; the end of its list, which goes to d.k and d.v. */
 enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2 };
 
-/* What a list has in a window of backward: entries [first, first + count), and so many items. */
+/* What a list has in a window of backward: entries [first, first + count), and so many items. Up to CHAIN items
+ * add to the list's own sum; more of them to sums `extra` …, each CHAIN items to one. */
 typedef struct rgk_select_span {
-  int32_t first, count, items;
+  int32_t first, count, items, extra;
 } rgk_select_span;
+enum { RGK_SELECT_CHAIN = 4 };
 
 typedef struct rgk_select {
   rgk_attn a;
@@ -59,8 +64,9 @@ typedef struct rgk_select {
   int64_t *bound;        /* [windows + 1]: rows [bound[w], bound[w + 1]) of the pack */
   rgk_select_span *span; /* [heads, slots] */
   int32_t *ticket;       /* [heads, parts]: items begun */
-  int32_t *turn;         /* [heads, slots, parts]: items of the window that have added to their list's sums */
-  float *sum_k, *sum_v;  /* [heads, slots, parts, KEYS * D], * E, in the order of the accumulators */
+  int64_t sums;          /* per head: one a slot, then the extra ones */
+  int32_t *turn;         /* [heads, sums, parts]: items of the window that have added to it */
+  float *sum_k, *sum_v;  /* [heads, sums, parts, KEYS * D], * E, in the order of the accumulators */
   /* [heads, rows, N, parts, G, E or D] in the order of the accumulators: o in q's type; d.q in bf16, or fp32
    * where q is f16 */
   void *part;
@@ -71,6 +77,7 @@ typedef struct rgk_select {
 RGK_GETTER(rgk_select_items(void))           /* grid heads, RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_bounds(void))          /* one thread */
 RGK_GETTER(rgk_select_bwd_items(void))       /* grid heads, RGK_SELECT_SCAN threads */
+RGK_GETTER(rgk_select_keys_sum(void))        /* grid slots, parts, heads; RGK_SELECT_SUM threads */
 RGK_GETTER(rgk_select_reduce(rg_dtype t))    /* grid over rows * G * E / 8 threads, heads */
 RGK_GETTER(rgk_select_reduce_dq(rg_dtype t)) /* rows * G * D / (16 bytes of part), heads */
 RGK_GETTER(rgk_select_sinks(void))           /* grid H, RGK_SELECT_SCAN threads */

@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   }
 
   if (!p.a.dk.data && !p.a.dv.data) return;
-  const int64_t which = ((int64_t)z * p.csr.slots + item.slot) * p.parts + part;
+  const int64_t which = ((int64_t)z * p.sums + item.sum) * p.parts + part;
   float4 *sum_k = sum_at<DK>(p.sum_k, which, D, group * DK), *sum_v = sum_at<EV>(p.sum_v, which, E, group * EV);
   if (item.turn > 0) {
     if (threadIdx.x == 0) wait_turn(p.turn + which, item.turn);

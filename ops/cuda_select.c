@@ -149,18 +149,20 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   if (p.windows < 1) p.windows = 1;
   const int64_t heads = p.rows > 0 ? BWD_PARTIALS / (place * p.rows) : a->KH;
   p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
-  p.cap = p.rows * a->N / p.length + slots;
+  const int64_t items = p.rows * a->N / p.length; /* whole ones; lists with extra sums have at least CHAIN */
+  p.cap = items + slots;
+  p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
   p.span = rgi_take(w, (size_t)(p.heads * slots) * sizeof *p.span);
   p.ticket = rgi_take(w, (size_t)(p.heads * p.parts) * sizeof *p.ticket);
-  p.turn = rgi_take(w, (size_t)(p.heads * slots * p.parts) * sizeof *p.turn);
+  p.turn = rgi_take(w, (size_t)(p.heads * p.sums * p.parts) * sizeof *p.turn);
   p.item = rgi_take(w, (size_t)(p.heads * p.cap) * sizeof *p.item);
   p.items = rgi_take(w, (size_t)p.heads * sizeof *p.items);
   if (a->dq.data) p.part = rgi_take(w, (size_t)(p.heads * p.rows * place));
   if (a->dk.data || a->dv.data) {
-    p.sum_k = rgi_take(w, (size_t)(p.heads * slots * keys * a->D) * sizeof *p.sum_k);
-    p.sum_v = rgi_take(w, (size_t)(p.heads * slots * keys * a->E) * sizeof *p.sum_v);
+    p.sum_k = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->D) * sizeof *p.sum_k);
+    p.sum_v = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->E) * sizeof *p.sum_v);
   }
   return p;
 }
@@ -190,6 +192,8 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
       RGI_TRY(launch(p, x, rgk_select_bwd_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
       RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), p->cap, p->parts, heads, threads,
                      rgk_select_shared_bwd(a->D, a->E)));
+      if (a->dk.data || a->dv.data)
+        RGI_TRY(launch(p, x, rgk_select_keys_sum(), p->csr.slots, p->parts, heads, RGK_SELECT_SUM, 0));
       if (a->dq.data && a->T > 0)
         RGI_TRY(launch(p, x, rgk_select_reduce_dq(t), rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE),
                        heads, 1, RGK_SELECT_REDUCE, 0));

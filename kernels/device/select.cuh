@@ -4,7 +4,8 @@
  *   tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
  *   row table           made two tiles ahead by one thread a row, from list entries fetched three tiles ahead;
  *                       three tables take turns, so one barrier a tile is enough
- *   gathering           cp.async, one tile ahead; rows that do not exist become zeros
+ *   gathering           cp.async, one tile ahead; in forward rows that do not exist become zeros, in backward they
+ *                       repeat one that does
  */
 #pragma once
 #include "../select.h"
@@ -19,10 +20,6 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 /* To shared memory; zeros where !real. */
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy8(uint32_t to, const void *from, bool real) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(real ? 8 : 0)
                : "memory");
 }
 /* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
@@ -78,11 +75,10 @@ __device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, cons
   }
 }
 
-/* Rows of a tile. */
+/* Rows of a tile of forward. */
 template <int rows> struct row_table {
-  int64_t q[rows], d_o[rows], at[rows]; /* elements into q and d_o, -1: no such row; into the partial store (in
-                                           rows of it) or stat (pairs) */
-  int limit[rows];                      /* keys of the item that the row sees */
+  int64_t q[rows], at[rows]; /* elements into q, -1: no such row; into the partial store, in rows of it */
+  int limit[rows];           /* keys of the item that the row sees */
 };
 
 /* Walks an item's list for one row of each tile. */
