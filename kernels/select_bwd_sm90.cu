@@ -160,25 +160,28 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
 
   row_walk<ROWS> walk(p, item, keys, kh);
+  const int row_of = threadIdx.x % ROWS, half = threadIdx.x / ROWS; /* two threads make a row */
   auto write_table = [&](int t) {
     bwd_table<ROWS> &x = table[t % 3];
-    const int r = threadIdx.x, head = walk.head + walk.g;
-    const int64_t row = walk.row;
-    x.from[r][0] = (const char *)p.a.q.data + (row * p.a.q.row + head * p.a.q.head) * sizeof(T);
-    x.from[r][1] = (const char *)p.a.d_o.data + (row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
-    x.stat[r] = p.stat + 2 * (row * p.a.H + head);
-    x.at[r] = walk.real && p.a.dq.data
-                  ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
-                  : -1;
-    x.limit[r] = walk.real ? walk.limit() : 0;
-    walk.template fetch<true>();
+    const int head = walk.head + walk.g;
+    if (half == 0) {
+      x.from[row_of][0] = (const char *)p.a.q.data + (walk.row * p.a.q.row + head * p.a.q.head) * sizeof(T);
+      x.limit[row_of] = walk.real ? walk.limit() : 0;
+      x.stat[row_of] = p.stat + 2 * ((int64_t)walk.row * p.a.H + head);
+    } else {
+      x.from[row_of][1] = (const char *)p.a.d_o.data + (walk.row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
+      x.at[row_of] = walk.real && p.a.dq.data
+                         ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
+                         : -1;
+    }
+    walk.template fetch<true>(p);
   };
   auto gather_tile = [&](int t) {
     const bwd_table<ROWS> &x = table[t % 3];
     const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
     if (p.a.aligned) {
-      gather_fast<ROWS, D, THREADS>(q, &x.from[0][0], 2);
-      gather_fast<ROWS, E, THREADS>(d_o, &x.from[0][1], 2);
+      gather_fast<ROWS, D, THREADS>(q, x.from, 0);
+      gather_fast<ROWS, E, THREADS>(d_o, x.from, 1);
     } else {
       for (int i = threadIdx.x; i < ROWS * (D + E) / 8; i += THREADS) {
         const int r = i / ((D + E) / 8), c = i % ((D + E) / 8), o = c >= D / 8, w = c - o * (D / 8);
@@ -187,14 +190,15 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     }
     if (threadIdx.x < ROWS) {
       const uint32_t to = at_stat + ((t & 1) * 2 * ROWS + threadIdx.x) * 4;
-      copy4(to, x.stat[threadIdx.x]);
-      copy4(to + ROWS * 4, x.stat[threadIdx.x] + 1);
+      const float *from = x.stat[threadIdx.x];
+      copy4(to, from);
+      copy4(to + ROWS * 4, from + 1);
     }
   };
   float dk[DK / 2] = {}, dv[EV / 2] = {};
   if (tiles > 0) {
-    if (threadIdx.x < ROWS) {
-      walk.template fetch<true>();
+    if (half < 2) {
+      walk.template fetch<true>(p);
       write_table(0);
       write_table(1);
     }
@@ -209,7 +213,6 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     copies_wait();
     proxy_fence();
     __syncthreads();
-    if (threadIdx.x < ROWS) write_table(t + 2);
     const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
     float s[ROWS / 2], dp[ROWS / 2];
     wgmma_fence();
@@ -219,6 +222,7 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     wgmma_commit();
     if (t + 1 < tiles) gather_tile(t + 1);
     copies_commit();
+    if (half < 2) write_table(t + 2);
     /* A thread's columns are 8j + 2(lane % 4) and + 1. */
     const int2 *limit = (const int2 *)table[t % 3].limit + lane % 4;
     const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4, *delta = lse + ROWS / 2;
