@@ -164,6 +164,7 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
           y.turn = i % RGK_SELECT_CHAIN;
           y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
         }
+        if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN)) y.is |= RGK_SELECT_MORE;
         item[sum - n + i - i0] = y;
       }
       item += __shfl_sync(~0u, sum, 31);

@@ -37,15 +37,15 @@ typedef struct rgk_select_item {
   int32_t is;
 } rgk_select_item;
 
-/* The first thing added to its sum; the end of its list, which goes to d.k and d.v. */
-enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2 };
+/* The first thing added to its sum; the end of its list, which goes to d.k and d.v; others wait to add. */
+enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2, RGK_SELECT_MORE = 4 };
 
 /* What a list has in a window of backward: entries [first, first + count), and so many items. Up to CHAIN items
  * add to the list's own sum; more of them to sums `extra` …, each CHAIN items to one. */
 typedef struct rgk_select_span {
   int32_t first, count, items, extra;
 } rgk_select_span;
-enum { RGK_SELECT_CHAIN = 4 };
+enum { RGK_SELECT_CHAIN = 8 };
 
 typedef struct rgk_select {
   rgk_attn a;

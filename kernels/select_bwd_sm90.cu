@@ -12,6 +12,7 @@
  * Shared memory: K, V; Q and dO twice; dS^T; row tables and statistics.
  */
 #include "device/select.cuh"
+#include "device/tma.cuh"
 
 using namespace rgk;
 
@@ -50,10 +51,10 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
   }
 }
 
-/* Sums of 64 rows of `width` columns, in the order of the accumulators: those of [first, first + W). */
-template <int W>
-__device__ __forceinline__ float4 *sum_at(float *sums, int64_t which, int width, int first) {
-  return (float4 *)(sums + which * RGK_SELECT_KEYS * width + RGK_SELECT_KEYS * first) + threadIdx.x % 128;
+/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of columns from `first`
+ * on, begin, and what it adds there. */
+__device__ __forceinline__ float4 *sum_at(void *sum, int first) {
+  return (float4 *)sum + RGK_SELECT_KEYS / 4 * first + threadIdx.x % 128;
 }
 template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], const float4 *from) {
 #pragma unroll
@@ -64,20 +65,7 @@ template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], cons
 }
 template <int W> __device__ __forceinline__ void put_sum(const float (&x)[W / 2], float4 *to) {
 #pragma unroll
-  for (int i = 0; i < W / 8; i++)
-    __stcg(to + 128 * i, make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]));
-}
-
-__device__ __forceinline__ void wait_turn(const int32_t *at, int turn) {
-  int x = 0;
-  while (true) {
-    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
-    if (x >= turn) return;
-    __nanosleep(100);
-  }
-}
-__device__ __forceinline__ void give_turn(int32_t *at, int turn) {
-  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(turn) : "memory");
+  for (int i = 0; i < W / 8; i++) to[128 * i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 
 __device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
@@ -200,10 +188,10 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     if (half < 2) {
       walk.template fetch<true>(p);
       write_table(0);
-      write_table(1);
     }
     __syncthreads();
     gather_tile(0);
+    if (half < 2) write_table(1);
   }
   copies_commit();
 
@@ -304,26 +292,53 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   }
 
   if (!p.a.dk.data && !p.a.dv.data) return;
-  const int64_t which = ((int64_t)z * p.sums + item.sum) * p.parts + part;
-  float4 *sum_k = sum_at<DK>(p.sum_k, which, D, group * DK), *sum_v = sum_at<EV>(p.sum_v, which, E, group * EV);
-  if (item.turn > 0) {
-    if (threadIdx.x == 0) wait_turn(p.turn + which, item.turn);
-    __syncthreads();
-  }
-  if (!(item.is & RGK_SELECT_FIRST)) {
-    add_sum<DK>(dk, sum_k);
-    add_sum<EV>(dv, sum_v);
-  }
-  if (item.is & RGK_SELECT_LAST) {
+  const rgk_select_item done = p.item[z * p.cap + *ticket]; /* read again: registers are scarce */
+  const int64_t which = ((int64_t)z * p.sums + done.sum) * p.parts + part;
+  float *sum_k = p.sum_k + which * RGK_SELECT_KEYS * D, *sum_v = p.sum_v + which * RGK_SELECT_KEYS * E;
+  const uint32_t *turn = (const uint32_t *)p.turn + which;
+  if (done.is & RGK_SELECT_LAST) {
+    if (done.turn > 0) {
+      if (threadIdx.x == 0) await(turn, done.turn);
+      __syncthreads();
+      proxy_fence_all();
+    }
+    if (!(done.is & RGK_SELECT_FIRST)) {
+      add_sum<DK>(dk, sum_at(sum_k, group * DK));
+      add_sum<EV>(dv, sum_at(sum_v, group * EV));
+    }
+    const select_keys keys = find_keys(p, done.slot, part);
     put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale, p.a.aligned);
     put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1, p.a.aligned);
     return;
   }
-  put_sum<DK>(dk, sum_k);
-  put_sum<EV>(dv, sum_v);
-  __threadfence();
+  /* The copy engine adds, from where the tiles were. */
+  char *const k_at = raw + (at_k - smem_at(raw)), *const v_at = k_at + RGK_SELECT_KEYS * D * sizeof(float);
   __syncthreads();
-  if (threadIdx.x == 0) give_turn(p.turn + which, item.turn + 1);
+  put_sum<DK>(dk, sum_at(k_at, group * DK));
+  put_sum<EV>(dv, sum_at(v_at, group * EV));
+  proxy_fence();
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  if (done.turn > 0) {
+    await(turn, done.turn);
+    proxy_fence_all();
+  }
+  auto put = [](float *to, const void *from, int width, bool add) {
+    if (add)
+      bulk_add(to, from, RGK_SELECT_KEYS * sizeof(float) * width);
+    else
+      bulk_store(to, from, RGK_SELECT_KEYS * sizeof(float) * width);
+  };
+  put(sum_k, k_at, D, !(done.is & RGK_SELECT_FIRST));
+  put(sum_v, v_at, E, !(done.is & RGK_SELECT_FIRST));
+  store_commit();
+  if (done.is & RGK_SELECT_MORE) {
+    store_wait<0>();
+    proxy_fence_all();
+    publish((uint32_t *)turn, done.turn + 1);
+  } else {
+    store_wait_read<0>();
+  }
 }
 
 } // namespace
