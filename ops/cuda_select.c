@@ -150,11 +150,12 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   /* Two neighbouring windows hold more than p.rows rows where steps do not line up. */
   p.windows = (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
   if (p.windows < 1) p.windows = 1;
-  const int64_t heads = p.rows > 0 ? BWD_PARTIALS / (place * p.rows) : a->KH;
-  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   const int64_t items = p.rows * a->N / p.length; /* whole ones; lists with extra sums have at least CHAIN */
   p.cap = items + slots;
   p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
+  const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float), parts = p.rows * place,
+                heads = BWD_PARTIALS / (sums > parts ? sums : parts);
+  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
   p.span = rgi_take(w, (size_t)(p.heads * slots) * sizeof *p.span);
@@ -183,8 +184,8 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   rgk_select plan = bwd_plan(a, &w), *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
-    RGI_TRY(launch(p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H * RGK_SELECT_LANES, RGK_SELECT_REDUCE),
-                   1, 1, RGK_SELECT_REDUCE, 0));
+    RGI_TRY(launch(p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H * RGK_SELECT_LANES, RGK_SELECT_REDUCE), 1,
+                   1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
   const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_bwd_groups(a->D, a->E));
@@ -198,7 +199,8 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                      rgk_select_shared_bwd(a->D, a->E)));
       const int64_t blocks = a->dq.data ? rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE) : 0;
       if (p->key_blocks + blocks > 0)
-        RGI_TRY(launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1, RGK_SELECT_REDUCE, 0));
+        RGI_TRY(
+            launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1, RGK_SELECT_REDUCE, 0));
     }
   }
   return RG_OK;
