@@ -23,27 +23,33 @@ __device__ __forceinline__ void copy_async(float *to, const void *from) {
 /* All rows this thread copied have arrived; a barrier then shows them to the others. */
 __device__ __forceinline__ void wait_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+/* Four elements of 16 bits, those from n on as zeros. */
+__device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
+  if (vec) return *(const uint2 *)p;
+  const uint32_t x = p[0], y = n > 1 ? p[1] : 0, z = n > 2 ? p[2] : 0, w = n > 3 ? p[3] : 0;
+  return make_uint2(x | y << 16, z | w << 16);
+}
+
 /* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after it; zeros past
  * the width and where at(r) is negative. wait_rows() and a barrier must follow. */
 template <int LD, int THREADS, class At>
 __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t, bool vec, At at) {
   enum { LANES = LD < 100 ? 16 : 32, STEP = THREADS / LANES, AHEAD = 4 /* loads under way */ };
   const int padded = (width + 15) & ~15, r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES * 4;
-  if (!vec || t.dtype == RG_F32) {
+  if (t.dtype == RG_F32) {
 #pragma unroll 1
     for (int r = r0; r < rows; r += STEP) {
       const int64_t from = at(r);
 #pragma unroll 1
       for (int c = c0; c < padded; c += LANES * 4) {
-        float *to = dst + r * LD + c;
-        float x[4] = {0, 0, 0, 0};
+        float *to = dst + r * LD + c, x[4] = {0, 0, 0, 0};
         if (vec && from >= 0 && c < width) {
           copy_async(to, (const float *)t.data + from + c);
           continue;
         }
 #pragma unroll
         for (int i = 0; i < 4; i++)
-          if (from >= 0 && c + i < width) x[i] = load(t.data, t.dtype, from + c + i);
+          if (from >= 0 && c + i < width) x[i] = ((const float *)t.data)[from + c + i];
         *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
       }
     }
@@ -59,7 +65,7 @@ __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const
         const int r = r1 + i * STEP;
         const int64_t from = r < rows ? at(r) : -1;
         raw[i] = make_uint2(0, 0); /* zeros in either type */
-        if (from >= 0 && c < width) raw[i] = *(const uint2 *)((const uint16_t *)t.data + from + c);
+        if (from >= 0 && c < width) raw[i] = load4((const uint16_t *)t.data + from + c, width - c, vec);
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; i++) {
