@@ -158,7 +158,8 @@ typedef struct rg_cost {
 /* ---- CUDA ---------------------------------------------------------------------------------------- */
 
 /* One kernel launch. `function` is the host address of a __global__ function that takes one struct by value;
- * `params` is that struct (copied by whoever takes the launch). */
+ * `params` is that struct (copied by whoever takes the launch, and compared with what was there before as
+ * bytes: leave no hole unset). */
 typedef struct rg_launch {
   const void *function;
   uint32_t grid[3], block[3];
