@@ -440,6 +440,33 @@ Test(lower_cuda, lanes_are_given_up) {
   close_bench(&b);
 }
 
+/* Copies of lengths are bytes like any others: they count in what is predicted and against a budget. */
+Test(lower_cuda, copies_of_lengths_count) {
+  bench b = open_bench(8);
+  load_example(&b, "nsa", true);
+  b.B = 50000;
+  rg_plan *keep = plan_of(&b, NULL, true, false);
+  cr_assert_eq(keep->nclean, 1);
+  cr_assert_geq(keep->memory->reserved, 4 * (b.B + 1));
+  cr_assert_eq(keep->choice->saved_after, keep->sizes.saved);
+  const int64_t most = keep->sizes.predicted_peak, saved = keep->sizes.saved;
+  for (int k = 0; k < 5; k++) {
+    char policy[128];
+    const bool of_saved = k > 0;
+    const int64_t budget = (of_saved ? saved : most) - (k < 2 ? 0 : k < 3 ? 1 : 4000 * k);
+    snprintf(policy, sizeof policy,
+             "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": %lld, \"of\": \"%s\" } }", (long long)budget,
+             of_saved ? "saved" : "peak");
+    rg_plan *plan = plan_of(&b, policy, false, false);
+    cr_assert_leq(of_saved ? plan->sizes.saved : plan->sizes.predicted_peak, budget, "%s", policy);
+    cr_assert_eq(plan->choice->saved_after, plan->sizes.saved, "%s", policy);
+    if (k < 2) cr_assert_eq(plan->nstep, keep->nstep, "%s recomputes", policy);
+    rg_plan_destroy(plan);
+  }
+  rg_plan_destroy(keep);
+  close_bench(&b);
+}
+
 Test(lower_cuda, dot_shows_lanes) {
   bench b = open_bench(7);
   rg_error e = {0};
