@@ -28,7 +28,8 @@ typedef struct device {
   cudaEvent_t *event;             /* eager: [nstep + 2], one before each step of a direction, one after */
   bool timed;                     /* events of the last run are recorded, ms[] not yet read */
   bool timed_backward;
-  char dead[512]; /* what killed the session */
+  rgi_cuda_known known; /* eager */
+  char dead[512];       /* what killed the session */
 } device;
 
 static device *device_of(const rg_session *s) {
@@ -273,6 +274,7 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
   rg_status status = RG_OK;
   rgi_cuda_eager_init(&x, d->stream, e);
   x.base.blas = d->blas;
+  x.known = &d->known;
   if (!backward) status = rgi_cuda_clean(s, &x.base);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];

@@ -125,6 +125,7 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   if (plan->cuda ? !node->op->cuda_steps : !node->op->run_cpu)
     return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation", node->op->name,
                     plan->cuda ? "CUDA" : "CPU");
+  if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
   rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
   s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);

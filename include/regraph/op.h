@@ -214,7 +214,8 @@ typedef struct rg_op {
   int nattr;
 
   /* Checks that the tables cannot say. Shapes of in and out are known, data is NULL. Symbolic extents (no T
-   * given yet) are shown as RG_DIM_FREE: skip what depends on them. NULL: nothing more to check. */
+   * given yet) are shown as RG_DIM_FREE: skip what depends on them. A plan for a GPU asks once more, with gpu
+   * set. NULL: nothing more to check. */
   rg_status (*check)(const rg_call *c, rg_error *e);
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */

@@ -440,6 +440,36 @@ Test(lower_cuda, lanes_are_given_up) {
   close_bench(&b);
 }
 
+/* More branches than a kernel's parameters hold are refused by the plan, not by the run. */
+Test(lower_cuda, too_many_branches) {
+  bench b = open_bench(9);
+  for (int n = 32; n <= 33; n++) {
+    rg_error e = {0};
+    rg_plan *plan = NULL;
+    char text[2048], *at = text;
+    at += sprintf(at, "{ \"regraph\": 1, \"name\": \"many\", \"inputs\": {"
+                      "\"a\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true },"
+                      "\"l\": { \"shape\": [\"T\", 2], \"dtype\": \"f32\" } },"
+                      "\"nodes\": [ { \"name\": \"all\", \"op\": \"merge_lse\", \"in\": { \"o\": [");
+    for (int i = 0; i < n; i++) at += sprintf(at, "%s\"a\"", i ? "," : "");
+    at += sprintf(at, "], \"lse\": [");
+    for (int i = 0; i < n; i++) at += sprintf(at, "%s\"l\"", i ? "," : "");
+    sprintf(at, "] }, \"out\": { \"o\": \"y\" } } ], \"outputs\": { \"y\": \"y\" } }");
+    rg_spec *spec = load_spec(b.ctx, text);
+    const rg_binding set[] = {{"T", 16, NULL}};
+    for (int cuda = 0; cuda < 2; cuda++) {
+      rg_plan_options o = {.set = set, .nset = 1, .device = cuda ? "cuda" : "cpu"};
+      const rg_status status = rg_plan_create(spec, NULL, &o, &plan, &e);
+      cr_assert_eq(status, cuda && n > 32 ? RG_E_LIMIT : RG_OK, "%d: %s", n, e.message);
+      if (status != RG_OK)
+        cr_assert(strcmp(e.node, "all") == 0 && strstr(e.message, "in groups"), "%s", e.message);
+      rg_plan_destroy(plan);
+    }
+    rg_spec_destroy(spec);
+  }
+  close_bench(&b);
+}
+
 /* Copies of lengths are bytes like any others: they count in what is predicted and against a budget. */
 Test(lower_cuda, copies_of_lengths_count) {
   bench b = open_bench(8);
