@@ -1,5 +1,5 @@
 /* tests/plain/plain.c: runs all tests of an executable in order, or those whose SUITE/NAME has one of the
- * arguments in it, in one process; see criterion/criterion.h here. */
+ * arguments in it, in one process; see criterion/criterion.h here. --list first only names them. */
 #include <criterion/criterion.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -32,6 +32,8 @@ static bool wanted(int argc, char **argv, const char *name) {
 
 int main(int argc, char **argv) {
   int count = 0;
+  const bool list = argc > 1 && strcmp(argv[1], "--list") == 0;
+  if (list) argc--, argv++;
   for (plain_test *t = first; t; t = t->next) {
     char name[256];
     snprintf(name, sizeof name, "%s/%s", t->suite, t->name);
@@ -39,10 +41,11 @@ int main(int argc, char **argv) {
     count++;
     printf("%s\n", name);
     fflush(stdout);
+    if (list) continue;
     if (t->init) t->init();
     t->fn();
     if (t->fini) t->fini();
   }
-  printf("%d passed, 0 failed\n", count);
+  if (!list) printf("%d passed, 0 failed\n", count);
   return count == 0;
 }

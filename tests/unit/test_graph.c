@@ -466,6 +466,7 @@ static void random_graphs(uint64_t first, int n, gen_options o) {
   const char *more = getenv("GRAPH_MORE"); /* times as many graphs */
   if (more) n *= atoi(more);
   for (int i = 0; i < n; i++) {
+    if (!in_shard(i)) continue;
     uint64_t seed = first + (uint64_t)i;
     char what[64];
     ot *t = ot_begin(seed);
@@ -484,7 +485,8 @@ static void random_graphs(uint64_t first, int n, gen_options o) {
   if (getenv("GRAPH_VERBOSE"))
     fprintf(stderr, "%d plans, %d refused: output %.2f, gradient %.2f of the gate\n", rep.plans, rep.refused,
             rep.worst_output, rep.worst_gradient);
-  cr_assert_leq(rep.refused * 20, rep.plans, "%d of %d plans refused", rep.refused, rep.plans);
+  if (!getenv("REGRAPH_SHARD"))
+    cr_assert_leq(rep.refused * 20, rep.plans, "%d of %d plans refused", rep.refused, rep.plans);
 }
 
 Test(graph, random_f32_a) {
