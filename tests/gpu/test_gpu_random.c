@@ -3,8 +3,9 @@
  *
  * Each seed draws a graph (tests/harness/graph_gen.h), lengths, and two or three other ways to run it: as a
  * CUDA graph or step by step, recomputing and cutting heads at random, every tensor with bytes of its own,
- * one lane. The plain way is compared with the oracle, the others with it, bit for bit. Lengths shrink until
- * the oracle is done in a fraction of a second.
+ * one lane. The plain way is compared with the oracle, the others with it, bit for bit. In one more way a
+ * sequence is full of NaN, which must change no bit of any other. Lengths shrink until the oracle is done in
+ * a fraction of a second.
  *
  *   REGRAPH_SHARD=i/n     every n-th seed       GRAPH_MORE=k   k times as many
  *   REGRAPH_SEED=n        that seed alone       GRAPH_PRINT=1  its spec
@@ -122,6 +123,71 @@ static double oracle_ns(const rgi_graph *g, const lengths *x) {
   return sum;
 }
 
+/* ---- NaN in one sequence ---- */
+
+static struct {
+  int64_t sequence;
+  uint64_t state;
+  int runs, tensors;
+} spoilt;
+
+/* The lengths that rows of a bound tensor go by; NULL: it has no rows of sequences. */
+static const int *row_lengths(const graph_case *c, const rg_tensor_info *t) {
+  const rgi_tensor *x = &c->forward->tensor[declared(c, t)->tensor];
+  if (t->rank == 0 || x->seqlens < 0 || t->seqlens || t->offsets) return NULL;
+  return strcmp(c->forward->tensor[x->seqlens].name, "cu_keys") == 0 ? c->p.length_k : c->p.length;
+}
+
+static int64_t row_bytes(const rg_tensor_info *t) {
+  return t->dim[0] ? t->bytes / t->dim[0] : 0;
+}
+
+/* Most inputs and incoming gradients get NaN, or infinities, in all rows of the sequence or in one. */
+static void spoil(const graph_case *c, buffers *b) {
+  static const float bad[] = {NAN, INFINITY};
+  uint64_t state = spoilt.state;
+  const bool all = next_random(&state) % 3 > 0;
+  const float with = bad[next_random(&state) % 4 == 0];
+  for (int i = 0; i < b->n; i++) {
+    const rg_tensor_info *t = &b->info[i];
+    if ((t->role != RG_INPUT && t->role != RG_GRAD_IN) || t->dtype == RG_I32) continue;
+    const int *length = row_lengths(c, t);
+    if (!length || length[spoilt.sequence] == 0 || next_random(&state) % 6 == 0) continue;
+    int64_t from = 0, n = length[spoilt.sequence];
+    for (int64_t k = 0; k < spoilt.sequence; k++) from += length[k];
+    if (!all) from += next_random(&state) % (uint32_t)n, n = 1;
+    const int64_t each = row_bytes(t), size = (int64_t)rg_dtype_size(t->dtype);
+    for (int64_t k = from * each / size; k < (from + n) * each / size; k++)
+      rg_convert(t->dtype, (char *)b->data[i] + k * size, RG_F32, &with, 1);
+  }
+}
+
+/* Nothing of it reaches another sequence's outputs and gradients: the same bits as without. */
+static void spoil_one(graph_case *c, const buffers *kept, run_how how, report *rep) {
+  int64_t sequence = ot_below(c->t, c->p.B);
+  for (int64_t k = 0; k < c->p.B && c->p.length[sequence] == 0; k++) sequence = (sequence + 1) % c->p.B;
+  spoilt.sequence = sequence, spoilt.state = ot_random(c->t);
+  buffers b;
+  c->spoil = spoil;
+  const bool runs = run_plan(c, how, &b, NULL, NULL);
+  c->spoil = NULL;
+  rep->plans++, rep->refused += !runs, spoilt.runs += runs;
+  for (int i = 0; runs && i < b.n; i++) {
+    const rg_tensor_info *t = &b.info[i];
+    const int *length = t->role == RG_OUTPUT || t->role == RG_GRAD_OUT ? row_lengths(c, t) : NULL;
+    if (!length) continue;
+    const char *x = buffer(kept, t->role, t->name), *y = b.data[i];
+    spoilt.tensors++;
+    int64_t from = 0, each = row_bytes(t);
+    for (int64_t k = 0; k < c->p.B; from += length[k++])
+      cr_assert(k == sequence || memcmp(x + from * each, y + from * each, (size_t)(length[k] * each)) == 0,
+                "%s: NaN of sequence %d has changed sequence %d of %s %s (%s)", c->what, (int)sequence,
+                (int)k, t->role == RG_OUTPUT ? "output" : "gradient of", t->name,
+                how.policy ? how.policy : "kept");
+  }
+  if (runs) drop(&b);
+}
+
 /* ---- which kernels ran ---- */
 
 static struct way {
@@ -217,6 +283,7 @@ static void run_seed(rg_context *ctx, ot *t, uint64_t seed, report *rep, drawn_c
   compare_with_oracle(&c, &kept, rep);
   const int heads = fewest_heads(&c), more = 2 + (int)ot_below(t, 2);
   for (int i = 0; i < more; i++) same_as(&c, &kept, other_way(&c, i, heads), rep);
+  if (!o.whole && d->p.B > 1) spoil_one(&c, &kept, other_way(&c, (int)ot_below(t, 3), heads), rep);
   drop(&kept);
   if (getenv("GRAPH_VERBOSE"))
     fprintf(stderr,

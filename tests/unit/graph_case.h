@@ -47,7 +47,8 @@ typedef struct graph_case {
   char what[160];
   gref *oracle;
   const int *offset; /* [B], positions of first queries; NULL: small ones */
-  bool few_vary;     /* the rms of a few errors may be so much above a gate made for many: three sigma */
+  void (*spoil)(const struct graph_case *c, buffers *b); /* NULL, or a last change to what is bound */
+  bool few_vary; /* the rms of a few errors may be so much above a gate made for many: three sigma */
 } graph_case;
 
 typedef struct report {
@@ -193,6 +194,7 @@ static inline bool run_plan(const graph_case *c, run_how how, buffers *b, rg_ses
   if (status == RG_E_POLICY) return false;
   cr_assert_eq(status, RG_OK, "%s, %s: %s", c->what, policy_text, e.message);
   fill_case(c, plan, b);
+  if (c->spoil) c->spoil(c, b);
   buffers before = copy_of(b);
   rg_session *s = NULL;
   rg_session_options so = {.debug_poison = how.poison, .eager = how.eager};
