@@ -333,7 +333,10 @@ Test(gpu_random, specs, .timeout = 3600) {
     failed += !try_seed(only ? strtoull(only, NULL, 10) : FIRST + (uint64_t)i, &rep);
   }
   for (int k = 0; k < ways; k++) fprintf(stderr, "%6d x %s\n", way[k].count, way[k].text);
-  fprintf(stderr, "%d specs, %d failed; %d other ways, %d refused; output %.2f, gradient %.2f of the gate\n",
-          ran, failed, rep.plans, rep.refused, rep.worst_output, rep.worst_gradient);
+  fprintf(stderr,
+          "%d specs, %d failed; %d other ways, %d refused; output %.2f, gradient %.2f of the gate; NaN in %d "
+          "runs, %d tensors beside it\n",
+          ran, failed, rep.plans, rep.refused, rep.worst_output, rep.worst_gradient, spoilt.runs,
+          spoilt.tensors);
   cr_assert_eq(failed, 0);
 }
