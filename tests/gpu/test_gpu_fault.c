@@ -39,11 +39,18 @@ static double ms_now(void) {
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
-/* A call after the fault: fails, says since when, and does not try anything that takes time. */
-static void fails_at_once(rg_status status, double since, const rg_error *e, const char *what) {
-  const double took = ms_now() - since;
-  cr_assert_eq(status, RG_E_DEVICE, "%s: %s (%s)", what, e->message, rg_status_name(status));
-  cr_assert(strstr(e->message, "the session is lost since"), "%s: %s", what, e->message);
+/* Calls after the fault: each fails, says since when, and does not try anything that takes time. */
+typedef rg_status (*session_call)(rg_session *s, rg_error *e);
+static rg_status set_no_stream(rg_session *s, rg_error *e) {
+  return rg_session_set_stream(s, NULL, e);
+}
+static void fails_at_once(rg_session *s, session_call call, const char *what) {
+  rg_error e = {0};
+  const double t0 = ms_now();
+  const rg_status status = call(s, &e);
+  const double took = ms_now() - t0;
+  cr_assert_eq(status, RG_E_DEVICE, "%s: %s (%s)", what, e.message, rg_status_name(status));
+  cr_assert(strstr(e.message, "the session is lost since"), "%s: %s", what, e.message);
   cr_assert_lt(took, 100, "%s took %.1f ms", what, took);
 }
 
@@ -84,15 +91,10 @@ static void fault(bool debug, const char *input, rg_role role) {
   cr_assert_eq(status, RG_E_DEVICE);
   if (debug) cr_assert(strlen(e.node) > 0, "the message does not name the node: %s", e.message);
   for (int i = 0; i < 100; i++) {
-    e = (rg_error){0};
-    double t0 = ms_now();
-    fails_at_once(rg_session_forward(s, &e), t0, &e, "forward");
-    t0 = ms_now();
-    fails_at_once(rg_session_backward(s, &e), t0, &e, "backward");
-    t0 = ms_now();
-    fails_at_once(rg_session_synchronize(s, &e), t0, &e, "synchronize");
-    t0 = ms_now();
-    fails_at_once(rg_session_set_stream(s, NULL, &e), t0, &e, "set_stream");
+    fails_at_once(s, rg_session_backward, "backward");
+    fails_at_once(s, rg_session_forward, "forward");
+    fails_at_once(s, rg_session_synchronize, "synchronize");
+    fails_at_once(s, set_no_stream, "set_stream");
   }
   /* The device is gone for the others too: errors, nothing worse. */
   e = (rg_error){0};

@@ -4,7 +4,7 @@
  * Attention runs alone and is compared with the oracle; the rest runs as whole graphs, forward and backward,
  * both with the arena and with bytes of its own for every tensor: there, a read of what nobody wrote cannot
  * be hidden by what stood in the same bytes before. Nothing is written into outputs, gradients or the arena
- * first. The two layouts must agree bit for bit.
+ * first. The two layouts must agree bit for bit. REGRAPH_TEST_PROFILE: a profile that plans are made for.
  */
 #include "../harness/num.h"
 #include "../unit/run_util.h"
@@ -179,8 +179,12 @@ static void run_layout(rg_context *ctx, const rg_spec *spec, const char *policy,
   rg_session *s = NULL;
   rg_policy *p = policy ? load_policy(ctx, policy) : NULL;
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {
-      .set = set, .nset = 2, .device = test_device(), .no_reuse = no_reuse, .pack_seconds = 0.1};
+  rg_plan_options o = {.set = set,
+                       .nset = 2,
+                       .device = test_device(),
+                       .no_reuse = no_reuse,
+                       .pack_seconds = 0.1,
+                       .profile_path = getenv("REGRAPH_TEST_PROFILE")};
   CR_OK(rg_plan_create(spec, p, &o, &plan, &e), &e);
   rg_policy_destroy(p);
   rg_session_options so = {.eager = eager};
