@@ -23,7 +23,7 @@ struct place {
   bool exists, live;
 };
 
-__device__ __forceinline__ place find_place(const rgk_blend_params &p) {
+template <class P> __device__ __forceinline__ place find_place(const P &p) {
   place at;
   at.slot = threadIdx.x / p.lanes;
   at.lane = threadIdx.x - at.slot * p.lanes;
@@ -36,11 +36,15 @@ __device__ __forceinline__ place find_place(const rgk_blend_params &p) {
 }
 
 /* x [n]: gates or log-sum-exps of the row, w [n]: weights. Returns the merged log-sum-exp. */
-template <bool MERGE> __device__ __forceinline__ float weigh(const rgk_blend_params &p, const place &at, float *x, float *w) {
+template <bool MERGE, class P>
+__device__ __forceinline__ float weigh(const P &p, const place &at, float *x, float *w) {
   float most = -INFINITY, sum = 0;
-  for (int k = at.lane; k < p.n && at.live; k += p.lanes)
-    x[k] = MERGE ? p.branch[k].lse[at.t * p.branch[k].lse_row + at.h]
-                 : load(p.gate.data, p.gate.dtype, at.t * p.gate.row + at.h * p.gate.head + k);
+  for (int k = at.lane; k < p.n && at.live; k += p.lanes) {
+    if constexpr (MERGE)
+      x[k] = p.branch[k].lse[at.t * p.branch[k].lse_row + at.h];
+    else
+      x[k] = load(p.gate.data, p.gate.dtype, at.t * p.gate.row + at.h * p.gate.head + k);
+  }
   __syncwarp();
   if (at.live && (MERGE || p.act == SOFTMAX)) {
     for (int k = 0; k < p.n; k++)
@@ -68,7 +72,7 @@ __device__ __forceinline__ void fetch(const rgk_blend_params &p, const place &at
     }
 }
 
-__device__ __forceinline__ int count(const rgk_blend_params &p, int64_t c) {
+template <class P> __device__ __forceinline__ int count(const P &p, int64_t c) {
   return p.width - c < CHUNK ? (int)(p.width - c) : CHUNK;
 }
 
@@ -184,6 +188,85 @@ template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) backwa
   if (at.exists) small_gradients<MERGE>(p, at, x, w, product);
 }
 
+/* ---- backward in parts ---- */
+
+__device__ __forceinline__ float rounded(float x, int dtype) {
+  if (dtype == RG_F32) return x;
+  return dtype == RG_F16 ? __half2float(__float2half_rn(x)) : __bfloat162float(__float2bfloat16_rn(x));
+}
+
+/* Products and d as in `backward`. delta: of d as stored, either summed like a product or as one chain, which
+ * is handed from lane to lane. */
+template <class T> __global__ void __launch_bounds__(THREADS) branch(const __grid_constant__ rgk_branch_params p) {
+  extern __shared__ float shared[];
+  const place at = find_place(p);
+  const int64_t mine = at.lane * CHUNK, step = p.lanes * CHUNK;
+  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_FWD * p.n, *w = x + p.n;
+  const int64_t row = at.t * p.row.row + at.h * p.row.head, from = at.t * p.o.row + at.h * p.o.head;
+  const bool products = p.product.data || p.delta.data;
+  chunk<T> raw, grad;
+  raw.clear();
+  grad.clear();
+  if (at.live && mine < p.width) {
+    grad.load(p.row.data, p.dtype, row + mine, count(p, mine));
+    if (products) raw.load(p.o.data, p.dtype, from + mine, count(p, mine));
+  }
+  weigh<false>(p, at, x, w);
+  const float a = at.live ? w[p.column] : 0;
+  float product = 0, delta = 0;
+  for (int64_t c0 = 0; c0 < p.width; c0 += step) {
+    const int64_t c = c0 + mine;
+    const bool here = at.exists && c < p.width;
+    const int n = here ? count(p, c) : 0;
+    float g[CHUNK], v[CHUNK], d[CHUNK];
+    if (c0 > 0) {
+      raw.clear();
+      grad.clear();
+      if (here && at.live) {
+        grad.load(p.row.data, p.dtype, row + c, n);
+        if (products) raw.load(p.o.data, p.dtype, from + c, n);
+      }
+    }
+    grad.get(g);
+    raw.get(v);
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) product = __fmaf_rn(g[e], v[e], product);
+    if (!p.d.data) continue;
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) d[e] = __fmul_rn(a, g[e]);
+    if (here && (at.live || !p.add)) put<T>(p.d.data, p.d.dtype, at.t * p.d.row + at.h * p.d.head + c, d, n, p.add);
+    if (!p.delta.data) continue;
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) d[e] = e < n ? rounded(d[e], p.d.dtype) : 0;
+    for (int l = 0; l < (p.chain ? p.lanes : 1); l++) {
+      if (here && (!p.chain || l == at.lane))
+#pragma unroll
+        for (int e = 0; e < CHUNK; e++) delta = __fmaf_rn(v[e], d[e], delta);
+      if (p.chain) delta = __shfl_sync(0xffffffffu, delta, l, p.lanes);
+    }
+  }
+  if (p.product.data) {
+    product = sum_lanes(product, p.lanes);
+    if (at.exists && at.lane == 0)
+      ((float *)p.product.data)[at.t * p.product.row + at.h * p.product.head] = at.live ? product : 0;
+  }
+  if (p.delta.data) {
+    if (!p.chain) delta = sum_lanes(delta, p.lanes);
+    if (at.exists && at.lane == 0)
+      ((float *)p.delta.data)[at.t * p.delta.row + at.h * p.delta.head] = at.live ? delta : 0;
+  }
+}
+
+__global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_blend_params p) {
+  extern __shared__ float shared[];
+  const place at = find_place(p);
+  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_BWD * p.n, *w = x + p.n, *product = w + p.n;
+  for (int k = at.lane; k < p.n && at.live; k += p.lanes)
+    product[k] = p.branch[k].lse[at.t * p.branch[k].lse_row + at.h];
+  weigh<false>(p, at, x, w);
+  if (at.exists) small_gradients<false>(p, at, x, w, product);
+}
+
 template <bool MERGE> const void *forward_of(bool vectors, rg_dtype x) {
   if (!vectors) return (const void *)forward<MERGE, void>;
   if (x == RG_F32) return (const void *)forward<MERGE, float>;
@@ -202,6 +285,13 @@ template <bool MERGE> const void *backward_of(bool vectors, rg_dtype x) {
 const void *rgk_blend_fwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? forward_of<true>(vectors, x) : forward_of<false>(vectors, x);
 }
+const void *rgk_blend_branch(bool vectors, rg_dtype x) {
+  if (!vectors) return (const void *)branch<void>;
+  if (x == RG_F32) return (const void *)branch<float>;
+  if (x == RG_F16) return (const void *)branch<__half>;
+  return (const void *)branch<__nv_bfloat16>;
+}
+const void *rgk_blend_gates(void) { return (const void *)gates; }
 const void *rgk_blend_bwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? backward_of<true>(vectors, x) : backward_of<false>(vectors, x);
 }
