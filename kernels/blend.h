@@ -47,7 +47,7 @@ typedef struct rgk_branch_params {
   bool chain; /* delta is one chain of terms; else as `product` is summed */
 } rgk_branch_params;
 
-enum { RGK_BLEND_GATE_LANES = 4 };
+enum { RGK_BRANCH_ROWS = 2 }; /* of a thread, one after another RGK_BLEND_THREADS / lanes apart */
 
 /* Dynamic shared memory: floats per row and branch, RGK_BLEND_THREADS / lanes rows. */
 enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
@@ -55,7 +55,7 @@ enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
 /* vectors: every row of every tensor [T, H, E] on 16 bytes, o in the type `x`. */
 RGK_GETTER(rgk_blend_fwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_bwd(bool merge, bool vectors, rg_dtype x))
-RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* FWD kinds of shared memory; rgk_branch_params */
-RGK_GETTER(rgk_blend_gates(void))                      /* BWD kinds; branch[k].lse is the product */
+RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* no shared memory; rgk_branch_params */
+RGK_GETTER(rgk_blend_gates(void)) /* a thread a row, no shared memory; branch[k].lse is the product */
 
 #endif

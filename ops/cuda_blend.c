@@ -121,14 +121,13 @@ rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x
   RGI_TRY(too_many(c, p.n));
   if (p.tokens * p.heads == 0 || (!b->one.d && !b->one.product)) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
-  const int rows = RGK_BLEND_THREADS / p.lanes;
   return x->launch(
-      x, &(rg_launch){.function = rgk_blend_branch(branch_vectors(b), o->dtype),
-                      .grid = {rgk_blocks(p.tokens * p.heads, rows), 1, 1},
-                      .block = {RGK_BLEND_THREADS, 1, 1},
-                      .shared = (uint32_t)((size_t)(rows * RGK_BLEND_KINDS_FWD * p.n) * sizeof(float)),
-                      .params = &p,
-                      .size = sizeof p});
+      x, &(rg_launch){
+             .function = rgk_blend_branch(branch_vectors(b), o->dtype),
+             .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS / p.lanes * RGK_BRANCH_ROWS), 1, 1},
+             .block = {RGK_BLEND_THREADS, 1, 1},
+             .params = &p,
+             .size = sizeof p});
 }
 
 const char *rgi_cuda_blend_branch_path(const rgi_blend *b) {
@@ -140,7 +139,6 @@ rg_status rgi_cuda_blend_gates(const rg_call *c, const rgi_blend *b, rg_cuda *x)
                         .tokens = b->gate->dim[0],
                         .heads = b->gate->dim[1],
                         .n = rg_in_count(c, b->lse),
-                        .lanes = RGK_BLEND_GATE_LANES,
                         .act = b->act,
                         .gate = rgk_of(b->gate),
                         .d_gate = rgk_of(b->d_gate),
@@ -151,12 +149,9 @@ rg_status rgi_cuda_blend_gates(const rg_call *c, const rgi_blend *b, rg_cuda *x)
     rgk_tensor product = rgk_of(in_at(c, b->lse, k));
     p.branch[k] = (rgk_branch){.lse = product.data, .lse_row = product.row};
   }
-  const int rows = RGK_BLEND_THREADS / p.lanes;
-  return x->launch(
-      x, &(rg_launch){.function = rgk_blend_gates(),
-                      .grid = {rgk_blocks(p.tokens * p.heads, rows), 1, 1},
-                      .block = {RGK_BLEND_THREADS, 1, 1},
-                      .shared = (uint32_t)((size_t)(rows * RGK_BLEND_KINDS_BWD * p.n) * sizeof(float)),
-                      .params = &p,
-                      .size = sizeof p});
+  return x->launch(x, &(rg_launch){.function = rgk_blend_gates(),
+                                   .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS), 1, 1},
+                                   .block = {RGK_BLEND_THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
 }
