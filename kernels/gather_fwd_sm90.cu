@@ -321,92 +321,151 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
   }
 }
 
-template <class T, int D, int E>
-__device__ __forceinline__ void consume(const rgk_gather &p, shared<D, E> &s, int group) {
+/* Whether all threads of a warpgroup say so. */
+__device__ __forceinline__ bool all_of(int group, bool x) {
+  uint32_t ok;
+  asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\t"
+               "barrier.red.and.pred q, %2, 128, p;\n\t"
+               "selp.u32 %0, 1, 0, q;\n\t}"
+               : "=r"(ok)
+               : "r"((uint32_t)x), "r"(1 + group)
+               : "memory");
+  return ok;
+}
+
+template <class T, int D, int E> struct consumer {
   using memory = shared<D, E>;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, unit = group * 4 + warp;
-  const float softcap = p.a.softcap, c = softcap > 0 ? LOG2E : p.a.scale * LOG2E,
-              to = p.a.scale / softcap * 2 * LOG2E;
-  ring<memory::STAGES> r;
-  uint32_t q[D / 4];
-  float o[E / 2];
+  const rgk_gather &p;
+  memory &s;
+  const int group, lane, warp, unit;
+  const float softcap, c, to; /* scores to powers of two, without and with a cap */
+  int64_t position;           /* of the unit's query */
+  int keys;                   /* of the sequence */
   rows2 x;
-  place u;
-  int64_t position = 0;
-  int keys = 0;
-  for (;;) {
-    bar_wait(&s.full[r.stage], r.parity);
-    const label &y = s.labels[r.stage];
-    const int kind = y.kind, last = y.last;
-    char *data = s.data[r.stage];
-    if (kind == EXIT) break;
-    if (kind == KEYS_OF) {
-      const uint32_t mask = y.mask;
-      if (mask >> 4 * group & 15) {
-        const int first = y.first;
-        const int limit =
-            mask >> unit & 1 ? (int)min(position + 1 - first, (int64_t)min(y.end - first, (int)KEYS)) : 0;
-        const uint32_t k = smem_at(data), v = k + memory::DP * PANEL;
-        float z[KEYS / 2];
-        wgmma_fence();
+
+  __device__ __forceinline__ bool is_mine(const label &y) { return __shfl_sync(~0u, y.kind == KEYS_OF && y.mask >> 4 * group & 15, 0); }
+  __device__ __forceinline__ void release(int stage) {
+    __syncwarp();
+    if (lane == 0) bar_arrive(&s.empty[stage]);
+  }
+  /* z = q kᵀ */
+  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], const uint32_t (&q)[D / 4], int stage) {
+    const uint32_t k = smem_at(s.data[stage]);
 #pragma unroll
-        for (int i = 0; i < D / 16; i++)
-          wgmma<T, KEYS>::template rs<>(z, q + 4 * i, desc_k(k + i / 4 * PANEL + i % 4 * 32), i > 0);
-        wgmma_commit();
-        if (keys - first < KEYS) clear_tail<E>(data + memory::DP * PANEL, keys - first, group);
+    for (int i = 0; i < D / 16; i++)
+      wgmma<T, KEYS>::template rs<>(z, q + 4 * i, desc_k(k + i / 4 * PANEL + i % 4 * 32), i > 0);
+    wgmma_commit();
+  }
+  /* o += a v */
+  __device__ __forceinline__ void start_sums(float (&o)[E / 2], const uint32_t (&a)[KEYS / 4], int stage) {
+    const uint32_t v = smem_at(s.data[stage]) + memory::DP * PANEL;
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; i++)
+      wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
+    wgmma_commit();
+  }
+  /* z becomes p; true: o must be multiplied by `scale`. */
+  __device__ __forceinline__ bool weigh(float (&z)[KEYS / 2], float (&scale)[2], const label &y) {
+    const int limit = y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+    if (limit <= 0) {
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; i++) z[i] = 0;
+      return false;
+    }
+    if (softcap > 0) {
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
+    }
+    return softmax(z, x, scale, c, limit);
+  }
+  __device__ __forceinline__ void clean(int stage) {
+    const int n = keys - s.labels[stage].first;
+    if (n < KEYS) clear_tail<E>(s.data[stage] + memory::DP * PANEL, n, group);
+  }
+
+  __device__ __forceinline__ void run() {
+    ring<memory::STAGES> r;
+    uint32_t q[D / 4];
+    float o[E / 2];
+    place u;
+    for (;;) {
+      bar_wait(&s.full[r.stage], r.parity);
+      const label &y = s.labels[r.stage];
+      const int kind = y.kind;
+      int last = y.last;
+      if (kind == EXIT) break;
+      if (is_mine(y)) {
+        float z[KEYS / 2], scale[2];
+        uint32_t a[KEYS / 4];
+        wgmma_fence();
+        start_scores(z, q, r.stage);
+        clean(r.stage);
         wgmma_wait<0>();
         wgmma_keep(z);
-        uint32_t a[KEYS / 4];
-        if (limit > 0) {
-          if (softcap > 0) {
+        if (weigh(z, scale, y)) {
 #pragma unroll
-            for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
-          }
-          float scale[2];
-          if (softmax(z, x, scale, c, limit)) {
+          for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
+        }
+#pragma unroll
+        for (int i = 0; i < KEYS / 4; i++) a[i] = pack2<T>(z[2 * i], z[2 * i + 1]);
+        /* While the next stage is there and for this warpgroup: its scores beside this one's sums. */
+        for (;;) {
+          ring<memory::STAGES> ahead = r;
+          ahead.next();
+          if (last || !all_of(group, bar_try(&s.full[ahead.stage], ahead.parity))) break;
+          const label &next = s.labels[ahead.stage];
+          if (!is_mine(next)) break;
+          last = next.last;
+          clean(ahead.stage);
+          wgmma_fence();
+          start_scores(z, q, ahead.stage);
+          start_sums(o, a, r.stage);
+          wgmma_wait<1>();
+          wgmma_keep(z);
+          const bool moved = weigh(z, scale, next);
+          wgmma_keep(z);
+          wgmma_wait<0>();
+          wgmma_keep(o);
+          wgmma_keep(a);
+          release(r.stage);
+          r = ahead;
+          if (moved) {
 #pragma unroll
             for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
           }
 #pragma unroll
           for (int i = 0; i < KEYS / 4; i++) a[i] = pack2<T>(z[2 * i], z[2 * i + 1]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < KEYS / 4; i++) a[i] = 0;
         }
         wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < KEYS / 16; i++)
-          wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
-        wgmma_commit();
+        start_sums(o, a, r.stage);
         wgmma_wait<0>();
         wgmma_keep(o);
+      } else if (kind == QUERIES && y.mask >> 4 * group & 15) {
+        const job j = y.j;
+        u = find_unit(p, j, unit);
+        keys = j.keys;
+        position = j.position + unit / p.per;
+        const int row = lane % 16;
+#pragma unroll
+        for (int i = 0; i < D / 16; i++)
+          asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                       : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
+                       : "r"(smem_at(s.data[r.stage]) + i / 4 * PANEL + (warp * 16 + row) * 128 +
+                             ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
+                       : "memory");
+#pragma unroll
+        for (int i = 0; i < E / 2; i++) o[i] = 0;
+#pragma unroll
+        for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
+      } else if (kind == DEAD_ROWS) {
+        clear_rows<T, E>(p, find_unit(p, y.j, unit));
       }
-    } else if (y.mask >> 4 * group & 15) {
-      const job j = y.j;
-      u = find_unit(p, j, unit);
-      keys = j.keys;
-      position = j.position + unit / p.per;
-      const int row = lane % 16;
-#pragma unroll
-      for (int i = 0; i < D / 16; i++)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
-                     : "r"(smem_at(data) + i / 4 * PANEL + (warp * 16 + row) * 128 +
-                           ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                     : "memory");
-#pragma unroll
-      for (int i = 0; i < E / 2; i++) o[i] = 0;
-#pragma unroll
-      for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-    } else if (kind == DEAD_ROWS) {
-      clear_rows<T, E>(p, find_unit(p, y.j, unit));
+      release(r.stage);
+      r.next();
+      if (last && kind != DEAD_ROWS) finish<T, E>(p, u, o, x, c);
     }
-    __syncwarp();
-    if (lane == 0) bar_arrive(&s.empty[r.stage]);
-    r.next();
-    if (last && kind != DEAD_ROWS) finish<T, E>(p, u, o, x, c);
   }
-}
+};
 
 template <class T, int D, int E>
 __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_constant__ rgk_gather p) {
@@ -429,7 +488,10 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
     }
   } else {
     more_registers<REGS>();
-    consume<T, D, E>(p, s, role - 1);
+    const int warp = threadIdx.x / 32 % 4, group = role - 1;
+    consumer<T, D, E> x{p, s, group, (int)threadIdx.x % 32, warp, 4 * group + warp, p.a.softcap,
+                        p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E, p.a.scale / p.a.softcap * 2 * LOG2E};
+    x.run();
   }
 }
 
