@@ -1,11 +1,11 @@
-/* kernels/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward for large groups
- * of heads.
+/* kernels/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward for large
+ * groups of heads.
  *
- * A thread block takes a tile: a few neighbouring queries of one KV head. A "unit" is 16 heads of one query, the
- * rows that one warp owns of a tensor core tile. The union of the queries' blocks passes through a ring of
- * stages in ascending order, each block fetched once, 64 keys a stage. A warpgroup works on what one of its
- * four units selected; for the others its probabilities are zero. So what a row computes depends on its own
- * blocks alone.
+ * A thread block takes a tile: a few neighbouring queries of one KV head. A "unit" is 16 heads of one query,
+ * the rows that one warp owns of a tensor core tile. The union of the queries' blocks passes through a ring
+ * of stages in ascending order, each block fetched once, 64 keys a stage. A warpgroup works on what one of
+ * its four units selected; for the others its probabilities are zero. So what a row computes depends on its
+ * own blocks alone.
  */
 #ifndef RGK_GATHER_H
 #define RGK_GATHER_H
