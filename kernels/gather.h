@@ -28,6 +28,7 @@ typedef struct rgk_gather {
   int64_t slots, tiles; /* tiles of queries; times KV heads and parts */
   int32_t queries, per; /* of a tile; units a query has in it */
   int32_t parts;        /* tiles a query is cut into */
+  int32_t side;         /* KV heads (times parts) that are worked on side by side, a divisor of their number */
 } rgk_gather;
 
 /* Shared memory: stages of K and V, as panels of 64 columns, then labels and barriers. */

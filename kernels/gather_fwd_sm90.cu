@@ -73,9 +73,12 @@ struct walk {
   int at, next, ahead; /* ahead: entry `at`, fetched early */
 };
 
+/* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy tiles of a
+ * sequence come first). False: it is empty. */
 __device__ __forceinline__ bool find_tile_of(const rgk_gather &p, int64_t id, walk &w) {
-  const int64_t hp = id / p.slots;
-  const tile t = find_tile(p.a.seqs, p.slots - 1 - (id - hp * p.slots), p.queries);
+  const int64_t turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
+                hp = turn * p.side + (in - slot * p.side);
+  const tile t = find_tile(p.a.seqs, p.slots - 1 - slot, p.queries);
   if (t.n == 0) return false;
   w.j.row = (int)(t.begin + t.first);
   w.j.n = t.n;

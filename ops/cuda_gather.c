@@ -5,6 +5,7 @@
 
 /* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster there. */
 enum { LEAST_GROUP = 16 };
+static const int64_t KEPT = INT64_C(20) << 20; /* bytes of K and V that surely stay in L2 */
 
 static rgk_gather plan(const rgk_attn *a) {
   rgk_gather p = {.a = *a};
@@ -14,6 +15,9 @@ static rgk_gather plan(const rgk_attn *a) {
   p.queries = RGK_GATHER_UNITS / p.per;
   p.slots = rgk_slots(a->T, a->seqs.n, p.queries);
   p.tiles = p.slots * a->KH * p.parts;
+  /* as many heads at once as L2 holds: then the light tiles of all come last */
+  const int64_t most = KEPT / (a->S * (a->D + a->E) * 2 + 1);
+  for (p.side = a->KH * p.parts; p.side > 1 && (p.side > most || a->KH * p.parts % p.side != 0);) p.side--;
   return p;
 }
 
