@@ -1,13 +1,13 @@
 /* kernels/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries (see gather.h).
  *
- *   producer     one warp: merges the queries' rows of idx (a lane holds one unit's place in its row), has the
- *                copy engine fetch each block of the union into the next stage, and labels it: which keys, for
- *                which units. A tile begins with stages that hold its rows of q, one for each warpgroup.
- *   warpgroups   take each stage in turn, work on it if one of their units is among those, and give it back:
- *                S = Q K^T    p = exp2(S c - m)    O += p V    with q, p and O in registers
+ *   warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch its rows of q
+ *   warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row), has each block of
+ *                    the union fetched into the next stage, and labels it: which keys, for which units
+ *   warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
+ *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
  *
- * Blocks of threads stay and take tiles in turn; the producer runs ahead into the next tile while the
- * warpgroups finish. Tiles of one KV head come together: its K and V then share L2.
+ * Blocks of threads stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
+ * finish. While the next stage is there too, a warpgroup starts its scores before it adds up this one's p V.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
  * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread.
@@ -29,80 +29,137 @@ enum {
   ROWS = RGK_GATHER_ROWS,
   GROUPS = RGK_GATHER_GROUPS,
   UNITS = RGK_GATHER_UNITS,
-  PANEL = 128 * KEYS,
-  PRODUCER_REGS = 72,
-  REGS = 216,
+  PANEL = RGK_GATHER_PANEL,
+  LOADING_REGS = GROUPS == 2 ? 72 : 56, /* of a thread */
+  REGS = GROUPS == 2 ? 216 : 152,
   NONE = 0x7fffffff
 };
-static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill a stage's panels");
+static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill panels like a stage's");
 
 /* A tile: queries of one sequence, heads of one KV head. */
-struct job {
-  int row, n;      /* first row of q; how many */
+enum job_kind : int { WORK, DEAD_ROWS, EXIT };
+struct alignas(16) job {
+  int kind;
+  int row, n; /* first row of q; how many */
   int kh, part;
-  int keys;        /* of the sequence */
+  int keys;         /* of the sequence */
   int64_t position; /* of the first query */
 };
 
-/* What a stage holds. KEYS_OF: keys [first, first + KEYS) of the sequence, for the units in `mask`. */
-enum label_kind : int { KEYS_OF, QUERIES, DEAD_ROWS, EXIT };
+/* What a stage holds: keys [first, end) of a selected block, KEYS at most, for the units in `mask`. */
 struct alignas(16) label {
-  int kind;
   uint32_t mask;
-  int first;
-  int end;  /* of the selected block, in keys */
-  int last; /* of the tile */
-  job j;    /* not with KEYS_OF */
+  int first, end, last; /* last: of the tile */
 };
 
 template <int D, int E> struct shared {
   static constexpr int STAGES = RGK_GATHER_STAGES(D, E), DP = (D + 63) / 64, EP = (E + 63) / 64;
   alignas(1024) char data[STAGES][(DP + EP) * PANEL];
+  char q[GROUPS][DP * PANEL];
   label labels[STAGES];
-  uint64_t full[STAGES], empty[STAGES];
+  job jobs[GROUPS];
+  uint64_t full[STAGES], empty[STAGES], q_full[GROUPS], q_empty[GROUPS];
 };
 
-/* ---- the producer ---- */
-
-/* A tile and, of each lane's unit, the place in its row of idx. */
-struct walk {
-  job j;
-  bool dead;
-  int64_t key_row, hi; /* first key of the sequence in k and v; how many of its keys the unit's query sees */
-  const int32_t *idx;
-  int at, next, ahead; /* ahead: entry `at`, fetched early */
-};
+/* ---- tiles ---- */
 
 /* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy tiles of a
- * sequence come first). False: it is empty. */
-__device__ __forceinline__ bool find_tile_of(const rgk_gather &p, int64_t id, walk &w) {
-  const int64_t turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
-                hp = turn * p.side + (in - slot * p.side);
+ * sequence come first). Finds the first key's row in k and v. False: it is empty. */
+__device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, int &key_row) {
+  const int turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
+            hp = turn * p.side + (in - slot * p.side);
   const tile t = find_tile(p.a.seqs, p.slots - 1 - slot, p.queries);
   if (t.n == 0) return false;
-  w.j.row = (int)(t.begin + t.first);
-  w.j.n = t.n;
-  w.j.kh = (int)(hp / p.parts);
-  w.j.part = (int)(hp % p.parts);
-  w.j.keys = 0;
-  w.j.position = 0;
-  w.dead = t.b >= p.a.seqs.n;
-  if (w.dead) return true;
-  const key_span span = keys_of(p.a, t.b);
-  const int lane = threadIdx.x % 32, query = lane / p.per;
-  w.j.keys = (int)max(span.n, (int64_t)0);
-  w.j.position = t.first + first_position(p.a, t.b);
-  w.key_row = span.row;
-  w.hi = visible(p.a, w.j.position + query, span.n).hi;
-  w.at = lane < UNITS && query < t.n &&
-                 (w.j.part * UNITS + lane % p.per) * ROWS < p.a.G
-             ? 0
-             : p.a.N;
-  w.idx = (const int32_t *)p.a.idx.data + (w.j.row + (int64_t)query) * p.a.idx.row + w.j.kh * p.a.idx.head;
-  w.ahead = w.at < p.a.N ? w.idx[0] : -1;
+  j.kind = t.b < p.a.seqs.n ? WORK : DEAD_ROWS;
+  j.row = (int)(t.begin + t.first);
+  j.n = t.n;
+  j.kh = hp / p.parts;
+  j.part = hp % p.parts;
+  j.keys = 0;
+  j.position = 0;
+  if (j.kind == WORK) {
+    const key_span span = keys_of(p.a, t.b);
+    j.keys = (int)max(span.n, (int64_t)0);
+    j.position = t.first + first_position(p.a, t.b);
+    key_row = (int)span.row;
+  }
   return true;
 }
 
+/* Goes through a thread block's tiles; every other round goes backwards, so that sums of falling weights come out
+ * even. */
+__device__ __forceinline__ bool next_job(const rgk_gather &p, int &round, job &j, int &key_row) {
+  for (;;) {
+    const int base = round * (int)gridDim.x, at = (int)blockIdx.x,
+              id = base + (round & 1 ? (int)gridDim.x - 1 - at : at);
+    if (base >= p.tiles) return false;
+    round++;
+    if (id < p.tiles && find_job(p, id, j, key_row)) return true;
+  }
+}
+
+/* Where a unit lies. */
+struct place {
+  int64_t row, head; /* of q: its query and first head */
+  int rows;          /* 0: there is none */
+};
+__device__ __forceinline__ place find_unit(const rgk_gather &p, const job &j, int unit) {
+  place u;
+  const int query = unit / p.per, from = (j.part * UNITS + unit % p.per) * ROWS;
+  u.row = j.row + query;
+  u.head = (int64_t)j.kh * p.a.G + from;
+  u.rows = query < j.n ? max(0, min((int)ROWS, p.a.G - from)) : 0;
+  return u;
+}
+
+/* ---- queries ---- */
+
+template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &s) {
+  using memory = shared<D, E>;
+  const int lane = threadIdx.x % 32;
+  int round = 0, key_row;
+  uint32_t parity = 1;
+  bool more = true;
+  for (job j; more; parity ^= 1) {
+    more = next_job(p, round, j, key_row);
+    if (!more) j.kind = EXIT;
+    for (int g = 0; g < GROUPS; g++) {
+      bar_wait(&s.q_empty[g], parity);
+      if (lane == 0) {
+        s.jobs[g] = j;
+        if (j.kind == WORK)
+          bar_expect(&s.q_full[g], memory::DP * PANEL);
+        else
+          bar_arrive(&s.q_full[g]);
+      }
+      __syncwarp();
+      if (j.kind == WORK && lane < 4 * memory::DP) {
+        const int y = lane % 4, x = lane / 4;
+        const place u = find_unit(p, j, 4 * g + y);
+        tma_load(s.q[g] + x * PANEL + y * ROWS * 128, &p.q, &s.q_full[g], x * 64, (int)u.head, (int)u.row,
+                 l2::evict_first);
+      }
+    }
+  }
+}
+
+/* ---- keys ---- */
+
+/* A lane's place in the row of idx of its unit's query. */
+struct walk {
+  const int32_t *idx;
+  int hi; /* keys that the query sees */
+  int at, next, ahead; /* ahead: entry `at`, fetched early */
+};
+__device__ __forceinline__ void begin(const rgk_gather &p, const job &j, walk &w) {
+  const int lane = threadIdx.x % 32;
+  const place u = find_unit(p, j, lane);
+  const int query = lane / p.per;
+  w.at = lane < UNITS && u.rows > 0 && j.kind == WORK ? 0 : p.a.N;
+  w.hi = (int)visible(p.a, j.position + query, j.keys).hi;
+  w.idx = (const int32_t *)p.a.idx.data + u.row * p.a.idx.row + j.kh * p.a.idx.head;
+  w.ahead = w.at < p.a.N ? w.idx[0] : -1;
+}
 /* The next entry that counts. */
 __device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int before) {
   while (w.at < p.a.N) {
@@ -115,96 +172,52 @@ __device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int befo
   return NONE;
 }
 
-template <int D, int E> struct producer {
+template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
   using memory = shared<D, E>;
-  const rgk_gather &p;
-  memory &s;
+  constexpr int PANELS = memory::DP + memory::EP;
+  const int lane = threadIdx.x % 32;
   ring<memory::STAGES> r;
-  int64_t round;
-  int lane;
-
-  __device__ __forceinline__ bool find_next(walk &w) {
-    for (;; round++) {
-      const int64_t base = round * gridDim.x,
-                    id = base + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-      if (base >= p.tiles) return false;
-      if (id < p.tiles && find_tile_of(p, id, w)) {
-        round++;
-        return true;
-      }
-    }
-  }
-  /* The next stage gets its label; `bytes` will be copied into it. */
-  __device__ __forceinline__ void open(const label &y, uint32_t bytes) {
-    bar_wait(&s.empty[r.stage], r.parity ^ 1);
-    if (lane == 0) {
-      s.labels[r.stage] = y;
-      if (bytes)
-        bar_expect(&s.full[r.stage], bytes);
-      else
-        bar_arrive(&s.full[r.stage]);
-    }
-    __syncwarp();
-  }
-  __device__ __forceinline__ void load_queries(const walk &w, int group, bool last) {
-    label y = {QUERIES, 15u << 4 * group, 0, 0, last, w.j};
-    open(y, memory::DP * PANEL);
-    if (lane < 4 * memory::DP) {
-      const int unit = group * 4 + lane % 4, x = lane / 4;
-      tma_load(s.data[r.stage] + x * PANEL + lane % 4 * ROWS * 128, &p.q, &s.full[r.stage], x * 64,
-               w.j.kh * p.a.G + (w.j.part * UNITS + unit % p.per) * ROWS, w.j.row + unit / p.per,
-               l2::evict_first);
-    }
-    r.next();
-  }
-  __device__ __forceinline__ void load_keys(const walk &w, uint32_t mask, int64_t first, int64_t end, bool last) {
-    label y;
-    y.kind = KEYS_OF, y.mask = mask, y.first = (int)first, y.end = (int)end, y.last = last;
-    bar_wait(&s.empty[r.stage], r.parity ^ 1);
-    if (lane == 0) {
-      label &to = s.labels[r.stage];
-      to.kind = y.kind, to.mask = y.mask, to.first = y.first, to.end = y.end, to.last = y.last;
-      bar_expect(&s.full[r.stage], (memory::DP + memory::EP) * PANEL);
-    }
-    __syncwarp();
-    if (lane < memory::DP + memory::EP) {
-      const bool v = lane >= memory::DP;
-      tma_load(s.data[r.stage] + lane * PANEL, v ? &p.v : &p.k, &s.full[r.stage],
-               (v ? lane - memory::DP : lane) * 64, w.j.kh, (int)(w.key_row + first));
-    }
-    r.next();
-  }
-
-  __device__ __forceinline__ void run() {
-    walk w, coming;
-    round = 0;
-    bool more = find_next(coming);
-    while (more) {
-      w = coming;
-      if (w.dead) {
-        open({DEAD_ROWS, 0, 0, 0, 1, w.j}, 0);
+  int round = 0, coming_row;
+  job coming;
+  walk w;
+  bool more = next_job(p, round, coming, coming_row);
+  if (more) begin(p, coming, w);
+  while (more) {
+    const job j = coming;
+    const int key_row = coming_row;
+    walk x = w;
+    more = next_job(p, round, coming, coming_row);
+    if (more) begin(p, coming, w);
+    if (j.kind != WORK) continue;
+    x.next = next_block(p, x, -1);
+    int block = __reduce_min_sync(~0u, x.next);
+    do { /* at least one stage, perhaps for nobody */
+      const bool any = block != NONE, mine = any && x.next == block;
+      const uint32_t mask = __ballot_sync(~0u, mine);
+      const int first = any ? block * p.a.block : 0, end = first + min(p.a.block, j.keys - first);
+      const int seen = __reduce_max_sync(~0u, mine ? min(x.hi, end) - first : 1);
+      if (mine) x.next = next_block(p, x, block);
+      block = __reduce_min_sync(~0u, x.next);
+      for (int from = 0; from < seen; from += KEYS) {
+        bar_wait(&s.empty[r.stage], r.parity ^ 1);
+        if (lane == 0) {
+          s.labels[r.stage] = {mask, first + from, end, block == NONE && from + KEYS >= seen};
+          if (any)
+            bar_expect(&s.full[r.stage], PANELS * PANEL);
+          else
+            bar_arrive(&s.full[r.stage]);
+        }
+        __syncwarp();
+        if (any && lane < PANELS) {
+          const bool v = lane >= memory::DP;
+          tma_load(s.data[r.stage] + lane * PANEL, v ? &p.v : &p.k, &s.full[r.stage],
+                   (v ? lane - memory::DP : lane) * 64, j.kh, key_row + first + from);
+        }
         r.next();
-        more = find_next(coming);
-        continue;
       }
-      w.next = next_block(p, w, -1);
-      int block = __reduce_min_sync(~0u, w.next);
-      for (int g = 0; g < GROUPS; g++) load_queries(w, g, g == GROUPS - 1 && block == NONE);
-      more = find_next(coming);
-      while (block != NONE) {
-        const bool mine = w.next == block;
-        const uint32_t mask = __ballot_sync(~0u, mine);
-        const int64_t first = (int64_t)block * p.a.block, end = min(first + p.a.block, (int64_t)w.j.keys);
-        const int seen = __reduce_max_sync(~0u, mine ? (int)(min(w.hi, end) - first) : 0);
-        if (mine) w.next = next_block(p, w, block);
-        block = __reduce_min_sync(~0u, w.next);
-        for (int from = 0; from < seen; from += KEYS)
-          load_keys(w, mask, first + from, end, block == NONE && from + KEYS >= seen);
-      }
-    }
-    open({EXIT, 0, 0, 0, 1, {}}, 0);
+    } while (block != NONE);
   }
-};
+}
 
 /* ---- the warpgroups ---- */
 
@@ -219,8 +232,8 @@ struct rows2 {
   float m[2], l[2];
 };
 
-/* s, of which the first `limit` columns are seen, becomes p; true: o must be multiplied by `scale`. */
-__device__ __forceinline__ bool softmax(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c, int limit) {
+/* Of s the first `limit` columns are seen: finds the references. True: o must be multiplied by `scale`. */
+__device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c, int limit) {
   const int t = threadIdx.x % 4;
   if (limit < KEYS) {
 #pragma unroll
@@ -242,20 +255,20 @@ __device__ __forceinline__ bool softmax(float (&s)[KEYS / 2], rows2 &x, float (&
     x.l[h] *= scale[h];
     moved |= move;
   }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const float minus = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < KEYS / 8; i++) {
-      float &a = s[4 * i + 2 * h], &b = s[4 * i + 2 * h + 1];
-      a = power2(fmaf(a, c, minus));
-      b = power2(fmaf(b, c, minus));
-      sum += a + b;
-    }
-    x.l[h] += sum;
-  }
   return __any_sync(~0u, moved);
+}
+
+/* Columns 16 i … of s become the A of step i of the product with V. */
+template <class T, int i>
+__device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a)[KEYS / 4], rows2 &x, float c,
+                                        const float (&minus)[2]) {
+  float e[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++) e[j] = power2(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
+#pragma unroll
+  for (int h = 0; h < 2; h++) x.l[h] += (e[2 * h] + e[2 * h + 1]) + (e[4 + 2 * h] + e[5 + 2 * h]);
+#pragma unroll
+  for (int j = 0; j < 4; j++) a[4 * i + j] = pack2<T>(e[2 * j], e[2 * j + 1]);
 }
 
 /* Rows of V from `from` on are zeroed, by this warpgroup for itself. */
@@ -267,20 +280,6 @@ template <int E> __device__ __forceinline__ void clear_tail(char *v, int from, i
       *(uint4 *)(v + x * PANEL + i * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
   named_sync(1 + group, 128);
-}
-
-/* Where a warp's unit lies. */
-struct place {
-  int64_t row, head; /* of q: its query and first head */
-  int rows;          /* 0: there is none */
-};
-__device__ __forceinline__ place find_unit(const rgk_gather &p, const job &j, int unit) {
-  place u;
-  const int query = unit / p.per, from = (j.part * UNITS + unit % p.per) * ROWS;
-  u.row = j.row + query;
-  u.head = (int64_t)j.kh * p.a.G + from;
-  u.rows = query < j.n && query < p.queries ? max(0, min((int)ROWS, p.a.G - from)) : 0;
-  return u;
 }
 
 template <class T, int E> __device__ __forceinline__ void clear_rows(const rgk_gather &p, const place &u) {
@@ -324,148 +323,145 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
   }
 }
 
-/* Whether all threads of a warpgroup say so. */
-__device__ __forceinline__ bool all_of(int group, bool x) {
-  uint32_t ok;
-  asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\t"
-               "barrier.red.and.pred q, %2, 128, p;\n\t"
-               "selp.u32 %0, 1, 0, q;\n\t}"
-               : "=r"(ok)
-               : "r"((uint32_t)x), "r"(1 + group)
-               : "memory");
-  return ok;
-}
+/* The rows of q that a warp multiplies: in registers where there are enough, else where they are in memory. */
+constexpr bool q_in_registers(int D, int E) { return D / 4 + E / 2 + KEYS * 3 / 4 <= (GROUPS == 2 ? 160 : 0); }
+template <int D, bool> struct query_of { using type = uint32_t; };
+template <int D> struct query_of<D, true> { using type = uint32_t[D / 4]; };
 
 template <class T, int D, int E> struct consumer {
   using memory = shared<D, E>;
+  static constexpr bool Q_REGS = q_in_registers(D, E);
+  using query = typename query_of<D, Q_REGS>::type;
   const rgk_gather &p;
   memory &s;
   const int group, lane, warp, unit;
   const float softcap, c, to; /* scores to powers of two, without and with a cap */
-  int64_t position;           /* of the unit's query */
-  int keys;                   /* of the sequence */
+  ring<memory::STAGES> r;
+  int64_t position; /* of the unit's query */
+  int keys;         /* of the sequence */
   rows2 x;
 
-  __device__ __forceinline__ bool is_mine(const label &y) { return __shfl_sync(~0u, y.kind == KEYS_OF && y.mask >> 4 * group & 15, 0); }
-  __device__ __forceinline__ void release(int stage) {
-    __syncwarp();
-    if (lane == 0) bar_arrive(&s.empty[stage]);
+  /* Alike for the whole warpgroup, and the compiler is to know. */
+  __device__ __forceinline__ bool is_mine(const label &y) {
+    return __shfl_sync(~0u, y.mask >> 4 * group & 15, 0);
   }
-  /* z = q kᵀ */
-  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], const uint32_t (&q)[D / 4], int stage) {
-    const uint32_t k = smem_at(s.data[stage]);
+  __device__ __forceinline__ void release(uint64_t *bar) {
+    __syncwarp();
+    if (lane == 0) bar_arrive(bar);
+  }
+  __device__ __forceinline__ void load_q(uint32_t (&q)[D / 4]) {
+    const int row = lane % 16;
 #pragma unroll
     for (int i = 0; i < D / 16; i++)
-      wgmma<T, KEYS>::template rs<>(z, q + 4 * i, desc_k(k + i / 4 * PANEL + i % 4 * 32), i > 0);
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
+                   : "r"(smem_at(s.q[group]) + i / 4 * PANEL + (warp * 16 + row) * 128 +
+                         ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
+                   : "memory");
+  }
+  /* z = q kᵀ */
+  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], const query &q, int stage) {
+    const uint32_t k = smem_at(s.data[stage]);
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+      const uint64_t at = desc_k(k + i / 4 * PANEL + i % 4 * 32);
+      if constexpr (Q_REGS)
+        wgmma<T, KEYS>::template rs<>(z, q + 4 * i, at, i > 0);
+      else
+        wgmma<T, KEYS>::template ss<>(z, desc_k(q + i / 4 * PANEL + i % 4 * 32), at, i > 0);
+    }
     wgmma_commit();
   }
-  /* o += a v */
-  __device__ __forceinline__ void start_sums(float (&o)[E / 2], const uint32_t (&a)[KEYS / 4], int stage) {
-    const uint32_t v = smem_at(s.data[stage]) + memory::DP * PANEL;
+  /* Step i of o += p v. */
+  template <int i>
+  __device__ __forceinline__ void add16(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
+                                        uint32_t v, bool on, const float (&minus)[2]) {
+    if (on) {
+      weigh16<T, i>(z, a, x, c, minus);
+    } else {
 #pragma unroll
-    for (int i = 0; i < KEYS / 16; i++)
-      wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
+      for (int j = 0; j < 4; j++) a[4 * i + j] = 0;
+    }
+    wgmma_fence();
+    wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
     wgmma_commit();
-  }
-  /* z becomes p; true: o must be multiplied by `scale`. */
-  __device__ __forceinline__ bool weigh(float (&z)[KEYS / 2], float (&scale)[2], const label &y) {
-    const int limit = y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
-    if (limit <= 0) {
-#pragma unroll
-      for (int i = 0; i < KEYS / 2; i++) z[i] = 0;
-      return false;
-    }
-    if (softcap > 0) {
-#pragma unroll
-      for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
-    }
-    return softmax(z, x, scale, c, limit);
   }
   __device__ __forceinline__ void clean(int stage) {
     const int n = keys - s.labels[stage].first;
     if (n < KEYS) clear_tail<E>(s.data[stage] + memory::DP * PANEL, n, group);
   }
 
-  __device__ __forceinline__ void run() {
-    ring<memory::STAGES> r;
-    uint32_t q[D / 4];
-    float o[E / 2];
-    place u;
-    for (;;) {
+  /* All stages of a tile. */
+  __device__ __forceinline__ void work(float (&o)[E / 2], const query &q) {
+    for (bool last = false; !last; r.next()) {
       bar_wait(&s.full[r.stage], r.parity);
-      const label &y = s.labels[r.stage];
-      const int kind = y.kind;
-      int last = y.last;
-      if (kind == EXIT) break;
+      const label y = s.labels[r.stage];
+      last = y.last;
       if (is_mine(y)) {
-        float z[KEYS / 2], scale[2];
+        const int limit =
+            y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+        const bool on = limit > 0;
+        const uint32_t v = smem_at(s.data[r.stage]) + memory::DP * PANEL;
+        float z[KEYS / 2], minus[2] = {0, 0};
         uint32_t a[KEYS / 4];
+        clean(r.stage);
         wgmma_fence();
         start_scores(z, q, r.stage);
-        clean(r.stage);
         wgmma_wait<0>();
         wgmma_keep(z);
-        if (weigh(z, scale, y)) {
+        if (on) {
+          if (softcap > 0) {
 #pragma unroll
-          for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
-        }
-#pragma unroll
-        for (int i = 0; i < KEYS / 4; i++) a[i] = pack2<T>(z[2 * i], z[2 * i + 1]);
-        /* While the next stage is there and for this warpgroup: its scores beside this one's sums. */
-        for (;;) {
-          ring<memory::STAGES> ahead = r;
-          ahead.next();
-          if (last || !all_of(group, bar_try(&s.full[ahead.stage], ahead.parity))) break;
-          const label &next = s.labels[ahead.stage];
-          if (!is_mine(next)) break;
-          last = next.last;
-          clean(ahead.stage);
-          wgmma_fence();
-          start_scores(z, q, ahead.stage);
-          start_sums(o, a, r.stage);
-          wgmma_wait<1>();
-          wgmma_keep(z);
-          const bool moved = weigh(z, scale, next);
-          wgmma_keep(z);
-          wgmma_wait<0>();
-          wgmma_keep(o);
-          wgmma_keep(a);
-          release(r.stage);
-          r = ahead;
-          if (moved) {
+            for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
+          }
+          float scale[2];
+          if (refer(z, x, scale, c, limit)) {
 #pragma unroll
             for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
           }
 #pragma unroll
-          for (int i = 0; i < KEYS / 4; i++) a[i] = pack2<T>(z[2 * i], z[2 * i + 1]);
+          for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
         }
-        wgmma_fence();
-        start_sums(o, a, r.stage);
+        add16<0>(o, z, a, v, on, minus);
+        add16<1>(o, z, a, v, on, minus);
+        add16<2>(o, z, a, v, on, minus);
+        add16<3>(o, z, a, v, on, minus);
         wgmma_wait<0>();
         wgmma_keep(o);
-      } else if (kind == QUERIES && y.mask >> 4 * group & 15) {
-        const job j = y.j;
-        u = find_unit(p, j, unit);
-        keys = j.keys;
-        position = j.position + unit / p.per;
-        const int row = lane % 16;
-#pragma unroll
-        for (int i = 0; i < D / 16; i++)
-          asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                       : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
-                       : "r"(smem_at(s.data[r.stage]) + i / 4 * PANEL + (warp * 16 + row) * 128 +
-                             ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                       : "memory");
-#pragma unroll
-        for (int i = 0; i < E / 2; i++) o[i] = 0;
-#pragma unroll
-        for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-      } else if (kind == DEAD_ROWS) {
-        clear_rows<T, E>(p, find_unit(p, y.j, unit));
+        wgmma_keep(a);
       }
-      release(r.stage);
-      r.next();
-      if (last && kind != DEAD_ROWS) finish<T, E>(p, u, o, x, c);
+      release(&s.empty[r.stage]);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    for (uint32_t parity = 0;; parity ^= 1) {
+      bar_wait(&s.q_full[group], parity);
+      const job j = s.jobs[group];
+      if (j.kind == EXIT) break;
+      const place u = find_unit(p, j, unit);
+      if (j.kind == DEAD_ROWS) {
+        release(&s.q_empty[group]);
+        clear_rows<T, E>(p, u);
+        continue;
+      }
+      keys = j.keys;
+      position = j.position + unit / p.per;
+      float o[E / 2];
+#pragma unroll
+      for (int i = 0; i < E / 2; i++) o[i] = 0;
+#pragma unroll
+      for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
+      query q;
+      if constexpr (Q_REGS) {
+        load_q(q);
+        release(&s.q_empty[group]);
+      } else {
+        q = smem_at(s.q[group]);
+      }
+      work(o, q);
+      if (!Q_REGS) release(&s.q_empty[group]);
+      finish<T, E>(p, u, o, x, c);
     }
   }
 };
@@ -478,23 +474,21 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
     for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 4);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
   }
   __syncthreads();
-  const int role = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
-  if (role == 0) {
-    fewer_registers<PRODUCER_REGS>();
-    if (threadIdx.x < 32) {
-      producer<D, E> x{p, s, {}, 0, (int)threadIdx.x};
-      x.run();
-    }
-  } else {
+  const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4;
+  if (group < GROUPS) {
     more_registers<REGS>();
-    const int warp = threadIdx.x / 32 % 4, group = role - 1;
     consumer<T, D, E> x{p, s, group, (int)threadIdx.x % 32, warp, 4 * group + warp, p.a.softcap,
                         p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E, p.a.scale / p.a.softcap * 2 * LOG2E};
     x.run();
+  } else {
+    fewer_registers<LOADING_REGS>();
+    if (warp == 0) load_keys<D, E>(p, s);
+    if (warp == 1) load_queries<D, E>(p, s);
   }
 }
 

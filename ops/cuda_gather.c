@@ -13,7 +13,7 @@ static rgk_gather plan(const rgk_attn *a) {
   p.parts = (int32_t)rgk_blocks(groups, RGK_GATHER_UNITS);
   p.per = p.parts > 1 ? RGK_GATHER_UNITS : groups;
   p.queries = RGK_GATHER_UNITS / p.per;
-  p.slots = rgk_slots(a->T, a->seqs.n, p.queries);
+  p.slots = (int32_t)rgk_slots(a->T, a->seqs.n, p.queries);
   p.tiles = p.slots * a->KH * p.parts;
   /* as many heads at once as L2 holds: then the light tiles of all come last */
   const int64_t most = KEPT / (a->S * (a->D + a->E) * 2 + 1);
@@ -28,7 +28,8 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128)) || (a->D == 192 && a->E == 128)))
     return "plain: head width";
   if (!(a->scale > 0)) return "plain: scale not positive";
-  if (a->T == 0 || a->S == 0 || a->T > INT32_MAX || a->S > INT32_MAX) return "plain: number of rows";
+  if (a->T == 0 || a->S == 0) return "plain: nothing to do";
+  if (a->S > INT32_MAX || (a->T + a->seqs.n + 1) * a->H > INT32_MAX / 2) return "plain: too many rows";
   if (a->G < LEAST_GROUP) return "plain: fewer than 16 query heads to a KV head";
 #ifdef REGRAPH_CUDA
   if (!rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
