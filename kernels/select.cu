@@ -336,6 +336,13 @@ template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_redu
     put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k] * p.a.scale, p.a.acc_q);
 }
 
+__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head, float sum) {
+  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
+  const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
+  ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
+}
+
+/* RGK_SELECT_LANES lanes a row. */
 template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
   enum { LANES = RGK_SELECT_LANES };
   const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES, row = i / p.a.H;
@@ -352,10 +359,15 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
     for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
   }
   for (int d = LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-  if (!live || lane > 0) return;
-  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
-  const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
-  ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
+  if (live && lane == 0) put_stat(p, i, row, head, sum);
+}
+
+/* One thread a row, its sum is given. */
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat_given(const __grid_constant__ rgk_select p) {
+  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, row = i / p.a.H;
+  const int head = (int)(i - row * p.a.H);
+  if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
+  put_stat(p, i, row, head, ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
 }
 
 /* One block a head: minus the sink's probability times delta, summed over all rows. */
@@ -389,6 +401,7 @@ const void *rgk_select_reduce(rg_dtype t) {
 const void *rgk_select_bwd_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)bwd_reduce<float> : (const void *)bwd_reduce<__nv_bfloat16>;
 }
+const void *rgk_select_stat_given(void) { return (const void *)stat_given; }
 const void *rgk_select_stat(rg_dtype t) {
   return t == RG_F16 ? (const void *)stat<__half> : (const void *)stat<__nv_bfloat16>;
 }

@@ -90,6 +90,7 @@ RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads,
 RGK_GETTER(rgk_select_bwd_reduce(rg_dtype t))
 RGK_GETTER(rgk_select_sinks(void))      /* grid H, RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_stat(rg_dtype t)) /* grid over T * H * RGK_SELECT_LANES threads */
+RGK_GETTER(rgk_select_stat_given(void)) /* grid over T * H threads; delta is given */
 /* Instances: NULL where there is none. grid cap, parts, heads */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))
 RGK_GETTER(rgk_select_bwd(rg_dtype t, int32_t D, int32_t E))

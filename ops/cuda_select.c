@@ -184,8 +184,9 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   rgk_select plan = bwd_plan(a, &w), *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
-    RGI_TRY(launch(p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H * RGK_SELECT_LANES, RGK_SELECT_REDUCE), 1,
-                   1, RGK_SELECT_REDUCE, 0));
+    RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+                   rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE), 1, 1,
+                   RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
   const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_bwd_groups(a->D, a->E));
@@ -209,4 +210,5 @@ const rgi_attn_family rgi_attn_select_bwd = {.name = "selected blocks, by keys",
                                              .modes = RGI_ATTN_SELECTED,
                                              .refuses = bwd_refuses,
                                              .workspace = bwd_workspace,
-                                             .steps = bwd_steps};
+                                             .steps = bwd_steps,
+                                             .delta = RGI_DELTA_LANES};
