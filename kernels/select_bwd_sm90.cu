@@ -126,8 +126,6 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   constexpr int ROWS = X::ROWS, THREADS = X::THREADS, DK = X::DK, EV = X::EV, DQ = X::DQ;
   extern __shared__ char raw[];
   const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
-  if (blockIdx.x >= p.items[z]) return;
-
   constexpr uint32_t size_q = ROWS * 128 * ((D + 63) / 64), size_o = ROWS * 128 * ((E + 63) / 64);
   const uint32_t at_k = (smem_at(raw) + 1023) & ~1023u, at_v = at_k + 8192 * ((D + 63) / 64),
                  at_q = at_v + 8192 * ((E + 63) / 64), at_o = at_q + 2 * size_q, at_ds = at_o + 2 * size_o,
@@ -136,7 +134,9 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   bwd_table<ROWS> *table = (bwd_table<ROWS> *)(stat + 4 * ROWS);
   volatile int32_t *ticket = (volatile int32_t *)(table + 3);
   if (threadIdx.x == 0) *ticket = atomicAdd(p.ticket + z * p.parts + part, 1);
+  const int items = p.items[z];
   __syncthreads();
+  if (*ticket >= items) return;
   const rgk_select_item item = p.item[z * p.cap + *ticket];
   const select_keys keys = find_keys(p, item.slot, part);
   if (keys.n == 0) return;
@@ -144,10 +144,10 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int first_row = (int)(p.bound[p.window] - z * p.rows); /* of the partial store */
 
+  row_walk<ROWS> walk(p, item, keys, kh);
+  if (tiles > 0) walk.template fetch<true>(p);
   load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
   load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
-
-  row_walk<ROWS> walk(p, item, keys, kh);
   const int row_of = threadIdx.x % ROWS, half = threadIdx.x / ROWS; /* two threads make a row */
   auto write_table = [&](int t) {
     bwd_table<ROWS> &x = table[t % 3];
@@ -185,10 +185,7 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   };
   float dk[DK / 2] = {}, dv[EV / 2] = {};
   if (tiles > 0) {
-    if (half < 2) {
-      walk.template fetch<true>(p);
-      write_table(0);
-    }
+    if (half < 2) write_table(0);
     __syncthreads();
     gather_tile(0);
     if (half < 2) write_table(1);
