@@ -212,12 +212,15 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     const int2 *limit = (const int2 *)table[t % 3].limit + lane % 4;
     const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4, *delta = lse + ROWS / 2;
     const bool masked = (t + 1) * ROWS > rows || table[t % 3].limit[0] < RGK_SELECT_KEYS;
+    float2 lse_[ROWS / 8];
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++) lse_[j] = lse[4 * j];
     wgmma_wait<1>();
     wgmma_keep(s);
     auto probabilities = [&](auto mask) {
 #pragma unroll
       for (int j = 0; j < ROWS / 8; j++) {
-        const float2 l = lse[4 * j];
+        const float2 l = lse_[j];
         int2 n = make_int2(64, 64);
         if (mask) n = limit[4 * j];
         s[4 * j] = mask && key >= n.x ? 0 : exp2_(fmaf(s[4 * j], c, -l.x));
