@@ -94,38 +94,46 @@ __device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int6
   return lo;
 }
 
-/* Items are sorted by the 64th of their list they begin in, in order of blocks within it. */
+/* A place in bin `bin` for this lane if `wanted`; the lanes of a warp together. */
+__device__ __forceinline__ int32_t take_place(int32_t *bin, bool wanted) {
+  const unsigned lanes = __ballot_sync(~0u, wanted);
+  int32_t first = 0;
+  if (threadIdx.x % 32 == 0 && lanes) first = atomicAdd(bin, __popc(lanes));
+  return __shfl_sync(~0u, first, 0) + __popc(lanes & ((1u << threadIdx.x % 32) - 1));
+}
+
+/* Items are sorted by the 64th of their list they begin in; within it their order is any, but a list's own is
+ * kept. A thread has a list; every list's first item is in the first bin. */
 __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
-  __shared__ int32_t of_bin[BINS], extra; /* items, then items of the bins before */
-  const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __shared__ int32_t of_bin[BINS], extra; /* items, then where the next one goes */
+  const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32;
   const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
   const int64_t from = p.bound[p.window], to = p.bound[p.window + 1];
   rgk_select_span *span = p.span + z * slots;
+  rgk_select_item *item = p.item + z * p.cap;
   if (threadIdx.x < p.parts) p.ticket[z * p.parts + threadIdx.x] = 0;
-  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN) p.turn[z * p.sums * p.parts + i] = 0;
+  if (threadIdx.x < BINS) of_bin[threadIdx.x] = 0;
   if (threadIdx.x == 0) extra = (int32_t)slots;
+  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN) p.turn[z * p.sums * p.parts + i] = 0;
   __syncthreads();
-  for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN) {
-    rgk_select_span x;
-    x.first = entries_before(p.csr, kh, s, from);
-    x.count = entries_before(p.csr, kh, s, to) - x.first;
-    x.items = (x.count + p.length - 1) / p.length;
-    if (p.window == 0 && start[s] == start[s + 1]) x.items = 1;
-    x.extra = x.items > RGK_SELECT_CHAIN ? atomicAdd(&extra, (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN) : -1;
-    span[s] = x;
+  for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
+    const int64_t s = s0 + threadIdx.x;
+    rgk_select_span x = {0, 0, 0, -1};
+    if (s < slots) {
+      x.first = entries_before(p.csr, kh, s, from);
+      x.count = entries_before(p.csr, kh, s, to) - x.first;
+      x.items = (x.count + p.length - 1) / p.length;
+      if (p.window == 0 && start[s] == start[s + 1]) x.items = 1;
+      if (x.items > RGK_SELECT_CHAIN)
+        x.extra = atomicAdd(&extra, (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN);
+      span[s] = x;
+    }
+    take_place(of_bin, x.items > 0);
+    for (int i = 1; i < x.items; i++) atomicAdd(&of_bin[i * BINS / x.items], 1);
   }
   __syncthreads();
-  /* of n items i the first one with i / n >= bin / BINS */
-  auto first_in = [](int bin, int n) { return (bin * n + BINS - 1) / BINS; };
-  for (int bin = warp; bin < BINS; bin += RGK_SELECT_SCAN / 32) {
-    int32_t sum = 0;
-    for (int64_t s = lane; s < slots; s += 32) sum += first_in(bin + 1, span[s].items) - first_in(bin, span[s].items);
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-    if (lane == 0) of_bin[bin] = sum;
-  }
-  __syncthreads();
-  if (warp == 0) {
+  if (threadIdx.x < 32) {
     const int first = of_bin[2 * lane], second = of_bin[2 * lane + 1];
     int sum = first + second;
     for (int d = 1; d < 32; d *= 2) {
@@ -137,37 +145,29 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
     of_bin[2 * lane + 1] = sum - second;
   }
   __syncthreads();
-  for (int bin = warp; bin < BINS; bin += RGK_SELECT_SCAN / 32) {
-    rgk_select_item *item = p.item + z * p.cap + of_bin[bin];
-    for (int64_t s0 = 0; s0 < slots; s0 += 32) {
-      const int64_t s = s0 + lane;
-      rgk_select_span x = {0, 0, 0, 0};
-      if (s < slots) x = span[s];
-      const int i0 = first_in(bin, x.items), n = first_in(bin + 1, x.items) - i0;
-      int sum = n;
-      for (int d = 1; d < 32; d *= 2) {
-        const int y = __shfl_up_sync(~0u, sum, d);
-        if (lane >= d) sum += y;
+  for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
+    const int64_t s = s0 + threadIdx.x;
+    rgk_select_span x = {0, 0, 0, -1};
+    if (s < slots) x = span[s];
+    int32_t at = take_place(of_bin, x.items > 0);
+    for (int i = 0; i < x.items; i++) {
+      if (i > 0) at = atomicAdd(&of_bin[i * BINS / x.items], 1);
+      const int32_t left = x.count - i * p.length;
+      rgk_select_item y;
+      y.slot = (int32_t)s;
+      y.first = (uint32_t)(start[s] + x.first + i * p.length);
+      y.count = left < p.length ? left : p.length;
+      if (x.extra < 0) {
+        y.sum = (int32_t)s;
+        y.turn = i;
+        y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
+      } else {
+        y.sum = x.extra + i / RGK_SELECT_CHAIN;
+        y.turn = i % RGK_SELECT_CHAIN;
+        y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
       }
-      for (int i = i0; i < i0 + n; i++) {
-        const int32_t left = x.count - i * p.length;
-        rgk_select_item y;
-        y.slot = (int32_t)s;
-        y.first = (uint32_t)(start[s] + x.first + i * p.length);
-        y.count = left < p.length ? left : p.length;
-        if (x.extra < 0) {
-          y.sum = (int32_t)s;
-          y.turn = i;
-          y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
-        } else {
-          y.sum = x.extra + i / RGK_SELECT_CHAIN;
-          y.turn = i % RGK_SELECT_CHAIN;
-          y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
-        }
-        if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN)) y.is |= RGK_SELECT_MORE;
-        item[sum - n + i - i0] = y;
-      }
-      item += __shfl_sync(~0u, sum, 31);
+      if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN)) y.is |= RGK_SELECT_MORE;
+      item[at] = y;
     }
   }
 }
