@@ -372,6 +372,7 @@ Test(gpu_session, many_sets_of_addresses) {
     same_results(&want[k], &got[k], "one of many sets");
     if (r % 4 != 3) continue;
     const int j = (k + 1) % SETS; /* one tensor from elsewhere: the same numbers in another place */
+    upload_all(&got[j]);
     for (int i = 0; i < got[j].n; i++)
       if (got[j].info[i].role == RG_OUTPUT)
         CR_OK(rg_session_bind(replay, RG_OUTPUT, got[j].info[i].name, got[j].device[i],
