@@ -378,6 +378,7 @@ static rg_status fill(rg_session *s, void *data, int byte, int64_t size, rg_erro
 static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
   rgk_poison_params p = {.data = data, .bytes = size, .pattern = RGI_POISON};
   rgi_cuda_eager x;
+  RGI_TRY(dead(s, e));
   if (size == 0) return RG_OK;
   rgi_cuda_eager_init(&x, stream_of(s), e);
   return x.base.launch(&x.base, &(rg_launch){.function = rgk_poison(),

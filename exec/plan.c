@@ -1,7 +1,7 @@
 /* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and the
  * numbers.
  *
- *     elaborate → check policy → split heads → autodiff → recompute → memplan → memory check → steps
+ *     elaborate → check policy → split heads → autodiff → fuse → recompute → memplan → memory check → steps
  *
  * Leaves to others: what each pass does, the steps themselves (steps.c), reports (report.c).
  */
@@ -136,6 +136,15 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
   if (p->cuda) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  if (o->no_fuse) return RG_OK;
+  report(p, "fuse", 0);
+  RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
+  p->unfused = p->graph;
+  p->graph = next;
+  if (p->fusions->fused == 0) {
+    rgi_graph_destroy(p->unfused);
+    p->unfused = NULL;
+  }
   return RG_OK;
 
 failed:
@@ -145,6 +154,8 @@ failed:
 
 void rgi_prepared_free(rgi_prepared *p) {
   rgi_graph_destroy(p->graph);
+  rgi_graph_destroy(p->unfused);
+  rgi_fusions_destroy(p->fusions);
   rgi_profile_destroy(p->profile);
   memset(p, 0, sizeof *p);
 }
@@ -198,6 +209,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   plan->threads = p.threads;
   plan->profile = p.profile;
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
+  plan->fusions = p.fusions;
 
   RGI_GOTO(status, note_capacity(plan, spec, options, e), failed);
   report(&p, "recompute", 0);
@@ -207,6 +219,11 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
     goto failed;
   }
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
+  if (p.unfused) {
+    plan->fusions->peak_after = plan->choice->peak_after;
+    RGI_GOTO(status, rgi_choice_peak(plan->choice, p.unfused, &p.mem, &plan->fusions->peak_before, e),
+             failed);
+  }
   report(&p, "memplan", 0);
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
@@ -216,10 +233,12 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
   fill_sizes(plan);
   report(&p, "steps", 1);
+  rgi_graph_destroy(p.unfused);
   *out = plan;
   return RG_OK;
 
 failed:
+  rgi_graph_destroy(p.unfused);
   rg_plan_destroy(plan);
   return status;
 }
@@ -227,6 +246,7 @@ failed:
 void rg_plan_destroy(rg_plan *plan) {
   if (!plan) return;
   rgi_choice_destroy(plan->choice);
+  rgi_fusions_destroy(plan->fusions);
   rgi_graph_destroy(plan->graph);
   rgi_profile_destroy(plan->profile);
   rgi_arena_destroy(plan->arena);

@@ -509,7 +509,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (first >= end) return;
   float sum = 0;
-  for (int c0 = 0; c0 < a.E && a.d_o.data; c0 += COLS) {
+  for (int c0 = 0; c0 < a.E && a.d_o.data && !a.delta.data; c0 += COLS) {
     __syncthreads();
     for (int r = warp; r < ROWS; r += ROWS / 32) {
       const int64_t row = (first + r) / a.H, h = (first + r) % a.H;
@@ -522,6 +522,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
   }
   if (mine >= end) return;
   const int64_t row = mine / a.H, h = mine % a.H;
+  if (a.delta.data) sum = ((const float *)a.delta.data)[row * a.delta.row + h * a.delta.head];
   if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[row * a.d_lse.row + h * a.d_lse.head];
   p.delta[mine] = sum;
 }

@@ -145,4 +145,4 @@ static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *work
 }
 
 const rgi_attn_family rgi_attn_plain_bwd = {
-    .name = "plain", .workspace = backward_workspace, .steps = backward_steps};
+    .name = "plain", .workspace = backward_workspace, .steps = backward_steps, .delta = RGI_DELTA_CHAIN};

@@ -194,6 +194,7 @@ enum {
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they carry:
  *   in  "x"       the forward input x           in  "out.x"  the forward output x
  *   in  "grad.x"  gradient of the output x      in  "acc.x"  (optional) fp32 sum so far for d.x
+ *   in  "delta.x" (optional) out.x times grad.x, summed over the last axis; where bound, "out.x" is not
  *   out "d.x"     gradient of the input x, flag RG_PORT_GRAD
  * A bound "acc.x" is the same bytes as "d.x": the op adds to it instead of overwriting. Without it, d.x is
  * overwritten. d.x has x's dtype, or fp32 when several contributions are summed. List ports stay lists.
