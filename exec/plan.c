@@ -27,6 +27,28 @@ static int cores(void) {
   return n > 0 ? (int)n : 1;
 }
 
+/* Bytes for the copies of lengths and positions that forwards on a GPU make (rgi_clean). */
+static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
+  bool *known = rgi_malloc(g->ctx, (size_t)g->ntensor + 1);
+  rg_status status = known ? RG_OK : rgi_nomem(e);
+  if (known) memset(known, 0, (size_t)g->ntensor + 1);
+  *out = 0;
+  for (int32_t i = 0; i < g->nnode && status == RG_OK; i++)
+    for (int p = 0; p < g->node[i].op->nin && status == RG_OK; p++) {
+      const int32_t t = rgi_in(&g->node[i], p), owner = t < 0 ? -1 : rgi_owner(g, t);
+      if (!(g->node[i].op->in[p].flags & RGI_LENGTH_PORTS) || owner < 0) continue;
+      if (known[owner] || g->tensor[owner].producer >= 0) continue;
+      known[owner] = true;
+      const int64_t bytes = rgi_bytes(&g->tensor[owner]);
+      if (bytes > INT64_MAX / 4 || *out > INT64_MAX / 4)
+        status = rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
+      else
+        *out = (*out + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN + bytes;
+    }
+  rgi_free(g->ctx, known);
+  return status;
+}
+
 static void report(const rgi_prepared *p, const char *stage, double done) {
   if (p->progress.fn) p->progress.fn(p->progress.user, stage, done, 1);
 }
@@ -113,6 +135,7 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
+  if (p->cuda) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
   if (o->no_fuse) return RG_OK;
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);

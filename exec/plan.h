@@ -18,6 +18,9 @@
 #include "../memplan/memplan.h"
 #include "../recompute/recompute.h"
 
+/* In-ports whose contents obey rules (rgi_check). */
+enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
+
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
 
 typedef struct rgi_place {

@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
         y[2 * j] = a.scale * v.x, y[2 * j + 1] = a.scale * v.y;
         y[2 * j + 8] = a.scale * v.z, y[2 * j + 9] = a.scale * v.w;
       }
-    } else if (a.acc_q) {
-      continue;
+    } else if (a.acc_q && x.b >= a.seqs.n) {
+      continue; /* dead; to what sees nothing 0 is added like any term: -0 becomes 0 */
     }
     if (a.dq.dtype == RG_F32) {
 #pragma unroll

@@ -95,7 +95,8 @@ static rg_status check(const rg_call *c, rg_error *e) {
   if (columns != RG_DIM_FREE && columns != rg_in_count(c, IN_O))
     return rg_op_fail(e, RG_E_SHAPE, c, "gate has %lld columns for a list of %d branches; one each is needed",
                       (long long)columns, rg_in_count(c, IN_O));
-  return RG_OK;
+  return rgi_cuda_blend_check(c, IN_O,
+                              "combine them in groups and add those (gates of softmax: make them before)", e);
 }
 
 static rg_status check_branch(const rg_call *c, rg_error *e) {

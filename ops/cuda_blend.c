@@ -48,6 +48,13 @@ static bool wanted(const rg_call *c, const rgi_blend *b, bool *small) {
   return any || *small;
 }
 
+rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e) {
+  const int n = rg_in_count(c, o);
+  if (!c->gpu || n <= RGK_BLEND_BRANCHES) return RG_OK;
+  return rg_op_fail(e, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit: %s", n, RGK_BLEND_BRANCHES,
+                    remedy);
+}
+
 rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   const rg_arg *o = in_at(c, b->o, 0);
   rgk_blend_params p = {.seqs = rgk_seqs_of(b->cu, o->dim[0]),
@@ -64,9 +71,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
                         .gate = rgk_of(b->gate),
                         .d_gate = rgk_of(b->d_gate),
                         .gate_add = b->acc_gate != NULL};
-  if (p.n > RGK_BLEND_BRANCHES)
-    return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", p.n,
-                      RGK_BLEND_BRANCHES);
+  RGI_TRY(rgi_cuda_blend_check(c, b->o, "plans refuse this", c->error));
   if (b->backward && !wanted(c, b, &p.products)) return RG_OK;
   if (p.tokens * p.heads == 0) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;

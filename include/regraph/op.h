@@ -158,7 +158,8 @@ typedef struct rg_cost {
 /* ---- CUDA ---------------------------------------------------------------------------------------- */
 
 /* One kernel launch. `function` is the host address of a __global__ function that takes one struct by value;
- * `params` is that struct (copied by whoever takes the launch). */
+ * `params` is that struct (copied by whoever takes the launch, and compared with what was there before as
+ * bytes: leave no hole unset). */
 typedef struct rg_launch {
   const void *function;
   uint32_t grid[3], block[3];
@@ -214,7 +215,8 @@ typedef struct rg_op {
   int nattr;
 
   /* Checks that the tables cannot say. Shapes of in and out are known, data is NULL. Symbolic extents (no T
-   * given yet) are shown as RG_DIM_FREE: skip what depends on them. NULL: nothing more to check. */
+   * given yet) are shown as RG_DIM_FREE: skip what depends on them. A plan for a GPU asks once more, with gpu
+   * set. NULL: nothing more to check. */
   rg_status (*check)(const rg_call *c, rg_error *e);
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */

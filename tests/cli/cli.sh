@@ -216,8 +216,8 @@ expect 2 "names 'q' twice" run "$nsa" "${small[@]}" --in q=a.npy --in q=b.npy
 expect 2 "RG_E_USAGE.*'T'" run "$nsa" "${small[@]}"
 expect 2 'no backward' run "$nsa" "${small[@]}" --set T=64 --no-grad --backward
 expect 1 'RG_E_IO' run "$nsa" "${small[@]}" --set T=64 --out o=/nowhere/o.npy
-expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
-expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
+CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
+CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
 cat >chosen.json <<'SPEC'
 { "regraph": 1, "params": { "block": 32 },
   "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" }, "k": { "shape": ["T", 1, 32], "dtype": "f32" },
