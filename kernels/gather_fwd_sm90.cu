@@ -58,7 +58,7 @@ template <int D, int E> struct shared {
   char q[GROUPS][DP * PANEL];
   label labels[STAGES];
   job jobs[GROUPS];
-  uint64_t full[STAGES], empty[STAGES], q_full[GROUPS], q_empty[GROUPS];
+  uint64_t said[STAGES], full[STAGES], empty[STAGES], q_full[GROUPS], q_empty[GROUPS];
 };
 
 /* ---- tiles ---- */
@@ -202,6 +202,7 @@ template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gath
         bar_wait(&s.empty[r.stage], r.parity ^ 1);
         if (lane == 0) {
           s.labels[r.stage] = {mask, first + from, end, block == NONE && from + KEYS >= seen};
+          bar_arrive(&s.said[r.stage]);
           if (any)
             bar_expect(&s.full[r.stage], PANELS * PANEL);
           else
@@ -323,6 +324,18 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
   }
 }
 
+/* Whether all threads of a warpgroup say so. */
+__device__ __forceinline__ bool all_of(int group, bool x) {
+  uint32_t ok;
+  asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\t"
+               "barrier.red.and.pred q, %2, 128, p;\n\t"
+               "selp.u32 %0, 1, 0, q;\n\t}"
+               : "=r"(ok)
+               : "r"((uint32_t)x), "r"(1 + group)
+               : "memory");
+  return __shfl_sync(~0u, ok, 0); /* which the compiler knows to be alike */
+}
+
 /* The rows of q that a warp multiplies: in registers where there are enough, else where they are in memory. */
 constexpr bool q_in_registers(int D, int E) { return D / 4 + E / 2 + KEYS * 3 / 4 <= (GROUPS == 2 ? 160 : 0); }
 template <int D, bool> struct query_of { using type = uint32_t; };
@@ -372,18 +385,20 @@ template <class T, int D, int E> struct consumer {
     }
     wgmma_commit();
   }
-  /* Step i of o += p v. */
+  /* Steps i and i + 1 of o += p v. */
   template <int i>
-  __device__ __forceinline__ void add16(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
+  __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
                                         uint32_t v, bool on, const float (&minus)[2]) {
     if (on) {
       weigh16<T, i>(z, a, x, c, minus);
+      weigh16<T, i + 1>(z, a, x, c, minus);
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; j++) a[4 * i + j] = 0;
+      for (int j = 0; j < 8; j++) a[4 * i + j] = 0;
     }
     wgmma_fence();
     wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
+    wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_mn(v + i * 2048 + 2048, PANEL), 1);
     wgmma_commit();
   }
   __device__ __forceinline__ void clean(int stage) {
@@ -391,47 +406,86 @@ template <class T, int D, int E> struct consumer {
     if (n < KEYS) clear_tail<E>(s.data[stage] + memory::DP * PANEL, n, group);
   }
 
-  /* All stages of a tile. */
-  __device__ __forceinline__ void work(float (&o)[E / 2], const query &q) {
-    for (bool last = false; !last; r.next()) {
-      bar_wait(&s.full[r.stage], r.parity);
+  /* Goes to the next stage that is for this warpgroup, giving back those that are not; false: the tile is over. */
+  __device__ __forceinline__ bool seek(bool &last) {
+    for (;; r.next()) {
+      if (last) return false;
+      bar_wait(&s.said[r.stage], r.parity);
       const label y = s.labels[r.stage];
       last = y.last;
-      if (is_mine(y)) {
-        const int limit =
-            y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
-        const bool on = limit > 0;
-        const uint32_t v = smem_at(s.data[r.stage]) + memory::DP * PANEL;
-        float z[KEYS / 2], minus[2] = {0, 0};
-        uint32_t a[KEYS / 4];
-        clean(r.stage);
-        wgmma_fence();
-        start_scores(z, q, r.stage);
-        wgmma_wait<0>();
-        wgmma_keep(z);
-        if (on) {
-          if (softcap > 0) {
-#pragma unroll
-            for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
-          }
-          float scale[2];
-          if (refer(z, x, scale, c, limit)) {
-#pragma unroll
-            for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
-          }
-#pragma unroll
-          for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
-        }
-        add16<0>(o, z, a, v, on, minus);
-        add16<1>(o, z, a, v, on, minus);
-        add16<2>(o, z, a, v, on, minus);
-        add16<3>(o, z, a, v, on, minus);
-        wgmma_wait<0>();
-        wgmma_keep(o);
-        wgmma_keep(a);
-      }
+      if (is_mine(y)) return true;
       release(&s.empty[r.stage]);
     }
+  }
+  /* The same without waiting: false if that stage, or the word of it, is not there yet. */
+  __device__ __forceinline__ bool seek_at_once(bool &last) {
+    for (;; r.next()) {
+      if (last || !all_of(group, bar_try(&s.said[r.stage], r.parity))) return false;
+      const label y = s.labels[r.stage];
+      if (is_mine(y)) {
+        if (!all_of(group, bar_try(&s.full[r.stage], r.parity))) return false;
+        last = y.last;
+        return true;
+      }
+      last = y.last;
+      release(&s.empty[r.stage]);
+    }
+  }
+
+  /* All stages of a tile. */
+  __device__ __forceinline__ void work(float (&o)[E / 2], const query &q) {
+    bool last = false;
+    if (!seek(last)) return;
+    bar_wait(&s.full[r.stage], r.parity);
+    float z[KEYS / 2];
+    clean(r.stage);
+    wgmma_fence();
+    start_scores(z, q, r.stage);
+    wgmma_wait<0>();
+    wgmma_keep(z);
+    for (;;) {
+      const int held = r.stage;
+      const label y = s.labels[held];
+      const int limit =
+          y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+      const bool on = limit > 0;
+      const uint32_t v = smem_at(s.data[held]) + memory::DP * PANEL;
+      float minus[2] = {0, 0};
+      uint32_t a[KEYS / 4];
+      r.next();
+      if (on) {
+        if (softcap > 0) {
+#pragma unroll
+          for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
+        }
+        float scale[2];
+        if (refer(z, x, scale, c, limit)) {
+#pragma unroll
+          for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
+      }
+      add32<0>(o, z, a, v, on, minus);
+      add32<2>(o, z, a, v, on, minus);
+      const bool found = seek_at_once(last);
+      if (!found) {
+        wgmma_wait<0>();
+        release(&s.empty[held]);
+        if (!seek(last)) break;
+        bar_wait(&s.full[r.stage], r.parity);
+      }
+      clean(r.stage);
+      wgmma_fence();
+      start_scores(z, q, r.stage);
+      wgmma_wait<0>();
+      wgmma_keep(o);
+      wgmma_keep(a);
+      wgmma_keep(z);
+      if (found) release(&s.empty[held]);
+    }
+    wgmma_wait<0>();
+    wgmma_keep(o);
   }
 
   __device__ __forceinline__ void run() {
@@ -473,7 +527,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.said[i], 1), bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
     for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 4);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
