@@ -6,11 +6,13 @@
  *   warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
  *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
  *
- * Blocks of threads stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
- * finish. While the next stage is there too, a warpgroup starts its scores before it adds up this one's p V.
+ * Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
+ * finish. A label can be read before its stage has arrived, so stages for others are given back early. If the
+ * next stage for a warpgroup is there in time, its S is started while the last p V still runs.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
- * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread.
+ * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
+ * in V can reach a query beside one that selected it, of the same sequence.)
  */
 #include "device/attn.cuh"
 #include "device/element.cuh"
@@ -30,8 +32,8 @@ enum {
   GROUPS = RGK_GATHER_GROUPS,
   UNITS = RGK_GATHER_UNITS,
   PANEL = RGK_GATHER_PANEL,
-  LOADING_REGS = GROUPS == 2 ? 72 : 56, /* of a thread */
-  REGS = GROUPS == 2 ? 216 : 152,
+  LOADING_REGS = 56, /* of a thread */
+  REGS = 152,
   NONE = 0x7fffffff
 };
 static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill panels like a stage's");
@@ -58,7 +60,8 @@ template <int D, int E> struct shared {
   char q[GROUPS][DP * PANEL];
   label labels[STAGES];
   job jobs[GROUPS];
-  uint64_t said[STAGES], full[STAGES], empty[STAGES], q_full[GROUPS], q_empty[GROUPS];
+  uint64_t said[STAGES], full[STAGES], empty[STAGES]; /* label there; keys there; given back */
+  uint64_t q_full[GROUPS], q_empty[GROUPS];
 };
 
 /* ---- tiles ---- */
@@ -336,15 +339,8 @@ __device__ __forceinline__ bool all_of(int group, bool x) {
   return __shfl_sync(~0u, ok, 0); /* which the compiler knows to be alike */
 }
 
-/* The rows of q that a warp multiplies: in registers where there are enough, else where they are in memory. */
-constexpr bool q_in_registers(int D, int E) { return D / 4 + E / 2 + KEYS * 3 / 4 <= (GROUPS == 2 ? 160 : 0); }
-template <int D, bool> struct query_of { using type = uint32_t; };
-template <int D> struct query_of<D, true> { using type = uint32_t[D / 4]; };
-
 template <class T, int D, int E> struct consumer {
   using memory = shared<D, E>;
-  static constexpr bool Q_REGS = q_in_registers(D, E);
-  using query = typename query_of<D, Q_REGS>::type;
   const rgk_gather &p;
   memory &s;
   const int group, lane, warp, unit;
@@ -362,26 +358,14 @@ template <class T, int D, int E> struct consumer {
     __syncwarp();
     if (lane == 0) bar_arrive(bar);
   }
-  __device__ __forceinline__ void load_q(uint32_t (&q)[D / 4]) {
-    const int row = lane % 16;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
-                   : "r"(smem_at(s.q[group]) + i / 4 * PANEL + (warp * 16 + row) * 128 +
-                         ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                   : "memory");
-  }
   /* z = q kᵀ */
-  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], const query &q, int stage) {
-    const uint32_t k = smem_at(s.data[stage]);
+  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], int stage) {
+    const uint32_t q = smem_at(s.q[group]), k = smem_at(s.data[stage]);
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
-      const uint64_t at = desc_k(k + i / 4 * PANEL + i % 4 * 32);
-      if constexpr (Q_REGS)
-        wgmma<T, KEYS>::template rs<>(z, q + 4 * i, at, i > 0);
-      else
-        wgmma<T, KEYS>::template ss<>(z, desc_k(q + i / 4 * PANEL + i % 4 * 32), at, i > 0);
+      const uint32_t at = i / 4 * PANEL + i % 4 * 32;
+      wgmma<T, KEYS>::template ss<>(z, desc_k(q + at), desc_k(k + at), i > 0);
     }
     wgmma_commit();
   }
@@ -433,14 +417,13 @@ template <class T, int D, int E> struct consumer {
   }
 
   /* All stages of a tile. */
-  __device__ __forceinline__ void work(float (&o)[E / 2], const query &q) {
+  __device__ __forceinline__ void work(float (&o)[E / 2]) {
     bool last = false;
     if (!seek(last)) return;
     bar_wait(&s.full[r.stage], r.parity);
     float z[KEYS / 2];
     clean(r.stage);
-    wgmma_fence();
-    start_scores(z, q, r.stage);
+    start_scores(z, r.stage);
     wgmma_wait<0>();
     wgmma_keep(z);
     for (;;) {
@@ -476,8 +459,7 @@ template <class T, int D, int E> struct consumer {
         bar_wait(&s.full[r.stage], r.parity);
       }
       clean(r.stage);
-      wgmma_fence();
-      start_scores(z, q, r.stage);
+      start_scores(z, r.stage);
       wgmma_wait<0>();
       wgmma_keep(o);
       wgmma_keep(a);
@@ -506,15 +488,8 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-      query q;
-      if constexpr (Q_REGS) {
-        load_q(q);
-        release(&s.q_empty[group]);
-      } else {
-        q = smem_at(s.q[group]);
-      }
-      work(o, q);
-      if (!Q_REGS) release(&s.q_empty[group]);
+      work(o);
+      release(&s.q_empty[group]);
       finish<T, E>(p, u, o, x, c);
     }
   }
