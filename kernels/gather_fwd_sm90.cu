@@ -404,10 +404,10 @@ template <class T, int D, int E> struct consumer {
   /* The same without waiting: false if that stage, or the word of it, is not there yet. */
   __device__ __forceinline__ bool seek_at_once(bool &last) {
     for (;; r.next()) {
-      if (last || !all_of(group, bar_try(&s.said[r.stage], r.parity))) return false;
+      if (last || !all_of(group, bar_test(&s.said[r.stage], r.parity))) return false;
       const label y = s.labels[r.stage];
       if (is_mine(y)) {
-        if (!all_of(group, bar_try(&s.full[r.stage], r.parity))) return false;
+        if (!all_of(group, bar_test(&s.full[r.stage], r.parity))) return false;
         last = y.last;
         return true;
       }
@@ -477,7 +477,7 @@ template <class T, int D, int E> struct consumer {
       if (j.kind == EXIT) break;
       const place u = find_unit(p, j, unit);
       if (j.kind == DEAD_ROWS) {
-        release(&s.q_empty[group]);
+        bar_arrive(&s.q_empty[group]);
         clear_rows<T, E>(p, u);
         continue;
       }
@@ -489,7 +489,7 @@ template <class T, int D, int E> struct consumer {
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
       work(o);
-      release(&s.q_empty[group]);
+      bar_arrive(&s.q_empty[group]);
       finish<T, E>(p, u, o, x, c);
     }
   }
@@ -503,7 +503,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
     for (int i = 0; i < layout::STAGES; i++) bar_init(&s.said[i], 1), bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
-    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 4);
+    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
   }

@@ -128,7 +128,7 @@ Test(gpu_gather, d256) {
 
 /* More tiles than thread blocks. */
 Test(gpu_gather, rounds) {
-  static const int32_t many[] = {4100, 3, 1000, 0, 1397};
+  static const int32_t many[] = {1800, 3, 400, 0, 397};
   if (!ot_on_gpu()) cr_skip_test("needs REGRAPH_TEST_DEVICE=cuda");
   for (int i = 0; i < 2; i++) {
     ot *t = ot_begin((uint64_t)(77 + i));
