@@ -57,13 +57,15 @@ endforeach()
 
 # ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
 file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
-list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c)
+list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c)
 list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
 add_executable(gpu_tests ${gpu_sources})
 target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
 target_compile_definitions(gpu_tests PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 add_test(NAME gpu COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu.sh $<TARGET_FILE:gpu_tests>)
-set_tests_properties(gpu PROPERTIES SKIP_RETURN_CODE 77)
+add_test(NAME gpu_cli COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu_cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+set_tests_properties(gpu gpu_cli PROPERTIES SKIP_RETURN_CODE 77)
 
 # The same without Criterion, for compute-sanitizer: gpu_tests_plain [PART-OF-A-NAME …].
 add_executable(gpu_tests_plain EXCLUDE_FROM_ALL ${gpu_sources} ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)

@@ -396,9 +396,11 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
   for (int32_t i = 0; i < s->plan->nbindable; i++) any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
   if (!any)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no gradients, so there is no backward to run");
-  if (!s->current->forwarded)
+  if (!s->current->forwarded) {
+    RGI_TRY(s->backend->check(s, e)); /* a lost session has no forward either */
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "backward without a forward on the bound saved block before it");
+  }
   RGI_TRY(check_bound(s, true, e));
   if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
   RGI_TRY(s->backend->run(s, true, e));

@@ -24,7 +24,7 @@ typedef struct gtensor {
 
 enum {
   MOST = 160,
-  TEXT = 8192,
+  TEXT = 16384,
   T = 1,
   S = 2
 }; /* extents 1 and 2 on axis 0 stand for T and S: weights have at least 3 */
@@ -35,7 +35,8 @@ typedef struct gen {
   gtensor x[MOST];
   int n, nodes, ninputs;
   char *inputs, *node[MOST], *outputs;
-  int64_t KH, G, D;
+  int64_t KH, G, D, E; /* E: width of values */
+  rg_dtype dtype;      /* large: of most tensors */
 } gen;
 
 static bool chance(gen *g, double p) {
@@ -67,6 +68,7 @@ static gtensor *fresh(gen *g, const char *prefix, gtensor like) {
 }
 
 static rg_dtype any_float(gen *g) {
+  if (g->o.large && !(g->o.mixed && chance(g, 0.1))) return g->dtype;
   return g->o.mixed && chance(g, 0.5) ? (rg_dtype)AMONG(g, RG_F16, RG_BF16) : RG_F32;
 }
 
@@ -168,7 +170,13 @@ static void add_linear(gen *g) {
   int x = pick(g, fits_flat, NULL);
   if (x < 0) return;
   rg_dtype dtype = g->x[x].dtype;
-  int64_t K = g->x[x].dim[1], N = chance(g, 0.5) ? g->KH * g->G * g->D : AMONG(g, 8, 12, 16);
+  int64_t K = g->x[x].dim[1], N = g->KH * g->G * g->D;
+  if (g->o.large) {
+    if (N > 1024) N = g->KH * g->D;
+    if (N > 1024 || chance(g, 0.4)) N = AMONG(g, 8, 40, 64, 200);
+  } else if (!chance(g, 0.5)) {
+    N = AMONG(g, 8, 12, 16);
+  }
   int w = ONE(g, WEIGHT, dtype, N, K), b = chance(g, 0.3) ? ONE(g, WEIGHT, dtype, N) : -1;
   char *s = begin(g, "linear");
   print(s, "\"x\": \"%s\", \"w\": \"%s\"", use(g, x), use(g, w));
@@ -260,7 +268,7 @@ static void add_concat(gen *g) {
   if (a < 0) return;
   gtensor y = g->x[a];
   int axis = 1 + (int)ot_below(g->t, y.rank - 1);
-  if (y.dim[axis] > 24) return;
+  if (y.dim[axis] > (g->o.large ? 400 : 24)) return;
   char *s = begin(g, "concat");
   print(s, "\"x\": [\"%s\"", use(g, a));
   for (int k = 1; k < n; k++) {
@@ -397,17 +405,17 @@ static void out_ports(gen *g, char *s, gtensor o) {
 
 static void add_swa(gen *g) {
   int64_t KH = chance(g, 0.7) ? g->KH : AMONG(g, 1, 2, 3), H = KH * (chance(g, 0.7) ? g->G : AMONG(g, 1, 2)),
-          D = g->D;
+          D = g->D, E = g->E;
   rg_dtype dtype = any_float(g);
   bool apart = chance(g, 0.15);
   int q = heads(g, H, D, dtype), k, v;
   if (apart) {
     k = ONE(g, KEYS, dtype, S, KH, D);
-    v = ONE(g, KEYS, dtype, S, KH, D);
+    v = ONE(g, KEYS, dtype, S, KH, E);
     if (g->x[k].size > 1.5) return;
   } else {
     k = heads(g, KH, D, dtype);
-    v = chance(g, 0.3) ? k : ONE(g, TOKENS, dtype, T, KH, D);
+    v = chance(g, 0.3) && D == E ? k : ONE(g, TOKENS, dtype, T, KH, E);
     if (KH == H && chance(g, 0.2)) k = q;
   }
   int sinks = chance(g, 0.25) ? ONE(g, WEIGHT, dtype, H) : -1;
@@ -417,41 +425,80 @@ static void add_swa(gen *g) {
   if (apart) print(s, ", \"cu_seqlens_k\": \"cu_keys\"");
   if (apart || chance(g, 0.1)) print(s, ", \"q_offset\": \"q_offset\"");
   gtensor o = g->x[q];
+  o.dim[2] = E;
   o.size = g->x[v].size;
   out_ports(g, s, o);
-  print(s, "\"window_left\": %lld } }", (long long)AMONG(g, -1, 0, 3, 7, 20));
+  print(s, "\"window_left\": %lld } }",
+        (long long)(g->o.large ? AMONG(g, -1, -1, 0, 16, 63, 64, 129, 511) : AMONG(g, -1, 0, 3, 7, 20)));
 }
 
-/* Compression, attention over it, the choice and attention over what was chosen. */
+/* What a choice among blocks needs; `dot`: by pooled keys, one a block. */
+typedef struct blocks {
+  int64_t kernel, stride, block, top_n, init, local;
+  bool dot;
+} blocks;
+
+static blocks draw_blocks(gen *g) {
+  blocks b = {.block = 8, .top_n = 3, .init = 1, .local = 1};
+  if (!g->o.large) {
+    b.stride = AMONG(g, 2, 4), b.kernel = b.stride * AMONG(g, 1, 2);
+    return b;
+  }
+  b.block = AMONG(g, 32, 64, 64, 128);
+  b.stride = AMONG(g, 8, 16, 16, 32), b.kernel = b.stride * AMONG(g, 1, 2, 2, 4);
+  b.dot = chance(g, 0.2);
+  if (b.dot) b.kernel = b.stride = b.block;
+  b.top_n = AMONG(g, 1, 2, 4, 4, 7, 16, 16, 32);
+  b.local = b.top_n > 1 ? AMONG(g, 1, 2) : 1;
+  b.init = AMONG(g, 0, 1, 1, 3);
+  if (b.init + b.local > b.top_n) b.init = b.top_n - b.local;
+  return b;
+}
+
+/* Compression, attention over it, the choice and attention over what was chosen. Keys may have lengths of
+ * their own. */
 static void add_nsa(gen *g) {
   static const char *const methods[] = {"mean", "linear", "swiglu", "sigmoid_mul"};
   rg_dtype dtype = any_float(g);
-  int64_t KH = g->KH, H = KH * g->G, D = g->D, stride = AMONG(g, 2, 4), kernel = stride * AMONG(g, 1, 2),
-          block = 8;
-  int q = heads(g, H, D, dtype), k = heads(g, KH, D, dtype), v = chance(g, 0.3) ? k : heads(g, KH, D, dtype),
-      w[2];
+  const int64_t KH = g->KH, H = KH * g->G, D = g->D, E = g->E;
+  const blocks b = draw_blocks(g);
+  const bool apart = g->o.large && chance(g, 0.15), sinks = g->o.large && chance(g, 0.15),
+             softcap = g->o.large && !b.dot && chance(g, 0.1);
+  int q = heads(g, H, D, dtype), k, v, w[2];
+  if (apart) {
+    k = ONE(g, KEYS, dtype, S, KH, D), v = ONE(g, KEYS, dtype, S, KH, E);
+    if (g->x[k].size > 1.5 || g->x[v].size > 4) return;
+  } else {
+    k = heads(g, KH, D, dtype), v = chance(g, 0.3) && D == E ? k : heads(g, KH, E, dtype);
+  }
   int64_t m[2] = {ot_below(g->t, 4), ot_below(g->t, 4)};
   if (chance(g, 0.4)) m[1] = m[0];
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++) {
+    const int64_t width = i ? E : D, rows = m[i] > 1 ? 2 * width : width;
+    if (g->o.large && (b.dot || chance(g, 0.4) || rows * b.kernel * width > 600000)) m[i] = 0;
     w[i] = m[i] == 0 ? -1
-           : i == 1 && m[0] == m[1] && chance(g, 0.4)
+           : i == 1 && m[0] == m[1] && D == E && chance(g, 0.4)
                ? w[0]
-               : ONE(g, WEIGHT, dtype, m[i] > 1 ? 2 * D : D, kernel * D);
+               : ONE(g, WEIGHT, dtype, rows, b.kernel * width);
+  }
   char *s = begin(g, "compress_kv");
-  print(s, "\"k\": \"%s\", \"v\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"", use(g, k), use(g, v));
+  print(s, "\"k\": \"%s\", \"v\": \"%s\", \"cu_seqlens\": \"%s\"", use(g, k), use(g, v),
+        apart ? "cu_keys" : "cu_seqlens");
   for (int i = 0; i < 2; i++)
     if (w[i] >= 0) print(s, ", \"%s\": \"%s\"", i ? "v_weight" : "k_weight", use(g, w[i]));
   gtensor c = {.kind = BLOCKS,
-               .tag = (int)(kernel * 100 + stride),
+               .tag = (int)(b.kernel * 1000 + b.stride) * (apart ? -1 : 1),
                .rank = 3,
                .dim = {T, KH, D},
                .dtype = dtype,
                .size = 1};
-  int ck = (int)(fresh(g, "c", c) - g->x), cv = (int)(fresh(g, "c", c) - g->x);
+  int ck = (int)(fresh(g, "c", c) - g->x);
+  c.dim[2] = E;
+  int cv = (int)(fresh(g, "c", c) - g->x);
   print(s, " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, ",
-        g->x[ck].name, g->x[cv].name, (long long)kernel, (long long)stride);
+        g->x[ck].name, g->x[cv].name, (long long)b.kernel, (long long)b.stride);
   print(s, "\"k_method\": \"%s\", \"v_method\": \"%s\" } }", methods[m[0]], methods[m[1]]);
-  if (chance(g, 0.2)) cv = ck;
+  if (chance(g, 0.2) && D == E) cv = ck;
   if (chance(g, 0.3)) { /* something between */
     c = g->x[cv];
     int old = pick(g, fits_alike, &c);
@@ -461,30 +508,36 @@ static void add_nsa(gen *g) {
     print(s, "\"out\": { \"y\": \"%s\" } }", g->x[cv].name);
   }
   gtensor o = g->x[q], lse = {.kind = LSE, .rank = 2, .dim = {T, H}, .dtype = RG_F32, .size = 1};
+  o.dim[2] = E;
   o.size = g->x[v].size;
   int l = (int)(fresh(g, "l", lse) - g->x);
+  const char *own = apart ? ", \"cu_seqlens_k\": \"cu_keys\", \"q_offset\": \"q_offset\"" : "",
+             *cap = softcap ? ", \"softcap\": 4.0" : "";
   s = begin(g, "cmp_attn");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\"", use(g, q), use(g, ck), use(g, cv));
-  sequence_ports(g, s, H, -1);
-  print(
-      s,
-      " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld } }",
-      fresh(g, "t", o)->name, g->x[l].name, (long long)kernel, (long long)stride);
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\"%s", use(g, q), use(g, ck), use(g, cv), own);
+  sequence_ports(g, s, H, sinks ? ONE(g, WEIGHT, dtype, H) : -1);
+  print(s,
+        " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld%s "
+        "} }",
+        fresh(g, "t", o)->name, g->x[l].name, (long long)b.kernel, (long long)b.stride, cap);
   if (chance(g, 0.25)) return;
-  gtensor index = {.kind = INDEX, .rank = 3, .dim = {T, KH, 3}, .dtype = RG_I32};
+  gtensor index = {.kind = INDEX, .rank = 3, .dim = {T, KH, b.top_n}, .dtype = RG_I32};
   int idx = (int)(fresh(g, "i", index) - g->x);
   s = begin(g, "topk");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"lse\": \"%s\", \"cu_seqlens\": \"cu_seqlens\" }, ", use(g, q),
-        use(g, ck), use(g, l));
-  print(s, "\"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"block\": %lld, ",
-        g->x[idx].name, (long long)kernel, (long long)stride, (long long)block);
-  print(s, "\"top_n\": 3, \"init\": 1, \"local\": 1 } }");
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"%s", use(g, q), use(g, ck), own);
+  if (!b.dot) print(s, ", \"lse\": \"%s\"", use(g, l));
+  print(
+      s,
+      " }, \"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"block\": %lld, ",
+      g->x[idx].name, (long long)b.kernel, (long long)b.stride, (long long)b.block);
+  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s } }", (long long)b.top_n, (long long)b.init,
+        (long long)b.local, b.dot ? ", \"score\": \"dot\"" : "", cap);
   s = begin(g, "slc_attn");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"", use(g, q), use(g, k), use(g, v),
-        use(g, idx));
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k), use(g, v),
+        use(g, idx), own);
   sequence_ports(g, s, H, -1);
   out_ports(g, s, o);
-  print(s, "\"block\": %lld } }", (long long)block);
+  print(s, "\"block\": %lld } }", (long long)b.block);
 }
 
 static void add_combine(gen *g) {
@@ -513,7 +566,7 @@ static void add_merge(gen *g) {
   for (int k = 0; k < 2; k++) l[k] = pick(g, fits_alike, &want);
   if (l[0] < 0) return;
   rg_dtype dtype = any_float(g);
-  for (int k = 0; k < 2; k++) o[k] = ONE(g, TOKENS, dtype, T, g->KH * g->G, g->D);
+  for (int k = 0; k < 2; k++) o[k] = ONE(g, TOKENS, dtype, T, g->KH * g->G, g->E);
   char *s = begin(g, "merge_lse");
   print(s, "\"o\": [\"%s\", \"%s\"], \"lse\": [\"%s\", \"%s\"]", use(g, o[0]), use(g, o[1]), use(g, l[0]),
         use(g, l[1]));
@@ -530,8 +583,13 @@ static void add_outputs(gen *g) {
   int n = 0;
   for (int i = 0; i < g->n; i++) {
     const gtensor *x = &g->x[i];
-    double p = x->kind == WEIGHT ? 0.03 : x->input ? 0.05 : x->kind == INDEX ? 0.5 : x->read ? 0.1 : 0.4;
-    if (n >= 6 || !(chance(g, p) || (i == g->n - 1 && n == 0))) continue;
+    double p = x->kind == WEIGHT  ? 0.03
+               : x->input         ? 0.05
+               : x->kind == INDEX ? 0.5
+               : x->read          ? 0.1
+               : g->o.large       ? 0.8
+                                  : 0.4;
+    if (n >= (g->o.large ? 10 : 6) || !(chance(g, p) || (i == g->n - 1 && n == 0))) continue;
     print(g->outputs, "%s\"y%d\": \"%s\"", n ? ", " : "", n, x->name);
     n++;
     if (chance(g, 0.04)) { /* the same tensor twice */
@@ -552,9 +610,20 @@ const char *graph_gen(ot *t, gen_options o) {
   g->outputs = ot_alloc(t, TEXT);
   g->KH = AMONG(g, 1, 2, 2, 4, 4, 6);
   g->G = AMONG(g, 1, 2, 3);
-  g->D = AMONG(g, 4, 8, 8, 10);
-  new_input(g, TOKENS, 2, (int64_t[]){T, g->KH * g->G * g->D}, any_float(g));
+  g->D = g->E = AMONG(g, 4, 8, 8, 10);
+  int64_t flat = g->KH * g->G * g->D;
+  if (o.large) {
+    g->dtype = (rg_dtype)AMONG(g, RG_BF16, RG_BF16, RG_BF16, RG_BF16, RG_F16, RG_F16, RG_F32);
+    g->KH = AMONG(g, 1, 1, 2, 2, 4);
+    g->G = AMONG(g, 1, 2, 3, 4, 4, 8, 16, 16, 64);
+    if (g->KH * g->G > 64) g->KH = 1;
+    g->D = AMONG(g, 64, 64, 128, 128, 128, 128, 128, 96, 192, 256, 40, 80);
+    g->E = g->D == 192 ? 128 : chance(g, 0.7) ? g->D : AMONG(g, 64, 128, 24);
+    flat = AMONG(g, 32, 64, 136, 256);
+  }
+  new_input(g, TOKENS, 2, (int64_t[]){T, flat}, any_float(g));
   new_input(g, TOKENS, 3, (int64_t[]){T, g->KH, g->D}, any_float(g));
+  if (o.large) (chance(g, 0.7) ? add_nsa : add_swa)(g);
   for (int tries = 0; g->nodes < o.nodes && tries < 100; tries++)
     add[ot_below(t, (int64_t)(sizeof add / sizeof *add))](g);
   add_outputs(g);

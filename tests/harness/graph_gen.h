@@ -9,6 +9,7 @@
 typedef struct gen_options {
   bool whole; /* no dead rows: views may then break up the token axis */
   bool mixed; /* f16 and bf16 beside f32, with casts between them */
+  bool large; /* heads, groups, blocks and windows as models have them, mostly of one type */
   int nodes;  /* wanted, at least */
 } gen_options;
 

@@ -8,6 +8,7 @@
 #define PLAIN_CRITERION_H
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -19,6 +20,10 @@ typedef struct plain_test {
   double timeout;
   struct plain_test *next;
 } plain_test;
+
+/* Not NULL: where a failed assertion jumps to instead of ending the program. */
+extern jmp_buf *plain_catch;
+#define PLAIN_CATCHES
 
 void plain_add(plain_test *test);
 __attribute__((format(printf, 5, 6))) void plain_check(bool holds, const char *text, const char *file,
