@@ -7,8 +7,7 @@
  *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
  *
  * Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
- * finish. A label can be read before its stage has arrived, so stages for others are given back early. If the
- * next stage for a warpgroup is there in time, its S is started while the last p V still runs.
+ * finish. Weights are multiplied with V in two steps, the second made while the first is multiplied.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
  * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
@@ -60,7 +59,7 @@ template <int D, int E> struct shared {
   char q[GROUPS][DP * PANEL];
   label labels[STAGES];
   job jobs[GROUPS];
-  uint64_t said[STAGES], full[STAGES], empty[STAGES]; /* label there; keys there; given back */
+  uint64_t full[STAGES], empty[STAGES]; /* label and keys are there; given back */
   uint64_t q_full[GROUPS], q_empty[GROUPS];
 };
 
@@ -205,7 +204,6 @@ template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gath
         bar_wait(&s.empty[r.stage], r.parity ^ 1);
         if (lane == 0) {
           s.labels[r.stage] = {mask, first + from, end, block == NONE && from + KEYS >= seen};
-          bar_arrive(&s.said[r.stage]);
           if (any)
             bar_expect(&s.full[r.stage], PANELS * PANEL);
           else
@@ -327,18 +325,6 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
   }
 }
 
-/* Whether all threads of a warpgroup say so. */
-__device__ __forceinline__ bool all_of(int group, bool x) {
-  uint32_t ok;
-  asm volatile("{\n\t.reg .pred p, q;\n\tsetp.ne.u32 p, %1, 0;\n\t"
-               "barrier.red.and.pred q, %2, 128, p;\n\t"
-               "selp.u32 %0, 1, 0, q;\n\t}"
-               : "=r"(ok)
-               : "r"((uint32_t)x), "r"(1 + group)
-               : "memory");
-  return __shfl_sync(~0u, ok, 0); /* which the compiler knows to be alike */
-}
-
 template <class T, int D, int E> struct consumer {
   using memory = shared<D, E>;
   const rgk_gather &p;
@@ -350,14 +336,6 @@ template <class T, int D, int E> struct consumer {
   int keys;         /* of the sequence */
   rows2 x;
 
-  /* Alike for the whole warpgroup, and the compiler is to know. */
-  __device__ __forceinline__ bool is_mine(const label &y) {
-    return __shfl_sync(~0u, y.mask >> 4 * group & 15, 0);
-  }
-  __device__ __forceinline__ void release(uint64_t *bar) {
-    __syncwarp();
-    if (lane == 0) bar_arrive(bar);
-  }
   /* z = q kᵀ */
   __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], int stage) {
     const uint32_t q = smem_at(s.q[group]), k = smem_at(s.data[stage]);
@@ -385,89 +363,47 @@ template <class T, int D, int E> struct consumer {
     wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_mn(v + i * 2048 + 2048, PANEL), 1);
     wgmma_commit();
   }
-  __device__ __forceinline__ void clean(int stage) {
-    const int n = keys - s.labels[stage].first;
-    if (n < KEYS) clear_tail<E>(s.data[stage] + memory::DP * PANEL, n, group);
+  /* The stage's label, read by the thread that gives the stage back. */
+  __device__ __forceinline__ label read_label() {
+    label y = {};
+    if (lane == 0) y = s.labels[r.stage];
+    y.mask = __shfl_sync(~0u, y.mask, 0);
+    y.first = __shfl_sync(~0u, y.first, 0);
+    y.end = __shfl_sync(~0u, y.end, 0);
+    y.last = __shfl_sync(~0u, y.last, 0);
+    return y;
   }
 
-  /* Goes to the next stage that is for this warpgroup, giving back those that are not; false: the tile is over. */
-  __device__ __forceinline__ bool seek(bool &last) {
-    for (;; r.next()) {
-      if (last) return false;
-      bar_wait(&s.said[r.stage], r.parity);
-      const label y = s.labels[r.stage];
-      last = y.last;
-      if (is_mine(y)) return true;
-      release(&s.empty[r.stage]);
-    }
-  }
-  /* The same without waiting: false if that stage, or the word of it, is not there yet. */
-  __device__ __forceinline__ bool seek_at_once(bool &last) {
-    for (;; r.next()) {
-      if (last || !all_of(group, bar_test(&s.said[r.stage], r.parity))) return false;
-      const label y = s.labels[r.stage];
-      if (is_mine(y)) {
-        if (!all_of(group, bar_test(&s.full[r.stage], r.parity))) return false;
-        last = y.last;
-        return true;
-      }
-      last = y.last;
-      release(&s.empty[r.stage]);
-    }
-  }
-
-  /* All stages of a tile. */
-  __device__ __forceinline__ void work(float (&o)[E / 2]) {
-    bool last = false;
-    if (!seek(last)) return;
-    bar_wait(&s.full[r.stage], r.parity);
-    float z[KEYS / 2];
-    clean(r.stage);
+  /* Adds the stage's keys. */
+  __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
+    char *at_v = s.data[r.stage] + memory::DP * PANEL;
+    const int limit =
+        y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+    const bool on = limit > 0;
+    float z[KEYS / 2], minus[2] = {0, 0};
+    uint32_t a[KEYS / 4];
+    if (keys - y.first < KEYS) clear_tail<E>(at_v, keys - y.first, group);
     start_scores(z, r.stage);
     wgmma_wait<0>();
     wgmma_keep(z);
-    for (;;) {
-      const int held = r.stage;
-      const label y = s.labels[held];
-      const int limit =
-          y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
-      const bool on = limit > 0;
-      const uint32_t v = smem_at(s.data[held]) + memory::DP * PANEL;
-      float minus[2] = {0, 0};
-      uint32_t a[KEYS / 4];
-      r.next();
-      if (on) {
-        if (softcap > 0) {
+    if (on) {
+      if (softcap > 0) {
 #pragma unroll
-          for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
-        }
-        float scale[2];
-        if (refer(z, x, scale, c, limit)) {
-#pragma unroll
-          for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
+        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
       }
-      add32<0>(o, z, a, v, on, minus);
-      add32<2>(o, z, a, v, on, minus);
-      const bool found = seek_at_once(last);
-      if (!found) {
-        wgmma_wait<0>();
-        release(&s.empty[held]);
-        if (!seek(last)) break;
-        bar_wait(&s.full[r.stage], r.parity);
+      float scale[2];
+      if (refer(z, x, scale, c, limit)) {
+#pragma unroll
+        for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
       }
-      clean(r.stage);
-      start_scores(z, r.stage);
-      wgmma_wait<0>();
-      wgmma_keep(o);
-      wgmma_keep(a);
-      wgmma_keep(z);
-      if (found) release(&s.empty[held]);
+#pragma unroll
+      for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
     }
+    add32<0>(o, z, a, smem_at(at_v), on, minus);
+    add32<2>(o, z, a, smem_at(at_v), on, minus);
     wgmma_wait<0>();
     wgmma_keep(o);
+    wgmma_keep(a);
   }
 
   __device__ __forceinline__ void run() {
@@ -488,7 +424,14 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-      work(o);
+      for (bool last = false; !last; r.next()) {
+        bar_wait(&s.full[r.stage], r.parity);
+        const label y = read_label();
+        if (y.mask >> 4 * group & 15) add(o, y);
+        last = y.last;
+        __syncwarp();
+        if (lane == 0) bar_arrive(&s.empty[r.stage]);
+      }
       bar_arrive(&s.q_empty[group]);
       finish<T, E>(p, u, o, x, c);
     }
@@ -502,7 +445,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.said[i], 1), bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
     for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);

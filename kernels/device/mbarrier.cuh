@@ -43,17 +43,6 @@ __device__ __forceinline__ bool bar_try(uint64_t *bar, uint32_t parity) {
                : "memory");
   return ok;
 }
-/* The same at once: bar_try may sleep for a while. */
-__device__ __forceinline__ bool bar_test(uint64_t *bar, uint32_t parity) {
-  uint32_t ok;
-  asm volatile("{\n\t.reg .pred p;\n\t"
-               "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
-               "selp.u32 %0, 1, 0, p;\n\t}"
-               : "=r"(ok)
-               : "r"(smem_at(bar)), "r"(parity)
-               : "memory");
-  return ok;
-}
 __device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity) {
   while (!bar_try(bar, parity)) {
   }
