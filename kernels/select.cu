@@ -97,7 +97,7 @@ __device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int6
 /* Items are sorted by the 64th of their list they begin in, in order of blocks within it. */
 __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
-  __shared__ int32_t of_bin[BINS], extra;
+  __shared__ int32_t of_bin[BINS], extra; /* items, then items of the bins before */
   const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
   const int64_t from = p.bound[p.window], to = p.bound[p.window + 1];
@@ -125,9 +125,20 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
     if (lane == 0) of_bin[bin] = sum;
   }
   __syncthreads();
+  if (warp == 0) {
+    const int first = of_bin[2 * lane], second = of_bin[2 * lane + 1];
+    int sum = first + second;
+    for (int d = 1; d < 32; d *= 2) {
+      const int y = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += y;
+    }
+    if (lane == 31) p.items[z] = sum;
+    of_bin[2 * lane] = sum - second - first;
+    of_bin[2 * lane + 1] = sum - second;
+  }
+  __syncthreads();
   for (int bin = warp; bin < BINS; bin += RGK_SELECT_SCAN / 32) {
-    rgk_select_item *item = p.item + z * p.cap;
-    for (int i = 0; i < bin; i++) item += of_bin[i];
+    rgk_select_item *item = p.item + z * p.cap + of_bin[bin];
     for (int64_t s0 = 0; s0 < slots; s0 += 32) {
       const int64_t s = s0 + lane;
       rgk_select_span x = {0, 0, 0, 0};
@@ -153,29 +164,25 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
           y.turn = i % RGK_SELECT_CHAIN;
           y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
         }
+        if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN)) y.is |= RGK_SELECT_MORE;
         item[sum - n + i - i0] = y;
       }
       item += __shfl_sync(~0u, sum, 31);
     }
   }
-  if (threadIdx.x == 0) {
-    int32_t sum = 0;
-    for (int i = 0; i < BINS; i++) sum += of_bin[i];
-    p.items[z] = sum;
-  }
 }
 
 /* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k and d.v. */
-__global__ void __launch_bounds__(RGK_SELECT_SUM) keys_sum(const __grid_constant__ rgk_select p) {
-  const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
-  const int64_t slot = blockIdx.x, *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
+__device__ __forceinline__ void keys_sum(const rgk_select &p, int64_t slot, int part, int z) {
+  const int kh = p.head + z;
+  const int64_t *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
   const rgk_select_span x = p.span[z * p.csr.slots + slot];
   if (x.extra < 0) return;
   const tile keys = find_tile(p.a.kseqs, slot, p.a.block);
   const int n = (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN;
   const bool first = x.first == 0, last = start[0] + x.first + x.count == start[1];
   const int64_t own = (z * p.sums + slot) * p.parts + part, extra = (z * p.sums + x.extra) * p.parts + part;
-  for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_SUM) {
+  for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_REDUCE) {
     const bool of_v = c >= 16 * p.a.D;
     const int64_t size = 16 * (of_v ? p.a.E : p.a.D);
     const int at = of_v ? c - 16 * p.a.D : c, t = at % 128;
@@ -211,9 +218,9 @@ struct reduced {
   bool any;     /* there is such a row */
   const int32_t *idx;
 };
-__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int pieces, int64_t from, int64_t to) {
+__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces, int64_t from, int64_t to) {
   reduced x;
-  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
+  const int64_t i = block * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
   x.piece = (int)(i % pieces);
   x.g = (int)(i / pieces % p.a.G);
   x.r = i / pieces / p.a.G;
@@ -262,7 +269,7 @@ template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T 
 
 template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
   const int E = p.a.E, pieces = E / 8;
-  const reduced x = find_reduced(p, pieces, p.row, p.row + p.rows);
+  const reduced x = find_reduced(p, blockIdx.x, pieces, p.row, p.row + p.rows);
   if (!x.any) return;
   const int head = (p.head + x.z) * p.a.G + x.g;
   const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
@@ -300,11 +307,16 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
     ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? (m0 + log2f(sum)) * LN2 : 0;
 }
 
-/* S: type of the partials. */
-template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce_dq(const __grid_constant__ rgk_select p) {
+/* The sums of keys first. S: type of the partials. */
+template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_reduce(const __grid_constant__ rgk_select p) {
   enum { U = 16 / sizeof(S) };
+  const int64_t block = blockIdx.x - p.key_blocks;
+  if (block < 0) {
+    keys_sum(p, blockIdx.x / p.parts, blockIdx.x % p.parts, blockIdx.y);
+    return;
+  }
   const int pieces = p.a.D / U;
-  const reduced x = find_reduced(p, pieces, p.bound[p.window], p.bound[p.window + 1]);
+  const reduced x = find_reduced(p, block, pieces, p.bound[p.window], p.bound[p.window + 1]);
   if (!x.any) return;
   const int head = (p.head + x.z) * p.a.G + x.g;
   const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
@@ -330,23 +342,24 @@ __device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t
   ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
-/* One warp a row. */
+/* RGK_SELECT_LANES lanes a row. */
 template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
-  const int64_t i = blockIdx.x * (int64_t)(RGK_SELECT_REDUCE / 32) + threadIdx.x / 32, row = i / p.a.H;
-  const int lane = threadIdx.x % 32, head = (int)(i - row * p.a.H);
-  if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
+  enum { LANES = RGK_SELECT_LANES };
+  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES, row = i / p.a.H;
+  const int lane = threadIdx.x % LANES, head = (int)(i - row * p.a.H);
+  const bool live = row < p.a.T && row < live_rows(p.a.seqs);
   const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
   const T *d_o = (const T *)p.a.d_o.data + row * p.a.d_o.row + head * p.a.d_o.head;
   float sum = 0;
-  for (int c = lane; c < p.a.E / 8; c += 32) {
+  for (int c = lane; live && c < p.a.E / 8; c += LANES) {
     float x[8], y[8];
     load8<T>(x, o + 8 * c, p.a.aligned);
     load8<T>(y, d_o + 8 * c, p.a.aligned);
 #pragma unroll
     for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
   }
-  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-  if (lane == 0) put_stat(p, i, row, head, sum);
+  for (int d = LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  if (live && lane == 0) put_stat(p, i, row, head, sum);
 }
 
 /* One thread a row, its sum is given. */
@@ -382,12 +395,11 @@ const void *rgk_select_sinks(void) { return (const void *)sinks; }
 const void *rgk_select_items(void) { return (const void *)items; }
 const void *rgk_select_bounds(void) { return (const void *)bounds; }
 const void *rgk_select_bwd_items(void) { return (const void *)bwd_items; }
-const void *rgk_select_keys_sum(void) { return (const void *)keys_sum; }
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
 }
-const void *rgk_select_reduce_dq(rg_dtype t) {
-  return t == RG_F16 ? (const void *)reduce_dq<float> : (const void *)reduce_dq<__nv_bfloat16>;
+const void *rgk_select_bwd_reduce(rg_dtype t) {
+  return t == RG_F16 ? (const void *)bwd_reduce<float> : (const void *)bwd_reduce<__nv_bfloat16>;
 }
 const void *rgk_select_stat_given(void) { return (const void *)stat_given; }
 const void *rgk_select_stat(rg_dtype t) {

@@ -5,18 +5,18 @@
  * the rows (query, head of the group) of the item's queries, 64 at a time, into full tensor core tiles.
  *
  *   forward   o and lse over these keys alone go to a partial store, one place per (query, entry of idx,
- * part); `reduce` merges a query's partials in the order of its entries.
- *   backward  d.q the same, summed. d.k and d.v accumulate over an item's rows in registers; a block's items
- * add up in fp32 sums in memory, each waiting for its turn. Many items of a list add to several sums, which
- * `keys_sum` adds to the list's.
+ *             part); `reduce` merges a query's partials in the order of its entries
+ *   backward  d.q likewise. d.k and d.v accumulate over an item's rows in registers; a block's items add up
+ *             in an fp32 sum in memory, each waiting for its turn. Many items of one list and window would
+ *             wait long: they add to several sums, which `bwd_reduce` adds to the block's
  *
  * The partial store has room for a window of rows of the pack; windows follow one another. How rows fall into
  * windows, items and tiles changes no bit of o and d.q, since each row of a tile is computed by itself.
  *
- * d.k and d.v are sums over items, so there what an item is depends on its sequence alone: a sequence is cut into
- * steps of `step` rows, a list at the steps, and each piece into items of `length` queries. A window of backward
- * begins and ends at steps (`bound`) and holds as many as fit, at least one. Items begin in an order in which all
- * lists are worked off evenly: then gathered rows are found in L2 and nobody waits long for a turn to add.
+ * d.k and d.v are sums over items, so what an item is depends on its sequence alone: a sequence is cut into
+ * steps of `step` rows, a list at the steps, and each piece into items of `length` queries. A window of
+ * backward (`bound`) holds one step of a sequence, or as many short sequences as fit. Items begin in an order
+ * in which all lists are worked off evenly: rows gathered for one are then found in L2 by others.
  */
 #ifndef RGK_SELECT_H
 #define RGK_SELECT_H
@@ -24,7 +24,13 @@
 #include "attn.h"
 #include "csr.h"
 
-enum { RGK_SELECT_KEYS = 64, RGK_SELECT_THREADS = 128, RGK_SELECT_SCAN = 1024, RGK_SELECT_REDUCE = 256, RGK_SELECT_SUM = 512 };
+enum {
+  RGK_SELECT_KEYS = 64,
+  RGK_SELECT_THREADS = 128,
+  RGK_SELECT_SCAN = 1024,
+  RGK_SELECT_REDUCE = 256,
+  RGK_SELECT_LANES = 16
+};
 
 /* Entries [first, first + count) of a head's rows are queries of block `slot`. */
 typedef struct rgk_select_item {
@@ -37,15 +43,15 @@ typedef struct rgk_select_item {
   int32_t is;
 } rgk_select_item;
 
-/* The first thing added to its sum; the end of its list, which goes to d.k and d.v. */
-enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2 };
+/* The first thing added to its sum; the end of its list, which goes to d.k and d.v; others wait to add. */
+enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2, RGK_SELECT_MORE = 4 };
 
-/* What a list has in a window of backward: entries [first, first + count), and so many items. Up to CHAIN items
- * add to the list's own sum; more of them to sums `extra` …, each CHAIN items to one. */
+/* What a list has in a window of backward: entries [first, first + count), and so many items. Up to CHAIN
+ * items add to the list's own sum; more of them to sums `extra` …, each CHAIN items to one. */
 typedef struct rgk_select_span {
   int32_t first, count, items, extra;
 } rgk_select_span;
-enum { RGK_SELECT_CHAIN = 4 };
+enum { RGK_SELECT_CHAIN = 8 };
 
 typedef struct rgk_select {
   rgk_attn a;
@@ -55,6 +61,7 @@ typedef struct rgk_select {
   int64_t row, rows;        /* forward: the window, rows of the pack; backward: rows is its capacity */
   int64_t chunk, chunk_end; /* forward: these chunks of csr */
   int32_t length;           /* most queries of an item */
+  int32_t along, across;    /* a tile's rows / G, and what is left over */
   int64_t cap;              /* of items per head */
   rgk_select_item *item;    /* [heads, cap] */
   int32_t *items;           /* [heads] */
@@ -64,6 +71,7 @@ typedef struct rgk_select {
   int64_t *bound;        /* [windows + 1]: rows [bound[w], bound[w + 1]) of the pack */
   rgk_select_span *span; /* [heads, slots] */
   int32_t *ticket;       /* [heads, parts]: items begun */
+  int64_t key_blocks;    /* slots * parts, or 0: no d.k and d.v */
   int64_t sums;          /* per head: one a slot, then the extra ones */
   int32_t *turn;         /* [heads, sums, parts]: items of the window that have added to it */
   float *sum_k, *sum_v;  /* [heads, sums, parts, KEYS * D], * E, in the order of the accumulators */
@@ -74,15 +82,15 @@ typedef struct rgk_select {
   float *stat;     /* [T, H, 2]: lse in base 2, and rowsum(o * d_o) - d_lse */
 } rgk_select;
 
-RGK_GETTER(rgk_select_items(void))           /* grid heads, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_bounds(void))          /* one thread */
-RGK_GETTER(rgk_select_bwd_items(void))       /* grid heads, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_keys_sum(void))        /* grid slots, parts, heads; RGK_SELECT_SUM threads */
-RGK_GETTER(rgk_select_reduce(rg_dtype t))    /* grid over rows * G * E / 8 threads, heads */
-RGK_GETTER(rgk_select_reduce_dq(rg_dtype t)) /* rows * G * D / (16 bytes of part), heads */
-RGK_GETTER(rgk_select_sinks(void))           /* grid H, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_stat(rg_dtype t))      /* grid over T * H warps */
-RGK_GETTER(rgk_select_stat_given(void))      /* grid over T * H threads; delta is given */
+RGK_GETTER(rgk_select_items(void))        /* grid heads, RGK_SELECT_SCAN threads */
+RGK_GETTER(rgk_select_bounds(void))       /* one thread */
+RGK_GETTER(rgk_select_bwd_items(void))    /* grid heads, RGK_SELECT_SCAN threads */
+RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads, heads */
+/* grid key_blocks, and blocks over rows * G * D / (16 bytes of part) threads; heads */
+RGK_GETTER(rgk_select_bwd_reduce(rg_dtype t))
+RGK_GETTER(rgk_select_sinks(void))      /* grid H, RGK_SELECT_SCAN threads */
+RGK_GETTER(rgk_select_stat(rg_dtype t)) /* grid over T * H * RGK_SELECT_LANES threads */
+RGK_GETTER(rgk_select_stat_given(void)) /* grid over T * H threads; delta is given */
 /* Instances: NULL where there is none. grid cap, parts, heads */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))
 RGK_GETTER(rgk_select_bwd(rg_dtype t, int32_t D, int32_t E))

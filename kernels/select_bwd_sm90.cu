@@ -12,6 +12,7 @@
  * Shared memory: K, V; Q and dO twice; dS^T; row tables and statistics.
  */
 #include "device/select.cuh"
+#include "device/tma.cuh"
 
 using namespace rgk;
 
@@ -50,10 +51,10 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
   }
 }
 
-/* Sums of 64 rows of `width` columns, in the order of the accumulators: those of [first, first + W). */
-template <int W>
-__device__ __forceinline__ float4 *sum_at(float *sums, int64_t which, int width, int first) {
-  return (float4 *)(sums + which * RGK_SELECT_KEYS * width + RGK_SELECT_KEYS * first) + threadIdx.x % 128;
+/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of columns from `first`
+ * on, begin, and what it adds there. */
+__device__ __forceinline__ float4 *sum_at(void *sum, int first) {
+  return (float4 *)sum + RGK_SELECT_KEYS / 4 * first + threadIdx.x % 128;
 }
 template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], const float4 *from) {
 #pragma unroll
@@ -64,20 +65,7 @@ template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], cons
 }
 template <int W> __device__ __forceinline__ void put_sum(const float (&x)[W / 2], float4 *to) {
 #pragma unroll
-  for (int i = 0; i < W / 8; i++)
-    __stcg(to + 128 * i, make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]));
-}
-
-__device__ __forceinline__ void wait_turn(const int32_t *at, int turn) {
-  int x = 0;
-  while (true) {
-    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
-    if (x >= turn) return;
-    __nanosleep(100);
-  }
-}
-__device__ __forceinline__ void give_turn(int32_t *at, int turn) {
-  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(turn) : "memory");
+  for (int i = 0; i < W / 8; i++) to[128 * i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 
 __device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
@@ -138,8 +126,6 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   constexpr int ROWS = X::ROWS, THREADS = X::THREADS, DK = X::DK, EV = X::EV, DQ = X::DQ;
   extern __shared__ char raw[];
   const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
-  if (blockIdx.x >= p.items[z]) return;
-
   constexpr uint32_t size_q = ROWS * 128 * ((D + 63) / 64), size_o = ROWS * 128 * ((E + 63) / 64);
   const uint32_t at_k = (smem_at(raw) + 1023) & ~1023u, at_v = at_k + 8192 * ((D + 63) / 64),
                  at_q = at_v + 8192 * ((E + 63) / 64), at_o = at_q + 2 * size_q, at_ds = at_o + 2 * size_o,
@@ -148,7 +134,9 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   bwd_table<ROWS> *table = (bwd_table<ROWS> *)(stat + 4 * ROWS);
   volatile int32_t *ticket = (volatile int32_t *)(table + 3);
   if (threadIdx.x == 0) *ticket = atomicAdd(p.ticket + z * p.parts + part, 1);
+  const int items = p.items[z];
   __syncthreads();
+  if (*ticket >= items) return;
   const rgk_select_item item = p.item[z * p.cap + *ticket];
   const select_keys keys = find_keys(p, item.slot, part);
   if (keys.n == 0) return;
@@ -156,29 +144,32 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int first_row = (int)(p.bound[p.window] - z * p.rows); /* of the partial store */
 
+  row_walk<ROWS> walk(p, item, keys, kh);
+  if (tiles > 0) walk.template fetch<true>(p);
   load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
   load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
-
-  row_walk<ROWS> walk(p, item, keys, kh);
+  const int row_of = threadIdx.x % ROWS, half = threadIdx.x / ROWS; /* two threads make a row */
   auto write_table = [&](int t) {
     bwd_table<ROWS> &x = table[t % 3];
-    const int r = threadIdx.x, head = walk.head + walk.g;
-    const int64_t row = walk.row;
-    x.from[r][0] = (const char *)p.a.q.data + (row * p.a.q.row + head * p.a.q.head) * sizeof(T);
-    x.from[r][1] = (const char *)p.a.d_o.data + (row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
-    x.stat[r] = p.stat + 2 * (row * p.a.H + head);
-    x.at[r] = walk.real && p.a.dq.data
-                  ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
-                  : -1;
-    x.limit[r] = walk.real ? walk.limit() : 0;
-    walk.template fetch<true>();
+    const int head = walk.head + walk.g;
+    if (half == 0) {
+      x.from[row_of][0] = (const char *)p.a.q.data + (walk.row * p.a.q.row + head * p.a.q.head) * sizeof(T);
+      x.limit[row_of] = walk.real ? walk.limit() : 0;
+      x.stat[row_of] = p.stat + 2 * ((int64_t)walk.row * p.a.H + head);
+    } else {
+      x.from[row_of][1] = (const char *)p.a.d_o.data + (walk.row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
+      x.at[row_of] = walk.real && p.a.dq.data
+                         ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
+                         : -1;
+    }
+    walk.template fetch<true>(p);
   };
   auto gather_tile = [&](int t) {
     const bwd_table<ROWS> &x = table[t % 3];
     const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
     if (p.a.aligned) {
-      gather_fast<ROWS, D, THREADS>(q, &x.from[0][0], 2);
-      gather_fast<ROWS, E, THREADS>(d_o, &x.from[0][1], 2);
+      gather_fast<ROWS, D, THREADS>(q, x.from, 0);
+      gather_fast<ROWS, E, THREADS>(d_o, x.from, 1);
     } else {
       for (int i = threadIdx.x; i < ROWS * (D + E) / 8; i += THREADS) {
         const int r = i / ((D + E) / 8), c = i % ((D + E) / 8), o = c >= D / 8, w = c - o * (D / 8);
@@ -187,19 +178,17 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     }
     if (threadIdx.x < ROWS) {
       const uint32_t to = at_stat + ((t & 1) * 2 * ROWS + threadIdx.x) * 4;
-      copy4(to, x.stat[threadIdx.x]);
-      copy4(to + ROWS * 4, x.stat[threadIdx.x] + 1);
+      const float *from = x.stat[threadIdx.x];
+      copy4(to, from);
+      copy4(to + ROWS * 4, from + 1);
     }
   };
   float dk[DK / 2] = {}, dv[EV / 2] = {};
   if (tiles > 0) {
-    if (threadIdx.x < ROWS) {
-      walk.template fetch<true>();
-      write_table(0);
-      write_table(1);
-    }
+    if (half < 2) write_table(0);
     __syncthreads();
     gather_tile(0);
+    if (half < 2) write_table(1);
   }
   copies_commit();
 
@@ -209,7 +198,6 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     copies_wait();
     proxy_fence();
     __syncthreads();
-    if (threadIdx.x < ROWS) write_table(t + 2);
     const uint32_t q = at_q + (t & 1) * size_q, d_o = at_o + (t & 1) * size_o;
     float s[ROWS / 2], dp[ROWS / 2];
     wgmma_fence();
@@ -219,16 +207,20 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     wgmma_commit();
     if (t + 1 < tiles) gather_tile(t + 1);
     copies_commit();
+    if (half < 2) write_table(t + 2);
     /* A thread's columns are 8j + 2(lane % 4) and + 1. */
     const int2 *limit = (const int2 *)table[t % 3].limit + lane % 4;
     const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4, *delta = lse + ROWS / 2;
     const bool masked = (t + 1) * ROWS > rows || table[t % 3].limit[0] < RGK_SELECT_KEYS;
+    float2 lse_[ROWS / 8];
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++) lse_[j] = lse[4 * j];
     wgmma_wait<1>();
     wgmma_keep(s);
     auto probabilities = [&](auto mask) {
 #pragma unroll
       for (int j = 0; j < ROWS / 8; j++) {
-        const float2 l = lse[4 * j];
+        const float2 l = lse_[j];
         int2 n = make_int2(64, 64);
         if (mask) n = limit[4 * j];
         s[4 * j] = mask && key >= n.x ? 0 : exp2_(fmaf(s[4 * j], c, -l.x));
@@ -300,26 +292,53 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   }
 
   if (!p.a.dk.data && !p.a.dv.data) return;
-  const int64_t which = ((int64_t)z * p.sums + item.sum) * p.parts + part;
-  float4 *sum_k = sum_at<DK>(p.sum_k, which, D, group * DK), *sum_v = sum_at<EV>(p.sum_v, which, E, group * EV);
-  if (item.turn > 0) {
-    if (threadIdx.x == 0) wait_turn(p.turn + which, item.turn);
-    __syncthreads();
-  }
-  if (!(item.is & RGK_SELECT_FIRST)) {
-    add_sum<DK>(dk, sum_k);
-    add_sum<EV>(dv, sum_v);
-  }
-  if (item.is & RGK_SELECT_LAST) {
+  const rgk_select_item done = p.item[z * p.cap + *ticket]; /* read again: registers are scarce */
+  const int64_t which = ((int64_t)z * p.sums + done.sum) * p.parts + part;
+  float *sum_k = p.sum_k + which * RGK_SELECT_KEYS * D, *sum_v = p.sum_v + which * RGK_SELECT_KEYS * E;
+  const uint32_t *turn = (const uint32_t *)p.turn + which;
+  if (done.is & RGK_SELECT_LAST) {
+    if (done.turn > 0) {
+      if (threadIdx.x == 0) await(turn, done.turn);
+      __syncthreads();
+      proxy_fence_all();
+    }
+    if (!(done.is & RGK_SELECT_FIRST)) {
+      add_sum<DK>(dk, sum_at(sum_k, group * DK));
+      add_sum<EV>(dv, sum_at(sum_v, group * EV));
+    }
+    const select_keys keys = find_keys(p, done.slot, part);
     put_keys<DK>(p.a.dk, p.a.acc_k, keys, kh, group * DK, dk, p.a.scale, p.a.aligned);
     put_keys<EV>(p.a.dv, p.a.acc_v, keys, kh, group * EV, dv, 1, p.a.aligned);
     return;
   }
-  put_sum<DK>(dk, sum_k);
-  put_sum<EV>(dv, sum_v);
-  __threadfence();
+  /* The copy engine adds, from where the tiles were. */
+  char *const k_at = raw + (at_k - smem_at(raw)), *const v_at = k_at + RGK_SELECT_KEYS * D * sizeof(float);
   __syncthreads();
-  if (threadIdx.x == 0) give_turn(p.turn + which, item.turn + 1);
+  put_sum<DK>(dk, sum_at(k_at, group * DK));
+  put_sum<EV>(dv, sum_at(v_at, group * EV));
+  proxy_fence();
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  if (done.turn > 0) {
+    await(turn, done.turn);
+    proxy_fence_all();
+  }
+  auto put = [](float *to, const void *from, int width, bool add) {
+    if (add)
+      bulk_add(to, from, RGK_SELECT_KEYS * sizeof(float) * width);
+    else
+      bulk_store(to, from, RGK_SELECT_KEYS * sizeof(float) * width);
+  };
+  put(sum_k, k_at, D, !(done.is & RGK_SELECT_FIRST));
+  put(sum_v, v_at, E, !(done.is & RGK_SELECT_FIRST));
+  store_commit();
+  if (done.is & RGK_SELECT_MORE) {
+    store_wait<0>();
+    proxy_fence_all();
+    publish((uint32_t *)turn, done.turn + 1);
+  } else {
+    store_wait_read<0>();
+  }
 }
 
 } // namespace

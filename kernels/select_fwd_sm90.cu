@@ -40,10 +40,10 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
     x.q[r] = real ? walk.row * p.a.q.row + (walk.head + walk.g) * p.a.q.head : -1;
     x.at[r] = (z * p.rows + walk.row - p.row) * places + (walk.place * p.parts + part) * p.a.G + walk.g;
     x.limit[r] = real ? walk.limit() : 0;
-    walk.fetch();
+    walk.fetch(p);
   };
   if (threadIdx.x < ROWS) {
-    walk.fetch();
+    walk.fetch(p);
     write_table(0);
     write_table(1);
   }

@@ -2,7 +2,7 @@
 #include "cuda_csr.h"
 
 rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
-  enum { LEAST = 64 }; /* rows of a chunk: short ones keep the walk of a short pack short */
+  enum { LEAST = 32 }; /* rows of a chunk: short ones keep the walk of a short pack short */
   rgk_csr p = {.idx = a->idx,
                .seqs = a->seqs,
                .kseqs = a->kseqs,

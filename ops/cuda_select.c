@@ -8,7 +8,7 @@
 static const int64_t PARTIALS = INT64_C(288) << 20, BWD_PARTIALS = INT64_C(256) << 20;
 enum {
   FWD_ROWS = 1024, /* rows (query, head) of an item */
-  BWD_ROWS = 1024,
+  BWD_ROWS = 2048,
   MAX_BLOCK = 1024,
   MAX_N = 4096
 };
@@ -60,8 +60,11 @@ static void plan_windows(select_plan *s, const rgk_attn *a, int64_t bytes, rgi_c
   p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
 }
 
-static select_plan plan(const rgk_attn *a, rgi_cut *w) {
-  select_plan s = {.p = {.a = *a, .parts = (a->block + RGK_SELECT_KEYS - 1) / RGK_SELECT_KEYS}};
+static select_plan plan(const rgk_attn *a, int32_t rows, rgi_cut *w) {
+  select_plan s = {.p = {.a = *a,
+                         .parts = (a->block + RGK_SELECT_KEYS - 1) / RGK_SELECT_KEYS,
+                         .along = rows / a->G,
+                         .across = rows % a->G}};
   s.p.csr = rgi_csr_plan(a, w);
   s.p.csr.places = rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
   return s;
@@ -103,7 +106,7 @@ static const char *fwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return refuses(a, gpu, false);
 }
 static select_plan fwd_plan(const rgk_attn *a, rgi_cut *w) {
-  select_plan s = plan(a, w);
+  select_plan s = plan(a, 64, w);
   plan_windows(&s, a, (int64_t)a->E * 2, w);
   return s;
 }
@@ -137,7 +140,7 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
 
 /* What decides about the bits of d.k and d.v, step and length, looks at the shape of one group alone. */
 static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
-  rgk_select p = plan(a, w).p;
+  rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
                 place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2);
   p.step = BWD_PARTIALS / place / 64 * 64;
@@ -147,11 +150,12 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   /* Two neighbouring windows hold more than p.rows rows where steps do not line up. */
   p.windows = (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
   if (p.windows < 1) p.windows = 1;
-  const int64_t heads = p.rows > 0 ? BWD_PARTIALS / (place * p.rows) : a->KH;
-  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   const int64_t items = p.rows * a->N / p.length; /* whole ones; lists with extra sums have at least CHAIN */
   p.cap = items + slots;
   p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
+  const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float), parts = p.rows * place,
+                heads = BWD_PARTIALS / (sums > parts ? sums : parts);
+  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
   p.span = rgi_take(w, (size_t)(p.heads * slots) * sizeof *p.span);
@@ -161,6 +165,7 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   p.items = rgi_take(w, (size_t)p.heads * sizeof *p.items);
   if (a->dq.data) p.part = rgi_take(w, (size_t)(p.heads * p.rows * place));
   if (a->dk.data || a->dv.data) {
+    p.key_blocks = slots * p.parts;
     p.sum_k = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->D) * sizeof *p.sum_k);
     p.sum_v = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->E) * sizeof *p.sum_v);
   }
@@ -180,7 +185,7 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
     RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
-                   rgk_blocks(a->T * a->H, a->delta.data ? RGK_SELECT_REDUCE : RGK_SELECT_REDUCE / 32), 1, 1,
+                   rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE), 1, 1,
                    RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
@@ -193,11 +198,10 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
       RGI_TRY(launch(p, x, rgk_select_bwd_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
       RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), p->cap, p->parts, heads, threads,
                      rgk_select_shared_bwd(a->D, a->E)));
-      if (a->dk.data || a->dv.data)
-        RGI_TRY(launch(p, x, rgk_select_keys_sum(), p->csr.slots, p->parts, heads, RGK_SELECT_SUM, 0));
-      if (a->dq.data && a->T > 0)
-        RGI_TRY(launch(p, x, rgk_select_reduce_dq(t), rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE),
-                       heads, 1, RGK_SELECT_REDUCE, 0));
+      const int64_t blocks = a->dq.data ? rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE) : 0;
+      if (p->key_blocks + blocks > 0)
+        RGI_TRY(
+            launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1, RGK_SELECT_REDUCE, 0));
     }
   }
   return RG_OK;

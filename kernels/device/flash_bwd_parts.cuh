@@ -21,33 +21,6 @@ template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
   return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
 }
 
-/* ---- counters in memory that order the sums of blocks ---- */
-
-__device__ __forceinline__ void await(const uint32_t *count, uint32_t n) {
-  uint32_t now;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
-  } while (now < n);
-}
-__device__ __forceinline__ void publish(uint32_t *count, uint32_t n) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(count), "r"(n) : "memory");
-}
-
-/* Ordinary and copy-engine accesses of global memory, in this order. */
-__device__ __forceinline__ void proxy_fence_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
-__device__ __forceinline__ void bulk_store(void *to, const void *from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(smem_at(from)),
-               "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void bulk_add(float *to, const void *from, uint32_t bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
-               "r"(smem_at(from)), "r"(bytes)
-               : "memory");
-}
-
-/* ---- shared memory by its 32-bit address ---- */
-
 __device__ __forceinline__ float2 read2(uint32_t at) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));

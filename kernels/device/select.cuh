@@ -86,7 +86,7 @@ template <int rows> struct row_walk {
   const int32_t *list;
   const uint16_t *places;
   int64_t first; /* row at the position of the item's first key */
-  int next, G, head, n, count;
+  int e, g_next, G, head, n, count;
   int row, place, g; /* fetched */
   bool real;
 
@@ -94,26 +94,28 @@ template <int rows> struct row_walk {
                                       int kh) {
     const int64_t base = kh * p.a.T * p.a.N + item.first;
     list = p.csr.rows + base;
-    places = p.csr.places ? p.csr.places + base : nullptr;
+    places = p.csr.places + base;
     first = k.first + (k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0);
     G = p.a.G;
-    next = threadIdx.x;
+    e = threadIdx.x % rows / G;
+    g_next = threadIdx.x % rows - e * G;
     head = kh * G;
     n = k.n;
     count = item.count;
   }
   /* repeat: instead of rows that do not exist (row -1), the last that does; an item has one. */
-  template <bool repeat = false> __device__ __forceinline__ void fetch() {
-    int e = next / G;
-    g = next - e * G;
-    next += rows;
+  template <bool repeat = false> __device__ __forceinline__ void fetch(const rgk_select &p) {
+    g = g_next;
     row = -1;
     real = e < count;
-    if (repeat && !real) e = count - 1;
     if (repeat || real) {
-      row = list[e];
-      place = places ? places[e] : 0;
+      const int at = real ? e : count - 1;
+      row = list[at];
+      place = places[at];
     }
+    e += p.along;
+    g_next += p.across;
+    if (g_next >= G) g_next -= G, e++;
   }
   __device__ __forceinline__ int limit() const {
     const int64_t seen = row - first + 1;
@@ -132,20 +134,24 @@ __device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t
   }
 }
 
-/* The same for aligned rows that all exist, row r from row[step * r] on. A thread keeps its chunk of a row, so that
+/* The same for aligned rows that all exist, row r from row[r][which] on. A thread keeps its chunk of a row, so that
  * little is computed. */
 template <int rows, int W, int threads, int first = 0>
-__device__ __forceinline__ void gather_fast(uint32_t to, const char *const *row, int step) {
-  constexpr int PART = (W & (W - 1)) == 0 ? W : W > 128 ? 128 : 64, C = PART / 8, R = threads / C;
+__device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row)[2], int which) {
+  constexpr int PART = (W & (W - 1)) == 0 ? W : W > 128 ? 128 : 64, C = PART / 8, R = threads / C, MOST = 8;
   static_assert(R % 8 == 0 && rows % R == 0);
   const int c = threadIdx.x % C, r = threadIdx.x / C;
   const uint32_t at = to + chunk_at<rows>(r, first / 8 + c);
 #pragma unroll
-  for (int i = 0; i < rows; i += R)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + i * 128),
-                 "l"(row[(r + i) * step] + (first / 8 + c) * 16)
-                 : "memory");
-  if constexpr (W > PART) gather_fast<rows, W - PART, threads, first + PART>(to, row, step);
+  for (int i0 = 0; i0 < rows; i0 += MOST * R) {
+    const char *from[MOST];
+#pragma unroll
+    for (int i = 0; i < MOST && i0 + i * R < rows; i++) from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
+#pragma unroll
+    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128), "l"(from[i]) : "memory");
+  }
+  if constexpr (W > PART) gather_fast<rows, W - PART, threads, first + PART>(to, row, which);
 }
 
 /* d = A B^T over W columns: A a tile of 64 rows, B one of N rows. */

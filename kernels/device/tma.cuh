@@ -73,4 +73,31 @@ template <int n> __device__ __forceinline__ void store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(n) : "memory");
 }
 
+/* ---- counters in memory that order the sums of blocks ---- */
+
+__device__ __forceinline__ void await(const uint32_t *count, uint32_t n) {
+  uint32_t now;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(count) : "memory");
+  } while (now < n);
+}
+__device__ __forceinline__ void publish(uint32_t *count, uint32_t n) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(count), "r"(n) : "memory");
+}
+
+/* Ordinary and copy-engine accesses of global memory, in this order. */
+__device__ __forceinline__ void proxy_fence_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void bulk_store(void *to, const void *from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(smem_at(from)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void bulk_add(float *to, const void *from, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+               "r"(smem_at(from)), "r"(bytes)
+               : "memory");
+}
+
+/* ---- shared memory by its 32-bit address ---- */
+
 } // namespace rgk
