@@ -23,8 +23,8 @@ typedef struct cli_args {
   const char *positional[2];
   int npositional;
   bool help, version;
-  bool json, dot, timeline, graph;                     /* what to print */
-  bool eager, backward, no_grad, no_reuse, no_inplace; /* how to plan and run */
+  bool json, dot, timeline, graph;                              /* what to print */
+  bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
   const char *policy, *device, *profile, *svg, *profile_out, *completion;
   cli_list set, in, grad_in, out, grad_out, plugin;

@@ -75,6 +75,7 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
                          .no_grad = a->no_grad,
                          .no_reuse = a->no_reuse,
                          .no_inplace = a->no_inplace,
+                         .no_fuse = a->no_fuse,
                          .pack_seconds = a->limit,
                          .progress = plan_progress,
                          .progress_user = c};

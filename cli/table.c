@@ -71,6 +71,7 @@ const cli_flag cli_flags[] = {
     {"--no-grad", CLI_SWITCH, NULL, PLANS, AT(no_grad), 0, "plan the forward direction only"},
     {"--no-reuse", CLI_SWITCH, NULL, PLANS, AT(no_reuse), 0, "give every tensor bytes of its own"},
     {"--no-inplace", CLI_SWITCH, NULL, PLANS, AT(no_inplace), 0, "let no output take a dying input's bytes"},
+    {"--no-fuse", CLI_SWITCH, NULL, PLANS, AT(no_fuse), 0, "compute all branches' gradients at once"},
     {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0, "time limit of the exact packer"},
     {"--json", CLI_SWITCH, NULL, PLANS | BIT(OPS), AT(json), 0, "print JSON"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},

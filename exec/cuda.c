@@ -26,11 +26,24 @@ void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t
 
 rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e) {
   enum { UNASKED = 48 << 10 };
+  struct cudaFuncAttributes has;
   if (!l->function) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a launch without a kernel");
-  if (l->shared <= UNASKED) return RG_OK;
-  return rgi_cuda_status(
-      cudaFuncSetAttribute(l->function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)l->shared),
-      "shared memory of a kernel", NULL, e);
+  if (l->shared == 0) return RG_OK;
+  RGI_TRY(rgi_cuda_status(cudaFuncGetAttributes(&has, l->function), "asking about a kernel", NULL, e));
+  if (has.sharedSizeBytes + l->shared <= UNASKED) return RG_OK;
+  const int most =
+      (int)l->shared > has.maxDynamicSharedSizeBytes ? (int)l->shared : has.maxDynamicSharedSizeBytes;
+  return rgi_cuda_status(cudaFuncSetAttribute(l->function, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+                         "shared memory of a kernel", NULL, e);
+}
+
+static rg_status prepare_once(rgi_cuda_known *known, const rg_launch *l, rg_error *e) {
+  const size_t at = (uintptr_t)l->function / 16 % RGI_COUNT(known->function);
+  if (known->function[at] == l->function && known->shared[at] >= l->shared) return RG_OK;
+  RGI_TRY(rgi_cuda_prepare(l, e));
+  known->function[at] = l->function;
+  known->shared[at] = l->shared;
+  return RG_OK;
 }
 
 static rg_status eager_launch(rg_cuda *base, const rg_launch *l) {
@@ -39,7 +52,7 @@ static rg_status eager_launch(rg_cuda *base, const rg_launch *l) {
   cudaLaunchConfig_t config;
   cudaLaunchAttribute attrs[1];
   void *args[1] = {(void *)(uintptr_t)l->params};
-  RGI_TRY(rgi_cuda_prepare(l, base->error));
+  RGI_TRY(x->known ? prepare_once(x->known, l, base->error) : rgi_cuda_prepare(l, base->error));
   rgi_cuda_config(l, x->stream, &config, attrs);
   return rgi_cuda_status(cudaLaunchKernelExC(&config, l->function, args), "launch", NULL, base->error);
 }

@@ -6,9 +6,9 @@
 struct rgi_graph_item {
   cudaGraphNode_t node;
   const void *function; /* NULL: a library's child graph, or an empty step */
-  void *params;         /* copy of the launch's struct */
+  CUfunction loaded;
+  void *params; /* copy of the launch's struct */
   size_t size;
-  rg_launch launch;
 };
 
 static rg_status add_item(rgi_cuda_graph *g, rgi_graph_item **out) {
@@ -61,6 +61,7 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   rgi_graph_item *item;
   void *params = rgi_malloc(g->plan->ctx, l->size ? l->size : 1), *args[1] = {(void *)(uintptr_t)l->params};
   cudaGraphNode_t *after = waiting_list(g), node;
+  CUfunction loaded = NULL;
   rg_status status = params && after ? rgi_cuda_prepare(l, e) : rgi_nomem(e);
   if (status == RG_OK) {
     size_t n = waits_for(g, after);
@@ -68,6 +69,8 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     status = rgi_cuda_status(cudaGraphAddKernelNode(&node, g->graph, after, n, &p),
                              "adding a kernel to a graph", NULL, e);
   }
+  if (status == RG_OK)
+    status = rgi_cuda_status(cudaGetFuncBySymbol(&loaded, l->function), "finding a kernel", NULL, e);
   if (status == RG_OK && l->cluster > 1) {
     union cudaKernelNodeAttrValue value = {.clusterDim = {l->cluster, 1, 1}};
     status =
@@ -82,7 +85,7 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   }
   if (l->size) memcpy(params, l->params, l->size);
   *item = (rgi_graph_item){
-      .node = node, .function = l->function, .params = params, .size = l->size, .launch = *l};
+      .node = node, .function = l->function, .loaded = loaded, .params = params, .size = l->size};
   return RG_OK;
 }
 
@@ -100,14 +103,24 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
   rgi_cuda_graph *g = (rgi_cuda_graph *)base;
   if (!l->grid[0] || !l->grid[1] || !l->grid[2]) return RG_OK;
   if (!g->updating) return add_kernel(g, l);
-  if (g->at >= items_end(g)) return changed(g);
-  rgi_graph_item *item = &g->item[g->at++];
+  if (g->next >= items_end(g)) return changed(g);
+  rgi_graph_item *item = &g->item[g->next++];
   if (item->function != l->function || item->size != l->size) return changed(g);
   if (memcmp(item->params, l->params, l->size) == 0) return RG_OK;
   void *args[1] = {(void *)(uintptr_t)l->params};
-  struct cudaKernelNodeParams p = node_params(l, args);
-  RGI_TRY(rgi_cuda_status(cudaGraphExecKernelNodeSetParams(g->exec, item->node, &p), "rebinding a kernel",
-                          NULL, base->error));
+  const CUDA_KERNEL_NODE_PARAMS p = {.func = item->loaded,
+                                     .gridDimX = l->grid[0],
+                                     .gridDimY = l->grid[1],
+                                     .gridDimZ = l->grid[2],
+                                     .blockDimX = l->block[0],
+                                     .blockDimY = l->block[1],
+                                     .blockDimZ = l->block[2],
+                                     .sharedMemBytes = l->shared,
+                                     .kernelParams = args};
+  const CUresult code = g->patch(g->exec, item->node, &p);
+  if (code != CUDA_SUCCESS)
+    return rgi_fail(base->error, RG_E_DEVICE, NULL, NULL, "rebinding a kernel: error %d of the driver",
+                    (int)code);
   memcpy(item->params, l->params, l->size);
   return RG_OK;
 }
@@ -130,7 +143,7 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   cudaGraph_t child = NULL;
   rg_status status = record_child(g, record, arg, &child);
   if (status == RG_OK && g->updating) {
-    rgi_graph_item *item = g->at < items_end(g) ? &g->item[g->at++] : NULL;
+    rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
     if (!item || item->function)
       status = changed(g);
     else
@@ -166,14 +179,14 @@ static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
   return status;
 }
 
-static rg_status build(rg_session *s, int32_t to, rgi_cuda_graph *g, rg_error *e) {
+static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaGraphCreate(&g->graph, 0), "creating a graph", NULL, e));
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking), "creating a stream",
                           NULL, e));
   g->step = -1;
-  if (g->first == 0) RGI_TRY(rgi_cuda_clean(s, &g->base));
+  if (!g->backward) RGI_TRY(rgi_cuda_clean(s, &g->base));
   g->nhead = g->nitem;
-  for (g->step = g->first; g->step < to; g->step++) {
+  for (g->step = g->first; g->step < g->end; g->step++) {
     const rgi_node *node = &g->plan->graph->node[g->plan->step[g->step].node];
     g->begin[g->step - g->first] = g->begin[g->step - g->first + 1] = g->nitem;
     rg_call call = rgi_cuda_call(s, g->step, e);
@@ -185,28 +198,85 @@ static rg_status build(rg_session *s, int32_t to, rgi_cuda_graph *g, rg_error *e
   return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL, e);
 }
 
-rg_status rgi_cuda_graph_create(rg_session *s, int32_t from, int32_t to, void *blas, rgi_cuda_graph *g,
-                                rg_error *e) {
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cuda_graph *g, rg_error *e) {
+  const rg_plan *plan = s->plan;
+  enum cudaDriverEntryPointQueryResult query;
+  void **at = g->at, *found = NULL;
+  int32_t *begin = g->begin;
+  if (!at) at = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(plan), sizeof *at);
+  if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
   *g = (rgi_cuda_graph){.base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
-                        .plan = s->plan,
-                        .first = from};
-  g->begin = rgi_alloc_n(s->arena, (size_t)(to - from) + 1, sizeof *g->begin);
-  if (!g->begin) return rgi_nomem(e);
-  rg_status status = build(s, to, g, e);
+                        .plan = plan,
+                        .backward = backward,
+                        .first = backward ? plan->nforward : 0,
+                        .end = backward ? plan->nstep : plan->nforward,
+                        .begin = begin,
+                        .at = at};
+  if (!at || !begin) return rgi_nomem(e);
+  rg_status status =
+      rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found, 12000,
+                                                       cudaEnableDefault, &query),
+                      "looking for cuGraphExecKernelNodeSetParams", NULL, e);
+  g->patch = (PFN_cuGraphExecKernelNodeSetParams_v12000)(uintptr_t)found;
+  if (status == RG_OK) status = build(s, g, e);
   if (status != RG_OK) rgi_cuda_graph_destroy(s, g);
+  rgi_cuda_addresses_now(s, backward, at);
   g->updating = true;
   return status;
 }
 
-rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, int32_t i, rg_error *e) {
+void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
+  const int32_t n = s->plan->nbindable;
+  for (int32_t i = 0; i < n; i++) {
+    const rg_role role = s->plan->bindable[i].info.role;
+    const bool forward = role == RG_INPUT || role == RG_OUTPUT;
+    at[i] = forward ? s->current->at[i] : backward ? s->bound[i] : NULL;
+  }
+  at[n] = s->current->data;
+  at[n + 1] = s->scratch;
+}
+
+/* Is the place, in a graph made for g->at, another one now? */
+static bool moved(const rgi_cuda_graph *g, void *const *at, int32_t bind) {
+  if (bind == RGI_AT_NOTHING) return false;
+  const int32_t n = g->plan->nbindable, i = bind >= 0 ? bind : bind == RGI_AT_SAVED ? n : n + 1;
+  return g->broken || g->at[i] != at[i];
+}
+static bool moved_step(const rgi_cuda_graph *g, void *const *at, int32_t i) {
+  const rgi_step *step = &g->plan->step[i];
+  bool any = step->workspace_size && moved(g, at, RGI_AT_SCRATCH);
+  for (int32_t k = 0; k < step->nin + step->nout && !any; k++) any = moved(g, at, step->place[k].bind);
+  return any;
+}
+
+int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at) {
+  int32_t n = 0;
+  if (!g->broken && memcmp(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at) == 0) return -1;
+  for (int32_t i = g->first; i < g->end; i++) n += moved_step(g, at, i);
+  return n;
+}
+
+rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *at, rg_error *e) {
+  rg_status status = RG_OK;
+  bool head = false;
   g->base.error = e;
-  g->step = i;
-  g->at = i < 0 ? 0 : g->begin[i - g->first];
-  if (i < 0) return rgi_cuda_clean(s, &g->base);
-  const rgi_node *node = &g->plan->graph->node[g->plan->step[i].node];
-  rg_call call = rgi_cuda_call(s, i, e);
-  rg_status status = node->op->cuda_steps(&call, &g->base);
-  return status == RG_OK ? RG_OK : rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
+  g->step = -1;
+  g->next = 0;
+  for (int32_t i = 0; i < g->plan->nclean && g->nhead; i++)
+    head = head || moved(g, at, g->plan->clean[i].bind) || moved(g, at, RGI_AT_SAVED);
+  if (head) status = rgi_cuda_clean(s, &g->base);
+  for (int32_t i = g->first; i < g->end && status == RG_OK; i++) {
+    if (!moved_step(g, at, i)) continue;
+    const rgi_node *node = &g->plan->graph->node[g->plan->step[i].node];
+    g->step = i;
+    g->next = g->begin[i - g->first];
+    rg_call call = rgi_cuda_call(s, i, e);
+    status = node->op->cuda_steps(&call, &g->base);
+    if (status != RG_OK) rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
+  }
+  g->broken = status != RG_OK;
+  memcpy(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at);
+  return status;
 }
 
 void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g) {
@@ -220,4 +290,5 @@ void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g) {
   g->recorder = NULL;
   g->item = NULL;
   g->nitem = g->capacity = 0;
+  g->used = 0;
 }

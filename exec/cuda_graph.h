@@ -1,14 +1,16 @@
 /* exec/cuda_graph.h: one direction's steps as one CUDA graph.
  *
- *     create ── for each step: its launches become nodes, a chain per step, chains joined as plan->after
- * says; what cleans lengths (forward) comes before all of them update ── the same launches again with other
- * addresses: nodes whose parameters differ are patched
+ *     create    for each step: its launches become nodes, a chain per step, chains joined as plan->after
+ *               says; what cleans lengths (forward) comes before all of them
+ *     update    steps that touch what is bound elsewhere now are asked again; nodes whose parameters differ
+ *               are patched
  */
 #ifndef RGI_CUDA_GRAPH_H
 #define RGI_CUDA_GRAPH_H
 
 #include "cuda.h"
 #include "session.h"
+#include <cudaTypedefs.h>
 
 typedef struct rgi_graph_item rgi_graph_item;
 typedef struct rgi_cuda_graph {
@@ -19,11 +21,24 @@ typedef struct rgi_cuda_graph {
   cudaStream_t recorder; /* library calls are captured on it */
   rgi_graph_item *item;  /* in the order in which steps hand them over */
   int32_t nitem, capacity;
-  int32_t first, *begin; /* begin[i - first]: first item of step i */
-  int32_t nhead;         /* items that clean lengths; the other steps' come after */
-  int32_t step, at;      /* at work on; while updating: the item expected next. step -1: the head */
+  bool backward;
+  int32_t first, end; /* its steps: [first, end) */
+  int32_t *begin;     /* begin[i - first]: first item of step i */
+  int32_t nhead;      /* items that clean lengths; the other steps' come after */
+  int32_t step, next; /* at work on; while updating: the item expected next. step -1: the head */
   bool updating;
+  PFN_cuGraphExecKernelNodeSetParams_v12000 patch; /* the runtime's own looks up the kernel each time */
+  void **at;     /* [rgi_cuda_addresses]: what the nodes' parameters were made for */
+  bool broken;   /* an update failed: every node is to be patched */
+  uint64_t used; /* when it was last launched; 0: there is no graph */
 } rgi_cuda_graph;
+
+/* Every address that parameters of a direction come from: what is bound (the backward's inputs and outputs
+ * where the forward had them), the saved block, scratch. */
+static inline int32_t rgi_cuda_addresses(const rg_plan *plan) {
+  return plan->nbindable + 2;
+}
+void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
 
 /* The call of step i with addresses filled in; what is of no bytes and unbound gets some address all the
  * same. */
@@ -31,11 +46,11 @@ rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e);
 /* Hands over the launches that copy and clean lengths. */
 rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x);
 
-/* Builds and instantiates from what rgi_session_call says now. */
-rg_status rgi_cuda_graph_create(rg_session *s, int32_t from, int32_t to, void *blas, rgi_cuda_graph *g,
-                                rg_error *e);
-/* Patches step i; -1: the head. */
-rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, int32_t i, rg_error *e);
+/* Builds and instantiates from what rgi_session_call says now. g is all zeros, or was a graph before. */
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cuda_graph *g, rg_error *e);
+/* Steps that would be asked again for addresses `at`; -1: nothing at all has moved. */
+int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at);
+rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *at, rg_error *e);
 void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g);
 
 #endif

@@ -1,8 +1,9 @@
 /* exec/cuda_session.c: runs a session's steps on a GPU.
  *
- *     a direction's first run builds its graph; each later one patches the nodes whose addresses changed and
- *     replays it on the session's stream. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison)
- * launch step by step, as does a stream that is being captured by someone else.
+ * A direction's first run builds a graph, later ones replay it on the session's stream. For other addresses
+ * another is built, up to GRAPHS of them (microbatches take turns with a few sets of tensors); then the
+ * nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison) launch step by step, as
+ * does a stream that is being captured by someone else.
  *
  * Lengths are cleaned on the device (kernels/session.h); what was wrong with them arrives in `flag`, a word
  * of host memory that the device writes, and is reported by the session's next call. A fault of the device
@@ -16,19 +17,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { GRAPHS = 4 };
+
 typedef struct device {
   int id;
   cudaStream_t stream;
   bool eager;
-  rgi_cuda_graph graph[2]; /* forward, backward */
-  bool built[2], stale[2];
-  char *scratch[2]; /* workspaces of the graph were taken from here */
+  rgi_cuda_graph graph[2][GRAPHS]; /* forward, backward */
+  void **now;                      /* [rgi_cuda_addresses] of the run at hand */
+  uint64_t runs;
   void *blas;
   int32_t *flag, *flag_on_device; /* {0 or 1 + check, entry, value} */
   cudaEvent_t *event;             /* eager: [nstep + 2], one before each step of a direction, one after */
   bool timed;                     /* events of the last run are recorded, ms[] not yet read */
   bool timed_backward;
-  char dead[512]; /* what killed the session */
+  rgi_cuda_known known; /* eager */
+  char dead[512];       /* what killed the session */
 } device;
 
 static device *device_of(const rg_session *s) {
@@ -192,6 +196,8 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   s->device = d;
   d->stream = o->stream;
   d->eager = o->eager || s->poison || (eager && eager[0] && strcmp(eager, "0") != 0);
+  d->now = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(s->plan), sizeof *d->now);
+  if (!d->now) return rgi_nomem(e);
   RGI_TRY(rgi_cuda_device(&here, e));
   if (here.cc < s->plan->gpu.cc)
     return rgi_fail(
@@ -216,8 +222,9 @@ static void destroy(rg_session *s) {
   device *d = device_of(s);
   if (!d) return;
   if (!d->dead[0]) cudaStreamSynchronize(d->stream);
-  for (int k = 0; k < 2; k++)
-    if (d->built[k]) rgi_cuda_graph_destroy(s, &d->graph[k]);
+  for (int backward = 0; backward < 2; backward++)
+    for (int k = 0; k < GRAPHS; k++)
+      if (d->graph[backward][k].used) rgi_cuda_graph_destroy(s, &d->graph[backward][k]);
   for (int32_t i = 0; d->event && i < s->plan->nstep + 2; i++)
     if (d->event[i]) cudaEventDestroy(d->event[i]);
   rgk_blas_destroy(d->blas);
@@ -236,32 +243,46 @@ rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e) {
   return call;
 }
 
-/* Do addresses of step i differ from those its nodes have (which s->arg still holds)? */
-static bool moved(const rg_session *s, int32_t i) {
-  const rgi_step *step = &s->plan->step[i];
-  for (int32_t k = 0; k < step->nin + step->nout; k++) {
-    const void *now = rgi_session_resolve(s, step->place[k]), *was = s->arg[step->first_arg + k].data;
-    if (now != was && (now || was != device_of(s)->flag_on_device)) return true;
+/* The graph in which fewest steps have moved; among equals the one that was not used for longest. `fresh`: a
+ * place for another. */
+static rgi_cuda_graph *nearest(rgi_cuda_graph *list, void *const *now, int32_t *moved,
+                               rgi_cuda_graph **fresh) {
+  rgi_cuda_graph *best = NULL;
+  *fresh = NULL;
+  for (int k = 0; k < GRAPHS; k++) {
+    rgi_cuda_graph *g = &list[k];
+    if (!g->used) {
+      *fresh = g;
+      continue;
+    }
+    const int32_t n = rgi_cuda_graph_moved(g, now);
+    if (best && (n > *moved || (n == *moved && g->used > best->used))) continue;
+    best = g;
+    *moved = n;
+    if (n < 0) break;
   }
-  return false;
+  return best;
 }
 
-static rg_status replay(rg_session *s, bool backward, int32_t from, int32_t to, rg_error *e) {
+static rg_status replay(rg_session *s, bool backward, rg_error *e) {
   device *d = device_of(s);
-  rgi_cuda_graph *g = &d->graph[backward];
-  if (!d->built[backward]) {
-    RGI_TRY(rgi_cuda_graph_create(s, from, to, d->blas, g, e));
-    d->built[backward] = true;
-    d->blas = g->base.blas;
-  } else {
-    bool all = d->stale[backward] || d->scratch[backward] != s->scratch;
-    if (!backward && s->plan->nclean) RGI_TRY(rgi_cuda_graph_update(s, g, -1, e));
-    g->base.blas = d->blas;
-    for (int32_t i = from; i < to; i++)
-      if (all || moved(s, i)) RGI_TRY(rgi_cuda_graph_update(s, g, i, e));
+  rgi_cuda_graph *fresh, *g;
+  int32_t moved = 0;
+  rgi_cuda_addresses_now(s, backward, d->now);
+  g = nearest(d->graph[backward], d->now, &moved, &fresh);
+  if (!g || (fresh && 2 * moved > g->end - g->first)) { /* most of it would be patched */
+    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, fresh, g ? NULL : e);
+    d->blas = fresh->base.blas;
+    if (!g && status != RG_OK) return status;
+    if (status == RG_OK)
+      g = fresh, moved = -1;
+    else
+      cudaGetLastError(); /* no room for another: the nearest will do */
   }
-  d->scratch[backward] = s->scratch;
-  d->stale[backward] = false;
+  g->base.blas = d->blas;
+  if (moved >= 0) RGI_TRY(rgi_cuda_graph_update(s, g, d->now, e));
+  d->blas = g->base.blas;
+  g->used = ++d->runs;
   return note(s, cudaGraphLaunch(g->exec, d->stream),
               backward ? "launching the backward" : "launching the forward", NULL, e);
 }
@@ -273,6 +294,7 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
   rg_status status = RG_OK;
   rgi_cuda_eager_init(&x, d->stream, e);
   x.base.blas = d->blas;
+  x.known = &d->known;
   if (!backward) status = rgi_cuda_clean(s, &x.base);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
@@ -321,10 +343,9 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
                           "asking whether the stream is being captured", NULL, e);
   bool recorded = capture != cudaStreamCaptureStatusNone;
   if (status == RG_OK && !d->eager && !recorded) {
-    status = replay(s, backward, from, to, e);
+    status = replay(s, backward, e);
   } else if (status == RG_OK) {
     if (d->timed && !recorded) read_times(s);
-    d->stale[backward] = true;
     status = launch_steps(s, backward, from, to, d->eager && !recorded, e);
   }
   if (before != d->id) cudaSetDevice(before);

@@ -1,7 +1,7 @@
 /* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and the
  * numbers.
  *
- *     elaborate → check policy → split heads → autodiff → recompute → memplan → memory check → steps
+ *     elaborate → check policy → split heads → autodiff → fuse → recompute → memplan → memory check → steps
  *
  * Leaves to others: what each pass does, the steps themselves (steps.c), reports (report.c).
  */
@@ -25,6 +25,28 @@ static int cores(void) {
 #endif
   long n = sysconf(_SC_NPROCESSORS_ONLN);
   return n > 0 ? (int)n : 1;
+}
+
+/* Bytes for the copies of lengths and positions that forwards on a GPU make (rgi_clean). */
+static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
+  bool *known = rgi_malloc(g->ctx, (size_t)g->ntensor + 1);
+  rg_status status = known ? RG_OK : rgi_nomem(e);
+  if (known) memset(known, 0, (size_t)g->ntensor + 1);
+  *out = 0;
+  for (int32_t i = 0; i < g->nnode && status == RG_OK; i++)
+    for (int p = 0; p < g->node[i].op->nin && status == RG_OK; p++) {
+      const int32_t t = rgi_in(&g->node[i], p), owner = t < 0 ? -1 : rgi_owner(g, t);
+      if (!(g->node[i].op->in[p].flags & RGI_LENGTH_PORTS) || owner < 0) continue;
+      if (known[owner] || g->tensor[owner].producer >= 0) continue;
+      known[owner] = true;
+      const int64_t bytes = rgi_bytes(&g->tensor[owner]);
+      if (bytes > INT64_MAX / 4 || *out > INT64_MAX / 4)
+        status = rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
+      else
+        *out += (bytes + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+    }
+  rgi_free(g->ctx, known);
+  return status;
 }
 
 static void report(const rgi_prepared *p, const char *stage, double done) {
@@ -113,6 +135,16 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
+  if (p->cuda) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  if (o->no_fuse) return RG_OK;
+  report(p, "fuse", 0);
+  RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
+  p->unfused = p->graph;
+  p->graph = next;
+  if (p->fusions->fused == 0) {
+    rgi_graph_destroy(p->unfused);
+    p->unfused = NULL;
+  }
   return RG_OK;
 
 failed:
@@ -122,6 +154,8 @@ failed:
 
 void rgi_prepared_free(rgi_prepared *p) {
   rgi_graph_destroy(p->graph);
+  rgi_graph_destroy(p->unfused);
+  rgi_fusions_destroy(p->fusions);
   rgi_profile_destroy(p->profile);
   memset(p, 0, sizeof *p);
 }
@@ -175,6 +209,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   plan->threads = p.threads;
   plan->profile = p.profile;
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
+  plan->fusions = p.fusions;
 
   RGI_GOTO(status, note_capacity(plan, spec, options, e), failed);
   report(&p, "recompute", 0);
@@ -184,6 +219,11 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
     goto failed;
   }
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
+  if (p.unfused) {
+    plan->fusions->peak_after = plan->choice->peak_after;
+    RGI_GOTO(status, rgi_choice_peak(plan->choice, p.unfused, &p.mem, &plan->fusions->peak_before, e),
+             failed);
+  }
   report(&p, "memplan", 0);
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
@@ -193,10 +233,12 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
   fill_sizes(plan);
   report(&p, "steps", 1);
+  rgi_graph_destroy(p.unfused);
   *out = plan;
   return RG_OK;
 
 failed:
+  rgi_graph_destroy(p.unfused);
   rg_plan_destroy(plan);
   return status;
 }
@@ -204,6 +246,7 @@ failed:
 void rg_plan_destroy(rg_plan *plan) {
   if (!plan) return;
   rgi_choice_destroy(plan->choice);
+  rgi_fusions_destroy(plan->fusions);
   rgi_graph_destroy(plan->graph);
   rgi_profile_destroy(plan->profile);
   rgi_arena_destroy(plan->arena);

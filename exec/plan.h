@@ -12,10 +12,14 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
+#include "../graph/fuse.h"
 #include "../graph/passes.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
 #include "../recompute/recompute.h"
+
+/* In-ports whose contents obey rules (rgi_check). */
+enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
 
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
 
@@ -71,6 +75,7 @@ struct rg_plan {
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
   rgi_memory *memory; /* lives in graph */
   rgi_choice *choice;
+  rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
   int32_t nstep, nforward, nargs;
   rgi_bindable *bindable;
@@ -94,8 +99,8 @@ rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
 /* Where tensor t starts. */
 rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
 
-/* Everything before the recompute choice: profile, graph, gradients (plan.c); report.c's pareto starts here
- * too. */
+/* Everything before the recompute choice: profile, graph, gradients, fusing (plan.c); report.c's pareto
+ * starts here too. */
 typedef struct rgi_prepared {
   const rg_context *ctx;
   bool cuda;
@@ -104,7 +109,9 @@ typedef struct rgi_prepared {
   rgi_profile *profile;
   rgi_memory_options mem;
   rgi_progress progress;
-  rgi_graph *graph; /* after autodiff */
+  rgi_graph *graph;     /* after fuse */
+  rgi_graph *unfused;   /* before, NULL where nothing was fused */
+  rgi_fusions *fusions; /* NULL: switched off */
 } rgi_prepared;
 rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
                            rgi_prepared *out, rg_error *e);

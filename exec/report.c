@@ -102,6 +102,28 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
                  backward + glue.backward_ms, plan->profile->name);
 }
 
+/* A line per node that could be taken apart, and what it gained together. */
+static void write_fusions(const rg_plan *plan, rgi_buf *b) {
+  const rgi_fusions *f = plan->fusions;
+  char x[32], y[32];
+  for (int i = 0; f && i < f->count; i++) {
+    const rgi_fusion *a = &f->at[i];
+    rgi_buf_printf(b, "  fuse         gradient of %s ", a->name);
+    if (a->why) {
+      rgi_buf_printf(b, "left whole: %s\n", a->why);
+      continue;
+    }
+    rgi_buf_printf(b, "in %d part%s, %d sum%s handed on", a->parts, a->parts == 1 ? "" : "s", a->deltas,
+                   a->deltas == 1 ? "" : "s");
+    if (a->nodes > 1) rgi_buf_printf(b, ", %d groups", a->nodes);
+    rgi_buf_printf(b, ": moves %s -> %s\n", rgi_human_bytes((int64_t)a->before, x),
+                   rgi_human_bytes((int64_t)a->after, y));
+  }
+  if (f && f->fused)
+    rgi_buf_printf(b, "  fuse         peak %s -> %s, the most bytes alive at once\n",
+                   rgi_human_bytes(f->peak_before, x), rgi_human_bytes(f->peak_after, y));
+}
+
 static void write_bytes(const rg_plan *plan, rgi_buf *b) {
   const rg_sizes *z = &plan->sizes;
   const rgi_memory *m = plan->memory;
@@ -123,6 +145,7 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
                    (long long)row[i].bytes, *row[i].what ? "  " : "", row[i].what);
   rgi_buf_printf(b, "what each stage gained\n");
   const rgi_choice *c = plan->choice;
+  write_fusions(plan, b);
   if (c && c->extra_ms > 0)
     rgi_buf_printf(b, "  recompute    saved %s -> %s, peak %s -> %s, for %.4f ms more\n",
                    rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
@@ -207,6 +230,33 @@ static void json_nodes(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "],\n");
 }
 
+static void json_fusions(const rg_plan *plan, rgi_buf *b) {
+  const rgi_fusions *f = plan->fusions;
+  rgi_buf_printf(b, "  \"fuse\": ");
+  if (!f) {
+    rgi_buf_printf(b, "null,\n");
+    return;
+  }
+  rgi_buf_printf(b, "{");
+  if (f->fused) {
+    json_int(b, "peak_before_bytes", f->peak_before);
+    json_int(b, "peak_after_bytes", f->peak_after);
+  }
+  rgi_buf_printf(b, "\"nodes\": [");
+  for (int i = 0; i < f->count; i++) {
+    const rgi_fusion *a = &f->at[i];
+    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
+    json_text(b, "name", a->name);
+    json_int(b, "nodes", a->nodes);
+    if (a->why) json_text(b, "why_not", a->why);
+    json_int(b, "parts", a->parts);
+    json_int(b, "sums_handed_on", a->deltas);
+    rgi_buf_printf(b, "\"bytes_before\": %lld, \"bytes_after\": %lld}", (long long)a->before,
+                   (long long)a->after);
+  }
+  rgi_buf_printf(b, "]},\n");
+}
+
 static void json_memory(const rg_plan *plan, rgi_buf *b) {
   const rgi_graph *g = plan->graph;
   const rgi_memory *m = plan->memory;
@@ -267,6 +317,7 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, ",\n");
   json_tensors(plan, b);
   json_nodes(plan, b);
+  json_fusions(plan, b);
   rgi_buf_printf(b, "  \"recompute\": ");
   if (plan->choice)
     rgi_choice_json(plan->choice, b);
@@ -362,8 +413,9 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
                     format ? format : "");
   rgi_prepared p;
-  RGI_TRY(rgi_plan_prepare(spec, policy, options, &p, e));
-  p.mem.lanes = false; /* the front is about memory */
+  rg_plan_options tight = options ? *options : (rg_plan_options){0};
+  tight.no_lanes = true; /* the front is about memory */
+  RGI_TRY(rgi_plan_prepare(spec, policy, &tight, &p, e));
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);
   rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);

@@ -125,6 +125,7 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   if (plan->cuda ? !node->op->cuda_steps : !node->op->run_cpu)
     return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation", node->op->name,
                     plan->cuda ? "CUDA" : "CPU");
+  if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
   rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
   s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
@@ -199,8 +200,7 @@ static rg_status list_checks(rg_plan *plan, rg_error *e) {
   const rgi_graph *g = plan->graph;
   size_t most = 1;
   for (int32_t n = 0; n < g->nnode; n++)
-    for (int p = 0; p < g->node[n].op->nin; p++)
-      most += (g->node[n].op->in[p].flags & (RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS)) != 0;
+    for (int p = 0; p < g->node[n].op->nin; p++) most += (g->node[n].op->in[p].flags & RGI_LENGTH_PORTS) != 0;
   plan->check = rgi_alloc_n(plan->arena, most, sizeof *plan->check);
   if (!plan->check) return rgi_nomem(e);
   for (int32_t i = 0; i < g->nnode; i++) {
@@ -226,8 +226,9 @@ static rg_status list_checks(rg_plan *plan, rg_error *e) {
   return RG_OK;
 }
 
-/* Gives every checked input a clean copy at the end of saved, and points the steps at it. */
+/* Gives every checked input a clean copy at the start of saved, and points the steps at it. */
 static rg_status list_clean(rg_plan *plan, rg_error *e) {
+  int64_t end = 0;
   plan->clean = rgi_alloc_n(plan->arena, (size_t)plan->ncheck + 1, sizeof *plan->clean);
   if (!plan->clean) return rgi_nomem(e);
   for (int32_t i = 0; i < plan->ncheck; i++) {
@@ -235,12 +236,11 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
     bool known = false;
     for (int32_t k = 0; k < plan->nclean && !known; k++) known = plan->clean[k].bind == bind;
     if (known) continue;
-    int64_t bytes = plan->bindable[bind].info.bytes, *saved = &plan->memory->saved;
-    if (bytes > INT64_MAX / 4 || *saved > INT64_MAX / 4)
-      return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
-    *saved = (*saved + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
-    plan->clean[plan->nclean++] = (rgi_clean){bind, *saved, bytes / 4};
-    *saved += bytes;
+    const int64_t bytes = plan->bindable[bind].info.bytes;
+    plan->clean[plan->nclean++] = (rgi_clean){bind, end, bytes / 4};
+    end += (bytes + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+    if (end > plan->memory->reserved)
+      return broken(e, NULL, "no bytes are left for a copy of lengths", plan->bindable[bind].info.name);
   }
   for (int32_t i = 0; i < plan->nstep; i++)
     for (int32_t k = 0; k < plan->step[i].nin; k++)

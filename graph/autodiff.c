@@ -581,13 +581,13 @@ typedef struct gradient_node {
 } gradient_node;
 
 /* How many elements a port of the backward op has, and which tensor is element k: by the port's name. */
-typedef enum source { FROM_INPUT, FROM_OUTPUT, FROM_GRADIENT, FROM_SUM } source;
+typedef enum source { FROM_INPUT, FROM_OUTPUT, FROM_GRADIENT, FROM_SUM, FROM_FUSE } source;
 
 static source source_of(const char *port, const char **rest) {
   static const struct {
     const char *prefix;
     source from;
-  } table[] = {{"out.", FROM_OUTPUT}, {"grad.", FROM_GRADIENT}, {"acc.", FROM_SUM}};
+  } table[] = {{"out.", FROM_OUTPUT}, {"grad.", FROM_GRADIENT}, {"acc.", FROM_SUM}, {"delta.", FROM_FUSE}};
   for (int i = 0; i < RGI_COUNT(table); i++)
     if (strncmp(port, table[i].prefix, strlen(table[i].prefix)) == 0) {
       *rest = port + strlen(table[i].prefix);
@@ -627,7 +627,9 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
     int count = begin[q + 1] - begin[q], kept = 0;
     for (int k = 0; k < count; k++) {
       int t = ids[begin[q] + k], id = t;
-      if (from == FROM_GRADIENT) {
+      if (from == FROM_FUSE) {
+        id = -1; /* bound by fuse.c, if at all */
+      } else if (from == FROM_GRADIENT) {
         id = t < 0 ? -1 : b->sums[t].result;
         if (t >= 0 && id < 0 && !(gn->op->in[p].flags & RG_PORT_OPTIONAL)) {
           char *zero = rgi_format(g->arena, "d.%s.zero", g->tensor[t].name);

@@ -77,7 +77,7 @@ int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin
   void *array = g->node;
   if (!grow(a, &array, g->nnode, &g->node_capacity, sizeof *g->node)) return -1;
   g->node = array;
-  rgi_node n = {.op = op, .origin = -1, .group = -1, .rank = g->nnode};
+  rgi_node n = {.op = op, .origin = -1, .group = -1, .after = -1, .rank = g->nnode};
   n.name = rgi_strdup(a, name);
   int32_t *in_begin = begins(a, op->nin, nin), *out_begin = begins(a, op->nout, nout);
   rg_value *values = rgi_alloc_n(a, (size_t)op->nattr, sizeof *values);
@@ -159,6 +159,7 @@ static bool copy_graph(const rgi_graph *from, rgi_graph *to) {
     memcpy(fresh->out, old->out, (size_t)rgi_nout(old) * sizeof *old->out);
     fresh->origin = old->origin;
     fresh->group = old->group;
+    fresh->after = old->after;
     fresh->rank = old->rank;
     fresh->backward = old->backward;
     fresh->kind = old->kind;
@@ -334,6 +335,7 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e) {
       if (node->in[i] >= 0) node->in[i] = id[node->in[i]];
     for (int i = 0; i < rgi_nout(node); i++)
       if (node->out[i] >= 0) node->out[i] = id[node->out[i]];
+    if (node->after >= 0) node->after = id[node->after];
   }
   for (int i = 0; i < g->ninput; i++) {
     g->input[i].tensor = id[g->input[i].tensor];

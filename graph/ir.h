@@ -19,6 +19,7 @@
  *   I6  inputs are never written; an in-place sum has no reader between versions
  *   I7  every declared output and every requested gradient has a tensor of the declared type
  *   I8  rows: tensors tied by ROWS ports share one lengths tensor
+ *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"
  * After memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside their region.
  */
 #ifndef RGI_IR_H
@@ -90,6 +91,7 @@ typedef struct rgi_node {
   int32_t origin; /* index of the spec node it stems from */
   int32_t group;  /* head group, or -1 */
   int32_t rank;   /* place in the forward order before a head split: sums are ordered by it */
+  int32_t after;  /* a tensor whose node must be over first though this one does not read it, or -1 */
   bool backward;  /* runs in the backward direction */
   rgi_kind kind;
 } rgi_node;
@@ -180,13 +182,28 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e);
 /* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a backward
  * still to be appended reads. */
 rg_status rgi_prune(rgi_graph *g, rg_error *e);
-/* Checks I1 … I8. `stage` goes into the message. */
+/* Checks I1 … I9. `stage` goes into the message. */
 rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e);
 
 /* An rg_call for node n, with shapes and no data; arrays live in `a`. RG_DIM_FREE for unbound extents. */
 rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, rg_error *e);
 
 /* ---- structural rules: what the graph's own ops (views, join, add, cast, …) do beyond tables ---- */
+
+/* In which order a node sums what "delta.x" holds: the part that hands it over must do the same. */
+typedef enum rgi_delta { RGI_DELTA_NONE, RGI_DELTA_CHAIN, RGI_DELTA_LANES } rgi_delta;
+
+/* What fuse.c may do with a backward op's nodes. */
+typedef struct rgi_fusing {
+  /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x" and "d.x",
+   * where x is `list`. It has ports of the same names, which hold the element, and out-ports "delta" (what
+   * "delta.y" of d.x's only reader wants) and "product" (what `rest` needs to make the other outputs; absent
+   * if nobody wants those). Attributes of `part`: this op's, the element's number, an rgi_delta. `rest` has
+   * this op's attributes, a list "product" and ports of the same names. */
+  const char *part, *list, *rest;
+  /* Of an op with a port "delta.y": does this call take it? With or without it, the bits are the same. */
+  rgi_delta (*delta)(const rg_call *c);
+} rgi_fusing;
 
 struct rgi_backward;
 typedef struct rgi_rules {
@@ -195,6 +212,7 @@ typedef struct rgi_rules {
   /* Appends what carries gradients to the inputs, through graph/autodiff.h. */
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
+  const rgi_fusing *fusing;
 } rgi_rules;
 
 /* ---- dumps ---- */

@@ -33,6 +33,7 @@ bool rgi_apart(const rgi_graph *g, int32_t t, int32_t u) {
 /* Does node j (later) touch bytes that node i writes, or write bytes that i touches? */
 static bool linked(const rgi_graph *g, int32_t i, int32_t j) {
   const rgi_node *x = &g->node[i], *y = &g->node[j];
+  if (y->after >= 0 && g->tensor[y->after].producer == i) return true;
   const int32_t nx = rgi_nin(x), mx = nx + rgi_nout(x), ny = rgi_nin(y), my = ny + rgi_nout(y);
   for (int32_t a = 0; a < mx; a++)
     for (int32_t b = 0; b < my; b++) {

@@ -1,5 +1,5 @@
-/* graph/order.h: which nodes must wait for which, by the data they hand on. Nodes without a path between them
- * may run at the same time. */
+/* graph/order.h: which nodes must wait for which, by the data they hand on or because a pass said so. Nodes
+ * without a path between them may run at the same time. */
 #ifndef RGI_ORDER_H
 #define RGI_ORDER_H
 

@@ -225,6 +225,7 @@ static const rg_op *find_op(const checking *k, const char *name) {
 static const rg_port *forward_port(const rg_op *op, const char *name) {
   if (strncmp(name, "out.", 4) == 0) return find_port(op->out, op->nout, name + 4);
   if (strncmp(name, "grad.", 5) == 0) return find_port(op->out, op->nout, name + 5);
+  if (strncmp(name, "delta.", 6) == 0) return find_port(op->out, op->nout, name + 6);
   if (strncmp(name, "acc.", 4) == 0) return find_port(op->in, op->nin, name + 4);
   return find_port(op->in, op->nin, name);
 }
@@ -242,11 +243,11 @@ static rg_status check_backward(const checking *k) {
   for (int i = 0; i < b->nin; i++) {
     const rg_port *f = forward_port(op, b->in[i].name);
     if (!f || (f->flags ^ b->in[i].flags) & RG_PORT_LIST)
-      return bad(
-          k,
-          "in-port \"%s\" of its backward op is none of NAME, out.NAME, grad.NAME, acc.NAME for a port of "
-          "the same kind here",
-          b->in[i].name);
+      return bad(k,
+                 "in-port \"%s\" of its backward op is none of NAME, out.NAME, grad.NAME, delta.NAME, "
+                 "acc.NAME for a port of "
+                 "the same kind here",
+                 b->in[i].name);
   }
   for (int i = 0; i < b->nout; i++) {
     const rg_port *d = &b->out[i];

@@ -57,6 +57,8 @@ static rg_status check_links(const verifier *v, rgi_arena *a) {
       if (!(node->op->in[p].flags & RG_PORT_OPTIONAL) && rgi_in(node, p) < 0 &&
           !(node->op->in[p].flags & RG_PORT_LIST))
         return broken(v, 1, node->name, "lacks a required input");
+    if (node->after >= 0 && (node->after >= g->ntensor || g->tensor[node->after].producer >= n))
+      return broken(v, 3, node->name, "waits for what is produced later");
     for (int i = 0; i < rgi_nin(node); i++) {
       int t = node->in[i];
       if (t < -1 || t >= g->ntensor) return broken(v, 1, node->name, "reads a tensor that is not there");
@@ -199,6 +201,32 @@ static rg_status check_surface(const verifier *v) {
   return RG_OK;
 }
 
+static const char *reader_port(const rg_port *port, const char *kind, char *buffer, size_t size) {
+  snprintf(buffer, size, "%s.%s", kind, port->name + 6);
+  return buffer;
+}
+
+/* I9 */
+static rg_status check_deltas(const verifier *v) {
+  const rgi_graph *g = v->g;
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_node *node = &g->node[n];
+    for (int p = 0; p < node->op->nin; p++) {
+      char name[64];
+      const int t = rgi_in(node, p);
+      if (t < 0 || strncmp(node->op->in[p].name, "delta.", 6) != 0) continue;
+      const int out = rgi_in_port(node->op, reader_port(&node->op->in[p], "out", name, sizeof name)),
+                grad = rgi_in_port(node->op, reader_port(&node->op->in[p], "grad", name, sizeof name));
+      if (out < 0 || grad < 0 || rgi_in(node, out) >= 0)
+        return broken(v, 9, node->name, "has a delta beside what it stands for");
+      const int d = rgi_in(node, grad);
+      if (d < 0 || g->tensor[d].producer != g->tensor[t].producer || g->tensor[t].producer < 0)
+        return broken(v, 9, node->name, "has a delta of another gradient than it reads");
+    }
+  }
+  return RG_OK;
+}
+
 rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e) {
   verifier v = {g, stage, e};
   rgi_arena *a = rgi_arena_create(g->ctx);
@@ -210,5 +238,6 @@ rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e) {
   RGI_TRY(check_aliases(&v));
   if (g->bound) RGI_TRY(check_sums(&v));
   RGI_TRY(check_surface(&v));
+  RGI_TRY(check_deltas(&v));
   return check_inference(&v);
 }

@@ -4,8 +4,9 @@
 
 #include "attn.h"
 
-/* Instances by the larger of the two head widths, rounded up; the widest works on half as many rows. */
-enum { RGK_PLAIN_64, RGK_PLAIN_128, RGK_PLAIN_256, RGK_PLAIN_WIDTHS };
+/* Instances by the larger of the two head widths, rounded up; the small ones keep within 99 KB of shared
+ * memory, all that many GPUs have. */
+enum { RGK_PLAIN_64, RGK_PLAIN_128, RGK_PLAIN_256, RGK_PLAIN_128_SMALL, RGK_PLAIN_256_SMALL };
 enum { RGK_PLAIN_THREADS = 128, RGK_PLAIN_DKV_THREADS = 256, RGK_PLAIN_DELTA_ROWS = 128 };
 
 /* Row tiles (forward, dQ): `queries` queries of a sequence times `heads` of a KV head's G query heads, which
@@ -42,12 +43,15 @@ enum { RGK_PLAIN_PARTS = 16, RGK_PLAIN_PART_ROWS = 256, RGK_PLAIN_PART_MOST = 1 
 #define RGK_CONSTANT static inline
 #endif
 RGK_CONSTANT int32_t rgk_plain_width(int w) {
-  return 64 << w;
+  return w == RGK_PLAIN_64 ? 64 : w == RGK_PLAIN_128 || w == RGK_PLAIN_128_SMALL ? 128 : 256;
 }
 RGK_CONSTANT int32_t rgk_plain_rows(int w) { /* of a row tile, and keys of a key tile in dK and dV */
-  return w == RGK_PLAIN_256 ? 32 : 64;
+  return w == RGK_PLAIN_256_SMALL ? 16 : w == RGK_PLAIN_256 || w == RGK_PLAIN_128_SMALL ? 32 : 64;
 }
-enum { RGK_PLAIN_FWD_KEYS = 64, RGK_PLAIN_BWD_KEYS = 32 };
+RGK_CONSTANT int32_t rgk_plain_keys(int w) { /* backward: of a key tile in dQ, rows of a batch in dK and dV */
+  return w == RGK_PLAIN_256_SMALL ? 8 : w == RGK_PLAIN_128_SMALL ? 16 : 32;
+}
+enum { RGK_PLAIN_FWD_KEYS = 64 };
 
 /* Bytes of shared memory; the kernels' structs are checked against these. */
 RGK_CONSTANT uint32_t rgk_plain_fwd_shared(int w) {
@@ -55,13 +59,12 @@ RGK_CONSTANT uint32_t rgk_plain_fwd_shared(int w) {
   return 4 * ((m + RGK_PLAIN_FWD_KEYS) * ld + m * (RGK_PLAIN_FWD_KEYS + 8) + 2 * m + 8);
 }
 RGK_CONSTANT uint32_t rgk_plain_dq_shared(int w) {
-  uint32_t m = (uint32_t)rgk_plain_rows(w), ld = (uint32_t)rgk_plain_width(w) + 4;
-  return 4 * (2 * (m + RGK_PLAIN_BWD_KEYS) * ld + m * (RGK_PLAIN_BWD_KEYS + 8) + 2 * m + 4);
+  uint32_t m = (uint32_t)rgk_plain_rows(w), n = (uint32_t)rgk_plain_keys(w);
+  return 4 * (2 * (m + n) * ((uint32_t)rgk_plain_width(w) + 4) + m * (n + 8) + 2 * m + 4);
 }
 RGK_CONSTANT uint32_t rgk_plain_dkv_shared(int w) {
-  uint32_t m = (uint32_t)rgk_plain_rows(w), ld = (uint32_t)rgk_plain_width(w) + 4;
-  return 4 * (2 * (m + 2 * RGK_PLAIN_BWD_KEYS) * ld + 2 * m * (RGK_PLAIN_BWD_KEYS + 8) +
-              3 * 6 * RGK_PLAIN_BWD_KEYS);
+  uint32_t m = (uint32_t)rgk_plain_rows(w), n = (uint32_t)rgk_plain_keys(w);
+  return 4 * (2 * (m + 2 * n) * ((uint32_t)rgk_plain_width(w) + 4) + 2 * m * (n + 8) + 3 * 6 * n);
 }
 
 RGK_GETTER(rgk_plain_fwd(int w))     /* grid slots * KH * parts, RGK_PLAIN_THREADS */

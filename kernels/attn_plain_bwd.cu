@@ -2,7 +2,7 @@
  *
  *   delta = sum of o d_o, minus d_lse      P = exp(s - lse)      dS = P (d_o Vt - delta), times the softcap's slope
  *   dQ = scale dS K        per row tile, walking the key tiles it sees, as forward does
- *   dV = P^T d_o           per key tile, walking the rows (query, head) that see it, 32 at a time
+ *   dV = P^T d_o           per key tile, walking the rows (query, head) that see it, a batch at a time
  *   dK = scale dS^T Q
  *
  * S and dP are formed in both passes: that costs two products of seven and needs no atomics and no buffer.
@@ -20,22 +20,30 @@ using namespace rgk::plain;
 
 namespace {
 
-enum { KEYS = RGK_PLAIN_BWD_KEYS, LDP = KEYS + 8, NJ = KEYS / 8 };
+/* Sizes of an instance: widths, rows of the tile (a lane has RL of them) and keys, or rows of a batch. */
+template <int TILE> struct sizes {
+  static constexpr int W = rgk_plain_width(TILE), M = rgk_plain_rows(TILE), KEYS = rgk_plain_keys(TILE);
+  static constexpr int RL = M / 16, NE = W / 32, NJ = KEYS / 8, LD = W + 4, LDP = KEYS + 8;
+};
 
 /* ---- dQ ---- */
 
-template <int W, int RL> struct dq_shared {
-  static constexpr int M = 16 * RL, LD = W + 4;
-  float q[M * LD], d_o[M * LD];
+template <int TILE> struct dq_shared : sizes<TILE> {
+  using z = sizes<TILE>;
+  static constexpr int M = z::M, KEYS = z::KEYS, LD = z::LD, LDP = z::LDP;
+  float q[M * LD], d_o[M * LD]; /* at the end, dq in place of q */
   float k[KEYS * LD], v[KEYS * LD];
   float ds[M * LDP];
   walk_shared<M> walk;
 };
 
-template <int W, int RL>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) dq(const __grid_constant__ rgk_attn_plain p) {
-  using sh_t = dq_shared<W, RL>;
-  constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_THREADS;
+template <int TILE>
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 2)
+    dq(const __grid_constant__ rgk_attn_plain p) {
+  using sh_t = dq_shared<TILE>;
+  static_assert(sizeof(sh_t) == rgk_plain_dq_shared(TILE), "as the host counts");
+  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL, NE = sh_t::NE,
+                NJ = sh_t::NJ, THREADS = RGK_PLAIN_THREADS;
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
   const rgk_attn &a = p.a;
@@ -112,15 +120,14 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) dq(const _
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
   wait_rows();
-
+  __syncthreads(); /* a tile that sees no key has not met its q yet */
+  float factor[RL];
 #pragma unroll
-  for (int i = 0; i < RL; i++) {
-    if (r0 + 4 * i >= t.n) continue;
-    const int64_t at = row_at(t, a.dq, r0 + 4 * i);
-#pragma unroll
-    for (int j = 0; j < NE; j++)
-      store4(a.dq, at, 4 * cx + 32 * j, a.D, scaled(sum[i][j], a.scale), p.vec, a.acc_q);
-  }
+  for (int i = 0; i < RL; i++) factor[i] = a.scale;
+  put_sums<RL, NE, LD>(sh.q + r0 * LD + 4 * cx, sum, factor);
+#pragma unroll 1
+  for (int r = warp * 4 * RL; r < min(t.n, (warp + 1) * 4 * RL); r++)
+    store_row(a.dq, row_at(t, a.dq, r), sh.q + r * LD, a.D, p.vec, a.acc_q);
 }
 
 /* ---- dK and dV ---- */
@@ -247,24 +254,25 @@ __device__ __forceinline__ bool find_keys(const rgk_attn_plain &p, key_tile &t) 
 }
 
 /* Rows of a batch. */
-struct batch_rows {
+template <int KEYS> struct batch_rows {
   int row[KEYS], head[KEYS]; /* row of the pack, query head; row -1: none */
   float lse[KEYS], delta[KEYS];
   int lo[KEYS], hi[KEYS]; /* columns of the key tile they see */
 };
 
-template <int W, int RL> struct dkv_shared {
-  static constexpr int M = 16 * RL, LD = W + 4;
-  float k[M * LD], v[M * LD];
+template <int TILE> struct dkv_shared : sizes<TILE> {
+  using z = sizes<TILE>;
+  static constexpr int M = z::M, KEYS = z::KEYS, LD = z::LD, LDP = z::LDP;
+  float k[M * LD], v[M * LD]; /* at the end, dv in place of k and dk in place of v: the rows of the same warp */
   float q[2][KEYS * LD], d_o[2][KEYS * LD];
   float p[M * LDP], ds[M * LDP];
-  batch_rows rows[3]; /* of this batch, the next and the one after */
+  batch_rows<KEYS> rows[3]; /* of this batch, the next and the one after */
 };
 
 /* One warp looks up the rows of the batches, thread i row i, of all (query, head) pairs in order, heads running
  * fastest. Their addresses hang on one another, so each load is asked for a batch before it is needed:
  * `begin` once and for every batch, `finish` when there was other work in between. */
-struct row_lookup {
+template <int KEYS> struct row_lookup {
   int query, head; /* of the row after next */
   int row, of;     /* the next row of the pack, -1: none, and its head */
   float lse, delta;
@@ -274,12 +282,12 @@ struct row_lookup {
     row = -1;
     of = t.kh * a.G + head;
     if (query < t.queries) row = t.list ? t.list[query] : (int)t.row + query;
-    head += 32 % a.G;
-    query += 32 / a.G;
+    head += KEYS % a.G;
+    query += KEYS / a.G;
     if (head >= a.G) head -= a.G, query++;
   }
   __device__ __forceinline__ row_lookup(const rgk_attn &a, const key_tile &t) {
-    const int i = threadIdx.x % 32;
+    const int i = threadIdx.x % KEYS; /* further lanes do the same again */
     query = i / a.G;
     head = i % a.G;
     fetch(a, t);
@@ -295,8 +303,8 @@ struct row_lookup {
     }
     fetch(a, t);
   }
-  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t, batch_rows &x) {
-    const int i = threadIdx.x % 32;
+  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t, batch_rows<KEYS> &x) {
+    const int i = threadIdx.x % KEYS;
     int2 c = make_int2(0, 0);
     if (mine >= 0 && lse == -INFINITY) mine = -1; /* it saw nothing */
     if (mine >= 0) c = columns(visible(a, mine - t.origin, t.keys), t.first, t.n);
@@ -309,8 +317,8 @@ struct row_lookup {
   }
 };
 
-template <int LD>
-__device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_rows &x, float *q, float *d_o) {
+template <int LD, int KEYS>
+__device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_rows<KEYS> &x, float *q, float *d_o) {
   const rgk_attn &a = p.a;
   constexpr int THREADS = RGK_PLAIN_DKV_THREADS;
   load_rows<LD, THREADS>(q, KEYS, a.D, a.q, p.vec, [&](int r) {
@@ -322,10 +330,12 @@ __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_
   });
 }
 
-template <int W, int RL>
+template <int TILE>
 __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_constant__ rgk_attn_plain p) {
-  using sh_t = dkv_shared<W, RL>;
-  constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_DKV_THREADS;
+  using sh_t = dkv_shared<TILE>;
+  static_assert(sizeof(sh_t) == rgk_plain_dkv_shared(TILE), "as the host counts");
+  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL, NE = sh_t::NE,
+                NJ = sh_t::NJ, THREADS = RGK_PLAIN_DKV_THREADS;
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
   const rgk_attn &a = p.a;
@@ -349,7 +359,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     return r < t.n ? (t.key + r) * a.v.row + t.kh * a.v.head : -1;
   });
   const int64_t rows = t.queries * a.G;
-  row_lookup look(a, t); /* only the last warp's counts */
+  row_lookup<KEYS> look(a, t); /* only the last warp's counts */
   const bool looks = warp == THREADS / 32 - 1;
   if (looks) {
     look.begin(p, t);
@@ -358,7 +368,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     look.finish(a, t, sh.rows[1]);
   }
   __syncthreads();
-  if (rows > 0) load_batch<LD>(p, sh.rows[0], sh.q[0], sh.d_o[0]);
+  if (rows > 0) load_batch<LD, KEYS>(p, sh.rows[0], sh.q[0], sh.d_o[0]);
 
   const bool for_dv = warp < 4;
   const int w0 = warp % 4 * 4 * RL, k0 = w0 + y; /* the warp's and this lane's first key */
@@ -371,14 +381,15 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
 
   int turn = 0, at = 0; /* of two and of three */
   for (int64_t first = 0; first < rows; first += KEYS, turn ^= 1, at = at == 2 ? 0 : at + 1) {
-    const batch_rows &x = sh.rows[at];
+    const batch_rows<KEYS> &x = sh.rows[at];
     wait_rows();
     __syncthreads();
     if (first + KEYS < rows)
-      load_batch<LD>(p, sh.rows[at == 2 ? 0 : at + 1], sh.q[turn ^ 1], sh.d_o[turn ^ 1]);
+      load_batch<LD, KEYS>(p, sh.rows[at == 2 ? 0 : at + 1], sh.q[turn ^ 1], sh.d_o[turn ^ 1]);
     if (looks) look.begin(p, t);
 
-    const bool any = __any_sync(~0u, x.lo[lane] < x.hi[lane] && x.lo[lane] < w0 + 4 * RL && x.hi[lane] > w0);
+    const int of = lane % KEYS;
+    const bool any = __any_sync(~0u, x.lo[of] < x.hi[of] && x.lo[of] < w0 + 4 * RL && x.hi[of] > w0);
     float s[RL][NJ];
     if (any && for_dv) {
       scores<RL, NJ, LD, 16>(sh.k + k0 * LD, sh.q[turn] + cx * LD, a.D, s);
@@ -398,10 +409,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     __syncthreads();
     if (looks) look.finish(a, t, sh.rows[at == 0 ? 2 : at - 1]);
     if (!any || !wanted) continue;
-    float4 c[RL][NE];
-    if (for_dv) {
-      sums<RL, NE, LDP, LD>(sh.p + k0 * LDP, sh.d_o[turn] + 4 * cx, KEYS, a.E, c);
-    } else {
+    if (!for_dv) {
 #pragma unroll
       for (int i = 0; i < RL; i++)
 #pragma unroll
@@ -411,35 +419,33 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
           *ds = key >= x.lo[r] && key < x.hi[r] ? *ds * (s[i][j] - x.delta[r]) : 0;
         }
       __syncwarp();
-      sums<RL, NE, LDP, LD>(sh.ds + k0 * LDP, sh.q[turn] + 4 * cx, KEYS, a.D, c);
     }
+    float4 c[RL][NE];
+    sums<RL, NE, LDP, LD>((for_dv ? sh.p : sh.ds) + k0 * LDP, (for_dv ? sh.d_o : sh.q)[turn] + 4 * cx, KEYS,
+                          for_dv ? a.E : a.D, c);
 #pragma unroll
     for (int i = 0; i < RL; i++)
 #pragma unroll
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
   wait_rows();
+  __syncthreads(); /* keys that no row sees have not met their tile yet */
   if (!wanted) return;
 
   const int width = for_dv ? a.E : a.D;
-  const float scale = for_dv ? 1 : a.scale;
   const rgk_tensor &d = for_dv ? a.dv : a.dk;
   const bool add = for_dv ? a.acc_v : a.acc_k;
-  float *part = for_dv ? p.part_v : p.part_k;
+  float *result = for_dv ? sh.k : sh.v, factor[RL];
 #pragma unroll
-  for (int i = 0; i < RL; i++) {
-    const int key = k0 + 4 * i;
-    if (key >= t.n) continue;
-    const int64_t whole = (t.key + key) * d.row + t.kh * d.head;
+  for (int i = 0; i < RL; i++) factor[i] = for_dv || t.part >= 0 ? 1 : a.scale; /* parts are scaled when added up */
+  put_sums<RL, NE, LD>(result + k0 * LD + 4 * cx, sum, factor);
+#pragma unroll 1
+  for (int key = w0; key < min(t.n, w0 + 4 * RL); key++) {
     const int64_t partial = (t.kh * p.part_rows + t.part + key) * width;
-#pragma unroll
-    for (int j = 0; j < NE; j++) {
-      const int c = 4 * cx + 32 * j;
-      if (t.part < 0)
-        store4(d, whole, c, width, scaled(sum[i][j], scale), p.vec, add);
-      else
-        store4(rgk_tensor{part, 0, 0, RG_F32}, partial, c, width, sum[i][j], p.vec, false);
-    }
+    if (t.part < 0)
+      store_row(d, (t.key + key) * d.row + t.kh * d.head, result + key * LD, width, p.vec, add);
+    else
+      store_row(rgk_tensor{for_dv ? p.part_v : p.part_k, 0, 0, RG_F32}, partial, result + key * LD, width, p.vec, false);
   }
 }
 
@@ -503,7 +509,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (first >= end) return;
   float sum = 0;
-  for (int c0 = 0; c0 < a.E && a.d_o.data; c0 += COLS) {
+  for (int c0 = 0; c0 < a.E && a.d_o.data && !a.delta.data; c0 += COLS) {
     __syncthreads();
     for (int r = warp; r < ROWS; r += ROWS / 32) {
       const int64_t row = (first + r) / a.H, h = (first + r) % a.H;
@@ -516,6 +522,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
   }
   if (mine >= end) return;
   const int64_t row = mine / a.H, h = mine % a.H;
+  if (a.delta.data) sum = ((const float *)a.delta.data)[row * a.delta.row + h * a.delta.head];
   if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[row * a.d_lse.row + h * a.d_lse.head];
   p.delta[mine] = sum;
 }
@@ -550,24 +557,25 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) sink_sum(const __grid_const
   put_grad(a.d_sinks.data, a.d_sinks.dtype, h * a.d_sinks.row, (float)sum, a.acc_sinks);
 }
 
-static_assert(sizeof(dq_shared<64, 4>) == rgk_plain_dq_shared(RGK_PLAIN_64), "as the host counts");
-static_assert(sizeof(dq_shared<128, 4>) == rgk_plain_dq_shared(RGK_PLAIN_128), "as the host counts");
-static_assert(sizeof(dq_shared<256, 2>) == rgk_plain_dq_shared(RGK_PLAIN_256), "as the host counts");
-static_assert(sizeof(dkv_shared<64, 4>) == rgk_plain_dkv_shared(RGK_PLAIN_64), "as the host counts");
-static_assert(sizeof(dkv_shared<128, 4>) == rgk_plain_dkv_shared(RGK_PLAIN_128), "as the host counts");
-static_assert(sizeof(dkv_shared<256, 2>) == rgk_plain_dkv_shared(RGK_PLAIN_256), "as the host counts");
-
 } // namespace
 
 const void *rgk_plain_dq(int w) {
-  if (w == RGK_PLAIN_64) return (const void *)dq<64, 4>;
-  if (w == RGK_PLAIN_128) return (const void *)dq<128, 4>;
-  return (const void *)dq<256, 2>;
+  switch (w) {
+  case RGK_PLAIN_64: return (const void *)dq<RGK_PLAIN_64>;
+  case RGK_PLAIN_128: return (const void *)dq<RGK_PLAIN_128>;
+  case RGK_PLAIN_256: return (const void *)dq<RGK_PLAIN_256>;
+  case RGK_PLAIN_128_SMALL: return (const void *)dq<RGK_PLAIN_128_SMALL>;
+  default: return (const void *)dq<RGK_PLAIN_256_SMALL>;
+  }
 }
 const void *rgk_plain_dkv(int w) {
-  if (w == RGK_PLAIN_64) return (const void *)dkv<64, 4>;
-  if (w == RGK_PLAIN_128) return (const void *)dkv<128, 4>;
-  return (const void *)dkv<256, 2>;
+  switch (w) {
+  case RGK_PLAIN_64: return (const void *)dkv<RGK_PLAIN_64>;
+  case RGK_PLAIN_128: return (const void *)dkv<RGK_PLAIN_128>;
+  case RGK_PLAIN_256: return (const void *)dkv<RGK_PLAIN_256>;
+  case RGK_PLAIN_128_SMALL: return (const void *)dkv<RGK_PLAIN_128_SMALL>;
+  default: return (const void *)dkv<RGK_PLAIN_256_SMALL>;
+  }
 }
 const void *rgk_plain_delta(void) { return (const void *)delta; }
 const void *rgk_plain_reduce(void) { return (const void *)reduce; }

@@ -3,7 +3,7 @@
  *   s = scale Q Kt, capped         m' = max(m, s)     p = exp(s - m')
  *   l = l exp(m - m') + sum p      o = o exp(m - m') + p V        at the end o / l, lse = m + log l
  *
- * A block of 128 threads has a row tile (64 rows: queries times heads of one KV head; 32 for wide heads) in
+ * A block of 128 threads has a row tile (64 rows: queries times heads of one KV head; fewer for wide heads) in
  * shared memory and walks the key tiles it sees, 64 keys each. Each of four warps owns a quarter of the rows,
  * keeps their o in registers, hands p from the score layout to the sum layout through shared memory of its
  * own, and passes over key tiles that none of its rows sees. K and V take turns in one buffer; two blocks
@@ -27,10 +27,10 @@ enum { KEYS = RGK_PLAIN_FWD_KEYS, LDP = KEYS + 8 };
  * of |q| |k| scale; one that a few large terms carry by more, but then it and lse are as large. */
 constexpr float LSE_ERROR = 1e-5f, ROUNDING = 0x1p-22f;
 
-template <int W, int RL> struct shared {
-  static constexpr int M = 16 * RL, LD = W + 4;
+template <int TILE> struct shared {
+  static constexpr int W = rgk_plain_width(TILE), M = rgk_plain_rows(TILE), RL = M / 16, LD = W + 4;
   float q[M * LD];
-  float kv[KEYS * LD];
+  float kv[KEYS * LD]; /* at the end, o */
   float p[M * LDP];
   float longest[RGK_PLAIN_THREADS / 32]; /* square of the length of the longest key of a tile, per warp */
   walk_shared<M> walk;
@@ -91,9 +91,9 @@ template <int LD> __device__ __forceinline__ float longest_key(const float *k, i
 }
 
 /* Writes lse of the lane's rows i with bit i of `doubt`, summed in double; all threads of the block come here. */
-template <int W, int RL>
-__device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<W, RL> &sh, unsigned doubt) {
-  constexpr int LD = shared<W, RL>::LD, M = shared<W, RL>::M;
+template <int TILE>
+__device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh, unsigned doubt) {
+  constexpr int LD = shared<TILE>::LD, M = shared<TILE>::M, RL = shared<TILE>::RL;
   const rgk_attn &a = p.a;
   const row_tile t = find_rows(p);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, cx = lane % 8, r0 = warp * 4 * RL + lane / 8;
@@ -147,10 +147,13 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<W, RL> &s
   }
 }
 
-template <int W, int RL>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) forward(const __grid_constant__ rgk_attn_plain p) {
-  using sh_t = shared<W, RL>;
-  constexpr int LD = sh_t::LD, M = sh_t::M, NE = W / 32, THREADS = RGK_PLAIN_THREADS;
+template <int TILE>
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 2)
+    forward(const __grid_constant__ rgk_attn_plain p) {
+  using sh_t = shared<TILE>;
+  static_assert(sizeof(sh_t) == rgk_plain_fwd_shared(TILE), "as the host counts");
+  constexpr int LD = sh_t::LD, M = sh_t::M, RL = sh_t::RL, NE = sh_t::W / 32, THREADS = RGK_PLAIN_THREADS;
+  static_assert(M <= (int)KEYS, "o takes the place of keys");
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
   const rgk_attn &a = p.a;
@@ -230,11 +233,14 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) forward(co
   __syncthreads(); /* a tile that sees no key has not met its q yet */
 
   unsigned doubt = 0; /* bit i: row i's lse */
+  float factor[RL];
 #pragma unroll
   for (int i = 0; i < RL; i++) {
     float l = x.l[i], square = 0;
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) l += __shfl_xor_sync(~0u, l, d);
+    factor[i] = l != 0 ? 1 / l : 1; /* without a key o is 0 already */
+    if (!a.lse.data) continue;
     for (int d = 4 * cx; d < a.D; d += 32) {
       const float4 v = *(const float4 *)(q + 4 * i * LD + d);
       square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
@@ -243,27 +249,26 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, W == 64 ? 3 : 2) forward(co
     for (int d = 1; d < 8; d *= 2) square += __shfl_xor_sync(~0u, square, d);
     const int r = r0 + 4 * i;
     if (r >= t.n) continue;
-    const float f = l != 0 ? 1 / l : 1; /* without a key o is 0 already */
-    const int64_t at = row_at(t, a.o, r);
-#pragma unroll
-    for (int j = 0; j < NE; j++) store4(a.o, at, 4 * cx + 32 * j, a.E, scaled(o[i][j], f), p.vec, false);
-    if (!a.lse.data) continue;
     const float lse = l != 0 ? x.m[i] + logf(l) : -INFINITY, size = fabsf(lse);
     if (cx == 0) ((float *)a.lse.data)[row_at(t, a.lse, r)] = lse;
     if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(longest) > LSE_ERROR * fmaxf(1, size))
       doubt |= 1u << i;
   }
+  put_sums<RL, NE, LD>(sh.kv + r0 * LD + 4 * cx, o, factor);
+#pragma unroll 1
+  for (int r = warp * 4 * RL; r < min(t.n, (warp + 1) * 4 * RL); r++)
+    store_row(a.o, row_at(t, a.o, r), sh.kv + r * LD, a.E, p.vec, false);
   if (__syncthreads_or(doubt != 0)) lse_again(p, sh, doubt);
 }
-
-static_assert(sizeof(shared<64, 4>) == rgk_plain_fwd_shared(RGK_PLAIN_64), "as the host counts");
-static_assert(sizeof(shared<128, 4>) == rgk_plain_fwd_shared(RGK_PLAIN_128), "as the host counts");
-static_assert(sizeof(shared<256, 2>) == rgk_plain_fwd_shared(RGK_PLAIN_256), "as the host counts");
 
 } // namespace
 
 const void *rgk_plain_fwd(int w) {
-  if (w == RGK_PLAIN_64) return (const void *)forward<64, 4>;
-  if (w == RGK_PLAIN_128) return (const void *)forward<128, 4>;
-  return (const void *)forward<256, 2>;
+  switch (w) {
+  case RGK_PLAIN_64: return (const void *)forward<RGK_PLAIN_64>;
+  case RGK_PLAIN_128: return (const void *)forward<RGK_PLAIN_128>;
+  case RGK_PLAIN_256: return (const void *)forward<RGK_PLAIN_256>;
+  case RGK_PLAIN_128_SMALL: return (const void *)forward<RGK_PLAIN_128_SMALL>;
+  default: return (const void *)forward<RGK_PLAIN_256_SMALL>;
+  }
 }

@@ -17,13 +17,30 @@ namespace {
 enum { THREADS = RGK_BLEND_THREADS, ABREAST = 4 /* branches loaded at once */ };
 enum { SIGMOID, SOFTMAX, NONE };
 
+/* ---- weights of gates, and their gradients: additions never fused with what expf ends with, so that every kernel
+ * here gets the same bits ---- */
+
+/* The larger one; a NaN stays, and then every weight is one. */
+__device__ __forceinline__ float more_gate(float most, float x) { return x > most || x != x ? x : most; }
+__device__ __forceinline__ float gate_sum_add(float sum, float x, float most) { return __fadd_rn(sum, expf(x - most)); }
+/* most, sum: for softmax */
+__device__ __forceinline__ float gate_weight(int act, float x, float most, float sum) {
+  if (act == SOFTMAX) return expf(x - most) / sum;
+  return act == SIGMOID ? 1.0f / __fadd_rn(1.0f, expf(-x)) : x;
+}
+/* rest: minus the mean of the products, for softmax. 1 - w is formed as sigmoid(-x): exact where w is near 1. */
+__device__ __forceinline__ float gate_gradient(int act, float x, float w, float product, float rest) {
+  if (act == SOFTMAX) return w * __fadd_rn(product, rest);
+  return act == SIGMOID ? product * (w * (1.0f / __fadd_rn(1.0f, expf(x)))) : product;
+}
+
 struct place {
   int64_t t, h;
   int lane, slot; /* of the row; row in the block */
   bool exists, live;
 };
 
-__device__ __forceinline__ place find_place(const rgk_blend_params &p) {
+template <class P> __device__ __forceinline__ place find_place(const P &p) {
   place at;
   at.slot = threadIdx.x / p.lanes;
   at.lane = threadIdx.x - at.slot * p.lanes;
@@ -36,22 +53,25 @@ __device__ __forceinline__ place find_place(const rgk_blend_params &p) {
 }
 
 /* x [n]: gates or log-sum-exps of the row, w [n]: weights. Returns the merged log-sum-exp. */
-template <bool MERGE> __device__ __forceinline__ float weigh(const rgk_blend_params &p, const place &at, float *x, float *w) {
+template <bool MERGE, class P>
+__device__ __forceinline__ float weigh(const P &p, const place &at, float *x, float *w) {
   float most = -INFINITY, sum = 0;
-  for (int k = at.lane; k < p.n && at.live; k += p.lanes)
-    x[k] = MERGE ? p.branch[k].lse[at.t * p.branch[k].lse_row + at.h]
-                 : load(p.gate.data, p.gate.dtype, at.t * p.gate.row + at.h * p.gate.head + k);
+  for (int k = at.lane; k < p.n && at.live; k += p.lanes) {
+    if constexpr (MERGE)
+      x[k] = p.branch[k].lse[at.t * p.branch[k].lse_row + at.h];
+    else
+      x[k] = load(p.gate.data, p.gate.dtype, at.t * p.gate.row + at.h * p.gate.head + k);
+  }
   __syncwarp();
   if (at.live && (MERGE || p.act == SOFTMAX)) {
-    for (int k = 0; k < p.n; k++)
-      if (x[k] > most || x[k] != x[k]) most = x[k]; /* NaN stays, and then every weight is one */
-    for (int k = 0; k < p.n; k++) sum += expf(x[k] - most);
+    for (int k = 0; k < p.n; k++) most = more_gate(most, x[k]);
+    for (int k = 0; k < p.n; k++) sum = gate_sum_add(sum, x[k], most);
   }
   for (int k = at.lane; k < p.n && at.live; k += p.lanes) {
-    if (MERGE || p.act == SOFTMAX)
-      w[k] = MERGE && most == -INFINITY ? 0 : expf(x[k] - most) / sum;
+    if constexpr (MERGE)
+      w[k] = most == -INFINITY ? 0 : gate_weight(SOFTMAX, x[k], most, sum);
     else
-      w[k] = p.act == SIGMOID ? 1.0f / (1.0f + expf(-x[k])) : x[k];
+      w[k] = gate_weight(p.act, x[k], most, sum);
   }
   __syncwarp();
   return most == -INFINITY ? most : most + logf(sum);
@@ -68,7 +88,7 @@ __device__ __forceinline__ void fetch(const rgk_blend_params &p, const place &at
     }
 }
 
-__device__ __forceinline__ int count(const rgk_blend_params &p, int64_t c) {
+template <class P> __device__ __forceinline__ int count(const P &p, int64_t c) {
   return p.width - c < CHUNK ? (int)(p.width - c) : CHUNK;
 }
 
@@ -121,10 +141,8 @@ __device__ __forceinline__ void small_gradients(const rgk_blend_params &p, const
     if (at.live) {
       if (MERGE)
         v = w[k] != 0 ? w[k] * (product[k] + rest) : 0;
-      else if (p.act == SIGMOID) /* 1 - a formed as sigmoid(-x): exact where a is near 1 */
-        v = product[k] * (w[k] * (1.0f / (1.0f + expf(x[k]))));
       else
-        v = p.act == SOFTMAX ? w[k] * (product[k] + rest) : product[k];
+        v = gate_gradient(p.act, x[k], w[k], product[k], rest);
     }
     if (MERGE) {
       const rgk_branch &b = p.branch[k];
@@ -184,6 +202,130 @@ template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) backwa
   if (at.exists) small_gradients<MERGE>(p, at, x, w, product);
 }
 
+/* ---- backward in parts ---- */
+
+__device__ __forceinline__ float rounded(float x, int dtype) {
+  if (dtype == RG_F32) return x;
+  return dtype == RG_F16 ? __half2float(__float2half_rn(x)) : __bfloat162float(__float2bfloat16_rn(x));
+}
+
+/* Weight of the row's gate in column k; every thread finds it for itself. */
+__device__ __forceinline__ float weight_of(const rgk_tensor &gate, int act, int n, int64_t at, int k) {
+  float most = -INFINITY, sum = 0;
+  if (act == SOFTMAX) {
+    for (int i = 0; i < n; i++) most = more_gate(most, load(gate.data, gate.dtype, at + i));
+    for (int i = 0; i < n; i++) sum = gate_sum_add(sum, load(gate.data, gate.dtype, at + i), most);
+  }
+  return gate_weight(act, load(gate.data, gate.dtype, at + k), most, sum);
+}
+
+/* Products and d as in `backward`. delta: of d as stored, either summed like a product or as one chain, which
+ * is handed from lane to lane. RGK_BRANCH_ROWS rows of a thread are under way at once. */
+template <class T>
+__global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3) branch(const __grid_constant__ rgk_branch_params p) {
+  enum { ROWS = RGK_BRANCH_ROWS };
+  const int slot = threadIdx.x / p.lanes, lane = threadIdx.x - slot * p.lanes, slots = THREADS / p.lanes;
+  const int64_t mine = lane * CHUNK, step = p.lanes * CHUNK, end = live_rows(p.seqs);
+  const bool sums = p.product.data || p.delta.data;
+  int32_t t[ROWS], h[ROWS];
+  chunk<T> raw[ROWS], grad[ROWS];
+  bool exists[ROWS], live[ROWS];
+  float a[ROWS];
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+    const int64_t r = ((int64_t)blockIdx.x * ROWS + i) * slots + slot;
+    exists[i] = r < p.tokens * p.heads;
+    t[i] = exists[i] ? (int32_t)divide(r, p.heads) : 0;
+    h[i] = exists[i] ? (int32_t)(r - t[i] * p.heads) : 0;
+    live[i] = exists[i] && t[i] < end;
+    raw[i].clear();
+    grad[i].clear();
+    if (live[i] && mine < p.width) {
+      grad[i].load(p.row.data, p.dtype, t[i] * p.row.row + h[i] * p.row.head + mine, count(p, mine));
+      if (sums) raw[i].load(p.o.data, p.dtype, t[i] * p.o.row + h[i] * p.o.head + mine, count(p, mine));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < ROWS; i++)
+    a[i] = live[i] ? weight_of(p.gate, p.act, p.n, t[i] * p.gate.row + h[i] * p.gate.head, p.column) : 0;
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+    float product = 0, delta = 0;
+    for (int64_t c0 = 0; c0 < p.width; c0 += step) {
+      const int64_t c = c0 + mine;
+      const bool here = exists[i] && c < p.width;
+      const int n = here ? count(p, c) : 0;
+      float g[CHUNK], v[CHUNK], d[CHUNK];
+      if (c0 > 0) {
+        raw[i].clear();
+        grad[i].clear();
+        if (here && live[i]) {
+          grad[i].load(p.row.data, p.dtype, t[i] * p.row.row + h[i] * p.row.head + c, n);
+          if (sums) raw[i].load(p.o.data, p.dtype, t[i] * p.o.row + h[i] * p.o.head + c, n);
+        }
+      }
+      grad[i].get(g);
+      raw[i].get(v);
+#pragma unroll
+      for (int e = 0; e < CHUNK; e++) product = __fmaf_rn(g[e], v[e], product);
+      if (!p.d.data) continue;
+#pragma unroll
+      for (int e = 0; e < CHUNK; e++) d[e] = __fmul_rn(a[i], g[e]);
+      if (here && (live[i] || !p.add))
+        put<T>(p.d.data, p.d.dtype, t[i] * p.d.row + h[i] * p.d.head + c, d, n, p.add);
+      if (!p.delta.data) continue;
+#pragma unroll
+      for (int e = 0; e < CHUNK; e++) d[e] = e < n ? rounded(d[e], p.d.dtype) : 0;
+      if (!p.chain) {
+#pragma unroll
+        for (int e = 0; e < CHUNK; e++) delta = __fmaf_rn(v[e], d[e], delta);
+        continue;
+      }
+      for (int l = 0; l < p.lanes; l++) {
+        if (here && l == lane)
+#pragma unroll
+          for (int e = 0; e < CHUNK; e++) delta = __fmaf_rn(v[e], d[e], delta);
+        delta = __shfl_sync(0xffffffffu, delta, l, p.lanes);
+      }
+    }
+    if (p.product.data) {
+      product = sum_lanes(product, p.lanes);
+      if (exists[i] && lane == 0)
+        ((float *)p.product.data)[t[i] * p.product.row + h[i] * p.product.head] = live[i] ? product : 0;
+    }
+    if (p.delta.data) {
+      if (!p.chain) delta = sum_lanes(delta, p.lanes);
+      if (exists[i] && lane == 0)
+        ((float *)p.delta.data)[t[i] * p.delta.row + h[i] * p.delta.head] = live[i] ? delta : 0;
+    }
+  }
+}
+
+/* The gates' gradients of the branches' products, a thread a row; sums in the order of small_gradients. */
+__global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_blend_params p) {
+  const int64_t r = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+  if (r >= p.tokens * p.heads) return;
+  const int64_t t = divide(r, p.heads), h = r - t * p.heads, at = t * p.gate.row + h * p.gate.head;
+  const bool live = t < live_rows(p.seqs);
+  if (!live && p.gate_add) return;
+  float most = -INFINITY, sum = 0, mean = 0;
+  if (live && p.act == SOFTMAX) {
+    for (int k = 0; k < p.n; k++) most = more_gate(most, load(p.gate.data, p.gate.dtype, at + k));
+    for (int k = 0; k < p.n; k++) sum = gate_sum_add(sum, load(p.gate.data, p.gate.dtype, at + k), most);
+    for (int k = 0; k < p.n; k++)
+      mean = __fmaf_rn(gate_weight(p.act, load(p.gate.data, p.gate.dtype, at + k), most, sum),
+                       p.branch[k].lse[t * p.branch[k].lse_row + h], mean);
+  }
+  for (int k = 0; k < p.n; k++) {
+    float v = 0;
+    if (live) {
+      const float x = load(p.gate.data, p.gate.dtype, at + k);
+      v = gate_gradient(p.act, x, gate_weight(p.act, x, most, sum), p.branch[k].lse[t * p.branch[k].lse_row + h], -mean);
+    }
+    put_grad(p.d_gate.data, p.d_gate.dtype, t * p.d_gate.row + h * p.d_gate.head + k, v, p.gate_add);
+  }
+}
+
 template <bool MERGE> const void *forward_of(bool vectors, rg_dtype x) {
   if (!vectors) return (const void *)forward<MERGE, void>;
   if (x == RG_F32) return (const void *)forward<MERGE, float>;
@@ -202,6 +344,13 @@ template <bool MERGE> const void *backward_of(bool vectors, rg_dtype x) {
 const void *rgk_blend_fwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? forward_of<true>(vectors, x) : forward_of<false>(vectors, x);
 }
+const void *rgk_blend_branch(bool vectors, rg_dtype x) {
+  if (!vectors) return (const void *)branch<void>;
+  if (x == RG_F32) return (const void *)branch<float>;
+  if (x == RG_F16) return (const void *)branch<__half>;
+  return (const void *)branch<__nv_bfloat16>;
+}
+const void *rgk_blend_gates(void) { return (const void *)gates; }
 const void *rgk_blend_bwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? backward_of<true>(vectors, x) : backward_of<false>(vectors, x);
 }

@@ -34,11 +34,28 @@ typedef struct rgk_blend_params {
   rgk_branch branch[RGK_BLEND_BRANCHES];
 } rgk_blend_params;
 
+/* One branch of combine's backward. */
+typedef struct rgk_branch_params {
+  rgk_seqs seqs;
+  int64_t tokens, heads, width;
+  int32_t n, lanes, dtype, act; /* n: columns of the gates */
+  int32_t column;
+  rgk_tensor row, gate, o; /* row: gradient of the sum */
+  rgk_tensor d;            /* gradient of o; data NULL: not wanted, as the next two [T, H] */
+  rgk_tensor product, delta;
+  bool add;   /* to the sum in d */
+  bool chain; /* delta is one chain of terms; else as `product` is summed */
+} rgk_branch_params;
+
+enum { RGK_BRANCH_ROWS = 2 }; /* of a thread, one after another RGK_BLEND_THREADS / lanes apart */
+
 /* Dynamic shared memory: floats per row and branch, RGK_BLEND_THREADS / lanes rows. */
 enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
 
 /* vectors: every row of every tensor [T, H, E] on 16 bytes, o in the type `x`. */
 RGK_GETTER(rgk_blend_fwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_bwd(bool merge, bool vectors, rg_dtype x))
+RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* no shared memory; rgk_branch_params */
+RGK_GETTER(rgk_blend_gates(void)) /* a thread a row, no shared memory; branch[k].lse is the product */
 
 #endif

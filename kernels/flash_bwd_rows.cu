@@ -82,7 +82,21 @@ template <class T> __device__ __forceinline__ float dot8(const T *x, const T *y)
   return sum;
 }
 
-/* A warp a head; half a warp a row. */
+/* Row r of a tile of n: its lse, which is returned, and what is left of `sum` without d_lse. */
+__device__ __forceinline__ float put_row(const rgk_attn &a, float *lse2, float *delta, int r, int n, int64_t row, int h,
+                                         float sum) {
+  float lse = -INFINITY;
+  if (r < n) {
+    lse = ((const float *)a.lse.data)[row * a.lse.row + h * a.lse.head];
+    if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[row * a.d_lse.row + h * a.d_lse.head];
+  }
+  const bool none = lse == -INFINITY; /* sees nothing: P becomes exp2(-inf) */
+  lse2[r] = none ? INFINITY : lse * 1.4426950408889634f;
+  delta[r] = none ? 0 : sum;
+  return lse;
+}
+
+/* A warp a head; half a warp a row, or with delta given a thread. */
 template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, int group) {
   const rgk_attn &a = p.a;
   const int lane = threadIdx.x % 32, h = group * HEADS + threadIdx.x / 32;
@@ -93,10 +107,15 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
   const float sink = p.sink ? load(a.sinks.data, a.sinks.dtype, h * a.sinks.row) : 0;
   if (lane == 0) p.dq_done[slot * a.H + h] = 0;
   const int64_t row = x.begin + x.first;
+  const float *given = (const float *)a.delta.data + row * a.delta.row + h * a.delta.head;
+  if (a.delta.data && !p.sink) {
+    for (int r = lane; r < ROWS && live; r += 32) put_row(a, lse2, out, r, x.n, row + r, h, r < x.n ? given[r * a.delta.row] : 0);
+    return;
+  }
 #pragma unroll 4
   for (int r = lane / 16; r < ROWS && live; r += 2) {
     float sum = 0;
-    if (r < x.n) {
+    if (r < x.n && !a.delta.data) {
       const T *o = (const T *)a.o.data + (row + r) * a.o.row + h * a.o.head,
               *d_o = (const T *)a.d_o.data + (row + r) * a.d_o.row + h * a.d_o.head;
       for (int c = lane % 16 * 8; c < a.E; c += 128) sum += dot8(o + c, d_o + c);
@@ -104,15 +123,9 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
 #pragma unroll
     for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
     if (lane % 16 == 0) {
-      float lse = -INFINITY;
-      if (r < x.n) {
-        lse = ((const float *)a.lse.data)[(row + r) * a.lse.row + h * a.lse.head];
-        if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[(row + r) * a.d_lse.row + h * a.d_lse.head];
-      }
-      const bool none = lse == -INFINITY; /* sees nothing: P becomes exp2(-inf) */
-      lse2[r] = none ? INFINITY : lse * 1.4426950408889634f;
-      out[r] = none ? 0 : sum;
-      if (p.sink && !none) sink_sum += expf(sink - lse) * sum;
+      if (a.delta.data && r < x.n) sum = given[r * a.delta.row];
+      const float lse = put_row(a, lse2, out, r, x.n, row + r, h, sum);
+      if (p.sink && lse != -INFINITY) sink_sum += expf(sink - lse) * out[r];
     }
   }
   sink_sum += __shfl_down_sync(~0u, sink_sum, 16);

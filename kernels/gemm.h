@@ -79,7 +79,7 @@ typedef struct rgk_reduce {
   int64_t from_row;
   void *to;
   int64_t to_row;
-  int32_t dtype;
+  int32_t dtype, zero;
 } rgk_reduce;
 RGK_GETTER(rgk_reduce_partials(void))
 
@@ -96,7 +96,7 @@ RGK_GETTER(rgk_sum_columns(void))
 /* Rows of x [rows, n] from *live on := 0. */
 typedef struct rgk_zero_tail {
   void *x;
-  int32_t dtype;
+  int32_t dtype, zero;
   int64_t ldx, rows, n;
   const int32_t *live;
 } rgk_zero_tail;

@@ -35,11 +35,12 @@ typedef struct rgk_tensor {
   void *data; /* NULL: absent */
   int64_t row, head;
   int32_t dtype; /* rg_dtype */
+  int32_t zero;  /* in place of a hole: parameters are compared as bytes */
 } rgk_tensor;
 
 /* Of a tensor of rank 1 to 3, or of NULL. */
 static inline rgk_tensor rgk_of(const rg_arg *a) {
-  rgk_tensor t = {0, 0, 0, 0};
+  rgk_tensor t = {0, 0, 0, 0, 0};
   if (!a) return t;
   t.data = a->data;
   t.row = a->rank > 1 ? a->stride[0] : 1;
@@ -52,12 +53,12 @@ static inline rgk_tensor rgk_of(const rg_arg *a) {
  * kernel runs). starts NULL: one sequence of all rows. */
 typedef struct rgk_seqs {
   const int32_t *starts;
-  int32_t n;
+  int32_t n, zero;
   int64_t rows; /* capacity */
 } rgk_seqs;
 
 static inline rgk_seqs rgk_seqs_of(const rg_arg *cu, int64_t rows) {
-  rgk_seqs s = {0, 1, 0};
+  rgk_seqs s = {0, 1, 0, 0};
   if (cu) {
     s.starts = (const int32_t *)cu->data;
     s.n = (int32_t)cu->dim[0] - 1;

@@ -37,8 +37,7 @@ typedef struct rgk_norm_sum_params {
   const float *partial; /* [n, width] */
   int64_t n, width;
   void *to;
-  int32_t dtype;
-  bool add;
+  int32_t dtype, add;
 } rgk_norm_sum_params;
 RGK_GETTER(rgk_norm_sum(void))
 

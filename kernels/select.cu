@@ -17,11 +17,11 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 __global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__ rgk_select p) {
   enum { WARPS = RGK_SELECT_SCAN / 32 };
-  __shared__ uint64_t of_warp[WARPS];
+  __shared__ int64_t of_warp[WARPS];
   const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
   const int32_t *count = p.csr.count + kh * p.csr.chunks * slots;
-  uint64_t carry = 0; /* items, and sums in the high half */
+  int64_t carry = 0;
   for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
     const int64_t s = s0 + threadIdx.x;
     int64_t begin = 0, n = 0, pieces = 0;
@@ -30,34 +30,177 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__
       begin = start[s] + from;
       n = p.chunk_end > 0 ? count[(p.chunk_end - 1) * slots + s] - from : 0;
       pieces = (n + p.length - 1) / p.length;
-      if (p.all && pieces == 0) pieces = 1;
     }
-    const uint64_t mine = pieces | (p.all && pieces > 1 ? (uint64_t)pieces << 32 : 0);
-    uint64_t sum = mine;
+    int64_t sum = pieces;
     for (int d = 1; d < 32; d *= 2) {
-      uint64_t x = __shfl_up_sync(~0u, sum, d);
+      int64_t x = __shfl_up_sync(~0u, sum, d);
       if (lane >= d) sum += x;
     }
     if (lane == 31) of_warp[warp] = sum;
     __syncthreads();
-    uint64_t before = carry + sum - mine;
+    int64_t before = carry + sum - pieces;
     for (int w = 0; w < WARPS; w++) {
       if (w < warp) before += of_warp[w];
       carry += of_warp[w];
     }
-    const int32_t first_sum = p.all && pieces > 1 ? (int32_t)(before >> 32) : -1;
-    if (s < slots && p.all) p.sum[z * slots + s] = first_sum;
-    rgk_select_item *item = p.item + z * p.cap + (uint32_t)before;
+    rgk_select_item *item = p.item + z * p.cap + before;
     for (int64_t i = 0; i < pieces; i++) {
       const int64_t left = n - i * p.length;
       item[i].slot = (int32_t)s;
       item[i].first = (uint32_t)(begin + i * p.length);
       item[i].count = (int32_t)(left < p.length ? left : p.length);
-      item[i].sum = first_sum < 0 ? -1 : first_sum + (int32_t)i;
     }
     __syncthreads();
   }
-  if (threadIdx.x == 0) p.items[z] = (int32_t)(uint32_t)carry;
+  if (threadIdx.x == 0) p.items[z] = (int32_t)carry;
+}
+
+/* ---- windows and items of backward ---- */
+
+/* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut anywhere. */
+__global__ void bounds(const __grid_constant__ rgk_select p) {
+  int64_t row = 0;
+  p.bound[0] = 0;
+  for (int w = 1; w <= p.windows; w++) {
+    row += p.rows;
+    if (row < p.a.T) {
+      const int b = find_seq(p.a.seqs, row);
+      if (b < p.a.seqs.n) {
+        const int64_t from = seq_start(p.a.seqs, b);
+        row = from + (row - from) / p.step * p.step;
+      }
+    } else {
+      row = p.a.T;
+    }
+    p.bound[w] = row;
+  }
+}
+
+/* How many entries of block s's list are rows before `row`. */
+__device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int64_t s, int64_t row) {
+  const int32_t *count = c.count + kh * c.chunks * c.slots + s; /* of a chunk and all before it */
+  const int64_t chunk = row / c.chunk;
+  int32_t lo = chunk > 0 ? count[(chunk - 1) * c.slots] : 0;
+  if (row == chunk * c.chunk || chunk >= c.chunks) return lo;
+  int32_t hi = count[chunk * c.slots];
+  const int32_t *rows = c.rows + kh * c.T * c.N + c.start[kh * (c.slots + 1) + s];
+  while (lo < hi) {
+    const int32_t mid = lo + (hi - lo) / 2;
+    if (rows[mid] < row)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  return lo;
+}
+
+/* Items are sorted by the 64th of their list they begin in, in order of blocks within it. */
+__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
+  enum { BINS = 64 };
+  __shared__ int32_t of_bin[BINS], extra;
+  const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
+  const int64_t from = p.bound[p.window], to = p.bound[p.window + 1];
+  rgk_select_span *span = p.span + z * slots;
+  if (threadIdx.x < p.parts) p.ticket[z * p.parts + threadIdx.x] = 0;
+  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN) p.turn[z * p.sums * p.parts + i] = 0;
+  if (threadIdx.x == 0) extra = (int32_t)slots;
+  __syncthreads();
+  for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN) {
+    rgk_select_span x;
+    x.first = entries_before(p.csr, kh, s, from);
+    x.count = entries_before(p.csr, kh, s, to) - x.first;
+    x.items = (x.count + p.length - 1) / p.length;
+    if (p.window == 0 && start[s] == start[s + 1]) x.items = 1;
+    x.extra = x.items > RGK_SELECT_CHAIN ? atomicAdd(&extra, (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN) : -1;
+    span[s] = x;
+  }
+  __syncthreads();
+  /* of n items i the first one with i / n >= bin / BINS */
+  auto first_in = [](int bin, int n) { return (bin * n + BINS - 1) / BINS; };
+  for (int bin = warp; bin < BINS; bin += RGK_SELECT_SCAN / 32) {
+    int32_t sum = 0;
+    for (int64_t s = lane; s < slots; s += 32) sum += first_in(bin + 1, span[s].items) - first_in(bin, span[s].items);
+    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+    if (lane == 0) of_bin[bin] = sum;
+  }
+  __syncthreads();
+  for (int bin = warp; bin < BINS; bin += RGK_SELECT_SCAN / 32) {
+    rgk_select_item *item = p.item + z * p.cap;
+    for (int i = 0; i < bin; i++) item += of_bin[i];
+    for (int64_t s0 = 0; s0 < slots; s0 += 32) {
+      const int64_t s = s0 + lane;
+      rgk_select_span x = {0, 0, 0, 0};
+      if (s < slots) x = span[s];
+      const int i0 = first_in(bin, x.items), n = first_in(bin + 1, x.items) - i0;
+      int sum = n;
+      for (int d = 1; d < 32; d *= 2) {
+        const int y = __shfl_up_sync(~0u, sum, d);
+        if (lane >= d) sum += y;
+      }
+      for (int i = i0; i < i0 + n; i++) {
+        const int32_t left = x.count - i * p.length;
+        rgk_select_item y;
+        y.slot = (int32_t)s;
+        y.first = (uint32_t)(start[s] + x.first + i * p.length);
+        y.count = left < p.length ? left : p.length;
+        if (x.extra < 0) {
+          y.sum = (int32_t)s;
+          y.turn = i;
+          y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
+        } else {
+          y.sum = x.extra + i / RGK_SELECT_CHAIN;
+          y.turn = i % RGK_SELECT_CHAIN;
+          y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
+        }
+        item[sum - n + i - i0] = y;
+      }
+      item += __shfl_sync(~0u, sum, 31);
+    }
+  }
+  if (threadIdx.x == 0) {
+    int32_t sum = 0;
+    for (int i = 0; i < BINS; i++) sum += of_bin[i];
+    p.items[z] = sum;
+  }
+}
+
+/* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k and d.v. */
+__global__ void __launch_bounds__(RGK_SELECT_SUM) keys_sum(const __grid_constant__ rgk_select p) {
+  const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
+  const int64_t slot = blockIdx.x, *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
+  const rgk_select_span x = p.span[z * p.csr.slots + slot];
+  if (x.extra < 0) return;
+  const tile keys = find_tile(p.a.kseqs, slot, p.a.block);
+  const int n = (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN;
+  const bool first = x.first == 0, last = start[0] + x.first + x.count == start[1];
+  const int64_t own = (z * p.sums + slot) * p.parts + part, extra = (z * p.sums + x.extra) * p.parts + part;
+  for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_SUM) {
+    const bool of_v = c >= 16 * p.a.D;
+    const int64_t size = 16 * (of_v ? p.a.E : p.a.D);
+    const int at = of_v ? c - 16 * p.a.D : c, t = at % 128;
+    float4 *sum = (float4 *)(of_v ? p.sum_v : p.sum_k) + at;
+    float4 y = first ? make_float4(0, 0, 0, 0) : sum[own * size];
+#pragma unroll 8
+    for (int i = 0; i < n; i++) {
+      const float4 v = sum[(extra + i * p.parts) * size];
+      y.x += v.x, y.y += v.y, y.z += v.z, y.w += v.w;
+    }
+    if (!last) {
+      sum[own * size] = y;
+      continue;
+    }
+    const rgk_tensor &to = of_v ? p.a.dv : p.a.dk;
+    const bool acc = of_v ? p.a.acc_v : p.a.acc_k;
+    const float scale = of_v ? 1 : p.a.scale, v[2][2] = {{y.x, y.y}, {y.z, y.w}};
+    for (int i = 0; i < 2 && to.data; i++) {
+      const int key = part * RGK_SELECT_KEYS + t / 32 * 16 + t % 32 / 4 + 8 * i;
+      if (key >= keys.n) continue;
+      const int64_t e = (keys.begin + keys.first + key) * to.row + kh * to.head + at / 128 * 8 + t % 4 * 2;
+      put_grad(to.data, to.dtype, e, v[i][0] * scale, acc);
+      put_grad(to.data, to.dtype, e + 1, v[i][1] * scale, acc);
+    }
+  }
 }
 
 /* What a thread of a reduction works on: a piece of a row of the window, and the row's entries. */
@@ -68,15 +211,15 @@ struct reduced {
   bool any;     /* there is such a row */
   const int32_t *idx;
 };
-__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int pieces) {
+__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int pieces, int64_t from, int64_t to) {
   reduced x;
   const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
   x.piece = (int)(i % pieces);
   x.g = (int)(i / pieces % p.a.G);
   x.r = i / pieces / p.a.G;
-  x.row = p.row + x.r;
+  x.row = from + x.r;
   x.z = blockIdx.y;
-  x.any = x.r < p.rows && x.row < p.a.T;
+  x.any = x.row < to;
   x.keys = 0;
   x.idx = nullptr;
   if (!x.any) return x;
@@ -119,7 +262,7 @@ template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T 
 
 template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
   const int E = p.a.E, pieces = E / 8;
-  const reduced x = find_reduced(p, pieces);
+  const reduced x = find_reduced(p, pieces, p.row, p.row + p.rows);
   if (!x.any) return;
   const int head = (p.head + x.z) * p.a.G + x.g;
   const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
@@ -161,7 +304,7 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
 template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce_dq(const __grid_constant__ rgk_select p) {
   enum { U = 16 / sizeof(S) };
   const int pieces = p.a.D / U;
-  const reduced x = find_reduced(p, pieces);
+  const reduced x = find_reduced(p, pieces, p.bound[p.window], p.bound[p.window + 1]);
   if (!x.any) return;
   const int head = (p.head + x.z) * p.a.G + x.g;
   const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
@@ -178,7 +321,13 @@ template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce_d
   const int64_t to = x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < U; k++)
-    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k], p.a.acc_q);
+    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k] * p.a.scale, p.a.acc_q);
+}
+
+__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head, float sum) {
+  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
+  const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
+  ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
 /* One warp a row. */
@@ -197,10 +346,15 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
     for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
   }
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-  if (lane > 0) return;
-  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
-  const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
-  ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
+  if (lane == 0) put_stat(p, i, row, head, sum);
+}
+
+/* One thread a row, its sum is given. */
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat_given(const __grid_constant__ rgk_select p) {
+  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, row = i / p.a.H;
+  const int head = (int)(i - row * p.a.H);
+  if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
+  put_stat(p, i, row, head, ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
 }
 
 /* One block a head: minus the sink's probability times delta, summed over all rows. */
@@ -226,12 +380,16 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__
 
 const void *rgk_select_sinks(void) { return (const void *)sinks; }
 const void *rgk_select_items(void) { return (const void *)items; }
+const void *rgk_select_bounds(void) { return (const void *)bounds; }
+const void *rgk_select_bwd_items(void) { return (const void *)bwd_items; }
+const void *rgk_select_keys_sum(void) { return (const void *)keys_sum; }
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
 }
 const void *rgk_select_reduce_dq(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce_dq<float> : (const void *)reduce_dq<__nv_bfloat16>;
 }
+const void *rgk_select_stat_given(void) { return (const void *)stat_given; }
 const void *rgk_select_stat(rg_dtype t) {
   return t == RG_F16 ? (const void *)stat<__half> : (const void *)stat<__nv_bfloat16>;
 }

@@ -80,6 +80,8 @@ static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i,
   if (b->size < 0) return broken(g, b->tensor, node, e, "has a block of negative size");
   if (b->address < 0 || b->address > INT64_MAX - b->size)
     return broken(g, b->tensor, node, e, "has a block whose address is out of range");
+  if (b->region == RGI_R_SAVED && b->address < m->reserved)
+    return broken(g, b->tensor, node, e, "has a block in bytes that are reserved");
   if (b->address % RGI_ALIGN) return broken(g, b->tensor, node, e, "has a block that is not aligned");
   return RG_OK;
 }
@@ -193,7 +195,7 @@ static rg_status check_bound(const char *direction, int64_t bound, int64_t size,
 }
 
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
-  int64_t saved = 0, forward = 0, backward = 0;
+  int64_t saved = m->reserved, forward = 0, backward = 0;
   for (int32_t i = 0; i < m->nblock; i++) RGI_TRY(check_block(g, m, i, e));
   for (int32_t t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base < 0) RGI_TRY(check_owner(g, m, t, e));

@@ -329,6 +329,7 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   RGI_TRY(find_lifetimes(p, e));
   RGI_TRY(find_regions(p, e));
   RGI_TRY(make_blocks(p, e));
+  m->saved = m->reserved = p->o->reserved;
   RGI_TRY(lay(p, RGI_R_SAVED, -1, &m->saved, e));
   int64_t forward = 0, both = 0;
   RGI_TRY(lay(p, RGI_R_SCRATCH, 0, &forward, e));

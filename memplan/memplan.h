@@ -19,6 +19,7 @@ typedef struct rgi_memory_options {
   double seconds;    /* for the exact search, both directions together */
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
+  int64_t reserved;  /* bytes at the start of saved that are not the graph's, a multiple of RGI_ALIGN */
   bool lanes;        /* nodes that do not wait for each other may run at once: no reuse between them */
 } rgi_memory_options;
 
@@ -33,6 +34,7 @@ typedef struct rgi_block {
 
 typedef struct rgi_memory {
   int64_t saved, scratch, forward_scratch, backward_scratch;
+  int64_t reserved;                      /* of saved, at its start */
   int64_t forward_bound, backward_bound; /* most scratch bytes alive at once: no packing does better */
   bool forward_optimal, backward_optimal;
   int64_t explored; /* search nodes */

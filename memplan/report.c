@@ -42,6 +42,7 @@ static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
     v->step[k] = v->n;
     if (g->node[k].op->flags & RG_OP_VIEW) continue;
     if (!g->node[k].backward) v->turn = v->n + 1;
+    v->saved[v->n] = m->reserved;
     v->node[v->n++] = k;
   }
   for (int32_t i = 0; i < m->nblock; i++) {

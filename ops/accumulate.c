@@ -53,7 +53,7 @@ static const rg_attr zero_attrs[] = {
     {"shape", RG_ATTR_INTS, true, 0, 1099511627776.0, 0, NULL, "its extents"},
     {"sum", RG_ATTR_BOOL, false, 0, 1, 0, NULL, "start of a sum: -0.0"},
 };
-static const rgi_rules zero_rules = {zero_infer, NULL, false};
+static const rgi_rules zero_rules = {.infer = zero_infer};
 const rg_op rgi_op_zero = {.abi = RG_OP_ABI,
                            .name = "zero",
                            .doc = "zeros",
@@ -104,7 +104,7 @@ static const rg_attr accumulate_attrs[] = {
     {"axis", RG_ATTR_INT, false, 0, RG_MAX_RANK - 1, 0, NULL, "axis of the slice"},
     {"start", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL, "its first index"},
 };
-static const rgi_rules accumulate_rules = {infer, NULL, false};
+static const rgi_rules accumulate_rules = {.infer = infer};
 const rg_op rgi_op_accumulate = {.abi = RG_OP_ABI,
                                  .name = "accumulate",
                                  .doc = "adds into an fp32 sum in place",

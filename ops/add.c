@@ -27,7 +27,7 @@ static const rg_port in[] = {
 static const rg_port out[] = {
     {"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "their sum"},
 };
-static const rgi_rules rules = {NULL, backward, false};
+static const rgi_rules rules = {.backward = backward};
 const rg_op rgi_op_add = {.abi = RG_OP_ABI,
                           .name = "add",
                           .doc = "sum of tensors of one shape",

@@ -45,7 +45,7 @@ static const char *const targets[] = {"same", "f32", "f16", "bf16", NULL};
 static const rg_attr attrs[] = {
     {"to", RG_ATTR_ENUM, false, 0, 0, SAME, targets, "dtype of the copy; \"same\" only makes it dense"},
 };
-static const rgi_rules rules = {infer, backward, false};
+static const rgi_rules rules = {.infer = infer, .backward = backward};
 const rg_op rgi_op_cast = {.abi = RG_OP_ABI,
                            .name = "cast",
                            .doc = "dense copy, rounded to nearest even",

@@ -94,6 +94,14 @@ static void cost_bwd(const rg_call *c, rg_cost *r) {
   rgi_attn a = problem(c);
   rgi_attn_cost(c, &a, pairs(&a), true, r);
 }
+static rg_status check_bwd(const rg_call *c, rg_error *e) {
+  RGI_TRY(rgi_attn_check_bwd(c, false, e));
+  return check(c, e);
+}
+static rgi_delta delta(const rg_call *c) {
+  rgk_attn on_gpu = gpu_problem(c);
+  return c->gpu ? rgi_cuda_attn_delta(c, &on_gpu) : RGI_DELTA_CHAIN;
+}
 static size_t workspace_bwd(const rg_call *c) {
   rgk_attn on_gpu = gpu_problem(c);
   if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
@@ -144,10 +152,11 @@ const rg_op rgi_op_cmp_attn_bwd = {
     .nout = RGI_COUNT(out_bwd),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
-    .check = check,
+    .check = check_bwd,
     .cost = cost_bwd,
     .workspace = workspace_bwd,
     .run_cpu = run_bwd,
     .cuda_steps = steps_bwd,
     .cuda_path = path_bwd,
+    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.delta = delta}},
 };

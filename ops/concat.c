@@ -50,7 +50,7 @@ static const rg_port out[] = {
 static const rg_attr attrs[] = {
     {"axis", RG_ATTR_INT, true, 1, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
 };
-static const rgi_rules rules = {infer, rgi_bwd_cut, false};
+static const rgi_rules rules = {.infer = infer, .backward = rgi_bwd_cut};
 const rg_op rgi_op_concat = {.abi = RG_OP_ABI,
                              .name = "concat",
                              .doc = "tensors one after the other along an axis",

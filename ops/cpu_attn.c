@@ -48,11 +48,16 @@ void rgi_attn_init(rgi_attn *a, const rg_call *c) {
   a->scale = (float)(scale != 0 ? scale : a->D > 0 ? 1 / sqrt((double)a->D) : 1);
   a->softcap = (float)c->attr[RGI_ATTN_SOFTCAP].f;
 
-  a->isa = &rgi_attn_base;
+  a->isa = rgi_attn_level(c->isa);
+}
+
+const rgi_attn_isa *rgi_attn_level(int isa) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (c->isa >= 1) a->isa = &rgi_attn_avx2;
-  if (c->isa >= 2) a->isa = &rgi_attn_avx512;
+  if (isa >= 2) return &rgi_attn_avx512;
+  if (isa >= 1) return &rgi_attn_avx2;
 #endif
+  (void)isa;
+  return &rgi_attn_base;
 }
 
 rg_status rgi_attn_check(const rg_call *c, bool slc, rg_error *e) {
@@ -70,6 +75,12 @@ rg_status rgi_attn_check(const rg_call *c, bool slc, rg_error *e) {
   const rg_arg *cu = rg_in(c, RGI_ATTN_CU + slc);
   if (cu->dim[0] != RG_DIM_FREE && cu->dim[0] < 1)
     return rg_op_fail(e, RG_E_SHAPE, c, "cu_seqlens is empty, expected at least its leading 0");
+  return RG_OK;
+}
+
+rg_status rgi_attn_check_bwd(const rg_call *c, bool slc, rg_error *e) {
+  if (!rg_in(c, RGI_ATTN_OUT_O + slc) == !rg_in(c, RGI_ATTN_DELTA + slc))
+    return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
   return RG_OK;
 }
 

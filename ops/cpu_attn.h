@@ -130,14 +130,16 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
   {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                        \
    "log of the softmax denominator, natural; -inf in a row that sees neither key nor sink"}
 #define RGI_ATTN_IN_BWD(key_flag)                                                                            \
-  {"out.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},                                    \
+  {"out.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},                 \
   {"out.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "forward lse"},                                       \
   {"grad.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of o; absent: 0"},      \
   {"grad.lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "gradient of lse; absent: 0"},    \
   {"acc.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far for d.q"},             \
   {"acc.k", "S,KH,D", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.k"},              \
   {"acc.v", "S,KH,E", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.v"},              \
-  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"}
+  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"},                        \
+  {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                    \
+   "out.o times grad.o, summed over the last axis, in place of out.o"}
 #define RGI_ATTN_OUT_BWD(key_flag)                                                                           \
   {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of q"},     \
   {"d.k", "S,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1, "gradient of k"},      \
@@ -158,7 +160,8 @@ enum {
   RGI_ATTN_ACC_Q,
   RGI_ATTN_ACC_K,
   RGI_ATTN_ACC_V,
-  RGI_ATTN_ACC_SINKS
+  RGI_ATTN_ACC_SINKS,
+  RGI_ATTN_DELTA
 };
 
 /* Fills `a` from a call's ports, shapes and common attributes; the caller sets mode and its own attributes
@@ -167,6 +170,8 @@ void rgi_attn_init(rgi_attn *a, const rg_call *c);
 
 /* What all three check: head counts and widths. */
 rg_status rgi_attn_check(const rg_call *c, bool slc, rg_error *e);
+/* And their backwards: out.o, or delta.o in its place. */
+rg_status rgi_attn_check_bwd(const rg_call *c, bool slc, rg_error *e);
 /* As many key rows as query rows, unless cu_seqlens_k says otherwise. */
 rg_status rgi_attn_check_rows(const rg_call *c, bool slc, rg_error *e);
 
@@ -175,6 +180,9 @@ rg_status rgi_attn_check_rows(const rg_call *c, bool slc, rg_error *e);
 double rgi_attn_pairs(const rgi_attn *a, int64_t keys, int64_t most);
 /* Costs for `pairs` visible (query, key) pairs of one head. */
 void rgi_attn_cost(const rg_call *c, const rgi_attn *a, double pairs, bool backward, rg_cost *out);
+
+/* The vector kernels of a CPU level (rg_call.isa). */
+const rgi_attn_isa *rgi_attn_level(int isa);
 
 size_t rgi_attn_workspace(const rg_call *c, const rgi_attn *a);
 rg_status rgi_attn_run(const rg_call *c, const rgi_attn *a);

@@ -23,9 +23,9 @@ typedef struct scratch {
 
 typedef struct job {
   const rgi_attn *a;
-  const rg_arg *o, *lse, *d_o, *d_lse; /* the last two may be NULL */
-  const rg_arg *dq, *dk, *dv, *dsinks; /* NULL: not wanted */
-  bool acc_q, acc_k, acc_v, acc_sinks; /* add to what is there */
+  const rg_arg *o, *given, *lse, *d_o, *d_lse; /* o or its delta, given; the last two may be NULL */
+  const rg_arg *dq, *dk, *dv, *dsinks;         /* NULL: not wanted */
+  bool acc_q, acc_k, acc_v, acc_sinks;         /* add to what is there */
   bool need_ds;
   rgi_tile *rows;
   rgi_attn_keys *keys;
@@ -78,7 +78,9 @@ static void fill_delta(const job *j, const rgi_tile *t, scratch *x) {
       r.row += i;
       r.head = h;
       r.n = r.heads = (int)(a->H - h < RGI_ATTN_ROWS ? a->H - h : RGI_ATTN_ROWS);
-      if (j->d_o) {
+      if (j->given) {
+        for (int g = 0; g < r.n; g++) delta[g] = *(const float *)rgi_at(j->given, r.row, h + g);
+      } else if (j->d_o) {
         rgi_attn_load_rows(a, &r, j->o, x->q, a->ep);
         rgi_attn_load_rows(a, &r, j->d_o, x->d_o, a->ep);
         a->isa->dots(r.n, a->E, x->q, x->d_o, a->ep, delta);
@@ -391,6 +393,7 @@ static void set_up(job *j, const rg_call *c, const rgi_attn *a) {
   const int x = a->mode == RGI_ATTN_SLC;
   j->a = a;
   j->o = rg_in(c, RGI_ATTN_OUT_O + x);
+  j->given = rg_in(c, RGI_ATTN_DELTA + x);
   j->lse = rg_in(c, RGI_ATTN_OUT_LSE + x);
   j->d_o = rg_in(c, RGI_ATTN_GRAD_O + x);
   j->d_lse = rg_in(c, RGI_ATTN_GRAD_LSE + x);

@@ -48,6 +48,7 @@ static void fill(const rg_call *c, rgk_attn *a, bool backward) {
                *dv = rg_out(c, 2);
   a->d_o = tensor(d_o), a->d_lse = tensor(rg_in(c, RGI_ATTN_GRAD_LSE + x));
   a->dq = tensor(dq), a->dk = tensor(dk), a->dv = tensor(dv), a->d_sinks = tensor(rg_out(c, 3));
+  a->delta = tensor(rg_in(c, RGI_ATTN_DELTA + x));
   a->acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a->acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
   a->acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a->acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
   a->aligned = a->aligned && aligned(d_o) && aligned(dq) && aligned(dk) && aligned(dv);
@@ -76,6 +77,16 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_c
   const char *why;
   fill(c, a, backward);
   return choose(a, c->gpu, backward, &why)->steps(a, c->gpu, c->workspace, x);
+}
+
+rgi_delta rgi_cuda_attn_delta(const rg_call *c, rgk_attn *a) {
+  const char *why;
+  fill(c, a, true);
+  const rgi_attn_family *f = choose(a, c->gpu, true, &why);
+  /* Without o only its alignment no longer counts. */
+  return f->delta == RGI_DELTA_LANES || aligned(rg_in(c, RGI_ATTN_OUT_O + (a->mode == RGK_SLC)))
+             ? f->delta
+             : RGI_DELTA_NONE;
 }
 
 /* The preferred family's refusal says why the preferred kernels were not taken. */

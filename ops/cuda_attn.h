@@ -7,6 +7,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../kernels/attn.h"
+#include "../graph/ir.h"
 #include "ops.h"
 
 typedef struct rgi_attn_family {
@@ -18,6 +19,7 @@ typedef struct rgi_attn_family {
   const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
   size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
+  rgi_delta delta; /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
 } rgi_attn_family;
 
 enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
@@ -31,6 +33,9 @@ extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
  * *a, the rest is filled in here. */
 size_t rgi_cuda_attn_workspace(const rg_call *c, rgk_attn *a, bool backward);
 rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_cuda *x);
+/* Of a backward call: the order of its delta, NONE where other kernels would run with a delta than without.
+ */
+rgi_delta rgi_cuda_attn_delta(const rg_call *c, rgk_attn *a);
 const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward);
 
 #endif

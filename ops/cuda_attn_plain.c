@@ -4,9 +4,15 @@
 #include "../kernels/attn_plain.h"
 #include "cuda_csr.h"
 
-static rgk_attn_plain plan(const rgk_attn *a, int *width) {
+/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared memory; all others 99 KB at
+ * least.
+ */
+static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, int *width) {
   const int32_t wide = a->D > a->E ? a->D : a->E;
-  const int w = wide <= 64 ? RGK_PLAIN_64 : wide <= 128 ? RGK_PLAIN_128 : RGK_PLAIN_256;
+  const bool much = gpu->cc >= 90 && gpu->cc < 120;
+  const int w = wide <= 64    ? RGK_PLAIN_64
+                : wide <= 128 ? (much ? RGK_PLAIN_128 : RGK_PLAIN_128_SMALL)
+                              : (much ? RGK_PLAIN_256 : RGK_PLAIN_256_SMALL);
   const int32_t rows = rgk_plain_rows(w), G = a->G > 0 ? a->G : 1;
   rgk_attn_plain p = {.a = *a, .vec = a->aligned && a->D % 4 == 0 && a->E % 4 == 0};
   p.parts = (G + rows - 1) / rows;
@@ -43,9 +49,9 @@ static size_t forward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
 }
 
 static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  (void)gpu, (void)workspace;
+  (void)workspace;
   int w;
-  rgk_attn_plain p = plan(a, &w);
+  rgk_attn_plain p = plan(a, gpu, &w);
   if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_FWD_KEYS);
   return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS, rgk_plain_fwd_shared(w));
 }
@@ -93,10 +99,11 @@ static void plan_keys(rgk_attn_plain *p, rgk_csr *csr, int w, rgi_cut *cut) {
   if (a->dv.data) p->part_v = rgi_take(cut, (size_t)(a->KH * p->part_rows * a->E) * sizeof(float));
 }
 
-static rgk_attn_plain plan_backward(const rgk_attn *a, rgk_csr *csr, int *width, rgi_cut *cut) {
-  rgk_attn_plain p = plan(a, width);
+static rgk_attn_plain plan_backward(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, int *width,
+                                    rgi_cut *cut) {
+  rgk_attn_plain p = plan(a, gpu, width);
   p.delta = rgi_take(cut, (size_t)a->T * (size_t)a->H * sizeof *p.delta);
-  if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_BWD_KEYS);
+  if (a->mode == RGK_SLC) set_key_parts(&p, rgk_plain_keys(*width));
   if (a->d_sinks.data) {
     p.sink_rows = SINK_ROWS;
     p.sink_chunks = (a->T + SINK_ROWS - 1) / SINK_ROWS;
@@ -107,20 +114,18 @@ static rgk_attn_plain plan_backward(const rgk_attn *a, rgk_csr *csr, int *width,
 }
 
 static size_t backward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)gpu;
   int w;
   rgk_csr csr;
   rgi_cut cut = {0};
-  plan_backward(a, &csr, &w, &cut);
+  plan_backward(a, gpu, &csr, &w, &cut);
   return cut.used;
 }
 
 static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  (void)gpu;
   int w;
   rgk_csr csr;
   rgi_cut cut = {.base = workspace};
-  rgk_attn_plain p = plan_backward(a, &csr, &w, &cut);
+  rgk_attn_plain p = plan_backward(a, gpu, &csr, &w, &cut);
   const uint32_t n = RGK_PLAIN_THREADS;
   if (wants_keys(a) && a->mode == RGK_SLC) RGI_TRY(rgi_csr_steps(&csr, x));
   RGI_TRY(step(&p, x, rgk_plain_delta(), rgk_blocks(a->T * a->H, RGK_PLAIN_DELTA_ROWS), n, 0));
@@ -140,4 +145,4 @@ static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *work
 }
 
 const rgi_attn_family rgi_attn_plain_bwd = {
-    .name = "plain", .workspace = backward_workspace, .steps = backward_steps};
+    .name = "plain", .workspace = backward_workspace, .steps = backward_steps, .delta = RGI_DELTA_CHAIN};

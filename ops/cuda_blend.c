@@ -48,6 +48,13 @@ static bool wanted(const rg_call *c, const rgi_blend *b, bool *small) {
   return any || *small;
 }
 
+rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e) {
+  const int n = rg_in_count(c, o);
+  if (!c->gpu || n <= RGK_BLEND_BRANCHES) return RG_OK;
+  return rg_op_fail(e, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit: %s", n, RGK_BLEND_BRANCHES,
+                    remedy);
+}
+
 rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   const rg_arg *o = in_at(c, b->o, 0);
   rgk_blend_params p = {.seqs = rgk_seqs_of(b->cu, o->dim[0]),
@@ -64,9 +71,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
                         .gate = rgk_of(b->gate),
                         .d_gate = rgk_of(b->d_gate),
                         .gate_add = b->acc_gate != NULL};
-  if (p.n > RGK_BLEND_BRANCHES)
-    return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", p.n,
-                      RGK_BLEND_BRANCHES);
+  RGI_TRY(rgi_cuda_blend_check(c, b->o, "plans refuse this", c->error));
   if (b->backward && !wanted(c, b, &p.products)) return RG_OK;
   if (p.tokens * p.heads == 0) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
@@ -86,4 +91,72 @@ const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b) {
   bool small;
   if (b->backward && !wanted(c, b, &small)) return "nothing wanted";
   return vectors(c, b) ? "16-byte vectors" : "plain: alignment";
+}
+
+/* ---- combine's gradient in parts ---- */
+
+static bool branch_vectors(const rgi_blend *b) {
+  return rgi_cuda_row_vectors(b->row) && rgi_cuda_row_vectors(b->one.o) && rgi_cuda_row_vectors(b->one.d);
+}
+
+static rg_status too_many(const rg_call *c, int n) {
+  if (n <= RGK_BLEND_BRANCHES) return RG_OK;
+  return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", n, RGK_BLEND_BRANCHES);
+}
+
+rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
+  const rg_arg *o = b->one.o;
+  rgk_branch_params p = {.seqs = rgk_seqs_of(b->cu, o->dim[0]),
+                         .tokens = o->dim[0],
+                         .heads = o->dim[1],
+                         .width = o->dim[2],
+                         .n = (int32_t)b->gate->dim[2],
+                         .lanes = 1,
+                         .dtype = (int32_t)o->dtype,
+                         .act = b->act,
+                         .column = b->one.column,
+                         .row = rgk_of(b->row),
+                         .gate = rgk_of(b->gate),
+                         .o = rgk_of(o),
+                         .d = rgk_of(b->one.d),
+                         .product = rgk_of(b->one.product),
+                         .delta = rgk_of(b->one.delta),
+                         .add = b->one.add,
+                         .chain = b->one.chain};
+  RGI_TRY(too_many(c, p.n));
+  if (p.tokens * p.heads == 0 || (!b->one.d && !b->one.product)) return RG_OK;
+  while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
+  return x->launch(
+      x, &(rg_launch){
+             .function = rgk_blend_branch(branch_vectors(b), o->dtype),
+             .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS / p.lanes * RGK_BRANCH_ROWS), 1, 1},
+             .block = {RGK_BLEND_THREADS, 1, 1},
+             .params = &p,
+             .size = sizeof p});
+}
+
+const char *rgi_cuda_blend_branch_path(const rgi_blend *b) {
+  return branch_vectors(b) ? "16-byte vectors" : "plain: alignment";
+}
+
+rg_status rgi_cuda_blend_gates(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
+  rgk_blend_params p = {.seqs = rgk_seqs_of(b->cu, b->gate->dim[0]),
+                        .tokens = b->gate->dim[0],
+                        .heads = b->gate->dim[1],
+                        .n = rg_in_count(c, b->lse),
+                        .act = b->act,
+                        .gate = rgk_of(b->gate),
+                        .d_gate = rgk_of(b->d_gate),
+                        .gate_add = b->acc_gate != NULL};
+  RGI_TRY(too_many(c, p.n));
+  if (p.tokens * p.heads == 0 || !b->d_gate) return RG_OK;
+  for (int k = 0; k < p.n; k++) {
+    rgk_tensor product = rgk_of(in_at(c, b->lse, k));
+    p.branch[k] = (rgk_branch){.lse = product.data, .lse_row = product.row};
+  }
+  return x->launch(x, &(rg_launch){.function = rgk_blend_gates(),
+                                   .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS), 1, 1},
+                                   .block = {RGK_BLEND_THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
 }

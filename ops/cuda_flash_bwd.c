@@ -141,5 +141,9 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   return RG_OK;
 }
 
-const rgi_attn_family rgi_attn_flash_bwd = {
-    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .workspace = workspace, .steps = steps};
+const rgi_attn_family rgi_attn_flash_bwd = {.name = "wgmma",
+                                            .modes = RGI_ATTN_DENSE,
+                                            .refuses = refuses,
+                                            .workspace = workspace,
+                                            .steps = steps,
+                                            .delta = RGI_DELTA_LANES};

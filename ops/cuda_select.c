@@ -4,19 +4,18 @@
 #include "cuda_attn.h"
 #include "cuda_csr.h"
 
-/* Bytes of the partial store, and of sums of d.k and d.v, per launch; at least one chunk of rows, one head.
- */
-static const int64_t PARTIALS = INT64_C(288) << 20, SUMS = INT64_C(256) << 20;
+/* Bytes of the partial store per launch; at least one chunk of rows, one head. */
+static const int64_t PARTIALS = INT64_C(288) << 20, BWD_PARTIALS = INT64_C(256) << 20;
 enum {
   FWD_ROWS = 1024, /* rows (query, head) of an item */
-  DKV_ROWS = 8192,
+  BWD_ROWS = 1024,
   MAX_BLOCK = 1024,
   MAX_N = 4096
 };
 
 typedef struct select_plan {
   rgk_select p;
-  int64_t window; /* rows */
+  int64_t window; /* forward: rows */
 } select_plan;
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) {
@@ -136,75 +135,76 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return refuses(a, gpu, true);
 }
 
-/* Items are whole lists, or pieces of long ones. */
-static void plan_keys(select_plan *s, const rgk_attn *a, rgi_cut *w) {
-  rgk_select *p = &s->p;
-  p->all = true;
-  p->chunk = 0, p->chunk_end = p->csr.chunks;
-  p->length = DKV_ROWS / a->G > 0 ? DKV_ROWS / a->G : 1;
-  const int64_t pieces = a->T * a->N / p->length;
-  p->cap = pieces + p->csr.slots;
-  p->sums = least(2 * pieces, p->cap); /* lists of several pieces only */
-  const int64_t row = p->parts * RGK_SELECT_KEYS * (int64_t)sizeof(float),
-                bytes = p->sums * row * (a->D + a->E);
-  p->heads = bytes > 0 ? (int32_t)least(a->KH, SUMS / bytes) : a->KH;
-  if (p->heads < 1) p->heads = 1;
-  p->sum_k = rgi_take(w, (size_t)(p->heads * p->sums * row * a->D));
-  p->sum_v = rgi_take(w, (size_t)(p->heads * p->sums * row * a->E));
-  p->sum = rgi_take(w, (size_t)(p->heads * p->csr.slots) * sizeof *p->sum);
-  p->item = rgi_take(w, (size_t)(p->heads * p->cap) * sizeof *p->item);
-  p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
-}
-
-/* The two halves run one after the other and share memory. */
-static void bwd_plan(const rgk_attn *a, rgi_cut *w, select_plan *queries, select_plan *keys) {
-  *queries = plan(a, w);
-  queries->p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
-  *keys = *queries;
-  rgi_cut other = *w;
-  if (a->dq.data) plan_windows(queries, a, (int64_t)a->D * (a->dtype == RG_F16 ? 4 : 2), w);
-  if (a->dk.data || a->dv.data) plan_keys(keys, a, &other);
-  if (other.used > w->used) w->used = other.used;
+/* What decides about the bits of d.k and d.v, step and length, looks at the shape of one group alone. */
+static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
+  rgk_select p = plan(a, w).p;
+  const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
+                place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2);
+  p.step = BWD_PARTIALS / place / 64 * 64;
+  if (p.step < 64) p.step = 64;
+  p.length = BWD_ROWS / a->G > 0 ? BWD_ROWS / a->G : 1;
+  p.rows = least(p.step, a->T);
+  /* Two neighbouring windows hold more than p.rows rows where steps do not line up. */
+  p.windows = (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
+  if (p.windows < 1) p.windows = 1;
+  const int64_t heads = p.rows > 0 ? BWD_PARTIALS / (place * p.rows) : a->KH;
+  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
+  const int64_t items = p.rows * a->N / p.length; /* whole ones; lists with extra sums have at least CHAIN */
+  p.cap = items + slots;
+  p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
+  p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
+  p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
+  p.span = rgi_take(w, (size_t)(p.heads * slots) * sizeof *p.span);
+  p.ticket = rgi_take(w, (size_t)(p.heads * p.parts) * sizeof *p.ticket);
+  p.turn = rgi_take(w, (size_t)(p.heads * p.sums * p.parts) * sizeof *p.turn);
+  p.item = rgi_take(w, (size_t)(p.heads * p.cap) * sizeof *p.item);
+  p.items = rgi_take(w, (size_t)p.heads * sizeof *p.items);
+  if (a->dq.data) p.part = rgi_take(w, (size_t)(p.heads * p.rows * place));
+  if (a->dk.data || a->dv.data) {
+    p.sum_k = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->D) * sizeof *p.sum_k);
+    p.sum_v = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->E) * sizeof *p.sum_v);
+  }
+  return p;
 }
 static size_t bwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
   (void)gpu;
   rgi_cut w = {0};
-  select_plan queries, keys;
-  bwd_plan(a, &w, &queries, &keys);
+  bwd_plan(a, &w);
   return w.used;
-}
-static rg_status keys_steps(rgk_select *p, rg_cuda *x) {
-  const rgk_attn *a = &p->a;
-  const rg_dtype t = (rg_dtype)a->dtype;
-  const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_dkv_groups(a->D, a->E));
-  for (p->head = 0; p->head < a->KH; p->head += p->heads) {
-    const int64_t heads = least(p->heads, a->KH - p->head);
-    RGI_TRY(launch(p, x, rgk_select_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
-    RGI_TRY(launch(p, x, rgk_select_dkv(t, a->D, a->E), p->cap, p->parts, heads, threads,
-                   rgk_select_shared_dkv(a->D, a->E)));
-    if (p->sums > 0)
-      RGI_TRY(launch(p, x, rgk_select_keys_sum(t, a->D, a->E), p->csr.slots, p->parts, heads, threads, 0));
-  }
-  return RG_OK;
 }
 static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
   (void)gpu;
   rgi_cut w = {.base = workspace};
   const rg_dtype t = (rg_dtype)a->dtype;
-  select_plan queries, keys;
-  bwd_plan(a, &w, &queries, &keys);
-  RGI_TRY(rgi_csr_steps(&queries.p.csr, x));
+  rgk_select plan = bwd_plan(a, &w), *p = &plan;
+  RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
-    RGI_TRY(launch(&queries.p, x, rgk_select_stat(t), rgk_blocks(a->T * a->H, RGK_SELECT_REDUCE / 32), 1, 1,
+    RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+                   rgk_blocks(a->T * a->H, a->delta.data ? RGK_SELECT_REDUCE : RGK_SELECT_REDUCE / 32), 1, 1,
                    RGK_SELECT_REDUCE, 0));
-  if (a->d_sinks.data) RGI_TRY(launch(&queries.p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
-  if (a->dk.data || a->dv.data) RGI_TRY(keys_steps(&keys.p, x));
-  if (!a->dq.data || a->T == 0) return RG_OK;
-  return windows(&queries, x, rgk_select_dq(t, a->D, a->E), rgk_select_shared_dq(a->D, a->E),
-                 rgk_select_reduce_dq(t), a->D / (a->dtype == RG_F16 ? 4 : 8));
+  if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
+  if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
+  const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_bwd_groups(a->D, a->E));
+  const int64_t pieces = a->D / (a->dtype == RG_F16 ? 4 : 8);
+  RGI_TRY(launch(p, x, rgk_select_bounds(), 1, 1, 1, 1, 0));
+  for (p->head = 0; p->head < a->KH; p->head += p->heads) {
+    const int64_t heads = least(p->heads, a->KH - p->head);
+    for (p->window = 0; p->window < p->windows; p->window++) {
+      RGI_TRY(launch(p, x, rgk_select_bwd_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
+      RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), p->cap, p->parts, heads, threads,
+                     rgk_select_shared_bwd(a->D, a->E)));
+      if (a->dk.data || a->dv.data)
+        RGI_TRY(launch(p, x, rgk_select_keys_sum(), p->csr.slots, p->parts, heads, RGK_SELECT_SUM, 0));
+      if (a->dq.data && a->T > 0)
+        RGI_TRY(launch(p, x, rgk_select_reduce_dq(t), rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE),
+                       heads, 1, RGK_SELECT_REDUCE, 0));
+    }
+  }
+  return RG_OK;
 }
 const rgi_attn_family rgi_attn_select_bwd = {.name = "selected blocks, by keys",
                                              .modes = RGI_ATTN_SELECTED,
                                              .refuses = bwd_refuses,
                                              .workspace = bwd_workspace,
-                                             .steps = bwd_steps};
+                                             .steps = bwd_steps,
+                                             .delta = RGI_DELTA_LANES};

@@ -49,7 +49,7 @@ static rg_status check(const rg_call *c, rg_error *e) {
   int n = rg_in_count(c, IN_O), m = rg_in_count(c, IN_LSE);
   if (n != m)
     return rg_op_fail(e, RG_E_SHAPE, c, "%d outputs come with %d log-sum-exps; one each is needed", n, m);
-  return RG_OK;
+  return rgi_cuda_blend_check(c, IN_O, "merge them in groups, then the groups", e);
 }
 
 static void cost(const rg_call *c, rg_cost *out) {

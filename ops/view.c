@@ -84,7 +84,7 @@ static const rg_attr slice_attrs[] = {
     {"stop", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL,
      "first index no longer kept; to the end if left out"},
 };
-static const rgi_rules slice_rules = {slice_infer, slice_backward, true};
+static const rgi_rules slice_rules = {.infer = slice_infer, .backward = slice_backward, .partial = true};
 const rg_op rgi_op_slice = {.abi = RG_OP_ABI,
                             .name = "slice",
                             .doc = "view of the indices start … stop-1 of one axis",
@@ -154,7 +154,7 @@ static const rg_attr split_attrs[] = {
     {"sizes", RG_ATTR_INTS, false, 0, 1099511627776.0, 0, NULL,
      "extent of each part; equal parts if left out"},
 };
-static const rgi_rules split_rules = {split_infer, split_backward, true};
+static const rgi_rules split_rules = {.infer = split_infer, .backward = split_backward, .partial = true};
 const rg_op rgi_op_split = {.abi = RG_OP_ABI,
                             .name = "split",
                             .doc = "views that cut one axis into consecutive parts",
@@ -282,7 +282,7 @@ static const rg_attr reshape_attrs[] = {
     {"shape", RG_ATTR_INTS, true, -1, 1099511627776.0, 0, NULL,
      "new extents; 0 keeps the input's extent on that axis, one -1 takes what is left"},
 };
-static const rgi_rules reshape_rules = {reshape_infer, reshape_backward, false};
+static const rgi_rules reshape_rules = {.infer = reshape_infer, .backward = reshape_backward};
 const rg_op rgi_op_reshape = {.abi = RG_OP_ABI,
                               .name = "reshape",
                               .doc = "view with other axes over the same elements in the same order",
@@ -337,7 +337,7 @@ static const rg_attr transpose_attrs[] = {
     {"perm", RG_ATTR_INTS, true, 0, RG_MAX_RANK - 1, 0, NULL,
      "axis of the input for each axis of the output"},
 };
-static const rgi_rules transpose_rules = {transpose_infer, transpose_backward, false};
+static const rgi_rules transpose_rules = {.infer = transpose_infer, .backward = transpose_backward};
 const rg_op rgi_op_transpose = {.abi = RG_OP_ABI,
                                 .name = "transpose",
                                 .doc = "view with the outer axes in another order",
@@ -389,7 +389,7 @@ static const rg_port join_out[] = {
 static const rg_attr join_attrs[] = {
     {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
 };
-static const rgi_rules join_rules = {join_infer, rgi_bwd_cut, false};
+static const rgi_rules join_rules = {.infer = join_infer, .backward = rgi_bwd_cut};
 const rg_op rgi_op_join = {.abi = RG_OP_ABI,
                            .name = "join",
                            .doc = "parts written by different nodes, seen as one tensor",

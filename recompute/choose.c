@@ -256,6 +256,31 @@ static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy 
   return RG_OK;
 }
 
+/* Saved bytes and the peak's lower bound. */
+static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int64_t *saved, int64_t *peak,
+                          rg_error *e) {
+  int64_t forward, backward;
+  RGI_TRY(rgi_memory_peak(g, mem, true, saved, &forward, &backward, e));
+  *peak = *saved + (forward > backward ? forward : backward);
+  return RG_OK;
+}
+
+rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
+                          int64_t *peak, rg_error *e) {
+  bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
+  if (!chosen) return rgi_nomem(e);
+  memset(chosen, 0, (size_t)g->norigin + 1);
+  for (int o = 0; o < g->norigin && o < c->nnode; o++) chosen[o] = c->node[o].recomputed;
+  rgi_graph *next;
+  int64_t saved;
+  rg_status status = rgi_rewrite(g, chosen, NULL, &next, NULL, e);
+  rgi_free(g->ctx, chosen);
+  RGI_TRY(status);
+  status = bytes_of(next, mem, &saved, peak, e);
+  rgi_graph_destroy(next);
+  return status;
+}
+
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e) {
@@ -266,7 +291,6 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
   rgi_graph *next = NULL;
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
   rg_status status;
-  int64_t forward, backward;
   RGI_GOTO(status, new_report(g, m, policy, &c, e), done);
   bool *chosen = rgi_alloc_n(m->arena, (size_t)g->norigin + 1, sizeof *chosen);
   if (!chosen) {
@@ -278,10 +302,8 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
   RGI_GOTO(status, rgi_verify(next, "recompute", e), done);
   mark(c, m, chosen);
   if (c->optimal) c->bound_ms = c->extra_ms;
-  RGI_GOTO(status, rgi_memory_peak(g, mem, true, &c->saved_before, &forward, &backward, e), done);
-  c->peak_before = c->saved_before + (forward > backward ? forward : backward);
-  RGI_GOTO(status, rgi_memory_peak(next, mem, true, &c->saved_after, &forward, &backward, e), done);
-  c->peak_after = c->saved_after + (forward > backward ? forward : backward);
+  RGI_GOTO(status, bytes_of(g, mem, &c->saved_before, &c->peak_before, e), done);
+  RGI_GOTO(status, bytes_of(next, mem, &c->saved_after, &c->peak_after, e), done);
   *out = next;
   next = NULL;
   if (report) {

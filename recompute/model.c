@@ -239,7 +239,7 @@ void rgi_model_order(const rgi_model *m, int *order) {
 }
 
 int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set) {
-  int64_t saved = 0;
+  int64_t saved = m->mem.reserved;
   for (int v = 0; v < m->nvalue; v++) {
     const rgi_value *x = &m->value[v];
     bool read = x->direct;

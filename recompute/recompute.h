@@ -53,6 +53,9 @@ typedef struct rgi_choice {
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e);
+/* The most bytes alive at once, saved and scratch, if g (of the same spec) had this choice made. */
+rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
+                          int64_t *peak, rg_error *e);
 void rgi_choice_destroy(rgi_choice *c); /* NULL is fine */
 
 /* A few lines, resp. one JSON object (no trailing newline). */

@@ -15,6 +15,7 @@ typedef struct rewriter {
   const rgi_profile *profile;
   bool *is_output;   /* per tensor of from: owner is a declared output */
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
+  int32_t after;     /* what the backward node that is being copied waits for: its clones wait, too */
   double ms;
 } rewriter;
 
@@ -51,6 +52,7 @@ static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *
   memcpy(node->out, old->out, (size_t)rgi_nout(old) * sizeof *node->out);
   node->origin = old->origin;
   node->group = old->group;
+  node->after = old->backward ? old->after : r->after;
   node->rank = old->rank;
   node->backward = old->backward;
   node->kind = old->kind;
@@ -156,6 +158,7 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
     int32_t *in = NULL;
+    r.after = node->backward ? node->after : -1;
     if (node->backward) {
       in = rgi_alloc_n(to->arena, (size_t)rgi_nin(node) + 1, sizeof *in);
       if (!in) {

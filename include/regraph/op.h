@@ -158,7 +158,8 @@ typedef struct rg_cost {
 /* ---- CUDA ---------------------------------------------------------------------------------------- */
 
 /* One kernel launch. `function` is the host address of a __global__ function that takes one struct by value;
- * `params` is that struct (copied by whoever takes the launch). */
+ * `params` is that struct (copied by whoever takes the launch, and compared with what was there before as
+ * bytes: leave no hole unset). */
 typedef struct rg_launch {
   const void *function;
   uint32_t grid[3], block[3];
@@ -193,6 +194,7 @@ enum {
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they carry:
  *   in  "x"       the forward input x           in  "out.x"  the forward output x
  *   in  "grad.x"  gradient of the output x      in  "acc.x"  (optional) fp32 sum so far for d.x
+ *   in  "delta.x" (optional) out.x times grad.x, summed over the last axis; where bound, "out.x" is not
  *   out "d.x"     gradient of the input x, flag RG_PORT_GRAD
  * A bound "acc.x" is the same bytes as "d.x": the op adds to it instead of overwriting. Without it, d.x is
  * overwritten. d.x has x's dtype, or fp32 when several contributions are summed. List ports stay lists.
@@ -213,7 +215,8 @@ typedef struct rg_op {
   int nattr;
 
   /* Checks that the tables cannot say. Shapes of in and out are known, data is NULL. Symbolic extents (no T
-   * given yet) are shown as RG_DIM_FREE: skip what depends on them. NULL: nothing more to check. */
+   * given yet) are shown as RG_DIM_FREE: skip what depends on them. A plan for a GPU asks once more, with gpu
+   * set. NULL: nothing more to check. */
   rg_status (*check)(const rg_call *c, rg_error *e);
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */

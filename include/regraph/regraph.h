@@ -205,6 +205,7 @@ typedef struct rg_plan_options {
   bool no_inplace;
   bool no_lanes; /* cuda: independent branches may share bytes, and then run one after another. The policy's
                     budget and split_heads imply it */
+  bool no_fuse;  /* fuse pass off: a gradient of several branches is computed for all of them at once */
   double pack_seconds; /* time limit for the exact packer; 0: 2 s */
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);

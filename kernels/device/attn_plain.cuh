@@ -9,7 +9,7 @@
 #pragma once
 #include "../attn_plain.h"
 #include "attn.cuh"
-#include "element.cuh"
+#include "chunk.cuh"
 
 namespace rgk {
 namespace plain {
@@ -23,87 +23,84 @@ __device__ __forceinline__ void copy_async(float *to, const void *from) {
 /* All rows this thread copied have arrived; a barrier then shows them to the others. */
 __device__ __forceinline__ void wait_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-template <rg_dtype TYPE> __device__ __forceinline__ float4 load4(const void *data, int64_t i) {
-  using T = typename element<TYPE>::type;
-  const T *p = (const T *)data + i;
-  if (TYPE == RG_F32) return *(const float4 *)p;
-  uint2 raw = *(const uint2 *)p;
-  const T *h = (const T *)&raw;
-  return make_float4(to_float(h[0]), to_float(h[1]), to_float(h[2]), to_float(h[3]));
-}
-
-template <int LD, int THREADS, rg_dtype TYPE, class At>
-__device__ __forceinline__ void load_rows_as(float *dst, int rows, int width, int padded, const void *data,
-                                             bool vec, At at) {
-  using T = typename element<TYPE>::type;
-  enum { LANES = LD < 100 ? 16 : 32 };
-  const int c0 = threadIdx.x % LANES * 4;
-#pragma unroll 4
-  for (int r = threadIdx.x / LANES; r < rows; r += THREADS / LANES) {
-    const int64_t from = at(r);
-    for (int c = c0; c < padded; c += LANES * 4) {
-      float4 x = make_float4(0, 0, 0, 0);
-      float *to = dst + r * LD + c;
-      if (from >= 0 && vec && c < width) {
-        if (TYPE == RG_F32) {
-          copy_async(to, (const T *)data + from + c);
-          continue;
-        }
-        x = load4<TYPE>(data, from + c);
-      } else if (from >= 0 && !vec) {
-        const T *p = (const T *)data + from + c;
-        if (c < width) x.x = to_float(p[0]);
-        if (c + 1 < width) x.y = to_float(p[1]);
-        if (c + 2 < width) x.z = to_float(p[2]);
-        if (c + 3 < width) x.w = to_float(p[3]);
-      }
-      *(float4 *)to = x;
-    }
-  }
+/* Four elements of 16 bits, those from n on as zeros. */
+__device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
+  if (vec) return *(const uint2 *)p;
+  const uint32_t x = p[0], y = n > 1 ? p[1] : 0, z = n > 2 ? p[2] : 0, w = n > 3 ? p[3] : 0;
+  return make_uint2(x | y << 16, z | w << 16);
 }
 
 /* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after it; zeros past
  * the width and where at(r) is negative. wait_rows() and a barrier must follow. */
 template <int LD, int THREADS, class At>
 __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t, bool vec, At at) {
-  const int padded = (width + 15) & ~15;
-  if (t.dtype == RG_F32)
-    load_rows_as<LD, THREADS, RG_F32>(dst, rows, width, padded, t.data, vec, at);
-  else if (t.dtype == RG_F16)
-    load_rows_as<LD, THREADS, RG_F16>(dst, rows, width, padded, t.data, vec, at);
-  else
-    load_rows_as<LD, THREADS, RG_BF16>(dst, rows, width, padded, t.data, vec, at);
+  enum { LANES = LD < 100 ? 16 : 32, STEP = THREADS / LANES, AHEAD = 4 /* loads under way */ };
+  const int padded = (width + 15) & ~15, r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES * 4;
+  if (t.dtype == RG_F32) {
+#pragma unroll 1
+    for (int r = r0; r < rows; r += STEP) {
+      const int64_t from = at(r);
+#pragma unroll 1
+      for (int c = c0; c < padded; c += LANES * 4) {
+        float *to = dst + r * LD + c, x[4] = {0, 0, 0, 0};
+        if (vec && from >= 0 && c < width) {
+          copy_async(to, (const float *)t.data + from + c);
+          continue;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          if (from >= 0 && c + i < width) x[i] = ((const float *)t.data)[from + c + i];
+        *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int c = c0; c < padded; c += LANES * 4)
+#pragma unroll 1
+    for (int r1 = r0; r1 < rows; r1 += AHEAD * STEP) {
+      uint2 raw[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        const int r = r1 + i * STEP;
+        const int64_t from = r < rows ? at(r) : -1;
+        raw[i] = make_uint2(0, 0); /* zeros in either type */
+        if (from >= 0 && c < width) raw[i] = load4((const uint16_t *)t.data + from + c, width - c, vec);
+      }
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        const int r = r1 + i * STEP;
+        const bool half = t.dtype == RG_F16;
+        const float2 lo = half ? unpack(raw[i].x, __half()) : unpack(raw[i].x, __nv_bfloat16());
+        const float2 hi = half ? unpack(raw[i].y, __half()) : unpack(raw[i].y, __nv_bfloat16());
+        if (r < rows) *(float4 *)(dst + r * LD + c) = make_float4(lo.x, lo.y, hi.x, hi.y);
+      }
+    }
 }
 
-/* Columns c … c + 3 of the row at element `row` of t, those below `width`. */
-__device__ __forceinline__ void store4(const rgk_tensor &t, int64_t row, int c, int width, float4 x, bool vec,
-                                       bool add) {
-  if (c >= width) return;
-  if (vec && t.dtype == RG_F32) {
-    float4 *p = (float4 *)((float *)t.data + row + c);
-    if (add) {
-      float4 y = *p;
-      x = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
-    }
-    *p = x;
-    return;
-  }
-  if (vec && t.dtype != RG_F32) {
-    uint2 raw;
-    if (t.dtype == RG_F16) {
-      __half2 lo = __floats2half2_rn(x.x, x.y), hi = __floats2half2_rn(x.z, x.w);
-      raw = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+/* The first `width` columns of a row in shared memory to the row at element `row` of t, by one warp. */
+__device__ __forceinline__ void store_row(const rgk_tensor &t, int64_t row, const float *src, int width, bool vec,
+                                          bool add) {
+#pragma unroll 1
+  for (int c = threadIdx.x % 32 * 4; c < width; c += 128) {
+    const float4 x = *(const float4 *)(src + c);
+    if (!vec) {
+#pragma unroll 1
+      for (int i = c; i < min(c + 4, width); i++) put_grad(t.data, t.dtype, row + i, src[i], add);
+    } else if (t.dtype == RG_F32) {
+      float4 *p = (float4 *)((float *)t.data + row + c), y = x;
+      if (add) {
+        y = *p;
+        y = make_float4(__fadd_rn(y.x, x.x), __fadd_rn(y.y, x.y), __fadd_rn(y.z, x.z), __fadd_rn(y.w, x.w));
+      }
+      *p = y;
     } else {
-      __nv_bfloat162 lo = __floats2bfloat162_rn(x.x, x.y), hi = __floats2bfloat162_rn(x.z, x.w);
-      raw = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+      const bool half = t.dtype == RG_F16;
+      *(uint2 *)((uint16_t *)t.data + row + c) =
+          half ? make_uint2(pack(x.x, x.y, __half()), pack(x.z, x.w, __half()))
+               : make_uint2(pack(x.x, x.y, __nv_bfloat16()), pack(x.z, x.w, __nv_bfloat16()));
     }
-    *(uint2 *)((uint16_t *)t.data + row + c) = raw;
-    return;
   }
-  put_grad(t.data, t.dtype, row + c, x.x, add);
-  if (c + 1 < width) put_grad(t.data, t.dtype, row + c + 1, x.y, add);
-  if (c + 2 < width) put_grad(t.data, t.dtype, row + c + 2, x.z, add);
-  if (c + 3 < width) put_grad(t.data, t.dtype, row + c + 3, x.w, add);
 }
 
 template <int LANES>
@@ -203,6 +200,17 @@ __device__ __forceinline__ float4 scaled(float4 x, float f) {
 }
 __device__ __forceinline__ float4 added(float4 x, float4 y) {
   return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+}
+
+/* A lane's sums, each row times its factor, into rows that the warp alone uses, where to point at the lane's
+ * first row and column. Adding to a gradient happens after that, so the product is rounded first. */
+template <int RL, int NE, int LD>
+__device__ __forceinline__ void put_sums(float *to, const float4 (&sum)[RL][NE], const float (&factor)[RL]) {
+#pragma unroll
+  for (int i = 0; i < RL; i++)
+#pragma unroll
+    for (int j = 0; j < NE; j++) *(float4 *)(to + 4 * i * LD + 32 * j) = scaled(sum[i][j], factor[i]);
+  __syncwarp();
 }
 
 /* Logits of products of q and k. */

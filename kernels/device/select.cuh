@@ -4,7 +4,8 @@
  *   tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
  *   row table           made two tiles ahead by one thread a row, from list entries fetched three tiles ahead;
  *                       three tables take turns, so one barrier a tile is enough
- *   gathering           cp.async, one tile ahead; rows that do not exist become zeros
+ *   gathering           cp.async, one tile ahead; in forward rows that do not exist become zeros, in backward they
+ *                       repeat one that does
  */
 #pragma once
 #include "../select.h"
@@ -21,10 +22,6 @@ __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void copy8(uint32_t to, const void *from, bool real) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(real ? 8 : 0)
-               : "memory");
-}
 /* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
 __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real, bool aligned) {
   if (aligned) {
@@ -36,6 +33,9 @@ __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bo
     for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
+}
+__device__ __forceinline__ void copy4(uint32_t to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -75,47 +75,48 @@ __device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, cons
   }
 }
 
-/* Rows of a tile. */
+/* Rows of a tile of forward. */
 template <int rows> struct row_table {
-  int64_t q[rows], d_o[rows], at[rows]; /* elements into q and d_o, -1: no such row; into the partial store (in
-                                           rows of it) or stat (pairs) */
-  int limit[rows];                      /* keys of the item that the row sees */
+  int64_t q[rows], at[rows]; /* elements into q, -1: no such row; into the partial store, in rows of it */
+  int limit[rows];           /* keys of the item that the row sees */
 };
 
 /* Walks an item's list for one row of each tile. */
 template <int rows> struct row_walk {
   const int32_t *list;
   const uint16_t *places;
-  int64_t begin; /* of the sequence's queries, less its offset */
-  int64_t keys;  /* first of the item, as a position */
-  int next, step, G, head, n, count;
+  int64_t first; /* row at the position of the item's first key */
+  int next, G, head, n, count;
   int row, place, g; /* fetched */
+  bool real;
 
   __device__ __forceinline__ row_walk(const rgk_select &p, const rgk_select_item &item, const select_keys &k,
                                       int kh) {
     const int64_t base = kh * p.a.T * p.a.N + item.first;
     list = p.csr.rows + base;
     places = p.csr.places ? p.csr.places + base : nullptr;
-    begin = k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0;
-    keys = k.first;
+    first = k.first + (k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0);
     G = p.a.G;
     next = threadIdx.x;
     head = kh * G;
     n = k.n;
     count = item.count;
   }
-  __device__ __forceinline__ void fetch() {
-    const int e = next / G;
+  /* repeat: instead of rows that do not exist (row -1), the last that does; an item has one. */
+  template <bool repeat = false> __device__ __forceinline__ void fetch() {
+    int e = next / G;
     g = next - e * G;
     next += rows;
     row = -1;
-    if (e < count) {
+    real = e < count;
+    if (repeat && !real) e = count - 1;
+    if (repeat || real) {
       row = list[e];
       place = places ? places[e] : 0;
     }
   }
   __device__ __forceinline__ int limit() const {
-    const int64_t seen = row - begin + 1 - keys;
+    const int64_t seen = row - first + 1;
     return seen < n ? (seen < 0 ? 0 : (int)seen) : n;
   }
 };
@@ -131,21 +132,39 @@ __device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t
   }
 }
 
+/* The same for aligned rows that all exist, row r from row[step * r] on. A thread keeps its chunk of a row, so that
+ * little is computed. */
+template <int rows, int W, int threads, int first = 0>
+__device__ __forceinline__ void gather_fast(uint32_t to, const char *const *row, int step) {
+  constexpr int PART = (W & (W - 1)) == 0 ? W : W > 128 ? 128 : 64, C = PART / 8, R = threads / C;
+  static_assert(R % 8 == 0 && rows % R == 0);
+  const int c = threadIdx.x % C, r = threadIdx.x / C;
+  const uint32_t at = to + chunk_at<rows>(r, first / 8 + c);
+#pragma unroll
+  for (int i = 0; i < rows; i += R)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + i * 128),
+                 "l"(row[(r + i) * step] + (first / 8 + c) * 16)
+                 : "memory");
+  if constexpr (W > PART) gather_fast<rows, W - PART, threads, first + PART>(to, row, step);
+}
+
 /* d = A B^T over W columns: A a tile of 64 rows, B one of N rows. */
 template <class T, int N, int W>
 __device__ __forceinline__ void product_rows(float (&d)[N / 2], uint32_t a, uint32_t b) {
+  const uint64_t x = desc_k(a), y = desc_k(b);
 #pragma unroll
   for (int k = 0; k < W / 16; k++)
-    wgmma<T, N>::ss(d, desc_k(a + (k / 4) * 8192 + (k % 4) * 32), desc_k(b + (k / 4) * (N * 128) + (k % 4) * 32),
+    wgmma<T, N>::ss(d, desc_on(x, (k / 4) * 8192 + (k % 4) * 32), desc_on(y, (k / 4) * (N * 128) + (k % 4) * 32),
                     k > 0);
 }
 /* d += A B: A in registers, 64 rows of K columns; B a tile of K rows, N of its columns. */
 template <class T, int N, int K>
 __device__ __forceinline__ void product_columns(float (&d)[N / 2], const uint32_t (&a)[K / 4], uint32_t b,
                                                 bool add) {
+  const uint64_t y = desc_mn(b, K * 128);
 #pragma unroll
   for (int k = 0; k < K / 16; k++)
-    wgmma<T, N>::template rs<true>(d, a + 4 * k, desc_mn(b + 2048 * k, K * 128), add || k > 0);
+    wgmma<T, N>::template rs<true>(d, a + 4 * k, desc_on(y, 2048 * k), add || k > 0);
 }
 
 template <class T, int n> __device__ __forceinline__ void pack_all(uint32_t (&a)[n], const float (&x)[2 * n]) {

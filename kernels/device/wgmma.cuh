@@ -36,6 +36,10 @@ __device__ __forceinline__ uint64_t desc_make(uint32_t at, uint32_t leading, uin
 }
 __device__ __forceinline__ uint64_t desc_k(uint32_t at) { return desc_make(at, 16, 1024); }
 __device__ __forceinline__ uint64_t desc_mn(uint32_t at, uint32_t panel) { return desc_make(at, panel, 1024); }
+/* The same, `bytes` further on. */
+__device__ __forceinline__ uint64_t desc_on(uint64_t d, uint32_t bytes) {
+  return (d & 0xffffffff00000000u) | ((uint32_t)d + (bytes >> 4));
+}
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() {

@@ -38,7 +38,7 @@ class TensorInfo(Structure):
 class PlanOptions(Structure):
     _fields_ = [("set", POINTER(Binding)), ("nset", c_size_t), ("device", c_char_p), ("profile_path", c_char_p),
                 ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
-                ("no_lanes", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
+                ("no_lanes", c_bool), ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
 
 
 class Sizes(Structure):

@@ -139,12 +139,12 @@ class Plan(_Handle):
     """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads may share it."""
 
     def __init__(self, spec, policy=None, *, device="cpu", profile=None, threads=0, no_grad=False, no_reuse=False,
-                 no_inplace=False, no_lanes=False, pack_seconds=0.0, **dims):
+                 no_inplace=False, no_lanes=False, no_fuse=False, pack_seconds=0.0, **dims):
         policy = Policy(policy, spec.context) if isinstance(policy, (str, os.PathLike, dict)) else policy
         array, count = _lib.bindings(dims)
         options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
                                    profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
-                                   no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes,
+                                   no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
                                    pack_seconds=pack_seconds)
         handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_plan_destroy, spec.context)

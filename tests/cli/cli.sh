@@ -139,13 +139,13 @@ expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
 echo '{ "regraph_policy": 1, "budget": { "bytes": 1000 } }' >tiny.json
 expect 4 'RG_E_INFEASIBLE' plan "$nsa" --set T=4096 --policy tiny.json
 peaks=()
-for flags in "" --no-inplace --no-reuse --no-grad; do
+for flags in "" --no-inplace --no-reuse --no-grad --no-fuse; do
   expect 0 . plan "$nsa" --set T=4096 --json $flags
   peaks+=("$(value stdout predicted_peak_bytes)")
 done
 checks=$((checks + 1))
-((peaks[0] <= peaks[1] && peaks[1] <= peaks[2] && peaks[0] < peaks[2] && peaks[3] < peaks[0])) ||
-  fail "peaks of plain, no-inplace, no-reuse, no-grad: ${peaks[*]}"
+((peaks[0] <= peaks[1] && peaks[1] <= peaks[2] && peaks[0] < peaks[2] && peaks[3] < peaks[0] && peaks[0] < peaks[4])) ||
+  fail "peaks of plain, no-inplace, no-reuse, no-grad, no-fuse: ${peaks[*]}"
 expect 0 . pareto "$nsa" "${small[@]}" --set T=512
 expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
 

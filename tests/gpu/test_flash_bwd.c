@@ -53,7 +53,8 @@ static uint16_t *random_rows(ot *t, int64_t rows, int64_t capacity, int64_t head
 }
 static rgk_tensor rows_of(void *data, int64_t heads, rg_dtype dtype) {
   const bool flat = dtype == RG_F32;
-  return (rgk_tensor){data, flat ? heads : heads * WIDTH, flat ? 1 : WIDTH, (int32_t)dtype};
+  return (rgk_tensor){
+      .data = data, .row = flat ? heads : heads * WIDTH, .head = flat ? 1 : WIDTH, .dtype = (int32_t)dtype};
 }
 
 Test(flash_bwd, one_sum_or_a_place_each) {
@@ -82,7 +83,7 @@ Test(flash_bwd, one_sum_or_a_place_each) {
   static uint16_t out[2][3][LIVE * HEADS * WIDTH];
   for (int i = 0; i < 2; i++) {
     a.T = a.S = i ? ROOMY : LIVE;
-    a.seqs = a.kseqs = (rgk_seqs){cu, 3, a.T};
+    a.seqs = a.kseqs = (rgk_seqs){.starts = cu, .n = 3, .rows = a.T};
     void *grad[3];
     for (int g = 0; g < 3; g++) grad[g] = device((size_t)(ROOMY * (g ? 1 : HEADS) * WIDTH) * 2, 0xff);
     a.dq = rows_of(grad[0], HEADS, RG_BF16);

@@ -50,10 +50,10 @@ static void check(uint64_t seed, shape x) {
   void *d_cu = on_device(p.cu, (size_t)(x.B + 1) * 4), *d_cuk = on_device(pk.cu, (size_t)(x.B + 1) * 4);
   void *d_offset = x.offset ? on_device(x.offset, (size_t)x.B * 4) : NULL;
   rgk_attn a = {.mode = RGK_SLC, .KH = x.KH, .N = x.N, .block = x.block, .T = p.T, .S = pk.T};
-  a.seqs = (rgk_seqs){d_cu, x.B, p.T};
-  a.kseqs = (rgk_seqs){d_cuk, x.B, pk.T};
+  a.seqs = (rgk_seqs){.starts = d_cu, .n = x.B, .rows = p.T};
+  a.kseqs = (rgk_seqs){.starts = d_cuk, .n = x.B, .rows = pk.T};
   a.offset = d_offset;
-  a.idx = (rgk_tensor){d_idx, row_stride, x.N + 3, RG_I32};
+  a.idx = (rgk_tensor){.data = d_idx, .row = row_stride, .head = x.N + 3, .dtype = RG_I32};
   rgi_cut size = {0};
   rgk_csr csr = rgi_csr_plan(&a, &size);
   rgi_cut w = {.base = on_device(NULL, size.used)};

@@ -260,7 +260,10 @@ void num_attn_calls(ot *t, num_attn_run *r) {
   r->dsinks = a->sinks ? OT_NEW(t, grad, a->H) : NULL;
   r->backward = ot_call_new(t, num_attn_bwd_op(a->kind));
   common(r->backward, r);
-  ot_in_if(r->backward, "out.o", r->o);
+  if (r->delta)
+    ot_in(r->backward, "delta.o", r->delta);
+  else
+    ot_in_if(r->backward, "out.o", r->o);
   ot_in_if(r->backward, "out.lse", r->lse);
   ot_in(r->backward, "grad.o", r->d_o);
   if (r->d_lse) ot_in(r->backward, "grad.lse", r->d_lse);

@@ -78,6 +78,7 @@ typedef struct num_attn_run {
   ot_tensor *q, *k, *v, *idx, *offset, *sinks;
   ot_tensor *o, *lse;               /* outputs of the op */
   ot_tensor *d_o, *d_lse;           /* gradients that come in */
+  ot_tensor *delta;                 /* not NULL: the backward call gets it instead of o */
   ot_tensor *dq, *dk, *dv, *dsinks; /* gradients that go out */
   ot_call *forward, *backward;
 } num_attn_run;

@@ -1,5 +1,6 @@
 /* tests/harness/optest.c: builds an rg_call by names, runs it on a little pool of threads, and checks what an
  * op must leave behind (see optest.h). */
+#include "../../graph/ir.h"
 #include "optest_internal.h"
 #include <math.h>
 #include <pthread.h>
@@ -46,6 +47,9 @@ bool ot_has_attr(const rg_op *op, const char *attr) {
 }
 void ot_set_isa(ot_call *c, int isa) {
   c->isa = isa;
+}
+int ot_delta(const ot_call *c) {
+  return c->delta;
 }
 rg_status ot_status(const ot_call *c) {
   return c->status;
@@ -342,6 +346,8 @@ static const char *run(ot_call *c, int threads, int poison) {
       return ot_text(c->t, "%s: cost is not a number", c->op->name);
   }
 
+  const rgi_fusing *fusing = c->op->rules ? c->op->rules->fusing : NULL;
+  c->delta = fusing && fusing->delta ? (int)fusing->delta(&call) : RGI_DELTA_NONE;
   if (ot_on_gpu()) {
     text = ot_run_gpu(c, &call, in, nin, out, nout, poison);
     for (int i = 0; i < c->nin && !text; i++) text = check_input(c, &c->in[i]);

@@ -37,6 +37,7 @@ struct ot_call {
   int isa;
   const char *wrong; /* first mistake in building the call */
   rg_status status;
+  int delta;
 };
 
 /* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too) and of a

@@ -1,0 +1,523 @@
+/* tests/unit/test_lower_cuda.c: from a plan to the launches of a GPU, checked without one.
+ *
+ *   launches   are legal, say the same when asked again, point nowhere but into the bytes of their node's
+ *              tensors and workspace, and change nothing but such pointers when everything is bound elsewhere
+ *   edges      leave no two steps side by side that touch the same byte, one of them writing
+ *   lanes      cost memory where they may, and are given up where the policy asks for less
+ *
+ * Without nvcc kernels have no addresses and tensor maps cannot be made: steps that need them are skipped and
+ * counted.
+ */
+#include "../harness/graph_gen.h"
+#include "../harness/lower.h"
+#include "../../kernels/tma.h"
+#include "run_util.h"
+#include <unistd.h>
+
+#ifdef REGRAPH_CUDA
+/* In place of kernels/tma.c, which needs a driver: a map that says what it was made of. */
+rg_status rgk_map_make(rgk_map *map, const rgk_map_of *of, rg_error *e) {
+  memset(map, 0, sizeof *map);
+  map->opaque[0] = (uint64_t)(uintptr_t)of->data;
+  for (int i = 0; i < of->rank; i++) {
+    if (of->box[i] < 1 || of->box[i] > 256 || of->dim[i] < 1)
+      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's box of %d in an axis of %lld", of->box[i],
+                      (long long)of->dim[i]);
+    if (i > 0 && of->dim[i] > 1 && of->stride[i] * (int64_t)rg_dtype_size((rg_dtype)of->dtype) % 16 != 0)
+      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's stride is off 16 bytes");
+    map->opaque[1 + i] = (uint64_t)of->dim[i];
+    map->opaque[6 + i] = (uint64_t)of->stride[i];
+    map->opaque[11] = map->opaque[11] * 257 + (uint64_t)of->box[i];
+  }
+  if ((uintptr_t)of->data % 16 != 0)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's address is off 16 bytes");
+  return RG_OK;
+}
+#endif
+
+/* ---- plans ---- */
+
+typedef struct bench {
+  ot *t;
+  rg_context *ctx;
+  rg_spec *spec;
+  int64_t T, B;
+  char older[64]; /* a profile of compute capability 8.6 */
+  int asked, skipped, library;
+} bench;
+
+static bench open_bench(uint64_t seed) {
+  rg_error e = {0};
+  bench b = {.t = ot_begin(seed)};
+  CR_OK(rg_context_create(NULL, &b.ctx, &e), &e);
+  snprintf(b.older, sizeof b.older, "/tmp/regraph_older_XXXXXX");
+  const int file = mkstemp(b.older);
+  cr_assert_geq(file, 0);
+  static const char text[] =
+      "{ \"regraph_profile\": 1, \"name\": \"older\", \"doc\": \"a test's\", \"device\": \"cuda\",\n"
+      "  \"compute_capability\": 86, \"multiprocessors\": 82, \"special_gops\": 1000, \"bandwidth_gbs\": "
+      "900,\n"
+      "  \"matrix_gflops\": { \"f32\": 20000, \"f16\": 100000, \"bf16\": 100000 },\n"
+      "  \"step_us\": 3, \"memory\": \"24GB\", \"efficiency\": 0.5 }\n";
+  cr_assert_eq(write(file, text, sizeof text - 1), (ssize_t)sizeof text - 1);
+  close(file);
+  return b;
+}
+static void close_bench(bench *b) {
+  unlink(b->older);
+  rg_spec_destroy(b->spec);
+  rg_context_destroy(b->ctx);
+  ot_end(b->t);
+}
+
+static void load_example(bench *b, const char *name, bool small) {
+  static const char *const sets[][2] = {{"H", "4"},      {"KH", "2"},     {"D", "16"},    {"DV", "8"},
+                                        {"kernel", "8"}, {"stride", "4"}, {"block", "8"}, {"top_n", "3"},
+                                        {"local", "1"},  {"window", "9"}, {"M", "24"}};
+  rg_error e = {0};
+  char path[512];
+  rg_spec_destroy(b->spec);
+  b->spec = NULL;
+  snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name);
+  CR_OK(rg_spec_load_file(b->ctx, path, NULL, 0, &b->spec, &e), &e);
+  b->T = 4096, b->B = 3;
+  if (!small) return;
+  rg_binding set[RGI_COUNT(sets)];
+  size_t n = 0;
+  for (int i = 0; i < RGI_COUNT(sets); i++) { /* those that the spec has */
+    rg_binding one = {sets[i][0], atoll(sets[i][1]), NULL};
+    rg_spec *spec = NULL;
+    if (rg_spec_load_file(b->ctx, path, &one, 1, &spec, NULL) == RG_OK) set[n++] = one;
+    rg_spec_destroy(spec);
+  }
+  rg_spec_destroy(b->spec);
+  CR_OK(rg_spec_load_file(b->ctx, path, set, n, &b->spec, &e), &e);
+  b->T = 70, b->B = 4;
+}
+
+static void load_random(bench *b, uint64_t seed) {
+  rg_error e = {0};
+  ot *t = ot_begin(seed);
+  rg_spec_destroy(b->spec);
+  b->spec = NULL;
+  const char *text = graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8});
+  CR_OK(rg_spec_load_text(b->ctx, text, strlen(text), "random", NULL, 0, &b->spec, &e), &e);
+  ot_end(t);
+  b->T = 48, b->B = 3;
+}
+
+static rg_plan *plan_of(bench *b, const char *policy, bool no_lanes, bool older) {
+  rg_error e = {0};
+  rg_policy *p = policy ? load_policy(b->ctx, policy) : NULL;
+  rg_plan *plan = NULL;
+  char profile[512];
+  const rg_binding all[] = {{"T", b->T, NULL}, {"B", b->B, NULL}, {"S", 40, NULL}};
+  snprintf(profile, sizeof profile, "%s/recompute/profiles/h200.json", RG_SOURCE_DIR);
+  rg_plan_options o = {.set = all,
+                       .nset = 3,
+                       .device = "cuda",
+                       .profile_path = older ? b->older : profile,
+                       .no_lanes = no_lanes,
+                       .pack_seconds = 0.1};
+  if (rg_plan_create(b->spec, p, &o, &plan, NULL) != RG_OK) { /* a spec without S */
+    o.nset = 2;
+    CR_OK(rg_plan_create(b->spec, p, &o, &plan, &e), &e);
+  }
+  rg_policy_destroy(p);
+  return plan;
+}
+
+/* ---- launches ---- */
+
+static const char *node_of(const rg_plan *plan, int32_t step) {
+  return plan->graph->node[plan->step[step].node].name;
+}
+
+static void check_limits(const rg_plan *plan, const lo_launch *x) {
+  const rg_launch *l = &x->launch;
+  const char *name = node_of(plan, x->step);
+#ifdef REGRAPH_CUDA
+  cr_assert(l->function, "%s: no kernel", name);
+#endif
+  cr_assert_leq(l->size, 4096, "%s: %zu bytes of parameters", name, l->size);
+  cr_assert(l->grid[0] <= INT32_MAX && l->grid[1] <= 65535 && l->grid[2] <= 65535, "%s: grid %u %u %u", name,
+            l->grid[0], l->grid[1], l->grid[2]);
+  const uint32_t *block = l->block;
+  cr_assert(block[0] && block[1] && block[2] && block[0] * block[1] * block[2] <= 1024 && block[2] <= 64,
+            "%s: block %u %u %u", name, block[0], block[1], block[2]);
+  const uint32_t room = plan->gpu.cc >= 90 ? 227 << 10 : 99 << 10;
+  cr_assert_leq(l->shared, room, "%s: %u bytes of shared memory", name, l->shared);
+  cr_assert(l->cluster <= 8 && (l->cluster < 2 || l->grid[0] % l->cluster == 0), "%s: cluster %u, grid %u",
+            name, l->cluster, l->grid[0]);
+}
+
+/* Is the address inside (or at the end of) an argument or the workspace of the step? */
+static bool touches(const rg_plan *plan, int32_t i, uint64_t word, int set) {
+  const rgi_step *s = &plan->step[i];
+  for (int k = 0; k <= s->nin + s->nout; k++) {
+    const bool work = k == s->nin + s->nout;
+    const rgi_place at = work ? (rgi_place){RGI_AT_SCRATCH, s->workspace} : s->place[k];
+    const int64_t size = work ? s->workspace_size : lo_bytes(s, k);
+    if (at.bind == RGI_AT_NOTHING || (work && !size)) continue;
+    const uint64_t from = (uint64_t)(uintptr_t)lo_address(at, set);
+    if (word >= from && word <= from + (uint64_t)size) return true;
+  }
+  return false;
+}
+
+static void check_launches(bench *b, const rg_plan *plan, const char *what) {
+  lo_list first, again, moved;
+  OT_OK(lo_ask(b->t, plan, 0, &first));
+  OT_OK(lo_ask(b->t, plan, 0, &again));
+  OT_OK(lo_ask(b->t, plan, 1, &moved));
+  b->asked += plan->nstep;
+  b->skipped += first.skipped;
+  cr_assert(first.n == again.n && first.n == moved.n, "%s: %d, %d, %d launches", what, first.n, again.n,
+            moved.n);
+  for (int i = 0; i < first.n; i++) {
+    const lo_launch *x = &first.at[i], *y = &again.at[i], *z = &moved.at[i];
+    const rg_launch *l = &x->launch;
+    const char *name = node_of(plan, x->step);
+    cr_assert(x->step == y->step && x->step == z->step && x->library == y->library &&
+                  x->library == z->library,
+              "%s, %s", what, name);
+    b->library += x->library;
+    if (x->library) continue;
+    check_limits(plan, x);
+    for (int k = 0; k < 2; k++) {
+      const rg_launch *m = k ? &z->launch : &y->launch;
+      cr_assert(l->function == m->function && l->size == m->size && l->shared == m->shared &&
+                    l->cluster == m->cluster && memcmp(l->grid, m->grid, sizeof l->grid) == 0 &&
+                    memcmp(l->block, m->block, sizeof l->block) == 0,
+                "%s, %s: another launch when asked again", what, name);
+    }
+    for (size_t w = 0; w < (l->size + 7) / 8; w++) {
+      cr_assert(x->params[w] == y->params[w], "%s, %s: word %zu of parameters is %llx, asked again %llx",
+                what, name, w, (unsigned long long)x->params[w], (unsigned long long)y->params[w]);
+      if (lo_is_address(x->params[w], 0)) {
+        cr_assert(touches(plan, x->step, x->params[w], 0), "%s, %s: word %zu points elsewhere", what, name,
+                  w);
+        const uint64_t base = (uint64_t)(uintptr_t)lo_address((rgi_place){RGI_AT_NOTHING, 0}, 0),
+                       base1 = (uint64_t)(uintptr_t)lo_address((rgi_place){RGI_AT_NOTHING, 0}, 1);
+        cr_assert(x->params[w] - base == z->params[w] - base1, "%s, %s: word %zu does not follow", what, name,
+                  w);
+      } else {
+        cr_assert(x->params[w] == z->params[w], "%s, %s: word %zu changes with addresses, %llx to %llx", what,
+                  name, w, (unsigned long long)x->params[w], (unsigned long long)z->params[w]);
+      }
+    }
+  }
+}
+
+static const char *const examples[] = {"nsa",          "nsa_linear",     "nsa_layer", "moba",
+                                       "dense_causal", "sliding_window", "two_branch"};
+static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
+                                       "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
+
+static void report(const bench *b) {
+  fprintf(stderr, "%d steps asked, %d skipped, %d products of a library seen by number only\n", b->asked,
+          b->skipped, b->library);
+#ifdef REGRAPH_CUDA
+  cr_assert_eq(b->skipped, 0);
+#endif
+}
+
+Test(lower_cuda, launches_of_examples) {
+  bench b = open_bench(1);
+  for (int i = 0; i < RGI_COUNT(examples); i++)
+    for (int small = 0; small < 2; small++) {
+      load_example(&b, examples[i], small);
+      for (int k = 0; k < RGI_COUNT(policies); k++)
+        for (int older = 0; older < 2; older++) {
+          rg_plan *plan = plan_of(&b, policies[k], false, older);
+          check_launches(&b, plan, examples[i]);
+          rg_plan_destroy(plan);
+        }
+    }
+  report(&b);
+  close_bench(&b);
+}
+
+Test(lower_cuda, launches_of_random_graphs) {
+  bench b = open_bench(2);
+  for (uint64_t seed = 500; seed < 524; seed++) {
+    char what[32];
+    snprintf(what, sizeof what, "random graph %d", (int)seed);
+    load_random(&b, seed);
+    rg_plan *plan = plan_of(&b, policies[seed / 2 % 2], false, seed % 4 == 0);
+    check_launches(&b, plan, what);
+    rg_plan_destroy(plan);
+  }
+  report(&b);
+  close_bench(&b);
+}
+
+/* ---- edges ---- */
+
+/* Bytes [from, to) of a buffer, all of which a step reads or writes. */
+typedef struct run {
+  int32_t bind;
+  int64_t from, to;
+  bool write;
+} run;
+typedef struct runs {
+  run *at;
+  int n;
+} runs;
+
+static void list_runs(const rg_arg *a, int axis, rgi_place at, bool write, runs *out) {
+  const int64_t size = (int64_t)rg_dtype_size(a->dtype);
+  int64_t dense = 1; /* elements, if all axes from here on lie without holes */
+  for (int i = a->rank - 1; i >= axis && dense; i--)
+    dense = a->dim[i] == 1 || a->stride[i] == dense ? dense * a->dim[i] : 0;
+  for (int i = 0; i < a->rank; i++)
+    if (a->dim[i] == 0) return;
+  if (dense) {
+    if (out->at) out->at[out->n] = (run){at.bind, at.offset, at.offset + dense * size, write};
+    out->n++;
+    return;
+  }
+  for (int64_t i = 0; i < a->dim[axis]; i++) {
+    list_runs(a, axis + 1, at, write, out);
+    at.offset += a->stride[axis] * size;
+  }
+}
+
+static void runs_of_step(const rgi_step *s, runs *out) {
+  for (int k = 0; k < s->nin + s->nout; k++)
+    if (s->place[k].bind != RGI_AT_NOTHING)
+      list_runs(k < s->nin ? &s->call.in[k] : &s->call.out[k - s->nin], 0, s->place[k], k >= s->nin, out);
+  if (s->workspace_size) {
+    if (out->at)
+      out->at[out->n] = (run){RGI_AT_SCRATCH, s->workspace, s->workspace + s->workspace_size, true};
+    out->n++;
+  }
+}
+
+static int by_place(const void *a, const void *b) {
+  const run *x = a, *y = b;
+  if (x->bind != y->bind) return x->bind < y->bind ? -1 : 1;
+  return x->from < y->from ? -1 : x->from > y->from;
+}
+
+/* Both in order of place. */
+static bool clash(const runs *x, const runs *y) {
+  for (int i = 0, from = 0; i < x->n; i++) {
+    const run *a = &x->at[i];
+    while (from < y->n && (y->at[from].bind < a->bind ||
+                           (y->at[from].bind == a->bind && y->at[from].from < a->from - (1 << 22))))
+      from++;
+    for (int k = from; k < y->n && y->at[k].bind == a->bind && y->at[k].from < a->to; k++)
+      if (y->at[k].to > a->from && (a->write || y->at[k].write)) return true;
+  }
+  return false;
+}
+
+/* Counts pairs of steps with no way between them; *wrong says what such a pair should not do. */
+static int count_apart(ot *t, const rg_plan *plan, const char **wrong) {
+  const int n = plan->nstep;
+  bool *before = ot_alloc(t, (size_t)n * (size_t)n + 1); /* before[j * n + i]: i has run when j starts */
+  runs *all = ot_alloc(t, (size_t)(n + 1) * sizeof *all);
+  int apart = 0;
+  for (int j = 0; j < n; j++) {
+    for (int k = 0; k < 2; k++) { /* count, then list */
+      if (k) all[j].at = ot_alloc(t, (size_t)(all[j].n + 1) * sizeof *all[j].at);
+      all[j].n = 0;
+      runs_of_step(&plan->step[j], &all[j]);
+    }
+    qsort(all[j].at, (size_t)all[j].n, sizeof *all[j].at, by_place);
+    for (const int32_t *p = plan->after[j]; *p >= 0; p++) {
+      if (*p >= j || (*p >= plan->nforward) != (j >= plan->nforward)) *wrong = "waits for what comes later";
+      before[j * n + *p] = true;
+      for (int i = 0; i < *p; i++) before[j * n + i] |= before[*p * n + i];
+    }
+  }
+  for (int j = 0; j < n; j++)
+    for (int i = j < plan->nforward ? 0 : plan->nforward; i < j; i++) {
+      if (before[j * n + i]) continue;
+      apart++;
+      if (plan->lane[i] == plan->lane[j])
+        *wrong = ot_text(t, "%s and %s share a lane and no path", node_of(plan, i), node_of(plan, j));
+      if (clash(&all[i], &all[j]))
+        *wrong = ot_text(t, "%s and %s may run at once and touch the same bytes", node_of(plan, i),
+                         node_of(plan, j));
+    }
+  return apart;
+}
+static int check_edges(ot *t, const rg_plan *plan, const char *what) {
+  const char *wrong = NULL;
+  int apart = count_apart(t, plan, &wrong);
+  cr_assert(!wrong, "%s: %s", what, wrong);
+  return apart;
+}
+
+Test(lower_cuda, edges_of_examples) {
+  bench b = open_bench(3);
+  for (int i = 0; i < RGI_COUNT(examples); i++) {
+    load_example(&b, examples[i], true);
+    for (int k = 0; k < RGI_COUNT(policies); k++)
+      for (int no_lanes = 0; no_lanes < 2; no_lanes++) {
+        rg_plan *plan = plan_of(&b, policies[k], no_lanes, false);
+        int apart = check_edges(b.t, plan, examples[i]);
+        if (i == 0 && k == 0 && !no_lanes) cr_assert_gt(apart, 0, "nsa has no branches");
+        rg_plan_destroy(plan);
+      }
+  }
+  close_bench(&b);
+}
+
+Test(lower_cuda, edges_of_random_graphs) {
+  bench b = open_bench(4);
+  int apart = 0;
+  for (uint64_t seed = 600; seed < 640; seed++) {
+    char what[32];
+    snprintf(what, sizeof what, "random graph %d", (int)seed);
+    load_random(&b, seed);
+    for (int no_lanes = 0; no_lanes < 2; no_lanes++) {
+      rg_plan *plan = plan_of(&b, policies[seed % 2], no_lanes, false);
+      apart += check_edges(b.t, plan, what);
+      rg_plan_destroy(plan);
+    }
+  }
+  cr_assert_gt(apart, 0);
+  close_bench(&b);
+}
+
+/* The checker itself sees a missing edge. */
+Test(lower_cuda, a_missing_edge_shows) {
+  bench b = open_bench(5);
+  load_example(&b, "nsa", true);
+  rg_plan *plan = plan_of(&b, NULL, false, false);
+  int shown = 0;
+  for (int i = 0; i < plan->nstep; i++) {
+    int32_t *after = plan->after[i], first = after[0];
+    const char *what = NULL;
+    after[0] = -1;
+    if (first >= 0) {
+      count_apart(b.t, plan, &what);
+      cr_assert(what, "step %d may run before step %d", i, first);
+      shown++;
+    }
+    after[0] = first;
+  }
+  cr_assert_gt(shown, 0);
+  rg_plan_destroy(plan);
+  close_bench(&b);
+}
+
+/* ---- lanes ---- */
+
+static void same_plan(bench *b, const char *policy) {
+  rg_plan *with = plan_of(b, policy, false, false), *without = plan_of(b, policy, true, false);
+  cr_assert_eq(with->sizes.predicted_peak, without->sizes.predicted_peak, "%s", policy);
+  cr_assert_eq(with->nstep, without->nstep);
+  for (int i = 0; i < with->nstep; i++)
+    for (int k = 0; k == 0 || with->after[i][k - 1] >= 0; k++)
+      cr_assert_eq(with->after[i][k], without->after[i][k], "%s", policy);
+  rg_plan_destroy(with);
+  rg_plan_destroy(without);
+}
+
+Test(lower_cuda, lanes_are_given_up) {
+  bench b = open_bench(6);
+  int64_t scratch[2] = {0, 0};
+  int apart[2] = {0, 0};
+  for (uint64_t seed = 700; seed < 720; seed++) { /* side by side costs memory, taken together */
+    load_random(&b, seed);
+    for (int no_lanes = 0; no_lanes < 2; no_lanes++) {
+      rg_plan *plan = plan_of(&b, NULL, no_lanes, false);
+      scratch[no_lanes] += plan->sizes.scratch;
+      apart[no_lanes] += check_edges(b.t, plan, "random");
+      rg_plan_destroy(plan);
+    }
+  }
+  cr_assert(scratch[0] > scratch[1] && apart[0] > apart[1],
+            "with lanes %lld bytes and %d pairs, without %lld and %d", (long long)scratch[0], apart[0],
+            (long long)scratch[1], apart[1]);
+  load_example(&b, "nsa", false);
+  same_plan(&b, "{ \"regraph_policy\": 1, \"split_heads\": 1 }");
+  same_plan(&b, "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"6GiB\", \"of\": \"peak\" } }");
+  close_bench(&b);
+}
+
+/* More branches than a kernel's parameters hold are refused by the plan, not by the run. */
+Test(lower_cuda, too_many_branches) {
+  bench b = open_bench(9);
+  for (int n = 32; n <= 33; n++) {
+    rg_error e = {0};
+    rg_plan *plan = NULL;
+    char text[2048], *at = text;
+    at += sprintf(at, "{ \"regraph\": 1, \"name\": \"many\", \"inputs\": {"
+                      "\"a\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true },"
+                      "\"l\": { \"shape\": [\"T\", 2], \"dtype\": \"f32\" } },"
+                      "\"nodes\": [ { \"name\": \"all\", \"op\": \"merge_lse\", \"in\": { \"o\": [");
+    for (int i = 0; i < n; i++) at += sprintf(at, "%s\"a\"", i ? "," : "");
+    at += sprintf(at, "], \"lse\": [");
+    for (int i = 0; i < n; i++) at += sprintf(at, "%s\"l\"", i ? "," : "");
+    sprintf(at, "] }, \"out\": { \"o\": \"y\" } } ], \"outputs\": { \"y\": \"y\" } }");
+    rg_spec *spec = load_spec(b.ctx, text);
+    const rg_binding set[] = {{"T", 16, NULL}};
+    for (int cuda = 0; cuda < 2; cuda++) {
+      rg_plan_options o = {.set = set, .nset = 1, .device = cuda ? "cuda" : "cpu"};
+      const rg_status status = rg_plan_create(spec, NULL, &o, &plan, &e);
+      cr_assert_eq(status, cuda && n > 32 ? RG_E_LIMIT : RG_OK, "%d: %s", n, e.message);
+      if (status != RG_OK)
+        cr_assert(strcmp(e.node, "all") == 0 && strstr(e.message, "in groups"), "%s", e.message);
+      rg_plan_destroy(plan);
+    }
+    rg_spec_destroy(spec);
+  }
+  close_bench(&b);
+}
+
+/* Copies of lengths are bytes like any others: they count in what is predicted and against a budget. */
+Test(lower_cuda, copies_of_lengths_count) {
+  bench b = open_bench(8);
+  load_example(&b, "nsa", true);
+  b.B = 50000;
+  rg_plan *keep = plan_of(&b, NULL, true, false);
+  cr_assert_eq(keep->nclean, 1);
+  cr_assert_geq(keep->memory->reserved, 4 * (b.B + 1));
+  cr_assert_eq(keep->choice->saved_after, keep->sizes.saved);
+  const int64_t most = keep->sizes.predicted_peak, saved = keep->sizes.saved;
+  for (int k = 0; k < 5; k++) {
+    char policy[128];
+    const bool of_saved = k > 0;
+    const int64_t budget = (of_saved ? saved : most) - (k < 2 ? 0 : k < 3 ? 1 : 4000 * k);
+    snprintf(policy, sizeof policy,
+             "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": %lld, \"of\": \"%s\" } }", (long long)budget,
+             of_saved ? "saved" : "peak");
+    rg_plan *plan = plan_of(&b, policy, false, false);
+    cr_assert_leq(of_saved ? plan->sizes.saved : plan->sizes.predicted_peak, budget, "%s", policy);
+    cr_assert_eq(plan->choice->saved_after, plan->sizes.saved, "%s", policy);
+    if (k < 2) cr_assert_eq(plan->nstep, keep->nstep, "%s recomputes", policy);
+    rg_plan_destroy(plan);
+  }
+  rg_plan_destroy(keep);
+  close_bench(&b);
+}
+
+Test(lower_cuda, dot_shows_lanes) {
+  bench b = open_bench(7);
+  rg_error e = {0};
+  rg_text text;
+  load_example(&b, "nsa", false);
+  rg_plan *plan = plan_of(&b, NULL, false, false);
+  CR_OK(rg_plan_write(plan, "dot", &text, &e), &e);
+  cr_assert(strstr(text.data, "cluster_forward") && strstr(text.data, "cluster_backward"));
+  for (int i = 0; i < plan->nstep; i++) {
+    char line[256];
+    snprintf(line, sizeof line, "    s%d [label=\"%s\\n", i, node_of(plan, i));
+    const char *at = strstr(text.data, line);
+    cr_assert(at, "%s", line);
+    snprintf(line, sizeof line, "\\nlane %d\"", plan->lane[i]);
+    cr_assert(strstr(at, line) && strstr(at, line) < strchr(at, '\n'), "%s of %s", line, node_of(plan, i));
+    for (const int32_t *p = plan->after[i]; *p >= 0; p++) {
+      snprintf(line, sizeof line, "s%d -> s%d;", *p, i);
+      cr_assert(strstr(text.data, line), "%s", line);
+    }
+  }
+  rg_text_destroy(&text);
+  rg_plan_destroy(plan);
+  close_bench(&b);
+}
