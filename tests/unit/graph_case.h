@@ -5,6 +5,8 @@
  * thread) must give the same bits. Each poisoned run also checks that predicted bytes are the bytes touched;
  * each run, that dead rows are zero; dead rows of all inputs and incoming gradients are NaN.
  *
+ * REGRAPH_TEST_PROFILE: a profile that plans are made for, such as an older GPU's.
+ *
  * Gates: one op is held to 2e-6 (outputs) and 5e-6 (gradients) in fp32, 4e-3 and 6e-3 where bf16 takes part.
  * Errors of ops in a row add up at worst, so a tensor behind n arithmetic nodes gets max(1, 0.3 n) times the
  * gate of one; a gradient has come through the nodes behind its tensor as well as those before them, at most
@@ -186,6 +188,7 @@ static inline bool run_plan(const graph_case *c, run_how how, buffers *b, rg_ses
   rg_plan_options o = {.set = set,
                        .nset = bindings(c, set),
                        .device = test_device(),
+                       .profile_path = getenv("REGRAPH_TEST_PROFILE"),
                        .threads = how.threads,
                        .no_reuse = how.no_reuse,
                        .no_lanes = how.no_lanes,
@@ -362,8 +365,12 @@ static inline void compare_with_oracle(graph_case *c, const buffers *b, report *
   buffers initial;
   rg_plan *plan = NULL;
   rg_binding set[3];
-  rg_plan_options o = {
-      .set = set, .nset = bindings(c, set), .device = test_device(), .threads = 1, .pack_seconds = 0.002};
+  rg_plan_options o = {.set = set,
+                       .nset = bindings(c, set),
+                       .device = test_device(),
+                       .profile_path = getenv("REGRAPH_TEST_PROFILE"),
+                       .threads = 1,
+                       .pack_seconds = 0.002};
   cr_assert_eq(rg_plan_create(c->spec, NULL, &o, &plan, NULL), RG_OK);
   fill_case(c, plan, &initial);
   for (int i = 0; i < b->n; i++) {
