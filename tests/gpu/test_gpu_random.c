@@ -235,6 +235,10 @@ static bool depends_on_rows(const rgi_node *n) {
 static void single_one(graph_case *c, const buffers *kept, report *rep) {
   int64_t b = ot_below(c->t, c->p.B);
   for (int64_t k = 0; k < c->p.B && c->p.length[b] == 0; k++) b = (b + 1) % c->p.B;
+  for (int i = 0; i < kept->n; i++) /* rows of blocks are nobody's to take */
+    if (kept->info[i].role == RG_GRAD_IN && kept->info[i].rank && !row_lengths(c, &kept->info[i]) &&
+        kept->info[i].name[0] == 'y' && c->forward->tensor[declared(c, &kept->info[i])->tensor].producer >= 0)
+      return;
   for (int n = 0; n < c->forward->nnode; n++)
     if (depends_on_rows(&c->forward->node[n])) return;
   const pack p = {.T = c->p.length[b] + ot_below(c->t, 40) + (c->p.length[b] == 0),

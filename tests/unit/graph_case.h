@@ -50,8 +50,9 @@ typedef struct graph_case {
   gref *oracle;
   const int *offset; /* [B], positions of first queries; NULL: small ones */
   void (*spoil)(const struct graph_case *c, buffers *b); /* NULL, or a last change to what is bound */
-  /* Tensors may be so small that a root mean square of errors varies: gates widen by four sigma. Gradients
-   * may cancel out: their errors count beside incoming ones of size 1, not below. */
+  /* Tensors may be so small that a root mean square of errors varies: gates widen by four sigma. Errors of
+   * ops near their gates add up as squares do. Gradients may cancel out: their errors count beside incoming
+   * ones of size 1, not below. */
   bool few_vary;
 } graph_case;
 
@@ -387,7 +388,9 @@ static inline void compare_with_oracle(graph_case *c, const buffers *b, report *
       for (int64_t k = 0; k < elements(t); k++) ref[k] += start[k];
     }
     int depth = gradient ? longest : gref_depth(c->oracle, id);
-    double gate = gate_of(gradient, lowest) * fmax(1, SLACK * depth),
+    double slack = fmax(1, SLACK * depth);
+    if (c->few_vary) slack = fmax(slack, sqrt((double)depth));
+    double gate = gate_of(gradient, lowest) * slack,
            error = relative(x, ref, live_elements(c, t),
                             !gradient                          ? 1e-3
                             : lowest == RG_F32 && !c->few_vary ? 0.05
