@@ -397,7 +397,11 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
   if (!any)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no gradients, so there is no backward to run");
   if (!s->current->forwarded) {
-    RGI_TRY(s->backend->check(s, e)); /* a lost session has no forward either */
+    rg_error lost = {0}; /* such a session has no forward either */
+    if (s->backend->check(s, &lost) == RG_E_DEVICE) {
+      if (e) *e = lost;
+      return RG_E_DEVICE;
+    }
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "backward without a forward on the bound saved block before it");
   }

@@ -237,8 +237,9 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
     for (int32_t k = 0; k < plan->nclean && !known; k++) known = plan->clean[k].bind == bind;
     if (known) continue;
     const int64_t bytes = plan->bindable[bind].info.bytes;
+    end = (end + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
     plan->clean[plan->nclean++] = (rgi_clean){bind, end, bytes / 4};
-    end += (bytes + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+    end += bytes;
     if (end > plan->memory->reserved)
       return broken(e, NULL, "no bytes are left for a copy of lengths", plan->bindable[bind].info.name);
   }

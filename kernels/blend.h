@@ -39,12 +39,12 @@ typedef struct rgk_branch_params {
   rgk_seqs seqs;
   int64_t tokens, heads, width;
   int32_t n, lanes, dtype, act; /* n: columns of the gates */
-  int32_t column;
-  rgk_tensor row, gate, o; /* row: gradient of the sum */
-  rgk_tensor d;            /* gradient of o; data NULL: not wanted, as the next two [T, H] */
+  int32_t column, zero;         /* zero: in place of a hole */
+  rgk_tensor row, gate, o;      /* row: gradient of the sum */
+  rgk_tensor d;                 /* gradient of o; data NULL: not wanted, as the next two [T, H] */
   rgk_tensor product, delta;
-  bool add;   /* to the sum in d */
-  bool chain; /* delta is one chain of terms; else as `product` is summed */
+  int32_t add;   /* to the sum in d */
+  int32_t chain; /* delta is one chain of terms; else as `product` is summed */
 } rgk_branch_params;
 
 enum { RGK_BRANCH_ROWS = 2 }; /* of a thread, one after another RGK_BLEND_THREADS / lanes apart */

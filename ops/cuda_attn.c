@@ -3,8 +3,8 @@
 #include "cpu_attn.h"
 
 /* In order of preference, per direction; every list ends with plain. */
-static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_select_fwd,
-                                                 &rgi_attn_plain_fwd};
+static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
+                                                 &rgi_attn_select_fwd, &rgi_attn_plain_fwd};
 static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
                                                    &rgi_attn_plain_bwd};
 

@@ -25,6 +25,7 @@ typedef struct rgi_attn_family {
 enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
 
 /* Families, each in a file of its own: ops/cuda_attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda_gather.c */
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda_select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
