@@ -122,7 +122,7 @@ Test(gpu_session, soak, .timeout = 900) {
   NEEDS_GPU();
   const char *asked = getenv("REGRAPH_SOAK");
   const int runs = asked ? atoi(asked) : 300, every = asked ? 100 : 20;
-  enum { SETS = 3 };
+  enum { SETS = 6 }; /* more than a session keeps graphs for */
   setup x = open_nsa("bf16", 0x15, 0);
   cudaStream_t stream[2];
   for (int i = 0; i < 2; i++) CUDA_OK(cudaStreamCreate(&stream[i]));
