@@ -83,7 +83,9 @@ void rgi_dump_text(const rgi_graph *g, rgi_buf *out) {
       attribute(&node->op->attrs[i], &node->attr[i], out);
       first = false;
     }
-    rgi_buf_printf(out, "}\n    -> ");
+    rgi_buf_printf(out, "}");
+    if (node->after >= 0) rgi_buf_printf(out, " after %s", g->tensor[node->after].name);
+    rgi_buf_printf(out, "\n    -> ");
     ports(g, node->op->out, node->op->nout, node->out_begin, node->out, true, out);
     rgi_buf_printf(out, "\n");
   }

@@ -13,14 +13,13 @@
  * Invariants, checked by rgi_verify after every stage (numbers appear in its messages):
  *   I1  ids are in range; every single required port is bound; names are unique among tensors and among nodes
  *   I2  every tensor has exactly one producer, or is a graph input and has none
- *   I3  nodes stand in execution order: producers before readers, forward nodes before backward nodes
- *   I4  shapes, dtypes follow from the op's ports and attributes; sizes stay within the limits
- *   I5  base is an owner; a view stays inside its base; join parts tile their output; acc and d agree
- *   I6  inputs are never written; an in-place sum has no reader between versions
- *   I7  every declared output and every requested gradient has a tensor of the declared type
- *   I8  rows: tensors tied by ROWS ports share one lengths tensor
- *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"
- * After memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside their region.
+ *   I3  nodes stand in execution order: producers (and what a node waits for) before readers, forward nodes
+ * before backward nodes I4  shapes, dtypes follow from the op's ports and attributes; sizes stay within the
+ * limits I5  base is an owner; a view stays inside its base; join parts tile their output; acc and d agree I6
+ * inputs are never written; an in-place sum has no reader between versions I7  every declared output and
+ * every requested gradient has a tensor of the declared type I8  rows: tensors tied by ROWS ports share one
+ * lengths tensor I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x" After
+ * memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside their region.
  */
 #ifndef RGI_IR_H
 #define RGI_IR_H

@@ -308,10 +308,12 @@ __device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]
 template <class C>
 __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, float (&o)[C::E / 2],
                                         const thread_rows &r, float c, float (&lse)[2]) {
-  const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) * LOG2E : -INFINITY;
+  const float raw = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY,
+              sink = raw * LOG2E;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
     float l = quad_sum(r.l[y]), m = l == 0 ? -INFINITY : r.m[y] * c, f = l == 0 ? 0 : 1;
+    const bool alone = l == 0; /* lse is the sink itself, to the bit, as in other kernels */
     if (sink > -INFINITY) {
       const float top = fmaxf(m, sink);
       f = exp2f(m - top);
@@ -319,7 +321,7 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
       m = top;
     }
     if (f != 0) f = __fdividef(f, l);
-    lse[y] = l == 0 ? -INFINITY : m * LN2 + logf(l);
+    lse[y] = alone ? raw : m * LN2 + logf(l);
 #pragma unroll
     for (int x = 0; x < C::E / 4; x++) {
       float &a = o[x / 2 * 4 + 2 * y + x % 2];

@@ -6,11 +6,12 @@
  *   warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
  *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
  *
- * Blocks of threads stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
- * finish. While the next stage is there too, a warpgroup starts its scores before it adds up this one's p V.
+ * Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
+ * finish. Weights are multiplied with V in two steps, the second made while the first is multiplied.
  *
  * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
- * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread.
+ * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
+ * in V can reach a query beside one that selected it, of the same sequence.)
  */
 #include "device/attn.cuh"
 #include "device/element.cuh"
@@ -30,8 +31,8 @@ enum {
   GROUPS = RGK_GATHER_GROUPS,
   UNITS = RGK_GATHER_UNITS,
   PANEL = RGK_GATHER_PANEL,
-  LOADING_REGS = GROUPS == 2 ? 72 : 56, /* of a thread */
-  REGS = GROUPS == 2 ? 216 : 152,
+  LOADING_REGS = 56, /* of a thread */
+  REGS = 152,
   NONE = 0x7fffffff
 };
 static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill panels like a stage's");
@@ -58,7 +59,8 @@ template <int D, int E> struct shared {
   char q[GROUPS][DP * PANEL];
   label labels[STAGES];
   job jobs[GROUPS];
-  uint64_t full[STAGES], empty[STAGES], q_full[GROUPS], q_empty[GROUPS];
+  uint64_t full[STAGES], empty[STAGES]; /* label and keys are there; given back */
+  uint64_t q_full[GROUPS], q_empty[GROUPS];
 };
 
 /* ---- tiles ---- */
@@ -323,15 +325,8 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
   }
 }
 
-/* The rows of q that a warp multiplies: in registers where there are enough, else where they are in memory. */
-constexpr bool q_in_registers(int D, int E) { return D / 4 + E / 2 + KEYS * 3 / 4 <= (GROUPS == 2 ? 160 : 0); }
-template <int D, bool> struct query_of { using type = uint32_t; };
-template <int D> struct query_of<D, true> { using type = uint32_t[D / 4]; };
-
 template <class T, int D, int E> struct consumer {
   using memory = shared<D, E>;
-  static constexpr bool Q_REGS = q_in_registers(D, E);
-  using query = typename query_of<D, Q_REGS>::type;
   const rgk_gather &p;
   memory &s;
   const int group, lane, warp, unit;
@@ -341,97 +336,74 @@ template <class T, int D, int E> struct consumer {
   int keys;         /* of the sequence */
   rows2 x;
 
-  /* Alike for the whole warpgroup, and the compiler is to know. */
-  __device__ __forceinline__ bool is_mine(const label &y) {
-    return __shfl_sync(~0u, y.mask >> 4 * group & 15, 0);
-  }
-  __device__ __forceinline__ void release(uint64_t *bar) {
-    __syncwarp();
-    if (lane == 0) bar_arrive(bar);
-  }
-  __device__ __forceinline__ void load_q(uint32_t (&q)[D / 4]) {
-    const int row = lane % 16;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(q[4 * i]), "=r"(q[4 * i + 1]), "=r"(q[4 * i + 2]), "=r"(q[4 * i + 3])
-                   : "r"(smem_at(s.q[group]) + i / 4 * PANEL + (warp * 16 + row) * 128 +
-                         ((i % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                   : "memory");
-  }
   /* z = q kᵀ */
-  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], const query &q, int stage) {
-    const uint32_t k = smem_at(s.data[stage]);
+  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], int stage) {
+    const uint32_t q = smem_at(s.q[group]), k = smem_at(s.data[stage]);
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
-      const uint64_t at = desc_k(k + i / 4 * PANEL + i % 4 * 32);
-      if constexpr (Q_REGS)
-        wgmma<T, KEYS>::template rs<>(z, q + 4 * i, at, i > 0);
-      else
-        wgmma<T, KEYS>::template ss<>(z, desc_k(q + i / 4 * PANEL + i % 4 * 32), at, i > 0);
+      const uint32_t at = i / 4 * PANEL + i % 4 * 32;
+      wgmma<T, KEYS>::template ss<>(z, desc_k(q + at), desc_k(k + at), i > 0);
     }
     wgmma_commit();
   }
-  /* Step i of o += p v. */
+  /* Steps i and i + 1 of o += p v. */
   template <int i>
-  __device__ __forceinline__ void add16(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
+  __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
                                         uint32_t v, bool on, const float (&minus)[2]) {
     if (on) {
       weigh16<T, i>(z, a, x, c, minus);
+      weigh16<T, i + 1>(z, a, x, c, minus);
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; j++) a[4 * i + j] = 0;
+      for (int j = 0; j < 8; j++) a[4 * i + j] = 0;
     }
     wgmma_fence();
     wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
+    wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_mn(v + i * 2048 + 2048, PANEL), 1);
     wgmma_commit();
   }
-  __device__ __forceinline__ void clean(int stage) {
-    const int n = keys - s.labels[stage].first;
-    if (n < KEYS) clear_tail<E>(s.data[stage] + memory::DP * PANEL, n, group);
+  /* The stage's label, read by the thread that gives the stage back. */
+  __device__ __forceinline__ label read_label() {
+    label y = {};
+    if (lane == 0) y = s.labels[r.stage];
+    y.mask = __shfl_sync(~0u, y.mask, 0);
+    y.first = __shfl_sync(~0u, y.first, 0);
+    y.end = __shfl_sync(~0u, y.end, 0);
+    y.last = __shfl_sync(~0u, y.last, 0);
+    return y;
   }
 
-  /* All stages of a tile. */
-  __device__ __forceinline__ void work(float (&o)[E / 2], const query &q) {
-    for (bool last = false; !last; r.next()) {
-      bar_wait(&s.full[r.stage], r.parity);
-      const label y = s.labels[r.stage];
-      last = y.last;
-      if (is_mine(y)) {
-        const int limit =
-            y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
-        const bool on = limit > 0;
-        const uint32_t v = smem_at(s.data[r.stage]) + memory::DP * PANEL;
-        float z[KEYS / 2], minus[2] = {0, 0};
-        uint32_t a[KEYS / 4];
-        clean(r.stage);
-        wgmma_fence();
-        start_scores(z, q, r.stage);
-        wgmma_wait<0>();
-        wgmma_keep(z);
-        if (on) {
-          if (softcap > 0) {
+  /* Adds the stage's keys. */
+  __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
+    char *at_v = s.data[r.stage] + memory::DP * PANEL;
+    const int limit =
+        y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+    const bool on = limit > 0;
+    float z[KEYS / 2], minus[2] = {0, 0};
+    uint32_t a[KEYS / 4];
+    if (keys - y.first < KEYS) clear_tail<E>(at_v, keys - y.first, group);
+    start_scores(z, r.stage);
+    wgmma_wait<0>();
+    wgmma_keep(z);
+    if (on) {
+      if (softcap > 0) {
 #pragma unroll
-            for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
-          }
-          float scale[2];
-          if (refer(z, x, scale, c, limit)) {
-#pragma unroll
-            for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
-          }
-#pragma unroll
-          for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
-        }
-        add16<0>(o, z, a, v, on, minus);
-        add16<1>(o, z, a, v, on, minus);
-        add16<2>(o, z, a, v, on, minus);
-        add16<3>(o, z, a, v, on, minus);
-        wgmma_wait<0>();
-        wgmma_keep(o);
-        wgmma_keep(a);
+        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
       }
-      release(&s.empty[r.stage]);
+      float scale[2];
+      if (refer(z, x, scale, c, limit)) {
+#pragma unroll
+        for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
     }
+    add32<0>(o, z, a, smem_at(at_v), on, minus);
+    add32<2>(o, z, a, smem_at(at_v), on, minus);
+    wgmma_wait<0>();
+    wgmma_keep(o);
+    wgmma_keep(a);
   }
 
   __device__ __forceinline__ void run() {
@@ -441,7 +413,7 @@ template <class T, int D, int E> struct consumer {
       if (j.kind == EXIT) break;
       const place u = find_unit(p, j, unit);
       if (j.kind == DEAD_ROWS) {
-        release(&s.q_empty[group]);
+        bar_arrive(&s.q_empty[group]);
         clear_rows<T, E>(p, u);
         continue;
       }
@@ -452,15 +424,15 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-      query q;
-      if constexpr (Q_REGS) {
-        load_q(q);
-        release(&s.q_empty[group]);
-      } else {
-        q = smem_at(s.q[group]);
+      for (bool last = false; !last; r.next()) {
+        bar_wait(&s.full[r.stage], r.parity);
+        const label y = read_label();
+        if (y.mask >> 4 * group & 15) add(o, y);
+        last = y.last;
+        __syncwarp();
+        if (lane == 0) bar_arrive(&s.empty[r.stage]);
       }
-      work(o, q);
-      if (!Q_REGS) release(&s.q_empty[group]);
+      bar_arrive(&s.q_empty[group]);
       finish<T, E>(p, u, o, x, c);
     }
   }
@@ -474,7 +446,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
     for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
-    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 4);
+    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
   }

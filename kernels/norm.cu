@@ -17,14 +17,14 @@ namespace {
 
 enum { THREADS = RGK_NORM_THREADS, WARPS = THREADS / 32 };
 
-__device__ __forceinline__ int64_t row_at(const rgk_walk &w, int t, int64_t i) {
+__device__ __forceinline__ int64_t row_at(const rgk_walk &w, const rgk_walked &x, int64_t i) {
   int64_t at = 0;
   for (int a = w.rank - 2; a > 0; a--) {
     const int64_t q = divide(i, w.dim[a]);
-    at += (i - q * w.dim[a]) * w.stride[t][a];
+    at += (i - q * w.dim[a]) * x.stride[a];
     i = q;
   }
-  return w.rank > 1 ? at + i * w.stride[t][0] : 0;
+  return w.rank > 1 ? at + i * x.stride[0] : 0;
 }
 
 __device__ __forceinline__ int count(const rgk_norm_params &p, int64_t c) {
@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_row(const rgk_norm_params &p, int t, int64_
 #pragma unroll
   for (int i = 0; i < HELD; i++) {
     const int64_t c = mine + i * step;
-    if (c < p.width) raw[i].load(p.w.data[t], p.w.dtype[t], row + c, count(p, c));
+    if (c < p.width) raw[i].load(p.t[t].data, p.t[t].dtype, row + c, count(p, c));
   }
 }
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ void take(const rgk_norm_params &p, int t, int64_t ro
   if (held)
     raw = *held;
   else
-    raw.load(p.w.data[t], p.w.dtype[t], row + c, count(p, c));
+    raw.load(p.t[t].data, p.t[t].dtype, row + c, count(p, c));
   raw.get(x);
 }
 
@@ -77,7 +77,7 @@ template <int HELD, class F> __device__ __forceinline__ void each(int64_t mine, 
 
 template <class T> __device__ __forceinline__ void weights(const rgk_norm_params &p, int64_t c, float (&w)[CHUNK]) {
   chunk<T> raw;
-  raw.load(p.weight, p.w.dtype[0], c, count(p, c));
+  raw.load(p.weight, p.t[0].dtype, c, count(p, c));
   raw.get(w);
 }
 
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_n
 #pragma unroll
   for (int k = 0; k < ROWS; k++) {
     const int64_t row = first + k * slots;
-    if (row < p.rows && row < live) load_row(p, 0, at[k] = row_at(p.w, 0, row), mine, step, x[k]);
+    if (row < p.rows && row < live) load_row(p, 0, at[k] = row_at(p.w, p.t[0], row), mine, step, x[k]);
   }
 #pragma unroll
   for (int k = 0; k < ROWS; k++) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_n
     sum = sum_group(sum, 0, p.group, k % 2).x;
     if (!exists) continue;
     const float r = rsqrtf(__fmaf_rn(sum, p.per_width, p.eps));
-    const int64_t to = row_at(p.w, 1, row);
+    const int64_t to = row_at(p.w, p.t[1], row);
     each<HELD>(mine, step, p.width, [&](int64_t c, int i) {
       float w[CHUNK];
       zero(v);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_n
           for (int e = 0; e < CHUNK; e++) v[e] *= w[e];
         }
       }
-      put<T>(p.w.data[1], p.w.dtype[1], to + c, v, count(p, c), false);
+      put<T>(p.t[1].data, p.t[1].dtype, to + c, v, count(p, c), false);
     });
   }
 }
@@ -176,7 +176,7 @@ template <class T, int HELD> struct stages {
       for (int i = 0; i < HELD; i++) {
         const int64_t c = mine + i * step;
         if (!wanted || c >= p.width) continue;
-        const T *from = (const T *)p.w.data[t] + at[t] + c;
+        const T *from = (const T *)p.t[t].data + at[t] + c;
 #pragma unroll
         for (int q = 0; q < PARTS; q++)
           asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(base + (uint32_t)(((t * HELD + i) * PARTS + q) * THREADS * 16)),
@@ -209,7 +209,7 @@ __device__ __forceinline__ void get(const rgk_norm_params &p, int stage, int t, 
     stages<T, HELD>::get(stage, t, i, x);
   } else {
     chunk<T> raw;
-    raw.load(p.w.data[t], p.w.dtype[t], at + c, count(p, c));
+    raw.load(p.t[t].data, p.t[t].dtype, at + c, count(p, c));
     raw.get(x);
   }
 }
@@ -234,7 +234,7 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
   };
   const auto start = [&](int stage, int64_t row) {
     const bool wanted = row < end && row < live;
-    const int64_t at[2] = {wanted ? row_at(p.w, 0, row) : 0, wanted ? row_at(p.w, 1, row) : 0};
+    const int64_t at[2] = {wanted ? row_at(p.w, p.t[0], row) : 0, wanted ? row_at(p.w, p.t[1], row) : 0};
     stages<T, HELD>::start(p, stage, wanted, at, mine, step);
   };
   int64_t row = first + slot;
@@ -243,8 +243,8 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
   int stage = 0, turn = 0;
   for (int64_t base = first; base < end; base += slots, row += slots, turn ^= 1) { /* all threads in step */
     const bool exists = row < end, alive = exists && row < live;
-    const bool put_dx = exists && p.w.data[2] && (alive || !p.add);
-    const int64_t x = alive ? row_at(p.w, 0, row) : 0, dy = alive ? row_at(p.w, 1, row) : 0;
+    const bool put_dx = exists && p.t[2].data && (alive || !p.add);
+    const int64_t x = alive ? row_at(p.w, p.t[0], row) : 0, dy = alive ? row_at(p.w, p.t[1], row) : 0;
     float squares = 0, products = 0;
     start(stage ? stage - 1 : AHEAD - 1, row + (AHEAD - 1) * slots);
     stages<T, HELD>::wait();
@@ -263,7 +263,7 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
     const float2 sums = sum_group(squares, products, p.group, turn);
     const float r = rsqrtf(__fmaf_rn(sums.x, p.per_width, p.eps));
     const float mean = __fmul_rn(__fmul_rn(sums.y, r), p.per_width); /* of g·n */
-    const int64_t to = put_dx ? row_at(p.w, 2, row) : 0;
+    const int64_t to = put_dx ? row_at(p.w, p.t[2], row) : 0;
     if (alive || put_dx)
       each<HELD>(mine, step, p.width, [&](int64_t c, int i) {
         float v[CHUNK], g[CHUNK];
@@ -286,7 +286,7 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
 #pragma unroll
           for (int e = 0; e < CHUNK; e++) g[e] = __fmul_rn(r, __fmaf_rn(-v[e], mean, g[e]));
         }
-        if (put_dx) put<T>(p.w.data[2], p.w.dtype[2], to + c, g, count(p, c), p.add);
+        if (put_dx) put<T>(p.t[2].data, p.t[2].dtype, to + c, g, count(p, c), p.add);
       });
     stage = stage + 1 == AHEAD ? 0 : stage + 1;
   }

@@ -18,7 +18,8 @@ enum { RGK_NORM_THREADS = 256, RGK_NORM_COLUMNS = 32, RGK_NORM_SLICES = 32 };
 #define RGK_NORM_STAGE_BYTES(held, size) (RGK_NORM_STAGES(held, size) * 16 * (held) * (size)*RGK_NORM_THREADS)
 
 typedef struct rgk_norm_params {
-  rgk_walk w; /* last axis on its own. Forward: x, y; backward: x, dy, dx (data NULL: not wanted) */
+  rgk_walk w;      /* last axis on its own */
+  rgk_walked t[3]; /* forward: x, y; backward: x, dy, dx (data NULL: not wanted) */
   rgk_seqs seqs;
   int64_t rows, width;
   int64_t per_token; /* rows of a token */

@@ -15,18 +15,19 @@ namespace {
 
 enum { THREADS = 256 };
 
-/* Offsets of element i of the walk in tensors first … first + N - 1. */
-template <int N> __device__ __forceinline__ void walk_at(const rgk_walk &w, int first, int64_t i, int64_t (&at)[N]) {
+/* Offsets of element i of the walk in N tensors. */
+template <int N>
+__device__ __forceinline__ void walk_at(const rgk_walk &w, const rgk_walked *x, int64_t i, int64_t (&at)[N]) {
 #pragma unroll
   for (int t = 0; t < N; t++) at[t] = 0;
   for (int a = w.rank - 1; a > 0; a--) {
     const int64_t q = divide(i, w.dim[a]), rest = i - q * w.dim[a];
 #pragma unroll
-    for (int t = 0; t < N; t++) at[t] += rest * w.stride[first + t][a];
+    for (int t = 0; t < N; t++) at[t] += rest * x[t].stride[a];
     i = q;
   }
 #pragma unroll
-  for (int t = 0; t < N; t++) at[t] += i * w.stride[first + t][0];
+  for (int t = 0; t < N; t++) at[t] += i * x[t].stride[0];
 }
 
 /* e^-x, at most 2^126, so that 1 / (1 + it) is no denormal. */
@@ -63,15 +64,15 @@ template <int MAP> __device__ void one(const rgk_map_params &p, int64_t i, int64
   constexpr int IN = inputs<MAP>, OUT = outputs<MAP>;
   int64_t at[IN + OUT];
   float x[IN + 1], y[OUT] = {};
-  walk_at(p.w, 0, i, at);
+  walk_at(p.w, p.t, i, at);
   if (i < live) {
 #pragma unroll
-    for (int t = 0; t < IN; t++) x[t] = load(p.w.data[t], p.w.dtype[t], at[t]);
+    for (int t = 0; t < IN; t++) x[t] = load(p.t[t].data, p.t[t].dtype, at[t]);
     apply<MAP>(x, y, p.value);
   }
 #pragma unroll
   for (int t = 0; t < OUT; t++)
-    if (i < live || !p.add[t]) put_grad(p.w.data[IN + t], p.w.dtype[IN + t], at[IN + t], y[t], p.add[t]);
+    if (i < live || !p.add[t]) put_grad(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], p.add[t]);
 }
 
 template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const __grid_constant__ rgk_map_params p) {
@@ -90,8 +91,8 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
     }
     if constexpr (MAP == RGK_FILL) {
       const int64_t lane = threadIdx.x % 32, first = i - lane * CHUNK; /* of the warp */
-      if (p.w.rank == 1 && p.w.dtype[0] == RG_F32 && first + 32 * CHUNK <= n) { /* whole sectors per store */
-        float4 *to = reinterpret_cast<float4 *>((float *)p.w.data[0] + first) + lane;
+      if (p.w.rank == 1 && p.t[0].dtype == RG_F32 && first + 32 * CHUNK <= n) { /* whole sectors per store */
+        float4 *to = reinterpret_cast<float4 *>((float *)p.t[0].data + first) + lane;
         to[0] = to[32] = make_float4(p.value, p.value, p.value, p.value);
         return;
       }
@@ -99,10 +100,10 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
     int64_t at[IN + OUT];
     float x[IN + 1][CHUNK], y[OUT][CHUNK];
     chunk<T> raw[IN + 1];
-    walk_at(p.w, 0, i, at);
+    walk_at(p.w, p.t, i, at);
     if (i < live) {
 #pragma unroll
-      for (int t = 0; t < IN; t++) raw[t].load(p.w.data[t], 0, at[t], CHUNK);
+      for (int t = 0; t < IN; t++) raw[t].load(p.t[t].data, 0, at[t], CHUNK);
 #pragma unroll
       for (int t = 0; t < IN; t++) raw[t].get(x[t]);
 #pragma unroll
@@ -120,7 +121,7 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
     }
 #pragma unroll
     for (int t = 0; t < OUT; t++)
-      if (i < live || !p.add[t]) put<T>(p.w.data[IN + t], p.w.dtype[IN + t], at[IN + t], y[t], CHUNK, p.add[t]);
+      if (i < live || !p.add[t]) put<T>(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], CHUNK, p.add[t]);
   }
 }
 
@@ -135,13 +136,13 @@ __device__ void add_one(const rgk_add_params &p, int64_t i, int64_t live) {
   if (i < live) {
     if (p.start) sum = p.start[i];
     for (int k = 1; k < p.w.n; k++, first = false) {
-      walk_at(p.w, k, i, at);
-      const float x = load(p.w.data[k], p.w.dtype[k], at[0]);
+      walk_at(p.w, p.t + k, i, at);
+      const float x = load(p.t[k].data, p.t[k].dtype, at[0]);
       sum = first ? x : sum + x;
     }
   }
-  walk_at(p.w, 0, i, at);
-  store(p.w.data[0], p.w.dtype[0], at[0], sum);
+  walk_at(p.w, p.t, i, at);
+  store(p.t[0].data, p.t[0].dtype, at[0], sum);
 }
 
 template <class T> __global__ void __launch_bounds__(THREADS) add(const __grid_constant__ rgk_add_params p) {
@@ -168,10 +169,10 @@ template <class T> __global__ void __launch_bounds__(THREADS) add(const __grid_c
     for (int k = 1; k < p.w.n && i < live; k += ABREAST) {
       int64_t at[ABREAST];
       chunk<T> raw[ABREAST];
-      walk_at(p.w, k, i, at);
+      walk_at(p.w, p.t + k, i, at);
 #pragma unroll
       for (int j = 0; j < ABREAST; j++)
-        if (k + j < p.w.n) raw[j].load(p.w.data[k + j], 0, at[j], CHUNK);
+        if (k + j < p.w.n) raw[j].load(p.t[k + j].data, 0, at[j], CHUNK);
 #pragma unroll
       for (int j = 0; j < ABREAST; j++) {
         if (k + j >= p.w.n) continue;
@@ -182,8 +183,8 @@ template <class T> __global__ void __launch_bounds__(THREADS) add(const __grid_c
       }
     }
     int64_t at[1];
-    walk_at(p.w, 0, i, at);
-    put<T>(p.w.data[0], p.w.dtype[0], at[0], sum, CHUNK, false);
+    walk_at(p.w, p.t, i, at);
+    put<T>(p.t[0].data, p.t[0].dtype, at[0], sum, CHUNK, false);
   }
 }
 

@@ -4,16 +4,20 @@
 
 #include "kernels.h"
 
-/* Tensors of one shape, walked together; axes that lie densely in all of them are folded into one. */
-enum { RGK_WALK_TENSORS = 17 };
+/* Tensors of one shape, walked together; axes that lie densely in all of them are folded into one. The
+ * tensors follow in an array that is as long as a kernel can need: a graph's node takes time by the size of
+ * its struct. */
 typedef struct rgk_walk {
   int32_t rank, n;          /* axes after folding (>= 1), tensors */
   int64_t dim[RG_MAX_RANK]; /* the last one is walked by consecutive threads */
-  int64_t stride[RGK_WALK_TENSORS][RG_MAX_RANK];
-  void *data[RGK_WALK_TENSORS];
-  int32_t dtype[RGK_WALK_TENSORS];
   int64_t elements;
 } rgk_walk;
+typedef struct rgk_walked {
+  void *data;
+  int64_t stride[RG_MAX_RANK];
+  int32_t dtype, zero;
+} rgk_walked;
+enum { RGK_MAP_TENSORS = 5, RGK_ADD_TENSORS = 17 };
 
 /* What is done to each element: inputs first, then outputs. */
 typedef enum rgk_map {
@@ -30,6 +34,7 @@ typedef enum rgk_map {
  */
 typedef struct rgk_map_params {
   rgk_walk w;
+  rgk_walked t[RGK_MAP_TENSORS];
   rgk_seqs seqs;
   int64_t row; /* elements per row of `seqs` */
   bool add[2]; /* outputs that are added to */
@@ -41,6 +46,7 @@ RGK_GETTER(rgk_map_kernel(rgk_map map, bool vectors, rg_dtype x))
 /* Tensor 0 = start + tensor 1 + …, in this order, in fp32. */
 typedef struct rgk_add_params {
   rgk_walk w;
+  rgk_walked t[RGK_ADD_TENSORS];
   rgk_seqs seqs;
   int64_t row;
   const float *start; /* dense, or NULL */

@@ -39,11 +39,11 @@ size_t rgi_cuda_norm_workspace(const rgi_norm *n) {
 }
 
 /* Fills the walk; returns whether all rows lie on 16 bytes. */
-static bool walk_norm(const rgi_norm *n, rgk_walk *w) {
+static bool walk_norm(const rgi_norm *n, rgk_walk *w, rgk_walked *x) {
   const rg_arg *tensor[3] = {n->x, n->dy ? n->dy : n->y, n->dy && n->y ? n->y : n->x};
   int count = n->dy && n->y ? 3 : 2;
-  rgi_cuda_walk(w, tensor, count, true);
-  if (n->x->dim[n->x->rank - 1] % CHUNK || !rgi_cuda_vectors(w, tensor, count)) return false;
+  rgi_cuda_walk(w, x, tensor, count, true);
+  if (n->x->dim[n->x->rank - 1] % CHUNK || !rgi_cuda_vectors(w, x, tensor, count)) return false;
   return !n->weight || n->weight->align >= 16;
 }
 
@@ -61,7 +61,7 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
                        .add = n->add,
                        .per_block = plan.per_block,
                        .partial = n->dw ? c->workspace : NULL};
-  bool fast = walk_norm(n, &p.w), empty = plan.rows * plan.width == 0;
+  bool fast = walk_norm(n, &p.w, p.t), empty = plan.rows * plan.width == 0;
   int64_t slots = RGK_NORM_THREADS / plan.group;
   if (!n->dy)
     return empty ? RG_OK
@@ -97,8 +97,9 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
 
 const char *rgi_cuda_norm_path(const rgi_norm *n) {
   rgk_walk w;
+  rgk_walked x[3];
   if (n->dy && !n->y && !n->dw) return "nothing wanted";
-  bool fast = walk_norm(n, &w);
+  bool fast = walk_norm(n, &w, x);
   if (plan_norm(n->x).group > 32)
     return fast ? "block per row, 16-byte vectors" : "block per row, plain: alignment";
   return fast ? "16-byte vectors" : "plain: alignment";

@@ -5,24 +5,25 @@ enum { THREADS = 256, CHUNK = 8 }; /* as kernels/rows.cu has them */
 
 /* ---- walks ---- */
 
-void rgi_cuda_walk(rgk_walk *w, const rg_arg *const *tensor, int n, bool keep_last) {
+void rgi_cuda_walk(rgk_walk *w, rgk_walked *x, const rg_arg *const *tensor, int n, bool keep_last) {
   *w = (rgk_walk){.n = n, .elements = 1};
   int last = tensor[0]->rank - 1;
-  for (int t = 0; t < n; t++) w->data[t] = tensor[t]->data, w->dtype[t] = (int32_t)tensor[t]->dtype;
+  for (int t = 0; t < n; t++)
+    x[t] = (rgk_walked){.data = tensor[t]->data, .dtype = (int32_t)tensor[t]->dtype};
   for (int a = 0; a <= last; a++) {
     int64_t dim = tensor[0]->dim[a];
     bool apart = keep_last && a == last;
     w->elements *= dim;
     if (dim == 1 && !apart) continue; /* its stride says nothing */
     bool fold = w->rank > 0 && !apart;
-    for (int t = 0; t < n && fold; t++) fold = w->stride[t][w->rank - 1] == dim * tensor[t]->stride[a];
+    for (int t = 0; t < n && fold; t++) fold = x[t].stride[w->rank - 1] == dim * tensor[t]->stride[a];
     if (!fold) w->dim[w->rank++] = 1;
     w->dim[w->rank - 1] *= dim;
-    for (int t = 0; t < n; t++) w->stride[t][w->rank - 1] = tensor[t]->stride[a];
+    for (int t = 0; t < n; t++) x[t].stride[w->rank - 1] = tensor[t]->stride[a];
   }
   if (w->rank == 0) {
     w->dim[0] = w->rank = 1;
-    for (int t = 0; t < n; t++) w->stride[t][0] = 1;
+    for (int t = 0; t < n; t++) x[t].stride[0] = 1;
   }
 }
 
@@ -31,12 +32,12 @@ static bool step16(int64_t elements, int32_t dtype) {
   return elements * (int64_t)rg_dtype_size((rg_dtype)dtype) % 16 == 0;
 }
 
-bool rgi_cuda_vectors(const rgk_walk *w, const rg_arg *const *tensor, int n) {
+bool rgi_cuda_vectors(const rgk_walk *w, const rgk_walked *x, const rg_arg *const *tensor, int n) {
   if (w->rank > 1 && w->dim[w->rank - 1] % CHUNK) return false;
   for (int t = 0; t < n; t++) {
-    if (tensor[t]->align < 16 || w->stride[t][w->rank - 1] != 1) return false;
+    if (tensor[t]->align < 16 || x[t].stride[w->rank - 1] != 1) return false;
     for (int a = 0; a + 1 < w->rank; a++)
-      if (!step16(w->stride[t][a], w->dtype[t])) return false;
+      if (!step16(x[t].stride[a], x[t].dtype)) return false;
   }
   return true;
 }
@@ -77,12 +78,12 @@ static int tensors(rgk_map map) {
 rg_status rgi_cuda_map(rg_cuda *x, const rgi_map *m) {
   int n = tensors(m->map);
   rgk_map_params p = {.add = {m->add[0], m->add[1]}, .value = m->value};
-  rgi_cuda_walk(&p.w, m->tensor, n, false);
+  rgi_cuda_walk(&p.w, p.t, m->tensor, n, false);
   for (int t = 0; t < n; t++)
-    if (p.w.dtype[t] == RG_I32) p.w.dtype[t] = RG_F32; /* copies move bits */
+    if (p.t[t].dtype == RG_I32) p.t[t].dtype = RG_F32; /* copies move bits */
   p.seqs = rows_of(m->tensor[0], m->cu, &p.row);
-  bool vectors = rgi_cuda_vectors(&p.w, m->tensor, n);
-  return walk_launch(x, rgk_map_kernel(m->map, vectors, (rg_dtype)p.w.dtype[0]), &p.w, vectors, &p, sizeof p);
+  bool vectors = rgi_cuda_vectors(&p.w, p.t, m->tensor, n);
+  return walk_launch(x, rgk_map_kernel(m->map, vectors, (rg_dtype)p.t[0].dtype), &p.w, vectors, &p, sizeof p);
 }
 
 static const char *path(bool vectors) {
@@ -91,8 +92,9 @@ static const char *path(bool vectors) {
 
 const char *rgi_cuda_map_path(const rgi_map *m) {
   rgk_walk w;
-  rgi_cuda_walk(&w, m->tensor, tensors(m->map), false);
-  return path(rgi_cuda_vectors(&w, m->tensor, tensors(m->map)));
+  rgk_walked x[RGK_MAP_TENSORS];
+  rgi_cuda_walk(&w, x, m->tensor, tensors(m->map), false);
+  return path(rgi_cuda_vectors(&w, x, m->tensor, tensors(m->map)));
 }
 
 /* ---- zero, cast, accumulate ---- */
@@ -174,16 +176,17 @@ const char *rgi_cuda_concat_path(const rg_call *c) {
     if (c->in[k].rank < 0) continue;
     rgi_map m = concat_map(c, &c->in[k], start, &part);
     rgk_walk w;
-    rgi_cuda_walk(&w, m.tensor, 2, false);
-    *(rgi_cuda_vectors(&w, m.tensor, 2) ? &fast : &slow) += 1;
+    rgk_walked x[2];
+    rgi_cuda_walk(&w, x, m.tensor, 2, false);
+    *(rgi_cuda_vectors(&w, x, m.tensor, 2) ? &fast : &slow) += 1;
     start += c->in[k].dim[c->attr[0].i];
   }
   return fast && slow ? "16-byte vectors, plain in part: alignment" : path(!slow);
 }
 
-/* ---- add: RGK_WALK_TENSORS - 1 summands per launch, sums between launches in fp32 ---- */
+/* ---- add: RGK_ADD_TENSORS - 1 summands per launch, sums between launches in fp32 ---- */
 
-enum { ABREAST = RGK_WALK_TENSORS - 1 };
+enum { ABREAST = RGK_ADD_TENSORS - 1 };
 
 static int summands(const rg_call *c) {
   int n = 0;
@@ -212,10 +215,10 @@ static rg_arg partial_like(const rg_call *c, const rg_arg *y) {
 /* Summands [*k, …) as many as a launch takes; walks to the next. */
 static bool next_part(const rg_call *c, int *k, rgk_add_params *p, rg_arg *partial, bool *vectors,
                       rg_dtype *type) {
-  const rg_arg *tensor[RGK_WALK_TENSORS] = {rg_out(c, 0)};
+  const rg_arg *tensor[RGK_ADD_TENSORS] = {rg_out(c, 0)};
   int n = 1, end = c->in_begin[1], left = 0;
   bool started = *k > c->in_begin[0];
-  for (; *k < end && n < RGK_WALK_TENSORS; (*k)++)
+  for (; *k < end && n < RGK_ADD_TENSORS; (*k)++)
     if (c->in[*k].rank >= 0) tensor[n++] = &c->in[*k];
   for (int i = *k; i < end; i++) left += c->in[i].rank >= 0;
   *partial = partial_like(c, tensor[0]);
@@ -224,8 +227,8 @@ static bool next_part(const rg_call *c, int *k, rgk_add_params *p, rg_arg *parti
   p->seqs = rows_of(tensor[0], rg_in(c, 1), &p->row);
   p->start = started ? partial->data : NULL;
   if (left) tensor[0] = partial;
-  rgi_cuda_walk(&p->w, tensor, n, false);
-  *vectors = rgi_cuda_vectors(&p->w, tensor, n);
+  rgi_cuda_walk(&p->w, p->t, tensor, n, false);
+  *vectors = rgi_cuda_vectors(&p->w, p->t, tensor, n);
   return left > 0;
 }
 

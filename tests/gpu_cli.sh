@@ -61,7 +61,7 @@ CUDA_VISIBLE_DEVICES= "$regraph" run "$nsa" "${small[@]}" --device cuda >"$work/
 for command in run bench; do
   checks=$((checks + 1))
   more=()
-  [ $command = bench ] && more=(--repeat 1000000)
+  [ $command = bench ] && more=(--repeat 100000)
   [ $command = run ] && more=(--backward --set T=262144 --set B=1)
   [ $command = bench ] && more+=(--set T=32768 --set B=1)
   start=$(date +%s%N)

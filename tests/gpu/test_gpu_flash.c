@@ -90,7 +90,7 @@ Test(gpu_flash, borrowed_widths) {
 /* Selected blocks with large groups: the queries' own kernels. */
 static void check_gather(int64_t D, int64_t E) {
   static const int32_t few[] = {131, 3, 70, 0, 97}, few_keys[] = {200, 3, 70, 9, 164};
-  static const int64_t group[] = {16, 32, 24, 40, 64, 100}, block[] = {64, 32, 128, 16, 200, 100};
+  static const int64_t group[] = {16, 32, 24, 40, 64, 200}, block[] = {64, 32, 128, 16, 200, 100};
   if (!ot_on_gpu()) cr_skip_test("needs REGRAPH_TEST_DEVICE=cuda");
   for (int i = 0; i < 12; i++) {
     ot *t = ot_begin((uint64_t)(D * 2000 + E + i));
@@ -124,4 +124,26 @@ Test(gpu_gather, d192_128) {
 }
 Test(gpu_gather, d256) {
   check_gather(256, 256);
+}
+
+/* More tiles than thread blocks. */
+Test(gpu_gather, rounds) {
+  static const int32_t many[] = {1800, 3, 400, 0, 397};
+  if (!ot_on_gpu()) cr_skip_test("needs REGRAPH_TEST_DEVICE=cuda");
+  for (int i = 0; i < 2; i++) {
+    ot *t = ot_begin((uint64_t)(77 + i));
+    check_one(t, (num_attn){.name = "rounds",
+                            .kind = REF_SLC,
+                            .B = 5,
+                            .length = many,
+                            .H = i ? 64 : 32,
+                            .KH = i ? 1 : 2,
+                            .D = 64,
+                            .DV = 64,
+                            .block = 64,
+                            .top_n = 4,
+                            .idx = i ? NUM_IDX_RANDOM : NUM_IDX_GARBAGE,
+                            .dtype = RG_BF16});
+    ot_end(t);
+  }
 }

@@ -4,11 +4,12 @@
  * Each seed draws a graph (tests/harness/graph_gen.h), lengths, and two or three other ways to run it: as a
  * CUDA graph or step by step, recomputing and cutting heads at random, every tensor with bytes of its own,
  * one lane. The plain way is compared with the oracle, the others with it, bit for bit. In one more way a
- * sequence is full of NaN, which must change no bit of any other. Lengths shrink until the oracle is done in
- * a fraction of a second.
+ * sequence is full of NaN, which must change no bit of any other, and in one a sequence is on its own.
+ * Lengths shrink until the oracle is done in a fraction of a second.
  *
  *   REGRAPH_SHARD=i/n     every n-th seed       GRAPH_MORE=k   k times as many
  *   REGRAPH_SEED=n        that seed alone       GRAPH_PRINT=1  its spec
+ *   REGRAPH_FIRST=n       seeds from n on
  */
 #include "tests/unit/graph_case.h"
 #include "exec/report.h"
@@ -188,6 +189,88 @@ static void spoil_one(graph_case *c, const buffers *kept, run_how how, report *r
   if (runs) drop(&b);
 }
 
+/* ---- a sequence on its own ---- */
+
+static struct {
+  const buffers *pack;
+  const graph_case *of;
+  int64_t sequence;
+  int runs, tensors;
+} single;
+
+static int64_t rows_before(const int *length, int64_t sequence) {
+  int64_t n = 0;
+  for (int64_t k = 0; k < sequence; k++) n += length[k];
+  return n;
+}
+
+/* Its rows of the pack's inputs and incoming gradients. */
+static void take_rows(const graph_case *c, buffers *b) {
+  for (int i = 0; i < b->n; i++) {
+    const rg_tensor_info *t = &b->info[i];
+    const bool sums = t->role == RG_GRAD_OUT && t->accumulates;
+    if (t->role != RG_INPUT && t->role != RG_GRAD_IN && !sums) continue;
+    const int *length = row_lengths(c, t);
+    if (!length) continue;
+    const rg_tensor_info *whole = NULL;
+    const char *from = NULL;
+    for (int k = 0; k < single.pack->n; k++)
+      if (single.pack->info[k].role == t->role && strcmp(single.pack->info[k].name, t->name) == 0)
+        whole = &single.pack->info[k], from = single.pack->data[k];
+    if (sums) { /* the pack's are results by now */
+      for (int64_t k = 0; k < t->bytes / 4; k++) ((float *)b->data[i])[k] = 0;
+      continue;
+    }
+    const int64_t first = rows_before(row_lengths(single.of, whole), single.sequence);
+    memcpy(b->data[i], from + first * row_bytes(whole), (size_t)(length[0] * row_bytes(t)));
+  }
+}
+
+static bool depends_on_rows(const rgi_node *n) {
+  return strcmp(n->op->name, "linear") == 0 || in_tensor(n, "k_weight") >= 0 || in_tensor(n, "v_weight") >= 0;
+}
+
+/* A sequence alone, in a plan of its own capacity, has the bits that it has in the pack. Not where products
+ * over all rows take part: their order may depend on how many there are. */
+static void single_one(graph_case *c, const buffers *kept, report *rep) {
+  int64_t b = ot_below(c->t, c->p.B);
+  for (int64_t k = 0; k < c->p.B && c->p.length[b] == 0; k++) b = (b + 1) % c->p.B;
+  for (int i = 0; i < kept->n; i++) /* rows of blocks are nobody's to take */
+    if (kept->info[i].role == RG_GRAD_IN && kept->info[i].rank && !row_lengths(c, &kept->info[i]) &&
+        kept->info[i].name[0] == 'y' && c->forward->tensor[declared(c, &kept->info[i])->tensor].producer >= 0)
+      return;
+  for (int n = 0; n < c->forward->nnode; n++)
+    if (depends_on_rows(&c->forward->node[n])) return;
+  const pack p = {.T = c->p.length[b] + ot_below(c->t, 40) + (c->p.length[b] == 0),
+                  .S = c->p.length_k[b] + 1 + ot_below(c->t, 40),
+                  .B = 1,
+                  .length = &c->p.length[b],
+                  .length_k = &c->p.length_k[b]};
+  graph_case one = open_case(c->ctx, c->t, c->spec, p, c->seed, c->what);
+  one.offset = &c->offset[b];
+  one.spoil = take_rows;
+  single.pack = kept, single.of = c, single.sequence = b;
+  buffers x;
+  cr_assert(run_plan(&one, (run_how){.threads = 1}, &x, NULL, NULL));
+  rep->plans++, single.runs++;
+  for (int i = 0; i < x.n; i++) {
+    const rg_tensor_info *t = &x.info[i];
+    const int *length = t->role == RG_OUTPUT || t->role == RG_GRAD_OUT ? row_lengths(&one, t) : NULL;
+    if (!length || t->accumulates) continue;
+    const char *all = buffer(kept, t->role, t->name);
+    const int64_t each = row_bytes(t);
+    for (int k = 0; k < kept->n; k++)
+      if (kept->info[k].role == t->role && strcmp(kept->info[k].name, t->name) == 0)
+        all += rows_before(row_lengths(c, &kept->info[k]), b) * each;
+    cr_assert(memcmp(all, x.data[i], (size_t)(length[0] * each)) == 0,
+              "%s: alone, sequence %d has another %s %s", c->what, (int)b,
+              t->role == RG_OUTPUT ? "output" : "gradient of", t->name);
+    single.tensors++;
+  }
+  drop(&x);
+  close_case(&one);
+}
+
 /* ---- which kernels ran ---- */
 
 static struct way {
@@ -283,7 +366,10 @@ static void run_seed(rg_context *ctx, ot *t, uint64_t seed, report *rep, drawn_c
   compare_with_oracle(&c, &kept, rep);
   const int heads = fewest_heads(&c), more = 2 + (int)ot_below(t, 2);
   for (int i = 0; i < more; i++) same_as(&c, &kept, other_way(&c, i, heads), rep);
-  if (!o.whole && d->p.B > 1) spoil_one(&c, &kept, other_way(&c, (int)ot_below(t, 3), heads), rep);
+  if (!o.whole && d->p.B > 1) {
+    spoil_one(&c, &kept, other_way(&c, (int)ot_below(t, 3), heads), rep);
+    single_one(&c, &kept, rep);
+  }
   drop(&kept);
   if (getenv("GRAPH_VERBOSE"))
     fprintf(stderr,
@@ -323,20 +409,21 @@ static bool try_seed(uint64_t seed, report *rep) {
 }
 
 Test(gpu_random, specs, .timeout = 3600) {
-  const char *only = getenv("REGRAPH_SEED"), *times = getenv("GRAPH_MORE");
+  const char *only = getenv("REGRAPH_SEED"), *times = getenv("GRAPH_MORE"), *from = getenv("REGRAPH_FIRST");
+  const uint64_t first = from ? strtoull(from, NULL, 10) : FIRST;
   const int n = only ? 1 : SPECS * (times ? atoi(times) : 1);
   report rep = {0};
   int ran = 0, failed = 0;
   for (int i = 0; i < n && failed < 20; i++) {
     if (!only && !in_shard(i)) continue;
     ran++;
-    failed += !try_seed(only ? strtoull(only, NULL, 10) : FIRST + (uint64_t)i, &rep);
+    failed += !try_seed(only ? strtoull(only, NULL, 10) : first + (uint64_t)i, &rep);
   }
   for (int k = 0; k < ways; k++) fprintf(stderr, "%6d x %s\n", way[k].count, way[k].text);
   fprintf(stderr,
           "%d specs, %d failed; %d other ways, %d refused; output %.2f, gradient %.2f of the gate; NaN in %d "
-          "runs, %d tensors beside it\n",
+          "runs, %d tensors beside it; alone in %d runs, %d tensors\n",
           ran, failed, rep.plans, rep.refused, rep.worst_output, rep.worst_gradient, spoilt.runs,
-          spoilt.tensors);
+          spoilt.tensors, single.runs, single.tensors);
   cr_assert_eq(failed, 0);
 }

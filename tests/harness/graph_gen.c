@@ -389,6 +389,13 @@ static int heads(gen *g, int64_t H, int64_t D, rg_dtype dtype) {
   return new_input(g, TOKENS, 3, (int64_t[]){T, H, D}, dtype);
 }
 
+/* Heads to go with q: of wide ones q's own products with itself would make all but one-hot weights, whose
+ * gradients cancel out. */
+static int keys_for(gen *g, int q, int64_t KH, int64_t D, rg_dtype dtype) {
+  int k = heads(g, KH, D, dtype);
+  return k == q && g->o.large ? new_input(g, TOKENS, 3, (int64_t[]){T, KH, D}, dtype) : k;
+}
+
 static void sequence_ports(gen *g, char *s, int64_t H, int sinks) {
   (void)H;
   print(s, ", \"cu_seqlens\": \"cu_seqlens\"");
@@ -414,9 +421,9 @@ static void add_swa(gen *g) {
     v = ONE(g, KEYS, dtype, S, KH, E);
     if (g->x[k].size > 1.5) return;
   } else {
-    k = heads(g, KH, D, dtype);
+    k = keys_for(g, q, KH, D, dtype);
     v = chance(g, 0.3) && D == E ? k : ONE(g, TOKENS, dtype, T, KH, E);
-    if (KH == H && chance(g, 0.2)) k = q;
+    if (KH == H && chance(g, 0.2) && !g->o.large) k = q;
   }
   int sinks = chance(g, 0.25) ? ONE(g, WEIGHT, dtype, H) : -1;
   char *s = begin(g, "swa_attn");
@@ -469,7 +476,7 @@ static void add_nsa(gen *g) {
     k = ONE(g, KEYS, dtype, S, KH, D), v = ONE(g, KEYS, dtype, S, KH, E);
     if (g->x[k].size > 1.5 || g->x[v].size > 4) return;
   } else {
-    k = heads(g, KH, D, dtype), v = chance(g, 0.3) && D == E ? k : heads(g, KH, E, dtype);
+    k = keys_for(g, q, KH, D, dtype), v = chance(g, 0.3) && D == E ? k : heads(g, KH, E, dtype);
   }
   int64_t m[2] = {ot_below(g->t, 4), ot_below(g->t, 4)};
   if (chance(g, 0.4)) m[1] = m[0];

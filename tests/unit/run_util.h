@@ -241,11 +241,12 @@ static inline void same_results(const buffers *a, const buffers *b, const char *
   for (int i = 0; i < a->n; i++) {
     if (a->info[i].role != RG_OUTPUT && a->info[i].role != RG_GRAD_OUT) continue;
     const unsigned char *x = a->data[i], *y = buffer(b, a->info[i].role, a->info[i].name);
-    int64_t k = 0;
-    while (k < a->info[i].bytes && x[k] == y[k]) k++;
-    cr_assert_eq(k, a->info[i].bytes, "%s: %s %s differs at byte %lld of %lld", what,
-                 a->info[i].role == RG_OUTPUT ? "output" : "gradient of", a->info[i].name, (long long)k,
-                 (long long)a->info[i].bytes);
+    int64_t first = -1, last = 0, n = 0;
+    for (int64_t k = 0; k < a->info[i].bytes; k++)
+      if (x[k] != y[k]) first = first < 0 ? k : first, last = k, n++;
+    cr_assert_eq(n, 0, "%s: %s %s of %lld bytes: %lld differ, from %lld to %lld", what,
+                 a->info[i].role == RG_OUTPUT ? "output" : "gradient of", a->info[i].name,
+                 (long long)a->info[i].bytes, (long long)n, (long long)first, (long long)last);
     compared++;
   }
   cr_assert_gt(compared, 0, "%s", what);

@@ -10,6 +10,7 @@
  */
 #include "../harness/graph_gen.h"
 #include "../harness/lower.h"
+#include "../harness/random_spec.h"
 #include "../../kernels/tma.h"
 #include "run_util.h"
 #include <unistd.h>
@@ -114,15 +115,15 @@ static rg_plan *plan_of(bench *b, const char *policy, bool no_lanes, bool older)
   const rg_binding all[] = {{"T", b->T, NULL}, {"B", b->B, NULL}, {"S", 40, NULL}};
   snprintf(profile, sizeof profile, "%s/recompute/profiles/h200.json", RG_SOURCE_DIR);
   rg_plan_options o = {.set = all,
-                       .nset = 3,
                        .device = "cuda",
                        .profile_path = older ? b->older : profile,
                        .no_lanes = no_lanes,
                        .pack_seconds = 0.1};
-  if (rg_plan_create(b->spec, p, &o, &plan, NULL) != RG_OK) { /* a spec without S */
-    o.nset = 2;
-    CR_OK(rg_plan_create(b->spec, p, &o, &plan, &e), &e);
+  for (o.nset = 3; o.nset > 0 && !plan; o.nset--) { /* not every spec has S and B */
+    e = (rg_error){0};
+    rg_plan_create(b->spec, p, &o, &plan, &e);
   }
+  cr_assert(plan, "%s: %s", e.node, e.message);
   rg_policy_destroy(p);
   return plan;
 }
@@ -246,6 +247,15 @@ Test(lower_cuda, launches_of_random_graphs) {
     load_random(&b, seed);
     rg_plan *plan = plan_of(&b, policies[seed / 2 % 2], false, seed % 4 == 0);
     check_launches(&b, plan, what);
+    rg_plan_destroy(plan);
+  }
+  for (uint64_t seed = 1; seed < 9; seed++) { /* others: linear, silu, mul and add alone */
+    rg_error e = {0};
+    uint64_t state = seed;
+    rg_spec_destroy(b.spec);
+    CR_OK(rgi_random_spec(b.ctx, &state, 20, &b.spec, &e), &e);
+    rg_plan *plan = plan_of(&b, policies[seed % 2], false, seed % 4 == 0);
+    check_launches(&b, plan, "linear, silu, mul, add");
     rg_plan_destroy(plan);
   }
   report(&b);
