@@ -218,7 +218,8 @@ struct reduced {
   bool any;     /* there is such a row */
   const int32_t *idx;
 };
-__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces, int64_t from, int64_t to) {
+__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces, int64_t from,
+                                                int64_t to) {
   reduced x;
   const int64_t i = block * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
   x.piece = (int)(i % pieces);
@@ -308,7 +309,8 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
 }
 
 /* The sums of keys first. S: type of the partials. */
-template <class S> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_reduce(const __grid_constant__ rgk_select p) {
+template <class S>
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_reduce(const __grid_constant__ rgk_select p) {
   enum { U = 16 / sizeof(S) };
   const int64_t block = blockIdx.x - p.key_blocks;
   if (block < 0) {

@@ -158,9 +158,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
       x.stat[row_of] = p.stat + 2 * ((int64_t)walk.row * p.a.H + head);
     } else {
       x.from[row_of][1] = (const char *)p.a.d_o.data + (walk.row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
-      x.at[row_of] = walk.real && p.a.dq.data
-                         ? ((int64_t)(walk.row - first_row) * p.a.N + walk.place) * p.parts * p.a.G + part * p.a.G + walk.g
-                         : -1;
+      const int64_t place = (int64_t)(walk.row - first_row) * p.a.N + walk.place;
+      x.at[row_of] = walk.real && p.a.dq.data ? (place * p.parts + part) * p.a.G + walk.g : -1;
     }
     walk.template fetch<true>(p);
   };
