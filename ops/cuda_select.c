@@ -4,8 +4,10 @@
 #include "cuda_attn.h"
 #include "cuda_csr.h"
 
-/* Bytes of the partial store per launch; at least one chunk of rows, one head. */
-static const int64_t PARTIALS = INT64_C(288) << 20, BWD_PARTIALS = INT64_C(256) << 20;
+/* Bytes of the partial store per launch, at least one chunk of rows, one head; backward: a window's, and what
+ * heads side by side may have. */
+static const int64_t PARTIALS = INT64_C(288) << 20, BWD_WINDOW = INT64_C(512) << 20,
+                     BWD_TOGETHER = INT64_C(256) << 20;
 enum {
   FWD_ROWS = 1024, /* rows (query, head) of an item */
   BWD_ROWS = 2048,
@@ -143,7 +145,7 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
                 place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2);
-  p.step = BWD_PARTIALS / place / 64 * 64;
+  p.step = BWD_WINDOW / place / 64 * 64;
   if (p.step < 64) p.step = 64;
   p.length = BWD_ROWS / a->G > 0 ? BWD_ROWS / a->G : 1;
   p.rows = least(p.step, a->T);
@@ -154,7 +156,7 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   p.cap = items + slots;
   p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
   const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float), parts = p.rows * place,
-                heads = BWD_PARTIALS / (sums > parts ? sums : parts);
+                heads = BWD_TOGETHER / (sums > parts ? sums : parts);
   p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);

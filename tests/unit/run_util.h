@@ -244,9 +244,12 @@ static inline void same_results(const buffers *a, const buffers *b, const char *
     int64_t first = -1, last = 0, n = 0;
     for (int64_t k = 0; k < a->info[i].bytes; k++)
       if (x[k] != y[k]) first = first < 0 ? k : first, last = k, n++;
-    cr_assert_eq(n, 0, "%s: %s %s of %lld bytes: %lld differ, from %lld to %lld", what,
+    uint32_t was = 0, is = 0; /* the first word that differs */
+    const size_t at = first < 0 ? 0 : (size_t)first / 4 * 4, left = (size_t)a->info[i].bytes - at;
+    memcpy(&was, x + at, left < 4 ? left : 4), memcpy(&is, y + at, left < 4 ? left : 4);
+    cr_assert_eq(n, 0, "%s: %s %s of %lld bytes: %lld differ, from %lld to %lld, first %08x and %08x", what,
                  a->info[i].role == RG_OUTPUT ? "output" : "gradient of", a->info[i].name,
-                 (long long)a->info[i].bytes, (long long)n, (long long)first, (long long)last);
+                 (long long)a->info[i].bytes, (long long)n, (long long)first, (long long)last, was, is);
     compared++;
   }
   cr_assert_gt(compared, 0, "%s", what);
