@@ -43,7 +43,7 @@ static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
       if (bytes > INT64_MAX / 4 || *out > INT64_MAX / 4)
         status = rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
       else
-        *out = (*out + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN + bytes;
+        *out = rgi_aligned(*out) + bytes;
     }
   rgi_free(g->ctx, known);
   return status;

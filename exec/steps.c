@@ -237,7 +237,7 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
     for (int32_t k = 0; k < plan->nclean && !known; k++) known = plan->clean[k].bind == bind;
     if (known) continue;
     const int64_t bytes = plan->bindable[bind].info.bytes;
-    end = (end + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+    end = rgi_aligned(end);
     plan->clean[plan->nclean++] = (rgi_clean){bind, end, bytes / 4};
     end += bytes;
     if (end > plan->memory->reserved)

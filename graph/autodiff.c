@@ -224,20 +224,9 @@ static rg_status survey(rgi_backward *b, rg_error *e) {
 
 /* ---- small builders ---- */
 
-/* `name`, or name~2, name~3 … where it is taken: one gradient may reach several views or sums. */
-static const char *free_name(rgi_graph *g, const char *name) {
-  const char *candidate = name;
-  for (int k = 2, t = 0; candidate && t < g->ntensor; t++)
-    if (strcmp(g->tensor[t].name, candidate) == 0) {
-      candidate = rgi_format(g->arena, "%s~%d", name, k++);
-      t = -1;
-    }
-  return candidate;
-}
-
 /* -1 on NOMEM */
 static int add_gradient_tensor(rgi_backward *b, const char *name, int of, rg_dtype dtype) {
-  name = free_name(b->g, name);
+  name = rgi_free_name(b->g, name); /* one gradient may reach several views or sums */
   if (!name) return -1;
   rgi_tensor t = {.name = name, .dtype = dtype, .base = -1, .producer = -1, .seqlens = -1, .grad_of = of};
   if (of >= 0) t.seqlens = b->g->tensor[of].seqlens;

@@ -90,21 +90,11 @@ static rg_status bytes_of(const fuser *f, const rgi_graph *g, int32_t n, double 
 
 /* ---- building ---- */
 
-static const char *free_name(rgi_graph *g, const char *name) {
-  const char *candidate = name;
-  for (int k = 2, t = 0; candidate && t < g->ntensor; t++)
-    if (strcmp(g->tensor[t].name, candidate) == 0) {
-      candidate = rgi_format(g->arena, "%s~%d", name, k++);
-      t = -1;
-    }
-  return candidate;
-}
-
 /* A tensor of fp32 rows; -1 on NOMEM. */
 static int add_rows(fuser *f, const char *kind, int32_t of) {
   rgi_graph *g = f->to;
   const char *name = rgi_format(g->arena, "%s.%s", kind, g->tensor[of].name);
-  name = name ? free_name(g, name) : NULL;
+  name = name ? rgi_free_name(g, name) : NULL;
   if (!name) return -1;
   rgi_tensor t = {.name = name,
                   .dtype = RG_F32,

@@ -52,6 +52,16 @@ int rgi_add_tensor(rgi_graph *g, const rgi_tensor *t) {
   return g->ntensor++;
 }
 
+const char *rgi_free_name(rgi_graph *g, const char *name) {
+  const char *candidate = name;
+  for (int k = 2, t = 0; candidate && t < g->ntensor; t++)
+    if (strcmp(g->tensor[t].name, candidate) == 0) {
+      candidate = rgi_format(g->arena, "%s~%d", name, k++);
+      t = -1;
+    }
+  return candidate;
+}
+
 static bool copy_values(rgi_arena *a, const rg_op *op, const rg_value *from, rg_value *to) {
   for (int i = 0; i < op->nattr; i++) {
     to[i] = from[i];

@@ -153,6 +153,8 @@ rg_status rgi_graph_clone(const rgi_graph *g, rgi_graph **out, rg_error *e);
 
 /* Appends a tensor (copy of *t, name duplicated); returns its id or -1 on NOMEM. */
 int rgi_add_tensor(rgi_graph *g, const rgi_tensor *t);
+/* `name` for a new tensor, or name~2, name~3 … where it is taken; NULL on NOMEM. */
+const char *rgi_free_name(rgi_graph *g, const char *name);
 /* Appends a node with room for the given counts per port (arrays of op->nin and op->nout), all -1; attributes
  * take their defaults unless `attr` is given (copied). Returns its index or -1 on NOMEM. The node's outputs
  * are created by rgi_infer_node. */

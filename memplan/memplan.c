@@ -29,10 +29,6 @@ static bool moves_bytes(const rgi_node *n) {
   return !(n->op->flags & RG_OP_VIEW);
 }
 
-static int64_t round_up(int64_t x) {
-  return (x + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
-}
-
 /* ---- lifetimes and regions ---- */
 
 static void touch(planner *p, int32_t tensor, int32_t node) {
@@ -191,7 +187,7 @@ static rg_status lay(planner *p, rgi_region region, int backward, int64_t *end, 
     rgi_block *b = &m->block[i];
     if (b->region != region || (backward >= 0 && (b->first >= p->nforward) != backward)) continue;
     if (*end > INT64_MAX / 4 || b->size > INT64_MAX / 4) return total_overflow(e);
-    b->address = round_up(*end);
+    b->address = rgi_aligned(*end);
     if (b->size > 0) *end = b->address + b->size;
   }
   return RG_OK;
@@ -280,7 +276,7 @@ static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, in
   for (size_t i = 0; i < q->n; i++) {
     const rg_buffer *b = &q->buffer[i];
     if (b->size > INT64_MAX / 4) return total_overflow(e);
-    int64_t size = round_up(b->size);
+    int64_t size = rgi_aligned(b->size);
     if (b->size == 0) continue;
     for (int64_t k = b->lower; k < b->upper; k++) {
       if (!rgi_add(sum[k], size, &sum[k])) return total_overflow(e);

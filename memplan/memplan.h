@@ -12,6 +12,9 @@
 #include "../graph/ir.h"
 
 #define RGI_ALIGN 256
+static inline int64_t rgi_aligned(int64_t bytes) {
+  return (bytes + RGI_ALIGN - 1) / RGI_ALIGN * RGI_ALIGN;
+}
 
 typedef struct rgi_memory_options {
   bool no_reuse;     /* every block gets bytes of its own */
