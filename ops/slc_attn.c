@@ -1,7 +1,7 @@
-/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is cpu_attn's; this
+/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is cpu/attn's; this
  * file says which keys a query sees: those of the blocks in its row of idx, up to its own position. */
-#include "cpu_attn.h"
-#include "cuda_attn.h"
+#include "cpu/attn.h"
+#include "cuda/attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,

@@ -1,7 +1,7 @@
 /* ops/swa_attn.c: sliding-window attention, and with window_left -1 dense causal attention. The work is
- * cpu_attn's; this file says which keys a query sees: window_left + 1 of them up to its own. */
-#include "cpu_attn.h"
-#include "cuda_attn.h"
+ * cpu/attn's; this file says which keys a query sees: window_left + 1 of them up to its own. */
+#include "cpu/attn.h"
+#include "cuda/attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
