@@ -1,4 +1,4 @@
-/* ops/table.c: the table of stock ops, and the context that hands it to everyone else. */
+/* ops/context.c: the context: the table of stock ops, and what of this CPU they may use. */
 #include "ops.h"
 #include <stdlib.h>
 #if defined(__x86_64__)
@@ -72,14 +72,4 @@ void rg_context_destroy(rg_context *ctx) {
   rgi_plugins_unload(ctx);
   rgi_free(ctx, ctx->op);
   a.free(a.user, ctx);
-}
-
-void rg_convert(rg_dtype to, void *dst, rg_dtype from, const void *src, size_t n) {
-  if (to == from) {
-    memcpy(dst, src, n * rg_dtype_size(to));
-  } else if (from == RG_F32 && to != RG_I32) {
-    rgi_store(dst, to, src, (int64_t)n);
-  } else if (to == RG_F32 && from != RG_I32) {
-    rgi_load(dst, from, src, (int64_t)n);
-  }
 }
