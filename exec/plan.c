@@ -8,6 +8,7 @@
  */
 #include "plan.h"
 #include "../graph/spec.h"
+#include "../passes/passes.h"
 #ifdef REGRAPH_CUDA
 #include "cuda.h"
 #endif

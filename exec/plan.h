@@ -12,10 +12,9 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
-#include "../graph/fuse.h"
-#include "../graph/passes.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
+#include "../passes/fuse.h"
 #include "../recompute/recompute.h"
 
 /* In-ports whose contents obey rules (rgi_check). */

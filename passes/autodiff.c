@@ -1,4 +1,4 @@
-/* graph/autodiff.c: appends the backward nodes that the requested gradients need.
+/* passes/autodiff.c: appends the backward nodes that the requested gradients need.
  *
  * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op (ports matched
  * by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives at a tensor is one of its
@@ -19,8 +19,8 @@
  *
  *     read whole and in slices:  slice -> whole      made in parts, read in parts and joined:  whole -> parts
  */
-#include "autodiff.h"
 #include "passes.h"
+#include "../graph/autodiff.h"
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* graph/split.c: cuts the forward graph into groups of KV heads by views.
+/* passes/split.c: cuts the forward graph into groups of KV heads by views.
  *
  * A node is cut if its op's port table names head axes and every one of them divides by the number of groups.
  * Nodes are taken in runs: whatever can run uncut first, then all cut nodes that can follow without an uncut

@@ -1,4 +1,4 @@
-/* graph/fuse.c: see fuse.h.
+/* passes/fuse.c: see fuse.h.
  *
  * Works on a copy: nodes are appended, then laid into the old order. A part goes directly before the first
  * reader of its gradient, or of what the rest makes (d.w), if that comes earlier; the rest goes after the
@@ -7,7 +7,7 @@
  * stay as they are.
  */
 #include "fuse.h"
-#include "order.h"
+#include "../graph/order.h"
 #include <stdio.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* graph/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what its reader
+/* passes/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what its reader
  * would compute from it first is handed on.
  *
  *   before   x.bwd -> d.a, d.b, d.c, d.w        a.bwd(d.a, a)      b.bwd(d.b, b)      c.bwd(d.c, c)
@@ -15,7 +15,7 @@
 #ifndef RGI_FUSE_H
 #define RGI_FUSE_H
 
-#include "ir.h"
+#include "../graph/ir.h"
 
 /* What became of nodes that could be taken apart: of all groups of one spec node that fared alike. */
 typedef struct rgi_fusion {
