@@ -214,6 +214,7 @@ typedef struct rgi_rules {
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
   const rgi_fusing *fusing;
+  const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;
 
 /* ---- dumps ---- */

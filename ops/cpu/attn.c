@@ -1,11 +1,8 @@
-/* ops/cpu/attn.c: attention on the CPU: ports and checks, tiles, packing, and the walk over visible key
- * tiles.
+/* ops/cpu/attn.c: attention on the CPU: tiles, packing, and the walk over visible key tiles.
  *
  * Leaves the two directions to attn_fwd.c and attn_bwd.c, arithmetic to attn_simd.h.
  */
 #include "attn.h"
-
-/* ---- ports, checks, cost ---- */
 
 static int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -14,41 +11,16 @@ static int64_t round16(int64_t n) {
   return (n + 15) / 16 * 16;
 }
 
-void rgi_attn_init(rgi_attn *a, const rg_call *c) {
-  const int x = a->mode == RGI_ATTN_SLC;
-  a->q = rg_in(c, 0);
-  a->k = rg_in(c, 1);
-  a->v = rg_in(c, 2);
-  a->idx = x ? rg_in(c, 3) : NULL;
-  a->cu = rg_in(c, RGI_ATTN_CU + x);
-  a->cu_k = rg_in(c, RGI_ATTN_CU_K + x);
-  a->offset = rg_in(c, RGI_ATTN_OFFSET + x);
-  a->sinks = rg_in(c, RGI_ATTN_SINKS + x);
-
-  a->T = a->q->dim[0];
-  a->H = a->q->dim[1];
-  a->D = a->q->dim[2];
-  a->S = a->k->dim[0];
-  a->KH = a->k->dim[1];
-  a->E = a->v->dim[2];
-  a->B = a->cu->dim[0] - 1;
-  a->N = a->idx ? a->idx->dim[2] : 0;
-  a->G = a->KH > 0 ? a->H / a->KH : 0;
+void rgi_attn_cut(rgi_attn *a, int isa) {
   a->dp = round16(a->D);
   a->ep = round16(a->E);
-
   a->chunks = a->G > 0 ? (a->G + RGI_ATTN_ROWS - 1) / RGI_ATTN_ROWS : 1;
   a->heads = a->G > 0 ? (a->G + a->chunks - 1) / a->chunks : 1;
   a->queries = RGI_ATTN_ROWS / a->heads;
   if (a->mode != RGI_ATTN_SLC) a->block = RGI_ATTN_KEYS;
   a->parts = (a->block + RGI_ATTN_KEYS - 1) / RGI_ATTN_KEYS;
   a->keys = (a->block + a->parts - 1) / a->parts;
-
-  double scale = c->attr[RGI_ATTN_SCALE].f;
-  a->scale = (float)(scale != 0 ? scale : a->D > 0 ? 1 / sqrt((double)a->D) : 1);
-  a->softcap = (float)c->attr[RGI_ATTN_SOFTCAP].f;
-
-  a->isa = rgi_attn_level(c->isa);
+  a->isa = rgi_attn_level(isa);
 }
 
 const rgi_attn_isa *rgi_attn_level(int isa) {
@@ -58,63 +30,6 @@ const rgi_attn_isa *rgi_attn_level(int isa) {
 #endif
   (void)isa;
   return &rgi_attn_base;
-}
-
-rg_status rgi_attn_check(const rg_call *c, bool slc, rg_error *e) {
-  const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2);
-  const int64_t H = q->dim[1], KH = k->dim[1], D = q->dim[2], E = v->dim[2];
-  if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
-    return rg_op_fail(e, RG_E_SHAPE, c, "%lld query heads are not a positive multiple of %lld KV heads",
-                      (long long)H, (long long)KH);
-  if (D != RG_DIM_FREE && (D < 1 || D > RGI_ATTN_MAX_D))
-    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of q and k is not in 1 to %d", (long long)D,
-                      RGI_ATTN_MAX_D);
-  if (E != RG_DIM_FREE && (E < 1 || E > RGI_ATTN_MAX_D))
-    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of v is not in 1 to %d", (long long)E,
-                      RGI_ATTN_MAX_D);
-  const rg_arg *cu = rg_in(c, RGI_ATTN_CU + slc);
-  if (cu->dim[0] != RG_DIM_FREE && cu->dim[0] < 1)
-    return rg_op_fail(e, RG_E_SHAPE, c, "cu_seqlens is empty, expected at least its leading 0");
-  return RG_OK;
-}
-
-rg_status rgi_attn_check_bwd(const rg_call *c, bool slc, rg_error *e) {
-  if (!rg_in(c, RGI_ATTN_OUT_O + slc) == !rg_in(c, RGI_ATTN_DELTA + slc))
-    return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
-  return RG_OK;
-}
-
-rg_status rgi_attn_check_rows(const rg_call *c, bool slc, rg_error *e) {
-  const int64_t T = rg_in(c, 0)->dim[0], S = rg_in(c, 1)->dim[0];
-  if (rg_in(c, RGI_ATTN_CU_K + slc) || T == RG_DIM_FREE || S == RG_DIM_FREE || T == S) return RG_OK;
-  return rg_op_fail(e, RG_E_SHAPE, c, "k has %lld rows and q %lld, expected the same without cu_seqlens_k",
-                    (long long)S, (long long)T);
-}
-
-void rgi_attn_cost(const rg_call *c, const rgi_attn *a, double pairs, bool backward, rg_cost *out) {
-  const double D = (double)a->D, E = (double)a->E;
-  pairs *= (double)a->H;
-  out->flops = pairs * 2 * (backward ? 3 * D + 2 * E : D + E);
-  out->exps = pairs * (a->softcap > 0 ? 2 : 1);
-  out->bytes = 0;
-  const rg_arg *arg[] = {c->in, c->out};
-  const int32_t n[] = {c->in_begin[c->op->nin], c->out_begin[c->op->nout]};
-  for (int side = 0; side < 2; side++)
-    for (int32_t i = 0; i < n[side]; i++) {
-      const rg_arg *x = &arg[side][i];
-      double size = x->rank < 0 ? 0 : (double)rg_dtype_size(x->dtype);
-      for (int j = 0; j < x->rank; j++) size *= (double)x->dim[j];
-      out->bytes += size;
-    }
-}
-
-double rgi_attn_pairs(const rgi_attn *a, int64_t keys, int64_t most) {
-  const double T = (double)a->T, first = a->offset && keys > a->T ? (double)(keys - a->T) : 0,
-               end = first + T;
-  double limit = most < 0 || (double)most > (double)keys ? (double)keys : (double)most, ramp = limit;
-  if (ramp > end) ramp = end;
-  if (ramp < first) ramp = first;
-  return (ramp * (ramp + 1) - first * (first + 1)) / 2 + (end - ramp) * limit;
 }
 
 /* ---- tiles ---- */

@@ -1,8 +1,6 @@
-/* ops/cpu/attn.h: attention on the CPU, one core for the three ops that differ only in which keys a query
- * sees.
+/* ops/cpu/attn.h: attention on the CPU, one core for all three ops.
  *
- * The three ops fill a `rgi_attn` from their ports and call forward or backward. Everything works on tiles of
- * packed sequences, relative to each sequence's start:
+ * Everything works on tiles of packed sequences, relative to each sequence's start:
  *
  *   row tile   up to RGI_ATTN_ROWS rows, each a (query, head) pair of one KV head, heads running fastest
  *   key tile   up to RGI_ATTN_KEYS keys, one per vector lane; never across a sequence's end or a slc block's
@@ -22,9 +20,9 @@
 #ifndef RGI_CPU_ATTN_H
 #define RGI_CPU_ATTN_H
 
-#include "../ops.h"
+#include "../attn.h"
 
-enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64, RGI_ATTN_MAX_D = 256 };
+enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64 };
 
 /* Terms of a logit summed in one chain. A single chain of d terms would err by about d/2 roundings of the
  * sum, which the softmax of large logits shows. */
@@ -88,106 +86,16 @@ extern const rgi_attn_isa rgi_attn_avx2, rgi_attn_avx512;
 
 /* ---- one call ---- */
 
-typedef enum rgi_attn_mode { RGI_ATTN_SWA, RGI_ATTN_CMP, RGI_ATTN_SLC } rgi_attn_mode;
-
-typedef struct rgi_attn {
-  rgi_attn_mode mode;
-  const rg_arg *q, *k, *v, *idx, *cu, *cu_k, *offset, *sinks; /* idx only for slc; last three may be NULL */
-  float scale, softcap;
-  int64_t window_left;    /* swa */
-  int64_t kernel, stride; /* cmp */
-  int64_t block;          /* slc; for the others RGI_ATTN_KEYS */
-  /* from shapes */
-  int64_t T, H, S, KH, D, E, B, G, N;
-  int64_t chunks, heads; /* a KV head's G query heads, cut into `chunks` parts of at most `heads` */
-  int64_t queries;       /* of a row tile */
-  int64_t parts, keys;   /* a block is cut into `parts` key tiles of at most `keys` */
-  int64_t dp, ep;        /* D, E rounded up to 16 */
-  const rgi_attn_isa *isa;
-} rgi_attn;
-
-/* Attributes 0 and 1 of every attention op; the rest is the op's. */
-enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
-/* clang-format off */
-#define RGI_ATTN_ATTRS                                                                                       \
-  {"scale", RG_ATTR_FLOAT, false, 0, 0, 0, NULL, "factor on the logits; 0: 1/sqrt(d_qk)"},                   \
-  {"softcap", RG_ATTR_FLOAT, false, 0, 1e30, 0, NULL, "c > 0: logits become c*tanh(logit/c); 0: off"}
-
-/* Ports. Those of slc have idx after v, which moves the later ones up by one. */
-#define RGI_ATTN_IN_QKV(key_flag, key_doc)                                                                   \
-  {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries; H a multiple of KH"},                           \
-  {"k", "S,KH,D", key_flag, RG_D_FLOAT, 'F', 1, key_doc},                                                    \
-  {"v", "S,KH,E", key_flag, RG_D_FLOAT, 'F', 1, "values of the same rows"}
-#define RGI_ATTN_IN_SEQ                                                                                      \
-  {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts [B+1]"},                       \
-  {"cu_seqlens_k", "B1", RG_PORT_OPTIONAL | RG_PORT_KSEQLENS, RG_D(RG_I32), 0, -1,                           \
-   "starts of the key sequences, in tokens; absent: those of the queries"},                                  \
-  {"q_offset", "B1-1", RG_PORT_OPTIONAL | RG_PORT_OFFSETS, RG_D(RG_I32), 0, -1,                              \
-   "position of each sequence's first query; absent: 0"},                                                    \
-  {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0, "a further logit per head that carries no value"}
-#define RGI_ATTN_OUT                                                                                         \
-  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "attention output; 0 in a row that sees no key"},         \
-  {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                        \
-   "log of the softmax denominator, natural; -inf in a row that sees neither key nor sink"}
-#define RGI_ATTN_IN_BWD(key_flag)                                                                            \
-  {"out.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},                 \
-  {"out.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "forward lse"},                                       \
-  {"grad.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of o; absent: 0"},      \
-  {"grad.lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "gradient of lse; absent: 0"},    \
-  {"acc.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far for d.q"},             \
-  {"acc.k", "S,KH,D", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.k"},              \
-  {"acc.v", "S,KH,E", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.v"},              \
-  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"},                        \
-  {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                    \
-   "out.o times grad.o, summed over the last axis, in place of out.o"}
-#define RGI_ATTN_OUT_BWD(key_flag)                                                                           \
-  {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of q"},     \
-  {"d.k", "S,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1, "gradient of k"},      \
-  {"d.v", "S,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1, "gradient of v"},      \
-  {"d.sinks", "H", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0, "gradient of sinks"}
-/* clang-format on */
-
-/* In-ports after q, k, v (and idx); add 1 for slc. */
-enum {
-  RGI_ATTN_CU = 3,
-  RGI_ATTN_CU_K,
-  RGI_ATTN_OFFSET,
-  RGI_ATTN_SINKS,
-  RGI_ATTN_OUT_O,
-  RGI_ATTN_OUT_LSE,
-  RGI_ATTN_GRAD_O,
-  RGI_ATTN_GRAD_LSE,
-  RGI_ATTN_ACC_Q,
-  RGI_ATTN_ACC_K,
-  RGI_ATTN_ACC_V,
-  RGI_ATTN_ACC_SINKS,
-  RGI_ATTN_DELTA
-};
-
-/* Fills `a` from a call's ports, shapes and common attributes; the caller sets mode and its own attributes
- * first. */
-void rgi_attn_init(rgi_attn *a, const rg_call *c);
-
-/* What all three check: head counts and widths. */
-rg_status rgi_attn_check(const rg_call *c, bool slc, rg_error *e);
-/* And their backwards: out.o, or delta.o in its place. */
-rg_status rgi_attn_check_bwd(const rg_call *c, bool slc, rg_error *e);
-/* As many key rows as query rows, unless cu_seqlens_k says otherwise. */
-rg_status rgi_attn_check_rows(const rg_call *c, bool slc, rg_error *e);
-
-/* Visible pairs of one head where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence of
- * full length; where keys outnumber queries that have an offset, the queries are the last of them. */
-double rgi_attn_pairs(const rgi_attn *a, int64_t keys, int64_t most);
-/* Costs for `pairs` visible (query, key) pairs of one head. */
-void rgi_attn_cost(const rg_call *c, const rgi_attn *a, double pairs, bool backward, rg_cost *out);
+/* Fills in how the call is cut into tiles, for a CPU level (rg_call.isa). */
+void rgi_attn_cut(rgi_attn *a, int isa);
 
 /* The vector kernels of a CPU level (rg_call.isa). */
 const rgi_attn_isa *rgi_attn_level(int isa);
 
-size_t rgi_attn_workspace(const rg_call *c, const rgi_attn *a);
-rg_status rgi_attn_run(const rg_call *c, const rgi_attn *a);
-size_t rgi_attn_bwd_workspace(const rg_call *c, const rgi_attn *a);
-rg_status rgi_attn_bwd_run(const rg_call *c, const rgi_attn *a);
+size_t rgi_cpu_attn_fwd_workspace(const rg_call *c, const rgi_attn *a);
+rg_status rgi_cpu_attn_fwd(const rg_call *c, const rgi_attn *a);
+size_t rgi_cpu_attn_bwd_workspace(const rg_call *c, const rgi_attn *a);
+rg_status rgi_cpu_attn_bwd(const rg_call *c, const rgi_attn *a);
 
 /* ---- shared by forward and backward ---- */
 

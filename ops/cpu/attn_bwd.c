@@ -23,9 +23,6 @@ typedef struct scratch {
 
 typedef struct job {
   const rgi_attn *a;
-  const rg_arg *o, *given, *lse, *d_o, *d_lse; /* o or its delta, given; the last two may be NULL */
-  const rg_arg *dq, *dk, *dv, *dsinks;         /* NULL: not wanted */
-  bool acc_q, acc_k, acc_v, acc_sinks;         /* add to what is there */
   bool need_ds;
   rgi_tile *rows;
   rgi_attn_keys *keys;
@@ -42,14 +39,14 @@ typedef struct job {
 
 static size_t layout(job *j, void *base, int threads) {
   const rgi_attn *a = j->a;
-  const bool lists = a->idx && (j->dk || j->dv);
+  const bool lists = a->idx && (j->a->dk || j->a->dv);
   rgi_cut w = {.base = base};
   j->blocks = lists ? rgi_attn_key_blocks(a) : 0;
   j->rows = rgi_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
   j->keys = rgi_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
   j->kt = rgi_take(&w, rgi_attn_packed(a, a->D));
   j->vt = rgi_take(&w, j->need_ds ? rgi_attn_packed(a, a->E) : 0);
-  j->k = rgi_take(&w, j->dq ? rgi_attn_packed(a, a->dp) : 0);
+  j->k = rgi_take(&w, j->a->dq ? rgi_attn_packed(a, a->dp) : 0);
   j->delta = rgi_take(&w, (size_t)a->T * (size_t)a->H * sizeof(float));
   j->first_block = rgi_take(&w, lists ? (size_t)a->B * sizeof *j->first_block : 0);
   j->list_end = rgi_take(&w, (size_t)(a->KH * j->blocks) * sizeof *j->list_end);
@@ -63,7 +60,7 @@ static size_t layout(job *j, void *base, int threads) {
 static void pack(const job *j, int64_t task) {
   const rgi_attn_keys *t = &j->keys[task % j->nkey];
   int64_t h = task / j->nkey;
-  rgi_attn_pack(j->a, t, h, j->a->k, j->kt, j->dq ? j->k : NULL);
+  rgi_attn_pack(j->a, t, h, j->a->k, j->kt, j->a->dq ? j->k : NULL);
   if (j->need_ds) rgi_attn_pack(j->a, t, h, j->a->v, j->vt, NULL);
 }
 
@@ -78,16 +75,17 @@ static void fill_delta(const job *j, const rgi_tile *t, scratch *x) {
       r.row += i;
       r.head = h;
       r.n = r.heads = (int)(a->H - h < RGI_ATTN_ROWS ? a->H - h : RGI_ATTN_ROWS);
-      if (j->given) {
-        for (int g = 0; g < r.n; g++) delta[g] = *(const float *)rgi_at(j->given, r.row, h + g);
-      } else if (j->d_o) {
-        rgi_attn_load_rows(a, &r, j->o, x->q, a->ep);
-        rgi_attn_load_rows(a, &r, j->d_o, x->d_o, a->ep);
+      if (j->a->delta) {
+        for (int g = 0; g < r.n; g++) delta[g] = *(const float *)rgi_at(j->a->delta, r.row, h + g);
+      } else if (j->a->d_o) {
+        rgi_attn_load_rows(a, &r, j->a->o, x->q, a->ep);
+        rgi_attn_load_rows(a, &r, j->a->d_o, x->d_o, a->ep);
         a->isa->dots(r.n, a->E, x->q, x->d_o, a->ep, delta);
       } else {
         memset(delta, 0, (size_t)r.n * sizeof *delta);
       }
-      for (int g = 0; j->d_lse && g < r.n; g++) delta[g] -= *(const float *)rgi_at(j->d_lse, r.row, h + g);
+      for (int g = 0; j->a->d_lse && g < r.n; g++)
+        delta[g] -= *(const float *)rgi_at(j->a->d_lse, r.row, h + g);
     }
 }
 
@@ -148,10 +146,10 @@ static void load_gradients(const job *j, const rgi_attn_rows *r, scratch *x, int
   const rgi_attn *a = j->a;
   for (int i = 0; i < r->n; i++) {
     int64_t t = r->row + i / r->heads, h = r->head + i % r->heads;
-    x->lse[at + i] = *(const float *)rgi_at(j->lse, t, h);
+    x->lse[at + i] = *(const float *)rgi_at(j->a->lse, t, h);
     x->delta[at + i] = j->delta[t * a->H + h];
   }
-  if (j->d_o) rgi_attn_load_rows(a, r, j->d_o, x->d_o + at * a->ep, a->ep);
+  if (j->a->d_o) rgi_attn_load_rows(a, r, j->a->d_o, x->d_o + at * a->ep, a->ep);
 }
 
 /* Rows that saw nothing have no finite lse to subtract. */
@@ -198,7 +196,7 @@ static void store(const rg_arg *d, bool add, int64_t row, int64_t h, float *x, f
 static void clear_buffers(const job *j, scratch *x) {
   const rgi_attn *a = j->a;
   if (a->D < a->dp) memset(x->q, 0, (size_t)(RGI_ATTN_ROWS * a->dp) * sizeof(float));
-  if (a->E < a->ep || !j->d_o) memset(x->d_o, 0, (size_t)(RGI_ATTN_ROWS * a->ep) * sizeof(float));
+  if (a->E < a->ep || !j->a->d_o) memset(x->d_o, 0, (size_t)(RGI_ATTN_ROWS * a->ep) * sizeof(float));
 }
 
 /* ---- dQ ---- */
@@ -241,7 +239,7 @@ static void row_task(const job *j, int64_t task, scratch *x) {
     }
   }
   for (int i = 0; i < r.n; i++)
-    store(j->dq, j->acc_q, r.row + i / r.heads, r.head + i % r.heads, x->dqk + i * a->dp, a->scale);
+    store(j->a->dq, j->a->acc_q, r.row + i / r.heads, r.head + i % r.heads, x->dqk + i * a->dp, a->scale);
 }
 
 /* ---- dK and dV ---- */
@@ -271,7 +269,7 @@ static readers readers_of(const job *j, const rgi_attn_keys *t, int64_t h) {
 /* Asks for what the batch at `at` will load, while another is being worked on: the queries of a slc list lie
  * anywhere. */
 static void prefetch_batch(const job *j, const readers *d, int64_t at, int64_t head, int heads) {
-  const rg_arg *arg[] = {j->a->q, j->d_o};
+  const rg_arg *arg[] = {j->a->q, j->a->d_o};
   for (int64_t end = at + j->a->queries; at < end && at < d->to; at++)
     for (int i = 0; i < 2 && arg[i]; i++)
       for (int h = 0; h < heads; h++) {
@@ -333,8 +331,8 @@ static void key_task(const job *j, int64_t task, scratch *x) {
   const float *kt = rgi_attn_at(a, j->kt, h, t->row, a->D), *vt = rgi_attn_at(a, j->vt, h, t->row, a->E);
   const readers d = readers_of(j, t, h);
   clear_buffers(j, x);
-  if (j->dk) memset(x->dqk, 0, (size_t)(t->n * a->dp) * sizeof(float));
-  if (j->dv) memset(x->dv, 0, (size_t)(t->n * a->ep) * sizeof(float));
+  if (j->a->dk) memset(x->dqk, 0, (size_t)(t->n * a->dp) * sizeof(float));
+  if (j->a->dv) memset(x->dv, 0, (size_t)(t->n * a->ep) * sizeof(float));
 
   for (int64_t at = d.from; at < d.to; at += a->queries)
     for (int64_t g = 0; g < a->G; g += a->heads) {
@@ -343,13 +341,13 @@ static void key_task(const job *j, int64_t task, scratch *x) {
       if (from >= to) continue;
       prefetch_batch(j, &d, at + a->queries, h * a->G + g, heads);
       const int c0 = from / 16 * 16, c1 = (to + 15) / 16 * 16;
-      probabilities(j, x, 0, rows, c0, c1, kt, vt, t->n, j->dk != NULL);
-      if (j->dv) add_outer(a, x->s, from, to, rows, x->d_o, a->E, x->dv);
-      if (j->dk) add_outer(a, x->dp, from, to, rows, x->q, a->D, x->dqk);
+      probabilities(j, x, 0, rows, c0, c1, kt, vt, t->n, j->a->dk != NULL);
+      if (j->a->dv) add_outer(a, x->s, from, to, rows, x->d_o, a->E, x->dv);
+      if (j->a->dk) add_outer(a, x->dp, from, to, rows, x->q, a->D, x->dqk);
     }
   for (int64_t i = 0; i < t->n; i++) {
-    if (j->dk) store(j->dk, j->acc_k, t->row + i, h, x->dqk + i * a->dp, a->scale);
-    if (j->dv) store(j->dv, j->acc_v, t->row + i, h, x->dv + i * a->ep, 1);
+    if (j->a->dk) store(j->a->dk, j->a->acc_k, t->row + i, h, x->dqk + i * a->dp, a->scale);
+    if (j->a->dv) store(j->a->dv, j->a->acc_v, t->row + i, h, x->dv + i * a->ep, 1);
   }
 }
 
@@ -362,14 +360,14 @@ static void sink_task(const job *j, int64_t h) {
   float sink = -INFINITY;
   if (a->sinks) rgi_load(&sink, a->sinks->dtype, rgi_at(a->sinks, h, 0), 1);
   for (int64_t t = 0; t < live; t++) {
-    float lse = *(const float *)rgi_at(j->lse, t, h);
+    float lse = *(const float *)rgi_at(j->a->lse, t, h);
     if (lse > -INFINITY || lse != lse) sum -= (double)(expf(sink - lse) * j->delta[t * a->H + h]);
   }
   float d = (float)sum;
-  if (j->acc_sinks) {
-    rgi_store_add(rgi_at(j->dsinks, h, 0), &d, 1);
+  if (j->a->acc_sinks) {
+    rgi_store_add(rgi_at(j->a->dsinks, h, 0), &d, 1);
   } else {
-    rgi_store(rgi_at(j->dsinks, h, 0), j->dsinks->dtype, &d, 1);
+    rgi_store(rgi_at(j->a->dsinks, h, 0), j->a->dsinks->dtype, &d, 1);
   }
 }
 
@@ -378,8 +376,8 @@ static void sink_task(const job *j, int64_t h) {
 /* Key tiles come first: with causal masks the first of them are the longest tasks. */
 static void main_task(void *arg, int64_t task, int thread) {
   const job *j = arg;
-  const int64_t nkey = j->dk || j->dv ? j->nkey * j->a->KH : 0;
-  const int64_t nrow = j->dq ? j->nrow * j->a->KH * j->a->chunks : 0;
+  const int64_t nkey = j->a->dk || j->a->dv ? j->nkey * j->a->KH : 0;
+  const int64_t nrow = j->a->dq ? j->nrow * j->a->KH * j->a->chunks : 0;
   if (task < nkey) {
     key_task(j, task, &j->scratch[thread]);
   } else if (task < nkey + nrow) {
@@ -389,45 +387,24 @@ static void main_task(void *arg, int64_t task, int thread) {
   }
 }
 
-static void set_up(job *j, const rg_call *c, const rgi_attn *a) {
-  const int x = a->mode == RGI_ATTN_SLC;
-  j->a = a;
-  j->o = rg_in(c, RGI_ATTN_OUT_O + x);
-  j->given = rg_in(c, RGI_ATTN_DELTA + x);
-  j->lse = rg_in(c, RGI_ATTN_OUT_LSE + x);
-  j->d_o = rg_in(c, RGI_ATTN_GRAD_O + x);
-  j->d_lse = rg_in(c, RGI_ATTN_GRAD_LSE + x);
-  j->dq = rg_out(c, 0);
-  j->dk = rg_out(c, 1);
-  j->dv = rg_out(c, 2);
-  j->dsinks = rg_out(c, 3);
-  j->acc_q = rg_in(c, RGI_ATTN_ACC_Q + x);
-  j->acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
-  j->acc_v = rg_in(c, RGI_ATTN_ACC_V + x);
-  j->acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
-  j->need_ds = j->dq || j->dk;
-}
-
-size_t rgi_attn_bwd_workspace(const rg_call *c, const rgi_attn *a) {
-  job j = {0};
-  set_up(&j, c, a);
+size_t rgi_cpu_attn_bwd_workspace(const rg_call *c, const rgi_attn *a) {
+  job j = {.a = a, .need_ds = a->dq || a->dk};
   return layout(&j, NULL, c->threads);
 }
 
-rg_status rgi_attn_bwd_run(const rg_call *c, const rgi_attn *a) {
-  job j = {0};
-  set_up(&j, c, a);
+rg_status rgi_cpu_attn_bwd(const rg_call *c, const rgi_attn *a) {
+  job j = {.a = a, .need_ds = a->dq || a->dk};
   layout(&j, c->workspace, c->threads);
-  if (j.dq && !j.acc_q) rgi_attn_zero_query_rows(a, j.dq);
-  if (j.dk && !j.acc_k) rgi_attn_zero_key_rows(a, j.dk);
-  if (j.dv && !j.acc_v) rgi_attn_zero_key_rows(a, j.dv);
-  const bool keys = j.dk || j.dv, any = keys || j.dq, delta = j.need_ds || j.dsinks;
+  if (a->dq && !a->acc_q) rgi_attn_zero_query_rows(a, a->dq);
+  if (a->dk && !a->acc_k) rgi_attn_zero_key_rows(a, a->dk);
+  if (a->dv && !a->acc_v) rgi_attn_zero_key_rows(a, a->dv);
+  const bool keys = a->dk || a->dv, any = keys || a->dq, delta = j.need_ds || a->dsinks;
   j.nrow = rgi_attn_fill_rows(a, j.rows);
   j.nkey = any ? rgi_attn_fill_keys(a, j.keys, j.blocks > 0 ? j.first_block : NULL) : 0;
 
   int64_t tasks = j.nkey * a->KH + (delta ? j.nrow : 0) + (j.blocks > 0 ? a->KH : 0);
   if (tasks > 0) c->parallel(c->pool, tasks, prepare_task, &j);
-  tasks = (keys ? j.nkey * a->KH : 0) + (j.dq ? j.nrow * a->KH * a->chunks : 0) + (j.dsinks ? a->H : 0);
+  tasks = (keys ? j.nkey * a->KH : 0) + (a->dq ? j.nrow * a->KH * a->chunks : 0) + (a->dsinks ? a->H : 0);
   if (tasks > 0) c->parallel(c->pool, tasks, main_task, &j);
   return RG_OK;
 }

@@ -237,12 +237,12 @@ static void row_task(void *arg, int64_t task, int thread) {
   finish(j, &r, tile, x);
 }
 
-size_t rgi_attn_workspace(const rg_call *c, const rgi_attn *a) {
+size_t rgi_cpu_attn_fwd_workspace(const rg_call *c, const rgi_attn *a) {
   job j = {.a = a, .lse = rg_out(c, 1)};
   return layout(&j, NULL, c->threads);
 }
 
-rg_status rgi_attn_run(const rg_call *c, const rgi_attn *a) {
+rg_status rgi_cpu_attn_fwd(const rg_call *c, const rgi_attn *a) {
   job j = {.a = a, .o = rg_out(c, 0), .lse = rg_out(c, 1)};
   layout(&j, c->workspace, c->threads);
   rgi_attn_zero_query_rows(a, j.o);

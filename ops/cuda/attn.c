@@ -1,6 +1,5 @@
 /* ops/cuda/attn.c: see attn.h. */
 #include "attn.h"
-#include "../cpu/attn.h"
 
 /* In order of preference, per direction; every list ends with plain. */
 static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
@@ -21,37 +20,33 @@ static bool aligned(const rg_arg *a) {
   return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
 }
 
-static void fill(const rg_call *c, rgk_attn *a, bool backward) {
-  const int x = a->mode == RGK_SLC;
-  const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2), *idx = x ? rg_in(c, 3) : NULL;
-  const rg_arg *cu = rg_in(c, RGI_ATTN_CU + x), *cu_k = rg_in(c, RGI_ATTN_CU_K + x),
-               *offset = rg_in(c, RGI_ATTN_OFFSET + x);
-  const rg_arg *o = backward ? rg_in(c, RGI_ATTN_OUT_O + x) : rg_out(c, 0);
-  a->dtype = (int32_t)q->dtype;
-  a->T = q->dim[0], a->H = (int32_t)q->dim[1], a->D = (int32_t)q->dim[2];
-  a->S = k->dim[0], a->KH = (int32_t)k->dim[1], a->E = (int32_t)v->dim[2];
-  a->G = a->KH > 0 ? a->H / a->KH : 0;
-  a->N = idx ? (int32_t)idx->dim[2] : 0;
-  a->seqs = rgk_seqs_of(cu, a->T);
-  a->kseqs = rgk_seqs_of(cu_k ? cu_k : cu, a->S);
-  a->offset = offset ? (const int32_t *)offset->data : NULL;
-  double scale = c->attr[RGI_ATTN_SCALE].f;
-  a->scale = (float)(scale != 0 ? scale : a->D > 0 ? 1 / sqrt((double)a->D) : 1);
-  a->softcap = (float)c->attr[RGI_ATTN_SOFTCAP].f;
-  a->q = tensor(q), a->k = tensor(k), a->v = tensor(v), a->idx = tensor(idx);
-  a->sinks = tensor(rg_in(c, RGI_ATTN_SINKS + x));
-  a->o = tensor(o);
-  a->lse = tensor(backward ? rg_in(c, RGI_ATTN_OUT_LSE + x) : rg_out(c, 1));
-  a->aligned = aligned(q) && aligned(k) && aligned(v) && aligned(o);
-  if (!backward) return;
-  const rg_arg *d_o = rg_in(c, RGI_ATTN_GRAD_O + x), *dq = rg_out(c, 0), *dk = rg_out(c, 1),
-               *dv = rg_out(c, 2);
-  a->d_o = tensor(d_o), a->d_lse = tensor(rg_in(c, RGI_ATTN_GRAD_LSE + x));
-  a->dq = tensor(dq), a->dk = tensor(dk), a->dv = tensor(dv), a->d_sinks = tensor(rg_out(c, 3));
-  a->delta = tensor(rg_in(c, RGI_ATTN_DELTA + x));
-  a->acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a->acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
-  a->acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a->acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
-  a->aligned = a->aligned && aligned(d_o) && aligned(dq) && aligned(dk) && aligned(dv);
+_Static_assert((int)RGI_ATTN_SWA == RGK_SWA && (int)RGI_ATTN_CMP == RGK_CMP && (int)RGI_ATTN_SLC == RGK_SLC,
+               "kernels number the modes alike");
+
+static rgk_attn kernels_view(const rgi_attn *a) {
+  rgk_attn k;
+  memset(&k, 0, sizeof k); /* holes too: launches are compared byte by byte */
+  k.mode = (int32_t)a->mode;
+  k.dtype = (int32_t)a->q->dtype;
+  k.H = (int32_t)a->H, k.KH = (int32_t)a->KH, k.G = (int32_t)a->G;
+  k.D = (int32_t)a->D, k.E = (int32_t)a->E, k.N = (int32_t)a->N;
+  k.T = a->T, k.S = a->S;
+  k.seqs = rgk_seqs_of(a->cu, a->T);
+  k.kseqs = rgk_seqs_of(a->cu_k ? a->cu_k : a->cu, a->S);
+  k.offset = a->offset ? (const int32_t *)a->offset->data : NULL;
+  k.scale = a->scale, k.softcap = a->softcap;
+  k.window_left = a->window_left;
+  k.kernel = (int32_t)a->kernel, k.stride = (int32_t)a->stride;
+  k.block = a->block > INT32_MAX ? INT32_MAX : (int32_t)a->block;
+  k.q = tensor(a->q), k.k = tensor(a->k), k.v = tensor(a->v), k.idx = tensor(a->idx);
+  k.sinks = tensor(a->sinks);
+  k.o = tensor(a->o), k.lse = tensor(a->lse);
+  k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
+  k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
+  k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
+              aligned(a->dq) && aligned(a->dk) && aligned(a->dv);
+  return k;
 }
 
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward, const char **why) {
@@ -67,32 +62,30 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
   return list[n - 1];
 }
 
-size_t rgi_cuda_attn_workspace(const rg_call *c, rgk_attn *a, bool backward) {
+size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
-  fill(c, a, backward);
-  return choose(a, c->gpu, backward, &why)->workspace(a, c->gpu);
+  const rgk_attn k = kernels_view(a);
+  return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
-rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_cuda *x) {
+rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const char *why;
-  fill(c, a, backward);
-  return choose(a, c->gpu, backward, &why)->steps(a, c->gpu, c->workspace, x);
+  const rgk_attn k = kernels_view(a);
+  return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
 
-rgi_delta rgi_cuda_attn_delta(const rg_call *c, rgk_attn *a) {
+rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
   const char *why;
-  fill(c, a, true);
-  const rgi_attn_family *f = choose(a, c->gpu, true, &why);
+  const rgk_attn k = kernels_view(a);
+  const rgi_attn_family *f = choose(&k, c->gpu, true, &why);
   /* Without o only its alignment no longer counts. */
-  return f->delta == RGI_DELTA_LANES || aligned(rg_in(c, RGI_ATTN_OUT_O + (a->mode == RGK_SLC)))
-             ? f->delta
-             : RGI_DELTA_NONE;
+  return f->delta == RGI_DELTA_LANES || aligned(a->o) ? f->delta : RGI_DELTA_NONE;
 }
 
 /* The preferred family's refusal says why the preferred kernels were not taken. */
-const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward) {
+const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
-  fill(c, a, backward);
-  const rgi_attn_family *f = choose(a, c->gpu, backward, &why);
-  return why && f == (backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
+  const rgk_attn k = kernels_view(a);
+  const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
+  return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }

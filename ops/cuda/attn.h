@@ -7,8 +7,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../../kernels/attn.h"
-#include "../../graph/ir.h"
-#include "../ops.h"
+#include "../attn.h"
 
 typedef struct rgi_attn_family {
   const char *name;
@@ -30,13 +29,11 @@ extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cu
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 
-/* An op's entry points; `mode` and the op's own attributes (window_left, kernel, stride, block) are set in
- * *a, the rest is filled in here. */
-size_t rgi_cuda_attn_workspace(const rg_call *c, rgk_attn *a, bool backward);
-rg_status rgi_cuda_attn_steps(const rg_call *c, rgk_attn *a, bool backward, rg_cuda *x);
+size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
+rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
 /* Of a backward call: the order of its delta, NONE where other kernels would run with a delta than without.
  */
-rgi_delta rgi_cuda_attn_delta(const rg_call *c, rgk_attn *a);
-const char *rgi_cuda_attn_path(const rg_call *c, rgk_attn *a, bool backward);
+rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a);
+const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a);
 
 #endif
