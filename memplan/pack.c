@@ -8,13 +8,6 @@
 #include "pack_internal.h"
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-double rgi_pack_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* ---- checking and rounding ---- */
 
