@@ -184,12 +184,12 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking), "creating a stream",
                           NULL, e));
   g->step = -1;
-  if (!g->backward) RGI_TRY(rgi_cuda_clean(s, &g->base));
+  if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
   for (g->step = g->first; g->step < g->end; g->step++) {
     const rgi_node *node = &g->plan->graph->node[g->plan->step[g->step].node];
     g->begin[g->step - g->first] = g->begin[g->step - g->first + 1] = g->nitem;
-    rg_call call = rgi_cuda_call(s, g->step, e);
+    rg_call call = rgi_cuda_call(s, g->step, g->flag, e);
     rg_status status = node->op->cuda_steps(&call, &g->base);
     if (status != RG_OK) return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
@@ -198,7 +198,8 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL, e);
 }
 
-rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cuda_graph *g, rg_error *e) {
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag, rgi_cuda_graph *g,
+                                rg_error *e) {
   const rg_plan *plan = s->plan;
   enum cudaDriverEntryPointQueryResult query;
   void **at = g->at, *found = NULL;
@@ -207,6 +208,7 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cu
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
   *g = (rgi_cuda_graph){.base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
                         .plan = plan,
+                        .flag = flag,
                         .backward = backward,
                         .first = backward ? plan->nforward : 0,
                         .end = backward ? plan->nstep : plan->nforward,
@@ -226,20 +228,19 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cu
 }
 
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
-  const int32_t n = s->plan->nbindable;
-  for (int32_t i = 0; i < n; i++) {
+  for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_role role = s->plan->bindable[i].info.role;
     const bool forward = role == RG_INPUT || role == RG_OUTPUT;
     at[i] = forward ? s->current->at[i] : backward ? s->bound[i] : NULL;
   }
-  at[n] = s->current->data;
-  at[n + 1] = s->scratch;
+  at[rgi_cuda_address(s->plan, RGI_AT_SAVED)] = s->current->data;
+  at[rgi_cuda_address(s->plan, RGI_AT_SCRATCH)] = s->scratch;
 }
 
 /* Is the place, in a graph made for g->at, another one now? */
 static bool moved(const rgi_cuda_graph *g, void *const *at, int32_t bind) {
   if (bind == RGI_AT_NOTHING) return false;
-  const int32_t n = g->plan->nbindable, i = bind >= 0 ? bind : bind == RGI_AT_SAVED ? n : n + 1;
+  const int32_t i = rgi_cuda_address(g->plan, bind);
   return g->broken || g->at[i] != at[i];
 }
 static bool moved_step(const rgi_cuda_graph *g, void *const *at, int32_t i) {
@@ -264,13 +265,13 @@ rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *a
   g->next = 0;
   for (int32_t i = 0; i < g->plan->nclean && g->nhead; i++)
     head = head || moved(g, at, g->plan->clean[i].bind) || moved(g, at, RGI_AT_SAVED);
-  if (head) status = rgi_cuda_clean(s, &g->base);
+  if (head) status = rgi_cuda_clean(s, g->flag, &g->base);
   for (int32_t i = g->first; i < g->end && status == RG_OK; i++) {
     if (!moved_step(g, at, i)) continue;
     const rgi_node *node = &g->plan->graph->node[g->plan->step[i].node];
     g->step = i;
     g->next = g->begin[i - g->first];
-    rg_call call = rgi_cuda_call(s, i, e);
+    rg_call call = rgi_cuda_call(s, i, g->flag, e);
     status = node->op->cuda_steps(&call, &g->base);
     if (status != RG_OK) rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
   }

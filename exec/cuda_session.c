@@ -5,7 +5,7 @@
  * nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison) launch step by step, as
  * does a stream that is being captured by someone else.
  *
- * Lengths are cleaned on the device (kernels/session.h); what was wrong with them arrives in `flag`, a word
+ * Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a word
  * of host memory that the device writes, and is reported by the session's next call. A fault of the device
  * makes the session dead: every later call fails at once with what was seen first.
  */
@@ -135,57 +135,6 @@ static rg_status check(const rg_session *s, rg_error *e) {
       s->plan->bindable[c->bind].info.name, entry, value);
 }
 
-/* ---- lengths ---- */
-
-static rg_status add_rule(const rg_session *s, int32_t k, rgk_lengths_params *p, rg_error *e) {
-  const rg_plan *plan = s->plan;
-  const rgi_check *c = &plan->check[k];
-  if (p->nrule == RGK_LENGTH_RULES)
-    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "more than %d rules govern one input of lengths",
-                    RGK_LENGTH_RULES);
-  int32_t r = p->nrule++;
-  p->rule[r] = (rgk_lengths_rule){.offset = c->offset / 4,
-                                  .n = c->n,
-                                  .stride = c->stride,
-                                  .starts = c->starts,
-                                  .capacity = c->capacity,
-                                  .id = k};
-  if (c->starts || c->lengths < 0) return RG_OK;
-  const rgi_check *with = &plan->check[c->lengths];
-  for (int32_t i = 0; i < plan->nclean; i++)
-    if (plan->clean[i].bind == with->bind) {
-      p->starts[r] = (const int32_t *)(const void *)(s->current->data + plan->clean[i].offset + with->offset);
-      p->starts_stride[r] = with->stride;
-      p->starts_n[r] = with->n;
-    }
-  return RG_OK;
-}
-
-rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x) {
-  const rg_plan *plan = s->plan;
-  for (int pass = 0; pass < 2; pass++) /* inputs with starts first: positions refer to them */
-    for (int32_t i = 0; i < plan->nclean; i++) {
-      const rgi_clean *c = &plan->clean[i];
-      bool starts = false;
-      rgk_lengths_params p = {.from = s->current->at[c->bind],
-                              .to = (int32_t *)(void *)(s->current->data + c->offset),
-                              .n = c->n,
-                              .flag = device_of(s)->flag_on_device};
-      for (int32_t k = 0; k < plan->ncheck; k++)
-        if (plan->check[k].bind == c->bind) {
-          starts |= plan->check[k].starts;
-          RGI_TRY(add_rule(s, k, &p, x->error));
-        }
-      if (starts != (pass == 0) || c->n == 0) continue;
-      RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_lengths(),
-                                        .grid = {1, 1, 1},
-                                        .block = {RGK_LENGTHS_THREADS, 1, 1},
-                                        .params = &p,
-                                        .size = sizeof p}));
-    }
-  return RG_OK;
-}
-
 /* ---- life ---- */
 
 static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e) {
@@ -233,16 +182,6 @@ static void destroy(rg_session *s) {
 
 /* ---- running ---- */
 
-rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e) {
-  const rgi_step *step = &s->plan->step[i];
-  rg_call call = rgi_session_call(s, i, e);
-  for (int32_t k = 0; k < step->nin + step->nout; k++) {
-    rg_arg *a = s->arg + step->first_arg + k;
-    if (!a->data && step->place[k].bind != RGI_AT_NOTHING) a->data = device_of(s)->flag_on_device;
-  }
-  return call;
-}
-
 /* The graph in which fewest steps have moved; among equals the one that was not used for longest. `fresh`: a
  * place for another. */
 static rgi_cuda_graph *nearest(rgi_cuda_graph *list, void *const *now, int32_t *moved,
@@ -271,7 +210,7 @@ static rg_status replay(rg_session *s, bool backward, rg_error *e) {
   rgi_cuda_addresses_now(s, backward, d->now);
   g = nearest(d->graph[backward], d->now, &moved, &fresh);
   if (!g || (fresh && 2 * moved > g->end - g->first)) { /* most of it would be patched */
-    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, fresh, g ? NULL : e);
+    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, d->flag_on_device, fresh, g ? NULL : e);
     d->blas = fresh->base.blas;
     if (!g && status != RG_OK) return status;
     if (status == RG_OK)
@@ -295,11 +234,11 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
   rgi_cuda_eager_init(&x, d->stream, e);
   x.base.blas = d->blas;
   x.known = &d->known;
-  if (!backward) status = rgi_cuda_clean(s, &x.base);
+  if (!backward) status = rgi_cuda_clean(s, d->flag_on_device, &x.base);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
     if (time) status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
-    rg_call call = rgi_cuda_call(s, i, e);
+    rg_call call = rgi_cuda_call(s, i, d->flag_on_device, e);
     rgi_cuda_range_push(node->name);
     if (status == RG_OK) status = node->op->cuda_steps(&call, &x.base);
     rgi_cuda_range_pop();
