@@ -153,5 +153,6 @@ const rgi_backend rgi_cpu_backend = {
     .synchronize = synchronize,
     .no_memory = no_memory,
     .alignment = 1,
+    .on_host = true,
     .copy = copy,
 };
