@@ -166,33 +166,15 @@ void rg_session_destroy(rg_session *s) {
 
 static const char *role_name(rg_role role) {
   static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
-  return (unsigned)role < 4 ? name[role] : "tensor of unknown role";
+  return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
 
 static rg_status null_session(rg_error *e) {
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session is NULL");
 }
 
-rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
-                          rg_error *e) {
-  if (!s) return null_session(e);
-  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
-  const rg_plan *plan = s->plan;
-  for (int32_t i = 0; i < plan->nbindable; i++) {
-    const rg_tensor_info *t = &plan->bindable[i].info;
-    if (t->role != role || strcmp(t->name, name) != 0) continue;
-    if (ptr && bytes != (size_t)t->bytes)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                      role_name(role), name, (long long)t->bytes);
-    size_t align = rg_dtype_size(t->dtype);
-    if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
-    if ((uintptr_t)ptr % align != 0)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                      role_name(role), name, ptr, align);
-    s->bound[i] = ptr;
-    return RG_OK;
-  }
-  /* Not there: say which names there are of this role. */
+/* There is no such name: say which there are of this role. */
+static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *name, rg_error *e) {
   const char *near = NULL, *names[64];
   int n = 0;
   for (int32_t i = 0; i < plan->nbindable && n < RGI_COUNT(names); i++)
@@ -203,6 +185,25 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
                     role_name(role), name, near);
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
                   role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+}
+
+rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
+                          rg_error *e) {
+  if (!s) return null_session(e);
+  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
+  const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
+  if (i < 0) return unknown_name(s->plan, role, name, e);
+  const rg_tensor_info *t = &s->plan->bindable[i].info;
+  if (ptr && bytes != (size_t)t->bytes)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
+                    role_name(role), name, (long long)t->bytes);
+  size_t align = rg_dtype_size(t->dtype);
+  if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
+  if ((uintptr_t)ptr % align != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
+                    role_name(role), name, ptr, align);
+  s->bound[i] = ptr;
+  return RG_OK;
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
