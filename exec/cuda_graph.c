@@ -5,10 +5,9 @@
 
 struct rgi_graph_item {
   cudaGraphNode_t node;
-  const void *function; /* NULL: a library's child graph, or an empty step */
+  rg_launch launch; /* function NULL: a library's child graph, or an empty step */
   CUfunction loaded;
   void *params; /* copy of the launch's struct */
-  size_t size;
 };
 
 static rg_status add_item(rgi_cuda_graph *g, rgi_graph_item **out) {
@@ -84,8 +83,8 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     return status;
   }
   if (l->size) memcpy(params, l->params, l->size);
-  *item = (rgi_graph_item){
-      .node = node, .function = l->function, .loaded = loaded, .params = params, .size = l->size};
+  *item = (rgi_graph_item){.node = node, .launch = *l, .loaded = loaded, .params = params};
+  item->launch.params = params;
   return RG_OK;
 }
 
@@ -99,13 +98,20 @@ static int32_t items_end(const rgi_cuda_graph *g) {
   return g->step < 0 ? g->nhead : g->begin[g->step - g->first + 1];
 }
 
+/* All but what the parameters hold. */
+static bool same_launch(const rg_launch *a, const rg_launch *b) {
+  return a->function == b->function && a->size == b->size && a->shared == b->shared &&
+         a->cluster == b->cluster && memcmp(a->grid, b->grid, sizeof a->grid) == 0 &&
+         memcmp(a->block, b->block, sizeof a->block) == 0;
+}
+
 static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
   rgi_cuda_graph *g = (rgi_cuda_graph *)base;
   if (!l->grid[0] || !l->grid[1] || !l->grid[2]) return RG_OK;
   if (!g->updating) return add_kernel(g, l);
   if (g->next >= items_end(g)) return changed(g);
   rgi_graph_item *item = &g->item[g->next++];
-  if (item->function != l->function || item->size != l->size) return changed(g);
+  if (!same_launch(&item->launch, l)) return changed(g);
   if (memcmp(item->params, l->params, l->size) == 0) return RG_OK;
   void *args[1] = {(void *)(uintptr_t)l->params};
   const CUDA_KERNEL_NODE_PARAMS p = {.func = item->loaded,
@@ -144,7 +150,7 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   rg_status status = record_child(g, record, arg, &child);
   if (status == RG_OK && g->updating) {
     rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
-    if (!item || item->function)
+    if (!item || item->launch.function)
       status = changed(g);
     else
       status = rgi_cuda_status(cudaGraphExecChildGraphNodeSetParams(g->exec, item->node, child),
