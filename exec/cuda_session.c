@@ -12,6 +12,7 @@
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
 #include "cuda_graph.h"
+#include "report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,43 +54,10 @@ static void free_device(void *user, void *p) {
   cudaFree(p);
 }
 
-static const char *size_text(int64_t bytes, char *text, size_t room) {
-  const double mib = (double)bytes / (1 << 20);
-  if (mib >= 1024)
-    snprintf(text, room, "%.2f GiB", mib / 1024);
-  else
-    snprintf(text, room, "%.2f MiB", mib);
-  return text;
-}
-
 static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
-  const rgi_graph *g = s->plan->graph;
-  const rgi_memory *m = s->plan->memory;
   size_t have = 0, all = 0;
-  char need[32], left[32], total[32], list[320] = "", text[32];
-  int32_t picked[3];
   cudaMemGetInfo(&have, &all);
-  for (int n = 0; n < 3 && n < m->nblock; n++) {
-    int32_t best = -1;
-    for (int32_t i = 0; i < m->nblock; i++) {
-      bool taken = false;
-      for (int k = 0; k < n; k++) taken |= picked[k] == i;
-      if (!taken && (best < 0 || m->block[i].size > m->block[best].size)) best = i;
-    }
-    picked[n] = best;
-    const rgi_block *b = &m->block[best];
-    size_t used = strlen(list);
-    snprintf(list + used, sizeof list - used, "%s%s%.60s (%s)", n ? ", " : "",
-             b->tensor < 0 ? "the workspace of " : "",
-             b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
-             size_text(b->size, text, sizeof text));
-  }
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "out of device memory: a block of %s is needed, %s of %s are free; the largest tensors are %s. "
-      "Recompute more, set split_heads or a budget in the policy",
-      size_text(bytes, need, sizeof need), size_text((int64_t)have, left, sizeof left),
-      size_text((int64_t)all, total, sizeof total), list);
+  return rgi_report_no_memory(s->plan, bytes, (int64_t)have, (int64_t)all, e);
 }
 
 /* ---- failures ---- */
@@ -113,26 +81,39 @@ static rg_status note(const rg_session *s, cudaError_t code, const char *what, c
   return status;
 }
 
-/* Lengths that an earlier run found wrong. */
-static rg_status check(const rg_session *s, rg_error *e) {
-  device *d = device_of(s);
-  RGI_TRY(dead(s, e));
-  int32_t found = *(volatile int32_t *)d->flag;
-  if (found == 0) return RG_OK;
-  const rgi_check *c = &s->plan->check[found - 1];
-  int32_t entry = ((volatile int32_t *)d->flag)[1], value = ((volatile int32_t *)d->flag)[2];
-  ((volatile int32_t *)d->flag)[0] = 0;
+/* What an earlier run found wrong with lengths. */
+typedef struct finding {
+  int32_t check, entry, value;
+} finding;
+
+/* Takes it out of the flag, so that it is told once. false: there is none. */
+static bool take_finding(device *d, finding *out) {
+  volatile int32_t *flag = d->flag;
+  if (flag[0] == 0) return false;
+  *out = (finding){.check = flag[0] - 1, .entry = flag[1], .value = flag[2]};
+  flag[0] = 0;
+  return true;
+}
+
+static rg_status wrong_lengths(const rg_plan *plan, const finding *f, rg_error *e) {
+  const rgi_check *c = &plan->check[f->check];
   if (c->starts)
     return rgi_fail(
         e, RG_E_DATA, NULL, NULL,
         "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and end at most at "
         "%lld: the run used them clamped",
-        s->plan->bindable[c->bind].info.name, entry, value, (long long)c->capacity);
+        plan->bindable[c->bind].info.name, f->entry, f->value, (long long)c->capacity);
   return rgi_fail(
       e, RG_E_DATA, NULL, NULL,
       "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 bits: the run used "
       "it clamped",
-      s->plan->bindable[c->bind].info.name, entry, value);
+      plan->bindable[c->bind].info.name, f->entry, f->value);
+}
+
+static rg_status check(rg_session *s, rg_error *e) {
+  finding f;
+  RGI_TRY(dead(s, e));
+  return take_finding(device_of(s), &f) ? wrong_lengths(s->plan, &f, e) : RG_OK;
 }
 
 /* ---- life ---- */
