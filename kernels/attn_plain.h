@@ -56,7 +56,7 @@ enum { RGK_PLAIN_FWD_KEYS = 64 };
 /* Bytes of shared memory; the kernels' structs are checked against these. */
 RGK_CONSTANT uint32_t rgk_plain_fwd_shared(int w) {
   uint32_t m = (uint32_t)rgk_plain_rows(w), ld = (uint32_t)rgk_plain_width(w) + 4;
-  return 4 * ((m + RGK_PLAIN_FWD_KEYS) * ld + m * (RGK_PLAIN_FWD_KEYS + 8) + 2 * m + 8);
+  return 4 * ((m + RGK_PLAIN_FWD_KEYS) * ld + m * (RGK_PLAIN_FWD_KEYS + 8) + RGK_PLAIN_FWD_KEYS + 2 * m + 4);
 }
 RGK_CONSTANT uint32_t rgk_plain_dq_shared(int w) {
   uint32_t m = (uint32_t)rgk_plain_rows(w), n = (uint32_t)rgk_plain_keys(w);

@@ -12,7 +12,7 @@
  *
  * A logit summed in fp32 errs by some roundings of |q| |k| scale, however small it is. Where that could show in
  * lse (large q and k, lse near 0) the row walks its keys once more and sums lse in double, as on the CPU. What
- * decides is the row's q and lse and the longest key of the tiles its row tile walked.
+ * decides is the row's q, its lse and the longest key that it sees: no other row's keys.
  */
 #include "device/attn_plain.cuh"
 
@@ -32,7 +32,7 @@ template <int TILE> struct shared {
   float q[M * LD];
   float kv[KEYS * LD]; /* at the end, o */
   float p[M * LDP];
-  float longest[RGK_PLAIN_THREADS / 32]; /* square of the length of the longest key of a tile, per warp */
+  float length[KEYS]; /* of the tile's keys, squared */
   walk_shared<M> walk;
 };
 
@@ -40,12 +40,14 @@ template <int TILE> struct shared {
 template <int RL> struct softmax {
   int query[RL]; /* of the tile; -1: no such row */
   float m[RL], l[RL]; /* l: of this lane's columns */
+  float longest[RL];  /* square of the length of the longest key seen in this lane's columns */
 };
 
 /* Scores, probabilities to shared memory, and the factor by which sums so far shrink. */
 template <int NJ, int LD, int RL, int M>
 __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q, const float *k, float *p,
-                                              const walk_shared<M> &seen, softmax<RL> &x, float (&shrink)[RL]) {
+                                              const float *length, const walk_shared<M> &seen, softmax<RL> &x,
+                                              float (&shrink)[RL]) {
   const int cx = threadIdx.x % 8;
   float s[RL][NJ];
   scores<RL, NJ, LD, 16>(q, k, a.D, s);
@@ -57,8 +59,10 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
 #pragma unroll
     for (int j = 0; j < NJ; j++) {
       const int c = cx + 8 * j;
-      s[i][j] = c >= lo && c < hi ? s[i][j] : -INFINITY;
+      const bool sees = c >= lo && c < hi;
+      s[i][j] = sees ? s[i][j] : -INFINITY;
       top = fmaxf(top, s[i][j]);
+      x.longest[i] = fmaxf(x.longest[i], sees ? length[c] : 0);
     }
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
@@ -77,8 +81,8 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
   }
 }
 
-/* Square of the length of the longest of a warp's 16 rows of k; a NaN is ignored, it is in lse already. */
-template <int LD> __device__ __forceinline__ float longest_key(const float *k, int rows, int width) {
+/* The squares of the lengths of a warp's 16 rows of k; a NaN is ignored later, it is in lse already. */
+template <int LD> __device__ __forceinline__ void find_lengths(float *length, const float *k, int rows, int width) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
   float sum = 0;
   for (int d = lane / 16 * 4; d < width && row < rows; d += 8) {
@@ -86,8 +90,7 @@ template <int LD> __device__ __forceinline__ float longest_key(const float *k, i
     sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
   }
   sum += __shfl_xor_sync(~0u, sum, 16);
-  for (int d = 8; d > 0; d /= 2) sum = fmaxf(sum, __shfl_xor_sync(~0u, sum, d));
-  return sum;
+  if (lane < 16) length[row] = sum;
 }
 
 /* Writes lse of the lane's rows i with bit i of `doubt`, summed in double; all threads of the block come here. */
@@ -180,13 +183,13 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     x.m[i] = -INFINITY;
     if (a.sinks.data && r < t.n) x.m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
     x.l[i] = cx == 0 && x.m[i] > -INFINITY ? 1 : 0;
+    x.longest[i] = 0;
 #pragma unroll
     for (int j = 0; j < NE; j++) o[i][j] = make_float4(0, 0, 0, 0);
   }
 
   const float *q = sh.q + r0 * LD, *k = sh.kv + cx * LD, *v = sh.kv + 4 * cx;
   float *prob = sh.p + r0 * LDP;
-  float longest = 0;
   walk<M, KEYS> w(a, t);
   while (w.step(p, t, sh.walk)) {
     const int part = w.keys > 32 ? 64 : w.keys > 16 ? 32 : 16; /* columns worked on */
@@ -197,8 +200,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     wait_rows();
     __syncthreads();
     if (a.lse.data) {
-      const float of_warp = longest_key<LD>(sh.kv, part, a.D);
-      if (lane == 0) sh.longest[warp] = of_warp;
+      find_lengths<LD>(sh.length, sh.kv, part, a.D);
+      __syncthreads();
     }
     bool any = false;
 #pragma unroll
@@ -207,15 +210,13 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     float shrink[RL];
     if (any) {
       if (part == 64)
-        probabilities<8, LD>(a, q, k, prob, sh.walk, x, shrink);
+        probabilities<8, LD>(a, q, k, prob, sh.length, sh.walk, x, shrink);
       else if (part == 32)
-        probabilities<4, LD>(a, q, k, prob, sh.walk, x, shrink);
+        probabilities<4, LD>(a, q, k, prob, sh.length, sh.walk, x, shrink);
       else
-        probabilities<2, LD>(a, q, k, prob, sh.walk, x, shrink);
+        probabilities<2, LD>(a, q, k, prob, sh.length, sh.walk, x, shrink);
     }
     __syncthreads();
-    if (a.lse.data)
-      longest = fmaxf(longest, fmaxf(fmaxf(sh.longest[0], sh.longest[1]), fmaxf(sh.longest[2], sh.longest[3])));
     load_rows<LD, THREADS>(sh.kv, part, a.E, a.v, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
     });
@@ -246,12 +247,15 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
       square += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
 #pragma unroll
-    for (int d = 1; d < 8; d *= 2) square += __shfl_xor_sync(~0u, square, d);
+    for (int d = 1; d < 8; d *= 2) {
+      square += __shfl_xor_sync(~0u, square, d);
+      x.longest[i] = fmaxf(x.longest[i], __shfl_xor_sync(~0u, x.longest[i], d));
+    }
     const int r = r0 + 4 * i;
     if (r >= t.n) continue;
     const float lse = l != 0 ? x.m[i] + logf(l) : -INFINITY, size = fabsf(lse);
     if (cx == 0) ((float *)a.lse.data)[row_at(t, a.lse, r)] = lse;
-    if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(longest) > LSE_ERROR * fmaxf(1, size))
+    if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(x.longest[i]) > LSE_ERROR * fmaxf(1, size))
       doubt |= 1u << i;
   }
   put_sums<RL, NE, LD>(sh.kv + r0 * LD + 4 * cx, o, factor);

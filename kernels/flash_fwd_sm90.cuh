@@ -26,6 +26,7 @@
 #pragma once
 #include "device/element.cuh"
 #include "device/seq.cuh"
+#include "device/softmax.cuh"
 #include "device/tma.cuh"
 #include "device/wgmma.cuh"
 #include "flash.h"
@@ -33,7 +34,7 @@
 namespace rgk {
 namespace flash {
 
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f, LAZY = 8;
+constexpr float LAZY = 8;
 
 template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   using type = Type;
@@ -163,11 +164,6 @@ template <class C> __device__ __forceinline__ void produce(const rgk_flash_param
 
 /* ---- compute ---- */
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
   return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
@@ -308,24 +304,15 @@ __device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]
 template <class C>
 __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, float (&o)[C::E / 2],
                                         const thread_rows &r, float c, float (&lse)[2]) {
-  const float raw = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY,
-              sink = raw * LOG2E;
+  const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
-    float l = quad_sum(r.l[y]), m = l == 0 ? -INFINITY : r.m[y] * c, f = l == 0 ? 0 : 1;
-    const bool alone = l == 0; /* lse is the sink itself, to the bit, as in other kernels */
-    if (sink > -INFINITY) {
-      const float top = fmaxf(m, sink);
-      f = exp2f(m - top);
-      l = l * f + exp2f(sink - top);
-      m = top;
-    }
-    if (f != 0) f = __fdividef(f, l);
-    lse[y] = alone ? raw : m * LN2 + logf(l);
+    const row_end end = finish_row(r.m[y] * c, quad_sum(r.l[y]), sink);
+    lse[y] = end.lse;
 #pragma unroll
     for (int x = 0; x < C::E / 4; x++) {
       float &a = o[x / 2 * 4 + 2 * y + x % 2];
-      a = f == 0 ? 0 : a * f;
+      a = end.scale == 0 ? 0 : a * end.scale;
     }
   }
 }

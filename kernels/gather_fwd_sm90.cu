@@ -15,6 +15,7 @@
  */
 #include "device/attn.cuh"
 #include "device/element.cuh"
+#include "device/softmax.cuh"
 #include "device/tma.cuh"
 #include "device/wgmma.cuh"
 #include "gather.h"
@@ -23,7 +24,7 @@ using namespace rgk;
 
 namespace {
 
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f, LAZY = 8;
+constexpr float LAZY = 8;
 
 enum {
   KEYS = RGK_GATHER_KEYS,
@@ -223,11 +224,6 @@ template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gath
 
 /* ---- the warpgroups ---- */
 
-__device__ __forceinline__ float power2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /* A thread's two rows of its warpgroup's 64: reference (raw) and this thread's share of the sum. */
 struct rows2 {
@@ -252,7 +248,7 @@ __device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&sc
     a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
     a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
     const bool move = (a - x.m[h]) * c > LAZY; /* −inf − −inf: no */
-    scale[h] = move ? power2((x.m[h] - a) * c) : 1;
+    scale[h] = move ? exp2_fast((x.m[h] - a) * c) : 1;
     x.m[h] = move ? a : x.m[h];
     x.l[h] *= scale[h];
     moved |= move;
@@ -266,7 +262,7 @@ __device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a
                                         const float (&minus)[2]) {
   float e[8];
 #pragma unroll
-  for (int j = 0; j < 8; j++) e[j] = power2(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
+  for (int j = 0; j < 8; j++) e[j] = exp2_fast(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
 #pragma unroll
   for (int h = 0; h < 2; h++) x.l[h] += (e[2 * h] + e[2 * h + 1]) + (e[4 + 2 * h] + e[5 + 2 * h]);
 #pragma unroll
@@ -304,24 +300,17 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
     l += __shfl_xor_sync(~0u, l, 2);
     const int row = g + 8 * h;
     if (row >= u.rows) continue;
-    float m = l == 0 ? -INFINITY : x.m[h] * c, f = l == 0 ? 0 : 1;
     const float sink =
-        p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, (u.head + row) * p.a.sinks.row) * LOG2E : -INFINITY;
-    if (sink > -INFINITY) {
-      const float top = fmaxf(m, sink);
-      f = exp2f(m - top);
-      l = l * f + exp2f(sink - top);
-      m = top;
-    }
-    if (f != 0) f = __fdividef(f, l);
+        p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, (u.head + row) * p.a.sinks.row) : -INFINITY;
+    const row_end end = finish_row(x.m[h] * c, l, sink);
+    const float f = end.scale;
     T *to = (T *)p.a.o.data + u.row * p.a.o.row + (u.head + row) * p.a.o.head + 2 * t;
 #pragma unroll
     for (int i = 0; i < E / 8; i++)
       *(uint32_t *)(to + 8 * i) =
           f == 0 ? 0 : pack2<T>(o[4 * i + 2 * h] * f, o[4 * i + 2 * h + 1] * f);
     if (p.a.lse.data && t == 0)
-      ((float *)p.a.lse.data)[u.row * p.a.lse.row + (u.head + row) * p.a.lse.head] =
-          l == 0 ? -INFINITY : m * LN2 + logf(l);
+      ((float *)p.a.lse.data)[u.row * p.a.lse.row + (u.head + row) * p.a.lse.head] = end.lse;
   }
 }
 
@@ -389,7 +378,7 @@ template <class T, int D, int E> struct consumer {
     if (on) {
       if (softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + power2(z[i] * to)));
+        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
       }
       float scale[2];
       if (refer(z, x, scale, c, limit)) {

@@ -7,13 +7,12 @@
  */
 #include "device/element.cuh"
 #include "device/seq.cuh"
+#include "device/softmax.cuh"
 #include "select.h"
 
 using namespace rgk;
 
 namespace {
-
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 __global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__ rgk_select p) {
   enum { WARPS = RGK_SELECT_SCAN / 32 };
@@ -277,8 +276,7 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
   const float *lse = p.part_lse + at;
   const uint4 *o = (const uint4 *)p.part + at * pieces + x.piece;
 
-  float m = -INFINITY, sum = 0, sink = -INFINITY;
-  if (p.a.sinks.data) m = sink = load(p.a.sinks.data, p.a.sinks.dtype, head) * LOG2E;
+  float m = -INFINITY, sum = 0;
   each_place(p, x, [&](int i, bool real) { m = fmaxf(m, real ? lse[i * step] : -INFINITY); });
   const float m0 = m == -INFINITY ? 0 : m;
   float y[8] = {};
@@ -292,20 +290,20 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
       for (int k = 0; k < 8; k++) y[k] = fmaf(w, v[k], y[k]);
     }
   });
-  sum += exp2f(sink - m0);
+  const row_end end =
+      finish_row(m, sum, p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
   const bool live = x.idx != nullptr;
-  const float scale = sum > 0 && live ? 1 / sum : 0;
   T *to = (T *)p.a.o.data + x.row * p.a.o.row + head * p.a.o.head + x.piece / 4 * 32 + x.piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < 8; k += 2) {
-    T pair[2] = {from_float<T>(y[k] * scale), from_float<T>(y[k + 1] * scale)};
+    T pair[2] = {from_float<T>(y[k] * end.scale), from_float<T>(y[k + 1] * end.scale)};
     if (p.a.aligned)
       *(uint32_t *)(to + 4 * k) = *(uint32_t *)pair;
     else
       to[4 * k] = pair[0], to[4 * k + 1] = pair[1];
   }
   if (x.piece == 0 && p.a.lse.data)
-    ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? (m0 + log2f(sum)) * LN2 : 0;
+    ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? end.lse : 0;
 }
 
 /* The sums of keys first. S: type of the partials. */

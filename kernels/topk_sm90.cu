@@ -25,6 +25,7 @@
  * So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index, beside it.
  */
 #include "device/element.cuh"
+#include "device/softmax.cuh"
 #include "device/topk.cuh"
 #include "device/tma.cuh"
 #include "device/wgmma.cuh"
@@ -34,7 +35,6 @@ using namespace rgk;
 namespace {
 
 constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
-constexpr float LOG2E = 1.4426950408889634f;
 
 /* Of one warpgroup: */
 template <int HEADS> struct plan {
@@ -60,11 +60,6 @@ __device__ __forceinline__ int key_of(float s) {
   return s != s ? NAN_KEY : i;
 }
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
                : "memory");

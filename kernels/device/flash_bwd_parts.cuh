@@ -2,19 +2,13 @@
  * ordered sums in memory, and the ends of dK and dV. */
 #pragma once
 #include "flash_bwd.cuh"
+#include "softmax.cuh"
 #include "tma.cuh"
 #include "wgmma.cuh"
 
 namespace rgk {
 
 constexpr int ROWS = RGK_FLASH_BWD_ROWS;
-constexpr float LOG2E = 1.4426950408889634f;
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
   if constexpr (std::is_same_v<T, __half>) return __half22float2(*(const __half2 *)&x);

@@ -11,11 +11,10 @@
 #include "../select.h"
 #include "element.cuh"
 #include "seq.cuh"
+#include "softmax.cuh"
 #include "wgmma.cuh"
 
 namespace rgk {
-
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 /* To shared memory; zeros where !real. */
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
