@@ -6,7 +6,7 @@
 #ifndef RGI_CUDA_ATTN_H
 #define RGI_CUDA_ATTN_H
 
-#include "../kernels/attn.h"
+#include "../kernels/attn/attn.h"
 #include "../graph/ir.h"
 #include "ops.h"
 

@@ -1,7 +1,7 @@
 /* ops/cuda_attn_plain.c: attention of any shape and type on a GPU, without tensor cores
- * (kernels/attn_plain.h). Backward computes delta, then dQ and dK, dV apart; SLC inverts the selection first.
+ * (kernels/attn/plain.h). Backward computes delta, then dQ and dK, dV apart; SLC inverts the selection first.
  */
-#include "../kernels/attn_plain.h"
+#include "../kernels/attn/plain.h"
 #include "cuda_csr.h"
 
 /* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared memory; all others 99 KB at

@@ -1,7 +1,7 @@
-/* device/topk.cuh: what a row of topk may choose from, as in ops/topk.c. */
+/* kernels/attn/topk.cuh: what a row of topk may choose from, as in ops/topk.c. */
 #pragma once
-#include "../topk.h"
-#include "seq.cuh"
+#include "topk.h"
+#include "../device/seq.cuh"
 
 namespace rgk {
 

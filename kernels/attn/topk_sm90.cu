@@ -1,4 +1,4 @@
-/* kernels/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
+/* kernels/attn/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
  *
  * A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a ring of tiles of
  * 64 that the copy engine fills. A block has one consumer, and two blocks share a multiprocessor, so that one
@@ -24,11 +24,11 @@
  *
  * So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index, beside it.
  */
-#include "device/element.cuh"
-#include "device/softmax.cuh"
-#include "device/topk.cuh"
-#include "device/tma.cuh"
-#include "device/wgmma.cuh"
+#include "../device/element.cuh"
+#include "../device/softmax.cuh"
+#include "topk.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
 
 using namespace rgk;
 

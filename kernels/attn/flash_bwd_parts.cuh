@@ -1,10 +1,10 @@
-/* device/flash_bwd_parts.cuh: what flash_bwd's two main kernels share: the walk over an item's queries, masks, the
+/* kernels/attn/flash_bwd_parts.cuh: what flash_bwd's two main kernels share: the walk over an item's queries, masks, the
  * ordered sums in memory, and the ends of dK and dV. */
 #pragma once
 #include "flash_bwd.cuh"
-#include "softmax.cuh"
-#include "tma.cuh"
-#include "wgmma.cuh"
+#include "../device/softmax.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
 
 namespace rgk {
 

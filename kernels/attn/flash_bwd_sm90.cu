@@ -1,9 +1,9 @@
-/* kernels/flash_bwd_sm90.cu: dQ, dK, dV of swa_attn and cmp_attn on Hopper.
+/* kernels/attn/flash_bwd_sm90.cu: dQ, dK, dV of swa_attn and cmp_attn on Hopper.
  *
  *   S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)
  *   dV = P^T dO    dK = scale dS^T Q    dQ = scale dS K
  *
- * A block has one item (device/flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a time.
+ * A block has one item (flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a time.
  * Scores are formed transposed: each of two warpgroups owns 64 keys, so that P^T and dS^T are in the registers
  * from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared memory: dQ = dS K sums over the keys
  * of both, each forms half of its columns, a step late, so that neither waits for the other. A third warpgroup
@@ -17,7 +17,7 @@
  *   dQ's rows       four groups of 16 columns, group i at i ^ (row & 1); in a group the columns stand as lanes
  *                   hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
  */
-#include "device/flash_bwd_parts.cuh"
+#include "flash_bwd_parts.cuh"
 
 using namespace rgk;
 

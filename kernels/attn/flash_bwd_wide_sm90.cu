@@ -1,11 +1,11 @@
-/* kernels/flash_bwd_wide_sm90.cu: flash_bwd for heads wider than 128, whose sums do not fit flash_bwd_sm90.cu's
+/* kernels/attn/flash_bwd_wide_sm90.cu: flash_bwd for heads wider than 128, whose sums do not fit flash_bwd_sm90.cu's
  * cut: tiles of 64 keys, and both warpgroups work on all of them.
  *
  *   S^T, dP^T, dS^T [64 keys, 64 queries]   each warpgroup forms 32 queries' columns; P^T and dS^T go to shared memory
  *   dV, dK, dQ                              each warpgroup sums half of the columns: panels of 64, of an odd number
  *                                           the middle one is shared
  */
-#include "device/flash_bwd_parts.cuh"
+#include "flash_bwd_parts.cuh"
 
 using namespace rgk;
 

@@ -1,8 +1,8 @@
-/* device/gemm.cuh: what every product kernel of gemm.h shares: addresses of operands, and what happens to a
+/* kernels/gemm.cuh: what every product kernel of gemm.h shares: addresses of operands, and what happens to a
  * finished tile. */
 #pragma once
-#include "../gemm.h"
-#include "element.cuh"
+#include "gemm.h"
+#include "device/element.cuh"
 
 namespace rgk {
 

@@ -1,4 +1,4 @@
-/* kernels/attn_plain.h: attention of any shape and type, without tensor cores. */
+/* kernels/attn/plain.h: attention of any shape and type, without tensor cores. */
 #ifndef RGK_ATTN_PLAIN_H
 #define RGK_ATTN_PLAIN_H
 

@@ -1,4 +1,4 @@
-/* kernels/attn_plain_fwd.cu: attention's forward for any shape and type, in fp32 without tensor cores.
+/* kernels/attn/plain_fwd.cu: attention's forward for any shape and type, in fp32 without tensor cores.
  *
  *   s = scale Q Kt, capped         m' = max(m, s)     p = exp(s - m')
  *   l = l exp(m - m') + sum p      o = o exp(m - m') + p V        at the end o / l, lse = m + log l
@@ -14,7 +14,7 @@
  * lse (large q and k, lse near 0) the row walks its keys once more and sums lse in double, as on the CPU. What
  * decides is the row's q, its lse and the longest key that it sees: no other row's keys.
  */
-#include "device/attn_plain.cuh"
+#include "plain.cuh"
 
 using namespace rgk;
 using namespace rgk::plain;

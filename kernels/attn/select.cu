@@ -1,13 +1,13 @@
-/* kernels/select.cu: around the products of select.h: cutting lists into items, merging partials, and the
+/* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging partials, and the
  * row statistics that backward needs.
  *
  * A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane after
  * another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j) + 2c and + 1 for
  * j = 0 … U/2 - 1, and stands at piece 4 i + c.
  */
-#include "device/element.cuh"
-#include "device/seq.cuh"
-#include "device/softmax.cuh"
+#include "../device/element.cuh"
+#include "../device/seq.cuh"
+#include "../device/softmax.cuh"
 #include "select.h"
 
 using namespace rgk;

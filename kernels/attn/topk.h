@@ -1,8 +1,8 @@
-/* kernels/topk.h: one call of the op topk, as its kernels see it. */
+/* kernels/attn/topk.h: one call of the op topk, as its kernels see it. */
 #ifndef RGK_TOPK_H
 #define RGK_TOPK_H
 
-#include "tma.h"
+#include "../tma.h"
 
 /* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first `init` and the
  * last `local` blocks up to the query's own and the best of those between, ascending, then -1; rows past the

@@ -1,9 +1,9 @@
-/* kernels/flash_bwd.h: attention's backward on Hopper's tensor cores, for swa_attn and cmp_attn. */
+/* kernels/attn/flash_bwd.h: attention's backward on Hopper's tensor cores, for swa_attn and cmp_attn. */
 #ifndef RGK_FLASH_BWD_H
 #define RGK_FLASH_BWD_H
 
 #include "attn.h"
-#include "tma.h"
+#include "../tma.h"
 
 enum {
   RGK_FLASH_BWD_ROWS = 64,   /* queries of one head in a tile */

@@ -1,4 +1,4 @@
-/* kernels/topk_plain.cu: topk of any shape and type, without tensor cores.
+/* kernels/attn/topk_plain.cu: topk of any shape and type, without tensor cores.
  *
  * A block of threads takes 64 queries of a sequence and a KV head at a time, late ones first. It walks the
  * candidates `chunk` blocks at a time: the keys that touch them go by in pieces of 64,
@@ -9,8 +9,8 @@
  * and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one number, the
  * score's rank above the complement of the block's index: entries are all different and in total order.
  */
-#include "device/element.cuh"
-#include "device/topk.cuh"
+#include "../device/element.cuh"
+#include "topk.cuh"
 
 using namespace rgk;
 

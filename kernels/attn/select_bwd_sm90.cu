@@ -1,4 +1,4 @@
-/* kernels/select_bwd_sm90.cu: gradients of attention over selected blocks (see select.h).
+/* kernels/attn/select_bwd_sm90.cu: gradients of attention over selected blocks (see select.h).
  *
  *   S^T [64 keys, ROWS] = K Q^T    dP^T = V dO^T    p = exp2(S^T c - lse)    dS^T = p (dP^T - delta)
  *   dV [64 keys, E] += p dO        dK [64 keys, D] += dS^T Q                 dQ [ROWS, D] = dS K
@@ -11,8 +11,8 @@
  * a block's sums waits for items that have begun.
  * Shared memory: K, V; Q and dO twice; dS^T; row tables and statistics.
  */
-#include "device/select.cuh"
-#include "device/tma.cuh"
+#include "select.cuh"
+#include "../device/tma.cuh"
 
 using namespace rgk;
 

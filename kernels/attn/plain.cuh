@@ -1,4 +1,4 @@
-/* device/attn_plain.cuh: what the any-shape attention kernels share: rows to shared memory as floats, small
+/* kernels/attn/plain.cuh: what the any-shape attention kernels share: rows to shared memory as floats, small
  * products out of shared memory, and the walk of a row tile over the key tiles it sees.
  *
  * A warp owns 4 * RL rows of the left operand. Lane (y, x), x in 0 … 7, holds of a product
@@ -7,9 +7,9 @@
  * Shared rows are LD = width + 4 floats apart: eight neighbouring rows then lie in different banks.
  */
 #pragma once
-#include "../attn_plain.h"
+#include "plain.h"
 #include "attn.cuh"
-#include "chunk.cuh"
+#include "../device/chunk.cuh"
 
 namespace rgk {
 namespace plain {

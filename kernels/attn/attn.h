@@ -1,8 +1,8 @@
-/* kernels/attn.h: one attention call, forward or backward, as every attention kernel sees it. */
+/* kernels/attn/attn.h: one attention call, forward or backward, as every attention kernel sees it. */
 #ifndef RGK_ATTN_H
 #define RGK_ATTN_H
 
-#include "kernels.h"
+#include "../kernels.h"
 
 enum { RGK_SWA, RGK_CMP, RGK_SLC };
 

@@ -1,4 +1,4 @@
-/* kernels/flash_fwd_sm90.cuh: attention forward on Hopper for swa and cmp.
+/* kernels/attn/flash_fwd_sm90.cuh: attention forward on Hopper for swa and cmp.
  *
  *     s = scale · q kᵀ (capped), masked to lo(row) … hi(row)     p = exp(s − m)     o = Σ p v / Σ p
  *
@@ -24,11 +24,11 @@
  * warpgroup before it multiplies, since 0 · NaN would spread.
  */
 #pragma once
-#include "device/element.cuh"
-#include "device/seq.cuh"
-#include "device/softmax.cuh"
-#include "device/tma.cuh"
-#include "device/wgmma.cuh"
+#include "../device/element.cuh"
+#include "../device/seq.cuh"
+#include "../device/softmax.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
 #include "flash.h"
 
 namespace rgk {

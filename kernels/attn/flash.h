@@ -1,10 +1,10 @@
-/* kernels/flash.h: attention forward on Hopper, for keys that a query sees as one contiguous range (swa,
+/* kernels/attn/flash.h: attention forward on Hopper, for keys that a query sees as one contiguous range (swa,
  * cmp). */
 #ifndef RGK_FLASH_H
 #define RGK_FLASH_H
 
 #include "attn.h"
-#include "tma.h"
+#include "../tma.h"
 
 /* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A
  * call takes the first that holds it; what its rows lack arrives as zeros. */

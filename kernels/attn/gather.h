@@ -1,4 +1,4 @@
-/* kernels/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward for large
+/* kernels/attn/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward for large
  * groups of heads.
  *
  * A thread block takes a tile: a few neighbouring queries of one KV head. A "unit" is 16 heads of one query,
@@ -11,7 +11,7 @@
 #define RGK_GATHER_H
 
 #include "attn.h"
-#include "tma.h"
+#include "../tma.h"
 
 enum {
   RGK_GATHER_ROWS = 16, /* of a unit */

@@ -1,4 +1,4 @@
-/* kernels/csr.cu: inverts a selection by a counting sort (see csr.h), in four steps:
+/* kernels/attn/csr.cu: inverts a selection by a counting sort (see csr.h), in four steps:
  *
  *   count    each chunk of rows counts its entries per block           count [KH, chunks, slots]
  *   columns  per block, the counts become sums over earlier chunks     … and start = the block's total
@@ -9,7 +9,7 @@
  * The chunk is chosen on the host so that count takes about half the memory of the lists.
  */
 #include "csr.h"
-#include "device/seq.cuh"
+#include "../device/seq.cuh"
 #include <cuda_runtime.h>
 
 using namespace rgk;

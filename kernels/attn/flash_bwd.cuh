@@ -1,7 +1,7 @@
-/* device/flash_bwd.cuh: which queries and keys an item of flash_bwd's work is about. */
+/* kernels/attn/flash_bwd.cuh: which queries and keys an item of flash_bwd's work is about. */
 #pragma once
-#include "../flash_bwd.h"
-#include "seq.cuh"
+#include "flash_bwd.h"
+#include "../device/seq.cuh"
 
 namespace rgk {
 

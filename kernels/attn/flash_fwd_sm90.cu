@@ -1,4 +1,4 @@
-/* kernels/flash_fwd_sm90.cu: instances of flash_fwd_sm90.cuh. */
+/* kernels/attn/flash_fwd_sm90.cu: instances of flash_fwd_sm90.cuh. */
 #include "flash_fwd_sm90.cuh"
 
 using namespace rgk;

@@ -1,8 +1,8 @@
-/* kernels/flash_bwd_rows.cu: what surrounds flash_bwd's main kernel: delta = rowsum(o d_o) - d_lse and lse in
+/* kernels/attn/flash_bwd_rows.cu: what surrounds flash_bwd's main kernel: delta = rowsum(o d_o) - d_lse and lse in
  * base 2, laid out by tiles; dQ's rounding; d_sinks = - sum of exp(sink - lse) delta; zeros for dead rows.
  */
-#include "device/element.cuh"
-#include "device/flash_bwd.cuh"
+#include "../device/element.cuh"
+#include "flash_bwd.cuh"
 
 using namespace rgk;
 

@@ -1,4 +1,4 @@
-/* kernels/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries (see gather.h).
+/* kernels/attn/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries (see gather.h).
  *
  *   warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch its rows of q
  *   warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row), has each block of
@@ -13,11 +13,11 @@
  * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
  * in V can reach a query beside one that selected it, of the same sequence.)
  */
-#include "device/attn.cuh"
-#include "device/element.cuh"
-#include "device/softmax.cuh"
-#include "device/tma.cuh"
-#include "device/wgmma.cuh"
+#include "attn.cuh"
+#include "../device/element.cuh"
+#include "../device/softmax.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
 #include "gather.h"
 
 using namespace rgk;

@@ -1,7 +1,7 @@
-/* device/attn.cuh: which keys a query sees (see attn.h). */
+/* kernels/attn/attn.cuh: which keys a query sees (see attn.h). */
 #pragma once
-#include "../attn.h"
-#include "seq.cuh"
+#include "attn.h"
+#include "../device/seq.cuh"
 
 namespace rgk {
 

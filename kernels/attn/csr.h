@@ -1,8 +1,8 @@
-/* kernels/csr.h: for each block of keys the queries that selected it: idx inverted by a counting sort. */
+/* kernels/attn/csr.h: for each block of keys the queries that selected it: idx inverted by a counting sort. */
 #ifndef RGK_CSR_H
 #define RGK_CSR_H
 
-#include "kernels.h"
+#include "../kernels.h"
 
 /* Block j of sequence b has number floor(kseqs.starts[b] / block) + b + j, as rgk_slots counts. A block's
  * list holds the rows of the pack whose row of idx has the block as an entry that counts (see attn.h) and

@@ -1,4 +1,4 @@
-/* device/select.cuh: what the kernels over selected blocks share: an item's keys, the table of a tile's rows,
+/* kernels/attn/select.cuh: what the kernels over selected blocks share: an item's keys, the table of a tile's rows,
  * and gathering rows into swizzled panels.
  *
  *   tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
@@ -8,11 +8,11 @@
  *                       repeat one that does
  */
 #pragma once
-#include "../select.h"
-#include "element.cuh"
-#include "seq.cuh"
-#include "softmax.cuh"
-#include "wgmma.cuh"
+#include "select.h"
+#include "../device/element.cuh"
+#include "../device/seq.cuh"
+#include "../device/softmax.cuh"
+#include "../device/wgmma.cuh"
 
 namespace rgk {
 

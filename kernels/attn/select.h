@@ -1,4 +1,4 @@
-/* kernels/select.h: attention over selected blocks, driven by the keys, on Hopper.
+/* kernels/attn/select.h: attention over selected blocks, driven by the keys, on Hopper.
  *
  * The selection is inverted (csr.h), and a block's list of queries is cut into items. One thread block takes
  * an item: it holds 64 keys of the block (a "part"; a longer block has several) in shared memory and gathers

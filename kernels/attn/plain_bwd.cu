@@ -1,4 +1,4 @@
-/* kernels/attn_plain_bwd.cu: attention's backward for any shape and type, in fp32 without tensor cores.
+/* kernels/attn/plain_bwd.cu: attention's backward for any shape and type, in fp32 without tensor cores.
  *
  *   delta = sum of o d_o, minus d_lse      P = exp(s - lse)      dS = P (d_o Vt - delta), times the softcap's slope
  *   dQ = scale dS K        per row tile, walking the key tiles it sees, as forward does
@@ -13,7 +13,7 @@
  * Key tiles that very many queries see are cut into parts of their queries, the same for a sequence alone or
  * packed: partial sums go to the workspace and `reduce` adds them in order (SLC: long lists; CMP: always).
  */
-#include "device/attn_plain.cuh"
+#include "plain.cuh"
 
 using namespace rgk;
 using namespace rgk::plain;
