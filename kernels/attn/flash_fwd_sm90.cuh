@@ -406,12 +406,10 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       uint32_t pr[C::N / 4];
       float scale[2];
       query<C> q;
-      if constexpr (C::Q_REGS) {
+      if constexpr (C::Q_REGS)
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
-        bar_arrive(&s.q_empty[group]);
-      } else {
+      else
         q = smem_at(s.q[group]);
-      }
       for (int y = 0; y < 2; y++) {
         r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
         r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
@@ -432,6 +430,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         baton_pass();
         wgmma_wait<0>();
         wgmma_keep(x);
+        /* Only now has the product taken what ldmatrix read of q; one still under way would read the next job's. */
+        if (C::Q_REGS) bar_arrive(&s.q_empty[group]);
         release(&s.k_empty[k.stage]);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
