@@ -194,7 +194,7 @@ rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, r
 /* In which order a node sums what "delta.x" holds: the part that hands it over must do the same. */
 typedef enum rgi_delta { RGI_DELTA_NONE, RGI_DELTA_CHAIN, RGI_DELTA_LANES } rgi_delta;
 
-/* What fuse.c may do with a backward op's nodes. */
+/* What passes/fuse.c may do with a backward op's nodes. */
 typedef struct rgi_fusing {
   /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x" and "d.x",
    * where x is `list`. It has ports of the same names, which hold the element, and out-ports "delta" (what
@@ -214,6 +214,7 @@ typedef struct rgi_rules {
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
   const rgi_fusing *fusing;
+  const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;
 
 /* ---- dumps ---- */

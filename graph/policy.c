@@ -4,8 +4,8 @@
  * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside
  * any.
  */
+#include "policy.h"
 #include "json.h"
-#include "passes.h"
 #include <string.h>
 
 enum { MOST_LISTED = 8192 };

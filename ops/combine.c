@@ -11,9 +11,9 @@
  * the D_n.
  */
 #include "../graph/ir.h"
-#include "cpu_attn.h"
-#include "cpu_blend.h"
-#include "cuda_blend.h"
+#include "cpu/attn.h"
+#include "cpu/blend.h"
+#include "cuda/blend.h"
 
 enum { IN_O, IN_GATE, IN_CU };
 enum { BW_O, BW_GATE, BW_CU, BW_GRAD, BW_ACC_O, BW_ACC_GATE };

@@ -16,8 +16,8 @@
  * dW = Σ over heads, last to first, of Σ over blocks g xᵀ, head by head onto what is there: cutting the heads
  * into groups walked last to first changes no bit. The mean has no W: its d group m is Σ_j dy_j / kernel.
  */
-#include "cpu_compress.h"
-#include "cuda_compress.h"
+#include "cpu/compress.h"
+#include "cuda/compress.h"
 
 enum {
   IN_K,

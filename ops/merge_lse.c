@@ -7,8 +7,8 @@
  * -inf, o is 0, lse -inf, and gradients are 0. The backward makes the weights anew from the lse_n, so nothing
  * else need be kept.
  */
-#include "cpu_blend.h"
-#include "cuda_blend.h"
+#include "cpu/blend.h"
+#include "cuda/blend.h"
 
 enum { IN_O, IN_LSE, IN_CU };
 enum { BW_O, BW_LSE, BW_CU, BW_GRAD_O, BW_GRAD_LSE, BW_ACC_O, BW_ACC_LSE };

@@ -7,8 +7,8 @@
  * position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the addition
  * theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
  */
-#include "cpu_rows.h"
-#include "cuda_norm.h"
+#include "cpu/rows.h"
+#include "cuda/norm.h"
 
 #define STEP      64 /* positions per u */
 #define TASK_ROWS 64

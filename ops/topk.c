@@ -13,9 +13,9 @@
  * lse that does not belong to these keys), by fp64 sums of the same logits. Which of the two depends on the
  * query's own scores alone. Rows whose candidates are all kept compute nothing.
  */
-#include "cpu_topk.h"
-#include "cpu_rows.h"
-#include "cuda_topk.h"
+#include "cpu/topk.h"
+#include "cpu/rows.h"
+#include "cuda/topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
 enum { A_KERNEL, A_STRIDE, A_BLOCK, A_TOP_N, A_INIT, A_LOCAL, A_SCORE, A_SCALE, A_SOFTCAP, A_COUNT };

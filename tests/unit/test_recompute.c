@@ -1,5 +1,7 @@
 /* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs.
  */
+#include "graph/spec.h"
+#include "passes/passes.h"
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
 #include <criterion/criterion.h>

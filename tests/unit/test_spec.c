@@ -1,7 +1,6 @@
 /* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in; limits, misuse, threads,
  * no memory. Malformed specs are in tests/golden/errors (test_golden.c). */
-#include "graph/json.h"
-#include "graph/passes.h"
+#include "graph/spec.h"
 #include <criterion/criterion.h>
 #include <jansson.h>
 #include <pthread.h>
