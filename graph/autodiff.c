@@ -236,8 +236,8 @@ static int add_gradient_tensor(rgi_backward *b, const char *name, int of, rg_dty
   return rgi_add_tensor(b->g, &t);
 }
 
-/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output, which is
- * created. */
+/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports
+ * and one output, which is created. */
 static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *attr, const int *in,
                           const char *name, int of, rg_dtype dtype, int *out, rg_error *e) {
   rgi_graph *g = b->g;
@@ -381,8 +381,8 @@ static int64_t clamp(int64_t x, int64_t most) {
   return x < 0 ? 0 : x > most ? most : x;
 }
 
-/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it.
- */
+/* What arrives at a joined tensor goes to its parts, to each its share; an empty
+ * one where a slice misses it. */
 static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start,
                                  rg_error *e) {
   int64_t low = 0; /* where the part starts */
@@ -589,8 +589,8 @@ static source source_of(const char *port, const char **rest) {
   return FROM_INPUT;
 }
 
-/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the op, or -1; *dtype: what
- * it writes. */
+/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the
+ * op, or -1; *dtype: what it writes. */
 static int running_sum(rgi_backward *b, int node, int slot, int t, bool shared, rg_dtype *dtype) {
   sum *s = &b->sums[t];
   *dtype = s->how == SINGLE ? b->g->tensor[t].dtype : RG_F32;

@@ -1,6 +1,6 @@
-/* ops/cmp_attn.c: attention over compressed keys, each of which stands for `kernel` tokens. The work is
- * cpu_attn's; this file says which compressed keys a query sees: those whose tokens all lie at or before its
- * position. */
+/* ops/cmp_attn.c: attention over compressed keys, each of which stands for `kernel` tokens.
+ * The work is cpu_attn's; this file says which compressed keys a query sees: those whose
+ * tokens all lie at or before its position. */
 #include "cpu_attn.h"
 #include "cuda_attn.h"
 

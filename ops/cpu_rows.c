@@ -1,5 +1,5 @@
-/* ops/cpu_rows.c: walks over strided tensors, SIMD conversions, and the structural ops' CPU functions; see
- * cpu_rows.h. */
+/* ops/cpu_rows.c: walks over strided tensors, SIMD conversions, and the structural ops'
+ * CPU functions; see cpu_rows.h. */
 #include "cpu_rows.h"
 
 /* ---- walks ---- */

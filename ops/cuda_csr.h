@@ -1,4 +1,5 @@
-/* ops/cuda_csr.h: the queries that selected each block, as a step of attention's GPU paths (kernels/csr.h).
+/* ops/cuda_csr.h: the queries that selected each block, as a step of
+ * attention's GPU paths (kernels/csr.h).
  */
 #ifndef RGI_CUDA_CSR_H
 #define RGI_CUDA_CSR_H

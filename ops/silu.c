@@ -1,5 +1,5 @@
-/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x). y may take x's
- * bytes. */
+/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)),
+ * s = sigmoid(x). y may take x's bytes. */
 #include "cpu_rows.h"
 #include "cuda_rows.h"
 
