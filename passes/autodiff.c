@@ -1,23 +1,26 @@
 /* passes/autodiff.c: appends the backward nodes that the requested gradients need.
  *
- * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op (ports matched
- * by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives at a tensor is one of its
- * *slots*; how many will arrive is counted beforehand, because it decides how they are summed:
+ * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op
+ * (ports matched by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives
+ * at a tensor is one of its *slots*; how many will arrive is counted beforehand, because it decides
+ * how they are summed:
  *
  *   single   one slot: it is the gradient, in the tensor's dtype
- *   chain    several, arriving in the order of the forward graph, last reader first: the first is stored in
- * fp32, each later op adds to it in place ("acc.x"), one cast at the end parts    anything else. Slices that
- * tile the tensor are joined where they were written; other mixtures are kept apart in fp32 and added up at
- * the end in order of rank
+ *   chain    several, arriving in the order of the forward graph, last reader first: the first is
+ *            stored in fp32, each later op adds to it in place ("acc.x"), one cast at the end
+ *   parts    anything else. Slices that tile the tensor are joined where they were written; other
+ *            mixtures are kept apart in fp32 and added up at the end in order of rank
  *
- * Rank is a node's place before a head split, so all three add the terms of an element in the same order
- * whether the graph is split or not: the bits agree. A weight that several heads share is summed by its op
- * head by head, last head first; if several nodes use it, each has a sum of its own first (parts).
+ * Rank is a node's place before a head split, so all three add the terms of an element in the same
+ * order whether the graph is split or not: the bits agree. A weight that several heads share is
+ * summed by its op head by head, last head first; if several nodes use it, each has a sum of its own
+ * first (parts).
  *
- * Where a head split left a tensor in two forms that are both read, one form holds the sum and the other
- * relays what arrives, term by term (a sum of sums would round differently):
+ * Where a head split left a tensor in two forms that are both read, one form holds the sum and the
+ * other relays what arrives, term by term (a sum of sums would round differently):
  *
- *     read whole and in slices:  slice -> whole      made in parts, read in parts and joined:  whole -> parts
+ *   read whole and in slices                  slice -> whole
+ *   made in parts, read in parts and joined   whole -> parts
  */
 #include "passes.h"
 #include "../graph/autodiff.h"
@@ -233,8 +236,8 @@ static int add_gradient_tensor(rgi_backward *b, const char *name, int of, rg_dty
   return rgi_add_tensor(b->g, &t);
 }
 
-/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output, which is
- * created. */
+/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports
+ * and one output, which is created. */
 static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *attr, const int *in,
                           const char *name, int of, rg_dtype dtype, int *out, rg_error *e) {
   rgi_graph *g = b->g;
@@ -378,8 +381,8 @@ static int64_t clamp(int64_t x, int64_t most) {
   return x < 0 ? 0 : x > most ? most : x;
 }
 
-/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it.
- */
+/* What arrives at a joined tensor goes to its parts, to each its share; an empty
+ * one where a slice misses it. */
 static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start,
                                  rg_error *e) {
   int64_t low = 0; /* where the part starts */
@@ -586,8 +589,8 @@ static source source_of(const char *port, const char **rest) {
   return FROM_INPUT;
 }
 
-/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the op, or -1; *dtype: what
- * it writes. */
+/* The sum that the gradient of t, flat input `slot` of `node`, is added to inside the
+ * op, or -1; *dtype: what it writes. */
 static int running_sum(rgi_backward *b, int node, int slot, int t, bool shared, rg_dtype *dtype) {
   sum *s = &b->sums[t];
   *dtype = s->how == SINGLE ? b->g->tensor[t].dtype : RG_F32;

@@ -1,5 +1,5 @@
-/* kernels/attn/flash.h: attention forward on Hopper, for keys that a query sees as one contiguous range (swa,
- * cmp). */
+/* kernels/attn/flash.h: attention forward on Hopper, for keys that a query sees as one
+ * contiguous range (swa, cmp). */
 #ifndef RGK_FLASH_H
 #define RGK_FLASH_H
 
@@ -18,8 +18,8 @@
 
 enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copies fetch */
 
-/* Shared memory: q, two stages of K and V, and, where it fits, o on its way out (else it goes through q's).
- */
+/* Shared memory: q, two stages of K and V, and, where it fits, o on its way out
+ * (else it goes through q's). */
 #define RGK_FLASH_PANELS(d) (((d) + 63) / 64)
 #define RGK_FLASH_BYTES(D, E, groups, keys)                                                                  \
   ((groups)*8192 * RGK_FLASH_PANELS(D) + 256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)

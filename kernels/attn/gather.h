@@ -31,8 +31,8 @@ typedef struct rgk_gather {
   int32_t side; /* KV heads (times parts) that are worked on side by side, a divisor of their number */
 } rgk_gather;
 
-/* Shared memory: stages of K and V, each warpgroup's rows of q, as panels of 64 columns; labels and barriers.
- */
+/* Shared memory: stages of K and V, each warpgroup's rows of q, as panels of 64
+ * columns; labels and barriers. */
 enum { RGK_GATHER_EXTRA = 3072, RGK_GATHER_SHARED = 227 * 1024, RGK_GATHER_PANEL = 128 * RGK_GATHER_KEYS };
 #define RGK_GATHER_PANELS(d)   (((d) + 63) / 64)
 #define RGK_GATHER_STAGE(D, E) (RGK_GATHER_PANEL * (RGK_GATHER_PANELS(D) + RGK_GATHER_PANELS(E)))

@@ -40,8 +40,9 @@ static inline uint32_t rgk_topk_plain_shared(int mode, int chunk, int64_t heap) 
          RGK_TOPK_ROWS * 8 * (uint32_t)heap;
 }
 
-/* ---- Hopper: bf16 and f16, widths that are multiples of 16 up to 256, G padded to `heads` (a power of two)
- * ---- */
+/* ---- Hopper: bf16 and f16, widths that are multiples of 16 up to 256 ----
+ *
+ * G is padded to `heads`, a power of two. */
 enum {
   RGK_TOPK90_COLUMNS = 128, /* queries times heads of a consumer warpgroup */
   RGK_TOPK90_TILE = 64,     /* keys of a product */

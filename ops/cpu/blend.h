@@ -29,8 +29,8 @@ static inline const rg_arg *rgi_out_at(const rg_call *c, int port, int i) {
   return a && a->rank >= 0 ? a : NULL;
 }
 
-/* n floats of row (t, h) from element e on: in place if they are stored as such, else converted into buffer.
- */
+/* n floats of row (t, h) from element e on: in place if they are stored as
+ * such, else converted into buffer. */
 static inline const float *rgi_row_piece(int isa, const rg_arg *a, int64_t t, int64_t h, int64_t e, int64_t n,
                                          float *buffer) {
   const char *src = (const char *)rgi_at(a, t, h) + e * (int64_t)rg_dtype_size(a->dtype);
@@ -42,8 +42,8 @@ static inline void *rgi_row_at(const rg_arg *a, int64_t t, int64_t h, int64_t e)
   return (char *)rgi_at(a, t, h) + e * (int64_t)rg_dtype_size(a->dtype);
 }
 
-/* Row (t, h) of out = Σ_n weight[n] · row (t, h) of the list on `port`, skipping weights of 0 if skip_zero.
- */
+/* Row (t, h) of out = Σ_n weight[n] · row (t, h) of the list on `port`,
+ * skipping weights of 0 if skip_zero. */
 void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_zero, const rg_arg *out,
                    int64_t t, int64_t h);
 /* product[n] = row (t, h) of g · row (t, h) of element n of the list; and where d (a list of outputs on

@@ -1,5 +1,5 @@
-/* ops/cpu/compress.h: what the two directions of compress_kv share: attributes, block tables, the gate's
- * mathematics. */
+/* ops/cpu/compress.h: what the two directions of compress_kv share: attributes, block
+ * tables, the gate's mathematics. */
 #ifndef RGI_CPU_COMPRESS_H
 #define RGI_CPU_COMPRESS_H
 

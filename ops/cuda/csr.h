@@ -1,5 +1,5 @@
-/* ops/cuda/csr.h: the queries that selected each block, as a step of attention's GPU paths (kernels/attn/csr.h).
- */
+/* ops/cuda/csr.h: the queries that selected each block, as a step of attention's GPU paths
+ * (kernels/attn/csr.h). */
 #ifndef RGI_CUDA_CSR_H
 #define RGI_CUDA_CSR_H
 

@@ -1,5 +1,5 @@
-/* tests/unit/test_fuse.c: gradients taken apart: what is found and what is left alone and why, what it gains,
- * and that it changes no bit.
+/* tests/unit/test_fuse.c: gradients taken apart: what is found and what is left alone and why,
+ * what it gains, and that it changes no bit.
  */
 #include "graph/spec.h"
 #include "passes/fuse.h"

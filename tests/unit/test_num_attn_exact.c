@@ -1,6 +1,6 @@
-/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the workspace's
- * old contents, strides, neighbours in the pack, NaN in a neighbour and cutting the heads into groups change
- * nothing. */
+/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the
+ * workspace's old contents, strides, neighbours in the pack, NaN in a neighbour and cutting the
+ * heads into groups change nothing. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 
