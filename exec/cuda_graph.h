@@ -1,9 +1,9 @@
 /* exec/cuda_graph.h: one direction's steps as one CUDA graph.
  *
- *     create    for each step: its launches become nodes, a chain per step, chains joined as plan->after
- *               says; what cleans lengths (forward) comes before all of them
- *     update    steps that touch what is bound elsewhere now are asked again; nodes whose parameters differ
- *               are patched
+ *     create    for each step: its launches become nodes, a chain per step, chains joined as
+ *               plan->after says; what cleans lengths (forward) comes before all of them
+ *     update    steps that touch what is bound elsewhere now are asked again; nodes whose
+ *               parameters differ are patched
  */
 #ifndef RGI_CUDA_GRAPH_H
 #define RGI_CUDA_GRAPH_H

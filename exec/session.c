@@ -1,18 +1,20 @@
-/* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the backend's
- * (backend.c says which), what it asks of a session for that is in session_steps.c.
+/* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the
+ * backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
  *
- * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller supplies
- * it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch bytes.
+ * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
+ * supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
+ * bytes.
  *
- *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block, where its
- * inputs and ▲       │  ▲        │          outputs stood; the backward on that block reads them there
- *                 └───────┘  └────────┘
+ *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
+ *              ▲       │  ▲        │             where its inputs and outputs stood; the backward
+ *              └───────┘  └────────┘             on that block reads them there
  *
- * A run allocates nothing. Memory is found at creation and when a saved block is bound for the first time.
+ * A run allocates nothing. Memory is found at creation and when a saved block is bound for the
+ * first time.
  *
- * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in every float
- * type and a negative number as i32; before a backward, scratch and the gradients do. Blocks that the session
- * owns stand between guard zones, checked after every step:
+ * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
+ * every float type and a negative number as i32; before a backward, scratch and the gradients do.
+ * Blocks that the session owns stand between guard zones, checked after every step:
  *
  *     | guard 256 | saved or scratch … | guard 256 |
  */

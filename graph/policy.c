@@ -154,8 +154,8 @@ void rg_policy_destroy(rg_policy *policy) {
 
 /* ---- against a graph ---- */
 
-/* The fewest heads among the known extents of k ports: the KV heads that a group is cut from. 0: none is
- * known. */
+/* The fewest heads among the known extents of k ports: the KV heads that a group
+ * is cut from. 0: none is known. */
 static int64_t kv_heads(const rgi_graph *g) {
   int64_t fewest = 0;
   for (int n = 0; n < g->nnode; n++) {

@@ -3,12 +3,14 @@
  *   out[t, h, :] = Σ_n a_n · o_n[t, h, :]      a_n = act(gate[t, h, n]), in list order
  *
  * With D_n = dout · o_n:   d o_n = a_n · dout
- *   sigmoid   d gate_n = D_n · a_n · (1 - a_n)         1 - a_n formed as sigmoid(-gate): exact where a_n is
- * near 1 softmax   d gate_n = a_n · (D_n - Σ_m a_m D_m) none      d gate_n = D_n
+ *   sigmoid   d gate_n = D_n · a_n · (1 - a_n)         1 - a_n formed as sigmoid(-gate): exact
+ *                                                      where a_n is near 1
+ *   softmax   d gate_n = a_n · (D_n - Σ_m a_m D_m)
+ *   none      d gate_n = D_n
  *
- * The fuse pass takes the gradient apart: a node per branch, which writes d o_n, D_n and the sum of d o_n ·
- * o_n that attention's backward begins with, each when it is needed; one more makes the gates' gradient of
- * the D_n.
+ * The fuse pass takes the gradient apart: a node per branch, which writes d o_n, D_n and the sum of
+ * d o_n · o_n that attention's backward begins with, each when it is needed; one more makes the
+ * gates' gradient of the D_n.
  */
 #include "../graph/ir.h"
 #include "cpu/attn.h"

@@ -36,8 +36,10 @@ enum { OUT_K, OUT_V, OUT_K_WEIGHT, OUT_V_WEIGHT };
 
 #define MEAN_TOKENS 64 /* per task */
 
-/* workspace | token | row | padded | group | g | sum of dW, if it is not f32 | per thread: product's room, a
- * tile | */
+/* The workspace, in order:
+ *
+ *   | token | row | padded | group | g | sum of dW, if it is not f32 |
+ *   | per thread: product's room, a tile | */
 typedef struct layout {
   size_t table;  /* bytes of one table of T/stride numbers */
   size_t g;      /* [T/stride + R-1, rows of W] f32 */
@@ -84,8 +86,8 @@ static layout layout_of(const rg_call *c, int i) {
 
 /* ---- the mean ---- */
 
-/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the sequence whose rows start at
- * `base`. */
+/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the
+ * sequence whose rows start at `base`. */
 static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, int64_t j0, int64_t j1) {
   const rg_arg *dx = s->dx, *dy = s->dy;
   float scale = 1.0f / (float)s->kernel, sum[RGI_PIECE], term[RGI_PIECE];

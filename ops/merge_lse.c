@@ -67,8 +67,8 @@ static size_t workspace(const rg_call *c) {
   return c->gpu ? 0 : (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 2);
 }
 
-/* Weights of row (t, h); returns the merged lse. Sums in double: n is small, and lse is what others build on.
- */
+/* Weights of row (t, h); returns the merged lse. Sums in double: n is small, and
+ * lse is what others build on. */
 static float weigh(const rg_call *c, int n, int64_t t, int64_t h, float *w) {
   float most = -INFINITY;
   double sum = 0;

@@ -25,9 +25,10 @@ static int64_t rotated(const rg_call *c, const rg_arg *x) {
   return c->attr[ATTR_DIM].i ? c->attr[ATTR_DIM].i : x->dim[2];
 }
 
-/* workspace | frequency [h] | cos, sin of r [STEP, 2, h] | per thread: cos, sin of u [2, h] double, of a
- * token [2, h] f32 |
- */
+/* The workspace, in order:
+ *
+ *   | frequency [h] | cos, sin of r [STEP, 2, h] |
+ *   | per thread: cos, sin of u [2, h] double, of a token [2, h] f32 | */
 static size_t shared_bytes(int64_t half) {
   return RGI_ROUND256((size_t)half * (1 + 2 * STEP) * sizeof(double));
 }

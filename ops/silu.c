@@ -1,5 +1,5 @@
-/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x). y may take x's
- * bytes. */
+/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x).
+ * y may take x's bytes. */
 #include "cpu/rows.h"
 #include "cuda/rows.h"
 

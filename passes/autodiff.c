@@ -1,23 +1,26 @@
 /* passes/autodiff.c: appends the backward nodes that the requested gradients need.
  *
- * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op (ports matched
- * by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives at a tensor is one of its
- * *slots*; how many will arrive is counted beforehand, because it decides how they are summed:
+ * Forward nodes are walked last to first. A node that a gradient reaches gets its backward op
+ * (ports matched by name, see regraph/op.h) or runs its structural rule (autodiff.h). What arrives
+ * at a tensor is one of its *slots*; how many will arrive is counted beforehand, because it decides
+ * how they are summed:
  *
  *   single   one slot: it is the gradient, in the tensor's dtype
- *   chain    several, arriving in the order of the forward graph, last reader first: the first is stored in
- * fp32, each later op adds to it in place ("acc.x"), one cast at the end parts    anything else. Slices that
- * tile the tensor are joined where they were written; other mixtures are kept apart in fp32 and added up at
- * the end in order of rank
+ *   chain    several, arriving in the order of the forward graph, last reader first: the first is
+ *            stored in fp32, each later op adds to it in place ("acc.x"), one cast at the end
+ *   parts    anything else. Slices that tile the tensor are joined where they were written; other
+ *            mixtures are kept apart in fp32 and added up at the end in order of rank
  *
- * Rank is a node's place before a head split, so all three add the terms of an element in the same order
- * whether the graph is split or not: the bits agree. A weight that several heads share is summed by its op
- * head by head, last head first; if several nodes use it, each has a sum of its own first (parts).
+ * Rank is a node's place before a head split, so all three add the terms of an element in the same
+ * order whether the graph is split or not: the bits agree. A weight that several heads share is
+ * summed by its op head by head, last head first; if several nodes use it, each has a sum of its own
+ * first (parts).
  *
- * Where a head split left a tensor in two forms that are both read, one form holds the sum and the other
- * relays what arrives, term by term (a sum of sums would round differently):
+ * Where a head split left a tensor in two forms that are both read, one form holds the sum and the
+ * other relays what arrives, term by term (a sum of sums would round differently):
  *
- *     read whole and in slices:  slice -> whole      made in parts, read in parts and joined:  whole -> parts
+ *   read whole and in slices                  slice -> whole
+ *   made in parts, read in parts and joined   whole -> parts
  */
 #include "gradients.h"
 #include "passes.h"

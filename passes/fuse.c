@@ -194,8 +194,8 @@ static rg_status add_rest(fuser *f, int32_t n, const rg_op *op, const int32_t *p
 
 /* ---- one node ---- */
 
-/* With lanes: lines the takers up, each part after the taker before. False: some of them need not wait for
- * each other. */
+/* With lanes: lines the takers up, each part after the taker before. False: some of
+ * them need not wait for each other. */
 static bool line_up(const fuser *f, part *part_of, int count) {
   const part *before = NULL;
   for (int32_t n = 0; n < f->g->nnode && f->lanes; n++)

@@ -2,20 +2,22 @@
  *
  * Everything works on tiles of packed sequences, relative to each sequence's start:
  *
- *   row tile   up to RGI_ATTN_ROWS rows, each a (query, head) pair of one KV head, heads running fastest
- *   key tile   up to RGI_ATTN_KEYS keys, one per vector lane; never across a sequence's end or a slc block's
- * end
+ *   row tile   up to RGI_ATTN_ROWS rows, each a (query, head) pair of one KV head, heads running
+ *              fastest
+ *   key tile   up to RGI_ATTN_KEYS keys, one per vector lane; never across a sequence's end or a
+ *              slc block's end
  *
  *              lanes = keys ->
  *   rows  Q [rows, d]  x  KT [d, keys]    = S [rows, keys]    softmax along the lanes, row by row
  *         P [rows, keys] x V [keys, e]    = O [rows, e]
  *   backward       dO x VT = dP,  dS x K = dQ,  P^T x dO = dV,  dS^T x Q = dK
  *
- * K and V are converted to f32 and transposed once per call into the workspace, densely: the tile at key row
- * r and kv head h holds [d, n] floats from (h * S + r) * d on, so ragged packs cost no more than K itself.
+ * K and V are converted to f32 and transposed once per call into the workspace, densely: the tile
+ * at key row r and kv head h holds [d, n] floats from (h * S + r) * d on, so ragged packs cost no
+ * more than K itself.
  *
- * Every product sums along one chain per tile and adds tiles in order: no result depends on how rows fall
- * into register tiles, on threads, or on other sequences.
+ * Every product sums along one chain per tile and adds tiles in order: no result depends on how
+ * rows fall into register tiles, on threads, or on other sequences.
  */
 #ifndef RGI_CPU_ATTN_H
 #define RGI_CPU_ATTN_H
@@ -132,9 +134,9 @@ int64_t rgi_attn_fill_rows(const rgi_attn *a, rgi_tile *tiles);
 /* first_block [B], may be NULL: number of each sequence's first block. */
 int64_t rgi_attn_fill_keys(const rgi_attn *a, rgi_attn_keys *tiles, int64_t *first_block);
 
-/* Packed copies of K or V in the workspace, row r and KV head h: transposed tiles without padding (a tile's
- * rows may be read up to RGI_ATTN_KEYS past its end), and natural rows padded with zeros to a multiple of 16.
- */
+/* Packed copies of K or V in the workspace, row r and KV head h: transposed tiles without
+ * padding (a tile's rows may be read up to RGI_ATTN_KEYS past its end), and natural rows
+ * padded with zeros to a multiple of 16. */
 static inline size_t rgi_attn_packed(const rgi_attn *a, int64_t width) {
   return ((size_t)a->KH * (size_t)a->S * (size_t)width + RGI_ATTN_KEYS) * sizeof(float);
 }

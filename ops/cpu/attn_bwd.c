@@ -1,13 +1,14 @@
 /* ops/cpu/attn_bwd.c: attention's backward on the CPU.
  *
- *   delta_r = sum over e of o * d_o, minus d_lse         P = exp(S - lse)       dS = P * (dP - delta)
- *   dQ = scale * dS K        one task per row tile, walking the key tiles it sees, as forward does
- *   dK = scale * dS^T Q      one task per key tile, walking the queries that see it, in order; for slc those
- * are dV = P^T dO              listed per block first, by a counting sort d_sink_h = - sum over rows of
- * exp(sink - lse) * delta
+ *   P = exp(S - lse)    dS = P * (dP - delta)    delta_r = sum over e of o * d_o, minus d_lse
  *
- * S and dP are formed twice, once per direction of the sum: that costs two products of seven, and every sum
- * keeps one fixed order without a buffer per thread.
+ *   dQ = scale * dS K     one task per row tile, walking the key tiles it sees, as forward does
+ *   dK = scale * dS^T Q   one task per key tile, walking the queries that see it, in order; for slc
+ *   dV = P^T dO           those are listed per block first, by a counting sort
+ *   d_sink_h = - sum over rows of exp(sink - lse) * delta
+ *
+ * S and dP are formed twice, once per direction of the sum: that costs two products of seven, and
+ * every sum keeps one fixed order without a buffer per thread.
  */
 #include "attn.h"
 
@@ -266,8 +267,8 @@ static readers readers_of(const job *j, const rgi_attn_keys *t, int64_t h) {
   return (readers){NULL, from, to};
 }
 
-/* Asks for what the batch at `at` will load, while another is being worked on: the queries of a slc list lie
- * anywhere. */
+/* Asks for what the batch at `at` will load, while another is being worked on: the
+ * queries of a slc list lie anywhere. */
 static void prefetch_batch(const job *j, const readers *d, int64_t at, int64_t head, int heads) {
   const rg_arg *arg[] = {j->a->q, j->a->d_o};
   for (int64_t end = at + j->a->queries; at < end && at < d->to; at++)

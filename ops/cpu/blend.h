@@ -32,8 +32,8 @@ static inline void *rgi_row_at(const rg_arg *a, int64_t t, int64_t h, int64_t e)
   return (char *)rgi_at(a, t, h) + e * (int64_t)rg_dtype_size(a->dtype);
 }
 
-/* Row (t, h) of out = Σ_n weight[n] · row (t, h) of the list on `port`, skipping weights of 0 if skip_zero.
- */
+/* Row (t, h) of out = Σ_n weight[n] · row (t, h) of the list on `port`,
+ * skipping weights of 0 if skip_zero. */
 void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_zero, const rg_arg *out,
                    int64_t t, int64_t h);
 /* product[n] = row (t, h) of g · row (t, h) of element n of the list; and where d (a list of outputs on

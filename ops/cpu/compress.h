@@ -1,5 +1,5 @@
-/* ops/cpu/compress.h: what the two directions of compress_kv share on the CPU: block tables, and blocks as
- * rows of a matrix. */
+/* ops/cpu/compress.h: what the two directions of compress_kv share on the CPU: block tables, and
+ * blocks as rows of a matrix. */
 #ifndef RGI_CPU_COMPRESS_H
 #define RGI_CPU_COMPRESS_H
 

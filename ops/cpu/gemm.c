@@ -1,12 +1,12 @@
 /* ops/cpu/gemm.c: packed, register-blocked matrix product; see gemm.h.
  *
- *     for chunks of n (NC), of k (KC):  pack B   panels of nr rows, k-major   [k][nr]   in L2
- *       for chunks of m (MC):           pack A   panels of mr rows, k-major   [k][mr]   in L2
- *         for panels of B, of A:        micro    an mr × nr block of C lives in registers over the whole
- * chunk
+ *   for chunks of n (NC), of k (KC):  pack B   panels of nr rows, k-major   [k][nr]   in L2
+ *     for chunks of m (MC):           pack A   panels of mr rows, k-major   [k][mr]   in L2
+ *       for panels of B, of A:        micro    an mr × nr block of C lives in registers over the
+ *                                              whole chunk
  *
- * Ragged panels are padded with zeros and go through the same micro kernel into a buffer, so that an
- * element's bits do not depend on its place in a tile.
+ * Ragged panels are padded with zeros and go through the same micro kernel into a buffer, so that
+ * an element's bits do not depend on its place in a tile.
  */
 #include "gemm.h"
 #include "rows.h"
@@ -114,8 +114,8 @@ static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int
 
 typedef void (*micro_fn)(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add);
 
-/* VECS vectors of LANES floats wide, MR rows high. The loops over rows and vectors unroll, so that `sum` is
- * registers. */
+/* VECS vectors of LANES floats wide, MR rows high. The loops over rows and vectors
+ * unroll, so that `sum` is registers. */
 #define MICRO(NAME, TARGET, VEC, LANES, MR, VECS, LOAD, STORE, SET1, FMA, ADD)                               \
   TARGET static void NAME(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add) {     \
     VEC sum[MR][VECS];                                                                                       \

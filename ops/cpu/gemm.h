@@ -1,11 +1,11 @@
-/* ops/cpu/gemm.h: a small single-threaded fp32 matrix product over operands of any storage type, strided or
- * gathered.
+/* ops/cpu/gemm.h: a small single-threaded fp32 matrix product over operands of any storage type,
+ * strided or gathered.
  *
  *     C[m, n]  =  Σ_k A(m, k) · B(n, k)      or added to what is in C
  *
- * Promise: an element of C is summed in the order of k, in chunks of RGI_GEMM_KC that are added to C one
- * after another. So its bits depend on its own row of A and of B (and the CPU level), never on where a tile
- * begins or how large it is: callers may cut C among threads as they like.
+ * Promise: an element of C is summed in the order of k, in chunks of RGI_GEMM_KC that are added to
+ * C one after another. So its bits depend on its own row of A and of B (and the CPU level), never
+ * on where a tile begins or how large it is: callers may cut C among threads as they like.
  */
 #ifndef RGI_CPU_GEMM_H
 #define RGI_CPU_GEMM_H
@@ -36,8 +36,8 @@ typedef struct rgi_mat {
 void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a, const rgi_mat *b,
               float *c, int64_t ldc, bool add);
 
-/* A matrix [m, n] cut into tiles for the threads of a call: large enough to be fast, small enough to go
- * round. */
+/* A matrix [m, n] cut into tiles for the threads of a call: large enough to be
+ * fast, small enough to go round. */
 typedef struct rgi_tiling {
   int64_t m, n;          /* tile sizes; m <= RGI_GEMM_MC, n <= RGI_GEMM_NC */
   int64_t across, count; /* tiles per row of tiles; in all */

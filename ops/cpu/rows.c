@@ -1,5 +1,5 @@
-/* ops/cpu/rows.c: walks over strided tensors, SIMD conversions, and the structural ops' CPU functions; see
- * rows.h. */
+/* ops/cpu/rows.c: walks over strided tensors, SIMD conversions, and the structural ops' CPU
+ * functions; see rows.h. */
 #include "rows.h"
 
 /* ---- walks ---- */

@@ -1,19 +1,21 @@
-/* ops/cpu/rows.h: elementwise work over strided tensors of one shape, and the small pieces every row-wise op
- * needs.
+/* ops/cpu/rows.h: elementwise work over strided tensors of one shape, and the small pieces every
+ * row-wise op needs.
  *
- * A walk visits tensors of one shape in runs: stretches of elements that are contiguous in all of them.
- * Trailing axes that lie densely in every tensor are folded into one run, so a dense tensor is a single long
- * one. Runs never straddle the last live row: each is live or dead as a whole. How the walk is cut into tasks
- * changes no result, since elements do not depend on each other.
+ * A walk visits tensors of one shape in runs: stretches of elements that are contiguous in all of
+ * them. Trailing axes that lie densely in every tensor are folded into one run, so a dense tensor
+ * is a single long one. Runs never straddle the last live row: each is live or dead as a whole. How
+ * the walk is cut into tasks changes no result, since elements do not depend on each other.
  *
  *     rgi_walk w;
  *     rgi_walk_begin(&w, y, live);
  *     rgi_walk_with(&w, x);
- *     rgi_walk_run(c, &w, fn, user);     // fn(user, run): rgi_run_at(run, x), rgi_run_at(run, y), run->n,
- * run->live
+ *     rgi_walk_run(c, &w, fn, user);
  *
- * The structural ops' CPU functions (cast, add, zero, concat, accumulate) live here too; their descriptors do
- * not.
+ * calls fn(user, run), which finds its elements by rgi_run_at(run, x) and rgi_run_at(run, y),
+ * run->n of them, and whether they are live in run->live.
+ *
+ * The structural ops' CPU functions (cast, add, zero, concat, accumulate) live here too; their
+ * descriptors do not.
  */
 #ifndef RGI_CPU_ROWS_H
 #define RGI_CPU_ROWS_H

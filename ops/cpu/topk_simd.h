@@ -1,7 +1,7 @@
-/* ops/cpu/topk_simd.h: the score kernels, written with the compiler's vectors; included once per CPU level by
- * topk.c, with
- *   TK_NAME(x)  x with the level's suffix        TK_TARGET  the function attribute of the level
- *   TK_BYTES    bytes of a vector                TK_KEYS    keys whose sums stay in registers together
+/* ops/cpu/topk_simd.h: the score kernels, written with the compiler's vectors; included once per
+ * CPU level by topk.c, with
+ *   TK_NAME(x)  x with the level's suffix   TK_TARGET  the function attribute of the level
+ *   TK_BYTES    bytes of a vector           TK_KEYS    keys whose sums stay in registers together
  *   TK_ISA      the level
  */
 #define vf        TK_NAME(vf)
@@ -45,8 +45,8 @@ enum {
 
 /* ---- elementary functions; comparisons give lanes of all ones or all zeros ---- */
 
-/* x = n·ln 2 + r with abs(r) <= ln 2 / 2: returns e^r - 1, and 2^n. x in [-87, 89]. Taylor to r^7 (off by
- * 5e-9). */
+/* x = n·ln 2 + r with abs(r) <= ln 2 / 2: returns e^r - 1, and 2^n. x in [-87, 89].
+ * Taylor to r^7 (off by 5e-9). */
 TK_INLINE vf exp_parts(vf x, vf *power) {
   const float magic = 0x1.8p23f; /* x + magic has the integer nearest to x in its low bits */
   vf t = x * 0x1.715476p+0f + magic, n = t - magic;
@@ -70,8 +70,8 @@ TK_INLINE vf exp_f(vf x) {
   return (vf)(~under & (vi)(e * power + power));
 }
 
-/* c·tanh(s/c), accurate relative to itself: tanh(y) = m / (m + 2) with m = e^2y - 1 formed without
- * cancellation. */
+/* c·tanh(s/c), accurate relative to itself: tanh(y) = m / (m + 2) with m = e^2y - 1
+ * formed without cancellation. */
 TK_INLINE vf cap(vf s, float c) {
   vi sign = (vi)s & (vi)((vu){0} + 0x80000000u);
   vf y = (vf)((vi)s ^ sign) / c * 2.0f, most = (vf){0} + 24.0f, power; /* tanh(12) rounds to 1 */
@@ -194,8 +194,8 @@ static TK_TARGET void logits(const rgi_topk_tile *t, int64_t h, int64_t n, float
 
 /* ---- scores ---- */
 
-/* Blocks that key j touches, kept within [block0, block1), and how much of the key lies in one, in strides.
- */
+/* Blocks that key j touches, kept within [block0, block1), and how much of the
+ * key lies in one, in strides. */
 #define TK_FOR_BLOCKS(t, j, block0, block1)                                                                  \
   int64_t first_ = (j) * (t)->stride, last_ = first_ + (t)->kernel - 1;                                      \
   int64_t b0_ = first_ / (t)->block, b1_ = last_ / (t)->block + 1;                                           \

@@ -6,15 +6,15 @@
 #ifndef RGI_CUDA_ATTN_H
 #define RGI_CUDA_ATTN_H
 
-#include "../../kernels/attn.h"
+#include "../../kernels/attn/attn.h"
 #include "../attn.h"
 
 typedef struct rgi_attn_family {
   const char *name;
   unsigned modes; /* of calls it is asked about: 1 << RGK_SWA and so on */
-  /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned` and the GPU only,
-   * at data pointers just for presence (while planning they are a dummy, not NULL, where a tensor is bound).
-   */
+  /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned`
+   * and the GPU only, at data pointers just for presence (while planning they are a dummy,
+   * not NULL, where a tensor is bound). */
   const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
   size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
@@ -31,8 +31,8 @@ extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
-/* Of a backward call: the order of its delta, NONE where other kernels would run with a delta than without.
- */
+/* Of a backward call: the order of its delta, NONE where other kernels would run with a delta
+ * than without. */
 rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a);
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a);
 

@@ -1,12 +1,11 @@
 /* ops/cuda/attn_plain.c: attention of any shape and type on a GPU, without tensor cores
- * (kernels/attn_plain.h). Backward computes delta, then dQ and dK, dV apart; SLC inverts the selection first.
- */
-#include "../../kernels/attn_plain.h"
+ * (kernels/attn/plain.h). Backward computes delta, then dQ and dK, dV apart; SLC inverts the
+ * selection first. */
+#include "../../kernels/attn/plain.h"
 #include "csr.h"
 
-/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared memory; all others 99 KB at
- * least.
- */
+/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared
+ * memory; all others 99 KB at least. */
 static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, int *width) {
   const int32_t wide = a->D > a->E ? a->D : a->E;
   const bool much = gpu->cc >= 90 && gpu->cc < 120;

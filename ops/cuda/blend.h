@@ -22,8 +22,8 @@ typedef struct rgi_blend {
   } one;
 } rgi_blend;
 
-/* RG_E_LIMIT if the call is for a GPU and joins more branches (in-port o) than fit; `remedy` ends the
- * sentence. */
+/* RG_E_LIMIT if the call is for a GPU and joins more branches (in-port o) than
+ * fit; `remedy` ends the sentence. */
 rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e);
 rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x);
 const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b);

@@ -1,9 +1,9 @@
-/* ops/cuda/csr.h: the queries that selected each block, as a step of attention's GPU paths (kernels/csr.h).
- */
+/* ops/cuda/csr.h: the queries that selected each block, as a step of attention's GPU paths
+ * (kernels/attn/csr.h). */
 #ifndef RGI_CUDA_CSR_H
 #define RGI_CUDA_CSR_H
 
-#include "../../kernels/csr.h"
+#include "../../kernels/attn/csr.h"
 #include "attn.h"
 
 /* Plans the inversion of a->idx (mode RGK_SLC), taking its memory from w: lists [KH, T * N] i32, half as much

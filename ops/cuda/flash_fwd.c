@@ -1,6 +1,6 @@
 /* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores; see
- * kernels/flash_fwd_sm90.cuh. */
-#include "../../kernels/flash.h"
+ * kernels/attn/flash_fwd_sm90.cuh. */
+#include "../../kernels/attn/flash.h"
 #include "attn.h"
 
 #define ROW(D, E, groups, keys) {D, E, groups, keys},

@@ -1,6 +1,6 @@
 /* ops/cuda/gather.c: forward of attention over selected blocks on Hopper where the groups of heads are large,
- * driven by the queries (kernels/gather.h): which shapes it takes, and the launch. */
-#include "../../kernels/gather.h"
+ * driven by the queries (kernels/attn/gather.h): which shapes it takes, and the launch. */
+#include "../../kernels/attn/gather.h"
 #include "attn.h"
 
 /* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster there. */

@@ -1,6 +1,6 @@
-/* ops/cuda/select.c: attention over selected blocks on Hopper, driven by the keys (kernels/select.h): which
+/* ops/cuda/select.c: attention over selected blocks on Hopper, driven by the keys (kernels/attn/select.h): which
  * shapes it takes, windows, workspace and launches. */
-#include "../../kernels/select.h"
+#include "../../kernels/attn/select.h"
 #include "attn.h"
 #include "csr.h"
 

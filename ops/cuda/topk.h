@@ -3,7 +3,7 @@
 #ifndef RGI_CUDA_TOPK_H
 #define RGI_CUDA_TOPK_H
 
-#include "../../kernels/topk.h"
+#include "../../kernels/attn/topk.h"
 #include "../ops.h"
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu);

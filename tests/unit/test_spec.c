@@ -257,8 +257,8 @@ static const char *port_tensor(const rgi_graph *g, const char *node, const char 
   return "no such node";
 }
 
-/* Queries of one chunk against keys of whole prefixes: two lengths tensors, each found through the rows it
- * governs. */
+/* Queries of one chunk against keys of whole prefixes: two lengths tensors, each
+ * found through the rows it governs. */
 Test(spec, fills_in_lengths) {
   rg_context *ctx = context();
   static const char *const text =
@@ -620,8 +620,8 @@ Test(spec, every_allocation_may_fail) {
   }
 }
 
-/* jansson takes its memory from hooks of its own; each Criterion test is a process, so they may be set here.
- */
+/* jansson takes its memory from hooks of its own; each Criterion test is a
+ * process, so they may be set here. */
 static failing jansson_memory;
 static void *jansson_alloc(size_t size) {
   return failing_alloc(&jansson_memory, size);
