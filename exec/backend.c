@@ -1,4 +1,4 @@
-/* exec/backend.c: which backend runs a plan, and what it does without a session: memory for callers. */
+/* exec/backend.c: which backend runs a plan, and the memory it gives callers. */
 #include "session.h"
 #ifdef REGRAPH_CUDA
 #include "cuda.h"

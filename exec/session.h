@@ -27,7 +27,8 @@ typedef struct rgi_backend {
   /* Sets session->device; after the arena's memory is there. */
   rg_status (*create)(rg_session *s, const rg_session_options *o, rg_error *e);
   void (*destroy)(rg_session *s);
-  /* Before forward: what can be said about bound contents (RG_E_DATA), or, once, about earlier runs. */
+  /* Before forward: what can be said about bound contents (RG_E_DATA), or, once, about earlier
+   * runs. */
   rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);

@@ -1,8 +1,9 @@
 /* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
  *
- * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so
- * names are resolved only now); topological order; inference; declared outputs; row lengths (lengths.c); what
- * no output needs is dropped. Every error carries the JSON pointer of what is wrong.
+ * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file
+ * is free, so names are resolved only now); topological order; inference; declared outputs; row
+ * lengths (lengths.c); what no output needs is dropped. Every error carries the JSON pointer of
+ * what is wrong.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -18,8 +19,8 @@ typedef struct builder {
 
 static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .grad_of = -1};
 
-/* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there is.
- * `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
+/* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there
+ * is. `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
 static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node, const char *owner,
                          const char *kind, const char *got, const char *(*name)(const void *list, int i),
                          const void *list, int n) {

@@ -1,7 +1,9 @@
-/* graph/lengths.c: row lengths: tensors whose axis 0 is the same packed token axis share one lengths tensor.
+/* graph/lengths.c: row lengths: tensors whose axis 0 is the same packed token axis share one
+ * lengths tensor.
  *
- * Ports say which axes are the same (RG_PORT_ROWS, RG_PORT_KROWS); views that keep axis 0 do too. A spec
- * names the lengths in one node, and every op of the class that takes lengths is handed them here.
+ * Ports say which axes are the same (RG_PORT_ROWS, RG_PORT_KROWS); views that keep axis 0 do too.
+ * A spec names the lengths in one node, and every op of the class that takes lengths is handed
+ * them here.
  */
 #include "spec.h"
 #include <string.h>

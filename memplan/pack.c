@@ -239,12 +239,12 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
   return room < 0.01 ? 4 : 0.25;
 }
 
-/* How the work on a part is measured out: rounds of the heuristic at first and after each search, nodes of a
- * search times luby(), beams after which all are twice as wide. */
+/* How the work on a part is measured out: rounds of the heuristic at first and after each search,
+ * nodes of a search times luby(), beams after which all are twice as wide. */
 enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 64 };
 
-/* Of the searches of a cycle, those that try for a capacity between goal and peak. The cycle's length has no
- * divisor in common with RGI_SEARCH_CYCLE, so every way of exploring comes to both. */
+/* Of the searches of a cycle, those that try for a capacity between goal and peak. The cycle's
+ * length has no divisor in common with RGI_SEARCH_CYCLE, so every way of exploring comes to both. */
 enum { TARGET_CYCLE = 11 };
 static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
 
