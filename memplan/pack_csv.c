@@ -118,7 +118,7 @@ static const char *misspelt(const table *t, const char *name, char *text, size_t
     trim(&from, &to);
     snprintf(text, size, "%.*s", (int)(to - from < 60 ? to - from : 60), from);
     for (int i = 0; i < NAMED; i++) known = known || strcmp(text, column_name[i]) == 0;
-    if (!known && rgi_nearest(text, &name, 1)) return text;
+    if (!known && rg_nearest(text, &name, 1)) return text;
     p = stop;
     if (p == end) return NULL;
   }
