@@ -379,9 +379,8 @@ static int edit_distance(const char *a, const char *b) {
 
 const char *rg_nearest(const char *word, const char *const *candidates, int n) {
   const char *best = NULL;
-  int letters = (int)strlen(word);
-  int best_distance = letters / 3 + 2;                  /* farther than this is not a typing slip */
-  if (best_distance > letters) best_distance = letters; /* nor is a word that keeps no letter of it */
+  int letters = (int)strlen(word); /* more slips than a third of them, and it is another word */
+  int best_distance = 1 + (letters < 2 ? 0 : letters < 6 ? 1 : letters / 3);
   for (int i = 0; i < n; i++) {
     if (strcasecmp(word, candidates[i]) == 0) return candidates[i];
     int d = edit_distance(word, candidates[i]);

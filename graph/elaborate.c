@@ -53,7 +53,7 @@ static rg_status parse_dtype(builder *b, const rgi_json *v, const char *pointer,
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is no dtype; expected f32, f16, bf16 or i32%s",
-                  rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RG_DTYPE_COUNT));
+                  rgi_show(&shown, v->text), rgi_near(&hint, v->text, known, RG_DTYPE_COUNT));
 }
 
 static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer, rgi_tensor *t) {
@@ -159,7 +159,7 @@ static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s", attr->name,
-                  rgi_show(&shown, v->text), list, rgi_hint(&hint, v->text, attr->choices, n));
+                  rgi_show(&shown, v->text), list, rgi_near(&hint, v->text, attr->choices, n));
 }
 
 static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,

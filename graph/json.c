@@ -10,13 +10,15 @@
 
 /* ---- text ---- */
 
-const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n) {
+const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n) {
   const char *near = rg_nearest(word, candidates, n);
   s->text[0] = 0;
-  if (near) {
-    snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
-    return s->text;
-  }
+  if (near) snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
+  return s->text;
+}
+
+const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n) {
+  if (*rgi_near(s, word, candidates, n)) return s->text;
   size_t size = 0; /* none is near: all of them, if they are few */
   for (int i = 0; i < n; i++) {
     int more = snprintf(s->text + size, sizeof s->text - size, "%s%s", i ? ", " : " (known: ", candidates[i]);

@@ -41,6 +41,8 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e);
 
 /* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
+const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n);
+/* The same, or all candidates if none is near and they are few; returns s->text. */
 const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n);
 /* "the integer 7", "the string 'x'", "an array" and so on; returns s->text. */
 const char *rgi_json_kind(rgi_shown *s, const rgi_json *v);
