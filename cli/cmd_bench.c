@@ -7,6 +7,7 @@
 #include "cli.h"
 #include "data.h"
 #include "peak.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -138,8 +139,8 @@ static double roofline_ms(const bench *b, const rg_node_time *n) {
 
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
-  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->args.positional[0], c->args.device,
-         cli_threads(c), (long long)c->args.repeat, b->forward_ms);
+  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
+         (long long)c->args.repeat, b->forward_ms);
   if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
          cli_bytes(c->arena_peak, m));
@@ -216,23 +217,22 @@ static void write_profile(FILE *f, const bench *b, int threads, double step_us, 
           (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), efficiency);
 }
 
-/* Plans with a profile of the bare peak rates, in a file that is gone when this returns. */
+/* Plans with a profile of the bare peak rates, in a file without a name, which nothing can leave behind. */
 static rg_status plan_raw(cli *c, const bench *b) {
-  const char *dir = getenv("TMPDIR");
-  char path[512];
-  snprintf(path, sizeof path, "%s/regraph-profile-XXXXXX", dir && *dir ? dir : "/tmp");
-  int fd = mkstemp(path);
-  FILE *f = fd >= 0 ? fdopen(fd, "w") : NULL;
+  char path[64];
+  FILE *f = tmpfile();
   rg_status s = RG_OK;
   if (f) {
     write_profile(f, b, cli_threads(c), RAW_STEP_US, 1);
     fputs("}\n}\n", f);
   }
-  if (!f || fclose(f) != 0)
-    s = cli_fail(&c->error, RG_E_IO, path, "can't be written");
-  else
+  if (!f || fflush(f) != 0 || fseek(f, 0, SEEK_SET) != 0) {
+    s = cli_fail(&c->error, RG_E_IO, NULL, "a temporary profile can't be written: %s", strerror(errno));
+  } else {
+    snprintf(path, sizeof path, "/dev/fd/%d", fileno(f));
     s = cli_make_plan(c, path);
-  if (fd >= 0) unlink(path);
+  }
+  if (f) fclose(f);
   return s;
 }
 
@@ -290,6 +290,8 @@ rg_status cli_cmd_bench(cli *c) {
   if (s != RG_OK) return s;
   if (on_gpu(c) && a->profile_out)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile-out measures the CPU only");
+  s = cli_writable(c, a->profile_out);
+  if (s != RG_OK) return s;
   if (!on_gpu(c)) {
     cli_progress(c, "measuring the machine", 0, 0);
     peak_measure(cli_threads(c), &b.peak);

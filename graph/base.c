@@ -1,5 +1,6 @@
 /* graph/base.c: errors, host memory, text buffers; see base.h. */
 #include "base.h"
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -359,7 +360,7 @@ enum { LONGEST_WORD = 64 };
 /* Letters inserted, deleted, changed or swapped with their neighbour. */
 static int edit_distance(const char *a, const char *b) {
   int na = (int)strlen(a), nb = (int)strlen(b), rows[3][LONGEST_WORD + 1];
-  if (na > LONGEST_WORD || nb > LONGEST_WORD) return LONGEST_WORD;
+  if (na > LONGEST_WORD || nb > LONGEST_WORD) return INT_MAX;
   for (int j = 0; j <= nb; j++) rows[0][j] = j;
   for (int i = 1; i <= na; i++) {
     int *row = rows[i % 3];

@@ -187,6 +187,11 @@ Test(text, nearest) {
   cr_assert_str_eq(rg_nearest("PLAN", names, 4), "plan");
   cr_assert_null(rg_nearest("frobnicate", names, 4));
   cr_assert_null(rg_nearest("plan", names, 0));
+  cr_assert_null(rg_nearest("some", (const char *const[]){"none"}, 1), "two slips of four letters");
+  char longest[300];
+  memset(longest, 'x', 299);
+  longest[299] = 0;
+  cr_assert_null(rg_nearest(longest, names, 4));
 }
 
 /* ---- who asks through the public calls ---- */
