@@ -16,6 +16,7 @@
 
 typedef struct row {
   rg_node_time node; /* of the last run */
+  rg_node_work work; /* at the lengths that were bound */
   double *ms;        /* per repeat; sorted once the median is taken */
   double median;
 } row;
@@ -106,7 +107,10 @@ static rg_status measure(cli *c, bench *b) {
     s = run_once(c, b, r, false);
   }
   cli_progress_end(c);
-  for (int i = 0; i < b->nrow; i++) b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
+  for (int i = 0; s == RG_OK && i < b->nrow; i++) {
+    s = rg_session_node_work(c->session, (size_t)i, &b->row[i].work, &c->error);
+    b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
+  }
   b->forward_ms = cli_median(b->forward, (int)repeat);
   b->backward_ms = cli_median(b->backward, (int)repeat);
   b->outside_ms = cli_median(b->outside, (int)repeat);
@@ -130,7 +134,7 @@ static double rate(double work, double ms) {
 }
 
 /* Milliseconds at best: either the multiply-adds or the bytes take that long. */
-static double roofline_ms(const bench *b, const rg_node_time *n) {
+static double roofline_ms(const bench *b, const rg_node_work *n) {
   if (b->peak.matrix_gflops <= 0) return n->roofline_ms; /* a GPU: what the plan's profile says */
   double matrix = b->peak.matrix_gflops > 0 ? 1e-6 * n->flops / b->peak.matrix_gflops : 0;
   double bytes = b->peak.bandwidth_gbs > 0 ? 1e-6 * n->bytes / b->peak.bandwidth_gbs : 0;
@@ -155,8 +159,8 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
     const row *r = &b->row[i];
     if (r->node.backward && !b->data.backward) continue;
     printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
-           r->node.backward ? "backward" : "forward", r->median, rate(r->node.flops, r->median),
-           rate(r->node.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->node) / r->median : 0);
+           r->node.backward ? "backward" : "forward", r->median, rate(r->work.flops, r->median),
+           rate(r->work.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
   }
 }
 
@@ -191,9 +195,9 @@ static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
     cli_json_string(stdout, r->node.op);
     printf(", \"direction\": \"%s\"", r->node.backward ? "backward" : "forward");
     print_field("ms", r->median);
-    print_field("gflops", rate(r->node.flops, r->median));
-    print_field("gbs", rate(r->node.bytes, r->median));
-    print_field("roofline", r->median > 0 ? roofline_ms(b, &r->node) / r->median : 0);
+    print_field("gflops", rate(r->work.flops, r->median));
+    print_field("gbs", rate(r->work.bytes, r->median));
+    print_field("roofline", r->median > 0 ? roofline_ms(b, &r->work) / r->median : 0);
     print_field("model_ms", r->node.model_ms);
     putchar('}');
     gap = ",";
@@ -241,8 +245,7 @@ static double op_efficiency(const bench *b, const char *op) {
   double best = 0, took = 0;
   for (int i = 0; i < b->nrow; i++) {
     if (op && strcmp(b->row[i].node.op, op) != 0) continue;
-    double roof = b->row[i].node.model_ms - 1e-3 * RAW_STEP_US;
-    best += roof > 0 ? roof : 0;
+    best += b->row[i].work.roofline_ms; /* of the raw profile */
     took += b->row[i].median;
   }
   double x = took > 0 ? best / took : 1;

@@ -88,10 +88,12 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
     cli_json_number(stdout, n.ms);
     fputs(", \"model_ms\": ", stdout);
     cli_json_number(stdout, n.model_ms);
+    rg_node_work work = {n.flops, n.bytes, n.roofline_ms};
+    rg_session_node_work(c->session, i, &work, NULL);
     fputs(", \"flops\": ", stdout);
-    cli_json_number(stdout, n.flops);
+    cli_json_number(stdout, work.flops);
     fputs(", \"bytes\": ", stdout);
-    cli_json_number(stdout, n.bytes);
+    cli_json_number(stdout, work.bytes);
     putchar('}');
     gap = ",";
   }

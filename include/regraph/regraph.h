@@ -301,12 +301,20 @@ typedef struct rg_node_time {
   const char *op;
   bool backward;
   double ms;           /* of the last run */
-  double flops, bytes; /* the cost model's */
+  double flops, bytes; /* the cost model's, at the plan's capacities */
   double model_ms;
   double roofline_ms; /* what the profile's rates allow at best */
 } rg_node_time;
 /* Time of the i-th step in the last run; RG_E_USAGE past the end. */
 RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
+
+typedef struct rg_node_work {
+  double flops, bytes;
+  double roofline_ms; /* what the profile's rates allow at best */
+} rg_node_work;
+/* What the i-th step has to do at the lengths that are bound (on a GPU: that the last forward copied, and it waits
+ * for the session's stream). A step without lengths counts as in rg_node_time. */
+RG_API rg_status rg_session_node_work(rg_session *session, size_t i, rg_node_work *out, rg_error *error);
 
 /* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored.
  * Only tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */

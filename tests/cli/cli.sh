@@ -238,6 +238,14 @@ for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
 done
 expect 0 . plan "$nsa" --set T=4096 --profile measured.json
 
+# Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
+expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
+checks=$((checks + 1))
+for node in swa_o slc_o; do
+  grep "\"name\": \"$node\"" stdout | grep -q '"flops": 131072,' || fail "live work: $(grep "\"$node\"" stdout)"
+done
+grep '"name": "cmp_o"' stdout | grep -q '"flops": 0,' || fail "live work: $(grep '"cmp_o"' stdout)"
+
 # ---- pack -------------------------------------------------------------------------------------------------
 printf 'id,lower,upper,size\na,0,2,4\nb,2,4,4\nc,1,3,4\n' >in.csv
 expect 0 '^id,lower,upper,size,offset$' pack in.csv
