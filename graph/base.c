@@ -90,9 +90,8 @@ const char *rg_printable(const char *text, char *buffer, size_t size) {
 }
 
 int rg_error_format(const rg_error *error, char *buffer, size_t size) {
-  static const rg_error none = {.message = "no error"};
   char raw[1536], line[4 * sizeof raw];
-  if (!error) error = &none;
+  if (!error) return snprintf(buffer, size, "RG_OK: no error");
   const char *code = rg_status_name(error->status);
   if (error->line > 0)
     snprintf(raw, sizeof raw, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code,
