@@ -122,7 +122,8 @@ void cli_print_man(FILE *f) {
     roff(f, codes[i][1]);
     fputc('\n', f);
   }
-  fputs(".PP\nIf the reader of standard output goes away, as\n.BR head (1)\ndoes, the command ends in silence by "
+  fputs(".PP\nIf the reader of standard output goes away, as\n.BR head (1)\ndoes, the command ends in "
+        "silence by "
         "SIGPIPE, like others; a shell shows 141.\n.SH FILES\nA regular or new file is written beside its "
         "target, as \\fI.regraph\\-PID\\-N.tmp\\fR, and renamed when it is complete: an interrupt, a full "
         "disk or a limit on file sizes leaves the earlier file whole. Devices and pipes are written as they "
