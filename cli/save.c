@@ -154,7 +154,8 @@ FILE *cli_save_begin(const char *path, rg_error *e) {
   }
   if (save.to.direct) {
     FILE *f = fopen(path, "wbe");
-    return f ? f : give_up(-1, path, errno, e);
+    if (!f) return give_up(-1, path, errno, e);
+    return f;
   }
   catch_signals();
   int fd = open_temp();
