@@ -138,7 +138,8 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
   /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
-  p->mem.lanes = p->cuda && !o->no_lanes && !(policy && (policy->split_heads || policy->budget));
+  p->mem.lanes =
+      p->cuda && !o->no_lanes && !(policy && (policy->split_heads || policy->preset == RGI_PRESET_BUDGET));
 
   report(p, "load", 0);
   RGI_GOTO(status, rgi_spec_elaborate(spec, o->set, o->nset, true, &p->graph, e), failed);
@@ -241,6 +242,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
              failed);
   }
   report(&p, "memplan", 0);
+  p.mem.capacity = plan->choice->budget_of_saved ? 0 : plan->choice->budget;
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);

@@ -13,7 +13,8 @@ struct rg_policy {
   const char **recompute; /* RGI_PRESET_LIST: spec node names */
   const char **pointer;   /* … and where each stands */
   int nrecompute;
-  int64_t budget;       /* RGI_PRESET_BUDGET: bytes */
+  int64_t budget;       /* RGI_PRESET_BUDGET: bytes … */
+  bool least;           /* … or the least that can be met */
   bool budget_of_saved; /* of saved bytes rather than of the peak */
   int split_heads;      /* KV heads per group; 0: not split */
 };

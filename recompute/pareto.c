@@ -36,7 +36,7 @@ static rg_status add_point(const rg_context *ctx, front *f, point p, rg_error *e
 static rg_status consider(const rgi_model *m, front *f, const uint64_t *set, rg_error *e) {
   int64_t best = f->count ? f->at[f->count - 1].peak : INT64_MAX;
   point p = {0};
-  RGI_TRY(rgi_model_measure(m, set, best - 1, &p.saved, &p.peak, &p.ms, e));
+  RGI_TRY(rgi_model_measure(m, set, best - 1, false, &p.saved, &p.peak, &p.ms, e));
   f->explored++;
   if (p.peak >= best) return RG_OK;
   uint64_t *copy = rgi_model_set(m);
@@ -56,8 +56,8 @@ static rg_status walk_all(const rgi_model *m, rgi_progress progress, front *f, r
   bool failed = false;
   for (int64_t seen = 0; rgi_subsets_next(s, &set, &cost, &failed); seen++) {
     if (progress.fn && (seen & 255) == 0) progress.fn(progress.user, "pareto", (double)seen, total);
-    if (!rgi_model_needed(m, &set, &needed)) continue;
-    if (f->count && rgi_model_peak_bound(m, &set) >= f->at[f->count - 1].peak) continue;
+    rgi_taken x = rgi_replay_run(m->replay, &set, &needed);
+    if (needed != set || (f->count && x.peak >= f->at[f->count - 1].peak)) continue;
     RGI_GOTO(status, consider(m, f, &set, e), done);
   }
   if (failed) status = rgi_nomem(e);
@@ -74,7 +74,7 @@ static rg_status walk_in_order(const rgi_model *m, rgi_progress progress, front 
   RGI_TRY(consider(m, f, set, e));
   for (int i = 0; i < m->ncandidate; i++) {
     rgi_put(set, order[i]);
-    if ((i + 1) % rgi_model_stride(m) && i + 1 < m->ncandidate) continue;
+    if ((i + 1) % (m->ncandidate / 64 + 1) && i + 1 < m->ncandidate) continue;
     if (progress.fn) progress.fn(progress.user, "pareto", i, m->ncandidate);
     RGI_TRY(consider(m, f, set, e));
   }

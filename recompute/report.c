@@ -53,12 +53,12 @@ void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
   if (c->preset == RGI_PRESET_BUDGET)
     rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
                    c->budget_of_saved ? "saved" : "peak");
-  rgi_buf_printf(
-      out,
-      ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
-      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
-      c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
-      (long long)c->saved_before, (long long)c->saved_after);
+  rgi_buf_printf(out,
+                 ", \"all_ms\": %.9g, \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": "
+                 "%s, \"explored\": %lld, "
+                 "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+                 c->all_ms, c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false",
+                 (long long)c->explored, (long long)c->saved_before, (long long)c->saved_after);
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
     rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");

@@ -64,6 +64,31 @@ static outcome measure(const bench *b, const bool *chosen) {
   return o;
 }
 
+/* The replay says what memplan's lower bound says, without the graph. */
+static void compare_replay(const bench *b, int sets, uint64_t *state) {
+  rgi_model *m;
+  must(rgi_model_create(b->g, b->profile, &b->mem, &m, &err), "model");
+  uint64_t *set = rgi_model_set(m), *used = rgi_model_set(m);
+  for (int k = 0; k < sets; k++) {
+    const int odds = 1 + rgi_draw(state, 5);
+    for (int i = 0; i < m->ncandidate; i++) {
+      rgi_drop(set, i);
+      if (rgi_draw(state, 6) < odds) rgi_put(set, i);
+    }
+    int64_t saved, peak;
+    double ms;
+    rgi_taken x = rgi_replay_run(m->replay, set, used);
+    must(rgi_model_measure(m, set, -1, false, &saved, &peak, &ms, &err), "measure");
+    cr_assert_eq(x.saved, saved, "%s, set %llx: saved %lld, replayed %lld", b->g->name,
+                 (unsigned long long)*set, (long long)saved, (long long)x.saved);
+    cr_assert(x.peak <= peak && peak - x.peak < RGI_ALIGN, "%s, set %llx: peak %lld, replayed %lld",
+              b->g->name, (unsigned long long)*set, (long long)peak, (long long)x.peak);
+    cr_assert_float_eq(rgi_model_ms(m, used), ms, 1e-9 * (1 + ms), "%s, set %llx", b->g->name,
+                       (unsigned long long)*set);
+  }
+  rgi_model_destroy(m);
+}
+
 /* Every subset of the recomputable spec nodes. */
 static outcome *measure_all(const bench *b, int *count) {
   int free_origin[24], k = 0;
@@ -82,6 +107,8 @@ static outcome *measure_all(const bench *b, int *count) {
 
 static void compare(const bench *b) {
   int n;
+  uint64_t state = 7;
+  compare_replay(b, 64, &state);
   outcome *all = measure_all(b, &n);
   int64_t low = INT64_MAX, high = 0;
   for (int i = 0; i < n; i++) {
