@@ -59,7 +59,7 @@ const int cli_ncommand = HELP + 1;
 
 #define AT(f) offsetof(cli_args, f)
 const cli_flag cli_flags[] = {
-    {"--policy", CLI_TEXT, "FILE", SPECS, AT(policy), 0,
+    {"--policy", CLI_TEXT, "FILE|none|all|least|BYTES", SPECS, AT(policy), 0,
      "what to keep, what to recompute (default: keep all)"},
     {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
      "bind a free dimension or parameter (64K: 65536); repeatable"},

@@ -40,7 +40,7 @@ static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
   if (c->found) return RG_OK;
   if (exact) RGI_TRY(rgi_least_exact(c, set, &reachable, e));
   char asked[32], bytes[32];
-  return rgi_fail(e, RG_E_INFEASIBLE, "/budget/bytes", NULL,
+  return rgi_fail(e, RG_E_INFEASIBLE, c->budget_at, NULL,
                   "no choice of recomputed nodes%s fits %s of %s memory; the least %s is %s (%lld bytes)",
                   exact ? "" : " that was found", rgi_human_bytes(c->budget, asked),
                   c->of_saved ? "saved" : "peak", exact ? "any reaches" : "that any reaches",
@@ -90,7 +90,9 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
   return RG_OK;
 }
 
-static const char *reason(const rgi_choice *c, bool recomputed) {
+static const char *reason(const rgi_choice *c, rgi_action action, bool recomputed) {
+  if (action == RGI_KEEP) return "kept by the policy";
+  if (action == RGI_RECOMPUTE) return "named by the policy";
   switch (c->preset) {
   case RGI_PRESET_ALL: return "the policy recomputes all it can";
   case RGI_PRESET_LIST: return recomputed ? "named by the policy" : "not named by the policy";
@@ -100,28 +102,39 @@ static const char *reason(const rgi_choice *c, bool recomputed) {
   }
 }
 
-static void mark(rgi_choice *c, const rgi_model *m, const bool *chosen) {
+static void mark(rgi_choice *c, const rgi_model *m, const rg_policy *policy, const bool *chosen) {
   for (int i = 0; i < m->ncandidate; i++) {
     rgi_choice_node *n = &c->node[m->origin[i]];
     n->recomputed = chosen[m->origin[i]];
-    n->why = reason(c, n->recomputed);
+    c->named += policy && rgi_policy_action(policy, n->name) != RGI_AUTO;
+    n->why = reason(c, policy ? rgi_policy_action(policy, n->name) : RGI_AUTO, n->recomputed);
   }
 }
 
 static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *policy, rgi_progress progress,
                         rgi_choice *report, bool *chosen, rg_error *e) {
-  rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
-  for (int o = 0; o < g->norigin && preset == RGI_PRESET_ALL; o++)
-    chosen[o] = rgi_recomputable(&g->origin[o]);
-  for (int i = 0; preset == RGI_PRESET_LIST && i < policy->nrecompute; i++)
-    for (int o = 0; o < g->norigin; o++)
-      if (strcmp(g->origin[o].name, policy->recompute[i]) == 0) chosen[o] = true;
+  const rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
+  for (int o = 0; o < g->norigin && policy; o++) {
+    const char *name = g->origin[o].name;
+    const rgi_action action = rgi_policy_action(policy, name);
+    const bool listed =
+        preset == RGI_PRESET_ALL || (preset == RGI_PRESET_LIST && rgi_policy_lists(policy, name));
+    chosen[o] =
+        rgi_recomputable(&g->origin[o]) && (action == RGI_RECOMPUTE || (action == RGI_AUTO && listed));
+  }
   if (preset == RGI_PRESET_BUDGET) {
     rgi_chooser c;
     RGI_TRY(rgi_chooser_init(&c, m, e));
     c.budget = policy->budget;
+    c.budget_at = policy->budget_at;
     c.of_saved = policy->budget_of_saved;
     c.progress = progress;
+    c.nfree = 0;
+    for (int i = 0; i < m->ncandidate; i++) {
+      const rgi_action action = rgi_policy_action(policy, g->origin[m->origin[i]].name);
+      if (action == RGI_AUTO) c.free[c.nfree++] = i;
+      if (action == RGI_RECOMPUTE) rgi_put(c.always, i);
+    }
     RGI_TRY(choose(&c, policy->least, e));
     for (int i = 0; i < m->ncandidate; i++)
       if (rgi_has(c.best, i)) chosen[m->origin[i]] = true;
@@ -178,7 +191,7 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
   RGI_GOTO(status, decide(g, m, policy, progress, c, chosen, e), done);
   RGI_GOTO(status, rgi_rewrite(g, chosen, profile, &next, &c->extra_ms, e), done);
   RGI_GOTO(status, rgi_verify(next, "recompute", e), done);
-  mark(c, m, chosen);
+  mark(c, m, policy, chosen);
   if (c->optimal) c->bound_ms = c->extra_ms;
   RGI_GOTO(status, bytes_of(g, mem, &c->saved_before, &c->peak_before, e), done);
   RGI_GOTO(status, bytes_of(next, mem, &c->saved_after, &c->peak_after, e), done);

@@ -39,6 +39,7 @@ typedef struct rgi_choice {
   int64_t budget; /* RGI_PRESET_BUDGET: bytes, else 0 */
   bool least;     /* … which are the least that can be met */
   bool budget_of_saved;
+  int named;             /* candidates that the policy says itself what to do with */
   rgi_choice_node *node; /* per graph origin, same order */
   int nnode;
   double all_ms;   /* model time of everything with nothing recomputed */

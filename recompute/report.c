@@ -29,12 +29,17 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
   static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
   rgi_buf_printf(out, "recompute: %s", title[c->preset]);
   if (c->preset == RGI_PRESET_BUDGET) {
-    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
+    rgi_buf_printf(out, " of %s of %s memory%s asks for; %s, %lld choice%s tried",
                    rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
-                   c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
-                   c->explored == 1 ? "" : "s");
-    if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
+                   c->least ? ", the least," : "", c->optimal ? "proved optimal" : "not proved optimal",
+                   (long long)c->explored, c->explored == 1 ? "" : "s");
+    if (c->gap > 0)
+      rgi_buf_printf(out, ", at most %.2f %% of the whole time too many",
+                     100 * (c->extra_ms - c->bound_ms) / c->all_ms);
   }
+  if (c->named)
+    rgi_buf_printf(out, "; %d node%s as the policy names %s", c->named, c->named == 1 ? "" : "s",
+                   c->named == 1 ? "it" : "them");
   rgi_buf_printf(out, "\n");
   if (candidates)
     rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");

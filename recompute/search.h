@@ -80,6 +80,7 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
 typedef struct rgi_chooser {
   rgi_model *m;
   int64_t budget;
+  const char *budget_at; /* of the policy, for messages */
   bool of_saved;
   rgi_progress progress;
   int *free, nfree; /* candidates that may be chosen or not … */

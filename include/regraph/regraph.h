@@ -169,6 +169,8 @@ RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t siz
                                    const rg_binding *set, size_t nset, rg_spec **out, rg_error *error);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
+/* Instead of a path or a JSON text a policy may be one word: "none", "all", "least" (the least memory) or a
+ * budget of peak memory, such as "6GiB". */
 RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error);
 RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                                      rg_policy **out, rg_error *error);
