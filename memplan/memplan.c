@@ -259,17 +259,22 @@ static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q
   for (int32_t i = 0; i < p->m->nblock; i++)
     if (p->m->block[i].tensor < 0 && q->of[i] >= 0)
       rgi_put(users + (size_t)q->of[i] * words, p->m->block[i].first);
+  uint64_t *over = rgi_alloc_n(a, words, sizeof *over); /* the nodes that are over before all users */
+  int32_t *user = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *user);
+  if (!over || !user) return rgi_nomem(e);
   for (size_t b = 0; b < q->n; b++) {
-    const uint64_t *mine = users + b * words;
     rg_buffer *x = &q->buffer[b];
+    int32_t n = 0;
+    for (int32_t u = from; u < to; u++)
+      if (rgi_has(users + b * words, u)) user[n++] = u;
+    for (size_t w = 0; w < words; w++) {
+      over[w] = UINT64_MAX;
+      for (int32_t i = 0; i < n; i++) over[w] &= rgi_before(&order, user[i])[w];
+    }
     for (int32_t k = from; k < to; k++) {
-      bool over = true, waits = true; /* before all users; after all users */
-      for (int32_t u = from; u < to && (over || waits); u++) {
-        if (!rgi_has(mine, u)) continue;
-        over = over && rgi_has(rgi_before(&order, u), k);
-        waits = waits && rgi_has(rgi_before(&order, k), u);
-      }
-      if (over || waits) continue;
+      bool waits = !rgi_has(over, k);
+      for (int32_t i = 0; i < n && waits; i++) waits = rgi_has(rgi_before(&order, k), user[i]);
+      if (waits || rgi_has(over, k)) continue;
       if (k < x->lower) x->lower = k;
       if (k + 1 > x->upper) x->upper = k + 1;
     }
