@@ -172,18 +172,6 @@ double rgi_model_ms(const rgi_model *m, const uint64_t *set) {
   return ms;
 }
 
-void rgi_model_order(const rgi_model *m, int *order) {
-  for (int i = 0; i < m->ncandidate; i++) { /* insertion sort, stable */
-    int j = i;
-    for (; j > 0; j--) {
-      int before = order[j - 1];
-      if (m->ms[before] * (double)m->kept_bytes[i] <= m->ms[i] * (double)m->kept_bytes[before]) break;
-      order[j] = before;
-    }
-    order[j] = i;
-  }
-}
-
 rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
                             int64_t *saved, int64_t *peak, double *ms, rg_error *e) {
   bool *chosen = rgi_malloc(m->g->ctx, (size_t)m->g->norigin + 1);

@@ -68,8 +68,6 @@ static inline bool rgi_model_same(const rgi_model *m, const uint64_t *a, const u
   return memcmp(a, b, (size_t)m->words * sizeof *a) == 0;
 }
 double rgi_model_ms(const rgi_model *m, const uint64_t *set);
-/* All candidates, most memory freed per millisecond first. */
-void rgi_model_order(const rgi_model *m, int *order);
 /* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds
  * `limit`, and ends at the first within the limit if that is `enough`. */
 rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
