@@ -248,8 +248,36 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
   add_text(b, "]}}}");
 }
 
-static void spec_schema(const rg_context *ctx, rgi_buf *b) {
+static void node_schemas(const rg_context *ctx, rgi_buf *b) {
   bool first = true;
+  for (int i = 0; i < ctx->nop; i++) {
+    if (!public_op(ctx->op[i])) continue;
+    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
+    first = false;
+  }
+}
+
+static void block_schema(const rg_context *ctx, rgi_buf *b) {
+  add_text(
+      b,
+      ",\n  \"block\": {\"description\": \"nodes that are repeated\", \"type\": \"object\", "
+      "\"additionalProperties\": false, \"required\": [\"repeat\", \"name\", \"nodes\"], \"properties\": {\n"
+      "   \"repeat\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 1, \"maximum\": 16384}, "
+      "{\"$ref\": \"#/$defs/param\"}]},\n"
+      "   \"name\": {\"$ref\": \"#/$defs/name\"}, \"doc\": {\"type\": \"string\"},\n"
+      "   \"carry\": {\"type\": \"object\", \"additionalProperties\": {\"type\": \"object\", "
+      "\"additionalProperties\": false, \"required\": [\"first\", \"next\"], \"properties\": {\"first\": "
+      "{\"$ref\": \"#/$defs/tensor\"}, \"next\": {\"$ref\": \"#/$defs/tensor\"}}}},\n"
+      "   \"inputs\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
+      "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+      "   \"out\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
+      "\"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}},\n"
+      "   \"nodes\": {\"type\": \"array\", \"items\": {\"oneOf\": [");
+  node_schemas(ctx, b);
+  add_text(b, "]}}}}");
+}
+
+static void spec_schema(const rg_context *ctx, rgi_buf *b) {
   schema_head(b, "regraph spec, version 1");
   add_text(b, " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph\", "
               "\"inputs\", \"nodes\", "
@@ -263,15 +291,11 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
               "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
               "\"#/$defs/name\"}, "
               "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-              "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
-  for (int i = 0; i < ctx->nop; i++) {
-    if (!public_op(ctx->op[i])) continue;
-    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
-    first = false;
-  }
+              "  \"nodes\": {\"type\": \"array\", \"maxItems\": 16384, \"items\": {\"oneOf\": [");
+  node_schemas(ctx, b);
+  add_text(b, ", {\"$ref\": \"#/$defs/block\"}]}},\n");
   add_text(
       b,
-      "]}},\n"
       "  \"outputs\": {\"type\": \"object\", \"minProperties\": 1, \"maxProperties\": 4096, "
       "\"propertyNames\": "
       "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
@@ -297,6 +321,7 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "   \"doc\": {\"type\": \"string\"}}}");
   for (int i = 0; i < ctx->nop; i++)
     if (public_op(ctx->op[i])) op_schema(b, ctx->op[i]);
+  block_schema(ctx, b);
   add_text(b, "}}\n");
 }
 

@@ -301,11 +301,13 @@ static void bounded(int nodes, int percent, bool of_saved) {
   }
   rgi_graph_destroy(g);
   rgi_choice_destroy(choice);
-  rgi_buf text;
-  rgi_buf_init(&text, ctx);
-  must(rgi_pareto(b.g, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
-  cr_assert_not_null(strstr(text.data, "not a proved front"));
-  rgi_buf_free(&text);
+  if (percent == 100 && !of_saved) { /* the front asks for no budget: once is enough */
+    rgi_buf text;
+    rgi_buf_init(&text, ctx);
+    must(rgi_pareto(b.g, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
+    cr_assert_not_null(strstr(text.data, "not a proved front"));
+    rgi_buf_free(&text);
+  }
   close_graph(&b);
   rg_spec_destroy(spec);
   rg_context_destroy(ctx);
