@@ -121,6 +121,10 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
   return RG_OK;
 }
 
+  for (int32_t i = 0; i < s->plan->nclean && !backward; i++) {
+    const rgi_clean *c = &s->plan->clean[i]; /* contents that check_contents found to obey the rules */
+    if (c->n) memcpy(s->current->data + c->offset, s->current->at[c->bind], (size_t)c->n * sizeof(int32_t));
+  }
 static rg_status set_stream(rg_session *s, void *stream, rg_error *e) {
   (void)s;
   if (!stream) return RG_OK;

@@ -256,5 +256,6 @@ rg_status rgi_plan_steps(rg_plan *plan, rg_error *e) {
   RGI_TRY(list_bindable(plan, e));
   RGI_TRY(list_steps(plan, e));
   RGI_TRY(list_checks(plan, e));
-  return plan->cuda ? list_clean(plan, e) : RG_OK;
+  if (plan->memory->reserved) RGI_TRY(list_clean(plan, e));
+  return RG_OK;
 }

@@ -257,8 +257,9 @@ RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options
 RG_API void rg_session_destroy(rg_session *session);
 
 /* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or
- * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs
- * and outputs where forward had them. */
+ * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and
+ * outputs where its forward had them, and they must still be there; but it goes by the lengths
+ * and positions that the forward read, of which the saved block holds a copy. */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
                                  rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */

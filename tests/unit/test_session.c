@@ -217,6 +217,30 @@ Test(session, contents, .init = setup, .fini = teardown) {
   rg_session_destroy(s);
 }
 
+/* A backward goes by the lengths of its forward, whatever has become of the caller's. */
+Test(session, lengths_of_the_forward, .init = setup, .fini = teardown) {
+  static const int32_t later[][B + 1] = {
+      {0, 10, 20, 30}, {0, T, T, T}, {0, 0, 0, 0}, {0, 1 << 20, 1 << 24, INT32_MAX}, {-5, -(1 << 24), 9, -1}};
+  rg_error e = {0};
+  rg_session *clean = session(NULL);
+  bind_all(clean, &io);
+  run_both(clean);
+  rg_session_destroy(clean);
+  for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
+    rg_session_options o = {.debug_poison = i & 1};
+    rg_session *s = session(&o);
+    buffers mine;
+    make_buffers(plan, 3, T, lengths, &mine);
+    bind_all(s, &mine);
+    CR_OK(rg_session_forward(s, &e), &e);
+    memcpy(buffer(&mine, RG_INPUT, "cu_seqlens"), later[i], sizeof later[i]);
+    CR_OK(rg_session_backward(s, &e), &e);
+    same_results(&io, &mine, "lengths changed after the forward");
+    rg_session_destroy(s);
+    free_buffers(&mine);
+  }
+}
+
 Test(session, memory, .init = setup, .fini = teardown) {
   rg_sizes z;
   cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
