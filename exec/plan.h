@@ -41,8 +41,9 @@ typedef struct rgi_step {
 
 typedef struct rgi_bindable {
   rg_tensor_info info;
-  int32_t tensor; /* as declared */
-  int32_t owner;  /* whose bytes are the caller's */
+  int32_t tensor;           /* as declared */
+  int32_t owner;            /* whose bytes are the caller's */
+  bool read[2], written[2]; /* by steps of the forward, of the backward */
 } rgi_bindable;
 
 /* A rule for the contents of an input that the host reads before each forward. */
