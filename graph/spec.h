@@ -32,6 +32,9 @@ rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t 
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
 
+/* Fills in every tensor's `seqlens` and the lengths ports that the spec left open (lengths.c). */
+rg_status rgi_fill_lengths(rgi_graph *g, rg_error *e);
+
 /* ---- names in force: parameters after overrides, free dimensions as far as they are bound ---- */
 
 typedef struct rgi_scope {
