@@ -38,7 +38,7 @@ typedef struct rgi_backend {
   rg_status (*alive)(const rg_session *s, rg_error *e);
   /* Before forward, of a live session: what can be said about bound contents (RG_E_DATA), or about those of
    * earlier runs. What is reported once is not reported again. */
-  rg_status (*check)(const rg_session *s, rg_error *e);
+  rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);
   /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the host. */
@@ -50,10 +50,13 @@ typedef struct rgi_backend {
   /* The arena's allocator refused `bytes`. */
   rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
   int alignment; /* of bound tensors, at least; 1: natural */
+  bool on_host;  /* its memory is the host's: read in place */
   /* rg_memory_… without a session */
   rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
 } rgi_backend;
 extern const rgi_backend rgi_cpu_backend, rgi_cuda_backend;
+/* RG_E_DEVICE where this build lacks the plan's. */
+rg_status rgi_backend_of(const rg_plan *plan, const rgi_backend **out, rg_error *e);
 
 struct rg_session {
   rgi_arena *arena;
@@ -78,6 +81,8 @@ const char *rgi_role_name(rg_role role);
 /* RG_E_USAGE if what a run of this direction would write shares bytes with anything else it touches
  * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the forward's. */
 rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
+
+/* ---- session_steps.c ---- */
 
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);

@@ -65,6 +65,12 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)
         return broken(e, NULL, "two bindable tensors share bytes", plan->bindable[i].info.name);
+  for (int role = 0; role < RGI_ROLES; role++)
+    if (!rgi_names_init(&plan->by_name[role], plan->arena, (size_t)plan->nbindable + 1)) return rgi_nomem(e);
+  for (int i = 0; i < plan->nbindable; i++) {
+    const rg_tensor_info *t = &plan->bindable[i].info;
+    rgi_names_add(&plan->by_name[t->role], t->name, i);
+  }
   return RG_OK;
 }
 

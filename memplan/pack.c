@@ -8,13 +8,6 @@
 #include "pack_internal.h"
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-double rgi_pack_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* ---- checking and rounding ---- */
 
@@ -246,6 +239,15 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
   return room < 0.01 ? 4 : 0.25;
 }
 
+/* How the work on a part is measured out: rounds of the heuristic at first and after each search, nodes of a
+ * search times luby(), beams after which all are twice as wide. */
+enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 64 };
+
+/* Of the searches of a cycle, those that try for a capacity between goal and peak. The cycle's length has no
+ * divisor in common with RGI_SEARCH_CYCLE, so every way of exploring comes to both. */
+enum { TARGET_CYCLE = 11 };
+static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
+
 /* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
  * tries for the goal itself, now and then for something in between. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
@@ -254,8 +256,8 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
   const double share = beam_share(p, goal_of(x, target));
   if (p->n > MOST_IMPROVED) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : 64, deadline,
-                        x->offset, &x->peak);
+  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS,
+                        deadline, x->offset, &x->peak);
   while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
     if (!p->near) RGI_TRY(find_neighbours(p, e));
     int64_t capacity = goal_of(x, target);
@@ -263,21 +265,21 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
     if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
     if ((double)x->search_nodes * share <= (double)x->beam_nodes) {
-      bool between = x->searches % 11 % 4 == 3 || x->searches % 11 == 9;
+      bool between = tries_between[x->searches % TARGET_CYCLE];
       if (between) capacity = between_goal_and_peak(x, capacity);
-      verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches,
-                               deadline, scratch, &x->search_nodes);
+      verdict = rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
+                               x->searches, deadline, scratch, &x->search_nodes);
       x->searches++;
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
-      if (x->beams % 8 == 7) capacity = between_goal_and_peak(x, capacity);
-      int32_t width = widths[x->beams % RGI_COUNT(widths)];
-      if (x->beams >= 64) width *= 2;
+      const uint32_t k = x->beams % RGI_COUNT(widths);
+      if (k == RGI_COUNT(widths) - 1) capacity = between_goal_and_peak(x, capacity);
+      const int32_t width = x->beams >= NARROW_BEAMS ? 2 * widths[k] : widths[k];
       verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);
       x->beams++;
     }
     RGI_TRY(learn(x, capacity, verdict, scratch, e));
-    rgi_heuristic_improve(x->heuristic, goal_of(x, target), 8, deadline, x->offset, &x->peak);
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, deadline, x->offset, &x->peak);
   }
   return RG_OK;
 }

@@ -74,6 +74,10 @@ uint64_t *rgi_model_set(const rgi_model *m);
 bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
 /* All candidates, most memory freed per millisecond first. */
 void rgi_model_order(const rgi_model *m, int *order);
+/* Where packing after every added candidate would take too long: one in so many, some 64 in all. */
+static inline int rgi_model_stride(const rgi_model *m) {
+  return m->ncandidate / 64 + 1;
+}
 int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
 /* No more than the peak that memplan finds for it. */
 int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);
