@@ -13,6 +13,7 @@
 #include "../harness/lower.h"
 #include "../harness/random_spec.h"
 #include "../../exec/report.h"
+#include "../harness/round.h"
 #include "../../kernels/tma.h"
 #include "run_util.h"
 #include <unistd.h>
@@ -246,7 +247,8 @@ Test(lower_cuda, launches_of_examples) {
 
 Test(lower_cuda, launches_of_random_graphs) {
   bench b = open_bench(2);
-  for (uint64_t seed = 500; seed < 524; seed++) {
+  uint64_t first = round_seed(500, 24);
+  for (uint64_t seed = first; seed < first + 24; seed++) {
     char what[32];
     snprintf(what, sizeof what, "random graph %d", (int)seed);
     load_random(&b, seed);
@@ -254,7 +256,8 @@ Test(lower_cuda, launches_of_random_graphs) {
     check_launches(&b, plan, what);
     rg_plan_destroy(plan);
   }
-  for (uint64_t seed = 1; seed < 9; seed++) { /* others: linear, silu, mul and add alone */
+  first = round_seed(1, 8);
+  for (uint64_t seed = first; seed < first + 8; seed++) { /* others: linear, silu, mul and add alone */
     rg_error e = {0};
     uint64_t state = seed;
     rg_spec_destroy(b.spec);
@@ -439,7 +442,8 @@ Test(lower_cuda, edges_of_examples) {
 Test(lower_cuda, edges_of_random_graphs) {
   bench b = open_bench(4);
   int apart = 0;
-  for (uint64_t seed = 600; seed < 640; seed++) {
+  uint64_t first = round_seed(600, 40);
+  for (uint64_t seed = first; seed < first + 40; seed++) {
     char what[32];
     snprintf(what, sizeof what, "random graph %d", (int)seed);
     load_random(&b, seed);

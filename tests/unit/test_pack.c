@@ -2,6 +2,7 @@
  * instances, and the CSV command. */
 #include "memplan/pack.h"
 #include "tests/harness/pack_instances.h"
+#include "tests/harness/round.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,11 +48,11 @@ static int64_t brute_force(const rg_buffer *b, int n, int64_t align, int64_t *to
 }
 
 Test(pack, brute_force) {
-  srand(7);
-  for (int round = 0; round < 1500; round++) {
+  srand((unsigned)round_seed(7, 1));
+  for (int turn = 0; turn < 1500; turn++) {
     rg_buffer b[8];
     int n = 3 + rand() % 5;
-    int64_t align = round % 3 == 0 ? 4 : 1, top[8];
+    int64_t align = turn % 3 == 0 ? 4 : 1, top[8];
     for (int i = 0; i < n; i++) {
       b[i].lower = rand() % 6;
       b[i].upper = b[i].lower + 1 + rand() % 4;
@@ -60,7 +61,7 @@ Test(pack, brute_force) {
     rg_pack_options o = {.seconds = 30, .align = align};
     rg_pack_result r = pack(b, (size_t)n, &o);
     cr_assert(r.optimal);
-    cr_assert_eq(r.peak, brute_force(b, n, align, top, 0, 0, INT64_MAX), "round %d", round);
+    cr_assert_eq(r.peak, brute_force(b, n, align, top, 0, 0, INT64_MAX), "turn %d", turn);
     if (align == 1) cr_assert_eq(r.lower_bound, pack_most_alive(b, (size_t)n));
   }
 }
