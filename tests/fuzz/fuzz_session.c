@@ -1,13 +1,13 @@
 /* tests/fuzz/fuzz_session.c: bytes → calls on sessions in any order, over tiny CPU plans.
  *
- * Two sessions share three sets of tensors and three blocks for saved values or scratch. Create, bind (another
- * set, nothing, other tensors' memory), run, change lengths (to wrong ones too), bind, adopt, move and forget
- * saved blocks, move tensors, destroy. A model beside them knows what each call must answer, an error that the
- * caller holds already must survive, and after a run that went well the results are the bits of a clean session
- * over copies of what the run read.
+ * Two sessions share three sets of tensors and three blocks for saved values or scratch. Create, bind
+ * (another set, nothing, other tensors' memory), run, change lengths (to wrong ones too), bind, adopt,
+ * move and forget saved blocks, move tensors, destroy. A model beside them knows what each call must
+ * answer, an error that the caller holds already must survive, and after a run that went well the
+ * results are the bits of a clean session over copies of what the run read.
  *
- * What the header asks of callers is kept: memory that is freed is unbound and forgotten first, a block is
- * adopted only while it holds a forward, and a forward whose tensors have moved is not gone back from.
+ * What the header asks of callers is kept: memory that is freed is unbound and forgotten first, a block
+ * is adopted only while it holds a forward, and a forward whose tensors have moved is not gone back from.
  */
 #include "exec/session.h"
 
@@ -18,40 +18,36 @@
 
 enum { T = 22, B = 3, MOST = 24, SETS = 3, BLOCKS = 3, SESSIONS = 2, OWN = BLOCKS, PLANS = 4, ROUNDS = 160 };
 
+/* ' stands for " */
 static const char spec_text[] =
-    "{ \"regraph\": 1, \"name\": \"fuzz\", \"inputs\": {"
-    "  \"q\": { \"shape\": [\"T\", 2, 4], \"dtype\": \"f32\", \"grad\": true },"
-    "  \"k\": { \"shape\": [\"T\", 2, 4], \"dtype\": \"f32\", \"grad\": true },"
-    "  \"v\": { \"shape\": [\"T\", 2, 4], \"dtype\": \"f32\", \"grad\": true },"
-    "  \"gate\": { \"shape\": [\"T\", 2, 2], \"dtype\": \"f32\", \"grad\": true },"
-    "  \"w\": { \"shape\": [4, 8], \"dtype\": \"f32\", \"grad\": \"accumulate\" },"
-    "  \"b\": { \"shape\": [4], \"dtype\": \"f32\", \"grad\": true },"
-    "  \"pos\": { \"shape\": [\"B\"], \"dtype\": \"i32\" },"
-    "  \"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },"
-    "\"nodes\": ["
-    "  { \"name\": \"rope\", \"op\": \"rope\", \"in\": { \"x\": \"q\", \"cu_seqlens\": \"cu\", \"q_offset\": "
-    "\"pos\" }, \"out\": { \"y\": \"qr\" } },"
-    "  { \"name\": \"cmp\", \"op\": \"compress_kv\", \"in\": { \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": "
-    "\"cu\" }, \"out\": { \"k\": \"ck\", \"v\": \"cv\" }, \"attrs\": { \"kernel\": 4, \"stride\": 2 } },"
-    "  { \"name\": \"cmp_o\", \"op\": \"cmp_attn\", \"in\": { \"q\": \"qr\", \"k\": \"ck\", \"v\": \"cv\", "
-    "\"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"co\", \"lse\": \"cl\" }, \"attrs\": { \"kernel\": 4, "
-    "\"stride\": 2 } },"
-    "  { \"name\": \"topk\", \"op\": \"topk\", \"in\": { \"q\": \"qr\", \"k\": \"ck\", \"lse\": \"cl\", "
-    "\"cu_seqlens\": \"cu\" }, \"out\": { \"idx\": \"idx\" }, \"attrs\": { \"kernel\": 4, \"stride\": 2, "
-    "\"block\": 4, \"top_n\": 2, \"init\": 0, \"local\": 1 } },"
-    "  { \"name\": \"slc_o\", \"op\": \"slc_attn\", \"in\": { \"q\": \"qr\", \"k\": \"k\", \"v\": \"v\", "
-    "\"idx\": "
-    "\"idx\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"so\" }, \"attrs\": { \"block\": 4 } },"
-    "  { \"name\": \"combine\", \"op\": \"combine\", \"in\": { \"o\": [\"co\", \"so\"], \"gate\": \"gate\" "
-    "}, "
-    "\"out\": { \"o\": \"o\" } },"
-    "  { \"name\": \"rows\", \"op\": \"reshape\", \"in\": { \"x\": \"v\" }, \"out\": { \"y\": \"x\" }, "
-    "\"attrs\": "
-    "{ \"shape\": [0, 8] } },"
-    "  { \"name\": \"proj\", \"op\": \"linear\", \"in\": { \"x\": \"x\", \"w\": \"w\", \"b\": \"b\" }, "
-    "\"out\": { "
-    "\"y\": \"y\" } } ],"
-    "\"outputs\": { \"o\": \"o\", \"y\": \"y\" } }";
+    "{ 'regraph': 1, 'name': 'fuzz', 'inputs': {"
+    "    'q': { 'shape': ['T', 2, 4], 'dtype': 'f32', 'grad': true },"
+    "    'k': { 'shape': ['T', 2, 4], 'dtype': 'f32', 'grad': true },"
+    "    'v': { 'shape': ['T', 2, 4], 'dtype': 'f32', 'grad': true },"
+    "    'gate': { 'shape': ['T', 2, 2], 'dtype': 'f32', 'grad': true },"
+    "    'w': { 'shape': [4, 8], 'dtype': 'f32', 'grad': 'accumulate' },"
+    "    'b': { 'shape': [4], 'dtype': 'f32', 'grad': true },"
+    "    'pos': { 'shape': ['B'], 'dtype': 'i32' },"
+    "    'cu': { 'shape': ['B+1'], 'dtype': 'i32' } },"
+    "  'nodes': ["
+    "    { 'name': 'rope', 'op': 'rope', 'out': { 'y': 'qr' },"
+    "      'in': { 'x': 'q', 'cu_seqlens': 'cu', 'q_offset': 'pos' } },"
+    "    { 'name': 'cmp', 'op': 'compress_kv', 'attrs': { 'kernel': 4, 'stride': 2 },"
+    "      'in': { 'k': 'k', 'v': 'v', 'cu_seqlens': 'cu' }, 'out': { 'k': 'ck', 'v': 'cv' } },"
+    "    { 'name': 'cmp_o', 'op': 'cmp_attn', 'attrs': { 'kernel': 4, 'stride': 2 },"
+    "      'in': { 'q': 'qr', 'k': 'ck', 'v': 'cv', 'cu_seqlens': 'cu' }, 'out': { 'o': 'co', 'lse': 'cl' } "
+    "},"
+    "    { 'name': 'topk', 'op': 'topk', 'out': { 'idx': 'idx' },"
+    "      'in': { 'q': 'qr', 'k': 'ck', 'lse': 'cl', 'cu_seqlens': 'cu' },"
+    "      'attrs': { 'kernel': 4, 'stride': 2, 'block': 4, 'top_n': 2, 'init': 0, 'local': 1 } },"
+    "    { 'name': 'slc_o', 'op': 'slc_attn', 'out': { 'o': 'so' }, 'attrs': { 'block': 4 },"
+    "      'in': { 'q': 'qr', 'k': 'k', 'v': 'v', 'idx': 'idx', 'cu_seqlens': 'cu' } },"
+    "    { 'name': 'combine', 'op': 'combine', 'in': { 'o': ['co', 'so'], 'gate': 'gate' },"
+    "      'out': { 'o': 'o' } },"
+    "    { 'name': 'rows', 'op': 'reshape', 'in': { 'x': 'v' }, 'out': { 'y': 'x' },"
+    "      'attrs': { 'shape': [0, 8] } },"
+    "    { 'name': 'proj', 'op': 'linear', 'in': { 'x': 'x', 'w': 'w', 'b': 'b' }, 'out': { 'y': 'y' } } ],"
+    "  'outputs': { 'o': 'o', 'y': 'y' } }";
 
 static const char *const policies[PLANS] = {
     NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
@@ -257,7 +253,8 @@ static size_t block_size(const world *w) {
   return (size_t)(w->on->size.saved > w->on->size.scratch ? w->on->size.saved : w->on->size.scratch);
 }
 
-/* Blocks that a run has written to as scratch or through tensors hold no forward any more: everyone forgets them. */
+/* Blocks that a run has written to, as scratch or through tensors, hold no forward any more: everyone
+ * forgets them. */
 static void wrote(world *w, const model *m, bool backward) {
   for (int b = 0; b < BLOCKS; b++) {
     bool spoilt = m->scratch == b;
@@ -392,7 +389,7 @@ static void bind_saved(world *w, model *m) {
   m->of[b].known = true;
 }
 
-/* Only of a block that holds a forward's values: with the tensors of that forward they can be gone back from. */
+/* Only of a block that holds a forward's values: with that forward's tensors they can be gone back from. */
 static void adopt(world *w, model *m) {
   const int b = take(w) % BLOCKS;
   if (!w->holds[b]) return;
@@ -432,8 +429,8 @@ static void bind_scratch(world *w, model *m) {
   m->scratch = b;
 }
 
-/* A set's tensors move: whoever had them bound lets go, and no forward with them is gone back from until its
- * block is adopted with the new ones. */
+/* A set's tensors move: whoever had them bound lets go, and no forward with them is gone back from until
+ * its block is adopted with the new ones. */
 static void move_tensors(world *w) {
   const int set = take(w) % SETS;
   for (int i = 0; i < w->on->n; i++) {
@@ -510,8 +507,10 @@ static void prepare(subject *x, int which) {
   rg_error e = {0};
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
   rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05, .no_grad = which == 3};
+  char text[sizeof spec_text];
+  for (size_t i = 0; i < sizeof text; i++) text[i] = spec_text[i] == '\'' ? '"' : spec_text[i];
   rg_context_create(NULL, &ctx, &e);
-  rg_spec_load_text(ctx, spec_text, sizeof spec_text - 1, "fuzz", NULL, 0, &spec, &e);
+  rg_spec_load_text(ctx, text, sizeof text - 1, "fuzz", NULL, 0, &spec, &e);
   if (policies[which])
     rg_policy_load_text(ctx, policies[which], strlen(policies[which]), "policy", &policy, &e);
   rg_plan_create(spec, policy, &o, &x->plan, &e);
