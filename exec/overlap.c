@@ -1,11 +1,12 @@
 /* exec/overlap.c: before a run, whether what it writes has bytes of its own.
  *
- * Tensors that are only read may share bytes (tied weights; an output that is its own gradient). A tensor that
- * is written may share them with nothing that the run touches: the saved and scratch blocks, and in a forward
- * every input, since a backward may still read there what the forward has overwritten.
+ * Tensors that are only read may share bytes (tied weights; an output that is its own gradient). A
+ * tensor that is written may share them with nothing that the run touches: the saved and scratch
+ * blocks, and in a forward every input, since a backward may still read there what the forward has
+ * overwritten.
  *
- * Spans are sorted by their first byte, in place; one sweep then keeps the span that reaches furthest of all
- * so far, and of those that are written. Nothing is allocated.
+ * Spans are sorted by their first byte, in place; one sweep then keeps the span that reaches furthest
+ * of all so far, and of those that are written. Nothing is allocated.
  */
 #include "session.h"
 

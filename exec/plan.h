@@ -60,9 +60,10 @@ typedef struct rgi_check {
   int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
 } rgi_check;
 
-/* Each forward begins by copying lengths and positions into the saved block, rules enforced, and steps read the
- * copy: the host cannot look at a GPU's memory, and on either device the backward must go by the forward's
- * lengths, whatever the caller's memory holds by then. Forwards without a backward on the CPU need none. */
+/* Each forward begins by copying lengths and positions into the saved block, rules enforced, and
+ * steps read the copy: the host cannot look at a GPU's memory, and on either device the backward
+ * must go by the forward's lengths, whatever the caller's memory holds by then. Forwards without a
+ * backward on the CPU need none. */
 typedef struct rgi_clean {
   int32_t bind;
   int64_t offset; /* bytes into saved */

@@ -36,8 +36,8 @@ typedef struct rgi_backend {
   void (*destroy)(rg_session *s);
   /* RG_E_DEVICE once the session is lost: nothing can be run or waited for any more. */
   rg_status (*alive)(const rg_session *s, rg_error *e);
-  /* Before forward, of a live session: what can be said about bound contents (RG_E_DATA), or about those of
-   * earlier runs. What is reported once is not reported again. */
+  /* Before forward, of a live session: what can be said about bound contents (RG_E_DATA), or about
+   * those of earlier runs. What is reported once is not reported again. */
   rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);
@@ -79,7 +79,8 @@ struct rg_session {
 /* "input", "gradient of output" … */
 const char *rgi_role_name(rg_role role);
 /* RG_E_USAGE if what a run of this direction would write shares bytes with anything else it touches
- * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the forward's. */
+ * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the
+ * forward's. */
 rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
 
 /* ---- session_steps.c ---- */

@@ -25,7 +25,7 @@ static const char spec_text[] =
     "    'k': { 'shape': ['T', 2, 4], 'dtype': 'f32', 'grad': true },"
     "    'v': { 'shape': ['T', 2, 4], 'dtype': 'f32', 'grad': true },"
     "    'gate': { 'shape': ['T', 2, 2], 'dtype': 'f32', 'grad': true },"
-    "    'w': { 'shape': [4, 8], 'dtype': 'f32', 'grad': 'accumulate' },"
+    "    'w': { 'shape': [4, 4], 'dtype': 'f32', 'grad': 'accumulate' },"
     "    'b': { 'shape': [4], 'dtype': 'f32', 'grad': true },"
     "    'pos': { 'shape': ['B'], 'dtype': 'i32' },"
     "    'cu': { 'shape': ['B+1'], 'dtype': 'i32' } },"
@@ -45,8 +45,10 @@ static const char spec_text[] =
     "    { 'name': 'combine', 'op': 'combine', 'in': { 'o': ['co', 'so'], 'gate': 'gate' },"
     "      'out': { 'o': 'o' } },"
     "    { 'name': 'rows', 'op': 'reshape', 'in': { 'x': 'v' }, 'out': { 'y': 'x' },"
-    "      'attrs': { 'shape': [0, 8] } },"
-    "    { 'name': 'proj', 'op': 'linear', 'in': { 'x': 'x', 'w': 'w', 'b': 'b' }, 'out': { 'y': 'y' } } ],"
+    "      'attrs': { 'shape': [-1, 4] } },"
+    "    { 'name': 'proj', 'op': 'linear', 'in': { 'x': 'x', 'w': 'w', 'b': 'b' }, 'out': { 'y': 'm' } },"
+    "    { 'name': 'back', 'op': 'reshape', 'in': { 'x': 'm' }, 'out': { 'y': 'y' },"
+    "      'attrs': { 'shape': [-1, 2, 4] } } ],"
     "  'outputs': { 'o': 'o', 'y': 'y' } }";
 
 static const char *const policies[PLANS] = {
@@ -253,8 +255,8 @@ static size_t block_size(const world *w) {
   return (size_t)(w->on->size.saved > w->on->size.scratch ? w->on->size.saved : w->on->size.scratch);
 }
 
-/* Blocks that a run has written to, as scratch or through tensors, hold no forward any more: everyone
- * forgets them. */
+/* Blocks that a run has written to, as scratch or through tensors, hold no forward any more:
+ * everyone forgets them. */
 static void wrote(world *w, const model *m, bool backward) {
   for (int b = 0; b < BLOCKS; b++) {
     bool spoilt = m->scratch == b;
@@ -389,7 +391,8 @@ static void bind_saved(world *w, model *m) {
   m->of[b].known = true;
 }
 
-/* Only of a block that holds a forward's values: with that forward's tensors they can be gone back from. */
+/* Only of a block that holds a forward's values: with that forward's tensors they can be gone back
+ * from. */
 static void adopt(world *w, model *m) {
   const int b = take(w) % BLOCKS;
   if (!w->holds[b]) return;
@@ -429,8 +432,8 @@ static void bind_scratch(world *w, model *m) {
   m->scratch = b;
 }
 
-/* A set's tensors move: whoever had them bound lets go, and no forward with them is gone back from until
- * its block is adopted with the new ones. */
+/* A set's tensors move: whoever had them bound lets go, and no forward with them is gone back from
+ * until its block is adopted with the new ones. */
 static void move_tensors(world *w) {
   const int set = take(w) % SETS;
   for (int i = 0; i < w->on->n; i++) {
@@ -454,7 +457,8 @@ static void move_tensors(world *w) {
   }
 }
 
-/* A block's bytes move: it is forgotten under its old address. Forwards can be adopted at the new one. */
+/* A block's bytes move: it is forgotten under its old address. Forwards can be adopted at the new
+ * one. */
 static void move_block(world *w) {
   const int b = take(w) % BLOCKS;
   const size_t size = block_size(w);

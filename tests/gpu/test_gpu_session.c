@@ -292,8 +292,8 @@ Test(gpu_session, wrong_lengths) {
   close_nsa(&x);
 }
 
-/* What was wrong with a run's lengths is reported by a call that returns it: not lost to a backward that is
- * refused for another reason, nor to a forward that is not bound. */
+/* What was wrong with a run's lengths is reported by a call that returns it: not lost to a backward
+ * that is refused for another reason, nor to a forward that is not bound. */
 Test(gpu_session, wrong_lengths_after_refusals) {
   NEEDS_GPU();
   setup x = open_nsa("bf16", 0, 0);
