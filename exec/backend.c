@@ -1,4 +1,4 @@
-/* exec/backend.c: which backend runs a plan, and what it does without a session: memory for callers. */
+/* exec/backend.c: which backend runs a plan, and the memory it gives callers. */
 #include "session.h"
 #ifdef REGRAPH_CUDA
 #include "cuda.h"
@@ -8,10 +8,9 @@
 
 #ifndef REGRAPH_CUDA
 static rg_status no_cuda(rg_error *e) {
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "this build has no CUDA (nvcc was not found) and runs on the CPU only; it can still make plans for "
-      "a GPU");
+  return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                  "this build runs on the CPU only and makes plans for a GPU; one with -DREGRAPH_CUDA=ON, "
+                  "which needs nvcc, runs them");
 }
 #endif
 

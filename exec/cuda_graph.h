@@ -33,8 +33,9 @@ typedef struct rgi_cuda_graph {
   uint64_t used; /* when it was last launched; 0: there is no graph */
 } rgi_cuda_graph;
 
-/* The addresses that parameters of a direction come from: what is bound (the backward's inputs and outputs
- * where the forward had them), the saved block, scratch. Where in a list of them a place's is: */
+/* The addresses that parameters of a direction come from: what is bound (the backward's inputs and
+ * outputs where the forward had them), the saved block, scratch. rgi_cuda_address: the place of
+ * one in a list of them. */
 static inline int32_t rgi_cuda_address(const rg_plan *plan, int32_t bind) {
   return bind >= 0 ? bind : plan->nbindable + (bind == RGI_AT_SCRATCH);
 }

@@ -5,9 +5,9 @@
  * nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison) launch step by step, as
  * does a stream that is being captured by someone else.
  *
- * Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a word
- * of host memory that the device writes, and is reported by the session's next call. A fault of the device
- * makes the session dead: every later call fails at once with what was seen first.
+ * Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a
+ * word of host memory that the device writes, and is reported by the session's next call. A fault
+ * of the device makes the session dead: every later call fails at once with what was seen first.
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"

@@ -39,6 +39,7 @@ typedef struct rgi_step {
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
   rg_cost cost;
+  rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 

@@ -1,5 +1,5 @@
-/* exec/report_cuda.c: what a plan for a GPU says besides: which kernels each step takes, and its lanes;
- * and what fills the memory where there is too little. */
+/* exec/report_cuda.c: what a plan for a GPU says besides: which kernels each step takes, and its
+ * lanes; and what fills the memory where there is too little. */
 #include "report.h"
 #include <stdio.h>
 #include <string.h>

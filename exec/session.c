@@ -180,7 +180,7 @@ static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *nam
   int n = 0;
   for (int32_t i = 0; i < plan->nbindable && n < RGI_COUNT(names); i++)
     if (plan->bindable[i].info.role == role) names[n++] = plan->bindable[i].info.name;
-  near = n ? rgi_nearest(name, names, n) : NULL;
+  near = n ? rg_nearest(name, names, n) : NULL;
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
                     rgi_role_name(role), name, near);

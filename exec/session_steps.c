@@ -1,5 +1,5 @@
-/* exec/session_steps.c: what a backend asks of a session: where a step's bytes are now, and whether a step
- * kept to them. */
+/* exec/session_steps.c: what a backend asks of a session: where a step's bytes are now, and
+ * whether a step kept to them. */
 #include "session.h"
 
 void *rgi_session_resolve(const rg_session *s, rgi_place at) {

@@ -133,9 +133,9 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
                     plan->cuda ? "CUDA" : "CPU");
   if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
-  s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
-  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, dtype, &s->cost);
+  s->dtype = model_dtype(&s->call, s->nin, s->nout);
+  s->ms = rgi_profile_ms(plan->profile, node->op, s->dtype, &s->cost);
+  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, s->dtype, &s->cost);
   return RG_OK;
 }
 

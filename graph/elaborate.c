@@ -1,8 +1,9 @@
 /* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
  *
- * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so
- * names are resolved only now); topological order; inference; declared outputs; row lengths (lengths.c); what
- * no output needs is dropped. Every error carries the JSON pointer of what is wrong.
+ * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file
+ * is free, so names are resolved only now); topological order; inference; declared outputs; row
+ * lengths (lengths.c); what no output needs is dropped. Every error carries the JSON pointer of
+ * what is wrong.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -18,8 +19,8 @@ typedef struct builder {
 
 static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .grad_of = -1};
 
-/* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there is.
- * `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
+/* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there
+ * is. `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
 static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node, const char *owner,
                          const char *kind, const char *got, const char *(*name)(const void *list, int i),
                          const void *list, int n) {
@@ -73,7 +74,7 @@ static rg_status parse_dtype(builder *b, const rgi_json *v, const char *pointer,
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is no dtype; expected f32, f16, bf16 or i32%s",
-                  rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RG_DTYPE_COUNT));
+                  rgi_show(&shown, v->text), rgi_near(&hint, v->text, known, RG_DTYPE_COUNT));
 }
 
 static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer, rgi_tensor *t) {
@@ -120,6 +121,13 @@ static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, 
   return RG_OK;
 }
 
+/* Text for people, which nothing reads. */
+static rg_status check_doc(const rgi_json *object, const char *pointer, rg_error *e) {
+  rgi_pointer p;
+  const rgi_json *doc = rgi_json_get(object, "doc");
+  return doc ? rgi_json_expect(doc, RGI_JSON_STRING, rgi_pointer_key(&p, pointer, "doc"), NULL, e) : RG_OK;
+}
+
 static rg_status add_inputs(builder *b) {
   static const char *const keys[] = {"shape", "dtype", "grad", "doc"};
   const rgi_json *inputs = b->spec->inputs;
@@ -136,6 +144,7 @@ static rg_status add_inputs(builder *b) {
     rgi_pointer_key(&at, "/inputs", t.name);
     RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
     RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+    RGI_TRY(check_doc(in, at.text, b->e));
     RGI_TRY(parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
     RGI_TRY(parse_shape(b, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), &t));
     RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype, &want));
@@ -171,7 +180,7 @@ static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s", attr->name,
-                  rgi_show(&shown, v->text), list, rgi_hint(&hint, v->text, attr->choices, n));
+                  rgi_show(&shown, v->text), list, rgi_near(&hint, v->text, attr->choices, n));
 }
 
 static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
@@ -341,6 +350,7 @@ static rg_status add_node(builder *b, int i) {
   const rg_op *op;
   rgi_pointer_index(&at, "/nodes", i);
   RGI_TRY(rgi_json_keys(v, "a node", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+  RGI_TRY(check_doc(v, at.text, b->e));
   const rgi_json *name_v = rgi_json_get(v, "name");
   rgi_pointer_key(&where, at.text, "name");
   RGI_TRY(rgi_json_expect(name_v, RGI_JSON_STRING, where.text, NULL, b->e));

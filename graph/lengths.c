@@ -1,12 +1,15 @@
-/* graph/lengths.c: row lengths: tensors whose axis 0 is the same packed token axis share one lengths tensor.
+/* graph/lengths.c: row lengths: tensors whose axis 0 is the same packed token axis share one
+ * lengths tensor.
  *
- * Ports say which axes are the same (RG_PORT_ROWS, RG_PORT_KROWS); views that keep axis 0 do too. A spec
- * names the lengths in one node, and every op of the class that takes lengths is handed them here.
+ * Ports say which axes are the same (RG_PORT_ROWS, RG_PORT_KROWS); views that keep axis 0 do too.
+ * A spec names the lengths in one node, and every op of the class that takes lengths is handed
+ * them here.
  *
- *     [T, 2, 8]  reshape  [2T, 8]     rows that are `times` for each row of another tensor: its lengths,
- *                                     multiplied (a node scale_lengths); and the other way round
- *     anything else that moves or     no sequences any more: all rows count. The view then looks into a copy
- *     cuts axis 0                     (a node live) whose dead rows are zero, and so is their gradient
+ *     [T, 2, 8] reshape [2T, 8]     rows that are `times` for each row of another tensor: its
+ *                                   lengths, multiplied (a node scale_lengths); and the reverse
+ *     whatever else moves or        no sequences any more: all rows count. The view looks into a
+ *     cuts axis 0                   copy (a node live) whose dead rows are zero, and so is their
+ *                                   gradient
  *
  * What a spec names itself stands, but one tensor cannot count both the rows of a view and others.
  */

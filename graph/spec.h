@@ -7,7 +7,6 @@
 #include "json.h"
 
 enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
-#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
 
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */

@@ -232,8 +232,8 @@ typedef struct part {
   bool even;               /* … and whether the ground of the whole part is even (P6) */
 } part;
 
-/* P2: the next piece to come to rest has support already; the others wait for its top at least. false: none
- * has. */
+/* P2: the next piece to come to rest has support already; the others wait for its top at least.
+ * false: none has. */
 static bool settle(rgi_search *s, const part *x) {
   int64_t lowest_top = INT64_MAX;
   for (int32_t v = x->head; v != x->end; v = s->next[v])
@@ -245,8 +245,8 @@ static bool settle(rgi_search *s, const part *x) {
   return true;
 }
 
-/* Floors and sections, and where the part falls apart (P3): all parts but the last are pushed, the last stays
- * in *x. false: a piece has no place left. */
+/* Floors and sections, and where the part falls apart (P3): all parts but the last are pushed, the
+ * last stays in *x. false: a piece has no place left. */
 static bool find_floors(rgi_search *s, part *x) {
   x->lo = s->first[x->head];
   x->hi = x->lo - 1;

@@ -1,5 +1,5 @@
-/* ops/compress.h: what the two directions of compress_kv share whatever device runs them: attributes,
- * checks, cost. */
+/* ops/compress.h: what the two directions of compress_kv share whatever device runs them:
+ * attributes, checks, cost. */
 #ifndef RGI_COMPRESS_H
 #define RGI_COMPRESS_H
 

@@ -13,8 +13,8 @@
  *
  * Rank is a node's place before a head split, so all three add the terms of an element in the same
  * order whether the graph is split or not: the bits agree. A weight that several heads share is
- * summed by its op head by head, last head first; if several nodes use it, each has a sum of its own
- * first (parts).
+ * summed by its op head by head, last head first; if several nodes use it, each has a sum of its
+ * own first (parts).
  *
  * Where a head split left a tensor in two forms that are both read, one form holds the sum and the
  * other relays what arrives, term by term (a sum of sums would round differently):

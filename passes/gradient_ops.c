@@ -1,5 +1,5 @@
-/* passes/gradient_ops.c: the backward op of a node: ports matched by name (regraph/op.h), gradients handed in
- * and made. See gradients.h. */
+/* passes/gradient_ops.c: the backward op of a node: ports matched by name (regraph/op.h),
+ * gradients handed in and made. See gradients.h. */
 #include "gradients.h"
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* passes/gradient_sums.c: the sums that gradients meet in, the nodes that sums are made of, and what the
- * rules of structural ops may append (graph/autodiff.h). See gradients.h. */
+/* passes/gradient_sums.c: the sums that gradients meet in, the nodes that sums are made of, and
+ * what the rules of structural ops may append (graph/autodiff.h). See gradients.h. */
 #include "gradients.h"
 #include <limits.h>
 #include <stdio.h>

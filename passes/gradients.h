@@ -65,8 +65,8 @@ typedef struct rgi_grad_term {
 static inline bool rgi_relays(const rgi_sum *s) {
   return s->whole >= 0 || s->join >= 0;
 }
-/* A finished tensor arrives at t, from forward node `node` (-1: from outside): for all of it (axis -1) or
- * for the slice that starts at `start` on `axis`. */
+/* A finished tensor arrives at t, from forward node `node` (-1: from outside): for all of it (axis
+ * -1) or for the slice that starts at `start` on `axis`. */
 rg_status rgi_sum_arrive(rgi_backward *b, int t, int gradient, int node, int axis, int64_t start,
                          rg_error *e);
 /* Fills in dtype and so_far of a term whose other members are set. */

@@ -8,6 +8,7 @@
 #ifndef RGI_RECOMPUTE_SEARCH_H
 #define RGI_RECOMPUTE_SEARCH_H
 
+#include "../graph/bits.h"
 #include "recompute.h"
 
 /* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not verified. */
@@ -24,16 +25,7 @@ rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi
 
 enum { RGI_EXACT_LIMIT = 20 };
 
-/* Sets of candidates: bit i of words. All functions take sets of rgi_model.words words. */
-static inline bool rgi_has(const uint64_t *set, int i) {
-  return set[i >> 6] >> (i & 63) & 1;
-}
-static inline void rgi_put(uint64_t *set, int i) {
-  set[i >> 6] |= UINT64_C(1) << (i & 63);
-}
-static inline void rgi_drop(uint64_t *set, int i) {
-  set[i >> 6] &= ~(UINT64_C(1) << (i & 63));
-}
+/* Sets of candidates (bits.h). All functions take sets of rgi_model.words words. */
 
 /* A forward owner that backward may need. */
 typedef struct rgi_value {

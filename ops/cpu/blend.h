@@ -1,5 +1,5 @@
-/* ops/cpu/blend.h: weighted sums of a list of tensors [T, H, E], row by row: what combine and merge_lse
- * share.
+/* ops/cpu/blend.h: weighted sums of a list of tensors [T, H, E], row by row: what combine and
+ * merge_lse share.
  *
  * A row is the E elements of one (token, head). Work is cut into runs of tokens; every row is summed by
  * itself, in list order, in fp32, so how the runs lie changes no bit.

@@ -177,9 +177,36 @@ Test(pack, nothing_to_pack) {
   cr_assert(r.optimal);
   rg_buffer b[] = {{3, 3, 10, 77}, {0, 9, 0, 77}};
   r = pack(b, 2, NULL);
-  cr_assert_eq(r.peak, 0);
+  cr_assert_eq(r.peak, 10); /* never alive, but its bytes lie below the peak all the same */
+  cr_assert(r.optimal);
   cr_assert_eq(b[0].offset, 0);
   cr_assert_eq(b[1].offset, 0);
+}
+
+/* Whoever takes offset + size for the arena's end must be right, also about buffers that are never alive. */
+Test(pack, never_alive_lies_below_the_peak) {
+  rg_buffer b[] = {{0, 4, 8, 0}, {2, 2, 100, 0}, {1, 3, 8, 0}, {9, 9, 3, 0}};
+  rg_pack_result r = pack(b, 4, NULL);
+  cr_assert_eq(r.peak, 100);
+  cr_assert_eq(r.lower_bound, 100);
+  cr_assert(r.optimal);
+  rg_pack_options o = {.capacity = 50};
+  cr_assert_eq(pack(b, 4, &o).lower_bound, 100);
+}
+
+/* What is never alive together need not add up to a number. */
+Test(pack, sums_past_64_bits) {
+  const int64_t half = INT64_C(1) << 62;
+  rg_buffer apart[] = {{0, 1, INT64_MAX, 0}, {1, 2, INT64_MAX, 0}, {2, 3, half, 0}, {5, 9, INT64_MAX, 0}};
+  rg_pack_result r = pack(apart, 4, NULL);
+  cr_assert_eq(r.peak, INT64_MAX);
+  cr_assert(r.optimal);
+  /* neighbours overlap, and two of them fill the numbers there are */
+  rg_buffer chain[] = {
+      {0, 2, half, 0}, {1, 3, half - 1, 0}, {2, 4, half, 0}, {3, 5, half - 1, 0}, {4, 6, half, 0}};
+  r = pack(chain, 5, NULL);
+  cr_assert_eq(r.peak, INT64_MAX);
+  cr_assert(r.optimal);
 }
 
 Test(pack, touching_lifetimes_share) {
