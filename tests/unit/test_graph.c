@@ -112,6 +112,9 @@ Test(graph, random_f32_b) {
 Test(graph, random_views) {
   random_graphs(30000, 80, (gen_options){.whole = true});
 }
+Test(graph, random_views_of_dead_rows) {
+  random_graphs(50000, 80, (gen_options){.moved = true});
+}
 Test(graph, random_mixed) {
   random_graphs(40000, 80, (gen_options){.mixed = true});
 }
