@@ -58,7 +58,7 @@ endforeach()
 # ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
 file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
 list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c
-     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c)
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c ${CMAKE_SOURCE_DIR}/tests/unit/test_lengths.c)
 list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
 add_executable(gpu_tests ${gpu_sources})
 target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)

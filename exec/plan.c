@@ -43,7 +43,7 @@ static int cores(void) {
   return n > 0 ? (int)n : 1;
 }
 
-/* Bytes for the copies of lengths and positions that forwards on a GPU make (rgi_clean). */
+/* Bytes for the copies of lengths and positions that forwards make (rgi_clean). */
 static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
   bool *known = rgi_malloc(g->ctx, (size_t)g->ntensor + 1);
   rg_status status = known ? RG_OK : rgi_nomem(e);
@@ -63,6 +63,10 @@ static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
     }
   rgi_free(g->ctx, known);
   return status;
+}
+
+static bool goes_back(const rgi_graph *g) {
+  return g->nnode > 0 && g->node[g->nnode - 1].backward;
 }
 
 static void report(const prepared *p, const char *stage, double done) {
@@ -159,7 +163,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
-  if (p->cuda) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  if (p->cuda || goes_back(p->graph)) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
   if (o->no_fuse) return RG_OK;
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);

@@ -271,8 +271,9 @@ RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options
 RG_API void rg_session_destroy(rg_session *session);
 
 /* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or
- * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs
- * and outputs where forward had them. */
+ * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and
+ * outputs where its forward had them, and they must still be there; but it goes by the lengths
+ * and positions that the forward read, of which the saved block holds a copy. */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
                                  rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
@@ -280,8 +281,9 @@ RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_erro
 /* Binds a block that holds the values of a forward with the inputs and outputs bound now: another session of
  * the plan ran it, or the block or a tensor stood elsewhere then. */
 RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_error *error);
-/* The session forgets a block it was given and what ran on it. Blocks of ever new addresses need this, or the
- * session remembers them all. */
+/* The session forgets a block it was given and what ran on it; if it is the bound one, another must
+ * be bound before the next forward. Blocks of ever new addresses need this, or the session
+ * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
@@ -291,8 +293,17 @@ RG_API rg_status rg_session_set_stream(rg_session *session, void *stream, rg_err
  * then: every later call fails at once), or lengths that broke a rule (the run used them clamped). */
 RG_API rg_status rg_session_synchronize(rg_session *session, rg_error *error);
 
-/* Never allocate. Every gradient must be bound for backward, every output for forward. On a GPU they enqueue
- * work and return; a stream that is being captured records the steps instead of running them. */
+/* Every gradient must be bound for backward, every input and output for both. What a run writes shares
+ * bytes with nothing else that it touches: neither with a bound tensor nor with the saved and scratch
+ * blocks (tensors that are only read may share theirs). A call that fails with RG_E_USAGE or RG_E_DATA
+ * has changed nothing: a forward that went before can still be gone back from. On a GPU they enqueue
+ * work and return; a stream that is being captured records the steps instead of running them.
+ *
+ * Memory: on the CPU a run allocates nothing. On a GPU neither does a replay of one of the graphs that
+ * a session keeps, a few for each direction, by the addresses they were made for. A run with other
+ * addresses builds one or patches one, which takes host memory from the context's allocator and
+ * whatever the driver needs (code of kernels, a library's handle). No run asks for device memory of its
+ * own. */
 RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
 RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
 
