@@ -115,7 +115,7 @@ def _candidates():
         return [told]
     beside = PACKAGE / "libregraph.so"
     checkout = PACKAGE.parent.parent / "build" / "libregraph.so"
-    return [str(path) for path in (beside, checkout) if path.exists()] + ["libregraph.so.0", "libregraph.so"]
+    return [str(path) for path in (beside, checkout) if path.exists()] + [f"libregraph.so.{VERSION}", "libregraph.so"]
 
 
 def _open(path):
