@@ -171,13 +171,16 @@ rg_status rg_device_check(const char *device, rg_error *e) {
 #endif
 }
 
+RGI_NO_TAIL(rg_session_options, stream);
+
 rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
                             rg_error *e) {
-  static const rg_session_options defaults = {0};
-  const rg_session_options *o = options ? options : &defaults;
+  rg_session_options own;
+  const rg_session_options *const o = &own;
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
+  RGI_TRY(RGI_OPTIONS(rg_session_options, stream, options, &own, e));
   const rgi_backend *backend;
   RGI_TRY(find_backend(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))

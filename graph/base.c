@@ -95,6 +95,31 @@ rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char
   return status;
 }
 
+/* ---- options ---- */
+
+enum { MOST_OPTIONS = 4096 }; /* more bytes is no struct of ours: the size was never set */
+
+rg_status rgi_options(const void *given, void *own, size_t first, size_t now, const char *what, rg_error *e) {
+  const char *from = given;
+  size_t size = 0;
+  memset(own, 0, now);
+  if (given) memcpy(&size, given, sizeof size);
+  if (size && (size < first || size > MOST_OPTIONS))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%s.size is %zu; expected 0 or sizeof(%s), here %zu", what,
+                    size, what, now);
+  if (given && !size) size = first;
+  for (size_t i = now; i < size; i++)
+    if (from[i])
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL,
+          "%s sets what regraph %s does not know (byte %zu of %zu); leave it 0 or use the library "
+          "that the caller was built for",
+          what, rg_version(), i, size);
+  if (size) memcpy(own, given, size < now ? size : now);
+  memcpy(own, &now, sizeof now);
+  return RG_OK;
+}
+
 /* ---- dtypes ---- */
 
 static const struct {

@@ -32,6 +32,10 @@
  *     A context must outlive what was made from it.
  *   - Context, spec, policy and plan are immutable after creation and may be shared between threads (plugins
  *     must be loaded before). A session belongs to one thread at a time. There is no global state.
+ *   - Structs of options may grow at their end, and open with `size` for that: sizeof the struct, or 0, which
+ *     stands for the members it had in 0.1.0, so `{0}` is all defaults and stays valid. A later member says
+ *     since when it is there, and counts only where `size` reaches past it. Options that a newer caller sets and
+ *     this library does not know are RG_E_USAGE. Every other struct keeps its layout within a minor version.
  */
 #ifndef REGRAPH_REGRAPH_H
 #define REGRAPH_REGRAPH_H
@@ -195,6 +199,7 @@ RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank,
 /* ---- plan --------------------------------------------------------------------------------------- */
 
 typedef struct rg_plan_options {
+  size_t size;
   const rg_binding *set; /* binds what the spec left free */
   size_t nset;
   const char *device;       /* "cpu" (default) or "cuda" */
@@ -240,6 +245,7 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const r
 RG_API rg_status rg_device_check(const char *device, rg_error *error);
 
 typedef struct rg_session_options {
+  size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create.
    * Supplied blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena`
    * is asked for exactly those bytes (device memory for a cuda plan); where what it returns is not 256-byte
@@ -247,9 +253,9 @@ typedef struct rg_session_options {
   void *saved, *scratch;
   const rg_allocator *arena;
   bool eager;        /* cuda: run the steps one by one instead of replaying a graph; each is timed */
-  void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
   bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after
                         each step */
+  void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
@@ -319,6 +325,7 @@ typedef struct rg_buffer {
 } rg_buffer;
 
 typedef struct rg_pack_options {
+  size_t size;
   double seconds;   /* time limit for the exact search; 0: 5 */
   int64_t capacity; /* > 0: stop at the first packing that fits */
   int64_t align;    /* 0: 1 */
