@@ -231,6 +231,30 @@ typedef struct rg_sizes {
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
 
+/* What a node is there for: it stems from the spec; it carries gradients; it computes again in backward what its
+ * original in forward did; it sums or casts gradients. */
+typedef enum rg_node_kind { RG_NODE_PRIMAL, RG_NODE_GRADIENT, RG_NODE_CLONE, RG_NODE_GLUE } rg_node_kind;
+
+/* A node of the differentiated, rewritten graph. Names belong to the plan. */
+typedef struct rg_node_info {
+  const char *name;
+  const char *op;
+  const char *spec_node; /* the node of the spec it stems from, by which policies name it; NULL: none */
+  const char *kernels; /* which kernels it takes and why, "plain: d_v 40"; NULL where there is but one way */
+  rg_node_kind kind;
+  bool backward;   /* runs in the backward */
+  bool recomputed; /* what this node of the forward writes is given up and computed again by clones */
+  int group;       /* head group, or -1 */
+  int step;        /* rg_session_node_time counts so; -1: a view, which runs nothing */
+  int64_t written; /* bytes of the tensors it writes */
+  int64_t workspace;
+  double flops, bytes; /* the cost model's; bytes are those read and written */
+  double model_ms;
+  double roofline_ms;
+} rg_node_info;
+/* The i-th node in the order in which they run; RG_E_USAGE past the end (nothing is reported then). */
+RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
+
 /* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph" (full dump of
  * the differentiated, rewritten graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *error);

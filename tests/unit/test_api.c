@@ -112,3 +112,80 @@ Test(options, older_callers) {
   CR_OK(rgi_options(NULL, &own, first, sizeof own, "grown", &e), &e);
   cr_assert(own.early == 0 && own.late == 0 && own.size == sizeof own);
 }
+
+/* ---- the nodes of a plan ---- */
+
+static bool node(const rg_plan *p, const char *name, rg_node_info *out) {
+  for (size_t i = 0; rg_plan_node(p, i, out) == RG_OK; i++)
+    if (strcmp(out->name, name) == 0) return true;
+  return false;
+}
+
+Test(nodes, what_each_is, .init = setup, .fini = teardown) {
+  char text[256]; /* cmp_o again, one head a group */
+  rg_policy *policy = load_policy(ctx, nsa_policy(1u << 1, 1, text, sizeof text));
+  rg_plan *p = make_plan(spec, policy, T, B, 1);
+  rg_session *s;
+  rg_error e = {0};
+  rg_node_info n;
+  rg_node_time time;
+  int steps = 0, clones = 0, recomputed = 0, gradients = 0;
+  bool backward = false;
+  CR_OK(rg_session_create(p, NULL, &s, &e), &e);
+  for (size_t i = 0; rg_plan_node(p, i, &n) == RG_OK; i++) {
+    cr_assert(n.backward || !backward, "%s stands after the backward has begun", n.name);
+    backward = n.backward;
+    if (n.step < 0) {
+      cr_assert(n.written == 0 && n.flops == 0 && n.model_ms == 0, "%s runs nothing", n.name);
+      continue;
+    }
+    cr_assert_eq(n.step, steps++, "%s", n.name);
+    cr_assert_eq(rg_session_node_time(s, (size_t)n.step, &time), RG_OK);
+    cr_assert_str_eq(time.name, n.name);
+    cr_assert_str_eq(time.op, n.op);
+    cr_assert(time.backward == n.backward && time.flops == n.flops && time.model_ms == n.model_ms);
+    cr_assert(n.written > 0 && n.bytes >= (double)n.written && n.model_ms > 0, "%s", n.name);
+    cr_assert_null(n.kernels, "%s: a CPU has one way", n.name);
+    clones += n.kind == RG_NODE_CLONE;
+    recomputed += n.recomputed;
+    gradients += n.kind == RG_NODE_GRADIENT;
+    if (n.recomputed || n.kind == RG_NODE_CLONE) cr_assert_str_eq(n.spec_node, "cmp_o");
+    if (n.recomputed) cr_assert(!n.backward && n.group >= 0);
+    if (n.kind == RG_NODE_CLONE) cr_assert(n.backward && n.group >= 0);
+  }
+  cr_assert_eq(rg_session_node_time(s, (size_t)steps, &time), RG_E_USAGE);
+  cr_assert_eq(recomputed, 2, "one a head group, not %d", recomputed);
+  cr_assert_eq(clones, 2, "one a head group, not %d", clones);
+  cr_assert_gt(gradients, 5);
+  rg_session_destroy(s);
+  rg_plan_destroy(p);
+  rg_policy_destroy(policy);
+}
+
+Test(nodes, bytes_and_ends, .init = setup, .fini = teardown) {
+  rg_node_info n;
+  cr_assert(node(plan, "combine", &n));
+  cr_assert_eq(n.written, T * 4 * 16 * 2);
+  cr_assert(!n.recomputed && n.kind == RG_NODE_PRIMAL && n.group == -1);
+  cr_assert(node(plan, "topk", &n));
+  cr_assert_eq(n.written, T * 2 * 4 * 4);
+  cr_assert(!node(plan, "no_such_node", &n));
+  cr_assert_eq(rg_plan_node(plan, SIZE_MAX, &n), RG_E_USAGE);
+  cr_assert_eq(rg_plan_node(NULL, 0, &n), RG_E_USAGE);
+  cr_assert_eq(rg_plan_node(plan, 0, NULL), RG_E_USAGE);
+}
+
+Test(nodes, kernels_on_a_gpu, .init = setup, .fini = teardown) {
+  static const char *const dtype[] = {"bf16", "f32"}, *const kernels[] = {"wgmma", "plain: f32"};
+  for (int i = 0; i < 2; i++) {
+    rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}, {"dtype", 0, dtype[i]}};
+    rg_plan_options o = {.set = set, .nset = 3, .device = "cuda"};
+    rg_plan *p;
+    rg_error e = {0};
+    rg_node_info n;
+    CR_OK(plan_with(&o, &p, &e), &e);
+    cr_assert(node(p, "swa_o", &n));
+    cr_assert_str_eq(n.kernels, kernels[i]);
+    rg_plan_destroy(p);
+  }
+}
