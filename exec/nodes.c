@@ -1,7 +1,7 @@
-/* exec/nodes.c: a plan's nodes one by one, for callers and for the reports: what each is, which kernels it takes,
- * what it writes and what the cost model makes of it.
+/* exec/nodes.c: a plan's nodes one by one, for callers and for the reports: what each is, which kernels
+ * it takes, what it writes and what the cost model makes of it.
  *
- * Nodes stand in the order in which they run. A view runs nothing: it has no step, writes no byte, costs nothing.
+ * Nodes stand in the order in which they run. A view runs nothing: no step, no byte written, no cost.
  */
 #include "report.h"
 

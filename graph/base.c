@@ -53,18 +53,21 @@ int rg_status_exit_code(rg_status status) {
 
 /* ---- text fit for one line of a terminal ---- */
 
-/* Bytes of the character at p if it may be printed: well-formed UTF-8 and no control character (C0, DEL, C1).
- * Else 0. */
-static size_t printable_bytes(const unsigned char *p) {
-  if (p[0] < 0x80) return p[0] >= 0x20 && p[0] != 0x7f;
+size_t rgi_utf8(const unsigned char *p) {
+  if (p[0] < 0x80) return p[0] != 0;
   size_t n = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
   if (p[0] < 0xc2 || p[0] > 0xf4) return 0;
   for (size_t i = 1; i < n; i++)
     if ((p[i] & 0xc0) != 0x80) return 0;
-  if (p[0] == 0xc2 && p[1] < 0xa0) return 0; /* C1 */
   bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
   bool beyond = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f); /* surrogates; past 10FFFF */
   return overlong || beyond ? 0 : n;
+}
+
+/* Bytes of the character at p if it may be printed: no control character (C0, DEL, C1). Else 0. */
+static size_t printable_bytes(const unsigned char *p) {
+  if (p[0] < 0x20 || p[0] == 0x7f || (p[0] == 0xc2 && p[1] < 0xa0)) return 0;
+  return rgi_utf8(p);
 }
 
 const char *rg_printable(const char *text, char *buffer, size_t size) {

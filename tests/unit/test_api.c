@@ -1,5 +1,5 @@
-/* tests/unit/test_api.c: what the public header promises beyond results: options that grow, the list of a plan's
- * nodes, what a bound pointer must satisfy, binding and running by index.
+/* tests/unit/test_api.c: what the public header promises beyond results: options that grow, the list of
+ * a plan's nodes, what a bound pointer must satisfy, binding and running by index.
  */
 #include "graph/base.h"
 #include "run_util.h"
