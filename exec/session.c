@@ -202,11 +202,9 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
   if (ptr && bytes != (size_t)t->bytes)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
                     role_name(role), name, (long long)t->bytes);
-  size_t align = rg_dtype_size(t->dtype);
-  if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
-  if ((uintptr_t)ptr % align != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                    role_name(role), name, ptr, align);
+  if ((uintptr_t)ptr % (size_t)t->alignment != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %d",
+                    role_name(role), name, ptr, t->alignment);
   s->bound[i] = ptr;
   return RG_OK;
 }

@@ -40,8 +40,7 @@ typedef struct rgi_backend {
   rg_status (*synchronize)(rg_session *s, rg_error *e);
   /* The arena's allocator refused `bytes`. */
   rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
-  int alignment; /* of bound tensors, at least; 1: natural */
-  bool on_host;  /* its memory is the host's: read in place */
+  bool on_host; /* its memory is the host's: read in place */
   /* rg_memory_… without a session */
   rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
 } rgi_backend;

@@ -70,7 +70,7 @@ static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, r
 
 static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role, rg_tensor_info *out) {
   int64_t bytes = (int64_t)rg_dtype_size(t->dtype);
-  *out = (rg_tensor_info){.name = name, .role = role, .dtype = t->dtype, .rank = t->rank};
+  *out = (rg_tensor_info){.name = name, .role = role, .dtype = t->dtype, .rank = t->rank, .alignment = -1};
   for (int i = 0; i < t->rank; i++) {
     out->dim[i] = rgi_dim_known(t->dim[i]) ? t->dim[i].c : -1;
     bytes = bytes < 0 || out->dim[i] < 0 ? -1 : bytes * out->dim[i]; /* at most 2^42: checked by inference */

@@ -270,6 +270,7 @@ typedef struct rg_tensor_info {
   rg_role role;
   rg_dtype dtype;
   int rank;
+  int alignment;    /* of a bound pointer, in bytes; -1: depends on the device, so ask a plan */
   int64_t dim[8];   /* -1: depends on an unbound dimension */
   int64_t bytes;    /* dense, row-major; -1 likewise */
   bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */

@@ -189,3 +189,31 @@ Test(nodes, kernels_on_a_gpu, .init = setup, .fini = teardown) {
     rg_plan_destroy(p);
   }
 }
+
+/* ---- what a bound pointer must satisfy ---- */
+
+Test(alignment, as_told, .init = setup, .fini = teardown) {
+  rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .device = "cuda"};
+  rg_plan *gpu, *cpu;
+  rg_session *s;
+  rg_tensor_info t;
+  rg_error e = {0};
+  char *block = aligned_alloc(64, 1 << 20);
+  CR_OK(plan_with(&o, &gpu, &e), &e);
+  o.device = "cpu";
+  CR_OK(plan_with(&o, &cpu, &e), &e);
+  CR_OK(rg_session_create(cpu, NULL, &s, &e), &e);
+  for (size_t i = 0; rg_spec_tensor(spec, i, &t) == RG_OK; i++) cr_assert_eq(t.alignment, -1);
+  for (size_t i = 0; rg_plan_tensor(gpu, i, &t) == RG_OK; i++) cr_assert_eq(t.alignment, 16);
+  for (size_t i = 0; rg_plan_tensor(cpu, i, &t) == RG_OK; i++) {
+    cr_assert_eq(t.alignment, t.dtype == RG_I32 ? 4 : 2, "%s", t.name);
+    CR_OK(rg_session_bind(s, t.role, t.name, block + t.alignment, (size_t)t.bytes, &e), &e);
+    FAILS(rg_session_bind(s, t.role, t.name, block + t.alignment / 2, (size_t)t.bytes, e), RG_E_USAGE,
+          t.dtype == RG_I32 ? "expected a multiple of 4" : "expected a multiple of 2");
+  }
+  rg_session_destroy(s);
+  rg_plan_destroy(cpu);
+  rg_plan_destroy(gpu);
+  free(block);
+}
