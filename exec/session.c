@@ -169,7 +169,7 @@ void rg_session_destroy(rg_session *s) {
 
 /* ---- binding ---- */
 
-static const char *role_name(rg_role role) {
+const char *rgi_role_name(rg_role role) {
   static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
   return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
@@ -187,9 +187,9 @@ static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *nam
   near = n ? rg_nearest(name, names, n) : NULL;
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
-                    role_name(role), name, near);
+                    rgi_role_name(role), name, near);
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
-                  role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+                  rgi_role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
 }
 
 rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
@@ -198,15 +198,7 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
   if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
   const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
   if (i < 0) return unknown_name(s->plan, role, name, e);
-  const rg_tensor_info *t = &s->plan->bindable[i].info;
-  if (ptr && bytes != (size_t)t->bytes)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                    role_name(role), name, (long long)t->bytes);
-  if ((uintptr_t)ptr % (size_t)t->alignment != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %d",
-                    role_name(role), name, ptr, t->alignment);
-  s->bound[i] = ptr;
-  return RG_OK;
+  return rg_session_bind_index(s, (size_t)i, ptr, bytes, e);
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
@@ -266,7 +258,8 @@ static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
     if (gradient && !backward) continue;
     if (!s->bound[i] && t->bytes)
       return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
-                      role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
+                      rgi_role_name(t->role), t->name, (long long)t->bytes,
+                      backward ? "backward" : "forward");
   }
   return RG_OK;
 }

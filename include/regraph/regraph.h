@@ -383,6 +383,9 @@ RG_API void rg_session_destroy(rg_session *session);
  * and outputs where forward had them. */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
                                  rg_error *error);
+/* The same by index: that of rg_plan_tensor. No name is looked up. */
+RG_API rg_status rg_session_bind_index(rg_session *session, size_t i, void *ptr, size_t bytes,
+                                       rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
 RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
 /* Binds a block that holds the values of a forward with the inputs and outputs bound now: another session of
@@ -403,6 +406,16 @@ RG_API rg_status rg_session_synchronize(rg_session *session, rg_error *error);
  * work and return; a stream that is being captured records the steps instead of running them. */
 RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
 RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
+
+typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
+
+/* Binds and runs in one call: pointers[i] stands for the i-th of the plan's n tensors (rg_plan_tensor),
+ * borrowed as bound memory is. A forward binds those of inputs and outputs, a backward those of gradients;
+ * the others are not looked at, so one array serves both. `saved` and `scratch` NULL: the blocks that are
+ * bound. Where an argument makes no sense nothing is bound; after that, it is as if the calls had been made
+ * one by one. */
+RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers, size_t n,
+                                void *saved, void *scratch, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;

@@ -217,3 +217,108 @@ Test(alignment, as_told, .init = setup, .fini = teardown) {
   rg_plan_destroy(gpu);
   free(block);
 }
+
+/* ---- by index ---- */
+
+static void pointers_of(const buffers *io, void **pointers, rg_direction direction) {
+  for (int i = 0; i < io->n; i++) {
+    const bool gradient = io->info[i].role == RG_GRAD_IN || io->info[i].role == RG_GRAD_OUT;
+    pointers[i] = gradient == (direction == RG_BACKWARD) ? io->data[i] : (void *)1; /* not to be looked at */
+  }
+}
+
+/* Two calls in flight on saved blocks of the caller's, against the same by name. */
+Test(by_index, runs_as_by_name, .init = setup, .fini = teardown) {
+  static const int lengths[2][B] = {{40, 50}, {96, 0}};
+  buffers name[2], index[2];
+  void *pointers[MOST_TENSORS], *saved[2], *scratch;
+  rg_session *s;
+  rg_sizes z;
+  rg_error e = {0};
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
+  CR_OK(rg_memory_alloc(plan, (size_t)z.scratch, &scratch, &e), &e);
+  for (int k = 0; k < 2; k++) {
+    make_buffers(plan, 5 + (uint64_t)k, T, lengths[k], &name[k]);
+    make_buffers(plan, 5 + (uint64_t)k, T, lengths[k], &index[k]);
+    bind_all(s, &name[k]);
+    run_both(s);
+    CR_OK(rg_memory_alloc(plan, (size_t)z.saved, &saved[k], &e), &e);
+  }
+  for (int k = 0; k < 2; k++) {
+    pointers_of(&index[k], pointers, RG_FORWARD);
+    CR_OK(rg_session_run(s, RG_FORWARD, pointers, (size_t)index[k].n, saved[k], scratch, &e), &e);
+  }
+  for (int k = 0; k < 2; k++) {
+    pointers_of(&index[k], pointers, RG_BACKWARD);
+    CR_OK(rg_session_run(s, RG_BACKWARD, pointers, (size_t)index[k].n, saved[k], NULL, &e), &e);
+  }
+  for (int k = 0; k < 2; k++) {
+    same_results(&name[k], &index[k], "by name and by index");
+    finite_results(&index[k], "by index");
+    free_buffers(&name[k]);
+    free_buffers(&index[k]);
+  }
+  rg_session_destroy(s);
+  rg_memory_free(plan, scratch);
+  for (int k = 0; k < 2; k++) rg_memory_free(plan, saved[k]);
+}
+
+Test(by_index, binds_one, .init = setup, .fini = teardown) {
+  buffers io;
+  rg_session *s;
+  rg_error e = {0};
+  make_buffers(plan, 1, T, NULL, &io);
+  CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
+  for (int i = 0; i < io.n; i++)
+    CR_OK(rg_session_bind_index(s, (size_t)i, io.data[i], (size_t)io.info[i].bytes, &e), &e);
+  run_both(s);
+  CR_OK(rg_session_bind_index(s, 0, NULL, 0, &e), &e);
+  FAILS(rg_session_forward(s, e), RG_E_USAGE, "the input \"q\" is not bound");
+  FAILS(rg_session_bind_index(s, 0, io.data[0], 3, e), RG_E_USAGE, "3 bytes bound to the input \"q\"");
+  FAILS(rg_session_bind_index(s, (size_t)io.n, io.data[0], 3, e), RG_E_USAGE, "there is no tensor");
+  FAILS(rg_session_bind_index(s, SIZE_MAX, io.data[0], 3, e), RG_E_USAGE, "there is no tensor");
+  FAILS(rg_session_bind_index(NULL, 0, io.data[0], 3, e), RG_E_USAGE, "the session is NULL");
+  rg_session_destroy(s);
+  free_buffers(&io);
+}
+
+Test(by_index, what_makes_no_sense_binds_nothing, .init = setup, .fini = teardown) {
+  buffers io, other;
+  void *pointers[MOST_TENSORS];
+  rg_session *s;
+  rg_error e = {0};
+  make_buffers(plan, 1, T, NULL, &io);
+  make_buffers(plan, 2, T, NULL, &other);
+  CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
+  bind_all(s, &io);
+  run_both(s);
+  const size_t n = (size_t)io.n;
+  pointers_of(&other, pointers, RG_FORWARD);
+  FAILS(rg_session_run(NULL, RG_FORWARD, pointers, n, NULL, NULL, e), RG_E_USAGE, "the session is NULL");
+  FAILS(rg_session_run(s, (rg_direction)2, pointers, n, NULL, NULL, e), RG_E_USAGE, "no direction 2");
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n - 1, NULL, NULL, e), RG_E_USAGE, "the plan has");
+  FAILS(rg_session_run(s, RG_FORWARD, NULL, n, NULL, NULL, e), RG_E_USAGE, "0 pointers");
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n, (char *)io.data[0] + 4, NULL, e), RG_E_USAGE,
+        "saved block");
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, (char *)io.data[0] + 4, e), RG_E_USAGE,
+        "scratch block");
+  pointers[n - 1] = pointers[0];
+  pointers[1] = (char *)pointers[1] + 1;
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, NULL, e), RG_E_USAGE, "expected a multiple of 2");
+  for (int i = 0; i < io.n; i++) /* a run now goes by what was bound at first */
+    if (io.info[i].role == RG_OUTPUT) memset(io.data[i], 0x7e, (size_t)io.info[i].bytes);
+  run_both(s);
+  finite_results(&io, "still bound");
+  pointers_of(&other, pointers, RG_BACKWARD);
+  for (size_t i = 0; i < n; i++)
+    if (other.info[i].role == RG_GRAD_OUT) pointers[i] = NULL;
+  FAILS(rg_session_run(s, RG_BACKWARD, pointers, n, NULL, NULL, e), RG_E_USAGE, "is not bound");
+  pointers_of(&other, pointers, RG_FORWARD);
+  pointers[0] = NULL;
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, NULL, e), RG_E_USAGE,
+        "the input \"q\" is not bound");
+  rg_session_destroy(s);
+  free_buffers(&io);
+  free_buffers(&other);
+}
