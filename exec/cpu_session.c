@@ -162,7 +162,6 @@ const rgi_backend rgi_cpu_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 1,
     .on_host = true,
     .copy = copy,
 };

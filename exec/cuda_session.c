@@ -334,6 +334,5 @@ const rgi_backend rgi_cuda_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 16,
     .copy = copy,
 };

@@ -43,6 +43,10 @@ typedef struct rgi_step {
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
+/* What kernels on a GPU may take for granted of every bound address (rg_arg.align is never more). A CPU
+ * needs what elements need. */
+enum { RGI_GPU_ALIGN = 16 };
+
 typedef struct rgi_bindable {
   rg_tensor_info info;
   int32_t tensor;           /* as declared */

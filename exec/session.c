@@ -124,13 +124,16 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   return s->backend->create(s, o, e);
 }
 
+RGI_NO_TAIL(rg_session_options, stream);
+
 rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
                             rg_error *e) {
-  static const rg_session_options defaults = {0};
-  const rg_session_options *o = options ? options : &defaults;
+  rg_session_options own;
+  const rg_session_options *const o = &own;
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
+  RGI_TRY(RGI_OPTIONS(rg_session_options, stream, options, &own, e));
   const rgi_backend *backend;
   RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
@@ -208,17 +211,7 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
   if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
   const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
   if (i < 0) return unknown_name(s->plan, role, name, e);
-  const rg_tensor_info *t = &s->plan->bindable[i].info;
-  if (ptr && bytes != (size_t)t->bytes)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                    rgi_role_name(role), name, (long long)t->bytes);
-  size_t align = rg_dtype_size(t->dtype);
-  if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
-  if ((uintptr_t)ptr % align != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                    rgi_role_name(role), name, ptr, align);
-  s->bound[i] = ptr;
-  return RG_OK;
+  return rg_session_bind_index(s, (size_t)i, ptr, bytes, e);
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {

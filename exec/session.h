@@ -49,8 +49,7 @@ typedef struct rgi_backend {
   rg_status (*synchronize)(rg_session *s, rg_error *e);
   /* The arena's allocator refused `bytes`. */
   rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
-  int alignment; /* of bound tensors, at least; 1: natural */
-  bool on_host;  /* its memory is the host's: read in place */
+  bool on_host; /* its memory is the host's: read in place */
   /* rg_memory_… without a session */
   rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
 } rgi_backend;
@@ -76,14 +75,15 @@ struct rg_session {
   int64_t touched_saved, touched_scratch;
 };
 
-/* "input", "gradient of output" … */
-const char *rgi_role_name(rg_role role);
 /* RG_E_USAGE if what a run of this direction would write shares bytes with anything else it touches
  * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the
  * forward's. */
 rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
 
 /* ---- session_steps.c ---- */
+
+/* "input", "gradient of output" … */
+const char *rgi_role_name(rg_role role);
 
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);

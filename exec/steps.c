@@ -40,6 +40,7 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
                              .role = role,
                              .dtype = x->dtype,
                              .rank = x->rank,
+                             .alignment = plan->cuda ? RGI_GPU_ALIGN : (int)rg_dtype_size(x->dtype),
                              .bytes = rgi_bytes(x),
                              .accumulates = accumulates};
   for (int a = 0; a < x->rank; a++) b->info.dim[a] = x->dim[a].c;

@@ -24,6 +24,28 @@ if [ -s "$work/names" ]; then
   exit 1
 fi
 
+# versions: until 1.0 a minor version may break its callers, so the library's name and the CMake package both name it
+version=$(sed -n 's/^project(regraph VERSION \([0-9]*\.[0-9]*\)\..*/\1/p' "$root/CMakeLists.txt")
+next=${version%.*}.$((${version#*.} + 1))
+soname=$(readelf -d "$libdir/libregraph.so" | sed -n 's/.*Library soname: \[\(.*\)\].*/\1/p')
+[ "$soname" = "libregraph.so.$version" ] || {
+  echo "install_test: the library calls itself '$soname'; expected libregraph.so.$version" >&2
+  exit 1
+}
+for asked in "$version" "$next" "${version%.*}.0"; do
+  mkdir "$work/ask-$asked"
+  printf 'cmake_minimum_required(VERSION 3.20)\nproject(ask LANGUAGES C)\nfind_package(regraph %s REQUIRED)\n' "$asked" \
+    >"$work/ask-$asked/CMakeLists.txt"
+  found=no
+  ! cmake -S "$work/ask-$asked" -B "$work/ask-$asked/build" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null 2>&1 || found=yes
+  expected=no
+  [ "$asked" != "$version" ] || expected=yes
+  [ "$found" = "$expected" ] || {
+    echo "install_test: find_package(regraph $asked) finds $version: $found; expected $expected" >&2
+    exit 1
+  }
+done
+
 # pkg-config
 export PKG_CONFIG_PATH=$libdir/pkgconfig
 # shellcheck disable=SC2046
