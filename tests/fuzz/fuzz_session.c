@@ -1,8 +1,9 @@
 /* tests/fuzz/fuzz_session.c: bytes → calls on sessions in any order, over tiny CPU plans.
  *
  * Two sessions share three sets of tensors and three blocks for saved values or scratch. Create, bind
- * (another set, nothing, other tensors' memory), run, change lengths (to wrong ones too), bind, adopt,
- * move and forget saved blocks, move tensors, destroy. A model beside them knows what each call must
+ * (another set, nothing, other tensors' memory; by name, by index), run (what is bound, or an array of
+ * pointers), change lengths (to wrong ones too), bind, adopt, move and forget saved blocks, move
+ * tensors, destroy. A model beside them knows what each call must
  * answer, an error that the caller holds already must survive, and after a run that went well the
  * results are the bits of a clean session over copies of what the run read.
  *
@@ -205,6 +206,10 @@ static rg_status backward_status(const world *w, const model *m) {
 
 /* ---- memories ---- */
 
+static const char *saved_at(const world *w, const model *m) {
+  return m->current == OWN ? m->s->own_saved.data : w->block[m->current];
+}
+
 static void drop(world *w, memory *f) {
   for (int i = 0; i < w->on->n && f->forwarded; i++) free(f->input[i]);
   if (f->forwarded) free(f->saved);
@@ -220,7 +225,7 @@ static void remember(world *w, model *m) {
   memcpy(f->at, m->bound, sizeof f->at);
   for (int i = 0; i < w->on->n; i++)
     if (role_of(w, i) == RG_INPUT) f->input[i] = copy_of(m->bound[i], bytes_of(w, i));
-  f->saved = copy_of(m->s->current->data, (size_t)w->on->size.saved);
+  f->saved = copy_of(saved_at(w, m), (size_t)w->on->size.saved);
 }
 
 /* Has anyone touched what the backward of this forward reads, lengths apart? */
@@ -231,7 +236,7 @@ static bool untouched(const world *w, const model *m) {
     const char *was = role_of(w, i) == RG_INPUT ? f->input[i] : w->on->reference[i];
     if (memcmp(f->at[i], was, bytes_of(w, i)) != 0) return false;
   }
-  return memcmp(m->s->current->data, f->saved, (size_t)w->on->size.saved) == 0;
+  return memcmp(saved_at(w, m), f->saved, (size_t)w->on->size.saved) == 0;
 }
 
 /* The clean session's forward over what a forward read. */
@@ -326,7 +331,12 @@ static void bind(world *w, model *m) {
   } else if (how == 7) {
     want = RG_E_USAGE;
   }
-  CALL(w, want, rg_session_bind, m->s, t->role, how == 7 ? "nobody" : t->name, p, bytes);
+  if (how == 7)
+    CALL(w, want, rg_session_bind, m->s, t->role, "nobody", p, bytes);
+  else if (k & 1)
+    CALL(w, want, rg_session_bind_index, m->s, (size_t)i, p, bytes);
+  else
+    CALL(w, want, rg_session_bind, m->s, t->role, t->name, p, bytes);
   if (want == RG_OK) m->bound[i] = p;
 }
 
@@ -339,9 +349,61 @@ static void bind_all(world *w, model *m) {
   }
 }
 
-static void forward(world *w, model *m) {
+/* What rg_session_run is called with. */
+typedef struct by_index {
+  void *pointers[MOST];
+  void *saved, *scratch;
+} by_index;
+
+static rg_status call_run(const model *m, rg_direction d, by_index *x, size_t n, rg_error *e) {
+  return rg_session_run(m->s, d, x->pointers, n, x->saved, x->scratch, e);
+}
+
+/* Draws arguments. True: they make sense, and the model knows them as bound, which they are once the
+ * call is made. False: the call has been made and refused, and nothing was bound. */
+static bool draw_arguments(world *w, model *m, rg_direction d, by_index *x) {
+  const int set = take(w) % SETS, how = take(w) % 16, k = take(w) % w->on->n;
+  const int saved = take(w) % (BLOCKS + 1), scratch = take(w) % (BLOCKS + 1);
+  bool good = true;
+  size_t n = (size_t)w->on->n;
+  for (int i = 0; i < w->on->n; i++)
+    x->pointers[i] = of_forward(w, i) == (d == RG_FORWARD) ? w->tensor[set][i] : (void *)x; /* unread */
+  x->saved = saved == OWN ? NULL : w->block[saved];
+  x->scratch = scratch == OWN ? NULL : w->block[scratch];
+  switch (how) {
+  case 0: x->pointers[k] = NULL; break;
+  case 1:
+    good = of_forward(w, k) != (d == RG_FORWARD);
+    x->pointers[k] = w->tensor[set][k] + 2;
+    break;
+  case 2: good = false, n--; break;
+  case 3: good = false, d = (rg_direction)2; break;
+  case 4: good = false, x->saved = w->block[k % BLOCKS] + 4; break;
+  case 5: good = false, x->scratch = w->block[k % BLOCKS] + 4; break;
+  default: break;
+  }
+  if (!good) {
+    CALL(w, RG_E_USAGE, call_run, m, d, x, n);
+    return false;
+  }
+  for (int i = 0; i < w->on->n; i++)
+    if (of_forward(w, i) == (d == RG_FORWARD)) m->bound[i] = x->pointers[i];
+  if (scratch != OWN) m->scratch = scratch;
+  if (saved != OWN) {
+    m->current = saved;
+    m->of[saved].known = true;
+  }
+  return true;
+}
+
+static void forward(world *w, model *m, bool index) {
+  by_index x;
+  if (index && !draw_arguments(w, m, RG_FORWARD, &x)) return;
   const rg_status want = forward_status(w, m);
-  CALL(w, want, rg_session_forward, m->s);
+  if (index)
+    CALL(w, want, call_run, m, RG_FORWARD, &x, (size_t)w->on->n);
+  else
+    CALL(w, want, rg_session_forward, m->s);
   if (want != RG_OK) return;
   wrote(w, m, false);
   if (!m->of[m->current].known) return; /* a block of no saved bytes that is scratch as well */
@@ -351,7 +413,12 @@ static void forward(world *w, model *m) {
   same(w, m->bound, RG_OUTPUT);
 }
 
-static void backward(world *w, model *m) {
+static void backward(world *w, model *m, bool index) {
+  /* a forward whose tensors have moved must not be gone back from: not with what is drawn here, either */
+  for (int b = 0; index && b <= BLOCKS; b++)
+    if (m->of[b].forwarded && m->of[b].stale) return;
+  by_index x;
+  if (index && !draw_arguments(w, m, RG_BACKWARD, &x)) return;
   const rg_status want = backward_status(w, m);
   memory *f = &m->of[m->current];
   if (want == RG_OK && f->stale) return;
@@ -362,7 +429,10 @@ static void backward(world *w, model *m) {
     for (int i = 0; i < w->on->n; i++)
       if (!of_forward(w, i)) memcpy(w->on->reference[i], m->bound[i], bytes_of(w, i));
   }
-  CALL(w, want, rg_session_backward, m->s);
+  if (index)
+    CALL(w, want, call_run, m, RG_BACKWARD, &x, (size_t)w->on->n);
+  else
+    CALL(w, want, rg_session_backward, m->s);
   if (want == RG_OK) wrote(w, m, true);
   if (!compare) return;
   REQUIRE(rg_session_backward(w->on->clean, NULL) == RG_OK);
@@ -576,10 +646,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 1: bind_all(&w, m); break;
     case 2:
     case 3:
-    case 4: forward(&w, m); break;
+    case 4: forward(&w, m, what & 0x80); break;
     case 5:
     case 6:
-    case 7: backward(&w, m); break;
+    case 7: backward(&w, m, what & 0x80); break;
     case 8: change_lengths(&w); break;
     case 9: bind_saved(&w, m); break;
     case 10: adopt(&w, m); break;
