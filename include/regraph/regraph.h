@@ -207,8 +207,7 @@ typedef struct rg_item {
 } rg_item;
 
 static inline rg_item rg_item_of(const char *name, rg_item_kind kind, int64_t i, double f, const char *text) {
-  rg_item item;
-  item.name = name, item.kind = kind, item.i = i, item.f = f, item.text = text;
+  rg_item item = {name, kind, i, f, text};
   return item;
 }
 static inline rg_item rg_int(const char *name, int64_t value) {
