@@ -275,9 +275,13 @@ Test(by_index, binds_one, .init = setup, .fini = teardown) {
 
 Test(by_index, what_makes_no_sense_binds_nothing, .init = setup, .fini = teardown) {
   buffers io, other;
-  void *pointers[MOST_TENSORS];
+  void *pointers[MOST_TENSORS], *block;
   rg_session *s;
+  rg_sizes z;
   rg_error e = {0};
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  CR_OK(rg_memory_alloc(plan, (size_t)z.scratch, &block, &e), &e);
+  const char *scratch = memset(block, 0x3c, (size_t)z.scratch);
   make_buffers(plan, 1, T, NULL, &io);
   make_buffers(plan, 2, T, NULL, &other);
   CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
@@ -293,6 +297,8 @@ Test(by_index, what_makes_no_sense_binds_nothing, .init = setup, .fini = teardow
         "saved block");
   FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, (char *)io.data[0] + 4, &e), RG_E_USAGE,
         "scratch block");
+  FAILS(rg_session_run(s, RG_FORWARD, pointers, n, (char *)block + 4, block, &e), RG_E_USAGE,
+        "saved block"); /* nor is the scratch block, which was as it should be */
   pointers[n - 1] = pointers[0];
   pointers[1] = (char *)pointers[1] + 1;
   FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, NULL, &e), RG_E_USAGE, "expected a multiple of 2");
@@ -300,6 +306,7 @@ Test(by_index, what_makes_no_sense_binds_nothing, .init = setup, .fini = teardow
     if (io.info[i].role == RG_OUTPUT) memset(io.data[i], 0x7e, (size_t)io.info[i].bytes);
   run_both(s);
   finite_results(&io, "still bound");
+  for (size_t i = 0; i < (size_t)z.scratch; i++) cr_assert_eq(scratch[i], 0x3c, "byte %zu", i);
   pointers_of(&other, pointers, RG_BACKWARD);
   for (size_t i = 0; i < n; i++)
     if (other.info[i].role == RG_GRAD_OUT) pointers[i] = NULL;
@@ -309,6 +316,7 @@ Test(by_index, what_makes_no_sense_binds_nothing, .init = setup, .fini = teardow
   FAILS(rg_session_run(s, RG_FORWARD, pointers, n, NULL, NULL, &e), RG_E_USAGE,
         "the input \"q\" is not bound");
   rg_session_destroy(s);
+  rg_memory_free(plan, block);
   free_buffers(&io);
   free_buffers(&other);
 }
