@@ -107,8 +107,9 @@ typedef struct rgi_attn_kind {
 
 /* For `check`: as many key rows as query rows, unless cu_seqlens_k says otherwise. */
 rg_status rgi_attn_check_rows(const rg_call *c, rg_error *e);
-/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence of
- * full length; where keys outnumber queries that have an offset, the queries are the last of them. */
+/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence
+ * of full length; where keys outnumber queries that have an offset, the queries are the last
+ * of them. */
 double rgi_attn_pairs(const rgi_attn *a, int64_t most);
 
 /* ---- for the descriptors ---- */
@@ -121,8 +122,8 @@ rg_status rgi_attn_steps(const rg_call *c, rg_cuda *x);
 const char *rgi_attn_path(const rg_call *c);
 extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 
-#define RGI_ATTN_FUNCTIONS                                                                                   \
-  .check = rgi_attn_check, .cost = rgi_attn_cost, .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run,  \
-  .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
+#define RGI_ATTN_FUNCTIONS                                                         \
+  .check = rgi_attn_check, .cost = rgi_attn_cost, .workspace = rgi_attn_workspace, \
+  .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
 
 #endif
