@@ -1,7 +1,8 @@
 /* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and
    the numbers.
 
-       elaborate → check policy → split heads → autodiff → fuse → recompute → memplan → memory check → steps
+       elaborate → check policy → split heads → autodiff → fuse → recompute → memplan
+                 → memory check → steps
 
    rg_check goes as far as autodiff, rg_pareto as far as fuse. Leaves to others: what each pass
    does, the steps themselves (steps.c), reports (report.c).

@@ -18,7 +18,11 @@
      rg_session_bind(s, RG_GRAD_OUT, "q", dq, q_bytes, &err);   // ... k, v, gate
      rg_session_forward(s, &err);
      rg_session_backward(s, &err);
-     if (err.status) { char line[1024]; rg_error_format(&err, line, sizeof line); fputs(line, stderr); }
+     if (err.status) {
+       char line[1024];
+       rg_error_format(&err, line, sizeof line);
+       fputs(line, stderr);
+     }
 
      rg_session_destroy(s); rg_plan_destroy(plan); rg_policy_destroy(policy);
      rg_spec_destroy(spec); rg_context_destroy(ctx);
