@@ -34,8 +34,8 @@ rg_status rgi_nomem(rg_error *e);
 /* ---- options: structs that open with their size and grow at their end (the rule: regraph.h) */
 
 /* *own becomes what *given (NULL: nothing) sets, everything else 0, its size `now`. `first` is what
- * size 0 stands for: the bytes up to the last member that 0.1.0 had. RG_E_USAGE if the size makes no
- * sense, or if something is set past `now`. `what` names the struct. */
+ * size 0 stands for: the bytes up to the last member that 0.1.0 had. RG_E_USAGE if the size makes
+ * no sense, or if something is set past `now`. `what` names the struct. */
 rg_status rgi_options(const void *given, void *own, size_t first, size_t now, const char *what,
                       rg_error *e);
 /* The same with the last member of 0.1.0 named. Nothing may hide in padding at a struct's end,

@@ -364,8 +364,8 @@ typedef struct rg_node_info {
   const char *op;
   /* the node of the spec it stems from, by which policies name it; NULL: none */
   const char *spec_node;
-  const char *
-      kernels; /* which kernels it takes and why, "plain: d_v 40"; NULL where there is but one way */
+  /* which kernels it takes and why, "plain: d_v 40"; NULL where there is but one way */
+  const char *kernels;
   rg_node_kind kind;
   bool backward; /* runs in the backward */
   /* what this node of the forward writes is given up and computed again by clones */
