@@ -75,7 +75,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       }
       proxy_fence();
       __syncwarp();
-      if (lane == 0) bar_arrive(&bar->dq_full[(i & 1) * 2 + panel]);
+      if (lane == 0) bar_ready(&bar->dq_full[(i & 1) * 2 + panel]);
     };
 
     bar_wait(&bar->kv, 0);
@@ -181,13 +181,14 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       }
       proxy_fence();
       __syncwarp();
-      if (lane == 0) bar_arrive(&bar->ds_full[stage]);
+      if (lane == 0) bar_ready(&bar->ds_full[stage]);
 
       if (i + 1 < steps) bar_wait(&bar->q_full[stage ^ 1], (i + 1) >> 1 & 1);
       scores(stage ^ 1); /* after the last step: of whatever is there, for nothing */
-      wgmma_wait<1>();   /* dK is done */
+      const waited done = wgmma_wait<1>(); /* dK is, which lse and delta went into */
       wgmma_keep(dk);
-      if (lane == 0) bar_arrive(&bar->q_empty[stage]), bar_arrive(&bar->o_empty[stage]);
+      __syncwarp();
+      if (lane == 0) bar_release(&bar->q_empty[stage], done, dk[0]), bar_release(&bar->o_empty[stage], done);
       wgmma_wait<0>();
       wgmma_keep(s);
     }

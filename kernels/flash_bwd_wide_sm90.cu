@@ -148,6 +148,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - l.x);
       dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - l.y);
     }
+    const float read = dp[0] + dp[4] + dp[8] + dp[12]; /* lse and delta went into them */
     {
       const int row = 16 * warp + (lane & 15);
 #pragma unroll
@@ -168,17 +169,21 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     dk.template add<false>(dS, Q, wg, false);
     dq.template add<true>(dS, K, wg, true);
     wgmma_commit();
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     dv.keep();
     dk.keep();
     dq.keep();
-    if (lane == 0) bar_arrive(&bar->q_empty[at.stage]), bar_arrive(&bar->o_empty[at.stage]);
+    __syncwarp();
+    if (lane == 0) {
+      bar_release(&bar->q_empty[at.stage], done, read);
+      bar_release(&bar->o_empty[at.stage], done);
+    }
     if (i > 0) bar_wait(&bar->dq_empty[((i - 1) & 1) * 2], (i - 1) >> 1 & 1);
     give(dq.a, base + L::dq, dq.first(wg) * 4, lane, warp);
     if constexpr (dq.odd) give(dq.b, base + L::dq, dq.whole * 4 + wg * 2, lane, warp);
     proxy_fence();
     __syncwarp();
-    if (lane == 0) bar_arrive(&bar->dq_full[(i & 1) * 2]);
+    if (lane == 0) bar_ready(&bar->dq_full[(i & 1) * 2]);
   }
 
   if (x.turns > 1) {

@@ -134,7 +134,7 @@ template <class C> __device__ __forceinline__ void produce(const rgk_flash_param
       bar_wait(&s.q_empty[g], q_parity ^ 1);
       s.jobs[g] = j;
       if (j.first == j.end) {
-        bar_arrive(&s.q_full[g]);
+        bar_ready(&s.q_full[g]);
         continue;
       }
       bar_expect(&s.q_full[g], C::DP * C::Q);
@@ -340,12 +340,14 @@ __device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a sequence row by
- * row. `at`: the warp's rows of the first panel of C::Q bytes. */
+ * row. `at`: the warp's rows of the first panel of C::Q bytes. Returns what depends on all that this thread read
+ * there. */
 template <class C>
-__device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, int first, float (&o)[C::E / 2],
-                                      char *at) {
+__device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &j, int first,
+                                          float (&o)[C::E / 2], char *at) {
   const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
-  if (rows <= 0) return;
+  uint32_t copied = 0;
+  if (rows <= 0) return copied;
 #pragma unroll
   for (int x = 0; x < C::E / 16; x++) {
     uint32_t w[4];
@@ -360,16 +362,20 @@ __device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, i
       for (int x = 0; x < C::EP; x++) tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
       store_commit();
     }
-    return;
+    return copied;
   }
+  if (!C::OWN_O) proxy_fence(); /* the copy engine will write there */
   __syncwarp();
   const int pieces = p.E / 8;
   for (int i = lane; i < rows * pieces; i += 32) {
     const int y = i / pieces, x = i - y * pieces;
     typename C::type *out =
         (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
-    *(uint4 *)(out + x * 8) = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
+    const uint4 piece = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
+    *(uint4 *)(out + x * 8) = piece;
+    copied ^= piece.x;
   }
+  return copied;
 }
 
 /* A tile of dead rows. */
@@ -393,9 +399,9 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
               to = p.scale / p.softcap * 2 * LOG2E;
   auto baton_wait = [&]() { named_sync(1 + group, 256); };
   auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
-  auto release = [&](uint64_t *bar) {
+  auto release = [&](uint64_t *bar, waited products) {
     __syncwarp();
-    if (lane == 0) bar_arrive(bar);
+    if (lane == 0) bar_release(bar, products);
   };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
@@ -405,7 +411,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     const job j = s.jobs[group];
     if (j.kind == EXIT) break;
     if (j.kind == DEAD_ROWS) {
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], j.head, j.keys);
       clear_rows<C>(p, j);
       continue;
     }
@@ -419,6 +425,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       uint32_t pr[C::N / 4];
       float scale[2];
       query<C> q;
+      waited scored;
       if constexpr (C::Q_REGS)
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
@@ -441,11 +448,11 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
         baton_pass();
-        wgmma_wait<0>();
+        scored = wgmma_wait<0>();
         wgmma_keep(x);
-        /* Only now has the product taken what ldmatrix read of q; one still under way would read the next job's. */
-        if (C::Q_REGS) bar_arrive(&s.q_empty[group]);
-        release(&s.k_empty[k.stage]);
+        /* Not before: the product has taken what ldmatrix read. */
+        if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
+        release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
@@ -462,19 +469,19 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         wgmma_fence();
         start_pv<C>(o, pr, smem_at(s.v[v.stage]));
         baton_pass();
-        wgmma_wait<1>();
+        scored = wgmma_wait<1>();
         wgmma_keep(x);
-        release(&s.k_empty[k.stage]);
+        release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
         /* This wait's loop also keeps the compiler from pulling the next one up before the softmax. */
         if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
-        wgmma_wait<0>();
+        const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
-        release(&s.v_empty[v.stage]);
+        release(&s.v_empty[v.stage], added);
         v.next();
         if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
 #pragma unroll
@@ -482,17 +489,17 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         }
         pack<C>(pr, x);
       }
-      if (C::OWN_O && !C::Q_REGS) bar_arrive(&s.q_empty[group]);
+      if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
       bar_wait(&s.v_full[v.stage], v.parity);
       tail(j.first);
       wgmma_fence();
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
-      wgmma_wait<0>();
+      const waited added = wgmma_wait<0>();
       wgmma_keep(o);
-      release(&s.v_empty[v.stage]);
+      release(&s.v_empty[v.stage], added);
       v.next();
     } else if (C::OWN_O) {
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], j.head, j.keys);
     }
     float lse[2];
     average<C>(p, j, o, r, c, lse);
@@ -502,12 +509,15 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     } else { /* all warps are done with q */
       named_sync(8 + group, 128);
     }
-    write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+    const uint32_t copied =
+        write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+    (void)copied;
     write_lse(p, j, row, lse); /* last: the fence before the copy engine waits for stores before it */
     if (!C::OWN_O) {
-      if (lane == 0) store_wait_read<0>();
+      waited stored;
+      if (lane == 0) stored = store_wait_read<0>();
       __syncwarp();
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], stored, copied, j.head, j.keys);
     }
   }
   if (lane == 0) store_wait_read<0>();

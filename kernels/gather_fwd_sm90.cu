@@ -132,7 +132,7 @@ template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_g
         if (j.kind == WORK)
           bar_expect(&s.q_full[g], memory::DP * PANEL);
         else
-          bar_arrive(&s.q_full[g]);
+          bar_ready(&s.q_full[g]);
       }
       __syncwarp();
       if (j.kind == WORK && lane < 4 * memory::DP) {
@@ -207,7 +207,7 @@ template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gath
           if (any)
             bar_expect(&s.full[r.stage], PANELS * PANEL);
           else
-            bar_arrive(&s.full[r.stage]);
+            bar_ready(&s.full[r.stage]);
         }
         __syncwarp();
         if (any && lane < PANELS) {
@@ -375,7 +375,7 @@ template <class T, int D, int E> struct consumer {
   }
 
   /* Adds the stage's keys. */
-  __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
+  __device__ __forceinline__ waited add(float (&o)[E / 2], const label &y) {
     char *at_v = s.data[r.stage] + memory::DP * PANEL;
     const int limit =
         y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
@@ -401,9 +401,10 @@ template <class T, int D, int E> struct consumer {
     }
     add32<0>(o, z, a, smem_at(at_v), on, minus);
     add32<2>(o, z, a, smem_at(at_v), on, minus);
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     wgmma_keep(o);
     wgmma_keep(a);
+    return done;
   }
 
   __device__ __forceinline__ void run() {
@@ -413,7 +414,7 @@ template <class T, int D, int E> struct consumer {
       if (j.kind == EXIT) break;
       const place u = find_unit(p, j, unit);
       if (j.kind == DEAD_ROWS) {
-        bar_arrive(&s.q_empty[group]);
+        bar_release(&s.q_empty[group], j.n, j.keys);
         clear_rows<T, E>(p, u);
         continue;
       }
@@ -424,15 +425,16 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
+      waited done;
       for (bool last = false; !last; r.next()) {
         bar_wait(&s.full[r.stage], r.parity);
         const label y = read_label();
-        if (y.mask >> 4 * group & 15) add(o, y);
+        if (y.mask >> 4 * group & 15) done = add(o, y);
         last = y.last;
         __syncwarp();
-        if (lane == 0) bar_arrive(&s.empty[r.stage]);
+        if (lane == 0) bar_release(&s.empty[r.stage], done, y.last);
       }
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], done, j.n, j.keys);
       finish<T, E>(p, u, o, x, c);
     }
   }

@@ -456,8 +456,8 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       bar_wait(m.full + stage, there ? parity : parity ^ 1); /* returns at once; keeps exponentials behind products */
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
-    auto release = [&] {
-      if (lane == 0) bar_arrive(m.empty + freed);
+    auto release = [&](waited done) {
+      if (lane == 0) bar_release(m.empty + freed, done);
       if (++freed == p.stages) freed = 0;
     };
     const int my_row = 16 * warp + lane / 4;
@@ -479,14 +479,14 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
     auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
       product(next, i + 1 < tiles);
       sums(ready, i);
-      wgmma_wait<0>();
+      const waited done = wgmma_wait<0>();
       wgmma_keep(next);
-      release();
+      release(done);
     };
     product(acc[0], true);
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     wgmma_keep(acc[0]);
-    release();
+    release(done);
     for (int i = 0; i < tiles; i += 2) {
       turn(acc[0], acc[1], i);
       turn(acc[1], acc[0], i + 1);

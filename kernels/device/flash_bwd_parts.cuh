@@ -174,13 +174,8 @@ __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x
       store_commit();
     }
 #pragma unroll
-    for (int j = each - 1; j < panels; j += each) {
-      if (j + 1 < panels)
-        store_wait_read<1>();
-      else
-        store_wait_read<0>();
-      bar_arrive(&empty[2 * odd + j / each]);
-    }
+    for (int j = each - 1; j < panels; j += each)
+      bar_release(&empty[2 * odd + j / each], j + 1 < panels ? store_wait_read<1>() : store_wait_read<0>());
     store_wait<0>();
     if (x.tile > 0) publish(done, (uint32_t)turn + 1);
     w.next();

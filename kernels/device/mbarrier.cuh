@@ -4,10 +4,21 @@
  *                  bar_wait(bar, parity) returns once the phase of that parity has ended: a fresh barrier's
  *                  first phase has parity 0, and waiting for parity 1 on a fresh barrier returns at once
  *                  (so producers start with parity 1 on "empty" barriers).
+ *                  A "full" barrier says that something is there (bar_expect, bar_ready), an "empty" one
+ *                  gives its room back (bar_release).
  *   ring           the stage and parity of a pipeline's next step
  *   named barrier  among a given number of threads, ids 1 to 15; `sync` waits, `arrive` only counts
  *   registers      setmaxnreg moves registers between warpgroups; every warp of the warpgroup runs it
  *   proxy fence    shared memory written by ordinary stores is shown to wgmma and the copy engine
+ *
+ * A release comes after what was read has been used or waited for. Arriving waits for nothing: a load (ldmatrix,
+ * ld.shared) may still be under way when the phase ends, and the copy engine, which the arrive does not order
+ * behind it, then writes what it is about to read. So a release takes what was read:
+ *
+ *   ordinary loads                   registers loaded, or something computed from all of them
+ *   products, the copy engine        the `waited` of wgmma_wait or store_wait_read
+ *
+ * tests/releases.py looks in machine code for arrives that come before the data of a load.
  */
 #pragma once
 #include <stdint.h>
@@ -25,7 +36,8 @@ __device__ __forceinline__ void bar_init(uint64_t *bar, uint32_t arrivals) {
 __device__ __forceinline__ void bar_init_done() {
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
 }
-__device__ __forceinline__ void bar_arrive(uint64_t *bar) {
+/* What the barrier guards is there, by ordinary stores. */
+__device__ __forceinline__ void bar_ready(uint64_t *bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_at(bar)) : "memory");
 }
 /* Arrives, and makes the phase wait for that many more bytes. */
@@ -46,6 +58,39 @@ __device__ __forceinline__ bool bar_try(uint64_t *bar, uint32_t parity) {
 __device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity) {
   while (!bar_try(bar, parity)) {
   }
+}
+
+/* Proof that what reads by itself, products or the copy engine, is done reading. */
+struct waited {};
+
+namespace release {
+__device__ __forceinline__ uint32_t word(uint32_t x) { return x; }
+__device__ __forceinline__ uint32_t word(int x) { return (uint32_t)x; }
+__device__ __forceinline__ uint32_t word(float x) { return __float_as_uint(x); }
+
+/* The address is made to depend on `read` in machine code too: x² + x is even, which ptxas does not see. (Naming
+ * a register in an asm makes the compiler keep it, not wait for it.) */
+__device__ __forceinline__ void arrive(uint64_t *bar, uint32_t read) {
+  asm volatile("{\n\t.reg .b32 x;\n\t"
+               "mad.lo.u32 x, %1, %1, %1;\n\t"
+               "and.b32 x, x, 1;\n\t"
+               "add.u32 x, x, %0;\n\t"
+               "mbarrier.arrive.shared::cta.b64 _, [x];\n\t}" ::"r"(smem_at(bar)),
+               "r"(read)
+               : "memory");
+}
+} // namespace release
+
+/* Gives room back: every thread that read it, or one lane for its warp after __syncwarp. */
+__device__ __forceinline__ void bar_release(uint64_t *bar, waited) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_at(bar)) : "memory");
+}
+template <class... X> __device__ __forceinline__ void bar_release(uint64_t *bar, X... read) {
+  static_assert(sizeof...(X) > 0, "what was read?");
+  release::arrive(bar, (release::word(read) ^ ...));
+}
+template <class... X> __device__ __forceinline__ void bar_release(uint64_t *bar, waited, X... read) {
+  bar_release(bar, read...);
 }
 
 /* Consumers wait for `parity` on "full", producers for `parity ^ 1` on "empty". */
