@@ -12,14 +12,16 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
-#include "../graph/fuse.h"
-#include "../graph/passes.h"
+#include "../graph/json.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
+#include "../passes/fuse.h"
 #include "../recompute/recompute.h"
 
 /* In-ports whose contents obey rules (rgi_check). */
 enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
+
+enum { RGI_ROLES = RG_GRAD_OUT + 1 };
 
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
 
@@ -37,6 +39,7 @@ typedef struct rgi_step {
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
   rg_cost cost;
+  rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
@@ -80,6 +83,7 @@ struct rg_plan {
   int32_t nstep, nforward, nargs;
   rgi_bindable *bindable;
   int32_t nbindable;
+  rgi_names by_name[RGI_ROLES]; /* name → index into bindable[] */
   rgi_check *check;
   int32_t ncheck;
   rgi_clean *clean;
@@ -98,23 +102,5 @@ rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
 /* Where tensor t starts. */
 rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
-
-/* Everything before the recompute choice: profile, graph, gradients, fusing (plan.c); report.c's pareto
- * starts here too. */
-typedef struct rgi_prepared {
-  const rg_context *ctx;
-  bool cuda;
-  rg_gpu gpu;
-  int threads;
-  rgi_profile *profile;
-  rgi_memory_options mem;
-  rgi_progress progress;
-  rgi_graph *graph;     /* after fuse */
-  rgi_graph *unfused;   /* before, NULL where nothing was fused */
-  rgi_fusions *fusions; /* NULL: switched off */
-} rgi_prepared;
-rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                           rgi_prepared *out, rg_error *e);
-void rgi_prepared_free(rgi_prepared *p); /* frees what is left in it */
 
 #endif

@@ -14,8 +14,8 @@ static rg_status broken(rg_error *e, const char *node, const char *what, const c
 
 /* ---- what the caller binds ---- */
 
-/* The caller's memory is dense and holds the whole tensor, so a bindable tensor is its owner's bytes, all of
- * them. */
+/* The caller's memory is dense and holds the whole tensor, so a bindable tensor is
+ * its owner's bytes, all of them. */
 static bool dense_whole(const rgi_graph *g, int32_t t) {
   const rgi_tensor *x = &g->tensor[t];
   if (x->base < 0) return true;
@@ -65,6 +65,12 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)
         return broken(e, NULL, "two bindable tensors share bytes", plan->bindable[i].info.name);
+  for (int role = 0; role < RGI_ROLES; role++)
+    if (!rgi_names_init(&plan->by_name[role], plan->arena, (size_t)plan->nbindable + 1)) return rgi_nomem(e);
+  for (int i = 0; i < plan->nbindable; i++) {
+    const rg_tensor_info *t = &plan->bindable[i].info;
+    rgi_names_add(&plan->by_name[t->role], t->name, i);
+  }
   return RG_OK;
 }
 
@@ -127,9 +133,9 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
                     plan->cuda ? "CUDA" : "CPU");
   if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
-  s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
-  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, dtype, &s->cost);
+  s->dtype = model_dtype(&s->call, s->nin, s->nout);
+  s->ms = rgi_profile_ms(plan->profile, node->op, s->dtype, &s->cost);
+  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, s->dtype, &s->cost);
   return RG_OK;
 }
 
@@ -150,8 +156,8 @@ static rg_status list_steps(rg_plan *plan, rg_error *e) {
 
 /* ---- rules for bound contents ---- */
 
-/* The check for the input behind tensor t, new or known; -1 if the host cannot read it before a run (a node
- * makes it). */
+/* The check for the input behind tensor t, new or known; -1 if the host cannot read it
+ * before a run (a node makes it). */
 static rg_status find_check(rg_plan *plan, int32_t t, bool starts, int32_t *out, rg_error *e) {
   *out = -1;
   rgi_place at;

@@ -1,11 +1,9 @@
-/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every op; see op.h for the
- * notation. */
+/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every
+ * op; see op.h for the notation. */
 #include "ir.h"
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
-
-#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
 
 enum { MOST_VARIABLES = 32, MOST_AXIS_TEXT = 64 };
 

@@ -3,11 +3,10 @@
 #ifndef RGI_SPEC_H
 #define RGI_SPEC_H
 
+#include "ir.h"
 #include "json.h"
-#include "passes.h"
 
 enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
-#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
 
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
@@ -25,6 +24,15 @@ struct rg_spec {
   rg_tensor_info *info;
   size_t ninfo;
 };
+
+/* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless `bind_all`. */
+rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
+                             rgi_graph **out, rg_error *e);
+const rg_context *rgi_spec_context(const rg_spec *spec);
+const char *rgi_spec_file(const rg_spec *spec);
+
+/* Fills in every tensor's `seqlens` and the lengths ports that the spec left open (lengths.c). */
+rg_status rgi_fill_lengths(rgi_graph *g, rg_error *e);
 
 /* ---- names in force: parameters after overrides, free dimensions as far as they are bound ---- */
 

@@ -1,7 +1,11 @@
-/* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs.
+/* tests/unit/test_recompute.c: the chooser against brute force, on the stock
+ * examples and on random graphs.
  */
+#include "graph/spec.h"
+#include "passes/passes.h"
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
+#include "../harness/round.h"
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -118,8 +122,8 @@ static void compare(const bench *b) {
       rgi_choice_destroy(choice);
     }
   }
-  /* the front: every point is some subset's, none is beaten, and its ends are the cheapest and the smallest
-   */
+  /* the front: every point is some subset's, none is beaten, and its ends are
+   * the cheapest and the smallest */
   rgi_buf text;
   rgi_buf_init(&text, b->ctx);
   must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");
@@ -200,7 +204,7 @@ Test(recompute, random_graphs) {
   rg_context *ctx;
   must(rg_context_create(NULL, &ctx, &err), "context");
   for (int seed = 0; seed < 12; seed++) {
-    uint64_t state = (uint64_t)seed + 77;
+    uint64_t state = round_seed((uint64_t)seed + 77, 12);
     rg_spec *spec = random_spec(ctx, &state, 4 + seed % 5);
     bench b = open_graph(ctx, spec, 0, false);
     compare(&b);
