@@ -148,7 +148,6 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - l.x);
       dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - l.y);
     }
-    const float read = dp[0] + dp[4] + dp[8] + dp[12]; /* lse and delta went into them */
     {
       const int row = 16 * warp + (lane & 15);
 #pragma unroll
@@ -173,17 +172,13 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     dv.keep();
     dk.keep();
     dq.keep();
-    __syncwarp();
-    if (lane == 0) {
-      bar_release(&bar->q_empty[at.stage], done, read);
-      bar_release(&bar->o_empty[at.stage], done);
-    }
+    warp_release(&bar->q_empty[at.stage], done, dk.a[0]); /* lse, delta, `steps` went into dK */
+    warp_release(&bar->o_empty[at.stage], done);
     if (i > 0) bar_wait(&bar->dq_empty[((i - 1) & 1) * 2], (i - 1) >> 1 & 1);
     give(dq.a, base + L::dq, dq.first(wg) * 4, lane, warp);
     if constexpr (dq.odd) give(dq.b, base + L::dq, dq.whole * 4 + wg * 2, lane, warp);
     proxy_fence();
-    __syncwarp();
-    if (lane == 0) bar_ready(&bar->dq_full[(i & 1) * 2]);
+    warp_ready(&bar->dq_full[(i & 1) * 2]);
   }
 
   if (x.turns > 1) {

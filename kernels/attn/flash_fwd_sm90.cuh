@@ -386,10 +386,6 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
               to = p.scale / p.softcap * 2 * LOG2E;
   auto baton_wait = [&]() { named_sync(1 + group, 256); };
   auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
-  auto release = [&](uint64_t *bar, waited products) {
-    __syncwarp();
-    if (lane == 0) bar_release(bar, products);
-  };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -412,7 +408,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       uint32_t pr[C::N / 4];
       float scale[2];
       query<C> q;
-      waited scored;
+      waited scored = waited::for_nothing();
       if constexpr (C::Q_REGS)
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
@@ -439,7 +435,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         wgmma_keep(x);
         /* Not before: the product has taken what ldmatrix read. */
         if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
-        release(&s.k_empty[k.stage], scored);
+        warp_release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
@@ -458,7 +454,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         baton_pass();
         scored = wgmma_wait<1>();
         wgmma_keep(x);
-        release(&s.k_empty[k.stage], scored);
+        warp_release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
@@ -468,7 +464,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
-        release(&s.v_empty[v.stage], added);
+        warp_release(&s.v_empty[v.stage], added);
         v.next();
         if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
 #pragma unroll
@@ -483,7 +479,7 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
       const waited added = wgmma_wait<0>();
       wgmma_keep(o);
-      release(&s.v_empty[v.stage], added);
+      warp_release(&s.v_empty[v.stage], added);
       v.next();
     } else if (C::OWN_O) {
       bar_release(&s.q_empty[group], j.head, j.keys);
@@ -498,11 +494,9 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
     }
     const uint32_t copied =
         write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
-    (void)copied;
     write_lse(p, j, row, lse); /* last: the fence before the copy engine waits for stores before it */
     if (!C::OWN_O) {
-      waited stored;
-      if (lane == 0) stored = store_wait_read<0>();
+      const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
       __syncwarp();
       bar_release(&s.q_empty[group], stored, copied, j.head, j.keys);
     }
@@ -518,8 +512,8 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
-      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS);
-      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS);
+      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
     }
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);

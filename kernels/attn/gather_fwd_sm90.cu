@@ -414,14 +414,13 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
-      waited done;
+      waited done = waited::for_nothing();
       for (bool last = false; !last; r.next()) {
         bar_wait(&s.full[r.stage], r.parity);
         const label y = read_label();
         if (y.mask >> 4 * group & 15) done = add(o, y);
         last = y.last;
-        __syncwarp();
-        if (lane == 0) bar_release(&s.empty[r.stage], done, y.last);
+        warp_release(&s.empty[r.stage], done, y.last);
       }
       bar_release(&s.q_empty[group], done, j.n, j.keys);
       finish<T, E>(p, u, o, x, c);
@@ -436,7 +435,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS * WARP_ARRIVALS);
     for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);

@@ -378,7 +378,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
 
   if (threadIdx.x == 0) {
     #pragma unroll 1
-    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
+    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
     bar_init_done();
   }
   __syncthreads();
@@ -452,7 +452,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     auto release = [&](waited done) {
-      if (lane == 0) bar_release(m.empty + freed, done);
+      warp_release(m.empty + freed, done);
       if (++freed == p.stages) freed = 0;
     };
     const int my_row = 16 * warp + lane / 4;
