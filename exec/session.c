@@ -30,7 +30,8 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   if (size == 0) return RG_OK;
   b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
   if (b->memory &&
-      (uintptr_t)b->memory % RGI_ALIGN != 0) { /* not an allocator for arenas: align the block ourselves */
+      /* not an allocator for arenas: align the block ourselves */
+      (uintptr_t)b->memory % RGI_ALIGN != 0) {
     s->memory.free(s->memory.user, b->memory);
     slack = RGI_ALIGN - 1;
     b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
@@ -46,8 +47,8 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   return RG_OK;
 }
 
-/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an odd last
- * byte (a workspace's) counts as part of its pair. */
+/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an
+ * odd last byte (a workspace's) counts as part of its pair. */
 static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t *out, rg_error *e) {
   enum { CHUNK = 1 << 16 };
   static const uint16_t poison = RGI_POISON;
@@ -70,8 +71,8 @@ static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t 
 
 static rg_status check_block(const void *block, const char *what, rg_error *e) {
   if ((uintptr_t)block % RGI_ALIGN == 0) return RG_OK;
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d", what,
-                  block, RGI_ALIGN);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
+                  what, block, RGI_ALIGN);
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -125,8 +126,8 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   return s->backend->create(s, o, e);
 }
 
-rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
-                            rg_error *e) {
+rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                            rg_session **out, rg_error *e) {
   static const rg_session_options defaults = {0};
   const rg_session_options *o = options ? options : &defaults;
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
@@ -185,8 +186,9 @@ static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *nam
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
                     role_name(role), name, near);
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
-                  role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "the plan has no %s \"%s\"; it has %d of that role%s%s%s", role_name(role), name,
+                  n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
 }
 
 rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
@@ -197,13 +199,14 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
   if (i < 0) return unknown_name(s->plan, role, name, e);
   const rg_tensor_info *t = &s->plan->bindable[i].info;
   if (ptr && bytes != (size_t)t->bytes)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                    role_name(role), name, (long long)t->bytes);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld",
+                    bytes, role_name(role), name, (long long)t->bytes);
   size_t align = rg_dtype_size(t->dtype);
   if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
   if ((uintptr_t)ptr % align != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                    role_name(role), name, ptr, align);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the %s \"%s\" is bound to %p; expected a multiple of %zu", role_name(role),
+                    name, ptr, align);
   s->bound[i] = ptr;
   return RG_OK;
 }
@@ -257,28 +260,31 @@ rg_status rg_session_synchronize(rg_session *s, rg_error *e) {
   return s->backend->synchronize(s, e);
 }
 
-/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no memory. */
+/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no
+ * memory. */
 static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
     bool gradient = t->role == RG_GRAD_IN || t->role == RG_GRAD_OUT;
     if (gradient && !backward) continue;
     if (!s->bound[i] && t->bytes)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
-                      role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
+          role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
   }
   return RG_OK;
 }
 
 /* ---- running ---- */
 
-/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
- * hold. */
+/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep
+ * what they hold. */
 static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
   RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
-    if (t->role == role && !t->accumulates) RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
+    if (t->role == role && !t->accumulates)
+      RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
   }
   return RG_OK;
 }
@@ -312,9 +318,11 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
 rg_status rg_session_backward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
   bool any = false;
-  for (int32_t i = 0; i < s->plan->nbindable; i++) any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
+  for (int32_t i = 0; i < s->plan->nbindable; i++)
+    any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
   if (!any)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no gradients, so there is no backward to run");
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the plan has no gradients, so there is no backward to run");
   if (!s->current->forwarded) {
     rg_error lost = {0}; /* such a session has no forward either */
     if (s->backend->check(s, &lost) == RG_E_DEVICE) {
@@ -397,7 +405,8 @@ rg_status rg_session_read(rg_session *s, const char *tensor, void *dst, size_t b
     return RG_OK;
   }
   int64_t span = 1; /* over all strides */
-  for (int a = 0; a < g->tensor[t].rank; a++) span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
+  for (int a = 0; a < g->tensor[t].rank; a++)
+    span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
   size_t size = (size_t)span * rg_dtype_size(g->tensor[t].dtype);
   char *host = rgi_malloc(s->plan->ctx, size);
   if (!host) return rgi_nomem(e);

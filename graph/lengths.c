@@ -26,8 +26,8 @@ static int root(rows *r, int t) {
   return t;
 }
 
-/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the
- * same. */
+/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0)
+ * are not the same. */
 static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
   if (t < 0 || g->tensor[t].rank == 0) return;
   if (*first < 0)
@@ -48,7 +48,8 @@ static int tie_ports(const rgi_graph *g, rows *r, const rgi_node *n, uint32_t fl
   return first;
 }
 
-/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree too. */
+/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree
+ * too. */
 static bool same_rows(const rgi_graph *g, int x, int y) {
   const rgi_tensor *a = &g->tensor[x], *b = &g->tensor[y];
   return a->rank > 0 && b->rank > 0 && rgi_dim_equal(a->dim[0], b->dim[0]) &&
@@ -70,11 +71,12 @@ static rg_status say_lengths(const rgi_graph *g, rows *r, int t, int n, int p, r
   if (r->lengths[k] >= 0 && r->lengths[k] != lengths) {
     rgi_pointer in, at;
     rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
-    return rgi_fail(
-        e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
-        "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
-        "axis share one lengths tensor",
-        g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name, g->node[r->who[k]].name);
+    return rgi_fail(e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
+                    "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; "
+                    "tensors over one token "
+                    "axis share one lengths tensor",
+                    g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name,
+                    g->node[r->who[k]].name);
   }
   r->lengths[k] = lengths;
   r->who[k] = n;
@@ -132,7 +134,8 @@ static rg_status find_lengths(const rgi_graph *g, rows *r, rg_error *e) {
       RGI_TRY(say_lengths(g, r, r->of[s][n], n, port_with(g->node[n].op, side[s].lengths), e));
   /* Keys without lengths of their own, in a node that gives none, have the queries'. */
   for (int n = 0; n < g->nnode; n++) {
-    const int p = port_with(g->node[n].op, side[KEY].lengths), query = r->of[QUERY][n], key = r->of[KEY][n];
+    const int p = port_with(g->node[n].op, side[KEY].lengths), query = r->of[QUERY][n],
+              key = r->of[KEY][n];
     if (p < 0 || key < 0 || query < 0 || rgi_in(&g->node[n], p) >= 0) continue;
     const int k = root(r, key), lengths = r->lengths[root(r, query)];
     if (r->lengths[k] >= 0 || lengths < 0) continue;
@@ -149,7 +152,8 @@ static rg_status bind_lengths(rgi_graph *g, const rows *r, bool *late, rg_error 
   if (!changed) return rgi_nomem(e);
   for (int n = 0; n < g->nnode; n++) {
     int32_t lengths[SIDES];
-    for (int s = 0; s < SIDES; s++) lengths[s] = r->of[s][n] < 0 ? -1 : g->tensor[r->of[s][n]].seqlens;
+    for (int s = 0; s < SIDES; s++)
+      lengths[s] = r->of[s][n] < 0 ? -1 : g->tensor[r->of[s][n]].seqlens;
     if (lengths[KEY] == lengths[QUERY]) lengths[KEY] = -1; /* absent: as the queries */
     for (int s = 0; s < SIDES; s++) {
       const int p = port_with(g->node[n].op, side[s].lengths);

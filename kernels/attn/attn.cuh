@@ -23,9 +23,12 @@ __device__ __forceinline__ key_span keys_of(const rgk_attn &a, int b) {
 }
 
 /* Position of sequence b's first query. */
-__device__ __forceinline__ int64_t first_position(const rgk_attn &a, int b) { return a.offset ? a.offset[b] : 0; }
+__device__ __forceinline__ int64_t first_position(const rgk_attn &a, int b) {
+  return a.offset ? a.offset[b] : 0;
+}
 
-/* Keys [lo, hi) that the query at position pos may see of n, none if lo >= hi; SLC: of its blocks. */
+/* Keys [lo, hi) that the query at position pos may see of n, none if lo >= hi; SLC: of its
+ * blocks. */
 struct key_range {
   int64_t lo, hi;
 };

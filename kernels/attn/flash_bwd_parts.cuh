@@ -75,9 +75,10 @@ __device__ __forceinline__ step find_step(const rgk_attn &a, const bwd_item &x, 
 
 /* ---- shared memory of a block ---- */
 
-/* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]  dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
- * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta). All but the last two
- *                                              in panels of 128-byte rows, swizzled. */
+/* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]
+ * dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
+ * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta)
+ * All but the last two in panels of 128-byte rows, swizzled. */
 template <int keys, int W, int E> struct bwd_plan {
   static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64,
                        stages = W == 256 ? 1 : 2, dq_buffers = keys == 64 ? 1 : 2;

@@ -7,11 +7,10 @@
    copies K and V tiles through rings of two stages, from the last key tile to the first; it runs
    ahead into the next job while one ends.
 
-     warpgroup, per key tile j:   start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
-                                  await s'; mask; m, p from s'          (while o += p v runs, and
-                                                                        the tensor
-                                  await o; rescale it where m moved     cores serve the other
-                                                                        warpgroups)
+     warpgroup, per key tile j:
+       start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
+       await s'; mask; m, p from s'          (while o += p v runs, and the tensor cores
+       await o; rescale it where m moved     serve the other warpgroups)
 
    A baton of named barriers has the warpgroups start their products in turn, so that one does its
    softmax while another multiplies. Each warp's 16 rows of o leave through shared memory by the
@@ -22,7 +21,8 @@
    Whether it moves depends on that row alone, so neighbours change no bit.
 
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
-       | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs | barriers |
+       | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
+       | barriers |
    Where o does not fit, it goes through q's room (width 256). A last K/V tile may hang over the
    sequence's end. Keys there are masked; rows of V there are cleared by each warpgroup before it
    multiplies, since 0 · NaN would spread.

@@ -6,7 +6,8 @@
      warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row),
                       has each block of the union fetched into the next stage, and labels it: which
                       keys, for which units
-     warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
+     warpgroups       take each stage in turn, work on it if one of their units is among those, and
+                      give it back:
                       S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
 
    Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the

@@ -18,10 +18,11 @@
    sums p go through shared memory (two buffers, one barrier a step) to the warp that owns the
    query, whose lanes are blocks:
 
-       score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step before
-                     reach over is carried
-       scores above the query's threshold are appended to its candidates; when those get many, a bisection on
-       their scores raises the threshold and drops what cannot be among the best `keep` any more
+       score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step
+                     before reach over is carried
+       scores above the query's threshold are appended to its candidates; when those get many, a
+       bisection on their scores raises the threshold and drops what cannot be among the best `keep`
+       any more
 
    So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index,
    beside it.

@@ -59,7 +59,8 @@ static void fault(bool debug, const char *input, rg_role role) {
   rg_error e = {0};
   rg_context *ctx = NULL;
   rg_session *s = NULL, *other = NULL;
-  rg_binding set[] = {{"D", 128, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
+  rg_binding set[] = {
+      {"D", 128, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
   rg_spec *spec = NULL;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   nsa_spec("bf16", false, text, sizeof text);
