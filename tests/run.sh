@@ -94,6 +94,9 @@ stage_release() {
   local status=0
   tests/python.sh build || status=$?
   [ "$status" -eq 77 ] || check "python" test "$status" -eq 0
+  status=0
+  tests/releases.py build || status=$?
+  [ "$status" -eq 77 ] || check "releases" test "$status" -eq 0
 }
 stage_sanitize() {
   build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF "-DREGRAPH_SANITIZE=address,undefined"

@@ -105,13 +105,13 @@ __device__ __forceinline__ bool bwd_begin(const rgk_flash_bwd &p, bwd_barriers *
     bar_init(&bar->kv, 1);
     for (int i = 0; i < 2; i++) {
       bar_init(&bar->q_full[i], 1);
-      bar_init(&bar->q_empty[i], 8);
+      bar_init(&bar->q_empty[i], 8 * WARP_ARRIVALS);
       bar_init(&bar->o_full[i], 1);
-      bar_init(&bar->o_empty[i], 8);
-      bar_init(&bar->ds_full[i], 8);
+      bar_init(&bar->o_empty[i], 8 * WARP_ARRIVALS);
+      bar_init(&bar->ds_full[i], 8 * WARP_ARRIVALS);
     }
     for (int i = 0; i < 4; i++) {
-      bar_init(&bar->dq_full[i], givers);
+      bar_init(&bar->dq_full[i], givers * WARP_ARRIVALS);
       bar_init(&bar->dq_empty[i], 1);
     }
     bar_init_done();
@@ -180,13 +180,9 @@ __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x
       store_commit();
     }
 #pragma unroll
-    for (int j = each - 1; j < panels; j += each) {
-      if (j + 1 < panels)
-        store_wait_read<1>();
-      else
-        store_wait_read<0>();
-      bar_arrive(&empty[2 * odd + j / each]);
-    }
+    for (int j = each - 1; j < panels; j += each)
+      bar_release(&empty[2 * odd + j / each],
+                  j + 1 < panels ? store_wait_read<1>() : store_wait_read<0>());
     store_wait<0>();
     if (x.tile > 0) publish(done, (uint32_t)turn + 1);
     w.next();

@@ -78,8 +78,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
         write4(to + 8 * 256, dq[8 * j + 2], dq[8 * j + 3], dq[8 * j + 6], dq[8 * j + 7]);
       }
       proxy_fence();
-      __syncwarp();
-      if (lane == 0) bar_arrive(&bar->dq_full[(i & 1) * 2 + panel]);
+      warp_ready(&bar->dq_full[(i & 1) * 2 + panel]);
     };
 
     bar_wait(&bar->kv, 0);
@@ -188,14 +187,14 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
           write_tiles(to ^ (k * 32), ds[4 * k], ds[4 * k + 1], ds[4 * k + 2], ds[4 * k + 3]);
       }
       proxy_fence();
-      __syncwarp();
-      if (lane == 0) bar_arrive(&bar->ds_full[stage]);
+      warp_ready(&bar->ds_full[stage]);
 
       if (i + 1 < steps) bar_wait(&bar->q_full[stage ^ 1], (i + 1) >> 1 & 1);
       scores(stage ^ 1); /* after the last step: of whatever is there, for nothing */
-      wgmma_wait<1>();   /* dK is done */
+      const waited done = wgmma_wait<1>();
       wgmma_keep(dk);
-      if (lane == 0) bar_arrive(&bar->q_empty[stage]), bar_arrive(&bar->o_empty[stage]);
+      warp_release(&bar->q_empty[stage], done, dk[0]); /* lse, delta and `steps` went into dK */
+      warp_release(&bar->o_empty[stage], done);
       wgmma_wait<0>();
       wgmma_keep(s);
     }

@@ -182,17 +182,17 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     dk.template add<false>(dS, Q, wg, false);
     dq.template add<true>(dS, K, wg, true);
     wgmma_commit();
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     dv.keep();
     dk.keep();
     dq.keep();
-    if (lane == 0) bar_arrive(&bar->q_empty[at.stage]), bar_arrive(&bar->o_empty[at.stage]);
+    warp_release(&bar->q_empty[at.stage], done, dk.a[0]); /* lse, delta, `steps` went into dK */
+    warp_release(&bar->o_empty[at.stage], done);
     if (i > 0) bar_wait(&bar->dq_empty[((i - 1) & 1) * 2], (i - 1) >> 1 & 1);
     give(dq.a, base + L::dq, dq.first(wg) * 4, lane, warp);
     if constexpr (dq.odd) give(dq.b, base + L::dq, dq.whole * 4 + wg * 2, lane, warp);
     proxy_fence();
-    __syncwarp();
-    if (lane == 0) bar_arrive(&bar->dq_full[(i & 1) * 2]);
+    warp_ready(&bar->dq_full[(i & 1) * 2]);
   }
 
   if (x.turns > 1) {
