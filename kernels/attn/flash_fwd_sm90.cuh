@@ -405,6 +405,41 @@ __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job 
 
 /* ---- kernel ---- */
 
+/* Which keys of its tiles the thread's rows see, `row` being the first of them. */
+__device__ __forceinline__ void find_keys(const rgk_flash_params &p, const job &j, int row,
+                                          int lane, thread_rows &r) {
+  for (int y = 0; y < 2; y++) {
+    r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
+    r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
+  }
+  const int top = j.position + row - lane / 4;
+  r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+}
+
+/* A job's end: its rows of o and lse leave, and q's room is given back where o goes through it. */
+template <class C>
+__device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, const job &j,
+                                       int group, int warp, int lane, int row, float c,
+                                       float (&o)[C::E / 2], thread_rows &r) {
+  float lse[2];
+  average<C>(p, j, o, r, c, lse);
+  if (C::OWN_O) { /* the copy engine has read the last job's rows */
+    if (lane == 0) store_wait_read<0>();
+    __syncwarp();
+  } else { /* all warps are done with q */
+    named_sync(8 + group, 128);
+  }
+  const uint32_t copied =
+      write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+  /* last: the fence before the copy engine waits for stores before it */
+  write_lse(p, j, row, lse);
+  if (!C::OWN_O) {
+    const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
+    __syncwarp();
+    bar_release(&s.q_empty[group], stored, copied, j.head, j.keys);
+  }
+}
+
 template <class C>
 __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
@@ -440,12 +475,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
         q = smem_at(s.q[group]);
-      for (int y = 0; y < 2; y++) {
-        r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
-        r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
-      }
-      const int top = j.position + row - lane / 4;
-      r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+      find_keys(p, j, row, lane, r);
       auto tail = [&](int t) {
         if ((t + 1) * C::N > j.keys) clear_tail<C>(s.v[v.stage], j.keys - t * C::N, group);
       };
@@ -512,23 +542,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     } else if (C::OWN_O) {
       bar_release(&s.q_empty[group], j.head, j.keys);
     }
-    float lse[2];
-    average<C>(p, j, o, r, c, lse);
-    if (C::OWN_O) { /* the copy engine has read the last job's rows */
-      if (lane == 0) store_wait_read<0>();
-      __syncwarp();
-    } else { /* all warps are done with q */
-      named_sync(8 + group, 128);
-    }
-    const uint32_t copied =
-        write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
-    /* last: the fence before the copy engine waits for stores before it */
-    write_lse(p, j, row, lse);
-    if (!C::OWN_O) {
-      const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
-      __syncwarp();
-      bar_release(&s.q_empty[group], stored, copied, j.head, j.keys);
-    }
+    finish<C>(p, s, j, group, warp, lane, row, c, o, r);
   }
   if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
