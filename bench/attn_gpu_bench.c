@@ -1,8 +1,8 @@
 /* bench/attn_gpu_bench.c: times attention on a GPU through the ops' cuda_steps.
 
      attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
-                    [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n] [--top n]
-                    [--window n] [--select random|local] [--runs n] [--no-dq] [--no-dkv]
+                    [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n]
+                    [--top n] [--window n] [--select random|local] [--runs n] [--no-dq] [--no-dkv]
 
    --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block,
    the last two and, for the rest, blocks drawn at random among all before (random) or mostly among

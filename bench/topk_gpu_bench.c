@@ -1,7 +1,8 @@
 /* bench/topk_gpu_bench.c: times topk on a GPU through its cuda_steps.
 
-     topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n] [--stride n] [--block n]
-                    [--top n] [--init n] [--local n] [--dot] [--runs n] [--plain] [--check]
+     topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n]
+                    [--stride n] [--block n] [--top n] [--init n] [--local n]
+                    [--dot] [--runs n] [--plain] [--check]
 
    One sequence, standard normal q and k, lse as uniform attention would have it. Prints the path
    taken, the median of the runs, the rate of useful operations and the workspace. --plain times the

@@ -37,6 +37,7 @@ typedef struct demo {
   rg_session *session;
   rg_error error;
   tensor tensor[MOST];
+  void *pointer[MOST]; /* their data */
   int ntensor;
   double forward_ms, backward_ms;
   bool bold;
@@ -79,7 +80,8 @@ static float normal(uint64_t *state) {
   return (float)sum;
 }
 
-static rg_status bind(demo *m) {
+/* Memory for everything that crosses the border of the graph, in the plan's order. */
+static rg_status make_tensors(demo *m) {
   uint64_t state = 42;
   for (; m->ntensor < MOST; m->ntensor++) {
     tensor *x = &m->tensor[m->ntensor];
@@ -97,56 +99,59 @@ static rg_status bind(demo *m) {
                    RG_F32, &v, 1);
       }
     }
-    rg_status s = rg_session_bind(m->session, x->info.role, x->info.name, x->data,
-                                  (size_t)x->info.bytes, &m->error);
-    if (s != RG_OK) return s;
+    m->pointer[m->ntensor] = x->data;
   }
   return RG_OK;
 }
 
+static rg_status run_one(demo *m, rg_direction direction) {
+  return rg_session_run(m->session, direction, m->pointer, (size_t)m->ntensor, NULL, NULL,
+                        &m->error);
+}
+
 static rg_status run(demo *m) {
   double start = now_ms();
-  rg_status s = rg_session_forward(m->session, &m->error);
+  rg_status s = run_one(m, RG_FORWARD);
   m->forward_ms = now_ms() - start;
   if (s != RG_OK) return s;
   start = now_ms();
-  s = rg_session_backward(m->session, &m->error);
+  s = run_one(m, RG_BACKWARD);
   m->backward_ms = now_ms() - start;
   return s;
 }
 
 /* ---- report ---- */
 
-/* One line a spec node: clones ("x.re") and backward nodes ("x.bwd") under the name in front of the
- * dot. What sums and rounds gradients ("d.q.cast") stands in a line of its own. */
+/* One line a spec node, with all that a rewrite made of it: copies for head groups, clones that
+ * compute it again, gradients. What sums and rounds gradients stems from none and stands in a line
+ * of its own. */
 static void report_nodes(const demo *m) {
   typedef struct line {
-    char name[64];
+    const char *name;
     double forward, again, backward;
     bool node, recomputed;
   } line;
   line lines[MOST];
   int n = 0;
-  rg_node_time t;
-  for (size_t i = 0; rg_session_node_time(m->session, i, &t) == RG_OK; i++) {
-    char name[64] = "(sums, casts)";
-    bool node = strncmp(t.name, "d.", 2) != 0;
+  rg_node_info node;
+  for (size_t i = 0; rg_plan_node(m->plan, i, &node) == RG_OK; i++) {
+    rg_node_time t;
+    const char *name = node.spec_node ? node.spec_node : "(sums, casts)";
     int at = 0;
-    if (node) snprintf(name, sizeof name, "%.*s", (int)strcspn(t.name, "."), t.name);
+    if (node.step < 0) continue; /* a view, which runs nothing */
+    if (rg_session_node_time(m->session, (size_t)node.step, &t) != RG_OK) continue;
     while (at < n && strcmp(lines[at].name, name) != 0) at++;
     if (at == n) {
       if (n == MOST) continue;
-      lines[n] = (line){.node = node};
-      snprintf(lines[n++].name, sizeof name, "%s", name);
+      lines[n++] = (line){.name = name, .node = node.spec_node != NULL};
     }
-    if (!t.backward) {
+    lines[at].recomputed |= node.recomputed;
+    if (!node.backward)
       lines[at].forward += t.ms;
-    } else if (strstr(t.name, ".re") && !strstr(t.name, ".bwd")) {
+    else if (node.kind == RG_NODE_CLONE)
       lines[at].again += t.ms;
-      lines[at].recomputed = true;
-    } else {
+    else
       lines[at].backward += t.ms;
-    }
   }
   printf("  %-14s %12s %12s %12s   %s\n", "node", "forward", "again", "backward",
          "its outputs are");
@@ -369,7 +374,7 @@ int main(int argc, char **argv) {
   demo m = {.bold = isatty(STDOUT_FILENO)};
   bool ok = false;
   rg_status s = prepare(&m, argv[1], argv[2]);
-  if (s == RG_OK) s = bind(&m);
+  if (s == RG_OK) s = make_tensors(&m);
   if (s == RG_OK) s = run(&m);
   if (s == RG_OK) {
     title(&m, "Native sparse attention on the CPU, forward and backward");

@@ -52,6 +52,11 @@ static rg_status read_memory(rg_session *s, void *host, const void *device, size
   return RG_OK;
 }
 
+static rg_status alive(const rg_session *s, rg_error *e) {
+  (void)s, (void)e;
+  return RG_OK;
+}
+
 /* ---- contents that the host can check before a run ---- */
 
 static int32_t entry(const rg_session *s, const rgi_check *c, int64_t i) {
@@ -120,6 +125,12 @@ static rg_status run_step(rg_session *s, int32_t i, rg_error *e) {
 }
 
 static rg_status run(rg_session *s, bool backward, rg_error *e) {
+  for (int32_t i = 0; i < s->plan->nclean && !backward; i++) {
+    /* contents that check_contents found to obey the rules */
+    const rgi_clean *c = &s->plan->clean[i];
+    if (c->n)
+      memcpy(s->current->data + c->offset, s->current->at[c->bind], (size_t)c->n * sizeof(int32_t));
+  }
   int32_t from = backward ? s->plan->nforward : 0,
           to = backward ? s->plan->nstep : s->plan->nforward;
   for (int32_t i = from; i < to; i++) RGI_TRY(run_step(s, i, e));
@@ -150,6 +161,7 @@ const rgi_backend rgi_cpu_backend = {
     .memory = {malloc_256, free_256, NULL},
     .create = create,
     .destroy = destroy,
+    .alive = alive,
     .check = check_contents,
     .run = run,
     .fill = fill,
@@ -158,7 +170,6 @@ const rgi_backend rgi_cpu_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 1,
     .on_host = true,
     .copy = copy,
 };

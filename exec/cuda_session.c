@@ -63,7 +63,7 @@ static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
 
 /* ---- failures ---- */
 
-static rg_status dead(const rg_session *s, rg_error *e) {
+static rg_status alive(const rg_session *s, rg_error *e) {
   const device *d = device_of(s);
   if (!d->dead[0]) return RG_OK;
   return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "the session is lost since: %s", d->dead);
@@ -114,7 +114,7 @@ static rg_status wrong_lengths(const rg_plan *plan, const finding *f, rg_error *
 
 static rg_status check(rg_session *s, rg_error *e) {
   finding f;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   return take_finding(device_of(s), &f) ? wrong_lengths(s->plan, &f, e) : RG_OK;
 }
 
@@ -263,7 +263,7 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
   int32_t from = backward ? s->plan->nforward : 0,
           to = backward ? s->plan->nstep : s->plan->nforward;
   enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   cudaGetDevice(&before);
   if (before != d->id) cudaSetDevice(d->id);
   rg_status status = note(s, cudaStreamIsCapturing(d->stream, &capture),
@@ -282,14 +282,14 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
 /* ---- the rest of a backend ---- */
 
 static rg_status synchronize(rg_session *s, rg_error *e) {
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   RGI_TRY(note(s, cudaStreamSynchronize(device_of(s)->stream), "waiting for the runs", NULL, e));
   read_times(s);
   return check(s, e);
 }
 
 static rg_status set_stream(rg_session *s, void *stream, rg_error *e) {
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   device_of(s)->stream = stream;
   return RG_OK;
 }
@@ -307,7 +307,7 @@ static rg_status fill(rg_session *s, void *data, int byte, int64_t size, rg_erro
 static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
   rgk_poison_params p = {.data = data, .bytes = size, .pattern = RGI_POISON};
   rgi_cuda_eager x;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   if (size == 0) return RG_OK;
   rgi_cuda_eager_init(&x, stream_of(s), e);
   return x.base.launch(&x.base, &(rg_launch){.function = rgk_poison(),
@@ -319,7 +319,7 @@ static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
 
 static rg_status read_memory(rg_session *s, void *host, const void *from, size_t size,
                              rg_error *e) {
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   RGI_TRY(note(s, cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream_of(s)),
                "reading memory", NULL, e));
   return note(s, cudaStreamSynchronize(stream_of(s)), "reading memory", NULL, e);
@@ -335,6 +335,7 @@ const rgi_backend rgi_cuda_backend = {
     .memory = {alloc_device, free_device, NULL},
     .create = create,
     .destroy = destroy,
+    .alive = alive,
     .check = check,
     .run = run,
     .fill = fill,
@@ -343,6 +344,5 @@ const rgi_backend rgi_cuda_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 16,
     .copy = copy,
 };

@@ -44,10 +44,15 @@ typedef struct rgi_step {
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
+/* What kernels on a GPU may take for granted of every bound address (rg_arg.align is never more). A
+ * CPU needs what elements need. */
+enum { RGI_GPU_ALIGN = 16 };
+
 typedef struct rgi_bindable {
   rg_tensor_info info;
-  int32_t tensor; /* as declared */
-  int32_t owner;  /* whose bytes are the caller's */
+  int32_t tensor;           /* as declared */
+  int32_t owner;            /* whose bytes are the caller's */
+  bool read[2], written[2]; /* by steps of the forward, of the backward */
 } rgi_bindable;
 
 /* A rule for the contents of an input that the host reads before each forward. */
@@ -62,8 +67,10 @@ typedef struct rgi_check {
   int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
 } rgi_check;
 
-/* On a GPU the host cannot read lengths: each forward begins by copying such an input into the
- * saved block with its rules enforced, and steps read the copy. */
+/* Each forward begins by copying lengths and positions into the saved block, rules enforced, and
+ * steps read the copy: the host cannot look at a GPU's memory, and on either device the backward
+ * must go by the forward's lengths, whatever the caller's memory holds by then. Forwards without a
+ * backward on the CPU need none. */
 typedef struct rgi_clean {
   int32_t bind;
   int64_t offset; /* bytes into saved */
@@ -100,7 +107,7 @@ struct rg_plan {
   int nfree;
 };
 
-/* Fills step[], bindable[], check[] of a plan whose graph and memory are set (steps.c). */
+/* Fills step[], bindable[], check[], clean[] of a plan whose graph and memory are set (steps.c). */
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);

@@ -26,9 +26,9 @@ static const char *role_key(rg_role role) {
   return key[role];
 }
 
-static const char *kind_key(rgi_kind kind) {
+static const char *kind_key(rg_node_kind kind) {
   static const char *const key[] = {"primal", "gradient", "clone", "glue"};
-  return (unsigned)kind < 4 ? key[kind] : "?";
+  return key[kind];
 }
 
 static void shape(rgi_buf *b, const rg_tensor_info *t) {
@@ -207,30 +207,25 @@ static void json_tensors(const rg_plan *plan, rgi_buf *b) {
 }
 
 static void json_nodes(const rg_plan *plan, rgi_buf *b) {
-  const rgi_graph *g = plan->graph;
+  rg_node_info n;
   rgi_buf_printf(b, "  \"nodes\": [");
-  int32_t step = 0;
-  for (int32_t i = 0; i < g->nnode; i++) {
-    const rgi_node *n = &g->node[i];
-    const rgi_step *s =
-        step < plan->nstep && plan->step[step].node == i ? &plan->step[step++] : NULL;
+  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++) {
     rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    json_text(b, "name", n->name);
-    json_text(b, "op", n->op->name);
-    if (n->origin >= 0) json_text(b, "spec_node", g->origin[n->origin].name);
-    json_text(b, "direction", n->backward ? "backward" : "forward");
-    json_text(b, "kind", kind_key(n->kind));
-    json_int(b, "group", n->group);
-    json_bool(b, "step", s != NULL);
-    json_int(b, "workspace_bytes", s ? s->workspace_size : 0);
-    const char *path = s ? rgi_report_path(plan, step - 1) : NULL;
-    if (path) json_text(b, "kernels", path);
+    json_text(b, "name", n.name);
+    json_text(b, "op", n.op);
+    if (n.spec_node) json_text(b, "spec_node", n.spec_node);
+    json_text(b, "direction", n.backward ? "backward" : "forward");
+    json_text(b, "kind", kind_key(n.kind));
+    json_int(b, "group", n.group);
+    json_bool(b, "step", n.step >= 0);
+    json_int(b, "workspace_bytes", n.workspace);
+    if (n.kernels) json_text(b, "kernels", n.kernels);
     rgi_buf_printf(b, "\"flops\": ");
-    number(b, s ? s->cost.flops : 0);
+    number(b, n.flops);
     rgi_buf_printf(b, ", \"bytes\": ");
-    number(b, s ? s->cost.bytes : 0);
+    number(b, n.bytes);
     rgi_buf_printf(b, ", \"model_ms\": ");
-    number(b, s ? s->ms : 0);
+    number(b, n.model_ms);
     rgi_buf_printf(b, "}");
   }
   rgi_buf_printf(b, "],\n");

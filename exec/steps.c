@@ -40,6 +40,7 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
                              .role = role,
                              .dtype = x->dtype,
                              .rank = x->rank,
+                             .alignment = plan->cuda ? RGI_GPU_ALIGN : (int)rg_dtype_size(x->dtype),
                              .bytes = rgi_bytes(x),
                              .accumulates = accumulates};
   for (int a = 0; a < x->rank; a++) b->info.dim[a] = x->dim[a].c;
@@ -263,9 +264,24 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
   return RG_OK;
 }
 
+/* What happens to the caller's tensors in either direction. */
+static void note_uses(rg_plan *plan) {
+  for (int32_t i = 0; i < plan->nclean; i++) plan->bindable[plan->clean[i].bind].read[0] = true;
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    const rgi_step *step = &plan->step[i];
+    for (int32_t k = 0; k < step->nin + step->nout; k++) {
+      if (step->place[k].bind < 0) continue;
+      rgi_bindable *b = &plan->bindable[step->place[k].bind];
+      (k < step->nin ? b->read : b->written)[i >= plan->nforward] = true;
+    }
+  }
+}
+
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e) {
   RGI_TRY(list_bindable(plan, e));
   RGI_TRY(list_steps(plan, e));
   RGI_TRY(list_checks(plan, e));
-  return plan->cuda ? list_clean(plan, e) : RG_OK;
+  if (plan->memory->reserved) RGI_TRY(list_clean(plan, e));
+  note_uses(plan);
+  return RG_OK;
 }

@@ -15,15 +15,29 @@ typedef struct starts {
   int64_t n;   /* sequences */
 } starts;
 
-/* The sequence starts on the port with `flag`; at NULL if none is bound there. Free at. */
+/* Where lengths stand now: as bound, where the host may look at that; else what the last forward
+ * left in the saved block. NULL: nothing is bound, or no forward has been. */
+static const char *find_starts(const rg_session *s, rgi_place at) {
+  for (int32_t i = 0; i < s->plan->nclean && s->backend->on_host && at.bind == RGI_AT_SAVED; i++) {
+    const rgi_clean *c = &s->plan->clean[i];
+    if (at.offset >= c->offset && at.offset < c->offset + c->n * (int64_t)sizeof(int32_t))
+      at = (rgi_place){c->bind, at.offset - c->offset};
+  }
+  if (at.bind >= 0) return s->bound[at.bind] ? (const char *)s->bound[at.bind] + at.offset : NULL;
+  return s->current->forwarded ? rgi_session_resolve(s, at) : NULL;
+}
+
+/* The sequence starts on the port with `flag`; at NULL if none is bound there, or a node makes them
+ * whose result is gone by now. Free at. */
 static rg_status read_starts(rg_session *s, const rgi_step *step, uint32_t flag, starts *out,
                              rg_error *e) {
   const rg_op *op = step->call.op;
   *out = (starts){0};
   for (int p = 0; p < op->nin; p++) {
     const rg_arg *a = op->in[p].flags & flag ? rg_in(&step->call, p) : NULL;
-    if (!a || a->dim[0] < 1) continue;
-    const char *from = rgi_session_resolve(s, step->place[step->call.in_begin[p]]);
+    const rgi_place at = a ? step->place[step->call.in_begin[p]] : (rgi_place){RGI_AT_NOTHING, 0};
+    if (!a || a->dim[0] < 1 || at.bind == RGI_AT_SCRATCH) continue;
+    const char *from = find_starts(s, at);
     const size_t size = (size_t)((a->dim[0] - 1) * a->stride[0] + 1) * sizeof(int32_t);
     if (!from)
       return rgi_fail(e, RG_E_USAGE, NULL, step->call.node, "the node's lengths are not bound");

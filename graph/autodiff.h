@@ -33,5 +33,7 @@ rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e);
 /* A copy whose dead rows are zero if `tensor` is the caller's, where they may hold anything; else
  * itself. Needed before axis 0 is moved or merged, behind which nobody could tell dead rows. */
 rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e);
+/* A copy whose rows past the last token of `lengths` are zero. */
+rg_status rgi_bwd_masked(rgi_backward *b, int tensor, int lengths, int *out, rg_error *e);
 
 #endif

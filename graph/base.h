@@ -31,6 +31,26 @@ rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const cha
                    const char *format, ...) __attribute__((format(printf, 5, 6)));
 rg_status rgi_nomem(rg_error *e);
 
+/* ---- options: structs that open with their size and grow at their end (the rule: regraph.h) */
+
+/* *own becomes what *given (NULL: nothing) sets, everything else 0, its size `now`. `first` is what
+ * size 0 stands for: the bytes up to the last member that 0.1.0 had. RG_E_USAGE if the size makes
+ * no sense, or if something is set past `now`. `what` names the struct. */
+rg_status rgi_options(const void *given, void *own, size_t first, size_t now, const char *what,
+                      rg_error *e);
+/* The same with the last member of 0.1.0 named. Nothing may hide in padding at a struct's end,
+ * where an older caller leaves what happens to be there: hence the assertion, which names the last
+ * member of today. */
+#define RGI_OPTIONS(type, last, given, own, e) \
+  rgi_options(given, own, RGI_UP_TO(type, last), sizeof(type), #type, e)
+#define RGI_UP_TO(type, last) (offsetof(type, last) + sizeof(((type *)0)->last))
+#define RGI_NO_TAIL(type, last) \
+  _Static_assert(RGI_UP_TO(type, last) == sizeof(type), #type " has padding at its end")
+
+/* Bytes of the character at p, if one of well-formed UTF-8 stands there; else 0, as at the end of a
+ * text. */
+size_t rgi_utf8(const unsigned char *p);
+
 /* ---- context ---- */
 
 struct rg_context {

@@ -443,7 +443,8 @@ static rg_status connect(builder *b, int n) {
 static rg_status add_nodes(builder *b) {
   const rgi_json *nodes = b->spec->nodes;
   rgi_graph *g = b->g;
-  size_t capacity = (size_t)nodes->n + (size_t)b->spec->outputs->n;
+  /* besides: copies of outputs, and what lengths.c adds, at most one of each kind for a view */
+  size_t capacity = 3 * (size_t)nodes->n + (size_t)b->spec->outputs->n;
   g->origin = rgi_alloc_n(g->arena, capacity, sizeof *g->origin);
   if (!g->origin || !rgi_names_init(&b->nodes, g->arena, (size_t)nodes->n)) return rgi_nomem(b->e);
   for (int i = 0; i < nodes->n; i++) {

@@ -377,6 +377,8 @@ rg_status rgi_prune(rgi_graph *g, rg_error *e) {
   int32_t *place = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *place);
   if (!read || !place) return rgi_nomem(e);
   for (int i = 0; i < g->noutput; i++) read[g->output[i].tensor] = true;
+  for (int t = 0; t < g->ntensor; t++) /* a backward still to be appended may ask for lengths */
+    if (g->tensor[t].seqlens >= 0) read[g->tensor[t].seqlens] = true;
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0) read[g->input[i].grad] = true;
   for (int n = g->nnode - 1; n >= 0; n--) {

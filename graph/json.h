@@ -42,6 +42,11 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out,
                          rg_error *e);
 
+/* A deep copy in `a` (document.c). */
+rg_status rgi_json_copy(rgi_arena *a, const rgi_json *from, const rgi_json **out, rg_error *e);
+/* Writes it as JSON that parses to the same tree, with a newline at the end (document.c). */
+void rgi_json_write(const rgi_json *v, rgi_buf *b);
+
 /* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
 const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n);
 /* The same, or all candidates if none is near and they are few; returns s->text. */

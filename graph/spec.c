@@ -23,10 +23,9 @@ static rg_status member(const rgi_json *root, const char *key, rgi_json_type typ
   return *out ? rgi_json_expect(*out, type, rgi_pointer_key(&p, "", key), NULL, e) : RG_OK;
 }
 
-static rg_status limit(const rgi_json *v, const char *pointer, const char *what, int most,
-                       rg_error *e) {
-  if (!v || v->n <= most) return RG_OK;
-  return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "%d %s; at most %d are possible", v->n, what, most);
+rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most, rg_error *e) {
+  if (n <= most) return RG_OK;
+  return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "%d %s; at most %d are possible", n, what, most);
 }
 
 /* The top level: which members there are and what JSON type they have. */
@@ -47,10 +46,10 @@ static rg_status read_root(rg_spec *s, rg_error *e) {
   RGI_TRY(member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e));
   RGI_TRY(member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e));
   RGI_TRY(member(s->root, "outputs", RGI_JSON_OBJECT, &s->outputs, e));
-  RGI_TRY(limit(s->params, "/params", "parameters", RGI_MOST_NAMES, e));
-  RGI_TRY(limit(s->inputs, "/inputs", "inputs", RGI_MOST_NAMES, e));
-  RGI_TRY(limit(s->nodes, "/nodes", "nodes", RGI_MOST_NODES, e));
-  return limit(s->outputs, "/outputs", "outputs", RGI_MOST_NAMES, e);
+  if (s->params) RGI_TRY(rgi_spec_limit(s->params->n, "/params", "parameters", RGI_MOST_NAMES, e));
+  RGI_TRY(rgi_spec_limit(s->inputs->n, "/inputs", "inputs", RGI_MOST_NAMES, e));
+  RGI_TRY(rgi_spec_limit(s->nodes->n, "/nodes", "nodes", RGI_MOST_NODES, e));
+  return rgi_spec_limit(s->outputs->n, "/outputs", "outputs", RGI_MOST_NAMES, e);
 }
 
 static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, rg_error *e) {
@@ -73,7 +72,8 @@ static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, r
 static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role,
                             rg_tensor_info *out) {
   int64_t bytes = (int64_t)rg_dtype_size(t->dtype);
-  *out = (rg_tensor_info){.name = name, .role = role, .dtype = t->dtype, .rank = t->rank};
+  *out = (rg_tensor_info){
+      .name = name, .role = role, .dtype = t->dtype, .rank = t->rank, .alignment = -1};
   for (int i = 0; i < t->rank; i++) {
     out->dim[i] = rgi_dim_known(t->dim[i]) ? t->dim[i].c : -1;
     /* at most 2^42: checked by inference */
@@ -139,8 +139,10 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
-                      const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+/* From `text`, or from `tree` where that is given. */
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const rgi_json *tree,
+                      const char *name, const rg_binding *set, size_t nset, rg_spec **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
   rg_spec *s = a ? rgi_alloc(a, sizeof *s) : NULL;
@@ -150,7 +152,10 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
   }
   *s = (rg_spec){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
   RGI_GOTO(status, s->file ? RG_OK : rgi_nomem(e), fail);
-  RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
+  if (tree)
+    RGI_GOTO(status, rgi_json_copy(a, tree, &s->root, e), fail);
+  else
+    RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
   RGI_GOTO(status, read_root(s, e), fail);
   RGI_GOTO(status, keep_bindings(s, set, nset, e), fail);
   RGI_GOTO(status, rgi_spec_repeat(s, e), fail);
@@ -165,13 +170,18 @@ fail:
   return status;
 }
 
+rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
+                        const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+  return load(ctx, NULL, 0, tree, name, set, nset, out, e);
+}
+
 rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                             const rg_binding *set, size_t nset, rg_spec **out, rg_error *error) {
   if (out) *out = NULL;
   if (!ctx || !text || !out || (nset && !set))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_spec_load_text needs a context, a text and a place for the spec");
-  return load(ctx, text, size, name ? name : "spec", set, nset, out, error);
+  return load(ctx, text, size, NULL, name ? name : "spec", set, nset, out, error);
 }
 
 rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
@@ -185,7 +195,7 @@ rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding 
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
-    status = load(ctx, text, size, path, set, nset, out, error);
+    status = load(ctx, text, size, NULL, path, set, nset, out, error);
     rgi_free(ctx, text);
   }
   rgi_error_file(error, before, path);
@@ -338,7 +348,7 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
 }
 
 rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, rg_error *error) {
-  static const char *const formats[] = {"text", "dot", "summary"};
+  static const char *const formats[] = {"text", "dot", "summary", "json"};
   if (out) *out = (rg_text){0};
   if (!spec || !format || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
@@ -352,6 +362,8 @@ rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, r
     rgi_dump_dot(spec->graph, &b);
   else if (strcmp(format, "summary") == 0)
     write_summary(spec, &b);
+  else if (strcmp(format, "json") == 0)
+    rgi_json_write(spec->root, &b);
   else
     return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no spec format '%s'%s",
                     rgi_show(&shown, format), rgi_hint(&hint, format, formats, RGI_COUNT(formats)));

@@ -54,6 +54,13 @@ rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t 
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
 
+/* The spec that a document says: what loading does after parsing. The tree (borrowed) keeps what
+ * json.h promises of one; `name` stands for the file in messages. */
+rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
+                        const rg_binding *set, size_t nset, rg_spec **out, rg_error *e);
+/* RG_E_LIMIT if n things are more than `most`; `what` names them. */
+rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most, rg_error *e);
+
 /* Fills in every tensor's `seqlens` and the lengths ports that the spec left open (lengths.c). */
 rg_status rgi_fill_lengths(rgi_graph *g, rg_error *e);
 

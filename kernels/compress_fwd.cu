@@ -13,10 +13,6 @@ using namespace rgk;
 
 namespace {
 
-__device__ __forceinline__ int64_t blocks_in(int64_t length, int kernel, int stride) {
-  return length < kernel ? 0 : (length - kernel) / stride + 1;
-}
-
 /* A tile's share of the compressed rows: rows [row, end), the first n of which are blocks. */
 struct share {
   int64_t token, row, end, n;

@@ -6,12 +6,13 @@
    where addresses do not allow that, pieces are put together from single elements, and the products
    stay the same bit for bit.
 
-       stage   A 128 x 64 (16 KiB) | B WIDTH x 64           overlaid at the end by C [128][WIDTH+4] as floats
+       stage   A 128 x 64 (16 KiB) | B WIDTH x 64     overlaid at the end by C [128][WIDTH+4] floats
 
    Both operands are kept the way memory holds them, 128-byte rows with the 16-byte pieces of row r
    swapped by r mod 8 (the tensor cores' 128-byte swizzle):
-       depth along memory   row = a row of the tile, 64 deep                 A forward, backward; B forward
-       depth across memory  row = a depth, 64 columns; panels of 64 x 64     A, B of sums; B backward
+       depth along memory   row = a row of the tile, 64 deep              A forward, backward;
+                                                                          B forward
+       depth across memory  row = a depth, 64 columns; panels of 64 x 64  A, B of sums; B backward
  */
 #include "gemm.cuh"
 #include "device/wgmma.cuh"

@@ -4,7 +4,8 @@
    only then sine and cosine in single precision. A block makes those of its tokens once, in shared
    memory, for all heads.
 
-       tokens of the block | position | (cos, sin) [tokens, pairs] | then: (token, head, 8 pairs) per thread
+       tokens of the block | position | (cos, sin) [tokens, pairs]
+       then: (token, head, 8 pairs) per thread
  */
 #include "device/chunk.cuh"
 #include "device/seq.cuh"

@@ -200,6 +200,14 @@ __global__ void __launch_bounds__(THREADS) add(const __grid_constant__ rgk_add_p
   }
 }
 
+__global__ void __launch_bounds__(THREADS)
+    scale_lengths(const __grid_constant__ rgk_scale_lengths_params p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.n) return;
+  const int64_t start = (int64_t)p.from[i] * p.times;
+  p.to[i] = start < p.rows ? (int32_t)start : p.rows;
+}
+
 template <int MAP> const void *map_of(bool vectors, rg_dtype x) {
   if (!vectors) return (const void *)map<MAP, void>;
   if (x == RG_F32) return (const void *)map<MAP, float>;
@@ -226,4 +234,8 @@ const void *rgk_add_kernel(bool vectors, rg_dtype x) {
   if (x == RG_F32) return (const void *)add<float>;
   if (x == RG_F16) return (const void *)add<__half>;
   return (const void *)add<__nv_bfloat16>;
+}
+
+const void *rgk_scale_lengths(void) {
+  return (const void *)scale_lengths;
 }

@@ -1,8 +1,8 @@
 /* memplan/memplan.c: who owns bytes, for how long, in which region; then the addresses.
 
        saved     |a|  b  |c|                 laid end to end: all of it lives at the turn
-       scratch   forward blocks, packed      time is the node; both directions start at 0 of the same scratch
-                 backward blocks, packed
+       scratch   forward blocks, packed      time is the node; both directions start at 0 of the
+                 backward blocks, packed     same scratch
 
    Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the
    first node that writes any of its aliases to the last one that reads any. Owners joined by

@@ -486,10 +486,14 @@ out:
   return status;
 }
 
+RGI_NO_TAIL(rg_pack_options, align);
+
 rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
                   rg_pack_result *out, rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
   if (!ctx || !out || (n > 0 && !buffers))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
-  return rgi_pack(ctx, buffers, n, options, out, error);
+  rg_pack_options o;
+  RGI_TRY(RGI_OPTIONS(rg_pack_options, align, options, &o, error));
+  return rgi_pack(ctx, buffers, n, &o, out, error);
 }

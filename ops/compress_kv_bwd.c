@@ -4,7 +4,8 @@
    `stride` tokens, and let R = kernel / stride. Block j covers groups j … j+R-1, so with g_j the
    gradient of W x_j (before the gate),
 
-       d group m  =  Σ_s  W_sᵀ g_{m-s},   s = 0 … R-1,   W_s = the columns [s·stride·D, (s+1)·stride·D) of W
+       d group m  =  Σ_s  W_sᵀ g_{m-s},   s = 0 … R-1,
+       W_s = the columns [s·stride·D, (s+1)·stride·D) of W
 
    which is R plain products, no scatter. The g of one head are stored with R-1 zero rows before
    each sequence's and R-1 after the last, and group number i of the pack, counting only groups that

@@ -2,7 +2,8 @@
    backwards).
 
        y[c]       = x[c]·cos − x[c+h]·sin        h = dim / 2,   c = 0 … h-1
-       y[c + h]   = x[c+h]·cos + x[c]·sin        angle = position · theta^(−c/h),   features past dim: copied
+       y[c + h]   = x[c+h]·cos + x[c]·sin        angle = position · theta^(−c/h)
+       features past dim: copied
 
    Angles must stay exact at long positions, so they live in double until sine and cosine are known:
    position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the

@@ -17,6 +17,7 @@
    of the two depends on the query's own scores alone. Rows whose candidates are all kept compute
    nothing.
  */
+#include "compress.h"
 #include "cpu/topk.h"
 #include "cpu/rows.h"
 #include "cuda/topk.h"
@@ -105,11 +106,6 @@ static rg_status check(const rg_call *c, rg_error *e) {
     return rg_op_fail(e, RG_E_SHAPE, c, "%lld query heads can't be shared out among %lld KV heads",
                       (long long)heads, (long long)kv_heads);
   return RG_OK;
-}
-
-/* Compressed keys that end before position `end`. */
-static int64_t keys_before(int64_t end, int64_t kernel, int64_t stride) {
-  return end < kernel ? 0 : (end - kernel) / stride + 1;
 }
 
 /* (query, compressed key) pairs with the key seen, over the first `length` queries: `stride`
@@ -297,7 +293,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
   const int64_t kh = task % w->kv_heads;
   const int64_t position = tile->first + (w->offset ? w->offset[tile->b] : 0);
   const int64_t key_length = w->cu_k[tile->b + 1] - w->cu_k[tile->b];
-  const int64_t nkey = keys_before(key_length, kernel, stride);
+  const int64_t nkey = rgi_compress_count(key_length, kernel, stride);
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
   uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank),
            *heap = (uint64_t *)(void *)(mine + w->l.heap);
@@ -329,7 +325,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
     t.visible[lane] = 0;
     if (lane >= tile->n) continue;
     choice r = choice_of(a, position + lane, key_length);
-    int64_t seen = keys_before(position + lane + 1, kernel, stride);
+    int64_t seen = rgi_compress_count(position + lane + 1, kernel, stride);
     t.visible[lane] = (int32_t)(seen < nkey ? seen : nkey);
     if (!must_rank(r)) continue;
     if (r.free0 < block0) block0 = r.free0;
@@ -337,7 +333,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
   }
   if (block0 < block1) {
     /* the first that ends after block0 begins */
-    t.key0 = keys_before(block0 * block, kernel, stride);
+    t.key0 = rgi_compress_count(block0 * block, kernel, stride);
     t.key1 = block1 * block / stride;
     if (t.key1 > t.visible[tile->n - 1]) t.key1 = t.visible[tile->n - 1];
     if (dot) {
@@ -394,7 +390,7 @@ static rg_status run_cpu(const rg_call *c) {
            .group = q->dim[1] / k->dim[1],
            .scale = c->attr[A_SCALE].f != 0 ? c->attr[A_SCALE].f : 1 / sqrt((double)q->dim[2])};
   for (int64_t b = 0; b < nseq; b++) {
-    int64_t n = keys_before(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
+    int64_t n = rgi_compress_count(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
     if (n > 0 && w.cu_k[b] / stride + n > k->dim[0])
       return rg_op_fail(c->error, RG_E_DATA, c,
                         "sequence %lld has compressed keys up to row %lld, but k has %lld",

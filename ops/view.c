@@ -293,7 +293,8 @@ static const rg_attr reshape_attrs[] = {
     {"shape", RG_ATTR_INTS, true, -1, 1099511627776.0, 0, NULL,
      "new extents; 0 keeps the input's extent on that axis, one -1 takes what is left"},
 };
-static const rgi_rules reshape_rules = {.infer = reshape_infer, .backward = reshape_backward};
+static const rgi_rules reshape_rules = {
+    .infer = reshape_infer, .backward = reshape_backward, .ordered = true};
 const rg_op rgi_op_reshape = {.abi = RG_OP_ABI,
                               .name = "reshape",
                               .doc =

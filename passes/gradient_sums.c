@@ -115,6 +115,14 @@ rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e) {
                       out, e);
 }
 
+rg_status rgi_bwd_masked(rgi_backward *b, int tensor, int lengths, int *out, rg_error *e) {
+  char *name = rgi_format(b->g->arena, "%s.live", b->g->tensor[tensor].name);
+  if (!name) return rgi_nomem(e);
+  int in[2] = {tensor, lengths};
+  return add_glue(b, "live", NULL, in, name, b->g->tensor[tensor].grad_of,
+                  b->g->tensor[tensor].dtype, out, e);
+}
+
 rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e) {
   int gradient = rgi_bwd_gradient(b, node, 0), part;
   int parts = b->g->node[node].in_begin[1];

@@ -38,8 +38,7 @@ static bool find_candidates(builder *b, bool *origin_is) {
         reads = reads || (t >= 0 && read[t] && !b->is_output[rgi_owner(g, t)]);
       }
       if (reads && !is_view(node)) {
-        reads = node->origin >= 0 && node->kind == RGI_PRIMAL &&
-                rgi_recomputable(&g->origin[node->origin]);
+        reads = rgi_repeatable(g, node);
         if (reads) origin_is[node->origin] = true;
       }
     }

@@ -29,8 +29,8 @@ typedef struct rgi_choice_node {
   /* bytes of its outputs that stay in saved memory while it is kept alone among the recomputed */
   int64_t saved_bytes;
   double extra_ms; /* model time of computing it again (spent if recomputed, spared if kept) */
-  const char *
-      why; /* one clause: "named by the policy", "backward reads nothing of it", "not worth its time" … */
+  /* one clause: "named by the policy", "backward reads nothing of it", "not worth its time" … */
+  const char *why;
 } rgi_choice_node;
 
 typedef struct rgi_choice {

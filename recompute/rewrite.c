@@ -25,6 +25,16 @@ bool rgi_recomputable(const rgi_origin *o) {
   return o->op->flags & RG_OP_RECOMPUTABLE;
 }
 
+bool rgi_repeatable(const rgi_graph *g, const rgi_node *node) {
+  if (node->origin < 0 || node->kind != RGI_PRIMAL || !rgi_recomputable(&g->origin[node->origin]))
+    return false;
+  for (int i = 0; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0 && g->tensor[node->out[i]].dtype == RG_I32)
+      for (int t = 0; t < g->ntensor; t++)
+        if (g->tensor[t].seqlens == node->out[i]) return false;
+  return true;
+}
+
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
                       double *ms, rg_error *e) {
   const rgi_node *node = &g->node[n];
@@ -112,8 +122,7 @@ static bool looks_at_clones(const rewriter *r, int n) {
       const rgi_node *from = &r->from->node[p];
       again = from->op->flags & RG_OP_VIEW
                   ? looks_at_clones(r, p)
-                  : from->origin >= 0 && from->kind == RGI_PRIMAL && r->chosen[from->origin] &&
-                        rgi_recomputable(&r->from->origin[from->origin]);
+                  : rgi_repeatable(r->from, from) && r->chosen[from->origin];
     }
     if (!again) return false;
   }
@@ -130,8 +139,7 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
     if (node->op->flags & RG_OP_VIEW)
       again = looks_at_clones(r, x->producer);
     else
-      again = node->origin >= 0 && node->kind == RGI_PRIMAL && r->chosen[node->origin] &&
-              rgi_recomputable(&r->from->origin[node->origin]);
+      again = rgi_repeatable(r->from, node) && r->chosen[node->origin];
     if (again)
       RGI_TRY(clone_node(r, x->producer, e));
     else

@@ -18,6 +18,9 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
                       rgi_graph **out, double *extra_ms, rg_error *e);
 /* May a policy name this origin at all? */
 bool rgi_recomputable(const rgi_origin *o);
+/* May this node be computed again? Not one that makes lengths: few numbers, and all who count by
+ * them must find the same tensor (I8). */
+bool rgi_repeatable(const rgi_graph *g, const rgi_node *node);
 /* Model time of one node. */
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
                       double *ms, rg_error *e);

@@ -18,7 +18,11 @@
      rg_session_bind(s, RG_GRAD_OUT, "q", dq, q_bytes, &err);   // ... k, v, gate
      rg_session_forward(s, &err);
      rg_session_backward(s, &err);
-     if (err.status) { char line[1024]; rg_error_format(&err, line, sizeof line); fputs(line, stderr); }
+     if (err.status) {
+       char line[1024];
+       rg_error_format(&err, line, sizeof line);
+       fputs(line, stderr);
+     }
 
      rg_session_destroy(s); rg_plan_destroy(plan); rg_policy_destroy(policy);
      rg_spec_destroy(spec); rg_context_destroy(ctx);
@@ -31,9 +35,14 @@
        which then fails with RG_E_USAGE, and by every destroy).
      - Destroy in reverse order of creation. A plan keeps what it needs of spec and policy: both may
        go first. A context must outlive what was made from it.
-     - Context, spec, policy and plan are immutable after creation and may be shared between
-       threads (plugins must be loaded before). A session belongs to one thread at a time. There
-       is no global state.
+     - Context, spec, policy and plan are immutable after creation and may be shared between threads
+       (plugins must be loaded before). A session belongs to one thread at a time. There is no
+       global state.
+     - Structs of options may grow at their end, and open with `size` for that: sizeof the
+       struct, or 0, which stands for the members it had in 0.1.0, so `{0}` is all defaults and
+       stays valid. A later member says since when it is there, and counts only where `size`
+       reaches past it. Options that a newer caller sets and this library does not know are
+       RG_E_USAGE. Every other struct keeps its layout within a minor version.
  */
 #ifndef REGRAPH_REGRAPH_H
 #define REGRAPH_REGRAPH_H
@@ -177,6 +186,87 @@ RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t siz
                                    rg_error *error);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
+/* A spec without JSON text: calls that say what the document would (docs/spec.md).
+ *
+ *   const rg_item attrs[] = {rg_word("window_left", "$window")};
+ *   rg_builder_create(ctx, "window", &b, &err);
+ *   rg_build_param(b, rg_int("window", 511));
+ *   rg_build_input(b, "q", "T,H,64", "bf16", RG_GRAD_PLAIN);          // ... k, v
+ *   rg_build_input(b, "cu_seqlens", "B+1", "i32", RG_GRAD_NONE);
+ *   rg_build_node(b, "attend", "swa_attn", "q k v cu_seqlens", "o=y", attrs, 1);
+ *   rg_build_output(b, "o", "y");
+ *   rg_build_spec(b, NULL, 0, &spec, &err);
+ *   rg_builder_destroy(b);
+ *
+ * The calls need no checking: the first error stays with the builder, rg_build_spec reports it,
+ * with the place in the document as if it had been a file ("window:/nodes/0/in/k: …"), and calls
+ * after it add nothing. Each returns the builder's status so far. A builder belongs to one thread
+ * at a time. */
+typedef struct rg_builder rg_builder;
+
+/* A parameter or an attribute: a name and a value, which the functions below fill in. */
+typedef enum rg_item_kind {
+  RG_ITEM_INT,
+  RG_ITEM_REAL,
+  RG_ITEM_BOOL,
+  RG_ITEM_WORD,
+  RG_ITEM_LIST
+} rg_item_kind;
+typedef struct rg_item {
+  const char *name;
+  rg_item_kind kind;
+  int64_t i;        /* RG_ITEM_INT, RG_ITEM_BOOL */
+  double f;         /* RG_ITEM_REAL */
+  const char *text; /* RG_ITEM_WORD, RG_ITEM_LIST */
+} rg_item;
+
+static inline rg_item rg_item_of(const char *name, rg_item_kind kind, int64_t i, double f,
+                                 const char *text) {
+  rg_item item = {name, kind, i, f, text};
+  return item;
+}
+static inline rg_item rg_int(const char *name, int64_t value) {
+  return rg_item_of(name, RG_ITEM_INT, value, 0, NULL);
+}
+static inline rg_item rg_real(const char *name, double value) {
+  return rg_item_of(name, RG_ITEM_REAL, 0, value, NULL);
+}
+static inline rg_item rg_bool(const char *name, bool value) {
+  return rg_item_of(name, RG_ITEM_BOOL, value, 0, NULL);
+}
+/* A choice ("softmax"), "$name" for a parameter's value, or an expression over parameters
+ * ("H*D"). */
+static inline rg_item rg_word(const char *name, const char *value) {
+  return rg_item_of(name, RG_ITEM_WORD, 0, 0, value);
+}
+/* Integers and expressions, as in a shape: "0,H,D". */
+static inline rg_item rg_list(const char *name, const char *values) {
+  return rg_item_of(name, RG_ITEM_LIST, 0, 0, values);
+}
+
+typedef enum rg_grad { RG_GRAD_NONE, RG_GRAD_PLAIN, RG_GRAD_ACCUMULATE } rg_grad;
+
+/* `name` (NULL: none) is the spec's, and stands for the file in messages. Borrows ctx until the
+ * builder is destroyed, name during the call, as all calls below do with their texts and arrays. */
+RG_API rg_status rg_builder_create(rg_context *ctx, const char *name, rg_builder **out,
+                                   rg_error *error);
+RG_API void rg_builder_destroy(rg_builder *builder);
+RG_API rg_status rg_build_param(rg_builder *builder, rg_item value);
+/* `shape` lists extents, "T,H,D" or "B+1"; "" is a scalar's. `dtype` is a name or "$name". */
+RG_API rg_status rg_build_input(rg_builder *builder, const char *name, const char *shape,
+                                const char *dtype, rg_grad grad);
+/* `in` and `out` list ports between blanks: "q=x" connects port q to tensor x, "q" is short for
+ * "q=q", and "o=a+b" gives a list port two tensors. NULL or "": none, as where all outputs keep
+ * their names NODE.PORT. */
+RG_API rg_status rg_build_node(rg_builder *builder, const char *name, const char *op,
+                               const char *in, const char *out, const rg_item *attrs, size_t nattr);
+/* `tensor` NULL: the one of that name. */
+RG_API rg_status rg_build_output(rg_builder *builder, const char *name, const char *tensor);
+/* Checks the document and makes a spec, which borrows nothing from the builder: that may go on, or
+ * go. */
+RG_API rg_status rg_build_spec(const rg_builder *builder, const rg_binding *set, size_t nset,
+                               rg_spec **out, rg_error *error);
+
 /* Instead of a path or a JSON text a policy may be one word: "none", "all", "least" (the least
  * memory) or a budget of peak memory, such as "6GiB". */
 RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out,
@@ -190,7 +280,8 @@ RG_API void rg_policy_destroy(rg_policy *policy);
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
- * graph. */
+ * graph; or the document ("json") that loads to the same spec, given the same bindings: they are
+ * not part of it. */
 RG_API rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out,
                                rg_error *error);
 
@@ -202,6 +293,7 @@ typedef struct rg_tensor_info {
   rg_role role;
   rg_dtype dtype;
   int rank;
+  int alignment;    /* of a bound pointer, in bytes; -1: depends on the device, so ask a plan */
   int64_t dim[8];   /* -1: depends on an unbound dimension */
   int64_t bytes;    /* dense, row-major; -1 likewise */
   bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */
@@ -223,6 +315,7 @@ RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank,
 /* ---- plan ------------------------------------------------------------------------------------ */
 
 typedef struct rg_plan_options {
+  size_t size;
   const rg_binding *set; /* binds what the spec left free */
   size_t nset;
   const char *device;       /* "cpu" (default) or "cuda" */
@@ -258,6 +351,39 @@ typedef struct rg_sizes {
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
 
+/* What a node is there for: it stems from the spec; it carries gradients; it computes again in
+ * backward what its original in forward did; it sums or casts gradients. */
+typedef enum rg_node_kind {
+  RG_NODE_PRIMAL,
+  RG_NODE_GRADIENT,
+  RG_NODE_CLONE,
+  RG_NODE_GLUE
+} rg_node_kind;
+
+/* A node of the differentiated, rewritten graph. Names belong to the plan. */
+typedef struct rg_node_info {
+  const char *name;
+  const char *op;
+  /* the node of the spec it stems from, by which policies name it; NULL: none */
+  const char *spec_node;
+  /* which kernels it takes and why, "plain: d_v 40"; NULL where there is but one way */
+  const char *kernels;
+  rg_node_kind kind;
+  bool backward; /* runs in the backward */
+  /* what this node of the forward writes is given up and computed again by clones */
+  bool recomputed;
+  int group;       /* head group, or -1 */
+  int step;        /* rg_session_node_time counts so; -1: a view, which runs nothing */
+  int64_t written; /* bytes of the tensors it writes */
+  int64_t workspace;
+  double flops, bytes; /* the cost model's; bytes are those read and written */
+  double model_ms;
+  double roofline_ms;
+} rg_node_info;
+/* The i-th node in the order in which they run; RG_E_USAGE past the end (nothing is reported
+ * then). */
+RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
+
 /* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph"
  * (full dump of the differentiated, rewritten graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
@@ -276,6 +402,7 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
 RG_API rg_status rg_device_check(const char *device, rg_error *error);
 
 typedef struct rg_session_options {
+  size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
    * rg_session_create. Supplied blocks are 256-byte aligned and hold rg_sizes.saved /
    * .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
@@ -285,10 +412,10 @@ typedef struct rg_session_options {
   const rg_allocator *arena;
   /* cuda: run the steps one by one instead of replaying a graph; each is timed */
   bool eager;
-  /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
-  void *stream;
   bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after
                         each step */
+  /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
+  void *stream;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
@@ -296,18 +423,23 @@ RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options
 RG_API void rg_session_destroy(rg_session *session);
 
 /* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or
- * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs
- * and outputs where forward had them. */
+ * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and
+ * outputs where its forward had them, and they must still be there; but it goes by the lengths
+ * and positions that the forward read, of which the saved block holds a copy. */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr,
                                  size_t bytes, rg_error *error);
+/* The same by index: that of rg_plan_tensor. No name is looked up. */
+RG_API rg_status rg_session_bind_index(rg_session *session, size_t i, void *ptr, size_t bytes,
+                                       rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward
  * …). */
 RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
 /* Binds a block that holds the values of a forward with the inputs and outputs bound now: another
  * session of the plan ran it, or the block or a tensor stood elsewhere then. */
 RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_error *error);
-/* The session forgets a block it was given and what ran on it. Blocks of ever new addresses need
- * this, or the session remembers them all. */
+/* The session forgets a block it was given and what ran on it; if it is the bound one, another must
+ * be bound before the next forward. Blocks of ever new addresses need this, or the session
+ * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
@@ -318,11 +450,30 @@ RG_API rg_status rg_session_set_stream(rg_session *session, void *stream, rg_err
  * clamped). */
 RG_API rg_status rg_session_synchronize(rg_session *session, rg_error *error);
 
-/* Never allocate. Every gradient must be bound for backward, every output for forward. On a GPU
- * they enqueue work and return; a stream that is being captured records the steps instead of
- * running them. */
+/* Every gradient must be bound for backward, every input and output for both. What a run writes
+ * shares bytes with nothing else that it touches: neither with a bound tensor nor with the saved
+ * and scratch blocks (tensors that are only read may share theirs). A call that fails with
+ * RG_E_USAGE or RG_E_DATA has changed nothing: a forward that went before can still be gone back
+ * from. On a GPU they enqueue work and return; a stream that is being captured records the steps
+ * instead of running them.
+ *
+ * Memory: on the CPU a run allocates nothing. On a GPU neither does a replay of one of the graphs
+ * that a session keeps, a few for each direction, by the addresses they were made for. A run with
+ * other addresses builds one or patches one, which takes host memory from the context's allocator
+ * and whatever the driver needs (code of kernels, a library's handle). No run asks for device
+ * memory of its own. */
 RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
 RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
+
+typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
+
+/* Binds and runs in one call: pointers[i] stands for the i-th of the plan's n tensors
+ * (rg_plan_tensor), borrowed as bound memory is. A forward binds those of inputs and outputs, a
+ * backward those of gradients; the others are not looked at, so one array serves both. `saved` and
+ * `scratch` NULL: the blocks that are bound. Where an argument makes no sense nothing is bound;
+ * after that, it is as if the calls had been made one by one. */
+RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers,
+                                size_t n, void *saved, void *scratch, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;
@@ -373,6 +524,7 @@ typedef struct rg_buffer {
 } rg_buffer;
 
 typedef struct rg_pack_options {
+  size_t size;
   double seconds;   /* time limit for the exact search; 0: 5 */
   int64_t capacity; /* > 0: stop at the first packing that fits */
   int64_t align;    /* 0: 1 */

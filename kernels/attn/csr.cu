@@ -1,7 +1,7 @@
 /* kernels/attn/csr.cu: inverts a selection by a counting sort (see csr.h), in four steps:
 
-     count    each chunk of rows counts its entries per block           count [KH, chunks, slots]
-     columns  per block, the counts become sums over earlier chunks     … and start = the block's total
+     count    each chunk of rows counts its entries per block: count [KH, chunks, slots]
+     columns  per block, the counts become sums over earlier chunks, and start the block's total
      starts   totals become starts
      scatter  one warp walks a chunk row by row. A row's entries that count are distinct blocks, so
               its lanes never meet, and walking rows in order keeps every list ascending whatever

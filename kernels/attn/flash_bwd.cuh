@@ -24,7 +24,7 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
   s.keys = seq_start(a.kseqs, b + 1) - s.k_begin;
   if (a.mode == RGK_CMP) {
     s.k_begin /= a.stride;
-    s.keys = s.keys < a.kernel ? 0 : (s.keys - a.kernel) / a.stride + 1;
+    s.keys = blocks_in(s.keys, a.kernel, a.stride);
   }
   if (s.k_begin > a.S) s.k_begin = a.S;
   if (s.keys > a.S - s.k_begin) s.keys = a.S - s.k_begin;

@@ -1,7 +1,8 @@
 /* kernels/attn/plain_bwd.cu: attention's backward for any shape and type, in fp32 without tensor
    cores.
 
-     delta = sum of o d_o, minus d_lse      P = exp(s - lse)      dS = P (d_o Vt - delta), times the softcap's slope
+     delta = sum of o d_o, minus d_lse      P = exp(s - lse)
+     dS = P (d_o Vt - delta), times the softcap's slope
      dQ = scale dS K        per row tile, walking the key tiles it sees, as forward does
      dV = P^T d_o           per key tile, walking the rows (query, head) that see it, a batch at a
                             time

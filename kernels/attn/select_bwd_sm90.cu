@@ -1,6 +1,7 @@
 /* kernels/attn/select_bwd_sm90.cu: gradients of attention over selected blocks (see select.h).
 
-     S^T [64 keys, ROWS] = K Q^T    dP^T = V dO^T    p = exp2(S^T c - lse)    dS^T = p (dP^T - delta)
+     S^T [64 keys, ROWS] = K Q^T            p = exp2(S^T c - lse)
+     dP^T = V dO^T                          dS^T = p (dP^T - delta)
      dV [64 keys, E] += p dO        dK [64 keys, D] += dS^T Q                 dQ [ROWS, D] = dS K
 
    dV and dK take p and dS^T from the registers they were formed in; dS^T also goes to shared

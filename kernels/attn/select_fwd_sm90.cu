@@ -1,6 +1,7 @@
 /* kernels/attn/select_fwd_sm90.cu: forward of attention over selected blocks (see select.h).
 
-     S [64 rows, 64 keys] = Q K^T    p = exp2(S c - m)    O [64 rows, E] = p V, over its row's sum of p
+     S [64 rows, 64 keys] = Q K^T    p = exp2(S c - m)
+     O [64 rows, E] = p V, over its row's sum of p
 
    Shared memory: K, V; Q twice; row tables. One warpgroup; several blocks on a multiprocessor hide
    each other's waiting.

@@ -5,7 +5,8 @@
    result depends on where in its tile a query lies, nor on the tiles' borders:
 
        lane:          q0   q1   …   q31
-       key j          s    s        s       one register row per key: Σ_d k[j][d]·q[d][lane], d ascending
+       key j          s    s        s       one register row per key: Σ_d k[j][d]·q[d][lane],
+                                            d ascending
 
    Promises: writes scores and scratch of the tile only; every score is a function of its own query,
    the sequence's keys and the attributes. Leaves to topk.c: which blocks are candidates, and

@@ -36,7 +36,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->dtype == RG_F32) return "plain: f32";
   if (a->softcap != 0) return "plain: softcap";
   if (a->D > 256 || a->E > 256 || a->D % 16 || a->E % 16) return "plain: head width";
-  if (!a->aligned) return "plain: not aligned to 16 bytes";
+  if (!a->aligned) return "plain: a tensor off 16 bytes";
   if (!a->d_o.data) return "plain: no gradient of o";
   if (a->T < 1 || a->S < 1 || a->seqs.n < 1) return "plain: nothing to do";
 #ifdef REGRAPH_CUDA

@@ -23,7 +23,7 @@ static int64_t slots(const rgk_attn *a, int i) {
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
-  if (gpu->cc != 90) return "plain: not a Hopper GPU";
+  if (gpu->cc != 90) return "plain: not Hopper";
   if (a->mode == RGK_SLC) return "plain: selected keys";
   if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
   if (!a->aligned) return "plain: a tensor off 16 bytes";

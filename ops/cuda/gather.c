@@ -37,7 +37,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
     return "plain: too many rows";
   if (a->G < LEAST_GROUP) return "plain: fewer than 16 query heads to a KV head";
 #ifdef REGRAPH_CUDA
-  if (!rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+  if (!rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
   return NULL;
 }

@@ -37,4 +37,8 @@ const char *rgi_cuda_concat_path(const rg_call *c);
 const char *rgi_cuda_accumulate_path(const rg_call *c);
 size_t rgi_cuda_add_workspace(const rg_call *c);
 
+/* ops/live.c's */
+rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x);
+const char *rgi_cuda_scale_lengths_path(const rg_call *c);
+
 #endif

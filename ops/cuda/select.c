@@ -34,7 +34,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
 #ifdef REGRAPH_CUDA
-  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
   return NULL;
 }

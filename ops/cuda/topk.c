@@ -66,10 +66,11 @@ static int sm90_stages(const rgk_topk *p) {
 static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
-  if (gpu->cc != 90) return "plain: not a Hopper GPU";
-  if (p->dtype == RG_F32) return "plain: fp32";
-  if (!p->aligned) return "plain: q or k not in steps of 16 bytes";
-  if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256) return "plain: width";
+  if (gpu->cc != 90) return "plain: not Hopper";
+  if (p->dtype == RG_F32) return "plain: f32";
+  if (!p->aligned) return "plain: a tensor off 16 bytes";
+  if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
+    return "plain: head width";
   if (heads > (p->dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
@@ -77,7 +78,7 @@ static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
   if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
   if (!sm90_stages(p)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
-  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: no instance";
+  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: not in this build";
 #endif
   return NULL;
 }

@@ -295,6 +295,63 @@ Test(gpu_session, wrong_lengths) {
   close_nsa(&x);
 }
 
+/* What was wrong with a run's lengths is reported by a call that returns it: not lost to a backward
+ * that is refused for another reason, nor to a forward that is not bound. */
+Test(gpu_session, wrong_lengths_after_refusals) {
+  NEEDS_GPU();
+  setup x = open_nsa("bf16", 0, 0);
+  rg_session *s = open_session(&x, false, NULL);
+  rg_error e = {0};
+  rg_sizes z;
+  void *other = NULL;
+  buffers b;
+  cr_assert_eq(rg_session_backward(s, &e), RG_E_USAGE); /* nothing bound yet */
+  e = (rg_error){0};
+  cr_assert_eq(rg_plan_sizes(x.plan, &z), RG_OK);
+  CR_OK(rg_memory_alloc(x.plan, (size_t)z.saved, &other, &e), &e);
+  make_buffers(x.plan, 9, T, some_lengths, &b);
+  for (int i = 0; i < b.n; i++)
+    if (b.info[i].seqlens) ((int32_t *)b.data[i])[B] = T + 9;
+  bind_all(s, &b);
+  CR_OK(rg_session_forward(s, &e), &e);
+  CUDA_OK(cudaDeviceSynchronize());
+  CR_OK(rg_session_bind_saved(s, other, &e), &e);
+  cr_assert_eq(rg_session_backward(s, &e), RG_E_USAGE);
+  e = (rg_error){0};
+  CR_OK(rg_session_bind(s, RG_INPUT, "q", NULL, 0, &e), &e);
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_USAGE);
+  e = (rg_error){0};
+  cr_assert_eq(rg_session_synchronize(s, &e), RG_E_DATA, "%s", e.message);
+  cr_assert(strstr(e.message, "cu_seqlens["), "%s", e.message);
+  e = (rg_error){0};
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  rg_session_destroy(s);
+  rg_memory_free(x.plan, other);
+  close_nsa(&x);
+}
+
+/* An output over an input is refused by its address; nothing is enqueued. */
+Test(gpu_session, overlap) {
+  NEEDS_GPU();
+  setup x = open_nsa("bf16", 0, 0);
+  rg_session *s = open_session(&x, false, NULL);
+  rg_error e = {0};
+  buffers b;
+  make_buffers(x.plan, 9, T, some_lengths, &b);
+  bind_all(s, &b);
+  run_both(s);
+  for (int i = 0; i < b.n; i++)
+    if (b.info[i].role == RG_INPUT && strcmp(b.info[i].name, "q") == 0)
+      CR_OK(rg_session_bind(s, RG_OUTPUT, "o", b.device[i], (size_t)b.info[i].bytes, &e), &e);
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_USAGE);
+  cr_assert(strstr(e.message, "\"o\"") && strstr(e.message, "\"q\""), "%s", e.message);
+  e = (rg_error){0};
+  CR_OK(rg_session_backward(s, &e), &e); /* of the forward before */
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  rg_session_destroy(s);
+  close_nsa(&x);
+}
+
 /* More than the device has: an error with figures, and the plan can still be used. */
 Test(gpu_session, out_of_memory) {
   NEEDS_GPU();

@@ -286,7 +286,7 @@ static void add_concat(gen *g) {
 
 /* May the view cut or move axis 0 of x? */
 static bool rows_free(const gen *g, const gtensor *x) {
-  return x->kind == LOOSE || (g->o.whole && x->kind == TOKENS && x->dim[0] > S);
+  return x->kind == LOOSE || ((g->o.whole || g->o.moved) && x->kind == TOKENS && x->dim[0] > S);
 }
 
 static void add_slice(gen *g) {
@@ -351,7 +351,8 @@ static void add_reshape(gen *g) {
 /* Views of views on four axes: heads in groups, groups in front. */
 static void add_transpose(gen *g) {
   int x = pick(g, fits_heads, NULL);
-  if (g->o.whole && chance(g, 0.5)) { /* rows and heads change places, there or back */
+  /* rows and heads change places, there or back */
+  if ((g->o.whole || g->o.moved) && chance(g, 0.5)) {
     int back = pick(g, fits_loose, NULL);
     if (back >= 0 && chance(g, 0.6)) x = back;
     if (x < 0) return;

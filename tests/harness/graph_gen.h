@@ -7,7 +7,8 @@
 #include "optest.h"
 
 typedef struct gen_options {
-  bool whole; /* no dead rows: views may then break up the token axis */
+  bool whole; /* no dead rows, and views may break up the token axis */
+  bool moved; /* views may break up the token axis though there are dead rows */
   bool mixed; /* f16 and bf16 beside f32, with casts between them */
   bool large; /* heads, groups, blocks and windows as models have them, mostly of one type */
   int nodes;  /* wanted, at least */

@@ -269,6 +269,13 @@ static void cast_backward(view v) {
   give(v, x, dx);
 }
 
+static void scale_lengths(view v) {
+  int y = out(v, "y"), x = in(v, "cu_seqlens");
+  v.r->ints[y] = ot_ints(v.r->t, count(v.r, y) + 1);
+  for (int64_t i = 0; i < count(v.r, y); i++)
+    v.r->ints[y][i] = (int32_t)attr_i(v, "times") * v.r->ints[x][i];
+}
+
 static void concat(view v) {
   const int32_t *x;
   const double *from[64];
@@ -551,11 +558,13 @@ static const struct {
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
              {"linear", linear, linear_backward},
+             {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},
+             {"scale_lengths", scale_lengths, NULL},
              {"silu", silu, silu_backward},
              {"slc_attn", slc_attn, slc_attn_backward},
              {"slice", look, look_backward},

@@ -69,8 +69,7 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride);
 void ref_compress_forward(const ref_compress *a, double *y);
 void ref_compress_backward(const ref_compress *a, const double *dy, double *dx, double *dw);
 
-/* ---- topk
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- topk ------------------------------------------------------------------------------------ */
 
 typedef struct ref_topk {
   int64_t T, TK, B, H, KH, D;
@@ -108,8 +107,7 @@ void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n,
                         const double *const *o, const double *const *lse, const double *dout,
                         const double *dlse, double *const *d_o, double *const *d_lse);
 
-/* ---- rows and elements
- * ------------------------------------------------------------------------------------------ */
+/* ---- rows and elements ----------------------------------------------------------------------- */
 
 /* y [T, out] = x [T, in] · wᵀ [out, in] + b [out] (b may be NULL) */
 void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,

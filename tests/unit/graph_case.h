@@ -98,12 +98,17 @@ static inline const rgi_io *declared(const graph_case *c, const rg_tensor_info *
 static inline int64_t live_rows(const graph_case *c, const rg_tensor_info *t) {
   const rgi_tensor *x = &c->forward->tensor[declared(c, t)->tensor];
   if (t->rank == 0 || x->seqlens < 0) return t->rank ? t->dim[0] : 1;
-  const char *lengths = c->forward->tensor[x->seqlens].name;
-  if (strcmp(lengths, "cu_keys") != 0) return live_of(&c->p);
-  int64_t n = 0;
+  int32_t lengths = x->seqlens;
+  int64_t n = 0, times = 1;
+  const int maker = c->forward->tensor[lengths].producer;
+  if (maker >= 0 && strcmp(c->forward->node[maker].op->name, "scale_lengths") == 0) {
+    times = c->forward->node[maker].attr[0].i;
+    lengths = c->forward->node[maker].in[0];
+  }
+  if (strcmp(c->forward->tensor[lengths].name, "cu_keys") != 0) return times * live_of(&c->p);
   for (int64_t b = 0; b < c->p.B; b++)
     n += c->p.length_k ? c->p.length_k[b] : (b + 1) * c->p.S / c->p.B - b * c->p.S / c->p.B;
-  return n;
+  return times * n;
 }
 
 static inline int64_t elements(const rg_tensor_info *t) {

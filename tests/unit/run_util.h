@@ -15,6 +15,16 @@
 #define CR_OK(call, e) \
   cr_assert_eq((call), RG_OK, "%s: %s (%s)", (e)->message, rg_status_name((e)->status), (e)->node)
 
+/* The call, which takes &e, fails so and says that. */
+#define FAILS(call, code, part)                                                            \
+  do {                                                                                     \
+    rg_error e = {0};                                                                      \
+    rg_status got_ = (call);                                                               \
+    cr_assert_eq(got_, code, "%s: %s", rg_status_name(got_), e.message);                   \
+    cr_assert_eq(e.status, code);                                                          \
+    cr_assert(strstr(e.message, part), "\"%s\" does not mention \"%s\"", e.message, part); \
+  } while (0)
+
 enum { MOST_TENSORS = 96 };
 
 /* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never

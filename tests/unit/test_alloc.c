@@ -59,7 +59,48 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   return status;
 }
 
-static void every_failure(const char *policy, int64_t T) {
+/* A spec by calls, written and loaded again. */
+static rg_status build(failing *f, const char *ignored, const char *policy, int64_t T,
+                       rg_error *e) {
+  (void)ignored, (void)policy, (void)T;
+  rg_allocator host = {fail_alloc, fail_free, f};
+  rg_context *ctx = NULL;
+  rg_builder *b = (rg_builder *)f;
+  rg_spec *spec[2] = {NULL};
+  rg_text text = {0};
+  const rg_item attrs[] = {rg_list("shape", "0,H*D")};
+  rg_status status = rg_context_create(&host, &ctx, e);
+  if (!status && (status = rg_builder_create(ctx, "built", &b, e))) cr_assert_null(b);
+  if (!status) {
+    char name[16];
+    rg_build_param(b, rg_int("H", 4));
+    rg_build_param(b, rg_word("dtype", "f32"));
+    for (int i = 0; i < 6; i++) { /* past what the lists hold at first */
+      sprintf(name, "x%d", i);
+      rg_build_input(b, name, "T,H,D", "$dtype", RG_GRAD_PLAIN);
+    }
+    rg_build_param(b, rg_int("D", 8));
+    rg_build_node(b, "sum", "add", "a=x0+x1+x2+x3+x4+x5", "y=z", NULL, 0);
+    rg_build_node(b, "flat", "reshape", "x=z", NULL, attrs, 1);
+    rg_build_output(b, "y", "flat.y");
+    if ((status = rg_build_spec(b, NULL, 0, &spec[0], e))) cr_assert_null(spec[0]);
+    rg_builder_destroy(b);
+  }
+  if (!status && (status = rg_spec_write(spec[0], "json", &text, e))) cr_assert_null(text.data);
+  if (!status &&
+      (status = rg_spec_load_text(ctx, text.data, text.size, "written", NULL, 0, &spec[1], e)))
+    cr_assert_null(spec[1]);
+  rg_text_destroy(&text);
+  rg_spec_destroy(spec[1]);
+  rg_spec_destroy(spec[0]);
+  rg_context_destroy(ctx);
+  return status;
+}
+
+typedef rg_status chain_fn(failing *f, const char *spec_text, const char *policy_text, int64_t T,
+                           rg_error *e);
+
+static void every_failure_of(chain_fn *chain, const char *policy, int64_t T) {
   char text[8192];
   nsa_spec("f32", false, text, sizeof text);
   rg_error e = {0};
@@ -83,6 +124,13 @@ static void every_failure(const char *policy, int64_t T) {
   cr_assert_eq(status, RG_OK, "still failing after %ld allocations", n);
 }
 
+static void every_failure(const char *policy, int64_t T) {
+  every_failure_of(chain, policy, T);
+}
+
+Test(alloc, built_spec) {
+  every_failure_of(build, NULL, 0);
+}
 Test(alloc, keep_everything) {
   every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);
 }

@@ -116,6 +116,9 @@ Test(graph, random_f32_b) {
 Test(graph, random_views) {
   random_graphs(30000, 80, (gen_options){.whole = true});
 }
+Test(graph, random_views_of_dead_rows) {
+  random_graphs(50000, 80, (gen_options){.moved = true});
+}
 Test(graph, random_mixed) {
   random_graphs(40000, 80, (gen_options){.mixed = true});
 }
@@ -300,6 +303,65 @@ Test(graph, merged_rows) {
                     NODE("s", "silu", P("x", "y"), P("y", "s"))),
                P("s", "s")),
           ragged);
+}
+
+/* Lengths go through views that merge rows or cut them again; behind views that move or cut the
+ * token axis otherwise all rows count, and those of dead tokens are zero, in gradients too. Dead
+ * rows of what is given are NaN here. */
+#define UNREAD(x) NODE("p", "rope", P("x", x) ", " CU, P("y", "unread"))
+Test(graph, rows_behind_views) {
+  static const char *const dtypes[] = {"f32", "bf16"};
+  char text[4096];
+  for (int i = 0; i < 2; i++) {
+    snprintf(
+        text, sizeof text,
+        SPEC(IN("x", HEADS, "%s", "true") IN("w", "6, 8", "%s", "\"accumulate\"")
+                 IN("b", "6", "%s", "true"),
+             JOIN(UNREAD("x"),
+                  NODE_AT("r", "reshape", P("x", "x"), P("y", "m"), "\"shape\": [-1, 8]"),
+                  NODE("l", "linear", JOIN(P("x", "m"), P("w", "w"), P("b", "b")), P("y", "y")),
+                  NODE_AT("c", "reshape", P("x", "y"), P("y", "t"), "\"shape\": [-1, 4, 6]"),
+                  NODE("s", "silu", P("x", "t"), P("y", "s"))),
+             JOIN(P("y", "y"), P("s", "s"), P("m", "m"), P("t", "t"))),
+        dtypes[i], dtypes[i], dtypes[i]);
+    run_one(text, ragged);
+    snprintf(text, sizeof text,
+             SPEC(IN("x", "\"2*T\", 8", "%s", "true") IN("z", "\"T\", 2, 8", "%s", "true"),
+                  JOIN(NODE_AT("r", "reshape", P("x", "x"), P("y", "y"), "\"shape\": [-1, 2, 8]"),
+                       NODE("a", "add", "\"a\": [\"y\", \"z\"], " CU, P("y", "a")),
+                       NODE("s", "silu", P("x", "x"), P("y", "s"))),
+                  JOIN(P("a", "a"), P("s", "s"))),
+             dtypes[i], dtypes[i]);
+    run_one(text, ragged);
+    snprintf(text, sizeof text,
+             SPEC(IN("x", HEADS, "%s", "true") IN("w", "8", "%s", "true"),
+                  JOIN(UNREAD("x"),
+                       NODE_AT("t", "transpose", P("x", "x"), P("y", "t"), "\"perm\": [1, 0, 2]"),
+                       NODE("n", "rmsnorm", JOIN(P("x", "t"), P("w", "w")), P("y", "n"))),
+                  JOIN(P("t", "t"), P("n", "n"))),
+             dtypes[i], dtypes[i]);
+    run_one(text, ragged);
+    snprintf(
+        text, sizeof text,
+        SPEC(IN("x", "\"T\", 8", "%s", "true") IN("w", "6, 8", "%s", "true")
+                 IN("b", "6", "%s", "true"),
+             JOIN(NODE("p", "silu", JOIN(P("x", "x"), CU), P("y", "p")),
+                  NODE_AT("f", "slice", P("x", "x"), P("y", "f"),
+                          "\"axis\": 0, \"start\": 30, \"stop\": 42"),
+                  NODE_AT("g", "slice", P("x", "p"), P("y", "g"), "\"axis\": 0, \"start\": 30"),
+                  NODE("l", "linear", JOIN(P("x", "f"), P("w", "w"), P("b", "b")), P("y", "y"))),
+             JOIN(P("y", "y"), P("f", "f"), P("g", "g"))),
+        dtypes[i], dtypes[i], dtypes[i]);
+    run_one(text, ragged);
+    snprintf(text, sizeof text,
+             SPEC(IN("x", "\"T\", 8", "%s", "true") IN("w", "6, 4", "%s", "true"),
+                  JOIN(NODE("p", "cast", JOIN(P("x", "x"), CU), P("y", "p")),
+                       NODE_AT("f", "reshape", P("x", "p"), P("y", "f"), "\"shape\": [-1, 4]"),
+                       NODE("l", "linear", JOIN(P("x", "f"), P("w", "w")), P("y", "y"))),
+                  JOIN(P("y", "y"), P("f", "f"))),
+             dtypes[i], dtypes[i]);
+    run_one(text, ragged);
+  }
 }
 
 /* As many heads as tokens: what is dead are tokens, wherever their axis stands. */

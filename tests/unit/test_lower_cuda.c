@@ -254,6 +254,44 @@ Test(lower_cuda, launches_of_examples) {
   close_bench(&b);
 }
 
+/* Lengths counted in merged rows, and a copy before the token axis moves. */
+Test(lower_cuda, launches_behind_views) {
+  static const char text[] =
+      "{ \"regraph\": 1, \"inputs\": { \"x\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"bf16\", "
+      "\"grad\": "
+      "true }, "
+      "\"w\": { \"shape\": [16, 8], \"dtype\": \"bf16\", \"grad\": true }, "
+      "\"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, \"nodes\": ["
+      "{ \"name\": \"p\", \"op\": \"silu\", \"in\": { \"x\": \"x\", \"cu_seqlens\": \"cu\" } }, "
+      "{ \"name\": \"r\", \"op\": \"reshape\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"m\" "
+      "}, "
+      "\"attrs\": { \"shape\": [-1, 8] } }, "
+      "{ \"name\": \"t\", \"op\": \"transpose\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"t\" "
+      "}, "
+      "\"attrs\": { \"perm\": [1, 0, 2] } }, "
+      "{ \"name\": \"l\", \"op\": \"linear\", \"in\": { \"x\": \"m\", \"w\": \"w\" }, \"out\": { "
+      "\"y\": "
+      "\"y\" } }"
+      " ], \"outputs\": { \"y\": \"y\", \"t\": \"t\" } }";
+  bench b = open_bench(3);
+  rg_error e = {0};
+  rg_spec_destroy(b.spec);
+  b.spec = NULL;
+  CR_OK(rg_spec_load_text(b.ctx, text, sizeof text - 1, "views", NULL, 0, &b.spec, &e), &e);
+  b.T = 48, b.B = 3;
+  for (int older = 0; older < 2; older++) {
+    rg_plan *plan = plan_of(&b, NULL, false, older);
+    rg_text steps;
+    CR_OK(rg_plan_write(plan, "steps", &steps, &e), &e);
+    cr_assert(strstr(steps.data, "scale_lengths") && strstr(steps.data, "live"), "%s", steps.data);
+    rg_text_destroy(&steps);
+    check_launches(&b, plan, "views");
+    rg_plan_destroy(plan);
+  }
+  report(&b);
+  close_bench(&b);
+}
+
 Test(lower_cuda, launches_of_random_graphs) {
   bench b = open_bench(2);
   uint64_t first = round_seed(500, 24);

@@ -231,6 +231,8 @@ Test(plugin, unsound_tables_do_not) {
   SPOILT(s.bwd.abi = 9, "op ABI 9");
   SPOILT(s.op.name = "2fold", "\"2fold\"");
   SPOILT(s.op.name = NULL, "(null)");
+  /* what a terminal would obey is escaped */
+  SPOILT(s.op.name = "a\x1b[31m\nb", "\"a\\x1b[31m\\nb\"");
   SPOILT(s.op.name = "swa_attn", "already");
   SPOILT(s.bwd.name = "twice", "occurs twice");
   SPOILT(s.op.run_cpu = NULL, "run_cpu");

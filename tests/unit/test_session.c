@@ -103,15 +103,6 @@ static rg_session *session(const rg_session_options *o) {
   return s;
 }
 
-#define FAILS(call, code, part)                                                            \
-  do {                                                                                     \
-    rg_error e = {0};                                                                      \
-    rg_status got_ = (call);                                                               \
-    cr_assert_eq(got_, code, "%s: %s", rg_status_name(got_), e.message);                   \
-    cr_assert_eq(e.status, code);                                                          \
-    cr_assert(strstr(e.message, part), "\"%s\" does not mention \"%s\"", e.message, part); \
-  } while (0)
-
 /* ---- tests ---- */
 
 Test(session, bindable_tensors, .init = setup, .fini = teardown) {
@@ -153,6 +144,9 @@ Test(session, misuse, .init = setup, .fini = teardown) {
   FAILS(rg_session_backward(NULL, &e), RG_E_USAGE, "session");
   FAILS(rg_session_bind(NULL, RG_INPUT, "q", word, 4, &e), RG_E_USAGE, "session");
   FAILS(rg_session_forward(s, &e), RG_E_USAGE, "not bound");
+  /* nothing bound to look at either */
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE, "without a forward");
+  FAILS(rg_session_adopt_saved(s, NULL, &e), RG_E_USAGE, "not bound");
   FAILS(rg_session_bind(s, RG_INPUT, "q", io.data[0], 12, &e), RG_E_USAGE, "\"q\"");
   FAILS(rg_session_bind(s, RG_INPUT, "qq", io.data[0], 12, &e), RG_E_USAGE, "\"qq\"");
   FAILS(rg_session_bind(s, RG_GRAD_OUT, "cu_seqlens", io.data[0], 12, &e), RG_E_USAGE,
@@ -280,9 +274,6 @@ Test(session, memory, .init = setup, .fini = teardown) {
 
 Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   rg_error e = {0};
-  rg_session *s = session(NULL);
-  bind_all(s, &io);
-  long before = atomic_load(&host.calls);
 #if COUNTED
   atomic_store(&counting, true);
   void *volatile probe = malloc(16); /* the counter works */
@@ -290,16 +281,22 @@ Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   free(probe);
   cr_assert_eq(atomic_exchange(&counted, 0), 1);
 #endif
-  for (int i = 0; i < 2; i++) {
-    atomic_store(&counting, true);
-    rg_status forward = rg_session_forward(s, &e), backward = rg_session_backward(s, &e);
-    atomic_store(&counting, false);
-    CR_OK(forward, &e);
-    CR_OK(backward, &e);
+  for (int poisoned = 0; poisoned < 2; poisoned++) {
+    rg_session_options o = {.debug_poison = poisoned};
+    rg_session *s = session(&o);
+    bind_all(s, &io);
+    long before = atomic_load(&host.calls);
+    for (int i = 0; i < 2; i++) {
+      atomic_store(&counting, true);
+      rg_status forward = rg_session_forward(s, &e), backward = rg_session_backward(s, &e);
+      atomic_store(&counting, false);
+      CR_OK(forward, &e);
+      CR_OK(backward, &e);
+    }
+    cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
+    cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
+    rg_session_destroy(s);
   }
-  cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
-  cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
-  rg_session_destroy(s);
 }
 
 /* ---- an op that misbehaves ---- */
@@ -440,6 +437,7 @@ Test(session, moved_saved_blocks, .init = setup, .fini = teardown) {
   CR_OK(rg_session_forget_saved(second, there[1], &e), &e);
   FAILS(rg_session_backward(second, &e), RG_E_USAGE, "without a forward");
   FAILS(rg_session_forget_saved(second, there[1], &e), RG_E_USAGE, "no saved block");
+  FAILS(rg_session_forward(second, &e), RG_E_USAGE, "forget"); /* its memory may be gone */
   FAILS(rg_session_adopt_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
   FAILS(rg_session_forget_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
 #if COUNTED
