@@ -1,5 +1,5 @@
-/* The command's files: written whole or not at all, whatever ends the writing. Linked with the files
- * of cli/ but main.c. */
+/* The command's files: written whole or not at all, whatever ends the writing. Linked with the
+ * files of cli/ but main.c. */
 #include "../../cli/cli.h"
 #include "../../cli/npy.h"
 #include "../../cli/save.h"
