@@ -55,8 +55,8 @@ typedef struct rgi_memory {
   int64_t *workspace_size;
 } rgi_memory;
 
-/* *mem lives in (*out)->arena. Looks for the least peak; where that search ends above a capacity, once more for
- * anything within it. */
+/* *mem lives in (*out)->arena. Looks for the least peak; where that search ends above a capacity,
+ * once more for anything within it. */
 rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out,
                       rgi_memory **mem, rg_error *e);
 /* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find
