@@ -24,11 +24,12 @@ declare -A test=(
   [packing]="test_pack pack/brute_force"
   [recompute]="test_recompute recompute/random_graphs"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
+  [tables]="test_cp_tables cp_tables/random_packs"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute lowering fuzz)
+[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute lowering tables fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

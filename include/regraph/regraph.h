@@ -354,6 +354,24 @@ RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text 
 RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
                            const char *format, rg_text *out, rg_error *error);
 
+/* ---- context parallelism -------------------------------------------------------------------------
+ * The T rows of a batch are cut into 2·ranks chunks, and each rank owns two of them (docs/cp.md). */
+
+typedef enum rg_cp_mode {
+  RG_CP_AUTO,   /* per batch, whichever of the two gives the busiest rank less to do */
+  RG_CP_BLOCKS, /* mode 1: rank r owns chunks 2r and 2r + 1 */
+  RG_CP_ZIGZAG  /* mode 2: chunks r and 2·ranks - 1 - r */
+} rg_cp_mode;
+
+typedef struct rg_range {
+  int64_t begin, end; /* rows [begin, end) */
+} rg_range;
+
+/* The rows of a batch that a rank owns, in the order in which its tensors hold them. `capacity` is the plan's T,
+ * a multiple of 2·ranks; cu_seqlens has `entries` starts. For a data loader: needs no plan, allocates nothing. */
+RG_API rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
+                            rg_cp_mode mode, int rank, rg_range out[2], rg_error *error);
+
 /* ---- session ------------------------------------------------------------------------------------ */
 
 /* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is missing. */
