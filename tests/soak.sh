@@ -10,6 +10,7 @@
 #   packing    the packer against brute force
 #   recompute  the chooser against brute force
 #   lowering   launches and edges of random graphs, without a GPU
+#   tables     who owns which tokens, against one token after the other
 #   fuzz       specs and packings from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.

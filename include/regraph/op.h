@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define RG_OP_ABI   2
+#define RG_OP_ABI   3
 #define RG_MAX_RANK 8
 
 /* ---- shapes ------------------------------------------------------------------------------------- */
@@ -154,6 +154,36 @@ typedef struct rg_cost {
   double exps;  /* exponentials and other special functions */
   double bytes; /* each input read once, each output written once */
 } rg_cost;
+
+/* ---- communication ------------------------------------------------------------------------------ */
+
+/* What a rank sends to both neighbours in rank order, and gets from them: `bytes` each, NULL towards nobody. */
+typedef struct rg_halo {
+  const void *to_previous, *to_next;
+  void *from_previous, *from_next;
+} rg_halo;
+
+/* One rank's end of a communicator. All ranks make the same calls in the same order; each names the node that
+ * makes it. Buffers are dense; nothing is reduced on the way: sums are taken by ops, in rank order. `stream` is
+ * NULL for memory of the host, else the cudaStream_t on which to enqueue (perhaps capturing). Every function
+ * returns RG_E_COMM, on every rank and in bounded time, once a rank has failed, is too late or calls something
+ * else, and the message names rank, collective and what differs. */
+struct rg_comm {
+  uint32_t abi; /* RG_OP_ABI */
+  int size, rank;
+  void *user; /* the engine's own */
+  /* recv [size][bytes]: what every rank sent, by rank */
+  rg_status (*all_gather)(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
+                          void *stream, rg_error *e);
+  /* send, recv [size][bytes]: to every rank, from every rank */
+  rg_status (*all_to_all)(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
+                          void *stream, rg_error *e);
+  rg_status (*halo)(rg_comm *c, const char *node, const rg_halo *h, size_t bytes, void *stream, rg_error *e);
+  rg_status (*barrier)(rg_comm *c, const char *node, rg_error *e);
+  /* This rank takes part no more: what others wait for, and all later calls, fail with `why`. From any thread. */
+  void (*abort)(rg_comm *c, const rg_error *why);
+  void (*destroy)(rg_comm *c);
+};
 
 /* ---- CUDA ---------------------------------------------------------------------------------------- */
 

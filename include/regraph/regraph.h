@@ -372,6 +372,16 @@ typedef struct rg_range {
 RG_API rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
                             rg_cp_mode mode, int rank, rg_range out[2], rg_error *error);
 
+/* One rank's end of a communicator; regraph/op.h has its members, for callers that bring functions of their own
+ * (MPI's, a framework's). A rank uses its end from one thread at a time. */
+typedef struct rg_comm rg_comm;
+
+/* Ranks that are threads of this process: fills comm[0 … ranks). A collective that not every rank has reached
+ * `deadline` seconds after the first one (0: 60) ends all ranks with RG_E_COMM. */
+RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm, rg_error *error);
+/* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others' collectives. */
+RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);
+
 /* ---- session ------------------------------------------------------------------------------------ */
 
 /* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is missing. */
