@@ -80,10 +80,10 @@ static rg_status advance(rgi_graph **g, rgi_graph *next, const char *stage, rg_e
   return rgi_verify(next, stage, e);
 }
 
-RGI_NO_TAIL(rg_plan_options, progress_user);
+RGI_NO_TAIL(rg_plan_options, cp);
 
 static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, rg_error *e) {
-  RGI_TRY(RGI_OPTIONS(rg_plan_options, progress_user, given, o, e));
+  RGI_TRY(RGI_OPTIONS(rg_plan_options, cp, given, o, e));
   const bool cuda = o->device && strcmp(o->device, "cuda") == 0;
   if (o->device && !cuda && strcmp(o->device, "cpu") != 0)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"",
@@ -188,8 +188,9 @@ static void fill_sizes(rg_plan *plan) {
                            .scratch = m->scratch,
                            .forward_scratch = m->forward_scratch,
                            .backward_scratch = m->backward_scratch,
-                           .lower_bound = m->saved + bound,
-                           .predicted_peak = m->saved + m->scratch};
+                           .lower_bound = m->saved + bound + plan->sizes.comm,
+                           .predicted_peak = m->saved + m->scratch + plan->sizes.comm,
+                           .comm = plan->sizes.comm};
 }
 
 /* Names and values of the dimensions that the spec left free, for reports. */
@@ -254,6 +255,8 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
+  RGI_GOTO(status, rgi_plan_ranks(plan, e), failed);
+  RGI_GOTO(status, rgi_plan_hash(plan, spec->graph, policy, e), failed);
   fill_sizes(plan);
   report(&p, "steps", 1);
   rgi_graph_destroy(p.unfused);
@@ -284,6 +287,12 @@ rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
 rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {
   if (!plan || !out || i >= (size_t)plan->nbindable) return RG_E_USAGE;
   *out = plan->bindable[i].info;
+  return RG_OK;
+}
+
+rg_status rg_plan_cp(const rg_plan *plan, rg_cp_info *out) {
+  if (!plan || !out) return RG_E_USAGE;
+  *out = plan->cp;
   return RG_OK;
 }
 

@@ -125,6 +125,7 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   }
   s->workspace = plan->memory->workspace[n];
   s->workspace_size = s->workspace >= 0 ? plan->memory->workspace_size[n] : 0;
+  if (node->op->comm_bytes) s->comm_size = (int64_t)node->op->comm_bytes(&s->call);
   /* The run hands out what the op asks for now; memplan asked the same question. */
   int64_t asked = node->op->workspace ? (int64_t)node->op->workspace(&s->call) : 0;
   if (asked > s->workspace_size)

@@ -222,6 +222,7 @@ typedef struct rgi_rules {
   /* Appends what carries gradients to the inputs, through graph/autodiff.h. */
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
+  bool wide;    /* gradients of the outputs are summed and handed to `backward` in fp32 */
   bool ordered; /* a view of the same elements in the same order */
   const rgi_fusing *fusing;
   const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */

@@ -67,10 +67,12 @@ typedef struct rg_call {
    * Tasks are handed out dynamically: what a task computes must not depend on `thread`. */
   void (*parallel)(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread), void *arg);
   void *pool;
-  int isa;           /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
-  rg_error *error;   /* where run_cpu and cuda_steps put their error */
-  const rg_gpu *gpu; /* NULL: the call is for the CPU. Else data and workspace are device addresses, never
+  int isa;              /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
+  rg_error *error;      /* where run_cpu and cuda_steps put their error */
+  const rg_gpu *gpu;    /* NULL: the call is for the CPU. Else data and workspace are device addresses, never
                         read by the host */
+  struct rg_comm *comm; /* of RG_OP_COMM, while running; NULL: there is one rank */
+  void *comm_block;     /* the bytes `comm_bytes` asked for, 256-aligned: collectives touch nothing else */
 } rg_call;
 
 /* The single tensor on a port, or NULL if the port is absent. */
@@ -103,7 +105,9 @@ enum {
   RG_PORT_KSEQLENS = 1 << 5, /* the same for KROWS */
   RG_PORT_GRAD = 1 << 6,     /* out-port of a backward op: may be asked for in fp32, and to be added to the
                                 tensor on the in-port "acc.NAME" (same tensor, in place), see below */
-  RG_PORT_OFFSETS = 1 << 7   /* int32 [B], each >= 0: position of a sequence's first query */
+  RG_PORT_OFFSETS = 1 << 7,  /* int32 [B], each >= 0: position of a sequence's first query */
+  RG_PORT_BLOCKS = 1 << 8    /* axis 0 has a row for every `stride` (an attribute) rows of the tokens': on an
+                                in-port of the keys' tokens, on an out-port of those on the ROWS ports */
 };
 
 /* dtype sets */
@@ -153,6 +157,7 @@ typedef struct rg_cost {
   double flops; /* useful multiply-adds count two; at full capacity, causal masks counted as masked */
   double exps;  /* exponentials and other special functions */
   double bytes; /* each input read once, each output written once */
+  double wire;  /* bytes that a rank sends to others */
 } rg_cost;
 
 /* ---- communication ------------------------------------------------------------------------------ */
@@ -217,8 +222,17 @@ struct rg_cuda {
 enum {
   RG_OP_INTERNAL = 1 << 0,     /* not to be named in a spec */
   RG_OP_RECOMPUTABLE = 1 << 1, /* deterministic and free of side effects: a policy may name it */
-  RG_OP_VIEW = 1 << 2,   /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
-  RG_OP_INPLACE = 1 << 3 /* the first output may take the first input's bytes when that dies here */
+  RG_OP_VIEW = 1 << 2,    /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
+  RG_OP_INPLACE = 1 << 3, /* the first output may take the first input's bytes when that dies here */
+  /* What becomes of the op where tokens are shared out among ranks. An op that says neither is refused there,
+   * unless no input of it has tokens. ROWWISE: a row of the outputs depends on that row of the inputs on ROWS
+   * ports (and its position, with an OFFSETS port) alone. QUERYWISE: and on the keys on KROWS and BLOCKS ports,
+   * told by SEQLENS, KSEQLENS and OFFSETS ports, all of which the op has. BLOCKWISE: makes compressed rows, row r
+   * of a BLOCKS out-port out of the `kernel` tokens of the block that starts in [r·stride, (r+1)·stride). */
+  RG_OP_ROWWISE = 1 << 4,
+  RG_OP_QUERYWISE = 1 << 5,
+  RG_OP_BLOCKWISE = 1 << 6,
+  RG_OP_COMM = 1 << 7 /* communicates: rg_call.comm has as many ranks as its attribute "ranks" */
 };
 
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they carry:
@@ -251,6 +265,7 @@ typedef struct rg_op {
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */
   size_t (*workspace)(const rg_call *c);
+  size_t (*comm_bytes)(const rg_call *c); /* RG_OP_COMM: what it sends from and receives into */
   rg_status (*run_cpu)(const rg_call *c);
   /* Hands over the launches of one execution on a GPU; NULL: the op has none.
    * Promises O1 to O5 hold for them. */

@@ -275,6 +275,7 @@ typedef struct rg_tensor_info {
   bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */
   bool seqlens;     /* holds sequence starts, as cu_seqlens does */
   bool offsets;     /* holds positions of first queries */
+  bool sharded;     /* dim[0] counts this rank's share of the rows: those that rg_cp_rows names */
 } rg_tensor_info;
 
 /* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the
@@ -306,6 +307,7 @@ typedef struct rg_plan_options {
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
   void *progress_user;
+  int64_t cp; /* ranks of context parallelism; 0: what the policy says. The plan is the same on all of them */
 } rg_plan_options;
 
 RG_API rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
@@ -317,7 +319,8 @@ typedef struct rg_sizes {
   int64_t scratch; /* bytes used inside a direction; sessions that never run at once may share one block */
   int64_t forward_scratch, backward_scratch;
   int64_t lower_bound;    /* saved + the most scratch bytes alive at once: no packing can do better */
-  int64_t predicted_peak; /* saved + scratch */
+  int64_t predicted_peak; /* saved + scratch + comm */
+  int64_t comm;           /* what collectives send from and receive into; sessions never share it */
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
@@ -367,6 +370,14 @@ typedef struct rg_range {
   int64_t begin, end; /* rows [begin, end) */
 } rg_range;
 
+/* How a plan shares out its rows: 1 rank where it does not. */
+typedef struct rg_cp_info {
+  int ranks;
+  rg_cp_mode mode;
+  int64_t capacity; /* rows of all ranks; 0 with 1 rank */
+} rg_cp_info;
+RG_API rg_status rg_plan_cp(const rg_plan *plan, rg_cp_info *out);
+
 /* The rows of a batch that a rank owns, in the order in which its tensors hold them. `capacity` is the plan's T,
  * a multiple of 2·ranks; cu_seqlens has `entries` starts. For a data loader: needs no plan, allocates nothing. */
 RG_API rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
@@ -399,6 +410,9 @@ typedef struct rg_session_options {
   bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after
                         each step */
   void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
+  /* This rank's end, of as many ranks as the plan has, borrowed; where a rank fails, so do the runs of all. With
+   * it, creating a session is collective: ranks compare what they must have in common. */
+  rg_comm *comm;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
