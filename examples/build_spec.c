@@ -1,11 +1,11 @@
-/* examples/build_spec.c: a variant of attention made by calls, without JSON text, and run by index: a near
- * window and full causal attention, mixed by a learned gate (two_branch.json says the same).
- *
- *   cc build_spec.c $(pkg-config --cflags --libs regraph)
- *   ./a.out                       what the plan runs, once forward and back
- *   ./a.out --json >mine.json     the document, for the command and for others
- *
- * Exits with 1 on an error.
+/* examples/build_spec.c: a variant of attention made by calls, without JSON text, and run by index:
+   a near window and full causal attention, mixed by a learned gate (two_branch.json says the same).
+
+     cc build_spec.c $(pkg-config --cflags --libs regraph)
+     ./a.out                       what the plan runs, once forward and back
+     ./a.out --json >mine.json     the document, for the command and for others
+
+   Exits with 1 on an error.
  */
 #include <regraph/regraph.h>
 #include <stdio.h>
@@ -69,7 +69,8 @@ static rg_status make_tensors(const rg_plan *plan, void **at, size_t *n, rg_erro
   static const int32_t starts[SEQUENCES + 1] = {0, 200, TOKENS};
   rg_tensor_info t;
   for (; *n < MOST && rg_plan_tensor(plan, *n, &t) == RG_OK; (*n)++) {
-    rg_status s = rg_memory_alloc(plan, (size_t)t.bytes, &at[*n], e); /* of the plan's device, aligned */
+    /* of the plan's device, aligned */
+    rg_status s = rg_memory_alloc(plan, (size_t)t.bytes, &at[*n], e);
     if (s != RG_OK) return s;
     if (t.seqlens)
       memcpy(at[*n], starts, sizeof starts);

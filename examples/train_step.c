@@ -55,15 +55,18 @@ static rg_status prepare(training *t, const char *spec, const char *policy, rg_e
   rg_spec_load_file(t->ctx, spec, set, sizeof set / sizeof *set, &t->spec, e);
   rg_policy_load_file(t->ctx, policy, &t->policy, e);
   rg_plan_create(t->spec, t->policy, NULL, &t->plan, e);
-  return rg_session_create(t->plan, NULL, &t->session, e); /* the first error of the chain is in *e */
+  /* the first error of the chain is in *e */
+  return rg_session_create(t->plan, NULL, &t->session, e);
 }
 
-/* Memory for everything that crosses the border of the graph. A gradient lies in memory of its own. */
+/* Memory for everything that crosses the border of the graph. A gradient lies in memory of
+ * its own. */
 static rg_status make_tensors(training *t) {
   uint64_t state = 1;
   while (t->ntensor < MOST) {
     tensor *x = &t->tensor[t->ntensor];
-    if (rg_plan_tensor(t->plan, (size_t)t->ntensor, &x->info) != RG_OK) break; /* that was the last */
+    /* that was the last */
+    if (rg_plan_tensor(t->plan, (size_t)t->ntensor, &x->info) != RG_OK) break;
     x->n = (size_t)x->info.bytes / rg_dtype_size(x->info.dtype);
     x->data = calloc(x->n + 1, 4);
     if (!x->data) return RG_E_NOMEM;

@@ -1,19 +1,20 @@
 /* exec/overlap.c: before a run, whether what it writes has bytes of its own.
- *
- * Tensors that are only read may share bytes (tied weights; an output that is its own gradient). A
- * tensor that is written may share them with nothing that the run touches: the saved and scratch
- * blocks, and in a forward every input, since a backward may still read there what the forward has
- * overwritten.
- *
- * Spans are sorted by their first byte, in place; one sweep then keeps the span that reaches furthest
- * of all so far, and of those that are written. Nothing is allocated.
+
+   Tensors that are only read may share bytes (tied weights; an output that is its own gradient). A
+   tensor that is written may share them with nothing that the run touches: the saved and scratch
+   blocks, and in a forward every input, since a backward may still read there what the forward has
+   overwritten.
+
+   Spans are sorted by their first byte, in place; one sweep then keeps the span that reaches
+   furthest of all so far, and of those that are written. Nothing is allocated.
  */
 #include "session.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static void add(rg_session *s, int32_t *n, const void *data, int64_t bytes, int32_t bind, bool written) {
+static void add(rg_session *s, int32_t *n, const void *data, int64_t bytes, int32_t bind,
+                bool written) {
   if (!data || bytes <= 0) return;
   s->span[(*n)++] = (rgi_span){(uintptr_t)data, (uintptr_t)data + (uintptr_t)bytes, bind, written};
 }
@@ -24,7 +25,8 @@ static int32_t list_spans(rg_session *s, bool backward) {
     const rgi_bindable *b = &s->plan->bindable[i];
     const bool forward_only = b->info.role == RG_INPUT || b->info.role == RG_OUTPUT;
     const void *data = backward && forward_only ? s->current->at[i] : s->bound[i];
-    if (b->read[backward] || b->written[backward] || (!backward && b->info.role == RG_INPUT && b->read[1]))
+    if (b->read[backward] || b->written[backward] ||
+        (!backward && b->info.role == RG_INPUT && b->read[1]))
       add(s, &n, data, b->info.bytes, i, b->written[backward]);
   }
   add(s, &n, s->current->data, s->plan->sizes.saved, RGI_AT_SAVED, true);
@@ -64,10 +66,11 @@ rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e) {
         x = y;
         y = swap;
       }
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                      "%s would be written over %s in the %s: they share memory at %p; bind them apart",
-                      span_name(s, x, a, sizeof a), span_name(s, y, b, sizeof b),
-                      backward ? "backward" : "forward", (void *)(x->begin > y->begin ? x->begin : y->begin));
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL,
+          "%s would be written over %s in the %s: they share memory at %p; bind them apart",
+          span_name(s, x, a, sizeof a), span_name(s, y, b, sizeof b),
+          backward ? "backward" : "forward", (void *)(x->begin > y->begin ? x->begin : y->begin));
     }
     if (!any || x->end > any->end) any = x;
     if (x->written && (!written || x->end > written->end)) written = x;

@@ -1,13 +1,13 @@
 /* exec/plan.h: what a plan holds, for the files of exec/.
- *
- * A plan is immutable once rg_plan_create returns: sessions on any number of threads read it without locks.
- * It keeps nothing of spec, policy or options.
- *
- *     step[0 … nforward)          forward, in order
- *     step[nforward … nstep)      backward, in order
- *
- * Every address a step needs is a place: either an offset into memory the caller binds (place.bind is the
- * index into bindable[]) or into the saved or scratch block. A run only adds base pointers.
+
+   A plan is immutable once rg_plan_create returns: sessions on any number of threads read it
+   without locks. It keeps nothing of spec, policy or options.
+
+       step[0 … nforward)          forward, in order
+       step[nforward … nstep)      backward, in order
+
+   Every address a step needs is a place: either an offset into memory the caller binds (place.bind
+   is the index into bindable[]) or into the saved or scratch block. A run only adds base pointers.
  */
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
@@ -33,7 +33,8 @@ typedef struct rgi_place {
 
 typedef struct rgi_step {
   int32_t node;
-  rg_call call;     /* template: args without data, no pool, no error; arrays live in the plan's arena */
+  /* template: args without data, no pool, no error; arrays live in the plan's arena */
+  rg_call call;
   rgi_place *place; /* [nin + nout], inputs first */
   int32_t nin, nout;
   int32_t first_arg; /* where a session's copy of the args stands; inputs first */
@@ -45,8 +46,8 @@ typedef struct rgi_step {
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
-/* What kernels on a GPU may take for granted of every bound address (rg_arg.align is never more). A CPU
- * needs what elements need. */
+/* What kernels on a GPU may take for granted of every bound address (rg_arg.align is never more). A
+ * CPU needs what elements need. */
 enum { RGI_GPU_ALIGN = 16 };
 
 typedef struct rgi_bindable {
@@ -59,10 +60,11 @@ typedef struct rgi_bindable {
 /* A rule for the contents of an input that the host reads before each forward. */
 typedef struct rgi_check {
   int32_t bind;
-  int64_t offset;   /* bytes */
-  int64_t n;        /* entries */
-  int64_t stride;   /* elements */
-  bool starts;      /* sequence starts: begin at 0, never fall, last <= capacity; else positions: >= 0 */
+  int64_t offset; /* bytes */
+  int64_t n;      /* entries */
+  int64_t stride; /* elements */
+  /* sequence starts: begin at 0, never fall, last <= capacity; else positions: >= 0 */
+  bool starts;
   int64_t capacity; /* rows they govern */
   int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
 } rgi_check;
@@ -97,8 +99,10 @@ struct rg_plan {
   int32_t ncheck;
   rgi_clean *clean;
   int32_t nclean;
-  int32_t **after; /* per step: the steps that must have run before it (nearest ones), ended by -1 */
-  int32_t *lane;   /* per step: chains of steps that run one after another, numbered per direction */
+  /* per step: the steps that must have run before it (nearest ones), ended by -1 */
+  int32_t **after;
+  /* per step: chains of steps that run one after another, numbered per direction */
+  int32_t *lane;
   rg_sizes sizes;
   rg_cp_info cp; /* as the policy has it; collectives of the spec's own count as ranks, too */
   rgi_cp_field field[RGI_CP_FIELDS]; /* what all ranks must have in common */

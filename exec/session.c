@@ -1,22 +1,23 @@
 /* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the
- * backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
- *
- * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
- * supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
- * bytes.
- *
- *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
- *              ▲       │  ▲        │             where its inputs and outputs stood; the backward
- *              └───────┘  └────────┘             on that block reads them there
- *
- * A run allocates nothing here (regraph.h says what a GPU's graphs take): memory is found at creation
- * and when a saved block is bound for the first time. A call that is refused changes nothing.
- *
- * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
- * every float type and a negative number as i32; before a backward, scratch and the gradients do.
- * Blocks that the session owns stand between guard zones, checked after every step:
- *
- *     | guard 256 | saved or scratch … | guard 256 |
+   backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
+
+   A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
+   supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
+   bytes.
+
+       create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
+                ▲       │  ▲        │             where its inputs and outputs stood; the backward
+                └───────┘  └────────┘             on that block reads them there
+
+   A run allocates nothing here (regraph.h says what a GPU's graphs take): memory is found at
+   creation and when a saved block is bound for the first time. A call that is refused changes
+   nothing.
+
+   debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
+   every float type and a negative number as i32; before a backward, scratch and the gradients do.
+   Blocks that the session owns stand between guard zones, checked after every step:
+
+       | guard 256 | saved or scratch … | guard 256 |
  */
 #include "session.h"
 
@@ -30,7 +31,8 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   if (size == 0) return RG_OK;
   b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
   if (b->memory &&
-      (uintptr_t)b->memory % RGI_ALIGN != 0) { /* not an allocator for arenas: align the block ourselves */
+      /* not an allocator for arenas: align the block ourselves */
+      (uintptr_t)b->memory % RGI_ALIGN != 0) {
     s->memory.free(s->memory.user, b->memory);
     slack = RGI_ALIGN - 1;
     b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
@@ -46,8 +48,8 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   return RG_OK;
 }
 
-/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an odd last
- * byte (a workspace's) counts as part of its pair. */
+/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an
+ * odd last byte (a workspace's) counts as part of its pair. */
 static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t *out, rg_error *e) {
   static const uint16_t poison = RGI_POISON;
   const char *host = s->window;
@@ -67,8 +69,8 @@ static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t 
 
 static rg_status check_block(const void *block, const char *what, rg_error *e) {
   if ((uintptr_t)block % RGI_ALIGN == 0) return RG_OK;
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d", what,
-                  block, RGI_ALIGN);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
+                  what, block, RGI_ALIGN);
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -128,8 +130,8 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
 
 RGI_NO_TAIL(rg_session_options, comm);
 
-rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
-                            rg_error *e) {
+rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                            rg_session **out, rg_error *e) {
   rg_session_options own;
   const rg_session_options *const o = &own;
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
@@ -191,20 +193,22 @@ static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *nam
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
                     rgi_role_name(role), name, near);
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
-                  rgi_role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "the plan has no %s \"%s\"; it has %d of that role%s%s%s", rgi_role_name(role),
+                  name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
 }
 
-/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no memory. */
+/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no
+ * memory. */
 static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
     bool gradient = t->role == RG_GRAD_IN || t->role == RG_GRAD_OUT;
     if (gradient && !backward) continue;
     if (!s->bound[i] && t->bytes)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
-                      rgi_role_name(t->role), t->name, (long long)t->bytes,
-                      backward ? "backward" : "forward");
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
+          rgi_role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
   }
   return RG_OK;
 }
@@ -271,13 +275,14 @@ rg_status rg_session_synchronize(rg_session *s, rg_error *e) {
 
 /* ---- running ---- */
 
-/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
- * hold. */
+/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep
+ * what they hold. */
 static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
   RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
-    if (t->role == role && !t->accumulates) RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
+    if (t->role == role && !t->accumulates)
+      RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
   }
   return RG_OK;
 }
@@ -295,9 +300,9 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
   RGI_TRY(check_bound(s, false, e));
   if (s->current->forgotten)
-    return rgi_fail(
-        e, RG_E_USAGE, NULL, NULL,
-        "the session was told to forget the saved block that is bound; bind another for the forward");
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the session was told to forget the saved block that is bound; bind another "
+                    "for the forward");
   RGI_TRY(rgi_session_overlap(s, false, e));
   RGI_TRY(s->backend->check(s, e));
   s->current->forwarded = false; /* not before: a refused call leaves the block as it was */
@@ -316,10 +321,13 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
 rg_status rg_session_backward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
   bool any = false;
-  for (int32_t i = 0; i < s->plan->nbindable; i++) any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
+  for (int32_t i = 0; i < s->plan->nbindable; i++)
+    any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
   if (!any)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no gradients, so there is no backward to run");
-  RGI_TRY(s->backend->alive(s, e)); /* a lost session has no forward either: that is not what to tell */
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the plan has no gradients, so there is no backward to run");
+  /* a lost session has no forward either: that is not what to tell */
+  RGI_TRY(s->backend->alive(s, e));
   if (!s->current->forwarded)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "backward without a forward on the bound saved block before it");
@@ -397,7 +405,8 @@ rg_status rg_session_read(rg_session *s, const char *tensor, void *dst, size_t b
     return RG_OK;
   }
   int64_t span = 1; /* over all strides */
-  for (int a = 0; a < g->tensor[t].rank; a++) span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
+  for (int a = 0; a < g->tensor[t].rank; a++)
+    span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
   size_t size = (size_t)span * rg_dtype_size(g->tensor[t].dtype);
   char *host = rgi_malloc(s->plan->ctx, size);
   if (!host) return rgi_nomem(e);

@@ -4,7 +4,8 @@
 
 #include "plan.h"
 
-/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails are -1). */
+/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails
+ * are -1). */
 enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5, RGI_WINDOW = 1 << 16 };
 
 /* A saved block that has been bound, and the forward whose values it holds. */
@@ -41,7 +42,8 @@ typedef struct rgi_backend {
   rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);
-  /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the host. */
+  /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the
+   * host. */
   rg_status (*fill)(rg_session *s, void *data, int byte, int64_t size, rg_error *e);
   rg_status (*poison)(rg_session *s, void *data, int64_t size, rg_error *e);
   rg_status (*read)(rg_session *s, void *host, const void *device, size_t size, rg_error *e);
@@ -95,7 +97,8 @@ const char *rgi_role_name(rg_role role);
 void *rgi_session_resolve(const rg_session *s, rgi_place at);
 /* The call of step i with addresses filled in (arrays in s->arg). */
 rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e);
-/* RG_E_INTERNAL if a guard zone of an owned block was written to; notes a step's workspace as touched. */
+/* RG_E_INTERNAL if a guard zone of an owned block was written to; notes a step's workspace as
+ * touched. */
 rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e);
 
 #endif

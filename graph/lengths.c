@@ -33,15 +33,16 @@ typedef struct rows {
 } rows;
 
 /* How rows of a view, its output i, stand to those of what it looks into. */
-typedef enum relation { APART, SAME, MERGED, CUT } relation; /* MERGED: `times` for each; CUT: one for each */
+/* MERGED: `times` for each; CUT: one for each */
+typedef enum relation { APART, SAME, MERGED, CUT } relation;
 
 static int root(rows *r, int t) {
   while (r->parent[t] != t) t = r->parent[t] = r->parent[r->parent[t]];
   return t;
 }
 
-/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the
- * same. */
+/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0)
+ * are not the same. */
 static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
   if (t < 0 || g->tensor[t].rank == 0) return;
   if (*first < 0)
@@ -62,7 +63,8 @@ static int tie_ports(const rgi_graph *g, rows *r, const rgi_node *n, uint32_t fl
   return first;
 }
 
-/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree too. */
+/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree
+ * too. */
 static bool same_rows(const rgi_graph *g, int x, int y) {
   const rgi_tensor *a = &g->tensor[x], *b = &g->tensor[y];
   return a->rank > 0 && b->rank > 0 && rgi_dim_equal(a->dim[0], b->dim[0]) &&
@@ -110,11 +112,12 @@ static rg_status say_lengths(const rgi_graph *g, rows *r, int t, int n, int p, r
   if (r->lengths[k] >= 0 && r->lengths[k] != lengths) {
     rgi_pointer in, at;
     rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
-    return rgi_fail(
-        e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
-        "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
-        "axis share one lengths tensor",
-        g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name, g->node[r->who[k]].name);
+    return rgi_fail(e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
+                    "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; "
+                    "tensors over one token "
+                    "axis share one lengths tensor",
+                    g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name,
+                    g->node[r->who[k]].name);
   }
   r->lengths[k] = lengths;
   r->who[k] = n;
@@ -122,8 +125,10 @@ static rg_status say_lengths(const rgi_graph *g, rows *r, int t, int n, int p, r
   return RG_OK;
 }
 
-/* The rows of view y of x are others than those of x, yet both get their lengths from one tensor. */
-static rg_status counts_both(const rgi_graph *g, const rows *r, int x, int y, int kx, int ky, rg_error *e) {
+/* The rows of view y of x are others than those of x, yet both get their lengths from one
+ * tensor. */
+static rg_status counts_both(const rgi_graph *g, const rows *r, int x, int y, int kx, int ky,
+                             rg_error *e) {
   const int k = r->who[ky] >= 0 ? ky : kx;
   if (r->who[k] < 0)
     return rgi_fail(e, RG_E_SHAPE, g->origin[g->node[g->tensor[y].producer].origin].pointer,
@@ -137,7 +142,8 @@ static rg_status counts_both(const rgi_graph *g, const rows *r, int x, int y, in
       e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[r->port[k]].name), node->name,
       "'%s' counts the rows of '%s'; those of '%s', another view of the same elements, are others. "
       "Name an input that counts these rows%s",
-      g->tensor[r->lengths[k]].name, g->tensor[k == ky ? x : y].name, g->tensor[k == ky ? y : x].name,
+      g->tensor[r->lengths[k]].name, g->tensor[k == ky ? x : y].name,
+      g->tensor[k == ky ? y : x].name,
       node->op->in[r->port[k]].flags & RG_PORT_OPTIONAL ? ", or leave the lengths out here" : "");
 }
 
@@ -226,7 +232,8 @@ static rg_status check_views(const rgi_graph *g, rows *r, rg_error *e) {
       int64_t times;
       const relation how = relate(g, n, i, &times);
       const int x = g->node[n].in[0], y = g->node[n].out[i], kx = root(r, x), ky = root(r, y);
-      if (r->lengths[kx] < 0 || r->lengths[kx] != r->lengths[ky] || carried(r, how, times, kx, ky)) continue;
+      if (r->lengths[kx] < 0 || r->lengths[kx] != r->lengths[ky] || carried(r, how, times, kx, ky))
+        continue;
       if (how == APART && !g->bound) continue; /* an extent may still make it the same rows */
       RGI_TRY(counts_both(g, r, x, y, kx, ky, e));
     }
@@ -241,7 +248,8 @@ static rg_status find_lengths(const rgi_graph *g, rows *r, rg_error *e) {
   spread(g, r);
   /* Keys without lengths of their own, in a node that gives none, have the queries'. */
   for (int n = 0; n < g->nnode; n++) {
-    const int p = port_with(g->node[n].op, side[KEY].lengths), query = r->of[QUERY][n], key = r->of[KEY][n];
+    const int p = port_with(g->node[n].op, side[KEY].lengths), query = r->of[QUERY][n],
+              key = r->of[KEY][n];
     if (p < 0 || key < 0 || query < 0 || rgi_in(&g->node[n], p) >= 0) continue;
     const int k = root(r, key), q = root(r, query);
     if (r->lengths[k] >= 0 || r->lengths[q] < 0) continue;
@@ -259,8 +267,11 @@ static rg_status add_node(rgi_graph *g, const char *op_name, const char *name, c
                           const int32_t *in, const char *pointer, int32_t *out, rg_error *e) {
   const rg_op *op = rgi_find_op(g->ctx, op_name);
   int one[2] = {1, 1};
-  rgi_tensor made = {
-      .name = rgi_free_name(g, name), .base = -1, .producer = g->nnode, .seqlens = -1, .grad_of = -1};
+  rgi_tensor made = {.name = rgi_free_name(g, name),
+                     .base = -1,
+                     .producer = g->nnode,
+                     .seqlens = -1,
+                     .grad_of = -1};
   *out = made.name ? rgi_add_tensor(g, &made) : -1;
   const int n = *out >= 0 ? rgi_add_node(g, g->tensor[*out].name, op, one, one, attr) : -1;
   if (n < 0) return rgi_nomem(e);
@@ -274,8 +285,8 @@ static rg_status add_node(rgi_graph *g, const char *op_name, const char *name, c
 
 /* The tensor that counts rows of class k, in *out: the class's own lengths, or those scaled, by a
  * node that classes with the same multiple share. */
-static rg_status lengths_of(rgi_graph *g, const rows *r, int32_t *scaled, int nt, int k, int32_t *out,
-                            rg_error *e) {
+static rg_status lengths_of(rgi_graph *g, const rows *r, int32_t *scaled, int nt, int k,
+                            int32_t *out, rg_error *e) {
   *out = r->lengths[k];
   if (*out < 0 || r->times[k] == 1) return RG_OK;
   int64_t most = INT64_MAX;
@@ -290,11 +301,13 @@ static rg_status lengths_of(rgi_graph *g, const rows *r, int32_t *scaled, int nt
   }
   const int32_t from = r->lengths[k];
   const rgi_tensor *x = &g->tensor[k];
-  const char *pointer = x->producer < 0 ? "/inputs" : g->origin[g->node[x->producer].origin].pointer;
+  const char *pointer =
+      x->producer < 0 ? "/inputs" : g->origin[g->node[x->producer].origin].pointer;
   if (most > INT32_MAX && g->bound)
-    return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "'%s' has %lld rows; lengths count at most 2^31 - 1",
-                    x->name, (long long)most);
-  const rg_value attr[] = {{.i = r->times[k], .set = true}, {.i = most > INT32_MAX ? 0 : most, .set = true}};
+    return rgi_fail(e, RG_E_LIMIT, pointer, NULL,
+                    "'%s' has %lld rows; lengths count at most 2^31 - 1", x->name, (long long)most);
+  const rg_value attr[] = {{.i = r->times[k], .set = true},
+                           {.i = most > INT32_MAX ? 0 : most, .set = true}};
   const char *name = rgi_format(g->arena, "%s.x%lld", g->tensor[from].name, (long long)r->times[k]);
   if (!name) return rgi_nomem(e);
   RGI_TRY(add_node(g, "scale_lengths", name, attr, &from, pointer, out, e));
@@ -306,7 +319,8 @@ static rg_status lengths_of(rgi_graph *g, const rows *r, int32_t *scaled, int nt
  * keeps to these lengths itself, backward as well. */
 static bool keeps_dead_rows_dead(const rgi_graph *g, rows *r, int x) {
   const int owner = rgi_owner(g, x), n = g->tensor[owner].producer;
-  if (n < 0 || !g->node[n].op->backward || r->lengths[root(r, owner)] != r->lengths[root(r, x)]) return false;
+  if (n < 0 || !g->node[n].op->backward || r->lengths[root(r, owner)] != r->lengths[root(r, x)])
+    return false;
   const int p = port_with(g->node[n].op, RG_PORT_SEQLENS);
   return p >= 0 && rgi_in(&g->node[n], p) >= 0;
 }
@@ -331,7 +345,8 @@ static rg_status add_live(rgi_graph *g, rows *r, bool *any, rg_error *e) {
       const int32_t in[] = {x, g->tensor[x].seqlens};
       const char *name = rgi_format(g->arena, "%s.live", g->tensor[x].name);
       if (!name) return rgi_nomem(e);
-      RGI_TRY(add_node(g, "live", name, NULL, in, g->origin[g->node[n].origin].pointer, &copy[x], e));
+      RGI_TRY(
+          add_node(g, "live", name, NULL, in, g->origin[g->node[n].origin].pointer, &copy[x], e));
       g->tensor[copy[x]].seqlens = in[1];
     }
     g->node[n].in[0] = copy[x];
@@ -347,7 +362,8 @@ static rg_status bind_lengths(rgi_graph *g, const rows *r, int nn, bool *late, r
   if (!changed) return rgi_nomem(e);
   for (int n = 0; n < nn; n++) {
     int32_t lengths[SIDES];
-    for (int s = 0; s < SIDES; s++) lengths[s] = r->of[s][n] < 0 ? -1 : g->tensor[r->of[s][n]].seqlens;
+    for (int s = 0; s < SIDES; s++)
+      lengths[s] = r->of[s][n] < 0 ? -1 : g->tensor[r->of[s][n]].seqlens;
     if (lengths[KEY] == lengths[QUERY]) lengths[KEY] = -1; /* absent: as the queries */
     for (int s = 0; s < SIDES; s++) {
       const int p = port_with(g->node[n].op, side[s].lengths);

@@ -22,7 +22,8 @@ static const rg_port live_in[] = {
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
 };
 static const rg_port live_out[] = {
-    {"y", "...", RG_PORT_ROWS, RG_D_FLOAT | RG_D(RG_I32), 'X', -1, "a dense copy, zero past the last token"},
+    {"y", "...", RG_PORT_ROWS, RG_D_FLOAT | RG_D(RG_I32), 'X', -1,
+     "a dense copy, zero past the last token"},
 };
 static const rgi_rules live_rules = {.backward = live_backward};
 const rg_op rgi_op_live = {.abi = RG_OP_ABI,

@@ -375,19 +375,21 @@ for size in 64kib 64X 1. 9999999TiB; do
   expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
 done
 
-# ---- what the documents say --------------------------------------------------------------------------------
+# ---- what the documents say ----------------------------------------------------------------------
 for width in D DV; do
   expect 0 ': ok' check "$nsa" --set D=256 --set DV=256
   expect 3 'head width 257 .* is not in 1 to 256' check "$nsa" --set $width=257
 done
-grep -q 'are 1 to 256 wide' "$source/docs/spec.md" || fail "docs/spec.md does not say how wide heads may be"
-# The README's memory figures, each under the policy that its row names, are what `plan` says for it.
+grep -q 'are 1 to 256 wide' "$source/docs/spec.md" || fail "docs/spec.md lacks the width of heads"
+# The README's memory figures, each under the policy that its row names, are what `plan` says.
 plans() { # plans TOKENS POLICY GIB
   printf '{ "regraph_policy": 1, %s }' "$2" >readme.json
-  expect 0 . plan "$nsa" --set "T=$1" --set B=1 --set H=64 --set KH=4 --device cuda --policy readme.json --json
-  local decimals=${3#*.}
-  [ "$(value stdout predicted_peak_bytes | awk -v d=${#decimals} '{ printf "%.*f", d, $1 / 2^30 }')" = "$3" ] ||
-    fail "README.md has $3 GiB at $1 tokens under $2; plan has $(value stdout predicted_peak_bytes) bytes"
+  expect 0 . plan "$nsa" --set "T=$1" --set B=1 --set H=64 --set KH=4 --device cuda \
+    --policy readme.json --json
+  local decimals=${3#*.} bytes
+  bytes=$(value stdout predicted_peak_bytes)
+  [ "$(awk -v d=${#decimals} -v x="$bytes" 'BEGIN { printf "%.*f", d, x / 2^30 }')" = "$3" ] ||
+    fail "README.md has $3 GiB at $1 tokens under $2; plan has $bytes bytes"
 }
 rows=0
 while IFS='|' read -r _ tokens policy _ _ _ gib _; do

@@ -1,14 +1,15 @@
 /* tests/fuzz/fuzz_session.c: bytes → calls on sessions in any order, over tiny CPU plans.
- *
- * Two sessions share three sets of tensors and three blocks for saved values or scratch. Create, bind
- * (another set, nothing, other tensors' memory; by name, by index), run (what is bound, or an array of
- * pointers), change lengths (to wrong ones too), bind, adopt, move and forget saved blocks, move
- * tensors, destroy. A model beside them knows what each call must
- * answer, an error that the caller holds already must survive, and after a run that went well the
- * results are the bits of a clean session over copies of what the run read.
- *
- * What the header asks of callers is kept: memory that is freed is unbound and forgotten first, a block
- * is adopted only while it holds a forward, and a forward whose tensors have moved is not gone back from.
+
+   Two sessions share three sets of tensors and three blocks for saved values or scratch. Create,
+   bind (another set, nothing, other tensors' memory; by name, by index), run (what is bound, or an
+   array of pointers), change lengths (to wrong ones too), bind, adopt, move and forget saved
+   blocks, move tensors, destroy. A model beside them knows what each call must answer, an error
+   that the caller holds already must survive, and after a run that went well the results are the
+   bits of a clean session over copies of what the run read.
+
+   What the header asks of callers is kept: memory that is freed is unbound and forgotten first, a
+   block is adopted only while it holds a forward, and a forward whose tensors have moved is not
+   gone back from.
  */
 #include "exec/session.h"
 
@@ -17,7 +18,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { T = 22, B = 3, MOST = 24, SETS = 3, BLOCKS = 3, SESSIONS = 2, OWN = BLOCKS, PLANS = 4, ROUNDS = 160 };
+enum {
+  T = 22,
+  B = 3,
+  MOST = 24,
+  SETS = 3,
+  BLOCKS = 3,
+  SESSIONS = 2,
+  OWN = BLOCKS,
+  PLANS = 4,
+  ROUNDS = 160
+};
 
 /* ' stands for " */
 static const char spec_text[] =
@@ -36,7 +47,8 @@ static const char spec_text[] =
     "    { 'name': 'cmp', 'op': 'compress_kv', 'attrs': { 'kernel': 4, 'stride': 2 },"
     "      'in': { 'k': 'k', 'v': 'v', 'cu_seqlens': 'cu' }, 'out': { 'k': 'ck', 'v': 'cv' } },"
     "    { 'name': 'cmp_o', 'op': 'cmp_attn', 'attrs': { 'kernel': 4, 'stride': 2 },"
-    "      'in': { 'q': 'qr', 'k': 'ck', 'v': 'cv', 'cu_seqlens': 'cu' }, 'out': { 'o': 'co', 'lse': 'cl' } "
+    "      'in': { 'q': 'qr', 'k': 'ck', 'v': 'cv', 'cu_seqlens': 'cu' }, 'out': { 'o': 'co', "
+    "'lse': 'cl' } "
     "},"
     "    { 'name': 'topk', 'op': 'topk', 'out': { 'idx': 'idx' },"
     "      'in': { 'q': 'qr', 'k': 'ck', 'lse': 'cl', 'cu_seqlens': 'cu' },"
@@ -47,7 +59,8 @@ static const char spec_text[] =
     "      'out': { 'o': 'o' } },"
     "    { 'name': 'rows', 'op': 'reshape', 'in': { 'x': 'v' }, 'out': { 'y': 'x' },"
     "      'attrs': { 'shape': [-1, 4] } },"
-    "    { 'name': 'proj', 'op': 'linear', 'in': { 'x': 'x', 'w': 'w', 'b': 'b' }, 'out': { 'y': 'm' } },"
+    "    { 'name': 'proj', 'op': 'linear', 'in': { 'x': 'x', 'w': 'w', 'b': 'b' }, 'out': { 'y': "
+    "'m' } },"
     "    { 'name': 'back', 'op': 'reshape', 'in': { 'x': 'm' }, 'out': { 'y': 'y' },"
     "      'attrs': { 'shape': [-1, 2, 4] } } ],"
     "  'outputs': { 'o': 'o', 'y': 'y' } }";
@@ -96,15 +109,16 @@ typedef struct world {
   int last; /* errors: how the last call was given one */
 } world;
 
-#define REQUIRE(condition)                                                                                   \
-  do {                                                                                                       \
-    if (!(condition)) {                                                                                      \
-      fprintf(stderr, "fuzz_session:%d: %s\n", __LINE__, #condition);                                        \
-      abort();                                                                                               \
-    }                                                                                                        \
+#define REQUIRE(condition)                                            \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      fprintf(stderr, "fuzz_session:%d: %s\n", __LINE__, #condition); \
+      abort();                                                        \
+    }                                                                 \
   } while (0)
 
-static void *make(size_t size) { /* ends where it says, so that a sanitizer sees what goes past it */
+/* ends where it says, so that a sanitizer sees what goes past it */
+static void *make(size_t size) {
   void *p = NULL;
   REQUIRE(posix_memalign(&p, 256, size ? size : 1) == 0);
   return p;
@@ -164,7 +178,8 @@ static bool overlap(const world *w, const model *m, bool backward) {
   for (int i = 0; i < w->on->n; i++) {
     const rgi_bindable *b = &w->on->t[i];
     void *at = backward && of_forward(w, i) ? m->of[m->current].at[i] : m->bound[i];
-    if (b->read[backward] || b->written[backward] || (!backward && role_of(w, i) == RG_INPUT && b->read[1]))
+    if (b->read[backward] || b->written[backward] ||
+        (!backward && role_of(w, i) == RG_INPUT && b->read[1]))
       r[n++] = (range){at, bytes_of(w, i), b->written[backward]};
   }
   if (m->current != OWN) r[n++] = (range){w->block[m->current], (size_t)w->on->size.saved, true};
@@ -191,16 +206,19 @@ static bool lengths_obey(const world *w, const model *m) {
   }
   bool good = cu[0] == 0 && cu[B] <= T;
   for (int i = 0; i < B && good; i++) good = cu[i] <= cu[i + 1];
-  for (int i = 0; i < B && good; i++) good = pos[i] >= 0 && (int64_t)pos[i] + cu[i + 1] - cu[i] <= INT32_MAX;
+  for (int i = 0; i < B && good; i++)
+    good = pos[i] >= 0 && (int64_t)pos[i] + cu[i + 1] - cu[i] <= INT32_MAX;
   return good;
 }
 
 static rg_status forward_status(const world *w, const model *m) {
-  if (!all_bound(w, m, false) || !m->of[m->current].known || overlap(w, m, false)) return RG_E_USAGE;
+  if (!all_bound(w, m, false) || !m->of[m->current].known || overlap(w, m, false))
+    return RG_E_USAGE;
   return lengths_obey(w, m) ? RG_OK : RG_E_DATA;
 }
 static rg_status backward_status(const world *w, const model *m) {
-  if (!w->on->gradients || !m->of[m->current].forwarded || !all_bound(w, m, true)) return RG_E_USAGE;
+  if (!w->on->gradients || !m->of[m->current].forwarded || !all_bound(w, m, true))
+    return RG_E_USAGE;
   return overlap(w, m, true) ? RG_E_USAGE : RG_OK;
 }
 
@@ -257,7 +275,8 @@ static void same(const world *w, void *const *at, rg_role role) {
 }
 
 static size_t block_size(const world *w) {
-  return (size_t)(w->on->size.saved > w->on->size.scratch ? w->on->size.saved : w->on->size.scratch);
+  return (size_t)(w->on->size.saved > w->on->size.scratch ? w->on->size.saved
+                                                          : w->on->size.scratch);
 }
 
 /* Blocks that a run has written to, as scratch or through tensors, hold no forward any more:
@@ -344,7 +363,8 @@ static void bind_all(world *w, model *m) {
   const int set = take(w) % SETS;
   for (int i = 0; i < w->on->n; i++) {
     const rg_tensor_info *t = &w->on->t[i].info;
-    REQUIRE(rg_session_bind(m->s, t->role, t->name, w->tensor[set][i], bytes_of(w, i), NULL) == RG_OK);
+    REQUIRE(rg_session_bind(m->s, t->role, t->name, w->tensor[set][i], bytes_of(w, i), NULL) ==
+            RG_OK);
     m->bound[i] = w->tensor[set][i];
   }
 }
@@ -359,15 +379,15 @@ static rg_status call_run(const model *m, rg_direction d, by_index *x, size_t n,
   return rg_session_run(m->s, d, x->pointers, n, x->saved, x->scratch, e);
 }
 
-/* Draws arguments. True: they make sense, and the model knows them as bound, which they are once the
- * call is made. False: the call has been made and refused, and nothing was bound. */
+/* Draws arguments. True: they make sense, and the model knows them as bound, which they are once
+ * the call is made. False: the call has been made and refused, and nothing was bound. */
 static bool draw_arguments(world *w, model *m, rg_direction d, by_index *x) {
   const int set = take(w) % SETS, how = take(w) % 16, k = take(w) % w->on->n;
   const int saved = take(w) % (BLOCKS + 1), scratch = take(w) % (BLOCKS + 1);
   bool good = true;
   size_t n = (size_t)w->on->n;
-  for (int i = 0; i < w->on->n; i++)
-    x->pointers[i] = of_forward(w, i) == (d == RG_FORWARD) ? w->tensor[set][i] : (void *)x; /* unread */
+  for (int i = 0; i < w->on->n; i++) /* unread */
+    x->pointers[i] = of_forward(w, i) == (d == RG_FORWARD) ? w->tensor[set][i] : (void *)x;
   x->saved = saved == OWN ? NULL : w->block[saved];
   x->scratch = scratch == OWN ? NULL : w->block[scratch];
   switch (how) {
@@ -414,7 +434,8 @@ static void forward(world *w, model *m, bool index) {
 }
 
 static void backward(world *w, model *m, bool index) {
-  /* a forward whose tensors have moved must not be gone back from: not with what is drawn here, either */
+  /* a forward whose tensors have moved must not be gone back from: not with what is drawn here,
+   * either */
   for (int b = 0; index && b <= BLOCKS; b++)
     if (m->of[b].forwarded && m->of[b].stale) return;
   by_index x;
@@ -562,7 +583,8 @@ static void look(world *w, model *m) {
   rg_node_time time;
   const bool there = m->of[m->current].forwarded && !m->of[m->current].stale;
   if (there || !m->of[m->current].forwarded)
-    CALL(w, there ? RG_OK : RG_E_USAGE, rg_session_read, m->s, w->on->t[0].info.name, host, bytes_of(w, 0));
+    CALL(w, there ? RG_OK : RG_E_USAGE, rg_session_read, m->s, w->on->t[0].info.name, host,
+         bytes_of(w, 0));
   if (there) REQUIRE(memcmp(host, m->of[m->current].at[0], bytes_of(w, 0)) == 0);
   REQUIRE(rg_session_touched(m->s, &saved, &scratch) == (m->poison ? RG_OK : RG_E_USAGE));
   if (m->poison) REQUIRE(saved <= w->on->size.saved && scratch <= w->on->size.scratch);
@@ -580,7 +602,8 @@ static void prepare(subject *x, int which) {
   rg_policy *policy = NULL;
   rg_error e = {0};
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05, .no_grad = which == 3};
+  rg_plan_options o = {
+      .set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05, .no_grad = which == 3};
   char text[sizeof spec_text];
   for (size_t i = 0; i < sizeof text; i++) text[i] = spec_text[i] == '\'' ? '"' : spec_text[i];
   rg_context_create(NULL, &ctx, &e);
@@ -598,7 +621,8 @@ static void prepare(subject *x, int which) {
     const rg_tensor_info *t = &x->t[i].info;
     x->reference[i] = make((size_t)t->bytes);
     x->gradients = x->gradients || t->role == RG_GRAD_OUT;
-    REQUIRE(rg_session_bind(x->clean, t->role, t->name, x->reference[i], (size_t)t->bytes, NULL) == RG_OK);
+    REQUIRE(rg_session_bind(x->clean, t->role, t->name, x->reference[i], (size_t)t->bytes, NULL) ==
+            RG_OK);
   }
   rg_policy_destroy(policy);
   rg_spec_destroy(spec);

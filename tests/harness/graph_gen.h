@@ -14,9 +14,9 @@ typedef struct gen_options {
   int nodes;  /* wanted, at least */
 } gen_options;
 
-/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of their own)
- * and B; the inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are called "w…": draw them
- * smaller by sqrt(last extent). */
+/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of
+ * their own) and B; the inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are
+ * called "w…": draw them smaller by sqrt(last extent). */
 const char *graph_gen(ot *t, gen_options o);
 
 #endif

@@ -20,10 +20,12 @@ typedef struct expected {
 
 /* A spec over inputs and nodes; `of` lists tensors whose axis 0 counts tokens, by name, ended by
  * NULL. */
-static rg_spec *make_spec(rg_context *ctx, const char *inputs, const char *nodes, const char *outputs) {
+static rg_spec *make_spec(rg_context *ctx, const char *inputs, const char *nodes,
+                          const char *outputs) {
   static char text[4096];
   snprintf(text, sizeof text,
-           "{ \"regraph\": 1, \"name\": \"rows\", \"inputs\": { %s, \"cu_seqlens\": { \"shape\": [\"B+1\"], "
+           "{ \"regraph\": 1, \"name\": \"rows\", \"inputs\": { %s, \"cu_seqlens\": { \"shape\": "
+           "[\"B+1\"], "
            "\"dtype\": \"i32\" } }, \"nodes\": [ %s ], \"outputs\": { %s } }",
            inputs, nodes, outputs);
   return load_spec(ctx, text);
@@ -53,11 +55,13 @@ static void unchanged_by_dead_rows(const char *inputs, const char *nodes, const 
       rg_session *s = NULL;
       rg_session_options o = {.debug_poison = k & 1};
       make_buffers(plan, 5, T, lengths, &b);
-      fill_starts(buffer(&b, RG_INPUT, "cu_seqlens"), B + 1, T, lengths); /* a node may stand before it */
+      /* a node may stand before it */
+      fill_starts(buffer(&b, RG_INPUT, "cu_seqlens"), B + 1, T, lengths);
       for (int i = 0; i < b.n; i++) {
         const rg_tensor_info *t = &b.info[i];
         if ((t->role != RG_INPUT && t->role != RG_GRAD_IN) || t->dtype != RG_F32) continue;
-        for (int64_t j = live_elements(t, of); j < t->bytes / 4; j++) ((float *)b.data[i])[j] = dead[k];
+        for (int64_t j = live_elements(t, of); j < t->bytes / 4; j++)
+          ((float *)b.data[i])[j] = dead[k];
       }
       CR_OK(rg_session_create(plan, &o, &s, &e), &e);
       bind_all(s, &b);
@@ -91,9 +95,10 @@ static void unchanged_by_dead_rows(const char *inputs, const char *nodes, const 
   rg_context_destroy(ctx);
 }
 
-#define F32(name, shape) "\"" name "\": { \"shape\": [" shape "], \"dtype\": \"f32\", \"grad\": true }"
-#define NODE(name, op, in, out, attrs)                                                                       \
-  "{ \"name\": \"" name "\", \"op\": \"" op "\", \"in\": { " in " }, \"out\": { " out                        \
+#define F32(name, shape) \
+  "\"" name "\": { \"shape\": [" shape "], \"dtype\": \"f32\", \"grad\": true }"
+#define NODE(name, op, in, out, attrs)                                                \
+  "{ \"name\": \"" name "\", \"op\": \"" op "\", \"in\": { " in " }, \"out\": { " out \
   " }, \"attrs\": { " attrs " } }"
 /* Says that rows of x are tokens; nobody reads what it makes. */
 #define TOKENS(x) NODE("tokens", "silu", "\"x\": \"" x "\", " CU, "\"y\": \"unread\"", "")
@@ -102,8 +107,10 @@ Test(lengths, merged) {
   const expected of[] = {{"x", 1}, {"y", 2}, {"m", 2}, {NULL, 0}};
   unchanged_by_dead_rows(
       F32("x", "\"T\", 2, 8") ", " F32("w", "6, 8") ", " F32("b", "6"),
-      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"", "\"shape\": [-1, 8]") ", " NODE(
-          "l", "linear", "\"x\": \"m\", \"w\": \"w\", \"b\": \"b\"", "\"y\": \"y\"", ""),
+      TOKENS("x") ", " NODE(
+          "r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"",
+          "\"shape\": [-1, 8]") ", " NODE("l", "linear", "\"x\": \"m\", \"w\": \"w\", \"b\": \"b\"",
+                                          "\"y\": \"y\"", ""),
       "\"y\": \"y\", \"m\": \"m\"", of);
 }
 
@@ -112,10 +119,19 @@ Test(lengths, merged_and_cut) {
   const expected of[] = {{"x", 1}, {"t", 1}, {"s", 1}, {NULL, 0}};
   unchanged_by_dead_rows(
       F32("x", "\"T\", 2, 8") ", " F32("w", "6, 8") ", " F32("b", "6"),
-      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"", "\"shape\": [-1, 8]") ", " NODE(
-          "l", "linear", "\"x\": \"m\", \"w\": \"w\", \"b\": \"b\"", "\"y\": \"y\"",
-          "") ", " NODE("c", "reshape", "\"x\": \"y\"", "\"y\": \"t\"",
-                        "\"shape\": [-1, 12]") ", " NODE("s", "silu", "\"x\": \"t\"", "\"y\": \"s\"", ""),
+      TOKENS("x") ", " NODE(
+          "r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"",
+          "\"shape\": [-1, 8]") ", " NODE("l", "linear", "\"x\": \"m\", \"w\": \"w\", \"b\": \"b\"",
+                                          "\"y\": \"y\"",
+                                          "") ", " NODE("c", "reshape", "\"x\": \"y\"",
+                                                        "\"y\": \"t\"",
+                                                        "\"shape\": [-1, 12]") ", " NODE("s",
+                                                                                         "silu",
+                                                                                         "\"x\": "
+                                                                                         "\"t\"",
+                                                                                         "\"y\": "
+                                                                                         "\"s\"",
+                                                                                         ""),
       "\"t\": \"t\", \"s\": \"s\"", of);
 }
 
@@ -133,12 +149,13 @@ Test(lengths, cut) {
 /* Behind these views all rows count; those of dead tokens are zero. */
 Test(lengths, transposed) {
   const expected of[] = {{"x", 1}, {NULL, 0}};
-  unchanged_by_dead_rows(F32("x", "\"T\", 2, 8") ", " F32("w", "8"),
-                         TOKENS("x") ", " NODE("t", "transpose", "\"x\": \"x\"", "\"y\": \"t\"",
-                                               "\"perm\": [1, 0, 2]") ", " NODE("n", "rmsnorm",
-                                                                                "\"x\": \"t\", \"w\": \"w\"",
-                                                                                "\"y\": \"n\"", ""),
-                         "\"n\": \"n\", \"t\": \"t\"", of);
+  unchanged_by_dead_rows(
+      F32("x", "\"T\", 2, 8") ", " F32("w", "8"),
+      TOKENS("x") ", " NODE("t", "transpose", "\"x\": \"x\"", "\"y\": \"t\"",
+                            "\"perm\": [1, 0, 2]") ", " NODE("n", "rmsnorm",
+                                                             "\"x\": \"t\", \"w\": \"w\"",
+                                                             "\"y\": \"n\"", ""),
+      "\"n\": \"n\", \"t\": \"t\"", of);
 }
 Test(lengths, sliced) {
   const expected of[] = {{"x", 1}, {"p", 1}, {NULL, 0}};
@@ -156,12 +173,15 @@ Test(lengths, sliced) {
                                                                                 "\"y\": \"y\"", ""),
       "\"y\": \"y\", \"h\": \"h\"", of);
 }
-Test(lengths, rows_cut_across) { /* 8 features in 2 rows of 4, whose tokens are not told apart any more */
+/* 8 features in 2 rows of 4, whose tokens are not told apart any more */
+Test(lengths, rows_cut_across) {
   const expected of[] = {{"x", 1}, {NULL, 0}};
   unchanged_by_dead_rows(
       F32("x", "\"T\", 8") ", " F32("w", "6, 4"),
-      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"r\"", "\"shape\": [-1, 4]") ", " NODE(
-          "l", "linear", "\"x\": \"r\", \"w\": \"w\"", "\"y\": \"y\"", ""),
+      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"r\"",
+                            "\"shape\": [-1, 4]") ", " NODE("l", "linear",
+                                                            "\"x\": \"r\", \"w\": \"w\"",
+                                                            "\"y\": \"y\"", ""),
       "\"y\": \"y\"", of);
 }
 
@@ -171,10 +191,11 @@ Test(lengths, no_copy_without_need) {
   rg_error e = {0};
   rg_text steps;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
-  rg_spec *spec = make_spec(ctx, F32("x", "\"T\", 2, 8"),
-                            NODE("r", "rope", "\"x\": \"x\", " CU, "\"y\": \"r\"", "") ", " NODE(
-                                "t", "transpose", "\"x\": \"r\"", "\"y\": \"t\"", "\"perm\": [1, 0, 2]"),
-                            "\"t\": \"t\"");
+  rg_spec *spec =
+      make_spec(ctx, F32("x", "\"T\", 2, 8"),
+                NODE("r", "rope", "\"x\": \"x\", " CU, "\"y\": \"r\"", "") ", " NODE(
+                    "t", "transpose", "\"x\": \"r\"", "\"y\": \"t\"", "\"perm\": [1, 0, 2]"),
+                "\"t\": \"t\"");
   rg_plan *plan = make_plan(spec, NULL, T, B, 1);
   CR_OK(rg_plan_write(plan, "steps", &steps, &e), &e);
   cr_assert_null(strstr(steps.data, "live"), "%s", steps.data);
@@ -190,8 +211,9 @@ Test(lengths, counted_twice) {
     const char *inputs, *nodes, *pointer, *part;
   } bad[] = {
       {F32("x", "\"T\", 2, 8"),
-       TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"", "\"shape\": [-1, 8]") ", " NODE(
-           "s", "silu", "\"x\": \"m\", " CU, "\"y\": \"y\"", ""),
+       TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"",
+                             "\"shape\": [-1, 8]") ", " NODE("s", "silu", "\"x\": \"m\", " CU,
+                                                             "\"y\": \"y\"", ""),
        "/nodes/2/in/cu_seqlens", "'cu_seqlens' counts the rows of 'x'; those of 'm'"},
       {F32("x", "\"T\", 2, 8"),
        NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"", "\"shape\": [-1, 8]") ", " NODE(
@@ -209,7 +231,8 @@ Test(lengths, counted_twice) {
        "/nodes/2/in/cu_seqlens", "those of 'm'"},
       {F32("x", "\"T\", 8"),
        TOKENS("x") ", " NODE("t", "slice", "\"x\": \"x\"", "\"y\": \"m\"",
-                             "\"axis\": 0, \"start\": 3") ", " NODE("s", "silu", "\"x\": \"m\", " CU,
+                             "\"axis\": 0, \"start\": 3") ", " NODE("s", "silu",
+                                                                    "\"x\": \"m\", " CU,
                                                                     "\"y\": \"y\"", ""),
        "/nodes/2/in/cu_seqlens", "those of 'm'"},
   };
@@ -220,21 +243,22 @@ Test(lengths, counted_twice) {
     char text[4096];
     rg_spec *spec = NULL;
     rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-    snprintf(
-        text, sizeof text,
-        "{ \"regraph\": 1, \"inputs\": { %s, \"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, "
-        "\"nodes\": [ %s ], \"outputs\": { \"y\": \"y\" } }",
-        bad[i].inputs, bad[i].nodes);
+    snprintf(text, sizeof text,
+             "{ \"regraph\": 1, \"inputs\": { %s, \"cu_seqlens\": { \"shape\": [\"B+1\"], "
+             "\"dtype\": \"i32\" } }, "
+             "\"nodes\": [ %s ], \"outputs\": { \"y\": \"y\" } }",
+             bad[i].inputs, bad[i].nodes);
     e = (rg_error){0};
-    cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "bad", set, 2, &spec, &e), RG_E_SHAPE, "%zu: %s",
-                 i, e.message);
+    cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "bad", set, 2, &spec, &e), RG_E_SHAPE,
+                 "%zu: %s", i, e.message);
     cr_assert_str_eq(e.pointer, bad[i].pointer, "%zu: %s", i, e.message);
     cr_assert(strstr(e.message, bad[i].part), "%zu: %s", i, e.message);
   }
   rg_context_destroy(ctx);
 }
 
-/* Lengths that a node makes are kept: everyone counts by the same tensor, whatever is recomputed. */
+/* Lengths that a node makes are kept: everyone counts by the same tensor, whatever is
+ * recomputed. */
 Test(lengths, made_by_a_node) {
   const expected of[] = {{"x", 1}, {"y", 1}, {NULL, 0}};
   unchanged_by_dead_rows(F32("x", "\"T\", 8"),
@@ -251,8 +275,10 @@ Test(lengths, other_lengths_for_merged_rows) {
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   rg_spec *spec = make_spec(
       ctx, F32("x", "\"T\", 2, 8") ", \"cu2\": { \"shape\": [3], \"dtype\": \"i32\" }",
-      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"", "\"shape\": [-1, 8]") ", " NODE(
-          "s", "silu", "\"x\": \"m\", \"cu_seqlens\": \"cu2\"", "\"y\": \"y\"", ""),
+      TOKENS("x") ", " NODE("r", "reshape", "\"x\": \"x\"", "\"y\": \"m\"",
+                            "\"shape\": [-1, 8]") ", " NODE("s", "silu",
+                                                            "\"x\": \"m\", \"cu_seqlens\": \"cu2\"",
+                                                            "\"y\": \"y\"", ""),
       "\"y\": \"y\"");
   rg_plan *plan = make_plan(spec, NULL, T, B, 1);
   buffers b;

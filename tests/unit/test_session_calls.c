@@ -1,5 +1,5 @@
-/* tests/unit/test_session_calls.c: what sessions refuse, and what a refused call leaves as it was; by whose
- * lengths a backward goes; memory that a run would write over.
+/* tests/unit/test_session_calls.c: what sessions refuse, and what a refused call leaves as it was;
+   by whose lengths a backward goes; memory that a run would write over.
  */
 #include "run_util.h"
 
@@ -33,18 +33,18 @@ static rg_session *session(const rg_session_options *o) {
   return s;
 }
 
-/* An rg_error that holds an earlier call's stays as it is, whatever is wrong now; the calls fail all the
- * same, and those with nothing to fail at do their work. */
+/* An rg_error that holds an earlier call's stays as it is, whatever is wrong now; the calls fail
+ * all the same, and those with nothing to fail at do their work. */
 Test(session, first_error_wins, .init = setup, .fini = teardown) {
   const rg_error earlier = {.status = RG_E_SHAPE, .line = 7, .message = "an earlier call's"};
   rg_error e = earlier;
   rg_session *s = session(NULL), *none = s;
   void *pointers[MOST_TENSORS] = {NULL};
   char word[4];
-#define STAYS(call, code)                                                                                    \
-  do {                                                                                                       \
-    cr_assert_eq(call, code, "%s", #call);                                                                   \
-    cr_assert_eq(memcmp(&e, &earlier, sizeof e), 0, "%s: %s", #call, e.message);                             \
+#define STAYS(call, code)                                                        \
+  do {                                                                           \
+    cr_assert_eq(call, code, "%s", #call);                                       \
+    cr_assert_eq(memcmp(&e, &earlier, sizeof e), 0, "%s: %s", #call, e.message); \
   } while (0)
   STAYS(rg_session_create(NULL, NULL, &none, &e), RG_E_USAGE);
   cr_assert_null(none);
@@ -112,8 +112,11 @@ Test(session, refused_forwards, .init = setup, .fini = teardown) {
 
 /* A backward goes by the lengths of its forward, whatever has become of the caller's. */
 Test(session, lengths_of_the_forward, .init = setup, .fini = teardown) {
-  static const int32_t later[][B + 1] = {
-      {0, 10, 20, 30}, {0, T, T, T}, {0, 0, 0, 0}, {0, 1 << 20, 1 << 24, INT32_MAX}, {-5, -(1 << 24), 9, -1}};
+  static const int32_t later[][B + 1] = {{0, 10, 20, 30},
+                                         {0, T, T, T},
+                                         {0, 0, 0, 0},
+                                         {0, 1 << 20, 1 << 24, INT32_MAX},
+                                         {-5, -(1 << 24), 9, -1}};
   rg_error e = {0};
   rg_session *clean = session(NULL);
   bind_all(clean, &io);
@@ -172,7 +175,8 @@ Test(session, overlaps, .init = setup, .fini = teardown) {
   };
   for (size_t i = 0; i < sizeof pair / sizeof *pair; i++) {
     bind_all(s, &io);
-    for (int k = 0; k < 2; k++) bind_at(s, pair[i].role[k], pair[i].name[k], two + pair[i].offset[k]);
+    for (int k = 0; k < 2; k++)
+      bind_at(s, pair[i].role[k], pair[i].name[k], two + pair[i].offset[k]);
     if (strcmp(pair[i].name[1], "cu_seqlens") == 0) memset(two, 0, BYTES);
     if (pair[i].part[0]) {
       FAILS(rg_session_forward(s, &e), RG_E_USAGE, pair[i].part[0]);
