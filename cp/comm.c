@@ -19,16 +19,17 @@ static rg_status differs(int rank, const char *what, rg_error *e) {
   return rgi_fail(e, RG_E_COMM, NULL, NULL, "rank %d has another %s than rank 0", rank, what);
 }
 
-rg_status rgi_cp_compare(const rgi_cp_hello *hello, int size, const rgi_cp_field *field, int n, rg_error *e) {
+rg_status rgi_cp_compare(const rgi_cp_hello *hello, int size, const rgi_cp_field *field, int n,
+                         rg_error *e) {
   for (int r = 0; r < size; r++) {
     const rgi_cp_hello *h = &hello[r];
     if (memcmp(h->magic, magic, sizeof magic) != 0)
-      return rgi_fail(e, RG_E_COMM, NULL, NULL, "what rank %d sent at the start is no greeting of regraph",
-                      r);
+      return rgi_fail(e, RG_E_COMM, NULL, NULL,
+                      "what rank %d sent at the start is no greeting of regraph", r);
     if (h->format != FORMAT) return differs(r, "library version", e);
     if (h->size != (uint32_t)size || h->rank != (uint32_t)r)
-      return rgi_fail(e, RG_E_COMM, NULL, NULL, "rank %d of %d takes itself for rank %u of %u", r, size,
-                      h->rank, h->size);
+      return rgi_fail(e, RG_E_COMM, NULL, NULL, "rank %d of %d takes itself for rank %u of %u", r,
+                      size, h->rank, h->size);
     if (h->fields != (uint32_t)n) return differs(r, "library version", e);
   }
   for (int i = 0; i < n; i++)
@@ -37,9 +38,12 @@ rg_status rgi_cp_compare(const rgi_cp_hello *hello, int size, const rgi_cp_field
   return RG_OK;
 }
 
-rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n, rg_error *e) {
-  rgi_cp_hello mine = {
-      .format = FORMAT, .size = (uint32_t)comm->size, .rank = (uint32_t)comm->rank, .fields = (uint32_t)n};
+rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n,
+                       rg_error *e) {
+  rgi_cp_hello mine = {.format = FORMAT,
+                       .size = (uint32_t)comm->size,
+                       .rank = (uint32_t)comm->rank,
+                       .fields = (uint32_t)n};
   if (n > RGI_CP_FIELDS) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "%d fields to agree on", n);
   memcpy(mine.magic, magic, sizeof magic);
   for (int i = 0; i < n; i++) mine.hash[i] = field[i].hash;

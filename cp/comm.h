@@ -19,7 +19,8 @@ uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);
 uint64_t rgi_hash_text(uint64_t hash, const char *text);
 
 /* Collective: RG_E_COMM on every rank if one has another value than rank 0, naming rank and field. */
-rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n, rg_error *e);
+rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n,
+                       rg_error *e);
 
 /* The message a rank sends, and what `size` of them, by rank, say about each other. Pure: any bytes
  * may come. */
@@ -28,6 +29,7 @@ typedef struct rgi_cp_hello {
   uint32_t format, size, rank, fields;
   uint64_t hash[RGI_CP_FIELDS];
 } rgi_cp_hello;
-rg_status rgi_cp_compare(const rgi_cp_hello *hello, int size, const rgi_cp_field *field, int n, rg_error *e);
+rg_status rgi_cp_compare(const rgi_cp_hello *hello, int size, const rgi_cp_field *field, int n,
+                         rg_error *e);
 
 #endif

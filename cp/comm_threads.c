@@ -94,8 +94,9 @@ static void check_agreement(world *w) {
     describe(a, mine, sizeof mine);
     describe(b, theirs, sizeof theirs);
     const bool size = strcmp(mine, theirs) == 0;
-    snprintf(message, sizeof message, "rank %d calls %s with %zu bytes, rank 0 %s with %zu: another %s", r,
-             theirs, b->bytes, mine, a->bytes, size ? "number of bytes" : "collective");
+    snprintf(message, sizeof message,
+             "rank %d calls %s with %zu bytes, rank 0 %s with %zu: another %s", r, theirs, b->bytes,
+             mine, a->bytes, size ? "number of bytes" : "collective");
     fail_all(w, message);
     return;
   }
@@ -120,8 +121,8 @@ static struct timespec deadline_of(const world *w) {
   return t;
 }
 
-static rg_status arrive(rg_comm *c, kind what, const char *node, const void *send, const void *send_next,
-                        size_t bytes, rg_error *e) {
+static rg_status arrive(rg_comm *c, kind what, const char *node, const void *send,
+                        const void *send_next, size_t bytes, rg_error *e) {
   world *w = c->user;
   member *m = me(c);
   rg_status status = RG_OK;
@@ -151,8 +152,10 @@ static rg_status arrive(rg_comm *c, kind what, const char *node, const void *sen
   }
   const struct timespec until = deadline_of(w);
   while (!w->failed && w->round == round)
-    if (pthread_cond_timedwait(&w->moved, &w->lock, &until) == ETIMEDOUT && w->round == round) too_late(w, m);
-  if (w->round == round) { /* else all arrived, and what failed since is for the next call to tell */
+    if (pthread_cond_timedwait(&w->moved, &w->lock, &until) == ETIMEDOUT && w->round == round)
+      too_late(w, m);
+  if (w->round ==
+      round) { /* else all arrived, and what failed since is for the next call to tell */
     m->here = false;
     status = failure(w, node, e);
   }
@@ -175,23 +178,25 @@ static void leave(rg_comm *c) {
 
 /* ---- collectives ---- */
 
-static rg_status all_gather(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
-                            void *stream, rg_error *e) {
+static rg_status all_gather(rg_comm *c, const char *node, const void *send, void *recv,
+                            size_t bytes, void *stream, rg_error *e) {
   const world *w = c->user;
   (void)stream;
   RGI_TRY(arrive(c, ALL_GATHER, node, send, NULL, bytes, e));
-  for (int r = 0; r < c->size && bytes; r++) memcpy((char *)recv + (size_t)r * bytes, w->rank[r].send, bytes);
+  for (int r = 0; r < c->size && bytes; r++)
+    memcpy((char *)recv + (size_t)r * bytes, w->rank[r].send, bytes);
   leave(c);
   return RG_OK;
 }
 
-static rg_status all_to_all(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
-                            void *stream, rg_error *e) {
+static rg_status all_to_all(rg_comm *c, const char *node, const void *send, void *recv,
+                            size_t bytes, void *stream, rg_error *e) {
   const world *w = c->user;
   (void)stream;
   RGI_TRY(arrive(c, ALL_TO_ALL, node, send, NULL, bytes, e));
   for (int r = 0; r < c->size && bytes; r++)
-    memcpy((char *)recv + (size_t)r * bytes, (const char *)w->rank[r].send + (size_t)c->rank * bytes, bytes);
+    memcpy((char *)recv + (size_t)r * bytes,
+           (const char *)w->rank[r].send + (size_t)c->rank * bytes, bytes);
   leave(c);
   return RG_OK;
 }
@@ -244,13 +249,15 @@ static void destroy(rg_comm *c) {
   rgi_free(w->ctx, w);
 }
 
-rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm, rg_error *e) {
+rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm,
+                          rg_error *e) {
   if (!ctx || !comm)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "rg_comm_threads needs a context and a place");
   if (ranks < 1 || ranks > MOST_RANKS)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%d ranks; expected 1 to %d", ranks, MOST_RANKS);
   if (!(deadline >= 0 && deadline < 1e6))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "a deadline of %g seconds; expected 0 to 1e6", deadline);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "a deadline of %g seconds; expected 0 to 1e6",
+                    deadline);
   const size_t size = sizeof(world) + (size_t)ranks * sizeof(member);
   world *w = rgi_malloc(ctx, size);
   if (!w) return rgi_nomem(e);

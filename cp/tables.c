@@ -26,7 +26,8 @@ int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t ca
   return most;
 }
 
-rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks) {
+rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity,
+                         int ranks) {
   if (mode != RG_CP_AUTO) return mode;
   const int64_t blocks = rgi_cp_load(RG_CP_BLOCKS, cu, nseq, capacity, ranks);
   const int64_t zigzag = rgi_cp_load(RG_CP_ZIGZAG, cu, nseq, capacity, ranks);
@@ -35,13 +36,14 @@ rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64
 
 /* ---- pieces ---- */
 
-void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts, int32_t *pos) {
+void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
+                   int32_t *pos) {
   for (int64_t b = 0; b <= nseq; b++) starts[b] = (int32_t)(clamp(cu[b], lo, hi) - lo);
   for (int64_t b = 0; b < nseq; b++) pos[b] = cu[b] < lo ? (int32_t)(lo - cu[b]) : 0;
 }
 
-void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel, int64_t stride,
-                   int32_t *starts) {
+void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
+                   int64_t stride, int32_t *starts) {
   int64_t gap = 0; /* tokens before the running sequence's next block */
   for (int64_t b = 0; b < nseq; b++)
     if (cu[b] < lo && cu[b + 1] > lo) {
@@ -55,23 +57,27 @@ void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int6
 
 /* ---- for data loaders ---- */
 
-rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks, rg_cp_mode mode,
-                     int rank, rg_range out[2], rg_error *e) {
+rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
+                     rg_cp_mode mode, int rank, rg_range out[2], rg_error *e) {
   if (!out || !cu_seqlens || entries < 1)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "rg_cp_rows needs sequence starts and a place for two ranges");
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rg_cp_rows needs sequence starts and a place for two ranges");
   if (ranks < 1 || ranks > RGI_CP_MOST_RANKS || rank < 0 || rank >= ranks)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "rank %d of %d; expected 1 to %d ranks, counted from 0", rank,
-                    ranks, RGI_CP_MOST_RANKS);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rank %d of %d; expected 1 to %d ranks, counted from 0", rank, ranks,
+                    RGI_CP_MOST_RANKS);
   if (mode != RG_CP_AUTO && mode != RG_CP_BLOCKS && mode != RG_CP_ZIGZAG)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no shard mode %d", (int)mode);
   if (capacity < 1 || capacity > INT32_MAX || capacity % (2 * (int64_t)ranks))
-    return rgi_fail(e, RG_E_SHAPE, NULL, NULL, "%lld rows do not divide into %d chunks", (long long)capacity,
-                    2 * ranks);
+    return rgi_fail(e, RG_E_SHAPE, NULL, NULL, "%lld rows do not divide into %d chunks",
+                    (long long)capacity, 2 * ranks);
   for (size_t i = 0; i < entries; i++)
-    if (cu_seqlens[i] < (i ? cu_seqlens[i - 1] : 0) || (i == 0 && cu_seqlens[0]) || cu_seqlens[i] > capacity)
-      return rgi_fail(e, RG_E_DATA, NULL, NULL,
-                      "sequence start %zu is %d; expected 0 first, none below the one before, none past %lld",
-                      i, cu_seqlens[i], (long long)capacity);
+    if (cu_seqlens[i] < (i ? cu_seqlens[i - 1] : 0) || (i == 0 && cu_seqlens[0]) ||
+        cu_seqlens[i] > capacity)
+      return rgi_fail(
+          e, RG_E_DATA, NULL, NULL,
+          "sequence start %zu is %d; expected 0 first, none below the one before, none past %lld",
+          i, cu_seqlens[i], (long long)capacity);
   mode = rgi_cp_choose(mode, cu_seqlens, (int64_t)entries - 1, capacity, ranks);
   const int64_t chunk = capacity / (2 * (int64_t)ranks);
   for (int slot = 0; slot < 2; slot++) {

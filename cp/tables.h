@@ -37,16 +37,18 @@ static inline int64_t rgi_cp_place(rg_cp_mode mode, int ranks, int64_t chunk) {
 /* Load of the busiest rank. cu [nseq+1]; capacity is a multiple of 2·ranks. */
 int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks);
 /* `mode` itself, or for RG_CP_AUTO the one whose busiest rank has less to do (mode 1 where equal). */
-rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks);
+rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity,
+                         int ranks);
 
 /* The pieces of sequences in rows [lo, hi): their starts, counted from lo, in starts [nseq+1], and the
  * position of each one's first token in pos [nseq] (0 where the sequence begins here or later). */
-void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts, int32_t *pos);
+void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
+                   int32_t *pos);
 
 /* What compress_kv takes for the blocks that start in rows [lo, hi), on rows [lo, hi + kernel - 1):
  * starts [nseq+2], counted from lo. Piece 0 are tokens before the first such block of the sequence
  * that runs at lo, fewer than `stride`; piece b+1 is of sequence b. lo is a multiple of stride. */
-void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel, int64_t stride,
-                   int32_t *starts);
+void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
+                   int64_t stride, int32_t *starts);
 
 #endif

@@ -8,6 +8,7 @@
    does, the steps themselves (steps.c), reports (report.c).
  */
 #include "plan.h"
+#include "../cp/shard.h"
 #include "../graph/spec.h"
 #include "../passes/passes.h"
 #ifdef REGRAPH_CUDA
@@ -30,6 +31,8 @@ typedef struct prepared {
   rgi_profile *profile;
   rgi_memory_options mem;
   rgi_progress progress;
+  rgi_cp_policy cp;
+  int64_t rows;         /* of all ranks */
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
@@ -96,6 +99,9 @@ static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, 
   if (!(o->pack_seconds >= 0))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "pack_seconds is %g; expected 0 or more",
                     o->pack_seconds);
+  if (o->cp < 0 || o->cp > RGI_MOST_CP_RANKS)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "cp is %lld; expected 0 (the policy's) to %d ranks",
+                    (long long)o->cp, RGI_MOST_CP_RANKS);
   if (o->nset && !o->set)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "nset is %zu but set is NULL", o->nset);
   return RG_OK;
@@ -167,6 +173,16 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
       goto failed;
     }
     RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
+  }
+  if (policy) p->cp = policy->cp;
+  if (o->cp) p->cp.ranks = (int)o->cp;
+  if (p->cp.ranks > 1) {
+    rg_status before = rgi_error_before(e);
+    report(p, "cp", 0);
+    status = rgi_cp_shard(p->graph, &p->cp, &next, &p->rows, e);
+    rgi_error_file(e, before, spec->file);
+    if (status != RG_OK) goto failed;
+    RGI_GOTO(status, advance(&p->graph, next, "cp", e), failed);
   }
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
@@ -241,6 +257,8 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   plan->gpu = p.gpu;
   plan->threads = p.threads;
   plan->profile = p.profile;
+  plan->cp =
+      (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
 

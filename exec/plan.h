@@ -40,7 +40,8 @@ typedef struct rgi_step {
   int32_t first_arg; /* where a session's copy of the args stands; inputs first */
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
-  int64_t comm_size; /* of the session's comm block, from its start: collectives run one after another */
+  int64_t
+      comm_size; /* of the session's comm block, from its start: collectives run one after another */
   rg_cost cost;
   rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */

@@ -22,8 +22,9 @@ rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e) {
     const int64_t mine = a < 0 ? 1 : s->call.attr[a].i;
     if (!first && plan->cp.ranks <= 1) ranks = mine;
     if (mine != ranks)
-      return rgi_fail(e, RG_E_VALUE, NULL, s->call.node, "a collective of %lld ranks beside one of %lld (%s)",
-                      (long long)mine, (long long)ranks, first ? first : "the policy's");
+      return rgi_fail(e, RG_E_VALUE, NULL, s->call.node,
+                      "a collective of %lld ranks beside one of %lld (%s)", (long long)mine,
+                      (long long)ranks, first ? first : "the policy's");
     first = s->call.node;
     if (s->comm_size > comm) comm = s->comm_size;
   }
@@ -61,7 +62,8 @@ static uint64_t hash_collectives(const rg_plan *plan) {
   return h;
 }
 
-rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy, rg_error *e) {
+rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy,
+                        rg_error *e) {
   rgi_buf b;
   rg_text text;
   if (plan->cp.ranks <= 1) return RG_OK;
@@ -78,8 +80,9 @@ rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *p
   add_field(plan, "policy", hash_policy(policy));
   add_field(plan, "capacity", capacity);
   add_field(plan, "shard mode", hash_number(RGI_HASH, plan->cp.mode));
-  add_field(plan, "device",
-            hash_number(hash_number(hash_number(RGI_HASH, plan->cuda), plan->gpu.cc), plan->gpu.sms));
+  add_field(
+      plan, "device",
+      hash_number(hash_number(hash_number(RGI_HASH, plan->cuda), plan->gpu.cc), plan->gpu.sms));
   add_field(plan, "choice of what to recompute", choice);
   add_field(plan, "list of collectives", hash_collectives(plan));
   rg_text_destroy(&text);
@@ -94,16 +97,18 @@ rg_status rgi_session_agree(rg_session *s, rg_error *e) {
   if (ranks <= 1 && !c) return RG_OK;
   if (!c)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                    "the plan is one of %d ranks; expected a communicator in the session's options", ranks);
+                    "the plan is one of %d ranks; expected a communicator in the session's options",
+                    ranks);
   if (c->abi != RG_OP_ABI)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the communicator is of ABI %u; this library has %d", c->abi,
-                    RG_OP_ABI);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the communicator is of ABI %u; this library has %d",
+                    c->abi, RG_OP_ABI);
   rg_error own = {0};
   rg_status status = RG_OK;
   if (c->size != ranks)
-    status = rgi_fail(&own, RG_E_COMM, NULL, NULL, "the plan is made for %d ranks, the communicator has %d",
-                      ranks, c->size);
-  if (status == RG_OK) status = rgi_cp_agree(s->plan->ctx, c, s->plan->field, s->plan->nfield, &own);
+    status = rgi_fail(&own, RG_E_COMM, NULL, NULL,
+                      "the plan is made for %d ranks, the communicator has %d", ranks, c->size);
+  if (status == RG_OK)
+    status = rgi_cp_agree(s->plan->ctx, c, s->plan->field, s->plan->nfield, &own);
   if (status == RG_OK) return RG_OK;
   c->abort(c, &own);
   return rgi_fail(e, status, NULL, NULL, "%s", own.message);

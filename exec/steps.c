@@ -27,7 +27,7 @@ static bool dense_whole(const rgi_graph *g, int32_t t) {
 }
 
 static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_role role,
-                              bool accumulates, rg_error *e) {
+                              bool sharded, bool accumulates, rg_error *e) {
   const rgi_graph *g = plan->graph;
   const rgi_tensor *x = &g->tensor[t];
   if (!dense_whole(g, t)) return broken(e, NULL, "a bindable tensor looks into other bytes", name);
@@ -42,6 +42,7 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
                              .rank = x->rank,
                              .alignment = plan->cuda ? RGI_GPU_ALIGN : (int)rg_dtype_size(x->dtype),
                              .bytes = rgi_bytes(x),
+                             .sharded = sharded,
                              .accumulates = accumulates};
   for (int a = 0; a < x->rank; a++) b->info.dim[a] = x->dim[a].c;
   return RG_OK;
@@ -53,16 +54,19 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
       rgi_alloc_n(plan->arena, 2 * (size_t)(g->ninput + g->noutput) + 1, sizeof *plan->bindable);
   if (!plan->bindable) return rgi_nomem(e);
   for (int i = 0; i < g->ninput; i++)
-    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, false, e));
+    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, g->input[i].sharded,
+                         false, e));
   for (int i = 0; i < g->noutput; i++)
-    RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].tensor, RG_OUTPUT, false, e));
+    RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].tensor, RG_OUTPUT,
+                         g->output[i].sharded, false, e));
   for (int i = 0; i < g->noutput; i++)
     if (g->output[i].grad >= 0)
-      RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].grad, RG_GRAD_IN, false, e));
+      RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].grad, RG_GRAD_IN,
+                           g->output[i].sharded, false, e));
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0)
       RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].grad, RG_GRAD_OUT,
-                           g->input[i].want == RGI_GRAD_ACCUMULATE, e));
+                           g->input[i].sharded, g->input[i].want == RGI_GRAD_ACCUMULATE, e));
   for (int i = 0; i < plan->nbindable; i++)
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)

@@ -133,6 +133,7 @@ typedef struct rgi_io {
   const char *name;
   int32_t tensor;
   rgi_grad want; /* inputs */
+  bool sharded;  /* axis 0 is this rank's share of the rows */
   /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
   int32_t grad;
 } rgi_io;

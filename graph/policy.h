@@ -10,6 +10,17 @@ typedef enum rgi_preset {
   RGI_PRESET_LIST,
   RGI_PRESET_BUDGET
 } rgi_preset;
+
+enum { RGI_MOST_CP_RANKS = 1024 };
+
+/* How tokens are shared out among ranks. */
+typedef struct rgi_cp_policy {
+  int ranks; /* 0: not said */
+  rg_cp_mode mode;
+  bool local_weights; /* gradients of what all ranks have are left unsummed */
+  bool wire_bf16;     /* terms of gradients travel as bf16 */
+} rgi_cp_policy;
+
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;
@@ -21,6 +32,7 @@ struct rg_policy {
   int64_t budget;       /* RGI_PRESET_BUDGET: bytes */
   bool budget_of_saved; /* of saved bytes rather than of the peak */
   int split_heads;      /* KV heads per group; 0: not split */
+  rgi_cp_policy cp;
 };
 /* Names exist and are recomputable; split_heads divides. */
 rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e);

@@ -176,7 +176,8 @@ void rgi_profile_destroy(rgi_profile *p) {
 }
 
 double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost) {
-  double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6), special = cost->exps / (p->special_gops * 1e6),
+  double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6),
+         special = cost->exps / (p->special_gops * 1e6),
          moved = cost->bytes / (p->bandwidth_gbs * 1e6), sent = cost->wire / (p->link_gbs * 1e6);
   if (special > ms) ms = special;
   if (sent > ms) ms = sent;

@@ -17,17 +17,19 @@ enum { A_RANKS, A_WIRE };
 enum { IN_X, IN_ORDER, IN_CU };
 
 static const char *const wires[] = {"f32", "bf16", NULL};
-#define RANKS                                                                                                \
+#define RANKS \
   { "ranks", RG_ATTR_INT, true, 1, RGI_MOST_RANKS, 1, NULL, "ranks there are" }
-#define WIRE                                                                                                 \
-  {                                                                                                          \
-    "wire", RG_ATTR_ENUM, false, 0, 0, RGI_WIRE_F32, wires,                                                  \
-        "type in which terms of the sum (all_gather: of the gradient) travel; sums are taken in fp32"        \
+#define WIRE                                                                                      \
+  {                                                                                               \
+    "wire", RG_ATTR_ENUM, false, 0, 0, RGI_WIRE_F32, wires,                                       \
+        "type in which terms of the sum (all_gather: of the gradient) travel; sums are taken in " \
+        "fp32"                                                                                    \
   }
-#define ORDER                                                                                                \
-  {                                                                                                          \
-    "order", "C", RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,                                                     \
-        "place of each of C chunks among the ranks' chunks, rank by rank; absent: one after the other"       \
+#define ORDER                                                                                     \
+  {                                                                                               \
+    "order", "C", RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,                                          \
+        "place of each of C chunks among the ranks' chunks, rank by rank; absent: one after the " \
+        "other"                                                                                   \
   }
 
 static rg_dtype wire_type(const rg_call *c) {
@@ -52,8 +54,8 @@ static rg_status infer(rgi_graph *g, int node, const rgi_dim *rows, rg_error *e)
 }
 
 /* Axis 0 of the rows of one rank, and of all, divide as they must. */
-static rg_status check_rows(const rgi_graph *g, int node, rgi_dim own, rgi_dim all, const char *pointer,
-                            rg_error *e) {
+static rg_status check_rows(const rgi_graph *g, int node, rgi_dim own, rgi_dim all,
+                            const char *pointer, rg_error *e) {
   const rgi_node *n = &g->node[node];
   const int64_t ranks = n->attr[A_RANKS].i;
   const int order = rgi_in(n, IN_ORDER);
@@ -67,16 +69,17 @@ static rg_status check_rows(const rgi_graph *g, int node, rgi_dim own, rgi_dim a
                     "order has %lld chunks; expected a multiple of %lld ranks", (long long)chunks,
                     (long long)ranks);
   if (rgi_dim_known(own) && own.c % (chunks / ranks))
-    return rgi_fail(e, RG_E_SHAPE, pointer, n->name, "%lld rows do not divide into a rank's %lld chunks",
-                    (long long)own.c, (long long)(chunks / ranks));
+    return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
+                    "%lld rows do not divide into a rank's %lld chunks", (long long)own.c,
+                    (long long)(chunks / ranks));
   return RG_OK;
 }
 
 static rg_status needs_rows(const rgi_graph *g, int node, const char *pointer, rg_error *e) {
   const rgi_tensor *x = &g->tensor[g->node[node].in[0]];
   if (x->rank > 0) return RG_OK;
-  return rgi_fail(e, RG_E_RANK, pointer, g->node[node].name, "\"%s\" is a scalar; expected rows on axis 0",
-                  x->name);
+  return rgi_fail(e, RG_E_RANK, pointer, g->node[node].name,
+                  "\"%s\" is a scalar; expected rows on axis 0", x->name);
 }
 
 static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
@@ -115,7 +118,8 @@ static size_t gather_comm(const rg_call *c) {
 }
 
 static rg_status gather_run(const rg_call *c) {
-  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0), *order = rg_in(c, IN_ORDER), *cu = rg_in(c, IN_CU);
+  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0), *order = rg_in(c, IN_ORDER),
+               *cu = rg_in(c, IN_CU);
   const int64_t bytes = bytes_of(x), chunks = order ? order->dim[0] : rgi_ranks(c, A_RANKS);
   char *send = c->comm_block, *recv = send + RGI_ROUND256(bytes);
   RGI_TRY(rgi_check_order(c, order));
@@ -125,7 +129,8 @@ static rg_status gather_run(const rg_call *c) {
   const int64_t rows = y->dim[0] / chunks;
   const rg_arg all = rgi_dense_rows(y, y->dim[0], recv, y->dtype);
   for (int64_t i = 0; i < chunks; i++) {
-    const rg_arg to = rgi_rows(y, i * rows, rows), from = rgi_rows(&all, rgi_place(order, i) * rows, rows);
+    const rg_arg to = rgi_rows(y, i * rows, rows),
+                 from = rgi_rows(&all, rgi_place(order, i) * rows, rows);
     rgi_copy_rows(c, &to, &from, rows);
   }
   return RG_OK;
@@ -137,8 +142,8 @@ static void gather_cost(const rg_call *c, rg_cost *out) {
 }
 
 /* The node whose gradient arrives, turned round: op `back` on it and on the order. */
-static rg_status turn_round(rgi_backward *b, int node, const char *back, const char *suffix, bool order,
-                            rg_error *e) {
+static rg_status turn_round(rgi_backward *b, int node, const char *back, const char *suffix,
+                            bool order, rg_error *e) {
   int gradient = rgi_bwd_gradient(b, node, 0), made;
   if (gradient < 0) return RG_OK;
   const rgi_node *n = &rgi_bwd_graph(b)->node[node];
@@ -163,7 +168,8 @@ static const rg_port gather_out[] = {
     {"y", "*", 0, RG_D_FLOAT | RG_D(RG_I32), 'X', -1, "the rows of all ranks"},
 };
 static const rg_attr gather_attrs[] = {RANKS, WIRE};
-static const rgi_rules gather_rules = {.infer = gather_infer, .backward = gather_backward, .wide = true};
+static const rgi_rules gather_rules = {
+    .infer = gather_infer, .backward = gather_backward, .wide = true};
 const rg_op rgi_op_all_gather = {.abi = RG_OP_ABI,
                                  .name = "all_gather",
                                  .doc = "the rows of all ranks",
@@ -182,7 +188,8 @@ const rg_op rgi_op_all_gather = {.abi = RG_OP_ABI,
 /* ---- ordered sums ---- */
 
 typedef struct sum {
-  const rg_arg *y, *first; /* the first rank's terms, dense; the next rank's are `step` bytes further */
+  const rg_arg *y,
+      *first; /* the first rank's terms, dense; the next rank's are `step` bytes further */
   int64_t step;
   int ranks, isa;
 } sum;
@@ -197,7 +204,8 @@ static void sum_run(void *user, const rgi_run *run) {
     const int64_t n = run->n - at < RGI_PIECE ? run->n - at : RGI_PIECE;
     rgi_load_by(w->isa, total, w->first->dtype, from + (size_t)at * size, n);
     for (int r = 1; r < w->ranks; r++) {
-      rgi_load_by(w->isa, term, w->first->dtype, from + r * w->step + (int64_t)((size_t)at * size), n);
+      rgi_load_by(w->isa, term, w->first->dtype, from + r * w->step + (int64_t)((size_t)at * size),
+                  n);
       rgi_store_add(total, term, n);
     }
     rgi_store_by(w->isa, to + (size_t)at * wide, w->y->dtype, total, n);
@@ -227,12 +235,14 @@ static size_t scatter_comm(const rg_call *c) {
 static rg_status scatter_run(const rg_call *c) {
   const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0), *order = rg_in(c, IN_ORDER);
   const int ranks = rgi_ranks(c, A_RANKS);
-  const int64_t bytes = wire_bytes(c), chunks = order ? order->dim[0] : ranks, rows = x->dim[0] / chunks;
+  const int64_t bytes = wire_bytes(c), chunks = order ? order->dim[0] : ranks,
+                rows = x->dim[0] / chunks;
   char *send = c->comm_block, *recv = send + RGI_ROUND256(bytes);
   RGI_TRY(rgi_check_order(c, order));
   const rg_arg all = rgi_dense_rows(x, x->dim[0], send, wire_type(c));
   for (int64_t i = 0; i < chunks; i++) {
-    const rg_arg from = rgi_rows(x, i * rows, rows), to = rgi_rows(&all, rgi_place(order, i) * rows, rows);
+    const rg_arg from = rgi_rows(x, i * rows, rows),
+                 to = rgi_rows(&all, rgi_place(order, i) * rows, rows);
     rgi_copy_rows(c, &to, &from, rows);
   }
   RGI_TRY(rgi_all_to_all(c, send, recv, (size_t)(bytes / ranks)));
@@ -259,10 +269,12 @@ static const rg_port scatter_out[] = {
     {"y", "*", 0, RG_D_FLOAT, 'X', -1, "sums over the ranks, for this rank's rows"},
 };
 static const rg_attr reduce_attrs[] = {RANKS, WIRE};
-static const rgi_rules scatter_rules = {.infer = scatter_infer, .backward = scatter_backward, .wide = true};
+static const rgi_rules scatter_rules = {
+    .infer = scatter_infer, .backward = scatter_backward, .wide = true};
 const rg_op rgi_op_reduce_scatter = {.abi = RG_OP_ABI,
                                      .name = "reduce_scatter",
-                                     .doc = "sums over the ranks, in rank order, of this rank's rows",
+                                     .doc =
+                                         "sums over the ranks, in rank order, of this rank's rows",
                                      .flags = RG_OP_COMM,
                                      .in = scatter_in,
                                      .nin = RGI_COUNT(scatter_in),
@@ -296,8 +308,11 @@ static rg_status reduce_run(const rg_call *c) {
   rgi_copy_rows(c, &dense, x, INT64_MAX);
   memset(send + used, 0, (size_t)(bytes - used)); /* the last part may be shorter */
   RGI_TRY(rgi_all_to_all(c, send, recv, (size_t)part));
-  const rg_arg sums = {
-      .data = send, .dtype = wire, .rank = 1, .dim = {part / (int64_t)rg_dtype_size(wire)}, .stride = {1}};
+  const rg_arg sums = {.data = send,
+                       .dtype = wire,
+                       .rank = 1,
+                       .dim = {part / (int64_t)rg_dtype_size(wire)},
+                       .stride = {1}};
   sum_ranks(c, &sums, recv, part, wire);
   RGI_TRY(rgi_all_gather(c, send, recv, (size_t)part));
   dense = rgi_dense_rows(y, rows, recv, wire);
@@ -317,7 +332,8 @@ static rg_status reduce_backward(rgi_backward *b, int node, rg_error *e) {
 
 static const rg_port reduce_in[] = {{"x", "*", 0, RG_D_FLOAT, 'X', -1, "this rank's terms"}};
 static const rg_port reduce_out[] = {{"y", "*", 0, RG_D_FLOAT, 'X', -1, "sums over the ranks"}};
-static const rgi_rules reduce_rules = {.infer = reduce_infer, .backward = reduce_backward, .wide = true};
+static const rgi_rules reduce_rules = {
+    .infer = reduce_infer, .backward = reduce_backward, .wide = true};
 const rg_op rgi_op_all_reduce = {.abi = RG_OP_ABI,
                                  .name = "all_reduce",
                                  .doc = "sums over the ranks, in rank order",
@@ -349,15 +365,17 @@ static rg_status shared_infer(rgi_graph *g, int node, const char *pointer, rg_er
   return RG_OK;
 }
 
-static const rgi_rules shared_rules = {.infer = shared_infer, .backward = reduce_backward, .wide = true};
-const rg_op rgi_op_shared_weight = {.abi = RG_OP_ABI,
-                                    .name = "shared_weight",
-                                    .doc = "view of what all ranks have; its gradient is the sum of theirs",
-                                    .flags = RG_OP_VIEW | RG_OP_INTERNAL,
-                                    .in = reduce_in,
-                                    .nin = RGI_COUNT(reduce_in),
-                                    .out = reduce_out,
-                                    .nout = RGI_COUNT(reduce_out),
-                                    .attrs = reduce_attrs,
-                                    .nattr = RGI_COUNT(reduce_attrs),
-                                    .rules = &shared_rules};
+static const rgi_rules shared_rules = {
+    .infer = shared_infer, .backward = reduce_backward, .wide = true};
+const rg_op rgi_op_shared_weight = {
+    .abi = RG_OP_ABI,
+    .name = "shared_weight",
+    .doc = "view of what all ranks have; its gradient is the sum of theirs",
+    .flags = RG_OP_VIEW | RG_OP_INTERNAL,
+    .in = reduce_in,
+    .nin = RGI_COUNT(reduce_in),
+    .out = reduce_out,
+    .nout = RGI_COUNT(reduce_out),
+    .attrs = reduce_attrs,
+    .nattr = RGI_COUNT(reduce_attrs),
+    .rules = &shared_rules};

@@ -22,19 +22,22 @@ enum { TO_PREVIOUS, TO_NEXT, FROM_PREVIOUS, FROM_NEXT, MESSAGES };
 
 static const rg_attr attrs[] = {
     {"ranks", RG_ATTR_INT, true, 1, RGI_MOST_RANKS, 1, NULL, "ranks there are"},
-    {"left", RG_ATTR_INT, false, 0, 1 << 24, 0, NULL, "rows of the chunk before; at most a chunk has"},
-    {"right", RG_ATTR_INT, false, 0, 1 << 24, 0, NULL, "rows of the chunk after; at most a chunk has"},
+    {"left", RG_ATTR_INT, false, 0, 1 << 24, 0, NULL,
+     "rows of the chunk before; at most a chunk has"},
+    {"right", RG_ATTR_INT, false, 0, 1 << 24, 0, NULL,
+     "rows of the chunk after; at most a chunk has"},
 };
-#define ORDER                                                                                                \
-  {                                                                                                          \
-    "order", "C", RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,                                                     \
-        "place of each of C chunks among the ranks' chunks, rank by rank; absent: one after the other"       \
+#define ORDER                                                                                     \
+  {                                                                                               \
+    "order", "C", RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,                                          \
+        "place of each of C chunks among the ranks' chunks, rank by rank; absent: one after the " \
+        "other"                                                                                   \
   }
 
 /* ---- shapes ---- */
 
-static rg_status check_chunk(const rgi_graph *g, int node, int64_t slots, rgi_dim chunk, const char *pointer,
-                             rg_error *e) {
+static rg_status check_chunk(const rgi_graph *g, int node, int64_t slots, rgi_dim chunk,
+                             const char *pointer, rg_error *e) {
   const rgi_node *n = &g->node[node];
   const int64_t left = n->attr[A_LEFT].i, right = n->attr[A_RIGHT].i, ranks = n->attr[A_RANKS].i;
   const int order = rgi_in(n, IN_ORDER);
@@ -42,7 +45,8 @@ static rg_status check_chunk(const rgi_graph *g, int node, int64_t slots, rgi_di
     return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
                     "left %lld and right %lld rows; chunks have %lld, expected no more than that",
                     (long long)left, (long long)right, (long long)chunk.c);
-  if (order >= 0 && rgi_dim_known(g->tensor[order].dim[0]) && g->tensor[order].dim[0].c != slots * ranks)
+  if (order >= 0 && rgi_dim_known(g->tensor[order].dim[0]) &&
+      g->tensor[order].dim[0].c != slots * ranks)
     return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
                     "order has %lld chunks; expected %lld on each of %lld ranks",
                     (long long)g->tensor[order].dim[0].c, (long long)slots, (long long)ranks);
@@ -66,8 +70,8 @@ static rg_status halo_infer(rgi_graph *g, int node, const char *pointer, rg_erro
   const int64_t slots = rgi_nout(n), halo = n->attr[A_LEFT].i + n->attr[A_RIGHT].i;
   rgi_dim chunk, rows;
   if (x.rank < 1 || slots < 1 || (rgi_dim_known(x.dim[0]) && x.dim[0].c % slots))
-    return rgi_fail(e, RG_E_SHAPE, pointer, n->name, "\"%s\" does not divide into %lld chunks of rows",
-                    x.name, (long long)slots);
+    return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
+                    "\"%s\" does not divide into %lld chunks of rows", x.name, (long long)slots);
   RGI_TRY(rgi_dim_binary(g->arena, '/', x.dim[0], rgi_dim_of(slots), &chunk, e));
   RGI_TRY(check_chunk(g, node, slots, chunk, pointer, e));
   RGI_TRY(rgi_dim_binary(g->arena, '+', chunk, rgi_dim_of(halo), &rows, e));
@@ -87,8 +91,8 @@ static rg_status add_infer(rgi_graph *g, int node, const char *pointer, rg_error
     bool same = x->rank > 0 && (!like || x->rank == like->rank);
     for (int d = 0; d < x->rank && same && like; d++) same = rgi_dim_equal(x->dim[d], like->dim[d]);
     if (!same)
-      return rgi_fail(e, RG_E_SHAPE, pointer, n->name, "\"%s\" has not the shape of the other chunks",
-                      x->name);
+      return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
+                      "\"%s\" has not the shape of the other chunks", x->name);
     like = x;
   }
   if (!like) return rgi_fail(e, RG_E_KEY, pointer, n->name, "no chunk is given");
@@ -150,8 +154,8 @@ static rg_status find(const call *h, int64_t to, int64_t *slot, int *which, rg_e
   *which = rank < h->rank ? TO_PREVIOUS : TO_NEXT;
   if (rank >= h->rank - 1 && rank <= h->rank + 1) return RG_OK;
   return rg_op_fail(e, RG_E_DATA, h->c,
-                    "chunk %lld is on rank %d, its neighbour on rank %d: not side by side", (long long)to,
-                    rank, h->rank);
+                    "chunk %lld is on rank %d, its neighbour on rank %d: not side by side",
+                    (long long)to, rank, h->rank);
 }
 
 static rg_status swap(const call *h) {
@@ -248,7 +252,8 @@ static rg_status halo_backward(rgi_backward *b, int node, rg_error *e) {
 }
 
 static const rg_port halo_in[] = {
-    [IN_X] = {"x", "*", RG_PORT_ROWS, RG_D_FLOAT, 'X', -1, "this rank's chunks, one after the other"},
+    [IN_X] = {"x", "*", RG_PORT_ROWS, RG_D_FLOAT, 'X', -1,
+              "this rank's chunks, one after the other"},
     [IN_ORDER] = ORDER,
     [IN_CU] = {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
                "starts of the sequences in x; rows past them are taken for zeros"},
@@ -284,8 +289,8 @@ typedef struct adder {
 } adder;
 
 /* sum (+)= n elements of row `row` of a, from column `at` on. */
-static bool add_row(const adder *w, const rg_arg *a, int64_t row, const int64_t *index, int64_t at, int64_t n,
-                    bool begun, float *sum) {
+static bool add_row(const adder *w, const rg_arg *a, int64_t row, const int64_t *index, int64_t at,
+                    int64_t n, bool begun, float *sum) {
   float term[RGI_PIECE];
   int64_t e = row * a->stride[0] + at;
   for (int d = 1; d + 1 < a->rank; d++) e += index[d] * a->stride[d];
@@ -316,8 +321,8 @@ static void add_task(void *arg, int64_t row, int thread) {
       if (!begun) memset(sum, 0, sizeof sum);
       int64_t e = row * to->stride[0] + at;
       for (int d = 1; d < last; d++) e += index[d] * to->stride[d];
-      rgi_store_by(h->c->isa, (char *)to->data + e * (int64_t)rg_dtype_size(to->dtype), to->dtype, sum,
-                   piece);
+      rgi_store_by(h->c->isa, (char *)to->data + e * (int64_t)rg_dtype_size(to->dtype), to->dtype,
+                   sum, piece);
     }
   }
 }
@@ -355,7 +360,8 @@ static rg_status add_run(const rg_call *c) {
       if (other < 0 || other >= slots * h.ranks) continue;
       RGI_TRY(find(&h, other, &slot, &which, c->error));
       if (slot >= 0) continue;
-      const rg_arg to = part(&h, which, after), from = rgi_rows(y, after ? h.left + h.chunk : 0, to.dim[0]);
+      const rg_arg to = part(&h, which, after),
+                   from = rgi_rows(y, after ? h.left + h.chunk : 0, to.dim[0]);
       copy(&h, &to, &from, INT64_MAX);
     }
   }
@@ -392,7 +398,8 @@ static rg_status add_backward(rgi_backward *b, int node, rg_error *e) {
 }
 
 static const rg_port add_in[] = {
-    [IN_X] = {"x", "*", RG_PORT_LIST, RG_D_FLOAT, 'X', -1, "each chunk between rows for its neighbours"},
+    [IN_X] = {"x", "*", RG_PORT_LIST, RG_D_FLOAT, 'X', -1,
+              "each chunk between rows for its neighbours"},
     [IN_ORDER] = ORDER,
 };
 static const rg_port add_out[] = {
@@ -400,18 +407,18 @@ static const rg_port add_out[] = {
      "this rank's chunks, one after the other, with what others had for them"},
 };
 static const rgi_rules add_rules = {.infer = add_infer, .backward = add_backward, .wide = true};
-const rg_op rgi_op_halo_add = {.abi = RG_OP_ABI,
-                               .name = "halo_add",
-                               .doc =
-                                   "chunks without their halos, which are added to the chunks they belong to",
-                               .flags = RG_OP_COMM,
-                               .in = add_in,
-                               .nin = RGI_COUNT(add_in),
-                               .out = add_out,
-                               .nout = RGI_COUNT(add_out),
-                               .attrs = attrs,
-                               .nattr = RGI_COUNT(attrs),
-                               .cost = add_cost,
-                               .comm_bytes = add_comm,
-                               .run_cpu = add_run,
-                               .rules = &add_rules};
+const rg_op rgi_op_halo_add = {
+    .abi = RG_OP_ABI,
+    .name = "halo_add",
+    .doc = "chunks without their halos, which are added to the chunks they belong to",
+    .flags = RG_OP_COMM,
+    .in = add_in,
+    .nin = RGI_COUNT(add_in),
+    .out = add_out,
+    .nout = RGI_COUNT(add_out),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .cost = add_cost,
+    .comm_bytes = add_comm,
+    .run_cpu = add_run,
+    .rules = &add_rules};

@@ -75,8 +75,9 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i) {
   return t >= 0 && b->flows[t];
 }
 
-rg_status rgi_bwd_node(rgi_backward *b, int node, const char *op_name, const rg_value *attr, const int *in,
-                       const int *count, const char *suffix, int nout, int *out, rg_error *e) {
+rg_status rgi_bwd_node(rgi_backward *b, int node, const char *op_name, const rg_value *attr,
+                       const int *in, const int *count, const char *suffix, int nout, int *out,
+                       rg_error *e) {
   rgi_graph *g = b->g;
   const rg_op *op = rgi_find_op(g->ctx, op_name);
   char *name = rgi_format(g->arena, "%s%s", g->node[node].name, suffix);
@@ -96,8 +97,8 @@ rg_status rgi_bwd_node(rgi_backward *b, int node, const char *op_name, const rg_
   return rgi_infer_node(g, n, NULL, e);
 }
 
-rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix,
-                        int *output, rg_error *e) {
+rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input,
+                        const char *suffix, int *output, rg_error *e) {
   char *name = rgi_format(b->g->arena, "%s%s", b->g->tensor[input].name, suffix);
   if (!name) return rgi_nomem(e);
   int in[2] = {input, -1};
@@ -363,14 +364,16 @@ static rg_status join_parts(rgi_backward *b, int t, rg_error *e) {
     if (movable) continue;
     char *name = rgi_format(g->arena, "d.%s.part%d", g->tensor[t].name, i);
     if (!name) return rgi_nomem(e);
-    RGI_TRY(rgi_add_cast(b, s->parts[i].tensor, final_dtype(g, t), name, -1, &s->parts[i].tensor, e));
+    RGI_TRY(
+        rgi_add_cast(b, s->parts[i].tensor, final_dtype(g, t), name, -1, &s->parts[i].tensor, e));
   }
   const rg_op *op = rgi_find_op(g->ctx, "join");
   char *name = rgi_format(g->arena, "d.%s", g->tensor[t].name);
   char *node_name = rgi_format(g->arena, "d.%s.join", g->tensor[t].name);
   rg_value axis = {.i = s->parts[0].axis, .set = true};
   int whole = name ? rgi_add_gradient(b, name, t, final_dtype(g, t)) : -1;
-  int n = node_name && whole >= 0 ? rgi_add_node(g, node_name, op, &s->nparts, &(int){1}, &axis) : -1;
+  int n =
+      node_name && whole >= 0 ? rgi_add_node(g, node_name, op, &s->nparts, &(int){1}, &axis) : -1;
   if (n < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[n];
   for (int i = 0; i < s->nparts; i++) node->in[i] = s->parts[i].tensor;

@@ -196,7 +196,8 @@ struct rg_comm {
   /* send, recv [size][bytes]: to every rank, from every rank */
   rg_status (*all_to_all)(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
                           void *stream, rg_error *e);
-  rg_status (*halo)(rg_comm *c, const char *node, const rg_halo *h, size_t bytes, void *stream, rg_error *e);
+  rg_status (*halo)(rg_comm *c, const char *node, const rg_halo *h, size_t bytes, void *stream,
+                    rg_error *e);
   rg_status (*barrier)(rg_comm *c, const char *node, rg_error *e);
   /* This rank takes part no more: what others wait for, and all later calls, fail with `why`. From
    * any thread. */
@@ -238,7 +239,8 @@ enum {
   RG_OP_RECOMPUTABLE = 1 << 1, /* deterministic and free of side effects: a policy may name it */
   /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
   RG_OP_VIEW = 1 << 2,
-  RG_OP_INPLACE = 1 << 3, /* the first output may take the first input's bytes when that dies here */
+  RG_OP_INPLACE =
+      1 << 3, /* the first output may take the first input's bytes when that dies here */
   /* What becomes of the op where tokens are shared out among ranks. An op that says nothing is
    * refused there, unless no input of it has tokens.
    * ROWWISE: a row of the outputs depends on that row of the inputs on ROWS ports (and its position,

@@ -430,7 +430,8 @@ typedef struct rg_comm rg_comm;
 
 /* Ranks that are threads of this process: fills comm[0 … ranks). A collective that not every rank
  * has reached `deadline` seconds after the first one (0: 60) ends all ranks with RG_E_COMM. */
-RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm, rg_error *error);
+RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm,
+                                 rg_error *error);
 /* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others'
  * collectives. */
 RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);

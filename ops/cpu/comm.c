@@ -8,8 +8,9 @@ rg_status rgi_check_order(const rg_call *c, const rg_arg *order) {
     bool good = rgi_place(order, i) >= 0 && rgi_place(order, i) < n;
     for (int64_t j = 0; j < i && good; j++) good = rgi_place(order, i) != rgi_place(order, j);
     if (!good)
-      return rg_op_fail(c->error, RG_E_DATA, c, "order[%lld] is %lld; expected each place 0 to %lld once",
-                        (long long)i, (long long)rgi_place(order, i), (long long)(n - 1));
+      return rg_op_fail(c->error, RG_E_DATA, c,
+                        "order[%lld] is %lld; expected each place 0 to %lld once", (long long)i,
+                        (long long)rgi_place(order, i), (long long)(n - 1));
   }
   return RG_OK;
 }

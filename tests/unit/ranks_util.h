@@ -35,7 +35,8 @@ static inline void *run_a_rank(void *arg) {
   a_rank *r = arg;
   rg_session *s = NULL;
   rg_allocator arena = {ranks_alloc, ranks_free, r};
-  rg_session_options o = {.size = sizeof o, .comm = r->comm, .arena = &arena, .debug_poison = r->poison};
+  rg_session_options o = {
+      .size = sizeof o, .comm = r->comm, .arena = &arena, .debug_poison = r->poison};
   r->status = rg_session_create(r->plan, &o, &s, &r->e);
   for (int i = 0; i < r->b.n && r->status == RG_OK; i++)
     r->status = rg_session_bind(s, r->b.info[i].role, r->b.info[i].name, r->b.data[i],

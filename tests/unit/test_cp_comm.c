@@ -114,9 +114,9 @@ static void *until_one_fails(void *arg) {
   me->status = exchange(me, 0);
   const double start = now();
   if (me->status == RG_OK)
-    me->status = me->comm->rank == me->bad
-                     ? misbehave(me)
-                     : me->comm->all_gather(me->comm, "k.gather", mine, all, sizeof mine, NULL, &me->e);
+    me->status = me->comm->rank == me->bad ? misbehave(me)
+                                           : me->comm->all_gather(me->comm, "k.gather", mine, all,
+                                                                  sizeof mine, NULL, &me->e);
   /* it stays failed, whatever is called then */
   rg_error later = {0};
   if (me->status != RG_OK && me->status != RG_E_NOMEM)
@@ -157,12 +157,13 @@ Test(cp_comm, one_leaves) {
 }
 Test(cp_comm, one_sleeps_past_the_deadline) {
   way = WAY_SLEEPS;
-  check_failure(
-      (const char *const[]){"did not reach all_gather k.gather within 0.3 s", "its last: barrier b", NULL});
+  check_failure((const char *const[]){"did not reach all_gather k.gather within 0.3 s",
+                                      "its last: barrier b", NULL});
 }
 Test(cp_comm, one_calls_another_collective) {
   way = WAY_CALLS_ANOTHER;
-  check_failure((const char *const[]){"barrier k.gather", "all_gather k.gather", "another collective", NULL});
+  check_failure(
+      (const char *const[]){"barrier k.gather", "all_gather k.gather", "another collective", NULL});
 }
 Test(cp_comm, one_is_at_another_node) {
   way = WAY_OTHER_NODE;
@@ -208,7 +209,8 @@ Test(cp_comm, what_ranks_must_have_in_common) {
     run_ranks(r, 4, 2, 5, agree);
     for (int i = 0; i < 4; i++) {
       cr_assert_eq(r[i].status, RG_E_COMM);
-      cr_assert(strstr(r[i].e.message, say[field]) && strstr(r[i].e.message, "rank 2"), "%s", r[i].e.message);
+      cr_assert(strstr(r[i].e.message, say[field]) && strstr(r[i].e.message, "rank 2"), "%s",
+                r[i].e.message);
     }
   }
   rg_context_destroy(start_ctx);
@@ -230,7 +232,8 @@ Test(cp_comm, greetings_of_any_bytes) {
     memcpy(bad, good, sizeof bad);
     for (int k = 0; k < 1 + turn % 3; k++) {
       state = state * 6364136223846793005u + 1442695040888963407u;
-      ((unsigned char *)bad)[(state >> 33) % sizeof bad] ^= (unsigned char)(1u << (state >> 60 & 7));
+      ((unsigned char *)bad)[(state >> 33) % sizeof bad] ^=
+          (unsigned char)(1u << (state >> 60 & 7));
     }
     bool same = true;
     for (int r = 0; r < N; r++)

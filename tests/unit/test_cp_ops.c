@@ -16,17 +16,19 @@ static rg_plan *plan_of(rg_context *ctx, const kase *k, int ranks, rg_error *e) 
   char text[4096], in[256] = "\"x\"", inputs[512] = "";
   size_t n = 0;
   for (int s = 0; s < (k->lists ? k->slots : 1); s++)
-    n += (size_t)snprintf(inputs + n, sizeof inputs - n,
-                          "\"x%s\": { \"shape\": [\"R\", 3, 2], \"dtype\": \"%s\", \"grad\": true }, ",
-                          k->lists ? (s ? "1" : "0") : "", k->dtype ? k->dtype : "f32");
+    n += (size_t)snprintf(
+        inputs + n, sizeof inputs - n,
+        "\"x%s\": { \"shape\": [\"R\", 3, 2], \"dtype\": \"%s\", \"grad\": true }, ",
+        k->lists ? (s ? "1" : "0") : "", k->dtype ? k->dtype : "f32");
   if (k->lists) snprintf(in, sizeof in, k->slots == 2 ? "[\"x0\", \"x1\"]" : "[\"x0\"]");
   snprintf(
       text, sizeof text,
       "{ \"regraph\": 1, \"params\": { \"W\": %d }, \"inputs\": { %s \"order\": { \"shape\": [%d], "
-      "\"dtype\": \"i32\" } },\n \"nodes\": [ { \"name\": \"n\", \"op\": \"%s\", \"in\": { \"x\": %s%s }, "
+      "\"dtype\": \"i32\" } },\n \"nodes\": [ { \"name\": \"n\", \"op\": \"%s\", \"in\": { \"x\": "
+      "%s%s }, "
       "\"out\": { \"y\": %s }, \"attrs\": { \"ranks\": \"$W\"%s } } ],\n \"outputs\": { %s } }",
-      ranks, inputs, ranks * k->slots, k->op, in, k->order ? ", \"order\": \"order\"" : "", k->out, k->attrs,
-      k->outputs);
+      ranks, inputs, ranks * k->slots, k->op, in, k->order ? ", \"order\": \"order\"" : "", k->out,
+      k->attrs, k->outputs);
   rg_spec *spec = NULL;
   rg_plan *plan = NULL;
   rg_binding set[] = {{"R", k->rows, NULL}};
@@ -48,7 +50,8 @@ static void set_up(const kase *k, const rg_plan *plan, a_rank *r, int ranks) {
     r[i] = (a_rank){.plan = plan, .backward = true, .poison = true, .repeats = 1};
     make_buffers(plan, (uint64_t)(100 + i), 0, NULL, &r[i].b);
     int32_t *order = buffer(&r[i].b, RG_INPUT, "order");
-    for (int c = 0; c < ranks * k->slots && k->order; c++) order[c] = (int32_t)place_of(k, ranks, c);
+    for (int c = 0; c < ranks * k->slots && k->order; c++)
+      order[c] = (int32_t)place_of(k, ranks, c);
   }
 }
 
@@ -68,8 +71,8 @@ static const float *floats(const a_rank *r, rg_role role, const char *name) {
 }
 
 /* Row `row` of chunk c in what ranks have end to end. */
-static const float *row_at(const kase *k, const a_rank *r, rg_role role, const char *name, int ranks,
-                           int64_t c, int64_t row) {
+static const float *row_at(const kase *k, const a_rank *r, rg_role role, const char *name,
+                           int ranks, int64_t c, int64_t row) {
   const int64_t chunk = k->rows / k->slots, place = place_of(k, ranks, c);
   return floats(&r[place / k->slots], role, name) + (place % k->slots * chunk + row) * ROW;
 }
@@ -86,7 +89,8 @@ static rg_context *context(void) {
 }
 
 /* Σ over the ranks, in rank order. */
-static void sum_rows(float *sum, const a_rank *r, int ranks, rg_role role, const char *name, int64_t row) {
+static void sum_rows(float *sum, const a_rank *r, int ranks, rg_role role, const char *name,
+                     int64_t row) {
   for (int j = 0; j < ROW; j++) {
     sum[j] = floats(&r[0], role, name)[row * ROW + j];
     for (int i = 1; i < ranks; i++) sum[j] += floats(&r[i], role, name)[row * ROW + j];
@@ -114,8 +118,10 @@ Test(cp_ops, gathers_and_scattered_sums) {
         cr_assert(plan, "%s", e.message);
         set_up(&k, plan, r, ranks);
         run_ranks(ctx, r, ranks, 20);
-        const rg_role all_role = gather ? RG_OUTPUT : RG_GRAD_OUT, part_role = gather ? RG_INPUT : RG_GRAD_IN;
-        const rg_role term_role = gather ? RG_GRAD_IN : RG_INPUT, sum_role = gather ? RG_GRAD_OUT : RG_OUTPUT;
+        const rg_role all_role = gather ? RG_OUTPUT : RG_GRAD_OUT,
+                      part_role = gather ? RG_INPUT : RG_GRAD_IN;
+        const rg_role term_role = gather ? RG_GRAD_IN : RG_INPUT,
+                      sum_role = gather ? RG_GRAD_OUT : RG_OUTPUT;
         const char *all = gather ? "y" : "x", *part = gather ? "x" : "y";
         for (int64_t c = 0; c < 2 * ranks; c++)
           for (int64_t row = 0; row < chunk; row++) {
@@ -134,8 +140,12 @@ Test(cp_ops, gathers_and_scattered_sums) {
 Test(cp_ops, sums_on_every_rank) {
   rg_context *ctx = context();
   for (int ranks = 1; ranks <= 5; ranks++) {
-    kase k = {
-        .op = "all_reduce", .attrs = "", .out = "\"y\"", .outputs = "\"y\": \"y\"", .rows = 7, .slots = 1};
+    kase k = {.op = "all_reduce",
+              .attrs = "",
+              .out = "\"y\"",
+              .outputs = "\"y\": \"y\"",
+              .rows = 7,
+              .slots = 1};
     a_rank r[MOST_RANKS];
     rg_error e = {0};
     rg_plan *plan = plan_of(ctx, &k, ranks, &e);
@@ -213,8 +223,8 @@ static void check_halo(rg_context *ctx, int ranks, int slots, bool order, int le
     for (int64_t i = 0; i < width; i++) { /* row i is row c·chunk - left + i of all */
       const int64_t at = c * chunk - left + i;
       const bool there = at >= 0 && at < all * chunk;
-      same_row(y + i * ROW, there ? row_at(&k, r, RG_INPUT, "x", ranks, at / chunk, at % chunk) : zero,
-               "halo");
+      same_row(y + i * ROW,
+               there ? row_at(&k, r, RG_INPUT, "x", ranks, at / chunk, at % chunk) : zero, "halo");
     }
     for (int64_t row = 0; row < chunk; row++) {
       float sum[ROW];
@@ -277,7 +287,8 @@ Test(cp_ops, halves_that_meet) {
       const int64_t at = c * chunk - left + row;
       const bool there = at >= 0 && at < ranks * slots * chunk;
       same_row(floats(&r[place / slots], RG_GRAD_OUT, name[place % slots]) + row * ROW,
-               there ? row_at(&out, r, RG_GRAD_IN, "y", ranks, at / chunk, at % chunk) : zero, "gradient");
+               there ? row_at(&out, r, RG_GRAD_IN, "y", ranks, at / chunk, at % chunk) : zero,
+               "gradient");
     }
     for (int64_t row = 0; row < chunk; row++) {
       float sum[ROW] = {0};
@@ -308,7 +319,9 @@ Test(cp_ops, shapes_that_do_not_fit) {
       {{"reduce_scatter", "", "\"y\"", "\"y\": \"y\"", 7, 1, false, false, NULL},
        2,
        "do not divide among 2 ranks"},
-      {{"all_gather", "", "\"y\"", "\"y\": \"y\"", 7, 2, true, false, NULL}, 2, "a rank's 2 chunks"},
+      {{"all_gather", "", "\"y\"", "\"y\": \"y\"", 7, 2, true, false, NULL},
+       2,
+       "a rank's 2 chunks"},
       {{"halo", ", \"left\": 4", "[\"y0\", \"y1\"]", "\"y0\": \"y0\"", 6, 2, false, false, NULL},
        2,
        "chunks have 3, expected no more"},
@@ -329,8 +342,12 @@ Test(cp_ops, shapes_that_do_not_fit) {
 
 Test(cp_ops, a_plan_for_ranks_needs_them) {
   rg_context *ctx = context();
-  kase k = {
-      .op = "all_gather", .attrs = "", .out = "\"y\"", .outputs = "\"y\": \"y\"", .rows = 8, .slots = 2};
+  kase k = {.op = "all_gather",
+            .attrs = "",
+            .out = "\"y\"",
+            .outputs = "\"y\": \"y\"",
+            .rows = 8,
+            .slots = 2};
   a_rank r[MOST_RANKS];
   rg_error e = {0};
   rg_session *s = NULL;
@@ -341,7 +358,8 @@ Test(cp_ops, a_plan_for_ranks_needs_them) {
   run_ranks(ctx, r, 3, 5);
   for (int i = 0; i < 3; i++) {
     cr_assert_eq(r[i].status, RG_E_COMM, "%s", r[i].e.message);
-    cr_assert(strstr(r[i].e.message, "made for 2 ranks, the communicator has 3"), "%s", r[i].e.message);
+    cr_assert(strstr(r[i].e.message, "made for 2 ranks, the communicator has 3"), "%s",
+              r[i].e.message);
     free_buffers(&r[i].b);
   }
   rg_plan_destroy(plan);

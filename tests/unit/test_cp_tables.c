@@ -26,7 +26,8 @@ typedef struct pack {
 
 static void note_rows(pack *p) {
   for (int64_t b = 0; b < p->nseq; b++)
-    for (int64_t t = p->cu[b]; t < p->cu[b + 1]; t++) p->sequence[t] = b, p->position[t] = t - p->cu[b];
+    for (int64_t t = p->cu[b]; t < p->cu[b + 1]; t++)
+      p->sequence[t] = b, p->position[t] = t - p->cu[b];
 }
 
 /* A random pack: lengths around 0, 1, kernel, the chunk, several chunks; perhaps dead rows at the end. */
@@ -67,8 +68,8 @@ static void check_rows(const pack *p, rg_cp_mode mode) {
   for (int r = 0; r < p->ranks; r++) {
     rg_range range[2];
     rg_error e = {0};
-    cr_assert_eq(rg_cp_rows(p->cu, (size_t)p->nseq + 1, p->capacity, p->ranks, mode, r, range, &e), RG_OK,
-                 "%s", e.message);
+    cr_assert_eq(rg_cp_rows(p->cu, (size_t)p->nseq + 1, p->capacity, p->ranks, mode, r, range, &e),
+                 RG_OK, "%s", e.message);
     cr_assert_lt(range[0].begin, range[1].begin);
     /* slot 1 has live rows only where slot 0 is full */
     if (range[1].begin < live(p)) cr_assert_leq(range[0].end, live(p));
@@ -91,7 +92,8 @@ static void check_rows(const pack *p, rg_cp_mode mode) {
       cr_assert_eq(row, left < 0 ? 0 : left < p->chunk ? left : p->chunk);
     }
   }
-  for (int64_t t = 0; t < p->capacity; t++) cr_assert(owned[t], "row %lld has no owner", (long long)t);
+  for (int64_t t = 0; t < p->capacity; t++)
+    cr_assert(owned[t], "row %lld has no owner", (long long)t);
 }
 
 /* Every block of every sequence is made by the chunk it starts in, of the right tokens, in the row
@@ -119,9 +121,9 @@ static void check_blocks(const pack *p) {
   }
   for (int64_t i = 0; i < rows; i++)
     cr_assert_eq(made[i], token[i],
-                 "row %lld of %lld, kernel %lld, stride %lld, chunk %lld: token %lld, not %lld", (long long)i,
-                 (long long)rows, (long long)p->kernel, (long long)p->stride, (long long)p->chunk,
-                 (long long)made[i], (long long)token[i]);
+                 "row %lld of %lld, kernel %lld, stride %lld, chunk %lld: token %lld, not %lld",
+                 (long long)i, (long long)rows, (long long)p->kernel, (long long)p->stride,
+                 (long long)p->chunk, (long long)made[i], (long long)token[i]);
 }
 
 static int64_t slow_load(const pack *p, rg_cp_mode mode) {
@@ -187,7 +189,10 @@ Test(cp_tables, lengths_around_the_kernel) {
   static pack p;
   for (int w = 0; w < RGI_COUNT(ranks_of); w++)
     for (int64_t kernel = 1; kernel <= 9; kernel++) {
-      p = (pack){.ranks = ranks_of[w], .stride = 1, .kernel = kernel, .chunk = kernel > 1 ? kernel - 1 : 1};
+      p = (pack){.ranks = ranks_of[w],
+                 .stride = 1,
+                 .kernel = kernel,
+                 .chunk = kernel > 1 ? kernel - 1 : 1};
       p.capacity = p.chunk * 2 * p.ranks;
       for (int64_t length = 0; length <= kernel + 1; length++) {
         for (p.nseq = 0; p.nseq < MOST_SEQUENCES; p.nseq++) {
@@ -213,15 +218,16 @@ Test(cp_tables, one_long_sequence_is_balanced_by_mode_2) {
 }
 
 Test(cp_tables, what_makes_no_sense_is_refused) {
-  const int32_t cu[] = {0, 10, 16}, falls[] = {0, 10, 9}, late[] = {1, 10, 16}, long_[] = {0, 10, 17};
+  const int32_t cu[] = {0, 10, 16}, falls[] = {0, 10, 9}, late[] = {1, 10, 16},
+                long_[] = {0, 10, 17};
   rg_range out[2];
   rg_error e = {0};
   cr_assert_eq(rg_cp_rows(cu, 3, 16, 2, RG_CP_AUTO, 1, out, &e), RG_OK);
-#define REFUSED(code, call)                                                                                  \
-  do {                                                                                                       \
-    e = (rg_error){0};                                                                                       \
-    cr_assert_eq(call, code);                                                                                \
-    cr_assert_eq(e.status, code);                                                                            \
+#define REFUSED(code, call)       \
+  do {                            \
+    e = (rg_error){0};            \
+    cr_assert_eq(call, code);     \
+    cr_assert_eq(e.status, code); \
   } while (0)
   REFUSED(RG_E_USAGE, rg_cp_rows(NULL, 3, 16, 2, RG_CP_AUTO, 1, out, &e));
   REFUSED(RG_E_USAGE, rg_cp_rows(cu, 3, 16, 2, RG_CP_AUTO, 2, out, &e));
