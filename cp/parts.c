@@ -99,7 +99,9 @@ static rg_status add_sums(rgi_parts *p, rg_error *e) {
   for (int i = 0; i < p->from->ninput; i++) {
     const rgi_io *io = &p->from->input[i];
     rgi_form *f = &p->form[io->tensor];
-    if (f->axis != RGI_WHOLE || io->want == RGI_GRAD_NONE || p->policy->local_weights) continue;
+    if (f->axis != RGI_WHOLE || io->want == RGI_GRAD_NONE) continue;
+    p->to->input[i].partial = p->policy->local_weights;
+    if (p->policy->local_weights) continue;
     f->self = rgi_part_tensor(p, name_of(p, io->tensor), ".shared", -1);
     if (f->self < 0) return rgi_nomem(e);
     RGI_TRY(add(p, "shared_weight", attr, -1, (int[]){1}, &io->tensor, 1, &f->self, e));
@@ -290,7 +292,10 @@ rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t right, int slot, int32_
     h->slot[s] = rgi_part_tensor(p, name_of(p, t), suffix, -1);
     if (h->slot[s] < 0) return rgi_nomem(e);
   }
-  const char *name = rgi_format(p->to->arena, "%s.halo", name_of(p, h->slot[0]));
+  bool again = false;
+  for (int i = 0; i + 1 < p->nhalo; i++) again = again || p->halo[i].tensor == t;
+  const char *name = again ? rgi_format(p->to->arena, "%s.halo%lld", name_of(p, t), (long long)right)
+                           : rgi_format(p->to->arena, "%s.halo", name_of(p, t));
   if (!name) return rgi_nomem(e);
   RGI_TRY(add_origin(p, name, "halo", &origin, e));
   const rg_value attr[] = {number(p->policy->ranks), number(0), number(right)};

@@ -189,6 +189,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
   if (p->cuda || goes_back(p->graph))
     RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  RGI_GOTO(status, rgi_comm_bytes(p->graph, &p->mem.comm, e), failed);
   if (o->no_fuse) return RG_OK;
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);

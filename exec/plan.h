@@ -117,6 +117,8 @@ struct rg_plan {
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
 /* Fills cp.ranks and sizes.comm from the steps: all collectives have the same number of ranks (ranks.c). */
 rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e);
+/* The bytes of the comm block that nodes of g need. */
+rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e);
 /* Fills field[]: hashes of spec, policy and what became of them. The policy may be NULL. */
 rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */

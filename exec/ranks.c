@@ -33,6 +33,21 @@ rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e) {
   return RG_OK;
 }
 
+rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e) {
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  rg_status status = a ? RG_OK : rgi_nomem(e);
+  *out = 0;
+  for (int32_t n = 0; n < g->nnode && status == RG_OK; n++) {
+    rg_call call;
+    if (!g->node[n].op->comm_bytes) continue;
+    status = rgi_node_call(g, n, a, &call, e);
+    const int64_t bytes = status == RG_OK ? (int64_t)g->node[n].op->comm_bytes(&call) : 0;
+    if (bytes > *out) *out = bytes;
+  }
+  rgi_arena_destroy(a);
+  return status;
+}
+
 static void add_field(rg_plan *plan, const char *name, uint64_t hash) {
   plan->field[plan->nfield++] = (rgi_cp_field){name, hash};
 }
@@ -46,6 +61,7 @@ static uint64_t hash_policy(const rg_policy *p) {
   if (!p) return h;
   h = hash_number(hash_number(hash_number(h, p->preset), p->budget), p->budget_of_saved);
   h = hash_number(h, p->split_heads);
+  h = hash_number(hash_number(h, p->cp.local_weights), p->cp.wire_bf16);
   for (int i = 0; i < p->nrecompute; i++) h = rgi_hash_text(h, p->recompute[i]);
   return h;
 }

@@ -68,6 +68,11 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
       RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].grad, RG_GRAD_OUT,
                            g->input[i].sharded, g->input[i].want == RGI_GRAD_ACCUMULATE, e));
   for (int i = 0; i < plan->nbindable; i++)
+    for (int k = 0; k < g->ninput; k++)
+      if (plan->bindable[i].info.role == RG_GRAD_OUT &&
+          plan->bindable[i].tensor == g->input[k].grad)
+        plan->bindable[i].info.partial = g->input[k].partial;
+  for (int i = 0; i < plan->nbindable; i++)
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)
         return broken(e, NULL, "two bindable tensors share bytes", plan->bindable[i].info.name);

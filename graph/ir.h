@@ -134,6 +134,7 @@ typedef struct rgi_io {
   int32_t tensor;
   rgi_grad want; /* inputs */
   bool sharded;  /* axis 0 is this rank's share of the rows */
+  bool partial;  /* an input of which each rank makes terms of the gradient, not summed */
   /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
   int32_t grad;
 } rgi_io;

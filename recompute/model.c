@@ -264,7 +264,7 @@ int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set) {
     }
     if (alive > most) most = alive;
   }
-  return rgi_model_saved(m, set) + most;
+  return rgi_model_saved(m, set) + m->mem.comm + most;
 }
 
 rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved,
@@ -281,10 +281,10 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   int64_t forward, backward;
   status = rgi_memory_peak(g, &m->mem, true, saved, &forward, &backward, e);
   if (status == RG_OK) {
-    *peak = *saved + (forward > backward ? forward : backward);
+    *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     if (*peak <= limit) {
       status = rgi_memory_peak(g, &m->mem, false, saved, &forward, &backward, e);
-      *peak = *saved + (forward > backward ? forward : backward);
+      *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     }
   }
   rgi_graph_destroy(g);

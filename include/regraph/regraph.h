@@ -298,6 +298,7 @@ typedef struct rg_tensor_info {
   bool seqlens;     /* holds sequence starts, as cu_seqlens does */
   bool offsets;     /* holds positions of first queries */
   bool sharded;     /* dim[0] counts this rank's share of the rows: those that rg_cp_rows names */
+  bool partial;     /* a gradient to which other ranks have terms, too (cp weights "local") */
 } rg_tensor_info;
 
 /* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the

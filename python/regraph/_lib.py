@@ -33,7 +33,7 @@ class Text(Structure):
 class TensorInfo(Structure):
     _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int),
                 ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool),
-                ("offsets", c_bool), ("sharded", c_bool)]
+                ("offsets", c_bool), ("sharded", c_bool), ("partial", c_bool)]
 
 
 class Options(Structure):

@@ -136,3 +136,217 @@ Test(cp_equal, policies_and_types, .init = setup, .fini = teardown) {
         compare(types[d], policy, all_ranks[i], T, 5, lengths, 3, policies[k]);
       }
 }
+
+/* What one plan predicts is what the session of every rank asks for, and budgets count it. */
+Test(cp_equal, bytes, .init = setup, .fini = teardown) {
+  const char *text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 4 }%s }";
+  char policy[300], budget[160];
+  rg_sizes keep, all, z;
+  snprintf(policy, sizeof policy, text, "");
+  rg_plan *plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &keep);
+  rg_plan_destroy(plan);
+  snprintf(policy, sizeof policy, text, ", \"preset\": \"all\"");
+  plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &all);
+  rg_plan_destroy(plan);
+  cr_assert_gt(keep.comm, 0);
+  cr_assert_eq(keep.comm, all.comm);
+  const int64_t asked = (keep.predicted_peak + all.predicted_peak) / 2;
+  cr_assert_lt(all.predicted_peak, asked);
+  snprintf(budget, sizeof budget, ", \"budget\": { \"bytes\": %lld }", (long long)asked);
+  snprintf(policy, sizeof policy, text, budget);
+  plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &z);
+  cr_assert_leq(z.predicted_peak, asked);
+  cr_assert_eq(z.predicted_peak, z.saved + z.scratch + z.comm);
+  const int lengths[] = {400, 1, 300};
+  rg_plan *one = plan_of("f32", NULL, 768, 3, 1);
+  cp_compare(ctx, one, plan, 5, 768, lengths, "q gate", 2e-6, "a budget");
+  a_rank rank[MOST_RANKS];
+  for (int r = 0; r < 4; r++) {
+    rank[r] = (a_rank){.plan = plan, .backward = true};
+    make_buffers(plan, 5, 768, lengths, &rank[r].b);
+  }
+  run_ranks(ctx, rank, 4, 20);
+  for (int r = 0; r < 4; r++) {
+    cr_assert_eq(rank[r].status, RG_OK, "%s", rank[r].e.message);
+    cr_assert_eq(rank[r].asked, z.predicted_peak, "rank %d", r);
+    free_buffers(&rank[r].b);
+  }
+  rg_plan_destroy(one);
+  rg_plan_destroy(plan);
+}
+
+/* "local": each rank keeps its terms of weights' gradients; their sum is what "sum" gives. */
+Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
+  const int64_t T = 192, B = 2;
+  const int lengths[] = {100, 60}, ranks = 4;
+  static const char *const weights[] = {"wk", "wv", "sinks"};
+  const char *policy = "{ \"regraph_policy\": 1, \"cp\": { \"weights\": \"local\" } }";
+  rg_plan *one = plan_of("f32", NULL, T, B, 1), *many = plan_of("f32", policy, T, B, ranks);
+  a_rank alone = {.plan = one, .backward = true}, rank[MOST_RANKS];
+  buffers whole;
+  rg_cp_info cp;
+  rg_plan_cp(many, &cp);
+  make_buffers(one, 9, T, lengths, &whole);
+  make_buffers(one, 9, T, lengths, &alone.b);
+  for (int r = 0; r < ranks; r++) {
+    rank[r] = (a_rank){.rank = r, .plan = many, .backward = true};
+    make_buffers(many, 9, T, lengths, &rank[r].b);
+    cp_copy(&whole, &rank[r], &cp, false);
+  }
+  run_a_rank(&alone);
+  run_ranks(ctx, rank, ranks, 20);
+  for (int i = 0; i < whole.n; i++) {
+    const rg_tensor_info *t = &whole.info[i];
+    bool weight = false;
+    for (int k = 0; k < 3; k++) weight = weight || strcmp(t->name, weights[k]) == 0;
+    if (!weight || t->role != RG_GRAD_OUT) continue;
+    float *sum = whole.data[i];
+    const int64_t n = t->bytes / 4,
+                  begun = t->accumulates ? ranks - 1 : 0; /* ones in each buffer */
+    memset(sum, 0, (size_t)t->bytes);
+    for (int r = 0; r < ranks; r++) {
+      cr_assert_eq(rank[r].status, RG_OK, "%s", rank[r].e.message);
+      for (int k = 0; k < rank[r].b.n; k++)
+        if (rank[r].b.info[k].role == RG_GRAD_OUT)
+          cr_assert_eq(rank[r].b.info[k].partial, !rank[r].b.info[k].sharded);
+      const float *mine = buffer(&rank[r].b, RG_GRAD_OUT, t->name);
+      for (int64_t k = 0; k < n; k++) sum[k] += mine[k];
+    }
+    for (int64_t k = 0; k < n; k++) sum[k] -= (float)begun;
+    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name));
+    cr_assert(off <= 2e-6, "%s is off by %g", t->name, off);
+  }
+  for (int r = 0; r < ranks; r++) free_buffers(&rank[r].b);
+  free_buffers(&alone.b);
+  free_buffers(&whole);
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+}
+
+/* A hundred runs of one batch, and a batch after another, with the same bits each time. */
+Test(cp_equal, repeats, .init = setup, .fini = teardown) {
+  const int64_t T = 192;
+  const int lengths[] = {100, 60}, ranks = 4;
+  rg_plan *plan =
+      plan_of("bf16", "{ \"regraph_policy\": 1, \"cp\": { \"wire\": \"bf16\" } }", T, 2, ranks);
+  a_rank once[MOST_RANKS], often[MOST_RANKS];
+  for (int r = 0; r < ranks; r++) {
+    once[r] = (a_rank){.plan = plan, .backward = true};
+    make_buffers(plan, 4, T, lengths, &once[r].b);
+    often[r] = (a_rank){.plan = plan, .backward = true, .repeats = 99};
+    make_buffers(plan, 4, T, lengths, &often[r].b);
+  }
+  run_ranks(ctx, once, ranks, 20);
+  run_ranks(ctx, often, ranks, 20);
+  for (int r = 0; r < ranks; r++) {
+    cr_assert_eq(once[r].status, RG_OK, "%s", once[r].e.message);
+    cr_assert_eq(often[r].status, RG_OK, "%s", often[r].e.message);
+    for (int i = 0; i < once[r].b.n; i++) /* what a caller's sum holds grows with every run */
+      if (!once[r].b.info[i].accumulates)
+        cr_assert_eq(memcmp(once[r].b.data[i], often[r].b.data[i], (size_t)once[r].b.info[i].bytes),
+                     0, "%s", once[r].b.info[i].name);
+    free_buffers(&once[r].b);
+    free_buffers(&often[r].b);
+  }
+  rg_plan_destroy(plan);
+}
+
+/* ---- ranks that do not fit together ---- */
+
+Test(cp_equal, a_rank_with_another_plan, .init = setup, .fini = teardown) {
+  static const char *const text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 3%s }%s }";
+  static const struct {
+    const char *dtype, *cp, *more;
+    int64_t T;
+    const char *say;
+  } bad[] = {
+      {"bf16", "", "", 192, "another spec"},
+      {"f32", "", ", \"split_heads\": 1", 192, "another policy"},
+      {"f32", "", "", 288, "another capacity"},
+      {"f32", ", \"mode\": 2", "", 192, "another shard mode"},
+      {"f32", ", \"wire\": \"bf16\"", "", 192, "another policy"},
+  };
+  for (int i = 0; i < RGI_N(bad); i++) {
+    char policy[300];
+    snprintf(policy, sizeof policy, text, "", "");
+    rg_plan *good = plan_of("f32", policy, 192, 2, 0);
+    snprintf(policy, sizeof policy, text, bad[i].cp, bad[i].more);
+    rg_plan *other = plan_of(bad[i].dtype, policy, bad[i].T, 2, 0);
+    a_rank rank[MOST_RANKS];
+    for (int r = 0; r < 3; r++) rank[r] = (a_rank){.plan = r == 1 ? other : good};
+    run_ranks(ctx, rank, 3, 5);
+    for (int r = 0; r < 3; r++) {
+      cr_assert_eq(rank[r].status, RG_E_COMM, "%s", rank[r].e.message);
+      cr_assert(strstr(rank[r].e.message, "rank 1") && strstr(rank[r].e.message, bad[i].say), "%s",
+                rank[r].e.message);
+    }
+    rg_plan_destroy(good);
+    rg_plan_destroy(other);
+  }
+}
+
+/* ---- refusals ---- */
+
+static void refused(const char *nodes, const char *outputs, int64_t T, const char *pointer,
+                    const char *say) {
+  char text[2048];
+  rg_spec *spec = NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 2, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .cp = 2};
+  snprintf(text, sizeof text,
+           "{ \"regraph\": 1, \"inputs\": { \"x\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", "
+           "\"grad\": true }, \"w\": { \"shape\": [4, 16], \"dtype\": \"f32\", \"grad\": true }, "
+           "\"at\": { \"shape\": [\"B\"], \"dtype\": \"i32\" }, "
+           "\"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, \"nodes\": [ %s ], "
+           "\"outputs\": { %s "
+           "} }",
+           nodes, outputs);
+  CR_OK(rg_spec_load_text(ctx, text, strlen(text), "spec.json", NULL, 0, &spec, &e), &e);
+  cr_assert_neq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_OK, "%s", say);
+  cr_assert_str_eq(e.file, "spec.json");
+  cr_assert_str_eq(e.pointer, pointer, "%s: %s", e.pointer, e.message);
+  cr_assert(strstr(e.message, say), "\"%s\" does not say \"%s\"", e.message, say);
+  rg_spec_destroy(spec);
+}
+
+Test(cp_equal, what_can_not_be_shared_out, .init = setup, .fini = teardown) {
+  static const char attend[] =
+      "{ \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { \"q\": \"x\", \"k\": \"x\", \"v\": "
+      "\"x\", "
+      "\"cu_seqlens\": \"cu\"%s }, \"out\": { \"o\": \"o\" }, \"attrs\": { \"window_left\": 3 } }";
+  char nodes[1024];
+  snprintf(nodes, sizeof nodes, attend, "");
+  refused(nodes, "\"o\": \"o\"", 66, "/inputs", "the next capacity that does is 68");
+  snprintf(nodes, sizeof nodes, attend, ", \"q_offset\": \"at\"");
+  refused(nodes, "\"o\": \"o\"", 64, "/nodes/0/in/q_offset", "leave this port out");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"turn\", \"op\": \"transpose\", \"in\": { \"x\": \"o\" }, \"out\": { "
+         "\"y\": \"y\" }, \"attrs\": { \"perm\": [1, 0, 2] } }");
+  refused(nodes, "\"y\": \"y\"", 64, "/nodes/1", "a view must keep axis 0");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"more\", \"op\": \"silu\", \"in\": { \"x\": \"w\" }, \"out\": { \"y\": "
+         "\"y\" } }");
+  refused(nodes, "\"o\": \"o\", \"y\": \"y\"", 64, "/outputs/y", "every output has tokens");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"all\", \"op\": \"all_gather\", \"in\": { \"x\": \"o\" }, \"out\": { "
+         "\"y\": \"y\" }, \"attrs\": { \"ranks\": 2 } }");
+  refused(nodes, "\"y\": \"y\"", 64, "/nodes/1", "no collectives of its own");
+  refused(
+      "{ \"name\": \"n\", \"op\": \"silu\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"y\" } }",
+      "\"y\": \"y\"", 64, "/inputs", "no tensor has sequences");
+  snprintf(
+      nodes, sizeof nodes, "%s",
+      "{ \"name\": \"c\", \"op\": \"compress_kv\", \"in\": { \"k\": \"x\", \"v\": \"x\", "
+      "\"cu_seqlens\": \"cu\" }, \"out\": { \"k\": \"k\", \"v\": \"v\" }, \"attrs\": { \"kernel\": "
+      "12, \"stride\": 4 } }");
+  refused(nodes, "\"k\": \"k\"", 32, "/nodes/0",
+          "no fewer than 12; the next capacity that does is 48");
+}
