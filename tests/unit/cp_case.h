@@ -5,6 +5,7 @@
 #include "ranks_util.h"
 
 #include <math.h>
+#include <stdarg.h>
 
 /* Rows that slot `slot` of a rank has of a tensor with `rows` rows for the batch's T. */
 static inline rg_range cp_range(const buffers *whole, const rg_cp_info *cp, int rank, int slot,
