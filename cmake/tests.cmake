@@ -91,6 +91,7 @@ add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:reg
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
+add_test(NAME example_cp COMMAND ${CMAKE_SOURCE_DIR}/examples/cp.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 

@@ -198,8 +198,9 @@ Test(cp_random, specs) {
 
 /* ---- the examples ---- */
 
-static const char *const examples[] = {"nsa",        "nsa_layer",      "nsa_linear",  "moba",
-                                       "two_branch", "sliding_window", "dense_causal"};
+static const char *const examples[] = {"nsa",          "nsa_layer",       "nsa_linear",
+                                       "moba",         "two_branch",      "sliding_window",
+                                       "dense_causal", "plugin/hard_gate"};
 
 static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, const rg_binding *param,
                              size_t nparam) {
@@ -222,6 +223,7 @@ Test(cp_random, examples) {
   rg_context *ctx = NULL;
   rg_error e = {0};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  CR_OK(rg_plugin_load(ctx, RG_TEST_PLUGIN, &e), &e);
   for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
     rg_plan *one = plan_example(ctx, examples[i], 1, param, 1);
     rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), param, 1);
