@@ -105,9 +105,52 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   return RG_OK;
 }
 
+/* One of the words, as its index. */
+static rg_status read_choice(const rgi_json *v, const char *key, const char *const *words, int n,
+                             int *out, rg_error *e) {
+  rgi_pointer at;
+  rgi_shown shown, hint;
+  if (!v) return RG_OK;
+  rgi_pointer_key(&at, "/cp", key);
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, at.text, NULL, e));
+  for (*out = 0; *out < n; ++*out)
+    if (strcmp(v->text, words[*out]) == 0) return RG_OK;
+  return rgi_fail(e, RG_E_VALUE, at.text, NULL, "'%s' is neither %s nor %s%s",
+                  rgi_show(&shown, v->text), words[0], words[1],
+                  rgi_near(&hint, v->text, words, n));
+}
+
+static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
+  static const char *const keys[] = {"ranks", "mode", "weights", "wire"};
+  static const char *const weights[] = {"sum", "local"}, *const wires[] = {"f32", "bf16"};
+  rgi_shown shown;
+  int word = 0;
+  RGI_TRY(rgi_json_keys(v, "cp", keys, RGI_COUNT(keys), 0, "/cp", NULL, e));
+  const rgi_json *ranks = rgi_json_get(v, "ranks"), *mode = rgi_json_get(v, "mode");
+  if (ranks) {
+    RGI_TRY(rgi_json_expect(ranks, RGI_JSON_INT, "/cp/ranks", NULL, e));
+    if (ranks->i < 1 || ranks->i > RGI_MOST_CP_RANKS)
+      return rgi_fail(e, RG_E_VALUE, "/cp/ranks", NULL, "%lld ranks; expected 1 to %d",
+                      (long long)ranks->i, RGI_MOST_CP_RANKS);
+    cp->ranks = (int)ranks->i;
+  }
+  if (mode && mode->type == RGI_JSON_INT && (mode->i == RG_CP_BLOCKS || mode->i == RG_CP_ZIGZAG))
+    cp->mode = (rg_cp_mode)mode->i;
+  else if (mode && (mode->type != RGI_JSON_STRING || strcmp(mode->text, "auto") != 0))
+    return rgi_fail(e, RG_E_VALUE, "/cp/mode", NULL, "expected 1, 2 or \"auto\", not %s",
+                    rgi_json_kind(&shown, mode));
+  RGI_TRY(
+      read_choice(rgi_json_get(v, "weights"), "weights", weights, RGI_COUNT(weights), &word, e));
+  cp->local_weights = word == 1;
+  word = 0;
+  RGI_TRY(read_choice(rgi_json_get(v, "wire"), "wire", wires, RGI_COUNT(wires), &word, e));
+  cp->wire_bf16 = word == 1;
+  return RG_OK;
+}
+
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   static const char *const keys[] = {"regraph_policy", "preset",      "recompute", "budget",
-                                     "nodes",          "split_heads", "doc"};
+                                     "nodes",          "split_heads", "cp",        "doc"};
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
@@ -131,6 +174,7 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   if ((v = rgi_json_get(root, "nodes"))) RGI_TRY(read_rules(p, v, e));
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "cp"))) RGI_TRY(read_cp(&p->cp, v, e));
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)

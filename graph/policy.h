@@ -19,6 +19,16 @@ typedef struct rgi_rule {
   rgi_action action;
 } rgi_rule;
 
+enum { RGI_MOST_CP_RANKS = 1024 };
+
+/* How tokens are shared out among ranks. */
+typedef struct rgi_cp_policy {
+  int ranks; /* 0: not said */
+  rg_cp_mode mode;
+  bool local_weights; /* gradients of what all ranks have are left unsummed */
+  bool wire_bf16;     /* terms of gradients travel as bf16 */
+} rgi_cp_policy;
+
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;
@@ -34,6 +44,7 @@ struct rg_policy {
   const char *budget_at; /* where it stands */
   bool budget_of_saved;  /* of saved bytes rather than of the peak */
   int split_heads;       /* KV heads per group; 0: not split */
+  rgi_cp_policy cp;
 };
 /* What the rules say of a node; RGI_AUTO: nothing. */
 rgi_action rgi_policy_action(const rg_policy *policy, const char *name);

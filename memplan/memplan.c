@@ -326,7 +326,7 @@ static rg_status pack_direction(planner *p, bool backward, bool bound_only, doub
   if (!bound_only && !p->o->no_reuse) {
     rg_pack_options options = {.seconds = seconds, .align = RGI_ALIGN};
     rg_pack_result result;
-    const int64_t room = p->o->capacity - m->saved; /* may well be no room at all */
+    const int64_t room = p->o->capacity - p->o->comm - m->saved; /* may well be no room at all */
     if (p->enough && room > 0) options.capacity = room;
     RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
     if (!p->enough && room > 0 && result.peak > room) {

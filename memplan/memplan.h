@@ -23,6 +23,7 @@ typedef struct rgi_memory_options {
   double seconds;    /* for the exact search, both directions together */
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
+  int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */
   int64_t reserved;  /* bytes at the start of saved that are not the graph's */
   int64_t capacity;  /* a peak that will do, 0: the smaller, the better */
   /* nodes that do not wait for each other may run at once: no reuse between them */

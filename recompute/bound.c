@@ -556,7 +556,8 @@ rg_status rgi_bound(rgi_chooser *c, rg_error *e) {
   stretch all[MOST_STRETCHES];
   int n = 0, least = 0;
   RGI_TRY(open_bound(&b, c, e));
-  const double most = c->best_ms * (1 - CLOSE), lo = b.fixed, hi = (double)c->budget;
+  const double most = c->best_ms * (1 - CLOSE), lo = b.fixed,
+               hi = (double)(c->budget - (c->of_saved ? 0 : b.m->mem.comm));
   for (int i = 0; i < FIRST_STRETCHES && hi > lo; i++) {
     const double width = (hi - lo) / FIRST_STRETCHES;
     all[n] = (stretch){lo + width * i, i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi, 0};

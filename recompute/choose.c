@@ -154,7 +154,7 @@ static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int
                           int64_t *peak, rg_error *e) {
   int64_t forward, backward;
   RGI_TRY(rgi_memory_peak(g, mem, true, saved, &forward, &backward, e));
-  *peak = *saved + (forward > backward ? forward : backward);
+  *peak = *saved + mem->comm + (forward > backward ? forward : backward);
   return RG_OK;
 }
 

@@ -189,10 +189,10 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   mem.capacity = enough ? limit : 0;
   status = rgi_memory_peak(g, &mem, true, saved, &forward, &backward, e);
   if (status == RG_OK) {
-    *peak = *saved + (forward > backward ? forward : backward);
+    *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     if (*peak <= limit) {
       status = rgi_memory_peak(g, &mem, false, saved, &forward, &backward, e);
-      *peak = *saved + (forward > backward ? forward : backward);
+      *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     }
   }
   rgi_graph_destroy(g);

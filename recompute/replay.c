@@ -32,7 +32,7 @@ struct rgi_replay {
   bool *caller;      /* per tensor: its owner is the caller's memory */
   bool *output;      /* per tensor: its owner is a declared output, which never has a clone */
   int64_t pad;       /* most that rounding added to one block */
-  int64_t reserved;
+  int64_t reserved, comm;
   bool no_reuse, no_inplace;
   int32_t words; /* of a set */
   /* of the choice at hand */
@@ -99,7 +99,11 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
                             rg_error *e) {
   rgi_replay *r = rgi_alloc(a, sizeof *r);
   if (!r) return rgi_nomem(e);
-  *r = (rgi_replay){.g = g, .nt = g->ntensor, .reserved = mem->reserved, .no_reuse = mem->no_reuse};
+  *r = (rgi_replay){.g = g,
+                    .nt = g->ntensor,
+                    .reserved = mem->reserved,
+                    .comm = mem->comm,
+                    .no_reuse = mem->no_reuse};
   r->no_inplace = mem->no_inplace;
   r->words = rgi_words(ncandidate);
   size_t nn = (size_t)g->nnode + 1, nt = (size_t)g->ntensor + 1, nin = 1, nout = 1;
@@ -298,7 +302,7 @@ rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
   }
   if (r->no_reuse) most = r->total;
   x.scratch -= r->pad < x.scratch ? r->pad : x.scratch;
-  x.peak = x.saved + (most > r->pad ? most - r->pad : 0);
+  x.peak = x.saved + r->comm + (most > r->pad ? most - r->pad : 0);
   if (used) {
     for (int32_t w = 0; w < r->words; w++) used[w] = 0;
     for (int32_t i = 0; i < r->nsequence; i++)

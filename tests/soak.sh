@@ -11,6 +11,8 @@
 #   recompute  the chooser against brute force
 #   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
+#   tables     who owns which tokens, against one token after the other
+#   ranks      random specs and batches on several ranks: the results of one
 #   fuzz       specs and packings from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
@@ -26,11 +28,13 @@ declare -A test=(
   [recompute]="test_recompute recompute/random_graphs"
   [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
+  [tables]="test_cp_tables cp_tables/random_packs"
+  [ranks]="test_cp_random cp_random/specs"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering fuzz)
+[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2
