@@ -85,6 +85,7 @@ target_compile_definitions(gpu_stress PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}
 add_test(NAME stress COMMAND ${CMAKE_SOURCE_DIR}/tests/stress/check.sh $<TARGET_FILE:gpu_stress>)
 
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
+target_sources(test_save PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
