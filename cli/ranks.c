@@ -1,4 +1,5 @@
-/* cli/ranks.c: see ranks.h. A rank's thread waits for a command, obeys it, says so, and waits again. */
+/* cli/ranks.c: see ranks.h. A rank's thread waits for a command, obeys it, says so, and waits
+ * again. */
 #include "ranks.h"
 #include <pthread.h>
 #include <stdlib.h>

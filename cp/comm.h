@@ -1,5 +1,5 @@
-/* cp/comm.h: what is done with communicators beside moving bytes: agreeing, at start-up, on what all
- * ranks must have in common. Engines: comm_threads.c. */
+/* cp/comm.h: what is done with communicators beside moving bytes: agreeing, at start-up, on what
+ * all ranks must have in common. Engines: comm_threads.c. */
 #ifndef RGI_CP_COMM_H
 #define RGI_CP_COMM_H
 
@@ -18,7 +18,8 @@ enum { RGI_CP_FIELDS = 16 }; /* most there may be */
 uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);
 uint64_t rgi_hash_text(uint64_t hash, const char *text);
 
-/* Collective: RG_E_COMM on every rank if one has another value than rank 0, naming rank and field. */
+/* Collective: RG_E_COMM on every rank if one has another value than rank 0, naming rank and
+ * field. */
 rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n,
                        rg_error *e);
 

@@ -5,9 +5,9 @@
  *     copy       each takes what it gets out of the others' memory, without the lock
  *     leave      nobody returns, and perhaps frees its buffers, before all have copied
  *
- * Failing. The first failure stands, every rank that waits or calls later gets it. Only arriving has a
- * deadline: once all have arrived nothing but copying stands before leaving, and while anybody copies
- * nobody may go. The watch is kept by whoever waits, so there is no further thread.
+ * Failing. The first failure stands, every rank that waits or calls later gets it. Only arriving
+ * has a deadline: once all have arrived nothing but copying stands before leaving, and while
+ * anybody copies nobody may go. The watch is kept by whoever waits, so there is no further thread.
  */
 #include "../graph/base.h"
 #include <errno.h>

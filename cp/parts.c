@@ -113,8 +113,9 @@ rg_status rgi_parts_begin(rgi_parts *p, rg_error *e) {
   const size_t nodes = (size_t)p->from->nnode + 1;
   p->at = -1;
   p->blocks = rgi_alloc_n(p->to->arena, nodes, sizeof *p->blocks);
+  p->keys = rgi_alloc_n(p->to->arena, nodes, sizeof *p->keys);
   p->halo = rgi_alloc_n(p->to->arena, 2 * nodes, sizeof *p->halo); /* of k and of v */
-  if (!p->blocks || !p->halo) return rgi_nomem(e);
+  if (!p->blocks || !p->halo || !p->keys) return rgi_nomem(e);
   RGI_TRY(add_tables(p, e));
   return add_sums(p, e);
 }
@@ -122,12 +123,12 @@ rg_status rgi_parts_begin(rgi_parts *p, rg_error *e) {
 rg_status rgi_part_blocks(rgi_parts *p, int64_t kernel, int64_t stride, int slot, int32_t *out,
                           rg_error *e) {
   for (int i = 0; i < p->nblocks; i++)
-    if (p->blocks[i].kernel == kernel && p->blocks[i].stride == stride) {
+    if (p->blocks[i].a == kernel && p->blocks[i].b == stride) {
       *out = p->blocks[i].slot[slot];
       return RG_OK;
     }
-  rgi_blocks *b = &p->blocks[p->nblocks++];
-  *b = (rgi_blocks){.kernel = kernel, .stride = stride};
+  rgi_asked *b = &p->blocks[p->nblocks++];
+  *b = (rgi_asked){.a = kernel, .b = stride};
   for (int s = 0; s < RGI_SLOTS; s++) {
     char suffix[48];
     snprintf(suffix, sizeof suffix, ".s%d", s);
@@ -274,32 +275,64 @@ rg_status rgi_part_all(rgi_parts *p, int32_t t, int32_t *out, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t right, int slot, int32_t *out,
-                        rg_error *e) {
-  for (int i = 0; i < p->nhalo; i++)
-    if (p->halo[i].tensor == t && p->halo[i].kernel == right) {
-      *out = p->halo[i].slot[slot];
-      return RG_OK;
-    }
+rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t left, int64_t right, int slot,
+                        int32_t *out, rg_error *e) {
+  bool again = false;
+  for (int i = 0; i < p->nhalo; i++) {
+    const rgi_asked *h = &p->halo[i];
+    again = again || h->tensor == t;
+    if (h->tensor != t || h->a != left || h->b != right) continue;
+    *out = h->slot[slot];
+    return RG_OK;
+  }
   int32_t in[] = {-1, p->order, p->starts[BOTH]};
   int origin;
   RGI_TRY(rgi_part_own(p, t, &in[0], e));
-  rgi_blocks *h = &p->halo[p->nhalo++];
-  *h = (rgi_blocks){.tensor = t, .kernel = right};
+  rgi_asked *h = &p->halo[p->nhalo++];
+  *h = (rgi_asked){.tensor = t, .a = left, .b = right};
   for (int s = 0; s < RGI_SLOTS; s++) {
     char suffix[32];
     snprintf(suffix, sizeof suffix, ".halo%d", s);
     h->slot[s] = rgi_part_tensor(p, name_of(p, t), suffix, -1);
     if (h->slot[s] < 0) return rgi_nomem(e);
   }
-  bool again = false;
-  for (int i = 0; i + 1 < p->nhalo; i++) again = again || p->halo[i].tensor == t;
-  const char *name = again ? rgi_format(p->to->arena, "%s.halo%lld", name_of(p, t), (long long)right)
-                           : rgi_format(p->to->arena, "%s.halo", name_of(p, t));
+  rgi_arena *a = p->to->arena;
+  const char *name =
+      again ? rgi_format(a, "%s.halo.%lld.%lld", name_of(p, t), (long long)left, (long long)right)
+            : rgi_format(a, "%s.halo", name_of(p, t));
   if (!name) return rgi_nomem(e);
   RGI_TRY(add_origin(p, name, "halo", &origin, e));
-  const rg_value attr[] = {number(p->policy->ranks), number(0), number(right)};
+  const rg_value attr[] = {number(p->policy->ranks), number(left), number(right)};
   *out = h->slot[slot];
   return rgi_part_node(p, name, rgi_find_op(p->to->ctx, "halo"), attr, origin, (int[]){1, 1, 1}, in,
                        (int[]){RGI_SLOTS}, h->slot, e);
+}
+
+rg_status rgi_part_keys(rgi_parts *p, rgi_window w, int slot, int32_t *starts, int32_t *pos,
+                        rg_error *e) {
+  rgi_asked *k = NULL;
+  for (int i = 0; i < p->nkeys && !k; i++)
+    if (p->keys[i].a == w.left && p->keys[i].b == w.tile) k = &p->keys[i];
+  if (!k) {
+    int32_t out[2 * RGI_SLOTS];
+    const int32_t in[] = {p->cu, p->order};
+    k = &p->keys[p->nkeys++];
+    *k = (rgi_asked){.a = w.left, .b = w.tile};
+    for (int s = 0; s < RGI_SLOTS; s++) {
+      char suffix[32];
+      snprintf(suffix, sizeof suffix, ".s%d", s);
+      out[s] = k->slot[s] = rgi_part_tensor(p, "cp.keys", suffix, -1);
+      out[RGI_SLOTS + s] = k->pos[s] = rgi_part_tensor(p, "cp.keys.pos", suffix, -1);
+      if (k->slot[s] < 0 || k->pos[s] < 0) return rgi_nomem(e);
+    }
+    const rg_value attr[] = {number(p->policy->ranks), number(p->rows), number(w.left),
+                             number(w.tile)};
+    const char *name = rgi_format(p->to->arena, "%s.cp_window", name_of(p, out[0]));
+    if (!name) return rgi_nomem(e);
+    RGI_TRY(rgi_part_node(p, name, rgi_find_op(p->to->ctx, "cp_window"), attr, -1, (int[]){1, 1},
+                          in, (int[]){RGI_SLOTS, RGI_SLOTS}, out, e));
+  }
+  *starts = k->slot[slot];
+  *pos = k->pos[slot];
+  return RG_OK;
 }

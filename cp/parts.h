@@ -1,14 +1,14 @@
-/* cp/parts.h: the forms in which a rank has a tensor of the whole graph, each made when a node first
- * asks for it.
+/* cp/parts.h: the forms in which a rank has a tensor of the whole graph, each made when a node
+ * first asks for it.
  *
- *     own      this rank's rows: slot 0's, then slot 1's      [2L, …]  inputs, outputs, row-wise nodes
- *     slot s   those of one slot                              [L, …]   attention, and what follows it
- *     all      the rows of all ranks                          [T, …]   keys
- *     halo s   a slot's, and `right` rows after them                   what blocks are made of
+ *     own      this rank's rows: slot 0's, then slot 1's   [2L, …]  inputs, outputs, row-wise nodes
+ *     slot s   those of one slot                           [L, …]   attention, what follows it
+ *     all      the rows of all ranks                       [T, …]   keys
+ *     halo s   a slot's, and rows before or after them              blocks, windows
  *
- * A tensor without tokens has one form, itself. `own` keeps the tensor's id; the others are new tensors.
- * Views are looked at in the form that is asked for, so that heads cut by a split are cut in every
- * form alike.
+ * A tensor without tokens has one form, itself. `own` keeps the tensor's id; the others are new
+ * tensors. Views are looked at in the form that is asked for, so that heads cut by a split are cut
+ * in every form alike.
  */
 #ifndef RGI_CP_PARTS_H
 #define RGI_CP_PARTS_H
@@ -27,22 +27,30 @@ typedef struct rgi_form {
   int32_t slot[RGI_SLOTS], all; /* or -1 */
 } rgi_form;
 
-typedef struct rgi_blocks { /* sequences for compressed blocks, or a halo */
-  int32_t tensor;           /* of a halo */
-  int64_t kernel, stride;
-  int32_t slot[RGI_SLOTS];
-} rgi_blocks;
+/* Something made once for each slot, and what it was asked for by: sequences for blocks (kernel,
+ * stride), a tensor's halo (left, right), keys' sequences in a halo (left, tile). */
+typedef struct rgi_asked {
+  int32_t tensor;
+  int64_t a, b;
+  int32_t slot[RGI_SLOTS], pos[RGI_SLOTS];
+} rgi_asked;
+
+typedef struct rgi_window { /* keys that a node reads out of a halo; left -1: all keys */
+  int64_t left, tile;
+} rgi_window;
 
 typedef struct rgi_parts {
   const rgi_graph *from;
   rgi_graph *to; /* has the tensors of `from`, ids unchanged */
   const rgi_cp_policy *policy;
+  const rg_gpu *gpu;                                        /* NULL: for the CPU */
   int64_t rows, chunk;                                      /* T, L */
   int32_t cu;                                               /* the batch's sequence starts */
   int32_t order, starts[RGI_SLOTS + 1], pos[RGI_SLOTS + 1]; /* tables: slot 0, slot 1, both */
   rgi_form *form;                                           /* per tensor of from */
-  rgi_blocks *blocks, *halo;
-  int nblocks, nhalo;
+  rgi_window *window;                                       /* per node of from */
+  rgi_asked *blocks, *halo, *keys;
+  int nblocks, nhalo, nkeys;
   int at; /* the node of `from` that asks */
 } rgi_parts;
 
@@ -52,7 +60,10 @@ rg_status rgi_parts_begin(rgi_parts *p, rg_error *e);
 rg_status rgi_part_own(rgi_parts *p, int32_t t, int32_t *out, rg_error *e);
 rg_status rgi_part_slot(rgi_parts *p, int32_t t, int slot, int32_t *out, rg_error *e);
 rg_status rgi_part_all(rgi_parts *p, int32_t t, int32_t *out, rg_error *e);
-rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t right, int slot, int32_t *out,
+rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t left, int64_t right, int slot,
+                        int32_t *out, rg_error *e);
+/* Sequence starts of a slot's keys in a halo, and the positions of its queries among them. */
+rg_status rgi_part_keys(rgi_parts *p, rgi_window w, int slot, int32_t *starts, int32_t *pos,
                         rg_error *e);
 /* Sequence starts for the blocks of a slot. */
 rg_status rgi_part_blocks(rgi_parts *p, int64_t kernel, int64_t stride, int slot, int32_t *out,

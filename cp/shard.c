@@ -1,12 +1,13 @@
-/* cp/shard.c: the rewrite of a forward graph for one of several ranks: what each axis 0 counts, what
- * is refused, and which form of its inputs every node gets (parts.h).
+/* cp/shard.c: the rewrite of a forward graph for one of several ranks: what each axis 0 counts,
+ * what is refused, and which form of its inputs every node gets (parts.h).
  *
  *     row-wise     on the rank's own rows; once a slot, where its inputs are made so and no weight
  *                  would be read twice
  *     query-wise   once a slot: the slot's queries, all keys and compressed keys, cu_seqlens_k the
- *                  batch's, q_offset the position of each piece
- *     block-wise   once a slot: the slot's rows and kernel - 1 more, sequences as cp_blocks has them;
- *                  rows beyond the slot's are dropped
+ *                  batch's, q_offset the position of each piece; where queries see a window, the
+ *                  slot's keys and a halo before them
+ *     block-wise   once a slot: the slot's rows and kernel - 1 more, sequences as cp_blocks has
+ *                  them; rows beyond the slot's are dropped
  *     views        in the form that is asked for
  *     no tokens    as it is, on every rank
  *
@@ -193,6 +194,56 @@ static rg_status check_capacity(rgi_parts *p, rg_error *e) {
       (long long)p->rows, p->policy->ranks, (long long)unit, (long long)chunk, (long long)legal);
 }
 
+/* ---- windows ---- */
+
+static bool reads_keys(const rgi_node *n, int32_t t) {
+  for (int q = 0; q < n->op->nin; q++)
+    for (int i = n->in_begin[q]; i < n->in_begin[q + 1]; i++)
+      if (n->in[i] == t && n->op->in[q].flags & (RG_PORT_KROWS | RG_PORT_BLOCKS)) return true;
+  return false;
+}
+
+/* Does another node need all of the keys that node k reads? */
+static bool gathered_anyhow(const rgi_parts *p, int k) {
+  const rgi_node *n = &p->from->node[k];
+  for (int i = 0; i < rgi_nin(n); i++)
+    for (int m = 0; m < p->from->nnode && n->in[i] >= 0; m++)
+      if (p->window[m].left < 0 && reads_keys(n, n->in[i]) &&
+          reads_keys(&p->from->node[m], n->in[i]))
+        return true;
+  return false;
+}
+
+/* A node whose queries see a window reads keys out of a halo, if that is no longer than a chunk and
+ * nobody else needs all keys: then these are gathered, and there for all. */
+static rg_status find_windows(rgi_parts *p, rg_error *e) {
+  const rgi_graph *g = p->from;
+  p->window = rgi_alloc_n(p->to->arena, (size_t)g->nnode + 1, sizeof *p->window);
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  rg_status status = p->window && a ? RG_OK : rgi_nomem(e);
+  for (int i = 0; i < g->nnode && status == RG_OK; i++) {
+    const rgi_node *n = &g->node[i];
+    rgi_window *w = &p->window[i];
+    rg_call call;
+    *w = (rgi_window){-1, 1};
+    if (!(n->op->flags & RG_OP_QUERYWISE) || !n->op->rules || !n->op->rules->window) continue;
+    status = rgi_node_call(g, i, a, &call, e);
+    call.gpu = p->gpu;
+    const bool some = status == RG_OK && n->op->rules->window(&call, &w->left, &w->tile);
+    w->left = some && w->left + w->tile - 1 <= p->chunk ? w->left + w->tile - 1 : -1;
+  }
+  rgi_arena_destroy(a);
+  for (bool again = status == RG_OK; again;) {
+    again = false;
+    for (int i = 0; i < g->nnode; i++)
+      if (p->window[i].left >= 0 && gathered_anyhow(p, i)) {
+        p->window[i].left = -1;
+        again = true;
+      }
+  }
+  return status;
+}
+
 /* ---- placing ---- */
 
 /* Input i on port q of node n, in the form that `slot` (BOTH: own) takes. */
@@ -208,9 +259,11 @@ static rg_status input(rgi_parts *p, const rgi_node *n, int q, int32_t t, int sl
     return RG_OK;
   }
   if (flags & RG_PORT_ROWS && op->flags & RG_OP_BLOCKWISE)
-    return rgi_part_halo(p, t, n->attr[attribute(op, "kernel")].i - 1, slot, out, e);
+    return rgi_part_halo(p, t, 0, n->attr[attribute(op, "kernel")].i - 1, slot, out, e);
   if (flags & RG_PORT_ROWS)
     return slot == BOTH ? rgi_part_own(p, t, out, e) : rgi_part_slot(p, t, slot, out, e);
+  const int64_t left = p->window[p->at].left;
+  if (flags & RG_PORT_KROWS && left >= 0) return rgi_part_halo(p, t, left, 0, slot, out, e);
   if (flags & (RG_PORT_KROWS | RG_PORT_BLOCKS)) return rgi_part_all(p, t, out, e);
   return rgi_part_own(p, t, out, e);
 }
@@ -224,8 +277,11 @@ static rg_status inputs(rgi_parts *p, const rgi_node *n, int slot, int *nin, int
     const uint32_t flags = n->op->in[q].flags;
     nin[q] = n->in_begin[q + 1] - n->in_begin[q];
     if (flags & (RG_PORT_KSEQLENS | RG_PORT_OFFSETS)) {
+      int32_t keys = p->cu, pos = p->pos[slot];
+      if (p->window[p->at].left >= 0)
+        RGI_TRY(rgi_part_keys(p, p->window[p->at], slot, &keys, &pos, e));
       nin[q] = 1;
-      in[at++] = flags & RG_PORT_OFFSETS ? p->pos[slot] : p->cu;
+      in[at++] = flags & RG_PORT_OFFSETS ? pos : keys;
       continue;
     }
     for (int i = n->in_begin[q]; i < n->in_begin[q + 1]; i++, at++) {
@@ -335,6 +391,7 @@ static rg_status begin(rgi_parts *p, rg_error *e) {
   for (int n = 0; n < g->nnode; n++) RGI_TRY(classify(p, &g->node[n], e));
   RGI_TRY(check_capacity(p, e));
   p->chunk = p->rows / (RGI_SLOTS * (int64_t)p->policy->ranks);
+  RGI_TRY(find_windows(p, e));
   /* tensors keep their ids and get their shapes anew */
   p->to->nnode = 0;
   for (int t = 0; t < g->ntensor; t++) {
@@ -356,9 +413,9 @@ static rg_status begin(rgi_parts *p, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_cp_shard(const rgi_graph *g, const rgi_cp_policy *policy, rgi_graph **out,
-                       int64_t *rows, rg_error *e) {
-  rgi_parts p = {.policy = policy, .from = g};
+rg_status rgi_cp_shard(const rgi_graph *g, const rgi_cp_policy *policy, const rg_gpu *gpu,
+                       rgi_graph **out, int64_t *rows, rg_error *e) {
+  rgi_parts p = {.policy = policy, .gpu = gpu, .from = g};
   rg_status status;
   *out = NULL;
   RGI_TRY(rgi_graph_clone(g, &p.to, e));

@@ -55,6 +55,21 @@ void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int6
     starts[b + 1] = (int32_t)(cu[b] < lo + gap ? gap : clamp(cu[b], lo, hi + kernel - 1) - lo);
 }
 
+void rgi_cp_window(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t left,
+                   int64_t tile, int32_t *starts, int32_t *pos) {
+  const int64_t first = lo - left;
+  int64_t begin = first < 0 ? 0 : first; /* where keys are read from */
+  for (int64_t b = 0; b < nseq; b++)
+    if (cu[b] < first && cu[b + 1] > first)
+      begin = clamp(cu[b] + (first - cu[b] + tile - 1) / tile * tile, first, cu[b + 1]);
+  for (int64_t b = 0; b <= nseq; b++)
+    starts[b] = (int32_t)(clamp(cu[b], begin, hi > begin ? hi : begin) - first);
+  for (int64_t b = 0; b < nseq; b++) {
+    const int64_t from = starts[b] + first;
+    pos[b] = cu[b + 1] > lo && from < lo ? (int32_t)(lo - from) : 0;
+  }
+}
+
 /* ---- for data loaders ---- */
 
 rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,

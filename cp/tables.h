@@ -10,8 +10,8 @@
  * rows, so a rank's slot 1 has live ones only where its slot 0 is full: both slots end to end are a
  * pack, too.
  *
- * Pure functions of sequence starts that obey the rules; they allocate nothing, and what runs them on
- * a device must agree with them bit for bit.
+ * Pure functions of sequence starts that obey the rules; they allocate nothing, and what runs them
+ * on a device must agree with them bit for bit.
  */
 #ifndef RGI_CP_TABLES_H
 #define RGI_CP_TABLES_H
@@ -36,12 +36,14 @@ static inline int64_t rgi_cp_place(rg_cp_mode mode, int ranks, int64_t chunk) {
 
 /* Load of the busiest rank. cu [nseq+1]; capacity is a multiple of 2·ranks. */
 int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks);
-/* `mode` itself, or for RG_CP_AUTO the one whose busiest rank has less to do (mode 1 where equal). */
+/* `mode` itself, or for RG_CP_AUTO the one whose busiest rank has less to do (mode 1 where
+ * equal). */
 rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity,
                          int ranks);
 
-/* The pieces of sequences in rows [lo, hi): their starts, counted from lo, in starts [nseq+1], and the
- * position of each one's first token in pos [nseq] (0 where the sequence begins here or later). */
+/* The pieces of sequences in rows [lo, hi): their starts, counted from lo, in starts [nseq+1], and
+ * the position of each one's first token in pos [nseq] (0 where the sequence begins here or
+ * later). */
 void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
                    int32_t *pos);
 
@@ -50,5 +52,11 @@ void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int3
  * that runs at lo, fewer than `stride`; piece b+1 is of sequence b. lo is a multiple of stride. */
 void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
                    int64_t stride, int32_t *starts);
+
+/* Keys for the queries in rows [lo, hi), out of rows [lo - left, hi): starts [nseq+1] of the
+ * sequences there, counted from lo - left, and in pos [nseq] the position of each one's first query
+ * among those keys. A sequence that runs at lo - left begins at its next multiple of `tile`. */
+void rgi_cp_window(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t left,
+                   int64_t tile, int32_t *starts, int32_t *pos);
 
 #endif

@@ -180,7 +180,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (p->cp.ranks > 1) {
     rg_status before = rgi_error_before(e);
     report(p, "cp", 0);
-    status = rgi_cp_shard(p->graph, &p->cp, &next, &p->rows, e);
+    status = rgi_cp_shard(p->graph, &p->cp, p->mem.gpu, &next, &p->rows, e);
     rgi_error_file(e, before, spec->file);
     if (status != RG_OK) goto failed;
     RGI_GOTO(status, advance(&p->graph, next, "cp", e), failed);

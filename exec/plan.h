@@ -40,8 +40,7 @@ typedef struct rgi_step {
   int32_t first_arg; /* where a session's copy of the args stands; inputs first */
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
-  int64_t
-      comm_size; /* of the session's comm block, from its start: collectives run one after another */
+  int64_t comm_size; /* from the start of the comm block: collectives run one by one */
   rg_cost cost;
   rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */
@@ -115,7 +114,8 @@ struct rg_plan {
 
 /* Fills step[], bindable[], check[], clean[] of a plan whose graph and memory are set (steps.c). */
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
-/* Fills cp.ranks and sizes.comm from the steps: all collectives have the same number of ranks (ranks.c). */
+/* Fills cp.ranks and sizes.comm from the steps: all collectives have the same number of ranks
+ * (ranks.c). */
 rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e);
 /* The bytes of the comm block that nodes of g need. */
 rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e);

@@ -1,5 +1,5 @@
-/* exec/ranks.c: plans and sessions that are one of several ranks: what ranks must have in common, and how
- * the failure of one ends the runs of all. */
+/* exec/ranks.c: plans and sessions that are one of several ranks: what ranks must have in common,
+ * and how the failure of one ends the runs of all. */
 #include "../graph/policy.h"
 #include "session.h"
 #include <string.h>

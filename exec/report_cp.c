@@ -1,5 +1,5 @@
-/* exec/report_cp.c: what a plan for several ranks adds to reports: who sends what, how long that would take
- * by the device's profile, and how well each shard mode balances. */
+/* exec/report_cp.c: what a plan for several ranks adds to reports: who sends what, how long that
+ * would take by the device's profile, and how well each shard mode balances. */
 #include "../cp/tables.h"
 #include "report.h"
 
@@ -8,8 +8,8 @@ static double wire_ms(const rg_plan *plan, const rgi_step *s) {
   return s->cost.wire / (plan->profile->link_gbs * 1e6);
 }
 
-/* Busiest rank over the mean, for `sequences` near-equal sequences that fill the capacity; 0 where it
- * can't be told. */
+/* Busiest rank over the mean, for `sequences` near-equal sequences that fill the capacity; 0 where
+ * it can't be told. */
 static double imbalance(const rg_plan *plan, rg_cp_mode mode, int64_t sequences) {
   const int64_t T = plan->cp.capacity, ranks = plan->cp.ranks;
   int32_t *cu = rgi_malloc(plan->ctx, (size_t)(sequences + 1) * sizeof *cu);

@@ -239,6 +239,9 @@ typedef struct rgi_rules {
   bool wide;    /* gradients of the outputs are summed and handed to `backward` in fp32 */
   bool ordered; /* a view of the same elements in the same order */
   const rgi_fusing *fusing;
+  /* Of a QUERYWISE op: true if a query sees the *left keys before its own and no others. Its bits
+   * do not change where keys begin a multiple of *tile later, as long as it sees no fewer. */
+  bool (*window)(const rg_call *c, int64_t *left, int64_t *tile);
   const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;
 

@@ -1,8 +1,9 @@
-/* ops/comm.h: what the ops that communicate share: all_gather and its like (gather.c), halo (halo.c).
+/* ops/comm.h: what the ops that communicate share: all_gather and its like (gather.c), halo
+ * (halo.c).
  *
- * Rows of axis 0 are cut into chunks, the same number on every rank. A chunk's place is where the ranks'
- * chunks, one rank after the other, have it; `order` [chunks] gives the place of each chunk. Without it
- * chunks stand in rank order.
+ * Rows of axis 0 are cut into chunks, the same number on every rank. A chunk's place is where the
+ * ranks' chunks, one rank after the other, have it; `order` [chunks] gives the place of each chunk.
+ * Without it chunks stand in rank order.
  */
 #ifndef RGI_COMM_H
 #define RGI_COMM_H

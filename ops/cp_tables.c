@@ -7,6 +7,7 @@
 enum { A_RANKS, A_ROWS, A_OWN };
 enum { A_MODE = A_OWN };
 enum { A_KERNEL = A_OWN, A_STRIDE };
+enum { A_LEFT = A_OWN, A_TILE };
 enum { SLOTS = 2 };
 
 #define RANKS_AND_ROWS                                                              \
@@ -150,3 +151,53 @@ const rg_op rgi_op_cp_blocks = {.abi = RG_OP_ABI,
                                 .cost = cost,
                                 .run_cpu = blocks_run,
                                 .rules = &(const rgi_rules){.infer = blocks_infer}};
+
+/* ---- cp_window ---- */
+
+static rg_status window_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+  (void)pointer, (void)e;
+  const rgi_node *n = &g->node[node];
+  const int64_t nseq = g->tensor[n->in[0]].dim[0].c - 1;
+  for (int slot = 0; slot < SLOTS; slot++) {
+    set(g, n->out[n->out_begin[0] + slot], nseq + 1);
+    set(g, n->out[n->out_begin[1] + slot], nseq);
+  }
+  return RG_OK;
+}
+
+static rg_status window_run(const rg_call *c) {
+  const rg_arg *cu = rg_in(c, 0), *order = rg_in(c, 1);
+  const int64_t chunk = chunk_rows(c);
+  for (int64_t i = 0; i < order->dim[0]; i++) {
+    const int64_t slot = rgi_place(order, i) - SLOTS * (int64_t)rgi_rank(c);
+    if (slot < 0 || slot >= SLOTS) continue;
+    rgi_cp_window(cu->data, cu->dim[0] - 1, i * chunk, (i + 1) * chunk, c->attr[A_LEFT].i,
+                  c->attr[A_TILE].i, rgi_out_at(c, 0, (int)slot)->data,
+                  rgi_out_at(c, 1, (int)slot)->data);
+  }
+  return RG_OK;
+}
+
+static const rg_port window_out[] = {
+    {"cu", "*", RG_PORT_LIST, RG_D(RG_I32), 0, -1,
+     "for each slot, starts of the keys that its queries' windows may reach"},
+    {"pos", "*", RG_PORT_LIST, RG_D(RG_I32), 0, -1, "positions of the first queries among them"},
+};
+static const rg_attr window_attrs[] = {
+    RANKS_AND_ROWS,
+    {"left", RG_ATTR_INT, true, 0, INT32_MAX, 0, NULL, "rows before a chunk that are there"},
+    {"tile", RG_ATTR_INT, true, 1, INT32_MAX, 0, NULL, "keys begin at a multiple of this"},
+};
+const rg_op rgi_op_cp_window = {.abi = RG_OP_ABI,
+                                .name = "cp_window",
+                                .doc = "sequences of keys in a chunk and the rows before it",
+                                .flags = RG_OP_INTERNAL | RG_OP_COMM,
+                                .in = blocks_in,
+                                .nin = RGI_COUNT(blocks_in),
+                                .out = window_out,
+                                .nout = RGI_COUNT(window_out),
+                                .attrs = window_attrs,
+                                .nattr = RGI_COUNT(window_attrs),
+                                .cost = cost,
+                                .run_cpu = window_run,
+                                .rules = &(const rgi_rules){.infer = window_infer}};

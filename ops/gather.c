@@ -1,12 +1,12 @@
-/* ops/gather.c: rows of all ranks on each (all_gather), sums over the ranks of what each has for all
- * rows (reduce_scatter) or for one tensor (all_reduce).
+/* ops/gather.c: rows of all ranks on each (all_gather), sums over the ranks of what each has for
+ * all rows (reduce_scatter) or for one tensor (all_reduce).
  *
  *     all_gather      y[chunk c] = the ranks' x[place order[c]]
  *     reduce_scatter  y[own chunk] = Σ_r x_r[that chunk]          the other way round
  *     all_reduce      y = Σ_r x_r
  *
- * Sums are taken here, in fp32 and in rank order, of what an all-to-all brought: as many bytes on the
- * wire as a ring takes, and the same bits on every run, rank and machine. What is gathered is
+ * Sums are taken here, in fp32 and in rank order, of what an all-to-all brought: as many bytes on
+ * the wire as a ring takes, and the same bits on every run, rank and machine. What is gathered is
  * differentiated in fp32: readers on several ranks add to a sum that is cast once.
  *
  * A comm block is | to send | received |.

@@ -1,16 +1,17 @@
-/* ops/halo.c: a few rows of the chunks before and after (halo), and the way back, which adds (halo_add).
+/* ops/halo.c: a few rows of the chunks before and after (halo), and the way back, which adds
+ * (halo_add).
  *
  * A rank has one chunk of rows for each tensor on the list, all of one length L.
  *
- *     halo       y_s = | left rows of the chunk before | the chunk | right rows of the chunk after |
+ *     halo       y_s = | left rows of the chunk before | the chunk | right rows of the one after |
  *     halo_add   x   = the chunks' own middles + what stands in other chunks' halos for their rows
  *
- * The one is the other's gradient. Before the first chunk and after the last there are zeros. Sums are
- * taken in fp32, by chunk: the one before, the own, the one after.
+ * The one is the other's gradient. Before the first chunk and after the last there are zeros. Sums
+ * are taken in fp32, by chunk: the one before, the own, the one after.
  *
- * Whatever the order of chunks in modes 1 and 2 (../cp/tables.h), a neighbour chunk is on this rank, the one
- * before or the one after, and no rank owes another more than `left` rows and `right` rows. So a message
- * has both, | left | right |, and peers and sizes are the same for every batch:
+ * Whatever the order of chunks in modes 1 and 2 (../cp/tables.h), a neighbour chunk is on this
+ * rank, the one before or the one after, and no rank owes another more than `left` rows and `right`
+ * rows. So a message has both, | left | right |, and peers and sizes are the same for every batch:
  *
  *     comm block   | to previous | to next | from previous | from next |
  */

@@ -242,13 +242,12 @@ enum {
   RG_OP_INPLACE =
       1 << 3, /* the first output may take the first input's bytes when that dies here */
   /* What becomes of the op where tokens are shared out among ranks. An op that says nothing is
-   * refused there, unless no input of it has tokens. (A plugin's op may say ROWWISE.)
-   * ROWWISE: a row of the outputs depends on that row of the inputs on ROWS ports (and its position,
-   * with an OFFSETS port) alone.
-   * QUERYWISE: and on the keys on KROWS and BLOCKS ports, told by SEQLENS, KSEQLENS and OFFSETS
-   * ports, all of which the op has.
-   * BLOCKWISE: makes compressed rows: row r of a BLOCKS out-port out of the `kernel` tokens of the
-   * block that starts in [r·stride, (r+1)·stride). */
+   * refused there, unless no input of it has tokens. (A plugin's op may say ROWWISE.) ROWWISE: a
+   * row of the outputs depends on that row of the inputs on ROWS ports (and its position, with an
+   * OFFSETS port) alone. QUERYWISE: and on the keys on KROWS and BLOCKS ports, told by SEQLENS,
+   * KSEQLENS and OFFSETS ports, all of which the op has. BLOCKWISE: makes compressed rows: row r of
+   * a BLOCKS out-port out of the `kernel` tokens of the block that starts in [r·stride,
+   * (r+1)·stride). */
   RG_OP_ROWWISE = 1 << 4,
   RG_OP_QUERYWISE = 1 << 5,
   RG_OP_BLOCKWISE = 1 << 6,

@@ -401,7 +401,7 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            rg_error *error);
 
 /* ---- context parallelism ---------------------------------------------------------------------
- * The T rows of a batch are cut into 2·ranks chunks, and each rank owns two of them (docs/cp.md). */
+ * The T rows of a batch are cut into 2·ranks chunks; a rank owns two of them (docs/cp.md). */
 
 typedef enum rg_cp_mode {
   RG_CP_AUTO,   /* per batch, whichever of the two gives the busiest rank less to do */

@@ -1,4 +1,5 @@
-/* tests/unit/cp_case.h: one spec on one rank and on several, the same batch shared out; results compared. */
+/* tests/unit/cp_case.h: one spec on one rank and on several, the same batch shared out; results
+ * compared. */
 #ifndef CP_CASE_H
 #define CP_CASE_H
 
@@ -72,8 +73,8 @@ static inline double cp_error(const rg_tensor_info *t, const void *got, const vo
   return all > 0 ? sqrt(off / all) : sqrt(off);
 }
 
-/* The same data through both plans; `whole` becomes the results of one rank. `exact` names gradients
- * that must be bit-equal, as outputs are; the others are within `most`. */
+/* The same data through both plans; `whole` becomes the results of one rank. `exact` names
+ * gradients that must be bit-equal, as outputs are; the others are within `most`. */
 static inline void cp_compare(rg_context *ctx, const rg_plan *one, const rg_plan *many,
                               uint64_t seed, int64_t T, const int *lengths, const char *exact,
                               double most, const char *what) {
@@ -115,9 +116,12 @@ static inline void cp_compare(rg_context *ctx, const rg_plan *one, const rg_plan
                      x->role == RG_OUTPUT ? "output" : "gradient of", x->name, (long long)k,
                      (long long)x->bytes);
     } else {
-      const double off = cp_error(x, got.data[i], want.data[i]);
-      cr_assert(off <= most, "%s: gradient of %s is off by %g, more than %g", what, x->name, off,
-                most);
+      /* a few numbers, each a sum over all rows whose terms may cancel, say little relative to
+       * themselves */
+      const double off = cp_error(x, got.data[i], want.data[i]),
+                   limit = x->bytes <= 64 ? 32 * most : most;
+      cr_assert(off <= limit, "%s: gradient of %s is off by %g, more than %g", what, x->name, off,
+                limit);
     }
   }
   for (int r = 0; r < cp.ranks; r++) free_buffers(&rank[r].b);

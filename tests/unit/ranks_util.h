@@ -1,4 +1,5 @@
-/* tests/unit/ranks_util.h: one plan on W ranks that are threads: each has a session and buffers of its own. */
+/* tests/unit/ranks_util.h: one plan on W ranks that are threads: each has a session and buffers of
+ * its own. */
 #ifndef RANKS_UTIL_H
 #define RANKS_UTIL_H
 

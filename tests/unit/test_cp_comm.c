@@ -1,5 +1,5 @@
-/* tests/unit/test_cp_comm.c: thread ranks: what each gets, and how all end when one does not come, comes
- * late, or calls something else. */
+/* tests/unit/test_cp_comm.c: thread ranks: what each gets, and how all end when one does not come,
+ * comes late, or calls something else. */
 #include "cp/comm.h"
 
 #include <criterion/criterion.h>

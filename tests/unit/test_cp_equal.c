@@ -1,5 +1,6 @@
-/* tests/unit/test_cp_equal.c: a batch shared out among ranks gives what one rank gives: outputs, and
- * gradients of what is not gathered, to the bit; the others within the roundings of their sums. */
+/* tests/unit/test_cp_equal.c: a batch shared out among ranks gives what one rank gives: outputs,
+ * and gradients of what is not gathered, to the bit; the others within the roundings of their
+ * sums. */
 #include "cp_case.h"
 
 static const char spec_text[] =
@@ -135,6 +136,67 @@ Test(cp_equal, policies_and_types, .init = setup, .fini = teardown) {
         const int64_t T = all_ranks[i] == 3 ? 144 : all_ranks[i] == 8 ? 192 : 160;
         compare(types[d], policy, all_ranks[i], T, 5, lengths, 3, policies[k]);
       }
+}
+
+/* Keys that only windows see come out of halos: nothing is gathered, and the bits are the same. */
+static rg_plan *window_plan(int64_t T, int window, int ranks, const char *policy_text) {
+  char text[1024];
+  rg_binding set[] = {{"T", T, NULL}, {"B", 3, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.2, .cp = ranks};
+  snprintf(
+      text, sizeof text,
+      "{ \"regraph\": 1, \"inputs\": { \"q\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", "
+      "\"grad\": "
+      "true }, \"k\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\", \"grad\": true }, \"v\": { "
+      "\"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true }, \"cu\": { \"shape\": "
+      "[\"B+1\"], "
+      "\"dtype\": \"i32\" } }, \"nodes\": [ { \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { "
+      "\"q\": "
+      "\"q\", \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"o\", "
+      "\"lse\": "
+      "\"lse\" }, \"attrs\": { \"window_left\": %d } } ], \"outputs\": { \"o\": \"o\", \"lse\": "
+      "\"lse\" } }",
+      window);
+  rg_spec *spec = load_spec(ctx, text);
+  rg_policy *policy = policy_text ? load_policy(ctx, policy_text) : NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
+  rg_spec_destroy(spec);
+  rg_policy_destroy(policy);
+  return plan;
+}
+
+static bool has_op(const rg_plan *plan, const char *op) {
+  rg_node_info n;
+  bool any = false;
+  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++) any = any || strcmp(n.op, op) == 0;
+  return any;
+}
+
+Test(cp_equal, windows, .init = setup, .fini = teardown) {
+  static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
+                                         "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
+  for (int ranks = 2; ranks <= 4; ranks++)
+    for (int window = 0; window <= 40; window += 20) {
+      const int64_t chunk = 104, T = chunk * 2 * ranks;
+      rg_plan *one = window_plan(T, window, 1, NULL);
+      for (int i = 0; i < RGI_N(policies); i++) {
+        rg_plan *many = window_plan(T, window, ranks, policies[i]);
+        cr_assert(has_op(many, "halo") && !has_op(many, "all_gather"));
+        for (int cut = 0; cut <= 2 * chunk; cut += i ? 52 : 13) {
+          const int lengths[] = {cut, 1, (int)T - cut - 40};
+          char what[64];
+          snprintf(what, sizeof what, "%d ranks, window %d, a border at %d", ranks, window, cut);
+          cp_compare(ctx, one, many, 11, T, lengths, "q", 2e-6, what);
+        }
+        rg_plan_destroy(many);
+      }
+      rg_plan_destroy(one);
+    }
+  rg_plan *plan = window_plan(416, 60, 2, NULL); /* more than a chunk with its tile */
+  cr_assert(has_op(plan, "all_gather") && !has_op(plan, "halo"));
+  rg_plan_destroy(plan);
 }
 
 /* What one plan predicts is what the session of every rank asks for, and budgets count it. */

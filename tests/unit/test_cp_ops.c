@@ -1,5 +1,5 @@
-/* tests/unit/test_cp_ops.c: the ops that communicate, written by hand in a spec: what each rank gets,
- * forward and backward, against loops over all ranks' arrays; wrong uses refused. */
+/* tests/unit/test_cp_ops.c: the ops that communicate, written by hand in a spec: what each rank
+ * gets, forward and backward, against loops over all ranks' arrays; wrong uses refused. */
 #include "ranks_util.h"
 
 /* One node `op` on x [rows, 3, 2], perhaps with an order; outputs as the node makes them. */
@@ -165,7 +165,8 @@ Test(cp_ops, sums_on_every_rank) {
   rg_context_destroy(ctx);
 }
 
-/* Terms that travel in bf16 are rounded once each; what a rank has itself, too, so that all get the same. */
+/* Terms that travel in bf16 are rounded once each; what a rank has itself, too, so that all get the
+ * same. */
 Test(cp_ops, terms_in_bf16) {
   rg_context *ctx = context();
   const int ranks = 3;

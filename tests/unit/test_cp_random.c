@@ -1,5 +1,5 @@
-/* tests/unit/test_cp_random.c: random specs, batches and policies on one rank and on several, and the
- * examples: the same results. */
+/* tests/unit/test_cp_random.c: random specs, batches and policies on one rank and on several, and
+ * the examples: the same results. */
 #include "cp_case.h"
 
 #include "../harness/random_spec.h"

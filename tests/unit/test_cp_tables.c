@@ -1,5 +1,5 @@
-/* tests/unit/test_cp_tables.c: which rank owns what, and the sequence starts that follow, against the
- * dumbest code that can be right: one token after the other. */
+/* tests/unit/test_cp_tables.c: which rank owns what, and the sequence starts that follow, against
+ * the dumbest code that can be right: one token after the other. */
 #include "../../cp/tables.h"
 
 #include "../harness/round.h"
@@ -30,7 +30,8 @@ static void note_rows(pack *p) {
       p->sequence[t] = b, p->position[t] = t - p->cu[b];
 }
 
-/* A random pack: lengths around 0, 1, kernel, the chunk, several chunks; perhaps dead rows at the end. */
+/* A random pack: lengths around 0, 1, kernel, the chunk, several chunks; perhaps dead rows at the
+ * end. */
 static void draw(pack *p, int64_t i) {
   state = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
   p->ranks = ranks_of[below(RGI_COUNT(ranks_of))];
@@ -126,6 +127,35 @@ static void check_blocks(const pack *p) {
                  (long long)p->chunk, (long long)made[i], (long long)token[i]);
 }
 
+/* Every query finds its window among the keys, at the distance that it has in the sequence, and in
+ * the same places of tiles. */
+static void check_window(const pack *p) {
+  static int32_t starts[MOST_SEQUENCES + 1], pos[MOST_SEQUENCES], keys[MOST_SEQUENCES + 1],
+      at[MOST_SEQUENCES];
+  const int64_t tile = 1 + below(4), window = below(p->chunk), left = window + tile - 1;
+  if (left > p->chunk) return;
+  for (int64_t c = 0; c < 2 * p->ranks; c++) {
+    const int64_t lo = c * p->chunk, hi = lo + p->chunk;
+    rgi_cp_pieces(p->cu, p->nseq, lo, hi, starts, pos);
+    rgi_cp_window(p->cu, p->nseq, lo, hi, left, tile, keys, at);
+    for (int64_t b = 0; b < p->nseq; b++) {
+      cr_assert_geq(keys[b], 0);
+      cr_assert_leq(keys[b], keys[b + 1]);
+      cr_assert_leq((int64_t)keys[b + 1], left + p->chunk);
+      cr_assert_geq(at[b], 0);
+      if (starts[b] == starts[b + 1]) continue;
+      const int64_t skipped =
+          lo - left + keys[b] - p->cu[b]; /* keys of the sequence before these */
+      cr_assert_geq(skipped, 0);
+      cr_assert_eq(skipped % tile, 0);
+      cr_assert_eq(at[b] + skipped, pos[b]);
+      cr_assert_leq(skipped, pos[b] > window ? pos[b] - window : 0);
+      const int64_t last = pos[b] + starts[b + 1] - starts[b]; /* one past the last query's key */
+      cr_assert_eq(last - skipped, keys[b + 1] - keys[b]);
+    }
+  }
+}
+
 static int64_t slow_load(const pack *p, rg_cp_mode mode) {
   int64_t most = 0;
   for (int r = 0; r < p->ranks; r++) {
@@ -158,6 +188,7 @@ Test(cp_tables, random_packs) {
     check_rows(&p, RG_CP_ZIGZAG);
     check_rows(&p, RG_CP_AUTO);
     check_blocks(&p);
+    check_window(&p);
     check_auto(&p);
   }
 }
@@ -179,6 +210,7 @@ Test(cp_tables, borders_at_every_row) {
             check_rows(&p, RG_CP_BLOCKS);
             check_rows(&p, RG_CP_ZIGZAG);
             check_blocks(&p);
+            check_window(&p);
             check_auto(&p);
           }
       }
