@@ -1,5 +1,5 @@
-/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is recompute/'s
- * business.
+/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is
+ * recompute/'s business.
  *
  * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "nodes" and
  * "split_heads" beside any. A policy may also be one word: a preset or a budget.
@@ -33,7 +33,8 @@ static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
   p->preset = RGI_PRESET_LIST;
   p->recompute = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->recompute);
   p->pointer = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->pointer);
-  if (!p->recompute || !p->pointer || !rgi_names_init(&seen, p->arena, (size_t)v->n)) return rgi_nomem(e);
+  if (!p->recompute || !p->pointer || !rgi_names_init(&seen, p->arena, (size_t)v->n))
+    return rgi_nomem(e);
   for (int i = 0; i < v->n; i++) {
     const rgi_json *name = &v->item[i];
     rgi_pointer at;
@@ -57,7 +58,8 @@ static rg_status read_rules(rg_policy *p, const rgi_json *v, rg_error *e) {
   rgi_shown shown, hint;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, "/nodes", NULL, e));
   if (v->n > MOST_LISTED)
-    return rgi_fail(e, RG_E_LIMIT, "/nodes", NULL, "%d names; at most %d are possible", v->n, MOST_LISTED);
+    return rgi_fail(e, RG_E_LIMIT, "/nodes", NULL, "%d names; at most %d are possible", v->n,
+                    MOST_LISTED);
   p->rule = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->rule);
   if (!p->rule) return rgi_nomem(e);
   for (int i = 0; i < v->n; i++) {
@@ -117,21 +119,23 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
     if (!rgi_json_get(root, keys[i])) continue;
     rgi_pointer at;
     if (first)
-      return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
-                      "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first,
-                      keys[i]);
+      return rgi_fail(
+          e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
+          "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first,
+          keys[i]);
     first = keys[i];
   }
   if ((v = rgi_json_get(root, "preset"))) RGI_TRY(read_preset(p, v, e));
   if ((v = rgi_json_get(root, "recompute"))) RGI_TRY(read_list(p, v, e));
   if ((v = rgi_json_get(root, "budget"))) RGI_TRY(read_budget(p, v, e));
   if ((v = rgi_json_get(root, "nodes"))) RGI_TRY(read_rules(p, v, e));
-  if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "doc")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)
-      return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL, "groups of %lld KV heads; expected 1 or more",
-                      (long long)v->i);
+      return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL,
+                      "groups of %lld KV heads; expected 1 or more", (long long)v->i);
     p->split_heads = (int)v->i;
   }
   return RG_OK;
@@ -155,8 +159,8 @@ static bool is_word(const char *text) {
   return read_word(&p, text);
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name, rg_policy **out,
-                      rg_error *e) {
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
+                      rg_policy **out, rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -261,8 +265,9 @@ bool rgi_policy_lists(const rg_policy *policy, const char *name) {
 }
 
 /* One name or pattern: it fits something, and something that can be recomputed if that is asked. */
-static rg_status check_name(const char *name, const char *pointer, bool recompute, const rgi_graph *g,
-                            const rgi_names *index, const char *const *known, rg_error *e) {
+static rg_status check_name(const char *name, const char *pointer, bool recompute,
+                            const rgi_graph *g, const rgi_names *index, const char *const *known,
+                            rg_error *e) {
   rgi_shown shown, hint;
   bool any = false;
   if (strchr(name, '*')) {
@@ -277,13 +282,14 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
   }
   const int o = rgi_names_get(index, name);
   if (o < 0)
-    return rgi_fail(e, RG_E_POLICY, pointer, NULL, "the spec has no node '%s'%s", rgi_show(&shown, name),
-                    rgi_hint(&hint, name, known, g->norigin));
+    return rgi_fail(e, RG_E_POLICY, pointer, NULL, "the spec has no node '%s'%s",
+                    rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
   if (recompute && !(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
     return rgi_fail(e, RG_E_POLICY, pointer, name, "'%s' can't be recomputed: %s is %s", name,
                     g->origin[o].op->name,
-                    g->origin[o].op->flags & RG_OP_VIEW ? "a view, which costs nothing to keep"
-                                                        : "not a deterministic op without side effects");
+                    g->origin[o].op->flags & RG_OP_VIEW
+                        ? "a view, which costs nothing to keep"
+                        : "not a deterministic op without side effects");
   return RG_OK;
 }
 
@@ -315,8 +321,9 @@ rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg
   rg_status status = check_names(policy, forward, e);
   int64_t heads = kv_heads(forward);
   if (status == RG_OK && policy->split_heads && heads && heads % policy->split_heads)
-    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL, "groups of %d do not divide the %lld KV heads",
-                      policy->split_heads, (long long)heads);
+    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                      "groups of %d do not divide the %lld KV heads", policy->split_heads,
+                      (long long)heads);
   rgi_error_file(e, before, policy->file);
   return status;
 }

@@ -1,12 +1,13 @@
-/* graph/repeat.c: blocks of nodes that a spec repeats, written out before anything else looks at them.
+/* graph/repeat.c: blocks of nodes that a spec repeats, written out before anything else looks at
+ * them.
  *
  *     { "repeat": 12, "name": "layer", "carry": { "x": { "first": "embedded", "next": "y" } },
  *       "inputs": { … }, "nodes": [ … ], "out": { "h": "y" } }
  *
- * stands among the nodes. Copy i's nodes, tensors and inputs are called layer{i}_NAME. Inside, a name is the
- * copy's own tensor, or a carried one (of the copy before; in the first copy the tensor `first`), or else one
- * from outside; outside, "h" is the last copy's "y". The result is JSON as a user would have written it;
- * errors point to where it stands in the file.
+ * stands among the nodes. Copy i's nodes, tensors and inputs are called layer{i}_NAME. Inside, a
+ * name is the copy's own tensor, or a carried one (of the copy before; in the first copy the tensor
+ * `first`), or else one from outside; outside, "h" is the last copy's "y". The result is JSON as a
+ * user would have written it; errors point to where it stands in the file.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -71,7 +72,8 @@ static rg_status read_own(expansion *x, block *b) {
   size_t n = b->inputs ? (size_t)b->inputs->n : 0;
   for (int pass = 0; pass < 2; pass++) {
     if (pass && !rgi_names_init(&b->own, x->spec->arena, n)) return rgi_nomem(x->e);
-    for (int i = 0; pass && b->inputs && i < b->inputs->n; i++) RGI_TRY(own(x, b, b->inputs->key[i]));
+    for (int i = 0; pass && b->inputs && i < b->inputs->n; i++)
+      RGI_TRY(own(x, b, b->inputs->key[i]));
     for (int i = 0; i < b->nodes->n; i++) {
       const rgi_json *v = &b->nodes->item[i];
       const bool object = v->type == RGI_JSON_OBJECT;
@@ -97,8 +99,8 @@ static rg_status read_own(expansion *x, block *b) {
   return RG_OK;
 }
 
-static rg_status member(expansion *x, const rgi_json *v, const char *key, rgi_json_type type, const char *at,
-                        const rgi_json **out) {
+static rg_status member(expansion *x, const rgi_json *v, const char *key, rgi_json_type type,
+                        const char *at, const rgi_json **out) {
   rgi_pointer p;
   *out = rgi_json_get(v, key);
   return *out ? rgi_json_expect(*out, type, rgi_pointer_key(&p, at, key), NULL, x->e) : RG_OK;
@@ -129,7 +131,8 @@ static rg_status read_block(expansion *x, block *b, int place) {
   RGI_TRY(member(x, v, "out", RGI_JSON_OBJECT, at.text, &b->out));
   RGI_TRY(member(x, v, "doc", RGI_JSON_STRING, at.text, &v));
   v = &x->spec->nodes->item[place];
-  RGI_TRY(read_count(x, rgi_json_get(v, "repeat"), rgi_pointer_key(&p, at.text, "repeat"), &b->count));
+  RGI_TRY(
+      read_count(x, rgi_json_get(v, "repeat"), rgi_pointer_key(&p, at.text, "repeat"), &b->count));
   b->name = name->text;
   b->place = place;
   RGI_TRY(read_own(x, b));
@@ -204,7 +207,8 @@ static rg_status renamed(expansion *x, const block *b, int copy, const rgi_json 
   return RG_OK;
 }
 
-static rg_status add_node(expansion *x, const block *b, int copy, const rgi_json *v, const char *pointer) {
+static rg_status add_node(expansion *x, const block *b, int copy, const rgi_json *v,
+                          const char *pointer) {
   rg_spec *s = x->spec;
   if (x->nnode == RGI_MOST_NODES)
     return rgi_fail(x->e, RG_E_LIMIT, "/nodes", NULL, "more than %d nodes, repeated ones counted",
@@ -235,12 +239,13 @@ static rg_status write_block(expansion *x, const block *b) {
   for (int copy = 0; copy < b->count; copy++) {
     for (int i = 0; b->inputs && i < b->inputs->n; i++) {
       if (x->ninput == RGI_MOST_NAMES)
-        return rgi_fail(x->e, RG_E_LIMIT, "/inputs", NULL, "more than %d inputs, repeated ones counted",
-                        RGI_MOST_NAMES);
+        return rgi_fail(x->e, RG_E_LIMIT, "/inputs", NULL,
+                        "more than %d inputs, repeated ones counted", RGI_MOST_NAMES);
       rgi_pointer_key(&where, at.text, "inputs");
       x->input[x->ninput] = b->inputs->item[i];
       x->input_key[x->ninput] = in_copy(x, b, copy, b->inputs->key[i]);
-      s->input_at[x->ninput] = rgi_strdup(s->arena, rgi_pointer_key(&p, where.text, b->inputs->key[i]));
+      s->input_at[x->ninput] =
+          rgi_strdup(s->arena, rgi_pointer_key(&p, where.text, b->inputs->key[i]));
       if (!x->input_key[x->ninput] || !s->input_at[x->ninput]) return rgi_nomem(x->e);
       x->ninput++;
     }
@@ -260,7 +265,8 @@ static rg_status write_all(expansion *x) {
   for (int i = 0; i < s->inputs->n; i++) {
     x->input[x->ninput] = s->inputs->item[i];
     x->input_key[x->ninput] = s->inputs->key[i];
-    s->input_at[x->ninput] = rgi_strdup(s->arena, rgi_pointer_key(&p, "/inputs", s->inputs->key[i]));
+    s->input_at[x->ninput] =
+        rgi_strdup(s->arena, rgi_pointer_key(&p, "/inputs", s->inputs->key[i]));
     if (!s->input_at[x->ninput++]) return rgi_nomem(x->e);
   }
   for (int i = 0; i < s->nodes->n; i++) {
@@ -277,7 +283,8 @@ static rg_status write_all(expansion *x) {
 
 static rg_status replace(expansion *x) {
   rg_spec *s = x->spec;
-  rgi_json *inputs = rgi_alloc(s->arena, sizeof *inputs), *nodes = rgi_alloc(s->arena, sizeof *nodes);
+  rgi_json *inputs = rgi_alloc(s->arena, sizeof *inputs),
+           *nodes = rgi_alloc(s->arena, sizeof *nodes);
   rgi_json *outputs = rgi_alloc(s->arena, sizeof *outputs);
   rgi_names seen;
   if (!inputs || !nodes || !outputs || !rgi_names_init(&seen, s->arena, (size_t)x->ninput))
@@ -287,7 +294,8 @@ static rg_status replace(expansion *x) {
       return rgi_fail(x->e, RG_E_NAME, s->input_at[i], NULL, "the input '%s' is already there",
                       x->input_key[i]);
   RGI_TRY(renamed(x, NULL, 0, s->outputs, meaning, outputs));
-  *inputs = (rgi_json){.type = RGI_JSON_OBJECT, .n = x->ninput, .item = x->input, .key = x->input_key};
+  *inputs =
+      (rgi_json){.type = RGI_JSON_OBJECT, .n = x->ninput, .item = x->input, .key = x->input_key};
   *nodes = (rgi_json){.type = RGI_JSON_ARRAY, .n = x->nnode, .item = x->node};
   s->inputs = inputs;
   s->nodes = nodes;
@@ -299,7 +307,8 @@ rg_status rgi_spec_repeat(rg_spec *s, rg_error *e) {
   expansion x = {.spec = s, .e = e};
   int blocks = 0;
   for (int i = 0; i < s->nodes->n; i++)
-    blocks += s->nodes->item[i].type == RGI_JSON_OBJECT && rgi_json_get(&s->nodes->item[i], "repeat") != NULL;
+    blocks += s->nodes->item[i].type == RGI_JSON_OBJECT &&
+              rgi_json_get(&s->nodes->item[i], "repeat") != NULL;
   if (blocks == 0) return RG_OK;
   x.block = rgi_alloc_n(s->arena, (size_t)s->nodes->n, sizeof *x.block);
   x.node = rgi_alloc_n(s->arena, RGI_MOST_NODES, sizeof *x.node);

@@ -1,19 +1,20 @@
 /* recompute/bound.c: a time that no choice within the budget beats.
  *
- * Let saved memory of a choice lie in s0 … s1. Then its scratch has at most budget - s0 bytes, which says
+ * Let saved memory of a choice lie in s0 … s1. Then its scratch has at most budget - s0 bytes,
+ * which says
  *
  *     saved     what backward reads and is not recomputed takes at most s1 in all
- *     scratch   at every backward node: gradients alive there (base) and recomputed values that live from a
- *               reader before it to one after it
+ *     scratch   at every backward node: gradients alive there (base) and recomputed values that
+ *               live from a reader before it to one after it
  *     needs     what a recomputed node reads is saved, too, if it is not recomputed itself
- *     covers    not all of a set are recomputed that together need more scratch than that: recomputing more
- *               never takes scratch from backward's own nodes, since values only live longer
+ *     covers    not all of a set are recomputed that together need more scratch than that:
+ *               recomputing more never takes scratch from backward's own nodes, since values only live longer
  *     blocks    the choices among some ten neighbours that need more than that on their own are out
  *
- * and the least time under these, where a block may also be recomputed by parts, is a linear program. Its
- * Lagrangian (a price for every line above) is a lower bound whatever the prices are; a few hundred
- * subgradient steps find good ones. The bound is the least over stretches that together hold every s; the one
- * that is least is halved as long as work is left.
+ * and the least time under these, where a block may also be recomputed by parts, is a linear
+ * program. Its Lagrangian (a price for every line above) is a lower bound whatever the prices are;
+ * a few hundred subgradient steps find good ones. The bound is the least over stretches that
+ * together hold every s; the one that is least is halved as long as work is left.
  */
 #include "search.h"
 #include <math.h>
@@ -26,11 +27,12 @@ enum { STEPS = 160, MOST_STRETCHES = 96, WIDEST_BLOCK = 12, FIRST_STRETCHES = 8 
 typedef struct direct {
   int by;
   double bytes;
-  int32_t first, last; /* backward nodes between which it lives if recomputed; empty: last < first */
+  int32_t first,
+      last; /* backward nodes between which it lives if recomputed; empty: last < first */
 } direct;
 
-/* Candidate `reader`, recomputed, reads a value that backward itself does not: it is saved unless `by` is
- * recomputed, too. */
+/* Candidate `reader`, recomputed, reads a value that backward itself does not: it is saved unless
+ * `by` is recomputed, too. */
 typedef struct need {
   int reader, by; /* by -1: saved in any case */
   double bytes;
@@ -118,12 +120,14 @@ static rg_status find_needs(bound *b, const int *by, const int *value_of, rg_err
   int32_t count = 0;
   for (int32_t k = 0; k < g->nnode; k++) {
     const rgi_node *n = &g->node[k];
-    if (n->backward || n->op->flags & RG_OP_VIEW || n->kind != RGI_PRIMAL || n->origin < 0) continue;
+    if (n->backward || n->op->flags & RG_OP_VIEW || n->kind != RGI_PRIMAL || n->origin < 0)
+      continue;
     const int c = b->m->candidate_of[n->origin];
     if (c < 0 || !b->is_free[c]) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || value_of[owner] >= 0 || by[t] <= -2 || by[t] == c)
+      if (t < 0 || g->tensor[owner].producer < 0 || value_of[owner] >= 0 || by[t] <= -2 ||
+          by[t] == c)
         continue;
       if (by[t] >= 0 && rgi_has(b->c->always, by[t])) continue;
       bool known = false;
@@ -154,7 +158,8 @@ static rg_status find_values(bound *b, rg_error *e) {
     if (!n->backward || n->op->flags & RG_OP_VIEW) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || g->node[g->tensor[owner].producer].backward) continue;
+      if (t < 0 || g->tensor[owner].producer < 0 || g->node[g->tensor[owner].producer].backward)
+        continue;
       if (by[t] <= -2) continue;
       if (value_of[owner] < 0) {
         value_of[owner] = b->nvalue;
@@ -196,15 +201,16 @@ static void sort_by_rate(bound *b) {
 
 /* ---- blocks ---- */
 
-/* Neighbours whose values are worth a block; it ends with a layer (where names begin to come again) if the
- * next does not fit, too. */
+/* Neighbours whose values are worth a block; it ends with a layer (where names begin to come again)
+ * if the next does not fit, too. */
 static int fill_block(const bound *b, int from, int width, double least, block *x) {
   const rgi_model *m = b->m;
   const int *free = b->c->free;
   int i = from, layer = 0;
   for (x->n = 0; i < b->c->nfree && x->n < width; i++) {
     if ((double)m->kept_bytes[free[i]] < least) continue;
-    if (x->n > 1 && m->kind[free[i]] == m->kind[x->of[0]] && m->kind[x->of[1]] != m->kind[x->of[0]]) {
+    if (x->n > 1 && m->kind[free[i]] == m->kind[x->of[0]] &&
+        m->kind[x->of[1]] != m->kind[x->of[0]]) {
       if (layer == 0) layer = x->n;
       if (x->n + layer > width) break;
     }
@@ -232,10 +238,12 @@ static rg_status measure_block(bound *b, block *x, rg_error *e) {
 static rg_status find_blocks(bound *b, rg_error *e) {
   const rgi_model *m = b->m;
   int width = WIDEST_BLOCK;
-  while (width > 1 && (double)b->c->nfree / width * (1 << width) * m->g->nnode > (double)BLOCK_WORK) width--;
+  while (width > 1 && (double)b->c->nfree / width * (1 << width) * m->g->nnode > (double)BLOCK_WORK)
+    width--;
   double largest = 0;
   for (int i = 0; i < b->c->nfree; i++)
-    if ((double)m->kept_bytes[b->c->free[i]] > largest) largest = (double)m->kept_bytes[b->c->free[i]];
+    if ((double)m->kept_bytes[b->c->free[i]] > largest)
+      largest = (double)m->kept_bytes[b->c->free[i]];
   const double least = largest / 8;
   b->block = rgi_alloc_n(m->arena, (size_t)b->c->nfree + 1, sizeof *b->block);
   if (!b->block) return rgi_nomem(e);
@@ -261,8 +269,8 @@ static void put_all(bound *b, const int *of, int n, int but) {
     if (i != but) rgi_put(b->set, of[i]);
 }
 
-/* Drops from of[0 … n) what the set needs not to take more than `room`, small values first; returns what is
- * left of n. */
+/* Drops from of[0 … n) what the set needs not to take more than `room`, small values first; returns
+ * what is left of n. */
 static int shrink(bound *b, int *of, int n, double room) {
   for (int i = 1; i < n; i++) { /* large first */
     const int x = of[i];
@@ -292,7 +300,8 @@ static rg_status find_covers(bound *b, double room, rg_error *e) {
   int *of = rgi_alloc_n(b->m->arena, (size_t)nfree + 1, sizeof *of);
   if (!of) return rgi_nomem(e);
   for (int from = 0; from < nfree && b->work > 0;) {
-    int lo = from, hi = nfree; /* free[from … lo) fit, free[from … hi) do not, or hi is past the end */
+    int lo = from,
+        hi = nfree; /* free[from … lo) fit, free[from … hi) do not, or hi is past the end */
     put_all(b, free + from, nfree - from, -1);
     if (scratch_of(b, b->set) <= room) break;
     for (int width = 1; from + width < nfree; width *= 2) { /* most are narrow */
@@ -406,7 +415,8 @@ static double lagrangian(bound *b, double excess, double room) {
   for (int j = 0; j < b->ncover; j++)
     for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->taken[b->cover[j].of[i]];
   for (int i = 0; i < b->nneed; i++)
-    need_slope[i] = b->taken[b->need[i].reader] - (b->need[i].by >= 0 ? b->taken[b->need[i].by] : 0);
+    need_slope[i] =
+        b->taken[b->need[i].reader] - (b->need[i].by >= 0 ? b->taken[b->need[i].by] : 0);
   return total;
 }
 
@@ -422,7 +432,8 @@ static void project(bound *b, int rows) {
   }
 }
 
-/* The best prices so far are where the next stretch may start from; covers are each stretch's own. */
+/* The best prices so far are where the next stretch may start from; covers are each stretch's own.
+ * */
 static void keep_prices(bound *b) {
   const int shared = 1 + b->nt;
   memcpy(b->kept, b->price, (size_t)shared * sizeof *b->kept);
@@ -443,7 +454,8 @@ static void start(bound *b, double rate, double excess, double room) {
   memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->nneed * sizeof *price);
 }
 
-/* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is known. */
+/* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
+ * known. */
 static rg_status solve(bound *b, stretch *x, double most, rg_error *e) {
   double rate;
   x->ms = knapsack(b, x->s0, x->s1, &rate);
@@ -530,11 +542,13 @@ static const double CLOSE = 1e-9; /* relative; what sums of doubles may be off b
 static void round_up(const bound *b) {
   const double unit = b->m->ms[b->c->free[0]];
   for (int i = 0; i < b->n; i++)
-    if ((b->is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit) return;
+    if ((b->is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit)
+      return;
   if (unit > 0) b->c->bound_ms = ceil(b->c->bound_ms / unit * (1 - CLOSE)) * unit;
 }
 
-static const double NARROW = 1.0 / 64; /* of the largest candidate's bytes: no use to halve any more */
+static const double NARROW =
+    1.0 / 64; /* of the largest candidate's bytes: no use to halve any more */
 
 rg_status rgi_bound(rgi_chooser *c, rg_error *e) {
   bound b;

@@ -1,8 +1,9 @@
-/* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets it.
+/* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets
+ * it.
  *
- * Up to RGI_EXACT_LIMIT candidates all choices are looked at (exact.c), above that many (many.c). Either way
- * the least budget that can be met is the same number whoever asks, and whatever budget: one byte less is
- * refused, and the refusal names it.
+ * Up to RGI_EXACT_LIMIT candidates all choices are looked at (exact.c), above that many (many.c).
+ * Either way the least budget that can be met is the same number whoever asks, and whatever budget:
+ * one byte less is refused, and the refusal names it.
  */
 #include "search.h"
 #include <string.h>
@@ -40,17 +41,18 @@ static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
   if (c->found) return RG_OK;
   if (exact) RGI_TRY(rgi_least_exact(c, set, &reachable, e));
   char asked[32], bytes[32];
-  return rgi_fail(e, RG_E_INFEASIBLE, c->budget_at, NULL,
-                  "no choice of recomputed nodes%s fits %s of %s memory; the least %s is %s (%lld bytes)",
-                  exact ? "" : " that was found", rgi_human_bytes(c->budget, asked),
-                  c->of_saved ? "saved" : "peak", exact ? "any reaches" : "that any reaches",
-                  rgi_human_bytes(reachable, bytes), (long long)reachable);
+  return rgi_fail(
+      e, RG_E_INFEASIBLE, c->budget_at, NULL,
+      "no choice of recomputed nodes%s fits %s of %s memory; the least %s is %s (%lld bytes)",
+      exact ? "" : " that was found", rgi_human_bytes(c->budget, asked),
+      c->of_saved ? "saved" : "peak", exact ? "any reaches" : "that any reaches",
+      rgi_human_bytes(reachable, bytes), (long long)reachable);
 }
 
 /* ---- the pass ---- */
 
-static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_choice **out,
-                            rg_error *e) {
+static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy,
+                            rgi_choice **out, rg_error *e) {
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_choice *c = a ? rgi_alloc(a, sizeof *c) : NULL;
   if (c) {
@@ -111,16 +113,16 @@ static void mark(rgi_choice *c, const rgi_model *m, const rg_policy *policy, con
   }
 }
 
-static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *policy, rgi_progress progress,
-                        rgi_choice *report, bool *chosen, rg_error *e) {
+static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *policy,
+                        rgi_progress progress, rgi_choice *report, bool *chosen, rg_error *e) {
   const rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
   for (int o = 0; o < g->norigin && policy; o++) {
     const char *name = g->origin[o].name;
     const rgi_action action = rgi_policy_action(policy, name);
     const bool listed =
         preset == RGI_PRESET_ALL || (preset == RGI_PRESET_LIST && rgi_policy_lists(policy, name));
-    chosen[o] =
-        rgi_recomputable(&g->origin[o]) && (action == RGI_RECOMPUTE || (action == RGI_AUTO && listed));
+    chosen[o] = rgi_recomputable(&g->origin[o]) &&
+                (action == RGI_RECOMPUTE || (action == RGI_AUTO && listed));
   }
   if (preset == RGI_PRESET_BUDGET) {
     rgi_chooser c;
@@ -148,8 +150,8 @@ static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *polic
 }
 
 /* Saved bytes and the peak's lower bound. */
-static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int64_t *saved, int64_t *peak,
-                          rg_error *e) {
+static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int64_t *saved,
+                          int64_t *peak, rg_error *e) {
   int64_t forward, backward;
   RGI_TRY(rgi_memory_peak(g, mem, true, saved, &forward, &backward, e));
   *peak = *saved + (forward > backward ? forward : backward);

@@ -1,8 +1,9 @@
 /* recompute/exact.c: budgets for up to RGI_EXACT_LIMIT candidates, by going through all choices.
  *
- * For the least time, choices are visited in order of model time; those that the replay rules out are
- * skipped, and the first that memplan packs within the budget is the answer: nothing cheaper exists. For the
- * least memory they are visited in order of the replay's bytes, until none left can beat the best packed.
+ * For the least time, choices are visited in order of model time; those that the replay rules out
+ * are skipped, and the first that memplan packs within the budget is the answer: nothing cheaper
+ * exists. For the least memory they are visited in order of the replay's bytes, until none left can
+ * beat the best packed.
  */
 #include "search.h"
 #include <stdlib.h>

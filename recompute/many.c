@@ -1,12 +1,12 @@
 /* recompute/many.c: budgets for more candidates than can be gone through.
  *
- * Starting points are the policies that people write by hand (nothing, all, one, every k-th, a first or last
- * stretch, all nodes of one kind, all but those that cross a few cuts). The least memory is where the best of
- * them end when single candidates or whole kinds are flipped for as long as that takes bytes away; it does
- * not depend on the budget, and what any starting point takes is no less. The least time starts from points
- * within the budget and keeps, then swaps, what can be kept; bound.c says how far from the optimum the result
- * may be at most. All of it is measured out in nodes replayed, never in time, so a choice is the same on
- * every machine.
+ * Starting points are the policies that people write by hand (nothing, all, one, every k-th, a
+ * first or last stretch, all nodes of one kind, all but those that cross a few cuts). The least
+ * memory is where the best of them end when single candidates or whole kinds are flipped for as
+ * long as that takes bytes away; it does not depend on the budget, and what any starting point
+ * takes is no less. The least time starts from points within the budget and keeps, then swaps, what
+ * can be kept; bound.c says how far from the optimum the result may be at most. All of it is
+ * measured out in nodes replayed, never in time, so a choice is the same on every machine.
  */
 #include "search.h"
 #include <stdlib.h>
@@ -151,7 +151,8 @@ static void offer_seeds(search *s) {
   for (int i = 0; i < s->n; i++) offer_stretch(s, i, i + 1);
   for (int i = 0; i < s->n; i++) offer_every(s, s->n, i, true); /* all but one */
   for (int k = 2; k <= s->n; k++) {
-    const int step = k <= MOST_PERIOD ? 1 : k - 1; /* of long periods only the first and last phase */
+    const int step =
+        k <= MOST_PERIOD ? 1 : k - 1; /* of long periods only the first and last phase */
     for (int from = 0; from < k; from += step) {
       offer_every(s, k, from, false);
       offer_every(s, k, from, true);
@@ -210,7 +211,8 @@ static void flip_some(search *s, uint64_t *set, int count) {
   for (int k = 0; k < count && kinds; k++) {
     const int which = draw(s, s->nkind), way = draw(s, 3); /* flip, keep, recompute */
     for (int i = 0; i < s->n; i++)
-      if (s->kind[i] == which && (way == 0 || rgi_has(set, s->c->free[i]) == (way == 1))) flip(s, set, i);
+      if (s->kind[i] == which && (way == 0 || rgi_has(set, s->c->free[i]) == (way == 1)))
+        flip(s, set, i);
   }
   if (kinds) return;
   const int near = 8 < s->n ? 8 : s->n, reach = draw(s, 2) ? s->n : near;
@@ -277,8 +279,8 @@ rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error
     int64_t saved, peak;
     double ms;
     if (s.best[i].figure >= *least) continue;
-    RGI_TRY(
-        rgi_model_measure(s.m, s.best[i].set, c->of_saved ? -1 : *least - 1, false, &saved, &peak, &ms, e));
+    RGI_TRY(rgi_model_measure(s.m, s.best[i].set, c->of_saved ? -1 : *least - 1, false, &saved,
+                              &peak, &ms, e));
     c->explored++;
     if ((c->of_saved ? saved : peak) >= *least) continue;
     *least = c->of_saved ? saved : peak;
@@ -322,8 +324,8 @@ static void drop(search *s, point *p, point *q, const int *order, int64_t until)
   for (int i = 0; i < s->n && s->work > until; i++) keep(s, p, q, order[i]);
 }
 
-/* Flips two or three candidates near each other or far apart, until the time is `near` or the work done, and goes
- * where it gets no dearer. */
+/* Flips two or three candidates near each other or far apart, until the time is `near` or the work
+ * done, and goes where it gets no dearer. */
 static void swap(search *s, point *p, point *q, const int *order, double near) {
   const int64_t all = s->work;
   for (int64_t round = 0; s->work > 0 && p->ms > near; round++) {
@@ -335,14 +337,16 @@ static void swap(search *s, point *p, point *q, const int *order, double near) {
       continue;
     }
     look(s, q);
-    if (q->figure > s->c->budget || q->ms > p->ms || (q->ms == p->ms && q->figure > p->figure)) continue;
+    if (q->figure > s->c->budget || q->ms > p->ms || (q->ms == p->ms && q->figure > p->figure))
+      continue;
     const bool cheaper = q->ms < p->ms || q->figure < p->figure;
     copy(s, p, q);
     if (cheaper) drop(s, p, q, order, s->work - 16 * s->m->g->nnode);
   }
 }
 
-/* Memplan's word on p; where it has less room than the replay saw, the least does, which is known to fit. */
+/* Memplan's word on p; where it has less room than the replay saw, the least does, which is known
+ * to fit. */
 static rg_status settle(search *s, const point *p, const point *least, rg_error *e) {
   bool yes;
   rgi_chooser *c = s->c;

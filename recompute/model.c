@@ -18,7 +18,8 @@ static int maker(const builder *b, int t) {
   for (;;) {
     int p = g->tensor[t].producer;
     if (p < 0 || g->node[p].backward || b->is_output[rgi_owner(g, t)]) return -1;
-    if (!is_view(&g->node[p])) return g->node[p].origin >= 0 ? b->candidate_of[g->node[p].origin] : -1;
+    if (!is_view(&g->node[p]))
+      return g->node[p].origin >= 0 ? b->candidate_of[g->node[p].origin] : -1;
     t = g->node[p].in[0];
   }
 }
@@ -37,7 +38,8 @@ static bool find_candidates(builder *b, bool *origin_is) {
         reads = reads || (t >= 0 && read[t] && !b->is_output[rgi_owner(g, t)]);
       }
       if (reads && !is_view(node)) {
-        reads = node->origin >= 0 && node->kind == RGI_PRIMAL && rgi_recomputable(&g->origin[node->origin]);
+        reads = node->origin >= 0 && node->kind == RGI_PRIMAL &&
+                rgi_recomputable(&g->origin[node->origin]);
         if (reads) origin_is[node->origin] = true;
       }
     }
@@ -137,8 +139,8 @@ static rg_status build(builder *b, rg_error *e) {
   return rgi_replay_create(g, &m->mem, b->candidate_of, m->ncandidate, m->arena, &m->replay, e);
 }
 
-rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
-                           rgi_model **out, rg_error *e) {
+rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_model **out, rg_error *e) {
   *out = NULL;
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_model *m = a ? rgi_alloc(a, sizeof *m) : NULL;

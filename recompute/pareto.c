@@ -1,8 +1,8 @@
 /* recompute/pareto.c: the front of (peak bytes, extra milliseconds) over all choices.
  *
- * Choices are visited in order of time; one that packs below the lowest peak so far is on the front. Exact up
- * to RGI_EXACT_LIMIT candidates. Above that the points are the choices for a row of budgets, and the output
- * says how far above the front they may lie.
+ * Choices are visited in order of time; one that packs below the lowest peak so far is on the
+ * front. Exact up to RGI_EXACT_LIMIT candidates. Above that the points are the choices for a row of
+ * budgets, and the output says how far above the front they may lie.
  */
 #include "search.h"
 #include <stdlib.h>
@@ -119,7 +119,8 @@ static void names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
   }
 }
 
-/* Names that differ in their digits alone once, with * for these: "layer*_norm (12)", or (9 of 12). */
+/* Names that differ in their digits alone once, with * for these: "layer*_norm (12)", or (9 of 12).
+ * */
 static void folded_names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
   static const char digits[] = "0123456789";
   bool first = true;
@@ -154,7 +155,8 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
                      rgi_progress progress, const char *format, rgi_buf *out, rg_error *e) {
   bool json = strcmp(format, "json") == 0;
   if (!json && strcmp(format, "text") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json", format);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
+                    format);
   rgi_model *m;
   front f = {0};
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
@@ -167,9 +169,10 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
         "\"gap_ms\": %.9g, \"points\": [",
         exact ? "true" : "false", m->ncandidate, (long long)f.explored, m->all_ms, f.gap_ms);
     for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(out,
-                     "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
-                     i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
+      rgi_buf_printf(
+          out,
+          "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
+          i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
       names(m, f.at[i].set, out);
       rgi_buf_printf(out, "]}");
     }
@@ -183,8 +186,8 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
       folded_names(m, f.at[i].set, out);
       rgi_buf_printf(out, "\n");
     }
-    rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed", exact ? "exact" : "not a proved",
-                   m->ncandidate, (long long)f.explored);
+    rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed",
+                   exact ? "exact" : "not a proved", m->ncandidate, (long long)f.explored);
     if (!exact)
       rgi_buf_printf(out, "; no point is above it by more than %.2f %% of the whole time",
                      100 * f.gap_ms / m->all_ms);

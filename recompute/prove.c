@@ -1,9 +1,10 @@
-/* recompute/prove.c: depth-first search over all choices, for a few dozen candidates: proves what was found to be
- * the best, or finds what is, if the work allows.
+/* recompute/prove.c: depth-first search over all choices, for a few dozen candidates: proves what
+ * was found to be the best, or finds what is, if the work allows.
  *
- * A node of the search has decided some candidates. With all others kept, the replay says what is saved and
- * what scratch backward's own nodes need; recomputing more frees no more than its own bytes and takes away no
- * scratch, so the bytes above the budget have to come from candidates still open, cheapest first and by parts.
+ * A node of the search has decided some candidates. With all others kept, the replay says what is
+ * saved and what scratch backward's own nodes need; recomputing more frees no more than its own
+ * bytes and takes away no scratch, so the bytes above the budget have to come from candidates still
+ * open, cheapest first and by parts.
  */
 #include "search.h"
 #include <stdlib.h>

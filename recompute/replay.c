@@ -1,11 +1,11 @@
 /* recompute/replay.c: what a choice takes, without making its graph.
  *
- * Goes through the same motions as rewrite.c and memplan.c on plain arrays: which tensors backward reads as
- * clones, where each clone stands, what forward no longer computes, how long every owner lives, which
- * outputs take over dying inputs, and how many bytes are alive at every node. The sum is memplan's own lower
- * bound of the packed peak, short of it by less than RGI_ALIGN where sizes are not whole multiples; memplan
- * still has the last word. Microseconds a choice instead of milliseconds: this is what makes searching
- * possible.
+ * Goes through the same motions as rewrite.c and memplan.c on plain arrays: which tensors backward
+ * reads as clones, where each clone stands, what forward no longer computes, how long every owner
+ * lives, which outputs take over dying inputs, and how many bytes are alive at every node. The sum
+ * is memplan's own lower bound of the packed peak, short of it by less than RGI_ALIGN where sizes
+ * are not whole multiples; memplan still has the last word. Microseconds a choice instead of
+ * milliseconds: this is what makes searching possible.
  *
  *     place      0 … turn - 1      the forward nodes that are left
  *                turn …            backward nodes, each clone directly before its first reader
@@ -49,8 +49,8 @@ struct rgi_replay {
   int64_t total;         /* scratch bytes if nothing shared */
 };
 
-static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int *candidate_of, rgi_arena *a,
-                         rg_error *e) {
+static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int *candidate_of,
+                         rgi_arena *a, rg_error *e) {
   const rgi_graph *g = r->g;
   int32_t nin = 0, nout = 0;
   int64_t *workspace = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *workspace);
@@ -94,8 +94,9 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
   return RG_OK;
 }
 
-rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem, const int *candidate_of,
-                            int ncandidate, rgi_arena *a, rgi_replay **out, rg_error *e) {
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
+                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
+                            rg_error *e) {
   rgi_replay *r = rgi_alloc(a, sizeof *r);
   if (!r) return rgi_nomem(e);
   *r = (rgi_replay){.g = g, .nt = g->ntensor, .reserved = mem->reserved, .no_reuse = mem->no_reuse};
@@ -121,9 +122,9 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem, c
   r->last = rgi_alloc_n(a, 2 * nt, sizeof *r->last);
   r->root = rgi_alloc_n(a, 2 * nt, sizeof *r->root);
   r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
-  if (!r->node || !r->in || !r->out || !r->optional || !r->bytes || !r->caller || !r->output || !r->again ||
-      !r->node_again || !r->cloned || !r->read || !r->forward_needed || !r->sequence || !r->first ||
-      !r->last || !r->root || !r->alive)
+  if (!r->node || !r->in || !r->out || !r->optional || !r->bytes || !r->caller || !r->output ||
+      !r->again || !r->node_again || !r->cloned || !r->read || !r->forward_needed || !r->sequence ||
+      !r->first || !r->last || !r->root || !r->alive)
     return rgi_nomem(e);
   *out = r;
   return flatten(r, mem, candidate_of, a, e);
@@ -136,7 +137,8 @@ static void find_clones(rgi_replay *r, const uint64_t *set) {
   for (int32_t k = 0; k < r->nforward; k++) {
     const step *s = &r->node[k];
     bool again = s->view ? s->in < s[1].in : s->candidate >= 0 && rgi_has(set, s->candidate);
-    for (int32_t i = s->in; i < s[1].in && s->view && again; i++) again = r->in[i] >= 0 && r->again[r->in[i]];
+    for (int32_t i = s->in; i < s[1].in && s->view && again; i++)
+      again = r->in[i] >= 0 && r->again[r->in[i]];
     r->node_again[k] = again;
     for (int32_t i = s->out; i < s[1].out; i++)
       if (r->out[i] >= 0) r->again[r->out[i]] = again && !r->output[r->out[i]];
@@ -147,7 +149,8 @@ static int32_t stand_in(const rgi_replay *r, int32_t t) {
   return r->again[t] ? t + r->nt : t;
 }
 
-/* Puts the clones that `node`'s inputs come from at the end of the sequence, and marks what is read. */
+/* Puts the clones that `node`'s inputs come from at the end of the sequence, and marks what is
+ * read. */
 static void place_inputs(rgi_replay *r, int32_t node) {
   for (int32_t i = r->node[node].in; i < r->node[node + 1].in; i++) {
     const int32_t t = r->in[i];
@@ -256,7 +259,8 @@ static void place_all(rgi_replay *r) {
   find_forward(r);
 }
 
-/* Adds up the owners' bytes: saved ones end to end, scratch into r->alive at first and after last. */
+/* Adds up the owners' bytes: saved ones end to end, scratch into r->alive at first and after last.
+ * */
 static int64_t add_owners(rgi_replay *r) {
   int64_t end = r->reserved;
   for (int32_t id = 0; id < 2 * r->nt; id++) {

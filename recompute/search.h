@@ -1,9 +1,9 @@
-/* recompute/search.h: what the parts of recompute/ share: the rewrite for a given choice, and a cheap model
- * of choices.
+/* recompute/search.h: what the parts of recompute/ share: the rewrite for a given choice, and a
+ * cheap model of choices.
  *
- * A choice is one bool per spec node (graph origin): compute it again in backward. The model looks at the
- * graph once and then bounds the memory of any choice from below in microseconds; whether a choice fits is
- * decided by memplan alone.
+ * A choice is one bool per spec node (graph origin): compute it again in backward. The model looks
+ * at the graph once and then bounds the memory of any choice from below in microseconds; whether a
+ * choice fits is decided by memplan alone.
  */
 #ifndef RGI_RECOMPUTE_SEARCH_H
 #define RGI_RECOMPUTE_SEARCH_H
@@ -12,32 +12,37 @@
 #include "recompute.h"
 #include <string.h>
 
-/* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not verified. */
-rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile, rgi_graph **out,
-                      double *extra_ms, rg_error *e);
+/* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not
+ * verified. */
+rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double *extra_ms, rg_error *e);
 /* May a policy name this origin at all? */
 bool rgi_recomputable(const rgi_origin *o);
 /* Model time of one node. */
-rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms,
-                      rg_error *e);
+rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
+                      double *ms, rg_error *e);
 
 enum { RGI_EXACT_LIMIT = 20 };
 
 /* ---- replay.c: what a choice takes, as an array of numbers says ---- */
 
 typedef struct rgi_taken {
-  int64_t saved, peak; /* bytes; the peak is memplan's lower bound for the packer, or up to RGI_ALIGN less */
-  int64_t scratch;     /* most at one of backward's own nodes */
-  int32_t crowd;       /* places as full as the fullest */
+  int64_t saved,
+      peak; /* bytes; the peak is memplan's lower bound for the packer, or up to RGI_ALIGN less */
+  int64_t scratch; /* most at one of backward's own nodes */
+  int32_t crowd;   /* places as full as the fullest */
 } rgi_taken;
 typedef struct rgi_replay rgi_replay;
-/* candidate_of: per origin, or -1. The replay lives in `a`, which it fills with scratch of its own. */
-rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem, const int *candidate_of,
-                            int ncandidate, rgi_arena *a, rgi_replay **out, rg_error *e);
+/* candidate_of: per origin, or -1. The replay lives in `a`, which it fills with scratch of its own.
+ * */
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
+                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
+                            rg_error *e);
 /* *used (may be NULL): the candidates of `set` that something reads; the rest changes nothing. */
 rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used);
 
-/* Scratch bytes alive at backward's t-th node that moves bytes, in the choice run last, or up to RGI_ALIGN less. */
+/* Scratch bytes alive at backward's t-th node that moves bytes, in the choice run last, or up to
+ * RGI_ALIGN less. */
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t);
 
 /* ---- model.c: candidates, their costs, memplan's verdict ---- */
@@ -52,15 +57,16 @@ typedef struct rgi_model {
   int *candidate_of;       /* origin → candidate, or -1 */
   double *ms;              /* candidate → model time of all its nodes */
   double all_ms;           /* model time of everything, with nothing recomputed */
-  int64_t *kept_bytes;     /* candidate → saved bytes of its outputs if it alone is kept among the chosen */
-  int *kind, nkind;        /* candidate → those that are named alike, but for numbers, have one kind */
-  int *op, nop;            /* … those of one op */
-  int words;               /* in a set */
+  int64_t
+      *kept_bytes; /* candidate → saved bytes of its outputs if it alone is kept among the chosen */
+  int *kind, nkind; /* candidate → those that are named alike, but for numbers, have one kind */
+  int *op, nop;     /* … those of one op */
+  int words;        /* in a set */
   rgi_replay *replay;
 } rgi_model;
 
-rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
-                           rgi_model **out, rg_error *e);
+rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_model **out, rg_error *e);
 void rgi_model_destroy(rgi_model *m);
 /* An empty set; NULL on NOMEM. */
 uint64_t *rgi_model_set(const rgi_model *m);
@@ -68,8 +74,8 @@ static inline bool rgi_model_same(const rgi_model *m, const uint64_t *a, const u
   return memcmp(a, b, (size_t)m->words * sizeof *a) == 0;
 }
 double rgi_model_ms(const rgi_model *m, const uint64_t *set);
-/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds
- * `limit`, and ends at the first within the limit if that is `enough`. */
+/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if
+ * that exceeds `limit`, and ends at the first within the limit if that is `enough`. */
 rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
                             int64_t *saved, int64_t *peak, double *ms, rg_error *e);
 
@@ -85,8 +91,8 @@ typedef struct rgi_chooser {
   uint64_t *always; /* … those that are chosen in any case; the others are kept */
   /* the answer */
   bool found;
-  uint64_t *best;  /* among the sets within the budget, one of the least model time that was found */
-  double best_ms;  /* of it */
+  uint64_t *best; /* among the sets within the budget, one of the least model time that was found */
+  double best_ms; /* of it */
   double bound_ms; /* no set within the budget takes less */
   bool optimal;
   int64_t explored; /* sets that were packed */
@@ -109,12 +115,15 @@ rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e);
 /* Fills in bound_ms and optimal, from a choice that was found. */
 rg_status rgi_bound(rgi_chooser *c, rg_error *e);
-/* Betters best_ms or raises bound_ms to it, if going through all choices is work that can be done. */
+/* Betters best_ms or raises bound_ms to it, if going through all choices is work that can be done.
+ * */
 rg_status rgi_prove(rgi_chooser *c, rg_error *e);
 
-/* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns false. */
+/* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
+ * false. */
 typedef struct rgi_subsets rgi_subsets;
-rgi_subsets *rgi_subsets_create(const rg_context *ctx, const double *cost, int n); /* NULL on NOMEM */
+rgi_subsets *rgi_subsets_create(const rg_context *ctx, const double *cost,
+                                int n); /* NULL on NOMEM */
 void rgi_subsets_destroy(rgi_subsets *s);
 /* false at the end; *failed on NOMEM */
 bool rgi_subsets_next(rgi_subsets *s, uint64_t *mask, double *cost, bool *failed);

@@ -1,6 +1,6 @@
-/* tests/unit/test_planner.c: budgets on graphs too large to go through all choices: chains, layers and random
- * graphs. What people would write by hand is never better than the planner, never feasible where it refuses,
- * and what it proves holds.
+/* tests/unit/test_planner.c: budgets on graphs too large to go through all choices: chains, layers
+ * and random graphs. What people would write by hand is never better than the planner, never
+ * feasible where it refuses, and what it proves holds.
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
@@ -72,8 +72,9 @@ static subject chain(int nodes) {
   rgi_buf_printf(&b, "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x0\":{\"shape\":[\"T\",64],"
                      "\"dtype\":\"f32\",\"grad\":true}},\"nodes\":[");
   for (int i = 0; i < nodes; i++)
-    rgi_buf_printf(&b, "%s{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}}",
-                   i ? "," : "", i, i, i + 1);
+    rgi_buf_printf(
+        &b, "%s{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}}",
+        i ? "," : "", i, i, i + 1);
   rgi_buf_printf(&b, "],\"outputs\":{\"y\":\"x%d\"}}", nodes);
   return load(ctx, &b);
 }
@@ -83,24 +84,30 @@ static subject layers(int count) {
   rg_context *ctx = new_context();
   rgi_buf b;
   rgi_buf_init(&b, ctx);
-  rgi_buf_printf(&b, "{\"regraph\":1,\"name\":\"layers\",\"inputs\":{\"x0\":{\"shape\":[\"T\",64],\"dtype\":"
-                     "\"f32\",\"grad\":true},\"n\":{\"shape\":[64],\"dtype\":\"f32\"},\"u\":{\"shape\":"
-                     "[192,64],\"dtype\":\"f32\"},\"d\":{\"shape\":[64,192],\"dtype\":\"f32\"}},\"nodes\":[");
+  rgi_buf_printf(
+      &b, "{\"regraph\":1,\"name\":\"layers\",\"inputs\":{\"x0\":{\"shape\":[\"T\",64],\"dtype\":"
+          "\"f32\",\"grad\":true},\"n\":{\"shape\":[64],\"dtype\":\"f32\"},\"u\":{\"shape\":"
+          "[192,64],\"dtype\":\"f32\"},\"d\":{\"shape\":[64,192],\"dtype\":\"f32\"}},\"nodes\":[");
   for (int i = 0; i < count; i++)
-    rgi_buf_printf(
-        &b,
-        "%s{\"name\":\"layer%d_norm\",\"op\":\"rmsnorm\",\"in\":{\"x\":\"x%d\",\"w\":\"n\"},\"out\":{\"y\":"
-        "\"l%d_h\"}},"
-        "{\"name\":\"layer%d_up\",\"op\":\"linear\",\"in\":{\"x\":\"l%d_h\",\"w\":\"u\"},\"out\":{\"y\":"
-        "\"l%d_u\"}},"
-        "{\"name\":\"layer%d_act\",\"op\":\"silu\",\"in\":{\"x\":\"l%d_u\"},\"out\":{\"y\":\"l%d_a\"}},"
-        "{\"name\":\"layer%d_gate\",\"op\":\"mul\",\"in\":{\"a\":\"l%d_u\",\"b\":\"l%d_a\"},\"out\":{\"y\":"
-        "\"l%d_g\"}},"
-        "{\"name\":\"layer%d_down\",\"op\":\"linear\",\"in\":{\"x\":\"l%d_g\",\"w\":\"d\"},\"out\":{\"y\":"
-        "\"l%d_d\"}},"
-        "{\"name\":\"layer%d_residual\",\"op\":\"add\",\"in\":{\"a\":[\"x%d\",\"l%d_d\"]},\"out\":{\"y\":"
-        "\"x%d\"}}",
-        i ? "," : "", i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i + 1);
+    rgi_buf_printf(&b,
+                   "%s{\"name\":\"layer%d_norm\",\"op\":\"rmsnorm\",\"in\":{\"x\":\"x%d\",\"w\":"
+                   "\"n\"},\"out\":{\"y\":"
+                   "\"l%d_h\"}},"
+                   "{\"name\":\"layer%d_up\",\"op\":\"linear\",\"in\":{\"x\":\"l%d_h\",\"w\":\"u\"}"
+                   ",\"out\":{\"y\":"
+                   "\"l%d_u\"}},"
+                   "{\"name\":\"layer%d_act\",\"op\":\"silu\",\"in\":{\"x\":\"l%d_u\"},\"out\":{"
+                   "\"y\":\"l%d_a\"}},"
+                   "{\"name\":\"layer%d_gate\",\"op\":\"mul\",\"in\":{\"a\":\"l%d_u\",\"b\":\"l%d_"
+                   "a\"},\"out\":{\"y\":"
+                   "\"l%d_g\"}},"
+                   "{\"name\":\"layer%d_down\",\"op\":\"linear\",\"in\":{\"x\":\"l%d_g\",\"w\":"
+                   "\"d\"},\"out\":{\"y\":"
+                   "\"l%d_d\"}},"
+                   "{\"name\":\"layer%d_residual\",\"op\":\"add\",\"in\":{\"a\":[\"x%d\",\"l%d_d\"]"
+                   "},\"out\":{\"y\":"
+                   "\"x%d\"}}",
+                   i ? "," : "", i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i + 1);
   rgi_buf_printf(&b, "],\"outputs\":{\"y\":\"x%d\"}}", count);
   return load(ctx, &b);
 }
@@ -122,13 +129,17 @@ typedef struct answer {
 
 /* tight: of budgets next to the least, layers upon layers are not proved as well. */
 static answer ask_near(const subject *s, int64_t budget, bool of_saved, bool tight) {
-  rg_policy policy = {
-      .ctx = s->ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
+  rg_policy policy = {.ctx = s->ctx,
+                      .file = "",
+                      .preset = RGI_PRESET_BUDGET,
+                      .budget = budget,
+                      .budget_of_saved = of_saved};
   rgi_graph *g;
   rgi_choice *c;
   rg_error e = {0};
   answer a = {0};
-  rg_status status = rgi_recompute(s->g, &policy, s->profile, &s->mem, (rgi_progress){0}, &g, &c, &e);
+  rg_status status =
+      rgi_recompute(s->g, &policy, s->profile, &s->mem, (rgi_progress){0}, &g, &c, &e);
   if (status == RG_E_INFEASIBLE) {
     const char *at = strrchr(e.message, '(');
     cr_assert_not_null(at, "%s", e.message);
@@ -199,7 +210,8 @@ static int every(const subject *s, int k, int from, bool others, uint64_t *set, 
   return 1;
 }
 
-/* Nothing, all, one, all but one, alternate ones, every k-th, first layers, all but the residuals. */
+/* Nothing, all, one, all but one, alternate ones, every k-th, first layers, all but the residuals.
+ * */
 static int hand_made(const subject *s, by_hand *out) {
   const int n = s->m->ncandidate, step = n / 16 + 1;
   uint64_t *set = rgi_model_set(s->m);
@@ -237,8 +249,8 @@ static void check(subject *s, int budgets) {
   const int count = hand_made(s, hand);
   cr_assert_leq(count, RGI_COUNT(hand));
   qsort(hand, (size_t)count, sizeof *hand, compare);
-  cr_assert_leq(least, hand[0].peak, "%s, %d candidates: %lld by hand, %lld by the planner", s->g->name,
-                s->m->ncandidate, (long long)hand[0].peak, (long long)least);
+  cr_assert_leq(least, hand[0].peak, "%s, %d candidates: %lld by hand, %lld by the planner",
+                s->g->name, s->m->ncandidate, (long long)hand[0].peak, (long long)least);
   for (int b = 0; b < budgets; b++) {
     const int at = b * (count - 1) / (budgets > 1 ? budgets - 1 : 1);
     double best = hand[0].ms;
