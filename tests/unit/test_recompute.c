@@ -105,7 +105,8 @@ static outcome *measure_all(const bench *b, int *count) {
   return all;
 }
 
-/* The search for many candidates and its bound, on graphs small enough to know the answer (`best`, if any). */
+/* The search for many candidates and its bound, on graphs small enough to know the answer (`best`,
+ * if any). */
 static void compare_many(const bench *b, int64_t budget, bool of_saved, double best) {
   rgi_model *m;
   rgi_chooser c;
@@ -115,14 +116,15 @@ static void compare_many(const bench *b, int64_t budget, bool of_saved, double b
   int64_t least;
   c.of_saved = of_saved;
   must(rgi_least_many(&c, set, &least, &err), "least");
-  cr_assert_eq(least <= budget, !isinf(best), "%s: least %lld, budget %lld", b->g->name, (long long)least,
-               (long long)budget);
+  cr_assert_eq(least <= budget, !isinf(best), "%s: least %lld, budget %lld", b->g->name,
+               (long long)least, (long long)budget);
   if (least <= budget && m->ncandidate > 0) {
     c.budget = budget;
     must(rgi_choose_many(&c, set, &err), "many");
     const double near = c.optimal ? 0 : 0.0005 * m->all_ms; /* there the search rests */
     cr_assert(c.found && c.best_ms - c.bound_ms <= near * (1 + 1e-9));
-    cr_assert(c.best_ms >= best - 1e-9 * (1 + best) && c.best_ms <= best + near + 1e-9 * (1 + best));
+    cr_assert(c.best_ms >= best - 1e-9 * (1 + best) &&
+              c.best_ms <= best + near + 1e-9 * (1 + best));
     c.best_ms = 2 * best + 1; /* as if something much worse had been found */
     must(rgi_bound(&c, &err), "bound");
     cr_assert_leq(c.bound_ms, best * (1 + 1e-9) + 1e-12, "%s, budget %lld of %s: bound %g, best %g",

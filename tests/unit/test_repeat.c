@@ -29,10 +29,18 @@ static void same(const char *block, const char *by_hand, const rg_binding *set, 
   cr_assert_eq(rg_spec_write(a, "text", &x, &e), RG_OK);
   cr_assert_eq(rg_spec_write(b, "text", &y, &e), RG_OK);
   cr_assert_str_eq(x.data, y.data);
+  rg_text json; /* written, blocks are written out */
+  cr_assert_eq(rg_spec_write(a, "json", &json, &e), RG_OK);
+  rg_spec *c = load(json.data, NULL, 0);
+  rg_text_destroy(&y);
+  cr_assert_eq(rg_spec_write(c, "text", &y, &e), RG_OK);
+  cr_assert_str_eq(x.data, y.data);
+  rg_text_destroy(&json);
   rg_text_destroy(&x);
   rg_text_destroy(&y);
   rg_spec_destroy(a);
   rg_spec_destroy(b);
+  rg_spec_destroy(c);
 }
 
 #define HEAD "{\"regraph\": 1, \"params\": {\"n\": 2}, \"inputs\": {"
