@@ -121,28 +121,18 @@ def _candidates():
     told = os.environ.get("REGRAPH_LIBRARY")
     if told:
         return [told]
-    beside = PACKAGE / "libregraph.so"
-    checkout = PACKAGE.parent.parent / "build" / "libregraph.so"
-    return [str(path) for path in (beside, checkout) if path.exists()] + [f"libregraph.so.{VERSION}", "libregraph.so"]
-
-
-def _open(path):
-    try:
-        return ctypes.CDLL(path)
-    except OSError as error:
-        if "libcublasLt" not in str(error):
-            raise
-        import torch  # noqa: F401  brings the CUDA libraries that the build with nvcc links to
-
-        return ctypes.CDLL(path)
+    name = f"libregraph.so.{VERSION}"
+    beside = PACKAGE.glob(f"lib*/{name}")  # in a wheel
+    checkout = PACKAGE.parent.parent / "build" / name
+    return [*map(str, beside), *([str(checkout)] if checkout.exists() else []), name, "libregraph.so"]
 
 
 def _load():
     tried = []
     for path in _candidates():
         try:
-            library = _open(path)
-        except (OSError, ImportError) as error:
+            library = ctypes.CDLL(path)
+        except OSError as error:
             tried.append(f"{path}: {error}")
             continue
         for name, arguments in _PROTOTYPES.items():
@@ -157,9 +147,9 @@ def _load():
         return library
     raise RegraphError(
         "RG_E_IO",
-        "libregraph.so was not found. Build it (cmake -S . -B build && cmake --build build), then either run "
-        "`pip install ./python` again, set REGRAPH_LIBRARY to its path, or install it where the system's loader "
-        "looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
+        "libregraph.so was not found. Install the package (`pip install .` in the checkout), or build the library "
+        "(cmake -S . -B build && cmake --build build) and use it from the checkout, set REGRAPH_LIBRARY to its path, or "
+        "install it where the system's loader looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
 
 
 lib = _load()

@@ -65,7 +65,7 @@ def default_context():
 
 def example(name):
     """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
-    for folder in (_lib.PACKAGE, _lib.PACKAGE.parent.parent):
+    for folder in (_lib.PACKAGE / "share" / "regraph", _lib.PACKAGE.parent.parent):
         if (folder / "examples" / name).exists():
             return folder / "examples" / name
     raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package", file=str(name))
