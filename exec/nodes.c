@@ -1,7 +1,8 @@
-/* exec/nodes.c: a plan's nodes one by one, for callers and for the reports: what each is, which kernels
- * it takes, what it writes and what the cost model makes of it.
- *
- * Nodes stand in the order in which they run. A view runs nothing: no step, no byte written, no cost.
+/* exec/nodes.c: a plan's nodes one by one, for callers and for the reports: what each is, which
+   kernels it takes, what it writes and what the cost model makes of it.
+
+   Nodes stand in the order in which they run. A view runs nothing: no step, no byte written, no
+   cost.
  */
 #include "report.h"
 
@@ -41,8 +42,8 @@ rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out) {
                         .backward = n->backward,
                         .group = n->group,
                         .step = at};
-  out->recomputed =
-      n->kind == RGI_PRIMAL && c && n->origin >= 0 && n->origin < c->nnode && c->node[n->origin].recomputed;
+  out->recomputed = n->kind == RGI_PRIMAL && c && n->origin >= 0 && n->origin < c->nnode &&
+                    c->node[n->origin].recomputed;
   if (at < 0) return RG_OK;
   const rgi_step *s = &plan->step[at];
   out->kernels = rgi_report_path(plan, at);

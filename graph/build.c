@@ -1,10 +1,10 @@
 /* graph/build.c: specs without JSON text: calls that put a document together.
- *
- * A builder holds the members of the document as the parser would have made them; rg_build_spec hands
- * the tree to the loader, which checks it like any other. Here only what the parser would have refused
- * is refused: names given twice, text that is not UTF-8, too much of it, and short texts ("q=q k=cmp_k",
- * "T,H,D") that can't be read. The first error stays with the builder, with the place of the call that
- * made it as a pointer into the document, and later calls add nothing.
+
+   A builder holds the members of the document as the parser would have made them; rg_build_spec
+   hands the tree to the loader, which checks it like any other. Here only what the parser would
+   have refused is refused: names given twice, text that is not UTF-8, too much of it, and short
+   texts ("q=q k=cmp_k", "T,H,D") that can't be read. The first error stays with the builder, with
+   the place of the call that made it as a pointer into the document, and later calls add nothing.
  */
 #include "spec.h"
 #include <errno.h>
@@ -37,8 +37,8 @@ static rg_status check_text(rg_builder *b, const char *text, const char *what, c
   const unsigned char *p = (const unsigned char *)text;
   for (size_t n; *p; p += n)
     if (!(n = rgi_utf8(p)))
-      return rgi_fail(&b->error, RG_E_SYNTAX, pointer, node, "the %s is not UTF-8 from byte %zu on", what,
-                      (size_t)(p - (const unsigned char *)text));
+      return rgi_fail(&b->error, RG_E_SYNTAX, pointer, node, "the %s is not UTF-8 from byte %zu on",
+                      what, (size_t)(p - (const unsigned char *)text));
   b->size += (size_t)(p - (const unsigned char *)text);
   if (b->size > RGI_FILE_LIMIT)
     return rgi_fail(&b->error, RG_E_LIMIT, pointer, node, "the spec's text is larger than 16 MiB");
@@ -87,8 +87,8 @@ static rg_status append(rg_builder *b, members *m, const char *key, size_t n, rg
   return RG_OK;
 }
 
-static rg_status put(rg_builder *b, members *m, const char *key, rgi_json value, const char *pointer,
-                     const char *node) {
+static rg_status put(rg_builder *b, members *m, const char *key, rgi_json value,
+                     const char *pointer, const char *node) {
   return append(b, m, key, strlen(key), value, pointer, node);
 }
 
@@ -145,11 +145,13 @@ static rg_status axes(rg_builder *b, const char *text, const char *what, const c
 /* One of "q", "q=q", "o=cmp_o+slc_o", n bytes long. */
 static rg_status port(rg_builder *b, members *m, const char *text, size_t n, const char *pointer,
                       const char *node) {
-  const char *equals = memchr(text, '=', n), *tensor = equals ? equals + 1 : text, *const end = text + n;
+  const char *equals = memchr(text, '=', n),
+             *tensor = equals ? equals + 1 : text, *const end = text + n;
   const size_t key = equals ? (size_t)(equals - text) : n;
   members list = {0};
   rgi_json one = {0};
-  bool good = key > 0 && (equals || !memchr(text, '+', n)) && !memchr(tensor, '=', (size_t)(end - tensor));
+  bool good =
+      key > 0 && (equals || !memchr(text, '+', n)) && !memchr(tensor, '=', (size_t)(end - tensor));
   for (bool more = good; more;) {
     const char *plus = memchr(tensor, '+', (size_t)(end - tensor)), *to = plus ? plus : end;
     good = good && to > tensor;
@@ -170,8 +172,8 @@ static rg_status port(rg_builder *b, members *m, const char *text, size_t n, con
 }
 
 /* "q=q k=cmp_k" → { "q": "q", "k": "cmp_k" }; no member where there is nothing to say. */
-static rg_status ports(rg_builder *b, members *to, const char *side, const char *text, const char *at,
-                       const char *node) {
+static rg_status ports(rg_builder *b, members *to, const char *side, const char *text,
+                       const char *at, const char *node) {
   members m = {0};
   rgi_pointer p;
   rgi_pointer_key(&p, at, side);
@@ -189,7 +191,8 @@ static rg_status ports(rg_builder *b, members *to, const char *side, const char 
 }
 
 /* A parameter or an attribute. */
-static rg_status item(rg_builder *b, members *to, const rg_item *v, const char *pointer, const char *node) {
+static rg_status item(rg_builder *b, members *to, const rg_item *v, const char *pointer,
+                      const char *node) {
   rgi_json value = {0};
   rgi_pointer p;
   RGI_TRY(check_text(b, v->name, "name", pointer, node));
@@ -198,12 +201,15 @@ static rg_status item(rg_builder *b, members *to, const rg_item *v, const char *
   case RG_ITEM_INT: value = (rgi_json){.type = RGI_JSON_INT, .i = v->i}; break;
   case RG_ITEM_BOOL: value = (rgi_json){.type = RGI_JSON_BOOL, .i = v->i != 0}; break;
   case RG_ITEM_REAL:
-    if (!isfinite(v->f)) return rgi_fail(&b->error, RG_E_VALUE, p.text, node, "the value is not finite");
+    if (!isfinite(v->f))
+      return rgi_fail(&b->error, RG_E_VALUE, p.text, node, "the value is not finite");
     value = (rgi_json){.type = RGI_JSON_REAL, .f = v->f};
     break;
   case RG_ITEM_WORD: RGI_TRY(word(b, v->text, "value", p.text, node, &value)); break;
   case RG_ITEM_LIST: RGI_TRY(axes(b, v->text, "value", p.text, node, &value)); break;
-  default: return rgi_fail(&b->error, RG_E_USAGE, p.text, node, "there is no kind %d of item", (int)v->kind);
+  default:
+    return rgi_fail(&b->error, RG_E_USAGE, p.text, node, "there is no kind %d of item",
+                    (int)v->kind);
   }
   return put(b, to, v->name, value, pointer, node);
 }
@@ -223,7 +229,8 @@ rg_status rg_builder_create(rg_context *ctx, const char *name, rg_builder **out,
   }
   b->arena = a;
   b->ctx = ctx;
-  if (name && check_text(b, name, "name", "/name", NULL) == RG_OK) copy_text(b, name, strlen(name), &b->name);
+  if (name && check_text(b, name, "name", "/name", NULL) == RG_OK)
+    copy_text(b, name, strlen(name), &b->name);
   *out = b; /* what is wrong with the name, rg_build_spec says */
   return RG_OK;
 }
@@ -272,8 +279,8 @@ rg_status rg_build_input(rg_builder *b, const char *name, const char *shape, con
   return put(b, &b->inputs, name, tree(RGI_JSON_OBJECT, &m), "/inputs", NULL);
 }
 
-rg_status rg_build_node(rg_builder *b, const char *name, const char *op, const char *in, const char *out,
-                        const rg_item *attrs, size_t nattr) {
+rg_status rg_build_node(rg_builder *b, const char *name, const char *op, const char *in,
+                        const char *out, const rg_item *attrs, size_t nattr) {
   members m = {0}, list = {0};
   rgi_json value;
   rgi_pointer at, p;
@@ -288,7 +295,8 @@ rg_status rg_build_node(rg_builder *b, const char *name, const char *op, const c
   RGI_TRY(ports(b, &m, "out", out, at.text, name));
   rgi_pointer_key(&p, at.text, "attrs");
   if (nattr && !attrs)
-    return rgi_fail(&b->error, RG_E_USAGE, p.text, name, "%zu attributes, but the array is NULL", nattr);
+    return rgi_fail(&b->error, RG_E_USAGE, p.text, name, "%zu attributes, but the array is NULL",
+                    nattr);
   for (size_t i = 0; i < nattr; i++) RGI_TRY(item(b, &list, &attrs[i], p.text, name));
   if (nattr) RGI_TRY(put(b, &m, "attrs", tree(RGI_JSON_OBJECT, &list), at.text, name));
   return append(b, &b->nodes, NULL, 0, tree(RGI_JSON_OBJECT, &m), at.text, name);
@@ -300,8 +308,8 @@ rg_status rg_build_output(rg_builder *b, const char *name, const char *tensor) {
   RGI_TRY(ready(b));
   RGI_TRY(rgi_spec_limit(b->outputs.n + 1, "/outputs", "outputs", RGI_MOST_NAMES, &b->error));
   RGI_TRY(check_text(b, name, "output's name", "/outputs", NULL));
-  RGI_TRY(
-      word(b, tensor ? tensor : name, "tensor's name", rgi_pointer_key(&p, "/outputs", name), NULL, &value));
+  RGI_TRY(word(b, tensor ? tensor : name, "tensor's name", rgi_pointer_key(&p, "/outputs", name),
+               NULL, &value));
   return put(b, &b->outputs, name, value, "/outputs", NULL);
 }
 
@@ -313,13 +321,16 @@ static rg_status check_size(const rg_builder *b, const rgi_json *root, rg_error 
   const bool failed = text.failed, large = text.size > RGI_FILE_LIMIT;
   rgi_buf_free(&text);
   if (failed) return rgi_nomem(e);
-  return large ? rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the spec's text is larger than 16 MiB") : RG_OK;
+  return large ? rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the spec's text is larger than 16 MiB")
+               : RG_OK;
 }
 
-rg_status rg_build_spec(const rg_builder *b, const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+rg_status rg_build_spec(const rg_builder *b, const rg_binding *set, size_t nset, rg_spec **out,
+                        rg_error *e) {
   if (out) *out = NULL;
   if (!b || !out || (nset && !set))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "rg_build_spec needs a builder and a place for the spec");
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rg_build_spec needs a builder and a place for the spec");
   const char *name = b->name ? b->name : "spec", *key[6];
   const rg_status before = rgi_error_before(e);
   rg_status status = b->error.status;

@@ -1,8 +1,8 @@
 /* graph/document.c: what can be done with a document besides parsing it: copy it, write it as JSON.
- *
- * What is written parses to the same tree: integers stay integers, reals real, keys keep their order.
- * Two levels are laid out one member a line, what is deeper stands in one line: a spec's nodes are then
- * a line each.
+
+   What is written parses to the same tree: integers stay integers, reals real, keys keep their
+   order. Two levels are laid out one member a line, what is deeper stands in one line: a spec's
+   nodes are then a line each.
  */
 #include "json.h"
 #include <stdio.h>
@@ -20,7 +20,8 @@ static rg_status copy_into(rgi_arena *a, const rgi_json *from, rgi_json *to, rg_
   const char **key = rgi_alloc_n(a, n ? n : 1, sizeof *key);
   if (!item || !key) return rgi_nomem(e);
   for (size_t i = 0; i < n; i++) {
-    if (from->type == RGI_JSON_OBJECT && !(key[i] = rgi_strdup(a, from->key[i]))) return rgi_nomem(e);
+    if (from->type == RGI_JSON_OBJECT && !(key[i] = rgi_strdup(a, from->key[i])))
+      return rgi_nomem(e);
     RGI_TRY(copy_into(a, &from->item[i], &item[i], e));
   }
   to->item = item;

@@ -1,7 +1,7 @@
 /* graph/spec.c: specs as the public header sees them: load, ask for tensors, solve, write.
- *
- * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the
- * bindings at load gave. Nothing is written after loading: threads share a spec freely.
+
+   A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph
+   that the bindings at load gave. Nothing is written after loading: threads share a spec freely.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -16,8 +16,8 @@ const char *rgi_spec_file(const rg_spec *spec) {
 
 /* ---- loading ---- */
 
-static rg_status member(const rgi_json *root, const char *key, rgi_json_type type, const rgi_json **out,
-                        rg_error *e) {
+static rg_status member(const rgi_json *root, const char *key, rgi_json_type type,
+                        const rgi_json **out, rg_error *e) {
   rgi_pointer p;
   *out = rgi_json_get(root, key);
   return *out ? rgi_json_expect(*out, type, rgi_pointer_key(&p, "", key), NULL, e) : RG_OK;
@@ -30,13 +30,14 @@ rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most,
 
 /* The top level: which members there are and what JSON type they have. */
 static rg_status read_root(rg_spec *s, rg_error *e) {
-  static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs", "name", "params", "doc"};
+  static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs",
+                                     "name",    "params", "doc"};
   const rgi_json *v;
   RGI_TRY(rgi_json_keys(s->root, "a spec", keys, RGI_COUNT(keys), 4, "", NULL, e));
   RGI_TRY(member(s->root, "regraph", RGI_JSON_INT, &v, e));
   if (v->i != 1)
-    return rgi_fail(e, RG_E_VALUE, "/regraph", NULL, "format version %lld; this library reads version 1",
-                    (long long)v->i);
+    return rgi_fail(e, RG_E_VALUE, "/regraph", NULL,
+                    "format version %lld; this library reads version 1", (long long)v->i);
   RGI_TRY(member(s->root, "name", RGI_JSON_STRING, &v, e));
   if (v) RGI_TRY(rgi_check_identifier(v->text, "spec", "/name", e));
   s->name = v ? v->text : "graph";
@@ -68,12 +69,15 @@ static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, r
 
 /* ---- what the caller binds ---- */
 
-static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role, rg_tensor_info *out) {
+static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role,
+                            rg_tensor_info *out) {
   int64_t bytes = (int64_t)rg_dtype_size(t->dtype);
-  *out = (rg_tensor_info){.name = name, .role = role, .dtype = t->dtype, .rank = t->rank, .alignment = -1};
+  *out = (rg_tensor_info){
+      .name = name, .role = role, .dtype = t->dtype, .rank = t->rank, .alignment = -1};
   for (int i = 0; i < t->rank; i++) {
     out->dim[i] = rgi_dim_known(t->dim[i]) ? t->dim[i].c : -1;
-    bytes = bytes < 0 || out->dim[i] < 0 ? -1 : bytes * out->dim[i]; /* at most 2^42: checked by inference */
+    /* at most 2^42: checked by inference */
+    bytes = bytes < 0 || out->dim[i] < 0 ? -1 : bytes * out->dim[i];
   }
   out->bytes = bytes;
 }
@@ -137,7 +141,8 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
 
 /* From `text`, or from `tree` where that is given. */
 static rg_status load(const rg_context *ctx, const char *text, size_t size, const rgi_json *tree,
-                      const char *name, const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+                      const char *name, const rg_binding *set, size_t nset, rg_spec **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
   rg_spec *s = a ? rgi_alloc(a, sizeof *s) : NULL;
@@ -164,8 +169,8 @@ fail:
   return status;
 }
 
-rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name, const rg_binding *set,
-                        size_t nset, rg_spec **out, rg_error *e) {
+rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
+                        const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
   return load(ctx, NULL, 0, tree, name, set, nset, out, e);
 }
 
@@ -211,9 +216,9 @@ rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out) {
 /* ---- solving ---- */
 
 /* One axis of the given shape. *progress when a name got its value. */
-static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_json *axis, int64_t extent,
-                            const char *pointer, rg_binding *solved, size_t capacity, size_t *n,
-                            bool *progress, rg_error *e) {
+static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_json *axis,
+                            int64_t extent, const char *pointer, rg_binding *solved,
+                            size_t capacity, size_t *n, bool *progress, rg_error *e) {
   rgi_dim d;
   rgi_shown shown;
   char text[128];
@@ -223,18 +228,20 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
     if (axis->type == RGI_JSON_STRING)
       return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, but %s is %lld",
                       (long long)extent, rgi_show(&shown, axis->text), (long long)d.c);
-    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here; expected %lld", (long long)extent,
-                    (long long)d.c);
+    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here; expected %lld",
+                    (long long)extent, (long long)d.c);
   }
   int name = d.nterm == 1 ? rgi_names_get(&spec->free_index, d.term[0].atom) : -1;
   if (name < 0) return RG_OK; /* several unknowns, or a quotient: other axes may settle it */
   int64_t rest, coef = d.term[0].coef;
-  if (!rgi_add(extent, d.c == INT64_MIN ? INT64_MAX : -d.c, &rest) || (rest == INT64_MIN && coef == -1) ||
-      rest % coef != 0 || rest / coef < 0)
-    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, which no '%s' in %s can give",
-                    (long long)extent, spec->free_name[name], rgi_dim_text(d, text, sizeof text));
+  if (!rgi_add(extent, d.c == INT64_MIN ? INT64_MAX : -d.c, &rest) ||
+      (rest == INT64_MIN && coef == -1) || rest % coef != 0 || rest / coef < 0)
+    return rgi_fail(e, RG_E_SHAPE, pointer, NULL,
+                    "the array has %lld here, which no '%s' in %s can give", (long long)extent,
+                    spec->free_name[name], rgi_dim_text(d, text, sizeof text));
   if (*n >= capacity)
-    return rgi_fail(e, RG_E_USAGE, pointer, NULL, "no room for another solved dimension past %zu", capacity);
+    return rgi_fail(e, RG_E_USAGE, pointer, NULL, "no room for another solved dimension past %zu",
+                    capacity);
   solved[(*n)++] = (rg_binding){.name = spec->free_name[name], .value = rest / coef};
   scope->known[name] = *progress = true;
   scope->value[name] = rest / coef;
@@ -242,18 +249,19 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
 }
 
 static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *pointer, int rank,
-                       const int64_t *dim, rg_binding *solved, size_t capacity, size_t *n, rgi_arena *a,
-                       rg_error *e) {
+                       const int64_t *dim, rg_binding *solved, size_t capacity, size_t *n,
+                       rgi_arena *a, rg_error *e) {
   rgi_scope scope;
   if (shape->n != rank)
-    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes; expected %d", rank, shape->n);
+    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes; expected %d", rank,
+                    shape->n);
   RGI_TRY(rgi_scope_open(spec, solved, *n, a, &scope, e));
   for (bool progress = true; progress;) {
     progress = false;
     for (int i = 0; i < rank; i++) {
       rgi_pointer p;
-      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i), solved,
-                         capacity, n, &progress, e));
+      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i),
+                         solved, capacity, n, &progress, e));
     }
   }
   return RG_OK;
@@ -261,7 +269,8 @@ static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *p
 
 rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
                         rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error) {
-  if (!spec || !input || !nsolved || (rank > 0 && !dim) || (*nsolved && !solved) || (capacity && !solved))
+  if (!spec || !input || !nsolved || (rank > 0 && !dim) || (*nsolved && !solved) ||
+      (capacity && !solved))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_spec_solve needs a spec, an input, its shape and a place");
   rgi_shown shown, hint;
@@ -269,14 +278,15 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   rg_status before = rgi_error_before(error), status;
   const rgi_json *in = rgi_json_get(spec->inputs, input);
   if (!in) {
-    return rgi_fail(error, RG_E_NAME, NULL, NULL, "the spec has no input '%s'%s", rgi_show(&shown, input),
+    return rgi_fail(error, RG_E_NAME, NULL, NULL, "the spec has no input '%s'%s",
+                    rgi_show(&shown, input),
                     rgi_hint(&hint, input, spec->inputs->key, spec->inputs->n));
   }
   rgi_arena *a = rgi_arena_create(spec->ctx);
   if (!a) return rgi_nomem(error);
   rgi_pointer_key(&at, "/inputs", input);
-  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim, solved,
-                 capacity, nsolved, a, error);
+  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim,
+                 solved, capacity, nsolved, a, error);
   rgi_error_file(error, before, spec->file);
   rgi_arena_destroy(a);
   return status;
@@ -354,7 +364,7 @@ rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, r
   else if (strcmp(format, "json") == 0)
     rgi_json_write(spec->root, &b);
   else
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no spec format '%s'%s", rgi_show(&shown, format),
-                    rgi_hint(&hint, format, formats, RGI_COUNT(formats)));
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no spec format '%s'%s",
+                    rgi_show(&shown, format), rgi_hint(&hint, format, formats, RGI_COUNT(formats)));
   return rgi_buf_finish(&b, out, error);
 }

@@ -1,9 +1,9 @@
-/* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging partials, and the
- * row statistics that backward needs.
- *
- * A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane after
- * another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j) + 2c and + 1 for
- * j = 0 … U/2 - 1, and stands at piece 4 i + c.
+/* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging
+   partials, and the row statistics that backward needs.
+
+   A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane
+   after another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j)
+   + 2c and + 1 for j = 0 … U/2 - 1, and stands at piece 4 i + c.
  */
 #include "../device/element.cuh"
 #include "../device/seq.cuh"
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__
 
 /* ---- windows and items of backward ---- */
 
-/* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut anywhere. */
+/* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut
+ * anywhere. */
 __global__ void bounds(const __grid_constant__ rgk_select p) {
   int64_t row = 0;
   p.bound[0] = 0;
@@ -76,7 +77,8 @@ __global__ void bounds(const __grid_constant__ rgk_select p) {
 }
 
 /* How many entries of block s's list are rows before `row`. */
-__device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int64_t s, int64_t row) {
+__device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int64_t s,
+                                                  int64_t row) {
   const int32_t *count = c.count + kh * c.chunks * c.slots + s; /* of a chunk and all before it */
   const int64_t chunk = row / c.chunk;
   int32_t lo = chunk > 0 ? count[(chunk - 1) * c.slots] : 0;
@@ -101,9 +103,10 @@ __device__ __forceinline__ int32_t take_place(int32_t *bin, bool wanted) {
   return __shfl_sync(~0u, first, 0) + __popc(lanes & ((1u << threadIdx.x % 32) - 1));
 }
 
-/* Items are sorted by the 64th of their list they begin in; within it their order is any, but a list's own is
- * kept. A thread has a list; every list's first item is in the first bin. */
-__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
+/* Items are sorted by the 64th of their list they begin in; within it their order is any, but a
+ * list's own is kept. A thread has a list; every list's first item is in the first bin. */
+__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1)
+    bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
   __shared__ int32_t of_bin[BINS], extra; /* items, then where the next one goes */
   const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32;
@@ -114,7 +117,8 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
   if (threadIdx.x < p.parts) p.ticket[z * p.parts + threadIdx.x] = 0;
   if (threadIdx.x < BINS) of_bin[threadIdx.x] = 0;
   if (threadIdx.x == 0) extra = (int32_t)slots;
-  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN) p.turn[z * p.sums * p.parts + i] = 0;
+  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN)
+    p.turn[z * p.sums * p.parts + i] = 0;
   __syncthreads();
   for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
     const int64_t s = s0 + threadIdx.x;
@@ -159,19 +163,22 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
       if (x.extra < 0) {
         y.sum = (int32_t)s;
         y.turn = i;
-        y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) | (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
+        y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) |
+               (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
       } else {
         y.sum = x.extra + i / RGK_SELECT_CHAIN;
         y.turn = i % RGK_SELECT_CHAIN;
         y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
       }
-      if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN)) y.is |= RGK_SELECT_MORE;
+      if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN))
+        y.is |= RGK_SELECT_MORE;
       item[at] = y;
     }
   }
 }
 
-/* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k and d.v. */
+/* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k
+ * and d.v. */
 __device__ __forceinline__ void keys_sum(const rgk_select &p, int64_t slot, int part, int z) {
   const int kh = p.head + z;
   const int64_t *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
@@ -180,7 +187,8 @@ __device__ __forceinline__ void keys_sum(const rgk_select &p, int64_t slot, int 
   const tile keys = find_tile(p.a.kseqs, slot, p.a.block);
   const int n = (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN;
   const bool first = x.first == 0, last = start[0] + x.first + x.count == start[1];
-  const int64_t own = (z * p.sums + slot) * p.parts + part, extra = (z * p.sums + x.extra) * p.parts + part;
+  const int64_t own = (z * p.sums + slot) * p.parts + part,
+                extra = (z * p.sums + x.extra) * p.parts + part;
   for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_REDUCE) {
     const bool of_v = c >= 16 * p.a.D;
     const int64_t size = 16 * (of_v ? p.a.E : p.a.D);
@@ -202,7 +210,8 @@ __device__ __forceinline__ void keys_sum(const rgk_select &p, int64_t slot, int 
     for (int i = 0; i < 2 && to.data; i++) {
       const int key = part * RGK_SELECT_KEYS + t / 32 * 16 + t % 32 / 4 + 8 * i;
       if (key >= keys.n) continue;
-      const int64_t e = (keys.begin + keys.first + key) * to.row + kh * to.head + at / 128 * 8 + t % 4 * 2;
+      const int64_t e =
+          (keys.begin + keys.first + key) * to.row + kh * to.head + at / 128 * 8 + t % 4 * 2;
       put_grad(to.data, to.dtype, e, v[i][0] * scale, acc);
       put_grad(to.data, to.dtype, e + 1, v[i][1] * scale, acc);
     }
@@ -217,8 +226,8 @@ struct reduced {
   bool any;     /* there is such a row */
   const int32_t *idx;
 };
-__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces, int64_t from,
-                                                int64_t to) {
+__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces,
+                                                int64_t from, int64_t to) {
   reduced x;
   const int64_t i = block * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
   x.piece = (int)(i % pieces);
@@ -239,9 +248,10 @@ __device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t blo
   }
   return x;
 }
-/* Calls use(place, real) for every place of the row's part of the partial store, in order: real where an entry
- * counts and the part has a key that the row sees. */
-template <class F> __device__ __forceinline__ void each_place(const rgk_select &p, const reduced &x, F use) {
+/* Calls use(place, real) for every place of the row's part of the partial store, in order: real
+ * where an entry counts and the part has a key that the row sees. */
+template <class F>
+__device__ __forceinline__ void each_place(const rgk_select &p, const reduced &x, F use) {
   const int n = x.keys > 0 ? p.a.N * p.parts : 0;
   int64_t before = -1;
 #pragma unroll 8
@@ -260,14 +270,16 @@ template <class T> __device__ __forceinline__ void unpack8(float (&x)[8], uint4 
   for (int i = 0; i < 8; i++) x[i] = to_float(t[i]);
 }
 
-template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
+template <class T>
+__device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
   if (aligned)
     unpack8<T>(x, *(const uint4 *)from);
   else
     for (int i = 0; i < 8; i++) x[i] = to_float(from[i]);
 }
 
-template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
+template <class T>
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
   const int E = p.a.E, pieces = E / 8;
   const reduced x = find_reduced(p, blockIdx.x, pieces, p.row, p.row + p.rows);
   if (!x.any) return;
@@ -290,10 +302,12 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
       for (int k = 0; k < 8; k++) y[k] = fmaf(w, v[k], y[k]);
     }
   });
-  const row_end end =
-      finish_row(m, sum, p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
+  const row_end end = finish_row(
+      m, sum,
+      p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
   const bool live = x.idx != nullptr;
-  T *to = (T *)p.a.o.data + x.row * p.a.o.row + head * p.a.o.head + x.piece / 4 * 32 + x.piece % 4 * 2;
+  T *to =
+      (T *)p.a.o.data + x.row * p.a.o.row + head * p.a.o.head + x.piece / 4 * 32 + x.piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < 8; k += 2) {
     T pair[2] = {from_float<T>(y[k] * end.scale), from_float<T>(y[k + 1] * end.scale)};
@@ -308,7 +322,8 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
 
 /* The sums of keys first. S: type of the partials. */
 template <class S>
-__global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_reduce(const __grid_constant__ rgk_select p) {
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE)
+    bwd_reduce(const __grid_constant__ rgk_select p) {
   enum { U = 16 / sizeof(S) };
   const int64_t block = blockIdx.x - p.key_blocks;
   if (block < 0) {
@@ -330,22 +345,27 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE) bwd_reduce(const __grid_con
       for (int k = 0; k < U; k++) y[k] += to_float(t[k]);
     }
   });
-  const int64_t to = x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
+  const int64_t to =
+      x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < U; k++)
     put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k] * p.a.scale, p.a.acc_q);
 }
 
-__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head, float sum) {
-  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
+__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head,
+                                         float sum) {
+  if (p.a.d_lse.data)
+    sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
   const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
   ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
 /* RGK_SELECT_LANES lanes a row. */
-template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
+template <class T>
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
   enum { LANES = RGK_SELECT_LANES };
-  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES, row = i / p.a.H;
+  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES,
+                row = i / p.a.H;
   const int lane = threadIdx.x % LANES, head = (int)(i - row * p.a.H);
   const bool live = row < p.a.T && row < live_rows(p.a.seqs);
   const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
@@ -363,11 +383,13 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
 }
 
 /* One thread a row, its sum is given. */
-__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat_given(const __grid_constant__ rgk_select p) {
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE)
+    stat_given(const __grid_constant__ rgk_select p) {
   const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, row = i / p.a.H;
   const int head = (int)(i - row * p.a.H);
   if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
-  put_stat(p, i, row, head, ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
+  put_stat(p, i, row, head,
+           ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
 }
 
 /* One block a head: minus the sink's probability times delta, summed over all rows. */
@@ -391,17 +413,27 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__
 
 } // namespace
 
-const void *rgk_select_sinks(void) { return (const void *)sinks; }
-const void *rgk_select_items(void) { return (const void *)items; }
-const void *rgk_select_bounds(void) { return (const void *)bounds; }
-const void *rgk_select_bwd_items(void) { return (const void *)bwd_items; }
+const void *rgk_select_sinks(void) {
+  return (const void *)sinks;
+}
+const void *rgk_select_items(void) {
+  return (const void *)items;
+}
+const void *rgk_select_bounds(void) {
+  return (const void *)bounds;
+}
+const void *rgk_select_bwd_items(void) {
+  return (const void *)bwd_items;
+}
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
 }
 const void *rgk_select_bwd_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)bwd_reduce<float> : (const void *)bwd_reduce<__nv_bfloat16>;
 }
-const void *rgk_select_stat_given(void) { return (const void *)stat_given; }
+const void *rgk_select_stat_given(void) {
+  return (const void *)stat_given;
+}
 const void *rgk_select_stat(rg_dtype t) {
   return t == RG_F16 ? (const void *)stat<__half> : (const void *)stat<__nv_bfloat16>;
 }

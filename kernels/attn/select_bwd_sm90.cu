@@ -1,15 +1,16 @@
 /* kernels/attn/select_bwd_sm90.cu: gradients of attention over selected blocks (see select.h).
- *
- *   S^T [64 keys, ROWS] = K Q^T    dP^T = V dO^T    p = exp2(S^T c - lse)    dS^T = p (dP^T - delta)
- *   dV [64 keys, E] += p dO        dK [64 keys, D] += dS^T Q                 dQ [ROWS, D] = dS K
- *
- * dV and dK take p and dS^T from the registers they were formed in; dS^T also goes to shared memory, for dQ.
- * Two warpgroups, where the widths need them, compute the same S^T and dP^T and take half of the columns of
- * dK, dV and dQ each.
- *
- * Items take tickets, so that they begin in the order of the table: one that has to wait for its turn to add to
- * a block's sums waits for items that have begun.
- * Shared memory: K, V; Q and dO twice; dS^T; row tables and statistics.
+
+     S^T [64 keys, ROWS] = K Q^T            p = exp2(S^T c - lse)
+     dP^T = V dO^T                          dS^T = p (dP^T - delta)
+     dV [64 keys, E] += p dO        dK [64 keys, D] += dS^T Q                 dQ [ROWS, D] = dS K
+
+   dV and dK take p and dS^T from the registers they were formed in; dS^T also goes to shared
+   memory, for dQ. Two warpgroups, where the widths need them, compute the same S^T and dP^T and
+   take half of the columns of dK, dV and dQ each.
+
+   Items take tickets, so that they begin in the order of the table: one that has to wait for its
+   turn to add to a block's sums waits for items that have begun. Shared memory: K, V; Q and dO
+   twice; dS^T; row tables and statistics.
  */
 #include "select.cuh"
 #include "../device/tma.cuh"
@@ -24,8 +25,9 @@ template <> struct partial<__half> { using type = float; };
 
 /* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
 template <int W>
-__device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k, int kh, int first,
-                                         const float (&x)[W / 2], float scale, bool aligned) {
+__device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k,
+                                         int kh, int first, const float (&x)[W / 2], float scale,
+                                         bool aligned) {
   if (!y.data) return;
   const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -51,8 +53,8 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
   }
 }
 
-/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of columns from `first`
- * on, begin, and what it adds there. */
+/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of
+ * columns from `first` on, begin, and what it adds there. */
 __device__ __forceinline__ float4 *sum_at(void *sum, int first) {
   return (float4 *)sum + RGK_SELECT_KEYS / 4 * first + threadIdx.x % 128;
 }
@@ -65,12 +67,13 @@ template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], cons
 }
 template <int W> __device__ __forceinline__ void put_sum(const float (&x)[W / 2], float4 *to) {
 #pragma unroll
-  for (int i = 0; i < W / 8; i++) to[128 * i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  for (int i = 0; i < W / 8; i++)
+    to[128 * i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 
 __device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]),
-               "r"(x[2]), "r"(x[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
 
@@ -82,8 +85,8 @@ template <class T, int D, int E> struct shape {
 
 /* This thread's rows of dQ, columns [first, first + N), to the partial store. */
 template <class T, int N>
-__device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2], int width, int first,
-                                            const float (&dq)[N / 2]) {
+__device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2], int width,
+                                            int first, const float (&dq)[N / 2]) {
   using P = typename partial<T>::type;
   enum { PAIRS = 8 / sizeof(P) };
 #pragma unroll
@@ -97,9 +100,11 @@ __device__ __forceinline__ void put_queries(void *part, const int64_t (&row)[2],
       for (int k = 0; k < 2 * PAIRS; k++) x[k] = dq[4 * (PAIRS * j + k / 2) + 2 * i + k % 2];
       uint4 v;
       if constexpr (sizeof(P) == 4)
-        v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
+        v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                       __float_as_uint(x[3]));
       else
-        v = make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
+        v = make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]),
+                       pack2<T>(x[6], x[7]));
       to[4 * j] = v;
     }
   }
@@ -128,9 +133,10 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
   constexpr uint32_t size_q = ROWS * 128 * ((D + 63) / 64), size_o = ROWS * 128 * ((E + 63) / 64);
   const uint32_t at_k = (smem_at(raw) + 1023) & ~1023u, at_v = at_k + 8192 * ((D + 63) / 64),
-                 at_q = at_v + 8192 * ((E + 63) / 64), at_o = at_q + 2 * size_q, at_ds = at_o + 2 * size_o,
-                 at_stat = at_ds + 8192;
-  const float *stat = (const float *)(raw + (at_stat - smem_at(raw))); /* [2, lse and delta, ROWS] */
+                 at_q = at_v + 8192 * ((E + 63) / 64), at_o = at_q + 2 * size_q,
+                 at_ds = at_o + 2 * size_o, at_stat = at_ds + 8192;
+  /* [2, lse and delta, ROWS] */
+  const float *stat = (const float *)(raw + (at_stat - smem_at(raw)));
   bwd_table<ROWS> *table = (bwd_table<ROWS> *)(stat + 4 * ROWS);
   volatile int32_t *ticket = (volatile int32_t *)(table + 3);
   if (threadIdx.x == 0) *ticket = atomicAdd(p.ticket + z * p.parts + part, 1);
@@ -153,11 +159,13 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     bwd_table<ROWS> &x = table[t % 3];
     const int head = walk.head + walk.g;
     if (half == 0) {
-      x.from[row_of][0] = (const char *)p.a.q.data + (walk.row * p.a.q.row + head * p.a.q.head) * sizeof(T);
+      x.from[row_of][0] =
+          (const char *)p.a.q.data + (walk.row * p.a.q.row + head * p.a.q.head) * sizeof(T);
       x.limit[row_of] = walk.real ? walk.limit() : 0;
       x.stat[row_of] = p.stat + 2 * ((int64_t)walk.row * p.a.H + head);
     } else {
-      x.from[row_of][1] = (const char *)p.a.d_o.data + (walk.row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
+      x.from[row_of][1] =
+          (const char *)p.a.d_o.data + (walk.row * p.a.d_o.row + head * p.a.d_o.head) * sizeof(T);
       const int64_t place = (int64_t)(walk.row - first_row) * p.a.N + walk.place;
       x.at[row_of] = walk.real && p.a.dq.data ? (place * p.parts + part) * p.a.G + walk.g : -1;
     }
@@ -172,7 +180,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     } else {
       for (int i = threadIdx.x; i < ROWS * (D + E) / 8; i += THREADS) {
         const int r = i / ((D + E) / 8), c = i % ((D + E) / 8), o = c >= D / 8, w = c - o * (D / 8);
-        copy_chunk((o ? d_o : q) + chunk_at<ROWS>(r, w), (const uint16_t *)x.from[r][o] + w * 8, true, false);
+        copy_chunk((o ? d_o : q) + chunk_at<ROWS>(r, w), (const uint16_t *)x.from[r][o] + w * 8,
+                   true, false);
       }
     }
     if (threadIdx.x < ROWS) {
@@ -209,7 +218,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     if (half < 2) write_table(t + 2);
     /* A thread's columns are 8j + 2(lane % 4) and + 1. */
     const int2 *limit = (const int2 *)table[t % 3].limit + lane % 4;
-    const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4, *delta = lse + ROWS / 2;
+    const float2 *lse = (const float2 *)(stat + (t & 1) * 2 * ROWS) + lane % 4,
+                 *delta = lse + ROWS / 2;
     const bool masked = (t + 1) * ROWS > rows || table[t % 3].limit[0] < RGK_SELECT_KEYS;
     float2 lse_[ROWS / 8];
 #pragma unroll
@@ -257,7 +267,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
       differences(std::false_type());
     uint32_t b[ROWS / 4];
     pack_all<T>(b, dp);
-    /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one of them. */
+    /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one
+     * of them. */
     const int line = warp * 16 + lane % 16;
 #pragma unroll
     for (int j = 0; j < ROWS / 8; j += 2)
@@ -278,7 +289,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        wgmma<T, DQ>::template ss<true, true>(dq, desc_on(ds, 2048 * i), desc_on(k, 2048 * i), i > 0);
+        wgmma<T, DQ>::template ss<true, true>(dq, desc_on(ds, 2048 * i), desc_on(k, 2048 * i),
+                                              i > 0);
       wgmma_commit();
       wgmma_wait<0>();
       if (first == 0) {
@@ -293,7 +305,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
   if (!p.a.dk.data && !p.a.dv.data) return;
   const rgk_select_item done = p.item[z * p.cap + *ticket]; /* read again: registers are scarce */
   const int64_t which = ((int64_t)z * p.sums + done.sum) * p.parts + part;
-  float *sum_k = p.sum_k + which * RGK_SELECT_KEYS * D, *sum_v = p.sum_v + which * RGK_SELECT_KEYS * E;
+  float *sum_k = p.sum_k + which * RGK_SELECT_KEYS * D,
+        *sum_v = p.sum_v + which * RGK_SELECT_KEYS * E;
   const uint32_t *turn = (const uint32_t *)p.turn + which;
   if (done.is & RGK_SELECT_LAST) {
     if (done.turn > 0) {
@@ -311,7 +324,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
     return;
   }
   /* The copy engine adds, from where the tiles were. */
-  char *const k_at = raw + (at_k - smem_at(raw)), *const v_at = k_at + RGK_SELECT_KEYS * D * sizeof(float);
+  char *const k_at = raw + (at_k - smem_at(raw)), *const v_at =
+                                                      k_at + RGK_SELECT_KEYS * D * sizeof(float);
   __syncthreads();
   put_sum<DK>(dk, sum_at(k_at, group * DK));
   put_sum<EV>(dv, sum_at(v_at, group * EV));
@@ -342,7 +356,7 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, D + E > 320 ? 1 : 2)
 
 } // namespace
 
-#define INSTANCE(dtype, d, e)                                                                                \
+#define INSTANCE(dtype, d, e) \
   if (t == dtype && D == d && E == e) return (const void *)gradient<element<dtype>::type, d, e>;
 
 const void *rgk_select_bwd(rg_dtype t, int32_t D, int32_t E) {

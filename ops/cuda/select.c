@@ -4,8 +4,8 @@
 #include "attn.h"
 #include "csr.h"
 
-/* Bytes of the partial store per launch, at least one chunk of rows, one head; backward: a window's, and what
- * heads side by side may have. */
+/* Bytes of the partial store per launch, at least one chunk of rows, one head; backward: a
+ * window's, and what heads side by side may have. */
 static const int64_t PARTIALS = INT64_C(288) << 20, BWD_WINDOW = INT64_C(512) << 20,
                      BWD_TOGETHER = INT64_C(256) << 20;
 enum {
@@ -27,13 +27,14 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
   if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128 || a->D == 256)) ||
         (a->D == 192 && a->E == 128)))
     return "plain: head width";
-  if (a->block % 16 || a->block > MAX_BLOCK) return "plain: block is not a multiple of 16 up to 1024";
+  if (a->block % 16 || a->block > MAX_BLOCK)
+    return "plain: block is not a multiple of 16 up to 1024";
   if (a->N < 1 || a->N > MAX_N) return "plain: entries in a row of idx";
   if (a->softcap != 0) return "plain: softcap";
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
 #ifdef REGRAPH_CUDA
-  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -57,7 +58,8 @@ static void plan_windows(select_plan *s, const rgk_attn *a, int64_t bytes, rgi_c
   if (p->heads < 1) p->heads = 1;
   p->cap = s->window * a->N / p->length + p->csr.slots;
   p->part = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts * bytes));
-  p->part_lse = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts) * sizeof(float));
+  p->part_lse =
+      rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts) * sizeof(float));
   p->item = rgi_take(w, (size_t)(p->heads * p->cap) * sizeof *p->item);
   p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
 }
@@ -68,12 +70,13 @@ static select_plan plan(const rgk_attn *a, int32_t rows, rgi_cut *w) {
                          .along = rows / a->G,
                          .across = rows % a->G}};
   s.p.csr = rgi_csr_plan(a, w);
-  s.p.csr.places = rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
+  s.p.csr.places =
+      rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
   return s;
 }
 
-static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, int64_t gx, int64_t gy,
-                        int64_t gz, uint32_t threads, uint32_t shared) {
+static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, int64_t gx,
+                        int64_t gy, int64_t gz, uint32_t threads, uint32_t shared) {
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)gx, (uint32_t)gy, (uint32_t)gz},
                                    .block = {threads, 1, 1},
@@ -83,8 +86,8 @@ static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, i
 }
 
 /* `main` over all windows and heads, each followed by `reduce` with so many threads a row. */
-static rg_status windows(select_plan *s, rg_cuda *x, const void *main, uint32_t shared, const void *reduce,
-                         int64_t pieces) {
+static rg_status windows(select_plan *s, rg_cuda *x, const void *main, uint32_t shared,
+                         const void *reduce, int64_t pieces) {
   rgk_select *p = &s->p;
   const rgk_attn *a = &p->a;
   for (p->head = 0; p->head < a->KH; p->head += p->heads) {
@@ -140,7 +143,8 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return refuses(a, gpu, true);
 }
 
-/* What decides about the bits of d.k and d.v, step and length, looks at the shape of one group alone. */
+/* What decides about the bits of d.k and d.v, step and length, looks at the shape of one group
+ * alone. */
 static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
@@ -150,13 +154,15 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   p.length = BWD_ROWS / a->G > 0 ? BWD_ROWS / a->G : 1;
   p.rows = least(p.step, a->T);
   /* Two neighbouring windows hold more than p.rows rows where steps do not line up. */
-  p.windows = (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
+  p.windows =
+      (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
   if (p.windows < 1) p.windows = 1;
-  const int64_t items = p.rows * a->N / p.length; /* whole ones; lists with extra sums have at least CHAIN */
+  /* whole ones; lists with extra sums have at least CHAIN */
+  const int64_t items = p.rows * a->N / p.length;
   p.cap = items + slots;
   p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
-  const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float), parts = p.rows * place,
-                heads = BWD_TOGETHER / (sums > parts ? sums : parts);
+  const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float),
+                parts = p.rows * place, heads = BWD_TOGETHER / (sums > parts ? sums : parts);
   p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
@@ -186,9 +192,10 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   rgk_select plan = bwd_plan(a, &w), *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
-    RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
-                   rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE), 1, 1,
-                   RGK_SELECT_REDUCE, 0));
+    RGI_TRY(
+        launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+               rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE),
+               1, 1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
   const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_bwd_groups(a->D, a->E));
@@ -200,10 +207,11 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
       RGI_TRY(launch(p, x, rgk_select_bwd_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
       RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), p->cap, p->parts, heads, threads,
                      rgk_select_shared_bwd(a->D, a->E)));
-      const int64_t blocks = a->dq.data ? rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE) : 0;
+      const int64_t blocks =
+          a->dq.data ? rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE) : 0;
       if (p->key_blocks + blocks > 0)
-        RGI_TRY(
-            launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1, RGK_SELECT_REDUCE, 0));
+        RGI_TRY(launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1,
+                       RGK_SELECT_REDUCE, 0));
     }
   }
   return RG_OK;

@@ -31,21 +31,23 @@ class Text(Structure):
 
 
 class TensorInfo(Structure):
-    _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int), ("alignment", c_int), ("dim", c_int64 * 8),
-                ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
+    _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int),
+                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64),
+                ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
 
 
 class Options(Structure):
-    """Opens with its size: members that the library has and this file lacks then keep their defaults."""
+    """Opens with its size: members that the library has and this file lacks keep their defaults."""
 
     def __init__(self, **values):
         super().__init__(size=ctypes.sizeof(self), **values)
 
 
 class PlanOptions(Options):
-    _fields_ = [("size", c_size_t), ("set", POINTER(Binding)), ("nset", c_size_t), ("device", c_char_p), ("profile_path", c_char_p),
-                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
-                ("no_lanes", c_bool), ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
+    _fields_ = [("size", c_size_t), ("set", POINTER(Binding)), ("nset", c_size_t),
+                ("device", c_char_p), ("profile_path", c_char_p), ("threads", c_int),
+                ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool), ("no_lanes", c_bool),
+                ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
 
 
 class Sizes(Structure):
@@ -124,7 +126,8 @@ def _candidates():
     name = f"libregraph.so.{VERSION}"
     beside = PACKAGE.glob(f"lib*/{name}")  # in a wheel
     checkout = PACKAGE.parent.parent / "build" / name
-    return [*map(str, beside), *([str(checkout)] if checkout.exists() else []), name, "libregraph.so"]
+    here = [str(path) for path in (*beside, checkout) if path.exists()]
+    return [*here, name, "libregraph.so"]
 
 
 def _load():

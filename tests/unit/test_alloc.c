@@ -22,7 +22,8 @@ static void fail_free(void *user, void *ptr) {
 }
 
 /* The whole chain, stopping at the first failure. */
-static rg_status chain(failing *f, const char *spec_text, const char *policy_text, int64_t T, rg_error *e) {
+static rg_status chain(failing *f, const char *spec_text, const char *policy_text, int64_t T,
+                       rg_error *e) {
   rg_allocator host = {fail_alloc, fail_free, f};
   rg_context *ctx = (rg_context *)f; /* wrong on purpose: a failure must set NULL */
   rg_spec *spec = NULL;
@@ -35,9 +36,11 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   rg_session_options so = {.arena = &host};
   rg_status status = rg_context_create(&host, &ctx, e);
   if (status) cr_assert_null(ctx);
-  if (!status && (status = rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", NULL, 0, &spec, e)))
+  if (!status &&
+      (status = rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", NULL, 0, &spec, e)))
     cr_assert_null(spec);
-  if (!status && (status = rg_policy_load_text(ctx, policy_text, strlen(policy_text), "policy", &policy, e)))
+  if (!status &&
+      (status = rg_policy_load_text(ctx, policy_text, strlen(policy_text), "policy", &policy, e)))
     cr_assert_null(policy);
   if (!status) status = rg_check(spec, policy, e);
   if (!status && (status = rg_plan_create(spec, policy, &o, &plan, e))) cr_assert_null(plan);
@@ -57,7 +60,8 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
 }
 
 /* A spec by calls, written and loaded again. */
-static rg_status build(failing *f, const char *ignored, const char *policy, int64_t T, rg_error *e) {
+static rg_status build(failing *f, const char *ignored, const char *policy, int64_t T,
+                       rg_error *e) {
   (void)ignored, (void)policy, (void)T;
   rg_allocator host = {fail_alloc, fail_free, f};
   rg_context *ctx = NULL;
@@ -83,7 +87,8 @@ static rg_status build(failing *f, const char *ignored, const char *policy, int6
     rg_builder_destroy(b);
   }
   if (!status && (status = rg_spec_write(spec[0], "json", &text, e))) cr_assert_null(text.data);
-  if (!status && (status = rg_spec_load_text(ctx, text.data, text.size, "written", NULL, 0, &spec[1], e)))
+  if (!status &&
+      (status = rg_spec_load_text(ctx, text.data, text.size, "written", NULL, 0, &spec[1], e)))
     cr_assert_null(spec[1]);
   rg_text_destroy(&text);
   rg_spec_destroy(spec[1]);
@@ -112,7 +117,8 @@ static void every_failure_of(chain_fn *chain, const char *policy, int64_t T) {
     status = chain(&f, text, policy, T, &e);
     cr_assert_eq(f.live, 0, "allocation %ld of %ld failed: %ld blocks leaked", n, total, f.live);
     if (f.count >= n)
-      cr_assert_eq(status, RG_E_NOMEM, "allocation %ld failed: %s %s", n, rg_status_name(status), e.message);
+      cr_assert_eq(status, RG_E_NOMEM, "allocation %ld failed: %s %s", n, rg_status_name(status),
+                   e.message);
     cr_assert_eq(e.status, status);
   }
   cr_assert_eq(status, RG_OK, "still failing after %ld allocations", n);
@@ -129,13 +135,15 @@ Test(alloc, keep_everything) {
   every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);
 }
 Test(alloc, recompute_and_split) {
-  every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }",
-                96);
+  every_failure(
+      "{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }",
+      96);
 }
 /* Here the greedy packing is not optimal, so the exact search allocates as well. */
 Test(alloc, exact_packing) {
   every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"cmp_o\"] }", 300);
 }
 Test(alloc, budget) {
-  every_failure("{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"150KiB\", \"of\": \"saved\" } }", 300);
+  every_failure(
+      "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"150KiB\", \"of\": \"saved\" } }", 300);
 }

@@ -1,9 +1,10 @@
-/* tests/unit/test_build.c: specs built by calls are the specs that JSON text gives: the same plans, byte
- * for byte, the same errors, word for word; and what a spec writes as JSON loads to the same again.
- *
- * `rebuild` turns any document into builder calls, where they can say it. Errors of the builder's own
- * stand in tests/golden/build.txt; with RG_GOLDEN_UPDATE set that file is rewritten, and the test still
- * fails.
+/* tests/unit/test_build.c: specs built by calls are the specs that JSON text gives: the same plans,
+   byte for byte, the same errors, word for word; and what a spec writes as JSON loads to the same
+   again.
+
+   `rebuild` turns any document into builder calls, where they can say it. Errors of the builder's
+   own stand in tests/golden/build.txt; with RG_GOLDEN_UPDATE set that file is rewritten, and the
+   test still fails.
  */
 #include "graph/json.h"
 #include "run_util.h"
@@ -75,7 +76,8 @@ static bool short_list(const rgi_json *v, char *text) {
 
 static bool short_ports(const rgi_json *v, char *text) {
   text[0] = 0;
-  if (v && (v->type != RGI_JSON_OBJECT || v->n == 0)) return false; /* {} is pointed into, nothing is not */
+  /* {} is pointed into, nothing is not */
+  if (v && (v->type != RGI_JSON_OBJECT || v->n == 0)) return false;
   for (int i = 0; v && i < v->n; i++) {
     const rgi_json key = {.type = RGI_JSON_STRING, .text = v->key[i]}, *to = &v->item[i];
     const int n = to->type == RGI_JSON_ARRAY ? to->n : 1;
@@ -84,7 +86,8 @@ static bool short_ports(const rgi_json *v, char *text) {
     if (!add_short(text, " ", &key, "=+ \t\r\n")) return false;
     for (int k = 0; k < n; k++) {
       const rgi_json *one = to->type == RGI_JSON_ARRAY ? &to->item[k] : to;
-      if (one->type != RGI_JSON_STRING || !add_short(text, k ? "+" : "=", one, "=+ \t\r\n")) return false;
+      if (one->type != RGI_JSON_STRING || !add_short(text, k ? "+" : "=", one, "=+ \t\r\n"))
+        return false;
     }
   }
   return true;
@@ -135,8 +138,10 @@ static bool rebuild_node(rg_builder *b, const rgi_json *v) {
   const char *name = string_in(v, "name"), *op = string_in(v, "op");
   if (!name || !op || !only(v, " name op in out attrs ")) return false;
   const rgi_json *attrs = rgi_json_get(v, "attrs");
-  if (attrs && (attrs->type != RGI_JSON_OBJECT || attrs->n > MOST_ATTRS || attrs->n == 0)) return false;
-  if (!short_ports(rgi_json_get(v, "in"), in) || !short_ports(rgi_json_get(v, "out"), out)) return false;
+  if (attrs && (attrs->type != RGI_JSON_OBJECT || attrs->n > MOST_ATTRS || attrs->n == 0))
+    return false;
+  if (!short_ports(rgi_json_get(v, "in"), in) || !short_ports(rgi_json_get(v, "out"), out))
+    return false;
   for (int i = 0; attrs && i < attrs->n; i++)
     if (!item_of(attrs->key[i], &attrs->item[i], text[i], &item[i])) return false;
   rg_build_node(b, name, op, in, out, item, attrs ? (size_t)attrs->n : 0);
@@ -147,7 +152,8 @@ static bool rebuild_node(rg_builder *b, const rgi_json *v) {
 static rg_builder *rebuild(const rgi_json *root) {
   rg_builder *b;
   rg_error e = {0};
-  bool good = root->type == RGI_JSON_OBJECT && only(root, " regraph name params inputs nodes outputs ");
+  bool good =
+      root->type == RGI_JSON_OBJECT && only(root, " regraph name params inputs nodes outputs ");
   const rgi_json *part[4] = {NULL};
   static const char *const key[] = {"params", "inputs", "nodes", "outputs"};
   for (int i = 0; i < 4 && good; i++) {
@@ -163,7 +169,8 @@ static rg_builder *rebuild(const rgi_json *root) {
     good = item_of(part[0]->key[i], &part[0]->item[i], text, &item);
     if (good) rg_build_param(b, item);
   }
-  for (int i = 0; i < part[1]->n && good; i++) good = rebuild_input(b, part[1]->key[i], &part[1]->item[i]);
+  for (int i = 0; i < part[1]->n && good; i++)
+    good = rebuild_input(b, part[1]->key[i], &part[1]->item[i]);
   for (int i = 0; i < part[2]->n && good; i++) good = rebuild_node(b, &part[2]->item[i]);
   for (int i = 0; i < part[3]->n && good; i++) {
     good = part[3]->item[i].type == RGI_JSON_STRING;
@@ -211,7 +218,9 @@ Test(build, every_example_gives_the_same_plan, .init = setup, .fini = teardown) 
     CR_OK(rg_build_spec(b, NULL, 0, &spec[1], &e), &e);
     rg_builder_destroy(b);
     CR_OK(rg_spec_write(spec[1], "json", &written[1], &e), &e);
-    CR_OK(rg_spec_load_text(ctx, written[1].data, written[1].size, "written", NULL, 0, &spec[2], &e), &e);
+    CR_OK(
+        rg_spec_load_text(ctx, written[1].data, written[1].size, "written", NULL, 0, &spec[2], &e),
+        &e);
     for (int k = 0; k < 3; k += 2) {
       CR_OK(rg_spec_write(spec[k], "json", &written[k], &e), &e);
       cr_assert_str_eq(written[k].data, written[1].data, "%s", path[i]);
@@ -289,9 +298,11 @@ Test(build, golden_errors_come_back_word_for_word, .init = setup, .fini = teardo
     const rgi_json *root = NULL;
     rg_error was = {0}, is = {0};
     rg_spec *spec;
-    rg_builder *b = rgi_json_parse(a, text, strlen(text), &root, NULL) == RG_OK ? rebuild(root) : NULL;
+    rg_builder *b =
+        rgi_json_parse(a, text, strlen(text), &root, NULL) == RG_OK ? rebuild(root) : NULL;
     if (b && rg_spec_load_text(ctx, text, strlen(text), "file", set, nset, &spec, &was) != RG_OK) {
-      cr_assert_eq(rg_build_spec(b, set, nset, &spec, &is), was.status, "%s: %s", path[i], is.message);
+      cr_assert_eq(rg_build_spec(b, set, nset, &spec, &is), was.status, "%s: %s", path[i],
+                   is.message);
       cr_assert_null(spec);
       cr_assert_str_eq(is.message, was.message, "%s", path[i]);
       cr_assert_str_eq(is.pointer, was.pointer, "%s", path[i]);
@@ -436,7 +447,8 @@ static void too_many_nodes(rg_builder *b) {
 }
 static void too_many_inputs(rg_builder *b) {
   char name[16];
-  for (int i = 0; i < 5000; i++) sprintf(name, "i%d", i), rg_build_input(b, name, "T", "f32", RG_GRAD_NONE);
+  for (int i = 0; i < 5000; i++)
+    sprintf(name, "i%d", i), rg_build_input(b, name, "T", "f32", RG_GRAD_NONE);
 }
 static void too_much_text(rg_builder *b) {
   char *text = malloc(3 << 20);
@@ -454,7 +466,7 @@ static void too_much_text_written(rg_builder *b) {
   free(text);
 }
 
-#define CASE(f)                                                                                              \
+#define CASE(f) \
   { #f, f }
 static const struct {
   const char *name;

@@ -1,19 +1,14 @@
-/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from it. Linked
- * with the files of cli/ but main.c. */
+/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from
+ * it. Linked with the files of cli/ but main.c. */
 #include "../../cli/cli.h"
 #include "../../cli/data.h"
 #include "../../cli/npy.h"
-#include "../../cli/save.h"
 #include <criterion/criterion.h>
-#include <dirent.h>
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- .npy headers ---- */
@@ -23,7 +18,8 @@ static rg_status parse_header(const char *text, npy_reader *r) {
   *r = (npy_reader){.path = "a.npy"};
   rg_status s = npy_parse_header(r, text, strlen(text), &e);
   cr_assert_eq(s, e.status, "status and error differ for %s", text);
-  cr_assert(s == RG_OK || (strcmp(e.file, "a.npy") == 0 && e.message[0]), "a bare error for %s", text);
+  cr_assert(s == RG_OK || (strcmp(e.file, "a.npy") == 0 && e.message[0]), "a bare error for %s",
+            text);
   return s;
 }
 
@@ -34,7 +30,11 @@ Test(npy, accepts_what_numpy_writes) {
     int rank;
     int64_t dim[4], elements;
   } good[] = {
-      {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }   \n", RG_F32, 3, {2, 3, 4}, 24},
+      {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }   \n",
+       RG_F32,
+       3,
+       {2, 3, 4},
+       24},
       {"{'descr': '<i4', 'fortran_order': False, 'shape': (5,), }\n", RG_I32, 1, {5}, 5},
       {"{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", RG_F32, 0, {0}, 1},
       {"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 7), }\n", RG_F32, 2, {0, 7}, 0},
@@ -101,7 +101,8 @@ Test(npy, rejects_everything_else) {
   }
 }
 
-/* A prefix of a good header is never good, and never read past its end (sanitizers watch the copy). */
+/* A prefix of a good header is never good, and never read past its end (sanitizers watch the
+ * copy). */
 Test(npy, every_prefix_fails) {
   const char *whole = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
   for (size_t n = 0; n < strlen(whole); n++) {
@@ -217,7 +218,8 @@ Test(npy, damaged_files) {
   cr_assert_eq(open_bytes(&s, good, n + 1), RG_E_SYNTAX);
   good[6] = 3; /* version 3.0 */
   cr_assert_eq(open_bytes(&s, good, n), RG_E_SYNTAX);
-  good[6] = 2; /* version 2.0 has a length of four bytes: those of version 1.0 and two of the text */
+  /* version 2.0 has a length of four bytes: those of version 1.0 and two of the text */
+  good[6] = 2;
   cr_assert_eq(open_bytes(&s, good, n), RG_E_LIMIT);
   unsigned char two[256] = "\x93NUMPY\x02";
   const uint32_t length = 118;
@@ -408,11 +410,11 @@ Test(arguments, land_in_their_fields) {
   cli_args a;
   rg_error e;
   char copy[512];
-  cr_assert_eq(
-      parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json --threads 3 --json "
-            "--grad-out q=dq.npy",
-            &a, &e, copy, sizeof copy),
-      RG_OK, "%s", e.message);
+  cr_assert_eq(parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json "
+                     "--threads 3 --json "
+                     "--grad-out q=dq.npy",
+                     &a, &e, copy, sizeof copy),
+               RG_OK, "%s", e.message);
   cr_assert_str_eq(a.command->name, "run");
   cr_assert_str_eq(a.positional[0], "s.json");
   cr_assert_eq(a.set.n, 2);
@@ -424,7 +426,9 @@ Test(arguments, land_in_their_fields) {
   cr_assert(a.json && !a.backward);
   cr_assert_str_eq(a.device, "cpu");
   cli_args_free(&a);
-  cr_assert_eq(parse("pack f.csv --capacity 3MiB --limit 0.5 --out=o.csv", &a, &e, copy, sizeof copy), RG_OK);
+  cr_assert_eq(
+      parse("pack f.csv --capacity 3MiB --limit 0.5 --out=o.csv", &a, &e, copy, sizeof copy),
+      RG_OK);
   cr_assert_eq(a.capacity, 3 << 20);
   static const struct {
     const char *line;
@@ -437,7 +441,8 @@ Test(arguments, land_in_their_fields) {
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     cli_args z;
     char text[64];
-    cr_assert_eq(parse(sizes[i].line, &z, &e, text, sizeof text), RG_OK, "%s: %s", sizes[i].line, e.message);
+    cr_assert_eq(parse(sizes[i].line, &z, &e, text, sizeof text), RG_OK, "%s: %s", sizes[i].line,
+                 e.message);
     cr_assert_eq(z.capacity, sizes[i].bytes, "%s", sizes[i].line);
     cli_args_free(&z);
   }
@@ -528,7 +533,8 @@ Test(table, is_sound) {
     cr_assert_eq(f->arg == NULL, f->kind == CLI_SWITCH, "%s", f->name);
     cr_assert_eq(f->commands >> cli_ncommand, 0, "%s belongs to no such command", f->name);
     for (int j = 0; j < i; j++)
-      cr_assert(strcmp(f->name, cli_flags[j].name) != 0 || (f->commands & cli_flags[j].commands) == 0,
+      cr_assert(strcmp(f->name, cli_flags[j].name) != 0 ||
+                    (f->commands & cli_flags[j].commands) == 0,
                 "%s stands twice", f->name);
   }
   for (int i = 0; i < cli_ncommand; i++) {
@@ -562,8 +568,8 @@ Test(table, reaches_help_man_and_completion) {
     cr_assert(strstr(bash, entry));
   }
   for (const char *line = help; *line; line += strcspn(line, "\n") + 1)
-    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s", (int)strcspn(line, "\n"),
-              line);
+    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s",
+              (int)strcspn(line, "\n"), line);
   free(help);
   free(man);
   free(bash);
@@ -592,223 +598,5 @@ Test(text, files) {
   cr_assert(stat(s.path, &st) == 0 && st.st_size == 5);
   cr_assert_eq(cli_write_file(&c, "/nowhere/x", "hello", 5), RG_E_IO);
   cr_assert(c.write_failed);
-  end(&s);
-}
-
-/* ---- files are written whole or not at all ---- */
-
-static char *contents(const char *path) {
-  static char text[64];
-  FILE *f = fopen(path, "rb");
-  if (!f) return NULL;
-  text[fread(text, 1, sizeof text - 1, f)] = 0;
-  fclose(f);
-  return text;
-}
-
-static int entries(const char *dir) {
-  int n = 0;
-  DIR *d = opendir(dir);
-  cr_assert(d);
-  for (struct dirent *x; (x = readdir(d));) n += strcmp(x->d_name, ".") != 0 && strcmp(x->d_name, "..") != 0;
-  closedir(d);
-  return n;
-}
-
-static rg_status save_text(const char *path, const char *text) {
-  cli c = {0};
-  rg_status s = cli_write_file(&c, path, text, strlen(text));
-  cr_assert_eq(c.write_failed, s != RG_OK);
-  cr_assert_eq(c.error.status, s);
-  return s;
-}
-
-Test(save, the_earlier_file_stays_until_the_new_one_is_there) {
-  scratch s = begin();
-  rg_error e = {0};
-  put(&s, "old", 3);
-  FILE *f = cli_save_begin(s.path, &e);
-  cr_assert(f, "%s", e.message);
-  fputs("new", f);
-  fflush(f);
-  cr_assert_str_eq(contents(s.path), "old");
-  cr_assert_eq(entries(s.dir), 2);
-  cr_assert_eq(cli_save_end(f, true, s.path, &e), RG_OK, "%s", e.message);
-  cr_assert_str_eq(contents(s.path), "new");
-  cr_assert_eq(entries(s.dir), 1);
-
-  f = cli_save_begin(s.path, &e);
-  fputs("half", f);
-  errno = ENOSPC;
-  cr_assert_eq(cli_save_end(f, false, s.path, &e), RG_E_IO);
-  cr_assert(strstr(e.message, strerror(ENOSPC)), "%s", e.message);
-  cr_assert_str_eq(e.file, s.path);
-  cr_assert_str_eq(contents(s.path), "new");
-  cr_assert_eq(entries(s.dir), 1);
-  end(&s);
-}
-
-Test(save, a_size_limit_leaves_the_earlier_file) {
-  scratch s = begin();
-  rg_error e = {0};
-  float x[4096] = {0};
-  const int64_t dim[1] = {4096};
-  struct rlimit limit;
-  put(&s, "old", 3);
-  signal(SIGXFSZ, SIG_IGN); /* as main does */
-  getrlimit(RLIMIT_FSIZE, &limit);
-  setrlimit(RLIMIT_FSIZE, &(struct rlimit){8192, limit.rlim_max});
-  rg_status status = npy_write(s.path, RG_F32, 1, dim, x, &e);
-  setrlimit(RLIMIT_FSIZE, &limit);
-  cr_assert_eq(status, RG_E_IO);
-  cr_assert(strstr(e.message, strerror(EFBIG)), "%s", e.message);
-  cr_assert_str_eq(contents(s.path), "old");
-  cr_assert_eq(entries(s.dir), 1);
-  end(&s);
-}
-
-static void dies_while_writing(int number, bool ignored) {
-  scratch s = begin();
-  put(&s, "old", 3);
-  pid_t child = fork();
-  if (child == 0) {
-    rg_error e = {0};
-    signal(number, ignored ? SIG_IGN : SIG_DFL);
-    FILE *f = cli_save_begin(s.path, &e);
-    if (!f || fputs("new", f) < 0 || fflush(f) != 0) _exit(3);
-    raise(number);
-    _exit(cli_save_end(f, true, s.path, &e) == RG_OK ? 0 : 4);
-  }
-  int status;
-  cr_assert_eq(waitpid(child, &status, 0), child);
-  if (ignored) {
-    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "signal %d: %d", number, status);
-    cr_assert_str_eq(contents(s.path), "new");
-  } else {
-    cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == number, "signal %d: %d", number, status);
-    cr_assert_str_eq(contents(s.path), "old");
-  }
-  cr_assert_eq(entries(s.dir), 1, "signal %d leaves a temporary file", number);
-  end(&s);
-}
-
-Test(save, signals_leave_no_temporary_file) {
-  static const int number[] = {SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM};
-  for (size_t i = 0; i < sizeof number / sizeof *number; i++)
-    for (int ignored = 0; ignored < 2; ignored++) dies_while_writing(number[i], ignored);
-}
-
-static void (*handler_of(int number))(int) {
-  struct sigaction now;
-  sigaction(number, NULL, &now);
-  return now.sa_handler;
-}
-
-Test(save, signals_are_as_before_afterwards) {
-  scratch s = begin();
-  signal(SIGINT, SIG_IGN);
-  cr_assert_eq(save_text(s.path, "x"), RG_OK);
-  cr_assert_eq(handler_of(SIGINT), SIG_IGN);
-  cr_assert_eq(handler_of(SIGTERM), SIG_DFL);
-  cr_assert_eq(save_text("/nowhere/x", "x"), RG_E_IO);
-  cr_assert_eq(handler_of(SIGTERM), SIG_DFL);
-  end(&s);
-}
-
-static int mode_of(const char *path) {
-  struct stat st;
-  cr_assert_eq(stat(path, &st), 0);
-  return st.st_mode & 07777;
-}
-
-Test(save, permissions) {
-  scratch s = begin();
-  umask(027);
-  cr_assert_eq(save_text(s.path, "x"), RG_OK);
-  cr_assert_eq(mode_of(s.path), 0640);
-  cr_assert_eq(chmod(s.path, 0604), 0);
-  cr_assert_eq(save_text(s.path, "y"), RG_OK);
-  cr_assert_eq(mode_of(s.path), 0604);
-  cr_assert_str_eq(contents(s.path), "y");
-  if (geteuid() != 0) { /* root may write what nobody may */
-    cr_assert_eq(chmod(s.path, 0444), 0);
-    cr_assert_eq(save_text(s.path, "z"), RG_E_IO);
-    cr_assert_str_eq(contents(s.path), "y");
-  }
-  end(&s);
-}
-
-Test(save, links_and_folders) {
-  scratch s = begin();
-  char link[96], chain[96], loop[96], away[96];
-  snprintf(link, sizeof link, "%s/link", s.dir);
-  snprintf(chain, sizeof chain, "%s/chain", s.dir);
-  snprintf(loop, sizeof loop, "%s/loop", s.dir);
-  snprintf(away, sizeof away, "%s/no/such", s.dir);
-  cr_assert_eq(symlink("a.npy", link), 0);
-  cr_assert_eq(symlink(link, chain), 0);
-  cr_assert_eq(symlink("loop", loop), 0);
-  cr_assert_eq(save_text(chain, "first"), RG_OK); /* a.npy is not there yet */
-  cr_assert_str_eq(contents(s.path), "first");
-  cr_assert_eq(save_text(link, "second"), RG_OK);
-  cr_assert_str_eq(contents(s.path), "second");
-  struct stat st;
-  cr_assert(lstat(link, &st) == 0 && S_ISLNK(st.st_mode), "the link stays one");
-  cr_assert(lstat(chain, &st) == 0 && S_ISLNK(st.st_mode));
-  static const char *const none[] = {"", "/nowhere/x"};
-  const char *bad[] = {none[0], none[1], loop, s.dir, away};
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    cr_assert(cli_save_obstacle(bad[i]), "%s", bad[i]);
-    cr_assert_eq(save_text(bad[i], "x"), RG_E_IO, "%s", bad[i]);
-  }
-  cr_assert_eq(entries(s.dir), 4);
-  cr_assert_null(cli_save_obstacle(s.path));
-  unlink(link);
-  unlink(chain);
-  unlink(loop);
-  end(&s);
-}
-
-Test(save, devices_pipes_and_descriptors_as_they_are) {
-  scratch s = begin();
-  cr_assert_eq(save_text("/dev/null", "x"), RG_OK);
-  struct stat st;
-  cr_assert(stat("/dev/null", &st) == 0 && S_ISCHR(st.st_mode));
-  int ends[2];
-  char path[64], got[8] = "";
-  cr_assert_eq(pipe(ends), 0);
-  snprintf(path, sizeof path, "/dev/fd/%d", ends[1]);
-  cr_assert_null(cli_save_obstacle(path));
-  cr_assert_eq(save_text(path, "piped"), RG_OK);
-  cr_assert_eq(read(ends[0], got, sizeof got - 1), 5);
-  cr_assert_str_eq(got, "piped");
-  put(&s, "old", 3);
-  FILE *f = fopen(s.path, "r+b"); /* whoever holds the descriptor sees what is written to it */
-  snprintf(path, sizeof path, "/dev/fd/%d", fileno(f));
-  cr_assert_eq(save_text(path, "held"), RG_OK);
-  cr_assert_eq(fread(got, 1, sizeof got - 1, f), 4);
-  cr_assert_eq(memcmp(got, "held", 4), 0);
-  fclose(f);
-  cr_assert_eq(entries(s.dir), 1);
-  end(&s);
-}
-
-Test(save, the_same_file) {
-  scratch s = begin();
-  char other[96], dotted[96], link[96];
-  snprintf(other, sizeof other, "%s/b.npy", s.dir);
-  snprintf(dotted, sizeof dotted, "%s/./a.npy", s.dir);
-  snprintf(link, sizeof link, "%s/link", s.dir);
-  cr_assert_eq(symlink("a.npy", link), 0);
-  for (int there = 0; there < 2; there++) {
-    if (there) put(&s, "x", 1);
-    cr_assert(cli_save_same(s.path, s.path));
-    cr_assert(cli_save_same(s.path, dotted));
-    cr_assert(cli_save_same(link, s.path));
-    cr_assert(!cli_save_same(s.path, other));
-  }
-  cr_assert(!cli_save_same("/dev/null", "/dev/null"), "a device takes any number of files");
-  cr_assert(!cli_save_same("/nowhere/x", "/nowhere/x"), "an error of its own");
-  unlink(link);
   end(&s);
 }
