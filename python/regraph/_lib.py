@@ -52,7 +52,11 @@ class PlanOptions(Options):
 
 class Sizes(Structure):
     _fields_ = [(name, c_int64) for name in
-                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak")]
+                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound",
+                 "predicted_peak")]
+
+    def __repr__(self):
+        return f"Sizes(saved={self.saved}, scratch={self.scratch}, bytes)"
 
 
 class SessionOptions(Options):
@@ -89,6 +93,8 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_bind_scratch": [c_void_p, c_void_p],
     "rg_session_set_stream": [c_void_p, c_void_p],
     "rg_session_synchronize": [c_void_p],
+    "rg_session_bind_index": [c_void_p, c_size_t, c_void_p, c_size_t],
+    "rg_session_run": [c_void_p, c_int, POINTER(c_void_p), c_size_t, c_void_p, c_void_p],
     "rg_session_forward": [c_void_p],
     "rg_session_backward": [c_void_p],
     "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],

@@ -148,8 +148,8 @@ def test_main_grad():
 
 def test_operators(attend):
     x = [*tensors(tokens=40), starts(0, 17, 40)]
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "q,k,v,gate", "", x, []))
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "", "", [t.detach() for t in x], []))
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "", "", [t.detach() for t in x], []))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
