@@ -412,6 +412,48 @@ _forward.register_autograd(_operator_backward, setup_context=_setup)
 # ---- what users call ----
 
 
+def _refuse(name, tensors):
+    """Says what to do instead where torch would fail inside an operator."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RegraphError("RG_E_USAGE", f"{name}: vmap and torch.func do not go through it; pack a "
+                           "batch along the tokens (regraph.torch.pack) and use torch.autograd")
+    if any(type(tensor).__name__ == "DTensor" for tensor in tensors):
+        raise RegraphError("RG_E_USAGE", f"{name}: the inputs are DTensors; where heads are sharded, "
+                           "call with each .to_local() and this rank's H and KH, and wrap the result "
+                           "with DTensor.from_local")
+
+
+def pack(*tensors, mask=None, heads_first=False):
+    """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns each
+    as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there; None: all of them."""
+    if heads_first:
+        tensors = [tensor.transpose(1, 2) for tensor in tensors]
+    batch, length = tensors[0].shape[:2]
+    flat = [tensor.flatten(0, 1) for tensor in tensors]
+    if mask is None:
+        starts = torch.arange(batch + 1, device=tensors[0].device) * length
+    else:
+        kept = mask.bool()
+        there = kept.flatten().nonzero().squeeze(1)
+        flat = [tensor.index_select(0, there) for tensor in flat]
+        starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    return *flat, starts.to(torch.int32)
+
+
+def unpack(tensor, like, heads_first=False):
+    """The reverse of `pack` for a result [T, …]: [B, S, …]. `like` is the mask, where there was one, or
+    B; tokens that the mask leaves out are zero."""
+    if isinstance(like, torch.Tensor):
+        there = like.bool().flatten().nonzero().squeeze(1)
+        wide = tensor.new_zeros(like.numel(), *tensor.shape[1:])
+        batch = wide.index_copy(0, there, tensor[: len(there)]).unflatten(0, like.shape)
+    else:
+        batch = tensor.unflatten(0, (like, tensor.shape[0] // like))
+    return batch.transpose(1, 2) if heads_first else batch
+
+
 class Attention:
     """A program as a function of tensors: by position in the order of the spec's inputs, or by name.
 
@@ -457,18 +499,35 @@ class Attention:
             tensors[name] = tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor
         return [tensors[name] for name in program.inputs]
 
+    def _cast(self, tensors):
+        """Under autocast floating inputs are cast: to autocast's type where the type follows the
+        tensors, to the spec's where that names one."""
+        kind = tensors[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            return tensors
+        program, to = self._program, torch.get_autocast_dtype(kind)
+        cast = []
+        for name, tensor in zip(program.inputs, tensors):
+            said = str(program.spec["inputs"][name]["dtype"])
+            said = str(program.params.get(said[1:])) if said.startswith("$") else said
+            dtype = _TORCH.get(said, to)
+            cast.append(tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        return cast
+
     def __call__(self, *args, **named):
         program = self._program
-        tensors = self._arrange(args, named)
+        leaves = self._arrange(args, named)
+        _refuse(program.name, leaves)
+        tensors = self._cast(leaves)
         wanted, accumulated, accumulators = [], [], []
-        for name, tensor in zip(program.inputs, tensors):
+        for name, tensor, leaf in zip(program.inputs, tensors, leaves):
             if not (tensor.requires_grad and torch.is_grad_enabled()):
                 continue
             if name not in program.differentiable:
                 raise RegraphError("RG_E_USAGE", f"{program.name}: the input '{name}' requires a gradient, which the spec "
                                                  'does not ask for; say "grad": true there, or detach it')
             wanted.append(name)
-            main_grad = getattr(tensor, "main_grad", None) if name in program.accumulating else None
+            main_grad = getattr(leaf, "main_grad", None) if name in program.accumulating else None
             if main_grad is not None:
                 if main_grad.dtype != torch.float32 or main_grad.shape != tensor.shape or not main_grad.is_contiguous():
                     raise RegraphError("RG_E_USAGE", f"{program.name}: main_grad of '{name}' is {main_grad.dtype} of shape "
@@ -487,7 +546,7 @@ class Attention:
 
     def plan(self, *args, **named):
         """The core.Plan that a call with these tensors (and their requires_grad) uses: sizes, reports."""
-        tensors = self._arrange(args, named)
+        tensors = self._cast(self._arrange(args, named))
         wanted = [name for name, t in zip(self._program.inputs, tensors) if t.requires_grad and torch.is_grad_enabled()]
         return self._program.variant(",".join(wanted), tensors).plan
 
@@ -521,14 +580,45 @@ def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, no_
 
 
 class Module(torch.nn.Module):
-    """`attention` as a module without parameters."""
+    """`attention` as a module. `parameters` names inputs of the spec that it keeps, as parameters of
+    these names: biases start at 0, other vectors at 1, matrices as torch.nn.Linear's. Calls take the
+    other inputs, by position or by name."""
 
-    def __init__(self, spec, policy=None, **options):
+    def __init__(self, spec, policy=None, *, parameters=(), dtype=None, device=None, **options):
         super().__init__()
         self.attention = attention(spec, policy, **options)
+        program = self.attention._program
+        shapes = {t.name: t.shape for t in core.Spec(program.spec, **program.params).tensors
+                  if t.role == _lib.INPUT}
+        self._biases = {tensor for node in program.spec["nodes"]
+                        for port, tensor in node.get("in", {}).items()
+                        if isinstance(tensor, str) and port in ("b", "bias")}
+        for name in parameters:
+            if name not in shapes or min(shapes[name], default=1) < 0:
+                raise RegraphError(
+                    "RG_E_USAGE", f"{program.name}: the parameter '{name}' is "
+                    f"{'no input' if name not in shapes else 'an input of no fixed shape'}; expected "
+                    f"some of {', '.join(n for n, s in shapes.items() if min(s, default=1) >= 0)}")
+            made = _TORCH.get(program.spec["inputs"][name]["dtype"], dtype)
+            value = torch.empty(shapes[name], dtype=made, device=device)
+            self.register_parameter(name, torch.nn.Parameter(value))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        for name, value in self.named_parameters(recurse=False):
+            if value.dim() > 1:
+                bound = value.shape[-1] ** -0.5
+                torch.nn.init.uniform_(value, -bound, bound)
+            else:
+                torch.nn.init.constant_(value, 0 if name in self._biases else 1)
 
     def forward(self, *args, **named):
-        return self.attention(*args, **named)
+        kept = dict(self.named_parameters(recurse=False))
+        names = [name for name in self.attention._program.inputs if name not in kept]
+        if len(args) > len(names):
+            raise RegraphError("RG_E_USAGE", f"{self.attention._program.name}: {len(args)} tensors; "
+                                             f"expected {', '.join(names)}")
+        return self.attention(**dict(zip(names, args)), **named, **kept)
 
     def extra_repr(self):
         return self.attention.key
