@@ -83,6 +83,8 @@ const cli_command *cli_find_command(const char *name);
 void cli_print_help(FILE *f, const cli_command *command);
 void cli_print_man(FILE *f);
 void cli_print_bash(FILE *f);
+void cli_print_zsh(FILE *f);
+void cli_print_fish(FILE *f);
 
 /* ---- one invocation ---- */
 

@@ -268,16 +268,29 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "  \"regraph\": {\"const\": 1},\n"
       "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
       "  \"doc\": {\"type\": \"string\"},\n"
+      "  \"$schema\": {\"type\": \"string\"},\n"
       "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
       "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
+      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"type\": \"object\", "
+      "\"required\": [\"name\", \"op\"], \"properties\": {\"op\": {\"enum\": [");
   for (int i = 0; i < ctx->nop; i++) {
     if (!public_op(ctx->op[i])) continue;
-    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
+    rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", ctx->op[i]->name);
+    first = false;
+  }
+  add_text(b, "]}}, \"allOf\": ["); /* one op's rules at a time, so that messages are about it */
+  first = true;
+  for (int i = 0; i < ctx->nop; i++) {
+    const char *op = ctx->op[i]->name;
+    if (!public_op(ctx->op[i])) continue;
+    rgi_buf_printf(b,
+                   "%s\n   {\"if\": {\"required\": [\"op\"], \"properties\": {\"op\": "
+                   "{\"const\": \"%s\"}}}, \"then\": {\"$ref\": \"#/$defs/op_%s\"}}",
+                   first ? "" : ",", op, op);
     first = false;
   }
   add_text(
@@ -327,6 +340,7 @@ static void policy_schema(rgi_buf *b) {
       " \"properties\": {\n"
       "  \"regraph_policy\": {\"const\": 1},\n"
       "  \"doc\": {\"type\": \"string\"},\n"
+      "  \"$schema\": {\"type\": \"string\"},\n"
       "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
       "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, "
       "\"items\": "

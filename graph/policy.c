@@ -70,8 +70,8 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_policy", "preset",      "recompute",
-                                     "budget",         "split_heads", "doc"};
+  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget",
+                                     "split_heads",    "doc",    "$schema"};
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
@@ -94,6 +94,8 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   if ((v = rgi_json_get(root, "budget"))) RGI_TRY(read_budget(p, v, e));
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "$schema")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)

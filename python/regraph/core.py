@@ -84,6 +84,18 @@ def read_source(source):
                            text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
 
 
+def read_policy(source):
+    """The same for a policy, which may also be a preset's name or a budget: "all", "6GiB"."""
+    if isinstance(source, str):
+        if source in ("none", "all"):
+            return read_source({"regraph_policy": 1, "preset": source})
+        try:
+            return read_source({"regraph_policy": 1, "budget": {"bytes": parse_size(source)}})
+        except RegraphError:
+            pass
+    return read_source(source)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor that a session binds: what rg_tensor_info says. Extents of -1 are not known yet."""
@@ -137,11 +149,11 @@ class Spec(_Handle):
 
 
 class Policy(_Handle):
-    """What to recompute. `source` is a path, a dict or JSON text."""
+    """What to recompute. `source` is a path, a dict, JSON text, "none", "all" or a budget: "6GiB"."""
 
     def __init__(self, source, context=None):
         self.context = context or default_context()
-        self.text, found = read_source(source)
+        self.text, found = read_policy(source)
         data = self.text.encode(errors="surrogateescape")
         handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(found))
         self._own(handle, _lib.lib.rg_policy_destroy, self.context)

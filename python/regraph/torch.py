@@ -573,7 +573,7 @@ def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, no_
     names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
     `times`). Equal arguments share plans."""
     text, name = core.read_source(spec)
-    policy = core.read_source(policy)[0] if policy is not None else None
+    policy = core.read_policy(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes,
                "no_fuse": no_fuse, "exact": exact}
     return Attention(text, name, policy, eager, options, params)

@@ -210,6 +210,16 @@ class Failures(unittest.TestCase):
         self.assertIn("/nowhere.so", found.stdout)
 
 
+class Policies(unittest.TestCase):
+    def test_by_name_and_by_budget(self):
+        file = nsa(policy=regraph.example("policies/all.json")).plan
+        self.assertEqual(nsa(policy="all").plan.sizes.saved, file.sizes.saved)
+        budget = f"{nsa().plan.sizes.predicted_peak - 1}"
+        self.assertLess(nsa(policy=budget).plan.sizes.predicted_peak, int(budget) + 1)
+        with self.assertRaisesRegex(RegraphError, "nowhere: RG_E_IO"):
+            nsa(policy="nowhere")
+
+
 class Builder(unittest.TestCase):
     def nsa(self):
         g = regraph.Graph("nsa", **NSA, dtype="f32")

@@ -507,7 +507,7 @@ Test(spec, schemas_follow_the_op_table) {
   cr_assert_eq(find(ops, "ops")->n, ctx->nop);
 
   const rgi_json *defs = find(schema, "$defs");
-  const rgi_json *choice = find(find(find(find(schema, "properties"), "nodes"), "items"), "oneOf");
+  const rgi_json *choice = find(find(find(find(schema, "properties"), "nodes"), "items"), "allOf");
   int seen = 0;
   for (int i = 0; i < ctx->nop; i++) {
     const rg_op *op = ctx->op[i];
@@ -535,7 +535,7 @@ Test(spec, schemas_follow_the_op_table) {
 
   cr_assert_eq(rg_describe(ctx, "schema-policy", &text, NULL), RG_OK);
   cr_assert_eq(rgi_json_parse(a, text.data, text.size, &schema, NULL), RG_OK);
-  cr_assert_eq(find(schema, "properties")->n, 6);
+  cr_assert_eq(find(schema, "properties")->n, 7);
   rg_text_destroy(&text);
   cr_assert_eq(rg_describe(ctx, "ops", &text, NULL), RG_OK);
   cr_assert(strstr(text.data, "\ncompress_kv: "));
