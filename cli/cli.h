@@ -93,8 +93,9 @@ typedef struct cli {
   rg_error error;
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
   bool progress_shown;
-  double progress_at; /* when it was last drawn */
-  char shown[1024];   /* the first argument, fit to be printed */
+  double progress_at, progress_from; /* when it was last drawn, and when its stage began */
+  char progress_stage[64];
+  char shown[1024]; /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
   rg_policy *policy;

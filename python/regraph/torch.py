@@ -165,6 +165,11 @@ class Program:
         """Type and shape of each output but for its rows, for inputs of the tensors' types."""
         return [(dtype, shape[1:]) for dtype, shape in self._outputs(self._bound[0], tensors)]
 
+    def dtype_of(self, name):
+        """The type that the spec or the caller names for an input; None: it follows the tensor."""
+        said = str(self.spec["inputs"][name]["dtype"])
+        return self.params.get(said[1:]) if said.startswith("$") else said
+
     def _params(self, tensors):
         """The parameters, with those that the tensors say and the caller did not."""
         params = dict(self.params)
@@ -508,9 +513,7 @@ class Attention:
         program, to = self._program, torch.get_autocast_dtype(kind)
         cast = []
         for name, tensor in zip(program.inputs, tensors):
-            said = str(program.spec["inputs"][name]["dtype"])
-            said = str(program.params.get(said[1:])) if said.startswith("$") else said
-            dtype = _TORCH.get(said, to)
+            dtype = _TORCH.get(program.dtype_of(name), to)
             cast.append(tensor.to(dtype) if tensor.is_floating_point() else tensor)
         return cast
 
@@ -582,10 +585,13 @@ def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, no_
 class Module(torch.nn.Module):
     """`attention` as a module. `parameters` names inputs of the spec that it keeps, as parameters of
     these names: biases start at 0, other vectors at 1, matrices as torch.nn.Linear's. Calls take the
-    other inputs, by position or by name."""
+    other inputs, by position or by name. `dtype` is the spec's parameter of that name, also as torch
+    says it; where it is not given, parameters have torch's default type."""
 
     def __init__(self, spec, policy=None, *, parameters=(), dtype=None, device=None, **options):
         super().__init__()
+        if dtype is not None:
+            options["dtype"] = _NAMES.get(dtype, dtype)
         self.attention = attention(spec, policy, **options)
         program = self.attention._program
         shapes = {t.name: t.shape for t in core.Spec(program.spec, **program.params).tensors
@@ -599,8 +605,8 @@ class Module(torch.nn.Module):
                     "RG_E_USAGE", f"{program.name}: the parameter '{name}' is "
                     f"{'no input' if name not in shapes else 'an input of no fixed shape'}; expected "
                     f"some of {', '.join(n for n, s in shapes.items() if min(s, default=1) >= 0)}")
-            made = _TORCH.get(program.spec["inputs"][name]["dtype"], dtype)
-            value = torch.empty(shapes[name], dtype=made, device=device)
+            said = program.dtype_of(name)
+            value = torch.empty(shapes[name], dtype=_TORCH.get(said), device=device)
             self.register_parameter(name, torch.nn.Parameter(value))
         self.reset_parameters()
 

@@ -262,6 +262,22 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
+def test_two_ranks_train_as_one():
+    import os
+    import socket
+    import subprocess
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ddp.py"))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
+             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+             "OMP_NUM_THREADS": "1"}) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+
 def test_pack():
     g = torch.Generator().manual_seed(1)
     q = torch.randn(3, 4, 50, 16, generator=g)  # as Hugging Face has it
