@@ -37,16 +37,18 @@ static rg_status read_spec(cli *c) {
   size_t size = 0, room = 1 << 16;
   const size_t most = (16u << 20) + 1;
   char *text = malloc(room);
-  while (text && !feof(stdin) && !ferror(stdin) && size < most) {
+  if (!text) return cli_nomem(&c->error);
+  while (!feof(stdin) && !ferror(stdin) && size < most) {
     if (size == room) {
       char *more = realloc(text, room *= 2);
-      if (!more) free(text);
+      if (!more) {
+        free(text);
+        return cli_nomem(&c->error);
+      }
       text = more;
-      if (!text) break;
     }
     size += fread(text + size, 1, room - size, stdin);
   }
-  if (!text) return cli_nomem(&c->error);
   rg_status s = ferror(stdin) ? cli_fail(&c->error, RG_E_IO, "standard input", "can't be read")
                               : rg_spec_load_text(c->ctx, text, size, "standard input", c->set,
                                                   c->nset, &c->spec, &c->error);
