@@ -133,6 +133,7 @@ class Program:
         self.differentiable = frozenset(name for name in self.inputs if grads[name])
         self.accumulating = frozenset(name for name in self.inputs if grads[name] == "accumulate")
         self._variants, self._lock = OrderedDict(), threading.Lock()
+        self._asked = {}  # shapes as given → the key of their variant
         self.exact = self.options.pop("exact", False) or not self._counts_rows()
 
     def _counts_rows(self):
@@ -190,7 +191,14 @@ class Program:
     def variant(self, wanted, tensors):
         """The plan for these inputs with gradients of the inputs in `wanted` ("q,k,v"); tensors may be fake."""
         device = tensors[0].device
-        given = tuple(tuple(int(extent) for extent in tensor.shape) for tensor in tensors)
+        given = tuple([tuple(map(int, tensor.shape)) for tensor in tensors])
+        threads = torch.get_num_threads() if device.type == "cpu" else 0
+        asked = (wanted, device, given, tuple([tensor.dtype for tensor in tensors]), threads)
+        with self._lock:
+            if asked in self._asked:
+                key = self._asked[asked]
+                self._variants.move_to_end(key)
+                return self._variants[key]
         for name, shape in zip(self.inputs, given):
             entry = self.spec["inputs"][name]["shape"]
             if len(shape) != len(entry):
@@ -199,8 +207,7 @@ class Program:
                     f"expected {len(entry)} [{', '.join(map(str, entry))}]; regraph.torch.pack makes "
                     "packed tensors and cu_seqlens of batches")
         shapes = self.capacities(given)
-        threads = torch.get_num_threads() if device.type == "cpu" else 0
-        key = (wanted, device, shapes, tuple(tensor.dtype for tensor in tensors), threads)
+        key = (wanted, device, shapes, asked[3], threads)
         with self._lock:
             if key in self._variants:
                 self._variants.move_to_end(key)
@@ -209,7 +216,10 @@ class Program:
                 for old in list(self._variants) if len(self._variants) > VARIANTS else ():
                     if not self._variants[old].captured:
                         del self._variants[old]
+                        self._asked.clear()
                         break
+            if len(self._asked) < 16 * VARIANTS:
+                self._asked[asked] = key
             return self._variants[key]
 
     def _make(self, wanted, device, shapes, tensors, threads):
