@@ -91,8 +91,8 @@ MISTAKES = [
      "<dict>:/recompute/0: RG_E_POLICY: the spec has no node 'swa' (known: compress_kv, "
      "cmp_o, topk, slc_o, swa_o, combine)"),
     ("a budget too small", lambda: plan(policy="1KiB", T=64, B=1, threads=1),
-     "<dict>:/budget/bytes: RG_E_INFEASIBLE: no choice of recomputed nodes fits 1.00 KiB of "
-     "peak memory; the least any reaches is 10.0 KiB (10248 bytes)"),
+     "1KiB: RG_E_INFEASIBLE: no choice of recomputed nodes fits 1.00 KiB of peak memory; the least "
+     "any reaches is 313.5 KiB (321024 bytes)"),
     ("an array left out", lambda: session().forward(),
      "RG_E_USAGE: the input 'q' is missing; expected shape (64, 2, 8)"),
     ("an array of another shape", lambda: feed(q=np.ones((64, 2, 16), np.float32)),
