@@ -14,6 +14,8 @@ typedef struct builder {
   rgi_graph *g;
   rgi_scope scope;
   rgi_names tensors, nodes;
+  int32_t lengths[2]; /* the first lengths tensors of the spec … */
+  int nlengths;       /* … of how many; one alone is read wherever a node names none */
   rg_error *e;
 } builder;
 
@@ -293,7 +295,7 @@ static rg_status missing_inputs(builder *b, const rg_op *op, const int *count, c
   int n = 0;
   size_t at = 0;
   for (int p = 0; p < op->nin; p++) {
-    if (count[p] || op->in[p].flags & RG_PORT_OPTIONAL) continue;
+    if (count[p] || op->in[p].flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS)) continue;
     if (at < sizeof names)
       at +=
           (size_t)snprintf(names + at, sizeof names - at, "%s'%s'", n ? ", " : "", op->in[p].name);
@@ -338,6 +340,10 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
         RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
       count[p] =
           port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
+      continue;
+    }
+    if (port == op->in && port[p].flags & RG_PORT_SEQLENS) {
+      count[p] = 1; /* connect knows what the spec's lengths are */
       continue;
     }
     if (port == op->in) return missing_inputs(b, op, count, where, node);
@@ -443,14 +449,83 @@ static rg_status add_node(builder *b, int i) {
   return RG_OK;
 }
 
+/* ---- the lengths that nodes need not name ---- */
+
+enum { LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS };
+
+static void add_lengths(builder *b, int32_t t) {
+  for (int i = 0; i < b->nlengths && i < 2; i++)
+    if (b->lengths[i] == t) return;
+  if (b->nlengths < 2) b->lengths[b->nlengths] = t;
+  b->nlengths++;
+}
+
+/* A spec's lengths tensors: what it names on ports for them, and int32 inputs of one axis that
+ * nothing else reads. */
+static rg_status find_lengths(builder *b) {
+  rgi_graph *g = b->g;
+  const rgi_json *outputs = b->spec->outputs;
+  bool *read = rgi_alloc_n(g->arena, (size_t)g->ntensor, sizeof *read);
+  if (!read) return rgi_nomem(b->e);
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_json *in = rgi_json_get(&b->spec->nodes->item[g->node[n].origin], "in");
+    for (int k = 0; in && k < in->n; k++) {
+      const int p = rgi_in_port(g->node[n].op, in->key[k]);
+      for (int i = 0; i < listed(&in->item[k]); i++) {
+        const rgi_json *name = element(&in->item[k], i);
+        const int32_t t =
+            name->type == RGI_JSON_STRING ? rgi_names_get(&b->tensors, name->text) : -1;
+        if (t < 0 || p < 0) continue;
+        if (g->node[n].op->in[p].flags & LENGTH_PORTS) add_lengths(b, t);
+        read[t] = true;
+      }
+    }
+  }
+  for (int i = 0; i < outputs->n; i++) {
+    const rgi_json *name = &outputs->item[i];
+    const int32_t t = name->type == RGI_JSON_STRING ? rgi_names_get(&b->tensors, name->text) : -1;
+    if (t >= 0) read[t] = true;
+  }
+  for (int i = 0; i < g->ninput; i++) {
+    const int32_t t = g->input[i].tensor;
+    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1) add_lengths(b, t);
+  }
+  return RG_OK;
+}
+
+/* The spec's one lengths tensor for a port that must have it and names none. */
+static rg_status fill_lengths(builder *b, const rg_op *op, const rg_port *port, const char *where,
+                              const char *node, int32_t *out) {
+  const rgi_tensor *tensor = b->g->tensor;
+  if (b->nlengths == 1) {
+    *out = b->lengths[0];
+    return RG_OK;
+  }
+  if (b->nlengths == 0)
+    return rgi_fail(b->e, RG_E_KEY, where, node,
+                    "%s needs sequence starts on port '%s', and the spec has none; an input "
+                    "\"%s\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"} serves all nodes",
+                    op->name, port->name, port->name);
+  return rgi_fail(b->e, RG_E_KEY, where, node,
+                  "%s needs an input on port '%s': %s. The spec has several ('%s', '%s'%s), so "
+                  "name the one that is meant",
+                  op->name, port->name, port->doc ? port->doc : "sequence starts",
+                  tensor[b->lengths[0]].name, tensor[b->lengths[1]].name,
+                  b->nlengths > 2 ? ", …" : "");
+}
+
 static rg_status connect(builder *b, int n) {
   rgi_node *node = &b->g->node[n];
   const rgi_json *in = rgi_json_get(&b->spec->nodes->item[n], "in");
   rgi_pointer at, port_at, p;
   rgi_pointer_key(&p, b->g->origin[n].pointer, "in");
   at = p;
-  for (int port = 0; in && port < node->op->nin; port++) {
-    const rgi_json *v = rgi_json_get(in, node->op->in[port].name);
+  for (int port = 0; port < node->op->nin; port++) {
+    const rgi_json *v = in ? rgi_json_get(in, node->op->in[port].name) : NULL;
+    const uint32_t flags = node->op->in[port].flags;
+    if (!v && (flags & (RG_PORT_SEQLENS | RG_PORT_OPTIONAL)) == RG_PORT_SEQLENS)
+      RGI_TRY(fill_lengths(b, node->op, &node->op->in[port], in ? at.text : b->g->origin[n].pointer,
+                           node->name, &node->in[node->in_begin[port]]));
     for (int k = 0; v && k < listed(v); k++) {
       rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
       if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
@@ -472,6 +547,7 @@ static rg_status add_nodes(builder *b) {
     RGI_TRY(add_node(b, i));
     g->norigin = i + 1;
   }
+  RGI_TRY(find_lengths(b));
   for (int i = 0; i < nodes->n; i++) RGI_TRY(connect(b, i));
   RGI_TRY(rgi_sort_nodes(g, b->e));
   for (int n = 0; n < g->nnode; n++)

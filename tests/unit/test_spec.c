@@ -323,6 +323,62 @@ Test(spec, fills_in_lengths) {
   rg_context_destroy(ctx);
 }
 
+/* The one lengths tensor of a spec need not be named at all: not in a file, not in calls, and what
+ * is written back leaves it out as well. */
+Test(spec, one_lengths_tensor_serves_all_nodes) {
+  static const char said[] = ", \"cu_seqlens\": \"cu_seqlens\"";
+  rg_context *ctx = context();
+  rg_text want, got, json;
+  rg_error e = {0};
+  char *text = calloc(1, 1 << 16);
+  FILE *f = fopen(NSA, "rb");
+  cr_assert(f && fread(text, 1, 1 << 16, f) > 0);
+  fclose(f);
+  rg_spec *spec = must_load(ctx, text, NULL, 0);
+  cr_assert_eq(rg_spec_write(spec, "text", &want, &e), RG_OK);
+  rg_spec_destroy(spec);
+  int left_out = 0;
+  for (char *at; (at = strstr(text, said)); left_out++)
+    memmove(at, at + sizeof said - 1, strlen(at + sizeof said - 1) + 1);
+  cr_assert_eq(left_out, 6);
+  for (int again = 0; again < 2; again++) {
+    spec = must_load(ctx, again ? json.data : text, NULL, 0);
+    cr_assert_eq(rg_check(spec, NULL, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(rg_spec_write(spec, "text", &got, &e), RG_OK);
+    cr_assert_str_eq(got.data, want.data);
+    if (!again) cr_assert_eq(rg_spec_write(spec, "json", &json, &e), RG_OK);
+    rg_text_destroy(&got);
+    rg_spec_destroy(spec);
+  }
+  cr_assert_null(strstr(json.data, said));
+  rg_text_destroy(&json);
+  rg_text_destroy(&want);
+  free(text);
+
+  rg_builder *b;
+  rg_binding set[] = {{"T", 8, NULL}, {"B", 2, NULL}};
+  const rg_item window = rg_int("window_left", 3);
+  cr_assert_eq(rg_builder_create(ctx, "built", &b, &e), RG_OK);
+  rg_build_input(b, "q", "T,4,16", "f32", RG_GRAD_PLAIN);
+  rg_build_input(b, "starts", "B+1", "i32", RG_GRAD_NONE);
+  rg_build_input(b, "offset", "B", "i32", RG_GRAD_NONE); /* read, but not as lengths */
+  rg_build_node(b, "turn", "rope", "x=q q_offset=offset", "y=r", NULL, 0);
+  rg_build_node(b, "attend", "swa_attn", "q=r k=r v=q", "o=y", &window, 1);
+  rg_build_output(b, "y", NULL);
+  rgi_graph *g;
+  cr_assert_eq(rg_build_spec(b, NULL, 0, &spec, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rgi_spec_elaborate(spec, set, 2, true, &g, &e), RG_OK, "%s", e.message);
+  cr_assert_str_eq(port_tensor(g, "turn", "cu_seqlens"), "starts");
+  cr_assert_str_eq(port_tensor(g, "attend", "cu_seqlens"), "starts");
+  rg_tensor_info info;
+  for (size_t i = 0; rg_spec_tensor(spec, i, &info) == RG_OK; i++)
+    cr_assert_eq(info.seqlens, strcmp(info.name, "starts") == 0);
+  rgi_graph_destroy(g);
+  rg_spec_destroy(spec);
+  rg_builder_destroy(b);
+  rg_context_destroy(ctx);
+}
+
 Test(spec, order_of_nodes_is_free) {
   rg_context *ctx = context();
   const char *node[3] = {
