@@ -683,7 +683,7 @@ rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t 
   rg_status status = rgi_graph_create(spec->ctx, spec->name, &b.g, e);
   if (status == RG_OK) status = build(&b, set, nset, bind_all);
   if (status != RG_OK) {
-    rgi_error_file(e, before, spec->file);
+    rgi_error_place(e, before, &spec->source);
     rgi_graph_destroy(b.g);
     return status;
   }

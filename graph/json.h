@@ -3,7 +3,7 @@
    The only door to jansson. A tree has no reference counts and no hidden state, so many threads may
    read one at once. Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8,
    no NUL, no duplicate keys, integers within int64; keys and elements stand in the file's order.
-   Leaves to others: what the values mean; the file name in an error.
+   Leaves to others: what the values mean; the place of an error (place.c).
  */
 #ifndef RGI_JSON_H
 #define RGI_JSON_H
@@ -87,6 +87,19 @@ rg_status rgi_check_identifier(const char *text, const char *what, const char *p
 /* Names `file` in an error that this call made: `before` is what the error's
  * status was when the call began. */
 void rgi_error_file(rg_error *e, rg_status before, const char *file);
+
+/* Where a document comes from. */
+typedef struct rgi_source {
+  const char *name; /* the file's, or what stands for it */
+  const char *text; /* as it was parsed; NULL if calls made the document */
+  size_t size;
+} rgi_source;
+/* A copy in `a`; false on NOMEM (place.c). */
+bool rgi_source_copy(rgi_arena *a, const rgi_source *from, rgi_source *out);
+/* As rgi_error_file, and gives line and column of what the error points to (place.c). */
+void rgi_error_place(rg_error *e, rg_status before, const rgi_source *s);
+/* Line and column, from 1 and in characters, of byte `at` (place.c). */
+void rgi_text_place(const char *text, size_t at, int *line, int *column);
 static inline rg_status rgi_error_before(const rg_error *e) {
   return e ? e->status : RG_OK;
 }

@@ -205,8 +205,8 @@ static bool is_word(const char *text) {
   return read_word(&p, text);
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
-                      rg_policy **out, rg_error *e) {
+static rg_status load(const rg_context *ctx, const rgi_source *source, rg_policy **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -215,18 +215,18 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
     rgi_arena_destroy(a);
     return rgi_nomem(e);
   }
-  *p = (rg_policy){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
-  RGI_GOTO(status, p->file ? RG_OK : rgi_nomem(e), fail);
+  *p = (rg_policy){.arena = a, .ctx = ctx};
+  RGI_GOTO(status, rgi_source_copy(a, source, &p->source) ? RG_OK : rgi_nomem(e), fail);
   char word[32] = "";
-  if (size < sizeof word) memcpy(word, text, size);
-  if (size == 0 || strlen(word) != size || !read_word(p, word)) {
-    RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
+  if (source->size < sizeof word) memcpy(word, source->text, source->size);
+  if (source->size == 0 || strlen(word) != source->size || !read_word(p, word)) {
+    RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &root, e), fail);
     RGI_GOTO(status, read_policy(p, root, e), fail);
   }
   *out = p;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, name);
+  rgi_error_place(e, before, source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -237,7 +237,8 @@ rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, co
   if (!ctx || !text || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_policy_load_text needs a context, a text and a place for the policy");
-  return load(ctx, text, size, name ? name : "policy", out, error);
+  const rgi_source source = {name ? name : "policy", text, size};
+  return load(ctx, &source, out, error);
 }
 
 rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error) {
@@ -247,11 +248,15 @@ rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out
   if (!ctx || !path || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_policy_load_file needs a context, a path and a place for the policy");
-  if (is_word(path)) return load(ctx, path, strlen(path), path, out, error);
+  if (is_word(path)) {
+    const rgi_source word = {path, path, strlen(path)};
+    return load(ctx, &word, out, error);
+  }
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
-    status = load(ctx, text, size, path, out, error);
+    const rgi_source source = {path, text, size};
+    status = load(ctx, &source, out, error);
     rgi_free(ctx, text);
   }
   rgi_error_file(error, before, path);
@@ -370,6 +375,6 @@ rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg
     status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
                       "groups of %d do not divide the %lld KV heads", policy->split_heads,
                       (long long)heads);
-  rgi_error_file(e, before, policy->file);
+  rgi_error_place(e, before, &policy->source);
   return status;
 }

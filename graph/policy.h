@@ -3,6 +3,7 @@
 #define RGI_POLICY_H
 
 #include "ir.h"
+#include "json.h"
 
 typedef enum rgi_preset {
   RGI_PRESET_NONE,
@@ -32,7 +33,7 @@ typedef struct rgi_cp_policy {
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;
-  const char *file;
+  rgi_source source;
   rgi_preset preset;
   const char **recompute; /* RGI_PRESET_LIST: spec node names, or patterns */
   const char **pointer;   /* … and where each stands */

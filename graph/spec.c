@@ -11,7 +11,7 @@ const rg_context *rgi_spec_context(const rg_spec *spec) {
   return spec->ctx;
 }
 const char *rgi_spec_file(const rg_spec *spec) {
-  return spec->file;
+  return spec->source.name;
 }
 
 /* ---- loading ---- */
@@ -140,10 +140,9 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
-/* From `text`, or from `tree` where that is given. */
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const rgi_json *tree,
-                      const char *name, const rg_binding *set, size_t nset, rg_spec **out,
-                      rg_error *e) {
+/* From the source's text, or from `tree` where there is none. */
+static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi_json *tree,
+                      const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
   rg_spec *s = a ? rgi_alloc(a, sizeof *s) : NULL;
@@ -151,12 +150,12 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
     rgi_arena_destroy(a);
     return rgi_nomem(e);
   }
-  *s = (rg_spec){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
-  RGI_GOTO(status, s->file ? RG_OK : rgi_nomem(e), fail);
+  *s = (rg_spec){.arena = a, .ctx = ctx};
   if (tree)
     RGI_GOTO(status, rgi_json_copy(a, tree, &s->root, e), fail);
   else
-    RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
+    RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &s->root, e), fail);
+  RGI_GOTO(status, rgi_source_copy(a, source, &s->source) ? RG_OK : rgi_nomem(e), fail);
   RGI_GOTO(status, read_root(s, e), fail);
   RGI_GOTO(status, keep_bindings(s, set, nset, e), fail);
   RGI_GOTO(status, rgi_spec_repeat(s, e), fail);
@@ -166,14 +165,15 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
   *out = s;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, name);
+  rgi_error_place(e, before, source);
   rg_spec_destroy(s);
   return status;
 }
 
 rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
                         const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
-  return load(ctx, NULL, 0, tree, name, set, nset, out, e);
+  const rgi_source source = {.name = name};
+  return load(ctx, &source, tree, set, nset, out, e);
 }
 
 rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
@@ -182,7 +182,8 @@ rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, cons
   if (!ctx || !text || !out || (nset && !set))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_spec_load_text needs a context, a text and a place for the spec");
-  return load(ctx, text, size, NULL, name ? name : "spec", set, nset, out, error);
+  const rgi_source source = {name ? name : "spec", text, size};
+  return load(ctx, &source, NULL, set, nset, out, error);
 }
 
 rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
@@ -196,7 +197,8 @@ rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding 
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
-    status = load(ctx, text, size, NULL, path, set, nset, out, error);
+    const rgi_source source = {path, text, size};
+    status = load(ctx, &source, NULL, set, nset, out, error);
     rgi_free(ctx, text);
   }
   rgi_error_file(error, before, path);
@@ -289,7 +291,7 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   rgi_spec_input_at(spec, (int)(in - spec->inputs->item), &at);
   status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim,
                  solved, capacity, nsolved, a, error);
-  rgi_error_file(error, before, spec->file);
+  rgi_error_place(error, before, &spec->source);
   rgi_arena_destroy(a);
   return status;
 }

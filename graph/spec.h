@@ -18,7 +18,7 @@ typedef struct rgi_repeat {
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
   const rg_context *ctx;
-  const char *file;
+  rgi_source source;
   const char *name;
   const rgi_json *root;
   const rgi_json *params, *inputs, *nodes,

@@ -95,7 +95,7 @@ typedef enum rg_status {
 
 typedef struct rg_error {
   rg_status status;
-  int line, column;  /* of a syntax error, from 1; otherwise 0 */
+  int line, column;  /* of a syntax error or what `pointer` points to, from 1; 0: not known */
   char file[256];    /* file, or "" */
   char pointer[256]; /* JSON pointer into it, or "" */
   char node[128];    /* node concerned, or "" */
@@ -108,8 +108,9 @@ RG_API const char *rg_status_name(rg_status status);
 /* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1
  * other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text);
- * returns what snprintf would. error NULL: as one that holds none. */
+/* Writes "FILE:LINE:COLUMN: POINTER: CODE: sentence", without what is not known (without newline,
+ * and nothing in it but printable text); returns what snprintf would. error NULL: as one that holds
+ * none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
 
 /* ---- text ---------------------------------------------------------------------------------------

@@ -379,6 +379,37 @@ Test(spec, one_lengths_tensor_serves_all_nodes) {
   rg_context_destroy(ctx);
 }
 
+/* What was loaded keeps its places: a plan's error has a line, too. Calls have none. */
+Test(spec, errors_have_lines) {
+  rg_context *ctx = context();
+  rg_plan *plan;
+  static const char *const text = "{\"regraph\": 1,\n \"inputs\": {\"x\": {\"shape\": [\"T\", "
+                                  "\"T-4\"],\n   \"dtype\": \"f32\"}},\n \"nodes\": [],\n "
+                                  "\"outputs\": {\"y\": \"x\"}}";
+  static const rg_binding set[] = {{"T", 3, NULL}};
+  rg_plan_options o = {.set = set, .nset = 1};
+  rg_error e = {0};
+  rg_spec *spec = must_load(ctx, text, NULL, 0);
+  cr_assert_eq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_E_VALUE);
+  cr_assert_str_eq(e.pointer, "/inputs/x/shape/1");
+  cr_assert(e.line == 2 && e.column == 34, "%d:%d", e.line, e.column);
+  rg_spec_destroy(spec);
+  char line[512];
+  rg_error_format(&e, line, sizeof line);
+  cr_assert(strstr(line, "text:2:34: /inputs/x/shape/1: RG_E_VALUE: ") == line, "%s", line);
+
+  rg_builder *b;
+  e = (rg_error){0};
+  cr_assert_eq(rg_builder_create(ctx, "built", &b, &e), RG_OK);
+  rg_build_output(b, "y", "x");
+  cr_assert_eq(rg_build_spec(b, NULL, 0, &spec, &e), RG_E_NAME);
+  cr_assert(e.line == 0 && e.column == 0);
+  rg_error_format(&e, line, sizeof line);
+  cr_assert(strstr(line, "built:/outputs/y: RG_E_NAME: ") == line, "%s", line);
+  rg_builder_destroy(b);
+  rg_context_destroy(ctx);
+}
+
 Test(spec, order_of_nodes_is_free) {
   rg_context *ctx = context();
   const char *node[3] = {
