@@ -165,7 +165,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (o->no_grad)
     for (int i = 0; i < p->graph->ninput; i++) p->graph->input[i].want = RGI_GRAD_NONE;
   RGI_GOTO(status, rgi_verify(p->graph, "load", e), failed);
-  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, e), failed);
+  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, NULL, e), failed);
 
   if (policy && policy->split_heads) {
     report(p, "split", 0);
@@ -341,17 +341,31 @@ static rg_status check_bound(const rg_spec *spec, const rg_policy *policy, rg_er
   return status;
 }
 
-rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+static rg_status check(const rg_spec *spec, const rg_policy *policy, rgi_errors *all,
+                       rg_error *error) {
   if (!spec) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_check needs a spec");
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_verify(spec->graph, "load", error);
-  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, error);
+  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, all, error);
   if (status == RG_OK && spec->graph->bound) {
     status = check_bound(spec, policy, error);
     if (status == RG_E_POLICY && policy) rgi_error_place(error, before, &policy->source);
   }
   rgi_error_place(error, before, &spec->source);
   return status;
+}
+
+rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+  return check(spec, policy, NULL, error);
+}
+
+rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors, size_t most,
+                       size_t *n) {
+  rgi_errors all = {errors, most, 0};
+  rg_error last = {0};
+  if (n) *n = 0;
+  if (!errors || !most || !n) return RG_E_USAGE;
+  return rgi_kept(&all, check(spec, policy, &all, &last), &last, n);
 }
 
 rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,

@@ -104,6 +104,31 @@ static inline rg_status rgi_error_before(const rg_error *e) {
   return e ? e->status : RG_OK;
 }
 
+/* ---- several errors at once (place.c) ----
+ *
+ * A collecting call keeps what rgi_fail puts into its rg_error, makes that one free again, and goes
+ * on with what does not depend on it. A status without an error stands for one that was kept
+ * already, or that only follows from one. */
+
+typedef struct rgi_errors {
+  rg_error *item; /* room for `most` */
+  size_t most, n;
+} rgi_errors;
+/* May the caller go on after `status`? Not if all is NULL, if nothing more fits, or after what no
+ * document is to blame for. Keeps *e, but one error a place. */
+bool rgi_keep(rgi_errors *all, rg_status status, rg_error *e);
+/* The end of a call that collected: *e, if it holds one, is the last; *n how many there are. */
+rg_status rgi_kept(rgi_errors *all, rg_status status, const rg_error *e, size_t *n);
+/* Evaluate; a failure is kept and noted in `wrong`, or passed on. */
+#define RGI_KEEP(all, wrong, expr, e)                     \
+  do {                                                    \
+    rg_status rgi_kept_ = (expr);                         \
+    if (rgi_kept_ != RG_OK) {                             \
+      if (!rgi_keep(all, rgi_kept_, e)) return rgi_kept_; \
+      (wrong) = rgi_kept_;                                \
+    }                                                     \
+  } while (0)
+
 /* ---- a table from names to small integers, in an arena; size is fixed at creation ---- */
 
 typedef struct rgi_names {

@@ -1,4 +1,5 @@
-/* graph/place.c: from a JSON pointer to the line and column of what it points to.
+/* graph/place.c: where errors are: from a JSON pointer to the line and column of what it points to,
+   and several errors at once.
 
    jansson keeps no positions, and few documents are ever wrong: so nothing is noted while parsing,
    and the text is walked again when an error is to be placed. The text has parsed before; should it
@@ -170,4 +171,24 @@ void rgi_error_place(rg_error *e, rg_status before, const rgi_source *s) {
   if (!mine || !s->text || !e->pointer[0] || e->line) return;
   /* a key that should not be there is wrong itself; else its value is */
   rgi_text_place(s->text, find(s, e->pointer, e->status == RG_E_KEY), &e->line, &e->column);
+}
+
+/* ---- several ---- */
+
+bool rgi_keep(rgi_errors *all, rg_status status, rg_error *e) {
+  if (!all || status == RG_E_NOMEM || status == RG_E_INTERNAL) return false;
+  if (e->status != RG_OK) {
+    bool again = false; /* each copy of a block has the block's errors */
+    for (size_t i = 0; i < all->n && !again; i++)
+      again = e->pointer[0] && strcmp(all->item[i].pointer, e->pointer) == 0;
+    if (!again) all->item[all->n++] = *e;
+    *e = (rg_error){0};
+  }
+  return all->n < all->most;
+}
+
+rg_status rgi_kept(rgi_errors *all, rg_status status, const rg_error *e, size_t *n) {
+  if (e->status != RG_OK && all->n < all->most) all->item[all->n++] = *e;
+  *n = all->n;
+  return all->n ? all->item[0].status : status;
 }

@@ -7,6 +7,7 @@
 #include "policy.h"
 #include "json.h"
 #include <string.h>
+#include <unistd.h>
 
 enum { MOST_LISTED = 8192 };
 
@@ -252,7 +253,16 @@ rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out
     const rgi_source word = {path, path, strlen(path)};
     return load(ctx, &word, out, error);
   }
+  static const char *const words[] = {"none", "all", "least"};
+  rgi_shown near;
   rg_status before = rgi_error_before(error);
+  if (!strpbrk(path, "./") && access(path, F_OK) != 0 && *rgi_near(&near, path, words, 3)) {
+    const rg_status status =
+        rgi_fail(error, RG_E_IO, NULL, NULL,
+                 "there is no such file, and no such word for a policy%s", near.text);
+    rgi_error_file(error, before, path);
+    return status;
+  }
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
     const rgi_source source = {path, text, size};
@@ -344,7 +354,22 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
   return RG_OK;
 }
 
-static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_error *e) {
+static rg_status check_listed(const rg_policy *policy, const rgi_graph *g, const rgi_names *index,
+                              const char *const *known, rgi_errors *all, rg_error *e) {
+  rg_status wrong = RG_OK;
+  for (int i = 0; i < policy->nrecompute; i++)
+    RGI_KEEP(all, wrong,
+             check_name(policy->recompute[i], policy->pointer[i], true, g, index, known, e), e);
+  for (int i = 0; i < policy->nrule; i++)
+    RGI_KEEP(all, wrong,
+             check_name(policy->rule[i].name, policy->rule[i].pointer,
+                        policy->rule[i].action == RGI_RECOMPUTE, g, index, known, e),
+             e);
+  return wrong;
+}
+
+static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rgi_errors *all,
+                             rg_error *e) {
   rg_status status = RG_OK;
   rgi_arena *a = rgi_arena_create(g->ctx);
   const char **known = a ? rgi_alloc_n(a, (size_t)g->norigin, sizeof *known) : NULL;
@@ -357,24 +382,32 @@ static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_err
     known[i] = g->origin[i].name;
     rgi_names_add(&index, known[i], i);
   }
-  for (int i = 0; i < policy->nrecompute && status == RG_OK; i++)
-    status = check_name(policy->recompute[i], policy->pointer[i], true, g, &index, known, e);
-  for (int i = 0; i < policy->nrule && status == RG_OK; i++)
-    status = check_name(policy->rule[i].name, policy->rule[i].pointer,
-                        policy->rule[i].action == RGI_RECOMPUTE, g, &index, known, e);
+  status = check_listed(policy, g, &index, known, all, e);
 done:
   rgi_arena_destroy(a);
   return status;
 }
 
-rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e) {
-  rg_status before = rgi_error_before(e);
-  rg_status status = check_names(policy, forward, e);
-  int64_t heads = kv_heads(forward);
-  if (status == RG_OK && policy->split_heads && heads && heads % policy->split_heads)
-    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
-                      "groups of %d do not divide the %lld KV heads", policy->split_heads,
-                      (long long)heads);
+static rg_status check_split(const rg_policy *policy, const rgi_graph *forward, rg_error *e) {
+  const int64_t heads = kv_heads(forward);
+  if (!policy->split_heads || !heads || heads % policy->split_heads == 0) return RG_OK;
+  return rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                  "groups of %d do not divide the %lld KV heads", policy->split_heads,
+                  (long long)heads);
+}
+
+static rg_status check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                       rg_error *e) {
+  rg_status wrong = RG_OK;
+  RGI_KEEP(all, wrong, check_names(policy, forward, all, e), e);
+  RGI_KEEP(all, wrong, check_split(policy, forward, e), e);
+  return wrong;
+}
+
+rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                           rg_error *e) {
+  const rg_status before = rgi_error_before(e), status = check(policy, forward, all, e);
+  for (size_t i = 0; all && i < all->n; i++) rgi_error_place(&all->item[i], RG_OK, &policy->source);
   rgi_error_place(e, before, &policy->source);
   return status;
 }

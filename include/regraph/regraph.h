@@ -185,6 +185,15 @@ RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_b
 RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                                    const rg_binding *set, size_t nset, rg_spec **out,
                                    rg_error *error);
+/* The same for people who mend files: all that is wrong, as far as it can be told at once, up to
+ * `most` errors. errors[0] is the one that the function above gives; what only follows from another
+ * is left out. *n is how many there are; if it is `most`, there may be more. */
+RG_API rg_status rg_spec_load_file_all(rg_context *ctx, const char *path, const rg_binding *set,
+                                       size_t nset, rg_spec **out, rg_error *errors, size_t most,
+                                       size_t *n);
+RG_API rg_status rg_spec_load_text_all(rg_context *ctx, const char *text, size_t size,
+                                       const char *name, const rg_binding *set, size_t nset,
+                                       rg_spec **out, rg_error *errors, size_t most, size_t *n);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
 /* A spec without JSON text: calls that say what the document would (docs/spec.md).
@@ -279,6 +288,9 @@ RG_API void rg_policy_destroy(rg_policy *policy);
 /* Checks everything about spec and policy that does not need the unbound
  * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
+/* The same, up to `most` errors at once. */
+RG_API rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors,
+                              size_t most, size_t *n);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
  * graph; or the document ("json") that loads to the same spec, given the same bindings: they are

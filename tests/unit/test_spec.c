@@ -745,6 +745,52 @@ Test(spec, every_allocation_may_fail) {
   }
 }
 
+/* Out of memory between errors: what was found so far is said, and nothing leaks. */
+Test(spec, several_errors_and_no_memory) {
+  enum { MOST = 20 };
+  static rg_error e[MOST];
+  long refusals = 0;
+  for (bool refused = true; refused; refusals += refused) {
+    failing f = {.left = -1};
+    rg_allocator host = {failing_alloc, failing_free, &f};
+    rg_context *ctx;
+    rg_spec *spec;
+    size_t n;
+    cr_assert_eq(rg_context_create(&host, &ctx, NULL), RG_OK);
+    long before = f.live;
+    f.left = refusals;
+    const rg_status status = rg_spec_load_file_all(ctx, RG_SOURCE_DIR "/tests/golden/run/many.json",
+                                                   NULL, 0, &spec, e, MOST, &n);
+    f.left = -1;
+    refused = f.refused;
+    cr_assert_null(spec);
+    cr_assert(n >= 1 && e[0].status == status);
+    cr_assert_eq(e[n - 1].status == RG_E_NOMEM, refused, "allocation %ld", refusals);
+    if (!refused) cr_assert_eq(n, 11);
+    cr_assert_eq(f.live, before, "leak when allocation %ld fails", refusals);
+    rg_context_destroy(ctx);
+  }
+  cr_assert_gt(refusals, 10);
+}
+
+Test(spec, several_errors_misused) {
+  rg_context *ctx = context();
+  rg_error e[2];
+  rg_spec *spec;
+  size_t n = 7;
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, NULL, 2, &n), RG_E_USAGE);
+  cr_assert_eq(n, 0);
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, e, 0, &n), RG_E_USAGE);
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, e, 2, NULL), RG_E_USAGE);
+  cr_assert_eq(rg_spec_load_text_all(ctx, NULL, 2, "x", NULL, 0, &spec, e, 2, &n), RG_E_USAGE);
+  cr_assert(n == 1 && e[0].status == RG_E_USAGE && e[0].message[0] && !spec);
+  cr_assert_eq(rg_spec_load_file_all(ctx, "nowhere", NULL, 0, &spec, e, 2, &n), RG_E_IO);
+  cr_assert(n == 1 && e[0].status == RG_E_IO && strcmp(e[0].file, "nowhere") == 0);
+  cr_assert_eq(rg_check_all(NULL, NULL, e, 2, &n), RG_E_USAGE);
+  cr_assert_eq(n, 1);
+  rg_context_destroy(ctx);
+}
+
 /* jansson takes its memory from hooks of its own; each Criterion test is a
  * process, so they may be set here. */
 static failing jansson_memory;
