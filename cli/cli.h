@@ -27,7 +27,7 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *completion;
+  const char *policy, *device, *profile, *svg, *profile_out, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -85,6 +85,7 @@ bool cli_is_word(const char *words, const char *word);
 /* help.c. command NULL: the overview. */
 void cli_print_help(FILE *f, const cli_command *command);
 void cli_print_man(FILE *f);
+/* complete.c */
 void cli_print_bash(FILE *f);
 void cli_print_zsh(FILE *f);
 void cli_print_fish(FILE *f);

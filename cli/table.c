@@ -1,7 +1,7 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
 
-   --help, the man page and the bash completion are printed from this table (help.c), so a row here
-   is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
+   --help, the man page and completions are printed from this table (help.c, complete.c), so a row
+   here is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
    together is the command's business.
  */
 #include "cli.h"
@@ -97,6 +97,8 @@ const cli_flag cli_flags[] = {
     {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0,
      "time limit of the exact packer"},
     {"--json", CLI_SWITCH, NULL, SPECS | BIT(OPS), AT(json), 0, "print JSON"},
+    {"--names", CLI_CHOICE, "set|inputs|nodes|outputs", BIT(CHECK), AT(names), 0,
+     "print names instead, one a line (set: what --set binds)"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,

@@ -377,6 +377,8 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
     }
     rgi_buf_printf(b, "\n");
   }
+  for (int i = 0; spec->params && i < spec->params->n; i++)
+    rgi_buf_printf(b, "param  %s\n", spec->params->key[i]);
   for (int i = 0; i < g->ninput; i++) {
     rgi_buf_printf(b, "input  %-16s ", g->input[i].name);
     write_shape(b, &g->tensor[g->input[i].tensor]);
