@@ -162,6 +162,8 @@ void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
 double cli_seconds(void);                              /* a clock that never goes back */
+/* Where opening a file failed because there is none of that name: names the nearest there is. */
+void cli_suggest_file(rg_error *e, const char *path);
 /* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */
 bool cli_split(const char *text, char *name, size_t size, const char **rest);
 /* Threads asked for by --threads, or the cores this process may use. */
@@ -173,6 +175,11 @@ double cli_median(double *x, int n);
 
 /* Of a terminal; 0 if it is none. */
 int cli_columns(int fd);
+/* Columns that sentences are broken into. */
+int cli_page(FILE *f);
+/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first
+ * is already indented. */
+void cli_wrap(FILE *f, const char *text, int indent, int width);
 typedef enum cli_colour { CLI_PLAIN, CLI_BOLD, CLI_DIM, CLI_RED } cli_colour;
 /* What switches to it, or "" where `f` takes no colour. */
 const char *cli_ink(FILE *f, cli_colour colour);

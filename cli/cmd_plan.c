@@ -17,7 +17,8 @@ rg_status cli_cmd_help(cli *c) {
       for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
       const char *near = rg_nearest(a->positional[0], names, cli_ncommand);
       return cli_fail(&c->error, RG_E_USAGE, "regraph help",
-                      near ? "unknown command '%s'; did you mean '%s'?" : "unknown command '%s'",
+                      near ? "unknown command '%s'; did you mean '%s'?"
+                           : "unknown command '%s'; 'regraph help' lists them",
                       a->positional[0], near);
     }
   }
@@ -249,8 +250,10 @@ rg_status cli_cmd_pack(cli *c) {
   rg_pack_result r;
   rg_text text;
   cli_progress_expect("packing", o.seconds, true);
-  s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
+  const char *path = strcmp(a->positional[0], "-") == 0 ? "/dev/stdin" : a->positional[0];
+  s = rg_pack_csv(c->ctx, path, &o, &text, &r, &c->error);
   cli_progress_end();
+  cli_suggest_file(&c->error, path);
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
   fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n",

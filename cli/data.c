@@ -209,6 +209,7 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
       continue;
     }
     s = npy_open(&f->reader, f->path, &c->error);
+    cli_suggest_file(&c->error, f->path);
     if (s != RG_OK) return s;
     if ((info.dtype == RG_I32) != (f->reader.dtype == RG_I32))
       return cli_fail(&c->error, RG_E_DTYPE, f->path, "elements are %s, but '%s' takes %s",

@@ -1,35 +1,6 @@
 /* cli/help.c: prints the table of commands and flags as help text and as a man page. */
 #include "cli.h"
 #include <string.h>
-#include <unistd.h>
-
-/* Columns that help is broken into. */
-static int page(FILE *f) {
-  const int columns = cli_columns(fileno(f));
-  return columns == 0 || columns > 80 ? 80 : columns < 48 ? 48 : columns;
-}
-
-/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks;
- * the first is already indented. */
-static void print_wrapped(FILE *f, const char *text, int indent, int width) {
-  int column = indent;
-  while (*text) {
-    int n = (int)strcspn(text, " ");
-    if (column > indent && column + 1 + n > width) {
-      fprintf(f, "\n%*s", indent, "");
-      column = indent;
-    }
-    if (column > indent) {
-      fputc(' ', f);
-      column++;
-    }
-    fprintf(f, "%.*s", n, text);
-    column += n;
-    text += n;
-    while (*text == ' ') text++;
-  }
-  fputc('\n', f);
-}
 
 static void print_flags(FILE *f, int command) {
   for (int i = 0; i < cli_nflag; i++) {
@@ -39,14 +10,14 @@ static void print_flags(FILE *f, int command) {
     snprintf(left, sizeof left, "%s%s%s", g->name, g->arg ? " " : "", g->arg ? g->arg : "");
     fprintf(f, "  %-26s", left);
     if (strlen(left) > 25) fprintf(f, "\n%28s", "");
-    print_wrapped(f, g->doc, 28, page(f));
+    cli_wrap(f, g->doc, 28, cli_page(f));
   }
 }
 
 void cli_print_help(FILE *f, const cli_command *command) {
   if (command) {
     fprintf(f, "usage: regraph %s %s [flags]\n\n", command->name, command->positional);
-    print_wrapped(f, command->detail, 0, page(f));
+    cli_wrap(f, command->detail, 0, cli_page(f));
     fputs("\nflags:\n", f);
     print_flags(f, (int)(command - cli_commands));
     return;
@@ -58,14 +29,14 @@ void cli_print_help(FILE *f, const cli_command *command) {
     char left[32];
     snprintf(left, sizeof left, "%s %s", cli_commands[i].name, cli_commands[i].positional);
     fprintf(f, "  %-20s ", left);
-    print_wrapped(f, cli_commands[i].doc, 23, page(f));
+    cli_wrap(f, cli_commands[i].doc, 23, cli_page(f));
   }
   fputc('\n', f);
-  print_wrapped(f,
-                "'regraph help COMMAND' explains one. Data goes to standard output, messages to "
-                "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data, "
-                "4 budget infeasible, 5 device, 6 communication, 1 anything else.",
-                0, page(f));
+  cli_wrap(f,
+           "'regraph help COMMAND' explains one. Data goes to standard output, messages to "
+           "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data, "
+           "4 budget infeasible, 5 device, 6 communication, 1 anything else.",
+           0, cli_page(f));
 }
 
 /* ---- man page ---- */
