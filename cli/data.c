@@ -393,10 +393,24 @@ rg_status data_fetch(cli *c, data_set *d) {
   return s;
 }
 
+bool data_is_result(const data_tensor *t) {
+  return t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT);
+}
+
+void data_summaries(cli *c, data_set *d) {
+  for (int i = 0; i < d->ntensor; i++) {
+    data_tensor *t = &d->tensor[i];
+    cli_progress(c, "looking at results", i, d->ntensor);
+    if (data_is_result(t)) data_summarise(t->info.dtype, t->data, t->elements, &t->summary);
+  }
+  cli_progress_end();
+}
+
 rg_status data_write(cli *c, data_set *d) {
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *t = &d->tensor[i];
     if (!t->file) continue;
+    cli_progress(c, "writing results", i, d->ntensor);
     rg_status s = npy_write(t->file, t->info.dtype, t->info.rank, t->info.dim, t->data, &c->error);
     if (s != RG_OK) {
       c->write_failed = true;

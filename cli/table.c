@@ -1,8 +1,8 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
 
    --help, the man page and completions are printed from this table (help.c, complete.c), so a row
-   here is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
-   together is the command's business.
+   here is all it takes to add a flag. Values are checked as far as a flag alone can say; what they
+   mean together is the command's business.
  */
 #include "cli.h"
 #include <errno.h>
