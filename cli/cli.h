@@ -18,20 +18,22 @@ typedef struct cli_list {
   int n;
 } cli_list;
 
+enum { CLI_MOST_POSITIONAL = 16 };
+
 /* Every flag's value; which are meaningful follows from the command. */
 typedef struct cli_args {
   const struct cli_command *command; /* NULL: none named */
-  const char *positional[2];
+  const char *positional[CLI_MOST_POSITIONAL];
   int npositional;
   bool help, version;
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *completion;
+  const char *policy, *device, *profile, *svg, *profile_out, *source, *completion;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
-  double limit;
+  double limit, time_limit;
 } cli_args;
 
 typedef enum cli_kind {
@@ -92,6 +94,7 @@ typedef struct cli {
   cli_args args;
   rg_error error;
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
+  bool quiet;        /* progress is somebody else's */
   bool progress_shown;
   double progress_at, progress_from; /* when it was last drawn, and when its stage began */
   char progress_stage[64];
@@ -117,14 +120,16 @@ typedef struct cli {
 rg_status cli_open(cli *c);
 /* One sequence for every input of sequence starts whose extent is still free. */
 void cli_default_sequences(cli *c);
-/* A plan with the arguments' options; `profile` NULL: the one of --profile. */
-rg_status cli_make_plan(cli *c, const char *profile);
+/* --set NAME=VALUE … → c->set. */
+rg_status cli_parse_set(cli *c);
+/* A plan with the arguments' options. */
+rg_status cli_make_plan(cli *c);
 /* A session whose arena is counted in arena_peak. */
 rg_status cli_make_session(cli *c, bool eager);
 /* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
 rg_status cli_require_runner(cli *c);
 void cli_close(cli *c);
-void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
+void cli_plan_options(cli *c, rg_plan_options *o);
 
 rg_status cli_cmd_help(cli *c);
 rg_status cli_cmd_ops(cli *c);
@@ -134,6 +139,7 @@ rg_status cli_cmd_plan(cli *c);
 rg_status cli_cmd_pareto(cli *c);
 rg_status cli_cmd_run(cli *c);
 rg_status cli_cmd_bench(cli *c);
+rg_status cli_cmd_tune(cli *c);
 rg_status cli_cmd_pack(cli *c);
 
 /* ---- errors, text, time (io.c) ---- */

@@ -146,7 +146,7 @@ rg_status cli_cmd_plan(cli *c) {
   s = cli_writable(c, a->svg);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
-  s = cli_make_plan(c, NULL);
+  s = cli_make_plan(c);
   if (s != RG_OK) return s;
   rg_text text;
   if (a->svg) {
@@ -172,7 +172,7 @@ rg_status cli_cmd_pareto(cli *c) {
   rg_status s = cli_open(c);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
-  cli_plan_options(c, NULL, &o);
+  cli_plan_options(c, &o);
   s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
   cli_progress_end(c);
   if (s == RG_OK) cli_print_text(&text);

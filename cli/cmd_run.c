@@ -140,7 +140,7 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = cli_require_runner(c);
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
-  if (s == RG_OK) s = cli_make_plan(c, NULL);
+  if (s == RG_OK) s = cli_make_plan(c);
   const bool ranks = cli_ranks(c) > 1;
   if (s == RG_OK && !ranks) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);

@@ -99,7 +99,7 @@ static void clear_line(int number) {
 
 void cli_progress(void *user, const char *stage, double done, double total) {
   cli *c = user;
-  if (!isatty(STDERR_FILENO)) return;
+  if (c->quiet || !isatty(STDERR_FILENO)) return;
   double now = cli_seconds();
   if (!c->progress_shown) {
     sigaction(SIGINT, NULL, &before_progress);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* --set NAME=VALUE … → bindings. The same name may come again only with the same value. */
-static rg_status parse_set(cli *c) {
+rg_status cli_parse_set(cli *c) {
   const cli_list *list = &c->args.set;
   char where[32];
   snprintf(where, sizeof where, "regraph %s", c->args.command->name);
@@ -65,7 +65,7 @@ rg_status cli_open(cli *c) {
   for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
-  s = parse_set(c);
+  s = cli_parse_set(c);
   if (s == RG_OK)
     s = strcmp(a->positional[0], "-") == 0
             ? read_spec(c)
@@ -95,12 +95,12 @@ static void plan_progress(void *user, const char *stage, double done, double tot
   cli_progress(user, text, done, total);
 }
 
-void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
+void cli_plan_options(cli *c, rg_plan_options *o) {
   const cli_args *a = &c->args;
   *o = (rg_plan_options){.set = c->solved,
                          .nset = c->nsolved,
                          .device = a->device,
-                         .profile_path = profile ? profile : a->profile,
+                         .profile_path = a->profile,
                          .threads = a->threads > INT_MAX ? INT_MAX : (int)a->threads,
                          .no_grad = a->no_grad,
                          .no_reuse = a->no_reuse,
@@ -115,9 +115,9 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
     o->threads = cli_threads(c) > a->cp ? cli_threads(c) / (int)a->cp : 1;
 }
 
-rg_status cli_make_plan(cli *c, const char *profile) {
+rg_status cli_make_plan(cli *c) {
   rg_plan_options o;
-  cli_plan_options(c, profile, &o);
+  cli_plan_options(c, &o);
   rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
   cli_progress_end(c);
   return s;

@@ -148,8 +148,11 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   /* Schedules are made for the GPU that is there, unless another machine's profile was asked
    * for. */
   rg_gpu here;
-  if (p->cuda && !o->profile_path && rgi_cuda_device(&here, NULL) == RG_OK) p->gpu = here;
+  if (p->cuda && !rgi_profile_asked(o->profile_path) && rgi_cuda_device(&here, NULL) == RG_OK)
+    p->gpu = here;
 #endif
+  p->profile->elsewhere = p->profile->gpu.cc != p->gpu.cc || p->profile->gpu.sms != p->gpu.sms;
+  p->profile->gpu = p->gpu; /* whose kernels the cost model asks for */
   p->mem = (rgi_memory_options){.gpu = p->cuda ? &p->gpu : NULL,
                                 .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,

@@ -102,6 +102,15 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
                    glue.backward_ms);
   rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
                  forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
+  rgi_buf_printf(b, "  times           ");
+  rgi_report_times(plan, b);
+  rgi_buf_printf(b, "\n");
+}
+
+void rgi_report_times(const rg_plan *plan, rgi_buf *b) {
+  const rgi_profile *p = plan->profile;
+  rgi_buf_printf(b, "%s%s; profile %08x, %s", p->source ? p->source : "uncalibrated",
+                 p->elsewhere ? ", on another GPU" : "", (unsigned)(p->id >> 32 ^ p->id), p->found);
 }
 
 /* A line per node that could be taken apart, and what it gained together. */
@@ -298,6 +307,11 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
   json_text(b, "profile", plan->profile->name);
+  rgi_buf times;
+  rgi_buf_init(&times, plan->ctx);
+  rgi_report_times(plan, &times);
+  json_text(b, "times", times.data ? times.data : "");
+  rgi_buf_free(&times);
   json_int(b, "threads", plan->threads);
   json_int(b, "head_groups", plan->graph->groups);
   rgi_buf_printf(b, "\"capacity\": {");

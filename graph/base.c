@@ -422,3 +422,13 @@ const char *rg_nearest(const char *word, const char *const *candidates, int n) {
   }
   return best;
 }
+
+uint64_t rgi_hash(uint64_t hash, const void *data, size_t size) {
+  const unsigned char *p = data;
+  for (size_t i = 0; i < size; i++) hash = (hash ^ p[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}
+
+uint64_t rgi_hash_text(uint64_t hash, const char *text) {
+  return rgi_hash(hash, text, strlen(text) + 1);
+}

@@ -108,6 +108,11 @@ bool rgi_parse_count(const char *text, int64_t *out);
 /* "1.50 GiB" and so on; returns buffer. */
 const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
 
+/* FNV-1a over bytes; begin with RGI_HASH. */
+#define RGI_HASH UINT64_C(0xcbf29ce484222325)
+uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);
+uint64_t rgi_hash_text(uint64_t hash, const char *text);
+
 /* Overflow-checked; false on overflow. */
 static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) {
   return !__builtin_mul_overflow(a, b, r);
