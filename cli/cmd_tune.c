@@ -5,7 +5,7 @@
    is not complete goes on where that ends. The profile is made from the whole list, at the end or
    when time is up.
 
-       # regraph tune 1 <tab> device <tab> threads <tab> library version
+       # regraph tune 1 <tab> device <tab> threads <tab> library version <tab> what --source says
        job <tab> node <tab> direction <tab> op <tab> kernels <tab> dtype <tab> flops <tab> exps …
        # end <tab> job
        # complete
@@ -42,7 +42,7 @@ typedef struct tune {
   job *job;
   int njob;
   char *list; /* the list's path */
-  char header[256];
+  char header[512];
   FILE *f; /* the list, to be added to */
   rg_measured *m;
   char **text; /* what m points to: a line each */
@@ -203,8 +203,10 @@ static rg_status cant_write(tune *t) {
 
 static rg_status open_list(tune *t) {
   bool goes_on;
-  snprintf(t->header, sizeof t->header, "# regraph tune 1\t%s\t%d\t%s\n", t->c->args.device,
-           timing_on_gpu(t->c) ? 0 : cli_threads(t->c), rg_version());
+  char source[512];
+  rg_printable(t->c->args.source ? t->c->args.source : "", source, sizeof source);
+  snprintf(t->header, sizeof t->header, "# regraph tune 1\t%s\t%d\t%s\t%.200s\n", t->c->args.device,
+           timing_on_gpu(t->c) ? 0 : cli_threads(t->c), rg_version(), source);
   rg_status s = read_list(t, &goes_on);
   if (s != RG_OK) return s;
   t->f = fopen(t->list, goes_on ? "a" : "w");
@@ -224,9 +226,12 @@ static rg_status write_rows(tune *t, const job *j, cli *in, const timing *x) {
   for (size_t i = 0; rg_plan_node(in->plan, i, &n) == RG_OK && s == RG_OK; i++) {
     char line[1024];
     if (n.step < 0 || n.step >= x->nrow) continue;
+    /* a GPU is nobody else's meanwhile; cores are, and that only slows */
+    const timing_row *row = &x->row[n.step];
+    const double ms = timing_on_gpu(in) ? row->median : row->ms[0];
     snprintf(line, sizeof line, "%s\t%s\t%s\t%s\t%s\t%s\t%.9g\t%.9g\t%.9g\t%.5g\n", j->name, n.name,
              n.backward ? "backward" : "forward", n.op, n.kernels ? n.kernels : "",
-             rg_dtype_name(n.dtype), n.flops, n.exps, n.bytes, x->row[n.step].median);
+             rg_dtype_name(n.dtype), n.flops, n.exps, n.bytes, ms);
     fputs(line, f);
     s = add_line(t, line);
   }
@@ -253,7 +258,7 @@ static rg_status load_spec(cli *in, const job *j) {
 /* A job that finds no memory is left out, and the tune goes on. */
 static rg_status run_job(tune *t, job *j) {
   const cli *c = t->c;
-  timing x = {0};
+  timing x = {.data = {.small_weights = true}};
   cli in = {.args = c->args, .ctx = c->ctx, .set = c->set, .nset = c->nset, .quiet = true};
   in.args.positional[0] = j->spec;
   rg_status s = load_spec(&in, j);
@@ -321,7 +326,7 @@ static rg_status save_profile(tune *t, const char *path) {
   if (!timing_on_gpu(c)) peak_measure(cli_threads(c), &peak);
   const rg_profile_options o = {.device = c->args.device,
                                 .source = c->args.source ? c->args.source : source,
-                                .threads = timing_on_gpu(c) ? 0 : cli_threads(c),
+                                .threads = (int)c->args.threads,
                                 .matrix_gflops = peak.matrix_gflops,
                                 .special_gops = peak.special_gops,
                                 .bandwidth_gbs = peak.bandwidth_gbs};

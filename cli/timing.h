@@ -7,7 +7,7 @@
 typedef struct timing_row {
   rg_node_time node; /* of the last run */
   rg_node_work work; /* at the lengths that were bound */
-  double *ms;        /* per repeat; sorted once the median is taken */
+  double *ms;        /* per repeat; in ascending order once the median is taken */
   double median;
 } timing_row;
 

@@ -1,9 +1,10 @@
 /* graph/times.c: the cost model; see profile.h.
 
-   An efficiency depends on how much there is to do and of what kind, and smoothly so: time, products,
-   exponentials and bytes are compared as logarithms. Between measured points the logarithm of (time ÷
-   roofline) is their mean, weighted by 1/distance⁶: exact at a point, and next to one hardly
-   anything else counts. Past the last point the efficiency stays what it was there.
+   An efficiency depends on how much there is to do and of what kind, and smoothly so: products,
+   exponentials and bytes are compared as logarithms, in which all three together are the size and
+   what is left are ratios, the kind. Between measured points the logarithm of (time ÷ roofline) is
+   their mean, weighted by 1/distance⁴: exact at a point, and next to one hardly anything else
+   counts. Past the last point the efficiency stays about what it was there.
 
    A step's fixed cost is taken off before and added again after, so that a small call costs that
    and not a share of a large one.
@@ -11,6 +12,12 @@
 #include "profile.h"
 #include <math.h>
 #include <string.h>
+
+/* A ratio counts so many times as much as size: efficiency differs more from shape to shape than from
+ * length to length. Of 1 … 30, held against lengths left out (tests/unit/test_profile.c). */
+#define KIND 10.0
+/* Points this near, squared, are one. */
+#define SAME 1e-4
 
 /* Below this a roofline says nothing: an op without a cost. */
 #define LEAST_MS 1e-7
@@ -36,6 +43,14 @@ void rgi_profile_point(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost
                roofline = rgi_profile_roofline_ms(p, dtype, cost);
   place(cost, out->at);
   out->slower = log((ms - step > least ? ms - step : least) / fmax(roofline, LEAST_MS));
+}
+
+/* Squared. */
+static double distance(const double *x, const double *y) {
+  double size = 0, kind = 0;
+  for (int a = 0; a < RGI_POINT_AXES; a++) size += (x[a] - y[a]) / RGI_POINT_AXES;
+  for (int a = 0; a < RGI_POINT_AXES; a++) kind += (x[a] - y[a] - size) * (x[a] - y[a] - size);
+  return RGI_POINT_AXES * size * size + KIND * kind;
 }
 
 static bool same_family(const char *known, const char *kernels) {
@@ -65,10 +80,7 @@ static bool interpolate(const rgi_profile *p, const char *op, const char *kernel
     const rgi_measured *m = &p->measured[i];
     if (fit(m, op, kernels, dtype) != best) continue;
     for (int k = 0; k < m->npoint; k++) {
-      double d = 1e-4; /* points this near are one */
-      for (int a = 0; a < RGI_POINT_AXES; a++)
-        d += (at[a] - m->point[k].at[a]) * (at[a] - m->point[k].at[a]);
-      const double weight = 1 / (d * d * d);
+      const double d = distance(at, m->point[k].at) + SAME, weight = 1 / (d * d);
       sum += weight * m->point[k].slower;
       weights += weight;
     }
