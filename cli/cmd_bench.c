@@ -95,7 +95,8 @@ static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
 rg_status cli_cmd_bench(cli *c) {
   bench b = {0};
   rg_sizes z;
-  const cli_args *a = &c->args;
+  cli_args *a = &c->args;
+  if (!a->repeat) a->repeat = 5;
   const bool gpu = timing_on_gpu(c);
   if (a->repeat > 100000)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000",

@@ -24,10 +24,10 @@
 #define DECLARE(name) extern const char *const cli_stock_##name;
 STOCK(DECLARE)
 
-enum { MOST_SIZES = 6 };
+enum { MOST_SIZES = 6, REPEAT = 25 };
 static const int64_t gpu_size[MOST_SIZES] = {4096, 8192, 16384, 32768, 65536, 131072};
 static const int64_t cpu_size[] = {256, 1024, 4096};
-#define SECONDS_EACH 0.5
+#define SECONDS_EACH 1.0
 
 typedef struct job {
   const char *spec; /* as shown, and in the list */
@@ -378,6 +378,7 @@ static rg_status tune_into(tune *t, const char *path) {
 
 rg_status cli_cmd_tune(cli *c) {
   tune t = {.c = c};
+  if (!c->args.repeat) c->args.repeat = REPEAT;
   char path[1024];
   const char *to = c->args.profile_out;
   rg_status s = cli_open(c);

@@ -115,7 +115,7 @@ const cli_flag cli_flags[] = {
     {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0,
      "cuda: step by step, not as one graph"},
     {"--repeat", CLI_INT, "N", BIT(BENCH) | BIT(TUNE), AT(repeat), 1,
-     "timed runs after the warm-up (default: 5)"},
+     "timed runs after the warm-up (default: 5; tune, which stops after a second: 25)"},
     {"--profile-out", CLI_TEXT, "FILE.json", BIT(TUNE), AT(profile_out), 0,
      "write the profile there instead, and the list of measurements beside it"},
     {"--source", CLI_TEXT, "TEXT", BIT(TUNE), AT(source), 0,
@@ -255,7 +255,7 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
 }
 
 rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
-  *a = (cli_args){.device = "cpu", .repeat = 5};
+  *a = (cli_args){.device = "cpu"};
   cli_list *lists[] = {&a->set, &a->in, &a->grad_in, &a->out, &a->grad_out, &a->plugin};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
     if (!(lists[i]->item = calloc((size_t)argc + 1, sizeof *lists[i]->item))) return cli_nomem(e);

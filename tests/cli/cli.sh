@@ -279,13 +279,18 @@ nodes=$(grep -c '^one' first.tsv)
   grep '^two' own.tsv | head -1
   printf 'two.json T=64 half a li'
 } >again.tsv
-expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json
+expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json --source 'seen here'
 checks=$((checks + 1))
 head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv || fail 'tune: what had been measured was measured again'
 expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json --time-limit 1e-9
 expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
 expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" --set T=64 --profile own.json
-expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, shipped$' plan one.json "${small[@]}" --set T=64 --device cuda --profile shipped
+expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json "${small[@]}" --set T=64 --device cuda --profile shipped
+cat >raw.json <<'PROFILE'
+{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 }, "special_gops": 1,
+  "bandwidth_gbs": 1, "memory": "1GiB" }
+PROFILE
+expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" --set T=64 --profile raw.json
 expect 2 "no profile 'own'" plan one.json "${small[@]}" --set T=64 --profile own
 expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
 checks=$((checks + 4))

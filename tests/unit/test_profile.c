@@ -33,7 +33,7 @@ Test(profile, shipped) {
   rgi_profile_destroy(p);
   cr_assert_eq(rgi_profile_load(ctx, NULL, "cuda", &p, &e), RG_OK, "%s", e.message);
   cr_assert(p->cuda);
-  cr_assert_eq(p->memory, INT64_C(141000000000));
+  cr_assert_gt(p->memory, INT64_C(140000000000));
   cr_assert(p->matrix_gflops[RG_BF16] > 10 * p->matrix_gflops[RG_F32]);
   rgi_profile_destroy(p);
   cr_assert_eq(rgi_profile_load(ctx, NULL, "tpu", &p, &e), RG_E_USAGE);
@@ -158,7 +158,8 @@ Test(profile, measured) {
   cr_assert_float_eq(middle, 2 * sqrt(2 * 1.25) + 0.001, 1e-2);
   cr_assert_float_eq(ms(p, "x", "fast", RG_F32, 1.1e8), 2.2, 1e-2);
   /* past the last the efficiency stays */
-  cr_assert_float_eq(ms(p, "x", "fast", RG_F32, 1e12) / 1e4, 1.25, 0.2);
+  const double far = ms(p, "x", "fast", RG_F32, 1e12) / 1e4;
+  cr_assert(far > 1.25 && far < 1.6, "%g", far);
   /* the family decides, whatever it gives as its reason; then the type; then the op alone */
   cr_assert_float_eq(ms(p, "x", "slow: d_v 40", RG_F32, 1e8), 50.001, 1e-3);
   cr_assert_float_eq(ms(p, "x", "slow", RG_BF16, 1e8), 50.001 / 4, 1e-2);
@@ -263,5 +264,197 @@ Test(profile, found) {
   cr_assert_eq(rgi_profile_load(ctx, "other", "cpu", &p, &e), RG_E_USAGE);
   cr_assert_eq(rgi_profile_load(ctx, NULL, "cpu", &p, &e), RG_OK);
   cr_assert_eq(p->id, shipped);
+  rgi_profile_destroy(p);
+}
+
+/* ---- the shipped profiles against what was measured (recompute/profiles/NAME.tsv) ---- */
+
+typedef struct line {
+  char job[64], node[64], direction[16], op[64], kernels[64], dtype[8];
+  rg_measured m;
+} line;
+
+typedef struct lines {
+  line *at;
+  int n;
+} lines;
+
+static bool read_line(const char *text, line *x) {
+  char part[10][64];
+  int n = 0;
+  for (const char *p = text; n < 10; n++) {
+    const size_t size = strcspn(p, "\t\n");
+    cr_assert(size < sizeof part[n], "%s", text);
+    snprintf(part[n], sizeof part[n], "%.*s", (int)size, p);
+    p += size;
+    if (*p != '\t') {
+      n++;
+      break;
+    }
+    p++;
+  }
+  if (n != 10) return false;
+  strcpy(x->job, part[0]);
+  strcpy(x->node, part[1]);
+  snprintf(x->direction, sizeof x->direction, "%.15s", part[2]);
+  strcpy(x->op, part[3]);
+  strcpy(x->kernels, part[4]);
+  x->m = (rg_measured){.op = x->op, .kernels = x->kernels, .flops = atof(part[6])};
+  while (strcmp(rg_dtype_name(x->m.dtype), part[5]) != 0) x->m.dtype++;
+  x->m.exps = atof(part[7]);
+  x->m.bytes = atof(part[8]);
+  x->m.ms = atof(part[9]);
+  return true;
+}
+
+/* The list's lines; its first names the same source as the profile. */
+static lines read_list(const char *name, const char *source) {
+  char path[512], text[2048];
+  lines l = {0};
+  snprintf(path, sizeof path, RG_SOURCE_DIR "/recompute/profiles/%s.tsv", name);
+  FILE *f = fopen(path, "r");
+  cr_assert(f && fgets(text, sizeof text, f), "%s", path);
+  text[strcspn(text, "\n")] = 0;
+  cr_assert_str_eq(strrchr(text, '\t') + 1, source);
+  l.at = calloc(4096, sizeof *l.at);
+  while (fgets(text, sizeof text, f) && l.n < 4096)
+    if (text[0] != '#') l.n += read_line(text, &l.at[l.n]);
+  fclose(f);
+  for (int i = 0; i < l.n; i++) { /* which have moved */
+    l.at[i].m.op = l.at[i].op;
+    l.at[i].m.kernels = l.at[i].kernels;
+  }
+  return l;
+}
+
+/* "nsa T=4096" planned by a profile. */
+static rg_plan *plan_job(const char *job, const char *device, const char *profile) {
+  char path[512], name[64];
+  const char *space = strchr(job, ' ');
+  rg_error e = {0};
+  rg_spec *spec;
+  rg_plan *plan;
+  cr_assert(space && strncmp(space, " T=", 3) == 0 && !strchr(space + 1, ' '), "%s", job);
+  snprintf(name, sizeof name, "%.*s", (int)(space - job), job);
+  snprintf(path, sizeof path, RG_SOURCE_DIR "/examples/%s.json", name);
+  const rg_binding set[] = {{.name = "T", .value = atoll(space + 3)}, {.name = "B", .value = 1}};
+  const rg_plan_options o = {.device = device, .profile_path = profile, .set = set, .nset = 2};
+  cr_assert_eq(rg_spec_load_file(ctx, path, NULL, 0, &spec, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_OK, "%s", e.message);
+  rg_spec_destroy(spec);
+  return plan;
+}
+
+typedef struct range {
+  double least, most;
+  int n, off; /* off: outside 0.8 … 1.25 */
+} range;
+
+static void add(range *r, double ratio, const char *job, const char *node) {
+  const bool off = ratio < 0.8 || ratio > 1.25;
+  if (off && getenv("REGRAPH_VERBOSE")) fprintf(stderr, "%s %s: %.3f\n", job, node, ratio);
+  r->least = fmin(r->least, ratio);
+  r->most = fmax(r->most, ratio);
+  r->n++;
+  r->off += off;
+}
+
+/* Modelled ÷ measured of the job's nodes that take more than 2 % of it; kernels are those that ran. */
+static void compare_job(const line *at, int n, const char *device, const char *profile, range *r) {
+  double all = 0;
+  for (int i = 0; i < n; i++) all += at[i].m.ms;
+  rg_plan *plan = plan_job(at->job, device, profile);
+  rg_node_info x;
+  int step = 0;
+  for (size_t i = 0; rg_plan_node(plan, i, &x) == RG_OK; i++) {
+    if (x.step < 0) continue;
+    cr_assert_lt(step, n, "%s: a node more", at->job);
+    const line *l = &at[step++];
+    cr_assert_str_eq(x.name, l->node);
+    cr_assert_str_eq(x.kernels ? x.kernels : "", l->kernels, "%s: %s", at->job, l->node);
+    if (l->m.ms > 0.02 * all) add(r, x.model_ms / l->m.ms, at->job, l->node);
+  }
+  cr_assert_eq(step, n, "%s: a node less", at->job);
+  rg_plan_destroy(plan);
+}
+
+static int job_length(const lines *l, int i) {
+  int n = 0;
+  while (i + n < l->n && strcmp(l->at[i + n].job, l->at[i].job) == 0) n++;
+  return n;
+}
+
+/* What is modelled is what was measured; a plan made without a GPU names the kernels that ran on one.
+ * The CPU had other work meanwhile, and took up to twice as long for one of two equal nodes. */
+Test(profile, models_what_was_measured) {
+  static const char *const name[] = {"h200", "cpu"}, *const device[] = {"cuda", "cpu"};
+  range r[2] = {{.least = INFINITY}, {.least = INFINITY}};
+  for (int i = 0; i < 2; i++) {
+    char path[512];
+    rgi_profile *p;
+    rg_error e = {0};
+    snprintf(path, sizeof path, RG_SOURCE_DIR "/recompute/profiles/%s.json", name[i]);
+    cr_assert_eq(rgi_profile_load(ctx, path, device[i], &p, &e), RG_OK, "%s", e.message);
+    lines l = read_list(name[i], p->source);
+    for (int k = 0, n; k < l.n; k += n) {
+      n = job_length(&l, k);
+      compare_job(&l.at[k], n, device[i], path, &r[i]);
+    }
+    fprintf(stderr, "%s: %d nodes, modelled %.3f to %.3f of measured, %d off\n", name[i], r[i].n,
+            r[i].least, r[i].most, r[i].off);
+    free(l.at);
+    rgi_profile_destroy(p);
+  }
+  cr_assert(r[0].n > 200 && r[0].off == 0);
+  cr_assert(r[1].n > 80 && 10 * r[1].off <= r[1].n && r[1].least > 0.5 && r[1].most < 2);
+}
+
+static bool held_out(const char *job) {
+  return strstr(job, " T=16384") || strstr(job, " T=65536");
+}
+
+/* Takes the points of a line's cost away, so that its time has to come from between the others. */
+static void hold_out(rgi_profile *p, const line *l) {
+  const rg_cost cost = {.flops = l->m.flops, .exps = l->m.exps, .bytes = l->m.bytes};
+  rgi_point at;
+  rgi_profile_point(p, l->m.dtype, &cost, 1, &at);
+  for (int i = 0; i < p->nmeasured; i++) {
+    rgi_measured *m = &p->measured[i];
+    for (int k = 0; k < m->npoint && strcmp(m->op, l->op) == 0; k++) {
+      double d = 0;
+      for (int a = 0; a < RGI_POINT_AXES; a++) d = fmax(d, fabs(m->point[k].at[a] - at.at[a]));
+      if (d < 0.05) m->point[k--] = m->point[--m->npoint];
+    }
+  }
+}
+
+/* Lengths that nobody measured lie between those that were: without 16K and 64K, what are they? Costs
+ * do not say all: choices scatter more at 16K than at 4K, where a call with four times the heads costs
+ * the same. */
+Test(profile, between_what_was_measured) {
+  rgi_profile *p;
+  rg_error e = {0};
+  range r = {.least = INFINITY};
+  cr_assert_eq(rgi_profile_load(ctx, "shipped", "cuda", &p, &e), RG_OK, "%s", e.message);
+  lines l = read_list("h200", p->source);
+  for (int i = 0; i < l.n; i++)
+    if (held_out(l.at[i].job)) hold_out(p, &l.at[i]);
+  for (int i = 0, n; i < l.n; i += n) {
+    double all = 0;
+    n = job_length(&l, i);
+    for (int k = i; k < i + n; k++) all += l.at[k].m.ms;
+    for (int k = i; k < i + n && held_out(l.at[i].job); k++) {
+      const rg_measured *m = &l.at[k].m;
+      const rg_cost cost = {.flops = m->flops, .exps = m->exps, .bytes = m->bytes};
+      if (m->ms <= 0.02 * all) continue;
+      add(&r, rgi_profile_ms(p, m->op, m->kernels, m->dtype, &cost) / m->ms, l.at[k].job,
+          l.at[k].node);
+    }
+  }
+  fprintf(stderr, "held out: %d nodes, modelled %.3f to %.3f of measured, %d off\n", r.n, r.least,
+          r.most, r.off);
+  cr_assert_gt(r.n, 60);
+  cr_assert(r.least >= 0.6 && r.most <= 1.4 && r.off <= 3);
+  free(l.at);
   rgi_profile_destroy(p);
 }
