@@ -84,7 +84,10 @@ static rg_status list_jobs(tune *t) {
   for (int k = 0; k < nsize; k++)
     for (int i = 0; i < nspec; i++) {
       job *j = &t->job[t->njob++];
-      *j = given ? (job){.spec = c->args.positional[i]} : stock[i];
+      if (given)
+        j->spec = c->args.positional[i];
+      else
+        *j = stock[i];
       if (!fixed) j->tokens = size[k];
       name_job(c, j);
     }
