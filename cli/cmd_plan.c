@@ -167,15 +167,28 @@ rg_status cli_cmd_plan(cli *c) {
 }
 
 rg_status cli_cmd_pareto(cli *c) {
+  const cli_args *a = &c->args;
   rg_text text;
   rg_plan_options o;
+  if (a->svg && a->json)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph pareto", "--json and --svg exclude each other");
   rg_status s = cli_open(c);
+  if (s == RG_OK) s = cli_writable(c, a->svg);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
   cli_plan_options(c, &o);
-  s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
+  s = rg_pareto(c->spec, c->policy, &o,
+                a->svg    ? "svg"
+                : a->json ? "json"
+                          : "text",
+                &text, &c->error);
   cli_progress_end(c);
-  if (s == RG_OK) cli_print_text(&text);
+  if (s == RG_OK && a->svg) {
+    s = cli_write_file(c, a->svg, text.data, text.size);
+    rg_text_destroy(&text);
+  } else if (s == RG_OK) {
+    cli_print_text(&text);
+  }
   return s;
 }
 

@@ -360,9 +360,7 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
                     const char *format, rg_text *out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
-  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
-                    format ? format : "");
+  if (!format) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the format is NULL");
   prepared p;
   rg_plan_options o;
   RGI_TRY(read_options(options, &o, e));

@@ -339,6 +339,19 @@ void rgi_buf_printf(rgi_buf *b, const char *format, ...) {
   va_end(args);
 }
 
+void rgi_buf_xml(rgi_buf *b, const char *text) {
+  for (; *text; text++) {
+    if (*text == '<')
+      rgi_buf_add(b, "&lt;", 4);
+    else if (*text == '&')
+      rgi_buf_add(b, "&amp;", 5);
+    else if (*text == '"')
+      rgi_buf_add(b, "&quot;", 6);
+    else if ((unsigned char)*text >= ' ')
+      rgi_buf_add(b, text, 1);
+  }
+}
+
 void rgi_buf_json(rgi_buf *b, const char *text) {
   rgi_buf_add(b, "\"", 1);
   for (const unsigned char *p = (const unsigned char *)text; *p; p++) {

@@ -97,6 +97,7 @@ void rgi_buf_init(rgi_buf *b, const rg_context *ctx);
 void rgi_buf_printf(rgi_buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void rgi_buf_add(rgi_buf *b, const char *text, size_t n);
 void rgi_buf_json(rgi_buf *b, const char *text); /* quoted and escaped */
+void rgi_buf_xml(rgi_buf *b, const char *text);  /* escaped, control characters left out */
 void rgi_buf_free(rgi_buf *b);
 /* Moves the text into *out, or frees it and fails. */
 rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e);

@@ -399,8 +399,8 @@ RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
 
-/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or
- * "json". */
+/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
+ * or "svg". */
 RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            const rg_plan_options *options, const char *format, rg_text *out,
                            rg_error *error);

@@ -159,6 +159,17 @@ checks=$((checks + 1))
   fail "peaks of plain, no-inplace, no-reuse, no-grad, no-fuse: ${peaks[*]}"
 expect 0 . pareto "$nsa" "${small[@]}" --set T=512
 expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
+points=$(grep -o '"peak_bytes"' stdout | wc -l)
+expect 0 '' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg
+checks=$((checks + 1))
+python3 - "$points" <<'SVG' || fail "pareto --svg: $(head -c 300 front.svg)"
+import sys, xml.dom.minidom
+picture = xml.dom.minidom.parse("front.svg")
+assert len(picture.getElementsByTagName("circle")) == int(sys.argv[1])
+for c in picture.getElementsByTagName("circle"):
+    assert 80 <= float(c.getAttribute("cx")) <= 720.1 and 55.9 <= float(c.getAttribute("cy")) <= 416.1
+SVG
+expect 2 'exclude each other' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg --json
 
 # ---- run --------------------------------------------------------------------------------------------------
 expect 0 '^o +f32 +\[200, 4, 32\]' run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=a.npy
