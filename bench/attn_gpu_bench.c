@@ -2,11 +2,12 @@
  *
  *   attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
  *                  [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n] [--top n]
- *                  [--window n] [--select random|local] [--runs n] [--no-dq] [--no-dkv]
+ *                  [--window n] [--select random|local|correlated|shared] [--runs n] [--no-dq] [--no-dkv]
  *
  * --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block, the last
  * two and, for the rest, blocks drawn at random among all before (random) or mostly among the nearest 32
- * (local). Prints per call the path taken, the median of the runs and the rate of useful operations (of one
+ * (local); or nine of ten are those of the query before (correlated), or all but for one query of 64
+ * (shared). Prints per call the path taken, the median of the runs and the rate of useful operations (of one
  * sequence of full length where packs are asked for, so read ms there), and the workspace.
  */
 #include "gpu.h"
@@ -34,6 +35,10 @@ static void select_row(const options *x, int64_t pos, int32_t *row) {
   }
   const int64_t forced[] = {own, own - 1, 0};
   for (int i = 0; i < 3 && n < x->top; i++) row[n++] = (int32_t)forced[i];
+  const bool shared = *x->select == 's' && pos % x->block != 0, keeps = shared || *x->select == 'c';
+  const int32_t *before = row - x->KH * x->top;
+  for (int64_t i = 0; keeps && i < x->top && n < x->top; i++)
+    if (before[i] > 0 && before[i] < own - 1 && (shared || gpu_draw() % 10 > 0)) row[n++] = before[i];
   while (n < x->top) {
     int64_t pick = (int64_t)(gpu_draw() % (uint64_t)own);
     if (*x->select == 'l' && own > far && x->top <= far / 2 && gpu_draw() % 4)
