@@ -1,13 +1,14 @@
-/* bench/attn_bench.c: the three attention ops on the CPU against sgemm doing as many useful floating-point
- * operations.
+/* bench/attn_bench.c: the three attention ops on the CPU against sgemm doing as many useful
+ * floating-point operations.
  *
- *   attn_bench [threads [T [isa [f32|bf16|f16]]]]      default: 1 thread, 8192 tokens, this machine's level,
- * f32
+ *   attn_bench [threads [T [isa [f32|bf16|f16]]]]
  *
- * Shape: one sequence, 16 query heads on 1 KV head, d 128; compressed blocks 32/16, 16 selected blocks of 64
- * (the first, the last two, the rest drawn at random), window 512. Prints the median of five runs each.
- * Compiled with HAVE_OPENBLAS it times OpenBLAS' sgemm on the same number of threads; otherwise the last
- * columns are left out.
+ * default: 1 thread, 8192 tokens, this machine's level, f32
+ *
+ * Shape: one sequence, 16 query heads on 1 KV head, d 128; compressed blocks 32/16, 16 selected
+ * blocks of 64 (the first, the last two, the rest drawn at random), window 512. Prints the median
+ * of five runs each. Compiled with HAVE_OPENBLAS it times OpenBLAS' sgemm on the same number of
+ * threads; otherwise the last columns are left out.
  */
 #include "../exec/pool.h"
 #include "../ops/ops.h"

@@ -1,5 +1,5 @@
-/* bench/gpu.h: what benchmarks of ops on a GPU share: options, tensors in its memory, calls bound by the
- * names of ports, and the time of a call. What fails ends the program.
+/* bench/gpu.h: what benchmarks of ops on a GPU share: options, tensors in its memory, calls
+ * bound by the names of ports, and the time of a call. What fails ends the program.
  */
 #ifndef BENCH_GPU_H
 #define BENCH_GPU_H

@@ -55,8 +55,8 @@ static rg_status run_direction(cli *c, bool backward, double *took) {
   return s;
 }
 
-/* One run of both directions; repeat -1 is the warm-up. On a GPU, whole: replayed as graphs, not node by
- * node. */
+/* One run of both directions; repeat -1 is the warm-up. On a GPU, whole: replayed
+ * as graphs, not node by node. */
 static rg_status run_once(cli *c, bench *b, int64_t repeat, bool whole) {
   double forward, backward = 0;
   rg_status s = run_direction(c, false, &forward);

@@ -1,5 +1,5 @@
-/* cli/cmd_plan.c: the commands that print what the library has to say: ops, schema, check, plan, pareto,
- * pack, help. */
+/* cli/cmd_plan.c: the commands that print what the library has to say: ops, schema,
+ * check, plan, pareto, pack, help. */
 #include "cli.h"
 #include <string.h>
 

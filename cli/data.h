@@ -1,4 +1,5 @@
-/* cli/data.h: the arrays of one run: given as .npy files or drawn, bound to a session, summed up and written.
+/* cli/data.h: the arrays of one run: given as .npy files or drawn, bound to a
+ * session, summed up and written.
  */
 #ifndef CLI_DATA_H
 #define CLI_DATA_H
@@ -8,8 +9,8 @@
 
 /* ---- drawing ---- */
 
-/* Elements [first, first + n) of the normal numbers that belong to (seed, name); see data.c for the formula.
- */
+/* Elements [first, first + n) of the normal numbers that belong to (seed, name);
+ * see data.c for the formula. */
 void data_normal(uint64_t seed, const char *name, int64_t first, float *dst, int64_t n);
 /* Fills a whole tensor, rounded to dtype, on several threads; the values do not depend on their number. */
 void data_draw(uint64_t seed, const char *name, rg_dtype dtype, void *dst, int64_t n, int threads);

@@ -2,8 +2,8 @@
 #include "cli.h"
 #include <string.h>
 
-/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first is already
- * indented. */
+/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks;
+ * the first is already indented. */
 static void print_wrapped(FILE *f, const char *text, int indent, int width) {
   int column = indent;
   while (*text) {

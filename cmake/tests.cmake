@@ -83,6 +83,11 @@ add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 
+# ---- the order of the folders: looks at sources only, so one build is enough ----
+if(NOT REGRAPH_SANITIZE AND NOT REGRAPH_COVERAGE)
+  add_test(NAME includes COMMAND ${CMAKE_SOURCE_DIR}/tests/includes.sh)
+endif()
+
 # ---- fuzz targets: with libFuzzer where asked, always as replay of the committed corpus ----
 file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/fuzz_*.c)
 foreach(source ${fuzz_sources})

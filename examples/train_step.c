@@ -1,16 +1,17 @@
-/* examples/train_step.c: the public API from end to end: three steps of gradient descent through an NSA
- * graph.
+/* examples/train_step.c: the public API from end to end: three steps of gradient descent through an
+ * NSA graph.
  *
- *   cc train_step.c $(pkg-config --cflags --libs regraph) -lm && ./a.out examples/nsa.json
- * examples/policies/all.json
+ *   cc train_step.c $(pkg-config --cflags --libs regraph) -lm
+ *   ./a.out examples/nsa.json examples/policies/all.json
  *
  * The toy problem: move q, k, v and gate so that the output o meets a fixed target.
  *
- *   loss = ½ Σ (o − target)² / tokens        its gradient by o, which backward starts from: (o − target) /
- * tokens
+ *   loss = ½ Σ (o − target)² / tokens
  *
- * Works for any spec whose float inputs all have "grad": true and whose first output is o. Exits with 1 on an
- * error or if the loss does not go down.
+ * Its gradient by o, which backward starts from, is (o − target) / tokens.
+ *
+ * Works for any spec whose float inputs all have "grad": true and whose first output is o. Exits
+ * with 1 on an error or if the loss does not go down.
  */
 #include <math.h>
 #include <regraph/regraph.h>
@@ -44,8 +45,8 @@ static float toss(uint64_t *state) {
 }
 
 static rg_status prepare(training *t, const char *spec, const char *policy, rg_error *e) {
-  /* A small model in fp32. What the spec leaves open (T and B) and what its "params" default to is set alike.
-   */
+  /* A small model in fp32. What the spec leaves open (T and B) and what its
+   * "params" default to is set alike. */
   const rg_binding set[] = {{"T", TOKENS, NULL}, {"B", SEQUENCES, NULL}, {"H", 4, NULL},
                             {"KH", 1, NULL},     {"D", 64, NULL},        {"DV", 64, NULL},
                             {"dtype", 0, "f32"}, {"window", 64, NULL}};

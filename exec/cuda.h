@@ -1,5 +1,5 @@
-/* exec/cuda.h: CUDA at the lowest level: taking launches, and telling failures apart. Only in builds with
- * nvcc.
+/* exec/cuda.h: CUDA at the lowest level: taking launches, and telling failures
+ * apart. Only in builds with nvcc.
  */
 #ifndef RGI_CUDA_H
 #define RGI_CUDA_H

@@ -26,8 +26,8 @@ static rg_status add_item(rgi_cuda_graph *g, rgi_graph_item **out) {
   return RG_OK;
 }
 
-/* The nodes that the step's next item waits for: its item before, or the last items of the steps before it.
- */
+/* The nodes that the step's next item waits for: its item before, or the last
+ * items of the steps before it. */
 static size_t waits_for(const rgi_cuda_graph *g, cudaGraphNode_t *list) {
   if (g->step < 0 ? g->nitem > 0 : g->nitem > g->begin[g->step - g->first]) {
     list[0] = g->item[g->nitem - 1].node;

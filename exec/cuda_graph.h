@@ -1,9 +1,9 @@
 /* exec/cuda_graph.h: one direction's steps as one CUDA graph.
  *
- *     create    for each step: its launches become nodes, a chain per step, chains joined as plan->after
- *               says; what cleans lengths (forward) comes before all of them
- *     update    steps that touch what is bound elsewhere now are asked again; nodes whose parameters differ
- *               are patched
+ *     create    for each step: its launches become nodes, a chain per step, chains joined as
+ *               plan->after says; what cleans lengths (forward) comes before all of them
+ *     update    steps that touch what is bound elsewhere now are asked again; nodes whose
+ *               parameters differ are patched
  */
 #ifndef RGI_CUDA_GRAPH_H
 #define RGI_CUDA_GRAPH_H
@@ -40,8 +40,8 @@ static inline int32_t rgi_cuda_addresses(const rg_plan *plan) {
 }
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
 
-/* The call of step i with addresses filled in; what is of no bytes and unbound gets some address all the
- * same. */
+/* The call of step i with addresses filled in; what is of no bytes and unbound
+ * gets some address all the same. */
 rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e);
 /* Hands over the launches that copy and clean lengths. */
 rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x);

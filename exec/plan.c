@@ -3,10 +3,12 @@
  *
  *     elaborate → check policy → split heads → autodiff → fuse → recompute → memplan → memory check → steps
  *
- * Leaves to others: what each pass does, the steps themselves (steps.c), reports (report.c).
+ * rg_check goes as far as autodiff, rg_pareto as far as fuse. Leaves to others: what each pass
+ * does, the steps themselves (steps.c), reports (report.c).
  */
 #include "plan.h"
 #include "../graph/spec.h"
+#include "../passes/passes.h"
 #ifdef REGRAPH_CUDA
 #include "cuda.h"
 #endif
@@ -17,6 +19,20 @@
 #include <unistd.h>
 
 enum { MOST_THREADS = 1024 };
+
+/* Everything before the recompute choice: profile, graph, gradients, fusing. */
+typedef struct prepared {
+  const rg_context *ctx;
+  bool cuda;
+  rg_gpu gpu;
+  int threads;
+  rgi_profile *profile;
+  rgi_memory_options mem;
+  rgi_progress progress;
+  rgi_graph *graph;     /* after fuse */
+  rgi_graph *unfused;   /* before, NULL where nothing was fused */
+  rgi_fusions *fusions; /* NULL: switched off */
+} prepared;
 
 static int cores(void) {
 #if defined(__linux__)
@@ -49,7 +65,7 @@ static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
   return status;
 }
 
-static void report(const rgi_prepared *p, const char *stage, double done) {
+static void report(const prepared *p, const char *stage, double done) {
   if (p->progress.fn) p->progress.fn(p->progress.user, stage, done, 1);
 }
 
@@ -80,8 +96,16 @@ static void name_policy(const rg_policy *policy, rg_status status, rg_error *e) 
     snprintf(e->file, sizeof e->file, "%s", policy->file);
 }
 
-rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                           rgi_prepared *p, rg_error *e) {
+static void free_prepared(prepared *p) {
+  rgi_graph_destroy(p->graph);
+  rgi_graph_destroy(p->unfused);
+  rgi_fusions_destroy(p->fusions);
+  rgi_profile_destroy(p->profile);
+  memset(p, 0, sizeof *p);
+}
+
+static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                         prepared *p, rg_error *e) {
   static const rg_plan_options defaults = {0};
   const rg_plan_options *o = options ? options : &defaults;
   memset(p, 0, sizeof *p);
@@ -148,16 +172,8 @@ rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const r
   return RG_OK;
 
 failed:
-  rgi_prepared_free(p);
+  free_prepared(p);
   return status;
-}
-
-void rgi_prepared_free(rgi_prepared *p) {
-  rgi_graph_destroy(p->graph);
-  rgi_graph_destroy(p->unfused);
-  rgi_fusions_destroy(p->fusions);
-  rgi_profile_destroy(p->profile);
-  memset(p, 0, sizeof *p);
 }
 
 static void fill_sizes(rg_plan *plan) {
@@ -191,15 +207,15 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
                          rg_plan **out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the plan is NULL");
   *out = NULL;
-  rgi_prepared p;
+  prepared p;
   rg_status status;
   rgi_graph *next = NULL;
-  RGI_TRY(rgi_plan_prepare(spec, policy, options, &p, e));
+  RGI_TRY(prepare(spec, policy, options, &p, e));
   rgi_arena *arena = rgi_arena_create(p.ctx);
   rg_plan *plan = arena ? rgi_alloc(arena, sizeof *plan) : NULL;
   if (!plan) {
     rgi_arena_destroy(arena);
-    rgi_prepared_free(&p);
+    free_prepared(&p);
     return rgi_nomem(e);
   }
   plan->arena = arena;
@@ -262,4 +278,51 @@ rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {
   if (!plan || !out || i >= (size_t)plan->nbindable) return RG_E_USAGE;
   *out = plan->bindable[i].info;
   return RG_OK;
+}
+
+/* ---- answers that need no whole plan ---- */
+
+/* What a plan would do first: cut heads, append the backward. Both need every extent. */
+static rg_status check_bound(const rg_spec *spec, const rg_policy *policy, rg_error *e) {
+  rgi_graph *split = NULL, *whole = NULL;
+  rg_status status = rgi_split_heads(spec->graph, policy ? policy->split_heads : 0, &split, e);
+  if (status == RG_OK) status = rgi_autodiff(split, &whole, e);
+  rgi_graph_destroy(whole);
+  rgi_graph_destroy(split);
+  return status;
+}
+
+rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+  if (!spec) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_check needs a spec");
+  rg_status before = rgi_error_before(error);
+  rg_status status = rgi_verify(spec->graph, "load", error);
+  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, error);
+  if (status == RG_OK && spec->graph->bound) {
+    status = check_bound(spec, policy, error);
+    if (status == RG_E_POLICY && policy) rgi_error_file(error, before, policy->file);
+  }
+  rgi_error_file(error, before, spec->file);
+  return status;
+}
+
+rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+                    const char *format, rg_text *out, rg_error *e) {
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
+  *out = (rg_text){0};
+  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
+                    format ? format : "");
+  prepared p;
+  rg_plan_options tight = options ? *options : (rg_plan_options){0};
+  tight.no_lanes = true; /* the front is about memory */
+  RGI_TRY(prepare(spec, policy, &tight, &p, e));
+  rgi_buf b;
+  rgi_buf_init(&b, p.ctx);
+  rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
+  if (status == RG_OK)
+    status = rgi_buf_finish(&b, out, e);
+  else
+    rgi_buf_free(&b);
+  free_prepared(&p);
+  return status;
 }

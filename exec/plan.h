@@ -12,10 +12,9 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
-#include "../graph/fuse.h"
-#include "../graph/passes.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
+#include "../passes/fuse.h"
 #include "../recompute/recompute.h"
 
 /* In-ports whose contents obey rules (rgi_check). */
@@ -98,23 +97,5 @@ rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
 /* Where tensor t starts. */
 rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
-
-/* Everything before the recompute choice: profile, graph, gradients, fusing (plan.c); report.c's pareto
- * starts here too. */
-typedef struct rgi_prepared {
-  const rg_context *ctx;
-  bool cuda;
-  rg_gpu gpu;
-  int threads;
-  rgi_profile *profile;
-  rgi_memory_options mem;
-  rgi_progress progress;
-  rgi_graph *graph;     /* after fuse */
-  rgi_graph *unfused;   /* before, NULL where nothing was fused */
-  rgi_fusions *fusions; /* NULL: switched off */
-} rgi_prepared;
-rg_status rgi_plan_prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                           rgi_prepared *out, rg_error *e);
-void rgi_prepared_free(rgi_prepared *p); /* frees what is left in it */
 
 #endif

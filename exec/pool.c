@@ -19,8 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Rounds of idle spinning before a thread sleeps: a few microseconds, the length of the gap between two
- * steps. */
+/* Rounds of idle spinning before a thread sleeps: a few microseconds, the length
+ * of the gap between two steps. */
 enum { SPIN = 2000 };
 
 typedef struct worker {
@@ -89,8 +89,8 @@ static void *work(void *user) {
 
     take_tasks(p, fn, arg, ntask, w->index);
 
-    /* The caller may return as soon as `inside` is zero, so signal under the mutex: it cannot be destroyed
-     * there. */
+    /* The caller may return as soon as `inside` is zero, so signal under the mutex:
+     * it cannot be destroyed there. */
     pthread_mutex_lock(&p->mutex);
     if (atomic_fetch_sub_explicit(&p->inside, 1, memory_order_release) == 1) pthread_cond_signal(&p->done);
     pthread_mutex_unlock(&p->mutex);

@@ -1,5 +1,4 @@
-/* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps, and the pareto
- * front.
+/* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps.
  *
  * Reads finished plans only; numbers come from the passes that made them. JSON keys keep their order and
  * meaning within one "version"; times that differ from run to run stay out of it, so equal plans give equal
@@ -403,26 +402,4 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
     }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                   "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps", format);
-}
-
-rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                    const char *format, rg_text *out, rg_error *e) {
-  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
-  *out = (rg_text){0};
-  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
-                    format ? format : "");
-  rgi_prepared p;
-  rg_plan_options tight = options ? *options : (rg_plan_options){0};
-  tight.no_lanes = true; /* the front is about memory */
-  RGI_TRY(rgi_plan_prepare(spec, policy, &tight, &p, e));
-  rgi_buf b;
-  rgi_buf_init(&b, p.ctx);
-  rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
-  if (status == RG_OK)
-    status = rgi_buf_finish(&b, out, e);
-  else
-    rgi_buf_free(&b);
-  rgi_prepared_free(&p);
-  return status;
 }

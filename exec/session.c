@@ -1,18 +1,20 @@
-/* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the backend's
- * (cpu_session.c, cuda_session.c).
+/* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the
+ * backend's (cpu_session.c, cuda_session.c).
  *
- * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller supplies
- * it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch bytes.
+ * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
+ * supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
+ * bytes.
  *
- *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block, where its
- * inputs and ▲       │  ▲        │          outputs stood; the backward on that block reads them there
- *                 └───────┘  └────────┘
+ *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
+ *              ▲       │  ▲        │             where its inputs and outputs stood; the backward
+ *              └───────┘  └────────┘             on that block reads them there
  *
- * A run allocates nothing. Memory is found at creation and when a saved block is bound for the first time.
+ * A run allocates nothing. Memory is found at creation and when a saved block is bound for the
+ * first time.
  *
- * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in every float
- * type and a negative number as i32; before a backward, scratch and the gradients do. Blocks that the session
- * owns stand between guard zones, checked after every step:
+ * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
+ * every float type and a negative number as i32; before a backward, scratch and the gradients do.
+ * Blocks that the session owns stand between guard zones, checked after every step:
  *
  *     | guard 256 | saved or scratch … | guard 256 |
  */
@@ -353,8 +355,8 @@ rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
   return RG_OK;
 }
 
-/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
- * hold. */
+/* Fills what the run is going to write with NaN: scratch, the caller's tensors of
+ * `role`; sums keep what they hold. */
 static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
   RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {

@@ -14,8 +14,8 @@ static rg_status broken(rg_error *e, const char *node, const char *what, const c
 
 /* ---- what the caller binds ---- */
 
-/* The caller's memory is dense and holds the whole tensor, so a bindable tensor is its owner's bytes, all of
- * them. */
+/* The caller's memory is dense and holds the whole tensor, so a bindable tensor is
+ * its owner's bytes, all of them. */
 static bool dense_whole(const rgi_graph *g, int32_t t) {
   const rgi_tensor *x = &g->tensor[t];
   if (x->base < 0) return true;
@@ -150,8 +150,8 @@ static rg_status list_steps(rg_plan *plan, rg_error *e) {
 
 /* ---- rules for bound contents ---- */
 
-/* The check for the input behind tensor t, new or known; -1 if the host cannot read it before a run (a node
- * makes it). */
+/* The check for the input behind tensor t, new or known; -1 if the host cannot read it
+ * before a run (a node makes it). */
 static rg_status find_check(rg_plan *plan, int32_t t, bool starts, int32_t *out, rg_error *e) {
   *out = -1;
   rgi_place at;

@@ -19,12 +19,12 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i);
 /* Hands tensor `gradient` (any float dtype) to the node's i-th input: for all of it (axis -1), or for the
  * slice that starts at `start` on `axis`. */
 rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis, int64_t start, rg_error *e);
-/* Appends a backward node of a one-input, one-output op whose name is tensor's name + suffix; returns the
- * output. */
+/* Appends a backward node of a one-input, one-output op whose name is
+ * tensor's name + suffix; returns the output. */
 rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix,
                         int *output, rg_error *e);
-/* The whole rule of ops that lay their first port's list end to end along attribute 0: each part gets its
- * slice. */
+/* The whole rule of ops that lay their first port's list end to end along
+ * attribute 0: each part gets its slice. */
 rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e);
 /* A dense copy if `tensor` is not dense; else itself. */
 rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e);

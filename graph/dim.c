@@ -202,8 +202,11 @@ const char *rgi_dim_text(rgi_dim d, char *buffer, size_t size) {
   return buffer;
 }
 
-/* ---- parser: sum := product (('+'|'-') product)*; product := unary (('*'|'/') unary)*; unary := '-' unary |
- * atom ---- */
+/* ---- parser ----
+ *
+ *   sum     := product (('+'|'-') product)*
+ *   product := unary (('*'|'/') unary)*
+ *   unary   := '-' unary | atom */
 
 typedef struct parser {
   rgi_arena *a;

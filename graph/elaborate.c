@@ -485,8 +485,8 @@ static int root(rows *r, int t) {
   return t;
 }
 
-/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation along axis 0) are not the
- * same. */
+/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation
+ * along axis 0) are not the same. */
 static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
   if (t < 0 || g->tensor[t].rank == 0) return;
   if (*first < 0)

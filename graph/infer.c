@@ -1,5 +1,5 @@
-/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every op; see op.h for the
- * notation. */
+/* graph/infer.c: from ports and attributes to shapes and dtypes, the same for every
+ * op; see op.h for the notation. */
 #include "ir.h"
 #include <ctype.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* graph/ir.c: building, copying, ordering and tidying graphs; see ir.h. Inference is in infer.c, checks in
- * verify.c. */
+/* graph/ir.c: building, copying, ordering and tidying graphs; see ir.h. Inference is
+ * in infer.c, checks in verify.c. */
 #include "ir.h"
 #include <stdio.h>
 #include <string.h>

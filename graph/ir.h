@@ -1,25 +1,32 @@
 /* graph/ir.h: the intermediate representation that every pass borrows and returns.
  *
- * A graph is a list of tensors and a list of nodes in execution order, all in one arena. A pass takes a const
- * graph and returns a new one (usually rgi_graph_clone, then edits); nothing later writes to something
- * earlier.
+ * A graph is a list of tensors and a list of nodes in execution order, all in one arena. A pass
+ * takes a const graph and returns a new one (usually rgi_graph_clone, then edits); nothing later
+ * writes to something earlier.
  *
- * Bytes. A tensor with base == -1 owns its bytes; any other looks into its base's (base is always an owner:
- * chains are flattened). Three things make aliases: view     slice, split, reshape, transpose: the output
- * looks into the input join     the inputs look into the output: parts that together cover it, each written
- * by its own node in place d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum
+ * Bytes. A tensor with base == -1 owns its bytes; any other looks into its base's (base is always
+ * an owner: chains are flattened). Three things make aliases:
+ *   view      slice, split, reshape, transpose: the output looks into the input
+ *   join      the inputs look into the output: parts that together cover it, each written by its
+ *             own node
+ *   in place  d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum
  * Regions say who supplies an owner's bytes; (region, offset) is filled in by memplan.
  *
  * Invariants, checked by rgi_verify after every stage (numbers appear in its messages):
- *   I1  ids are in range; every single required port is bound; names are unique among tensors and among nodes
+ *   I1  ids are in range; every single required port is bound; names are unique among tensors and
+ *       among nodes
  *   I2  every tensor has exactly one producer, or is a graph input and has none
- *   I3  nodes stand in execution order: producers (and what a node waits for) before readers, forward nodes
- * before backward nodes I4  shapes, dtypes follow from the op's ports and attributes; sizes stay within the
- * limits I5  base is an owner; a view stays inside its base; join parts tile their output; acc and d agree I6
- * inputs are never written; an in-place sum has no reader between versions I7  every declared output and
- * every requested gradient has a tensor of the declared type I8  rows: tensors tied by ROWS ports share one
- * lengths tensor I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x" After
- * memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside their region.
+ *   I3  nodes stand in execution order: producers (and what a node waits for) before readers,
+ *       forward nodes before backward nodes
+ *   I4  shapes, dtypes follow from the op's ports and attributes; sizes stay within the limits
+ *   I5  base is an owner; a view stays inside its base; join parts tile their output; acc and d
+ *       agree
+ *   I6  inputs are never written; an in-place sum has no reader between versions
+ *   I7  every declared output and every requested gradient has a tensor of the declared type
+ *   I8  rows: tensors tied by ROWS ports share one lengths tensor
+ *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"
+ * After memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside
+ * their region.
  */
 #ifndef RGI_IR_H
 #define RGI_IR_H
@@ -28,8 +35,8 @@
 
 /* ---- extents: integer polynomials over unbound names ---- */
 
-/* c + Σ coef·atom. An atom is canonical text such as "T", "B*T" or "((T+1)/16)". After binding, nterm == 0.
- */
+/* c + Σ coef·atom. An atom is canonical text such as "T", "B*T" or
+ * "((T+1)/16)". After binding, nterm == 0. */
 typedef struct rgi_term {
   int64_t coef;
   const char *atom;
@@ -47,8 +54,8 @@ static inline bool rgi_dim_known(rgi_dim d) {
   return d.nterm == 0;
 }
 bool rgi_dim_equal(rgi_dim a, rgi_dim b);
-/* op is one of + - * /; RG_E_OVERFLOW, RG_E_VALUE (division by zero or of/by what cannot be divided),
- * RG_E_NOMEM. */
+/* op is one of + - * /; RG_E_OVERFLOW, RG_E_VALUE (division by zero or of/by what
+ * cannot be divided), RG_E_NOMEM. */
 rg_status rgi_dim_binary(rgi_arena *a, char op, rgi_dim x, rgi_dim y, rgi_dim *out, rg_error *e);
 /* Parses an integer expression; `lookup` gives names their value (returns false if unknown). */
 typedef bool (*rgi_dim_lookup)(void *user, const char *name, rgi_dim *out);
@@ -194,7 +201,7 @@ rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, r
 /* In which order a node sums what "delta.x" holds: the part that hands it over must do the same. */
 typedef enum rgi_delta { RGI_DELTA_NONE, RGI_DELTA_CHAIN, RGI_DELTA_LANES } rgi_delta;
 
-/* What fuse.c may do with a backward op's nodes. */
+/* What passes/fuse.c may do with a backward op's nodes. */
 typedef struct rgi_fusing {
   /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x" and "d.x",
    * where x is `list`. It has ports of the same names, which hold the element, and out-ports "delta" (what
@@ -214,6 +221,7 @@ typedef struct rgi_rules {
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
   const rgi_fusing *fusing;
+  const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;
 
 /* ---- dumps ---- */

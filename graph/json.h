@@ -40,8 +40,8 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
 /* Parses `size` bytes; the tree lives in `a` and borrows nothing from `text`. */
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e);
 
-/* Text from a file made fit for a one-line message: at most 64 bytes, nothing unprintable. Returns s->text.
- */
+/* Text from a file made fit for a one-line message: at most 64 bytes, nothing
+ * unprintable. Returns s->text. */
 typedef struct rgi_shown {
   char text[112];
 } rgi_shown;
@@ -56,8 +56,8 @@ const rgi_json *rgi_json_get(const rgi_json *object, const char *key);
 /* RG_E_TYPE unless `v` has the type. */
 rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node,
                           rg_error *e);
-/* Every key of `object` is among `known`, and the first `nrequired` of these are there. `what` names the
- * object. */
+/* Every key of `object` is among `known`, and the first `nrequired` of these are
+ * there. `what` names the object. */
 rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
                         int nrequired, const char *pointer, const char *node, rg_error *e);
 
@@ -76,8 +76,8 @@ bool rgi_is_identifier(const char *text);
 /* RG_E_NAME unless it is one; `what` says what is named. */
 rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer, rg_error *e);
 
-/* Names `file` in an error that this call made: `before` is what the error's status was when the call began.
- */
+/* Names `file` in an error that this call made: `before` is what the error's
+ * status was when the call began. */
 void rgi_error_file(rg_error *e, rg_status before, const char *file);
 static inline rg_status rgi_error_before(const rg_error *e) {
   return e ? e->status : RG_OK;

@@ -102,8 +102,8 @@ static bool in_scope(void *user, const char *name, rgi_dim *out) {
   return false;
 }
 
-/* An in-port's plain axes are variables; any other axis must be an expression over them and the attributes.
- */
+/* An in-port's plain axes are variables; any other axis must be an expression
+ * over them and the attributes. */
 static rg_status check_shape(const checking *k, const rg_port *port, bool output, rgi_arena *arena,
                              int *rank) {
   char axis[LONGEST_AXIS + 1];

@@ -8,8 +8,8 @@
 /* Checks every op of the plugin and merges them into ctx->op; all or none. Borrows the plugin, which must
  * stay while ctx does. RG_E_PLUGIN, RG_E_NOMEM. */
 rg_status rgi_plugin_add(rg_context *ctx, const rg_plugin *plugin, rg_error *e);
-/* Closes the libraries. Part of destroying a context: ctx->op may point into them and is not to be used any
- * more. */
+/* Closes the libraries. Part of destroying a context: ctx->op may point into them
+ * and is not to be used any more. */
 void rgi_plugins_unload(rg_context *ctx);
 
 #endif

@@ -4,8 +4,8 @@
  * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside
  * any.
  */
+#include "policy.h"
 #include "json.h"
-#include "passes.h"
 #include <string.h>
 
 enum { MOST_LISTED = 8192 };
@@ -154,8 +154,8 @@ void rg_policy_destroy(rg_policy *policy) {
 
 /* ---- against a graph ---- */
 
-/* The fewest heads among the known extents of k ports: the KV heads that a group is cut from. 0: none is
- * known. */
+/* The fewest heads among the known extents of k ports: the KV heads that a group
+ * is cut from. 0: none is known. */
 static int64_t kv_heads(const rgi_graph *g) {
   int64_t fewest = 0;
   for (int n = 0; n < g->nnode; n++) {

@@ -1,6 +1,6 @@
-/* graph/profile.h: device profiles: how fast a device multiplies, exponentiates and moves bytes. JSON files;
- * two are built in (the files under recompute/profiles). The one cost model turns an op's rg_cost into
- * milliseconds. */
+/* graph/profile.h: device profiles: how fast a device multiplies, exponentiates and moves
+ * bytes. JSON files; two are built in (the files under recompute/profiles). The one cost model
+ * turns an op's rg_cost into milliseconds. */
 #ifndef RGI_PROFILE_H
 #define RGI_PROFILE_H
 

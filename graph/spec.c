@@ -1,5 +1,4 @@
-/* graph/spec.c: specs as the public header sees them: load, ask about tensors, solve dimensions, check,
- * write.
+/* graph/spec.c: specs as the public header sees them: load, ask about tensors, solve dimensions, write.
  *
  * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the
  * bindings at load gave. Nothing is written after loading: threads share a spec freely.
@@ -271,31 +270,6 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
                  capacity, nsolved, a, error);
   rgi_error_file(error, before, spec->file);
   rgi_arena_destroy(a);
-  return status;
-}
-
-/* ---- checking ---- */
-
-/* What a plan would do first: cut heads, append the backward. Both need every extent. */
-static rg_status check_bound(const rg_spec *spec, const rg_policy *policy, rg_error *e) {
-  rgi_graph *split = NULL, *whole = NULL;
-  rg_status status = rgi_split_heads(spec->graph, policy ? policy->split_heads : 0, &split, e);
-  if (status == RG_OK) status = rgi_autodiff(split, &whole, e);
-  rgi_graph_destroy(whole);
-  rgi_graph_destroy(split);
-  return status;
-}
-
-rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
-  if (!spec) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_check needs a spec");
-  rg_status before = rgi_error_before(error);
-  rg_status status = rgi_verify(spec->graph, "load", error);
-  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, error);
-  if (status == RG_OK && spec->graph->bound) {
-    status = check_bound(spec, policy, error);
-    if (status == RG_E_POLICY && policy) rgi_error_file(error, before, policy->file);
-  }
-  rgi_error_file(error, before, spec->file);
   return status;
 }
 

@@ -3,8 +3,8 @@
 #ifndef RGI_SPEC_H
 #define RGI_SPEC_H
 
+#include "ir.h"
 #include "json.h"
-#include "passes.h"
 
 enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
 #define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
@@ -25,6 +25,12 @@ struct rg_spec {
   rg_tensor_info *info;
   size_t ninfo;
 };
+
+/* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless `bind_all`. */
+rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
+                             rgi_graph **out, rg_error *e);
+const rg_context *rgi_spec_context(const rg_spec *spec);
+const char *rgi_spec_file(const rg_spec *spec);
 
 /* ---- names in force: parameters after overrides, free dimensions as far as they are bound ---- */
 

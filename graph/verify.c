@@ -1,4 +1,5 @@
-/* graph/verify.c: the numbered invariants of ir.h, checked after every stage. A violation is a bug of ours.
+/* graph/verify.c: the numbered invariants of ir.h, checked after every stage. A
+ * violation is a bug of ours.
  */
 #include "ir.h"
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* kernels/compress_bwd.cu: gradient of the mean: a token of group m receives Σ_j dy_j / kernel over the blocks
  * j = m − kernel/stride + 1 … m that exist. One sum serves the `stride` tokens of the group. */
 #include "compress.h"
-#include "device/gemm.cuh"
+#include "gemm.cuh"
 #include "device/seq.cuh"
 
 using namespace rgk;

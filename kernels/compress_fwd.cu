@@ -5,7 +5,7 @@
  * does not depend on the tile it is in.
  */
 #include "compress.h"
-#include "device/gemm.cuh"
+#include "gemm.cuh"
 #include "device/seq.cuh"
 
 using namespace rgk;

@@ -9,7 +9,7 @@
  *
  * Products are summed in runs of 256, then run by run.
  */
-#include "device/gemm.cuh"
+#include "gemm.cuh"
 
 using namespace rgk;
 

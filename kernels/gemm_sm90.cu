@@ -12,7 +12,7 @@
  *     depth along memory   row = a row of the tile, 64 deep                 A forward, backward; B forward
  *     depth across memory  row = a depth, 64 columns; panels of 64 x 64     A, B of sums; B backward
  */
-#include "device/gemm.cuh"
+#include "gemm.cuh"
 #include "device/wgmma.cuh"
 
 using namespace rgk;

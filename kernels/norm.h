@@ -11,9 +11,9 @@ enum { RGK_NORM_THREADS = 256, RGK_NORM_COLUMNS = 32, RGK_NORM_SLICES = 32 };
  * 4, backward 1 or 4). */
 /* Rows of the forward that a group takes at once. */
 #define RGK_NORM_ROWS(held) (4 / (held))
-/* Rows of the backward under way at once, and bytes of dynamic shared memory for them; `size`: of an element
- * of x. At least 32 * width bytes where a group is at most a warp and dw is wanted; none of it if not
- * `vectors`. */
+/* Rows of the backward under way at once, and bytes of dynamic shared memory for them; `size`:
+ * of an element of x. At least 32 * width bytes where a group is at most a warp and dw is
+ * wanted; none of it if not `vectors`. */
 #define RGK_NORM_STAGES(held, size)      ((size) == 2 ? ((held) == 1 ? 4 : 3) : 2)
 #define RGK_NORM_STAGE_BYTES(held, size) (RGK_NORM_STAGES(held, size) * 16 * (held) * (size)*RGK_NORM_THREADS)
 

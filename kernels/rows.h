@@ -4,9 +4,9 @@
 
 #include "kernels.h"
 
-/* Tensors of one shape, walked together; axes that lie densely in all of them are folded into one. The
- * tensors follow in an array that is as long as a kernel can need: a graph's node takes time by the size of
- * its struct. */
+/* Tensors of one shape, walked together; axes that lie densely in all of them are folded into
+ * one. The tensors follow in an array that is as long as a kernel can need: a graph's node
+ * takes time by the size of its struct. */
 typedef struct rgk_walk {
   int32_t rank, n;          /* axes after folding (>= 1), tensors */
   int64_t dim[RG_MAX_RANK]; /* the last one is walked by consecutive threads */
@@ -30,8 +30,8 @@ typedef enum rgk_map {
   RGK_MAPS
 } rgk_map;
 
-/* A thread's share: 8 consecutive elements of the walk read and written 16 bytes at a time, or one element.
- */
+/* A thread's share: 8 consecutive elements of the walk read and written 16
+ * bytes at a time, or one element. */
 typedef struct rgk_map_params {
   rgk_walk w;
   rgk_walked t[RGK_MAP_TENSORS];

@@ -4,10 +4,12 @@
 
 #include "kernels.h"
 
-/* Copies an input that holds lengths or positions, with every rule that governs a range of it enforced:
+/* Copies an input that holds lengths or positions, with every rule that governs a range of it
+ * enforced:
  *   starts     begin at 0, never fall, end at most at `capacity`
- *   positions  at least 0, and position + length of the sequence at most INT32_MAX (starts: index of its
- * rule, or -1) The first rule found broken is written to flag: {1 + rule, entry, value}. */
+ *   positions  at least 0, and position + length of the sequence at most INT32_MAX (starts: index
+ *              of its rule, or -1)
+ * The first rule found broken is written to flag: {1 + rule, entry, value}. */
 enum { RGK_LENGTH_RULES = 8 };
 typedef struct rgk_lengths_rule {
   int64_t offset, n, stride; /* elements */

@@ -215,8 +215,8 @@ static rg_status learn(part *x, int64_t capacity, rgi_verdict verdict, const int
   return RG_OK;
 }
 
-/* 1 1 2 1 1 2 4 …: the restart lengths that lose least when nothing is known about how long a search takes.
- */
+/* 1 1 2 1 1 2 4 …: the restart lengths that lose least when nothing is known
+ * about how long a search takes. */
 static int64_t luby(int64_t i) {
   int64_t size = 1, length = 1;
   while (length < i + 1) length = 2 * length + 1, size *= 2;
@@ -237,8 +237,8 @@ static int64_t between_goal_and_peak(const part *x, int64_t goal) {
   return x->peak - 1 - ((x->peak - goal) >> (1 + x->misses % 4));
 }
 
-/* The beam's share of the nodes. It shines where nothing may be wasted; with room to spare, depth first is
- * better. */
+/* The beam's share of the nodes. It shines where nothing may be wasted; with room to
+ * spare, depth first is better. */
 static double beam_share(const rgi_packing *p, int64_t bound) {
   double cap = (double)bound / (double)p->unit, room = 0;
   for (int32_t t = 0; t < p->m; t++) room += 1 - (double)p->load[t] / cap;
@@ -311,8 +311,8 @@ static void free_whole(whole *w) {
   rgi_free(w->ctx, w->piece);
 }
 
-/* Pieces with their sections: the maximal sets alive together. A section ends where a buffer ends after one
- * started. */
+/* Pieces with their sections: the maximal sets alive together. A section ends where a
+ * buffer ends after one started. */
 static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t align, rg_error *e) {
   w->piece = rgi_malloc(w->ctx, (n + 1) * sizeof *w->piece);
   w->event = rgi_malloc(w->ctx, (2 * n + 1) * sizeof *w->event);
@@ -425,8 +425,8 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
     goto out;
   }
   RGI_GOTO(status, make_parts(&w, b, 0, w.n, 0, e), out);
-  /* w.bound rises where the search proves that a part cannot do with the bytes alive at once; the report
-   * keeps those. */
+  /* w.bound rises where the search proves that a part cannot do with the bytes alive
+   * at once; the report keeps those. */
   r->lower_bound = w.bound;
   bool hopeless = capacity > 0 && capacity < w.bound;
   for (bool again = !hopeless; again;) {

@@ -1,30 +1,25 @@
 /* memplan/pack_search.c: the exact search: is there a packing within a capacity?
  *
- * Builds packings bottom up. A node of the search knows for every unplaced piece two offsets: `real`, where
- * it would come to rest on the pieces placed so far, and `least`, below which no packing of this subtree has
- * it. A section's floor is the smallest `least` of its unplaced pieces. The level is the lowest floor. A node
- * picks a section at that level and branches on what rests there: one of the pieces that can, or (the last
- * branch) nothing.
+ * Builds packings bottom up. A node of the search knows for every unplaced piece two offsets:
+ * `real`, where it would come to rest on the pieces placed so far, and `least`, below which no
+ * packing of this subtree has it. A section's floor is the smallest `least` of its unplaced pieces.
+ * The level is the lowest floor. A node picks a section at that level and branches on what rests
+ * there: one of the pieces that can, or (the last branch) nothing.
  *
  * What keeps the tree small:
  *
- * - P1 room: floor + unplaced bytes of a section must fit under the capacity.
- *
- * - P2 settled: only packings in which no piece could be moved down are looked for, so every piece rests on
- *   another one or on the ground. A piece without support below `least` waits for a piece still to come; and
- *   a piece that would fit into a hole already closed off ends the branch.
- *
- * - P3 split: once placed pieces cut time apart, the parts are solved one by one.
- *
- * - P4 memory: failed states are remembered by (unplaced pieces, where they can lie); each is explored once,
- *   over restarts too. A state is known by a 64-bit hash.
- *
- * - P5 twins: pieces equal in lifetime and size are placed in order.
- *
- * - P6 base: a piece that spans a part whose ground is even lies at the bottom.
- *
- * - P7 queue (some attempts): the pieces of a section, taken in order of `least`, must end under the
- * capacity.
+ *   P1 room     floor + unplaced bytes of a section must fit under the capacity
+ *   P2 settled  only packings in which no piece could be moved down are looked for, so every
+ *               piece rests on another one or on the ground. A piece without support below `least`
+ *               waits for a piece still to come; and a piece that would fit into a hole already
+ *               closed off ends the branch
+ *   P3 split    once placed pieces cut time apart, the parts are solved one by one
+ *   P4 memory   failed states are remembered by (unplaced pieces, where they can lie); each is
+ *               explored once, over restarts too. A state is known by a 64-bit hash
+ *   P5 twins    pieces equal in lifetime and size are placed in order
+ *   P6 base     a piece that spans a part whose ground is even lies at the bottom
+ *   P7 queue    (some attempts) the pieces of a section, taken in order of `least`, must end under
+ *               the capacity
  */
 #include "pack_internal.h"
 #include <string.h>
@@ -38,13 +33,13 @@ enum { UNDO_REAL, UNDO_LEAST, UNDO_PLACE };
 /* What a piece that would overhang adds to a section's count: no branching there. */
 enum { NOT_FLAT = 1 << 20 };
 
-/* How an attempt explores. No setting is best everywhere and the time to a packing varies wildly, so attempts
- * cycle. */
+/* How an attempt explores. No setting is best everywhere and the time to a packing
+ * varies wildly, so attempts cycle. */
 typedef enum rgi_rule {
   FEWEST,  /* at the level, the section with the fewest candidates */
   TIGHT,   /* at the level, the section with the least room */
-  ANYWHERE /* of all sections on even ground, the one with the fewest choices: best where nothing may be
-              wasted */
+  ANYWHERE /* of all sections on even ground, the one with the fewest choices: best where nothing
+              may be wasted */
 } rgi_rule;
 typedef struct strategy {
   rgi_rule rule;

@@ -144,8 +144,8 @@ static void steps_at(const canvas *c, int x, int32_t *from, int32_t *to) {
   if (backward) *from += c->v->turn, *to += c->v->turn;
 }
 
-/* One cell of the curve: the byte range [low, low + height), with `saved` bytes below and `scratch` above
- * them. */
+/* One cell of the curve: the byte range [low, low + height), with `saved` bytes
+ * below and `scratch` above them. */
 static const char *curve_cell(double low, double height, double saved, double scratch) {
   static const char *const part[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
   double top = (saved + scratch - low) / height, below = (saved - low) / height;

@@ -5,8 +5,8 @@
  * `zero` has the bits of one begun with its first term.
  */
 #include "../graph/ir.h"
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 enum { A_AXIS, A_START };
 enum { A_SHAPE, A_SUM };

@@ -1,7 +1,7 @@
 /* ops/add.c: the sum of any number of tensors of one shape, in list order, in fp32. */
 #include "../graph/autodiff.h"
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 static void cost(const rg_call *c, rg_cost *out) {
   double n = (double)rgi_arg_elements(rg_out(c, 0)), size = (double)rg_dtype_size(rg_out(c, 0)->dtype);

@@ -1,7 +1,7 @@
 /* ops/cast.c: a dense copy, in another float dtype if asked. */
 #include "../graph/autodiff.h"
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 enum { A_TO };
 enum { SAME, F32, F16, BF16 };

@@ -1,8 +1,7 @@
 /* ops/cmp_attn.c: attention over compressed keys, each of which stands for `kernel` tokens. The work is
- * cpu_attn's; this file says which compressed keys a query sees: those whose tokens all lie at or before its
+ * attn.c's; this file says which compressed keys a query sees: those whose tokens all lie at or before its
  * position. */
-#include "cpu_attn.h"
-#include "cuda_attn.h"
+#include "attn.h"
 
 enum { KERNEL = RGI_ATTN_OWN, STRIDE };
 
@@ -28,20 +27,13 @@ static const rg_port in_bwd[] = {
 };
 static const rg_port out_bwd[] = {RGI_ATTN_OUT_BWD(0)};
 
-static rgi_attn problem(const rg_call *c) {
-  rgi_attn a = {.mode = RGI_ATTN_CMP, .kernel = c->attr[KERNEL].i, .stride = c->attr[STRIDE].i};
-  rgi_attn_init(&a, c);
-  return a;
-}
-
-static rgk_attn gpu_problem(const rg_call *c) {
-  return (rgk_attn){
-      .mode = RGK_CMP, .kernel = (int32_t)c->attr[KERNEL].i, .stride = (int32_t)c->attr[STRIDE].i};
+static void own(rgi_attn *a, const rg_value *attr) {
+  a->kernel = attr[0].i;
+  a->stride = attr[1].i;
 }
 
 static rg_status check(const rg_call *c, rg_error *e) {
   const int64_t kernel = c->attr[KERNEL].i, stride = c->attr[STRIDE].i;
-  RGI_TRY(rgi_attn_check(c, false, e));
   if (kernel % stride != 0)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
                       (long long)kernel);
@@ -67,59 +59,7 @@ static double pairs(const rgi_attn *a) {
   return before * (double)a->T + (n - before) * (end - (double)a->kernel + 1) - sum_j * (double)a->stride;
 }
 
-static void cost(const rg_call *c, rg_cost *r) {
-  rgi_attn a = problem(c);
-  rgi_attn_cost(c, &a, pairs(&a), false, r);
-}
-static size_t workspace(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, false);
-  rgi_attn a = problem(c);
-  return rgi_attn_workspace(c, &a);
-}
-static rg_status run(const rg_call *c) {
-  rgi_attn a = problem(c);
-  return rgi_attn_run(c, &a);
-}
-static rg_status steps(const rg_call *c, rg_cuda *x) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_steps(c, &on_gpu, false, x);
-}
-static const char *path(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_path(c, &on_gpu, false);
-}
-
-static void cost_bwd(const rg_call *c, rg_cost *r) {
-  rgi_attn a = problem(c);
-  rgi_attn_cost(c, &a, pairs(&a), true, r);
-}
-static rg_status check_bwd(const rg_call *c, rg_error *e) {
-  RGI_TRY(rgi_attn_check_bwd(c, false, e));
-  return check(c, e);
-}
-static rgi_delta delta(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return c->gpu ? rgi_cuda_attn_delta(c, &on_gpu) : RGI_DELTA_CHAIN;
-}
-static size_t workspace_bwd(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
-  rgi_attn a = problem(c);
-  return rgi_attn_bwd_workspace(c, &a);
-}
-static rg_status run_bwd(const rg_call *c) {
-  rgi_attn a = problem(c);
-  return rgi_attn_bwd_run(c, &a);
-}
-static rg_status steps_bwd(const rg_call *c, rg_cuda *x) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_steps(c, &on_gpu, true, x);
-}
-static const char *path_bwd(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_path(c, &on_gpu, true);
-}
+static const rgi_attn_kind kind = {RGI_ATTN_CMP, own, check, pairs};
 
 const rg_op rgi_op_cmp_attn = {
     .abi = RG_OP_ABI,
@@ -132,13 +72,9 @@ const rg_op rgi_op_cmp_attn = {
     .nout = RGI_COUNT(out),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
-    .check = check,
-    .cost = cost,
-    .workspace = workspace,
-    .run_cpu = run,
-    .cuda_steps = steps,
-    .cuda_path = path,
+    RGI_ATTN_FUNCTIONS,
     .backward = "cmp_attn.bwd",
+    .rules = &(const rgi_rules){.kind = &kind},
 };
 
 const rg_op rgi_op_cmp_attn_bwd = {
@@ -152,11 +88,6 @@ const rg_op rgi_op_cmp_attn_bwd = {
     .nout = RGI_COUNT(out_bwd),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
-    .check = check_bwd,
-    .cost = cost_bwd,
-    .workspace = workspace_bwd,
-    .run_cpu = run_bwd,
-    .cuda_steps = steps_bwd,
-    .cuda_path = path_bwd,
-    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.delta = delta}},
+    RGI_ATTN_FUNCTIONS,
+    .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };

@@ -3,17 +3,19 @@
  *   out[t, h, :] = Σ_n a_n · o_n[t, h, :]      a_n = act(gate[t, h, n]), in list order
  *
  * With D_n = dout · o_n:   d o_n = a_n · dout
- *   sigmoid   d gate_n = D_n · a_n · (1 - a_n)         1 - a_n formed as sigmoid(-gate): exact where a_n is
- * near 1 softmax   d gate_n = a_n · (D_n - Σ_m a_m D_m) none      d gate_n = D_n
+ *   sigmoid   d gate_n = D_n · a_n · (1 - a_n)         1 - a_n formed as sigmoid(-gate): exact
+ *                                                      where a_n is near 1
+ *   softmax   d gate_n = a_n · (D_n - Σ_m a_m D_m)
+ *   none      d gate_n = D_n
  *
- * The fuse pass takes the gradient apart: a node per branch, which writes d o_n, D_n and the sum of d o_n ·
- * o_n that attention's backward begins with, each when it is needed; one more makes the gates' gradient of
- * the D_n.
+ * The fuse pass takes the gradient apart: a node per branch, which writes d o_n, D_n and the sum of
+ * d o_n · o_n that attention's backward begins with, each when it is needed; one more makes the
+ * gates' gradient of the D_n.
  */
 #include "../graph/ir.h"
-#include "cpu_attn.h"
-#include "cpu_blend.h"
-#include "cuda_blend.h"
+#include "cpu/attn.h"
+#include "cpu/blend.h"
+#include "cuda/blend.h"
 
 enum { IN_O, IN_GATE, IN_CU };
 enum { BW_O, BW_GATE, BW_CU, BW_GRAD, BW_ACC_O, BW_ACC_GATE };

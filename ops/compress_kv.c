@@ -9,8 +9,8 @@
  * All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at a token
  * and its columns run over tokens and features, so the product gathers them while packing.
  */
-#include "cpu_compress.h"
-#include "cuda_compress.h"
+#include "cpu/compress.h"
+#include "cuda/compress.h"
 
 /* ---- shared with the backward ---- */
 

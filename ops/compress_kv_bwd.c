@@ -16,8 +16,8 @@
  * dW = Σ over heads, last to first, of Σ over blocks g xᵀ, head by head onto what is there: cutting the heads
  * into groups walked last to first changes no bit. The mean has no W: its d group m is Σ_j dy_j / kernel.
  */
-#include "cpu_compress.h"
-#include "cuda_compress.h"
+#include "cpu/compress.h"
+#include "cuda/compress.h"
 
 enum {
   IN_K,
@@ -36,8 +36,10 @@ enum { OUT_K, OUT_V, OUT_K_WEIGHT, OUT_V_WEIGHT };
 
 #define MEAN_TOKENS 64 /* per task */
 
-/* workspace | token | row | padded | group | g | sum of dW, if it is not f32 | per thread: product's room, a
- * tile | */
+/* The workspace, in order:
+ *
+ *   | token | row | padded | group | g | sum of dW, if it is not f32 |
+ *   | per thread: product's room, a tile | */
 typedef struct layout {
   size_t table;  /* bytes of one table of T/stride numbers */
   size_t g;      /* [T/stride + R-1, rows of W] f32 */
@@ -84,8 +86,8 @@ static layout layout_of(const rg_call *c, int i) {
 
 /* ---- the mean ---- */
 
-/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the sequence whose rows start at
- * `base`. */
+/* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the
+ * sequence whose rows start at `base`. */
 static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, int64_t j0, int64_t j1) {
   const rg_arg *dx = s->dx, *dy = s->dy;
   float scale = 1.0f / (float)s->kernel, sum[RGI_PIECE], term[RGI_PIECE];

@@ -1,7 +1,7 @@
 /* ops/concat.c: tensors side by side along one axis (not the token axis: packs are not concatenated). */
 #include "../graph/autodiff.h"
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 enum { A_AXIS };
 

@@ -6,9 +6,9 @@
  * Only live rows count: y is zero past them (bias or not), and dy there is ignored. Sums over tokens run in
  * chunks of RGI_GEMM_KC, chunk after chunk onto what is there.
  */
-#include "cpu_gemm.h"
-#include "cpu_rows.h"
-#include "cuda_linear.h"
+#include "cpu/gemm.h"
+#include "cpu/rows.h"
+#include "cuda/linear.h"
 
 static rgi_mat matrix(const rg_arg *a) {
   return (rgi_mat){.data = a->data, .type = a->dtype, .stride = a->stride[0]};

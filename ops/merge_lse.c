@@ -7,8 +7,8 @@
  * -inf, o is 0, lse -inf, and gradients are 0. The backward makes the weights anew from the lse_n, so nothing
  * else need be kept.
  */
-#include "cpu_blend.h"
-#include "cuda_blend.h"
+#include "cpu/blend.h"
+#include "cuda/blend.h"
 
 enum { IN_O, IN_LSE, IN_CU };
 enum { BW_O, BW_LSE, BW_CU, BW_GRAD_O, BW_GRAD_LSE, BW_ACC_O, BW_ACC_LSE };
@@ -67,8 +67,8 @@ static size_t workspace(const rg_call *c) {
   return c->gpu ? 0 : (size_t)c->threads * rgi_blend_bytes(rg_in_count(c, IN_O), 2);
 }
 
-/* Weights of row (t, h); returns the merged lse. Sums in double: n is small, and lse is what others build on.
- */
+/* Weights of row (t, h); returns the merged lse. Sums in double: n is small, and
+ * lse is what others build on. */
 static float weigh(const rg_call *c, int n, int64_t t, int64_t h, float *w) {
   float most = -INFINITY;
   double sum = 0;

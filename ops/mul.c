@@ -1,6 +1,6 @@
 /* ops/mul.c: y = a·b, elementwise, and its gradients da = dy·b, db = dy·a. y may take a's bytes. */
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 enum { IN_A, IN_B, IN_CU };
 enum { BW_A, BW_B, BW_CU, BW_GRAD, BW_ACC_A, BW_ACC_B };

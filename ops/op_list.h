@@ -1,5 +1,5 @@
-/* ops/op_list.h: every stock op, one line each. RGI_OP(x) stands for `const rg_op rgi_op_x` in some file of
- * ops/. */
+/* ops/op_list.h: every stock op, one line each. RGI_OP(x) stands for
+ * `const rg_op rgi_op_x` in some file of ops/. */
 RGI_OP(compress_kv)
 RGI_OP(compress_kv_bwd)
 RGI_OP(cmp_attn)

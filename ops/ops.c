@@ -64,6 +64,16 @@ void rgi_store_add(float *dst, const float *src, int64_t n) {
   for (int64_t i = 0; i < n; i++) dst[i] += src[i];
 }
 
+void rg_convert(rg_dtype to, void *dst, rg_dtype from, const void *src, size_t n) {
+  if (to == from) {
+    memcpy(dst, src, n * rg_dtype_size(to));
+  } else if (from == RG_F32 && to != RG_I32) {
+    rgi_store(dst, to, src, (int64_t)n);
+  } else if (to == RG_F32 && from != RG_I32) {
+    rgi_load(dst, from, src, (int64_t)n);
+  }
+}
+
 int64_t rgi_fill_tiles(rgi_tile *tiles, const int32_t *cu, int64_t nseq, int64_t tile) {
   int64_t count = 0;
   for (int64_t b = 0; b < nseq; b++) {

@@ -6,8 +6,8 @@
  * The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK tokens of
  * one head, then chunks in order, then heads from last to first, head by head onto what is there.
  */
-#include "cpu_rows.h"
-#include "cuda_norm.h"
+#include "cpu/rows.h"
+#include "cuda/norm.h"
 
 enum { ATTR_EPS, ATTR_COUNT };
 static const rg_attr attrs[ATTR_COUNT] = {

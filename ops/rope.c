@@ -7,8 +7,8 @@
  * position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the addition
  * theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
  */
-#include "cpu_rows.h"
-#include "cuda_norm.h"
+#include "cpu/rows.h"
+#include "cuda/norm.h"
 
 #define STEP      64 /* positions per u */
 #define TASK_ROWS 64
@@ -25,9 +25,10 @@ static int64_t rotated(const rg_call *c, const rg_arg *x) {
   return c->attr[ATTR_DIM].i ? c->attr[ATTR_DIM].i : x->dim[2];
 }
 
-/* workspace | frequency [h] | cos, sin of r [STEP, 2, h] | per thread: cos, sin of u [2, h] double, of a
- * token [2, h] f32 |
- */
+/* The workspace, in order:
+ *
+ *   | frequency [h] | cos, sin of r [STEP, 2, h] |
+ *   | per thread: cos, sin of u [2, h] double, of a token [2, h] f32 | */
 static size_t shared_bytes(int64_t half) {
   return RGI_ROUND256((size_t)half * (1 + 2 * STEP) * sizeof(double));
 }

@@ -1,7 +1,7 @@
-/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x). y may take x's
- * bytes. */
-#include "cpu_rows.h"
-#include "cuda_rows.h"
+/* ops/silu.c: y = x·sigmoid(x), and its gradient dx = dy·s·(1 + x·(1 − s)), s = sigmoid(x).
+ * y may take x's bytes. */
+#include "cpu/rows.h"
+#include "cuda/rows.h"
 
 enum { IN_X, IN_CU };
 enum { BW_X, BW_CU, BW_GRAD, BW_ACC };

@@ -1,7 +1,6 @@
-/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is cpu_attn's; this
+/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is attn.c's; this
  * file says which keys a query sees: those of the blocks in its row of idx, up to its own position. */
-#include "cpu_attn.h"
-#include "cuda_attn.h"
+#include "attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
@@ -31,83 +30,18 @@ static const rg_port in_bwd[] = {
 };
 static const rg_port out_bwd[] = {RGI_ATTN_OUT_BWD(RG_PORT_KROWS)};
 
-static rgi_attn problem(const rg_call *c) {
-  rgi_attn a = {.mode = RGI_ATTN_SLC, .block = c->attr[RGI_ATTN_OWN].i};
-  rgi_attn_init(&a, c);
-  return a;
-}
-
-static rgk_attn gpu_problem(const rg_call *c) {
-  return (rgk_attn){.mode = RGK_SLC,
-                    .block =
-                        c->attr[RGI_ATTN_OWN].i > INT32_MAX ? INT32_MAX : (int32_t)c->attr[RGI_ATTN_OWN].i};
-}
-
-static rg_status check(const rg_call *c, rg_error *e) {
-  RGI_TRY(rgi_attn_check(c, true, e));
-  return rgi_attn_check_rows(c, true, e);
+static void own(rgi_attn *a, const rg_value *attr) {
+  a->block = attr->i;
 }
 
 /* Every query is taken to have selected its own block and N - 1 full ones, or all there are. On average it
  * has passed half of its own. */
 static double pairs(const rgi_attn *a) {
   const double most = (double)a->N * (double)a->block - ((double)a->block - 1) / 2;
-  return a->N == 0 ? 0 : rgi_attn_pairs(a, a->S, most < 1e18 ? (int64_t)most : -1);
+  return a->N == 0 ? 0 : rgi_attn_pairs(a, most < 1e18 ? (int64_t)most : -1);
 }
 
-static void cost(const rg_call *c, rg_cost *r) {
-  rgi_attn a = problem(c);
-  rgi_attn_cost(c, &a, pairs(&a), false, r);
-}
-static size_t workspace(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, false);
-  rgi_attn a = problem(c);
-  return rgi_attn_workspace(c, &a);
-}
-static rg_status run(const rg_call *c) {
-  rgi_attn a = problem(c);
-  return rgi_attn_run(c, &a);
-}
-static rg_status steps(const rg_call *c, rg_cuda *x) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_steps(c, &on_gpu, false, x);
-}
-static const char *path(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_path(c, &on_gpu, false);
-}
-
-static void cost_bwd(const rg_call *c, rg_cost *r) {
-  rgi_attn a = problem(c);
-  rgi_attn_cost(c, &a, pairs(&a), true, r);
-}
-static rg_status check_bwd(const rg_call *c, rg_error *e) {
-  RGI_TRY(rgi_attn_check_bwd(c, true, e));
-  return check(c, e);
-}
-static rgi_delta delta(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return c->gpu ? rgi_cuda_attn_delta(c, &on_gpu) : RGI_DELTA_CHAIN;
-}
-static size_t workspace_bwd(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  if (c->gpu) return rgi_cuda_attn_workspace(c, &on_gpu, true);
-  rgi_attn a = problem(c);
-  return rgi_attn_bwd_workspace(c, &a);
-}
-static rg_status run_bwd(const rg_call *c) {
-  rgi_attn a = problem(c);
-  return rgi_attn_bwd_run(c, &a);
-}
-static rg_status steps_bwd(const rg_call *c, rg_cuda *x) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_steps(c, &on_gpu, true, x);
-}
-static const char *path_bwd(const rg_call *c) {
-  rgk_attn on_gpu = gpu_problem(c);
-  return rgi_cuda_attn_path(c, &on_gpu, true);
-}
+static const rgi_attn_kind kind = {RGI_ATTN_SLC, own, rgi_attn_check_rows, pairs};
 
 const rg_op rgi_op_slc_attn = {
     .abi = RG_OP_ABI,
@@ -120,13 +54,9 @@ const rg_op rgi_op_slc_attn = {
     .nout = RGI_COUNT(out),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
-    .check = check,
-    .cost = cost,
-    .workspace = workspace,
-    .run_cpu = run,
-    .cuda_steps = steps,
-    .cuda_path = path,
+    RGI_ATTN_FUNCTIONS,
     .backward = "slc_attn.bwd",
+    .rules = &(const rgi_rules){.kind = &kind},
 };
 
 const rg_op rgi_op_slc_attn_bwd = {
@@ -140,11 +70,6 @@ const rg_op rgi_op_slc_attn_bwd = {
     .nout = RGI_COUNT(out_bwd),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
-    .check = check_bwd,
-    .cost = cost_bwd,
-    .workspace = workspace_bwd,
-    .run_cpu = run_bwd,
-    .cuda_steps = steps_bwd,
-    .cuda_path = path_bwd,
-    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.delta = delta}},
+    RGI_ATTN_FUNCTIONS,
+    .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };

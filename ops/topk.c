@@ -1,21 +1,24 @@
 /* ops/topk.c: which blocks each query attends to.
  *
- *   p[j]     = Σ_h exp(s_hj - lse_h)          over the query heads of the KV head; compressed keys j that i
- * sees score[b] = Σ_j p[j]·|[j·stride, j·stride + kernel) ∩ [b·block, (b+1)·block)| / stride idx[i]   = the
- * first `init` blocks, the last `local` up to the query's own, and the best of the others, ascending
+ *   p[j]     = Σ_h exp(s_hj - lse_h)    over the query heads of the KV head; compressed keys j that
+ *                                       i sees
+ *   score[b] = Σ_j p[j]·|[j·stride, j·stride + kernel) ∩ [b·block, (b+1)·block)| / stride
+ *   idx[i]   = the first `init` blocks, the last `local` up to the query's own, and the best of the
+ *              others, ascending
  *
- * Candidates are b <= i / block that hold keys at all; min(top_n, candidates) are kept, the rest of the row
- * is -1. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h q_h·k instead.
- * No gradient.
+ * Candidates are b <= i / block that hold keys at all; min(top_n, candidates) are kept, the rest of
+ * the row is -1. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by
+ * Σ_h q_h·k instead. No gradient.
  *
- * One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by fp32
- * sums, and where the last block chosen has so little probability that fp32 underflows (or overflows, for an
- * lse that does not belong to these keys), by fp64 sums of the same logits. Which of the two depends on the
- * query's own scores alone. Rows whose candidates are all kept compute nothing.
+ * One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
+ * fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
+ * overflows, for an lse that does not belong to these keys), by fp64 sums of the same logits. Which
+ * of the two depends on the query's own scores alone. Rows whose candidates are all kept compute
+ * nothing.
  */
-#include "cpu_topk.h"
-#include "cpu_rows.h"
-#include "cuda_topk.h"
+#include "cpu/topk.h"
+#include "cpu/rows.h"
+#include "cuda/topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
 enum { A_KERNEL, A_STRIDE, A_BLOCK, A_TOP_N, A_INIT, A_LOCAL, A_SCORE, A_SCALE, A_SOFTCAP, A_COUNT };
@@ -192,8 +195,8 @@ static uint64_t threshold(const uint64_t *rank, int64_t n, uint64_t *heap, int64
   return heap[0];
 }
 
-/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those
- * between. */
+/* What one query may choose from: blocks [0, free0) and [free1, count) are kept
+ * anyhow, `keep` of those between. */
 typedef struct choice {
   int64_t free0, free1, count, keep;
 } choice;
@@ -400,8 +403,8 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .aligned = steps_by_16(q) && steps_by_16(k)};
   p.G = p.KH > 0 ? p.H / p.KH : 0;
   p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
-  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if more than it keeps are there
-   */
+  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if
+   * more than it keeps are there */
   p.most_keep = (p.kernel + p.S * p.stride - 1) / p.block + 1;
   if (p.most_keep > p.top_n) p.most_keep = p.top_n;
   return p;

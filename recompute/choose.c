@@ -80,8 +80,8 @@ static double set_ms(const rgi_model *m, const uint64_t *set) {
   return ms;
 }
 
-/* Least time in which candidates, taken in `order`, could free `bytes` of saved memory if parts could be
- * chosen. */
+/* Least time in which candidates, taken in `order`, could free `bytes` of saved
+ * memory if parts could be chosen. */
 static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes) {
   double ms = 0;
   for (int i = 0; i < m->ncandidate && bytes > 0; i++) {

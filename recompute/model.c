@@ -32,8 +32,8 @@ static int maker(const builder *b, int t) {
   }
 }
 
-/* The value behind forward tensor t (made on first sight), or -1: an input, an output or a gradient; -2 on
- * NOMEM. */
+/* The value behind forward tensor t (made on first sight), or -1: an input, an
+ * output or a gradient; -2 on NOMEM. */
 static int value_behind(builder *b, int t) {
   const rgi_graph *g = b->g;
   int owner = rgi_owner(g, t), p = g->tensor[owner].producer;

@@ -9,7 +9,7 @@
 #ifndef RGI_RECOMPUTE_H
 #define RGI_RECOMPUTE_H
 
-#include "../graph/passes.h"
+#include "../graph/policy.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
 

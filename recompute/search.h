@@ -69,16 +69,16 @@ rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const
 void rgi_model_destroy(rgi_model *m);
 /* An empty set; NULL on NOMEM. */
 uint64_t *rgi_model_set(const rgi_model *m);
-/* Keeps of `set` the candidates that something would read: the rest changes nothing. True if none was
- * dropped. */
+/* Keeps of `set` the candidates that something would read: the rest changes
+ * nothing. True if none was dropped. */
 bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
 /* All candidates, most memory freed per millisecond first. */
 void rgi_model_order(const rgi_model *m, int *order);
 int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
 /* No more than the peak that memplan finds for it. */
 int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);
-/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if that exceeds
- * `limit`. */
+/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower
+ * bound) if that exceeds `limit`. */
 rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved,
                             int64_t *peak, double *ms, rg_error *e);
 

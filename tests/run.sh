@@ -108,15 +108,15 @@ stage_coverage() {
   find build-cov -name '*.gcda' -delete
   run_tests build-cov -E "^demo$"
   check "line coverage of host code is at least 90 %" \
-    gcovr --root . --object-directory build-cov --filter '(graph|ops|memplan|recompute|exec|cli)/' \
+    gcovr --root . --object-directory build-cov --filter '(graph|passes|ops|memplan|recompute|exec|cli)/' \
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
 stage_static() {
   check "clang-format" bash -c 'git ls-files "*.c" "*.h" | xargs clang-format --dry-run --Werror'
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
-    -I include --enable=warning,performance,portability -j "$jobs" graph ops memplan recompute exec cli
+    -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
-  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
+  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
     xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
 }
 stage_install() {

@@ -76,8 +76,8 @@ static void forward_tokens(void *arg, int64_t task, int thread) {
       }
 }
 
-/* dx = slope·dy where the line is not cut off, else 0. A bound acc.x is d.x's own bytes: add to what is
- * there. */
+/* dx = slope·dy where the line is not cut off, else 0. A bound acc.x is d.x's own
+ * bytes: add to what is there. */
 static void backward_tokens(void *arg, int64_t task, int thread) {
   const rg_call *c = arg;
   const rg_arg *x = rg_in(c, BW_X), *dy = rg_in(c, BW_GRAD), *dx = rg_out(c, 0); /* [T, H, N] */

@@ -222,8 +222,8 @@ typedef struct rg_op {
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */
   size_t (*workspace)(const rg_call *c);
   rg_status (*run_cpu)(const rg_call *c);
-  /* Hands over the launches of one execution on a GPU; NULL: the op has none. Promises O1 to O5 hold for
-   * them. */
+  /* Hands over the launches of one execution on a GPU; NULL: the op has none.
+   * Promises O1 to O5 hold for them. */
   rg_status (*cuda_steps)(const rg_call *c, rg_cuda *x);
   /* Which kernels cuda_steps takes and why, in a few words: "wgmma", "plain: d_v 40". Static text. */
   const char *(*cuda_path)(const rg_call *c);

@@ -160,8 +160,8 @@ RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t s
                                      rg_policy **out, rg_error *error);
 RG_API void rg_policy_destroy(rg_policy *policy);
 
-/* Checks everything about spec and policy that does not need the unbound dimensions; with all bound,
- * everything. */
+/* Checks everything about spec and policy that does not need the unbound
+ * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward graph. */
@@ -182,13 +182,13 @@ typedef struct rg_tensor_info {
   bool offsets;     /* holds positions of first queries */
 } rg_tensor_info;
 
-/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the end (nothing is reported
- * then). */
+/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the
+ * end (nothing is reported then). */
 RG_API rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out);
 
-/* Solves the spec's free dimensions from the shape of one input ("B+1" against 3 gives B = 2). Adds to
- * solved[0 … *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or the spec. Names belong
- * to the spec. */
+/* Solves the spec's free dimensions from the shape of one input ("B+1" against 3 gives B = 2).
+ * Adds to solved[0 … *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or
+ * the spec. Names belong to the spec. */
 RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
                                rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error);
 
@@ -248,17 +248,17 @@ typedef struct rg_session_options {
   const rg_allocator *arena;
   bool eager;        /* cuda: run the steps one by one instead of replaying a graph; each is timed */
   void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
-  bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after each step
-                      */
+  bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after
+                        each step */
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
                                    rg_error *error);
 RG_API void rg_session_destroy(rg_session *session);
 
-/* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or rebound; ptr NULL
- * unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and outputs where forward had them.
- */
+/* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or
+ * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs
+ * and outputs where forward had them. */
 RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
                                  rg_error *error);
 /* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */

@@ -32,7 +32,7 @@ Test(flash_bwd, chunks) {
 
 #ifdef REGRAPH_CUDA
 #include "../../exec/cuda.h"
-#include "../../ops/cuda_attn.h"
+#include "../../ops/cuda/attn.h"
 
 /* ---- the same sequences in tight and in roomy tensors: chunks add to one sum in the latter ---- */
 

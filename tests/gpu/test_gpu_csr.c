@@ -5,7 +5,7 @@
 
 #ifdef REGRAPH_CUDA
 #include "exec/cuda.h"
-#include "ops/cuda_csr.h"
+#include "ops/cuda/csr.h"
 #include <stdlib.h>
 
 typedef struct shape {

@@ -1,7 +1,7 @@
-/* tests/gpu/test_gpu_fault.c: a step that reads memory that is not there. The session reports it once in full
- * (in debug mode with the node's name), every later call of it fails at once with the same words, and all can
- * be taken down. A fault takes the process' device away for good, so each test here is a process of its own:
- * without Criterion's, the program runs itself.
+/* tests/gpu/test_gpu_fault.c: a step that reads memory that is not there. The session reports it
+ * once in full (in debug mode with the node's name), every later call of it fails at once with
+ * the same words, and all can be taken down. A fault takes the process' device away for good, so
+ * each test here is a process of its own: without Criterion's, the program runs itself.
  */
 #include "tests/unit/run_util.h"
 

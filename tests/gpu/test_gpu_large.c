@@ -1,6 +1,7 @@
-/* tests/gpu/test_gpu_large.c: NSA at lengths that no oracle gets to the end of. The same spec is planned for
- * this GPU and, by a profile, for one without Hopper's instructions: different kernels and schedules, which
- * must agree as two results that both pass their gates do. Needs a Hopper GPU to mean anything.
+/* tests/gpu/test_gpu_large.c: NSA at lengths that no oracle gets to the end of. The same
+ * spec is planned for this GPU and, by a profile, for one without Hopper's instructions:
+ * different kernels and schedules, which must agree as two results that both pass their
+ * gates do. Needs a Hopper GPU to mean anything.
  */
 #include "tests/unit/run_util.h"
 

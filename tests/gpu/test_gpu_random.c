@@ -380,8 +380,8 @@ static void run_seed(rg_context *ctx, ot *t, uint64_t seed, report *rep, drawn_c
   rg_spec_destroy(spec);
 }
 
-/* True: the seed passed. In a build without Criterion a failure is caught, printed, and the next seed runs.
- */
+/* True: the seed passed. In a build without Criterion a failure is caught,
+ * printed, and the next seed runs. */
 static bool try_seed(uint64_t seed, report *rep) {
   static drawn_case x; /* outlives a jump */
   static rg_context *ctx;

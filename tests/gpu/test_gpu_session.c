@@ -1,6 +1,6 @@
-/* tests/gpu/test_gpu_session.c: what only a session on a GPU does: graphs, rebinding, streams, capture by
- * others, lengths checked on the device, running out of memory, and replays by the thousand
- * (REGRAPH_SOAK=20000).
+/* tests/gpu/test_gpu_session.c: what only a session on a GPU does: graphs, rebinding,
+ * streams, capture by others, lengths checked on the device, running out of memory, and
+ * replays by the thousand (REGRAPH_SOAK=20000).
  */
 #include "tests/unit/run_util.h"
 
@@ -368,8 +368,8 @@ Test(gpu_session, host_cost) {
   close_nsa(&x);
 }
 
-/* More sets of addresses than graphs are kept, in turn, some tensors shared: always the bits of eager runs.
- */
+/* More sets of addresses than graphs are kept, in turn, some tensors shared:
+ * always the bits of eager runs. */
 Test(gpu_session, many_sets_of_addresses) {
   NEEDS_GPU();
   setup x = open_nsa("f16", 0x9, 0);

@@ -1,5 +1,6 @@
-/* tests/harness/graph_gen.c: see graph_gen.h. Tensors carry a rough size of their elements, so that softmax
- * logits and products stay in a range where fp32 is accurate and gates mean something.
+/* tests/harness/graph_gen.c: see graph_gen.h. Tensors carry a rough size of their
+ * elements, so that softmax logits and products stay in a range where fp32 is
+ * accurate and gates mean something.
  */
 #include "graph_gen.h"
 
@@ -462,8 +463,8 @@ static blocks draw_blocks(gen *g) {
   return b;
 }
 
-/* Compression, attention over it, the choice and attention over what was chosen. Keys may have lengths of
- * their own. */
+/* Compression, attention over it, the choice and attention over what was chosen. Keys
+ * may have lengths of their own. */
 static void add_nsa(gen *g) {
   static const char *const methods[] = {"mean", "linear", "swiglu", "sigmoid_mul"};
   rg_dtype dtype = any_float(g);

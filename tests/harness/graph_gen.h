@@ -1,5 +1,5 @@
-/* tests/harness/graph_gen.h: random specs out of the op table: directed acyclic graphs in which tensors are
- * read often, twice by one node, through views of views, and are outputs besides.
+/* tests/harness/graph_gen.h: random specs out of the op table: directed acyclic graphs in which
+ * tensors are read often, twice by one node, through views of views, and are outputs besides.
  */
 #ifndef GRAPH_GEN_H
 #define GRAPH_GEN_H

@@ -1,5 +1,5 @@
-/* tests/harness/lower.h: what a plan would launch on a GPU that is not there: every buffer gets a made-up
- * address, every op is asked for its launches, and what it hands over is written down.
+/* tests/harness/lower.h: what a plan would launch on a GPU that is not there: every buffer gets
+ * a made-up address, every op is asked for its launches, and what it hands over is written down.
  */
 #ifndef LOWER_H
 #define LOWER_H
@@ -22,8 +22,8 @@ typedef struct lo_list {
   ot *t;
 } lo_list;
 
-/* Addresses of set 0 and set 1 differ in every buffer; no two buffers of a plan are less than 64 GiB apart.
- */
+/* Addresses of set 0 and set 1 differ in every buffer; no two buffers of a plan
+ * are less than 64 GiB apart. */
 char *lo_address(rgi_place at, int set);
 /* Does a word of parameters look like one of them? */
 bool lo_is_address(uint64_t word, int set);

@@ -1,4 +1,5 @@
-/* tests/harness/num.h: the gates of the numerics page, packs of sequences, and one attention case end to end.
+/* tests/harness/num.h: the gates of the numerics page, packs of sequences, and
+ * one attention case end to end.
  */
 #ifndef NUM_H
 #define NUM_H

@@ -1,14 +1,15 @@
 /* tests/harness/optest.h: runs one op the hard way and compares tensors.
  *
- * Everything belongs to an `ot` (one per test) and is freed by ot_end. Host memory that runs out aborts.
+ * Everything belongs to an `ot` (one per test) and is freed by ot_end. Host memory that runs out
+ * aborts.
  *
- *   tensor memory   | guard | e e e hole e e e hole … | guard |     guards and holes hold a pattern; strides
- * are free workspace       | guard | exactly what the op asked for | guard |   poisoned, 256-aligned
+ *   tensor memory   | guard | e e e hole e e e hole … | guard |     strides are free
+ *   workspace       | guard | exactly what the op asked for | guard |   poisoned, 256-aligned
  *
- * ot_run poisons outputs and workspace, runs the op, and then checks that it wrote every element of every
- * output and nothing else, left its inputs alone, and zeroed the rows past the last live token. What it finds
- * wrong is returned as a sentence; OT_OK turns that into a Criterion failure. Ops are addressed by port and
- * attribute names only.
+ * Guards and holes hold a pattern. ot_run poisons outputs and workspace, runs the op, and then
+ * checks that it wrote every element of every output and nothing else, left its inputs alone, and
+ * zeroed the rows past the last live token. What it finds wrong is returned as a sentence; OT_OK
+ * turns that into a Criterion failure. Ops are addressed by port and attribute names only.
  */
 #ifndef OPTEST_H
 #define OPTEST_H
@@ -109,17 +110,17 @@ void ot_set_isa(ot_call *c, int isa); /* default: ot_isa() */
 /* Runs on `threads` threads; threads < 0: −threads simulated by one, tasks handed out in reverse. NULL, or
  * what was wrong. */
 const char *ot_run(ot_call *c, int threads);
-/* Runs for each number of threads in turn and once in reverse order, then `repeats` times more, each with
- * another poison, and demands the same bits in all outputs. An output that accumulates starts from the same
- * contents. */
+/* Runs for each number of threads in turn and once in reverse order, then `repeats` times more,
+ * each with another poison, and demands the same bits in all outputs. An output that
+ * accumulates starts from the same contents. */
 const char *ot_run_repeated(ot_call *c, int repeats);
 /* For a backward op that is bound and ready: its gradients in fp32 must have the same bits whether the others
  * are wanted or not, and added to a sum on acc.* must give that sum plus the gradient (threads and repeats
  * bit-equal). Leaves the call's outputs bound elsewhere. */
 const char *ot_check_sums(ot_call *c);
-/* Runs the call once as it is and once with every tensor of two rows or more stretched so that its last row
- * starts past 2^31 elements: same bits wanted. Does not suit calls that add to sums. Needs ot_far_possible.
- */
+/* Runs the call once as it is and once with every tensor of two rows or more stretched so
+ * that its last row starts past 2^31 elements: same bits wanted. Does not suit calls that
+ * add to sums. Needs ot_far_possible. */
 const char *ot_check_far(ot_call *c);
 bool ot_far_possible(void);
 /* What the op of the last ot_run says about taking a delta (rgi_delta of graph/ir.h). */

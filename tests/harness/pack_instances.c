@@ -1,5 +1,5 @@
-/* pack_instances.c: see pack_instances.h. Integer arithmetic only, so that every machine draws the same
- * instances. */
+/* pack_instances.c: see pack_instances.h. Integer arithmetic only, so that every
+ * machine draws the same instances. */
 #include "pack_instances.h"
 
 typedef struct draw {

@@ -1,6 +1,6 @@
-/* tests/harness/random_spec.h: random specs over linear, silu, mul and add, with weights and two outputs, all
- * with gradients: the shapes of graph that planners get wrong (values read again late, twice by one node, by
- * nobody). */
+/* tests/harness/random_spec.h: random specs over linear, silu, mul and add, with weights and two
+ * outputs, all with gradients: the shapes of graph that planners get wrong (values read again
+ * late, twice by one node, by nobody). */
 #ifndef RGI_RANDOM_SPEC_H
 #define RGI_RANDOM_SPEC_H
 

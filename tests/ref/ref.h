@@ -13,11 +13,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* ---- attention
- * -------------------------------------------------------------------------------------------------- x_j =
- * scale · q·k_j      s_j = x_j, or softcap · tanh(x_j / softcap)      over the visible keys j lse = log(Σ exp
- * s_j + exp sink)      p_j = exp(s_j − lse)      o = Σ p_j v_j A row with no key and no sink: o = 0, lse =
- * −inf, no gradient. */
+/* ---- attention ----
+ *
+ *   x_j = scale · q·k_j                over the visible keys j
+ *   s_j = x_j, or softcap · tanh(x_j / softcap)
+ *   lse = log(Σ exp s_j + exp sink)    p_j = exp(s_j − lse)    o = Σ p_j v_j
+ *
+ * A row with no key and no sink: o = 0, lse = −inf, no gradient. */
 
 typedef enum ref_kind { REF_CMP, REF_SLC, REF_SWA } ref_kind;
 
@@ -35,8 +37,9 @@ typedef struct ref_attn {
   double scale;            /* 0: 1/sqrt(D) */
   double softcap;          /* 0: none */
   int64_t kernel, stride;  /* REF_CMP: i sees block j iff i >= j·stride + kernel − 1 */
-  const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry that is
-                              negative, out      of range or not larger than all before it in its row is ignored */
+  const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry
+                              that is negative, out of range or not larger than all before it in
+                              its row is ignored */
   int64_t block, top_n;
   int64_t window_left; /* REF_SWA: keys i − window_left … i; −1: all up to i */
 } ref_attn;
@@ -47,9 +50,9 @@ void ref_attn_forward(const ref_attn *a, double *o, double *lse);
 void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk,
                        double *dv, double *dsinks);
 
-/* ---- compress_kv, K or V on its own
- * ------------------------------------------------------------------------------- Blocks of a sequence: j = 0
- * … floor((L − kernel) / stride), in rows floor(cu[b] / stride) + j. */
+/* ---- compress_kv, K or V on its own ----
+ *
+ * Blocks of a sequence: j = 0 … floor((L − kernel) / stride), in rows floor(cu[b] / stride) + j. */
 
 typedef enum ref_method { REF_MEAN, REF_LINEAR, REF_SWIGLU, REF_SIGMOID_MUL } ref_method;
 
@@ -84,8 +87,7 @@ typedef struct ref_topk {
  * (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit| met. */
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock, double *max_logit);
 
-/* ---- combine and merge; `rows` live rows of T
- * ------------------------------------------------------------------- */
+/* ---- combine and merge; `rows` live rows of T ---- */
 
 typedef enum ref_act { REF_SIGMOID, REF_SOFTMAX, REF_NONE } ref_act;
 

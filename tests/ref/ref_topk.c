@@ -49,8 +49,8 @@ static double block_score(const ref_topk *a, int64_t t, int64_t i, int64_t kh, i
   return score;
 }
 
-/* Does x rank before y? NaN ranks last; blocks are visited in ascending order, so a tie keeps the lower
- * index. */
+/* Does x rank before y? NaN ranks last; blocks are visited in ascending order, so
+ * a tie keeps the lower index. */
 static bool before(double x, double y) {
   return isnan(y) ? !isnan(x) : x > y;
 }

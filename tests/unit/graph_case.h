@@ -16,8 +16,8 @@
 #define GRAPH_CASE_H
 
 #include "run_util.h"
-#include "graph/passes.h"
 #include "graph/spec.h"
+#include "passes/passes.h"
 #include "tests/harness/graph_ref.h"
 #include "tests/ref/ref.h"
 

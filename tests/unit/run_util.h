@@ -1,6 +1,6 @@
-/* tests/unit/run_util.h: small NSA specs, and buffers for everything a plan lets the caller bind, for the
- * tests of plans and sessions. Contents depend on seed, role and name alone, so that two plans of one spec
- * get the same data.
+/* tests/unit/run_util.h: small NSA specs, and buffers for everything a plan lets the caller
+ * bind, for the tests of plans and sessions. Contents depend on seed, role and name alone, so
+ * that two plans of one spec get the same data.
  */
 #ifndef RUN_UTIL_H
 #define RUN_UTIL_H
@@ -34,8 +34,8 @@ static inline bool in_shard(int i) {
   return !shard || sscanf(shard, "%d/%d", &k, &n) != 2 || n < 1 || i % n == k;
 }
 
-/* The six nodes of NSA on small shapes; `weights` adds learned compression with accumulated weight gradients.
- */
+/* The six nodes of NSA on small shapes; `weights` adds learned compression with
+ * accumulated weight gradients. */
 static inline const char *nsa_spec(const char *dtype, bool weights, char *text, size_t size) {
   int n = snprintf(
       text, size,
@@ -164,8 +164,8 @@ static inline void fill_starts(int32_t *cu, int64_t entries, int64_t T, const in
   for (int64_t b = 0; b < B; b++) cu[b + 1] = lengths ? cu[b] + lengths[b] : (int32_t)((b + 1) * T / B);
 }
 
-/* Everything the plan binds, filled: inputs and incoming gradients with data, sums with ones, the rest with
- * 0x7e. */
+/* Everything the plan binds, filled: inputs and incoming gradients with data, sums
+ * with ones, the rest with 0x7e. */
 static inline void make_buffers(const rg_plan *plan, uint64_t seed, int64_t T, const int *lengths,
                                 buffers *out) {
   out->n = 0;

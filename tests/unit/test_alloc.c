@@ -1,5 +1,6 @@
-/* tests/unit/test_alloc.c: every host allocation may fail. The n-th one does, for n = 1, 2, … until all
- * succeed: each time the chain ends in RG_E_NOMEM, nothing is leaked and every out-pointer is NULL.
+/* tests/unit/test_alloc.c: every host allocation may fail. The n-th one does, for n =
+ * 1, 2, … until all succeed: each time the chain ends in RG_E_NOMEM, nothing is leaked
+ * and every out-pointer is NULL.
  */
 #include "run_util.h"
 

@@ -1,9 +1,9 @@
-/* tests/unit/test_fuse.c: gradients taken apart: what is found and what is left alone and why, what it gains,
- * and that it changes no bit.
+/* tests/unit/test_fuse.c: gradients taken apart: what is found and what is left alone and why,
+ * what it gains, and that it changes no bit.
  */
-#include "graph/fuse.h"
-#include "graph/passes.h"
 #include "graph/spec.h"
+#include "passes/fuse.h"
+#include "passes/passes.h"
 #include "run_util.h"
 
 enum { T = 300, B = 3 };

@@ -1,5 +1,5 @@
-/* tests/unit/test_graph.c: stock examples, random graphs and graphs that broke something, as whole plans
- * against the whole-graph oracle (graph_case.h).
+/* tests/unit/test_graph.c: stock examples, random graphs and graphs that broke something, as
+ * whole plans against the whole-graph oracle (graph_case.h).
  */
 #include "graph_case.h"
 #include "tests/harness/graph_gen.h"

@@ -1,7 +1,8 @@
 /* tests/unit/test_memplan.c: memory plans of the examples and of small graphs made for one question each,
  * judged by the independent checker, and the checker judged by plans broken on purpose. */
-#include "graph/passes.h"
+#include "graph/spec.h"
 #include "memplan/memplan.h"
+#include "passes/passes.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>

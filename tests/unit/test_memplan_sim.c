@@ -6,6 +6,8 @@
  * nothing, everything and something recomputed, with and without reuse. At the end the same is done for real:
  * in-place reuse changes no bit.
  */
+#include "graph/spec.h"
+#include "passes/passes.h"
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
 #include "run_util.h"

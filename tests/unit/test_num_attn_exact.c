@@ -1,6 +1,6 @@
-/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the workspace's
- * old contents, strides, neighbours in the pack, NaN in a neighbour and cutting the heads into groups change
- * nothing. */
+/* tests/unit/test_num_attn_exact.c: what attention promises bit for bit. Threads, repeats, the
+ * workspace's old contents, strides, neighbours in the pack, NaN in a neighbour and cutting the
+ * heads into groups change nothing. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 
@@ -165,6 +165,63 @@ Test(attn_exact, nan_stays_in_its_sequence) {
       cr_assert(same_rows(&r, r.pack.cu[b], key, &q, q.pack.cu[b], key, some[b], keys),
                 "case %d, sequence %d", n, (int)b);
     }
+    ot_end(t);
+  }
+}
+
+/* A row that sees its sink alone: lse is the sink to the bit, in every family of kernels. */
+Test(attn_exact, sink_alone) {
+  static const int32_t none[] = {0, 0, 0, 0, 0};
+  for (int n = 0; n < CASES; n++) {
+    for (int heads = 4; heads <= 32; heads *= 8) { /* selected blocks: another family for wide groups */
+      ot *t = ot_begin(170 + (uint64_t)n);
+      num_attn a = attn_case(n);
+      a.H = heads;
+      a.sinks = true;
+      if (a.kind == REF_SWA) a.length_k = none;
+      num_attn_run r = num_attn_new(t, a);
+      if (r.idx) ot_fill(r.idx, -1);
+      num_attn_calls(t, &r);
+      OT_OK(ot_run(r.forward, 2));
+      int64_t alone = 0;
+      for (int64_t b = 0; b < a.B; b++) {
+        /* before its block's end a query sees no compressed key */
+        int64_t from = r.pack.cu[b], rows = r.pack.cu[b + 1] - from;
+        if (a.kind == REF_CMP && rows > a.kernel - 1) rows = a.kernel - 1;
+        for (int64_t i = from * heads; i < (from + rows) * heads; i++, alone++) {
+          float want = (float)ot_element(r.sinks, i % heads), got = (float)ot_element(r.lse, i);
+          cr_assert(got == want, "case %d, %d heads, row %d: lse %.9g, sink %.9g", n, heads, (int)i,
+                    (double)got, (double)want);
+        }
+      }
+      cr_assert_gt(alone, 30 * heads);
+      ot_end(t);
+    }
+  }
+}
+
+/* Whether a row's lse is summed again in double is decided by its own keys: long ones that come later in the
+ * same tile change no bit of it. */
+Test(attn_exact, later_keys) {
+  static const int32_t one[] = {64};
+  for (int n = 0; n < CASES; n++) {
+    ot *t = ot_begin(190 + (uint64_t)n);
+    num_attn a = attn_case(n);
+    if (a.kind == REF_CMP) a.kernel = 8, a.stride = 4;
+    a.B = 1;
+    a.length = one;
+    a.hot = 4;
+    num_attn_run r = num_attn_new(t, a), q = num_attn_again(t, &r, false);
+    const int64_t first = a.kind == REF_CMP ? 7 : 32, row = q.k->n / r.TK; /* no key of queries before 32 */
+    double *k = ot_get(t, q.k);
+    for (int64_t i = first * row; i < q.k->n; i++) k[i] *= 1024;
+    ot_set(q.k, k);
+    num_attn_calls(t, &r);
+    num_attn_calls(t, &q);
+    OT_OK(ot_run(r.forward, 2));
+    OT_OK(ot_run(q.forward, 2));
+    cr_assert(ot_same_rows(r.o, 0, q.o, 0, 32), "case %d: o", n);
+    cr_assert(ot_same_rows(r.lse, 0, q.lse, 0, 32), "case %d: lse", n);
     ot_end(t);
   }
 }

@@ -1,5 +1,5 @@
-/* tests/unit/test_num_delta.c: combine's gradient in parts, and attention's backward with the sum that a part
- * hands on: the same bits as of the ops that do it all at once.
+/* tests/unit/test_num_delta.c: combine's gradient in parts, and attention's backward with the
+ * sum that a part hands on: the same bits as of the ops that do it all at once.
  */
 #include "../harness/num.h"
 #include "graph/ir.h"

@@ -1,5 +1,6 @@
-/* tests/unit/test_num_harness.c: the op harness finds what it is there to find. A made-up op doubles its
- * input and misbehaves on request; every kind of misbehaviour must be reported, and none where there is none.
+/* tests/unit/test_num_harness.c: the op harness finds what it is there to find. A made-up
+ * op doubles its input and misbehaves on request; every kind of misbehaviour must be
+ * reported, and none where there is none.
  */
 #include "../harness/optest.h"
 #include <criterion/criterion.h>

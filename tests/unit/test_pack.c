@@ -1,5 +1,5 @@
-/* tests/unit/test_pack.c: the packer against brute force, its promises on seeded instances, and the CSV
- * command. */
+/* tests/unit/test_pack.c: the packer against brute force, its promises on seeded
+ * instances, and the CSV command. */
 #include "memplan/pack.h"
 #include "tests/harness/pack_instances.h"
 #include <criterion/criterion.h>

@@ -1,6 +1,6 @@
 /* tests/unit/test_policy.c: policies as read, and device profiles. Malformed policies are in
  * tests/golden/errors. */
-#include "graph/passes.h"
+#include "graph/policy.h"
 #include "graph/profile.h"
 #include <criterion/criterion.h>
 #include <math.h>

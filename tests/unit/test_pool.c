@@ -1,5 +1,5 @@
-/* tests/unit/test_pool.c: every task runs once, whatever the numbers of threads and tasks; nothing is
- * allocated. */
+/* tests/unit/test_pool.c: every task runs once, whatever the numbers of threads
+ * and tasks; nothing is allocated. */
 #include "exec/pool.h"
 
 #include <criterion/criterion.h>

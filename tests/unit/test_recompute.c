@@ -1,5 +1,8 @@
-/* tests/unit/test_recompute.c: the chooser against brute force, on the stock examples and on random graphs.
+/* tests/unit/test_recompute.c: the chooser against brute force, on the stock
+ * examples and on random graphs.
  */
+#include "graph/spec.h"
+#include "passes/passes.h"
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
 #include <criterion/criterion.h>
@@ -118,8 +121,8 @@ static void compare(const bench *b) {
       rgi_choice_destroy(choice);
     }
   }
-  /* the front: every point is some subset's, none is beaten, and its ends are the cheapest and the smallest
-   */
+  /* the front: every point is some subset's, none is beaten, and its ends are
+   * the cheapest and the smallest */
   rgi_buf text;
   rgi_buf_init(&text, b->ctx);
   must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");

@@ -1,6 +1,6 @@
-/* tests/unit/test_ref.c: trust in the oracle. Every backward agrees with central differences of its forward
- * (indices frozen), and forwards agree with each other where their definitions meet and with cases worked out
- * by hand. */
+/* tests/unit/test_ref.c: trust in the oracle. Every backward agrees with central differences of
+ * its forward (indices frozen), and forwards agree with each other where their definitions meet
+ * and with cases worked out by hand. */
 #include "../../ops/ops.h"
 #include "../harness/optest.h"
 #include "../ref/ref.h"
@@ -257,8 +257,8 @@ Test(ref, compress_by_hand) {
 /* ---- topk ---- */
 
 Test(ref, topk_by_hand) {
-  /* One sequence of 10 tokens, D = 1, selection blocks of 2, compressed blocks likewise; keys rise to
-   * block 1. */
+  /* One sequence of 10 tokens, D = 1, selection blocks of 2, compressed blocks
+   * likewise; keys rise to block 1. */
   const int32_t seq[] = {0, 10};
   double q[10], k[5] = {1, 4, 3, 2, 0}, lse[10], scores[50], logit;
   int32_t idx[40];
@@ -328,8 +328,8 @@ Test(ref, topk_overlap_weights) {
                 .top_n = 1,
                 .init = 0,
                 .local = 1};
-  /* token 7 sees blocks [0,4), [2,6), [4,8), each with p = 1: block 0 shares 4 + 2 tokens, in units of the
-   * stride */
+  /* token 7 sees blocks [0,4), [2,6), [4,8), each with p = 1: block 0 shares 4 + 2
+   * tokens, in units of the stride */
   ref_topk_forward(&a, idx, scores, 2, NULL);
   cr_assert_float_eq(scores[7 * 2], 3, 1e-15);
   cr_assert(idx[7] == 1); /* forced */

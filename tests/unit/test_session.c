@@ -1,5 +1,5 @@
-/* tests/unit/test_session.c: a session's life and every way to misuse it; the bytes it asks for; nothing
- * allocated in a run; what it tells about itself.
+/* tests/unit/test_session.c: a session's life and every way to misuse it; the bytes it asks for;
+ * nothing allocated in a run; what it tells about itself.
  */
 #include "exec/plan.h"
 #include "run_util.h"
@@ -408,9 +408,8 @@ Test(session, repeats, .init = setup, .fini = teardown) {
   free_buffers(&once);
 }
 
-/* A forward in one session, its saved block moved, the backward in another; blocks come, go and are
- * forgotten.
- */
+/* A forward in one session, its saved block moved, the backward in another;
+ * blocks come, go and are forgotten. */
 Test(session, moved_saved_blocks, .init = setup, .fini = teardown) {
   rg_sizes z;
   cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);

@@ -1,7 +1,6 @@
 /* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in; limits, misuse, threads,
  * no memory. Malformed specs are in tests/golden/errors (test_golden.c). */
-#include "graph/json.h"
-#include "graph/passes.h"
+#include "graph/spec.h"
 #include <criterion/criterion.h>
 #include <jansson.h>
 #include <pthread.h>
@@ -258,8 +257,8 @@ static const char *port_tensor(const rgi_graph *g, const char *node, const char 
   return "no such node";
 }
 
-/* Queries of one chunk against keys of whole prefixes: two lengths tensors, each found through the rows it
- * governs. */
+/* Queries of one chunk against keys of whole prefixes: two lengths tensors, each
+ * found through the rows it governs. */
 Test(spec, fills_in_lengths) {
   rg_context *ctx = context();
   static const char *const text =
@@ -621,8 +620,8 @@ Test(spec, every_allocation_may_fail) {
   }
 }
 
-/* jansson takes its memory from hooks of its own; each Criterion test is a process, so they may be set here.
- */
+/* jansson takes its memory from hooks of its own; each Criterion test is a
+ * process, so they may be set here. */
 static failing jansson_memory;
 static void *jansson_alloc(size_t size) {
   return failing_alloc(&jansson_memory, size);

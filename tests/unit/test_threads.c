@@ -1,6 +1,6 @@
-/* tests/unit/test_threads.c: one plan, many threads: sessions share it without locks, results do not depend
- * on the number of threads, and several calls may be in flight on one session. Meant for ThreadSanitizer as
- * well.
+/* tests/unit/test_threads.c: one plan, many threads: sessions share it without locks, results
+ * do not depend on the number of threads, and several calls may be in flight on one session.
+ * Meant for ThreadSanitizer as well.
  */
 #include "run_util.h"
 

@@ -1,0 +1,175 @@
+/* kernels/attn/csr.cu: inverts a selection by a counting sort (see csr.h), in four steps:
+ *
+ *   count    each chunk of rows counts its entries per block           count [KH, chunks, slots]
+ *   columns  per block, the counts become sums over earlier chunks     … and start = the block's total
+ *   starts   totals become starts
+ *   scatter  one warp walks a chunk row by row. A row's entries that count are distinct blocks, so its lanes
+ *            never meet, and walking rows in order keeps every list ascending whatever the timing.
+ *
+ * The chunk is chosen on the host so that count takes about half the memory of the lists.
+ */
+#include "csr.h"
+#include "../device/seq.cuh"
+#include <cuda_runtime.h>
+
+using namespace rgk;
+
+namespace {
+
+/* Where a row's blocks are numbered from, and how many keys lie at or before its position (0: none). */
+struct row_keys {
+  int64_t slot, keys;
+};
+
+__device__ __forceinline__ row_keys keys_of(const rgk_csr &p, int64_t row) {
+  row_keys r = {0, 0};
+  if (row >= p.T) return r;
+  int b = find_seq(p.seqs, row);
+  if (b >= p.seqs.n) return r;
+  int64_t first = seq_start(p.kseqs, b), n = seq_start(p.kseqs, b + 1) - first;
+  int64_t seen = row - seq_start(p.seqs, b) + (p.offset ? p.offset[b] : 0) + 1;
+  r.slot = first / p.block + b;
+  r.keys = seen < n ? seen : n;
+  return r;
+}
+
+__global__ void __launch_bounds__(RGK_CSR_THREADS) count(const __grid_constant__ rgk_csr p) {
+  const int64_t h = blockIdx.x / p.chunks, c = blockIdx.x % p.chunks;
+  int32_t *sum = p.count + (h * p.chunks + c) * p.slots;
+  for (int64_t s = threadIdx.x; s < p.slots; s += RGK_CSR_THREADS) sum[s] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.chunk; i += RGK_CSR_THREADS) {
+    const int64_t row = c * p.chunk + i;
+    const row_keys r = keys_of(p, row);
+    if (r.keys <= 0) continue;
+    const int32_t *idx = (const int32_t *)p.idx.data + row * p.idx.row + h * p.idx.head;
+    int64_t before = -1;
+    for (int n = 0; n < p.N; n++) {
+      int64_t e = idx[n];
+      if (e <= before) continue;
+      if (e * p.block >= r.keys) break; /* what follows is further out, or not larger */
+      atomicAdd(&sum[r.slot + e], 1);
+      before = e;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(RGK_CSR_THREADS) columns(const __grid_constant__ rgk_csr p) {
+  const int64_t i = blockIdx.x * (int64_t)RGK_CSR_THREADS + threadIdx.x;
+  if (i >= p.KH * p.slots) return;
+  const int64_t h = i / p.slots, s = i % p.slots;
+  int32_t *at = p.count + h * p.chunks * p.slots + s;
+  int32_t sum = 0;
+  int64_t c = 0;
+  for (; c + 8 <= p.chunks; c += 8, at += 8 * p.slots) {
+    int32_t n[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) n[k] = at[k * p.slots];
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+      at[k * p.slots] = sum;
+      sum += n[k];
+    }
+  }
+  for (; c < p.chunks; c++, at += p.slots) {
+    int32_t n = *at;
+    *at = sum;
+    sum += n;
+  }
+  p.start[h * (p.slots + 1) + s] = sum;
+}
+
+__global__ void __launch_bounds__(RGK_CSR_SCAN_THREADS) starts(const __grid_constant__ rgk_csr p) {
+  enum { WARPS = RGK_CSR_SCAN_THREADS / 32 };
+  __shared__ int64_t of_warp[WARPS];
+  int64_t *start = p.start + blockIdx.x * (p.slots + 1), carry = 0;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int64_t s0 = 0; s0 <= p.slots; s0 += RGK_CSR_SCAN_THREADS) {
+    const int64_t s = s0 + threadIdx.x;
+    const int64_t n = s < p.slots ? start[s] : 0;
+    int64_t sum = n;
+    for (int d = 1; d < 32; d *= 2) {
+      int64_t x = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += x;
+    }
+    if (lane == 31) of_warp[warp] = sum;
+    __syncthreads();
+    int64_t before = carry, all = carry;
+    for (int w = 0; w < WARPS; w++) {
+      if (w < warp) before += of_warp[w];
+      all += of_warp[w];
+    }
+    if (s <= p.slots) start[s] = before + sum - n;
+    carry = all;
+    __syncthreads();
+  }
+}
+
+__device__ __forceinline__ int prefix_max(int x) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    int y = __shfl_up_sync(~0u, x, d);
+    if (lane >= d) x = max(x, y);
+  }
+  return x;
+}
+
+/* ROWS rows at a time, which hides the scans' latency; more than one only where a row fits a warp. */
+template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &p) {
+  const int lane = threadIdx.x;
+  const int64_t h = blockIdx.x / p.chunks, c = blockIdx.x % p.chunks;
+  const int64_t *start = p.start + h * (p.slots + 1);
+  volatile int32_t *done = p.count + (h * p.chunks + c) * p.slots;
+  int32_t *rows = p.rows + h * p.T * p.N;
+  uint16_t *places = p.places ? p.places + h * p.T * p.N : nullptr;
+  for (int64_t row0 = c * p.chunk; row0 < (c + 1) * p.chunk; row0 += 32) {
+    const row_keys mine = keys_of(p, row0 + lane);
+    if (!__any_sync(~0u, mine.keys > 0)) continue;
+    for (int i = 0; i < 32; i += ROWS) {
+      int carry = -1;
+      for (int n = lane; n - lane < p.N; n += 32) {
+        int e[ROWS], upto[ROWS];
+        row_keys r[ROWS];
+#pragma unroll
+        for (int k = 0; k < ROWS; k++) {
+          r[k].slot = __shfl_sync(~0u, mine.slot, i + k);
+          r[k].keys = __shfl_sync(~0u, mine.keys, i + k);
+          e[k] = -1;
+          if (r[k].keys > 0 && n < p.N)
+            e[k] = ((const int32_t *)p.idx.data)[(row0 + i + k) * p.idx.row + h * p.idx.head + n];
+        }
+#pragma unroll
+        for (int k = 0; k < ROWS; k++) upto[k] = prefix_max(e[k]);
+#pragma unroll
+        for (int k = 0; k < ROWS; k++) {
+          int before = __shfl_up_sync(~0u, upto[k], 1);
+          before = lane == 0 ? carry : max(before, carry);
+          if (e[k] > before && (int64_t)e[k] * p.block < r[k].keys) {
+            const int64_t s = r[k].slot + e[k];
+            const int32_t at = done[s];
+            done[s] = at + 1;
+            rows[start[s] + at] = (int32_t)(row0 + i + k);
+            if (places) places[start[s] + at] = (uint16_t)n;
+          }
+          __syncwarp();
+          if (ROWS == 1) carry = max(carry, __shfl_sync(~0u, upto[k], 31));
+        }
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(32) scatter(const __grid_constant__ rgk_csr p) {
+  if (p.N <= 32)
+    scatter_rows<4>(p);
+  else
+    scatter_rows<1>(p);
+}
+
+} // namespace
+
+const void *rgk_csr_count(void) { return (const void *)count; }
+const void *rgk_csr_columns(void) { return (const void *)columns; }
+const void *rgk_csr_starts(void) { return (const void *)starts; }
+const void *rgk_csr_scatter(void) { return (const void *)scatter; }

@@ -1,0 +1,34 @@
+/* kernels/attn/csr.h: for each block of keys the queries that selected it: idx inverted by a counting sort. */
+#ifndef RGK_CSR_H
+#define RGK_CSR_H
+
+#include "../kernels.h"
+
+/* Block j of sequence b has number floor(kseqs.starts[b] / block) + b + j, as rgk_slots counts. A block's
+ * list holds the rows of the pack whose row of idx has the block as an entry that counts (see attn.h) and
+ * that stand at or after the block's first key, in ascending order. */
+typedef struct rgk_csr {
+  rgk_tensor idx; /* [T, KH, N] i32 */
+  rgk_seqs seqs, kseqs;
+  const int32_t *offset; /* [n] or NULL */
+  int64_t T;
+  int32_t KH, N, block;
+  int64_t slots; /* rgk_slots(kseqs.rows, kseqs.n, block) */
+  /* out */
+  int64_t *start;   /* [KH, slots + 1]: head h's list of block s is [start[s], start[s + 1]) of its rows */
+  int32_t *rows;    /* [KH, T * N] */
+  uint16_t *places; /* the same shape: which entry of its row it was; NULL: not wanted */
+  /* between the steps */
+  int32_t chunk;  /* rows of a chunk, a multiple of 32 */
+  int64_t chunks; /* of all T rows */
+  int32_t *count; /* [KH, chunks, slots]: entries of a chunk, then of all chunks before it */
+} rgk_csr;
+
+enum { RGK_CSR_THREADS = 256, RGK_CSR_SCAN_THREADS = 1024 };
+
+RGK_GETTER(rgk_csr_count(void))   /* grid KH * chunks, RGK_CSR_THREADS */
+RGK_GETTER(rgk_csr_columns(void)) /* grid over KH * slots threads, RGK_CSR_THREADS */
+RGK_GETTER(rgk_csr_starts(void))  /* grid KH, RGK_CSR_SCAN_THREADS */
+RGK_GETTER(rgk_csr_scatter(void)) /* grid over KH * chunks warps, 32 threads */
+
+#endif

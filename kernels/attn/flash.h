@@ -1,0 +1,61 @@
+/* kernels/attn/flash.h: attention forward on Hopper, for keys that a query sees as one
+ * contiguous range (swa, cmp). */
+#ifndef RGK_FLASH_H
+#define RGK_FLASH_H
+
+#include "attn.h"
+#include "../tma.h"
+
+/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A
+ * call takes the first that holds it; what its rows lack arrives as zeros. */
+#define RGK_FLASH_INSTANCES(X)                                                                               \
+  X(64, 64, 2, 128)                                                                                          \
+  X(64, 128, 2, 128)                                                                                         \
+  X(96, 96, 2, 128)                                                                                          \
+  X(128, 128, 2, 128)                                                                                        \
+  X(192, 128, 2, 112)                                                                                        \
+  X(256, 256, 2, 80)
+
+enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copies fetch */
+
+/* Shared memory: q, two stages of K and V, and, where it fits, o on its way out
+ * (else it goes through q's). */
+#define RGK_FLASH_PANELS(d) (((d) + 63) / 64)
+#define RGK_FLASH_BYTES(D, E, groups, keys)                                                                  \
+  ((groups)*8192 * RGK_FLASH_PANELS(D) + 256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)
+#define RGK_FLASH_O(E, groups) ((groups)*8192 * RGK_FLASH_PANELS(E))
+#define RGK_FLASH_OWN_O(D, E, groups, keys)                                                                  \
+  (RGK_FLASH_BYTES(D, E, groups, keys) + RGK_FLASH_O(E, groups) <= 227 * 1024)
+
+/* n / d for 0 <= n < 2^31 by a product: m = ⌈2^(31 + shift) / d⌉, 2^(shift − 1) < d <= 2^shift. */
+typedef struct rgk_divisor {
+  uint32_t m, shift;
+} rgk_divisor;
+
+static inline rgk_divisor rgk_divide_by(int32_t d) {
+  rgk_divisor r = {0, 31};
+  while (d > 1 && (int64_t)1 << (r.shift - 31) < d) r.shift++;
+  r.m = (uint32_t)((((uint64_t)1 << r.shift) + (uint64_t)d - 1) / (uint64_t)d);
+  return r;
+}
+#ifdef __CUDACC__
+__device__ __forceinline__ int rgk_over(int n, rgk_divisor d) {
+  return (int)((uint64_t)(uint32_t)n * d.m >> d.shift);
+}
+#endif
+
+typedef struct rgk_flash_params {
+  rgk_map q, k, v, o_map;
+  rgk_tensor o, lse, sinks; /* [T, H, E], [T, H], [H] */
+  rgk_seqs seqs, kseqs;
+  const int32_t *offset;
+  int64_t S, window_left;
+  int32_t mode, slots, H, E, kernel;         /* slots of row tiles, see kernels.h */
+  rgk_divisor by_heads, by_group, by_stride; /* H, G, stride */
+  float scale, softcap;
+} rgk_flash_params;
+
+/* NULL where there is no such instance. */
+RGK_GETTER(rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E))
+
+#endif

@@ -1,0 +1,473 @@
+/* kernels/attn/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries (see gather.h).
+ *
+ *   warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch its rows of q
+ *   warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row), has each block of
+ *                    the union fetched into the next stage, and labels it: which keys, for which units
+ *   warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
+ *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
+ *
+ * Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
+ * finish. Weights are multiplied with V in two steps, the second made while the first is multiplied.
+ *
+ * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
+ * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
+ * in V can reach a query beside one that selected it, of the same sequence.)
+ */
+#include "attn.cuh"
+#include "../device/element.cuh"
+#include "../device/softmax.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
+#include "gather.h"
+
+using namespace rgk;
+
+namespace {
+
+constexpr float LAZY = 8;
+
+enum {
+  KEYS = RGK_GATHER_KEYS,
+  ROWS = RGK_GATHER_ROWS,
+  GROUPS = RGK_GATHER_GROUPS,
+  UNITS = RGK_GATHER_UNITS,
+  PANEL = RGK_GATHER_PANEL,
+  LOADING_REGS = 56, /* of a thread */
+  REGS = 152,
+  NONE = 0x7fffffff
+};
+static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill panels like a stage's");
+
+/* A tile: queries of one sequence, heads of one KV head. */
+enum job_kind : int { WORK, DEAD_ROWS, EXIT };
+struct alignas(16) job {
+  int kind;
+  int row, n; /* first row of q; how many */
+  int kh, part;
+  int keys;         /* of the sequence */
+  int64_t position; /* of the first query */
+};
+
+/* What a stage holds: keys [first, end) of a selected block, KEYS at most, for the units in `mask`. */
+struct alignas(16) label {
+  uint32_t mask;
+  int first, end, last; /* last: of the tile */
+};
+
+template <int D, int E> struct shared {
+  static constexpr int STAGES = RGK_GATHER_STAGES(D, E), DP = (D + 63) / 64, EP = (E + 63) / 64;
+  alignas(1024) char data[STAGES][(DP + EP) * PANEL];
+  char q[GROUPS][DP * PANEL];
+  label labels[STAGES];
+  job jobs[GROUPS];
+  uint64_t full[STAGES], empty[STAGES]; /* label and keys are there; given back */
+  uint64_t q_full[GROUPS], q_empty[GROUPS];
+};
+
+/* ---- tiles ---- */
+
+/* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy tiles of a
+ * sequence come first). Finds the first key's row in k and v. False: it is empty. */
+__device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, int &key_row) {
+  const int turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
+            hp = turn * p.side + (in - slot * p.side);
+  const tile t = find_tile(p.a.seqs, p.slots - 1 - slot, p.queries);
+  if (t.n == 0) return false;
+  j.kind = t.b < p.a.seqs.n ? WORK : DEAD_ROWS;
+  j.row = (int)(t.begin + t.first);
+  j.n = t.n;
+  j.kh = hp / p.parts;
+  j.part = hp % p.parts;
+  j.keys = 0;
+  j.position = 0;
+  if (j.kind == WORK) {
+    const key_span span = keys_of(p.a, t.b);
+    j.keys = (int)max(span.n, (int64_t)0);
+    j.position = t.first + first_position(p.a, t.b);
+    key_row = (int)span.row;
+  }
+  return true;
+}
+
+/* Goes through a thread block's tiles; every other round goes backwards, so that sums of falling weights come out
+ * even. */
+__device__ __forceinline__ bool next_job(const rgk_gather &p, int &round, job &j, int &key_row) {
+  for (;;) {
+    const int base = round * (int)gridDim.x, at = (int)blockIdx.x,
+              id = base + (round & 1 ? (int)gridDim.x - 1 - at : at);
+    if (base >= p.tiles) return false;
+    round++;
+    if (id < p.tiles && find_job(p, id, j, key_row)) return true;
+  }
+}
+
+/* Where a unit lies. */
+struct place {
+  int64_t row, head; /* of q: its query and first head */
+  int rows;          /* 0: there is none */
+};
+__device__ __forceinline__ place find_unit(const rgk_gather &p, const job &j, int unit) {
+  place u;
+  const int query = unit / p.per, from = (j.part * UNITS + unit % p.per) * ROWS;
+  u.row = j.row + query;
+  u.head = (int64_t)j.kh * p.a.G + from;
+  u.rows = query < j.n ? max(0, min((int)ROWS, p.a.G - from)) : 0;
+  return u;
+}
+
+/* ---- queries ---- */
+
+template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &s) {
+  using memory = shared<D, E>;
+  const int lane = threadIdx.x % 32;
+  int round = 0, key_row;
+  uint32_t parity = 1;
+  bool more = true;
+  for (job j; more; parity ^= 1) {
+    more = next_job(p, round, j, key_row);
+    if (!more) j.kind = EXIT;
+    for (int g = 0; g < GROUPS; g++) {
+      bar_wait(&s.q_empty[g], parity);
+      if (lane == 0) {
+        s.jobs[g] = j;
+        if (j.kind == WORK)
+          bar_expect(&s.q_full[g], memory::DP * PANEL);
+        else
+          bar_arrive(&s.q_full[g]);
+      }
+      __syncwarp();
+      if (j.kind == WORK && lane < 4 * memory::DP) {
+        const int y = lane % 4, x = lane / 4;
+        const place u = find_unit(p, j, 4 * g + y);
+        tma_load(s.q[g] + x * PANEL + y * ROWS * 128, &p.q, &s.q_full[g], x * 64, (int)u.head, (int)u.row,
+                 l2::evict_first);
+      }
+    }
+  }
+}
+
+/* ---- keys ---- */
+
+/* A lane's place in the row of idx of its unit's query. */
+struct walk {
+  const int32_t *idx;
+  int hi; /* keys that the query sees */
+  int at, next, ahead; /* ahead: entry `at`, fetched early */
+};
+__device__ __forceinline__ void begin(const rgk_gather &p, const job &j, walk &w) {
+  const int lane = threadIdx.x % 32;
+  const place u = find_unit(p, j, lane);
+  const int query = lane / p.per;
+  w.at = lane < UNITS && u.rows > 0 && j.kind == WORK ? 0 : p.a.N;
+  w.hi = (int)visible(p.a, j.position + query, j.keys).hi;
+  w.idx = (const int32_t *)p.a.idx.data + u.row * p.a.idx.row + j.kh * p.a.idx.head;
+  w.ahead = w.at < p.a.N ? w.idx[0] : -1;
+}
+/* The next entry that counts. */
+__device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int before) {
+  while (w.at < p.a.N) {
+    const int e = w.ahead;
+    if (++w.at < p.a.N) w.ahead = w.idx[w.at];
+    if (e <= before) continue;
+    if ((int64_t)e * p.a.block < w.hi) return e;
+    w.at = p.a.N; /* what follows is further out, or not larger */
+  }
+  return NONE;
+}
+
+template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
+  using memory = shared<D, E>;
+  constexpr int PANELS = memory::DP + memory::EP;
+  const int lane = threadIdx.x % 32;
+  ring<memory::STAGES> r;
+  int round = 0, coming_row;
+  job coming;
+  walk w;
+  bool more = next_job(p, round, coming, coming_row);
+  if (more) begin(p, coming, w);
+  while (more) {
+    const job j = coming;
+    const int key_row = coming_row;
+    walk x = w;
+    more = next_job(p, round, coming, coming_row);
+    if (more) begin(p, coming, w);
+    if (j.kind != WORK) continue;
+    x.next = next_block(p, x, -1);
+    int block = __reduce_min_sync(~0u, x.next);
+    do { /* at least one stage, perhaps for nobody */
+      const bool any = block != NONE, mine = any && x.next == block;
+      const uint32_t mask = __ballot_sync(~0u, mine);
+      const int first = any ? block * p.a.block : 0, end = first + min(p.a.block, j.keys - first);
+      const int seen = __reduce_max_sync(~0u, mine ? min(x.hi, end) - first : 1);
+      if (mine) x.next = next_block(p, x, block);
+      block = __reduce_min_sync(~0u, x.next);
+      for (int from = 0; from < seen; from += KEYS) {
+        bar_wait(&s.empty[r.stage], r.parity ^ 1);
+        if (lane == 0) {
+          s.labels[r.stage] = {mask, first + from, end, block == NONE && from + KEYS >= seen};
+          if (any)
+            bar_expect(&s.full[r.stage], PANELS * PANEL);
+          else
+            bar_arrive(&s.full[r.stage]);
+        }
+        __syncwarp();
+        if (any && lane < PANELS) {
+          const bool v = lane >= memory::DP;
+          tma_load(s.data[r.stage] + lane * PANEL, v ? &p.v : &p.k, &s.full[r.stage],
+                   (v ? lane - memory::DP : lane) * 64, j.kh, key_row + first + from);
+        }
+        r.next();
+      }
+    } while (block != NONE);
+  }
+}
+
+/* ---- the warpgroups ---- */
+
+
+/* A thread's two rows of its warpgroup's 64: reference (raw) and this thread's share of the sum. */
+struct rows2 {
+  float m[2], l[2];
+};
+
+/* Of s the first `limit` columns are seen: finds the references. True: o must be multiplied by `scale`. */
+__device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c, int limit) {
+  const int t = threadIdx.x % 4;
+  if (limit < KEYS) {
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++)
+      if (i / 4 * 8 + t * 2 + i % 2 >= limit) s[i] = -INFINITY;
+  }
+  bool moved = false;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float a = s[2 * h], b = s[2 * h + 1];
+#pragma unroll
+    for (int i = 1; i < KEYS / 8; i++) a = fmaxf(a, s[4 * i + 2 * h]), b = fmaxf(b, s[4 * i + 2 * h + 1]);
+    a = fmaxf(a, b);
+    a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
+    a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
+    const bool move = (a - x.m[h]) * c > LAZY; /* −inf − −inf: no */
+    scale[h] = move ? exp2_fast((x.m[h] - a) * c) : 1;
+    x.m[h] = move ? a : x.m[h];
+    x.l[h] *= scale[h];
+    moved |= move;
+  }
+  return __any_sync(~0u, moved);
+}
+
+/* Columns 16 i … of s become the A of step i of the product with V. */
+template <class T, int i>
+__device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a)[KEYS / 4], rows2 &x, float c,
+                                        const float (&minus)[2]) {
+  float e[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++) e[j] = exp2_fast(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
+#pragma unroll
+  for (int h = 0; h < 2; h++) x.l[h] += (e[2 * h] + e[2 * h + 1]) + (e[4 + 2 * h] + e[5 + 2 * h]);
+#pragma unroll
+  for (int j = 0; j < 4; j++) a[4 * i + j] = pack2<T>(e[2 * j], e[2 * j + 1]);
+}
+
+/* Rows of V from `from` on are zeroed, by this warpgroup for itself. */
+template <int E> __device__ __forceinline__ void clear_tail(char *v, int from, int group) {
+#pragma unroll 1
+  for (int x = 0; x < (E + 63) / 64; x++)
+#pragma unroll 1
+    for (int i = from * 8 + (int)(threadIdx.x % 128); i < KEYS * 8; i += 128)
+      *(uint4 *)(v + x * PANEL + i * 16) = make_uint4(0, 0, 0, 0);
+  proxy_fence();
+  named_sync(1 + group, 128);
+}
+
+template <class T, int E> __device__ __forceinline__ void clear_rows(const rgk_gather &p, const place &u) {
+  const int lane = threadIdx.x % 32;
+  T *o = (T *)p.a.o.data + u.row * p.a.o.row + u.head * p.a.o.head;
+  for (int i = lane; i < u.rows * (E / 8); i += 32)
+    *(uint4 *)(o + i / (E / 8) * p.a.o.head + i % (E / 8) * 8) = make_uint4(0, 0, 0, 0);
+  if (p.a.lse.data && lane < u.rows)
+    ((float *)p.a.lse.data)[u.row * p.a.lse.row + (u.head + lane) * p.a.lse.head] = 0;
+}
+
+/* Sums become averages, with the sink; o and lse are written. */
+template <class T, int E>
+__device__ __forceinline__ void finish(const rgk_gather &p, const place &u, float (&o)[E / 2], rows2 &x, float c) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float l = x.l[h];
+    l += __shfl_xor_sync(~0u, l, 1);
+    l += __shfl_xor_sync(~0u, l, 2);
+    const int row = g + 8 * h;
+    if (row >= u.rows) continue;
+    const float sink =
+        p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, (u.head + row) * p.a.sinks.row) : -INFINITY;
+    const row_end end = finish_row(x.m[h] * c, l, sink);
+    const float f = end.scale;
+    T *to = (T *)p.a.o.data + u.row * p.a.o.row + (u.head + row) * p.a.o.head + 2 * t;
+#pragma unroll
+    for (int i = 0; i < E / 8; i++)
+      *(uint32_t *)(to + 8 * i) =
+          f == 0 ? 0 : pack2<T>(o[4 * i + 2 * h] * f, o[4 * i + 2 * h + 1] * f);
+    if (p.a.lse.data && t == 0)
+      ((float *)p.a.lse.data)[u.row * p.a.lse.row + (u.head + row) * p.a.lse.head] = end.lse;
+  }
+}
+
+template <class T, int D, int E> struct consumer {
+  using memory = shared<D, E>;
+  const rgk_gather &p;
+  memory &s;
+  const int group, lane, warp, unit;
+  const float softcap, c, to; /* scores to powers of two, without and with a cap */
+  ring<memory::STAGES> r;
+  int64_t position; /* of the unit's query */
+  int keys;         /* of the sequence */
+  rows2 x;
+
+  /* z = q kᵀ */
+  __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], int stage) {
+    const uint32_t q = smem_at(s.q[group]), k = smem_at(s.data[stage]);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+      const uint32_t at = i / 4 * PANEL + i % 4 * 32;
+      wgmma<T, KEYS>::template ss<>(z, desc_k(q + at), desc_k(k + at), i > 0);
+    }
+    wgmma_commit();
+  }
+  /* Steps i and i + 1 of o += p v. */
+  template <int i>
+  __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
+                                        uint32_t v, bool on, const float (&minus)[2]) {
+    if (on) {
+      weigh16<T, i>(z, a, x, c, minus);
+      weigh16<T, i + 1>(z, a, x, c, minus);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; j++) a[4 * i + j] = 0;
+    }
+    wgmma_fence();
+    wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
+    wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_mn(v + i * 2048 + 2048, PANEL), 1);
+    wgmma_commit();
+  }
+  /* The stage's label, read by the thread that gives the stage back. */
+  __device__ __forceinline__ label read_label() {
+    label y = {};
+    if (lane == 0) y = s.labels[r.stage];
+    y.mask = __shfl_sync(~0u, y.mask, 0);
+    y.first = __shfl_sync(~0u, y.first, 0);
+    y.end = __shfl_sync(~0u, y.end, 0);
+    y.last = __shfl_sync(~0u, y.last, 0);
+    return y;
+  }
+
+  /* Adds the stage's keys. */
+  __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
+    char *at_v = s.data[r.stage] + memory::DP * PANEL;
+    const int limit =
+        y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+    const bool on = limit > 0;
+    float z[KEYS / 2], minus[2] = {0, 0};
+    uint32_t a[KEYS / 4];
+    if (keys - y.first < KEYS) clear_tail<E>(at_v, keys - y.first, group);
+    start_scores(z, r.stage);
+    wgmma_wait<0>();
+    wgmma_keep(z);
+    if (on) {
+      if (softcap > 0) {
+#pragma unroll
+        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
+      }
+      float scale[2];
+      if (refer(z, x, scale, c, limit)) {
+#pragma unroll
+        for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
+    }
+    add32<0>(o, z, a, smem_at(at_v), on, minus);
+    add32<2>(o, z, a, smem_at(at_v), on, minus);
+    wgmma_wait<0>();
+    wgmma_keep(o);
+    wgmma_keep(a);
+  }
+
+  __device__ __forceinline__ void run() {
+    for (uint32_t parity = 0;; parity ^= 1) {
+      bar_wait(&s.q_full[group], parity);
+      const job j = s.jobs[group];
+      if (j.kind == EXIT) break;
+      const place u = find_unit(p, j, unit);
+      if (j.kind == DEAD_ROWS) {
+        bar_arrive(&s.q_empty[group]);
+        clear_rows<T, E>(p, u);
+        continue;
+      }
+      keys = j.keys;
+      position = j.position + unit / p.per;
+      float o[E / 2];
+#pragma unroll
+      for (int i = 0; i < E / 2; i++) o[i] = 0;
+#pragma unroll
+      for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
+      for (bool last = false; !last; r.next()) {
+        bar_wait(&s.full[r.stage], r.parity);
+        const label y = read_label();
+        if (y.mask >> 4 * group & 15) add(o, y);
+        last = y.last;
+        __syncwarp();
+        if (lane == 0) bar_arrive(&s.empty[r.stage]);
+      }
+      bar_arrive(&s.q_empty[group]);
+      finish<T, E>(p, u, o, x, c);
+    }
+  }
+};
+
+template <class T, int D, int E>
+__global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_constant__ rgk_gather p) {
+  extern __shared__ char memory[];
+  using layout = shared<D, E>;
+  layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
+  static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
+    bar_init_done();
+    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
+  }
+  __syncthreads();
+  const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4;
+  if (group < GROUPS) {
+    more_registers<REGS>();
+    consumer<T, D, E> x{p, s, group, (int)threadIdx.x % 32, warp, 4 * group + warp, p.a.softcap,
+                        p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E, p.a.scale / p.a.softcap * 2 * LOG2E};
+    x.run();
+  } else {
+    fewer_registers<LOADING_REGS>();
+    if (warp == 0) load_keys<D, E>(p, s);
+    if (warp == 1) load_queries<D, E>(p, s);
+  }
+}
+
+} // namespace
+
+#define INSTANCE(dtype, d, e)                                                                                \
+  if (t == dtype && D == d && E == e) return (const void *)forward<element<dtype>::type, d, e>;
+
+const void *rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E) {
+  INSTANCE(RG_BF16, 128, 128)
+  INSTANCE(RG_BF16, 64, 64)
+  INSTANCE(RG_F16, 64, 64)
+#ifndef RGK_DEV
+  INSTANCE(RG_F16, 128, 128)
+  INSTANCE(RG_BF16, 96, 96)
+  INSTANCE(RG_F16, 96, 96)
+  INSTANCE(RG_BF16, 192, 128)
+  INSTANCE(RG_F16, 192, 128)
+#endif
+  return nullptr;
+}

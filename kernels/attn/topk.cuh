@@ -1,0 +1,50 @@
+/* kernels/attn/topk.cuh: what a row of topk may choose from, as in ops/topk.c. */
+#pragma once
+#include "topk.h"
+#include "../device/seq.cuh"
+
+namespace rgk {
+
+/* Positions are below 2^32 (an int32 offset and an int32 length), and 32-bit division is much the faster. */
+__device__ __forceinline__ int64_t divide(int64_t x, int32_t y) { return (uint32_t)x / (uint32_t)y; }
+
+/* Compressed keys that end before position `end`. */
+__device__ __forceinline__ int64_t keys_before(int64_t end, const rgk_topk &p) {
+  return end < p.kernel ? 0 : divide(end - p.kernel, p.stride) + 1;
+}
+
+/* Blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those between. */
+struct topk_choice {
+  int64_t free0, free1, count, keep;
+  __device__ __forceinline__ bool ranked() const { return keep > 0 && keep < free1 - free0; }
+};
+
+__device__ __forceinline__ topk_choice choice_of(const rgk_topk &p, int64_t position, int64_t key_length) {
+  int64_t own = divide(position, p.block), exist = divide(key_length + p.block - 1, p.block);
+  topk_choice c;
+  c.count = min(own + 1, exist);
+  c.free0 = min((int64_t)p.init, c.count);
+  c.free1 = max(min(own - p.local + 1, c.count), c.free0);
+  c.keep = min((int64_t)p.top_n, c.count) - c.free0 - (c.count - c.free1);
+  return c;
+}
+
+/* A tile of queries of one sequence, and its keys. */
+struct topk_keys {
+  int64_t length; /* in tokens */
+  int64_t first;  /* row of k */
+  int64_t n;      /* compressed keys */
+};
+__device__ __forceinline__ topk_keys keys_of(const rgk_topk &p, int b) {
+  topk_keys k;
+  int64_t start = p.kseqs.starts[b];
+  k.length = p.kseqs.starts[b + 1] - start;
+  k.first = divide(start, p.stride);
+  k.n = max(min(keys_before(k.length, p), p.S - k.first), (int64_t)0);
+  return k;
+}
+
+/* fp32 sums this small may lack terms that underflowed; infinite ones say nothing. */
+__device__ __forceinline__ bool undecided(float least) { return least < 1e-25f || least == INFINITY; }
+
+} // namespace rgk

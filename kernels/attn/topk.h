@@ -1,0 +1,72 @@
+/* kernels/attn/topk.h: one call of the op topk, as its kernels see it. */
+#ifndef RGK_TOPK_H
+#define RGK_TOPK_H
+
+#include "../tma.h"
+
+/* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first `init` and the
+ * last `local` blocks up to the query's own and the best of those between, ascending, then -1; rows past the
+ * last live token 0. Kernels that rank by fp32 sums mark a row whose choice fp32 cannot decide with
+ * RGK_TOPK_UNDECIDED in its first entry; the plain kernel's `wide` pass, which must follow, ranks those
+ * by fp64 sums. */
+typedef struct rgk_topk {
+  int32_t dtype, H, KH, G, D;
+  rgk_seqs seqs, kseqs; /* of queries; of keys, in tokens */
+  const int32_t *offset;
+  int64_t T, S; /* rows of q, of k */
+  float scale, softcap;
+  int32_t kernel, stride, block;
+  int32_t top_n, init, local;
+  bool dot;
+  rgk_tensor q, k, lse, idx;
+  bool aligned;      /* q and k start on, and step by, multiples of 16 bytes */
+  int64_t slots;     /* of tiles, whose size is the kernel's own */
+  int32_t stages;    /* Hopper: tiles of keys in flight */
+  int32_t chunk;     /* plain: blocks whose scores are made together */
+  int64_t most_keep; /* no row ranks for more places than this */
+  uint64_t *heap;    /* plain: [grid, most_keep, RGK_TOPK_ROWS], or NULL: in shared memory */
+} rgk_topk;
+
+enum { RGK_TOPK_UNDECIDED = -2 };
+
+/* ---- any shape ---- */
+enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 }; /* of the plain kernel's tiles */
+enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
+RGK_GETTER(rgk_topk_plain(int mode))
+/* Its bytes of dynamic shared memory; `heap` places of a heap a row are in there too. */
+static inline uint32_t rgk_topk_plain_shared(int mode, int chunk, int64_t heap) {
+  uint32_t size = mode == RGK_TOPK_WIDE ? 8 : 4, tile = 2 * 32 * (RGK_TOPK_ROWS + 4) * 4;
+  return tile + RGK_TOPK_ROWS * ((RGK_TOPK_KEYS + 1) * size + (uint32_t)chunk * size) + 8 +
+         RGK_TOPK_ROWS * 8 * (uint32_t)heap;
+}
+
+/* ---- Hopper: bf16 and f16, widths that are multiples of 16 up to 256 ----
+ *
+ * G is padded to `heads`, a power of two. */
+enum {
+  RGK_TOPK90_COLUMNS = 128, /* queries times heads of a consumer warpgroup */
+  RGK_TOPK90_TILE = 64,     /* keys of a product */
+  RGK_TOPK90_STAGES = 8     /* at most */
+};
+/* Consumer warpgroups of a block, and its threads. */
+#define RGK_TOPK90_GROUPS(heads, width)  ((width) <= 128 && (heads) >= 8 ? 1 : 2)
+#define RGK_TOPK90_THREADS(heads, width) (128 * RGK_TOPK90_GROUPS(heads, width) + 128)
+/* For so many queries a warpgroup: tiles of a step, and places for a query's candidates. */
+#define RGK_TOPK90_HALVES(queries) ((queries) <= 32 ? 2 : 1)
+#define RGK_TOPK90_ROOM(queries)   ((queries) <= 8 ? 128 : 64)
+typedef struct rgk_topk90_params {
+  rgk_topk call;
+  rgk_map k; /* in boxes of TILE rows */
+} rgk_topk90_params;
+RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
+/* Its bytes of dynamic shared memory. */
+static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
+  const uint32_t panels = ((uint32_t)width + 63) / 64, queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
+  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8,
+                 groups = RGK_TOPK90_GROUPS(heads, width);
+  const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
+  return panels * 128 * (groups * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) +
+         groups * queries * query + 2 * RGK_TOPK90_STAGES * 8;
+}
+
+#endif

@@ -1,0 +1,253 @@
+/* kernels/attn/topk_plain.cu: topk of any shape and type, without tensor cores.
+ *
+ * A block of threads takes 64 queries of a sequence and a KV head at a time, late ones first. It walks the
+ * candidates `chunk` blocks at a time: the keys that touch them go by in pieces of 64,
+ *
+ *     p[row][key] = sum over heads of exp(q.k - lse)       4 x 4 of them a thread, fp32 products
+ *     score[row][block] += p * overlap / stride            keys ascending, so no border shows in the sum
+ *
+ * and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one number, the
+ * score's rank above the complement of the block's index: entries are all different and in total order.
+ */
+#include "../device/element.cuh"
+#include "topk.cuh"
+
+using namespace rgk;
+
+namespace {
+
+constexpr int ROWS = RGK_TOPK_ROWS, KEYS = RGK_TOPK_KEYS, THREADS = RGK_TOPK_THREADS;
+constexpr int WIDTH = 32, PITCH = ROWS + 4; /* of q and k in shared memory, transposed: [WIDTH, PITCH] */
+
+template <int MODE> struct sum_of { using type = float; };
+template <> struct sum_of<RGK_TOPK_WIDE> { using type = double; };
+
+/* ---- entries of heaps ---- */
+
+__device__ __forceinline__ uint64_t entry(float score, int64_t b) {
+  uint32_t u = __float_as_uint(score + 0.0f);
+  u = score != score ? 0 : u >> 31 ? ~u : u | 0x80000000u;
+  return (uint64_t)u << 32 | (0xffffffffu - (uint32_t)b);
+}
+__device__ __forceinline__ int32_t block_of(uint64_t e, float) { return (int32_t)(0xffffffffu - (uint32_t)e); }
+
+/* Not negative: 11 bits of exponent and 22 of fraction tell scores apart. */
+__device__ __forceinline__ uint64_t entry(double score, int64_t b) {
+  uint64_t u = (uint64_t)__double_as_longlong(score + 0.0) >> 30;
+  return (score != score ? 0 : u + 1) << 31 | (0x7fffffffu - (uint32_t)b);
+}
+__device__ __forceinline__ int32_t block_of(uint64_t e, double) {
+  return (int32_t)(0x7fffffffu - ((uint32_t)e & 0x7fffffffu));
+}
+
+/* Smallest on top; entry i of a row's heap is heap[i * ROWS]. */
+__device__ void sift_down(uint64_t *heap, int64_t n, int64_t i, uint64_t x) {
+  for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+    uint64_t y = heap[child * ROWS];
+    if (child + 1 < n && heap[(child + 1) * ROWS] < y) y = heap[++child * ROWS];
+    if (y >= x) break;
+    heap[i * ROWS] = y;
+  }
+  heap[i * ROWS] = x;
+}
+__device__ void heapify(uint64_t *heap, int64_t n) {
+  for (int64_t i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, heap[i * ROWS]);
+}
+
+/* Writes a row; its heap, if it has one, is full. */
+template <class S> __device__ void write_row(int32_t *idx, int top_n, topk_choice c, uint64_t *heap) {
+  int64_t n = 0;
+  for (; n < c.free0; n++) idx[n] = (int32_t)n;
+  if (c.ranked()) {
+    for (int64_t i = 0; i < c.keep; i++) {
+      int32_t b = block_of(heap[i * ROWS], S());
+      heap[i * ROWS] = 0xffffffffu - (uint32_t)b;
+    }
+    heapify(heap, c.keep);
+    for (int64_t left = c.keep; left > 0; left--) { /* the highest index comes off first */
+      idx[n + left - 1] = (int32_t)(0xffffffffu - (uint32_t)heap[0]);
+      sift_down(heap, left - 1, 0, heap[(left - 1) * ROWS]);
+    }
+    n += c.keep;
+  } else if (c.keep > 0) {
+    for (int64_t b = c.free0; b < c.free1; b++) idx[n++] = (int32_t)b;
+  }
+  for (int64_t b = c.free1; b < c.count; b++) idx[n++] = (int32_t)b;
+  for (; n < top_n; n++) idx[n] = -1;
+}
+
+/* ---- products ---- */
+
+/* Rows [0, n) of a matrix, columns [c0, c0 + WIDTH), transposed into out; zero where there is nothing. */
+__device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int head, int n, int c0, int width) {
+  int c = threadIdx.x % WIDTH;
+  for (int r = threadIdx.x / WIDTH; r < ROWS; r += THREADS / WIDTH)
+    out[c * PITCH + r] = r < n && c0 + c < width
+                             ? load(t.data, t.dtype, (first + r) * t.row + head * t.head + c0 + c)
+                             : 0.0f;
+}
+
+/* acc += q.k for this thread's rows 4 * ty + i and keys 4 * tx + j. */
+__device__ void products(const rgk_topk &p, float *qs, float *ks, int64_t row, int head, int rows, int64_t key,
+                         int kv_head, int keys, float acc[4][4]) {
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  for (int c0 = 0; c0 < p.D; c0 += WIDTH) {
+    __syncthreads();
+    load_tile(qs, p.q, row, head, rows, c0, p.D);
+    load_tile(ks, p.k, key, kv_head, keys, c0, p.D);
+    __syncthreads();
+    #pragma unroll 8
+    for (int c = 0; c < WIDTH; c++) {
+      float4 a = *(const float4 *)(qs + c * PITCH + 4 * ty), b = *(const float4 *)(ks + c * PITCH + 4 * tx);
+      const float x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+      #pragma unroll
+      for (int i = 0; i < 4; i++)
+        #pragma unroll
+        for (int j = 0; j < 4; j++) acc[i][j] = fmaf(x[i], y[j], acc[i][j]);
+    }
+  }
+}
+
+__device__ __forceinline__ void add_exp(float &sum, float s, float lse) { sum += expf(s - lse); }
+/* times e^300: good for what lies far below fp32's range, and above */
+__device__ __forceinline__ void add_exp(double &sum, float s, float lse) {
+  sum += exp((double)s - (double)lse + 300.0);
+}
+
+template <int MODE>
+__global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk p) {
+  using S = typename sum_of<MODE>::type;
+  extern __shared__ __align__(16) char memory[];
+  float *qs = (float *)memory, *ks = qs + WIDTH * PITCH;
+  S *ps = (S *)(ks + WIDTH * PITCH); /* [ROWS, KEYS + 1] */
+  S *score = ps + ROWS * (KEYS + 1); /* [chunk, ROWS] */
+  uint64_t *heaps = p.heap ? p.heap + blockIdx.x * p.most_keep * ROWS
+                           : (uint64_t *)(((uintptr_t)(score + p.chunk * ROWS) + 7) & ~(uintptr_t)7);
+  __shared__ int32_t visible[ROWS];
+  __shared__ unsigned long long least_block, most_block;
+  const int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
+  const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1; /* in keys */
+  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+
+  for (int64_t work = blockIdx.x; work < p.slots * p.KH; work += gridDim.x) {
+    const int kh = (int)(work % p.KH);
+    const tile t = find_tile(p.seqs, p.slots - 1 - work / p.KH, ROWS);
+    const int64_t row0 = t.begin + t.first;
+    if (t.n == 0) continue;
+    if (t.b == p.seqs.n) {
+      for (int i = tid; MODE != RGK_TOPK_WIDE && i < t.n * p.top_n; i += THREADS)
+        ((int32_t *)p.idx.data)[(row0 + i / p.top_n) * p.idx.row + kh * p.idx.head + i % p.top_n] = 0;
+      continue;
+    }
+    const topk_keys k = keys_of(p, t.b);
+    const int64_t position = t.first + (p.offset ? p.offset[t.b] : 0) + tid;
+    int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head; /* of thread tid's row */
+    uint64_t *heap = heaps + tid;
+    topk_choice mine = {0, 0, 0, 0};
+    bool ranks = false;
+    int64_t held = 0;
+
+    /* The blocks that some row has to rank. */
+    __syncthreads();
+    if (tid == 0) least_block = ~0ull, most_block = 0;
+    __syncthreads();
+    if (tid < ROWS) {
+      int64_t seen = 0;
+      if (tid < t.n) {
+        mine = choice_of(p, position, k.length);
+        seen = min(keys_before(position + 1, p), k.n);
+        ranks = mine.ranked() && (MODE != RGK_TOPK_WIDE || idx[0] == RGK_TOPK_UNDECIDED);
+      }
+      visible[tid] = (int32_t)seen;
+      if (ranks) {
+        atomicMin(&least_block, (unsigned long long)mine.free0);
+        atomicMax(&most_block, (unsigned long long)mine.free1);
+      }
+    }
+    __syncthreads();
+    const int64_t block1 = (int64_t)most_block, key_end = visible[t.n - 1];
+
+    for (int64_t c0 = (int64_t)least_block; (unsigned long long)c0 < most_block; c0 += p.chunk) {
+      const int nb = (int)min((int64_t)p.chunk, block1 - c0);
+      for (int i = tid; i < nb * ROWS; i += THREADS) score[i] = nothing;
+      const int64_t end = min((c0 + nb) * bs, key_end);
+      for (int64_t key = max(c0 * bs - reach, (int64_t)0); key < end; key += KEYS) {
+        const int n = (int)min((int64_t)KEYS, end - key);
+        S sum[4][4] = {};
+        float acc[4][4] = {};
+        for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
+          products(p, qs, ks, row0, h, t.n, k.first + key, kh, n, acc);
+          if constexpr (MODE != RGK_TOPK_DOT) {
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+              const int r = 4 * ty + i;
+              const float lse = r < t.n ? ((const float *)p.lse.data)[(row0 + r) * p.lse.row + h] : 0.0f;
+              #pragma unroll
+              for (int j = 0; j < 4; j++) {
+                float s = acc[i][j] * p.scale;
+                if (p.softcap > 0) s = p.softcap * tanhf(s / p.softcap);
+                add_exp(sum[i][j], s, lse);
+                acc[i][j] = 0;
+              }
+            }
+          }
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; i++)
+          #pragma unroll
+          for (int j = 0; j < 4; j++)
+            ps[(4 * ty + i) * (KEYS + 1) + 4 * tx + j] =
+                key + 4 * tx + j < visible[4 * ty + i] ? MODE == RGK_TOPK_DOT ? (S)acc[i][j] : sum[i][j] : nothing;
+        __syncthreads();
+        for (int i = tid; i < nb * ROWS; i += THREADS) {
+          const int64_t b = c0 + i / ROWS;
+          const S *pr = ps + i % ROWS * (KEYS + 1);
+          if (MODE == RGK_TOPK_DOT) { /* keys are blocks */
+            if (b >= key && b < key + n) score[i] = pr[b - key];
+            continue;
+          }
+          S sum_b = score[i];
+          const int64_t last = min((b + 1) * bs, key + n);
+          for (int64_t j = max(b * bs - reach, key); j < last; j++) {
+            const int64_t from = j - b * bs, to = from + reach + 1;
+            sum_b += pr[j - key] * (S)(int)(min(to, (int64_t)bs) - max(from, (int64_t)0));
+          }
+          score[i] = sum_b;
+        }
+      }
+      __syncthreads();
+      if (ranks)
+        for (int i = 0; i < nb; i++) {
+          const int64_t b = c0 + i;
+          if (b < mine.free0 || b >= mine.free1) continue;
+          const uint64_t e = entry(score[i * ROWS + tid], b);
+          if (held < mine.keep) {
+            heap[held++ * ROWS] = e;
+            if (held == mine.keep) heapify(heap, held);
+          } else if (e > heap[0]) {
+            sift_down(heap, held, 0, e);
+          }
+        }
+      __syncthreads();
+    }
+
+    if (tid < t.n && (MODE != RGK_TOPK_WIDE || ranks)) {
+      if (MODE == RGK_TOPK_FAST && ranks && visible[tid] > 0) {
+        const uint32_t u = (uint32_t)(heap[0] >> 32); /* of a score that is not negative, or 0 for NaN */
+        if (u && undecided(__uint_as_float(u & 0x7fffffffu))) {
+          idx[0] = RGK_TOPK_UNDECIDED;
+          continue;
+        }
+      }
+      write_row<S>(idx, p.top_n, mine, heap);
+    }
+  }
+}
+
+} // namespace
+
+const void *rgk_topk_plain(int mode) {
+  return mode == RGK_TOPK_WIDE   ? (const void *)topk<RGK_TOPK_WIDE>
+         : mode == RGK_TOPK_DOT ? (const void *)topk<RGK_TOPK_DOT>
+                                : (const void *)topk<RGK_TOPK_FAST>;
+}

@@ -1,0 +1,524 @@
+/* kernels/attn/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
+ *
+ * A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a ring of tiles of
+ * 64 that the copy engine fills. A block has one consumer, and two blocks share a multiprocessor, so that one
+ * block's beginning and end hide behind the other's products; or, where that much shared memory is not to be
+ * had, two consumers of one ring. The product is taken transposed,
+ *
+ *     D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
+ *
+ * with Q's rows permuted so that a thread's columns are all heads of a few queries: the sum over heads stays in
+ * the thread.
+ *
+ *     column n = 8i + 2c + e belongs to quad lane c, as its m-th, m = 2i + e: head m % HEADS of
+ *     query 4 * (m / HEADS) + c
+ *
+ * Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the sums p go
+ * through shared memory (two buffers, one barrier a step) to the warp that owns the query, whose lanes are
+ * blocks:
+ *
+ *     score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step before
+ *                   reach over is carried
+ *     scores above the query's threshold are appended to its candidates; when those get many, a bisection on
+ *     their scores raises the threshold and drops what cannot be among the best `keep` any more
+ *
+ * So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index, beside it.
+ */
+#include "../device/element.cuh"
+#include "../device/softmax.cuh"
+#include "topk.cuh"
+#include "../device/tma.cuh"
+#include "../device/wgmma.cuh"
+
+using namespace rgk;
+
+namespace {
+
+constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
+
+/* Of one warpgroup: */
+template <int HEADS> struct plan {
+  static constexpr int N = RGK_TOPK90_COLUMNS, QUERIES = N / HEADS, MINE = QUERIES / 4; /* of a quad lane, a warp */
+  static constexpr int HALVES = RGK_TOPK90_HALVES(QUERIES), STEP = TILE * HALVES, PITCH = STEP + 8;
+  static constexpr int ROOM = RGK_TOPK90_ROOM(QUERIES), PER_LANE = ROOM / 32; /* candidates of a query */
+};
+
+struct memory {
+  char *q, *k;             /* panels of 64 columns: q [2, panels, N rows], k [stages, panels, TILE rows] */
+  float *p;                /* [2, QUERIES, PITCH], of this warpgroup */
+  float *carry;            /* [QUERIES, reach] */
+  int4 *state;             /* [QUERIES]: threshold, candidates, blocks that may be chosen, keep */
+  int2 *candidate;         /* [QUERIES, ROOM]: key, block */
+  int *visible;            /* [QUERIES]: keys that the query sees */
+  uint64_t *full, *empty;  /* [stages] */
+};
+
+/* Integers ordered as the scores are, NaN below all. */
+__device__ __forceinline__ int key_of(float s) {
+  int i = __float_as_int(s + 0.0f);
+  i ^= (i >> 31) & 0x7fffffff;
+  return s != s ? NAN_KEY : i;
+}
+
+__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int n> __device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+/* Byte of row r's 16-byte unit u in panels of `rows` rows. */
+__device__ __forceinline__ uint32_t panel_at(int r, int u, int rows) {
+  return (uint32_t)((u >> 3) * rows * 128 + r * 128 + ((u ^ r) & 7) * 16);
+}
+
+/* ---- candidates of one query, by one warp ---- */
+
+template <int PER_LANE> struct pool {
+  int key[PER_LANE], block[PER_LANE]; /* LEAST_KEY: none */
+
+  __device__ __forceinline__ void load(const int2 *from, int n) {
+    const int lane = threadIdx.x % 32;
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+      int2 x = lane + 32 * i < n ? from[lane + 32 * i] : make_int2(LEAST_KEY, INT_MAX);
+      key[i] = x.x, block[i] = x.y;
+    }
+  }
+  __device__ __forceinline__ int from(int least) const {
+    int n = 0;
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++) n += __popc(__ballot_sync(~0u, key[i] >= least));
+    return n;
+  }
+  /* Drops what is not among the best `keep` of the n candidates; up to `slack` others may stay. Returns how
+   * many are left, *least is raised to a key that keep of them reach. */
+  __device__ __forceinline__ int reduce(int n, int keep, int slack, int *least) {
+    int top = key[0];
+    #pragma unroll
+    for (int i = 1; i < PER_LANE; i++) top = max(top, key[i]);
+    int lo = max(*least, NAN_KEY);
+    int64_t hi = (int64_t)__reduce_max_sync(~0u, top) + 1;
+    while (n > keep + slack && hi - lo > 1) {
+      const int middle = (int)(lo + (hi - lo) / 2), m = from(middle);
+      if (m >= keep)
+        lo = middle, n = m;
+      else
+        hi = middle;
+    }
+    *least = lo;
+    int last = INT_MAX - 1; /* of those equal to lo, the blocks up to here stay */
+    if (n > keep + slack) {
+      const int ties = keep - (hi > INT_MAX ? 0 : from((int)hi));
+      int below = -1;
+      while (last - below > 1) {
+        const int middle = below + (last - below) / 2;
+        int m = 0;
+        #pragma unroll
+        for (int i = 0; i < PER_LANE; i++)
+          m += __popc(__ballot_sync(~0u, key[i] == lo && block[i] <= middle));
+        if (m >= ties)
+          last = middle;
+        else
+          below = middle;
+      }
+      n = keep;
+    }
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+      if (key[i] < lo || (key[i] == lo && block[i] > last)) key[i] = LEAST_KEY;
+    return n;
+  }
+  /* The same in few steps where it can: of 32 candidates or more, a key that `keep` lanes reach with their best
+   * candidate is reached by `keep` candidates, and seldom by many more. At most 32 are left. */
+  __device__ __forceinline__ int sift(int n, int keep, int *least) {
+    int best = key[0];
+    #pragma unroll
+    for (int i = 1; i < PER_LANE; i++) best = max(best, key[i]);
+    int lo = __reduce_min_sync(~0u, best), lanes = 32;
+    int64_t hi = (int64_t)__reduce_max_sync(~0u, best) + 1;
+    while (lanes > keep + 2 && hi - lo > 1) {
+      const int middle = (int)(lo + (hi - lo) / 2), m = __popc(__ballot_sync(~0u, best >= middle));
+      if (m >= keep)
+        lo = middle, lanes = m;
+      else
+        hi = middle;
+    }
+    *least = lo;
+    const int left = from(lo);
+    if (left > 32) return reduce(left, keep, min(4, 32 - keep), least);
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+      if (key[i] < lo) key[i] = LEAST_KEY;
+    return left;
+  }
+  __device__ __forceinline__ void store(int2 *to) const {
+    const uint32_t before = (1u << threadIdx.x % 32) - 1;
+    int n = 0;
+    __syncwarp();
+    #pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+      const uint32_t there = __ballot_sync(~0u, key[i] != LEAST_KEY);
+      if (key[i] != LEAST_KEY) to[n + __popc(there & before)] = make_int2(key[i], block[i]);
+      n += __popc(there);
+    }
+    __syncwarp();
+  }
+};
+
+/* ---- scores of one step, by the warp that owns the queries ---- */
+
+/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's candidates. */
+template <int HEADS>
+__device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, float score, int b) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, key = key_of(score);
+  int4 s = m.state[q];
+  int2 *to = m.candidate + q * P::ROOM;
+  const bool mine = (passed >> lane & 1) && key > s.x;
+  passed = __ballot_sync(~0u, mine);
+  if (mine) to[s.y + __popc(passed & ((1u << lane) - 1))] = make_int2(key, b);
+  s.y += __popc(passed);
+  __syncwarp();
+  if (s.y > P::ROOM - 32) {
+    pool<P::PER_LANE> x;
+    x.load(to, s.y);
+    s.y = x.sift(s.y, s.w, &s.x);
+    x.store(to);
+  }
+  if (lane == 0) m.state[q] = s;
+  __syncwarp();
+}
+
+/* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane 0's last key
+ * of the step before. */
+template <int HEADS>
+__device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, int warp, int step,
+                                           float (&carry)[plan<HEADS>::MINE]) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, b = step * 32 + lane;
+  float score[P::MINE];
+  uint32_t passed[P::MINE], some = 0;
+  #pragma unroll
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    const float4 v = *(const float4 *)(m.p + ((step & 1) * P::QUERIES + q) * P::PITCH + 4 * lane);
+    const int4 s = m.state[q];
+    const float before = __shfl_sync(~0u, v.w, (lane + 31) % 32);
+    score[i] = lane == 0 ? carry[i] : before;
+    carry[i] = before;
+    score[i] = fmaf(2, v.x, score[i]);
+    score[i] = fmaf(2, v.y, score[i]);
+    score[i] = fmaf(2, v.z, score[i]) + v.w;
+    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z && __float_as_int(score[i]) > s.x);
+    if (passed[i]) some |= 1u << i;
+  }
+  #pragma unroll 1
+  while (some) {
+    const int i = __ffs(some) - 1;
+    uint32_t which = passed[0];
+    float x = score[0];
+    #pragma unroll
+    for (int k = 1; k < P::MINE; k++)
+      if (i == k) which = passed[k], x = score[k];
+    take<HEADS>(m, warp * P::MINE + i, which, x, b);
+    some &= some - 1;
+  }
+}
+
+/* Any blocks. */
+template <int HEADS, bool DOT>
+__device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int warp, int step) {
+  using P = plan<HEADS>;
+  const int lane = threadIdx.x % 32, bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
+  const int blocks = P::STEP / bs;
+  #pragma unroll 1
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    const float *row = m.p + ((step & 1) * P::QUERIES + q) * P::PITCH;
+    float *carry = m.carry + q * reach;
+    #pragma unroll 1
+    for (int first = 0; first < blocks; first += 32) {
+      const int mine = first + lane, b = step * blocks + mine;
+      float score = 0;
+      if (mine < blocks) {
+        if (DOT) score = row[mine];
+        for (int from = -reach; from < bs && !DOT; from++) {
+          const int at = mine * bs + from;
+          const float x = at < 0 ? carry[reach + at] : row[at];
+          score = fmaf((float)(min(from + reach + 1, bs) - max(from, 0)), x, score);
+        }
+      }
+      const int4 s = m.state[q];
+      const uint32_t passed = __ballot_sync(~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z &&
+                                                     key_of(score) > s.x);
+      if (passed) take<HEADS>(m, q, passed, score, b);
+    }
+    __syncwarp();
+    for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
+    __syncwarp();
+  }
+}
+
+/* ---- p of one tile: exponentials and the sum over heads ---- */
+
+template <int HEADS, bool DOT>
+__device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2], const float (&lse)[plan<HEADS>::N / 4],
+                                      float scale, float *out, int key, int least_visible, const int *visible) {
+  using P = plan<HEADS>;
+  const int c = threadIdx.x % 4;
+  constexpr int PARTS = HEADS >= 4 ? 2 : 1;
+  #pragma unroll
+  for (int r = 0; r < 2; r++)
+    #pragma unroll
+    for (int q = 0; q < P::MINE; q++) {
+      float part[PARTS];
+      #pragma unroll
+      for (int h = 0; h < HEADS; h++) {
+        const int m = q * HEADS + h;
+        const float s = acc[4 * (m / 2) + 2 * r + m % 2];
+        const float x = DOT ? s : exp2_fast(fmaf(s, scale, lse[m]));
+        part[h % PARTS] = h < PARTS ? x : part[h % PARTS] + x;
+      }
+      float sum = PARTS == 2 ? part[0] + part[PARTS - 1] : part[0];
+      if (key + 8 * r >= least_visible && key + 8 * r >= visible[4 * q + c]) sum = DOT ? -INFINITY : 0.0f;
+      out[(4 * q + c) * P::PITCH + 8 * r] = sum;
+    }
+}
+
+/* ---- output ---- */
+
+template <int PER_LANE>
+__device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_choice &c, bool seen, int32_t *idx,
+                       int room) {
+  const int lane = threadIdx.x % 32;
+  if (!c.ranked()) {
+    const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
+    if (lane < p.top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
+    return;
+  }
+  const int keep = (int)c.keep;
+  int4 s = m.state[q];
+  int2 *const list = m.candidate + q * room;
+  if (s.y > 32) {
+    pool<PER_LANE> x;
+    x.load(list, s.y);
+    s.y = x.sift(s.y, keep, &s.x);
+    x.store(list);
+  }
+  const int2 mine = lane < s.y ? list[lane] : make_int2(LEAST_KEY, INT_MAX);
+  int rank = 0, place = (int)c.free0;
+  for (int j = 0; j < s.y; j++) {
+    const int key = __shfl_sync(~0u, mine.x, j), b = __shfl_sync(~0u, mine.y, j);
+    rank += key > mine.x || (key == mine.x && b < mine.y);
+  }
+  const bool kept = lane < s.y && rank < keep;
+  const uint32_t all_kept = __ballot_sync(~0u, kept);
+  for (int j = 0; j < s.y; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
+  const int least = __reduce_min_sync(~0u, kept ? mine.x : INT_MAX);
+  const bool fp64 = !p.dot && seen && least != NAN_KEY && undecided(__int_as_float(least));
+  if (fp64) {
+    if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
+    return;
+  }
+  if (lane < c.free0) idx[lane] = lane;
+  if (kept) idx[place] = mine.y;
+  const int n = (int)(c.free0 + keep);
+  if (lane >= n && lane < p.top_n) {
+    const int64_t b = c.free1 + lane - n;
+    idx[lane] = b < c.count ? (int32_t)b : -1;
+  }
+}
+
+template <class T, int HEADS, int D, bool DOT>
+__global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
+    topk(const __grid_constant__ rgk_topk90_params x) {
+  const rgk_topk &p = x.call;
+  using P = plan<HEADS>;
+  constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D);
+  extern __shared__ __align__(1024) char shared[];
+  const int kh = (int)(blockIdx.x % p.KH);
+  const tile t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, GROUPS * P::QUERIES);
+  const int64_t row0 = t.begin + t.first;
+  int32_t *const idx = (int32_t *)p.idx.data + kh * p.idx.head;
+  if (t.n == 0) return;
+  if (t.b == p.seqs.n) {
+    for (int i = threadIdx.x; i < t.n * p.top_n; i += RGK_TOPK90_THREADS(HEADS, D))
+      idx[(row0 + i / p.top_n) * p.idx.row + i % p.top_n] = 0;
+    return;
+  }
+  const topk_keys keys = keys_of(p, t.b);
+  const int64_t position = t.first + (p.offset ? p.offset[t.b] : 0);
+  constexpr int panels = (D + 63) / 64;
+  const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
+  /* The last row sees and ranks most. Steps [step0, step1) hold all that any row ranks. */
+  const topk_choice last = choice_of(p, position + t.n - 1, keys.length);
+  const int step0 = max(p.init * bs - reach, 0) / P::STEP;
+  const int step1 = last.ranked() ? (int)((last.free1 * bs + P::STEP - 1) / P::STEP) : step0;
+  const int tiles = ((step1 - step0) * P::HALVES + 1) / 2 * 2;
+
+  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int side = GROUPS == 1 ? 0 : group & 1;
+  memory m;
+  m.q = shared;
+  m.k = m.q + GROUPS * panels * P::N * 128;
+  char *at = m.k + p.stages * panels * TILE * 128;
+  m.p = (float *)at + side * 2 * P::QUERIES * P::PITCH;
+  at += GROUPS * 2 * P::QUERIES * P::PITCH * 4;
+  m.candidate = (int2 *)at + side * P::QUERIES * P::ROOM;
+  at += GROUPS * P::QUERIES * P::ROOM * 8;
+  m.state = (int4 *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 16;
+  m.visible = (int *)at + side * P::QUERIES;
+  at += GROUPS * P::QUERIES * 4;
+  m.full = (uint64_t *)at;
+  m.empty = m.full + RGK_TOPK90_STAGES;
+  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + side * P::QUERIES * reach;
+
+  if (threadIdx.x == 0) {
+    #pragma unroll 1
+    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
+    bar_init_done();
+  }
+  __syncthreads();
+
+  if (group == GROUPS) { /* one thread starts the copies of keys; the others only lend their registers */
+    fewer_registers<GROUPS == 1 ? 40 : 24>();
+    if (threadIdx.x % 128) return;
+    const int64_t from = keys.first + (int64_t)step0 * P::STEP;
+    int stage = 0;
+    uint32_t parity = 1;
+    for (int i = 0; i < tiles; i++) {
+      bar_wait(m.empty + stage, parity);
+      bar_expect(m.full + stage, panels * TILE * 128);
+      for (int j = 0; j < panels; j++)
+        tma_load(m.k + (stage * panels + j) * TILE * 128, &x.k, m.full + stage, 64 * j, kh, (int)(from + i * TILE));
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+    return;
+  }
+
+  /* ---- consumers ---- */
+  more_registers<GROUPS == 1 ? 208 : 240>();
+  const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)), tid = threadIdx.x % 128;
+  for (int q = tid; q < P::QUERIES; q += 128) {
+    const topk_choice c = choice_of(p, position + first + q, keys.length);
+    m.visible[q] = q < n ? (int)min(keys_before(position + first + q + 1, p), keys.n) : INT_MAX;
+    m.state[q] = make_int4(LEAST_KEY, 0, q < n && c.ranked() ? (int)(c.free1 - p.init) : 0, (int)c.keep);
+    for (int j = 0; j < reach; j++) m.carry[q * reach + j] = 0;
+  }
+  if (tiles > 0) {
+    char *const mine = m.q + group * panels * P::N * 128;
+    constexpr int units = D / 8, rows = 128 / units;
+    const int u = tid % units;
+    if (tid / units < rows)
+      for (int r = tid / units; r < P::N; r += rows) {
+        const int i = r / 8 * 2 + r % 2, q = i / HEADS * 4 + r % 8 / 2, h = i % HEADS;
+        const bool there = q < n && h < p.G;
+        const T *from = (const T *)p.q.data + u * 8;
+        if (there) from += (row0 + first + q) * p.q.row + (kh * p.G + h) * p.q.head;
+        copy16(smem_at(mine) + panel_at(r, u, P::N), from, there);
+      }
+    copy_close();
+    float lse[P::N / 4];
+    #pragma unroll
+    for (int i = 0; i < P::N / 4; i++) {
+      const int q = i / HEADS * 4 + lane % 4, h = i % HEADS;
+      lse[i] = -INFINITY;
+      if (!DOT && q < n && h < p.G)
+        lse[i] = -LOG2E * ((const float *)p.lse.data)[(row0 + first + q) * p.lse.row + kh * p.G + h];
+    }
+    copy_wait<0>();
+    proxy_fence();
+    named_sync(1 + group, 128);
+    const int least_visible = (int)min(keys_before(position + first + 1, p), keys.n);
+    const float scale = p.scale * LOG2E;
+    const uint64_t q_at = desc_k(smem_at(mine));
+    const uint32_t k_at = smem_at(m.k);
+    float acc[2][P::N / 2], carry[P::MINE] = {};
+    int stage = 0, freed = 0;
+    uint32_t parity = 0;
+
+    auto product = [&](float(&d)[P::N / 2], bool there) {
+      bar_wait(m.full + stage, there ? parity : parity ^ 1);
+      const uint64_t k_tile = desc_k(k_at + stage * panels * TILE * 128);
+      wgmma_fence();
+      #pragma unroll
+      for (int i = 0; i < D / 16; i++)
+        wgmma<T, P::N>::ss(d, k_tile + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
+      wgmma_commit();
+      bar_wait(m.full + stage, there ? parity : parity ^ 1); /* returns at once; keeps exponentials behind products */
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    };
+    auto release = [&] {
+      if (lane == 0) bar_arrive(m.empty + freed);
+      if (++freed == p.stages) freed = 0;
+    };
+    const int my_row = 16 * warp + lane / 4;
+    auto sums = [&](float(&d)[P::N / 2], int i) {
+      const int step = step0 + i / P::HALVES, in_step = i % P::HALVES * TILE + my_row;
+      weigh<HEADS, DOT>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
+                        step * P::STEP + in_step, least_visible, m.visible);
+      if (i % P::HALVES == P::HALVES - 1) {
+        named_sync(1 + group, 128);
+        if (!DOT && P::STEP == 128 && bs == 4 && reach == 1)
+          choose_4_1<HEADS>(p, m, warp, step, carry);
+        else
+          choose<HEADS, DOT>(p, m, warp, step);
+      }
+    };
+
+    /* One product runs while the one before is exponentiated. The last turn also starts one, of whatever is in
+     * the ring: a branch around products would serialise them. */
+    auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
+      product(next, i + 1 < tiles);
+      sums(ready, i);
+      wgmma_wait<0>();
+      wgmma_keep(next);
+      release();
+    };
+    product(acc[0], true);
+    wgmma_wait<0>();
+    wgmma_keep(acc[0]);
+    release();
+    for (int i = 0; i < tiles; i += 2) {
+      turn(acc[0], acc[1], i);
+      turn(acc[1], acc[0], i + 1);
+    }
+  } else {
+    named_sync(1 + group, 128);
+  }
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    if (q >= n) break;
+    finish<P::PER_LANE>(p, m, q, choice_of(p, position + first + q, keys.length), m.visible[q] > 0,
+                        idx + (row0 + first + q) * p.idx.row, P::ROOM);
+  }
+}
+
+/* MoBA's dot products come with one head a KV head, or few. */
+template <class T, int D> const void *instance(int heads, bool dot) {
+  if (dot) return heads == 4 ? (const void *)topk<T, 4, D, true> : nullptr;
+  return heads == 4    ? (const void *)topk<T, 4, D, false>
+         : heads == 8  ? (const void *)topk<T, 8, D, false>
+         : heads == 16 ? (const void *)topk<T, 16, D, false>
+                       : nullptr;
+}
+template <class T> const void *instance(int heads, int width, bool dot) {
+#ifndef RGK_DEV
+  if (width == 96) return instance<T, 96>(heads, dot);
+  if (width == 192) return instance<T, 192>(heads, dot);
+  if (width == 256) return instance<T, 256>(heads, dot);
+#endif
+  return width == 64 ? instance<T, 64>(heads, dot) : width == 128 ? instance<T, 128>(heads, dot) : nullptr;
+}
+
+} // namespace
+
+const void *rgk_topk90(rg_dtype type, int heads, int width, bool dot) {
+#ifndef RGK_DEV
+  if (type == RG_F16) return instance<__half>(heads, width, dot);
+#endif
+  return type == RG_BF16 ? instance<__nv_bfloat16>(heads, width, dot) : nullptr;
+}

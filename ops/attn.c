@@ -1,0 +1,128 @@
+/* ops/attn.c: see attn.h. */
+#include "attn.h"
+#include "cpu/attn.h"
+#include "cuda/attn.h"
+
+static const rgi_attn_kind *kind_of(const rg_call *c) {
+  return c->op->rules->kind;
+}
+/* The op that has no backward of its own is one. */
+static bool is_backward(const rg_call *c) {
+  return !c->op->backward;
+}
+/* idx stands after v and moves the later ports up by one. */
+static int moved(const rg_call *c) {
+  return kind_of(c)->mode == RGI_ATTN_SLC;
+}
+
+/* ---- checks ---- */
+
+rg_status rgi_attn_check_rows(const rg_call *c, rg_error *e) {
+  const int64_t T = rg_in(c, 0)->dim[0], S = rg_in(c, 1)->dim[0];
+  if (rg_in(c, RGI_ATTN_CU_K + moved(c)) || T == RG_DIM_FREE || S == RG_DIM_FREE || T == S) return RG_OK;
+  return rg_op_fail(e, RG_E_SHAPE, c, "k has %lld rows and q %lld, expected the same without cu_seqlens_k",
+                    (long long)S, (long long)T);
+}
+
+rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
+  const int x = moved(c);
+  const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2), *cu = rg_in(c, RGI_ATTN_CU + x);
+  const int64_t H = q->dim[1], KH = k->dim[1], D = q->dim[2], E = v->dim[2];
+  if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
+    return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
+  if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
+    return rg_op_fail(e, RG_E_SHAPE, c, "%lld query heads are not a positive multiple of %lld KV heads",
+                      (long long)H, (long long)KH);
+  if (D != RG_DIM_FREE && (D < 1 || D > RGI_ATTN_MAX_D))
+    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of q and k is not in 1 to %d", (long long)D,
+                      RGI_ATTN_MAX_D);
+  if (E != RG_DIM_FREE && (E < 1 || E > RGI_ATTN_MAX_D))
+    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of v is not in 1 to %d", (long long)E,
+                      RGI_ATTN_MAX_D);
+  if (cu->dim[0] != RG_DIM_FREE && cu->dim[0] < 1)
+    return rg_op_fail(e, RG_E_SHAPE, c, "cu_seqlens is empty, expected at least its leading 0");
+  return kind_of(c)->check(c, e);
+}
+
+/* ---- one call ---- */
+
+static rgi_attn describe(const rg_call *c) {
+  const int x = moved(c);
+  rgi_attn a = {.mode = kind_of(c)->mode, .backward = is_backward(c)};
+  kind_of(c)->own(&a, c->attr + RGI_ATTN_OWN);
+  a.q = rg_in(c, 0), a.k = rg_in(c, 1), a.v = rg_in(c, 2), a.idx = x ? rg_in(c, 3) : NULL;
+  a.cu = rg_in(c, RGI_ATTN_CU + x), a.cu_k = rg_in(c, RGI_ATTN_CU_K + x);
+  a.offset = rg_in(c, RGI_ATTN_OFFSET + x), a.sinks = rg_in(c, RGI_ATTN_SINKS + x);
+  a.T = a.q->dim[0], a.H = a.q->dim[1], a.D = a.q->dim[2];
+  a.S = a.k->dim[0], a.KH = a.k->dim[1], a.E = a.v->dim[2];
+  a.B = a.cu->dim[0] - 1;
+  a.N = a.idx ? a.idx->dim[2] : 0;
+  a.G = a.KH > 0 ? a.H / a.KH : 0;
+  const double scale = c->attr[RGI_ATTN_SCALE].f;
+  a.scale = (float)(scale != 0 ? scale : a.D > 0 ? 1 / sqrt((double)a.D) : 1);
+  a.softcap = (float)c->attr[RGI_ATTN_SOFTCAP].f;
+  if (!a.backward) {
+    a.o = rg_out(c, 0), a.lse = rg_out(c, 1);
+    return a;
+  }
+  a.o = rg_in(c, RGI_ATTN_OUT_O + x), a.lse = rg_in(c, RGI_ATTN_OUT_LSE + x);
+  a.d_o = rg_in(c, RGI_ATTN_GRAD_O + x), a.d_lse = rg_in(c, RGI_ATTN_GRAD_LSE + x);
+  a.delta = rg_in(c, RGI_ATTN_DELTA + x);
+  a.dq = rg_out(c, 0), a.dk = rg_out(c, 1), a.dv = rg_out(c, 2), a.dsinks = rg_out(c, 3);
+  a.acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a.acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
+  a.acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a.acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
+  return a;
+}
+
+size_t rgi_attn_workspace(const rg_call *c) {
+  rgi_attn a = describe(c);
+  if (c->gpu) return rgi_cuda_attn_workspace(c, &a);
+  rgi_attn_cut(&a, c->isa);
+  return a.backward ? rgi_cpu_attn_bwd_workspace(c, &a) : rgi_cpu_attn_fwd_workspace(c, &a);
+}
+rg_status rgi_attn_run(const rg_call *c) {
+  rgi_attn a = describe(c);
+  rgi_attn_cut(&a, c->isa);
+  return a.backward ? rgi_cpu_attn_bwd(c, &a) : rgi_cpu_attn_fwd(c, &a);
+}
+rg_status rgi_attn_steps(const rg_call *c, rg_cuda *x) {
+  rgi_attn a = describe(c);
+  return rgi_cuda_attn_steps(c, &a, x);
+}
+const char *rgi_attn_path(const rg_call *c) {
+  rgi_attn a = describe(c);
+  return rgi_cuda_attn_path(c, &a);
+}
+static rgi_delta delta(const rg_call *c) {
+  rgi_attn a = describe(c);
+  return c->gpu ? rgi_cuda_attn_delta(c, &a) : RGI_DELTA_CHAIN;
+}
+const rgi_fusing rgi_attn_fusing = {.delta = delta};
+
+/* ---- cost ---- */
+
+double rgi_attn_pairs(const rgi_attn *a, int64_t most) {
+  const double T = (double)a->T, keys = (double)a->S;
+  const double first = a->offset && a->S > a->T ? keys - T : 0, end = first + T;
+  double limit = most < 0 || (double)most > keys ? keys : (double)most, ramp = limit;
+  if (ramp > end) ramp = end;
+  if (ramp < first) ramp = first;
+  return (ramp * (ramp + 1) - first * (first + 1)) / 2 + (end - ramp) * limit;
+}
+
+void rgi_attn_cost(const rg_call *c, rg_cost *out) {
+  const rgi_attn a = describe(c);
+  const double D = (double)a.D, E = (double)a.E, pairs = kind_of(c)->pairs(&a) * (double)a.H;
+  out->flops = pairs * 2 * (a.backward ? 3 * D + 2 * E : D + E);
+  out->exps = pairs * (a.softcap > 0 ? 2 : 1);
+  out->bytes = 0;
+  const rg_arg *arg[] = {c->in, c->out};
+  const int32_t n[] = {c->in_begin[c->op->nin], c->out_begin[c->op->nout]};
+  for (int side = 0; side < 2; side++)
+    for (int32_t i = 0; i < n[side]; i++) {
+      const rg_arg *x = &arg[side][i];
+      double size = x->rank < 0 ? 0 : (double)rg_dtype_size(x->dtype);
+      for (int j = 0; j < x->rank; j++) size *= (double)x->dim[j];
+      out->bytes += size;
+    }
+}

@@ -1,0 +1,39 @@
+/* ops/cuda/attn.h: attention on a GPU: the families of kernels, and which one takes a call.
+ *
+ * A family (plain, wgmma, …) says whether it takes a shape, how much workspace it needs and hands over its
+ * launches. Families are asked in order of preference; the last one, plain, takes everything.
+ */
+#ifndef RGI_CUDA_ATTN_H
+#define RGI_CUDA_ATTN_H
+
+#include "../../kernels/attn/attn.h"
+#include "../attn.h"
+
+typedef struct rgi_attn_family {
+  const char *name;
+  unsigned modes; /* of calls it is asked about: 1 << RGK_SWA and so on */
+  /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned`
+   * and the GPU only, at data pointers just for presence (while planning they are a dummy,
+   * not NULL, where a tensor is bound). */
+  const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
+  size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
+  rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
+  rgi_delta delta; /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
+} rgi_attn_family;
+
+enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
+
+/* Families, each in a file of its own: ops/cuda/attn_plain.c, … */
+extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda/gather.c */
+extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
+extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
+extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+
+size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
+rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
+/* Of a backward call: the order of its delta, NONE where other kernels would run with a delta
+ * than without. */
+rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a);
+const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a);
+
+#endif

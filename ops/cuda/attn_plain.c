@@ -1,0 +1,147 @@
+/* ops/cuda/attn_plain.c: attention of any shape and type on a GPU, without tensor cores
+ * (kernels/attn/plain.h). Backward computes delta, then dQ and dK, dV apart; SLC inverts the
+ * selection first. */
+#include "../../kernels/attn/plain.h"
+#include "csr.h"
+
+/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared
+ * memory; all others 99 KB at least. */
+static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, int *width) {
+  const int32_t wide = a->D > a->E ? a->D : a->E;
+  const bool much = gpu->cc >= 90 && gpu->cc < 120;
+  const int w = wide <= 64    ? RGK_PLAIN_64
+                : wide <= 128 ? (much ? RGK_PLAIN_128 : RGK_PLAIN_128_SMALL)
+                              : (much ? RGK_PLAIN_256 : RGK_PLAIN_256_SMALL);
+  const int32_t rows = rgk_plain_rows(w), G = a->G > 0 ? a->G : 1;
+  rgk_attn_plain p = {.a = *a, .vec = a->aligned && a->D % 4 == 0 && a->E % 4 == 0};
+  p.parts = (G + rows - 1) / rows;
+  p.heads = (G + p.parts - 1) / p.parts;
+  p.queries = rows / p.heads;
+  p.slots = rgk_slots(a->T, a->seqs.n, p.queries);
+  *width = w;
+  return p;
+}
+
+/* SLC: a block is cut evenly into key tiles. */
+static void set_key_parts(rgk_attn_plain *p, int32_t most) {
+  p->key_parts = (p->a.block - 1) / most + 1;
+  p->keys = (p->a.block - 1) / p->key_parts + 1;
+}
+
+static rg_status step(const rgk_attn_plain *p, rg_cuda *x, const void *function, int64_t blocks,
+                      uint32_t threads, uint32_t shared) {
+  if (blocks > INT32_MAX)
+    return rgi_fail(x->error, RG_E_LIMIT, NULL, NULL, "attention needs too large a grid");
+  return x->launch(x, &(rg_launch){.function = function,
+                                   .grid = {(uint32_t)blocks, 1, 1},
+                                   .block = {threads, 1, 1},
+                                   .shared = shared,
+                                   .params = p,
+                                   .size = sizeof *p});
+}
+
+/* ---- forward ---- */
+
+static size_t forward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  (void)a, (void)gpu;
+  return 0;
+}
+
+static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  (void)workspace;
+  int w;
+  rgk_attn_plain p = plan(a, gpu, &w);
+  if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_FWD_KEYS);
+  return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS, rgk_plain_fwd_shared(w));
+}
+
+const rgi_attn_family rgi_attn_plain_fwd = {
+    .name = "plain", .workspace = forward_workspace, .steps = forward_steps};
+
+/* ---- backward ---- */
+
+enum { SINK_ROWS = 1024, LEAST_UNIT = 512 };
+
+static bool wants_keys(const rgk_attn *a) {
+  return a->dk.data || a->dv.data;
+}
+
+/* Key tiles of dK and dV, and partial sums: what a part of a tile's queries gave. */
+static void plan_keys(rgk_attn_plain *p, rgk_csr *csr, int w, rgi_cut *cut) {
+  const rgk_attn *a = &p->a;
+  p->own = rgk_plain_rows(w);
+  p->own_parts = 1;
+  if (a->mode == RGK_SWA) {
+    p->key_slots = rgk_slots(a->S, a->kseqs.n, p->own);
+    return;
+  }
+  if (a->mode == RGK_CMP) { /* tiles counted in tokens, all of which may lie beyond S rows of keys */
+    p->own_parts = RGK_PLAIN_PARTS;
+    p->key_slots = a->S / p->own + a->kseqs.n + 2;
+    p->part_rows = RGK_PLAIN_PARTS * a->S;
+    const int64_t one = RGK_PLAIN_PART_MOST / a->stride + 1, most = one > a->S ? one : a->S;
+    if (a->kseqs.n <= 1 && most < p->part_rows) p->part_rows = most;
+  } else {
+    *csr = rgi_csr_plan(a, cut);
+    p->start = csr->start;
+    p->rows = csr->rows;
+    p->csr_slots = csr->slots;
+    const int64_t mean = (int64_t)a->N * a->block; /* length of a list */
+    p->unit = mean / 2 > LEAST_UNIT ? mean / 2 : LEAST_UNIT;
+    const int64_t entries = a->T * a->N, tile = a->block < a->S ? a->block : a->S;
+    p->own_parts = (int32_t)((tile + p->own - 1) / p->own);
+    if (p->own_parts < 1) p->own_parts = 1;
+    p->key_slots = entries / p->unit + p->csr_slots + 1;
+    p->part_rows = a->T > 2 * p->unit ? entries / p->unit * a->block : 0;
+  }
+  if (a->dk.data) p->part_k = rgi_take(cut, (size_t)(a->KH * p->part_rows * a->D) * sizeof(float));
+  if (a->dv.data) p->part_v = rgi_take(cut, (size_t)(a->KH * p->part_rows * a->E) * sizeof(float));
+}
+
+static rgk_attn_plain plan_backward(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, int *width,
+                                    rgi_cut *cut) {
+  rgk_attn_plain p = plan(a, gpu, width);
+  p.delta = rgi_take(cut, (size_t)a->T * (size_t)a->H * sizeof *p.delta);
+  if (a->mode == RGK_SLC) set_key_parts(&p, rgk_plain_keys(*width));
+  if (a->d_sinks.data) {
+    p.sink_rows = SINK_ROWS;
+    p.sink_chunks = (a->T + SINK_ROWS - 1) / SINK_ROWS;
+    p.sink = rgi_take(cut, (size_t)(p.sink_chunks * a->H) * sizeof *p.sink);
+  }
+  if (wants_keys(a)) plan_keys(&p, csr, *width, cut);
+  return p;
+}
+
+static size_t backward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  int w;
+  rgk_csr csr;
+  rgi_cut cut = {0};
+  plan_backward(a, gpu, &csr, &w, &cut);
+  return cut.used;
+}
+
+static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  int w;
+  rgk_csr csr;
+  rgi_cut cut = {.base = workspace};
+  rgk_attn_plain p = plan_backward(a, gpu, &csr, &w, &cut);
+  const uint32_t n = RGK_PLAIN_THREADS;
+  if (wants_keys(a) && a->mode == RGK_SLC) RGI_TRY(rgi_csr_steps(&csr, x));
+  RGI_TRY(step(&p, x, rgk_plain_delta(), rgk_blocks(a->T * a->H, RGK_PLAIN_DELTA_ROWS), n, 0));
+  if (wants_keys(a)) {
+    RGI_TRY(step(&p, x, rgk_plain_dkv(w), p.key_slots * a->KH * p.own_parts, RGK_PLAIN_DKV_THREADS,
+                 rgk_plain_dkv_shared(w)));
+    if (a->mode == RGK_CMP) RGI_TRY(step(&p, x, rgk_plain_reduce(), a->KH * a->S, n, 0));
+    if (a->mode == RGK_SLC && p.part_rows > 0)
+      RGI_TRY(step(&p, x, rgk_plain_reduce(), a->KH * p.csr_slots, n, 0));
+  }
+  if (a->dq.data) RGI_TRY(step(&p, x, rgk_plain_dq(w), p.slots * a->KH * p.parts, n, rgk_plain_dq_shared(w)));
+  if (a->d_sinks.data) {
+    RGI_TRY(step(&p, x, rgk_plain_sink(), p.sink_chunks * a->H, n, 0));
+    RGI_TRY(step(&p, x, rgk_plain_sink_sum(), rgk_blocks(a->H, n), n, 0));
+  }
+  return RG_OK;
+}
+
+const rgi_attn_family rgi_attn_plain_bwd = {
+    .name = "plain", .workspace = backward_workspace, .steps = backward_steps, .delta = RGI_DELTA_CHAIN};

@@ -1,0 +1,39 @@
+/* ops/cuda/csr.c: see csr.h. */
+#include "csr.h"
+
+rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
+  enum { LEAST = 32 }; /* rows of a chunk: short ones keep the walk of a short pack short */
+  rgk_csr p = {.idx = a->idx,
+               .seqs = a->seqs,
+               .kseqs = a->kseqs,
+               .offset = a->offset,
+               .T = a->T,
+               .KH = a->KH,
+               .N = a->N,
+               .block = a->block};
+  p.slots = rgk_slots(a->kseqs.rows, a->kseqs.n, a->block);
+  int64_t chunk = 2 * p.slots / (a->N > 0 ? a->N : 1), most = (a->T + 31) / 32 * 32;
+  if (chunk > most) chunk = most;
+  if (chunk < LEAST) chunk = LEAST;
+  p.chunk = (int32_t)((chunk + 31) / 32 * 32);
+  p.chunks = (a->T + p.chunk - 1) / p.chunk;
+  p.start = rgi_take(w, (size_t)(p.KH * (p.slots + 1)) * sizeof *p.start);
+  p.rows = rgi_take(w, (size_t)p.KH * (size_t)p.T * (size_t)p.N * sizeof *p.rows);
+  p.count = rgi_take(w, (size_t)p.KH * (size_t)p.chunks * (size_t)p.slots * sizeof *p.count);
+  return p;
+}
+
+static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_t blocks, uint32_t threads) {
+  return x->launch(x, &(rg_launch){.function = function,
+                                   .grid = {(uint32_t)blocks, 1, 1},
+                                   .block = {threads, 1, 1},
+                                   .params = p,
+                                   .size = sizeof *p});
+}
+
+rg_status rgi_csr_steps(const rgk_csr *p, rg_cuda *x) {
+  RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS));
+  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, RGK_CSR_THREADS), RGK_CSR_THREADS));
+  RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS));
+  return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32);
+}

@@ -1,0 +1,13 @@
+/* ops/cuda/topk.h: topk on a GPU: which kernels take a call, their workspace and launches. The caller fills
+ * in what ops/topk.c's attributes and ports say, what a path adds to it starts as zero. */
+#ifndef RGI_CUDA_TOPK_H
+#define RGI_CUDA_TOPK_H
+
+#include "../../kernels/attn/topk.h"
+#include "../ops.h"
+
+size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu);
+rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x);
+const char *rgi_cuda_topk_path(const rgk_topk *p, const rg_gpu *gpu);
+
+#endif
