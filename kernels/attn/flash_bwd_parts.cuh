@@ -10,11 +10,6 @@ namespace rgk {
 
 constexpr int ROWS = RGK_FLASH_BWD_ROWS;
 
-template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
-  if constexpr (std::is_same_v<T, __half>) return __half22float2(*(const __half2 *)&x);
-  return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-}
-
 __device__ __forceinline__ float2 read2(uint32_t at) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t places = (int64_t)p.a.N * p.parts * p.a.G;
 
-  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
-  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
+  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned, threadIdx.x);
+  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned, threadIdx.x);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
