@@ -32,11 +32,17 @@ __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bo
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
+__device__ __forceinline__ void copy4(uint32_t to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ __forceinline__ void copy8(uint32_t to, const void *from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+/* Until at most n of this thread's groups are under way. */
+template <int n> __device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
 
 /* Where 16-byte chunk c of row r of a tile of `rows` rows lies. */
 template <int rows> __device__ __forceinline__ uint32_t chunk_at(int r, int c) {

@@ -46,7 +46,8 @@ typedef struct rgk_select_item {
   uint32_t first;
   int32_t count;
   /* backward: */
-  int32_t before; /* entries of its block's lists, of earlier heads too, that are added to its sums before it */
+  int32_t
+      before; /* entries of its block's lists, of earlier heads too, that are added to its sums before it */
   int32_t is;
 } rgk_select_item;
 
@@ -66,7 +67,7 @@ typedef struct rgk_select {
   rgk_select_item *item;    /* [heads, cap]; backward: [heads, windows, cap] */
   int32_t *items;           /* [heads]; backward: [heads, windows] */
   /* backward */
-  int64_t longest, store; /* rows: of a step, of the partial store */
+  int64_t longest, store;  /* rows: of a step, of the partial store */
   int32_t window, windows; /* this launch is about windows [window, window + windows) */
   int32_t bounds;          /* windows there are */
   int64_t *bound;          /* [bounds + 1]: window w is rows [bound[w], bound[w + 1]) of the pack */
@@ -86,9 +87,9 @@ RGK_GETTER(rgk_select_items(void))        /* grid heads, RGK_SELECT_SCAN threads
 RGK_GETTER(rgk_select_bounds(void))       /* one thread */
 RGK_GETTER(rgk_select_bwd_items(void))    /* grid windows, heads; RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads, heads */
-RGK_GETTER(rgk_select_sinks(void))      /* grid H, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_stat(rg_dtype t)) /* grid over T * H * RGK_SELECT_LANES threads */
-RGK_GETTER(rgk_select_stat_given(void)) /* grid over T * H threads; delta is given */
+RGK_GETTER(rgk_select_sinks(void))        /* grid H, RGK_SELECT_SCAN threads */
+RGK_GETTER(rgk_select_stat(rg_dtype t))   /* grid over T * H * RGK_SELECT_LANES threads */
+RGK_GETTER(rgk_select_stat_given(void))   /* grid over T * H threads; delta is given */
 /* Instances: NULL where there is none. Forward: grid cap, parts, heads. Backward: any grid, best as many blocks as run
  * at once */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))
@@ -107,7 +108,7 @@ static inline int32_t rgk_select_bwd_groups(int32_t D, int32_t E) {
 }
 enum {
   RGK_SELECT_META = 8192 + 1024, /* row tables, and slack for alignment */
-  RGK_SELECT_BWD_META = 5632     /* the same of backward, and barriers */
+  RGK_SELECT_BWD_META = 6144     /* the same of backward, and barriers */
 };
 static inline uint32_t rgk_select_shared_fwd(int32_t D, int32_t E) {
   return rgk_select_tile(64, D) * 3 + rgk_select_tile(64, E) + RGK_SELECT_META;

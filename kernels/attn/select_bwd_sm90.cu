@@ -74,6 +74,7 @@ template <class T, int D, int E> struct shared {
   char q[2][(D + 63) / 64 * X::ROWS * 128], d_o[2][(E + 63) / 64 * X::ROWS * 128];
   char ds[KEYS * 128];
   alignas(16) tile_rows<X::ROWS> rows[2];
+  uint32_t next[128][2]; /* of each that loads: row of its entry of the next tile, and two places, of which one is its */
   job jobs[2];
   order at;
   uint64_t job_full[2], job_empty[2], full[2], empty[2], keys_empty, ds_empty;
@@ -197,22 +198,27 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
 
     /* What an item's tiles share is read from the job again and again: registers are few, and the cache behind spilled
      * ones is slow. */
-    int e = r / p.a.G, g = r - e * p.a.G, row, place; /* of the next tile: entry and head; fetched of the entry */
+    int e = r / p.a.G, g = r - e * p.a.G; /* entry and head of the next tile */
+    auto entry = [&] { return j.list + min(e, (int)j.item.count - 1); };
     auto fetch = [&] {
-      const int64_t at = j.list + min(e, (int)j.item.count - 1);
-      row = p.csr.rows[at];
-      place = p.csr.places[at];
+      const int64_t at = entry();
+      copy4(smem_at(&s.next[t][0]), p.csr.rows + at);
+      copy4(smem_at(&s.next[t][1]), p.csr.places + (at & ~INT64_C(1)));
     };
     if (half < 2) fetch();
+    copies_commit();
     bar_wait(&s.keys_empty, items++ & 1 ^ 1);
     load_keys<D, 128>(smem_at(s.k), p.a.k, j.keys, j.kh, true, t);
     load_keys<E, 128>(smem_at(s.v), p.a.v, j.keys, j.kh, true, t);
+    copies_commit();
+    copies_wait<1>();
     for (int i = 0; i < j.tiles; i++, tile++) {
       const uint32_t stage = tile & 1, q = smem_at(s.q[stage]), d_o = smem_at(s.d_o[stage]);
       tile_rows<ROWS> &x = s.rows[stage];
       bar_wait(&s.empty[stage], tile >> 1 & 1 ^ 1);
       if (half < 2) {
         const rgk_tensor &from = half ? p.a.d_o : p.a.q;
+        const int row = *(volatile int *)&s.next[t][0];
         const int head = j.kh * p.a.G + g;
         x.from[r][half] = (const char *)from.data + (row * from.row + head * from.head) * sizeof(T);
         const bool real = e < j.item.count;
@@ -221,7 +227,8 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
           copy8(smem_at(&x.stat[r]), p.stat + 2 * ((int64_t)row * p.a.H + head));
         } else {
           const int in = j.place + row, at = in < (int)p.store ? in : in - (int)p.store;
-          x.at[r] = real && p.part ? ((at * p.a.N + place) * p.parts + j.part) * p.a.G + g : -1;
+          const uint32_t place = *(volatile uint32_t *)&s.next[t][1] >> (entry() & 1) * 16 & 0xffff;
+          x.at[r] = real && p.part ? ((at * p.a.N + (int)place) * p.parts + j.part) * p.a.G + g : -1;
         }
         e += p.along;
         g += p.across;
@@ -232,7 +239,7 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
       gather_fast<ROWS, D>(q, x.from, 0, t);
       gather_fast<ROWS, E>(d_o, x.from, 1, t);
       copies_commit();
-      copies_wait();
+      copies_wait<0>();
       proxy_fence();
       __syncwarp();
       if (t % 32 == 0) bar_arrive(&s.full[stage]);
@@ -241,6 +248,18 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
 }
 
 /* ---- the ends of dQ, dK and dV ---- */
+
+/* Two neighbours of a gradient. */
+__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0, float v1) {
+  if (add || y.dtype == RG_F32) {
+    float2 *to = (float2 *)((float *)y.data + at);
+    const float2 old = add ? *to : make_float2(0, 0);
+    *to = make_float2(__fadd_rn(old.x, v0), __fadd_rn(old.y, v1)); /* not fused with what made v: v is one term */
+  } else {
+    *(uint32_t *)((uint16_t *)y.data + at) =
+        y.dtype == RG_F16 ? pack2<__half>(v0, v1) : pack2<__nv_bfloat16>(v0, v1);
+  }
+}
 
 /* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
 template <int W>
@@ -253,18 +272,8 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
     if (key + 8 * i >= k.n) continue;
     const int64_t at = (k.row + key + 8 * i) * y.row + kh * y.head + first + threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < W / 8; j++) {
-      const float v0 = x[4 * j + 2 * i] * scale, v1 = x[4 * j + 2 * i + 1] * scale;
-      if (add || y.dtype == RG_F32) {
-        float2 *to = (float2 *)((float *)y.data + at + 8 * j);
-        const float2 old = add ? *to : make_float2(0, 0);
-        *to = make_float2(old.x + v0, old.y + v1);
-      } else if (y.dtype == RG_F16) {
-        *(uint32_t *)((__half *)y.data + at + 8 * j) = pack2<__half>(v0, v1);
-      } else {
-        *(uint32_t *)((__nv_bfloat16 *)y.data + at + 8 * j) = pack2<__nv_bfloat16>(v0, v1);
-      }
-    }
+    for (int j = 0; j < W / 8; j++)
+      put_pair(y, add, at + 8 * j, x[4 * j + 2 * i] * scale, x[4 * j + 2 * i + 1] * scale);
   }
 }
 
@@ -566,8 +575,8 @@ template <class T, int D, int E> __device__ __forceinline__ void merge(const rgk
         if (unit >= units) continue;
         const int64_t to = row * p.a.dq.row + (kh * p.a.G + g) * p.a.dq.head + piece / 4 * 4 * U + piece % 4 * 2;
 #pragma unroll
-        for (int l = 0; l < U; l++)
-          put_grad(p.a.dq.data, p.a.dq.dtype, to + l / 2 * 8 + l % 2, y[u][l] * p.a.scale, p.a.acc_q);
+        for (int l = 0; l < U; l += 2)
+          put_pair(p.a.dq, p.a.acc_q, to + l / 2 * 8, y[u][l] * p.a.scale, y[u][l + 1] * p.a.scale);
       }
     }
   }

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
 
   const float c = p.a.scale * LOG2E;
   for (int t = 0; t < tiles; t++) {
-    copies_wait();
+    copies_wait<0>();
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < ROWS) write_table(t + 2);

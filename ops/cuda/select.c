@@ -159,7 +159,8 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   p.windows = (int32_t)least(p.bounds, BWD_SEGMENTS);
   p.heads = (int32_t)most(least(a->KH, BWD_SEGMENTS / p.bounds), 1);
   /* Whole items, and a last one of each list and step; a sequence of several steps in a window has at most four. */
-  p.cap = p.rows * a->N / p.length + slots + 4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
+  p.cap =
+      p.rows * a->N / p.length + slots + 4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.bounds + 1) * sizeof *p.bound);
   p.begun = rgi_take(w, sizeof *p.begun);
