@@ -39,7 +39,7 @@ typedef enum cli_kind {
   CLI_CHOICE, /* one of the words of `arg`, which stand apart by '|' */
   CLI_LIST,   /* may be given again */
   CLI_INT,    /* int64_t >= min */
-  CLI_BYTES,  /* the same, with an optional unit: 64MiB */
+  CLI_BYTES,  /* the same, with an optional unit: 64MiB, 1.5GiB */
   CLI_SEED,   /* uint64_t, decimal or 0x… */
   CLI_SECONDS /* double > 0 */
 } cli_kind;
@@ -76,8 +76,6 @@ static inline bool cli_takes(const cli_flag *f, int command) {
   return f->commands >> command & 1u;
 }
 const cli_command *cli_find_command(const char *name);
-/* The candidate nearest to `word`, or NULL if none is near. */
-const char *cli_nearest(const char *word, const char *const *candidates, int n);
 
 /* help.c. command NULL: the overview. */
 void cli_print_help(FILE *f, const cli_command *command);
@@ -92,6 +90,7 @@ typedef struct cli {
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
   bool progress_shown;
   double progress_at; /* when it was last drawn */
+  char shown[1024];   /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
   rg_policy *policy;
@@ -139,8 +138,10 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
 rg_status cli_nomem(rg_error *e);
 /* Prints the text and frees it. */
 void cli_print_text(rg_text *text);
-/* Writes a whole file; on failure nothing half-written stays. */
+/* Writes a whole file, or leaves what was there (save.h). */
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
+/* A path that no file can be written to is better met before a long run than after it. NULL is fine. */
+rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */

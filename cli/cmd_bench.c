@@ -7,6 +7,7 @@
 #include "cli.h"
 #include "data.h"
 #include "peak.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 
 typedef struct row {
   rg_node_time node; /* of the last run */
+  rg_node_work work; /* at the lengths that were bound */
   double *ms;        /* per repeat; sorted once the median is taken */
   double median;
 } row;
@@ -105,7 +107,10 @@ static rg_status measure(cli *c, bench *b) {
     s = run_once(c, b, r, false);
   }
   cli_progress_end(c);
-  for (int i = 0; i < b->nrow; i++) b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
+  for (int i = 0; s == RG_OK && i < b->nrow; i++) {
+    s = rg_session_node_work(c->session, (size_t)i, &b->row[i].work, &c->error);
+    b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
+  }
   b->forward_ms = cli_median(b->forward, (int)repeat);
   b->backward_ms = cli_median(b->backward, (int)repeat);
   b->outside_ms = cli_median(b->outside, (int)repeat);
@@ -129,7 +134,7 @@ static double rate(double work, double ms) {
 }
 
 /* Milliseconds at best: either the multiply-adds or the bytes take that long. */
-static double roofline_ms(const bench *b, const rg_node_time *n) {
+static double roofline_ms(const bench *b, const rg_node_work *n) {
   if (b->peak.matrix_gflops <= 0) return n->roofline_ms; /* a GPU: what the plan's profile says */
   double matrix = b->peak.matrix_gflops > 0 ? 1e-6 * n->flops / b->peak.matrix_gflops : 0;
   double bytes = b->peak.bandwidth_gbs > 0 ? 1e-6 * n->bytes / b->peak.bandwidth_gbs : 0;
@@ -138,8 +143,8 @@ static double roofline_ms(const bench *b, const rg_node_time *n) {
 
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
-  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->args.positional[0], c->args.device,
-         cli_threads(c), (long long)c->args.repeat, b->forward_ms);
+  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
+         (long long)c->args.repeat, b->forward_ms);
   if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
          cli_bytes(c->arena_peak, m));
@@ -154,8 +159,8 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
     const row *r = &b->row[i];
     if (r->node.backward && !b->data.backward) continue;
     printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
-           r->node.backward ? "backward" : "forward", r->median, rate(r->node.flops, r->median),
-           rate(r->node.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->node) / r->median : 0);
+           r->node.backward ? "backward" : "forward", r->median, rate(r->work.flops, r->median),
+           rate(r->work.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
   }
 }
 
@@ -190,9 +195,9 @@ static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
     cli_json_string(stdout, r->node.op);
     printf(", \"direction\": \"%s\"", r->node.backward ? "backward" : "forward");
     print_field("ms", r->median);
-    print_field("gflops", rate(r->node.flops, r->median));
-    print_field("gbs", rate(r->node.bytes, r->median));
-    print_field("roofline", r->median > 0 ? roofline_ms(b, &r->node) / r->median : 0);
+    print_field("gflops", rate(r->work.flops, r->median));
+    print_field("gbs", rate(r->work.bytes, r->median));
+    print_field("roofline", r->median > 0 ? roofline_ms(b, &r->work) / r->median : 0);
     print_field("model_ms", r->node.model_ms);
     putchar('}');
     gap = ",";
@@ -216,23 +221,22 @@ static void write_profile(FILE *f, const bench *b, int threads, double step_us, 
           (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), efficiency);
 }
 
-/* Plans with a profile of the bare peak rates, in a file that is gone when this returns. */
+/* Plans with a profile of the bare peak rates, in a file without a name, which nothing can leave behind. */
 static rg_status plan_raw(cli *c, const bench *b) {
-  const char *dir = getenv("TMPDIR");
-  char path[512];
-  snprintf(path, sizeof path, "%s/regraph-profile-XXXXXX", dir && *dir ? dir : "/tmp");
-  int fd = mkstemp(path);
-  FILE *f = fd >= 0 ? fdopen(fd, "w") : NULL;
+  char path[64];
+  FILE *f = tmpfile();
   rg_status s = RG_OK;
   if (f) {
     write_profile(f, b, cli_threads(c), RAW_STEP_US, 1);
     fputs("}\n}\n", f);
   }
-  if (!f || fclose(f) != 0)
-    s = cli_fail(&c->error, RG_E_IO, path, "can't be written");
-  else
+  if (!f || fflush(f) != 0 || fseek(f, 0, SEEK_SET) != 0) {
+    s = cli_fail(&c->error, RG_E_IO, NULL, "a temporary profile can't be written: %s", strerror(errno));
+  } else {
+    snprintf(path, sizeof path, "/dev/fd/%d", fileno(f));
     s = cli_make_plan(c, path);
-  if (fd >= 0) unlink(path);
+  }
+  if (f) fclose(f);
   return s;
 }
 
@@ -241,8 +245,7 @@ static double op_efficiency(const bench *b, const char *op) {
   double best = 0, took = 0;
   for (int i = 0; i < b->nrow; i++) {
     if (op && strcmp(b->row[i].node.op, op) != 0) continue;
-    double roof = b->row[i].node.model_ms - 1e-3 * RAW_STEP_US;
-    best += roof > 0 ? roof : 0;
+    best += b->row[i].work.roofline_ms; /* of the raw profile */
     took += b->row[i].median;
   }
   double x = took > 0 ? best / took : 1;
@@ -290,6 +293,8 @@ rg_status cli_cmd_bench(cli *c) {
   if (s != RG_OK) return s;
   if (on_gpu(c) && a->profile_out)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile-out measures the CPU only");
+  s = cli_writable(c, a->profile_out);
+  if (s != RG_OK) return s;
   if (!on_gpu(c)) {
     cli_progress(c, "measuring the machine", 0, 0);
     peak_measure(cli_threads(c), &b.peak);

@@ -14,7 +14,7 @@ rg_status cli_cmd_help(cli *c) {
     if (!topic) {
       const char *names[32];
       for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
-      const char *near = cli_nearest(a->positional[0], names, cli_ncommand);
+      const char *near = rg_nearest(a->positional[0], names, cli_ncommand);
       return cli_fail(&c->error, RG_E_USAGE, "regraph help",
                       near ? "unknown command '%s'; did you mean '%s'?" : "unknown command '%s'",
                       a->positional[0], near);
@@ -69,7 +69,7 @@ static rg_status print_op(cli *c, const char *text, const char *name) {
     line += line[size - 1] ? size : size - 1;
   }
   if (n < 0) return RG_OK;
-  const char *near = cli_nearest(name, names, n);
+  const char *near = rg_nearest(name, names, n);
   if (near)
     return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?", name, near);
   return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; 'regraph ops' lists them", name);
@@ -97,7 +97,7 @@ rg_status cli_cmd_check(cli *c) {
   const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
   size_t name = strcspn(line, ":\n");
   if (line[name] == ':' && line[name + 1] == ' ') line += name + 2;
-  printf("%s: ok — %.*s\n", c->args.positional[0], (int)strcspn(line, "\n"), line);
+  printf("%s: ok — %.*s\n", c->shown, (int)strcspn(line, "\n"), line);
   rg_text_destroy(&text);
   return RG_OK;
 }
@@ -113,6 +113,8 @@ rg_status cli_cmd_plan(cli *c) {
     return cli_fail(&c->error, RG_E_COMM, "regraph plan",
                     "--cp %lld: this build has no context parallelism; --cp 1 is all it plans",
                     (long long)a->cp);
+  s = cli_writable(c, a->svg);
+  if (s != RG_OK) return s;
   cli_default_sequences(c);
   s = cli_make_plan(c, NULL);
   if (s != RG_OK) return s;
@@ -151,6 +153,7 @@ rg_status cli_cmd_pack(cli *c) {
   const cli_args *a = &c->args;
   if (a->out.n > 1) return cli_fail(&c->error, RG_E_USAGE, "regraph pack", "--out is given twice");
   rg_status s = cli_open(c);
+  if (s == RG_OK) s = cli_writable(c, a->out.n ? a->out.item[0] : NULL);
   if (s != RG_OK) return s;
   rg_pack_options o = {.seconds = a->limit, .capacity = a->capacity};
   rg_pack_result r;

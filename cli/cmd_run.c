@@ -28,8 +28,7 @@ static bool is_result(const data_tensor *t) {
 
 static void print_text(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
   char a[32], b[32];
-  printf("%s on %s, %d threads: forward %.2f ms", c->args.positional[0], c->args.device, cli_threads(c),
-         t->forward_ms);
+  printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c), t->forward_ms);
   if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n\n", cli_bytes(z->predicted_peak, a),
          cli_bytes(c->arena_peak, b));
@@ -89,10 +88,12 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
     cli_json_number(stdout, n.ms);
     fputs(", \"model_ms\": ", stdout);
     cli_json_number(stdout, n.model_ms);
+    rg_node_work work = {n.flops, n.bytes, n.roofline_ms};
+    rg_session_node_work(c->session, i, &work, NULL);
     fputs(", \"flops\": ", stdout);
-    cli_json_number(stdout, n.flops);
+    cli_json_number(stdout, work.flops);
     fputs(", \"bytes\": ", stdout);
-    cli_json_number(stdout, n.bytes);
+    cli_json_number(stdout, work.bytes);
     putchar('}');
     gap = ",";
   }

@@ -13,6 +13,7 @@
  * rounded to float32, then to the tensor's dtype. The gradient of output x is drawn under the name "grad.x".
  */
 #include "data.h"
+#include "save.h"
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
@@ -151,7 +152,7 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
     if (n < 256) names[n++] = info.name;
   }
   static const char *const what[] = {"input", "output", "output with a gradient", "input with a gradient"};
-  const char *near = cli_nearest(name, names, n);
+  const char *near = rg_nearest(name, names, n);
   if (near)
     return cli_fail(&c->error, RG_E_USAGE, "regraph run",
                     "%s %s=…: the spec has no %s '%s'; did you mean '%s'?", role_flag[role], name, what[role],
@@ -164,19 +165,20 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
                   name, what[role], name, size < sizeof known ? known : "");
 }
 
-/* A path that no file can be written to is better met before a long run than after it. */
-static rg_status check_writable(cli *c, const char *path) {
-  char folder[4096];
-  const char *slash = strrchr(path, '/');
-  if (!slash)
-    snprintf(folder, sizeof folder, ".");
-  else if ((size_t)(slash - path) + 2 > sizeof folder)
-    return RG_OK; /* writing will tell */
-  else
-    snprintf(folder, sizeof folder, "%.*s/", (int)(slash - path), path);
-  if (access(access(path, F_OK) == 0 ? path : folder, W_OK) == 0) return RG_OK;
-  c->write_failed = true;
-  return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(errno));
+/* Two results in one file would be one too few. */
+static rg_status check_apart(cli *c, const data_set *d) {
+  for (int i = 0; i < d->nout + d->ngrad_out; i++) {
+    const data_file *x = i < d->nout ? &d->out[i] : &d->grad_out[i - d->nout];
+    for (int j = 0; j < i; j++) {
+      const data_file *y = j < d->nout ? &d->out[j] : &d->grad_out[j - d->nout];
+      if (cli_save_same(x->path, y->path))
+        return cli_fail(&c->error, RG_E_USAGE, "regraph run",
+                        "%s %s and %s %s both write '%s'; give each a file of its own",
+                        role_flag[j < d->nout ? RG_OUTPUT : RG_GRAD_OUT], y->name,
+                        role_flag[i < d->nout ? RG_OUTPUT : RG_GRAD_OUT], x->name, x->path);
+    }
+  }
+  return RG_OK;
 }
 
 static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file **files, int *n) {
@@ -196,7 +198,7 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
     if (s != RG_OK) return s;
     ++*n;
     if (role == RG_OUTPUT || role == RG_GRAD_OUT) {
-      s = check_writable(c, f->path);
+      s = cli_writable(c, f->path);
       if (s != RG_OK) return s;
       continue;
     }
@@ -216,6 +218,7 @@ rg_status data_open(cli *c, data_set *d) {
   if (s == RG_OK) s = open_list(c, &a->out, RG_OUTPUT, &d->out, &d->nout);
   if (s == RG_OK) s = open_list(c, &a->grad_in, RG_GRAD_IN, &d->grad_in, &d->ngrad_in);
   if (s == RG_OK) s = open_list(c, &a->grad_out, RG_GRAD_OUT, &d->grad_out, &d->ngrad_out);
+  if (s == RG_OK) s = check_apart(c, d);
   if (s != RG_OK) return s;
   d->backward = a->backward || d->ngrad_in || d->ngrad_out;
   if (d->backward && a->no_grad)

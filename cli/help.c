@@ -122,6 +122,16 @@ void cli_print_man(FILE *f) {
     roff(f, codes[i][1]);
     fputc('\n', f);
   }
+  fputs(".PP\nIf the reader of standard output goes away, as\n.BR head (1)\ndoes, the command ends in "
+        "silence by "
+        "SIGPIPE, like others; a shell shows 141.\n.SH FILES\nA regular or new file is written beside its "
+        "target, as \\fI.regraph\\-PID\\-N.tmp\\fR, and renamed when it is complete: an interrupt, a full "
+        "disk or a limit on file sizes leaves the earlier file whole. Devices and pipes are written as they "
+        "are.\n.SH SIZES AND COUNTS\nA size is digits, perhaps decimals, and perhaps a unit: B; KB (or kB), "
+        "MB, "
+        "GB, TB are powers of 1000; KiB, MiB, GiB, TiB, and K, M, G, T alone, powers of 1024. A count in "
+        "\\fB\\-\\-set\\fR may end in K, M, G or T, powers of 1024: T=64K is 65536 tokens.\n",
+        f);
   fputs(".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
         ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
         "examples/policies/all.json\n"

@@ -1,13 +1,12 @@
 /* cli/io.c: small things every command needs: errors, JSON scalars, progress, files, clocks. */
 #include "cli.h"
-#include <errno.h>
+#include "save.h"
 #include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,7 +22,7 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
 }
 
 rg_status cli_nomem(rg_error *e) {
-  return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory");
+  return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory; free some, or --set smaller dimensions");
 }
 
 void cli_print_text(rg_text *text) {
@@ -33,23 +32,20 @@ void cli_print_text(rg_text *text) {
 }
 
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size) {
-  FILE *f = fopen(path, "wb");
   c->write_failed = true;
-  if (!f) return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(errno));
-  struct stat st;
-  bool regular = fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode);
-  bool ok = fwrite(data, 1, size, f) == size;
-  int why = errno;
-  if (fclose(f) != 0 && ok) {
-    ok = false;
-    why = errno;
-  }
-  if (!ok) {
-    if (regular) unlink(path);
-    return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s", strerror(why));
-  }
-  c->write_failed = false;
-  return RG_OK;
+  FILE *f = cli_save_begin(path, &c->error);
+  if (!f) return RG_E_IO;
+  rg_status s = cli_save_end(f, fwrite(data, 1, size, f) == size, path, &c->error);
+  c->write_failed = s != RG_OK;
+  return s;
+}
+
+rg_status cli_writable(cli *c, const char *path) {
+  const char *why = path ? cli_save_obstacle(path) : NULL;
+  if (!why) return RG_OK;
+  c->write_failed = true;
+  return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s",
+                  *path ? why : "the name of the file is empty");
 }
 
 void cli_json_string(FILE *f, const char *text) {
@@ -90,6 +86,8 @@ double cli_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static struct sigaction before_progress;
+
 /* Ctrl-C dies as ever, and takes the line with it. */
 static void clear_line(int number) {
   static const char clear[] = "\r\033[K";
@@ -102,8 +100,11 @@ void cli_progress(void *user, const char *stage, double done, double total) {
   cli *c = user;
   if (!isatty(STDERR_FILENO)) return;
   double now = cli_seconds();
-  if (!c->progress_shown)
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND}, NULL);
+  if (!c->progress_shown) {
+    sigaction(SIGINT, NULL, &before_progress);
+    if (before_progress.sa_handler != SIG_IGN)
+      sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND}, NULL);
+  }
   if (c->progress_shown && now - c->progress_at < 0.1) return; /* ten a second are enough for an eye */
   c->progress_at = now;
   c->progress_shown = true;
@@ -117,7 +118,7 @@ void cli_progress(void *user, const char *stage, double done, double total) {
 void cli_progress_end(cli *c) {
   if (c->progress_shown) {
     fputs("\r\033[K", stderr);
-    signal(SIGINT, SIG_DFL);
+    sigaction(SIGINT, &before_progress, NULL);
   }
   c->progress_shown = false;
 }

@@ -1,8 +1,8 @@
 /* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it into an exit
  * code.
  *
- * Standard output is checked at the end: a closed pipe or a full disk is an error like any other (exit code
- * 1), never a silent loss.
+ * Standard output is checked at the end: a full disk is an error like any other (exit code 1), never a silent
+ * loss. A reader that went away, as `head` does, ends the command as it ends others: by SIGPIPE, in silence.
  */
 #include "cli.h"
 #include <errno.h>
@@ -34,8 +34,18 @@ static void print_error(const rg_error *e) {
   fprintf(stderr, "%s\n", line);
 }
 
+/* Whoever started us may ignore or block SIGPIPE for reasons of his own; that is inherited. */
+static void default_pipes(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGPIPE);
+  sigprocmask(SIG_UNBLOCK, &set, NULL);
+  signal(SIGPIPE, SIG_DFL);
+}
+
 int main(int argc, char **argv) {
-  signal(SIGPIPE, SIG_IGN); /* a reader that went away shows as a failed write */
+  default_pipes();
+  signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes shows as a failed write */
   cli c = {0};
   rg_status s = run(&c, argc, argv);
   errno = 0;

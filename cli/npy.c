@@ -5,6 +5,7 @@
  */
 #include "npy.h"
 #include "cli.h"
+#include "save.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -264,17 +265,6 @@ static bool put_array(FILE *f, rg_dtype dtype, int rank, const int64_t *dim, con
 
 rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src,
                     rg_error *e) {
-  FILE *f = fopen(path, "wb");
-  if (!f) return cli_fail(e, RG_E_IO, path, "can't be written: %s", strerror(errno));
-  struct stat st;
-  bool regular = fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode);
-  bool ok = put_array(f, dtype, rank, dim, src);
-  int why = errno;
-  if (fclose(f) != 0 && ok) {
-    ok = false;
-    why = errno;
-  }
-  if (ok) return RG_OK;
-  if (regular) unlink(path);
-  return cli_fail(e, RG_E_IO, path, "can't be written: %s", strerror(why));
+  FILE *f = cli_save_begin(path, e);
+  return f ? cli_save_end(f, put_array(f, dtype, rank, dim, src), path, e) : RG_E_IO;
 }

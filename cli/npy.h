@@ -30,7 +30,7 @@ rg_status npy_open(npy_reader *r, const char *path, rg_error *e);
 rg_status npy_read(npy_reader *r, rg_dtype dtype, void *dst, rg_error *e);
 void npy_close(npy_reader *r); /* fine on a zeroed or closed one */
 
-/* Writes src (dense, borrowed) as float32, or int32 for RG_I32. On failure no partial regular file stays. */
+/* Writes src (dense, borrowed) as float32, or int32 for RG_I32; on failure what was there stays (save.h). */
 rg_status npy_write(const char *path, rg_dtype dtype, int rank, const int64_t *dim, const void *src,
                     rg_error *e);
 

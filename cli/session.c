@@ -34,6 +34,7 @@ static rg_status parse_set(cli *c) {
 
 rg_status cli_open(cli *c) {
   const cli_args *a = &c->args;
+  rg_printable(a->positional[0], c->shown, sizeof c->shown);
   rg_status s = rg_context_create(NULL, &c->ctx, &c->error);
   for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);

@@ -9,7 +9,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
 #define BIT(x) (1u << (x))
@@ -62,7 +61,8 @@ const int cli_ncommand = HELP + 1;
 const cli_flag cli_flags[] = {
     {"--policy", CLI_TEXT, "FILE", SPECS, AT(policy), 0,
      "what to keep, what to recompute (default: keep all)"},
-    {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0, "bind a free dimension or parameter; repeatable"},
+    {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
+     "bind a free dimension or parameter (64K: 65536); repeatable"},
     {"--device", CLI_CHOICE, "cpu|cuda", PLANS, AT(device), 0,
      "device to plan for and run on (default: cpu)"},
     {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0, "device profile (default: the one that ships)"},
@@ -109,44 +109,6 @@ const cli_command *cli_find_command(const char *name) {
   return NULL;
 }
 
-/* ---- nearest name ---- */
-
-/* Edits (insert, delete, change) between two words; words past 63 letters are far from everything. */
-static int distance(const char *a, const char *b) {
-  int na = (int)strlen(a), nb = (int)strlen(b);
-  if (na > 63 || nb > 63) return 1000;
-  int row[64];
-  for (int j = 0; j <= nb; j++) row[j] = j;
-  for (int i = 1; i <= na; i++) {
-    int diagonal = row[0];
-    row[0] = i;
-    for (int j = 1; j <= nb; j++) {
-      int change = diagonal + (a[i - 1] != b[j - 1]);
-      int step = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
-      diagonal = row[j];
-      row[j] = change < step ? change : step;
-    }
-  }
-  return row[nb];
-}
-
-const char *cli_nearest(const char *word, const char *const *candidates, int n) {
-  const char *best = NULL;
-  int letters = (int)strlen(word + strspn(word, "-"));
-  int least = letters < 2   ? 0 /* further than a third of the letters is no typing error */
-              : letters < 6 ? 1
-                            : letters / 3;
-  for (int i = 0; i < n; i++) {
-    if (strcasecmp(word, candidates[i]) == 0) return candidates[i];
-    int d = distance(word, candidates[i]);
-    if (d <= least && (!best || d < least)) {
-      best = candidates[i];
-      least = d;
-    }
-  }
-  return best;
-}
-
 /* ---- parsing ---- */
 
 static const cli_flag *find_flag(int command, const char *name, size_t length) {
@@ -163,35 +125,18 @@ static rg_status unknown_flag(int command, const char *name, const char *where, 
   char word[64];
   snprintf(word, sizeof word, "%.*s", (int)strcspn(name, "="), name);
   for (int i = 0; i < cli_nflag; i++)
-    if (cli_takes(&cli_flags[i], command)) names[n++] = cli_flags[i].name;
-  const char *near = cli_nearest(word, names, n);
-  if (near) return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; did you mean '%s'?", word, near);
+    if (cli_takes(&cli_flags[i], command)) names[n++] = cli_flags[i].name + 2;
+  const char *near = rg_nearest(word + strspn(word, "-"), names, n); /* dashes are no letters */
+  if (near) return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; did you mean '--%s'?", word, near);
   return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; see '%s --help'", word, where);
 }
 
-/* Digits with an optional unit: B, KiB, MiB, GiB, TiB or kB, MB, GB, TB. */
-static bool parse_bytes(const char *text, bool units, int64_t *out) {
-  static const struct {
-    const char *name;
-    int64_t factor;
-  } unit[] = {{"", 1},
-              {"B", 1},
-              {"KiB", INT64_C(1) << 10},
-              {"MiB", INT64_C(1) << 20},
-              {"GiB", INT64_C(1) << 30},
-              {"TiB", INT64_C(1) << 40},
-              {"kB", 1000},
-              {"MB", 1000000},
-              {"GB", 1000000000},
-              {"TB", INT64_C(1000000000000)}};
+static bool parse_integer(const char *text, int64_t *out) {
+  char *end;
   if (*text < '0' || *text > '9') return false;
   errno = 0;
-  char *end;
-  long long x = strtoll(text, &end, 10);
-  if (errno) return false;
-  for (size_t i = 0; i < (units ? sizeof unit / sizeof *unit : 1); i++)
-    if (strcmp(end, unit[i].name) == 0) return !__builtin_mul_overflow((int64_t)x, unit[i].factor, out);
-  return false;
+  *out = strtoll(text, &end, 10);
+  return !errno && !*end;
 }
 
 static rg_status bad_value(const cli_flag *f, const char *value, const char *where, rg_error *e) {
@@ -202,7 +147,8 @@ static rg_status bad_value(const cli_flag *f, const char *value, const char *whe
   case CLI_SEED:
     return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an unsigned 64-bit integer", f->name, value);
   case CLI_BYTES:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected bytes such as 1048576 or 64MiB", f->name, value);
+    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected bytes such as 1048576, 64MiB or 1.5GiB", f->name,
+                    value);
   default:
     return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an integer of at least %lld", f->name, value,
                     (long long)f->min);
@@ -237,7 +183,8 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   case CLI_INT:
   case CLI_BYTES: {
     int64_t x;
-    if (!parse_bytes(value, f->kind == CLI_BYTES, &x) || x < f->min) return false;
+    bool good = f->kind == CLI_BYTES ? rg_parse_size(value, &x, NULL) == RG_OK : parse_integer(value, &x);
+    if (!good || x < f->min) return false;
     *(int64_t *)field = x;
     return true;
   }
@@ -261,7 +208,7 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   if (a->command) return RG_OK;
   const char *names[32];
   for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
-  const char *near = cli_nearest(name, names, cli_ncommand);
+  const char *near = rg_nearest(name, names, cli_ncommand);
   const char *kind = name[0] == '-' ? "flag" : "command";
   if (near)
     return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name, near);

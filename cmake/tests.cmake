@@ -74,6 +74,13 @@ target_compile_options(gpu_tests_plain PRIVATE -Wno-format-zero-length)
 target_link_libraries(gpu_tests_plain PRIVATE rgi_harness regraph_all)
 target_compile_definitions(gpu_tests_plain PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 
+# ---- the stress run: bits of many processes at once on one GPU; a sample of it on the CPU ----
+file(GLOB stress_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/stress/*.c)
+add_executable(gpu_stress ${stress_sources})
+target_link_libraries(gpu_stress PRIVATE regraph_all)
+target_compile_definitions(gpu_stress PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+add_test(NAME stress COMMAND ${CMAKE_SOURCE_DIR}/tests/stress/check.sh $<TARGET_FILE:gpu_stress>)
+
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----

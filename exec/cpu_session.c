@@ -71,7 +71,7 @@ static rg_status bad_entry(const rg_session *s, const rgi_check *c, int64_t i, r
                   s->plan->bindable[c->bind].info.name, (long long)i, entry(s, c, i), expected);
 }
 
-static rg_status check_contents(const rg_session *s, rg_error *e) {
+static rg_status check_contents(rg_session *s, rg_error *e) {
   for (int32_t k = 0; k < s->plan->ncheck; k++) {
     const rgi_check *c = &s->plan->check[k];
     if (c->n == 0) continue;
@@ -153,5 +153,6 @@ const rgi_backend rgi_cpu_backend = {
     .synchronize = synchronize,
     .no_memory = no_memory,
     .alignment = 1,
+    .on_host = true,
     .copy = copy,
 };

@@ -5,10 +5,9 @@
 
 struct rgi_graph_item {
   cudaGraphNode_t node;
-  const void *function; /* NULL: a library's child graph, or an empty step */
+  rg_launch launch; /* function NULL: a library's child graph, or an empty step */
   CUfunction loaded;
   void *params; /* copy of the launch's struct */
-  size_t size;
 };
 
 static rg_status add_item(rgi_cuda_graph *g, rgi_graph_item **out) {
@@ -84,8 +83,8 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     return status;
   }
   if (l->size) memcpy(params, l->params, l->size);
-  *item = (rgi_graph_item){
-      .node = node, .function = l->function, .loaded = loaded, .params = params, .size = l->size};
+  *item = (rgi_graph_item){.node = node, .launch = *l, .loaded = loaded, .params = params};
+  item->launch.params = params;
   return RG_OK;
 }
 
@@ -99,13 +98,20 @@ static int32_t items_end(const rgi_cuda_graph *g) {
   return g->step < 0 ? g->nhead : g->begin[g->step - g->first + 1];
 }
 
+/* All but what the parameters hold. */
+static bool same_launch(const rg_launch *a, const rg_launch *b) {
+  return a->function == b->function && a->size == b->size && a->shared == b->shared &&
+         a->cluster == b->cluster && memcmp(a->grid, b->grid, sizeof a->grid) == 0 &&
+         memcmp(a->block, b->block, sizeof a->block) == 0;
+}
+
 static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
   rgi_cuda_graph *g = (rgi_cuda_graph *)base;
   if (!l->grid[0] || !l->grid[1] || !l->grid[2]) return RG_OK;
   if (!g->updating) return add_kernel(g, l);
   if (g->next >= items_end(g)) return changed(g);
   rgi_graph_item *item = &g->item[g->next++];
-  if (item->function != l->function || item->size != l->size) return changed(g);
+  if (!same_launch(&item->launch, l)) return changed(g);
   if (memcmp(item->params, l->params, l->size) == 0) return RG_OK;
   void *args[1] = {(void *)(uintptr_t)l->params};
   const CUDA_KERNEL_NODE_PARAMS p = {.func = item->loaded,
@@ -144,7 +150,7 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   rg_status status = record_child(g, record, arg, &child);
   if (status == RG_OK && g->updating) {
     rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
-    if (!item || item->function)
+    if (!item || item->launch.function)
       status = changed(g);
     else
       status = rgi_cuda_status(cudaGraphExecChildGraphNodeSetParams(g->exec, item->node, child),
@@ -184,12 +190,12 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking), "creating a stream",
                           NULL, e));
   g->step = -1;
-  if (!g->backward) RGI_TRY(rgi_cuda_clean(s, &g->base));
+  if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
   for (g->step = g->first; g->step < g->end; g->step++) {
     const rgi_node *node = &g->plan->graph->node[g->plan->step[g->step].node];
     g->begin[g->step - g->first] = g->begin[g->step - g->first + 1] = g->nitem;
-    rg_call call = rgi_cuda_call(s, g->step, e);
+    rg_call call = rgi_cuda_call(s, g->step, g->flag, e);
     rg_status status = node->op->cuda_steps(&call, &g->base);
     if (status != RG_OK) return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
@@ -198,7 +204,8 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL, e);
 }
 
-rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cuda_graph *g, rg_error *e) {
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag, rgi_cuda_graph *g,
+                                rg_error *e) {
   const rg_plan *plan = s->plan;
   enum cudaDriverEntryPointQueryResult query;
   void **at = g->at, *found = NULL;
@@ -207,6 +214,7 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cu
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
   *g = (rgi_cuda_graph){.base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
                         .plan = plan,
+                        .flag = flag,
                         .backward = backward,
                         .first = backward ? plan->nforward : 0,
                         .end = backward ? plan->nstep : plan->nforward,
@@ -226,20 +234,19 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cu
 }
 
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
-  const int32_t n = s->plan->nbindable;
-  for (int32_t i = 0; i < n; i++) {
+  for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_role role = s->plan->bindable[i].info.role;
     const bool forward = role == RG_INPUT || role == RG_OUTPUT;
     at[i] = forward ? s->current->at[i] : backward ? s->bound[i] : NULL;
   }
-  at[n] = s->current->data;
-  at[n + 1] = s->scratch;
+  at[rgi_cuda_address(s->plan, RGI_AT_SAVED)] = s->current->data;
+  at[rgi_cuda_address(s->plan, RGI_AT_SCRATCH)] = s->scratch;
 }
 
 /* Is the place, in a graph made for g->at, another one now? */
 static bool moved(const rgi_cuda_graph *g, void *const *at, int32_t bind) {
   if (bind == RGI_AT_NOTHING) return false;
-  const int32_t n = g->plan->nbindable, i = bind >= 0 ? bind : bind == RGI_AT_SAVED ? n : n + 1;
+  const int32_t i = rgi_cuda_address(g->plan, bind);
   return g->broken || g->at[i] != at[i];
 }
 static bool moved_step(const rgi_cuda_graph *g, void *const *at, int32_t i) {
@@ -264,13 +271,13 @@ rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *a
   g->next = 0;
   for (int32_t i = 0; i < g->plan->nclean && g->nhead; i++)
     head = head || moved(g, at, g->plan->clean[i].bind) || moved(g, at, RGI_AT_SAVED);
-  if (head) status = rgi_cuda_clean(s, &g->base);
+  if (head) status = rgi_cuda_clean(s, g->flag, &g->base);
   for (int32_t i = g->first; i < g->end && status == RG_OK; i++) {
     if (!moved_step(g, at, i)) continue;
     const rgi_node *node = &g->plan->graph->node[g->plan->step[i].node];
     g->step = i;
     g->next = g->begin[i - g->first];
-    rg_call call = rgi_cuda_call(s, i, e);
+    rg_call call = rgi_cuda_call(s, i, g->flag, e);
     status = node->op->cuda_steps(&call, &g->base);
     if (status != RG_OK) rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
   }

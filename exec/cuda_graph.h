@@ -8,8 +8,7 @@
 #ifndef RGI_CUDA_GRAPH_H
 #define RGI_CUDA_GRAPH_H
 
-#include "cuda.h"
-#include "session.h"
+#include "cuda_steps.h"
 #include <cudaTypedefs.h>
 
 typedef struct rgi_graph_item rgi_graph_item;
@@ -19,6 +18,7 @@ typedef struct rgi_cuda_graph {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   cudaStream_t recorder; /* library calls are captured on it */
+  int32_t *flag;         /* for cleaning lengths (cuda_steps.h); borrowed */
   rgi_graph_item *item;  /* in the order in which steps hand them over */
   int32_t nitem, capacity;
   bool backward;
@@ -33,21 +33,20 @@ typedef struct rgi_cuda_graph {
   uint64_t used; /* when it was last launched; 0: there is no graph */
 } rgi_cuda_graph;
 
-/* Every address that parameters of a direction come from: what is bound (the backward's inputs and outputs
- * where the forward had them), the saved block, scratch. */
+/* The addresses that parameters of a direction come from: what is bound (the backward's inputs and
+ * outputs where the forward had them), the saved block, scratch. rgi_cuda_address: the place of
+ * one in a list of them. */
+static inline int32_t rgi_cuda_address(const rg_plan *plan, int32_t bind) {
+  return bind >= 0 ? bind : plan->nbindable + (bind == RGI_AT_SCRATCH);
+}
 static inline int32_t rgi_cuda_addresses(const rg_plan *plan) {
   return plan->nbindable + 2;
 }
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
 
-/* The call of step i with addresses filled in; what is of no bytes and unbound
- * gets some address all the same. */
-rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e);
-/* Hands over the launches that copy and clean lengths. */
-rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x);
-
 /* Builds and instantiates from what rgi_session_call says now. g is all zeros, or was a graph before. */
-rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, rgi_cuda_graph *g, rg_error *e);
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag, rgi_cuda_graph *g,
+                                rg_error *e);
 /* Steps that would be asked again for addresses `at`; -1: nothing at all has moved. */
 int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at);
 rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *at, rg_error *e);

@@ -5,13 +5,14 @@
  * nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison) launch step by step, as
  * does a stream that is being captured by someone else.
  *
- * Lengths are cleaned on the device (kernels/session.h); what was wrong with them arrives in `flag`, a word
- * of host memory that the device writes, and is reported by the session's next call. A fault of the device
- * makes the session dead: every later call fails at once with what was seen first.
+ * Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a
+ * word of host memory that the device writes, and is reported by the session's next call. A fault
+ * of the device makes the session dead: every later call fails at once with what was seen first.
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
 #include "cuda_graph.h"
+#include "report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,43 +54,10 @@ static void free_device(void *user, void *p) {
   cudaFree(p);
 }
 
-static const char *size_text(int64_t bytes, char *text, size_t room) {
-  const double mib = (double)bytes / (1 << 20);
-  if (mib >= 1024)
-    snprintf(text, room, "%.2f GiB", mib / 1024);
-  else
-    snprintf(text, room, "%.2f MiB", mib);
-  return text;
-}
-
 static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
-  const rgi_graph *g = s->plan->graph;
-  const rgi_memory *m = s->plan->memory;
   size_t have = 0, all = 0;
-  char need[32], left[32], total[32], list[320] = "", text[32];
-  int32_t picked[3];
   cudaMemGetInfo(&have, &all);
-  for (int n = 0; n < 3 && n < m->nblock; n++) {
-    int32_t best = -1;
-    for (int32_t i = 0; i < m->nblock; i++) {
-      bool taken = false;
-      for (int k = 0; k < n; k++) taken |= picked[k] == i;
-      if (!taken && (best < 0 || m->block[i].size > m->block[best].size)) best = i;
-    }
-    picked[n] = best;
-    const rgi_block *b = &m->block[best];
-    size_t used = strlen(list);
-    snprintf(list + used, sizeof list - used, "%s%s%.60s (%s)", n ? ", " : "",
-             b->tensor < 0 ? "the workspace of " : "",
-             b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
-             size_text(b->size, text, sizeof text));
-  }
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "out of device memory: a block of %s is needed, %s of %s are free; the largest tensors are %s. "
-      "Recompute more, set split_heads or a budget in the policy",
-      size_text(bytes, need, sizeof need), size_text((int64_t)have, left, sizeof left),
-      size_text((int64_t)all, total, sizeof total), list);
+  return rgi_report_no_memory(s->plan, bytes, (int64_t)have, (int64_t)all, e);
 }
 
 /* ---- failures ---- */
@@ -113,77 +81,39 @@ static rg_status note(const rg_session *s, cudaError_t code, const char *what, c
   return status;
 }
 
-/* Lengths that an earlier run found wrong. */
-static rg_status check(const rg_session *s, rg_error *e) {
-  device *d = device_of(s);
-  RGI_TRY(dead(s, e));
-  int32_t found = *(volatile int32_t *)d->flag;
-  if (found == 0) return RG_OK;
-  const rgi_check *c = &s->plan->check[found - 1];
-  int32_t entry = ((volatile int32_t *)d->flag)[1], value = ((volatile int32_t *)d->flag)[2];
-  ((volatile int32_t *)d->flag)[0] = 0;
+/* What an earlier run found wrong with lengths. */
+typedef struct finding {
+  int32_t check, entry, value;
+} finding;
+
+/* Takes it out of the flag, so that it is told once. false: there is none. */
+static bool take_finding(device *d, finding *out) {
+  volatile int32_t *flag = d->flag;
+  if (flag[0] == 0) return false;
+  *out = (finding){.check = flag[0] - 1, .entry = flag[1], .value = flag[2]};
+  flag[0] = 0;
+  return true;
+}
+
+static rg_status wrong_lengths(const rg_plan *plan, const finding *f, rg_error *e) {
+  const rgi_check *c = &plan->check[f->check];
   if (c->starts)
     return rgi_fail(
         e, RG_E_DATA, NULL, NULL,
         "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and end at most at "
         "%lld: the run used them clamped",
-        s->plan->bindable[c->bind].info.name, entry, value, (long long)c->capacity);
+        plan->bindable[c->bind].info.name, f->entry, f->value, (long long)c->capacity);
   return rgi_fail(
       e, RG_E_DATA, NULL, NULL,
       "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 bits: the run used "
       "it clamped",
-      s->plan->bindable[c->bind].info.name, entry, value);
+      plan->bindable[c->bind].info.name, f->entry, f->value);
 }
 
-/* ---- lengths ---- */
-
-static rg_status add_rule(const rg_session *s, int32_t k, rgk_lengths_params *p, rg_error *e) {
-  const rg_plan *plan = s->plan;
-  const rgi_check *c = &plan->check[k];
-  if (p->nrule == RGK_LENGTH_RULES)
-    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "more than %d rules govern one input of lengths",
-                    RGK_LENGTH_RULES);
-  int32_t r = p->nrule++;
-  p->rule[r] = (rgk_lengths_rule){.offset = c->offset / 4,
-                                  .n = c->n,
-                                  .stride = c->stride,
-                                  .starts = c->starts,
-                                  .capacity = c->capacity,
-                                  .id = k};
-  if (c->starts || c->lengths < 0) return RG_OK;
-  const rgi_check *with = &plan->check[c->lengths];
-  for (int32_t i = 0; i < plan->nclean; i++)
-    if (plan->clean[i].bind == with->bind) {
-      p->starts[r] = (const int32_t *)(const void *)(s->current->data + plan->clean[i].offset + with->offset);
-      p->starts_stride[r] = with->stride;
-      p->starts_n[r] = with->n;
-    }
-  return RG_OK;
-}
-
-rg_status rgi_cuda_clean(rg_session *s, rg_cuda *x) {
-  const rg_plan *plan = s->plan;
-  for (int pass = 0; pass < 2; pass++) /* inputs with starts first: positions refer to them */
-    for (int32_t i = 0; i < plan->nclean; i++) {
-      const rgi_clean *c = &plan->clean[i];
-      bool starts = false;
-      rgk_lengths_params p = {.from = s->current->at[c->bind],
-                              .to = (int32_t *)(void *)(s->current->data + c->offset),
-                              .n = c->n,
-                              .flag = device_of(s)->flag_on_device};
-      for (int32_t k = 0; k < plan->ncheck; k++)
-        if (plan->check[k].bind == c->bind) {
-          starts |= plan->check[k].starts;
-          RGI_TRY(add_rule(s, k, &p, x->error));
-        }
-      if (starts != (pass == 0) || c->n == 0) continue;
-      RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_lengths(),
-                                        .grid = {1, 1, 1},
-                                        .block = {RGK_LENGTHS_THREADS, 1, 1},
-                                        .params = &p,
-                                        .size = sizeof p}));
-    }
-  return RG_OK;
+static rg_status check(rg_session *s, rg_error *e) {
+  finding f;
+  RGI_TRY(dead(s, e));
+  return take_finding(device_of(s), &f) ? wrong_lengths(s->plan, &f, e) : RG_OK;
 }
 
 /* ---- life ---- */
@@ -233,16 +163,6 @@ static void destroy(rg_session *s) {
 
 /* ---- running ---- */
 
-rg_call rgi_cuda_call(rg_session *s, int32_t i, rg_error *e) {
-  const rgi_step *step = &s->plan->step[i];
-  rg_call call = rgi_session_call(s, i, e);
-  for (int32_t k = 0; k < step->nin + step->nout; k++) {
-    rg_arg *a = s->arg + step->first_arg + k;
-    if (!a->data && step->place[k].bind != RGI_AT_NOTHING) a->data = device_of(s)->flag_on_device;
-  }
-  return call;
-}
-
 /* The graph in which fewest steps have moved; among equals the one that was not used for longest. `fresh`: a
  * place for another. */
 static rgi_cuda_graph *nearest(rgi_cuda_graph *list, void *const *now, int32_t *moved,
@@ -271,7 +191,7 @@ static rg_status replay(rg_session *s, bool backward, rg_error *e) {
   rgi_cuda_addresses_now(s, backward, d->now);
   g = nearest(d->graph[backward], d->now, &moved, &fresh);
   if (!g || (fresh && 2 * moved > g->end - g->first)) { /* most of it would be patched */
-    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, fresh, g ? NULL : e);
+    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, d->flag_on_device, fresh, g ? NULL : e);
     d->blas = fresh->base.blas;
     if (!g && status != RG_OK) return status;
     if (status == RG_OK)
@@ -295,11 +215,11 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
   rgi_cuda_eager_init(&x, d->stream, e);
   x.base.blas = d->blas;
   x.known = &d->known;
-  if (!backward) status = rgi_cuda_clean(s, &x.base);
+  if (!backward) status = rgi_cuda_clean(s, d->flag_on_device, &x.base);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
     if (time) status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
-    rg_call call = rgi_cuda_call(s, i, e);
+    rg_call call = rgi_cuda_call(s, i, d->flag_on_device, e);
     rgi_cuda_range_push(node->name);
     if (status == RG_OK) status = node->op->cuda_steps(&call, &x.base);
     rgi_cuda_range_pop();

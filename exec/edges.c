@@ -106,7 +106,7 @@ static void find_lanes(rg_plan *plan, bool *taken) {
 }
 
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e) {
-  edges m = {.plan = plan, .words = plan->nstep / 64 + 1};
+  edges m = {.plan = plan, .words = rgi_words(plan->nstep)};
   plan->after = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->after);
   m.touch = rgi_alloc_n(plan->arena, (size_t)plan->nargs + (size_t)plan->nstep + 1, sizeof *m.touch);
   m.begin = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *m.begin);

@@ -12,6 +12,7 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
+#include "../graph/json.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
 #include "../passes/fuse.h"
@@ -19,6 +20,8 @@
 
 /* In-ports whose contents obey rules (rgi_check). */
 enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
+
+enum { RGI_ROLES = RG_GRAD_OUT + 1 };
 
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
 
@@ -36,6 +39,7 @@ typedef struct rgi_step {
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
   rg_cost cost;
+  rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
@@ -79,6 +83,7 @@ struct rg_plan {
   int32_t nstep, nforward, nargs;
   rgi_bindable *bindable;
   int32_t nbindable;
+  rgi_names by_name[RGI_ROLES]; /* name → index into bindable[] */
   rgi_check *check;
   int32_t ncheck;
   rgi_clean *clean;

@@ -1,5 +1,5 @@
 /* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the
- * backend's (cpu_session.c, cuda_session.c).
+ * backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
  *
  * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
  * supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
@@ -19,9 +19,6 @@
  *     | guard 256 | saved or scratch … | guard 256 |
  */
 #include "session.h"
-#ifdef REGRAPH_CUDA
-#include "cuda.h"
-#endif
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,16 +43,6 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
     RGI_TRY(s->backend->fill(s, b->data - RGI_GUARD, RGI_GUARD_BYTE, RGI_GUARD, e));
     RGI_TRY(s->backend->fill(s, b->data + size, RGI_GUARD_BYTE, RGI_GUARD, e));
   }
-  return RG_OK;
-}
-
-static rg_status check_guards(rg_session *s, const rgi_owned_block *b, bool *whole, rg_error *e) {
-  unsigned char zone[2][RGI_GUARD];
-  if (!b->memory) return RG_OK;
-  RGI_TRY(s->backend->read(s, zone[0], b->data - RGI_GUARD, RGI_GUARD, e));
-  RGI_TRY(s->backend->read(s, zone[1], b->data + b->size, RGI_GUARD, e));
-  for (int i = 0; i < RGI_GUARD; i++)
-    *whole = *whole && zone[0][i] == RGI_GUARD_BYTE && zone[1][i] == RGI_GUARD_BYTE;
   return RG_OK;
 }
 
@@ -138,39 +125,6 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   return s->backend->create(s, o, e);
 }
 
-#ifndef REGRAPH_CUDA
-static rg_status no_cuda(rg_error *e) {
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "this build has no CUDA (nvcc was not found) and runs on the CPU only; it can still make plans for "
-      "a GPU");
-}
-#endif
-
-static rg_status find_backend(const rg_plan *plan, const rgi_backend **out, rg_error *e) {
-  *out = &rgi_cpu_backend;
-  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
-  if (!plan->cuda) return RG_OK;
-#ifdef REGRAPH_CUDA
-  *out = &rgi_cuda_backend;
-  return RG_OK;
-#else
-  return no_cuda(e);
-#endif
-}
-
-rg_status rg_device_check(const char *device, rg_error *e) {
-  if (!device || strcmp(device, "cpu") == 0) return RG_OK;
-  if (strcmp(device, "cuda") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", device);
-#ifdef REGRAPH_CUDA
-  rg_gpu gpu;
-  return rgi_cuda_device(&gpu, e);
-#else
-  return no_cuda(e);
-#endif
-}
-
 rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
                             rg_error *e) {
   static const rg_session_options defaults = {0};
@@ -179,7 +133,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
   const rgi_backend *backend;
-  RGI_TRY(find_backend(plan, &backend, e));
+  RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the arena's allocator lacks alloc or free");
   rgi_arena *arena = rgi_arena_create(plan->ctx);
@@ -214,43 +168,44 @@ void rg_session_destroy(rg_session *s) {
 
 static const char *role_name(rg_role role) {
   static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
-  return (unsigned)role < 4 ? name[role] : "tensor of unknown role";
+  return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
 
 static rg_status null_session(rg_error *e) {
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session is NULL");
 }
 
-rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
-                          rg_error *e) {
-  if (!s) return null_session(e);
-  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
-  const rg_plan *plan = s->plan;
-  for (int32_t i = 0; i < plan->nbindable; i++) {
-    const rg_tensor_info *t = &plan->bindable[i].info;
-    if (t->role != role || strcmp(t->name, name) != 0) continue;
-    if (ptr && bytes != (size_t)t->bytes)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                      role_name(role), name, (long long)t->bytes);
-    size_t align = rg_dtype_size(t->dtype);
-    if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
-    if ((uintptr_t)ptr % align != 0)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                      role_name(role), name, ptr, align);
-    s->bound[i] = ptr;
-    return RG_OK;
-  }
-  /* Not there: say which names there are of this role. */
+/* There is no such name: say which there are of this role. */
+static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *name, rg_error *e) {
   const char *near = NULL, *names[64];
   int n = 0;
   for (int32_t i = 0; i < plan->nbindable && n < RGI_COUNT(names); i++)
     if (plan->bindable[i].info.role == role) names[n++] = plan->bindable[i].info.name;
-  near = n ? rgi_nearest(name, names, n) : NULL;
+  near = n ? rg_nearest(name, names, n) : NULL;
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
                     role_name(role), name, near);
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
                   role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+}
+
+rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
+                          rg_error *e) {
+  if (!s) return null_session(e);
+  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
+  const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
+  if (i < 0) return unknown_name(s->plan, role, name, e);
+  const rg_tensor_info *t = &s->plan->bindable[i].info;
+  if (ptr && bytes != (size_t)t->bytes)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
+                    role_name(role), name, (long long)t->bytes);
+  size_t align = rg_dtype_size(t->dtype);
+  if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
+  if ((uintptr_t)ptr % align != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
+                    role_name(role), name, ptr, align);
+  s->bound[i] = ptr;
+  return RG_OK;
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
@@ -317,46 +272,8 @@ static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
 
 /* ---- running ---- */
 
-void *rgi_session_resolve(const rg_session *s, rgi_place at) {
-  char *base = NULL;
-  if (at.bind >= 0) {
-    rg_role role = s->plan->bindable[at.bind].info.role;
-    base = role == RG_INPUT || role == RG_OUTPUT ? s->current->at[at.bind] : s->bound[at.bind];
-  } else if (at.bind == RGI_AT_SAVED) {
-    base = s->current->data;
-  } else if (at.bind == RGI_AT_SCRATCH) {
-    base = s->scratch;
-  }
-  return base ? base + at.offset : NULL;
-}
-
-rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e) {
-  const rgi_step *step = &s->plan->step[i];
-  rg_arg *arg = s->arg + step->first_arg;
-  for (int32_t k = 0; k < step->nin + step->nout; k++) arg[k].data = rgi_session_resolve(s, step->place[k]);
-  rg_call call = step->call;
-  call.in = arg;
-  call.out = arg + step->nin;
-  call.workspace = step->workspace >= 0 && step->workspace_size ? s->scratch + step->workspace : NULL;
-  call.error = e;
-  return call;
-}
-
-rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
-  const rgi_step *step = &s->plan->step[i];
-  const rgi_node *node = &s->plan->graph->node[step->node];
-  bool whole = true;
-  RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
-  RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
-  if (!whole)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena", node->op->name);
-  int64_t end = step->workspace + step->workspace_size;
-  if (step->workspace_size && end > s->touched_scratch) s->touched_scratch = end;
-  return RG_OK;
-}
-
-/* Fills what the run is going to write with NaN: scratch, the caller's tensors of
- * `role`; sums keep what they hold. */
+/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
+ * hold. */
 static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
   RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
@@ -475,7 +392,7 @@ rg_status rg_session_read(rg_session *s, const char *tensor, void *dst, size_t b
   const char *src = rgi_session_resolve(s, at);
   if (!src && bytes) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "\"%s\" is not bound", tensor);
   if (!bytes) return RG_OK;
-  if (!s->plan->cuda) {
+  if (s->backend->on_host) {
     copy_dense(&g->tensor[t], 0, src, dst);
     return RG_OK;
   }
@@ -495,37 +412,4 @@ rg_status rg_session_touched(const rg_session *s, int64_t *saved, int64_t *scrat
   *saved = s->touched_saved;
   *scratch = s->touched_scratch;
   return RG_OK;
-}
-
-/* ---- memory for callers ---- */
-
-rg_status rg_memory_alloc(const rg_plan *plan, size_t bytes, void **out, rg_error *e) {
-  const rgi_backend *b;
-  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the memory is NULL");
-  *out = NULL;
-  RGI_TRY(find_backend(plan, &b, e));
-  *out = b->memory.alloc(b->memory.user, bytes ? bytes : 1);
-  if (*out) return RG_OK;
-  return rgi_fail(e, plan->cuda ? RG_E_DEVICE : RG_E_NOMEM, NULL, NULL,
-                  "%zu bytes of %s memory could not be had", bytes, plan->cuda ? "device" : "host");
-}
-
-void rg_memory_free(const rg_plan *plan, void *ptr) {
-  const rgi_backend *b;
-  if (ptr && find_backend(plan, &b, NULL) == RG_OK) b->memory.free(b->memory.user, ptr);
-}
-
-static rg_status copy(const rg_plan *plan, void *dst, const void *src, size_t bytes, bool to_host,
-                      rg_error *e) {
-  const rgi_backend *b;
-  RGI_TRY(find_backend(plan, &b, e));
-  if (bytes && (!dst || !src)) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "copying from or to NULL");
-  return bytes ? b->copy(dst, src, bytes, to_host, e) : RG_OK;
-}
-
-rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
-  return copy(plan, dst, src, bytes, false, e);
-}
-rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
-  return copy(plan, dst, src, bytes, true, e);
 }

@@ -27,8 +27,9 @@ typedef struct rgi_backend {
   /* Sets session->device; after the arena's memory is there. */
   rg_status (*create)(rg_session *s, const rg_session_options *o, rg_error *e);
   void (*destroy)(rg_session *s);
-  /* Before forward: what can be said about bound contents (RG_E_DATA), or about earlier runs. */
-  rg_status (*check)(const rg_session *s, rg_error *e);
+  /* Before forward: what can be said about bound contents (RG_E_DATA), or, once, about earlier
+   * runs. */
+  rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);
   /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the host. */
@@ -40,10 +41,13 @@ typedef struct rgi_backend {
   /* The arena's allocator refused `bytes`. */
   rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
   int alignment; /* of bound tensors, at least; 1: natural */
+  bool on_host;  /* its memory is the host's: read in place */
   /* rg_memory_… without a session */
   rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
 } rgi_backend;
 extern const rgi_backend rgi_cpu_backend, rgi_cuda_backend;
+/* RG_E_DEVICE where this build lacks the plan's. */
+rg_status rgi_backend_of(const rg_plan *plan, const rgi_backend **out, rg_error *e);
 
 struct rg_session {
   rgi_arena *arena;
@@ -60,6 +64,8 @@ struct rg_session {
   double *ms;   /* [nstep] */
   int64_t touched_saved, touched_scratch;
 };
+
+/* ---- session_steps.c ---- */
 
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);

@@ -65,6 +65,12 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)
         return broken(e, NULL, "two bindable tensors share bytes", plan->bindable[i].info.name);
+  for (int role = 0; role < RGI_ROLES; role++)
+    if (!rgi_names_init(&plan->by_name[role], plan->arena, (size_t)plan->nbindable + 1)) return rgi_nomem(e);
+  for (int i = 0; i < plan->nbindable; i++) {
+    const rg_tensor_info *t = &plan->bindable[i].info;
+    rgi_names_add(&plan->by_name[t->role], t->name, i);
+  }
   return RG_OK;
 }
 
@@ -127,9 +133,9 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
                     plan->cuda ? "CUDA" : "CPU");
   if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  rg_dtype dtype = model_dtype(&s->call, s->nin, s->nout);
-  s->ms = rgi_profile_ms(plan->profile, node->op, dtype, &s->cost);
-  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, dtype, &s->cost);
+  s->dtype = model_dtype(&s->call, s->nin, s->nout);
+  s->ms = rgi_profile_ms(plan->profile, node->op, s->dtype, &s->cost);
+  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, s->dtype, &s->cost);
   return RG_OK;
 }
 

@@ -1,5 +1,6 @@
 /* graph/base.c: errors, host memory, text buffers; see base.h. */
 #include "base.h"
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,17 +51,60 @@ int rg_status_exit_code(rg_status status) {
   return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].exit_code : 1;
 }
 
+/* ---- text fit for one line of a terminal ---- */
+
+/* Bytes of the character at p if it may be printed: well-formed UTF-8 and no control character (C0, DEL, C1).
+ * Else 0. */
+static size_t printable_bytes(const unsigned char *p) {
+  if (p[0] < 0x80) return p[0] >= 0x20 && p[0] != 0x7f;
+  size_t n = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
+  if (p[0] < 0xc2 || p[0] > 0xf4) return 0;
+  for (size_t i = 1; i < n; i++)
+    if ((p[i] & 0xc0) != 0x80) return 0;
+  if (p[0] == 0xc2 && p[1] < 0xa0) return 0; /* C1 */
+  bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
+  bool beyond = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f); /* surrogates; past 10FFFF */
+  return overlong || beyond ? 0 : n;
+}
+
+const char *rg_printable(const char *text, char *buffer, size_t size) {
+  size_t at = 0;
+  if (size == 0) return buffer;
+  for (const unsigned char *p = (const unsigned char *)(text ? text : ""); *p;) {
+    char escape[5];
+    const char *from = (const char *)p;
+    size_t n = printable_bytes(p), used = n ? n : 1;
+    if (n == 0) {
+      const char *letter = strchr("\nn\tt\rr", *p); /* each is followed by its letter */
+      n = (size_t)(letter && *p < 0x20 ? snprintf(escape, sizeof escape, "\\%c", letter[1])
+                                       : snprintf(escape, sizeof escape, "\\x%02x", *p));
+      from = escape;
+    }
+    if (at + n >= size) break;
+    memcpy(buffer + at, from, n);
+    at += n;
+    p += used;
+  }
+  buffer[at] = 0;
+  return buffer;
+}
+
 int rg_error_format(const rg_error *error, char *buffer, size_t size) {
+  char raw[1536], line[4 * sizeof raw];
+  if (!error) return snprintf(buffer, size, "RG_OK: no error");
   const char *code = rg_status_name(error->status);
   if (error->line > 0)
-    return snprintf(buffer, size, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code,
-                    error->message);
-  if (error->file[0] && !error->pointer[0])
-    return snprintf(buffer, size, "%s: %s: %s", error->file, code, error->message);
-  if (error->file[0] || error->pointer[0])
-    return snprintf(buffer, size, "%s:%s: %s: %s", error->file, error->pointer, code, error->message);
-  if (error->node[0]) return snprintf(buffer, size, "%s: %s: %s", error->node, code, error->message);
-  return snprintf(buffer, size, "%s: %s", code, error->message);
+    snprintf(raw, sizeof raw, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code,
+             error->message);
+  else if (error->file[0] && !error->pointer[0])
+    snprintf(raw, sizeof raw, "%s: %s: %s", error->file, code, error->message);
+  else if (error->file[0] || error->pointer[0])
+    snprintf(raw, sizeof raw, "%s:%s: %s: %s", error->file, error->pointer, code, error->message);
+  else if (error->node[0])
+    snprintf(raw, sizeof raw, "%s: %s: %s", error->node, code, error->message);
+  else
+    snprintf(raw, sizeof raw, "%s: %s", code, error->message);
+  return snprintf(buffer, size, "%s", rg_printable(raw, line, sizeof line));
 }
 
 static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, const char *node,
@@ -70,7 +114,9 @@ static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, cons
   e->line = e->column = 0;
   snprintf(e->pointer, sizeof e->pointer, "%s", pointer ? pointer : "");
   snprintf(e->node, sizeof e->node, "%s", node ? node : "");
-  vsnprintf(e->message, sizeof e->message, format, args);
+  char raw[sizeof e->message];
+  vsnprintf(raw, sizeof raw, format, args);
+  rg_printable(raw, e->message, sizeof e->message); /* whoever shows the message alone gets one line, too */
   return status;
 }
 
@@ -84,7 +130,8 @@ rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const cha
 }
 
 rg_status rgi_nomem(rg_error *e) {
-  return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "out of host memory");
+  return rgi_fail(e, RG_E_NOMEM, NULL, NULL,
+                  "out of host memory; free some, or make the dimensions or the graph smaller");
 }
 
 rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char *format, ...) {
@@ -93,6 +140,18 @@ rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char
   fail_v(e, status, NULL, c->node, format, args);
   va_end(args);
   return status;
+}
+
+const char *rgi_show(rgi_shown *s, const char *text) {
+  size_t n = 0;
+  while (n < 64 && text[n]) s->text[n] = text[n], n++;
+  if (text[n]) { /* cut at the start of a character */
+    while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
+    memcpy(s->text + n, "...", 4);
+  } else {
+    s->text[n] = 0;
+  }
+  return s->text;
 }
 
 /* ---- dtypes ---- */
@@ -297,28 +356,31 @@ const char *rgi_human_bytes(int64_t bytes, char buffer[32]) {
 
 enum { LONGEST_WORD = 64 };
 
+/* Letters inserted, deleted, changed or swapped with their neighbour. */
 static int edit_distance(const char *a, const char *b) {
-  int na = (int)strlen(a), nb = (int)strlen(b), row[LONGEST_WORD + 1];
-  if (na > LONGEST_WORD || nb > LONGEST_WORD) return LONGEST_WORD;
-  for (int j = 0; j <= nb; j++) row[j] = j;
+  int na = (int)strlen(a), nb = (int)strlen(b), rows[3][LONGEST_WORD + 1];
+  if (na > LONGEST_WORD || nb > LONGEST_WORD) return INT_MAX;
+  for (int j = 0; j <= nb; j++) rows[0][j] = j;
   for (int i = 1; i <= na; i++) {
-    int diagonal = row[0];
+    int *row = rows[i % 3];
+    const int *above = rows[(i + 2) % 3], *two_above = rows[(i + 1) % 3];
     row[0] = i;
     for (int j = 1; j <= nb; j++) {
-      int change = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      int best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-      row[j] = best < change ? best : change;
+      int best = above[j - 1] + (a[i - 1] != b[j - 1]);
+      if (above[j] + 1 < best) best = above[j] + 1;
+      if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && two_above[j - 2] + 1 < best)
+        best = two_above[j - 2] + 1;
+      row[j] = best;
     }
   }
-  return row[nb];
+  return rows[na % 3][nb];
 }
 
-const char *rgi_nearest(const char *word, const char *const *candidates, int n) {
+const char *rg_nearest(const char *word, const char *const *candidates, int n) {
   const char *best = NULL;
-  int letters = (int)strlen(word);
-  int best_distance = letters / 3 + 2;                  /* farther than this is not a typing slip */
-  if (best_distance > letters) best_distance = letters; /* nor is a word that keeps no letter of it */
+  int letters = (int)strlen(word); /* more slips than a third of them, and it is another word */
+  int best_distance = 1 + (letters < 2 ? 0 : letters < 6 ? 1 : letters / 3);
   for (int i = 0; i < n; i++) {
     if (strcasecmp(word, candidates[i]) == 0) return candidates[i];
     int d = edit_distance(word, candidates[i]);

@@ -46,6 +46,12 @@ const rg_op *rgi_find_op(const rg_context *ctx, const char *name);
 void *rgi_malloc(const rg_context *ctx, size_t size);
 void rgi_free(const rg_context *ctx, void *ptr);
 
+/* Text from a file made fit for a message: at most 64 bytes. Returns s->text. */
+typedef struct rgi_shown {
+  char text[112];
+} rgi_shown;
+const char *rgi_show(rgi_shown *s, const char *text);
+
 /* ---- arena: many small things with one lifetime ---- */
 
 typedef struct rgi_arena rgi_arena;
@@ -72,10 +78,12 @@ void rgi_buf_free(rgi_buf *b);
 /* Moves the text into *out, or frees it and fails. */
 rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e);
 
+/* An integer, perhaps with K, M, G or T behind it, powers of 1024: "64K" is 65536. False for anything else, and
+ * past 64 bits. */
+bool rgi_parse_count(const char *text, int64_t *out);
+
 /* "1.50 GiB" and so on; returns buffer. */
 const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
-/* The candidate nearest to `word` by edit distance, or NULL if none is near. */
-const char *rgi_nearest(const char *word, const char *const *candidates, int n);
 
 /* Overflow-checked; false on overflow. */
 static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) {

@@ -315,7 +315,7 @@ static void policy_schema(rgi_buf *b) {
       "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"bytes\"], "
       "\"properties\": {\n"
       "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": 9223372036854775807}, "
-      "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[KMGT]i?B)?$\"}]},\n"
+      "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?$\"}]},\n"
       "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}},\n"
       "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", \"minimum\": 1, "
       "\"maximum\": 2147483647}},\n"

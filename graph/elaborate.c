@@ -1,8 +1,9 @@
 /* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
  *
- * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file is free, so
- * names are resolved only now); topological order; inference; declared outputs; row lengths; what no output
- * needs is dropped. Every error carries the JSON pointer of what is wrong.
+ * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file
+ * is free, so names are resolved only now); topological order; inference; declared outputs; row
+ * lengths (lengths.c); what no output needs is dropped. Every error carries the JSON pointer of
+ * what is wrong.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -18,24 +19,44 @@ typedef struct builder {
 
 static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .grad_of = -1};
 
-static const char **tensor_names(const rgi_graph *g) {
-  const char **name = rgi_alloc_n(g->arena, (size_t)g->ntensor, sizeof *name);
-  for (int t = 0; name && t < g->ntensor; t++) name[t] = g->tensor[t].name;
-  return name;
+/* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there
+ * is. `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
+static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node, const char *owner,
+                         const char *kind, const char *got, const char *(*name)(const void *list, int i),
+                         const void *list, int n) {
+  rgi_shown shown, hint;
+  const char **known = rgi_alloc_n(b->g->arena, (size_t)n, sizeof *known);
+  int count = 0;
+  if (!known) return rgi_nomem(b->e);
+  for (int i = 0; i < n; i++)
+    if ((known[count] = name(list, i))) count++;
+  return rgi_fail(b->e, code, pointer, node, "%s%s %s '%s'%s", owner ? owner : "there is",
+                  owner ? " has no" : " no", kind, rgi_show(&shown, got), rgi_hint(&hint, got, known, count));
+}
+static const char *tensor_name(const void *list, int i) {
+  return ((const rgi_tensor *)list)[i].name;
+}
+static const char *attr_name(const void *list, int i) {
+  return ((const rg_attr *)list)[i].name;
+}
+static const char *port_name(const void *list, int i) {
+  return ((const rg_port *)list)[i].name;
+}
+static const char *op_name(const void *list, int i) {
+  const rg_op *op = ((const rg_op *const *)list)[i];
+  return op->flags & RG_OP_INTERNAL ? NULL : op->name;
 }
 
 /* The tensor a spec names, or an error with the nearest name. */
 static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node, int32_t *out) {
-  rgi_shown shown, hint;
+  rgi_shown shown;
   if (v->type != RGI_JSON_STRING)
     return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s",
                     rgi_json_kind(&shown, v));
   *out = rgi_names_get(&b->tensors, v->text);
   if (*out >= 0) return RG_OK;
-  const char **names = tensor_names(b->g);
-  if (!names) return rgi_nomem(b->e);
-  return rgi_fail(b->e, RG_E_NAME, pointer, node, "there is no tensor '%s'%s", rgi_show(&shown, v->text),
-                  rgi_hint(&hint, v->text, names, b->g->ntensor));
+  return no_such(b, RG_E_NAME, pointer, node, NULL, "tensor", v->text, tensor_name, b->g->tensor,
+                 b->g->ntensor);
 }
 
 /* ---- inputs ---- */
@@ -53,7 +74,7 @@ static rg_status parse_dtype(builder *b, const rgi_json *v, const char *pointer,
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is no dtype; expected f32, f16, bf16 or i32%s",
-                  rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RG_DTYPE_COUNT));
+                  rgi_show(&shown, v->text), rgi_near(&hint, v->text, known, RG_DTYPE_COUNT));
 }
 
 static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer, rgi_tensor *t) {
@@ -100,6 +121,13 @@ static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, 
   return RG_OK;
 }
 
+/* Text for people, which nothing reads. */
+static rg_status check_doc(const rgi_json *object, const char *pointer, rg_error *e) {
+  rgi_pointer p;
+  const rgi_json *doc = rgi_json_get(object, "doc");
+  return doc ? rgi_json_expect(doc, RGI_JSON_STRING, rgi_pointer_key(&p, pointer, "doc"), NULL, e) : RG_OK;
+}
+
 static rg_status add_inputs(builder *b) {
   static const char *const keys[] = {"shape", "dtype", "grad", "doc"};
   const rgi_json *inputs = b->spec->inputs;
@@ -116,6 +144,7 @@ static rg_status add_inputs(builder *b) {
     rgi_pointer_key(&at, "/inputs", t.name);
     RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
     RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+    RGI_TRY(check_doc(in, at.text, b->e));
     RGI_TRY(parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
     RGI_TRY(parse_shape(b, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), &t));
     RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype, &want));
@@ -151,7 +180,7 @@ static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v
     }
   }
   return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s", attr->name,
-                  rgi_show(&shown, v->text), list, rgi_hint(&hint, v->text, attr->choices, n));
+                  rgi_show(&shown, v->text), list, rgi_near(&hint, v->text, attr->choices, n));
 }
 
 static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
@@ -211,14 +240,9 @@ static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs,
     int i = 0;
     while (i < op->nattr && strcmp(op->attrs[i].name, attrs->key[k]) != 0) i++;
     rgi_pointer_key(&p, where.text, attrs->key[k]);
-    if (i == op->nattr) {
-      rgi_shown shown, hint;
-      const char **known = rgi_alloc_n(b->g->arena, (size_t)op->nattr, sizeof *known);
-      if (!known) return rgi_nomem(b->e);
-      for (int j = 0; j < op->nattr; j++) known[j] = op->attrs[j].name;
-      return rgi_fail(b->e, RG_E_KEY, p.text, node, "%s has no attribute '%s'%s", op->name,
-                      rgi_show(&shown, attrs->key[k]), rgi_hint(&hint, attrs->key[k], known, op->nattr));
-    }
+    if (i == op->nattr)
+      return no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k], attr_name, op->attrs,
+                     op->nattr);
     RGI_TRY(parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]));
   }
   for (int i = 0; i < op->nattr; i++)
@@ -252,17 +276,12 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
   for (int k = 0; v && k < v->n; k++) {
     int p = 0;
     rgi_pointer at;
-    rgi_shown shown, hint;
+    rgi_shown shown;
     while (p < nport && strcmp(port[p].name, v->key[k]) != 0) p++;
     rgi_pointer_key(&at, where, v->key[k]);
-    if (p == nport) {
-      const char **known = rgi_alloc_n(b->g->arena, (size_t)nport, sizeof *known);
-      if (!known) return rgi_nomem(b->e);
-      for (int i = 0; i < nport; i++) known[i] = port[i].name;
-      return rgi_fail(b->e, RG_E_KEY, at.text, node, "%s has no %s port '%s'%s", op->name,
-                      port == op->in ? "input" : "output", rgi_show(&shown, v->key[k]),
-                      rgi_hint(&hint, v->key[k], known, nport));
-    }
+    if (p == nport)
+      return no_such(b, RG_E_KEY, at.text, node, op->name, port == op->in ? "input port" : "output port",
+                     v->key[k], port_name, port, nport);
     const rgi_json *value = &v->item[k];
     bool list = port[p].flags & RG_PORT_LIST;
     if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
@@ -294,7 +313,6 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
 
 static rg_status find_op(builder *b, const rgi_json *v, const char *pointer, const char *node,
                          const rg_op **out) {
-  rgi_shown shown, hint;
   const rg_context *ctx = b->spec->ctx;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, pointer, node, b->e));
   *out = rgi_find_op(ctx, v->text);
@@ -302,13 +320,7 @@ static rg_status find_op(builder *b, const rgi_json *v, const char *pointer, con
   if (*out)
     return rgi_fail(b->e, RG_E_NAME, pointer, node,
                     "the op '%s' is inserted by regraph; a spec can't name it", (*out)->name);
-  const char **known = rgi_alloc_n(b->g->arena, (size_t)ctx->nop, sizeof *known);
-  int n = 0;
-  if (!known) return rgi_nomem(b->e);
-  for (int i = 0; i < ctx->nop; i++)
-    if (!(ctx->op[i]->flags & RG_OP_INTERNAL)) known[n++] = ctx->op[i]->name;
-  return rgi_fail(b->e, RG_E_NAME, pointer, node, "there is no op '%s'%s", rgi_show(&shown, v->text),
-                  rgi_hint(&hint, v->text, known, n));
+  return no_such(b, RG_E_NAME, pointer, node, NULL, "op", v->text, op_name, ctx->op, ctx->nop);
 }
 
 /* Creates the tensor that node n makes on its flat output slot. `name` as given, or NODE.PORT. */
@@ -338,6 +350,7 @@ static rg_status add_node(builder *b, int i) {
   const rg_op *op;
   rgi_pointer_index(&at, "/nodes", i);
   RGI_TRY(rgi_json_keys(v, "a node", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+  RGI_TRY(check_doc(v, at.text, b->e));
   const rgi_json *name_v = rgi_json_get(v, "name");
   rgi_pointer_key(&where, at.text, "name");
   RGI_TRY(rgi_json_expect(name_v, RGI_JSON_STRING, where.text, NULL, b->e));
@@ -472,153 +485,6 @@ static rg_status add_outputs(builder *b) {
   return RG_OK;
 }
 
-/* ---- row lengths: tensors whose axis 0 is the same packed token axis share one lengths tensor ---- */
-
-typedef struct rows {
-  int32_t *parent;  /* union-find over tensors */
-  int32_t *lengths; /* of a root: lengths tensor, or -1 */
-  int32_t *who;     /* of a root: the node that said so */
-} rows;
-
-static int root(rows *r, int t) {
-  while (r->parent[t] != t) t = r->parent[t] = r->parent[r->parent[t]];
-  return t;
-}
-
-/* Ties t to *first, or makes it *first. Axes of different extents (a concatenation
- * along axis 0) are not the same. */
-static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
-  if (t < 0 || g->tensor[t].rank == 0) return;
-  if (*first < 0)
-    *first = t;
-  else if (rgi_dim_equal(g->tensor[t].dim[0], g->tensor[*first].dim[0]))
-    r->parent[root(r, t)] = root(r, *first);
-}
-
-/* The first tensor on ports with `flag`, all of which it ties together; -1 if there is none. */
-static int tie_ports(const rgi_graph *g, rows *r, const rgi_node *n, uint32_t flag) {
-  int32_t first = -1;
-  for (int p = 0; p < n->op->nin; p++)
-    for (int i = n->in_begin[p]; i < n->in_begin[p + 1]; i++)
-      if (n->op->in[p].flags & flag) tie(g, r, &first, n->in[i]);
-  for (int p = 0; p < n->op->nout; p++)
-    for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++)
-      if (n->op->out[p].flags & flag) tie(g, r, &first, n->out[i]);
-  return first;
-}
-
-/* Does a view keep axis 0 whole? Extents may agree by chance; where strides exist they must agree too. */
-static bool same_rows(const rgi_graph *g, int x, int y) {
-  const rgi_tensor *a = &g->tensor[x], *b = &g->tensor[y];
-  return a->rank > 0 && b->rank > 0 && rgi_dim_equal(a->dim[0], b->dim[0]) &&
-         (!g->bound || a->stride[0] == b->stride[0]);
-}
-
-static int port_with(const rg_op *op, uint32_t flag) {
-  for (int p = 0; p < op->nin; p++)
-    if (op->in[p].flags & flag) return p;
-  return -1;
-}
-
-/* Notes that rows of t have the lengths tensor on port p of node n. */
-static rg_status say_lengths(builder *b, rows *r, int t, int n, int p) {
-  const rgi_graph *g = b->g;
-  const rgi_node *node = &g->node[n];
-  int lengths = p >= 0 ? rgi_in(node, p) : -1, k;
-  if (lengths < 0 || t < 0) return RG_OK;
-  k = root(r, t);
-  if (r->lengths[k] >= 0 && r->lengths[k] != lengths) {
-    rgi_pointer in, at;
-    rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
-    return rgi_fail(
-        b->e, RG_E_SHAPE, rgi_pointer_key(&at, in.text, node->op->in[p].name), node->name,
-        "rows of '%s' get their lengths from '%s' here, but from '%s' in node '%s'; tensors over one token "
-        "axis share one lengths tensor",
-        g->tensor[t].name, g->tensor[lengths].name, g->tensor[r->lengths[k]].name, g->node[r->who[k]].name);
-  }
-  r->lengths[k] = lengths;
-  r->who[k] = n;
-  return RG_OK;
-}
-
-/* Gives the absent single port p of node n the tensor t. */
-static bool bind_port(rgi_graph *g, int n, int p, int t) {
-  rgi_node *node = &g->node[n];
-  int at = node->in_begin[p], count = rgi_nin(node);
-  int32_t *in = rgi_alloc_n(g->arena, (size_t)count + 1, sizeof *in);
-  int32_t *begin = rgi_alloc_n(g->arena, (size_t)node->op->nin + 1, sizeof *begin);
-  if (!in || !begin) return false;
-  memcpy(in, node->in, (size_t)at * sizeof *in);
-  in[at] = t;
-  memcpy(in + at + 1, node->in + at, (size_t)(count - at) * sizeof *in);
-  for (int q = 0; q <= node->op->nin; q++) begin[q] = node->in_begin[q] + (q > p);
-  node->in = in;
-  node->in_begin = begin;
-  return true;
-}
-
-static rg_status fill_lengths(builder *b) {
-  rgi_graph *g = b->g;
-  rows r = {0};
-  size_t nt = (size_t)g->ntensor;
-  r.parent = rgi_alloc_n(g->arena, nt, sizeof *r.parent);
-  r.lengths = rgi_alloc_n(g->arena, nt, sizeof *r.lengths);
-  r.who = rgi_alloc_n(g->arena, nt, sizeof *r.who);
-  int32_t *query = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *query);
-  int32_t *key = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *key);
-  if (!r.parent || !r.lengths || !r.who || !query || !key) return rgi_nomem(b->e);
-  for (int t = 0; t < g->ntensor; t++) {
-    r.parent[t] = t;
-    r.lengths[t] = -1;
-  }
-  for (int n = 0; n < g->nnode; n++) {
-    const rgi_node *node = &g->node[n];
-    query[n] = tie_ports(g, &r, node, RG_PORT_ROWS);
-    key[n] = tie_ports(g, &r, node, RG_PORT_KROWS);
-    if (!(node->op->flags & RG_OP_VIEW)) continue;
-    for (int i = 0; i < rgi_nout(node); i++)
-      if (same_rows(g, node->in[0], node->out[i])) {
-        int32_t first = node->in[0];
-        tie(g, &r, &first, node->out[i]);
-      }
-  }
-  for (int n = 0; n < g->nnode; n++) {
-    const rg_op *op = g->node[n].op;
-    RGI_TRY(say_lengths(b, &r, query[n], n, port_with(op, RG_PORT_SEQLENS)));
-    RGI_TRY(say_lengths(b, &r, key[n], n, port_with(op, RG_PORT_KSEQLENS)));
-  }
-  /* Keys without lengths of their own, in a node that gives none, have the queries'. */
-  for (int n = 0; n < g->nnode; n++) {
-    int p = port_with(g->node[n].op, RG_PORT_KSEQLENS);
-    if (p < 0 || key[n] < 0 || query[n] < 0 || rgi_in(&g->node[n], p) >= 0) continue;
-    int k = root(&r, key[n]), lengths = r.lengths[root(&r, query[n])];
-    if (r.lengths[k] >= 0 || lengths < 0) continue;
-    r.lengths[k] = lengths;
-    r.who[k] = n;
-  }
-  for (int t = 0; t < g->ntensor; t++) g->tensor[t].seqlens = r.lengths[root(&r, t)];
-
-  bool late = false;
-  bool *changed = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *changed);
-  if (!changed) return rgi_nomem(b->e);
-  for (int n = 0; n < g->nnode; n++) {
-    static const uint32_t flag[2] = {RG_PORT_SEQLENS, RG_PORT_KSEQLENS};
-    int32_t lengths[2] = {query[n] < 0 ? -1 : g->tensor[query[n]].seqlens,
-                          key[n] < 0 ? -1 : g->tensor[key[n]].seqlens};
-    if (lengths[1] == lengths[0]) lengths[1] = -1; /* absent: as the queries */
-    for (int i = 0; i < 2; i++) {
-      int p = port_with(g->node[n].op, flag[i]);
-      if (p < 0 || lengths[i] < 0 || rgi_in(&g->node[n], p) >= 0) continue;
-      if (!bind_port(g, n, p, lengths[i])) return rgi_nomem(b->e);
-      changed[n] = true;
-      late = late || g->tensor[lengths[i]].producer >= n;
-    }
-  }
-  for (int n = 0; n < g->nnode; n++)
-    if (changed[n]) RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
-  return late ? rgi_sort_nodes(g, b->e) : RG_OK;
-}
-
 /* ---- all of it ---- */
 
 static rg_status check_bound(builder *b, bool bind_all) {
@@ -665,7 +531,7 @@ static rg_status build(builder *b, const rg_binding *set, size_t nset, bool bind
   RGI_TRY(add_inputs(b));
   RGI_TRY(add_nodes(b));
   RGI_TRY(add_outputs(b));
-  RGI_TRY(fill_lengths(b));
+  RGI_TRY(rgi_fill_lengths(g, b->e));
   RGI_TRY(rgi_prune(g, b->e));
   for (int n = 0; n < g->nnode; n++) g->node[n].rank = n;
   return rgi_verify(g, "load", b->e);

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
-
 enum { MOST_VARIABLES = 32, MOST_AXIS_TEXT = 64 };
 
 typedef struct variable {

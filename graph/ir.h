@@ -70,6 +70,8 @@ const char *rgi_dim_text(rgi_dim d, char *buffer, size_t size);
 typedef enum rgi_region { RGI_NOWHERE, RGI_R_INPUT, RGI_R_OUTPUT, RGI_R_SAVED, RGI_R_SCRATCH } rgi_region;
 const char *rgi_region_name(rgi_region r);
 
+#define RGI_MOST_ELEMENTS (INT64_C(1) << 40) /* of a tensor */
+
 typedef struct rgi_tensor {
   const char *name;
   rg_dtype dtype;

@@ -10,28 +10,15 @@
 
 /* ---- text ---- */
 
-const char *rgi_show(rgi_shown *s, const char *text) {
-  size_t n = 0;
-  while (n < 64 && text[n]) {
-    unsigned char c = (unsigned char)text[n];
-    s->text[n++] = (char)(c < 0x20 || c == 0x7f ? '?' : c);
-  }
-  if (text[n]) { /* cut at the start of a character */
-    while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
-    memcpy(s->text + n, "...", 4);
-  } else {
-    s->text[n] = 0;
-  }
+const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n) {
+  const char *near = rg_nearest(word, candidates, n);
+  s->text[0] = 0;
+  if (near) snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
   return s->text;
 }
 
 const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n) {
-  const char *near = rgi_nearest(word, candidates, n);
-  s->text[0] = 0;
-  if (near) {
-    snprintf(s->text, sizeof s->text, " (nearest: '%.60s')", near);
-    return s->text;
-  }
+  if (*rgi_near(s, word, candidates, n)) return s->text;
   size_t size = 0; /* none is near: all of them, if they are few */
   for (int i = 0; i < n; i++) {
     int more = snprintf(s->text + size, sizeof s->text - size, "%s%s", i ? ", " : " (known: ", candidates[i]);
@@ -77,7 +64,6 @@ const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key)
     char one[3] = {*key, 0, 0};
     if (*key == '~') strcpy(one, "~0");
     if (*key == '/') strcpy(one, "~1");
-    if ((unsigned char)*key < 0x20) one[0] = '?';
     n = append(p->text, n, sizeof p->text, one);
   }
   while (n > 0 && n + 1 == sizeof p->text && ((unsigned char)p->text[n - 1] & 0x80)) p->text[--n] = 0;
@@ -103,6 +89,7 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
   rg_status status = RG_OK;
   *data = NULL;
   *size = 0;
+  if (!*path) return rgi_fail(e, RG_E_IO, NULL, NULL, "can't open '': the name of the file is empty");
   FILE *f = fopen(path, "rbe");
   if (!f) return rgi_fail(e, RG_E_IO, NULL, NULL, "can't open the file: %s", strerror(errno));
   size_t capacity = 0, n = 0;
@@ -249,7 +236,6 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   rg_status status = RG_E_SYNTAX;
   const char *prefix = "not JSON: ";
   const char *text = je->text;
-  char detail[JSON_ERROR_TEXT_LENGTH];
   if (out_of_memory(je, size)) return rgi_nomem(e);
   switch (json_error_code(je)) {
   case json_error_duplicate_key:
@@ -268,14 +254,8 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   case json_error_invalid_utf8: prefix = "not UTF-8: "; break;
   default: break;
   }
-  size_t n = 0;
-  for (; n + 1 < sizeof detail && text[n]; n++) {
-    unsigned char c = (unsigned char)text[n];
-    detail[n] = (char)(c < 0x20 || c >= 0x7f ? '?' : c);
-  }
-  detail[n] = 0;
   bool fresh = e && e->status == RG_OK;
-  rgi_fail(e, status, NULL, NULL, "%s%s", prefix, detail);
+  rgi_fail(e, status, NULL, NULL, "%s%s", prefix, text);
   if (fresh) {
     e->line = je->line;
     e->column = je->column > 0 ? je->column : 1;
@@ -359,54 +339,13 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
   return RG_OK;
 }
 
-/* "1.5GiB" → bytes, rounded down. */
-static rg_status parse_bytes(const char *text, const char *pointer, int64_t *out, rg_error *e) {
-  static const struct {
-    const char *name;
-    int64_t bytes;
-  } unit[] = {{"", 1},
-              {"B", 1},
-              {"KB", 1000},
-              {"MB", 1000000},
-              {"GB", 1000000000},
-              {"TB", 1000000000000},
-              {"KiB", INT64_C(1) << 10},
-              {"MiB", INT64_C(1) << 20},
-              {"GiB", INT64_C(1) << 30},
-              {"TiB", INT64_C(1) << 40}};
-  const char *p = text;
-  int64_t whole = 0, part = 0, scale = 1;
-  bool good = *p >= '0' && *p <= '9', fits = true;
-  for (; *p >= '0' && *p <= '9'; p++)
-    fits = fits && rgi_mul(whole, 10, &whole) && rgi_add(whole, *p - '0', &whole);
-  if (good && *p == '.') {
-    good = p[1] >= '0' && p[1] <= '9';
-    for (p++; *p >= '0' && *p <= '9' && scale < 1000000; p++) {
-      part = part * 10 + (*p - '0');
-      scale *= 10;
-    }
-  }
-  if (*p == ' ') p++;
-  int u = 0;
-  while (u < RGI_COUNT(unit) && strcmp(unit[u].name, p) != 0) u++;
-  rgi_shown shown;
-  if (!good || u == RGI_COUNT(unit))
-    return rgi_fail(
-        e, RG_E_VALUE, pointer, NULL,
-        "'%s' is no size; expected digits and a unit (B, KB, MB, GB, TB, KiB, MiB, GiB, TiB), as in \"6GiB\"",
-        rgi_show(&shown, text));
-  int64_t bytes;
-  if (!fits || !rgi_mul(whole, unit[u].bytes, &bytes) ||
-      !rgi_add(bytes, part * unit[u].bytes / scale, &bytes))
-    return rgi_fail(e, RG_E_OVERFLOW, pointer, NULL, "'%s' is more bytes than 64 bits can count",
-                    rgi_show(&shown, text));
-  *out = bytes;
-  return RG_OK;
-}
-
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e) {
-  if (v->type == RGI_JSON_STRING) return parse_bytes(v->text, pointer, out, e);
   rgi_shown s;
+  if (v->type == RGI_JSON_STRING) {
+    rg_error why = {0};
+    rg_status status = rg_parse_size(v->text, out, &why);
+    return status == RG_OK ? RG_OK : rgi_fail(e, status, pointer, NULL, "%s", why.message);
+  }
   if (v->type != RGI_JSON_INT)
     return rgi_fail(e, RG_E_TYPE, pointer, NULL, "expected an integer or a string such as \"6GiB\", not %s",
                     rgi_json_kind(&s, v));

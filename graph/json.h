@@ -40,13 +40,9 @@ rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, si
 /* Parses `size` bytes; the tree lives in `a` and borrows nothing from `text`. */
 rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e);
 
-/* Text from a file made fit for a one-line message: at most 64 bytes, nothing
- * unprintable. Returns s->text. */
-typedef struct rgi_shown {
-  char text[112];
-} rgi_shown;
-const char *rgi_show(rgi_shown *s, const char *text);
 /* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
+const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n);
+/* The same, or all candidates if none is near and they are few; returns s->text. */
 const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidates, int n);
 /* "the integer 7", "the string 'x'", "an array" and so on; returns s->text. */
 const char *rgi_json_kind(rgi_shown *s, const rgi_json *v);
@@ -61,7 +57,7 @@ rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *poi
 rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
                         int nrequired, const char *pointer, const char *node, rg_error *e);
 
-/* A number of bytes: an integer, or digits, at most six decimals, perhaps a blank, and a unit: "1.5GiB". */
+/* A number of bytes: an integer, or a string that rg_parse_size takes. */
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e);
 
 /* JSON pointers, one step at a time; cut off when longer than an rg_error can hold. Each returns p->text. */

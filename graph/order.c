@@ -46,7 +46,7 @@ static bool linked(const rgi_graph *g, int32_t i, int32_t j) {
 
 rg_status rgi_order_find(const rgi_graph *g, rgi_arena *a, rgi_order *o, rg_error *e) {
   o->n = g->nnode;
-  o->words = g->nnode / 64 + 1;
+  o->words = rgi_words(g->nnode);
   o->before = rgi_alloc_n(a, (size_t)g->nnode * (size_t)o->words + 1, sizeof *o->before);
   if (!o->before) return rgi_nomem(e);
   for (int32_t j = 0; j < g->nnode; j++) {

@@ -3,6 +3,7 @@
 #ifndef RGI_ORDER_H
 #define RGI_ORDER_H
 
+#include "bits.h"
 #include "ir.h"
 
 /* Two views of one owner that share no element, for sure (head groups of one tensor). */
@@ -16,17 +17,11 @@ typedef struct rgi_order {
 static inline const uint64_t *rgi_before(const rgi_order *o, int32_t node) {
   return o->before + (size_t)node * (size_t)o->words;
 }
-static inline bool rgi_has(const uint64_t *set, int32_t node) {
-  return set[node / 64] >> (node % 64) & 1;
-}
-static inline void rgi_insert(uint64_t *set, int32_t node) {
-  set[node / 64] |= UINT64_C(1) << (node % 64);
-}
 
 /* A node that waits for `node` waits for all that one waits for (`before`). */
 static inline void rgi_wait_for(uint64_t *mine, int32_t node, const uint64_t *before, int32_t words) {
   for (int32_t w = 0; w < words; w++) mine[w] |= before[w];
-  rgi_insert(mine, node);
+  rgi_put(mine, node);
 }
 
 /* Of a bound graph whose nodes stand in execution order. The two directions do not wait for each other. */

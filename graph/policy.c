@@ -20,7 +20,7 @@ static rg_status read_preset(rg_policy *p, const rgi_json *v, rg_error *e) {
     p->preset = RGI_PRESET_ALL;
   else
     return rgi_fail(e, RG_E_VALUE, "/preset", NULL, "'%s' is no preset; expected none or all%s",
-                    rgi_show(&shown, v->text), rgi_hint(&hint, v->text, known, RGI_COUNT(known)));
+                    rgi_show(&shown, v->text), rgi_near(&hint, v->text, known, RGI_COUNT(known)));
   return RG_OK;
 }
 

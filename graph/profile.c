@@ -92,7 +92,10 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   p->name = p->cuda ? "cuda" : "cpu";
   if ((v = rgi_json_get(root, "name"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/name", NULL, e));
-    p->name = v->text;
+    const size_t size = 4 * strlen(v->text) + 1; /* reports print it */
+    char *name = rgi_alloc(p->arena, size);
+    if (!name) return rgi_nomem(e);
+    p->name = rg_printable(v->text, name, size);
   }
   if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));

@@ -5,7 +5,6 @@
  * graph's structure never depends on a dimension that changes from plan to plan.
  */
 #include "spec.h"
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,15 +74,6 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
 
 /* ---- bindings ---- */
 
-static bool parse_int(const char *text, int64_t *out) {
-  char *end;
-  errno = 0;
-  long long v = strtoll(text, &end, 10);
-  if (end == text || *end || errno || (!digit(text[0]) && text[0] != '-')) return false;
-  *out = v;
-  return true;
-}
-
 /* A real number as JSON has it: unlike strtod, the same in every locale. */
 static bool parse_real(rgi_arena *a, const char *text, double *out) {
   const rgi_json *list;
@@ -110,13 +100,13 @@ static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *
       whole = 1;
     else if (b->text && strcmp(b->text, "false") == 0)
       whole = 0;
-    else if ((b->text && !parse_int(b->text, &whole)) || whole < 0 || whole > 1)
+    else if ((b->text && !rgi_parse_count(b->text, &whole)) || whole < 0 || whole > 1)
       return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected true or false",
                       b->name, b->text ? rgi_show(&shown, b->text) : "another number");
     v->i = whole;
     return RG_OK;
   default: /* a number of either kind may stand for a number */
-    if (!b->text || parse_int(b->text, &whole)) {
+    if (!b->text || rgi_parse_count(b->text, &whole)) {
       v->type = RGI_JSON_INT;
       v->i = whole;
       return RG_OK;
@@ -147,8 +137,9 @@ static rg_status bind(rgi_scope *s, const rg_binding *b, rg_error *e) {
                     rgi_show(&shown, b->name), rgi_hint(&hint, b->name, known, n));
   }
   int64_t v = b->value;
-  if (b->text && !parse_int(b->text, &v))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "dimension '%s' is set to '%s'; expected an integer", b->name,
+  if (b->text && !rgi_parse_count(b->text, &v))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "dimension '%s' is set to '%s'; expected an integer such as 4096 or 64K", b->name,
                     rgi_show(&shown, b->text));
   if (v < 0 || v > RGI_MOST_ELEMENTS)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "dimension '%s' is set to %lld; expected 0 to 2^40", b->name,
@@ -244,7 +235,9 @@ static rg_status expression(rgi_scope *s, const char *text, const char *pointer,
     return rgi_fail(e, status, pointer, node, "%s%s", inner.message,
                     params ? rgi_hint(&shown, s->missing, params->key, params->n) : "");
   }
-  if (strstr(inner.message, text)) return rgi_fail(e, status, pointer, node, "%s", inner.message);
+  char printable[sizeof inner.message];
+  if (strstr(inner.message, rg_printable(text, printable, sizeof printable)))
+    return rgi_fail(e, status, pointer, node, "%s", inner.message);
   return rgi_fail(e, status, pointer, node, "\"%s\": %s", rgi_show(&shown, text), inner.message);
 }
 

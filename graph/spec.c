@@ -1,4 +1,4 @@
-/* graph/spec.c: specs as the public header sees them: load, ask about tensors, solve dimensions, write.
+/* graph/spec.c: specs as the public header sees them: load, ask for tensors, solve, write.
  *
  * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the
  * bindings at load gave. Nothing is written after loading: threads share a spec freely.

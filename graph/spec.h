@@ -7,7 +7,6 @@
 #include "json.h"
 
 enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
-#define RGI_MOST_ELEMENTS (INT64_C(1) << 40)
 
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
@@ -31,6 +30,9 @@ rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t 
                              rgi_graph **out, rg_error *e);
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
+
+/* Fills in every tensor's `seqlens` and the lengths ports that the spec left open (lengths.c). */
+rg_status rgi_fill_lengths(rgi_graph *g, rg_error *e);
 
 /* ---- names in force: parameters after overrides, free dimensions as far as they are bound ---- */
 

@@ -243,12 +243,12 @@ static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q
     for (int32_t i = 0; i < rgi_nin(node) + rgi_nout(node); i++) {
       int32_t t = i < rgi_nin(node) ? node->in[i] : node->out[i - rgi_nin(node)];
       int32_t block = t < 0 ? -1 : p->block_of[rgi_owner(g, t)];
-      if (block >= 0 && q->of[block] >= 0) rgi_insert(users + (size_t)q->of[block] * words, k);
+      if (block >= 0 && q->of[block] >= 0) rgi_put(users + (size_t)q->of[block] * words, k);
     }
   }
   for (int32_t i = 0; i < p->m->nblock; i++)
     if (p->m->block[i].tensor < 0 && q->of[i] >= 0)
-      rgi_insert(users + (size_t)q->of[i] * words, p->m->block[i].first);
+      rgi_put(users + (size_t)q->of[i] * words, p->m->block[i].first);
   for (size_t b = 0; b < q->n; b++) {
     const uint64_t *mine = users + b * words;
     rg_buffer *x = &q->buffer[b];

@@ -8,13 +8,6 @@
 #include "pack_internal.h"
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-double rgi_pack_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* ---- checking and rounding ---- */
 
@@ -22,9 +15,12 @@ static bool trivial(const rg_buffer *b) {
   return b->lower == b->upper || b->size == 0;
 }
 
-/* Valid, and even the sum of all rounded sizes is a number. */
+static rg_status too_large(rg_error *e, size_t i) {
+  return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL,
+                  "buffer %zu and those alive with it need more bytes than 64 bits can count", i);
+}
+
 static rg_status check_input(const rg_buffer *b, size_t n, int64_t align, rg_error *e) {
-  int64_t total = 0;
   if (n > 0 && !b) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "buffers is NULL");
   if (n > INT32_MAX / 4) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "%zu buffers are too many", n);
   if (align < 1)
@@ -37,8 +33,7 @@ static rg_status check_input(const rg_buffer *b, size_t n, int64_t align, rg_err
       return rgi_fail(e, RG_E_DATA, NULL, NULL, "buffer %zu has the negative size %lld", i,
                       (long long)b[i].size);
     int64_t rounded;
-    if (!rgi_add(b[i].size, align - 1, &rounded) || !rgi_add(total, rounded - rounded % align, &total))
-      return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "sizes add up to more than 64 bits at buffer %zu", i);
+    if (!rgi_add(b[i].size, align - 1, &rounded)) return too_large(e, i);
   }
   return RG_OK;
 }
@@ -74,17 +69,23 @@ rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t
   for (size_t i = 0; i < n; i++) order[i] = (sized){b[i].size, i};
   qsort(order, n, sizeof *order, compare_sized);
   size_t placed = 0;
+  rg_status status = RG_OK;
   for (size_t k = 0; k < n; k++) {
     rg_buffer *u = &b[order[k].i];
     u->offset = 0;
+    if (u->size > *peak) *peak = u->size; /* also if it is never alive: its bytes lie below the peak */
     if (trivial(u)) continue;
-    int64_t at = 0;
+    int64_t at = 0, end;
     for (size_t i = 0; i < placed; i++) {
       const rg_buffer *v = &b[by_offset[i]];
       if (v->upper <= u->lower || u->upper <= v->lower) continue;
       if (v->offset - at >= u->size) break;
       int64_t top = v->offset + rounded_size(v, align);
       if (top > at) at = top;
+    }
+    if (!rgi_add(at, rounded_size(u, align), &end)) {
+      status = too_large(e, order[k].i);
+      break;
     }
     u->offset = at;
     size_t i = placed++;
@@ -94,7 +95,7 @@ rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t
   }
   rgi_free(ctx, order);
   rgi_free(ctx, by_offset);
-  return RG_OK;
+  return status;
 }
 
 /* ---- reduction ---- */
@@ -177,6 +178,7 @@ enum { MOST_SEARCHED = 4096, MOST_IMPROVED = 20000 };
 typedef struct part {
   rgi_packing packing;
   int64_t base;        /* bytes of peeled pieces that lie below */
+  bool countable;      /* even all its pieces on top of each other end below 2^63 */
   int64_t *offset;     /* best, units above the base */
   int64_t peak, bound; /* bytes above the base */
   rgi_heuristic *heuristic;
@@ -246,16 +248,25 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
   return room < 0.01 ? 4 : 0.25;
 }
 
+/* How the work on a part is measured out: rounds of the heuristic at first and after each search,
+ * nodes of a search times luby(), beams after which all are twice as wide. */
+enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 64 };
+
+/* Of the searches of a cycle, those that try for a capacity between goal and peak. The cycle's
+ * length has no divisor in common with RGI_SEARCH_CYCLE, so every way of exploring comes to both. */
+enum { TARGET_CYCLE = 11 };
+static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
+
 /* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
  * tries for the goal itself, now and then for something in between. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
   static const int32_t widths[] = {20, 60, 100, 60, 200, 60, 100, 400};
   rgi_packing *p = &x->packing;
   const double share = beam_share(p, goal_of(x, target));
-  if (p->n > MOST_IMPROVED) return RG_OK;
+  if (p->n > MOST_IMPROVED || !x->countable) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : 64, deadline,
-                        x->offset, &x->peak);
+  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS,
+                        deadline, x->offset, &x->peak);
   while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
     if (!p->near) RGI_TRY(find_neighbours(p, e));
     int64_t capacity = goal_of(x, target);
@@ -263,21 +274,21 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
     if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
     if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
     if ((double)x->search_nodes * share <= (double)x->beam_nodes) {
-      bool between = x->searches % 11 % 4 == 3 || x->searches % 11 == 9;
+      bool between = tries_between[x->searches % TARGET_CYCLE];
       if (between) capacity = between_goal_and_peak(x, capacity);
-      verdict = rgi_search_run(x->search, capacity, 2000 * luby(x->searches / RGI_SEARCH_CYCLE), x->searches,
-                               deadline, scratch, &x->search_nodes);
+      verdict = rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
+                               x->searches, deadline, scratch, &x->search_nodes);
       x->searches++;
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
-      if (x->beams % 8 == 7) capacity = between_goal_and_peak(x, capacity);
-      int32_t width = widths[x->beams % RGI_COUNT(widths)];
-      if (x->beams >= 64) width *= 2;
+      const uint32_t k = x->beams % RGI_COUNT(widths);
+      if (k == RGI_COUNT(widths) - 1) capacity = between_goal_and_peak(x, capacity);
+      const int32_t width = x->beams >= NARROW_BEAMS ? 2 * widths[k] : widths[k];
       verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);
       x->beams++;
     }
     RGI_TRY(learn(x, capacity, verdict, scratch, e));
-    rgi_heuristic_improve(x->heuristic, goal_of(x, target), 8, deadline, x->offset, &x->peak);
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, deadline, x->offset, &x->peak);
   }
   return RG_OK;
 }
@@ -359,7 +370,10 @@ static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to
   p->piece = rgi_malloc(w->ctx, (size_t)p->n * sizeof *p->piece);
   x->offset = rgi_malloc(w->ctx, (size_t)p->n * sizeof *x->offset);
   if (!p->piece || !x->offset) return rgi_nomem(e);
+  int64_t pile = base;
+  x->countable = true;
   for (int32_t k = 0; k < p->n; k++) {
+    x->countable = x->countable && rgi_add(pile, w->piece[from + k].size * w->unit, &pile);
     p->piece[k] = w->piece[from + k];
     p->piece[k].first -= lo;
     p->piece[k].last -= lo;
@@ -418,6 +432,9 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
   memset(r, 0, sizeof *r);
   RGI_TRY(rgi_pack_greedy(ctx, b, n, align, &greedy, e));
   RGI_GOTO(status, make_pieces(&w, b, n, align, e), out);
+  for (size_t i = 0; i < n;
+       i++) /* one that is never alive overlaps nothing, but lies below the peak like all */
+    if (b[i].size > w.bound) w.bound = b[i].size;
   w.part = rgi_malloc(ctx, ((size_t)w.n + 1) * sizeof *w.part);
   scratch = rgi_malloc(ctx, ((size_t)w.n + 1) * sizeof *scratch);
   if (!w.part || !scratch) {
@@ -446,7 +463,7 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
       b[x->packing.piece[k].id].offset = x->base + x->offset[k] * w.unit;
   }
   for (size_t i = 0; i < n; i++)
-    if (!trivial(&b[i]) && b[i].offset + b[i].size > r->peak) r->peak = b[i].offset + b[i].size;
+    if (b[i].offset + b[i].size > r->peak) r->peak = b[i].offset + b[i].size;
   r->optimal = r->peak <= w.bound;
   r->seconds = rgi_pack_now() - start;
 out:

@@ -1,16 +1,16 @@
 /* memplan/pack_csv.c: packing a file of lines "id,lower,upper,size".
  *
  * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as
- * they are. An existing offset column is overwritten, otherwise one is appended. No quotes. Lines end in \n
- * or \r\n, as the header does; blank lines and a byte order mark are dropped. Lines and columns in messages
- * count from 1, columns in bytes and without the mark.
+ * they are. An existing offset column is overwritten, otherwise one is appended. A field may stand in double
+ * quotes, which protect commas ("" is a quote in it) but no line ends. Lines end in \n or \r\n, as the header
+ * does; blank lines and a byte order mark are dropped. Lines and columns in messages count from 1, columns in
+ * bytes and without the mark.
  */
+#include "../graph/json.h"
 #include "pack.h"
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { LARGEST_FILE = 16 << 20 };
 enum { ID, LOWER, UPPER, SIZE, OFFSET, NAMED };
 static const char *const column_name[NAMED] = {"id", "lower", "upper", "size", "offset"};
 
@@ -46,38 +46,16 @@ static rg_status fail_at(rg_error *e, rg_status status, const table *t, int line
   return status;
 }
 
-static rg_status read_file(table *t, rg_error *e) {
-  FILE *f = fopen(t->path, "rb");
-  if (!f) return fail_at(e, RG_E_IO, t, 0, 0, "can't open the file: %s", strerror(errno));
-  size_t capacity = 1 << 14;
-  rg_status status = RG_OK;
-  if (!(t->text = rgi_malloc(t->ctx, capacity + 1))) status = rgi_nomem(e);
-  while (status == RG_OK) {
-    t->size += fread(t->text + t->size, 1, capacity - t->size, f);
-    if (ferror(f)) {
-      status = fail_at(e, RG_E_IO, t, 0, 0, "cannot read the file: %s", strerror(errno));
-    } else if (t->size > LARGEST_FILE) {
-      status = fail_at(e, RG_E_LIMIT, t, 0, 0,
-                       "the file has more than %d bytes; split it, or drop columns that packing "
-                       "does not need",
-                       LARGEST_FILE);
-    } else if (t->size < capacity) {
-      break;
-    } else {
-      char *more = rgi_malloc(t->ctx, 2 * capacity + 1);
-      if (!more) {
-        status = rgi_nomem(e);
-        break;
-      }
-      memcpy(more, t->text, t->size);
-      rgi_free(t->ctx, t->text);
-      t->text = more;
-      capacity *= 2;
-    }
-  }
-  fclose(f);
-  if (status == RG_OK) t->text[t->size] = '\0';
-  return status;
+/* The whole text, NUL bytes (as UTF-16 has them) refused. */
+static rg_status read_text(table *t, rg_error *e) {
+  RGI_TRY(rgi_read_file(t->ctx, t->path, &t->text, &t->size, e));
+  const char *nul = memchr(t->text, 0, t->size), *line = t->text;
+  if (!nul) return RG_OK;
+  int number = 1;
+  for (const char *p = t->text; p < nul; p++)
+    if (*p == '\n') number++, line = p + 1;
+  return fail_at(e, RG_E_SYNTAX, t, number, (int)(nul - line) + 1,
+                 "NUL byte: expected text in ASCII or UTF-8");
 }
 
 /* One past the last character of the line at p, without its \r. */
@@ -92,15 +70,33 @@ static const char *next_line(const table *t, const char *p) {
   return end ? end + 1 : t->text + t->size;
 }
 
-/* The end of the field at p on a line that ends at `end`. */
+static void trim(const char **from, const char **to) {
+  while (*from < *to && (**from == ' ' || **from == '\t')) ++*from;
+  while (*to > *from && ((*to)[-1] == ' ' || (*to)[-1] == '\t')) --*to;
+}
+
+/* The end of the field at p on a line that ends at `end`; NULL if a quote is open there. */
 static const char *field_end(const char *p, const char *end) {
+  while (p < end && (*p == ' ' || *p == '\t')) p++;
+  if (p < end && *p == '"') {
+    for (p++; p < end && (*p != '"' || (p + 1 < end && p[1] == '"')); p++) p += *p == '"';
+    if (p >= end) return NULL;
+  }
   const char *comma = memchr(p, ',', (size_t)(end - p));
   return comma ? comma : end;
 }
 
-static void trim(const char **from, const char **to) {
-  while (*from < *to && (**from == ' ' || **from == '\t')) ++*from;
-  while (*to > *from && ((*to)[-1] == ' ' || (*to)[-1] == '\t')) --*to;
+/* What a field says: without blanks around it, and without its quotes. */
+static void contents(const char **from, const char **to) {
+  trim(from, to);
+  if (*to - *from < 2 || **from != '"' || (*to)[-1] != '"') return;
+  ++*from;
+  --*to;
+  trim(from, to);
+}
+
+static rg_status open_quote(rg_error *e, const table *t, int line, int column) {
+  return fail_at(e, RG_E_SYNTAX, t, line, column, "the quote that opens here does not close on its line");
 }
 
 static bool blank(const table *t, const char *p) {
@@ -115,10 +111,10 @@ static const char *misspelt(const table *t, const char *name, char *text, size_t
   for (const char *p = t->header;; p++) {
     const char *from = p, *stop = field_end(p, end), *to = stop;
     bool known = false;
-    trim(&from, &to);
+    contents(&from, &to);
     snprintf(text, size, "%.*s", (int)(to - from < 60 ? to - from : 60), from);
     for (int i = 0; i < NAMED; i++) known = known || strcmp(text, column_name[i]) == 0;
-    if (!known && rgi_nearest(text, &name, 1)) return text;
+    if (!known && rg_nearest(text, &name, 1)) return text;
     p = stop;
     if (p == end) return NULL;
   }
@@ -136,7 +132,8 @@ static rg_status read_header(table *t, rg_error *e) {
   t->carriage_return = end < limit && *end == '\r';
   for (;; p++) {
     const char *from = p, *stop = field_end(p, end), *to = stop;
-    trim(&from, &to);
+    if (!stop) return open_quote(e, t, t->header_line, (int)(p - start) + 1);
+    contents(&from, &to);
     for (int i = 0; i < NAMED; i++) {
       if ((size_t)(to - from) != strlen(column_name[i]) ||
           strncmp(from, column_name[i], (size_t)(to - from)) != 0)
@@ -165,7 +162,7 @@ static rg_status read_integer(const table *t, int line, int column, const char *
                               const char *to, int64_t *out, rg_error *e) {
   const int shown = to - from > 40 ? 40 : (int)(to - from);
   const char *all = from, *p;
-  trim(&from, &to);
+  contents(&from, &to);
   bool negative = from < to && *from == '-';
   p = from + (from < to && (*from == '-' || *from == '+'));
   *out = 0;
@@ -189,9 +186,10 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
   int at[NAMED] = {0}, count = 0;
   for (;; p++, count++) {
     const char *stop = field_end(p, end);
+    if (!stop) return open_quote(e, t, line, (int)(p - start) + 1);
     if (count >= t->columns)
       return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1,
-                     "the line has more than the header's %d columns; quotes do not protect commas",
+                     "the line has more than the header's %d columns; a field that holds commas needs quotes",
                      t->columns);
     for (int i = LOWER; i <= SIZE; i++)
       if (t->column[i] == count) {
@@ -231,20 +229,20 @@ static rg_status read_rows(table *t, rg_error *e) {
   return RG_OK;
 }
 
-/* The line at p with its offset column replaced or appended. */
+/* The line at p with its offset column replaced (offset NULL: kept) or appended. */
 static void write_line(const table *t, const char *p, const char *offset, rgi_buf *out) {
   const char *end = line_end(t, p);
   for (int column = 0;; p++, column++) {
     const char *stop = field_end(p, end);
     if (column) rgi_buf_add(out, ",", 1);
-    if (column == t->column[OFFSET])
+    if (column == t->column[OFFSET] && offset)
       rgi_buf_add(out, offset, strlen(offset));
     else
       rgi_buf_add(out, p, (size_t)(stop - p));
     p = stop;
     if (p == end) break;
   }
-  if (t->column[OFFSET] < 0) rgi_buf_printf(out, ",%s", offset);
+  if (t->column[OFFSET] < 0) rgi_buf_printf(out, ",%s", offset ? offset : column_name[OFFSET]);
   rgi_buf_printf(out, t->carriage_return ? "\r\n" : "\n");
 }
 
@@ -257,11 +255,11 @@ rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *
   rgi_buf text;
   rg_status status;
   rgi_buf_init(&text, ctx);
-  RGI_GOTO(status, read_file(&t, error), done);
+  RGI_GOTO(status, read_text(&t, error), done);
   RGI_GOTO(status, read_header(&t, error), done);
   RGI_GOTO(status, read_rows(&t, error), done);
   RGI_GOTO(status, rg_pack(ctx, t.buffer, t.n, options, result, error), done);
-  write_line(&t, t.header, "offset", &text);
+  write_line(&t, t.header, NULL, &text);
   for (size_t i = 0; i < t.n; i++) {
     char offset[24];
     snprintf(offset, sizeof offset, "%lld", (long long)t.buffer[i].offset);

@@ -12,6 +12,7 @@
 #define RGI_PACK_INTERNAL_H
 
 #include "pack.h"
+#include <time.h>
 
 typedef struct rgi_piece {
   int32_t first, last; /* sections, both included */
@@ -35,7 +36,11 @@ static inline int64_t rgi_piece_bytes(const rgi_packing *p, int i) {
   return p->piece[i].size * p->unit - p->piece[i].pad;
 }
 
-double rgi_pack_now(void);
+static inline double rgi_pack_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 
 /* ---- heuristics ---- */
 

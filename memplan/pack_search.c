@@ -222,10 +222,159 @@ static rgi_verdict explore_parts(rgi_search *s, int64_t from) {
   return verdict;
 }
 
+/* One connected part, in one node of the search. */
+typedef struct part {
+  int32_t head, tail, end; /* its pieces in the list: head … tail, end comes after */
+  int32_t lo, hi;          /* its sections */
+  int64_t level;           /* the lowest floor */
+  uint64_t key;            /* of the state (P4) */
+  int32_t spanning;        /* the largest piece that covers all sections, or -1 … */
+  bool even;               /* … and whether the ground of the whole part is even (P6) */
+} part;
+
+/* P2: the next piece to come to rest has support already; the others wait for its top at least.
+ * false: none has. */
+static bool settle(rgi_search *s, const part *x) {
+  int64_t lowest_top = INT64_MAX;
+  for (int32_t v = x->head; v != x->end; v = s->next[v])
+    if (s->least[v] == s->real[v] && s->least[v] + s->size[v] < lowest_top)
+      lowest_top = s->least[v] + s->size[v];
+  if (lowest_top == INT64_MAX) return false;
+  for (int32_t v = x->head; v != x->end; v = s->next[v])
+    if (s->least[v] > s->real[v] && s->least[v] < lowest_top) raise_least(s, v, lowest_top);
+  return true;
+}
+
+/* Floors and sections, and where the part falls apart (P3): all parts but the last are pushed, the
+ * last stays in *x. false: a piece has no place left. */
+static bool find_floors(rgi_search *s, part *x) {
+  x->lo = s->first[x->head];
+  x->hi = x->lo - 1;
+  for (int32_t v = x->head; v != x->end; v = s->next[v]) {
+    int64_t least = s->least[v];
+    if (least > s->limit[v]) return false;
+    int32_t a = s->first[v], b = s->last[v];
+    if (a > x->hi && v != x->head) { /* nothing spans the border before a */
+      push(s, x->head);
+      push(s, s->prev[v]);
+      x->head = v;
+    }
+    if (b > x->hi) {
+      for (int32_t t = x->hi + 1 > a ? x->hi + 1 : a; t <= b; t++) s->floor[t] = INT64_MAX;
+      x->hi = b;
+    }
+    for (int32_t t = a; t <= b; t++) s->floor[t] = least < s->floor[t] ? least : s->floor[t];
+  }
+  return true;
+}
+
+/* Counts v at the sections where it can rest. */
+static inline void count_choices(rgi_search *s, const part *x, int32_t v) {
+  if (s->how.rule != ANYWHERE) {
+    /* At the level everything that rests lies flat, on real ground. */
+    if (s->least[v] == x->level)
+      for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
+    return;
+  }
+  bool flat = s->real[v] == s->least[v], rests = false;
+  for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
+    if (s->floor[t] == s->least[v])
+      rests = true;
+    else
+      flat = false;
+  }
+  if (rests)
+    for (int32_t t = s->first[v]; t <= s->last[v]; t++)
+      if (s->floor[t] == s->least[v]) s->count[t] += flat ? 1 : NOT_FLAT;
+}
+
+/* Level, key, counts, and what P6 asks. false: no packing (P1, P2). */
+static bool survey(rgi_search *s, part *x) {
+  int64_t peak_floor = 0;
+  x->level = INT64_MAX;
+  x->key = s->salt;
+  x->spanning = -1;
+  for (int32_t t = x->lo; t <= x->hi; t++) {
+    int64_t f = s->floor[t];
+    if (f + s->left[t] > s->cap[t]) return false; /* P1 */
+    if (f < x->level) x->level = f;
+    if (f > peak_floor) peak_floor = f;
+    s->count[t] = 0;
+  }
+  x->even = peak_floor == x->level;
+  for (int32_t v = x->head; v != x->end; v = s->next[v]) {
+    if (s->real[v] + s->size[v] <= x->level) return false; /* P2: a hole below would take it */
+    x->key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
+                  (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
+    if (s->real[v] != s->least[v])
+      x->key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
+                    (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
+    if (s->real[v] != x->level) x->even = false;
+    count_choices(s, x, v);
+    if (s->first[v] == x->lo && s->last[v] == x->hi && s->p->piece[v].pad == 0 &&
+        (x->spanning < 0 || s->size[v] > s->size[x->spanning]))
+      x->spanning = v;
+  }
+  return true;
+}
+
+/* The section to branch at, by the attempt's rule. */
+static int32_t pick_section(const rgi_search *s, const part *x) {
+  int32_t section = -1;
+  int64_t best = INT64_MAX, best_tie = 0;
+  for (int32_t t = x->lo; t <= x->hi; t++) {
+    if (s->floor[t] == INT64_MAX) continue;
+    if (s->how.rule != ANYWHERE && s->floor[t] != x->level) continue;
+    int64_t room = s->cap[t] - s->left[t], choices = s->count[t], tie = room;
+    if (s->how.rule == TIGHT)
+      choices = room, tie = s->count[t];
+    else if (s->how.rule == ANYWHERE)
+      choices += room > s->floor[t], tie = s->floor[t];
+    if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
+  }
+  return section;
+}
+
+/* Pushes what can rest at the section, best first. */
+static void push_candidates(rgi_search *s, const part *x, int32_t section) {
+  const int64_t base = s->nstack, level = s->floor[section];
+  for (int32_t v = x->head; v != x->end; v = s->next[v]) {
+    if (s->least[v] != level || s->first[v] > section || s->last[v] < section) continue;
+    if (s->twin[v] >= 0 && !s->placed[s->twin[v]]) continue; /* P5 */
+    double rank = s->score[v];
+    if (s->how.flush) {
+      const int64_t top = level + s->size[v];
+      const int64_t west = s->first[v] > x->lo ? s->floor[s->first[v] - 1] : INT64_MAX;
+      const int64_t east = s->last[v] < x->hi ? s->floor[s->last[v] + 1] : INT64_MAX;
+      if (west > level && east > level) rank *= 4; /* fills its valley from wall to wall */
+      if (west == top && east == top)
+        rank *= 11;
+      else if (west == top || east == top)
+        rank *= 2;
+    }
+    s->rank[v] = rank;
+    push(s, v);
+    for (int64_t i = s->nstack - 1; i > base && s->rank[s->stack[i]] > s->rank[s->stack[i - 1]]; i--) {
+      int32_t y = s->stack[i];
+      s->stack[i] = s->stack[i - 1];
+      s->stack[i - 1] = y;
+    }
+  }
+}
+
+/* Places u, one of the part's pieces, and goes on with the others. */
+static rgi_verdict explore_with(rgi_search *s, const part *x, int32_t u, int64_t at) {
+  const bool alone = x->head == x->tail;
+  const int32_t head = x->head == u ? s->next[u] : x->head, tail = x->tail == u ? s->prev[u] : x->tail;
+  place(s, u, at);
+  return alone ? RGI_FOUND : explore(s, head, tail);
+}
+
 /* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any verdict
  * but FOUND the state is as before. */
 static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
   const int64_t mark = s->ntrail, bottom = s->nstack;
+  part x = {.head = head, .tail = tail};
   uint64_t entry_key = 0;
   bool keyed = false;
   rgi_verdict verdict;
@@ -237,160 +386,42 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
       verdict = RGI_STOPPED;
       goto out;
     }
-    const int32_t end = s->next[tail];
-
-    /* P2: the next piece to come to rest has support already; the others wait for its top at least. */
-    int64_t lowest_top = INT64_MAX;
-    for (int32_t v = head; v != end; v = s->next[v])
-      if (s->least[v] == s->real[v] && s->least[v] + s->size[v] < lowest_top)
-        lowest_top = s->least[v] + s->size[v];
+    x.end = s->next[tail];
     verdict = RGI_NONE;
-    if (lowest_top == INT64_MAX) goto out;
-    for (int32_t v = head; v != end; v = s->next[v])
-      if (s->least[v] > s->real[v] && s->least[v] < lowest_top) raise_least(s, v, lowest_top);
-
-    /* Floors, and where the part falls apart (P3). */
-    int32_t lo = s->first[head], hi = lo - 1;
-    for (int32_t v = head; v != end; v = s->next[v]) {
-      int64_t least = s->least[v];
-      if (least > s->limit[v]) goto out;
-      int32_t a = s->first[v], b = s->last[v];
-      if (a > hi && v != head) { /* nothing spans the border before a */
-        push(s, head);
-        push(s, s->prev[v]);
-        head = v;
-      }
-      if (b > hi) {
-        for (int32_t t = hi + 1 > a ? hi + 1 : a; t <= b; t++) s->floor[t] = INT64_MAX;
-        hi = b;
-      }
-      for (int32_t t = a; t <= b; t++) s->floor[t] = least < s->floor[t] ? least : s->floor[t];
-    }
+    if (!settle(s, &x) || !find_floors(s, &x)) goto out;
     if (s->nstack > bottom) {
-      push(s, head);
+      push(s, x.head);
       push(s, tail);
       verdict = explore_parts(s, bottom);
       goto out;
     }
-
-    int64_t level = INT64_MAX, peak_floor = 0;
-    uint64_t key = s->salt;
-    for (int32_t t = lo; t <= hi; t++) {
-      int64_t f = s->floor[t];
-      if (f + s->left[t] > s->cap[t]) goto out; /* P1 */
-      if (f < level) level = f;
-      if (f > peak_floor) peak_floor = f;
-      s->count[t] = 0;
-    }
-    int32_t spanning = -1;
-    bool even = peak_floor == level; /* the ground of the whole part */
-    for (int32_t v = head; v != end; v = s->next[v]) {
-      if (s->real[v] + s->size[v] <= level) goto out; /* P2: a hole below would take it */
-      key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
-                 (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
-      if (s->real[v] != s->least[v])
-        key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
-                   (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
-      if (s->real[v] != level) even = false;
-      if (s->how.rule != ANYWHERE) {
-        /* At the level everything that rests lies flat, on real ground. */
-        if (s->least[v] == level)
-          for (int32_t t = s->first[v]; t <= s->last[v]; t++) s->count[t]++;
-      } else {
-        bool flat = s->real[v] == s->least[v], rests = false;
-        for (int32_t t = s->first[v]; t <= s->last[v]; t++) {
-          if (s->floor[t] == s->least[v])
-            rests = true;
-          else
-            flat = false;
-        }
-        if (rests)
-          for (int32_t t = s->first[v]; t <= s->last[v]; t++)
-            if (s->floor[t] == s->least[v]) s->count[t] += flat ? 1 : NOT_FLAT;
-      }
-      if (s->first[v] == lo && s->last[v] == hi && s->p->piece[v].pad == 0 &&
-          (spanning < 0 || s->size[v] > s->size[spanning]))
-        spanning = v;
-    }
-    if (known_failure(s, key)) goto out;
-    if (s->how.ahead && !queues_fit(s, head, end, lo, hi)) goto out;
-    if (!keyed) entry_key = key, keyed = true;
-
-    int32_t section = -1;
-    if (spanning >= 0 && even) { /* P6: swapping it with what lies below changes nothing else */
-      int32_t h = head == spanning ? s->next[head] : head, l = tail == spanning ? s->prev[tail] : tail;
-      bool alone = head == tail;
-      place(s, spanning, level);
-      verdict = alone ? RGI_FOUND : explore(s, h, l);
+    if (!survey(s, &x) || known_failure(s, x.key)) goto out;
+    if (s->how.ahead && !queues_fit(s, head, x.end, x.lo, x.hi)) goto out;
+    if (!keyed) entry_key = x.key, keyed = true;
+    if (x.spanning >= 0 && x.even) { /* P6: swapping it with what lies below changes nothing else */
+      verdict = explore_with(s, &x, x.spanning, x.level);
       goto out;
     }
-    int64_t best = INT64_MAX, best_tie = 0;
-    for (int32_t t = lo; t <= hi; t++) {
-      if (s->floor[t] == INT64_MAX) continue;
-      if (s->how.rule != ANYWHERE && s->floor[t] != level) continue;
-      int64_t room = s->cap[t] - s->left[t], choices = s->count[t], tie = room;
-      if (s->how.rule == TIGHT)
-        choices = room, tie = s->count[t];
-      else if (s->how.rule == ANYWHERE)
-        choices += room > s->floor[t], tie = s->floor[t];
-      if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
-    }
-    level = s->floor[section];
 
-    /* Candidates, best first. */
-    int64_t base = s->nstack;
-    for (int32_t v = head; v != end; v = s->next[v]) {
-      if (s->least[v] != level || s->first[v] > section || s->last[v] < section) continue;
-      if (s->twin[v] >= 0 && !s->placed[s->twin[v]]) continue;
-      double rank = s->score[v];
-      if (s->how.flush) {
-        const int64_t top = level + s->size[v];
-        const int64_t west = s->first[v] > lo ? s->floor[s->first[v] - 1] : INT64_MAX;
-        const int64_t east = s->last[v] < hi ? s->floor[s->last[v] + 1] : INT64_MAX;
-        if (west > level && east > level) rank *= 4; /* fills its valley from wall to wall */
-        if (west == top && east == top)
-          rank *= 11;
-        else if (west == top || east == top)
-          rank *= 2;
-      }
-      s->rank[v] = rank;
-      push(s, v);
-      for (int64_t i = s->nstack - 1; i > base && s->rank[s->stack[i]] > s->rank[s->stack[i - 1]]; i--) {
-        int32_t x = s->stack[i];
-        s->stack[i] = s->stack[i - 1];
-        s->stack[i - 1] = x;
-      }
-    }
-    int64_t after = s->nstack, here = s->ntrail;
-    for (int64_t i = base; i < after; i++) {
-      int32_t u = s->stack[i], h = head, l = tail;
-      if (h == l) {
-        place(s, u, level);
-        s->nstack = bottom;
-        return RGI_FOUND;
-      }
-      if (h == u) h = s->next[h];
-      if (l == u) l = s->prev[l];
-      place(s, u, level);
-      verdict = explore(s, h, l);
-      if (verdict == RGI_FOUND) {
-        s->nstack = bottom;
-        return RGI_FOUND;
-      }
+    const int32_t section = pick_section(s, &x);
+    const int64_t level = s->floor[section], base = s->nstack, here = s->ntrail;
+    push_candidates(s, &x, section);
+    for (int64_t i = base, after = s->nstack; i < after; i++) {
+      verdict = explore_with(s, &x, s->stack[i], level);
+      if (verdict == RGI_FOUND) goto out;
       undo_to(s, here);
       if (verdict != RGI_NONE) goto out;
     }
     s->nstack = base;
     /* Nothing rests here at this level. */
-    for (int32_t v = head; v != end; v = s->next[v])
+    for (int32_t v = head; v != x.end; v = s->next[v])
       if (s->least[v] == level && s->first[v] <= section && s->last[v] >= section)
         raise_least(s, v, level + 1);
   }
 
 out:
   s->nstack = bottom;
-  if (verdict == RGI_FOUND) return verdict;
-  if (verdict == RGI_NO_MEMORY) return verdict;
+  if (verdict == RGI_FOUND || verdict == RGI_NO_MEMORY) return verdict;
   undo_to(s, mark);
   if (verdict == RGI_NONE && keyed) note_failure(s, entry_key);
   return verdict;

@@ -1,9 +1,9 @@
-/* ops/attn.h: what cmp_attn, slc_attn and swa_attn share whatever device runs them: attributes, ports,
- * checks, cost, and one description of a call.
+/* ops/attn.h: what cmp_attn, slc_attn and swa_attn share whatever device runs them: attributes,
+ * ports, checks, cost, and one description of a call.
  *
- * The three ops differ only in which keys a query sees. Each says that in an rgi_attn_kind, which its
- * descriptors carry as rules->kind; everything else about them is here. cpu/attn.h and cuda/attn.h
- * take the description from there.
+ * The three ops differ only in which keys a query sees. Each says that in an rgi_attn_kind, which
+ * its descriptors carry as rules->kind; everything else about them is here. cpu/attn.h and
+ * cuda/attn.h take the description from there.
  */
 #ifndef RGI_ATTN_H
 #define RGI_ATTN_H
@@ -107,8 +107,8 @@ typedef struct rgi_attn_kind {
 
 /* For `check`: as many key rows as query rows, unless cu_seqlens_k says otherwise. */
 rg_status rgi_attn_check_rows(const rg_call *c, rg_error *e);
-/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence of full
- * length; where keys outnumber queries that have an offset, the queries are the last of them. */
+/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence of
+ * full length; where keys outnumber queries that have an offset, the queries are the last of them. */
 double rgi_attn_pairs(const rgi_attn *a, int64_t most);
 
 /* ---- for the descriptors ---- */

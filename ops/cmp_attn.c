@@ -1,6 +1,6 @@
-/* ops/cmp_attn.c: attention over compressed keys, each of which stands for `kernel` tokens. The work is
- * attn.c's; this file says which compressed keys a query sees: those whose tokens all lie at or before its
- * position. */
+/* ops/cmp_attn.c: attention over compressed keys, each of which stands for `kernel` tokens. The
+ * work is attn.c's; this file says which compressed keys a query sees: those whose tokens all lie
+ * at or before its position. */
 #include "attn.h"
 
 enum { KERNEL = RGI_ATTN_OWN, STRIDE };

@@ -1,4 +1,5 @@
 /* ops/context.c: the context: the table of stock ops, and what of this CPU they may use. */
+#include "../graph/plugin.h"
 #include "ops.h"
 #include <stdlib.h>
 #if defined(__x86_64__)
@@ -14,8 +15,6 @@ static const rg_op *const stock[] = {
 #include "op_list.h"
 #undef RGI_OP
 };
-
-void rgi_plugins_unload(rg_context *ctx); /* graph/plugin.c */
 
 static void *plain_alloc(void *user, size_t size) {
   (void)user;

@@ -35,6 +35,16 @@ static inline void *rgi_at(const rg_arg *a, int64_t i, int64_t j) {
   return (char *)a->data + e * (int64_t)rg_dtype_size(a->dtype);
 }
 
+/* Element i of a list port, or NULL if absent. */
+static inline const rg_arg *rgi_in_at(const rg_call *c, int port, int i) {
+  const rg_arg *a = i < rg_in_count(c, port) ? &c->in[c->in_begin[port] + i] : NULL;
+  return a && a->rank >= 0 ? a : NULL;
+}
+static inline const rg_arg *rgi_out_at(const rg_call *c, int port, int i) {
+  const rg_arg *a = i < rg_out_count(c, port) ? &c->out[c->out_begin[port] + i] : NULL;
+  return a && a->rank >= 0 ? a : NULL;
+}
+
 /* ---- sequences ---- */
 
 /* A tile: rows [row, row + n) of the pack, which are positions [first, first + n) of sequence b. */

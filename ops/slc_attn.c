@@ -1,5 +1,6 @@
-/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is attn.c's; this
- * file says which keys a query sees: those of the blocks in its row of idx, up to its own position. */
+/* ops/slc_attn.c: attention over the blocks of keys that each query selected. The work is
+ * attn.c's; this file says which keys a query sees: those of the blocks in its row of idx, up to
+ * its own position. */
 #include "attn.h"
 
 static const rg_attr attrs[] = {

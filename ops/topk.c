@@ -6,9 +6,10 @@
  *   idx[i]   = the first `init` blocks, the last `local` up to the query's own, and the best of the
  *              others, ascending
  *
- * Candidates are b <= i / block that hold keys at all; min(top_n, candidates) are kept, the rest of
- * the row is -1. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by
- * Σ_h q_h·k instead. No gradient.
+ * Candidates are all b <= i / block; min(top_n, candidates) are kept, the rest of the row is -1. Those past
+ * the last key (a query may lie beyond it) score nothing: 0, or -inf where blocks not complete do. Equal
+ * scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h q_h·k instead. No
+ * gradient.
  *
  * One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
  * fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
@@ -195,20 +196,20 @@ static uint64_t threshold(const uint64_t *rank, int64_t n, uint64_t *heap, int64
   return heap[0];
 }
 
-/* What one query may choose from: blocks [0, free0) and [free1, count) are kept
- * anyhow, `keep` of those between. */
+/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those
+ * between. Of these, keys can only score blocks below `scored`. */
 typedef struct choice {
-  int64_t free0, free1, count, keep;
+  int64_t free0, scored, free1, count, keep;
 } choice;
 
 static choice choice_of(const rg_value *a, int64_t position, int64_t key_length) {
   int64_t block = a[A_BLOCK].i, own = position / block, exist = (key_length + block - 1) / block;
-  choice r = {.count = own + 1 < exist ? own + 1 : exist};
+  choice r = {.count = own + 1};
   int64_t kept = a[A_TOP_N].i < r.count ? a[A_TOP_N].i : r.count;
   r.free0 = a[A_INIT].i < r.count ? a[A_INIT].i : r.count;
   r.free1 = own - a[A_LOCAL].i + 1;
-  if (r.free1 > r.count) r.free1 = r.count;
   if (r.free1 < r.free0) r.free1 = r.free0;
+  r.scored = exist < r.free0 ? r.free0 : exist < r.free1 ? exist : r.free1;
   r.keep = kept - r.free0 - (r.count - r.free1);
   return r;
 }
@@ -217,18 +218,32 @@ static bool must_rank(choice r) {
   return r.keep > 0 && r.keep < r.free1 - r.free0;
 }
 
-/* Writes a row. rank[b - free0] for the free blocks if must_rank; those above `least` are kept, then the
- * first of those equal to it. */
-static void write_row(int32_t *idx, int64_t top_n, choice r, const uint64_t *rank, uint64_t least) {
-  int64_t n = 0, ties = r.keep, free_n = r.free1 - r.free0;
+/* The least rank that is kept: the keep-th largest of those in rank and of the unscored blocks' `nothing`. */
+static uint64_t least_kept(const uint64_t *rank, choice r, uint64_t nothing, uint64_t *heap) {
+  int64_t n = r.scored - r.free0, unscored = r.free1 - r.scored, over = 0;
+  for (int64_t i = 0; i < n && unscored; i++) over += rank[i] >= nothing;
+  if (!unscored || r.keep <= over) return threshold(rank, n, heap, r.keep);
+  return r.keep <= over + unscored ? nothing : threshold(rank, n, heap, r.keep - unscored);
+}
+
+/* Writes a row. If must_rank, rank[b - free0] are those of the scored blocks and `nothing` that of the others;
+ * those above `least` are kept, then the first of those equal to it. */
+static void write_row(int32_t *idx, int64_t top_n, choice r, const uint64_t *rank, uint64_t nothing,
+                      uint64_t least) {
+  int64_t n = 0, ties = r.keep, scored = r.scored - r.free0, unscored = r.free1 - r.scored;
   bool ranked = must_rank(r);
   for (int64_t b = 0; b < r.free0; b++) idx[n++] = (int32_t)b;
-  if (ranked)
-    for (int64_t b = 0; b < free_n; b++) ties -= rank[b] > least;
-  for (int64_t b = 0; b < free_n; b++) {
-    if (ranked ? rank[b] < least || (rank[b] == least && ties-- <= 0) : r.keep == 0) continue;
+  if (ranked) {
+    for (int64_t b = 0; b < scored; b++) ties -= rank[b] > least;
+    if (nothing > least) ties -= unscored;
+  }
+  for (int64_t b = 0; b < scored && r.keep > 0; b++) {
+    if (ranked && (rank[b] < least || (rank[b] == least && ties-- <= 0))) continue;
     idx[n++] = (int32_t)(r.free0 + b);
   }
+  int64_t more = r.keep <= 0 || (ranked && nothing < least) ? 0 : unscored;
+  if (ranked && nothing == least && more > ties) more = ties > 0 ? ties : 0;
+  for (int64_t b = 0; b < more; b++) idx[n++] = (int32_t)(r.scored + b);
   for (int64_t b = r.free1; b < r.count; b++) idx[n++] = (int32_t)b;
   while (n < top_n) idx[n++] = NO_BLOCK;
 }
@@ -263,6 +278,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
   const int64_t nkey = keys_before(key_length, kernel, stride);
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
   uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank), *heap = (uint64_t *)(void *)(mine + w->l.heap);
+  const uint64_t nothing = rank_of(dot ? -INFINITY : 0);
 
   rgi_topk_tile t = {.d = q->dim[2],
                      .heads = w->group,
@@ -294,7 +310,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
     t.visible[lane] = (int32_t)(seen < nkey ? seen : nkey);
     if (!must_rank(r)) continue;
     if (r.free0 < block0) block0 = r.free0;
-    if (r.free1 > block1) block1 = r.free1;
+    if (r.scored > block1) block1 = r.scored;
   }
   if (block0 < block1) {
     t.key0 = keys_before(block0 * block, kernel, stride); /* the first that ends after block0 begins */
@@ -318,19 +334,19 @@ static void run_tile(void *arg, int64_t task, int thread) {
       choice r = choice_of(a, position + lane, key_length);
       uint64_t least = 0;
       if (must_rank(r)) {
-        for (int64_t b = r.free0; b < r.free1; b++) {
+        for (int64_t b = r.free0; b < r.scored; b++) {
           double s = dot || pass ? ((const double *)t.score)[b * RGI_TOPK_LANES + lane]
                                  : (double)((const float *)t.score)[b * RGI_TOPK_LANES + lane];
           rank[b - r.free0] = rank_of(s);
         }
-        least = threshold(rank, r.free1 - r.free0, heap, r.keep);
+        least = least_kept(rank, r, nothing, heap);
         if (!dot && pass == 0 && t.visible[lane] > 0 && least != 0 &&
             (least < rank_of(FAST_LEAST) || least == rank_of(INFINITY))) {
           wide[lane] = any_wide = true;
           continue;
         }
       }
-      write_row(rgi_at(out, tile->row + lane, kh), top_n, r, rank, least);
+      write_row(rgi_at(out, tile->row + lane, kh), top_n, r, rank, nothing, least);
     }
     if (!any_wide) return;
     if (pass == 0 && block0 < block1) w->scores.wide(&t, block0, block1);
@@ -403,9 +419,7 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .aligned = steps_by_16(q) && steps_by_16(k)};
   p.G = p.KH > 0 ? p.H / p.KH : 0;
   p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
-  /* n compressed keys mean fewer than kernel + n·stride tokens; a row ranks if
-   * more than it keeps are there */
-  p.most_keep = (p.kernel + p.S * p.stride - 1) / p.block + 1;
+  p.most_keep = offset || p.T == 0 ? p.top_n : (p.T - 1) / p.block + 1; /* a query's own block is the last */
   if (p.most_keep > p.top_n) p.most_keep = p.top_n;
   return p;
 }

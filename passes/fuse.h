@@ -1,5 +1,5 @@
-/* passes/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what its reader
- * would compute from it first is handed on.
+/* passes/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what
+ * its reader would compute from it first is handed on.
  *
  *   before   x.bwd -> d.a, d.b, d.c, d.w        a.bwd(d.a, a)      b.bwd(d.b, b)      c.bwd(d.c, c)
  *   after    x.bwd.0 -> d.a, delta.a            a.bwd(d.a, delta.a)

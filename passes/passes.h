@@ -1,5 +1,5 @@
-/* passes/passes.h: the rewrites, each a pure function from a graph to a new, verified one. Fusing has
- * more to say: fuse.h. */
+/* passes/passes.h: the rewrites, each a pure function from a graph to a new, verified one. Fusing
+ * has more to say: fuse.h. */
 #ifndef RGI_PASSES_H
 #define RGI_PASSES_H
 

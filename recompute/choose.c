@@ -7,7 +7,6 @@
  * bounds the optimum from below, and the gap is reported.
  */
 #include "search.h"
-#include <stdio.h>
 #include <string.h>
 
 typedef struct chooser {
@@ -94,6 +93,7 @@ static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes
 }
 
 enum { MOST_DROPS = 64, MOST_TRIED = 256 };
+static const double LEAST_MS = 1e-9; /* a rate by time needs some, and a candidate may take none */
 
 /* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to try) the
  * next by memory freed. */
@@ -107,7 +107,7 @@ static int next_candidate(const chooser *c, uint64_t *set, const int *order) {
     if (rgi_has(set, i)) continue;
     if (m->ncandidate > MOST_TRIED) return i;
     rgi_put(set, i);
-    double rate = (double)(now - bound_of(c, set)) / (m->ms[i] + 1e-9);
+    double rate = (double)(now - bound_of(c, set)) / (m->ms[i] + LEAST_MS);
     rgi_drop(set, i);
     if (best < 0 || rate > best_rate) best = i, best_rate = rate;
   }
@@ -121,12 +121,11 @@ static rg_status bounded(chooser *c, rg_error *e) {
   bool *tried = rgi_alloc_n(m->arena, (size_t)m->ncandidate, sizeof *tried), yes = false;
   if (!order || !set || !tried) return rgi_nomem(e);
   rgi_model_order(m, order);
-  int stride = m->ncandidate / 64 + 1,
-      next = 0; /* after a refusal, the next trial is this many candidates on */
+  int next = 0; /* how many must be taken before the next trial */
   for (int taken = 0;; taken++) {
     if ((taken >= next && bound_of(c, set) <= c->budget) || taken == m->ncandidate) {
       RGI_TRY(fits(c, set, &yes, e));
-      next = taken + stride;
+      next = taken + rgi_model_stride(m);
     }
     if (yes || taken == m->ncandidate) break;
     rgi_put(set, next_candidate(c, set, order));
@@ -171,9 +170,6 @@ static rg_status choose(chooser *c, rg_error *e) {
 
 /* ---- the pass ---- */
 
-/* Why a node is no candidate. */
-static const char UNREAD[] = "backward reads nothing of it", FIXED[] = "not recomputable";
-
 static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_choice **out,
                             rg_error *e) {
   rgi_arena *a = rgi_arena_create(g->ctx);
@@ -196,7 +192,8 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
   for (int o = 0; o < g->norigin; o++) {
     c->node[o].name = rgi_strdup(a, g->origin[o].name);
     c->node[o].op = g->origin[o].op->name;
-    c->node[o].why = rgi_recomputable(&g->origin[o]) ? UNREAD : FIXED;
+    c->node[o].recomputable = rgi_recomputable(&g->origin[o]);
+    c->node[o].why = c->node[o].recomputable ? "backward reads nothing of it" : "not recomputable";
     if (!c->node[o].name) {
       rgi_arena_destroy(a);
       return rgi_nomem(e);
@@ -319,78 +316,4 @@ done:
 
 void rgi_choice_destroy(rgi_choice *c) {
   if (c) rgi_arena_destroy(c->arena);
-}
-
-/* ---- reports ---- */
-
-static const char *preset_name(rgi_preset p) {
-  static const char *const name[] = {"none", "all", "list", "budget"};
-  return name[p];
-}
-
-/* The nodes that were no candidates for reason `why`, in one line. */
-static void others(const rgi_choice *c, const char *why, const char *title, rgi_buf *out) {
-  bool any = false;
-  for (int i = 0; i < c->nnode; i++) {
-    const rgi_choice_node *n = &c->node[i];
-    if (n->candidate || strcmp(n->why, why) != 0) continue;
-    rgi_buf_printf(out, any ? ", %s" : "  %s%s", any ? n->name : title, any ? "" : n->name);
-    any = true;
-  }
-  if (any) rgi_buf_printf(out, "\n");
-}
-
-void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
-  char a[32];
-  int width = 11, candidates = 0; /* "recomputing" */
-  for (int i = 0; i < c->nnode; i++) {
-    candidates += c->node[i].candidate;
-    if (c->node[i].candidate && (int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
-  }
-  static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
-  rgi_buf_printf(out, "recompute: %s", title[c->preset]);
-  if (c->preset == RGI_PRESET_BUDGET) {
-    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
-                   rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
-                   c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
-                   c->explored == 1 ? "" : "s");
-    if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
-  }
-  rgi_buf_printf(out, "\n");
-  if (candidates)
-    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
-  for (int i = 0; i < c->nnode; i++) {
-    const rgi_choice_node *n = &c->node[i];
-    if (!n->candidate) continue;
-    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name,
-                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
-  }
-  others(c, UNREAD, "not read by backward: ", out);
-  others(c, FIXED, "can't be recomputed: ", out);
-}
-
-void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
-  rgi_buf_printf(out, "{\"preset\": \"%s\"", preset_name(c->preset));
-  if (c->preset == RGI_PRESET_BUDGET)
-    rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
-                   c->budget_of_saved ? "saved" : "peak");
-  rgi_buf_printf(
-      out,
-      ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
-      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
-      c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
-      (long long)c->saved_before, (long long)c->saved_after);
-  for (int i = 0; i < c->nnode; i++) {
-    const rgi_choice_node *n = &c->node[i];
-    rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
-    rgi_buf_json(out, n->name);
-    rgi_buf_printf(out,
-                   ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
-                   "\"extra_ms\": %.9g, \"why\": ",
-                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
-                   (long long)n->saved_bytes, n->extra_ms);
-    rgi_buf_json(out, n->why);
-    rgi_buf_printf(out, "}");
-  }
-  rgi_buf_printf(out, "]}");
 }

@@ -127,7 +127,7 @@ static rg_status build(builder *b, rg_error *e) {
     b->candidate_of[o] = m->ncandidate;
     m->origin[m->ncandidate++] = o;
   }
-  m->words = m->ncandidate / 64 + 1;
+  m->words = rgi_words(m->ncandidate);
   m->feeds = rgi_alloc_n(m->arena, (size_t)m->ncandidate * (size_t)m->words, sizeof *m->feeds);
   m->wanted = rgi_model_set(m);
   if (!m->feeds || !m->wanted) return rgi_nomem(e);

@@ -72,10 +72,9 @@ static rg_status walk_in_order(const rgi_model *m, rgi_progress progress, front 
   if (!set || !order) return rgi_nomem(e);
   rgi_model_order(m, order);
   RGI_TRY(consider(m, f, set, e));
-  int stride = m->ncandidate / 64 + 1; /* some 64 points say enough */
   for (int i = 0; i < m->ncandidate; i++) {
     rgi_put(set, order[i]);
-    if ((i + 1) % stride && i + 1 < m->ncandidate) continue;
+    if ((i + 1) % rgi_model_stride(m) && i + 1 < m->ncandidate) continue;
     if (progress.fn) progress.fn(progress.user, "pareto", i, m->ncandidate);
     RGI_TRY(consider(m, f, set, e));
   }

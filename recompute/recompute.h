@@ -23,7 +23,8 @@ typedef struct rgi_progress {
 typedef struct rgi_choice_node {
   const char *name; /* of the spec node */
   const char *op;   /* its op's name */
-  bool candidate;   /* recomputable, and backward reads what it makes */
+  bool recomputable;
+  bool candidate; /* recomputable, and backward reads what it makes */
   bool recomputed;
   int64_t saved_bytes; /* bytes of its outputs that stay in saved memory while it is kept alone among the
                           recomputed */
@@ -58,7 +59,7 @@ rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_mem
                           int64_t *peak, rg_error *e);
 void rgi_choice_destroy(rgi_choice *c); /* NULL is fine */
 
-/* A few lines, resp. one JSON object (no trailing newline). */
+/* A few lines, resp. one JSON object (no trailing newline); report.c. */
 void rgi_choice_text(const rgi_choice *c, rgi_buf *out);
 void rgi_choice_json(const rgi_choice *c, rgi_buf *out);
 

@@ -8,6 +8,7 @@
 #ifndef RGI_RECOMPUTE_SEARCH_H
 #define RGI_RECOMPUTE_SEARCH_H
 
+#include "../graph/bits.h"
 #include "recompute.h"
 
 /* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not verified. */
@@ -21,16 +22,7 @@ rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi
 
 enum { RGI_EXACT_LIMIT = 20 };
 
-/* Sets of candidates: bit i of words. All functions take sets of rgi_model.words words. */
-static inline bool rgi_has(const uint64_t *set, int i) {
-  return set[i >> 6] >> (i & 63) & 1;
-}
-static inline void rgi_put(uint64_t *set, int i) {
-  set[i >> 6] |= UINT64_C(1) << (i & 63);
-}
-static inline void rgi_drop(uint64_t *set, int i) {
-  set[i >> 6] &= ~(UINT64_C(1) << (i & 63));
-}
+/* Sets of candidates (bits.h). All functions take sets of rgi_model.words words. */
 
 /* A forward owner that backward may need. */
 typedef struct rgi_value {
@@ -74,6 +66,10 @@ uint64_t *rgi_model_set(const rgi_model *m);
 bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
 /* All candidates, most memory freed per millisecond first. */
 void rgi_model_order(const rgi_model *m, int *order);
+/* Where packing after every added candidate would take too long: one in so many, some 64 in all. */
+static inline int rgi_model_stride(const rgi_model *m) {
+  return m->ncandidate / 64 + 1;
+}
 int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
 /* No more than the peak that memplan finds for it. */
 int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);

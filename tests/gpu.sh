@@ -1,5 +1,7 @@
 #!/bin/sh
-# Runs the GPU tests: tests/gpu.sh [PROGRAM [ARGUMENTS …]]. Exit code 77 where there is no GPU (ctest: skipped).
+# Runs the GPU tests: tests/gpu.sh [PROGRAM [ARGUMENTS …]], and where no arguments pick some of them,
+# the stress run (tests/gpu_stress.sh) of STRESS_SECONDS, default 60. Exit code 77 where there is no
+# GPU (ctest: skipped).
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 program=${1:-$here/build/gpu_tests}
@@ -9,4 +11,12 @@ if ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
   exit 77
 fi
 nvidia-smi -L
-REGRAPH_TEST_DEVICE=cuda exec "$program" "$@"
+REGRAPH_TEST_DEVICE=cuda "$program" "$@"
+[ $# -eq 0 ] || exit 0
+STRESS=$(dirname "$program")/gpu_stress
+if [ ! -x "$STRESS" ]; then
+  echo "stress run SKIPPED: no $STRESS"
+  exit 0
+fi
+export STRESS
+exec "$here/tests/gpu_stress.sh" "${STRESS_SECONDS:-60}"

@@ -45,7 +45,7 @@ one() {
   memcheck) more=(--padding 512) ;;
   initcheck)
     more=(--check-api-memory-access no --kernel-regex-exclude kns=round_dq)
-    [[ $name == */layer* ]] && export REGRAPH_TEST_PROFILE=$LOGS/older.json
+    export REGRAPH_TEST_PROFILE=$LOGS/older.json # whole graphs go by it, ops alone do not
     ;;
   racecheck) more=(--racecheck-report analysis) ;;
   esac

@@ -95,8 +95,22 @@ RG_API const char *rg_version(void);
 RG_API const char *rg_status_name(rg_status status);
 /* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1 other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline); returns what snprintf would. */
+/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text); returns what
+ * snprintf would. error NULL: as one that holds none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
+
+/* ---- text ---------------------------------------------------------------------------------------
+ * What the library says, reads and guesses, for front ends that do likewise. */
+
+/* `text` with control characters and bytes that are not UTF-8 escaped (\n, \t, \r, \x1b), cut off at a whole
+ * character where it does not fit. What is printable stays as it is. Returns buffer. */
+RG_API const char *rg_printable(const char *text, char *buffer, size_t size);
+/* The candidate nearest to `word` by edit distance, or NULL if none is near. */
+RG_API const char *rg_nearest(const char *word, const char *const *candidates, int n);
+/* A number of bytes: digits, perhaps decimals (six at most; rounded down to a byte), perhaps a blank, perhaps a
+ * unit: B; KB or kB, MB, GB, TB, powers of 1000; KiB, MiB, GiB, TiB, and K, M, G, T alone, powers of 1024.
+ * RG_E_VALUE for anything else, RG_E_OVERFLOW past 2^63 - 1; *bytes is untouched then. */
+RG_API rg_status rg_parse_size(const char *text, int64_t *bytes, rg_error *error);
 
 /* ---- types -------------------------------------------------------------------------------------- */
 
@@ -114,7 +128,7 @@ typedef struct rg_plan rg_plan;
 typedef struct rg_session rg_session;
 
 /* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as on the
- * command line), else `value`. Borrowed during the call only. */
+ * command line: "64K" is 65536), else `value`. Borrowed during the call only. */
 typedef struct rg_binding {
   const char *name;
   int64_t value;
@@ -287,12 +301,20 @@ typedef struct rg_node_time {
   const char *op;
   bool backward;
   double ms;           /* of the last run */
-  double flops, bytes; /* the cost model's */
+  double flops, bytes; /* the cost model's, at the plan's capacities */
   double model_ms;
   double roofline_ms; /* what the profile's rates allow at best */
 } rg_node_time;
 /* Time of the i-th step in the last run; RG_E_USAGE past the end. */
 RG_API rg_status rg_session_node_time(const rg_session *session, size_t i, rg_node_time *out);
+
+typedef struct rg_node_work {
+  double flops, bytes;
+  double roofline_ms; /* what the profile's rates allow at best */
+} rg_node_work;
+/* What the i-th step has to do at the lengths that are bound (on a GPU: that the last forward copied, and it waits
+ * for the session's stream). A step without lengths counts as in rg_node_time. */
+RG_API rg_status rg_session_node_work(rg_session *session, size_t i, rg_node_work *out, rg_error *error);
 
 /* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored.
  * Only tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
@@ -313,7 +335,8 @@ RG_API rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src,
 /* ---- packing as a service ----------------------------------------------------------------------- */
 
 typedef struct rg_buffer {
-  int64_t lower, upper; /* alive in [lower, upper) */
+  int64_t lower,
+      upper; /* alive in [lower, upper); equal: at no time, at an offset that fits below the peak */
   int64_t size;
   int64_t offset; /* result */
 } rg_buffer;
@@ -334,8 +357,8 @@ typedef struct rg_pack_result {
 RG_API rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
                          rg_pack_result *out, rg_error *error);
 
-/* The same for a file of lines "id,lower,upper,size" (with a header; other columns are kept): returns
- * the file with a column "offset" in `out`. */
+/* The same for a file of lines "id,lower,upper,size" (with a header; other columns are kept; a field may stand
+ * in double quotes): returns the file with a column "offset" in `out`. */
 RG_API rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
                              rg_pack_result *result, rg_error *error);
 

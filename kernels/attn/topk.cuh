@@ -19,12 +19,13 @@ struct topk_choice {
   __device__ __forceinline__ bool ranked() const { return keep > 0 && keep < free1 - free0; }
 };
 
-__device__ __forceinline__ topk_choice choice_of(const rgk_topk &p, int64_t position, int64_t key_length) {
-  int64_t own = divide(position, p.block), exist = divide(key_length + p.block - 1, p.block);
+/* Blocks past the last key are candidates, too: they score nothing. */
+__device__ __forceinline__ topk_choice choice_of(const rgk_topk &p, int64_t position) {
+  int64_t own = divide(position, p.block);
   topk_choice c;
-  c.count = min(own + 1, exist);
+  c.count = own + 1;
   c.free0 = min((int64_t)p.init, c.count);
-  c.free1 = max(min(own - p.local + 1, c.count), c.free0);
+  c.free1 = max(own - p.local + 1, c.free0);
   c.keep = min((int64_t)p.top_n, c.count) - c.free0 - (c.count - c.free1);
   return c;
 }

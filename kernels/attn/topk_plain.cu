@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
     if (tid < ROWS) {
       int64_t seen = 0;
       if (tid < t.n) {
-        mine = choice_of(p, position, k.length);
+        mine = choice_of(p, position);
         seen = min(keys_before(position + 1, p), k.n);
         ranks = mine.ranked() && (MODE != RGK_TOPK_WIDE || idx[0] == RGK_TOPK_UNDECIDED);
       }

@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
   constexpr int panels = (D + 63) / 64;
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
   /* The last row sees and ranks most. Steps [step0, step1) hold all that any row ranks. */
-  const topk_choice last = choice_of(p, position + t.n - 1, keys.length);
+  const topk_choice last = choice_of(p, position + t.n - 1);
   const int step0 = max(p.init * bs - reach, 0) / P::STEP;
   const int step1 = last.ranked() ? (int)((last.free1 * bs + P::STEP - 1) / P::STEP) : step0;
   const int tiles = ((step1 - step0) * P::HALVES + 1) / 2 * 2;
@@ -403,7 +403,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
   more_registers<GROUPS == 1 ? 208 : 240>();
   const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)), tid = threadIdx.x % 128;
   for (int q = tid; q < P::QUERIES; q += 128) {
-    const topk_choice c = choice_of(p, position + first + q, keys.length);
+    const topk_choice c = choice_of(p, position + first + q);
     m.visible[q] = q < n ? (int)min(keys_before(position + first + q + 1, p), keys.n) : INT_MAX;
     m.state[q] = make_int4(LEAST_KEY, 0, q < n && c.ranked() ? (int)(c.free1 - p.init) : 0, (int)c.keep);
     for (int j = 0; j < reach; j++) m.carry[q * reach + j] = 0;
@@ -492,7 +492,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     if (q >= n) break;
-    finish<P::PER_LANE>(p, m, q, choice_of(p, position + first + q, keys.length), m.visible[q] > 0,
+    finish<P::PER_LANE>(p, m, q, choice_of(p, position + first + q), m.visible[q] > 0,
                         idx + (row0 + first + q) * p.idx.row, P::ROOM);
   }
 }

@@ -1,5 +1,5 @@
-/* ops/cpu/attn_fwd.c: attention's forward on the CPU: an online softmax over the key tiles each row tile
- * sees.
+/* ops/cpu/attn_fwd.c: attention's forward on the CPU: an online softmax over the key tiles each
+ * row tile sees.
  *
  * A logit summed in f32 errs by some roundings of |q| |k| scale, however small the logit itself is. Where
  * that could show in lse (large q and k, lse near 0), lse is summed again in double. What decides is the

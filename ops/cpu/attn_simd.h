@@ -1,8 +1,8 @@
-/* ops/cpu/attn_simd.h: attention's vector kernels, in terms of a vector of W floats. Included once by each of
- * attn_base.c, attn_avx2.c and attn_avx512.c, which set TARGET, W, NV (vectors a
- * register tile is wide),
- * the name of the table, and the handful of operations that plain vector arithmetic does not express: v_set,
- * v_fma, v_max (second operand where one is NaN), v_hmax, v_exp2i (2^n for integral n), v_round, v_load_half
+/* ops/cpu/attn_simd.h: attention's vector kernels, in terms of a vector of W floats. Included once
+ * by each of attn_base.c, attn_avx2.c and attn_avx512.c, which set TARGET, W, NV (vectors a
+ * register tile is wide), the name of the table, and the handful of operations that plain vector
+ * arithmetic does not express: v_set, v_fma, v_max (second operand where one is NaN), v_hmax,
+ * v_exp2i (2^n for integral n), v_round, v_load_half.
  *
  * Leaves tiling, packing and masks' meaning to attn.c.
  */

@@ -1,5 +1,5 @@
-/* ops/cpu/blend.h: weighted sums of a list of tensors [T, H, E], row by row: what combine and merge_lse
- * share.
+/* ops/cpu/blend.h: weighted sums of a list of tensors [T, H, E], row by row: what combine and
+ * merge_lse share.
  *
  * A row is the E elements of one (token, head). Work is cut into runs of tokens; every row is summed by
  * itself, in list order, in fp32, so how the runs lie changes no bit.
@@ -19,18 +19,8 @@ static inline size_t rgi_blend_bytes(int n, int k) {
   return RGI_ROUND256((size_t)n * (size_t)k * sizeof(float));
 }
 
-/* Element i of a list port, or NULL if absent. */
-static inline const rg_arg *rgi_in_at(const rg_call *c, int port, int i) {
-  const rg_arg *a = i < rg_in_count(c, port) ? &c->in[c->in_begin[port] + i] : NULL;
-  return a && a->rank >= 0 ? a : NULL;
-}
-static inline const rg_arg *rgi_out_at(const rg_call *c, int port, int i) {
-  const rg_arg *a = i < rg_out_count(c, port) ? &c->out[c->out_begin[port] + i] : NULL;
-  return a && a->rank >= 0 ? a : NULL;
-}
-
-/* n floats of row (t, h) from element e on: in place if they are stored as
- * such, else converted into buffer. */
+/* n floats of row (t, h) from element e on: in place if they are stored as such, else converted into buffer.
+ */
 static inline const float *rgi_row_piece(int isa, const rg_arg *a, int64_t t, int64_t h, int64_t e, int64_t n,
                                          float *buffer) {
   const char *src = (const char *)rgi_at(a, t, h) + e * (int64_t)rg_dtype_size(a->dtype);

@@ -1,4 +1,5 @@
-/* ops/cpu/topk.h: block scores of one tile of queries, the arithmetic heart of the op topk on the CPU.
+/* ops/cpu/topk.h: block scores of one tile of queries, the arithmetic heart of the op topk on the
+ * CPU.
  *
  * A tile is 32 queries of one sequence for one KV head. Queries lie across vector lanes, so that no result
  * depends on where in its tile a query lies, nor on the tiles' borders:

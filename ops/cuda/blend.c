@@ -1,6 +1,5 @@
 /* ops/cuda/blend.c: see blend.h. */
 #include "blend.h"
-#include "../cpu/blend.h"
 #include "rows.h"
 
 enum { CHUNK = 8 };

@@ -11,7 +11,7 @@
  */
 #include "compress.h"
 #include "../../kernels/compress.h"
-#include "../cpu/compress.h"
+#include "../compress.h"
 #include "attn.h"
 #include "gemm.h"
 

@@ -1,5 +1,5 @@
-/* ops/cuda/flash_bwd.c: the backward of swa_attn and cmp_attn on Hopper's tensor cores: which calls it takes,
- * how the work is cut, and its launches (kernels/attn/flash_bwd.h).
+/* ops/cuda/flash_bwd.c: the backward of swa_attn and cmp_attn on Hopper's tensor cores: which
+ * calls it takes, how the work is cut, and its launches (kernels/attn/flash_bwd.h).
  *
  * How a sequence's work is cut follows from its own lengths and the number of heads a KV head has, so that
  * neither its neighbours nor other KV heads change a bit.

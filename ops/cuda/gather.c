@@ -1,5 +1,5 @@
-/* ops/cuda/gather.c: forward of attention over selected blocks on Hopper where the groups of heads are large,
- * driven by the queries (kernels/attn/gather.h): which shapes it takes, and the launch. */
+/* ops/cuda/gather.c: forward of attention over selected blocks on Hopper where the groups of heads
+ * are large, driven by the queries (kernels/attn/gather.h): which shapes it takes, and the launch. */
 #include "../../kernels/attn/gather.h"
 #include "attn.h"
 

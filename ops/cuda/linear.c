@@ -1,5 +1,5 @@
-/* ops/cuda/linear.c: see linear.h. y = x·Wᵀ + b is a forward product, dx = dy·W a backward one, dW a sum
- * over tokens; the kernels read how many tokens are live and leave the others out.
+/* ops/cuda/linear.c: see linear.h. y = x·Wᵀ + b is a forward product, dx = dy·W a backward one, dW
+ * a sum over tokens; the kernels read how many tokens are live and leave the others out.
  *
  * Large y and dx come from cuBLASLt, over all rows: what dead rows of x give stays in dead rows of y, which
  * are zeroed after it. Into dW they would be mixed, so dW is never the library's; nor is a dx that is added

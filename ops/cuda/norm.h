@@ -1,4 +1,5 @@
-/* ops/cuda/norm.h: rmsnorm and rope on a GPU: fills the structs of kernels/norm.h and rope.h from calls. */
+/* ops/cuda/norm.h: rmsnorm and rope on a GPU: fills the structs of kernels/norm.h and rope.h from
+ * calls. */
 #ifndef RGI_CUDA_NORM_H
 #define RGI_CUDA_NORM_H
 

@@ -1,5 +1,5 @@
-/* ops/cuda/select.c: attention over selected blocks on Hopper, driven by the keys (kernels/attn/select.h): which
- * shapes it takes, windows, workspace and launches. */
+/* ops/cuda/select.c: attention over selected blocks on Hopper, driven by the keys
+ * (kernels/attn/select.h): which shapes it takes, windows, workspace and launches. */
 #include "../../kernels/attn/select.h"
 #include "attn.h"
 #include "csr.h"

@@ -1,5 +1,6 @@
-/* ops/cuda/topk.h: topk on a GPU: which kernels take a call, their workspace and launches. The caller fills
- * in what ops/topk.c's attributes and ports say, what a path adds to it starts as zero. */
+/* ops/cuda/topk.h: topk on a GPU: which kernels take a call, their workspace and launches. The
+ * caller fills in what ops/topk.c's attributes and ports say, what a path adds to it starts as
+ * zero. */
 #ifndef RGI_CUDA_TOPK_H
 #define RGI_CUDA_TOPK_H
 

@@ -5,9 +5,9 @@ numpy: see regraph.core. PyTorch: `import regraph.torch` (this package alone nev
 
 from ._lib import lib as _library
 from .arrays import float32
-from .core import Context, Plan, Policy, Session, Spec, default_context, device_check, example
+from .core import Context, Plan, Policy, Session, Spec, default_context, device_check, example, parse_size
 from .errors import RegraphError
 
 __version__ = _library.rg_version().decode()
 __all__ = ["Context", "Plan", "Policy", "RegraphError", "Session", "Spec", "default_context", "device_check",
-           "example", "float32"]
+           "example", "float32", "parse_size"]

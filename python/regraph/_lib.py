@@ -58,6 +58,7 @@ class NodeTime(Structure):
 
 _BINDINGS = [POINTER(Binding), c_size_t]
 _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a status
+    "rg_parse_size": [c_char_p, POINTER(c_int64)],
     "rg_context_create": [c_void_p, POINTER(c_void_p)],
     "rg_plugin_load": [c_void_p, c_char_p],
     "rg_describe": [c_void_p, c_char_p, POINTER(Text)],

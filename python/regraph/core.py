@@ -25,6 +25,13 @@ from .errors import RegraphError
 _ROLES = ("input", "output", "gradient of output", "gradient of input")
 
 
+def parse_size(text):
+    """Bytes, as policies and the command read them: "64KB" is 64000, "64KiB" and "64K" are 65536, "1.5GiB"."""
+    size = ctypes.c_int64()
+    _lib.call("rg_parse_size", text.encode(), ctypes.byref(size))
+    return size.value
+
+
 class _Handle:
     """A handle of the library; `keep` stays alive at least as long."""
 

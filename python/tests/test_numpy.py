@@ -37,6 +37,27 @@ def nsa(dtype="f32", policy=None, **options):
     return regraph.Session(regraph.Plan(spec, policy, T=T, B=3, threads=2, **options))
 
 
+class Sizes(unittest.TestCase):
+    def test_one_parser(self):
+        for text, size in (("64KB", 64000), ("64kB", 64000), ("64KiB", 65536), ("64K", 65536), ("1.5GiB", 3 << 29), ("6G", 6 << 30),
+                           ("9223372036854775807", 2**63 - 1)):
+            self.assertEqual(regraph.parse_size(text), size)
+        for text, code in (("6Gib", "RG_E_VALUE"), ("", "RG_E_VALUE"), ("8388608TiB", "RG_E_OVERFLOW")):
+            with self.assertRaises(RegraphError) as caught:
+                regraph.parse_size(text)
+            self.assertEqual(caught.exception.status, code)
+
+    def test_counts(self):
+        spec = regraph.Spec(SMALL)
+        self.assertEqual(regraph.Plan(spec, T="2K").tensors[0].shape, (2048, 3))
+
+    def test_messages_are_one_line(self):
+        with self.assertRaises(RegraphError) as caught:
+            regraph.Spec({**SMALL, "name": "a\n\x1b[31m"})
+        self.assertIn("a\\n\\x1b[31m", str(caught.exception))
+        self.assertNotIn("\x1b", str(caught.exception) + caught.exception.message)
+
+
 class Numbers(unittest.TestCase):
     def test_dense_attention(self):
         spec = regraph.Spec(regraph.example("dense_causal.json"), dtype="f32", H=2, KH=1, D=8, DV=8)

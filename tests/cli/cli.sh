@@ -238,6 +238,14 @@ for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
 done
 expect 0 . plan "$nsa" --set T=4096 --profile measured.json
 
+# Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
+expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
+checks=$((checks + 1))
+for node in swa_o slc_o; do
+  grep "\"name\": \"$node\"" stdout | grep -q '"flops": 131072,' || fail "live work: $(grep "\"$node\"" stdout)"
+done
+grep '"name": "cmp_o"' stdout | grep -q '"flops": 0,' || fail "live work: $(grep '"cmp_o"' stdout)"
+
 # ---- pack -------------------------------------------------------------------------------------------------
 printf 'id,lower,upper,size\na,0,2,4\nb,2,4,4\nc,1,3,4\n' >in.csv
 expect 0 '^id,lower,upper,size,offset$' pack in.csv
@@ -258,12 +266,114 @@ if [ -w /dev/full ]; then
   [ $? -eq 1 ] || fail "a full disk behind stdout goes unnoticed"
   grep -q "standard output: RG_E_IO: can't be written" stderr || fail "a full disk: $(cat stderr)"
 fi
+# A reader that goes away ends the command by SIGPIPE (141 in a shell), in silence; also where it inherits that SIGPIPE is
+# ignored.
+for action in - ''; do
+  checks=$((checks + 1))
+  {
+    trap "$action" PIPE
+    sleep 0.3 # the reader is gone by now
+    "$regraph" ops 2>stderr
+    echo $? >code
+  } | true
+  [ "$(cat code)" -eq 141 ] || fail "a closed pipe (trap '$action' PIPE) gives exit code $(cat code)"
+  [ -s stderr ] && fail "a closed pipe (trap '$action' PIPE): $(cat stderr)"
+done
+
+# ---- files are written whole or not at all -----------------------------------------------------------------
+run_small() { expect "$1" "$2" run "$nsa" "${small[@]}" --set T=200 "${@:3}"; }
+none_left() { # none_left WHAT: no temporary file here
+  checks=$((checks + 1))
+  [ -z "$(find . -name '.regraph*')" ] || fail "$1 leaves $(find . -name '.regraph*')"
+}
+run_small 0 . --out o=whole.npy
+cp whole.npy before.npy
 checks=$((checks + 1))
-{
-  "$regraph" plan "$nsa" --set T=4096 --graph 2>stderr
-  echo $? >code
-} | true
-[ "$(cat code)" -eq 1 ] || [ "$(cat code)" -eq 0 ] || fail "a closed pipe gives exit code $(cat code)"
+(ulimit -f 8 && "$regraph" run "$nsa" "${small[@]}" --set T=200 --seed 3 --out o=whole.npy) >stdout 2>stderr
+[ $? -eq 1 ] || fail "a limit on file sizes: exit code is not 1"
+grep -q "whole.npy: RG_E_IO: can't be written" stderr || fail "a limit on file sizes: $(cat stderr)"
+same 'a limit on file sizes leaves the earlier file' whole.npy before.npy
+none_left 'a limit on file sizes'
+seq 0 3000 | sed 's/.*/b&,&,&9,7/; 1i id,lower,upper,size' >many.csv
+cp plain.csv packed.csv
+(ulimit -f 8 && "$regraph" pack many.csv --limit 1 --out packed.csv) >stdout 2>stderr
+[ $? -eq 1 ] || fail "pack under a limit on file sizes: exit code is not 1"
+same 'the same for pack --out' packed.csv plain.csv
+(ulimit -f 8 && "$regraph" plan "$nsa" --set T=4096 --svg packed.csv) >stdout 2>stderr
+[ $? -eq 1 ] || fail "plan --svg under a limit on file sizes: exit code is not 1"
+same 'the same for plan --svg' packed.csv plain.csv
+none_left 'a limit on file sizes'
+if [ -w /dev/full ]; then
+  run_small 1 "/dev/full: RG_E_IO: can't be written" --out o=/dev/full
+  expect 1 "/dev/full: RG_E_IO: can't be written" pack in.csv --out /dev/full
+  [ -c /dev/full ] || fail "/dev/full is gone"
+fi
+chmod 640 whole.npy
+ln -s whole.npy link.npy
+run_small 0 . --seed 3 --out o=link.npy
+[ -L link.npy ] || fail "the link is gone"
+[ "$(stat -c %a whole.npy)" = 640 ] || fail "the file's permissions are gone"
+cmp -s whole.npy before.npy && fail "what the link leads to is not written"
+run_small 0 . --out o=/dev/null --grad-out q=/dev/null
+expect 0 . pack in.csv --out /dev/stdout
+same 'pack --out /dev/stdout' stdout plain.csv
+run_small 2 '--out o and --grad-out q both write' --out o=x.npy --grad-out q=./x.npy
+run_small 2 '--grad-out k and --grad-out q both write' --grad-out k=link.npy --grad-out q=whole.npy
+[ -e x.npy ] && fail "a refused run writes"
+expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg "$work"
+run_small 1 'RG_E_IO' --out o="$work"
+none_left 'writing'
+
+# ---- messages ----------------------------------------------------------------------------------------------
+clean() { # what was said has no control characters, and one line
+  checks=$((checks + 1))
+  if tr -d '\n' <stderr | LC_ALL=C grep -q '[[:cntrl:]]'; then fail "$1: control characters in $(cat -v stderr)"; fi
+  [ "$(wc -l <stderr)" -eq 1 ] || fail "$1: $(wc -l <stderr) lines: $(cat -v stderr)"
+}
+esc=$(printf '\033[31m')
+sed 's/\["T", *"H", *"D"\]/["T\\n\\u001b[2J+", "H", "D"]/' "$nsa" >newline.json
+expect 3 'T\\n\\x1b\[2J\+' check newline.json
+clean 'a shape expression'
+expect 3 'no\\nwhere\\x1b\[31m.json: RG_E_IO' check "no
+where$esc.json"
+clean 'a file name'
+expect 2 "unknown flag '--a\\\\x1b\[31m'" plan "$nsa" --a"$esc"
+clean 'a flag'
+printf '' | npy odd.npy "{'descr': '<${esc}8', 'fortran_order': False, 'shape': (2,), }"
+expect 3 "elements are '<\\\\x1b\[31m8'" run "$nsa" "${small[@]}" --in q=odd.npy
+clean 'a dtype'
+expect 2 "no input 'x\\\\x1b\[31m'" run "$nsa" "${small[@]}" --in "x$esc=a.npy"
+clean 'a name'
+printf 'id,lower,upper,size\na,0%s,1,4\n' "$esc" >odd.csv
+expect 3 'lower is "0\\x1b\[31m"' pack odd.csv
+clean 'a field'
+printf 'id,lower,upper,size\na,0,1,4\0\n' >nul.csv
+expect 3 'nul.csv:2:8: RG_E_SYNTAX: NUL byte' pack nul.csv
+cp "$nsa" "odd$esc.json"
+expect 0 '^odd\\x1b\[31m.json: ok' check "odd$esc.json"
+expect 3 "RG_E_IO: can't open '': the name of the file is empty" check ''
+expect 3 "RG_E_IO: can't open '': the name of the file is empty" pack ''
+expect 1 'the name of the file is empty' pack in.csv --out ''
+"$regraph" run "$nsa" "${small[@]}" --set T=64 --device cuda >/dev/null 2>stderr
+grep -q 'was not found' stderr && fail "a build without CUDA: $(cat stderr)"
+
+# ---- sizes and counts --------------------------------------------------------------------------------------
+expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4096 --json
+cp stdout plain.json
+expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4K --json
+[ "$(value stdout predicted_peak_bytes)" = "$(value plain.json predicted_peak_bytes)" ] || fail "T=4K is not T=4096"
+expect 2 "'T' is set to '4KB'; expected an integer such as 4096 or 64K" plan "$nsa" --set T=4KB
+expect 2 "'T' is set to '1.5K'" plan "$nsa" --set T=1.5K
+for size in 64KB 64kB 64KiB 64K 1.5GiB 6G '6 GiB'; do
+  expect 0 . pack in.csv --capacity "$size"
+  printf '{ "regraph_policy": 1, "budget": { "bytes": "%s" } }' "$size" >size.json
+  expect 0 ': ok' check "$nsa" --policy size.json
+done
+for size in 64kib 64X 1. 9999999TiB; do
+  expect 2 'expected bytes such as' pack in.csv --capacity "$size"
+  printf '{ "regraph_policy": 1, "budget": { "bytes": "%s" } }' "$size" >size.json
+  expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
+done
 
 # ---- what is printed stays what it is ---------------------------------------------------------------------
 "$regraph" help >help.txt

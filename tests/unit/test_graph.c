@@ -3,6 +3,7 @@
  */
 #include "graph_case.h"
 #include "tests/harness/graph_gen.h"
+#include "tests/harness/round.h"
 
 /* ---- stock examples ---- */
 
@@ -77,8 +78,7 @@ static void random_graphs(uint64_t first, int n, gen_options o) {
   static const int keys[5] = {9, 4, 0, 12, 7}, three[1] = {3};
   static const int64_t count[6] = {5, 5, 5, 1, 3, 2};
   report rep = {0};
-  const char *more = getenv("GRAPH_MORE"); /* times as many graphs */
-  if (more) n *= atoi(more);
+  first = round_seed(first, n);
   for (int i = 0; i < n; i++) {
     if (!in_shard(i)) continue;
     uint64_t seed = first + (uint64_t)i;

@@ -138,6 +138,10 @@ static ref_topk oracle(ot *t, const topk_run *r) {
 static const char *compare(ot *t, topk_run *r, double overlap) {
   ref_topk ref = oracle(t, r);
   int64_t nblock = r->pack_k.T / r->a.block + 1;
+  for (int64_t b = 0; r->a.offset && b < r->a.B; b++) { /* a query may lie past the keys */
+    int64_t end = (r->a.offset[b] + r->a.length[b]) / r->a.block + 1;
+    if (end > nblock) nblock = end;
+  }
   int32_t *idx = ot_ints(t, r->idx->n);
   double *scores = ot_doubles(t, r->pack.T * r->a.KH * nblock + 1), logit;
   ref_topk_forward(&ref, idx, scores, nblock, &logit);
@@ -308,6 +312,21 @@ Test(topk, chunks) {
   a.block = a.kernel = a.stride = 32;
   a.dot = true;
   check(111, a);
+}
+
+/* Queries past the last key count the blocks up to their own, as all do: those without keys score nothing. */
+Test(topk, past_the_last_key) {
+  static const int32_t queries[] = {60, 3, 9, 33, 20, 40}, keys[] = {100, 0, 10, 33, 200, 300},
+                       offset[] = {300, 2000, 5000, 0, 190, 280};
+  for (int i = 0; i < 6; i++) {
+    topk_case a = {.name = "past", .B = 6, .length = queries, .length_k = keys, .offset = offset, HEADS, NSA};
+    a.dtype = types[i % 3];
+    if (i >= 3) a.top_n = 24, a.init = 2, a.local = 3;
+    check(121 + (uint64_t)i, a);
+    a.block = a.kernel = a.stride = 32;
+    a.dot = true;
+    check(127 + (uint64_t)i, a);
+  }
 }
 
 /* Many more blocks than places: candidates are dropped on the way. */

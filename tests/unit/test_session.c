@@ -564,3 +564,65 @@ Test(session, reports, .init = setup, .fini = teardown) {
     rg_text_destroy(&b);
   }
 }
+
+/* ---- what the batch that is bound asks for ---- */
+
+static const char *const work_spec =
+    "{\"regraph\": 1, \"inputs\": {\"q\": {\"shape\": [\"T\", 2, 4], \"dtype\": \"f32\", \"grad\": true}, "
+    "\"k\": {\"shape\": [\"T\", 1, 4], \"dtype\": \"f32\"}, \"v\": {\"shape\": [\"T\", 1, 4], \"dtype\": "
+    "\"f32\"}, "
+    "\"w\": {\"shape\": [3, 8], \"dtype\": \"f32\"}, \"cu\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}}, "
+    "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
+    "\"cu_seqlens\": \"cu\"}, \"out\": {\"o\": \"o\"}, \"attrs\": {\"window_left\": -1}}], \"outputs\": "
+    "{\"o\": \"o\"}}";
+
+Test(work, follows_the_lengths) {
+  enum { T = 60, B = 6 };
+  rg_context *ctx;
+  rg_spec *spec;
+  rg_plan *plan;
+  rg_session *session;
+  rg_error e = {0};
+  static float q[T * 8], k[T * 4], v[T * 4], w[24], o[T * 8], d_o[T * 8], d_q[T * 8];
+  int32_t cu[B + 1] = {0, T, T, T, T, T, T};
+  rg_binding set[] = {{.name = "T", .value = T}, {.name = "B", .value = B}};
+  cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
+  cr_assert_eq(rg_spec_load_text(ctx, work_spec, strlen(work_spec), "s", set, 2, &spec, &e), RG_OK, "%s",
+               e.message);
+  cr_assert_eq(rg_plan_create(spec, NULL, NULL, &plan, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_session_create(plan, NULL, &session, &e), RG_OK, "%s", e.message);
+  rg_node_work x;
+  cr_assert_eq(rg_session_node_work(session, 0, &x, NULL), RG_E_USAGE, "no lengths are bound");
+  rg_session_bind(session, RG_INPUT, "q", q, sizeof q, &e);
+  rg_session_bind(session, RG_INPUT, "k", k, sizeof k, &e);
+  rg_session_bind(session, RG_INPUT, "v", v, sizeof v, &e);
+  rg_session_bind(session, RG_INPUT, "w", w, sizeof w, NULL); /* no output needs it */
+  rg_session_bind(session, RG_INPUT, "cu", cu, sizeof cu, &e);
+  rg_session_bind(session, RG_OUTPUT, "o", o, sizeof o, &e);
+  rg_session_bind(session, RG_GRAD_IN, "o", d_o, sizeof d_o, &e);
+  rg_session_bind(session, RG_GRAD_OUT, "q", d_q, sizeof d_q, &e);
+  cr_assert_eq(rg_session_forward(session, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_session_node_work(session, 99, &x, NULL), RG_E_USAGE);
+  static const int32_t lengths[][B] = {
+      {T}, {10, 10, 10, 10, 10, 10}, {1, 1, 1, 1, 1, 1}, {0, 7, 0, 20, 0, 1}, {0}};
+  for (size_t c = 0; c < sizeof lengths / sizeof *lengths; c++) {
+    double pairs = 0;
+    for (int b = 0; b < B; b++) {
+      cu[b + 1] = cu[b] + lengths[c][b];
+      pairs += lengths[c][b] * (lengths[c][b] + 1) / 2.0;
+    }
+    rg_node_time t;
+    for (size_t i = 0; rg_session_node_time(session, i, &t) == RG_OK; i++) {
+      if (strncmp(t.op, "swa_attn", 8) != 0) continue;
+      cr_assert_eq(rg_session_node_work(session, i, &x, &e), RG_OK, "%s", e.message);
+      cr_assert_eq(x.flops, pairs * 2 * 2 * (t.backward ? 5 * 4 : 2 * 4), "case %zu, %s: %g", c, t.name,
+                   x.flops);
+      if (c == 0) cr_assert(x.flops == t.flops && x.bytes == t.bytes && x.roofline_ms == t.roofline_ms);
+      if (c == 2) cr_assert_lt(x.bytes, t.bytes / 5);
+    }
+  }
+  rg_session_destroy(session);
+  rg_plan_destroy(plan);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}

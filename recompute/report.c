@@ -1,0 +1,75 @@
+/* recompute/report.c: what was chosen, and why, in a few lines of text or one JSON object. */
+#include "recompute.h"
+#include <string.h>
+
+static const char *preset_name(rgi_preset p) {
+  static const char *const name[] = {"none", "all", "list", "budget"};
+  return name[p];
+}
+
+/* The nodes that were no candidates though, or because not, `recomputable`, in one line. */
+static void others(const rgi_choice *c, bool recomputable, const char *title, rgi_buf *out) {
+  bool any = false;
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    if (n->candidate || n->recomputable != recomputable) continue;
+    rgi_buf_printf(out, any ? ", %s" : "  %s%s", any ? n->name : title, any ? "" : n->name);
+    any = true;
+  }
+  if (any) rgi_buf_printf(out, "\n");
+}
+
+void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
+  char a[32];
+  int width = 11, candidates = 0; /* "recomputing" */
+  for (int i = 0; i < c->nnode; i++) {
+    candidates += c->node[i].candidate;
+    if (c->node[i].candidate && (int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
+  }
+  static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
+  rgi_buf_printf(out, "recompute: %s", title[c->preset]);
+  if (c->preset == RGI_PRESET_BUDGET) {
+    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
+                   rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
+                   c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
+                   c->explored == 1 ? "" : "s");
+    if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
+  }
+  rgi_buf_printf(out, "\n");
+  if (candidates)
+    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    if (!n->candidate) continue;
+    rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name,
+                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+  }
+  others(c, true, "not read by backward: ", out);
+  others(c, false, "can't be recomputed: ", out);
+}
+
+void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
+  rgi_buf_printf(out, "{\"preset\": \"%s\"", preset_name(c->preset));
+  if (c->preset == RGI_PRESET_BUDGET)
+    rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
+                   c->budget_of_saved ? "saved" : "peak");
+  rgi_buf_printf(
+      out,
+      ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
+      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+      c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
+      (long long)c->saved_before, (long long)c->saved_after);
+  for (int i = 0; i < c->nnode; i++) {
+    const rgi_choice_node *n = &c->node[i];
+    rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
+    rgi_buf_json(out, n->name);
+    rgi_buf_printf(out,
+                   ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
+                   "\"extra_ms\": %.9g, \"why\": ",
+                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
+                   (long long)n->saved_bytes, n->extra_ms);
+    rgi_buf_json(out, n->why);
+    rgi_buf_printf(out, "}");
+  }
+  rgi_buf_printf(out, "]}");
+}

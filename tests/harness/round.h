@@ -1,0 +1,16 @@
+/* tests/harness/round.h: which seeds a random test draws. Plain runs (and CI) draw round 0; tests/soak.sh
+ * goes on from there with REGRAPH_ROUND=1, 2, …, each as many seeds further.
+ */
+#ifndef ROUND_H
+#define ROUND_H
+
+#include <stdint.h>
+#include <stdlib.h>
+
+/* The first of `n` seeds in this round, where round 0 begins with `first`. */
+static inline uint64_t round_seed(uint64_t first, int n) {
+  const char *round = getenv("REGRAPH_ROUND");
+  return first + (uint64_t)n * (round ? strtoull(round, NULL, 10) : 0);
+}
+
+#endif
