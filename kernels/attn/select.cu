@@ -3,7 +3,8 @@
  *
  * A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane after
  * another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j) + 2c and + 1 for
- * j = 0 … U/2 - 1, and stands at piece 4 i + c.
+ * j = 0 … U/2 - 1, and stands at piece 4 i + c. Backward's, where groups are whole eights of heads: a lane's piece of
+ * head 8 h + r stands at 32 i + 4 r + c of the eight heads'.
  */
 #include "select.cuh"
 

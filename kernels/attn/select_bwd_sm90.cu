@@ -301,16 +301,19 @@ template <int W> __device__ __forceinline__ void put_sum(const float (&x)[W / 2]
   }
 }
 
-/* This thread's rows of dQ, columns [first, first + N), to the partial store. */
+/* This thread's rows of dQ, columns [first, first + N), to the partial store; `eights`: groups are whole eights of
+ * heads, and what a warp writes of eight rows is one piece of memory. */
 template <class T, int N>
-__device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int width, int first,
+__device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int width, int first, bool eights,
                                             const float (&dq)[N / 2]) {
   using P = typename partial<T>::type;
   enum { PAIRS = 8 / sizeof(P) };
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     if (row[i] < 0) continue;
-    uint4 *const to = (uint4 *)((P *)part + (int64_t)row[i] * width + first) + threadIdx.x % 4;
+    const int lane = threadIdx.x % 32, step = eights ? 32 : 4;
+    uint4 *const to = (uint4 *)((P *)part + (int64_t)(eights ? row[i] - lane / 4 : row[i]) * width +
+                                (eights ? 8 * first : first)) + lane % step;
 #pragma unroll
     for (int j = 0; j < N / (8 * PAIRS); j++) {
       float x[2 * PAIRS];
@@ -321,7 +324,7 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
         v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
       else
         v = make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
-      __stcs(to + 4 * j, v);
+      __stcs(to + step * j, v);
     }
   }
 }
@@ -332,6 +335,57 @@ __device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]),
                "r"(x[2]), "r"(x[3])
                : "memory");
+}
+
+/* S^T of a tile becomes p; keys past a row's limit, where there are any, have 0. A thread's columns, which are rows of the
+ * tile, are 8j + 2(lane % 4) and + 1; its keys are `key` and key + 8. */
+template <int ROWS>
+__device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], const tile_rows<ROWS> &x, int key, float c,
+                                              bool masked) {
+  const int2 *limit = (const int2 *)x.limit + threadIdx.x % 4;
+  const float4 *stat = (const float4 *)x.stat + threadIdx.x % 4;
+#pragma unroll
+  for (int j = 0; j < ROWS / 8; j++) {
+    const float4 y = stat[4 * j];
+    s[4 * j] = exp2_fast(fmaf(s[4 * j], c, -y.x));
+    s[4 * j + 1] = exp2_fast(fmaf(s[4 * j + 1], c, -y.z));
+    s[4 * j + 2] = exp2_fast(fmaf(s[4 * j + 2], c, -y.x));
+    s[4 * j + 3] = exp2_fast(fmaf(s[4 * j + 3], c, -y.z));
+  }
+  if (!masked) return;
+#pragma unroll
+  for (int j = 0; j < ROWS / 8; j++) {
+    const int2 n = limit[4 * j];
+    if (key >= n.x) s[4 * j] = 0;
+    if (key >= n.y) s[4 * j + 1] = 0;
+    if (key + 8 >= n.x) s[4 * j + 2] = 0;
+    if (key + 8 >= n.y) s[4 * j + 3] = 0;
+  }
+}
+
+/* dS^T in pairs, of p in pairs and dP^T. Past a row's limit it is not 0 times what there is: the row's own keys may be
+ * anything there. */
+template <class T, int ROWS>
+__device__ __forceinline__ void differences(uint32_t (&ds)[ROWS / 4], const uint32_t (&p)[ROWS / 4],
+                                            const float (&dp)[ROWS / 2], const tile_rows<ROWS> &x, int key, bool masked) {
+  const int2 *limit = (const int2 *)x.limit + threadIdx.x % 4;
+  const float4 *stat = (const float4 *)x.stat + threadIdx.x % 4;
+#pragma unroll
+  for (int j = 0; j < ROWS / 8; j++) {
+    const float4 y = stat[4 * j];
+    const float2 p0 = unpack2<T>(p[2 * j]), p1 = unpack2<T>(p[2 * j + 1]);
+    ds[2 * j] = pack2<T>(p0.x * (dp[4 * j] - y.y), p0.y * (dp[4 * j + 1] - y.w));
+    ds[2 * j + 1] = pack2<T>(p1.x * (dp[4 * j + 2] - y.y), p1.y * (dp[4 * j + 3] - y.w));
+  }
+  if (!masked) return;
+#pragma unroll
+  for (int j = 0; j < ROWS / 8; j++) {
+    const int2 n = limit[4 * j];
+    if (key >= n.x) ds[2 * j] &= 0xffff0000u;
+    if (key >= n.y) ds[2 * j] &= 0xffffu;
+    if (key + 8 >= n.x) ds[2 * j + 1] &= 0xffff0000u;
+    if (key + 8 >= n.y) ds[2 * j + 1] &= 0xffffu;
+  }
 }
 
 /* The tiles of an item, from `tile` of the thread block on: this warpgroup's columns of dk and dv. */
@@ -358,9 +412,6 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
   for (int left = rows; left > 0; left -= ROWS) {
     const uint32_t stage = tile & 1, q = smem_at(sh.q[stage]), d_o = smem_at(sh.d_o[stage]);
     const tile_rows<ROWS> &x = sh.rows[stage];
-    /* A thread's columns are 8j + 2(lane % 4) and + 1. */
-    const int2 *limit = (const int2 *)x.limit + lane % 4;
-    const float4 *stat = (const float4 *)x.stat + lane % 4;
     const bool masked = left < ROWS || x.limit[0] < KEYS;
     float dp[ROWS / 2];
     wgmma_fence();
@@ -368,24 +419,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
     wgmma_commit();
 
     uint32_t a[ROWS / 4];
-#pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
-      const float4 y = stat[4 * j];
-      s[4 * j] = exp2_fast(fmaf(s[4 * j], c, -y.x));
-      s[4 * j + 1] = exp2_fast(fmaf(s[4 * j + 1], c, -y.z));
-      s[4 * j + 2] = exp2_fast(fmaf(s[4 * j + 2], c, -y.x));
-      s[4 * j + 3] = exp2_fast(fmaf(s[4 * j + 3], c, -y.z));
-    }
-    if (masked) {
-#pragma unroll
-      for (int j = 0; j < ROWS / 8; j++) {
-        const int2 n = limit[4 * j];
-        if (key >= n.x) s[4 * j] = 0;
-        if (key >= n.y) s[4 * j + 1] = 0;
-        if (key + 8 >= n.x) s[4 * j + 2] = 0;
-        if (key + 8 >= n.y) s[4 * j + 3] = 0;
-      }
-    }
+    probabilities<ROWS>(s, x, key, c, masked);
     pack_all<T>(a, s);
     wgmma_keep(a);
     wgmma_fence();
@@ -395,23 +429,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
     wgmma_wait<1>();
     wgmma_keep(dp);
     uint32_t b[ROWS / 4];
-#pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
-      const float4 y = stat[4 * j];
-      const float2 p0 = unpack2<T>(a[2 * j]), p1 = unpack2<T>(a[2 * j + 1]);
-      b[2 * j] = pack2<T>(p0.x * (dp[4 * j] - y.y), p0.y * (dp[4 * j + 1] - y.w));
-      b[2 * j + 1] = pack2<T>(p1.x * (dp[4 * j + 2] - y.y), p1.y * (dp[4 * j + 3] - y.w));
-    }
-    if (masked) { /* not 0 times what there is: a row's own keys may be anything past its limit */
-#pragma unroll
-      for (int j = 0; j < ROWS / 8; j++) {
-        const int2 n = limit[4 * j];
-        if (key >= n.x) b[2 * j] &= 0xffff0000u;
-        if (key >= n.y) b[2 * j] &= 0xffffu;
-        if (key + 8 >= n.x) b[2 * j + 1] &= 0xffff0000u;
-        if (key + 8 >= n.y) b[2 * j + 1] &= 0xffffu;
-      }
-    }
+    differences<T, ROWS>(b, a, dp, x, key, masked);
     wgmma_keep(b);
     bar_wait(&sh.ds_empty, tile & 1 ^ 1);
     /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one of them. */
@@ -458,7 +476,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
         if (lane == 0) bar_arrive(&sh.ds_empty);
       }
       wgmma_keep(dq);
-      put_queries<T, DQ>(p.part, row, D, group * DK + i * DQ, dq);
+      put_queries<T, DQ>(p.part, row, D, group * DK + i * DQ, p.a.G % 8 == 0, dq);
     }
     wgmma_wait<0>();
     wgmma_keep(s);
@@ -571,9 +589,11 @@ template <class T, int D, int E> __device__ __forceinline__ void merge(const rgk
       }
 #pragma unroll
       for (int u = 0; u < UNITS; u++) {
-        const int unit = i + 32 * u + lane, g = unit / PIECES, piece = unit % PIECES;
+        const int unit = i + 32 * u + lane, eight = unit / (8 * PIECES), in = unit % (8 * PIECES);
         if (unit >= units) continue;
-        const int64_t to = row * p.a.dq.row + (kh * p.a.G + g) * p.a.dq.head + piece / 4 * 4 * U + piece % 4 * 2;
+        const bool eights = p.a.G % 8 == 0;
+        const int g = eights ? 8 * eight + lane / 4 : unit / PIECES, block = eights ? in / 32 : unit % PIECES / 4;
+        const int64_t to = row * p.a.dq.row + (kh * p.a.G + g) * p.a.dq.head + block * 4 * U + lane % 4 * 2;
 #pragma unroll
         for (int l = 0; l < U; l += 2)
           put_pair(p.a.dq, p.a.acc_q, to + l / 2 * 8, y[u][l] * p.a.scale, y[u][l + 1] * p.a.scale);

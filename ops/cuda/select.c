@@ -152,7 +152,7 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
                 place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2),
                 quarter = ((a->T + 3) / 4 + 63) / 64 * 64;
   p.longest = most(BWD_PARTIALS / place / 128 * 64, 64);
-  p.length = BWD_ROWS / a->G > 0 ? BWD_ROWS / a->G : 1;
+  p.length = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1); /* enough of them at small groups too */
   p.rows = most(least(quarter, p.longest), 64);
   p.store = most(2 * p.rows, least(2 * p.longest, a->T));
   p.bounds = (int32_t)(2 * (a->T / (p.rows + 1)) + 1); /* two neighbours hold more than p.rows rows */
