@@ -177,7 +177,8 @@ static double time_call(call *x) {
 static double sgemm_rate(int threads) {
 #ifdef HAVE_OPENBLAS
   enum { N = 2048 };
-  float *a = need(sizeof(float) * N * N), *b = need(sizeof(float) * N * N), *c = need(sizeof(float) * N * N);
+  float *a = need(sizeof(float) * N * N), *b = need(sizeof(float) * N * N),
+        *c = need(sizeof(float) * N * N);
   double t[RUNS];
   openblas_set_num_threads(threads);
   for (int i = 0; i < N * N; i++) a[i] = b[i] = (float)(i % 7) * 0.125f;
@@ -209,12 +210,13 @@ static void report(call *x, bool backward, double sgemm) {
   work[backward] += cost.flops;
   printf("%-14s %9.2f GFLOP %9.1f ms %8.1f GFLOP/s", x->c.op->name, cost.flops * 1e-9, s * 1e3,
          cost.flops / s * 1e-9);
-  if (sgemm > 0) printf("   sgemm %8.1f ms   ratio %.2f", cost.flops * sgemm * 1e3, s / (cost.flops * sgemm));
+  if (sgemm > 0)
+    printf("   sgemm %8.1f ms   ratio %.2f", cost.flops * sgemm * 1e3, s / (cost.flops * sgemm));
   printf("\n");
 }
 
-static void measure(bench *b, const rg_op *forward, const rg_op *backward, rg_arg q, rg_arg k, rg_arg v,
-                    rg_arg idx, rg_arg cu, rg_arg d_o, double sgemm) {
+static void measure(bench *b, const rg_op *forward, const rg_op *backward, rg_arg q, rg_arg k,
+                    rg_arg v, rg_arg idx, rg_arg cu, rg_arg d_o, double sgemm) {
   call f, g;
   rg_arg o = tensor(b->dtype, 3, b->T, H, D), lse = tensor(RG_F32, 2, b->T, H, 0);
   rg_arg dq = tensor(b->dtype, 3, b->T, H, D), dk = tensor(b->dtype, 3, k.dim[0], 1, D);
@@ -246,12 +248,14 @@ static void measure(bench *b, const rg_op *forward, const rg_op *backward, rg_ar
 int main(int argc, char **argv) {
   rg_context *ctx;
   rg_error e = {0};
-  bench b = {.threads = argc > 1 ? atoi(argv[1]) : 1, .T = argc > 2 ? atoll(argv[2]) : 8192, .random = 1};
+  bench b = {
+      .threads = argc > 1 ? atoi(argv[1]) : 1, .T = argc > 2 ? atoll(argv[2]) : 8192, .random = 1};
   for (int t = 0; argc > 4 && t < RG_I32; t++)
     if (strcmp(rg_dtype_name((rg_dtype)t), argv[4]) == 0) b.dtype = (rg_dtype)t;
   if (b.threads < 1 || b.T < 1 || rg_context_create(NULL, &ctx, &e) != RG_OK ||
       rgi_pool_create(ctx, b.threads, &b.pool, &e) != RG_OK) {
-    fprintf(stderr, "attn_bench: %s\n", e.status ? e.message : "threads and T are positive numbers");
+    fprintf(stderr, "attn_bench: %s\n",
+            e.status ? e.message : "threads and T are positive numbers");
     return 2;
   }
   b.isa = argc > 3 ? atoi(argv[3]) : ctx->isa;
@@ -259,7 +263,8 @@ int main(int argc, char **argv) {
 
   rg_arg q = normal(&b, b.T, H, D), k = normal(&b, b.T, 1, D), v = normal(&b, b.T, 1, D),
          d_o = normal(&b, b.T, H, D);
-  rg_arg ck = normal(&b, b.T / STRIDE, 1, D), cv = normal(&b, b.T / STRIDE, 1, D), idx = selection(&b);
+  rg_arg ck = normal(&b, b.T / STRIDE, 1, D), cv = normal(&b, b.T / STRIDE, 1, D),
+         idx = selection(&b);
   rg_arg cu = tensor(RG_I32, 1, 2, 0, 0);
   ((int32_t *)cu.data)[1] = (int32_t)b.T;
   printf("T %lld, H %d, KH 1, d %d, %s, CPU level %d, %d threads\n", (long long)b.T, H, D,
@@ -269,8 +274,8 @@ int main(int argc, char **argv) {
   measure(&b, &rgi_op_slc_attn, &rgi_op_slc_attn_bwd, q, k, v, idx, cu, d_o, sgemm);
   measure(&b, &rgi_op_swa_attn, &rgi_op_swa_attn_bwd, q, k, v, idx, cu, d_o, sgemm);
   for (int i = 0; i < 2; i++) {
-    printf("%-14s %9.2f GFLOP %9.1f ms %8.1f GFLOP/s", i ? "all backward" : "all forward", work[i] * 1e-9,
-           total[i] * 1e3, work[i] / total[i] * 1e-9);
+    printf("%-14s %9.2f GFLOP %9.1f ms %8.1f GFLOP/s", i ? "all backward" : "all forward",
+           work[i] * 1e-9, total[i] * 1e3, work[i] / total[i] * 1e-9);
     if (sgemm > 0)
       printf("   sgemm %8.1f ms   ratio %.2f", work[i] * sgemm * 1e3, total[i] / (work[i] * sgemm));
     printf("\n");

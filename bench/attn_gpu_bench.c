@@ -1,14 +1,16 @@
 /* bench/attn_gpu_bench.c: times attention on a GPU through the ops' cuda_steps.
- *
- *   attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
- *                  [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n] [--top n]
- *                  [--window n] [--select random|local|correlated|shared] [--runs n] [--no-dq] [--no-dkv]
- *
- * --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block, the last
- * two and, for the rest, blocks drawn at random among all before (random) or mostly among the nearest 32
- * (local); or nine of ten are those of the query before (correlated), or all but for one query of 64
- * (shared). Prints per call the path taken, the median of the runs and the rate of useful operations (of one
- * sequence of full length where packs are asked for, so read ms there), and the workspace.
+
+     attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
+                    [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n]
+                    [--top n] [--window n] [--select random|local|correlated|shared] [--runs n]
+                    [--no-dq] [--no-dkv]
+
+   --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block,
+   the last two and, for the rest, blocks drawn at random among all before (random) or mostly among
+   the nearest 32 (local); or nine of ten are those of the query before (correlated), or all but for
+   one query of 64 (shared). Prints per call the path taken, the median of the runs and the rate of
+   useful operations (of one sequence of full length where packs are asked for, so read ms there),
+   and the workspace.
  */
 #include "gpu.h"
 
@@ -38,7 +40,8 @@ static void select_row(const options *x, int64_t pos, int32_t *row) {
   const bool shared = *x->select == 's' && pos % x->block != 0, keeps = shared || *x->select == 'c';
   const int32_t *before = row - x->KH * x->top;
   for (int64_t i = 0; keeps && i < x->top && n < x->top; i++)
-    if (before[i] > 0 && before[i] < own - 1 && (shared || gpu_draw() % 10 > 0)) row[n++] = before[i];
+    if (before[i] > 0 && before[i] < own - 1 && (shared || gpu_draw() % 10 > 0))
+      row[n++] = before[i];
   while (n < x->top) {
     int64_t pick = (int64_t)(gpu_draw() % (uint64_t)own);
     if (*x->select == 'l' && own > far && x->top <= far / 2 && gpu_draw() % 4)
@@ -67,10 +70,11 @@ static void report(const options *o, gpu_call *x, bool timed) {
   rg_cost cost;
   x->op->cost(&x->c, &cost);
   if (timed)
-    printf(
-        "%-12s T %-7lld H %lld/%lld d %lld/%lld %-4s %10.3f ms (best %.3f) %8.2f TFLOP/s  ws %.1f MB  %s\n",
-        x->op->name, (long long)o->T, (long long)o->H, (long long)o->KH, (long long)o->D, (long long)o->E,
-        o->dtype, ms, x->best, cost.flops / ms * 1e-9, (double)x->workspace * 1e-6, x->op->cuda_path(&x->c));
+    printf("%-12s T %-7lld H %lld/%lld d %lld/%lld %-4s %10.3f ms (best %.3f) %8.2f TFLOP/s  ws "
+           "%.1f MB  %s\n",
+           x->op->name, (long long)o->T, (long long)o->H, (long long)o->KH, (long long)o->D,
+           (long long)o->E, o->dtype, ms, x->best, cost.flops / ms * 1e-9,
+           (double)x->workspace * 1e-6, x->op->cuda_path(&x->c));
   fflush(stdout);
 }
 
@@ -84,8 +88,10 @@ static void measure(const options *o, rg_dtype dtype) {
     cu[b + 1] = (int32_t)((double)o->T * (sum += (double)(2 * b + 4)) / all);
   cu[o->pack] = (int32_t)o->T;
   const rg_arg starts = gpu_filled(gpu_tensor(RG_I32, 1, o->pack + 1, 0, 0), cu);
-  const rg_arg q = gpu_normal(dtype, 3, o->T, o->H, o->D, 1), k = gpu_normal(dtype, 3, S, o->KH, o->D, 1),
-               v = gpu_normal(dtype, 3, S, o->KH, o->E, 1), d_o = gpu_normal(dtype, 3, o->T, o->H, o->E, 1);
+  const rg_arg q = gpu_normal(dtype, 3, o->T, o->H, o->D, 1),
+               k = gpu_normal(dtype, 3, S, o->KH, o->D, 1),
+               v = gpu_normal(dtype, 3, S, o->KH, o->E, 1),
+               d_o = gpu_normal(dtype, 3, o->T, o->H, o->E, 1);
   rg_arg idx = {0};
   if (slc) idx = selection(o, cu);
   gpu_call x[] = {gpu_begin(cmp   ? &rgi_op_cmp_attn
@@ -105,7 +111,8 @@ static void measure(const options *o, rg_dtype dtype) {
     if (slc) gpu_in(&x[i], "idx", idx);
     gpu_in(&x[i], "cu_seqlens", starts);
   }
-  const rg_arg out = gpu_tensor(dtype, 3, o->T, o->H, o->E), lse = gpu_tensor(RG_F32, 2, o->T, o->H, 0);
+  const rg_arg out = gpu_tensor(dtype, 3, o->T, o->H, o->E),
+               lse = gpu_tensor(RG_F32, 2, o->T, o->H, 0);
   gpu_out(&x[0], "o", out);
   gpu_out(&x[0], "lse", lse);
   gpu_in(&x[1], "out.o", out);

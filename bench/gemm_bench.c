@@ -1,10 +1,10 @@
 /* bench/gemm_bench.c: linear and compress_kv on a GPU, and cuBLASLt on the same products.
- *
- *   gemm_bench [tokens of linear [tokens of compress_kv]]      default 8192, 131072
- *
- * linear: [T, 4096] · [4096, 4096], bf16. compress_kv: one sequence, 4 KV heads, d 128, blocks 32/16, bf16.
- * Each line is the median of 20 runs after 3: milliseconds, TFLOP/s of useful products and TB/s of bytes read
- * and written once.
+
+     gemm_bench [tokens of linear [tokens of compress_kv]]      default 8192, 131072
+
+   linear: [T, 4096] · [4096, 4096], bf16. compress_kv: one sequence, 4 KV heads, d 128, blocks
+   32/16, bf16. Each line is the median of 20 runs after 3: milliseconds, TFLOP/s of useful products
+   and TB/s of bytes read and written once.
  */
 #include <stdio.h>
 
@@ -38,8 +38,8 @@ static gpu_call fill(const rg_op *op, const rg_arg *const *in, const rg_arg *con
 
 static void report(const char *what, float ms, double flops, double bytes, size_t workspace) {
   const double s = ms * 1e-3;
-  printf("%-28s %8.3f ms %7.1f TFLOP/s %6.2f TB/s  workspace %6.1f MiB\n", what, s * 1e3, flops / s * 1e-12,
-         bytes / s * 1e-12, (double)workspace / (1 << 20));
+  printf("%-28s %8.3f ms %7.1f TFLOP/s %6.2f TB/s  workspace %6.1f MiB\n", what, s * 1e3,
+         flops / s * 1e-12, bytes / s * 1e-12, (double)workspace / (1 << 20));
 }
 
 static void bench(const char *what, gpu_call k, double flops, double bytes) {
@@ -61,27 +61,33 @@ typedef struct product {
 static void multiply(void *arg) {
   const product *p = arg;
   const float one = 1, zero = 0;
-  cublasLtMatmul(p->handle, p->op, &one, p->y->data, p->b, p->x->data, p->a, &zero, p->z->data, p->c,
-                 p->z->data, p->c, &p->found.algo, p->work, ROOM, 0);
+  cublasLtMatmul(p->handle, p->op, &one, p->y->data, p->b, p->x->data, p->a, &zero, p->z->data,
+                 p->c, p->z->data, p->c, &p->found.algo, p->work, ROOM, 0);
 }
 
 /* Row-major C [m, n] = A·B, A [m, k] or its transpose [k, m], B [k, n] or [n, k]. */
-static void library(const char *what, const rg_arg *c, const rg_arg *a, bool ta, const rg_arg *b, bool tb) {
+static void library(const char *what, const rg_arg *c, const rg_arg *a, bool ta, const rg_arg *b,
+                    bool tb) {
   product p = {.x = a, .y = b, .z = c};
   cublasLtMatmulPreference_t wish;
   const size_t room = ROOM;
   int n = 0;
-  const cublasOperation_t opa = ta ? CUBLAS_OP_T : CUBLAS_OP_N, opb = tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t opa = ta ? CUBLAS_OP_T : CUBLAS_OP_N,
+                          opb = tb ? CUBLAS_OP_T : CUBLAS_OP_N;
   GPU_OK(cudaMalloc(&p.work, ROOM));
   cublasLtCreate(&p.handle);
   cublasLtMatmulDescCreate(&p.op, CUBLAS_COMPUTE_32F, CUDA_R_32F); /* column-major: Cᵀ = Bᵀ·Aᵀ */
   cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSA, &opb, sizeof opb);
   cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSB, &opa, sizeof opa);
-  cublasLtMatrixLayoutCreate(&p.a, CUDA_R_16BF, (uint64_t)a->dim[1], (uint64_t)a->dim[0], a->stride[0]);
-  cublasLtMatrixLayoutCreate(&p.b, CUDA_R_16BF, (uint64_t)b->dim[1], (uint64_t)b->dim[0], b->stride[0]);
-  cublasLtMatrixLayoutCreate(&p.c, CUDA_R_16BF, (uint64_t)c->dim[1], (uint64_t)c->dim[0], c->stride[0]);
+  cublasLtMatrixLayoutCreate(&p.a, CUDA_R_16BF, (uint64_t)a->dim[1], (uint64_t)a->dim[0],
+                             a->stride[0]);
+  cublasLtMatrixLayoutCreate(&p.b, CUDA_R_16BF, (uint64_t)b->dim[1], (uint64_t)b->dim[0],
+                             b->stride[0]);
+  cublasLtMatrixLayoutCreate(&p.c, CUDA_R_16BF, (uint64_t)c->dim[1], (uint64_t)c->dim[0],
+                             c->stride[0]);
   cublasLtMatmulPreferenceCreate(&wish);
-  cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+  cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
+                                       sizeof room);
   cublasLtMatmulAlgoGetHeuristic(p.handle, p.op, p.b, p.a, p.c, p.c, wish, 1, &p.found, &n);
   if (n > 0)
     report(what, gpu_median(multiply, &p, RUNS, NULL),
@@ -108,9 +114,11 @@ static void same_rows(const rg_arg *y, const rg_arg *x, const rg_arg *w) {
   if (!a || !b) exit(1);
   part.data = (char *)x->data + first * x->stride[0] * 2;
   part.dim[0] = ROWS;
-  gpu_call k = fill(&rgi_op_linear, (const rg_arg *[]){&part, w, NULL, NULL}, (const rg_arg *[]){&short_y});
+  gpu_call k =
+      fill(&rgi_op_linear, (const rg_arg *[]){&part, w, NULL, NULL}, (const rg_arg *[]){&short_y});
   gpu_time(&k, 1);
-  GPU_OK(cudaMemcpy(a, (char *)y->data + first * y->stride[0] * 2, (size_t)bytes, cudaMemcpyDeviceToHost));
+  GPU_OK(cudaMemcpy(a, (char *)y->data + first * y->stride[0] * 2, (size_t)bytes,
+                    cudaMemcpyDeviceToHost));
   GPU_OK(cudaMemcpy(b, short_y.data, (size_t)bytes, cudaMemcpyDeviceToHost));
   printf("rows of a short call: %s\n", memcmp(a, b, (size_t)bytes) ? "OTHER BITS" : "same bits");
   free(a), free(b);
@@ -126,18 +134,20 @@ static void linear(int64_t T) {
   const double flops = 2.0 * (double)T * (double)K * (double)N;
   const double bytes = 2.0 * ((double)(T * K) + (double)(N * K) + (double)(T * N));
   printf("linear %lld x %lld x %lld bf16\n", (long long)T, (long long)N, (long long)K);
-  bench("  forward", fill(&rgi_op_linear, (const rg_arg *[]){&x, &w, NULL, &cu}, (const rg_arg *[]){&y}),
-        flops, bytes);
+  bench("  forward",
+        fill(&rgi_op_linear, (const rg_arg *[]){&x, &w, NULL, &cu}, (const rg_arg *[]){&y}), flops,
+        bytes);
   same_rows(&y, &x, &w);
   const rg_arg *in[] = {&x, &w, NULL, &cu, &y, NULL, NULL, NULL};
   bench("  d x", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){&dx, NULL, NULL}), flops, bytes);
   bench("  d w", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, &dw, NULL}), flops, bytes);
   rg_arg sum = gpu_tensor(RG_F32, 2, T, K, 1);
   in[5] = &sum;
-  bench("  d x onto a sum", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){&sum, NULL, NULL}), flops,
-        bytes + 6.0 * (double)(T * K));
+  bench("  d x onto a sum", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){&sum, NULL, NULL}),
+        flops, bytes + 6.0 * (double)(T * K));
   in[5] = NULL;
-  bench("  d b", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, NULL, &db}), 0, 2.0 * (double)(T * N));
+  bench("  d b", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, NULL, &db}), 0,
+        2.0 * (double)(T * N));
   library("  cuBLASLt forward", &y, &x, false, &w, true);
   library("  cuBLASLt d x", &dx, &y, false, &w, false);
   library("  cuBLASLt d w", &dw, &y, true, &x, false);
@@ -158,7 +168,8 @@ static void compress(int64_t T, int method, const char *name) {
   const bool learned = method > 0;
   const rg_arg *w0 = learned ? &w[0] : NULL, *w1 = learned ? &w[1] : NULL;
   const double bytes = 2.0 * 2.0 * (double)(T + rows) * KH * D;
-  const double flops = learned ? 2.0 * 2.0 * (double)(rows - 1) * KH * (double)wide * KERNEL * D : 0;
+  const double flops =
+      learned ? 2.0 * 2.0 * (double)(rows - 1) * KH * (double)wide * KERNEL * D : 0;
   const rg_value attr[] = {{.i = KERNEL}, {.i = STRIDE}, {.i = method}, {.i = method}};
   gpu_call k = fill(&rgi_op_compress_kv, (const rg_arg *[]){&x[0], &x[1], w0, w1, &cu},
                     (const rg_arg *[]){&y[0], &y[1]});
@@ -170,10 +181,13 @@ static void compress(int64_t T, int method, const char *name) {
     bool want_x = part != 2, want_w = learned && part != 1;
     if (!want_x && !want_w) continue;
     k = fill(&rgi_op_compress_kv_bwd, in,
-             (const rg_arg *[]){want_x ? &dx[0] : NULL, want_x ? &dx[1] : NULL, want_w ? &dw[0] : NULL,
-                                want_w ? &dw[1] : NULL});
+             (const rg_arg *[]){want_x ? &dx[0] : NULL, want_x ? &dx[1] : NULL,
+                                want_w ? &dw[0] : NULL, want_w ? &dw[1] : NULL});
     memcpy(k.attr, attr, sizeof attr);
-    snprintf(text, sizeof text, "  %s backward%s", name, part == 0 ? "" : part == 1 ? ", d x" : ", d w");
+    snprintf(text, sizeof text, "  %s backward%s", name,
+             part == 0   ? ""
+             : part == 1 ? ", d x"
+                         : ", d w");
     bench(text, k, flops * (want_x + want_w + (method > 1)), bytes);
   }
   for (int i = 0; i < 2; i++) {
@@ -187,8 +201,8 @@ int main(int argc, char **argv) {
   int64_t T = argc > 1 ? atoll(argv[1]) : 8192, TC = argc > 2 ? atoll(argv[2]) : 131072;
   gpu_open();
   if (T > 0) linear(T);
-  printf("compress_kv %lld tokens, K and V, %d heads, d %d, blocks %d/%d, bf16\n", (long long)TC, KH, D,
-         KERNEL, STRIDE);
+  printf("compress_kv %lld tokens, K and V, %d heads, d %d, blocks %d/%d, bf16\n", (long long)TC,
+         KH, D, KERNEL, STRIDE);
   compress(TC, 0, "mean");
   compress(TC, 1, "linear");
   compress(TC, 2, "swiglu");

@@ -46,7 +46,8 @@ static inline void gpu_flags(int argc, char **argv, const gpu_flag *flags, int n
     int f = 0;
     while (f < n && strcmp(argv[i], flags[f].flag) != 0) f++;
     if (f == n || (!flags[f].yes && i + 1 == argc)) {
-      fprintf(stderr, "%s: unknown or incomplete option %s (see the source's head)\n", argv[0], argv[i]);
+      fprintf(stderr, "%s: unknown or incomplete option %s (see the source's head)\n", argv[0],
+              argv[i]);
       exit(2);
     }
     if (flags[f].yes) *flags[f].yes = true;
@@ -92,8 +93,10 @@ static inline uint64_t gpu_draw(void) {
   state = state * 6364136223846793005u + 1442695040888963407u;
   return state >> 33;
 }
-/* About N(0, scale²). A draw of 2^20 numbers is repeated, shifted by an odd number of rows each time. */
-static inline rg_arg gpu_normal(rg_dtype dtype, int rank, int64_t d0, int64_t d1, int64_t d2, float scale) {
+/* About N(0, scale²). A draw of 2^20 numbers is repeated, shifted by an odd number of rows each
+ * time. */
+static inline rg_arg gpu_normal(rg_dtype dtype, int rank, int64_t d0, int64_t d1, int64_t d2,
+                                float scale) {
   enum { DRAWN = 1 << 20 };
   rg_arg a = gpu_tensor(dtype, rank, d0, d1, d2);
   const size_t size = rg_dtype_size(dtype);
@@ -108,8 +111,8 @@ static inline rg_arg gpu_normal(rg_dtype dtype, int rank, int64_t d0, int64_t d1
     rgi_store(host + (size_t)i * size, dtype, &x, 1);
   }
   for (int64_t i = 0; i < n; i += step)
-    GPU_OK(cudaMemcpy((char *)a.data + (size_t)i * size, host, (size_t)(n - i < step ? n - i : step) * size,
-                      cudaMemcpyHostToDevice));
+    GPU_OK(cudaMemcpy((char *)a.data + (size_t)i * size, host,
+                      (size_t)(n - i < step ? n - i : step) * size, cudaMemcpyHostToDevice));
   free(host);
   return a;
 }

@@ -1,11 +1,13 @@
-/* bench/pack_bench.c: how often, how close and how fast the packer is, per family of seeded instances.
- *
- *     pack_bench [SECONDS [SEEDS [FAMILY]]]       defaults: 5 s an instance, 2 seeds a size, all families
- *     pack_bench SECONDS FILE.csv…                the same table for files
- *
- * `proved` counts instances whose packing is proved optimal (the bound reached, or all below it exhausted).
- * `gap` is against the most bytes alive at once. Each packing passes the independent checker, or the run
- * fails.
+/* bench/pack_bench.c: how often, how close and how fast the packer is, per family of seeded
+   instances.
+
+       pack_bench [SECONDS [SEEDS [FAMILY]]]       defaults: 5 s an instance, 2 seeds a size, all
+                                                   families
+       pack_bench SECONDS FILE.csv…                the same table for files
+
+   `proved` counts instances whose packing is proved optimal (the bound reached, or all below it
+   exhausted). `gap` is against the most bytes alive at once. Each packing passes the independent
+   checker, or the run fails.
  */
 #include "memplan/pack.h"
 #include "tests/harness/pack_instances.h"
@@ -21,8 +23,8 @@ typedef struct tally {
 } tally;
 
 static void print_header(void) {
-  printf("%-24s %9s %9s %9s %9s %9s %9s %9s\n", "instances", "buffers", "proved", "gap %", "worst %",
-         "greedy", "mean s", "most s");
+  printf("%-24s %9s %9s %9s %9s %9s %9s %9s\n", "instances", "buffers", "proved", "gap %",
+         "worst %", "greedy", "mean s", "most s");
 }
 
 static void print_row(const char *name, const char *buffers, const tally *t) {
@@ -47,7 +49,8 @@ static bool measure(rg_context *ctx, rg_buffer *b, size_t n, double seconds, tal
   rg_pack_result r;
   rg_error e = {0};
   int64_t greedy, peak;
-  if (rgi_pack_greedy(ctx, b, n, 1, &greedy, &e) != RG_OK || rg_pack(ctx, b, n, &o, &r, &e) != RG_OK) {
+  if (rgi_pack_greedy(ctx, b, n, 1, &greedy, &e) != RG_OK ||
+      rg_pack(ctx, b, n, &o, &r, &e) != RG_OK) {
     fprintf(stderr, "%s\n", e.message);
     return false;
   }

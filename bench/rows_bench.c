@@ -1,10 +1,11 @@
-/* bench/rows_bench.c: elementwise and row-wise ops on a GPU against its memory: what they must move, per
- * second.
- *
- *   rows_bench [T [name]]      default: 131072 and 32768 tokens, all ops; bf16, 64 heads (4 KV heads) of 128
- *
- * A row per case: bytes (each input read once, each output written once), median time of REPEATS runs, rate.
- * `copy` is cudaMemcpy on the device, for comparison. Only in builds with nvcc.
+/* bench/rows_bench.c: elementwise and row-wise ops on a GPU against its memory: what they must
+   move, per second.
+
+     rows_bench [T [name]]      default: 131072 and 32768 tokens, all ops; bf16, 64 heads (4 KV
+                                heads) of 128
+
+   A row per case: bytes (each input read once, each output written once), median time of REPEATS
+   runs, rate. `copy` is cudaMemcpy on the device, for comparison. Only in builds with nvcc.
  */
 #include <stdio.h>
 
@@ -16,9 +17,10 @@ int main(void) {
 #else
 #include "gpu.h"
 
-extern const rg_op rgi_op_combine, rgi_op_combine_bwd, rgi_op_merge_lse, rgi_op_merge_lse_bwd, rgi_op_rmsnorm,
-    rgi_op_rmsnorm_bwd, rgi_op_rope, rgi_op_rope_bwd, rgi_op_silu, rgi_op_silu_bwd, rgi_op_mul,
-    rgi_op_mul_bwd, rgi_op_add, rgi_op_cast, rgi_op_concat, rgi_op_zero, rgi_op_accumulate;
+extern const rg_op rgi_op_combine, rgi_op_combine_bwd, rgi_op_merge_lse, rgi_op_merge_lse_bwd,
+    rgi_op_rmsnorm, rgi_op_rmsnorm_bwd, rgi_op_rope, rgi_op_rope_bwd, rgi_op_silu, rgi_op_silu_bwd,
+    rgi_op_mul, rgi_op_mul_bwd, rgi_op_add, rgi_op_cast, rgi_op_concat, rgi_op_zero,
+    rgi_op_accumulate;
 
 enum { REPEATS = 15, BUFFERS = 9 };
 
@@ -73,7 +75,8 @@ static void end(gpu_call *x, const char *shape) {
 }
 
 static void copy_once(void *bytes) {
-  GPU_OK(cudaMemcpyAsync(b.buffer[1], b.buffer[0], *(const size_t *)bytes, cudaMemcpyDeviceToDevice, 0));
+  GPU_OK(cudaMemcpyAsync(b.buffer[1], b.buffer[0], *(const size_t *)bytes, cudaMemcpyDeviceToDevice,
+                         0));
 }
 static void copy(int64_t bytes) {
   size_t n = (size_t)bytes;

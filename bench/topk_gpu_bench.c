@@ -1,11 +1,13 @@
 /* bench/topk_gpu_bench.c: times topk on a GPU through its cuda_steps.
- *
- *   topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n] [--stride n] [--block n]
- *                  [--top n] [--init n] [--local n] [--dot] [--runs n] [--plain] [--check]
- *
- * One sequence, standard normal q and k, lse as uniform attention would have it. Prints the path taken, the
- * median of the runs, the rate of useful operations and the workspace. --plain times the plain path,
- * --check says how many indices differ from the plain path's (ties and rounding make a few).
+
+     topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n]
+                    [--stride n] [--block n] [--top n] [--init n] [--local n]
+                    [--dot] [--runs n] [--plain] [--check]
+
+   One sequence, standard normal q and k, lse as uniform attention would have it. Prints the path
+   taken, the median of the runs, the rate of useful operations and the workspace. --plain times the
+   plain path, --check says how many indices differ from the plain path's (ties and rounding make a
+   few).
  */
 #include "gpu.h"
 #include <math.h>
@@ -22,12 +24,13 @@ static void time_call(const options *o, gpu_call *x, int64_t runs) {
   const float ms = gpu_time(x, runs);
   rg_cost cost;
   rgi_op_topk.cost(&x->c, &cost);
-  printf(
-      "topk T %-7lld H %lld/%lld d %lld %-4s %lld/%lld/%lld top %lld%s %10.3f ms (best %.3f) %7.1f TFLOP/s  "
-      "ws %.1f MB  %s\n",
-      (long long)o->T, (long long)o->H, (long long)o->KH, (long long)o->D, o->dtype, (long long)o->kernel,
-      (long long)o->stride, (long long)o->block, (long long)o->top, o->dot ? " dot" : "", ms, x->best,
-      cost.flops / ms * 1e-9, (double)x->workspace * 1e-6, rgi_op_topk.cuda_path(&x->c));
+  printf("topk T %-7lld H %lld/%lld d %lld %-4s %lld/%lld/%lld top %lld%s %10.3f ms (best %.3f) "
+         "%7.1f TFLOP/s  "
+         "ws %.1f MB  %s\n",
+         (long long)o->T, (long long)o->H, (long long)o->KH, (long long)o->D, o->dtype,
+         (long long)o->kernel, (long long)o->stride, (long long)o->block, (long long)o->top,
+         o->dot ? " dot" : "", ms, x->best, cost.flops / ms * 1e-9, (double)x->workspace * 1e-6,
+         rgi_op_topk.cuda_path(&x->c));
   fflush(stdout);
 }
 

@@ -1,8 +1,9 @@
 /* cli/cli.h: what the files of the `regraph` command share.
- *
- * The command is a user of the public header and of nothing else of ours. One invocation is one `cli`: its
- * arguments, the objects it made, and the first error. Commands return an rg_status and leave the printing of
- * errors to main. Data goes to standard output, messages and progress to standard error.
+
+   The command is a user of the public header and of nothing else of ours. One invocation is one
+   `cli`: its arguments, the objects it made, and the first error. Commands return an rg_status and
+   leave the printing of errors to main. Data goes to standard output, messages and progress to
+   standard error.
  */
 #ifndef CLI_H
 #define CLI_H
@@ -69,7 +70,8 @@ extern const int cli_ncommand;
 extern const cli_flag cli_flags[];
 extern const int cli_nflag;
 
-/* Fills *a from argv (borrowed for as long as *a is used); free with cli_args_free, also after a failure. */
+/* Fills *a from argv (borrowed for as long as *a is used); free with cli_args_free, also after a
+ * failure. */
 rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e);
 void cli_args_free(cli_args *a);
 static inline bool cli_takes(const cli_flag *f, int command) {
@@ -140,7 +142,8 @@ rg_status cli_nomem(rg_error *e);
 void cli_print_text(rg_text *text);
 /* Writes a whole file, or leaves what was there (save.h). */
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
-/* A path that no file can be written to is better met before a long run than after it. NULL is fine. */
+/* A path that no file can be written to is better met before a long run than after it. NULL is
+ * fine. */
 rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */

@@ -1,8 +1,9 @@
-/* cli/cmd_bench.c: `bench`: medians per node and direction, set against what the machine can do at best.
- *
- * --profile-out turns the measurement into a device profile: it plans with a raw profile of the measured peak
- * rates (every op at 100 %), so that the cost model's milliseconds are the roofline, and then writes for each
- * op the fraction of it that the op reached.
+/* cli/cmd_bench.c: `bench`: medians per node and direction, set against what the machine can do at
+   best.
+
+   --profile-out turns the measurement into a device profile: it plans with a raw profile of the
+   measured peak rates (every op at 100 %), so that the cost model's milliseconds are the roofline,
+   and then writes for each op the fraction of it that the op reached.
  */
 #include "cli.h"
 #include "data.h"
@@ -50,8 +51,8 @@ static rg_status prepare(cli *c, bench *b) {
 /* A direction and its end; seconds in *took. */
 static rg_status run_direction(cli *c, bool backward, double *took) {
   double start = cli_seconds();
-  rg_status s =
-      backward ? rg_session_backward(c->session, &c->error) : rg_session_forward(c->session, &c->error);
+  rg_status s = backward ? rg_session_backward(c->session, &c->error)
+                         : rg_session_forward(c->session, &c->error);
   if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
   *took = cli_seconds() - start;
   return s;
@@ -82,7 +83,8 @@ static rg_status run_once(cli *c, bench *b, int64_t repeat, bool whole) {
 /* The directions as graphs; then a session that launches node by node takes over. */
 static rg_status measure_whole(cli *c, bench *b) {
   rg_status s = RG_OK;
-  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++) s = run_once(c, b, r < 0 ? -1 : r, true);
+  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++)
+    s = run_once(c, b, r < 0 ? -1 : r, true);
   if (s != RG_OK) return s;
   rg_session_destroy(c->session);
   c->session = NULL;
@@ -143,8 +145,8 @@ static double roofline_ms(const bench *b, const rg_node_work *n) {
 
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
-  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
-         (long long)c->args.repeat, b->forward_ms);
+  printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device,
+         cli_threads(c), (long long)c->args.repeat, b->forward_ms);
   if (b->data.backward) printf(", backward %.2f ms", b->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
          cli_bytes(c->arena_peak, m));
@@ -152,7 +154,8 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
     printf("whole directions: %s; nodes: launched one by one\n\n",
            c->args.eager ? "the same" : "replayed graphs");
   else
-    printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops, b->peak.bandwidth_gbs);
+    printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops,
+           b->peak.bandwidth_gbs);
   printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s",
          "roofline");
   for (int i = 0; i < b->nrow; i++) {
@@ -160,7 +163,8 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
     if (r->node.backward && !b->data.backward) continue;
     printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
            r->node.backward ? "backward" : "forward", r->median, rate(r->work.flops, r->median),
-           rate(r->work.bytes, r->median), r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
+           rate(r->work.bytes, r->median),
+           r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
   }
 }
 
@@ -179,7 +183,8 @@ static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
     print_field("backward_ms", b->backward_ms);
   else
     fputs(", \"backward_ms\": null", stdout);
-  printf(",\n \"predicted_peak_bytes\": %lld, \"measured_peak_bytes\": %lld,\n \"machine\": {\"threads\": %d",
+  printf(",\n \"predicted_peak_bytes\": %lld, \"measured_peak_bytes\": %lld,\n \"machine\": "
+         "{\"threads\": %d",
          (long long)z->predicted_peak, (long long)c->arena_peak, cli_threads(c));
   print_field("matrix_gflops", b->peak.matrix_gflops);
   print_field("special_gops", b->peak.special_gops);
@@ -213,15 +218,18 @@ static void write_profile(FILE *f, const bench *b, int threads, double step_us, 
   fputs("{\n  \"regraph_profile\": 1,\n  \"name\": ", f);
   cli_json_string(f, host);
   fprintf(f, ",\n  \"device\": \"cpu\",\n  \"threads\": %d,\n", threads);
-  fprintf(f, "  \"matrix_gflops\": {\"f32\": %.6g, \"f16\": %.6g, \"bf16\": %.6g},\n", b->peak.matrix_gflops,
-          b->peak.matrix_gflops, b->peak.matrix_gflops); /* the CPU computes in fp32 whatever it stores */
+  fprintf(f, "  \"matrix_gflops\": {\"f32\": %.6g, \"f16\": %.6g, \"bf16\": %.6g},\n",
+          b->peak.matrix_gflops,
+          /* the CPU computes in fp32 whatever it stores */
+          b->peak.matrix_gflops, b->peak.matrix_gflops);
   fprintf(f, "  \"special_gops\": %.6g,\n  \"bandwidth_gbs\": %.6g,\n  \"step_us\": %.6g,\n",
           b->peak.special_gops, b->peak.bandwidth_gbs, step_us);
   fprintf(f, "  \"memory\": %lld,\n  \"efficiency\": %.4g,\n  \"ops\": {",
           (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), efficiency);
 }
 
-/* Plans with a profile of the bare peak rates, in a file without a name, which nothing can leave behind. */
+/* Plans with a profile of the bare peak rates, in a file without a name, which nothing can leave
+ * behind. */
 static rg_status plan_raw(cli *c, const bench *b) {
   char path[64];
   FILE *f = tmpfile();
@@ -231,7 +239,8 @@ static rg_status plan_raw(cli *c, const bench *b) {
     fputs("}\n}\n", f);
   }
   if (!f || fflush(f) != 0 || fseek(f, 0, SEEK_SET) != 0) {
-    s = cli_fail(&c->error, RG_E_IO, NULL, "a temporary profile can't be written: %s", strerror(errno));
+    s = cli_fail(&c->error, RG_E_IO, NULL, "a temporary profile can't be written: %s",
+                 strerror(errno));
   } else {
     snprintf(path, sizeof path, "/dev/fd/%d", fileno(f));
     s = cli_make_plan(c, path);
@@ -258,7 +267,8 @@ static rg_status save_profile(cli *c, const bench *b) {
   FILE *f = open_memstream(&text, &size);
   if (!f) return cli_nomem(&c->error);
   double step_us = b->nrow ? 1e3 * b->outside_ms / b->nrow : 0;
-  write_profile(f, b, cli_threads(c), step_us < RAW_STEP_US ? RAW_STEP_US : step_us, op_efficiency(b, NULL));
+  write_profile(f, b, cli_threads(c), step_us < RAW_STEP_US ? RAW_STEP_US : step_us,
+                op_efficiency(b, NULL));
   const char *gap = "";
   for (int i = 0; i < b->nrow; i++) {
     bool first = true;
@@ -284,7 +294,8 @@ rg_status cli_cmd_bench(cli *c) {
   rg_sizes z;
   const cli_args *a = &c->args;
   if (a->profile && a->profile_out)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--profile and --profile-out exclude each other");
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
+                    "--profile and --profile-out exclude each other");
   if (a->repeat > 100000)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000",
                     (long long)a->repeat);

@@ -41,11 +41,12 @@ rg_status cli_cmd_schema(cli *c) {
   const char *format = c->args.positional[0];
   if (strcmp(format, "spec") == 0) return describe(c, "schema-spec");
   if (strcmp(format, "policy") == 0) return describe(c, "schema-policy");
-  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected spec or policy",
-                  format);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph schema",
+                  "unknown format '%s'; expected spec or policy", format);
 }
 
-/* The library describes an op in a line "NAME: …" and indented lines below. Prints that of one op. */
+/* The library describes an op in a line "NAME: …" and indented lines below. Prints that of
+ * one op. */
 static rg_status print_op(cli *c, const char *text, const char *name) {
   const char *names[256];
   char copies[256][40];
@@ -71,8 +72,10 @@ static rg_status print_op(cli *c, const char *text, const char *name) {
   if (n < 0) return RG_OK;
   const char *near = rg_nearest(name, names, n);
   if (near)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?", name, near);
-  return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; 'regraph ops' lists them", name);
+    return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; did you mean '%s'?",
+                    name, near);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph ops", "unknown op '%s'; 'regraph ops' lists them",
+                  name);
 }
 
 rg_status cli_cmd_ops(cli *c) {
@@ -161,14 +164,16 @@ rg_status cli_cmd_pack(cli *c) {
   s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
-  fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n", (long long)r.peak,
-          (long long)r.lower_bound, gap, r.optimal ? "proved optimal" : "not proved optimal",
-          (long long)r.nodes_explored, r.seconds);
+  fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n",
+          (long long)r.peak, (long long)r.lower_bound, gap,
+          r.optimal ? "proved optimal" : "not proved optimal", (long long)r.nodes_explored,
+          r.seconds);
   if (a->capacity && r.peak > a->capacity) {
     rg_text_destroy(&text);
-    return cli_fail(&c->error, RG_E_INFEASIBLE, a->positional[0],
-                    "no packing into %lld bytes found; the best takes %lld, and %lld are alive at once",
-                    (long long)a->capacity, (long long)r.peak, (long long)r.lower_bound);
+    return cli_fail(
+        &c->error, RG_E_INFEASIBLE, a->positional[0],
+        "no packing into %lld bytes found; the best takes %lld, and %lld are alive at once",
+        (long long)a->capacity, (long long)r.peak, (long long)r.lower_bound);
   }
   if (a->out.n) {
     s = cli_write_file(c, a->out.item[0], text.data, text.size);

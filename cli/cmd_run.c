@@ -28,7 +28,8 @@ static bool is_result(const data_tensor *t) {
 
 static void print_text(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
   char a[32], b[32];
-  printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c), t->forward_ms);
+  printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
+         t->forward_ms);
   if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n\n", cli_bytes(z->predicted_peak, a),
          cli_bytes(c->arena_peak, b));
@@ -38,24 +39,26 @@ static void print_text(const cli *c, const data_set *d, const timing *t, const r
   for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
     if (n.backward && t->backward_ms < 0) continue;
     double whole = n.backward ? t->backward_ms : t->forward_ms;
-    printf("%-24s %-18s %-9s %10.3f %5.1f %%\n", n.name, n.op, n.backward ? "backward" : "forward", n.ms,
-           whole > 0 ? 100 * n.ms / whole : 0);
+    printf("%-24s %-18s %-9s %10.3f %5.1f %%\n", n.name, n.op, n.backward ? "backward" : "forward",
+           n.ms, whole > 0 ? 100 * n.ms / whole : 0);
   }
 
-  printf("\n%-16s %-5s %-20s %11s %11s %11s %11s\n", "result", "type", "shape", "mean", "rms", "min", "max");
+  printf("\n%-16s %-5s %-20s %11s %11s %11s %11s\n", "result", "type", "shape", "mean", "rms",
+         "min", "max");
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *x = &d->tensor[i];
     if (!is_result(x)) continue;
     char name[160], shape[160];
     size_t k = (size_t)snprintf(shape, sizeof shape, "[");
     for (int j = 0; j < x->info.rank; j++)
-      k += (size_t)snprintf(shape + k, sizeof shape - k, "%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
+      k += (size_t)snprintf(shape + k, sizeof shape - k, "%s%lld", j ? ", " : "",
+                            (long long)x->info.dim[j]);
     snprintf(shape + k, sizeof shape - k, "]");
     snprintf(name, sizeof name, "%s%s", x->info.role == RG_GRAD_OUT ? "grad " : "", x->info.name);
     data_summary y;
     data_summarise(x->info.dtype, x->data, x->elements, &y);
-    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype), shape, y.mean,
-           y.rms, y.min, y.max);
+    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype),
+           shape, y.mean, y.rms, y.min, y.max);
     if (y.nonfinite) printf("  (%lld not finite)", (long long)y.nonfinite);
     putchar('\n');
   }
@@ -65,9 +68,11 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
   printf("{\"version\": 1, \"spec\": ");
   cli_json_string(stdout, c->args.positional[0]);
   printf(", \"device\": \"%s\", \"threads\": %d, \"seed\": %llu,\n \"predicted_peak_bytes\": %lld, "
-         "\"measured_peak_bytes\": %lld, \"saved_bytes\": %lld, \"scratch_bytes\": %lld,\n \"forward_ms\": ",
-         c->args.device, cli_threads(c), (unsigned long long)c->args.seed, (long long)z->predicted_peak,
-         (long long)c->arena_peak, (long long)z->saved, (long long)z->scratch);
+         "\"measured_peak_bytes\": %lld, \"saved_bytes\": %lld, \"scratch_bytes\": %lld,\n "
+         "\"forward_ms\": ",
+         c->args.device, cli_threads(c), (unsigned long long)c->args.seed,
+         (long long)z->predicted_peak, (long long)c->arena_peak, (long long)z->saved,
+         (long long)z->scratch);
   cli_json_number(stdout, t->forward_ms);
   fputs(", \"backward_ms\": ", stdout);
   if (t->backward_ms >= 0)
@@ -107,7 +112,8 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
     cli_json_string(stdout, x->info.name);
     printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [",
            x->info.role == RG_OUTPUT ? "output" : "gradient", rg_dtype_name(x->info.dtype));
-    for (int j = 0; j < x->info.rank; j++) printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
+    for (int j = 0; j < x->info.rank; j++)
+      printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
     data_summary y;
     data_summarise(x->info.dtype, x->data, x->elements, &y);
     const double number[] = {y.mean, y.rms, y.min, y.max};

@@ -1,16 +1,17 @@
 /* cli/data.c: see data.h.
- *
- * Drawn values. Each is a pure function of (seed, name, index), so it depends neither on dtype nor on threads
- * nor on other tensors. With all arithmetic on 64-bit unsigned integers:
- *
- *     key   = seed xor fnv1a(name)
- *     fnv1a:  h = 0xcbf29ce484222325; for each byte: h ^= byte, h *= 0x100000001b3
- *     z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
- *     mix(x): x ^= x>>30; x *= 0xbf58476d1ce4e5b9; x ^= x>>27; x *= 0x94d049bb133111eb; x ^= x>>31
- *     u1    = ((z(2p) >> 11) + 1/2) · 2^-53,   u2 = (z(2p+1) >> 11) · 2^-53
- *     element 2p = √(−2 ln u1)·cos(2π u2),     element 2p+1 = √(−2 ln u1)·sin(2π u2)
- *
- * rounded to float32, then to the tensor's dtype. The gradient of output x is drawn under the name "grad.x".
+
+   Drawn values. Each is a pure function of (seed, name, index), so it depends neither on dtype nor
+   on threads nor on other tensors. With all arithmetic on 64-bit unsigned integers:
+
+       key   = seed xor fnv1a(name)
+       fnv1a:  h = 0xcbf29ce484222325; for each byte: h ^= byte, h *= 0x100000001b3
+       z(n)  = mix(key + (n+1)·0x9e3779b97f4a7c15)      the n-th output of splitmix64 from state key
+       mix(x): x ^= x>>30; x *= 0xbf58476d1ce4e5b9; x ^= x>>27; x *= 0x94d049bb133111eb; x ^= x>>31
+       u1    = ((z(2p) >> 11) + 1/2) · 2^-53,   u2 = (z(2p+1) >> 11) · 2^-53
+       element 2p = √(−2 ln u1)·cos(2π u2),     element 2p+1 = √(−2 ln u1)·sin(2π u2)
+
+   rounded to float32, then to the tensor's dtype. The gradient of output x is drawn under the name
+   "grad.x".
  */
 #include "data.h"
 #include "save.h"
@@ -93,8 +94,8 @@ void data_draw(uint64_t seed, const char *name, rg_dtype dtype, void *dst, int64
     work[t] = (draw){seed, name, dtype, dst, first, n - first < share ? n : first + share};
     if (t > 0) started[t] = pthread_create(&thread[t], NULL, draw_range, &work[t]) == 0;
   }
-  for (int t = 0; t < threads; t++)
-    if (!started[t]) draw_range(&work[t]); /* the first share, and those no thread was to be had for */
+  for (int t = 0; t < threads; t++) /* the first share, and those no thread was to be had for */
+    if (!started[t]) draw_range(&work[t]);
   for (int t = 1; t < threads; t++)
     if (started[t]) pthread_join(thread[t], NULL);
 }
@@ -114,7 +115,8 @@ void data_summarise(rg_dtype dtype, const void *src, int64_t n, data_summary *ou
   for (int64_t i = 0; i < n; i += DRAW_CHUNK) {
     int64_t k = n - i < DRAW_CHUNK ? n - i : DRAW_CHUNK;
     if (dtype != RG_I32)
-      rg_convert(RG_F32, chunk, dtype, (const char *)src + (size_t)i * rg_dtype_size(dtype), (size_t)k);
+      rg_convert(RG_F32, chunk, dtype, (const char *)src + (size_t)i * rg_dtype_size(dtype),
+                 (size_t)k);
     for (int64_t j = 0; j < k; j++) {
       double x = dtype == RG_I32 ? ((const int32_t *)src)[i + j] : chunk[j];
       if (!isfinite(x)) continue;
@@ -136,7 +138,8 @@ void data_summarise(rg_dtype dtype, const void *src, int64_t n, data_summary *ou
 
 /* ---- flags to files ---- */
 
-static const char *const role_flag[] = {"--in", "--out", "--grad-in", "--grad-out"}; /* by rg_role */
+/* by rg_role */
+static const char *const role_flag[] = {"--in", "--out", "--grad-in", "--grad-out"};
 
 /* The spec's tensor of that role and name; otherwise an error that names what there is. */
 static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_info *out) {
@@ -151,18 +154,20 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
     }
     if (n < 256) names[n++] = info.name;
   }
-  static const char *const what[] = {"input", "output", "output with a gradient", "input with a gradient"};
+  static const char *const what[] = {"input", "output", "output with a gradient",
+                                     "input with a gradient"};
   const char *near = rg_nearest(name, names, n);
   if (near)
     return cli_fail(&c->error, RG_E_USAGE, "regraph run",
-                    "%s %s=…: the spec has no %s '%s'; did you mean '%s'?", role_flag[role], name, what[role],
-                    name, near);
+                    "%s %s=…: the spec has no %s '%s'; did you mean '%s'?", role_flag[role], name,
+                    what[role], name, near);
   char known[256] = "";
   size_t size = 0;
   for (int i = 0; i < n && size < sizeof known; i++)
-    size += (size_t)snprintf(known + size, sizeof known - size, "%s%s", i ? ", " : "; it has ", names[i]);
-  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'%s", role_flag[role],
-                  name, what[role], name, size < sizeof known ? known : "");
+    size += (size_t)snprintf(known + size, sizeof known - size, "%s%s", i ? ", " : "; it has ",
+                             names[i]);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s %s=…: the spec has no %s '%s'%s",
+                  role_flag[role], name, what[role], name, size < sizeof known ? known : "");
 }
 
 /* Two results in one file would be one too few. */
@@ -191,8 +196,8 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
                       role_flag[role], list->item[i]);
     for (int j = 0; j < *n; j++)
       if (strcmp((*files)[j].name, f->name) == 0)
-        return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s names '%s' twice", role_flag[role],
-                        f->name);
+        return cli_fail(&c->error, RG_E_USAGE, "regraph run", "%s names '%s' twice",
+                        role_flag[role], f->name);
     rg_tensor_info info;
     rg_status s = find_in_spec(c, role, f->name, &info);
     if (s != RG_OK) return s;
@@ -222,7 +227,8 @@ rg_status data_open(cli *c, data_set *d) {
   if (s != RG_OK) return s;
   d->backward = a->backward || d->ngrad_in || d->ngrad_out;
   if (d->backward && a->no_grad)
-    return cli_fail(&c->error, RG_E_USAGE, "regraph run", "--no-grad leaves no backward direction to run");
+    return cli_fail(&c->error, RG_E_USAGE, "regraph run",
+                    "--no-grad leaves no backward direction to run");
   /* An axis with two unknowns waits until another array has settled one of them. */
   for (size_t before = SIZE_MAX; before != c->nsolved;) {
     before = c->nsolved;
@@ -260,14 +266,15 @@ static rg_status read_tensor(cli *c, data_file *f, const data_tensor *t) {
   if (!same) {
     char have[160], want[160];
     return cli_fail(&c->error, r->rank == t->info.rank ? RG_E_SHAPE : RG_E_RANK, f->path,
-                    "the array has shape %s, but '%s' is %s", shape_text(r->rank, r->dim, have, sizeof have),
-                    f->name, shape_text(t->info.rank, t->info.dim, want, sizeof want));
+                    "the array has shape %s, but '%s' is %s",
+                    shape_text(r->rank, r->dim, have, sizeof have), f->name,
+                    shape_text(t->info.rank, t->info.dim, want, sizeof want));
   }
   return npy_read(&f->reader, t->info.dtype, t->data, &c->error);
 }
 
-/* Tokens that drawn sequences cut up. Outputs and arrays of rank 3 have packed tokens in front; of several
- * lengths (keys longer than queries) the least fits all. */
+/* Tokens that drawn sequences cut up. Outputs and arrays of rank 3 have packed tokens in front; of
+ * several lengths (keys longer than queries) the least fits all. */
 static int64_t token_capacity(const data_set *d) {
   int64_t least = -1;
   for (int i = 0; i < d->ntensor; i++) {
@@ -287,9 +294,10 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
   if (i->role == RG_INPUT && i->seqlens) {
     data_sequences(token_capacity(d), t->elements - 1, t->data);
   } else if (i->role == RG_INPUT && i->dtype == RG_I32 && !i->offsets) {
-    return cli_fail(&c->error, RG_E_USAGE, c->args.positional[0],
-                    "input '%s' holds integers, which can't be drawn; give them by --in %s=FILE.npy", i->name,
-                    i->name);
+    return cli_fail(
+        &c->error, RG_E_USAGE, c->args.positional[0],
+        "input '%s' holds integers, which can't be drawn; give them by --in %s=FILE.npy", i->name,
+        i->name);
   } else if (i->dtype != RG_I32 && (i->role == RG_INPUT || i->role == RG_GRAD_IN)) {
     char name[160];
     snprintf(name, sizeof name, "%s%s", i->role == RG_GRAD_IN ? "grad." : "", i->name);
@@ -305,7 +313,8 @@ static rg_status to_device(cli *c, data_tensor *t) {
     return RG_OK;
   }
   rg_status s = rg_memory_alloc(c->plan, (size_t)t->info.bytes, &t->device, &c->error);
-  return s == RG_OK ? rg_memory_write(c->plan, t->device, t->data, (size_t)t->info.bytes, &c->error) : s;
+  return s == RG_OK ? rg_memory_write(c->plan, t->device, t->data, (size_t)t->info.bytes, &c->error)
+                    : s;
 }
 
 static bool is_filled(const data_tensor *t) {
@@ -329,15 +338,16 @@ rg_status data_bind(cli *c, data_set *d) {
     if (!t->data) {
       d->ntensor++; /* so that data_close sees a consistent list */
       char size[32];
-      return cli_fail(&c->error, RG_E_NOMEM, c->args.positional[0], "no memory for '%s', %s", t->info.name,
-                      cli_bytes(t->info.bytes, size));
+      return cli_fail(&c->error, RG_E_NOMEM, c->args.positional[0], "no memory for '%s', %s",
+                      t->info.name, cli_bytes(t->info.bytes, size));
     }
   }
   if (d->backward && !gradients)
     return cli_fail(&c->error, RG_E_USAGE, c->args.positional[0],
                     "there is no backward direction to run: no input has \"grad\": true");
   double filled = 0, all = 0;
-  for (int i = 0; i < d->ntensor; i++) all += is_filled(&d->tensor[i]) ? (double)d->tensor[i].info.bytes : 0;
+  for (int i = 0; i < d->ntensor; i++)
+    all += is_filled(&d->tensor[i]) ? (double)d->tensor[i].info.bytes : 0;
   for (int i = 0; i < d->ntensor; i++) {
     data_tensor *t = &d->tensor[i];
     data_file *f = NULL;
@@ -370,7 +380,8 @@ rg_status data_fetch(cli *c, data_set *d) {
   rg_status s = RG_OK;
   for (int i = 0; i < d->ntensor && s == RG_OK; i++) {
     const data_tensor *t = &d->tensor[i];
-    if (t->data && t->device != t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT))
+    if (t->data && t->device != t->data &&
+        (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT))
       s = rg_memory_read(c->plan, t->data, t->device, (size_t)t->info.bytes, &c->error);
   }
   return s;

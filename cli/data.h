@@ -12,7 +12,8 @@
 /* Elements [first, first + n) of the normal numbers that belong to (seed, name);
  * see data.c for the formula. */
 void data_normal(uint64_t seed, const char *name, int64_t first, float *dst, int64_t n);
-/* Fills a whole tensor, rounded to dtype, on several threads; the values do not depend on their number. */
+/* Fills a whole tensor, rounded to dtype, on several threads; the values do not depend on their
+ * number. */
 void data_draw(uint64_t seed, const char *name, rg_dtype dtype, void *dst, int64_t n, int threads);
 /* Starts of `sequences` near-equal sequences that cover `tokens`: dst [sequences + 1]. */
 void data_sequences(int64_t tokens, int64_t sequences, int32_t *dst);
@@ -50,8 +51,9 @@ typedef struct data_set {
   bool backward; /* the backward direction runs */
 } data_set;
 
-/* Opens the arrays of --in and --grad-in, looks up the names of all four flags in the spec, and adds to
- * c->solved what the inputs' shapes say about free dimensions. Free with data_close, also after a failure. */
+/* Opens the arrays of --in and --grad-in, looks up the names of all four flags in the spec, and
+ * adds to c->solved what the inputs' shapes say about free dimensions. Free with data_close, also
+ * after a failure. */
 rg_status data_open(cli *c, data_set *d);
 /* Allocates every tensor of the plan, fills what goes in, binds all to the session. */
 rg_status data_bind(cli *c, data_set *d);

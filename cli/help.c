@@ -1,4 +1,5 @@
-/* cli/help.c: prints the table of commands and flags as help text, as a man page and as bash completion. */
+/* cli/help.c: prints the table of commands and flags as help text, as a man page and as bash
+ * completion. */
 #include "cli.h"
 #include <string.h>
 
@@ -75,7 +76,8 @@ static void roff(FILE *f, const char *text) {
 
 void cli_print_man(FILE *f) {
   fprintf(f,
-          ".TH REGRAPH 1 \"\" \"regraph %s\" \"User Commands\"\n.SH NAME\nregraph \\- runs attention graphs "
+          ".TH REGRAPH 1 \"\" \"regraph %s\" \"User Commands\"\n.SH NAME\nregraph \\- runs "
+          "attention graphs "
           "with selective recomputation\n.SH SYNOPSIS\n",
           rg_version());
   for (int i = 0; i < cli_ncommand; i++) {
@@ -83,9 +85,11 @@ void cli_print_man(FILE *f) {
     roff(f, cli_commands[i].positional);
     fputs(" [flags]\n", f);
   }
-  fputs(".SH DESCRIPTION\nAn attention variant is a JSON graph spec; a JSON policy says what to keep and "
+  fputs(".SH DESCRIPTION\nAn attention variant is a JSON graph spec; a JSON policy says what to "
+        "keep and "
         "what to recompute. The planner turns both into one arena and a list of steps for each "
-        "direction.\nData goes to standard output, messages and progress to standard error.\n.SH COMMANDS\n",
+        "direction.\nData goes to standard output, messages and progress to standard error.\n.SH "
+        "COMMANDS\n",
         f);
   for (int i = 0; i < cli_ncommand; i++) {
     fprintf(f, ".SS \"%s ", cli_commands[i].name);
@@ -110,34 +114,42 @@ void cli_print_man(FILE *f) {
     }
   }
   fputs(".SH EXIT STATUS\n", f);
-  static const char *const codes[][2] = {{"0", "fine"},
-                                         {"1", "anything not below"},
-                                         {"2", "usage: unknown flag, malformed value, unbound dimension"},
-                                         {"3", "spec, policy or data that can't be read or is wrong"},
-                                         {"4", "a memory budget that no choice meets"},
-                                         {"5", "device"},
-                                         {"6", "communication"}};
+  static const char *const codes[][2] = {
+      {"0", "fine"},
+      {"1", "anything not below"},
+      {"2", "usage: unknown flag, malformed value, unbound dimension"},
+      {"3", "spec, policy or data that can't be read or is wrong"},
+      {"4", "a memory budget that no choice meets"},
+      {"5", "device"},
+      {"6", "communication"}};
   for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
     fprintf(f, ".TP\n.B %s\n", codes[i][0]);
     roff(f, codes[i][1]);
     fputc('\n', f);
   }
-  fputs(".PP\nIf the reader of standard output goes away, as\n.BR head (1)\ndoes, the command ends in "
+  fputs(".PP\nIf the reader of standard output goes away, as\n.BR head (1)\ndoes, the command ends "
+        "in "
         "silence by "
-        "SIGPIPE, like others; a shell shows 141.\n.SH FILES\nA regular or new file is written beside its "
-        "target, as \\fI.regraph\\-PID\\-N.tmp\\fR, and renamed when it is complete: an interrupt, a full "
-        "disk or a limit on file sizes leaves the earlier file whole. Devices and pipes are written as they "
-        "are.\n.SH SIZES AND COUNTS\nA size is digits, perhaps decimals, and perhaps a unit: B; KB (or kB), "
+        "SIGPIPE, like others; a shell shows 141.\n.SH FILES\nA regular or new file is written "
+        "beside its "
+        "target, as \\fI.regraph\\-PID\\-N.tmp\\fR, and renamed when it is complete: an interrupt, "
+        "a full "
+        "disk or a limit on file sizes leaves the earlier file whole. Devices and pipes are "
+        "written as they "
+        "are.\n.SH SIZES AND COUNTS\nA size is digits, perhaps decimals, and perhaps a unit: B; KB "
+        "(or kB), "
         "MB, "
-        "GB, TB are powers of 1000; KiB, MiB, GiB, TiB, and K, M, G, T alone, powers of 1024. A count in "
+        "GB, TB are powers of 1000; KiB, MiB, GiB, TiB, and K, M, G, T alone, powers of 1024. A "
+        "count in "
         "\\fB\\-\\-set\\fR may end in K, M, G or T, powers of 1024: T=64K is 65536 tokens.\n",
         f);
-  fputs(".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
-        ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
-        "examples/policies/all.json\n"
-        "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out "
-        "o=o.npy\n.fi\n",
-        f);
+  fputs(
+      ".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
+      ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
+      "examples/policies/all.json\n"
+      "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out "
+      "o=o.npy\n.fi\n",
+      f);
 }
 
 /* ---- bash completion ---- */
@@ -149,7 +161,8 @@ static void print_words(FILE *f, const char *choices) {
 void cli_print_bash(FILE *f) {
   fputs("# bash completion for regraph, printed by 'regraph help --completion bash'\n"
         "_regraph() {\n"
-        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} cmd=${COMP_WORDS[1]} flags=\n"
+        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} "
+        "cmd=${COMP_WORDS[1]} flags=\n"
         "  COMPREPLY=()\n"
         "  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    COMPREPLY=($(compgen -W \"",
         f);
@@ -172,15 +185,15 @@ void cli_print_bash(FILE *f) {
       fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", g->name);
       print_words(f, g->arg);
       fputs("\" -- \"$cur\")); return ;;\n", f);
-    } else if (g->kind == CLI_INT || g->kind == CLI_BYTES || g->kind == CLI_SEED || g->kind == CLI_SECONDS ||
-               strcmp(g->name, "--set") == 0) {
+    } else if (g->kind == CLI_INT || g->kind == CLI_BYTES || g->kind == CLI_SEED ||
+               g->kind == CLI_SECONDS || strcmp(g->name, "--set") == 0) {
       fprintf(f, "    %s) return ;;\n", g->name);
     }
   }
-  fputs(
-      "  esac\n  case $cur in\n    -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")); return ;;\n  esac\n"
-      "  case $cmd in\n",
-      f);
+  fputs("  esac\n  case $cur in\n    -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")); return "
+        ";;\n  esac\n"
+        "  case $cmd in\n",
+        f);
   for (int i = 0; i < cli_ncommand; i++) {
     const cli_command *k = &cli_commands[i];
     if (strcmp(k->positional, "[COMMAND]") == 0) {

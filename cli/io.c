@@ -22,7 +22,8 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
 }
 
 rg_status cli_nomem(rg_error *e) {
-  return cli_fail(e, RG_E_NOMEM, NULL, "out of host memory; free some, or --set smaller dimensions");
+  return cli_fail(e, RG_E_NOMEM, NULL,
+                  "out of host memory; free some, or --set smaller dimensions");
 }
 
 void cli_print_text(rg_text *text) {
@@ -103,9 +104,11 @@ void cli_progress(void *user, const char *stage, double done, double total) {
   if (!c->progress_shown) {
     sigaction(SIGINT, NULL, &before_progress);
     if (before_progress.sa_handler != SIG_IGN)
-      sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND}, NULL);
+      sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND},
+                NULL);
   }
-  if (c->progress_shown && now - c->progress_at < 0.1) return; /* ten a second are enough for an eye */
+  /* ten a second are enough for an eye */
+  if (c->progress_shown && now - c->progress_at < 0.1) return;
   c->progress_at = now;
   c->progress_shown = true;
   if (total > 0 && done > 0)

@@ -1,8 +1,9 @@
-/* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it into an exit
- * code.
- *
- * Standard output is checked at the end: a full disk is an error like any other (exit code 1), never a silent
- * loss. A reader that went away, as `head` does, ends the command as it ends others: by SIGPIPE, in silence.
+/* cli/main.c: the `regraph` command: parses, runs one command, prints the first error, turns it
+   into an exit code.
+
+   Standard output is checked at the end: a full disk is an error like any other (exit code 1),
+   never a silent loss. A reader that went away, as `head` does, ends the command as it ends others:
+   by SIGPIPE, in silence.
  */
 #include "cli.h"
 #include <errno.h>

@@ -1,7 +1,8 @@
-/* cli/npy.c: reads and writes .npy files. Layout of one (version 1; in version 2 the length has 4 bytes):
- *
- *     0        6    8       10                                    10 + length
- *     | \x93NUMPY | 1 0 | length | {'descr': '<f4', … }   \n | elements, last axis fastest
+/* cli/npy.c: reads and writes .npy files. Layout of one (version 1; in version 2 the length has 4
+   bytes):
+
+       0        6    8       10                                    10 + length
+       | \x93NUMPY | 1 0 | length | {'descr': '<f4', … }   \n | elements, last axis fastest
  */
 #include "npy.h"
 #include "cli.h"
@@ -23,7 +24,8 @@ typedef struct cursor {
 } cursor;
 
 static void skip_space(cursor *c) {
-  while (c->at < c->end && (*c->at == ' ' || *c->at == '\t' || *c->at == '\n' || *c->at == '\r')) c->at++;
+  while (c->at < c->end && (*c->at == ' ' || *c->at == '\t' || *c->at == '\n' || *c->at == '\r'))
+    c->at++;
 }
 
 static bool accept(cursor *c, char ch) {
@@ -56,7 +58,8 @@ static bool take_word(cursor *c, const char *word) {
 }
 
 static rg_status take_shape(npy_reader *r, cursor *c, rg_error *e) {
-  if (!accept(c, '(')) return cli_fail(e, RG_E_SYNTAX, r->path, "the header's shape is not a tuple");
+  if (!accept(c, '('))
+    return cli_fail(e, RG_E_SYNTAX, r->path, "the header's shape is not a tuple");
   r->rank = 0;
   while (!accept(c, ')')) {
     skip_space(c);
@@ -64,9 +67,11 @@ static rg_status take_shape(npy_reader *r, cursor *c, rg_error *e) {
     const char *start = c->at;
     for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++)
       if (__builtin_mul_overflow(x, 10, &x) || __builtin_add_overflow(x, *c->at - '0', &x))
-        return cli_fail(e, RG_E_LIMIT, r->path, "an extent in the header's shape does not fit 64 bits");
+        return cli_fail(e, RG_E_LIMIT, r->path,
+                        "an extent in the header's shape does not fit 64 bits");
     if (c->at == start)
-      return cli_fail(e, RG_E_SYNTAX, r->path, "the header's shape holds something else than extents");
+      return cli_fail(e, RG_E_SYNTAX, r->path,
+                      "the header's shape holds something else than extents");
     if (r->rank == NPY_MAX_RANK)
       return cli_fail(e, RG_E_RANK, r->path, "the array has more than %d axes", NPY_MAX_RANK);
     r->dim[r->rank++] = x;
@@ -90,7 +95,8 @@ static rg_status take_descr(npy_reader *r, cursor *c, rg_error *e) {
     r->dtype = RG_I32;
   } else {
     return cli_fail(e, RG_E_DTYPE, r->path,
-                    "elements are '%s'; expected little-endian float32 ('<f4') or int32 ('<i4')", descr);
+                    "elements are '%s'; expected little-endian float32 ('<f4') or int32 ('<i4')",
+                    descr);
   }
   return RG_OK;
 }
@@ -107,7 +113,8 @@ rg_status npy_parse_header(npy_reader *r, const char *text, size_t size, rg_erro
                  : strcmp(key, "fortran_order") == 0 ? &order
                  : strcmp(key, "shape") == 0         ? &shape
                                                      : NULL;
-    if (!seen) return cli_fail(e, RG_E_SYNTAX, r->path, "the header has an unknown entry '%s'", key);
+    if (!seen)
+      return cli_fail(e, RG_E_SYNTAX, r->path, "the header has an unknown entry '%s'", key);
     if (*seen) return cli_fail(e, RG_E_SYNTAX, r->path, "the header gives '%s' twice", key);
     *seen = true;
     rg_status s = RG_OK;
@@ -118,28 +125,33 @@ rg_status npy_parse_header(npy_reader *r, const char *text, size_t size, rg_erro
     } else {
       fortran = take_word(&c, "True");
       if (!fortran && !take_word(&c, "False"))
-        s = cli_fail(e, RG_E_SYNTAX, r->path, "the header's fortran_order is neither True nor False");
+        s = cli_fail(e, RG_E_SYNTAX, r->path,
+                     "the header's fortran_order is neither True nor False");
     }
     if (s != RG_OK) return s;
     if (!accept(&c, ',')) {
-      if (!accept(&c, '}')) return cli_fail(e, RG_E_SYNTAX, r->path, "the header's dictionary does not end");
+      if (!accept(&c, '}'))
+        return cli_fail(e, RG_E_SYNTAX, r->path, "the header's dictionary does not end");
       break;
     }
   }
   skip_space(&c);
-  if (c.at != c.end) return cli_fail(e, RG_E_SYNTAX, r->path, "the header goes on after its dictionary");
+  if (c.at != c.end)
+    return cli_fail(e, RG_E_SYNTAX, r->path, "the header goes on after its dictionary");
   if (!descr || !order || !shape)
     return cli_fail(e, RG_E_SYNTAX, r->path, "the header lacks '%s'",
                     !descr   ? "descr"
                     : !order ? "fortran_order"
                              : "shape");
   if (fortran && r->rank > 1)
-    return cli_fail(e, RG_E_SHAPE, r->path, "the array is in Fortran order; save numpy.ascontiguousarray(a)");
+    return cli_fail(e, RG_E_SHAPE, r->path,
+                    "the array is in Fortran order; save numpy.ascontiguousarray(a)");
   r->elements = 1;
   for (int i = 0; i < r->rank; i++)
     if (r->dim[i] == 0) r->elements = 0;
   for (int i = 0; i < r->rank && r->elements; i++)
-    if (__builtin_mul_overflow(r->elements, r->dim[i], &r->elements) || r->elements > NPY_MAX_ELEMENTS)
+    if (__builtin_mul_overflow(r->elements, r->dim[i], &r->elements) ||
+        r->elements > NPY_MAX_ELEMENTS)
       return cli_fail(e, RG_E_LIMIT, r->path, "the header claims more than 2^40 elements");
   return RG_OK;
 }
@@ -151,8 +163,8 @@ static rg_status open_checked(npy_reader *r, rg_error *e) {
   if (fread(head, 1, 8, r->file) != 8 || memcmp(head, "\x93NUMPY", 6) != 0)
     return cli_fail(e, RG_E_SYNTAX, r->path, "not a .npy file");
   if ((head[6] != 1 && head[6] != 2) || head[7] != 0)
-    return cli_fail(e, RG_E_SYNTAX, r->path, ".npy format version %d.%d; expected 1.0 or 2.0", head[6],
-                    head[7]);
+    return cli_fail(e, RG_E_SYNTAX, r->path, ".npy format version %d.%d; expected 1.0 or 2.0",
+                    head[6], head[7]);
   size_t wide = head[6] == 1 ? 2 : 4;
   if (fread(head + 8, 1, wide, r->file) != wide)
     return cli_fail(e, RG_E_SYNTAX, r->path, "truncated in the header");
@@ -172,7 +184,8 @@ static rg_status open_checked(npy_reader *r, rg_error *e) {
 
   struct stat st;
   int64_t start = (int64_t)(8 + wide + size), need = r->elements * 4;
-  if (fstat(fileno(r->file), &st) == 0 && S_ISREG(st.st_mode) && (int64_t)st.st_size - start != need)
+  if (fstat(fileno(r->file), &st) == 0 && S_ISREG(st.st_mode) &&
+      (int64_t)st.st_size - start != need)
     return cli_fail(e, RG_E_SYNTAX, r->path, "%s: %lld bytes of data, %lld expected",
                     (int64_t)st.st_size - start < need ? "truncated" : "too long",
                     (long long)((int64_t)st.st_size - start), (long long)need);
@@ -206,15 +219,16 @@ static void swap_if_big(uint32_t *x, size_t n) {
 rg_status npy_read(npy_reader *r, rg_dtype dtype, void *dst, rg_error *e) {
   if (!r->file) return cli_fail(e, RG_E_USAGE, r->path, "read twice");
   if ((r->dtype == RG_I32) != (dtype == RG_I32))
-    return cli_fail(e, RG_E_DTYPE, r->path, "elements are %s, which %s can't hold", rg_dtype_name(r->dtype),
-                    rg_dtype_name(dtype));
+    return cli_fail(e, RG_E_DTYPE, r->path, "elements are %s, which %s can't hold",
+                    rg_dtype_name(r->dtype), rg_dtype_name(dtype));
   uint32_t chunk[NPY_CHUNK];
   for (int64_t done = 0; done < r->elements;) {
     size_t n = r->elements - done < NPY_CHUNK ? (size_t)(r->elements - done) : NPY_CHUNK;
     if (fread(chunk, 4, n, r->file) != n) {
-      return ferror(r->file) ? cli_fail(e, RG_E_IO, r->path, "can't be read: %s", strerror(errno))
-                             : cli_fail(e, RG_E_SYNTAX, r->path, "truncated: %lld elements expected",
-                                        (long long)r->elements);
+      return ferror(r->file)
+                 ? cli_fail(e, RG_E_IO, r->path, "can't be read: %s", strerror(errno))
+                 : cli_fail(e, RG_E_SYNTAX, r->path, "truncated: %lld elements expected",
+                            (long long)r->elements);
     }
     swap_if_big(chunk, n);
     rg_convert(dtype, (char *)dst + (size_t)done * rg_dtype_size(dtype), r->dtype, chunk, n);
@@ -249,7 +263,8 @@ static bool put_array(FILE *f, rg_dtype dtype, int rank, const int64_t *dim, con
   head[7] = 0;
   head[8] = (unsigned char)(length & 255);
   head[9] = (unsigned char)(length >> 8);
-  if (fwrite(head, 1, 10, f) != 10 || fwrite(header, 1, (size_t)length, f) != (size_t)length) return false;
+  if (fwrite(head, 1, 10, f) != 10 || fwrite(header, 1, (size_t)length, f) != (size_t)length)
+    return false;
 
   rg_dtype disk = dtype == RG_I32 ? RG_I32 : RG_F32;
   uint32_t chunk[NPY_CHUNK];

@@ -1,8 +1,9 @@
-/* cli/peak.c: peak rates. Each thread repeats a small kernel in slices of ten milliseconds; its best slice
- * counts, so that neighbours on the machine disturb little, and the threads' bests add up.
- *
- * The kernels exist once per CPU level, written for its vectors, and the highest usable level runs: what the
- * CPU ops could reach at best, too.
+/* cli/peak.c: peak rates. Each thread repeats a small kernel in slices of ten milliseconds; its
+   best slice counts, so that neighbours on the machine disturb little, and the threads' bests add
+   up.
+
+   The kernels exist once per CPU level, written for its vectors, and the highest usable level runs:
+   what the CPU ops could reach at best, too.
  */
 #include "peak.h"
 #include "cli.h"
@@ -16,8 +17,9 @@
 #define PEAK_SLICE   0.01 /* seconds */
 #define PEAK_SLICES  20
 #define PEAK_THREADS 256
-#define PEAK_COPY    ((size_t)32 << 20) /* bytes a thread copies to and fro: past any cache of one core */
-#define PEAK_ROUNDS  4096
+#define PEAK_COPY \
+  ((size_t)32 << 20) /* bytes a thread copies to and fro: past any cache of one core */
+#define PEAK_ROUNDS 4096
 
 /* Twelve chains hide the latency of a multiply-add and still fit in the registers. */
 #define EACH(f)    f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
@@ -26,39 +28,40 @@
 #define GATHER(i)  y += a##i;
 
 /* Returns the flops it did. `vec` and FMA are the caller's. */
-#define MATRIX_BODY(lanes)                                                                                   \
-  vec x = {0}, y = {0};                                                                                      \
-  x += *seed;                                                                                                \
-  y += 1e-9f;                                                                                                \
-  EACH(DECLARE)                                                                                              \
-  for (int n = 0; n < PEAK_ROUNDS; n++) {                                                                    \
-    EACH(STEP)                                                                                               \
-  }                                                                                                          \
-  EACH(GATHER)                                                                                               \
-  *seed = y[0] > 1 ? 1 : 0.5f;                                                                               \
+#define MATRIX_BODY(lanes)                \
+  vec x = {0}, y = {0};                   \
+  x += *seed;                             \
+  y += 1e-9f;                             \
+  EACH(DECLARE)                           \
+  for (int n = 0; n < PEAK_ROUNDS; n++) { \
+    EACH(STEP)                            \
+  }                                       \
+  EACH(GATHER)                            \
+  *seed = y[0] > 1 ? 1 : 0.5f;            \
   return 12.0 * (lanes)*2 * PEAK_ROUNDS;
 
-/* exp(x) as 2^n · 2^f with a polynomial, the way the CPU ops do it; four chains. Returns its exponentials. */
-#define EXP(i)                                                                                               \
-  {                                                                                                          \
-    vec t = x##i * 1.44269504f, r = (t + 12582912.f) - 12582912.f, f = t - r, c = {0};                       \
-    vec p = FMA(f, c + 1.3333558e-3f, c + 9.618129e-3f);                                                     \
-    p = FMA(p, f, c + 5.550411e-2f);                                                                         \
-    p = FMA(p, f, c + 0.2402265f);                                                                           \
-    p = FMA(p, f, c + 0.6931472f);                                                                           \
-    p = FMA(p, f, c + 1.f);                                                                                  \
-    sum##i += (vec)((ints)p + (__builtin_convertvector(r, ints) << 23));                                     \
-    x##i -= 1e-4f;                                                                                           \
+/* exp(x) as 2^n · 2^f with a polynomial, the way the CPU ops do it; four chains. Returns its
+ * exponentials. */
+#define EXP(i)                                                                         \
+  {                                                                                    \
+    vec t = x##i * 1.44269504f, r = (t + 12582912.f) - 12582912.f, f = t - r, c = {0}; \
+    vec p = FMA(f, c + 1.3333558e-3f, c + 9.618129e-3f);                               \
+    p = FMA(p, f, c + 5.550411e-2f);                                                   \
+    p = FMA(p, f, c + 0.2402265f);                                                     \
+    p = FMA(p, f, c + 0.6931472f);                                                     \
+    p = FMA(p, f, c + 1.f);                                                            \
+    sum##i += (vec)((ints)p + (__builtin_convertvector(r, ints) << 23));               \
+    x##i -= 1e-4f;                                                                     \
   }
-#define SPECIAL_BODY(lanes)                                                                                  \
-  vec x0 = {0}, sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0};                                              \
-  x0 += *seed;                                                                                               \
-  vec x1 = x0 + 1, x2 = x0 + 2, x3 = x0 + 3;                                                                 \
-  for (int n = 0; n < PEAK_ROUNDS; n++) {                                                                    \
-    EXP(0) EXP(1) EXP(2) EXP(3)                                                                              \
-  }                                                                                                          \
-  sum0 += sum1 + sum2 + sum3;                                                                                \
-  *seed = sum0[0] > 1e30f ? 1 : 0.5f;                                                                        \
+#define SPECIAL_BODY(lanes)                                     \
+  vec x0 = {0}, sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0}; \
+  x0 += *seed;                                                  \
+  vec x1 = x0 + 1, x2 = x0 + 2, x3 = x0 + 3;                    \
+  for (int n = 0; n < PEAK_ROUNDS; n++) {                       \
+    EXP(0) EXP(1) EXP(2) EXP(3)                                 \
+  }                                                             \
+  sum0 += sum1 + sum2 + sum3;                                   \
+  *seed = sum0[0] > 1e30f ? 1 : 0.5f;                           \
   return 4.0 * (lanes)*PEAK_ROUNDS;
 
 typedef float vec4 __attribute__((vector_size(16)));
@@ -83,7 +86,8 @@ typedef int32_t ints8 __attribute__((vector_size(32)));
 #define vec          vec8
 #define ints         ints8
 #define FMA(a, b, c) ((vec8)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-AVX2 static double matrix_avx2(float *seed){MATRIX_BODY(8)} AVX2 static double special_avx2(float *seed) {
+AVX2 static double matrix_avx2(float *seed){MATRIX_BODY(8)} AVX2
+    static double special_avx2(float *seed) {
   SPECIAL_BODY(8)
 }
 #undef vec

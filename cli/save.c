@@ -25,7 +25,8 @@ static int folder_length(const char *path) {
   return slash ? (int)(slash + 1 - path) : 0;
 }
 
-/* Does it name an open descriptor of a process? Its link tells a name, but it is the descriptor that is meant. */
+/* Does it name an open descriptor of a process? Its link tells a name, but it is the descriptor
+ * that is meant. */
 static bool is_descriptor(const char *path) {
   char folder[PATH_MAX], real[PATH_MAX];
   snprintf(folder, sizeof folder, "%.*s.", folder_length(path), path);
@@ -52,8 +53,8 @@ static int resolve(const char *path, target *t) {
     ssize_t n = readlink(t->path, link, sizeof link - 1);
     if (n < 0) return errno;
     link[n] = 0;
-    int size =
-        snprintf(next, sizeof next, "%.*s%s", link[0] == '/' ? 0 : folder_length(t->path), t->path, link);
+    int size = snprintf(next, sizeof next, "%.*s%s", link[0] == '/' ? 0 : folder_length(t->path),
+                        t->path, link);
     if ((size_t)size >= sizeof next) return ENAMETOOLONG;
     memcpy(t->path, next, sizeof next);
   }
@@ -63,7 +64,8 @@ static int resolve(const char *path, target *t) {
 static bool accessible(const target *t) {
   char folder[PATH_MAX];
   snprintf(folder, sizeof folder, "%.*s.", folder_length(t->path), t->path);
-  return (!t->there || access(t->path, W_OK) == 0) && (t->direct || access(folder, W_OK | X_OK) == 0);
+  return (!t->there || access(t->path, W_OK) == 0) &&
+         (t->direct || access(folder, W_OK | X_OK) == 0);
 }
 
 const char *cli_save_obstacle(const char *path) {
@@ -76,7 +78,8 @@ const char *cli_save_obstacle(const char *path) {
 bool cli_save_same(const char *a, const char *b) {
   target s, t;
   if (resolve(a, &s) || resolve(b, &t) || s.there != t.there) return false;
-  if (s.there) return S_ISREG(s.st.st_mode) && s.st.st_dev == t.st.st_dev && s.st.st_ino == t.st.st_ino;
+  if (s.there)
+    return S_ISREG(s.st.st_mode) && s.st.st_dev == t.st.st_dev && s.st.st_ino == t.st.st_ino;
   struct stat in, other; /* two new files: the same name in the same folder */
   int n = folder_length(s.path), m = folder_length(t.path);
   if (strcmp(s.path + n, t.path + m) != 0) return false;
@@ -161,7 +164,8 @@ FILE *cli_save_begin(const char *path, rg_error *e) {
   int fd = open_temp();
   if (fd < 0) return give_up(fd, path, errno, e);
   if (save.to.there) {
-    /* who may not give files away keeps it: a file with the right contents is worth more than its owner */
+    /* who may not give files away keeps it: a file with the right contents is worth more than its
+     * owner */
     if (fchown(fd, save.to.st.st_uid, save.to.st.st_gid) != 0 &&
         fchown(fd, (uid_t)-1, save.to.st.st_gid) != 0)
       errno = 0;

@@ -1,12 +1,13 @@
 /* cli/save.h: files written whole or not at all.
- *
- * A regular or new file is written beside its target and renamed over it, so that the earlier file stays as it
- * was until the new one is complete: through a full disk, a limit on sizes, an interrupt. The new file has the
- * old one's permissions and, where allowed, its owner; where the target is a symbolic link, what it leads to is
- * replaced. Devices, pipes and descriptors (/dev/stdout) are written as they are. Nothing is forced to disk:
- * what a power failure leaves is the file system's affair.
- *
- * One file at a time. Errors are RG_E_IO and name the path as given.
+
+   A regular or new file is written beside its target and renamed over it, so that the earlier file
+   stays as it was until the new one is complete: through a full disk, a limit on sizes, an
+   interrupt. The new file has the old one's permissions and, where allowed, its owner; where the
+   target is a symbolic link, what it leads to is replaced. Devices, pipes and descriptors
+   (/dev/stdout) are written as they are. Nothing is forced to disk: what a power failure leaves is
+   the file system's affair.
+
+   One file at a time. Errors are RG_E_IO and name the path as given.
  */
 #ifndef CLI_SAVE_H
 #define CLI_SAVE_H

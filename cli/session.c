@@ -15,14 +15,14 @@ static rg_status parse_set(cli *c) {
     char name[128];
     const char *value;
     if (!cli_split(list->item[i], name, sizeof name, &value))
-      return cli_fail(&c->error, RG_E_USAGE, where, "--set '%s': expected NAME=VALUE, as in --set T=4096",
-                      list->item[i]);
+      return cli_fail(&c->error, RG_E_USAGE, where,
+                      "--set '%s': expected NAME=VALUE, as in --set T=4096", list->item[i]);
     bool again = false;
     for (size_t j = 0; j < c->nset && !again; j++) {
       again = strcmp(c->set[j].name, name) == 0;
       if (again && strcmp(c->set[j].text, value) != 0)
-        return cli_fail(&c->error, RG_E_USAGE, where, "--set gives '%s' two values, '%s' and '%s'", name,
-                        c->set[j].text, value);
+        return cli_fail(&c->error, RG_E_USAGE, where, "--set gives '%s' two values, '%s' and '%s'",
+                        name, c->set[j].text, value);
     }
     if (again) continue;
     c->set[c->nset].name = strdup(name);
@@ -40,7 +40,8 @@ rg_status cli_open(cli *c) {
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
   s = parse_set(c);
-  if (s == RG_OK) s = rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
+  if (s == RG_OK)
+    s = rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
   if (s == RG_OK && a->policy) s = rg_policy_load_file(c->ctx, a->policy, &c->policy, &c->error);
   return s;
 }
@@ -49,8 +50,8 @@ void cli_default_sequences(cli *c) {
   rg_tensor_info info;
   for (size_t i = 0; rg_spec_tensor(c->spec, i, &info) == RG_OK; i++) {
     if (info.role != RG_INPUT || !info.seqlens || info.rank != 1 || info.dim[0] >= 0) continue;
-    /* An extent of "B+1" that must be 2 says B = 1. Where B is solved already this contradicts it, and
-     * changes nothing. */
+    /* An extent of "B+1" that must be 2 says B = 1. Where B is solved already this contradicts it,
+     * and changes nothing. */
     const int64_t two = 2;
     size_t before = c->nsolved;
     rg_error ignored = {0};

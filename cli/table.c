@@ -1,8 +1,8 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
- *
- * --help, the man page and the bash completion are printed from this table (help.c), so a row here is all it
- * takes to add a flag. Values are checked as far as a flag alone can say; what they mean together is the
- * command's business.
+
+   --help, the man page and the bash completion are printed from this table (help.c), so a row here
+   is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
+   together is the command's business.
  */
 #include "cli.h"
 #include <errno.h>
@@ -17,39 +17,47 @@ enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
 #define ALL    ((1u << (HELP + 1)) - 1)
 
 const cli_command cli_commands[] = {
-    [OPS] = {"ops", "[NAME]", 0, 1, "list the ops with their ports and attributes",
-             "Everything a spec may say about an op: ports, shapes, types, attributes with range and "
-             "default. With a NAME, that op alone.",
-             cli_cmd_ops},
+    [OPS] =
+        {"ops", "[NAME]", 0, 1, "list the ops with their ports and attributes",
+         "Everything a spec may say about an op: ports, shapes, types, attributes with range and "
+         "default. With a NAME, that op alone.",
+         cli_cmd_ops},
     [SCHEMA] = {"schema", "spec|policy", 1, 1, "print the JSON Schema of a format",
                 "The schema is generated from the table of ops, plugins included.", cli_cmd_schema},
     [CHECK] = {"check", "SPEC", 1, 1, "check a spec, and a policy against it",
-               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. Dimensions may "
+               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. "
+               "Dimensions may "
                "stay unbound: then everything that does not need them is checked.",
                cli_cmd_check},
     [PLAN] = {"plan", "SPEC", 1, 1, "plan memory and steps, and report",
-              "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for --profile. The "
+              "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for "
+              "--profile. The "
               "number of sequences is 1 unless set.",
               cli_cmd_plan},
     [PARETO] = {"pareto", "SPEC", 1, 1, "print the front of peak memory against extra time",
-                "One line for every recompute choice that no other choice beats in both peak bytes and extra "
+                "One line for every recompute choice that no other choice beats in both peak bytes "
+                "and extra "
                 "milliseconds.",
                 cli_cmd_pareto},
-    [RUN] =
-        {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
-         "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. Float inputs "
-         "and output gradients that are not given are drawn from N(0,1) by seed and name; sequence starts "
-         "that are not given cut the tokens into near-equal sequences (one, unless set); query offsets are "
-         "zero. The backward direction runs if a gradient goes in or out, or with --backward.",
-         cli_cmd_run},
-    [BENCH] =
-        {"bench", "SPEC", 1, 1, "time every node on drawn arrays",
-         "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and the share of "
-         "the roofline that this machine's measured peak rates allow (more than 100 % where data comes from "
-         "a cache).",
-         cli_cmd_bench},
+    [RUN] = {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
+             "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. "
+             "Float inputs "
+             "and output gradients that are not given are drawn from N(0,1) by seed and name; "
+             "sequence starts "
+             "that are not given cut the tokens into near-equal sequences (one, unless set); query "
+             "offsets are "
+             "zero. The backward direction runs if a gradient goes in or out, or with --backward.",
+             cli_cmd_run},
+    [BENCH] = {"bench", "SPEC", 1, 1, "time every node on drawn arrays",
+               "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and "
+               "the share of "
+               "the roofline that this machine's measured peak rates allow (more than 100 % where "
+               "data comes from "
+               "a cache).",
+               cli_cmd_bench},
     [PACK] = {"pack", "FILE.csv", 1, 1, "pack intervals into an arena",
-              "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column offset. "
+              "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column "
+              "offset. "
               "The peak, its lower bound and whether it is proved optimal go to standard error.",
               cli_cmd_pack},
     [HELP] = {"help", "[COMMAND]", 0, 1, "explain a command", "Without a COMMAND, lists them all.",
@@ -65,20 +73,26 @@ const cli_flag cli_flags[] = {
      "bind a free dimension or parameter (64K: 65536); repeatable"},
     {"--device", CLI_CHOICE, "cpu|cuda", PLANS, AT(device), 0,
      "device to plan for and run on (default: cpu)"},
-    {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0, "device profile (default: the one that ships)"},
+    {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0,
+     "device profile (default: the one that ships)"},
     {"--cp", CLI_INT, "N", BIT(PLAN), AT(cp), 1, "ranks of context parallelism; this build has 1"},
-    {"--threads", CLI_INT, "N", PLANS, AT(threads), 1, "threads on the CPU (default: one per core)"},
+    {"--threads", CLI_INT, "N", PLANS, AT(threads), 1,
+     "threads on the CPU (default: one per core)"},
     {"--no-grad", CLI_SWITCH, NULL, PLANS, AT(no_grad), 0, "plan the forward direction only"},
     {"--no-reuse", CLI_SWITCH, NULL, PLANS, AT(no_reuse), 0, "give every tensor bytes of its own"},
-    {"--no-inplace", CLI_SWITCH, NULL, PLANS, AT(no_inplace), 0, "let no output take a dying input's bytes"},
-    {"--no-fuse", CLI_SWITCH, NULL, PLANS, AT(no_fuse), 0, "compute all branches' gradients at once"},
-    {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0, "time limit of the exact packer"},
+    {"--no-inplace", CLI_SWITCH, NULL, PLANS, AT(no_inplace), 0,
+     "let no output take a dying input's bytes"},
+    {"--no-fuse", CLI_SWITCH, NULL, PLANS, AT(no_fuse), 0,
+     "compute all branches' gradients at once"},
+    {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0,
+     "time limit of the exact packer"},
     {"--json", CLI_SWITCH, NULL, PLANS | BIT(OPS), AT(json), 0, "print JSON"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
      "print every node and tensor of the planned graph"},
-    {"--svg", CLI_TEXT, "FILE", BIT(PLAN), AT(svg), 0, "write the memory timeline as a picture, too"},
+    {"--svg", CLI_TEXT, "FILE", BIT(PLAN), AT(svg), 0,
+     "write the memory timeline as a picture, too"},
     {"--in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(in), 0, "read an input; repeatable"},
     {"--grad-in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_in), 0,
      "read an output's gradient; repeatable"},
@@ -86,18 +100,23 @@ const cli_flag cli_flags[] = {
     {"--grad-out", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_out), 0,
      "write an input's gradient; repeatable"},
     {"--backward", CLI_SWITCH, NULL, BIT(RUN), AT(backward), 0, "run the backward direction, too"},
-    {"--seed", CLI_SEED, "S", BIT(RUN) | BIT(BENCH), AT(seed), 0, "seed of the drawn arrays (default: 0)"},
+    {"--seed", CLI_SEED, "S", BIT(RUN) | BIT(BENCH), AT(seed), 0,
+     "seed of the drawn arrays (default: 0)"},
     {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0,
      "cuda: step by step, not as one graph"},
-    {"--repeat", CLI_INT, "N", BIT(BENCH), AT(repeat), 1, "timed runs after the warm-up (default: 5)"},
+    {"--repeat", CLI_INT, "N", BIT(BENCH), AT(repeat), 1,
+     "timed runs after the warm-up (default: 5)"},
     {"--profile-out", CLI_TEXT, "FILE", BIT(BENCH), AT(profile_out), 0,
      "write this machine's profile, as measured"},
-    {"--out", CLI_LIST, "FILE.csv", BIT(PACK), AT(out), 0, "write there instead of to standard output"},
-    {"--capacity", CLI_BYTES, "BYTES", BIT(PACK), AT(capacity), 1, "stop at the first packing that fits"},
+    {"--out", CLI_LIST, "FILE.csv", BIT(PACK), AT(out), 0,
+     "write there instead of to standard output"},
+    {"--capacity", CLI_BYTES, "BYTES", BIT(PACK), AT(capacity), 1,
+     "stop at the first packing that fits"},
     {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA), AT(plugin), 0,
      "load more ops; repeatable"},
     {"--man", CLI_SWITCH, NULL, BIT(HELP), AT(man), 0, "print the man page"},
-    {"--completion", CLI_CHOICE, "bash", BIT(HELP), AT(completion), 0, "print completion rules for a shell"},
+    {"--completion", CLI_CHOICE, "bash", BIT(HELP), AT(completion), 0,
+     "print completion rules for a shell"},
     {"--help", CLI_SWITCH, NULL, ALL, AT(help), 0, "print this help"},
     {"--version", CLI_SWITCH, NULL, ALL, AT(version), 0, "print the version"},
 };
@@ -127,7 +146,8 @@ static rg_status unknown_flag(int command, const char *name, const char *where, 
   for (int i = 0; i < cli_nflag; i++)
     if (cli_takes(&cli_flags[i], command)) names[n++] = cli_flags[i].name + 2;
   const char *near = rg_nearest(word + strspn(word, "-"), names, n); /* dashes are no letters */
-  if (near) return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; did you mean '--%s'?", word, near);
+  if (near)
+    return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; did you mean '--%s'?", word, near);
   return cli_fail(e, RG_E_USAGE, where, "unknown flag '%s'; see '%s --help'", word, where);
 }
 
@@ -141,17 +161,20 @@ static bool parse_integer(const char *text, int64_t *out) {
 
 static rg_status bad_value(const cli_flag *f, const char *value, const char *where, rg_error *e) {
   switch (f->kind) {
-  case CLI_CHOICE: return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected %s", f->name, value, f->arg);
+  case CLI_CHOICE:
+    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected %s", f->name, value, f->arg);
   case CLI_SECONDS:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected a positive number of seconds", f->name, value);
-  case CLI_SEED:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an unsigned 64-bit integer", f->name, value);
-  case CLI_BYTES:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected bytes such as 1048576, 64MiB or 1.5GiB", f->name,
+    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected a positive number of seconds", f->name,
                     value);
+  case CLI_SEED:
+    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an unsigned 64-bit integer", f->name,
+                    value);
+  case CLI_BYTES:
+    return cli_fail(e, RG_E_USAGE, where,
+                    "%s '%s': expected bytes such as 1048576, 64MiB or 1.5GiB", f->name, value);
   default:
-    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an integer of at least %lld", f->name, value,
-                    (long long)f->min);
+    return cli_fail(e, RG_E_USAGE, where, "%s '%s': expected an integer of at least %lld", f->name,
+                    value, (long long)f->min);
   }
 }
 
@@ -183,7 +206,8 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   case CLI_INT:
   case CLI_BYTES: {
     int64_t x;
-    bool good = f->kind == CLI_BYTES ? rg_parse_size(value, &x, NULL) == RG_OK : parse_integer(value, &x);
+    bool good =
+        f->kind == CLI_BYTES ? rg_parse_size(value, &x, NULL) == RG_OK : parse_integer(value, &x);
     if (!good || x < f->min) return false;
     *(int64_t *)field = x;
     return true;
@@ -211,7 +235,8 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   const char *near = rg_nearest(name, names, cli_ncommand);
   const char *kind = name[0] == '-' ? "flag" : "command";
   if (near)
-    return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name, near);
+    return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name,
+                    near);
   return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; see 'regraph help'", kind, name);
 }
 
@@ -246,15 +271,17 @@ rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
       if (strcmp(word, "-h") == 0) f = find_flag(command, "--help", 6);
       if (!f) return unknown_flag(command, word, where, e);
       if (value) value++;
-      if (f->kind == CLI_SWITCH && value) return cli_fail(e, RG_E_USAGE, where, "%s takes no value", f->name);
+      if (f->kind == CLI_SWITCH && value)
+        return cli_fail(e, RG_E_USAGE, where, "%s takes no value", f->name);
       if (f->kind != CLI_SWITCH && !value) {
-        if (i + 1 == argc) return cli_fail(e, RG_E_USAGE, where, "%s needs a value: %s", f->name, f->arg);
+        if (i + 1 == argc)
+          return cli_fail(e, RG_E_USAGE, where, "%s needs a value: %s", f->name, f->arg);
         value = argv[++i];
       }
       if (!store_value(f, value, (char *)a + f->field)) return bad_value(f, value, where, e);
     } else if (a->npositional == a->command->max) {
-      return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word, where,
-                      a->command->positional);
+      return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word,
+                      where, a->command->positional);
     } else {
       a->positional[a->npositional++] = word;
     }

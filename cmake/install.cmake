@@ -7,7 +7,8 @@ install(EXPORT regraph-targets NAMESPACE regraph:: DESTINATION ${CMAKE_INSTALL_L
 
 configure_package_config_file(cmake/regraph-config.cmake.in ${CMAKE_BINARY_DIR}/regraph-config.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
-write_basic_package_version_file(${CMAKE_BINARY_DIR}/regraph-config-version.cmake COMPATIBILITY SameMajorVersion)
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/regraph-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/regraph-config.cmake ${CMAKE_BINARY_DIR}/regraph-config-version.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/regraph)
 file(RELATIVE_PATH RGI_PC_UP /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix) # wherever the tree is put

@@ -8,8 +8,10 @@ target_link_libraries(rgi_ref PUBLIC rgi_flags m)
 # ---- examples: public header and library only ----
 add_executable(regraph-demo ${CMAKE_SOURCE_DIR}/examples/demo.c)
 target_link_libraries(regraph-demo PRIVATE regraph rgi_ref rgi_flags m)
-add_executable(train_step ${CMAKE_SOURCE_DIR}/examples/train_step.c)
-target_link_libraries(train_step PRIVATE regraph rgi_flags m)
+foreach(name train_step build_spec)
+  add_executable(${name} ${CMAKE_SOURCE_DIR}/examples/${name}.c)
+  target_link_libraries(${name} PRIVATE regraph rgi_flags m)
+endforeach()
 if(EXISTS ${CMAKE_SOURCE_DIR}/examples/plugin/CMakeLists.txt)
   add_subdirectory(${CMAKE_SOURCE_DIR}/examples/plugin ${CMAKE_BINARY_DIR}/plugin)
 endif()
@@ -21,7 +23,7 @@ endif()
 # ---- unit tests: may reach inside ----
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
-  foreach(name test_pool test_threads test_session)
+  foreach(name test_pool test_threads test_session test_session_calls)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
     target_compile_options(${name} PRIVATE -Wno-format-zero-length)
@@ -58,7 +60,7 @@ endforeach()
 # ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
 file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
 list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c
-     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c)
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c ${CMAKE_SOURCE_DIR}/tests/unit/test_lengths.c)
 list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
 add_executable(gpu_tests ${gpu_sources})
 target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)
@@ -87,6 +89,7 @@ target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+add_test(NAME build_spec COMMAND build_spec)
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 

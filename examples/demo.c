@@ -1,12 +1,13 @@
-/* examples/demo.c: the program behind examples/run.sh: NSA forward and backward through the public API, with
- * a report.
- *
- *   regraph-demo SPEC POLICY
- *
- * Plans a small bf16 model, runs it, and shows what became of the six nodes, who owned which bytes when, and
- * how far o, dq and dgate lie from the fp64 oracle (tests/ref) on sampled rows. An oracle needs no whole
- * sequence of queries for that: a sample is a few neighbouring queries against all keys of their sequence.
- * Exits with 1 if an error of the library, or a distance past the gate, shows.
+/* examples/demo.c: the program behind examples/run.sh: NSA forward and backward through the public
+   API, with a report.
+
+     regraph-demo SPEC POLICY
+
+   Plans a small bf16 model, runs it, and shows what became of the six nodes, who owned which bytes
+   when, and how far o, dq and dgate lie from the fp64 oracle (tests/ref) on sampled rows. An oracle
+   needs no whole sequence of queries for that: a sample is a few neighbouring queries against all
+   keys of their sequence. Exits with 1 if an error of the library, or a distance past the gate,
+   shows.
  */
 #include "../tests/ref/ref.h"
 #include <math.h>
@@ -36,6 +37,7 @@ typedef struct demo {
   rg_session *session;
   rg_error error;
   tensor tensor[MOST];
+  void *pointer[MOST]; /* their data */
   int ntensor;
   double forward_ms, backward_ms;
   bool bold;
@@ -54,11 +56,12 @@ static double now_ms(void) {
 /* ---- set up and run ---- */
 
 static rg_status prepare(demo *m, const char *spec, const char *policy) {
-  const rg_binding set[] = {{"T", T, NULL},           {"B", B, NULL},           {"H", H, NULL},
-                            {"KH", KH, NULL},         {"D", D, NULL},           {"DV", D, NULL},
-                            {"kernel", KERNEL, NULL}, {"stride", STRIDE, NULL}, {"block", BLOCK, NULL},
-                            {"top_n", TOP_N, NULL},   {"init", INIT, NULL},     {"local", LOCAL, NULL},
-                            {"window", WINDOW, NULL}, {"dtype", 0, "bf16"}};
+  const rg_binding set[] = {
+      {"T", T, NULL},           {"B", B, NULL},           {"H", H, NULL},
+      {"KH", KH, NULL},         {"D", D, NULL},           {"DV", D, NULL},
+      {"kernel", KERNEL, NULL}, {"stride", STRIDE, NULL}, {"block", BLOCK, NULL},
+      {"top_n", TOP_N, NULL},   {"init", INIT, NULL},     {"local", LOCAL, NULL},
+      {"window", WINDOW, NULL}, {"dtype", 0, "bf16"}};
   rg_error *e = &m->error;
   rg_context_create(NULL, &m->ctx, e);
   rg_spec_load_file(m->ctx, spec, set, sizeof set / sizeof *set, &m->spec, e);
@@ -77,11 +80,13 @@ static float normal(uint64_t *state) {
   return (float)sum;
 }
 
-static rg_status bind(demo *m) {
+/* Memory for everything that crosses the border of the graph, in the plan's order. */
+static rg_status make_tensors(demo *m) {
   uint64_t state = 42;
   for (; m->ntensor < MOST; m->ntensor++) {
     tensor *x = &m->tensor[m->ntensor];
-    if (rg_plan_tensor(m->plan, (size_t)m->ntensor, &x->info) != RG_OK) break; /* that was the last */
+    /* that was the last */
+    if (rg_plan_tensor(m->plan, (size_t)m->ntensor, &x->info) != RG_OK) break;
     x->n = x->info.bytes / (int64_t)rg_dtype_size(x->info.dtype);
     x->data = calloc(1, (size_t)x->info.bytes + 1);
     if (!x->data) return RG_E_NOMEM;
@@ -90,65 +95,71 @@ static rg_status bind(demo *m) {
     } else if (x->info.role == RG_INPUT || x->info.role == RG_GRAD_IN) {
       for (int64_t i = 0; i < x->n; i++) {
         float v = normal(&state);
-        rg_convert(x->info.dtype, (char *)x->data + i * (int64_t)rg_dtype_size(x->info.dtype), RG_F32, &v, 1);
+        rg_convert(x->info.dtype, (char *)x->data + i * (int64_t)rg_dtype_size(x->info.dtype),
+                   RG_F32, &v, 1);
       }
     }
-    rg_status s =
-        rg_session_bind(m->session, x->info.role, x->info.name, x->data, (size_t)x->info.bytes, &m->error);
-    if (s != RG_OK) return s;
+    m->pointer[m->ntensor] = x->data;
   }
   return RG_OK;
 }
 
+static rg_status run_one(demo *m, rg_direction direction) {
+  return rg_session_run(m->session, direction, m->pointer, (size_t)m->ntensor, NULL, NULL,
+                        &m->error);
+}
+
 static rg_status run(demo *m) {
   double start = now_ms();
-  rg_status s = rg_session_forward(m->session, &m->error);
+  rg_status s = run_one(m, RG_FORWARD);
   m->forward_ms = now_ms() - start;
   if (s != RG_OK) return s;
   start = now_ms();
-  s = rg_session_backward(m->session, &m->error);
+  s = run_one(m, RG_BACKWARD);
   m->backward_ms = now_ms() - start;
   return s;
 }
 
 /* ---- report ---- */
 
-/* One line a spec node: clones ("x.re") and backward nodes ("x.bwd") under the name in front of the dot. What
- * sums and rounds gradients ("d.q.cast") stands in a line of its own. */
+/* One line a spec node, with all that a rewrite made of it: copies for head groups, clones that
+ * compute it again, gradients. What sums and rounds gradients stems from none and stands in a line
+ * of its own. */
 static void report_nodes(const demo *m) {
   typedef struct line {
-    char name[64];
+    const char *name;
     double forward, again, backward;
     bool node, recomputed;
   } line;
   line lines[MOST];
   int n = 0;
-  rg_node_time t;
-  for (size_t i = 0; rg_session_node_time(m->session, i, &t) == RG_OK; i++) {
-    char name[64] = "(sums, casts)";
-    bool node = strncmp(t.name, "d.", 2) != 0;
+  rg_node_info node;
+  for (size_t i = 0; rg_plan_node(m->plan, i, &node) == RG_OK; i++) {
+    rg_node_time t;
+    const char *name = node.spec_node ? node.spec_node : "(sums, casts)";
     int at = 0;
-    if (node) snprintf(name, sizeof name, "%.*s", (int)strcspn(t.name, "."), t.name);
+    if (node.step < 0) continue; /* a view, which runs nothing */
+    if (rg_session_node_time(m->session, (size_t)node.step, &t) != RG_OK) continue;
     while (at < n && strcmp(lines[at].name, name) != 0) at++;
     if (at == n) {
       if (n == MOST) continue;
-      lines[n] = (line){.node = node};
-      snprintf(lines[n++].name, sizeof name, "%s", name);
+      lines[n++] = (line){.name = name, .node = node.spec_node != NULL};
     }
-    if (!t.backward) {
+    lines[at].recomputed |= node.recomputed;
+    if (!node.backward)
       lines[at].forward += t.ms;
-    } else if (strstr(t.name, ".re") && !strstr(t.name, ".bwd")) {
+    else if (node.kind == RG_NODE_CLONE)
       lines[at].again += t.ms;
-      lines[at].recomputed = true;
-    } else {
+    else
       lines[at].backward += t.ms;
-    }
   }
-  printf("  %-14s %12s %12s %12s   %s\n", "node", "forward", "again", "backward", "its outputs are");
+  printf("  %-14s %12s %12s %12s   %s\n", "node", "forward", "again", "backward",
+         "its outputs are");
   for (int i = 0; i < n; i++) {
     char again[32] = "";
     if (lines[i].recomputed) snprintf(again, sizeof again, "%.2f ms", lines[i].again);
-    printf("  %-14s %9.2f ms %12s %9.2f ms%s\n", lines[i].name, lines[i].forward, again, lines[i].backward,
+    printf("  %-14s %9.2f ms %12s %9.2f ms%s\n", lines[i].name, lines[i].forward, again,
+           lines[i].backward,
            lines[i].recomputed ? "   recomputed"
            : lines[i].node     ? "   kept"
                                : "");
@@ -160,7 +171,8 @@ static void report_memory(demo *m) {
   rg_sizes z;
   rg_text text;
   rg_plan_sizes(m->plan, &z);
-  printf("  peak %.2f MiB, saved and scratch together; %.2f are alive at once, so no packing takes less than "
+  printf("  peak %.2f MiB, saved and scratch together; %.2f are alive at once, so no packing takes "
+         "less than "
          "that\n\n",
          (double)z.predicted_peak * 0x1p-20, (double)z.lower_bound * 0x1p-20);
   if (rg_plan_write(m->plan, "timeline", &text, &m->error) != RG_OK) return;
@@ -172,7 +184,8 @@ static void report_memory(demo *m) {
 
 static const tensor *find(const demo *m, rg_role role, const char *name) {
   for (int i = 0; i < m->ntensor; i++)
-    if (m->tensor[i].info.role == role && strcmp(m->tensor[i].info.name, name) == 0) return &m->tensor[i];
+    if (m->tensor[i].info.role == role && strcmp(m->tensor[i].info.name, name) == 0)
+      return &m->tensor[i];
   fprintf(stderr, "the spec has no '%s'\n", name);
   exit(1);
 }
@@ -192,7 +205,8 @@ static double *rows_of(const tensor *x, int64_t row, int64_t n, int64_t width) {
   for (int64_t i = 0; i < n * width; i++) {
     float v;
     rg_convert(RG_F32, &v, x->info.dtype,
-               (const char *)x->data + (row * width + i) * (int64_t)rg_dtype_size(x->info.dtype), 1);
+               (const char *)x->data + (row * width + i) * (int64_t)rg_dtype_size(x->info.dtype),
+               1);
     p[i] = v;
   }
   return p;
@@ -228,8 +242,13 @@ static double *compressed(const double *x, int64_t length) {
   const int32_t cu[2] = {0, (int32_t)length};
   int64_t n = length / STRIDE * KH * D;
   double *y = doubles(n);
-  ref_compress c = {
-      .method = REF_MEAN, .T = length, .B = 1, .KH = KH, .D = D, .kernel = KERNEL, .stride = STRIDE};
+  ref_compress c = {.method = REF_MEAN,
+                    .T = length,
+                    .B = 1,
+                    .KH = KH,
+                    .D = D,
+                    .kernel = KERNEL,
+                    .stride = STRIDE};
   c.x = x;
   c.cu = cu;
   ref_compress_forward(&c, y);
@@ -243,13 +262,15 @@ static double *compressed(const double *x, int64_t length) {
   return y;
 }
 
-/* Blocks: the kernel's own where they are still in saved memory (a later stage is judged on what it was
- * given), else the oracle's. */
+/* Blocks: the kernel's own where they are still in saved memory (a later stage is judged on what it
+ * was given), else the oracle's. */
 static void choose_blocks(sample *s, const double *lse, const int32_t *all_idx, verdict *v) {
-  const int32_t cu[2] = {0, SAMPLE}, cu_k[2] = {0, (int32_t)s->length}, offset[1] = {(int32_t)s->first};
+  const int32_t cu[2] = {0, SAMPLE}, cu_k[2] = {0, (int32_t)s->length},
+                offset[1] = {(int32_t)s->first};
   ref_topk t = {.T = SAMPLE, .TK = s->length / STRIDE, .B = 1, .H = H, .KH = KH, .D = D};
   t.q = s->q, t.k = s->cmp_k, t.lse = lse, t.cu = cu, t.cu_k = cu_k, t.q_offset = offset;
-  t.kernel = KERNEL, t.stride = STRIDE, t.block = BLOCK, t.top_n = TOP_N, t.init = INIT, t.local = LOCAL;
+  t.kernel = KERNEL, t.stride = STRIDE, t.block = BLOCK, t.top_n = TOP_N, t.init = INIT,
+  t.local = LOCAL;
   ref_topk_forward(&t, s->idx, NULL, 0, NULL);
   if (!all_idx) return;
   const int32_t *kernel = all_idx + s->row * KH * TOP_N;
@@ -278,12 +299,13 @@ static void judge(demo *m, int b, int64_t first, const int32_t *all_idx, verdict
   for (int n = 0; n < BRANCHES; n++) {
     o[n] = doubles(SAMPLE * wide);
     d_o[n] = doubles(SAMPLE * wide);
-    a[n] =
-        (ref_attn){.kind = (ref_kind)n, .T = SAMPLE, .TK = n ? s.length : s.length / STRIDE, .B = 1, .H = H};
+    a[n] = (ref_attn){
+        .kind = (ref_kind)n, .T = SAMPLE, .TK = n ? s.length : s.length / STRIDE, .B = 1, .H = H};
     a[n].KH = KH, a[n].D = D, a[n].DV = D, a[n].q = s.q, a[n].cu = cu, a[n].cu_k = cu_k,
     a[n].q_offset = offset;
     a[n].k = n ? s.k : s.cmp_k, a[n].v = n ? s.v : s.cmp_v;
-    a[n].kernel = KERNEL, a[n].stride = STRIDE, a[n].idx = s.idx, a[n].block = BLOCK, a[n].top_n = TOP_N;
+    a[n].kernel = KERNEL, a[n].stride = STRIDE, a[n].idx = s.idx, a[n].block = BLOCK,
+    a[n].top_n = TOP_N;
     a[n].window_left = WINDOW;
   }
   ref_attn_forward(&a[REF_CMP], o[REF_CMP], lse);
@@ -291,12 +313,15 @@ static void judge(demo *m, int b, int64_t first, const int32_t *all_idx, verdict
   ref_attn_forward(&a[REF_SLC], o[REF_SLC], lse);
   ref_attn_forward(&a[REF_SWA], o[REF_SWA], lse);
 
-  double *out = doubles(SAMPLE * wide), *dgate = doubles(SAMPLE * H * BRANCHES), *dq = doubles(SAMPLE * wide);
+  double *out = doubles(SAMPLE * wide), *dgate = doubles(SAMPLE * H * BRANCHES),
+         *dq = doubles(SAMPLE * wide);
   const double *const branches[BRANCHES] = {o[0], o[1], o[2]};
   ref_combine_forward(REF_SIGMOID, SAMPLE, SAMPLE, H, D, BRANCHES, branches, s.gate, out);
-  ref_combine_backward(REF_SIGMOID, SAMPLE, SAMPLE, H, D, BRANCHES, branches, s.gate, s.d_o, d_o, dgate);
+  ref_combine_backward(REF_SIGMOID, SAMPLE, SAMPLE, H, D, BRANCHES, branches, s.gate, s.d_o, d_o,
+                       dgate);
   for (int n = 0; n < BRANCHES; n++) {
-    double *part = doubles(SAMPLE * wide), *dk = doubles(s.length * KH * D), *dv = doubles(s.length * KH * D);
+    double *part = doubles(SAMPLE * wide), *dk = doubles(s.length * KH * D),
+           *dv = doubles(s.length * KH * D);
     ref_attn_backward(&a[n], d_o[n], NULL, part, dk, dv, NULL);
     for (int64_t i = 0; i < SAMPLE * wide; i++) dq[i] += part[i];
     free(part), free(dk), free(dv);
@@ -328,13 +353,16 @@ static bool report_oracle(demo *m) {
   bool live = idx && rg_session_read(m->session, "idx", idx, bytes, &gone) == RG_OK;
   for (int b = 0; b < B; b++)
     for (int i = 1; i <= SAMPLES_PER_SEQUENCE; i++) /* the last sample ends the sequence */
-      judge(m, b, (starts[b + 1] - starts[b]) * i / SAMPLES_PER_SEQUENCE - SAMPLE, live ? idx : NULL, &v);
+      judge(m, b, (starts[b + 1] - starts[b]) * i / SAMPLES_PER_SEQUENCE - SAMPLE,
+            live ? idx : NULL, &v);
   free(idx);
-  printf("  %d rows of %d tokens, relative root mean square\n", B * SAMPLES_PER_SEQUENCE * SAMPLE, T);
+  printf("  %d rows of %d tokens, relative root mean square\n", B * SAMPLES_PER_SEQUENCE * SAMPLE,
+         T);
   bool ok = report_distance("o", v.o, 4e-3);
   ok &= report_distance("dq", v.dq, 6e-3);
   ok &= report_distance("dgate", v.dgate, 6e-3);
-  if (live) printf("  topk   %.2f %% of the oracle's blocks\n", 100.0 * (double)v.same / (double)v.chosen);
+  if (live)
+    printf("  topk   %.2f %% of the oracle's blocks\n", 100.0 * (double)v.same / (double)v.chosen);
   return ok;
 }
 
@@ -346,7 +374,7 @@ int main(int argc, char **argv) {
   demo m = {.bold = isatty(STDOUT_FILENO)};
   bool ok = false;
   rg_status s = prepare(&m, argv[1], argv[2]);
-  if (s == RG_OK) s = bind(&m);
+  if (s == RG_OK) s = make_tensors(&m);
   if (s == RG_OK) s = run(&m);
   if (s == RG_OK) {
     title(&m, "Native sparse attention on the CPU, forward and backward");

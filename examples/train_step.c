@@ -34,6 +34,7 @@ typedef struct training {
   rg_plan *plan;
   rg_session *session;
   tensor tensor[MOST];
+  void *pointer[MOST]; /* their data, in the plan's order: what a run by index takes */
   int ntensor;
   float *target; /* as the output */
 } training;
@@ -54,29 +55,30 @@ static rg_status prepare(training *t, const char *spec, const char *policy, rg_e
   rg_spec_load_file(t->ctx, spec, set, sizeof set / sizeof *set, &t->spec, e);
   rg_policy_load_file(t->ctx, policy, &t->policy, e);
   rg_plan_create(t->spec, t->policy, NULL, &t->plan, e);
-  return rg_session_create(t->plan, NULL, &t->session, e); /* the first error of the chain is in *e */
+  /* the first error of the chain is in *e */
+  return rg_session_create(t->plan, NULL, &t->session, e);
 }
 
-/* Memory for everything that crosses the border of the graph. A gradient lies in memory of its own. */
-static rg_status bind(training *t, rg_error *e) {
+/* Memory for everything that crosses the border of the graph. A gradient lies in memory of
+ * its own. */
+static rg_status make_tensors(training *t) {
   uint64_t state = 1;
-  rg_status s = RG_OK;
-  while (s == RG_OK && t->ntensor < MOST) {
+  while (t->ntensor < MOST) {
     tensor *x = &t->tensor[t->ntensor];
-    if (rg_plan_tensor(t->plan, (size_t)t->ntensor, &x->info) != RG_OK) break; /* that was the last */
+    /* that was the last */
+    if (rg_plan_tensor(t->plan, (size_t)t->ntensor, &x->info) != RG_OK) break;
     x->n = (size_t)x->info.bytes / rg_dtype_size(x->info.dtype);
     x->data = calloc(x->n + 1, 4);
     if (!x->data) return RG_E_NOMEM;
-    t->ntensor++;
+    t->pointer[t->ntensor++] = x->data;
     if (x->info.seqlens) {
       const int32_t starts[SEQUENCES + 1] = {0, TOKENS / 3, TOKENS};
       memcpy(x->data, starts, sizeof starts);
     } else if (x->info.role == RG_INPUT) {
       for (size_t i = 0; i < x->n; i++) x->data[i] = toss(&state);
     }
-    s = rg_session_bind(t->session, x->info.role, x->info.name, x->data, (size_t)x->info.bytes, e);
   }
-  return s;
+  return RG_OK;
 }
 
 static tensor *find(training *t, rg_role role, const char *name) {
@@ -86,17 +88,21 @@ static tensor *find(training *t, rg_role role, const char *name) {
   return NULL;
 }
 
+static rg_status run(training *t, rg_direction direction, rg_error *e) {
+  return rg_session_run(t->session, direction, t->pointer, (size_t)t->ntensor, NULL, NULL, e);
+}
+
 /* One step; *loss is the one before it. */
 static rg_status step(training *t, float rate, double *loss, rg_error *e) {
   tensor *o = find(t, RG_OUTPUT, NULL), *d_o = find(t, RG_GRAD_IN, o->info.name);
-  if (rg_session_forward(t->session, e) != RG_OK) return e->status;
+  if (run(t, RG_FORWARD, e) != RG_OK) return e->status;
   *loss = 0;
   for (size_t i = 0; i < o->n; i++) {
     float miss = o->data[i] - t->target[i];
     *loss += 0.5 * miss * miss / TOKENS;
     d_o->data[i] = miss / TOKENS;
   }
-  if (rg_session_backward(t->session, e) != RG_OK) return e->status;
+  if (run(t, RG_BACKWARD, e) != RG_OK) return e->status;
   for (int i = 0; i < t->ntensor; i++) {
     tensor *g = &t->tensor[i], *x = find(t, RG_INPUT, g->info.name);
     if (g->info.role != RG_GRAD_OUT) continue;
@@ -132,7 +138,7 @@ int main(int argc, char **argv) {
   rg_sizes sizes;
 
   rg_status s = prepare(&t, spec, policy, &e);
-  if (s == RG_OK) s = bind(&t, &e);
+  if (s == RG_OK) s = make_tensors(&t);
   if (s == RG_OK) {
     rg_plan_sizes(t.plan, &sizes);
     printf("%s: %d tokens, %lld bytes of arena\n", spec, TOKENS, (long long)sizes.predicted_peak);

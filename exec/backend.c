@@ -8,9 +8,10 @@
 
 #ifndef REGRAPH_CUDA
 static rg_status no_cuda(rg_error *e) {
-  return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
-                  "this build runs on the CPU only and makes plans for a GPU; one with -DREGRAPH_CUDA=ON, "
-                  "which needs nvcc, runs them");
+  return rgi_fail(
+      e, RG_E_DEVICE, NULL, NULL,
+      "this build runs on the CPU only and makes plans for a GPU; one with -DREGRAPH_CUDA=ON, "
+      "which needs nvcc, runs them");
 }
 #endif
 
@@ -29,7 +30,8 @@ rg_status rgi_backend_of(const rg_plan *plan, const rgi_backend **out, rg_error 
 rg_status rg_device_check(const char *device, rg_error *e) {
   if (!device || strcmp(device, "cpu") == 0) return RG_OK;
   if (strcmp(device, "cuda") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", device);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", device);
 #ifdef REGRAPH_CUDA
   rg_gpu gpu;
   return rgi_cuda_device(&gpu, e);
@@ -60,13 +62,16 @@ static rg_status copy(const rg_plan *plan, void *dst, const void *src, size_t by
                       rg_error *e) {
   const rgi_backend *b;
   RGI_TRY(rgi_backend_of(plan, &b, e));
-  if (bytes && (!dst || !src)) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "copying from or to NULL");
+  if (bytes && (!dst || !src))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "copying from or to NULL");
   return bytes ? b->copy(dst, src, bytes, to_host, e) : RG_OK;
 }
 
-rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
+rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes,
+                          rg_error *e) {
   return copy(plan, dst, src, bytes, false, e);
 }
-rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes, rg_error *e) {
+rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes,
+                         rg_error *e) {
   return copy(plan, dst, src, bytes, true, e);
 }

@@ -1,5 +1,5 @@
-/* exec/cpu_session.c: runs a session's steps on this machine's cores: a thread pool, and the contents of
- * bound lengths checked before each forward. */
+/* exec/cpu_session.c: runs a session's steps on this machine's cores: a thread pool, and the
+ * contents of bound lengths checked before each forward. */
 #include "pool.h"
 #include "session.h"
 
@@ -45,16 +45,23 @@ static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
   if (size & 1) memcpy(p + size - 1, &pattern, 1);
   return RG_OK;
 }
-static rg_status read_memory(rg_session *s, void *host, const void *device, size_t size, rg_error *e) {
+static rg_status read_memory(rg_session *s, void *host, const void *device, size_t size,
+                             rg_error *e) {
   (void)s, (void)e;
   memcpy(host, device, size);
+  return RG_OK;
+}
+
+static rg_status alive(const rg_session *s, rg_error *e) {
+  (void)s, (void)e;
   return RG_OK;
 }
 
 /* ---- contents that the host can check before a run ---- */
 
 static int32_t entry(const rg_session *s, const rgi_check *c, int64_t i) {
-  const int32_t *data = (const int32_t *)(const void *)((const char *)s->bound[c->bind] + c->offset);
+  const int32_t *data =
+      (const int32_t *)(const void *)((const char *)s->bound[c->bind] + c->offset);
   return data[i * c->stride];
 }
 
@@ -81,7 +88,8 @@ static rg_status check_contents(rg_session *s, rg_error *e) {
         if (entry(s, c, i) < entry(s, c, i - 1))
           return bad_entry(s, c, i, e, "at least %d, the entry before it", entry(s, c, i - 1));
       if (entry(s, c, c->n - 1) > c->capacity)
-        return bad_entry(s, c, c->n - 1, e, "at most %lld, the rows there are", (long long)c->capacity);
+        return bad_entry(s, c, c->n - 1, e, "at most %lld, the rows there are",
+                         (long long)c->capacity);
       continue;
     }
     const rgi_check *starts = c->lengths >= 0 ? &s->plan->check[c->lengths] : NULL;
@@ -111,12 +119,20 @@ static rg_status run_step(rg_session *s, int32_t i, rg_error *e) {
   double start = now_ms();
   rg_status status = node->op->run_cpu(&call);
   s->ms[i] = now_ms() - start;
-  if (status != RG_OK) return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
+  if (status != RG_OK)
+    return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
   return s->poison ? rgi_session_after_step(s, i, e) : RG_OK;
 }
 
 static rg_status run(rg_session *s, bool backward, rg_error *e) {
-  int32_t from = backward ? s->plan->nforward : 0, to = backward ? s->plan->nstep : s->plan->nforward;
+  for (int32_t i = 0; i < s->plan->nclean && !backward; i++) {
+    /* contents that check_contents found to obey the rules */
+    const rgi_clean *c = &s->plan->clean[i];
+    if (c->n)
+      memcpy(s->current->data + c->offset, s->current->at[c->bind], (size_t)c->n * sizeof(int32_t));
+  }
+  int32_t from = backward ? s->plan->nforward : 0,
+          to = backward ? s->plan->nstep : s->plan->nforward;
   for (int32_t i = from; i < to; i++) RGI_TRY(run_step(s, i, e));
   return RG_OK;
 }
@@ -132,7 +148,8 @@ static rg_status synchronize(rg_session *s, rg_error *e) {
 }
 static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
   (void)s;
-  return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "the arena's allocator refused %lld bytes", (long long)bytes);
+  return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "the arena's allocator refused %lld bytes",
+                  (long long)bytes);
 }
 static rg_status copy(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e) {
   (void)to_host, (void)e;
@@ -144,6 +161,7 @@ const rgi_backend rgi_cpu_backend = {
     .memory = {malloc_256, free_256, NULL},
     .create = create,
     .destroy = destroy,
+    .alive = alive,
     .check = check_contents,
     .run = run,
     .fill = fill,
@@ -152,7 +170,6 @@ const rgi_backend rgi_cpu_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 1,
     .on_host = true,
     .copy = copy,
 };

@@ -29,12 +29,14 @@ rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e) {
   struct cudaFuncAttributes has;
   if (!l->function) return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a launch without a kernel");
   if (l->shared == 0) return RG_OK;
-  RGI_TRY(rgi_cuda_status(cudaFuncGetAttributes(&has, l->function), "asking about a kernel", NULL, e));
+  RGI_TRY(
+      rgi_cuda_status(cudaFuncGetAttributes(&has, l->function), "asking about a kernel", NULL, e));
   if (has.sharedSizeBytes + l->shared <= UNASKED) return RG_OK;
-  const int most =
-      (int)l->shared > has.maxDynamicSharedSizeBytes ? (int)l->shared : has.maxDynamicSharedSizeBytes;
-  return rgi_cuda_status(cudaFuncSetAttribute(l->function, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
-                         "shared memory of a kernel", NULL, e);
+  const int most = (int)l->shared > has.maxDynamicSharedSizeBytes ? (int)l->shared
+                                                                  : has.maxDynamicSharedSizeBytes;
+  return rgi_cuda_status(
+      cudaFuncSetAttribute(l->function, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+      "shared memory of a kernel", NULL, e);
 }
 
 static rg_status prepare_once(rgi_cuda_known *known, const rg_launch *l, rg_error *e) {
@@ -54,13 +56,16 @@ static rg_status eager_launch(rg_cuda *base, const rg_launch *l) {
   void *args[1] = {(void *)(uintptr_t)l->params};
   RGI_TRY(x->known ? prepare_once(x->known, l, base->error) : rgi_cuda_prepare(l, base->error));
   rgi_cuda_config(l, x->stream, &config, attrs);
-  return rgi_cuda_status(cudaLaunchKernelExC(&config, l->function, args), "launch", NULL, base->error);
+  return rgi_cuda_status(cudaLaunchKernelExC(&config, l->function, args), "launch", NULL,
+                         base->error);
 }
 
-static rg_status eager_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream), void *arg) {
+static rg_status eager_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                               void *arg) {
   rgi_cuda_eager *x = (rgi_cuda_eager *)base;
   rg_status status = record(arg, x->stream);
-  return status == RG_OK ? RG_OK : rgi_fail(base->error, status, NULL, NULL, "a library call failed");
+  return status == RG_OK ? RG_OK
+                         : rgi_fail(base->error, status, NULL, NULL, "a library call failed");
 }
 
 void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e) {
@@ -80,11 +85,13 @@ rg_status rgi_cuda_device(rg_gpu *out, rg_error *e) {
                     "no NVIDIA driver is loaded; plans need none, runs do (or take "
                     "--device cpu)");
   if (driver / 1000 < runtime / 1000)
-    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
-                    "the NVIDIA driver speaks CUDA %d.%d; this build needs %d.%d: update the driver",
-                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the NVIDIA driver speaks CUDA %d.%d; this build needs %d.%d: update the driver",
+        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   RGI_TRY(rgi_cuda_status(cudaGetDeviceCount(&n), "counting GPUs", NULL, e));
-  if (n == 0) return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "no GPU is visible (CUDA_VISIBLE_DEVICES?)");
+  if (n == 0)
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "no GPU is visible (CUDA_VISIBLE_DEVICES?)");
   RGI_TRY(rgi_cuda_status(cudaGetDevice(&id), "asking for the GPU", NULL, e));
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, id);

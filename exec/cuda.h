@@ -15,7 +15,8 @@ rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, 
 typedef struct rgi_cuda_eager {
   rg_cuda base;
   cudaStream_t stream;
-  struct rgi_cuda_known *known; /* kernels prepared on this device, borrowed; NULL: each launch prepares */
+  /* kernels prepared on this device, borrowed; NULL: each launch prepares */
+  struct rgi_cuda_known *known;
 } rgi_cuda_eager;
 typedef struct rgi_cuda_known { /* what meets in a place takes turns */
   const void *function[64];
@@ -24,7 +25,8 @@ typedef struct rgi_cuda_known { /* what meets in a place takes turns */
 void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e);
 void rgi_cuda_eager_done(rgi_cuda_eager *x);
 
-/* Makes a kernel's dynamic shared memory legal on the current device, beside what it has of its own. */
+/* Makes a kernel's dynamic shared memory legal on the current device, beside what it has of its
+ * own. */
 rg_status rgi_cuda_prepare(const rg_launch *l, rg_error *e);
 /* l as the runtime wants it; `attrs` has room for 1. */
 void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t *config,
@@ -34,7 +36,8 @@ void rgi_cuda_config(const rg_launch *l, cudaStream_t stream, cudaLaunchConfig_t
 void rgi_cuda_range_push(const char *name);
 void rgi_cuda_range_pop(void);
 
-/* The current device, or RG_E_DEVICE saying what is missing: no driver, too old a driver, no device. */
+/* The current device, or RG_E_DEVICE saying what is missing: no driver, too old a driver, no
+ * device. */
 rg_status rgi_cuda_device(rg_gpu *out, rg_error *e);
 
 #endif

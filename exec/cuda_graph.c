@@ -58,7 +58,8 @@ static struct cudaKernelNodeParams node_params(const rg_launch *l, void **args) 
 static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   rg_error *e = g->base.error;
   rgi_graph_item *item;
-  void *params = rgi_malloc(g->plan->ctx, l->size ? l->size : 1), *args[1] = {(void *)(uintptr_t)l->params};
+  void *params = rgi_malloc(g->plan->ctx, l->size ? l->size : 1),
+       *args[1] = {(void *)(uintptr_t)l->params};
   cudaGraphNode_t *after = waiting_list(g), node;
   CUfunction loaded = NULL;
   rg_status status = params && after ? rgi_cuda_prepare(l, e) : rgi_nomem(e);
@@ -69,12 +70,13 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
                              "adding a kernel to a graph", NULL, e);
   }
   if (status == RG_OK)
-    status = rgi_cuda_status(cudaGetFuncBySymbol(&loaded, l->function), "finding a kernel", NULL, e);
+    status =
+        rgi_cuda_status(cudaGetFuncBySymbol(&loaded, l->function), "finding a kernel", NULL, e);
   if (status == RG_OK && l->cluster > 1) {
     union cudaKernelNodeAttrValue value = {.clusterDim = {l->cluster, 1, 1}};
-    status =
-        rgi_cuda_status(cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributeClusterDimension, &value),
-                        "a cluster", NULL, e);
+    status = rgi_cuda_status(
+        cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributeClusterDimension, &value),
+        "a cluster", NULL, e);
   }
   if (status == RG_OK) status = add_item(g, &item);
   rgi_free(g->plan->ctx, after);
@@ -125,25 +127,27 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
                                      .kernelParams = args};
   const CUresult code = g->patch(g->exec, item->node, &p);
   if (code != CUDA_SUCCESS)
-    return rgi_fail(base->error, RG_E_DEVICE, NULL, NULL, "rebinding a kernel: error %d of the driver",
-                    (int)code);
+    return rgi_fail(base->error, RG_E_DEVICE, NULL, NULL,
+                    "rebinding a kernel: error %d of the driver", (int)code);
   memcpy(item->params, l->params, l->size);
   return RG_OK;
 }
 
-static rg_status record_child(rgi_cuda_graph *g, rg_status (*record)(void *arg, void *stream), void *arg,
-                              cudaGraph_t *child) {
+static rg_status record_child(rgi_cuda_graph *g, rg_status (*record)(void *arg, void *stream),
+                              void *arg, cudaGraph_t *child) {
   rg_error *e = g->base.error;
   *child = NULL;
   RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(g->recorder, cudaStreamCaptureModeThreadLocal),
                           "recording a library call", NULL, e));
   rg_status status = record(arg, g->recorder);
   cudaError_t code = cudaStreamEndCapture(g->recorder, child);
-  if (status != RG_OK) return rgi_fail(e, status, NULL, NULL, "a library call could not be recorded");
+  if (status != RG_OK)
+    return rgi_fail(e, status, NULL, NULL, "a library call could not be recorded");
   return rgi_cuda_status(code, "recording a library call", NULL, e);
 }
 
-static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream), void *arg) {
+static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                              void *arg) {
   rgi_cuda_graph *g = (rgi_cuda_graph *)base;
   rg_error *e = base->error;
   cudaGraph_t child = NULL;
@@ -158,11 +162,10 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   } else if (status == RG_OK) {
     cudaGraphNode_t *after = waiting_list(g), node;
     rgi_graph_item *item;
-    status =
-        after
-            ? rgi_cuda_status(cudaGraphAddChildGraphNode(&node, g->graph, after, waits_for(g, after), child),
-                              "adding a library call to a graph", NULL, e)
-            : rgi_nomem(e);
+    status = after ? rgi_cuda_status(cudaGraphAddChildGraphNode(&node, g->graph, after,
+                                                                waits_for(g, after), child),
+                                     "adding a library call to a graph", NULL, e)
+                   : rgi_nomem(e);
     if (status == RG_OK) status = add_item(g, &item);
     if (status == RG_OK) item->node = node;
     rgi_free(g->plan->ctx, after);
@@ -175,10 +178,10 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
 static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
   cudaGraphNode_t *after = waiting_list(g), node;
   rgi_graph_item *item;
-  rg_status status = after
-                         ? rgi_cuda_status(cudaGraphAddEmptyNode(&node, g->graph, after, waits_for(g, after)),
-                                           "adding an empty node", NULL, e)
-                         : rgi_nomem(e);
+  rg_status status =
+      after ? rgi_cuda_status(cudaGraphAddEmptyNode(&node, g->graph, after, waits_for(g, after)),
+                              "adding an empty node", NULL, e)
+            : rgi_nomem(e);
   rgi_free(g->plan->ctx, after);
   if (status == RG_OK) status = add_item(g, &item);
   if (status == RG_OK) item->node = node;
@@ -187,8 +190,8 @@ static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
 
 static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaGraphCreate(&g->graph, 0), "creating a graph", NULL, e));
-  RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking), "creating a stream",
-                          NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking),
+                          "creating a stream", NULL, e));
   g->step = -1;
   if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
@@ -197,33 +200,36 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
     g->begin[g->step - g->first] = g->begin[g->step - g->first + 1] = g->nitem;
     rg_call call = rgi_cuda_call(s, g->step, g->flag, e);
     rg_status status = node->op->cuda_steps(&call, &g->base);
-    if (status != RG_OK) return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
+    if (status != RG_OK)
+      return rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
     g->begin[g->step - g->first + 1] = g->nitem;
   }
-  return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL, e);
+  return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL,
+                         e);
 }
 
-rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag, rgi_cuda_graph *g,
-                                rg_error *e) {
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
+                                rgi_cuda_graph *g, rg_error *e) {
   const rg_plan *plan = s->plan;
   enum cudaDriverEntryPointQueryResult query;
   void **at = g->at, *found = NULL;
   int32_t *begin = g->begin;
   if (!at) at = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(plan), sizeof *at);
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
-  *g = (rgi_cuda_graph){.base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
-                        .plan = plan,
-                        .flag = flag,
-                        .backward = backward,
-                        .first = backward ? plan->nforward : 0,
-                        .end = backward ? plan->nstep : plan->nforward,
-                        .begin = begin,
-                        .at = at};
+  *g = (rgi_cuda_graph){
+      .base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
+      .plan = plan,
+      .flag = flag,
+      .backward = backward,
+      .first = backward ? plan->nforward : 0,
+      .end = backward ? plan->nstep : plan->nforward,
+      .begin = begin,
+      .at = at};
   if (!at || !begin) return rgi_nomem(e);
   rg_status status =
-      rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found, 12000,
-                                                       cudaEnableDefault, &query),
+      rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found,
+                                                       12000, cudaEnableDefault, &query),
                       "looking for cuGraphExecKernelNodeSetParams", NULL, e);
   g->patch = (PFN_cuGraphExecKernelNodeSetParams_v12000)(uintptr_t)found;
   if (status == RG_OK) status = build(s, g, e);
@@ -252,13 +258,15 @@ static bool moved(const rgi_cuda_graph *g, void *const *at, int32_t bind) {
 static bool moved_step(const rgi_cuda_graph *g, void *const *at, int32_t i) {
   const rgi_step *step = &g->plan->step[i];
   bool any = step->workspace_size && moved(g, at, RGI_AT_SCRATCH);
-  for (int32_t k = 0; k < step->nin + step->nout && !any; k++) any = moved(g, at, step->place[k].bind);
+  for (int32_t k = 0; k < step->nin + step->nout && !any; k++)
+    any = moved(g, at, step->place[k].bind);
   return any;
 }
 
 int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at) {
   int32_t n = 0;
-  if (!g->broken && memcmp(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at) == 0) return -1;
+  if (!g->broken && memcmp(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at) == 0)
+    return -1;
   for (int32_t i = g->first; i < g->end; i++) n += moved_step(g, at, i);
   return n;
 }

@@ -27,7 +27,8 @@ typedef struct rgi_cuda_graph {
   int32_t nhead;      /* items that clean lengths; the other steps' come after */
   int32_t step, next; /* at work on; while updating: the item expected next. step -1: the head */
   bool updating;
-  PFN_cuGraphExecKernelNodeSetParams_v12000 patch; /* the runtime's own looks up the kernel each time */
+  /* the runtime's own looks up the kernel each time */
+  PFN_cuGraphExecKernelNodeSetParams_v12000 patch;
   void **at;     /* [rgi_cuda_addresses]: what the nodes' parameters were made for */
   bool broken;   /* an update failed: every node is to be patched */
   uint64_t used; /* when it was last launched; 0: there is no graph */
@@ -44,9 +45,10 @@ static inline int32_t rgi_cuda_addresses(const rg_plan *plan) {
 }
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
 
-/* Builds and instantiates from what rgi_session_call says now. g is all zeros, or was a graph before. */
-rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag, rgi_cuda_graph *g,
-                                rg_error *e);
+/* Builds and instantiates from what rgi_session_call says now. g is all zeros, or was a graph
+ * before. */
+rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
+                                rgi_cuda_graph *g, rg_error *e);
 /* Steps that would be asked again for addresses `at`; -1: nothing at all has moved. */
 int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at);
 rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *at, rg_error *e);

@@ -1,13 +1,13 @@
 /* exec/cuda_session.c: runs a session's steps on a GPU.
- *
- * A direction's first run builds a graph, later ones replay it on the session's stream. For other addresses
- * another is built, up to GRAPHS of them (microbatches take turns with a few sets of tensors); then the
- * nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1, debug_poison) launch step by step, as
- * does a stream that is being captured by someone else.
- *
- * Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a
- * word of host memory that the device writes, and is reported by the session's next call. A fault
- * of the device makes the session dead: every later call fails at once with what was seen first.
+
+   A direction's first run builds a graph, later ones replay it on the session's stream. For other
+   addresses another is built, up to GRAPHS of them (microbatches take turns with a few sets of
+   tensors); then the nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1,
+   debug_poison) launch step by step, as does a stream that is being captured by someone else.
+
+   Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a
+   word of host memory that the device writes, and is reported by the session's next call. A fault
+   of the device makes the session dead: every later call fails at once with what was seen first.
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
@@ -29,8 +29,9 @@ typedef struct device {
   uint64_t runs;
   void *blas;
   int32_t *flag, *flag_on_device; /* {0 or 1 + check, entry, value} */
-  cudaEvent_t *event;             /* eager: [nstep + 2], one before each step of a direction, one after */
-  bool timed;                     /* events of the last run are recorded, ms[] not yet read */
+  /* eager: [nstep + 2], one before each step of a direction, one after */
+  cudaEvent_t *event;
+  bool timed; /* events of the last run are recorded, ms[] not yet read */
   bool timed_backward;
   rgi_cuda_known known; /* eager */
   char dead[512];       /* what killed the session */
@@ -62,13 +63,14 @@ static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
 
 /* ---- failures ---- */
 
-static rg_status dead(const rg_session *s, rg_error *e) {
+static rg_status alive(const rg_session *s, rg_error *e) {
   const device *d = device_of(s);
   if (!d->dead[0]) return RG_OK;
   return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "the session is lost since: %s", d->dead);
 }
 
-/* Turns an error of the device into the session's death, if it is one that CUDA does not get over. */
+/* Turns an error of the device into the session's death, if it is one that CUDA does not get
+ * over. */
 static rg_status note(const rg_session *s, cudaError_t code, const char *what, const char *node,
                       rg_error *e) {
   device *d = device_of(s);
@@ -98,21 +100,21 @@ static bool take_finding(device *d, finding *out) {
 static rg_status wrong_lengths(const rg_plan *plan, const finding *f, rg_error *e) {
   const rgi_check *c = &plan->check[f->check];
   if (c->starts)
-    return rgi_fail(
-        e, RG_E_DATA, NULL, NULL,
-        "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and end at most at "
-        "%lld: the run used them clamped",
-        plan->bindable[c->bind].info.name, f->entry, f->value, (long long)c->capacity);
-  return rgi_fail(
-      e, RG_E_DATA, NULL, NULL,
-      "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 bits: the run used "
-      "it clamped",
-      plan->bindable[c->bind].info.name, f->entry, f->value);
+    return rgi_fail(e, RG_E_DATA, NULL, NULL,
+                    "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and "
+                    "end at most at "
+                    "%lld: the run used them clamped",
+                    plan->bindable[c->bind].info.name, f->entry, f->value, (long long)c->capacity);
+  return rgi_fail(e, RG_E_DATA, NULL, NULL,
+                  "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 "
+                  "bits: the run used "
+                  "it clamped",
+                  plan->bindable[c->bind].info.name, f->entry, f->value);
 }
 
 static rg_status check(rg_session *s, rg_error *e) {
   finding f;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   return take_finding(device_of(s), &f) ? wrong_lengths(s->plan, &f, e) : RG_OK;
 }
 
@@ -130,16 +132,17 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   if (!d->now) return rgi_nomem(e);
   RGI_TRY(rgi_cuda_device(&here, e));
   if (here.cc < s->plan->gpu.cc)
-    return rgi_fail(
-        e, RG_E_DEVICE, NULL, NULL,
-        "the plan is for compute capability %d.%d, the GPU has %d.%d; make the plan on this machine or "
-        "with its profile",
-        s->plan->gpu.cc / 10, s->plan->gpu.cc % 10, here.cc / 10, here.cc % 10);
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                    "the plan is for compute capability %d.%d, the GPU has %d.%d; make the plan on "
+                    "this machine or "
+                    "with its profile",
+                    s->plan->gpu.cc / 10, s->plan->gpu.cc % 10, here.cc / 10, here.cc % 10);
   RGI_TRY(rgi_cuda_status(cudaGetDevice(&d->id), "asking for the GPU", NULL, e));
-  RGI_TRY(rgi_cuda_status(cudaHostAlloc((void **)&d->flag, 64, cudaHostAllocMapped), "host memory", NULL, e));
-  memset(d->flag, 0, 64);
-  RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0), "host memory",
+  RGI_TRY(rgi_cuda_status(cudaHostAlloc((void **)&d->flag, 64, cudaHostAllocMapped), "host memory",
                           NULL, e));
+  memset(d->flag, 0, 64);
+  RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0),
+                          "host memory", NULL, e));
   if (!d->eager) return RG_OK;
   d->event = rgi_alloc_n(s->arena, (size_t)s->plan->nstep + 2, sizeof(cudaEvent_t));
   if (!d->event) return rgi_nomem(e);
@@ -163,8 +166,8 @@ static void destroy(rg_session *s) {
 
 /* ---- running ---- */
 
-/* The graph in which fewest steps have moved; among equals the one that was not used for longest. `fresh`: a
- * place for another. */
+/* The graph in which fewest steps have moved; among equals the one that was not used for longest.
+ * `fresh`: a place for another. */
 static rgi_cuda_graph *nearest(rgi_cuda_graph *list, void *const *now, int32_t *moved,
                                rgi_cuda_graph **fresh) {
   rgi_cuda_graph *best = NULL;
@@ -191,7 +194,8 @@ static rg_status replay(rg_session *s, bool backward, rg_error *e) {
   rgi_cuda_addresses_now(s, backward, d->now);
   g = nearest(d->graph[backward], d->now, &moved, &fresh);
   if (!g || (fresh && 2 * moved > g->end - g->first)) { /* most of it would be patched */
-    rg_status status = rgi_cuda_graph_create(s, backward, d->blas, d->flag_on_device, fresh, g ? NULL : e);
+    rg_status status =
+        rgi_cuda_graph_create(s, backward, d->blas, d->flag_on_device, fresh, g ? NULL : e);
     d->blas = fresh->base.blas;
     if (!g && status != RG_OK) return status;
     if (status == RG_OK)
@@ -218,7 +222,8 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
   if (!backward) status = rgi_cuda_clean(s, d->flag_on_device, &x.base);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
-    if (time) status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
+    if (time)
+      status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
     rg_call call = rgi_cuda_call(s, i, d->flag_on_device, e);
     rgi_cuda_range_push(node->name);
     if (status == RG_OK) status = node->op->cuda_steps(&call, &x.base);
@@ -246,7 +251,8 @@ static void read_times(rg_session *s) {
   if (!d->timed || cudaEventSynchronize(d->event[to - from]) != cudaSuccess) return;
   for (int32_t i = from; i < to; i++) {
     float ms = 0;
-    if (cudaEventElapsedTime(&ms, d->event[i - from], d->event[i - from + 1]) == cudaSuccess) s->ms[i] = ms;
+    if (cudaEventElapsedTime(&ms, d->event[i - from], d->event[i - from + 1]) == cudaSuccess)
+      s->ms[i] = ms;
   }
   d->timed = false;
 }
@@ -254,9 +260,10 @@ static void read_times(rg_session *s) {
 static rg_status run(rg_session *s, bool backward, rg_error *e) {
   device *d = device_of(s);
   int before = d->id;
-  int32_t from = backward ? s->plan->nforward : 0, to = backward ? s->plan->nstep : s->plan->nforward;
+  int32_t from = backward ? s->plan->nforward : 0,
+          to = backward ? s->plan->nstep : s->plan->nforward;
   enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   cudaGetDevice(&before);
   if (before != d->id) cudaSetDevice(d->id);
   rg_status status = note(s, cudaStreamIsCapturing(d->stream, &capture),
@@ -275,30 +282,32 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
 /* ---- the rest of a backend ---- */
 
 static rg_status synchronize(rg_session *s, rg_error *e) {
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   RGI_TRY(note(s, cudaStreamSynchronize(device_of(s)->stream), "waiting for the runs", NULL, e));
   read_times(s);
   return check(s, e);
 }
 
 static rg_status set_stream(rg_session *s, void *stream, rg_error *e) {
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   device_of(s)->stream = stream;
   return RG_OK;
 }
 
 static cudaStream_t stream_of(const rg_session *s) {
-  return s->device ? device_of(s)->stream : NULL; /* guards are written before the backend's part is made */
+  /* guards are written before the backend's part is made */
+  return s->device ? device_of(s)->stream : NULL;
 }
 
 static rg_status fill(rg_session *s, void *data, int byte, int64_t size, rg_error *e) {
-  return rgi_cuda_status(cudaMemsetAsync(data, byte, (size_t)size, stream_of(s)), "filling memory", NULL, e);
+  return rgi_cuda_status(cudaMemsetAsync(data, byte, (size_t)size, stream_of(s)), "filling memory",
+                         NULL, e);
 }
 
 static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
   rgk_poison_params p = {.data = data, .bytes = size, .pattern = RGI_POISON};
   rgi_cuda_eager x;
-  RGI_TRY(dead(s, e));
+  RGI_TRY(alive(s, e));
   if (size == 0) return RG_OK;
   rgi_cuda_eager_init(&x, stream_of(s), e);
   return x.base.launch(&x.base, &(rg_launch){.function = rgk_poison(),
@@ -308,10 +317,11 @@ static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
                                              .size = sizeof p});
 }
 
-static rg_status read_memory(rg_session *s, void *host, const void *from, size_t size, rg_error *e) {
-  RGI_TRY(dead(s, e));
-  RGI_TRY(note(s, cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream_of(s)), "reading memory",
-               NULL, e));
+static rg_status read_memory(rg_session *s, void *host, const void *from, size_t size,
+                             rg_error *e) {
+  RGI_TRY(alive(s, e));
+  RGI_TRY(note(s, cudaMemcpyAsync(host, from, size, cudaMemcpyDeviceToHost, stream_of(s)),
+               "reading memory", NULL, e));
   return note(s, cudaStreamSynchronize(stream_of(s)), "reading memory", NULL, e);
 }
 
@@ -325,6 +335,7 @@ const rgi_backend rgi_cuda_backend = {
     .memory = {alloc_device, free_device, NULL},
     .create = create,
     .destroy = destroy,
+    .alive = alive,
     .check = check,
     .run = run,
     .fill = fill,
@@ -333,6 +344,5 @@ const rgi_backend rgi_cuda_backend = {
     .set_stream = set_stream,
     .synchronize = synchronize,
     .no_memory = no_memory,
-    .alignment = 16,
     .copy = copy,
 };

@@ -29,7 +29,8 @@ static rg_status add_rule(const rg_session *s, int32_t k, rgk_lengths_params *p,
   const rgi_check *with = &plan->check[c->lengths];
   for (int32_t i = 0; i < plan->nclean; i++)
     if (plan->clean[i].bind == with->bind) {
-      p->starts[r] = (const int32_t *)(const void *)(s->current->data + plan->clean[i].offset + with->offset);
+      p->starts[r] =
+          (const int32_t *)(const void *)(s->current->data + plan->clean[i].offset + with->offset);
       p->starts_stride[r] = with->stride;
       p->starts_n[r] = with->n;
     }

@@ -1,10 +1,10 @@
 /* exec/edges.c: which steps of a direction must wait for which.
- *
- * Step j waits for an earlier step i where both touch the same bytes and at least one writes them: data that
- * i makes for j, and bytes that the planner gave to both, one after the other. Parts of one tensor that do
- * not meet (head groups) do not count. A node may also name another that it waits for. Steps with no path
- * between them may run side by side. Only nearest predecessors are kept: edges that follow from others are
- * left out.
+
+   Step j waits for an earlier step i where both touch the same bytes and at least one writes them:
+   data that i makes for j, and bytes that the planner gave to both, one after the other. Parts of
+   one tensor that do not meet (head groups) do not count. A node may also name another that it
+   waits for. Steps with no path between them may run side by side. Only nearest predecessors are
+   kept: edges that follow from others are left out.
  */
 #include "../graph/order.h"
 #include "plan.h"
@@ -65,7 +65,8 @@ static void list_touches(edges *m) {
           (touch){s->place[k], s->place[k].offset + span(&plan->graph->tensor[t]), t, k >= s->nin};
     }
     if (s->workspace_size)
-      m->touch[n++] = (touch){{RGI_AT_SCRATCH, s->workspace}, s->workspace + s->workspace_size, -1, true};
+      m->touch[n++] =
+          (touch){{RGI_AT_SCRATCH, s->workspace}, s->workspace + s->workspace_size, -1, true};
   }
   m->begin[plan->nstep] = n;
 }
@@ -90,7 +91,8 @@ static rg_status connect(edges *m, int32_t from, int32_t to, rg_error *e) {
   return RG_OK;
 }
 
-/* A step continues the lane of a step it waits for if none has done so yet; otherwise it opens one. */
+/* A step continues the lane of a step it waits for if none has done so yet; otherwise it
+ * opens one. */
 static void find_lanes(rg_plan *plan, bool *taken) {
   int32_t lanes = 0;
   for (int32_t i = 0; i < plan->nstep; i++) {
@@ -108,12 +110,14 @@ static void find_lanes(rg_plan *plan, bool *taken) {
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e) {
   edges m = {.plan = plan, .words = rgi_words(plan->nstep)};
   plan->after = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->after);
-  m.touch = rgi_alloc_n(plan->arena, (size_t)plan->nargs + (size_t)plan->nstep + 1, sizeof *m.touch);
+  m.touch =
+      rgi_alloc_n(plan->arena, (size_t)plan->nargs + (size_t)plan->nstep + 1, sizeof *m.touch);
   m.begin = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *m.begin);
   m.reach = rgi_alloc_n(plan->arena, (size_t)plan->nstep * (size_t)m.words + 1, sizeof *m.reach);
   plan->lane = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->lane);
   bool *taken = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *taken);
-  if (!plan->lane || !taken || !plan->after || !m.touch || !m.begin || !m.reach) return rgi_nomem(e);
+  if (!plan->lane || !taken || !plan->after || !m.touch || !m.begin || !m.reach)
+    return rgi_nomem(e);
   list_touches(&m);
   RGI_TRY(connect(&m, 0, plan->nforward, e));
   RGI_TRY(connect(&m, plan->nforward, plan->nstep, e));

@@ -1,10 +1,11 @@
-/* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and the
- * numbers.
- *
- *     elaborate → check policy → split heads → autodiff → fuse → recompute → memplan → memory check → steps
- *
- * rg_check goes as far as autodiff, rg_pareto as far as fuse. Leaves to others: what each pass
- * does, the steps themselves (steps.c), reports (report.c).
+/* exec/plan.c: spec and policy in, plan out: the passes in their order, each result verified, and
+   the numbers.
+
+       elaborate → check policy → split heads → autodiff → fuse → recompute → memplan
+                 → memory check → steps
+
+   rg_check goes as far as autodiff, rg_pareto as far as fuse. Leaves to others: what each pass
+   does, the steps themselves (steps.c), reports (report.c).
  */
 #include "plan.h"
 #include "../graph/spec.h"
@@ -43,7 +44,7 @@ static int cores(void) {
   return n > 0 ? (int)n : 1;
 }
 
-/* Bytes for the copies of lengths and positions that forwards on a GPU make (rgi_clean). */
+/* Bytes for the copies of lengths and positions that forwards make (rgi_clean). */
 static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
   bool *known = rgi_malloc(g->ctx, (size_t)g->ntensor + 1);
   rg_status status = known ? RG_OK : rgi_nomem(e);
@@ -57,12 +58,17 @@ static rg_status length_copies(const rgi_graph *g, int64_t *out, rg_error *e) {
       known[owner] = true;
       const int64_t bytes = rgi_bytes(&g->tensor[owner]);
       if (bytes > INT64_MAX / 4 || *out > INT64_MAX / 4)
-        status = rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
+        status =
+            rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the plan's bytes add up to more than 64 bits");
       else
         *out = rgi_aligned(*out) + bytes;
     }
   rgi_free(g->ctx, known);
   return status;
+}
+
+static bool goes_back(const rgi_graph *g) {
+  return g->nnode > 0 && g->node[g->nnode - 1].backward;
 }
 
 static void report(const prepared *p, const char *stage, double done) {
@@ -76,17 +82,22 @@ static rg_status advance(rgi_graph **g, rgi_graph *next, const char *stage, rg_e
   return rgi_verify(next, stage, e);
 }
 
-static rg_status check_options(const rg_plan_options *o, bool *cuda, rg_error *e) {
-  *cuda = o->device && strcmp(o->device, "cuda") == 0;
-  if (o->device && !*cuda && strcmp(o->device, "cpu") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown device \"%s\"; expected \"cpu\" or \"cuda\"",
-                    o->device);
+RGI_NO_TAIL(rg_plan_options, progress_user);
+
+static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, rg_error *e) {
+  RGI_TRY(RGI_OPTIONS(rg_plan_options, progress_user, given, o, e));
+  const bool cuda = o->device && strcmp(o->device, "cuda") == 0;
+  if (o->device && !cuda && strcmp(o->device, "cpu") != 0)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "unknown device \"%s\"; expected \"cpu\" or \"cuda\"", o->device);
   if (o->threads < 0 || o->threads > MOST_THREADS)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "threads is %d; expected 0 (all cores) to %d", o->threads,
-                    MOST_THREADS);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "threads is %d; expected 0 (all cores) to %d",
+                    o->threads, MOST_THREADS);
   if (!(o->pack_seconds >= 0))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "pack_seconds is %g; expected 0 or more", o->pack_seconds);
-  if (o->nset && !o->set) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "nset is %zu but set is NULL", o->nset);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "pack_seconds is %g; expected 0 or more",
+                    o->pack_seconds);
+  if (o->nset && !o->set)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "nset is %zu but set is NULL", o->nset);
   return RG_OK;
 }
 
@@ -104,22 +115,22 @@ static void free_prepared(prepared *p) {
   memset(p, 0, sizeof *p);
 }
 
-static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
+static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *o,
                          prepared *p, rg_error *e) {
-  static const rg_plan_options defaults = {0};
-  const rg_plan_options *o = options ? options : &defaults;
   memset(p, 0, sizeof *p);
   if (!spec) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the spec is NULL");
   rg_status status;
   rgi_graph *next = NULL;
-  RGI_TRY(check_options(o, &p->cuda, e));
+  p->cuda = o->device && strcmp(o->device, "cuda") == 0;
   p->ctx = rgi_spec_context(spec);
   p->progress = (rgi_progress){o->progress, o->progress_user};
-  RGI_GOTO(status, rgi_profile_load(p->ctx, o->profile_path, p->cuda ? "cuda" : "cpu", &p->profile, e),
+  RGI_GOTO(status,
+           rgi_profile_load(p->ctx, o->profile_path, p->cuda ? "cuda" : "cpu", &p->profile, e),
            failed);
   if (p->profile->cuda != p->cuda) {
-    status = rgi_fail(e, RG_E_VALUE, NULL, NULL, "profile \"%s\" describes a %s device; expected one for %s",
-                      p->profile->name, p->profile->cuda ? "cuda" : "cpu", p->cuda ? "cuda" : "cpu");
+    status = rgi_fail(e, RG_E_VALUE, NULL, NULL,
+                      "profile \"%s\" describes a %s device; expected one for %s", p->profile->name,
+                      p->profile->cuda ? "cuda" : "cpu", p->cuda ? "cuda" : "cpu");
     goto failed;
   }
   /* A plan for another machine must not depend on this one's cores. */
@@ -128,7 +139,8 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   p->threads = o->threads ? o->threads : most;
   p->gpu = p->profile->gpu;
 #ifdef REGRAPH_CUDA
-  /* Schedules are made for the GPU that is there, unless another machine's profile was asked for. */
+  /* Schedules are made for the GPU that is there, unless another machine's profile was asked
+   * for. */
   rg_gpu here;
   if (p->cuda && !o->profile_path && rgi_cuda_device(&here, NULL) == RG_OK) p->gpu = here;
 #endif
@@ -159,7 +171,8 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
-  if (p->cuda) RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  if (p->cuda || goes_back(p->graph))
+    RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
   if (o->no_fuse) return RG_OK;
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
@@ -188,9 +201,10 @@ static void fill_sizes(rg_plan *plan) {
 }
 
 /* Names and values of the dimensions that the spec left free, for reports. */
-static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan_options *o, rg_error *e) {
+static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan_options *o,
+                               rg_error *e) {
   rgi_scope scope;
-  RGI_TRY(rgi_scope_open(spec, o ? o->set : NULL, o ? o->nset : 0, plan->arena, &scope, e));
+  RGI_TRY(rgi_scope_open(spec, o->set, o->nset, plan->arena, &scope, e));
   plan->free_name = rgi_alloc_n(plan->arena, (size_t)spec->nfree + 1, sizeof *plan->free_name);
   plan->free_value = rgi_alloc_n(plan->arena, (size_t)spec->nfree + 1, sizeof *plan->free_value);
   if (!plan->free_name || !plan->free_value) return rgi_nomem(e);
@@ -203,14 +217,16 @@ static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan
   return RG_OK;
 }
 
-rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                         rg_plan **out, rg_error *e) {
+rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
+                         const rg_plan_options *options, rg_plan **out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the plan is NULL");
   *out = NULL;
   prepared p;
+  rg_plan_options o;
   rg_status status;
   rgi_graph *next = NULL;
-  RGI_TRY(prepare(spec, policy, options, &p, e));
+  RGI_TRY(read_options(options, &o, e));
+  RGI_TRY(prepare(spec, policy, &o, &p, e));
   rgi_arena *arena = rgi_arena_create(p.ctx);
   rg_plan *plan = arena ? rgi_alloc(arena, sizeof *plan) : NULL;
   if (!plan) {
@@ -227,9 +243,10 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
 
-  RGI_GOTO(status, note_capacity(plan, spec, options, e), failed);
+  RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
-  status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next, &plan->choice, e);
+  status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next,
+                         &plan->choice, e);
   if (status != RG_OK) {
     name_policy(policy, status, e);
     goto failed;
@@ -237,7 +254,8 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
   if (p.unfused) {
     plan->fusions->peak_after = plan->choice->peak_after;
-    RGI_GOTO(status, rgi_choice_peak(plan->choice, p.unfused, &p.mem, &plan->fusions->peak_before, e),
+    RGI_GOTO(status,
+             rgi_choice_peak(plan->choice, p.unfused, &p.mem, &plan->fusions->peak_before, e),
              failed);
   }
   report(&p, "memplan", 0);
@@ -313,9 +331,10 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
                     format ? format : "");
   prepared p;
-  rg_plan_options tight = options ? *options : (rg_plan_options){0};
-  tight.no_lanes = true; /* the front is about memory */
-  RGI_TRY(prepare(spec, policy, &tight, &p, e));
+  rg_plan_options o;
+  RGI_TRY(read_options(options, &o, e));
+  o.no_lanes = true; /* the front is about memory */
+  RGI_TRY(prepare(spec, policy, &o, &p, e));
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);
   rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);

@@ -1,13 +1,13 @@
 /* exec/plan.h: what a plan holds, for the files of exec/.
- *
- * A plan is immutable once rg_plan_create returns: sessions on any number of threads read it without locks.
- * It keeps nothing of spec, policy or options.
- *
- *     step[0 … nforward)          forward, in order
- *     step[nforward … nstep)      backward, in order
- *
- * Every address a step needs is a place: either an offset into memory the caller binds (place.bind is the
- * index into bindable[]) or into the saved or scratch block. A run only adds base pointers.
+
+   A plan is immutable once rg_plan_create returns: sessions on any number of threads read it
+   without locks. It keeps nothing of spec, policy or options.
+
+       step[0 … nforward)          forward, in order
+       step[nforward … nstep)      backward, in order
+
+   Every address a step needs is a place: either an offset into memory the caller binds (place.bind
+   is the index into bindable[]) or into the saved or scratch block. A run only adds base pointers.
  */
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
@@ -32,7 +32,8 @@ typedef struct rgi_place {
 
 typedef struct rgi_step {
   int32_t node;
-  rg_call call;     /* template: args without data, no pool, no error; arrays live in the plan's arena */
+  /* template: args without data, no pool, no error; arrays live in the plan's arena */
+  rg_call call;
   rgi_place *place; /* [nin + nout], inputs first */
   int32_t nin, nout;
   int32_t first_arg; /* where a session's copy of the args stands; inputs first */
@@ -43,25 +44,33 @@ typedef struct rgi_step {
   double ms, roofline_ms; /* the cost model's */
 } rgi_step;
 
+/* What kernels on a GPU may take for granted of every bound address (rg_arg.align is never more). A
+ * CPU needs what elements need. */
+enum { RGI_GPU_ALIGN = 16 };
+
 typedef struct rgi_bindable {
   rg_tensor_info info;
-  int32_t tensor; /* as declared */
-  int32_t owner;  /* whose bytes are the caller's */
+  int32_t tensor;           /* as declared */
+  int32_t owner;            /* whose bytes are the caller's */
+  bool read[2], written[2]; /* by steps of the forward, of the backward */
 } rgi_bindable;
 
 /* A rule for the contents of an input that the host reads before each forward. */
 typedef struct rgi_check {
   int32_t bind;
-  int64_t offset;   /* bytes */
-  int64_t n;        /* entries */
-  int64_t stride;   /* elements */
-  bool starts;      /* sequence starts: begin at 0, never fall, last <= capacity; else positions: >= 0 */
+  int64_t offset; /* bytes */
+  int64_t n;      /* entries */
+  int64_t stride; /* elements */
+  /* sequence starts: begin at 0, never fall, last <= capacity; else positions: >= 0 */
+  bool starts;
   int64_t capacity; /* rows they govern */
   int32_t lengths;  /* positions: index of the check of the starts they go with, or -1 */
 } rgi_check;
 
-/* On a GPU the host cannot read lengths: each forward begins by copying such an input into the saved block
- * with its rules enforced, and steps read the copy. */
+/* Each forward begins by copying lengths and positions into the saved block, rules enforced, and
+ * steps read the copy: the host cannot look at a GPU's memory, and on either device the backward
+ * must go by the forward's lengths, whatever the caller's memory holds by then. Forwards without a
+ * backward on the CPU need none. */
 typedef struct rgi_clean {
   int32_t bind;
   int64_t offset; /* bytes into saved */
@@ -88,15 +97,17 @@ struct rg_plan {
   int32_t ncheck;
   rgi_clean *clean;
   int32_t nclean;
-  int32_t **after; /* per step: the steps that must have run before it (nearest ones), ended by -1 */
-  int32_t *lane;   /* per step: chains of steps that run one after another, numbered per direction */
+  /* per step: the steps that must have run before it (nearest ones), ended by -1 */
+  int32_t **after;
+  /* per step: chains of steps that run one after another, numbered per direction */
+  int32_t *lane;
   rg_sizes sizes;
   const char **free_name; /* the spec's free dimensions … */
   int64_t *free_value;    /* … and what they are bound to: the plan's capacity */
   int nfree;
 };
 
-/* Fills step[], bindable[], check[] of a plan whose graph and memory are set (steps.c). */
+/* Fills step[], bindable[], check[], clean[] of a plan whose graph and memory are set (steps.c). */
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);

@@ -1,16 +1,18 @@
 /* exec/pool.c: the thread pool of pool.h.
- *
- * A job is one call of rgi_pool_run. The caller publishes it, takes tasks like everybody else, closes the
- * job, and waits for the workers that are still inside. Workers join a job if they wake up in time; one that
- * sleeps through a short job costs nothing, so a busy machine delays nobody.
- *
- * Ordering: everything about a job is written and read under `mutex`, except
- *   next    handed out by atomic addition (relaxed: the job's fields came through the mutex)
- *   epoch   lets idle workers spin without the mutex; only a hint, the decision falls under the mutex
- *   inside  lets the caller spin for the last workers; release by the leaving worker, acquire by the caller
- *
- * One job at a time: rgi_pool_run from within a task, or from two threads at once on one pool, is a
- * programming error.
+
+   A job is one call of rgi_pool_run. The caller publishes it, takes tasks like everybody else,
+   closes the job, and waits for the workers that are still inside. Workers join a job if they wake
+   up in time; one that sleeps through a short job costs nothing, so a busy machine delays nobody.
+
+   Ordering: everything about a job is written and read under `mutex`, except
+     next    handed out by atomic addition (relaxed: the job's fields came through the mutex)
+     epoch   lets idle workers spin without the mutex; only a hint, the decision falls under the
+             mutex
+     inside  lets the caller spin for the last workers; release by the leaving worker, acquire by
+             the caller
+
+   One job at a time: rgi_pool_run from within a task, or from two threads at once on one pool, is a
+   programming error.
  */
 #include "pool.h"
 
@@ -55,7 +57,8 @@ static inline void relax(void) {
 #endif
 }
 
-static void take_tasks(rgi_pool *p, void (*fn)(void *, int64_t, int), void *arg, int64_t ntask, int thread) {
+static void take_tasks(rgi_pool *p, void (*fn)(void *, int64_t, int), void *arg, int64_t ntask,
+                       int thread) {
   for (;;) {
     int64_t task = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
     if (task >= ntask) return;
@@ -68,10 +71,12 @@ static void *work(void *user) {
   rgi_pool *p = w->pool;
   uint32_t seen = 0;
   for (;;) {
-    for (int i = 0; i < p->spin && atomic_load_explicit(&p->epoch, memory_order_relaxed) == seen; i++)
+    for (int i = 0; i < p->spin && atomic_load_explicit(&p->epoch, memory_order_relaxed) == seen;
+         i++)
       relax();
     pthread_mutex_lock(&p->mutex);
-    while (!p->stop && !(p->open && atomic_load_explicit(&p->epoch, memory_order_relaxed) != seen)) {
+    while (!p->stop &&
+           !(p->open && atomic_load_explicit(&p->epoch, memory_order_relaxed) != seen)) {
       p->sleeping++;
       pthread_cond_wait(&p->wake, &p->mutex);
       p->sleeping--;
@@ -92,12 +97,14 @@ static void *work(void *user) {
     /* The caller may return as soon as `inside` is zero, so signal under the mutex:
      * it cannot be destroyed there. */
     pthread_mutex_lock(&p->mutex);
-    if (atomic_fetch_sub_explicit(&p->inside, 1, memory_order_release) == 1) pthread_cond_signal(&p->done);
+    if (atomic_fetch_sub_explicit(&p->inside, 1, memory_order_release) == 1)
+      pthread_cond_signal(&p->done);
     pthread_mutex_unlock(&p->mutex);
   }
 }
 
-void rgi_pool_run(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread), void *arg) {
+void rgi_pool_run(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread),
+                  void *arg) {
   rgi_pool *p = pool;
   if (p->threads == 1 || ntask <= 1) {
     for (int64_t t = 0; t < ntask; t++) fn(arg, t, 0);
@@ -126,9 +133,11 @@ void rgi_pool_run(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task,
   bool idle = !atomic_load_explicit(&p->inside, memory_order_acquire);
   pthread_mutex_unlock(&p->mutex);
   if (idle) return;
-  for (int i = 0; i < p->spin && atomic_load_explicit(&p->inside, memory_order_acquire); i++) relax();
+  for (int i = 0; i < p->spin && atomic_load_explicit(&p->inside, memory_order_acquire); i++)
+    relax();
   pthread_mutex_lock(&p->mutex);
-  while (atomic_load_explicit(&p->inside, memory_order_acquire)) pthread_cond_wait(&p->done, &p->mutex);
+  while (atomic_load_explicit(&p->inside, memory_order_acquire))
+    pthread_cond_wait(&p->done, &p->mutex);
   pthread_mutex_unlock(&p->mutex);
 }
 
@@ -139,7 +148,8 @@ int rgi_pool_threads(const rgi_pool *p) {
 rg_status rgi_pool_create(const rg_context *ctx, int threads, rgi_pool **out, rg_error *e) {
   *out = NULL;
   if (threads < 1)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "a pool of %d threads; expected at least 1", threads);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "a pool of %d threads; expected at least 1",
+                    threads);
   size_t size = sizeof(rgi_pool) + (size_t)(threads - 1) * sizeof(worker);
   rgi_pool *p = rgi_malloc(ctx, size);
   if (!p) return rgi_nomem(e);

@@ -1,8 +1,8 @@
 /* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps.
- *
- * Reads finished plans only; numbers come from the passes that made them. JSON keys keep their order and
- * meaning within one "version"; times that differ from run to run stay out of it, so equal plans give equal
- * text.
+
+   Reads finished plans only; numbers come from the passes that made them. JSON keys keep their
+   order and meaning within one "version"; times that differ from run to run stay out of it, so
+   equal plans give equal text.
  */
 #include "report.h"
 
@@ -26,13 +26,14 @@ static const char *role_key(rg_role role) {
   return key[role];
 }
 
-static const char *kind_key(rgi_kind kind) {
+static const char *kind_key(rg_node_kind kind) {
   static const char *const key[] = {"primal", "gradient", "clone", "glue"};
-  return (unsigned)kind < 4 ? key[kind] : "?";
+  return key[kind];
 }
 
 static void shape(rgi_buf *b, const rg_tensor_info *t) {
-  for (int a = 0; a < t->rank; a++) rgi_buf_printf(b, "%s%lld", a ? ", " : "", (long long)t->dim[a]);
+  for (int a = 0; a < t->rank; a++)
+    rgi_buf_printf(b, "%s%lld", a ? ", " : "", (long long)t->dim[a]);
 }
 
 /* ---- text ---- */
@@ -60,7 +61,8 @@ static share share_of(const rg_plan *plan, int32_t origin) {
 static void write_capacity(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "capacity");
   for (int i = 0; i < plan->nfree; i++)
-    rgi_buf_printf(b, "%s %s = %lld", i ? "," : "", plan->free_name[i], (long long)plan->free_value[i]);
+    rgi_buf_printf(b, "%s %s = %lld", i ? "," : "", plan->free_name[i],
+                   (long long)plan->free_value[i]);
   rgi_buf_printf(b, "\n");
   for (int32_t i = 0; i < plan->nbindable; i++) {
     const rg_tensor_info *t = &plan->bindable[i].info;
@@ -85,7 +87,8 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
     share r = share_of(plan, o);
     forward += r.forward_ms;
     backward += r.backward_ms;
-    const rgi_choice_node *c = plan->choice && o < plan->choice->nnode ? &plan->choice->node[o] : NULL;
+    const rgi_choice_node *c =
+        plan->choice && o < plan->choice->nnode ? &plan->choice->node[o] : NULL;
     rgi_buf_printf(b, "  %-15s %-14s", g->origin[o].name, g->origin[o].op->name);
     if (r.steps)
       rgi_buf_printf(b, " %10.4f %10.4f%s\n", r.forward_ms, r.backward_ms,
@@ -97,8 +100,8 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
   if (glue.steps)
     rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
                    glue.backward_ms);
-  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "", forward + glue.forward_ms,
-                 backward + glue.backward_ms, plan->profile->name);
+  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
+                 forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
 }
 
 /* A line per node that could be taken apart, and what it gained together. */
@@ -112,8 +115,8 @@ static void write_fusions(const rg_plan *plan, rgi_buf *b) {
       rgi_buf_printf(b, "left whole: %s\n", a->why);
       continue;
     }
-    rgi_buf_printf(b, "in %d part%s, %d sum%s handed on", a->parts, a->parts == 1 ? "" : "s", a->deltas,
-                   a->deltas == 1 ? "" : "s");
+    rgi_buf_printf(b, "in %d part%s, %d sum%s handed on", a->parts, a->parts == 1 ? "" : "s",
+                   a->deltas, a->deltas == 1 ? "" : "s");
     if (a->nodes > 1) rgi_buf_printf(b, ", %d groups", a->nodes);
     rgi_buf_printf(b, ": moves %s -> %s\n", rgi_human_bytes((int64_t)a->before, x),
                    rgi_human_bytes((int64_t)a->after, y));
@@ -140,19 +143,22 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
   char w[32], x[32], y[32], v[32];
   rgi_buf_printf(b, "memory\n");
   for (int i = 0; i < RGI_COUNT(row); i++)
-    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name, rgi_human_bytes(row[i].bytes, x),
-                   (long long)row[i].bytes, *row[i].what ? "  " : "", row[i].what);
+    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
+                   rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
+                   *row[i].what ? "  " : "", row[i].what);
   rgi_buf_printf(b, "what each stage gained\n");
   const rgi_choice *c = plan->choice;
   write_fusions(plan, b);
   if (c && c->extra_ms > 0)
     rgi_buf_printf(b, "  recompute    saved %s -> %s, peak %s -> %s, for %.4f ms more\n",
                    rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
-                   rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v), c->extra_ms);
+                   rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
+                   c->extra_ms);
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
   rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),
-                 m->forward_optimal && m->backward_optimal ? "proved optimal" : "not proved optimal");
+                 m->forward_optimal && m->backward_optimal ? "proved optimal"
+                                                           : "not proved optimal");
 }
 
 static void write_text(const rg_plan *plan, rgi_buf *b) {
@@ -201,29 +207,25 @@ static void json_tensors(const rg_plan *plan, rgi_buf *b) {
 }
 
 static void json_nodes(const rg_plan *plan, rgi_buf *b) {
-  const rgi_graph *g = plan->graph;
+  rg_node_info n;
   rgi_buf_printf(b, "  \"nodes\": [");
-  int32_t step = 0;
-  for (int32_t i = 0; i < g->nnode; i++) {
-    const rgi_node *n = &g->node[i];
-    const rgi_step *s = step < plan->nstep && plan->step[step].node == i ? &plan->step[step++] : NULL;
+  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++) {
     rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    json_text(b, "name", n->name);
-    json_text(b, "op", n->op->name);
-    if (n->origin >= 0) json_text(b, "spec_node", g->origin[n->origin].name);
-    json_text(b, "direction", n->backward ? "backward" : "forward");
-    json_text(b, "kind", kind_key(n->kind));
-    json_int(b, "group", n->group);
-    json_bool(b, "step", s != NULL);
-    json_int(b, "workspace_bytes", s ? s->workspace_size : 0);
-    const char *path = s ? rgi_report_path(plan, step - 1) : NULL;
-    if (path) json_text(b, "kernels", path);
+    json_text(b, "name", n.name);
+    json_text(b, "op", n.op);
+    if (n.spec_node) json_text(b, "spec_node", n.spec_node);
+    json_text(b, "direction", n.backward ? "backward" : "forward");
+    json_text(b, "kind", kind_key(n.kind));
+    json_int(b, "group", n.group);
+    json_bool(b, "step", n.step >= 0);
+    json_int(b, "workspace_bytes", n.workspace);
+    if (n.kernels) json_text(b, "kernels", n.kernels);
     rgi_buf_printf(b, "\"flops\": ");
-    number(b, s ? s->cost.flops : 0);
+    number(b, n.flops);
     rgi_buf_printf(b, ", \"bytes\": ");
-    number(b, s ? s->cost.bytes : 0);
+    number(b, n.bytes);
     rgi_buf_printf(b, ", \"model_ms\": ");
-    number(b, s ? s->ms : 0);
+    number(b, n.model_ms);
     rgi_buf_printf(b, "}");
   }
   rgi_buf_printf(b, "],\n");
@@ -287,7 +289,8 @@ static void json_memory(const rg_plan *plan, rgi_buf *b) {
 static void write_json(const rg_plan *plan, rgi_buf *b) {
   const rg_sizes *z = &plan->sizes;
   double forward = 0, backward = 0;
-  for (int32_t i = 0; i < plan->nstep; i++) *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+  for (int32_t i = 0; i < plan->nstep; i++)
+    *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
   rgi_buf_printf(b, "{\n  \"version\": %d,\n  ", JSON_VERSION);
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
@@ -392,7 +395,8 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
                  {"steps", write_steps}};
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
-  if (!plan || !format) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
+  if (!plan || !format)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
   for (int i = 0; i < RGI_COUNT(formats); i++)
     if (strcmp(format, formats[i].name) == 0) {
       rgi_buf b;
@@ -401,5 +405,6 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
       return rgi_buf_finish(&b, out, e);
     }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                  "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps", format);
+                  "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps",
+                  format);
 }

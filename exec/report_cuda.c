@@ -29,8 +29,8 @@ void rgi_report_kernels(const rg_plan *plan, rgi_buf *b) {
     }
     if (known) continue;
     if (!any)
-      rgi_buf_printf(b, "kernels (compute capability %d.%d, %d multiprocessors)\n", plan->gpu.cc / 10,
-                     plan->gpu.cc % 10, plan->gpu.sms);
+      rgi_buf_printf(b, "kernels (compute capability %d.%d, %d multiprocessors)\n",
+                     plan->gpu.cc / 10, plan->gpu.cc % 10, plan->gpu.sms);
     any = true;
     rgi_buf_printf(b, "  %-15s %-14s %s\n", g->origin[n->origin].name, n->op->name, path);
   }
@@ -47,7 +47,8 @@ static int32_t next_largest(const rgi_memory *m, const int32_t *picked, int n) {
   return best;
 }
 
-rg_status rgi_report_no_memory(const rg_plan *plan, int64_t bytes, int64_t have, int64_t all, rg_error *e) {
+rg_status rgi_report_no_memory(const rg_plan *plan, int64_t bytes, int64_t have, int64_t all,
+                               rg_error *e) {
   const rgi_graph *g = plan->graph;
   const rgi_memory *m = plan->memory;
   char need[32], left[32], total[32], list[320] = "", size[32];
@@ -61,37 +62,42 @@ rg_status rgi_report_no_memory(const rg_plan *plan, int64_t bytes, int64_t have,
              b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
              rgi_human_bytes(b->size, size));
   }
-  return rgi_fail(
-      e, RG_E_DEVICE, NULL, NULL,
-      "out of device memory: a block of %s is needed, %s of %s are free; the largest tensors are %s. "
-      "Recompute more, set split_heads or a budget in the policy",
-      rgi_human_bytes(bytes, need), rgi_human_bytes(have, left), rgi_human_bytes(all, total), list);
+  return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                  "out of device memory: a block of %s is needed, %s of %s are free; the largest "
+                  "tensors are %s. "
+                  "Recompute more, set split_heads or a budget in the policy",
+                  rgi_human_bytes(bytes, need), rgi_human_bytes(have, left),
+                  rgi_human_bytes(all, total), list);
 }
 
 /* One box per step, edges as the CUDA graph has them, a colour per lane. */
 void rgi_report_dot(const rg_plan *plan, rgi_buf *b) {
-  static const char *const colour[] = {"#e0ecf8", "#fff2cc", "#e2f0d9", "#f8e0e0", "#e9e0f5", "#ddf0f0"};
+  static const char *const colour[] = {"#e0ecf8", "#fff2cc", "#e2f0d9",
+                                       "#f8e0e0", "#e9e0f5", "#ddf0f0"};
   const rgi_graph *g = plan->graph;
   const int32_t *lane = plan->lane;
   rgi_buf_printf(b, "digraph ");
   rgi_buf_json(b, g->name);
   rgi_buf_printf(
-      b, " {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname=\"sans-serif\", fontsize=10];\n"
-         "  edge [color=\"#888888\"];\n");
+      b,
+      " {\n  rankdir=LR;\n  node [shape=box, style=filled, fontname=\"sans-serif\", fontsize=10];\n"
+      "  edge [color=\"#888888\"];\n");
   for (int direction = 0; direction < 2; direction++) {
     int32_t from = direction ? plan->nforward : 0, to = direction ? plan->nstep : plan->nforward;
     if (from == to) continue;
-    rgi_buf_printf(b, "  subgraph cluster_%s {\n    label=\"%s\";\n", direction ? "backward" : "forward",
+    rgi_buf_printf(b, "  subgraph cluster_%s {\n    label=\"%s\";\n",
+                   direction ? "backward" : "forward",
                    direction ? "backward graph" : "forward graph");
     for (int32_t i = from; i < to; i++) {
       const rgi_node *n = &g->node[plan->step[i].node];
       const char *path = path_of(plan, i);
-      rgi_buf_printf(b, "    s%d [label=\"%s\\n%s%s%s\\nlane %d\", fillcolor=\"%s\"];\n", i, n->name,
-                     n->op->name, path ? "\\n" : "", path ? path : "", lane[i],
+      rgi_buf_printf(b, "    s%d [label=\"%s\\n%s%s%s\\nlane %d\", fillcolor=\"%s\"];\n", i,
+                     n->name, n->op->name, path ? "\\n" : "", path ? path : "", lane[i],
                      colour[lane[i] % (int)(sizeof colour / sizeof *colour)]);
     }
     for (int32_t i = from; i < to; i++)
-      for (const int32_t *p = plan->after[i]; *p >= 0; p++) rgi_buf_printf(b, "    s%d -> s%d;\n", *p, i);
+      for (const int32_t *p = plan->after[i]; *p >= 0; p++)
+        rgi_buf_printf(b, "    s%d -> s%d;\n", *p, i);
     rgi_buf_printf(b, "  }\n");
   }
   rgi_buf_printf(b, "}\n");

@@ -1,22 +1,23 @@
 /* exec/session.c: one plan at work: memory, bindings, and the two runs; how steps are run is the
- * backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
- *
- * A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
- * supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
- * bytes.
- *
- *     create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
- *              ▲       │  ▲        │             where its inputs and outputs stood; the backward
- *              └───────┘  └────────┘             on that block reads them there
- *
- * A run allocates nothing. Memory is found at creation and when a saved block is bound for the
- * first time.
- *
- * debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
- * every float type and a negative number as i32; before a backward, scratch and the gradients do.
- * Blocks that the session owns stand between guard zones, checked after every step:
- *
- *     | guard 256 | saved or scratch … | guard 256 |
+   backend's (backend.c says which), what it asks of a session for that is in session_steps.c.
+
+   A session owns the copy of the plan's argument lists that its runs patch, and (unless the caller
+   supplies it) the arena: one saved and one scratch block of exactly rg_sizes.saved and .scratch
+   bytes.
+
+       create ──bind──▶ forward ──▶ backward      each forward remembers, with its saved block,
+                ▲       │  ▲        │             where its inputs and outputs stood; the backward
+                └───────┘  └────────┘             on that block reads them there
+
+   A run allocates nothing here (regraph.h says what a GPU's graphs take): memory is found at
+   creation and when a saved block is bound for the first time. A call that is refused changes
+   nothing.
+
+   debug_poison: before a forward the arena and all bound outputs hold a pattern that is NaN in
+   every float type and a negative number as i32; before a backward, scratch and the gradients do.
+   Blocks that the session owns stand between guard zones, checked after every step:
+
+       | guard 256 | saved or scratch … | guard 256 |
  */
 #include "session.h"
 
@@ -30,7 +31,8 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   if (size == 0) return RG_OK;
   b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
   if (b->memory &&
-      (uintptr_t)b->memory % RGI_ALIGN != 0) { /* not an allocator for arenas: align the block ourselves */
+      /* not an allocator for arenas: align the block ourselves */
+      (uintptr_t)b->memory % RGI_ALIGN != 0) {
     s->memory.free(s->memory.user, b->memory);
     slack = RGI_ALIGN - 1;
     b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
@@ -46,32 +48,29 @@ static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_e
   return RG_OK;
 }
 
-/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an odd last
- * byte (a workspace's) counts as part of its pair. */
+/* Highest written byte + 1 of a poisoned block. Tensors are made of 2- and 4-byte elements, so an
+ * odd last byte (a workspace's) counts as part of its pair. */
 static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t *out, rg_error *e) {
-  enum { CHUNK = 1 << 16 };
   static const uint16_t poison = RGI_POISON;
-  char *host = rgi_malloc(s->plan->ctx, CHUNK);
-  rg_status status = host ? RG_OK : rgi_nomem(e);
+  const char *host = s->window;
   *out = 0;
-  for (int64_t end = size; end > 0 && *out == 0 && status == RG_OK;) {
-    int64_t from = (end - 1) / CHUNK * CHUNK, n = end - from;
-    status = s->backend->read(s, host, p + from, (size_t)n, e);
-    if (status == RG_OK && n & 1 && memcmp(host + n - 1, &poison, 1) != 0) *out = end;
-    for (n &= ~(int64_t)1; n > 0 && *out == 0 && status == RG_OK; n -= 2)
+  for (int64_t end = size; end > 0 && *out == 0;) {
+    int64_t from = (end - 1) / RGI_WINDOW * RGI_WINDOW, n = end - from;
+    RGI_TRY(s->backend->read(s, s->window, p + from, (size_t)n, e));
+    if (n & 1 && memcmp(host + n - 1, &poison, 1) != 0) *out = end;
+    for (n &= ~(int64_t)1; n > 0 && *out == 0; n -= 2)
       if (memcmp(host + n - 2, &poison, 2) != 0) *out = from + n;
     end = from;
   }
-  rgi_free(s->plan->ctx, host);
-  return status;
+  return RG_OK;
 }
 
 /* ---- life ---- */
 
 static rg_status check_block(const void *block, const char *what, rg_error *e) {
   if ((uintptr_t)block % RGI_ALIGN == 0) return RG_OK;
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d", what,
-                  block, RGI_ALIGN);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
+                  what, block, RGI_ALIGN);
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -101,7 +100,9 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   s->bound = rgi_alloc_n(s->arena, (size_t)plan->nbindable + 1, sizeof *s->bound);
   s->arg = rgi_alloc_n(s->arena, (size_t)plan->nargs + 1, sizeof *s->arg);
   s->ms = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *s->ms);
-  if (!s->bound || !s->arg || !s->ms) return rgi_nomem(e);
+  s->span = rgi_alloc_n(s->arena, (size_t)plan->nbindable + 2, sizeof *s->span);
+  if (s->poison) s->window = rgi_alloc(s->arena, RGI_WINDOW);
+  if (!s->bound || !s->arg || !s->ms || !s->span || (s->poison && !s->window)) return rgi_nomem(e);
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *step = &plan->step[i];
     rg_arg *arg = s->arg + step->first_arg;
@@ -125,13 +126,16 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   return s->backend->create(s, o, e);
 }
 
-rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
-                            rg_error *e) {
-  static const rg_session_options defaults = {0};
-  const rg_session_options *o = options ? options : &defaults;
+RGI_NO_TAIL(rg_session_options, stream);
+
+rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                            rg_session **out, rg_error *e) {
+  rg_session_options own;
+  const rg_session_options *const o = &own;
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
+  RGI_TRY(RGI_OPTIONS(rg_session_options, stream, options, &own, e));
   const rgi_backend *backend;
   RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
@@ -166,7 +170,7 @@ void rg_session_destroy(rg_session *s) {
 
 /* ---- binding ---- */
 
-static const char *role_name(rg_role role) {
+const char *rgi_role_name(rg_role role) {
   static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
   return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
@@ -184,9 +188,25 @@ static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *nam
   near = n ? rg_nearest(name, names, n) : NULL;
   if (near)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
-                    role_name(role), name, near);
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; it has %d of that role%s%s%s",
-                  role_name(role), name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+                    rgi_role_name(role), name, near);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "the plan has no %s \"%s\"; it has %d of that role%s%s%s", rgi_role_name(role),
+                  name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+}
+
+/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no
+ * memory. */
+static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
+  for (int32_t i = 0; i < s->plan->nbindable; i++) {
+    const rg_tensor_info *t = &s->plan->bindable[i].info;
+    bool gradient = t->role == RG_GRAD_IN || t->role == RG_GRAD_OUT;
+    if (gradient && !backward) continue;
+    if (!s->bound[i] && t->bytes)
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
+          rgi_role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
+  }
+  return RG_OK;
 }
 
 rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
@@ -195,17 +215,7 @@ rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *p
   if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
   const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
   if (i < 0) return unknown_name(s->plan, role, name, e);
-  const rg_tensor_info *t = &s->plan->bindable[i].info;
-  if (ptr && bytes != (size_t)t->bytes)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu bytes bound to the %s \"%s\"; expected %lld", bytes,
-                    role_name(role), name, (long long)t->bytes);
-  size_t align = rg_dtype_size(t->dtype);
-  if ((size_t)s->backend->alignment > align) align = (size_t)s->backend->alignment;
-  if ((uintptr_t)ptr % align != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is bound to %p; expected a multiple of %zu",
-                    role_name(role), name, ptr, align);
-  s->bound[i] = ptr;
-  return RG_OK;
+  return rg_session_bind_index(s, (size_t)i, ptr, bytes, e);
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
@@ -219,6 +229,8 @@ rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
 }
 
 rg_status rg_session_adopt_saved(rg_session *s, void *saved, rg_error *e) {
+  if (!s) return null_session(e);
+  RGI_TRY(check_bound(s, false, e)); /* a backward reads there */
   RGI_TRY(rg_session_bind_saved(s, saved, e));
   memcpy(s->current->at, s->bound, (size_t)s->plan->nbindable * sizeof *s->bound);
   s->current->forwarded = true;
@@ -257,28 +269,16 @@ rg_status rg_session_synchronize(rg_session *s, rg_error *e) {
   return s->backend->synchronize(s, e);
 }
 
-/* Everything that a run of this direction touches is bound. A tensor of no bytes needs no memory. */
-static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
-  for (int32_t i = 0; i < s->plan->nbindable; i++) {
-    const rg_tensor_info *t = &s->plan->bindable[i].info;
-    bool gradient = t->role == RG_GRAD_IN || t->role == RG_GRAD_OUT;
-    if (gradient && !backward) continue;
-    if (!s->bound[i] && t->bytes)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s \"%s\" is not bound; expected %lld bytes for the %s",
-                      role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
-  }
-  return RG_OK;
-}
-
 /* ---- running ---- */
 
-/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep what they
- * hold. */
+/* Fills what the run is going to write with NaN: scratch, the caller's tensors of `role`; sums keep
+ * what they hold. */
 static rg_status poison_targets(rg_session *s, rg_role role, rg_error *e) {
   RGI_TRY(s->backend->poison(s, s->scratch, s->plan->sizes.scratch, e));
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rg_tensor_info *t = &s->plan->bindable[i].info;
-    if (t->role == role && !t->accumulates) RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
+    if (t->role == role && !t->accumulates)
+      RGI_TRY(s->backend->poison(s, s->bound[i], t->bytes, e));
   }
   return RG_OK;
 }
@@ -294,9 +294,14 @@ static rg_status measure(rg_session *s, rg_error *e) {
 
 rg_status rg_session_forward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
-  s->current->forwarded = false;
   RGI_TRY(check_bound(s, false, e));
+  if (s->current->forgotten)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the session was told to forget the saved block that is bound; bind another "
+                    "for the forward");
+  RGI_TRY(rgi_session_overlap(s, false, e));
   RGI_TRY(s->backend->check(s, e));
+  s->current->forwarded = false; /* not before: a refused call leaves the block as it was */
   memcpy(s->current->at, s->bound, (size_t)s->plan->nbindable * sizeof *s->bound);
   if (s->poison) {
     s->touched_saved = s->touched_scratch = 0;
@@ -312,19 +317,18 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
 rg_status rg_session_backward(rg_session *s, rg_error *e) {
   if (!s) return null_session(e);
   bool any = false;
-  for (int32_t i = 0; i < s->plan->nbindable; i++) any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
+  for (int32_t i = 0; i < s->plan->nbindable; i++)
+    any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
   if (!any)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no gradients, so there is no backward to run");
-  if (!s->current->forwarded) {
-    rg_error lost = {0}; /* such a session has no forward either */
-    if (s->backend->check(s, &lost) == RG_E_DEVICE) {
-      if (e) *e = lost;
-      return RG_E_DEVICE;
-    }
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the plan has no gradients, so there is no backward to run");
+  /* a lost session has no forward either: that is not what to tell */
+  RGI_TRY(s->backend->alive(s, e));
+  if (!s->current->forwarded)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "backward without a forward on the bound saved block before it");
-  }
   RGI_TRY(check_bound(s, true, e));
+  RGI_TRY(rgi_session_overlap(s, true, e));
   if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
   RGI_TRY(s->backend->run(s, true, e));
   return s->poison ? measure(s, e) : RG_OK;
@@ -397,7 +401,8 @@ rg_status rg_session_read(rg_session *s, const char *tensor, void *dst, size_t b
     return RG_OK;
   }
   int64_t span = 1; /* over all strides */
-  for (int a = 0; a < g->tensor[t].rank; a++) span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
+  for (int a = 0; a < g->tensor[t].rank; a++)
+    span += (g->tensor[t].dim[a].c - 1) * g->tensor[t].stride[a];
   size_t size = (size_t)span * rg_dtype_size(g->tensor[t].dtype);
   char *host = rgi_malloc(s->plan->ctx, size);
   if (!host) return rgi_nomem(e);

@@ -4,8 +4,9 @@
 
 #include "plan.h"
 
-/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails are -1). */
-enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5 };
+/* 0xffa5 is a NaN in f16 and bf16, twice it is one in f32; no op writes it on purpose (idx tails
+ * are -1). */
+enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5, RGI_WINDOW = 1 << 16 };
 
 /* A saved block that has been bound, and the forward whose values it holds. */
 typedef struct rgi_saved_block {
@@ -22,17 +23,27 @@ typedef struct rgi_owned_block { /* memory the session asked for */
   int64_t size;
 } rgi_owned_block;
 
+/* Bytes that a run touches: a bound tensor's, or a block's. */
+typedef struct rgi_span {
+  uintptr_t begin, end;
+  int32_t bind; /* or RGI_AT_… */
+  bool written;
+} rgi_span;
+
 typedef struct rgi_backend {
   rg_allocator memory; /* where the caller names none */
   /* Sets session->device; after the arena's memory is there. */
   rg_status (*create)(rg_session *s, const rg_session_options *o, rg_error *e);
   void (*destroy)(rg_session *s);
-  /* Before forward: what can be said about bound contents (RG_E_DATA), or, once, about earlier
-   * runs. */
+  /* RG_E_DEVICE once the session is lost: nothing can be run or waited for any more. */
+  rg_status (*alive)(const rg_session *s, rg_error *e);
+  /* Before forward, of a live session: what can be said about bound contents (RG_E_DATA), or about
+   * those of earlier runs. What is reported once is not reported again. */
   rg_status (*check)(rg_session *s, rg_error *e);
   /* Runs the steps of a direction; addresses come from rgi_session_resolve. */
   rg_status (*run)(rg_session *s, bool backward, rg_error *e);
-  /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the host. */
+  /* Memory of the session's device: fill with a byte, fill with RGI_POISON, copy to and from the
+   * host. */
   rg_status (*fill)(rg_session *s, void *data, int byte, int64_t size, rg_error *e);
   rg_status (*poison)(rg_session *s, void *data, int64_t size, rg_error *e);
   rg_status (*read)(rg_session *s, void *host, const void *device, size_t size, rg_error *e);
@@ -40,8 +51,7 @@ typedef struct rgi_backend {
   rg_status (*synchronize)(rg_session *s, rg_error *e);
   /* The arena's allocator refused `bytes`. */
   rg_status (*no_memory)(const rg_session *s, int64_t bytes, rg_error *e);
-  int alignment; /* of bound tensors, at least; 1: natural */
-  bool on_host;  /* its memory is the host's: read in place */
+  bool on_host; /* its memory is the host's: read in place */
   /* rg_memory_… without a session */
   rg_status (*copy)(void *dst, const void *src, size_t bytes, bool to_host, rg_error *e);
 } rgi_backend;
@@ -59,19 +69,30 @@ struct rg_session {
   rgi_owned_block own_saved, own_scratch;
   char *scratch;
   rgi_saved_block *blocks, *current;
-  void **bound; /* [nbindable] */
-  rg_arg *arg;  /* [nargs] */
-  double *ms;   /* [nstep] */
+  void **bound;   /* [nbindable] */
+  rg_arg *arg;    /* [nargs] */
+  double *ms;     /* [nstep] */
+  rgi_span *span; /* [nbindable + 2], for rgi_session_overlap */
+  char *window;   /* debug_poison: RGI_WINDOW bytes of a block on their way to being looked at */
   int64_t touched_saved, touched_scratch;
 };
 
+/* RG_E_USAGE if what a run of this direction would write shares bytes with anything else it touches
+ * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the
+ * forward's. */
+rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
+
 /* ---- session_steps.c ---- */
+
+/* "input", "gradient of output" … */
+const char *rgi_role_name(rg_role role);
 
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);
 /* The call of step i with addresses filled in (arrays in s->arg). */
 rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e);
-/* RG_E_INTERNAL if a guard zone of an owned block was written to; notes a step's workspace as touched. */
+/* RG_E_INTERNAL if a guard zone of an owned block was written to; notes a step's workspace as
+ * touched. */
 rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e);
 
 #endif

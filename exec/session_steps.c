@@ -18,11 +18,13 @@ void *rgi_session_resolve(const rg_session *s, rgi_place at) {
 rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e) {
   const rgi_step *step = &s->plan->step[i];
   rg_arg *arg = s->arg + step->first_arg;
-  for (int32_t k = 0; k < step->nin + step->nout; k++) arg[k].data = rgi_session_resolve(s, step->place[k]);
+  for (int32_t k = 0; k < step->nin + step->nout; k++)
+    arg[k].data = rgi_session_resolve(s, step->place[k]);
   rg_call call = step->call;
   call.in = arg;
   call.out = arg + step->nin;
-  call.workspace = step->workspace >= 0 && step->workspace_size ? s->scratch + step->workspace : NULL;
+  call.workspace =
+      step->workspace >= 0 && step->workspace_size ? s->scratch + step->workspace : NULL;
   call.error = e;
   return call;
 }
@@ -44,7 +46,8 @@ rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
   RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
   RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
   if (!whole)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena", node->op->name);
+    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena",
+                    node->op->name);
   int64_t end = step->workspace + step->workspace_size;
   if (step->workspace_size && end > s->touched_scratch) s->touched_scratch = end;
   return RG_OK;

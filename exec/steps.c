@@ -1,8 +1,8 @@
-/* exec/steps.c: lowers a planned graph to steps: one per node that moves bytes, every address resolved to a
- * place.
- *
- * Also lists what the caller binds, and the rules that the host checks on bound contents before each forward.
- * Views and joins are addresses only and give no step.
+/* exec/steps.c: lowers a planned graph to steps: one per node that moves bytes, every address
+   resolved to a place.
+
+   Also lists what the caller binds, and the rules that the host checks on bound contents before
+   each forward. Views and joins are addresses only and give no step.
  */
 #include "plan.h"
 
@@ -26,8 +26,8 @@ static bool dense_whole(const rgi_graph *g, int32_t t) {
   return x->offset == 0 && rgi_bytes(x) == rgi_bytes(&g->tensor[x->base]);
 }
 
-static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_role role, bool accumulates,
-                              rg_error *e) {
+static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_role role,
+                              bool accumulates, rg_error *e) {
   const rgi_graph *g = plan->graph;
   const rgi_tensor *x = &g->tensor[t];
   if (!dense_whole(g, t)) return broken(e, NULL, "a bindable tensor looks into other bytes", name);
@@ -40,6 +40,7 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
                              .role = role,
                              .dtype = x->dtype,
                              .rank = x->rank,
+                             .alignment = plan->cuda ? RGI_GPU_ALIGN : (int)rg_dtype_size(x->dtype),
                              .bytes = rgi_bytes(x),
                              .accumulates = accumulates};
   for (int a = 0; a < x->rank; a++) b->info.dim[a] = x->dim[a].c;
@@ -48,7 +49,8 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
 
 static rg_status list_bindable(rg_plan *plan, rg_error *e) {
   const rgi_graph *g = plan->graph;
-  plan->bindable = rgi_alloc_n(plan->arena, 2 * (size_t)(g->ninput + g->noutput) + 1, sizeof *plan->bindable);
+  plan->bindable =
+      rgi_alloc_n(plan->arena, 2 * (size_t)(g->ninput + g->noutput) + 1, sizeof *plan->bindable);
   if (!plan->bindable) return rgi_nomem(e);
   for (int i = 0; i < g->ninput; i++)
     RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, false, e));
@@ -66,7 +68,8 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
       if (plan->bindable[i].owner == plan->bindable[j].owner)
         return broken(e, NULL, "two bindable tensors share bytes", plan->bindable[i].info.name);
   for (int role = 0; role < RGI_ROLES; role++)
-    if (!rgi_names_init(&plan->by_name[role], plan->arena, (size_t)plan->nbindable + 1)) return rgi_nomem(e);
+    if (!rgi_names_init(&plan->by_name[role], plan->arena, (size_t)plan->nbindable + 1))
+      return rgi_nomem(e);
   for (int i = 0; i < plan->nbindable; i++) {
     const rg_tensor_info *t = &plan->bindable[i].info;
     rgi_names_add(&plan->by_name[t->role], t->name, i);
@@ -129,8 +132,8 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   if (asked > s->workspace_size)
     return broken(e, node->name, "the workspace planned is too small", node->name);
   if (plan->cuda ? !node->op->cuda_steps : !node->op->run_cpu)
-    return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation", node->op->name,
-                    plan->cuda ? "CUDA" : "CPU");
+    return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation",
+                    node->op->name, plan->cuda ? "CUDA" : "CPU");
   if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
   if (node->op->cost) node->op->cost(&s->call, &s->cost);
   s->dtype = model_dtype(&s->call, s->nin, s->nout);
@@ -150,7 +153,8 @@ static rg_status list_steps(rg_plan *plan, rg_error *e) {
   }
   for (int32_t i = 0; i < plan->nstep; i++)
     if (g->node[plan->step[i].node].backward != (i >= plan->nforward))
-      return broken(e, NULL, "a backward node stands before a forward one", g->node[plan->step[i].node].name);
+      return broken(e, NULL, "a backward node stands before a forward one",
+                    g->node[plan->step[i].node].name);
   return RG_OK;
 }
 
@@ -171,8 +175,8 @@ static rg_status find_check(rg_plan *plan, int32_t t, bool starts, int32_t *out,
     info->offsets = true;
   for (int32_t i = 0; i < plan->ncheck; i++) {
     const rgi_check *c = &plan->check[i];
-    if (c->bind == at.bind && c->offset == at.offset && c->starts == starts && c->n == x->dim[0].c &&
-        c->stride == x->stride[0]) {
+    if (c->bind == at.bind && c->offset == at.offset && c->starts == starts &&
+        c->n == x->dim[0].c && c->stride == x->stride[0]) {
       *out = i;
       return RG_OK;
     }
@@ -206,7 +210,8 @@ static rg_status list_checks(rg_plan *plan, rg_error *e) {
   const rgi_graph *g = plan->graph;
   size_t most = 1;
   for (int32_t n = 0; n < g->nnode; n++)
-    for (int p = 0; p < g->node[n].op->nin; p++) most += (g->node[n].op->in[p].flags & RGI_LENGTH_PORTS) != 0;
+    for (int p = 0; p < g->node[n].op->nin; p++)
+      most += (g->node[n].op->in[p].flags & RGI_LENGTH_PORTS) != 0;
   plan->check = rgi_alloc_n(plan->arena, most, sizeof *plan->check);
   if (!plan->check) return rgi_nomem(e);
   for (int32_t i = 0; i < g->nnode; i++) {
@@ -247,7 +252,8 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
     plan->clean[plan->nclean++] = (rgi_clean){bind, end, bytes / 4};
     end += bytes;
     if (end > plan->memory->reserved)
-      return broken(e, NULL, "no bytes are left for a copy of lengths", plan->bindable[bind].info.name);
+      return broken(e, NULL, "no bytes are left for a copy of lengths",
+                    plan->bindable[bind].info.name);
   }
   for (int32_t i = 0; i < plan->nstep; i++)
     for (int32_t k = 0; k < plan->step[i].nin; k++)
@@ -258,9 +264,24 @@ static rg_status list_clean(rg_plan *plan, rg_error *e) {
   return RG_OK;
 }
 
+/* What happens to the caller's tensors in either direction. */
+static void note_uses(rg_plan *plan) {
+  for (int32_t i = 0; i < plan->nclean; i++) plan->bindable[plan->clean[i].bind].read[0] = true;
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    const rgi_step *step = &plan->step[i];
+    for (int32_t k = 0; k < step->nin + step->nout; k++) {
+      if (step->place[k].bind < 0) continue;
+      rgi_bindable *b = &plan->bindable[step->place[k].bind];
+      (k < step->nin ? b->read : b->written)[i >= plan->nforward] = true;
+    }
+  }
+}
+
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e) {
   RGI_TRY(list_bindable(plan, e));
   RGI_TRY(list_steps(plan, e));
   RGI_TRY(list_checks(plan, e));
-  return plan->cuda ? list_clean(plan, e) : RG_OK;
+  if (plan->memory->reserved) RGI_TRY(list_clean(plan, e));
+  note_uses(plan);
+  return RG_OK;
 }

@@ -1,10 +1,12 @@
-/* exec/work.c: what a step has to do at the lengths of the batch that is bound, where the plan's cost is that of
- * its capacities: ten thousand sequences of one token are no sequence of ten thousand.
+/* exec/work.c: what a step has to do at the lengths of the batch that is bound, where the plan's
+ * cost is that of its capacities: ten thousand sequences of one token are no sequence of ten
+ * thousand.
  *
- * An op's cost is a function of shapes, so it is asked once a sequence, with the shapes of a call that had that
- * sequence alone, for products and exponentials; and once with all live rows for bytes, since a weight is read
- * once. An axis that no port flag calls rows (compressed keys) keeps its capacity, which ops bound by what their
- * queries see; a step without lengths works on all rows. */
+ * An op's cost is a function of shapes, so it is asked once a sequence, with the shapes of a call
+ * that had that sequence alone, for products and exponentials; and once with all live rows for
+ * bytes, since a weight is read once. An axis that no port flag calls rows (compressed keys) keeps
+ * its capacity, which ops bound by what their queries see; a step without lengths works on all
+ * rows. */
 #include "session.h"
 #include <string.h>
 
@@ -13,16 +15,32 @@ typedef struct starts {
   int64_t n;   /* sequences */
 } starts;
 
-/* The sequence starts on the port with `flag`; at NULL if none is bound there. Free at. */
-static rg_status read_starts(rg_session *s, const rgi_step *step, uint32_t flag, starts *out, rg_error *e) {
+/* Where lengths stand now: as bound, where the host may look at that; else what the last forward
+ * left in the saved block. NULL: nothing is bound, or no forward has been. */
+static const char *find_starts(const rg_session *s, rgi_place at) {
+  for (int32_t i = 0; i < s->plan->nclean && s->backend->on_host && at.bind == RGI_AT_SAVED; i++) {
+    const rgi_clean *c = &s->plan->clean[i];
+    if (at.offset >= c->offset && at.offset < c->offset + c->n * (int64_t)sizeof(int32_t))
+      at = (rgi_place){c->bind, at.offset - c->offset};
+  }
+  if (at.bind >= 0) return s->bound[at.bind] ? (const char *)s->bound[at.bind] + at.offset : NULL;
+  return s->current->forwarded ? rgi_session_resolve(s, at) : NULL;
+}
+
+/* The sequence starts on the port with `flag`; at NULL if none is bound there, or a node makes them
+ * whose result is gone by now. Free at. */
+static rg_status read_starts(rg_session *s, const rgi_step *step, uint32_t flag, starts *out,
+                             rg_error *e) {
   const rg_op *op = step->call.op;
   *out = (starts){0};
   for (int p = 0; p < op->nin; p++) {
     const rg_arg *a = op->in[p].flags & flag ? rg_in(&step->call, p) : NULL;
-    if (!a || a->dim[0] < 1) continue;
-    const char *from = rgi_session_resolve(s, step->place[step->call.in_begin[p]]);
+    const rgi_place at = a ? step->place[step->call.in_begin[p]] : (rgi_place){RGI_AT_NOTHING, 0};
+    if (!a || a->dim[0] < 1 || at.bind == RGI_AT_SCRATCH) continue;
+    const char *from = find_starts(s, at);
     const size_t size = (size_t)((a->dim[0] - 1) * a->stride[0] + 1) * sizeof(int32_t);
-    if (!from) return rgi_fail(e, RG_E_USAGE, NULL, step->call.node, "the node's lengths are not bound");
+    if (!from)
+      return rgi_fail(e, RG_E_USAGE, NULL, step->call.node, "the node's lengths are not bound");
     if (!(out->at = rgi_malloc(s->plan->ctx, size))) return rgi_nomem(e);
     out->n = a->dim[0] - 1;
     RGI_TRY(s->backend->read(s, out->at, from, size, e));
@@ -53,7 +71,8 @@ static void resize(const rg_port *port, int nport, const int32_t *begin, rg_arg 
 }
 
 /* The op's cost for so many rows; `arg` holds a copy of the call's arguments. */
-static rg_cost cost_of(const rgi_step *step, rg_arg *arg, int64_t rows, int64_t key_rows, int64_t sequences) {
+static rg_cost cost_of(const rgi_step *step, rg_arg *arg, int64_t rows, int64_t key_rows,
+                       int64_t sequences) {
   rg_cost cost = {0};
   rg_call call = step->call;
   memcpy(arg, step->call.in, (size_t)step->nin * sizeof *arg);
@@ -99,7 +118,8 @@ rg_status rg_session_node_work(rg_session *s, size_t i, rg_node_work *out, rg_er
   if (status == RG_OK)
     *out = (rg_node_work){.flops = cost.flops,
                           .bytes = cost.bytes,
-                          .roofline_ms = rgi_profile_roofline_ms(s->plan->profile, step->dtype, &cost)};
+                          .roofline_ms =
+                              rgi_profile_roofline_ms(s->plan->profile, step->dtype, &cost)};
   rgi_free(s->plan->ctx, k.at);
   rgi_free(s->plan->ctx, q.at);
   rgi_free(s->plan->ctx, arg);

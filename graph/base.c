@@ -44,27 +44,33 @@ static const struct {
 };
 
 const char *rg_status_name(rg_status status) {
-  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].name : "RG_E_?";
+  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].name
+                                                                   : "RG_E_?";
 }
 
 int rg_status_exit_code(rg_status status) {
-  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].exit_code : 1;
+  return (int)status >= 0 && (int)status < RGI_COUNT(status_table) ? status_table[status].exit_code
+                                                                   : 1;
 }
 
 /* ---- text fit for one line of a terminal ---- */
 
-/* Bytes of the character at p if it may be printed: well-formed UTF-8 and no control character (C0, DEL, C1).
- * Else 0. */
-static size_t printable_bytes(const unsigned char *p) {
-  if (p[0] < 0x80) return p[0] >= 0x20 && p[0] != 0x7f;
+size_t rgi_utf8(const unsigned char *p) {
+  if (p[0] < 0x80) return p[0] != 0;
   size_t n = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
   if (p[0] < 0xc2 || p[0] > 0xf4) return 0;
   for (size_t i = 1; i < n; i++)
     if ((p[i] & 0xc0) != 0x80) return 0;
-  if (p[0] == 0xc2 && p[1] < 0xa0) return 0; /* C1 */
   bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-  bool beyond = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f); /* surrogates; past 10FFFF */
+  /* surrogates; past 10FFFF */
+  bool beyond = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
   return overlong || beyond ? 0 : n;
+}
+
+/* Bytes of the character at p if it may be printed: no control character (C0, DEL, C1). Else 0. */
+static size_t printable_bytes(const unsigned char *p) {
+  if (p[0] < 0x20 || p[0] == 0x7f || (p[0] == 0xc2 && p[1] < 0xa0)) return 0;
+  return rgi_utf8(p);
 }
 
 const char *rg_printable(const char *text, char *buffer, size_t size) {
@@ -116,12 +122,13 @@ static rg_status fail_v(rg_error *e, rg_status status, const char *pointer, cons
   snprintf(e->node, sizeof e->node, "%s", node ? node : "");
   char raw[sizeof e->message];
   vsnprintf(raw, sizeof raw, format, args);
-  rg_printable(raw, e->message, sizeof e->message); /* whoever shows the message alone gets one line, too */
+  /* whoever shows the message alone gets one line, too */
+  rg_printable(raw, e->message, sizeof e->message);
   return status;
 }
 
-rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node, const char *format,
-                   ...) {
+rg_status rgi_fail(rg_error *e, rg_status status, const char *pointer, const char *node,
+                   const char *format, ...) {
   va_list args;
   va_start(args, format);
   fail_v(e, status, pointer, node, format, args);
@@ -152,6 +159,32 @@ const char *rgi_show(rgi_shown *s, const char *text) {
     s->text[n] = 0;
   }
   return s->text;
+}
+
+/* ---- options ---- */
+
+enum { MOST_OPTIONS = 4096 }; /* more bytes is no struct of ours: the size was never set */
+
+rg_status rgi_options(const void *given, void *own, size_t first, size_t now, const char *what,
+                      rg_error *e) {
+  const char *from = given;
+  size_t size = 0;
+  memset(own, 0, now);
+  if (given) memcpy(&size, given, sizeof size);
+  if (size && (size < first || size > MOST_OPTIONS))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%s.size is %zu; expected 0 or sizeof(%s), here %zu",
+                    what, size, what, now);
+  if (given && !size) size = first;
+  for (size_t i = now; i < size; i++)
+    if (from[i])
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL,
+          "%s sets what regraph %s does not know (byte %zu of %zu); leave it 0 or use the library "
+          "that the caller was built for",
+          what, rg_version(), i, size);
+  if (size) memcpy(own, given, size < now ? size : now);
+  memcpy(own, &now, sizeof now);
+  return RG_OK;
 }
 
 /* ---- dtypes ---- */
@@ -369,7 +402,8 @@ static int edit_distance(const char *a, const char *b) {
       int best = above[j - 1] + (a[i - 1] != b[j - 1]);
       if (above[j] + 1 < best) best = above[j] + 1;
       if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && two_above[j - 2] + 1 < best)
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+          two_above[j - 2] + 1 < best)
         best = two_above[j - 2] + 1;
       row[j] = best;
     }

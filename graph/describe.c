@@ -1,9 +1,9 @@
-/* graph/describe.c: what can be written in a spec or a policy, for people and for machines, all from the op
- * table.
- *
- * "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors and
- * generators. The schemas say everything that can be said without running the loader: keys, JSON types,
- * ranges, choices, ports.
+/* graph/describe.c: what can be written in a spec or a policy, for people and for machines, all
+   from the op table.
+
+   "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors
+   and generators. The schemas say everything that can be said without running the loader: keys,
+   JSON types, ranges, choices, ports.
  */
 #include "ir.h"
 #include "json.h"
@@ -35,9 +35,11 @@ static void port_text(rgi_buf *b, const char *side, const rg_port *p) {
   snprintf(shape, sizeof shape, "[%s]", p->shape);
   for (int d = 0; d < RG_DTYPE_COUNT; d++)
     if (p->dtypes & RG_D(d) && n < sizeof dtypes)
-      n += (size_t)snprintf(dtypes + n, sizeof dtypes - n, "%s%s", n ? "|" : "", rg_dtype_name((rg_dtype)d));
-  rgi_buf_printf(b, "  %-4s %-14s %-16s %-16s %s%s%s\n", side, p->name, shape, dtypes, p->doc ? p->doc : "",
-                 p->flags & RG_PORT_LIST ? " (list)" : "", p->flags & RG_PORT_OPTIONAL ? " (optional)" : "");
+      n += (size_t)snprintf(dtypes + n, sizeof dtypes - n, "%s%s", n ? "|" : "",
+                            rg_dtype_name((rg_dtype)d));
+  rgi_buf_printf(b, "  %-4s %-14s %-16s %-16s %s%s%s\n", side, p->name, shape, dtypes,
+                 p->doc ? p->doc : "", p->flags & RG_PORT_LIST ? " (list)" : "",
+                 p->flags & RG_PORT_OPTIONAL ? " (optional)" : "");
 }
 
 static void attr_text(rgi_buf *b, const rg_attr *a) {
@@ -64,9 +66,10 @@ static void ops_text(const rg_context *ctx, rgi_buf *b) {
   for (int i = 0; i < ctx->nop; i++) {
     const rg_op *op = ctx->op[i];
     if (!public_op(op)) continue;
-    rgi_buf_printf(
-        b, "%s: %s%s%s%s\n", op->name, op->doc ? op->doc : "", op->flags & RG_OP_VIEW ? " [view]" : "",
-        op->flags & RG_OP_RECOMPUTABLE ? " [recomputable]" : "", has_gradient(op) ? " [gradient]" : "");
+    rgi_buf_printf(b, "%s: %s%s%s%s\n", op->name, op->doc ? op->doc : "",
+                   op->flags & RG_OP_VIEW ? " [view]" : "",
+                   op->flags & RG_OP_RECOMPUTABLE ? " [recomputable]" : "",
+                   has_gradient(op) ? " [gradient]" : "");
     for (int p = 0; p < op->nin; p++) port_text(b, "in", &op->in[p]);
     for (int p = 0; p < op->nout; p++) port_text(b, "out", &op->out[p]);
     for (int a = 0; a < op->nattr; a++) attr_text(b, &op->attrs[a]);
@@ -78,8 +81,8 @@ static void ops_text(const rg_context *ctx, rgi_buf *b) {
 static void ports_json(rgi_buf *b, const rg_port *port, int n) {
   for (int p = 0; p < n; p++) {
     bool first = true;
-    rgi_buf_printf(b, "%s{\"name\": \"%s\", \"shape\": \"%s\", \"dtypes\": [", p ? ", " : "", port[p].name,
-                   port[p].shape);
+    rgi_buf_printf(b, "%s{\"name\": \"%s\", \"shape\": \"%s\", \"dtypes\": [", p ? ", " : "",
+                   port[p].name, port[p].shape);
     for (int d = 0; d < RG_DTYPE_COUNT; d++) {
       if (!(port[p].dtypes & RG_D(d))) continue;
       rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", rg_dtype_name((rg_dtype)d));
@@ -120,18 +123,19 @@ static void ops_json(const rg_context *ctx, rgi_buf *b) {
     const rg_op *op = ctx->op[i];
     rgi_buf_printf(b, "%s\n  {\"name\": \"%s\", \"doc\": ", i ? "," : "", op->name);
     rgi_buf_json(b, op->doc ? op->doc : "");
-    rgi_buf_printf(b,
-                   ", \"internal\": %s, \"view\": %s, \"recomputable\": %s, \"gradient\": %s,\n   \"in\": [",
-                   public_op(op) ? "false" : "true", op->flags & RG_OP_VIEW ? "true" : "false",
-                   op->flags & RG_OP_RECOMPUTABLE ? "true" : "false", has_gradient(op) ? "true" : "false");
+    rgi_buf_printf(
+        b,
+        ", \"internal\": %s, \"view\": %s, \"recomputable\": %s, \"gradient\": %s,\n   \"in\": [",
+        public_op(op) ? "false" : "true", op->flags & RG_OP_VIEW ? "true" : "false",
+        op->flags & RG_OP_RECOMPUTABLE ? "true" : "false", has_gradient(op) ? "true" : "false");
     ports_json(b, op->in, op->nin);
     add_text(b, "],\n   \"out\": [");
     ports_json(b, op->out, op->nout);
     add_text(b, "],\n   \"attrs\": [");
     for (int k = 0; k < op->nattr; k++) {
       const rg_attr *a = &op->attrs[k];
-      rgi_buf_printf(b, "%s{\"name\": \"%s\", \"type\": \"%s\", \"required\": %s", k ? ", " : "", a->name,
-                     attr_types[a->type], a->required ? "true" : "false");
+      rgi_buf_printf(b, "%s{\"name\": \"%s\", \"type\": \"%s\", \"required\": %s", k ? ", " : "",
+                     a->name, attr_types[a->type], a->required ? "true" : "false");
       if (a->min != a->max) rgi_buf_printf(b, ", \"min\": %.17g, \"max\": %.17g", a->min, a->max);
       if (a->type == RG_ATTR_ENUM) {
         add_text(b, ", \"choices\": ");
@@ -152,12 +156,14 @@ static void ops_json(const rg_context *ctx, rgi_buf *b) {
 #define IDENTIFIER "[A-Za-z_][A-Za-z0-9_]{0,63}"
 
 static void schema_head(rgi_buf *b, const char *title) {
-  rgi_buf_printf(b, "{\"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n \"title\": \"%s\",\n",
-                 title);
+  rgi_buf_printf(
+      b, "{\"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n \"title\": \"%s\",\n",
+      title);
 }
 
 static void range(rgi_buf *b, const rg_attr *a) {
-  if (a->min != a->max) rgi_buf_printf(b, ", \"minimum\": %.17g, \"maximum\": %.17g", a->min, a->max);
+  if (a->min != a->max)
+    rgi_buf_printf(b, ", \"minimum\": %.17g, \"maximum\": %.17g", a->min, a->max);
 }
 
 static void attr_schema(rgi_buf *b, const rg_attr *a) {
@@ -196,13 +202,13 @@ static void attr_schema(rgi_buf *b, const rg_attr *a) {
 /* `"in": {…}` or `"out": {…}`; what the object itself requires is written into it. */
 static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int n) {
   bool in = strcmp(side, "in") == 0, first = true;
-  rgi_buf_printf(b, "\"%s\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {",
-                 side);
+  rgi_buf_printf(
+      b, "\"%s\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {", side);
   for (int p = 0; p < n; p++) {
     const char *kind = in ? (port[p].flags & RG_PORT_LIST ? "tensors" : "tensor")
                           : (port[p].flags & RG_PORT_LIST ? "names" : "name");
-    rgi_buf_printf(b, "%s\"%s\": {\"$ref\": \"#/$defs/%s\", \"description\": ", p ? ", " : "", port[p].name,
-                   kind);
+    rgi_buf_printf(b, "%s\"%s\": {\"$ref\": \"#/$defs/%s\", \"description\": ", p ? ", " : "",
+                   port[p].name, kind);
     rgi_buf_json(b, port[p].doc ? port[p].doc : "");
     add_text(b, "}");
   }
@@ -223,18 +229,21 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
   for (int a = 0; a < op->nattr; a++) attrs = attrs || op->attrs[a].required;
   rgi_buf_printf(
       b,
-      ",\n  \"op_%s\": {\"type\": \"object\", \"additionalProperties\": false, \"description\": ", op->name);
+      ",\n  \"op_%s\": {\"type\": \"object\", \"additionalProperties\": false, \"description\": ",
+      op->name);
   rgi_buf_json(b, op->doc ? op->doc : "");
   rgi_buf_printf(b, ",\n   \"required\": [\"name\", \"op\"%s%s%s],\n   \"properties\": {",
                  in ? ", \"in\"" : "", out ? ", \"out\"" : "", attrs ? ", \"attrs\"" : "");
-  rgi_buf_printf(b,
-                 "\"name\": {\"$ref\": \"#/$defs/name\"}, \"op\": {\"const\": \"%s\"}, \"doc\": {\"type\": "
-                 "\"string\"},\n    ",
-                 op->name);
+  rgi_buf_printf(
+      b,
+      "\"name\": {\"$ref\": \"#/$defs/name\"}, \"op\": {\"const\": \"%s\"}, \"doc\": {\"type\": "
+      "\"string\"},\n    ",
+      op->name);
   ports_schema(b, "in", op->in, op->nin);
   add_text(b, ",\n    ");
   ports_schema(b, "out", op->out, op->nout);
-  add_text(b, ",\n    \"attrs\": {\"type\": \"object\", \"additionalProperties\": false, \"properties\": {");
+  add_text(b, ",\n    \"attrs\": {\"type\": \"object\", \"additionalProperties\": false, "
+              "\"properties\": {");
   for (int a = 0; a < op->nattr; a++) {
     if (a) add_text(b, ", ");
     attr_schema(b, &op->attrs[a]);
@@ -251,19 +260,21 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
 static void spec_schema(const rg_context *ctx, rgi_buf *b) {
   bool first = true;
   schema_head(b, "regraph spec, version 1");
-  add_text(b, " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph\", "
-              "\"inputs\", \"nodes\", "
-              "\"outputs\"],\n \"properties\": {\n"
-              "  \"regraph\": {\"const\": 1},\n"
-              "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
-              "  \"doc\": {\"type\": \"string\"},\n"
-              "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
-              "\"#/$defs/name\"}, "
-              "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
-              "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
-              "\"#/$defs/name\"}, "
-              "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-              "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
+  add_text(
+      b,
+      " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph\", "
+      "\"inputs\", \"nodes\", "
+      "\"outputs\"],\n \"properties\": {\n"
+      "  \"regraph\": {\"const\": 1},\n"
+      "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
+      "  \"doc\": {\"type\": \"string\"},\n"
+      "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
+      "\"#/$defs/name\"}, "
+      "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
+      "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
+      "\"#/$defs/name\"}, "
+      "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
   for (int i = 0; i < ctx->nop; i++) {
     if (!public_op(ctx->op[i])) continue;
     rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
@@ -277,19 +288,26 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
       " \"$defs\": {\n"
       "  \"name\": {\"type\": \"string\", \"pattern\": \"^" IDENTIFIER "$\"},\n"
-      "  \"names\": {\"anyOf\": [{\"$ref\": \"#/$defs/name\"}, {\"type\": \"array\", \"minItems\": 1, "
+      "  \"names\": {\"anyOf\": [{\"$ref\": \"#/$defs/name\"}, {\"type\": \"array\", \"minItems\": "
+      "1, "
       "\"items\": {\"$ref\": \"#/$defs/name\"}}]},\n"
-      "  \"tensor\": {\"description\": \"an input, a named output of a node, or NODE.PORT\", \"type\": "
+      "  \"tensor\": {\"description\": \"an input, a named output of a node, or NODE.PORT\", "
+      "\"type\": "
       "\"string\", \"pattern\": \"^" IDENTIFIER "([.][A-Za-z0-9_.]+)?$\"},\n"
-      "  \"tensors\": {\"anyOf\": [{\"$ref\": \"#/$defs/tensor\"}, {\"type\": \"array\", \"minItems\": 1, "
+      "  \"tensors\": {\"anyOf\": [{\"$ref\": \"#/$defs/tensor\"}, {\"type\": \"array\", "
+      "\"minItems\": 1, "
       "\"items\": {\"$ref\": \"#/$defs/tensor\"}}]},\n"
-      "  \"param\": {\"description\": \"the value of a parameter\", \"type\": \"string\", \"pattern\": "
+      "  \"param\": {\"description\": \"the value of a parameter\", \"type\": \"string\", "
+      "\"pattern\": "
       "\"^[$]" IDENTIFIER "$\"},\n"
-      "  \"expression\": {\"description\": \"integers, names, + - * / (rounding down) and parentheses\", "
+      "  \"expression\": {\"description\": \"integers, names, + - * / (rounding down) and "
+      "parentheses\", "
       "\"type\": \"string\", \"pattern\": \"^[-+*/() \\\\t0-9A-Za-z_]+$\"},\n"
-      "  \"input\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"shape\", "
+      "  \"input\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": "
+      "[\"shape\", "
       "\"dtype\"], \"properties\": {\n"
-      "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": \"integer\", "
+      "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": "
+      "\"integer\", "
       "\"minimum\": 1, \"maximum\": 1099511627776}, {\"$ref\": \"#/$defs/expression\"}]}},\n"
       "   \"dtype\": {\"anyOf\": [{\"enum\": [\"f32\", \"f16\", \"bf16\", \"i32\"]}, {\"$ref\": "
       "\"#/$defs/param\"}]},\n"
@@ -304,22 +322,28 @@ static void policy_schema(rgi_buf *b) {
   schema_head(b, "regraph policy, version 1");
   add_text(
       b,
-      " \"type\": \"object\", \"additionalProperties\": false, \"required\": [\"regraph_policy\"],\n"
+      " \"type\": \"object\", \"additionalProperties\": false, \"required\": "
+      "[\"regraph_policy\"],\n"
       " \"properties\": {\n"
       "  \"regraph_policy\": {\"const\": 1},\n"
       "  \"doc\": {\"type\": \"string\"},\n"
       "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
-      "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, \"items\": "
+      "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, "
+      "\"items\": "
       "{\"type\": "
       "\"string\"}},\n"
-      "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"bytes\"], "
+      "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": "
+      "[\"bytes\"], "
       "\"properties\": {\n"
-      "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": 9223372036854775807}, "
+      "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": "
+      "9223372036854775807}, "
       "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?$\"}]},\n"
       "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}},\n"
-      "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", \"minimum\": 1, "
+      "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", "
+      "\"minimum\": 1, "
       "\"maximum\": 2147483647}},\n"
-      " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": {\"required\": "
+      " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": "
+      "{\"required\": "
       "[\"preset\", "
       "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
 }
@@ -342,7 +366,7 @@ rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error 
   else if (strcmp(what, "schema-policy") == 0)
     policy_schema(&b);
   else
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s", rgi_show(&shown, what),
-                    rgi_hint(&hint, what, known, RGI_COUNT(known)));
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s",
+                    rgi_show(&shown, what), rgi_hint(&hint, what, known, RGI_COUNT(known)));
   return rgi_buf_finish(&b, out, error);
 }

@@ -1,9 +1,9 @@
-/* graph/dim.c: extents as integer polynomials over unbound names, and the expressions that specs write them
- * in.
- *
- * A polynomial is a constant plus terms sorted by atom; an atom is a product of factors joined by '*',
- * sorted, where a factor is a name or a parenthesised quotient such as ((T+1)/16). So equal polynomials have
- * equal representations up to what floor division hides.
+/* graph/dim.c: extents as integer polynomials over unbound names, and the expressions that specs
+   write them in.
+
+   A polynomial is a constant plus terms sorted by atom; an atom is a product of factors joined by
+   '*', sorted, where a factor is a name or a parenthesised quotient such as ((T+1)/16). So equal
+   polynomials have equal representations up to what floor division hides.
  */
 #include "ir.h"
 #include <ctype.h>
@@ -16,12 +16,14 @@ enum { MOST_TERMS = 64, MOST_DEPTH = 64, MOST_FACTORS = 16 };
 bool rgi_dim_equal(rgi_dim a, rgi_dim b) {
   if (a.c != b.c || a.nterm != b.nterm) return false;
   for (int i = 0; i < a.nterm; i++)
-    if (a.term[i].coef != b.term[i].coef || strcmp(a.term[i].atom, b.term[i].atom) != 0) return false;
+    if (a.term[i].coef != b.term[i].coef || strcmp(a.term[i].atom, b.term[i].atom) != 0)
+      return false;
   return true;
 }
 
 static rg_status overflow(rg_error *e) {
-  return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL, "the expression leaves the range of 64-bit integers");
+  return rgi_fail(e, RG_E_OVERFLOW, NULL, NULL,
+                  "the expression leaves the range of 64-bit integers");
 }
 
 rgi_dim rgi_dim_symbol(rgi_arena *a, const char *name) {
@@ -50,7 +52,8 @@ static rg_status add(rgi_arena *a, rgi_dim x, rgi_dim y, int64_t sign, rgi_dim *
       if (coef) t[n++] = (rgi_term){.coef = coef, .atom = atom};
     }
     if (n > MOST_TERMS)
-      return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression has more than %d terms", MOST_TERMS);
+      return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression has more than %d terms",
+                      MOST_TERMS);
     r.term = t;
     r.nterm = n;
   }
@@ -80,14 +83,16 @@ static int factors_of(char *atom, char **factor, int n) {
   }
 }
 
-static rg_status atom_product(rgi_arena *a, const char *x, const char *y, const char **out, rg_error *e) {
+static rg_status atom_product(rgi_arena *a, const char *x, const char *y, const char **out,
+                              rg_error *e) {
   char *cx = rgi_strdup(a, x), *cy = rgi_strdup(a, y), *factor[MOST_FACTORS];
   char *text = rgi_alloc(a, strlen(x) + strlen(y) + 2);
   if (!cx || !cy || !text) return rgi_nomem(e);
   int n = factors_of(cx, factor, 0);
   if (n >= 0) n = factors_of(cy, factor, n);
   if (n < 0)
-    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression multiplies more than %d names", MOST_FACTORS);
+    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression multiplies more than %d names",
+                    MOST_FACTORS);
   qsort(factor, (size_t)n, sizeof *factor, by_text);
   char *p = text;
   for (int i = 0; i < n; i++) p += sprintf(p, "%s%s", i ? "*" : "", factor[i]);
@@ -163,12 +168,13 @@ static rg_status divide(rgi_arena *a, rgi_dim x, rgi_dim y, rgi_dim *out, rg_err
   rgi_dim_text(x, top, sizeof top);
   rgi_dim_text(y, bottom, sizeof bottom);
   if (strlen(top) + 1 == sizeof top || strlen(bottom) + 1 == sizeof bottom)
-    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the expression divides sums longer than %d characters",
-                    (int)sizeof top - 2);
+    return rgi_fail(e, RG_E_LIMIT, NULL, NULL,
+                    "the expression divides sums longer than %d characters", (int)sizeof top - 2);
   bool sum_x = x.nterm + (x.c != 0) > 1, sum_y = !rgi_dim_known(y);
   rgi_term *t = rgi_alloc(a, sizeof *t);
   char *atom = rgi_format(
-      a, sum_x ? (sum_y ? "((%s)/(%s))" : "((%s)/%s)") : (sum_y ? "(%s/(%s))" : "(%s/%s)"), top, bottom);
+      a, sum_x ? (sum_y ? "((%s)/(%s))" : "((%s)/%s)") : (sum_y ? "(%s/(%s))" : "(%s/%s)"), top,
+      bottom);
   if (!t || !atom) return rgi_nomem(e);
   *t = (rgi_term){.coef = 1, .atom = atom};
   *out = (rgi_dim){.term = t, .nterm = 1};
@@ -248,26 +254,27 @@ static rg_status parse_atom(parser *s, rgi_dim *out) {
       if (n < sizeof name - 1) name[n++] = *s->p;
     name[n] = 0;
     if (n == sizeof name - 1)
-      return rgi_fail(s->e, RG_E_VALUE, NULL, NULL, "a name in \"%.80s\" is longer than 63 characters",
-                      s->text);
+      return rgi_fail(s->e, RG_E_VALUE, NULL, NULL,
+                      "a name in \"%.80s\" is longer than 63 characters", s->text);
     if (!s->lookup(s->user, name, out))
-      return rgi_fail(s->e, RG_E_NAME, NULL, NULL, "expression \"%.80s\" uses the unknown name \"%s\"",
-                      s->text, name);
+      return rgi_fail(s->e, RG_E_NAME, NULL, NULL,
+                      "expression \"%.80s\" uses the unknown name \"%s\"", s->text, name);
     return out->nterm < 0 ? rgi_nomem(s->e) : RG_OK;
   }
   if (*s->p == 0)
     return rgi_fail(s->e, RG_E_VALUE, NULL, NULL,
                     "expression \"%.80s\" ends where a number or name is expected", s->text);
-  return rgi_fail(
-      s->e, RG_E_VALUE, NULL, NULL,
-      "expression \"%.80s\" has an unexpected character at position %d; numbers, names, + - * / and "
-      "parentheses are allowed",
-      s->text, (int)(s->p - s->text) + 1);
+  return rgi_fail(s->e, RG_E_VALUE, NULL, NULL,
+                  "expression \"%.80s\" has an unexpected character at position %d; numbers, "
+                  "names, + - * / and "
+                  "parentheses are allowed",
+                  s->text, (int)(s->p - s->text) + 1);
 }
 
 static rg_status parse_unary(parser *s, rgi_dim *out) {
   if (++s->depth > MOST_DEPTH)
-    return rgi_fail(s->e, RG_E_LIMIT, NULL, NULL, "an expression is nested deeper than %d", MOST_DEPTH);
+    return rgi_fail(s->e, RG_E_LIMIT, NULL, NULL, "an expression is nested deeper than %d",
+                    MOST_DEPTH);
   skip_space(s);
   if (*s->p == '-') {
     s->p++;
@@ -302,8 +309,8 @@ static rg_status parse_sum(parser *s, rgi_dim *out) {
   return RG_OK;
 }
 
-rg_status rgi_dim_parse(rgi_arena *a, const char *text, rgi_dim_lookup lookup, void *user, rgi_dim *out,
-                        rg_error *e) {
+rg_status rgi_dim_parse(rgi_arena *a, const char *text, rgi_dim_lookup lookup, void *user,
+                        rgi_dim *out, rg_error *e) {
   parser s = {.a = a, .text = text, .p = text, .lookup = lookup, .user = user, .e = e};
   RGI_TRY(parse_sum(&s, out));
   skip_space(&s);

@@ -18,7 +18,8 @@ static void attribute(const rg_attr *a, const rg_value *v, rgi_buf *out) {
   case RG_ATTR_ENUM: rgi_buf_printf(out, "%s", a->choices[v->i]); break;
   case RG_ATTR_INTS:
     rgi_buf_printf(out, "[");
-    for (int64_t i = 0; i < v->i; i++) rgi_buf_printf(out, "%s%lld", i ? ", " : "", (long long)v->list[i]);
+    for (int64_t i = 0; i < v->i; i++)
+      rgi_buf_printf(out, "%s%lld", i ? ", " : "", (long long)v->list[i]);
     rgi_buf_printf(out, "]");
     break;
   case RG_ATTR_INT: rgi_buf_printf(out, "%lld", (long long)v->i); break;
@@ -29,7 +30,8 @@ static void tensor(const rgi_graph *g, int t, rgi_buf *out) {
   const rgi_tensor *x = &g->tensor[t];
   rgi_buf_printf(out, "%s: ", x->name);
   shape(x, out);
-  if (x->base >= 0) rgi_buf_printf(out, " in %s+%lld", g->tensor[x->base].name, (long long)x->offset);
+  if (x->base >= 0)
+    rgi_buf_printf(out, " in %s+%lld", g->tensor[x->base].name, (long long)x->offset);
   if (x->region != RGI_NOWHERE && x->base < 0) {
     rgi_buf_printf(out, " @%s", rgi_region_name(x->region));
     if (x->region == RGI_R_SAVED || x->region == RGI_R_SCRATCH)
@@ -91,7 +93,8 @@ void rgi_dump_text(const rgi_graph *g, rgi_buf *out) {
   }
   for (int i = 0; i < g->noutput; i++) {
     rgi_buf_printf(out, "output %s = %s", g->output[i].name, g->tensor[g->output[i].tensor].name);
-    if (g->output[i].grad >= 0) rgi_buf_printf(out, " (gradient %s)", g->tensor[g->output[i].grad].name);
+    if (g->output[i].grad >= 0)
+      rgi_buf_printf(out, " (gradient %s)", g->tensor[g->output[i].grad].name);
     rgi_buf_printf(out, "\n");
   }
   for (int i = 0; i < g->ninput; i++)
@@ -108,8 +111,9 @@ static void quoted(const char *text, rgi_buf *out) {
 void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
   rgi_buf_printf(out, "digraph ");
   quoted(g->name, out);
-  rgi_buf_printf(out, " {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\", fontsize=10];\n"
-                      "  edge [fontname=\"sans-serif\", fontsize=8, color=\"#888888\"];\n");
+  rgi_buf_printf(out,
+                 " {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\", fontsize=10];\n"
+                 "  edge [fontname=\"sans-serif\", fontsize=8, color=\"#888888\"];\n");
   for (int i = 0; i < g->ninput; i++)
     rgi_buf_printf(out, "  t%d [shape=ellipse, label=\"%s\"];\n", g->input[i].tensor,
                    g->tensor[g->input[i].tensor].name);
@@ -119,7 +123,7 @@ void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
                      g->tensor[g->output[i].grad].name);
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
-    const char *style = node->kind == RGI_CLONE        ? "style=\"filled,dashed\", fillcolor=\"#fff2cc\""
+    const char *style = node->kind == RGI_CLONE ? "style=\"filled,dashed\", fillcolor=\"#fff2cc\""
                         : node->op->flags & RG_OP_VIEW ? "style=dotted, fontcolor=\"#888888\""
                         : node->backward               ? "style=filled, fillcolor=\"#f8e0e0\""
                                                        : "style=filled, fillcolor=\"#e0ecf8\"";
@@ -130,13 +134,14 @@ void rgi_dump_dot(const rgi_graph *g, rgi_buf *out) {
       int t = g->node[n].in[i];
       if (t < 0) continue;
       if (g->tensor[t].producer >= 0)
-        rgi_buf_printf(out, "  n%d -> n%d [label=\"%s\"];\n", g->tensor[t].producer, n, g->tensor[t].name);
+        rgi_buf_printf(out, "  n%d -> n%d [label=\"%s\"];\n", g->tensor[t].producer, n,
+                       g->tensor[t].name);
       else
         rgi_buf_printf(out, "  t%d -> n%d;\n", t, n);
     }
   for (int i = 0; i < g->noutput; i++)
-    rgi_buf_printf(out, "  o%d [shape=ellipse, label=\"%s\"];\n  n%d -> o%d;\n", i, g->output[i].name,
-                   g->tensor[g->output[i].tensor].producer, i);
+    rgi_buf_printf(out, "  o%d [shape=ellipse, label=\"%s\"];\n  n%d -> o%d;\n", i,
+                   g->output[i].name, g->tensor[g->output[i].tensor].producer, i);
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0 && g->tensor[g->input[i].grad].producer >= 0)
       rgi_buf_printf(out, "  g%d [shape=ellipse, label=\"gradient of %s\"];\n  n%d -> g%d;\n", i,

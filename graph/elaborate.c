@@ -21,9 +21,9 @@ static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .gra
 
 /* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there
  * is. `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
-static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node, const char *owner,
-                         const char *kind, const char *got, const char *(*name)(const void *list, int i),
-                         const void *list, int n) {
+static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node,
+                         const char *owner, const char *kind, const char *got,
+                         const char *(*name)(const void *list, int i), const void *list, int n) {
   rgi_shown shown, hint;
   const char **known = rgi_alloc_n(b->g->arena, (size_t)n, sizeof *known);
   int count = 0;
@@ -31,7 +31,8 @@ static rg_status no_such(builder *b, rg_status code, const char *pointer, const 
   for (int i = 0; i < n; i++)
     if ((known[count] = name(list, i))) count++;
   return rgi_fail(b->e, code, pointer, node, "%s%s %s '%s'%s", owner ? owner : "there is",
-                  owner ? " has no" : " no", kind, rgi_show(&shown, got), rgi_hint(&hint, got, known, count));
+                  owner ? " has no" : " no", kind, rgi_show(&shown, got),
+                  rgi_hint(&hint, got, known, count));
 }
 static const char *tensor_name(const void *list, int i) {
   return ((const rgi_tensor *)list)[i].name;
@@ -48,7 +49,8 @@ static const char *op_name(const void *list, int i) {
 }
 
 /* The tensor a spec names, or an error with the nearest name. */
-static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node, int32_t *out) {
+static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node,
+                         int32_t *out) {
   rgi_shown shown;
   if (v->type != RGI_JSON_STRING)
     return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s",
@@ -73,24 +75,28 @@ static rg_status parse_dtype(builder *b, const rgi_json *v, const char *pointer,
       return RG_OK;
     }
   }
-  return rgi_fail(b->e, RG_E_VALUE, pointer, NULL, "'%s' is no dtype; expected f32, f16, bf16 or i32%s",
-                  rgi_show(&shown, v->text), rgi_near(&hint, v->text, known, RG_DTYPE_COUNT));
+  return rgi_fail(b->e, RG_E_VALUE, pointer, NULL,
+                  "'%s' is no dtype; expected f32, f16, bf16 or i32%s", rgi_show(&shown, v->text),
+                  rgi_near(&hint, v->text, known, RG_DTYPE_COUNT));
 }
 
 static rg_status parse_shape(builder *b, const rgi_json *v, const char *pointer, rgi_tensor *t) {
   int64_t elements = 1;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_ARRAY, pointer, NULL, b->e));
   if (v->n > RG_MAX_RANK)
-    return rgi_fail(b->e, RG_E_RANK, pointer, NULL, "%d axes; at most %d are possible", v->n, RG_MAX_RANK);
+    return rgi_fail(b->e, RG_E_RANK, pointer, NULL, "%d axes; at most %d are possible", v->n,
+                    RG_MAX_RANK);
   t->rank = v->n;
   for (int i = 0; i < v->n; i++) {
     rgi_pointer p;
     rgi_dim *d = &t->dim[i];
-    RGI_TRY(rgi_scope_dim(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), NULL, d, b->e));
+    RGI_TRY(
+        rgi_scope_dim(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), NULL, d, b->e));
     if (!rgi_dim_known(*d)) continue;
     if (d->c < 1)
       return rgi_fail(b->e, RG_E_VALUE, p.text, NULL,
-                      "axis %d has extent %lld; an input's extents are at least 1", i, (long long)d->c);
+                      "axis %d has extent %lld; an input's extents are at least 1", i,
+                      (long long)d->c);
     if (!rgi_mul(elements, d->c, &elements) || elements > RGI_MOST_ELEMENTS)
       return rgi_fail(b->e, RG_E_LIMIT, p.text, NULL,
                       "axis %d has extent %lld, which takes the tensor past 2^40 elements", i,
@@ -107,8 +113,8 @@ static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, 
   if (v->type == RGI_JSON_BOOL) {
     *out = v->i ? RGI_GRAD_PLAIN : RGI_GRAD_NONE;
   } else if (v->type != RGI_JSON_STRING) {
-    return rgi_fail(b->e, RG_E_TYPE, pointer, NULL, "expected true, false or \"accumulate\", not %s",
-                    rgi_json_kind(&shown, v));
+    return rgi_fail(b->e, RG_E_TYPE, pointer, NULL,
+                    "expected true, false or \"accumulate\", not %s", rgi_json_kind(&shown, v));
   } else if (strcmp(v->text, "accumulate") == 0) {
     *out = RGI_GRAD_ACCUMULATE;
   } else {
@@ -125,7 +131,8 @@ static rg_status parse_grad(builder *b, const rgi_json *v, const char *pointer, 
 static rg_status check_doc(const rgi_json *object, const char *pointer, rg_error *e) {
   rgi_pointer p;
   const rgi_json *doc = rgi_json_get(object, "doc");
-  return doc ? rgi_json_expect(doc, RGI_JSON_STRING, rgi_pointer_key(&p, pointer, "doc"), NULL, e) : RG_OK;
+  return doc ? rgi_json_expect(doc, RGI_JSON_STRING, rgi_pointer_key(&p, pointer, "doc"), NULL, e)
+             : RG_OK;
 }
 
 static rg_status add_inputs(builder *b) {
@@ -145,14 +152,17 @@ static rg_status add_inputs(builder *b) {
     RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
     RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
     RGI_TRY(check_doc(in, at.text, b->e));
-    RGI_TRY(parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
+    RGI_TRY(
+        parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
     RGI_TRY(parse_shape(b, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), &t));
-    RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype, &want));
+    RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype,
+                       &want));
     if (g->bound) rgi_dense_strides(&t);
     int id = rgi_add_tensor(g, &t);
     if (id < 0) return rgi_nomem(b->e);
     rgi_names_add(&b->tensors, g->tensor[id].name, id);
-    g->input[g->ninput++] = (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
+    g->input[g->ninput++] =
+        (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
   }
   return RG_OK;
 }
@@ -161,12 +171,13 @@ static rg_status add_inputs(builder *b) {
 
 static rg_status out_of_range(builder *b, const rg_attr *attr, double v, const char *pointer,
                               const char *node) {
-  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is %.17g; expected %.17g to %.17g",
-                  attr->name, v, attr->min, attr->max);
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node,
+                  "attribute '%s' is %.17g; expected %.17g to %.17g", attr->name, v, attr->min,
+                  attr->max);
 }
 
-static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
-                              const char *node, rg_value *out) {
+static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v,
+                              const char *pointer, const char *node, rg_value *out) {
   rgi_shown shown, hint;
   int n = 0;
   char list[256] = "";
@@ -179,8 +190,9 @@ static rg_status parse_choice(builder *b, const rg_attr *attr, const rgi_json *v
       return RG_OK;
     }
   }
-  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s", attr->name,
-                  rgi_show(&shown, v->text), list, rgi_near(&hint, v->text, attr->choices, n));
+  return rgi_fail(b->e, RG_E_VALUE, pointer, node, "attribute '%s' is '%s'; expected one of %s%s",
+                  attr->name, rgi_show(&shown, v->text), list,
+                  rgi_near(&hint, v->text, attr->choices, n));
 }
 
 static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, const char *pointer,
@@ -194,8 +206,8 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
     if (!out->list) return rgi_nomem(b->e);
     for (int i = 0; i < v->n; i++) {
       rgi_pointer p;
-      RGI_TRY(rgi_scope_int(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), node, &out->list[i],
-                            b->e));
+      RGI_TRY(rgi_scope_int(&b->scope, &v->item[i], rgi_pointer_index(&p, pointer, i), node,
+                            &out->list[i], b->e));
       if (ranged && ((double)out->list[i] < attr->min || (double)out->list[i] > attr->max))
         return out_of_range(b, attr, (double)out->list[i], p.text, node);
     }
@@ -216,7 +228,8 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
   }
   if (attr->type == RG_ATTR_ENUM) return parse_choice(b, attr, v, pointer, node, out);
   if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
-    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected a number, not %s", rgi_json_kind(&shown, v));
+    return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected a number, not %s",
+                    rgi_json_kind(&shown, v));
   out->f = v->type == RGI_JSON_INT ? (double)v->i : v->f;
   if (ranged && (out->f < attr->min || out->f > attr->max))
     return out_of_range(b, attr, out->f, pointer, node);
@@ -241,14 +254,15 @@ static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs,
     while (i < op->nattr && strcmp(op->attrs[i].name, attrs->key[k]) != 0) i++;
     rgi_pointer_key(&p, where.text, attrs->key[k]);
     if (i == op->nattr)
-      return no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k], attr_name, op->attrs,
-                     op->nattr);
+      return no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k], attr_name,
+                     op->attrs, op->nattr);
     RGI_TRY(parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]));
   }
   for (int i = 0; i < op->nattr; i++)
     if (op->attrs[i].required && !value[i].set)
-      return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node, "%s needs the attribute '%s': %s",
-                      op->name, op->attrs[i].name, op->attrs[i].doc);
+      return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node,
+                      "%s needs the attribute '%s': %s", op->name, op->attrs[i].name,
+                      op->attrs[i].doc);
   return RG_OK;
 }
 
@@ -270,8 +284,9 @@ static bool backward_reads(builder *b, const rg_op *op, const char *output) {
 }
 
 /* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value. */
-static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, int nport, const rgi_json *v,
-                             const char *where, const char *node, const rgi_json **given, int *count) {
+static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, int nport,
+                             const rgi_json *v, const char *where, const char *node,
+                             const rgi_json **given, int *count) {
   if (v) RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, where, node, b->e));
   for (int k = 0; v && k < v->n; k++) {
     int p = 0;
@@ -280,16 +295,17 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
     while (p < nport && strcmp(port[p].name, v->key[k]) != 0) p++;
     rgi_pointer_key(&at, where, v->key[k]);
     if (p == nport)
-      return no_such(b, RG_E_KEY, at.text, node, op->name, port == op->in ? "input port" : "output port",
-                     v->key[k], port_name, port, nport);
+      return no_such(b, RG_E_KEY, at.text, node, op->name,
+                     port == op->in ? "input port" : "output port", v->key[k], port_name, port,
+                     nport);
     const rgi_json *value = &v->item[k];
     bool list = port[p].flags & RG_PORT_LIST;
     if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
       return rgi_fail(b->e, RG_E_TYPE, at.text, node, "expected the name of a tensor%s, not %s",
                       list ? " or an array of names" : "", rgi_json_kind(&shown, value));
     if (listed(value) == 0)
-      return rgi_fail(b->e, RG_E_VALUE, at.text, node, "an empty list; port '%s' takes one tensor or more",
-                      port[p].name);
+      return rgi_fail(b->e, RG_E_VALUE, at.text, node,
+                      "an empty list; port '%s' takes one tensor or more", port[p].name);
     given[p] = value;
     count[p] = listed(value);
   }
@@ -297,15 +313,17 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
     if (count[p]) continue;
     if (port[p].flags &
         RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
-      count[p] = port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
+      count[p] =
+          port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
       continue;
     }
     if (port == op->in)
       return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port '%s': %s", op->name,
                       port[p].name, port[p].doc ? port[p].doc : "");
     if (port[p].flags & RG_PORT_LIST)
-      return rgi_fail(b->e, RG_E_KEY, where, node, "%s makes a list on port '%s'; name its tensors here",
-                      op->name, port[p].name);
+      return rgi_fail(b->e, RG_E_KEY, where, node,
+                      "%s makes a list on port '%s'; name its tensors here", op->name,
+                      port[p].name);
     count[p] = 1; /* named after node and port */
   }
   return RG_OK;
@@ -333,8 +351,9 @@ static rg_status add_output(builder *b, int n, int slot, const char *name, const
   int other = rgi_names_add(&b->tensors, b->g->tensor[id].name, id);
   if (other >= 0) {
     int from = b->g->tensor[other].producer;
-    return rgi_fail(b->e, RG_E_NAME, pointer, b->g->node[n].name, "the tensor '%s' is already made by %s%s%s",
-                    name, from < 0 ? "an input" : "node '", from < 0 ? "" : b->g->node[from].name,
+    return rgi_fail(b->e, RG_E_NAME, pointer, b->g->node[n].name,
+                    "the tensor '%s' is already made by %s%s%s", name,
+                    from < 0 ? "an input" : "node '", from < 0 ? "" : b->g->node[from].name,
                     from < 0 ? "" : "'");
   }
   b->g->node[n].out[slot] = id;
@@ -358,8 +377,8 @@ static rg_status add_node(builder *b, int i) {
   RGI_TRY(rgi_check_identifier(name, "node", where.text, b->e));
   int other = rgi_names_add(&b->nodes, name, i);
   if (other >= 0)
-    return rgi_fail(b->e, RG_E_NAME, where.text, name, "the name '%s' is already taken by /nodes/%d", name,
-                    other);
+    return rgi_fail(b->e, RG_E_NAME, where.text, name,
+                    "the name '%s' is already taken by /nodes/%d", name, other);
   RGI_TRY(find_op(b, rgi_json_get(v, "op"), rgi_pointer_key(&p, at.text, "op"), name, &op));
 
   size_t nport = (size_t)(op->nin + op->nout);
@@ -371,14 +390,15 @@ static rg_status add_node(builder *b, int i) {
   rgi_pointer_key(&where, at.text, "in");
   RGI_TRY(match_ports(b, op, op->in, op->nin, in, in ? where.text : at.text, name, given, count));
   rgi_pointer_key(&where, at.text, "out");
-  RGI_TRY(match_ports(b, op, op->out, op->nout, out, out ? where.text : at.text, name, given + op->nin,
-                      count + op->nin));
+  RGI_TRY(match_ports(b, op, op->out, op->nout, out, out ? where.text : at.text, name,
+                      given + op->nin, count + op->nin));
   RGI_TRY(parse_attrs(b, op, rgi_json_get(v, "attrs"), at.text, name, value));
 
   int n = rgi_add_node(g, name, op, count, count + op->nin, value);
   if (n < 0) return rgi_nomem(b->e);
   g->node[n].origin = i;
-  g->origin[i] = (rgi_origin){.name = g->node[n].name, .op = op, .pointer = rgi_strdup(g->arena, at.text)};
+  g->origin[i] =
+      (rgi_origin){.name = g->node[n].name, .op = op, .pointer = rgi_strdup(g->arena, at.text)};
   if (!g->origin[i].pointer) return rgi_nomem(b->e);
   for (int port = 0; port < op->nout; port++) {
     const rgi_json *names = given[op->nin + port];
@@ -413,7 +433,8 @@ static rg_status connect(builder *b, int n) {
     for (int k = 0; v && k < listed(v); k++) {
       rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
       if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
-      RGI_TRY(resolve(b, element(v, k), port_at.text, node->name, &node->in[node->in_begin[port] + k]));
+      RGI_TRY(
+          resolve(b, element(v, k), port_at.text, node->name, &node->in[node->in_begin[port] + k]));
     }
   }
   return RG_OK;
@@ -422,7 +443,8 @@ static rg_status connect(builder *b, int n) {
 static rg_status add_nodes(builder *b) {
   const rgi_json *nodes = b->spec->nodes;
   rgi_graph *g = b->g;
-  size_t capacity = (size_t)nodes->n + (size_t)b->spec->outputs->n;
+  /* besides: copies of outputs, and what lengths.c adds, at most one of each kind for a view */
+  size_t capacity = 3 * (size_t)nodes->n + (size_t)b->spec->outputs->n;
   g->origin = rgi_alloc_n(g->arena, capacity, sizeof *g->origin);
   if (!g->origin || !rgi_names_init(&b->nodes, g->arena, (size_t)nodes->n)) return rgi_nomem(b->e);
   for (int i = 0; i < nodes->n; i++) {
@@ -439,7 +461,8 @@ static rg_status add_nodes(builder *b) {
 /* ---- outputs ---- */
 
 /* Appends OUTPUT.copy, a cast of tensor t to its own dtype; returns the new tensor in *out. */
-static rg_status add_copy(builder *b, const char *output, int t, const char *pointer, int32_t *out) {
+static rg_status add_copy(builder *b, const char *output, int t, const char *pointer,
+                          int32_t *out) {
   rgi_graph *g = b->g;
   const rg_op *cast = rgi_find_op(b->spec->ctx, "cast");
   if (!cast) return rgi_fail(b->e, RG_E_INTERNAL, pointer, NULL, "there is no cast to copy with");
@@ -451,7 +474,8 @@ static rg_status add_copy(builder *b, const char *output, int t, const char *poi
   nin[0] = nout[0] = 1;
   int n = rgi_add_node(g, name, cast, nin, nout, NULL);
   if (n < 0) return rgi_nomem(b->e);
-  *origin = (rgi_origin){.name = g->node[n].name, .op = cast, .pointer = rgi_strdup(g->arena, pointer)};
+  *origin =
+      (rgi_origin){.name = g->node[n].name, .op = cast, .pointer = rgi_strdup(g->arena, pointer)};
   if (!origin->pointer) return rgi_nomem(b->e);
   g->node[n].origin = g->norigin++;
   g->node[n].in[0] = t;
@@ -464,7 +488,8 @@ static rg_status add_copy(builder *b, const char *output, int t, const char *poi
 static rg_status add_outputs(builder *b) {
   const rgi_json *outputs = b->spec->outputs;
   rgi_graph *g = b->g;
-  if (outputs->n == 0) return rgi_fail(b->e, RG_E_VALUE, "/outputs", NULL, "no outputs: nothing to compute");
+  if (outputs->n == 0)
+    return rgi_fail(b->e, RG_E_VALUE, "/outputs", NULL, "no outputs: nothing to compute");
   g->output = rgi_alloc_n(g->arena, (size_t)outputs->n, sizeof *g->output);
   bool *taken = rgi_alloc_n(g->arena, (size_t)(g->ntensor + outputs->n), sizeof *taken);
   if (!g->output || !taken) return rgi_nomem(b->e);
@@ -480,7 +505,8 @@ static rg_status add_outputs(builder *b) {
     g->tensor[t].region = RGI_R_OUTPUT;
     const char *name = rgi_strdup(g->arena, outputs->key[i]);
     if (!name) return rgi_nomem(b->e);
-    g->output[g->noutput++] = (rgi_io){.name = name, .tensor = t, .want = RGI_GRAD_NONE, .grad = -1};
+    g->output[g->noutput++] =
+        (rgi_io){.name = name, .tensor = t, .want = RGI_GRAD_NONE, .grad = -1};
   }
   return RG_OK;
 }
@@ -495,8 +521,8 @@ static rg_status check_bound(builder *b, bool bind_all) {
     b->g->bound = false;
     if (bind_all)
       return rgi_fail(b->e, RG_E_USAGE, NULL, NULL,
-                      "the dimension '%s' has no value; bind it: --set %s=VALUE", spec->free_name[i],
-                      spec->free_name[i]);
+                      "the dimension '%s' has no value; bind it: --set %s=VALUE",
+                      spec->free_name[i], spec->free_name[i]);
   }
   return RG_OK;
 }

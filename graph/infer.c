@@ -29,9 +29,9 @@ typedef struct inference {
 static rg_status fail(inference *s, rg_status status, const char *side, const rg_port *port,
                       const char *text) {
   char where[256];
-  snprintf(where, sizeof where, "%s%s%s%s%s", s->pointer ? s->pointer : "", s->pointer && port ? "/" : "",
-           s->pointer && port ? side : "", s->pointer && port ? "/" : "",
-           s->pointer && port ? port->name : "");
+  snprintf(where, sizeof where, "%s%s%s%s%s", s->pointer ? s->pointer : "",
+           s->pointer && port ? "/" : "", s->pointer && port ? side : "",
+           s->pointer && port ? "/" : "", s->pointer && port ? port->name : "");
   return rgi_fail(s->e, status, where, s->node->name, "%s", text);
 }
 
@@ -59,7 +59,8 @@ static bool lookup(void *user, const char *name, rgi_dim *out) {
     return true;
   }
   for (int i = 0; i < s->node->op->nattr; i++)
-    if (s->node->op->attrs[i].type == RG_ATTR_INT && strcmp(s->node->op->attrs[i].name, name) == 0) {
+    if (s->node->op->attrs[i].type == RG_ATTR_INT &&
+        strcmp(s->node->op->attrs[i].name, name) == 0) {
       *out = rgi_dim_of(s->node->attr[i].i);
       return true;
     }
@@ -94,13 +95,14 @@ static bool plain_name(const char *text) {
   return true;
 }
 
-static rg_status mismatch(inference *s, const rg_port *port, const rgi_tensor *t, int axis, rgi_dim want,
-                          const char *because) {
+static rg_status mismatch(inference *s, const rg_port *port, const rgi_tensor *t, int axis,
+                          rgi_dim want, const char *because) {
   char text[512], shape[192], have[96], expected[96];
-  snprintf(text, sizeof text, "'%s' has shape %s, port %s of %s takes [%s]: axis %d is %s, expected %s (%s)",
-           t->name, shape_text(t, shape, sizeof shape), port->name, s->node->op->name, port->shape, axis,
-           rgi_dim_text(t->dim[axis], have, sizeof have), rgi_dim_text(want, expected, sizeof expected),
-           because);
+  snprintf(text, sizeof text,
+           "'%s' has shape %s, port %s of %s takes [%s]: axis %d is %s, expected %s (%s)", t->name,
+           shape_text(t, shape, sizeof shape), port->name, s->node->op->name, port->shape, axis,
+           rgi_dim_text(t->dim[axis], have, sizeof have),
+           rgi_dim_text(want, expected, sizeof expected), because);
   return fail(s, RG_E_SHAPE, "in", port, text);
 }
 
@@ -121,16 +123,17 @@ static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor
       same = rgi_dim_equal(t->dim[i], other->dim[i]) ||
              !(rgi_dim_known(t->dim[i]) && rgi_dim_known(other->dim[i]));
     if (same) return RG_OK;
-    snprintf(text, sizeof text, "'%s' has shape %s, but '%s' on port %s has %s; they must be the same",
-             t->name, shape_text(t, a, sizeof a), other->name, s->ellipsis_port,
+    snprintf(text, sizeof text,
+             "'%s' has shape %s, but '%s' on port %s has %s; they must be the same", t->name,
+             shape_text(t, a, sizeof a), other->name, s->ellipsis_port,
              shape_text(other, b, sizeof b));
     return fail(s, t->rank == other->rank ? RG_E_SHAPE : RG_E_RANK, "in", port, text);
   }
   int rank = axis_count(port->shape);
   if (t->rank != rank) {
     char text[512], a[192];
-    snprintf(text, sizeof text, "'%s' has %d axes, %s; port %s of %s takes %d: [%s]", t->name, t->rank,
-             shape_text(t, a, sizeof a), port->name, s->node->op->name, rank, port->shape);
+    snprintf(text, sizeof text, "'%s' has %d axes, %s; port %s of %s takes %d: [%s]", t->name,
+             t->rank, shape_text(t, a, sizeof a), port->name, s->node->op->name, rank, port->shape);
     return fail(s, RG_E_RANK, "in", port, text);
   }
   for (int i = 0; i < rank; i++) {
@@ -179,8 +182,9 @@ static const char *dtype_set(uint32_t set, char *buffer, size_t size) {
 static rg_status input_dtype(inference *s, const rg_port *port, const rgi_tensor *t) {
   char text[512], set[64];
   if (!(port->dtypes & RG_D(t->dtype))) {
-    snprintf(text, sizeof text, "'%s' is %s; port %s of %s takes %s", t->name, rg_dtype_name(t->dtype),
-             port->name, s->node->op->name, dtype_set(port->dtypes, set, sizeof set));
+    snprintf(text, sizeof text, "'%s' is %s; port %s of %s takes %s", t->name,
+             rg_dtype_name(t->dtype), port->name, s->node->op->name,
+             dtype_set(port->dtypes, set, sizeof set));
     return fail(s, RG_E_DTYPE, "in", port, text);
   }
   int letter = port->type & 127;
@@ -189,8 +193,9 @@ static rg_status input_dtype(inference *s, const rg_port *port, const rgi_tensor
     s->dtype_of[letter] = (int)t->dtype;
     s->dtype_port[letter] = port->name;
   } else if (s->dtype_of[letter] != (int)t->dtype) {
-    snprintf(text, sizeof text, "'%s' is %s, but port %s has %s; these ports must have one dtype", t->name,
-             rg_dtype_name(t->dtype), s->dtype_port[letter], rg_dtype_name((rg_dtype)s->dtype_of[letter]));
+    snprintf(text, sizeof text, "'%s' is %s, but port %s has %s; these ports must have one dtype",
+             t->name, rg_dtype_name(t->dtype), s->dtype_port[letter],
+             rg_dtype_name((rg_dtype)s->dtype_of[letter]));
     return fail(s, RG_E_DTYPE, "in", port, text);
   }
   return RG_OK;
@@ -206,7 +211,8 @@ static rg_status inputs(inference *s) {
       bool missing = count == 0 || (!(port->flags & RG_PORT_LIST) && n->in[n->in_begin[p]] < 0);
       if (missing && !(port->flags & RG_PORT_OPTIONAL)) {
         char text[256];
-        snprintf(text, sizeof text, "%s needs an input on port '%s' [%s]", op->name, port->name, port->shape);
+        snprintf(text, sizeof text, "%s needs an input on port '%s' [%s]", op->name, port->name,
+                 port->shape);
         return fail(s, RG_E_KEY, "in", NULL, text);
       }
       for (int i = n->in_begin[p]; i < n->in_begin[p + 1]; i++) {
@@ -222,7 +228,8 @@ static rg_status inputs(inference *s) {
 
 static rg_status output_shape(inference *s, const rg_port *port, rgi_tensor *t) {
   if (strcmp(port->shape, "...") == 0) {
-    if (s->ellipsis < 0) return fail(s, RG_E_INTERNAL, "out", port, "no input says this output's shape");
+    if (s->ellipsis < 0)
+      return fail(s, RG_E_INTERNAL, "out", port, "no input says this output's shape");
     const rgi_tensor *like = &s->g->tensor[s->ellipsis];
     t->rank = like->rank;
     memcpy(t->dim, like->dim, sizeof t->dim);
@@ -240,9 +247,11 @@ static rg_status output_shape(inference *s, const rg_port *port, rgi_tensor *t) 
 static rg_status output_dtype(inference *s, const rg_port *port, rgi_tensor *t) {
   int letter = port->type & 127;
   int dtype = letter ? s->dtype_of[letter] : -1;
-  if (port->flags & RG_PORT_GRAD) { /* chosen by autodiff: the tensor's own dtype, or fp32 for a sum */
+  /* chosen by autodiff: the tensor's own dtype, or fp32 for a sum */
+  if (port->flags & RG_PORT_GRAD) {
     if (t->dtype != RG_F32 && dtype >= 0 && (int)t->dtype != dtype)
-      return fail(s, RG_E_INTERNAL, "out", port, "a gradient has neither its tensor's dtype nor fp32");
+      return fail(s, RG_E_INTERNAL, "out", port,
+                  "a gradient has neither its tensor's dtype nor fp32");
     return RG_OK;
   }
   if (dtype < 0) {
@@ -257,18 +266,20 @@ static rg_status check_size(inference *s, const rgi_tensor *t) {
   int64_t elements = 1;
   for (int i = 0; i < t->rank; i++) {
     if (!rgi_dim_known(t->dim[i])) continue;
-    if (t->dim[i].c < 0 || !rgi_mul(elements, t->dim[i].c, &elements) || elements > RGI_MOST_ELEMENTS) {
+    if (t->dim[i].c < 0 || !rgi_mul(elements, t->dim[i].c, &elements) ||
+        elements > RGI_MOST_ELEMENTS) {
       char text[384], shape[192];
       snprintf(text, sizeof text,
-               "tensor '%s' would have shape %s; at most 2^40 elements and no negative extents fit", t->name,
-               shape_text(t, shape, sizeof shape));
+               "tensor '%s' would have shape %s; at most 2^40 elements and no negative extents fit",
+               t->name, shape_text(t, shape, sizeof shape));
       return fail(s, t->dim[i].c < 0 ? RG_E_SHAPE : RG_E_OVERFLOW, "out", NULL, text);
     }
   }
   return RG_OK;
 }
 
-/* The tensor on "acc.NAME" for the gradient port "d.NAME", or -1; element i of a list goes with element i. */
+/* The tensor on "acc.NAME" for the gradient port "d.NAME", or -1; element i of a list goes with
+ * element i. */
 static int accumulator(const rgi_node *n, const rg_port *port, int element) {
   char name[64];
   snprintf(name, sizeof name, "acc.%s", port->name + 2);
@@ -288,7 +299,8 @@ static rg_status outputs(inference *s) {
       if (port->flags &
           RG_PORT_LIST) { /* element i has the shape of its forward input, element i of the list */
         char name[64];
-        snprintf(name, sizeof name, "%s", strncmp(port->name, "d.", 2) == 0 ? port->name + 2 : port->name);
+        snprintf(name, sizeof name, "%s",
+                 strncmp(port->name, "d.", 2) == 0 ? port->name + 2 : port->name);
         int q = rgi_in_port(n->op, name), e = i - n->out_begin[p];
         if (q < 0 || n->in_begin[q] + e >= n->in_begin[q + 1])
           return fail(s, RG_E_INTERNAL, "out", port, "a list output has no input list to follow");

@@ -29,7 +29,8 @@ void rgi_graph_destroy(rgi_graph *g) {
   if (g) rgi_arena_destroy(g->arena);
 }
 
-/* Room for one more element of an arena-held array: doubles by copying (the old copy dies with the arena). */
+/* Room for one more element of an arena-held array: doubles by copying (the old copy dies with the
+ * arena). */
 static bool grow(rgi_arena *a, void **array, int32_t count, int32_t *capacity, size_t size) {
   if (count < *capacity) return true;
   int32_t larger = *capacity ? *capacity * 2 : 32;
@@ -103,8 +104,9 @@ int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin
     if (!copy_values(a, op, attr, values)) return -1;
   } else {
     for (int i = 0; i < op->nattr; i++)
-      values[i] = (rg_value){.i = op->attrs[i].type == RG_ATTR_FLOAT ? 0 : (int64_t)op->attrs[i].def,
-                             .f = op->attrs[i].def};
+      values[i] =
+          (rg_value){.i = op->attrs[i].type == RG_ATTR_FLOAT ? 0 : (int64_t)op->attrs[i].def,
+                     .f = op->attrs[i].def};
     for (int i = 0; i < op->nattr; i++)
       if (op->attrs[i].type == RG_ATTR_INTS) values[i].i = 0;
   }
@@ -224,7 +226,8 @@ int64_t rgi_bytes(const rgi_tensor *t) {
 
 /* ---- order ---- */
 
-/* Names a cycle among the nodes not yet placed: follows unplaced producers until a node comes again. */
+/* Names a cycle among the nodes not yet placed: follows unplaced producers until a node comes
+ * again. */
 static rg_status report_cycle(const rgi_graph *g, const bool *placed, rgi_arena *a, rg_error *e) {
   int *seen = rgi_alloc_n(a, (size_t)g->nnode, sizeof *seen), at = 0;
   if (!seen) return rgi_nomem(e);
@@ -374,12 +377,15 @@ rg_status rgi_prune(rgi_graph *g, rg_error *e) {
   int32_t *place = rgi_alloc_n(g->arena, (size_t)g->nnode, sizeof *place);
   if (!read || !place) return rgi_nomem(e);
   for (int i = 0; i < g->noutput; i++) read[g->output[i].tensor] = true;
+  for (int t = 0; t < g->ntensor; t++) /* a backward still to be appended may ask for lengths */
+    if (g->tensor[t].seqlens >= 0) read[g->tensor[t].seqlens] = true;
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0) read[g->input[i].grad] = true;
   for (int n = g->nnode - 1; n >= 0; n--) {
     rgi_node *node = &g->node[n];
     bool needed = false;
-    for (int i = 0; i < rgi_nout(node); i++) needed = needed || (node->out[i] >= 0 && read[node->out[i]]);
+    for (int i = 0; i < rgi_nout(node); i++)
+      needed = needed || (node->out[i] >= 0 && read[node->out[i]]);
     place[n] = needed;
     if (!needed) continue;
     for (int i = 0; i < rgi_nin(node); i++)

@@ -59,15 +59,21 @@ bool rgi_dim_equal(rgi_dim a, rgi_dim b);
 rg_status rgi_dim_binary(rgi_arena *a, char op, rgi_dim x, rgi_dim y, rgi_dim *out, rg_error *e);
 /* Parses an integer expression; `lookup` gives names their value (returns false if unknown). */
 typedef bool (*rgi_dim_lookup)(void *user, const char *name, rgi_dim *out);
-rg_status rgi_dim_parse(rgi_arena *a, const char *text, rgi_dim_lookup lookup, void *user, rgi_dim *out,
-                        rg_error *e);
+rg_status rgi_dim_parse(rgi_arena *a, const char *text, rgi_dim_lookup lookup, void *user,
+                        rgi_dim *out, rg_error *e);
 rgi_dim rgi_dim_symbol(rgi_arena *a, const char *name); /* nterm -1 on NOMEM */
 /* "T/16" style text into buffer; returns buffer. */
 const char *rgi_dim_text(rgi_dim d, char *buffer, size_t size);
 
 /* ---- tensors and nodes ---- */
 
-typedef enum rgi_region { RGI_NOWHERE, RGI_R_INPUT, RGI_R_OUTPUT, RGI_R_SAVED, RGI_R_SCRATCH } rgi_region;
+typedef enum rgi_region {
+  RGI_NOWHERE,
+  RGI_R_INPUT,
+  RGI_R_OUTPUT,
+  RGI_R_SAVED,
+  RGI_R_SCRATCH
+} rgi_region;
 const char *rgi_region_name(rgi_region r);
 
 #define RGI_MOST_ELEMENTS (INT64_C(1) << 40) /* of a tensor */
@@ -89,7 +95,8 @@ typedef struct rgi_tensor {
 
 typedef enum rgi_kind { RGI_PRIMAL, RGI_GRADIENT, RGI_CLONE, RGI_GLUE } rgi_kind;
 
-/* in and out are flat; port p owns [begin[p], begin[p+1]); -1 stands for an absent element of a list. */
+/* in and out are flat; port p owns [begin[p], begin[p+1]); -1 stands for an absent element of a
+ * list. */
 typedef struct rgi_node {
   const char *name;
   const rg_op *op;
@@ -99,8 +106,9 @@ typedef struct rgi_node {
   int32_t origin; /* index of the spec node it stems from */
   int32_t group;  /* head group, or -1 */
   int32_t rank;   /* place in the forward order before a head split: sums are ordered by it */
-  int32_t after;  /* a tensor whose node must be over first though this one does not read it, or -1 */
-  bool backward;  /* runs in the backward direction */
+  /* a tensor whose node must be over first though this one does not read it, or -1 */
+  int32_t after;
+  bool backward; /* runs in the backward direction */
   rgi_kind kind;
 } rgi_node;
 
@@ -125,8 +133,8 @@ typedef struct rgi_io {
   const char *name;
   int32_t tensor;
   rgi_grad want; /* inputs */
-  int32_t
-      grad; /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
+  /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
+  int32_t grad;
 } rgi_io;
 
 /* A node of the spec, which policies name: what the clones and groups of a node have in common. */
@@ -164,17 +172,18 @@ rg_status rgi_graph_clone(const rgi_graph *g, rgi_graph **out, rg_error *e);
 int rgi_add_tensor(rgi_graph *g, const rgi_tensor *t);
 /* `name` for a new tensor, or name~2, name~3 … where it is taken; NULL on NOMEM. */
 const char *rgi_free_name(rgi_graph *g, const char *name);
-/* Appends a node with room for the given counts per port (arrays of op->nin and op->nout), all -1; attributes
- * take their defaults unless `attr` is given (copied). Returns its index or -1 on NOMEM. The node's outputs
- * are created by rgi_infer_node. */
+/* Appends a node with room for the given counts per port (arrays of op->nin and op->nout), all -1;
+ * attributes take their defaults unless `attr` is given (copied). Returns its index or -1 on NOMEM.
+ * The node's outputs are created by rgi_infer_node. */
 int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin, const int *nout,
                  const rg_value *attr);
 /* Port index by name, or -1. */
 int rgi_in_port(const rg_op *op, const char *name);
 int rgi_out_port(const rg_op *op, const char *name);
 
-/* Applies the op's port tables, structural rule and check to node n: fills shape, dtype, stride, base, offset
- * of its outputs (tensor ids must be set; names too). pointer goes into error messages. */
+/* Applies the op's port tables, structural rule and check to node n: fills shape, dtype, stride,
+ * base, offset of its outputs (tensor ids must be set; names too). pointer goes into error
+ * messages. */
 rg_status rgi_infer_node(rgi_graph *g, int n, const char *pointer, rg_error *e);
 /* Dense row-major strides for a bound tensor. */
 void rgi_dense_strides(rgi_tensor *t);
@@ -189,29 +198,32 @@ static inline int rgi_owner(const rgi_graph *g, int t) {
 rg_status rgi_sort_nodes(rgi_graph *g, rg_error *e);
 /* Drops tensors that nothing mentions any more; renumbers tensors. */
 rg_status rgi_compact(rgi_graph *g, rg_error *e);
-/* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a backward
- * still to be appended reads. */
+/* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a
+ * backward still to be appended reads. */
 rg_status rgi_prune(rgi_graph *g, rg_error *e);
 /* Checks I1 … I9. `stage` goes into the message. */
 rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e);
 
-/* An rg_call for node n, with shapes and no data; arrays live in `a`. RG_DIM_FREE for unbound extents. */
+/* An rg_call for node n, with shapes and no data; arrays live in `a`. RG_DIM_FREE for unbound
+ * extents. */
 rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, rg_error *e);
 
-/* ---- structural rules: what the graph's own ops (views, join, add, cast, …) do beyond tables ---- */
+/* ---- structural rules: what the graph's own ops (views, join, add, cast, …) do beyond tables */
 
 /* In which order a node sums what "delta.x" holds: the part that hands it over must do the same. */
 typedef enum rgi_delta { RGI_DELTA_NONE, RGI_DELTA_CHAIN, RGI_DELTA_LANES } rgi_delta;
 
 /* What passes/fuse.c may do with a backward op's nodes. */
 typedef struct rgi_fusing {
-  /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x" and "d.x",
-   * where x is `list`. It has ports of the same names, which hold the element, and out-ports "delta" (what
-   * "delta.y" of d.x's only reader wants) and "product" (what `rest` needs to make the other outputs; absent
-   * if nobody wants those). Attributes of `part`: this op's, the element's number, an rgi_delta. `rest` has
-   * this op's attributes, a list "product" and ports of the same names. */
+  /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x"
+   * and "d.x", where x is `list`. It has ports of the same names, which hold the element, and
+   * out-ports "delta" (what "delta.y" of d.x's only reader wants) and "product" (what `rest` needs
+   * to make the other outputs; absent if nobody wants those). Attributes of `part`: this op's, the
+   * element's number, an rgi_delta. `rest` has this op's attributes, a list "product" and ports of
+   * the same names. */
   const char *part, *list, *rest;
-  /* Of an op with a port "delta.y": does this call take it? With or without it, the bits are the same. */
+  /* Of an op with a port "delta.y": does this call take it? With or without it, the bits are the
+   * same. */
   rgi_delta (*delta)(const rg_call *c);
 } rgi_fusing;
 
@@ -222,6 +234,7 @@ typedef struct rgi_rules {
   /* Appends what carries gradients to the inputs, through graph/autodiff.h. */
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
+  bool ordered; /* a view of the same elements in the same order */
   const rgi_fusing *fusing;
   const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;

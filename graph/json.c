@@ -1,6 +1,8 @@
-/* graph/json.c: see json.h. jansson parses; this file bounds what it is given and copies what it returns.
- *
- * jansson keeps reference counts and takes its memory from malloc, so its tree is freed before we return.
+/* graph/json.c: see json.h. jansson parses; this file bounds what it is given and copies what it
+   returns.
+
+   jansson keeps reference counts and takes its memory from malloc, so its tree is freed before we
+   return.
  */
 #include "json.h"
 #include <errno.h>
@@ -21,7 +23,8 @@ const char *rgi_hint(rgi_shown *s, const char *word, const char *const *candidat
   if (*rgi_near(s, word, candidates, n)) return s->text;
   size_t size = 0; /* none is near: all of them, if they are few */
   for (int i = 0; i < n; i++) {
-    int more = snprintf(s->text + size, sizeof s->text - size, "%s%s", i ? ", " : " (known: ", candidates[i]);
+    int more = snprintf(s->text + size, sizeof s->text - size, "%s%s",
+                        i ? ", " : " (known: ", candidates[i]);
     size += (size_t)more;
     if (size + 2 > sizeof s->text) {
       s->text[0] = 0;
@@ -43,12 +46,14 @@ bool rgi_is_identifier(const char *text) {
   return n > 0;
 }
 
-rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer, rg_error *e) {
+rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer,
+                               rg_error *e) {
   rgi_shown s;
   if (rgi_is_identifier(text)) return RG_OK;
-  return rgi_fail(e, RG_E_NAME, pointer, NULL,
-                  "%s '%s' is not a name: expected a letter or _, then at most 63 letters, digits or _", what,
-                  rgi_show(&s, text));
+  return rgi_fail(
+      e, RG_E_NAME, pointer, NULL,
+      "%s '%s' is not a name: expected a letter or _, then at most 63 letters, digits or _", what,
+      rgi_show(&s, text));
 }
 
 static size_t append(char *to, size_t at, size_t size, const char *text) {
@@ -66,7 +71,8 @@ const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key)
     if (*key == '/') strcpy(one, "~1");
     n = append(p->text, n, sizeof p->text, one);
   }
-  while (n > 0 && n + 1 == sizeof p->text && ((unsigned char)p->text[n - 1] & 0x80)) p->text[--n] = 0;
+  while (n > 0 && n + 1 == sizeof p->text && ((unsigned char)p->text[n - 1] & 0x80))
+    p->text[--n] = 0;
   return p->text;
 }
 
@@ -79,17 +85,20 @@ const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i) {
 }
 
 void rgi_error_file(rg_error *e, rg_status before, const char *file) {
-  if (e && before == RG_OK && e->status != RG_OK && !e->file[0]) append(e->file, 0, sizeof e->file, file);
+  if (e && before == RG_OK && e->status != RG_OK && !e->file[0])
+    append(e->file, 0, sizeof e->file, file);
 }
 
 /* ---- files ---- */
 
-rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size, rg_error *e) {
+rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size,
+                        rg_error *e) {
   char *buffer = NULL;
   rg_status status = RG_OK;
   *data = NULL;
   *size = 0;
-  if (!*path) return rgi_fail(e, RG_E_IO, NULL, NULL, "can't open '': the name of the file is empty");
+  if (!*path)
+    return rgi_fail(e, RG_E_IO, NULL, NULL, "can't open '': the name of the file is empty");
   FILE *f = fopen(path, "rbe");
   if (!f) return rgi_fail(e, RG_E_IO, NULL, NULL, "can't open the file: %s", strerror(errno));
   size_t capacity = 0, n = 0;
@@ -130,7 +139,8 @@ fail:
 
 /* ---- what is checked before jansson sees the text ---- */
 
-static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t at, const char *message) {
+static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t at,
+                         const char *message) {
   int line = 1, column = 1;
   for (size_t i = 0; i < at; i++) {
     if (text[i] == '\n') {
@@ -206,7 +216,8 @@ static rg_status copy(rgi_arena *a, json_t *from, rgi_json *to, rg_error *e) {
     rgi_json *item = rgi_alloc_n(a, n ? n : 1, sizeof *item);
     const char **key = rgi_alloc_n(a, n ? n : 1, sizeof *key);
     if (!item || !key) return rgi_nomem(e);
-    for (void *it = json_object_iter(from); it && i < n; it = json_object_iter_next(from, it), i++) {
+    for (void *it = json_object_iter(from); it && i < n;
+         it = json_object_iter_next(from, it), i++) {
       if (!(key[i] = rgi_strdup(a, json_object_iter_key(it)))) return rgi_nomem(e);
       RGI_TRY(copy(a, json_object_iter_value(it), &item[i], e));
     }
@@ -220,8 +231,8 @@ static rg_status copy(rgi_arena *a, json_t *from, rgi_json *to, rg_error *e) {
   return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "JSON value of an unknown type");
 }
 
-/* jansson's lexer does not say so when memory runs out: it drops characters and calls the token invalid. If
- * memory of the text's size can't be had now, that is the likelier story. */
+/* jansson's lexer does not say so when memory runs out: it drops characters and calls the token
+ * invalid. If memory of the text's size can't be had now, that is the likelier story. */
 static bool out_of_memory(const json_error_t *je, size_t size) {
   if (je->line < 0 || !je->text[0] || json_error_code(je) == json_error_out_of_memory) return true;
   json_malloc_t get;
@@ -263,10 +274,12 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   return status;
 }
 
-rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e) {
+rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out,
+                         rg_error *e) {
   json_error_t je;
   *out = NULL;
-  if (size > RGI_FILE_LIMIT) return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
+  if (size > RGI_FILE_LIMIT)
+    return rgi_fail(e, RG_E_LIMIT, NULL, NULL, "the text is larger than 16 MiB");
   RGI_TRY(scan(text, size, e));
   size_t blank = 0;
   while (blank < size && text[blank] && strchr(" \t\r\n", text[blank])) blank++;
@@ -310,17 +323,19 @@ const char *rgi_json_kind(rgi_shown *s, const rgi_json *v) {
   return s->text;
 }
 
-rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node,
-                          rg_error *e) {
+rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer,
+                          const char *node, rg_error *e) {
   static const char *const kinds[] = {"null",     "true or false", "an integer", "a real number",
                                       "a string", "an array",      "an object"};
   rgi_shown s;
   if (v->type == type) return RG_OK;
-  return rgi_fail(e, RG_E_TYPE, pointer, node, "expected %s, not %s", kinds[type], rgi_json_kind(&s, v));
+  return rgi_fail(e, RG_E_TYPE, pointer, node, "expected %s, not %s", kinds[type],
+                  rgi_json_kind(&s, v));
 }
 
-rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
-                        int nrequired, const char *pointer, const char *node, rg_error *e) {
+rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known,
+                        int nknown, int nrequired, const char *pointer, const char *node,
+                        rg_error *e) {
   RGI_TRY(rgi_json_expect(object, RGI_JSON_OBJECT, pointer, node, e));
   for (int i = 0; i < object->n; i++) {
     const char *key = object->key[i];
@@ -329,8 +344,9 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
     if (!found) {
       rgi_pointer p;
       rgi_shown shown, hint;
-      return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&p, pointer, key), node, "unknown key '%s' in %s%s",
-                      rgi_show(&shown, key), what, rgi_hint(&hint, key, known, nknown));
+      return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&p, pointer, key), node,
+                      "unknown key '%s' in %s%s", rgi_show(&shown, key), what,
+                      rgi_hint(&hint, key, known, nknown));
     }
   }
   for (int k = 0; k < nrequired; k++)
@@ -347,10 +363,12 @@ rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, r
     return status == RG_OK ? RG_OK : rgi_fail(e, status, pointer, NULL, "%s", why.message);
   }
   if (v->type != RGI_JSON_INT)
-    return rgi_fail(e, RG_E_TYPE, pointer, NULL, "expected an integer or a string such as \"6GiB\", not %s",
+    return rgi_fail(e, RG_E_TYPE, pointer, NULL,
+                    "expected an integer or a string such as \"6GiB\", not %s",
                     rgi_json_kind(&s, v));
   if (v->i < 0)
-    return rgi_fail(e, RG_E_VALUE, pointer, NULL, "%lld bytes; expected 0 or more", (long long)v->i);
+    return rgi_fail(e, RG_E_VALUE, pointer, NULL, "%lld bytes; expected 0 or more",
+                    (long long)v->i);
   *out = v->i;
   return RG_OK;
 }

@@ -1,9 +1,9 @@
 /* graph/json.h: JSON in, an immutable tree in an arena out.
- *
- * The only door to jansson. A tree has no reference counts and no hidden state, so many threads may read one
- * at once. Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8, no NUL, no
- * duplicate keys, integers within int64; keys and elements stand in the file's order. Leaves to others: what
- * the values mean; the file name in an error.
+
+   The only door to jansson. A tree has no reference counts and no hidden state, so many threads may
+   read one at once. Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8,
+   no NUL, no duplicate keys, integers within int64; keys and elements stand in the file's order.
+   Leaves to others: what the values mean; the file name in an error.
  */
 #ifndef RGI_JSON_H
 #define RGI_JSON_H
@@ -36,9 +36,16 @@ typedef struct rgi_json {
 } rgi_json;
 
 /* Reads a whole file (borrows path); free *data with rgi_free. RG_E_IO, RG_E_LIMIT, RG_E_NOMEM. */
-rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size, rg_error *e);
+rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size,
+                        rg_error *e);
 /* Parses `size` bytes; the tree lives in `a` and borrows nothing from `text`. */
-rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out, rg_error *e);
+rg_status rgi_json_parse(rgi_arena *a, const char *text, size_t size, const rgi_json **out,
+                         rg_error *e);
+
+/* A deep copy in `a` (document.c). */
+rg_status rgi_json_copy(rgi_arena *a, const rgi_json *from, const rgi_json **out, rg_error *e);
+/* Writes it as JSON that parses to the same tree, with a newline at the end (document.c). */
+void rgi_json_write(const rgi_json *v, rgi_buf *b);
 
 /* " (nearest: 'x')", or "" if nothing is near; returns s->text. */
 const char *rgi_near(rgi_shown *s, const char *word, const char *const *candidates, int n);
@@ -50,17 +57,19 @@ const char *rgi_json_kind(rgi_shown *s, const rgi_json *v);
 /* Member of an object, or NULL. Linear: for objects whose keys have been checked, hence few. */
 const rgi_json *rgi_json_get(const rgi_json *object, const char *key);
 /* RG_E_TYPE unless `v` has the type. */
-rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer, const char *node,
-                          rg_error *e);
+rg_status rgi_json_expect(const rgi_json *v, rgi_json_type type, const char *pointer,
+                          const char *node, rg_error *e);
 /* Every key of `object` is among `known`, and the first `nrequired` of these are
  * there. `what` names the object. */
-rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known, int nknown,
-                        int nrequired, const char *pointer, const char *node, rg_error *e);
+rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *const *known,
+                        int nknown, int nrequired, const char *pointer, const char *node,
+                        rg_error *e);
 
 /* A number of bytes: an integer, or a string that rg_parse_size takes. */
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e);
 
-/* JSON pointers, one step at a time; cut off when longer than an rg_error can hold. Each returns p->text. */
+/* JSON pointers, one step at a time; cut off when longer than an rg_error can hold. Each returns
+ * p->text. */
 typedef struct rgi_pointer {
   char text[256];
 } rgi_pointer;
@@ -70,7 +79,8 @@ const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i);
 /* [A-Za-z_][A-Za-z0-9_]{0,63} */
 bool rgi_is_identifier(const char *text);
 /* RG_E_NAME unless it is one; `what` says what is named. */
-rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer, rg_error *e);
+rg_status rgi_check_identifier(const char *text, const char *what, const char *pointer,
+                               rg_error *e);
 
 /* Names `file` in an error that this call made: `before` is what the error's
  * status was when the call began. */

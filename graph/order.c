@@ -1,7 +1,8 @@
 /* graph/order.c: see order.h. */
 #include "order.h"
 
-/* Where x starts on axis a of its owner's box, if its strides fall and its extent does not wrap around. */
+/* Where x starts on axis a of its owner's box, if its strides fall and its extent does not wrap
+ * around. */
 static bool box(const rgi_tensor *x, int64_t *start) {
   int64_t left = x->base >= 0 ? x->offset : 0, outer = INT64_MAX;
   for (int a = 0; a < x->rank; a++) {
@@ -21,7 +22,8 @@ static bool box(const rgi_tensor *x, int64_t *start) {
 bool rgi_apart(const rgi_graph *g, int32_t t, int32_t u) {
   const rgi_tensor *x = &g->tensor[t], *y = &g->tensor[u];
   int64_t sx[RG_MAX_RANK], sy[RG_MAX_RANK];
-  if (rgi_owner(g, t) != rgi_owner(g, u) || x->rank != y->rank || x->dtype != y->dtype) return false;
+  if (rgi_owner(g, t) != rgi_owner(g, u) || x->rank != y->rank || x->dtype != y->dtype)
+    return false;
   for (int a = 0; a < x->rank; a++)
     if (x->stride[a] != y->stride[a]) return false;
   if (!box(x, sx) || !box(y, sy)) return false;
@@ -39,7 +41,8 @@ static bool linked(const rgi_graph *g, int32_t i, int32_t j) {
     for (int32_t b = 0; b < my; b++) {
       if (a < nx && b < ny) continue;
       int32_t t = a < nx ? x->in[a] : x->out[a - nx], u = b < ny ? y->in[b] : y->out[b - ny];
-      if (t >= 0 && u >= 0 && rgi_owner(g, t) == rgi_owner(g, u) && !rgi_apart(g, t, u)) return true;
+      if (t >= 0 && u >= 0 && rgi_owner(g, t) == rgi_owner(g, u) && !rgi_apart(g, t, u))
+        return true;
     }
   return false;
 }

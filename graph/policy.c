@@ -1,8 +1,8 @@
-/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is recompute/'s
- * business.
- *
- * One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "split_heads" beside
- * any.
+/* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is
+   recompute/'s business.
+
+   One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and
+   "split_heads" beside any.
  */
 #include "policy.h"
 #include "json.h"
@@ -33,7 +33,8 @@ static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
   p->preset = RGI_PRESET_LIST;
   p->recompute = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->recompute);
   p->pointer = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->pointer);
-  if (!p->recompute || !p->pointer || !rgi_names_init(&seen, p->arena, (size_t)v->n)) return rgi_nomem(e);
+  if (!p->recompute || !p->pointer || !rgi_names_init(&seen, p->arena, (size_t)v->n))
+    return rgi_nomem(e);
   for (int i = 0; i < v->n; i++) {
     const rgi_json *name = &v->item[i];
     rgi_pointer at;
@@ -69,7 +70,8 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget", "split_heads", "doc"};
+  static const char *const keys[] = {"regraph_policy", "preset",      "recompute",
+                                     "budget",         "split_heads", "doc"};
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
@@ -81,27 +83,29 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
     if (!rgi_json_get(root, keys[i])) continue;
     rgi_pointer at;
     if (first)
-      return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
-                      "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first,
-                      keys[i]);
+      return rgi_fail(
+          e, RG_E_KEY, rgi_pointer_key(&at, "", keys[i]), NULL,
+          "both '%s' and '%s'; a policy has at most one of preset, recompute and budget", first,
+          keys[i]);
     first = keys[i];
   }
   if ((v = rgi_json_get(root, "preset"))) RGI_TRY(read_preset(p, v, e));
   if ((v = rgi_json_get(root, "recompute"))) RGI_TRY(read_list(p, v, e));
   if ((v = rgi_json_get(root, "budget"))) RGI_TRY(read_budget(p, v, e));
-  if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "doc")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)
-      return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL, "groups of %lld KV heads; expected 1 or more",
-                      (long long)v->i);
+      return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL,
+                      "groups of %lld KV heads; expected 1 or more", (long long)v->i);
     p->split_heads = (int)v->i;
   }
   return RG_OK;
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name, rg_policy **out,
-                      rg_error *e) {
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
+                      rg_policy **out, rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -190,10 +194,11 @@ static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_err
       status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], NULL, "the spec has no node '%s'%s",
                         rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
     else if (!(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
-      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], name, "'%s' can't be recomputed: %s is %s", name,
-                        g->origin[o].op->name,
-                        g->origin[o].op->flags & RG_OP_VIEW ? "a view, which costs nothing to keep"
-                                                            : "not a deterministic op without side effects");
+      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], name,
+                        "'%s' can't be recomputed: %s is %s", name, g->origin[o].op->name,
+                        g->origin[o].op->flags & RG_OP_VIEW
+                            ? "a view, which costs nothing to keep"
+                            : "not a deterministic op without side effects");
   }
 done:
   rgi_arena_destroy(a);
@@ -205,8 +210,9 @@ rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg
   rg_status status = check_names(policy, forward, e);
   int64_t heads = kv_heads(forward);
   if (status == RG_OK && policy->split_heads && heads && heads % policy->split_heads)
-    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL, "groups of %d do not divide the %lld KV heads",
-                      policy->split_heads, (long long)heads);
+    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                      "groups of %d do not divide the %lld KV heads", policy->split_heads,
+                      (long long)heads);
   rgi_error_file(e, before, policy->file);
   return status;
 }

@@ -4,7 +4,12 @@
 
 #include "ir.h"
 
-typedef enum rgi_preset { RGI_PRESET_NONE, RGI_PRESET_ALL, RGI_PRESET_LIST, RGI_PRESET_BUDGET } rgi_preset;
+typedef enum rgi_preset {
+  RGI_PRESET_NONE,
+  RGI_PRESET_ALL,
+  RGI_PRESET_LIST,
+  RGI_PRESET_BUDGET
+} rgi_preset;
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;

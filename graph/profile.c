@@ -1,5 +1,5 @@
-/* graph/profile.c: device profiles and the one cost model; see profile.h. The shipped profiles are embedded
- * at build time from recompute/profiles (cmake/embed.cmake). */
+/* graph/profile.c: device profiles and the one cost model; see profile.h. The shipped profiles are
+ * embedded at build time from recompute/profiles (cmake/embed.cmake). */
 #include "profile.h"
 #include "json.h"
 #include <string.h>
@@ -15,17 +15,18 @@ static rg_status read_rate(const rgi_json *object, const char *parent, const cha
   if (!v) return RG_OK;
   rgi_pointer_key(&at, parent, key);
   if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
-    return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s", rgi_json_kind(&shown, v));
+    return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s",
+                    rgi_json_kind(&shown, v));
   *out = v->type == RGI_JSON_INT ? (double)v->i : v->f;
   if (*out > 0 && *out <= most) return RG_OK;
-  return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %.17g; expected more than 0 and at most %.17g", key,
-                  *out, most);
+  return rgi_fail(e, RG_E_VALUE, at.text, NULL,
+                  "%s is %.17g; expected more than 0 and at most %.17g", key, *out, most);
 }
 
 static rg_status read_matrix(rgi_profile *p, const rgi_json *v, rg_error *e) {
   static const char *const keys[] = {"f32", "f16", "bf16"};
-  RGI_TRY(
-      rgi_json_keys(v, "matrix_gflops", keys, RGI_COUNT(keys), RGI_COUNT(keys), "/matrix_gflops", NULL, e));
+  RGI_TRY(rgi_json_keys(v, "matrix_gflops", keys, RGI_COUNT(keys), RGI_COUNT(keys),
+                        "/matrix_gflops", NULL, e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "f32", 1e12, &p->matrix_gflops[RG_F32], e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "f16", 1e12, &p->matrix_gflops[RG_F16], e));
   RGI_TRY(read_rate(v, "/matrix_gflops", "bf16", 1e12, &p->matrix_gflops[RG_BF16], e));
@@ -55,8 +56,8 @@ static rg_status read_count(const rgi_json *object, const char *key, int least, 
   rgi_pointer_key(&at, "", key);
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, at.text, NULL, e));
   if (v->i < least || v->i > most)
-    return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %lld; expected %d to %d", key, (long long)v->i,
-                    least, most);
+    return rgi_fail(e, RG_E_VALUE, at.text, NULL, "%s is %lld; expected %d to %d", key,
+                    (long long)v->i, least, most);
   *out = (int)v->i;
   return RG_OK;
 }
@@ -97,7 +98,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
     if (!name) return rgi_nomem(e);
     p->name = rg_printable(v->text, name, size);
   }
-  if ((v = rgi_json_get(root, "doc"))) RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "doc")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
   RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
@@ -134,8 +136,8 @@ fail:
   return status;
 }
 
-rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *device, rgi_profile **out,
-                           rg_error *e) {
+rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *device,
+                           rgi_profile **out, rg_error *e) {
   rg_status before = rgi_error_before(e);
   char *text;
   size_t size;
@@ -171,7 +173,8 @@ void rgi_profile_destroy(rgi_profile *p) {
 }
 
 double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost) {
-  double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6), special = cost->exps / (p->special_gops * 1e6),
+  double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6),
+         special = cost->exps / (p->special_gops * 1e6),
          moved = cost->bytes / (p->bandwidth_gbs * 1e6);
   if (special > ms) ms = special;
   return moved > ms ? moved : ms;

@@ -29,8 +29,8 @@ typedef struct rgi_profile {
 } rgi_profile;
 
 /* path NULL: the shipped profile of `device` ("cpu", "cuda"). */
-rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *device, rgi_profile **out,
-                           rg_error *e);
+rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *device,
+                           rgi_profile **out, rg_error *e);
 void rgi_profile_destroy(rgi_profile *p);
 /* Milliseconds of one node: max(matrix, special, bytes) / efficiency + step. */
 /* The same at 100 % and without the step: no run is faster, if the rates are right. */

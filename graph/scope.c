@@ -1,8 +1,10 @@
-/* graph/scope.c: the names a spec's expressions may use: parameters, and the free dimensions of input shapes.
- *
- * A parameter is a number, a string or a truth value; a binding of the same name replaces it. Any other name
- * in an input's shape is a free dimension: symbolic until bound. Attributes see parameters only, so that a
- * graph's structure never depends on a dimension that changes from plan to plan.
+/* graph/scope.c: the names a spec's expressions may use: parameters, and the free dimensions of
+   input shapes.
+
+   A parameter is a number, a string or a truth value; a binding of the same name replaces it. Any
+   other name in an input's shape is a free dimension: symbolic until bound. Attributes see
+   parameters only, so that a graph's structure never depends on a dimension that changes from plan
+   to plan.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -21,7 +23,8 @@ static bool digit(char c) {
 static rg_status collect_text(rg_spec *spec, const char *text, const char *pointer, rg_error *e) {
   while (*text) {
     if (digit(*text)) {
-      while (digit(*text) || letter(*text)) text++; /* "2x" is for the expression parser to refuse */
+      while (digit(*text) || letter(*text))
+        text++; /* "2x" is for the expression parser to refuse */
       continue;
     }
     if (!letter(*text)) {
@@ -37,7 +40,8 @@ static rg_status collect_text(rg_spec *spec, const char *text, const char *point
     if (n > 63 || rgi_names_get(&spec->param_index, name) >= 0) continue;
     if (spec->nfree == RGI_MOST_NAMES && rgi_names_get(&spec->free_index, name) < 0)
       return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "more than %d free dimensions", RGI_MOST_NAMES);
-    if (rgi_names_add(&spec->free_index, name, spec->nfree) < 0) spec->free_name[spec->nfree++] = name;
+    if (rgi_names_add(&spec->free_index, name, spec->nfree) < 0)
+      spec->free_name[spec->nfree++] = name;
   }
   return RG_OK;
 }
@@ -56,7 +60,8 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
     RGI_TRY(rgi_check_identifier(spec->params->key[i], "parameter", where, e));
     if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL && v->type != RGI_JSON_STRING &&
         v->type != RGI_JSON_BOOL)
-      return rgi_fail(e, RG_E_TYPE, where, NULL, "a parameter is a number, a string or true or false, not %s",
+      return rgi_fail(e, RG_E_TYPE, where, NULL,
+                      "a parameter is a number, a string or true or false, not %s",
                       rgi_json_kind(&shown, v));
     rgi_names_add(&spec->param_index, spec->params->key[i], i);
   }
@@ -66,8 +71,8 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
     if (!shape || shape->type != RGI_JSON_ARRAY) continue; /* reported by the elaboration */
     for (int d = 0; d < shape->n; d++)
       if (shape->item[d].type == RGI_JSON_STRING)
-        RGI_TRY(
-            collect_text(spec, shape->item[d].text, rgi_pointer_key(&p, "/inputs", spec->inputs->key[i]), e));
+        RGI_TRY(collect_text(spec, shape->item[d].text,
+                             rgi_pointer_key(&p, "/inputs", spec->inputs->key[i]), e));
   }
   return RG_OK;
 }
@@ -101,8 +106,9 @@ static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *
     else if (b->text && strcmp(b->text, "false") == 0)
       whole = 0;
     else if ((b->text && !rgi_parse_count(b->text, &whole)) || whole < 0 || whole > 1)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected true or false",
-                      b->name, b->text ? rgi_show(&shown, b->text) : "another number");
+      return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                      "parameter '%s' is set to '%s'; expected true or false", b->name,
+                      b->text ? rgi_show(&shown, b->text) : "another number");
     v->i = whole;
     return RG_OK;
   default: /* a number of either kind may stand for a number */
@@ -112,8 +118,8 @@ static rg_status bind_param(rgi_scope *s, int i, const rg_binding *b, rg_error *
       return RG_OK;
     }
     if (!parse_real(s->arena, b->text, &real))
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected a number", b->name,
-                      rgi_show(&shown, b->text));
+      return rgi_fail(e, RG_E_USAGE, NULL, NULL, "parameter '%s' is set to '%s'; expected a number",
+                      b->name, rgi_show(&shown, b->text));
     v->type = RGI_JSON_REAL;
     v->f = real;
     return RG_OK;
@@ -133,17 +139,18 @@ static rg_status bind(rgi_scope *s, const rg_binding *b, rg_error *e) {
     if (!known) return rgi_nomem(e);
     for (int k = 0; k < spec->nfree; k++) known[n++] = spec->free_name[k];
     for (int k = 0; k < nparam; k++) known[n++] = spec->params->key[k];
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the spec has no dimension or parameter '%s' to set%s",
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the spec has no dimension or parameter '%s' to set%s",
                     rgi_show(&shown, b->name), rgi_hint(&hint, b->name, known, n));
   }
   int64_t v = b->value;
   if (b->text && !rgi_parse_count(b->text, &v))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                    "dimension '%s' is set to '%s'; expected an integer such as 4096 or 64K", b->name,
-                    rgi_show(&shown, b->text));
+                    "dimension '%s' is set to '%s'; expected an integer such as 4096 or 64K",
+                    b->name, rgi_show(&shown, b->text));
   if (v < 0 || v > RGI_MOST_ELEMENTS)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "dimension '%s' is set to %lld; expected 0 to 2^40", b->name,
-                    (long long)v);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "dimension '%s' is set to %lld; expected 0 to 2^40",
+                    b->name, (long long)v);
   s->value[i] = v;
   s->known[i] = true;
   return RG_OK;
@@ -166,16 +173,17 @@ rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset
 
 /* ---- values ---- */
 
-static rg_status unknown_param(const rgi_scope *s, const char *name, const char *pointer, const char *node,
-                               rg_error *e) {
+static rg_status unknown_param(const rgi_scope *s, const char *name, const char *pointer,
+                               const char *node, rg_error *e) {
   rgi_shown shown, hint;
   const rgi_json *params = s->spec->params;
-  return rgi_fail(e, RG_E_NAME, pointer, node, "there is no parameter '%s'%s", rgi_show(&shown, name),
+  return rgi_fail(e, RG_E_NAME, pointer, node, "there is no parameter '%s'%s",
+                  rgi_show(&shown, name),
                   params ? rgi_hint(&hint, name, params->key, params->n) : "");
 }
 
-rg_status rgi_scope_value(const rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
-                          const rgi_json **out, rg_error *e) {
+rg_status rgi_scope_value(const rgi_scope *s, const rgi_json *v, const char *pointer,
+                          const char *node, const rgi_json **out, rg_error *e) {
   *out = v;
   if (v->type != RGI_JSON_STRING || v->text[0] != '$') return RG_OK;
   int i = rgi_names_get(&s->spec->param_index, v->text + 1);
@@ -223,14 +231,17 @@ static rg_status expression(rgi_scope *s, const char *text, const char *pointer,
   if (status == RG_E_NAME && s->odd) {
     int i = rgi_names_get(&s->spec->param_index, s->odd);
     if (i >= 0)
-      return rgi_fail(e, RG_E_TYPE, pointer, node, "parameter '%s' is %s; an expression needs integers",
-                      s->odd, rgi_json_kind(&shown, &s->param[i]));
-    return rgi_fail(e, RG_E_NAME, pointer, node,
-                    "'%s' is a free dimension; attributes may use parameters only (a reshape's shape says 0 "
-                    "to keep the input's extent)",
-                    s->odd);
+      return rgi_fail(e, RG_E_TYPE, pointer, node,
+                      "parameter '%s' is %s; an expression needs integers", s->odd,
+                      rgi_json_kind(&shown, &s->param[i]));
+    return rgi_fail(
+        e, RG_E_NAME, pointer, node,
+        "'%s' is a free dimension; attributes may use parameters only (a reshape's shape says 0 "
+        "to keep the input's extent)",
+        s->odd);
   }
-  if (status == RG_E_NAME) { /* only attributes get here: in a shape an unknown name is a free dimension */
+  /* only attributes get here: in a shape an unknown name is a free dimension */
+  if (status == RG_E_NAME) {
     const rgi_json *params = s->spec->params;
     return rgi_fail(e, status, pointer, node, "%s%s", inner.message,
                     params ? rgi_hint(&shown, s->missing, params->key, params->n) : "");
@@ -241,8 +252,8 @@ static rg_status expression(rgi_scope *s, const char *text, const char *pointer,
   return rgi_fail(e, status, pointer, node, "\"%s\": %s", rgi_show(&shown, text), inner.message);
 }
 
-rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, rgi_dim *out,
-                        rg_error *e) {
+rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
+                        rgi_dim *out, rg_error *e) {
   if (v->type == RGI_JSON_INT) {
     *out = rgi_dim_of(v->i);
     return RG_OK;
@@ -256,8 +267,8 @@ rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, co
   return expression(s, v->text, pointer, node, out, e);
 }
 
-rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, int64_t *out,
-                        rg_error *e) {
+rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
+                        int64_t *out, rg_error *e) {
   rgi_dim d;
   rgi_shown shown;
   bool reference = v->type == RGI_JSON_STRING && v->text[0] == '$';

@@ -1,5 +1,6 @@
-/* graph/size.c: numbers with a unit, as people write them: bytes in policies, profiles, flags and Python
- * ("1.5GiB"), counts in bindings ("64K" tokens). The one table of units and the one overflow check.
+/* graph/size.c: numbers with a unit, as people write them: bytes in policies, profiles, flags and
+   Python ("1.5GiB"), counts in bindings ("64K" tokens). The one table of units and the one overflow
+   check.
  */
 #include "base.h"
 #include <string.h>
@@ -47,11 +48,11 @@ rg_status rg_parse_size(const char *text, int64_t *bytes, rg_error *error) {
   if (*p == 'B') p++;
   rgi_shown shown;
   if (!good || *p)
-    return rgi_fail(
-        error, RG_E_VALUE, NULL, NULL,
-        "'%s' is no size; expected digits and a unit (B; KB, MB, GB, TB; KiB, MiB, GiB, TiB or K, M, "
-        "G, T), as in 6GiB",
-        rgi_show(&shown, text));
+    return rgi_fail(error, RG_E_VALUE, NULL, NULL,
+                    "'%s' is no size; expected digits and a unit (B; KB, MB, GB, TB; KiB, MiB, "
+                    "GiB, TiB or K, M, "
+                    "G, T), as in 6GiB",
+                    rgi_show(&shown, text));
   unit = power(decimal ? 1000 : 1024, prefix);
   if (!fits || !rgi_mul(whole, unit, &sum) || !rgi_add(sum, part * unit / scale, &sum))
     return rgi_fail(error, RG_E_OVERFLOW, NULL, NULL, "'%s' is more bytes than 64 bits can count",

@@ -1,7 +1,7 @@
 /* graph/spec.c: specs as the public header sees them: load, ask for tensors, solve, write.
- *
- * A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph that the
- * bindings at load gave. Nothing is written after loading: threads share a spec freely.
+
+   A spec keeps its JSON tree, so a plan can elaborate it again with more names bound, and the graph
+   that the bindings at load gave. Nothing is written after loading: threads share a spec freely.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -16,27 +16,28 @@ const char *rgi_spec_file(const rg_spec *spec) {
 
 /* ---- loading ---- */
 
-static rg_status member(const rgi_json *root, const char *key, rgi_json_type type, const rgi_json **out,
-                        rg_error *e) {
+static rg_status member(const rgi_json *root, const char *key, rgi_json_type type,
+                        const rgi_json **out, rg_error *e) {
   rgi_pointer p;
   *out = rgi_json_get(root, key);
   return *out ? rgi_json_expect(*out, type, rgi_pointer_key(&p, "", key), NULL, e) : RG_OK;
 }
 
-static rg_status limit(const rgi_json *v, const char *pointer, const char *what, int most, rg_error *e) {
-  if (!v || v->n <= most) return RG_OK;
-  return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "%d %s; at most %d are possible", v->n, what, most);
+rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most, rg_error *e) {
+  if (n <= most) return RG_OK;
+  return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "%d %s; at most %d are possible", n, what, most);
 }
 
 /* The top level: which members there are and what JSON type they have. */
 static rg_status read_root(rg_spec *s, rg_error *e) {
-  static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs", "name", "params", "doc"};
+  static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs",
+                                     "name",    "params", "doc"};
   const rgi_json *v;
   RGI_TRY(rgi_json_keys(s->root, "a spec", keys, RGI_COUNT(keys), 4, "", NULL, e));
   RGI_TRY(member(s->root, "regraph", RGI_JSON_INT, &v, e));
   if (v->i != 1)
-    return rgi_fail(e, RG_E_VALUE, "/regraph", NULL, "format version %lld; this library reads version 1",
-                    (long long)v->i);
+    return rgi_fail(e, RG_E_VALUE, "/regraph", NULL,
+                    "format version %lld; this library reads version 1", (long long)v->i);
   RGI_TRY(member(s->root, "name", RGI_JSON_STRING, &v, e));
   if (v) RGI_TRY(rgi_check_identifier(v->text, "spec", "/name", e));
   s->name = v ? v->text : "graph";
@@ -45,10 +46,10 @@ static rg_status read_root(rg_spec *s, rg_error *e) {
   RGI_TRY(member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e));
   RGI_TRY(member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e));
   RGI_TRY(member(s->root, "outputs", RGI_JSON_OBJECT, &s->outputs, e));
-  RGI_TRY(limit(s->params, "/params", "parameters", RGI_MOST_NAMES, e));
-  RGI_TRY(limit(s->inputs, "/inputs", "inputs", RGI_MOST_NAMES, e));
-  RGI_TRY(limit(s->nodes, "/nodes", "nodes", RGI_MOST_NODES, e));
-  return limit(s->outputs, "/outputs", "outputs", RGI_MOST_NAMES, e);
+  if (s->params) RGI_TRY(rgi_spec_limit(s->params->n, "/params", "parameters", RGI_MOST_NAMES, e));
+  RGI_TRY(rgi_spec_limit(s->inputs->n, "/inputs", "inputs", RGI_MOST_NAMES, e));
+  RGI_TRY(rgi_spec_limit(s->nodes->n, "/nodes", "nodes", RGI_MOST_NODES, e));
+  return rgi_spec_limit(s->outputs->n, "/outputs", "outputs", RGI_MOST_NAMES, e);
 }
 
 static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, rg_error *e) {
@@ -68,12 +69,15 @@ static rg_status keep_bindings(rg_spec *s, const rg_binding *set, size_t nset, r
 
 /* ---- what the caller binds ---- */
 
-static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role, rg_tensor_info *out) {
+static void describe_tensor(const rgi_tensor *t, const char *name, rg_role role,
+                            rg_tensor_info *out) {
   int64_t bytes = (int64_t)rg_dtype_size(t->dtype);
-  *out = (rg_tensor_info){.name = name, .role = role, .dtype = t->dtype, .rank = t->rank};
+  *out = (rg_tensor_info){
+      .name = name, .role = role, .dtype = t->dtype, .rank = t->rank, .alignment = -1};
   for (int i = 0; i < t->rank; i++) {
     out->dim[i] = rgi_dim_known(t->dim[i]) ? t->dim[i].c : -1;
-    bytes = bytes < 0 || out->dim[i] < 0 ? -1 : bytes * out->dim[i]; /* at most 2^42: checked by inference */
+    /* at most 2^42: checked by inference */
+    bytes = bytes < 0 || out->dim[i] < 0 ? -1 : bytes * out->dim[i];
   }
   out->bytes = bytes;
 }
@@ -135,8 +139,10 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
-                      const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+/* From `text`, or from `tree` where that is given. */
+static rg_status load(const rg_context *ctx, const char *text, size_t size, const rgi_json *tree,
+                      const char *name, const rg_binding *set, size_t nset, rg_spec **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
   rg_spec *s = a ? rgi_alloc(a, sizeof *s) : NULL;
@@ -146,7 +152,10 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
   }
   *s = (rg_spec){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
   RGI_GOTO(status, s->file ? RG_OK : rgi_nomem(e), fail);
-  RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
+  if (tree)
+    RGI_GOTO(status, rgi_json_copy(a, tree, &s->root, e), fail);
+  else
+    RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
   RGI_GOTO(status, read_root(s, e), fail);
   RGI_GOTO(status, rgi_scope_collect(s, e), fail);
   RGI_GOTO(status, keep_bindings(s, set, nset, e), fail);
@@ -160,13 +169,18 @@ fail:
   return status;
 }
 
+rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
+                        const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
+  return load(ctx, NULL, 0, tree, name, set, nset, out, e);
+}
+
 rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                             const rg_binding *set, size_t nset, rg_spec **out, rg_error *error) {
   if (out) *out = NULL;
   if (!ctx || !text || !out || (nset && !set))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_spec_load_text needs a context, a text and a place for the spec");
-  return load(ctx, text, size, name ? name : "spec", set, nset, out, error);
+  return load(ctx, text, size, NULL, name ? name : "spec", set, nset, out, error);
 }
 
 rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
@@ -180,7 +194,7 @@ rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding 
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
-    status = load(ctx, text, size, path, set, nset, out, error);
+    status = load(ctx, text, size, NULL, path, set, nset, out, error);
     rgi_free(ctx, text);
   }
   rgi_error_file(error, before, path);
@@ -202,9 +216,9 @@ rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out) {
 /* ---- solving ---- */
 
 /* One axis of the given shape. *progress when a name got its value. */
-static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_json *axis, int64_t extent,
-                            const char *pointer, rg_binding *solved, size_t capacity, size_t *n,
-                            bool *progress, rg_error *e) {
+static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_json *axis,
+                            int64_t extent, const char *pointer, rg_binding *solved,
+                            size_t capacity, size_t *n, bool *progress, rg_error *e) {
   rgi_dim d;
   rgi_shown shown;
   char text[128];
@@ -214,18 +228,20 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
     if (axis->type == RGI_JSON_STRING)
       return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, but %s is %lld",
                       (long long)extent, rgi_show(&shown, axis->text), (long long)d.c);
-    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here; expected %lld", (long long)extent,
-                    (long long)d.c);
+    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here; expected %lld",
+                    (long long)extent, (long long)d.c);
   }
   int name = d.nterm == 1 ? rgi_names_get(&spec->free_index, d.term[0].atom) : -1;
   if (name < 0) return RG_OK; /* several unknowns, or a quotient: other axes may settle it */
   int64_t rest, coef = d.term[0].coef;
-  if (!rgi_add(extent, d.c == INT64_MIN ? INT64_MAX : -d.c, &rest) || (rest == INT64_MIN && coef == -1) ||
-      rest % coef != 0 || rest / coef < 0)
-    return rgi_fail(e, RG_E_SHAPE, pointer, NULL, "the array has %lld here, which no '%s' in %s can give",
-                    (long long)extent, spec->free_name[name], rgi_dim_text(d, text, sizeof text));
+  if (!rgi_add(extent, d.c == INT64_MIN ? INT64_MAX : -d.c, &rest) ||
+      (rest == INT64_MIN && coef == -1) || rest % coef != 0 || rest / coef < 0)
+    return rgi_fail(e, RG_E_SHAPE, pointer, NULL,
+                    "the array has %lld here, which no '%s' in %s can give", (long long)extent,
+                    spec->free_name[name], rgi_dim_text(d, text, sizeof text));
   if (*n >= capacity)
-    return rgi_fail(e, RG_E_USAGE, pointer, NULL, "no room for another solved dimension past %zu", capacity);
+    return rgi_fail(e, RG_E_USAGE, pointer, NULL, "no room for another solved dimension past %zu",
+                    capacity);
   solved[(*n)++] = (rg_binding){.name = spec->free_name[name], .value = rest / coef};
   scope->known[name] = *progress = true;
   scope->value[name] = rest / coef;
@@ -233,18 +249,19 @@ static rg_status solve_axis(const rg_spec *spec, rgi_scope *scope, const rgi_jso
 }
 
 static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *pointer, int rank,
-                       const int64_t *dim, rg_binding *solved, size_t capacity, size_t *n, rgi_arena *a,
-                       rg_error *e) {
+                       const int64_t *dim, rg_binding *solved, size_t capacity, size_t *n,
+                       rgi_arena *a, rg_error *e) {
   rgi_scope scope;
   if (shape->n != rank)
-    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes; expected %d", rank, shape->n);
+    return rgi_fail(e, RG_E_RANK, pointer, NULL, "the array has %d axes; expected %d", rank,
+                    shape->n);
   RGI_TRY(rgi_scope_open(spec, solved, *n, a, &scope, e));
   for (bool progress = true; progress;) {
     progress = false;
     for (int i = 0; i < rank; i++) {
       rgi_pointer p;
-      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i), solved,
-                         capacity, n, &progress, e));
+      RGI_TRY(solve_axis(spec, &scope, &shape->item[i], dim[i], rgi_pointer_index(&p, pointer, i),
+                         solved, capacity, n, &progress, e));
     }
   }
   return RG_OK;
@@ -252,7 +269,8 @@ static rg_status solve(const rg_spec *spec, const rgi_json *shape, const char *p
 
 rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
                         rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error) {
-  if (!spec || !input || !nsolved || (rank > 0 && !dim) || (*nsolved && !solved) || (capacity && !solved))
+  if (!spec || !input || !nsolved || (rank > 0 && !dim) || (*nsolved && !solved) ||
+      (capacity && !solved))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_spec_solve needs a spec, an input, its shape and a place");
   rgi_shown shown, hint;
@@ -260,14 +278,15 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   rg_status before = rgi_error_before(error), status;
   const rgi_json *in = rgi_json_get(spec->inputs, input);
   if (!in) {
-    return rgi_fail(error, RG_E_NAME, NULL, NULL, "the spec has no input '%s'%s", rgi_show(&shown, input),
+    return rgi_fail(error, RG_E_NAME, NULL, NULL, "the spec has no input '%s'%s",
+                    rgi_show(&shown, input),
                     rgi_hint(&hint, input, spec->inputs->key, spec->inputs->n));
   }
   rgi_arena *a = rgi_arena_create(spec->ctx);
   if (!a) return rgi_nomem(error);
   rgi_pointer_key(&at, "/inputs", input);
-  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim, solved,
-                 capacity, nsolved, a, error);
+  status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim,
+                 solved, capacity, nsolved, a, error);
   rgi_error_file(error, before, spec->file);
   rgi_arena_destroy(a);
   return status;
@@ -328,7 +347,7 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
 }
 
 rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, rg_error *error) {
-  static const char *const formats[] = {"text", "dot", "summary"};
+  static const char *const formats[] = {"text", "dot", "summary", "json"};
   if (out) *out = (rg_text){0};
   if (!spec || !format || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
@@ -342,8 +361,10 @@ rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, r
     rgi_dump_dot(spec->graph, &b);
   else if (strcmp(format, "summary") == 0)
     write_summary(spec, &b);
+  else if (strcmp(format, "json") == 0)
+    rgi_json_write(spec->root, &b);
   else
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no spec format '%s'%s", rgi_show(&shown, format),
-                    rgi_hint(&hint, format, formats, RGI_COUNT(formats)));
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no spec format '%s'%s",
+                    rgi_show(&shown, format), rgi_hint(&hint, format, formats, RGI_COUNT(formats)));
   return rgi_buf_finish(&b, out, error);
 }

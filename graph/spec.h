@@ -1,5 +1,6 @@
-/* graph/spec.h: a loaded spec, shared by spec.c (the public side), scope.c (parameters and dimensions) and
- * elaborate.c (from JSON to graph). Immutable once rg_spec_load_… has returned it. */
+/* graph/spec.h: a loaded spec, shared by spec.c (the public side), scope.c (parameters and
+ * dimensions) and elaborate.c (from JSON to graph). Immutable once rg_spec_load_… has
+ * returned it. */
 #ifndef RGI_SPEC_H
 #define RGI_SPEC_H
 
@@ -25,11 +26,19 @@ struct rg_spec {
   size_t ninfo;
 };
 
-/* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless `bind_all`. */
+/* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless
+ * `bind_all`. */
 rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
                              rgi_graph **out, rg_error *e);
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
+
+/* The spec that a document says: what loading does after parsing. The tree (borrowed) keeps what
+ * json.h promises of one; `name` stands for the file in messages. */
+rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
+                        const rg_binding *set, size_t nset, rg_spec **out, rg_error *e);
+/* RG_E_LIMIT if n things are more than `most`; `what` names them. */
+rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most, rg_error *e);
 
 /* Fills in every tensor's `seqlens` and the lengths ports that the spec left open (lengths.c). */
 rg_status rgi_fill_lengths(rgi_graph *g, rg_error *e);
@@ -53,13 +62,13 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e);
 rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a,
                          rgi_scope *out, rg_error *e);
 /* An integer or an expression string → extent. `pointer` and `node` go into errors. */
-rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, rgi_dim *out,
-                        rg_error *e);
+rg_status rgi_scope_dim(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
+                        rgi_dim *out, rg_error *e);
 /* The same for attributes: must come out as a number. "$name" is accepted too. */
-rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node, int64_t *out,
-                        rg_error *e);
+rg_status rgi_scope_int(rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
+                        int64_t *out, rg_error *e);
 /* Replaces a string "$name" by the parameter it names; anything else is itself. */
-rg_status rgi_scope_value(const rgi_scope *s, const rgi_json *v, const char *pointer, const char *node,
-                          const rgi_json **out, rg_error *e);
+rg_status rgi_scope_value(const rgi_scope *s, const rgi_json *v, const char *pointer,
+                          const char *node, const rgi_json **out, rg_error *e);
 
 #endif

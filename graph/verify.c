@@ -13,8 +13,9 @@ typedef struct verifier {
 } verifier;
 
 static rg_status broken(const verifier *v, int invariant, const char *where, const char *what) {
-  return rgi_fail(v->e, RG_E_INTERNAL, NULL, where, "invariant I%d does not hold after %s: \"%s\" %s",
-                  invariant, v->stage, where, what);
+  return rgi_fail(v->e, RG_E_INTERNAL, NULL, where,
+                  "invariant I%d does not hold after %s: \"%s\" %s", invariant, v->stage, where,
+                  what);
 }
 
 static int by_text(const void *a, const void *b) {
@@ -62,13 +63,16 @@ static rg_status check_links(const verifier *v, rgi_arena *a) {
       return broken(v, 3, node->name, "waits for what is produced later");
     for (int i = 0; i < rgi_nin(node); i++) {
       int t = node->in[i];
-      if (t < -1 || t >= g->ntensor) return broken(v, 1, node->name, "reads a tensor that is not there");
+      if (t < -1 || t >= g->ntensor)
+        return broken(v, 1, node->name, "reads a tensor that is not there");
       if (t < 0) continue;
-      if (g->tensor[t].producer >= n) return broken(v, 3, node->name, "reads what is produced later");
+      if (g->tensor[t].producer >= n)
+        return broken(v, 3, node->name, "reads what is produced later");
     }
     for (int i = 0; i < rgi_nout(node); i++) {
       int t = node->out[i];
-      if (t < -1 || t >= g->ntensor) return broken(v, 1, node->name, "writes a tensor that is not there");
+      if (t < -1 || t >= g->ntensor)
+        return broken(v, 1, node->name, "writes a tensor that is not there");
       if (t < 0) continue;
       if (g->tensor[t].producer != n || written[t]++)
         return broken(v, 2, g->tensor[t].name, "has no single producer");
@@ -88,7 +92,8 @@ static rg_status check_inference(const verifier *v) {
   rgi_graph *again;
   RGI_TRY(rgi_graph_clone(g, &again, v->e));
   rg_status status = RG_OK;
-  for (int n = 0; n < again->nnode && status == RG_OK; n++) status = rgi_infer_node(again, n, NULL, v->e);
+  for (int n = 0; n < again->nnode && status == RG_OK; n++)
+    status = rgi_infer_node(again, n, NULL, v->e);
   for (int t = 0; t < g->ntensor && status == RG_OK; t++) {
     const rgi_tensor *x = &g->tensor[t], *y = &again->tensor[t];
     bool same = x->dtype == y->dtype && x->rank == y->rank && x->base == y->base;
@@ -216,8 +221,10 @@ static rg_status check_deltas(const verifier *v) {
       char name[64];
       const int t = rgi_in(node, p);
       if (t < 0 || strncmp(node->op->in[p].name, "delta.", 6) != 0) continue;
-      const int out = rgi_in_port(node->op, reader_port(&node->op->in[p], "out", name, sizeof name)),
-                grad = rgi_in_port(node->op, reader_port(&node->op->in[p], "grad", name, sizeof name));
+      const int out =
+                    rgi_in_port(node->op, reader_port(&node->op->in[p], "out", name, sizeof name)),
+                grad =
+                    rgi_in_port(node->op, reader_port(&node->op->in[p], "grad", name, sizeof name));
       if (out < 0 || grad < 0 || rgi_in(node, out) >= 0)
         return broken(v, 9, node->name, "has a delta beside what it stands for");
       const int d = rgi_in(node, grad);

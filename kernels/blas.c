@@ -25,9 +25,11 @@ typedef struct job {
   cublasLtMatmulPreference_t wish;
 } job;
 
-static bool layout(cublasLtMatrixLayout_t *l, rg_dtype t, int64_t rows, int64_t columns, int64_t ld) {
+static bool layout(cublasLtMatrixLayout_t *l, rg_dtype t, int64_t rows, int64_t columns,
+                   int64_t ld) {
   cudaDataType_t type = t == RG_F32 ? CUDA_R_32F : t == RG_F16 ? CUDA_R_16F : CUDA_R_16BF;
-  return cublasLtMatrixLayoutCreate(l, type, (uint64_t)columns, (uint64_t)rows, ld) == CUBLAS_STATUS_SUCCESS;
+  return cublasLtMatrixLayoutCreate(l, type, (uint64_t)columns, (uint64_t)rows, ld) ==
+         CUBLAS_STATUS_SUCCESS;
 }
 
 static bool describe(job *j) {
@@ -35,26 +37,32 @@ static bool describe(job *j) {
   const cublasOperation_t turn = p->transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   const uint32_t align = 16, whole = CUBLASLT_REDUCTION_SCHEME_NONE;
   const uint64_t room = 0;
-  bool ok = cublasLtMatmulDescCreate(&j->op, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-            layout(&j->b, p->dtype, p->transposed ? p->n : p->k, p->transposed ? p->k : p->n, p->ldb) &&
-            layout(&j->a, p->dtype, p->m, p->k, p->lda) && layout(&j->c, p->c_dtype, p->m, p->n, p->ldc) &&
-            layout(&j->usual_a, p->dtype, RGK_PRODUCT_ROWS, p->k, p->k) &&
-            layout(&j->usual_c, p->c_dtype, RGK_PRODUCT_ROWS, p->n, p->n) &&
-            cublasLtMatmulPreferenceCreate(&j->wish) == CUBLAS_STATUS_SUCCESS;
+  bool ok =
+      cublasLtMatmulDescCreate(&j->op, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+      layout(&j->b, p->dtype, p->transposed ? p->n : p->k, p->transposed ? p->k : p->n, p->ldb) &&
+      layout(&j->a, p->dtype, p->m, p->k, p->lda) &&
+      layout(&j->c, p->c_dtype, p->m, p->n, p->ldc) &&
+      layout(&j->usual_a, p->dtype, RGK_PRODUCT_ROWS, p->k, p->k) &&
+      layout(&j->usual_c, p->c_dtype, RGK_PRODUCT_ROWS, p->n, p->n) &&
+      cublasLtMatmulPreferenceCreate(&j->wish) == CUBLAS_STATUS_SUCCESS;
   if (!ok) return false;
   cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_TRANSA, &turn, sizeof turn);
   if (p->bias) {
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     const cudaDataType_t type = p->dtype == RG_F16 ? CUDA_R_16F : CUDA_R_16BF;
-    cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-    cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
+    cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                   sizeof epilogue);
+    cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
+                                   sizeof p->bias);
     cublasLtMatmulDescSetAttribute(j->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
   }
   const cublasLtMatmulPreferenceAttributes_t aligned[] = {
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-  for (int i = 0; i < 4; i++) cublasLtMatmulPreferenceSetAttribute(j->wish, aligned[i], &align, sizeof align);
-  cublasLtMatmulPreferenceSetAttribute(j->wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
+  for (int i = 0; i < 4; i++)
+    cublasLtMatmulPreferenceSetAttribute(j->wish, aligned[i], &align, sizeof align);
+  cublasLtMatmulPreferenceSetAttribute(j->wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room,
+                                       sizeof room);
   cublasLtMatmulPreferenceSetAttribute(j->wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &whole,
                                        sizeof whole);
   return true;
@@ -78,8 +86,8 @@ static rg_status record(void *arg, void *stream) {
                 CUBLAS_STATUS_SUCCESS &&
             fits.workspaceSize == 0;
   if (!ok && !choose(j, j->a, j->c, &found)) return RG_E_DEVICE;
-  return cublasLtMatmul(j->handle, j->op, &one, p->b, j->b, p->a, j->a, &zero, p->c, j->c, p->c, j->c,
-                        &found.algo, NULL, 0, (cudaStream_t)stream) == CUBLAS_STATUS_SUCCESS
+  return cublasLtMatmul(j->handle, j->op, &one, p->b, j->b, p->a, j->a, &zero, p->c, j->c, p->c,
+                        j->c, &found.algo, NULL, 0, (cudaStream_t)stream) == CUBLAS_STATUS_SUCCESS
              ? RG_OK
              : RG_E_DEVICE;
 }
@@ -89,8 +97,9 @@ rg_status rgk_blas_product(rg_cuda *x, const rgk_product *p) {
   rg_status status;
   if (p->m == 0 || p->n == 0) return RG_OK;
   if (!j.handle) return RG_E_DEVICE;
-  status = describe(&j) ? x->library(x, record, &j)
-                        : rgi_fail(x->error, RG_E_DEVICE, NULL, NULL, "cuBLASLt refused a product's shape");
+  status = describe(&j)
+               ? x->library(x, record, &j)
+               : rgi_fail(x->error, RG_E_DEVICE, NULL, NULL, "cuBLASLt refused a product's shape");
   if (j.wish) cublasLtMatmulPreferenceDestroy(j.wish);
   cublasLtMatrixLayout_t layouts[] = {j.a, j.b, j.c, j.usual_a, j.usual_c};
   for (int i = 0; i < RGI_COUNT(layouts); i++)

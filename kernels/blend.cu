@@ -1,10 +1,13 @@
-/* kernels/blend.cu: combine and merge_lse (blend.h; the formulas stand in ops/combine.c and ops/merge_lse.c).
- *
- *     warp | row: lanes 0 … L-1 | row … |     lane l owns elements 8·l … 8·l+7, then those 8·L further, …
- *
- * The row's gates (or log-sum-exps) are read by one lane each while the first branches are under way; weights
- * go to all lanes through shared memory. The backward reads each branch and the gradient once: products
- * dout · o_n are summed over a lane's elements in order, then over lanes pairwise.
+/* kernels/blend.cu: combine and merge_lse (blend.h; the formulas stand in ops/combine.c and
+   ops/merge_lse.c).
+
+       warp | row: lanes 0 … L-1 | row … |     lane l owns elements 8·l … 8·l+7, then those 8·L
+                                               further, …
+
+   The row's gates (or log-sum-exps) are read by one lane each while the first branches are under
+   way; weights go to all lanes through shared memory. The backward reads each branch and the
+   gradient once: products dout · o_n are summed over a lane's elements in order, then over lanes
+   pairwise.
  */
 #include "blend.h"
 #include "device/chunk.cuh"
@@ -17,19 +20,25 @@ namespace {
 enum { THREADS = RGK_BLEND_THREADS, ABREAST = 4 /* branches loaded at once */ };
 enum { SIGMOID, SOFTMAX, NONE };
 
-/* ---- weights of gates, and their gradients: additions never fused with what expf ends with, so that every kernel
- * here gets the same bits ---- */
+/* ---- weights of gates, and their gradients: additions never fused with what expf ends with, so
+ * that every kernel here gets the same bits ---- */
 
 /* The larger one; a NaN stays, and then every weight is one. */
-__device__ __forceinline__ float more_gate(float most, float x) { return x > most || x != x ? x : most; }
-__device__ __forceinline__ float gate_sum_add(float sum, float x, float most) { return __fadd_rn(sum, expf(x - most)); }
+__device__ __forceinline__ float more_gate(float most, float x) {
+  return x > most || x != x ? x : most;
+}
+__device__ __forceinline__ float gate_sum_add(float sum, float x, float most) {
+  return __fadd_rn(sum, expf(x - most));
+}
 /* most, sum: for softmax */
 __device__ __forceinline__ float gate_weight(int act, float x, float most, float sum) {
   if (act == SOFTMAX) return expf(x - most) / sum;
   return act == SIGMOID ? 1.0f / __fadd_rn(1.0f, expf(-x)) : x;
 }
-/* rest: minus the mean of the products, for softmax. 1 - w is formed as sigmoid(-x): exact where w is near 1. */
-__device__ __forceinline__ float gate_gradient(int act, float x, float w, float product, float rest) {
+/* rest: minus the mean of the products, for softmax. 1 - w is formed as sigmoid(-x): exact where w
+ * is near 1. */
+__device__ __forceinline__ float gate_gradient(int act, float x, float w, float product,
+                                               float rest) {
   if (act == SOFTMAX) return w * __fadd_rn(product, rest);
   return act == SIGMOID ? product * (w * (1.0f / __fadd_rn(1.0f, expf(x)))) : product;
 }
@@ -79,7 +88,8 @@ __device__ __forceinline__ float weigh(const P &p, const place &at, float *x, fl
 
 /* Elements [c, …) of branches k … k + ABREAST - 1. */
 template <class T>
-__device__ __forceinline__ void fetch(const rgk_blend_params &p, const place &at, int k, int64_t c, int n, chunk<T> (&raw)[ABREAST]) {
+__device__ __forceinline__ void fetch(const rgk_blend_params &p, const place &at, int k, int64_t c,
+                                      int n, chunk<T> (&raw)[ABREAST]) {
 #pragma unroll
   for (int j = 0; j < ABREAST; j++)
     if (k + j < p.n) {
@@ -92,7 +102,8 @@ template <class P> __device__ __forceinline__ int count(const P &p, int64_t c) {
   return p.width - c < CHUNK ? (int)(p.width - c) : CHUNK;
 }
 
-template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_blend_params p) {
+template <bool MERGE, class T>
+__global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_blend_params p) {
   extern __shared__ float shared[];
   const place at = find_place(p);
   const int64_t mine = at.lane * CHUNK, step = p.lanes * CHUNK;
@@ -101,7 +112,8 @@ template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) forwar
   if (at.live && mine < p.width) fetch(p, at, 0, mine, count(p, mine), raw);
   const float lse = weigh<MERGE>(p, at, x, w);
   if (!at.exists) return;
-  if (MERGE && p.row_lse && at.lane == 0) p.row_lse[at.t * p.row_lse_row + at.h] = at.live ? lse : 0;
+  if (MERGE && p.row_lse && at.lane == 0)
+    p.row_lse[at.t * p.row_lse_row + at.h] = at.live ? lse : 0;
   for (int64_t c = mine; c < p.width; c += step) {
     const int n = count(p, c);
     bool any = false;
@@ -130,12 +142,14 @@ template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) forwar
 
 /* From products to gradients of the row's gates or log-sum-exps. x, w, product [n] */
 template <bool MERGE>
-__device__ __forceinline__ void small_gradients(const rgk_blend_params &p, const place &at, const float *x, const float *w,
-                                const float *product) {
+__device__ __forceinline__ void small_gradients(const rgk_blend_params &p, const place &at,
+                                                const float *x, const float *w,
+                                                const float *product) {
   float mean = 0;
   for (int k = 0; k < p.n && at.live && (MERGE || p.act == SOFTMAX); k++)
     if (!MERGE || w[k] != 0) mean = __fmaf_rn(w[k], product[k], mean);
-  const float rest = MERGE && p.row_lse && at.live ? p.row_lse[at.t * p.row_lse_row + at.h] - mean : -mean;
+  const float rest =
+      MERGE && p.row_lse && at.live ? p.row_lse[at.t * p.row_lse_row + at.h] - mean : -mean;
   for (int k = at.lane; k < p.n; k += p.lanes) {
     float v = 0;
     if (at.live) {
@@ -146,18 +160,22 @@ __device__ __forceinline__ void small_gradients(const rgk_blend_params &p, const
     }
     if (MERGE) {
       const rgk_branch &b = p.branch[k];
-      if (b.d_lse && (at.live || !b.lse_add)) put_grad(b.d_lse, RG_F32, at.t * b.d_lse_row + at.h, v, b.lse_add);
+      if (b.d_lse && (at.live || !b.lse_add))
+        put_grad(b.d_lse, RG_F32, at.t * b.d_lse_row + at.h, v, b.lse_add);
     } else if (at.live || !p.gate_add) {
-      put_grad(p.d_gate.data, p.d_gate.dtype, at.t * p.d_gate.row + at.h * p.d_gate.head + k, v, p.gate_add);
+      put_grad(p.d_gate.data, p.d_gate.dtype, at.t * p.d_gate.row + at.h * p.d_gate.head + k, v,
+               p.gate_add);
     }
   }
 }
 
-template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_blend_params p) {
+template <bool MERGE, class T>
+__global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_blend_params p) {
   extern __shared__ float shared[];
   const place at = find_place(p);
   const int64_t mine = at.lane * CHUNK, step = p.lanes * CHUNK;
-  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_BWD * p.n, *w = x + p.n, *product = w + p.n;
+  float *x = shared + (int64_t)at.slot * RGK_BLEND_KINDS_BWD * p.n, *w = x + p.n,
+        *product = w + p.n;
   const int64_t row = at.t * p.row.row + at.h * p.row.head;
   const bool given = at.live && p.row.data, products = given && p.products;
   chunk<T> raw[ABREAST], grad;
@@ -206,11 +224,13 @@ template <bool MERGE, class T> __global__ void __launch_bounds__(THREADS) backwa
 
 __device__ __forceinline__ float rounded(float x, int dtype) {
   if (dtype == RG_F32) return x;
-  return dtype == RG_F16 ? __half2float(__float2half_rn(x)) : __bfloat162float(__float2bfloat16_rn(x));
+  return dtype == RG_F16 ? __half2float(__float2half_rn(x))
+                         : __bfloat162float(__float2bfloat16_rn(x));
 }
 
 /* Weight of the row's gate in column k; every thread finds it for itself. */
-__device__ __forceinline__ float weight_of(const rgk_tensor &gate, int act, int n, int64_t at, int k) {
+__device__ __forceinline__ float weight_of(const rgk_tensor &gate, int act, int n, int64_t at,
+                                           int k) {
   float most = -INFINITY, sum = 0;
   if (act == SOFTMAX) {
     for (int i = 0; i < n; i++) most = more_gate(most, load(gate.data, gate.dtype, at + i));
@@ -219,12 +239,15 @@ __device__ __forceinline__ float weight_of(const rgk_tensor &gate, int act, int 
   return gate_weight(act, load(gate.data, gate.dtype, at + k), most, sum);
 }
 
-/* Products and d as in `backward`. delta: of d as stored, either summed like a product or as one chain, which
- * is handed from lane to lane. RGK_BRANCH_ROWS rows of a thread are under way at once. */
+/* Products and d as in `backward`. delta: of d as stored, either summed like a product or as
+ * one chain, which is handed from lane to lane. RGK_BRANCH_ROWS rows of a thread are under
+ * way at once. */
 template <class T>
-__global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3) branch(const __grid_constant__ rgk_branch_params p) {
+__global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3)
+    branch(const __grid_constant__ rgk_branch_params p) {
   enum { ROWS = RGK_BRANCH_ROWS };
-  const int slot = threadIdx.x / p.lanes, lane = threadIdx.x - slot * p.lanes, slots = THREADS / p.lanes;
+  const int slot = threadIdx.x / p.lanes, lane = threadIdx.x - slot * p.lanes,
+            slots = THREADS / p.lanes;
   const int64_t mine = lane * CHUNK, step = p.lanes * CHUNK, end = live_rows(p.seqs);
   const bool sums = p.product.data || p.delta.data;
   int32_t t[ROWS], h[ROWS];
@@ -241,13 +264,16 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3) branch
     raw[i].clear();
     grad[i].clear();
     if (live[i] && mine < p.width) {
-      grad[i].load(p.row.data, p.dtype, t[i] * p.row.row + h[i] * p.row.head + mine, count(p, mine));
-      if (sums) raw[i].load(p.o.data, p.dtype, t[i] * p.o.row + h[i] * p.o.head + mine, count(p, mine));
+      grad[i].load(p.row.data, p.dtype, t[i] * p.row.row + h[i] * p.row.head + mine,
+                   count(p, mine));
+      if (sums)
+        raw[i].load(p.o.data, p.dtype, t[i] * p.o.row + h[i] * p.o.head + mine, count(p, mine));
     }
   }
 #pragma unroll
   for (int i = 0; i < ROWS; i++)
-    a[i] = live[i] ? weight_of(p.gate, p.act, p.n, t[i] * p.gate.row + h[i] * p.gate.head, p.column) : 0;
+    a[i] = live[i] ? weight_of(p.gate, p.act, p.n, t[i] * p.gate.row + h[i] * p.gate.head, p.column)
+                   : 0;
 #pragma unroll
   for (int i = 0; i < ROWS; i++) {
     float product = 0, delta = 0;
@@ -291,7 +317,8 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3) branch
     if (p.product.data) {
       product = sum_lanes(product, p.lanes);
       if (exists[i] && lane == 0)
-        ((float *)p.product.data)[t[i] * p.product.row + h[i] * p.product.head] = live[i] ? product : 0;
+        ((float *)p.product.data)[t[i] * p.product.row + h[i] * p.product.head] =
+            live[i] ? product : 0;
     }
     if (p.delta.data) {
       if (!p.chain) delta = sum_lanes(delta, p.lanes);
@@ -301,7 +328,8 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3) branch
   }
 }
 
-/* The gates' gradients of the branches' products, a thread a row; sums in the order of small_gradients. */
+/* The gates' gradients of the branches' products, a thread a row; sums in the order of
+ * small_gradients. */
 __global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_blend_params p) {
   const int64_t r = (int64_t)blockIdx.x * THREADS + threadIdx.x;
   if (r >= p.tokens * p.heads) return;
@@ -311,7 +339,8 @@ __global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_ble
   float most = -INFINITY, sum = 0, mean = 0;
   if (live && p.act == SOFTMAX) {
     for (int k = 0; k < p.n; k++) most = more_gate(most, load(p.gate.data, p.gate.dtype, at + k));
-    for (int k = 0; k < p.n; k++) sum = gate_sum_add(sum, load(p.gate.data, p.gate.dtype, at + k), most);
+    for (int k = 0; k < p.n; k++)
+      sum = gate_sum_add(sum, load(p.gate.data, p.gate.dtype, at + k), most);
     for (int k = 0; k < p.n; k++)
       mean = __fmaf_rn(gate_weight(p.act, load(p.gate.data, p.gate.dtype, at + k), most, sum),
                        p.branch[k].lse[t * p.branch[k].lse_row + h], mean);
@@ -320,9 +349,11 @@ __global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_ble
     float v = 0;
     if (live) {
       const float x = load(p.gate.data, p.gate.dtype, at + k);
-      v = gate_gradient(p.act, x, gate_weight(p.act, x, most, sum), p.branch[k].lse[t * p.branch[k].lse_row + h], -mean);
+      v = gate_gradient(p.act, x, gate_weight(p.act, x, most, sum),
+                        p.branch[k].lse[t * p.branch[k].lse_row + h], -mean);
     }
-    put_grad(p.d_gate.data, p.d_gate.dtype, t * p.d_gate.row + h * p.d_gate.head + k, v, p.gate_add);
+    put_grad(p.d_gate.data, p.d_gate.dtype, t * p.d_gate.row + h * p.d_gate.head + k, v,
+             p.gate_add);
   }
 }
 
@@ -350,7 +381,9 @@ const void *rgk_blend_branch(bool vectors, rg_dtype x) {
   if (x == RG_F16) return (const void *)branch<__half>;
   return (const void *)branch<__nv_bfloat16>;
 }
-const void *rgk_blend_gates(void) { return (const void *)gates; }
+const void *rgk_blend_gates(void) {
+  return (const void *)gates;
+}
 const void *rgk_blend_bwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? backward_of<true>(vectors, x) : backward_of<false>(vectors, x);
 }

@@ -1,4 +1,5 @@
-/* kernels/blend.h: combine and merge_lse: weighted sums of branches [T, H, E], and their gradients. */
+/* kernels/blend.h: combine and merge_lse: weighted sums of branches [T, H, E], and their
+ * gradients. */
 #ifndef RGK_BLEND_H
 #define RGK_BLEND_H
 
@@ -19,7 +20,8 @@ typedef struct rgk_branch {
   bool add, lse_add; /* gradients that are added to */
 } rgk_branch;
 
-/* A row is one (token, head). `lanes` neighbouring threads (a power of two, at most 32) work on a row. */
+/* A row is one (token, head). `lanes` neighbouring threads (a power of two, at most 32) work on a
+ * row. */
 typedef struct rgk_blend_params {
   rgk_seqs seqs;
   int64_t tokens, heads, width;
@@ -56,6 +58,7 @@ enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
 RGK_GETTER(rgk_blend_fwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_bwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* no shared memory; rgk_branch_params */
-RGK_GETTER(rgk_blend_gates(void)) /* a thread a row, no shared memory; branch[k].lse is the product */
+/* a thread a row, no shared memory; branch[k].lse is the product */
+RGK_GETTER(rgk_blend_gates(void))
 
 #endif

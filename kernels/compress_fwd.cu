@@ -1,8 +1,9 @@
-/* kernels/compress_fwd.cu: y_j = mean of tokens [j·stride, j·stride + kernel), and tables of blocks.
- *
- * Every token is read once: groups of `stride` tokens are summed into shared memory, and block j is the sum of
- * groups j … j + kernel/stride − 1. Sums run in order, tokens within a group, then groups, so a block's mean
- * does not depend on the tile it is in.
+/* kernels/compress_fwd.cu: y_j = mean of tokens [j·stride, j·stride + kernel), and tables of
+   blocks.
+
+   Every token is read once: groups of `stride` tokens are summed into shared memory, and block j is
+   the sum of groups j … j + kernel/stride − 1. Sums run in order, tokens within a group, then
+   groups, so a block's mean does not depend on the tile it is in.
  */
 #include "compress.h"
 #include "gemm.cuh"
@@ -11,10 +12,6 @@
 using namespace rgk;
 
 namespace {
-
-__device__ __forceinline__ int64_t blocks_in(int64_t length, int kernel, int stride) {
-  return length < kernel ? 0 : (length - kernel) / stride + 1;
-}
 
 /* A tile's share of the compressed rows: rows [row, end), the first n of which are blocks. */
 struct share {
@@ -51,7 +48,8 @@ __device__ __forceinline__ place place_of(const rgk_mean_side &s) {
   return l;
 }
 
-template <int DTYPE> __global__ void __launch_bounds__(256, 4) mean_fwd(const __grid_constant__ rgk_mean p) {
+template <int DTYPE>
+__global__ void __launch_bounds__(256, 4) mean_fwd(const __grid_constant__ rgk_mean p) {
   extern __shared__ float4 parts[]; /* [groups][across][2] */
   const rgk_mean_side &side = p.side[blockIdx.z];
   const share s = share_of(p);
@@ -111,7 +109,8 @@ __global__ void mean_direct(const __grid_constant__ rgk_mean p) {
   for (int j = l.down; s.row + j < s.end; j += l.lanes) {
     float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, part[8], x[8];
     for (int i = 0; j < s.n && i < p.kernel; i++) {
-      load8(side.x, p.dtype, (s.token + (int64_t)j * p.stride + i) * side.x_row + l.x, p.vec, l.count, x);
+      load8(side.x, p.dtype, (s.token + (int64_t)j * p.stride + i) * side.x_row + l.x, p.vec,
+            l.count, x);
 #pragma unroll
       for (int e = 0; e < 8; e++) part[e] = (i % p.stride == 0 ? 0.0f : part[e]) + x[e];
       if ((i + 1) % p.stride == 0)
@@ -172,5 +171,9 @@ const void *rgk_mean_fwd(rg_dtype t) {
   if (t == RG_F16) return (const void *)mean_fwd<RG_F16>;
   return (const void *)mean_fwd<RG_BF16>;
 }
-const void *rgk_mean_direct(void) { return (const void *)mean_direct; }
-const void *rgk_make_tables(void) { return (const void *)make_tables; }
+const void *rgk_mean_direct(void) {
+  return (const void *)mean_direct;
+}
+const void *rgk_make_tables(void) {
+  return (const void *)make_tables;
+}

@@ -1,13 +1,13 @@
-/* kernels/gemm.cu: the products of gemm.h without tensor cores (any type, stride and alignment), and the sums
- * of partial results.
- *
- * A block of 256 threads computes 128 x 128 of C, each thread 8 x 8: rows 4·ty + 0 … 3 and 64 more, columns
- * likewise with tx. Tiles of A and B, 16 deep, lie in shared memory as floats, depth first, twice: while one is
- * used the next is on its way through registers.
- *
- *     A [16][128+4] | B [16][128+4] | the same again        overlaid at the end by C [128][128+4]
- *
- * Products are summed in runs of 256, then run by run.
+/* kernels/gemm.cu: the products of gemm.h without tensor cores (any type, stride and alignment),
+   and the sums of partial results.
+
+   A block of 256 threads computes 128 x 128 of C, each thread 8 x 8: rows 4·ty + 0 … 3 and 64 more,
+   columns likewise with tx. Tiles of A and B, 16 deep, lie in shared memory as floats, depth first,
+   twice: while one is used the next is on its way through registers.
+
+       A [16][128+4] | B [16][128+4] | the same again        overlaid at the end by C [128][128+4]
+
+   Products are summed in runs of 256, then run by run.
  */
 #include "gemm.cuh"
 
@@ -41,25 +41,33 @@ template <class T> struct chunk {
 };
 
 template <class T> struct plain {
-  static const int N = chunk<T>::N, EACH = DEPTH * 128 / N / RGK_GEMM_THREADS; /* chunks of a thread */
+  /* chunks of a thread */
+  static const int N = chunk<T>::N, EACH = DEPTH * 128 / N / RGK_GEMM_THREADS;
   chunk<T> a[EACH], b[EACH];
 
-  /* Along the rows of a tile: chunk j of this thread is row `row`, depth `depth`; across them: depth `deep`,
-   * column `column`. */
-  __device__ __forceinline__ static int row(int j) { return (threadIdx.x + j * RGK_GEMM_THREADS) % 128; }
-  __device__ __forceinline__ static int depth(int j) { return (threadIdx.x + j * RGK_GEMM_THREADS) / 128 * N; }
+  /* Along the rows of a tile: chunk j of this thread is row `row`, depth `depth`; across them:
+   * depth `deep`, column `column`. */
+  __device__ __forceinline__ static int row(int j) {
+    return (threadIdx.x + j * RGK_GEMM_THREADS) % 128;
+  }
+  __device__ __forceinline__ static int depth(int j) {
+    return (threadIdx.x + j * RGK_GEMM_THREADS) / 128 * N;
+  }
   __device__ __forceinline__ static int column(int j) {
     return (threadIdx.x + j * RGK_GEMM_THREADS) % (128 / N) * N;
   }
-  __device__ __forceinline__ static int deep(int j) { return (threadIdx.x + j * RGK_GEMM_THREADS) / (128 / N); }
+  __device__ __forceinline__ static int deep(int j) {
+    return (threadIdx.x + j * RGK_GEMM_THREADS) / (128 / N);
+  }
 
-  __device__ __forceinline__ void load(const rgk_gemm &p, const gemm_row *rows, gemm_tile t, int64_t head,
-                                       int64_t k0, int64_t end) {
+  __device__ __forceinline__ void load(const rgk_gemm &p, const gemm_row *rows, gemm_tile t,
+                                       int64_t head, int64_t k0, int64_t end) {
     const gemm_step s = gemm_step_at(p, (int)k0);
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       if (p.mode == RGK_SUM) {
-        const int64_t r = k0 + deep(j), m = (int64_t)t.m * 128 + column(j), n = (int64_t)t.n * 128 + column(j);
+        const int64_t r = k0 + deep(j), m = (int64_t)t.m * 128 + column(j),
+                      n = (int64_t)t.n * 128 + column(j);
         const int64_t from = gemm_sum_row(p, r, end);
         const T *pa = (const T *)p.a + head * p.a_head + r * p.lda;
         const T *pb = (const T *)p.b + head * p.b_head + from * p.ldb;
@@ -139,7 +147,8 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS) gemm_plain(const __grid_cons
   __syncthreads();
   for (; k < end; k += DEPTH) {
     const bool more = k + DEPTH < end;
-    const float *a = shared + buffer * 2 * TILE + ty * 4, *b = shared + buffer * 2 * TILE + TILE + tx * 4;
+    const float *a = shared + buffer * 2 * TILE + ty * 4,
+                *b = shared + buffer * 2 * TILE + TILE + tx * 4;
     if (more) next.load(p, rows, t, head, k + DEPTH, end);
 #pragma unroll
     for (int d = 0; d < DEPTH; d++) {
@@ -212,7 +221,8 @@ __global__ void sum_columns(const __grid_constant__ rgk_column_sums p) {
 
 __global__ void zero_dead_rows(const __grid_constant__ rgk_zero_tail p) {
   for (int64_t r = *p.live + blockIdx.x; r < p.rows; r += gridDim.x)
-    for (int64_t n = threadIdx.x; n < p.n; n += blockDim.x) store(p.x, p.dtype, r * p.ldx + n, 0.0f);
+    for (int64_t n = threadIdx.x; n < p.n; n += blockDim.x)
+      store(p.x, p.dtype, r * p.ldx + n, 0.0f);
 }
 
 } // namespace
@@ -222,6 +232,12 @@ const void *rgk_gemm_plain(rg_dtype t) {
   if (t == RG_F16) return (const void *)gemm_plain<__half>;
   return (const void *)gemm_plain<__nv_bfloat16>;
 }
-const void *rgk_zero_dead_rows(void) { return (const void *)zero_dead_rows; }
-const void *rgk_reduce_partials(void) { return (const void *)reduce_partials; }
-const void *rgk_sum_columns(void) { return (const void *)sum_columns; }
+const void *rgk_zero_dead_rows(void) {
+  return (const void *)zero_dead_rows;
+}
+const void *rgk_reduce_partials(void) {
+  return (const void *)reduce_partials;
+}
+const void *rgk_sum_columns(void) {
+  return (const void *)sum_columns;
+}

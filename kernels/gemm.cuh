@@ -1,5 +1,5 @@
-/* kernels/gemm.cuh: what every product kernel of gemm.h shares: addresses of operands, and what happens to a
- * finished tile. */
+/* kernels/gemm.cuh: what every product kernel of gemm.h shares: addresses of operands, and what
+ * happens to a finished tile. */
 #pragma once
 #include "gemm.h"
 #include "device/element.cuh"
@@ -66,13 +66,15 @@ __device__ __forceinline__ gemm_at gemm_part(const rgk_gemm &p, const gemm_step 
 
 /* Element (row r of the tile, depth k) of A; NULL: zero. */
 template <class T>
-__device__ __forceinline__ const T *gemm_a(const rgk_gemm &p, const gemm_row &r, const gemm_step &s, int k) {
+__device__ __forceinline__ const T *gemm_a(const rgk_gemm &p, const gemm_row &r, const gemm_step &s,
+                                           int k) {
   const gemm_at at = gemm_part(p, s, k);
   if (k >= p.k || at.part < r.lo || at.part >= r.hi) return nullptr;
   return (const T *)p.a + r.a + at.part * p.a_part + at.in;
 }
 
-/* Row of B that column `n` of a tile of `width` belongs to: gates keep a's and b's columns in one tile. */
+/* Row of B that column `n` of a tile of `width` belongs to: gates keep a's and b's columns in one
+ * tile. */
 __device__ __forceinline__ int64_t gemm_column(const rgk_gemm &p, int64_t tile, int width, int n) {
   if (p.gate == RGK_STORE) {
     const int64_t at = tile * width + n;
@@ -90,7 +92,8 @@ __device__ __forceinline__ const T *gemm_b_forward(const rgk_gemm &p, int64_t co
 }
 /* RGK_BACKWARD: element (depth k, column n) of B. */
 template <class T>
-__device__ __forceinline__ const T *gemm_b_backward(const rgk_gemm &p, const gemm_step &s, int k, int64_t n) {
+__device__ __forceinline__ const T *gemm_b_backward(const rgk_gemm &p, const gemm_step &s, int k,
+                                                    int64_t n) {
   const gemm_at at = gemm_part(p, s, k);
   if (k >= p.k || n >= p.n) return nullptr;
   return (const T *)p.b + at.in * p.ldb + at.part * p.b_part + n;
@@ -108,12 +111,14 @@ __device__ __forceinline__ int64_t gemm_sum_column(const rgk_gemm &p, int64_t n)
 
 /* ---- eight values at a time ---- */
 
-__device__ __forceinline__ void load8(const void *x, int dtype, int64_t at, bool vec, int n, float v[8]) {
+__device__ __forceinline__ void load8(const void *x, int dtype, int64_t at, bool vec, int n,
+                                      float v[8]) {
   if (!vec) {
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = i < n ? load(x, dtype, at + i) : 0.0f;
   } else if (dtype == RG_F32) {
-    const float4 a = *(const float4 *)((const float *)x + at), b = *(const float4 *)((const float *)x + at + 4);
+    const float4 a = *(const float4 *)((const float *)x + at),
+                 b = *(const float4 *)((const float *)x + at + 4);
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
   } else {
     const uint4 raw = *(const uint4 *)((const uint16_t *)x + at);
@@ -131,7 +136,8 @@ __device__ __forceinline__ void load8(const void *x, int dtype, int64_t at, bool
   }
 }
 
-__device__ __forceinline__ void store8(void *x, int dtype, int64_t at, bool vec, int n, const float v[8]) {
+__device__ __forceinline__ void store8(void *x, int dtype, int64_t at, bool vec, int n,
+                                       const float v[8]) {
   if (!vec) {
 #pragma unroll
     for (int i = 0; i < 8; i++)
@@ -157,11 +163,13 @@ __device__ __forceinline__ void store8(void *x, int dtype, int64_t at, bool vec,
 
 /* ---- a finished tile ---- */
 
-__device__ __forceinline__ float gemm_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ __forceinline__ float gemm_sigmoid(float x) {
+  return 1.0f / (1.0f + expf(-x));
+}
 
 /* Eight columns of a row to their places in C. */
-__device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_row &r, int64_t n, int count,
-                                         float v[8]) {
+__device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_row &r, int64_t n,
+                                         int count, float v[8]) {
   const uint32_t part = (uint32_t)p.c_part;
   const int64_t q = (uint32_t)n / part;
   if (p.vc && count == 8) {
@@ -182,10 +190,11 @@ __device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_
   }
 }
 
-/* The tile (shared memory, rows LD apart) of column tile `column_tile` goes through the gate to C. */
+/* The tile (shared memory, rows LD apart) of column tile `column_tile` goes through the gate
+ * to C. */
 template <int BM, int BN, int LD>
-__device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile, const gemm_row *rows,
-                                            int64_t column_tile, char *c) {
+__device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile,
+                                            const gemm_row *rows, int64_t column_tile, char *c) {
   const bool gated = p.gate != RGK_STORE;
   const int eights = gated ? BN / 16 : BN / 8;
   const int64_t columns = gated ? p.half : p.n, n0 = column_tile * eights * 8;
@@ -222,7 +231,8 @@ __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile
     const bool silu = p.gate == RGK_SWIGLU_BWD;
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-      const float s = gemm_sigmoid(a[e]), slope = silu ? s * (1.0f + a[e] * (1.0f - s)) : s * (1.0f - s);
+      const float s = gemm_sigmoid(a[e]),
+                  slope = silu ? s * (1.0f + a[e] * (1.0f - s)) : s * (1.0f - s);
       const float act = silu ? a[e] * s : s;
       a[e] = up[e] * b[e] * slope;
       b[e] = up[e] * act;
@@ -232,13 +242,15 @@ __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile
   }
 }
 
-/* Which tile a block has: columns of eight row tiles, so that a wave of blocks shares rows and columns. */
+/* Which tile a block has: columns of eight row tiles, so that a wave of blocks shares rows and
+ * columns. */
 struct gemm_tile {
   uint32_t m, n;
 };
 __device__ __forceinline__ gemm_tile gemm_find_tile(const rgk_gemm &p) {
   const uint32_t group = blockIdx.x / (8 * p.tiles_n), first = group * 8;
-  const uint32_t height = p.tiles_m - first < 8 ? p.tiles_m - first : 8, in = blockIdx.x - first * p.tiles_n;
+  const uint32_t height = p.tiles_m - first < 8 ? p.tiles_m - first : 8,
+                 in = blockIdx.x - first * p.tiles_n;
   gemm_tile t = {first + in % height, in / height};
   return t;
 }

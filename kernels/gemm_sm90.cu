@@ -1,16 +1,18 @@
 /* kernels/gemm_sm90.cu: the products of gemm.h on Hopper's tensor cores, 16-bit types.
- *
- * A block of two warpgroups computes 128 x WIDTH of C, 64 rows each, fp32 accumulators in registers. Tiles 64
- * deep pass through a ring of stages in shared memory. All threads fill them with cp.async, which zeroes what
- * is not valid by itself and takes any gather of 16-byte pieces; where addresses do not allow that, pieces
- * are put together from single elements, and the products stay the same bit for bit.
- *
- *     stage   A 128 x 64 (16 KiB) | B WIDTH x 64           overlaid at the end by C [128][WIDTH+4] as floats
- *
- * Both operands are kept the way memory holds them, 128-byte rows with the 16-byte pieces of row r swapped by
- * r mod 8 (the tensor cores' 128-byte swizzle):
- *     depth along memory   row = a row of the tile, 64 deep                 A forward, backward; B forward
- *     depth across memory  row = a depth, 64 columns; panels of 64 x 64     A, B of sums; B backward
+
+   A block of two warpgroups computes 128 x WIDTH of C, 64 rows each, fp32 accumulators in
+   registers. Tiles 64 deep pass through a ring of stages in shared memory. All threads fill them
+   with cp.async, which zeroes what is not valid by itself and takes any gather of 16-byte pieces;
+   where addresses do not allow that, pieces are put together from single elements, and the products
+   stay the same bit for bit.
+
+       stage   A 128 x 64 (16 KiB) | B WIDTH x 64     overlaid at the end by C [128][WIDTH+4] floats
+
+   Both operands are kept the way memory holds them, 128-byte rows with the 16-byte pieces of row r
+   swapped by r mod 8 (the tensor cores' 128-byte swizzle):
+       depth along memory   row = a row of the tile, 64 deep              A forward, backward;
+                                                                          B forward
+       depth across memory  row = a depth, 64 columns; panels of 64 x 64  A, B of sums; B backward
  */
 #include "gemm.cuh"
 #include "device/wgmma.cuh"
@@ -22,25 +24,37 @@ namespace {
 enum { DEPTH = 64, A_BYTES = RGK_GEMM_M * DEPTH * 2, PANEL = 64 * 128, LOOK = 8 };
 
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(there ? 16 : 0));
 }
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int N> __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 /* Depth along memory: this thread's piece of row `row`, of depth 8·along. */
-__device__ __forceinline__ int along() { return threadIdx.x & 7; }
-__device__ __forceinline__ uint32_t along_at(int row) { return row * 128 + ((along() ^ (row & 7)) << 4); }
-/* Depth across memory, W columns: this thread's pieces have columns 8·across … and depths deep, deep + STEP … */
-template <int W> __device__ __forceinline__ int across() { return threadIdx.x & (W / 8 - 1); }
-template <int W> __device__ __forceinline__ int deep() { return threadIdx.x / (W / 8); }
+__device__ __forceinline__ int along() {
+  return threadIdx.x & 7;
+}
+__device__ __forceinline__ uint32_t along_at(int row) {
+  return row * 128 + ((along() ^ (row & 7)) << 4);
+}
+/* Depth across memory, W columns: this thread's pieces have columns 8·across … and depths deep,
+ * deep + STEP … */
+template <int W> __device__ __forceinline__ int across() {
+  return threadIdx.x & (W / 8 - 1);
+}
+template <int W> __device__ __forceinline__ int deep() {
+  return threadIdx.x / (W / 8);
+}
 template <int W> __device__ __forceinline__ uint32_t across_at(int depth) {
   return across<W>() / 8 * PANEL + depth * 128 + (((across<W>() & 7) ^ (depth & 7)) << 4);
 }
 
-/* What fills stages. begin() once, then load() for every step in turn. Sums look their rows up in `ring`, which
- * is filled a step ahead. */
+/* What fills stages. begin() once, then load() for every step in turn. Sums look their rows up in
+ * `ring`, which is filled a step ahead. */
 template <class T, int MODE, int WIDTH> struct fill {
   enum { EACH = WIDTH / 32, STEP = 2048 / WIDTH }; /* pieces of B of a thread */
   const T *a[4], *b[2];
@@ -150,12 +164,14 @@ template <class T, int WIDTH> struct fill<T, RGK_SUM, WIDTH> {
     for (int j = 0; j < EACH; j++) {
       const int r = row[deep<WIDTH>() + STEP * j];
       const bool there = b_there && r >= 0;
-      copy16(stage + A_BYTES + b_at + j * STEP * 128, there ? b + r * p.ldb : (const T *)p.b, there);
+      copy16(stage + A_BYTES + b_at + j * STEP * 128, there ? b + r * p.ldb : (const T *)p.b,
+             there);
     }
   }
 };
 
-/* The same for any addresses: pieces are put together from elements; at(e) is where element e lies, NULL: zero. */
+/* The same for any addresses: pieces are put together from elements; at(e) is where element e lies,
+ * NULL: zero. */
 template <class T, class F> __device__ __forceinline__ void put_piece(uint32_t to, F at) {
   uint32_t w[4];
 #pragma unroll
@@ -163,13 +179,14 @@ template <class T, class F> __device__ __forceinline__ void put_piece(uint32_t t
     const uint16_t *x = (const uint16_t *)at(2 * i), *y = (const uint16_t *)at(2 * i + 1);
     w[i] = (x ? *x : 0u) | (y ? (uint32_t)*y : 0u) << 16;
   }
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
+               "r"(w[2]), "r"(w[3])
                : "memory");
 }
 
 template <class T, int MODE, int WIDTH>
-__device__ __forceinline__ void load_any(const rgk_gemm &p, const gemm_row *rows, gemm_tile t, int64_t head,
-                                         uint32_t a, int64_t k0, int64_t end) {
+__device__ __forceinline__ void load_any(const rgk_gemm &p, const gemm_row *rows, gemm_tile t,
+                                         int64_t head, uint32_t a, int64_t k0, int64_t end) {
   const uint32_t b = a + A_BYTES;
   const int tid = threadIdx.x;
   if constexpr (MODE == RGK_SUM) {
@@ -179,7 +196,8 @@ __device__ __forceinline__ void load_any(const rgk_gemm &p, const gemm_row *rows
     for (int d = deep<RGK_GEMM_M>(); d < DEPTH; d += 16) {
       const bool there = gemm_sum_row(p, k0 + d, end) >= 0;
       const T *row = (const T *)p.a + head * p.a_head + (k0 + d) * p.lda;
-      put_piece<T>(a + across_at<RGK_GEMM_M>(d), [&](int e) { return there && m + e < p.m ? row + m + e : nullptr; });
+      put_piece<T>(a + across_at<RGK_GEMM_M>(d),
+                   [&](int e) { return there && m + e < p.m ? row + m + e : nullptr; });
     }
 #pragma unroll 1
     for (int d = deep<WIDTH>(); d < DEPTH; d += 2048 / WIDTH) {
@@ -205,20 +223,23 @@ __device__ __forceinline__ void load_any(const rgk_gemm &p, const gemm_row *rows
       const int64_t n = (int64_t)t.n * WIDTH + across<WIDTH>() * 8;
 #pragma unroll 1
       for (int d = deep<WIDTH>(); d < DEPTH; d += 2048 / WIDTH)
-        put_piece<T>(b + across_at<WIDTH>(d), [&](int e) { return gemm_b_backward<T>(p, s, (int)k0 + d, n + e); });
+        put_piece<T>(b + across_at<WIDTH>(d),
+                     [&](int e) { return gemm_b_backward<T>(p, s, (int)k0 + d, n + e); });
     }
   }
 }
 
 template <int MODE, int WIDTH> struct shape {
-  static const int STAGES = WIDTH == 256 ? 4 : MODE == RGK_BACKWARD ? 3 : 6; /* as rgk_gemm_stages */
+  /* as rgk_gemm_stages */
+  static const int STAGES = WIDTH == 256 ? 4 : MODE == RGK_BACKWARD ? 3 : 6;
   static const int BLOCKS = STAGES == 3 ? 2 : 1, BYTES = A_BYTES + WIDTH * DEPTH * 2;
 };
 
 template <class T, int MODE, int WIDTH, bool ANY>
 __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     gemm_wgmma(const __grid_constant__ rgk_gemm p) {
-  constexpr int STAGES = shape<MODE, WIDTH>::STAGES, BYTES = shape<MODE, WIDTH>::BYTES, AHEAD = STAGES - 2;
+  constexpr int STAGES = shape<MODE, WIDTH>::STAGES, BYTES = shape<MODE, WIDTH>::BYTES,
+                AHEAD = STAGES - 2;
   constexpr int LD = WIDTH + 4;
   constexpr bool A_MN = MODE == RGK_SUM, B_MN = MODE != RGK_FORWARD; /* depth across memory */
   extern __shared__ char unaligned[];
@@ -252,7 +273,8 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     next.begin(p, rows, t);
   auto load = [&](int step, int stage) {
     if constexpr (ANY)
-      load_any<T, MODE, WIDTH>(p, rows, t, head, ring + stage * BYTES, k0 + (int64_t)step * DEPTH, end);
+      load_any<T, MODE, WIDTH>(p, rows, t, head, ring + stage * BYTES, k0 + (int64_t)step * DEPTH,
+                               end);
     else if constexpr (MODE == RGK_SUM)
       next.load(p, ring + stage * BYTES, from[step % LOOK]);
     else
@@ -270,9 +292,11 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
   for (int i = 0; i < steps; i++) {
     wait_copies<AHEAD - 1>();
     proxy_fence();
-    __syncthreads(); /* the stage is there for all, and all are done with the products of two steps ago */
+    /* the stage is there for all, and all are done with the products of two steps ago */
+    __syncthreads();
     const uint32_t at = ring + stage * BYTES;
-    const uint32_t a = at + group * PANEL, b = at + A_BYTES; /* 64 rows of A are as many bytes as a panel */
+    /* 64 rows of A are as many bytes as a panel */
+    const uint32_t a = at + group * PANEL, b = at + A_BYTES;
     wgmma_fence();
 #pragma unroll
     for (int d = 0; d < DEPTH / 16; d++)
@@ -284,7 +308,8 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     if (i + AHEAD < steps) load(i + AHEAD, free);
     commit_copies();
     if (MODE == RGK_SUM && !ANY && tid < DEPTH)
-      from[(i + AHEAD + 1) % LOOK][tid] = (int)gemm_sum_row(p, k0 + (int64_t)(i + AHEAD + 1) * DEPTH + tid, end);
+      from[(i + AHEAD + 1) % LOOK][tid] =
+          (int)gemm_sum_row(p, k0 + (int64_t)(i + AHEAD + 1) * DEPTH + tid, end);
     stage = stage + 1 == STAGES ? 0 : stage + 1;
     free = free + 1 == STAGES ? 0 : free + 1;
   }
@@ -316,7 +341,8 @@ template <class T, int MODE> const void *instance(int width, bool any) {
 }
 template <class T> const void *of_type(int mode, int width, bool any) {
   if (mode == RGK_FORWARD) return instance<T, RGK_FORWARD>(width, any);
-  return mode == RGK_BACKWARD ? instance<T, RGK_BACKWARD>(width, any) : instance<T, RGK_SUM>(width, any);
+  return mode == RGK_BACKWARD ? instance<T, RGK_BACKWARD>(width, any)
+                              : instance<T, RGK_SUM>(width, any);
 }
 
 } // namespace

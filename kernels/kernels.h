@@ -1,12 +1,14 @@
-/* kernels/kernels.h: what ops/ (plain C) needs to launch kernels: argument structs and kernel addresses.
- *
- * Every kernel takes one struct by value (a `…_params` of this folder's headers, at most 4 KiB) and is handed
- * out by a getter that picks the template instance. Built without nvcc, getters give NULL: plans are still
- * made for a GPU, nothing is launched. The folder's other headers, one per family, follow the same pattern:
- *
- *     kernels/rows.h  rows.cu            elementwise and row-wise ops
- *     kernels/X.h     X_fwd.cu X_bwd.cu  any GPU from compute_80 on (also as PTX)
- *                     X_sm90.cu          Hopper only (wgmma, TMA): compiled for sm_90a alone
+/* kernels/kernels.h: what ops/ (plain C) needs to launch kernels: argument structs and kernel
+   addresses.
+
+   Every kernel takes one struct by value (a `…_params` of this folder's headers, at most 4 KiB) and
+   is handed out by a getter that picks the template instance. Built without nvcc, getters give
+   NULL: plans are still made for a GPU, nothing is launched. The folder's other headers, one per
+   family, follow the same pattern:
+
+       kernels/rows.h  rows.cu            elementwise and row-wise ops
+       kernels/X.h     X_fwd.cu X_bwd.cu  any GPU from compute_80 on (also as PTX)
+                       X_sm90.cu          Hopper only (wgmma, TMA): compiled for sm_90a alone
  */
 #ifndef RGK_KERNELS_H
 #define RGK_KERNELS_H
@@ -24,9 +26,9 @@
 #define RGK_GETTER(...) RGK_EXTERN const void *__VA_ARGS__;
 #else
 #pragma GCC diagnostic ignored "-Wunused-parameter"
-#define RGK_GETTER(...)                                                                                      \
-  static inline const void *__VA_ARGS__ {                                                                    \
-    return 0;                                                                                                \
+#define RGK_GETTER(...)                   \
+  static inline const void *__VA_ARGS__ { \
+    return 0;                             \
   }
 #endif
 
@@ -49,8 +51,8 @@ static inline rgk_tensor rgk_of(const rg_arg *a) {
   return t;
 }
 
-/* Packed sequences: starts [n + 1], ascending from 0, the last at most `rows` (checked or clamped before any
- * kernel runs). starts NULL: one sequence of all rows. */
+/* Packed sequences: starts [n + 1], ascending from 0, the last at most `rows` (checked or clamped
+ * before any kernel runs). starts NULL: one sequence of all rows. */
 typedef struct rgk_seqs {
   const int32_t *starts;
   int32_t n, zero;
@@ -69,10 +71,11 @@ static inline rgk_seqs rgk_seqs_of(const rg_arg *cu, int64_t rows) {
 
 /* ---- tiles of packed sequences, without a table ----
  *
- * Slot s of tile size t belongs to sequence b = the last with floor(starts[b] / t) + b <= s, and is its tile
- * s - floor(starts[b] / t) - b; it may lie past the sequence's end (then it is empty). The rows after the
- * last sequence count as sequence n, so that some slot covers every dead row too. A grid of rgk_slots(…)
- * blocks thus serves any lengths that fit; device/seq.cuh finds b by bisection. */
+ * Slot s of tile size t belongs to sequence b = the last with floor(starts[b] / t) + b <= s, and is
+ * its tile s - floor(starts[b] / t) - b; it may lie past the sequence's end (then it is empty). The
+ * rows after the last sequence count as sequence n, so that some slot covers every dead row too. A
+ * grid of rgk_slots(…) blocks thus serves any lengths that fit; device/seq.cuh finds b by
+ * bisection. */
 static inline int64_t rgk_slots(int64_t rows, int64_t sequences, int64_t tile) {
   return rows / tile + sequences + 1;
 }

@@ -1,11 +1,12 @@
 /* kernels/norm.cu: rmsnorm (norm.h).
- *
- *     r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
- *     y = n·w     dx = r·(g − n·mean(g·n))     dw = Σ over rows dy·n
- *
- * A row's sums: over a lane's elements in order, over lanes pairwise, over warps in order. The backward walks
- * a run of rows per block, the next rows' copies to shared memory under way while one is worked on, and keeps its
- * columns of dw in registers (chunks past `held`: in its own row of `partial`); a second kernel adds the blocks up.
+
+       r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
+       y = n·w     dx = r·(g − n·mean(g·n))     dw = Σ over rows dy·n
+
+   A row's sums: over a lane's elements in order, over lanes pairwise, over warps in order. The
+   backward walks a run of rows per block, the next rows' copies to shared memory under way while
+   one is worked on, and keeps its columns of dw in registers (chunks past `held`: in its own row of
+   `partial`); a second kernel adds the blocks up.
  */
 #include "device/chunk.cuh"
 #include "device/seq.cuh"
@@ -31,7 +32,8 @@ __device__ __forceinline__ int count(const rgk_norm_params &p, int64_t c) {
   return p.width - c < CHUNK ? (int)(p.width - c) : CHUNK;
 }
 
-/* Sums of a and b over the row's threads. `turn`: alternates from row to row, so that one barrier is enough. */
+/* Sums of a and b over the row's threads. `turn`: alternates from row to row, so that one barrier
+ * is enough. */
 __device__ __forceinline__ float2 sum_group(float a, float b, int group, int turn) {
   __shared__ float2 part[2][WARPS];
   a = sum_lanes(a, group < 32 ? group : 32);
@@ -47,8 +49,8 @@ __device__ __forceinline__ float2 sum_group(float a, float b, int group, int tur
 
 /* Chunk i of a lane starts at column mine + i·step. */
 template <class T, int HELD>
-__device__ __forceinline__ void load_row(const rgk_norm_params &p, int t, int64_t row, int64_t mine, int64_t step,
-                         chunk<T> (&raw)[HELD]) {
+__device__ __forceinline__ void load_row(const rgk_norm_params &p, int t, int64_t row, int64_t mine,
+                                         int64_t step, chunk<T> (&raw)[HELD]) {
 #pragma unroll
   for (int i = 0; i < HELD; i++) {
     const int64_t c = mine + i * step;
@@ -58,7 +60,8 @@ __device__ __forceinline__ void load_row(const rgk_norm_params &p, int t, int64_
 
 /* One chunk of a row, from registers if it is held. */
 template <class T, int HELD>
-__device__ __forceinline__ void take(const rgk_norm_params &p, int t, int64_t row, int64_t c, const chunk<T> *held, float (&x)[CHUNK]) {
+__device__ __forceinline__ void take(const rgk_norm_params &p, int t, int64_t row, int64_t c,
+                                     const chunk<T> *held, float (&x)[CHUNK]) {
   chunk<T> raw;
   if (held)
     raw = *held;
@@ -68,14 +71,16 @@ __device__ __forceinline__ void take(const rgk_norm_params &p, int t, int64_t ro
 }
 
 /* body(c, chunk index or -1): the held chunks with a constant index, then the others. */
-template <int HELD, class F> __device__ __forceinline__ void each(int64_t mine, int64_t step, int64_t width, F body) {
+template <int HELD, class F>
+__device__ __forceinline__ void each(int64_t mine, int64_t step, int64_t width, F body) {
 #pragma unroll
   for (int i = 0; i < HELD; i++)
     if (mine + i * step < width) body(mine + i * step, i);
   for (int64_t c = mine + HELD * step; c < width; c += step) body(c, -1);
 }
 
-template <class T> __device__ __forceinline__ void weights(const rgk_norm_params &p, int64_t c, float (&w)[CHUNK]) {
+template <class T>
+__device__ __forceinline__ void weights(const rgk_norm_params &p, int64_t c, float (&w)[CHUNK]) {
   chunk<T> raw;
   raw.load(p.weight, p.t[0].dtype, c, count(p, c));
   raw.get(w);
@@ -84,15 +89,18 @@ template <class T> __device__ __forceinline__ void weights(const rgk_norm_params
 /* Rows slot, slot + slots, … of a block's run, loads of all of them first. */
 template <class T, int HELD, int ROWS>
 __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_norm_params p) {
-  const int slot = threadIdx.x / p.group, lane = threadIdx.x - slot * p.group, slots = THREADS / p.group;
+  const int slot = threadIdx.x / p.group, lane = threadIdx.x - slot * p.group,
+            slots = THREADS / p.group;
   const int64_t first = (int64_t)blockIdx.x * slots * ROWS + slot;
-  const int64_t mine = lane * CHUNK, step = (int64_t)p.group * CHUNK, live = live_rows(p.seqs) * p.per_token;
+  const int64_t mine = lane * CHUNK, step = (int64_t)p.group * CHUNK,
+                live = live_rows(p.seqs) * p.per_token;
   chunk<T> x[ROWS][HELD];
   int64_t at[ROWS];
 #pragma unroll
   for (int k = 0; k < ROWS; k++) {
     const int64_t row = first + k * slots;
-    if (row < p.rows && row < live) load_row(p, 0, at[k] = row_at(p.w, p.t[0], row), mine, step, x[k]);
+    if (row < p.rows && row < live)
+      load_row(p, 0, at[k] = row_at(p.w, p.t[0], row), mine, step, x[k]);
   }
 #pragma unroll
   for (int k = 0; k < ROWS; k++) {
@@ -130,16 +138,20 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ rgk_n
 /* ---- backward ---- */
 
 /* The rows' shares of dw, [HELD][CHUNK] of each thread, into the block's row of `partial`. */
-template <int HELD> __device__ __forceinline__ void put_partial(const rgk_norm_params &p, int64_t mine, int64_t step, float (&dw)[HELD][CHUNK]) {
+template <int HELD>
+__device__ __forceinline__ void put_partial(const rgk_norm_params &p, int64_t mine, int64_t step,
+                                            float (&dw)[HELD][CHUNK]) {
   extern __shared__ uint4 shared[];
-  float *columns = reinterpret_cast<float *>(shared); /* [WARPS, width], where warps have rows of their own */
+  /* [WARPS, width], where warps have rows of their own */
+  float *columns = reinterpret_cast<float *>(shared);
   float *to = p.partial + (int64_t)blockIdx.x * p.width;
   __syncthreads(); /* the rows' stages are done with */
 #pragma unroll
   for (int i = 0; i < HELD; i++)
 #pragma unroll
     for (int e = 0; e < CHUNK; e++)
-      for (int lanes = p.group; lanes < 32; lanes *= 2) dw[i][e] += __shfl_xor_sync(0xffffffffu, dw[i][e], lanes);
+      for (int lanes = p.group; lanes < 32; lanes *= 2)
+        dw[i][e] += __shfl_xor_sync(0xffffffffu, dw[i][e], lanes);
 #pragma unroll
   for (int i = 0; i < HELD; i++) {
     const int64_t c = mine + i * step;
@@ -162,14 +174,18 @@ template <int HELD> __device__ __forceinline__ void put_partial(const rgk_norm_p
   }
 }
 
-/* Rows under way: a thread's chunks of x and dy are copied to shared memory ahead of their turn, and read by
- * that thread alone, so no barrier is needed. [STAGES][x, dy][HELD][16-byte parts][THREADS] */
+/* Rows under way: a thread's chunks of x and dy are copied to shared memory ahead of their turn,
+ * and read by that thread alone, so no barrier is needed. [STAGES][x, dy][HELD][16-byte
+ * parts][THREADS] */
 template <class T, int HELD> struct stages {
-  static constexpr int PARTS = sizeof(T) / 2, ROW = 2 * HELD * PARTS, AHEAD = RGK_NORM_STAGES(HELD, sizeof(T));
+  static constexpr int PARTS = sizeof(T) / 2, ROW = 2 * HELD * PARTS,
+                       AHEAD = RGK_NORM_STAGES(HELD, sizeof(T));
 
-  __device__ static void start(const rgk_norm_params &p, int stage, bool wanted, const int64_t (&at)[2], int64_t mine, int64_t step) {
+  __device__ static void start(const rgk_norm_params &p, int stage, bool wanted,
+                               const int64_t (&at)[2], int64_t mine, int64_t step) {
     extern __shared__ uint4 shared[];
-    const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared + stage * ROW * THREADS + threadIdx.x);
+    const uint32_t base =
+        (uint32_t)__cvta_generic_to_shared(shared + stage * ROW * THREADS + threadIdx.x);
 #pragma unroll
     for (int t = 0; t < 2; t++)
 #pragma unroll
@@ -179,13 +195,16 @@ template <class T, int HELD> struct stages {
         const T *from = (const T *)p.t[t].data + at[t] + c;
 #pragma unroll
         for (int q = 0; q < PARTS; q++)
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(base + (uint32_t)(((t * HELD + i) * PARTS + q) * THREADS * 16)),
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                           base + (uint32_t)(((t * HELD + i) * PARTS + q) * THREADS * 16)),
                        "l"(from + q * (16 / sizeof(T)))
                        : "memory");
       }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
-  __device__ static void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory"); }
+  __device__ static void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
+  }
   __device__ static void get(int stage, int t, int i, float (&x)[CHUNK]) {
     extern __shared__ uint4 shared[];
     chunk<T> raw;
@@ -197,14 +216,16 @@ template <class T, int HELD> struct stages {
 };
 template <int HELD> struct stages<void, HELD> { /* none: chunks are read when needed */
   static constexpr int AHEAD = 1;
-  __device__ static void start(const rgk_norm_params &, int, bool, const int64_t (&)[2], int64_t, int64_t) {}
+  __device__ static void start(const rgk_norm_params &, int, bool, const int64_t (&)[2], int64_t,
+                               int64_t) {}
   __device__ static void wait() {}
   __device__ static void get(int, int, int, float (&)[CHUNK]) {}
 };
 
 /* Chunk i (-1: not held) of x (t 0) or dy (t 1). */
 template <class T, int HELD>
-__device__ __forceinline__ void get(const rgk_norm_params &p, int stage, int t, int i, int64_t at, float (&x)[CHUNK], int64_t c) {
+__device__ __forceinline__ void get(const rgk_norm_params &p, int stage, int t, int i, int64_t at,
+                                    float (&x)[CHUNK], int64_t c) {
   if (!std::is_void_v<T> && i >= 0) {
     stages<T, HELD>::get(stage, t, i, x);
   } else {
@@ -214,9 +235,11 @@ __device__ __forceinline__ void get(const rgk_norm_params &p, int stage, int t, 
   }
 }
 
-template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_norm_params p) {
+template <class T, int HELD>
+__global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_norm_params p) {
   constexpr int AHEAD = stages<T, HELD>::AHEAD;
-  const int slot = threadIdx.x / p.group, lane = threadIdx.x - slot * p.group, slots = THREADS / p.group;
+  const int slot = threadIdx.x / p.group, lane = threadIdx.x - slot * p.group,
+            slots = THREADS / p.group;
   const int64_t mine = lane * CHUNK, step = (int64_t)p.group * CHUNK;
   const int64_t first = blockIdx.x * p.per_block, live = live_rows(p.seqs) * p.per_token;
   const int64_t end = first + p.per_block < p.rows ? first + p.per_block : p.rows;
@@ -234,17 +257,20 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
   };
   const auto start = [&](int stage, int64_t row) {
     const bool wanted = row < end && row < live;
-    const int64_t at[2] = {wanted ? row_at(p.w, p.t[0], row) : 0, wanted ? row_at(p.w, p.t[1], row) : 0};
+    const int64_t at[2] = {wanted ? row_at(p.w, p.t[0], row) : 0,
+                           wanted ? row_at(p.w, p.t[1], row) : 0};
     stages<T, HELD>::start(p, stage, wanted, at, mine, step);
   };
   int64_t row = first + slot;
 #pragma unroll
   for (int s = 0; s < AHEAD - 1; s++) start(s, row + s * slots);
   int stage = 0, turn = 0;
-  for (int64_t base = first; base < end; base += slots, row += slots, turn ^= 1) { /* all threads in step */
+  /* all threads in step */
+  for (int64_t base = first; base < end; base += slots, row += slots, turn ^= 1) {
     const bool exists = row < end, alive = exists && row < live;
     const bool put_dx = exists && p.t[2].data && (alive || !p.add);
-    const int64_t x = alive ? row_at(p.w, p.t[0], row) : 0, dy = alive ? row_at(p.w, p.t[1], row) : 0;
+    const int64_t x = alive ? row_at(p.w, p.t[0], row) : 0,
+                  dy = alive ? row_at(p.w, p.t[1], row) : 0;
     float squares = 0, products = 0;
     start(stage ? stage - 1 : AHEAD - 1, row + (AHEAD - 1) * slots);
     stages<T, HELD>::wait();
@@ -275,7 +301,8 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
           for (int e = 0; e < CHUNK; e++) v[e] = __fmul_rn(v[e], r);
           if (i >= 0) {
 #pragma unroll
-            for (int e = 0; e < CHUNK; e++) dw[i < 0 ? 0 : i][e] = __fmaf_rn(g[e], v[e], dw[i < 0 ? 0 : i][e]);
+            for (int e = 0; e < CHUNK; e++)
+              dw[i < 0 ? 0 : i][e] = __fmaf_rn(g[e], v[e], dw[i < 0 ? 0 : i][e]);
           } else if (far) {
             const int n = count(p, c);
 #pragma unroll
@@ -293,7 +320,8 @@ template <class T, int HELD> __global__ void __launch_bounds__(THREADS) backward
   if (p.partial) put_partial<HELD>(p, mine, step, dw);
 }
 
-__global__ void __launch_bounds__(RGK_NORM_COLUMNS *RGK_NORM_SLICES) sum_partial(const __grid_constant__ rgk_norm_sum_params p) {
+__global__ void __launch_bounds__(RGK_NORM_COLUMNS *RGK_NORM_SLICES)
+    sum_partial(const __grid_constant__ rgk_norm_sum_params p) {
   __shared__ float part[RGK_NORM_SLICES][RGK_NORM_COLUMNS];
   const int64_t c = (int64_t)blockIdx.x * RGK_NORM_COLUMNS + threadIdx.x;
   float sum = 0;
@@ -329,4 +357,6 @@ const void *rgk_norm_bwd(bool vectors, rg_dtype x, int held) {
   if (x == RG_F32) return backward_of<float>(held);
   return x == RG_F16 ? backward_of<__half>(held) : backward_of<__nv_bfloat16>(held);
 }
-const void *rgk_norm_sum(void) { return (const void *)sum_partial; }
+const void *rgk_norm_sum(void) {
+  return (const void *)sum_partial;
+}

@@ -6,16 +6,17 @@
 
 enum { RGK_NORM_THREADS = 256, RGK_NORM_COLUMNS = 32, RGK_NORM_SLICES = 32 };
 
-/* `group` neighbouring threads work on a row: a power of two up to 32, or all of a block. A thread's elements
- * are 8·lane … 8·lane+7, then those 8·group further, …: `held` such chunks stay in registers (forward 1, 2 or
- * 4, backward 1 or 4). */
+/* `group` neighbouring threads work on a row: a power of two up to 32, or all of a block. A
+ * thread's elements are 8·lane … 8·lane+7, then those 8·group further, …: `held` such chunks stay
+ * in registers (forward 1, 2 or 4, backward 1 or 4). */
 /* Rows of the forward that a group takes at once. */
 #define RGK_NORM_ROWS(held) (4 / (held))
 /* Rows of the backward under way at once, and bytes of dynamic shared memory for them; `size`:
  * of an element of x. At least 32 * width bytes where a group is at most a warp and dw is
  * wanted; none of it if not `vectors`. */
-#define RGK_NORM_STAGES(held, size)      ((size) == 2 ? ((held) == 1 ? 4 : 3) : 2)
-#define RGK_NORM_STAGE_BYTES(held, size) (RGK_NORM_STAGES(held, size) * 16 * (held) * (size)*RGK_NORM_THREADS)
+#define RGK_NORM_STAGES(held, size) ((size) == 2 ? ((held) == 1 ? 4 : 3) : 2)
+#define RGK_NORM_STAGE_BYTES(held, size) \
+  (RGK_NORM_STAGES(held, size) * 16 * (held) * (size)*RGK_NORM_THREADS)
 
 typedef struct rgk_norm_params {
   rgk_walk w;      /* last axis on its own */
@@ -33,7 +34,8 @@ typedef struct rgk_norm_params {
 RGK_GETTER(rgk_norm_fwd(bool vectors, rg_dtype x, int held))
 RGK_GETTER(rgk_norm_bwd(bool vectors, rg_dtype x, int held))
 
-/* to (+)= Σ over n partial rows, in a fixed order. Blocks of RGK_NORM_COLUMNS x RGK_NORM_SLICES threads. */
+/* to (+)= Σ over n partial rows, in a fixed order. Blocks of RGK_NORM_COLUMNS x RGK_NORM_SLICES
+ * threads. */
 typedef struct rgk_norm_sum_params {
   const float *partial; /* [n, width] */
   int64_t n, width;

@@ -1,9 +1,11 @@
 /* kernels/rope.cu: rotary embedding (rope.h).
- *
- * Angles stay exact at long positions: position · turns in double, its whole turns dropped, and only then sine
- * and cosine in single precision. A block makes those of its tokens once, in shared memory, for all heads.
- *
- *     tokens of the block | position | (cos, sin) [tokens, pairs] | then: (token, head, 8 pairs) per thread
+
+   Angles stay exact at long positions: position · turns in double, its whole turns dropped, and
+   only then sine and cosine in single precision. A block makes those of its tokens once, in shared
+   memory, for all heads.
+
+       tokens of the block | position | (cos, sin) [tokens, pairs]
+       then: (token, head, 8 pairs) per thread
  */
 #include "device/chunk.cuh"
 #include "device/seq.cuh"
@@ -22,7 +24,8 @@ template <class T> struct item {
   int c, n;     /* pairs [c, c + n) of this launch */
   bool alive;
 
-  __device__ __forceinline__ void load(const rgk_rope_params &p, int64_t i, int chunks, int64_t first, int64_t live) {
+  __device__ __forceinline__ void load(const rgk_rope_params &p, int64_t i, int chunks,
+                                       int64_t first, int64_t live) {
     const int64_t row = divide(i, chunks);
     t = divide(row, p.heads);
     h = row - t * p.heads;
@@ -36,7 +39,8 @@ template <class T> struct item {
   }
 };
 
-template <class T> __global__ void __launch_bounds__(THREADS) rope(const __grid_constant__ rgk_rope_params p) {
+template <class T>
+__global__ void __launch_bounds__(THREADS) rope(const __grid_constant__ rgk_rope_params p) {
   __shared__ float cosine[RGK_ROPE_ANGLES], sine[RGK_ROPE_ANGLES];
   __shared__ int64_t position[RGK_ROPE_TOKENS];
   const int64_t first = (int64_t)blockIdx.x * p.tokens;

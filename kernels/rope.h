@@ -12,8 +12,9 @@ typedef struct rgk_rope_params {
   const int32_t *offset; /* [B]: position of a sequence's first row, or NULL */
   rgk_tensor x, y;
   int64_t rows, heads, half, first;
-  int32_t pairs, tokens; /* of a block; tokens <= RGK_ROPE_TOKENS, tokens · pairs <= RGK_ROPE_ANGLES */
-  bool back, add;        /* turn the other way; add to y */
+  /* of a block; tokens <= RGK_ROPE_TOKENS, tokens · pairs <= RGK_ROPE_ANGLES */
+  int32_t pairs, tokens;
+  bool back, add;               /* turn the other way; add to y */
   double turns[RGK_ROPE_PAIRS]; /* full turns per position of pair first + i */
 } rgk_rope_params;
 /* vectors: rows, `half` and `first` on 16 bytes, x of type `x`. */

@@ -1,9 +1,10 @@
 /* kernels/rows.cu: elementwise ops over walks (rows.h).
- *
- * An element's index in the walk says where it lies in every tensor and whether its row is live. Threads take
- * a chunk of eight, all loads before the first use, or one element each where memory is not laid out for
- * 16-byte vectors; elements do not depend on each other, so both give the same bits. Dead rows: zeros, or
- * nothing where the output is a sum. y may be x: each thread reads its elements before it writes them.
+
+   An element's index in the walk says where it lies in every tensor and whether its row is live.
+   Threads take a chunk of eight, all loads before the first use, or one element each where memory
+   is not laid out for 16-byte vectors; elements do not depend on each other, so both give the same
+   bits. Dead rows: zeros, or nothing where the output is a sum. y may be x: each thread reads its
+   elements before it writes them.
  */
 #include "device/chunk.cuh"
 #include "device/seq.cuh"
@@ -17,7 +18,8 @@ enum { THREADS = 256 };
 
 /* Offsets of element i of the walk in N tensors. */
 template <int N>
-__device__ __forceinline__ void walk_at(const rgk_walk &w, const rgk_walked *x, int64_t i, int64_t (&at)[N]) {
+__device__ __forceinline__ void walk_at(const rgk_walk &w, const rgk_walked *x, int64_t i,
+                                        int64_t (&at)[N]) {
 #pragma unroll
   for (int t = 0; t < N; t++) at[t] = 0;
   for (int a = w.rank - 1; a > 0; a--) {
@@ -42,7 +44,11 @@ __device__ __forceinline__ float inverse(float x) {
   return r;
 }
 
-template <int MAP> constexpr int inputs = MAP == RGK_FILL ? 0 : MAP == RGK_COPY || MAP == RGK_SILU ? 1 : MAP == RGK_MUL_BWD ? 3 : 2;
+template <int MAP>
+constexpr int inputs = MAP == RGK_FILL                      ? 0
+                       : MAP == RGK_COPY || MAP == RGK_SILU ? 1
+                       : MAP == RGK_MUL_BWD                 ? 3
+                                                            : 2;
 template <int MAP> constexpr int outputs = MAP == RGK_MUL_BWD ? 2 : 1;
 
 template <int MAP> __device__ __forceinline__ void apply(const float *x, float *y, float value) {
@@ -54,7 +60,8 @@ template <int MAP> __device__ __forceinline__ void apply(const float *x, float *
     y[1] = __fmul_rn(x[2], x[0]);
   }
   if (MAP == RGK_SILU) y[0] = __fmul_rn(x[0], inverse(1.0f + exp_minus(x[0])));
-  if (MAP == RGK_SILU_BWD) { /* dy·s·(1 + x·(1 - s)), 1 - s formed as e^-x·s: exact where s is near 1 */
+  /* dy·s·(1 + x·(1 - s)), 1 - s formed as e^-x·s: exact where s is near 1 */
+  if (MAP == RGK_SILU_BWD) {
     const float e = exp_minus(x[0]), s = inverse(1.0f + e);
     y[0] = __fmul_rn(__fmul_rn(x[1], s), __fmaf_rn(x[0], __fmul_rn(e, s), 1.0f));
   }
@@ -72,10 +79,12 @@ template <int MAP> __device__ void one(const rgk_map_params &p, int64_t i, int64
   }
 #pragma unroll
   for (int t = 0; t < OUT; t++)
-    if (i < live || !p.add[t]) put_grad(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], p.add[t]);
+    if (i < live || !p.add[t])
+      put_grad(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], p.add[t]);
 }
 
-template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const __grid_constant__ rgk_map_params p) {
+template <int MAP, class T>
+__global__ void __launch_bounds__(THREADS) map(const __grid_constant__ rgk_map_params p) {
   constexpr int IN = inputs<MAP>, OUT = outputs<MAP>;
   const int64_t n = p.w.elements, live = live_rows(p.seqs) * p.row;
   int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
@@ -91,7 +100,8 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
     }
     if constexpr (MAP == RGK_FILL) {
       const int64_t lane = threadIdx.x % 32, first = i - lane * CHUNK; /* of the warp */
-      if (p.w.rank == 1 && p.t[0].dtype == RG_F32 && first + 32 * CHUNK <= n) { /* whole sectors per store */
+      /* whole sectors per store */
+      if (p.w.rank == 1 && p.t[0].dtype == RG_F32 && first + 32 * CHUNK <= n) {
         float4 *to = reinterpret_cast<float4 *>((float *)p.t[0].data + first) + lane;
         to[0] = to[32] = make_float4(p.value, p.value, p.value, p.value);
         return;
@@ -121,7 +131,8 @@ template <int MAP, class T> __global__ void __launch_bounds__(THREADS) map(const
     }
 #pragma unroll
     for (int t = 0; t < OUT; t++)
-      if (i < live || !p.add[t]) put<T>(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], CHUNK, p.add[t]);
+      if (i < live || !p.add[t])
+        put<T>(p.t[IN + t].data, p.t[IN + t].dtype, at[IN + t], y[t], CHUNK, p.add[t]);
   }
 }
 
@@ -145,7 +156,8 @@ __device__ void add_one(const rgk_add_params &p, int64_t i, int64_t live) {
   store(p.t[0].data, p.t[0].dtype, at[0], sum);
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS) add(const __grid_constant__ rgk_add_params p) {
+template <class T>
+__global__ void __launch_bounds__(THREADS) add(const __grid_constant__ rgk_add_params p) {
   const int64_t n = p.w.elements, live = live_rows(p.seqs) * p.row;
   int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
   if constexpr (std::is_void_v<T>) {
@@ -188,6 +200,14 @@ template <class T> __global__ void __launch_bounds__(THREADS) add(const __grid_c
   }
 }
 
+__global__ void __launch_bounds__(THREADS)
+    scale_lengths(const __grid_constant__ rgk_scale_lengths_params p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.n) return;
+  const int64_t start = (int64_t)p.from[i] * p.times;
+  p.to[i] = start < p.rows ? (int32_t)start : p.rows;
+}
+
 template <int MAP> const void *map_of(bool vectors, rg_dtype x) {
   if (!vectors) return (const void *)map<MAP, void>;
   if (x == RG_F32) return (const void *)map<MAP, float>;
@@ -214,4 +234,8 @@ const void *rgk_add_kernel(bool vectors, rg_dtype x) {
   if (x == RG_F32) return (const void *)add<float>;
   if (x == RG_F16) return (const void *)add<__half>;
   return (const void *)add<__nv_bfloat16>;
+}
+
+const void *rgk_scale_lengths(void) {
+  return (const void *)scale_lengths;
 }

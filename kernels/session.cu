@@ -11,7 +11,8 @@ __device__ void report(const rgk_lengths_params &p, int rule, int64_t entry, int
   __threadfence_system();
 }
 
-/* One block. Starts: each thread owns a stretch of entries; a running maximum is scanned over the threads. */
+/* One block. Starts: each thread owns a stretch of entries; a running maximum is scanned over the
+ * threads. */
 __global__ void lengths(const __grid_constant__ rgk_lengths_params p) {
   __shared__ int32_t most[RGK_LENGTHS_THREADS];
   const int t = threadIdx.x;
@@ -24,7 +25,8 @@ __global__ void lengths(const __grid_constant__ rgk_lengths_params p) {
         int32_t x = p.from[rule.offset + i * rule.stride], y = x < 0 ? 0 : x;
         int64_t length = 0;
         if (p.starts[r] && i + 1 < p.starts_n[r])
-          length = (int64_t)p.starts[r][(i + 1) * p.starts_stride[r]] - p.starts[r][i * p.starts_stride[r]];
+          length = (int64_t)p.starts[r][(i + 1) * p.starts_stride[r]] -
+                   p.starts[r][i * p.starts_stride[r]];
         if (y + length > 0x7fffffff) y = (int32_t)(0x7fffffff - length);
         if (y != x) report(p, r, i, x);
         p.to[rule.offset + i * rule.stride] = y;
@@ -67,5 +69,9 @@ __global__ void poison(const __grid_constant__ rgk_poison_params p) {
 
 } // namespace
 
-const void *rgk_lengths(void) { return (const void *)lengths; }
-const void *rgk_poison(void) { return (const void *)poison; }
+const void *rgk_lengths(void) {
+  return (const void *)lengths;
+}
+const void *rgk_poison(void) {
+  return (const void *)poison;
+}

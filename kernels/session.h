@@ -1,4 +1,5 @@
-/* kernels/session.h: what a session runs itself around the steps: lengths made safe, memory poisoned. */
+/* kernels/session.h: what a session runs itself around the steps: lengths made safe, memory
+ * poisoned. */
 #ifndef RGK_SESSION_H
 #define RGK_SESSION_H
 

@@ -1,4 +1,5 @@
-/* kernels/tma.c: see tma.h. The one driver call is found at run time, so nothing links to libcuda. */
+/* kernels/tma.c: see tma.h. The one driver call is found at run time, so nothing links to
+ * libcuda. */
 #include "tma.h"
 #include "../graph/base.h"
 #include <cuda.h>
@@ -9,8 +10,8 @@
 rg_status rgk_map_make(rgk_map *map, const rgk_map_of *of, rg_error *e) {
   void *found = NULL;
   enum cudaDriverEntryPointQueryResult query;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &query) !=
-          cudaSuccess ||
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                       &query) != cudaSuccess ||
       !found)
     return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "the NVIDIA driver lacks cuTensorMapEncodeTiled");
   const cuuint64_t size = of->dtype == RG_F32 || of->dtype == RG_I32 ? 4 : 2;
@@ -33,11 +34,12 @@ rg_status rgk_map_make(rgk_map *map, const rgk_map_of *of, rg_error *e) {
   }
   CUtensorMap m;
   PFN_cuTensorMapEncodeTiled_v12000 encode = (PFN_cuTensorMapEncodeTiled_v12000)(uintptr_t)found;
-  CUresult r = encode(&m, type, (cuuint32_t)of->rank, (void *)(uintptr_t)of->data, dim, stride, box, step,
-                      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult r = encode(&m, type, (cuuint32_t)of->rank, (void *)(uintptr_t)of->data, dim, stride, box,
+                      step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (r != CUDA_SUCCESS)
-    return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "cuTensorMapEncodeTiled refused a tensor (error %d)", (int)r);
+    return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
+                    "cuTensorMapEncodeTiled refused a tensor (error %d)", (int)r);
   memcpy(map, &m, sizeof *map);
   return RG_OK;
 }

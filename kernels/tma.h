@@ -1,7 +1,9 @@
-/* kernels/tma.h: tensor maps, which tell Hopper's copy engine (device/tma.cuh) how a tensor lies in memory.
- *
- * A map is made on the host from an address, extents and strides, and travels inside a kernel's parameters.
- * A box of it is copied at a time; what a box holds outside the extents arrives as zeros.
+/* kernels/tma.h: tensor maps, which tell Hopper's copy engine (device/tma.cuh) how a tensor lies in
+   memory.
+
+   A map is made on the host from an address, extents and strides, and travels inside a kernel's
+   parameters. A box of it is copied at a time; what a box holds outside the extents arrives as
+   zeros.
  */
 #ifndef RGK_TMA_H
 #define RGK_TMA_H
@@ -20,8 +22,8 @@ typedef struct rgk_map {
       uint64_t opaque[16];
 } rgk_map;
 
-/* What a map describes; axis 0 is the dense one. With `swizzle` of 32, 64 or 128 bytes, box[0] elements must
- * be at most that long. The address and the strides are multiples of 16 bytes. */
+/* What a map describes; axis 0 is the dense one. With `swizzle` of 32, 64 or 128 bytes, box[0]
+ * elements must be at most that long. The address and the strides are multiples of 16 bytes. */
 typedef struct rgk_map_of {
   const void *data;
   int32_t dtype, rank;
@@ -31,8 +33,10 @@ typedef struct rgk_map_of {
   int32_t swizzle;              /* bytes; 0: none */
 } rgk_map_of;
 
-/* A tensor [rows, heads, width] as axes (width, head, row), in boxes of 128 bytes of one head by `rows`. */
-static inline rgk_map_of rgk_map_rows(rgk_tensor t, int64_t n, int64_t heads, int64_t width, int32_t box) {
+/* A tensor [rows, heads, width] as axes (width, head, row), in boxes of 128 bytes of one head by
+ * `rows`. */
+static inline rgk_map_of rgk_map_rows(rgk_tensor t, int64_t n, int64_t heads, int64_t width,
+                                      int32_t box) {
   rgk_map_of m = {0, 0, 3, {0}, {0}, {0}, 128};
   m.data = t.data;
   m.dtype = t.dtype;

@@ -1,8 +1,8 @@
 /* memplan/check.c: the independent checker of a memory plan: the dumbest code that can be right.
- *
- * Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must hold what.
- * Then compares every two blocks. Shares nothing with the planner, not even its helpers. Trusts nothing that
- * it is given of the plan: a number is looked at before it is used as an index.
+
+   Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must
+   hold what. Then compares every two blocks. Shares nothing with the planner, not even its helpers.
+   Trusts nothing that it is given of the plan: a number is looked at before it is used as an index.
  */
 #include "memplan.h"
 #include <stdio.h>
@@ -11,16 +11,18 @@ typedef struct life {
   int32_t first, last; /* -1: untouched */
 } life;
 
-static rg_status broken(const rgi_graph *g, int32_t tensor, int32_t node, rg_error *e, const char *what) {
-  return rgi_fail(e, RG_E_INTERNAL, NULL, node >= 0 ? g->node[node].name : NULL, "memory plan: %s%s%s",
-                  tensor >= 0 ? g->tensor[tensor].name : "", tensor >= 0 ? " " : "", what);
+static rg_status broken(const rgi_graph *g, int32_t tensor, int32_t node, rg_error *e,
+                        const char *what) {
+  return rgi_fail(e, RG_E_INTERNAL, NULL, node >= 0 ? g->node[node].name : NULL,
+                  "memory plan: %s%s%s", tensor >= 0 ? g->tensor[tensor].name : "",
+                  tensor >= 0 ? " " : "", what);
 }
 
 /* "cmp_o [256, 512) of scratch", "the workspace of topk [0, 64) of scratch" */
 static const char *describe(const rgi_graph *g, const rgi_block *b, char *text, size_t size) {
   snprintf(text, size, "%s%s [%lld, %lld) of %s", b->tensor < 0 ? "the workspace of " : "",
-           b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name, (long long)b->address,
-           (long long)(b->address + b->size), rgi_region_name(b->region));
+           b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
+           (long long)b->address, (long long)(b->address + b->size), rgi_region_name(b->region));
   return text;
 }
 
@@ -54,7 +56,8 @@ static bool is_result(const rgi_graph *g, int32_t owner) {
   for (int32_t i = 0; i < g->noutput; i++)
     if (owner_of(g, g->output[i].tensor) == owner) return true;
   for (int32_t i = 0; i < g->ninput; i++)
-    if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0 && owner_of(g, g->input[i].grad) == owner)
+    if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0 &&
+        owner_of(g, g->input[i].grad) == owner)
       return true;
   return false;
 }
@@ -69,7 +72,8 @@ static int64_t bytes_of(const rgi_tensor *x) {
 static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i, rg_error *e) {
   const rgi_block *b = &m->block[i];
   if (b->tensor < -1 || b->tensor >= g->ntensor || b->first < 0 || b->first >= g->nnode ||
-      b->last < b->first || b->last >= g->nnode || b->shares < -1 || b->shares >= m->nblock || b->shares == i)
+      b->last < b->first || b->last >= g->nnode || b->shares < -1 || b->shares >= m->nblock ||
+      b->shares == i)
     return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
                     "memory plan: block %d has a tensor, node or block that is not there", (int)i);
   const int32_t node = b->tensor < 0 ? b->first : -1;
@@ -82,7 +86,8 @@ static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i,
     return broken(g, b->tensor, node, e, "has a block whose address is out of range");
   if (b->region == RGI_R_SAVED && b->address < m->reserved)
     return broken(g, b->tensor, node, e, "has a block in bytes that are reserved");
-  if (b->address % RGI_ALIGN) return broken(g, b->tensor, node, e, "has a block that is not aligned");
+  if (b->address % RGI_ALIGN)
+    return broken(g, b->tensor, node, e, "has a block that is not aligned");
   return RG_OK;
 }
 
@@ -100,15 +105,17 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
   else
     due = RGI_R_SCRATCH;
   if (x->region != due)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "memory plan: %s is in the wrong region, %s; expected %s",
-                    x->name, (unsigned)x->region <= RGI_R_SCRATCH ? rgi_region_name(x->region) : "none",
+    return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
+                    "memory plan: %s is in the wrong region, %s; expected %s", x->name,
+                    (unsigned)x->region <= RGI_R_SCRATCH ? rgi_region_name(x->region) : "none",
                     rgi_region_name(due));
   int32_t found = 0;
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
     if (b->tensor != t) continue;
     found++;
-    if (b->region != due || b->address != x->address) return broken(g, t, -1, e, "and its block disagree");
+    if (b->region != due || b->address != x->address)
+      return broken(g, t, -1, e, "and its block disagree");
     if (b->size != bytes_of(x)) return broken(g, t, -1, e, "has a block of another size");
     if (b->first != l.first || b->last != l.last)
       return broken(g, t, -1, e, "has a block with another lifetime");
@@ -131,11 +138,12 @@ static rg_status check_workspace(const rgi_graph *g, const rgi_memory *m, int32_
     const rgi_block *b = &m->block[i];
     if (b->tensor >= 0 || b->first != k) continue;
     found++;
-    if (b->last != k || b->region != RGI_R_SCRATCH || b->size != size || b->address != m->workspace[k] ||
-        b->shares >= 0)
+    if (b->last != k || b->region != RGI_R_SCRATCH || b->size != size ||
+        b->address != m->workspace[k] || b->shares >= 0)
       return broken(g, -1, k, e, "a workspace and its block disagree");
   }
-  if (found != (size > 0)) return broken(g, -1, k, e, "a workspace without a block, or with several");
+  if (found != (size > 0))
+    return broken(g, -1, k, e, "a workspace without a block, or with several");
   return RG_OK;
 }
 
@@ -149,14 +157,18 @@ static bool in_order(const rgi_tensor *x) {
   return x->offset == 0;
 }
 
-/* Does `heir` take over exactly the bytes of `b`, at a node that allows it? Then element i of the output
- * stands where element i of the first input stood, and nothing else of the node looks there. */
-static bool handed_over(const rgi_graph *g, const rgi_memory *m, const rgi_block *b, const rgi_block *heir) {
-  if (heir->shares < 0 || &m->block[heir->shares] != b || b->tensor < 0 || heir->tensor < 0) return false;
+/* Does `heir` take over exactly the bytes of `b`, at a node that allows it? Then element i of
+ * the output stands where element i of the first input stood, and nothing else of the node
+ * looks there. */
+static bool handed_over(const rgi_graph *g, const rgi_memory *m, const rgi_block *b,
+                        const rgi_block *heir) {
+  if (heir->shares < 0 || &m->block[heir->shares] != b || b->tensor < 0 || heir->tensor < 0)
+    return false;
   if (b->last != heir->first || b->address != heir->address || heir->size > b->size) return false;
   const rgi_node *n = &g->node[b->last];
   int32_t nin = n->in_begin[n->op->nin], nout = n->out_begin[n->op->nout], uses = 0;
-  if (!(n->op->flags & RG_OP_INPLACE) || nin < 1 || nout < 1 || n->in[0] < 0 || n->out[0] != heir->tensor)
+  if (!(n->op->flags & RG_OP_INPLACE) || nin < 1 || nout < 1 || n->in[0] < 0 ||
+      n->out[0] != heir->tensor)
     return false;
   for (int32_t i = 0; i < nin; i++)
     if (n->in[i] >= 0 && owner_of(g, n->in[i]) == b->tensor) uses++;
@@ -167,8 +179,8 @@ static bool handed_over(const rgi_graph *g, const rgi_memory *m, const rgi_block
          bytes_of(in) == bytes_of(out) && in_order(in) && in_order(out);
 }
 
-static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_block *a, const rgi_block *b,
-                            rg_error *e) {
+static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_block *a,
+                            const rgi_block *b, rg_error *e) {
   if (a->region != b->region || a->size == 0 || b->size == 0) return RG_OK;
   if (a->address + a->size <= b->address || b->address + b->size <= a->address) return RG_OK;
   bool apart = a->region == RGI_R_SCRATCH && (a->last < b->first || b->last < a->first);
@@ -176,8 +188,8 @@ static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_b
   char one[220], other[220];
   int32_t together = a->first > b->first ? a->first : b->first;
   return rgi_fail(e, RG_E_INTERNAL, NULL, g->node[together].name,
-                  "memory plan: %s and %s overlap while both are alive", describe(g, a, one, sizeof one),
-                  describe(g, b, other, sizeof other));
+                  "memory plan: %s and %s overlap while both are alive",
+                  describe(g, a, one, sizeof one), describe(g, b, other, sizeof other));
 }
 
 static rg_status check_size(const char *what, int64_t said, int64_t found, rg_error *e) {
@@ -190,8 +202,8 @@ static rg_status check_size(const char *what, int64_t said, int64_t found, rg_er
 static rg_status check_bound(const char *direction, int64_t bound, int64_t size, rg_error *e) {
   if (bound >= 0 && bound <= size) return RG_OK;
   return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
-                  "memory plan: the lower bound of %s is %lld bytes; the scratch found has %lld", direction,
-                  (long long)bound, (long long)size);
+                  "memory plan: the lower bound of %s is %lld bytes; the scratch found has %lld",
+                  direction, (long long)bound, (long long)size);
 }
 
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
@@ -202,7 +214,9 @@ rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e)
   for (int32_t k = 0; k < g->nnode; k++) RGI_TRY(check_workspace(g, m, k, e));
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
-    int64_t *end = b->region == RGI_R_SAVED ? &saved : g->node[b->first].backward ? &backward : &forward;
+    int64_t *end = b->region == RGI_R_SAVED     ? &saved
+                   : g->node[b->first].backward ? &backward
+                                                : &forward;
     if (b->size > 0 && b->address + b->size > *end) *end = b->address + b->size;
     for (int32_t j = 0; j < i; j++) RGI_TRY(check_pair(g, m, b, &m->block[j], e));
   }

@@ -1,12 +1,12 @@
 /* memplan/memplan.c: who owns bytes, for how long, in which region; then the addresses.
- *
- *     saved     |a|  b  |c|                 laid end to end: all of it lives at the turn
- *     scratch   forward blocks, packed      time is the node; both directions start at 0 of the same scratch
- *               backward blocks, packed
- *
- * Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the first node
- * that writes any of its aliases to the last one that reads any. Owners joined by in-place reuse are packed
- * as one buffer.
+
+       saved     |a|  b  |c|                 laid end to end: all of it lives at the turn
+       scratch   forward blocks, packed      time is the node; both directions start at 0 of the
+                 backward blocks, packed     same scratch
+
+   Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the
+   first node that writes any of its aliases to the last one that reads any. Owners joined by
+   in-place reuse are packed as one buffer.
  */
 #include "memplan.h"
 #include "../graph/order.h"
@@ -64,7 +64,9 @@ static rg_status find_regions(planner *p, rg_error *e) {
   const rgi_graph *g = p->g;
   for (int32_t t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base < 0)
-      p->region[t] = g->tensor[t].producer < 0 ? RGI_R_INPUT : p->saved[t] ? RGI_R_SAVED : RGI_R_SCRATCH;
+      p->region[t] = g->tensor[t].producer < 0 ? RGI_R_INPUT
+                     : p->saved[t]             ? RGI_R_SAVED
+                                               : RGI_R_SCRATCH;
   for (int32_t i = 0; i < g->noutput + g->ninput; i++) {
     const rgi_io *io = i < g->noutput ? &g->output[i] : &g->input[i - g->noutput];
     int32_t tensor = i < g->noutput ? io->tensor : io->want == RGI_GRAD_NONE ? -1 : io->grad;
@@ -101,7 +103,8 @@ static rg_status find_workspaces(planner *p, rgi_arena *scratch, rg_error *e) {
     call.gpu = p->o->gpu;
     size_t size = g->node[k].op->workspace(&call);
     if (size > INT64_MAX / 4)
-      return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name, "a workspace of %zu bytes is too large", size);
+      return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name,
+                      "a workspace of %zu bytes is too large", size);
     m->workspace_size[k] = (int64_t)size;
   }
   return RG_OK;
@@ -141,8 +144,8 @@ static bool dense(const rgi_tensor *x) {
   return true;
 }
 
-/* The block whose bytes node k's first output may take over, or -1. Element by element the op then reads and
- * writes the same place, so both sides must be laid out alike. */
+/* The block whose bytes node k's first output may take over, or -1. Element by element the op then
+ * reads and writes the same place, so both sides must be laid out alike. */
 static int32_t reusable(const planner *p, int32_t k) {
   const rgi_graph *g = p->g;
   const rgi_node *node = &g->node[k];
@@ -153,9 +156,11 @@ static int32_t reusable(const planner *p, int32_t k) {
   if (from < 0 || to < 0 || p->m->block[from].region != RGI_R_SCRATCH ||
       p->m->block[to].region != RGI_R_SCRATCH)
     return -1;
-  if (p->last[owner] != k || p->first[out] != k || p->m->block[from].size < p->m->block[to].size) return -1;
+  if (p->last[owner] != k || p->first[out] != k || p->m->block[from].size < p->m->block[to].size)
+    return -1;
   const rgi_tensor *a = &g->tensor[in], *b = &g->tensor[out];
-  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) || !dense(b))
+  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) ||
+      !dense(b))
     return -1;
   for (int i = 1; i < rgi_nin(node); i++)
     if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == owner) return -1;
@@ -209,7 +214,8 @@ static rg_status gather(const planner *p, bool backward, rgi_arena *a, packing *
   for (int32_t i = 0; i < m->nblock; i++) out->of[i] = -1;
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
-    if (b->region != RGI_R_SCRATCH || b->shares >= 0 || (b->first >= p->nforward) != backward) continue;
+    if (b->region != RGI_R_SCRATCH || b->shares >= 0 || (b->first >= p->nforward) != backward)
+      continue;
     out->of[i] = (int32_t)out->n;
     out->buffer[out->n++] = (rg_buffer){b->first, b->last + 1, b->size, 0};
   }
@@ -228,8 +234,8 @@ static rg_status gather(const planner *p, bool backward, rgi_arena *a, packing *
   return RG_OK;
 }
 
-/* Where branches may run side by side, a buffer is taken from the first node that need not be over before all
- * its users to the last one that need not wait for them. */
+/* Where branches may run side by side, a buffer is taken from the first node that need not be over
+ * before all its users to the last one that need not wait for them. */
 static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q, rg_error *e) {
   const rgi_graph *g = p->g;
   rgi_order order;
@@ -268,7 +274,8 @@ static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q
 }
 
 /* Most bytes alive at one node. The topmost block needs no rounding. */
-static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, int64_t *out, rg_error *e) {
+static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, int64_t *out,
+                            rg_error *e) {
   int64_t *sum = rgi_alloc_n(a, (size_t)p->g->nnode + 1, sizeof *sum);
   int64_t *pad = rgi_alloc_n(a, (size_t)p->g->nnode + 1, sizeof *pad);
   if (!sum || !pad) return rgi_nomem(e);
@@ -288,7 +295,8 @@ static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, in
   return RG_OK;
 }
 
-static rg_status pack_direction(planner *p, bool backward, bool bound_only, double seconds, rg_error *e) {
+static rg_status pack_direction(planner *p, bool backward, bool bound_only, double seconds,
+                                rg_error *e) {
   rgi_memory *m = p->m;
   packing q;
   int64_t bound, size = 0;
@@ -346,13 +354,14 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
 
 /* ---- entry ---- */
 
-rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem,
-                      rg_error *e) {
+rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out,
+                      rgi_memory **mem, rg_error *e) {
   *out = NULL;
   *mem = NULL;
   rgi_graph *copy;
   RGI_TRY(rgi_graph_clone(g, &copy, e));
-  planner p = {.g = copy, .o = o, .arena = copy->arena, .m = rgi_alloc(copy->arena, sizeof(rgi_memory))};
+  planner p = {
+      .g = copy, .o = o, .arena = copy->arena, .m = rgi_alloc(copy->arena, sizeof(rgi_memory))};
   rg_status status = p.m ? plan(&p, false, e) : rgi_nomem(e);
   if (status != RG_OK) {
     rgi_graph_destroy(copy);
@@ -370,8 +379,8 @@ rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph
   return RG_OK;
 }
 
-rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only, int64_t *saved,
-                          int64_t *forward, int64_t *backward, rg_error *e) {
+rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only,
+                          int64_t *saved, int64_t *forward, int64_t *backward, rg_error *e) {
   rgi_memory m = {0};
   rgi_arena *arena = rgi_arena_create(g->ctx);
   if (!arena) return rgi_nomem(e);

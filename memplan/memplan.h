@@ -1,10 +1,11 @@
 /* memplan/memplan.h: gives every tensor its bytes.
- *
- * Takes a bound graph in execution order, returns a copy whose owners carry (region, address), plus a report.
- * Saved memory holds what forward writes and backward reads; it all lives at once at the turn, so it is laid
- * end to end. Scratch of forward and of backward are packed apart and share one block (its size is the
- * larger). A node's workspace is a scratch block that lives during that node only. Every block starts on a
- * multiple of RGI_ALIGN; a region ends with its last block's last byte.
+
+   Takes a bound graph in execution order, returns a copy whose owners carry (region, address), plus
+   a report. Saved memory holds what forward writes and backward reads; it all lives at once at the
+   turn, so it is laid end to end. Scratch of forward and of backward are packed apart and share one
+   block (its size is the larger). A node's workspace is a scratch block that lives during that node
+   only. Every block starts on a multiple of RGI_ALIGN; a region ends with its last block's last
+   byte.
  */
 #ifndef RGI_MEMPLAN_H
 #define RGI_MEMPLAN_H
@@ -23,10 +24,12 @@ typedef struct rgi_memory_options {
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
   int64_t reserved;  /* bytes at the start of saved that are not the graph's */
-  bool lanes;        /* nodes that do not wait for each other may run at once: no reuse between them */
+  /* nodes that do not wait for each other may run at once: no reuse between them */
+  bool lanes;
 } rgi_memory_options;
 
-/* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains blocks[]. */
+/* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains
+ * blocks[]. */
 typedef struct rgi_block {
   int32_t tensor;      /* owner, or -1: the workspace of `first` */
   int32_t first, last; /* nodes: alive from the first writer to the last reader, both included */
@@ -37,8 +40,9 @@ typedef struct rgi_block {
 
 typedef struct rgi_memory {
   int64_t saved, scratch, forward_scratch, backward_scratch;
-  int64_t reserved;                      /* of saved, at its start */
-  int64_t forward_bound, backward_bound; /* most scratch bytes alive at once: no packing does better */
+  int64_t reserved; /* of saved, at its start */
+  /* most scratch bytes alive at once: no packing does better */
+  int64_t forward_bound, backward_bound;
   bool forward_optimal, backward_optimal;
   int64_t explored; /* search nodes */
   double seconds;
@@ -51,16 +55,18 @@ typedef struct rgi_memory {
 } rgi_memory;
 
 /* *mem lives in (*out)->arena. */
-rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out, rgi_memory **mem,
-                      rg_error *e);
-/* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find them, or
- * (bound_only) their lower bounds, which is fast. */
-rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only, int64_t *saved,
-                          int64_t *forward, int64_t *backward, rg_error *e);
-/* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the graph. */
+rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out,
+                      rgi_memory **mem, rg_error *e);
+/* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find
+ * them, or (bound_only) their lower bounds, which is fast. */
+rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only,
+                          int64_t *saved, int64_t *forward, int64_t *backward, rg_error *e);
+/* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the
+ * graph. */
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e);
 
-void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_buf *out); /* timeline */
+/* timeline */
+void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_buf *out);
 void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out);
 
 #endif

@@ -1,9 +1,10 @@
-/* memplan/pack.c: the packer: reduces buffers to packings, proves bounds, drives heuristics and exact search.
- *
- * Promises: every result is a valid packing; never worse than greedy by size; `optimal` only if the peak
- * equals a proved lower bound (most bytes alive at once, or more where the search exhausted a capacity). Work
- * is measured out in search nodes and rounds, not in time, so a run that ends before its limit gives the same
- * result every time.
+/* memplan/pack.c: the packer: reduces buffers to packings, proves bounds, drives heuristics and
+   exact search.
+
+   Promises: every result is a valid packing; never worse than greedy by size; `optimal` only if the
+   peak equals a proved lower bound (most bytes alive at once, or more where the search exhausted a
+   capacity). Work is measured out in search nodes and rounds, not in time, so a run that ends
+   before its limit gives the same result every time.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -55,8 +56,8 @@ static int compare_sized(const void *x, const void *y) {
   return (a->i > b->i) - (a->i < b->i);
 }
 
-rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align, int64_t *peak,
-                          rg_error *e) {
+rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t align,
+                          int64_t *peak, rg_error *e) {
   *peak = 0;
   RGI_TRY(check_input(b, n, align, e));
   sized *order = rgi_malloc(ctx, (n + 1) * sizeof *order);
@@ -73,7 +74,8 @@ rg_status rgi_pack_greedy(const rg_context *ctx, rg_buffer *b, size_t n, int64_t
   for (size_t k = 0; k < n; k++) {
     rg_buffer *u = &b[order[k].i];
     u->offset = 0;
-    if (u->size > *peak) *peak = u->size; /* also if it is never alive: its bytes lie below the peak */
+    /* also if it is never alive: its bytes lie below the peak */
+    if (u->size > *peak) *peak = u->size;
     if (trivial(u)) continue;
     int64_t at = 0, end;
     for (size_t i = 0; i < placed; i++) {
@@ -172,7 +174,8 @@ static int64_t packing_bound(const rgi_packing *p) {
 
 /* ---- one connected packing ---- */
 
-/* Larger parts than the first are only improved, larger ones than the second stay as greedy left them. */
+/* Larger parts than the first are only improved, larger ones than the second stay as greedy left
+ * them. */
 enum { MOST_SEARCHED = 4096, MOST_IMPROVED = 20000 };
 
 typedef struct part {
@@ -198,7 +201,8 @@ static void free_part(const rg_context *ctx, part *x) {
 }
 
 /* What a search at one capacity taught: a better packing or a better bound. */
-static rg_status learn(part *x, int64_t capacity, rgi_verdict verdict, const int64_t *found, rg_error *e) {
+static rg_status learn(part *x, int64_t capacity, rgi_verdict verdict, const int64_t *found,
+                       rg_error *e) {
   switch (verdict) {
   case RGI_FOUND:
     x->peak = 0;
@@ -252,21 +256,24 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
  * nodes of a search times luby(), beams after which all are twice as wide. */
 enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 64 };
 
-/* Of the searches of a cycle, those that try for a capacity between goal and peak. The cycle's
- * length has no divisor in common with RGI_SEARCH_CYCLE, so every way of exploring comes to both. */
+/* Of the searches of a cycle, those that try for a capacity between goal and peak. The
+ * cycle's length has no divisor in common with RGI_SEARCH_CYCLE, so every way of exploring
+ * comes to both. */
 enum { TARGET_CYCLE = 11 };
 static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes. Mostly it
- * tries for the goal itself, now and then for something in between. */
-static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch, rg_error *e) {
+/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes.
+ * Mostly it tries for the goal itself, now and then for something in between. */
+static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch,
+                            rg_error *e) {
   static const int32_t widths[] = {20, 60, 100, 60, 200, 60, 100, 400};
   rgi_packing *p = &x->packing;
   const double share = beam_share(p, goal_of(x, target));
   if (p->n > MOST_IMPROVED || !x->countable) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
-  rgi_heuristic_improve(x->heuristic, goal_of(x, target), p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS,
-                        deadline, x->offset, &x->peak);
+  rgi_heuristic_improve(x->heuristic, goal_of(x, target),
+                        p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS, deadline, x->offset,
+                        &x->peak);
   while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
     if (!p->near) RGI_TRY(find_neighbours(p, e));
     int64_t capacity = goal_of(x, target);
@@ -276,8 +283,9 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
     if ((double)x->search_nodes * share <= (double)x->beam_nodes) {
       bool between = tries_between[x->searches % TARGET_CYCLE];
       if (between) capacity = between_goal_and_peak(x, capacity);
-      verdict = rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
-                               x->searches, deadline, scratch, &x->search_nodes);
+      verdict =
+          rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
+                         x->searches, deadline, scratch, &x->search_nodes);
       x->searches++;
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
@@ -288,7 +296,8 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
       x->beams++;
     }
     RGI_TRY(learn(x, capacity, verdict, scratch, e));
-    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, deadline, x->offset, &x->peak);
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, deadline, x->offset,
+                          &x->peak);
   }
   return RG_OK;
 }
@@ -347,7 +356,8 @@ static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t ali
       started = true;
     } else {
       if (started)
-        section++; /* everything alive now, this buffer included, was alive in the section just closed */
+        /* everything alive now, this buffer included, was alive in the section just closed */
+        section++;
       started = false;
       w->piece[~i].last = section - 1;
     }
@@ -358,7 +368,8 @@ static rg_status make_pieces(whole *w, const rg_buffer *b, size_t n, int64_t ali
 }
 
 /* One connected part of the pieces from … to-1, which start from the offsets in b. */
-static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to, int64_t base, rg_error *e) {
+static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to, int64_t base,
+                          rg_error *e) {
   part *x = &w->part[w->nparts++];
   memset(x, 0, sizeof *x);
   x->base = base;
@@ -387,24 +398,27 @@ static rg_status add_part(whole *w, const rg_buffer *b, int32_t from, int32_t to
   return RG_OK;
 }
 
-/* Takes a piece that spans all sections lo … hi (and has no pad to lose on top) out of from … to-1: it moves
- * to the base, what lay below it moves up. -1 if there is none. */
-static bool peel(whole *w, rg_buffer *b, int32_t from, int32_t to, int32_t lo, int32_t hi, int64_t base) {
+/* Takes a piece that spans all sections lo … hi (and has no pad to lose on top) out of from … to-1:
+ * it moves to the base, what lay below it moves up. -1 if there is none. */
+static bool peel(whole *w, rg_buffer *b, int32_t from, int32_t to, int32_t lo, int32_t hi,
+                 int64_t base) {
   int32_t u = from;
   while (u < to && (w->piece[u].first > lo || w->piece[u].last < hi || w->piece[u].pad > 0)) u++;
   if (u == to) return false;
   const rgi_piece peeled = w->piece[u];
   for (int32_t i = from; i < to; i++)
-    if (b[w->piece[i].id].offset < b[peeled.id].offset) b[w->piece[i].id].offset += peeled.size * w->unit;
+    if (b[w->piece[i].id].offset < b[peeled.id].offset)
+      b[w->piece[i].id].offset += peeled.size * w->unit;
   b[peeled.id].offset = base;
   memmove(&w->piece[from + 1], &w->piece[from], (size_t)(u - from) * sizeof peeled);
   w->piece[from] = peeled;
   return true;
 }
 
-/* Cuts the pieces from … to-1 into parts that share no section; peels each and cuts again. Every call below
- * the first has fewer pieces, and only calls that cut nest. */
-static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, int64_t base, rg_error *e) {
+/* Cuts the pieces from … to-1 into parts that share no section; peels each and cuts again. Every
+ * call below the first has fewer pieces, and only calls that cut nest. */
+static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, int64_t base,
+                            rg_error *e) {
   while (from < to) {
     int32_t lo = w->piece[from].first, hi = w->piece[from].last, next = from;
     for (; next < to && w->piece[next].first <= hi; next++)
@@ -421,8 +435,8 @@ static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, in
   return RG_OK;
 }
 
-rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o, rg_pack_result *r,
-                   rg_error *e) {
+rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o,
+                   rg_pack_result *r, rg_error *e) {
   const double start = rgi_pack_now();
   const double deadline = start + (o && o->seconds > 0 ? o->seconds : 5);
   const int64_t align = o && o->align ? o->align : 1, capacity = o ? o->capacity : 0;
@@ -472,10 +486,14 @@ out:
   return status;
 }
 
+RGI_NO_TAIL(rg_pack_options, align);
+
 rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
                   rg_pack_result *out, rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
   if (!ctx || !out || (n > 0 && !buffers))
     return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
-  return rgi_pack(ctx, buffers, n, options, out, error);
+  rg_pack_options o;
+  RGI_TRY(RGI_OPTIONS(rg_pack_options, align, options, &o, error));
+  return rgi_pack(ctx, buffers, n, &o, out, error);
 }

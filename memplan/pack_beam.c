@@ -1,13 +1,13 @@
-/* memplan/pack_beam.c: beam search for a packing within a capacity: incomplete, but it finds what depth first
- * misses.
- *
- * Where nothing (or little) may be wasted, depth first suffers from a wrong piece early on. Here a whole
- * front of partial packings with equally many pieces moves up together; only the `width` smoothest go on.
- * Smooth: few steps between the floors of neighbouring sections, since each step must be matched by just the
- * right pieces later.
- *
- * States, inference (room, settled, forced levels) and branching are those of pack_search.c; see there for
- * `real`, `least` and floors. A placed piece keeps its offset in `least`.
+/* memplan/pack_beam.c: beam search for a packing within a capacity: incomplete, but it finds what
+   depth first misses.
+
+   Where nothing (or little) may be wasted, depth first suffers from a wrong piece early on. Here a
+   whole front of partial packings with equally many pieces moves up together; only the `width`
+   smoothest go on. Smooth: few steps between the floors of neighbouring sections, since each step
+   must be matched by just the right pieces later.
+
+   States, inference (room, settled, forced levels) and branching are those of pack_search.c; see
+   there for `real`, `least` and floors. A placed piece keeps its offset in `least`.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -116,7 +116,8 @@ static void reach(const rgi_beam *b, const state *s, const int32_t *list, int32_
 }
 
 /* Lowest level at which the floors of t and t + 1 can be even again; -1: never. */
-static int64_t even_again(const rgi_beam *b, const state *s, int32_t t, int64_t here, int64_t there) {
+static int64_t even_again(const rgi_beam *b, const state *s, int32_t t, int64_t here,
+                          int64_t there) {
   sums west, east;
   reach(b, s, b->ending, b->ending_begin[t], b->ending_begin[t + 1], &west);
   reach(b, s, b->starting, b->starting_begin[t + 1], b->starting_begin[t + 2], &east);
@@ -145,15 +146,16 @@ static bool set_floors(rgi_beam *b, const state *s) {
   return true;
 }
 
-/* Between two neighbouring sections that both must be filled to the last byte, what ends in the one and what
- * starts in the other covers the same addresses. So while their floors differ, nothing can span both before
- * the floors are even. */
+/* Between two neighbouring sections that both must be filled to the last byte, what ends in the one
+ * and what starts in the other covers the same addresses. So while their floors differ, nothing can
+ * span both before the floors are even. */
 static bool level_towers(rgi_beam *b, state *s) {
   bool any = false, changed = false;
   for (int32_t t = 0; t + 1 < b->m; t++) {
     const int64_t here = b->floor[t], there = b->floor[t + 1];
     b->even[t] = 0;
-    if (!b->tight[t] || !b->tight[t + 1] || here == there || here == INT64_MAX || there == INT64_MAX)
+    if (!b->tight[t] || !b->tight[t + 1] || here == there || here == INT64_MAX ||
+        there == INT64_MAX)
       continue;
     if ((b->even[t] = even_again(b, s, t, here, there)) < 0) return false;
     any = true;
@@ -214,7 +216,8 @@ static bool look(rgi_beam *b, state *s, int32_t *section) {
     if (b->floor[t] == INT64_MAX || (!b->how.anywhere && b->floor[t] != level)) continue;
     int64_t room = b->cap[t] - s->left[t], choices = b->count[t], tie = room;
     if (b->how.anywhere) choices += room > b->floor[t], tie = b->floor[t];
-    if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, *section = t;
+    if (choices < best || (choices == best && tie < best_tie))
+      best = choices, best_tie = tie, *section = t;
   }
   level = b->floor[*section];
   b->ncandidate = 0;
@@ -280,11 +283,14 @@ static bool expand(rgi_beam *b, int32_t parent) {
       int64_t top = level + b->p->piece[u].size;
       double steps = rough;
       s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
-      if (west >= 0) steps += step(b, s, west, b->floor[west], top) - step(b, s, west, b->floor[west], level);
+      if (west >= 0)
+        steps += step(b, s, west, b->floor[west], top) - step(b, s, west, b->floor[west], level);
       if (last + 1 < b->m)
-        steps += step(b, s, last, top, b->floor[last + 1]) - step(b, s, last, level, b->floor[last + 1]);
+        steps +=
+            step(b, s, last, top, b->floor[last + 1]) - step(b, s, last, level, b->floor[last + 1]);
       s->open[u >> 6] ^= UINT64_C(1) << (u & 63);
-      double score = steps - b->how.area * s->credit + b->how.noise * random_unit(b) + b->how.gap * given_up;
+      double score =
+          steps - b->how.area * s->credit + b->how.noise * random_unit(b) + b->how.gap * given_up;
       if (!add_child(b, (child){score, level, parent, u, given_up})) return false;
     }
     if (b->cap[section] - s->left[section] <= level) return true;
@@ -306,7 +312,8 @@ static bool note(rgi_beam *b, const state *s) {
   for (int32_t w = 0; w < b->words; w++)
     for (uint64_t bits = s->open[w]; bits; bits &= bits - 1) {
       uint64_t v = (uint64_t)(w * 64 + __builtin_ctzll(bits));
-      key += mix(v * UINT64_C(0x9e3779b97f4a7c15) + (uint64_t)s->least[v] * UINT64_C(0xd1342543de82ef95));
+      key += mix(v * UINT64_C(0x9e3779b97f4a7c15) +
+                 (uint64_t)s->least[v] * UINT64_C(0xd1342543de82ef95));
     }
   key |= 1;
   for (uint64_t i = mix(key) & b->seen_mask;; i = (i + 1) & b->seen_mask) {
@@ -352,7 +359,8 @@ static void free_run(rgi_beam *b) {
 
 static bool make_run(rgi_beam *b, int32_t width) {
   const rg_context *ctx = b->p->ctx;
-  size_t each = (2 * (size_t)b->n + (size_t)b->m + (size_t)b->words) * 8, states = 2 * (size_t)width + 1;
+  size_t each = (2 * (size_t)b->n + (size_t)b->m + (size_t)b->words) * 8,
+         states = 2 * (size_t)width + 1;
   b->width = width;
   b->seen_mask = 1;
   while (b->seen_mask < 4 * (uint64_t)width) b->seen_mask *= 2;
@@ -365,7 +373,9 @@ static bool make_run(rgi_beam *b, int32_t width) {
   b->seen = rgi_malloc(ctx, (size_t)(b->seen_mask + 1) * sizeof *b->seen);
   if (!b->block || !b->now || !b->then || !b->children || !b->seen) return false;
   for (size_t i = 0; i < states; i++) {
-    state *s = i == 0 ? &b->scratch : i <= (size_t)width ? &b->now[i - 1] : &b->then[i - 1 - (size_t)width];
+    state *s = i == 0               ? &b->scratch
+               : i <= (size_t)width ? &b->now[i - 1]
+                                    : &b->then[i - 1 - (size_t)width];
     int64_t *at = (int64_t *)b->block + i * each / 8;
     s->least = at;
     s->real = at + b->n;
@@ -385,8 +395,8 @@ static void begin(rgi_beam *b) {
   s->credit = 0;
 }
 
-rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt, double deadline,
-                         int64_t *offset, int64_t *explored) {
+rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt,
+                         double deadline, int64_t *offset, int64_t *explored) {
   const rgi_packing *p = b->p;
   for (int32_t i = 0; i < b->n; i++) {
     int64_t bytes = rgi_piece_bytes(p, i);
@@ -476,8 +486,9 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
 
 void rgi_beam_destroy(rgi_beam *b) {
   if (!b) return;
-  void *all[] = {b->limit, b->cap,  b->floor,  b->count,        b->alive,    b->candidate,     b->area,
-                 b->tight, b->even, b->ending, b->ending_begin, b->starting, b->starting_begin};
+  void *all[] = {b->limit,        b->cap,      b->floor,         b->count, b->alive,
+                 b->candidate,    b->area,     b->tight,         b->even,  b->ending,
+                 b->ending_begin, b->starting, b->starting_begin};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(b->p->ctx, all[i]);
   rgi_free(b->p->ctx, b);
 }

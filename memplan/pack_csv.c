@@ -1,10 +1,10 @@
 /* memplan/pack_csv.c: packing a file of lines "id,lower,upper,size".
- *
- * The header names the columns, in any order; columns other than lower, upper, size and offset are kept as
- * they are. An existing offset column is overwritten, otherwise one is appended. A field may stand in double
- * quotes, which protect commas ("" is a quote in it) but no line ends. Lines end in \n or \r\n, as the header
- * does; blank lines and a byte order mark are dropped. Lines and columns in messages count from 1, columns in
- * bytes and without the mark.
+
+   The header names the columns, in any order; columns other than lower, upper, size and offset are
+   kept as they are. An existing offset column is overwritten, otherwise one is appended. A field
+   may stand in double quotes, which protect commas ("" is a quote in it) but no line ends. Lines
+   end in \n or \r\n, as the header does; blank lines and a byte order mark are dropped. Lines and
+   columns in messages count from 1, columns in bytes and without the mark.
  */
 #include "../graph/json.h"
 #include "pack.h"
@@ -96,7 +96,8 @@ static void contents(const char **from, const char **to) {
 }
 
 static rg_status open_quote(rg_error *e, const table *t, int line, int column) {
-  return fail_at(e, RG_E_SYNTAX, t, line, column, "the quote that opens here does not close on its line");
+  return fail_at(e, RG_E_SYNTAX, t, line, column,
+                 "the quote that opens here does not close on its line");
 }
 
 static bool blank(const table *t, const char *p) {
@@ -123,9 +124,11 @@ static const char *misspelt(const table *t, const char *name, char *text, size_t
 static rg_status read_header(table *t, rg_error *e) {
   const char *limit = t->text + t->size, *start = t->text;
   if (t->size >= 3 && memcmp(start, "\xEF\xBB\xBF", 3) == 0) start += 3;
-  for (t->header_line = 1; start < limit && blank(t, start); t->header_line++) start = next_line(t, start);
+  for (t->header_line = 1; start < limit && blank(t, start); t->header_line++)
+    start = next_line(t, start);
   if (start == limit)
-    return fail_at(e, RG_E_KEY, t, 1, 1, "the file has no header; expected a first line id,lower,upper,size");
+    return fail_at(e, RG_E_KEY, t, 1, 1,
+                   "the file has no header; expected a first line id,lower,upper,size");
   const char *end = line_end(t, start), *p = start;
   t->header = start;
   for (int i = 0; i < NAMED; i++) t->column[i] = -1;
@@ -151,15 +154,16 @@ static rg_status read_header(table *t, rg_error *e) {
     if (t->column[i] >= 0) continue;
     char text[64];
     const char *near = misspelt(t, column_name[i], text, sizeof text);
-    return fail_at(e, RG_E_KEY, t, t->header_line, 1, "the header has no column \"%s\"%s%s%s; expected %s",
-                   column_name[i], near ? " (\"" : "", near ? near : "", near ? "\" is near)" : "",
+    return fail_at(e, RG_E_KEY, t, t->header_line, 1,
+                   "the header has no column \"%s\"%s%s%s; expected %s", column_name[i],
+                   near ? " (\"" : "", near ? near : "", near ? "\" is near)" : "",
                    "id,lower,upper,size in any order");
   }
   return RG_OK;
 }
 
-static rg_status read_integer(const table *t, int line, int column, const char *name, const char *from,
-                              const char *to, int64_t *out, rg_error *e) {
+static rg_status read_integer(const table *t, int line, int column, const char *name,
+                              const char *from, const char *to, int64_t *out, rg_error *e) {
   const int shown = to - from > 40 ? 40 : (int)(to - from);
   const char *all = from, *p;
   contents(&from, &to);
@@ -167,15 +171,16 @@ static rg_status read_integer(const table *t, int line, int column, const char *
   p = from + (from < to && (*from == '-' || *from == '+'));
   *out = 0;
   if (p == to)
-    return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown, all);
+    return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name,
+                   shown, all);
   for (; p < to; p++) {
     if (*p < '0' || *p > '9')
-      return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name, shown,
-                     all);
+      return fail_at(e, RG_E_SYNTAX, t, line, column, "%s is \"%.*s\"; expected an integer", name,
+                     shown, all);
     int64_t digit = negative ? '0' - *p : *p - '0';
     if (!rgi_mul(*out, 10, out) || !rgi_add(*out, digit, out))
-      return fail_at(e, RG_E_OVERFLOW, t, line, column, "%s is %.*s, which leaves 64 bits; use a larger unit",
-                     name, shown, all);
+      return fail_at(e, RG_E_OVERFLOW, t, line, column,
+                     "%s is %.*s, which leaves 64 bits; use a larger unit", name, shown, all);
   }
   return RG_OK;
 }
@@ -188,9 +193,10 @@ static rg_status read_row(table *t, const char *start, int line, rg_buffer *b, r
     const char *stop = field_end(p, end);
     if (!stop) return open_quote(e, t, line, (int)(p - start) + 1);
     if (count >= t->columns)
-      return fail_at(e, RG_E_SYNTAX, t, line, (int)(p - start) + 1,
-                     "the line has more than the header's %d columns; a field that holds commas needs quotes",
-                     t->columns);
+      return fail_at(
+          e, RG_E_SYNTAX, t, line, (int)(p - start) + 1,
+          "the line has more than the header's %d columns; a field that holds commas needs quotes",
+          t->columns);
     for (int i = LOWER; i <= SIZE; i++)
       if (t->column[i] == count) {
         at[i] = (int)(p - start) + 1;
@@ -246,11 +252,12 @@ static void write_line(const table *t, const char *p, const char *offset, rgi_bu
   rgi_buf_printf(out, t->carriage_return ? "\r\n" : "\n");
 }
 
-rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
-                      rg_pack_result *result, rg_error *error) {
+rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options,
+                      rg_text *out, rg_pack_result *result, rg_error *error) {
   if (out) memset(out, 0, sizeof *out);
   if (result) memset(result, 0, sizeof *result);
-  if (!ctx || !path || !out || !result) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
+  if (!ctx || !path || !out || !result)
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
   table t = {.ctx = ctx, .path = path};
   rgi_buf text;
   rg_status status;
@@ -267,7 +274,8 @@ rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *
   }
   status = rgi_buf_finish(&text, out, error);
 done:
-  if (status != RG_OK && error && !error->file[0]) snprintf(error->file, sizeof error->file, "%s", path);
+  if (status != RG_OK && error && !error->file[0])
+    snprintf(error->file, sizeof error->file, "%s", path);
   rgi_buf_free(&text);
   rgi_free(ctx, t.text);
   rgi_free(ctx, t.row);

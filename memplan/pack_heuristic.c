@@ -1,8 +1,8 @@
 /* memplan/pack_heuristic.c: good packings quickly: first fit over many orders.
- *
- * First fit puts each piece of an order at the lowest offset where it fits between the pieces placed before.
- * Improving is a squeaky wheel: pieces that end above the target move forward in the order, the rest is
- * shaken a little.
+
+   First fit puts each piece of an order at the lowest offset where it fits between the pieces
+   placed before. Improving is a squeaky wheel: pieces that end above the target move forward in the
+   order, the rest is shaken a little.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -89,8 +89,8 @@ static double worth(const rgi_packing *p, int32_t i, int kind) {
   }
 }
 
-void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline, int64_t *offset,
-                           int64_t *peak) {
+void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline,
+                           int64_t *offset, int64_t *peak) {
   const rgi_packing *p = h->p;
   ranked *scratch = (ranked *)(void *)h->best_order;
   for (int64_t r = 0; r<rounds && * peak> target; r++, h->round++) {
@@ -98,7 +98,8 @@ void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, dou
     int64_t in_phase = h->round % 64;
     if (h->round < STARTS) {
       for (int32_t i = 0; i < p->n; i++) h->priority[i] = worth(p, i, (int)h->round);
-    } else if (in_phase == STARTS || in_phase == 0) { /* a fresh start from one of the orders, shaken */
+      /* a fresh start from one of the orders, shaken */
+    } else if (in_phase == STARTS || in_phase == 0) {
       int kind = (int)(next_random(h) % STARTS);
       double most = 0;
       for (int32_t i = 0; i < p->n; i++) {

@@ -1,12 +1,14 @@
-/* memplan/pack_internal.h: what the packer's parts share: the reduced problem, its heuristics, its exact
- * search.
- *
- * pack.c reduces buffers to a packing per connected stretch of time and drives the parts; pack_heuristic.c
- * finds good packings quickly; pack_search.c decides whether a packing within a capacity exists.
- *
- * Reduced problem. Time is cut into sections: the maximal sets of buffers that are alive together. A piece is
- * a buffer that matters; it covers the sections first … last. Sizes count units of `unit` bytes; `pad` is
- * what rounding up to whole units added, in bytes, which the topmost piece need not have.
+/* memplan/pack_internal.h: what the packer's parts share: the reduced problem, its heuristics, its
+   exact search.
+
+   pack.c reduces buffers to a packing per connected stretch of time and drives the parts;
+   pack_heuristic.c finds good packings quickly; pack_search.c decides whether a packing within a
+   capacity exists.
+
+   Reduced problem. Time is cut into sections: the maximal sets of buffers that are alive together.
+   A piece is a buffer that matters; it covers the sections first … last. Sizes count units of
+   `unit` bytes; `pad` is what rounding up to whole units added, in bytes, which the topmost piece
+   need not have.
  */
 #ifndef RGI_PACK_INTERNAL_H
 #define RGI_PACK_INTERNAL_H
@@ -25,7 +27,7 @@ typedef struct rgi_packing {
   const rg_context *ctx;
   int32_t n, m;     /* pieces (sorted by first section), sections */
   rgi_piece *piece; /* [n] */
-  int32_t *near;    /* pieces that overlap piece i in time: near[near_begin[i] … near_begin[i+1]) */
+  int32_t *near; /* pieces that overlap piece i in time: near[near_begin[i] … near_begin[i+1]) */
   int64_t *near_begin;
   int64_t *load; /* [m] units alive */
   int64_t *pad;  /* [m] largest pad */
@@ -49,10 +51,10 @@ rg_status rgi_heuristic_create(const rgi_packing *p, rgi_heuristic **out, rg_err
 void rgi_heuristic_destroy(rgi_heuristic *h);
 /* First fit of the pieces in `order`; returns the peak in bytes. */
 int64_t rgi_first_fit(rgi_heuristic *h, const int32_t *order, int64_t *offset);
-/* Improves `offset` and *peak: a batch of reorderings, until the peak is at most `target`, `rounds` are
- * through or the deadline passes. */
-void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline, int64_t *offset,
-                           int64_t *peak);
+/* Improves `offset` and *peak: a batch of reorderings, until the peak is at most `target`, `rounds`
+ * are through or the deadline passes. */
+void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline,
+                           int64_t *offset, int64_t *peak);
 
 /* ---- exact search ---- */
 
@@ -61,10 +63,10 @@ typedef struct rgi_search rgi_search;
 rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e);
 void rgi_search_destroy(rgi_search *s);
 enum { RGI_SEARCH_CYCLE = 14 }; /* attempts before a way of exploring comes around again */
-/* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a proof.
- * Explores at most `budget` nodes; `attempt` varies the order of exploration. */
-rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
-                           int64_t *offset, int64_t *explored);
+/* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a
+ * proof. Explores at most `budget` nodes; `attempt` varies the order of exploration. */
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt,
+                           double deadline, int64_t *offset, int64_t *explored);
 
 /* ---- beam search ---- */
 
@@ -72,7 +74,7 @@ typedef struct rgi_beam rgi_beam;
 rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e);
 void rgi_beam_destroy(rgi_beam *b);
 /* Looks for a packing of at most `capacity` bytes; never NONE: failing proves nothing. */
-rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt, double deadline,
-                         int64_t *offset, int64_t *explored);
+rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt,
+                         double deadline, int64_t *offset, int64_t *explored);
 
 #endif

@@ -330,7 +330,8 @@ static int32_t pick_section(const rgi_search *s, const part *x) {
       choices = room, tie = s->count[t];
     else if (s->how.rule == ANYWHERE)
       choices += room > s->floor[t], tie = s->floor[t];
-    if (choices < best || (choices == best && tie < best_tie)) best = choices, best_tie = tie, section = t;
+    if (choices < best || (choices == best && tie < best_tie))
+      best = choices, best_tie = tie, section = t;
   }
   return section;
 }
@@ -354,7 +355,8 @@ static void push_candidates(rgi_search *s, const part *x, int32_t section) {
     }
     s->rank[v] = rank;
     push(s, v);
-    for (int64_t i = s->nstack - 1; i > base && s->rank[s->stack[i]] > s->rank[s->stack[i - 1]]; i--) {
+    for (int64_t i = s->nstack - 1; i > base && s->rank[s->stack[i]] > s->rank[s->stack[i - 1]];
+         i--) {
       int32_t y = s->stack[i];
       s->stack[i] = s->stack[i - 1];
       s->stack[i - 1] = y;
@@ -365,13 +367,14 @@ static void push_candidates(rgi_search *s, const part *x, int32_t section) {
 /* Places u, one of the part's pieces, and goes on with the others. */
 static rgi_verdict explore_with(rgi_search *s, const part *x, int32_t u, int64_t at) {
   const bool alone = x->head == x->tail;
-  const int32_t head = x->head == u ? s->next[u] : x->head, tail = x->tail == u ? s->prev[u] : x->tail;
+  const int32_t head = x->head == u ? s->next[u] : x->head,
+                tail = x->tail == u ? s->prev[u] : x->tail;
   place(s, u, at);
   return alone ? RGI_FOUND : explore(s, head, tail);
 }
 
-/* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any verdict
- * but FOUND the state is as before. */
+/* Places all unplaced pieces from head to tail (in the list), which form one connected part. On any
+ * verdict but FOUND the state is as before. */
 static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
   const int64_t mark = s->ntrail, bottom = s->nstack;
   part x = {.head = head, .tail = tail};
@@ -382,7 +385,8 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
   for (;;) {
     s->nodes++;
     if (s->no_memory) return RGI_NO_MEMORY;
-    if (s->nodes >= s->budget || ((s->nodes & s->clock_mask) == 0 && rgi_pack_now() > s->deadline)) {
+    if (s->nodes >= s->budget ||
+        ((s->nodes & s->clock_mask) == 0 && rgi_pack_now() > s->deadline)) {
       verdict = RGI_STOPPED;
       goto out;
     }
@@ -438,7 +442,8 @@ static double worth(const rgi_search *s, int32_t i, int order) {
   case 3: return size * size * length;
   default: /* fullest section first, then the longest */
     for (int32_t t = s->first[i]; t <= s->last[i]; t++)
-      if ((double)s->left[t] / (double)s->cap[t] > most) most = (double)s->left[t] / (double)s->cap[t];
+      if ((double)s->left[t] / (double)s->cap[t] > most)
+        most = (double)s->left[t] / (double)s->cap[t];
     return most * 1e6 + length;
   }
 }
@@ -464,8 +469,8 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
   }
 }
 
-rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt, double deadline,
-                           int64_t *offset, int64_t *explored) {
+rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt,
+                           double deadline, int64_t *offset, int64_t *explored) {
   const rgi_packing *p = s->p;
   s->nodes = 0;
   s->budget = budget;
@@ -511,7 +516,8 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
   s->clock_mask = p->n < 1000 ? 127 : 7;
   size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
   bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->queue_end = rgi_malloc(p->ctx, m * 8)) &&
-            (s->sorted = rgi_malloc(p->ctx, n * 4)) && (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) &&
+            (s->sorted = rgi_malloc(p->ctx, n * 4)) &&
+            (s->size = rgi_malloc(p->ctx, n * sizeof *s->size)) &&
             (s->real = rgi_malloc(p->ctx, n * sizeof *s->real)) &&
             (s->least = rgi_malloc(p->ctx, n * sizeof *s->least)) &&
             (s->limit = rgi_malloc(p->ctx, n * sizeof *s->limit)) &&
@@ -553,9 +559,10 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
 
 void rgi_search_destroy(rgi_search *s) {
   if (!s) return;
-  void *all[] = {s->rank,  s->queue_end, s->sorted, s->size,  s->real,  s->least,  s->limit, s->offset,
-                 s->first, s->last,      s->next,   s->prev,  s->twin,  s->placed, s->score, s->left,
-                 s->cap,   s->floor,     s->count,  s->trail, s->stack, s->memory};
+  void *all[] = {s->rank,  s->queue_end, s->sorted, s->size,  s->real, s->least,
+                 s->limit, s->offset,    s->first,  s->last,  s->next, s->prev,
+                 s->twin,  s->placed,    s->score,  s->left,  s->cap,  s->floor,
+                 s->count, s->trail,     s->stack,  s->memory};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(s->ctx, all[i]);
   rgi_free(s->ctx, s);
 }

@@ -1,9 +1,9 @@
 /* memplan/report.c: a memory plan for people: who owns how many bytes when, as text and as SVG.
- *
- * Time runs to the right in both, one place per step; views move no bytes and take no time. The text shows
- * bytes alive as a filled curve (saved below, scratch above; the axis ends at the bytes that are asked for)
- * and under it the largest blocks, bar below curve. The SVG shows every block where it lies, scratch above
- * saved. Neither judges: what they show is what the plan says.
+
+   Time runs to the right in both, one place per step; views move no bytes and take no time. The
+   text shows bytes alive as a filled curve (saved below, scratch above; the axis ends at the bytes
+   that are asked for) and under it the largest blocks, bar below curve. The SVG shows every block
+   where it lies, scratch above saved. Neither judges: what they show is what the plan says.
  */
 #include "memplan.h"
 #include <stdio.h>
@@ -50,7 +50,8 @@ static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
     int64_t *alive = b->region == RGI_R_SAVED ? v->saved : v->scratch;
     if (b->shares >= 0) v->given[b->shares] = true;
     /* Where bytes are handed over both blocks own them; they count once. */
-    for (int32_t s = v->step[b->first] + (b->shares >= 0); s <= v->step[b->last]; s++) alive[s] += b->size;
+    for (int32_t s = v->step[b->first] + (b->shares >= 0); s <= v->step[b->last]; s++)
+      alive[s] += b->size;
   }
   return true;
 }
@@ -59,7 +60,8 @@ static const char *block_name(const view *v, const rgi_block *b) {
   return b->tensor >= 0 ? v->g->tensor[b->tensor].name : v->g->node[b->first].name;
 }
 
-/* Indices of the blocks that have bytes, largest first (the earlier, then the lower, among equals). */
+/* Indices of the blocks that have bytes, largest first (the earlier, then the lower, among
+ * equals). */
 static int32_t *by_size(const view *v, int32_t *count) {
   const rgi_memory *m = v->m;
   int32_t *order = rgi_alloc_n(v->arena, (size_t)m->nblock + 1, sizeof *order), n = 0;
@@ -133,10 +135,12 @@ static canvas make_canvas(const view *v, int columns, rgi_buf *out) {
   return c;
 }
 
-/* The steps that column `x` of the picture shows: one of several columns of a step, or several steps. */
+/* The steps that column `x` of the picture shows: one of several columns of a step, or several
+ * steps. */
 static void steps_at(const canvas *c, int x, int32_t *from, int32_t *to) {
   bool backward = x >= c->forward;
-  int64_t cells = backward ? c->backward : c->forward, n = backward ? c->v->n - c->v->turn : c->v->turn;
+  int64_t cells = backward ? c->backward : c->forward,
+          n = backward ? c->v->n - c->v->turn : c->v->turn;
   if (backward) x -= c->forward;
   *from = (int32_t)(x * n / cells);
   *to = (int32_t)((x + 1) * n / cells);
@@ -174,7 +178,8 @@ static void draw_curve(const canvas *c) {
   for (int row = ROWS - 1; row >= 0; row--) {
     bool tick = (row + 1) % 4 == 0;
     rgi_buf_printf(out, "%*s %s", c->label - 1,
-                   tick ? rgi_human_bytes((int64_t)(height * (row + 1)), size) : "", tick ? "┤" : "│");
+                   tick ? rgi_human_bytes((int64_t)(height * (row + 1)), size) : "",
+                   tick ? "┤" : "│");
     int blank = 0;
     for (int x = 0; x < c->forward + c->backward; x++) {
       int32_t from, to, most;
@@ -183,7 +188,8 @@ static void draw_curve(const canvas *c) {
       for (int32_t s = from; s < to; s++)
         if (v->saved[s] + v->scratch[s] > v->saved[most] + v->scratch[most]) most = s;
       if (x == c->forward) put(out, &blank, "│");
-      put(out, &blank, curve_cell(height * row, height, (double)v->saved[most], (double)v->scratch[most]));
+      put(out, &blank,
+          curve_cell(height * row, height, (double)v->saved[most], (double)v->scratch[most]));
     }
     rgi_buf_printf(out, "\n");
   }
@@ -192,7 +198,8 @@ static void draw_curve(const canvas *c) {
 static void draw_axis(const canvas *c) {
   rgi_buf *out = c->out;
   rgi_buf_printf(out, "%*s └", c->label - 1, "0 B");
-  for (int x = 0; x < c->forward + c->backward; x++) rgi_buf_printf(out, "%s", x == c->forward ? "┴─" : "─");
+  for (int x = 0; x < c->forward + c->backward; x++)
+    rgi_buf_printf(out, "%s", x == c->forward ? "┴─" : "─");
   rgi_buf_printf(out, "\n%*s", c->label + 1, "");
   const char *forward = c->forward >= 9 ? "forward" : "fwd";
   if (c->forward > 0 && c->backward > 0) fitted(out, forward, c->forward < 3 ? 3 : c->forward);
@@ -223,11 +230,13 @@ static void draw_block(const canvas *c, const rgi_block *b) {
   rgi_buf_printf(out, "\n");
 }
 
-static void direction_line(const char *name, int64_t size, int64_t bound, bool optimal, rgi_buf *out) {
+static void direction_line(const char *name, int64_t size, int64_t bound, bool optimal,
+                           rgi_buf *out) {
   char a[32], b[32];
   if (size == 0 && bound == 0) return;
-  rgi_buf_printf(out, "  %-9s %10s, most alive at once %10s, gap %.2f %%%s\n", name, rgi_human_bytes(size, a),
-                 rgi_human_bytes(bound, b), bound > 0 ? 100.0 * (double)(size - bound) / (double)bound : 0.0,
+  rgi_buf_printf(out, "  %-9s %10s, most alive at once %10s, gap %.2f %%%s\n", name,
+                 rgi_human_bytes(size, a), rgi_human_bytes(bound, b),
+                 bound > 0 ? 100.0 * (double)(size - bound) / (double)bound : 0.0,
                  optimal ? ", optimal" : "");
 }
 
@@ -240,7 +249,8 @@ void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_b
   }
   rgi_buf_printf(out, "saved %s, scratch %s (%s without reuse; in place spared %s)\n",
                  rgi_human_bytes(m->saved, a), rgi_human_bytes(m->scratch, b),
-                 rgi_human_bytes(m->no_reuse, (char[32]){0}), rgi_human_bytes(m->inplace_gain, spared));
+                 rgi_human_bytes(m->no_reuse, (char[32]){0}),
+                 rgi_human_bytes(m->inplace_gain, spared));
   direction_line("forward", m->forward_scratch, m->forward_bound, m->forward_optimal, out);
   direction_line("backward", m->backward_scratch, m->backward_bound, m->backward_optimal, out);
   int32_t n;
@@ -256,7 +266,8 @@ void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_b
     int64_t rest = 0;
     for (int32_t i = LARGEST; i < n; i++) rest += m->block[order[i]].size;
     if (n > LARGEST)
-      rgi_buf_printf(out, "and %d smaller, %s together\n", (int)n - LARGEST, rgi_human_bytes(rest, a));
+      rgi_buf_printf(out, "and %d smaller, %s together\n", (int)n - LARGEST,
+                     rgi_human_bytes(rest, a));
   }
   close_view(&v);
 }
@@ -320,7 +331,8 @@ static void xml(rgi_buf *out, const char *text) {
   }
 }
 
-/* The largest type, up to 12, in which `letters` characters fit into w × h; 0 where it could not be read. */
+/* The largest type, up to 12, in which `letters` characters fit into w × h; 0 where it could not be
+ * read. */
 static double font_for(size_t letters, double w, double h) {
   double font = h - 2 < 12 ? h - 2 : 12, wide = (w - 3) / (0.58 * (double)letters);
   if (font > wide) font = wide;
@@ -331,20 +343,23 @@ static void svg_label(const panel *p, const rgi_block *b, double x, double y, do
   const char *name = block_name(p->v, b);
   const size_t letters = strlen(name);
   rgi_buf *out = p->out;
-  double font = font_for(letters, w, h), upright = font_for(letters, h, w), cx = x + w / 2, cy = y + h / 2;
+  double font = font_for(letters, w, h), upright = font_for(letters, h, w), cx = x + w / 2,
+         cy = y + h / 2;
   if (font == 0 && upright == 0) return;
   bool turned = upright > font;
   if (turned) font = upright;
   /* The size goes under the name where there is room for two lines. */
   char size[32];
-  bool two = !turned && h > 2.6 * font && font_for(strlen(rgi_human_bytes(b->size, size)), w, h) > 0;
+  bool two =
+      !turned && h > 2.6 * font && font_for(strlen(rgi_human_bytes(b->size, size)), w, h) > 0;
   rgi_buf_printf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%.1f\" text-anchor=\"middle\"", cx,
                  cy + (two ? -0.2 : 0.35) * font, font);
   if (turned) rgi_buf_printf(out, " transform=\"rotate(-90 %.1f %.1f)\"", cx, cy);
   rgi_buf_printf(out, ">");
   xml(out, name);
   if (two)
-    rgi_buf_printf(out, "<tspan x=\"%.1f\" dy=\"1.2em\" font-size=\"%.1f\" fill=\"#555\">%s</tspan>", cx,
+    rgi_buf_printf(out,
+                   "<tspan x=\"%.1f\" dy=\"1.2em\" font-size=\"%.1f\" fill=\"#555\">%s</tspan>", cx,
                    font * 0.85, size);
   rgi_buf_printf(out, "</text>");
 }
@@ -359,10 +374,10 @@ static void svg_block(const panel *p, const rgi_block *b, int shade) {
   char size[32];
   rgi_buf_printf(out, "<g><title>");
   xml(out, block_name(v, b));
-  rgi_buf_printf(
-      out, "%s&#10;%s (%lld bytes) at %s+%lld&#10;steps %d to %d: ", b->tensor >= 0 ? "" : " (workspace)",
-      rgi_human_bytes(b->size, size), (long long)b->size, rgi_region_name(b->region), (long long)b->address,
-      (int)v->step[b->first], (int)v->step[b->last]);
+  rgi_buf_printf(out, "%s&#10;%s (%lld bytes) at %s+%lld&#10;steps %d to %d: ",
+                 b->tensor >= 0 ? "" : " (workspace)", rgi_human_bytes(b->size, size),
+                 (long long)b->size, rgi_region_name(b->region), (long long)b->address,
+                 (int)v->step[b->first], (int)v->step[b->last]);
   xml(out, v->g->node[b->first].name);
   rgi_buf_printf(out, " … ");
   xml(out, v->g->node[b->last].name);
@@ -370,10 +385,12 @@ static void svg_block(const panel *p, const rgi_block *b, int shade) {
     rgi_buf_printf(out, "&#10;in place of ");
     xml(out, block_name(v, &v->m->block[b->shares]));
   }
-  rgi_buf_printf(out, "</title><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"/>", x,
-                 y, w, h > 0.4 ? h : 0.4, kinds[kind_of(v, b)].fill[shade]);
+  rgi_buf_printf(out,
+                 "</title><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"/>",
+                 x, y, w, h > 0.4 ? h : 0.4, kinds[kind_of(v, b)].fill[shade]);
   if (b->shares >= 0)
-    rgi_buf_printf(out, "<path d=\"M%.2f %.2fv%.2f\" stroke=\"#222\" stroke-width=\"2.5\"/>", x, y, h);
+    rgi_buf_printf(out, "<path d=\"M%.2f %.2fv%.2f\" stroke=\"#222\" stroke-width=\"2.5\"/>", x, y,
+                   h);
   svg_label(p, b, x, y, w, h);
   rgi_buf_printf(out, "</g>\n");
 }
@@ -384,8 +401,9 @@ static void svg_panel(const panel *p) {
   char size[32];
   rgi_buf_printf(out, "<text class=\"b\" x=\"%d\" y=\"%.1f\">%s %s</text>\n", LEFT, p->y - 8,
                  rgi_region_name(p->region), rgi_human_bytes(p->size, size));
-  rgi_buf_printf(out, "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#f6f6f6\"/>\n", LEFT,
-                 p->y, p->width, p->height);
+  rgi_buf_printf(out,
+                 "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#f6f6f6\"/>\n",
+                 LEFT, p->y, p->width, p->height);
   int64_t each = 1; /* a power of two, so that marks read well */
   const double marks = p->height / 45 > 2 ? p->height / 45 : 2;
   while ((double)each * marks < (double)p->size) each *= 2;
@@ -412,8 +430,9 @@ static void svg_names(const panel *p, double y) {
   const int32_t every = room >= 11 ? 1 : (int32_t)(11 / room) + 1;
   for (int32_t s = 0; s < v->n; s += every) {
     double x = x_of(p, s + 0.5) + 3;
-    rgi_buf_printf(p->out, "<text class=\"e\" x=\"%.1f\" y=\"%.1f\" transform=\"rotate(-60 %.1f %.1f)\">", x,
-                   y, x, y);
+    rgi_buf_printf(p->out,
+                   "<text class=\"e\" x=\"%.1f\" y=\"%.1f\" transform=\"rotate(-60 %.1f %.1f)\">",
+                   x, y, x, y);
     xml(p->out, v->g->node[v->node[s]].name);
     rgi_buf_printf(p->out, "</text>\n");
   }
@@ -429,18 +448,18 @@ static void svg_legend(const view *v, rgi_buf *out) {
   int x = LEFT + (title > 300 ? title : 300);
   for (int k = 0; k < KINDS; k++) {
     if (!used[k]) continue;
-    rgi_buf_printf(
-        out,
-        "<rect x=\"%d\" y=\"15\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"%d\" y=\"25\">%s</text>\n",
-        x, kinds[k].fill[0], x + 17, kinds[k].name);
+    rgi_buf_printf(out,
+                   "<rect x=\"%d\" y=\"15\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"%d\" "
+                   "y=\"25\">%s</text>\n",
+                   x, kinds[k].fill[0], x + 17, kinds[k].name);
     x += 40 + 7 * (int)strlen(kinds[k].name);
   }
   if (inplace)
-    rgi_buf_printf(
-        out,
-        "<path d=\"M%d 15v12\" stroke=\"#222\" stroke-width=\"2.5\"/><text x=\"%d\" y=\"25\">in place of "
-        "the one before</text>\n",
-        x + 6, x + 14);
+    rgi_buf_printf(out,
+                   "<path d=\"M%d 15v12\" stroke=\"#222\" stroke-width=\"2.5\"/><text x=\"%d\" "
+                   "y=\"25\">in place of "
+                   "the one before</text>\n",
+                   x + 6, x + 14);
 }
 
 void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
@@ -461,16 +480,19 @@ void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
   char size[32];
   rgi_buf_printf(
       out,
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\" "
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" "
+      "height=\"%.0f\" "
       "font-family=\"sans-serif\" font-size=\"11\" fill=\"#222\">\n<style>g rect{stroke:#555;"
       "stroke-width:.4}g:hover rect{stroke:#000;stroke-width:1.5}.t{stroke:#ccc;stroke-width:.7}"
-      ".e{text-anchor:end;font-size:10px}.b{font-weight:bold;font-size:13px}</style>\n<title>memory of ",
+      ".e{text-anchor:end;font-size:10px}.b{font-weight:bold;font-size:13px}</"
+      "style>\n<title>memory of ",
       LEFT + width + RIGHT, end + NAMES, LEFT + width + RIGHT, end + NAMES);
   xml(out, g->name ? g->name : "");
-  rgi_buf_printf(out,
-                 "</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"b\" "
-                 "x=\"%d\" y=\"26\">",
-                 LEFT);
+  rgi_buf_printf(
+      out,
+      "</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"b\" "
+      "x=\"%d\" y=\"26\">",
+      LEFT);
   xml(out, g->name ? g->name : "");
   rgi_buf_printf(out, ": %s at peak</text>\n", rgi_human_bytes(m->saved + m->scratch, size));
   svg_legend(&v, out);
@@ -478,14 +500,15 @@ void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
   if (m->saved > 0) svg_panel(&lower);
   if (v.turn > 0 && v.turn < v.n) {
     double x = x_of(&upper, v.turn);
-    rgi_buf_printf(
-        out, "<path d=\"M%.1f %d V%.1f\" stroke=\"#333\" stroke-opacity=\".5\" stroke-dasharray=\"4 3\"/>\n",
-        x, TOP - 16, end);
-    rgi_buf_printf(
-        out,
-        "<text class=\"e\" x=\"%.1f\" y=\"%d\">forward</text><text x=\"%.1f\" y=\"%d\" font-size=\"10\">"
-        "backward</text>\n",
-        x - 5, TOP - 8, x + 5, TOP - 8);
+    rgi_buf_printf(out,
+                   "<path d=\"M%.1f %d V%.1f\" stroke=\"#333\" stroke-opacity=\".5\" "
+                   "stroke-dasharray=\"4 3\"/>\n",
+                   x, TOP - 16, end);
+    rgi_buf_printf(out,
+                   "<text class=\"e\" x=\"%.1f\" y=\"%d\">forward</text><text x=\"%.1f\" y=\"%d\" "
+                   "font-size=\"10\">"
+                   "backward</text>\n",
+                   x - 5, TOP - 8, x + 5, TOP - 8);
   }
   svg_names(&upper, end + 10);
   rgi_buf_printf(out, "</svg>\n");

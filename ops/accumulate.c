@@ -1,8 +1,8 @@
 /* ops/accumulate.c: the two ops autodiff sums with where an op cannot add to a sum itself: zero and
- * accumulate.
- *
- * A sum starts as -0.0: adding it to x gives x for every x, +0.0 and -0.0 included, so that a sum begun with
- * `zero` has the bits of one begun with its first term.
+   accumulate.
+
+   A sum starts as -0.0: adding it to x gives x for every x, +0.0 and -0.0 included, so that a sum
+   begun with `zero` has the bits of one begun with its first term.
  */
 #include "../graph/ir.h"
 #include "cpu/rows.h"
@@ -78,10 +78,13 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   const rgi_tensor acc = g->tensor[rgi_in(n, 0)], *x = &g->tensor[rgi_in(n, 1)];
   rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   int64_t axis = n->attr[A_AXIS].i, start = n->attr[A_START].i;
-  bool fits = acc.rank == x->rank && (axis < acc.rank || acc.rank == 0); /* a scalar is added whole */
+  /* a scalar is added whole */
+  bool fits = acc.rank == x->rank && (axis < acc.rank || acc.rank == 0);
   for (int d = 0; fits && d < acc.rank; d++)
     fits = d == axis ? start + x->dim[d].c <= acc.dim[d].c : x->dim[d].c == acc.dim[d].c;
-  if (!fits) return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "\"%s\" does not fit into the sum", x->name);
+  if (!fits)
+    return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "\"%s\" does not fit into the sum",
+                    x->name);
   int producer = y->producer;
   const char *name = y->name;
   int grad_of = y->grad_of;

@@ -4,8 +4,10 @@
 #include "cuda/rows.h"
 
 static void cost(const rg_call *c, rg_cost *out) {
-  double n = (double)rgi_arg_elements(rg_out(c, 0)), size = (double)rg_dtype_size(rg_out(c, 0)->dtype);
-  *out = (rg_cost){.flops = n * (rg_in_count(c, 0) - 1), .bytes = n * size * (rg_in_count(c, 0) + 1)};
+  double n = (double)rgi_arg_elements(rg_out(c, 0)),
+         size = (double)rg_dtype_size(rg_out(c, 0)->dtype);
+  *out =
+      (rg_cost){.flops = n * (rg_in_count(c, 0) - 1), .bytes = n * size * (rg_in_count(c, 0) + 1)};
 }
 
 static size_t workspace(const rg_call *c) {
@@ -22,7 +24,8 @@ static rg_status backward(rgi_backward *b, int node, rg_error *e) {
 
 static const rg_port in[] = {
     {"a", "...", RG_PORT_LIST | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "the summands"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "sequence starts"},
 };
 static const rg_port out[] = {
     {"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "their sum"},

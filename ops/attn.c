@@ -19,23 +19,27 @@ static int moved(const rg_call *c) {
 
 rg_status rgi_attn_check_rows(const rg_call *c, rg_error *e) {
   const int64_t T = rg_in(c, 0)->dim[0], S = rg_in(c, 1)->dim[0];
-  if (rg_in(c, RGI_ATTN_CU_K + moved(c)) || T == RG_DIM_FREE || S == RG_DIM_FREE || T == S) return RG_OK;
-  return rg_op_fail(e, RG_E_SHAPE, c, "k has %lld rows and q %lld, expected the same without cu_seqlens_k",
+  if (rg_in(c, RGI_ATTN_CU_K + moved(c)) || T == RG_DIM_FREE || S == RG_DIM_FREE || T == S)
+    return RG_OK;
+  return rg_op_fail(e, RG_E_SHAPE, c,
+                    "k has %lld rows and q %lld, expected the same without cu_seqlens_k",
                     (long long)S, (long long)T);
 }
 
 rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
   const int x = moved(c);
-  const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2), *cu = rg_in(c, RGI_ATTN_CU + x);
+  const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2),
+               *cu = rg_in(c, RGI_ATTN_CU + x);
   const int64_t H = q->dim[1], KH = k->dim[1], D = q->dim[2], E = v->dim[2];
   if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
     return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
   if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
-    return rg_op_fail(e, RG_E_SHAPE, c, "%lld query heads are not a positive multiple of %lld KV heads",
-                      (long long)H, (long long)KH);
+    return rg_op_fail(e, RG_E_SHAPE, c,
+                      "%lld query heads are not a positive multiple of %lld KV heads", (long long)H,
+                      (long long)KH);
   if (D != RG_DIM_FREE && (D < 1 || D > RGI_ATTN_MAX_D))
-    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of q and k is not in 1 to %d", (long long)D,
-                      RGI_ATTN_MAX_D);
+    return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of q and k is not in 1 to %d",
+                      (long long)D, RGI_ATTN_MAX_D);
   if (E != RG_DIM_FREE && (E < 1 || E > RGI_ATTN_MAX_D))
     return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of v is not in 1 to %d", (long long)E,
                       RGI_ATTN_MAX_D);

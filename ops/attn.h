@@ -16,41 +16,49 @@ enum { RGI_ATTN_MAX_D = 256 };
 /* Attributes 0 and 1 of every attention op; the rest is the op's. */
 enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
 /* clang-format off */
-#define RGI_ATTN_ATTRS                                                                                       \
-  {"scale", RG_ATTR_FLOAT, false, 0, 0, 0, NULL, "factor on the logits; 0: 1/sqrt(d_qk)"},                   \
-  {"softcap", RG_ATTR_FLOAT, false, 0, 1e30, 0, NULL, "c > 0: logits become c*tanh(logit/c); 0: off"}
+#define RGI_ATTN_ATTRS                                                                             \
+  {"scale", RG_ATTR_FLOAT, false, 0, 0, 0, NULL, "factor on the logits; 0: 1/sqrt(d_qk)"},         \
+  {"softcap", RG_ATTR_FLOAT, false, 0, 1e30, 0, NULL,                                              \
+   "c > 0: logits become c*tanh(logit/c); 0: off"}
 
 /* Ports. Those of slc have idx after v, which moves the later ones up by one. */
-#define RGI_ATTN_IN_QKV(key_flag, key_doc)                                                                   \
-  {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries; H a multiple of KH"},                           \
-  {"k", "S,KH,D", key_flag, RG_D_FLOAT, 'F', 1, key_doc},                                                    \
+#define RGI_ATTN_IN_QKV(key_flag, key_doc)                                                         \
+  {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries; H a multiple of KH"},                 \
+  {"k", "S,KH,D", key_flag, RG_D_FLOAT, 'F', 1, key_doc},                                          \
   {"v", "S,KH,E", key_flag, RG_D_FLOAT, 'F', 1, "values of the same rows"}
-#define RGI_ATTN_IN_SEQ                                                                                      \
-  {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts [B+1]"},                       \
-  {"cu_seqlens_k", "B1", RG_PORT_OPTIONAL | RG_PORT_KSEQLENS, RG_D(RG_I32), 0, -1,                           \
-   "starts of the key sequences, in tokens; absent: those of the queries"},                                  \
-  {"q_offset", "B1-1", RG_PORT_OPTIONAL | RG_PORT_OFFSETS, RG_D(RG_I32), 0, -1,                              \
-   "position of each sequence's first query; absent: 0"},                                                    \
-  {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0, "a further logit per head that carries no value"}
-#define RGI_ATTN_OUT                                                                                         \
-  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "attention output; 0 in a row that sees no key"},         \
-  {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                        \
+#define RGI_ATTN_IN_SEQ                                                                            \
+  {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts [B+1]"},             \
+  {"cu_seqlens_k", "B1", RG_PORT_OPTIONAL | RG_PORT_KSEQLENS, RG_D(RG_I32), 0, -1,                 \
+   "starts of the key sequences, in tokens; absent: those of the queries"},                        \
+  {"q_offset", "B1-1", RG_PORT_OPTIONAL | RG_PORT_OFFSETS, RG_D(RG_I32), 0, -1,                    \
+   "position of each sequence's first query; absent: 0"},                                          \
+  {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0,                                             \
+   "a further logit per head that carries no value"}
+#define RGI_ATTN_OUT                                                                               \
+  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,                                                 \
+   "attention output; 0 in a row that sees no key"},                                               \
+  {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                              \
    "log of the softmax denominator, natural; -inf in a row that sees neither key nor sink"}
-#define RGI_ATTN_IN_BWD(key_flag)                                                                            \
-  {"out.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},                 \
-  {"out.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "forward lse"},                                       \
-  {"grad.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of o; absent: 0"},      \
-  {"grad.lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "gradient of lse; absent: 0"},    \
-  {"acc.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far for d.q"},             \
-  {"acc.k", "S,KH,D", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.k"},              \
-  {"acc.v", "S,KH,E", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.v"},              \
-  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"},                        \
-  {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                                    \
+#define RGI_ATTN_IN_BWD(key_flag)                                                                  \
+  {"out.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},       \
+  {"out.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "forward lse"},                             \
+  {"grad.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,                         \
+   "gradient of o; absent: 0"},                                                                    \
+  {"grad.lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                         \
+   "gradient of lse; absent: 0"},                                                                  \
+  {"acc.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far for d.q"},   \
+  {"acc.k", "S,KH,D", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.k"},    \
+  {"acc.v", "S,KH,E", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.v"},    \
+  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"},              \
+  {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
    "out.o times grad.o, summed over the last axis, in place of out.o"}
-#define RGI_ATTN_OUT_BWD(key_flag)                                                                           \
-  {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of q"},     \
-  {"d.k", "S,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1, "gradient of k"},      \
-  {"d.v", "S,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1, "gradient of v"},      \
+#define RGI_ATTN_OUT_BWD(key_flag)                                                                 \
+  {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,             \
+   "gradient of q"},                                                                               \
+  {"d.k", "S,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1,              \
+   "gradient of k"},                                                                               \
+  {"d.v", "S,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1,              \
+   "gradient of v"},                                                                               \
   {"d.sinks", "H", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0, "gradient of sinks"}
 /* clang-format on */
 
@@ -107,8 +115,9 @@ typedef struct rgi_attn_kind {
 
 /* For `check`: as many key rows as query rows, unless cu_seqlens_k says otherwise. */
 rg_status rgi_attn_check_rows(const rg_call *c, rg_error *e);
-/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence of
- * full length; where keys outnumber queries that have an offset, the queries are the last of them. */
+/* For `pairs`, where position i sees min(i + 1, most) keys; most < 0: all i + 1. One sequence
+ * of full length; where keys outnumber queries that have an offset, the queries are the last
+ * of them. */
 double rgi_attn_pairs(const rgi_attn *a, int64_t most);
 
 /* ---- for the descriptors ---- */
@@ -121,8 +130,8 @@ rg_status rgi_attn_steps(const rg_call *c, rg_cuda *x);
 const char *rgi_attn_path(const rg_call *c);
 extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 
-#define RGI_ATTN_FUNCTIONS                                                                                   \
-  .check = rgi_attn_check, .cost = rgi_attn_cost, .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run,  \
-  .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
+#define RGI_ATTN_FUNCTIONS                                                         \
+  .check = rgi_attn_check, .cost = rgi_attn_cost, .workspace = rgi_attn_workspace, \
+  .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
 
 #endif

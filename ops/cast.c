@@ -19,7 +19,8 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   if (x->dtype == RG_I32 && n->attr[A_TO].i != SAME)
     return rgi_fail(e, RG_E_DTYPE, pointer, n->name,
-                    "\"%s\" is i32, which cannot become a float; leave \"to\" out to copy it", x->name);
+                    "\"%s\" is i32, which cannot become a float; leave \"to\" out to copy it",
+                    x->name);
   y->dtype = n->attr[A_TO].i == SAME ? x->dtype : target[n->attr[A_TO].i];
   y->rank = x->rank;
   memcpy(y->dim, x->dim, sizeof y->dim);
@@ -36,14 +37,16 @@ static rg_status backward(rgi_backward *b, int node, rg_error *e) {
 
 static const rg_port in[] = {
     {"x", "...", RG_PORT_ROWS, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "any tensor"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "sequence starts"},
 };
 static const rg_port out[] = {
     {"y", "...", RG_PORT_ROWS, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "a dense copy"},
 };
 static const char *const targets[] = {"same", "f32", "f16", "bf16", NULL};
 static const rg_attr attrs[] = {
-    {"to", RG_ATTR_ENUM, false, 0, 0, SAME, targets, "dtype of the copy; \"same\" only makes it dense"},
+    {"to", RG_ATTR_ENUM, false, 0, 0, SAME, targets,
+     "dtype of the copy; \"same\" only makes it dense"},
 };
 static const rgi_rules rules = {.infer = infer, .backward = backward};
 const rg_op rgi_op_cast = {.abi = RG_OP_ABI,

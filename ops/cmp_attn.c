@@ -35,28 +35,32 @@ static void own(rgi_attn *a, const rg_value *attr) {
 static rg_status check(const rg_call *c, rg_error *e) {
   const int64_t kernel = c->attr[KERNEL].i, stride = c->attr[STRIDE].i;
   if (kernel % stride != 0)
-    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
-                      (long long)kernel);
+    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
+                      (long long)stride, (long long)kernel);
   const int64_t T = rg_in(c, 0)->dim[0], S = rg_in(c, 1)->dim[0];
   if (!rg_in(c, RGI_ATTN_CU_K) && T != RG_DIM_FREE && S != RG_DIM_FREE && S != T / stride)
-    return rg_op_fail(e, RG_E_SHAPE, c, "k has %lld rows, expected %lld tokens / stride %lld = %lld",
-                      (long long)S, (long long)T, (long long)stride, (long long)(T / stride));
+    return rg_op_fail(e, RG_E_SHAPE, c,
+                      "k has %lld rows, expected %lld tokens / stride %lld = %lld", (long long)S,
+                      (long long)T, (long long)stride, (long long)(T / stride));
   return RG_OK;
 }
 
 /* Each compressed key is seen by every position from its last token on. */
 static double pairs(const rgi_attn *a) {
   const double keys = (double)(a->S * a->stride);
-  const double first = a->offset && keys > (double)a->T ? keys - (double)a->T : 0, end = first + (double)a->T;
+  const double first = a->offset && keys > (double)a->T ? keys - (double)a->T : 0,
+               end = first + (double)a->T;
   /* counted key by key */
   double n = floor((end - (double)a->kernel) / (double)a->stride) + 1, before = 0;
   if (n > (double)a->S) n = (double)a->S;
   if (n <= 0) return 0;
-  if (first >= (double)a->kernel) before = floor((first - (double)a->kernel) / (double)a->stride) + 1;
+  if (first >= (double)a->kernel)
+    before = floor((first - (double)a->kernel) / (double)a->stride) + 1;
   if (before > n) before = n;
   /* keys seen by all T queries, then those seen from position j * stride + kernel - 1 on */
   const double sum_j = (n * (n - 1) - before * (before - 1)) / 2;
-  return before * (double)a->T + (n - before) * (end - (double)a->kernel + 1) - sum_j * (double)a->stride;
+  return before * (double)a->T + (n - before) * (end - (double)a->kernel + 1) -
+         sum_j * (double)a->stride;
 }
 
 static const rgi_attn_kind kind = {RGI_ATTN_CMP, own, check, pairs};

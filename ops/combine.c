@@ -31,40 +31,48 @@ static const rg_attr attrs[] = {
      "what makes weights of gates; softmax is over the branches"},
 };
 
-#define O_PORT                                                                                               \
-  { "o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST, RG_D_FLOAT, 'F', 1, "branches, as many as gate has columns" }
-#define GATE_PORT                                                                                            \
+#define O_PORT                                                     \
+  {                                                                \
+    "o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST, RG_D_FLOAT, 'F', 1, \
+        "branches, as many as gate has columns"                    \
+  }
+#define GATE_PORT \
   { "gate", "T,H,N", RG_PORT_ROWS, RG_D_FLOAT, 'G', 1, "gates; column n goes with branch n" }
-#define CU_PORT                                                                                              \
-  { "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, "starts of the sequences" }
+#define CU_PORT                                                                  \
+  {                                                                              \
+    "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, \
+        "starts of the sequences"                                                \
+  }
 
 static const rg_port in_ports[] = {[IN_O] = O_PORT, [IN_GATE] = GATE_PORT, [IN_CU] = CU_PORT};
-static const rg_port out_ports[] = {{"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "their weighted sum"}};
+static const rg_port out_ports[] = {
+    {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "their weighted sum"}};
 static const rg_port bwd_in[] = {
     [BW_O] = O_PORT,
     [BW_GATE] = GATE_PORT,
     [BW_CU] = CU_PORT,
     [BW_GRAD] = {"grad.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of the sum"},
-    [BW_ACC_O] = {"acc.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
-                  "gradients of the branches so far"},
+    [BW_ACC_O] = {"acc.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32), 0,
+                  1, "gradients of the branches so far"},
     [BW_ACC_GATE] = {"acc.gate", "T,H,N", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
                      "gradient of the gates so far"},
 };
 static const rg_port bwd_out[] = {
-    [OUT_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT, 'F',
-               1, "gradients of the branches"},
-    [OUT_GATE] = {"d.gate", "T,H,N", RG_PORT_ROWS | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT, 'G', 1,
-                  "gradient of the gates"},
+    [OUT_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD,
+               RG_D_FLOAT, 'F', 1, "gradients of the branches"},
+    [OUT_GATE] = {"d.gate", "T,H,N", RG_PORT_ROWS | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT,
+                  'G', 1, "gradient of the gates"},
 };
 
 /* One branch of the gradient, and the gates' part. */
-#define ROW_PORT(name, flag, doc)                                                                            \
+#define ROW_PORT(name, flag, doc) \
   { name, "T,H", RG_PORT_ROWS | (flag), RG_D(RG_F32), 0, 1, doc }
 static const char *const orders[] = {"none", "chain", "lanes", NULL}; /* rgi_delta */
 static const rg_attr branch_attrs[] = {
     {"act", RG_ATTR_ENUM, false, 0, 0, ACT_SIGMOID, acts, "as combine's"},
     {"branch", RG_ATTR_INT, true, 0, 65535, 0, NULL, "the gates' column"},
-    {"order", RG_ATTR_ENUM, false, 0, 0, RGI_DELTA_CHAIN, orders, "in which delta is summed on a GPU"},
+    {"order", RG_ATTR_ENUM, false, 0, 0, RGI_DELTA_CHAIN, orders,
+     "in which delta is summed on a GPU"},
 };
 static const rg_port branch_in[] = {
     [BW_O] = {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "the branch"},
@@ -75,13 +83,16 @@ static const rg_port branch_in[] = {
                   "gradient of the branch so far"},
 };
 static const rg_port branch_out[] = {
-    [BRANCH_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT, 'F', 1,
-                  "gradient of the branch"},
-    [BRANCH_PRODUCT] = ROW_PORT("product", RG_PORT_OPTIONAL, "grad.o times o, summed over the last axis"),
-    [BRANCH_DELTA] = ROW_PORT("delta", RG_PORT_OPTIONAL, "d.o as stored times o, summed over the last axis"),
+    [BRANCH_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT, 'F',
+                  1, "gradient of the branch"},
+    [BRANCH_PRODUCT] =
+        ROW_PORT("product", RG_PORT_OPTIONAL, "grad.o times o, summed over the last axis"),
+    [BRANCH_DELTA] =
+        ROW_PORT("delta", RG_PORT_OPTIONAL, "d.o as stored times o, summed over the last axis"),
 };
 static const rg_port gates_in[] = {
-    [GATES_PRODUCT] = ROW_PORT("product", RG_PORT_LIST, "of each branch with the gradient of the sum"),
+    [GATES_PRODUCT] =
+        ROW_PORT("product", RG_PORT_LIST, "of each branch with the gradient of the sum"),
     [BW_GATE] = GATE_PORT,
     [BW_CU] = CU_PORT,
     [GATES_ACC] = {"acc.gate", "T,H,N", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
@@ -95,10 +106,11 @@ static const rg_port gates_out[] = {
 static rg_status check(const rg_call *c, rg_error *e) {
   int64_t columns = rg_in(c, IN_GATE)->dim[2];
   if (columns != RG_DIM_FREE && columns != rg_in_count(c, IN_O))
-    return rg_op_fail(e, RG_E_SHAPE, c, "gate has %lld columns for a list of %d branches; one each is needed",
+    return rg_op_fail(e, RG_E_SHAPE, c,
+                      "gate has %lld columns for a list of %d branches; one each is needed",
                       (long long)columns, rg_in_count(c, IN_O));
-  return rgi_cuda_blend_check(c, IN_O,
-                              "combine them in groups and add those (gates of softmax: make them before)", e);
+  return rgi_cuda_blend_check(
+      c, IN_O, "combine them in groups and add those (gates of softmax: make them before)", e);
 }
 
 static rg_status check_branch(const rg_call *c, rg_error *e) {
@@ -163,8 +175,10 @@ static void run_tokens(void *arg, int64_t task, int thread) {
   const rg_arg *out = rg_out(c, OUT_O);
   const int n = rg_in_count(c, IN_O);
   const int64_t live = rgi_live_rows(rg_in(c, IN_CU), out->dim[0]);
-  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)), *a = x + n;
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < out->dim[0]; t++) {
+  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)),
+        *a = x + n;
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < out->dim[0];
+       t++) {
     if (t >= live) rgi_blend_dead(out, NULL, t);
     for (int64_t h = 0; t < live && h < out->dim[1]; h++) {
       weigh(c, n, t, h, x, a);
@@ -190,14 +204,17 @@ static void gate_gradient(int64_t act, int n, const float *x, const float *a, fl
 
 static void run_tokens_backward(void *arg, int64_t task, int thread) {
   const rg_call *c = arg;
-  const rg_arg *g = rg_in(c, BW_GRAD), *d_gate = rg_out(c, OUT_GATE), *acc_gate = rg_in(c, BW_ACC_GATE);
+  const rg_arg *g = rg_in(c, BW_GRAD), *d_gate = rg_out(c, OUT_GATE),
+               *acc_gate = rg_in(c, BW_ACC_GATE);
   const int n = rg_in_count(c, BW_O);
   const int64_t live = rgi_live_rows(rg_in(c, BW_CU), g->dim[0]);
-  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)), *a = x + n,
-        *D = a + n;
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < g->dim[0]; t++) {
+  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)),
+        *a = x + n, *D = a + n;
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < g->dim[0];
+       t++) {
     if (t >= live) {
-      for (int k = 0; k < n; k++) rgi_blend_dead(rgi_out_at(c, OUT_O, k), rgi_in_at(c, BW_ACC_O, k), t);
+      for (int k = 0; k < n; k++)
+        rgi_blend_dead(rgi_out_at(c, OUT_O, k), rgi_in_at(c, BW_ACC_O, k), t);
       rgi_blend_dead(d_gate, acc_gate, t);
       continue;
     }
@@ -241,12 +258,15 @@ static void put_deltas(const rg_call *c, int64_t t, int64_t h, int n, float *row
 
 static void run_tokens_branch(void *arg, int64_t task, int thread) {
   const rg_call *c = arg;
-  const rg_arg *g = rg_in(c, BW_GRAD), *product = rg_out(c, BRANCH_PRODUCT), *delta = rg_out(c, BRANCH_DELTA);
+  const rg_arg *g = rg_in(c, BW_GRAD), *product = rg_out(c, BRANCH_PRODUCT),
+               *delta = rg_out(c, BRANCH_DELTA);
   const int n = (int)rg_in(c, IN_GATE)->dim[2];
   const int64_t live = rgi_live_rows(rg_in(c, BW_CU), g->dim[0]), H = g->dim[1];
   char *mine = (char *)c->workspace + (size_t)thread * branch_bytes(c);
-  float *x = (float *)(void *)mine, *a = x + n, *rows = (float *)(void *)(mine + rgi_blend_bytes(n, 2));
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < g->dim[0]; t++) {
+  float *x = (float *)(void *)mine, *a = x + n,
+        *rows = (float *)(void *)(mine + rgi_blend_bytes(n, 2));
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < g->dim[0];
+       t++) {
     if (t >= live) {
       rgi_blend_dead(rg_out(c, BRANCH_O), rg_in(c, BW_ACC_O), t);
       rgi_blend_dead(product, NULL, t);
@@ -269,13 +289,15 @@ static void run_tokens_gates(void *arg, int64_t task, int thread) {
   const rg_arg *d = rg_out(c, 0), *acc = rg_in(c, GATES_ACC);
   const int n = rg_in_count(c, GATES_PRODUCT);
   const int64_t live = rgi_live_rows(rg_in(c, BW_CU), d->dim[0]);
-  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)), *a = x + n,
-        *D = a + n;
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < d->dim[0]; t++) {
+  float *x = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 3)),
+        *a = x + n, *D = a + n;
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < d->dim[0];
+       t++) {
     if (t >= live) rgi_blend_dead(d, acc, t);
     for (int64_t h = 0; t < live && h < d->dim[1]; h++) {
       weigh(c, n, t, h, x, a);
-      for (int k = 0; k < n; k++) D[k] = *(const float *)rgi_at(rgi_in_at(c, GATES_PRODUCT, k), t, h);
+      for (int k = 0; k < n; k++)
+        D[k] = *(const float *)rgi_at(rgi_in_at(c, GATES_PRODUCT, k), t, h);
       gate_gradient(c->attr[A_ACT].i, n, x, a, D);
       rgi_put_grad(c->isa, acc != NULL, rgi_at(d, t, h), d->dtype, D, n);
     }
@@ -287,7 +309,8 @@ static rg_status run_cpu_branch(const rg_call *c) {
   return RG_OK;
 }
 static rg_status run_cpu_gates(const rg_call *c) {
-  if (rg_out(c, 0)) c->parallel(c->pool, rgi_blend_tasks(rg_out(c, 0)), run_tokens_gates, (void *)c);
+  if (rg_out(c, 0))
+    c->parallel(c->pool, rgi_blend_tasks(rg_out(c, 0)), run_tokens_gates, (void *)c);
   return RG_OK;
 }
 
@@ -379,8 +402,9 @@ static rg_status cuda_gates(const rg_call *c, rg_cuda *x) {
   return rgi_cuda_blend_gates(c, &b, x);
 }
 
-static const rgi_rules bwd_rules = {
-    .fusing = &(const rgi_fusing){.part = "combine.branch.bwd", .list = "o", .rest = "combine.gates.bwd"}};
+static const rgi_rules bwd_rules = {.fusing = &(const rgi_fusing){.part = "combine.branch.bwd",
+                                                                  .list = "o",
+                                                                  .rest = "combine.gates.bwd"}};
 
 const rg_op rgi_op_combine = {
     .abi = RG_OP_ABI,

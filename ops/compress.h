@@ -8,7 +8,12 @@
 enum { RGI_CMP_KERNEL, RGI_CMP_STRIDE, RGI_CMP_K_METHOD, RGI_CMP_V_METHOD, RGI_CMP_NATTR };
 extern const rg_attr rgi_compress_attrs[RGI_CMP_NATTR];
 
-typedef enum rgi_compress_method { RGI_MEAN, RGI_LINEAR, RGI_SWIGLU, RGI_SIGMOID_MUL } rgi_compress_method;
+typedef enum rgi_compress_method {
+  RGI_MEAN,
+  RGI_LINEAR,
+  RGI_SWIGLU,
+  RGI_SIGMOID_MUL
+} rgi_compress_method;
 
 static inline bool rgi_compress_gated(rgi_compress_method m) {
   return m == RGI_SWIGLU || m == RGI_SIGMOID_MUL;
@@ -22,7 +27,8 @@ static inline int64_t rgi_compress_count(int64_t length, int64_t kernel, int64_t
 rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, const rg_arg *v,
                              const rg_arg *k_weight, const rg_arg *v_weight);
 
-/* Multiply-adds, counted two each, of one pass over x: sums for the mean, the product with W otherwise. */
+/* Multiply-adds, counted two each, of one pass over x: sums for the mean, the product with W
+ * otherwise. */
 double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method method);
 /* Exponentials of one pass. */
 double rgi_compress_exps(const rg_call *c, const rg_arg *x, rgi_compress_method method);

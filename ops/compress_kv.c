@@ -1,13 +1,14 @@
 /* ops/compress_kv.c: keys and values of overlapping token blocks become one key and value each.
- *
- *     block j of a sequence = its tokens [j·stride, j·stride + kernel)      x_j = flatten of that, [kernel·D]
- *     mean         y_j = (1/kernel) Σ_p x[j·stride + p]
- *     linear       y_j = W x_j                              W [D, kernel·D]
- *     swiglu       y_j = silu(a) · b,     (a, b) = W x_j    W [2D, kernel·D]
- *     sigmoid_mul  y_j = sigmoid(a) · b
- *
- * All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at a token
- * and its columns run over tokens and features, so the product gathers them while packing.
+
+       block j of a sequence = its tokens [j·stride, j·stride + kernel)      x_j = flatten of that,
+                                                                             [kernel·D]
+       mean         y_j = (1/kernel) Σ_p x[j·stride + p]
+       linear       y_j = W x_j                              W [D, kernel·D]
+       swiglu       y_j = silu(a) · b,     (a, b) = W x_j    W [2D, kernel·D]
+       sigmoid_mul  y_j = sigmoid(a) · b
+
+   All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at
+   a token and its columns run over tokens and features, so the product gathers them while packing.
  */
 #include "cpu/compress.h"
 #include "cuda/compress.h"
@@ -18,13 +19,14 @@ static const char *const methods[] = {"mean", "linear", "swiglu", "sigmoid_mul",
 
 const rg_attr rgi_compress_attrs[RGI_CMP_NATTR] = {
     {"kernel", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens per block"},
-    {"stride", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens from one block to the next; divides kernel"},
+    {"stride", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL,
+     "tokens from one block to the next; divides kernel"},
     {"k_method", RG_ATTR_ENUM, false, 0, 0, RGI_MEAN, methods, "how a block of keys becomes one"},
     {"v_method", RG_ATTR_ENUM, false, 0, 0, RGI_MEAN, methods, "how a block of values becomes one"},
 };
 
-int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int64_t stride, int32_t *token,
-                            int32_t *row) {
+int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int64_t stride,
+                            int32_t *token, int32_t *row) {
   int64_t n = 0;
   for (int64_t b = 0; b < nseq; b++) {
     int64_t count = rgi_compress_count(cu[b + 1] - cu[b], kernel, stride);
@@ -36,25 +38,28 @@ int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int
   return n;
 }
 
-static rg_status check_weight(const rg_call *c, rg_error *e, const char *side, int method, const rg_arg *x,
-                              const rg_arg *w) {
+static rg_status check_weight(const rg_call *c, rg_error *e, const char *side, int method,
+                              const rg_arg *x, const rg_arg *w) {
   if (method == RGI_MEAN) {
     if (!w) return RG_OK;
-    return rg_op_fail(e, RG_E_USAGE, c, "%s_weight is given, but %s_method mean takes none", side, side);
+    return rg_op_fail(e, RG_E_USAGE, c, "%s_weight is given, but %s_method mean takes none", side,
+                      side);
   }
   if (!w)
-    return rg_op_fail(e, RG_E_USAGE, c, "%s_method %s needs an input %s_weight", side, methods[method], side);
+    return rg_op_fail(e, RG_E_USAGE, c, "%s_method %s needs an input %s_weight", side,
+                      methods[method], side);
   int64_t d = x->dim[2], kernel = c->attr[RGI_CMP_KERNEL].i;
   int64_t rows = rgi_compress_gated((rgi_compress_method)method) ? 2 * d : d, columns;
   if (d == RG_DIM_FREE) return RG_OK;
   if (!rgi_mul(kernel, d, &columns))
-    return rg_op_fail(e, RG_E_OVERFLOW, c, "kernel %lld times %lld features overflows", (long long)kernel,
-                      (long long)d);
-  if ((w->dim[0] != rows && w->dim[0] != RG_DIM_FREE) || (w->dim[1] != columns && w->dim[1] != RG_DIM_FREE))
+    return rg_op_fail(e, RG_E_OVERFLOW, c, "kernel %lld times %lld features overflows",
+                      (long long)kernel, (long long)d);
+  if ((w->dim[0] != rows && w->dim[0] != RG_DIM_FREE) ||
+      (w->dim[1] != columns && w->dim[1] != RG_DIM_FREE))
     return rg_op_fail(e, RG_E_SHAPE, c,
-                      "%s_weight is [%lld, %lld], expected [%lld, %lld] for %s over %lld features", side,
-                      (long long)w->dim[0], (long long)w->dim[1], (long long)rows, (long long)columns,
-                      methods[method], (long long)d);
+                      "%s_weight is [%lld, %lld], expected [%lld, %lld] for %s over %lld features",
+                      side, (long long)w->dim[0], (long long)w->dim[1], (long long)rows,
+                      (long long)columns, methods[method], (long long)d);
   return RG_OK;
 }
 
@@ -62,8 +67,8 @@ rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, con
                              const rg_arg *k_weight, const rg_arg *v_weight) {
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i, stride = c->attr[RGI_CMP_STRIDE].i;
   if (kernel % stride)
-    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
-                      (long long)kernel);
+    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
+                      (long long)stride, (long long)kernel);
   RGI_TRY(check_weight(c, e, "k", (int)c->attr[RGI_CMP_K_METHOD].i, k, k_weight));
   return check_weight(c, e, "v", (int)c->attr[RGI_CMP_V_METHOD].i, v, v_weight);
 }
@@ -79,7 +84,8 @@ double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method
 
 double rgi_compress_exps(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   if (!rgi_compress_gated(method)) return 0;
-  int64_t blocks = rgi_compress_count(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
+  int64_t blocks =
+      rgi_compress_count(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
   return (double)blocks * (double)x->dim[1] * (double)x->dim[2];
 }
 
@@ -103,8 +109,10 @@ typedef struct side {
   int64_t tile, tiles;
 } side;
 
-/* Sum of n tokens' features [d, d + width) into sum: chunk by chunk of `stride` tokens, then over chunks. */
-static void mean_block(const side *s, int64_t token, int64_t head, int64_t d, int64_t width, float *sum) {
+/* Sum of n tokens' features [d, d + width) into sum: chunk by chunk of `stride` tokens, then over
+ * chunks. */
+static void mean_block(const side *s, int64_t token, int64_t head, int64_t d, int64_t width,
+                       float *sum) {
   const rg_arg *x = s->x;
   float part[RGI_PIECE], term[RGI_PIECE];
   for (int64_t p = 0; p < s->kernel; p++) {
@@ -127,7 +135,8 @@ static void rows_task(void *arg, int64_t task, int thread) {
   const side *s = arg;
   const rg_arg *y = s->y;
   (void)thread;
-  int64_t first = task * MEAN_ROWS, end = first + MEAN_ROWS < y->dim[0] ? first + MEAN_ROWS : y->dim[0];
+  int64_t first = task * MEAN_ROWS,
+          end = first + MEAN_ROWS < y->dim[0] ? first + MEAN_ROWS : y->dim[0];
   int64_t low = 0, high = s->nblock; /* the first block in row `first` or later */
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
@@ -239,7 +248,8 @@ static const rg_port in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "keys"},
     {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "values"},
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
-     "shared by all heads: [D, kernel*D] for linear, [2*D, kernel*D] for swiglu and sigmoid_mul, absent for "
+     "shared by all heads: [D, kernel*D] for linear, [2*D, kernel*D] for swiglu and sigmoid_mul, "
+     "absent for "
      "mean"},
     {"v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "the same for the values"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},

@@ -1,20 +1,22 @@
 /* ops/compress_kv_bwd.c: gradients of compress_kv.
- *
- * Blocks overlap, so a token gathers from all blocks that hold it. Cut a sequence into groups of `stride`
- * tokens, and let R = kernel / stride. Block j covers groups j … j+R-1, so with g_j the gradient of W x_j
- * (before the gate),
- *
- *     d group m  =  Σ_s  W_sᵀ g_{m-s},   s = 0 … R-1,   W_s = the columns [s·stride·D, (s+1)·stride·D) of W
- *
- * which is R plain products, no scatter. The g of one head are stored with R-1 zero rows before each
- * sequence's and R-1 after the last, and group number i of the pack, counting only groups that a block
- * covers, needs exactly rows i + R-1-s:
- *
- *     rows    0 0 g g g g g 0 0 g g 0 0        R = 3, sequences of 5 and 2 blocks
- *     groups      0 1 2 3 4 5 6 7 8 9 10       group i at row i + R-1, reaching back to row i
- *
- * dW = Σ over heads, last to first, of Σ over blocks g xᵀ, head by head onto what is there: cutting the heads
- * into groups walked last to first changes no bit. The mean has no W: its d group m is Σ_j dy_j / kernel.
+
+   Blocks overlap, so a token gathers from all blocks that hold it. Cut a sequence into groups of
+   `stride` tokens, and let R = kernel / stride. Block j covers groups j … j+R-1, so with g_j the
+   gradient of W x_j (before the gate),
+
+       d group m  =  Σ_s  W_sᵀ g_{m-s},   s = 0 … R-1,
+       W_s = the columns [s·stride·D, (s+1)·stride·D) of W
+
+   which is R plain products, no scatter. The g of one head are stored with R-1 zero rows before
+   each sequence's and R-1 after the last, and group number i of the pack, counting only groups that
+   a block covers, needs exactly rows i + R-1-s:
+
+       rows    0 0 g g g g g 0 0 g g 0 0        R = 3, sequences of 5 and 2 blocks
+       groups      0 1 2 3 4 5 6 7 8 9 10       group i at row i + R-1, reaching back to row i
+
+   dW = Σ over heads, last to first, of Σ over blocks g xᵀ, head by head onto what is there: cutting
+   the heads into groups walked last to first changes no bit. The mean has no W: its d group m is
+   Σ_j dy_j / kernel.
  */
 #include "cpu/compress.h"
 #include "cuda/compress.h"
@@ -72,7 +74,8 @@ typedef struct side {
 } side;
 
 static layout layout_of(const rg_call *c, int i) {
-  const rg_arg *x = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i), *dw = rg_out(c, OUT_K_WEIGHT + i);
+  const rg_arg *x = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i),
+               *dw = rg_out(c, OUT_K_WEIGHT + i);
   int64_t stride = c->attr[RGI_CMP_STRIDE].i, blocks = x->dim[0] / stride;
   layout l = {.table = RGI_ROUND256(blocks * 4)};
   if (!w) return l;
@@ -88,7 +91,8 @@ static layout layout_of(const rg_call *c, int i) {
 
 /* Tokens [row, end) of one group receive the same value: blocks [j0, j1) of the
  * sequence whose rows start at `base`. */
-static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, int64_t j0, int64_t j1) {
+static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, int64_t j0,
+                       int64_t j1) {
   const rg_arg *dx = s->dx, *dy = s->dy;
   float scale = 1.0f / (float)s->kernel, sum[RGI_PIECE], term[RGI_PIECE];
   for (int64_t h = 0; h < dx->dim[1]; h++)
@@ -96,7 +100,8 @@ static void mean_group(const side *s, int64_t row, int64_t end, int64_t base, in
       int64_t width = dx->dim[2] - d < RGI_PIECE ? dx->dim[2] - d : RGI_PIECE;
       memset(sum, 0, (size_t)width * 4);
       for (int64_t j = j0; j < j1; j++) {
-        const char *at = (const char *)rgi_at(dy, base + j, h) + (size_t)d * rg_dtype_size(dy->dtype);
+        const char *at =
+            (const char *)rgi_at(dy, base + j, h) + (size_t)d * rg_dtype_size(dy->dtype);
         rgi_load_by(s->c->isa, term, dy->dtype, at, width);
         rgi_store_add(sum, term, width);
       }
@@ -113,7 +118,8 @@ static void mean_task(void *arg, int64_t task, int thread) {
   const side *s = arg;
   const int32_t *cu = s->cu->data;
   (void)thread;
-  int64_t nseq = s->cu->dim[0] - 1, live = cu[nseq], row = task * MEAN_TOKENS, end = row + MEAN_TOKENS;
+  int64_t nseq = s->cu->dim[0] - 1, live = cu[nseq], row = task * MEAN_TOKENS,
+          end = row + MEAN_TOKENS;
   if (end > live) end = live;
   if (row >= end) return;
   for (int64_t b = rgi_sequence_of(cu, nseq, row); row < end;) {
@@ -122,10 +128,13 @@ static void mean_task(void *arg, int64_t task, int thread) {
     if (stop > cu[b + 1]) stop = cu[b + 1];
     if (stop > end) stop = end;
     int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
-    int64_t j0 = m - s->overlap + 1 > 0 ? m - s->overlap + 1 : 0, j1 = m + 1 < count ? m + 1 : count;
+    int64_t j0 = m - s->overlap + 1 > 0 ? m - s->overlap + 1 : 0,
+            j1 = m + 1 < count ? m + 1 : count;
     bool covered =
-        j0 < j1; /* by a block; without one the gradient is +0, which still has to be added to a sum of -0 */
-    if (covered ? s->method == RGI_MEAN : s->add_x) mean_group(s, row, stop, cu[b] / s->stride, j0, j1);
+        /* by a block; without one the gradient is +0, which still has to be added to a sum of -0 */
+        j0 < j1;
+    if (covered ? s->method == RGI_MEAN : s->add_x)
+      mean_group(s, row, stop, cu[b] / s->stride, j0, j1);
     row = stop;
   }
 }
@@ -191,8 +200,12 @@ static void weight_task(void *arg, int64_t task, int thread) {
   int64_t i0 = task / t->across * t->m, j0 = task % t->across * t->n;
   int64_t m = s->w->dim[0] - i0 < t->m ? s->w->dim[0] - i0 : t->m;
   int64_t n = s->w->dim[1] - j0 < t->n ? s->w->dim[1] - j0 : t->n;
-  rgi_mat g = {
-      .data = s->g, .type = RG_F32, .stride = s->w->dim[0], .row = s->padded, .col0 = i0, .k_rows = true};
+  rgi_mat g = {.data = s->g,
+               .type = RG_F32,
+               .stride = s->w->dim[0],
+               .row = s->padded,
+               .col0 = i0,
+               .k_rows = true};
   rgi_mat blocks = rgi_compress_flatten(s->x, s->head, s->token);
   blocks.col0 = j0;
   blocks.k_rows = true;
@@ -225,9 +238,11 @@ static void learned(side *s) {
     c->parallel(c->pool, (s->nblock + s->tile - 1) / s->tile, gate_task, s);
     if (s->dx) {
       s->tiling = rgi_gemm_tiling(s->ngroup, s->stride * d, c->threads);
-      s->tiling.n = s->tiling.n > d ? s->tiling.n / d : 1; /* in tokens: a tile is at most max(NC, D) wide */
+      /* in tokens: a tile is at most max(NC, D) wide */
+      s->tiling.n = s->tiling.n > d ? s->tiling.n / d : 1;
       s->tiling.across = (s->stride + s->tiling.n - 1) / s->tiling.n;
-      c->parallel(c->pool, s->tiling.across * ((s->ngroup + s->tiling.m - 1) / s->tiling.m), token_task, s);
+      c->parallel(c->pool, s->tiling.across * ((s->ngroup + s->tiling.m - 1) / s->tiling.m),
+                  token_task, s);
     }
     if (s->dw) {
       s->tiling = rgi_gemm_tiling(s->w->dim[0], s->w->dim[1], c->threads);
@@ -253,7 +268,8 @@ static void zero(const rg_call *c, const rg_arg *a) {
 /* dW from the fp32 sum to its own type. */
 static void store_weight(const side *s) {
   for (int64_t i = 0; i < s->dw->dim[0]; i++)
-    rgi_store_by(s->c->isa, rgi_at(s->dw, i, 0), s->dw->dtype, s->sum + i * s->ldsum, s->dw->dim[1]);
+    rgi_store_by(s->c->isa, rgi_at(s->dw, i, 0), s->dw->dtype, s->sum + i * s->ldsum,
+                 s->dw->dim[1]);
 }
 
 static rg_status backward(const rg_call *c) {
@@ -340,18 +356,24 @@ static const rg_port in[] = {
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
     {"v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
-    {"grad.k", "T/stride,KH,D", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1, "gradient of the compressed keys"},
-    {"grad.v", "T/stride,KH,E", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1, "gradient of the compressed values"},
+    {"grad.k", "T/stride,KH,D", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1,
+     "gradient of the compressed keys"},
+    {"grad.v", "T/stride,KH,E", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1,
+     "gradient of the compressed values"},
     {"acc.k", "T,KH,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far"},
     {"acc.v", "T,KH,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far"},
     {"acc.k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
     {"acc.v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
 };
 static const rg_port out[] = {
-    {"d.k", "T,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of k"},
-    {"d.v", "T,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of v"},
-    {"d.k_weight", "KM,KN", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of k_weight"},
-    {"d.v_weight", "VM,VN", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of v_weight"},
+    {"d.k", "T,KH,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,
+     "gradient of k"},
+    {"d.v", "T,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,
+     "gradient of v"},
+    {"d.k_weight", "KM,KN", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
+     "gradient of k_weight"},
+    {"d.v_weight", "VM,VN", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
+     "gradient of v_weight"},
 };
 
 const rg_op rgi_op_compress_kv_bwd = {

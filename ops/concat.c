@@ -1,4 +1,5 @@
-/* ops/concat.c: tensors side by side along one axis (not the token axis: packs are not concatenated). */
+/* ops/concat.c: tensors side by side along one axis (not the token axis: packs are not
+ * concatenated). */
 #include "../graph/autodiff.h"
 #include "cpu/rows.h"
 #include "cuda/rows.h"
@@ -29,8 +30,9 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
       fits = d == axis || rgi_dim_equal(part->dim[d], first->dim[d]) ||
              !(rgi_dim_known(part->dim[d]) && rgi_dim_known(first->dim[d]));
     if (!fits)
-      return rgi_fail(e, RG_E_SHAPE, pointer, n->name, "\"%s\" and \"%s\" differ on an axis other than %lld",
-                      part->name, first->name, (long long)axis);
+      return rgi_fail(e, RG_E_SHAPE, pointer, n->name,
+                      "\"%s\" and \"%s\" differ on an axis other than %lld", part->name,
+                      first->name, (long long)axis);
     RGI_TRY(rgi_dim_binary(g->arena, '+', y->dim[axis], part->dim[axis], &y->dim[axis], e));
   }
   y->base = -1;
@@ -42,13 +44,15 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
 static const rg_port in[] = {
     {"x", "*", RG_PORT_LIST | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
      "the parts, in order; same extents on the other axes"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "sequence starts"},
 };
 static const rg_port out[] = {
     {"y", "*", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "the whole"},
 };
 static const rg_attr attrs[] = {
-    {"axis", RG_ATTR_INT, true, 1, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
+    {"axis", RG_ATTR_INT, true, 1, RG_MAX_RANK - 1, 0, NULL,
+     "axis along which the parts follow each other"},
 };
 static const rgi_rules rules = {.infer = infer, .backward = rgi_bwd_cut};
 const rg_op rgi_op_concat = {.abi = RG_OP_ABI,

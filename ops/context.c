@@ -33,7 +33,8 @@ static int cpu_level(void) {
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   bool f16c =
-      __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); /* not every compiler's cpu_supports knows it */
+      /* not every compiler's cpu_supports knows it */
+      __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   __builtin_cpu_init();
   bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -46,11 +47,14 @@ static int cpu_level(void) {
 }
 
 rg_status rg_context_create(const rg_allocator *host, rg_context **out, rg_error *error) {
-  if (!out) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_context_create needs a place for the context");
+  if (!out)
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "rg_context_create needs a place for the context");
   *out = NULL;
   rg_allocator a = host ? *host : (rg_allocator){.alloc = plain_alloc, .free = plain_free};
   if (!a.alloc || !a.free)
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "the allocator lacks an alloc or a free function");
+    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+                    "the allocator lacks an alloc or a free function");
   rg_context *ctx = a.alloc(a.user, sizeof *ctx);
   if (!ctx) return rgi_nomem(error);
   *ctx = (rg_context){.host = a, .nop = RGI_COUNT(stock), .isa = cpu_level()};

@@ -1,10 +1,10 @@
 /* ops/linear.c: y = x·Wᵀ + b, and its gradients.
- *
- *     x [T, K]   W [N, K]   b [N]   y [T, N]
- *     dx = dy·W      dW = dyᵀ·x      db = Σ_t dy
- *
- * Only live rows count: y is zero past them (bias or not), and dy there is ignored. Sums over tokens run in
- * chunks of RGI_GEMM_KC, chunk after chunk onto what is there.
+
+       x [T, K]   W [N, K]   b [N]   y [T, N]
+       dx = dy·W      dW = dyᵀ·x      db = Σ_t dy
+
+   Only live rows count: y is zero past them (bias or not), and dy there is ignored. Sums over
+   tokens run in chunks of RGI_GEMM_KC, chunk after chunk onto what is there.
  */
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
@@ -24,7 +24,8 @@ static size_t backward_workspace(const rg_call *c) {
   return c->gpu ? rgi_cuda_linear_bwd_workspace(c) : workspace(c);
 }
 
-/* One product cut into tiles: C = A·Bᵀ over the first m rows, stored as `out` (+ bias), or added to it. */
+/* One product cut into tiles: C = A·Bᵀ over the first m rows, stored as `out` (+ bias), or added to
+ * it. */
 typedef struct product {
   const rg_call *c;
   rgi_mat a, b;
@@ -128,7 +129,8 @@ typedef struct bias_job {
 static void bias_task(void *arg, int64_t task, int thread) {
   const bias_job *j = arg;
   const rg_arg *dy = j->dy, *db = j->db;
-  int64_t first = task * BIAS_COLS, n = db->dim[0] - first < BIAS_COLS ? db->dim[0] - first : BIAS_COLS;
+  int64_t first = task * BIAS_COLS,
+          n = db->dim[0] - first < BIAS_COLS ? db->dim[0] - first : BIAS_COLS;
   float sum[BIAS_COLS], chunk[BIAS_COLS], row[BIAS_COLS];
   char *to = (char *)db->data + (size_t)first * rg_dtype_size(db->dtype);
   (void)thread;
@@ -153,14 +155,16 @@ static rg_status backward(const rg_call *c) {
   const rg_arg *dx = rg_out(c, BW_D_X), *dw = rg_out(c, BW_D_W), *db = rg_out(c, BW_D_B);
   int64_t live = rgi_live_rows(rg_in(c, BW_CU), x->dim[0]);
   if (dx) {
-    product p = {.c = c, .a = matrix(dy), .b = matrix(w), .out = dx, .add = rg_in(c, BW_ACC_X) != NULL};
+    product p = {
+        .c = c, .a = matrix(dy), .b = matrix(w), .out = dx, .add = rg_in(c, BW_ACC_X) != NULL};
     p.b.k_rows = true;
     p.m = live, p.n = x->dim[1], p.k = w->dim[0];
     run_product(&p);
     if (!p.add) zero_tail(c, dx, live);
   }
   if (dw) {
-    product p = {.c = c, .a = matrix(dy), .b = matrix(x), .out = dw, .add = rg_in(c, BW_ACC_W) != NULL};
+    product p = {
+        .c = c, .a = matrix(dy), .b = matrix(x), .out = dw, .add = rg_in(c, BW_ACC_W) != NULL};
     p.a.k_rows = p.b.k_rows = true;
     p.m = w->dim[0], p.n = w->dim[1], p.k = live;
     run_product(&p);
@@ -194,14 +198,16 @@ static const rg_port bwd_in[] = {
     {"x", "T,K", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "rows"},
     {"w", "N,K", 0, RG_D_FLOAT, 'F', -1, "weight"},
     {"b", "N", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "bias; not read"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "starts of the sequences"},
     {"grad.y", "T,N", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of y"},
     {"acc.x", "T,K", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
     {"acc.w", "N,K", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
     {"acc.b", "N", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
 };
 static const rg_port bwd_out[] = {
-    {"d.x", "T,K", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of x"},
+    {"d.x", "T,K", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
+     "gradient of x"},
     {"d.w", "N,K", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of w"},
     {"d.b", "N", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of b"},
 };

@@ -1,11 +1,11 @@
 /* ops/merge_lse.c: merges attention branches over disjoint keys, and its gradients.
- *
- *   lse = log Σ_n exp(lse_n)      w_n = exp(lse_n - lse)      o = Σ_n w_n · o_n, in list order
- *
- * With D_n = do · o_n:   d o_n = w_n · do      d lse_n = w_n · (D_n - Σ_m w_m D_m + dlse)
- * A branch of lse -inf saw no key: its weight is 0, and its o is not looked at in the forward. Where all are
- * -inf, o is 0, lse -inf, and gradients are 0. The backward makes the weights anew from the lse_n, so nothing
- * else need be kept.
+
+     lse = log Σ_n exp(lse_n)      w_n = exp(lse_n - lse)      o = Σ_n w_n · o_n, in list order
+
+   With D_n = do · o_n:   d o_n = w_n · do      d lse_n = w_n · (D_n - Σ_m w_m D_m + dlse)
+   A branch of lse -inf saw no key: its weight is 0, and its o is not looked at in the forward.
+   Where all are -inf, o is 0, lse -inf, and gradients are 0. The backward makes the weights anew
+   from the lse_n, so nothing else need be kept.
  */
 #include "cpu/blend.h"
 #include "cuda/blend.h"
@@ -14,41 +14,51 @@ enum { IN_O, IN_LSE, IN_CU };
 enum { BW_O, BW_LSE, BW_CU, BW_GRAD_O, BW_GRAD_LSE, BW_ACC_O, BW_ACC_LSE };
 enum { OUT_O, OUT_LSE };
 
-#define O_PORT                                                                                               \
+#define O_PORT \
   { "o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST, RG_D_FLOAT, 'F', 1, "outputs of the branches" }
-#define LSE_PORT                                                                                             \
-  { "lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST, RG_D(RG_F32), 0, 1, "their log-sum-exps, in the same order" }
-#define CU_PORT                                                                                              \
-  { "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, "starts of the sequences" }
+#define LSE_PORT                                                   \
+  {                                                                \
+    "lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST, RG_D(RG_F32), 0, 1, \
+        "their log-sum-exps, in the same order"                    \
+  }
+#define CU_PORT                                                                  \
+  {                                                                              \
+    "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, \
+        "starts of the sequences"                                                \
+  }
 
 static const rg_port in_ports[] = {[IN_O] = O_PORT, [IN_LSE] = LSE_PORT, [IN_CU] = CU_PORT};
 static const rg_port out_ports[] = {
-    [OUT_O] = {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "attention over the keys of all branches"},
-    [OUT_LSE] = {"lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1, "its log-sum-exp"},
+    [OUT_O] = {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,
+               "attention over the keys of all branches"},
+    [OUT_LSE] = {"lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
+                 "its log-sum-exp"},
 };
 static const rg_port bwd_in[] = {
     [BW_O] = O_PORT,
     [BW_LSE] = LSE_PORT,
     [BW_CU] = CU_PORT,
-    [BW_GRAD_O] = {"grad.o", "T,H,E", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1, "gradient of o"},
+    [BW_GRAD_O] = {"grad.o", "T,H,E", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', 1,
+                   "gradient of o"},
     [BW_GRAD_LSE] = {"grad.lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
                      "gradient of lse"},
-    [BW_ACC_O] = {"acc.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
-                  "gradients of the branches' outputs so far"},
-    [BW_ACC_LSE] = {"acc.lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
-                    "gradients of their log-sum-exps so far"},
+    [BW_ACC_O] = {"acc.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32), 0,
+                  1, "gradients of the branches' outputs so far"},
+    [BW_ACC_LSE] = {"acc.lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D(RG_F32),
+                    0, 1, "gradients of their log-sum-exps so far"},
 };
 static const rg_port bwd_out[] = {
-    [OUT_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D_FLOAT, 'F',
-               1, "gradients of the branches' outputs"},
-    [OUT_LSE] = {"d.lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD, RG_D(RG_F32),
-                 0, 1, "gradients of their log-sum-exps"},
+    [OUT_O] = {"d.o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD,
+               RG_D_FLOAT, 'F', 1, "gradients of the branches' outputs"},
+    [OUT_LSE] = {"d.lse", "T,H", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL | RG_PORT_GRAD,
+                 RG_D(RG_F32), 0, 1, "gradients of their log-sum-exps"},
 };
 
 static rg_status check(const rg_call *c, rg_error *e) {
   int n = rg_in_count(c, IN_O), m = rg_in_count(c, IN_LSE);
   if (n != m)
-    return rg_op_fail(e, RG_E_SHAPE, c, "%d outputs come with %d log-sum-exps; one each is needed", n, m);
+    return rg_op_fail(e, RG_E_SHAPE, c, "%d outputs come with %d log-sum-exps; one each is needed",
+                      n, m);
   return rgi_cuda_blend_check(c, IN_O, "merge them in groups, then the groups", e);
 }
 
@@ -91,7 +101,8 @@ static void run_tokens(void *arg, int64_t task, int thread) {
   const int n = rg_in_count(c, IN_O);
   const int64_t live = rgi_live_rows(rg_in(c, IN_CU), out->dim[0]);
   float *w = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 2));
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < out->dim[0]; t++) {
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < out->dim[0];
+       t++) {
     if (t >= live) {
       rgi_blend_dead(out, NULL, t);
       rgi_blend_dead(out_lse, NULL, t);
@@ -110,7 +121,8 @@ static rg_status run_cpu(const rg_call *c) {
 }
 
 /* Gradients of row (t, h)'s log-sum-exps. */
-static void lse_gradients(const rg_call *c, int n, const float *w, const float *D, int64_t t, int64_t h) {
+static void lse_gradients(const rg_call *c, int n, const float *w, const float *D, int64_t t,
+                          int64_t h) {
   const rg_arg *g_lse = rg_in(c, BW_GRAD_LSE);
   float mean = 0;
   for (int k = 0; k < n; k++)
@@ -130,8 +142,10 @@ static void run_tokens_backward(void *arg, int64_t task, int thread) {
   const rg_arg *g = rg_in(c, BW_GRAD_O), *like = rgi_in_at(c, BW_O, 0);
   const int n = rg_in_count(c, BW_O);
   const int64_t live = rgi_live_rows(rg_in(c, BW_CU), like->dim[0]);
-  float *w = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 2)), *D = w + n;
-  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < like->dim[0]; t++) {
+  float *w = (float *)(void *)((char *)c->workspace + (size_t)thread * rgi_blend_bytes(n, 2)),
+        *D = w + n;
+  for (int64_t t = task * RGI_BLEND_TOKENS; t < (task + 1) * RGI_BLEND_TOKENS && t < like->dim[0];
+       t++) {
     if (t >= live) {
       for (int k = 0; k < n; k++) {
         rgi_blend_dead(rgi_out_at(c, OUT_O, k), rgi_in_at(c, BW_ACC_O, k), t);

@@ -14,7 +14,8 @@ typedef struct job {
 
 static void multiply_run(void *user, const rgi_run *r) {
   const job *j = user;
-  size_t xs = rg_dtype_size(j->x->dtype), ys = rg_dtype_size(j->y->dtype), ts = rg_dtype_size(j->to->dtype);
+  size_t xs = rg_dtype_size(j->x->dtype), ys = rg_dtype_size(j->y->dtype),
+         ts = rg_dtype_size(j->to->dtype);
   char *to = rgi_run_at(r, j->to);
   if (!r->live) {
     if (!j->add) memset(to, 0, (size_t)r->n * ts);
@@ -31,8 +32,8 @@ static void multiply_run(void *user, const rgi_run *r) {
   }
 }
 
-static void multiply(const rg_call *c, const rg_arg *cu, const rg_arg *x, const rg_arg *y, const rg_arg *to,
-                     bool add) {
+static void multiply(const rg_call *c, const rg_arg *cu, const rg_arg *x, const rg_arg *y,
+                     const rg_arg *to, bool add) {
   job j = {x, y, to, add, c->isa};
   rgi_walk w;
   rgi_walk_begin(&w, to, rgi_live_rows(cu, to->rank ? to->dim[0] : 1));
@@ -47,15 +48,17 @@ static rg_status forward(const rg_call *c) {
 }
 
 static rg_status backward(const rg_call *c) {
-  const rg_arg *cu = rg_in(c, BW_CU), *dy = rg_in(c, BW_GRAD), *da = rg_out(c, 0), *db = rg_out(c, 1);
+  const rg_arg *cu = rg_in(c, BW_CU), *dy = rg_in(c, BW_GRAD), *da = rg_out(c, 0),
+               *db = rg_out(c, 1);
   if (da) multiply(c, cu, dy, rg_in(c, BW_B), da, rg_in(c, BW_ACC_A) != NULL);
   if (db) multiply(c, cu, dy, rg_in(c, BW_A), db, rg_in(c, BW_ACC_B) != NULL);
   return RG_OK;
 }
 
 static rgi_map forward_map(const rg_call *c) {
-  return (rgi_map){
-      .map = RGK_MUL, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_A), rg_in(c, IN_B), rg_out(c, 0)}};
+  return (rgi_map){.map = RGK_MUL,
+                   .cu = rg_in(c, IN_CU),
+                   .tensor = {rg_in(c, IN_A), rg_in(c, IN_B), rg_out(c, 0)}};
 }
 static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
   rgi_map m = forward_map(c);
@@ -72,8 +75,10 @@ static rgi_map backward_map(const rg_call *c) {
   const rg_arg *da = rg_out(c, 0), *db = rg_out(c, 1);
   bool add_a = rg_in(c, BW_ACC_A) != NULL, add_b = rg_in(c, BW_ACC_B) != NULL;
   if (da && db)
-    return (rgi_map){
-        .map = RGK_MUL_BWD, .cu = rg_in(c, BW_CU), .tensor = {a, b, dy, da, db}, .add = {add_a, add_b}};
+    return (rgi_map){.map = RGK_MUL_BWD,
+                     .cu = rg_in(c, BW_CU),
+                     .tensor = {a, b, dy, da, db},
+                     .add = {add_a, add_b}};
   return (rgi_map){.map = RGK_MUL,
                    .cu = rg_in(c, BW_CU),
                    .tensor = {dy, da ? b : a, da ? da : db},
@@ -93,7 +98,8 @@ static void cost(const rg_call *c, rg_cost *out) {
 }
 static void backward_cost(const rg_call *c, rg_cost *out) {
   int products = (rg_out(c, 0) != NULL) + (rg_out(c, 1) != NULL);
-  *out = (rg_cost){.flops = products * rgi_arg_elements(rg_in(c, BW_GRAD)), .bytes = rgi_call_bytes(c)};
+  *out = (rg_cost){.flops = products * rgi_arg_elements(rg_in(c, BW_GRAD)),
+                   .bytes = rgi_call_bytes(c)};
 }
 
 static const rg_port in[] = {
@@ -107,14 +113,17 @@ static const rg_port out[] = {{"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "a
 static const rg_port bwd_in[] = {
     {"a", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "one factor"},
     {"b", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "the other"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "starts of the sequences"},
     {"grad.y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of y"},
     {"acc.a", "...", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
     {"acc.b", "...", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
 };
 static const rg_port bwd_out[] = {
-    {"d.a", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of a"},
-    {"d.b", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of b"},
+    {"d.a", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
+     "gradient of a"},
+    {"d.b", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
+     "gradient of b"},
 };
 
 const rg_op rgi_op_mul = {

@@ -2,7 +2,8 @@
 #include "ops.h"
 
 float rgi_f16_to_f32(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu, u;
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu,
+           u;
   if (exponent == 31) {
     u = sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0);
   } else if (exponent) {
@@ -23,7 +24,8 @@ uint16_t rgi_f32_to_f16(float f) {
   uint32_t sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
   if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((a >> 13) & 0x1ffu));
   if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more: infinity */
-  if (a < 0x38800000u) {                                   /* subnormal half: let the FPU round at 2^-24 */
+  /* subnormal half: let the FPU round at 2^-24 */
+  if (a < 0x38800000u) {
     float scaled;
     memcpy(&scaled, &a, 4);
     scaled += 0.5f; /* 0.5 has ulp 2^-24 */
@@ -80,7 +82,8 @@ int64_t rgi_fill_tiles(rgi_tile *tiles, const int32_t *cu, int64_t nseq, int64_t
     int64_t length = cu[b + 1] - cu[b];
     for (int64_t first = 0; first < length; first += tile) {
       int64_t n = length - first < tile ? length - first : tile;
-      tiles[count++] = (rgi_tile){.b = (int32_t)b, .n = (int32_t)n, .row = cu[b] + first, .first = first};
+      tiles[count++] =
+          (rgi_tile){.b = (int32_t)b, .n = (int32_t)n, .row = cu[b] + first, .first = first};
     }
   }
   return count;

@@ -1,4 +1,5 @@
-/* ops/ops.h: what op files share on the CPU: element conversion, strided rows, tiles of packed sequences. */
+/* ops/ops.h: what op files share on the CPU: element conversion, strided rows, tiles of packed
+ * sequences. */
 #ifndef RGI_OPS_H
 #define RGI_OPS_H
 
@@ -29,7 +30,8 @@ void rgi_store(void *dst, rg_dtype type, const float *src, int64_t n);
 /* dst (f32) += src */
 void rgi_store_add(float *dst, const float *src, int64_t n);
 
-/* Address of element (i, j) of a tensor of rank >= 2, of (i) otherwise; the last axis is contiguous. */
+/* Address of element (i, j) of a tensor of rank >= 2, of (i) otherwise; the last axis is
+ * contiguous. */
 static inline void *rgi_at(const rg_arg *a, int64_t i, int64_t j) {
   int64_t e = i * a->stride[0] + (a->rank > 1 ? j * a->stride[1] : 0);
   return (char *)a->data + e * (int64_t)rg_dtype_size(a->dtype);

@@ -1,10 +1,11 @@
 /* ops/rmsnorm.c: y = x / sqrt(mean x² + eps) · w over the last axis, and its gradients.
- *
- *     r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
- *     dx = r·(g − n·mean(g·n))        dw = Σ over rows dy·n
- *
- * The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK tokens of
- * one head, then chunks in order, then heads from last to first, head by head onto what is there.
+
+       r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
+       dx = r·(g − n·mean(g·n))        dw = Σ over rows dy·n
+
+   The axes between the tokens and the last count as heads. dw: partial sums over chunks of CHUNK
+   tokens of one head, then chunks in order, then heads from last to first, head by head onto what
+   is there.
  */
 #include "cpu/rows.h"
 #include "cuda/norm.h"
@@ -71,7 +72,8 @@ static void task(void *arg, int64_t number, int thread) {
   const rg_arg *y = j->y;
   int isa = j->c->isa;
   int64_t chunk = number / j->shape.heads, head = number % j->shape.heads, n = j->shape.width;
-  int64_t first = chunk * CHUNK, end = first + CHUNK < j->shape.tokens ? first + CHUNK : j->shape.tokens;
+  int64_t first = chunk * CHUNK,
+          end = first + CHUNK < j->shape.tokens ? first + CHUNK : j->shape.tokens;
   float *x = (float *)(j->scratch + (size_t)thread * j->per_thread), *w = x + n, *g = w + n;
   float *partial = j->partial ? j->partial + number * n : NULL, eps = (float)j->c->attr[ATTR_EPS].f;
   if (partial) memset(partial, 0, (size_t)n * 4);
@@ -109,7 +111,8 @@ static void run(job *j) {
 
 static rg_status check_shape(const rg_call *c, rg_error *e, const rg_arg *x, const rg_arg *w,
                              const rg_arg *cu) {
-  if (x->rank < 1) return rg_op_fail(e, RG_E_RANK, c, "x is a scalar; expected an axis to normalise");
+  if (x->rank < 1)
+    return rg_op_fail(e, RG_E_RANK, c, "x is a scalar; expected an axis to normalise");
   if (x->rank == 1 && cu)
     return rg_op_fail(e, RG_E_RANK, c, "x has one axis, which can't be both tokens and features");
   int64_t n = x->dim[x->rank - 1];
@@ -154,7 +157,8 @@ typedef struct weight_job {
 static void weight_task(void *arg, int64_t number, int thread) {
   const weight_job *j = arg;
   const rows *s = &j->rows->shape;
-  int64_t first = number * RGI_PIECE, n = s->width - first < RGI_PIECE ? s->width - first : RGI_PIECE;
+  int64_t first = number * RGI_PIECE,
+          n = s->width - first < RGI_PIECE ? s->width - first : RGI_PIECE;
   char *to = (char *)j->dw->data + (size_t)first * rg_dtype_size(j->dw->dtype);
   float sum[RGI_PIECE], head[RGI_PIECE];
   (void)thread;
@@ -256,18 +260,21 @@ static const rg_port in[] = {
     {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
      "starts of the sequences; absent: all rows are live"},
 };
-static const rg_port out[] = {{"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "x / sqrt(mean x² + eps) · w"}};
+static const rg_port out[] = {
+    {"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "x / sqrt(mean x² + eps) · w"}};
 
 static const rg_port bwd_in[] = {
     {"x", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "as forward"},
     {"w", "W", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "starts of the sequences"},
     {"grad.y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of y"},
     {"acc.x", "...", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
     {"acc.w", "W", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1, "sum so far"},
 };
 static const rg_port bwd_out[] = {
-    {"d.x", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of x"},
+    {"d.x", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1,
+     "gradient of x"},
     {"d.w", "W", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "gradient of w"},
 };
 

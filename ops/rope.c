@@ -1,11 +1,13 @@
-/* ops/rope.c: rotary position embedding with rotate-half pairs, and its gradient (the rotation backwards).
- *
- *     y[c]       = x[c]·cos − x[c+h]·sin        h = dim / 2,   c = 0 … h-1
- *     y[c + h]   = x[c+h]·cos + x[c]·sin        angle = position · theta^(−c/h),   features past dim: copied
- *
- * Angles must stay exact at long positions, so they live in double until sine and cosine are known:
- * position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the addition
- * theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
+/* ops/rope.c: rotary position embedding with rotate-half pairs, and its gradient (the rotation
+   backwards).
+
+       y[c]       = x[c]·cos − x[c+h]·sin        h = dim / 2,   c = 0 … h-1
+       y[c + h]   = x[c+h]·cos + x[c]·sin        angle = position · theta^(−c/h)
+       features past dim: copied
+
+   Angles must stay exact at long positions, so they live in double until sine and cosine are known:
+   position = 64·u + r, and the angle's sine and cosine follow from those of 64·u and r by the
+   addition theorem. The table of r = 0 … 63 is made once per call, that of u once per 64 positions.
  */
 #include "cpu/rows.h"
 #include "cuda/norm.h"
@@ -56,7 +58,8 @@ static void table_task(void *arg, int64_t r, int thread) {
 }
 
 /* One head of one token; cosine and sine [h]. */
-static void rotate(const job *j, int64_t row, int64_t head, const float *cosine, const float *sine) {
+static void rotate(const job *j, int64_t row, int64_t head, const float *cosine,
+                   const float *sine) {
   const rg_arg *x = j->x, *y = j->y;
   const char *from = rgi_at(x, row, head);
   char *to = rgi_at(y, row, head);
@@ -86,7 +89,8 @@ static void rows_task(void *arg, int64_t task, int thread) {
   const job *j = arg;
   const int32_t *cu = j->cu->data, *offset = j->q_offset ? j->q_offset->data : NULL;
   int64_t nseq = j->cu->dim[0] - 1, live = cu[nseq], h = j->half;
-  int64_t row = task * TASK_ROWS, end = row + TASK_ROWS < j->y->dim[0] ? row + TASK_ROWS : j->y->dim[0];
+  int64_t row = task * TASK_ROWS,
+          end = row + TASK_ROWS < j->y->dim[0] ? row + TASK_ROWS : j->y->dim[0];
   char *own = (char *)j->c->workspace + shared_bytes(h) + (size_t)thread * thread_bytes(h);
   double *large = (double *)own; /* [2, h] of position 64·at */
   float *angle = (float *)(large + 2 * h);
@@ -155,8 +159,11 @@ static void cost_for(const rg_call *c, const rg_arg *x, rg_cost *out) {
 enum { IN_X, IN_CU, IN_OFFSET };
 
 static rg_status forward(const rg_call *c) {
-  job j = {
-      .c = c, .x = rg_in(c, IN_X), .y = rg_out(c, 0), .cu = rg_in(c, IN_CU), .q_offset = rg_in(c, IN_OFFSET)};
+  job j = {.c = c,
+           .x = rg_in(c, IN_X),
+           .y = rg_out(c, 0),
+           .cu = rg_in(c, IN_CU),
+           .q_offset = rg_in(c, IN_OFFSET)};
   return run(&j);
 }
 static rg_status check(const rg_call *c, rg_error *e) {
@@ -241,7 +248,8 @@ static const rg_port in[] = {
     {"q_offset", "B1-1", RG_PORT_OPTIONAL | RG_PORT_OFFSETS, RG_D(RG_I32), 0, -1,
      "position of each sequence's first row; absent: 0"},
 };
-static const rg_port out[] = {{"y", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "x, rotated by position"}};
+static const rg_port out[] = {
+    {"y", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "x, rotated by position"}};
 
 static const rg_port bwd_in[] = {
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
@@ -250,8 +258,8 @@ static const rg_port bwd_in[] = {
     {"grad.y", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of y"},
     {"acc.x", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far"},
 };
-static const rg_port bwd_out[] = {
-    {"d.x", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gradient of x"}};
+static const rg_port bwd_out[] = {{"d.x", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS,
+                                   RG_D_FLOAT, 'F', 1, "gradient of x"}};
 
 const rg_op rgi_op_rope = {
     .abi = RG_OP_ABI,

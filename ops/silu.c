@@ -59,7 +59,8 @@ static rg_status backward(const rg_call *c) {
 }
 
 static rgi_map forward_map(const rg_call *c) {
-  return (rgi_map){.map = RGK_SILU, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_X), rg_out(c, 0)}};
+  return (rgi_map){
+      .map = RGK_SILU, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_X), rg_out(c, 0)}};
 }
 static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
   rgi_map m = forward_map(c);
@@ -103,12 +104,13 @@ static const rg_port out[] = {{"y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "x
 
 static const rg_port bwd_in[] = {
     {"x", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "as forward"},
-    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    {"cu_seqlens", "B1", RG_PORT_OPTIONAL | RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1,
+     "starts of the sequences"},
     {"grad.y", "...", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of y"},
     {"acc.x", "...", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "sum so far"},
 };
-static const rg_port bwd_out[] = {
-    {"d.x", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "gradient of x"}};
+static const rg_port bwd_out[] = {{"d.x", "...", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS,
+                                   RG_D_FLOAT, 'F', -1, "gradient of x"}};
 
 const rg_op rgi_op_silu = {
     .abi = RG_OP_ABI,

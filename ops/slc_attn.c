@@ -8,12 +8,13 @@ static const rg_attr attrs[] = {
     {"block", RG_ATTR_INT, true, 1, 0x7fffffff, 0, NULL, "keys in a block"},
 };
 
-#define SELECTION                                                                                            \
-  {                                                                                                          \
-    "idx", "T,KH,N", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,                                                       \
-        "selected blocks, ascending, padded with -1; entries negative, past the keys or not larger than "    \
-        "all before "                                                                                        \
-        "them are ignored"                                                                                   \
+#define SELECTION                                                                             \
+  {                                                                                           \
+    "idx", "T,KH,N", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,                                        \
+        "selected blocks, ascending, padded with -1; entries negative, past the keys or not " \
+        "larger than "                                                                        \
+        "all before "                                                                         \
+        "them are ignored"                                                                    \
   }
 
 static const rg_port in[] = {
@@ -35,8 +36,8 @@ static void own(rgi_attn *a, const rg_value *attr) {
   a->block = attr->i;
 }
 
-/* Every query is taken to have selected its own block and N - 1 full ones, or all there are. On average it
- * has passed half of its own. */
+/* Every query is taken to have selected its own block and N - 1 full ones, or all there are. On
+ * average it has passed half of its own. */
 static double pairs(const rgi_attn *a) {
   const double most = (double)a->N * (double)a->block - ((double)a->block - 1) / 2;
   return a->N == 0 ? 0 : rgi_attn_pairs(a, most < 1e18 ? (int64_t)most : -1);

@@ -1,5 +1,6 @@
-/* ops/swa_attn.c: sliding-window attention, and with window_left -1 dense causal attention. The work is
- * attn.c's; this file says which keys a query sees: window_left + 1 of them up to its own. */
+/* ops/swa_attn.c: sliding-window attention, and with window_left -1 dense causal attention.
+ * The work is attn.c's; this file says which keys a query sees: window_left + 1 of them up to
+ * its own. */
 #include "attn.h"
 
 static const rg_attr attrs[] = {

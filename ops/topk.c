@@ -1,30 +1,43 @@
 /* ops/topk.c: which blocks each query attends to.
- *
- *   p[j]     = Σ_h exp(s_hj - lse_h)    over the query heads of the KV head; compressed keys j that
- *                                       i sees
- *   score[b] = Σ_j p[j]·|[j·stride, j·stride + kernel) ∩ [b·block, (b+1)·block)| / stride
- *   idx[i]   = the first `init` blocks, the last `local` up to the query's own, and the best of the
- *              others, ascending
- *
- * Candidates are all b <= i / block; min(top_n, candidates) are kept, the rest of the row is -1. Those past
- * the last key (a query may lie beyond it) score nothing: 0, or -inf where blocks not complete do. Equal
- * scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h q_h·k instead. No
- * gradient.
- *
- * One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
- * fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
- * overflows, for an lse that does not belong to these keys), by fp64 sums of the same logits. Which
- * of the two depends on the query's own scores alone. Rows whose candidates are all kept compute
- * nothing.
+
+     p[j]     = Σ_h exp(s_hj - lse_h)    over the query heads of the KV head; compressed keys j that
+                                         i sees
+     score[b] = Σ_j p[j]·|[j·stride, j·stride + kernel) ∩ [b·block, (b+1)·block)| / stride
+     idx[i]   = the first `init` blocks, the last `local` up to the query's own, and the best of the
+                others, ascending
+
+   Candidates are all b <= i / block; min(top_n, candidates) are kept, the rest of the row is -1.
+   Those past the last key (a query may lie beyond it) score nothing: 0, or -inf where blocks not
+   complete do. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h
+   q_h·k instead. No gradient.
+
+   One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
+   fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
+   overflows, for an lse that does not belong to these keys), by fp64 sums of the same logits. Which
+   of the two depends on the query's own scores alone. Rows whose candidates are all kept compute
+   nothing.
  */
+#include "compress.h"
 #include "cpu/topk.h"
 #include "cpu/rows.h"
 #include "cuda/topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
-enum { A_KERNEL, A_STRIDE, A_BLOCK, A_TOP_N, A_INIT, A_LOCAL, A_SCORE, A_SCALE, A_SOFTCAP, A_COUNT };
+enum {
+  A_KERNEL,
+  A_STRIDE,
+  A_BLOCK,
+  A_TOP_N,
+  A_INIT,
+  A_LOCAL,
+  A_SCORE,
+  A_SCALE,
+  A_SOFTCAP,
+  A_COUNT
+};
 enum { SCORE_SOFTMAX, SCORE_DOT };
-enum { NO_BLOCK = -1, DEAD_ROW = 0 }; /* idx past a row's choices; idx of rows past the last live token */
+/* idx past a row's choices; idx of rows past the last live token */
+enum { NO_BLOCK = -1, DEAD_ROW = 0 };
 
 static const rg_port in_ports[IN_COUNT] = {
     [IN_Q] = {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries"},
@@ -54,9 +67,9 @@ static const rg_attr attrs[A_COUNT] = {
     [A_INIT] = {"init", RG_ATTR_INT, false, 0, 1 << 16, 1, NULL, "first blocks, always kept"},
     [A_LOCAL] = {"local", RG_ATTR_INT, false, 1, 1 << 16, 2, NULL,
                  "last blocks up to the query's own, always kept"},
-    [A_SCORE] =
-        {"score", RG_ATTR_ENUM, false, 0, 0, SCORE_SOFTMAX, scores,
-         "softmax: probability mass of a block; dot: product with its pooled key, summed over the group"},
+    [A_SCORE] = {"score", RG_ATTR_ENUM, false, 0, 0, SCORE_SOFTMAX, scores,
+                 "softmax: probability mass of a block; dot: product with its pooled key, summed "
+                 "over the group"},
     [A_SCALE] = {"scale", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
                  "factor on q·k; 0: 1/sqrt(D). Unused by dot"},
     [A_SOFTCAP] = {"softcap", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
@@ -69,19 +82,22 @@ static rg_status check(const rg_call *c, rg_error *e) {
   int64_t heads = rg_in(c, IN_Q)->dim[1], kv_heads = rg_in(c, IN_K)->dim[1];
   bool dot = a[A_SCORE].i == SCORE_DOT;
   if (kernel % stride)
-    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld", (long long)stride,
-                      (long long)kernel);
+    return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
+                      (long long)stride, (long long)kernel);
   if (block % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide block %lld", (long long)stride,
                       (long long)block);
   if (a[A_INIT].i + a[A_LOCAL].i > a[A_TOP_N].i)
-    return rg_op_fail(e, RG_E_VALUE, c, "init %lld + local %lld blocks are always kept, but top_n is %lld",
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "init %lld + local %lld blocks are always kept, but top_n is %lld",
                       (long long)a[A_INIT].i, (long long)a[A_LOCAL].i, (long long)a[A_TOP_N].i);
   if (dot && (kernel != stride || stride != block))
-    return rg_op_fail(e, RG_E_VALUE, c, "score dot needs kernel = stride = block, not %lld, %lld, %lld",
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "score dot needs kernel = stride = block, not %lld, %lld, %lld",
                       (long long)kernel, (long long)stride, (long long)block);
   if (dot && a[A_SOFTCAP].f != 0)
-    return rg_op_fail(e, RG_E_VALUE, c, "softcap %g does not go with score dot, which ranks the raw product",
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "softcap %g does not go with score dot, which ranks the raw product",
                       a[A_SOFTCAP].f);
   if (!dot && !rg_in(c, IN_LSE))
     return rg_op_fail(e, RG_E_KEY, c,
@@ -92,13 +108,8 @@ static rg_status check(const rg_call *c, rg_error *e) {
   return RG_OK;
 }
 
-/* Compressed keys that end before position `end`. */
-static int64_t keys_before(int64_t end, int64_t kernel, int64_t stride) {
-  return end < kernel ? 0 : (end - kernel) / stride + 1;
-}
-
-/* (query, compressed key) pairs with the key seen, over the first `length` queries: `stride` queries see 1
- * key, as many see 2, … */
+/* (query, compressed key) pairs with the key seen, over the first `length` queries: `stride`
+ * queries see 1 key, as many see 2, … */
 static double seen_pairs(int64_t length, int64_t kernel, int64_t stride) {
   if (length < kernel) return 0;
   double u = (double)(length - kernel + 1), full = floor(u / (double)stride),
@@ -111,10 +122,11 @@ static void cost(const rg_call *c, rg_cost *out) {
   int64_t kernel = c->attr[A_KERNEL].i, stride = c->attr[A_STRIDE].i;
   int64_t nseq = rg_in(c, IN_CU)->dim[0] - 1, length = q->dim[0] / (nseq > 0 ? nseq : 1);
   /* the first queries keep every candidate: nothing to score */
-  int64_t free =
-      c->attr[A_TOP_N].i > length / c->attr[A_BLOCK].i ? length : c->attr[A_TOP_N].i * c->attr[A_BLOCK].i;
-  double pairs =
-      (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) * (double)(nseq > 0 ? nseq : 1);
+  int64_t free = c->attr[A_TOP_N].i > length / c->attr[A_BLOCK].i
+                     ? length
+                     : c->attr[A_TOP_N].i * c->attr[A_BLOCK].i;
+  double pairs = (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) *
+                 (double)(nseq > 0 ? nseq : 1);
   bool dot = c->attr[A_SCORE].i == SCORE_DOT;
   double products = pairs * (double)(dot ? k->dim[1] : q->dim[1]);
   out->flops = 2 * products * (double)q->dim[2] + (dot ? rgi_arg_elements(q) : 0);
@@ -136,13 +148,15 @@ typedef struct layout {
 static layout lay_out(const rg_call *c) {
   const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU);
   bool dot = c->attr[A_SCORE].i == SCORE_DOT;
-  int64_t stride = c->attr[A_STRIDE].i, d = q->dim[2], group = k->dim[1] ? q->dim[1] / k->dim[1] : 0;
+  int64_t stride = c->attr[A_STRIDE].i, d = q->dim[2],
+          group = k->dim[1] ? q->dim[1] / k->dim[1] : 0;
   layout l = {0};
   l.tiles = rgi_tile_capacity(q->dim[0], cu->dim[0] > 0 ? cu->dim[0] - 1 : 0, RGI_TOPK_LANES);
   /* n compressed keys mean fewer than kernel + n·stride tokens */
   l.blocks = (c->attr[A_KERNEL].i + k->dim[0] * stride - 1) / c->attr[A_BLOCK].i + 1;
   l.tile_bytes = RGI_ROUND256((size_t)l.tiles * sizeof(rgi_tile));
-  l.lse = l.q + RGI_ROUND256((size_t)(dot ? 2 : group) * (size_t)d * RGI_TOPK_LANES * sizeof(float));
+  l.lse =
+      l.q + RGI_ROUND256((size_t)(dot ? 2 : group) * (size_t)d * RGI_TOPK_LANES * sizeof(float));
   l.keys = l.lse + RGI_ROUND256((size_t)(dot ? 0 : group) * RGI_TOPK_LANES * sizeof(float));
   l.row = l.keys + RGI_ROUND256((size_t)d * RGI_TOPK_KEYS * sizeof(float));
   l.score = l.row + RGI_ROUND256((size_t)d * 4 * sizeof(float));
@@ -196,8 +210,8 @@ static uint64_t threshold(const uint64_t *rank, int64_t n, uint64_t *heap, int64
   return heap[0];
 }
 
-/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those
- * between. Of these, keys can only score blocks below `scored`. */
+/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of
+ * those between. Of these, keys can only score blocks below `scored`. */
 typedef struct choice {
   int64_t free0, scored, free1, count, keep;
 } choice;
@@ -218,7 +232,8 @@ static bool must_rank(choice r) {
   return r.keep > 0 && r.keep < r.free1 - r.free0;
 }
 
-/* The least rank that is kept: the keep-th largest of those in rank and of the unscored blocks' `nothing`. */
+/* The least rank that is kept: the keep-th largest of those in rank and of the unscored blocks'
+ * `nothing`. */
 static uint64_t least_kept(const uint64_t *rank, choice r, uint64_t nothing, uint64_t *heap) {
   int64_t n = r.scored - r.free0, unscored = r.free1 - r.scored, over = 0;
   for (int64_t i = 0; i < n && unscored; i++) over += rank[i] >= nothing;
@@ -226,8 +241,8 @@ static uint64_t least_kept(const uint64_t *rank, choice r, uint64_t nothing, uin
   return r.keep <= over + unscored ? nothing : threshold(rank, n, heap, r.keep - unscored);
 }
 
-/* Writes a row. If must_rank, rank[b - free0] are those of the scored blocks and `nothing` that of the others;
- * those above `least` are kept, then the first of those equal to it. */
+/* Writes a row. If must_rank, rank[b - free0] are those of the scored blocks and `nothing` that of
+ * the others; those above `least` are kept, then the first of those equal to it. */
 static void write_row(int32_t *idx, int64_t top_n, choice r, const uint64_t *rank, uint64_t nothing,
                       uint64_t least) {
   int64_t n = 0, ties = r.keep, scored = r.scored - r.free0, unscored = r.free1 - r.scored;
@@ -260,24 +275,28 @@ typedef struct job {
   double scale;
 } job;
 
-/* Enough for what an fp32 sum flushes (each term below 1e-37, some thousands of them) not to matter. */
+/* Enough for what an fp32 sum flushes (each term below 1e-37, some thousands of them) not to
+ * matter. */
 #define FAST_LEAST 1e-25
 
 static void run_tile(void *arg, int64_t task, int thread) {
   const job *w = arg;
   const rg_call *c = w->c;
   const rg_value *a = c->attr;
-  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *lse = rg_in(c, IN_LSE), *out = rg_out(c, 0);
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *lse = rg_in(c, IN_LSE),
+               *out = rg_out(c, 0);
   const bool dot = a[A_SCORE].i == SCORE_DOT;
-  const int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i, top_n = a[A_TOP_N].i;
+  const int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i,
+                top_n = a[A_TOP_N].i;
   const rgi_tile *tile =
       &w->tiles[w->ntile - 1 - task / w->kv_heads]; /* late queries see more: they go first */
   const int64_t kh = task % w->kv_heads;
   const int64_t position = tile->first + (w->offset ? w->offset[tile->b] : 0);
   const int64_t key_length = w->cu_k[tile->b + 1] - w->cu_k[tile->b];
-  const int64_t nkey = keys_before(key_length, kernel, stride);
+  const int64_t nkey = rgi_compress_count(key_length, kernel, stride);
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
-  uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank), *heap = (uint64_t *)(void *)(mine + w->l.heap);
+  uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank),
+           *heap = (uint64_t *)(void *)(mine + w->l.heap);
   const uint64_t nothing = rank_of(dot ? -INFINITY : 0);
 
   rgi_topk_tile t = {.d = q->dim[2],
@@ -306,14 +325,15 @@ static void run_tile(void *arg, int64_t task, int thread) {
     t.visible[lane] = 0;
     if (lane >= tile->n) continue;
     choice r = choice_of(a, position + lane, key_length);
-    int64_t seen = keys_before(position + lane + 1, kernel, stride);
+    int64_t seen = rgi_compress_count(position + lane + 1, kernel, stride);
     t.visible[lane] = (int32_t)(seen < nkey ? seen : nkey);
     if (!must_rank(r)) continue;
     if (r.free0 < block0) block0 = r.free0;
     if (r.scored > block1) block1 = r.scored;
   }
   if (block0 < block1) {
-    t.key0 = keys_before(block0 * block, kernel, stride); /* the first that ends after block0 begins */
+    /* the first that ends after block0 begins */
+    t.key0 = rgi_compress_count(block0 * block, kernel, stride);
     t.key1 = block1 * block / stride;
     if (t.key1 > t.visible[tile->n - 1]) t.key1 = t.visible[tile->n - 1];
     if (dot) {
@@ -322,7 +342,8 @@ static void run_tile(void *arg, int64_t task, int thread) {
       for (int64_t h = 0; h < w->group; h++)
         for (int64_t lane = 0; lane < RGI_TOPK_LANES; lane++)
           t.pack_lse[h * RGI_TOPK_LANES + lane] =
-              lane < tile->n ? *(const float *)rgi_at(lse, tile->row + lane, kh * w->group + h) : 0.0f;
+              lane < tile->n ? *(const float *)rgi_at(lse, tile->row + lane, kh * w->group + h)
+                             : 0.0f;
       w->scores.fast(&t, block0, block1);
     }
   }
@@ -354,7 +375,8 @@ static void run_tile(void *arg, int64_t task, int thread) {
 }
 
 static rg_status run_cpu(const rg_call *c) {
-  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU), *cu_k = rg_in(c, IN_CU_K);
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU),
+               *cu_k = rg_in(c, IN_CU_K);
   const rg_arg *offset = rg_in(c, IN_OFFSET), *out = rg_out(c, 0);
   const int64_t nseq = cu->dim[0] - 1, stride = c->attr[A_STRIDE].i;
   const int32_t *starts = cu->data;
@@ -368,11 +390,11 @@ static rg_status run_cpu(const rg_call *c) {
            .group = q->dim[1] / k->dim[1],
            .scale = c->attr[A_SCALE].f != 0 ? c->attr[A_SCALE].f : 1 / sqrt((double)q->dim[2])};
   for (int64_t b = 0; b < nseq; b++) {
-    int64_t n = keys_before(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
+    int64_t n = rgi_compress_count(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
     if (n > 0 && w.cu_k[b] / stride + n > k->dim[0])
       return rg_op_fail(c->error, RG_E_DATA, c,
-                        "sequence %lld has compressed keys up to row %lld, but k has %lld", (long long)b,
-                        (long long)(w.cu_k[b] / stride + n), (long long)k->dim[0]);
+                        "sequence %lld has compressed keys up to row %lld, but k has %lld",
+                        (long long)b, (long long)(w.cu_k[b] / stride + n), (long long)k->dim[0]);
   }
   w.ntile = rgi_fill_tiles(c->workspace, starts, nseq, RGI_TOPK_LANES);
   c->parallel(c->pool, w.ntile * w.kv_heads, run_tile, &w);
@@ -392,7 +414,8 @@ static bool steps_by_16(const rg_arg *a) {
 }
 
 static rgk_topk on_gpu(const rg_call *c) {
-  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU), *cu_k = rg_in(c, IN_CU_K);
+  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU),
+               *cu_k = rg_in(c, IN_CU_K);
   const rg_arg *offset = rg_in(c, IN_OFFSET);
   const rg_value *a = c->attr;
   rgk_topk p = {.dtype = (int32_t)q->dtype,
@@ -419,7 +442,8 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .aligned = steps_by_16(q) && steps_by_16(k)};
   p.G = p.KH > 0 ? p.H / p.KH : 0;
   p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
-  p.most_keep = offset || p.T == 0 ? p.top_n : (p.T - 1) / p.block + 1; /* a query's own block is the last */
+  /* a query's own block is the last */
+  p.most_keep = offset || p.T == 0 ? p.top_n : (p.T - 1) / p.block + 1;
   if (p.most_keep > p.top_n) p.most_keep = p.top_n;
   return p;
 }

@@ -1,8 +1,8 @@
 /* ops/view.c: slice, split, reshape, transpose and join: ops that move no bytes.
- *
- * A view's output looks into its input's bytes. A join is the reverse: its inputs, which must own their bytes
- * and tile the output along one axis, are placed inside the output. Strides and offsets exist once the graph
- * is bound.
+
+   A view's output looks into its input's bytes. A join is the reverse: its inputs, which must own
+   their bytes and tile the output along one axis, are placed inside the output. Strides and offsets
+   exist once the graph is bound.
  */
 #include "../graph/autodiff.h"
 #include "ops.h"
@@ -52,8 +52,9 @@ static rg_status slice_infer(rgi_graph *g, int node, const char *pointer, rg_err
   char text[160], have[64];
   if (start < 0 || (!to_end && stop < start) ||
       (rgi_dim_known(extent) && (to_end ? start : stop) > extent.c)) {
-    snprintf(text, sizeof text, "the slice [%lld, %lld) leaves the axis, which has %s", (long long)start,
-             (long long)(to_end ? extent.c : stop), rgi_dim_text(extent, have, sizeof have));
+    snprintf(text, sizeof text, "the slice [%lld, %lld) leaves the axis, which has %s",
+             (long long)start, (long long)(to_end ? extent.c : stop),
+             rgi_dim_text(extent, have, sizeof have));
     return bad(g, node, pointer, RG_E_VALUE, e, to_end ? "start" : "stop", text);
   }
   rgi_tensor *t = look_into(g, x, y);
@@ -84,7 +85,8 @@ static const rg_attr slice_attrs[] = {
     {"stop", RG_ATTR_INT, false, 0, 1099511627776.0, 0, NULL,
      "first index no longer kept; to the end if left out"},
 };
-static const rgi_rules slice_rules = {.infer = slice_infer, .backward = slice_backward, .partial = true};
+static const rgi_rules slice_rules = {
+    .infer = slice_infer, .backward = slice_backward, .partial = true};
 const rg_op rgi_op_slice = {.abi = RG_OP_ABI,
                             .name = "slice",
                             .doc = "view of the indices start … stop-1 of one axis",
@@ -112,7 +114,8 @@ static rg_status split_infer(rgi_graph *g, int node, const char *pointer, rg_err
     return bad(g, node, pointer, RG_E_SHAPE, e, "sizes", text);
   }
   if (!sizes->set && rgi_dim_known(extent) && extent.c % parts) {
-    snprintf(text, sizeof text, "an axis of %lld does not split into %d equal parts; give \"sizes\"",
+    snprintf(text, sizeof text,
+             "an axis of %lld does not split into %d equal parts; give \"sizes\"",
              (long long)extent.c, parts);
     return bad(g, node, pointer, RG_E_SHAPE, e, "axis", text);
   }
@@ -154,7 +157,8 @@ static const rg_attr split_attrs[] = {
     {"sizes", RG_ATTR_INTS, false, 0, 1099511627776.0, 0, NULL,
      "extent of each part; equal parts if left out"},
 };
-static const rgi_rules split_rules = {.infer = split_infer, .backward = split_backward, .partial = true};
+static const rgi_rules split_rules = {
+    .infer = split_infer, .backward = split_backward, .partial = true};
 const rg_op rgi_op_split = {.abi = RG_OP_ABI,
                             .name = "split",
                             .doc = "views that cut one axis into consecutive parts",
@@ -176,7 +180,8 @@ static int axis_before(const rgi_tensor *t, int k) {
   return k;
 }
 
-/* Strides for the new shape over the old layout: each run of old axes that merges must be contiguous. */
+/* Strides for the new shape over the old layout: each run of old axes that merges must be
+ * contiguous. */
 static bool restride(const rgi_tensor *from, rgi_tensor *to) {
   if (rgi_elements(from) == 0) {
     rgi_dense_strides(to);
@@ -203,9 +208,11 @@ static bool restride(const rgi_tensor *from, rgi_tensor *to) {
     j = axis_before(to, j);
   }
   for (int k = to->rank - 1; k >= 0; k--)
-    if (to->dim[k].c == 1) to->stride[k] = k + 1 < to->rank ? to->stride[k + 1] * to->dim[k + 1].c : 1;
+    if (to->dim[k].c == 1)
+      to->stride[k] = k + 1 < to->rank ? to->stride[k + 1] * to->dim[k + 1].c : 1;
   return to->rank == 0 ||
-         to->stride[to->rank - 1] == 1; /* elements of the last axis lie side by side in every tensor */
+         /* elements of the last axis lie side by side in every tensor */
+         to->stride[to->rank - 1] == 1;
 }
 
 static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
@@ -216,20 +223,24 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
   rgi_tensor *t = look_into(g, x, y);
   char text[256];
   if (shape->i > RG_MAX_RANK) { /* none: a scalar, which backward may have to come back to */
-    snprintf(text, sizeof text, "a shape has at most %d axes, not %lld", RG_MAX_RANK, (long long)shape->i);
+    snprintf(text, sizeof text, "a shape has at most %d axes, not %lld", RG_MAX_RANK,
+             (long long)shape->i);
     return bad(g, node, pointer, RG_E_RANK, e, "shape", text);
   }
   t->rank = (int32_t)shape->i;
   rgi_dim total = rgi_dim_of(1), rest = rgi_dim_of(1);
   int open = -1;
-  for (int i = 0; i < from.rank; i++) RGI_TRY(rgi_dim_binary(g->arena, '*', total, from.dim[i], &total, e));
+  for (int i = 0; i < from.rank; i++)
+    RGI_TRY(rgi_dim_binary(g->arena, '*', total, from.dim[i], &total, e));
   for (int i = 0; i < t->rank; i++) {
     if (shape->list[i] == 0) { /* as in the input */
       if (i >= from.rank)
-        return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "0 keeps an axis the input does not have");
+        return bad(g, node, pointer, RG_E_SHAPE, e, "shape",
+                   "0 keeps an axis the input does not have");
       t->dim[i] = from.dim[i];
     } else if (shape->list[i] < 0) {
-      if (open >= 0) return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "-1 may stand for one axis only");
+      if (open >= 0)
+        return bad(g, node, pointer, RG_E_SHAPE, e, "shape", "-1 may stand for one axis only");
       open = i;
       continue;
     } else {
@@ -250,9 +261,9 @@ static rg_status reshape_infer(rgi_graph *g, int node, const char *pointer, rg_e
     return bad(g, node, pointer, RG_E_SHAPE, e, "shape", text);
   }
   if (g->bound && !restride(&from, t))
-    return bad(
-        g, node, pointer, RG_E_SHAPE, e, "shape",
-        "this view of a strided tensor cannot be reshaped without moving bytes; put a \"cast\" before it");
+    return bad(g, node, pointer, RG_E_SHAPE, e, "shape",
+               "this view of a strided tensor cannot be reshaped without moving bytes; put a "
+               "\"cast\" before it");
   return RG_OK;
 }
 
@@ -282,10 +293,12 @@ static const rg_attr reshape_attrs[] = {
     {"shape", RG_ATTR_INTS, true, -1, 1099511627776.0, 0, NULL,
      "new extents; 0 keeps the input's extent on that axis, one -1 takes what is left"},
 };
-static const rgi_rules reshape_rules = {.infer = reshape_infer, .backward = reshape_backward};
+static const rgi_rules reshape_rules = {
+    .infer = reshape_infer, .backward = reshape_backward, .ordered = true};
 const rg_op rgi_op_reshape = {.abi = RG_OP_ABI,
                               .name = "reshape",
-                              .doc = "view with other axes over the same elements in the same order",
+                              .doc =
+                                  "view with other axes over the same elements in the same order",
                               .flags = RG_OP_VIEW,
                               .in = view_in,
                               .nin = 1,
@@ -365,13 +378,16 @@ static rg_status join_infer(rgi_graph *g, int node, const char *pointer, rg_erro
   t->base = -1;
   t->offset = 0;
   for (int i = 1; i < parts; i++)
-    RGI_TRY(rgi_dim_binary(g->arena, '+', t->dim[axis], g->tensor[n->in[i]].dim[axis], &t->dim[axis], e));
-  if (!g->bound) return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "joins exist in bound graphs only");
+    RGI_TRY(rgi_dim_binary(g->arena, '+', t->dim[axis], g->tensor[n->in[i]].dim[axis],
+                           &t->dim[axis], e));
+  if (!g->bound)
+    return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "joins exist in bound graphs only");
   rgi_dense_strides(t);
   for (int i = 0; i < parts; i++) {
     rgi_tensor *part = &g->tensor[n->in[i]];
     if ((part->base >= 0 && part->base != y) || part->producer < 0)
-      return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "part \"%s\" does not own its bytes", part->name);
+      return rgi_fail(e, RG_E_INTERNAL, pointer, n->name, "part \"%s\" does not own its bytes",
+                      part->name);
     part->base = y;
     part->offset = start * t->stride[axis];
     memcpy(part->stride, t->stride, sizeof part->stride);
@@ -384,10 +400,12 @@ static const rg_port join_in[] = {
     {"x", "*", RG_PORT_LIST, RG_D_FLOAT | RG_D(RG_I32), 'X', -1, "the parts, in order"},
 };
 static const rg_port join_out[] = {
-    {"y", "*", 0, RG_D_FLOAT | RG_D(RG_I32), 'X', -1, "the whole, whose bytes the parts are written into"},
+    {"y", "*", 0, RG_D_FLOAT | RG_D(RG_I32), 'X', -1,
+     "the whole, whose bytes the parts are written into"},
 };
 static const rg_attr join_attrs[] = {
-    {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL, "axis along which the parts follow each other"},
+    {"axis", RG_ATTR_INT, true, 0, RG_MAX_RANK - 1, 0, NULL,
+     "axis along which the parts follow each other"},
 };
 static const rgi_rules join_rules = {.infer = join_infer, .backward = rgi_bwd_cut};
 const rg_op rgi_op_join = {.abi = RG_OP_ABI,

@@ -89,7 +89,8 @@ static void find_flows(rgi_backward *b) {
 static rg_status choose_relays(rgi_backward *b, rg_error *e) {
   const rgi_graph *g = b->g;
   bool *met =
-      rgi_alloc_n(g->arena, (size_t)b->nprimal, sizeof *met); /* a gradient that no split made arrives here */
+      /* a gradient that no split made arrives here */
+      rgi_alloc_n(g->arena, (size_t)b->nprimal, sizeof *met);
   if (!met) return rgi_nomem(e);
   for (int t = 0; t < b->nprimal; t++) {
     b->sums[t].whole = b->sums[t].join = -1;
@@ -122,7 +123,8 @@ static void count(rgi_backward *b, int t, int n, int rank, bool partial, bool sh
     count_slot(&b->sums[s->whole], n, rank, true, shared);
   } else if (s->join >= 0) {
     const rgi_node *join = &b->g->node[s->join];
-    for (int i = 0; i < rgi_nin(join); i++) count_slot(&b->sums[join->in[i]], n, rank, partial, shared);
+    for (int i = 0; i < rgi_nin(join); i++)
+      count_slot(&b->sums[join->in[i]], n, rank, partial, shared);
   } else {
     count_slot(s, n, rank, partial, shared);
   }
@@ -160,10 +162,12 @@ static rg_status survey(rgi_backward *b, rg_error *e) {
 
 /* ---- the pass ---- */
 
-/* Incoming gradients of outputs, and the callers' buffers that gradients accumulate into: graph inputs. */
+/* Incoming gradients of outputs, and the callers' buffers that gradients accumulate into: graph
+ * inputs. */
 static rg_status add_sources(rgi_backward *b, rg_error *e) {
   rgi_graph *g = b->g;
-  for (int t = 0; t < b->nprimal; t++) b->sums[t].initial = b->sums[t].tensor = b->sums[t].result = -1;
+  for (int t = 0; t < b->nprimal; t++)
+    b->sums[t].initial = b->sums[t].tensor = b->sums[t].result = -1;
   for (int i = 0; i < g->ninput; i++) {
     if (g->input[i].want != RGI_GRAD_ACCUMULATE) continue;
     int of = g->input[i].tensor;

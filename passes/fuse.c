@@ -1,10 +1,10 @@
 /* passes/fuse.c: see fuse.h.
- *
- * Works on a copy: nodes are appended, then laid into the old order. A part goes directly before the first
- * reader of its gradient, or of what the rest makes (d.w), if that comes earlier; the rest goes after the
- * last part. Where nodes may run side by side, memory is shared only by nodes of which one waits for the
- * other: a part is then told to wait for the reader before it. Readers that do not wait for each other anyhow
- * stay as they are.
+
+   Works on a copy: nodes are appended, then laid into the old order. A part goes directly before
+   the first reader of its gradient, or of what the rest makes (d.w), if that comes earlier; the
+   rest goes after the last part. Where nodes may run side by side, memory is shared only by nodes
+   of which one waits for the other: a part is then told to wait for the reader before it. Readers
+   that do not wait for each other anyhow stay as they are.
  */
 #include "fuse.h"
 #include "../graph/order.h"
@@ -25,7 +25,8 @@ typedef struct fuser {
   rgi_graph *to;
   const rg_gpu *gpu;
   bool lanes;
-  int32_t *before; /* per node of `to`: the node of `g` that it goes before (rank among equals: age) */
+  /* per node of `to`: the node of `g` that it goes before (rank among equals: age) */
+  int32_t *before;
   int32_t capacity;
   bool *gone;      /* per node of g */
   rgi_order order; /* of g, with lanes */
@@ -105,10 +106,12 @@ static int add_rows(fuser *f, const char *kind, int32_t of) {
   return rgi_add_tensor(g, &t);
 }
 
-/* Appends a node of `op`, its ports filled by `fill`-ed arrays, to stand before node `place` of g. */
-static rg_status add_node(fuser *f, int32_t like, const char *suffix, const rg_op *op, const rg_value *attr,
-                          const int32_t *in, const int *nin, const int32_t *out, const int *nout,
-                          int32_t place, int32_t after, rg_error *e) {
+/* Appends a node of `op`, its ports filled by `fill`-ed arrays, to stand before node `place`
+ * of g. */
+static rg_status add_node(fuser *f, int32_t like, const char *suffix, const rg_op *op,
+                          const rg_value *attr, const int32_t *in, const int *nin,
+                          const int32_t *out, const int *nout, int32_t place, int32_t after,
+                          rg_error *e) {
   rgi_graph *g = f->to;
   const rgi_node *old = &f->g->node[like];
   char *name = rgi_format(g->arena, "%s.%s", old->name, suffix);
@@ -143,8 +146,8 @@ static int32_t out_named(const rgi_node *n, const char *name, int k) {
 }
 
 /* Part k of node n. */
-static rg_status add_part(fuser *f, int32_t n, const rg_op *op, int k, const part *p, int32_t product,
-                          int32_t delta, rg_error *e) {
+static rg_status add_part(fuser *f, int32_t n, const rg_op *op, int k, const part *p,
+                          int32_t product, int32_t delta, rg_error *e) {
   const rgi_node *old = &f->g->node[n];
   int32_t in[MOST_PORTS], out[MOST_PORTS];
   int nin[MOST_PORTS], nout[MOST_PORTS], ins = 0, outs = 0;
@@ -236,8 +239,8 @@ static rg_status note(fuser *f, int32_t n, int parts, int deltas, const char *wh
   const rgi_node *node = &f->g->node[n];
   for (int i = 0; i < r->count; i++) {
     *out = &r->at[i];
-    if (node->origin >= 0 && (*out)->origin == node->origin && (*out)->why == why && (*out)->parts == parts &&
-        (*out)->deltas == deltas) {
+    if (node->origin >= 0 && (*out)->origin == node->origin && (*out)->why == why &&
+        (*out)->parts == parts && (*out)->deltas == deltas) {
       (*out)->nodes++;
       return RG_OK;
     }
@@ -285,8 +288,8 @@ static rg_status take_apart(fuser *f, int32_t n, const rgi_fusing *fusing, rg_er
   if (!op || !rest || list < 0 || d_list < 0 || op->nin > MOST_PORTS || op->nout > MOST_PORTS ||
       rest->nin > MOST_PORTS || rest->nout > MOST_PORTS || op->nattr != node->op->nattr + 2 ||
       op->nattr > MOST_ATTRS)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "%s and %s do not fit each other", node->op->name,
-                    fusing->part);
+    return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "%s and %s do not fit each other",
+                    node->op->name, fusing->part);
   const int count = node->in_begin[list + 1] - node->in_begin[list];
   int32_t first, last = -1;
   const bool others = wants_rest(g, n, d_list, &first);
@@ -298,8 +301,11 @@ static rg_status take_apart(fuser *f, int32_t n, const rgi_fusing *fusing, rg_er
   for (int k = 0; k < count; k++) {
     part *p = &part_of[k];
     int times;
-    *p = (part){
-        .d = out_named(node, d_name, k), .taker = -1, .order = RGI_DELTA_CHAIN, .place = first, .after = -1};
+    *p = (part){.d = out_named(node, d_name, k),
+                .taker = -1,
+                .order = RGI_DELTA_CHAIN,
+                .place = first,
+                .after = -1};
     if (p->d >= 0) {
       const int32_t reader = readers(g, n, p->d, &times);
       if (reader < p->place) p->place = reader;
@@ -358,7 +364,8 @@ static rg_status reorder(fuser *f, rg_error *e) {
   }
   to->node = node;
   to->nnode = to->node_capacity = count;
-  for (int32_t n = 0; n < count; n++) RGI_TRY(rgi_infer_node(to, n, NULL, e)); /* producers; parts of joins */
+  /* producers; parts of joins */
+  for (int32_t n = 0; n < count; n++) RGI_TRY(rgi_infer_node(to, n, NULL, e));
   return rgi_prune(to, e);
 }
 
@@ -366,7 +373,8 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   const rgi_graph *g = f->g;
   int32_t room = g->nnode;
   for (int32_t n = 0; n < g->nnode; n++)
-    if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->part) room += rgi_nin(&g->node[n]) + 1;
+    if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->part)
+      room += rgi_nin(&g->node[n]) + 1;
   f->gone = rgi_alloc_n(f->scratch, (size_t)g->nnode + 1, sizeof *f->gone);
   f->before = rgi_alloc_n(f->scratch, (size_t)room + 1, sizeof *f->before);
   f->report->at = rgi_alloc_n(f->report->arena, (size_t)g->nnode + 1, sizeof *f->report->at);
@@ -379,8 +387,8 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   return reorder(f, e);
 }
 
-rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph **out, rgi_fusions **report,
-                   rg_error *e) {
+rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph **out,
+                   rgi_fusions **report, rg_error *e) {
   *out = NULL;
   *report = NULL;
   rgi_arena *arena = rgi_arena_create(g->ctx);

@@ -34,14 +34,16 @@ typedef struct gradient_node {
   rgi_grad_term *term; /* per flat input of the forward node */
 } gradient_node;
 
-/* How many elements a port of the backward op has, and which tensor is element k: by the port's name. */
+/* How many elements a port of the backward op has, and which tensor is element k: by the port's
+ * name. */
 typedef enum source { FROM_INPUT, FROM_OUTPUT, FROM_GRADIENT, FROM_SUM, FROM_FUSE } source;
 
 static source source_of(const char *port, const char **rest) {
   static const struct {
     const char *prefix;
     source from;
-  } table[] = {{"out.", FROM_OUTPUT}, {"grad.", FROM_GRADIENT}, {"acc.", FROM_SUM}, {"delta.", FROM_FUSE}};
+  } table[] = {
+      {"out.", FROM_OUTPUT}, {"grad.", FROM_GRADIENT}, {"acc.", FROM_SUM}, {"delta.", FROM_FUSE}};
   for (int i = 0; i < RGI_COUNT(table); i++)
     if (strncmp(port, table[i].prefix, strlen(table[i].prefix)) == 0) {
       *rest = port + strlen(table[i].prefix);
@@ -57,7 +59,8 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
   for (int p = 0; p < gn->op->nin; p++) {
     const char *name;
     source from = source_of(gn->op->in[p].name, &name);
-    int q = from == FROM_INPUT || from == FROM_SUM ? rgi_in_port(f->op, name) : rgi_out_port(f->op, name);
+    int q = from == FROM_INPUT || from == FROM_SUM ? rgi_in_port(f->op, name)
+                                                   : rgi_out_port(f->op, name);
     if (q < 0)
       return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s",
                       gn->op->in[p].name, gn->op->name, f->op->name);
@@ -89,9 +92,10 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
   return RG_OK;
 }
 
-/* Creates the output tensors; slot_input[i]: flat forward input that output i is the gradient of. */
-static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node *gn, int *slot_input,
-                              rg_error *e) {
+/* Creates the output tensors; slot_input[i]: flat forward input that output i is the gradient
+ * of. */
+static rg_status fill_outputs(rgi_backward *b, const rgi_node *f, gradient_node *gn,
+                              int *slot_input, rg_error *e) {
   int total = 0;
   for (int p = 0; p < gn->op->nout; p++) {
     const char *port = gn->op->out[p].name + 2;
@@ -152,8 +156,9 @@ rg_status rgi_append_backward(rgi_backward *b, int n, rg_error *e) {
   RGI_TRY(fill_inputs(b, &f, &gn, e));
   RGI_TRY(fill_outputs(b, &f, &gn, slot_input, e));
   char *name = rgi_format(g->arena, "%s.bwd", f.name);
-  int m =
-      name ? rgi_add_node(g, name, op, gn.nin, gn.nout, op->nattr == forward_op->nattr ? f.attr : NULL) : -1;
+  int m = name ? rgi_add_node(g, name, op, gn.nin, gn.nout,
+                              op->nattr == forward_op->nattr ? f.attr : NULL)
+               : -1;
   if (m < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[m];
   memcpy(node->in, gn.in, (size_t)rgi_nin(node) * sizeof *node->in);

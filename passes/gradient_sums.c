@@ -15,13 +15,14 @@ rgi_graph *rgi_bwd_graph(rgi_backward *b) {
 int rgi_add_gradient(rgi_backward *b, const char *name, int of, rg_dtype dtype) {
   name = rgi_free_name(b->g, name); /* one gradient may reach several views or sums */
   if (!name) return -1;
-  rgi_tensor t = {.name = name, .dtype = dtype, .base = -1, .producer = -1, .seqlens = -1, .grad_of = of};
+  rgi_tensor t = {
+      .name = name, .dtype = dtype, .base = -1, .producer = -1, .seqlens = -1, .grad_of = of};
   if (of >= 0) t.seqlens = b->g->tensor[of].seqlens;
   return rgi_add_tensor(b->g, &t);
 }
 
-/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output, which is
- * created. */
+/* One node with at most one tensor (in[i] >= 0) on each of its at most two in-ports and one output,
+ * which is created. */
 static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *attr, const int *in,
                           const char *name, int of, rg_dtype dtype, int *out, rg_error *e) {
   rgi_graph *g = b->g;
@@ -44,21 +45,22 @@ static rg_status add_glue(rgi_backward *b, const char *op_name, const rg_value *
 
 rg_status rgi_add_cast(rgi_backward *b, int x, rg_dtype dtype, const char *name, int of, int *out,
                        rg_error *e) {
-  static const int choice[] = {[RG_F32] = 1, [RG_F16] = 2, [RG_BF16] = 3}; /* ops/cast.c: attribute "to" */
+  static const int choice[] = {
+      [RG_F32] = 1, [RG_F16] = 2, [RG_BF16] = 3}; /* ops/cast.c: attribute "to" */
   rg_value to = {.i = choice[dtype], .set = true};
   int in[2] = {x, b->g->tensor[x].seqlens};
   return add_glue(b, "cast", &to, in, name, of, dtype, out, e);
 }
 
-static rg_status add_accumulate(rgi_backward *b, int acc, int x, int axis, int64_t start, const char *name,
-                                int of, int *out, rg_error *e) {
+static rg_status add_accumulate(rgi_backward *b, int acc, int x, int axis, int64_t start,
+                                const char *name, int of, int *out, rg_error *e) {
   rg_value attr[2] = {{.i = axis < 0 ? 0 : axis, .set = true}, {.i = start, .set = true}};
   int in[2] = {acc, x};
   return add_glue(b, "accumulate", attr, in, name, of, RG_F32, out, e);
 }
 
-rg_status rgi_add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name, int of,
-                       int *out, rg_error *e) {
+rg_status rgi_add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name,
+                       int of, int *out, rg_error *e) {
   const rgi_tensor *t = &b->g->tensor[like];
   int64_t shape[RG_MAX_RANK];
   for (int d = 0; d < t->rank; d++) shape[d] = t->dim[d].c;
@@ -73,8 +75,8 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i) {
   return t >= 0 && b->flows[t];
 }
 
-rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input, const char *suffix,
-                        int *output, rg_error *e) {
+rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input,
+                        const char *suffix, int *output, rg_error *e) {
   char *name = rgi_format(b->g->arena, "%s%s", b->g->tensor[input].name, suffix);
   if (!name) return rgi_nomem(e);
   int in[2] = {input, -1};
@@ -95,7 +97,8 @@ rg_status rgi_bwd_dense(rgi_backward *b, int tensor, int *out, rg_error *e) {
   if (rgi_is_dense(&b->g->tensor[tensor])) return RG_OK;
   char *name = rgi_format(b->g->arena, "%s.dense", b->g->tensor[tensor].name);
   if (!name) return rgi_nomem(e);
-  return rgi_add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of, out, e);
+  return rgi_add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of,
+                      out, e);
 }
 
 /* Is it the caller's memory? Then its dead rows may hold anything. */
@@ -108,7 +111,16 @@ rg_status rgi_bwd_live(rgi_backward *b, int tensor, int *out, rg_error *e) {
   if (!foreign(b->g, tensor) || b->g->tensor[tensor].seqlens < 0) return RG_OK;
   char *name = rgi_format(b->g->arena, "%s.live", b->g->tensor[tensor].name);
   if (!name) return rgi_nomem(e);
-  return rgi_add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of, out, e);
+  return rgi_add_cast(b, tensor, b->g->tensor[tensor].dtype, name, b->g->tensor[tensor].grad_of,
+                      out, e);
+}
+
+rg_status rgi_bwd_masked(rgi_backward *b, int tensor, int lengths, int *out, rg_error *e) {
+  char *name = rgi_format(b->g->arena, "%s.live", b->g->tensor[tensor].name);
+  if (!name) return rgi_nomem(e);
+  int in[2] = {tensor, lengths};
+  return add_glue(b, "live", NULL, in, name, b->g->tensor[tensor].grad_of,
+                  b->g->tensor[tensor].dtype, out, e);
 }
 
 rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e) {
@@ -162,10 +174,11 @@ static int64_t clamp(int64_t x, int64_t most) {
   return x < 0 ? 0 : x > most ? most : x;
 }
 
-/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice misses it.
+/* What arrives at a joined tensor goes to its parts, to each its share; an empty one where a slice
+   misses it.
  */
-static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis, int64_t start,
-                                 rg_error *e) {
+static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int node, int axis,
+                                 int64_t start, rg_error *e) {
   int64_t low = 0; /* where the part starts */
   int cut = (int)b->g->node[join].attr[0].i;
   for (int i = 0; i < rgi_nin(&b->g->node[join]); i++) {
@@ -177,8 +190,8 @@ static rg_status arrive_at_parts(rgi_backward *b, int join, int gradient, int no
     char suffix[24];
     snprintf(suffix, sizeof suffix, ".g%d", i);
     RGI_TRY(rgi_bwd_unary(b, "slice", attr, gradient, suffix, &share, e));
-    RGI_TRY(
-        rgi_sum_arrive(b, to, share, node, axis, axis == cut ? clamp(offset + from - low, size) : start, e));
+    RGI_TRY(rgi_sum_arrive(b, to, share, node, axis,
+                           axis == cut ? clamp(offset + from - low, size) : start, e));
     low += size;
   }
   return RG_OK;
@@ -188,9 +201,12 @@ rg_status rgi_sum_arrive(rgi_backward *b, int t, int gradient, int node, int axi
                          rg_error *e) {
   rgi_sum *s = &b->sums[t];
   rgi_graph *g = b->g;
-  /* it covers t's rows, unless it is a slice of them: those past the live ones are dead in it too */
-  if (axis != 0 && g->tensor[gradient].seqlens < 0) g->tensor[gradient].seqlens = g->tensor[t].seqlens;
-  if (s->whole >= 0) return rgi_sum_arrive(b, s->whole, gradient, node, s->whole_axis, s->whole_start, e);
+  /* it covers t's rows, unless it is a slice of them: those past the live ones are dead in it
+   * too */
+  if (axis != 0 && g->tensor[gradient].seqlens < 0)
+    g->tensor[gradient].seqlens = g->tensor[t].seqlens;
+  if (s->whole >= 0)
+    return rgi_sum_arrive(b, s->whole, gradient, node, s->whole_axis, s->whole_start, e);
   if (s->join >= 0) return arrive_at_parts(b, s->join, gradient, node, axis, start, e);
   if (s->how == RGI_SINGLE) {
     s->tensor = gradient;
@@ -230,14 +246,16 @@ void rgi_sum_prepare(const rgi_backward *b, rgi_grad_term *x) {
   if (s->how != RGI_PARTS || !x->shared) return;
   for (int i = 0; i < s->nparts && x->so_far < 0; i++) {
     const rgi_part *p = &s->parts[i];
-    if (p->shared && p->rank == b->g->node[x->node].rank && p->slot == x->slot && p->node != x->node)
+    if (p->shared && p->rank == b->g->node[x->node].rank && p->slot == x->slot &&
+        p->node != x->node)
       x->so_far = p->tensor;
   }
 }
 
 char *rgi_sum_name(rgi_backward *b, const rgi_grad_term *x, const char *port) {
   const rgi_sum *s = &b->sums[x->tensor];
-  if (s->how != RGI_PARTS && !x->apart) return version_name(b, x->tensor, last_version(b, x->tensor));
+  if (s->how != RGI_PARTS && !x->apart)
+    return version_name(b, x->tensor, last_version(b, x->tensor));
   return rgi_format(b->g->arena, "d.%s.part%d.%s", b->g->tensor[x->tensor].name, s->arrived, port);
 }
 
@@ -245,8 +263,8 @@ rg_status rgi_sum_book(rgi_backward *b, const rgi_grad_term *x, int made, rg_err
   rgi_sum *s = &b->sums[x->tensor];
   if (rgi_relays(s) || x->apart) return rgi_sum_arrive(b, x->tensor, made, x->node, -1, 0, e);
   if (s->how == RGI_PARTS) {
-    for (int k = 0; k < s->nparts; k++)
-      if (x->so_far >= 0 && s->parts[k].tensor == x->so_far) { /* the next version of a shared weight's sum */
+    for (int k = 0; k < s->nparts; k++) /* the next version of a shared weight's sum */
+      if (x->so_far >= 0 && s->parts[k].tensor == x->so_far) {
         s->parts[k].tensor = made;
         s->parts[k].node = x->node;
         s->arrived++;
@@ -266,7 +284,8 @@ rg_status rgi_sum_book(rgi_backward *b, const rgi_grad_term *x, int made, rg_err
   return RG_OK;
 }
 
-rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis, int64_t start, rg_error *e) {
+rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis, int64_t start,
+                       rg_error *e) {
   int t = b->g->node[node].in[i];
   if (t < 0 || !b->flows[t]) return RG_OK;
   return rgi_sum_arrive(b, t, gradient, node, axis, start, e);
@@ -296,7 +315,8 @@ static bool tiles(const rgi_graph *g, int t, rgi_part *p, int n) {
   return at == g->tensor[t].dim[axis].c;
 }
 
-/* May x's bytes be placed inside another tensor? Only if it owns them and nothing else looks into them. */
+/* May x's bytes be placed inside another tensor? Only if it owns them and nothing else looks into
+ * them. */
 static bool may_move(const rgi_graph *g, int x) {
   if (g->tensor[x].base >= 0 || g->tensor[x].producer < 0) return false;
   for (int t = 0; t < g->ntensor; t++)
@@ -315,14 +335,16 @@ static rg_status join_parts(rgi_backward *b, int t, rg_error *e) {
     if (movable) continue;
     char *name = rgi_format(g->arena, "d.%s.part%d", g->tensor[t].name, i);
     if (!name) return rgi_nomem(e);
-    RGI_TRY(rgi_add_cast(b, s->parts[i].tensor, g->tensor[t].dtype, name, -1, &s->parts[i].tensor, e));
+    RGI_TRY(
+        rgi_add_cast(b, s->parts[i].tensor, g->tensor[t].dtype, name, -1, &s->parts[i].tensor, e));
   }
   const rg_op *op = rgi_find_op(g->ctx, "join");
   char *name = rgi_format(g->arena, "d.%s", g->tensor[t].name);
   char *node_name = rgi_format(g->arena, "d.%s.join", g->tensor[t].name);
   rg_value axis = {.i = s->parts[0].axis, .set = true};
   int whole = name ? rgi_add_gradient(b, name, t, g->tensor[t].dtype) : -1;
-  int n = node_name && whole >= 0 ? rgi_add_node(g, node_name, op, &s->nparts, &(int){1}, &axis) : -1;
+  int n =
+      node_name && whole >= 0 ? rgi_add_node(g, node_name, op, &s->nparts, &(int){1}, &axis) : -1;
   if (n < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[n];
   for (int i = 0; i < s->nparts; i++) node->in[i] = s->parts[i].tensor;
@@ -349,8 +371,8 @@ static rg_status add_parts(rgi_backward *b, int t, rg_error *e) {
     char *name = last ? rgi_format(a, "d.%s", b->g->tensor[t].name)
                       : rgi_format(a, "d.%s.sum%d", b->g->tensor[t].name, i);
     if (!name) return rgi_nomem(e);
-    RGI_TRY(
-        add_accumulate(b, acc, s->parts[i].tensor, s->parts[i].axis, s->parts[i].start, name, t, &acc, e));
+    RGI_TRY(add_accumulate(b, acc, s->parts[i].tensor, s->parts[i].axis, s->parts[i].start, name, t,
+                           &acc, e));
   }
   b->sums[t].tensor = acc;
   return RG_OK;

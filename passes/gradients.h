@@ -1,10 +1,11 @@
 /* passes/gradients.h: what the three files of autodiff share.
- *
- *     autodiff.c         the walk: which gradients are wanted, how each is summed, last node to first
- *     gradient_ops.c     the backward op of a node: which tensors its ports take, what it makes
- *     gradient_sums.c    the sums that gradients meet in, and what rules may append
- *
- * Each calls those below it. How sums work is said at the top of autodiff.c.
+
+       autodiff.c         the walk: which gradients are wanted, how each is summed, last node to
+                          first
+       gradient_ops.c     the backward op of a node: which tensors its ports take, what it makes
+       gradient_sums.c    the sums that gradients meet in, and what rules may append
+
+   Each calls those below it. How sums work is said at the top of autodiff.c.
  */
 #ifndef RGI_GRADIENTS_H
 #define RGI_GRADIENTS_H
@@ -33,8 +34,9 @@ typedef struct rgi_sum {
   int nparts;
   bool done;
   int result; /* the finished gradient, or -1 */
-  int whole;  /* relays what arrives to this tensor, as the slice that starts at whole_start on whole_axis; or
-                 -1 */
+  /* relays what arrives to this tensor, as the slice that starts at whole_start on whole_axis; or
+   * -1 */
+  int whole;
   int whole_axis;
   int64_t whole_start;
   int join; /* relays what arrives to the parts that this node joins, or -1 */
@@ -85,8 +87,8 @@ int rgi_add_gradient(rgi_backward *b, const char *name, int of, rg_dtype dtype);
 rg_status rgi_add_cast(rgi_backward *b, int x, rg_dtype dtype, const char *name, int of, int *out,
                        rg_error *e);
 /* Zeros in the shape of `like`; begin_sum: -0.0, to which a term may be added without a trace. */
-rg_status rgi_add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name, int of,
-                       int *out, rg_error *e);
+rg_status rgi_add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype, const char *name,
+                       int of, int *out, rg_error *e);
 
 /* ---- gradient_ops.c ---- */
 

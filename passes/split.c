@@ -1,9 +1,10 @@
 /* passes/split.c: cuts the forward graph into groups of KV heads by views.
- *
- * A node is cut if its op's port table names head axes and every one of them divides by the number of groups.
- * Nodes are taken in runs: whatever can run uncut first, then all cut nodes that can follow without an uncut
- * one between, group after group, so that memory of one group serves the next. Tensors that come from outside
- * a run are sliced, those that leave it are joined: neither moves a byte.
+
+   A node is cut if its op's port table names head axes and every one of them divides by the number
+   of groups. Nodes are taken in runs: whatever can run uncut first, then all cut nodes that can
+   follow without an uncut one between, group after group, so that memory of one group serves the
+   next. Tensors that come from outside a run are sliced, those that leave it are joined: neither
+   moves a byte.
  */
 #include "passes.h"
 #include <stdio.h>
@@ -59,9 +60,10 @@ static int part_of(const splitter *s, int t, int group) {
   return s->part[(int64_t)t * s->groups + group];
 }
 
-/* A node of `op` with its ids filled in; its outputs (created here, named `names`) get their shapes. */
-static int add_view(splitter *s, const char *op_name, const rg_value *attr, const int *in, int nin, int out,
-                    rg_error *e, rg_status *status) {
+/* A node of `op` with its ids filled in; its outputs (created here, named `names`) get their
+ * shapes. */
+static int add_view(splitter *s, const char *op_name, const rg_value *attr, const int *in, int nin,
+                    int out, rg_error *e, rg_status *status) {
   rgi_graph *g = s->to;
   char *name = rgi_format(g->arena, "%s.%s", g->tensor[out].name, op_name);
   int n = name ? rgi_add_node(g, name, rgi_find_op(g->ctx, op_name), &nin, &(int){1}, attr) : -1;
@@ -105,16 +107,17 @@ static rg_status make_part(splitter *s, int t, int axis, int group, int *out, rg
     return RG_OK;
   }
   if (s->axis[t] >= 0 && s->axis[t] != axis)
-    return rgi_fail(
-        e, RG_E_POLICY, "/split_heads", g->tensor[t].name,
-        "\"%s\" is read with its heads on axis %d and on axis %d; such a graph cannot be cut by heads",
-        g->tensor[t].name, s->axis[t], axis);
+    return rgi_fail(e, RG_E_POLICY, "/split_heads", g->tensor[t].name,
+                    "\"%s\" is read with its heads on axis %d and on axis %d; such a graph cannot "
+                    "be cut by heads",
+                    g->tensor[t].name, s->axis[t], axis);
   s->axis[t] = axis;
   int id = add_part(s, t, group);
   if (id < 0) return rgi_nomem(e);
   int64_t size = g->tensor[t].dim[axis].c / s->groups;
-  rg_value attr[] = {
-      {.i = axis, .set = true}, {.i = group * size, .set = true}, {.i = (group + 1) * size, .set = true}};
+  rg_value attr[] = {{.i = axis, .set = true},
+                     {.i = group * size, .set = true},
+                     {.i = (group + 1) * size, .set = true}};
   rg_status status;
   add_view(s, "slice", attr, &t, 1, id, e, &status);
   *out = id;
@@ -139,7 +142,8 @@ static rg_status place(splitter *s, int n, int group, rg_error *e) {
       else
         RGI_TRY(make_whole(s, in[i], e));
     }
-  char *name = group < 0 ? rgi_strdup(g->arena, old->name) : rgi_format(g->arena, "%s.g%d", old->name, group);
+  char *name = group < 0 ? rgi_strdup(g->arena, old->name)
+                         : rgi_format(g->arena, "%s.g%d", old->name, group);
   int m = name ? rgi_add_node(g, name, old->op, nin, nout, old->attr) : -1;
   if (m < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[m];
@@ -187,7 +191,8 @@ static rg_status place_all(splitter *s, rg_error *e) {
       left--;
     }
     memset(in_run, 0, (size_t)s->from->nnode * sizeof *in_run);
-    for (int n = 0; n < s->from->nnode; n++) in_run[n] = !s->placed[n] && s->cut[n] && ready(s, n, in_run);
+    for (int n = 0; n < s->from->nnode; n++)
+      in_run[n] = !s->placed[n] && s->cut[n] && ready(s, n, in_run);
     for (int group = 0; group < s->groups; group++)
       for (int n = 0; n < s->from->nnode; n++)
         if (in_run[n]) RGI_TRY(place(s, n, group, e));
@@ -210,12 +215,14 @@ rg_status rgi_split_heads(const rgi_graph *forward, int heads, rgi_graph **out, 
   }
   int kv = smallest_head_extent(from);
   if (kv == 0) {
-    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL, "the graph has no node that works head by head");
+    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                      "the graph has no node that works head by head");
     goto done;
   }
   if (heads < 1 || kv % heads) {
     status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
-                      "%d KV heads do not divide into groups of %d; give a divisor of %d", kv, heads, kv);
+                      "%d KV heads do not divide into groups of %d; give a divisor of %d", kv,
+                      heads, kv);
     goto done;
   }
   RGI_GOTO(status, rgi_graph_clone(from, &g, e), done);
@@ -232,7 +239,8 @@ rg_status rgi_split_heads(const rgi_graph *forward, int heads, rgi_graph **out, 
     status = rgi_nomem(e);
     goto done;
   }
-  for (int n = 0; n < from->nnode; n++) s.cut[n] = s.groups > 1 && divides(from, &from->node[n], s.groups);
+  for (int n = 0; n < from->nnode; n++)
+    s.cut[n] = s.groups > 1 && divides(from, &from->node[n], s.groups);
   for (int t = 0; t < from->ntensor; t++) {
     s.axis[t] = -1;
     s.whole[t] = from->tensor[t].producer < 0;

@@ -1,10 +1,11 @@
-/* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets it.
- *
- * Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time, those
- * that the model's bound rules out are skipped, and the first that memplan packs within the budget is the
- * answer; nothing cheaper exists. Above that: candidates are added by memory freed per millisecond until the
- * budget holds, then the costliest are dropped where it still holds; a fractional knapsack over freed bytes
- * bounds the optimum from below, and the gap is reported.
+/* recompute/choose.c: what the policy asks for, and under a budget the cheapest choice that meets
+   it.
+
+   Up to RGI_EXACT_LIMIT candidates the search is exact: choices are visited in order of model time,
+   those that the model's bound rules out are skipped, and the first that memplan packs within the
+   budget is the answer; nothing cheaper exists. Above that: candidates are added by memory freed
+   per millisecond until the budget holds, then the costliest are dropped where it still holds; a
+   fractional knapsack over freed bytes bounds the optimum from below, and the gap is reported.
  */
 #include "search.h"
 #include <string.h>
@@ -95,8 +96,8 @@ static double knapsack_bound(const rgi_model *m, const int *order, int64_t bytes
 enum { MOST_DROPS = 64, MOST_TRIED = 256 };
 static const double LEAST_MS = 1e-9; /* a rate by time needs some, and a candidate may take none */
 
-/* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to try) the
- * next by memory freed. */
+/* The candidate to add next: the one that lowers the bound most per millisecond, or (too many to
+ * try) the next by memory freed. */
 static int next_candidate(const chooser *c, uint64_t *set, const int *order) {
   const rgi_model *m = c->m;
   int best = -1;
@@ -135,7 +136,8 @@ static rg_status bounded(chooser *c, rg_error *e) {
   for (int drop = 0; drop < MOST_DROPS; drop++) { /* the costliest first */
     int costliest = -1;
     for (int i = 0; i < m->ncandidate; i++)
-      if (rgi_has(set, i) && !tried[i] && (costliest < 0 || m->ms[i] > m->ms[costliest])) costliest = i;
+      if (rgi_has(set, i) && !tried[i] && (costliest < 0 || m->ms[i] > m->ms[costliest]))
+        costliest = i;
     if (costliest < 0) break;
     tried[costliest] = true;
     rgi_drop(set, costliest);
@@ -170,8 +172,8 @@ static rg_status choose(chooser *c, rg_error *e) {
 
 /* ---- the pass ---- */
 
-static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy, rgi_choice **out,
-                            rg_error *e) {
+static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy,
+                            rgi_choice **out, rg_error *e) {
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_choice *c = a ? rgi_alloc(a, sizeof *c) : NULL;
   if (c) {
@@ -254,8 +256,8 @@ static rg_status decide(const rgi_graph *g, const rgi_model *m, const rg_policy 
 }
 
 /* Saved bytes and the peak's lower bound. */
-static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int64_t *saved, int64_t *peak,
-                          rg_error *e) {
+static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int64_t *saved,
+                          int64_t *peak, rg_error *e) {
   int64_t forward, backward;
   RGI_TRY(rgi_memory_peak(g, mem, true, saved, &forward, &backward, e));
   *peak = *saved + (forward > backward ? forward : backward);

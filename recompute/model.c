@@ -1,10 +1,10 @@
-/* recompute/model.c: what a choice costs: cheap lower bounds for the search, memplan's verdict for the
- * decision.
- *
- * The bound. Saved memory of a choice is exact: an owner is saved if its node is kept and a backward node, or
- * a clone that is needed, reads it. Scratch is at least, at every backward node, the gradients alive there
- * (they do not depend on the choice) plus the recomputed values that the node reads; and never less than with
- * everything kept.
+/* recompute/model.c: what a choice costs: cheap lower bounds for the search, memplan's verdict for
+   the decision.
+
+   The bound. Saved memory of a choice is exact: an owner is saved if its node is kept and a
+   backward node, or a clone that is needed, reads it. Scratch is at least, at every backward node,
+   the gradients alive there (they do not depend on the choice) plus the recomputed values that the
+   node reads; and never less than with everything kept.
  */
 #include "search.h"
 #include <string.h>
@@ -27,7 +27,8 @@ static int maker(const builder *b, int t) {
   for (;;) {
     int p = g->tensor[t].producer;
     if (p < 0 || g->node[p].backward || b->is_output[rgi_owner(g, t)]) return -1;
-    if (!is_view(&g->node[p])) return g->node[p].origin >= 0 ? b->candidate_of[g->node[p].origin] : -1;
+    if (!is_view(&g->node[p]))
+      return g->node[p].origin >= 0 ? b->candidate_of[g->node[p].origin] : -1;
     t = g->node[p].in[0];
   }
 }
@@ -41,8 +42,9 @@ static int value_behind(builder *b, int t) {
   if (b->value_of[owner] < 0) {
     b->value_of[owner] = b->m->nvalue;
     rgi_value *v = &b->m->value[b->m->nvalue++];
-    *v = (rgi_value){
-        .bytes = rgi_bytes(&g->tensor[owner]), .candidate = maker(b, t), .readers = rgi_model_set(b->m)};
+    *v = (rgi_value){.bytes = rgi_bytes(&g->tensor[owner]),
+                     .candidate = maker(b, t),
+                     .readers = rgi_model_set(b->m)};
     if (!v->readers) return -2;
   }
   return b->value_of[owner];
@@ -62,7 +64,7 @@ static void find_candidates(builder *b, bool *origin_is) {
         reads = reads || (t >= 0 && read[t] && !b->is_output[rgi_owner(g, t)]);
       }
       if (reads && !is_view(node)) {
-        reads = node->origin >= 0 && node->kind == RGI_PRIMAL && rgi_recomputable(&g->origin[node->origin]);
+        reads = rgi_repeatable(g, node);
         if (reads) origin_is[node->origin] = true;
       }
     }
@@ -72,7 +74,8 @@ static void find_candidates(builder *b, bool *origin_is) {
 }
 
 static rg_status measure_base(builder *b, int64_t *base, rg_error *e) {
-  /* bytes of backward's own owners alive at each node; an op that may work in place frees before it takes */
+  /* bytes of backward's own owners alive at each node; an op that may work in place frees before it
+   * takes */
   const rgi_graph *g = b->g;
   int *first = rgi_alloc_n(b->m->arena, (size_t)g->ntensor, sizeof *first);
   int *last = rgi_alloc_n(b->m->arena, (size_t)g->ntensor, sizeof *last);
@@ -135,8 +138,9 @@ static rg_status build(builder *b, rg_error *e) {
   if (!scratch) return rgi_nomem(e);
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
-    int c =
-        node->origin >= 0 && !node->backward && node->kind == RGI_PRIMAL ? b->candidate_of[node->origin] : -1;
+    int c = node->origin >= 0 && !node->backward && node->kind == RGI_PRIMAL
+                ? b->candidate_of[node->origin]
+                : -1;
     if (c < 0 || is_view(node)) continue;
     double ms;
     rg_status status = rgi_node_ms(g, n, m->profile, scratch, &ms, e);
@@ -182,8 +186,8 @@ static rg_status build(builder *b, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
-                           rgi_model **out, rg_error *e) {
+rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_model **out, rg_error *e) {
   *out = NULL;
   rgi_arena *a = rgi_arena_create(g->ctx);
   rgi_model *m = a ? rgi_alloc(a, sizeof *m) : NULL;
@@ -231,7 +235,8 @@ void rgi_model_order(const rgi_model *m, int *order) {
     int j = i;
     for (; j > 0; j--) {
       int before = order[j - 1];
-      if (m->ms[before] * (double)m->kept_bytes[i] <= m->ms[i] * (double)m->kept_bytes[before]) break;
+      if (m->ms[before] * (double)m->kept_bytes[i] <= m->ms[i] * (double)m->kept_bytes[before])
+        break;
       order[j] = before;
     }
     order[j] = i;

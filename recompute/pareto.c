@@ -1,8 +1,9 @@
 /* recompute/pareto.c: the front of (peak bytes, extra milliseconds) over all choices.
- *
- * Choices are visited in order of time; one that packs below the lowest peak so far is on the front. Exact up
- * to RGI_EXACT_LIMIT candidates. Above that the candidates are added one at a time by memory freed per
- * millisecond, which gives achievable points, not a proved front; the output says so.
+
+   Choices are visited in order of time; one that packs below the lowest peak so far is on the
+   front. Exact up to RGI_EXACT_LIMIT candidates. Above that the candidates are added one at a time
+   by memory freed per millisecond, which gives achievable points, not a proved front; the output
+   says so.
  */
 #include "search.h"
 #include <string.h>
@@ -81,7 +82,8 @@ static rg_status walk_in_order(const rgi_model *m, rgi_progress progress, front 
   return RG_OK;
 }
 
-static void names(const rgi_model *m, const uint64_t *set, const char *separator, bool quoted, rgi_buf *out) {
+static void names(const rgi_model *m, const uint64_t *set, const char *separator, bool quoted,
+                  rgi_buf *out) {
   bool first = true;
   for (int i = 0; i < m->ncandidate; i++) {
     if (!rgi_has(set, i)) continue;
@@ -99,20 +101,23 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
                      rgi_progress progress, const char *format, rgi_buf *out, rg_error *e) {
   bool json = strcmp(format, "json") == 0;
   if (!json && strcmp(format, "text") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json", format);
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
+                    format);
   rgi_model *m;
   front f = {0};
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
   bool exact = m->ncandidate <= RGI_EXACT_LIMIT;
   rg_status status = exact ? walk_all(m, progress, &f, e) : walk_in_order(m, progress, &f, e);
   if (status == RG_OK && json) {
-    rgi_buf_printf(out,
-                   "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"points\": [",
-                   exact ? "true" : "false", m->ncandidate, (long long)f.explored);
+    rgi_buf_printf(
+        out,
+        "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"points\": [",
+        exact ? "true" : "false", m->ncandidate, (long long)f.explored);
     for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(out,
-                     "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
-                     i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
+      rgi_buf_printf(
+          out,
+          "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
+          i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
       names(m, f.at[i].set, ", ", true, out);
       rgi_buf_printf(out, "]}");
     }
@@ -127,7 +132,8 @@ rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_m
       rgi_buf_printf(out, "\n");
     }
     rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed\n",
-                   exact ? "exact" : "achievable points, not a proved", m->ncandidate, (long long)f.explored);
+                   exact ? "exact" : "achievable points, not a proved", m->ncandidate,
+                   (long long)f.explored);
   }
   rgi_free(g->ctx, f.at);
   rgi_model_destroy(m);

@@ -1,10 +1,10 @@
-/* recompute/recompute.h: decides what backward computes again instead of reading it from saved memory, and
- * rewrites the graph accordingly.
- *
- * Takes a differentiated graph; a policy names spec nodes, presets or a budget. A recomputed node is cloned
- * into the backward direction (name `x.re`), at most once, directly before the clone's first reader there;
- * the clone's values are bit-equal. Judges every choice by what memplan makes of it. Leaves lifetimes and
- * packing to memplan.
+/* recompute/recompute.h: decides what backward computes again instead of reading it from saved
+   memory, and rewrites the graph accordingly.
+
+   Takes a differentiated graph; a policy names spec nodes, presets or a budget. A recomputed node
+   is cloned into the backward direction (name `x.re`), at most once, directly before the clone's
+   first reader there; the clone's values are bit-equal. Judges every choice by what memplan makes
+   of it. Leaves lifetimes and packing to memplan.
  */
 #ifndef RGI_RECOMPUTE_H
 #define RGI_RECOMPUTE_H
@@ -26,11 +26,11 @@ typedef struct rgi_choice_node {
   bool recomputable;
   bool candidate; /* recomputable, and backward reads what it makes */
   bool recomputed;
-  int64_t saved_bytes; /* bytes of its outputs that stay in saved memory while it is kept alone among the
-                          recomputed */
-  double extra_ms;     /* model time of computing it again (spent if recomputed, spared if kept) */
-  const char
-      *why; /* one clause: "named by the policy", "backward reads nothing of it", "not worth its time" … */
+  /* bytes of its outputs that stay in saved memory while it is kept alone among the recomputed */
+  int64_t saved_bytes;
+  double extra_ms; /* model time of computing it again (spent if recomputed, spared if kept) */
+  /* one clause: "named by the policy", "backward reads nothing of it", "not worth its time" … */
+  const char *why;
 } rgi_choice_node;
 
 typedef struct rgi_choice {
@@ -49,8 +49,8 @@ typedef struct rgi_choice {
   int64_t saved_after, peak_after;   /* bytes with this choice */
 } rgi_choice;
 
-/* policy NULL recomputes nothing. *out is a verified graph; *report (may be NULL to do without) has its own
- * arena. RG_E_INFEASIBLE says the least bytes any choice reaches. */
+/* policy NULL recomputes nothing. *out is a verified graph; *report (may be NULL to do without) has
+ * its own arena. RG_E_INFEASIBLE says the least bytes any choice reaches. */
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e);

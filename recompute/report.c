@@ -24,9 +24,11 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
   int width = 11, candidates = 0; /* "recomputing" */
   for (int i = 0; i < c->nnode; i++) {
     candidates += c->node[i].candidate;
-    if (c->node[i].candidate && (int)strlen(c->node[i].name) > width) width = (int)strlen(c->node[i].name);
+    if (c->node[i].candidate && (int)strlen(c->node[i].name) > width)
+      width = (int)strlen(c->node[i].name);
   }
-  static const char *const title[] = {"nothing", "all that can be", "what the policy lists", "what a budget"};
+  static const char *const title[] = {"nothing", "all that can be", "what the policy lists",
+                                      "what a budget"};
   rgi_buf_printf(out, "recompute: %s", title[c->preset]);
   if (c->preset == RGI_PRESET_BUDGET) {
     rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
@@ -42,7 +44,8 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
     const rgi_choice_node *n = &c->node[i];
     if (!n->candidate) continue;
     rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name,
-                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a),
+                   n->extra_ms);
   }
   others(c, true, "not read by backward: ", out);
   others(c, false, "can't be recomputed: ", out);
@@ -53,21 +56,22 @@ void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
   if (c->preset == RGI_PRESET_BUDGET)
     rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
                    c->budget_of_saved ? "saved" : "peak");
-  rgi_buf_printf(
-      out,
-      ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, \"explored\": %lld, "
-      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
-      c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false", (long long)c->explored,
-      (long long)c->saved_before, (long long)c->saved_after);
+  rgi_buf_printf(out,
+                 ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, "
+                 "\"explored\": %lld, "
+                 "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+                 c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false",
+                 (long long)c->explored, (long long)c->saved_before, (long long)c->saved_after);
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
     rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
     rgi_buf_json(out, n->name);
-    rgi_buf_printf(out,
-                   ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
-                   "\"extra_ms\": %.9g, \"why\": ",
-                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
-                   (long long)n->saved_bytes, n->extra_ms);
+    rgi_buf_printf(
+        out,
+        ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
+        "\"extra_ms\": %.9g, \"why\": ",
+        n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
+        (long long)n->saved_bytes, n->extra_ms);
     rgi_buf_json(out, n->why);
     rgi_buf_printf(out, "}");
   }

@@ -1,9 +1,10 @@
-/* recompute/rewrite.c: clones chosen forward nodes into backward, each directly before its first reader
- * there.
- *
- * A backward node that reads a forward tensor asks for its stand-in: the tensor itself if its node is kept,
- * the clone's output if it is chosen. Views and joins have no bytes: they are cloned when what they look at
- * has a stand-in. Declared outputs stand for themselves, since the caller keeps them anyway.
+/* recompute/rewrite.c: clones chosen forward nodes into backward, each directly before its first
+   reader there.
+
+   A backward node that reads a forward tensor asks for its stand-in: the tensor itself if its node
+   is kept, the clone's output if it is chosen. Views and joins have no bytes: they are cloned when
+   what they look at has a stand-in. Declared outputs stand for themselves, since the caller keeps
+   them anyway.
  */
 #include "search.h"
 #include <string.h>
@@ -15,7 +16,8 @@ typedef struct rewriter {
   const rgi_profile *profile;
   bool *is_output;   /* per tensor of from: owner is a declared output */
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
-  int32_t after;     /* what the backward node that is being copied waits for: its clones wait, too */
+  /* what the backward node that is being copied waits for: its clones wait, too */
+  int32_t after;
   double ms;
 } rewriter;
 
@@ -23,8 +25,18 @@ bool rgi_recomputable(const rgi_origin *o) {
   return o->op->flags & RG_OP_RECOMPUTABLE;
 }
 
-rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a, double *ms,
-                      rg_error *e) {
+bool rgi_repeatable(const rgi_graph *g, const rgi_node *node) {
+  if (node->origin < 0 || node->kind != RGI_PRIMAL || !rgi_recomputable(&g->origin[node->origin]))
+    return false;
+  for (int i = 0; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0 && g->tensor[node->out[i]].dtype == RG_I32)
+      for (int t = 0; t < g->ntensor; t++)
+        if (g->tensor[t].seqlens == node->out[i]) return false;
+  return true;
+}
+
+rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
+                      double *ms, rg_error *e) {
   const rgi_node *node = &g->node[n];
   *ms = 0;
   if (node->op->flags & RG_OP_VIEW) return RG_OK;
@@ -34,13 +46,15 @@ rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi
   if (node->op->cost) node->op->cost(&call, &cost);
   rg_dtype dtype = RG_F32;
   for (int i = rgi_nin(node) - 1; i >= 0; i--)
-    if (node->in[i] >= 0 && g->tensor[node->in[i]].dtype != RG_I32) dtype = g->tensor[node->in[i]].dtype;
+    if (node->in[i] >= 0 && g->tensor[node->in[i]].dtype != RG_I32)
+      dtype = g->tensor[node->in[i]].dtype;
   *ms = rgi_profile_ms(profile, node->op, dtype, &cost);
   return RG_OK;
 }
 
 /* Copies node n of `from` to the end of `to`, with inputs `in` (NULL: the same). */
-static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *in, int *out, rg_error *e) {
+static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *in, int *out,
+                           rg_error *e) {
   const rgi_node *old = &r->from->node[n];
   int nin[64], nout[64];
   for (int p = 0; p < old->op->nin; p++) nin[p] = old->in_begin[p + 1] - old->in_begin[p];
@@ -108,8 +122,7 @@ static bool looks_at_clones(const rewriter *r, int n) {
       const rgi_node *from = &r->from->node[p];
       again = from->op->flags & RG_OP_VIEW
                   ? looks_at_clones(r, p)
-                  : from->origin >= 0 && from->kind == RGI_PRIMAL && r->chosen[from->origin] &&
-                        rgi_recomputable(&r->from->origin[from->origin]);
+                  : rgi_repeatable(r->from, from) && r->chosen[from->origin];
     }
     if (!again) return false;
   }
@@ -126,8 +139,7 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
     if (node->op->flags & RG_OP_VIEW)
       again = looks_at_clones(r, x->producer);
     else
-      again = node->origin >= 0 && node->kind == RGI_PRIMAL && r->chosen[node->origin] &&
-              rgi_recomputable(&r->from->origin[node->origin]);
+      again = rgi_repeatable(r->from, node) && r->chosen[node->origin];
     if (again)
       RGI_TRY(clone_node(r, x->producer, e));
     else
@@ -137,8 +149,8 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile, rgi_graph **out,
-                      double *extra_ms, rg_error *e) {
+rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double *extra_ms, rg_error *e) {
   rgi_graph *to;
   *out = NULL;
   RGI_TRY(rgi_graph_clone(g, &to, e));

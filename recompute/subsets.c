@@ -1,7 +1,8 @@
 /* recompute/subsets.c: all subsets of a few costs in order of their sum, lazily.
- *
- * Costs sorted ascending; a subset whose largest element stands at place i is followed by the one with i+1
- * added and the one with i replaced by i+1. Every subset is reached once, and never before a cheaper one.
+
+   Costs sorted ascending; a subset whose largest element stands at place i is followed by the one
+   with i+1 added and the one with i replaced by i+1. Every subset is reached once, and never before
+   a cheaper one.
  */
 #include "search.h"
 #include <stdlib.h>
@@ -38,7 +39,8 @@ static bool push(rgi_subsets *s, entry x) {
     s->capacity = larger;
   }
   size_t i = s->count++;
-  for (; i > 0 && less(&x, &s->heap[(i - 1) / 2]); i = (i - 1) / 2) s->heap[i] = s->heap[(i - 1) / 2];
+  for (; i > 0 && less(&x, &s->heap[(i - 1) / 2]); i = (i - 1) / 2)
+    s->heap[i] = s->heap[(i - 1) / 2];
   s->heap[i] = x;
   return true;
 }

@@ -112,7 +112,9 @@ stage_coverage() {
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
 stage_static() {
-  check "clang-format" bash -c 'git ls-files "*.c" "*.h" | xargs clang-format --dry-run --Werror'
+  check "clang-format" bash -c 'git ls-files "*.c" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run --Werror'
+  check "lines of at most 100 columns" bash -c '[ -z "$(
+    git ls-files "*.c" "*.h" "*.cu" "*.cuh" | LC_ALL=C.UTF-8 xargs grep -nP "^.{101}" | tee /dev/stderr)" ]'
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
     -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON

@@ -1,14 +1,15 @@
-/* examples/plugin/hard_sigmoid.c: a gate activation as a plugin: y = x·slope + 1/2, kept within [0, 1].
- *
- * A gate that saturates exactly: a branch can be switched off altogether, which no sigmoid does. The plugin
- * uses the public headers only, and is linked to nothing: the names it needs (rg_convert) come from the
- * regraph that loads it.
- *
- *     regraph run examples/plugin/hard_gate.json --plugin build/plugin/hard_sigmoid.so --set T=1024
- *
- * It shows all that an op needs to take part in everything: ports and attributes as data (shapes, checks,
- * `regraph ops`, the schema), cost (the planner's choices), a backward op (autodiff), and the promises O1 …
- * O5 of op.h.
+/* examples/plugin/hard_sigmoid.c: a gate activation as a plugin: y = x·slope + 1/2, kept within [0,
+   1].
+
+   A gate that saturates exactly: a branch can be switched off altogether, which no sigmoid does.
+   The plugin uses the public headers only, and is linked to nothing: the names it needs
+   (rg_convert) come from the regraph that loads it.
+
+       regraph run examples/plugin/hard_gate.json --plugin build/plugin/hard_sigmoid.so --set T=1024
+
+   It shows all that an op needs to take part in everything: ports and attributes as data (shapes,
+   checks, `regraph ops`, the schema), cost (the planner's choices), a backward op (autodiff), and
+   the promises O1 … O5 of op.h.
  */
 #include <regraph/op.h>
 #include <string.h>
@@ -25,11 +26,15 @@ static const rg_attr attrs[] = {
                "steepness: 0 and 1 are reached at ∓1/(2·slope)"},
 };
 
-/* head_axis 1: where heads are computed group by group, the gates of a group are all that is touched. */
-#define X_PORT                                                                                               \
+/* head_axis 1: where heads are computed group by group, the gates of a group are all that is
+ * touched. */
+#define X_PORT \
   { "x", "T,H,N", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gates before the activation" }
-#define CU_PORT                                                                                              \
-  { "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, "starts of the sequences" }
+#define CU_PORT                                                                  \
+  {                                                                              \
+    "cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, \
+        "starts of the sequences"                                                \
+  }
 
 static const rg_port in[] = {[IN_X] = X_PORT, [IN_CU] = CU_PORT};
 static const rg_port out[] = {{"y", "T,H,N", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "gates in [0, 1]"}};
@@ -44,9 +49,11 @@ static const rg_port bwd_out[] = {
     {"d.x", "T,H,N", RG_PORT_ROWS | RG_PORT_GRAD, RG_D_FLOAT, 'F', 1, "gradient of x"},
 };
 
-/* Row (t, h) of a [T, H, N] tensor, from element i on. Only the last axis is sure to be contiguous. */
+/* Row (t, h) of a [T, H, N] tensor, from element i on. Only the last axis is sure to be
+ * contiguous. */
 static void *at(const rg_arg *a, int64_t t, int64_t h, int64_t i) {
-  return (char *)a->data + (t * a->stride[0] + h * a->stride[1] + i) * (int64_t)rg_dtype_size(a->dtype);
+  return (char *)a->data +
+         (t * a->stride[0] + h * a->stride[1] + i) * (int64_t)rg_dtype_size(a->dtype);
 }
 
 /* Rows from here on are dead: nothing in them is read, zeros are written. */
@@ -165,4 +172,5 @@ static const rg_op hard_sigmoid_bwd = {
 
 static const rg_op *const ops[] = {&hard_sigmoid, &hard_sigmoid_bwd};
 RG_API const rg_plugin regraph_plugin;
-const rg_plugin regraph_plugin = {.abi = RG_OP_ABI, .name = "hard_sigmoid", .ops = ops, .nop = COUNT(ops)};
+const rg_plugin regraph_plugin = {
+    .abi = RG_OP_ABI, .name = "hard_sigmoid", .ops = ops, .nop = COUNT(ops)};

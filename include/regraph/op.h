@@ -1,17 +1,18 @@
 /* regraph/op.h: the op contract, for stock ops and plugins alike.
- *
- * An op is one `const struct rg_op`: its ports and attributes as data, and a few pure functions over
- * an `rg_call` (shapes, strides, attributes; data pointers only while running). Nothing here knows the
- * graph, so an op can be tested by filling an rg_call by hand.
- *
- * Promises an op makes:
- *   O1  run_cpu reads only its inputs, writes only its outputs and workspace, and allocates nothing.
- *   O2  The result depends on inputs and attributes alone, bit for bit: never on the number of threads,
- *       the workspace's old contents, strides, or on other sequences of the same pack.
- *   O3  Every element of every output is written; rows past the last live token are zero.
- *   O4  Rows past the last live token of an input are never used, not even multiplied by zero.
- *       (On a GPU too; lengths are live: cuda_steps sizes grids for capacity, kernels read cu_seqlens.)
- *   O5  Row and head strides are free; the last axis of every tensor of rank >= 1 has stride 1.
+
+   An op is one `const struct rg_op`: its ports and attributes as data, and a few pure functions
+   over an `rg_call` (shapes, strides, attributes; data pointers only while running). Nothing here
+   knows the graph, so an op can be tested by filling an rg_call by hand.
+
+   Promises an op makes:
+     O1  run_cpu reads only its inputs, writes only its outputs and workspace, and allocates
+         nothing.
+     O2  The result depends on inputs and attributes alone, bit for bit: never on the number of
+         threads, the workspace's old contents, strides, or on other sequences of the same pack.
+     O3  Every element of every output is written; rows past the last live token are zero.
+     O4  Rows past the last live token of an input are never used, not even multiplied by zero. (On
+         a GPU too; lengths are live: cuda_steps sizes grids for capacity, kernels read cu_seqlens.)
+     O5  Row and head strides are free; the last axis of every tensor of rank >= 1 has stride 1.
  */
 #ifndef REGRAPH_OP_H
 #define REGRAPH_OP_H
@@ -25,7 +26,7 @@ extern "C" {
 #define RG_OP_ABI   2
 #define RG_MAX_RANK 8
 
-/* ---- shapes ------------------------------------------------------------------------------------- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 /* A concrete tensor as an op sees it. Strides count elements. */
 typedef struct rg_arg {
@@ -34,7 +35,8 @@ typedef struct rg_arg {
   int32_t rank;
   int64_t dim[RG_MAX_RANK];
   int64_t stride[RG_MAX_RANK];
-  int32_t align; /* on a GPU: `data` is a multiple of this many bytes (at most 16), known when planning */
+  /* on a GPU: `data` is a multiple of this many bytes (at most 16), known when planning */
+  int32_t align;
 } rg_arg;
 
 /* An attribute's value; which member holds it follows from the attribute's type. */
@@ -51,8 +53,9 @@ typedef struct rg_gpu {
   int sms; /* multiprocessors */
 } rg_gpu;
 
-/* One execution (or costing) of one node. in/out are flat; port p owns [begin[p], begin[p+1]). An
- * absent optional port has an empty range; an absent element of a list port has data NULL, rank -1. */
+/* One execution (or costing) of one node. in/out are flat; port p owns [begin[p],
+ * begin[p+1]). An absent optional port has an empty range; an absent element of a list port
+ * has data NULL, rank -1. */
 typedef struct rg_call {
   const struct rg_op *op;
   const char *node;     /* the node's name, for messages */
@@ -63,14 +66,17 @@ typedef struct rg_call {
   const int32_t *out_begin;
   void *workspace; /* the bytes `workspace` asked for, 256-aligned */
   int threads;     /* the most threads `parallel` uses: the number `workspace` was computed for */
-  /* Calls fn(arg, task, thread) for task 0 … ntask-1, thread in [0, threads); returns when all are done.
-   * Tasks are handed out dynamically: what a task computes must not depend on `thread`. */
-  void (*parallel)(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread), void *arg);
+  /* Calls fn(arg, task, thread) for task 0 … ntask-1, thread in [0, threads); returns when all are
+   * done. Tasks are handed out dynamically: what a task computes must not depend on `thread`. */
+  void (*parallel)(void *pool, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread),
+                   void *arg);
   void *pool;
-  int isa;           /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
-  rg_error *error;   /* where run_cpu and cuda_steps put their error */
-  const rg_gpu *gpu; /* NULL: the call is for the CPU. Else data and workspace are device addresses, never
-                        read by the host */
+  /* highest CPU level usable: 0 baseline, 1 AVX2+FMA+F16C, 2 AVX-512 (F, BW, DQ, VL) */
+  int isa;
+  rg_error *error; /* where run_cpu and cuda_steps put their error */
+  /* NULL: the call is for the CPU. Else data and workspace are device addresses, never read by the
+   * host */
+  const rg_gpu *gpu;
 } rg_call;
 
 /* The single tensor on a port, or NULL if the port is absent. */
@@ -91,41 +97,43 @@ static inline int rg_out_count(const rg_call *c, int port) {
   return (int)(c->out_begin[port + 1] - c->out_begin[port]);
 }
 
-/* ---- ports and attributes, as data -------------------------------------------------------------- */
+/* ---- ports and attributes, as data ----------------------------------------------------------- */
 
 enum {
   RG_PORT_OPTIONAL = 1 << 0,
-  RG_PORT_LIST = 1 << 1,     /* takes one or more tensors */
-  RG_PORT_ROWS = 1 << 2,     /* axis 0 is the packed token axis of the node's (query) sequences */
-  RG_PORT_KROWS = 1 << 3,    /* axis 0 is the token axis of the key sequences, where they differ */
-  RG_PORT_SEQLENS = 1 << 4,  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the
-                                spec leaves an optional one out and the rows' lengths are known */
+  RG_PORT_LIST = 1 << 1,  /* takes one or more tensors */
+  RG_PORT_ROWS = 1 << 2,  /* axis 0 is the packed token axis of the node's (query) sequences */
+  RG_PORT_KROWS = 1 << 3, /* axis 0 is the token axis of the key sequences, where they differ */
+  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the spec leaves an
+   * optional one out and the rows' lengths are known */
+  RG_PORT_SEQLENS = 1 << 4,
   RG_PORT_KSEQLENS = 1 << 5, /* the same for KROWS */
-  RG_PORT_GRAD = 1 << 6,     /* out-port of a backward op: may be asked for in fp32, and to be added to the
-                                tensor on the in-port "acc.NAME" (same tensor, in place), see below */
-  RG_PORT_OFFSETS = 1 << 7   /* int32 [B], each >= 0: position of a sequence's first query */
+  /* out-port of a backward op: may be asked for in fp32, and to be added to the tensor on the
+   * in-port "acc.NAME" (same tensor, in place), see below */
+  RG_PORT_GRAD = 1 << 6,
+  RG_PORT_OFFSETS = 1 << 7 /* int32 [B], each >= 0: position of a sequence's first query */
 };
 
 /* dtype sets */
 #define RG_D(t)    (1u << (t))
 #define RG_D_FLOAT (RG_D(RG_F32) | RG_D(RG_F16) | RG_D(RG_BF16))
 
-/* `shape` is a comma-separated list of axes, "T,H,D" or "" for a scalar. A plain name is a variable of the
- * node: equal names must have equal extents. An out-port's axis may be an expression over variables and
- * integer attributes with + - * / (floor) and parentheses: "T/stride". An in-port's axis may be one too;
- * then it is checked. "..." alone means: any rank, the same shape on all such ports; "*" alone: anything (the
- * op's own check or rule looks at it).
- * `dtype` is a set; the variable rule for dtypes: ports whose `type` is the same non-zero letter must
- * agree, and an out-port with a letter takes that dtype; an out-port without one has the only member
- * of its set. */
+/* `shape` is a comma-separated list of axes, "T,H,D" or "" for a scalar. A plain name is a
+ * variable of the node: equal names must have equal extents. An out-port's axis may be an
+ * expression over variables and integer attributes with + - * / (floor) and parentheses:
+ * "T/stride". An in-port's axis may be one too; then it is checked. "..." alone means: any
+ * rank, the same shape on all such ports; "*" alone: anything (the op's own check or rule
+ * looks at it). `dtype` is a set; the variable rule for dtypes: ports whose `type` is the
+ * same non-zero letter must agree, and an out-port with a letter takes that dtype; an
+ * out-port without one has the only member of its set. */
 typedef struct rg_port {
   const char *name;
   const char *shape;
   uint32_t flags;
   uint32_t dtypes;
   char type;
-  int8_t
-      head_axis; /* axis that a head split cuts, or -1: not cut. 0 in an initialiser is axis 0, so say -1 */
+  /* axis that a head split cuts, or -1: not cut. 0 in an initialiser is axis 0, so say -1 */
+  int8_t head_axis;
   const char *doc;
 } rg_port;
 
@@ -147,19 +155,20 @@ typedef struct rg_attr {
   const char *doc;
 } rg_attr;
 
-/* ---- cost --------------------------------------------------------------------------------------- */
+/* ---- cost ------------------------------------------------------------------------------------ */
 
 typedef struct rg_cost {
-  double flops; /* useful multiply-adds count two; at full capacity, causal masks counted as masked */
+  /* useful multiply-adds count two; at full capacity, causal masks counted as masked */
+  double flops;
   double exps;  /* exponentials and other special functions */
   double bytes; /* each input read once, each output written once */
 } rg_cost;
 
-/* ---- CUDA ---------------------------------------------------------------------------------------- */
+/* ---- CUDA ------------------------------------------------------------------------------------ */
 
-/* One kernel launch. `function` is the host address of a __global__ function that takes one struct by value;
- * `params` is that struct (copied by whoever takes the launch, and compared with what was there before as
- * bytes: leave no hole unset). */
+/* One kernel launch. `function` is the host address of a __global__ function that takes one struct
+ * by value; `params` is that struct (copied by whoever takes the launch, and compared with what was
+ * there before as bytes: leave no hole unset). */
 typedef struct rg_launch {
   const void *function;
   uint32_t grid[3], block[3];
@@ -169,39 +178,43 @@ typedef struct rg_launch {
   size_t size;
 } rg_launch;
 
-/* Takes a node's launches, in the order in which they must run. The same calls serve eager runs, building a
- * graph and rebinding it: for given shapes and attributes an op hands over the same launches every time, and
- * only addresses inside params (and TMA maps made from them) differ. */
+/* Takes a node's launches, in the order in which they must run. The same calls serve eager runs,
+ * building a graph and rebinding it: for given shapes and attributes an op hands over the same
+ * launches every time, and only addresses inside params (and TMA maps made from them) differ. */
 typedef struct rg_cuda rg_cuda;
 struct rg_cuda {
   rg_status (*launch)(rg_cuda *x, const rg_launch *l);
-  /* Work of a library: `record` enqueues it on the stream (a cudaStream_t, perhaps capturing), allocating and
-   * synchronising nothing; `arg` is read during the call only. */
+  /* Work of a library: `record` enqueues it on the stream (a cudaStream_t, perhaps capturing),
+   * allocating and synchronising nothing; `arg` is read during the call only. */
   rg_status (*library)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
   void *blas; /* cublasLtHandle_t, made at the first need by rgk_blas */
   rg_error *error;
 };
 
-/* ---- the op ------------------------------------------------------------------------------------- */
+/* ---- the op ---------------------------------------------------------------------------------- */
 
 enum {
   RG_OP_INTERNAL = 1 << 0,     /* not to be named in a spec */
   RG_OP_RECOMPUTABLE = 1 << 1, /* deterministic and free of side effects: a policy may name it */
-  RG_OP_VIEW = 1 << 2,   /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
+  /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
+  RG_OP_VIEW = 1 << 2,
   RG_OP_INPLACE = 1 << 3 /* the first output may take the first input's bytes when that dies here */
 };
 
-/* Backward. Most ops name a second op, the backward op, whose ports say by their names what they carry:
+/* Backward. Most ops name a second op, the backward op, whose ports say by their names what they
+ * carry:
  *   in  "x"       the forward input x           in  "out.x"  the forward output x
  *   in  "grad.x"  gradient of the output x      in  "acc.x"  (optional) fp32 sum so far for d.x
- *   in  "delta.x" (optional) out.x times grad.x, summed over the last axis; where bound, "out.x" is not
+ *   in  "delta.x" (optional) out.x times grad.x, summed over the last axis; where bound, "out.x" is
+ *       not
  *   out "d.x"     gradient of the input x, flag RG_PORT_GRAD
- * A bound "acc.x" is the same bytes as "d.x": the op adds to it instead of overwriting. Without it, d.x is
- * overwritten. d.x has x's dtype, or fp32 when several contributions are summed. List ports stay lists.
- * Attributes of a backward op are those of the forward op (same table).
- * d.x of a weight shared by all heads, on an op whose other ports have a head axis, must be summed from the
- * LAST head to the first, in fp32, head by head onto acc.x: then cutting the heads into groups (walked last
- * to first) changes no bit. Any other d.x is complete before it is added to acc.x, as one term. */
+ * A bound "acc.x" is the same bytes as "d.x": the op adds to it instead of overwriting. Without it,
+ * d.x is overwritten. d.x has x's dtype, or fp32 when several contributions are summed. List ports
+ * stay lists. Attributes of a backward op are those of the forward op (same table). d.x of a weight
+ * shared by all heads, on an op whose other ports have a head axis, must be summed from the LAST
+ * head to the first, in fp32, head by head onto acc.x: then cutting the heads into groups (walked
+ * last to first) changes no bit. Any other d.x is complete before it is added to acc.x, as one
+ * term. */
 typedef struct rg_op {
   uint32_t abi; /* RG_OP_ABI */
   const char *name;
@@ -214,9 +227,9 @@ typedef struct rg_op {
   const rg_attr *attrs;
   int nattr;
 
-  /* Checks that the tables cannot say. Shapes of in and out are known, data is NULL. Symbolic extents (no T
-   * given yet) are shown as RG_DIM_FREE: skip what depends on them. A plan for a GPU asks once more, with gpu
-   * set. NULL: nothing more to check. */
+  /* Checks that the tables cannot say. Shapes of in and out are known, data is NULL. Symbolic
+   * extents (no T given yet) are shown as RG_DIM_FREE: skip what depends on them. A plan for a GPU
+   * asks once more, with gpu set. NULL: nothing more to check. */
   rg_status (*check)(const rg_call *c, rg_error *e);
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */
@@ -225,24 +238,27 @@ typedef struct rg_op {
   /* Hands over the launches of one execution on a GPU; NULL: the op has none.
    * Promises O1 to O5 hold for them. */
   rg_status (*cuda_steps)(const rg_call *c, rg_cuda *x);
-  /* Which kernels cuda_steps takes and why, in a few words: "wgmma", "plain: d_v 40". Static text. */
+  /* Which kernels cuda_steps takes and why, in a few words: "wgmma", "plain: d_v 40". Static
+   * text. */
   const char *(*cuda_path)(const rg_call *c);
 
-  const char *backward;          /* name of the backward op, or NULL */
-  const struct rgi_rules *rules; /* structural rules of the graph's own ops (views, add, …); NULL elsewhere */
+  const char *backward; /* name of the backward op, or NULL */
+  /* structural rules of the graph's own ops (views, add, …); NULL elsewhere */
+  const struct rgi_rules *rules;
 } rg_op;
 
 /* Extent of an axis that depends on an unbound dimension, as `check` sees it. */
 #define RG_DIM_FREE INT64_C(-1)
 
 /* Reports a problem from check or run_cpu: returns `status`; first error wins. */
-RG_API rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char *format, ...)
+RG_API rg_status rg_op_fail(rg_error *e, rg_status status, const rg_call *c, const char *format,
+                            ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 4, 5)))
 #endif
     ;
 
-/* ---- plugins ------------------------------------------------------------------------------------ */
+/* ---- plugins --------------------------------------------------------------------------------- */
 
 /* A plugin exports `const struct rg_plugin regraph_plugin`. Its ops live as long as the context. */
 typedef struct rg_plugin {

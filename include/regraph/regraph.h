@@ -1,37 +1,48 @@
 /* regraph: an executor for attention graphs with selective recomputation.
- *
- *   #include <regraph/regraph.h>
- *
- *   rg_error err = {0};
- *   rg_context *ctx; rg_spec *spec; rg_policy *policy; rg_plan *plan; rg_session *s;
- *   rg_binding set[] = {{"T", 4096}, {"B", 2}};
- *
- *   rg_context_create(NULL, &ctx, &err);
- *   rg_spec_load_file(ctx, "examples/nsa.json", set, 2, &spec, &err);
- *   rg_policy_load_file(ctx, "examples/policies/all.json", &policy, &err);
- *   rg_plan_create(spec, policy, NULL, &plan, &err);
- *   rg_session_create(plan, NULL, &s, &err);
- *
- *   rg_session_bind(s, RG_INPUT, "q", q, q_bytes, &err);       // ... k, v, gate, cu_seqlens
- *   rg_session_bind(s, RG_OUTPUT, "o", o, o_bytes, &err);
- *   rg_session_bind(s, RG_GRAD_IN, "o", d_o, o_bytes, &err);   // gradient of the output o
- *   rg_session_bind(s, RG_GRAD_OUT, "q", dq, q_bytes, &err);   // ... k, v, gate
- *   rg_session_forward(s, &err);
- *   rg_session_backward(s, &err);
- *   if (err.status) { char line[1024]; rg_error_format(&err, line, sizeof line); fputs(line, stderr); }
- *
- *   rg_session_destroy(s); rg_plan_destroy(plan); rg_policy_destroy(policy);
- *   rg_spec_destroy(spec); rg_context_destroy(ctx);
- *
- * Rules that hold everywhere:
- *   - Every function that can fail returns an rg_status and takes an rg_error (may be NULL). The first error
- *     wins: an rg_error that already holds one is left alone, so a chain may be checked once at its end.
- *   - On failure no object is created and every out-pointer is NULL (accepted by every later call, which
- *     then fails with RG_E_USAGE, and by every destroy).
- *   - Destroy in reverse order of creation. A plan keeps what it needs of spec and policy: both may go first.
- *     A context must outlive what was made from it.
- *   - Context, spec, policy and plan are immutable after creation and may be shared between threads (plugins
- *     must be loaded before). A session belongs to one thread at a time. There is no global state.
+
+     #include <regraph/regraph.h>
+
+     rg_error err = {0};
+     rg_context *ctx; rg_spec *spec; rg_policy *policy; rg_plan *plan; rg_session *s;
+     rg_binding set[] = {{"T", 4096}, {"B", 2}};
+
+     rg_context_create(NULL, &ctx, &err);
+     rg_spec_load_file(ctx, "examples/nsa.json", set, 2, &spec, &err);
+     rg_policy_load_file(ctx, "examples/policies/all.json", &policy, &err);
+     rg_plan_create(spec, policy, NULL, &plan, &err);
+     rg_session_create(plan, NULL, &s, &err);
+
+     rg_session_bind(s, RG_INPUT, "q", q, q_bytes, &err);       // ... k, v, gate, cu_seqlens
+     rg_session_bind(s, RG_OUTPUT, "o", o, o_bytes, &err);
+     rg_session_bind(s, RG_GRAD_IN, "o", d_o, o_bytes, &err);   // gradient of the output o
+     rg_session_bind(s, RG_GRAD_OUT, "q", dq, q_bytes, &err);   // ... k, v, gate
+     rg_session_forward(s, &err);
+     rg_session_backward(s, &err);
+     if (err.status) {
+       char line[1024];
+       rg_error_format(&err, line, sizeof line);
+       fputs(line, stderr);
+     }
+
+     rg_session_destroy(s); rg_plan_destroy(plan); rg_policy_destroy(policy);
+     rg_spec_destroy(spec); rg_context_destroy(ctx);
+
+   Rules that hold everywhere:
+     - Every function that can fail returns an rg_status and takes an rg_error (may be NULL). The
+       first error wins: an rg_error that already holds one is left alone, so a chain may be checked
+       once at its end.
+     - On failure no object is created and every out-pointer is NULL (accepted by every later call,
+       which then fails with RG_E_USAGE, and by every destroy).
+     - Destroy in reverse order of creation. A plan keeps what it needs of spec and policy: both may
+       go first. A context must outlive what was made from it.
+     - Context, spec, policy and plan are immutable after creation and may be shared between threads
+       (plugins must be loaded before). A session belongs to one thread at a time. There is no
+       global state.
+     - Structs of options may grow at their end, and open with `size` for that: sizeof the
+       struct, or 0, which stands for the members it had in 0.1.0, so `{0}` is all defaults and
+       stays valid. A later member says since when it is there, and counts only where `size`
+       reaches past it. Options that a newer caller sets and this library does not know are
+       RG_E_USAGE. Every other struct keeps its layout within a minor version.
  */
 #ifndef REGRAPH_REGRAPH_H
 #define REGRAPH_REGRAPH_H
@@ -54,11 +65,12 @@ extern "C" {
 #define RG_API
 #endif
 
-/* ---- status and errors -------------------------------------------------------------------------- */
+/* ---- status and errors ----------------------------------------------------------------------- */
 
 typedef enum rg_status {
   RG_OK = 0,
-  RG_E_USAGE,      /* a call or command that makes no sense: NULL handle, unbound dimension, unknown flag */
+  /* a call or command that makes no sense: NULL handle, unbound dimension, unknown flag */
+  RG_E_USAGE,
   RG_E_IO,         /* a file that can't be read or written */
   RG_E_SYNTAX,     /* not JSON, not UTF-8, not .npy, not CSV */
   RG_E_LIMIT,      /* past a stated limit: file size, depth, nodes, elements */
@@ -93,26 +105,28 @@ typedef struct rg_error {
 RG_API const char *rg_version(void);
 /* "RG_E_SHAPE" and so on; static. */
 RG_API const char *rg_status_name(rg_status status);
-/* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1 other. */
+/* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1
+ * other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text); returns what
- * snprintf would. error NULL: as one that holds none. */
+/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text);
+ * returns what snprintf would. error NULL: as one that holds none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
 
 /* ---- text ---------------------------------------------------------------------------------------
  * What the library says, reads and guesses, for front ends that do likewise. */
 
-/* `text` with control characters and bytes that are not UTF-8 escaped (\n, \t, \r, \x1b), cut off at a whole
- * character where it does not fit. What is printable stays as it is. Returns buffer. */
+/* `text` with control characters and bytes that are not UTF-8 escaped (\n, \t, \r, \x1b), cut off
+ * at a whole character where it does not fit. What is printable stays as it is. Returns buffer. */
 RG_API const char *rg_printable(const char *text, char *buffer, size_t size);
 /* The candidate nearest to `word` by edit distance, or NULL if none is near. */
 RG_API const char *rg_nearest(const char *word, const char *const *candidates, int n);
-/* A number of bytes: digits, perhaps decimals (six at most; rounded down to a byte), perhaps a blank, perhaps a
- * unit: B; KB or kB, MB, GB, TB, powers of 1000; KiB, MiB, GiB, TiB, and K, M, G, T alone, powers of 1024.
- * RG_E_VALUE for anything else, RG_E_OVERFLOW past 2^63 - 1; *bytes is untouched then. */
+/* A number of bytes: digits, perhaps decimals (six at most; rounded down to a byte), perhaps a
+ * blank, perhaps a unit: B; KB or kB, MB, GB, TB, powers of 1000; KiB, MiB, GiB, TiB, and K, M, G,
+ * T alone, powers of 1024. RG_E_VALUE for anything else, RG_E_OVERFLOW past 2^63 - 1; *bytes is
+ * untouched then. */
 RG_API rg_status rg_parse_size(const char *text, int64_t *bytes, rg_error *error);
 
-/* ---- types -------------------------------------------------------------------------------------- */
+/* ---- types ----------------------------------------------------------------------------------- */
 
 typedef enum rg_dtype { RG_F32, RG_F16, RG_BF16, RG_I32, RG_DTYPE_COUNT } rg_dtype;
 
@@ -127,8 +141,8 @@ typedef struct rg_policy rg_policy;
 typedef struct rg_plan rg_plan;
 typedef struct rg_session rg_session;
 
-/* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as on the
- * command line: "64K" is 65536), else `value`. Borrowed during the call only. */
+/* Sets a free dimension or overrides a parameter: `text` where not NULL (a string or a number, as
+ * on the command line: "64K" is 65536), else `value`. Borrowed during the call only. */
 typedef struct rg_binding {
   const char *name;
   int64_t value;
@@ -143,7 +157,7 @@ typedef struct rg_text {
 } rg_text;
 RG_API void rg_text_destroy(rg_text *text);
 
-/* ---- context ------------------------------------------------------------------------------------ */
+/* ---- context --------------------------------------------------------------------------------- */
 
 typedef struct rg_allocator {
   void *(*alloc)(void *user, size_t size); /* 16-byte aligned, or NULL */
@@ -151,35 +165,123 @@ typedef struct rg_allocator {
   void *user;
 } rg_allocator;
 
-/* host NULL: malloc. The allocator must be safe to call from several threads if the context is shared. */
+/* host NULL: malloc. The allocator must be safe to call from several threads if the context is
+ * shared. */
 RG_API rg_status rg_context_create(const rg_allocator *host, rg_context **out, rg_error *error);
 RG_API void rg_context_destroy(rg_context *ctx);
 /* Adds the ops of a plugin (see regraph/op.h). Not while other threads use the context. */
 RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *error);
 
-/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", "schema-spec", "schema-policy". */
+/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", "schema-spec",
+ * "schema-policy". */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
-/* ---- spec and policy ---------------------------------------------------------------------------- */
+/* ---- spec and policy ------------------------------------------------------------------------- */
 
-RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
-                                   rg_spec **out, rg_error *error);
+RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set,
+                                   size_t nset, rg_spec **out, rg_error *error);
 /* `name` stands for the file in messages. */
 RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
-                                   const rg_binding *set, size_t nset, rg_spec **out, rg_error *error);
+                                   const rg_binding *set, size_t nset, rg_spec **out,
+                                   rg_error *error);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
-RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error);
-RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
-                                     rg_policy **out, rg_error *error);
+/* A spec without JSON text: calls that say what the document would (docs/spec.md).
+ *
+ *   const rg_item attrs[] = {rg_word("window_left", "$window")};
+ *   rg_builder_create(ctx, "window", &b, &err);
+ *   rg_build_param(b, rg_int("window", 511));
+ *   rg_build_input(b, "q", "T,H,64", "bf16", RG_GRAD_PLAIN);          // ... k, v
+ *   rg_build_input(b, "cu_seqlens", "B+1", "i32", RG_GRAD_NONE);
+ *   rg_build_node(b, "attend", "swa_attn", "q k v cu_seqlens", "o=y", attrs, 1);
+ *   rg_build_output(b, "o", "y");
+ *   rg_build_spec(b, NULL, 0, &spec, &err);
+ *   rg_builder_destroy(b);
+ *
+ * The calls need no checking: the first error stays with the builder, rg_build_spec reports it,
+ * with the place in the document as if it had been a file ("window:/nodes/0/in/k: …"), and calls
+ * after it add nothing. Each returns the builder's status so far. A builder belongs to one thread
+ * at a time. */
+typedef struct rg_builder rg_builder;
+
+/* A parameter or an attribute: a name and a value, which the functions below fill in. */
+typedef enum rg_item_kind {
+  RG_ITEM_INT,
+  RG_ITEM_REAL,
+  RG_ITEM_BOOL,
+  RG_ITEM_WORD,
+  RG_ITEM_LIST
+} rg_item_kind;
+typedef struct rg_item {
+  const char *name;
+  rg_item_kind kind;
+  int64_t i;        /* RG_ITEM_INT, RG_ITEM_BOOL */
+  double f;         /* RG_ITEM_REAL */
+  const char *text; /* RG_ITEM_WORD, RG_ITEM_LIST */
+} rg_item;
+
+static inline rg_item rg_item_of(const char *name, rg_item_kind kind, int64_t i, double f,
+                                 const char *text) {
+  rg_item item = {name, kind, i, f, text};
+  return item;
+}
+static inline rg_item rg_int(const char *name, int64_t value) {
+  return rg_item_of(name, RG_ITEM_INT, value, 0, NULL);
+}
+static inline rg_item rg_real(const char *name, double value) {
+  return rg_item_of(name, RG_ITEM_REAL, 0, value, NULL);
+}
+static inline rg_item rg_bool(const char *name, bool value) {
+  return rg_item_of(name, RG_ITEM_BOOL, value, 0, NULL);
+}
+/* A choice ("softmax"), "$name" for a parameter's value, or an expression over parameters
+ * ("H*D"). */
+static inline rg_item rg_word(const char *name, const char *value) {
+  return rg_item_of(name, RG_ITEM_WORD, 0, 0, value);
+}
+/* Integers and expressions, as in a shape: "0,H,D". */
+static inline rg_item rg_list(const char *name, const char *values) {
+  return rg_item_of(name, RG_ITEM_LIST, 0, 0, values);
+}
+
+typedef enum rg_grad { RG_GRAD_NONE, RG_GRAD_PLAIN, RG_GRAD_ACCUMULATE } rg_grad;
+
+/* `name` (NULL: none) is the spec's, and stands for the file in messages. Borrows ctx until the
+ * builder is destroyed, name during the call, as all calls below do with their texts and arrays. */
+RG_API rg_status rg_builder_create(rg_context *ctx, const char *name, rg_builder **out,
+                                   rg_error *error);
+RG_API void rg_builder_destroy(rg_builder *builder);
+RG_API rg_status rg_build_param(rg_builder *builder, rg_item value);
+/* `shape` lists extents, "T,H,D" or "B+1"; "" is a scalar's. `dtype` is a name or "$name". */
+RG_API rg_status rg_build_input(rg_builder *builder, const char *name, const char *shape,
+                                const char *dtype, rg_grad grad);
+/* `in` and `out` list ports between blanks: "q=x" connects port q to tensor x, "q" is short for
+ * "q=q", and "o=a+b" gives a list port two tensors. NULL or "": none, as where all outputs keep
+ * their names NODE.PORT. */
+RG_API rg_status rg_build_node(rg_builder *builder, const char *name, const char *op,
+                               const char *in, const char *out, const rg_item *attrs, size_t nattr);
+/* `tensor` NULL: the one of that name. */
+RG_API rg_status rg_build_output(rg_builder *builder, const char *name, const char *tensor);
+/* Checks the document and makes a spec, which borrows nothing from the builder: that may go on, or
+ * go. */
+RG_API rg_status rg_build_spec(const rg_builder *builder, const rg_binding *set, size_t nset,
+                               rg_spec **out, rg_error *error);
+
+RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out,
+                                     rg_error *error);
+RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size,
+                                     const char *name, rg_policy **out, rg_error *error);
 RG_API void rg_policy_destroy(rg_policy *policy);
 
 /* Checks everything about spec and policy that does not need the unbound
  * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
 
-/* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward graph. */
-RG_API rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out, rg_error *error);
+/* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
+ * graph; or the document ("json") that loads to the same spec, given the same bindings: they are
+ * not part of it. */
+RG_API rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out,
+                               rg_error *error);
 
 typedef enum rg_role { RG_INPUT, RG_OUTPUT, RG_GRAD_IN, RG_GRAD_OUT } rg_role;
 
@@ -189,6 +291,7 @@ typedef struct rg_tensor_info {
   rg_role role;
   rg_dtype dtype;
   int rank;
+  int alignment;    /* of a bound pointer, in bytes; -1: depends on the device, so ask a plan */
   int64_t dim[8];   /* -1: depends on an unbound dimension */
   int64_t bytes;    /* dense, row-major; -1 likewise */
   bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */
@@ -204,11 +307,13 @@ RG_API rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *o
  * Adds to solved[0 … *nsolved) what it finds; RG_E_SHAPE where shapes contradict each other or
  * the spec. Names belong to the spec. */
 RG_API rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const int64_t *dim,
-                               rg_binding *solved, size_t capacity, size_t *nsolved, rg_error *error);
+                               rg_binding *solved, size_t capacity, size_t *nsolved,
+                               rg_error *error);
 
-/* ---- plan --------------------------------------------------------------------------------------- */
+/* ---- plan ------------------------------------------------------------------------------------ */
 
 typedef struct rg_plan_options {
+  size_t size;
   const rg_binding *set; /* binds what the spec left free */
   size_t nset;
   const char *device;       /* "cpu" (default) or "cuda" */
@@ -217,84 +322,156 @@ typedef struct rg_plan_options {
   bool no_grad;             /* forward only, whatever the spec says */
   bool no_reuse;            /* planner off: every tensor gets bytes of its own */
   bool no_inplace;
-  bool no_lanes; /* cuda: independent branches may share bytes, and then run one after another. The policy's
-                    budget and split_heads imply it */
-  bool no_fuse;  /* fuse pass off: a gradient of several branches is computed for all of them at once */
+  /* cuda: independent branches may share bytes, and then run one after another. The policy's budget
+   * and split_heads imply it */
+  bool no_lanes;
+  /* fuse pass off: a gradient of several branches is computed for all of them at once */
+  bool no_fuse;
   double pack_seconds; /* time limit for the exact packer; 0: 2 s */
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
   void *progress_user;
 } rg_plan_options;
 
-RG_API rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                                rg_plan **out, rg_error *error);
+RG_API rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
+                                const rg_plan_options *options, rg_plan **out, rg_error *error);
 RG_API void rg_plan_destroy(rg_plan *plan);
 
 typedef struct rg_sizes {
-  int64_t saved;   /* bytes that live from forward to backward, one such block per call in flight */
-  int64_t scratch; /* bytes used inside a direction; sessions that never run at once may share one block */
+  int64_t saved; /* bytes that live from forward to backward, one such block per call in flight */
+  /* bytes used inside a direction; sessions that never run at once may share one block */
+  int64_t scratch;
   int64_t forward_scratch, backward_scratch;
-  int64_t lower_bound;    /* saved + the most scratch bytes alive at once: no packing can do better */
+  /* saved + the most scratch bytes alive at once: no packing can do better */
+  int64_t lower_bound;
   int64_t predicted_peak; /* saved + scratch */
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
 
-/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph" (full dump of
- * the differentiated, rewritten graph), "steps". */
-RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *error);
+/* What a node is there for: it stems from the spec; it carries gradients; it computes again in
+ * backward what its original in forward did; it sums or casts gradients. */
+typedef enum rg_node_kind {
+  RG_NODE_PRIMAL,
+  RG_NODE_GRADIENT,
+  RG_NODE_CLONE,
+  RG_NODE_GLUE
+} rg_node_kind;
 
-/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or "json". */
-RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
-                           const char *format, rg_text *out, rg_error *error);
+/* A node of the differentiated, rewritten graph. Names belong to the plan. */
+typedef struct rg_node_info {
+  const char *name;
+  const char *op;
+  /* the node of the spec it stems from, by which policies name it; NULL: none */
+  const char *spec_node;
+  /* which kernels it takes and why, "plain: d_v 40"; NULL where there is but one way */
+  const char *kernels;
+  rg_node_kind kind;
+  bool backward; /* runs in the backward */
+  /* what this node of the forward writes is given up and computed again by clones */
+  bool recomputed;
+  int group;       /* head group, or -1 */
+  int step;        /* rg_session_node_time counts so; -1: a view, which runs nothing */
+  int64_t written; /* bytes of the tensors it writes */
+  int64_t workspace;
+  double flops, bytes; /* the cost model's; bytes are those read and written */
+  double model_ms;
+  double roofline_ms;
+} rg_node_info;
+/* The i-th node in the order in which they run; RG_E_USAGE past the end (nothing is reported
+ * then). */
+RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 
-/* ---- session ------------------------------------------------------------------------------------ */
+/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph"
+ * (full dump of the differentiated, rewritten graph), "steps". */
+RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
+                               rg_error *error);
 
-/* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is missing. */
+/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or
+ * "json". */
+RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
+                           const rg_plan_options *options, const char *format, rg_text *out,
+                           rg_error *error);
+
+/* ---- session --------------------------------------------------------------------------------- */
+
+/* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is
+ * missing. */
 RG_API rg_status rg_device_check(const char *device, rg_error *error);
 
 typedef struct rg_session_options {
-  /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in rg_session_create.
-   * Supplied blocks are 256-byte aligned and hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena`
-   * is asked for exactly those bytes (device memory for a cuda plan); where what it returns is not 256-byte
-   * aligned, it is given back and asked for 255 more. */
+  size_t size;
+  /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
+   * rg_session_create. Supplied blocks are 256-byte aligned and hold rg_sizes.saved /
+   * .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
+   * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
+   * and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
-  bool eager;        /* cuda: run the steps one by one instead of replaying a graph; each is timed */
-  void *stream;      /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
+  /* cuda: run the steps one by one instead of replaying a graph; each is timed */
+  bool eager;
   bool debug_poison; /* fill the arena and all outputs with NaN before each run, check guards after
                         each step */
+  /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
+  void *stream;
 } rg_session_options;
 
-RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options, rg_session **out,
-                                   rg_error *error);
+RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                                   rg_session **out, rg_error *error);
 RG_API void rg_session_destroy(rg_session *session);
 
 /* Binds caller memory (dense, row-major, naturally aligned, borrowed until unbound or
- * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs
- * and outputs where forward had them. */
-RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr, size_t bytes,
-                                 rg_error *error);
-/* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward …). */
+ * rebound; ptr NULL unbinds). `bytes` must be the tensor's exactly. A backward reads inputs and
+ * outputs where its forward had them, and they must still be there; but it goes by the lengths
+ * and positions that the forward read, of which the saved block holds a copy. */
+RG_API rg_status rg_session_bind(rg_session *session, rg_role role, const char *name, void *ptr,
+                                 size_t bytes, rg_error *error);
+/* The same by index: that of rg_plan_tensor. No name is looked up. */
+RG_API rg_status rg_session_bind_index(rg_session *session, size_t i, void *ptr, size_t bytes,
+                                       rg_error *error);
+/* Another saved block (several calls in flight: bind A, forward, bind B, forward, bind A, backward
+ * …). */
 RG_API rg_status rg_session_bind_saved(rg_session *session, void *saved, rg_error *error);
-/* Binds a block that holds the values of a forward with the inputs and outputs bound now: another session of
- * the plan ran it, or the block or a tensor stood elsewhere then. */
+/* Binds a block that holds the values of a forward with the inputs and outputs bound now: another
+ * session of the plan ran it, or the block or a tensor stood elsewhere then. */
 RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_error *error);
-/* The session forgets a block it was given and what ran on it. Blocks of ever new addresses need this, or the
- * session remembers them all. */
+/* The session forgets a block it was given and what ran on it; if it is the bound one, another must
+ * be bound before the next forward. Blocks of ever new addresses need this, or the session
+ * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
 /* cuda: later runs are enqueued on this stream (a cudaStream_t). */
 RG_API rg_status rg_session_set_stream(rg_session *session, void *stream, rg_error *error);
-/* Waits for the session's runs; reports what went wrong in them: a fault of the device (the session is lost
- * then: every later call fails at once), or lengths that broke a rule (the run used them clamped). */
+/* Waits for the session's runs; reports what went wrong in them: a fault of the device (the session
+ * is lost then: every later call fails at once), or lengths that broke a rule (the run used them
+ * clamped). */
 RG_API rg_status rg_session_synchronize(rg_session *session, rg_error *error);
 
-/* Never allocate. Every gradient must be bound for backward, every output for forward. On a GPU they enqueue
- * work and return; a stream that is being captured records the steps instead of running them. */
+/* Every gradient must be bound for backward, every input and output for both. What a run writes
+ * shares bytes with nothing else that it touches: neither with a bound tensor nor with the saved
+ * and scratch blocks (tensors that are only read may share theirs). A call that fails with
+ * RG_E_USAGE or RG_E_DATA has changed nothing: a forward that went before can still be gone back
+ * from. On a GPU they enqueue work and return; a stream that is being captured records the steps
+ * instead of running them.
+ *
+ * Memory: on the CPU a run allocates nothing. On a GPU neither does a replay of one of the graphs
+ * that a session keeps, a few for each direction, by the addresses they were made for. A run with
+ * other addresses builds one or patches one, which takes host memory from the context's allocator
+ * and whatever the driver needs (code of kernels, a library's handle). No run asks for device
+ * memory of its own. */
 RG_API rg_status rg_session_forward(rg_session *session, rg_error *error);
 RG_API rg_status rg_session_backward(rg_session *session, rg_error *error);
+
+typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
+
+/* Binds and runs in one call: pointers[i] stands for the i-th of the plan's n tensors
+ * (rg_plan_tensor), borrowed as bound memory is. A forward binds those of inputs and outputs, a
+ * backward those of gradients; the others are not looked at, so one array serves both. `saved` and
+ * `scratch` NULL: the blocks that are bound. Where an argument makes no sense nothing is bound;
+ * after that, it is as if the calls had been made one by one. */
+RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers,
+                                size_t n, void *saved, void *scratch, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;
@@ -312,19 +489,22 @@ typedef struct rg_node_work {
   double flops, bytes;
   double roofline_ms; /* what the profile's rates allow at best */
 } rg_node_work;
-/* What the i-th step has to do at the lengths that are bound (on a GPU: that the last forward copied, and it waits
- * for the session's stream). A step without lengths counts as in rg_node_time. */
-RG_API rg_status rg_session_node_work(rg_session *session, size_t i, rg_node_work *out, rg_error *error);
+/* What the i-th step has to do at the lengths that are bound (on a GPU: that the last forward
+ * copied, and it waits for the session's stream). A step without lengths counts as in
+ * rg_node_time. */
+RG_API rg_status rg_session_node_work(rg_session *session, size_t i, rg_node_work *out,
+                                      rg_error *error);
 
-/* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst` as stored.
- * Only tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
+/* Reads an intermediate tensor of the last forward (for tests and reports): dense copy into `dst`
+ * as stored. Only tensors that still live (saved, inputs, outputs); RG_E_NAME otherwise. */
 RG_API rg_status rg_session_read(rg_session *session, const char *tensor, void *dst, size_t bytes,
                                  rg_error *error);
 /* Highest byte + 1 that the last runs touched in saved and scratch; needs debug_poison. */
 RG_API rg_status rg_session_touched(const rg_session *session, int64_t *saved, int64_t *scratch);
 
-/* Memory that the plan's device reads and writes (on the CPU: the host's), for callers without a GPU library
- * of their own. 256-byte aligned. write and read copy from and to the host and wait for it. */
+/* Memory that the plan's device reads and writes (on the CPU: the host's), for callers without a
+ * GPU library of their own. 256-byte aligned. write and read copy from and to the host and wait for
+ * it. */
 RG_API rg_status rg_memory_alloc(const rg_plan *plan, size_t bytes, void **out, rg_error *error);
 RG_API void rg_memory_free(const rg_plan *plan, void *ptr);
 RG_API rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src, size_t bytes,
@@ -332,7 +512,7 @@ RG_API rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src
 RG_API rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes,
                                 rg_error *error);
 
-/* ---- packing as a service ----------------------------------------------------------------------- */
+/* ---- packing as a service -------------------------------------------------------------------- */
 
 typedef struct rg_buffer {
   int64_t lower,
@@ -342,6 +522,7 @@ typedef struct rg_buffer {
 } rg_buffer;
 
 typedef struct rg_pack_options {
+  size_t size;
   double seconds;   /* time limit for the exact search; 0: 5 */
   int64_t capacity; /* > 0: stop at the first packing that fits */
   int64_t align;    /* 0: 1 */
@@ -354,13 +535,13 @@ typedef struct rg_pack_result {
   double seconds;
 } rg_pack_result;
 
-RG_API rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_options *options,
-                         rg_pack_result *out, rg_error *error);
+RG_API rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n,
+                         const rg_pack_options *options, rg_pack_result *out, rg_error *error);
 
-/* The same for a file of lines "id,lower,upper,size" (with a header; other columns are kept; a field may stand
- * in double quotes): returns the file with a column "offset" in `out`. */
-RG_API rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options, rg_text *out,
-                             rg_pack_result *result, rg_error *error);
+/* The same for a file of lines "id,lower,upper,size" (with a header; other columns are kept; a
+ * field may stand in double quotes): returns the file with a column "offset" in `out`. */
+RG_API rg_status rg_pack_csv(rg_context *ctx, const char *path, const rg_pack_options *options,
+                             rg_text *out, rg_pack_result *result, rg_error *error);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@ __device__ __forceinline__ key_span keys_of(const rgk_attn &a, int b) {
   k.n = seq_start(a.kseqs, b + 1) - k.row;
   if (a.mode == RGK_CMP) {
     k.row /= a.stride;
-    k.n = k.n < a.kernel ? 0 : (k.n - a.kernel) / a.stride + 1;
+    k.n = blocks_in(k.n, a.kernel, a.stride);
   }
   k.row = min(k.row, a.S);
   k.n = min(k.n, a.S - k.row);
@@ -23,9 +23,12 @@ __device__ __forceinline__ key_span keys_of(const rgk_attn &a, int b) {
 }
 
 /* Position of sequence b's first query. */
-__device__ __forceinline__ int64_t first_position(const rgk_attn &a, int b) { return a.offset ? a.offset[b] : 0; }
+__device__ __forceinline__ int64_t first_position(const rgk_attn &a, int b) {
+  return a.offset ? a.offset[b] : 0;
+}
 
-/* Keys [lo, hi) that the query at position pos may see of n, none if lo >= hi; SLC: of its blocks. */
+/* Keys [lo, hi) that the query at position pos may see of n, none if lo >= hi; SLC: of its
+ * blocks. */
 struct key_range {
   int64_t lo, hi;
 };

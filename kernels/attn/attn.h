@@ -1,4 +1,5 @@
-/* kernels/attn/attn.h: one attention call, forward or backward, as every attention kernel sees it. */
+/* kernels/attn/attn.h: one attention call, forward or backward, as every attention kernel
+ * sees it. */
 #ifndef RGK_ATTN_H
 #define RGK_ATTN_H
 
@@ -6,12 +7,12 @@
 
 enum { RGK_SWA, RGK_CMP, RGK_SLC };
 
-/* Query head h belongs to KV head h / G. Query i of sequence b stands at position i + offset[b] and sees, of
- * the sequence's n keys,
+/* Query head h belongs to KV head h / G. Query i of sequence b stands at position i + offset[b] and
+ * sees, of the sequence's n keys,
  *   SWA  keys [position − window_left, position]       (window_left < 0: from 0)
  *   CMP  keys j with position >= j·stride + kernel − 1
- *   SLC  keys up to its position in the blocks of its row of idx: an entry counts if it is larger than all
- *        before it in the row, not negative, and its block starts before key n
+ *   SLC  keys up to its position in the blocks of its row of idx: an entry counts if it is larger
+ *        than all before it in the row, not negative, and its block starts before key n
  * Keys of sequence b: rows starts[b] … of k and v; CMP: from row starts[b] / stride on, as many as
  * (L − kernel) / stride + 1 (none if L < kernel), L the length in tokens; cut at S rows. */
 typedef struct rgk_attn {

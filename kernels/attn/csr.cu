@@ -1,12 +1,13 @@
 /* kernels/attn/csr.cu: inverts a selection by a counting sort (see csr.h), in four steps:
- *
- *   count    each chunk of rows counts its entries per block           count [KH, chunks, slots]
- *   columns  per block, the counts become sums over earlier chunks     … and start = the block's total
- *   starts   totals become starts
- *   scatter  one warp walks a chunk row by row. A row's entries that count are distinct blocks, so its lanes
- *            never meet, and walking rows in order keeps every list ascending whatever the timing.
- *
- * The chunk is chosen on the host so that count takes about half the memory of the lists.
+
+     count    each chunk of rows counts its entries per block: count [KH, chunks, slots]
+     columns  per block, the counts become sums over earlier chunks, and start the block's total
+     starts   totals become starts
+     scatter  one warp walks a chunk row by row. A row's entries that count are distinct blocks, so
+              its lanes never meet, and walking rows in order keeps every list ascending whatever
+              the timing.
+
+   The chunk is chosen on the host so that count takes about half the memory of the lists.
  */
 #include "csr.h"
 #include "../device/seq.cuh"
@@ -16,7 +17,8 @@ using namespace rgk;
 
 namespace {
 
-/* Where a row's blocks are numbered from, and how many keys lie at or before its position (0: none). */
+/* Where a row's blocks are numbered from, and how many keys lie at or before its position (0:
+ * none). */
 struct row_keys {
   int64_t slot, keys;
 };
@@ -115,7 +117,8 @@ __device__ __forceinline__ int prefix_max(int x) {
   return x;
 }
 
-/* ROWS rows at a time, which hides the scans' latency; more than one only where a row fits a warp. */
+/* ROWS rows at a time, which hides the scans' latency; more than one only where a row fits a
+ * warp. */
 template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &p) {
   const int lane = threadIdx.x;
   const int64_t h = blockIdx.x / p.chunks, c = blockIdx.x % p.chunks;
@@ -169,7 +172,15 @@ __global__ void __launch_bounds__(32) scatter(const __grid_constant__ rgk_csr p)
 
 } // namespace
 
-const void *rgk_csr_count(void) { return (const void *)count; }
-const void *rgk_csr_columns(void) { return (const void *)columns; }
-const void *rgk_csr_starts(void) { return (const void *)starts; }
-const void *rgk_csr_scatter(void) { return (const void *)scatter; }
+const void *rgk_csr_count(void) {
+  return (const void *)count;
+}
+const void *rgk_csr_columns(void) {
+  return (const void *)columns;
+}
+const void *rgk_csr_starts(void) {
+  return (const void *)starts;
+}
+const void *rgk_csr_scatter(void) {
+  return (const void *)scatter;
+}

@@ -1,12 +1,13 @@
-/* kernels/attn/csr.h: for each block of keys the queries that selected it: idx inverted by a counting sort. */
+/* kernels/attn/csr.h: for each block of keys the queries that selected it: idx inverted by a
+ * counting sort. */
 #ifndef RGK_CSR_H
 #define RGK_CSR_H
 
 #include "../kernels.h"
 
-/* Block j of sequence b has number floor(kseqs.starts[b] / block) + b + j, as rgk_slots counts. A block's
- * list holds the rows of the pack whose row of idx has the block as an entry that counts (see attn.h) and
- * that stand at or after the block's first key, in ascending order. */
+/* Block j of sequence b has number floor(kseqs.starts[b] / block) + b + j, as rgk_slots counts. A
+ * block's list holds the rows of the pack whose row of idx has the block as an entry that counts
+ * (see attn.h) and that stand at or after the block's first key, in ascending order. */
 typedef struct rgk_csr {
   rgk_tensor idx; /* [T, KH, N] i32 */
   rgk_seqs seqs, kseqs;
@@ -15,7 +16,8 @@ typedef struct rgk_csr {
   int32_t KH, N, block;
   int64_t slots; /* rgk_slots(kseqs.rows, kseqs.n, block) */
   /* out */
-  int64_t *start;   /* [KH, slots + 1]: head h's list of block s is [start[s], start[s + 1]) of its rows */
+  /* [KH, slots + 1]: head h's list of block s is [start[s], start[s + 1]) of its rows */
+  int64_t *start;
   int32_t *rows;    /* [KH, T * N] */
   uint16_t *places; /* the same shape: which entry of its row it was; NULL: not wanted */
   /* between the steps */

@@ -6,14 +6,14 @@
 #include "attn.h"
 #include "../tma.h"
 
-/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a tile. A
- * call takes the first that holds it; what its rows lack arrives as zeros. */
-#define RGK_FLASH_INSTANCES(X)                                                                               \
-  X(64, 64, 2, 128)                                                                                          \
-  X(64, 128, 2, 128)                                                                                         \
-  X(96, 96, 2, 128)                                                                                          \
-  X(128, 128, 2, 128)                                                                                        \
-  X(192, 128, 2, 112)                                                                                        \
+/* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a
+ * tile. A call takes the first that holds it; what its rows lack arrives as zeros. */
+#define RGK_FLASH_INSTANCES(X) \
+  X(64, 64, 2, 128)            \
+  X(64, 128, 2, 128)           \
+  X(96, 96, 2, 128)            \
+  X(128, 128, 2, 128)          \
+  X(192, 128, 2, 112)          \
   X(256, 256, 2, 80)
 
 enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copies fetch */
@@ -21,10 +21,11 @@ enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copie
 /* Shared memory: q, two stages of K and V, and, where it fits, o on its way out
  * (else it goes through q's). */
 #define RGK_FLASH_PANELS(d) (((d) + 63) / 64)
-#define RGK_FLASH_BYTES(D, E, groups, keys)                                                                  \
-  ((groups)*8192 * RGK_FLASH_PANELS(D) + 256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)
+#define RGK_FLASH_BYTES(D, E, groups, keys) \
+  ((groups)*8192 * RGK_FLASH_PANELS(D) +    \
+   256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)
 #define RGK_FLASH_O(E, groups) ((groups)*8192 * RGK_FLASH_PANELS(E))
-#define RGK_FLASH_OWN_O(D, E, groups, keys)                                                                  \
+#define RGK_FLASH_OWN_O(D, E, groups, keys) \
   (RGK_FLASH_BYTES(D, E, groups, keys) + RGK_FLASH_O(E, groups) <= 227 * 1024)
 
 /* n / d for 0 <= n < 2^31 by a product: m = ⌈2^(31 + shift) / d⌉, 2^(shift − 1) < d <= 2^shift. */

@@ -24,7 +24,7 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
   s.keys = seq_start(a.kseqs, b + 1) - s.k_begin;
   if (a.mode == RGK_CMP) {
     s.k_begin /= a.stride;
-    s.keys = s.keys < a.kernel ? 0 : (s.keys - a.kernel) / a.stride + 1;
+    s.keys = blocks_in(s.keys, a.kernel, a.stride);
   }
   if (s.k_begin > a.S) s.k_begin = a.S;
   if (s.keys > a.S - s.k_begin) s.keys = a.S - s.k_begin;
@@ -38,10 +38,13 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
   return s;
 }
 
-/* How many keys, from the first on, the query in row i of the sequence may see (the window left aside). */
+/* How many keys, from the first on, the query in row i of the sequence may see (the window left
+ * aside). */
 __device__ __forceinline__ int64_t bwd_seen(const rgk_attn &a, const bwd_seq &s, int64_t i) {
   const int64_t p = i + s.offset;
-  const int64_t n = a.mode != RGK_CMP ? p + 1 : p < a.kernel - 1 ? 0 : (p - a.kernel + 1) / a.stride + 1;
+  const int64_t n = a.mode != RGK_CMP  ? p + 1
+                    : p < a.kernel - 1 ? 0
+                                       : (p - a.kernel + 1) / a.stride + 1;
   return n < s.keys ? n : s.keys;
 }
 /* The position from which key k is seen. */
@@ -55,9 +58,10 @@ __device__ __forceinline__ bool bwd_windowed(const rgk_attn &a) {
   return a.mode == RGK_SWA && a.window_left >= 0;
 }
 
-/* The key tiles [*lo, *hi) of chunk c's items. The last chunk takes all tiles, so that every tile has an item,
- * seen or not. */
-__device__ __forceinline__ void bwd_chunk_tiles(const rgk_attn &a, const bwd_seq &s, int c, int *lo, int *hi) {
+/* The key tiles [*lo, *hi) of chunk c's items. The last chunk takes all tiles, so that every tile
+ * has an item, seen or not. */
+__device__ __forceinline__ void bwd_chunk_tiles(const rgk_attn &a, const bwd_seq &s, int c, int *lo,
+                                                int *hi) {
   if (c == s.chunks - 1) {
     *lo = 0, *hi = s.tiles;
     return;
@@ -78,8 +82,8 @@ __device__ __forceinline__ int bwd_items(const rgk_attn &a, const bwd_seq &s) {
 }
 
 /* The first and the last query of the sequence that see any of a tile's keys; false: none does. */
-__device__ __forceinline__ bool bwd_seen_by(const rgk_attn &a, const bwd_seq &s, int tile, int64_t *first,
-                                            int64_t *last) {
+__device__ __forceinline__ bool bwd_seen_by(const rgk_attn &a, const bwd_seq &s, int tile,
+                                            int64_t *first, int64_t *last) {
   const int64_t k0 = (int64_t)tile * s.tile, k1 = min(k0 + s.tile, s.keys) - 1;
   *first = max((int64_t)0, bwd_from(a, k0) - s.offset), *last = s.length - 1;
   if (bwd_windowed(a)) *last = min(*last, k1 + a.window_left - s.offset);
@@ -93,9 +97,10 @@ struct bwd_item {
   int m0, m1;      /* tiles of queries [m0, m1); none: nothing to do unless turns == 0 */
 };
 
-/* Items go chunk by chunk, in each chunk from the last key tile to the first: item (c, t) waits only for
- * (c, t + 1) and (c - 1, t), which have earlier numbers. */
-__device__ __forceinline__ bool bwd_find_item(const rgk_flash_bwd &p, uint32_t ticket, bwd_item *x) {
+/* Items go chunk by chunk, in each chunk from the last key tile to the first: item (c, t) waits
+ * only for (c, t + 1) and (c - 1, t), which have earlier numbers. */
+__device__ __forceinline__ bool bwd_find_item(const rgk_flash_bwd &p, uint32_t ticket,
+                                              bwd_item *x) {
   const int n = p.a.seqs.n;
   const uint32_t all = n > 0 ? (uint32_t)p.items[n] : 0;
   if (ticket >= all * (uint32_t)p.kh_n) return false;

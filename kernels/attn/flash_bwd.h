@@ -1,4 +1,5 @@
-/* kernels/attn/flash_bwd.h: attention's backward on Hopper's tensor cores, for swa_attn and cmp_attn. */
+/* kernels/attn/flash_bwd.h: attention's backward on Hopper's tensor cores, for swa_attn and
+ * cmp_attn. */
 #ifndef RGK_FLASH_BWD_H
 #define RGK_FLASH_BWD_H
 
@@ -11,9 +12,9 @@ enum {
   RGK_FLASH_BWD_HEADS = 8    /* heads of a block of prepare and of dq */
 };
 
-/* The work of one KV head is cut into items: a chunk of a sequence's queries against one tile of its keys,
- * for all heads of the group. Chunks are `chunk` queries long, longer where that would make more than CHUNKS
- * of them; chunk 0: one chunk a sequence. */
+/* The work of one KV head is cut into items: a chunk of a sequence's queries against one tile of
+ * its keys, for all heads of the group. Chunks are `chunk` queries long, longer where that would
+ * make more than CHUNKS of them; chunk 0: one chunk a sequence. */
 typedef struct rgk_flash_bwd {
   rgk_map q, d_o, k, v;
   rgk_attn a;
@@ -23,7 +24,8 @@ typedef struct rgk_flash_bwd {
   int32_t kh0, kh_n;      /* KV heads of this pass */
   int32_t pass;
   int64_t kv_tiles; /* capacity of kv, in tiles of one KV head */
-  int32_t parts;    /* places for chunks in kv, one for each, which sum_kv adds up; 1: they add to one sum */
+  /* places for chunks in kv, one for each, which sum_kv adds up; 1: they add to one sum */
+  int32_t parts;
   /* workspace */
   float *rows;        /* [slots of 64 queries, H, 2, 64] lse in base 2, then delta */
   float *sink;        /* [slots, H] each tile's part of d_sinks, or NULL */
@@ -48,7 +50,8 @@ RGK_GETTER(rgk_flash_bwd_sinks(void))                        /* sums up d_sinks 
 enum { RGK_FLASH_BWD_THREADS = 384 }; /* of main and wide */
 /* Bytes of their shared memory. */
 static inline uint32_t rgk_flash_bwd_shared(int32_t keys, int32_t width, int32_t width_v) {
-  const uint32_t k = (uint32_t)keys, d = (uint32_t)width, e = (uint32_t)width_v, stages = d == 256 ? 1 : 2;
+  const uint32_t k = (uint32_t)keys, d = (uint32_t)width, e = (uint32_t)width_v,
+                 stages = d == 256 ? 1 : 2;
   return k * (d + e) * 2 + stages * 64 * (d + e) * 2 + (k == 64 ? 4 : 2) * k * 128 +
          (k == 64 ? 1 : 2) * 64 * d * 4 + stages * 512 + 512;
 }

@@ -1,5 +1,5 @@
-/* kernels/attn/flash_bwd_parts.cuh: what flash_bwd's two main kernels share: the walk over an item's queries, masks, the
- * ordered sums in memory, and the ends of dK and dV. */
+/* kernels/attn/flash_bwd_parts.cuh: what flash_bwd's two main kernels share: the walk over an
+ * item's queries, masks, the ordered sums in memory, and the ends of dK and dV. */
 #pragma once
 #include "flash_bwd.cuh"
 #include "../device/softmax.cuh"
@@ -16,20 +16,24 @@ __device__ __forceinline__ float2 read2(uint32_t at) {
   return x;
 }
 __device__ __forceinline__ void write4(uint32_t at, float a, float b, float c, float d) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
 }
 
-/* Four 8 x 8 tiles of two-byte elements, as lanes hold them; lane l gives the address of row l % 8 of tile l / 8. */
-__device__ __forceinline__ void write_tiles(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c),
-               "r"(d)
+/* Four 8 x 8 tiles of two-byte elements, as lanes hold them; lane l gives the address of row l % 8
+ * of tile l / 8. */
+__device__ __forceinline__ void write_tiles(uint32_t at, uint32_t a, uint32_t b, uint32_t c,
+                                            uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a),
+               "r"(b), "r"(c), "r"(d)
                : "memory");
 }
 
 /* ---- the walk ---- */
 
-/* The steps of an item: every tile of queries of every head of the group. With a window heads are the outer
- * loop, so that neighbouring key tiles, which lie a little apart in time, find queries and dQ in L2. */
+/* The steps of an item: every tile of queries of every head of the group. With a window heads are
+ * the outer loop, so that neighbouring key tiles, which lie a little apart in time, find queries
+ * and dQ in L2. */
 struct walk {
   int m, h, m0, m1, G;
   bool by_head;
@@ -47,31 +51,36 @@ struct walk {
   }
 };
 
-/* What a step's queries are, for those who mask: columns of S^T, that is queries, [from, upto) see key 0 of the
- * tile, of n; later keys add to that (compute). */
+/* What a step's queries are, for those who mask: columns of S^T, that is queries, [from, upto) see
+ * key 0 of the tile, of n; later keys add to that (compute). */
 struct step {
   int masked, n, from, upto;
 };
 __device__ __forceinline__ step find_step(const rgk_attn &a, const bwd_item &x, int m) {
-  const int64_t first = (int64_t)m * ROWS, p0 = first + x.s.offset, k0 = (int64_t)x.tile * x.s.tile, far = 1 << 20;
+  const int64_t first = (int64_t)m * ROWS, p0 = first + x.s.offset, k0 = (int64_t)x.tile * x.s.tile,
+                far = 1 << 20;
   step s;
   s.n = (int)min(x.s.length - first, (int64_t)ROWS);
   s.from = (int)max(bwd_from(a, k0) - p0, -far * 64);
   s.upto = bwd_windowed(a) ? (int)min(k0 + a.window_left - p0 + 1, far) : (int)far;
-  s.masked = s.n < ROWS || x.s.keys < k0 + x.s.tile || bwd_from(a, k0 + x.s.tile - 1) > p0 || s.upto < ROWS;
+  s.masked = s.n < ROWS || x.s.keys < k0 + x.s.tile || bwd_from(a, k0 + x.s.tile - 1) > p0 ||
+             s.upto < ROWS;
   return s;
 }
 
 /* ---- shared memory of a block ---- */
 
-/* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]  dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
- * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta). All but the last two in panels of 128-byte rows, swizzled. */
+/* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]
+ * dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
+ * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta)
+ * All but the last two in panels of 128-byte rows, swizzled. */
 template <int keys, int W, int E> struct bwd_plan {
-  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64, stages = W == 256 ? 1 : 2,
-                       dq_buffers = keys == 64 ? 1 : 2;
+  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64,
+                       stages = W == 256 ? 1 : 2, dq_buffers = keys == 64 ? 1 : 2;
   static constexpr uint32_t k_panel = keys * 128, q_panel = ROWS * 128;
   static constexpr uint32_t k = 0, v = k + k_panels * k_panel, q = v + v_panels * k_panel,
-                            d_o = q + stages * k_panels * q_panel, p = d_o + stages * v_panels * q_panel,
+                            d_o = q + stages * k_panels * q_panel,
+                            p = d_o + stages * v_panels * q_panel,
                             ds = p + (keys == 64 ? 2 * keys * 128 : 0), dq = ds + 2 * keys * 128,
                             rows = dq + dq_buffers * ROWS * W * 4, bars = rows + stages * 512;
 };
@@ -83,7 +92,8 @@ struct bwd_barriers {
 };
 extern __shared__ __align__(1024) char bwd_smem[];
 
-/* Takes an item and makes the barriers, `givers` warps to each of dQ's. False: there is none left. */
+/* Takes an item and makes the barriers, `givers` warps to each of dQ's. False: there is none
+ * left. */
 __device__ __forceinline__ bool bwd_begin(const rgk_flash_bwd &p, bwd_barriers *bar, int givers) {
   if (threadIdx.x == 0) {
     bar->got = bwd_find_item(p, atomicAdd(p.ticket + p.pass, 1u), &bar->item);
@@ -107,7 +117,8 @@ __device__ __forceinline__ bool bwd_begin(const rgk_flash_bwd &p, bwd_barriers *
 
 /* One thread: loads the keys, then the queries step by step. */
 template <class L>
-__device__ __forceinline__ void bwd_load(const rgk_flash_bwd &p, const bwd_item &x, bwd_barriers *bar) {
+__device__ __forceinline__ void bwd_load(const rgk_flash_bwd &p, const bwd_item &x,
+                                         bwd_barriers *bar) {
   const int k_row = (int)(x.s.k_begin + (int64_t)x.tile * L::key_rows);
   bar_expect(&bar->kv, (L::k_panels + L::v_panels) * L::k_panel);
   for (int i = 0; i < L::k_panels; i++)
@@ -125,8 +136,8 @@ __device__ __forceinline__ void bwd_load(const rgk_flash_bwd &p, const bwd_item 
     bar_expect(&bar->q_full[at.stage], L::k_panels * L::q_panel + 512);
     for (int i = 0; i < L::k_panels; i++)
       tma_load(q + i * L::q_panel, &p.q, &bar->q_full[at.stage], 64 * i, head, row);
-    bulk_load(bwd_smem + L::rows + at.stage * 512, p.rows + ((slot0 + w.m) * p.a.H + head) * 128, 512,
-              &bar->q_full[at.stage]);
+    bulk_load(bwd_smem + L::rows + at.stage * 512, p.rows + ((slot0 + w.m) * p.a.H + head) * 128,
+              512, &bar->q_full[at.stage]);
     bar_wait(&bar->o_empty[at.stage], at.parity ^ 1);
     bar_expect(&bar->o_full[at.stage], L::v_panels * L::q_panel);
     for (int i = 0; i < L::v_panels; i++)
@@ -136,12 +147,12 @@ __device__ __forceinline__ void bwd_load(const rgk_flash_bwd &p, const bwd_item 
 
 /* ---- dQ ---- */
 
-/* Two threads, for even and odd steps, have the copy engine add dQ, `panels` of 64 columns, to memory when it is this
- * tile's turn, and tell when that is done. Panels of a step share a barrier by `each`; its barriers are
- * full[2 odd + panel / each]. */
+/* Two threads, for even and odd steps, have the copy engine add dQ, `panels` of 64 columns, to
+ * memory when it is this tile's turn, and tell when that is done. Panels of a step share a barrier
+ * by `each`; its barriers are full[2 odd + panel / each]. */
 template <int panels, int each>
-__device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, const char *from, uint64_t *full,
-                                       uint64_t *empty, int odd) {
+__device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x, const char *from,
+                                       uint64_t *full, uint64_t *empty, int odd) {
   const int64_t slot0 = x.s.q_begin / ROWS + x.b;
   uint32_t parity = 0;
   walk w(p.a, x);
@@ -154,7 +165,8 @@ __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x
     if (turn > 0) await(done, (uint32_t)turn), proxy_fence_all();
 #pragma unroll
     for (int j = 0; j < panels; j++) {
-      float *to = p.dq + (((int64_t)(head - p.kh0 * p.a.G) * panels + j) * p.a.T + x.s.q_begin + i) * 64;
+      float *to =
+          p.dq + (((int64_t)(head - p.kh0 * p.a.G) * panels + j) * p.a.T + x.s.q_begin + i) * 64;
       if (j % each == 0) bar_wait(&full[2 * odd + j / each], parity);
       if (turn > 0)
         bulk_add(to, from + j * ROWS * 256, n * 256);
@@ -179,18 +191,21 @@ __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x
 
 /* What the warpgroup does that does not compute: three of its threads load and add. */
 template <class L, int each>
-__device__ __forceinline__ void bwd_serve(const rgk_flash_bwd &p, const bwd_item &x, bwd_barriers *bar) {
+__device__ __forceinline__ void bwd_serve(const rgk_flash_bwd &p, const bwd_item &x,
+                                          bwd_barriers *bar) {
   const int t = threadIdx.x % 128;
   if (x.m0 >= x.m1) return;
   if (t == 0) bwd_load<L>(p, x, bar);
   if (t == 32 || t == 64)
-    add_dq<L::k_panels, each>(p, x, bwd_smem + L::dq + (t == 64 ? L::dq_buffers - 1 : 0) * L::k_panels * ROWS * 256,
-                              bar->dq_full, bar->dq_empty, t == 64);
+    add_dq<L::k_panels, each>(
+        p, x, bwd_smem + L::dq + (t == 64 ? L::dq_buffers - 1 : 0) * L::k_panels * ROWS * 256,
+        bar->dq_full, bar->dq_empty, t == 64);
 }
 
 /* ---- tiles, dK and dV ---- */
 
-/* Rows [n, count) of a tile of `panels` panels become zero: they belong to others, and 0 * NaN is NaN. */
+/* Rows [n, count) of a tile of `panels` panels become zero: they belong to others, and 0 * NaN is
+ * NaN. */
 template <int panels, int count> __device__ __forceinline__ void zero_rows(char *at, int n, int t) {
   for (int i = t; i < panels * (count - n) * 8; i += 256) {
     const int row = n + i / 8 % (count - n), panel = i / 8 / (count - n);
@@ -225,7 +240,8 @@ __device__ __forceinline__ bwd_sum bwd_sum_of(const rgk_flash_bwd &p, const bwd_
 }
 
 /* A warpgroup's sum of dK or dV: `add`s what is there, `leave`s the sum there. */
-template <int N> __device__ __forceinline__ void hand_on(float (&d)[N], float4 *sum, bool add, bool leave, int t) {
+template <int N>
+__device__ __forceinline__ void hand_on(float (&d)[N], float4 *sum, bool add, bool leave, int t) {
 #pragma unroll
   for (int j = 0; j < N / 4; j++) {
     float4 *at = sum + j * 128 + t;
@@ -239,14 +255,14 @@ template <int N> __device__ __forceinline__ void hand_on(float (&d)[N], float4 *
 }
 
 /* Before and after a warpgroup's hand_on of a tile of several chunks. bwd_handed: was that all? */
-__device__ __forceinline__ void bwd_await_turn(const rgk_flash_bwd &p, const bwd_item &x, const bwd_sum &sum, int wg,
-                                               int t) {
+__device__ __forceinline__ void bwd_await_turn(const rgk_flash_bwd &p, const bwd_item &x,
+                                               const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1 || x.turn == 0) return;
   if (t == 0) await(sum.done, (uint32_t)x.turn);
   named_sync(3 + wg, 128);
 }
-__device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_item &x, const bwd_sum &sum, int wg,
-                                           int t) {
+__device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_item &x,
+                                           const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1) return true;
   if (x.turn == x.turns - 1) return false;
   __threadfence();
@@ -256,8 +272,9 @@ __device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_ite
 }
 
 template <int N>
-__device__ __forceinline__ void put_keys(const float (&d)[N], const rgk_tensor &x, int64_t row, int kh, int keys,
-                                         int key, int first, int width, float scale, bool add, int t) {
+__device__ __forceinline__ void put_keys(const float (&d)[N], const rgk_tensor &x, int64_t row,
+                                         int kh, int keys, int key, int first, int width,
+                                         float scale, bool add, int t) {
 #pragma unroll
   for (int j = 0; j < N / 4; j++) {
     const int c = first + 8 * j + 2 * (t & 3);

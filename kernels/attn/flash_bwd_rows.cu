@@ -1,5 +1,6 @@
-/* kernels/attn/flash_bwd_rows.cu: what surrounds flash_bwd's main kernel: delta = rowsum(o d_o) - d_lse and lse in
- * base 2, laid out by tiles; dQ's rounding; d_sinks = - sum of exp(sink - lse) delta; zeros for dead rows.
+/* kernels/attn/flash_bwd_rows.cu: what surrounds flash_bwd's main kernel: delta = rowsum(o d_o) -
+   d_lse and lse in base 2, laid out by tiles; dQ's rounding; d_sinks = - sum of exp(sink - lse)
+   delta; zeros for dead rows.
  */
 #include "../device/element.cuh"
 #include "flash_bwd.cuh"
@@ -10,7 +11,8 @@ namespace {
 
 constexpr int ROWS = RGK_FLASH_BWD_ROWS, HEADS = RGK_FLASH_BWD_HEADS;
 
-/* ---- prepare: block 0 counts items, the next `zero_blocks` clear, the others do a tile of queries each ---- */
+/* ---- prepare: block 0 counts items, the next `zero_blocks` clear, the others do a tile of queries
+ * each */
 
 __device__ void count_items(const rgk_flash_bwd &p) {
   __shared__ int items[256], tiles[256];
@@ -35,7 +37,8 @@ __device__ void count_items(const rgk_flash_bwd &p) {
       items[t] += u, tiles[t] += v;
       __syncthreads();
     }
-    if (b0 + t < n) p.items[b0 + t + 1] = before[0] + items[t], p.kv_before[b0 + t + 1] = before[1] + tiles[t];
+    if (b0 + t < n)
+      p.items[b0 + t + 1] = before[0] + items[t], p.kv_before[b0 + t + 1] = before[1] + tiles[t];
     __syncthreads();
     if (t == 255) before[0] += items[t], before[1] += tiles[t];
   }
@@ -53,7 +56,7 @@ __device__ bool key_row_live(const rgk_attn &a, int64_t r) {
   }
   if (hi < 0) return false;
   const int64_t begin = seq_start(a.kseqs, lo), n = seq_start(a.kseqs, lo + 1) - begin;
-  return n >= a.kernel && r - begin / a.stride < (n - a.kernel) / a.stride + 1;
+  return r - begin / a.stride < blocks_in(n, a.kernel, a.stride);
 }
 
 __device__ void zero_row(const rgk_tensor &x, int64_t r, int heads, int width) {
@@ -83,8 +86,8 @@ template <class T> __device__ __forceinline__ float dot8(const T *x, const T *y)
 }
 
 /* Row r of a tile of n: its lse, which is returned, and what is left of `sum` without d_lse. */
-__device__ __forceinline__ float put_row(const rgk_attn &a, float *lse2, float *delta, int r, int n, int64_t row, int h,
-                                         float sum) {
+__device__ __forceinline__ float put_row(const rgk_attn &a, float *lse2, float *delta, int r, int n,
+                                         int64_t row, int h, float sum) {
   float lse = -INFINITY;
   if (r < n) {
     lse = ((const float *)a.lse.data)[row * a.lse.row + h * a.lse.head];
@@ -109,7 +112,8 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
   const int64_t row = x.begin + x.first;
   const float *given = (const float *)a.delta.data + row * a.delta.row + h * a.delta.head;
   if (a.delta.data && !p.sink) {
-    for (int r = lane; r < ROWS && live; r += 32) put_row(a, lse2, out, r, x.n, row + r, h, r < x.n ? given[r * a.delta.row] : 0);
+    for (int r = lane; r < ROWS && live; r += 32)
+      put_row(a, lse2, out, r, x.n, row + r, h, r < x.n ? given[r * a.delta.row] : 0);
     return;
   }
 #pragma unroll 4
@@ -132,7 +136,8 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
   if (p.sink && lane == 0) p.sink[slot * a.H + h] = sink_sum;
 }
 
-template <class T> __global__ void __launch_bounds__(256) prepare(const __grid_constant__ rgk_flash_bwd p) {
+template <class T>
+__global__ void __launch_bounds__(256) prepare(const __grid_constant__ rgk_flash_bwd p) {
   const int64_t block = blockIdx.x;
   if (block == 0) {
     count_items(p);
@@ -171,7 +176,8 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
     float y[16] = {};
     if (seen) {
       const int64_t panel = (int64_t)h * (p.width / 64) + part / 4;
-      const float4 *from = (const float4 *)(p.dq + (panel * a.T + row) * 64 + (part % 4 ^ (r & 1)) * 16);
+      const float4 *from =
+          (const float4 *)(p.dq + (panel * a.T + row) * 64 + (part % 4 ^ (r & 1)) * 16);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const float4 v = __ldcs(from + j);
@@ -209,8 +215,8 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
 
 /* ---- dK and dV of sequences of several chunks: a block an eighth of a tile ---- */
 
-/* Where quad j of thread t of warpgroup wg stands in a tile of dK (of `width` columns) or dV: row `key` and 8 rows on,
- * columns c, c + 1. */
+/* Where quad j of thread t of warpgroup wg stands in a tile of dK (of `width` columns) or dV: row
+ * `key` and 8 rows on, columns c, c + 1. */
 __device__ void place(int keys, int width, int wg, int j, int t, int *key, int *c) {
   *key = 16 * (t / 32) + t % 32 / 4 + (keys == 128 ? 64 * wg : 0);
   const int panels = width / 64, whole = panels / 2;
@@ -240,7 +246,8 @@ __global__ void __launch_bounds__(256) sum_kv(const __grid_constant__ rgk_flash_
       hi = mid - 1;
   }
   const bwd_seq s = bwd_sequence(p, lo);
-  const int tile = (int)(z - p.kv_before[lo]), keys = (int)min(s.keys - (int64_t)tile * s.tile, (int64_t)s.tile);
+  const int tile = (int)(z - p.kv_before[lo]),
+            keys = (int)min(s.keys - (int64_t)tile * s.tile, (int64_t)s.tile);
   int64_t first, last;
   if (!bwd_seen_by(a, s, tile, &first, &last)) return;
   const int turns = (int)(last / s.chunk - first / s.chunk) + 1;
@@ -283,7 +290,8 @@ __global__ void __launch_bounds__(256) sum_sinks(const __grid_constant__ rgk_fla
     if (t < d) part[t] += part[t + d];
     __syncthreads();
   }
-  if (t == 0) put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, h * p.a.d_sinks.row, -part[0], p.a.acc_sinks);
+  if (t == 0)
+    put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, h * p.a.d_sinks.row, -part[0], p.a.acc_sinks);
 }
 
 } // namespace
@@ -291,6 +299,12 @@ __global__ void __launch_bounds__(256) sum_sinks(const __grid_constant__ rgk_fla
 const void *rgk_flash_bwd_prepare(rg_dtype type) {
   return type == RG_F16 ? (const void *)prepare<__half> : (const void *)prepare<__nv_bfloat16>;
 }
-const void *rgk_flash_bwd_dq(void) { return (const void *)round_dq; }
-const void *rgk_flash_bwd_kv(void) { return (const void *)sum_kv; }
-const void *rgk_flash_bwd_sinks(void) { return (const void *)sum_sinks; }
+const void *rgk_flash_bwd_dq(void) {
+  return (const void *)round_dq;
+}
+const void *rgk_flash_bwd_kv(void) {
+  return (const void *)sum_kv;
+}
+const void *rgk_flash_bwd_sinks(void) {
+  return (const void *)sum_sinks;
+}

@@ -1,21 +1,22 @@
 /* kernels/attn/flash_bwd_sm90.cu: dQ, dK, dV of swa_attn and cmp_attn on Hopper.
- *
- *   S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)
- *   dV = P^T dO    dK = scale dS^T Q    dQ = scale dS K
- *
- * A block has one item (flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a time.
- * Scores are formed transposed: each of two warpgroups owns 64 keys, so that P^T and dS^T are in the registers
- * from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared memory: dQ = dS K sums over the keys
- * of both, each forms half of its columns, a step late, so that neither waits for the other. A third warpgroup
- * lends its registers to them; one of its threads loads, two have the copy engine add dQ to memory.
- *
- * Every sum has a fixed order. dK and dV are summed over heads and queries in registers; the chunks of a
- * sequence add them up in fp32 in memory, each waiting for the one before (kv_done). dQ is summed over key
- * tiles in memory by the copy engine, each tile waiting for its right neighbour (dq_done). Items begin in an
- * order in which nobody waits for one that has not begun.
- *
- *   dQ's rows       four groups of 16 columns, group i at i ^ (row & 1); in a group the columns stand as lanes
- *                   hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
+
+     S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)
+     dV = P^T dO    dK = scale dS^T Q    dQ = scale dS K
+
+   A block has one item (flash_bwd.cuh): 128 keys, against a chunk of queries, 64 of one head at a
+   time. Scores are formed transposed: each of two warpgroups owns 64 keys, so that P^T and dS^T are
+   in the registers from which dV += P^T dO and dK += dS^T Q take them. dS^T also goes to shared
+   memory: dQ = dS K sums over the keys of both, each forms half of its columns, a step late, so
+   that neither waits for the other. A third warpgroup lends its registers to them; one of its
+   threads loads, two have the copy engine add dQ to memory.
+
+   Every sum has a fixed order. dK and dV are summed over heads and queries in registers; the chunks
+   of a sequence add them up in fp32 in memory, each waiting for the one before (kv_done). dQ is
+   summed over key tiles in memory by the copy engine, each tile waiting for its right neighbour
+   (dq_done). Items begin in an order in which nobody waits for one that has not begun.
+
+     dQ's rows       four groups of 16 columns, group i at i ^ (row & 1); in a group the columns
+                     stand as lanes hold them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
  */
 #include "flash_bwd_parts.cuh"
 
@@ -27,7 +28,8 @@ constexpr int KEYS = 128;
 template <int W> using plan = bwd_plan<KEYS, W, W>;
 
 template <class T, int W>
-__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x, bwd_barriers *bar, int wg, int t) {
+__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x,
+                                        bwd_barriers *bar, int wg, int t) {
   using L = plan<W>;
   const rgk_attn &a = p.a;
   const int lane = t & 31, warp = t >> 5, both = 128 * wg + t;
@@ -42,15 +44,16 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
   const int steps = (x.m1 - x.m0) * a.G;
   if (steps > 0) {
     float s[32];
-    auto scores = [&](int stage) { /* S^T = K Q^T */
-      const uint32_t Q = base + L::q + stage * L::k_panels * L::q_panel;
-      wgmma_fence();
+    auto scores =
+        [&](int stage) { /* S^T = K Q^T */
+                         const uint32_t Q = base + L::q + stage * L::k_panels * L::q_panel;
+                         wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < W / 16; i++)
-        wgmma<T, 64>::ss(s, desc_k(K + i / 4 * L::k_panel + i % 4 * 32),
-                         desc_k(Q + i / 4 * L::q_panel + i % 4 * 32), i > 0);
-      wgmma_commit();
-    };
+                         for (int i = 0; i < W / 16; i++)
+                           wgmma<T, 64>::ss(s, desc_k(K + i / 4 * L::k_panel + i % 4 * 32),
+                                            desc_k(Q + i / 4 * L::q_panel + i % 4 * 32), i > 0);
+                         wgmma_commit();
+        };
 
     /* dQ = dS K of step i, this warpgroup's half of the columns */
     auto queries = [&](float(&dq)[W / 4], int i) {
@@ -65,7 +68,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     };
     auto give = [&](const float(&dq)[W / 4], int i) {
       const int panel = W == 64 ? 0 : wg;
-      const uint32_t row = base + L::dq + ((i & 1) * L::k_panels + panel) * ROWS * 256 + (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
+      const uint32_t row = base + L::dq + ((i & 1) * L::k_panels + panel) * ROWS * 256 +
+                           (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
       bar_wait(&bar->dq_empty[(i & 1) * 2 + panel], i >> 1 & 1 ^ 1);
 #pragma unroll
       for (int j = 0; j < W / 32; j++) {
@@ -93,7 +97,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     for (int i = 0; i < steps; i++) {
       const uint32_t stage = i & 1, parity = i >> 1 & 1;
       const uint32_t Q = base + L::q + stage * L::k_panels * L::q_panel,
-                     dO = base + L::d_o + stage * L::k_panels * L::q_panel, dS = base + L::ds + stage * KEYS * 128;
+                     dO = base + L::d_o + stage * L::k_panels * L::q_panel,
+                     dS = base + L::ds + stage * KEYS * 128;
       const uint32_t lse = base + L::rows + stage * 512 + (lane & 3) * 8, delta = lse + 256;
       const bool masked = bar->steps[stage].masked;
 
@@ -129,7 +134,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
         const int apart = a.mode == RGK_CMP ? a.stride : 1;
 #pragma unroll
         for (int g = 0; g < 2; g++) { /* keys `key` and key + 8 */
-          const int k = key + 8 * g, c0 = 2 * (lane & 3), from = (k < keys ? x.from + k * apart : ROWS) - c0,
+          const int k = key + 8 * g, c0 = 2 * (lane & 3),
+                    from = (k < keys ? x.from + k * apart : ROWS) - c0,
                     upto = min(x.n, x.upto + k) - c0;
 #pragma unroll
           for (int j = 0; j < 8; j++) {
@@ -149,14 +155,16 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 
       float dq[W / 4];
       if (i > 0) bar_wait(&bar->ds_full[stage ^ 1], (i - 1) >> 1 & 1);
-      queries(dq, i + 1); /* of step i - 1; before the first step: of whatever is there, for nothing */
+      /* of step i - 1; before the first step: of whatever is there, for nothing */
+      queries(dq, i + 1);
 
       wgmma_wait<2>();
       wgmma_keep(dp);
       uint32_t ds[16];
 #pragma unroll
       for (int j = 0; j < 8; j++) {
-        const float2 l = read2(delta + 32 * j), p0 = unpack2<T>(pt[2 * j]), p1 = unpack2<T>(pt[2 * j + 1]);
+        const float2 l = read2(delta + 32 * j), p0 = unpack2<T>(pt[2 * j]),
+                     p1 = unpack2<T>(pt[2 * j + 1]);
         ds[2 * j] = pack2<T>(p0.x * (dp[4 * j] - l.x), p0.y * (dp[4 * j + 1] - l.y));
         ds[2 * j + 1] = pack2<T>(p1.x * (dp[4 * j + 2] - l.x), p1.y * (dp[4 * j + 3] - l.y));
       }
@@ -215,7 +223,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 }
 
 template <class T, int W>
-__global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd(const __grid_constant__ rgk_flash_bwd p) {
+__global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1)
+    flash_bwd(const __grid_constant__ rgk_flash_bwd p) {
   bwd_barriers *bar = (bwd_barriers *)(bwd_smem + plan<W>::bars);
   if (!bwd_begin(p, bar, W == 64 ? 8 : 4)) return;
   const bwd_item &x = bar->item;
@@ -232,7 +241,7 @@ __global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd(const __gr
 } // namespace
 
 const void *rgk_flash_bwd_main(rg_dtype type, int32_t width) {
-#define INSTANCE(t, T, w)                                                                                    \
+#define INSTANCE(t, T, w) \
   if (type == t && width == w) return (const void *)flash_bwd<T, w>;
   INSTANCE(RG_BF16, __nv_bfloat16, 128)
   INSTANCE(RG_BF16, __nv_bfloat16, 64)

@@ -1,9 +1,10 @@
-/* kernels/attn/flash_bwd_wide_sm90.cu: flash_bwd for heads wider than 128, whose sums do not fit flash_bwd_sm90.cu's
- * cut: tiles of 64 keys, and both warpgroups work on all of them.
- *
- *   S^T, dP^T, dS^T [64 keys, 64 queries]   each warpgroup forms 32 queries' columns; P^T and dS^T go to shared memory
- *   dV, dK, dQ                              each warpgroup sums half of the columns: panels of 64, of an odd number
- *                                           the middle one is shared
+/* kernels/attn/flash_bwd_wide_sm90.cu: flash_bwd for heads wider than 128, whose sums do not fit
+   flash_bwd_sm90.cu's cut: tiles of 64 keys, and both warpgroups work on all of them.
+
+     S^T, dP^T, dS^T [64 keys, 64 queries]   each warpgroup forms 32 queries' columns; P^T and dS^T
+                                             go to shared memory
+     dV, dK, dQ                              each warpgroup sums half of the columns: panels of
+                                             64, of an odd number the middle one is shared
  */
 #include "flash_bwd_parts.cuh"
 
@@ -14,7 +15,8 @@ namespace {
 
 constexpr int KEYS = 64;
 
-/* Half of the columns of a matrix of `panels` panels, as accumulators: whole panels, and half of the middle one. */
+/* Half of the columns of a matrix of `panels` panels, as accumulators: whole panels, and half of
+ * the middle one. */
 template <class T, int panels> struct half {
   static constexpr int whole = panels / 2, odd = panels % 2;
   float a[32 * whole], b[odd ? 16 : 4];
@@ -26,13 +28,16 @@ template <class T, int panels> struct half {
   __device__ __forceinline__ static int first(int wg) { return wg ? panels - whole : 0; }
 
   /* += A B over 64 of k; A: `a_mn` or not, B: rows of k, panels of 8192 bytes. */
-  template <bool a_mn> __device__ __forceinline__ void add(uint32_t A, uint32_t B, int wg, bool fresh) {
+  template <bool a_mn>
+  __device__ __forceinline__ void add(uint32_t A, uint32_t B, int wg, bool fresh) {
     const uint32_t at = B + first(wg) * 8192, mid = B + whole * 8192 + wg * 64;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const uint64_t x = a_mn ? desc_mn(A + k * 2048, 8192) : desc_k(A + k * 32);
-      wgmma<T, 64 * whole>::template ss<a_mn, true>(a, x, desc_mn(at + k * 2048, 8192), !fresh || k > 0);
-      if constexpr (odd) wgmma<T, 32>::template ss<a_mn, true>(b, x, desc_mn(mid + k * 2048, 8192), !fresh || k > 0);
+      wgmma<T, 64 * whole>::template ss<a_mn, true>(a, x, desc_mn(at + k * 2048, 8192),
+                                                    !fresh || k > 0);
+      if constexpr (odd)
+        wgmma<T, 32>::template ss<a_mn, true>(b, x, desc_mn(mid + k * 2048, 8192), !fresh || k > 0);
     }
   }
   __device__ __forceinline__ void keep() {
@@ -40,20 +45,25 @@ template <class T, int panels> struct half {
     wgmma_keep(b);
   }
   /* Registers of a thread, in units of four. */
-  __device__ __forceinline__ static constexpr int quads() { return 8 * whole + 4 * odd; }
+  __device__ __forceinline__ static constexpr int quads() {
+    return 8 * whole + 4 * odd;
+  }
   __device__ __forceinline__ void hand(float4 *sum, bool add_to, bool leave, int t) {
     hand_on(a, sum, add_to, leave, t);
     if constexpr (odd) hand_on(b, sum + 8 * whole * 128, add_to, leave, t);
   }
-  __device__ __forceinline__ void put(const rgk_tensor &y, int64_t row, int kh, int keys, int key, int width,
-                                      float scale, bool add_to, int wg, int t) const {
+  __device__ __forceinline__ void put(const rgk_tensor &y, int64_t row, int kh, int keys, int key,
+                                      int width, float scale, bool add_to, int wg, int t) const {
     put_keys(a, y, row, kh, keys, key, first(wg) * 64, width, scale, add_to, t);
-    if constexpr (odd) put_keys(b, y, row, kh, keys, key, whole * 64 + wg * 32, width, scale, add_to, t);
+    if constexpr (odd)
+      put_keys(b, y, row, kh, keys, key, whole * 64 + wg * 32, width, scale, add_to, t);
   }
 };
 
 /* 16 columns a time of dQ [64, 64 of a panel] from group g on. */
-template <int N> __device__ __forceinline__ void give(const float (&d)[N], uint32_t panel, int g, int lane, int warp) {
+template <int N>
+__device__ __forceinline__ void give(const float (&d)[N], uint32_t panel, int g, int lane,
+                                     int warp) {
   const uint32_t row = panel + (16 * warp + lane / 4) * 256 + (lane & 3) * 16;
 #pragma unroll
   for (int j = 0; j < N / 8; j++) {
@@ -64,7 +74,8 @@ template <int N> __device__ __forceinline__ void give(const float (&d)[N], uint3
 }
 
 template <class T, class L>
-__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x, bwd_barriers *bar, int wg, int t) {
+__device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &x,
+                                        bwd_barriers *bar, int wg, int t) {
   const rgk_attn &a = p.a;
   const int lane = t & 31, warp = t >> 5, both = 128 * wg + t;
   const uint32_t base = smem_at(bwd_smem), K = base + L::k, V = base + L::v;
@@ -91,9 +102,10 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
   ring<L::stages> at;
   for (int i = 0; i < steps; i++, at.next()) {
     const uint32_t Q = base + L::q + at.stage * L::k_panels * L::q_panel,
-                   dO = base + L::d_o + at.stage * L::v_panels * L::q_panel, P = base + L::p + (i & 1) * 8192,
-                   dS = base + L::ds + (i & 1) * 8192;
-    const uint32_t lse = base + L::rows + at.stage * 512 + wg * 128 + (lane & 3) * 8, delta = lse + 256;
+                   dO = base + L::d_o + at.stage * L::v_panels * L::q_panel,
+                   P = base + L::p + (i & 1) * 8192, dS = base + L::ds + (i & 1) * 8192;
+    const uint32_t lse = base + L::rows + at.stage * 512 + wg * 128 + (lane & 3) * 8,
+                   delta = lse + 256;
     bar_wait(&bar->q_full[at.stage], at.parity);
     bar_wait(&bar->o_full[at.stage], at.parity);
     const step st = bar->steps[at.stage];
@@ -107,13 +119,13 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4 * L::k_panels; k++)
-      wgmma<T, 32>::ss(s, desc_k(K + k / 4 * 8192 + k % 4 * 32), desc_k(Q + wg * 4096 + k / 4 * 8192 + k % 4 * 32),
-                       k > 0);
+      wgmma<T, 32>::ss(s, desc_k(K + k / 4 * 8192 + k % 4 * 32),
+                       desc_k(Q + wg * 4096 + k / 4 * 8192 + k % 4 * 32), k > 0);
     wgmma_commit();
 #pragma unroll
     for (int k = 0; k < 4 * L::v_panels; k++)
-      wgmma<T, 32>::ss(dp, desc_k(V + k / 4 * 8192 + k % 4 * 32), desc_k(dO + wg * 4096 + k / 4 * 8192 + k % 4 * 32),
-                       k > 0);
+      wgmma<T, 32>::ss(dp, desc_k(V + k / 4 * 8192 + k % 4 * 32),
+                       desc_k(dO + wg * 4096 + k / 4 * 8192 + k % 4 * 32), k > 0);
     wgmma_commit();
     wgmma_wait<1>();
     wgmma_keep(s);
@@ -130,7 +142,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 #pragma unroll
       for (int g = 0; g < 2; g++) { /* keys `key` and key + 8 */
         const int k = key + 8 * g, c0 = 32 * wg + 2 * (lane & 3),
-                  from = (k < keys ? st.from + k * apart : ROWS) - c0, upto = min(st.n, st.upto + k) - c0;
+                  from = (k < keys ? st.from + k * apart : ROWS) - c0,
+                  upto = min(st.n, st.upto + k) - c0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
@@ -155,8 +168,9 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
         const uint32_t to = row * 128 + ((4 * wg + 2 * k + (lane >> 4)) ^ (row & 7)) * 16;
         write_tiles(P + to, pack2<T>(s[8 * k], s[8 * k + 1]), pack2<T>(s[8 * k + 2], s[8 * k + 3]),
                     pack2<T>(s[8 * k + 4], s[8 * k + 5]), pack2<T>(s[8 * k + 6], s[8 * k + 7]));
-        write_tiles(dS + to, pack2<T>(dp[8 * k], dp[8 * k + 1]), pack2<T>(dp[8 * k + 2], dp[8 * k + 3]),
-                    pack2<T>(dp[8 * k + 4], dp[8 * k + 5]), pack2<T>(dp[8 * k + 6], dp[8 * k + 7]));
+        write_tiles(dS + to, pack2<T>(dp[8 * k], dp[8 * k + 1]),
+                    pack2<T>(dp[8 * k + 2], dp[8 * k + 3]), pack2<T>(dp[8 * k + 4], dp[8 * k + 5]),
+                    pack2<T>(dp[8 * k + 6], dp[8 * k + 7]));
       }
     }
     proxy_fence();
@@ -195,7 +209,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 }
 
 template <class T, class L>
-__global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd_wide(const __grid_constant__ rgk_flash_bwd p) {
+__global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1)
+    flash_bwd_wide(const __grid_constant__ rgk_flash_bwd p) {
   bwd_barriers *bar = (bwd_barriers *)(bwd_smem + L::bars);
   if (!bwd_begin(p, bar, 8)) return;
   const bwd_item &x = bar->item;
@@ -213,7 +228,7 @@ __global__ void __launch_bounds__(RGK_FLASH_BWD_THREADS, 1) flash_bwd_wide(const
 #endif
 
 const void *rgk_flash_bwd_wide(rg_dtype type, int32_t width) {
-#define INSTANCE(t, T, w, e)                                                                                 \
+#define INSTANCE(t, T, w, e) \
   if (type == t && width == w) return (const void *)flash_bwd_wide<T, bwd_plan<KEYS, w, e>>;
 #ifndef RGK_DEV
   INSTANCE(RG_BF16, __nv_bfloat16, 192, 128)

@@ -1,27 +1,31 @@
 /* kernels/attn/flash_fwd_sm90.cuh: attention forward on Hopper for swa and cmp.
- *
- *     s = scale · q kᵀ (capped), masked to lo(row) … hi(row)     p = exp(s − m)     o = Σ p v / Σ p
- *
- * A job is one tile of query rows of one head; its warpgroups own 64 rows each. Blocks stay and take jobs by a
- * fixed rule. A producer thread finds them, hands them out beside their q, and copies K and V tiles through
- * rings of two stages, from the last key tile to the first; it runs ahead into the next job while one ends.
- *
- *   warpgroup, per key tile j:   start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
- *                                await s'; mask; m, p from s'          (while o += p v runs, and the tensor
- *                                await o; rescale it where m moved     cores serve the other warpgroups)
- *
- * A baton of named barriers has the warpgroups start their products in turn, so that one does its softmax
- * while another multiplies. Each warp's 16 rows of o leave through shared memory by the copy engine.
- *
- * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
- * two, which almost never happens after the first tile; p then stays below 2^LAZY. Whether it moves depends on
- * that row alone, so neighbours change no bit.
- *
- * Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
- *     | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs | barriers |
- * Where o does not fit, it goes through q's room (width 256).
- * A last K/V tile may hang over the sequence's end. Keys there are masked; rows of V there are cleared by each
- * warpgroup before it multiplies, since 0 · NaN would spread.
+
+       s = scale · q kᵀ (capped), masked to lo(row) … hi(row)     p = exp(s − m)     o = Σ p v / Σ p
+
+   A job is one tile of query rows of one head; its warpgroups own 64 rows each. Blocks stay and
+   take jobs by a fixed rule. A producer thread finds them, hands them out beside their q, and
+   copies K and V tiles through rings of two stages, from the last key tile to the first; it runs
+   ahead into the next job while one ends.
+
+     warpgroup, per key tile j:
+       start  s' = q k[j]ᵀ,  o += p v[j+1]   (asynchronous, in this order)
+       await s'; mask; m, p from s'          (while o += p v runs, and the tensor cores
+       await o; rescale it where m moved     serve the other warpgroups)
+
+   A baton of named barriers has the warpgroups start their products in turn, so that one does its
+   softmax while another multiplies. Each warp's 16 rows of o leave through shared memory by the
+   copy engine.
+
+   m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY
+   powers of two, which almost never happens after the first tile; p then stays below 2^LAZY.
+   Whether it moves depends on that row alone, so neighbours change no bit.
+
+   Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
+       | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
+       | barriers |
+   Where o does not fit, it goes through q's room (width 256). A last K/V tile may hang over the
+   sequence's end. Keys there are masked; rows of V there are cleared by each warpgroup before it
+   multiplies, since 0 · NaN would spread.
  */
 #pragma once
 #include "../device/element.cuh"
@@ -42,9 +46,10 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   static constexpr int BOX = RGK_FLASH_BOX, ROWS = GROUPS * BOX, STAGES = 2;
   static constexpr int THREADS = (GROUPS + 1) * 128;
   static constexpr int DP = (D + 63) / 64, EP = (E + 63) / 64; /* panels */
-  static constexpr uint32_t Q = BOX * 128, KV = N * 128;        /* bytes of a panel */
+  static constexpr uint32_t Q = BOX * 128, KV = N * 128;       /* bytes of a panel */
   static constexpr bool OWN_O = RGK_FLASH_OWN_O(D, E, GROUPS, N);
-  static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200; /* s, o, p and q of a thread */
+  /* s, o, p and q of a thread */
+  static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200;
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
 };
 
@@ -79,8 +84,8 @@ __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
   return p.mode == RGK_CMP || p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
 }
 
-/* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a sequence come
- * first). False: nothing to do. */
+/* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a
+ * sequence come first). False: nothing to do. */
 template <class C>
 __device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &j, int &key_row) {
   const int slot = rgk_over(i, p.by_heads);
@@ -111,7 +116,8 @@ __device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &
 
 /* ---- load ---- */
 
-template <class C> __device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
+template <class C>
+__device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
   ring<C::STAGES> k, v;
   uint32_t q_parity = 0;
   job j;
@@ -120,14 +126,16 @@ template <class C> __device__ __forceinline__ void produce(const rgk_flash_param
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
     bar_expect(&s.k_full[k.stage], C::DP * C::KV);
     for (int x = 0; x < C::DP; x++)
-      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head, key_row + t * C::N);
+      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
+               key_row + t * C::N);
     k.next();
   };
   auto load_v = [&](int t) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
     bar_expect(&s.v_full[v.stage], C::EP * C::KV);
     for (int x = 0; x < C::EP; x++)
-      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head, key_row + t * C::N);
+      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
+               key_row + t * C::N);
     v.next();
   };
   auto hand_out = [&]() {
@@ -140,7 +148,8 @@ template <class C> __device__ __forceinline__ void produce(const rgk_flash_param
       }
       bar_expect(&s.q_full[g], C::DP * C::Q);
       for (int x = 0; x < C::DP; x++)
-        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head, j.token + g * C::BOX, l2::evict_first);
+        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head, j.token + g * C::BOX,
+                 l2::evict_first);
     }
     q_parity ^= 1;
   };
@@ -173,9 +182,9 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/* The rows of q that a thread multiplies: where a warpgroup's are in shared memory, or, where registers allow,
- * its warp's 16 rows as the A of D / 16 steps. That saves a third of the traffic of q kᵀ, and q's room is free
- * for the next job. */
+/* The rows of q that a thread multiplies: where a warpgroup's are in shared memory, or, where
+ * registers allow, its warp's 16 rows as the A of D / 16 steps. That saves a third of the traffic
+ * of q kᵀ, and q's room is free for the next job. */
 template <class C, bool = C::Q_REGS> struct query_of { using type = uint32_t; };
 template <class C> struct query_of<C, true> { using type = uint32_t[C::D / 4]; };
 template <class C> using query = typename query_of<C>::type;
@@ -191,20 +200,23 @@ template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4
                  : "memory");
 }
 /* s = q kᵀ */
-template <class C> __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q, uint32_t k) {
+template <class C>
+__device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q, uint32_t k) {
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++) {
     const uint64_t at = desc_k(k + x / 4 * C::KV + x % 4 * 32);
     if constexpr (C::Q_REGS)
       wgmma<typename C::type, C::N>::template rs<>(s, q + 4 * x, at, x > 0);
     else
-      wgmma<typename C::type, C::N>::template ss<>(s, desc_k(q + x / 4 * C::Q + x % 4 * 32), at, x > 0);
+      wgmma<typename C::type, C::N>::template ss<>(s, desc_k(q + x / 4 * C::Q + x % 4 * 32), at,
+                                                   x > 0);
   }
   wgmma_commit();
 }
 /* o += p v */
 template <class C>
-__device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&p)[C::N / 4], uint32_t v) {
+__device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&p)[C::N / 4],
+                                         uint32_t v) {
 #pragma unroll
   for (int x = 0; x < C::N / 16; x++)
     wgmma<typename C::type, C::E>::template rs<true>(o, p + 4 * x, desc_mn(v + x * 2048, C::KV), 1);
@@ -213,13 +225,15 @@ __device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&
 
 /* The two rows that a thread holds of each product. */
 struct thread_rows {
-  int lo[2], hi[2];   /* keys they see, relative to the thread's first column */
+  int lo[2], hi[2];      /* keys they see, relative to the thread's first column */
   int lo_last, hi_first; /* what all rows of the warp see, absolute */
-  float m[2], l[2];   /* reference, raw; this thread's share of the sum */
+  float m[2], l[2];      /* reference, raw; this thread's share of the sum */
 };
 
-/* Columns outside lo … hi become −inf. Blocks of 32 columns that all rows of the warp see, or none, go quickly. */
-template <int n> __device__ __forceinline__ void mask(float (&s)[n], const thread_rows &r, int key) {
+/* Columns outside lo … hi become −inf. Blocks of 32 columns that all rows of the warp see, or none,
+ * go quickly. */
+template <int n>
+__device__ __forceinline__ void mask(float (&s)[n], const thread_rows &r, int key) {
   const int lo[2] = {r.lo[0] - key, r.lo[1] - key}, hi[2] = {r.hi[0] - key, r.hi[1] - key};
   const int lo_last = r.lo_last - key, hi_first = r.hi_first - key;
 #pragma unroll
@@ -228,20 +242,23 @@ template <int n> __device__ __forceinline__ void mask(float (&s)[n], const threa
     if (b < lo_last || end - 1 > hi_first) {
 #pragma unroll
       for (int i = b / 2; i < end / 2; i++)
-        if (i / 4 * 8 + i % 2 > hi[i / 2 % 2] || i / 4 * 8 + i % 2 < lo[i / 2 % 2]) s[i] = -INFINITY;
+        if (i / 4 * 8 + i % 2 > hi[i / 2 % 2] || i / 4 * 8 + i % 2 < lo[i / 2 % 2])
+          s[i] = -INFINITY;
     }
   }
 }
 
 /* s → p, unrounded; l grows; scale: what o must be multiplied by. `c`: s to powers of two. */
 template <class C, bool first>
-__device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, float (&scale)[2], float c, int key) {
+__device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, float (&scale)[2],
+                                        float c, int key) {
   if (key < r.lo_last || key + C::N - 1 > r.hi_first) mask(s, r, key);
 #pragma unroll
   for (int y = 0; y < 2; y++) {
     float a = s[2 * y], b = s[2 * y + 1];
 #pragma unroll
-    for (int i = 1; i < C::N / 8; i++) a = fmaxf(a, s[4 * i + 2 * y]), b = fmaxf(b, s[4 * i + 2 * y + 1]);
+    for (int i = 1; i < C::N / 8; i++)
+      a = fmaxf(a, s[4 * i + 2 * y]), b = fmaxf(b, s[4 * i + 2 * y + 1]);
     const float top = quad_max(fmaxf(a, b)), old = r.m[y];
     if (first) {
       r.m[y] = top;
@@ -267,8 +284,8 @@ __device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, fl
   }
 }
 
-/* c·tanh(s·scale / c), `to` = 2·scale / c in powers of two: 1 − 2 / (1 + e^2x) keeps the absolute error near
- * 1e-7 c. */
+/* c·tanh(s·scale / c), `to` = 2·scale / c in powers of two: 1 − 2 / (1 + e^2x) keeps the absolute
+ * error near 1e-7 c. */
 template <int n> __device__ __forceinline__ void cap(float (&s)[n], float to, float softcap) {
 #pragma unroll
   for (int i = 0; i < n; i++) s[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(s[i] * to)));
@@ -293,18 +310,21 @@ template <class C> __device__ __forceinline__ void clear_tail(char *v, int from,
 
 /* ---- epilogue ---- */
 
-/* Four 8 by 8 matrices, one word of each from every lane; the lane's address is of row l%8 of matrix l/8. */
+/* Four 8 by 8 matrices, one word of each from every lane; the lane's address is of row l%8 of
+ * matrix l/8. */
 __device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(w[0]),
-               "r"(w[1]), "r"(w[2]), "r"(w[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
                : "memory");
 }
 
 /* Turns sums into averages, with the sink, and finds lse. */
 template <class C>
-__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, float (&o)[C::E / 2],
-                                        const thread_rows &r, float c, float (&lse)[2]) {
-  const float sink = p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY;
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
+                                        float (&o)[C::E / 2], const thread_rows &r, float c,
+                                        float (&lse)[2]) {
+  const float sink =
+      p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
     const row_end end = finish_row(r.m[y] * c, quad_sum(r.l[y]), sink);
@@ -318,33 +338,38 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
 }
 
 /* `row`: of the thread's first row, inside the tile. */
-__device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row, const float (&lse)[2]) {
+__device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row,
+                                          const float (&lse)[2]) {
   if (!p.lse.data || threadIdx.x % 4 != 0) return;
 #pragma unroll
   for (int y = 0; y < 2; y++)
     if (row + 8 * y < j.rows)
-      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] = lse[y];
+      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] =
+          lse[y];
 }
 
-/* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a sequence row by
- * row. `at`: the warp's rows of the first panel of C::Q bytes. */
+/* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a
+ * sequence row by row. `at`: the warp's rows of the first panel of C::Q bytes. */
 template <class C>
-__device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, int first, float (&o)[C::E / 2],
-                                      char *at) {
+__device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, int first,
+                                      float (&o)[C::E / 2], char *at) {
   const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
   if (rows <= 0) return;
 #pragma unroll
   for (int x = 0; x < C::E / 16; x++) {
     uint32_t w[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) w[i] = pack2<typename C::type>(o[8 * x + 2 * i], o[8 * x + 2 * i + 1]);
-    store_matrix(smem_at(at) + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16, w);
+    for (int i = 0; i < 4; i++)
+      w[i] = pack2<typename C::type>(o[8 * x + 2 * i], o[8 * x + 2 * i + 1]);
+    store_matrix(
+        smem_at(at) + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16, w);
   }
   if (rows >= 16) {
     proxy_fence();
     __syncwarp();
     if (lane == 0) {
-      for (int x = 0; x < C::EP; x++) tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
+      for (int x = 0; x < C::EP; x++)
+        tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
       store_commit();
     }
     return;
@@ -355,12 +380,14 @@ __device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, i
     const int y = i / pieces, x = i - y * pieces;
     typename C::type *out =
         (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
-    *(uint4 *)(out + x * 8) = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
+    *(uint4 *)(out + x * 8) =
+        *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
   }
 }
 
 /* A tile of dead rows. */
-template <class C> __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job &j) {
+template <class C>
+__device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job &j) {
   const int pieces = p.E / 8;
   for (int i = (int)threadIdx.x - 128; i < j.rows * pieces; i += C::GROUPS * 128) {
     const int y = i / pieces, x = i - y * pieces;
@@ -373,11 +400,12 @@ template <class C> __device__ __forceinline__ void clear_rows(const rgk_flash_pa
 
 /* ---- kernel ---- */
 
-template <class C> __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
+template <class C>
+__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
-  const int row = group * C::BOX + warp * 16 + lane / 4; /* of the thread's first row, inside the tile */
-  const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E,
-              to = p.scale / p.softcap * 2 * LOG2E;
+  /* of the thread's first row, inside the tile */
+  const int row = group * C::BOX + warp * 16 + lane / 4;
+  const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
   auto baton_wait = [&]() { named_sync(1 + group, 256); };
   auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
   auto release = [&](uint64_t *bar) {
@@ -430,7 +458,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         baton_pass();
         wgmma_wait<0>();
         wgmma_keep(x);
-        /* Only now has the product taken what ldmatrix read of q; one still under way would read the next job's. */
+        /* Only now has the product taken what ldmatrix read of q; one still under way would read
+         * the next job's. */
         if (C::Q_REGS) bar_arrive(&s.q_empty[group]);
         release(&s.k_empty[k.stage]);
         k.next();
@@ -456,7 +485,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
-        /* This wait's loop also keeps the compiler from pulling the next one up before the softmax. */
+        /* This wait's loop also keeps the compiler from pulling the next one up before the
+         * softmax. */
         if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
         wgmma_wait<0>();
         wgmma_keep(o);
@@ -490,7 +520,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
       named_sync(8 + group, 128);
     }
     write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
-    write_lse(p, j, row, lse); /* last: the fence before the copy engine waits for stores before it */
+    /* last: the fence before the copy engine waits for stores before it */
+    write_lse(p, j, row, lse);
     if (!C::OWN_O) {
       if (lane == 0) store_wait_read<0>();
       __syncwarp();
@@ -502,7 +533,8 @@ template <class C> __device__ __forceinline__ void consume(const rgk_flash_param
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ rgk_flash_params p) {
+__global__ void __launch_bounds__(C::THREADS, 1)
+    forward(const __grid_constant__ rgk_flash_params p) {
   extern __shared__ char memory[];
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   if (threadIdx.x == 0) {

@@ -1,11 +1,11 @@
-/* kernels/attn/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward for large
- * groups of heads.
- *
- * A thread block takes a tile: a few neighbouring queries of one KV head. A "unit" is 16 heads of one query,
- * the rows that one warp owns of a tensor core tile. The union of the queries' blocks passes through a ring
- * of stages in ascending order, each block fetched once, 64 keys a stage. A warpgroup works on what one of
- * its four units selected; for the others its probabilities are zero. So what a row computes depends on its
- * own blocks alone.
+/* kernels/attn/gather.h: attention over selected blocks, driven by the queries, on Hopper: forward
+   for large groups of heads.
+
+   A thread block takes a tile: a few neighbouring queries of one KV head. A "unit" is 16 heads of
+   one query, the rows that one warp owns of a tensor core tile. The union of the queries' blocks
+   passes through a ring of stages in ascending order, each block fetched once, 64 keys a stage. A
+   warpgroup works on what one of its four units selected; for the others its probabilities are
+   zero. So what a row computes depends on its own blocks alone.
  */
 #ifndef RGK_GATHER_H
 #define RGK_GATHER_H
@@ -28,20 +28,25 @@ typedef struct rgk_gather {
   int32_t slots, tiles; /* tiles of queries; times KV heads and parts */
   int32_t queries, per; /* of a tile; units a query has in it */
   int32_t parts;        /* tiles a query is cut into */
-  int32_t side; /* KV heads (times parts) that are worked on side by side, a divisor of their number */
+  /* KV heads (times parts) that are worked on side by side, a divisor of their number */
+  int32_t side;
 } rgk_gather;
 
 /* Shared memory: stages of K and V, each warpgroup's rows of q, as panels of 64
  * columns; labels and barriers. */
-enum { RGK_GATHER_EXTRA = 3072, RGK_GATHER_SHARED = 227 * 1024, RGK_GATHER_PANEL = 128 * RGK_GATHER_KEYS };
+enum {
+  RGK_GATHER_EXTRA = 3072,
+  RGK_GATHER_SHARED = 227 * 1024,
+  RGK_GATHER_PANEL = 128 * RGK_GATHER_KEYS
+};
 #define RGK_GATHER_PANELS(d)   (((d) + 63) / 64)
 #define RGK_GATHER_STAGE(D, E) (RGK_GATHER_PANEL * (RGK_GATHER_PANELS(D) + RGK_GATHER_PANELS(E)))
 #define RGK_GATHER_Q(D)        (RGK_GATHER_GROUPS * RGK_GATHER_PANEL * RGK_GATHER_PANELS(D))
-#define RGK_GATHER_FIT(D, E)                                                                                 \
+#define RGK_GATHER_FIT(D, E) \
   ((RGK_GATHER_SHARED - RGK_GATHER_EXTRA - RGK_GATHER_Q(D)) / RGK_GATHER_STAGE(D, E))
-#define RGK_GATHER_STAGES(D, E)                                                                              \
+#define RGK_GATHER_STAGES(D, E) \
   (RGK_GATHER_FIT(D, E) < RGK_GATHER_MOST_STAGES ? RGK_GATHER_FIT(D, E) : RGK_GATHER_MOST_STAGES)
-#define RGK_GATHER_BYTES(D, E)                                                                               \
+#define RGK_GATHER_BYTES(D, E) \
   (RGK_GATHER_STAGES(D, E) * RGK_GATHER_STAGE(D, E) + RGK_GATHER_Q(D) + RGK_GATHER_EXTRA)
 
 /* NULL where there is no such instance. */

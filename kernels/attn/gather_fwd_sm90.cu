@@ -1,17 +1,22 @@
-/* kernels/attn/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries (see gather.h).
- *
- *   warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch its rows of q
- *   warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row), has each block of
- *                    the union fetched into the next stage, and labels it: which keys, for which units
- *   warpgroups       take each stage in turn, work on it if one of their units is among those, and give it back:
- *                    S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
- *
- * Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the warpgroups
- * finish. Weights are multiplied with V in two steps, the second made while the first is multiplied.
- *
- * m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY powers of
- * two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread. (A NaN
- * in V can reach a query beside one that selected it, of the same sequence.)
+/* kernels/attn/gather_fwd_sm90.cu: forward of attention over selected blocks, driven by the queries
+   (see gather.h).
+
+     warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch
+                      its rows of q
+     warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row),
+                      has each block of the union fetched into the next stage, and labels it: which
+                      keys, for which units
+     warpgroups       take each stage in turn, work on it if one of their units is among those, and
+                      give it back:
+                      S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
+
+   Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the
+   warpgroups finish. Weights are multiplied with V in two steps, the second made while the first is
+   multiplied.
+
+   m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY
+   powers of two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN
+   would spread. (A NaN in V can reach a query beside one that selected it, of the same sequence.)
  */
 #include "attn.cuh"
 #include "../device/element.cuh"
@@ -48,7 +53,8 @@ struct alignas(16) job {
   int64_t position; /* of the first query */
 };
 
-/* What a stage holds: keys [first, end) of a selected block, KEYS at most, for the units in `mask`. */
+/* What a stage holds: keys [first, end) of a selected block, KEYS at most, for the units in
+ * `mask`. */
 struct alignas(16) label {
   uint32_t mask;
   int first, end, last; /* last: of the tile */
@@ -66,8 +72,8 @@ template <int D, int E> struct shared {
 
 /* ---- tiles ---- */
 
-/* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy tiles of a
- * sequence come first). Finds the first key's row in k and v. False: it is empty. */
+/* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy
+ * tiles of a sequence come first). Finds the first key's row in k and v. False: it is empty. */
 __device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, int &key_row) {
   const int turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
             hp = turn * p.side + (in - slot * p.side);
@@ -89,8 +95,8 @@ __device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, in
   return true;
 }
 
-/* Goes through a thread block's tiles; every other round goes backwards, so that sums of falling weights come out
- * even. */
+/* Goes through a thread block's tiles; every other round goes backwards, so that sums of falling
+ * weights come out even. */
 __device__ __forceinline__ bool next_job(const rgk_gather &p, int &round, job &j, int &key_row) {
   for (;;) {
     const int base = round * (int)gridDim.x, at = (int)blockIdx.x,
@@ -117,7 +123,8 @@ __device__ __forceinline__ place find_unit(const rgk_gather &p, const job &j, in
 
 /* ---- queries ---- */
 
-template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &s) {
+template <int D, int E>
+__device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &s) {
   using memory = shared<D, E>;
   const int lane = threadIdx.x % 32;
   int round = 0, key_row;
@@ -139,8 +146,8 @@ template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_g
       if (j.kind == WORK && lane < 4 * memory::DP) {
         const int y = lane % 4, x = lane / 4;
         const place u = find_unit(p, j, 4 * g + y);
-        tma_load(s.q[g] + x * PANEL + y * ROWS * 128, &p.q, &s.q_full[g], x * 64, (int)u.head, (int)u.row,
-                 l2::evict_first);
+        tma_load(s.q[g] + x * PANEL + y * ROWS * 128, &p.q, &s.q_full[g], x * 64, (int)u.head,
+                 (int)u.row, l2::evict_first);
       }
     }
   }
@@ -151,7 +158,7 @@ template <int D, int E> __device__ __forceinline__ void load_queries(const rgk_g
 /* A lane's place in the row of idx of its unit's query. */
 struct walk {
   const int32_t *idx;
-  int hi; /* keys that the query sees */
+  int hi;              /* keys that the query sees */
   int at, next, ahead; /* ahead: entry `at`, fetched early */
 };
 __device__ __forceinline__ void begin(const rgk_gather &p, const job &j, walk &w) {
@@ -175,7 +182,8 @@ __device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int befo
   return NONE;
 }
 
-template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
+template <int D, int E>
+__device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
   using memory = shared<D, E>;
   constexpr int PANELS = memory::DP + memory::EP;
   const int lane = threadIdx.x % 32;
@@ -224,14 +232,15 @@ template <int D, int E> __device__ __forceinline__ void load_keys(const rgk_gath
 
 /* ---- the warpgroups ---- */
 
-
 /* A thread's two rows of its warpgroup's 64: reference (raw) and this thread's share of the sum. */
 struct rows2 {
   float m[2], l[2];
 };
 
-/* Of s the first `limit` columns are seen: finds the references. True: o must be multiplied by `scale`. */
-__device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c, int limit) {
+/* Of s the first `limit` columns are seen: finds the references. True: o must be multiplied by
+ * `scale`. */
+__device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c,
+                                      int limit) {
   const int t = threadIdx.x % 4;
   if (limit < KEYS) {
 #pragma unroll
@@ -243,7 +252,8 @@ __device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&sc
   for (int h = 0; h < 2; h++) {
     float a = s[2 * h], b = s[2 * h + 1];
 #pragma unroll
-    for (int i = 1; i < KEYS / 8; i++) a = fmaxf(a, s[4 * i + 2 * h]), b = fmaxf(b, s[4 * i + 2 * h + 1]);
+    for (int i = 1; i < KEYS / 8; i++)
+      a = fmaxf(a, s[4 * i + 2 * h]), b = fmaxf(b, s[4 * i + 2 * h + 1]);
     a = fmaxf(a, b);
     a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
     a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
@@ -258,8 +268,8 @@ __device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&sc
 
 /* Columns 16 i … of s become the A of step i of the product with V. */
 template <class T, int i>
-__device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a)[KEYS / 4], rows2 &x, float c,
-                                        const float (&minus)[2]) {
+__device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a)[KEYS / 4],
+                                        rows2 &x, float c, const float (&minus)[2]) {
   float e[8];
 #pragma unroll
   for (int j = 0; j < 8; j++) e[j] = exp2_fast(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
@@ -280,7 +290,8 @@ template <int E> __device__ __forceinline__ void clear_tail(char *v, int from, i
   named_sync(1 + group, 128);
 }
 
-template <class T, int E> __device__ __forceinline__ void clear_rows(const rgk_gather &p, const place &u) {
+template <class T, int E>
+__device__ __forceinline__ void clear_rows(const rgk_gather &p, const place &u) {
   const int lane = threadIdx.x % 32;
   T *o = (T *)p.a.o.data + u.row * p.a.o.row + u.head * p.a.o.head;
   for (int i = lane; i < u.rows * (E / 8); i += 32)
@@ -291,7 +302,8 @@ template <class T, int E> __device__ __forceinline__ void clear_rows(const rgk_g
 
 /* Sums become averages, with the sink; o and lse are written. */
 template <class T, int E>
-__device__ __forceinline__ void finish(const rgk_gather &p, const place &u, float (&o)[E / 2], rows2 &x, float c) {
+__device__ __forceinline__ void finish(const rgk_gather &p, const place &u, float (&o)[E / 2],
+                                       rows2 &x, float c) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -300,8 +312,9 @@ __device__ __forceinline__ void finish(const rgk_gather &p, const place &u, floa
     l += __shfl_xor_sync(~0u, l, 2);
     const int row = g + 8 * h;
     if (row >= u.rows) continue;
-    const float sink =
-        p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, (u.head + row) * p.a.sinks.row) : -INFINITY;
+    const float sink = p.a.sinks.data
+                           ? load(p.a.sinks.data, p.a.sinks.dtype, (u.head + row) * p.a.sinks.row)
+                           : -INFINITY;
     const row_end end = finish_row(x.m[h] * c, l, sink);
     const float f = end.scale;
     T *to = (T *)p.a.o.data + u.row * p.a.o.row + (u.head + row) * p.a.o.head + 2 * t;
@@ -338,8 +351,9 @@ template <class T, int D, int E> struct consumer {
   }
   /* Steps i and i + 1 of o += p v. */
   template <int i>
-  __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2], uint32_t (&a)[KEYS / 4],
-                                        uint32_t v, bool on, const float (&minus)[2]) {
+  __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2],
+                                        uint32_t (&a)[KEYS / 4], uint32_t v, bool on,
+                                        const float (&minus)[2]) {
     if (on) {
       weigh16<T, i>(z, a, x, c, minus);
       weigh16<T, i + 1>(z, a, x, c, minus);
@@ -366,8 +380,9 @@ template <class T, int D, int E> struct consumer {
   /* Adds the stage's keys. */
   __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
     char *at_v = s.data[r.stage] + memory::DP * PANEL;
-    const int limit =
-        y.mask >> unit & 1 ? (int)min(position + 1 - y.first, (int64_t)min(y.end - y.first, (int)KEYS)) : 0;
+    const int limit = y.mask >> unit & 1 ? (int)min(position + 1 - y.first,
+                                                    (int64_t)min(y.end - y.first, (int)KEYS))
+                                         : 0;
     const bool on = limit > 0;
     float z[KEYS / 2], minus[2] = {0, 0};
     uint32_t a[KEYS / 4];
@@ -378,7 +393,8 @@ template <class T, int D, int E> struct consumer {
     if (on) {
       if (softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; i++) z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
+        for (int i = 0; i < KEYS / 2; i++)
+          z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
       }
       float scale[2];
       if (refer(z, x, scale, c, limit)) {
@@ -428,7 +444,8 @@ template <class T, int D, int E> struct consumer {
 };
 
 template <class T, int D, int E>
-__global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_constant__ rgk_gather p) {
+__global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
+    forward(const __grid_constant__ rgk_gather p) {
   extern __shared__ char memory[];
   using layout = shared<D, E>;
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
@@ -443,8 +460,15 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
   const int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4;
   if (group < GROUPS) {
     more_registers<REGS>();
-    consumer<T, D, E> x{p, s, group, (int)threadIdx.x % 32, warp, 4 * group + warp, p.a.softcap,
-                        p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E, p.a.scale / p.a.softcap * 2 * LOG2E};
+    consumer<T, D, E> x{p,
+                        s,
+                        group,
+                        (int)threadIdx.x % 32,
+                        warp,
+                        4 * group + warp,
+                        p.a.softcap,
+                        p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E,
+                        p.a.scale / p.a.softcap * 2 * LOG2E};
     x.run();
   } else {
     fewer_registers<LOADING_REGS>();
@@ -455,7 +479,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_co
 
 } // namespace
 
-#define INSTANCE(dtype, d, e)                                                                                \
+#define INSTANCE(dtype, d, e) \
   if (t == dtype && D == d && E == e) return (const void *)forward<element<dtype>::type, d, e>;
 
 const void *rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E) {

@@ -1,10 +1,11 @@
-/* kernels/attn/plain.cuh: what the any-shape attention kernels share: rows to shared memory as floats, small
- * products out of shared memory, and the walk of a row tile over the key tiles it sees.
- *
- * A warp owns 4 * RL rows of the left operand. Lane (y, x), x in 0 … 7, holds of a product
- *   scores [rows, keys]    rows y + 4i, keys x + 8j
- *   sums   [rows, width]   rows y + 4i, columns 4x + 32j … + 3
- * Shared rows are LD = width + 4 floats apart: eight neighbouring rows then lie in different banks.
+/* kernels/attn/plain.cuh: what the any-shape attention kernels share: rows to shared memory as
+   floats, small products out of shared memory, and the walk of a row tile over the key tiles it
+   sees.
+
+   A warp owns 4 * RL rows of the left operand. Lane (y, x), x in 0 … 7, holds of a product
+     scores [rows, keys]    rows y + 4i, keys x + 8j
+     sums   [rows, width]   rows y + 4i, columns 4x + 32j … + 3
+   Shared rows are LD = width + 4 floats apart: eight neighbouring rows then lie in different banks.
  */
 #pragma once
 #include "plain.h"
@@ -17,11 +18,14 @@ namespace plain {
 /* ---- rows in and out ---- */
 
 __device__ __forceinline__ void copy_async(float *to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-               "l"(from));
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+      "l"(from));
 }
 /* All rows this thread copied have arrived; a barrier then shows them to the others. */
-__device__ __forceinline__ void wait_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ void wait_rows() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
 
 /* Four elements of 16 bits, those from n on as zeros. */
 __device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
@@ -30,10 +34,11 @@ __device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
   return make_uint2(x | y << 16, z | w << 16);
 }
 
-/* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after it; zeros past
- * the width and where at(r) is negative. wait_rows() and a barrier must follow. */
+/* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after
+ * it; zeros past the width and where at(r) is negative. wait_rows() and a barrier must follow. */
 template <int LD, int THREADS, class At>
-__device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t, bool vec, At at) {
+__device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t,
+                                          bool vec, At at) {
   enum { LANES = LD < 100 ? 16 : 32, STEP = THREADS / LANES, AHEAD = 4 /* loads under way */ };
   const int padded = (width + 15) & ~15, r0 = threadIdx.x / LANES, c0 = threadIdx.x % LANES * 4;
   if (t.dtype == RG_F32) {
@@ -65,7 +70,8 @@ __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const
         const int r = r1 + i * STEP;
         const int64_t from = r < rows ? at(r) : -1;
         raw[i] = make_uint2(0, 0); /* zeros in either type */
-        if (from >= 0 && c < width) raw[i] = load4((const uint16_t *)t.data + from + c, width - c, vec);
+        if (from >= 0 && c < width)
+          raw[i] = load4((const uint16_t *)t.data + from + c, width - c, vec);
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; i++) {
@@ -78,9 +84,10 @@ __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const
     }
 }
 
-/* The first `width` columns of a row in shared memory to the row at element `row` of t, by one warp. */
-__device__ __forceinline__ void store_row(const rgk_tensor &t, int64_t row, const float *src, int width, bool vec,
-                                          bool add) {
+/* The first `width` columns of a row in shared memory to the row at element `row` of t, by one
+ * warp. */
+__device__ __forceinline__ void store_row(const rgk_tensor &t, int64_t row, const float *src,
+                                          int width, bool vec, bool add) {
 #pragma unroll 1
   for (int c = threadIdx.x % 32 * 4; c < width; c += 128) {
     const float4 x = *(const float4 *)(src + c);
@@ -91,7 +98,8 @@ __device__ __forceinline__ void store_row(const rgk_tensor &t, int64_t row, cons
       float4 *p = (float4 *)((float *)t.data + row + c), y = x;
       if (add) {
         y = *p;
-        y = make_float4(__fadd_rn(y.x, x.x), __fadd_rn(y.y, x.y), __fadd_rn(y.z, x.z), __fadd_rn(y.w, x.w));
+        y = make_float4(__fadd_rn(y.x, x.x), __fadd_rn(y.y, x.y), __fadd_rn(y.z, x.z),
+                        __fadd_rn(y.w, x.w));
       }
       *p = y;
     } else {
@@ -110,13 +118,17 @@ __device__ __forceinline__ void zero_row(const rgk_tensor &t, int64_t row, int w
 
 /* ---- products ---- */
 
-__device__ __forceinline__ float part(const float4 &x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+__device__ __forceinline__ float part(const float4 &x, int i) {
+  return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
 
-/* s[i][j] = row y + 4i of a times row x + 8j of b; a and b point at the lane's first row. CHAIN terms are
- * summed in one chain, then the chains: long sums of large terms would lose digits that exp shows. CHAIN 0:
- * one chain, as `delta` sums, so that where a row sees one key (and o is its v) dP - delta is 0. */
+/* s[i][j] = row y + 4i of a times row x + 8j of b; a and b point at the lane's first row. CHAIN
+ * terms are summed in one chain, then the chains: long sums of large terms would lose digits that
+ * exp shows. CHAIN 0: one chain, as `delta` sums, so that where a row sees one key (and o is its v)
+ * dP - delta is 0. */
 template <int RL, int NJ, int LD, int CHAIN>
-__device__ __forceinline__ void scores(const float *a, const float *b, int width, float (&s)[RL][NJ]) {
+__device__ __forceinline__ void scores(const float *a, const float *b, int width,
+                                       float (&s)[RL][NJ]) {
   const int padded = (width + 15) & ~15;
 #pragma unroll
   for (int i = 0; i < RL; i++)
@@ -144,8 +156,7 @@ __device__ __forceinline__ void scores(const float *a, const float *b, int width
 #pragma unroll
         for (int j = 0; j < NJ; j++)
 #pragma unroll
-          for (int i = 0; i < RL; i++)
-            sum[i][j] = fmaf(part(av[i], f), part(bv[j], f), sum[i][j]);
+          for (int i = 0; i < RL; i++) sum[i][j] = fmaf(part(av[i], f), part(bv[j], f), sum[i][j]);
     }
     if (CHAIN) {
 #pragma unroll
@@ -156,10 +167,12 @@ __device__ __forceinline__ void scores(const float *a, const float *b, int width
   }
 }
 
-/* c = p [rows, n] times v [n, width]; p points at the lane's first row, v at its first column; n a multiple of
+/* c = p [rows, n] times v [n, width]; p points at the lane's first row, v at its first column; n a
+ * multiple of
  * 4. ALL: the width takes all NE columns of 32. */
 template <int RL, int NE, int LDP, int LD, bool ALL>
-__device__ __forceinline__ void sums_of(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+__device__ __forceinline__ void sums_of(const float *p, const float *v, int n, int width,
+                                        float4 (&c)[RL][NE]) {
 #pragma unroll
   for (int i = 0; i < RL; i++)
 #pragma unroll
@@ -188,7 +201,8 @@ __device__ __forceinline__ void sums_of(const float *p, const float *v, int n, i
   }
 }
 template <int RL, int NE, int LDP, int LD>
-__device__ __forceinline__ void sums(const float *p, const float *v, int n, int width, float4 (&c)[RL][NE]) {
+__device__ __forceinline__ void sums(const float *p, const float *v, int n, int width,
+                                     float4 (&c)[RL][NE]) {
   if (width > 32 * (NE - 1))
     sums_of<RL, NE, LDP, LD, true>(p, v, n, width, c);
   else
@@ -202,19 +216,23 @@ __device__ __forceinline__ float4 added(float4 x, float4 y) {
   return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
 }
 
-/* A lane's sums, each row times its factor, into rows that the warp alone uses, where to point at the lane's
- * first row and column. Adding to a gradient happens after that, so the product is rounded first. */
+/* A lane's sums, each row times its factor, into rows that the warp alone uses, where to point at
+ * the lane's first row and column. Adding to a gradient happens after that, so the product is
+ * rounded first. */
 template <int RL, int NE, int LD>
-__device__ __forceinline__ void put_sums(float *to, const float4 (&sum)[RL][NE], const float (&factor)[RL]) {
+__device__ __forceinline__ void put_sums(float *to, const float4 (&sum)[RL][NE],
+                                         const float (&factor)[RL]) {
 #pragma unroll
   for (int i = 0; i < RL; i++)
 #pragma unroll
-    for (int j = 0; j < NE; j++) *(float4 *)(to + 4 * i * LD + 32 * j) = scaled(sum[i][j], factor[i]);
+    for (int j = 0; j < NE; j++)
+      *(float4 *)(to + 4 * i * LD + 32 * j) = scaled(sum[i][j], factor[i]);
   __syncwarp();
 }
 
 /* Logits of products of q and k. */
-template <int RL, int NJ> __device__ __forceinline__ void to_logits(const rgk_attn &a, float (&s)[RL][NJ]) {
+template <int RL, int NJ>
+__device__ __forceinline__ void to_logits(const rgk_attn &a, float (&s)[RL][NJ]) {
 #pragma unroll
   for (int i = 0; i < RL; i++)
 #pragma unroll
@@ -237,13 +255,18 @@ __device__ __forceinline__ float times_slope(const rgk_attn &a, float x, float l
 /* Columns [lo, hi) of a tile at `first` with `keys` keys, of the keys [r.lo, r.hi). */
 __device__ __forceinline__ int2 columns(key_range r, int64_t first, int keys) {
   const int64_t lo = r.lo - first, hi = r.hi - first;
-  return make_int2(lo <= 0 ? 0 : lo >= keys ? keys : (int)lo, hi <= 0 ? 0 : hi >= keys ? keys : (int)hi);
+  return make_int2(lo <= 0      ? 0
+                   : lo >= keys ? keys
+                                : (int)lo,
+                   hi <= 0      ? 0
+                   : hi >= keys ? keys
+                                : (int)hi);
 }
 
 /* ---- row tiles ---- */
 
-/* A block's rows: queries [row, row + nq) of the pack, heads [head, head + heads) of KV head kh; row r is query
- * r / heads, head r % heads. */
+/* A block's rows: queries [row, row + nq) of the pack, heads [head, head + heads) of KV head kh;
+ * row r is query r / heads, head r % heads. */
 struct row_tile {
   tile t;
   int64_t row;
@@ -275,14 +298,15 @@ template <int M> struct walk_shared {
   int least[RGK_PLAIN_THREADS / 32];
 };
 
-/* Walks the key tiles that some query of a row tile sees, in order: N keys each, SLC: parts of blocks. Thread i
- * looks after query i. */
+/* Walks the key tiles that some query of a row tile sees, in order: N keys each, SLC: parts of
+ * blocks. Thread i looks after query i. */
 template <int M, int N> struct walk {
   static constexpr int NONE = 0x7fffffff;
   key_span span;
   key_range seen; /* of this thread's query */
   const int32_t *idx;
-  int at, next; /* SLC: place in this thread's list, and the block before it, which is still to come */
+  /* SLC: place in this thread's list, and the block before it, which is still to come */
+  int at, next;
   int64_t block, end;
   int part;
   /* the tile */
@@ -323,9 +347,10 @@ template <int M, int N> struct walk {
     }
   }
 
-  /* Moves on; all threads of the block have left the tile before when it returns. sh.lo and sh.hi are there
-   * after the next barrier. */
-  __device__ __forceinline__ bool step(const rgk_attn_plain &p, const row_tile &t, walk_shared<M> &sh) {
+  /* Moves on; all threads of the block have left the tile before when it returns. sh.lo and sh.hi
+   * are there after the next barrier. */
+  __device__ __forceinline__ bool step(const rgk_attn_plain &p, const row_tile &t,
+                                       walk_shared<M> &sh) {
     bool mine = threadIdx.x < t.t.n;
     if (p.a.mode == RGK_SLC) {
       if (part == 0) {

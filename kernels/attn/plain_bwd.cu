@@ -1,17 +1,22 @@
-/* kernels/attn/plain_bwd.cu: attention's backward for any shape and type, in fp32 without tensor cores.
- *
- *   delta = sum of o d_o, minus d_lse      P = exp(s - lse)      dS = P (d_o Vt - delta), times the softcap's slope
- *   dQ = scale dS K        per row tile, walking the key tiles it sees, as forward does
- *   dV = P^T d_o           per key tile, walking the rows (query, head) that see it, a batch at a time
- *   dK = scale dS^T Q
- *
- * S and dP are formed in both passes: that costs two products of seven and needs no atomics and no buffer.
- * In the key pass eight warps share a tile: warps 0 … 3 form P and own dV, warps 4 … 7 form dP and own dK, a
- * quarter of the keys each; P, times the softcap's slope, crosses over in shared memory. The next rows are
- * copied in meanwhile. A batch's product is summed apart and then added, so chains stay short.
- *
- * Key tiles that very many queries see are cut into parts of their queries, the same for a sequence alone or
- * packed: partial sums go to the workspace and `reduce` adds them in order (SLC: long lists; CMP: always).
+/* kernels/attn/plain_bwd.cu: attention's backward for any shape and type, in fp32 without tensor
+   cores.
+
+     delta = sum of o d_o, minus d_lse      P = exp(s - lse)
+     dS = P (d_o Vt - delta), times the softcap's slope
+     dQ = scale dS K        per row tile, walking the key tiles it sees, as forward does
+     dV = P^T d_o           per key tile, walking the rows (query, head) that see it, a batch at a
+                            time
+     dK = scale dS^T Q
+
+   S and dP are formed in both passes: that costs two products of seven and needs no atomics and no
+   buffer. In the key pass eight warps share a tile: warps 0 … 3 form P and own dV, warps 4 … 7 form
+   dP and own dK, a quarter of the keys each; P, times the softcap's slope, crosses over in shared
+   memory. The next rows are copied in meanwhile. A batch's product is summed apart and then added,
+   so chains stay short.
+
+   Key tiles that very many queries see are cut into parts of their queries, the same for a sequence
+   alone or packed: partial sums go to the workspace and `reduce` adds them in order (SLC: long
+   lists; CMP: always).
  */
 #include "plain.cuh"
 
@@ -20,9 +25,11 @@ using namespace rgk::plain;
 
 namespace {
 
-/* Sizes of an instance: widths, rows of the tile (a lane has RL of them) and keys, or rows of a batch. */
+/* Sizes of an instance: widths, rows of the tile (a lane has RL of them) and keys, or rows of a
+ * batch. */
 template <int TILE> struct sizes {
-  static constexpr int W = rgk_plain_width(TILE), M = rgk_plain_rows(TILE), KEYS = rgk_plain_keys(TILE);
+  static constexpr int W = rgk_plain_width(TILE), M = rgk_plain_rows(TILE),
+                       KEYS = rgk_plain_keys(TILE);
   static constexpr int RL = M / 16, NE = W / 32, NJ = KEYS / 8, LD = W + 4, LDP = KEYS + 8;
 };
 
@@ -42,8 +49,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     dq(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = dq_shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_dq_shared(TILE), "as the host counts");
-  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL, NE = sh_t::NE,
-                NJ = sh_t::NJ, THREADS = RGK_PLAIN_THREADS;
+  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL,
+                NE = sh_t::NE, NJ = sh_t::NJ, THREADS = RGK_PLAIN_THREADS;
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
   const rgk_attn &a = p.a;
@@ -108,7 +115,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
 #pragma unroll
       for (int j = 0; j < NJ; j++) {
         const int c = cx + 8 * j;
-        const float prob = times_slope(a, expf(s[i][j] - lse[i]), s[i][j]), ds = prob * (dp[i][j] - delta[i]);
+        const float prob = times_slope(a, expf(s[i][j] - lse[i]), s[i][j]),
+                    ds = prob * (dp[i][j] - delta[i]);
         sh.ds[(r0 + 4 * i) * LDP + c] = c >= lo[i] && c < hi[i] ? ds : 0;
       }
     __syncwarp();
@@ -145,8 +153,8 @@ __device__ __forceinline__ int64_t list_parts(const rgk_attn_plain &p, int64_t n
   return n <= 2 * p.unit ? 1 : min((int64_t)RGK_PLAIN_PARTS, n / p.unit);
 }
 
-/* What a block works on: keys of sequence b from position `first` on, and the queries that see them, rows from
- * `row` of the pack, or those listed. */
+/* What a block works on: keys of sequence b from position `first` on, and the queries that see
+ * them, rows from `row` of the pack, or those listed. */
 struct key_tile {
   int kh, b, n;
   bool dead;          /* the keys are dead rows */
@@ -155,7 +163,7 @@ struct key_tile {
   const int32_t *list;
   int64_t row, queries;
   int64_t origin; /* row of position 0 */
-  int64_t part; /* row in the partial sums; -1: none, the result is whole */
+  int64_t part;   /* row in the partial sums; -1: none, the result is whole */
 };
 
 /* Cuts `queries` into parts and keeps one. */
@@ -263,15 +271,17 @@ template <int KEYS> struct batch_rows {
 template <int TILE> struct dkv_shared : sizes<TILE> {
   using z = sizes<TILE>;
   static constexpr int M = z::M, KEYS = z::KEYS, LD = z::LD, LDP = z::LDP;
-  float k[M * LD], v[M * LD]; /* at the end, dv in place of k and dk in place of v: the rows of the same warp */
+  /* at the end, dv in place of k and dk in place of v: the rows of the same warp */
+  float k[M * LD], v[M * LD];
   float q[2][KEYS * LD], d_o[2][KEYS * LD];
   float p[M * LDP], ds[M * LDP];
   batch_rows<KEYS> rows[3]; /* of this batch, the next and the one after */
 };
 
-/* One warp looks up the rows of the batches, thread i row i, of all (query, head) pairs in order, heads running
- * fastest. Their addresses hang on one another, so each load is asked for a batch before it is needed:
- * `begin` once and for every batch, `finish` when there was other work in between. */
+/* One warp looks up the rows of the batches, thread i row i, of all (query, head) pairs in order,
+ * heads running fastest. Their addresses hang on one another, so each load is asked for a batch
+ * before it is needed: `begin` once and for every batch, `finish` when there was other work in
+ * between. */
 template <int KEYS> struct row_lookup {
   int query, head; /* of the row after next */
   int row, of;     /* the next row of the pack, -1: none, and its head */
@@ -303,7 +313,8 @@ template <int KEYS> struct row_lookup {
     }
     fetch(a, t);
   }
-  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t, batch_rows<KEYS> &x) {
+  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t,
+                                         batch_rows<KEYS> &x) {
     const int i = threadIdx.x % KEYS;
     int2 c = make_int2(0, 0);
     if (mine >= 0 && lse == -INFINITY) mine = -1; /* it saw nothing */
@@ -318,7 +329,8 @@ template <int KEYS> struct row_lookup {
 };
 
 template <int LD, int KEYS>
-__device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_rows<KEYS> &x, float *q, float *d_o) {
+__device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_rows<KEYS> &x,
+                                           float *q, float *d_o) {
   const rgk_attn &a = p.a;
   constexpr int THREADS = RGK_PLAIN_DKV_THREADS;
   load_rows<LD, THREADS>(q, KEYS, a.D, a.q, p.vec, [&](int r) {
@@ -331,11 +343,12 @@ __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_
 }
 
 template <int TILE>
-__global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
+    dkv(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = dkv_shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_dkv_shared(TILE), "as the host counts");
-  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL, NE = sh_t::NE,
-                NJ = sh_t::NJ, THREADS = RGK_PLAIN_DKV_THREADS;
+  constexpr int LD = sh_t::LD, LDP = sh_t::LDP, M = sh_t::M, KEYS = sh_t::KEYS, RL = sh_t::RL,
+                NE = sh_t::NE, NJ = sh_t::NJ, THREADS = RGK_PLAIN_DKV_THREADS;
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
   const rgk_attn &a = p.a;
@@ -389,7 +402,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     if (looks) look.begin(p, t);
 
     const int of = lane % KEYS;
-    const bool any = __any_sync(~0u, x.lo[of] < x.hi[of] && x.lo[of] < w0 + 4 * RL && x.hi[of] > w0);
+    const bool any =
+        __any_sync(~0u, x.lo[of] < x.hi[of] && x.lo[of] < w0 + 4 * RL && x.hi[of] > w0);
     float s[RL][NJ];
     if (any && for_dv) {
       scores<RL, NJ, LD, 16>(sh.k + k0 * LD, sh.q[turn] + cx * LD, a.D, s);
@@ -421,8 +435,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
       __syncwarp();
     }
     float4 c[RL][NE];
-    sums<RL, NE, LDP, LD>((for_dv ? sh.p : sh.ds) + k0 * LDP, (for_dv ? sh.d_o : sh.q)[turn] + 4 * cx, KEYS,
-                          for_dv ? a.E : a.D, c);
+    sums<RL, NE, LDP, LD>((for_dv ? sh.p : sh.ds) + k0 * LDP,
+                          (for_dv ? sh.d_o : sh.q)[turn] + 4 * cx, KEYS, for_dv ? a.E : a.D, c);
 #pragma unroll
     for (int i = 0; i < RL; i++)
 #pragma unroll
@@ -437,7 +451,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
   const bool add = for_dv ? a.acc_v : a.acc_k;
   float *result = for_dv ? sh.k : sh.v, factor[RL];
 #pragma unroll
-  for (int i = 0; i < RL; i++) factor[i] = for_dv || t.part >= 0 ? 1 : a.scale; /* parts are scaled when added up */
+  /* parts are scaled when added up */
+  for (int i = 0; i < RL; i++) factor[i] = for_dv || t.part >= 0 ? 1 : a.scale;
   put_sums<RL, NE, LD>(result + k0 * LD + 4 * cx, sum, factor);
 #pragma unroll 1
   for (int key = w0; key < min(t.n, w0 + 4 * RL); key++) {
@@ -445,13 +460,14 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1) dkv(const __grid_con
     if (t.part < 0)
       store_row(d, (t.key + key) * d.row + t.kh * d.head, result + key * LD, width, p.vec, add);
     else
-      store_row(rgk_tensor{for_dv ? p.part_v : p.part_k, 0, 0, RG_F32}, partial, result + key * LD, width, p.vec, false);
+      store_row(rgk_tensor{for_dv ? p.part_v : p.part_k, 0, 0, RG_F32}, partial, result + key * LD,
+                width, p.vec, false);
   }
 }
 
 /* Row `row` of dk and dv from n partial sums, `step` rows apart. */
-__device__ __forceinline__ void add_parts(const rgk_attn_plain &p, int kh, int64_t row, int64_t at, int64_t step,
-                                          int n) {
+__device__ __forceinline__ void add_parts(const rgk_attn_plain &p, int kh, int64_t row, int64_t at,
+                                          int64_t step, int n) {
   const rgk_attn &a = p.a;
   for (int which = 0; which < 2; which++) {
     const rgk_tensor &d = which ? a.dv : a.dk;
@@ -468,7 +484,8 @@ __device__ __forceinline__ void add_parts(const rgk_attn_plain &p, int kh, int64
   }
 }
 
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS) reduce(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS)
+    reduce(const __grid_constant__ rgk_attn_plain p) {
   const rgk_attn &a = p.a;
   if (a.mode == RGK_SLC) {
     const int kh = (int)(blockIdx.x / p.csr_slots);
@@ -483,7 +500,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) reduce(const __grid_constan
   }
   const int kh = (int)(blockIdx.x / a.S);
   const int64_t row = blockIdx.x % a.S;
-  int lo = 0, hi = a.kseqs.n - 1; /* the last sequence whose keys start at or before the row, if any */
+  /* the last sequence whose keys start at or before the row, if any */
+  int lo = 0, hi = a.kseqs.n - 1;
   while (lo < hi) {
     const int mid = (lo + hi + 1) >> 1;
     if (seq_start(a.kseqs, mid) / a.stride <= row)
@@ -495,17 +513,20 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) reduce(const __grid_constan
   if (a.kseqs.n > 0) span = keys_of(a, lo);
   const int64_t key = row - span.row;
   const bool live = key >= 0 && key < span.n;
-  add_parts(p, kh, row, live ? RGK_PLAIN_PARTS * span.row + key : 0, span.n, live ? (int)query_parts(a, lo) : 0);
+  add_parts(p, kh, row, live ? RGK_PLAIN_PARTS * span.row + key : 0, span.n,
+            live ? (int)query_parts(a, lo) : 0);
 }
 
 /* ---- delta and sinks ---- */
 
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS)
+    delta(const __grid_constant__ rgk_attn_plain p) {
   enum { ROWS = RGK_PLAIN_DELTA_ROWS, COLS = 32, LD = COLS + 1 };
   static_assert((int)ROWS == (int)RGK_PLAIN_THREADS, "a thread sums a row");
   __shared__ float o[ROWS * LD], d_o[ROWS * LD];
   const rgk_attn &a = p.a;
-  const int64_t first = blockIdx.x * (int64_t)ROWS, end = live_rows(a.seqs) * a.H, mine = first + threadIdx.x;
+  const int64_t first = blockIdx.x * (int64_t)ROWS, end = live_rows(a.seqs) * a.H,
+                mine = first + threadIdx.x;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (first >= end) return;
   float sum = 0;
@@ -514,11 +535,14 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
     for (int r = warp; r < ROWS; r += ROWS / 32) {
       const int64_t row = (first + r) / a.H, h = (first + r) % a.H;
       const bool there = first + r < end && c0 + lane < a.E;
-      o[r * LD + lane] = there ? load(a.o.data, a.o.dtype, row * a.o.row + h * a.o.head + c0 + lane) : 0;
-      d_o[r * LD + lane] = there ? load(a.d_o.data, a.d_o.dtype, row * a.d_o.row + h * a.d_o.head + c0 + lane) : 0;
+      o[r * LD + lane] =
+          there ? load(a.o.data, a.o.dtype, row * a.o.row + h * a.o.head + c0 + lane) : 0;
+      d_o[r * LD + lane] =
+          there ? load(a.d_o.data, a.d_o.dtype, row * a.d_o.row + h * a.d_o.head + c0 + lane) : 0;
     }
     __syncthreads();
-    for (int c = 0; c < COLS; c++) sum = fmaf(o[threadIdx.x * LD + c], d_o[threadIdx.x * LD + c], sum);
+    for (int c = 0; c < COLS; c++)
+      sum = fmaf(o[threadIdx.x * LD + c], d_o[threadIdx.x * LD + c], sum);
   }
   if (mine >= end) return;
   const int64_t row = mine / a.H, h = mine % a.H;
@@ -528,7 +552,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) delta(const __grid_constant
 }
 
 /* A chunk's share of d_sinks of one head: - sum of exp(sink - lse) delta. */
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS) sink(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS)
+    sink(const __grid_constant__ rgk_attn_plain p) {
   __shared__ double of_warp[RGK_PLAIN_THREADS / 32];
   const rgk_attn &a = p.a;
   const int64_t chunk = blockIdx.x / a.H, from = chunk * p.sink_rows;
@@ -548,7 +573,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS) sink(const __grid_constant_
   p.sink[chunk * a.H + h] = sum;
 }
 
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS) sink_sum(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS)
+    sink_sum(const __grid_constant__ rgk_attn_plain p) {
   const rgk_attn &a = p.a;
   const int h = blockIdx.x * RGK_PLAIN_THREADS + threadIdx.x;
   if (h >= a.H) return;
@@ -577,7 +603,15 @@ const void *rgk_plain_dkv(int w) {
   default: return (const void *)dkv<RGK_PLAIN_256_SMALL>;
   }
 }
-const void *rgk_plain_delta(void) { return (const void *)delta; }
-const void *rgk_plain_reduce(void) { return (const void *)reduce; }
-const void *rgk_plain_sink(void) { return (const void *)sink; }
-const void *rgk_plain_sink_sum(void) { return (const void *)sink_sum; }
+const void *rgk_plain_delta(void) {
+  return (const void *)delta;
+}
+const void *rgk_plain_reduce(void) {
+  return (const void *)reduce;
+}
+const void *rgk_plain_sink(void) {
+  return (const void *)sink;
+}
+const void *rgk_plain_sink_sum(void) {
+  return (const void *)sink_sum;
+}

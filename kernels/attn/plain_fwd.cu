@@ -1,18 +1,21 @@
-/* kernels/attn/plain_fwd.cu: attention's forward for any shape and type, in fp32 without tensor cores.
- *
- *   s = scale Q Kt, capped         m' = max(m, s)     p = exp(s - m')
- *   l = l exp(m - m') + sum p      o = o exp(m - m') + p V        at the end o / l, lse = m + log l
- *
- * A block of 128 threads has a row tile (64 rows: queries times heads of one KV head; fewer for wide heads) in
- * shared memory and walks the key tiles it sees, 64 keys each. Each of four warps owns a quarter of the rows,
- * keeps their o in registers, hands p from the score layout to the sum layout through shared memory of its
- * own, and passes over key tiles that none of its rows sees. K and V take turns in one buffer; two blocks
- * share a multiprocessor, so one computes while the other loads. A tile's p V is summed apart and then added:
- * chains stay short. A sink counts as a key that every row has already seen.
- *
- * A logit summed in fp32 errs by some roundings of |q| |k| scale, however small it is. Where that could show in
- * lse (large q and k, lse near 0) the row walks its keys once more and sums lse in double, as on the CPU. What
- * decides is the row's q, its lse and the longest key that it sees: no other row's keys.
+/* kernels/attn/plain_fwd.cu: attention's forward for any shape and type, in fp32 without tensor
+   cores.
+
+     s = scale Q Kt, capped         m' = max(m, s)     p = exp(s - m')
+     l = l exp(m - m') + sum p      o = o exp(m - m') + p V        at the end o / l, lse = m + log l
+
+   A block of 128 threads has a row tile (64 rows: queries times heads of one KV head; fewer for
+   wide heads) in shared memory and walks the key tiles it sees, 64 keys each. Each of four warps
+   owns a quarter of the rows, keeps their o in registers, hands p from the score layout to the sum
+   layout through shared memory of its own, and passes over key tiles that none of its rows sees. K
+   and V take turns in one buffer; two blocks share a multiprocessor, so one computes while the
+   other loads. A tile's p V is summed apart and then added: chains stay short. A sink counts as a
+   key that every row has already seen.
+
+   A logit summed in fp32 errs by some roundings of |q| |k| scale, however small it is. Where that
+   could show in lse (large q and k, lse near 0) the row walks its keys once more and sums lse in
+   double, as on the CPU. What decides is the row's q, its lse and the longest key that it sees: no
+   other row's keys.
  */
 #include "plain.cuh"
 
@@ -23,8 +26,9 @@ namespace {
 
 enum { KEYS = RGK_PLAIN_FWD_KEYS, LDP = KEYS + 8 };
 
-/* lse is to be right to LSE_ERROR * max(1, |lse|). A logit whose terms cancel has been seen to err by 3 * 2^-24
- * of |q| |k| scale; one that a few large terms carry by more, but then it and lse are as large. */
+/* lse is to be right to LSE_ERROR * max(1, |lse|). A logit whose terms cancel has been seen to err
+ * by 3 * 2^-24 of |q| |k| scale; one that a few large terms carry by more, but then it and lse are
+ * as large. */
 constexpr float LSE_ERROR = 1e-5f, ROUNDING = 0x1p-22f;
 
 template <int TILE> struct shared {
@@ -38,23 +42,24 @@ template <int TILE> struct shared {
 
 /* The state of a lane's rows. */
 template <int RL> struct softmax {
-  int query[RL]; /* of the tile; -1: no such row */
+  int query[RL];      /* of the tile; -1: no such row */
   float m[RL], l[RL]; /* l: of this lane's columns */
   float longest[RL];  /* square of the length of the longest key seen in this lane's columns */
 };
 
 /* Scores, probabilities to shared memory, and the factor by which sums so far shrink. */
 template <int NJ, int LD, int RL, int M>
-__device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q, const float *k, float *p,
-                                              const float *length, const walk_shared<M> &seen, softmax<RL> &x,
-                                              float (&shrink)[RL]) {
+__device__ __forceinline__ void
+probabilities(const rgk_attn &a, const float *q, const float *k, float *p, const float *length,
+              const walk_shared<M> &seen, softmax<RL> &x, float (&shrink)[RL]) {
   const int cx = threadIdx.x % 8;
   float s[RL][NJ];
   scores<RL, NJ, LD, 16>(q, k, a.D, s);
   to_logits(a, s);
 #pragma unroll
   for (int i = 0; i < RL; i++) {
-    const int lo = x.query[i] < 0 ? 0 : seen.lo[x.query[i]], hi = x.query[i] < 0 ? 0 : seen.hi[x.query[i]];
+    const int lo = x.query[i] < 0 ? 0 : seen.lo[x.query[i]],
+              hi = x.query[i] < 0 ? 0 : seen.hi[x.query[i]];
     float top = -INFINITY;
 #pragma unroll
     for (int j = 0; j < NJ; j++) {
@@ -67,8 +72,10 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
 #pragma unroll
     for (int d = 1; d < 8; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
     const float m = fmaxf(x.m[i], top);
-    const float base = m > -INFINITY ? m : 0; /* nothing seen yet: any finite base keeps the zeros zero */
-    shrink[i] = x.m[i] > -INFINITY ? expf(x.m[i] - base) : 1; /* 1: l and o are zero and need no factor */
+    /* nothing seen yet: any finite base keeps the zeros zero */
+    const float base = m > -INFINITY ? m : 0;
+    /* 1: l and o are zero and need no factor */
+    shrink[i] = x.m[i] > -INFINITY ? expf(x.m[i] - base) : 1;
     x.m[i] = m;
     float sum = 0;
 #pragma unroll
@@ -81,8 +88,10 @@ __device__ __forceinline__ void probabilities(const rgk_attn &a, const float *q,
   }
 }
 
-/* The squares of the lengths of a warp's 16 rows of k; a NaN is ignored later, it is in lse already. */
-template <int LD> __device__ __forceinline__ void find_lengths(float *length, const float *k, int rows, int width) {
+/* The squares of the lengths of a warp's 16 rows of k; a NaN is ignored later, it is in lse
+ * already. */
+template <int LD>
+__device__ __forceinline__ void find_lengths(float *length, const float *k, int rows, int width) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;
   float sum = 0;
   for (int d = lane / 16 * 4; d < width && row < rows; d += 8) {
@@ -93,13 +102,15 @@ template <int LD> __device__ __forceinline__ void find_lengths(float *length, co
   if (lane < 16) length[row] = sum;
 }
 
-/* Writes lse of the lane's rows i with bit i of `doubt`, summed in double; all threads of the block come here. */
+/* Writes lse of the lane's rows i with bit i of `doubt`, summed in double; all threads of the block
+ * come here. */
 template <int TILE>
 __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh, unsigned doubt) {
   constexpr int LD = shared<TILE>::LD, M = shared<TILE>::M, RL = shared<TILE>::RL;
   const rgk_attn &a = p.a;
   const row_tile t = find_rows(p);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, cx = lane % 8, r0 = warp * 4 * RL + lane / 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, cx = lane % 8,
+            r0 = warp * 4 * RL + lane / 8;
   double m[RL], l[RL];
 #pragma unroll
   for (int i = 0; i < RL; i++) {
@@ -140,7 +151,8 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh
 #pragma unroll
   for (int i = 0; i < RL; i++) {
     for (int d = 1; d < 8; d *= 2) {
-      const double m1 = __shfl_xor_sync(~0u, m[i], d), l1 = __shfl_xor_sync(~0u, l[i], d), top = fmax(m[i], m1);
+      const double m1 = __shfl_xor_sync(~0u, m[i], d), l1 = __shfl_xor_sync(~0u, l[i], d),
+                   top = fmax(m[i], m1);
       if (top == -INFINITY) continue;
       l[i] = l[i] * exp(m[i] - top) + l1 * exp(m1 - top);
       m[i] = top;
@@ -155,7 +167,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     forward(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_fwd_shared(TILE), "as the host counts");
-  constexpr int LD = sh_t::LD, M = sh_t::M, RL = sh_t::RL, NE = sh_t::W / 32, THREADS = RGK_PLAIN_THREADS;
+  constexpr int LD = sh_t::LD, M = sh_t::M, RL = sh_t::RL, NE = sh_t::W / 32,
+                THREADS = RGK_PLAIN_THREADS;
   static_assert(M <= (int)KEYS, "o takes the place of keys");
   extern __shared__ __align__(16) char memory[];
   sh_t &sh = *(sh_t *)memory;
@@ -181,7 +194,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     const int r = r0 + 4 * i;
     x.query[i] = r < t.n ? r / t.heads : -1;
     x.m[i] = -INFINITY;
-    if (a.sinks.data && r < t.n) x.m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
+    if (a.sinks.data && r < t.n)
+      x.m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
     x.l[i] = cx == 0 && x.m[i] > -INFINITY ? 1 : 0;
     x.longest[i] = 0;
 #pragma unroll
@@ -205,7 +219,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     }
     bool any = false;
 #pragma unroll
-    for (int i = 0; i < RL; i++) any |= x.query[i] >= 0 && sh.walk.lo[x.query[i]] < sh.walk.hi[x.query[i]];
+    for (int i = 0; i < RL; i++)
+      any |= x.query[i] >= 0 && sh.walk.lo[x.query[i]] < sh.walk.hi[x.query[i]];
     any = __any_sync(~0u, any);
     float shrink[RL];
     if (any) {
@@ -255,7 +270,8 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     if (r >= t.n) continue;
     const float lse = l != 0 ? x.m[i] + logf(l) : -INFINITY, size = fabsf(lse);
     if (cx == 0) ((float *)a.lse.data)[row_at(t, a.lse, r)] = lse;
-    if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(x.longest[i]) > LSE_ERROR * fmaxf(1, size))
+    if (size < INFINITY && ROUNDING * fabsf(a.scale) * sqrtf(square) * sqrtf(x.longest[i]) >
+                               LSE_ERROR * fmaxf(1, size))
       doubt |= 1u << i;
   }
   put_sums<RL, NE, LD>(sh.kv + r0 * LD + 4 * cx, o, factor);

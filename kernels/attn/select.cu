@@ -1,10 +1,10 @@
-/* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging forward's partials, and
- * the row statistics that backward needs.
- *
- * A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane after
- * another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j) + 2c and + 1 for
- * j = 0 … U/2 - 1, and stands at piece 4 i + c. Backward's, where groups are whole eights of heads: a lane's piece of
- * head 8 h + r stands at 32 i + 4 r + c of the eight heads'.
+/* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging
+   forward's partials, and the row statistics that backward needs.
+
+   A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane
+   after another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j)
+   + 2c and + 1 for j = 0 … U/2 - 1, and stands at piece 4 i + c. Backward's, where groups are whole
+   eights of heads: a lane's piece of head 8 h + r stands at 32 i + 4 r + c of the eight heads'.
  */
 #include "select.cuh"
 
@@ -59,7 +59,8 @@ __device__ __forceinline__ int64_t step_of(const rgk_select &p, int64_t length) 
   return quarter < 64 ? 64 : quarter < p.longest ? quarter : p.longest;
 }
 
-/* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut anywhere. */
+/* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut
+ * anywhere. */
 __global__ void bounds(const __grid_constant__ rgk_select p) {
   int64_t row = 0;
   p.bound[0] = 0;
@@ -68,7 +69,8 @@ __global__ void bounds(const __grid_constant__ rgk_select p) {
     if (row < p.a.T) {
       const int b = find_seq(p.a.seqs, row);
       if (b < p.a.seqs.n) {
-        const int64_t from = seq_start(p.a.seqs, b), step = step_of(p, seq_start(p.a.seqs, b + 1) - from);
+        const int64_t from = seq_start(p.a.seqs, b),
+                      step = step_of(p, seq_start(p.a.seqs, b + 1) - from);
         row = from + (row - from) / step * step;
       }
     } else {
@@ -79,7 +81,8 @@ __global__ void bounds(const __grid_constant__ rgk_select p) {
 }
 
 /* How many entries of block s's list are rows before `row`. */
-__device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int64_t s, int64_t row) {
+__device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int64_t s,
+                                                  int64_t row) {
   const int32_t *count = c.count + kh * c.chunks * c.slots + s; /* of a chunk and all before it */
   const int64_t chunk = row / c.chunk;
   int32_t lo = chunk > 0 ? count[(chunk - 1) * c.slots] : 0;
@@ -96,17 +99,19 @@ __device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int6
   return lo;
 }
 
-/* Calls use(entry, count) for the items that block s's list has among rows [from, to). One of an empty list clears
- * d.k and d.v. */
+/* Calls use(entry, count) for the items that block s's list has among rows [from, to). One of an
+ * empty list clears d.k and d.v. */
 template <class F>
-__device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s, int64_t from, int64_t to, F use) {
+__device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s, int64_t from,
+                                          int64_t to, F use) {
   const int64_t *start = p.csr.start + kh * (p.csr.slots + 1) + s;
   if (start[0] == start[1]) {
     if (from == 0) use(0, 0);
     return;
   }
   const int b = find_tile(p.a.kseqs, s, p.a.block).b;
-  const int64_t begin = seq_start(p.a.seqs, b), end = seq_start(p.a.seqs, b + 1), step = step_of(p, end - begin);
+  const int64_t begin = seq_start(p.a.seqs, b), end = seq_start(p.a.seqs, b + 1),
+                step = step_of(p, end - begin);
   if (to > end) to = end;
   if (from < begin) from = begin;
   if (from >= to) return;
@@ -119,12 +124,14 @@ __device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s
   }
 }
 
-/* A window's items, sorted by the 64th of its rows they begin in; within it their order is any, but a list's own is
- * kept. A thread has a list. */
-__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_constant__ rgk_select p) {
+/* A window's items, sorted by the 64th of its rows they begin in; within it their order is any, but
+ * a list's own is kept. A thread has a list. */
+__global__ void __launch_bounds__(RGK_SELECT_SCAN, 1)
+    bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
   __shared__ int32_t of_bin[BINS]; /* items, then where the next one goes */
-  const int w = blockIdx.x, z = blockIdx.y, kh = p.head + z, lane = threadIdx.x % 32, which = z * p.windows + w;
+  const int w = blockIdx.x, z = blockIdx.y, kh = p.head + z, lane = threadIdx.x % 32,
+            which = z * p.windows + w;
   const int64_t slots = p.csr.slots, from = p.bound[p.window + w], to = p.bound[p.window + w + 1];
   rgk_select_item *item = p.item + which * p.cap;
   if (threadIdx.x == 0) p.done[which] = p.merged[which] = 0;
@@ -138,7 +145,8 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1) bwd_items(const __grid_con
     return n > 0 ? (int)((p.csr.rows[base + e] - from) * BINS / (to - from)) : 0;
   };
   for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN)
-    each_item(p, kh, s, from, to, [&](int32_t e, int32_t n) { atomicAdd(&of_bin[bin(s, e, n)], 1); });
+    each_item(p, kh, s, from, to,
+              [&](int32_t e, int32_t n) { atomicAdd(&of_bin[bin(s, e, n)], 1); });
   __syncthreads();
   if (threadIdx.x < 32) {
     const int first = of_bin[2 * lane], second = of_bin[2 * lane + 1];
@@ -177,15 +185,16 @@ template <class T> __device__ __forceinline__ void unpack8(float (&x)[8], uint4 
   for (int i = 0; i < 8; i++) x[i] = to_float(t[i]);
 }
 
-template <class T> __device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
+template <class T>
+__device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned) {
   if (aligned)
     unpack8<T>(x, *(const uint4 *)from);
   else
     for (int i = 0; i < 8; i++) x[i] = to_float(from[i]);
 }
 
-/* Calls use(place, real) for every place of the row's part of the partial store, in order: real where an entry
- * counts and the part has a key that the row sees. */
+/* Calls use(place, real) for every place of the row's part of the partial store, in order: real
+ * where an entry counts and the part has a key that the row sees. */
 template <class F>
 __device__ __forceinline__ void each_place(const rgk_select &p, const merged_row &x, F use) {
   const int n = x.keys > 0 ? p.a.N * p.parts : 0;
@@ -200,10 +209,13 @@ __device__ __forceinline__ void each_place(const rgk_select &p, const merged_row
   }
 }
 
-template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
+template <class T>
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
   const int E = p.a.E, pieces = E / 8, z = blockIdx.y;
-  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, r = i / pieces / p.a.G, row = p.row + r;
-  const int piece = (int)(i % pieces), g = (int)(i / pieces % p.a.G), head = (p.head + z) * p.a.G + g;
+  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, r = i / pieces / p.a.G,
+                row = p.row + r;
+  const int piece = (int)(i % pieces), g = (int)(i / pieces % p.a.G),
+            head = (p.head + z) * p.a.G + g;
   if (r >= p.rows) return;
   const merged_row x = find_merged(p, row, p.head + z);
   const int64_t step = p.a.G, at = (z * p.rows + r) * p.a.N * p.parts * step + g;
@@ -224,8 +236,9 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
       for (int k = 0; k < 8; k++) y[k] = fmaf(w, v[k], y[k]);
     }
   });
-  const row_end end =
-      finish_row(m, sum, p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
+  const row_end end = finish_row(
+      m, sum,
+      p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
   T *to = (T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head + piece / 4 * 32 + piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < 8; k += 2) {
@@ -239,16 +252,20 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(c
     ((float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head] = x.live ? end.lse : 0;
 }
 
-__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head, float sum) {
-  if (p.a.d_lse.data) sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
+__device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head,
+                                         float sum) {
+  if (p.a.d_lse.data)
+    sum -= ((const float *)p.a.d_lse.data)[row * p.a.d_lse.row + head * p.a.d_lse.head];
   const float lse = ((const float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head];
   ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
 /* RGK_SELECT_LANES lanes a row. */
-template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
+template <class T>
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
   enum { LANES = RGK_SELECT_LANES };
-  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES, row = i / p.a.H;
+  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES,
+                row = i / p.a.H;
   const int lane = threadIdx.x % LANES, head = (int)(i - row * p.a.H);
   const bool live = row < p.a.T && row < live_rows(p.a.seqs);
   const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
@@ -266,11 +283,13 @@ template <class T> __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(con
 }
 
 /* One thread a row, its sum is given. */
-__global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat_given(const __grid_constant__ rgk_select p) {
+__global__ void __launch_bounds__(RGK_SELECT_REDUCE)
+    stat_given(const __grid_constant__ rgk_select p) {
   const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, row = i / p.a.H;
   const int head = (int)(i - row * p.a.H);
   if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
-  put_stat(p, i, row, head, ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
+  put_stat(p, i, row, head,
+           ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
 }
 
 /* One block a head: minus the sink's probability times delta, summed over all rows. */
@@ -294,14 +313,24 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__
 
 } // namespace
 
-const void *rgk_select_sinks(void) { return (const void *)sinks; }
-const void *rgk_select_items(void) { return (const void *)items; }
-const void *rgk_select_bounds(void) { return (const void *)bounds; }
-const void *rgk_select_bwd_items(void) { return (const void *)bwd_items; }
+const void *rgk_select_sinks(void) {
+  return (const void *)sinks;
+}
+const void *rgk_select_items(void) {
+  return (const void *)items;
+}
+const void *rgk_select_bounds(void) {
+  return (const void *)bounds;
+}
+const void *rgk_select_bwd_items(void) {
+  return (const void *)bwd_items;
+}
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
 }
-const void *rgk_select_stat_given(void) { return (const void *)stat_given; }
+const void *rgk_select_stat_given(void) {
+  return (const void *)stat_given;
+}
 const void *rgk_select_stat(rg_dtype t) {
   return t == RG_F16 ? (const void *)stat<__half> : (const void *)stat<__nv_bfloat16>;
 }

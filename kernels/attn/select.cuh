@@ -1,10 +1,10 @@
-/* kernels/attn/select.cuh: what the kernels over selected blocks share: an item's keys, the table of a tile's rows,
- * and gathering rows into swizzled panels.
- *
- *   tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
- *   row table           made ahead by one thread a row, from list entries fetched a tile earlier
- *   gathering           cp.async, a tile ahead; in forward rows that do not exist become zeros, in backward they
- *                       repeat one that does
+/* kernels/attn/select.cuh: what the kernels over selected blocks share: an item's keys, the table
+   of a tile's rows, and gathering rows into swizzled panels.
+
+     tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
+     row table           made ahead by one thread a row, from list entries fetched a tile earlier
+     gathering           cp.async, a tile ahead; in forward rows that do not exist become zeros,
+                         in backward they repeat one that does
  */
 #pragma once
 #include "select.h"
@@ -17,11 +17,13 @@ namespace rgk {
 
 /* To shared memory; zeros where !real. */
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(real ? 16 : 0)
                : "memory");
 }
 /* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
-__device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real, bool aligned) {
+__device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real,
+                                           bool aligned) {
   if (aligned) {
     copy16(to, from, real);
     return;
@@ -29,7 +31,8 @@ __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bo
   uint32_t x[4] = {};
   if (real)
     for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
                : "memory");
 }
 __device__ __forceinline__ void copy4(uint32_t to, const void *from) {
@@ -38,7 +41,9 @@ __device__ __forceinline__ void copy4(uint32_t to, const void *from) {
 __device__ __forceinline__ void copy8(uint32_t to, const void *from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 /* Until at most n of this thread's groups are under way. */
 template <int n> __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
@@ -68,8 +73,8 @@ __device__ __forceinline__ select_keys find_keys(const rgk_select &p, int64_t sl
 
 /* Keys of head h into a tile of 64 rows, zeros past the last; by `threads` threads, t of them. */
 template <int W, int threads>
-__device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k, int h,
-                                          bool aligned, int t) {
+__device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k,
+                                          int h, bool aligned, int t) {
   const uint16_t *from = (const uint16_t *)x.data + k.row * x.row + h * x.head;
 #pragma unroll
   for (int i = t; i < 64 * W / 8; i += threads) {
@@ -81,8 +86,9 @@ __device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, cons
 
 /* Rows of a tile of forward. */
 template <int rows> struct row_table {
-  int64_t q[rows], at[rows]; /* elements into q, -1: no such row; into the partial store, in rows of it */
-  int limit[rows];           /* keys of the item that the row sees */
+  /* elements into q, -1: no such row; into the partial store, in rows of it */
+  int64_t q[rows], at[rows];
+  int limit[rows]; /* keys of the item that the row sees */
 };
 
 /* Walks an item's list for one row of each tile. */
@@ -93,12 +99,13 @@ template <int rows> struct row_walk {
   int e, g_next, G, head, n, count;
   int row, place, g; /* fetched; row -1: there is none */
 
-  __device__ __forceinline__ row_walk(const rgk_select &p, const rgk_select_item &item, const select_keys &k,
-                                      int kh) {
+  __device__ __forceinline__ row_walk(const rgk_select &p, const rgk_select_item &item,
+                                      const select_keys &k, int kh) {
     const int64_t base = kh * p.a.T * p.a.N + item.first;
     list = p.csr.rows + base;
     places = p.csr.places + base;
-    first = k.first + (k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0);
+    first = k.first +
+            (k.b < p.a.seqs.n ? seq_start(p.a.seqs, k.b) - (p.a.offset ? p.a.offset[k.b] : 0) : 0);
     G = p.a.G;
     e = threadIdx.x % rows / G;
     g_next = threadIdx.x % rows - e * G;
@@ -125,12 +132,14 @@ template <int rows> struct row_walk {
 
 /* Gathers 16-byte chunks of rows at offsets off[] (elements) of x. */
 template <int rows, int W, int threads>
-__device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t *off, bool aligned) {
+__device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t *off,
+                                       bool aligned) {
 #pragma unroll
   for (int i = threadIdx.x; i < rows * W / 8; i += threads) {
     const int r = i / (W / 8), c = i % (W / 8);
     const int64_t at = off[r];
-    copy_chunk(to + chunk_at<rows>(r, c), (const uint16_t *)x + (at < 0 ? 0 : at + c * 8), at >= 0, aligned);
+    copy_chunk(to + chunk_at<rows>(r, c), (const uint16_t *)x + (at < 0 ? 0 : at + c * 8), at >= 0,
+               aligned);
   }
 }
 
@@ -140,20 +149,21 @@ __device__ __forceinline__ void product_rows(float (&d)[N / 2], uint32_t a, uint
   const uint64_t x = desc_k(a), y = desc_k(b);
 #pragma unroll
   for (int k = 0; k < W / 16; k++)
-    wgmma<T, N>::ss(d, desc_on(x, (k / 4) * 8192 + (k % 4) * 32), desc_on(y, (k / 4) * (N * 128) + (k % 4) * 32),
-                    k > 0);
+    wgmma<T, N>::ss(d, desc_on(x, (k / 4) * 8192 + (k % 4) * 32),
+                    desc_on(y, (k / 4) * (N * 128) + (k % 4) * 32), k > 0);
 }
 /* d += A B: A in registers, 64 rows of K columns; B a tile of K rows, N of its columns. */
 template <class T, int N, int K>
-__device__ __forceinline__ void product_columns(float (&d)[N / 2], const uint32_t (&a)[K / 4], uint32_t b,
-                                                bool add) {
+__device__ __forceinline__ void product_columns(float (&d)[N / 2], const uint32_t (&a)[K / 4],
+                                                uint32_t b, bool add) {
   const uint64_t y = desc_mn(b, K * 128);
 #pragma unroll
   for (int k = 0; k < K / 16; k++)
     wgmma<T, N>::template rs<true>(d, a + 4 * k, desc_on(y, 2048 * k), add || k > 0);
 }
 
-template <class T, int n> __device__ __forceinline__ void pack_all(uint32_t (&a)[n], const float (&x)[2 * n]) {
+template <class T, int n>
+__device__ __forceinline__ void pack_all(uint32_t (&a)[n], const float (&x)[2 * n]) {
 #pragma unroll
   for (int i = 0; i < n; i++) a[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
 }
@@ -184,14 +194,14 @@ __device__ __forceinline__ merged_row find_merged(const rgk_select &p, int64_t r
 #ifdef RGK_DEV
 #define RGK_SELECT_WIDE(X)
 #else
-#define RGK_SELECT_WIDE(X)                                                                                   \
-  X(RG_F16, 128, 128)                                                                                        \
-  X(RG_BF16, 96, 96)                                                                                         \
-  X(RG_F16, 96, 96)                                                                                          \
-  X(RG_BF16, 192, 128)                                                                                       \
-  X(RG_F16, 192, 128)                                                                                        \
-  X(RG_BF16, 256, 256)                                                                                       \
+#define RGK_SELECT_WIDE(X) \
+  X(RG_F16, 128, 128)      \
+  X(RG_BF16, 96, 96)       \
+  X(RG_F16, 96, 96)        \
+  X(RG_BF16, 192, 128)     \
+  X(RG_F16, 192, 128)      \
+  X(RG_BF16, 256, 256)     \
   X(RG_F16, 256, 256)
 #endif
-#define RGK_SELECT_INSTANCES(X)                                                                              \
+#define RGK_SELECT_INSTANCES(X) \
   X(RG_BF16, 128, 128) X(RG_BF16, 64, 64) X(RG_F16, 64, 64) RGK_SELECT_WIDE(X)

@@ -1,30 +1,34 @@
 /* kernels/attn/select.h: attention over selected blocks, driven by the keys, on Hopper.
- *
- * The selection is inverted (csr.h), and a block's list of queries is cut into items. One thread block takes
- * an item: it holds 64 keys of the block (a "part"; a longer block has several) in shared memory and gathers
- * the rows (query, head of the group) of the item's queries, 64 at a time, into full tensor core tiles.
- *
- *   forward   o and lse over these keys alone go to a partial store, one place per (query, entry of idx,
- *             part); `reduce` merges a query's partials in the order of its entries
- *   backward  d.q likewise. d.k and d.v accumulate over an item's rows in registers; a block's items add up
- *             in an fp32 sum in memory, each waiting for its turn
- *
- * Forward's partial store has room for a window of rows of the pack; windows follow one another. How rows fall into
- * windows, items and tiles changes no bit of o and d.q, since each row of a tile is computed by itself.
- *
- * d.k and d.v are sums over items, so what an item is depends on its sequence alone: a sequence is cut into steps, a
- * quarter of it each or `longest` rows, a list at the steps, and each piece into items of `length` queries. A block's
- * items add to its sums in the order of its list.
- *
- * Backward is one launch of thread blocks that stay. Its jobs are taken in order, segment by segment:
- *
- *   segment i   the items of window i (windows of a head, then of the next: whole steps, `rows` rows at most), and
- *               among them jobs that merge partials of rows of earlier windows
- *   store       a ring of `store` rows, at least two windows: rows are numbered across heads, row r is at r % store.
- *               Segment i merges what lies more than half a store back, so the room it leaves is there in segment i + 1,
- *               and those who merge seldom wait for items still on their way
- *
- * A job waits only for jobs that were taken before it: whatever runs, something can go on.
+
+   The selection is inverted (csr.h), and a block's list of queries is cut into items. One thread
+   block takes an item: it holds 64 keys of the block (a "part"; a longer block has several) in
+   shared memory and gathers the rows (query, head of the group) of the item's queries, 64 at a
+   time, into full tensor core tiles.
+
+     forward   o and lse over these keys alone go to a partial store, one place per (query, entry of
+               idx, part); `reduce` merges a query's partials in the order of its entries
+     backward  d.q likewise. d.k and d.v accumulate over an item's rows in registers; a block's
+               items add up in an fp32 sum in memory, each waiting for its turn
+
+   Forward's partial store has room for a window of rows of the pack; windows follow one another.
+   How rows fall into windows, items and tiles changes no bit of o and d.q, since each row of a tile
+   is computed by itself.
+
+   d.k and d.v are sums over items, so what an item is depends on its sequence alone: a sequence is
+   cut into steps, a quarter of it each or `longest` rows, a list at the steps, and each piece into
+   items of `length` queries. A block's items add to its sums in the order of its list.
+
+   Backward is one launch of thread blocks that stay. Its jobs are taken in order, segment by
+   segment:
+
+     segment i   the items of window i (windows of a head, then of the next: whole steps, `rows`
+                 rows at most), and among them jobs that merge partials of rows of earlier windows
+     store       a ring of `store` rows, at least two windows: rows are numbered across heads, row r
+                 is at r % store. Segment i merges what lies more than half a store back, so the
+                 room it leaves is there in segment i + 1, and those who merge seldom wait for items
+                 still on their way
+
+   A job waits only for jobs that were taken before it: whatever runs, something can go on.
  */
 #ifndef RGK_SELECT_H
 #define RGK_SELECT_H
@@ -46,8 +50,8 @@ typedef struct rgk_select_item {
   uint32_t first;
   int32_t count;
   /* backward: */
-  int32_t
-      before; /* entries of its block's lists, of earlier heads too, that are added to its sums before it */
+  /* entries of its block's lists, of earlier heads too, that are added to its sums before it */
+  int32_t before;
   int32_t is;
 } rgk_select_item;
 
@@ -57,9 +61,10 @@ enum { RGK_SELECT_FIRST = 1, RGK_SELECT_LAST = 2 };
 typedef struct rgk_select {
   rgk_attn a;
   rgk_csr csr;
-  int32_t parts;            /* of RGK_SELECT_KEYS keys in a block */
-  int32_t head, heads;      /* KV heads [head, head + heads) */
-  int64_t row, rows;        /* forward: the window, rows of the pack; backward: rows of a window at most */
+  int32_t parts;       /* of RGK_SELECT_KEYS keys in a block */
+  int32_t head, heads; /* KV heads [head, head + heads) */
+  /* forward: the window, rows of the pack; backward: rows of a window at most */
+  int64_t row, rows;
   int64_t chunk, chunk_end; /* forward: these chunks of csr */
   int32_t length;           /* most queries of an item */
   int32_t along, across;    /* a tile's rows / G, and what is left over */
@@ -76,8 +81,8 @@ typedef struct rgk_select {
   uint32_t *merged;        /* [heads * windows + 1]: jobs that merge, of a segment */
   uint32_t *turn;          /* [slots, parts]: entries that are added to a block's sums */
   float *sum_k, *sum_v;    /* [slots, parts, KEYS * D], * E, in the order of the accumulators */
-  /* [heads, rows, N, parts, G, E] or [store, N, parts, G, D] in the order of the accumulators: o in q's type; d.q in
-   * bf16, or fp32 where q is f16 */
+  /* [heads, rows, N, parts, G, E] or [store, N, parts, G, D] in the order of the accumulators: o in
+   * q's type; d.q in bf16, or fp32 where q is f16 */
   void *part;
   float *part_lse; /* [heads, rows, N, parts, G] base 2 */
   float *stat;     /* [T, H, 2]: lse in base 2, and rowsum(o * d_o) - d_lse */
@@ -90,8 +95,8 @@ RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads,
 RGK_GETTER(rgk_select_sinks(void))        /* grid H, RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_stat(rg_dtype t))   /* grid over T * H * RGK_SELECT_LANES threads */
 RGK_GETTER(rgk_select_stat_given(void))   /* grid over T * H threads; delta is given */
-/* Instances: NULL where there is none. Forward: grid cap, parts, heads. Backward: any grid, best as many blocks as run
- * at once */
+/* Instances: NULL where there is none. Forward: grid cap, parts, heads. Backward: any grid, best as
+ * many blocks as run at once */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))
 RGK_GETTER(rgk_select_bwd(rg_dtype t, int32_t D, int32_t E))
 

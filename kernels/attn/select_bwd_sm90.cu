@@ -1,17 +1,19 @@
 /* kernels/attn/select_bwd_sm90.cu: gradients of attention over selected blocks (see select.h).
- *
- *   S^T [64 keys, ROWS] = K Q^T    dP^T = V dO^T    p = exp2(S^T c - lse)    dS^T = p (dP^T - delta)
- *   dV [64 keys, E] += p dO        dK [64 keys, D] += dS^T Q                 dQ [ROWS, D] = dS K
- *
- * A thread block stays and takes job after job. Its last warpgroup takes them, and brings an item's keys, then its rows
- * tile by tile, a tile ahead; the others compute, or merge partials of dQ.
- *
- * dV and dK take p and dS^T from the registers they were formed in; dS^T also goes to shared memory, for dQ, which is
- * formed and stored a few columns at a time while the next tile's S^T is under way. Two computing warpgroups, where the
- * widths need them, compute the same S^T and dP^T and take half of the columns of dK, dV and dQ each. Two thread blocks
- * on a multiprocessor fill each other's gaps.
- *
- *   shared memory   K   V   Q twice   dO twice   dS^T   row tables twice   jobs twice   barriers
+
+     S^T [64 keys, ROWS] = K Q^T    p = exp2(S^T c - lse)      dV [64 keys, E] += p dO
+     dP^T = V dO^T                  dS^T = p (dP^T - delta)    dK [64 keys, D] += dS^T Q
+                                                               dQ [ROWS, D] = dS K
+
+   A thread block stays and takes job after job. Its last warpgroup takes them, and brings an item's
+   keys, then its rows tile by tile, a tile ahead; the others compute, or merge partials of dQ.
+
+   dV and dK take p and dS^T from the registers they were formed in; dS^T also goes to shared
+   memory, for dQ, which is formed and stored a few columns at a time while the next tile's S^T is
+   under way. Two computing warpgroups, where the widths need them, compute the same S^T and dP^T
+   and take half of the columns of dK, dV and dQ each. Two thread blocks on a multiprocessor fill
+   each other's gaps.
+
+     shared memory   K   V   Q twice   dO twice   dS^T   row tables twice   jobs twice   barriers
  */
 #include "../device/tma.cuh"
 #include "select.cuh"
@@ -30,8 +32,10 @@ template <> struct partial<__half> { using type = float; };
 template <class T, int D, int E> struct shape {
   static constexpr int GROUPS = D + E >= 512 ? 2 : 1, ROWS = D > 128 && GROUPS == 1 ? 32 : 64,
                        BLOCKS = D + E > 320 ? 1 : 2;
-  static constexpr int COMPUTE = 128 * GROUPS, THREADS = COMPUTE + 128, DK = D / GROUPS, EV = E / GROUPS;
-  static constexpr int DQ = DK == 192 ? 32 : DK > 96 ? 64 : DK, PIECES = DK / DQ; /* columns of dQ at a time */
+  static constexpr int COMPUTE = 128 * GROUPS, THREADS = COMPUTE + 128, DK = D / GROUPS,
+                       EV = E / GROUPS;
+  /* columns of dQ at a time */
+  static constexpr int DQ = DK == 192 ? 32 : DK > 96 ? 64 : DK, PIECES = DK / DQ;
   static constexpr int REGS = BLOCKS == 1 ? 232 : 224, LOADING_REGS = BLOCKS == 1 ? 40 : 32;
 };
 
@@ -47,7 +51,8 @@ struct job {
   int kh, tiles;
   int64_t list; /* its first entry, across heads */
   int first;    /* the row at the position of its first key */
-  int place;    /* of row 0 of the pack in the partial store, were the window's rows before it there too */
+  /* of row 0 of the pack in the partial store, were the window's rows before it there too */
+  int place;
   /* MERGING: rows, numbered across heads */
   int64_t from, upto;
 };
@@ -60,8 +65,8 @@ template <int rows> struct tile_rows {
   int limit[rows];           /* keys of the item that the row sees */
 };
 
-/* Where a thread block stands among the segments: tickets [begin, begin + items + merging) are this one's, and it merges
- * the rows of windows [from, upto). */
+/* Where a thread block stands among the segments: tickets [begin, begin + items + merging) are this
+ * one's, and it merges the rows of windows [from, upto). */
 struct order {
   int segment, from, upto, known; /* known: the items of windows before are done */
   uint32_t begin, items, merging;
@@ -74,7 +79,8 @@ template <class T, int D, int E> struct shared {
   char q[2][(D + 63) / 64 * X::ROWS * 128], d_o[2][(E + 63) / 64 * X::ROWS * 128];
   char ds[KEYS * 128];
   alignas(16) tile_rows<X::ROWS> rows[2];
-  uint32_t next[128][2]; /* of each that loads: row of its entry of the next tile, and two places, of which one is its */
+  /* of each that loads: row of its entry of the next tile, and two places, of which one is its */
+  uint32_t next[128][2];
   job jobs[2];
   order at;
   uint64_t job_full[2], job_empty[2], full[2], empty[2], keys_empty, ds_empty;
@@ -106,7 +112,8 @@ __device__ __forceinline__ void enter(const rgk_select &p, order &x, int segment
   x.merging = (uint32_t)((rows_before(p, x.upto) - rows_before(p, x.from) + MERGE - 1) / MERGE);
 }
 
-/* Takes the next job, of tiles of `rows` rows; waits for what it needs, which others began before. */
+/* Takes the next job, of tiles of `rows` rows; waits for what it needs, which others began
+ * before. */
 template <int rows>
 __device__ __forceinline__ void next_job(const rgk_select &p, order &x, job &j) {
   const uint32_t ticket = atomicAdd(p.begun, 1u);
@@ -119,8 +126,8 @@ __device__ __forceinline__ void next_job(const rgk_select &p, order &x, job &j) 
     x.begin += x.items + x.merging;
     enter(p, x, x.segment + 1);
   }
-  /* Merging starts when some of the segment's items are taken, since those of the window before are still at work, and
-   * ends before the last are, since the next segment needs the room. */
+  /* Merging starts when some of the segment's items are taken, since those of the window before are
+   * still at work, and ends before the last are, since the next segment needs the room. */
   uint32_t i = ticket - x.begin, before = x.items / 8 * 3, merges = 0;
   const uint32_t among = x.items - before - x.items / 8 + x.merging;
   bool merging = false;
@@ -131,7 +138,8 @@ __device__ __forceinline__ void next_job(const rgk_select &p, order &x, job &j) 
     merging = (uint32_t)((uint64_t)(i - before + 1) * x.merging / among) > merges;
   }
   if (merging) {
-    for (; x.known < x.upto; x.known++) await(p.done + x.known, (uint32_t)(p.items[x.known] * p.parts));
+    for (; x.known < x.upto; x.known++)
+      await(p.done + x.known, (uint32_t)(p.items[x.known] * p.parts));
     j.kind = MERGING;
     j.done = p.merged + x.segment;
     j.from = rows_before(p, x.from) + (int64_t)merges * MERGE;
@@ -147,17 +155,21 @@ __device__ __forceinline__ void next_job(const rgk_select &p, order &x, job &j) 
     j.tiles = j.keys.n > 0 ? (j.item.count * p.a.G + rows - 1) / rows : 0;
     j.list = j.kh * p.a.T * p.a.N + j.item.first;
     const int b = j.keys.b;
-    j.first = (int)(j.keys.first + (b < p.a.seqs.n ? seq_start(p.a.seqs, b) - (p.a.offset ? p.a.offset[b] : 0) : 0));
-    j.place = (int)(rows_before(p, x.segment) % p.store - p.bound[p.window + x.segment % p.windows]);
+    j.first =
+        (int)(j.keys.first +
+              (b < p.a.seqs.n ? seq_start(p.a.seqs, b) - (p.a.offset ? p.a.offset[b] : 0) : 0));
+    j.place =
+        (int)(rows_before(p, x.segment) % p.store - p.bound[p.window + x.segment % p.windows]);
   }
 }
 
 /* ---- loading ---- */
 
-/* Gathers rows that all exist, row r from row[r][which] on. A thread keeps its chunk of a row, so that little is
- * computed. */
+/* Gathers rows that all exist, row r from row[r][which] on. A thread keeps its chunk of a row, so
+ * that little is computed. */
 template <int rows, int W, int first = 0>
-__device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row)[2], int which, int t) {
+__device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row)[2], int which,
+                                            int t) {
   constexpr int PART = W >= 128 ? 128 : W >= 64 ? 64 : W, C = PART / 8, R = 128 / C, MOST = 4;
   static_assert(R % 8 == 0 && rows % R == 0);
   const int c = t % C, r = t / C;
@@ -166,10 +178,13 @@ __device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row
   for (int i0 = 0; i0 < rows; i0 += MOST * R) {
     const char *from[MOST];
 #pragma unroll
-    for (int i = 0; i < MOST && i0 + i * R < rows; i++) from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
+    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
+      from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
 #pragma unroll
     for (int i = 0; i < MOST && i0 + i * R < rows; i++)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128), "l"(from[i]) : "memory");
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128),
+                   "l"(from[i])
+                   : "memory");
   }
   if constexpr (W > PART) gather_fast<rows, W - PART, first + PART>(to, row, which, t);
 }
@@ -196,8 +211,8 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
     if (j.kind == EXIT) return;
     if (j.kind == MERGING || j.tiles == 0) continue;
 
-    /* What an item's tiles share is read from the job again and again: registers are few, and the cache behind spilled
-     * ones is slow. */
+    /* What an item's tiles share is read from the job again and again: registers are few, and the
+     * cache behind spilled ones is slow. */
     int e = r / p.a.G, g = r - e * p.a.G; /* entry and head of the next tile */
     auto entry = [&] { return j.list + min(e, (int)j.item.count - 1); };
     auto fetch = [&] {
@@ -228,7 +243,8 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
         } else {
           const int in = j.place + row, at = in < (int)p.store ? in : in - (int)p.store;
           const uint32_t place = *(volatile uint32_t *)&s.next[t][1] >> (entry() & 1) * 16 & 0xffff;
-          x.at[r] = real && p.part ? ((at * p.a.N + (int)place) * p.parts + j.part) * p.a.G + g : -1;
+          x.at[r] =
+              real && p.part ? ((at * p.a.N + (int)place) * p.parts + j.part) * p.a.G + g : -1;
         }
         e += p.along;
         g += p.across;
@@ -250,11 +266,13 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
 /* ---- the ends of dQ, dK and dV ---- */
 
 /* Two neighbours of a gradient. */
-__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0, float v1) {
+__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0,
+                                         float v1) {
   if (add || y.dtype == RG_F32) {
     float2 *to = (float2 *)((float *)y.data + at);
     const float2 old = add ? *to : make_float2(0, 0);
-    *to = make_float2(__fadd_rn(old.x, v0), __fadd_rn(old.y, v1)); /* not fused with what made v: v is one term */
+    *to = make_float2(__fadd_rn(old.x, v0),
+                      __fadd_rn(old.y, v1)); /* not fused with what made v: v is one term */
   } else {
     *(uint32_t *)((uint16_t *)y.data + at) =
         y.dtype == RG_F16 ? pack2<__half>(v0, v1) : pack2<__nv_bfloat16>(v0, v1);
@@ -263,8 +281,8 @@ __device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t 
 
 /* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
 template <int W>
-__device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k, int kh, int first,
-                                         const float (&x)[W / 2], float scale) {
+__device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k,
+                                         int kh, int first, const float (&x)[W / 2], float scale) {
   if (!y.data) return;
   const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -277,8 +295,9 @@ __device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const se
   }
 }
 
-/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of columns from `first`
- * on, begin; what is there, added to them; and what the next finds there. Nobody else has it meanwhile. */
+/* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of
+ * columns from `first` on, begin; what is there, added to them; and what the next finds there.
+ * Nobody else has it meanwhile. */
 __device__ __forceinline__ float4 *sum_at(float *sum, int first) {
   return (float4 *)sum + KEYS / 4 * first + threadIdx.x % 128;
 }
@@ -289,23 +308,24 @@ template <int W> __device__ __forceinline__ void add_sum(float (&x)[W / 2], cons
     x[4 * i] += v.x, x[4 * i + 1] += v.y, x[4 * i + 2] += v.z, x[4 * i + 3] += v.w;
   }
 }
-template <int W> __device__ __forceinline__ void put_sum(const float (&x)[W / 2], float4 *to, bool add) {
+template <int W>
+__device__ __forceinline__ void put_sum(const float (&x)[W / 2], float4 *to, bool add) {
 #pragma unroll
   for (int i = 0; i < W / 8; i++) {
     if (add)
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + 128 * i), "f"(x[4 * i]),
-                   "f"(x[4 * i + 1]), "f"(x[4 * i + 2]), "f"(x[4 * i + 3])
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + 128 * i),
+                   "f"(x[4 * i]), "f"(x[4 * i + 1]), "f"(x[4 * i + 2]), "f"(x[4 * i + 3])
                    : "memory");
     else
       __stcg(to + 128 * i, make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]));
   }
 }
 
-/* This thread's rows of dQ, columns [first, first + N), to the partial store; `eights`: groups are whole eights of
- * heads, and what a warp writes of eight rows is one piece of memory. */
+/* This thread's rows of dQ, columns [first, first + N), to the partial store; `eights`: groups are
+ * whole eights of heads, and what a warp writes of eight rows is one piece of memory. */
 template <class T, int N>
-__device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int width, int first, bool eights,
-                                            const float (&dq)[N / 2]) {
+__device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int width, int first,
+                                            bool eights, const float (&dq)[N / 2]) {
   using P = typename partial<T>::type;
   enum { PAIRS = 8 / sizeof(P) };
 #pragma unroll
@@ -313,7 +333,8 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
     if (row[i] < 0) continue;
     const int lane = threadIdx.x % 32, step = eights ? 32 : 4;
     uint4 *const to = (uint4 *)((P *)part + (int64_t)(eights ? row[i] - lane / 4 : row[i]) * width +
-                                (eights ? 8 * first : first)) + lane % step;
+                                (eights ? 8 * first : first)) +
+                      lane % step;
 #pragma unroll
     for (int j = 0; j < N / (8 * PAIRS); j++) {
       float x[2 * PAIRS];
@@ -321,9 +342,11 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
       for (int k = 0; k < 2 * PAIRS; k++) x[k] = dq[4 * (PAIRS * j + k / 2) + 2 * i + k % 2];
       uint4 v;
       if constexpr (sizeof(P) == 4)
-        v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
+        v = make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+                       __float_as_uint(x[3]));
       else
-        v = make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
+        v = make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]),
+                       pack2<T>(x[6], x[7]));
       __stcs(to + step * j, v);
     }
   }
@@ -332,16 +355,17 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
 /* ---- an item ---- */
 
 __device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]),
-               "r"(x[2]), "r"(x[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
 
-/* S^T of a tile becomes p; keys past a row's limit, where there are any, have 0. A thread's columns, which are rows of the
- * tile, are 8j + 2(lane % 4) and + 1; its keys are `key` and key + 8. */
+/* S^T of a tile becomes p; keys past a row's limit, where there are any, have 0. A thread's
+ * columns, which are rows of the tile, are 8j + 2(lane % 4) and + 1; its keys are `key` and key +
+ * 8. */
 template <int ROWS>
-__device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], const tile_rows<ROWS> &x, int key, float c,
-                                              bool masked) {
+__device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], const tile_rows<ROWS> &x,
+                                              int key, float c, bool masked) {
   const int2 *limit = (const int2 *)x.limit + threadIdx.x % 4;
   const float4 *stat = (const float4 *)x.stat + threadIdx.x % 4;
 #pragma unroll
@@ -363,11 +387,12 @@ __device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], const tile_r
   }
 }
 
-/* dS^T in pairs, of p in pairs and dP^T. Past a row's limit it is not 0 times what there is: the row's own keys may be
- * anything there. */
+/* dS^T in pairs, of p in pairs and dP^T. Past a row's limit it is not 0 times what there is: the
+ * row's own keys may be anything there. */
 template <class T, int ROWS>
 __device__ __forceinline__ void differences(uint32_t (&ds)[ROWS / 4], const uint32_t (&p)[ROWS / 4],
-                                            const float (&dp)[ROWS / 2], const tile_rows<ROWS> &x, int key, bool masked) {
+                                            const float (&dp)[ROWS / 2], const tile_rows<ROWS> &x,
+                                            int key, bool masked) {
   const int2 *limit = (const int2 *)x.limit + threadIdx.x % 4;
   const float4 *stat = (const float4 *)x.stat + threadIdx.x % 4;
 #pragma unroll
@@ -388,9 +413,11 @@ __device__ __forceinline__ void differences(uint32_t (&ds)[ROWS / 4], const uint
   }
 }
 
-/* The tiles of an item, from `tile` of the thread block on: this warpgroup's columns of dk and dv. */
+/* The tiles of an item, from `tile` of the thread block on: this warpgroup's columns of dk
+ * and dv. */
 template <class T, int D, int E>
-__device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &sh, int rows, uint32_t &tile,
+__device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &sh, int rows,
+                                          uint32_t &tile,
                                           float (&dk)[D / shape<T, D, E>::GROUPS / 2],
                                           float (&dv)[E / shape<T, D, E>::GROUPS / 2]) {
   using X = shape<T, D, E>;
@@ -432,7 +459,8 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
     differences<T, ROWS>(b, a, dp, x, key, masked);
     wgmma_keep(b);
     bar_wait(&sh.ds_empty, tile & 1 ^ 1);
-    /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one of them. */
+    /* Four matrices of 8 x 8: keys, keys + 8, then the next 8 rows; a lane points at one row of one
+     * of them. */
     const int line = warp * 16 + lane % 16;
 #pragma unroll
     for (int j = 0; j < ROWS / 8; j += 2)
@@ -448,11 +476,13 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
     const uint64_t ds = desc_mn(at_ds, 8192);
     float dq[DQ / 2];
     auto queries = [&](int i) {
-      const uint64_t k = desc_mn(at_k + (group * DK + i * DQ) / 64 * 8192 + (group * DK + i * DQ) % 64 * 2, 8192);
+      const uint64_t k =
+          desc_mn(at_k + (group * DK + i * DQ) / 64 * 8192 + (group * DK + i * DQ) % 64 * 2, 8192);
       wgmma_fence();
 #pragma unroll
       for (int y = 0; y < 4; y++)
-        wgmma<T, DQ>::template ss<true, true>(dq, desc_on(ds, 2048 * y), desc_on(k, 2048 * y), y > 0);
+        wgmma<T, DQ>::template ss<true, true>(dq, desc_on(ds, 2048 * y), desc_on(k, 2048 * y),
+                                              y > 0);
       wgmma_commit();
     };
     queries(0);
@@ -461,7 +491,8 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
     wgmma_keep(dk);
     wgmma_keep(a);
     wgmma_keep(b);
-    /* The branch needs what was read of the row table: all of it is here before the tile is given back. */
+    /* The branch needs what was read of the row table: all of it is here before the tile is given
+     * back. */
     tile++;
     if (row[0] >= -1 && row[1] >= -1 && lane == 0) bar_arrive(&sh.empty[stage]);
 #pragma unroll
@@ -493,7 +524,8 @@ __device__ __forceinline__ void put_gradients(const rgk_select &p, const job &j,
   constexpr int DK = X::DK, EV = X::EV;
   const int group = threadIdx.x / 128, first = j.item.is & RGK_SELECT_FIRST;
   const int64_t which = (int64_t)j.item.slot * p.parts + j.part;
-  float4 *sum_k = sum_at(p.sum_k + which * KEYS * D, group * DK), *sum_v = sum_at(p.sum_v + which * KEYS * E, group * EV);
+  float4 *sum_k = sum_at(p.sum_k + which * KEYS * D, group * DK),
+         *sum_v = sum_at(p.sum_v + which * KEYS * E, group * EV);
   if (j.item.before > 0) {
     if (threadIdx.x == 0) await(p.turn + which, (uint32_t)j.item.before);
     named_sync(COMPUTING, X::COMPUTE);
@@ -513,11 +545,11 @@ __device__ __forceinline__ void put_gradients(const rgk_select &p, const job &j,
 
 /* ---- merging ---- */
 
-/* Places [first, first + 32) of a row's part of the partial store that count, as bits: an entry larger than all before
- * it, and a part with a key that the row sees. Lanes have a place each. before: the largest entry so far; counts: the
- * entry of this lane's place does. */
-__device__ __forceinline__ uint32_t places_that_count(const rgk_select &p, const merged_row &x, int first,
-                                                      int &before, bool &counts) {
+/* Places [first, first + 32) of a row's part of the partial store that count, as bits: an entry
+ * larger than all before it, and a part with a key that the row sees. Lanes have a place each.
+ * before: the largest entry so far; counts: the entry of this lane's place does. */
+__device__ __forceinline__ uint32_t places_that_count(const rgk_select &p, const merged_row &x,
+                                                      int first, int &before, bool &counts) {
   const int lane = threadIdx.x % 32, at = first + lane, e = p.parts == 1 ? at : at / p.parts;
   const int v = x.keys > 0 && e < p.a.N ? x.idx[e] : -1, part = at - e * p.parts;
   int most = v; /* of the entries up to this lane's */
@@ -527,8 +559,10 @@ __device__ __forceinline__ uint32_t places_that_count(const rgk_select &p, const
     if (lane >= d) most = max(most, y);
   }
   /* The lane before the entry's first part has what came before the entry. */
-  const int y = __shfl_sync(~0u, most, max(lane - part - 1, 0)), earlier = lane > part ? max(y, before) : before;
-  const bool split = __shfl_sync(~0u, counts, 31); /* of an entry that began in the 32 places before */
+  const int y = __shfl_sync(~0u, most, max(lane - part - 1, 0)),
+            earlier = lane > part ? max(y, before) : before;
+  /* of an entry that began in the 32 places before */
+  const bool split = __shfl_sync(~0u, counts, 31);
   counts = lane < part ? split : v > earlier;
   const uint32_t bits = __ballot_sync(~0u, counts && (int64_t)v * p.a.block + part * KEYS < x.keys);
   before = max(before, __shfl_sync(~0u, most, 31));
@@ -547,9 +581,10 @@ __device__ __forceinline__ uint4 load16_if(const uint4 *from, bool real) {
   return v;
 }
 
-/* A warp has a row. A lane sums 16 bytes of a place, of a few heads at once, over 16 places at a time: as much under way
- * as registers hold. What does not count adds 0, which changes no bit. */
-template <class T, int D, int E> __device__ __forceinline__ void merge(const rgk_select &p, const job &j) {
+/* A warp has a row. A lane sums 16 bytes of a place, of a few heads at once, over 16 places at a
+ * time: as much under way as registers hold. What does not count adds 0, which changes no bit. */
+template <class T, int D, int E>
+__device__ __forceinline__ void merge(const rgk_select &p, const job &j) {
   using P = typename partial<T>::type;
   enum { U = 16 / sizeof(P), PIECES = D / U, PLACES = 16, UNITS = 2 };
   const int64_t rows = p.bound[p.window + p.windows] - p.bound[p.window];
@@ -592,8 +627,10 @@ template <class T, int D, int E> __device__ __forceinline__ void merge(const rgk
         const int unit = i + 32 * u + lane, eight = unit / (8 * PIECES), in = unit % (8 * PIECES);
         if (unit >= units) continue;
         const bool eights = p.a.G % 8 == 0;
-        const int g = eights ? 8 * eight + lane / 4 : unit / PIECES, block = eights ? in / 32 : unit % PIECES / 4;
-        const int64_t to = row * p.a.dq.row + (kh * p.a.G + g) * p.a.dq.head + block * 4 * U + lane % 4 * 2;
+        const int g = eights ? 8 * eight + lane / 4 : unit / PIECES,
+                  block = eights ? in / 32 : unit % PIECES / 4;
+        const int64_t to =
+            row * p.a.dq.row + (kh * p.a.G + g) * p.a.dq.head + block * 4 * U + lane % 4 * 2;
 #pragma unroll
         for (int l = 0; l < U; l += 2)
           put_pair(p.a.dq, p.a.acc_q, to + l / 2 * 8, y[u][l] * p.a.scale, y[u][l + 1] * p.a.scale);
@@ -604,11 +641,14 @@ template <class T, int D, int E> __device__ __forceinline__ void merge(const rgk
 
 /* ---- the kernel ---- */
 
-/* The compiler does not know of what is read from shared memory that a warp's threads read the same, and keeps wgmma
- * from overlapping behind branches that may part them. */
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+/* The compiler does not know of what is read from shared memory that a warp's threads read the
+ * same, and keeps wgmma from overlapping behind branches that may part them. */
+__device__ __forceinline__ int uniform(int x) {
+  return __shfl_sync(~0u, x, 0);
+}
 
-template <class T, int D, int E> __device__ __forceinline__ void compute(const rgk_select &p, shared<T, D, E> &s) {
+template <class T, int D, int E>
+__device__ __forceinline__ void compute(const rgk_select &p, shared<T, D, E> &s) {
   using X = shape<T, D, E>;
   uint32_t tile = 0;
   for (uint32_t n = 0;; n++) {
@@ -663,15 +703,16 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, shape<T, D, E>::BLOCK
 }
 
 template <class T, int D, int E> const void *instance() {
-  static_assert(sizeof(shared<T, D, E>) <= (D + 63) / 64 * 8192 + (E + 63) / 64 * 8192 + 8192 +
-                                               2 * shape<T, D, E>::ROWS * 128 * ((D + 63) / 64 + (E + 63) / 64) +
-                                               RGK_SELECT_BWD_META);
+  static_assert(sizeof(shared<T, D, E>) <=
+                (D + 63) / 64 * 8192 + (E + 63) / 64 * 8192 + 8192 +
+                    2 * shape<T, D, E>::ROWS * 128 * ((D + 63) / 64 + (E + 63) / 64) +
+                    RGK_SELECT_BWD_META);
   return (const void *)gradient<T, D, E>;
 }
 
 } // namespace
 
-#define INSTANCE(dtype, d, e)                                                                                \
+#define INSTANCE(dtype, d, e) \
   if (t == dtype && D == d && E == e) return instance<element<dtype>::type, d, e>();
 
 const void *rgk_select_bwd(rg_dtype t, int32_t D, int32_t E) {

@@ -1,9 +1,10 @@
 /* kernels/attn/select_fwd_sm90.cu: forward of attention over selected blocks (see select.h).
- *
- *   S [64 rows, 64 keys] = Q K^T    p = exp2(S c - m)    O [64 rows, E] = p V, over its row's sum of p
- *
- * Shared memory: K, V; Q twice; row tables. One warpgroup; several blocks on a multiprocessor hide each other's
- * waiting.
+
+     S [64 rows, 64 keys] = Q K^T    p = exp2(S c - m)
+     O [64 rows, E] = p V, over its row's sum of p
+
+   Shared memory: K, V; Q twice; row tables. One warpgroup; several blocks on a multiprocessor hide
+   each other's waiting.
  */
 #include "select.cuh"
 
@@ -12,7 +13,9 @@ using namespace rgk;
 namespace {
 
 template <class T, int D, int E>
-__global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 ? 2 : 3)
+__global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1
+                                                      : D > 128   ? 2
+                                                                  : 3)
     forward(const __grid_constant__ rgk_select p) {
   enum { ROWS = 64, THREADS = RGK_SELECT_THREADS };
   extern __shared__ char raw[];
@@ -38,7 +41,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
     const int r = threadIdx.x;
     const bool real = walk.row >= 0;
     x.q[r] = real ? walk.row * p.a.q.row + (walk.head + walk.g) * p.a.q.head : -1;
-    x.at[r] = (z * p.rows + walk.row - p.row) * places + (walk.place * p.parts + part) * p.a.G + walk.g;
+    x.at[r] =
+        (z * p.rows + walk.row - p.row) * places + (walk.place * p.parts + part) * p.a.G + walk.g;
     x.limit[r] = real ? walk.limit() : 0;
     walk.fetch(p);
   };
@@ -57,7 +61,8 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < ROWS) write_table(t + 2);
-    if (t + 1 < tiles) gather<ROWS, D, THREADS>(at_q + ((t + 1) & 1) * size_q, p.a.q.data, table[(t + 1) % 3].q,
+    if (t + 1 < tiles)
+      gather<ROWS, D, THREADS>(at_q + ((t + 1) & 1) * size_q, p.a.q.data, table[(t + 1) % 3].q,
                                p.a.aligned);
     copies_commit();
 
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1 : D > 128 
 
 } // namespace
 
-#define INSTANCE(dtype, d, e)                                                                                \
+#define INSTANCE(dtype, d, e) \
   if (t == dtype && D == d && E == e) return (const void *)forward<element<dtype>::type, d, e>;
 
 const void *rgk_select_fwd(rg_dtype t, int32_t D, int32_t E) {

@@ -5,8 +5,11 @@
 
 namespace rgk {
 
-/* Positions are below 2^32 (an int32 offset and an int32 length), and 32-bit division is much the faster. */
-__device__ __forceinline__ int64_t divide(int64_t x, int32_t y) { return (uint32_t)x / (uint32_t)y; }
+/* Positions are below 2^32 (an int32 offset and an int32 length), and 32-bit division is much the
+ * faster. */
+__device__ __forceinline__ int64_t divide(int64_t x, int32_t y) {
+  return (uint32_t)x / (uint32_t)y;
+}
 
 /* Compressed keys that end before position `end`. */
 __device__ __forceinline__ int64_t keys_before(int64_t end, const rgk_topk &p) {
@@ -46,6 +49,8 @@ __device__ __forceinline__ topk_keys keys_of(const rgk_topk &p, int b) {
 }
 
 /* fp32 sums this small may lack terms that underflowed; infinite ones say nothing. */
-__device__ __forceinline__ bool undecided(float least) { return least < 1e-25f || least == INFINITY; }
+__device__ __forceinline__ bool undecided(float least) {
+  return least < 1e-25f || least == INFINITY;
+}
 
 } // namespace rgk

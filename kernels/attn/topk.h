@@ -4,11 +4,11 @@
 
 #include "../tma.h"
 
-/* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first `init` and the
- * last `local` blocks up to the query's own and the best of those between, ascending, then -1; rows past the
- * last live token 0. Kernels that rank by fp32 sums mark a row whose choice fp32 cannot decide with
- * RGK_TOPK_UNDECIDED in its first entry; the plain kernel's `wide` pass, which must follow, ranks those
- * by fp64 sums. */
+/* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first
+ * `init` and the last `local` blocks up to the query's own and the best of those between,
+ * ascending, then -1; rows past the last live token 0. Kernels that rank by fp32 sums mark a row
+ * whose choice fp32 cannot decide with RGK_TOPK_UNDECIDED in its first entry; the plain kernel's
+ * `wide` pass, which must follow, ranks those by fp64 sums. */
 typedef struct rgk_topk {
   int32_t dtype, H, KH, G, D;
   rgk_seqs seqs, kseqs; /* of queries; of keys, in tokens */
@@ -30,7 +30,8 @@ typedef struct rgk_topk {
 enum { RGK_TOPK_UNDECIDED = -2 };
 
 /* ---- any shape ---- */
-enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 }; /* of the plain kernel's tiles */
+/* of the plain kernel's tiles */
+enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 };
 enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
 RGK_GETTER(rgk_topk_plain(int mode))
 /* Its bytes of dynamic shared memory; `heap` places of a heap a row are in there too. */
@@ -61,10 +62,12 @@ typedef struct rgk_topk90_params {
 RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
 /* Its bytes of dynamic shared memory. */
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
-  const uint32_t panels = ((uint32_t)width + 63) / 64, queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
+  const uint32_t panels = ((uint32_t)width + 63) / 64,
+                 queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
   const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8,
                  groups = RGK_TOPK90_GROUPS(heads, width);
-  const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
+  const uint32_t query =
+      2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
   return panels * 128 * (groups * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) +
          groups * queries * query + 2 * RGK_TOPK90_STAGES * 8;
 }

@@ -1,13 +1,15 @@
 /* kernels/attn/topk_plain.cu: topk of any shape and type, without tensor cores.
- *
- * A block of threads takes 64 queries of a sequence and a KV head at a time, late ones first. It walks the
- * candidates `chunk` blocks at a time: the keys that touch them go by in pieces of 64,
- *
- *     p[row][key] = sum over heads of exp(q.k - lse)       4 x 4 of them a thread, fp32 products
- *     score[row][block] += p * overlap / stride            keys ascending, so no border shows in the sum
- *
- * and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one number, the
- * score's rank above the complement of the block's index: entries are all different and in total order.
+
+   A block of threads takes 64 queries of a sequence and a KV head at a time, late ones first. It
+   walks the candidates `chunk` blocks at a time: the keys that touch them go by in pieces of 64,
+
+       p[row][key] = sum over heads of exp(q.k - lse)       4 x 4 of them a thread, fp32 products
+       score[row][block] += p * overlap / stride            keys ascending, so no border shows in
+                                                            the sum
+
+   and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one
+   number, the score's rank above the complement of the block's index: entries are all different and
+   in total order.
  */
 #include "../device/element.cuh"
 #include "topk.cuh"
@@ -17,7 +19,8 @@ using namespace rgk;
 namespace {
 
 constexpr int ROWS = RGK_TOPK_ROWS, KEYS = RGK_TOPK_KEYS, THREADS = RGK_TOPK_THREADS;
-constexpr int WIDTH = 32, PITCH = ROWS + 4; /* of q and k in shared memory, transposed: [WIDTH, PITCH] */
+/* of q and k in shared memory, transposed: [WIDTH, PITCH] */
+constexpr int WIDTH = 32, PITCH = ROWS + 4;
 
 template <int MODE> struct sum_of { using type = float; };
 template <> struct sum_of<RGK_TOPK_WIDE> { using type = double; };
@@ -29,7 +32,9 @@ __device__ __forceinline__ uint64_t entry(float score, int64_t b) {
   u = score != score ? 0 : u >> 31 ? ~u : u | 0x80000000u;
   return (uint64_t)u << 32 | (0xffffffffu - (uint32_t)b);
 }
-__device__ __forceinline__ int32_t block_of(uint64_t e, float) { return (int32_t)(0xffffffffu - (uint32_t)e); }
+__device__ __forceinline__ int32_t block_of(uint64_t e, float) {
+  return (int32_t)(0xffffffffu - (uint32_t)e);
+}
 
 /* Not negative: 11 bits of exponent and 22 of fraction tell scores apart. */
 __device__ __forceinline__ uint64_t entry(double score, int64_t b) {
@@ -55,7 +60,8 @@ __device__ void heapify(uint64_t *heap, int64_t n) {
 }
 
 /* Writes a row; its heap, if it has one, is full. */
-template <class S> __device__ void write_row(int32_t *idx, int top_n, topk_choice c, uint64_t *heap) {
+template <class S>
+__device__ void write_row(int32_t *idx, int top_n, topk_choice c, uint64_t *heap) {
   int64_t n = 0;
   for (; n < c.free0; n++) idx[n] = (int32_t)n;
   if (c.ranked()) {
@@ -78,8 +84,10 @@ template <class S> __device__ void write_row(int32_t *idx, int top_n, topk_choic
 
 /* ---- products ---- */
 
-/* Rows [0, n) of a matrix, columns [c0, c0 + WIDTH), transposed into out; zero where there is nothing. */
-__device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int head, int n, int c0, int width) {
+/* Rows [0, n) of a matrix, columns [c0, c0 + WIDTH), transposed into out; zero where there is
+ * nothing. */
+__device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int head, int n, int c0,
+                          int width) {
   int c = threadIdx.x % WIDTH;
   for (int r = threadIdx.x / WIDTH; r < ROWS; r += THREADS / WIDTH)
     out[c * PITCH + r] = r < n && c0 + c < width
@@ -88,27 +96,30 @@ __device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int he
 }
 
 /* acc += q.k for this thread's rows 4 * ty + i and keys 4 * tx + j. */
-__device__ void products(const rgk_topk &p, float *qs, float *ks, int64_t row, int head, int rows, int64_t key,
-                         int kv_head, int keys, float acc[4][4]) {
+__device__ void products(const rgk_topk &p, float *qs, float *ks, int64_t row, int head, int rows,
+                         int64_t key, int kv_head, int keys, float acc[4][4]) {
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   for (int c0 = 0; c0 < p.D; c0 += WIDTH) {
     __syncthreads();
     load_tile(qs, p.q, row, head, rows, c0, p.D);
     load_tile(ks, p.k, key, kv_head, keys, c0, p.D);
     __syncthreads();
-    #pragma unroll 8
+#pragma unroll 8
     for (int c = 0; c < WIDTH; c++) {
-      float4 a = *(const float4 *)(qs + c * PITCH + 4 * ty), b = *(const float4 *)(ks + c * PITCH + 4 * tx);
+      float4 a = *(const float4 *)(qs + c * PITCH + 4 * ty),
+             b = *(const float4 *)(ks + c * PITCH + 4 * tx);
       const float x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-      #pragma unroll
+#pragma unroll
       for (int i = 0; i < 4; i++)
-        #pragma unroll
+#pragma unroll
         for (int j = 0; j < 4; j++) acc[i][j] = fmaf(x[i], y[j], acc[i][j]);
     }
   }
 }
 
-__device__ __forceinline__ void add_exp(float &sum, float s, float lse) { sum += expf(s - lse); }
+__device__ __forceinline__ void add_exp(float &sum, float s, float lse) {
+  sum += expf(s - lse);
+}
 /* times e^300: good for what lies far below fp32's range, and above */
 __device__ __forceinline__ void add_exp(double &sum, float s, float lse) {
   sum += exp((double)s - (double)lse + 300.0);
@@ -121,8 +132,9 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   float *qs = (float *)memory, *ks = qs + WIDTH * PITCH;
   S *ps = (S *)(ks + WIDTH * PITCH); /* [ROWS, KEYS + 1] */
   S *score = ps + ROWS * (KEYS + 1); /* [chunk, ROWS] */
-  uint64_t *heaps = p.heap ? p.heap + blockIdx.x * p.most_keep * ROWS
-                           : (uint64_t *)(((uintptr_t)(score + p.chunk * ROWS) + 7) & ~(uintptr_t)7);
+  uint64_t *heaps = p.heap
+                        ? p.heap + blockIdx.x * p.most_keep * ROWS
+                        : (uint64_t *)(((uintptr_t)(score + p.chunk * ROWS) + 7) & ~(uintptr_t)7);
   __shared__ int32_t visible[ROWS];
   __shared__ unsigned long long least_block, most_block;
   const int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
@@ -136,12 +148,14 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
     if (t.n == 0) continue;
     if (t.b == p.seqs.n) {
       for (int i = tid; MODE != RGK_TOPK_WIDE && i < t.n * p.top_n; i += THREADS)
-        ((int32_t *)p.idx.data)[(row0 + i / p.top_n) * p.idx.row + kh * p.idx.head + i % p.top_n] = 0;
+        ((int32_t *)p.idx.data)[(row0 + i / p.top_n) * p.idx.row + kh * p.idx.head + i % p.top_n] =
+            0;
       continue;
     }
     const topk_keys k = keys_of(p, t.b);
     const int64_t position = t.first + (p.offset ? p.offset[t.b] : 0) + tid;
-    int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head; /* of thread tid's row */
+    /* of thread tid's row */
+    int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head;
     uint64_t *heap = heaps + tid;
     topk_choice mine = {0, 0, 0, 0};
     bool ranks = false;
@@ -178,11 +192,12 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
         for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
           products(p, qs, ks, row0, h, t.n, k.first + key, kh, n, acc);
           if constexpr (MODE != RGK_TOPK_DOT) {
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 4; i++) {
               const int r = 4 * ty + i;
-              const float lse = r < t.n ? ((const float *)p.lse.data)[(row0 + r) * p.lse.row + h] : 0.0f;
-              #pragma unroll
+              const float lse =
+                  r < t.n ? ((const float *)p.lse.data)[(row0 + r) * p.lse.row + h] : 0.0f;
+#pragma unroll
               for (int j = 0; j < 4; j++) {
                 float s = acc[i][j] * p.scale;
                 if (p.softcap > 0) s = p.softcap * tanhf(s / p.softcap);
@@ -192,12 +207,14 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
             }
           }
         }
-        #pragma unroll
+#pragma unroll
         for (int i = 0; i < 4; i++)
-          #pragma unroll
+#pragma unroll
           for (int j = 0; j < 4; j++)
             ps[(4 * ty + i) * (KEYS + 1) + 4 * tx + j] =
-                key + 4 * tx + j < visible[4 * ty + i] ? MODE == RGK_TOPK_DOT ? (S)acc[i][j] : sum[i][j] : nothing;
+                key + 4 * tx + j < visible[4 * ty + i]
+                    ? MODE == RGK_TOPK_DOT ? (S)acc[i][j] : sum[i][j]
+                    : nothing;
         __syncthreads();
         for (int i = tid; i < nb * ROWS; i += THREADS) {
           const int64_t b = c0 + i / ROWS;
@@ -233,7 +250,8 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
 
     if (tid < t.n && (MODE != RGK_TOPK_WIDE || ranks)) {
       if (MODE == RGK_TOPK_FAST && ranks && visible[tid] > 0) {
-        const uint32_t u = (uint32_t)(heap[0] >> 32); /* of a score that is not negative, or 0 for NaN */
+        /* of a score that is not negative, or 0 for NaN */
+        const uint32_t u = (uint32_t)(heap[0] >> 32);
         if (u && undecided(__uint_as_float(u & 0x7fffffffu))) {
           idx[0] = RGK_TOPK_UNDECIDED;
           continue;
@@ -247,7 +265,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
 } // namespace
 
 const void *rgk_topk_plain(int mode) {
-  return mode == RGK_TOPK_WIDE   ? (const void *)topk<RGK_TOPK_WIDE>
+  return mode == RGK_TOPK_WIDE  ? (const void *)topk<RGK_TOPK_WIDE>
          : mode == RGK_TOPK_DOT ? (const void *)topk<RGK_TOPK_DOT>
                                 : (const void *)topk<RGK_TOPK_FAST>;
 }

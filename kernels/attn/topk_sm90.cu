@@ -1,28 +1,31 @@
 /* kernels/attn/topk_sm90.cu: topk on Hopper's tensor cores, scores and choice in one pass.
- *
- * A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a ring of tiles of
- * 64 that the copy engine fills. A block has one consumer, and two blocks share a multiprocessor, so that one
- * block's beginning and end hide behind the other's products; or, where that much shared memory is not to be
- * had, two consumers of one ring. The product is taken transposed,
- *
- *     D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
- *
- * with Q's rows permuted so that a thread's columns are all heads of a few queries: the sum over heads stays in
- * the thread.
- *
- *     column n = 8i + 2c + e belongs to quad lane c, as its m-th, m = 2i + e: head m % HEADS of
- *     query 4 * (m / HEADS) + c
- *
- * Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the sums p go
- * through shared memory (two buffers, one barrier a step) to the warp that owns the query, whose lanes are
- * blocks:
- *
- *     score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step before
- *                   reach over is carried
- *     scores above the query's threshold are appended to its candidates; when those get many, a bisection on
- *     their scores raises the threshold and drops what cannot be among the best `keep` any more
- *
- * So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index, beside it.
+
+   A consumer warpgroup works on QUERIES queries of one sequence and KV head, with the keys in a
+   ring of tiles of 64 that the copy engine fills. A block has one consumer, and two blocks share a
+   multiprocessor, so that one block's beginning and end hide behind the other's products; or, where
+   that much shared memory is not to be had, two consumers of one ring. The product is taken
+   transposed,
+
+       D [64 keys, N = QUERIES x HEADS] = K [64, d] . Q^T [d, N]
+
+   with Q's rows permuted so that a thread's columns are all heads of a few queries: the sum over
+   heads stays in the thread.
+
+       column n = 8i + 2c + e belongs to quad lane c, as its m-th, m = 2i + e: head m % HEADS of
+       query 4 * (m / HEADS) + c
+
+   Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the
+   sums p go through shared memory (two buffers, one barrier a step) to the warp that owns the
+   query, whose lanes are blocks:
+
+       score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step
+                     before reach over is carried
+       scores above the query's threshold are appended to its candidates; when those get many, a
+       bisection on their scores raises the threshold and drops what cannot be among the best `keep`
+       any more
+
+   So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index,
+   beside it.
  */
 #include "../device/element.cuh"
 #include "../device/softmax.cuh"
@@ -38,19 +41,22 @@ constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1
 
 /* Of one warpgroup: */
 template <int HEADS> struct plan {
-  static constexpr int N = RGK_TOPK90_COLUMNS, QUERIES = N / HEADS, MINE = QUERIES / 4; /* of a quad lane, a warp */
+  /* of a quad lane, a warp */
+  static constexpr int N = RGK_TOPK90_COLUMNS, QUERIES = N / HEADS, MINE = QUERIES / 4;
   static constexpr int HALVES = RGK_TOPK90_HALVES(QUERIES), STEP = TILE * HALVES, PITCH = STEP + 8;
-  static constexpr int ROOM = RGK_TOPK90_ROOM(QUERIES), PER_LANE = ROOM / 32; /* candidates of a query */
+  /* candidates of a query */
+  static constexpr int ROOM = RGK_TOPK90_ROOM(QUERIES), PER_LANE = ROOM / 32;
 };
 
 struct memory {
-  char *q, *k;             /* panels of 64 columns: q [2, panels, N rows], k [stages, panels, TILE rows] */
-  float *p;                /* [2, QUERIES, PITCH], of this warpgroup */
-  float *carry;            /* [QUERIES, reach] */
-  int4 *state;             /* [QUERIES]: threshold, candidates, blocks that may be chosen, keep */
-  int2 *candidate;         /* [QUERIES, ROOM]: key, block */
-  int *visible;            /* [QUERIES]: keys that the query sees */
-  uint64_t *full, *empty;  /* [stages] */
+  /* panels of 64 columns: q [2, panels, N rows], k [stages, panels, TILE rows] */
+  char *q, *k;
+  float *p;               /* [2, QUERIES, PITCH], of this warpgroup */
+  float *carry;           /* [QUERIES, reach] */
+  int4 *state;            /* [QUERIES]: threshold, candidates, blocks that may be chosen, keep */
+  int2 *candidate;        /* [QUERIES, ROOM]: key, block */
+  int *visible;           /* [QUERIES]: keys that the query sees */
+  uint64_t *full, *empty; /* [stages] */
 };
 
 /* Integers ordered as the scores are, NaN below all. */
@@ -61,10 +67,13 @@ __device__ __forceinline__ int key_of(float s) {
 }
 
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(there ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void copy_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_close() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int n> __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
@@ -80,7 +89,7 @@ template <int PER_LANE> struct pool {
 
   __device__ __forceinline__ void load(const int2 *from, int n) {
     const int lane = threadIdx.x % 32;
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
       int2 x = lane + 32 * i < n ? from[lane + 32 * i] : make_int2(LEAST_KEY, INT_MAX);
       key[i] = x.x, block[i] = x.y;
@@ -88,15 +97,15 @@ template <int PER_LANE> struct pool {
   }
   __device__ __forceinline__ int from(int least) const {
     int n = 0;
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++) n += __popc(__ballot_sync(~0u, key[i] >= least));
     return n;
   }
-  /* Drops what is not among the best `keep` of the n candidates; up to `slack` others may stay. Returns how
-   * many are left, *least is raised to a key that keep of them reach. */
+  /* Drops what is not among the best `keep` of the n candidates; up to `slack` others may stay.
+   * Returns how many are left, *least is raised to a key that keep of them reach. */
   __device__ __forceinline__ int reduce(int n, int keep, int slack, int *least) {
     int top = key[0];
-    #pragma unroll
+#pragma unroll
     for (int i = 1; i < PER_LANE; i++) top = max(top, key[i]);
     int lo = max(*least, NAN_KEY);
     int64_t hi = (int64_t)__reduce_max_sync(~0u, top) + 1;
@@ -115,7 +124,7 @@ template <int PER_LANE> struct pool {
       while (last - below > 1) {
         const int middle = below + (last - below) / 2;
         int m = 0;
-        #pragma unroll
+#pragma unroll
         for (int i = 0; i < PER_LANE; i++)
           m += __popc(__ballot_sync(~0u, key[i] == lo && block[i] <= middle));
         if (m >= ties)
@@ -125,16 +134,17 @@ template <int PER_LANE> struct pool {
       }
       n = keep;
     }
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++)
       if (key[i] < lo || (key[i] == lo && block[i] > last)) key[i] = LEAST_KEY;
     return n;
   }
-  /* The same in few steps where it can: of 32 candidates or more, a key that `keep` lanes reach with their best
-   * candidate is reached by `keep` candidates, and seldom by many more. At most 32 are left. */
+  /* The same in few steps where it can: of 32 candidates or more, a key that `keep` lanes reach
+   * with their best candidate is reached by `keep` candidates, and seldom by many more. At most 32
+   * are left. */
   __device__ __forceinline__ int sift(int n, int keep, int *least) {
     int best = key[0];
-    #pragma unroll
+#pragma unroll
     for (int i = 1; i < PER_LANE; i++) best = max(best, key[i]);
     int lo = __reduce_min_sync(~0u, best), lanes = 32;
     int64_t hi = (int64_t)__reduce_max_sync(~0u, best) + 1;
@@ -148,7 +158,7 @@ template <int PER_LANE> struct pool {
     *least = lo;
     const int left = from(lo);
     if (left > 32) return reduce(left, keep, min(4, 32 - keep), least);
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++)
       if (key[i] < lo) key[i] = LEAST_KEY;
     return left;
@@ -157,7 +167,7 @@ template <int PER_LANE> struct pool {
     const uint32_t before = (1u << threadIdx.x % 32) - 1;
     int n = 0;
     __syncwarp();
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
       const uint32_t there = __ballot_sync(~0u, key[i] != LEAST_KEY);
       if (key[i] != LEAST_KEY) to[n + __popc(there & before)] = make_int2(key[i], block[i]);
@@ -169,7 +179,8 @@ template <int PER_LANE> struct pool {
 
 /* ---- scores of one step, by the warp that owns the queries ---- */
 
-/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's candidates. */
+/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's
+ * candidates. */
 template <int HEADS>
 __device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, float score, int b) {
   using P = plan<HEADS>;
@@ -191,8 +202,8 @@ __device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, fl
   __syncwarp();
 }
 
-/* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane 0's last key
- * of the step before. */
+/* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane
+ * 0's last key of the step before. */
 template <int HEADS>
 __device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, int warp, int step,
                                            float (&carry)[plan<HEADS>::MINE]) {
@@ -200,7 +211,7 @@ __device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, i
   const int lane = threadIdx.x % 32, b = step * 32 + lane;
   float score[P::MINE];
   uint32_t passed[P::MINE], some = 0;
-  #pragma unroll
+#pragma unroll
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     const float4 v = *(const float4 *)(m.p + ((step & 1) * P::QUERIES + q) * P::PITCH + 4 * lane);
@@ -211,15 +222,16 @@ __device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, i
     score[i] = fmaf(2, v.x, score[i]);
     score[i] = fmaf(2, v.y, score[i]);
     score[i] = fmaf(2, v.z, score[i]) + v.w;
-    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z && __float_as_int(score[i]) > s.x);
+    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z &&
+                                       __float_as_int(score[i]) > s.x);
     if (passed[i]) some |= 1u << i;
   }
-  #pragma unroll 1
+#pragma unroll 1
   while (some) {
     const int i = __ffs(some) - 1;
     uint32_t which = passed[0];
     float x = score[0];
-    #pragma unroll
+#pragma unroll
     for (int k = 1; k < P::MINE; k++)
       if (i == k) which = passed[k], x = score[k];
     take<HEADS>(m, warp * P::MINE + i, which, x, b);
@@ -233,12 +245,12 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
   using P = plan<HEADS>;
   const int lane = threadIdx.x % 32, bs = p.block / p.stride, reach = p.kernel / p.stride - 1;
   const int blocks = P::STEP / bs;
-  #pragma unroll 1
+#pragma unroll 1
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     const float *row = m.p + ((step & 1) * P::QUERIES + q) * P::PITCH;
     float *carry = m.carry + q * reach;
-    #pragma unroll 1
+#pragma unroll 1
     for (int first = 0; first < blocks; first += 32) {
       const int mine = first + lane, b = step * blocks + mine;
       float score = 0;
@@ -251,8 +263,8 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
         }
       }
       const int4 s = m.state[q];
-      const uint32_t passed = __ballot_sync(~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z &&
-                                                     key_of(score) > s.x);
+      const uint32_t passed = __ballot_sync(
+          ~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z && key_of(score) > s.x);
       if (passed) take<HEADS>(m, q, passed, score, b);
     }
     __syncwarp();
@@ -264,17 +276,18 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
 /* ---- p of one tile: exponentials and the sum over heads ---- */
 
 template <int HEADS, bool DOT>
-__device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2], const float (&lse)[plan<HEADS>::N / 4],
-                                      float scale, float *out, int key, int least_visible, const int *visible) {
+__device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2],
+                                      const float (&lse)[plan<HEADS>::N / 4], float scale,
+                                      float *out, int key, int least_visible, const int *visible) {
   using P = plan<HEADS>;
   const int c = threadIdx.x % 4;
   constexpr int PARTS = HEADS >= 4 ? 2 : 1;
-  #pragma unroll
+#pragma unroll
   for (int r = 0; r < 2; r++)
-    #pragma unroll
+#pragma unroll
     for (int q = 0; q < P::MINE; q++) {
       float part[PARTS];
-      #pragma unroll
+#pragma unroll
       for (int h = 0; h < HEADS; h++) {
         const int m = q * HEADS + h;
         const float s = acc[4 * (m / 2) + 2 * r + m % 2];
@@ -282,7 +295,8 @@ __device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2], co
         part[h % PARTS] = h < PARTS ? x : part[h % PARTS] + x;
       }
       float sum = PARTS == 2 ? part[0] + part[PARTS - 1] : part[0];
-      if (key + 8 * r >= least_visible && key + 8 * r >= visible[4 * q + c]) sum = DOT ? -INFINITY : 0.0f;
+      if (key + 8 * r >= least_visible && key + 8 * r >= visible[4 * q + c])
+        sum = DOT ? -INFINITY : 0.0f;
       out[(4 * q + c) * P::PITCH + 8 * r] = sum;
     }
 }
@@ -290,8 +304,8 @@ __device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2], co
 /* ---- output ---- */
 
 template <int PER_LANE>
-__device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_choice &c, bool seen, int32_t *idx,
-                       int room) {
+__device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_choice &c, bool seen,
+                       int32_t *idx, int room) {
   const int lane = threadIdx.x % 32;
   if (!c.ranked()) {
     const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
@@ -315,7 +329,8 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
   }
   const bool kept = lane < s.y && rank < keep;
   const uint32_t all_kept = __ballot_sync(~0u, kept);
-  for (int j = 0; j < s.y; j++) place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
+  for (int j = 0; j < s.y; j++)
+    place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
   const int least = __reduce_min_sync(~0u, kept ? mine.x : INT_MAX);
   const bool fp64 = !p.dot && seen && least != NAN_KEY && undecided(__int_as_float(least));
   if (fp64) {
@@ -332,7 +347,8 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_cho
 }
 
 template <class T, int HEADS, int D, bool DOT>
-__global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
+__global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
+                                  RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
     topk(const __grid_constant__ rgk_topk90_params x) {
   const rgk_topk &p = x.call;
   using P = plan<HEADS>;
@@ -377,13 +393,14 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
   m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + side * P::QUERIES * reach;
 
   if (threadIdx.x == 0) {
-    #pragma unroll 1
+#pragma unroll 1
     for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
     bar_init_done();
   }
   __syncthreads();
 
-  if (group == GROUPS) { /* one thread starts the copies of keys; the others only lend their registers */
+  /* one thread starts the copies of keys; the others only lend their registers */
+  if (group == GROUPS) {
     fewer_registers<GROUPS == 1 ? 40 : 24>();
     if (threadIdx.x % 128) return;
     const int64_t from = keys.first + (int64_t)step0 * P::STEP;
@@ -393,7 +410,8 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       bar_wait(m.empty + stage, parity);
       bar_expect(m.full + stage, panels * TILE * 128);
       for (int j = 0; j < panels; j++)
-        tma_load(m.k + (stage * panels + j) * TILE * 128, &x.k, m.full + stage, 64 * j, kh, (int)(from + i * TILE));
+        tma_load(m.k + (stage * panels + j) * TILE * 128, &x.k, m.full + stage, 64 * j, kh,
+                 (int)(from + i * TILE));
       if (++stage == p.stages) stage = 0, parity ^= 1;
     }
     return;
@@ -401,11 +419,13 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
 
   /* ---- consumers ---- */
   more_registers<GROUPS == 1 ? 208 : 240>();
-  const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)), tid = threadIdx.x % 128;
+  const int first = group * P::QUERIES, n = max(0, min(P::QUERIES, t.n - first)),
+            tid = threadIdx.x % 128;
   for (int q = tid; q < P::QUERIES; q += 128) {
     const topk_choice c = choice_of(p, position + first + q);
     m.visible[q] = q < n ? (int)min(keys_before(position + first + q + 1, p), keys.n) : INT_MAX;
-    m.state[q] = make_int4(LEAST_KEY, 0, q < n && c.ranked() ? (int)(c.free1 - p.init) : 0, (int)c.keep);
+    m.state[q] =
+        make_int4(LEAST_KEY, 0, q < n && c.ranked() ? (int)(c.free1 - p.init) : 0, (int)c.keep);
     for (int j = 0; j < reach; j++) m.carry[q * reach + j] = 0;
   }
   if (tiles > 0) {
@@ -422,12 +442,13 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       }
     copy_close();
     float lse[P::N / 4];
-    #pragma unroll
+#pragma unroll
     for (int i = 0; i < P::N / 4; i++) {
       const int q = i / HEADS * 4 + lane % 4, h = i % HEADS;
       lse[i] = -INFINITY;
       if (!DOT && q < n && h < p.G)
-        lse[i] = -LOG2E * ((const float *)p.lse.data)[(row0 + first + q) * p.lse.row + kh * p.G + h];
+        lse[i] =
+            -LOG2E * ((const float *)p.lse.data)[(row0 + first + q) * p.lse.row + kh * p.G + h];
     }
     copy_wait<0>();
     proxy_fence();
@@ -444,11 +465,13 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       bar_wait(m.full + stage, there ? parity : parity ^ 1);
       const uint64_t k_tile = desc_k(k_at + stage * panels * TILE * 128);
       wgmma_fence();
-      #pragma unroll
+#pragma unroll
       for (int i = 0; i < D / 16; i++)
-        wgmma<T, P::N>::ss(d, k_tile + i / 4 * (TILE * 8) + i % 4 * 2, q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
+        wgmma<T, P::N>::ss(d, k_tile + i / 4 * (TILE * 8) + i % 4 * 2,
+                           q_at + i / 4 * (P::N * 8) + i % 4 * 2, i > 0);
       wgmma_commit();
-      bar_wait(m.full + stage, there ? parity : parity ^ 1); /* returns at once; keeps exponentials behind products */
+      /* returns at once; keeps exponentials behind products */
+      bar_wait(m.full + stage, there ? parity : parity ^ 1);
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     auto release = [&] {
@@ -469,8 +492,8 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D), RGK_TOPK90_GROUP
       }
     };
 
-    /* One product runs while the one before is exponentiated. The last turn also starts one, of whatever is in
-     * the ring: a branch around products would serialise them. */
+    /* One product runs while the one before is exponentiated. The last turn also starts one, of
+     * whatever is in the ring: a branch around products would serialise them. */
     auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
       product(next, i + 1 < tiles);
       sums(ready, i);
@@ -511,7 +534,9 @@ template <class T> const void *instance(int heads, int width, bool dot) {
   if (width == 192) return instance<T, 192>(heads, dot);
   if (width == 256) return instance<T, 256>(heads, dot);
 #endif
-  return width == 64 ? instance<T, 64>(heads, dot) : width == 128 ? instance<T, 128>(heads, dot) : nullptr;
+  return width == 64    ? instance<T, 64>(heads, dot)
+         : width == 128 ? instance<T, 128>(heads, dot)
+                        : nullptr;
 }
 
 } // namespace

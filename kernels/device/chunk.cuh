@@ -1,9 +1,9 @@
 /* device/chunk.cuh: eight consecutive elements at a time.
- *
- * chunk<T> holds eight elements of type T as they lie in memory, read 16 bytes at a time. chunk<void> reads
- * memory of any alignment and a type known at run time, element by element, and may hold fewer than eight
- * (the rest counts as 0). A kernel written over chunks gives the same bits with either: which lane owns which
- * elements, and so the order of every sum, stays the same.
+
+   chunk<T> holds eight elements of type T as they lie in memory, read 16 bytes at a time.
+   chunk<void> reads memory of any alignment and a type known at run time, element by element, and
+   may hold fewer than eight (the rest counts as 0). A kernel written over chunks gives the same
+   bits with either: which lane owns which elements, and so the order of every sum, stays the same.
  */
 #pragma once
 #include "element.cuh"
@@ -75,15 +75,17 @@ template <> struct chunk<void> {
   }
 };
 
-template <class T> __device__ __forceinline__ void store16(void *p, int64_t at, const float (&x)[CHUNK]) {
-  *reinterpret_cast<uint4 *>((T *)p + at) =
-      make_uint4(pack(x[0], x[1], T()), pack(x[2], x[3], T()), pack(x[4], x[5], T()), pack(x[6], x[7], T()));
+template <class T>
+__device__ __forceinline__ void store16(void *p, int64_t at, const float (&x)[CHUNK]) {
+  *reinterpret_cast<uint4 *>((T *)p + at) = make_uint4(
+      pack(x[0], x[1], T()), pack(x[2], x[3], T()), pack(x[4], x[5], T()), pack(x[6], x[7], T()));
 }
 
-/* Stores a chunk in the type `dtype`, or adds it to the fp32 sums that are there. T void: n elements, one by
- * one; else eight, on 16 bytes. */
+/* Stores a chunk in the type `dtype`, or adds it to the fp32 sums that are there. T void: n
+ * elements, one by one; else eight, on 16 bytes. */
 template <class T>
-__device__ __forceinline__ void put(void *p, int dtype, int64_t at, const float (&x)[CHUNK], int n, bool add) {
+__device__ __forceinline__ void put(void *p, int dtype, int64_t at, const float (&x)[CHUNK], int n,
+                                    bool add) {
   if constexpr (std::is_void_v<T>) {
 #pragma unroll
     for (int i = 0; i < CHUNK; i++)
@@ -93,8 +95,10 @@ __device__ __forceinline__ void put(void *p, int dtype, int64_t at, const float 
     float4 a = make_float4(x[0], x[1], x[2], x[3]), b = make_float4(x[4], x[5], x[6], x[7]);
     if (add) {
       const float4 c = to[0], d = to[1];
-      a.x = __fadd_rn(c.x, a.x), a.y = __fadd_rn(c.y, a.y), a.z = __fadd_rn(c.z, a.z), a.w = __fadd_rn(c.w, a.w);
-      b.x = __fadd_rn(d.x, b.x), b.y = __fadd_rn(d.y, b.y), b.z = __fadd_rn(d.z, b.z), b.w = __fadd_rn(d.w, b.w);
+      a.x = __fadd_rn(c.x, a.x), a.y = __fadd_rn(c.y, a.y), a.z = __fadd_rn(c.z, a.z),
+      a.w = __fadd_rn(c.w, a.w);
+      b.x = __fadd_rn(d.x, b.x), b.y = __fadd_rn(d.y, b.y), b.z = __fadd_rn(d.z, b.z),
+      b.w = __fadd_rn(d.w, b.w);
     }
     to[0] = a, to[1] = b;
   } else if (dtype == RG_F16) {
@@ -109,8 +113,8 @@ __device__ __forceinline__ void zero(float (&x)[CHUNK]) {
   for (int i = 0; i < CHUNK; i++) x[i] = 0;
 }
 
-/* Sum over groups of `lanes` (a power of two, at most 32) neighbouring lanes; every lane gets it, with the
- * same bits. All lanes of the warp take part. */
+/* Sum over groups of `lanes` (a power of two, at most 32) neighbouring lanes; every lane gets it,
+ * with the same bits. All lanes of the warp take part. */
 __device__ __forceinline__ float sum_lanes(float x, int lanes) {
   for (int step = lanes >> 1; step > 0; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
   return x;

@@ -1,4 +1,5 @@
-/* device/element.cuh: storage types: loads and stores through float, 16 bytes at a time where they fit. */
+/* device/element.cuh: storage types: loads and stores through float, 16 bytes at a time where they
+ * fit. */
 #pragma once
 #include "../kernels.h"
 #include <cuda_bf16.h>
@@ -13,12 +14,22 @@ template <> struct element<RG_F32> { using type = float; };
 template <> struct element<RG_F16> { using type = __half; };
 template <> struct element<RG_BF16> { using type = __nv_bfloat16; };
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
 template <class T> __device__ __forceinline__ T from_float(float x);
-template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
-template <> __device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+template <> __device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <> __device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
 template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }

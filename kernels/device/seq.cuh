@@ -1,4 +1,5 @@
-/* device/seq.cuh: which sequence and tile a block works on (see "tiles of packed sequences" in kernels.h). */
+/* device/seq.cuh: which sequence and tile a block works on (see "tiles of packed sequences" in
+ * kernels.h). */
 #pragma once
 #include "../kernels.h"
 
@@ -8,15 +9,21 @@ __device__ __forceinline__ int64_t seq_start(const rgk_seqs &s, int b) {
   return s.starts ? s.starts[b] : b == 0 ? 0 : s.rows;
 }
 
+/* Blocks of `kernel` tokens, `stride` apart, that end within the first `length` tokens. */
+__device__ __forceinline__ int64_t blocks_in(int64_t length, int kernel, int stride) {
+  return length < kernel ? 0 : (length - kernel) / stride + 1;
+}
+
 struct tile {
-  int b;         /* sequence; s.n: the dead rows */
-  int64_t begin; /* first row of the sequence in the pack */
-  int64_t first; /* position of the tile's first row inside the sequence */
+  int b;          /* sequence; s.n: the dead rows */
+  int64_t begin;  /* first row of the sequence in the pack */
+  int64_t first;  /* position of the tile's first row inside the sequence */
   int64_t length; /* of the sequence */
-  int n;         /* rows of the tile that exist, 0: the slot is empty */
+  int n;          /* rows of the tile that exist, 0: the slot is empty */
 };
 
-/* The tile of slot `slot`. All threads of a block may call it: the bisection reads a few cached words. */
+/* The tile of slot `slot`. All threads of a block may call it: the bisection reads a few cached
+ * words. */
 __device__ __forceinline__ tile find_tile(const rgk_seqs &s, int64_t slot, int size) {
   int lo = 0, hi = s.n; /* the answer is in [lo, hi] */
   while (lo < hi) {
@@ -50,6 +57,8 @@ __device__ __forceinline__ int find_seq(const rgk_seqs &s, int64_t row) {
   return lo;
 }
 
-__device__ __forceinline__ int64_t live_rows(const rgk_seqs &s) { return seq_start(s, s.n); }
+__device__ __forceinline__ int64_t live_rows(const rgk_seqs &s) {
+  return seq_start(s, s.n);
+}
 
 } // namespace rgk

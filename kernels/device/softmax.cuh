@@ -12,12 +12,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-/* What a row ends with: the factor that makes its sum of p v an average (0: it saw nothing), and lse. */
+/* What a row ends with: the factor that makes its sum of p v an average (0: it saw nothing), and
+ * lse. */
 struct row_end {
   float scale, lse;
 };
-/* l: the row's sum of powers of two above the reference m, 0 if it saw no key. sink: a logit, −inf for none. Where
- * the sink is all a row sees, lse is the sink to the bit. */
+/* l: the row's sum of powers of two above the reference m, 0 if it saw no key. sink: a logit, −inf
+ * for none. Where the sink is all a row sees, lse is the sink to the bit. */
 __device__ __forceinline__ row_end finish_row(float m, float l, float sink) {
   if (l == 0) return {0, sink};
   float f = 1;

@@ -3,6 +3,7 @@
  * Leaves the two directions to attn_fwd.c and attn_bwd.c, arithmetic to attn_simd.h.
  */
 #include "attn.h"
+#include "../compress.h"
 
 static int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -40,7 +41,7 @@ void rgi_attn_key_rows(const rgi_attn *a, int64_t b, int64_t *row, int64_t *n) {
   *n = rgi_attn_start(cu, b + 1) - *row;
   if (a->mode == RGI_ATTN_CMP) {
     *row /= a->stride;
-    *n = *n < a->kernel ? 0 : (*n - a->kernel) / a->stride + 1;
+    *n = rgi_compress_count(*n, a->kernel, a->stride);
   }
   /* Compressed rows are not a token axis that the runner could have checked. */
   *row = least(*row, a->S);
@@ -62,8 +63,8 @@ int64_t rgi_attn_fill_rows(const rgi_attn *a, rgi_tile *tiles) {
   for (int64_t b = 0; b < a->B; b++) {
     int64_t row = rgi_attn_start(a->cu, b), n = rgi_attn_start(a->cu, b + 1) - row;
     for (int64_t i = 0; i < n; i += a->queries)
-      tiles[count++] =
-          (rgi_tile){.b = (int32_t)b, .n = (int32_t)least(a->queries, n - i), .row = row + i, .first = i};
+      tiles[count++] = (rgi_tile){
+          .b = (int32_t)b, .n = (int32_t)least(a->queries, n - i), .row = row + i, .first = i};
   }
   return count;
 }
@@ -85,8 +86,8 @@ int64_t rgi_attn_fill_keys(const rgi_attn *a, rgi_attn_keys *tiles, int64_t *fir
   return count;
 }
 
-rgi_attn_rows rgi_attn_task_rows(const rgi_attn *a, const rgi_tile *tiles, int64_t ntile, int64_t task,
-                                 const rgi_tile **tile) {
+rgi_attn_rows rgi_attn_task_rows(const rgi_attn *a, const rgi_tile *tiles, int64_t ntile,
+                                 int64_t task, const rgi_tile **tile) {
   int64_t chunk = task % a->chunks, h = task / a->chunks / ntile, skip = chunk * a->heads;
   *tile = &tiles[task / a->chunks % ntile];
   rgi_attn_rows r = {.row = (*tile)->row, .h = h, .head = h * a->G + skip, .nq = (*tile)->n};
@@ -95,7 +96,8 @@ rgi_attn_rows rgi_attn_task_rows(const rgi_attn *a, const rgi_tile *tiles, int64
   return r;
 }
 
-void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg *x, float *dst, int64_t ld) {
+void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg *x, float *dst,
+                        int64_t ld) {
   for (int q = 0; q < r->nq; q++)
     for (int g = 0; g < r->heads; g++, dst += ld)
       a->isa->load(dst, x->dtype, rgi_at(x, r->row + q, r->head + g), x->dim[2]);
@@ -103,8 +105,8 @@ void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg 
 
 /* ---- packing ---- */
 
-void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x, float *transposed,
-                   float *natural) {
+void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
+                   float *transposed, float *natural) {
   const int64_t width = x->dim[2], padded = round16(width), n = t->n;
   float row[RGI_ATTN_MAX_D];
   if (transposed) transposed = rgi_attn_at(a, transposed, h, t->row, width);
@@ -146,7 +148,8 @@ void rgi_attn_zero_key_rows(const rgi_attn *a, const rg_arg *x) {
 
 /* ---- the walk ---- */
 
-int64_t rgi_attn_next_block(const rgi_attn *a, const int32_t *list, int32_t *at, int64_t seen, int64_t n) {
+int64_t rgi_attn_next_block(const rgi_attn *a, const int32_t *list, int32_t *at, int64_t seen,
+                            int64_t n) {
   while (*at < a->N) {
     int64_t block = list[(*at)++];
     if (block <= seen) continue;

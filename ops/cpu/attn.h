@@ -26,16 +26,16 @@
 
 enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64 };
 
-/* Terms of a logit summed in one chain. A single chain of d terms would err by about d/2 roundings of the
- * sum, which the softmax of large logits shows. */
+/* Terms of a logit summed in one chain. A single chain of d terms would err by about d/2 roundings
+ * of the sum, which the softmax of large logits shows. */
 enum { RGI_ATTN_STEP = 16 };
 
 #define RGI_INLINE static inline __attribute__((always_inline))
 
 /* ---- the vector kernels, once per CPU level ---- */
 
-/* One key tile's share of an online softmax. Columns [c0, c1) of s, multiples of 16, hold raw products; row r
- * sees columns [lo[r], hi[r]) of them. */
+/* One key tile's share of an online softmax. Columns [c0, c1) of s, multiples of 16, hold raw
+ * products; row r sees columns [lo[r], hi[r]) of them. */
 typedef struct rgi_attn_softmax {
   float *s;               /* [rows, RGI_ATTN_KEYS]: products in, probabilities relative to m out */
   const int32_t *lo, *hi; /* [rows] */
@@ -57,8 +57,9 @@ typedef struct rgi_attn_dsoftmax {
   const float *lse, *delta; /* [rows] */
 } rgi_attn_dsoftmax;
 
-/* C[m, n] = or += sum over k of A(m, k) * B[k, n]; A(m, k) is a[m * a_row + k * a_col]. Sums chains of `step`
- * terms, then the chains, in order. Works on whole groups of 16 columns: B and C have room for that. */
+/* C[m, n] = or += sum over k of A(m, k) * B[k, n]; A(m, k) is a[m * a_row + k * a_col]. Sums chains
+ * of `step` terms, then the chains, in order. Works on whole groups of 16 columns: B and C have
+ * room for that. */
 typedef struct rgi_attn_gemm {
   int64_t m, n, k, step;
   const float *a;
@@ -75,7 +76,8 @@ typedef struct rgi_attn_isa {
   void (*softmax)(const rgi_attn_softmax *x);
   void (*dsoftmax)(const rgi_attn_dsoftmax *x);
   void (*load)(float *dst, rg_dtype type, const void *src, int64_t n);
-  /* out [rows] = sum of a * b over rows [rows, ld] of n terms, in one chain as gemm has it with step >= n */
+  /* out [rows] = sum of a * b over rows [rows, ld] of n terms, in one chain as gemm has it with
+   * step >= n */
   void (*dots)(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld, float *out);
   /* out [rows] = sum of squares over rows [rows, ld] of n terms, in 16 lanes */
   void (*squares)(int64_t rows, int64_t n, const float *a, int64_t ld, float *out);
@@ -101,8 +103,8 @@ rg_status rgi_cpu_attn_bwd(const rg_call *c, const rgi_attn *a);
 
 /* ---- shared by forward and backward ---- */
 
-/* A key tile: n keys from position `first` of sequence b, at row `row` of k and v; `block` numbers the blocks
- * of all sequences of the pack in order. */
+/* A key tile: n keys from position `first` of sequence b, at row `row` of k and v; `block` numbers
+ * the blocks of all sequences of the pack in order. */
 typedef struct rgi_attn_keys {
   int32_t b, n;
   int64_t row, first, block;
@@ -118,16 +120,20 @@ static inline int64_t rgi_attn_offset(const rgi_attn *a, int64_t b) {
 void rgi_attn_key_rows(const rgi_attn *a, int64_t b, int64_t *row, int64_t *n);
 
 /* Keys [*lo, *hi) that the query at position `pos` may see of n; none: *lo >= *hi. */
-static inline void rgi_attn_visible(const rgi_attn *a, int64_t pos, int64_t n, int64_t *lo, int64_t *hi) {
+static inline void rgi_attn_visible(const rgi_attn *a, int64_t pos, int64_t n, int64_t *lo,
+                                    int64_t *hi) {
   *lo = 0;
   *hi = pos + 1;
-  if (a->mode == RGI_ATTN_CMP) *hi = pos < a->kernel - 1 ? 0 : (pos - a->kernel + 1) / a->stride + 1;
-  if (a->mode == RGI_ATTN_SWA && a->window_left >= 0 && pos > a->window_left) *lo = pos - a->window_left;
+  if (a->mode == RGI_ATTN_CMP)
+    *hi = pos < a->kernel - 1 ? 0 : (pos - a->kernel + 1) / a->stride + 1;
+  if (a->mode == RGI_ATTN_SWA && a->window_left >= 0 && pos > a->window_left)
+    *lo = pos - a->window_left;
   if (*hi > n) *hi = n;
 }
 
 int64_t
-rgi_attn_row_tiles(const rgi_attn *a); /* most row tiles of the pack, per KV head and part of its heads */
+/* most row tiles of the pack, per KV head and part of its heads */
+rgi_attn_row_tiles(const rgi_attn *a);
 int64_t rgi_attn_key_tiles(const rgi_attn *a);  /* most key tiles, per KV head */
 int64_t rgi_attn_key_blocks(const rgi_attn *a); /* most blocks */
 int64_t rgi_attn_fill_rows(const rgi_attn *a, rgi_tile *tiles);
@@ -140,47 +146,57 @@ int64_t rgi_attn_fill_keys(const rgi_attn *a, rgi_attn_keys *tiles, int64_t *fir
 static inline size_t rgi_attn_packed(const rgi_attn *a, int64_t width) {
   return ((size_t)a->KH * (size_t)a->S * (size_t)width + RGI_ATTN_KEYS) * sizeof(float);
 }
-static inline float *rgi_attn_at(const rgi_attn *a, float *packed, int64_t h, int64_t row, int64_t width) {
+static inline float *rgi_attn_at(const rgi_attn *a, float *packed, int64_t h, int64_t row,
+                                 int64_t width) {
   return packed + (h * a->S + row) * width;
 }
 /* Packs tile t of x [S, KH, width] for KV head h; either target may be NULL. */
-void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x, float *transposed,
-                   float *natural);
+void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
+                   float *transposed, float *natural);
 
-/* The rows of a row tile: queries [row, row + nq) of the pack, heads [head, head + heads) of KV head h. */
+/* The rows of a row tile: queries [row, row + nq) of the pack, heads [head, head + heads) of KV
+ * head h. */
 typedef struct rgi_attn_rows {
   int64_t row, h, head;
   int nq, heads, n; /* n = nq * heads */
 } rgi_attn_rows;
-/* Task number -> rows; tasks run over the parts of a head's queries' heads, then tiles, then KV heads. */
-rgi_attn_rows rgi_attn_task_rows(const rgi_attn *a, const rgi_tile *tiles, int64_t ntile, int64_t task,
-                                 const rgi_tile **tile);
+/* Task number -> rows; tasks run over the parts of a head's queries' heads, then tiles, then KV
+ * heads. */
+rgi_attn_rows rgi_attn_task_rows(const rgi_attn *a, const rgi_tile *tiles, int64_t ntile,
+                                 int64_t task, const rgi_tile **tile);
 /* dst [rows, ld] <- x [T, H, width] as f32 */
-void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg *x, float *dst, int64_t ld);
+void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg *x, float *dst,
+                        int64_t ld);
 
-/* Walks the key tiles that a row tile's queries see, in order, with the runs of queries that see them. */
+/* Walks the key tiles that a row tile's queries see, in order, with the runs of queries that see
+ * them. */
 typedef struct rgi_attn_walk {
   const rgi_attn *a;
   int64_t h, query; /* KV head, row of the first query */
   int nq;
   int64_t key_row, n;                           /* the sequence's keys */
   int64_t lo[RGI_ATTN_ROWS], hi[RGI_ATTN_ROWS]; /* keys each query may see */
-  int64_t next[RGI_ATTN_ROWS];                  /* slc: block its list is at, INT64_MAX at its end */
-  int32_t at[RGI_ATTN_ROWS];                    /* slc: place in the list after that */
+  /* slc: block its list is at, INT64_MAX at its end */
+  int64_t next[RGI_ATTN_ROWS];
+  int32_t at[RGI_ATTN_ROWS]; /* slc: place in the list after that */
   int64_t block, end, part;
-  /* the tile: keys [first, first + keys) of the sequence; queries that see any, as runs [from, to) */
+  /* the tile: keys [first, first + keys) of the sequence; queries that see any, as runs
+   * [from, to) */
   int64_t first;
   int keys, runs;
   int run[RGI_ATTN_ROWS][2];
-  /* columns [c0, c1) of the tile that some query sees, in multiples of 16; seen: c1 cut to the keys */
+  /* columns [c0, c1) of the tile that some query sees, in multiples of 16; seen: c1 cut to
+   * the keys */
   int c0, c1, seen;
 } rgi_attn_walk;
 void rgi_attn_walk_begin(rgi_attn_walk *w, const rgi_attn *a, const rgi_tile *t, int64_t h);
 bool rgi_attn_walk_next(rgi_attn_walk *w);
 
-/* Next entry of a slc selection row that counts, from place *at on (moved past it): one that is larger than
- * all before it (`seen`, -1 at first) and whose block starts before key n. INT64_MAX where none is left. */
-int64_t rgi_attn_next_block(const rgi_attn *a, const int32_t *list, int32_t *at, int64_t seen, int64_t n);
+/* Next entry of a slc selection row that counts, from place *at on (moved past it): one that is
+ * larger than all before it (`seen`, -1 at first) and whose block starts before key n. INT64_MAX
+ * where none is left. */
+int64_t rgi_attn_next_block(const rgi_attn *a, const int32_t *list, int32_t *at, int64_t seen,
+                            int64_t n);
 
 /* Columns [*lo, *hi) of a tile at `first` with `keys` keys, of the range of keys [from, to). */
 static inline void rgi_attn_columns(int64_t first, int keys, int64_t from, int64_t to, int32_t *lo,

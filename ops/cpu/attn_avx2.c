@@ -33,7 +33,8 @@ RGI_INLINE TARGET vf v_round(vf a) {
   return (vf)_mm256_round_ps((__m256)a, 8);
 }
 RGI_INLINE TARGET vf v_exp2i(vf n) {
-  return (vf)_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32((__m256)n), _mm256_set1_epi32(127)), 23);
+  return (vf)_mm256_slli_epi32(
+      _mm256_add_epi32(_mm256_cvtps_epi32((__m256)n), _mm256_set1_epi32(127)), 23);
 }
 RGI_INLINE TARGET vf v_load_half(const uint16_t *h, bool bf16) {
   __m128i x = _mm_loadu_si128((const __m128i *)h);

@@ -1,4 +1,5 @@
-/* ops/cpu/attn_base.c: attention's vector kernels in portable C, for any CPU with 128-bit vectors. */
+/* ops/cpu/attn_base.c: attention's vector kernels in portable C, for any CPU with 128-bit
+ * vectors. */
 #include "attn.h"
 
 #define TARGET
@@ -30,7 +31,8 @@ RGI_INLINE TARGET vf v_round(vf a) {
   return (a + 0x1.8p23f) - 0x1.8p23f;
 }
 RGI_INLINE TARGET vf v_exp2i(vf n) {
-  vf safe = (vf)((vi)(n == n) & (vi)n); /* a NaN has no integer; NOLINT(misc-redundant-expression) */
+  /* a NaN has no integer; NOLINT(misc-redundant-expression) */
+  vf safe = (vf)((vi)(n == n) & (vi)n);
   return (vf)((__builtin_convertvector(safe, vi) + 127) << 23);
 }
 RGI_INLINE TARGET vf v_load_half(const uint16_t *h, bool bf16) {

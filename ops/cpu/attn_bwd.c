@@ -32,8 +32,9 @@ typedef struct job {
   float *k;             /* [KH, S, dp]; only for dQ */
   float *delta;         /* [T, H] */
   int64_t *first_block; /* slc [B] */
-  int64_t *list_end;    /* slc [KH, blocks]: end of each block's list; it starts where the one before ends */
-  int32_t *list;        /* slc [KH, T * N]: rows in the pack of the queries that chose a block */
+  /* slc [KH, blocks]: end of each block's list; it starts where the one before ends */
+  int64_t *list_end;
+  int32_t *list; /* slc [KH, T * N]: rows in the pack of the queries that chose a block */
   int64_t blocks;
   scratch *scratch;
 } job;
@@ -65,7 +66,8 @@ static void pack(const job *j, int64_t task) {
   if (j->need_ds) rgi_attn_pack(j->a, t, h, j->a->v, j->vt, NULL);
 }
 
-/* Summed in the order of dP's products, so that where a row sees one key (and o is its v) dP - delta is 0. */
+/* Summed in the order of dP's products, so that where a row sees one key (and o is its v) dP -
+ * delta is 0. */
 static void fill_delta(const job *j, const rgi_tile *t, scratch *x) {
   const rgi_attn *a = j->a;
   const rgi_attn_rows all = {.row = t->row, .nq = 1, .heads = 1, .n = 1};
@@ -90,8 +92,8 @@ static void fill_delta(const job *j, const rgi_tile *t, scratch *x) {
     }
 }
 
-/* The queries of one KV head that chose each block, in order: count, sum up, fill. Filling moves each block's
- * start to its end. */
+/* The queries of one KV head that chose each block, in order: count, sum up, fill. Filling moves
+ * each block's start to its end. */
 static void fill_lists(const job *j, int64_t h) {
   const rgi_attn *a = j->a;
   int64_t *count = j->list_end + h * j->blocks, sum = 0;
@@ -172,10 +174,12 @@ static void probabilities(const job *j, scratch *x, int r0, int r1, int c0, int 
   g.c = x->s + at;
   a->isa->gemm(&g);
   if (want_ds) {
-    g.k = g.step = a->E, g.a = x->d_o + r0 * a->ep, g.a_row = a->ep, g.b = vt + c0, g.c = x->dp + at;
+    g.k = g.step = a->E, g.a = x->d_o + r0 * a->ep, g.a_row = a->ep, g.b = vt + c0,
+    g.c = x->dp + at;
     a->isa->gemm(&g);
   }
-  rgi_attn_dsoftmax p = {.s = x->s, .lo = x->lo, .hi = x->hi, .scale = a->scale, .softcap = a->softcap};
+  rgi_attn_dsoftmax p = {
+      .s = x->s, .lo = x->lo, .hi = x->hi, .scale = a->scale, .softcap = a->softcap};
   p.dp = want_ds ? x->dp : NULL;
   p.r0 = r0, p.r1 = r1, p.c0 = c0, p.c1 = c1;
   p.lse = x->lse, p.delta = x->delta;
@@ -193,11 +197,13 @@ static void store(const rg_arg *d, bool add, int64_t row, int64_t h, float *x, f
   }
 }
 
-/* The columns of Q and d_o that pad a row to 16 meet real zeros only if they are zero themselves. */
+/* The columns of Q and d_o that pad a row to 16 meet real zeros only if they are zero
+ * themselves. */
 static void clear_buffers(const job *j, scratch *x) {
   const rgi_attn *a = j->a;
   if (a->D < a->dp) memset(x->q, 0, (size_t)(RGI_ATTN_ROWS * a->dp) * sizeof(float));
-  if (a->E < a->ep || !j->a->d_o) memset(x->d_o, 0, (size_t)(RGI_ATTN_ROWS * a->ep) * sizeof(float));
+  if (a->E < a->ep || !j->a->d_o)
+    memset(x->d_o, 0, (size_t)(RGI_ATTN_ROWS * a->ep) * sizeof(float));
 }
 
 /* ---- dQ ---- */
@@ -215,7 +221,8 @@ static void row_task(const job *j, int64_t task, scratch *x) {
   rgi_attn_walk_begin(&w, a, tile, r.h);
   while (rgi_attn_walk_next(&w)) {
     const int64_t key = w.key_row + w.first;
-    const float *kt = rgi_attn_at(a, j->kt, r.h, key, a->D), *vt = rgi_attn_at(a, j->vt, r.h, key, a->E);
+    const float *kt = rgi_attn_at(a, j->kt, r.h, key, a->D),
+                *vt = rgi_attn_at(a, j->vt, r.h, key, a->E);
     const float *k = rgi_attn_at(a, j->k, r.h, key, a->dp);
     for (int i = 0; i < w.runs; i++) {
       for (int q = w.run[i][0]; q < w.run[i][1]; q++) {
@@ -240,7 +247,8 @@ static void row_task(const job *j, int64_t task, scratch *x) {
     }
   }
   for (int i = 0; i < r.n; i++)
-    store(j->a->dq, j->a->acc_q, r.row + i / r.heads, r.head + i % r.heads, x->dqk + i * a->dp, a->scale);
+    store(j->a->dq, j->a->acc_q, r.row + i / r.heads, r.head + i % r.heads, x->dqk + i * a->dp,
+          a->scale);
 }
 
 /* ---- dK and dV ---- */
@@ -329,7 +337,8 @@ static void key_task(const job *j, int64_t task, scratch *x) {
   const rgi_attn *a = j->a;
   const rgi_attn_keys *t = &j->keys[task % j->nkey];
   const int64_t h = task / j->nkey;
-  const float *kt = rgi_attn_at(a, j->kt, h, t->row, a->D), *vt = rgi_attn_at(a, j->vt, h, t->row, a->E);
+  const float *kt = rgi_attn_at(a, j->kt, h, t->row, a->D),
+              *vt = rgi_attn_at(a, j->vt, h, t->row, a->E);
   const readers d = readers_of(j, t, h);
   clear_buffers(j, x);
   if (j->a->dk) memset(x->dqk, 0, (size_t)(t->n * a->dp) * sizeof(float));
@@ -405,7 +414,8 @@ rg_status rgi_cpu_attn_bwd(const rg_call *c, const rgi_attn *a) {
 
   int64_t tasks = j.nkey * a->KH + (delta ? j.nrow : 0) + (j.blocks > 0 ? a->KH : 0);
   if (tasks > 0) c->parallel(c->pool, tasks, prepare_task, &j);
-  tasks = (keys ? j.nkey * a->KH : 0) + (a->dq ? j.nrow * a->KH * a->chunks : 0) + (a->dsinks ? a->H : 0);
+  tasks = (keys ? j.nkey * a->KH : 0) + (a->dq ? j.nrow * a->KH * a->chunks : 0) +
+          (a->dsinks ? a->H : 0);
   if (tasks > 0) c->parallel(c->pool, tasks, main_task, &j);
   return RG_OK;
 }

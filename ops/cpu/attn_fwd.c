@@ -1,14 +1,16 @@
 /* ops/cpu/attn_fwd.c: attention's forward on the CPU: an online softmax over the key tiles each
- * row tile sees.
- *
- * A logit summed in f32 errs by some roundings of |q| |k| scale, however small the logit itself is. Where
- * that could show in lse (large q and k, lse near 0), lse is summed again in double. What decides is the
- * row's q, the longest key it sees and its lse, so the choice is a function of the row alone.
+   row tile sees.
+
+   A logit summed in f32 errs by some roundings of |q| |k| scale, however small the logit itself is.
+   Where that could show in lse (large q and k, lse near 0), lse is summed again in double. What
+   decides is the row's q, the longest key it sees and its lse, so the choice is a function of the
+   row alone.
  */
 #include "attn.h"
 
-/* lse is to be right to LSE_ERROR * max(1, |lse|). A logit whose terms cancel has been seen to err by 3 *
- * 2^-24 of |q| |k| scale; one that a few large terms carry by more, but then it and lse are as large. */
+/* lse is to be right to LSE_ERROR * max(1, |lse|). A logit whose terms cancel has been seen to err
+ * by 3 * 2^-24 of |q| |k| scale; one that a few large terms carry by more, but then it and lse are
+ * as large. */
 #define LSE_ERROR 1e-5f
 #define ROUNDING  0x1p-22f
 
@@ -19,8 +21,9 @@ typedef struct scratch {
   float l[RGI_ATTN_ROWS * 16], m[RGI_ATTN_ROWS];
   int32_t lo[RGI_ATTN_ROWS], hi[RGI_ATTN_ROWS];
   float q_error[RGI_ATTN_ROWS]; /* [rows] ROUNDING * scale * |q| */
-  float longest[RGI_ATTN_ROWS]; /* [queries] |k| of the longest key seen, at least one that is harmless */
-  bool again[RGI_ATTN_ROWS];    /* [rows] lse is to be summed in double */
+  /* [queries] |k| of the longest key seen, at least one that is harmless */
+  float longest[RGI_ATTN_ROWS];
+  bool again[RGI_ATTN_ROWS]; /* [rows] lse is to be summed in double */
   double wide_m[RGI_ATTN_ROWS], wide_l[RGI_ATTN_ROWS];
 } scratch;
 
@@ -70,8 +73,8 @@ static void pack_task(void *arg, int64_t task, int thread) {
 
 /* ---- lse again ---- */
 
-/* A key that is harmless for all heads of a query is as good as none: it saves looking at the others. A NaN
- * is ignored here and below; it is in lse already. */
+/* A key that is harmless for all heads of a query is as good as none: it saves looking at the
+ * others. A NaN is ignored here and below; it is in lse already. */
 static void start_lengths(const job *j, const rgi_attn_rows *r, scratch *x) {
   const rgi_attn *a = j->a;
   a->isa->squares(r->n, a->D, x->q, a->dp, x->q_error);
@@ -100,8 +103,8 @@ static bool in_doubt(const scratch *x, int query, int row, float lse) {
 }
 
 /* One row's logits of keys [lo, hi) of a tile of n, added to its sum in double. */
-static void add_logits(const rgi_attn *a, const float *q, const float *kt, int n, int lo, int hi, double *m,
-                       double *l) {
+static void add_logits(const rgi_attn *a, const float *q, const float *kt, int n, int lo, int hi,
+                       double *m, double *l) {
   double s[RGI_ATTN_KEYS] = {0};
   for (int64_t i = 0; i < a->D; i++)
     for (int k = lo; k < hi; k++) s[k] += (double)q[i] * kt[i * n + k];
@@ -186,7 +189,8 @@ static void row_task(void *arg, int64_t task, int thread) {
   rgi_attn_load_rows(a, &r, a->q, x->q, a->dp);
   start(j, &r, x);
 
-  rgi_attn_softmax p = {.s = x->s, .lo = x->lo, .hi = x->hi, .scale = a->scale, .softcap = a->softcap};
+  rgi_attn_softmax p = {
+      .s = x->s, .lo = x->lo, .hi = x->hi, .scale = a->scale, .softcap = a->softcap};
   p.m = x->m, p.l = x->l, p.o = x->o, p.ldo = a->ep;
   rgi_attn_walk w;
   rgi_attn_walk_begin(&w, a, tile, r.h);

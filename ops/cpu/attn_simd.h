@@ -66,12 +66,14 @@ RGI_INLINE TARGET void tile(const int R, const int NVEC, const rgi_attn_gemm *g,
 }
 
 typedef void tile_fn(const rgi_attn_gemm *g, const float *a, const float *b, float *c);
-#define TILE(R, NVEC)                                                                                        \
-  TARGET static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, const float *b, float *c) {   \
-    tile(R, NVEC, g, a, b, c);                                                                               \
+#define TILE(R, NVEC)                                                                          \
+  TARGET static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, const float *b, \
+                                       float *c) {                                             \
+    tile(R, NVEC, g, a, b, c);                                                                 \
   }
-#define TILES(NVEC) TILE(1, NVEC) TILE(2, NVEC) TILE(3, NVEC) TILE(4, NVEC) TILE(5, NVEC) TILE(6, NVEC)
-#define ROW(NVEC)                                                                                            \
+#define TILES(NVEC) \
+  TILE(1, NVEC) TILE(2, NVEC) TILE(3, NVEC) TILE(4, NVEC) TILE(5, NVEC) TILE(6, NVEC)
+#define ROW(NVEC) \
   { tile_1_##NVEC, tile_2_##NVEC, tile_3_##NVEC, tile_4_##NVEC, tile_5_##NVEC, tile_6_##NVEC }
 
 TILES(1)
@@ -98,7 +100,8 @@ TARGET static void gemm(const rgi_attn_gemm *g) {
 }
 
 /* Four rows at a time, to have four chains in flight. */
-TARGET static void dots(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld, float *out) {
+TARGET static void dots(int64_t rows, int64_t n, const float *a, const float *b, int64_t ld,
+                        float *out) {
   float last[4] = {0};
   for (int64_t r = 0; r < rows; r += 4) {
     const float *pa[4], *pb[4];
@@ -265,7 +268,8 @@ RGI_INLINE TARGET void dsoftmax_row(float *s, float *dp, const rgi_attn_dsoftmax
 
 TARGET static void dsoftmax(const rgi_attn_dsoftmax *x) {
   for (int r = x->r0; r < x->r1; r++) {
-    float *s = x->s + (int64_t)r * RGI_ATTN_KEYS, *dp = x->dp ? x->dp + (int64_t)r * RGI_ATTN_KEYS : NULL;
+    float *s = x->s + (int64_t)r * RGI_ATTN_KEYS,
+          *dp = x->dp ? x->dp + (int64_t)r * RGI_ATTN_KEYS : NULL;
     if (x->softcap > 0) {
       dsoftmax_row(s, dp, x, r, true);
     } else {

@@ -1,8 +1,8 @@
 /* ops/cpu/blend.c: see blend.h. */
 #include "blend.h"
 
-void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_zero, const rg_arg *out,
-                   int64_t t, int64_t h) {
+void rgi_blend_row(const rg_call *c, int port, const float *weight, bool skip_zero,
+                   const rg_arg *out, int64_t t, int64_t h) {
   float converted[RGI_PIECE], buffer[RGI_PIECE];
   const int count = rg_in_count(c, port);
   for (int64_t e = 0; e < out->dim[2]; e += RGI_PIECE) {
@@ -39,8 +39,8 @@ static float dot(const float *x, const float *y, int64_t n) {
   return s;
 }
 
-void rgi_blend_row_backward(const rg_call *c, int port, const rg_arg *g, const float *weight, int d_port,
-                            int acc_port, float *product, int64_t t, int64_t h) {
+void rgi_blend_row_backward(const rg_call *c, int port, const rg_arg *g, const float *weight,
+                            int d_port, int acc_port, float *product, int64_t t, int64_t h) {
   float g_buffer[RGI_PIECE], buffer[RGI_PIECE];
   const int count = rg_in_count(c, port);
   const int64_t width = rgi_in_at(c, port, 0)->dim[2];
@@ -53,7 +53,8 @@ void rgi_blend_row_backward(const rg_call *c, int port, const rg_arg *g, const f
     else
       memset(g_buffer, 0, (size_t)n * sizeof *g_buffer);
     for (int k = 0; k < count; k++) {
-      if (g) product[k] += dot(gp, rgi_row_piece(c->isa, rgi_in_at(c, port, k), t, h, e, n, buffer), n);
+      if (g)
+        product[k] += dot(gp, rgi_row_piece(c->isa, rgi_in_at(c, port, k), t, h, e, n, buffer), n);
       const rg_arg *d = rgi_out_at(c, d_port, k);
       if (!d) continue;
       const bool add = rgi_in_at(c, acc_port, k) != NULL;

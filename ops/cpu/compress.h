@@ -7,10 +7,10 @@
 #include "gemm.h"
 #include "rows.h"
 
-/* Lists all blocks of the pack in order: token[n] is where a block begins, row[n] (ascending) where its
- * output goes. Returns n <= T / stride. */
-int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int64_t stride, int32_t *token,
-                            int32_t *row);
+/* Lists all blocks of the pack in order: token[n] is where a block begins, row[n] (ascending) where
+ * its output goes. Returns n <= T / stride. */
+int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int64_t stride,
+                            int32_t *token, int32_t *row);
 
 /* Rows of W·flatten a task takes: enough tasks for the threads, else large. */
 static inline int64_t rgi_compress_tile(int64_t rows, int64_t heads, int threads) {
@@ -21,7 +21,8 @@ static inline int64_t rgi_compress_tile(int64_t rows, int64_t heads, int threads
 
 /* The blocks of one head as rows of kernel·D elements: a view into x [T, KH, D]. */
 static inline rgi_mat rgi_compress_flatten(const rg_arg *x, int64_t head, const int32_t *token) {
-  return (rgi_mat){.data = (const char *)x->data + head * x->stride[1] * (int64_t)rg_dtype_size(x->dtype),
+  return (rgi_mat){.data = (const char *)x->data +
+                           head * x->stride[1] * (int64_t)rg_dtype_size(x->dtype),
                    .type = x->dtype,
                    .stride = x->stride[0],
                    .row = token,

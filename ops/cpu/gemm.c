@@ -47,10 +47,14 @@ static void transpose4(const float *const src[4], int64_t kc, int64_t width, flo
     f4 a, b, c, d;
     memcpy(&a, src[0] + k, 16), memcpy(&b, src[1] + k, 16);
     memcpy(&c, src[2] + k, 16), memcpy(&d, src[3] + k, 16);
-    f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    f4 r0 = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), r1 = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7);
-    f4 r2 = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), r3 = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
+    f4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+       ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    f4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+       cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    f4 r0 = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5),
+       r1 = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7);
+    f4 r2 = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5),
+       r3 = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
     memcpy(dst, &r0, 16), memcpy(dst + width, &r1, 16);
     memcpy(dst + 2 * width, &r2, 16), memcpy(dst + 3 * width, &r3, 16);
   }
@@ -59,8 +63,8 @@ static void transpose4(const float *const src[4], int64_t kc, int64_t width, flo
 }
 
 /* Rows of x are rows of the product: a panel is `width` of them, transposed. */
-static void pack_across(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc, int64_t width,
-                        float *dst) {
+static void pack_across(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc,
+                        int64_t width, float *dst) {
   float buffer[4][KC];
   const float *src[4];
   for (int64_t r = 0; r < width; r += 4) {
@@ -86,8 +90,8 @@ static void pack_across(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t
 }
 
 /* Rows of x are terms of the sum: a panel is `width` columns of each. */
-static void pack_along(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc, int64_t width,
-                       float *dst) {
+static void pack_along(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc,
+                       int64_t width, float *dst) {
   bool direct = in_place(x, x->col0 + i, n);
   for (int64_t t = 0; t < kc; t++, dst += width) {
     if (direct)
@@ -99,8 +103,8 @@ static void pack_along(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t 
 }
 
 /* Rows (or columns) [i, i + n) over terms [k, k + kc), as panels of `width`. */
-static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc, int64_t width,
-                 float *dst) {
+static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int64_t kc,
+                 int64_t width, float *dst) {
   for (int64_t p = 0; p < n; p += width, dst += width * kc) {
     int64_t rows = n - p < width ? n - p : width;
     if (x->k_rows)
@@ -112,28 +116,31 @@ static void pack(int isa, const rgi_mat *x, int64_t i, int64_t n, int64_t k, int
 
 /* ---- micro kernels: c[mr, nr] (+)= Σ_t a[t][mr] · b[t][nr] ---- */
 
-typedef void (*micro_fn)(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add);
+typedef void (*micro_fn)(int64_t kc, const float *a, const float *b, float *c, int64_t ldc,
+                         bool add);
 
 /* VECS vectors of LANES floats wide, MR rows high. The loops over rows and vectors
  * unroll, so that `sum` is registers. */
-#define MICRO(NAME, TARGET, VEC, LANES, MR, VECS, LOAD, STORE, SET1, FMA, ADD)                               \
-  TARGET static void NAME(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add) {     \
-    VEC sum[MR][VECS];                                                                                       \
-    _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                    \
-        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] = SET1(0.0f);                      \
-    for (int64_t t = 0; t < kc; t++, a += MR, b += VECS * LANES) {                                           \
-      VEC right[VECS];                                                                                       \
-      _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) right[j] = LOAD(b + j * LANES);                \
-      _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++) {                                                \
-        VEC left = SET1(a[i]);                                                                               \
-        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] = FMA(left, right[j], sum[i][j]);  \
-      }                                                                                                      \
-    }                                                                                                        \
-    _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                    \
-        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) {                                            \
-      float *at = c + i * ldc + j * LANES;                                                                   \
-      STORE(at, add ? ADD(LOAD(at), sum[i][j]) : sum[i][j]);                                                 \
-    }                                                                                                        \
+#define MICRO(NAME, TARGET, VEC, LANES, MR, VECS, LOAD, STORE, SET1, FMA, ADD)                \
+  TARGET static void NAME(int64_t kc, const float *a, const float *b, float *c, int64_t ldc,  \
+                          bool add) {                                                         \
+    VEC sum[MR][VECS];                                                                        \
+    _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                     \
+        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] = SET1(0.0f);       \
+    for (int64_t t = 0; t < kc; t++, a += MR, b += VECS * LANES) {                            \
+      VEC right[VECS];                                                                        \
+      _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) right[j] = LOAD(b + j * LANES); \
+      _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++) {                                 \
+        VEC left = SET1(a[i]);                                                                \
+        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) sum[i][j] =                   \
+            FMA(left, right[j], sum[i][j]);                                                   \
+      }                                                                                       \
+    }                                                                                         \
+    _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                     \
+        _Pragma("GCC unroll 16") for (int j = 0; j < VECS; j++) {                             \
+      float *at = c + i * ldc + j * LANES;                                                    \
+      STORE(at, add ? ADD(LOAD(at), sum[i][j]) : sum[i][j]);                                  \
+    }                                                                                         \
   }
 
 static ALWAYS_INLINE f4 load4(const float *p) {
@@ -153,10 +160,10 @@ MICRO(micro_base, , f4, 4, 4, 2, load4, store4, set4, FMA4, ADD4)
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-MICRO(micro_avx2, __attribute__((target("avx2,fma"))), __m256, 8, 6, 2, _mm256_loadu_ps, _mm256_storeu_ps,
-      _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps)
-MICRO(micro_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), __m512, 16, 12, 2,
-      _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps)
+MICRO(micro_avx2, __attribute__((target("avx2,fma"))), __m256, 8, 6, 2, _mm256_loadu_ps,
+      _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps)
+MICRO(micro_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), __m512, 16,
+      12, 2, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps)
 #endif
 
 /* mr divides RGI_GEMM_MC and nr divides RGI_GEMM_NC, so padded panels fit the workspace. */
@@ -176,8 +183,8 @@ static micro_kernel choose(int isa) {
 
 /* ---- the product ---- */
 
-static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const float *a, const float *b,
-                  float *c, int64_t ldc, bool add) {
+static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const float *a,
+                  const float *b, float *c, int64_t ldc, bool add) {
   float buffer[12 * RGI_GEMM_NR];
   for (int64_t j = 0; j < n; j += u->nr)
     for (int64_t i = 0; i < m; i += u->mr) {
@@ -197,8 +204,8 @@ static void block(const micro_kernel *u, int64_t m, int64_t n, int64_t kc, const
     }
 }
 
-void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a, const rgi_mat *b,
-              float *c, int64_t ldc, bool add) {
+void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a,
+              const rgi_mat *b, float *c, int64_t ldc, bool add) {
   micro_kernel u = choose(isa);
   float *pb = work, *pa = pb + (int64_t)KC * (RGI_GEMM_NC + RGI_GEMM_NR);
   for (int64_t i = 0; k == 0 && i < m; i++) /* an empty sum is +0, and adding that to -0 gives +0 */

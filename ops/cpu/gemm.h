@@ -23,18 +23,20 @@ typedef struct rgi_mat {
   rg_dtype type;
   int64_t stride;     /* elements from row to row */
   const int32_t *row; /* NULL, or: row i is stored at row[i] */
-  int64_t part;       /* 0: a row is contiguous. Else column c lies at (c / part) * part_stride + c % part */
+  /* 0: a row is contiguous. Else column c lies at (c / part) * part_stride + c % part */
+  int64_t part;
   int64_t part_stride;
   int64_t row0, col0; /* where the operand starts in the matrix */
   bool k_rows;        /* false: rows are m (or n), columns k; true: rows are k, columns m (or n) */
 } rgi_mat;
 
 /* Bytes of scratch a call of rgi_gemm needs; `work` must be 64-aligned. */
-#define RGI_GEMM_WORK RGI_ROUND256((size_t)RGI_GEMM_KC *(RGI_GEMM_MC + RGI_GEMM_NC + RGI_GEMM_NR) * 4)
+#define RGI_GEMM_WORK \
+  RGI_ROUND256((size_t)RGI_GEMM_KC *(RGI_GEMM_MC + RGI_GEMM_NC + RGI_GEMM_NR) * 4)
 
 /* c: [m, n] f32, row stride ldc. add: C += A·B; otherwise C = A·B. */
-void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a, const rgi_mat *b,
-              float *c, int64_t ldc, bool add);
+void rgi_gemm(int isa, void *work, int64_t m, int64_t n, int64_t k, const rgi_mat *a,
+              const rgi_mat *b, float *c, int64_t ldc, bool add);
 
 /* A matrix [m, n] cut into tiles for the threads of a call: large enough to be
  * fast, small enough to go round. */

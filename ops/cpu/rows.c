@@ -4,7 +4,8 @@
 
 /* ---- walks ---- */
 
-#define TASK_ELEMENTS 16384 /* aimed at per task: large against a task's overhead, small against a cache */
+#define TASK_ELEMENTS \
+  16384 /* aimed at per task: large against a task's overhead, small against a cache */
 
 void rgi_walk_begin(rgi_walk *w, const rg_arg *shape, int64_t live) {
   *w = (rgi_walk){.rank = shape->rank > 0 ? shape->rank : 1, .dim = {1}};
@@ -92,9 +93,11 @@ int64_t rgi_sequence_of(const int32_t *cu, int64_t nseq, int64_t row) {
 double rgi_call_bytes(const rg_call *c) {
   double bytes = 0;
   for (int i = 0; i < c->in_begin[c->op->nin]; i++)
-    if (c->in[i].rank >= 0) bytes += rgi_arg_elements(&c->in[i]) * (double)rg_dtype_size(c->in[i].dtype);
+    if (c->in[i].rank >= 0)
+      bytes += rgi_arg_elements(&c->in[i]) * (double)rg_dtype_size(c->in[i].dtype);
   for (int i = 0; i < c->out_begin[c->op->nout]; i++)
-    if (c->out[i].rank >= 0) bytes += rgi_arg_elements(&c->out[i]) * (double)rg_dtype_size(c->out[i].dtype);
+    if (c->out[i].rank >= 0)
+      bytes += rgi_arg_elements(&c->out[i]) * (double)rg_dtype_size(c->out[i].dtype);
   return bytes;
 }
 
@@ -121,18 +124,21 @@ AVX2 static int64_t load_bf16(float *dst, const uint16_t *src, int64_t n) {
 AVX2 static int64_t store_f16(uint16_t *dst, const float *src, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128((void *)(dst + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((void *)(dst + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
   return i;
 }
 AVX2 static int64_t store_bf16(uint16_t *dst, const float *src, int64_t n) {
-  const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff), quiet = _mm256_set1_epi32(0x40);
+  const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff),
+                quiet = _mm256_set1_epi32(0x40);
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     __m256 f = _mm256_loadu_ps(src + i);
     __m256i u = _mm256_castps_si256(f), top = _mm256_srli_epi32(u, 16);
     __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(half, _mm256_and_si256(top, one)));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(f, f, _CMP_UNORD_Q));
-    __m256i r = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_or_si256(top, quiet), nan);
+    __m256i r =
+        _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_or_si256(top, quiet), nan);
     __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128((void *)(dst + i), _mm256_castsi256_si128(packed));
   }

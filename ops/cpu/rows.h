@@ -28,7 +28,8 @@ typedef struct rgi_walk {
   int rank;                 /* at least 1: a scalar is walked as one element */
   int64_t dim[RG_MAX_RANK]; /* the common shape */
   int64_t live;             /* rows of axis 0 that are live */
-  int inner;                /* axes inner … rank-1 are dense in every tensor; 0: all of it is one run */
+  /* axes inner … rank-1 are dense in every tensor; 0: all of it is one run */
+  int inner;
 } rgi_walk;
 
 typedef struct rgi_run {
@@ -70,7 +71,8 @@ int64_t rgi_sequence_of(const int32_t *cu, int64_t nseq, int64_t row);
 void rgi_load_by(int isa, float *dst, rg_dtype type, const void *src, int64_t n);
 void rgi_store_by(int isa, void *dst, rg_dtype type, const float *src, int64_t n);
 /* What a gradient does with its value: add to the fp32 sum that is there, or overwrite. */
-static inline void rgi_put_grad(int isa, bool add, void *dst, rg_dtype type, const float *src, int64_t n) {
+static inline void rgi_put_grad(int isa, bool add, void *dst, rg_dtype type, const float *src,
+                                int64_t n) {
   if (add)
     rgi_store_add(dst, src, n);
   else
@@ -79,8 +81,8 @@ static inline void rgi_put_grad(int isa, bool add, void *dst, rg_dtype type, con
 
 #define RGI_PIECE 256 /* floats converted at a time, on the stack */
 
-/* exp(x) within 2 units in the last place for |x| <= 87, beyond that exp(±87); NaN stays NaN. Free of
- * branches (the clamp compares integers), so that loops over it vectorise. */
+/* exp(x) within 2 units in the last place for |x| <= 87, beyond that exp(±87); NaN stays NaN. Free
+ * of branches (the clamp compares integers), so that loops over it vectorise. */
 static inline float rgi_exp(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
@@ -89,11 +91,14 @@ static inline float rgi_exp(float x) {
   size = beyond ? 0x42ae0000u : size;
   u = sign | size;
   memcpy(&x, &u, 4);
-  float shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the integer n lands in the low bits */
+  /* 1.5 * 2^23: the integer n lands in the low bits */
+  float shifted = x * 1.44269504f + 12582912.0f;
   float n = shifted - 12582912.0f;
-  float r = (x - n * 0.693145752f) - n * 1.42860677e-6f; /* ln 2 in two parts; n * the first is exact */
+  /* ln 2 in two parts; n * the first is exact */
+  float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   float p =
-      1.392625083e-3f; /* (e^r - 1 - r) / r^2, interpolated at the Chebyshev points of |r| <= ln(2) / 2 */
+      /* (e^r - 1 - r) / r^2, interpolated at the Chebyshev points of |r| <= ln(2) / 2 */
+      1.392625083e-3f;
   p = p * r + 8.363232884e-3f;
   p = p * r + 4.166655421e-2f;
   p = p * r + 1.666657667e-1f;
@@ -110,7 +115,8 @@ static inline float rgi_sigmoid(float x) {
   return 1.0f / (1.0f + rgi_exp(-x));
 }
 
-/* Bytes of all inputs and outputs, each once: rg_cost.bytes of most ops. Sums taken in place count twice. */
+/* Bytes of all inputs and outputs, each once: rg_cost.bytes of most ops. Sums taken in place count
+ * twice. */
 double rgi_call_bytes(const rg_call *c);
 static inline double rgi_arg_elements(const rg_arg *a) {
   double n = 1;
@@ -120,8 +126,10 @@ static inline double rgi_arg_elements(const rg_arg *a) {
 
 /* ---- run_cpu of structural ops (port order as listed) ---- */
 
-rg_status rgi_run_cast(const rg_call *c);   /* in x, cu_seqlens?; out y: float to float, or a copy of i32 */
-rg_status rgi_run_add(const rg_call *c);    /* in a (list), cu_seqlens?; out y: sum in list order, in fp32 */
+/* in x, cu_seqlens?; out y: float to float, or a copy of i32 */
+rg_status rgi_run_cast(const rg_call *c);
+/* in a (list), cu_seqlens?; out y: sum in list order, in fp32 */
+rg_status rgi_run_add(const rg_call *c);
 rg_status rgi_run_concat(const rg_call *c); /* in x (list), cu_seqlens?; out y; attr[0].i: axis */
 /* in acc f32, x; out y = acc's bytes; attr[0].i: axis, attr[1].i: start */
 rg_status rgi_run_accumulate(const rg_call *c);

@@ -1,14 +1,16 @@
 /* ops/cpu/topk.h: block scores of one tile of queries, the arithmetic heart of the op topk on the
- * CPU.
- *
- * A tile is 32 queries of one sequence for one KV head. Queries lie across vector lanes, so that no result
- * depends on where in its tile a query lies, nor on the tiles' borders:
- *
- *     lane:          q0   q1   …   q31
- *     key j          s    s        s       one register row per key: Σ_d k[j][d]·q[d][lane], d ascending
- *
- * Promises: writes scores and scratch of the tile only; every score is a function of its own query, the
- * sequence's keys and the attributes. Leaves to topk.c: which blocks are candidates, and choosing among them.
+   CPU.
+
+   A tile is 32 queries of one sequence for one KV head. Queries lie across vector lanes, so that no
+   result depends on where in its tile a query lies, nor on the tiles' borders:
+
+       lane:          q0   q1   …   q31
+       key j          s    s        s       one register row per key: Σ_d k[j][d]·q[d][lane],
+                                            d ascending
+
+   Promises: writes scores and scratch of the tile only; every score is a function of its own query,
+   the sequence's keys and the attributes. Leaves to topk.c: which blocks are candidates, and
+   choosing among them.
  */
 #ifndef RGI_CPU_TOPK_H
 #define RGI_CPU_TOPK_H
@@ -46,8 +48,10 @@ typedef struct rgi_topk_tile {
 
 /* Scores of the blocks that keys [key0, key1) touch; blocks [block0, block1) are zeroed first.
  *   fast  float: Σ p·overlap/stride. p below e^-87 counts as nothing, above e^88 is infinite
- *   wide  double: the same times e^300, good for p from e^-1000 to e^400. After fast, of the same tile
- *   dot   double: Σ over heads of q·k for a key (= block) that the lane sees, -inf for one it does not see */
+ *   wide  double: the same times e^300, good for p from e^-1000 to e^400. After fast, of the same
+ *         tile
+ *   dot   double: Σ over heads of q·k for a key (= block) that the lane sees, -inf for one it
+ *         does not see */
 typedef struct rgi_topk_scores {
   void (*fast)(const rgi_topk_tile *t, int64_t block0, int64_t block1);
   void (*wide)(const rgi_topk_tile *t, int64_t block0, int64_t block1);

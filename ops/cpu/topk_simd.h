@@ -30,7 +30,8 @@
 typedef float vf __attribute__((vector_size(TK_BYTES), may_alias));
 typedef int32_t vi __attribute__((vector_size(TK_BYTES), may_alias));
 typedef uint32_t vu __attribute__((vector_size(TK_BYTES), may_alias));
-typedef float vh __attribute__((vector_size(TK_BYTES / 2), may_alias)); /* as many floats as vd has doubles */
+/* as many floats as vd has doubles */
+typedef float vh __attribute__((vector_size(TK_BYTES / 2), may_alias));
 typedef double vd __attribute__((vector_size(TK_BYTES), may_alias));
 typedef uint64_t vl __attribute__((vector_size(TK_BYTES), may_alias));
 typedef int64_t vs __attribute__((vector_size(TK_BYTES), may_alias));
@@ -114,7 +115,8 @@ static TK_TARGET void load_q(const rgi_topk_tile *t, int64_t h, float *out) {
   for (int lane = 0; lane < RGI_TOPK_LANES; lane += 4) {
     const float *row[4];
     for (int r = 0; r < 4; r++) {
-      const char *src = (const char *)t->q + ((lane + r) * t->q_row + h * t->q_head) * (int64_t)size;
+      const char *src =
+          (const char *)t->q + ((lane + r) * t->q_row + h * t->q_head) * (int64_t)size;
       float *dst = t->row + r * d;
       row[r] = dst;
       if (lane + r >= t->n)
@@ -128,8 +130,10 @@ static TK_TARGET void load_q(const rgi_topk_tile *t, int64_t h, float *out) {
     for (; i + 4 <= d; i += 4) { /* a 4 × 4 transpose */
       v4 a = *(const v4 *)(row[0] + i), b = *(const v4 *)(row[1] + i);
       v4 c = *(const v4 *)(row[2] + i), e = *(const v4 *)(row[3] + i);
-      v4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      v4 ce0 = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce1 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+      v4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+         ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      v4 ce0 = __builtin_shufflevector(c, e, 0, 4, 1, 5),
+         ce1 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
       float *o = out + i * RGI_TOPK_LANES + lane;
       *(v4 *)o = __builtin_shufflevector(ab0, ce0, 0, 1, 4, 5);
       *(v4 *)(o + RGI_TOPK_LANES) = __builtin_shufflevector(ab0, ce0, 2, 3, 6, 7);
@@ -196,20 +200,21 @@ static TK_TARGET void logits(const rgi_topk_tile *t, int64_t h, int64_t n, float
 
 /* Blocks that key j touches, kept within [block0, block1), and how much of the
  * key lies in one, in strides. */
-#define TK_FOR_BLOCKS(t, j, block0, block1)                                                                  \
-  int64_t first_ = (j) * (t)->stride, last_ = first_ + (t)->kernel - 1;                                      \
-  int64_t b0_ = first_ / (t)->block, b1_ = last_ / (t)->block + 1;                                           \
+#define TK_FOR_BLOCKS(t, j, block0, block1)                             \
+  int64_t first_ = (j) * (t)->stride, last_ = first_ + (t)->kernel - 1; \
+  int64_t b0_ = first_ / (t)->block, b1_ = last_ / (t)->block + 1;      \
   for (int64_t b = b0_ > (block0) ? b0_ : (block0); b < (b1_ < (block1) ? b1_ : (block1)); b++)
-#define TK_OVERLAP(t, b)                                                                                     \
-  (((last_ + 1 < ((b) + 1) * (t)->block ? last_ + 1 : ((b) + 1) * (t)->block) -                              \
-    (first_ > (b) * (t)->block ? first_ : (b) * (t)->block)) /                                               \
+#define TK_OVERLAP(t, b)                                                        \
+  (((last_ + 1 < ((b) + 1) * (t)->block ? last_ + 1 : ((b) + 1) * (t)->block) - \
+    (first_ > (b) * (t)->block ? first_ : (b) * (t)->block)) /                  \
    (t)->stride)
 
 static TK_TARGET void TK_NAME(fast)(const rgi_topk_tile *t, int64_t block0, int64_t block1) {
   float s[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
   float p[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
   float *score = t->score;
-  memset(score + block0 * RGI_TOPK_LANES, 0, (size_t)(block1 - block0) * RGI_TOPK_LANES * sizeof *score);
+  memset(score + block0 * RGI_TOPK_LANES, 0,
+         (size_t)(block1 - block0) * RGI_TOPK_LANES * sizeof *score);
   for (int64_t h = 0; h < t->heads; h++) load_q(t, h, t->pack_q + h * t->d * RGI_TOPK_LANES);
   for (int64_t key = t->key0; key < t->key1; key += RGI_TOPK_KEYS) {
     int64_t n = t->key1 - key < RGI_TOPK_KEYS ? t->key1 - key : RGI_TOPK_KEYS;
@@ -230,7 +235,8 @@ static TK_TARGET void TK_NAME(fast)(const rgi_topk_tile *t, int64_t block0, int6
         int64_t overlap = TK_OVERLAP(t, b);
         float w = (float)overlap;
         for (int v = 0; v < V; v++)
-          *(vf *)(score + b * RGI_TOPK_LANES + v * W) += *(vf *)(p + j * RGI_TOPK_LANES + v * W) * w;
+          *(vf *)(score + b * RGI_TOPK_LANES + v * W) +=
+              *(vf *)(p + j * RGI_TOPK_LANES + v * W) * w;
       }
     }
   }
@@ -240,7 +246,8 @@ static TK_TARGET void TK_NAME(wide)(const rgi_topk_tile *t, int64_t block0, int6
   float s[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
   double p[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
   double *score = t->score;
-  memset(score + block0 * RGI_TOPK_LANES, 0, (size_t)(block1 - block0) * RGI_TOPK_LANES * sizeof *score);
+  memset(score + block0 * RGI_TOPK_LANES, 0,
+         (size_t)(block1 - block0) * RGI_TOPK_LANES * sizeof *score);
   for (int64_t key = t->key0; key < t->key1; key += RGI_TOPK_KEYS) {
     int64_t n = t->key1 - key < RGI_TOPK_KEYS ? t->key1 - key : RGI_TOPK_KEYS;
     load_k(t, key, n);
@@ -268,8 +275,8 @@ static TK_TARGET void TK_NAME(wide)(const rgi_topk_tile *t, int64_t block0, int6
   }
 }
 
-/* Keys are blocks here. Σ_h q_h·k = (Σ_h q_h)·k, in double: G times less work than head by head, and sums
- * near zero keep their digits. */
+/* Keys are blocks here. Σ_h q_h·k = (Σ_h q_h)·k, in double: G times less work than head by head,
+ * and sums near zero keep their digits. */
 static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64_t block1) {
   const size_t size = rg_dtype_size(t->dtype);
   const int64_t d = t->d;
@@ -291,7 +298,8 @@ static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64
       vd sum[VD];
       for (int v = 0; v < VD; v++) sum[v] = (vd){0};
       for (int64_t i = 0; i < d; i++) TK_UNROLL
-      for (int v = 0; v < VD; v++) sum[v] += *(vd *)(q + i * RGI_TOPK_LANES + v * (W / 2)) * (double)k[i];
+      for (int v = 0; v < VD; v++)
+        sum[v] += *(vd *)(q + i * RGI_TOPK_LANES + v * (W / 2)) * (double)k[i];
       for (int v = 0; v < VD; v++)
         for (int l = 0; l < W / 2; l++)
           if (key + j < t->visible[v * (W / 2) + l]) out[v * (W / 2) + l] = sum[v][l];

@@ -20,7 +20,8 @@ static bool aligned(const rg_arg *a) {
   return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
 }
 
-_Static_assert((int)RGI_ATTN_SWA == RGK_SWA && (int)RGI_ATTN_CMP == RGK_CMP && (int)RGI_ATTN_SLC == RGK_SLC,
+_Static_assert((int)RGI_ATTN_SWA == RGK_SWA && (int)RGI_ATTN_CMP == RGK_CMP &&
+                   (int)RGI_ATTN_SLC == RGK_SLC,
                "kernels number the modes alike");
 
 static rgk_attn kernels_view(const rgi_attn *a) {
@@ -49,7 +50,8 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   return k;
 }
 
-static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward, const char **why) {
+static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
+                                     const char **why) {
   const rgi_attn_family *const *list = backward ? backward_ : forward;
   const int n = backward ? RGI_COUNT(backward_) : RGI_COUNT(forward);
   *why = NULL;

@@ -1,7 +1,8 @@
 /* ops/cuda/attn.h: attention on a GPU: the families of kernels, and which one takes a call.
- *
- * A family (plain, wgmma, …) says whether it takes a shape, how much workspace it needs and hands over its
- * launches. Families are asked in order of preference; the last one, plain, takes everything.
+
+   A family (plain, wgmma, …) says whether it takes a shape, how much workspace it needs and hands
+   over its launches. Families are asked in order of preference; the last one, plain, takes
+   everything.
  */
 #ifndef RGI_CUDA_ATTN_H
 #define RGI_CUDA_ATTN_H
@@ -18,7 +19,8 @@ typedef struct rgi_attn_family {
   const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
   size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
-  rgi_delta delta; /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
+  /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
+  rgi_delta delta;
 } rgi_attn_family;
 
 enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };

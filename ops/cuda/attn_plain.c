@@ -52,7 +52,8 @@ static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *works
   int w;
   rgk_attn_plain p = plan(a, gpu, &w);
   if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_FWD_KEYS);
-  return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS, rgk_plain_fwd_shared(w));
+  return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS,
+              rgk_plain_fwd_shared(w));
 }
 
 const rgi_attn_family rgi_attn_plain_fwd = {
@@ -75,7 +76,8 @@ static void plan_keys(rgk_attn_plain *p, rgk_csr *csr, int w, rgi_cut *cut) {
     p->key_slots = rgk_slots(a->S, a->kseqs.n, p->own);
     return;
   }
-  if (a->mode == RGK_CMP) { /* tiles counted in tokens, all of which may lie beyond S rows of keys */
+  /* tiles counted in tokens, all of which may lie beyond S rows of keys */
+  if (a->mode == RGK_CMP) {
     p->own_parts = RGK_PLAIN_PARTS;
     p->key_slots = a->S / p->own + a->kseqs.n + 2;
     p->part_rows = RGK_PLAIN_PARTS * a->S;
@@ -135,7 +137,8 @@ static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *work
     if (a->mode == RGK_SLC && p.part_rows > 0)
       RGI_TRY(step(&p, x, rgk_plain_reduce(), a->KH * p.csr_slots, n, 0));
   }
-  if (a->dq.data) RGI_TRY(step(&p, x, rgk_plain_dq(w), p.slots * a->KH * p.parts, n, rgk_plain_dq_shared(w)));
+  if (a->dq.data)
+    RGI_TRY(step(&p, x, rgk_plain_dq(w), p.slots * a->KH * p.parts, n, rgk_plain_dq_shared(w)));
   if (a->d_sinks.data) {
     RGI_TRY(step(&p, x, rgk_plain_sink(), p.sink_chunks * a->H, n, 0));
     RGI_TRY(step(&p, x, rgk_plain_sink_sum(), rgk_blocks(a->H, n), n, 0));
@@ -143,5 +146,7 @@ static rg_status backward_steps(const rgk_attn *a, const rg_gpu *gpu, void *work
   return RG_OK;
 }
 
-const rgi_attn_family rgi_attn_plain_bwd = {
-    .name = "plain", .workspace = backward_workspace, .steps = backward_steps, .delta = RGI_DELTA_CHAIN};
+const rgi_attn_family rgi_attn_plain_bwd = {.name = "plain",
+                                            .workspace = backward_workspace,
+                                            .steps = backward_steps,
+                                            .delta = RGI_DELTA_CHAIN};

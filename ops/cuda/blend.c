@@ -50,8 +50,8 @@ static bool wanted(const rg_call *c, const rgi_blend *b, bool *small) {
 rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e) {
   const int n = rg_in_count(c, o);
   if (!c->gpu || n <= RGK_BLEND_BRANCHES) return RG_OK;
-  return rg_op_fail(e, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit: %s", n, RGK_BLEND_BRANCHES,
-                    remedy);
+  return rg_op_fail(e, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit: %s", n,
+                    RGK_BLEND_BRANCHES, remedy);
 }
 
 rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
@@ -75,15 +75,17 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   if (p.tokens * p.heads == 0) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
   for (int k = 0; k < p.n; k++) fill_branch(c, b, k, &p.branch[k]);
-  int rows = RGK_BLEND_THREADS / p.lanes, kinds = b->backward ? RGK_BLEND_KINDS_BWD : RGK_BLEND_KINDS_FWD;
+  int rows = RGK_BLEND_THREADS / p.lanes,
+      kinds = b->backward ? RGK_BLEND_KINDS_BWD : RGK_BLEND_KINDS_FWD;
   bool fast = vectors(c, b);
-  return x->launch(x, &(rg_launch){.function = b->backward ? rgk_blend_bwd(b->merge, fast, o->dtype)
-                                                           : rgk_blend_fwd(b->merge, fast, o->dtype),
-                                   .grid = {rgk_blocks(p.tokens * p.heads, rows), 1, 1},
-                                   .block = {RGK_BLEND_THREADS, 1, 1},
-                                   .shared = (uint32_t)((size_t)(rows * kinds * p.n) * sizeof(float)),
-                                   .params = &p,
-                                   .size = sizeof p});
+  return x->launch(x,
+                   &(rg_launch){.function = b->backward ? rgk_blend_bwd(b->merge, fast, o->dtype)
+                                                        : rgk_blend_fwd(b->merge, fast, o->dtype),
+                                .grid = {rgk_blocks(p.tokens * p.heads, rows), 1, 1},
+                                .block = {RGK_BLEND_THREADS, 1, 1},
+                                .shared = (uint32_t)((size_t)(rows * kinds * p.n) * sizeof(float)),
+                                .params = &p,
+                                .size = sizeof p});
 }
 
 const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b) {
@@ -95,12 +97,14 @@ const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b) {
 /* ---- combine's gradient in parts ---- */
 
 static bool branch_vectors(const rgi_blend *b) {
-  return rgi_cuda_row_vectors(b->row) && rgi_cuda_row_vectors(b->one.o) && rgi_cuda_row_vectors(b->one.d);
+  return rgi_cuda_row_vectors(b->row) && rgi_cuda_row_vectors(b->one.o) &&
+         rgi_cuda_row_vectors(b->one.d);
 }
 
 static rg_status too_many(const rg_call *c, int n) {
   if (n <= RGK_BLEND_BRANCHES) return RG_OK;
-  return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", n, RGK_BLEND_BRANCHES);
+  return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", n,
+                    RGK_BLEND_BRANCHES);
 }
 
 rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
@@ -128,7 +132,8 @@ rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x
   return x->launch(
       x, &(rg_launch){
              .function = rgk_blend_branch(branch_vectors(b), o->dtype),
-             .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS / p.lanes * RGK_BRANCH_ROWS), 1, 1},
+             .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS / p.lanes * RGK_BRANCH_ROWS),
+                      1, 1},
              .block = {RGK_BLEND_THREADS, 1, 1},
              .params = &p,
              .size = sizeof p});
@@ -153,9 +158,10 @@ rg_status rgi_cuda_blend_gates(const rg_call *c, const rgi_blend *b, rg_cuda *x)
     rgk_tensor product = rgk_of(in_at(c, b->lse, k));
     p.branch[k] = (rgk_branch){.lse = product.data, .lse_row = product.row};
   }
-  return x->launch(x, &(rg_launch){.function = rgk_blend_gates(),
-                                   .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS), 1, 1},
-                                   .block = {RGK_BLEND_THREADS, 1, 1},
-                                   .params = &p,
-                                   .size = sizeof p});
+  return x->launch(x,
+                   &(rg_launch){.function = rgk_blend_gates(),
+                                .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS), 1, 1},
+                                .block = {RGK_BLEND_THREADS, 1, 1},
+                                .params = &p,
+                                .size = sizeof p});
 }

@@ -1,13 +1,15 @@
 /* ops/cuda/compress.c: see compress.h.
- *
- * Means have kernels of their own. A learned method is a forward product whose rows are blocks of tokens,
- * with the gate done on the finished tile. Backward, per round of heads (as many as RGI_ROUND_BYTES hold):
- *
- *     g       gradient of W x: dy itself, or for gates the product again, and dy through the gate
- *     d x     a backward product: the rows of a group of `stride` tokens are the blocks that hold it
- *     d W     a sum over blocks; rounds walk from the last head to the first
- *
- * workspace | table of blocks | table of groups | g of a round | partial sums of dW |
+
+   Means have kernels of their own. A learned method is a forward product whose rows are blocks of
+   tokens, with the gate done on the finished tile. Backward, per round of heads (as many as
+   RGI_ROUND_BYTES hold):
+
+       g       gradient of W x: dy itself, or for gates the product again, and dy through the gate
+       d x     a backward product: the rows of a group of `stride` tokens are the blocks that hold
+               it
+       d W     a sum over blocks; rounds walk from the last head to the first
+
+   workspace | table of blocks | table of groups | g of a round | partial sums of dW |
  */
 #include "compress.h"
 #include "../../kernels/compress.h"
@@ -105,7 +107,8 @@ static rgk_mean mean_of(const rg_call *c) {
                     .vec = true};
 }
 
-static rg_status mean_launch(rg_cuda *x, rgk_mean *p, int n, const void *function, uint32_t shared) {
+static rg_status mean_launch(rg_cuda *x, rgk_mean *p, int n, const void *function,
+                             uint32_t shared) {
   uint32_t y = 1;
   for (int i = 0; i < n; i++) {
     const rgk_mean_side *s = &p->side[i];
@@ -189,8 +192,8 @@ static rgk_gemm windows_product(const tables *t, const rg_arg *in, const rg_arg 
 
 static rg_status learned_fwd(const rg_call *c, rg_cuda *x, const tables *t, int i) {
   static const int gate[] = {RGK_STORE, RGK_STORE, RGK_SWIGLU, RGK_SIGMOID_MUL};
-  rgk_gemm p = windows_product(t, rg_in(c, IN_K + i), rg_in(c, IN_K_WEIGHT + i), rg_out(c, OUT_K + i),
-                               gate[method(c, i)]);
+  rgk_gemm p = windows_product(t, rg_in(c, IN_K + i), rg_in(c, IN_K_WEIGHT + i),
+                               rg_out(c, OUT_K + i), gate[method(c, i)]);
   return rgi_cuda_gemm(x, c->gpu, &p);
 }
 
@@ -203,7 +206,8 @@ typedef struct room {
 } room;
 
 static room room_of(const rg_call *c, int i, rgi_cut *at) {
-  const rg_arg *x = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i), *dw = rg_out(c, OUT_K_WEIGHT + i);
+  const rg_arg *x = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i),
+               *dw = rg_out(c, OUT_K_WEIGHT + i);
   const int64_t rows = x->dim[0] / stride_of(c), KH = x->dim[1];
   room r = {.heads = KH};
   if (rgi_compress_gated((rgi_compress_method)method(c, i))) {
@@ -211,14 +215,17 @@ static room room_of(const rg_call *c, int i, rgi_cut *at) {
     if (head * KH > ROUND_BYTES) r.heads = ROUND_BYTES / head > 0 ? ROUND_BYTES / head : 1;
     r.g = rgi_take(at, (size_t)(head * r.heads));
   }
-  if (dw) r.partial = rgi_take(at, rgi_gemm_sum_bytes(w->dim[0], w->dim[1], rows, KH, dw->dtype, c->gpu));
-  if (dw && dw->dtype != RG_F32 && r.heads < KH) r.sum = rgi_take(at, (size_t)(w->dim[0] * w->dim[1] * 4));
+  if (dw)
+    r.partial = rgi_take(at, rgi_gemm_sum_bytes(w->dim[0], w->dim[1], rows, KH, dw->dtype, c->gpu));
+  if (dw && dw->dtype != RG_F32 && r.heads < KH)
+    r.sum = rgi_take(at, (size_t)(w->dim[0] * w->dim[1] * 4));
   return r;
 }
 
 /* Is there a product to do for this side? */
 static bool has_product(const rg_call *c, int i) {
-  return learned(c, i) && rg_in(c, BW_GRAD_K + i) && (rg_out(c, OUT_K + i) || rg_out(c, OUT_K_WEIGHT + i));
+  return learned(c, i) && rg_in(c, BW_GRAD_K + i) &&
+         (rg_out(c, OUT_K + i) || rg_out(c, OUT_K_WEIGHT + i));
 }
 
 /* A tensor's heads from `first` on. */
@@ -232,8 +239,8 @@ static rg_arg heads_from(const rg_arg *a, int64_t first, int64_t n) {
 static rg_status round_g(const rg_call *c, rg_cuda *x, const tables *t, int i, const rg_arg *in,
                          const rg_arg *dy, const rg_arg *g) {
   const bool swiglu = method(c, i) == RGI_SWIGLU;
-  rgk_gemm p =
-      windows_product(t, in, rg_in(c, IN_K_WEIGHT + i), g, swiglu ? RGK_SWIGLU_BWD : RGK_SIGMOID_MUL_BWD);
+  rgk_gemm p = windows_product(t, in, rg_in(c, IN_K_WEIGHT + i), g,
+                               swiglu ? RGK_SWIGLU_BWD : RGK_SIGMOID_MUL_BWD);
   p.up = dy->data;
   p.up_row = dy->stride[0];
   p.up_head = dy->stride[1];
@@ -361,8 +368,11 @@ size_t rgi_cuda_compress_bwd_workspace(const rg_call *c) {
 static rg_status no_weight(const rg_call *c, rg_cuda *x, int i) {
   const rg_arg *dw = rg_out(c, OUT_K_WEIGHT + i);
   if (!dw || rg_in(c, BW_GRAD_K + i) || rg_in(c, BW_ACC_K_WEIGHT + i)) return RG_OK;
-  rgk_reduce r = {
-      .m = dw->dim[0], .n = dw->dim[1], .to = dw->data, .to_row = dw->stride[0], .dtype = (int32_t)dw->dtype};
+  rgk_reduce r = {.m = dw->dim[0],
+                  .n = dw->dim[1],
+                  .to = dw->data,
+                  .to_row = dw->stride[0],
+                  .dtype = (int32_t)dw->dtype};
   return rgi_gemm_reduce(x, &r);
 }
 

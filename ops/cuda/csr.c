@@ -23,7 +23,8 @@ rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
   return p;
 }
 
-static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_t blocks, uint32_t threads) {
+static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_t blocks,
+                      uint32_t threads) {
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)blocks, 1, 1},
                                    .block = {threads, 1, 1},
@@ -33,7 +34,8 @@ static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_
 
 rg_status rgi_csr_steps(const rgk_csr *p, rg_cuda *x) {
   RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS));
-  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, RGK_CSR_THREADS), RGK_CSR_THREADS));
+  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, RGK_CSR_THREADS),
+               RGK_CSR_THREADS));
   RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS));
   return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32);
 }

@@ -1,14 +1,15 @@
 /* ops/cuda/flash_bwd.c: the backward of swa_attn and cmp_attn on Hopper's tensor cores: which
- * calls it takes, how the work is cut, and its launches (kernels/attn/flash_bwd.h).
- *
- * How a sequence's work is cut follows from its own lengths and the number of heads a KV head has, so that
- * neither its neighbours nor other KV heads change a bit.
+   calls it takes, how the work is cut, and its launches (kernels/attn/flash_bwd.h).
+
+   How a sequence's work is cut follows from its own lengths and the number of heads a KV head has,
+   so that neither its neighbours nor other KV heads change a bit.
  */
 #include "../../kernels/attn/flash_bwd.h"
 #include "attn.h"
 
 enum {
-  STEPS = 64,           /* least tiles of queries, over all heads of a group, in an item of a cut sequence */
+  /* least tiles of queries, over all heads of a group, in an item of a cut sequence */
+  STEPS = 64,
   LONGEST_WINDOW = 4096 /* up to here a key tile's queries are not cut */
 };
 /* Sums of dQ of one pass; KV heads that do not fit go to the next one. */
@@ -35,7 +36,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->dtype == RG_F32) return "plain: f32";
   if (a->softcap != 0) return "plain: softcap";
   if (a->D > 256 || a->E > 256 || a->D % 16 || a->E % 16) return "plain: head width";
-  if (!a->aligned) return "plain: not aligned to 16 bytes";
+  if (!a->aligned) return "plain: a tensor off 16 bytes";
   if (!a->d_o.data) return "plain: no gradient of o";
   if (a->T < 1 || a->S < 1 || a->seqs.n < 1) return "plain: nothing to do";
 #ifdef REGRAPH_CUDA
@@ -77,7 +78,8 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   p->passes = rgk_blocks(a->KH, p->kh_n);
   p->kv_tiles = p->chunk ? a->S / p->keys + least(n, a->T / p->chunk) : 0;
   p->rows = rgi_take(&w, (size_t)(p->slots * H) * 128 * sizeof(float));
-  p->sink = a->sinks.data && a->d_sinks.data ? rgi_take(&w, (size_t)(p->slots * H) * sizeof(float)) : NULL;
+  p->sink = a->sinks.data && a->d_sinks.data ? rgi_take(&w, (size_t)(p->slots * H) * sizeof(float))
+                                             : NULL;
   p->dq = rgi_take(&w, (size_t)(one_head * p->kh_n));
   const int64_t kv = a->KH * p->kv_tiles * p->keys * (p->width + p->width_v) * 4;
   const int64_t parts = p->chunk ? least(RGK_FLASH_BWD_CHUNKS, a->T / p->chunk + 1) : 1;
@@ -133,7 +135,8 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
     RGI_TRY(launch(x, &p, main_kernel(&p), most_items(&p) * p.kh_n, 1, RGK_FLASH_BWD_THREADS,
                    rgk_flash_bwd_shared(p.keys, p.width, p.width_v)));
     if (a->dq.data)
-      RGI_TRY(launch(x, &p, rgk_flash_bwd_dq(), p.slots * head_groups((int64_t)p.kh_n * a->G), 1, 256, 0));
+      RGI_TRY(launch(x, &p, rgk_flash_bwd_dq(), p.slots * head_groups((int64_t)p.kh_n * a->G), 1,
+                     256, 0));
   }
   if ((a->dk.data || a->dv.data) && p.parts > 1 && p.kv_tiles > 0)
     RGI_TRY(launch(x, &p, rgk_flash_bwd_kv(), p.kv_tiles * 8, a->KH, 256, 0));

@@ -23,7 +23,7 @@ static int64_t slots(const rgk_attn *a, int i) {
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
-  if (gpu->cc != 90) return "plain: not a Hopper GPU";
+  if (gpu->cc != 90) return "plain: not Hopper";
   if (a->mode == RGK_SLC) return "plain: selected keys";
   if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
   if (!a->aligned) return "plain: a tensor off 16 bytes";
@@ -73,16 +73,19 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   RGI_TRY(rgk_map_make(&p.v, &v, x->error));
   RGI_TRY(rgk_map_make(&p.o_map, &o, x->error));
   const int jobs = p.slots * a->H, D = instance[i].D, E = instance[i].E;
-  return x->launch(
-      x,
-      &(rg_launch){.function = kernel(a, i),
-                   .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
-                   .block = {(uint32_t)(groups + 1) * 128, 1, 1},
-                   .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
-                                        (RGK_FLASH_OWN_O(D, E, groups, keys) ? RGK_FLASH_O(E, groups) : 0)),
-                   .params = &p,
-                   .size = sizeof p});
+  return x->launch(x, &(rg_launch){.function = kernel(a, i),
+                                   .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
+                                   .block = {(uint32_t)(groups + 1) * 128, 1, 1},
+                                   .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
+                                                        (RGK_FLASH_OWN_O(D, E, groups, keys)
+                                                             ? RGK_FLASH_O(E, groups)
+                                                             : 0)),
+                                   .params = &p,
+                                   .size = sizeof p});
 }
 
-const rgi_attn_family rgi_attn_flash_fwd = {
-    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .workspace = workspace, .steps = steps};
+const rgi_attn_family rgi_attn_flash_fwd = {.name = "wgmma",
+                                            .modes = RGI_ATTN_DENSE,
+                                            .refuses = refuses,
+                                            .workspace = workspace,
+                                            .steps = steps};

@@ -1,9 +1,11 @@
-/* ops/cuda/gather.c: forward of attention over selected blocks on Hopper where the groups of heads
- * are large, driven by the queries (kernels/attn/gather.h): which shapes it takes, and the launch. */
+/* ops/cuda/gather.c: forward of attention over selected blocks on Hopper where the groups of
+ * heads are large, driven by the queries (kernels/attn/gather.h): which shapes it takes, and
+ * the launch. */
 #include "../../kernels/attn/gather.h"
 #include "attn.h"
 
-/* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster there. */
+/* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster
+ * there. */
 enum { LEAST_GROUP = 16 };
 static const int64_t KEPT = INT64_C(20) << 20; /* bytes of K and V that surely stay in L2 */
 
@@ -17,7 +19,8 @@ static rgk_gather plan(const rgk_attn *a) {
   p.tiles = p.slots * a->KH * p.parts;
   /* as many heads at once as L2 holds: then the light tiles of all come last */
   const int64_t most = KEPT / (a->S * (a->D + a->E) * 2 + 1);
-  for (p.side = a->KH * p.parts; p.side > 1 && (p.side > most || a->KH * p.parts % p.side != 0);) p.side--;
+  for (p.side = a->KH * p.parts; p.side > 1 && (p.side > most || a->KH * p.parts % p.side != 0);)
+    p.side--;
   return p;
 }
 
@@ -25,14 +28,16 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (gpu->cc != 90) return "plain: tuned selected blocks need compute capability 9.0";
   if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
   if (!a->aligned) return "plain: a tensor off 16 bytes";
-  if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128)) || (a->D == 192 && a->E == 128)))
+  if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128)) ||
+        (a->D == 192 && a->E == 128)))
     return "plain: head width";
   if (!(a->scale > 0)) return "plain: scale not positive";
   if (a->T == 0 || a->S == 0) return "plain: nothing to do";
-  if (a->S > INT32_MAX || (a->T + a->seqs.n + 1) * a->H > INT32_MAX / 2) return "plain: too many rows";
+  if (a->S > INT32_MAX || (a->T + a->seqs.n + 1) * a->H > INT32_MAX / 2)
+    return "plain: too many rows";
   if (a->G < LEAST_GROUP) return "plain: fewer than 16 query heads to a KV head";
 #ifdef REGRAPH_CUDA
-  if (!rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+  if (!rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -52,12 +57,13 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   RGI_TRY(rgk_map_make(&p.q, &q, x->error));
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   RGI_TRY(rgk_map_make(&p.v, &v, x->error));
-  return x->launch(x, &(rg_launch){.function = rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E),
-                                   .grid = {(uint32_t)(p.tiles < gpu->sms ? p.tiles : gpu->sms), 1, 1},
-                                   .block = {RGK_GATHER_THREADS, 1, 1},
-                                   .shared = (uint32_t)RGK_GATHER_BYTES(a->D, a->E),
-                                   .params = &p,
-                                   .size = sizeof p});
+  return x->launch(x,
+                   &(rg_launch){.function = rgk_gather_fwd((rg_dtype)a->dtype, a->D, a->E),
+                                .grid = {(uint32_t)(p.tiles < gpu->sms ? p.tiles : gpu->sms), 1, 1},
+                                .block = {RGK_GATHER_THREADS, 1, 1},
+                                .shared = (uint32_t)RGK_GATHER_BYTES(a->D, a->E),
+                                .params = &p,
+                                .size = sizeof p});
 }
 
 const rgi_attn_family rgi_attn_gather_fwd = {.name = "selected blocks, by queries",

@@ -6,7 +6,8 @@ enum {
   SUM_CHUNKS = 64, /* of column sums */
   REDUCE_BLOCKS = 2048
 };
-#define PARTIAL_BYTES ((int64_t)48 << 20) /* most that partial sums take, where one head allows it */
+#define PARTIAL_BYTES \
+  ((int64_t)48 << 20) /* most that partial sums take, where one head allows it */
 
 static bool wgmma(rg_dtype t, const rg_gpu *gpu) {
   return gpu->cc == 90 && t != RG_F32;
@@ -26,8 +27,10 @@ bool rgi_gemm_vec(const rg_arg *a, int64_t width) {
 static rg_status launch(rg_cuda *x, const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
   const bool fast = wgmma((rg_dtype)p->dtype, gpu);
   int width = RGK_PLAIN_N;
-  const bool any = !p->va || !p->vb || (p->mode == RGK_BACKWARD && p->part < DEPTH && p->part < p->k);
-  if (fast && !any) { /* the wide tile, where there are enough of them and its end is worth its beginning */
+  const bool any =
+      !p->va || !p->vb || (p->mode == RGK_BACKWARD && p->part < DEPTH && p->part < p->k);
+  /* the wide tile, where there are enough of them and its end is worth its beginning */
+  if (fast && !any) {
     int64_t tiles = (rows + RGK_GEMM_M - 1) / RGK_GEMM_M * ((p->n + 255) / 256) * z;
     if (p->n > 128 && tiles >= gpu->sms && (p->mode != RGK_BACKWARD || p->k > 1024)) width = 256;
   }
@@ -88,7 +91,8 @@ static cut cut_of(int64_t m, int64_t n, int64_t k, int64_t heads, rg_dtype to, b
   return c;
 }
 
-size_t rgi_gemm_sum_bytes(int64_t m, int64_t n, int64_t k, int64_t heads, rg_dtype to, const rg_gpu *gpu) {
+size_t rgi_gemm_sum_bytes(int64_t m, int64_t n, int64_t k, int64_t heads, rg_dtype to,
+                          const rg_gpu *gpu) {
   cut c = cut_of(m, n, k, heads, to, true, gpu);
   return c.partial + c.sum;
 }
@@ -140,8 +144,8 @@ size_t rgi_column_sums_bytes(int64_t n) {
   return RGI_ROUND256(SUM_CHUNKS * n * 4);
 }
 
-rg_status rgi_column_sums(rg_cuda *x, const rg_arg *from, const int32_t *live, const rg_arg *to, bool add,
-                          void *work) {
+rg_status rgi_column_sums(rg_cuda *x, const rg_arg *from, const int32_t *live, const rg_arg *to,
+                          bool add, void *work) {
   int64_t n = to->dim[0];
   rgk_column_sums p = {.x = from->data,
                        .dtype = (int32_t)from->dtype,

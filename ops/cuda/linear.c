@@ -1,9 +1,9 @@
 /* ops/cuda/linear.c: see linear.h. y = x·Wᵀ + b is a forward product, dx = dy·W a backward one, dW
  * a sum over tokens; the kernels read how many tokens are live and leave the others out.
  *
- * Large y and dx come from cuBLASLt, over all rows: what dead rows of x give stays in dead rows of y, which
- * are zeroed after it. Into dW they would be mixed, so dW is never the library's; nor is a dx that is added
- * to a sum. */
+ * Large y and dx come from cuBLASLt, over all rows: what dead rows of x give stays in dead rows of
+ * y, which are zeroed after it. Into dW they would be mixed, so dW is never the library's; nor is a
+ * dx that is added to a sum. */
 #include "linear.h"
 #include "../../kernels/blas.h"
 #include "attn.h"
@@ -42,12 +42,14 @@ static rg_status library(rg_cuda *x, const rgk_gemm *p, bool transposed) {
                    .transposed = transposed};
   RGI_TRY(rgk_blas_product(x, &q));
   if (!p->live) return RG_OK;
-  rgk_zero_tail t = {.x = p->c, .dtype = p->c_dtype, .ldx = p->ldc, .rows = p->m, .n = p->n, .live = p->live};
-  return x->launch(x, &(rg_launch){.function = rgk_zero_dead_rows(),
-                                   .grid = {(uint32_t)(p->m < ZERO_BLOCKS ? p->m : ZERO_BLOCKS), 1, 1},
-                                   .block = {256, 1, 1},
-                                   .params = &t,
-                                   .size = sizeof t});
+  rgk_zero_tail t = {
+      .x = p->c, .dtype = p->c_dtype, .ldx = p->ldc, .rows = p->m, .n = p->n, .live = p->live};
+  return x->launch(x,
+                   &(rg_launch){.function = rgk_zero_dead_rows(),
+                                .grid = {(uint32_t)(p->m < ZERO_BLOCKS ? p->m : ZERO_BLOCKS), 1, 1},
+                                .block = {256, 1, 1},
+                                .params = &t,
+                                .size = sizeof t});
 }
 
 const char *rgi_cuda_linear_path(const rg_call *c) {
@@ -86,10 +88,12 @@ typedef struct parts {
 } parts;
 
 static parts cut(const rg_call *c, void *work) {
-  const rg_arg *x = rg_in(c, IN_X), *w = rg_in(c, IN_W), *dw = rg_out(c, OUT_W), *db = rg_out(c, OUT_B);
+  const rg_arg *x = rg_in(c, IN_X), *w = rg_in(c, IN_W), *dw = rg_out(c, OUT_W),
+               *db = rg_out(c, OUT_B);
   rgi_cut at = {.base = work};
   parts p = {0};
-  if (dw) p.dw = rgi_take(&at, rgi_gemm_sum_bytes(w->dim[0], w->dim[1], x->dim[0], 1, dw->dtype, c->gpu));
+  if (dw)
+    p.dw = rgi_take(&at, rgi_gemm_sum_bytes(w->dim[0], w->dim[1], x->dim[0], 1, dw->dtype, c->gpu));
   if (db) p.db = rgi_take(&at, rgi_column_sums_bytes(db->dim[0]));
   p.bytes = at.used;
   return p;

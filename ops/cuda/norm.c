@@ -8,8 +8,10 @@ enum { CHUNK = 8 };
 
 enum {
   MOST_BLOCKS =
-      528, /* of the backward, each with a row of partial sums: 4 for each multiprocessor of an H100 */
-  FEWEST_TURNS = 8 /* rows that a group of threads takes one after the other, where there are that many */
+      /* of the backward, each with a row of partial sums: 4 for each multiprocessor of an H100 */
+  528,
+  /* rows that a group of threads takes one after the other, where there are that many */
+  FEWEST_TURNS = 8
 };
 
 typedef struct norm_plan {
@@ -64,16 +66,20 @@ rg_status rgi_cuda_norm(const rg_call *c, const rgi_norm *n, rg_cuda *x) {
   bool fast = walk_norm(n, &p.w, p.t), empty = plan.rows * plan.width == 0;
   int64_t slots = RGK_NORM_THREADS / plan.group;
   if (!n->dy)
-    return empty ? RG_OK
-                 : x->launch(x, &(rg_launch){
-                                    .function = rgk_norm_fwd(fast, n->x->dtype, plan.held),
-                                    .grid = {rgk_blocks(plan.rows, slots * RGK_NORM_ROWS(plan.held)), 1, 1},
-                                    .block = {RGK_NORM_THREADS, 1, 1},
-                                    .params = &p,
-                                    .size = sizeof p});
+    return empty
+               ? RG_OK
+               : x->launch(
+                     x, &(rg_launch){
+                            .function = rgk_norm_fwd(fast, n->x->dtype, plan.held),
+                            .grid = {rgk_blocks(plan.rows, slots * RGK_NORM_ROWS(plan.held)), 1, 1},
+                            .block = {RGK_NORM_THREADS, 1, 1},
+                            .params = &p,
+                            .size = sizeof p});
   int held = plan.held == 1 ? 1 : 4;
-  size_t size = rg_dtype_size(n->x->dtype), shared = fast ? RGK_NORM_STAGE_BYTES((size_t)held, size) : 0;
-  size_t columns = n->dw && plan.group <= 32 ? (size_t)plan.width * RGK_NORM_THREADS / 32 * sizeof(float) : 0;
+  size_t size = rg_dtype_size(n->x->dtype),
+         shared = fast ? RGK_NORM_STAGE_BYTES((size_t)held, size) : 0;
+  size_t columns =
+      n->dw && plan.group <= 32 ? (size_t)plan.width * RGK_NORM_THREADS / 32 * sizeof(float) : 0;
   if ((n->y || n->dw) && !empty)
     RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_norm_bwd(fast, n->x->dtype, held),
                                       .grid = {(uint32_t)plan.blocks, 1, 1},
@@ -124,7 +130,8 @@ static rg_arg rest_of(const rg_arg *x, int64_t dim) {
 /* Two chunks of pairs for each thread, within what makes angles worth sharing and blocks many. */
 static int32_t tokens_per_block(int64_t heads, int32_t pairs) {
   int64_t n = 2 * RGK_ROPE_THREADS / (heads * ((pairs + CHUNK - 1) / CHUNK));
-  int64_t most = RGK_ROPE_ANGLES / pairs < RGK_ROPE_TOKENS ? RGK_ROPE_ANGLES / pairs : RGK_ROPE_TOKENS;
+  int64_t most =
+      RGK_ROPE_ANGLES / pairs < RGK_ROPE_TOKENS ? RGK_ROPE_ANGLES / pairs : RGK_ROPE_TOKENS;
   return (int32_t)(n < 4 ? 4 : n > most ? most : n);
 }
 

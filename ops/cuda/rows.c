@@ -16,7 +16,8 @@ void rgi_cuda_walk(rgk_walk *w, rgk_walked *x, const rg_arg *const *tensor, int 
     w->elements *= dim;
     if (dim == 1 && !apart) continue; /* its stride says nothing */
     bool fold = w->rank > 0 && !apart;
-    for (int t = 0; t < n && fold; t++) fold = x[t].stride[w->rank - 1] == dim * tensor[t]->stride[a];
+    for (int t = 0; t < n && fold; t++)
+      fold = x[t].stride[w->rank - 1] == dim * tensor[t]->stride[a];
     if (!fold) w->dim[w->rank++] = 1;
     w->dim[w->rank - 1] *= dim;
     for (int t = 0; t < n; t++) x[t].stride[w->rank - 1] = tensor[t]->stride[a];
@@ -45,7 +46,8 @@ bool rgi_cuda_vectors(const rgk_walk *w, const rgk_walked *x, const rg_arg *cons
 bool rgi_cuda_row_vectors(const rg_arg *a) {
   if (!a) return true;
   int32_t type = (int32_t)a->dtype;
-  return a->align >= 16 && a->dim[2] % CHUNK == 0 && (a->dim[0] == 1 || step16(a->stride[0], type)) &&
+  return a->align >= 16 && a->dim[2] % CHUNK == 0 &&
+         (a->dim[0] == 1 || step16(a->stride[0], type)) &&
          (a->dim[1] == 1 || step16(a->stride[1], type));
 }
 
@@ -60,18 +62,19 @@ static rgk_seqs rows_of(const rg_arg *like, const rg_arg *cu, int64_t *row) {
 static rg_status walk_launch(rg_cuda *x, const void *function, const rgk_walk *w, bool vectors,
                              const void *params, size_t size) {
   if (w->elements == 0) return RG_OK;
-  return x->launch(x, &(rg_launch){.function = function,
-                                   .grid = {rgk_blocks(w->elements, THREADS * (vectors ? CHUNK : 1)), 1, 1},
-                                   .block = {THREADS, 1, 1},
-                                   .params = params,
-                                   .size = size});
+  return x->launch(
+      x, &(rg_launch){.function = function,
+                      .grid = {rgk_blocks(w->elements, THREADS * (vectors ? CHUNK : 1)), 1, 1},
+                      .block = {THREADS, 1, 1},
+                      .params = params,
+                      .size = size});
 }
 
 /* ---- maps ---- */
 
 static int tensors(rgk_map map) {
-  static const int8_t n[RGK_MAPS] = {
-      [RGK_FILL] = 1, [RGK_COPY] = 2, [RGK_MUL] = 3, [RGK_MUL_BWD] = 5, [RGK_SILU] = 2, [RGK_SILU_BWD] = 3};
+  static const int8_t n[RGK_MAPS] = {[RGK_FILL] = 1,    [RGK_COPY] = 2, [RGK_MUL] = 3,
+                                     [RGK_MUL_BWD] = 5, [RGK_SILU] = 2, [RGK_SILU_BWD] = 3};
   return n[map];
 }
 
@@ -83,7 +86,8 @@ rg_status rgi_cuda_map(rg_cuda *x, const rgi_map *m) {
     if (p.t[t].dtype == RG_I32) p.t[t].dtype = RG_F32; /* copies move bits */
   p.seqs = rows_of(m->tensor[0], m->cu, &p.row);
   bool vectors = rgi_cuda_vectors(&p.w, p.t, m->tensor, n);
-  return walk_launch(x, rgk_map_kernel(m->map, vectors, (rg_dtype)p.t[0].dtype), &p.w, vectors, &p, sizeof p);
+  return walk_launch(x, rgk_map_kernel(m->map, vectors, (rg_dtype)p.t[0].dtype), &p.w, vectors, &p,
+                     sizeof p);
 }
 
 static const char *path(bool vectors) {
@@ -255,4 +259,22 @@ const char *rgi_cuda_add_path(const rg_call *c) {
     all = all && vectors;
   }
   return path(all);
+}
+
+rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x) {
+  const rg_arg *from = rg_in(c, 0), *to = rg_out(c, 0);
+  rgk_scale_lengths_params p = {.from = from->data,
+                                .to = to->data,
+                                .n = to->dim[0],
+                                .times = (int32_t)c->attr[0].i,
+                                .rows = (int32_t)c->attr[1].i};
+  return x->launch(x, &(rg_launch){.function = rgk_scale_lengths(),
+                                   .grid = {rgk_blocks(p.n, THREADS), 1, 1},
+                                   .block = {THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
+}
+const char *rgi_cuda_scale_lengths_path(const rg_call *c) {
+  (void)c;
+  return "plain";
 }

@@ -5,8 +5,8 @@
 #include "../../kernels/rows.h"
 #include "../ops.h"
 
-/* A walk over n tensors of one shape, axes folded where they lie densely in all; keep_last: the last axis
- * stays on its own. */
+/* A walk over n tensors of one shape, axes folded where they lie densely in all; keep_last: the
+ * last axis stays on its own. */
 void rgi_cuda_walk(rgk_walk *w, rgk_walked *x, const rg_arg *const *tensor, int n, bool keep_last);
 /* May every tensor of the walk be read and written 16 bytes at a time? */
 bool rgi_cuda_vectors(const rgk_walk *w, const rgk_walked *x, const rg_arg *const *tensor, int n);
@@ -36,5 +36,9 @@ const char *rgi_cuda_add_path(const rg_call *c);
 const char *rgi_cuda_concat_path(const rg_call *c);
 const char *rgi_cuda_accumulate_path(const rg_call *c);
 size_t rgi_cuda_add_workspace(const rg_call *c);
+
+/* ops/live.c's */
+rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x);
+const char *rgi_cuda_scale_lengths_path(const rg_call *c);
 
 #endif

@@ -4,8 +4,8 @@
 #include "attn.h"
 #include "csr.h"
 
-/* Bytes of the partial store: forward's of a launch, at least one chunk of rows, one head; backward's at most, at least
- * twice 64 rows. */
+/* Bytes of the partial store: forward's of a launch, at least one chunk of rows, one head;
+ * backward's at most, at least twice 64 rows. */
 static const int64_t PARTIALS = INT64_C(288) << 20, BWD_PARTIALS = INT64_C(512) << 20;
 enum {
   FWD_ROWS = 1024, /* rows (query, head) of an item */
@@ -27,14 +27,15 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
   if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128 || a->D == 256)) ||
         (a->D == 192 && a->E == 128)))
     return "plain: head width";
-  if (a->block % 16 || a->block > MAX_BLOCK) return "plain: block is not a multiple of 16 up to 1024";
+  if (a->block % 16 || a->block > MAX_BLOCK)
+    return "plain: block is not a multiple of 16 up to 1024";
   if (a->N < 1 || a->N > MAX_N) return "plain: entries in a row of idx";
   if (a->softcap != 0) return "plain: softcap";
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
   if (backward && !a->aligned) return "plain: strides that are not multiples of 16 bytes";
 #ifdef REGRAPH_CUDA
-  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: instance not in this build";
+  if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -58,7 +59,8 @@ static void plan_windows(select_plan *s, const rgk_attn *a, int64_t bytes, rgi_c
   if (p->heads < 1) p->heads = 1;
   p->cap = s->window * a->N / p->length + p->csr.slots;
   p->part = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts * bytes));
-  p->part_lse = rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts) * sizeof(float));
+  p->part_lse =
+      rgi_take(w, (size_t)(p->heads * s->window * a->G * a->N * p->parts) * sizeof(float));
   p->item = rgi_take(w, (size_t)(p->heads * p->cap) * sizeof *p->item);
   p->items = rgi_take(w, (size_t)p->heads * sizeof *p->items);
 }
@@ -69,12 +71,13 @@ static select_plan plan(const rgk_attn *a, int32_t rows, rgi_cut *w) {
                          .along = rows / a->G,
                          .across = rows % a->G}};
   s.p.csr = rgi_csr_plan(a, w);
-  s.p.csr.places = rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
+  s.p.csr.places =
+      rgi_take(w, (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *s.p.csr.places);
   return s;
 }
 
-static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, int64_t gx, int64_t gy,
-                        int64_t gz, uint32_t threads, uint32_t shared) {
+static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, int64_t gx,
+                        int64_t gy, int64_t gz, uint32_t threads, uint32_t shared) {
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)gx, (uint32_t)gy, (uint32_t)gz},
                                    .block = {threads, 1, 1},
@@ -84,8 +87,8 @@ static rg_status launch(const rgk_select *p, rg_cuda *x, const void *function, i
 }
 
 /* `main` over all windows and heads, each followed by `reduce` with so many threads a row. */
-static rg_status windows(select_plan *s, rg_cuda *x, const void *main, uint32_t shared, const void *reduce,
-                         int64_t pieces) {
+static rg_status windows(select_plan *s, rg_cuda *x, const void *main, uint32_t shared,
+                         const void *reduce, int64_t pieces) {
   rgk_select *p = &s->p;
   const rgk_attn *a = &p->a;
   for (p->head = 0; p->head < a->KH; p->head += p->heads) {
@@ -145,22 +148,26 @@ static int64_t most(int64_t x, int64_t y) {
   return x > y ? x : y;
 }
 
-/* What decides about the bits of d.k and d.v, `longest` and `length`, looks at the shape of one group alone. */
+/* What decides about the bits of d.k and d.v, `longest` and `length`, looks at the shape of one
+ * group alone. */
 static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
                 place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2),
                 quarter = ((a->T + 3) / 4 + 63) / 64 * 64;
   p.longest = most(BWD_PARTIALS / place / 128 * 64, 64);
-  p.length = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1); /* enough of them at small groups too */
+  /* enough of them at small groups too */
+  p.length = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1);
   p.rows = most(least(quarter, p.longest), 64);
   p.store = most(2 * p.rows, least(2 * p.longest, a->T));
-  p.bounds = (int32_t)(2 * (a->T / (p.rows + 1)) + 1); /* two neighbours hold more than p.rows rows */
+  /* two neighbours hold more than p.rows rows */
+  p.bounds = (int32_t)(2 * (a->T / (p.rows + 1)) + 1);
   p.windows = (int32_t)least(p.bounds, BWD_SEGMENTS);
   p.heads = (int32_t)most(least(a->KH, BWD_SEGMENTS / p.bounds), 1);
-  /* Whole items, and a last one of each list and step; a sequence of several steps in a window has at most four. */
-  p.cap =
-      p.rows * a->N / p.length + slots + 4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
+  /* Whole items, and a last one of each list and step; a sequence of several steps in a window has
+   * at most four. */
+  p.cap = p.rows * a->N / p.length + slots +
+          4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.bounds + 1) * sizeof *p.bound);
   p.begun = rgi_take(w, sizeof *p.begun);
@@ -189,9 +196,10 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   rgk_select plan = all, *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
-    RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
-                   rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE), 1, 1,
-                   RGK_SELECT_REDUCE, 0));
+    RGI_TRY(
+        launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+               rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE),
+               1, 1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
   RGI_TRY(launch(p, x, rgk_select_bounds(), 1, 1, 1, 1, 0));
@@ -200,7 +208,8 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
     for (p->window = 0; p->window < p->bounds; p->window += all.windows) {
       p->windows = (int32_t)least(all.windows, p->bounds - p->window);
       RGI_TRY(launch(p, x, rgk_select_bwd_items(), p->windows, p->heads, 1, RGK_SELECT_SCAN, 0));
-      RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), rgk_select_bwd_blocks(a->D, a->E) * gpu->sms, 1, 1,
+      RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E),
+                     rgk_select_bwd_blocks(a->D, a->E) * gpu->sms, 1, 1,
                      rgk_select_bwd_threads(a->D, a->E), rgk_select_shared_bwd(a->D, a->E)));
     }
   }

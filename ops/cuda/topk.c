@@ -1,7 +1,7 @@
 /* ops/cuda/topk.c: see topk.h.
  *
- * Softmax scores take two launches: one ranks by fp32 sums and marks the rows that those cannot decide, the
- * other ranks the marked rows by fp64 sums; where no row is marked, it only looks. */
+ * Softmax scores take two launches: one ranks by fp32 sums and marks the rows that those cannot
+ * decide, the other ranks the marked rows by fp64 sums; where no row is marked, it only looks. */
 #include "topk.h"
 
 /* ---- the plain kernels ---- */
@@ -29,17 +29,19 @@ static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu) {
   return (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep * sizeof(uint64_t);
 }
 
-static rg_status plain_step(const rgk_topk *call, const rg_gpu *gpu, void *workspace, rg_cuda *x, int mode) {
+static rg_status plain_step(const rgk_topk *call, const rg_gpu *gpu, void *workspace, rg_cuda *x,
+                            int mode) {
   rgk_topk p = *call;
   p.slots = rgk_slots(p.T, p.seqs.n, RGK_TOPK_ROWS);
   p.chunk = plain_chunk(&p);
   p.heap = p.most_keep > HEAP_SHARED ? workspace : NULL;
-  return x->launch(x, &(rg_launch){.function = rgk_topk_plain(mode),
-                                   .grid = {plain_grid(&p, gpu), 1, 1},
-                                   .block = {RGK_TOPK_THREADS, 1, 1},
-                                   .shared = rgk_topk_plain_shared(mode, p.chunk, p.heap ? 0 : p.most_keep),
-                                   .params = &p,
-                                   .size = sizeof p});
+  return x->launch(
+      x, &(rg_launch){.function = rgk_topk_plain(mode),
+                      .grid = {plain_grid(&p, gpu), 1, 1},
+                      .block = {RGK_TOPK_THREADS, 1, 1},
+                      .shared = rgk_topk_plain_shared(mode, p.chunk, p.heap ? 0 : p.most_keep),
+                      .params = &p,
+                      .size = sizeof p});
 }
 
 /* ---- Hopper's ---- */
@@ -50,7 +52,8 @@ static int padded_heads(int group) {
   return heads;
 }
 
-/* As many as there is room for, or 0. A multiprocessor has 228 KiB, and takes 1 KiB a block for itself. */
+/* As many as there is room for, or 0. A multiprocessor has 228 KiB, and takes 1 KiB a block for
+ * itself. */
 static int sm90_stages(const rgk_topk *p) {
   const int heads = padded_heads(p->G), reach = p->kernel / p->stride - 1;
   const uint32_t room = (228u << 10) / (RGK_TOPK90_GROUPS(heads, p->D) == 1 ? 2 : 1) - 1024;
@@ -61,11 +64,13 @@ static int sm90_stages(const rgk_topk *p) {
 
 /* Why not, or NULL. */
 static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
-  const int heads = padded_heads(p->G), bs = p->block / p->stride, reach = p->kernel / p->stride - 1;
-  if (gpu->cc != 90) return "plain: not a Hopper GPU";
-  if (p->dtype == RG_F32) return "plain: fp32";
-  if (!p->aligned) return "plain: q or k not in steps of 16 bytes";
-  if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256) return "plain: width";
+  const int heads = padded_heads(p->G), bs = p->block / p->stride,
+            reach = p->kernel / p->stride - 1;
+  if (gpu->cc != 90) return "plain: not Hopper";
+  if (p->dtype == RG_F32) return "plain: f32";
+  if (!p->aligned) return "plain: a tensor off 16 bytes";
+  if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
+    return "plain: head width";
   if (heads > (p->dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
@@ -73,7 +78,7 @@ static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
   if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
   if (!sm90_stages(p)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
-  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: no instance";
+  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -83,16 +88,17 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
   const rgk_map_of k = rgk_map_rows(call->k, call->S, call->KH, call->D, RGK_TOPK90_TILE);
   rgk_topk90_params p = {.call = *call};
   p.call.stages = sm90_stages(call);
-  p.call.slots =
-      rgk_slots(call->T, call->seqs.n, RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
+  p.call.slots = rgk_slots(call->T, call->seqs.n,
+                           RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
-  return x->launch(x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
-                                   .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
-                                   .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
-                                   .shared = rgk_topk90_shared(
-                                       heads, call->D, call->kernel / call->stride - 1, p.call.stages),
-                                   .params = &p,
-                                   .size = sizeof p});
+  return x->launch(
+      x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
+                      .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
+                      .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
+                      .shared = rgk_topk90_shared(heads, call->D, call->kernel / call->stride - 1,
+                                                  p.call.stages),
+                      .params = &p,
+                      .size = sizeof p});
 }
 
 /* ---- which take a call ---- */

@@ -31,14 +31,23 @@ class Text(Structure):
 
 
 class TensorInfo(Structure):
-    _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int), ("dim", c_int64 * 8),
-                ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
+    _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int),
+                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64),
+                ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
 
 
-class PlanOptions(Structure):
-    _fields_ = [("set", POINTER(Binding)), ("nset", c_size_t), ("device", c_char_p), ("profile_path", c_char_p),
-                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
-                ("no_lanes", c_bool), ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
+class Options(Structure):
+    """Opens with its size: members that the library has and this file lacks keep their defaults."""
+
+    def __init__(self, **values):
+        super().__init__(size=ctypes.sizeof(self), **values)
+
+
+class PlanOptions(Options):
+    _fields_ = [("size", c_size_t), ("set", POINTER(Binding)), ("nset", c_size_t),
+                ("device", c_char_p), ("profile_path", c_char_p), ("threads", c_int),
+                ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool), ("no_lanes", c_bool),
+                ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
 
 
 class Sizes(Structure):
@@ -46,9 +55,9 @@ class Sizes(Structure):
                 ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak")]
 
 
-class SessionOptions(Structure):
-    _fields_ = [("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p), ("eager", c_bool),
-                ("stream", c_void_p), ("debug_poison", c_bool)]
+class SessionOptions(Options):
+    _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p),
+                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p)]
 
 
 class NodeTime(Structure):
@@ -116,7 +125,8 @@ def _candidates():
         return [told]
     beside = PACKAGE / "libregraph.so"
     checkout = PACKAGE.parent.parent / "build" / "libregraph.so"
-    return [str(path) for path in (beside, checkout) if path.exists()] + ["libregraph.so.0", "libregraph.so"]
+    here = [str(path) for path in (beside, checkout) if path.exists()]
+    return here + [f"libregraph.so.{VERSION}", "libregraph.so"]
 
 
 def _open(path):

@@ -375,6 +375,40 @@ for size in 64kib 64X 1. 9999999TiB; do
   expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
 done
 
+# ---- what the documents say ----------------------------------------------------------------------
+for width in D DV; do
+  expect 0 ': ok' check "$nsa" --set D=256 --set DV=256
+  expect 3 'head width 257 .* is not in 1 to 256' check "$nsa" --set $width=257
+done
+grep -q 'are 1 to 256 wide' "$source/docs/spec.md" || fail "docs/spec.md lacks the width of heads"
+# The README's memory figures, each under the policy that its row names, are what `plan` says.
+plans() { # plans TOKENS POLICY GIB
+  printf '{ "regraph_policy": 1, %s }' "$2" >readme.json
+  expect 0 . plan "$nsa" --set "T=$1" --set B=1 --set H=64 --set KH=4 --device cuda \
+    --policy readme.json --json
+  local decimals=${3#*.} bytes
+  bytes=$(value stdout predicted_peak_bytes)
+  [ "$(awk -v d=${#decimals} -v x="$bytes" 'BEGIN { printf "%.*f", d, x / 2^30 }')" = "$3" ] ||
+    fail "README.md has $3 GiB at $1 tokens under $2; plan has $bytes bytes"
+}
+rows=0
+while IFS='|' read -r _ tokens policy _ _ _ gib _; do
+  tokens=${tokens// /} gib=${gib// /}
+  case "$policy" in
+  *'a head group at a time'*) members='"preset": "all", "split_heads": 1' ;;
+  *'keep all'*) members='"preset": "none"' ;;
+  *)
+    fail "README.md: a figure of '$gib' under '$policy'"
+    continue
+    ;;
+  esac
+  plans "$tokens" "$members" "$gib"
+  rows=$((rows + 1))
+done < <(grep -E '^\| [0-9]+[KM] \|.*\| [0-9.]+ \|$' "$source/README.md")
+[ "$rows" -ge 2 ] || fail "README.md: $rows rows with memory figures"
+gib=$(sed -n 's/^plans \([0-9.]*\) GiB at 128K.*/\1/p' "$source/README.md")
+plans 128K '"preset": "all"' "${gib:-0.0}"
+
 # ---- what is printed stays what it is ---------------------------------------------------------------------
 "$regraph" help >help.txt
 for command in ops schema check plan pareto run bench pack help; do "$regraph" help "$command" >>help.txt; done

@@ -1,7 +1,8 @@
-/* tests/fuzz/fuzz_pack.c: bytes → buffers → a packing within a tiny limit, judged by the independent checker.
- *
- * Four bytes a buffer: lower, length, size, and how far to shift the size. The first byte chooses the
- * alignment.
+/* tests/fuzz/fuzz_pack.c: bytes → buffers → a packing within a tiny limit, judged by the
+   independent checker.
+
+   Four bytes a buffer: lower, length, size, and how far to shift the size. The first byte chooses
+   the alignment.
  */
 #include "memplan/pack.h"
 #include "tests/harness/pack_instances.h"

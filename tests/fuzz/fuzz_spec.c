@@ -1,8 +1,8 @@
 /* tests/fuzz/fuzz_spec.c: libFuzzer target: bytes → spec and policy → check → plan. Nothing is run.
- *
- * The input is a spec, perhaps followed by a line "%%" and a policy. Whatever the bytes are, each call either
- * succeeds or names an error and leaves nothing behind. clang -fsanitize=fuzzer,address,undefined; seeds in
- * corpus/spec.
+
+   The input is a spec, perhaps followed by a line "%%" and a policy. Whatever the bytes are, each
+   call either succeeds or names an error and leaves nothing behind. clang
+   -fsanitize=fuzzer,address,undefined; seeds in corpus/spec.
  */
 #include <regraph/regraph.h>
 #include <stdint.h>
@@ -35,7 +35,8 @@ static void plan(const rg_spec *spec, const rg_policy *policy) {
     consistent(status, &e, p);
     rg_sizes sizes;
     if (p)
-      require(rg_plan_sizes(p, &sizes) == RG_OK && sizes.saved >= 0 && sizes.predicted_peak >= sizes.saved);
+      require(rg_plan_sizes(p, &sizes) == RG_OK && sizes.saved >= 0 &&
+              sizes.predicted_peak >= sizes.saved);
     rg_plan_destroy(p);
   }
 }
@@ -63,7 +64,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   }
   if (spec && cut) {
     const char *rest = cut + sizeof separator - 1;
-    rg_status status = rg_policy_load_text(ctx, rest, (size_t)(text + size - rest), "fuzz", &policy, &e);
+    rg_status status =
+        rg_policy_load_text(ctx, rest, (size_t)(text + size - rest), "fuzz", &policy, &e);
     consistent(status, &e, policy);
   }
   if (spec && e.status == RG_OK) {

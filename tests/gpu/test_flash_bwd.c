@@ -1,5 +1,6 @@
-/* tests/gpu/test_flash_bwd.c: sequences that flash_bwd cuts into chunks of queries, which the op tests'
- * lengths are too short for: against the oracle, and both ways of adding up dK and dV against each other. */
+/* tests/gpu/test_flash_bwd.c: sequences that flash_bwd cuts into chunks of queries, which the op
+ * tests' lengths are too short for: against the oracle, and both ways of adding up dK and dV
+ * against each other. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
@@ -34,7 +35,7 @@ Test(flash_bwd, chunks) {
 #include "../../exec/cuda.h"
 #include "../../ops/cuda/attn.h"
 
-/* ---- the same sequences in tight and in roomy tensors: chunks add to one sum in the latter ---- */
+/* ---- the same sequences in tight and in roomy tensors: chunks add to one sum in the latter */
 
 static void *device(size_t bytes, int fill) {
   void *p = NULL;
@@ -53,8 +54,10 @@ static uint16_t *random_rows(ot *t, int64_t rows, int64_t capacity, int64_t head
 }
 static rgk_tensor rows_of(void *data, int64_t heads, rg_dtype dtype) {
   const bool flat = dtype == RG_F32;
-  return (rgk_tensor){
-      .data = data, .row = flat ? heads : heads * WIDTH, .head = flat ? 1 : WIDTH, .dtype = (int32_t)dtype};
+  return (rgk_tensor){.data = data,
+                      .row = flat ? heads : heads * WIDTH,
+                      .head = flat ? 1 : WIDTH,
+                      .dtype = (int32_t)dtype};
 }
 
 Test(flash_bwd, one_sum_or_a_place_each) {
@@ -70,7 +73,8 @@ Test(flash_bwd, one_sum_or_a_place_each) {
   for (int i = 0; i < LIVE * HEADS; i++) lse[i] = 9;
   float *lse_at = device((size_t)ROOMY * HEADS * 4, 0xff);
   cudaMemcpy(lse_at, lse, sizeof lse, cudaMemcpyHostToDevice);
-  rgk_attn a = {.mode = RGK_SWA, .dtype = RG_BF16, .H = HEADS, .KH = 1, .G = HEADS, .D = WIDTH, .E = WIDTH};
+  rgk_attn a = {
+      .mode = RGK_SWA, .dtype = RG_BF16, .H = HEADS, .KH = 1, .G = HEADS, .D = WIDTH, .E = WIDTH};
   a.window_left = -1;
   a.scale = 0.125f;
   a.aligned = true;
@@ -85,7 +89,8 @@ Test(flash_bwd, one_sum_or_a_place_each) {
     a.T = a.S = i ? ROOMY : LIVE;
     a.seqs = a.kseqs = (rgk_seqs){.starts = cu, .n = 3, .rows = a.T};
     void *grad[3];
-    for (int g = 0; g < 3; g++) grad[g] = device((size_t)(ROOMY * (g ? 1 : HEADS) * WIDTH) * 2, 0xff);
+    for (int g = 0; g < 3; g++)
+      grad[g] = device((size_t)(ROOMY * (g ? 1 : HEADS) * WIDTH) * 2, 0xff);
     a.dq = rows_of(grad[0], HEADS, RG_BF16);
     a.dk = rows_of(grad[1], 1, RG_BF16);
     a.dv = rows_of(grad[2], 1, RG_BF16);
@@ -97,7 +102,8 @@ Test(flash_bwd, one_sum_or_a_place_each) {
     cr_assert_eq(cudaDeviceSynchronize(), cudaSuccess);
     rgi_cuda_eager_done(&x);
     for (int g = 0; g < 3; g++)
-      cudaMemcpy(out[i][g], grad[g], (size_t)(LIVE * (g ? 1 : HEADS) * WIDTH) * 2, cudaMemcpyDeviceToHost);
+      cudaMemcpy(out[i][g], grad[g], (size_t)(LIVE * (g ? 1 : HEADS) * WIDTH) * 2,
+                 cudaMemcpyDeviceToHost);
     cudaFree(work);
     for (int g = 0; g < 3; g++) cudaFree(grad[g]);
   }

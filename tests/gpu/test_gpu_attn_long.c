@@ -1,11 +1,12 @@
-/* tests/gpu/test_gpu_attn_long.c: attention on sequences of a few thousand tokens. GPU schedules cut long
- * lists of queries and long sequences into parts; shorter tests never meet those. Gates, and the same bits
- * for a sequence alone and inside a pack. */
+/* tests/gpu/test_gpu_attn_long.c: attention on sequences of a few thousand tokens. GPU schedules
+ * cut long lists of queries and long sequences into parts; shorter tests never meet those. Gates,
+ * and the same bits for a sequence alone and inside a pack. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
 
-static const int32_t longer[] = {2600, 7, 1300}, keys_long[] = {2700, 7, 1500}, offset[] = {100, 0, 200};
+static const int32_t longer[] = {2600, 7, 1300}, keys_long[] = {2700, 7, 1500},
+                     offset[] = {100, 0, 200};
 
 static num_attn with(num_attn a, rg_dtype dtype) {
   a.name = "long";
@@ -44,8 +45,8 @@ static void check_alone(uint64_t seed, num_attn a) {
     const int64_t row = r.pack.cu[b], n = r.pack.cu[b + 1] - row;
     int64_t key = r.pack_k.cu[b], keys = r.pack_k.cu[b + 1] - key;
     if (a.kind == REF_CMP) key /= a.stride, keys = ref_blocks(keys, a.kernel, a.stride);
-    cr_assert(ot_same_rows(one.o, 0, r.o, row, n) && ot_same_rows(one.lse, 0, r.lse, row, n), "forward, %d",
-              (int)b);
+    cr_assert(ot_same_rows(one.o, 0, r.o, row, n) && ot_same_rows(one.lse, 0, r.lse, row, n),
+              "forward, %d", (int)b);
     cr_assert(ot_same_rows(one.dq, 0, r.dq, row, n), "dq, %d", (int)b);
     cr_assert(ot_same_rows(one.dk, 0, r.dk, key, keys) && ot_same_rows(one.dv, 0, r.dv, key, keys),
               "dk or dv, %d", (int)b);
@@ -53,23 +54,25 @@ static void check_alone(uint64_t seed, num_attn a) {
   ot_end(t);
 }
 
-#define CASES(suite_name, x)                                                                                 \
-  Test(gpu_attn_long, suite_name##_f32) {                                                                    \
-    check(1, with((num_attn)x, RG_F32));                                                                     \
-    check_alone(2, with((num_attn)x, RG_F32));                                                               \
-  }                                                                                                          \
-  Test(gpu_attn_long, suite_name##_bf16) {                                                                   \
-    check(3, with((num_attn)x, RG_BF16));                                                                    \
-    check_alone(4, with((num_attn)x, RG_BF16));                                                              \
+#define CASES(suite_name, x)                    \
+  Test(gpu_attn_long, suite_name##_f32) {       \
+    check(1, with((num_attn)x, RG_F32));        \
+    check_alone(2, with((num_attn)x, RG_F32));  \
+  }                                             \
+  Test(gpu_attn_long, suite_name##_bf16) {      \
+    check(3, with((num_attn)x, RG_BF16));       \
+    check_alone(4, with((num_attn)x, RG_BF16)); \
   }
-#define LIST(...)                                                                                            \
+#define LIST(...) \
   { __VA_ARGS__ }
 
 CASES(cmp, LIST(.kind = REF_CMP, .kernel = 32, .stride = 16))
-CASES(cmp_chunk, LIST(.kind = REF_CMP, .kernel = 16, .stride = 8, .length_k = keys_long, .offset = offset))
+CASES(cmp_chunk,
+      LIST(.kind = REF_CMP, .kernel = 16, .stride = 8, .length_k = keys_long, .offset = offset))
 CASES(slc, LIST(.kind = REF_SLC, .block = 64, .top_n = 8))
 CASES(slc_same, LIST(.kind = REF_SLC, .block = 64, .top_n = 4, .idx = NUM_IDX_SAME))
 CASES(slc_wide_blocks, LIST(.kind = REF_SLC, .block = 160, .top_n = 3, .D = 72, .DV = 128))
-CASES(slc_chunk, LIST(.kind = REF_SLC, .block = 32, .top_n = 16, .length_k = keys_long, .offset = offset))
+CASES(slc_chunk,
+      LIST(.kind = REF_SLC, .block = 32, .top_n = 16, .length_k = keys_long, .offset = offset))
 CASES(swa, LIST(.kind = REF_SWA, .window_left = 300, .D = 128, .DV = 128))
 CASES(dense, LIST(.kind = REF_SWA, .window_left = -1))

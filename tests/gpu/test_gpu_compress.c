@@ -1,5 +1,5 @@
-/* tests/gpu/test_gpu_compress.c: compress_kv at sizes where a GPU changes its ways: wide tiles, more heads
- * than the partial sums of dW have room for, sums cut into chunks. */
+/* tests/gpu/test_gpu_compress.c: compress_kv at sizes where a GPU changes its ways: wide tiles,
+ * more heads than the partial sums of dW have room for, sums cut into chunks. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
@@ -49,7 +49,8 @@ static void check(uint64_t seed, const char *method, ref_method m, int64_t KH, i
                       .x = ot_get(t, x),
                       .w = ot_get(t, w),
                       .cu = pack.cu};
-  double *want_y = ot_doubles(t, y->n), *want_x = ot_doubles(t, dx->n), *want_w = ot_doubles(t, dw->n);
+  double *want_y = ot_doubles(t, y->n), *want_x = ot_doubles(t, dx->n),
+         *want_w = ot_doubles(t, dw->n);
   ref_compress_forward(&ref, want_y);
   ref_compress_backward(&ref, ot_get(t, dy), want_x, want_w);
   cr_assert(ot_relrms(y, want_y, 1e-3) <= num_gate(RG_BF16), "y");

@@ -1,4 +1,5 @@
-/* tests/gpu/test_gpu_csr.c: the inversion of a selection, list by list, against the obvious loop. */
+/* tests/gpu/test_gpu_csr.c: the inversion of a selection, list by list, against the obvious
+ * loop. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
@@ -47,7 +48,8 @@ static void check(uint64_t seed, shape x) {
                  idx + i * row_stride + h * (x.N + 3));
 
   void *d_idx = on_device(idx, (size_t)(p.T * row_stride) * 4);
-  void *d_cu = on_device(p.cu, (size_t)(x.B + 1) * 4), *d_cuk = on_device(pk.cu, (size_t)(x.B + 1) * 4);
+  void *d_cu = on_device(p.cu, (size_t)(x.B + 1) * 4),
+       *d_cuk = on_device(pk.cu, (size_t)(x.B + 1) * 4);
   void *d_offset = x.offset ? on_device(x.offset, (size_t)x.B * 4) : NULL;
   rgk_attn a = {.mode = RGK_SLC, .KH = x.KH, .N = x.N, .block = x.block, .T = p.T, .S = pk.T};
   a.seqs = (rgk_seqs){.starts = d_cu, .n = x.B, .rows = p.T};
@@ -68,8 +70,8 @@ static void check(uint64_t seed, shape x) {
   rgi_cuda_eager_done(&run);
   int64_t *start = ot_alloc(t, (size_t)(x.KH * (csr.slots + 1)) * 8);
   int32_t *rows = ot_ints(t, x.KH * p.T * x.N + 1);
-  cr_assert(cudaMemcpy(start, csr.start, (size_t)(x.KH * (csr.slots + 1)) * 8, cudaMemcpyDeviceToHost) ==
-            cudaSuccess);
+  cr_assert(cudaMemcpy(start, csr.start, (size_t)(x.KH * (csr.slots + 1)) * 8,
+                       cudaMemcpyDeviceToHost) == cudaSuccess);
   cr_assert(cudaMemcpy(rows, csr.rows, (size_t)(x.KH * p.T * x.N) * 4, cudaMemcpyDeviceToHost) ==
             cudaSuccess);
 
@@ -91,10 +93,11 @@ static void check(uint64_t seed, shape x) {
           }
         }
       }
-      cr_assert(start[h * (csr.slots + 1) + s] == at, "head %d, block %d starts at %lld, not %lld", h, (int)s,
-                (long long)start[h * (csr.slots + 1) + s], (long long)at);
+      cr_assert(start[h * (csr.slots + 1) + s] == at, "head %d, block %d starts at %lld, not %lld",
+                h, (int)s, (long long)start[h * (csr.slots + 1) + s], (long long)at);
       for (int64_t i = 0; i < n; i++)
-        cr_assert(rows[h * p.T * x.N + at + i] == want[i], "head %d, block %d, place %d", h, (int)s, (int)i);
+        cr_assert(rows[h * p.T * x.N + at + i] == want[i], "head %d, block %d, place %d", h, (int)s,
+                  (int)i);
       at += n;
     }
     cr_assert(start[h * (csr.slots + 1) + csr.slots] == at);
@@ -104,7 +107,8 @@ static void check(uint64_t seed, shape x) {
   ot_end(t);
 }
 
-static const int32_t odd[] = {70, 0, 1, 130, 33, 0, 507, 64}, longer[] = {90, 5, 0, 130, 64, 3, 600, 64},
+static const int32_t odd[] = {70, 0, 1, 130, 33, 0, 507, 64},
+                     longer[] = {90, 5, 0, 130, 64, 3, 600, 64},
                      offset[] = {20, 0, 4, 0, 31, 7, 93, 0}, one[] = {3000};
 
 Test(gpu_csr, packs) {

@@ -59,7 +59,8 @@ static void fault(bool debug, const char *input, rg_role role) {
   rg_error e = {0};
   rg_context *ctx = NULL;
   rg_session *s = NULL, *other = NULL;
-  rg_binding set[] = {{"D", 128, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
+  rg_binding set[] = {
+      {"D", 128, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
   rg_spec *spec = NULL;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   nsa_spec("bf16", false, text, sizeof text);
@@ -96,6 +97,11 @@ static void fault(bool debug, const char *input, rg_role role) {
     fails_at_once(s, rg_session_synchronize, "synchronize");
     fails_at_once(s, set_no_stream, "set_stream");
   }
+  /* the first error wins */
+  rg_error first = {.status = RG_E_SHAPE, .message = "an earlier call's"};
+  cr_assert_eq(rg_session_backward(s, &first), RG_E_DEVICE);
+  cr_assert(first.status == RG_E_SHAPE && strcmp(first.message, "an earlier call's") == 0, "%s",
+            first.message);
   /* The device is gone for the others too: errors, nothing worse. */
   e = (rg_error){0};
   cr_assert_neq(rg_session_forward(other, &e), RG_OK);

@@ -1,5 +1,6 @@
-/* tests/gpu/test_gpu_flash.c: forward attention at every width that has kernels of its own, and some that
- * borrow them: gates, a sequence alone, and a neighbour full of NaN. Lengths end in the middle of tiles. */
+/* tests/gpu/test_gpu_flash.c: forward attention at every width that has kernels of its own, and
+ * some that borrow them: gates, a sequence alone, and a neighbour full of NaN. Lengths end in the
+ * middle of tiles. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
@@ -41,10 +42,11 @@ static void check_one(ot *t, num_attn a) {
 }
 
 static void check_width(int64_t D, int64_t E) {
-  static const num_attn kinds[] = {{.kind = REF_CMP, .kernel = 8, .stride = 4},
-                                   {.kind = REF_CMP, .kernel = 3, .stride = 1, .softcap = 20, .sinks = true},
-                                   {.kind = REF_SWA, .window_left = 150, .sinks = true},
-                                   {.kind = REF_SWA, .window_left = -1}};
+  static const num_attn kinds[] = {
+      {.kind = REF_CMP, .kernel = 8, .stride = 4},
+      {.kind = REF_CMP, .kernel = 3, .stride = 1, .softcap = 20, .sinks = true},
+      {.kind = REF_SWA, .window_left = 150, .sinks = true},
+      {.kind = REF_SWA, .window_left = -1}};
   if (!ot_on_gpu()) cr_skip_test("needs REGRAPH_TEST_DEVICE=cuda");
   for (int i = 0; i < 8; i++) {
     num_attn a = kinds[i / 2];
@@ -94,8 +96,13 @@ static void check_gather(int64_t D, int64_t E) {
   if (!ot_on_gpu()) cr_skip_test("needs REGRAPH_TEST_DEVICE=cuda");
   for (int i = 0; i < 12; i++) {
     ot *t = ot_begin((uint64_t)(D * 2000 + E + i));
-    num_attn a = {
-        .name = "group and width", .kind = REF_SLC, .B = 5, .length = few, .KH = 1, .D = D, .DV = E};
+    num_attn a = {.name = "group and width",
+                  .kind = REF_SLC,
+                  .B = 5,
+                  .length = few,
+                  .KH = 1,
+                  .D = D,
+                  .DV = E};
     a.block = block[i % 6];
     a.top_n = i % 3 == 2 ? 16 : 3;
     a.idx = (num_idx)(i % 5);

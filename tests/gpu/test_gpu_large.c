@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 static const char older[] =
-    "{ \"regraph_profile\": 1, \"name\": \"older\", \"device\": \"cuda\", \"compute_capability\": 80,\n"
-    "  \"multiprocessors\": 100, \"matrix_gflops\": { \"f32\": 19000, \"f16\": 200000, \"bf16\": 200000 },\n"
+    "{ \"regraph_profile\": 1, \"name\": \"older\", \"device\": \"cuda\", \"compute_capability\": "
+    "80,\n"
+    "  \"multiprocessors\": 100, \"matrix_gflops\": { \"f32\": 19000, \"f16\": 200000, \"bf16\": "
+    "200000 },\n"
     "  \"special_gops\": 2000, \"bandwidth_gbs\": 1500, \"step_us\": 3, \"memory\": \"40GB\", "
     "\"efficiency\": 0.6 }";
 
@@ -22,12 +24,13 @@ typedef struct way {
   size_t idx_bytes;
 } way;
 
-static way run_way(const rg_spec *spec, const char *profile, int64_t T, int64_t B, const int *lengths,
-                   int64_t indices) {
+static way run_way(const rg_spec *spec, const char *profile, int64_t T, int64_t B,
+                   const int *lengths, int64_t indices) {
   rg_error e = {0};
   way w = {.idx_bytes = (size_t)indices * 4};
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .device = "cuda", .profile_path = profile, .pack_seconds = 0.2};
+  rg_plan_options o = {
+      .set = set, .nset = 2, .device = "cuda", .profile_path = profile, .pack_seconds = 0.2};
   CR_OK(rg_plan_create(spec, NULL, &o, &w.plan, &e), &e);
   CR_OK(rg_session_create(w.plan, NULL, &w.session, &e), &e);
   make_buffers(w.plan, 3, T, lengths, &w.b);
@@ -74,17 +77,20 @@ static void compare(const char *what, int64_t H, int64_t KH, int64_t D, int64_t 
   const int file = mkstemp(path);
   cr_assert(file >= 0 && write(file, older, sizeof older - 1) == (ssize_t)sizeof older - 1);
   close(file);
-  rg_binding set[] = {{"H", H, NULL},       {"KH", KH, NULL},    {"D", D, NULL},      {"kernel", 32, NULL},
-                      {"stride", 16, NULL}, {"block", 64, NULL}, {"top_n", 16, NULL}, {"window", 512, NULL}};
+  rg_binding set[] = {{"H", H, NULL},       {"KH", KH, NULL},     {"D", D, NULL},
+                      {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL},
+                      {"top_n", 16, NULL},  {"window", 512, NULL}};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   nsa_spec("bf16", false, text, sizeof text);
   CR_OK(rg_spec_load_text(ctx, text, strlen(text), "nsa", set, 8, &spec, &e), &e);
   const int64_t indices = T * KH * 16;
-  way here = run_way(spec, NULL, T, B, lengths, indices), there = run_way(spec, path, T, B, lengths, indices);
+  way here = run_way(spec, NULL, T, B, lengths, indices),
+      there = run_way(spec, path, T, B, lengths, indices);
   unlink(path);
   int64_t differ = 0;
   for (int64_t i = 0; i < indices; i++) differ += here.idx[i] != there.idx[i];
-  fprintf(stderr, "%s: %.4f %% of the indices differ", what, 100.0 * (double)differ / (double)indices);
+  fprintf(stderr, "%s: %.4f %% of the indices differ", what,
+          100.0 * (double)differ / (double)indices);
   int compared = 0;
   for (int i = 0; i < here.b.n; i++) {
     const rg_tensor_info *t = &here.b.info[i];

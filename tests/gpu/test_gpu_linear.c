@@ -1,5 +1,5 @@
-/* tests/gpu/test_gpu_linear.c: linear at sizes where a GPU changes kernels: the library's, wide tiles, sums
- * cut into chunks. Strides, neighbours and capacity must change no bit there either. */
+/* tests/gpu/test_gpu_linear.c: linear at sizes where a GPU changes kernels: the library's, wide
+ * tiles, sums cut into chunks. Strides, neighbours and capacity must change no bit there either. */
 #include "../harness/num.h"
 #include "../harness/optest_internal.h"
 #include <criterion/criterion.h>
@@ -17,8 +17,8 @@ static ot_tensor *matrix(ot *t, rg_dtype dtype, int64_t rows, int64_t columns, i
   return ot_new(t, dtype, 2, dim, pad);
 }
 
-static linear_run shell(ot *t, rg_dtype dtype, int64_t K, int64_t N, int64_t B, const int32_t *length,
-                        int64_t slack, int64_t hole) {
+static linear_run shell(ot *t, rg_dtype dtype, int64_t K, int64_t N, int64_t B,
+                        const int32_t *length, int64_t slack, int64_t hole) {
   linear_run r = {.pack = num_pack_new(t, B, length, slack)};
   const int64_t T = r.pack.T;
   r.x = matrix(t, dtype, T, K, hole), r.w = matrix(t, dtype, N, K, hole), r.b = OT_NEW(t, dtype, N);

@@ -1,15 +1,15 @@
-/* tests/gpu/test_gpu_random.c: random specs with heads, groups, blocks and windows as models have them, on
- * packs of random lengths, against the fp64 oracle.
- *
- * Each seed draws a graph (tests/harness/graph_gen.h), lengths, and two or three other ways to run it: as a
- * CUDA graph or step by step, recomputing and cutting heads at random, every tensor with bytes of its own,
- * one lane. The plain way is compared with the oracle, the others with it, bit for bit. In one more way a
- * sequence is full of NaN, which must change no bit of any other, and in one a sequence is on its own.
- * Lengths shrink until the oracle is done in a fraction of a second.
- *
- *   REGRAPH_SHARD=i/n     every n-th seed       GRAPH_MORE=k   k times as many
- *   REGRAPH_SEED=n        that seed alone       GRAPH_PRINT=1  its spec
- *   REGRAPH_FIRST=n       seeds from n on
+/* tests/gpu/test_gpu_random.c: random specs with heads, groups, blocks and windows as models have
+   them, on packs of random lengths, against the fp64 oracle.
+
+   Each seed draws a graph (tests/harness/graph_gen.h), lengths, and two or three other ways to run
+   it: as a CUDA graph or step by step, recomputing and cutting heads at random, every tensor with
+   bytes of its own, one lane. The plain way is compared with the oracle, the others with it, bit
+   for bit. In one more way a sequence is full of NaN, which must change no bit of any other, and in
+   one a sequence is on its own. Lengths shrink until the oracle is done in a fraction of a second.
+
+     REGRAPH_SHARD=i/n     every n-th seed       GRAPH_MORE=k   k times as many
+     REGRAPH_SEED=n        that seed alone       GRAPH_PRINT=1  its spec
+     REGRAPH_FIRST=n       seeds from n on
  */
 #include "tests/unit/graph_case.h"
 #include "exec/report.h"
@@ -44,8 +44,8 @@ static int one_length(ot *t, double mean) {
   return (int)(mean * 2 * ot_uniform(t));
 }
 
-/* About `total` tokens. Keys of their own are as many as the queries' and what came before them, or more, or
- * (not if `whole`: a choice among blocks is of those up to the query's own) any number. */
+/* About `total` tokens. Keys of their own are as many as the queries' and what came before them, or
+ * more, or (not if `whole`: a choice among blocks is of those up to the query's own) any number. */
 static lengths draw_lengths(ot *t, double total, bool whole) {
   static const int64_t sequences[] = {1, 1, 2, 2, 3, 5, 8, 13, MOST_SEQUENCES};
   lengths x = {.B = sequences[ot_below(t, 9)]};
@@ -90,7 +90,8 @@ static double attention_ns(const rgi_graph *g, const rgi_node *n, const lengths 
                reach = slc ? N * attribute(n, "block") : window + 1;
   double sum = 0;
   for (int64_t b = 0; b < x->B; b++) {
-    const double Q = x->q[b], all = apart ? x->k[b] : Q, K = cmp ? all / attribute(n, "stride") : all;
+    const double Q = x->q[b], all = apart ? x->k[b] : Q,
+                 K = cmp ? all / attribute(n, "stride") : all;
     double seen = (apart ? K : K / 2) * Q;
     if ((slc || (!cmp && window >= 0)) && reach * Q < seen) seen = reach * Q;
     if (topk)
@@ -110,7 +111,8 @@ static double oracle_ns(const rgi_graph *g, const lengths *x) {
       sum += extent(g, in_tensor(n, "x"), 0) * extent(g, in_tensor(n, "w"), 0) *
              extent(g, in_tensor(n, "w"), 1) * 2;
     for (int side = 0; side < 2 && strcmp(n->op->name, "compress_kv") == 0; side++) {
-      const int from = in_tensor(n, side ? "v" : "k"), w = in_tensor(n, side ? "v_weight" : "k_weight");
+      const int from = in_tensor(n, side ? "v" : "k"),
+                w = in_tensor(n, side ? "v_weight" : "k_weight");
       if (w < 0) continue;
       sum += extent(g, from, 0) / attribute(n, "stride") * extent(g, from, 1) * extent(g, w, 0) *
              extent(g, w, 1) * 2;
@@ -143,7 +145,8 @@ static int64_t row_bytes(const rg_tensor_info *t) {
   return t->dim[0] ? t->bytes / t->dim[0] : 0;
 }
 
-/* Most inputs and incoming gradients get NaN, or infinities, in all rows of the sequence or in one. */
+/* Most inputs and incoming gradients get NaN, or infinities, in all rows of the sequence or
+ * in one. */
 static void spoil(const graph_case *c, buffers *b) {
   static const float bad[] = {NAN, INFINITY};
   uint64_t state = spoilt.state;
@@ -166,7 +169,8 @@ static void spoil(const graph_case *c, buffers *b) {
 /* Nothing of it reaches another sequence's outputs and gradients: the same bits as without. */
 static void spoil_one(graph_case *c, const buffers *kept, run_how how, report *rep) {
   int64_t sequence = ot_below(c->t, c->p.B);
-  for (int64_t k = 0; k < c->p.B && c->p.length[sequence] == 0; k++) sequence = (sequence + 1) % c->p.B;
+  for (int64_t k = 0; k < c->p.B && c->p.length[sequence] == 0; k++)
+    sequence = (sequence + 1) % c->p.B;
   spoilt.sequence = sequence, spoilt.state = ot_random(c->t);
   buffers b;
   c->spoil = spoil;
@@ -181,9 +185,10 @@ static void spoil_one(graph_case *c, const buffers *kept, run_how how, report *r
     spoilt.tensors++;
     int64_t from = 0, each = row_bytes(t);
     for (int64_t k = 0; k < c->p.B; from += length[k++])
-      cr_assert(k == sequence || memcmp(x + from * each, y + from * each, (size_t)(length[k] * each)) == 0,
-                "%s: NaN of sequence %d has changed sequence %d of %s %s (%s)", c->what, (int)sequence,
-                (int)k, t->role == RG_OUTPUT ? "output" : "gradient of", t->name,
+      cr_assert(k == sequence ||
+                    memcmp(x + from * each, y + from * each, (size_t)(length[k] * each)) == 0,
+                "%s: NaN of sequence %d has changed sequence %d of %s %s (%s)", c->what,
+                (int)sequence, (int)k, t->role == RG_OUTPUT ? "output" : "gradient of", t->name,
                 how.policy ? how.policy : "kept");
   }
   if (runs) drop(&b);
@@ -227,17 +232,19 @@ static void take_rows(const graph_case *c, buffers *b) {
 }
 
 static bool depends_on_rows(const rgi_node *n) {
-  return strcmp(n->op->name, "linear") == 0 || in_tensor(n, "k_weight") >= 0 || in_tensor(n, "v_weight") >= 0;
+  return strcmp(n->op->name, "linear") == 0 || in_tensor(n, "k_weight") >= 0 ||
+         in_tensor(n, "v_weight") >= 0;
 }
 
-/* A sequence alone, in a plan of its own capacity, has the bits that it has in the pack. Not where products
- * over all rows take part: their order may depend on how many there are. */
+/* A sequence alone, in a plan of its own capacity, has the bits that it has in the pack. Not where
+ * products over all rows take part: their order may depend on how many there are. */
 static void single_one(graph_case *c, const buffers *kept, report *rep) {
   int64_t b = ot_below(c->t, c->p.B);
   for (int64_t k = 0; k < c->p.B && c->p.length[b] == 0; k++) b = (b + 1) % c->p.B;
   for (int i = 0; i < kept->n; i++) /* rows of blocks are nobody's to take */
     if (kept->info[i].role == RG_GRAD_IN && kept->info[i].rank && !row_lengths(c, &kept->info[i]) &&
-        kept->info[i].name[0] == 'y' && c->forward->tensor[declared(c, &kept->info[i])->tensor].producer >= 0)
+        kept->info[i].name[0] == 'y' &&
+        c->forward->tensor[declared(c, &kept->info[i])->tensor].producer >= 0)
       return;
   for (int n = 0; n < c->forward->nnode; n++)
     if (depends_on_rows(&c->forward->node[n])) return;
@@ -255,7 +262,8 @@ static void single_one(graph_case *c, const buffers *kept, report *rep) {
   rep->plans++, single.runs++;
   for (int i = 0; i < x.n; i++) {
     const rg_tensor_info *t = &x.info[i];
-    const int *length = t->role == RG_OUTPUT || t->role == RG_GRAD_OUT ? row_lengths(&one, t) : NULL;
+    const int *length =
+        t->role == RG_OUTPUT || t->role == RG_GRAD_OUT ? row_lengths(&one, t) : NULL;
     if (!length || t->accumulates) continue;
     const char *all = buffer(kept, t->role, t->name);
     const int64_t each = row_bytes(t);
@@ -309,9 +317,10 @@ typedef struct drawn_case {
 } drawn_case;
 
 static void print_case(ot *t, const char *how, uint64_t seed, const drawn_case *d) {
-  fprintf(stderr, "%s seed %llu: T %lld, S %lld, lengths", how, (unsigned long long)seed, (long long)d->p.T,
-          (long long)d->p.S);
-  for (int64_t b = 0; b < d->x.B; b++) fprintf(stderr, " %d/%d+%d", d->x.q[b], d->x.k[b], d->x.offset[b]);
+  fprintf(stderr, "%s seed %llu: T %lld, S %lld, lengths", how, (unsigned long long)seed,
+          (long long)d->p.T, (long long)d->p.S);
+  for (int64_t b = 0; b < d->x.B; b++)
+    fprintf(stderr, " %d/%d+%d", d->x.q[b], d->x.k[b], d->x.offset[b]);
   fprintf(stderr, ", spec %s\n", one_line(t, d->text));
 }
 
@@ -373,7 +382,8 @@ static void run_seed(rg_context *ctx, ot *t, uint64_t seed, report *rep, drawn_c
   drop(&kept);
   if (getenv("GRAPH_VERBOSE"))
     fprintf(stderr,
-            "seed %llu: %lld tokens, %d nodes, plain %.2f s, oracle %.2f s (%.2f thought), others %.2f s\n",
+            "seed %llu: %lld tokens, %d nodes, plain %.2f s, oracle %.2f s (%.2f thought), others "
+            "%.2f s\n",
             (unsigned long long)seed, (long long)d->p.T, c.forward->nnode, t1 - t0, t2 - t1,
             oracle_ns(c.forward, &d->x) * 1e-9, seconds() - t2);
   close_case(&c);
@@ -409,7 +419,8 @@ static bool try_seed(uint64_t seed, report *rep) {
 }
 
 Test(gpu_random, specs, .timeout = 3600) {
-  const char *only = getenv("REGRAPH_SEED"), *times = getenv("GRAPH_MORE"), *from = getenv("REGRAPH_FIRST");
+  const char *only = getenv("REGRAPH_SEED"), *times = getenv("GRAPH_MORE"),
+             *from = getenv("REGRAPH_FIRST");
   const uint64_t first = from ? strtoull(from, NULL, 10) : FIRST;
   const int n = only ? 1 : SPECS * (times ? atoi(times) : 1);
   report rep = {0};
@@ -421,7 +432,8 @@ Test(gpu_random, specs, .timeout = 3600) {
   }
   for (int k = 0; k < ways; k++) fprintf(stderr, "%6d x %s\n", way[k].count, way[k].text);
   fprintf(stderr,
-          "%d specs, %d failed; %d other ways, %d refused; output %.2f, gradient %.2f of the gate; NaN in %d "
+          "%d specs, %d failed; %d other ways, %d refused; output %.2f, gradient %.2f of the gate; "
+          "NaN in %d "
           "runs, %d tensors beside it; alone in %d runs, %d tensors\n",
           ran, failed, rep.plans, rep.refused, rep.worst_output, rep.worst_gradient, spoilt.runs,
           spoilt.tensors, single.runs, single.tensors);

@@ -9,7 +9,7 @@
 #include <time.h>
 
 #define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
-#define NEEDS_GPU()                                                                                          \
+#define NEEDS_GPU() \
   if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
 
 enum { T = 700, B = 6 };
@@ -26,7 +26,8 @@ static setup open_nsa(const char *dtype, unsigned mask, int split) {
   rg_error e = {0};
   setup x = {0};
   CR_OK(rg_context_create(NULL, &x.ctx, &e), &e);
-  rg_binding set[] = {{"D", 64, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
+  rg_binding set[] = {
+      {"D", 64, NULL}, {"kernel", 32, NULL}, {"stride", 16, NULL}, {"block", 64, NULL}};
   nsa_spec(dtype, false, text, sizeof text);
   CR_OK(rg_spec_load_text(x.ctx, text, strlen(text), "nsa", set, 4, &x.spec, &e), &e);
   rg_policy *p = load_policy(x.ctx, nsa_policy(mask, split, policy, sizeof policy));
@@ -101,8 +102,9 @@ Test(gpu_session, recompute_is_keep) {
     }
 }
 
-/* What a process holds. Device memory is everybody's on that GPU: others come and go, so a reading is the
- * most that was free at any time of a quarter of the soak; a leak lowers it from quarter to quarter. */
+/* What a process holds. Device memory is everybody's on that GPU: others come and go, so a reading
+ * is the most that was free at any time of a quarter of the soak; a leak lowers it from quarter to
+ * quarter. */
 typedef struct held {
   size_t device_free, host; /* bytes */
 } held;
@@ -116,8 +118,8 @@ static void look_at_memory(held *h) {
   fclose(f);
 }
 
-/* Random lengths and random addresses, against eager every so often; after the first quarter neither the
- * device's memory nor the host's grows. */
+/* Random lengths and random addresses, against eager every so often; after the first quarter
+ * neither the device's memory nor the host's grows. */
 Test(gpu_session, soak, .timeout = 900) {
   NEEDS_GPU();
   const char *asked = getenv("REGRAPH_SOAK");
@@ -151,8 +153,8 @@ Test(gpu_session, soak, .timeout = 900) {
         fill_starts(b->data[i], B + 1, T, lengths);
         CR_OK(rg_memory_write(x.plan, b->device[i], b->data[i], (size_t)b->info[i].bytes, &e), &e);
       }
-      CR_OK(rg_session_bind(replay, b->info[i].role, b->info[i].name, b->device[i], (size_t)b->info[i].bytes,
-                            &e),
+      CR_OK(rg_session_bind(replay, b->info[i].role, b->info[i].name, b->device[i],
+                            (size_t)b->info[i].bytes, &e),
             &e);
     }
     run_both(replay);
@@ -168,10 +170,11 @@ Test(gpu_session, soak, .timeout = 900) {
     same_results(&check, b, "soak");
   }
   for (int i = 0; i < 4; i++)
-    fprintf(stderr, "soak: quarter %d: %.1f MiB free on the device, %.1f MiB of the host held\n", i + 1,
-            (double)quarter[i].device_free / 1048576, (double)quarter[i].host / 1048576);
+    fprintf(stderr, "soak: quarter %d: %.1f MiB free on the device, %.1f MiB of the host held\n",
+            i + 1, (double)quarter[i].device_free / 1048576, (double)quarter[i].host / 1048576);
   if (asked && runs >= 4000) {
-    cr_assert(quarter[3].device_free + (2 << 20) >= quarter[1].device_free, "device memory shrinks");
+    cr_assert(quarter[3].device_free + (2 << 20) >= quarter[1].device_free,
+              "device memory shrinks");
     cr_assert(quarter[3].host <= quarter[1].host + (4 << 20), "host memory grows");
   }
   fprintf(stderr, "soak: %d replays agree with eager every %d\n", runs, every);
@@ -292,6 +295,63 @@ Test(gpu_session, wrong_lengths) {
   close_nsa(&x);
 }
 
+/* What was wrong with a run's lengths is reported by a call that returns it: not lost to a backward
+ * that is refused for another reason, nor to a forward that is not bound. */
+Test(gpu_session, wrong_lengths_after_refusals) {
+  NEEDS_GPU();
+  setup x = open_nsa("bf16", 0, 0);
+  rg_session *s = open_session(&x, false, NULL);
+  rg_error e = {0};
+  rg_sizes z;
+  void *other = NULL;
+  buffers b;
+  cr_assert_eq(rg_session_backward(s, &e), RG_E_USAGE); /* nothing bound yet */
+  e = (rg_error){0};
+  cr_assert_eq(rg_plan_sizes(x.plan, &z), RG_OK);
+  CR_OK(rg_memory_alloc(x.plan, (size_t)z.saved, &other, &e), &e);
+  make_buffers(x.plan, 9, T, some_lengths, &b);
+  for (int i = 0; i < b.n; i++)
+    if (b.info[i].seqlens) ((int32_t *)b.data[i])[B] = T + 9;
+  bind_all(s, &b);
+  CR_OK(rg_session_forward(s, &e), &e);
+  CUDA_OK(cudaDeviceSynchronize());
+  CR_OK(rg_session_bind_saved(s, other, &e), &e);
+  cr_assert_eq(rg_session_backward(s, &e), RG_E_USAGE);
+  e = (rg_error){0};
+  CR_OK(rg_session_bind(s, RG_INPUT, "q", NULL, 0, &e), &e);
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_USAGE);
+  e = (rg_error){0};
+  cr_assert_eq(rg_session_synchronize(s, &e), RG_E_DATA, "%s", e.message);
+  cr_assert(strstr(e.message, "cu_seqlens["), "%s", e.message);
+  e = (rg_error){0};
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  rg_session_destroy(s);
+  rg_memory_free(x.plan, other);
+  close_nsa(&x);
+}
+
+/* An output over an input is refused by its address; nothing is enqueued. */
+Test(gpu_session, overlap) {
+  NEEDS_GPU();
+  setup x = open_nsa("bf16", 0, 0);
+  rg_session *s = open_session(&x, false, NULL);
+  rg_error e = {0};
+  buffers b;
+  make_buffers(x.plan, 9, T, some_lengths, &b);
+  bind_all(s, &b);
+  run_both(s);
+  for (int i = 0; i < b.n; i++)
+    if (b.info[i].role == RG_INPUT && strcmp(b.info[i].name, "q") == 0)
+      CR_OK(rg_session_bind(s, RG_OUTPUT, "o", b.device[i], (size_t)b.info[i].bytes, &e), &e);
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_USAGE);
+  cr_assert(strstr(e.message, "\"o\"") && strstr(e.message, "\"q\""), "%s", e.message);
+  e = (rg_error){0};
+  CR_OK(rg_session_backward(s, &e), &e); /* of the forward before */
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  rg_session_destroy(s);
+  close_nsa(&x);
+}
+
 /* More than the device has: an error with figures, and the plan can still be used. */
 Test(gpu_session, out_of_memory) {
   NEEDS_GPU();
@@ -303,8 +363,9 @@ Test(gpu_session, out_of_memory) {
   rg_plan *big = NULL;
   CR_OK(rg_plan_create(x.spec, NULL, &o, &big, &e), &e);
   cr_assert_eq(rg_session_create(big, NULL, &s, &e), RG_E_DEVICE);
-  cr_assert(strstr(e.message, "needed") && strstr(e.message, "free") && strstr(e.message, "largest"), "%s",
-            e.message);
+  cr_assert(strstr(e.message, "needed") && strstr(e.message, "free") &&
+                strstr(e.message, "largest"),
+            "%s", e.message);
   e = (rg_error){0};
   CR_OK(rg_session_create(x.plan, NULL, &s, &e), &e);
   rg_session_destroy(s);
@@ -321,9 +382,9 @@ static int ascending(const void *a, const void *b) {
   return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
 }
 
-/* What a launch costs the host: with unchanged addresses, with two sets of tensors in turn (each has graphs
- * of its own), and with more sets than graphs are kept, so that every node is patched. Printed; the bound
- * asserted is loose because machines differ. */
+/* What a launch costs the host: with unchanged addresses, with two sets of tensors in turn (each
+ * has graphs of its own), and with more sets than graphs are kept, so that every node is patched.
+ * Printed; the bound asserted is loose because machines differ. */
 enum { SETS = 6 };
 Test(gpu_session, host_cost) {
   NEEDS_GPU();
@@ -343,8 +404,8 @@ Test(gpu_session, host_cost) {
     for (int r = -SETS; r < RUNS; r++) {
       const buffers *to = &b[(r + SETS) % used[k]];
       for (int i = 0; i < to->n; i++)
-        CR_OK(rg_session_bind(s, to->info[i].role, to->info[i].name, to->device[i], (size_t)to->info[i].bytes,
-                              &e),
+        CR_OK(rg_session_bind(s, to->info[i].role, to->info[i].name, to->device[i],
+                              (size_t)to->info[i].bytes, &e),
               &e);
       CUDA_OK(cudaDeviceSynchronize());
       double t0 = now_us();
@@ -359,8 +420,8 @@ Test(gpu_session, host_cost) {
     }
     for (int d = 0; d < 2; d++) {
       qsort(us[d], RUNS, sizeof(double), ascending);
-      fprintf(stderr, "host cost, %d sets of addresses, %s: %.1f us\n", used[k], d ? "backward" : "forward",
-              us[d][RUNS / 2]);
+      fprintf(stderr, "host cost, %d sets of addresses, %s: %.1f us\n", used[k],
+              d ? "backward" : "forward", us[d][RUNS / 2]);
       cr_assert_lt(us[d][RUNS / 2], 500);
     }
   }

@@ -1,23 +1,25 @@
-/* tests/gpu/test_gpu_tiny.c: every op, family of kernels and mode once, at sizes that compute-sanitizer gets
- * through in seconds (tests/gpu_sanitize.sh).
- *
- * Attention runs alone and is compared with the oracle; the rest runs as whole graphs, forward and backward,
- * both with the arena and with bytes of its own for every tensor: there, a read of what nobody wrote cannot
- * be hidden by what stood in the same bytes before. Nothing is written into outputs, gradients or the arena
- * first. The two layouts must agree bit for bit. REGRAPH_TEST_PROFILE: a profile that plans are made for.
+/* tests/gpu/test_gpu_tiny.c: every op, family of kernels and mode once, at sizes that
+   compute-sanitizer gets through in seconds (tests/gpu_sanitize.sh).
+
+   Attention runs alone and is compared with the oracle; the rest runs as whole graphs, forward and
+   backward, both with the arena and with bytes of its own for every tensor: there, a read of what
+   nobody wrote cannot be hidden by what stood in the same bytes before. Nothing is written into
+   outputs, gradients or the arena first. The two layouts must agree bit for bit.
+   REGRAPH_TEST_PROFILE: a profile that plans are made for.
  */
 #include "../harness/num.h"
 #include "../unit/run_util.h"
 
-#define NEEDS_GPU()                                                                                          \
+#define NEEDS_GPU() \
   if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
 
 /* ---- attention, one op at a time ---- */
 
-static const int32_t some[] = {37, 0, 1, 81, 16}, keys[] = {60, 3, 1, 81, 30}, offset[] = {20, 0, 0, 0, 9};
+static const int32_t some[] = {37, 0, 1, 81, 16}, keys[] = {60, 3, 1, 81, 30},
+                     offset[] = {20, 0, 0, 0, 9};
 
-/* The mode with nothing else; with sinks, softcap and a gradient of lse; a chunk of queries far into its
- * keys; gradients in fp32 and rows with holes. */
+/* The mode with nothing else; with sinks, softcap and a gradient of lse; a chunk of queries far
+ * into its keys; gradients in fp32 and rows with holes. */
 static void attention(num_attn a, rg_dtype dtype, int64_t H, int64_t KH, int64_t D, int64_t E) {
   NEEDS_GPU();
   a.name = "tiny";
@@ -78,13 +80,15 @@ static const int lengths[B] = {37, 0, 1, 81, 16};
 /* A layer with every op in it, but those that only communicate. */
 static const char layer[] =
     "{ \"regraph\": 1, \"name\": \"layer\",\n"
-    "  \"params\": { \"M\": 64, \"H\": 4, \"KH\": 2, \"D\": 128, \"kernel\": 16, \"stride\": 8, \"block\": "
+    "  \"params\": { \"M\": 64, \"H\": 4, \"KH\": 2, \"D\": 128, \"kernel\": 16, \"stride\": 8, "
+    "\"block\": "
     "16,\n"
     "    \"top_n\": 3, \"window\": 20, \"wide\": 1, \"method\": \"mean\", \"dtype\": \"bf16\" },\n"
     "  \"inputs\": {\n"
     "    \"x\": { \"shape\": [\"T\", \"M\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
     "    \"wn\": { \"shape\": [\"M\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
-    "    \"wq\": { \"shape\": [\"H*D\", \"M\"], \"dtype\": \"$dtype\", \"grad\": \"accumulate\" },\n"
+    "    \"wq\": { \"shape\": [\"H*D\", \"M\"], \"dtype\": \"$dtype\", \"grad\": \"accumulate\" "
+    "},\n"
     "    \"wk\": { \"shape\": [\"KH*D\", \"M\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
     "    \"wv\": { \"shape\": [\"KH*D\", \"M\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
     "    \"wg\": { \"shape\": [\"H*3\", \"M\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
@@ -94,69 +98,97 @@ static const char layer[] =
     "%s"
     "    \"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n"
     "  \"nodes\": [\n"
-    "    { \"name\": \"norm\", \"op\": \"rmsnorm\", \"in\": { \"x\": \"x\", \"w\": \"wn\", \"cu_seqlens\": "
+    "    { \"name\": \"norm\", \"op\": \"rmsnorm\", \"in\": { \"x\": \"x\", \"w\": \"wn\", "
+    "\"cu_seqlens\": "
     "\"cu_seqlens\" }, \"out\": { \"y\": \"xn\" } },\n"
-    "    { \"name\": \"q_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wq\" }, \"out\": { "
+    "    { \"name\": \"q_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wq\" }, "
+    "\"out\": { "
     "\"y\": \"q_flat\" } },\n"
-    "    { \"name\": \"k_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wk\" }, \"out\": { "
+    "    { \"name\": \"k_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wk\" }, "
+    "\"out\": { "
     "\"y\": \"k_flat\" } },\n"
-    "    { \"name\": \"v_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wv\" }, \"out\": { "
+    "    { \"name\": \"v_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wv\" }, "
+    "\"out\": { "
     "\"y\": \"v_flat\" } },\n"
-    "    { \"name\": \"g_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wg\" }, \"out\": { "
+    "    { \"name\": \"g_proj\", \"op\": \"linear\", \"in\": { \"x\": \"xn\", \"w\": \"wg\" }, "
+    "\"out\": { "
     "\"y\": \"g_flat\" } },\n"
-    "    { \"name\": \"q_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"q_flat\" }, \"out\": { \"y\": "
+    "    { \"name\": \"q_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"q_flat\" }, \"out\": { "
+    "\"y\": "
     "\"q_plain\" }, \"attrs\": { \"shape\": [0, \"H\", \"D\"] } },\n"
-    "    { \"name\": \"k_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"k_flat\" }, \"out\": { \"y\": "
+    "    { \"name\": \"k_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"k_flat\" }, \"out\": { "
+    "\"y\": "
     "\"k_plain\" }, \"attrs\": { \"shape\": [0, \"KH\", \"D\"] } },\n"
-    "    { \"name\": \"v_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"v_flat\" }, \"out\": { \"y\": "
+    "    { \"name\": \"v_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"v_flat\" }, \"out\": { "
+    "\"y\": "
     "\"v\" "
     "}, \"attrs\": { \"shape\": [0, \"KH\", \"D\"] } },\n"
-    "    { \"name\": \"g_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"g_flat\" }, \"out\": { \"y\": "
+    "    { \"name\": \"g_heads\", \"op\": \"reshape\", \"in\": { \"x\": \"g_flat\" }, \"out\": { "
+    "\"y\": "
     "\"gate\" }, \"attrs\": { \"shape\": [0, \"H\", 3] } },\n"
     "    { \"name\": \"q_rope\", \"op\": \"rope\", \"in\": { \"x\": \"q_plain\", \"cu_seqlens\": "
     "\"cu_seqlens\" }, \"out\": { \"y\": \"q\" } },\n"
     "    { \"name\": \"k_rope\", \"op\": \"rope\", \"in\": { \"x\": \"k_plain\", \"cu_seqlens\": "
     "\"cu_seqlens\" }, \"out\": { \"y\": \"k\" } },\n"
-    "    { \"name\": \"compress_kv\", \"op\": \"compress_kv\", \"in\": { \"k\": \"k\", \"v\": \"v\", %s"
+    "    { \"name\": \"compress_kv\", \"op\": \"compress_kv\", \"in\": { \"k\": \"k\", \"v\": "
+    "\"v\", %s"
     "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"k\": \"cmp_k\", \"v\": \"cmp_v\" },\n"
-    "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"k_method\": \"$method\", "
+    "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"k_method\": "
+    "\"$method\", "
     "\"v_method\": \"$method\" } },\n"
-    "    { \"name\": \"cmp_o\", \"op\": \"cmp_attn\", \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"v\": "
-    "\"cmp_v\", \"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"cmp_o\", \"lse\": \"cmp_lse\" },\n"
+    "    { \"name\": \"cmp_o\", \"op\": \"cmp_attn\", \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", "
+    "\"v\": "
+    "\"cmp_v\", \"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"cmp_o\", \"lse\": "
+    "\"cmp_lse\" },\n"
     "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\" } },\n"
-    "    { \"name\": \"topk\", \"op\": \"topk\", \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"lse\": "
+    "    { \"name\": \"topk\", \"op\": \"topk\", \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", "
+    "\"lse\": "
     "\"cmp_lse\", "
     "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"idx\": \"idx\" },\n"
-    "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"block\": \"$block\", \"top_n\": "
+    "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"block\": \"$block\", "
+    "\"top_n\": "
     "\"$top_n\", \"init\": 1, \"local\": 1 } },\n"
-    "    { \"name\": \"slc_o\", \"op\": \"slc_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
-    "\"idx\": \"idx\", \"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"slc_o\", \"lse\": \"slc_lse\" "
+    "    { \"name\": \"slc_o\", \"op\": \"slc_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+    "\"v\", "
+    "\"idx\": \"idx\", \"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"slc_o\", \"lse\": "
+    "\"slc_lse\" "
     "}, "
     "\"attrs\": { \"block\": \"$block\" } },\n"
-    "    { \"name\": \"swa_o\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
+    "    { \"name\": \"swa_o\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+    "\"v\", "
     "\"cu_seqlens\": \"cu_seqlens\", \"sinks\": \"sinks\" }, \"out\": { \"o\": \"swa_o\", \"lse\": "
     "\"swa_lse\" }, \"attrs\": { \"window_left\": \"$window\" } },\n"
-    "    { \"name\": \"combine\", \"op\": \"combine\", \"in\": { \"o\": [\"cmp_o\", \"slc_o\", \"swa_o\"], "
+    "    { \"name\": \"combine\", \"op\": \"combine\", \"in\": { \"o\": [\"cmp_o\", \"slc_o\", "
+    "\"swa_o\"], "
     "\"gate\": \"gate\" }, \"out\": { \"o\": \"o_gated\" } },\n"
-    "    { \"name\": \"merge\", \"op\": \"merge_lse\", \"in\": { \"o\": [\"slc_o\", \"swa_o\"], \"lse\": "
+    "    { \"name\": \"merge\", \"op\": \"merge_lse\", \"in\": { \"o\": [\"slc_o\", \"swa_o\"], "
+    "\"lse\": "
     "[\"slc_lse\", \"swa_lse\"] }, \"out\": { \"o\": \"o_merged\" } },\n"
-    "    { \"name\": \"sum\", \"op\": \"add\", \"in\": { \"a\": [\"o_gated\", \"o_merged\"] }, \"out\": { "
+    "    { \"name\": \"sum\", \"op\": \"add\", \"in\": { \"a\": [\"o_gated\", \"o_merged\"] }, "
+    "\"out\": { "
     "\"y\": \"o\" } },\n"
-    "    { \"name\": \"o_flat\", \"op\": \"reshape\", \"in\": { \"x\": \"o\" }, \"out\": { \"y\": \"o_flat\" "
+    "    { \"name\": \"o_flat\", \"op\": \"reshape\", \"in\": { \"x\": \"o\" }, \"out\": { \"y\": "
+    "\"o_flat\" "
     "}, "
     "\"attrs\": { \"shape\": [0, \"H*D\"] } },\n"
-    "    { \"name\": \"o_proj\", \"op\": \"linear\", \"in\": { \"x\": \"o_flat\", \"w\": \"wo\", \"b\": "
+    "    { \"name\": \"o_proj\", \"op\": \"linear\", \"in\": { \"x\": \"o_flat\", \"w\": \"wo\", "
+    "\"b\": "
     "\"bo\" "
     "}, \"out\": { \"y\": \"delta\" } },\n"
-    "    { \"name\": \"silu\", \"op\": \"silu\", \"in\": { \"x\": \"delta\" }, \"out\": { \"y\": \"s\" } },\n"
-    "    { \"name\": \"mul\", \"op\": \"mul\", \"in\": { \"a\": \"s\", \"b\": \"xn\" }, \"out\": { \"y\": "
+    "    { \"name\": \"silu\", \"op\": \"silu\", \"in\": { \"x\": \"delta\" }, \"out\": { \"y\": "
+    "\"s\" } },\n"
+    "    { \"name\": \"mul\", \"op\": \"mul\", \"in\": { \"a\": \"s\", \"b\": \"xn\" }, \"out\": { "
+    "\"y\": "
     "\"m\" "
     "} },\n"
-    "    { \"name\": \"both\", \"op\": \"concat\", \"in\": { \"x\": [\"m\", \"x\"] }, \"out\": { \"y\": "
+    "    { \"name\": \"both\", \"op\": \"concat\", \"in\": { \"x\": [\"m\", \"x\"] }, \"out\": { "
+    "\"y\": "
     "\"mx\" }, \"attrs\": { \"axis\": 1 } },\n"
-    "    { \"name\": \"part\", \"op\": \"slice\", \"in\": { \"x\": \"mx\" }, \"out\": { \"y\": \"mid\" }, "
+    "    { \"name\": \"part\", \"op\": \"slice\", \"in\": { \"x\": \"mx\" }, \"out\": { \"y\": "
+    "\"mid\" }, "
     "\"attrs\": { \"axis\": 1, \"start\": 8, \"stop\": 100 } },\n"
-    "    { \"name\": \"wide\", \"op\": \"cast\", \"in\": { \"x\": \"mid\" }, \"out\": { \"y\": \"y\" }, "
+    "    { \"name\": \"wide\", \"op\": \"cast\", \"in\": { \"x\": \"mid\" }, \"out\": { \"y\": "
+    "\"y\" }, "
     "\"attrs\": { \"to\": \"f32\" } } ],\n"
     "  \"outputs\": { \"y\": \"y\", \"m\": \"m\" } }\n";
 
@@ -172,8 +204,8 @@ static void bind_raw(rg_session *s, buffers *b) {
 }
 
 /* One layout of the plan, forward and backward: a graph, or the steps one by one. */
-static void run_layout(rg_context *ctx, const rg_spec *spec, const char *policy, bool no_reuse, bool eager,
-                       buffers *b) {
+static void run_layout(rg_context *ctx, const rg_spec *spec, const char *policy, bool no_reuse,
+                       bool eager, buffers *b) {
   rg_error e = {0};
   rg_plan *plan = NULL;
   rg_session *s = NULL;
@@ -214,7 +246,8 @@ static void run_layouts(const char *dtype, const char *method, int64_t H, int64_
   snprintf(
       text, sizeof text, layer,
       learned
-          ? "    \"kw\": { \"shape\": [\"wide*D\", \"kernel*D\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+          ? "    \"kw\": { \"shape\": [\"wide*D\", \"kernel*D\"], \"dtype\": \"$dtype\", \"grad\": "
+            "true },\n"
             "    \"vw\": { \"shape\": [\"wide*D\", \"kernel*D\"], \"dtype\": \"$dtype\", \"grad\": "
             "\"accumulate\" },\n"
           : "",
@@ -250,6 +283,7 @@ Test(gpu_tiny, layer_bf16_recompute) {
   run_layouts("bf16", "mean", 4, 2, 128, "{ \"regraph_policy\": 1, \"preset\": \"all\" }");
 }
 Test(gpu_tiny, layer_bf16_split) {
-  run_layouts("bf16", "mean", 8, 4, 128,
-              "{ \"regraph_policy\": 1, \"recompute\": [\"cmp_o\", \"compress_kv\"], \"split_heads\": 2 }");
+  run_layouts(
+      "bf16", "mean", 8, 4, 128,
+      "{ \"regraph_policy\": 1, \"recompute\": [\"cmp_o\", \"compress_kv\"], \"split_heads\": 2 }");
 }

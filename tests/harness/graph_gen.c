@@ -46,7 +46,7 @@ static bool chance(gen *g, double p) {
 static int64_t among(gen *g, int n, const int64_t *of) {
   return of[ot_below(g->t, n)];
 }
-#define AMONG(g, ...)                                                                                        \
+#define AMONG(g, ...) \
   among((g), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
 
 static void print(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -133,9 +133,9 @@ static int one(gen *g, kind k, int rank, const int64_t *dim, rg_dtype dtype) {
   int i = chance(g, 0.8) ? pick(g, fits_alike, &want) : -1;
   return i >= 0 ? i : new_input(g, k, rank, dim, dtype);
 }
-#define ONE(g, kind, dtype, ...)                                                                             \
-  one((g), (kind), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__},      \
-      (dtype))
+#define ONE(g, kind, dtype, ...)                                              \
+  one((g), (kind), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), \
+      (int64_t[]){__VA_ARGS__}, (dtype))
 
 /* Tensor i as an operand: mentioned, hence read. */
 static const char *use(gen *g, int i) {
@@ -238,7 +238,8 @@ static void add_rmsnorm(gen *g) {
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size = 1;
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"eps\": 0.01 } }", fresh(g, "t", y)->name);
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"eps\": 0.01 } }",
+        fresh(g, "t", y)->name);
 }
 
 static void add_rope(gen *g) {
@@ -248,8 +249,8 @@ static void add_rope(gen *g) {
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, TOKENS, true);
   if (chance(g, 0.2)) print(s, ", \"q_offset\": \"q_offset\"");
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld } }", fresh(g, "t", g->x[x])->name,
-        (long long)(chance(g, 0.3) ? g->x[x].dim[2] / 4 * 2 : 0));
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld } }",
+        fresh(g, "t", g->x[x])->name, (long long)(chance(g, 0.3) ? g->x[x].dim[2] / 4 * 2 : 0));
 }
 
 static void add_cast(gen *g) {
@@ -260,8 +261,8 @@ static void add_cast(gen *g) {
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   if (g->o.mixed) y.dtype = (rg_dtype)AMONG(g, RG_F32, RG_F32, RG_F16, RG_BF16);
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"to\": \"%s\" } }", fresh(g, "t", y)->name,
-        g->o.mixed ? rg_dtype_name(y.dtype) : "same");
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"to\": \"%s\" } }",
+        fresh(g, "t", y)->name, g->o.mixed ? rg_dtype_name(y.dtype) : "same");
 }
 
 static void add_concat(gen *g) {
@@ -279,12 +280,13 @@ static void add_concat(gen *g) {
   }
   print(s, "]");
   lengths(g, s, y.kind, false);
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d } }", fresh(g, "t", y)->name, axis);
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d } }", fresh(g, "t", y)->name,
+        axis);
 }
 
 /* May the view cut or move axis 0 of x? */
 static bool rows_free(const gen *g, const gtensor *x) {
-  return x->kind == LOOSE || (g->o.whole && x->kind == TOKENS && x->dim[0] > S);
+  return x->kind == LOOSE || ((g->o.whole || g->o.moved) && x->kind == TOKENS && x->dim[0] > S);
 }
 
 static void add_slice(gen *g) {
@@ -295,8 +297,8 @@ static void add_slice(gen *g) {
   int axis = free ? (int)ot_below(g->t, y.rank) : 1 + (int)ot_below(g->t, y.rank - 1);
   if (y.dim[axis] < 4) return;
   if (chance(g, 0.4)) { /* split, here and there unevenly */
-    int64_t first =
-        chance(g, 0.6) && y.dim[axis] % 2 == 0 ? y.dim[axis] / 2 : 1 + ot_below(g->t, y.dim[axis] - 1);
+    int64_t first = chance(g, 0.6) && y.dim[axis] % 2 == 0 ? y.dim[axis] / 2
+                                                           : 1 + ot_below(g->t, y.dim[axis] - 1);
     gtensor z = y;
     z.dim[axis] -= first;
     y.dim[axis] = first;
@@ -309,12 +311,14 @@ static void add_slice(gen *g) {
     print(s, " } }");
     return;
   }
-  int64_t start = ot_below(g->t, y.dim[axis] / 2), stop = y.dim[axis] - ot_below(g->t, y.dim[axis] / 2);
+  int64_t start = ot_below(g->t, y.dim[axis] / 2),
+          stop = y.dim[axis] - ot_below(g->t, y.dim[axis] / 2);
   y.dim[axis] = stop - start;
   if (y.kind == WEIGHT && y.dim[0] < 3) return;
   char *s = begin(g, "slice");
   print(s,
-        "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d, \"start\": %lld, \"stop\": "
+        "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": %d, \"start\": %lld, "
+        "\"stop\": "
         "%lld } }",
         use(g, x), fresh(g, "t", y)->name, axis, (long long)start, (long long)stop);
 }
@@ -347,7 +351,8 @@ static void add_reshape(gen *g) {
 /* Views of views on four axes: heads in groups, groups in front. */
 static void add_transpose(gen *g) {
   int x = pick(g, fits_heads, NULL);
-  if (g->o.whole && chance(g, 0.5)) { /* rows and heads change places, there or back */
+  /* rows and heads change places, there or back */
+  if ((g->o.whole || g->o.moved) && chance(g, 0.5)) {
     int back = pick(g, fits_loose, NULL);
     if (back >= 0 && chance(g, 0.6)) x = back;
     if (x < 0) return;
@@ -356,8 +361,8 @@ static void add_transpose(gen *g) {
     y.dim[1] = g->x[x].dim[0];
     y.kind = g->x[x].kind == LOOSE ? TOKENS : LOOSE;
     char *s = begin(g, "transpose");
-    print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"perm\": [1, 0, 2] } }", use(g, x),
-          fresh(g, "t", y)->name);
+    print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"perm\": [1, 0, 2] } }",
+          use(g, x), fresh(g, "t", y)->name);
     return;
   }
   if (x < 0 || g->x[x].dim[1] % 2) return;
@@ -372,13 +377,15 @@ static void add_transpose(gen *g) {
   y.dim[2] = half;
   s = begin(g, "reshape");
   snprintf(second, sizeof second, "%s", fresh(g, "t", y)->name);
-  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [0, 2, %lld, %lld] } }",
-        first, second, (long long)half, (long long)y.dim[3]);
+  print(
+      s,
+      "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"shape\": [0, 2, %lld, %lld] } }",
+      first, second, (long long)half, (long long)y.dim[3]);
   y.dim[1] = half;
   y.dim[2] = 2;
   s = begin(g, "transpose");
-  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"perm\": [0, 2, 1, 3] } }", second,
-        fresh(g, "t", y)->name);
+  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"perm\": [0, 2, 1, 3] } }",
+        second, fresh(g, "t", y)->name);
 }
 
 /* Tame heads of this shape. */
@@ -390,8 +397,8 @@ static int heads(gen *g, int64_t H, int64_t D, rg_dtype dtype) {
   return new_input(g, TOKENS, 3, (int64_t[]){T, H, D}, dtype);
 }
 
-/* Heads to go with q: of wide ones q's own products with itself would make all but one-hot weights, whose
- * gradients cancel out. */
+/* Heads to go with q: of wide ones q's own products with itself would make all but one-hot weights,
+ * whose gradients cancel out. */
 static int keys_for(gen *g, int q, int64_t KH, int64_t D, rg_dtype dtype) {
   int k = heads(g, KH, D, dtype);
   return k == q && g->o.large ? new_input(g, TOKENS, 3, (int64_t[]){T, KH, D}, dtype) : k;
@@ -412,8 +419,8 @@ static void out_ports(gen *g, char *s, gtensor o) {
 }
 
 static void add_swa(gen *g) {
-  int64_t KH = chance(g, 0.7) ? g->KH : AMONG(g, 1, 2, 3), H = KH * (chance(g, 0.7) ? g->G : AMONG(g, 1, 2)),
-          D = g->D, E = g->E;
+  int64_t KH = chance(g, 0.7) ? g->KH : AMONG(g, 1, 2, 3),
+          H = KH * (chance(g, 0.7) ? g->G : AMONG(g, 1, 2)), D = g->D, E = g->E;
   rg_dtype dtype = any_float(g);
   bool apart = chance(g, 0.15);
   int q = heads(g, H, D, dtype), k, v;
@@ -437,7 +444,8 @@ static void add_swa(gen *g) {
   o.size = g->x[v].size;
   out_ports(g, s, o);
   print(s, "\"window_left\": %lld } }",
-        (long long)(g->o.large ? AMONG(g, -1, -1, 0, 16, 63, 64, 129, 511) : AMONG(g, -1, 0, 3, 7, 20)));
+        (long long)(g->o.large ? AMONG(g, -1, -1, 0, 16, 63, 64, 129, 511)
+                               : AMONG(g, -1, 0, 3, 7, 20)));
 }
 
 /* What a choice among blocks needs; `dot`: by pooled keys, one a block. */
@@ -503,7 +511,9 @@ static void add_nsa(gen *g) {
   int ck = (int)(fresh(g, "c", c) - g->x);
   c.dim[2] = E;
   int cv = (int)(fresh(g, "c", c) - g->x);
-  print(s, " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, ",
+  print(s,
+        " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": "
+        "%lld, ",
         g->x[ck].name, g->x[cv].name, (long long)b.kernel, (long long)b.stride);
   print(s, "\"k_method\": \"%s\", \"v_method\": \"%s\" } }", methods[m[0]], methods[m[1]]);
   if (chance(g, 0.2) && D == E) cv = ck;
@@ -525,24 +535,26 @@ static void add_nsa(gen *g) {
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\"%s", use(g, q), use(g, ck), use(g, cv), own);
   sequence_ports(g, s, H, sinks ? ONE(g, WEIGHT, dtype, H) : -1);
   print(s,
-        " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld%s "
+        " }, \"out\": { \"o\": \"%s\", \"lse\": \"%s\" }, \"attrs\": { \"kernel\": %lld, "
+        "\"stride\": %lld%s "
         "} }",
         fresh(g, "t", o)->name, g->x[l].name, (long long)b.kernel, (long long)b.stride, cap);
   if (chance(g, 0.25)) return;
   gtensor index = {.kind = INDEX, .rank = 3, .dim = {T, KH, b.top_n}, .dtype = RG_I32};
   int idx = (int)(fresh(g, "i", index) - g->x);
   s = begin(g, "topk");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"%s", use(g, q), use(g, ck), own);
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"%s", use(g, q), use(g, ck),
+        own);
   if (!b.dot) print(s, ", \"lse\": \"%s\"", use(g, l));
-  print(
-      s,
-      " }, \"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"block\": %lld, ",
-      g->x[idx].name, (long long)b.kernel, (long long)b.stride, (long long)b.block);
-  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s } }", (long long)b.top_n, (long long)b.init,
-        (long long)b.local, b.dot ? ", \"score\": \"dot\"" : "", cap);
+  print(s,
+        " }, \"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, "
+        "\"block\": %lld, ",
+        g->x[idx].name, (long long)b.kernel, (long long)b.stride, (long long)b.block);
+  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s } }", (long long)b.top_n,
+        (long long)b.init, (long long)b.local, b.dot ? ", \"score\": \"dot\"" : "", cap);
   s = begin(g, "slc_attn");
-  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k), use(g, v),
-        use(g, idx), own);
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k),
+        use(g, v), use(g, idx), own);
   sequence_ports(g, s, H, -1);
   out_ports(g, s, o);
   print(s, "\"block\": %lld } }", (long long)b.block);
@@ -564,8 +576,8 @@ static void add_combine(gen *g) {
   }
   print(s, "], \"gate\": \"%s\"", use(g, gate));
   lengths(g, s, TOKENS, false);
-  print(s, " }, \"out\": { \"o\": \"%s\" }, \"attrs\": { \"act\": \"%s\" } }", fresh(g, "t", y)->name,
-        acts[ot_below(g->t, 3)]);
+  print(s, " }, \"out\": { \"o\": \"%s\" }, \"attrs\": { \"act\": \"%s\" } }",
+        fresh(g, "t", y)->name, acts[ot_below(g->t, 3)]);
 }
 
 static void add_merge(gen *g) {
@@ -576,8 +588,8 @@ static void add_merge(gen *g) {
   rg_dtype dtype = any_float(g);
   for (int k = 0; k < 2; k++) o[k] = ONE(g, TOKENS, dtype, T, g->KH * g->G, g->E);
   char *s = begin(g, "merge_lse");
-  print(s, "\"o\": [\"%s\", \"%s\"], \"lse\": [\"%s\", \"%s\"]", use(g, o[0]), use(g, o[1]), use(g, l[0]),
-        use(g, l[1]));
+  print(s, "\"o\": [\"%s\", \"%s\"], \"lse\": [\"%s\", \"%s\"]", use(g, o[0]), use(g, o[1]),
+        use(g, l[0]), use(g, l[1]));
   lengths(g, s, TOKENS, false);
   gtensor y = g->x[o[0]];
   print(s, " }, \"out\": { \"o\": \"%s\"", fresh(g, "t", y)->name);
@@ -608,10 +620,10 @@ static void add_outputs(gen *g) {
 }
 
 const char *graph_gen(ot *t, gen_options o) {
-  static void (*const add[])(gen *) = {add_linear,  add_silu,      add_mul,    add_add,   add_rmsnorm,
-                                       add_rope,    add_cast,      add_concat, add_slice, add_slice,
-                                       add_reshape, add_transpose, add_swa,    add_swa,   add_nsa,
-                                       add_combine, add_merge,     add_add};
+  static void (*const add[])(gen *) = {
+      add_linear, add_silu,   add_mul,   add_add,     add_rmsnorm, add_rope,
+      add_cast,   add_concat, add_slice, add_slice,   add_reshape, add_transpose,
+      add_swa,    add_swa,    add_nsa,   add_combine, add_merge,   add_add};
   gen *g = ot_alloc(t, sizeof *g);
   *g = (gen){.t = t, .o = o};
   g->inputs = ot_alloc(t, TEXT);
@@ -643,13 +655,14 @@ const char *graph_gen(ot *t, gen_options o) {
   }
   size_t size = 4 * TEXT + (size_t)g->nodes * 512;
   char *text = ot_alloc(t, size);
-  size_t n = (size_t)snprintf(text, size,
-                              "{ \"regraph\": 1, \"name\": \"random\", \"inputs\": {\n%s,\n"
-                              "\"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" },\n"
-                              "\"cu_keys\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" },\n"
-                              "\"unused\": { \"shape\": [\"S\"], \"dtype\": \"i32\" },\n"
-                              "\"q_offset\": { \"shape\": [\"B\"], \"dtype\": \"i32\" } },\n\"nodes\": [\n",
-                              g->inputs);
+  size_t n = (size_t)snprintf(
+      text, size,
+      "{ \"regraph\": 1, \"name\": \"random\", \"inputs\": {\n%s,\n"
+      "\"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" },\n"
+      "\"cu_keys\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" },\n"
+      "\"unused\": { \"shape\": [\"S\"], \"dtype\": \"i32\" },\n"
+      "\"q_offset\": { \"shape\": [\"B\"], \"dtype\": \"i32\" } },\n\"nodes\": [\n",
+      g->inputs);
   for (int i = 0; i < g->nodes; i++)
     n += (size_t)snprintf(text + n, size - n, "%s%s", i ? ",\n" : "", g->node[i]);
   n += (size_t)snprintf(text + n, size - n, "],\n\"outputs\": { %s } }\n", g->outputs);

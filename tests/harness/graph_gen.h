@@ -7,15 +7,16 @@
 #include "optest.h"
 
 typedef struct gen_options {
-  bool whole; /* no dead rows: views may then break up the token axis */
+  bool whole; /* no dead rows, and views may break up the token axis */
+  bool moved; /* views may break up the token axis though there are dead rows */
   bool mixed; /* f16 and bf16 beside f32, with casts between them */
   bool large; /* heads, groups, blocks and windows as models have them, mostly of one type */
   int nodes;  /* wanted, at least */
 } gen_options;
 
-/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of their own)
- * and B; the inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are called "w…": draw them
- * smaller by sqrt(last extent). */
+/* JSON text that lives as long as t. Free dimensions are T, S (rows of keys that have lengths of
+ * their own) and B; the inputs "cu_seqlens", "cu_keys" and "q_offset" go with them. Weights are
+ * called "w…": draw them smaller by sqrt(last extent). */
 const char *graph_gen(ot *t, gen_options o);
 
 #endif

@@ -1,4 +1,5 @@
-/* tests/harness/graph_ref.c: see graph_ref.h. One function per op and direction, looked up by name. */
+/* tests/harness/graph_ref.c: see graph_ref.h. One function per op and direction, looked up by
+ * name. */
 #include "graph_ref.h"
 
 #include "../ref/ref.h"
@@ -156,7 +157,8 @@ static int64_t *sources(view v, int y, int64_t start) {
   int x = v.n->in[0];
   const rgi_tensor *from = &v.r->g->tensor[x], *to = &v.r->g->tensor[y];
   int64_t n = count(v.r, y), *map = ot_alloc(v.r->t, (size_t)(n + 1) * sizeof *map);
-  bool transposed = strcmp(v.n->op->name, "transpose") == 0, reshaped = strcmp(v.n->op->name, "reshape") == 0;
+  bool transposed = strcmp(v.n->op->name, "transpose") == 0,
+       reshaped = strcmp(v.n->op->name, "reshape") == 0;
   for (int64_t i = 0; i < n; i++) {
     int64_t index[RG_MAX_RANK], rest = i, at = 0;
     for (int d = to->rank - 1; d >= 0; d--) {
@@ -232,8 +234,8 @@ static void mul(view v) {
 static void mul_backward(view v) {
   int y = out(v, "y"), a = in(v, "a"), b = in(v, "b");
   double *da = room(v, a), *db = room(v, b);
-  ref_mul_backward(count(v.r, y), live_elements(v, y), in_value(v, "a"), in_value(v, "b"), gradient(v, y), da,
-                   db);
+  ref_mul_backward(count(v.r, y), live_elements(v, y), in_value(v, "a"), in_value(v, "b"),
+                   gradient(v, y), da, db);
   give(v, a, da);
   give(v, b, db);
 }
@@ -265,6 +267,13 @@ static void cast_backward(view v) {
   double *dx = room(v, x);
   ref_cast(count(v.r, y), live_elements(v, y), gradient(v, y), dx);
   give(v, x, dx);
+}
+
+static void scale_lengths(view v) {
+  int y = out(v, "y"), x = in(v, "cu_seqlens");
+  v.r->ints[y] = ot_ints(v.r->t, count(v.r, y) + 1);
+  for (int64_t i = 0; i < count(v.r, y); i++)
+    v.r->ints[y][i] = (int32_t)attr_i(v, "times") * v.r->ints[x][i];
 }
 
 static void concat(view v) {
@@ -299,14 +308,14 @@ static void concat_backward(view v) {
 
 static void linear(view v) {
   int x = in(v, "x"), w = in(v, "w"), y = out(v, "y");
-  ref_linear_forward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0), in_value(v, "x"),
-                     in_value(v, "w"), in_value(v, "b"), make(v, y));
+  ref_linear_forward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0),
+                     in_value(v, "x"), in_value(v, "w"), in_value(v, "b"), make(v, y));
 }
 static void linear_backward(view v) {
   int x = in(v, "x"), w = in(v, "w"), b = in(v, "b");
   double *dx = room(v, x), *dw = room(v, w), *db = room(v, b);
-  ref_linear_backward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0), in_value(v, "x"),
-                      in_value(v, "w"), gradient(v, out(v, "y")), dx, dw, db);
+  ref_linear_backward(dim(v.r, x, 0), live_rows(v, x), dim(v.r, w, 1), dim(v.r, w, 0),
+                      in_value(v, "x"), in_value(v, "w"), gradient(v, out(v, "y")), dx, dw, db);
   give(v, x, dx);
   give(v, w, dw);
   give(v, b, db);
@@ -315,15 +324,15 @@ static void linear_backward(view v) {
 static void rmsnorm(view v) {
   int x = in(v, "x");
   int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
-  ref_rmsnorm_forward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"), in_value(v, "x"),
-                      in_value(v, "w"), make(v, out(v, "y")));
+  ref_rmsnorm_forward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                      in_value(v, "x"), in_value(v, "w"), make(v, out(v, "y")));
 }
 static void rmsnorm_backward(view v) {
   int x = in(v, "x"), w = in(v, "w");
   int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
   double *dx = room(v, x), *dw = room(v, w);
-  ref_rmsnorm_backward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"), in_value(v, "x"),
-                       in_value(v, "w"), gradient(v, out(v, "y")), dx, dw);
+  ref_rmsnorm_backward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                       in_value(v, "x"), in_value(v, "w"), gradient(v, out(v, "y")), dx, dw);
   give(v, x, dx);
   give(v, w, dw);
 }
@@ -335,8 +344,8 @@ static void turn(view v, const double *from, double *to, bool inverse) {
           part = attr_i(v, "dim") ? attr_i(v, "dim") : D;
   double *a = ot_doubles(v.r->t, T * H * part + 1), *b = ot_doubles(v.r->t, T * H * part + 1);
   for (int64_t i = 0; i < T * H; i++) memcpy(a + i * part, from + i * D, (size_t)part * sizeof *a);
-  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"), in_ints(v, "q_offset"),
-           inverse, a, b);
+  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"),
+           in_ints(v, "q_offset"), inverse, a, b);
   ref_cast(T * H * D, live_elements(v, x), from, to);
   for (int64_t i = 0; i < T * H; i++) memcpy(to + i * D, b + i * part, (size_t)part * sizeof *a);
 }
@@ -413,7 +422,8 @@ static void swa_attn_backward(view v) {
   attend_backward(v, REF_SWA);
 }
 
-static const char *const sides[2][3] = {{"k", "k_weight", "k_method"}, {"v", "v_weight", "v_method"}};
+static const char *const sides[2][3] = {{"k", "k_weight", "k_method"},
+                                        {"v", "v_weight", "v_method"}};
 
 static ref_compress compression(view v, int side) {
   int x = in(v, sides[side][0]);
@@ -513,8 +523,8 @@ static void merge_lse(view v) {
   int n = list(v, "o", &o), y = out(v, "o"), l = out(v, "lse");
   values(v, "o", x);
   values(v, "lse", lse);
-  ref_merge_forward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse, make(v, y),
-                    make(v, l));
+  ref_merge_forward(dim(v.r, y, 0), live_rows(v, y), dim(v.r, y, 1), dim(v.r, y, 2), n, x, lse,
+                    make(v, y), make(v, l));
 }
 static void merge_lse_backward(view v) {
   const int32_t *o, *l;
@@ -548,11 +558,13 @@ static const struct {
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
              {"linear", linear, linear_backward},
+             {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},
+             {"scale_lengths", scale_lengths, NULL},
              {"silu", silu, silu_backward},
              {"slc_attn", slc_attn, slc_attn_backward},
              {"slice", look, look_backward},

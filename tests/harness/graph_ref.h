@@ -1,9 +1,10 @@
-/* tests/harness/graph_ref.h: a whole graph in fp64: forward with the oracle's ops, backward with a tape of
- * its own.
- *
- * Takes an elaborated forward graph (before any pass) for its shapes, wiring and attributes, and nothing else
- * from the library: no strides, no offsets, no pass. Every tensor, views included, is a dense array of double
- * of its own. Gradients are summed in double. Rows past the last live token of an input may hold anything.
+/* tests/harness/graph_ref.h: a whole graph in fp64: forward with the oracle's ops, backward with a
+   tape of its own.
+
+   Takes an elaborated forward graph (before any pass) for its shapes, wiring and attributes, and
+   nothing else from the library: no strides, no offsets, no pass. Every tensor, views included, is
+   a dense array of double of its own. Gradients are summed in double. Rows past the last live token
+   of an input may hold anything.
  */
 #ifndef GRAPH_REF_H
 #define GRAPH_REF_H

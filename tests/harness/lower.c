@@ -51,7 +51,8 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
   return RG_OK;
 }
 
-static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream), void *arg) {
+static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                              void *arg) {
   (void)record, (void)arg;
   add(((recorder *)base)->list)->library = true;
   return RG_OK;
@@ -71,8 +72,9 @@ const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out) {
     const rgi_step *s = &plan->step[i];
     const rgi_node *node = &plan->graph->node[s->node];
     rg_error error = {0};
-    recorder r = {.base = {.launch = take_launch, .library = take_library, .blas = t, .error = &error},
-                  .list = out};
+    recorder r = {
+        .base = {.launch = take_launch, .library = take_library, .blas = t, .error = &error},
+        .list = out};
     rg_arg *arg = ot_alloc(t, (size_t)(s->nin + s->nout + 1) * sizeof *arg);
     rg_call call = s->call;
     for (int k = 0; k < s->nin + s->nout; k++) {
@@ -81,7 +83,8 @@ const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out) {
     }
     call.in = arg;
     call.out = arg + s->nin;
-    call.workspace = s->workspace_size ? lo_address((rgi_place){RGI_AT_SCRATCH, s->workspace}, set) : NULL;
+    call.workspace =
+        s->workspace_size ? lo_address((rgi_place){RGI_AT_SCRATCH, s->workspace}, set) : NULL;
     call.error = &error;
     out->step = i;
     scribble(++asked);

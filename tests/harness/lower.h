@@ -31,7 +31,8 @@ bool lo_is_address(uint64_t word, int set);
 /* Asks all steps. NULL, or what was wrong. */
 const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out);
 
-/* Bytes [from, to) of a place that argument k of step s stands at; those of all its elements lie inside. */
+/* Bytes [from, to) of a place that argument k of step s stands at; those of all its elements lie
+ * inside. */
 int64_t lo_bytes(const rgi_step *s, int k);
 
 #endif

@@ -11,8 +11,8 @@ double num_gate(rg_dtype dtype) {
 
 double num_grad_gate(rg_dtype dtype, double hot) {
   if (dtype == RG_F32) return hot >= 64 ? 3e-5 : hot >= 8 ? 1e-5 : 5e-6;
-  /* In 16 bits the page stops at × 8. At × 64 a row is nearly one key, and what is left of d_o·v − d_o·o
-   * after the rounding of o is relatively less still: twice the gate. */
+  /* In 16 bits the page stops at × 8. At × 64 a row is nearly one key, and what is left of d_o·v −
+   * d_o·o after the rounding of o is relatively less still: twice the gate. */
   double more = hot >= 64 ? 2 : 1;
   if (dtype == RG_BF16) return hot >= 8 ? 1e-2 * more : 6e-3;
   return hot >= 8 ? 1.2e-3 * more : 8e-4;
@@ -45,7 +45,8 @@ static int64_t next_gap(const num_pack *p, int64_t b, int64_t kernel, int64_t st
     *to = rows;
     return b == p->B ? p->live : rows;
   }
-  int64_t from = b == 0 ? 0 : p->cu[b - 1] / stride + ref_blocks(p->cu[b] - p->cu[b - 1], kernel, stride);
+  int64_t from =
+      b == 0 ? 0 : p->cu[b - 1] / stride + ref_blocks(p->cu[b] - p->cu[b - 1], kernel, stride);
   *to = b == p->B ? rows : p->cu[b] / stride;
   return from;
 }
@@ -81,7 +82,8 @@ static ot_tensor *tensor3(ot *t, rg_dtype dtype, int64_t n, int64_t h, int64_t d
   return ot_new(t, dtype, 3, dim, holes ? pad : NULL);
 }
 
-static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, int64_t row, int32_t *idx) {
+static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, int64_t row,
+                         int32_t *idx) {
   int64_t own = i / a->block, last = (length_k - 1) / a->block, n = 0;
   if (last > own) last = own;
   for (int64_t c = 0; c < a->top_n; c++) idx[c] = -1;
@@ -104,7 +106,8 @@ static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, 
   if (a->idx != NUM_IDX_GARBAGE) return;
   for (int64_t c = 1; c < a->top_n; c++) /* repeat the one before, which does not count */
     if (idx[c] >= 0 && row % 2 == 0 && ot_below(t, 3) == 0) idx[c] = idx[c - 1];
-  if (n < a->top_n) idx[n++] = (int32_t)(row % 3 == 0 ? own + 1 : row % 3 == 1 ? last + 1000000 : INT32_MAX);
+  if (n < a->top_n)
+    idx[n++] = (int32_t)(row % 3 == 0 ? own + 1 : row % 3 == 1 ? last + 1000000 : INT32_MAX);
   if (n < a->top_n) idx[n++] = row % 2 ? -7 : INT32_MIN;
 }
 
@@ -114,8 +117,8 @@ static ot_tensor *make_idx(ot *t, const num_attn *a, const num_pack *p, const nu
   for (int64_t b = 0; b < p->B; b++)
     for (int64_t r = p->cu[b]; r < p->cu[b + 1]; r++)
       for (int64_t h = 0; h < a->KH; h++)
-        fill_idx_row(t, a, r - p->cu[b] + (a->offset ? a->offset[b] : 0), pk->cu[b + 1] - pk->cu[b], r,
-                     idx + (r * a->KH + h) * a->top_n);
+        fill_idx_row(t, a, r - p->cu[b] + (a->offset ? a->offset[b] : 0), pk->cu[b + 1] - pk->cu[b],
+                     r, idx + (r * a->KH + h) * a->top_n);
   ot_set_ints(x, idx);
   return x;
 }
@@ -144,7 +147,8 @@ static num_attn_run shell(ot *t, num_attn a, int64_t slack) {
 }
 
 static void poison_dead(num_attn_run *r) {
-  int64_t kernel = r->a.kind == REF_CMP ? r->a.kernel : 0, stride = r->a.kind == REF_CMP ? r->a.stride : 0;
+  int64_t kernel = r->a.kind == REF_CMP ? r->a.kernel : 0,
+          stride = r->a.kind == REF_CMP ? r->a.stride : 0;
   num_poison_dead(r->q, &r->pack, 0, 0);
   num_poison_dead(r->d_o, &r->pack, 0, 0);
   if (r->d_lse) num_poison_dead(r->d_lse, &r->pack, 0, 0);
@@ -187,7 +191,8 @@ num_attn_run num_attn_again(ot *t, const num_attn_run *from, bool strided) {
 /* Rows [from, from + n) of x become the first rows of y. */
 static void copy_rows(ot_tensor *y, const ot_tensor *x, int64_t from, int64_t n) {
   ot_tensor to = *y, part = *x;
-  part.arg.data = (char *)x->arg.data + from * x->arg.stride[0] * (int64_t)rg_dtype_size(x->arg.dtype);
+  part.arg.data =
+      (char *)x->arg.data + from * x->arg.stride[0] * (int64_t)rg_dtype_size(x->arg.dtype);
   to.n = x->arg.dim[0] ? x->n / x->arg.dim[0] * n : 0;
   ot_copy(&to, &part);
 }
@@ -305,7 +310,8 @@ ref_attn num_attn_ref(ot *t, const num_attn_run *r) {
 static const char *gate(ot *t, const num_attn *a, const char *what, double got, double limit) {
   if (got <= limit) return NULL; /* a NaN fails */
   return ot_text(t, "%s (%s, D %d, DV %d, H %d/%d): %s is off by %.3g, gate %.3g", a->name,
-                 rg_dtype_name(a->dtype), (int)a->D, (int)a->DV, (int)a->H, (int)a->KH, what, got, limit);
+                 rg_dtype_name(a->dtype), (int)a->D, (int)a->DV, (int)a->H, (int)a->KH, what, got,
+                 limit);
 }
 
 const char *num_attn_check(ot *t, num_attn a) {
@@ -316,8 +322,10 @@ const char *num_attn_check(ot *t, num_attn a) {
   if (!bad) bad = ot_run(r.backward, 2);
   if (bad) return ot_text(t, "%s: %s", a.name, bad);
 
-  double floor = a.floor != 0 ? a.floor : 1e-3, floor_grad = a.floor_grad != 0 ? a.floor_grad : 1e-3;
-  double limit = a.o_gate != 0 ? a.o_gate : num_gate(a.dtype), limit_grad = num_grad_gate(a.dtype, a.hot);
+  double floor = a.floor != 0 ? a.floor : 1e-3,
+         floor_grad = a.floor_grad != 0 ? a.floor_grad : 1e-3;
+  double limit = a.o_gate != 0 ? a.o_gate : num_gate(a.dtype),
+         limit_grad = num_grad_gate(a.dtype, a.hot);
   double *o = ot_doubles(t, r.o->n), *lse = ot_doubles(t, r.lse->n);
   ref_attn_forward(&ref, o, lse);
   if ((bad = gate(t, &a, "o", ot_relrms(r.o, o, floor), limit)) != NULL) return bad;
@@ -325,11 +333,13 @@ const char *num_attn_check(ot *t, num_attn a) {
 
   double *dq = ot_doubles(t, r.dq->n), *dk = ot_doubles(t, r.dk->n), *dv = ot_doubles(t, r.dv->n);
   double *dsinks = ot_doubles(t, a.H);
-  ref_attn_backward(&ref, ot_get(t, r.d_o), r.d_lse ? ot_get(t, r.d_lse) : NULL, dq, dk, dv, dsinks);
+  ref_attn_backward(&ref, ot_get(t, r.d_o), r.d_lse ? ot_get(t, r.d_lse) : NULL, dq, dk, dv,
+                    dsinks);
   if ((bad = gate(t, &a, "dq", ot_relrms(r.dq, dq, floor_grad), limit_grad)) != NULL) return bad;
   if ((bad = gate(t, &a, "dk", ot_relrms(r.dk, dk, floor_grad), limit_grad)) != NULL) return bad;
   if ((bad = gate(t, &a, "dv", ot_relrms(r.dv, dv, floor_grad), limit_grad)) != NULL) return bad;
-  if (r.dsinks && (bad = gate(t, &a, "dsinks", ot_relrms(r.dsinks, dsinks, floor_grad), limit_grad)) != NULL)
+  if (r.dsinks &&
+      (bad = gate(t, &a, "dsinks", ot_relrms(r.dsinks, dsinks, floor_grad), limit_grad)) != NULL)
     return bad;
 
   int64_t kernel = a.kind == REF_CMP ? a.kernel : 0, stride = a.kind == REF_CMP ? a.stride : 0;

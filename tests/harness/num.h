@@ -41,11 +41,12 @@ bool num_dead_is_zero(const ot_tensor *a, const num_pack *p, int64_t kernel, int
 /* ---- attention ---- */
 
 typedef enum num_idx {
-  NUM_IDX_RANDOM,  /* ascending blocks among those the query may see, own block included, −1 tail */
-  NUM_IDX_SHORT,   /* rows cut short at random; every fifth all −1 */
-  NUM_IDX_SAME,    /* all queries choose block 0 and the last possible */
-  NUM_IDX_GARBAGE, /* also blocks past the query and past the end, doubled entries, negative numbers */
-  NUM_IDX_FUTURE   /* every third row has nothing but a block that is still to come */
+  NUM_IDX_RANDOM, /* ascending blocks among those the query may see, own block included, −1 tail */
+  NUM_IDX_SHORT,  /* rows cut short at random; every fifth all −1 */
+  NUM_IDX_SAME,   /* all queries choose block 0 and the last possible */
+  /* also blocks past the query and past the end, doubled entries, negative numbers */
+  NUM_IDX_GARBAGE,
+  NUM_IDX_FUTURE /* every third row has nothing but a block that is still to come */
 } num_idx;
 
 typedef struct num_attn {
@@ -93,7 +94,8 @@ num_attn_run num_attn_alone(ot *t, const num_attn_run *r, int64_t b);
 void num_attn_calls(ot *t, num_attn_run *r);
 /* The oracle's view of the inputs. */
 ref_attn num_attn_ref(ot *t, const num_attn_run *r);
-/* Runs both directions on two threads and asserts every gate; the returned sentence names the case. */
+/* Runs both directions on two threads and asserts every gate; the returned sentence names the
+ * case. */
 const char *num_attn_check(ot *t, num_attn a);
 
 const rg_op *num_attn_op(ref_kind kind);

@@ -1,5 +1,5 @@
-/* tests/harness/optest.c: builds an rg_call by names, runs it on a little pool of threads, and checks what an
- * op must leave behind (see optest.h). */
+/* tests/harness/optest.c: builds an rg_call by names, runs it on a little pool of threads, and
+ * checks what an op must leave behind (see optest.h). */
 #include "../../graph/ir.h"
 #include "optest_internal.h"
 #include <math.h>
@@ -89,7 +89,8 @@ void ot_int_list(ot_call *c, const char *attr, int n, const int64_t *value) {
   for (int i = 0; i < n && i < MAX_LIST; i++) v->list[i] = value[i];
 }
 
-static void bind(ot_call *c, struct binding *list, int *n, int port, const char *name, ot_tensor *a) {
+static void bind(ot_call *c, struct binding *list, int *n, int port, const char *name,
+                 ot_tensor *a) {
   if (port < 0 || *n == OT_MAX_TENSORS) {
     if (!c->wrong) c->wrong = ot_text(c->t, "%s has no port %s", c->op->name, name);
     return;
@@ -110,7 +111,8 @@ void ot_out_if(ot_call *c, const char *port, ot_tensor *a) {
   if (find_port(c->op->out, c->op->nout, port) >= 0) ot_out(c, port, a);
 }
 
-static void rebind(ot_call *c, struct binding *list, int n, int port, const char *name, ot_tensor *a) {
+static void rebind(ot_call *c, struct binding *list, int n, int port, const char *name,
+                   ot_tensor *a) {
   for (int i = 0; i < n; i++)
     if (list[i].port == port) {
       list[i].tensor = a;
@@ -151,7 +153,8 @@ static void *work(void *user) {
   }
 }
 
-static void parallel(void *user, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread), void *arg) {
+static void parallel(void *user, int64_t ntask, void (*fn)(void *arg, int64_t task, int thread),
+                     void *arg) {
   struct pool *p = user;
   struct job job = {.fn = fn, .arg = arg, .ntask = ntask};
   struct worker worker[MAX_THREADS];
@@ -169,7 +172,8 @@ static void parallel(void *user, int64_t ntask, void (*fn)(void *arg, int64_t ta
 
 /* ---- running ---- */
 
-/* Flattens bindings into rg_args by port. An absent tensor leaves its port empty, or a hole in a list. */
+/* Flattens bindings into rg_args by port. An absent tensor leaves its port empty, or a hole in a
+ * list. */
 static int flatten(const struct binding *list, int n, const rg_port *port, int nport, rg_arg *arg,
                    int32_t *begin) {
   int at = 0;
@@ -179,7 +183,8 @@ static int flatten(const struct binding *list, int n, const rg_port *port, int n
       if (list[i].port != p || (!list[i].tensor && !(port[p].flags & RG_PORT_LIST))) continue;
       arg[at] = list[i].tensor ? list[i].tensor->arg : (rg_arg){.rank = -1};
       if (list[i].tensor) {
-        const ot_tensor *a = list[i].tensor; /* a block's copy on a GPU stands on a multiple of 256 */
+        /* a block's copy on a GPU stands on a multiple of 256 */
+        const ot_tensor *a = list[i].tensor;
         size_t inside = a->block ? (size_t)((char *)a->arg.data - a->block) : 0;
         arg[at].align = (int32_t)(inside % 16 ? inside & (0 - inside) & 15 : 16);
       }
@@ -202,9 +207,11 @@ static bool written(const ot_call *c, const ot_tensor *a) {
   return false;
 }
 
-/* Elements are given bits that no op writes: a NaN with a payload of its own, or an integer nobody uses. */
+/* Elements are given bits that no op writes: a NaN with a payload of its own, or an integer nobody
+ * uses. */
 static const unsigned char poison_f16[2] = {0xad, 0x7e}, poison_bf16[2] = {0xad, 0x7f};
-static const unsigned char poison_f32[4] = {0xef, 0xbe, 0xed, 0x7f}, poison_i32[4] = {0xef, 0xbe, 0xad, 0x8b};
+static const unsigned char poison_f32[4] = {0xef, 0xbe, 0xed, 0x7f},
+                           poison_i32[4] = {0xef, 0xbe, 0xad, 0x8b};
 
 static const unsigned char *poison_of(rg_dtype dtype) {
   switch (dtype) {
@@ -278,7 +285,8 @@ static const char *check_output(ot_call *c, const struct binding *b) {
   if (b->before && memcmp(b->before, a->block, a->bytes) != 0)
     return ot_text(c->t, "%s wrote between or around the elements of %s", c->op->name, port->name);
   int64_t live = live_rows(c, port);
-  if (live >= 0 && live < a->arg.dim[0] && !accumulates(c, a) && !ot_zero_rows(a, live, a->arg.dim[0]))
+  if (live >= 0 && live < a->arg.dim[0] && !accumulates(c, a) &&
+      !ot_zero_rows(a, live, a->arg.dim[0]))
     return ot_text(c->t, "%s: %s has something in dead rows", c->op->name, port->name);
   return NULL;
 }
@@ -299,7 +307,8 @@ static bool all_bytes(const char *p, size_t n, int byte) {
 }
 
 static const char *run(ot_call *c, int threads, int poison) {
-  rg_arg in[OT_MAX_TENSORS], out[OT_MAX_TENSORS], shape_in[OT_MAX_TENSORS], shape_out[OT_MAX_TENSORS];
+  rg_arg in[OT_MAX_TENSORS], out[OT_MAX_TENSORS], shape_in[OT_MAX_TENSORS],
+      shape_out[OT_MAX_TENSORS];
   int32_t in_begin[OT_MAX_TENSORS + 1], out_begin[OT_MAX_TENSORS + 1];
   struct pool pool = {.threads = threads < 0 ? -threads : threads, .reverse = threads < 0};
   rg_error error = {0};
@@ -368,7 +377,8 @@ static const char *run(ot_call *c, int threads, int poison) {
                 all_bytes(memory + WORK_GUARD + size, total - WORK_GUARD - size, WORK_PATTERN);
   free(memory);
   if (c->status) return ot_text(c->t, "%s: run_cpu: %s", c->op->name, error.message);
-  if (!guards) return ot_text(c->t, "%s wrote outside its workspace of %zu bytes", c->op->name, size);
+  if (!guards)
+    return ot_text(c->t, "%s wrote outside its workspace of %zu bytes", c->op->name, size);
   for (int i = 0; i < c->nin && !text; i++) text = check_input(c, &c->in[i]);
   for (int i = 0; i < c->nout && !text; i++) text = check_output(c, &c->out[i]);
   return text;
@@ -398,8 +408,8 @@ const char *ot_run_repeated(ot_call *c, int repeats) {
     if (r == 0) keep_outputs(c, first);
     for (int i = 0; i < c->nout; i++)
       if (first[i] && !ot_same_bits(first[i], c->out[i].tensor))
-        return ot_text(c->t, "%s: other bits in %s (run %d)", c->op->name, c->op->out[c->out[i].port].name,
-                       r);
+        return ot_text(c->t, "%s: other bits in %s (run %d)", c->op->name,
+                       c->op->out[c->out[i].port].name, r);
   }
   return NULL;
 }

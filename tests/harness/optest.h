@@ -16,10 +16,10 @@
 
 #include <regraph/op.h>
 
-#define OT_OK(expr)                                                                                          \
-  do {                                                                                                       \
-    const char *ot_text_ = (expr);                                                                           \
-    cr_assert(ot_text_ == NULL, "%s", ot_text_);                                                             \
+#define OT_OK(expr)                              \
+  do {                                           \
+    const char *ot_text_ = (expr);               \
+    cr_assert(ot_text_ == NULL, "%s", ot_text_); \
   } while (0)
 
 #define OT_MAX_TENSORS 64 /* bound to one call */
@@ -56,17 +56,18 @@ typedef struct ot_tensor {
 
 /* Dense row-major; pad (one number per axis, or NULL) adds elements to each axis' stride. */
 ot_tensor *ot_new(ot *t, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *pad);
-#define OT_NEW(t, dtype, ...)                                                                                \
-  ot_new((t), (dtype), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__},  \
-         NULL)
+#define OT_NEW(t, dtype, ...)                                                     \
+  ot_new((t), (dtype), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), \
+         (int64_t[]){__VA_ARGS__}, NULL)
 /* Same type and shape, fresh memory. */
 ot_tensor *ot_like(ot *t, const ot_tensor *a, const int64_t *pad);
 ot_tensor *ot_like_as(ot *t, const ot_tensor *a, rg_dtype dtype);
 /* A tensor over memory of the caller's (no guards). */
-ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *stride);
+ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim,
+                   const int64_t *stride);
 
-/* A tensor of a's shape and contents whose last row starts past 2^31 elements (sparse memory, no guards);
- * NULL if there are no such addresses to be had. Needs at least two rows. */
+/* A tensor of a's shape and contents whose last row starts past 2^31 elements (sparse memory, no
+ * guards); NULL if there are no such addresses to be had. Needs at least two rows. */
 ot_tensor *ot_far(ot *t, const ot_tensor *a);
 
 double ot_round(rg_dtype dtype, double x);  /* to nearest even */
@@ -74,8 +75,9 @@ void ot_set(ot_tensor *a, const double *x); /* dense, row-major; rounds */
 double *ot_get(ot *t, const ot_tensor *a);
 void ot_set_ints(ot_tensor *a, const int32_t *x);
 int32_t *ot_get_ints(ot *t, const ot_tensor *a);
-double ot_element(const ot_tensor *a, int64_t i);   /* i-th in row-major order */
-void ot_copy(ot_tensor *to, const ot_tensor *from); /* same shape, any strides; rounds if dtypes differ */
+double ot_element(const ot_tensor *a, int64_t i); /* i-th in row-major order */
+/* same shape, any strides; rounds if dtypes differ */
+void ot_copy(ot_tensor *to, const ot_tensor *from);
 
 void ot_fill_normal(ot *t, ot_tensor *a, double deviation);
 void ot_fill_outliers(ot *t, ot_tensor *a); /* N(0,1) + N(0,100)·Bernoulli(0.001) */
@@ -107,16 +109,16 @@ bool ot_has_in(const rg_op *op, const char *port);
 bool ot_has_attr(const rg_op *op, const char *attr);
 void ot_set_isa(ot_call *c, int isa); /* default: ot_isa() */
 
-/* Runs on `threads` threads; threads < 0: −threads simulated by one, tasks handed out in reverse. NULL, or
- * what was wrong. */
+/* Runs on `threads` threads; threads < 0: −threads simulated by one, tasks handed out in reverse.
+ * NULL, or what was wrong. */
 const char *ot_run(ot_call *c, int threads);
 /* Runs for each number of threads in turn and once in reverse order, then `repeats` times more,
  * each with another poison, and demands the same bits in all outputs. An output that
  * accumulates starts from the same contents. */
 const char *ot_run_repeated(ot_call *c, int repeats);
-/* For a backward op that is bound and ready: its gradients in fp32 must have the same bits whether the others
- * are wanted or not, and added to a sum on acc.* must give that sum plus the gradient (threads and repeats
- * bit-equal). Leaves the call's outputs bound elsewhere. */
+/* For a backward op that is bound and ready: its gradients in fp32 must have the same bits whether
+ * the others are wanted or not, and added to a sum on acc.* must give that sum plus the gradient
+ * (threads and repeats bit-equal). Leaves the call's outputs bound elsewhere. */
 const char *ot_check_sums(ot_call *c);
 /* Runs the call once as it is and once with every tensor of two rows or more stretched so
  * that its last row starts past 2^31 elements: same bits wanted. Does not suit calls that
@@ -140,11 +142,12 @@ bool ot_same_rows(const ot_tensor *a, int64_t row_a, const ot_tensor *b, int64_t
 /* Is everything in rows [from, to) positive zero bits? */
 bool ot_zero_rows(const ot_tensor *a, int64_t from, int64_t to);
 
-/* Top-k against the oracle: every row must be ascending, candidates first, −1 last, of the right count; an
- * index that differs must be a near-tie, |gap| <= 1e-5 · max(1, max_logit) relative to the larger score
- * (scores below `floor` are equal); at least `overlap` of all indices must agree. rows: live rows. NULL, or
- * what was wrong. */
-const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32_t *ref, const double *scores,
-                          int64_t nblock, double max_logit, double floor, double overlap);
+/* Top-k against the oracle: every row must be ascending, candidates first, −1 last, of the right
+ * count; an index that differs must be a near-tie, |gap| <= 1e-5 · max(1, max_logit) relative to
+ * the larger score (scores below `floor` are equal); at least `overlap` of all indices must agree.
+ * rows: live rows. NULL, or what was wrong. */
+const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32_t *ref,
+                          const double *scores, int64_t nblock, double max_logit, double floor,
+                          double overlap);
 
 #endif

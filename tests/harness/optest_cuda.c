@@ -1,7 +1,8 @@
-/* tests/harness/optest_cuda.c: the same op tests on a GPU. With REGRAPH_TEST_DEVICE=cuda every ot_run goes
- * through cuda_steps instead of run_cpu; nothing else of a test changes. With REGRAPH_TEST_RAW=1 too, outputs
- * and workspace hold nothing before the run and the workspace has no guards: compute-sanitizer is to find
- * what guards and poison would, and reads of what was never written besides. */
+/* tests/harness/optest_cuda.c: the same op tests on a GPU. With REGRAPH_TEST_DEVICE=cuda every
+ * ot_run goes through cuda_steps instead of run_cpu; nothing else of a test changes. With
+ * REGRAPH_TEST_RAW=1 too, outputs and workspace hold nothing before the run and the workspace has
+ * no guards: compute-sanitizer is to find what guards and poison would, and reads of what was never
+ * written besides. */
 #include "optest_internal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,8 @@ bool ot_on_gpu(void) {
 
 #ifndef REGRAPH_CUDA
 
-const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison) {
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
+                       int poison) {
   (void)call, (void)in, (void)nin, (void)out, (void)nout, (void)poison;
   c->status = RG_E_DEVICE;
   return "REGRAPH_TEST_DEVICE=cuda, but this build has no CUDA";
@@ -39,11 +41,11 @@ struct far {
 };
 enum { FAR_POOLS = 8 };
 
-#define CUDA(call)                                                                                           \
-  do {                                                                                                       \
-    cudaError_t code_ = (call);                                                                              \
-    if (code_ != cudaSuccess && !text)                                                                       \
-      text = ot_text(c->t, "%s: %s: %s", c->op->name, #call, cudaGetErrorString(code_));                     \
+#define CUDA(call)                                                                       \
+  do {                                                                                   \
+    cudaError_t code_ = (call);                                                          \
+    if (code_ != cudaSuccess && !text)                                                   \
+      text = ot_text(c->t, "%s: %s: %s", c->op->name, #call, cudaGetErrorString(code_)); \
   } while (0)
 
 static bool raw(void) {
@@ -68,7 +70,8 @@ static char *far_memory(ot_call *c, struct far *pool, size_t pitch, size_t row, 
       f->bytes = pitch * (size_t)rows;
       CUDA(cudaMalloc((void **)&f->device, f->bytes));
     }
-    if (text || f->pitch != pitch || f->bytes < pitch * (size_t)rows || f->used + row > pitch) continue;
+    if (text || f->pitch != pitch || f->bytes < pitch * (size_t)rows || f->used + row > pitch)
+      continue;
     f->used += row;
     return f->device + f->used - row;
   }
@@ -76,10 +79,10 @@ static char *far_memory(ot_call *c, struct far *pool, size_t pitch, size_t row, 
   return NULL;
 }
 
-/* Device address of the argument, whose block is mirrored once however many arguments look into it. A tensor
- * without a block (wrapped or far memory) is mirrored as the span of its rows. */
-static const char *mirror(ot_call *c, struct mirror *m, int *n, struct far *pool, const ot_tensor *a,
-                          rg_arg *arg, bool written) {
+/* Device address of the argument, whose block is mirrored once however many arguments look into it.
+ * A tensor without a block (wrapped or far memory) is mirrored as the span of its rows. */
+static const char *mirror(ot_call *c, struct mirror *m, int *n, struct far *pool,
+                          const ot_tensor *a, rg_arg *arg, bool written) {
   const char *text = NULL;
   char *host = a->block;
   size_t bytes = a->bytes;
@@ -100,12 +103,14 @@ static const char *mirror(ot_call *c, struct mirror *m, int *n, struct far *pool
   if (!a->block && a->arg.rank > 1 && bytes >= (size_t)1 << 30) {
     size_t size = rg_dtype_size(a->arg.dtype), pitch = (size_t)a->arg.stride[0] * size;
     x->owned = false;
-    x->device = far_memory(c, pool, pitch, bytes - (size_t)(a->arg.dim[0] - 1) * pitch, a->arg.dim[0], &text);
+    x->device = far_memory(c, pool, pitch, bytes - (size_t)(a->arg.dim[0] - 1) * pitch,
+                           a->arg.dim[0], &text);
   } else {
     CUDA(cudaMalloc((void **)&x->device, bytes ? bytes : 256));
   }
   if (text) return text;
-  size_t dense = (size_t)a->n * rg_dtype_size(a->arg.dtype), before = (size_t)((char *)a->arg.data - host);
+  size_t dense = (size_t)a->n * rg_dtype_size(a->arg.dtype),
+         before = (size_t)((char *)a->arg.data - host);
   if (a->block && written && raw() && before + dense <= bytes && is_dense(a)) {
     CUDA(cudaMemcpy(x->device, host, before, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(x->device + before + dense, host + before + dense, bytes - before - dense,
@@ -158,7 +163,8 @@ static const char *mirror_all(ot_call *c, struct mirror *m, int *n, struct far *
   return NULL;
 }
 
-const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison) {
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
+                       int poison) {
   struct mirror m[2 * OT_MAX_TENSORS];
   struct far pool[FAR_POOLS] = {0};
   rg_error error = {0};

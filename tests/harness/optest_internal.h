@@ -40,14 +40,16 @@ struct ot_call {
   int delta;
 };
 
-/* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too) and of a
- * poisoned workspace between guards, and copies what changed back. `call` holds shapes without data. NULL, or
- * what was wrong. */
-const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout, int poison);
+/* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too)
+ * and of a poisoned workspace between guards, and copies what changed back. `call` holds shapes
+ * without data. NULL, or what was wrong. */
+const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
+                       int poison);
 
 /* Address of the i-th element in row-major order. */
 void *ot_at(const ot_tensor *a, int64_t i);
-/* Elements r·n … r·n + n − 1 lie side by side, for every r; n > 0 divides the number of elements. */
+/* Elements r·n … r·n + n − 1 lie side by side, for every r; n > 0 divides the number of
+ * elements. */
 int64_t ot_side_by_side(const ot_tensor *a);
 
 #endif

@@ -1,5 +1,5 @@
-/* tests/harness/optest_sums.c: checks that take a whole call and vary it: gradients not wanted, gradients
- * added to a sum, rows that lie gigabytes apart. */
+/* tests/harness/optest_sums.c: checks that take a whole call and vary it: gradients not wanted,
+ * gradients added to a sum, rows that lie gigabytes apart. */
 #include "optest_internal.h"
 #include <string.h>
 #include <sys/mman.h>
@@ -9,7 +9,8 @@ static int sum_port(const rg_op *op, int out) {
   const char *name = op->out[out].name;
   if (strncmp(name, "d.", 2) != 0) return -1;
   for (int p = 0; p < op->nin; p++)
-    if (strncmp(op->in[p].name, "acc.", 4) == 0 && strcmp(op->in[p].name + 4, name + 2) == 0) return p;
+    if (strncmp(op->in[p].name, "acc.", 4) == 0 && strcmp(op->in[p].name + 4, name + 2) == 0)
+      return p;
   return -1;
 }
 
@@ -36,7 +37,8 @@ static const char *check_added(ot_call *c, ot_tensor *const *all) {
     c->out[i].tensor = sum[i] = NULL;
     if (!all[i]) continue;
     int port = sum_port(c->op, c->out[i].port);
-    if (port < 0) return ot_text(c->t, "%s has no sum for %s", c->op->name, c->op->out[c->out[i].port].name);
+    if (port < 0)
+      return ot_text(c->t, "%s has no sum for %s", c->op->name, c->op->out[c->out[i].port].name);
     start[i] = ot_like(c->t, all[i], NULL);
     ot_fill_normal(c->t, start[i], 1);
     c->out[i].tensor = sum[i] = ot_like(c->t, all[i], NULL);
@@ -77,7 +79,8 @@ const char *ot_check_sums(ot_call *c) {
 
 bool ot_far_possible(void) {
   size_t bytes = (size_t)64 << 30;
-  void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *at =
+      mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return false;
   munmap(at, bytes);
   return true;

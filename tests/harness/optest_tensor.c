@@ -1,4 +1,5 @@
-/* tests/harness/optest_tensor.c: memory, random numbers, tensors with guards and holes, comparison. */
+/* tests/harness/optest_tensor.c: memory, random numbers, tensors with guards and holes,
+ * comparison. */
 #include "optest_internal.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -202,7 +203,8 @@ ot_tensor *ot_like_as(ot *t, const ot_tensor *a, rg_dtype dtype) {
   return ot_new(t, dtype, a->arg.rank, a->arg.dim, NULL);
 }
 
-ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim, const int64_t *stride) {
+ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *dim,
+                   const int64_t *stride) {
   ot_tensor *a = ot_alloc(t, sizeof *a);
   a->arg.data = data;
   a->arg.dtype = dtype;
@@ -217,10 +219,12 @@ ot_tensor *ot_wrap(ot *t, void *data, rg_dtype dtype, int rank, const int64_t *d
 }
 
 ot_tensor *ot_far(ot *t, const ot_tensor *a) {
-  int64_t rows = a->arg.dim[0], step = (((int64_t)1 << 31) / (rows - 1) + 4096) & ~(int64_t)63; /* aligned */
+  /* aligned */
+  int64_t rows = a->arg.dim[0], step = (((int64_t)1 << 31) / (rows - 1) + 4096) & ~(int64_t)63;
   size_t bytes = (size_t)(step * rows) * rg_dtype_size(a->arg.dtype);
   if (t->nmap == MAX_MAPS) return NULL;
-  void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *at =
+      mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return NULL;
   t->map[t->nmap].at = at;
   t->map[t->nmap++].bytes = bytes;
@@ -242,7 +246,8 @@ void *ot_at(const ot_tensor *a, int64_t i) {
 
 int64_t ot_side_by_side(const ot_tensor *a) {
   int64_t n = 1;
-  for (int k = a->arg.rank - 1; k >= 0 && a->arg.stride[k] == n && a->arg.dim[k] > 0; k--) n *= a->arg.dim[k];
+  for (int k = a->arg.rank - 1; k >= 0 && a->arg.stride[k] == n && a->arg.dim[k] > 0; k--)
+    n *= a->arg.dim[k];
   return n;
 }
 
@@ -253,8 +258,9 @@ static int64_t row_size(const ot_tensor *a) {
 }
 
 /* Elements [from, to) of a, run by run: at points to n elements, of which the first is the i-th. */
-#define EACH_RUN(a, from, to, i, at, n)                                                                      \
-  for (int64_t i = (from), side_ = ot_side_by_side(a), n = side_ - i % side_; i < (to); i += n, n = side_)   \
+#define EACH_RUN(a, from, to, i, at, n)                                                 \
+  for (int64_t i = (from), side_ = ot_side_by_side(a), n = side_ - i % side_; i < (to); \
+       i += n, n = side_)                                                               \
     for (char *at = ot_at((a), i); at && (n = n < (to)-i ? n : (to)-i, true); at = NULL)
 
 void ot_set(ot_tensor *a, const double *x) {
@@ -354,8 +360,8 @@ bool ot_same_rows(const ot_tensor *a, int64_t row_a, const ot_tensor *b, int64_t
   if (run > other) run = other;
   if (run > w) run = w;
   for (int64_t i = 0; i < n * w; i += run)
-    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i), (size_t)run * rg_dtype_size(a->arg.dtype)) !=
-        0)
+    if (memcmp(ot_at(a, row_a * w + i), ot_at(b, row_b * w + i),
+               (size_t)run * rg_dtype_size(a->arg.dtype)) != 0)
       return false;
   return true;
 }
@@ -381,8 +387,9 @@ static bool contains(const int32_t *row, int64_t n, int32_t x) {
   return false;
 }
 
-const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32_t *ref, const double *scores,
-                          int64_t nblock, double max_logit, double floor, double overlap) {
+const char *ot_check_topk(ot *t, const ot_tensor *idx, int64_t rows, const int32_t *ref,
+                          const double *scores, int64_t nblock, double max_logit, double floor,
+                          double overlap) {
   int64_t heads = idx->arg.dim[1], top = idx->arg.dim[2], same = 0, total = 0;
   const int32_t *got = ot_get_ints(t, idx);
   double tolerance = 1e-5 * fmax(1, max_logit);

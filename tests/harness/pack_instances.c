@@ -182,7 +182,8 @@ void pack_instance(pack_family family, uint64_t seed, size_t n, rg_buffer *b) {
 bool pack_valid(const rg_buffer *b, size_t n, int64_t align, int64_t *peak) {
   *peak = 0;
   for (size_t i = 0; i < n; i++) {
-    if (b[i].offset + b[i].size > *peak) *peak = b[i].offset + b[i].size; /* also of what is never alive */
+    /* also of what is never alive */
+    if (b[i].offset + b[i].size > *peak) *peak = b[i].offset + b[i].size;
     if (b[i].size == 0 || b[i].lower == b[i].upper) continue;
     if (b[i].offset < 0 || b[i].offset % align != 0) return false;
     for (size_t j = 0; j < i; j++) {

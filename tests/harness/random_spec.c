@@ -27,7 +27,8 @@ rg_status rgi_random_spec(rg_context *ctx, uint64_t *state, int nodes, rg_spec *
     switch (rgi_draw(state, kind[a] == kind[b] ? 4 : 2)) {
     case 0:
       kind[i] = rgi_draw(state, 2);
-      rgi_buf_printf(&s, "\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w%d%d\"}}", a, kind[a], kind[i]);
+      rgi_buf_printf(&s, "\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w%d%d\"}}", a, kind[a],
+                     kind[i]);
       break;
     case 1: rgi_buf_printf(&s, "\"op\":\"silu\",\"in\":{\"x\":\"x%d\"}}", a); break;
     case 2: rgi_buf_printf(&s, "\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"}}", a, b); break;

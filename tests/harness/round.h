@@ -1,5 +1,5 @@
-/* tests/harness/round.h: which seeds a random test draws. Plain runs (and CI) draw round 0; tests/soak.sh
- * goes on from there with REGRAPH_ROUND=1, 2, …, each as many seeds further.
+/* tests/harness/round.h: which seeds a random test draws. Plain runs (and CI) draw round 0;
+   tests/soak.sh goes on from there with REGRAPH_ROUND=1, 2, …, each as many seeds further.
  */
 #ifndef ROUND_H
 #define ROUND_H

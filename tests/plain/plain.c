@@ -1,5 +1,5 @@
-/* tests/plain/plain.c: runs all tests of an executable in order, or those whose SUITE/NAME has one of the
- * arguments in it (is the argument, where a test has just that name), in one process; see
+/* tests/plain/plain.c: runs all tests of an executable in order, or those whose SUITE/NAME has one
+ * of the arguments in it (is the argument, where a test has just that name), in one process; see
  * criterion/criterion.h here. --list first only names them. */
 #include <criterion/criterion.h>
 #include <stdarg.h>
@@ -15,7 +15,8 @@ void plain_add(plain_test *test) {
   last = &test->next;
 }
 
-void plain_check(bool holds, const char *text, const char *file, int line, const char *format, ...) {
+void plain_check(bool holds, const char *text, const char *file, int line, const char *format,
+                 ...) {
   if (holds) return;
   va_list args;
   fprintf(stderr, "%s:%d: %s: ", file, line, text);
@@ -41,7 +42,8 @@ static bool is_name(const char *text) {
 
 static bool wanted(int argc, char **argv, const plain_test *t) {
   for (int i = 1; i < argc; i++)
-    if (is_name(argv[i]) ? strcmp(full_name(t), argv[i]) == 0 : strstr(full_name(t), argv[i]) != NULL)
+    if (is_name(argv[i]) ? strcmp(full_name(t), argv[i]) == 0
+                         : strstr(full_name(t), argv[i]) != NULL)
       return true;
   return argc < 2;
 }

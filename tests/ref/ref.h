@@ -1,11 +1,11 @@
-/* tests/ref/ref.h: the oracle. Every stock op, forward and backward, naively and in fp64, written from the
- * semantics page alone; shares no code with ops/.
- *
- * All float tensors are dense, row-major arrays of double that hold values already rounded to their storage
- * type. cu are the sequence starts [B+1]. Rows past the last live token (and rows that belong to no block, of
- * compressed tensors) are never read and come out as zero. Output pointers may be NULL where a gradient is
- * not wanted. Gradients overwrite, they do not accumulate. Nothing here is fast, and nothing fails but for
- * host memory (then it aborts).
+/* tests/ref/ref.h: the oracle. Every stock op, forward and backward, naively and in fp64, written
+   from the semantics page alone; shares no code with ops/.
+
+   All float tensors are dense, row-major arrays of double that hold values already rounded to their
+   storage type. cu are the sequence starts [B+1]. Rows past the last live token (and rows that
+   belong to no block, of compressed tensors) are never read and come out as zero. Output pointers
+   may be NULL where a gradient is not wanted. Gradients overwrite, they do not accumulate. Nothing
+   here is fast, and nothing fails but for host memory (then it aborts).
  */
 #ifndef REF_H
 #define REF_H
@@ -47,8 +47,8 @@ typedef struct ref_attn {
 /* o [T, H, DV], lse [T, H] (rows of no sequence: o = 0, lse = 0) */
 void ref_attn_forward(const ref_attn *a, double *o, double *lse);
 /* d_o [T, H, DV]; d_lse [T, H] or NULL; dq, dk, dv as q, k, v; dsinks [H] */
-void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk,
-                       double *dv, double *dsinks);
+void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq,
+                       double *dk, double *dv, double *dsinks);
 
 /* ---- compress_kv, K or V on its own ----
  *
@@ -69,8 +69,7 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride);
 void ref_compress_forward(const ref_compress *a, double *y);
 void ref_compress_backward(const ref_compress *a, const double *dy, double *dx, double *dw);
 
-/* ---- topk
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- topk ------------------------------------------------------------------------------------ */
 
 typedef struct ref_topk {
   int64_t T, TK, B, H, KH, D;
@@ -83,9 +82,11 @@ typedef struct ref_topk {
   bool dot; /* rank by the raw product, summed over the group */
 } ref_topk;
 
-/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i / block
- * (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit| met. */
-void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock, double *max_logit);
+/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i
+ * / block (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit|
+ * met. */
+void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock,
+                      double *max_logit);
 
 /* ---- combine and merge; `rows` live rows of T ---- */
 
@@ -96,43 +97,43 @@ void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_
                          const double *const *o, const double *gate, double *out);
 /* d_o: n arrays; dgate [T, H, n] */
 void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
-                          const double *const *o, const double *gate, const double *dout, double *const *d_o,
-                          double *dgate);
+                          const double *const *o, const double *gate, const double *dout,
+                          double *const *d_o, double *dgate);
 /* out = Σ exp(lse_n − lse) o_n, lse = log Σ exp lse_n; all −inf: 0 and −inf */
 void ref_merge_forward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
                        const double *const *lse, double *out, double *out_lse);
 /* dlse may be NULL (zero) */
-void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                        const double *const *lse, const double *dout, const double *dlse, double *const *d_o,
-                        double *const *d_lse);
+void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                        const double *const *o, const double *const *lse, const double *dout,
+                        const double *dlse, double *const *d_o, double *const *d_lse);
 
-/* ---- rows and elements
- * ------------------------------------------------------------------------------------------ */
+/* ---- rows and elements ----------------------------------------------------------------------- */
 
 /* y [T, out] = x [T, in] · wᵀ [out, in] + b [out] (b may be NULL) */
-void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
-                        const double *b, double *y);
-void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
-                         const double *dy, double *dx, double *dw, double *db);
-/* Rotates the pairs (c, c + D/2) by position · theta^(−2c/D); position from the sequence, plus q_offset[b] if
- * given. inverse: the other way round, which is also the backward. */
+void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,
+                        const double *w, const double *b, double *y);
+void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,
+                         const double *w, const double *dy, double *dx, double *dw, double *db);
+/* Rotates the pairs (c, c + D/2) by position · theta^(−2c/D); position from the sequence, plus
+ * q_offset[b] if given. inverse: the other way round, which is also the backward. */
 void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu,
               const int32_t *q_offset, bool inverse, const double *x, double *y);
 /* y = x / sqrt(mean x² + eps) · w over the last axis; w [D] may be NULL */
-void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
-                         double *y);
-void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
-                          const double *dy, double *dx, double *dw);
+void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                         const double *w, double *y);
+void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                          const double *w, const double *dy, double *dx, double *dw);
 /* Elementwise over n, of which the first `live` count. */
 void ref_add(int64_t n, int64_t live, const double *a, const double *b, double *y);
 void ref_mul(int64_t n, int64_t live, const double *a, const double *b, double *y);
-void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b, const double *dy, double *da,
-                      double *db);
+void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b, const double *dy,
+                      double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */
 void ref_cast(int64_t n, int64_t live, const double *x, double *y);
 /* y [outer, Σ width[i]] from x[i] [outer, width[i]] */
-void ref_concat(int64_t outer, int64_t live, int n, const int64_t *width, const double *const *x, double *y);
+void ref_concat(int64_t outer, int64_t live, int n, const int64_t *width, const double *const *x,
+                double *y);
 
 #endif

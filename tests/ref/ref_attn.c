@@ -1,5 +1,5 @@
-/* tests/ref/ref_attn.c: attention and its gradient, one row at a time, with "is this key visible" as the only
- * thing that tells the three attention ops apart. */
+/* tests/ref/ref_attn.c: attention and its gradient, one row at a time, with "is this key visible"
+ * as the only thing that tells the three attention ops apart. */
 #include "ref.h"
 #include <math.h>
 #include <stdlib.h>
@@ -11,7 +11,8 @@ static void *need(size_t n) {
   return p;
 }
 
-/* One query row: token t of sequence b, at position i, head h; its keys are rows key0 … key0 + nkey − 1. */
+/* One query row: token t of sequence b, at position i, head h; its keys are rows key0 … key0 + nkey
+ * − 1. */
 typedef struct row {
   int64_t t, b, i, h, kh, key0, nkey;
 } row;
@@ -69,7 +70,8 @@ static double logits(const ref_attn *a, const row *r, double *s) {
 }
 
 /* p = exp(s − lse), the output row, both zero if nothing is visible. */
-static void softmax_row(const ref_attn *a, const row *r, const double *s, double lse, double *p, double *o) {
+static void softmax_row(const ref_attn *a, const row *r, const double *s, double lse, double *p,
+                        double *o) {
   memset(o, 0, (size_t)a->DV * sizeof *o);
   for (int64_t j = 0; j < r->nkey; j++) {
     p[j] = s[j] == -INFINITY ? 0 : exp(s[j] - lse);
@@ -98,10 +100,11 @@ void ref_attn_forward(const ref_attn *a, double *o, double *lse) {
   free(s);
 }
 
-/* Gradients of one row, added up: ds_j = p_j (d_o·v_j − d_o·o + d_lse), through the softcap, onto q and k. */
-static void backward_row(const ref_attn *a, const row *r, const double *s, const double *p, const double *o,
-                         const double *d_o, double d_lse, double lse, double *dq, double *dk, double *dv,
-                         double *dsinks) {
+/* Gradients of one row, added up: ds_j = p_j (d_o·v_j − d_o·o + d_lse), through the softcap, onto q
+ * and k. */
+static void backward_row(const ref_attn *a, const row *r, const double *s, const double *p,
+                         const double *o, const double *d_o, double d_lse, double lse, double *dq,
+                         double *dk, double *dv, double *dsinks) {
   double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D), delta = 0;
   const double *q = a->q + (r->t * a->H + r->h) * a->D;
   for (int64_t c = 0; c < a->DV; c++) delta += d_o[c] * o[c];
@@ -120,9 +123,10 @@ static void backward_row(const ref_attn *a, const row *r, const double *s, const
   }
 }
 
-void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq, double *dk,
-                       double *dv, double *dsinks) {
-  double *s = need((size_t)(2 * (a->TK + 1) + a->DV) * sizeof *s), *p = s + a->TK + 1, *o = p + a->TK + 1;
+void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse, double *dq,
+                       double *dk, double *dv, double *dsinks) {
+  double *s = need((size_t)(2 * (a->TK + 1) + a->DV) * sizeof *s), *p = s + a->TK + 1,
+         *o = p + a->TK + 1;
   if (dq) memset(dq, 0, (size_t)(a->T * a->H * a->D) * sizeof *dq);
   if (dk) memset(dk, 0, (size_t)(a->TK * a->KH * a->D) * sizeof *dk);
   if (dv) memset(dv, 0, (size_t)(a->TK * a->KH * a->DV) * sizeof *dv);
@@ -138,7 +142,8 @@ void ref_attn_backward(const ref_attn *a, const double *d_o, const double *d_lse
         double lse = logits(a, &r, s);
         if (lse == -INFINITY) continue;
         softmax_row(a, &r, s, lse, p, o);
-        backward_row(a, &r, s, p, o, d_o + at * a->DV, d_lse ? d_lse[at] : 0, lse, dq, dk, dv, dsinks);
+        backward_row(a, &r, s, p, o, d_o + at * a->DV, d_lse ? d_lse[at] : 0, lse, dq, dk, dv,
+                     dsinks);
       }
   }
   free(s);

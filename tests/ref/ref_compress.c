@@ -55,8 +55,8 @@ void ref_compress_forward(const ref_compress *a, double *y) {
 }
 
 /* Sends gradient g of project(t, h, o) to W and x. */
-static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_t o, double g, double *dx,
-                             double *dw) {
+static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_t o, double g,
+                             double *dx, double *dw) {
   for (int64_t n = 0; n < a->kernel; n++)
     for (int64_t c = 0; c < a->D; c++) {
       int64_t wi = o * a->kernel * a->D + n * a->D + c, xi = ((t + n) * a->KH + h) * a->D + c;

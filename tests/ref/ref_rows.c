@@ -1,4 +1,5 @@
-/* tests/ref/ref_rows.c: what works row by row or element by element, and the two ops that join branches. */
+/* tests/ref/ref_rows.c: what works row by row or element by element, and the two ops that join
+ * branches. */
 #include "ref.h"
 #include <math.h>
 #include <string.h>
@@ -36,12 +37,13 @@ void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_
   clear(out, T * H * D);
   for (int64_t r = 0; r < rows * H; r++)
     for (int m = 0; m < n; m++)
-      for (int64_t c = 0; c < D; c++) out[r * D + c] += weight(act, gate + r * n, n, m) * o[m][r * D + c];
+      for (int64_t c = 0; c < D; c++)
+        out[r * D + c] += weight(act, gate + r * n, n, m) * o[m][r * D + c];
 }
 
 void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
-                          const double *const *o, const double *gate, const double *dout, double *const *d_o,
-                          double *dgate) {
+                          const double *const *o, const double *gate, const double *dout,
+                          double *const *d_o, double *dgate) {
   for (int m = 0; d_o && m < n; m++) clear(d_o[m], T * H * D);
   clear(dgate, T * H * n);
   for (int64_t r = 0; r < rows * H; r++)
@@ -51,7 +53,8 @@ void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64
         dot += dout[r * D + c] * o[m][r * D + c];
         if (d_o && d_o[m]) d_o[m][r * D + c] = weight(act, gate + r * n, n, m) * dout[r * D + c];
       }
-      for (int k = 0; dgate && k < n; k++) dgate[r * n + k] += dot * weight_slope(act, gate + r * n, n, m, k);
+      for (int k = 0; dgate && k < n; k++)
+        dgate[r * n + k] += dot * weight_slope(act, gate + r * n, n, m, k);
     }
 }
 
@@ -81,9 +84,9 @@ void ref_merge_forward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, con
   }
 }
 
-void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, const double *const *o,
-                        const double *const *lse, const double *dout, const double *dlse, double *const *d_o,
-                        double *const *d_lse) {
+void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n,
+                        const double *const *o, const double *const *lse, const double *dout,
+                        const double *dlse, double *const *d_o, double *const *d_lse) {
   for (int m = 0; m < n; m++) {
     if (d_o) clear(d_o[m], T * H * D);
     if (d_lse) clear(d_lse[m], T * H);
@@ -91,7 +94,8 @@ void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, co
   for (int64_t r = 0; r < rows * H; r++) {
     double total = merged_lse(n, lse, r), delta = 0;
     for (int m = 0; m < n; m++)
-      for (int64_t c = 0; c < D; c++) delta += share(lse[m][r], total) * dout[r * D + c] * o[m][r * D + c];
+      for (int64_t c = 0; c < D; c++)
+        delta += share(lse[m][r], total) * dout[r * D + c] * o[m][r * D + c];
     for (int m = 0; m < n; m++) {
       double w = share(lse[m][r], total), dot = 0;
       for (int64_t c = 0; c < D; c++) {
@@ -105,8 +109,8 @@ void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, co
 
 /* ---- linear ---- */
 
-void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
-                        const double *b, double *y) {
+void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,
+                        const double *w, const double *b, double *y) {
   clear(y, T * out);
   for (int64_t t = 0; t < rows; t++)
     for (int64_t o = 0; o < out; o++) {
@@ -116,8 +120,8 @@ void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const 
     }
 }
 
-void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x, const double *w,
-                         const double *dy, double *dx, double *dw, double *db) {
+void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,
+                         const double *w, const double *dy, double *dx, double *dw, double *db) {
   clear(dx, T * in);
   clear(dw, out * in);
   clear(db, out);
@@ -157,8 +161,8 @@ static double inverse_rms(const double *x, int64_t D, double eps) {
   return 1 / sqrt(sum / (double)D + eps);
 }
 
-void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
-                         double *y) {
+void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                         const double *w, double *y) {
   clear(y, n * D);
   for (int64_t r = 0; r < live; r++) {
     double inv = inverse_rms(x + r * D, D, eps);
@@ -166,8 +170,8 @@ void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const d
   }
 }
 
-void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x, const double *w,
-                          const double *dy, double *dx, double *dw) {
+void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                          const double *w, const double *dy, double *dx, double *dw) {
   clear(dx, n * D);
   clear(dw, D);
   for (int64_t r = 0; r < live; r++) {
@@ -176,7 +180,8 @@ void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const 
     for (int64_t c = 0; c < D; c++) dot += g[c] * (w ? w[c] : 1) * xr[c];
     for (int64_t c = 0; c < D; c++) {
       if (dw) dw[c] += g[c] * xr[c] * inv;
-      if (dx) dx[r * D + c] = inv * g[c] * (w ? w[c] : 1) - inv * inv * inv / (double)D * dot * xr[c];
+      if (dx)
+        dx[r * D + c] = inv * g[c] * (w ? w[c] : 1) - inv * inv * inv / (double)D * dot * xr[c];
     }
   }
 }
@@ -193,8 +198,8 @@ void ref_mul(int64_t n, int64_t live, const double *a, const double *b, double *
   for (int64_t i = 0; i < live; i++) y[i] = a[i] * b[i];
 }
 
-void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b, const double *dy, double *da,
-                      double *db) {
+void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b, const double *dy,
+                      double *da, double *db) {
   if (da) ref_mul(n, live, dy, b, da);
   if (db) ref_mul(n, live, dy, a, db);
 }
@@ -217,7 +222,8 @@ void ref_cast(int64_t n, int64_t live, const double *x, double *y) {
   for (int64_t i = 0; i < live; i++) y[i] = x[i];
 }
 
-void ref_concat(int64_t outer, int64_t live, int n, const int64_t *width, const double *const *x, double *y) {
+void ref_concat(int64_t outer, int64_t live, int n, const int64_t *width, const double *const *x,
+                double *y) {
   int64_t total = 0, at = 0;
   for (int i = 0; i < n; i++) total += width[i];
   clear(y, outer * total);

@@ -6,8 +6,8 @@
 /* Overlap of the token ranges of compressed block j and selection block b. */
 static int64_t overlap(const ref_topk *a, int64_t j, int64_t b) {
   int64_t lo = j * a->stride > b * a->block ? j * a->stride : b * a->block;
-  int64_t hi =
-      j * a->stride + a->kernel < (b + 1) * a->block ? j * a->stride + a->kernel : (b + 1) * a->block;
+  int64_t hi = j * a->stride + a->kernel < (b + 1) * a->block ? j * a->stride + a->kernel
+                                                              : (b + 1) * a->block;
   return hi > lo ? hi - lo : 0;
 }
 
@@ -19,8 +19,8 @@ static double product(const ref_topk *a, int64_t t, int64_t h, int64_t key) {
 }
 
 /* p[j], summed over the query heads of KV head kh, for every block the row sees (0 elsewhere). */
-static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0, int64_t nkey,
-                          double *p, double *max_logit) {
+static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0,
+                          int64_t nkey, double *p, double *max_logit) {
   int64_t g = a->H / a->KH;
   double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D);
   for (int64_t j = 0; j < nkey; j++) {
@@ -35,8 +35,8 @@ static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, i
   }
 }
 
-static double block_score(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0, int64_t nkey,
-                          const double *p, int64_t b) {
+static double block_score(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0,
+                          int64_t nkey, const double *p, int64_t b) {
   double score = 0;
   if (a->dot) {
     int64_t g = a->H / a->KH;
@@ -55,7 +55,8 @@ static bool before(double x, double y) {
   return isnan(y) ? !isnan(x) : x > y;
 }
 
-void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock, double *max_logit) {
+void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock,
+                      double *max_logit) {
   const int32_t *cu_k = a->cu_k ? a->cu_k : a->cu;
   double *p = calloc((size_t)a->TK + 1, sizeof *p), logit = 0;
   int64_t most = a->TK + a->T + 1; /* more blocks than any row has */
@@ -69,7 +70,8 @@ void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t n
     for (int64_t t = a->cu[b]; t < a->cu[b + 1]; t++)
       for (int64_t kh = 0; kh < a->KH; kh++) {
         int64_t i = t - a->cu[b] + (a->q_offset ? a->q_offset[b] : 0), own = i / a->block, left;
-        int64_t key0 = cu_k[b] / a->stride, nkey = ref_blocks(cu_k[b + 1] - cu_k[b], a->kernel, a->stride);
+        int64_t key0 = cu_k[b] / a->stride,
+                nkey = ref_blocks(cu_k[b + 1] - cu_k[b], a->kernel, a->stride);
         if (!a->dot) probabilities(a, t, i, kh, key0, nkey, p, &logit);
         for (int64_t c = 0; c <= own; c++) {
           bool forced = c < a->init || c > own - a->local;

@@ -16,7 +16,7 @@ static const int shorts[] = {100, 300, 64, 129, 200, 31, 500, 176, -1},
 /* 300 of 5 and 2000 of 1: more sequences than one would write down. */
 static const int fives[] = {300, 5, -2}, ones[] = {2000, 1, -2};
 
-#define NSA(name, KH, G, D, DV, dtype, pack, dead, pattern, set)                                             \
+#define NSA(name, KH, G, D, DV, dtype, pack, dead, pattern, set) \
   { name, "nsa", KH, G, D, DV, dtype, pack, dead, pattern, 0, set }
 
 const stress_case stress_cases[] = {
@@ -27,7 +27,8 @@ const stress_case stress_cases[] = {
     NSA("nsa-16/1-64", 1, 16, 64, 64, "bf16", edges, 0, SHARED, "block=32 top_n=4"),
     NSA("nsa-16/2-64-f16", 2, 8, 64, 64, "f16", shorts, 1, SCATTERED, NULL),
     NSA("nsa-16/1-96", 1, 16, 96, 96, "bf16", shorts, 0, SCATTERED, "block=32 top_n=3"),
-    NSA("nsa-8/1-96-f16", 1, 8, 96, 96, "f16", edges, 2, CORRELATED, "kernel=16 stride=8 block=32 top_n=4"),
+    NSA("nsa-8/1-96-f16", 1, 8, 96, 96, "f16", edges, 2, CORRELATED,
+        "kernel=16 stride=8 block=32 top_n=4"),
     NSA("nsa-16/2-256", 2, 8, 256, 256, "bf16", shorts, 0, SCATTERED, NULL),
     NSA("nsa-16/1-256-f16", 1, 16, 256, 256, "f16", edges, 0, SHARED, "block=32 top_n=4"),
     NSA("nsa-4/4-128", 4, 1, 128, 128, "bf16", edges, 7, CORRELATED, "block=32 top_n=4"),
@@ -42,14 +43,18 @@ const stress_case stress_cases[] = {
     NSA("nsa-4/2-36/20", 2, 2, 36, 20, "bf16", edges, 3, CORRELATED, "block=32 top_n=4"),
     NSA("nsa-4/2-40/24-f32", 2, 2, 40, 24, "f32", edges, 0, SCATTERED, "block=32 top_n=4"),
     {"layer-16/1-128", "nsa_layer", 1, 16, 128, 128, "bf16", shorts, 4, SCATTERED, 2048, NULL},
-    {"layer-8/2-64-f16", "nsa_layer", 2, 4, 64, 64, "f16", edges, 0, CORRELATED, 520, "block=32 top_n=4"},
-    {"layer-6/2-40-f32", "nsa_layer", 2, 3, 40, 40, "f32", edges, 1, SCATTERED, 72, "block=32 top_n=4"},
+    {"layer-8/2-64-f16", "nsa_layer", 2, 4, 64, 64, "f16", edges, 0, CORRELATED, 520,
+     "block=32 top_n=4"},
+    {"layer-6/2-40-f32", "nsa_layer", 2, 3, 40, 40, "f32", edges, 1, SCATTERED, 72,
+     "block=32 top_n=4"},
     {"linear-16/1-128", "nsa_linear", 1, 16, 128, 128, "bf16", shorts, 4, SCATTERED, 0, NULL},
-    {"linear-8/2-64-f16", "nsa_linear", 2, 4, 64, 64, "f16", edges, 0, SHARED, 0, "block=32 top_n=4"},
+    {"linear-8/2-64-f16", "nsa_linear", 2, 4, 64, 64, "f16", edges, 0, SHARED, 0,
+     "block=32 top_n=4"},
     {"moba-16-128", "moba", 0, 16, 128, 128, "bf16", shorts, 4, SCATTERED, 0, "block=64"},
     {"moba-8-64-long-f16", "moba", 0, 8, 64, 64, "f16", two, 0, CORRELATED, 0, NULL},
     {"window-32/8-128", "sliding_window", 8, 4, 128, 128, "bf16", shorts, 4, SCATTERED, 0, NULL},
-    {"window-64/4-64-f16", "sliding_window", 4, 16, 64, 64, "f16", edges, 0, SCATTERED, 0, "window=31"},
+    {"window-64/4-64-f16", "sliding_window", 4, 16, 64, 64, "f16", edges, 0, SCATTERED, 0,
+     "window=31"},
     {"window-16/16-96", "sliding_window", 16, 1, 96, 96, "bf16", fives, 0, SCATTERED, 0, NULL},
     {"dense-32/8-128", "dense_causal", 8, 4, 128, 128, "bf16", shorts, 4, SCATTERED, 0, NULL},
     {"dense-16/2-256", "dense_causal", 2, 8, 256, 256, "bf16", edges, 0, SCATTERED, 0, NULL},

@@ -49,6 +49,6 @@ covers slc_attn 'selected blocks, by keys'
 covers slc_attn.bwd 'selected blocks, by keys'
 covers slc_attn.bwd 'plain: head width'
 covers topk wgmma
-covers topk 'plain: width'
+covers topk 'plain: head width'
 for op in compress_kv linear; do covers $op wgmma && covers $op.bwd wgmma; done
 exit $failed

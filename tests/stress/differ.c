@@ -41,12 +41,13 @@ static void relate(float *x, const stress_shape *s, int64_t width, stress_patter
     }
 }
 
-void stress_fill(const rg_tensor_info *t, const stress_shape *s, stress_pattern pattern, uint64_t seed,
-                 void *data) {
+void stress_fill(const rg_tensor_info *t, const stress_shape *s, stress_pattern pattern,
+                 uint64_t seed, void *data) {
   const int64_t n = elements(t);
   memset(data, 0, (size_t)t->bytes);
   if (t->seqlens) {
-    for (int64_t b = 0; b < s->B; b++) ((int32_t *)data)[b + 1] = ((int32_t *)data)[b] + s->length[b];
+    for (int64_t b = 0; b < s->B; b++)
+      ((int32_t *)data)[b + 1] = ((int32_t *)data)[b] + s->length[b];
     return;
   }
   if (t->accumulates)
@@ -103,7 +104,8 @@ static void print_value(const rg_tensor_info *t, const char *at) {
 /* "[103, 5]" of the row's axes, and where in the pack axis 0 is. */
 static void print_row(const rg_tensor_info *t, const stress_shape *s, int64_t row) {
   int64_t at[8] = {0};
-  for (int a = t->rank - 2, left = (int)row; a >= 0; left /= (int)t->dim[a--]) at[a] = left % t->dim[a];
+  for (int a = t->rank - 2, left = (int)row; a >= 0; left /= (int)t->dim[a--])
+    at[a] = left % t->dim[a];
   printf("    row [");
   for (int a = 0; a + 1 < t->rank; a++) printf("%s%lld", a ? ", " : "", (long long)at[a]);
   printf("]");
@@ -117,8 +119,8 @@ static void print_row(const rg_tensor_info *t, const stress_shape *s, int64_t ro
     printf(", a dead row");
 }
 
-void stress_differ(const rg_tensor_info *t, const stress_shape *s, const char *what, const void *was,
-                   const void *is) {
+void stress_differ(const rg_tensor_info *t, const stress_shape *s, const char *what,
+                   const void *was, const void *is) {
   const int64_t n = elements(t), size = (int64_t)rg_dtype_size(t->dtype),
                 width = t->rank ? t->dim[t->rank - 1] : 1, rows = width ? n / width : 0;
   const char *x = was, *y = is;
@@ -131,7 +133,8 @@ void stress_differ(const rg_tensor_info *t, const stress_shape *s, const char *w
   }
   printf("  %s, %s [", what, rg_dtype_name(t->dtype));
   for (int a = 0; a < t->rank; a++) printf("%s%lld", a ? ", " : "", (long long)t->dim[a]);
-  printf("]: %lld of %lld elements in %lld rows\n", (long long)bad, (long long)n, (long long)bad_rows);
+  printf("]: %lld of %lld elements in %lld rows\n", (long long)bad, (long long)n,
+         (long long)bad_rows);
   for (int64_t r = 0, shown = 0; r < rows && shown < ROWS_SHOWN; r++) {
     int64_t first = -1, last = 0, count = 0;
     for (int64_t k = 0; k < width; k++)

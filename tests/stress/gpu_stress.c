@@ -30,7 +30,11 @@
 #include <string.h>
 #include <time.h>
 
-enum { MOST_TENSORS = 64, MOST_RUNS = 8, SHOWN = 4 /* differing runs of a case that are printed */ };
+enum {
+  MOST_TENSORS = 64,
+  MOST_RUNS = 8,
+  SHOWN = 4 /* differing runs of a case that are printed */
+};
 static const double VISIT_SECONDS = 0.15;
 
 /* ---- ways to run a case ---- */
@@ -84,7 +88,8 @@ static struct options {
   double seconds;
   long seed, order, flip;
   bool fresh, small, list;
-} options = {.device = "cuda", .examples = RG_SOURCE_DIR "/examples", .seconds = 10, .seed = 1, .flip = -1};
+} options = {
+    .device = "cuda", .examples = RG_SOURCE_DIR "/examples", .seconds = 10, .seed = 1, .flip = -1};
 
 static rg_context *ctx;
 static long runs;          /* of the process */
@@ -128,7 +133,8 @@ static void open_spec(visited *v) {
   rg_error e = {0};
   stress_shape_of(v->c, options.small, &v->shape);
   snprintf(path, sizeof path, "%s/%s.json", options.examples, v->c->spec);
-  check(rg_spec_load_file(ctx, path, v->shape.set, (size_t)v->shape.nset, &v->spec, &e), &e, v->c->name);
+  check(rg_spec_load_file(ctx, path, v->shape.set, (size_t)v->shape.nset, &v->spec, &e), &e,
+        v->c->name);
 }
 
 /* NULL: the spec has nothing that the policy could do. */
@@ -137,10 +143,15 @@ static rg_plan *make_plan(const visited *v, const struct way *w, const char *dev
   rg_policy *policy = NULL;
   rg_plan *plan = NULL;
   const rg_binding set[] = {{"T", v->shape.T, NULL}, {"B", v->shape.B, NULL}};
-  const rg_plan_options o = {
-      .set = set, .nset = 2, .device = device, .threads = 1, .no_grad = w->no_grad, .pack_seconds = 0.05};
+  const rg_plan_options o = {.set = set,
+                             .nset = 2,
+                             .device = device,
+                             .threads = 1,
+                             .no_grad = w->no_grad,
+                             .pack_seconds = 0.05};
   if (w->policy)
-    check(rg_policy_load_text(ctx, w->policy, strlen(w->policy), "policy", &policy, &e), &e, w->name);
+    check(rg_policy_load_text(ctx, w->policy, strlen(w->policy), "policy", &policy, &e), &e,
+          w->name);
   const rg_status status = rg_plan_create(v->spec, policy, &o, &plan, &e);
   rg_policy_destroy(policy);
   if (status != RG_E_POLICY) check(status, &e, v->c->name);
@@ -168,7 +179,8 @@ typedef struct live {
 
 static const void *input_data(visited *v, const rg_tensor_info *t) {
   for (int i = 0; i < v->ninput; i++)
-    if (v->input[i].info.role == t->role && strcmp(v->input[i].name, t->name) == 0) return v->input[i].data;
+    if (v->input[i].info.role == t->role && strcmp(v->input[i].name, t->name) == 0)
+      return v->input[i].data;
   if (v->ninput == MOST_TENSORS) fail("FAILED %s: too many tensors", v->c->name);
   input *x = &v->input[v->ninput++];
   *x = (input){.info = *t, .data = allocate((size_t)t->bytes)};
@@ -204,9 +216,9 @@ static void open_live(visited *v, int way, live *x) {
   const rg_session_options so = {.eager = ways[way].eager};
   check(rg_session_create(plan, &so, &x->session, &e), &e, v->c->name);
   for (int i = 0; i < x->n; i++)
-    check(
-        rg_session_bind(x->session, x->info[i].role, x->info[i].name, x->at[i], (size_t)x->info[i].bytes, &e),
-        &e, v->c->name);
+    check(rg_session_bind(x->session, x->info[i].role, x->info[i].name, x->at[i],
+                          (size_t)x->info[i].bytes, &e),
+          &e, v->c->name);
 }
 
 static void close_live(const rg_plan *plan, live *x) {
@@ -245,7 +257,8 @@ static void first_result(visited *v, const rg_tensor_info *t, const char *name, 
 static void write_file(const visited *v, const char *name, const char *which, const void *data,
                        int64_t bytes) {
   char path[1200];
-  snprintf(path, sizeof path, "%s/%s.%ld.%s.%s", options.dump, v->c->name, options.order, name, which);
+  snprintf(path, sizeof path, "%s/%s.%ld.%s.%s", options.dump, v->c->name, options.order, name,
+           which);
   for (char *p = path + strlen(options.dump) + 1; *p; p++)
     if (*p == '/') *p = '-';
   FILE *f = fopen(path, "wb");
@@ -282,7 +295,8 @@ static void look_inside(visited *v, int way, const live *x, bool compare) {
     rg_tensor_info info = {.dtype = t->dtype, .rank = t->rank, .bytes = rgi_bytes(t)};
     rg_error e = {0};
     result *r = find_result(v, t->name, true);
-    if (g->tensor[rgi_owner(g, i)].region != RGI_R_SAVED || rgi_owner(g, i) != i || !r != !compare) continue;
+    if (g->tensor[rgi_owner(g, i)].region != RGI_R_SAVED || rgi_owner(g, i) != i || !r != !compare)
+      continue;
     for (int a = 0; a < t->rank; a++) info.dim[a] = t->dim[a].c;
     make_room(info.bytes);
     check(rg_session_read(x->session, t->name, got, (size_t)info.bytes, &e), &e, v->c->name);
@@ -294,8 +308,8 @@ static void look_inside(visited *v, int way, const live *x, bool compare) {
 }
 
 static void say_what(const visited *v, int way, bool fresh) {
-  printf("DIFFER %s, process %ld, run %ld, %s, %s\n", v->c->name, options.order, v->runs, ways[way].name,
-         fresh ? "new addresses" : "same addresses");
+  printf("DIFFER %s, process %ld, run %ld, %s, %s\n", v->c->name, options.order, v->runs,
+         ways[way].name, fresh ? "new addresses" : "same addresses");
 }
 
 static void compare(visited *v, int way, const live *x, bool fresh, bool look) {
@@ -321,8 +335,8 @@ static void compare(visited *v, int way, const live *x, bool fresh, bool look) {
   if (look || (any && v->differ < SHOWN)) look_inside(v, way, x, any);
   if (any && options.dump)
     for (int i = 0; i < v->ninput; i++)
-      write_file(v, v->input[i].name, v->input[i].info.role == RG_INPUT ? "in" : "grad", v->input[i].data,
-                 v->input[i].info.bytes);
+      write_file(v, v->input[i].name, v->input[i].info.role == RG_INPUT ? "in" : "grad",
+                 v->input[i].data, v->input[i].info.bytes);
   v->differ += any;
 }
 
@@ -353,8 +367,8 @@ static void list_case(visited *v) {
   open_spec(v);
   rg_plan *plan = make_plan(v, &ways[0], "cuda");
   if (!plan) fail("FAILED %s: no plan", v->c->name);
-  printf("%s: %s, %lld tokens in %lld sequences, %s\n", v->c->name, v->c->spec, (long long)v->shape.T,
-         (long long)v->shape.B, v->c->dtype);
+  printf("%s: %s, %lld tokens in %lld sequences, %s\n", v->c->name, v->c->spec,
+         (long long)v->shape.T, (long long)v->shape.B, v->c->dtype);
   for (int32_t i = 0; i < plan->nstep; i++) {
     const char *path = rgi_report_path(plan, i);
     if (path) printf("  %s: %s\n", plan->graph->node[plan->step[i].node].op->name, path);
@@ -428,7 +442,8 @@ int main(int argc, char **argv) {
   if (!options.list) check(rg_device_check(options.device, &e), &e, options.device);
   addresses = (uint64_t)options.order * 2654435761u + 1;
   const double end = now() + options.seconds;
-  for (long i = 0; !options.list && (i < n || now() < end); i++) visit(&all[(i + options.order * 7) % n]);
+  for (long i = 0; !options.list && (i < n || now() < end); i++)
+    visit(&all[(i + options.order * 7) % n]);
   for (int i = 0; i < n; i++) {
     if (options.list)
       list_case(&all[i]);

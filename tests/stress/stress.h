@@ -42,14 +42,14 @@ void stress_shape_of(const stress_case *c, bool small, stress_shape *out);
 
 /* Contents of a tensor the caller binds: inputs and incoming gradients, with NaN in dead rows; sums
  * of ones; the rest zero. `data` has t->bytes. */
-void stress_fill(const rg_tensor_info *t, const stress_shape *s, stress_pattern pattern, uint64_t seed,
-                 void *data);
+void stress_fill(const rg_tensor_info *t, const stress_shape *s, stress_pattern pattern,
+                 uint64_t seed, void *data);
 
 uint64_t stress_hash(const void *data, size_t bytes);
 
 /* Prints how two contents of a tensor differ: how many elements, the first rows with their sequence
  * and position, and in each the first element's two values. */
-void stress_differ(const rg_tensor_info *t, const stress_shape *s, const char *what, const void *was,
-                   const void *is);
+void stress_differ(const rg_tensor_info *t, const stress_shape *s, const char *what,
+                   const void *was, const void *is);
 
 #endif

@@ -1,16 +1,18 @@
 /* tests/unit/graph_case.h: whole plans against the whole-graph oracle, through the public API.
- *
- * A case is a spec and a pack. Its plain plan (everything kept, not cut, two threads) runs from poisoned
- * memory and is compared with the oracle; every other plan of it (recompute all or some, heads cut, one
- * thread) must give the same bits. Each poisoned run also checks that predicted bytes are the bytes touched;
- * each run, that dead rows are zero; dead rows of all inputs and incoming gradients are NaN.
- *
- * REGRAPH_TEST_PROFILE: a profile that plans are made for, such as an older GPU's.
- *
- * Gates: one op is held to 2e-6 (outputs) and 5e-6 (gradients) in fp32, 4e-3 and 6e-3 where bf16 takes part.
- * Errors of ops in a row add up at worst, so a tensor behind n arithmetic nodes gets max(1, 0.3 n) times the
- * gate of one; a gradient has come through the nodes behind its tensor as well as those before them, at most
- * all on the longest path. The worst of five thousand random graphs used nine tenths of that.
+
+   A case is a spec and a pack. Its plain plan (everything kept, not cut, two threads) runs from
+   poisoned memory and is compared with the oracle; every other plan of it (recompute all or some,
+   heads cut, one thread) must give the same bits. Each poisoned run also checks that predicted
+   bytes are the bytes touched; each run, that dead rows are zero; dead rows of all inputs and
+   incoming gradients are NaN.
+
+   REGRAPH_TEST_PROFILE: a profile that plans are made for, such as an older GPU's.
+
+   Gates: one op is held to 2e-6 (outputs) and 5e-6 (gradients) in fp32, 4e-3 and 6e-3 where bf16
+   takes part. Errors of ops in a row add up at worst, so a tensor behind n arithmetic nodes gets
+   max(1, 0.3 n) times the gate of one; a gradient has come through the nodes behind its tensor as
+   well as those before them, at most all on the longest path. The worst of five thousand random
+   graphs used nine tenths of that.
  */
 #ifndef GRAPH_CASE_H
 #define GRAPH_CASE_H
@@ -49,11 +51,12 @@ typedef struct graph_case {
   char what[160];
   gref *oracle;
   const int *offset; /* [B], positions of first queries; NULL: small ones */
-  void (*spoil)(const struct graph_case *c, buffers *b); /* NULL, or a last change to what is bound */
-  /* Tensors may be so small that a root mean square of errors varies: gates widen by four sigma, by more for
-   * a handful of numbers (sinks' gradients), each a sum over all tokens that cancels out. Errors of
-   * ops near their gates add up as squares do. Gradients may cancel out: their errors count beside incoming
-   * ones of size 1, not below. */
+  /* NULL, or a last change to what is bound */
+  void (*spoil)(const struct graph_case *c, buffers *b);
+  /* Tensors may be so small that a root mean square of errors varies: gates widen by four sigma, by
+   * more for a handful of numbers (sinks' gradients), each a sum over all tokens that cancels out.
+   * Errors of ops near their gates add up as squares do. Gradients may cancel out: their errors
+   * count beside incoming ones of size 1, not below. */
   bool few_vary;
 } graph_case;
 
@@ -74,7 +77,8 @@ static inline size_t bindings(const graph_case *c, rg_binding set[3]) {
   size_t n = 0;
   for (int i = 0; i < 3; i++)
     for (int k = 0; k < c->spec->nfree; k++)
-      if (strcmp(c->spec->free_name[k], names[i]) == 0) set[n++] = (rg_binding){names[i], values[i], NULL};
+      if (strcmp(c->spec->free_name[k], names[i]) == 0)
+        set[n++] = (rg_binding){names[i], values[i], NULL};
   return n;
 }
 
@@ -94,12 +98,17 @@ static inline const rgi_io *declared(const graph_case *c, const rg_tensor_info *
 static inline int64_t live_rows(const graph_case *c, const rg_tensor_info *t) {
   const rgi_tensor *x = &c->forward->tensor[declared(c, t)->tensor];
   if (t->rank == 0 || x->seqlens < 0) return t->rank ? t->dim[0] : 1;
-  const char *lengths = c->forward->tensor[x->seqlens].name;
-  if (strcmp(lengths, "cu_keys") != 0) return live_of(&c->p);
-  int64_t n = 0;
+  int32_t lengths = x->seqlens;
+  int64_t n = 0, times = 1;
+  const int maker = c->forward->tensor[lengths].producer;
+  if (maker >= 0 && strcmp(c->forward->node[maker].op->name, "scale_lengths") == 0) {
+    times = c->forward->node[maker].attr[0].i;
+    lengths = c->forward->node[maker].in[0];
+  }
+  if (strcmp(c->forward->tensor[lengths].name, "cu_keys") != 0) return times * live_of(&c->p);
   for (int64_t b = 0; b < c->p.B; b++)
     n += c->p.length_k ? c->p.length_k[b] : (b + 1) * c->p.S / c->p.B - b * c->p.S / c->p.B;
-  return n;
+  return times * n;
 }
 
 static inline int64_t elements(const rg_tensor_info *t) {
@@ -119,7 +128,8 @@ static inline void fill_case(const graph_case *c, const rg_plan *plan, buffers *
       fill_starts(b->data[i], t->dim[0], c->p.S, c->p.length_k);
     } else if (t->role == RG_INPUT && t->dtype == RG_I32 && !t->seqlens) {
       for (int64_t k = 0; k < n; k++)
-        ((int32_t *)b->data[i])[k] = t->offsets && c->offset ? c->offset[k] : (int32_t)((k * 7 + 3) % 5);
+        ((int32_t *)b->data[i])[k] =
+            t->offsets && c->offset ? c->offset[k] : (int32_t)((k * 7 + 3) % 5);
     } else if (t->accumulates) {
       fill_floats(t, b->data[i], c->seed + (uint64_t)n);
     } else if ((t->role == RG_INPUT || t->role == RG_GRAD_IN) && t->dtype != RG_I32) {
@@ -159,8 +169,8 @@ static inline void check_dead_rows(const graph_case *c, const buffers *before, c
     rg_convert(RG_F32, x, t->dtype, b->data[i], (size_t)elements(t));
     rg_convert(RG_F32, y, t->dtype, before->data[i], (size_t)elements(t));
     for (int64_t k = live_elements(c, t); k < elements(t); k++)
-      cr_assert(t->accumulates ? x[k] == y[k] : x[k] == 0, "%s: dead row of %s %s holds %g", c->what,
-                t->role == RG_OUTPUT ? "output" : "gradient", t->name, (double)x[k]);
+      cr_assert(t->accumulates ? x[k] == y[k] : x[k] == 0, "%s: dead row of %s %s holds %g",
+                c->what, t->role == RG_OUTPUT ? "output" : "gradient", t->name, (double)x[k]);
     free(x);
   }
 }
@@ -256,10 +266,11 @@ static inline int in_tensor(const rgi_node *node, const char *port) {
 }
 
 /* A choice against the oracle's on the very numbers the step has read. False: they are gone. */
-static inline bool check_choice(const graph_case *c, rg_session *s, const rgi_node *node, const int32_t *idx,
-                                const gref *r) {
+static inline bool check_choice(const graph_case *c, rg_session *s, const rgi_node *node,
+                                const int32_t *idx, const gref *r) {
   const rgi_tensor *q = &c->forward->tensor[in_tensor(node, "q")],
-                   *k = &c->forward->tensor[in_tensor(node, "k")], *out = &c->forward->tensor[node->out[0]];
+                   *k = &c->forward->tensor[in_tensor(node, "k")],
+                   *out = &c->forward->tensor[node->out[0]];
   int lse = in_tensor(node, "lse"), cu_k = in_tensor(node, "cu_seqlens_k"),
       offset = in_tensor(node, "q_offset");
   ref_topk a = {.T = q->dim[0].c,
@@ -327,8 +338,8 @@ static inline void run_oracle(graph_case *c, const buffers *b, rg_session *s) {
   const char *unknown = gref_forward(r);
   cr_assert_null(unknown, "%s: the oracle has no op for %s", c->what, unknown);
   /* The oracle's own numbers upstream of a choice differ by roundings. */
-  cr_assert_geq(gref_topk_overlap(r), low && checked ? 0.9 : 0.97, "%s: only %g of the indices agree",
-                c->what, gref_topk_overlap(r));
+  cr_assert_geq(gref_topk_overlap(r), low && checked ? 0.9 : 0.97,
+                "%s: only %g of the indices agree", c->what, gref_topk_overlap(r));
   for (int i = 0; i < b->n; i++)
     if (b->info[i].role == RG_GRAD_IN)
       gref_seed(r, declared(c, &b->info[i])->tensor, doubles(c->t, &b->info[i], b->data[i]));
@@ -419,14 +430,16 @@ static inline graph_case open_case(rg_context *ctx, ot *t, rg_spec *spec, pack p
   return c;
 }
 
-/* A policy that recomputes spec nodes with probability p and cuts heads into groups of `split` (0: not). */
+/* A policy that recomputes spec nodes with probability p and cuts heads into groups of `split` (0:
+ * not). */
 static inline const char *random_policy(graph_case *c, double p, int split) {
   char *text = ot_alloc(c->t, 8192);
   size_t n = (size_t)snprintf(text, 8192, "{ \"regraph_policy\": 1, \"recompute\": [");
   bool first = true;
   for (int i = 0; i < c->forward->norigin; i++) {
     const rgi_origin *o = &c->forward->origin[i];
-    if (!(o->op->flags & RG_OP_RECOMPUTABLE) || strchr(o->name, '.') || ot_uniform(c->t) >= p) continue;
+    if (!(o->op->flags & RG_OP_RECOMPUTABLE) || strchr(o->name, '.') || ot_uniform(c->t) >= p)
+      continue;
     n += (size_t)snprintf(text + n, 8192 - n, "%s\"%s\"", first ? "" : ", ", o->name);
     first = false;
   }
@@ -444,9 +457,10 @@ static inline void same_as(graph_case *c, const buffers *kept, run_how how, repo
     rep->refused++;
     return;
   }
-  snprintf(what, sizeof what, "%s, %s, threads %d%s%s%s%s", c->what, how.policy ? how.policy : "kept",
-           how.threads, how.poison ? ", poisoned" : "", how.no_reuse ? ", no reuse" : "",
-           how.no_lanes ? ", no lanes" : "", how.eager ? ", eager" : "");
+  snprintf(what, sizeof what, "%s, %s, threads %d%s%s%s%s", c->what,
+           how.policy ? how.policy : "kept", how.threads, how.poison ? ", poisoned" : "",
+           how.no_reuse ? ", no reuse" : "", how.no_lanes ? ", no lanes" : "",
+           how.eager ? ", eager" : "");
   same_results(kept, &b, what);
   drop(&b);
 }
@@ -457,7 +471,8 @@ static inline int fewest_heads(const graph_case *c) {
   for (int n = 0; n < c->forward->nnode; n++) {
     const rgi_node *node = &c->forward->node[n];
     for (int p = 0; p < node->op->nin; p++)
-      for (int i = node->in_begin[p]; i < node->in_begin[p + 1] && node->op->in[p].head_axis >= 0; i++) {
+      for (int i = node->in_begin[p]; i < node->in_begin[p + 1] && node->op->in[p].head_axis >= 0;
+           i++) {
         int64_t heads = c->forward->tensor[node->in[i]].dim[node->op->in[p].head_axis].c;
         if (least == 0 || heads < least) least = heads;
       }
@@ -482,7 +497,8 @@ static inline buffers run_kept(graph_case *c, report *rep) {
 static inline void run_case(graph_case *c, report *rep) {
   buffers kept = run_kept(c, rep);
   same_as(c, &kept, (run_how){NULL, 1, .poison = true}, rep);
-  same_as(c, &kept, (run_how){"{ \"regraph_policy\": 1, \"preset\": \"all\" }", 2, .poison = true}, rep);
+  same_as(c, &kept, (run_how){"{ \"regraph_policy\": 1, \"preset\": \"all\" }", 2, .poison = true},
+          rep);
   same_as(c, &kept, (run_how){random_policy(c, 0.5, 0), 1, .poison = true}, rep);
   int heads = fewest_heads(c);
   for (int split = 1; split < heads; split++) {
@@ -499,7 +515,8 @@ static inline void close_case(graph_case *c) {
 }
 
 /* One spec given as text. */
-static inline void run_text(const char *text, pack p, uint64_t seed, const char *what, report *rep) {
+static inline void run_text(const char *text, pack p, uint64_t seed, const char *what,
+                            report *rep) {
   rg_error e = {0};
   rg_context *ctx = NULL;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);

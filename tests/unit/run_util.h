@@ -12,13 +12,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CR_OK(call, e)                                                                                       \
+#define CR_OK(call, e) \
   cr_assert_eq((call), RG_OK, "%s: %s (%s)", (e)->message, rg_status_name((e)->status), (e)->node)
+
+/* The call, which takes &e, fails so and says that. */
+#define FAILS(call, code, part)                                                            \
+  do {                                                                                     \
+    rg_error e = {0};                                                                      \
+    rg_status got_ = (call);                                                               \
+    cr_assert_eq(got_, code, "%s: %s", rg_status_name(got_), e.message);                   \
+    cr_assert_eq(e.status, code);                                                          \
+    cr_assert(strstr(e.message, part), "\"%s\" does not mention \"%s\"", e.message, part); \
+  } while (0)
 
 enum { MOST_TENSORS = 96 };
 
-/* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never freed:
- * each test is a process), which is what gets bound; fetch_all brings results back. */
+/* With REGRAPH_TEST_DEVICE=cuda plans are for a GPU: buffers then have a copy in its memory (never
+ * freed: each test is a process), which is what gets bound; fetch_all brings results back. */
 static inline bool test_on_gpu(void) {
   const char *device = getenv("REGRAPH_TEST_DEVICE");
   return device && strcmp(device, "cuda") == 0;
@@ -27,7 +37,8 @@ static inline const char *test_device(void) {
   return test_on_gpu() ? "cuda" : "cpu";
 }
 
-/* Long lists of cases can be shared out among processes: REGRAPH_SHARD=2/16 takes cases 2, 18, 34 … */
+/* Long lists of cases can be shared out among processes: REGRAPH_SHARD=2/16 takes cases 2,
+ * 18, 34 … */
 static inline bool in_shard(int i) {
   const char *shard = getenv("REGRAPH_SHARD");
   int k = 0, n = 1;
@@ -40,7 +51,8 @@ static inline const char *nsa_spec(const char *dtype, bool weights, char *text, 
   int n = snprintf(
       text, size,
       "{ \"regraph\": 1, \"name\": \"nsa\",\n"
-      "  \"params\": { \"H\": 4, \"KH\": 2, \"D\": 16, \"kernel\": 8, \"stride\": 4, \"block\": 16, "
+      "  \"params\": { \"H\": 4, \"KH\": 2, \"D\": 16, \"kernel\": 8, \"stride\": 4, \"block\": "
+      "16, "
       "\"top_n\": 4,\n"
       "    \"init\": 1, \"local\": 2, \"window\": 24, \"dtype\": \"%s\" },\n"
       "  \"inputs\": {\n"
@@ -56,24 +68,29 @@ static inline const char *nsa_spec(const char *dtype, bool weights, char *text, 
       "      \"out\": { \"k\": \"cmp_k\", \"v\": \"cmp_v\" },\n"
       "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\"%s } },\n"
       "    { \"name\": \"cmp_o\", \"op\": \"cmp_attn\",\n"
-      "      \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"v\": \"cmp_v\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+      "      \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"v\": \"cmp_v\", \"cu_seqlens\": "
+      "\"cu_seqlens\" },\n"
       "      \"out\": { \"o\": \"cmp_o\", \"lse\": \"cmp_lse\" },\n"
       "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\" } },\n"
       "    { \"name\": \"topk\", \"op\": \"topk\",\n"
-      "      \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"lse\": \"cmp_lse\", \"cu_seqlens\": \"cu_seqlens\" "
+      "      \"in\": { \"q\": \"q\", \"k\": \"cmp_k\", \"lse\": \"cmp_lse\", \"cu_seqlens\": "
+      "\"cu_seqlens\" "
       "},\n"
       "      \"out\": { \"idx\": \"idx\" },\n"
-      "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"block\": \"$block\",\n"
+      "      \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"block\": "
+      "\"$block\",\n"
       "        \"top_n\": \"$top_n\", \"init\": \"$init\", \"local\": \"$local\" } },\n"
       "    { \"name\": \"slc_o\", \"op\": \"slc_attn\",\n"
       "      \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", \"idx\": \"idx\", \"cu_seqlens\": "
       "\"cu_seqlens\" },\n"
       "      \"out\": { \"o\": \"slc_o\" }, \"attrs\": { \"block\": \"$block\" } },\n"
       "    { \"name\": \"swa_o\", \"op\": \"swa_attn\",\n"
-      "      \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+      "      \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": \"cu_seqlens\" "
+      "},\n"
       "      \"out\": { \"o\": \"swa_o\" }, \"attrs\": { \"window_left\": \"$window\" } },\n"
       "    { \"name\": \"combine\", \"op\": \"combine\",\n"
-      "      \"in\": { \"o\": [\"cmp_o\", \"slc_o\", \"swa_o\"], \"gate\": \"gate\" }, \"out\": { \"o\": "
+      "      \"in\": { \"o\": [\"cmp_o\", \"slc_o\", \"swa_o\"], \"gate\": \"gate\" }, \"out\": { "
+      "\"o\": "
       "\"o\" } } ],\n"
       "  \"outputs\": { \"o\": \"o\" } }\n",
       dtype,
@@ -88,7 +105,8 @@ static inline const char *nsa_spec(const char *dtype, bool weights, char *text, 
   return text;
 }
 
-static const char *const nsa_nodes[] = {"compress_kv", "cmp_o", "topk", "slc_o", "swa_o", "combine"};
+static const char *const nsa_nodes[] = {"compress_kv", "cmp_o", "topk",
+                                        "slc_o",       "swa_o", "combine"};
 enum { NSA_NODES = 6 };
 
 /* Nodes in `mask` (over nsa_nodes) are recomputed. */
@@ -161,7 +179,8 @@ static inline void fill_floats(const rg_tensor_info *t, void *data, uint64_t sta
 static inline void fill_starts(int32_t *cu, int64_t entries, int64_t T, const int *lengths) {
   int64_t B = entries - 1;
   cu[0] = 0;
-  for (int64_t b = 0; b < B; b++) cu[b + 1] = lengths ? cu[b] + lengths[b] : (int32_t)((b + 1) * T / B);
+  for (int64_t b = 0; b < B; b++)
+    cu[b + 1] = lengths ? cu[b] + lengths[b] : (int32_t)((b + 1) * T / B);
 }
 
 /* Everything the plan binds, filled: inputs and incoming gradients with data, sums
@@ -205,7 +224,8 @@ static inline void upload_all(buffers *b) {
       b->device[i] = b->data[i];
       continue;
     }
-    if (!b->device[i]) CR_OK(rg_memory_alloc(b->plan, (size_t)b->info[i].bytes + 16, &b->device[i], &e), &e);
+    if (!b->device[i])
+      CR_OK(rg_memory_alloc(b->plan, (size_t)b->info[i].bytes + 16, &b->device[i], &e), &e);
     CR_OK(rg_memory_write(b->plan, b->device[i], b->data[i], (size_t)b->info[i].bytes, &e), &e);
   }
 }
@@ -214,7 +234,8 @@ static inline void bind_all(rg_session *s, buffers *b) {
   rg_error e = {0};
   upload_all(b);
   for (int i = 0; i < b->n; i++)
-    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->device[i], (size_t)b->info[i].bytes, &e),
+    CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->device[i],
+                          (size_t)b->info[i].bytes, &e),
           &e);
 }
 
@@ -234,7 +255,8 @@ static inline void *buffer(const buffers *b, rg_role role, const char *name) {
   return NULL;
 }
 
-/* Results (outputs and gradients of inputs) are the same bits. `what` names the comparison in the message. */
+/* Results (outputs and gradients of inputs) are the same bits. `what` names the comparison in the
+ * message. */
 static inline void same_results(const buffers *a, const buffers *b, const char *what) {
   int compared = 0;
   cr_assert_eq(a->n, b->n, "%s", what);
@@ -247,9 +269,10 @@ static inline void same_results(const buffers *a, const buffers *b, const char *
     uint32_t was = 0, is = 0; /* the first word that differs */
     const size_t at = first < 0 ? 0 : (size_t)first / 4 * 4, left = (size_t)a->info[i].bytes - at;
     memcpy(&was, x + at, left < 4 ? left : 4), memcpy(&is, y + at, left < 4 ? left : 4);
-    cr_assert_eq(n, 0, "%s: %s %s of %lld bytes: %lld differ, from %lld to %lld, first %08x and %08x", what,
-                 a->info[i].role == RG_OUTPUT ? "output" : "gradient of", a->info[i].name,
-                 (long long)a->info[i].bytes, (long long)n, (long long)first, (long long)last, was, is);
+    cr_assert_eq(
+        n, 0, "%s: %s %s of %lld bytes: %lld differ, from %lld to %lld, first %08x and %08x", what,
+        a->info[i].role == RG_OUTPUT ? "output" : "gradient of", a->info[i].name,
+        (long long)a->info[i].bytes, (long long)n, (long long)first, (long long)last, was, is);
     compared++;
   }
   cr_assert_gt(compared, 0, "%s", what);

@@ -22,7 +22,8 @@ static void fail_free(void *user, void *ptr) {
 }
 
 /* The whole chain, stopping at the first failure. */
-static rg_status chain(failing *f, const char *spec_text, const char *policy_text, int64_t T, rg_error *e) {
+static rg_status chain(failing *f, const char *spec_text, const char *policy_text, int64_t T,
+                       rg_error *e) {
   rg_allocator host = {fail_alloc, fail_free, f};
   rg_context *ctx = (rg_context *)f; /* wrong on purpose: a failure must set NULL */
   rg_spec *spec = NULL;
@@ -35,9 +36,11 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   rg_session_options so = {.arena = &host};
   rg_status status = rg_context_create(&host, &ctx, e);
   if (status) cr_assert_null(ctx);
-  if (!status && (status = rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", NULL, 0, &spec, e)))
+  if (!status &&
+      (status = rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", NULL, 0, &spec, e)))
     cr_assert_null(spec);
-  if (!status && (status = rg_policy_load_text(ctx, policy_text, strlen(policy_text), "policy", &policy, e)))
+  if (!status &&
+      (status = rg_policy_load_text(ctx, policy_text, strlen(policy_text), "policy", &policy, e)))
     cr_assert_null(policy);
   if (!status) status = rg_check(spec, policy, e);
   if (!status && (status = rg_plan_create(spec, policy, &o, &plan, e))) cr_assert_null(plan);
@@ -56,7 +59,48 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
   return status;
 }
 
-static void every_failure(const char *policy, int64_t T) {
+/* A spec by calls, written and loaded again. */
+static rg_status build(failing *f, const char *ignored, const char *policy, int64_t T,
+                       rg_error *e) {
+  (void)ignored, (void)policy, (void)T;
+  rg_allocator host = {fail_alloc, fail_free, f};
+  rg_context *ctx = NULL;
+  rg_builder *b = (rg_builder *)f;
+  rg_spec *spec[2] = {NULL};
+  rg_text text = {0};
+  const rg_item attrs[] = {rg_list("shape", "0,H*D")};
+  rg_status status = rg_context_create(&host, &ctx, e);
+  if (!status && (status = rg_builder_create(ctx, "built", &b, e))) cr_assert_null(b);
+  if (!status) {
+    char name[16];
+    rg_build_param(b, rg_int("H", 4));
+    rg_build_param(b, rg_word("dtype", "f32"));
+    for (int i = 0; i < 6; i++) { /* past what the lists hold at first */
+      sprintf(name, "x%d", i);
+      rg_build_input(b, name, "T,H,D", "$dtype", RG_GRAD_PLAIN);
+    }
+    rg_build_param(b, rg_int("D", 8));
+    rg_build_node(b, "sum", "add", "a=x0+x1+x2+x3+x4+x5", "y=z", NULL, 0);
+    rg_build_node(b, "flat", "reshape", "x=z", NULL, attrs, 1);
+    rg_build_output(b, "y", "flat.y");
+    if ((status = rg_build_spec(b, NULL, 0, &spec[0], e))) cr_assert_null(spec[0]);
+    rg_builder_destroy(b);
+  }
+  if (!status && (status = rg_spec_write(spec[0], "json", &text, e))) cr_assert_null(text.data);
+  if (!status &&
+      (status = rg_spec_load_text(ctx, text.data, text.size, "written", NULL, 0, &spec[1], e)))
+    cr_assert_null(spec[1]);
+  rg_text_destroy(&text);
+  rg_spec_destroy(spec[1]);
+  rg_spec_destroy(spec[0]);
+  rg_context_destroy(ctx);
+  return status;
+}
+
+typedef rg_status chain_fn(failing *f, const char *spec_text, const char *policy_text, int64_t T,
+                           rg_error *e);
+
+static void every_failure_of(chain_fn *chain, const char *policy, int64_t T) {
   char text[8192];
   nsa_spec("f32", false, text, sizeof text);
   rg_error e = {0};
@@ -73,23 +117,33 @@ static void every_failure(const char *policy, int64_t T) {
     status = chain(&f, text, policy, T, &e);
     cr_assert_eq(f.live, 0, "allocation %ld of %ld failed: %ld blocks leaked", n, total, f.live);
     if (f.count >= n)
-      cr_assert_eq(status, RG_E_NOMEM, "allocation %ld failed: %s %s", n, rg_status_name(status), e.message);
+      cr_assert_eq(status, RG_E_NOMEM, "allocation %ld failed: %s %s", n, rg_status_name(status),
+                   e.message);
     cr_assert_eq(e.status, status);
   }
   cr_assert_eq(status, RG_OK, "still failing after %ld allocations", n);
 }
 
+static void every_failure(const char *policy, int64_t T) {
+  every_failure_of(chain, policy, T);
+}
+
+Test(alloc, built_spec) {
+  every_failure_of(build, NULL, 0);
+}
 Test(alloc, keep_everything) {
   every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);
 }
 Test(alloc, recompute_and_split) {
-  every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }",
-                96);
+  every_failure(
+      "{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"topk\"], \"split_heads\": 1 }",
+      96);
 }
 /* Here the greedy packing is not optimal, so the exact search allocates as well. */
 Test(alloc, exact_packing) {
   every_failure("{ \"regraph_policy\": 1, \"recompute\": [\"compress_kv\", \"cmp_o\"] }", 300);
 }
 Test(alloc, budget) {
-  every_failure("{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"150KiB\", \"of\": \"saved\" } }", 300);
+  every_failure(
+      "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"150KiB\", \"of\": \"saved\" } }", 300);
 }

@@ -1,8 +1,8 @@
 /* tests/unit/test_bitequal.c: recomputing changes bytes and time, never a bit of a result.
- *
- * Each node of NSA alone, every pair, and all of them, with and without head split: outputs and gradients are
- * those of the plan that keeps everything, and predicted bytes are the bytes asked of the allocator and the
- * bytes touched.
+
+   Each node of NSA alone, every pair, and all of them, with and without head split: outputs and
+   gradients are those of the plan that keeps everything, and predicted bytes are the bytes asked of
+   the allocator and the bytes touched.
  */
 #include "run_util.h"
 
@@ -30,7 +30,8 @@ static void arena_free(void *user, void *ptr) {
 }
 
 /* Runs one policy; returns its sizes. */
-static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, int split, buffers *result) {
+static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, int split,
+                           buffers *result) {
   char text[512], what[600];
   rg_error e = {0};
   rg_policy *policy = load_policy(ctx, nsa_policy(mask, split, text, sizeof text));
@@ -41,7 +42,8 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
   cr_assert_eq(z.predicted_peak, z.saved + z.scratch);
   cr_assert_leq(z.lower_bound, z.predicted_peak, "%s", what);
-  cr_assert_eq(z.scratch, z.forward_scratch > z.backward_scratch ? z.forward_scratch : z.backward_scratch);
+  cr_assert_eq(z.scratch,
+               z.forward_scratch > z.backward_scratch ? z.forward_scratch : z.backward_scratch);
 
   /* Bytes asked for. */
   counter count = {.plan = plan};
@@ -49,8 +51,8 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   rg_session_options o = {.arena = &arena};
   rg_session *s = NULL;
   CR_OK(rg_session_create(plan, &o, &s, &e), &e);
-  cr_assert_eq((int64_t)count.asked, z.predicted_peak, "%s: asked for %zu, predicted %lld", what, count.asked,
-               (long long)z.predicted_peak);
+  cr_assert_eq((int64_t)count.asked, z.predicted_peak, "%s: asked for %zu, predicted %lld", what,
+               count.asked, (long long)z.predicted_peak);
   make_buffers(plan, 7, T, lengths, result);
   bind_all(s, result);
   run_both(s);
@@ -70,8 +72,8 @@ static rg_sizes run_policy(rg_context *ctx, const rg_spec *spec, unsigned mask, 
   cr_assert_eq(rg_session_touched(s, &saved, &scratch), RG_OK);
   cr_assert_eq(saved, z.saved, "%s: touched %lld saved, predicted %lld", what, (long long)saved,
                (long long)z.saved);
-  cr_assert_eq(scratch, z.scratch, "%s: touched %lld scratch, predicted %lld", what, (long long)scratch,
-               (long long)z.scratch);
+  cr_assert_eq(scratch, z.scratch, "%s: touched %lld scratch, predicted %lld", what,
+               (long long)scratch, (long long)z.scratch);
   rg_session_destroy(s);
   same_results(result, &again, what);
   finite_results(result, what);
@@ -87,8 +89,8 @@ static void drop_result(buffers *b) {
   free_buffers(b);
 }
 
-static void compare(rg_context *ctx, const rg_spec *spec, const buffers *kept, unsigned mask, int split,
-                    rg_sizes *z) {
+static void compare(rg_context *ctx, const rg_spec *spec, const buffers *kept, unsigned mask,
+                    int split, rg_sizes *z) {
   buffers got;
   char what[64];
   *z = run_policy(ctx, spec, mask, split, &got);

@@ -1,5 +1,5 @@
-/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from it. Linked
- * with the files of cli/ but main.c. */
+/* The command's own parts: .npy files, drawn arrays, the argument table and what is printed from
+ * it. Linked with the files of cli/ but main.c. */
 #include "../../cli/cli.h"
 #include "../../cli/data.h"
 #include "../../cli/npy.h"
@@ -23,7 +23,8 @@ static rg_status parse_header(const char *text, npy_reader *r) {
   *r = (npy_reader){.path = "a.npy"};
   rg_status s = npy_parse_header(r, text, strlen(text), &e);
   cr_assert_eq(s, e.status, "status and error differ for %s", text);
-  cr_assert(s == RG_OK || (strcmp(e.file, "a.npy") == 0 && e.message[0]), "a bare error for %s", text);
+  cr_assert(s == RG_OK || (strcmp(e.file, "a.npy") == 0 && e.message[0]), "a bare error for %s",
+            text);
   return s;
 }
 
@@ -34,7 +35,11 @@ Test(npy, accepts_what_numpy_writes) {
     int rank;
     int64_t dim[4], elements;
   } good[] = {
-      {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }   \n", RG_F32, 3, {2, 3, 4}, 24},
+      {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }   \n",
+       RG_F32,
+       3,
+       {2, 3, 4},
+       24},
       {"{'descr': '<i4', 'fortran_order': False, 'shape': (5,), }\n", RG_I32, 1, {5}, 5},
       {"{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", RG_F32, 0, {0}, 1},
       {"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 7), }\n", RG_F32, 2, {0, 7}, 0},
@@ -101,7 +106,8 @@ Test(npy, rejects_everything_else) {
   }
 }
 
-/* A prefix of a good header is never good, and never read past its end (sanitizers watch the copy). */
+/* A prefix of a good header is never good, and never read past its end (sanitizers watch the
+ * copy). */
 Test(npy, every_prefix_fails) {
   const char *whole = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
   for (size_t n = 0; n < strlen(whole); n++) {
@@ -217,7 +223,8 @@ Test(npy, damaged_files) {
   cr_assert_eq(open_bytes(&s, good, n + 1), RG_E_SYNTAX);
   good[6] = 3; /* version 3.0 */
   cr_assert_eq(open_bytes(&s, good, n), RG_E_SYNTAX);
-  good[6] = 2; /* version 2.0 has a length of four bytes: those of version 1.0 and two of the text */
+  /* version 2.0 has a length of four bytes: those of version 1.0 and two of the text */
+  good[6] = 2;
   cr_assert_eq(open_bytes(&s, good, n), RG_E_LIMIT);
   unsigned char two[256] = "\x93NUMPY\x02";
   const uint32_t length = 118;
@@ -408,11 +415,11 @@ Test(arguments, land_in_their_fields) {
   cli_args a;
   rg_error e;
   char copy[512];
-  cr_assert_eq(
-      parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json --threads 3 --json "
-            "--grad-out q=dq.npy",
-            &a, &e, copy, sizeof copy),
-      RG_OK, "%s", e.message);
+  cr_assert_eq(parse("run s.json --set T=4 --set=B=2 --in q=q.npy --seed 0xff --policy p.json "
+                     "--threads 3 --json "
+                     "--grad-out q=dq.npy",
+                     &a, &e, copy, sizeof copy),
+               RG_OK, "%s", e.message);
   cr_assert_str_eq(a.command->name, "run");
   cr_assert_str_eq(a.positional[0], "s.json");
   cr_assert_eq(a.set.n, 2);
@@ -424,7 +431,9 @@ Test(arguments, land_in_their_fields) {
   cr_assert(a.json && !a.backward);
   cr_assert_str_eq(a.device, "cpu");
   cli_args_free(&a);
-  cr_assert_eq(parse("pack f.csv --capacity 3MiB --limit 0.5 --out=o.csv", &a, &e, copy, sizeof copy), RG_OK);
+  cr_assert_eq(
+      parse("pack f.csv --capacity 3MiB --limit 0.5 --out=o.csv", &a, &e, copy, sizeof copy),
+      RG_OK);
   cr_assert_eq(a.capacity, 3 << 20);
   static const struct {
     const char *line;
@@ -437,7 +446,8 @@ Test(arguments, land_in_their_fields) {
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     cli_args z;
     char text[64];
-    cr_assert_eq(parse(sizes[i].line, &z, &e, text, sizeof text), RG_OK, "%s: %s", sizes[i].line, e.message);
+    cr_assert_eq(parse(sizes[i].line, &z, &e, text, sizeof text), RG_OK, "%s: %s", sizes[i].line,
+                 e.message);
     cr_assert_eq(z.capacity, sizes[i].bytes, "%s", sizes[i].line);
     cli_args_free(&z);
   }
@@ -528,7 +538,8 @@ Test(table, is_sound) {
     cr_assert_eq(f->arg == NULL, f->kind == CLI_SWITCH, "%s", f->name);
     cr_assert_eq(f->commands >> cli_ncommand, 0, "%s belongs to no such command", f->name);
     for (int j = 0; j < i; j++)
-      cr_assert(strcmp(f->name, cli_flags[j].name) != 0 || (f->commands & cli_flags[j].commands) == 0,
+      cr_assert(strcmp(f->name, cli_flags[j].name) != 0 ||
+                    (f->commands & cli_flags[j].commands) == 0,
                 "%s stands twice", f->name);
   }
   for (int i = 0; i < cli_ncommand; i++) {
@@ -562,8 +573,8 @@ Test(table, reaches_help_man_and_completion) {
     cr_assert(strstr(bash, entry));
   }
   for (const char *line = help; *line; line += strcspn(line, "\n") + 1)
-    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s", (int)strcspn(line, "\n"),
-              line);
+    cr_assert(strcspn(line, "\n") <= 80, "a line of the help is too long: %.*s",
+              (int)strcspn(line, "\n"), line);
   free(help);
   free(man);
   free(bash);
@@ -610,7 +621,8 @@ static int entries(const char *dir) {
   int n = 0;
   DIR *d = opendir(dir);
   cr_assert(d);
-  for (struct dirent *x; (x = readdir(d));) n += strcmp(x->d_name, ".") != 0 && strcmp(x->d_name, "..") != 0;
+  for (struct dirent *x; (x = readdir(d));)
+    n += strcmp(x->d_name, ".") != 0 && strcmp(x->d_name, "..") != 0;
   closedir(d);
   return n;
 }

@@ -54,44 +54,52 @@ static int count_op(const rgi_graph *g, const char *op) {
 }
 
 /* Nodes of this op with and without something on the port. */
-static void count_port(const rgi_graph *g, const char *op, const char *port, int *with, int *without) {
+static void count_port(const rgi_graph *g, const char *op, const char *port, int *with,
+                       int *without) {
   *with = *without = 0;
   for (int i = 0; i < g->nnode; i++) {
     const rgi_node *n = &g->node[i];
-    if (strcmp(n->op->name, op) == 0) ++*(rgi_in(n, rgi_in_port(n->op, port)) >= 0 ? with : without);
+    if (strcmp(n->op->name, op) == 0)
+      ++*(rgi_in(n, rgi_in_port(n->op, port)) >= 0 ? with : without);
   }
 }
 
-/* Two or three branches of window attention and a combine. `extra` goes among the nodes, `outputs` into the
- * outputs; `branches` is combine's list. */
+/* Two or three branches of window attention and a combine. `extra` goes among the nodes, `outputs`
+ * into the outputs; `branches` is combine's list. */
 static const char *branches_spec(const char *act, const char *branches, int n, const char *grads,
                                  const char *extra, const char *outputs, char *text, size_t size) {
-  int used = snprintf(
-      text, size,
-      "{ \"regraph\": 1, \"name\": \"branches\", \"inputs\": {\n"
-      " \"q\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", \"grad\": %s },\n"
-      " \"k\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\" },\n"
-      " \"v\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\" },\n"
-      " \"z\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", \"grad\": true },\n"
-      " \"gate\": { \"shape\": [\"T\", 4, %d], \"dtype\": \"f32\", \"grad\": %s },\n"
-      " \"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n \"nodes\": [\n"
-      "  { \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
-      "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"ao\" }, \"attrs\": { \"window_left\": 9 } },\n"
-      "  { \"name\": \"b\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
-      "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"bo\" }, \"attrs\": { \"window_left\": -1 } },\n"
-      "%s  { \"name\": \"sum\", \"op\": \"combine\", \"in\": { \"o\": [%s], \"gate\": \"gate\" }, \"out\": { "
-      "\"o\": "
-      "\"o\" }, \"attrs\": { \"act\": \"%s\" } } ],\n \"outputs\": { \"o\": \"o\"%s } }\n",
-      strchr(grads, 'q') ? "true" : "false", n, strchr(grads, 'g') ? "true" : "false", extra, branches, act,
-      outputs);
+  int used =
+      snprintf(text, size,
+               "{ \"regraph\": 1, \"name\": \"branches\", \"inputs\": {\n"
+               " \"q\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", \"grad\": %s },\n"
+               " \"k\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\" },\n"
+               " \"v\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\" },\n"
+               " \"z\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", \"grad\": true },\n"
+               " \"gate\": { \"shape\": [\"T\", 4, %d], \"dtype\": \"f32\", \"grad\": %s },\n"
+               " \"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n \"nodes\": [\n"
+               "  { \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", "
+               "\"v\": \"v\", "
+               "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"ao\" }, \"attrs\": { "
+               "\"window_left\": 9 } },\n"
+               "  { \"name\": \"b\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", "
+               "\"v\": \"v\", "
+               "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"bo\" }, \"attrs\": { "
+               "\"window_left\": -1 } },\n"
+               "%s  { \"name\": \"sum\", \"op\": \"combine\", \"in\": { \"o\": [%s], \"gate\": "
+               "\"gate\" }, \"out\": { "
+               "\"o\": "
+               "\"o\" }, \"attrs\": { \"act\": \"%s\" } } ],\n \"outputs\": { \"o\": \"o\"%s } }\n",
+               strchr(grads, 'q') ? "true" : "false", n, strchr(grads, 'g') ? "true" : "false",
+               extra, branches, act, outputs);
   cr_assert(used > 0 && (size_t)used < size);
   return text;
 }
 
-static fused fuse_branches(const char *act, const char *branches, int n, const char *grads, const char *extra,
-                           const char *outputs) {
+static fused fuse_branches(const char *act, const char *branches, int n, const char *grads,
+                           const char *extra, const char *outputs) {
   char text[4096];
-  rg_spec *spec = load_spec(ctx, branches_spec(act, branches, n, grads, extra, outputs, text, sizeof text));
+  rg_spec *spec =
+      load_spec(ctx, branches_spec(act, branches, n, grads, extra, outputs, text, sizeof text));
   fused f = fuse_spec(spec, 0, NULL, false);
   rg_spec_destroy(spec);
   return f;
@@ -119,8 +127,8 @@ Test(fuse, takes_apart_what_goes_to_attention, .init = begin, .fini = end) {
       if (strcmp(f.after->node[n].op->name, "swa_attn.bwd") == 0) {
         const rgi_node *node = &f.after->node[n];
         const int from = f.after->tensor[rgi_in(node, rgi_in_port(node->op, "grad.o"))].producer;
-        cr_assert(from == n - 1 ||
-                  (from == n - 2 && strcmp(f.after->node[n - 1].op->name, "combine.gates.bwd") == 0));
+        cr_assert(from == n - 1 || (from == n - 2 && strcmp(f.after->node[n - 1].op->name,
+                                                            "combine.gates.bwd") == 0));
       }
     drop(&f);
   }
@@ -145,17 +153,18 @@ Test(fuse, other_branches_come_along, .init = begin, .fini = end) {
   drop(&f);
 }
 
-static void left_whole(const char *act, const char *branches, int n, const char *grads, const char *extra,
-                       const char *outputs, const char *why) {
+static void left_whole(const char *act, const char *branches, int n, const char *grads,
+                       const char *extra, const char *outputs, const char *why) {
   fused f = fuse_branches(act, branches, n, grads, extra, outputs);
   cr_assert_eq(f.report->count, 1);
   cr_assert_eq(f.report->fused, 0);
   cr_assert_not_null(f.report->at[0].why, "%s", why);
-  cr_assert_not_null(strstr(f.report->at[0].why, why), "\"%s\" does not say \"%s\"", f.report->at[0].why,
-                     why);
+  cr_assert_not_null(strstr(f.report->at[0].why, why), "\"%s\" does not say \"%s\"",
+                     f.report->at[0].why, why);
   cr_assert_eq(count_op(f.after, "combine.bwd"), 1);
   cr_assert_eq(f.after->nnode, f.before->nnode);
-  for (int i = 0; i < f.after->nnode; i++) cr_assert_str_eq(f.after->node[i].name, f.before->node[i].name);
+  for (int i = 0; i < f.after->nnode; i++)
+    cr_assert_str_eq(f.after->node[i].name, f.before->node[i].name);
   drop(&f);
 }
 
@@ -168,10 +177,10 @@ Test(fuse, leaves_the_rest_whole, .init = begin, .fini = end) {
   /* the same branch twice: its gradient is a sum */
   left_whole("sigmoid", "\"ao\", \"ao\"", 2, "qg", "", "", "no reader");
   /* something stands between attention and combine */
-  left_whole(
-      "sigmoid", "\"as\", \"z\"", 2, "qg",
-      "  { \"name\": \"s\", \"op\": \"silu\", \"in\": { \"x\": \"ao\" }, \"out\": { \"y\": \"as\" } },\n", "",
-      "no reader");
+  left_whole("sigmoid", "\"as\", \"z\"", 2, "qg",
+             "  { \"name\": \"s\", \"op\": \"silu\", \"in\": { \"x\": \"ao\" }, \"out\": { \"y\": "
+             "\"as\" } },\n",
+             "", "no reader");
   left_whole("sigmoid", "\"ao\", \"z\", \"z\"", 3, "qg", "", "", "read more");
 }
 
@@ -254,12 +263,17 @@ Test(fuse, asks_for_the_order_of_the_kernels, .init = begin, .fini = end) {
 
 /* ---- what it gains ---- */
 
-static rg_plan *plan_for(const rg_spec *spec, const rg_policy *policy, int64_t tokens, bool no_fuse) {
+static rg_plan *plan_for(const rg_spec *spec, const rg_policy *policy, int64_t tokens,
+                         bool no_fuse) {
   rg_error e = {0};
   rg_plan *plan = NULL;
   rg_binding set[] = {{"T", tokens, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {
-      .set = set, .nset = 2, .device = test_device(), .threads = 2, .pack_seconds = 0.2, .no_fuse = no_fuse};
+  rg_plan_options o = {.set = set,
+                       .nset = 2,
+                       .device = test_device(),
+                       .threads = 2,
+                       .pack_seconds = 0.2,
+                       .no_fuse = no_fuse};
   CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
   return plan;
 }
@@ -291,15 +305,18 @@ Test(fuse, stock_examples_need_no_more_memory, .init = begin, .fini = end) {
       rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .pack_seconds = 0.2};
       rg_plan *with = NULL, *without = NULL;
       rg_sizes a, b;
-      if (rg_plan_create(spec, policy, &o, &with, &e) == RG_OK) { /* the policy may name nodes of nsa */
+      /* the policy may name nodes of nsa */
+      if (rg_plan_create(spec, policy, &o, &with, &e) == RG_OK) {
         o.no_fuse = true;
         CR_OK(rg_plan_create(spec, policy, &o, &without, &e), &e);
         rg_plan_sizes(with, &a);
         rg_plan_sizes(without, &b);
-        cr_assert_leq(a.predicted_peak, b.predicted_peak, "%s, %s: peak %lld, unfused %lld", name[i],
-                      policies[p], (long long)a.predicted_peak, (long long)b.predicted_peak);
+        cr_assert_leq(a.predicted_peak, b.predicted_peak, "%s, %s: peak %lld, unfused %lld",
+                      name[i], policies[p], (long long)a.predicted_peak,
+                      (long long)b.predicted_peak);
         if (strncmp(name[i], "nsa", 3) == 0)
-          cr_assert_lt(a.predicted_peak, b.predicted_peak, "%s, %s gains nothing", name[i], policies[p]);
+          cr_assert_lt(a.predicted_peak, b.predicted_peak, "%s, %s gains nothing", name[i],
+                       policies[p]);
       }
       rg_plan_destroy(with);
       rg_plan_destroy(without);
@@ -342,7 +359,8 @@ Test(fuse, the_chooser_sees_it, .init = begin, .fini = end) {
   rg_plan_sizes(plan, &z);
   rg_plan_destroy(plan);
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .device = test_device(), .threads = 2, .no_fuse = true};
+  rg_plan_options o = {
+      .set = set, .nset = 2, .device = test_device(), .threads = 2, .no_fuse = true};
   cr_assert_eq(rg_plan_create(spec, budget, &o, &plan, &e), RG_E_INFEASIBLE);
   rg_policy_destroy(budget);
   rg_policy_destroy(all);
@@ -385,7 +403,8 @@ Test(fuse, changes_no_bit_of_nsa, .init = begin, .fini = end) {
     for (int split = 0; split <= 1; split++)
       for (int k = -1; k <= NSA_NODES; k++) { /* nothing, each node, all of them */
         const unsigned mask = k < 0 ? 0 : k == NSA_NODES ? (1u << NSA_NODES) - 1 : 1u << k;
-        rg_policy *policy = load_policy(ctx, nsa_policy(mask, split, policy_text, sizeof policy_text));
+        rg_policy *policy =
+            load_policy(ctx, nsa_policy(mask, split, policy_text, sizeof policy_text));
         snprintf(what, sizeof what, "%s %s", dtype[i], policy_text);
         same_bits(spec, policy, what);
         rg_policy_destroy(policy);
@@ -398,8 +417,9 @@ Test(fuse, changes_no_bit_of_branches, .init = begin, .fini = end) {
   static const char *const acts[] = {"sigmoid", "softmax", "none"};
   char text[4096];
   for (int i = 0; i < 3; i++) {
-    rg_spec *spec = load_spec(ctx, branches_spec(acts[i], "\"ao\", \"z\", \"bo\"", 3, "qg", "",
-                                                 i == 2 ? ", \"too\": \"bo\"" : "", text, sizeof text));
+    rg_spec *spec =
+        load_spec(ctx, branches_spec(acts[i], "\"ao\", \"z\", \"bo\"", 3, "qg", "",
+                                     i == 2 ? ", \"too\": \"bo\"" : "", text, sizeof text));
     same_bits(spec, NULL, acts[i]);
     rg_spec_destroy(spec);
   }
@@ -408,9 +428,9 @@ Test(fuse, changes_no_bit_of_branches, .init = begin, .fini = end) {
 /* Combines of combines: parts go before parts. */
 Test(fuse, changes_no_bit_of_nested_branches, .init = begin, .fini = end) {
   char text[4096];
-  const char *inner =
-      "  { \"name\": \"in\", \"op\": \"combine\", \"in\": { \"o\": [\"ao\", \"z\"], \"gate\": \"g2\" }, "
-      "\"out\": { \"o\": \"io\" } },\n";
+  const char *inner = "  { \"name\": \"in\", \"op\": \"combine\", \"in\": { \"o\": [\"ao\", "
+                      "\"z\"], \"gate\": \"g2\" }, "
+                      "\"out\": { \"o\": \"io\" } },\n";
   branches_spec("sigmoid", "\"io\", \"bo\"", 2, "qg", inner, "", text, sizeof text);
   char *at = strstr(text, " \"cu_seqlens\": { \"shape\"");
   char all[4096];
@@ -425,8 +445,8 @@ Test(fuse, changes_no_bit_of_nested_branches, .init = begin, .fini = end) {
   rg_spec_destroy(spec);
 }
 
-/* Random graphs of attention, silu and combine: branches read once or often, twice by one combine, outputs
- * besides; gates with and without gradients, read by one combine or by several. */
+/* Random graphs of attention, silu and combine: branches read once or often, twice by one combine,
+ * outputs besides; gates with and without gradients, read by one combine or by several. */
 static const char *random_branches(uint64_t seed, const char *dtype, char *text, size_t size) {
   uint64_t state = seed * 7919;
   char name[24][16], drawn[24] = {0};
@@ -451,15 +471,18 @@ static const char *random_branches(uint64_t seed, const char *dtype, char *text,
     for (int i = 0; i < attentions; i++, count++) {
       const bool cut = next_random(&state) % 3 == 0;
       snprintf(name[count], sizeof *name, "a%d", count);
-      ADD("  { \"name\": \"n%s\", \"op\": \"swa_attn\", \"in\": { \"q\": \"%s\", \"k\": \"k\", \"v\": \"v\", "
-          "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"%s\" }, \"attrs\": { \"window_left\": %d } "
+      ADD("  { \"name\": \"n%s\", \"op\": \"swa_attn\", \"in\": { \"q\": \"%s\", \"k\": \"k\", "
+          "\"v\": \"v\", "
+          "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"o\": \"%s\" }, \"attrs\": { "
+          "\"window_left\": %d } "
           "},\n",
           name[count], cut ? name[next_random(&state) % (unsigned)first] : "q", name[count],
           (int)(next_random(&state) % 40) - 1);
     }
     if (next_random(&state) % 3 == 0) {
       snprintf(name[count], sizeof *name, "s%d", count);
-      ADD("  { \"name\": \"n%s\", \"op\": \"silu\", \"in\": { \"x\": \"%s\" }, \"out\": { \"y\": \"%s\" } "
+      ADD("  { \"name\": \"n%s\", \"op\": \"silu\", \"in\": { \"x\": \"%s\" }, \"out\": { \"y\": "
+          "\"%s\" } "
           "},\n",
           name[count], name[next_random(&state) % (unsigned)count], name[count]);
       count++;
@@ -469,12 +492,14 @@ static const char *random_branches(uint64_t seed, const char *dtype, char *text,
     ADD("  { \"name\": \"nc%d\", \"op\": \"combine\", \"in\": { \"o\": [", c);
     for (int i = 0; i < n; i++) { /* mostly what nobody has read yet */
       int k = count - 1 - i;
-      if (k < 1 || drawn[k] || next_random(&state) % 5 == 0) k = (int)(next_random(&state) % (unsigned)count);
+      if (k < 1 || drawn[k] || next_random(&state) % 5 == 0)
+        k = (int)(next_random(&state) % (unsigned)count);
       drawn[k] = 1;
       ADD("%s\"%s\"", i ? ", " : "", name[k]);
     }
-    ADD("], \"gate\": \"gate%d\" }, \"out\": { \"o\": \"c%d\" }, \"attrs\": { \"act\": \"%s\" } }%s\n", n, c,
-        acts[next_random(&state) % 3], c + 1 < combines ? "," : " ],");
+    ADD("], \"gate\": \"gate%d\" }, \"out\": { \"o\": \"c%d\" }, \"attrs\": { \"act\": \"%s\" } "
+        "}%s\n",
+        n, c, acts[next_random(&state) % 3], c + 1 < combines ? "," : " ],");
     snprintf(name[count++], sizeof *name, "c%d", c);
   }
   ADD(" \"outputs\": { \"o\": \"%s\"", name[count - 1]);

@@ -1,12 +1,12 @@
 /* tests/unit/test_golden.c: what users see, word for word.
- *
- * tests/golden/errors: NAME.json is a spec, NAME.policy.json (perhaps) a policy, NAME.set (perhaps) lines
- * NAME=VALUE, and NAME.expect two lines: the command's exit status and the whole message. Each must fail
- * exactly like that, in loading or in rg_check. tests/golden/dump: NAME.json is a spec and NAME.txt its text
- * dump.
- *
- * With RG_GOLDEN_UPDATE set, differing files are rewritten and the test still fails: look at the difference,
- * run again.
+
+   tests/golden/errors: NAME.json is a spec, NAME.policy.json (perhaps) a policy, NAME.set (perhaps)
+   lines NAME=VALUE, and NAME.expect two lines: the command's exit status and the whole message.
+   Each must fail exactly like that, in loading or in rg_check. tests/golden/dump: NAME.json is a
+   spec and NAME.txt its text dump.
+
+   With RG_GOLDEN_UPDATE set, differing files are rewritten and the test still fails: look at the
+   difference, run again.
  */
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -136,7 +136,8 @@ Test(golden, dumps) {
     rg_spec *spec;
     rg_text text;
     cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
-    cr_assert_eq(rg_spec_load_file(ctx, path, NULL, 0, &spec, &e), RG_OK, "%s: %s", path, e.message);
+    cr_assert_eq(rg_spec_load_file(ctx, path, NULL, 0, &spec, &e), RG_OK, "%s: %s", path,
+                 e.message);
     cr_assert_eq(rg_check(spec, NULL, &e), RG_OK, "%s: %s", path, e.message);
     cr_assert_eq(rg_spec_write(spec, "text", &text, &e), RG_OK);
     wrong += !same(expect, text.data);

@@ -1,13 +1,14 @@
 /* tests/unit/test_lower_cuda.c: from a plan to the launches of a GPU, checked without one.
- *
- *   launches   are legal, say the same when asked again, point nowhere but into the bytes of their node's
- *              tensors and workspace, and change nothing but such pointers when everything is bound elsewhere
- *   edges      leave no two steps side by side that touch the same byte, one of them writing
- *   lanes      cost memory where they may, and are given up where the policy asks for less
- *   older GPUs get no kernel that has the copy engine write, which initcheck does not follow
- *
- * Without nvcc kernels have no addresses and tensor maps cannot be made: steps that need them are skipped and
- * counted.
+
+     launches   are legal, say the same when asked again, point nowhere but into the bytes of their
+                node's tensors and workspace, and change nothing but such pointers when everything
+                is bound elsewhere
+     edges      leave no two steps side by side that touch the same byte, one of them writing
+     lanes      cost memory where they may, and are given up where the policy asks for less
+     older GPUs get no kernel that has the copy engine write, which initcheck does not follow
+
+   Without nvcc kernels have no addresses and tensor maps cannot be made: steps that need them are
+   skipped and counted.
  */
 #include "../harness/graph_gen.h"
 #include "../harness/lower.h"
@@ -28,9 +29,10 @@ rg_status rgk_map_make(rgk_map *map, const rgk_map_of *of, rg_error *e) {
   map->opaque[0] = (uint64_t)(uintptr_t)of->data;
   for (int i = 0; i < of->rank; i++) {
     if (of->box[i] < 1 || of->box[i] > 256 || of->dim[i] < 1)
-      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's box of %d in an axis of %lld", of->box[i],
-                      (long long)of->dim[i]);
-    if (i > 0 && of->dim[i] > 1 && of->stride[i] * (int64_t)rg_dtype_size((rg_dtype)of->dtype) % 16 != 0)
+      return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's box of %d in an axis of %lld",
+                      of->box[i], (long long)of->dim[i]);
+    if (i > 0 && of->dim[i] > 1 &&
+        of->stride[i] * (int64_t)rg_dtype_size((rg_dtype)of->dtype) % 16 != 0)
       return rgi_fail(e, RG_E_INTERNAL, NULL, NULL, "a map's stride is off 16 bytes");
     map->opaque[1 + i] = (uint64_t)of->dim[i];
     map->opaque[6 + i] = (uint64_t)of->stride[i];
@@ -61,8 +63,10 @@ static bench open_bench(uint64_t seed) {
   const int file = mkstemp(b.older);
   cr_assert_geq(file, 0);
   static const char text[] =
-      "{ \"regraph_profile\": 1, \"name\": \"older\", \"doc\": \"a test's\", \"device\": \"cuda\",\n"
-      "  \"compute_capability\": 86, \"multiprocessors\": 82, \"special_gops\": 1000, \"bandwidth_gbs\": "
+      "{ \"regraph_profile\": 1, \"name\": \"older\", \"doc\": \"a test's\", \"device\": "
+      "\"cuda\",\n"
+      "  \"compute_capability\": 86, \"multiprocessors\": 82, \"special_gops\": 1000, "
+      "\"bandwidth_gbs\": "
       "900,\n"
       "  \"matrix_gflops\": { \"f32\": 20000, \"f16\": 100000, \"bf16\": 100000 },\n"
       "  \"step_us\": 3, \"memory\": \"24GB\", \"efficiency\": 0.5 }\n";
@@ -78,9 +82,10 @@ static void close_bench(bench *b) {
 }
 
 static void load_example(bench *b, const char *name, bool small) {
-  static const char *const sets[][2] = {{"H", "4"},      {"KH", "2"},     {"D", "16"},    {"DV", "8"},
-                                        {"kernel", "8"}, {"stride", "4"}, {"block", "8"}, {"top_n", "3"},
-                                        {"local", "1"},  {"window", "9"}, {"M", "24"}};
+  static const char *const sets[][2] = {{"H", "4"},      {"KH", "2"},     {"D", "16"},
+                                        {"DV", "8"},     {"kernel", "8"}, {"stride", "4"},
+                                        {"block", "8"},  {"top_n", "3"},  {"local", "1"},
+                                        {"window", "9"}, {"M", "24"}};
   rg_error e = {0};
   char path[512];
   rg_spec_destroy(b->spec);
@@ -107,7 +112,8 @@ static void load_random(bench *b, uint64_t seed) {
   ot *t = ot_begin(seed);
   rg_spec_destroy(b->spec);
   b->spec = NULL;
-  const char *text = graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8});
+  const char *text =
+      graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8});
   CR_OK(rg_spec_load_text(b->ctx, text, strlen(text), "random", NULL, 0, &b->spec, &e), &e);
   ot_end(t);
   b->T = 48, b->B = 3;
@@ -147,15 +153,16 @@ static void check_limits(const rg_plan *plan, const lo_launch *x) {
   cr_assert(l->function, "%s: no kernel", name);
 #endif
   cr_assert_leq(l->size, 4096, "%s: %zu bytes of parameters", name, l->size);
-  cr_assert(l->grid[0] <= INT32_MAX && l->grid[1] <= 65535 && l->grid[2] <= 65535, "%s: grid %u %u %u", name,
-            l->grid[0], l->grid[1], l->grid[2]);
+  cr_assert(l->grid[0] <= INT32_MAX && l->grid[1] <= 65535 && l->grid[2] <= 65535,
+            "%s: grid %u %u %u", name, l->grid[0], l->grid[1], l->grid[2]);
   const uint32_t *block = l->block;
-  cr_assert(block[0] && block[1] && block[2] && block[0] * block[1] * block[2] <= 1024 && block[2] <= 64,
+  cr_assert(block[0] && block[1] && block[2] && block[0] * block[1] * block[2] <= 1024 &&
+                block[2] <= 64,
             "%s: block %u %u %u", name, block[0], block[1], block[2]);
   const uint32_t room = plan->gpu.cc >= 90 ? 227 << 10 : 99 << 10;
   cr_assert_leq(l->shared, room, "%s: %u bytes of shared memory", name, l->shared);
-  cr_assert(l->cluster <= 8 && (l->cluster < 2 || l->grid[0] % l->cluster == 0), "%s: cluster %u, grid %u",
-            name, l->cluster, l->grid[0]);
+  cr_assert(l->cluster <= 8 && (l->cluster < 2 || l->grid[0] % l->cluster == 0),
+            "%s: cluster %u, grid %u", name, l->cluster, l->grid[0]);
 }
 
 /* Is the address inside (or at the end of) an argument or the workspace of the step? */
@@ -179,8 +186,8 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
   OT_OK(lo_ask(b->t, plan, 1, &moved));
   b->asked += plan->nstep;
   b->skipped += first.skipped;
-  cr_assert(first.n == again.n && first.n == moved.n, "%s: %d, %d, %d launches", what, first.n, again.n,
-            moved.n);
+  cr_assert(first.n == again.n && first.n == moved.n, "%s: %d, %d, %d launches", what, first.n,
+            again.n, moved.n);
   for (int i = 0; i < first.n; i++) {
     const lo_launch *x = &first.at[i], *y = &again.at[i], *z = &moved.at[i];
     const rg_launch *l = &x->launch;
@@ -199,18 +206,20 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
                 "%s, %s: another launch when asked again", what, name);
     }
     for (size_t w = 0; w < (l->size + 7) / 8; w++) {
-      cr_assert(x->params[w] == y->params[w], "%s, %s: word %zu of parameters is %llx, asked again %llx",
-                what, name, w, (unsigned long long)x->params[w], (unsigned long long)y->params[w]);
+      cr_assert(x->params[w] == y->params[w],
+                "%s, %s: word %zu of parameters is %llx, asked again %llx", what, name, w,
+                (unsigned long long)x->params[w], (unsigned long long)y->params[w]);
       if (lo_is_address(x->params[w], 0)) {
-        cr_assert(touches(plan, x->step, x->params[w], 0), "%s, %s: word %zu points elsewhere", what, name,
-                  w);
+        cr_assert(touches(plan, x->step, x->params[w], 0), "%s, %s: word %zu points elsewhere",
+                  what, name, w);
         const uint64_t base = (uint64_t)(uintptr_t)lo_address((rgi_place){RGI_AT_NOTHING, 0}, 0),
                        base1 = (uint64_t)(uintptr_t)lo_address((rgi_place){RGI_AT_NOTHING, 0}, 1);
-        cr_assert(x->params[w] - base == z->params[w] - base1, "%s, %s: word %zu does not follow", what, name,
-                  w);
+        cr_assert(x->params[w] - base == z->params[w] - base1, "%s, %s: word %zu does not follow",
+                  what, name, w);
       } else {
-        cr_assert(x->params[w] == z->params[w], "%s, %s: word %zu changes with addresses, %llx to %llx", what,
-                  name, w, (unsigned long long)x->params[w], (unsigned long long)z->params[w]);
+        cr_assert(x->params[w] == z->params[w],
+                  "%s, %s: word %zu changes with addresses, %llx to %llx", what, name, w,
+                  (unsigned long long)x->params[w], (unsigned long long)z->params[w]);
       }
     }
   }
@@ -222,8 +231,8 @@ static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\
                                        "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
 
 static void report(const bench *b) {
-  fprintf(stderr, "%d steps asked, %d skipped, %d products of a library seen by number only\n", b->asked,
-          b->skipped, b->library);
+  fprintf(stderr, "%d steps asked, %d skipped, %d products of a library seen by number only\n",
+          b->asked, b->skipped, b->library);
 #ifdef REGRAPH_CUDA
   cr_assert_eq(b->skipped, 0);
 #endif
@@ -245,6 +254,44 @@ Test(lower_cuda, launches_of_examples) {
   close_bench(&b);
 }
 
+/* Lengths counted in merged rows, and a copy before the token axis moves. */
+Test(lower_cuda, launches_behind_views) {
+  static const char text[] =
+      "{ \"regraph\": 1, \"inputs\": { \"x\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"bf16\", "
+      "\"grad\": "
+      "true }, "
+      "\"w\": { \"shape\": [16, 8], \"dtype\": \"bf16\", \"grad\": true }, "
+      "\"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, \"nodes\": ["
+      "{ \"name\": \"p\", \"op\": \"silu\", \"in\": { \"x\": \"x\", \"cu_seqlens\": \"cu\" } }, "
+      "{ \"name\": \"r\", \"op\": \"reshape\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"m\" "
+      "}, "
+      "\"attrs\": { \"shape\": [-1, 8] } }, "
+      "{ \"name\": \"t\", \"op\": \"transpose\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"t\" "
+      "}, "
+      "\"attrs\": { \"perm\": [1, 0, 2] } }, "
+      "{ \"name\": \"l\", \"op\": \"linear\", \"in\": { \"x\": \"m\", \"w\": \"w\" }, \"out\": { "
+      "\"y\": "
+      "\"y\" } }"
+      " ], \"outputs\": { \"y\": \"y\", \"t\": \"t\" } }";
+  bench b = open_bench(3);
+  rg_error e = {0};
+  rg_spec_destroy(b.spec);
+  b.spec = NULL;
+  CR_OK(rg_spec_load_text(b.ctx, text, sizeof text - 1, "views", NULL, 0, &b.spec, &e), &e);
+  b.T = 48, b.B = 3;
+  for (int older = 0; older < 2; older++) {
+    rg_plan *plan = plan_of(&b, NULL, false, older);
+    rg_text steps;
+    CR_OK(rg_plan_write(plan, "steps", &steps, &e), &e);
+    cr_assert(strstr(steps.data, "scale_lengths") && strstr(steps.data, "live"), "%s", steps.data);
+    rg_text_destroy(&steps);
+    check_launches(&b, plan, "views");
+    rg_plan_destroy(plan);
+  }
+  report(&b);
+  close_bench(&b);
+}
+
 Test(lower_cuda, launches_of_random_graphs) {
   bench b = open_bench(2);
   uint64_t first = round_seed(500, 24);
@@ -257,7 +304,8 @@ Test(lower_cuda, launches_of_random_graphs) {
     rg_plan_destroy(plan);
   }
   first = round_seed(1, 8);
-  for (uint64_t seed = first; seed < first + 8; seed++) { /* others: linear, silu, mul and add alone */
+  /* others: linear, silu, mul and add alone */
+  for (uint64_t seed = first; seed < first + 8; seed++) {
     rg_error e = {0};
     uint64_t state = seed;
     rg_spec_destroy(b.spec);
@@ -286,9 +334,10 @@ static int step_of(const rg_plan *plan, const char *op) {
   return -1;
 }
 
-/* initcheck takes what the copy engine stores for unwritten. Of test_gpu_random.c's seed 80559 it therefore reports
- * the first ordinary read of cmp_attn's o (24 wide, by wgmma, sixteen rows a store): silu's, 16 bytes a thread. So
- * tests/gpu_sanitize.sh has whole graphs planned for a GPU without one; then no step may need a tensor map. */
+/* initcheck takes what the copy engine stores for unwritten. Of test_gpu_random.c's seed 80559 it
+ * therefore reports the first ordinary read of cmp_attn's o (24 wide, by wgmma, sixteen rows a
+ * store): silu's, 16 bytes a thread. So tests/gpu_sanitize.sh has whole graphs planned for a GPU
+ * without one; then no step may need a tensor map. */
 Test(lower_cuda, initcheck_sees_all_writes) {
   const uint64_t seed = 80559;
   bench b = open_bench(3);
@@ -359,7 +408,8 @@ static void list_runs(const rg_arg *a, int axis, rgi_place at, bool write, runs 
 static void runs_of_step(const rgi_step *s, runs *out) {
   for (int k = 0; k < s->nin + s->nout; k++)
     if (s->place[k].bind != RGI_AT_NOTHING)
-      list_runs(k < s->nin ? &s->call.in[k] : &s->call.out[k - s->nin], 0, s->place[k], k >= s->nin, out);
+      list_runs(k < s->nin ? &s->call.in[k] : &s->call.out[k - s->nin], 0, s->place[k], k >= s->nin,
+                out);
   if (s->workspace_size) {
     if (out->at)
       out->at[out->n] = (run){RGI_AT_SCRATCH, s->workspace, s->workspace + s->workspace_size, true};
@@ -389,7 +439,8 @@ static bool clash(const runs *x, const runs *y) {
 /* Counts pairs of steps with no way between them; *wrong says what such a pair should not do. */
 static int count_apart(ot *t, const rg_plan *plan, const char **wrong) {
   const int n = plan->nstep;
-  bool *before = ot_alloc(t, (size_t)n * (size_t)n + 1); /* before[j * n + i]: i has run when j starts */
+  /* before[j * n + i]: i has run when j starts */
+  bool *before = ot_alloc(t, (size_t)n * (size_t)n + 1);
   runs *all = ot_alloc(t, (size_t)(n + 1) * sizeof *all);
   int apart = 0;
   for (int j = 0; j < n; j++) {
@@ -400,7 +451,8 @@ static int count_apart(ot *t, const rg_plan *plan, const char **wrong) {
     }
     qsort(all[j].at, (size_t)all[j].n, sizeof *all[j].at, by_place);
     for (const int32_t *p = plan->after[j]; *p >= 0; p++) {
-      if (*p >= j || (*p >= plan->nforward) != (j >= plan->nforward)) *wrong = "waits for what comes later";
+      if (*p >= j || (*p >= plan->nforward) != (j >= plan->nforward))
+        *wrong = "waits for what comes later";
       before[j * n + *p] = true;
       for (int i = 0; i < *p; i++) before[j * n + i] |= before[*p * n + i];
     }
@@ -410,7 +462,8 @@ static int count_apart(ot *t, const rg_plan *plan, const char **wrong) {
       if (before[j * n + i]) continue;
       apart++;
       if (plan->lane[i] == plan->lane[j])
-        *wrong = ot_text(t, "%s and %s share a lane and no path", node_of(plan, i), node_of(plan, j));
+        *wrong =
+            ot_text(t, "%s and %s share a lane and no path", node_of(plan, i), node_of(plan, j));
       if (clash(&all[i], &all[j]))
         *wrong = ot_text(t, "%s and %s may run at once and touch the same bytes", node_of(plan, i),
                          node_of(plan, j));
@@ -506,8 +559,8 @@ Test(lower_cuda, lanes_are_given_up) {
     }
   }
   cr_assert(scratch[0] > scratch[1] && apart[0] > apart[1],
-            "with lanes %lld bytes and %d pairs, without %lld and %d", (long long)scratch[0], apart[0],
-            (long long)scratch[1], apart[1]);
+            "with lanes %lld bytes and %d pairs, without %lld and %d", (long long)scratch[0],
+            apart[0], (long long)scratch[1], apart[1]);
   load_example(&b, "nsa", false);
   same_plan(&b, "{ \"regraph_policy\": 1, \"split_heads\": 1 }");
   same_plan(&b, "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": \"6GiB\", \"of\": \"peak\" } }");
@@ -521,10 +574,11 @@ Test(lower_cuda, too_many_branches) {
     rg_error e = {0};
     rg_plan *plan = NULL;
     char text[2048], *at = text;
-    at += sprintf(at, "{ \"regraph\": 1, \"name\": \"many\", \"inputs\": {"
-                      "\"a\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true },"
-                      "\"l\": { \"shape\": [\"T\", 2], \"dtype\": \"f32\" } },"
-                      "\"nodes\": [ { \"name\": \"all\", \"op\": \"merge_lse\", \"in\": { \"o\": [");
+    at +=
+        sprintf(at, "{ \"regraph\": 1, \"name\": \"many\", \"inputs\": {"
+                    "\"a\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true },"
+                    "\"l\": { \"shape\": [\"T\", 2], \"dtype\": \"f32\" } },"
+                    "\"nodes\": [ { \"name\": \"all\", \"op\": \"merge_lse\", \"in\": { \"o\": [");
     for (int i = 0; i < n; i++) at += sprintf(at, "%s\"a\"", i ? "," : "");
     at += sprintf(at, "], \"lse\": [");
     for (int i = 0; i < n; i++) at += sprintf(at, "%s\"l\"", i ? "," : "");
@@ -544,7 +598,8 @@ Test(lower_cuda, too_many_branches) {
   close_bench(&b);
 }
 
-/* Copies of lengths are bytes like any others: they count in what is predicted and against a budget. */
+/* Copies of lengths are bytes like any others: they count in what is predicted and against a
+ * budget. */
 Test(lower_cuda, copies_of_lengths_count) {
   bench b = open_bench(8);
   load_example(&b, "nsa", true);
@@ -559,8 +614,8 @@ Test(lower_cuda, copies_of_lengths_count) {
     const bool of_saved = k > 0;
     const int64_t budget = (of_saved ? saved : most) - (k < 2 ? 0 : k < 3 ? 1 : 4000 * k);
     snprintf(policy, sizeof policy,
-             "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": %lld, \"of\": \"%s\" } }", (long long)budget,
-             of_saved ? "saved" : "peak");
+             "{ \"regraph_policy\": 1, \"budget\": { \"bytes\": %lld, \"of\": \"%s\" } }",
+             (long long)budget, of_saved ? "saved" : "peak");
     rg_plan *plan = plan_of(&b, policy, false, false);
     cr_assert_leq(of_saved ? plan->sizes.saved : plan->sizes.predicted_peak, budget, "%s", policy);
     cr_assert_eq(plan->choice->saved_after, plan->sizes.saved, "%s", policy);
@@ -585,7 +640,8 @@ Test(lower_cuda, dot_shows_lanes) {
     const char *at = strstr(text.data, line);
     cr_assert(at, "%s", line);
     snprintf(line, sizeof line, "\\nlane %d\"", plan->lane[i]);
-    cr_assert(strstr(at, line) && strstr(at, line) < strchr(at, '\n'), "%s of %s", line, node_of(plan, i));
+    cr_assert(strstr(at, line) && strstr(at, line) < strchr(at, '\n'), "%s of %s", line,
+              node_of(plan, i));
     for (const int32_t *p = plan->after[i]; *p >= 0; p++) {
       snprintf(line, sizeof line, "s%d -> s%d;", *p, i);
       cr_assert(strstr(text.data, line), "%s", line);

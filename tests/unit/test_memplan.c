@@ -1,5 +1,5 @@
-/* tests/unit/test_memplan.c: memory plans of the examples and of small graphs made for one question each,
- * judged by the independent checker, and the checker judged by plans broken on purpose. */
+/* tests/unit/test_memplan.c: memory plans of the examples and of small graphs made for one question
+ * each, judged by the independent checker, and the checker judged by plans broken on purpose. */
 #include "graph/spec.h"
 #include "memplan/memplan.h"
 #include "passes/passes.h"
@@ -120,10 +120,12 @@ Test(memplan, examples) {
 
 /* x → silu → a → silu → b → silu → y: a and b are scratch, b takes a's bytes. */
 static const char chain[] =
-    "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},\"nodes\":["
+    "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
+    "\"nodes\":["
     "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
     "{\"name\":\"two\",\"op\":\"silu\",\"in\":{\"x\":\"a\"},\"out\":{\"y\":\"b\"}},"
-    "{\"name\":\"three\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{\"y\":"
+    "{\"name\":\"three\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{"
+    "\"y\":"
     "\"y\"}}";
 
 Test(memplan, in_place) {
@@ -148,15 +150,15 @@ Test(memplan, in_place) {
 
 /* a is read again after two, so b must not take its bytes; and mul reads a twice. */
 Test(memplan, not_in_place) {
-  rgi_graph *g =
-      from_text("{\"regraph\":1,\"name\":\"fork\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
-                "\"nodes\":["
-                "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
-                "{\"name\":\"two\",\"op\":\"silu\",\"in\":{\"x\":\"a\"},\"out\":{\"y\":\"b\"}},"
-                "{\"name\":\"sum\",\"op\":\"mul\",\"in\":{\"a\":\"a\",\"b\":\"b\"},\"out\":{\"y\":\"c\"}},"
-                "{\"name\":\"square\",\"op\":\"mul\",\"in\":{\"a\":\"c\",\"b\":\"c\"},\"out\":{\"y\":\"d\"}},"
-                "{\"name\":\"last\",\"op\":\"silu\",\"in\":{\"x\":\"d\"},\"out\":{\"y\":\"y\"}}],\"outputs\":"
-                "{\"y\":\"y\"}}");
+  rgi_graph *g = from_text(
+      "{\"regraph\":1,\"name\":\"fork\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
+      "\"nodes\":["
+      "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
+      "{\"name\":\"two\",\"op\":\"silu\",\"in\":{\"x\":\"a\"},\"out\":{\"y\":\"b\"}},"
+      "{\"name\":\"sum\",\"op\":\"mul\",\"in\":{\"a\":\"a\",\"b\":\"b\"},\"out\":{\"y\":\"c\"}},"
+      "{\"name\":\"square\",\"op\":\"mul\",\"in\":{\"a\":\"c\",\"b\":\"c\"},\"out\":{\"y\":\"d\"}},"
+      "{\"name\":\"last\",\"op\":\"silu\",\"in\":{\"x\":\"d\"},\"out\":{\"y\":\"y\"}}],\"outputs\":"
+      "{\"y\":\"y\"}}");
   planned p = plan(g, (rgi_memory_options){0});
   cr_assert_eq(block_of(p, "b")->shares, -1);
   cr_assert_eq(block_of(p, "c")->shares, block_of(p, "a") - p.m->block);
@@ -165,15 +167,17 @@ Test(memplan, not_in_place) {
   rgi_graph_destroy(g);
 }
 
-/* The chain with gradients. silu.bwd reads silu's input, so a and b are saved; d.b and d.a live together in
- * two.bwd; x, y, d.y and d.x are the caller's. Forward needs no scratch. */
+/* The chain with gradients. silu.bwd reads silu's input, so a and b are saved; d.b and d.a live
+ * together in two.bwd; x, y, d.y and d.x are the caller's. Forward needs no scratch. */
 static const char chain_with_gradients[] =
-    "{\"regraph\":1,\"name\":\"tiny\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\",\"grad\":true}"
+    "{\"regraph\":1,\"name\":\"tiny\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\","
+    "\"grad\":true}"
     "},"
     "\"nodes\":["
     "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
     "{\"name\":\"two\",\"op\":\"silu\",\"in\":{\"x\":\"a\"},\"out\":{\"y\":\"b\"}},"
-    "{\"name\":\"three\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{\"y\":"
+    "{\"name\":\"three\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],\"outputs\":{"
+    "\"y\":"
     "\"y\"}}";
 
 Test(memplan, predicted_sizes) {
@@ -253,7 +257,8 @@ Test(memplan, checker_objects) {
     *x = tensor;
     for (int32_t j = 0; j < p.m->nblock; j++) { /* on top of one that lives at the same time */
       const rgi_block *other = &p.m->block[j];
-      if (j == i || other->region != was.region || other->last < was.first || was.last < other->first)
+      if (j == i || other->region != was.region || other->last < was.first ||
+          was.last < other->first)
         continue;
       b->address = x->address = other->address;
       rejected(p, "an overlap");
@@ -288,19 +293,19 @@ Test(memplan, checker_objects) {
 /* Each kind of fault is told by its own sentence. */
 static void says(planned p, const char *what) {
   rg_error e = {0};
-  cr_assert_eq(rgi_memory_check(p.g, p.m, &e), RG_E_INTERNAL, "the checker misses what is due as \"%s\"",
-               what);
+  cr_assert_eq(rgi_memory_check(p.g, p.m, &e), RG_E_INTERNAL,
+               "the checker misses what is due as \"%s\"", what);
   cr_assert(strstr(e.message, what), "\"%s\" does not say \"%s\"", e.message, what);
 }
 
 /* Sets an integer, expects the complaint, puts it back. */
-#define BREAK(place, value, what)                                                                            \
-  do {                                                                                                       \
-    __typeof__(place) was_ = (place);                                                                        \
-    (place) = (value);                                                                                       \
-    says(p, what);                                                                                           \
-    (place) = was_;                                                                                          \
-    must(rgi_memory_check(p.g, p.m, &err), "put back");                                                      \
+#define BREAK(place, value, what)                       \
+  do {                                                  \
+    __typeof__(place) was_ = (place);                   \
+    (place) = (value);                                  \
+    says(p, what);                                      \
+    (place) = was_;                                     \
+    must(rgi_memory_check(p.g, p.m, &err), "put back"); \
   } while (0)
 
 Test(memplan, checker_says_what) {
@@ -376,13 +381,13 @@ Test(memplan, checker_says_what) {
 
 /* Bytes handed over where the op reads its input twice, or elsewhere than the input was. */
 Test(memplan, checker_hand_over) {
-  rgi_graph *g =
-      from_text("{\"regraph\":1,\"name\":\"square\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],"
-                "\"dtype\":\"f32\"}},\"nodes\":["
-                "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
-                "{\"name\":\"square\",\"op\":\"mul\",\"in\":{\"a\":\"a\",\"b\":\"a\"},\"out\":{\"y\":\"b\"}},"
-                "{\"name\":\"last\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],"
-                "\"outputs\":{\"y\":\"y\"}}");
+  rgi_graph *g = from_text(
+      "{\"regraph\":1,\"name\":\"square\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],"
+      "\"dtype\":\"f32\"}},\"nodes\":["
+      "{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"a\"}},"
+      "{\"name\":\"square\",\"op\":\"mul\",\"in\":{\"a\":\"a\",\"b\":\"a\"},\"out\":{\"y\":\"b\"}},"
+      "{\"name\":\"last\",\"op\":\"silu\",\"in\":{\"x\":\"b\"},\"out\":{\"y\":\"y\"}}],"
+      "\"outputs\":{\"y\":\"y\"}}");
   planned p = plan(g, (rgi_memory_options){0});
   rgi_block *a = (rgi_block *)block_of(p, "a"), *b = (rgi_block *)block_of(p, "b");
   b->shares = (int32_t)(a - p.m->block);
@@ -499,10 +504,10 @@ Test(memplan, timeline_fits) {
 
 /* A plan without a byte of its own. */
 Test(memplan, reports_of_nothing) {
-  rgi_graph *g =
-      from_text("{\"regraph\":1,\"name\":\"bare\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
-                "\"nodes\":[{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"y\"}}],"
-                "\"outputs\":{\"y\":\"y\"}}");
+  rgi_graph *g = from_text(
+      "{\"regraph\":1,\"name\":\"bare\",\"inputs\":{\"x\":{\"shape\":[\"T\",8],\"dtype\":\"f32\"}},"
+      "\"nodes\":[{\"name\":\"one\",\"op\":\"silu\",\"in\":{\"x\":\"x\"},\"out\":{\"y\":\"y\"}}],"
+      "\"outputs\":{\"y\":\"y\"}}");
   planned p = plan(g, (rgi_memory_options){0});
   rg_text text = timeline(p, 80);
   cr_assert_str_eq(text.data, "saved 0 B, scratch 0 B (0 B without reuse; in place spared 0 B)\n");

@@ -1,10 +1,10 @@
 /* tests/unit/test_memplan_sim.c: memory plans played through.
- *
- * The arena is painted: whoever writes leaves his mark on his bytes, whoever reads must find the mark of the
- * value he wants. That judges a plan by what happens, without any notion of lifetimes, and so without
- * anything in common with the planner or its checker. Played on the examples and on many random graphs, with
- * nothing, everything and something recomputed, with and without reuse. At the end the same is done for real:
- * in-place reuse changes no bit.
+
+   The arena is painted: whoever writes leaves his mark on his bytes, whoever reads must find the
+   mark of the value he wants. That judges a plan by what happens, without any notion of lifetimes,
+   and so without anything in common with the planner or its checker. Played on the examples and on
+   many random graphs, with nothing, everything and something recomputed, with and without reuse. At
+   the end the same is done for real: in-place reuse changes no bit.
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
@@ -61,11 +61,11 @@ static void expect_tensor(const arena *a, int32_t owner, int32_t node, const cha
   int64_t size = rgi_bytes(x);
   const int32_t *mark = marks(a, x->region, x->address, size);
   if (!mark) return;
-  cr_assert(a->written[owner], "%s: %s reads %s, which nobody wrote", a->g->name, a->g->node[node].name,
-            x->name);
+  cr_assert(a->written[owner], "%s: %s reads %s, which nobody wrote", a->g->name,
+            a->g->node[node].name, x->name);
   for (int64_t i = 0; i < units(size); i++)
-    cr_assert_eq(mark[i], owner, "%s: %s (%s) finds %s overwritten by %s", a->g->name, a->g->node[node].name,
-                 when, x->name,
+    cr_assert_eq(mark[i], owner, "%s: %s (%s) finds %s overwritten by %s", a->g->name,
+                 a->g->node[node].name, when, x->name,
                  mark[i] == BLANK  ? "the turn"
                  : mark[i] < BLANK ? "a workspace"
                                    : a->g->tensor[mark[i]].name);
@@ -81,7 +81,8 @@ static void expect_workspace(const arena *a, int32_t k) {
   if (a->m->workspace_size[k] == 0) return;
   const int32_t *mark = marks(a, RGI_R_SCRATCH, a->m->workspace[k], a->m->workspace_size[k]);
   for (int64_t i = 0; i < units(a->m->workspace_size[k]); i++)
-    cr_assert_eq(mark[i], -2 - k, "%s: the workspace of %s is shared", a->g->name, a->g->node[k].name);
+    cr_assert_eq(mark[i], -2 - k, "%s: the workspace of %s is shared", a->g->name,
+                 a->g->node[k].name);
 }
 
 /* Returns 1 if the node wrote its output over its input. */
@@ -98,7 +99,8 @@ static int play_node(const arena *a, int32_t k) {
     if (a->written[owner]) expect_tensor(a, owner, k, "adding to it");
     paint_tensor(a, owner);
   }
-  /* Outputs are written while inputs are still read, except where the op says it may do both in place. */
+  /* Outputs are written while inputs are still read, except where the op says it may do both in
+   * place. */
   for (int i = 0; i < rgi_nin(n); i++) {
     if (n->in[i] < 0) continue;
     int32_t owner = rgi_owner(g, n->in[i]);
@@ -121,13 +123,14 @@ static int play_node(const arena *a, int32_t k) {
 
 /* Returns how many nodes worked in place. */
 static int play(const rgi_graph *g, const rgi_memory *m) {
-  arena a = {g, m, malloc(4 * ((size_t)units(m->saved) + 1)), malloc(4 * ((size_t)units(m->scratch) + 1)),
-             calloc((size_t)g->ntensor, sizeof(bool))};
+  arena a = {g, m, malloc(4 * ((size_t)units(m->saved) + 1)),
+             malloc(4 * ((size_t)units(m->scratch) + 1)), calloc((size_t)g->ntensor, sizeof(bool))};
   int in_place = 0;
   for (int64_t i = 0; i < units(m->saved); i++) a.saved[i] = BLANK;
   for (int32_t k = 0; k < g->nnode; k++) {
     if (k == 0 ||
-        (g->node[k].backward && !g->node[k - 1].backward)) /* nothing outlives the turn in scratch */
+        /* nothing outlives the turn in scratch */
+        (g->node[k].backward && !g->node[k - 1].backward))
       for (int64_t i = 0; i < units(m->scratch); i++) a.scratch[i] = BLANK;
     if (!(g->node[k].op->flags & RG_OP_VIEW)) in_place += play_node(&a, k);
   }
@@ -143,8 +146,8 @@ static void must(rg_status status, const rg_error *e, const char *what) {
   cr_assert_eq(status, RG_OK, "%s: %s", what, e->message);
 }
 
-/* The most scratch bytes that owners and workspaces of a direction have at once, owner by owner and node by
- * node. With in-place reuse less may do: then the two sides of a hand-over count once. */
+/* The most scratch bytes that owners and workspaces of a direction have at once, owner by owner and
+ * node by node. With in-place reuse less may do: then the two sides of a hand-over count once. */
 static int64_t alive_at_once(const rgi_graph *g, const rgi_memory *m, bool backward) {
   int64_t most = 0;
   for (int32_t k = 0; k < g->nnode; k++) {
@@ -188,7 +191,8 @@ static sizes judge(const rgi_graph *g, rgi_memory_options o) {
 
 /* Returns how many nodes worked in place. */
 static int judge_all(const rgi_graph *g) {
-  sizes packed = judge(g, (rgi_memory_options){0}), apart = judge(g, (rgi_memory_options){.no_reuse = true}),
+  sizes packed = judge(g, (rgi_memory_options){0}),
+        apart = judge(g, (rgi_memory_options){.no_reuse = true}),
         copied = judge(g, (rgi_memory_options){.no_inplace = true});
   cr_assert_eq(apart.scratch, apart.no_reuse);
   cr_assert_eq(apart.in_place, 0);
@@ -230,14 +234,16 @@ static int judge_spec(rg_spec *spec, int64_t tokens, size_t nset, int heads, uin
 }
 
 static void judge_file(const char *name, int most_heads) {
-  static const rg_binding set[] = {{"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
+  static const rg_binding set[] = {
+      {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
   static const rg_binding moba[] = {{"H", 4, NULL}, {"D", 16, NULL}};
   bool same_heads = strcmp(name, "moba.json") == 0;
   char path[512];
   rg_spec *spec;
   rg_error e = {0};
   snprintf(path, sizeof path, "%s/examples/%s", RG_SOURCE_DIR, name);
-  must(rg_spec_load_file(ctx, path, same_heads ? moba : set, same_heads ? 2 : 4, &spec, &e), &e, name);
+  must(rg_spec_load_file(ctx, path, same_heads ? moba : set, same_heads ? 2 : 4, &spec, &e), &e,
+       name);
   for (int heads = 0; heads <= most_heads; heads++) judge_spec(spec, 250, 2, heads, 0x15);
   rg_spec_destroy(spec);
 }
@@ -271,7 +277,8 @@ Test(memplan_sim, random_graphs) {
     in_place += judge_spec(spec, seed % 3 == 0 ? 1 : seed % 3 == 1 ? 37 : 64, 1, 0, state >> 20);
     rg_spec_destroy(spec);
   }
-  cr_assert_gt(in_place, round_seed(0, 1) == 0 ? 100 : 0, "in-place reuse happened %d times only", in_place);
+  cr_assert_gt(in_place, round_seed(0, 1) == 0 ? 100 : 0, "in-place reuse happened %d times only",
+               in_place);
 }
 
 /* ---- for real: in place or not, the same bits ---- */
@@ -313,7 +320,8 @@ Test(memplan_sim, in_place_changes_no_bit) {
     must(rgi_random_spec(ctx, &state, 3 + seed, &spec, &e), &e, "load");
     rg_plan *apart = run(spec, NULL, (rg_plan_options){.no_reuse = true}, 33, &want);
     for (int i = 0; i < 3; i++) {
-      rg_plan *plan = run(spec, i == 2 ? all : NULL, (rg_plan_options){.no_inplace = i == 1}, 33, &got);
+      rg_plan *plan =
+          run(spec, i == 2 ? all : NULL, (rg_plan_options){.no_inplace = i == 1}, 33, &got);
       same_results(&want, &got,
                    i == 0   ? "in place"
                    : i == 1 ? "reuse without in place"

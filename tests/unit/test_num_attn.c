@@ -1,5 +1,6 @@
-/* tests/unit/test_num_attn.c: the three attention ops, forward and backward, against the oracle on every case
- * that broke others. Each case runs with all gates (o, lse, all gradients); fresh inputs for each. */
+/* tests/unit/test_num_attn.c: the three attention ops, forward and backward, against the oracle on
+ * every case that broke others. Each case runs with all gates (o, lse, all gradients); fresh inputs
+ * for each. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <string.h>
@@ -135,8 +136,14 @@ Test(attn, masked_tiles) {
 /* Chunks of longer sequences: fewer queries than keys, the last of which they are. */
 Test(attn, chunks) {
   static const int32_t keys[] = {200, 64, 65, 150, 33}, offset[] = {130, 64, 64, 20, 0};
-  num_attn a = {
-      .name = "chunks", SOME, .length_k = keys, .offset = offset, .H = 4, .KH = 2, .D = 64, .DV = 64};
+  num_attn a = {.name = "chunks",
+                SOME,
+                .length_k = keys,
+                .offset = offset,
+                .H = 4,
+                .KH = 2,
+                .D = 64,
+                .DV = 64};
   check_kinds(160, a);
   a.dtype = RG_BF16;
   a.wide_grads = true;
@@ -163,7 +170,8 @@ Test(attn, hot_logits) {
     }
 }
 
-/* Terms in the hundreds that cancel: rows that see few keys, and rows whose many keys are all the same. */
+/* Terms in the hundreds that cancel: rows that see few keys, and rows whose many keys are all the
+ * same. */
 Test(attn, hot_rows_with_lse_near_zero) {
   enum { N = 1000 };
   int32_t length[N];
@@ -262,7 +270,8 @@ Test(attn, head_sizes) {
   static const int64_t d[] = {64, 96, 128, 192, 256}, dv[] = {64, 128};
   for (int i = 0; i < 5; i++)
     for (int j = 0; j < 2; j++) {
-      num_attn a = {.name = "head size", .B = 3, .length = few, .H = 2, .KH = 1, .D = d[i], .DV = dv[j]};
+      num_attn a = {
+          .name = "head size", .B = 3, .length = few, .H = 2, .KH = 1, .D = d[i], .DV = dv[j]};
       check_kinds(600 + (uint64_t)i, a);
       a.dtype = j ? RG_BF16 : RG_F16;
       check_kinds(620 + (uint64_t)i, a);
@@ -287,7 +296,8 @@ Test(attn, odd_head_sizes) {
 
 Test(attn, compressed_blocks) {
   static const int32_t longer[] = {70, 0, 1, 300, 33};
-  static const int64_t kernel[] = {16, 8, 32, 64, 32, 4, 1, 128}, stride[] = {16, 8, 8, 32, 32, 2, 1, 32};
+  static const int64_t kernel[] = {16, 8, 32, 64, 32, 4, 1, 128},
+                       stride[] = {16, 8, 8, 32, 32, 2, 1, 32};
   for (int i = 0; i < 8; i++)
     check_types(700 + 3 * (uint64_t)i, (num_attn){.name = "kernel and stride",
                                                   .kind = REF_CMP,

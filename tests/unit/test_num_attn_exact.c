@@ -36,8 +36,10 @@ static void run_both(num_attn_run *r, int threads) {
 
 static bool same_rows(const num_attn_run *x, int64_t row_x, int64_t key_x, const num_attn_run *y,
                       int64_t row_y, int64_t key_y, int64_t rows, int64_t keys) {
-  return ot_same_rows(x->o, row_x, y->o, row_y, rows) && ot_same_rows(x->lse, row_x, y->lse, row_y, rows) &&
-         ot_same_rows(x->dq, row_x, y->dq, row_y, rows) && ot_same_rows(x->dk, key_x, y->dk, key_y, keys) &&
+  return ot_same_rows(x->o, row_x, y->o, row_y, rows) &&
+         ot_same_rows(x->lse, row_x, y->lse, row_y, rows) &&
+         ot_same_rows(x->dq, row_x, y->dq, row_y, rows) &&
+         ot_same_rows(x->dk, key_x, y->dk, key_y, keys) &&
          ot_same_rows(x->dv, key_x, y->dv, key_y, keys);
 }
 
@@ -138,8 +140,8 @@ Test(attn_exact, chunks_alone_and_packed) {
       num_attn_calls(t, &one);
       run_both(&one, 3);
       int64_t key, keys = keys_of(&r, b, &key);
-      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, some[b], keys), "case %d, sequence %d", n,
-                (int)b);
+      cr_assert(same_rows(&one, 0, 0, &r, r.pack.cu[b], key, some[b], keys), "case %d, sequence %d",
+                n, (int)b);
     }
     ot_end(t);
   }
@@ -173,7 +175,8 @@ Test(attn_exact, nan_stays_in_its_sequence) {
 Test(attn_exact, sink_alone) {
   static const int32_t none[] = {0, 0, 0, 0, 0};
   for (int n = 0; n < CASES; n++) {
-    for (int heads = 4; heads <= 32; heads *= 8) { /* selected blocks: another family for wide groups */
+    /* selected blocks: another family for wide groups */
+    for (int heads = 4; heads <= 32; heads *= 8) {
       ot *t = ot_begin(170 + (uint64_t)n);
       num_attn a = attn_case(n);
       a.H = heads;
@@ -200,8 +203,8 @@ Test(attn_exact, sink_alone) {
   }
 }
 
-/* Whether a row's lse is summed again in double is decided by its own keys: long ones that come later in the
- * same tile change no bit of it. */
+/* Whether a row's lse is summed again in double is decided by its own keys: long ones that come
+ * later in the same tile change no bit of it. */
 Test(attn_exact, later_keys) {
   static const int32_t one[] = {64};
   for (int n = 0; n < CASES; n++) {
@@ -212,7 +215,8 @@ Test(attn_exact, later_keys) {
     a.length = one;
     a.hot = 4;
     num_attn_run r = num_attn_new(t, a), q = num_attn_again(t, &r, false);
-    const int64_t first = a.kind == REF_CMP ? 7 : 32, row = q.k->n / r.TK; /* no key of queries before 32 */
+    /* no key of queries before 32 */
+    const int64_t first = a.kind == REF_CMP ? 7 : 32, row = q.k->n / r.TK;
     double *k = ot_get(t, q.k);
     for (int64_t i = first * row; i < q.k->n; i++) k[i] *= 1024;
     ot_set(q.k, k);
@@ -229,9 +233,11 @@ Test(attn_exact, later_keys) {
 /* Heads [first, first + n) of a tensor [rows, heads, …] or [heads], as a view. */
 static ot_tensor *heads_of(ot *t, const ot_tensor *a, int64_t first, int64_t n) {
   int axis = a->arg.rank == 1 ? 0 : 1;
-  int64_t dim[3] = {a->arg.dim[0], a->arg.rank > 1 ? a->arg.dim[1] : 0, a->arg.rank > 2 ? a->arg.dim[2] : 0};
+  int64_t dim[3] = {a->arg.dim[0], a->arg.rank > 1 ? a->arg.dim[1] : 0,
+                    a->arg.rank > 2 ? a->arg.dim[2] : 0};
   dim[axis] = n;
-  char *data = (char *)a->arg.data + first * a->arg.stride[axis] * (int64_t)rg_dtype_size(a->arg.dtype);
+  char *data =
+      (char *)a->arg.data + first * a->arg.stride[axis] * (int64_t)rg_dtype_size(a->arg.dtype);
   return ot_wrap(t, data, a->arg.dtype, a->arg.rank, dim, a->arg.stride);
 }
 

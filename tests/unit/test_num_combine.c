@@ -1,4 +1,5 @@
-/* tests/unit/test_num_combine.c: combine and merge_lse, the ops that join branches, against the oracle. */
+/* tests/unit/test_num_combine.c: combine and merge_lse, the ops that join branches, against the
+ * oracle. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -25,7 +26,8 @@ typedef struct branch_case {
 typedef struct branch_run {
   branch_case a;
   num_pack pack;
-  ot_tensor *o[MOST], *lse[MOST], *gate, *out, *out_lse, *dout, *dout_lse, *d_o[MOST], *d_lse[MOST], *dgate;
+  ot_tensor *o[MOST], *lse[MOST], *gate, *out, *out_lse, *dout, *dout_lse, *d_o[MOST], *d_lse[MOST],
+      *dgate;
   ot_call *forward, *backward;
 } branch_run;
 
@@ -124,7 +126,8 @@ static branch_run make(ot *t, branch_case a) {
   return r;
 }
 
-static void near(const branch_run *r, const char *what, const ot_tensor *x, const double *ref, double gate) {
+static void near(const branch_run *r, const char *what, const ot_tensor *x, const double *ref,
+                 double gate) {
   double off = ot_relrms(x, ref, 1e-3);
   cr_assert(off <= gate, "%s %s, %s, %d branches%s: %s is off by %.3g, gate %.3g",
             r->a.merge ? "merge" : "combine", act_name[r->a.act], rg_dtype_name(r->a.dtype), r->a.n,
@@ -170,8 +173,12 @@ Test(combine, activations_and_types) {
   for (int act = 0; act < 3; act++)
     for (int i = 0; i < 3; i++)
       for (int n = 1; n <= MOST; n += 2) {
-        branch_case a = {
-            .act = (ref_act)act, .dtype = types[i], .gate_dtype = types[i], .H = 3, .D = 64, .n = n};
+        branch_case a = {.act = (ref_act)act,
+                         .dtype = types[i],
+                         .gate_dtype = types[i],
+                         .H = 3,
+                         .D = 64,
+                         .n = n};
         check((uint64_t)(100 * act + 10 * i + n), a);
         a.gate_dtype = RG_F32;
         a.wide = a.strided = true;
@@ -193,9 +200,11 @@ Test(combine, saturated_gates) {
 
 Test(combine, head_sizes_and_levels) {
   static const int64_t d[] = {1, 7, 100, 256, 1000};
-  for (int i = 0; i < 5; i++) /* of one element, d.gate is a product: an error of its own, not of a sum */
+  /* of one element, d.gate is a product: an error of its own, not of a sum */
+  for (int i = 0; i < 5; i++)
     check(450 + (uint64_t)i,
-          (branch_case){.dtype = types[i % 3], .gate_dtype = types[i % 3], .H = 2, .D = d[i], .n = 3});
+          (branch_case){
+              .dtype = types[i % 3], .gate_dtype = types[i % 3], .H = 2, .D = d[i], .n = 3});
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 6; i++)
       check(460 + (uint64_t)(6 * level + i), (branch_case){.merge = i >= 3,

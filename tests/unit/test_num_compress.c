@@ -1,5 +1,5 @@
-/* tests/unit/test_num_compress.c: compress_kv forward and backward against the oracle, all methods for K and
- * V apart, and its exactness: threads, packs, strides, head groups. */
+/* tests/unit/test_num_compress.c: compress_kv forward and backward against the oracle, all methods
+ * for K and V apart, and its exactness: threads, packs, strides, head groups. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -12,8 +12,9 @@ typedef struct compress_case {
   const int32_t *length;
   int64_t kernel, stride;
   bool outliers, wide, strided;
-  double deviation; /* of k and v; 0: 1. Slopes of the gates are as sensitive to it as hot softmaxes are */
-  int isa;          /* level + 1; 0: best */
+  /* of k and v; 0: 1. Slopes of the gates are as sensitive to it as hot softmaxes are */
+  double deviation;
+  int isa; /* level + 1; 0: best */
 } compress_case;
 
 typedef struct compress_run {
@@ -108,8 +109,9 @@ static compress_run make(ot *t, compress_case a) {
 static void near(const compress_run *r, const char *what, const ot_tensor *x, const double *ref,
                  double gate) {
   double off = ot_relrms(x, ref, 1e-3);
-  cr_assert(off <= gate, "%s (%s, %s/%s): %s is off by %.3g, gate %.3g", r->a.name, rg_dtype_name(r->a.dtype),
-            method_name[r->a.k_method], method_name[r->a.v_method], what, off, gate);
+  cr_assert(off <= gate, "%s (%s, %s/%s): %s is off by %.3g, gate %.3g", r->a.name,
+            rg_dtype_name(r->a.dtype), method_name[r->a.k_method], method_name[r->a.v_method], what,
+            off, gate);
 }
 
 static void check(uint64_t seed, compress_case a) {
@@ -132,7 +134,8 @@ static void check(uint64_t seed, compress_case a) {
     double *dw = r.dw[s] ? ot_doubles(t, r.dw[s]->n) : NULL;
     ref_compress_forward(&ref, y);
     near(&r, port[s], r.y[s], y, num_gate(a.dtype));
-    cr_assert(num_dead_is_zero(r.y[s], &r.pack, a.kernel, a.stride), "rows of no block are not zero");
+    cr_assert(num_dead_is_zero(r.y[s], &r.pack, a.kernel, a.stride),
+              "rows of no block are not zero");
     ref_compress_backward(&ref, ot_get(t, r.dy[s]), dx, dw);
     near(&r, d_port[s], r.dx[s], dx, num_grad_gate(a.dtype, a.deviation));
     if (dw) near(&r, dw_port[s], r.dw[s], dw, num_grad_gate(a.dtype, a.deviation));
@@ -162,7 +165,8 @@ Test(compress, methods_and_types) {
 }
 
 Test(compress, geometry) {
-  static const int64_t kernel[] = {16, 8, 32, 64, 32, 1, 64, 6}, stride[] = {16, 8, 8, 32, 32, 1, 16, 3};
+  static const int64_t kernel[] = {16, 8, 32, 64, 32, 1, 64, 6},
+                       stride[] = {16, 8, 8, 32, 32, 1, 16, 3};
   for (int i = 0; i < 8; i++)
     for (int m = 0; m < 4; m++)
       check(20 + (uint64_t)(4 * i + m), (compress_case){.name = "geometry",
@@ -191,8 +195,8 @@ Test(compress, head_sizes) {
                                             .k_method = i % 2 ? REF_LINEAR : REF_SWIGLU,
                                             .v_method = i % 2 ? REF_SIGMOID_MUL : REF_LINEAR,
                                             .dtype = types[i % 3]});
-  check(70,
-        (compress_case){.name = "wide mean", LENGTHS, NSA, .KH = 3, .D = 192, .DV = 128, .dtype = RG_BF16});
+  check(70, (compress_case){
+                .name = "wide mean", LENGTHS, NSA, .KH = 3, .D = 192, .DV = 128, .dtype = RG_BF16});
 }
 
 Test(compress, magnitudes) {
@@ -267,16 +271,17 @@ Test(compress, cpu_levels) {
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
       for (int m = 0; m < 2; m++)
-        check(140 + (uint64_t)(6 * level + 2 * i + m), (compress_case){.name = "CPU level",
-                                                                       SOME,
-                                                                       NSA,
-                                                                       .KH = 2,
-                                                                       .D = 16,
-                                                                       .DV = 24,
-                                                                       .k_method = (ref_method)m,
-                                                                       .v_method = (ref_method)(2 + m),
-                                                                       .dtype = types[i],
-                                                                       .isa = level + 1});
+        check(140 + (uint64_t)(6 * level + 2 * i + m),
+              (compress_case){.name = "CPU level",
+                              SOME,
+                              NSA,
+                              .KH = 2,
+                              .D = 16,
+                              .DV = 24,
+                              .k_method = (ref_method)m,
+                              .v_method = (ref_method)(2 + m),
+                              .dtype = types[i],
+                              .isa = level + 1});
 }
 
 /* ---- bit-equality ---- */
@@ -332,8 +337,10 @@ Test(compress, alone_and_packed) {
       OT_OK(ot_run(one.forward, 1));
       OT_OK(ot_run(one.backward, 1));
       for (int s = 0; s < 2; s++) {
-        cr_assert(ot_same_rows(one.y[s], 0, r.y[s], row_y, blocks), "%s of sequence %d", port[s], (int)b);
-        cr_assert(ot_same_rows(one.dx[s], 0, r.dx[s], row, rows), "%s of sequence %d", d_port[s], (int)b);
+        cr_assert(ot_same_rows(one.y[s], 0, r.y[s], row_y, blocks), "%s of sequence %d", port[s],
+                  (int)b);
+        cr_assert(ot_same_rows(one.dx[s], 0, r.dx[s], row, rows), "%s of sequence %d", d_port[s],
+                  (int)b);
       }
     }
     ot_end(t);
@@ -395,12 +402,13 @@ Test(compress, far_rows) {
 /* A view of heads [first, first + n) of a tensor [rows, KH, d]. */
 static ot_tensor *heads_of(ot *t, const ot_tensor *a, int64_t first, int64_t n) {
   const int64_t dim[] = {a->arg.dim[0], n, a->arg.dim[2]};
-  char *data = (char *)a->arg.data + first * a->arg.stride[1] * (int64_t)rg_dtype_size(a->arg.dtype);
+  char *data =
+      (char *)a->arg.data + first * a->arg.stride[1] * (int64_t)rg_dtype_size(a->arg.dtype);
   return ot_wrap(t, data, a->arg.dtype, 3, dim, a->arg.stride);
 }
 
-/* Weight gradients in fp32: groups of heads, walked from the last to the first onto one sum, give the bits of
- * all heads at once. */
+/* Weight gradients in fp32: groups of heads, walked from the last to the first onto one sum, give
+ * the bits of all heads at once. */
 Test(compress, head_groups_change_no_bit) {
   for (int m = 1; m < 4; m++)
     for (int64_t group = 1; group <= 2; group++) {
@@ -433,8 +441,8 @@ Test(compress, head_groups_change_no_bit) {
         }
         OT_OK(ot_run(part.backward, 2));
       }
-      cr_assert(ot_same_bits(sum[0], r.dw[0]) && ot_same_bits(sum[1], r.dw[1]), "%s, %d heads a group",
-                method_name[m], (int)group);
+      cr_assert(ot_same_bits(sum[0], r.dw[0]) && ot_same_bits(sum[1], r.dw[1]),
+                "%s, %d heads a group", method_name[m], (int)group);
       ot_end(t);
     }
 }

@@ -96,8 +96,8 @@ static void check_delta(ot *t, const blend *b, int k) {
   cr_assert(ot_zero_rows(b->product[k], b->pack.live, b->pack.T));
 }
 
-static void in_parts(uint64_t seed, int act, int n, rg_dtype dtype, rg_dtype gate, rg_dtype grad, int64_t E,
-                     bool strided) {
+static void in_parts(uint64_t seed, int act, int n, rg_dtype dtype, rg_dtype gate, rg_dtype grad,
+                     int64_t E, bool strided) {
   ot *t = ot_begin(seed);
   num_pack pack = num_pack_new(t, 5, some, 9);
   blend b = blend_new(t, pack, act, n, dtype, gate, grad, 3, E, strided);
@@ -107,8 +107,8 @@ static void in_parts(uint64_t seed, int act, int n, rg_dtype dtype, rg_dtype gat
     ot_out(c, "product", b.product[k]);
     ot_out(c, "delta", b.delta[k]);
     OT_OK(ot_run_repeated(c, 2));
-    cr_assert(ot_same_bits(b.d[k], b.part_d[k]), "d.o, %s, %s, width %d", act_name[act], rg_dtype_name(dtype),
-              (int)E);
+    cr_assert(ot_same_bits(b.d[k], b.part_d[k]), "d.o, %s, %s, width %d", act_name[act],
+              rg_dtype_name(dtype), (int)E);
     check_delta(t, &b, k);
   }
   OT_OK(ot_run_repeated(gates(t, &b), 2));
@@ -132,7 +132,8 @@ Test(parts, have_the_bits_of_the_whole) {
 Test(parts, sums_and_absent_outputs) {
   for (int i = 0; i < 3; i++) {
     ot *t = ot_begin(500 + (uint64_t)i);
-    blend b = blend_new(t, num_pack_new(t, 5, some, 9), i, 3, types[i], types[i], types[i], 3, 72, false);
+    blend b =
+        blend_new(t, num_pack_new(t, 5, some, 9), i, 3, types[i], types[i], types[i], 3, 72, false);
     for (int k = 0; k < 3; k++) {
       ot_call *all = branch(t, &b, k, RGI_DELTA_LANES), *one = branch(t, &b, k, RGI_DELTA_LANES);
       ot_out(all, "product", b.product[k]);
@@ -187,9 +188,12 @@ static void handed_on(uint64_t seed, num_attn a) {
   num_attn_calls(t, &with);
   OT_OK(ot_run(with.forward, 2));
   OT_OK(ot_run_repeated(with.backward, 1));
-  cr_assert(ot_same_bits(r.dq, with.dq), "%s, %s, width %d: d.q", a.name, rg_dtype_name(a.dtype), (int)a.DV);
-  cr_assert(ot_same_bits(r.dk, with.dk), "%s, %s, width %d: d.k", a.name, rg_dtype_name(a.dtype), (int)a.DV);
-  cr_assert(ot_same_bits(r.dv, with.dv), "%s, %s, width %d: d.v", a.name, rg_dtype_name(a.dtype), (int)a.DV);
+  cr_assert(ot_same_bits(r.dq, with.dq), "%s, %s, width %d: d.q", a.name, rg_dtype_name(a.dtype),
+            (int)a.DV);
+  cr_assert(ot_same_bits(r.dk, with.dk), "%s, %s, width %d: d.k", a.name, rg_dtype_name(a.dtype),
+            (int)a.DV);
+  cr_assert(ot_same_bits(r.dv, with.dv), "%s, %s, width %d: d.v", a.name, rg_dtype_name(a.dtype),
+            (int)a.DV);
   if (r.dsinks) cr_assert(ot_same_bits(r.dsinks, with.dsinks), "%s: d.sinks", a.name);
   ot_end(t);
 }
@@ -207,7 +211,8 @@ static void kinds(uint64_t seed, num_attn a) {
 }
 
 Test(delta, stands_in_for_o) {
-  static const int64_t width[][2] = {{16, 16}, {64, 64}, {128, 128}, {192, 128}, {72, 40}, {256, 256}};
+  static const int64_t width[][2] = {{16, 16},   {64, 64}, {128, 128},
+                                     {192, 128}, {72, 40}, {256, 256}};
   for (int i = 0; i < 3; i++)
     for (int w = 0; w < 6; w++) {
       num_attn a = {.dtype = types[i], .H = 4, .KH = 2, .D = width[w][0], .DV = width[w][1]};
@@ -217,7 +222,8 @@ Test(delta, stands_in_for_o) {
 
 Test(delta, with_sinks_and_gradients_of_lse) {
   for (int i = 0; i < 3; i++) {
-    num_attn a = {.dtype = types[i], .H = 4, .KH = 1, .D = 128, .DV = 128, .sinks = true, .d_lse = true};
+    num_attn a = {
+        .dtype = types[i], .H = 4, .KH = 1, .D = 128, .DV = 128, .sinks = true, .d_lse = true};
     kinds((uint64_t)(800 + 10 * i), a);
     a.softcap = 20;
     a.sinks = false;

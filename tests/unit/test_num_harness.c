@@ -7,7 +7,19 @@
 #include <math.h>
 #include <string.h>
 
-enum { GOOD, UNWRITTEN, OUTSIDE, HOLE, INPUT, WORKSPACE, DEAD_ROW, THREAD, OLD_CONTENTS, STATUS, NEEDS_DATA };
+enum {
+  GOOD,
+  UNWRITTEN,
+  OUTSIDE,
+  HOLE,
+  INPUT,
+  WORKSPACE,
+  DEAD_ROW,
+  THREAD,
+  OLD_CONTENTS,
+  STATUS,
+  NEEDS_DATA
+};
 
 typedef struct job {
   const rg_call *c;
@@ -124,7 +136,8 @@ Test(harness, finds_mistakes_in_calls) {
 Test(harness, measures) {
   ot *t = ot_begin(3);
   ot_tensor *x = OT_NEW(t, RG_F32, 4);
-  double a[] = {1, 2, -INFINITY, 4}, b[] = {1, 2, -INFINITY, 5}, zero[4] = {0}, tiny[] = {1e-9, 0, 0, 0};
+  double a[] = {1, 2, -INFINITY, 4}, b[] = {1, 2, -INFINITY, 5}, zero[4] = {0},
+         tiny[] = {1e-9, 0, 0, 0};
   ot_set(x, a);
   cr_assert(ot_relrms(x, a, 0) == 0 && ot_lse_error(x, a) == 0);
   cr_assert_float_eq(ot_relrms(x, b, 0), 1 / sqrt(30), 1e-12);

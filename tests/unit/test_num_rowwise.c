@@ -1,5 +1,5 @@
-/* tests/unit/test_num_rowwise.c: linear, rope, rmsnorm, silu, mul, add, cast, concat and the internal sums
- * against the oracle; strides, threads, dead rows and neighbours as everywhere. */
+/* tests/unit/test_num_rowwise.c: linear, rope, rmsnorm, silu, mul, add, cast, concat and the
+ * internal sums against the oracle; strides, threads, dead rows and neighbours as everywhere. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -15,7 +15,8 @@ static ot_tensor *shaped(ot *t, rg_dtype dtype, int rank, const int64_t *dim, bo
 
 static void near(const char *what, const ot_tensor *x, const double *ref, double gate) {
   double off = ot_relrms(x, ref, 1e-3);
-  cr_assert(off <= gate, "%s (%s) is off by %.3g, gate %.3g", what, rg_dtype_name(x->arg.dtype), off, gate);
+  cr_assert(off <= gate, "%s (%s) is off by %.3g, gate %.3g", what, rg_dtype_name(x->arg.dtype),
+            off, gate);
 }
 
 static void fill(ot *t, ot_tensor *a, bool outliers) {
@@ -125,8 +126,9 @@ Test(linear, empty_long_and_levels) {
   linear_check(73, (linear_case){.in = 16, .out = 8, .bias = true, .B = 2, .length = many});
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
-      linear_check((uint64_t)(80 + 3 * level + i),
-                   (linear_case){.dtype = types[i], .in = 65, .out = 50, .bias = true, .isa = level + 1});
+      linear_check(
+          (uint64_t)(80 + 3 * level + i),
+          (linear_case){.dtype = types[i], .in = 65, .out = 50, .bias = true, .isa = level + 1});
 }
 
 Test(linear, exactness) {
@@ -190,7 +192,8 @@ static double *rope_ref(ot *t, const num_pack *p, int64_t H, int64_t D, int64_t 
     memcpy(part + r * dim, x + r * D, (size_t)dim * sizeof *y);
   }
   ref_rope(p->T, p->B, H, dim, theta, p->cu, offset, inverse, part, turned);
-  for (int64_t r = 0; r < p->live * H; r++) memcpy(y + r * D, turned + r * dim, (size_t)dim * sizeof *y);
+  for (int64_t r = 0; r < p->live * H; r++)
+    memcpy(y + r * D, turned + r * dim, (size_t)dim * sizeof *y);
   return y;
 }
 
@@ -219,7 +222,8 @@ static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, do
   ot_out(c[1], "d.x", dx);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
-  near("rope y", y, rope_ref(t, &p, 3, D, dim, theta, offset, false, ot_get(t, x)), num_gate(dtype));
+  near("rope y", y, rope_ref(t, &p, 3, D, dim, theta, offset, false, ot_get(t, x)),
+       num_gate(dtype));
   if (dtype == RG_BF16 && ot_far_possible()) {
     OT_OK(ot_check_far(c[0]));
     OT_OK(ot_check_far(c[1]));
@@ -245,14 +249,15 @@ Test(rope, types_and_positions) {
 
 /* ---- rmsnorm ---- */
 
-static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight, bool outliers,
-                          bool strided, bool wide, int isa) {
+static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight,
+                          bool outliers, bool strided, bool wide, int isa) {
   ot *t = ot_begin(seed);
   const double eps = 1e-5;
   num_pack p = num_pack_new(t, 5, some, 7);
   int64_t heads = rank == 3 ? 3 : 1, rows = p.T * heads, live = p.live * heads;
   const int64_t shape3[] = {p.T, 3, D}, shape2[] = {p.T, D}, *shape = rank == 3 ? shape3 : shape2;
-  ot_tensor *x = shaped(t, dtype, rank, shape, strided), *y = shaped(t, dtype, rank, shape, strided);
+  ot_tensor *x = shaped(t, dtype, rank, shape, strided),
+            *y = shaped(t, dtype, rank, shape, strided);
   ot_tensor *dy = shaped(t, dtype, rank, shape, strided);
   ot_tensor *dx = shaped(t, wide ? RG_F32 : dtype, rank, shape, strided);
   ot_tensor *w = OT_NEW(t, dtype, D), *dw = OT_NEW(t, wide ? RG_F32 : dtype, D);
@@ -276,7 +281,8 @@ static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bo
   if (weight) ot_out(c[1], "d.w", dw);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
-  double *ry = ot_doubles(t, y->n), *rdx = ot_doubles(t, dx->n), *rdw = ot_doubles(t, D), *xs = ot_get(t, x);
+  double *ry = ot_doubles(t, y->n), *rdx = ot_doubles(t, dx->n), *rdw = ot_doubles(t, D),
+         *xs = ot_get(t, x);
   double *ws = weight ? ot_get(t, w) : NULL;
   ref_rmsnorm_forward(rows, live, D, eps, xs, ws, ry);
   ref_rmsnorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw);
@@ -299,7 +305,8 @@ Test(rmsnorm, types_and_shapes) {
       rmsnorm_check((uint64_t)(203 + 10 * k + i), types[i], 3, d[k], k != 0, k == 2, true, true, 0);
     }
   for (int level = 0; level < ot_isa(); level++)
-    for (int i = 0; i < 3; i++) rmsnorm_check(240, types[i], 3, 65, true, false, false, false, level + 1);
+    for (int i = 0; i < 3; i++)
+      rmsnorm_check(240, types[i], 3, 65, true, false, false, false, level + 1);
 }
 
 /* ---- elementwise ---- */
@@ -310,8 +317,8 @@ typedef struct pointwise {
   int nin;
 } pointwise;
 
-static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank, const int64_t *dim,
-                            int scale, bool strided, int isa) {
+static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank,
+                            const int64_t *dim, int scale, bool strided, int isa) {
   ot *t = ot_begin(seed);
   const int64_t live = dim[0] - dim[0] / 4;
   const int32_t cu[] = {0, (int32_t)(live / 2), (int32_t)live};
@@ -339,7 +346,8 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
   ot_in(c[1], "grad.y", dy);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
-  double *ry = ot_doubles(t, n), *rd[2] = {ot_doubles(t, n), ot_doubles(t, n)}, *a = ot_get(t, x[0]);
+  double *ry = ot_doubles(t, n), *rd[2] = {ot_doubles(t, n), ot_doubles(t, n)},
+         *a = ot_get(t, x[0]);
   double *g = ot_get(t, dy);
   if (f->nin == 2) {
     ref_mul(n, live * row, a, ot_get(t, x[1]), ry);
@@ -357,7 +365,11 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
 Test(pointwise, silu_and_mul) {
   static const pointwise op[] = {
       {.op = &rgi_op_silu, .bwd = &rgi_op_silu_bwd, .in = {"x"}, .grad = {"d.x"}, .nin = 1},
-      {.op = &rgi_op_mul, .bwd = &rgi_op_mul_bwd, .in = {"a", "b"}, .grad = {"d.a", "d.b"}, .nin = 2}};
+      {.op = &rgi_op_mul,
+       .bwd = &rgi_op_mul_bwd,
+       .in = {"a", "b"},
+       .grad = {"d.a", "d.b"},
+       .nin = 2}};
   static const int64_t dim[3][4] = {{40, 5, 33, 0}, {1000, 0, 0, 0}, {9, 2, 3, 50}};
   static const int rank[] = {3, 1, 4}, scale[] = {1, 10, 30};
   for (int f = 0; f < 2; f++)
@@ -366,7 +378,8 @@ Test(pointwise, silu_and_mul) {
         pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k],
                         scale[(i + k) % 3], k != 1 && i == 1, 0);
   for (int level = 0; level < ot_isa(); level++)
-    for (int f = 0; f < 2; f++) pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
+    for (int f = 0; f < 2; f++)
+      pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
 }
 
 Test(pointwise, add) {
@@ -405,7 +418,8 @@ Test(rows, cast_rounds_to_nearest_even) {
         ot *t = ot_begin((uint64_t)(600 + 10 * i + k));
         const int64_t dim[] = {60, 2, 37};
         const int32_t cu[] = {0, 55};
-        ot_tensor *x = shaped(t, types[i], 3, dim, k == 1), *y = shaped(t, types[k], 3, dim, i == 1);
+        ot_tensor *x = shaped(t, types[i], 3, dim, k == 1),
+                  *y = shaped(t, types[k], 3, dim, i == 1);
         double *v = ot_doubles(t, x->n), *want = ot_doubles(t, x->n);
         for (int64_t e = 0; e < x->n; e++) v[e] = ldexp(ot_normal(t), (int)ot_below(t, 44) - 30);
         v[0] = INFINITY;
@@ -487,7 +501,8 @@ Test(rows, accumulate_into_a_slice) {
       const int64_t whole[] = {20, 6, 9};
       int64_t dim[] = {20, 6, 9}, start = 2;
       dim[axis] = 3;
-      ot_tensor *acc = shaped(t, RG_F32, 3, whole, i == 1), *x = shaped(t, types[i], 3, dim, i == 2);
+      ot_tensor *acc = shaped(t, RG_F32, 3, whole, i == 1),
+                *x = shaped(t, types[i], 3, dim, i == 2);
       ot_fill_normal(t, acc, 1);
       ot_fill_normal(t, x, 1);
       ot_tensor *want = ot_like(t, acc, NULL);
@@ -496,7 +511,8 @@ Test(rows, accumulate_into_a_slice) {
         int64_t at[3] = {e / (dim[1] * dim[2]), e / dim[2] % dim[1], e % dim[2]};
         at[axis] += start;
         int64_t to = (at[0] * 6 + at[1]) * 9 + at[2];
-        sum[to] = (double)(float)(sum[to] + add[e]); /* one fp32 addition: exact in double, rounded once */
+        /* one fp32 addition: exact in double, rounded once */
+        sum[to] = (double)(float)(sum[to] + add[e]);
       }
       ot_set(want, sum);
       ot_call *c = ot_call_new(t, &rgi_op_accumulate);

@@ -1,5 +1,5 @@
-/* tests/unit/test_num_topk.c: topk against the oracle's fp64 scores, and its exactness: ties, permutations,
- * NaN, threads, packs, strides. */
+/* tests/unit/test_num_topk.c: topk against the oracle's fp64 scores, and its exactness: ties,
+ * permutations, NaN, threads, packs, strides. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -218,7 +218,8 @@ Test(topk, counts) {
 }
 
 Test(topk, geometry) {
-  static const int64_t kernel[] = {16, 64, 8, 32, 32, 64, 32, 128}, stride[] = {16, 64, 8, 8, 16, 32, 16, 32};
+  static const int64_t kernel[] = {16, 64, 8, 32, 32, 64, 32, 128},
+                       stride[] = {16, 64, 8, 8, 16, 32, 16, 32};
   static const int64_t block[] = {32, 64, 128, 32, 64, 128, 16, 32};
   for (int i = 0; i < 8; i++)
     check(40 + (uint64_t)i, (topk_case){.name = "geometry",
@@ -249,7 +250,8 @@ Test(topk, head_sizes) {
   static const int64_t d[] = {1, 7, 96, 128, 192, 256};
   for (int i = 0; i < 6; i++)
     check(70 + (uint64_t)i,
-          (topk_case){.name = "head size", SOME, .H = 3, .KH = 1, .D = d[i], NSA, .dtype = types[i % 3]});
+          (topk_case){
+              .name = "head size", SOME, .H = 3, .KH = 1, .D = d[i], NSA, .dtype = types[i % 3]});
 }
 
 Test(topk, magnitudes) {
@@ -306,20 +308,24 @@ Test(topk, dot) {
 }
 
 Test(topk, chunks) {
-  static const int32_t queries[] = {60, 1, 0, 33}, keys[] = {500, 40, 17, 33}, offset[] = {440, 39, 3, 0};
-  topk_case a = {.name = "chunks", .B = 4, .length = queries, .length_k = keys, .offset = offset, HEADS, NSA};
+  static const int32_t queries[] = {60, 1, 0, 33}, keys[] = {500, 40, 17, 33},
+                       offset[] = {440, 39, 3, 0};
+  topk_case a = {
+      .name = "chunks", .B = 4, .length = queries, .length_k = keys, .offset = offset, HEADS, NSA};
   check(110, a);
   a.block = a.kernel = a.stride = 32;
   a.dot = true;
   check(111, a);
 }
 
-/* Queries past the last key count the blocks up to their own, as all do: those without keys score nothing. */
+/* Queries past the last key count the blocks up to their own, as all do: those without keys score
+ * nothing. */
 Test(topk, past_the_last_key) {
   static const int32_t queries[] = {60, 3, 9, 33, 20, 40}, keys[] = {100, 0, 10, 33, 200, 300},
                        offset[] = {300, 2000, 5000, 0, 190, 280};
   for (int i = 0; i < 6; i++) {
-    topk_case a = {.name = "past", .B = 6, .length = queries, .length_k = keys, .offset = offset, HEADS, NSA};
+    topk_case a = {
+        .name = "past", .B = 6, .length = queries, .length_k = keys, .offset = offset, HEADS, NSA};
     a.dtype = types[i % 3];
     if (i >= 3) a.top_n = 24, a.init = 2, a.local = 3;
     check(121 + (uint64_t)i, a);
@@ -445,7 +451,8 @@ Test(topk, permutations) {
   }
 }
 
-/* A NaN key ranks last where it is weighed; a NaN lse makes all of a row's scores NaN, and equal. */
+/* A NaN key ranks last where it is weighed; a NaN lse makes all of a row's scores NaN, and
+ * equal. */
 Test(topk, nan_ranks_last) {
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(150 + (uint64_t)i);
@@ -527,8 +534,9 @@ Test(topk, nan_stays_in_its_sequence) {
 Test(topk, repeats_and_threads) {
   for (int i = 0; i < 4; i++) {
     ot *t = ot_begin(170 + (uint64_t)i);
-    topk_run r =
-        make(t, (topk_case){.name = "repeats", SOME, HEADS, NSA, .dtype = types[i % 3], .hot = 1 + 7 * i});
+    topk_run r = make(
+        t,
+        (topk_case){.name = "repeats", SOME, HEADS, NSA, .dtype = types[i % 3], .hot = 1 + 7 * i});
     OT_OK(ot_run_repeated(r.call, i == 0 ? 100 : 10));
     ot_end(t);
   }

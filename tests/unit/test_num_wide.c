@@ -1,5 +1,6 @@
-/* tests/unit/test_num_wide.c: row-wise ops past their usual sizes (wide rows, many summands, many branches),
- * and layouts: rows with holes and rows off alignment must give the bits of dense ones. */
+/* tests/unit/test_num_wide.c: row-wise ops past their usual sizes (wide rows, many summands,
+ * many branches), and layouts: rows with holes and rows off alignment must give the bits of
+ * dense ones. */
 #include "../harness/num.h"
 #include <criterion/criterion.h>
 #include <math.h>
@@ -9,7 +10,8 @@ static const int32_t some[] = {20, 0, 1, 37};
 
 static void near(const char *what, const ot_tensor *x, const double *ref, double gate) {
   double off = ot_relrms(x, ref, 1e-3);
-  cr_assert(off <= gate, "%s (%s) is off by %.3g, gate %.3g", what, rg_dtype_name(x->arg.dtype), off, gate);
+  cr_assert(off <= gate, "%s (%s) is off by %.3g, gate %.3g", what, rg_dtype_name(x->arg.dtype),
+            off, gate);
 }
 
 static ot_tensor *filled(ot *t, const num_pack *p, rg_dtype dtype, int rank, const int64_t *dim) {
@@ -152,8 +154,8 @@ static void many_branches(uint64_t seed, bool merge, int n, rg_dtype dtype, int6
   ot *t = ot_begin(seed);
   num_pack p = num_pack_new(t, 4, some, 5);
   const int64_t dim[] = {p.T, 2, D}, gates[] = {p.T, 2, n}, lses[] = {p.T, 2};
-  ot_tensor *out = ot_new(t, dtype, 3, dim, NULL), *dout = filled(t, &p, dtype, 3, dim), *d_o[BRANCHES],
-            *d_lse[BRANCHES];
+  ot_tensor *out = ot_new(t, dtype, 3, dim, NULL), *dout = filled(t, &p, dtype, 3, dim),
+            *d_o[BRANCHES], *d_lse[BRANCHES];
   ot_tensor *gate = filled(t, &p, dtype, 3, gates), *d_gate = ot_like(t, gate, NULL),
             *out_lse = ot_new(t, RG_F32, 2, lses, NULL);
   double *o[BRANCHES], *lse[BRANCHES], *rd_o[BRANCHES], *rd_lse[BRANCHES];
@@ -244,8 +246,8 @@ static void wide_norm(uint64_t seed, rg_dtype dtype, int64_t T, int64_t W) {
   ot_float(b, "eps", 1e-5);
   OT_OK(ot_run_repeated(f, 1));
   OT_OK(ot_run_repeated(b, 1));
-  double *xs = ot_get(t, x), *ws = ot_get(t, w), *ry = ot_doubles(t, x->n), *rdx = ot_doubles(t, x->n),
-         *rdw = ot_doubles(t, W);
+  double *xs = ot_get(t, x), *ws = ot_get(t, w), *ry = ot_doubles(t, x->n),
+         *rdx = ot_doubles(t, x->n), *rdw = ot_doubles(t, W);
   ref_rmsnorm_forward(p.T, p.live, W, 1e-5, xs, ws, ry);
   ref_rmsnorm_backward(p.T, p.live, W, 1e-5, xs, ws, ot_get(t, dy), rdx, rdw);
   near("y", y, ry, num_gate(dtype));
@@ -258,7 +260,8 @@ static void wide_norm(uint64_t seed, rg_dtype dtype, int64_t T, int64_t W) {
 Test(wide, rmsnorm) {
   static const int64_t width[] = {8, 256, 264, 1024, 1032, 2048, 2056, 8192, 9000, 10001};
   for (int k = 0; k < 10; k++)
-    for (int i = 0; i < 3; i++) wide_norm((uint64_t)(800 + 10 * k + i), types[i], k < 4 ? 70 : 21, width[k]);
+    for (int i = 0; i < 3; i++)
+      wide_norm((uint64_t)(800 + 10 * k + i), types[i], k < 4 ? 70 : 21, width[k]);
   wide_norm(890, RG_F32, 5000, 16); /* many blocks of rows */
 }
 

@@ -29,7 +29,7 @@ static rg_pack_result pack(rg_buffer *b, size_t n, const rg_pack_options *o) {
   return r;
 }
 
-/* ---- brute force: dropping the pieces in every order; an optimal packing is among the results ---- */
+/* ---- brute force: dropping the pieces in every order; an optimal packing is among the results */
 
 static int64_t brute_force(const rg_buffer *b, int n, int64_t align, int64_t *top, unsigned placed,
                            int64_t so_far, int64_t best) {
@@ -39,7 +39,8 @@ static int64_t brute_force(const rg_buffer *b, int n, int64_t align, int64_t *to
     if (placed >> i & 1) continue;
     int64_t at = 0;
     for (int j = 0; j < n; j++)
-      if (placed >> j & 1 && b[i].lower < b[j].upper && b[j].lower < b[i].upper && top[j] > at) at = top[j];
+      if (placed >> j & 1 && b[i].lower < b[j].upper && b[j].lower < b[i].upper && top[j] > at)
+        at = top[j];
     at = (at + align - 1) / align * align;
     top[i] = at + b[i].size;
     best = brute_force(b, n, align, top, placed | 1u << i, top[i] > so_far ? top[i] : so_far, best);
@@ -66,7 +67,8 @@ Test(pack, brute_force) {
   }
 }
 
-/* Instances whose optimum lies above the bytes alive at once are rare: here the proof takes exhaustion. */
+/* Instances whose optimum lies above the bytes alive at once are rare: here the proof takes
+ * exhaustion. */
 Test(pack, gap_is_proved) {
   rg_buffer nine[] = {{5, 7, 2, 0}, {4, 6, 2, 0},  {7, 9, 1, 0}, {4, 5, 2, 0}, {9, 11, 2, 0},
                       {0, 3, 2, 0}, {8, 10, 2, 0}, {6, 8, 1, 0}, {6, 9, 1, 0}};
@@ -106,8 +108,8 @@ Test(pack, families) {
       rg_pack_result r = pack(b, n, &o);
       cr_assert_leq(r.peak, greedy);
       cr_assert_eq(r.lower_bound, bound);
-      cr_assert(r.optimal, "%s, %zu buffers: peak %lld, bound %lld", pack_family_name((pack_family)f), n,
-                (long long)r.peak, (long long)bound);
+      cr_assert(r.optimal, "%s, %zu buffers: peak %lld, bound %lld",
+                pack_family_name((pack_family)f), n, (long long)r.peak, (long long)bound);
       if (pack_family_perfect((pack_family)f)) {
         cr_assert_eq(bound, 1 << 20);
         cr_assert_eq(r.peak, bound);
@@ -183,7 +185,8 @@ Test(pack, nothing_to_pack) {
   cr_assert_eq(b[1].offset, 0);
 }
 
-/* Whoever takes offset + size for the arena's end must be right, also about buffers that are never alive. */
+/* Whoever takes offset + size for the arena's end must be right, also about buffers that are never
+ * alive. */
 Test(pack, never_alive_lies_below_the_peak) {
   rg_buffer b[] = {{0, 4, 8, 0}, {2, 2, 100, 0}, {1, 3, 8, 0}, {9, 9, 3, 0}};
   rg_pack_result r = pack(b, 4, NULL);
@@ -197,7 +200,8 @@ Test(pack, never_alive_lies_below_the_peak) {
 /* What is never alive together need not add up to a number. */
 Test(pack, sums_past_64_bits) {
   const int64_t half = INT64_C(1) << 62;
-  rg_buffer apart[] = {{0, 1, INT64_MAX, 0}, {1, 2, INT64_MAX, 0}, {2, 3, half, 0}, {5, 9, INT64_MAX, 0}};
+  rg_buffer apart[] = {
+      {0, 1, INT64_MAX, 0}, {1, 2, INT64_MAX, 0}, {2, 3, half, 0}, {5, 9, INT64_MAX, 0}};
   rg_pack_result r = pack(apart, 4, NULL);
   cr_assert_eq(r.peak, INT64_MAX);
   cr_assert(r.optimal);
@@ -239,7 +243,8 @@ Test(pack, invalid) {
   cr_assert_eq(rg_pack(ctx, &fine, 1, NULL, NULL, NULL), RG_E_USAGE);
 }
 
-/* An allocator that fails after a while: every path must end in RG_E_NOMEM, and nothing may leak. */
+/* An allocator that fails after a while: every path must end in RG_E_NOMEM, and nothing may
+ * leak. */
 typedef struct meter {
   long left, live;
 } meter;
@@ -323,9 +328,11 @@ static void fails(const char *text, rg_status status, int line, int column) {
 }
 
 Test(pack, csv) {
-  gives("id,lower,upper,size\na,0,2,5\nb,2,4,5\n", "id,lower,upper,size,offset\na,0,2,5,0\nb,2,4,5,0\n");
+  gives("id,lower,upper,size\na,0,2,5\nb,2,4,5\n",
+        "id,lower,upper,size,offset\na,0,2,5,0\nb,2,4,5,0\n");
   gives("id,lower,upper,size\r\na,0,2,5\r\n", "id,lower,upper,size,offset\r\na,0,2,5,0\r\n");
-  gives("size,note,id,upper,lower\n5, x y ,a,2,0", "size,note,id,upper,lower,offset\n5, x y ,a,2,0,0\n");
+  gives("size,note,id,upper,lower\n5, x y ,a,2,0",
+        "size,note,id,upper,lower,offset\n5, x y ,a,2,0,0\n");
   gives("id,offset,lower,upper,size\na,,0,2,5\nb,99,0, 2 ,0\n",
         "id,offset,lower,upper,size\na,0,0,2,5\nb,0,0, 2 ,0\n");
   gives("id,lower,upper,size\n\na,-3,+2,5\n\n\n", "id,lower,upper,size,offset\na,-3,+2,5,0\n");

@@ -1,5 +1,5 @@
-/* tests/unit/test_pack_csv.c: packing files of lines "id,lower,upper,size": what is kept, what is added, and
- * what every kind of broken file is told. */
+/* tests/unit/test_pack_csv.c: packing files of lines "id,lower,upper,size": what is kept, what is
+ * added, and what every kind of broken file is told. */
 #include <criterion/criterion.h>
 #include <regraph/regraph.h>
 #include <stdio.h>
@@ -63,14 +63,16 @@ static void fails(const char *in, rg_status status, int line, int column, const 
 /* ---- what is accepted ---- */
 
 Test(pack_csv, appends_offsets) {
-  packs("id,lower,upper,size\na,0,2,4\nb,2,4,4\n", "id,lower,upper,size,offset\na,0,2,4,0\nb,2,4,4,0\n");
+  packs("id,lower,upper,size\na,0,2,4\nb,2,4,4\n",
+        "id,lower,upper,size,offset\na,0,2,4,0\nb,2,4,4,0\n");
   packs("id,lower,upper,size\n", "id,lower,upper,size,offset\n");
 }
 
 Test(pack_csv, columns_in_any_order_and_others_kept) {
   packs("size,note,upper,id,lower\n8, two words ,3,x,1\n",
         "size,note,upper,id,lower,offset\n8, two words ,3,x,1,0\n");
-  packs(" id , lower,upper ,size\na , 0 ,1, +7\n", " id , lower,upper ,size,offset\na , 0 ,1, +7,0\n");
+  packs(" id , lower,upper ,size\na , 0 ,1, +7\n",
+        " id , lower,upper ,size,offset\na , 0 ,1, +7,0\n");
   packs("id,lower,upper,size,,\na,-5,-1,2,,\n", "id,lower,upper,size,,,offset\na,-5,-1,2,,,0\n");
 }
 
@@ -79,13 +81,15 @@ Test(pack_csv, quotes) {
   packs("\"id\",\"lower\",\"upper\",\"size\"\n\"a\",0,1,4\n",
         "\"id\",\"lower\",\"upper\",\"size\",offset\n\"a\",0,1,4,0\n");
   packs("id,lower,upper,size\n\"a, the \"\"first\"\", of two\",\"0\",\"1\",\" 4 \"\nb,1,2,4\n",
-        "id,lower,upper,size,offset\n\"a, the \"\"first\"\", of two\",\"0\",\"1\",\" 4 \",0\nb,1,2,4,0\n");
+        "id,lower,upper,size,offset\n\"a, the \"\"first\"\", of two\",\"0\",\"1\",\" 4 "
+        "\",0\nb,1,2,4,0\n");
   packs("id, \"lower\" ,upper,size,\"offset\"\r\na,0,1,4,\"9\"\r\n",
         "id, \"lower\" ,upper,size,\"offset\"\r\na,0,1,4,0\r\n");
   packs("id,lower,upper,size\n5\" pipe,0,1,4\n", "id,lower,upper,size,offset\n5\" pipe,0,1,4,0\n");
   fails("id,lower,upper,size\n\"a,0,1,4\n", RG_E_SYNTAX, 2, 1, "does not close on its line");
   fails("id,\"lower,upper,size\n", RG_E_SYNTAX, 1, 4, "does not close on its line");
-  fails("\"id\",\"lowr\",\"upper\",\"size\"\n", RG_E_KEY, 1, 1, "no column \"lower\" (\"lowr\" is near)");
+  fails("\"id\",\"lowr\",\"upper\",\"size\"\n", RG_E_KEY, 1, 1,
+        "no column \"lower\" (\"lowr\" is near)");
   fails("id,lower,upper,size\na,0,1,\"x\"\n", RG_E_SYNTAX, 2, 7, "expected an integer");
 }
 
@@ -172,7 +176,8 @@ Test(pack_csv, offsets_hold) {
     for (int j = 0; j < i; j++) {
       bool together = false;
       for (int64_t t = 0; t < 50; t++)
-        together = together || (b[i].lower <= t && t < b[i].upper && b[j].lower <= t && t < b[j].upper);
+        together =
+            together || (b[i].lower <= t && t < b[i].upper && b[j].lower <= t && t < b[j].upper);
       bool apart = b[i].offset >= b[j].offset + b[j].size || b[j].offset >= b[i].offset + b[i].size;
       cr_assert(!together || apart, "b%d and b%d overlap", i, j);
     }
@@ -195,7 +200,8 @@ Test(pack_csv, headers) {
 }
 
 Test(pack_csv, numbers) {
-  fails("id,lower,upper,size\na,zero,1,4\n", RG_E_SYNTAX, 2, 3, "lower is \"zero\"; expected an integer");
+  fails("id,lower,upper,size\na,zero,1,4\n", RG_E_SYNTAX, 2, 3,
+        "lower is \"zero\"; expected an integer");
   fails("id,lower,upper,size\na,0,1,4\nb,0,,4\n", RG_E_SYNTAX, 3, 5, "upper is \"\"");
   fails("id,lower,upper,size\n\n\na,0,1,4.5\n", RG_E_SYNTAX, 4, 7, "size is \"4.5\"");
   fails("id,lower,upper,size\na,0,1,-\n", RG_E_SYNTAX, 2, 7, "size is \"-\"");
@@ -212,7 +218,8 @@ Test(pack_csv, column_counts) {
 }
 
 Test(pack_csv, contents) {
-  fails("id,lower,upper,size\na,0,1,4\nb,5,2,4\n", RG_E_DATA, 3, 5, "upper is 2, below lower, which is 5");
+  fails("id,lower,upper,size\na,0,1,4\nb,5,2,4\n", RG_E_DATA, 3, 5,
+        "upper is 2, below lower, which is 5");
   fails("id,lower,upper,size\na,0,1,-4\n", RG_E_DATA, 2, 7, "size is -4; expected 0 or more");
   const char in[] = "id,lower,upper,size\na,0,1,9223372036854775807\nb,0,1,9223372036854775807\n";
   outcome x = pack_bytes(in, sizeof in - 1, NULL);

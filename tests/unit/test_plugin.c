@@ -1,6 +1,6 @@
-/* tests/unit/test_plugin.c: plugins. The built example (RG_TEST_PLUGIN) loads and takes part in everything a
- * stock op does; one of another ABI (RG_TEST_PLUGIN_BAD_ABI), missing files and unsound tables are refused
- * with a reason, and leave the context as it was. */
+/* tests/unit/test_plugin.c: plugins. The built example (RG_TEST_PLUGIN) loads and takes part in
+ * everything a stock op does; one of another ABI (RG_TEST_PLUGIN_BAD_ABI), missing files and
+ * unsound tables are refused with a reason, and leave the context as it was. */
 #include "../../graph/plugin.h"
 #include <criterion/criterion.h>
 #include <dlfcn.h>
@@ -40,7 +40,8 @@ Test(plugin, example_loads) {
   for (int i = 0; i < 3; i++) {
     rg_text text = {0};
     OK(rg_describe(ctx, what[i], &text, &e), e);
-    cr_assert_not_null(strstr(text.data, "hard_sigmoid"), "%s does not mention the plugin's op", what[i]);
+    cr_assert_not_null(strstr(text.data, "hard_sigmoid"), "%s does not mention the plugin's op",
+                       what[i]);
     rg_text_destroy(&text);
   }
   rg_context_destroy(ctx);
@@ -158,7 +159,8 @@ static void fill(sample *s) {
   const uint32_t rows = RG_PORT_ROWS;
   *s = (sample){
       .in = {{"x", "T,N", rows, RG_D_FLOAT, 'F', 1, "x"},
-             {"cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1, "starts"}},
+             {"cu_seqlens", "B1", RG_PORT_SEQLENS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,
+              "starts"}},
       .out = {{"y", "T,(N+1)/part", rows, RG_D_FLOAT, 'F', 1, "y"}},
       .bwd_in = {{"x", "T,N", rows, RG_D_FLOAT, 'F', 1, "x"},
                  {"grad.y", "T,M", rows, RG_D_FLOAT, 'F', 1, "dy"},
@@ -208,16 +210,16 @@ Test(plugin, sound_tables_pass) {
   rg_context_destroy(ctx);
 }
 
-#define SPOILT(change, word)                                                                                 \
-  do {                                                                                                       \
-    sample s;                                                                                                \
-    rg_error e = {0};                                                                                        \
-    fill(&s);                                                                                                \
-    change;                                                                                                  \
-    int before = ctx->nop;                                                                                   \
-    cr_assert_eq(rgi_plugin_add(ctx, &s.plugin, &e), RG_E_PLUGIN, "passed: " #change);                       \
-    cr_assert_not_null(strstr(e.message, word), #change ": \"%s\" lacks \"%s\"", e.message, word);           \
-    cr_assert_eq(ctx->nop, before);                                                                          \
+#define SPOILT(change, word)                                                                       \
+  do {                                                                                             \
+    sample s;                                                                                      \
+    rg_error e = {0};                                                                              \
+    fill(&s);                                                                                      \
+    change;                                                                                        \
+    int before = ctx->nop;                                                                         \
+    cr_assert_eq(rgi_plugin_add(ctx, &s.plugin, &e), RG_E_PLUGIN, "passed: " #change);             \
+    cr_assert_not_null(strstr(e.message, word), #change ": \"%s\" lacks \"%s\"", e.message, word); \
+    cr_assert_eq(ctx->nop, before);                                                                \
   } while (0)
 
 Test(plugin, unsound_tables_do_not) {
@@ -229,6 +231,8 @@ Test(plugin, unsound_tables_do_not) {
   SPOILT(s.bwd.abi = 9, "op ABI 9");
   SPOILT(s.op.name = "2fold", "\"2fold\"");
   SPOILT(s.op.name = NULL, "(null)");
+  /* what a terminal would obey is escaped */
+  SPOILT(s.op.name = "a\x1b[31m\nb", "\"a\\x1b[31m\\nb\"");
   SPOILT(s.op.name = "swa_attn", "already");
   SPOILT(s.bwd.name = "twice", "occurs twice");
   SPOILT(s.op.run_cpu = NULL, "run_cpu");
@@ -289,9 +293,11 @@ typedef struct run {
   int32_t cu[3];
 } run;
 
-static void run_spec(rg_context *ctx, const char *path, const char *text, const char *policy_text, run *r) {
-  static const rg_binding set[] = {{"T", T, NULL}, {"B", 2, NULL},  {"H", H, NULL},      {"KH", KH, NULL},
-                                   {"D", D, NULL}, {"DV", D, NULL}, {"window", 7, NULL}, {"dtype", 0, "f32"}};
+static void run_spec(rg_context *ctx, const char *path, const char *text, const char *policy_text,
+                     run *r) {
+  static const rg_binding set[] = {{"T", T, NULL},      {"B", 2, NULL},     {"H", H, NULL},
+                                   {"KH", KH, NULL},    {"D", D, NULL},     {"DV", D, NULL},
+                                   {"window", 7, NULL}, {"dtype", 0, "f32"}};
   rg_error e = {0};
   rg_spec *spec;
   rg_policy *policy;
@@ -354,7 +360,8 @@ static const char by_hand[] =
     "      \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": \"cu_seqlens\" },\n"
     "      \"out\": { \"o\": \"full_o\" }, \"attrs\": { \"window_left\": -1 } },\n"
     "    { \"name\": \"combine\", \"op\": \"combine\",\n"
-    "      \"in\": { \"o\": [\"near_o\", \"full_o\"], \"gate\": \"gate\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+    "      \"in\": { \"o\": [\"near_o\", \"full_o\"], \"gate\": \"gate\", \"cu_seqlens\": "
+    "\"cu_seqlens\" },\n"
     "      \"out\": { \"o\": \"o\" }, \"attrs\": { \"act\": \"none\" } } ],\n"
     "  \"outputs\": { \"o\": \"o\" } }\n";
 
@@ -382,7 +389,8 @@ Test(plugin, example_runs_and_differentiates) {
   cr_assert_arr_eq(with.dv, hand.dv, sizeof with.dv);
   for (int i = 0; i < T * H * N; i++) {
     bool open = i < LIVE * H * N && hand.gate[i] > 0 && hand.gate[i] < 1;
-    cr_assert_eq(with.dgate[i], open ? 0.25f * hand.dgate[i] : 0, "gate %d: %g", i, (double)with.dgate[i]);
+    cr_assert_eq(with.dgate[i], open ? 0.25f * hand.dgate[i] : 0, "gate %d: %g", i,
+                 (double)with.dgate[i]);
   }
   rg_context_destroy(ctx);
 }
@@ -406,8 +414,9 @@ Test(plugin, spec_without_plugin) {
   rg_error e = {0};
   rg_spec *spec;
   rg_context *ctx = context();
-  cr_assert_eq(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/plugin/hard_gate.json", NULL, 0, &spec, &e),
-               RG_E_NAME);
+  cr_assert_eq(
+      rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/plugin/hard_gate.json", NULL, 0, &spec, &e),
+      RG_E_NAME);
   cr_assert_null(spec);
   cr_assert_not_null(strstr(e.message, "hard_sigmoid"), "%s", e.message);
   rg_context_destroy(ctx);

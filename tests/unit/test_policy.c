@@ -127,16 +127,18 @@ static const char *const spec_text =
     "\"k\": {\"shape\": [\"T\", \"KH\", 16], \"dtype\": \"f32\", \"grad\": true},"
     "\"v\": {\"shape\": [\"T\", \"KH\", 16], \"dtype\": \"f32\", \"grad\": true},"
     "\"cu\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}},"
-    "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"k\", \"v\": \"v\","
+    "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"k\", "
+    "\"v\": \"v\","
     " \"cu_seqlens\": \"cu\"}, \"attrs\": {\"window_left\": 3}},"
     "{\"name\": \"dead\", \"op\": \"silu\", \"in\": {\"x\": \"q\"}},"
-    "{\"name\": \"flat\", \"op\": \"reshape\", \"in\": {\"x\": \"a.o\"}, \"attrs\": {\"shape\": [0, -1]}}],"
+    "{\"name\": \"flat\", \"op\": \"reshape\", \"in\": {\"x\": \"a.o\"}, \"attrs\": {\"shape\": "
+    "[0, -1]}}],"
     "\"outputs\": {\"o\": \"flat.y\"}}";
 
 static rg_status check(const char *members, const rg_binding *set, size_t nset, rg_error *e) {
   rg_spec *spec;
-  cr_assert_eq(rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", set, nset, &spec, e), RG_OK, "%s",
-               e->message);
+  cr_assert_eq(rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", set, nset, &spec, e),
+               RG_OK, "%s", e->message);
   rg_policy *p = must_load(members);
   rg_status status = rg_check(spec, p, e);
   rg_policy_destroy(p);
@@ -152,7 +154,8 @@ Test(policy, against_a_spec) {
     cr_assert_eq(check("\"recompute\": [\"dead\"]", set, bound, &e), RG_OK, "%s",
                  e.message); /* named, though unused */
     cr_assert_eq(check("\"recompute\": [\"o.copy\"]", set, bound, &e), RG_OK, "%s", e.message);
-    cr_assert_eq(check("\"preset\": \"all\", \"split_heads\": 2", set, bound, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(check("\"preset\": \"all\", \"split_heads\": 2", set, bound, &e), RG_OK, "%s",
+                 e.message);
     cr_assert_eq(check("\"recompute\": [\"aa\"]", set, bound, &e), RG_E_POLICY);
     cr_assert_str_eq(e.file, "policy");
     cr_assert_str_eq(e.pointer, "/recompute/0");
@@ -169,7 +172,8 @@ Test(policy, against_a_spec) {
 
 Test(policy, names_are_limited) {
   size_t n = (size_t)1 << 17;
-  char *text = malloc(n), *end = text + sprintf(text, "{\"regraph_policy\": 1, \"recompute\": [\"a\"");
+  char *text = malloc(n),
+       *end = text + sprintf(text, "{\"regraph_policy\": 1, \"recompute\": [\"a\"");
   for (int i = 0; i < 8192; i++) end += sprintf(end, ",\"n%d\"", i);
   strcpy(end, "]}");
   rg_policy *p;
@@ -207,7 +211,8 @@ Test(profile, shipped) {
   rg_error e = {0};
   cr_assert_eq(rgi_profile_load(ctx, NULL, "cpu", &p, &e), RG_OK, "%s", e.message);
   cr_assert_not(p->cuda);
-  cr_assert(p->matrix_gflops[RG_F32] > 0 && p->special_gops > 0 && p->bandwidth_gbs > 0 && p->memory > 0);
+  cr_assert(p->matrix_gflops[RG_F32] > 0 && p->special_gops > 0 && p->bandwidth_gbs > 0 &&
+            p->memory > 0);
   rgi_profile_destroy(p);
   cr_assert_eq(rgi_profile_load(ctx, NULL, "cuda", &p, &e), RG_OK, "%s", e.message);
   cr_assert(p->cuda);
@@ -218,7 +223,8 @@ Test(profile, shipped) {
   cr_assert_null(p);
 }
 
-static rg_status load_profile(const char *text, const char *device, rgi_profile **out, rg_error *e) {
+static rg_status load_profile(const char *text, const char *device, rgi_profile **out,
+                              rg_error *e) {
   char path[] = "/tmp/rg_profile_XXXXXX";
   int file = mkstemp(path);
   cr_assert_geq(file, 0);
@@ -230,9 +236,10 @@ static rg_status load_profile(const char *text, const char *device, rgi_profile 
   return status;
 }
 
-#define PROFILE(more)                                                                                        \
-  "{\"regraph_profile\": 1, \"device\": \"cpu\", \"matrix_gflops\": {\"f32\": 100, \"f16\": 200, \"bf16\": " \
-  "400},"                                                                                                    \
+#define PROFILE(more)                                                                              \
+  "{\"regraph_profile\": 1, \"device\": \"cpu\", \"matrix_gflops\": {\"f32\": 100, \"f16\": 200, " \
+  "\"bf16\": "                                                                                     \
+  "400},"                                                                                          \
   " \"special_gops\": 2, \"bandwidth_gbs\": 10, \"memory\": \"1GiB\"" more "}"
 
 Test(profile, cost_model) {
@@ -240,7 +247,8 @@ Test(profile, cost_model) {
   rg_error e = {0};
   rg_op op = {.name = "x"}, other = {.name = "y"};
   cr_assert_eq(
-      load_profile(PROFILE(", \"step_us\": 5, \"efficiency\": 0.5, \"ops\": {\"x\": 0.25}"), "cpu", &p, &e),
+      load_profile(PROFILE(", \"step_us\": 5, \"efficiency\": 0.5, \"ops\": {\"x\": 0.25}"), "cpu",
+                   &p, &e),
       RG_OK, "%s: %s", e.pointer, e.message);
   cr_assert_eq(p->memory, 1 << 30);
   /* 1 ms of products at full speed, less of the rest */
@@ -260,22 +268,23 @@ Test(profile, malformed) {
     const char *text;
     rg_status status;
     const char *pointer;
-  } bad[] = {{"{", RG_E_SYNTAX, ""},
-             {"{\"regraph_profile\": 1}", RG_E_KEY, ""},
-             {PROFILE(", \"speed\": 1"), RG_E_KEY, "/speed"},
-             {PROFILE(", \"efficiency\": 1.5"), RG_E_VALUE, "/efficiency"},
-             {PROFILE(", \"efficiency\": 0"), RG_E_VALUE, "/efficiency"},
-             {PROFILE(", \"efficiency\": \"high\""), RG_E_TYPE, "/efficiency"},
-             {PROFILE(", \"step_us\": -1"), RG_E_VALUE, "/step_us"},
-             {PROFILE(", \"threads\": -1"), RG_E_VALUE, "/threads"},
-             {PROFILE(", \"ops\": {\"x\": 2}"), RG_E_VALUE, "/ops/x"},
-             {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"},
-             {"{\"regraph_profile\": 2, \"device\": \"cpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
-              " \"bandwidth_gbs\": 1, \"memory\": 1}",
-              RG_E_VALUE, "/regraph_profile"},
-             {"{\"regraph_profile\": 1, \"device\": \"tpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
-              " \"bandwidth_gbs\": 1, \"memory\": 1}",
-              RG_E_VALUE, "/device"}};
+  } bad[] = {
+      {"{", RG_E_SYNTAX, ""},
+      {"{\"regraph_profile\": 1}", RG_E_KEY, ""},
+      {PROFILE(", \"speed\": 1"), RG_E_KEY, "/speed"},
+      {PROFILE(", \"efficiency\": 1.5"), RG_E_VALUE, "/efficiency"},
+      {PROFILE(", \"efficiency\": 0"), RG_E_VALUE, "/efficiency"},
+      {PROFILE(", \"efficiency\": \"high\""), RG_E_TYPE, "/efficiency"},
+      {PROFILE(", \"step_us\": -1"), RG_E_VALUE, "/step_us"},
+      {PROFILE(", \"threads\": -1"), RG_E_VALUE, "/threads"},
+      {PROFILE(", \"ops\": {\"x\": 2}"), RG_E_VALUE, "/ops/x"},
+      {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"},
+      {"{\"regraph_profile\": 2, \"device\": \"cpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
+       " \"bandwidth_gbs\": 1, \"memory\": 1}",
+       RG_E_VALUE, "/regraph_profile"},
+      {"{\"regraph_profile\": 1, \"device\": \"tpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
+       " \"bandwidth_gbs\": 1, \"memory\": 1}",
+       RG_E_VALUE, "/device"}};
   rgi_profile *p;
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     rg_error e = {0};

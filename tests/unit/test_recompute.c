@@ -113,8 +113,8 @@ static void compare(const bench *b) {
       cr_assert_eq(status, RG_OK, "%s: %s", b->g->name, e.message);
       cr_assert(choice->optimal);
       cr_assert_float_eq(choice->extra_ms, best, 1e-9 * (1 + best),
-                         "%s, budget %lld of %s: chose %g ms, best is %g ms", b->g->name, (long long)budget,
-                         of_saved ? "saved" : "peak", choice->extra_ms, best);
+                         "%s, budget %lld of %s: chose %g ms, best is %g ms", b->g->name,
+                         (long long)budget, of_saved ? "saved" : "peak", choice->extra_ms, best);
       int64_t saved, f, w;
       must(rgi_memory_peak(g, &b->mem, false, &saved, &f, &w, &err), "peak");
       cr_assert_leq(of_saved ? saved : saved + (f > w ? f : w), budget);
@@ -132,14 +132,15 @@ static void compare(const bench *b) {
   for (const char *p = text.data; (p = strstr(p, "\"peak_bytes\": ")); points++) {
     long long peak;
     double ms;
-    cr_assert_eq(sscanf(p, "\"peak_bytes\": %lld, \"saved_bytes\": %*d, \"extra_ms\": %lf", &peak, &ms), 2);
+    cr_assert_eq(
+        sscanf(p, "\"peak_bytes\": %lld, \"saved_bytes\": %*d, \"extra_ms\": %lf", &peak, &ms), 2);
     cr_assert_lt(peak, last_peak);
     last_peak = peak;
     bool exists = false;
     for (int i = 0; i < n; i++) {
       exists = exists || (all[i].peak == peak && fabs(all[i].ms - ms) <= 1e-6 * (1 + ms));
-      cr_assert_not(all[i].peak <= peak && all[i].ms < ms - 1e-6 * (1 + ms), "%s: a front point is beaten",
-                    b->g->name);
+      cr_assert_not(all[i].peak <= peak && all[i].ms < ms - 1e-6 * (1 + ms),
+                    "%s: a front point is beaten", b->g->name);
     }
     cr_assert(exists, "%s: a front point that no subset has", b->g->name);
     p++;
@@ -167,7 +168,8 @@ static void compare_file(const char *file, const rg_binding *set, size_t nset, i
   rg_context_destroy(ctx);
 }
 
-static const rg_binding small[] = {{"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
+static const rg_binding small[] = {
+    {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DV", 16, NULL}};
 
 Test(recompute, nsa) {
   compare_file("nsa.json", small, 4, 1);
@@ -220,22 +222,25 @@ Test(recompute, random_graphs) {
 static rg_spec *chain_spec(rg_context *ctx, int nodes) {
   rgi_buf s;
   rgi_buf_init(&s, ctx);
-  rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":"
-                     "\"f32\",\"grad\":true},"
-                     "\"w\":{\"shape\":[16,16],\"dtype\":\"f32\",\"grad\":true}},\"nodes\":[");
+  rgi_buf_printf(
+      &s, "{\"regraph\":1,\"name\":\"chain\",\"inputs\":{\"x0\":{\"shape\":[\"T\",16],\"dtype\":"
+          "\"f32\",\"grad\":true},"
+          "\"w\":{\"shape\":[16,16],\"dtype\":\"f32\",\"grad\":true}},\"nodes\":[");
   for (int i = 1; i <= nodes; i++)
     if (i % 3)
-      rgi_buf_printf(&s, "{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}},",
-                     i, i - 1, i);
-    else
       rgi_buf_printf(
-          &s,
-          "{\"name\":\"n%d\",\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w\"},\"out\":{\"y\":\"x%d\"}},",
+          &s, "{\"name\":\"n%d\",\"op\":\"silu\",\"in\":{\"x\":\"x%d\"},\"out\":{\"y\":\"x%d\"}},",
           i, i - 1, i);
-  rgi_buf_printf(&s,
-                 "{\"name\":\"last\",\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"},\"out\":{\"y\":"
-                 "\"y\"}}],\"outputs\":{\"y\":\"y\"}}",
-                 nodes, nodes);
+    else
+      rgi_buf_printf(&s,
+                     "{\"name\":\"n%d\",\"op\":\"linear\",\"in\":{\"x\":\"x%d\",\"w\":\"w\"},"
+                     "\"out\":{\"y\":\"x%d\"}},",
+                     i, i - 1, i);
+  rgi_buf_printf(
+      &s,
+      "{\"name\":\"last\",\"op\":\"mul\",\"in\":{\"a\":\"x%d\",\"b\":\"x%d\"},\"out\":{\"y\":"
+      "\"y\"}}],\"outputs\":{\"y\":\"y\"}}",
+      nodes, nodes);
   rg_spec *spec;
   must(rg_spec_load_text(ctx, s.data, s.size, "chain", NULL, 0, &spec, &err), "load");
   rgi_buf_free(&s);
@@ -254,12 +259,16 @@ static void bounded(int nodes, int percent, bool of_saved) {
   bool none[128] = {0};
   outcome most = measure(&b, none);
   int64_t budget = (of_saved ? most.saved : most.peak) * percent / 100;
-  rg_policy policy = {
-      .ctx = ctx, .file = "", .preset = RGI_PRESET_BUDGET, .budget = budget, .budget_of_saved = of_saved};
+  rg_policy policy = {.ctx = ctx,
+                      .file = "",
+                      .preset = RGI_PRESET_BUDGET,
+                      .budget = budget,
+                      .budget_of_saved = of_saved};
   rgi_graph *g;
   rgi_choice *choice;
   rg_error e = {0};
-  rg_status status = rgi_recompute(b.g, &policy, b.profile, &b.mem, (rgi_progress){0}, &g, &choice, &e);
+  rg_status status =
+      rgi_recompute(b.g, &policy, b.profile, &b.mem, (rgi_progress){0}, &g, &choice, &e);
   if (percent == 0 && !of_saved) { /* saved memory may well be empty, the peak not */
     cr_assert_eq(status, RG_E_INFEASIBLE);
   } else {
@@ -268,8 +277,9 @@ static void bounded(int nodes, int percent, bool of_saved) {
     must(rgi_memory_peak(g, &b.mem, false, &saved, &forward, &backward, &err), "peak");
     cr_assert_leq(of_saved ? saved : saved + (forward > backward ? forward : backward), budget);
     cr_assert_leq(choice->bound_ms, choice->extra_ms * (1 + 1e-9));
-    cr_assert_float_eq(choice->gap,
-                       choice->optimal ? 0 : (choice->extra_ms - choice->bound_ms) / choice->extra_ms, 1e-9);
+    cr_assert_float_eq(
+        choice->gap, choice->optimal ? 0 : (choice->extra_ms - choice->bound_ms) / choice->extra_ms,
+        1e-9);
     cr_assert(percent < 100 || choice->extra_ms == 0, "nothing need be recomputed");
   }
   rgi_graph_destroy(g);
@@ -287,7 +297,8 @@ static void bounded(int nodes, int percent, bool of_saved) {
 Test(recompute, bounded_search) {
   static const int percents[] = {0, 90, 100};
   for (int i = 0; i < 3; i++)
-    for (int of_saved = 0; of_saved < 2; of_saved++) bounded(i == 1 ? 90 : 30, percents[i], of_saved);
+    for (int of_saved = 0; of_saved < 2; of_saved++)
+      bounded(i == 1 ? 90 : 30, percents[i], of_saved);
   bounded(30, 60, true);
 }
 

@@ -16,7 +16,8 @@ static double *normals(ot *t, int64_t n) {
 
 static double dot(const double *a, const double *b, int64_t n) {
   double sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += isfinite(a[i]) ? a[i] * b[i] : 0; /* an lse of −inf does not move */
+  /* an lse of −inf does not move */
+  for (int64_t i = 0; i < n; i++) sum += isfinite(a[i]) ? a[i] * b[i] : 0;
   return sum;
 }
 
@@ -32,8 +33,8 @@ static void check_gradient(const char *what, double (*loss)(void *user), void *u
     down = loss(user);
     x[i] = keep;
     double slope = (up - down) / (2 * h);
-    cr_assert(fabs(slope - g[i]) <= 1e-7 * fmax(1, fabs(slope)), "%s[%lld]: %.12g, differences give %.12g",
-              what, (long long)i, g[i], slope);
+    cr_assert(fabs(slope - g[i]) <= 1e-7 * fmax(1, fabs(slope)),
+              "%s[%lld]: %.12g, differences give %.12g", what, (long long)i, g[i], slope);
   }
 }
 
@@ -54,7 +55,8 @@ static void attn_gradients(ot *t, ref_attn a) {
   struct attn_case c = {.a = a};
   int64_t nq = a.T * a.H * a.D, nk = a.TK * a.KH * a.D, nv = a.TK * a.KH * a.DV;
   double *q = normals(t, nq), *k = normals(t, nk), *v = normals(t, nv), *sinks = normals(t, a.H);
-  double *dq = ot_doubles(t, nq), *dk = ot_doubles(t, nk), *dv = ot_doubles(t, nv), *ds = ot_doubles(t, a.H);
+  double *dq = ot_doubles(t, nq), *dk = ot_doubles(t, nk), *dv = ot_doubles(t, nv),
+         *ds = ot_doubles(t, a.H);
   c.a.q = q;
   c.a.k = k;
   c.a.v = v;
@@ -77,8 +79,10 @@ static const double some_sinks[4]; /* only says that there are any */
 Test(ref, swa_gradients) {
   ot *t = ot_begin(1);
   attn_gradients(t, (ref_attn){ATTN, .kind = REF_SWA, .window_left = -1});
-  attn_gradients(t, (ref_attn){ATTN, .kind = REF_SWA, .window_left = 3, .sinks = some_sinks, .softcap = 1.5});
-  attn_gradients(t, (ref_attn){ATTN, .kind = REF_SWA, .window_left = 2, .cu_k = cu_keys, .q_offset = offset});
+  attn_gradients(
+      t, (ref_attn){ATTN, .kind = REF_SWA, .window_left = 3, .sinks = some_sinks, .softcap = 1.5});
+  attn_gradients(
+      t, (ref_attn){ATTN, .kind = REF_SWA, .window_left = 2, .cu_k = cu_keys, .q_offset = offset});
   ot_end(t);
 }
 
@@ -137,7 +141,8 @@ Test(ref, attention_by_hand) {
 /* Three definitions that meet: blocks of one token, all blocks selected, no window. */
 Test(ref, attention_kinds_agree) {
   ot *t = ot_begin(4);
-  ref_attn a = {ATTN, .kind = REF_SWA, .window_left = -1, .kernel = 1, .stride = 1, .block = 4, .top_n = 3};
+  ref_attn a = {ATTN,        .kind = REF_SWA, .window_left = -1, .kernel = 1,
+                .stride = 1, .block = 4,      .top_n = 3};
   int32_t *idx = ot_ints(t, 17 * 2 * 3);
   double *x = normals(t, 17 * 4 * 4), *y = normals(t, 23 * 2 * 4), *z = normals(t, 23 * 2 * 3);
   double *o[3], *lse[3];
@@ -158,7 +163,8 @@ Test(ref, attention_kinds_agree) {
   ot_end(t);
 }
 
-/* Branches over disjoint keys (the last three keys, the rest) merge into attention over all keys. */
+/* Branches over disjoint keys (the last three keys, the rest) merge into attention over all
+ * keys. */
 Test(ref, merge_of_disjoint_keys) {
   ot *t = ot_begin(5);
   enum { L = 12, D = 4 };
@@ -192,8 +198,8 @@ Test(ref, merge_of_disjoint_keys) {
   a.kind = REF_SLC;
   a.idx = idx;
   ref_attn_forward(&a, o[2], lse[2]);
-  ref_merge_forward(L, L, 1, D, 2, (const double *const *)&o[1], (const double *const *)&lse[1], out,
-                    out_lse);
+  ref_merge_forward(L, L, 1, D, 2, (const double *const *)&o[1], (const double *const *)&lse[1],
+                    out, out_lse);
   for (int i = 0; i < L * D; i++) cr_assert_float_eq(out[i], o[0][i], 1e-14);
   for (int i = 0; i < L; i++) cr_assert_float_eq(out_lse[i], lse[0][i], 1e-14);
   ot_end(t);
@@ -224,7 +230,8 @@ Test(ref, compress_gradients) {
     c.dy = normals(t, 8 * 2 * 3);
     ref_compress_backward(&c.a, c.dy, dx, dw);
     check_gradient("dx", compress_loss, &c, x, dx, 17 * 2 * 3);
-    if (m != REF_MEAN) check_gradient("dw", compress_loss, &c, w, dw, (m == REF_LINEAR ? 3 : 6) * 12);
+    if (m != REF_MEAN)
+      check_gradient("dw", compress_loss, &c, w, dw, (m == REF_LINEAR ? 3 : 6) * 12);
   }
   ot_end(t);
 }
@@ -307,7 +314,8 @@ Test(ref, topk_by_hand) {
   cr_assert(idx[9 * 2] == 3 && idx[9 * 2 + 1] == 4);
 }
 
-/* Overlapping compressed blocks count towards each selection block by the tokens they share with it. */
+/* Overlapping compressed blocks count towards each selection block by the tokens they share with
+ * it. */
 Test(ref, topk_overlap_weights) {
   const int32_t seq[] = {0, 8};
   double q[8] = {0}, k[4] = {0}, lse[8] = {0}, scores[8 * 2];
@@ -345,7 +353,8 @@ struct branch_case {
 };
 static double combine_loss(void *user) {
   struct branch_case *c = user;
-  ref_combine_forward(c->act, c->T, c->rows, c->H, c->D, c->n, (const double *const *)c->o, c->gate, c->out);
+  ref_combine_forward(c->act, c->T, c->rows, c->H, c->D, c->n, (const double *const *)c->o, c->gate,
+                      c->out);
   return dot(c->out, c->dout, c->T * c->H * c->D);
 }
 static double merge_loss(void *user) {
@@ -376,8 +385,8 @@ Test(ref, combine_gradients) {
     double *d_o[3], *dgate = ot_doubles(t, 5 * 2 * 3);
     c.act = act;
     for (int m = 0; m < 3; m++) d_o[m] = ot_doubles(t, 5 * 2 * 3);
-    ref_combine_backward(act, c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, c.gate, c.dout, d_o,
-                         dgate);
+    ref_combine_backward(act, c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, c.gate,
+                         c.dout, d_o, dgate);
     for (int m = 0; m < 3; m++) check_gradient("d_o", combine_loss, &c, c.o[m], d_o[m], 5 * 2 * 3);
     check_gradient("dgate", combine_loss, &c, c.gate, dgate, 5 * 2 * 3);
   }
@@ -394,12 +403,13 @@ Test(ref, merge_gradients) {
     d_o[m] = ot_doubles(t, 5 * 2 * 3);
     d_lse[m] = ot_doubles(t, 5 * 2);
   }
-  ref_merge_backward(c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o, (const double *const *)c.lse,
-                     c.dout, c.dlse, d_o, d_lse);
+  ref_merge_backward(c.T, c.rows, c.H, c.D, c.n, (const double *const *)c.o,
+                     (const double *const *)c.lse, c.dout, c.dlse, d_o, d_lse);
   for (int m = 0; m < 3; m++) {
     check_gradient("d_o", merge_loss, &c, c.o[m], d_o[m], 5 * 2 * 3);
     for (int64_t i = 0; i < 5 * 2; i++)
-      if (isfinite(c.lse[m][i])) check_gradient("d_lse", merge_loss, &c, &c.lse[m][i], &d_lse[m][i], 1);
+      if (isfinite(c.lse[m][i]))
+        check_gradient("d_lse", merge_loss, &c, &c.lse[m][i], &d_lse[m][i], 1);
   }
   ot_end(t);
 }
@@ -490,11 +500,13 @@ Test(harness, rounding) {
     ot_tensor *a = OT_NEW(t, types[k], N), *b = OT_NEW(t, types[k], N);
     for (int i = 0; i < N; i++) {
       double r = ot_round(types[k], x[i]);
-      ot_set(
-          &(ot_tensor){
-              .arg = {(char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]), types[k], 1, {1}, {1}},
-              .n = 1},
-          &r);
+      ot_set(&(ot_tensor){.arg = {(char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]),
+                                  types[k],
+                                  1,
+                                  {1},
+                                  {1}},
+                          .n = 1},
+             &r);
       cr_assert(ot_element(a, i) == r, "%d: %a reads back as %a", i, r, ot_element(a, i));
     }
     rgi_store(b->arg.data, types[k], x, N);

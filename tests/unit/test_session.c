@@ -103,15 +103,6 @@ static rg_session *session(const rg_session_options *o) {
   return s;
 }
 
-#define FAILS(call, code, part)                                                                              \
-  do {                                                                                                       \
-    rg_error e = {0};                                                                                        \
-    rg_status got_ = (call);                                                                                 \
-    cr_assert_eq(got_, code, "%s: %s", rg_status_name(got_), e.message);                                     \
-    cr_assert_eq(e.status, code);                                                                            \
-    cr_assert(strstr(e.message, part), "\"%s\" does not mention \"%s\"", e.message, part);                   \
-  } while (0)
-
 /* ---- tests ---- */
 
 Test(session, bindable_tensors, .init = setup, .fini = teardown) {
@@ -120,10 +111,12 @@ Test(session, bindable_tensors, .init = setup, .fini = teardown) {
     rg_role role;
     int64_t bytes;
     bool accumulates, seqlens;
-  } want[] = {
-      {"q", RG_INPUT, T * 4 * 16 * 4, false, false},      {"cu_seqlens", RG_INPUT, (B + 1) * 4, false, true},
-      {"o", RG_OUTPUT, T * 4 * 16 * 4, false, false},     {"o", RG_GRAD_IN, T * 4 * 16 * 4, false, false},
-      {"gate", RG_GRAD_OUT, T * 4 * 3 * 4, false, false}, {"wk", RG_GRAD_OUT, 16 * 8 * 16 * 4, true, false}};
+  } want[] = {{"q", RG_INPUT, T * 4 * 16 * 4, false, false},
+              {"cu_seqlens", RG_INPUT, (B + 1) * 4, false, true},
+              {"o", RG_OUTPUT, T * 4 * 16 * 4, false, false},
+              {"o", RG_GRAD_IN, T * 4 * 16 * 4, false, false},
+              {"gate", RG_GRAD_OUT, T * 4 * 3 * 4, false, false},
+              {"wk", RG_GRAD_OUT, 16 * 8 * 16 * 4, true, false}};
   for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
     bool found = false;
     for (int k = 0; k < io.n; k++) {
@@ -151,9 +144,13 @@ Test(session, misuse, .init = setup, .fini = teardown) {
   FAILS(rg_session_backward(NULL, &e), RG_E_USAGE, "session");
   FAILS(rg_session_bind(NULL, RG_INPUT, "q", word, 4, &e), RG_E_USAGE, "session");
   FAILS(rg_session_forward(s, &e), RG_E_USAGE, "not bound");
+  /* nothing bound to look at either */
+  FAILS(rg_session_backward(s, &e), RG_E_USAGE, "without a forward");
+  FAILS(rg_session_adopt_saved(s, NULL, &e), RG_E_USAGE, "not bound");
   FAILS(rg_session_bind(s, RG_INPUT, "q", io.data[0], 12, &e), RG_E_USAGE, "\"q\"");
   FAILS(rg_session_bind(s, RG_INPUT, "qq", io.data[0], 12, &e), RG_E_USAGE, "\"qq\"");
-  FAILS(rg_session_bind(s, RG_GRAD_OUT, "cu_seqlens", io.data[0], 12, &e), RG_E_USAGE, "cu_seqlens");
+  FAILS(rg_session_bind(s, RG_GRAD_OUT, "cu_seqlens", io.data[0], 12, &e), RG_E_USAGE,
+        "cu_seqlens");
   FAILS(rg_session_bind(s, RG_INPUT, "q", (char *)io.data[0] + 1, T * 4 * 16 * 4, &e), RG_E_USAGE,
         "multiple");
   bind_all(s, &io);
@@ -209,7 +206,8 @@ Test(session, contents, .init = setup, .fini = teardown) {
   CR_OK(rg_session_forward(s, &e), &e);
   CR_OK(rg_session_backward(s, &e), &e);
   const float *o = buffer(&io, RG_OUTPUT, "o"), *dq = buffer(&io, RG_GRAD_OUT, "q");
-  for (int i = 0; i < T * 4 * 16; i++) cr_assert(o[i] == 0 && dq[i] == 0, "row past the last token");
+  for (int i = 0; i < T * 4 * 16; i++)
+    cr_assert(o[i] == 0 && dq[i] == 0, "row past the last token");
   fill_starts(cu, B + 1, T, NULL); /* full to the last row */
   CR_OK(rg_session_forward(s, &e), &e);
   CR_OK(rg_session_backward(s, &e), &e);
@@ -256,7 +254,8 @@ Test(session, memory, .init = setup, .fini = teardown) {
   rg_session_destroy(s);
   for (int i = 0; i < 2; i++) {
     for (int k = 0; k < ZONE; k++)
-      cr_assert(block[i][k] == 0xab && block[i][ZONE + size[i] + k] == 0xab, "wrote outside block %d", i);
+      cr_assert(block[i][k] == 0xab && block[i][ZONE + size[i] + k] == 0xab,
+                "wrote outside block %d", i);
     free(block[i]);
   }
   cr_assert_eq(arena.calls, 0);
@@ -275,9 +274,6 @@ Test(session, memory, .init = setup, .fini = teardown) {
 
 Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   rg_error e = {0};
-  rg_session *s = session(NULL);
-  bind_all(s, &io);
-  long before = atomic_load(&host.calls);
 #if COUNTED
   atomic_store(&counting, true);
   void *volatile probe = malloc(16); /* the counter works */
@@ -285,16 +281,22 @@ Test(session, run_allocates_nothing, .init = setup, .fini = teardown) {
   free(probe);
   cr_assert_eq(atomic_exchange(&counted, 0), 1);
 #endif
-  for (int i = 0; i < 2; i++) {
-    atomic_store(&counting, true);
-    rg_status forward = rg_session_forward(s, &e), backward = rg_session_backward(s, &e);
-    atomic_store(&counting, false);
-    CR_OK(forward, &e);
-    CR_OK(backward, &e);
+  for (int poisoned = 0; poisoned < 2; poisoned++) {
+    rg_session_options o = {.debug_poison = poisoned};
+    rg_session *s = session(&o);
+    bind_all(s, &io);
+    long before = atomic_load(&host.calls);
+    for (int i = 0; i < 2; i++) {
+      atomic_store(&counting, true);
+      rg_status forward = rg_session_forward(s, &e), backward = rg_session_backward(s, &e);
+      atomic_store(&counting, false);
+      CR_OK(forward, &e);
+      CR_OK(backward, &e);
+    }
+    cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
+    cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
+    rg_session_destroy(s);
   }
-  cr_assert_eq(atomic_load(&host.calls), before, "a run used the context's allocator");
-  cr_assert_eq(atomic_load(&counted), 0, "a run called malloc %ld times", atomic_load(&counted));
-  rg_session_destroy(s);
 }
 
 /* ---- an op that misbehaves ---- */
@@ -326,7 +328,8 @@ Test(session, guards_and_failing_ops, .init = setup, .fini = teardown) {
   const rg_op *good = node->op;
   rg_op bad = *good;
   bad.run_cpu = misbehave;
-  char *const outside[] = {scratch - 1, scratch - 256, scratch + z.scratch, scratch + z.scratch + 255};
+  char *const outside[] = {scratch - 1, scratch - 256, scratch + z.scratch,
+                           scratch + z.scratch + 255};
   for (int i = 0; i < 4; i++) {
     rg_error e = {0};
     overrun_at = outside[i];
@@ -351,7 +354,8 @@ Test(session, guards_and_failing_ops, .init = setup, .fini = teardown) {
   rg_session_destroy(s);
 }
 
-/* An arena that is not 256-byte aligned is asked again for room to align in; the run works all the same. */
+/* An arena that is not 256-byte aligned is asked again for room to align in; the run works all the
+ * same. */
 static void *crooked_alloc(void *user, size_t size) {
   char *p = counter_alloc(user, size + 256);
   return p ? p + 16 : NULL;
@@ -397,8 +401,8 @@ Test(session, repeats, .init = setup, .fini = teardown) {
   bool any = false;
   for (int i = 0; i < 16 * 8 * 16; i++) {
     float g = first[i] - 1, sum = wk[i] - 1;
-    cr_assert_float_eq(sum, 3 * g, 1e-4f * (1 + (g < 0 ? -g : g)), "wk[%d]: %g after three runs of %g", i,
-                       sum, g);
+    cr_assert_float_eq(sum, 3 * g, 1e-4f * (1 + (g < 0 ? -g : g)),
+                       "wk[%d]: %g after three runs of %g", i, sum, g);
     any |= g != 0;
   }
   cr_assert(any, "no weight gradient");
@@ -433,6 +437,7 @@ Test(session, moved_saved_blocks, .init = setup, .fini = teardown) {
   CR_OK(rg_session_forget_saved(second, there[1], &e), &e);
   FAILS(rg_session_backward(second, &e), RG_E_USAGE, "without a forward");
   FAILS(rg_session_forget_saved(second, there[1], &e), RG_E_USAGE, "no saved block");
+  FAILS(rg_session_forward(second, &e), RG_E_USAGE, "forget"); /* its memory may be gone */
   FAILS(rg_session_adopt_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
   FAILS(rg_session_forget_saved(NULL, there[1], &e), RG_E_USAGE, "session is NULL");
 #if COUNTED
@@ -476,7 +481,8 @@ Test(session, times_and_reading, .init = setup, .fini = teardown) {
   CR_OK(rg_session_read(s, "idx", idx, T * 2 * 4 * sizeof *idx, &e), &e);
   for (int row = 0; row < T; row++)
     for (int h = 0; h < 2; h++)
-      cr_assert_eq(idx[(row * 2 + h) * 4], row < lengths[0] + lengths[2] ? 0 : idx[(row * 2 + h) * 4],
+      cr_assert_eq(idx[(row * 2 + h) * 4],
+                   row < lengths[0] + lengths[2] ? 0 : idx[(row * 2 + h) * 4],
                    "block 0 is always taken");
   free(idx);
   free(o);
@@ -495,7 +501,8 @@ Test(session, no_gradients, .init = setup, .fini = teardown) {
   cr_assert_eq(z.saved, 0);
   buffers mine;
   make_buffers(forward, 3, T, lengths, &mine);
-  for (int i = 0; i < mine.n; i++) cr_assert(mine.info[i].role == RG_INPUT || mine.info[i].role == RG_OUTPUT);
+  for (int i = 0; i < mine.n; i++)
+    cr_assert(mine.info[i].role == RG_INPUT || mine.info[i].role == RG_OUTPUT);
   CR_OK(rg_session_create(forward, NULL, &s, &e), &e);
   bind_all(s, &mine);
   CR_OK(rg_session_forward(s, &e), &e);
@@ -522,7 +529,8 @@ Test(session, planner_off_switches, .init = setup, .fini = teardown) {
   rg_session_destroy(s);
   for (int i = 0; i < 2; i++) {
     rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
-    rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .no_reuse = i == 0, .no_inplace = i == 1};
+    rg_plan_options o = {
+        .set = set, .nset = 2, .threads = 2, .no_reuse = i == 0, .no_inplace = i == 1};
     rg_plan *other = NULL;
     buffers mine;
     CR_OK(rg_plan_create(spec, NULL, &o, &other, &e), &e);
@@ -543,13 +551,15 @@ Test(session, planner_off_switches, .init = setup, .fini = teardown) {
 Test(session, reports, .init = setup, .fini = teardown) {
   static const struct {
     const char *format, *part[4];
-  } want[] = {{"text", {"capacity", "recompute", "saved", "gap"}},
-              {"json", {"\"version\": 1", "\"predicted_peak_bytes\": ", "\"nodes\": [", "\"recompute\": {"}},
-              {"dot", {"digraph", "combine", NULL, NULL}},
-              {"timeline", {"", NULL, NULL, NULL}},
-              {"svg", {"<svg", "</svg>", NULL, NULL}},
-              {"graph", {"slc_o", "cu_seqlens", NULL, NULL}},
-              {"steps", {"slc_attn", "saved+0", "input:q", "grad_out:gate"}}};
+  } want[] = {
+      {"text", {"capacity", "recompute", "saved", "gap"}},
+      {"json",
+       {"\"version\": 1", "\"predicted_peak_bytes\": ", "\"nodes\": [", "\"recompute\": {"}},
+      {"dot", {"digraph", "combine", NULL, NULL}},
+      {"timeline", {"", NULL, NULL, NULL}},
+      {"svg", {"<svg", "</svg>", NULL, NULL}},
+      {"graph", {"slc_o", "cu_seqlens", NULL, NULL}},
+      {"steps", {"slc_attn", "saved+0", "input:q", "grad_out:gate"}}};
   for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
     rg_text a, b;
     rg_error e = {0};
@@ -559,7 +569,8 @@ Test(session, reports, .init = setup, .fini = teardown) {
     cr_assert_eq(strlen(a.data), a.size);
     cr_assert_str_eq(a.data, b.data);
     for (int k = 0; k < 4 && want[i].part[k]; k++)
-      cr_assert(strstr(a.data, want[i].part[k]), "%s lacks %s:\n%s", want[i].format, want[i].part[k], a.data);
+      cr_assert(strstr(a.data, want[i].part[k]), "%s lacks %s:\n%s", want[i].format,
+                want[i].part[k], a.data);
     rg_text_destroy(&a);
     rg_text_destroy(&b);
   }
@@ -567,14 +578,18 @@ Test(session, reports, .init = setup, .fini = teardown) {
 
 /* ---- what the batch that is bound asks for ---- */
 
-static const char *const work_spec =
-    "{\"regraph\": 1, \"inputs\": {\"q\": {\"shape\": [\"T\", 2, 4], \"dtype\": \"f32\", \"grad\": true}, "
-    "\"k\": {\"shape\": [\"T\", 1, 4], \"dtype\": \"f32\"}, \"v\": {\"shape\": [\"T\", 1, 4], \"dtype\": "
-    "\"f32\"}, "
-    "\"w\": {\"shape\": [3, 8], \"dtype\": \"f32\"}, \"cu\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}}, "
-    "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
-    "\"cu_seqlens\": \"cu\"}, \"out\": {\"o\": \"o\"}, \"attrs\": {\"window_left\": -1}}], \"outputs\": "
-    "{\"o\": \"o\"}}";
+static const char *const work_spec = "{\"regraph\": 1, \"inputs\": {\"q\": {\"shape\": [\"T\", 2, "
+                                     "4], \"dtype\": \"f32\", \"grad\": true}, "
+                                     "\"k\": {\"shape\": [\"T\", 1, 4], \"dtype\": \"f32\"}, "
+                                     "\"v\": {\"shape\": [\"T\", 1, 4], \"dtype\": "
+                                     "\"f32\"}, "
+                                     "\"w\": {\"shape\": [3, 8], \"dtype\": \"f32\"}, \"cu\": "
+                                     "{\"shape\": [\"B+1\"], \"dtype\": \"i32\"}}, "
+                                     "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": "
+                                     "{\"q\": \"q\", \"k\": \"k\", \"v\": \"v\", "
+                                     "\"cu_seqlens\": \"cu\"}, \"out\": {\"o\": \"o\"}, \"attrs\": "
+                                     "{\"window_left\": -1}}], \"outputs\": "
+                                     "{\"o\": \"o\"}}";
 
 Test(work, follows_the_lengths) {
   enum { T = 60, B = 6 };
@@ -587,8 +602,8 @@ Test(work, follows_the_lengths) {
   int32_t cu[B + 1] = {0, T, T, T, T, T, T};
   rg_binding set[] = {{.name = "T", .value = T}, {.name = "B", .value = B}};
   cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
-  cr_assert_eq(rg_spec_load_text(ctx, work_spec, strlen(work_spec), "s", set, 2, &spec, &e), RG_OK, "%s",
-               e.message);
+  cr_assert_eq(rg_spec_load_text(ctx, work_spec, strlen(work_spec), "s", set, 2, &spec, &e), RG_OK,
+               "%s", e.message);
   cr_assert_eq(rg_plan_create(spec, NULL, NULL, &plan, &e), RG_OK, "%s", e.message);
   cr_assert_eq(rg_session_create(plan, NULL, &session, &e), RG_OK, "%s", e.message);
   rg_node_work x;
@@ -615,9 +630,10 @@ Test(work, follows_the_lengths) {
     for (size_t i = 0; rg_session_node_time(session, i, &t) == RG_OK; i++) {
       if (strncmp(t.op, "swa_attn", 8) != 0) continue;
       cr_assert_eq(rg_session_node_work(session, i, &x, &e), RG_OK, "%s", e.message);
-      cr_assert_eq(x.flops, pairs * 2 * 2 * (t.backward ? 5 * 4 : 2 * 4), "case %zu, %s: %g", c, t.name,
-                   x.flops);
-      if (c == 0) cr_assert(x.flops == t.flops && x.bytes == t.bytes && x.roofline_ms == t.roofline_ms);
+      cr_assert_eq(x.flops, pairs * 2 * 2 * (t.backward ? 5 * 4 : 2 * 4), "case %zu, %s: %g", c,
+                   t.name, x.flops);
+      if (c == 0)
+        cr_assert(x.flops == t.flops && x.bytes == t.bytes && x.roofline_ms == t.roofline_ms);
       if (c == 2) cr_assert_lt(x.bytes, t.bytes / 5);
     }
   }

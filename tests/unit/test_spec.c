@@ -1,5 +1,5 @@
-/* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in; limits, misuse, threads,
- * no memory. Malformed specs are in tests/golden/errors (test_golden.c). */
+/* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in; limits, misuse,
+ * threads, no memory. Malformed specs are in tests/golden/errors (test_golden.c). */
 #include "graph/spec.h"
 #include <criterion/criterion.h>
 #include <jansson.h>
@@ -31,7 +31,8 @@ static rg_spec *must_load(rg_context *ctx, const char *text, const rg_binding *s
 static void must_fail(rg_context *ctx, const char *text, rg_status want, const char *pointer) {
   rg_error e = {0};
   rg_spec *spec = (rg_spec *)&e;
-  cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "text", NULL, 0, &spec, &e), want, "%s", e.message);
+  cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "text", NULL, 0, &spec, &e), want, "%s",
+               e.message);
   cr_assert_null(spec);
   cr_assert_eq(e.status, want);
   cr_assert_str_eq(e.pointer, pointer);
@@ -39,7 +40,8 @@ static void must_fail(rg_context *ctx, const char *text, rg_status want, const c
 }
 
 static const char *const small =
-    "{\"regraph\": 1, \"params\": {\"H\": 4, \"D\": 16, \"dtype\": \"f16\", \"eps\": 0.5, \"flag\": true},"
+    "{\"regraph\": 1, \"params\": {\"H\": 4, \"D\": 16, \"dtype\": \"f16\", \"eps\": 0.5, "
+    "\"flag\": true},"
     " \"inputs\": {\"x\": {\"shape\": [\"T\", \"H*D\"], \"dtype\": \"$dtype\", \"grad\": true},"
     "   \"w\": {\"shape\": [\"H*D\"], \"dtype\": \"$dtype\", \"grad\": \"accumulate\"},"
     "   \"cu\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}},"
@@ -59,9 +61,12 @@ Test(spec, lists_tensors_in_order) {
     int rank;
     int64_t last;
     bool accumulates, seqlens;
-  } want[] = {{"x", RG_INPUT, RG_F16, 2, 64, false, false},   {"w", RG_INPUT, RG_F16, 1, 64, false, false},
-              {"cu", RG_INPUT, RG_I32, 1, -1, false, true},   {"y", RG_OUTPUT, RG_F16, 2, 64, false, false},
-              {"y", RG_GRAD_IN, RG_F16, 2, 64, false, false}, {"x", RG_GRAD_OUT, RG_F16, 2, 64, false, false},
+  } want[] = {{"x", RG_INPUT, RG_F16, 2, 64, false, false},
+              {"w", RG_INPUT, RG_F16, 1, 64, false, false},
+              {"cu", RG_INPUT, RG_I32, 1, -1, false, true},
+              {"y", RG_OUTPUT, RG_F16, 2, 64, false, false},
+              {"y", RG_GRAD_IN, RG_F16, 2, 64, false, false},
+              {"x", RG_GRAD_OUT, RG_F16, 2, 64, false, false},
               {"w", RG_GRAD_OUT, RG_F32, 1, 64, true, false}};
   rg_tensor_info t;
   for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
@@ -96,7 +101,8 @@ Test(spec, integer_outputs_have_no_gradient) {
   rg_context *ctx = context();
   rg_spec *spec = must_load(
       ctx,
-      "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [4, 2, 3], \"dtype\": \"f32\", \"grad\": true},"
+      "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [4, 2, 3], \"dtype\": \"f32\", \"grad\": "
+      "true},"
       " \"i\": {\"shape\": [4], \"dtype\": \"i32\"}, \"z\": {\"shape\": [4], \"dtype\": \"f32\"}},"
       " \"nodes\": [{\"name\": \"s\", \"op\": \"silu\", \"in\": {\"x\": \"z\"}}],"
       " \"outputs\": {\"i\": \"i\", \"x\": \"x\", \"constant\": \"s.y\"}}",
@@ -151,34 +157,39 @@ Test(spec, bindings) {
 Test(spec, solves_dimensions) {
   rg_context *ctx = context();
   rg_error e = {0};
-  rg_spec *spec = must_load(ctx,
-                            "{\"regraph\": 1, \"params\": {\"H\": 4}, \"inputs\": {"
-                            "\"a\": {\"shape\": [\"T\", \"H\"], \"dtype\": \"f32\"},"
-                            "\"b\": {\"shape\": [\"2*B+1\", \"T*B\", \"(T+1)/2\"], \"dtype\": \"f32\"},"
-                            "\"c\": {\"shape\": [\"B*T\", \"T\"], \"dtype\": \"f32\"}},"
-                            "\"nodes\": [{\"name\": \"s\", \"op\": \"silu\", \"in\": {\"x\": \"a\"}}],"
-                            "\"outputs\": {\"y\": \"s.y\"}}",
-                            NULL, 0);
+  rg_spec *spec =
+      must_load(ctx,
+                "{\"regraph\": 1, \"params\": {\"H\": 4}, \"inputs\": {"
+                "\"a\": {\"shape\": [\"T\", \"H\"], \"dtype\": \"f32\"},"
+                "\"b\": {\"shape\": [\"2*B+1\", \"T*B\", \"(T+1)/2\"], \"dtype\": \"f32\"},"
+                "\"c\": {\"shape\": [\"B*T\", \"T\"], \"dtype\": \"f32\"}},"
+                "\"nodes\": [{\"name\": \"s\", \"op\": \"silu\", \"in\": {\"x\": \"a\"}}],"
+                "\"outputs\": {\"y\": \"s.y\"}}",
+                NULL, 0);
   rg_binding s[4];
   size_t n = 0;
-  cr_assert_eq(rg_spec_solve(spec, "a", 2, (int64_t[]){7, 4}, s, 4, &n, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_spec_solve(spec, "a", 2, (int64_t[]){7, 4}, s, 4, &n, &e), RG_OK, "%s",
+               e.message);
   cr_assert_eq(n, 1);
   cr_assert_str_eq(s[0].name, "T");
   cr_assert_eq(s[0].value, 7);
-  cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){5, 14, 4}, s, 4, &n, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){5, 14, 4}, s, 4, &n, &e), RG_OK, "%s",
+               e.message);
   cr_assert_eq(n, 2);
   cr_assert_str_eq(s[1].name, "B");
   cr_assert_eq(s[1].value, 2);
   cr_assert_eq(rg_spec_solve(spec, "c", 2, (int64_t[]){14, 7}, s, 4, &n, &e), RG_OK);
   cr_assert_eq(n, 2);
-  /* contradictions: with a solved name, with a parameter, with the form of an expression, in rank */
+  /* contradictions: with a solved name, with a parameter, with the form of an expression, in
+   * rank */
   cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){5, 15, 4}, s, 4, &n, &e), RG_E_SHAPE);
   cr_assert_str_eq(e.pointer, "/inputs/b/shape/1");
   n = 0;
   cr_assert_eq(rg_spec_solve(spec, "a", 2, (int64_t[]){7, 5}, s, 4, &n, NULL), RG_E_SHAPE);
   n = 0;
   cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){4, 1, 1}, s, 4, &n, NULL), RG_E_SHAPE);
-  cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){INT64_MIN, 1, 1}, s, 4, &n, NULL), RG_E_SHAPE);
+  cr_assert_eq(rg_spec_solve(spec, "b", 3, (int64_t[]){INT64_MIN, 1, 1}, s, 4, &n, NULL),
+               RG_E_SHAPE);
   cr_assert_eq(rg_spec_solve(spec, "a", 3, (int64_t[]){1, 4, 1}, s, 4, &n, NULL), RG_E_RANK);
   cr_assert_eq(rg_spec_solve(spec, "nobody", 1, (int64_t[]){1}, s, 4, &n, NULL), RG_E_NAME);
   cr_assert_eq(n, 0);
@@ -209,21 +220,27 @@ static const rg_value *attr_of(const rgi_graph *g, const char *node, const char 
 Test(spec, attribute_values) {
   rg_context *ctx = context();
   static const char *const text =
-      "{\"regraph\": 1, \"params\": {\"W\": 8, \"scale\": 1, \"cap\": 2.5, \"to\": \"bf16\"}, \"inputs\": {"
-      "\"q\": {\"shape\": [8, 4, 16], \"dtype\": \"f32\"}, \"cu\": {\"shape\": [3], \"dtype\": \"i32\"}},"
-      "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"q\", \"v\": \"q\","
+      "{\"regraph\": 1, \"params\": {\"W\": 8, \"scale\": 1, \"cap\": 2.5, \"to\": \"bf16\"}, "
+      "\"inputs\": {"
+      "\"q\": {\"shape\": [8, 4, 16], \"dtype\": \"f32\"}, \"cu\": {\"shape\": [3], \"dtype\": "
+      "\"i32\"}},"
+      "\"nodes\": [{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"q\", "
+      "\"v\": \"q\","
       " \"cu_seqlens\": \"cu\"}, \"attrs\": {\"window_left\": \"(W*2-1)/4\", \"scale\": \"$scale\","
       " \"softcap\": \"$cap\"}},"
       "{\"name\": \"b\", \"op\": \"cast\", \"in\": {\"x\": \"a.o\"}, \"attrs\": {\"to\": \"$to\"}},"
-      "{\"name\": \"c\", \"op\": \"reshape\", \"in\": {\"x\": \"b.y\"}, \"attrs\": {\"shape\": [-1, \"W*W\", "
+      "{\"name\": \"c\", \"op\": \"reshape\", \"in\": {\"x\": \"b.y\"}, \"attrs\": {\"shape\": "
+      "[-1, \"W*W\", "
       "\"$W\"]}},"
-      "{\"name\": \"d\", \"op\": \"cast\", \"in\": {\"x\": \"c.y\"}}], \"outputs\": {\"y\": \"d.y\"}}";
+      "{\"name\": \"d\", \"op\": \"cast\", \"in\": {\"x\": \"c.y\"}}], \"outputs\": {\"y\": "
+      "\"d.y\"}}";
   rg_binding set[] = {{"scale", 0, "-0.25"}, {"cap", 3, NULL}, {"to", 0, "f16"}};
   rg_error e = {0};
   for (size_t n = 0; n <= 3; n += 3) {
     rgi_graph *g;
     rg_spec *spec = must_load(ctx, text, NULL, 0);
-    cr_assert_eq(rgi_spec_elaborate(spec, set, n, true, &g, &e), RG_OK, "%s: %s", e.pointer, e.message);
+    cr_assert_eq(rgi_spec_elaborate(spec, set, n, true, &g, &e), RG_OK, "%s: %s", e.pointer,
+                 e.message);
     cr_assert_eq(attr_of(g, "a", "window_left")->i, 3);
     cr_assert_eq(attr_of(g, "a", "scale")->f, n ? -0.25 : 1.0);
     cr_assert_eq(attr_of(g, "a", "softcap")->f, n ? 3.0 : 2.5);
@@ -238,7 +255,8 @@ Test(spec, attribute_values) {
     rg_spec_destroy(spec);
   }
   rg_spec *spec = must_load(ctx, text, NULL, 0);
-  static const char *const bad[] = {"0.5.1", "inf", "nan", "1,2", "0x1p3", "", " 1", "1e999", "[1]", "1 "};
+  static const char *const bad[] = {"0.5.1", "inf", "nan",   "1,2", "0x1p3",
+                                    "",      " 1",  "1e999", "[1]", "1 "};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     rgi_graph *g;
     rg_binding one = {"scale", 0, bad[i]};
@@ -263,22 +281,27 @@ Test(spec, fills_in_lengths) {
   rg_context *ctx = context();
   static const char *const text =
       "{\"regraph\": 1, \"inputs\": {"
-      "\"q\": {\"shape\": [\"T\", 4, 16], \"dtype\": \"f32\"}, \"k\": {\"shape\": [\"S\", 2, 16], \"dtype\": "
+      "\"q\": {\"shape\": [\"T\", 4, 16], \"dtype\": \"f32\"}, \"k\": {\"shape\": [\"S\", 2, 16], "
+      "\"dtype\": "
       "\"f32\"},"
-      "\"v\": {\"shape\": [\"S\", 2, 16], \"dtype\": \"f32\"}, \"cu_q\": {\"shape\": [\"B+1\"], \"dtype\": "
+      "\"v\": {\"shape\": [\"S\", 2, 16], \"dtype\": \"f32\"}, \"cu_q\": {\"shape\": [\"B+1\"], "
+      "\"dtype\": "
       "\"i32\"},"
       "\"cu_k\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"}},"
       "\"nodes\": ["
       "{\"name\": \"last\", \"op\": \"silu\", \"in\": {\"x\": \"half\"}},"
       "{\"name\": \"cut\", \"op\": \"slice\", \"in\": {\"x\": \"a.o\"}, \"out\": {\"y\": \"half\"},"
       " \"attrs\": {\"axis\": 1, \"stop\": 2}},"
-      "{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"key\", \"v\": \"v\", "
+      "{\"name\": \"a\", \"op\": \"swa_attn\", \"in\": {\"q\": \"q\", \"k\": \"key\", \"v\": "
+      "\"v\", "
       "\"cu_seqlens\": \"cu_q\"},"
       " \"attrs\": {\"window_left\": -1}},"
-      "{\"name\": \"turn\", \"op\": \"rope\", \"in\": {\"x\": \"k\", \"cu_seqlens\": \"cu_k\"}, \"out\": "
+      "{\"name\": \"turn\", \"op\": \"rope\", \"in\": {\"x\": \"k\", \"cu_seqlens\": \"cu_k\"}, "
+      "\"out\": "
       "{\"y\": \"key\"}},"
       "{\"name\": \"plain\", \"op\": \"silu\", \"in\": {\"x\": \"other\"}},"
-      "{\"name\": \"split\", \"op\": \"slice\", \"in\": {\"x\": \"a.o\"}, \"out\": {\"y\": \"other\"},"
+      "{\"name\": \"split\", \"op\": \"slice\", \"in\": {\"x\": \"a.o\"}, \"out\": {\"y\": "
+      "\"other\"},"
       " \"attrs\": {\"axis\": 0, \"stop\": 1}}],"
       "\"outputs\": {\"y\": \"last.y\", \"z\": \"plain.y\"}}";
   rg_binding set[] = {{"T", 8, NULL}, {"S", 8, NULL}, {"B", 2, NULL}};
@@ -286,11 +309,13 @@ Test(spec, fills_in_lengths) {
     rg_error e = {0};
     rgi_graph *g;
     rg_spec *spec = must_load(ctx, text, NULL, 0);
-    cr_assert_eq(rgi_spec_elaborate(spec, set, bound ? 3 : 0, bound, &g, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(rgi_spec_elaborate(spec, set, bound ? 3 : 0, bound, &g, &e), RG_OK, "%s",
+                 e.message);
     cr_assert_str_eq(port_tensor(g, "a", "cu_seqlens"), "cu_q");
     cr_assert_str_eq(port_tensor(g, "a", "cu_seqlens_k"), "cu_k");
     cr_assert_str_eq(port_tensor(g, "last", "cu_seqlens"), "cu_q");
-    cr_assert_str_eq(port_tensor(g, "plain", "cu_seqlens"), ""); /* one row cut out: not the pack any more */
+    /* one row cut out: not the pack any more */
+    cr_assert_str_eq(port_tensor(g, "plain", "cu_seqlens"), "");
     cr_assert_eq(rgi_verify(g, "test", &e), RG_OK, "%s", e.message);
     rgi_graph_destroy(g);
     rg_spec_destroy(spec);
@@ -300,16 +325,18 @@ Test(spec, fills_in_lengths) {
 
 Test(spec, order_of_nodes_is_free) {
   rg_context *ctx = context();
-  const char *node[3] = {"{\"name\": \"a\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}}",
-                         "{\"name\": \"b\", \"op\": \"silu\", \"in\": {\"x\": \"a.y\"}}",
-                         "{\"name\": \"c\", \"op\": \"mul\", \"in\": {\"a\": \"a.y\", \"b\": \"b.y\"}}"};
+  const char *node[3] = {
+      "{\"name\": \"a\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}}",
+      "{\"name\": \"b\", \"op\": \"silu\", \"in\": {\"x\": \"a.y\"}}",
+      "{\"name\": \"c\", \"op\": \"mul\", \"in\": {\"a\": \"a.y\", \"b\": \"b.y\"}}"};
   static const int order[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
   char *first = NULL;
   for (int i = 0; i < 6; i++) {
     char text[1024];
     rg_text dump;
     snprintf(text, sizeof text,
-             "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [\"T\", 3], \"dtype\": \"f32\"}}, \"nodes\": "
+             "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [\"T\", 3], \"dtype\": \"f32\"}}, "
+             "\"nodes\": "
              "[%s, %s, %s],"
              " \"outputs\": {\"y\": \"c.y\"}}",
              node[order[i][0]], node[order[i][1]], node[order[i][2]]);
@@ -329,12 +356,14 @@ Test(spec, order_of_nodes_is_free) {
 /* A chain of n nodes as a spec; free it. */
 static char *chain(int n) {
   char *text = malloc((size_t)n * 80 + 400), *p = text;
-  p += sprintf(p, "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [2], \"dtype\": \"f32\"}}, \"nodes\": [");
+  p += sprintf(
+      p,
+      "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [2], \"dtype\": \"f32\"}}, \"nodes\": [");
   for (int i = 0; i < n; i++) {
     char from[32];
     snprintf(from, sizeof from, "n%d.y", i - 1);
-    p += sprintf(p, "%s{\"name\": \"n%d\", \"op\": \"silu\", \"in\": {\"x\": \"%s\"}}", i ? "," : "", i,
-                 i ? from : "x");
+    p += sprintf(p, "%s{\"name\": \"n%d\", \"op\": \"silu\", \"in\": {\"x\": \"%s\"}}",
+                 i ? "," : "", i, i ? from : "x");
   }
   sprintf(p, "], \"outputs\": {\"y\": \"n%d.y\"}}", n - 1);
   return text;
@@ -357,15 +386,20 @@ Test(spec, limits) {
   /* tensors: one split into very many; free dimensions: eight new ones per input */
   text = malloc(1 << 21);
   char *end =
-      text + sprintf(text, "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [131072], \"dtype\": \"f32\"}},"
-                           " \"nodes\": [{\"name\": \"s\", \"op\": \"split\", \"in\": {\"x\": \"x\"},"
-                           " \"attrs\": {\"axis\": 0}, \"out\": {\"y\": [\"a\"");
+      text +
+      sprintf(text,
+              "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [131072], \"dtype\": \"f32\"}},"
+              " \"nodes\": [{\"name\": \"s\", \"op\": \"split\", \"in\": {\"x\": \"x\"},"
+              " \"attrs\": {\"axis\": 0}, \"out\": {\"y\": [\"a\"");
   for (int i = 1; i < 131072; i++) end += sprintf(end, ",\"a%d\"", i);
   strcpy(end, "]}}], \"outputs\": {\"y\": \"a\"}}");
   must_fail(ctx, text, RG_E_LIMIT, "/nodes");
-  end = text + sprintf(text, "{\"regraph\": 1, \"nodes\": [], \"outputs\": {\"y\": \"x0\"}, \"inputs\": {");
+  end =
+      text +
+      sprintf(text, "{\"regraph\": 1, \"nodes\": [], \"outputs\": {\"y\": \"x0\"}, \"inputs\": {");
   for (int i = 0; i < 513; i++) {
-    end += sprintf(end, "%s\"x%d\": {\"dtype\": \"f32\", \"shape\": [\"D%d\"", i ? "," : "", i, i * 8);
+    end +=
+        sprintf(end, "%s\"x%d\": {\"dtype\": \"f32\", \"shape\": [\"D%d\"", i ? "," : "", i, i * 8);
     for (int d = 1; d < 8; d++) end += sprintf(end, ",\"D%d\"", i * 8 + d);
     end += sprintf(end, "]}");
   }
@@ -487,7 +521,8 @@ Test(spec, schemas_follow_the_op_table) {
     const rgi_json *node = find(find(defs, name), "properties");
     cr_assert_str_eq(find(find(node, "op"), "const")->text, op->name);
     cr_assert_eq(find(find(defs, name), "additionalProperties")->type, RGI_JSON_BOOL);
-    const rgi_json *in = find(find(node, "in"), "properties"), *out = find(find(node, "out"), "properties");
+    const rgi_json *in = find(find(node, "in"), "properties"),
+                   *out = find(find(node, "out"), "properties");
     const rgi_json *attrs = find(find(node, "attrs"), "properties");
     cr_assert_eq(in->n, op->nin);
     cr_assert_eq(out->n, op->nout);
@@ -526,9 +561,12 @@ static void *use_spec(void *arg) {
     rg_error e = {0};
     bool good = rgi_spec_elaborate(spec, set, 2, true, &g, &e) == RG_OK;
     if (good) rgi_graph_destroy(g);
-    good = good && rg_check(spec, NULL, &e) == RG_OK && rg_spec_write(spec, "text", &text, &e) == RG_OK;
+    good = good && rg_check(spec, NULL, &e) == RG_OK &&
+           rg_spec_write(spec, "text", &text, &e) == RG_OK;
     if (good) rg_text_destroy(&text);
-    good = good && rg_spec_solve(spec, "q", 3, (int64_t[]){9, 64, 128}, solved, 4, &n, &e) == RG_OK && n == 1;
+    good = good &&
+           rg_spec_solve(spec, "q", 3, (int64_t[]){9, 64, 128}, solved, 4, &n, &e) == RG_OK &&
+           n == 1;
     if (!good) return "failed";
   }
   return NULL;
@@ -582,8 +620,8 @@ static rg_status load_all(const rg_context *ctx, rg_error *e) {
   rg_text text = {0};
   rg_status status = rg_spec_load_file((rg_context *)ctx, NSA, set, 2, &spec, e);
   if (status == RG_OK)
-    status =
-        rg_policy_load_file((rg_context *)ctx, RG_SOURCE_DIR "/examples/policies/partial.json", &policy, e);
+    status = rg_policy_load_file((rg_context *)ctx, RG_SOURCE_DIR "/examples/policies/partial.json",
+                                 &policy, e);
   if (status == RG_OK) status = rg_check(spec, policy, e);
   if (status == RG_OK) status = rg_spec_write(spec, "summary", &text, e);
   if (status == RG_OK) rg_text_destroy(&text);

@@ -1,5 +1,5 @@
-/* tests/unit/test_text.c: what the library says, reads and guesses: printable messages, sizes and counts, near
- * names, and the errors that had none of it. */
+/* tests/unit/test_text.c: what the library says, reads and guesses: printable messages, sizes and
+ * counts, near names, and the errors that had none of it. */
 #include "../../graph/base.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
@@ -205,10 +205,10 @@ static void close_context(void) {
 }
 TestSuite(said, .init = open_context, .fini = close_context);
 
-#define SPEC(shape, input, node)                                                                             \
-  "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [" shape "], \"dtype\": \"f32\"" input "}}, "            \
-  "\"nodes\": [{\"name\": \"a\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}, \"out\": {\"y\": \"y\"}" node     \
-  "}], \"outputs\": {\"y\": \"y\"}}"
+#define SPEC(shape, input, node)                                                                  \
+  "{\"regraph\": 1, \"inputs\": {\"x\": {\"shape\": [" shape "], \"dtype\": \"f32\"" input "}}, " \
+  "\"nodes\": [{\"name\": \"a\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}, \"out\": {\"y\": "     \
+  "\"y\"}" node "}], \"outputs\": {\"y\": \"y\"}}"
 
 static rg_status load_spec(const char *text, const rg_binding *set, size_t n, rg_error *e) {
   rg_spec *spec;
@@ -227,8 +227,8 @@ Test(said, a_newline_in_a_shape_makes_no_second_line) {
 
 Test(said, doc_is_text) {
   rg_error e;
-  cr_assert_eq(load_spec(SPEC("\"T\"", ", \"doc\": \"fine\"", ", \"doc\": \"fine\""), NULL, 0, &e), RG_OK,
-               "%s", e.message);
+  cr_assert_eq(load_spec(SPEC("\"T\"", ", \"doc\": \"fine\"", ", \"doc\": \"fine\""), NULL, 0, &e),
+               RG_OK, "%s", e.message);
   cr_assert_eq(load_spec(SPEC("\"T\"", ", \"doc\": 7", ""), NULL, 0, &e), RG_E_TYPE);
   cr_assert_str_eq(e.pointer, "/inputs/x/doc");
   cr_assert_eq(load_spec(SPEC("\"T\"", "", ", \"doc\": [\"a\"]"), NULL, 0, &e), RG_E_TYPE);
@@ -240,14 +240,15 @@ Test(said, counts_bind_dimensions) {
   rg_spec *spec;
   rg_tensor_info info;
   const char *text = SPEC("\"T\"", "", "");
-  cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "s.json", &(rg_binding){.name = "T", .text = "64K"},
-                                 1, &spec, NULL),
+  cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "s.json",
+                                 &(rg_binding){.name = "T", .text = "64K"}, 1, &spec, NULL),
                RG_OK);
   cr_assert_eq(rg_spec_tensor(spec, 0, &info), RG_OK);
   cr_assert_eq(info.dim[0], 65536);
   rg_spec_destroy(spec);
   cr_assert_eq(load_spec(text, &(rg_binding){.name = "T", .text = "64KB"}, 1, &e), RG_E_USAGE);
-  cr_assert_eq(load_spec(text, &(rg_binding){.name = "T", .text = "2T"}, 1, &e), RG_E_USAGE, "past 2^40");
+  cr_assert_eq(load_spec(text, &(rg_binding){.name = "T", .text = "2T"}, 1, &e), RG_E_USAGE,
+               "past 2^40");
 }
 
 Test(said, an_empty_path_is_named) {
@@ -268,7 +269,8 @@ Test(said, an_empty_path_is_named) {
 
 Test(said, a_profile_has_a_printable_name) {
   static const char profile[] =
-      "{\"regraph_profile\": 1, \"name\": \"box\\u001b[31m\\n\", \"device\": \"cpu\", \"matrix_gflops\": "
+      "{\"regraph_profile\": 1, \"name\": \"box\\u001b[31m\\n\", \"device\": \"cpu\", "
+      "\"matrix_gflops\": "
       "{\"f32\": 1, "
       "\"f16\": 1, \"bf16\": 1}, \"special_gops\": 1, \"bandwidth_gbs\": 1, \"memory\": \"1G\"}";
   char path[] = "/tmp/rg_profile_XXXXXX";
@@ -282,7 +284,8 @@ Test(said, a_profile_has_a_printable_name) {
   const char *s = SPEC("\"T\"", "", "");
   rg_binding set = {.name = "T", .value = 8};
   rg_plan_options o = {.set = &set, .nset = 1, .profile_path = path};
-  cr_assert_eq(rg_spec_load_text(ctx, s, strlen(s), "s.json", NULL, 0, &spec, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_spec_load_text(ctx, s, strlen(s), "s.json", NULL, 0, &spec, &e), RG_OK, "%s",
+               e.message);
   cr_assert_eq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_OK, "%s", e.message);
   cr_assert_eq(rg_plan_write(plan, "text", &text, &e), RG_OK);
   cr_assert_null(strchr(text.data, '\x1b'));

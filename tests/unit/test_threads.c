@@ -105,7 +105,8 @@ Test(threads, two_sessions_of_one_plan) {
   close_fixture(&f);
 }
 
-/* forward A, B, C; backward B, A, C: each backward meets its own saved values, inputs and outputs. */
+/* forward A, B, C; backward B, A, C: each backward meets its own saved values, inputs and
+ * outputs. */
 Test(threads, saved_blocks_in_flight) {
   enum { CALLS = 3 };
   static const int order[CALLS] = {1, 0, 2};
@@ -133,9 +134,11 @@ Test(threads, saved_blocks_in_flight) {
   for (int k = 0; k < CALLS; k++) {
     const buffers *b = &flight[order[k]];
     CR_OK(rg_session_bind_saved(s, saved[order[k]], &e), &e);
-    for (int i = 0; i < b->n; i++) /* gradients only: inputs and outputs are known from the forward */
+    /* gradients only: inputs and outputs are known from the forward */
+    for (int i = 0; i < b->n; i++)
       if (b->info[i].role == RG_GRAD_IN || b->info[i].role == RG_GRAD_OUT)
-        CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->data[i], (size_t)b->info[i].bytes, &e),
+        CR_OK(rg_session_bind(s, b->info[i].role, b->info[i].name, b->data[i],
+                              (size_t)b->info[i].bytes, &e),
               &e);
     CR_OK(rg_session_backward(s, &e), &e);
   }
