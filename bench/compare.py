@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Ours beside torch's attention and beside the seed, on one GPU: times, and branch by branch numbers.
+"""regraph beside torch's attention and beside a Triton NSA (the seed), on one GPU: times, and branch by branch numbers.
 
-    bench/compare.py                               # shape S (64/4 heads), 4K … 128K: ours, cuDNN, FlashAttention 2
+    bench/compare.py                               # shape S (64/4 heads), 4K … 128K: regraph, cuDNN, FlashAttention 2
     bench/compare.py --seed PATH                   # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention
     bench/compare.py --shape g4 --tokens 8K,32K    # 32/8 heads;  --shape pack: 64K tokens as 13 sequences
     bench/compare.py --check --seed PATH           # numbers instead of times: outputs and gradients against the seed's
     bench/compare.py --json a.json … ; bench/compare.py --merge a.json b.json --plot times.svg
 
-Times are medians in ms between CUDA events, each run after a write of 512 MB (L2 holds nothing of ours, and the host has
+Times are medians in ms between CUDA events, each run after a write of 512 MB (L2 holds nothing of its tensors, and the host has
 enqueued the run before the GPU comes to it). "replay" is our CUDA graph, "eager" the same steps launched one by one. Every peer
 computes dense causal attention except the seed, which computes what we do. A peer that fails gets a dash and its reason.
 """
@@ -25,8 +25,9 @@ BASE = {"D": 128, "DV": 128, "kernel": 32, "stride": 16, "block": 64, "top_n": 1
 SHAPES = {"s": {"H": 64, "KH": 4, **BASE}, "g4": {"H": 32, "KH": 8, **BASE}, "pack": {"H": 64, "KH": 4, **BASE}}
 TOKENS = {"s": "4K,8K,16K,32K,64K,128K", "g4": "8K,16K,32K,64K", "pack": "64K"}
 PACK = (8192, 8192, 8192, 8192, 8192, 6000, 5000, 4096, 4096, 2500, 2048, 580, 256)  # 65536 in all
-LABELS = {"replay": "ours", "eager": "ours, step by step", "cudnn": "cuDNN, dense", "fa2": "FlashAttention 2, dense",
-          "seed": "seed"}
+LABELS = {"replay": "regraph", "eager": "regraph, step by step", "cudnn": "cuDNN, dense",
+          "fa2": "FlashAttention 2, dense", "seed": "Triton NSA"}
+SIDES = {"ours": LABELS["replay"], "seed": LABELS["seed"]}  # of the times by part
 
 
 def sizes(text):
@@ -287,7 +288,7 @@ def table(rows):
         lines.append(f"| {r['shape']} | {r['tokens'] // 1024}K | " + " | ".join(cells) + " |")
     for r in rows:
         for side, parts in r["branches"].items():
-            lines.append(f"\n{r['shape']} {r['tokens'] // 1024}K, {side} by part: "
+            lines.append(f"\n{r['shape']} {r['tokens'] // 1024}K, {SIDES[side]} by part: "
                          + ", ".join(f"{name} {ms:.3f}" for name, ms in parts.items()))
         for name, reason in r["failed"].items():
             lines.append(f"\n{r['shape']} {r['tokens'] // 1024}K, {LABELS[name]}: {reason}")
