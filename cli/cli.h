@@ -97,8 +97,9 @@ typedef struct cli {
   rg_spec *spec;
   rg_policy *policy;
   rg_plan *plan;
-  rg_session *session;
-  rg_binding *set; /* --set, parsed; names owned */
+  rg_session *session;     /* with several ranks, rank 0's */
+  struct cli_ranks *ranks; /* NULL: one rank */
+  rg_binding *set;         /* --set, parsed; names owned */
   size_t nset;
   rg_binding solved[256]; /* what the arrays' shapes say; names belong to the spec */
   size_t nsolved;

@@ -7,6 +7,7 @@
  */
 #include "cli.h"
 #include "data.h"
+#include "ranks.h"
 #include "peak.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -51,9 +52,7 @@ static rg_status prepare(cli *c, bench *b) {
 /* A direction and its end; seconds in *took. */
 static rg_status run_direction(cli *c, bool backward, double *took) {
   double start = cli_seconds();
-  rg_status s = backward ? rg_session_backward(c->session, &c->error)
-                         : rg_session_forward(c->session, &c->error);
-  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
+  rg_status s = cli_direction(c, backward);
   *took = cli_seconds() - start;
   return s;
 }
@@ -313,8 +312,10 @@ rg_status cli_cmd_bench(cli *c) {
   s = data_open(c, &b.data);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = a->profile_out ? plan_raw(c, &b) : cli_make_plan(c, NULL);
-  if (s == RG_OK) s = cli_make_session(c, a->eager);
+  const bool ranks = cli_ranks(c) > 1;
+  if (s == RG_OK && !ranks) s = cli_make_session(c, a->eager);
   if (s == RG_OK) s = prepare(c, &b);
+  if (s == RG_OK && ranks) s = cli_ranks_open(c, &b.data);
   if (s == RG_OK) s = measure(c, &b);
   if (s == RG_OK && a->profile_out) s = save_profile(c, &b);
   if (s == RG_OK) {
@@ -324,6 +325,7 @@ rg_status cli_cmd_bench(cli *c) {
     else
       print_text(c, &b, &z);
   }
+  cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */
   c->session = NULL;
   free_bench(c, &b);

@@ -112,10 +112,6 @@ rg_status cli_cmd_plan(cli *c) {
                     "--json, --dot, --timeline and --graph exclude each other");
   rg_status s = cli_open(c);
   if (s != RG_OK) return s;
-  if (a->cp > 1)
-    return cli_fail(&c->error, RG_E_COMM, "regraph plan",
-                    "--cp %lld: this build has no context parallelism; --cp 1 is all it plans",
-                    (long long)a->cp);
   s = cli_writable(c, a->svg);
   if (s != RG_OK) return s;
   cli_default_sequences(c);

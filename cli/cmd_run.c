@@ -1,6 +1,7 @@
 /* cli/cmd_run.c: `run`: one forward, and a backward if asked for, on given or drawn arrays. */
 #include "cli.h"
 #include "data.h"
+#include "ranks.h"
 #include <string.h>
 
 typedef struct timing {
@@ -10,13 +11,11 @@ typedef struct timing {
 static rg_status run_once(cli *c, const data_set *d, timing *t) {
   double start = cli_seconds();
   t->backward_ms = -1;
-  rg_status s = rg_session_forward(c->session, &c->error);
-  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
+  rg_status s = cli_direction(c, false);
   t->forward_ms = 1e3 * (cli_seconds() - start);
   if (s != RG_OK || !d->backward) return s;
   start = cli_seconds();
-  s = rg_session_backward(c->session, &c->error);
-  if (s == RG_OK) s = rg_session_synchronize(c->session, &c->error);
+  s = cli_direction(c, true);
   t->backward_ms = 1e3 * (cli_seconds() - start);
   return s;
 }
@@ -142,13 +141,15 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c, NULL);
-  if (s == RG_OK) s = cli_make_session(c, c->args.eager);
+  const bool ranks = cli_ranks(c) > 1;
+  if (s == RG_OK && !ranks) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);
+  if (s == RG_OK && ranks) s = cli_ranks_open(c, &d);
   if (s == RG_OK) cli_progress(c, "running", 0, 0);
   if (s == RG_OK) s = run_once(c, &d, &t);
   data_blame(c, &d);
   cli_progress_end(c);
-  if (s == RG_OK) s = data_fetch(c, &d);
+  if (s == RG_OK) s = ranks ? cli_ranks_gather(c, &d) : data_fetch(c, &d);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {
     rg_plan_sizes(c->plan, &z);
@@ -157,6 +158,7 @@ rg_status cli_cmd_run(cli *c) {
     else
       print_text(c, &d, &t, &z);
   }
+  cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */
   c->session = NULL;
   data_close(c, &d);

@@ -14,6 +14,7 @@
    "grad.x".
  */
 #include "data.h"
+#include "ranks.h"
 #include "save.h"
 #include <errno.h>
 #include <math.h>
@@ -331,6 +332,10 @@ rg_status data_bind(cli *c, data_set *d) {
   for (; d->ntensor < (int)n; d->ntensor++) {
     data_tensor *t = &d->tensor[d->ntensor];
     rg_plan_tensor(c->plan, (size_t)d->ntensor, &t->info);
+    if (t->info.sharded) { /* the array is the whole batch's */
+      t->info.dim[0] *= cli_ranks(c);
+      t->info.bytes *= cli_ranks(c);
+    }
     gradients |= t->info.role == RG_GRAD_OUT;
     t->elements = t->info.bytes / (int64_t)rg_dtype_size(t->info.dtype);
     if (!d->backward && t->info.role >= RG_GRAD_IN) continue;
@@ -362,7 +367,7 @@ rg_status data_bind(cli *c, data_set *d) {
     if (f) t->file = f->path;
   }
   cli_progress_end(c);
-  return data_rebind(c, d);
+  return cli_ranks(c) > 1 ? RG_OK : data_rebind(c, d);
 }
 
 rg_status data_rebind(cli *c, data_set *d) {

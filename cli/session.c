@@ -80,7 +80,11 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
                          .no_fuse = a->no_fuse,
                          .pack_seconds = a->limit,
                          .progress = plan_progress,
-                         .progress_user = c};
+                         .progress_user = c,
+                         .cp = a->cp};
+  /* ranks share this machine's cores */
+  if (a->cp > 1 && !a->threads)
+    o->threads = cli_threads(c) > a->cp ? cli_threads(c) / (int)a->cp : 1;
 }
 
 rg_status cli_make_plan(cli *c, const char *profile) {

@@ -67,7 +67,7 @@ const int cli_ncommand = HELP + 1;
 
 #define AT(f) offsetof(cli_args, f)
 const cli_flag cli_flags[] = {
-    {"--policy", CLI_TEXT, "FILE", SPECS, AT(policy), 0,
+    {"--policy", CLI_TEXT, "FILE|none|all|least|BYTES", SPECS, AT(policy), 0,
      "what to keep, what to recompute (default: keep all)"},
     {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
      "bind a free dimension or parameter (64K: 65536); repeatable"},
@@ -75,7 +75,8 @@ const cli_flag cli_flags[] = {
      "device to plan for and run on (default: cpu)"},
     {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0,
      "device profile (default: the one that ships)"},
-    {"--cp", CLI_INT, "N", BIT(PLAN), AT(cp), 1, "ranks of context parallelism; this build has 1"},
+    {"--cp", CLI_INT, "N", PLANS, AT(cp), 1,
+     "share the tokens out among N ranks (threads, where it runs)"},
     {"--threads", CLI_INT, "N", PLANS, AT(threads), 1,
      "threads on the CPU (default: one per core)"},
     {"--no-grad", CLI_SWITCH, NULL, PLANS, AT(no_grad), 0, "plan the forward direction only"},
@@ -241,7 +242,7 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
 }
 
 rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
-  *a = (cli_args){.device = "cpu", .repeat = 5, .cp = 1};
+  *a = (cli_args){.device = "cpu", .repeat = 5};
   cli_list *lists[] = {&a->set, &a->in, &a->grad_in, &a->out, &a->grad_out, &a->plugin};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
     if (!(lists[i]->item = calloc((size_t)argc + 1, sizeof *lists[i]->item))) return cli_nomem(e);

@@ -5,7 +5,7 @@ set(rgi_folders
     "graph:"
     "passes: graph"
     "kernels: graph/base.h"
-    "ops: graph kernels/*.h"
+    "ops: graph kernels/*.h cp/tables.h"
     "memplan: graph"
     "recompute: graph memplan"
     "cp: graph passes"

@@ -23,7 +23,8 @@ endif()
 # ---- unit tests: may reach inside ----
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
-  foreach(name test_pool test_threads test_session test_session_calls)
+  foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
+          test_cp_equal)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
     target_compile_options(${name} PRIVATE -Wno-format-zero-length)
@@ -84,12 +85,14 @@ target_compile_definitions(gpu_stress PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}
 add_test(NAME stress COMMAND ${CMAKE_SOURCE_DIR}/tests/stress/check.sh $<TARGET_FILE:gpu_stress>)
 
 target_sources(test_cli PRIVATE $<TARGET_OBJECTS:rgi_cli>)
+target_sources(test_save PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
+add_test(NAME example_cp COMMAND ${CMAKE_SOURCE_DIR}/examples/cp.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 

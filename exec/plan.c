@@ -8,6 +8,7 @@
    does, the steps themselves (steps.c), reports (report.c).
  */
 #include "plan.h"
+#include "../cp/shard.h"
 #include "../graph/spec.h"
 #include "../passes/passes.h"
 #ifdef REGRAPH_CUDA
@@ -30,6 +31,8 @@ typedef struct prepared {
   rgi_profile *profile;
   rgi_memory_options mem;
   rgi_progress progress;
+  rgi_cp_policy cp;
+  int64_t rows;         /* of all ranks */
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
@@ -82,10 +85,10 @@ static rg_status advance(rgi_graph **g, rgi_graph *next, const char *stage, rg_e
   return rgi_verify(next, stage, e);
 }
 
-RGI_NO_TAIL(rg_plan_options, progress_user);
+RGI_NO_TAIL(rg_plan_options, cp);
 
 static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, rg_error *e) {
-  RGI_TRY(RGI_OPTIONS(rg_plan_options, progress_user, given, o, e));
+  RGI_TRY(RGI_OPTIONS(rg_plan_options, cp, given, o, e));
   const bool cuda = o->device && strcmp(o->device, "cuda") == 0;
   if (o->device && !cuda && strcmp(o->device, "cpu") != 0)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
@@ -96,6 +99,9 @@ static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, 
   if (!(o->pack_seconds >= 0))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "pack_seconds is %g; expected 0 or more",
                     o->pack_seconds);
+  if (o->cp < 0 || o->cp > RGI_MOST_CP_RANKS)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "cp is %lld; expected 0 (the policy's) to %d ranks",
+                    (long long)o->cp, RGI_MOST_CP_RANKS);
   if (o->nset && !o->set)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "nset is %zu but set is NULL", o->nset);
   return RG_OK;
@@ -150,7 +156,8 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
   /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
-  p->mem.lanes = p->cuda && !o->no_lanes && !(policy && (policy->split_heads || policy->budget));
+  p->mem.lanes = p->cuda && !o->no_lanes &&
+                 !(policy && (policy->split_heads || policy->preset == RGI_PRESET_BUDGET));
 
   report(p, "load", 0);
   RGI_GOTO(status, rgi_spec_elaborate(spec, o->set, o->nset, true, &p->graph, e), failed);
@@ -168,11 +175,22 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
     }
     RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
   }
+  if (policy) p->cp = policy->cp;
+  if (o->cp) p->cp.ranks = (int)o->cp;
+  if (p->cp.ranks > 1) {
+    rg_status before = rgi_error_before(e);
+    report(p, "cp", 0);
+    status = rgi_cp_shard(p->graph, &p->cp, p->mem.gpu, &next, &p->rows, e);
+    rgi_error_file(e, before, spec->file);
+    if (status != RG_OK) goto failed;
+    RGI_GOTO(status, advance(&p->graph, next, "cp", e), failed);
+  }
   report(p, "autodiff", 0);
   RGI_GOTO(status, rgi_autodiff(p->graph, &next, e), failed);
   RGI_GOTO(status, advance(&p->graph, next, "autodiff", e), failed);
   if (p->cuda || goes_back(p->graph))
     RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
+  RGI_GOTO(status, rgi_comm_bytes(p->graph, &p->mem.comm, e), failed);
   if (o->no_fuse) return RG_OK;
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
@@ -196,8 +214,9 @@ static void fill_sizes(rg_plan *plan) {
                            .scratch = m->scratch,
                            .forward_scratch = m->forward_scratch,
                            .backward_scratch = m->backward_scratch,
-                           .lower_bound = m->saved + bound,
-                           .predicted_peak = m->saved + m->scratch};
+                           .lower_bound = m->saved + bound + plan->sizes.comm,
+                           .predicted_peak = m->saved + m->scratch + plan->sizes.comm,
+                           .comm = plan->sizes.comm};
 }
 
 /* Names and values of the dimensions that the spec left free, for reports. */
@@ -240,6 +259,8 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   plan->gpu = p.gpu;
   plan->threads = p.threads;
   plan->profile = p.profile;
+  plan->cp =
+      (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
 
@@ -259,12 +280,15 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
              failed);
   }
   report(&p, "memplan", 0);
+  p.mem.capacity = plan->choice->budget_of_saved ? 0 : plan->choice->budget;
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
+  RGI_GOTO(status, rgi_plan_ranks(plan, e), failed);
+  RGI_GOTO(status, rgi_plan_hash(plan, spec->graph, policy, e), failed);
   fill_sizes(plan);
   report(&p, "steps", 1);
   rgi_graph_destroy(p.unfused);
@@ -295,6 +319,12 @@ rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
 rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {
   if (!plan || !out || i >= (size_t)plan->nbindable) return RG_E_USAGE;
   *out = plan->bindable[i].info;
+  return RG_OK;
+}
+
+rg_status rg_plan_cp(const rg_plan *plan, rg_cp_info *out) {
+  if (!plan || !out) return RG_E_USAGE;
+  *out = plan->cp;
   return RG_OK;
 }
 

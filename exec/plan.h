@@ -12,6 +12,7 @@
 #ifndef RGI_PLAN_H
 #define RGI_PLAN_H
 
+#include "../cp/comm.h"
 #include "../graph/json.h"
 #include "../graph/profile.h"
 #include "../memplan/memplan.h"
@@ -39,6 +40,7 @@ typedef struct rgi_step {
   int32_t first_arg; /* where a session's copy of the args stands; inputs first */
   int64_t workspace; /* byte offset in scratch, or -1 */
   int64_t workspace_size;
+  int64_t comm_size; /* from the start of the comm block: collectives run one by one */
   rg_cost cost;
   rg_dtype dtype;         /* whose rate of products the cost model takes */
   double ms, roofline_ms; /* the cost model's */
@@ -102,6 +104,9 @@ struct rg_plan {
   /* per step: chains of steps that run one after another, numbered per direction */
   int32_t *lane;
   rg_sizes sizes;
+  rg_cp_info cp; /* as the policy has it; collectives of the spec's own count as ranks, too */
+  rgi_cp_field field[RGI_CP_FIELDS]; /* what all ranks must have in common */
+  int nfield;
   const char **free_name; /* the spec's free dimensions … */
   int64_t *free_value;    /* … and what they are bound to: the plan's capacity */
   int nfree;
@@ -109,6 +114,13 @@ struct rg_plan {
 
 /* Fills step[], bindable[], check[], clean[] of a plan whose graph and memory are set (steps.c). */
 rg_status rgi_plan_steps(rg_plan *plan, rg_error *e);
+/* Fills cp.ranks and sizes.comm from the steps: all collectives have the same number of ranks
+ * (ranks.c). */
+rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e);
+/* The bytes of the comm block that nodes of g need. */
+rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e);
+/* Fills field[]: hashes of spec, policy and what became of them. The policy may be NULL. */
+rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
 /* Where tensor t starts. */

@@ -137,15 +137,17 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
              {"scratch", z->scratch, "the larger of"},
              {"  forward", z->forward_scratch, ""},
              {"  backward", z->backward_scratch, ""},
-             {"peak", z->predicted_peak, "saved + scratch"},
+             {"comm", z->comm, "what collectives send and receive"},
+             {"peak", z->predicted_peak, z->comm ? "saved + scratch + comm" : "saved + scratch"},
              {"lower bound", z->lower_bound, "the most bytes alive at once"},
              {"gap", z->predicted_peak - z->lower_bound, ""}};
   char w[32], x[32], y[32], v[32];
   rgi_buf_printf(b, "memory\n");
   for (int i = 0; i < RGI_COUNT(row); i++)
-    rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
-                   rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
-                   *row[i].what ? "  " : "", row[i].what);
+    if (z->comm || strcmp(row[i].name, "comm") != 0)
+      rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
+                     rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
+                     *row[i].what ? "  " : "", row[i].what);
   rgi_buf_printf(b, "what each stage gained\n");
   const rgi_choice *c = plan->choice;
   write_fusions(plan, b);
@@ -170,6 +172,7 @@ static void write_text(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "\n");
   write_capacity(plan, b);
   write_nodes(plan, b);
+  rgi_report_ranks(plan, b);
   if (plan->cuda) rgi_report_kernels(plan, b);
   if (plan->choice) rgi_choice_text(plan->choice, b); /* why */
   write_bytes(plan, b);
@@ -308,6 +311,7 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_int(b, "predicted_peak_bytes", z->predicted_peak);
   json_int(b, "saved_bytes", z->saved);
   json_int(b, "scratch_bytes", z->scratch);
+  if (z->comm) json_int(b, "comm_bytes", z->comm);
   json_int(b, "forward_scratch_bytes", z->forward_scratch);
   json_int(b, "backward_scratch_bytes", z->backward_scratch);
   json_int(b, "lower_bound_bytes", z->lower_bound);
@@ -317,6 +321,7 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, ", \"backward_model_ms\": ");
   number(b, backward);
   rgi_buf_printf(b, ",\n");
+  rgi_report_ranks_json(plan, b);
   json_tensors(plan, b);
   json_nodes(plan, b);
   json_fusions(plan, b);

@@ -123,10 +123,12 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     RGI_TRY(own_block(s, plan->sizes.scratch, &s->own_scratch, e));
     s->scratch = s->own_scratch.data;
   }
-  return s->backend->create(s, o, e);
+  RGI_TRY(own_block(s, plan->sizes.comm, &s->own_comm, e));
+  RGI_TRY(s->backend->create(s, o, e));
+  return rgi_session_agree(s, e);
 }
 
-RGI_NO_TAIL(rg_session_options, stream);
+RGI_NO_TAIL(rg_session_options, comm);
 
 rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
                             rg_session **out, rg_error *e) {
@@ -135,7 +137,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
   if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
-  RGI_TRY(RGI_OPTIONS(rg_session_options, stream, options, &own, e));
+  RGI_TRY(RGI_OPTIONS(rg_session_options, comm, options, &own, e));
   const rgi_backend *backend;
   RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
@@ -149,6 +151,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   s->arena = arena;
   s->plan = plan;
   s->poison = o->debug_poison;
+  s->comm = o->comm;
   s->backend = backend;
   s->memory = o->arena ? *o->arena : s->backend->memory;
   rg_status status = fill_session(s, o, e);
@@ -163,6 +166,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
 void rg_session_destroy(rg_session *s) {
   if (!s) return;
   s->backend->destroy(s);
+  if (s->own_comm.memory) s->memory.free(s->memory.user, s->own_comm.memory);
   if (s->own_scratch.memory) s->memory.free(s->memory.user, s->own_scratch.memory);
   if (s->own_saved.memory) s->memory.free(s->memory.user, s->own_saved.memory);
   rgi_arena_destroy(s->arena);
@@ -308,7 +312,7 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
     RGI_TRY(s->backend->poison(s, s->current->data, s->plan->sizes.saved, e));
     RGI_TRY(poison_targets(s, RG_OUTPUT, e));
   }
-  RGI_TRY(s->backend->run(s, false, e));
+  RGI_TRY(rgi_session_steps(s, false, e));
   if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
   return RG_OK;
@@ -330,7 +334,7 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
   RGI_TRY(check_bound(s, true, e));
   RGI_TRY(rgi_session_overlap(s, true, e));
   if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
-  RGI_TRY(s->backend->run(s, true, e));
+  RGI_TRY(rgi_session_steps(s, true, e));
   return s->poison ? measure(s, e) : RG_OK;
 }
 

@@ -66,7 +66,8 @@ struct rg_session {
   void *device; /* the backend's own */
   bool poison;
   rg_allocator memory; /* of owned blocks */
-  rgi_owned_block own_saved, own_scratch;
+  rgi_owned_block own_saved, own_scratch, own_comm;
+  rg_comm *comm; /* NULL: one rank */
   char *scratch;
   rgi_saved_block *blocks, *current;
   void **bound;   /* [nbindable] */
@@ -81,6 +82,11 @@ struct rg_session {
  * (overlap.c). Before a forward, inputs and outputs are those bound; before a backward, the
  * forward's. */
 rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
+
+/* Collective, where the plan has ranks: RG_E_COMM if they do not fit together (ranks.c). */
+rg_status rgi_session_agree(rg_session *s, rg_error *e);
+/* Runs a direction; a failure ends the runs of the other ranks. */
+rg_status rgi_session_steps(rg_session *s, bool backward, rg_error *e);
 
 /* ---- session_steps.c ---- */
 

@@ -26,6 +26,10 @@ rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e) {
   call.workspace =
       step->workspace >= 0 && step->workspace_size ? s->scratch + step->workspace : NULL;
   call.error = e;
+  if (call.op->flags & RG_OP_COMM) {
+    call.comm = s->comm;
+    call.comm_block = s->own_comm.data;
+  }
   return call;
 }
 
@@ -45,6 +49,7 @@ rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
   bool whole = true;
   RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
   RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
+  RGI_TRY(check_guards(s, &s->own_comm, &whole, e));
   if (!whole)
     return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena",
                     node->op->name);

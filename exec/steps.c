@@ -27,7 +27,7 @@ static bool dense_whole(const rgi_graph *g, int32_t t) {
 }
 
 static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_role role,
-                              bool accumulates, rg_error *e) {
+                              bool sharded, bool accumulates, rg_error *e) {
   const rgi_graph *g = plan->graph;
   const rgi_tensor *x = &g->tensor[t];
   if (!dense_whole(g, t)) return broken(e, NULL, "a bindable tensor looks into other bytes", name);
@@ -42,6 +42,7 @@ static rg_status add_bindable(rg_plan *plan, const char *name, int32_t t, rg_rol
                              .rank = x->rank,
                              .alignment = plan->cuda ? RGI_GPU_ALIGN : (int)rg_dtype_size(x->dtype),
                              .bytes = rgi_bytes(x),
+                             .sharded = sharded,
                              .accumulates = accumulates};
   for (int a = 0; a < x->rank; a++) b->info.dim[a] = x->dim[a].c;
   return RG_OK;
@@ -53,16 +54,24 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
       rgi_alloc_n(plan->arena, 2 * (size_t)(g->ninput + g->noutput) + 1, sizeof *plan->bindable);
   if (!plan->bindable) return rgi_nomem(e);
   for (int i = 0; i < g->ninput; i++)
-    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, false, e));
+    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, g->input[i].sharded,
+                         false, e));
   for (int i = 0; i < g->noutput; i++)
-    RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].tensor, RG_OUTPUT, false, e));
+    RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].tensor, RG_OUTPUT,
+                         g->output[i].sharded, false, e));
   for (int i = 0; i < g->noutput; i++)
     if (g->output[i].grad >= 0)
-      RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].grad, RG_GRAD_IN, false, e));
+      RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].grad, RG_GRAD_IN,
+                           g->output[i].sharded, false, e));
   for (int i = 0; i < g->ninput; i++)
     if (g->input[i].grad >= 0)
       RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].grad, RG_GRAD_OUT,
-                           g->input[i].want == RGI_GRAD_ACCUMULATE, e));
+                           g->input[i].sharded, g->input[i].want == RGI_GRAD_ACCUMULATE, e));
+  for (int i = 0; i < plan->nbindable; i++)
+    for (int k = 0; k < g->ninput; k++)
+      if (plan->bindable[i].info.role == RG_GRAD_OUT &&
+          plan->bindable[i].tensor == g->input[k].grad)
+        plan->bindable[i].info.partial = g->input[k].partial;
   for (int i = 0; i < plan->nbindable; i++)
     for (int j = 0; j < i; j++)
       if (plan->bindable[i].owner == plan->bindable[j].owner)
@@ -127,6 +136,7 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   }
   s->workspace = plan->memory->workspace[n];
   s->workspace_size = s->workspace >= 0 ? plan->memory->workspace_size[n] : 0;
+  if (node->op->comm_bytes) s->comm_size = (int64_t)node->op->comm_bytes(&s->call);
   /* The run hands out what the op asks for now; memplan asked the same question. */
   int64_t asked = node->op->workspace ? (int64_t)node->op->workspace(&s->call) : 0;
   if (asked > s->workspace_size)

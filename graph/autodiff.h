@@ -25,6 +25,11 @@ rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis,
  * tensor's name + suffix; returns the output. */
 rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input,
                         const char *suffix, int *output, rg_error *e);
+/* Appends a backward node of any op: tensors on its ports (in, flat; per port count[p], -1 for an
+ * absent element of a list), `nout` outputs, all on port 0, which are created. */
+rg_status rgi_bwd_node(rgi_backward *b, int node, const char *op, const rg_value *attr,
+                       const int *in, const int *count, const char *suffix, int nout, int *out,
+                       rg_error *e);
 /* The whole rule of ops that lay their first port's list end to end along
  * attribute 0: each part gets its slice. */
 rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e);

@@ -257,8 +257,37 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
   add_text(b, "]}}}");
 }
 
-static void spec_schema(const rg_context *ctx, rgi_buf *b) {
+static void node_schemas(const rg_context *ctx, rgi_buf *b) {
   bool first = true;
+  for (int i = 0; i < ctx->nop; i++) {
+    if (!public_op(ctx->op[i])) continue;
+    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
+    first = false;
+  }
+}
+
+static void block_schema(const rg_context *ctx, rgi_buf *b) {
+  add_text(
+      b, ",\n  \"block\": {\"description\": \"nodes that are repeated\", \"type\": \"object\", "
+         "\"additionalProperties\": false, \"required\": [\"repeat\", \"name\", \"nodes\"], "
+         "\"properties\": {\n"
+         "   \"repeat\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 1, \"maximum\": 16384}, "
+         "{\"$ref\": \"#/$defs/param\"}]},\n"
+         "   \"name\": {\"$ref\": \"#/$defs/name\"}, \"doc\": {\"type\": \"string\"},\n"
+         "   \"carry\": {\"type\": \"object\", \"additionalProperties\": {\"type\": \"object\", "
+         "\"additionalProperties\": false, \"required\": [\"first\", \"next\"], \"properties\": "
+         "{\"first\": "
+         "{\"$ref\": \"#/$defs/tensor\"}, \"next\": {\"$ref\": \"#/$defs/tensor\"}}}},\n"
+         "   \"inputs\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
+         "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+         "   \"out\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
+         "\"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}},\n"
+         "   \"nodes\": {\"type\": \"array\", \"items\": {\"oneOf\": [");
+  node_schemas(ctx, b);
+  add_text(b, "]}}}}");
+}
+
+static void spec_schema(const rg_context *ctx, rgi_buf *b) {
   schema_head(b, "regraph spec, version 1");
   add_text(
       b,
@@ -274,15 +303,11 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 4096, \"items\": {\"oneOf\": [");
-  for (int i = 0; i < ctx->nop; i++) {
-    if (!public_op(ctx->op[i])) continue;
-    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
-    first = false;
-  }
+      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 16384, \"items\": {\"oneOf\": [");
+  node_schemas(ctx, b);
+  add_text(b, ", {\"$ref\": \"#/$defs/block\"}]}},\n");
   add_text(
       b,
-      "]}},\n"
       "  \"outputs\": {\"type\": \"object\", \"minProperties\": 1, \"maxProperties\": 4096, "
       "\"propertyNames\": "
       "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
@@ -315,37 +340,48 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "   \"doc\": {\"type\": \"string\"}}}");
   for (int i = 0; i < ctx->nop; i++)
     if (public_op(ctx->op[i])) op_schema(b, ctx->op[i]);
+  block_schema(ctx, b);
   add_text(b, "}}\n");
 }
 
 static void policy_schema(rgi_buf *b) {
   schema_head(b, "regraph policy, version 1");
-  add_text(
-      b,
-      " \"type\": \"object\", \"additionalProperties\": false, \"required\": "
-      "[\"regraph_policy\"],\n"
-      " \"properties\": {\n"
-      "  \"regraph_policy\": {\"const\": 1},\n"
-      "  \"doc\": {\"type\": \"string\"},\n"
-      "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
-      "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, "
-      "\"items\": "
-      "{\"type\": "
-      "\"string\"}},\n"
-      "  \"budget\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": "
-      "[\"bytes\"], "
-      "\"properties\": {\n"
-      "   \"bytes\": {\"anyOf\": [{\"type\": \"integer\", \"minimum\": 0, \"maximum\": "
-      "9223372036854775807}, "
-      "{\"type\": \"string\", \"pattern\": \"^[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?$\"}]},\n"
-      "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}},\n"
-      "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", "
-      "\"minimum\": 1, "
-      "\"maximum\": 2147483647}},\n"
-      " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": "
-      "{\"required\": "
-      "[\"preset\", "
-      "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
+  add_text(b, " \"type\": \"object\", \"additionalProperties\": false, \"required\": "
+              "[\"regraph_policy\"],\n"
+              " \"properties\": {\n"
+              "  \"regraph_policy\": {\"const\": 1},\n"
+              "  \"doc\": {\"type\": \"string\"},\n"
+              "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
+              "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, "
+              "\"items\": "
+              "{\"type\": "
+              "\"string\"}},\n"
+              "  \"nodes\": {\"description\": \"what is to become of single nodes; * stands for "
+              "any characters\", "
+              "\"type\": \"object\", \"maxProperties\": 8192, \"additionalProperties\": {\"enum\": "
+              "[\"keep\", "
+              "\"recompute\", \"auto\"]}},\n"
+              "  \"budget\": {\"anyOf\": [{\"$ref\": \"#/$defs/bytes\"}, {\"type\": \"object\", "
+              "\"additionalProperties\": false, \"required\": [\"bytes\"], \"properties\": {\n"
+              "   \"bytes\": {\"$ref\": \"#/$defs/bytes\"},\n"
+              "   \"of\": {\"enum\": [\"peak\", \"saved\"], \"default\": \"peak\"}}}]},\n"
+              "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", "
+              "\"minimum\": 1, "
+              "\"maximum\": 2147483647},\n"
+              "  \"cp\": {\"description\": \"context parallelism\", \"type\": \"object\", "
+              "\"additionalProperties\": false, \"properties\": {\n"
+              "   \"ranks\": {\"type\": \"integer\", \"minimum\": 1, \"maximum\": 1024},\n"
+              "   \"mode\": {\"enum\": [1, 2, \"auto\"], \"default\": \"auto\"},\n"
+              "   \"weights\": {\"enum\": [\"sum\", \"local\"], \"default\": \"sum\"},\n"
+              "   \"wire\": {\"enum\": [\"f32\", \"bf16\"], \"default\": \"f32\"}}}},\n"
+              " \"$defs\": {\"bytes\": {\"anyOf\": [{\"const\": \"least\"}, {\"type\": "
+              "\"integer\", \"minimum\": 0, "
+              "\"maximum\": 9223372036854775807}, {\"type\": \"string\", \"pattern\": "
+              "\"^[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?$\"}]}},\n"
+              " \"allOf\": [{\"not\": {\"required\": [\"preset\", \"recompute\"]}}, {\"not\": "
+              "{\"required\": "
+              "[\"preset\", "
+              "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
 }
 
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {

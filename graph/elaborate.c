@@ -148,7 +148,7 @@ static rg_status add_inputs(builder *b) {
     rgi_grad want;
     t.name = inputs->key[i];
     t.region = RGI_R_INPUT;
-    rgi_pointer_key(&at, "/inputs", t.name);
+    rgi_spec_input_at(b->spec, i, &at);
     RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
     RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
     RGI_TRY(check_doc(in, at.text, b->e));
@@ -367,7 +367,7 @@ static rg_status add_node(builder *b, int i) {
   rgi_graph *g = b->g;
   rgi_pointer at, where, p;
   const rg_op *op;
-  rgi_pointer_index(&at, "/nodes", i);
+  rgi_spec_node_at(b->spec, i, &at);
   RGI_TRY(rgi_json_keys(v, "a node", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
   RGI_TRY(check_doc(v, at.text, b->e));
   const rgi_json *name_v = rgi_json_get(v, "name");
@@ -377,8 +377,8 @@ static rg_status add_node(builder *b, int i) {
   RGI_TRY(rgi_check_identifier(name, "node", where.text, b->e));
   int other = rgi_names_add(&b->nodes, name, i);
   if (other >= 0)
-    return rgi_fail(b->e, RG_E_NAME, where.text, name,
-                    "the name '%s' is already taken by /nodes/%d", name, other);
+    return rgi_fail(b->e, RG_E_NAME, where.text, name, "the name '%s' is already taken by %s", name,
+                    rgi_spec_node_at(b->spec, other, &p));
   RGI_TRY(find_op(b, rgi_json_get(v, "op"), rgi_pointer_key(&p, at.text, "op"), name, &op));
 
   size_t nport = (size_t)(op->nin + op->nout);
@@ -527,6 +527,20 @@ static rg_status check_bound(builder *b, bool bind_all) {
   return RG_OK;
 }
 
+/* Blocks are written out when a spec is loaded, by the parameters given then. */
+static rg_status check_repeats(builder *b) {
+  for (int i = 0; i < b->spec->nrepeat; i++) {
+    const rgi_repeat *r = &b->spec->repeat[i];
+    const rgi_json *now = &b->scope.param[rgi_names_get(&b->spec->param_index, r->param)];
+    if (now->i != r->count)
+      return rgi_fail(b->e, RG_E_USAGE, NULL, NULL,
+                      "%s is %lld, but the spec was loaded with %lld; a number of copies must be "
+                      "set when it is loaded",
+                      r->param, (long long)now->i, (long long)r->count);
+  }
+  return RG_OK;
+}
+
 /* How many tensors the spec can name at most; also bounds the graph. */
 static rg_status count_tensors(builder *b, size_t *out) {
   const rg_spec *spec = b->spec;
@@ -552,6 +566,7 @@ static rg_status build(builder *b, const rg_binding *set, size_t nset, bool bind
   size_t most;
   RGI_TRY(rgi_scope_open(b->spec, set, nset, g->arena, &b->scope, b->e));
   RGI_TRY(check_bound(b, bind_all));
+  RGI_TRY(check_repeats(b));
   RGI_TRY(count_tensors(b, &most));
   if (!rgi_names_init(&b->tensors, g->arena, most)) return rgi_nomem(b->e);
   RGI_TRY(add_inputs(b));

@@ -133,6 +133,8 @@ typedef struct rgi_io {
   const char *name;
   int32_t tensor;
   rgi_grad want; /* inputs */
+  bool sharded;  /* axis 0 is this rank's share of the rows */
+  bool partial;  /* an input of which each rank makes terms of the gradient, not summed */
   /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
   int32_t grad;
 } rgi_io;
@@ -234,8 +236,12 @@ typedef struct rgi_rules {
   /* Appends what carries gradients to the inputs, through graph/autodiff.h. */
   rg_status (*backward)(struct rgi_backward *b, int node, rg_error *e);
   bool partial; /* each output covers only a part of the input */
+  bool wide;    /* gradients of the outputs are summed and handed to `backward` in fp32 */
   bool ordered; /* a view of the same elements in the same order */
   const rgi_fusing *fusing;
+  /* Of a QUERYWISE op: true if a query sees the *left keys before its own and no others. Its bits
+   * do not change where keys begin a multiple of *tile later, as long as it sees no fewer. */
+  bool (*window)(const rg_call *c, int64_t *left, int64_t *tile);
   const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */
 } rgi_rules;
 

@@ -76,6 +76,11 @@ const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key)
   return p->text;
 }
 
+const char *rgi_pointer_set(rgi_pointer *p, const char *text) {
+  snprintf(p->text, sizeof p->text, "%s", text);
+  return p->text;
+}
+
 const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i) {
   char digits[16];
   snprintf(digits, sizeof digits, "/%d", i);

@@ -76,6 +76,8 @@ typedef struct rgi_pointer {
 const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key);
 const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i);
 
+const char *rgi_pointer_set(rgi_pointer *p, const char *text);
+
 /* [A-Za-z_][A-Za-z0-9_]{0,63} */
 bool rgi_is_identifier(const char *text);
 /* RG_E_NAME unless it is one; `what` says what is named. */

@@ -30,7 +30,7 @@ enum {
 #define KNOWN_PORT_FLAGS                                                              \
   (RG_PORT_OPTIONAL | RG_PORT_LIST | RG_PORT_ROWS | RG_PORT_KROWS | RG_PORT_SEQLENS | \
    RG_PORT_KSEQLENS | RG_PORT_GRAD | RG_PORT_OFFSETS)
-#define KNOWN_OP_FLAGS (RG_OP_INTERNAL | RG_OP_RECOMPUTABLE | RG_OP_INPLACE)
+#define KNOWN_OP_FLAGS (RG_OP_INTERNAL | RG_OP_RECOMPUTABLE | RG_OP_INPLACE | RG_OP_ROWWISE)
 
 /* What is being checked, for messages. */
 typedef struct checking {

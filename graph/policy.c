@@ -1,8 +1,8 @@
 /* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is
    recompute/'s business.
 
-   One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and
-   "split_heads" beside any.
+   One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "nodes" and
+   "split_heads" beside any. A policy may also be one word: a preset or a budget.
  */
 #include "policy.h"
 #include "json.h"
@@ -53,13 +53,49 @@ static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
   return RG_OK;
 }
 
+static rg_status read_rules(rg_policy *p, const rgi_json *v, rg_error *e) {
+  static const char *const known[] = {"auto", "keep", "recompute"}; /* in the order of rgi_action */
+  rgi_shown shown, hint;
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, "/nodes", NULL, e));
+  if (v->n > MOST_LISTED)
+    return rgi_fail(e, RG_E_LIMIT, "/nodes", NULL, "%d names; at most %d are possible", v->n,
+                    MOST_LISTED);
+  p->rule = rgi_alloc_n(p->arena, (size_t)v->n, sizeof *p->rule);
+  if (!p->rule) return rgi_nomem(e);
+  for (int i = 0; i < v->n; i++) {
+    rgi_pointer at;
+    const char *word;
+    int action = 0;
+    rgi_pointer_key(&at, "/nodes", v->key[i]);
+    RGI_TRY(rgi_json_expect(&v->item[i], RGI_JSON_STRING, at.text, NULL, e));
+    word = v->item[i].text;
+    while (action < RGI_COUNT(known) && strcmp(word, known[action]) != 0) action++;
+    if (action == RGI_COUNT(known))
+      return rgi_fail(e, RG_E_VALUE, at.text, NULL,
+                      "'%s' can't be done to a node; expected keep, recompute or auto%s",
+                      rgi_show(&shown, word), rgi_near(&hint, word, known, RGI_COUNT(known)));
+    p->rule[i] = (rgi_rule){v->key[i], rgi_strdup(p->arena, at.text), (rgi_action)action};
+    if (!p->rule[i].pointer) return rgi_nomem(e);
+    p->nrule = i + 1;
+  }
+  return RG_OK;
+}
+
+/* "least", or a number of bytes. */
+static rg_status read_bytes(rg_policy *p, const rgi_json *v, const char *pointer, rg_error *e) {
+  p->preset = RGI_PRESET_BUDGET;
+  p->budget_at = pointer;
+  p->least = v->type == RGI_JSON_STRING && strcmp(v->text, "least") == 0;
+  return p->least ? RG_OK : rgi_json_bytes(v, pointer, &p->budget, e);
+}
+
 static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   static const char *const keys[] = {"bytes", "of"};
   rgi_shown shown;
+  if (v->type == RGI_JSON_STRING || v->type == RGI_JSON_INT) return read_bytes(p, v, "/budget", e);
   RGI_TRY(rgi_json_keys(v, "a budget", keys, RGI_COUNT(keys), 1, "/budget", NULL, e));
   const rgi_json *bytes = rgi_json_get(v, "bytes"), *of = rgi_json_get(v, "of");
-  p->preset = RGI_PRESET_BUDGET;
-  RGI_TRY(rgi_json_bytes(bytes, "/budget/bytes", &p->budget, e));
+  RGI_TRY(read_bytes(p, bytes, "/budget/bytes", e));
   if (!of) return RG_OK;
   RGI_TRY(rgi_json_expect(of, RGI_JSON_STRING, "/budget/of", NULL, e));
   p->budget_of_saved = strcmp(of->text, "saved") == 0;
@@ -69,9 +105,52 @@ static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   return RG_OK;
 }
 
+/* One of the words, as its index. */
+static rg_status read_choice(const rgi_json *v, const char *key, const char *const *words, int n,
+                             int *out, rg_error *e) {
+  rgi_pointer at;
+  rgi_shown shown, hint;
+  if (!v) return RG_OK;
+  rgi_pointer_key(&at, "/cp", key);
+  RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, at.text, NULL, e));
+  for (*out = 0; *out < n; ++*out)
+    if (strcmp(v->text, words[*out]) == 0) return RG_OK;
+  return rgi_fail(e, RG_E_VALUE, at.text, NULL, "'%s' is neither %s nor %s%s",
+                  rgi_show(&shown, v->text), words[0], words[1],
+                  rgi_near(&hint, v->text, words, n));
+}
+
+static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
+  static const char *const keys[] = {"ranks", "mode", "weights", "wire"};
+  static const char *const weights[] = {"sum", "local"}, *const wires[] = {"f32", "bf16"};
+  rgi_shown shown;
+  int word = 0;
+  RGI_TRY(rgi_json_keys(v, "cp", keys, RGI_COUNT(keys), 0, "/cp", NULL, e));
+  const rgi_json *ranks = rgi_json_get(v, "ranks"), *mode = rgi_json_get(v, "mode");
+  if (ranks) {
+    RGI_TRY(rgi_json_expect(ranks, RGI_JSON_INT, "/cp/ranks", NULL, e));
+    if (ranks->i < 1 || ranks->i > RGI_MOST_CP_RANKS)
+      return rgi_fail(e, RG_E_VALUE, "/cp/ranks", NULL, "%lld ranks; expected 1 to %d",
+                      (long long)ranks->i, RGI_MOST_CP_RANKS);
+    cp->ranks = (int)ranks->i;
+  }
+  if (mode && mode->type == RGI_JSON_INT && (mode->i == RG_CP_BLOCKS || mode->i == RG_CP_ZIGZAG))
+    cp->mode = (rg_cp_mode)mode->i;
+  else if (mode && (mode->type != RGI_JSON_STRING || strcmp(mode->text, "auto") != 0))
+    return rgi_fail(e, RG_E_VALUE, "/cp/mode", NULL, "expected 1, 2 or \"auto\", not %s",
+                    rgi_json_kind(&shown, mode));
+  RGI_TRY(
+      read_choice(rgi_json_get(v, "weights"), "weights", weights, RGI_COUNT(weights), &word, e));
+  cp->local_weights = word == 1;
+  word = 0;
+  RGI_TRY(read_choice(rgi_json_get(v, "wire"), "wire", wires, RGI_COUNT(wires), &word, e));
+  cp->wire_bf16 = word == 1;
+  return RG_OK;
+}
+
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_policy", "preset",      "recompute",
-                                     "budget",         "split_heads", "doc"};
+  static const char *const keys[] = {"regraph_policy", "preset",      "recompute", "budget",
+                                     "nodes",          "split_heads", "cp",        "doc"};
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
@@ -92,8 +171,10 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   if ((v = rgi_json_get(root, "preset"))) RGI_TRY(read_preset(p, v, e));
   if ((v = rgi_json_get(root, "recompute"))) RGI_TRY(read_list(p, v, e));
   if ((v = rgi_json_get(root, "budget"))) RGI_TRY(read_budget(p, v, e));
+  if ((v = rgi_json_get(root, "nodes"))) RGI_TRY(read_rules(p, v, e));
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "cp"))) RGI_TRY(read_cp(&p->cp, v, e));
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)
@@ -102,6 +183,24 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
     p->split_heads = (int)v->i;
   }
   return RG_OK;
+}
+
+/* A policy in a word: "none", "all", "least" or bytes such as 6GiB. */
+static bool read_word(rg_policy *p, const char *word) {
+  if (strcmp(word, "none") == 0) return true;
+  if (strcmp(word, "all") == 0) {
+    p->preset = RGI_PRESET_ALL;
+    return true;
+  }
+  p->least = strcmp(word, "least") == 0;
+  if (!p->least && rg_parse_size(word, &p->budget, NULL) != RG_OK) return false;
+  p->preset = RGI_PRESET_BUDGET;
+  return true;
+}
+
+static bool is_word(const char *text) {
+  rg_policy p = {0};
+  return read_word(&p, text);
 }
 
 static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
@@ -116,8 +215,12 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
   }
   *p = (rg_policy){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
   RGI_GOTO(status, p->file ? RG_OK : rgi_nomem(e), fail);
-  RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
-  RGI_GOTO(status, read_policy(p, root, e), fail);
+  char word[32] = "";
+  if (size < sizeof word) memcpy(word, text, size);
+  if (size == 0 || strlen(word) != size || !read_word(p, word)) {
+    RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
+    RGI_GOTO(status, read_policy(p, root, e), fail);
+  }
   *out = p;
   return RG_OK;
 fail:
@@ -142,6 +245,7 @@ rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out
   if (!ctx || !path || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_policy_load_file needs a context, a path and a place for the policy");
+  if (is_word(path)) return load(ctx, path, strlen(path), path, out, error);
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
@@ -173,8 +277,67 @@ static int64_t kv_heads(const rgi_graph *g) {
   return fewest;
 }
 
-static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_error *e) {
+/* Does `name` fit the pattern, in which each '*' stands for any characters? */
+static bool fits(const char *pattern, const char *name) {
+  const char *star = NULL, *from = name; /* the last star, and where what follows it is tried */
+  while (*name) {
+    if (*pattern == '*') {
+      star = ++pattern;
+      from = name;
+    } else if (*pattern == *name) {
+      pattern++, name++;
+    } else if (star) {
+      pattern = star;
+      name = ++from;
+    } else {
+      return false;
+    }
+  }
+  return pattern[strspn(pattern, "*")] == '\0';
+}
+
+rgi_action rgi_policy_action(const rg_policy *policy, const char *name) {
+  for (int i = policy->nrule - 1; i >= 0; i--)
+    if (fits(policy->rule[i].name, name)) return policy->rule[i].action;
+  return RGI_AUTO;
+}
+
+bool rgi_policy_lists(const rg_policy *policy, const char *name) {
+  for (int i = 0; i < policy->nrecompute; i++)
+    if (fits(policy->recompute[i], name)) return true;
+  return false;
+}
+
+/* One name or pattern: it fits something, and something that can be recomputed if that is asked. */
+static rg_status check_name(const char *name, const char *pointer, bool recompute,
+                            const rgi_graph *g, const rgi_names *index, const char *const *known,
+                            rg_error *e) {
   rgi_shown shown, hint;
+  bool any = false;
+  if (strchr(name, '*')) {
+    for (int o = 0; o < g->norigin; o++) {
+      if (!fits(name, g->origin[o].name)) continue;
+      if (!recompute || g->origin[o].op->flags & RG_OP_RECOMPUTABLE) return RG_OK;
+      any = true;
+    }
+    return rgi_fail(e, RG_E_POLICY, pointer, NULL,
+                    any ? "no node that fits '%s' can be recomputed" : "no node fits '%s'",
+                    rgi_show(&shown, name));
+  }
+  const int o = rgi_names_get(index, name);
+  if (o < 0)
+    return rgi_fail(e, RG_E_POLICY, pointer, NULL, "the spec has no node '%s'%s",
+                    rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
+  if (recompute && !(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
+    return rgi_fail(e, RG_E_POLICY, pointer, name, "'%s' can't be recomputed: %s is %s", name,
+                    g->origin[o].op->name,
+                    g->origin[o].op->flags & RG_OP_VIEW
+                        ? "a view, which costs nothing to keep"
+                        : "not a deterministic op without side effects");
+  return RG_OK;
+}
+
+static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_error *e) {
   rg_status status = RG_OK;
   rgi_arena *a = rgi_arena_create(g->ctx);
   const char **known = a ? rgi_alloc_n(a, (size_t)g->norigin, sizeof *known) : NULL;
@@ -187,19 +350,11 @@ static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_err
     known[i] = g->origin[i].name;
     rgi_names_add(&index, known[i], i);
   }
-  for (int i = 0; i < policy->nrecompute && status == RG_OK; i++) {
-    const char *name = policy->recompute[i];
-    int o = rgi_names_get(&index, name);
-    if (o < 0)
-      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], NULL, "the spec has no node '%s'%s",
-                        rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
-    else if (!(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
-      status = rgi_fail(e, RG_E_POLICY, policy->pointer[i], name,
-                        "'%s' can't be recomputed: %s is %s", name, g->origin[o].op->name,
-                        g->origin[o].op->flags & RG_OP_VIEW
-                            ? "a view, which costs nothing to keep"
-                            : "not a deterministic op without side effects");
-  }
+  for (int i = 0; i < policy->nrecompute && status == RG_OK; i++)
+    status = check_name(policy->recompute[i], policy->pointer[i], true, g, &index, known, e);
+  for (int i = 0; i < policy->nrule && status == RG_OK; i++)
+    status = check_name(policy->rule[i].name, policy->rule[i].pointer,
+                        policy->rule[i].action == RGI_RECOMPUTE, g, &index, known, e);
 done:
   rgi_arena_destroy(a);
   return status;

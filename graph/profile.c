@@ -76,7 +76,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "threads",
                                      "doc",
                                      "compute_capability",
-                                     "multiprocessors"};
+                                     "multiprocessors",
+                                     "link_gbs"};
   rgi_shown shown;
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
@@ -109,6 +110,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   RGI_TRY(read_matrix(p, rgi_json_get(root, "matrix_gflops"), e));
   RGI_TRY(read_rate(root, "", "special_gops", 1e12, &p->special_gops, e));
   RGI_TRY(read_rate(root, "", "bandwidth_gbs", 1e12, &p->bandwidth_gbs, e));
+  p->link_gbs = p->bandwidth_gbs;
+  RGI_TRY(read_rate(root, "", "link_gbs", 1e12, &p->link_gbs, e));
   RGI_TRY(read_rate(root, "", "step_us", 1e9, &p->step_us, e));
   RGI_TRY(read_rate(root, "", "efficiency", 1, &p->efficiency, e));
   RGI_TRY(rgi_json_bytes(rgi_json_get(root, "memory"), "/memory", &p->memory, e));
@@ -175,8 +178,9 @@ void rgi_profile_destroy(rgi_profile *p) {
 double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_cost *cost) {
   double ms = cost->flops / (p->matrix_gflops[dtype] * 1e6),
          special = cost->exps / (p->special_gops * 1e6),
-         moved = cost->bytes / (p->bandwidth_gbs * 1e6);
+         moved = cost->bytes / (p->bandwidth_gbs * 1e6), sent = cost->wire / (p->link_gbs * 1e6);
   if (special > ms) ms = special;
+  if (sent > ms) ms = sent;
   return moved > ms ? moved : ms;
 }
 

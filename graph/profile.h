@@ -19,6 +19,7 @@ typedef struct rgi_profile {
   double matrix_gflops[RG_DTYPE_COUNT]; /* by storage type */
   double special_gops;                  /* exponentials and the like, a second */
   double bandwidth_gbs;
+  double link_gbs;   /* of what a rank sends to others; the memory's unless given */
   double step_us;    /* fixed cost of a step */
   int64_t memory;    /* bytes */
   rg_gpu gpu;        /* cuda */

@@ -71,8 +71,7 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
     if (!shape || shape->type != RGI_JSON_ARRAY) continue; /* reported by the elaboration */
     for (int d = 0; d < shape->n; d++)
       if (shape->item[d].type == RGI_JSON_STRING)
-        RGI_TRY(collect_text(spec, shape->item[d].text,
-                             rgi_pointer_key(&p, "/inputs", spec->inputs->key[i]), e));
+        RGI_TRY(collect_text(spec, shape->item[d].text, rgi_spec_input_at(spec, i, &p), e));
   }
   return RG_OK;
 }

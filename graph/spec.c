@@ -157,8 +157,9 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
   else
     RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
   RGI_GOTO(status, read_root(s, e), fail);
-  RGI_GOTO(status, rgi_scope_collect(s, e), fail);
   RGI_GOTO(status, keep_bindings(s, set, nset, e), fail);
+  RGI_GOTO(status, rgi_spec_repeat(s, e), fail);
+  RGI_GOTO(status, rgi_scope_collect(s, e), fail);
   RGI_GOTO(status, rgi_spec_elaborate(s, NULL, 0, false, &s->graph, e), fail);
   RGI_GOTO(status, list_tensors(s, e), fail);
   *out = s;
@@ -284,7 +285,7 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   }
   rgi_arena *a = rgi_arena_create(spec->ctx);
   if (!a) return rgi_nomem(error);
-  rgi_pointer_key(&at, "/inputs", input);
+  rgi_spec_input_at(spec, (int)(in - spec->inputs->item), &at);
   status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim,
                  solved, capacity, nsolved, a, error);
   rgi_error_file(error, before, spec->file);

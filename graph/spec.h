@@ -7,7 +7,13 @@
 #include "ir.h"
 #include "json.h"
 
-enum { RGI_MOST_NODES = 4096, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
+enum { RGI_MOST_NODES = 16384, RGI_MOST_NAMES = 4096, RGI_MOST_TENSORS = 1 << 17 };
+
+/* A count of copies that a parameter gave. */
+typedef struct rgi_repeat {
+  const char *param;
+  int64_t count;
+} rgi_repeat;
 
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
@@ -15,7 +21,11 @@ struct rg_spec {
   const char *file;
   const char *name;
   const rgi_json *root;
-  const rgi_json *params, *inputs, *nodes, *outputs; /* members of root; params may be NULL */
+  const rgi_json *params, *inputs, *nodes,
+      *outputs;                     /* members of root, blocks written out; params may be NULL */
+  const char **node_at, **input_at; /* where each stands in the file; NULL without blocks */
+  rgi_repeat *repeat;
+  int nrepeat;
   const char **free_name; /* names in input shapes that are no parameters, in order of appearance */
   int nfree;
   rgi_names param_index, free_index;
@@ -25,6 +35,17 @@ struct rg_spec {
   rg_tensor_info *info;
   size_t ninfo;
 };
+
+/* Writes out the blocks that the nodes repeat (repeat.c). */
+rg_status rgi_spec_repeat(rg_spec *spec, rg_error *e);
+/* Where an input, resp. a node stands in the file; each returns p->text. */
+static inline const char *rgi_spec_input_at(const rg_spec *spec, int i, rgi_pointer *p) {
+  return spec->input_at ? rgi_pointer_set(p, spec->input_at[i])
+                        : rgi_pointer_key(p, "/inputs", spec->inputs->key[i]);
+}
+static inline const char *rgi_spec_node_at(const rg_spec *spec, int i, rgi_pointer *p) {
+  return spec->node_at ? rgi_pointer_set(p, spec->node_at[i]) : rgi_pointer_index(p, "/nodes", i);
+}
 
 /* Elaborates the parsed spec with bindings in force. Unbound extents stay symbolic unless
  * `bind_all`. */

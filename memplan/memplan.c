@@ -22,6 +22,7 @@ typedef struct planner {
   bool *saved;           /* per owner: written before the turn, read after it */
   rgi_region *region;    /* per owner */
   int32_t *block_of;     /* per owner, or -1 */
+  bool enough;           /* stop at the first packing within the capacity */
   rgi_memory *m;
 } planner;
 
@@ -91,23 +92,29 @@ static rg_status add_block(planner *p, rgi_block block) { /* room was made for a
   return RG_OK;
 }
 
-static rg_status find_workspaces(planner *p, rgi_arena *scratch, rg_error *e) {
-  const rgi_graph *g = p->g;
-  rgi_memory *m = p->m;
+rg_status rgi_memory_workspaces(const rgi_graph *g, const rgi_memory_options *o, int64_t *size,
+                                rg_error *e) {
+  rg_status status = RG_OK;
+  rgi_arena *scratch = rgi_arena_create(g->ctx);
+  if (!scratch) return rgi_nomem(e);
   for (int32_t k = 0; k < g->nnode; k++) {
-    m->workspace[k] = -1;
+    size[k] = 0;
     if (!g->node[k].op->workspace || !moves_bytes(&g->node[k])) continue;
     rg_call call;
-    RGI_TRY(rgi_node_call(g, k, scratch, &call, e));
-    call.threads = p->o->threads > 0 ? p->o->threads : 1;
-    call.gpu = p->o->gpu;
-    size_t size = g->node[k].op->workspace(&call);
-    if (size > INT64_MAX / 4)
-      return rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name,
-                      "a workspace of %zu bytes is too large", size);
-    m->workspace_size[k] = (int64_t)size;
+    RGI_GOTO(status, rgi_node_call(g, k, scratch, &call, e), done);
+    call.threads = o->threads > 0 ? o->threads : 1;
+    call.gpu = o->gpu;
+    size_t bytes = g->node[k].op->workspace(&call);
+    if (bytes > INT64_MAX / 4) {
+      status = rgi_fail(e, RG_E_OVERFLOW, NULL, g->node[k].name,
+                        "a workspace of %zu bytes is too large", bytes);
+      goto done;
+    }
+    size[k] = (int64_t)bytes;
   }
-  return RG_OK;
+done:
+  rgi_arena_destroy(scratch);
+  return status;
 }
 
 static rg_status make_blocks(planner *p, rg_error *e) {
@@ -117,11 +124,8 @@ static rg_status make_blocks(planner *p, rg_error *e) {
   m->workspace_size = rgi_alloc_n(p->arena, (size_t)g->nnode + 1, sizeof *m->workspace_size);
   m->block = rgi_alloc_n(p->arena, (size_t)g->nnode + (size_t)g->ntensor + 1, sizeof *m->block);
   if (!m->workspace || !m->workspace_size || !m->block) return rgi_nomem(e);
-  rgi_arena *scratch = rgi_arena_create(g->ctx);
-  if (!scratch) return rgi_nomem(e);
-  rg_status status = find_workspaces(p, scratch, e);
-  rgi_arena_destroy(scratch);
-  if (status != RG_OK) return status;
+  for (int32_t k = 0; k < g->nnode; k++) m->workspace[k] = -1;
+  RGI_TRY(rgi_memory_workspaces(g, p->o, m->workspace_size, e));
   for (int32_t t = 0; t < g->ntensor; t++) {
     const rgi_tensor *x = &g->tensor[t];
     if (x->base >= 0 || (p->region[t] != RGI_R_SAVED && p->region[t] != RGI_R_SCRATCH)) continue;
@@ -144,28 +148,34 @@ static bool dense(const rgi_tensor *x) {
   return true;
 }
 
-/* The block whose bytes node k's first output may take over, or -1. Element by element the op then
- * reads and writes the same place, so both sides must be laid out alike. */
+bool rgi_memory_alike(const rgi_graph *g, int32_t k) {
+  const rgi_node *node = &g->node[k];
+  if (!(node->op->flags & RG_OP_INPLACE) || !rgi_nin(node) || !rgi_nout(node)) return false;
+  int32_t in = node->in[0], out = node->out[0];
+  if (in < 0 || out < 0 || g->tensor[out].base >= 0) return false;
+  const rgi_tensor *a = &g->tensor[in], *b = &g->tensor[out];
+  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) ||
+      !dense(b))
+    return false;
+  int32_t owner = rgi_owner(g, in);
+  for (int i = 1; i < rgi_nin(node); i++)
+    if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == owner) return false;
+  for (int i = 1; i < rgi_nout(node); i++)
+    if (node->out[i] >= 0 && rgi_owner(g, node->out[i]) == owner) return false;
+  return true;
+}
+
+/* The block whose bytes node k's first output may take over, or -1. */
 static int32_t reusable(const planner *p, int32_t k) {
   const rgi_graph *g = p->g;
-  const rgi_node *node = &g->node[k];
-  if (!(node->op->flags & RG_OP_INPLACE) || !rgi_nin(node) || !rgi_nout(node)) return -1;
-  int32_t in = node->in[0], out = node->out[0];
-  if (in < 0 || out < 0 || g->tensor[out].base >= 0) return -1;
-  int32_t owner = rgi_owner(g, in), from = p->block_of[owner], to = p->block_of[out];
+  if (!rgi_memory_alike(g, k)) return -1;
+  int32_t owner = rgi_owner(g, g->node[k].in[0]), out = g->node[k].out[0];
+  int32_t from = p->block_of[owner], to = p->block_of[out];
   if (from < 0 || to < 0 || p->m->block[from].region != RGI_R_SCRATCH ||
       p->m->block[to].region != RGI_R_SCRATCH)
     return -1;
   if (p->last[owner] != k || p->first[out] != k || p->m->block[from].size < p->m->block[to].size)
     return -1;
-  const rgi_tensor *a = &g->tensor[in], *b = &g->tensor[out];
-  if (a->dtype != b->dtype || a->offset != 0 || rgi_bytes(a) != rgi_bytes(b) || !dense(a) ||
-      !dense(b))
-    return -1;
-  for (int i = 1; i < rgi_nin(node); i++)
-    if (node->in[i] >= 0 && rgi_owner(g, node->in[i]) == owner) return -1;
-  for (int i = 1; i < rgi_nout(node); i++)
-    if (node->out[i] >= 0 && rgi_owner(g, node->out[i]) == owner) return -1;
   return from;
 }
 
@@ -255,17 +265,23 @@ static rg_status widen(const planner *p, bool backward, rgi_arena *a, packing *q
   for (int32_t i = 0; i < p->m->nblock; i++)
     if (p->m->block[i].tensor < 0 && q->of[i] >= 0)
       rgi_put(users + (size_t)q->of[i] * words, p->m->block[i].first);
+  /* the nodes that are over before all users */
+  uint64_t *over = rgi_alloc_n(a, words, sizeof *over);
+  int32_t *user = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *user);
+  if (!over || !user) return rgi_nomem(e);
   for (size_t b = 0; b < q->n; b++) {
-    const uint64_t *mine = users + b * words;
     rg_buffer *x = &q->buffer[b];
+    int32_t n = 0;
+    for (int32_t u = from; u < to; u++)
+      if (rgi_has(users + b * words, u)) user[n++] = u;
+    for (size_t w = 0; w < words; w++) {
+      over[w] = UINT64_MAX;
+      for (int32_t i = 0; i < n; i++) over[w] &= rgi_before(&order, user[i])[w];
+    }
     for (int32_t k = from; k < to; k++) {
-      bool over = true, waits = true; /* before all users; after all users */
-      for (int32_t u = from; u < to && (over || waits); u++) {
-        if (!rgi_has(mine, u)) continue;
-        over = over && rgi_has(rgi_before(&order, u), k);
-        waits = waits && rgi_has(rgi_before(&order, k), u);
-      }
-      if (over || waits) continue;
+      bool waits = !rgi_has(over, k);
+      for (int32_t i = 0; i < n && waits; i++) waits = rgi_has(rgi_before(&order, k), user[i]);
+      if (waits || rgi_has(over, k)) continue;
       if (k < x->lower) x->lower = k;
       if (k + 1 > x->upper) x->upper = k + 1;
     }
@@ -310,7 +326,13 @@ static rg_status pack_direction(planner *p, bool backward, bool bound_only, doub
   if (!bound_only && !p->o->no_reuse) {
     rg_pack_options options = {.seconds = seconds, .align = RGI_ALIGN};
     rg_pack_result result;
+    const int64_t room = p->o->capacity - p->o->comm - m->saved; /* may well be no room at all */
+    if (p->enough && room > 0) options.capacity = room;
     RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
+    if (!p->enough && room > 0 && result.peak > room) {
+      options.capacity = room;
+      RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
+    }
     size = result.peak;
     optimal = result.optimal;
     m->explored += result.nodes_explored;
@@ -384,7 +406,7 @@ rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool 
   rgi_memory m = {0};
   rgi_arena *arena = rgi_arena_create(g->ctx);
   if (!arena) return rgi_nomem(e);
-  planner p = {.g = g, .o = o, .arena = arena, .m = &m};
+  planner p = {.g = g, .o = o, .arena = arena, .enough = o->capacity > 0, .m = &m};
   rg_status status = plan(&p, bound_only, e);
   rgi_arena_destroy(arena);
   if (status != RG_OK) return status;

@@ -23,7 +23,9 @@ typedef struct rgi_memory_options {
   double seconds;    /* for the exact search, both directions together */
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
+  int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */
   int64_t reserved;  /* bytes at the start of saved that are not the graph's */
+  int64_t capacity;  /* a peak that will do, 0: the smaller, the better */
   /* nodes that do not wait for each other may run at once: no reuse between them */
   bool lanes;
 } rgi_memory_options;
@@ -54,13 +56,21 @@ typedef struct rgi_memory {
   int64_t *workspace_size;
 } rgi_memory;
 
-/* *mem lives in (*out)->arena. */
+/* *mem lives in (*out)->arena. Looks for the least peak; where that search ends above a capacity,
+ * once more for anything within it. */
 rg_status rgi_memplan(const rgi_graph *g, const rgi_memory_options *o, rgi_graph **out,
                       rgi_memory **mem, rg_error *e);
 /* Peak alone, for the recompute chooser: saved, and both scratch sizes as rgi_memplan would find
- * them, or (bound_only) their lower bounds, which is fast. */
+ * them (with a capacity: as the first packing within it has them), or (bound_only) their lower
+ * bounds, which is fast. */
 rg_status rgi_memory_peak(const rgi_graph *g, const rgi_memory_options *o, bool bound_only,
                           int64_t *saved, int64_t *forward, int64_t *backward, rg_error *e);
+/* Bytes of every node's workspace, into size[nnode]. */
+rg_status rgi_memory_workspaces(const rgi_graph *g, const rgi_memory_options *o, int64_t *size,
+                                rg_error *e);
+/* May node k's first output take over its first input's bytes, if that dies there? Element by
+ * element the op then reads and writes the same place, so both sides must be laid out alike. */
+bool rgi_memory_alike(const rgi_graph *g, int32_t k);
 /* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the
  * graph. */
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e);

@@ -34,7 +34,7 @@ static const rgi_rules rules = {.backward = backward};
 const rg_op rgi_op_add = {.abi = RG_OP_ABI,
                           .name = "add",
                           .doc = "sum of tensors of one shape",
-                          .flags = RG_OP_RECOMPUTABLE | RG_OP_INPLACE,
+                          .flags = RG_OP_RECOMPUTABLE | RG_OP_INPLACE | RG_OP_ROWWISE,
                           .in = in,
                           .nin = RGI_COUNT(in),
                           .out = out,

@@ -52,7 +52,7 @@ static const rgi_rules rules = {.infer = infer, .backward = backward};
 const rg_op rgi_op_cast = {.abi = RG_OP_ABI,
                            .name = "cast",
                            .doc = "dense copy, rounded to nearest even",
-                           .flags = RG_OP_RECOMPUTABLE,
+                           .flags = RG_OP_RECOMPUTABLE | RG_OP_ROWWISE,
                            .in = in,
                            .nin = RGI_COUNT(in),
                            .out = out,

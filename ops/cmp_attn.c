@@ -13,15 +13,17 @@ static const rg_attr attrs[] = {
 };
 
 static const rg_port in[] = {
-    RGI_ATTN_IN_QKV(0, "compressed keys, S = T/stride rows unless cu_seqlens_k is bound; b's from "
-                       "cu_seqlens_k[b]/stride on"),
+    RGI_ATTN_IN_QKV(RG_PORT_BLOCKS,
+                    "compressed keys, S = T/stride rows unless cu_seqlens_k is bound; "
+                    "b's from cu_seqlens_k[b]/stride on"),
     RGI_ATTN_IN_SEQ,
 };
 static const rg_port out[] = {RGI_ATTN_OUT};
 
 static const rg_port in_bwd[] = {
-    RGI_ATTN_IN_QKV(0, "compressed keys, S = T/stride rows unless cu_seqlens_k is bound; b's from "
-                       "cu_seqlens_k[b]/stride on"),
+    RGI_ATTN_IN_QKV(RG_PORT_BLOCKS,
+                    "compressed keys, S = T/stride rows unless cu_seqlens_k is bound; "
+                    "b's from cu_seqlens_k[b]/stride on"),
     RGI_ATTN_IN_SEQ,
     RGI_ATTN_IN_BWD(0),
 };
@@ -69,7 +71,7 @@ const rg_op rgi_op_cmp_attn = {
     .abi = RG_OP_ABI,
     .name = "cmp_attn",
     .doc = "attention over compressed keys: position i sees key j iff i >= j*stride + kernel - 1",
-    .flags = RG_OP_RECOMPUTABLE,
+    .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
     .in = in,
     .nin = RGI_COUNT(in),
     .out = out,

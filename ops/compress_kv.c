@@ -255,16 +255,17 @@ static const rg_port in[] = {
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
 };
 static const rg_port out[] = {
-    {"k", "T/stride,KH,D", 0, RG_D_FLOAT, 'F', 1,
+    {"k", "T/stride,KH,D", RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
      "compressed keys; rows of sequence b start at cu_seqlens[b]/stride"},
-    {"v", "T/stride,KH,E", 0, RG_D_FLOAT, 'F', 1, "compressed values, in the same rows"},
+    {"v", "T/stride,KH,E", RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
+     "compressed values, in the same rows"},
 };
 
 const rg_op rgi_op_compress_kv = {
     .abi = RG_OP_ABI,
     .name = "compress_kv",
     .doc = "one key and value per block of `kernel` tokens, a block every `stride` tokens",
-    .flags = RG_OP_RECOMPUTABLE,
+    .flags = RG_OP_RECOMPUTABLE | RG_OP_BLOCKWISE,
     .in = in,
     .nin = RGI_COUNT(in),
     .out = out,

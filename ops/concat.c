@@ -58,7 +58,7 @@ static const rgi_rules rules = {.infer = infer, .backward = rgi_bwd_cut};
 const rg_op rgi_op_concat = {.abi = RG_OP_ABI,
                              .name = "concat",
                              .doc = "tensors one after the other along an axis",
-                             .flags = RG_OP_RECOMPUTABLE,
+                             .flags = RG_OP_RECOMPUTABLE | RG_OP_ROWWISE,
                              .in = in,
                              .nin = RGI_COUNT(in),
                              .out = out,

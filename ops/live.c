@@ -29,7 +29,7 @@ static const rgi_rules live_rules = {.backward = live_backward};
 const rg_op rgi_op_live = {.abi = RG_OP_ABI,
                            .name = "live",
                            .doc = "dense copy whose rows past the last token are zero",
-                           .flags = RG_OP_RECOMPUTABLE | RG_OP_INTERNAL,
+                           .flags = RG_OP_RECOMPUTABLE | RG_OP_INTERNAL | RG_OP_ROWWISE,
                            .in = live_in,
                            .nin = RGI_COUNT(live_in),
                            .out = live_out,

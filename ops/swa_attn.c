@@ -2,6 +2,7 @@
  * The work is attn.c's; this file says which keys a query sees: window_left + 1 of them up to
  * its own. */
 #include "attn.h"
+#include "cpu/attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
@@ -30,13 +31,20 @@ static double pairs(const rgi_attn *a) {
   return rgi_attn_pairs(a, a->window_left < 0 ? -1 : a->window_left + 1);
 }
 
+/* On a GPU the tiles are not known here yet: all keys. */
+static bool window(const rg_call *c, int64_t *left, int64_t *tile) {
+  *left = c->attr[RGI_ATTN_OWN].i;
+  *tile = RGI_ATTN_KEYS;
+  return *left >= 0 && !c->gpu;
+}
+
 static const rgi_attn_kind kind = {RGI_ATTN_SWA, own, rgi_attn_check_rows, pairs};
 
 const rg_op rgi_op_swa_attn = {
     .abi = RG_OP_ABI,
     .name = "swa_attn",
     .doc = "causal attention over the last window_left + 1 keys",
-    .flags = RG_OP_RECOMPUTABLE,
+    .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
     .in = in,
     .nin = RGI_COUNT(in),
     .out = out,
@@ -45,7 +53,7 @@ const rg_op rgi_op_swa_attn = {
     .nattr = RGI_COUNT(attrs),
     RGI_ATTN_FUNCTIONS,
     .backward = "swa_attn.bwd",
-    .rules = &(const rgi_rules){.kind = &kind},
+    .rules = &(const rgi_rules){.window = window, .kind = &kind},
 };
 
 const rg_op rgi_op_swa_attn_bwd = {

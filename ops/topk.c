@@ -41,7 +41,7 @@ enum { NO_BLOCK = -1, DEAD_ROW = 0 };
 
 static const rg_port in_ports[IN_COUNT] = {
     [IN_Q] = {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "queries"},
-    [IN_K] = {"k", "S,KH,D", 0, RG_D_FLOAT, 'F', 1,
+    [IN_K] = {"k", "S,KH,D", RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
               "compressed keys; those of sequence b start in row floor(cu_seqlens_k[b] / stride)"},
     [IN_LSE] = {"lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 1,
                 "log-sum-exp of the attention over the compressed keys; needed by score softmax"},
@@ -460,7 +460,7 @@ const rg_op rgi_op_topk = {
     .abi = RG_OP_ABI,
     .name = "topk",
     .doc = "chooses the blocks of keys that each query attends to",
-    .flags = RG_OP_RECOMPUTABLE,
+    .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
     .in = in_ports,
     .nin = IN_COUNT,
     .out = out_ports,

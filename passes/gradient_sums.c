@@ -75,6 +75,28 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i) {
   return t >= 0 && b->flows[t];
 }
 
+rg_status rgi_bwd_node(rgi_backward *b, int node, const char *op_name, const rg_value *attr,
+                       const int *in, const int *count, const char *suffix, int nout, int *out,
+                       rg_error *e) {
+  rgi_graph *g = b->g;
+  const rg_op *op = rgi_find_op(g->ctx, op_name);
+  char *name = rgi_format(g->arena, "%s%s", g->node[node].name, suffix);
+  int n = name ? rgi_add_node(g, name, op, count, &nout, attr) : -1;
+  if (n < 0) return rgi_nomem(e);
+  rgi_node *made = &g->node[n];
+  memcpy(made->in, in, (size_t)rgi_nin(made) * sizeof *in);
+  made->backward = true;
+  made->kind = RGI_GLUE;
+  made->origin = g->node[node].origin;
+  made->group = g->node[node].group;
+  for (int i = 0; i < nout; i++) {
+    out[i] = rgi_add_gradient(b, name, -1, RG_F32);
+    if (out[i] < 0) return rgi_nomem(e);
+    g->node[n].out[i] = out[i];
+  }
+  return rgi_infer_node(g, n, NULL, e);
+}
+
 rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input,
                         const char *suffix, int *output, rg_error *e) {
   char *name = rgi_format(b->g->arena, "%s%s", b->g->tensor[input].name, suffix);
@@ -145,6 +167,13 @@ rg_status rgi_bwd_cut(rgi_backward *b, int node, rg_error *e) {
 
 /* ---- sums ---- */
 
+/* The dtype that t's gradient has in the end. */
+static rg_dtype final_dtype(const rgi_graph *g, int t) {
+  const int n = g->tensor[t].producer;
+  const rgi_rules *rules = n < 0 ? NULL : g->node[n].op->rules;
+  return rules && rules->wide ? RG_F32 : g->tensor[t].dtype;
+}
+
 /* Name of the next version of t's gradient; the last one is "d.T". */
 static char *version_name(rgi_backward *b, int t, bool last) {
   rgi_arena *a = b->g->arena;
@@ -156,7 +185,7 @@ static char *version_name(rgi_backward *b, int t, bool last) {
 static bool last_version(const rgi_backward *b, int t) {
   const rgi_sum *s = &b->sums[t];
   return s->arrived + 1 == s->slots &&
-         (s->how == RGI_SINGLE || b->g->tensor[t].dtype == RG_F32 || s->initial >= 0);
+         (s->how == RGI_SINGLE || final_dtype(b->g, t) == RG_F32 || s->initial >= 0);
 }
 
 static rg_status push_part(rgi_backward *b, int t, rgi_part p, rg_error *e) {
@@ -240,7 +269,7 @@ rg_status rgi_sum_arrive(rgi_backward *b, int t, int gradient, int node, int axi
 
 void rgi_sum_prepare(const rgi_backward *b, rgi_grad_term *x) {
   const rgi_sum *s = &b->sums[x->tensor];
-  x->dtype = s->how == RGI_SINGLE ? b->g->tensor[x->tensor].dtype : RG_F32;
+  x->dtype = s->how == RGI_SINGLE ? final_dtype(b->g, x->tensor) : RG_F32;
   x->so_far = -1;
   if (s->how == RGI_CHAIN) x->so_far = s->tensor >= 0 ? s->tensor : s->initial;
   if (s->how != RGI_PARTS || !x->shared) return;
@@ -305,7 +334,7 @@ static bool tiles(const rgi_graph *g, int t, rgi_part *p, int n) {
   int axis = n ? p[0].axis : -1;
   if (axis < 0) return false;
   for (int i = 0; i < n; i++)
-    if (p[i].axis != axis || g->tensor[p[i].tensor].dtype != g->tensor[t].dtype) return false;
+    if (p[i].axis != axis || g->tensor[p[i].tensor].dtype != final_dtype(g, t)) return false;
   qsort(p, (size_t)n, sizeof *p, by_start);
   int64_t at = 0;
   for (int i = 0; i < n; i++) {
@@ -336,13 +365,13 @@ static rg_status join_parts(rgi_backward *b, int t, rg_error *e) {
     char *name = rgi_format(g->arena, "d.%s.part%d", g->tensor[t].name, i);
     if (!name) return rgi_nomem(e);
     RGI_TRY(
-        rgi_add_cast(b, s->parts[i].tensor, g->tensor[t].dtype, name, -1, &s->parts[i].tensor, e));
+        rgi_add_cast(b, s->parts[i].tensor, final_dtype(g, t), name, -1, &s->parts[i].tensor, e));
   }
   const rg_op *op = rgi_find_op(g->ctx, "join");
   char *name = rgi_format(g->arena, "d.%s", g->tensor[t].name);
   char *node_name = rgi_format(g->arena, "d.%s.join", g->tensor[t].name);
   rg_value axis = {.i = s->parts[0].axis, .set = true};
-  int whole = name ? rgi_add_gradient(b, name, t, g->tensor[t].dtype) : -1;
+  int whole = name ? rgi_add_gradient(b, name, t, final_dtype(g, t)) : -1;
   int n =
       node_name && whole >= 0 ? rgi_add_node(g, node_name, op, &s->nparts, &(int){1}, &axis) : -1;
   if (n < 0) return rgi_nomem(e);
@@ -365,7 +394,7 @@ static rg_status add_parts(rgi_backward *b, int t, rg_error *e) {
     RGI_TRY(rgi_add_zero(b, t, true, RG_F32, name, t, &acc, e));
   }
   qsort(s->parts, (size_t)s->nparts, sizeof *s->parts, by_rank);
-  bool exact = b->g->tensor[t].dtype == RG_F32 || s->initial >= 0;
+  bool exact = final_dtype(b->g, t) == RG_F32 || s->initial >= 0;
   for (int i = 0; i < s->nparts; i++) {
     bool last = i + 1 == s->nparts && exact;
     char *name = last ? rgi_format(a, "d.%s", b->g->tensor[t].name)
@@ -392,7 +421,7 @@ rg_status rgi_sum_finish(rgi_backward *b, int t, int *out, rg_error *e) {
     s = &b->sums[t];
     if (s->result < 0 && s->tensor >= 0) {
       s->result = s->tensor;
-      rg_dtype want = b->g->tensor[t].dtype;
+      rg_dtype want = final_dtype(b->g, t);
       if (s->initial < 0 && b->g->tensor[s->tensor].dtype != want) {
         char *name = version_name(b, t, true);
         if (!name) return rgi_nomem(e);

@@ -37,9 +37,12 @@ typedef struct rgi_choice {
   rgi_arena *arena; /* owns this struct and all it points to */
   rgi_preset preset;
   int64_t budget; /* RGI_PRESET_BUDGET: bytes, else 0 */
+  bool least;     /* … which are the least that can be met */
   bool budget_of_saved;
+  int named;             /* candidates that the policy says itself what to do with */
   rgi_choice_node *node; /* per graph origin, same order */
   int nnode;
+  double all_ms;   /* model time of everything with nothing recomputed */
   double extra_ms; /* model time of everything recomputed */
   double bound_ms; /* no choice within the budget takes less; == extra_ms where optimal */
   double gap;      /* (extra_ms - bound_ms) / extra_ms, 0 where optimal */

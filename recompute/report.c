@@ -31,12 +31,18 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
                                       "what a budget"};
   rgi_buf_printf(out, "recompute: %s", title[c->preset]);
   if (c->preset == RGI_PRESET_BUDGET) {
-    rgi_buf_printf(out, " of %s of %s memory asks for; %s, %lld choice%s tried",
+    rgi_buf_printf(out, " of %s of %s memory%s asks for; %s, %lld choice%s tried",
                    rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
+                   c->least ? ", the least," : "",
                    c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
                    c->explored == 1 ? "" : "s");
-    if (c->gap > 0) rgi_buf_printf(out, ", at most %.1f %% of its time too many", 100 * c->gap);
+    if (c->gap > 0)
+      rgi_buf_printf(out, ", at most %.2f %% of the whole time too many",
+                     100 * (c->extra_ms - c->bound_ms) / c->all_ms);
   }
+  if (c->named)
+    rgi_buf_printf(out, "; %d node%s as the policy names %s", c->named, c->named == 1 ? "" : "s",
+                   c->named == 1 ? "it" : "them");
   rgi_buf_printf(out, "\n");
   if (candidates)
     rgi_buf_printf(out, "  %-*s  %-10s  %12s  %15s\n", width, "recomputing", "", "saves", "costs");
@@ -56,12 +62,13 @@ void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
   if (c->preset == RGI_PRESET_BUDGET)
     rgi_buf_printf(out, ", \"budget_bytes\": %lld, \"budget_of\": \"%s\"", (long long)c->budget,
                    c->budget_of_saved ? "saved" : "peak");
-  rgi_buf_printf(out,
-                 ", \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": %s, "
-                 "\"explored\": %lld, "
-                 "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
-                 c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false",
-                 (long long)c->explored, (long long)c->saved_before, (long long)c->saved_after);
+  rgi_buf_printf(
+      out,
+      ", \"all_ms\": %.9g, \"extra_ms\": %.9g, \"bound_ms\": %.9g, \"gap\": %.9g, \"optimal\": "
+      "%s, \"explored\": %lld, "
+      "\"saved_before_bytes\": %lld, \"saved_after_bytes\": %lld, \"nodes\": [",
+      c->all_ms, c->extra_ms, c->bound_ms, c->gap, c->optimal ? "true" : "false",
+      (long long)c->explored, (long long)c->saved_before, (long long)c->saved_after);
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
     rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");

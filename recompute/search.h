@@ -10,6 +10,7 @@
 
 #include "../graph/bits.h"
 #include "recompute.h"
+#include <string.h>
 
 /* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not
  * verified. */
@@ -26,39 +27,46 @@ rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi
 
 enum { RGI_EXACT_LIMIT = 20 };
 
+/* ---- replay.c: what a choice takes, as an array of numbers says ---- */
+
+typedef struct rgi_taken {
+  /* bytes; the peak is memplan's lower bound for the packer, or up to RGI_ALIGN less */
+  int64_t saved, peak;
+  int64_t scratch; /* most at one of backward's own nodes */
+  int32_t crowd;   /* places as full as the fullest */
+} rgi_taken;
+typedef struct rgi_replay rgi_replay;
+/* candidate_of: per origin, or -1. The replay lives in `a`, which it fills with scratch of
+ * its own. */
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
+                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
+                            rg_error *e);
+/* *used (may be NULL): the candidates of `set` that something reads; the rest changes nothing. */
+rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used);
+
+/* Scratch bytes alive at backward's t-th node that moves bytes, in the choice run last, or up to
+ * RGI_ALIGN less. */
+int64_t rgi_replay_alive(const rgi_replay *r, int32_t t);
+
+/* ---- model.c: candidates, their costs, memplan's verdict ---- */
+
 /* Sets of candidates (bits.h). All functions take sets of rgi_model.words words. */
-
-/* A forward owner that backward may need. */
-typedef struct rgi_value {
-  int64_t bytes;
-  int candidate;     /* that makes it, or -1: not to be recomputed */
-  bool direct;       /* a backward node reads it */
-  uint64_t *readers; /* candidates that read it when recomputed */
-} rgi_value;
-
-/* One backward node: what it needs at once. */
-typedef struct rgi_moment {
-  int64_t base; /* bytes of gradients alive, whatever the choice */
-  int *reads;   /* values */
-  int nreads;
-} rgi_moment;
-
 typedef struct rgi_model {
   rgi_arena *arena;
   const rgi_graph *g;
   const rgi_profile *profile;
   rgi_memory_options mem;
   int ncandidate, *origin; /* candidate → origin */
+  int *candidate_of;       /* origin → candidate, or -1 */
   double *ms;              /* candidate → model time of all its nodes */
+  double all_ms;           /* model time of everything, with nothing recomputed */
   /* candidate → saved bytes of its outputs if it alone is kept among the chosen */
   int64_t *kept_bytes;
-  rgi_value *value;
-  int nvalue;
-  rgi_moment *moment;
-  int nmoment;
-  int words;        /* in a set */
-  uint64_t *feeds;  /* [ncandidate][words]: candidates that a candidate's clone reads */
-  uint64_t *wanted; /* candidates whose outputs a backward node reads */
+  /* candidate → those that are named alike, but for numbers, have one kind */
+  int *kind, nkind;
+  int *op, nop; /* … those of one op */
+  int words;    /* in a set */
+  rgi_replay *replay;
 } rgi_model;
 
 rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
@@ -66,22 +74,55 @@ rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
 void rgi_model_destroy(rgi_model *m);
 /* An empty set; NULL on NOMEM. */
 uint64_t *rgi_model_set(const rgi_model *m);
-/* Keeps of `set` the candidates that something would read: the rest changes
- * nothing. True if none was dropped. */
-bool rgi_model_needed(const rgi_model *m, const uint64_t *set, uint64_t *needed);
-/* All candidates, most memory freed per millisecond first. */
-void rgi_model_order(const rgi_model *m, int *order);
-/* Where packing after every added candidate would take too long: one in so many, some 64 in all. */
-static inline int rgi_model_stride(const rgi_model *m) {
-  return m->ncandidate / 64 + 1;
+static inline bool rgi_model_same(const rgi_model *m, const uint64_t *a, const uint64_t *b) {
+  return memcmp(a, b, (size_t)m->words * sizeof *a) == 0;
 }
-int64_t rgi_model_saved(const rgi_model *m, const uint64_t *set);
-/* No more than the peak that memplan finds for it. */
-int64_t rgi_model_peak_bound(const rgi_model *m, const uint64_t *set);
-/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower
- * bound) if that exceeds `limit`. */
-rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, int64_t *saved,
-                            int64_t *peak, double *ms, rg_error *e);
+double rgi_model_ms(const rgi_model *m, const uint64_t *set);
+/* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if
+ * that exceeds `limit`, and ends at the first within the limit if that is `enough`. */
+rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
+                            int64_t *saved, int64_t *peak, double *ms, rg_error *e);
+
+/* ---- what a budget asks for ---- */
+
+typedef struct rgi_chooser {
+  rgi_model *m;
+  int64_t budget;
+  const char *budget_at; /* of the policy, for messages */
+  bool of_saved;
+  rgi_progress progress;
+  int *free, nfree; /* candidates that may be chosen or not … */
+  uint64_t *always; /* … those that are chosen in any case; the others are kept */
+  /* the answer */
+  bool found;
+  /* among the sets within the budget, one of the least model time that was found */
+  uint64_t *best;
+  double best_ms;  /* of it */
+  double bound_ms; /* no set within the budget takes less */
+  bool optimal;
+  int64_t explored; /* sets that were packed */
+} rgi_chooser;
+
+static inline int64_t rgi_figure(const rgi_chooser *c, rgi_taken x) {
+  return c->of_saved ? x.saved : x.peak;
+}
+/* The chooser's starting point: nothing forced either way, nothing found. */
+rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e);
+/* Memplan's verdict on a set. */
+rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e);
+/* The least time within the budget, or !c->found. */
+rg_status rgi_choose_exact(rgi_chooser *c, rg_error *e);
+/* The least bytes that any set takes: that budget is met, one byte less is not. */
+rg_status rgi_least_exact(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
+/* The same for many candidates, as far as the search goes: the same answer whatever the budget. */
+rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
+/* `least`: a set that is within the budget. */
+rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e);
+/* Fills in bound_ms and optimal, from a choice that was found. */
+rg_status rgi_bound(rgi_chooser *c, rg_error *e);
+/* Betters best_ms or raises bound_ms to it, if going through all choices is work that can be
+ * done. */
+rg_status rgi_prove(rgi_chooser *c, rg_error *e);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
  * false. */

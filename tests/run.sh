@@ -94,6 +94,9 @@ stage_release() {
   local status=0
   tests/python.sh build || status=$?
   [ "$status" -eq 77 ] || check "python" test "$status" -eq 0
+  status=0
+  tests/releases.py build || status=$?
+  [ "$status" -eq 77 ] || check "releases" test "$status" -eq 0
 }
 stage_sanitize() {
   build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF "-DREGRAPH_SANITIZE=address,undefined"
@@ -113,8 +116,8 @@ stage_coverage() {
 }
 stage_static() {
   check "clang-format" bash -c 'git ls-files "*.c" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run --Werror'
-  check "lines of at most 100 columns" bash -c '[ -z "$(
-    git ls-files "*.c" "*.h" "*.cu" "*.cuh" | LC_ALL=C.UTF-8 xargs grep -nP "^.{101}" | tee /dev/stderr)" ]'
+  check "lines of at most 100 columns" bash -c \
+    '! LC_ALL=C.UTF-8 grep -nP "^.{101}" $(git ls-files "*.c" "*.h" "*.cu" "*.cuh")'
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
     -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON

@@ -9,7 +9,10 @@
 #   memplan    random graphs planned, played and checked; in place or not: the same bits
 #   packing    the packer against brute force
 #   recompute  the chooser against brute force
+#   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
+#   tables     who owns which tokens, against one token after the other
+#   ranks      random specs and batches on several ranks: the results of one
 #   fuzz       specs and packings from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
@@ -23,12 +26,15 @@ declare -A test=(
   [memplan]="test_memplan_sim memplan_sim/random_graphs memplan_sim/in_place_changes_no_bit"
   [packing]="test_pack pack/brute_force"
   [recompute]="test_recompute recompute/random_graphs"
+  [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
+  [tables]="test_cp_tables cp_tables/random_packs"
+  [ranks]="test_cp_random cp_random/specs"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute lowering fuzz)
+[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define RG_OP_ABI   2
+#define RG_OP_ABI   3
 #define RG_MAX_RANK 8
 
 /* ---- shapes ---------------------------------------------------------------------------------- */
@@ -77,6 +77,9 @@ typedef struct rg_call {
   /* NULL: the call is for the CPU. Else data and workspace are device addresses, never read by the
    * host */
   const rg_gpu *gpu;
+  struct rg_comm *comm; /* of RG_OP_COMM, while running; NULL: there is one rank */
+  /* the bytes `comm_bytes` asked for, 256-aligned: collectives touch nothing else */
+  void *comm_block;
 } rg_call;
 
 /* The single tensor on a port, or NULL if the port is absent. */
@@ -111,7 +114,10 @@ enum {
   /* out-port of a backward op: may be asked for in fp32, and to be added to the tensor on the
    * in-port "acc.NAME" (same tensor, in place), see below */
   RG_PORT_GRAD = 1 << 6,
-  RG_PORT_OFFSETS = 1 << 7 /* int32 [B], each >= 0: position of a sequence's first query */
+  RG_PORT_OFFSETS = 1 << 7, /* int32 [B], each >= 0: position of a sequence's first query */
+  /* axis 0 has a row for every `stride` (an attribute) rows of the tokens: on an in-port of the
+   * keys' tokens, on an out-port of those on the ROWS ports */
+  RG_PORT_BLOCKS = 1 << 8
 };
 
 /* dtype sets */
@@ -162,7 +168,42 @@ typedef struct rg_cost {
   double flops;
   double exps;  /* exponentials and other special functions */
   double bytes; /* each input read once, each output written once */
+  double wire;  /* bytes that a rank sends to others */
 } rg_cost;
+
+/* ---- communication --------------------------------------------------------------------------- */
+
+/* What a rank sends to both neighbours in rank order, and gets from them: `bytes` each, NULL
+ * towards nobody. */
+typedef struct rg_halo {
+  const void *to_previous, *to_next;
+  void *from_previous, *from_next;
+} rg_halo;
+
+/* One rank's end of a communicator. All ranks make the same calls in the same order; each names the
+ * node that makes it. Buffers are dense; nothing is reduced on the way: sums are taken by ops, in
+ * rank order. `stream` is NULL for memory of the host, else the cudaStream_t on which to enqueue
+ * (perhaps capturing). Every function returns RG_E_COMM, on every rank and in bounded time, once a
+ * rank has failed, is too late or calls something else; the message names rank, collective and what
+ * differs. */
+struct rg_comm {
+  uint32_t abi; /* RG_OP_ABI */
+  int size, rank;
+  void *user; /* the engine's own */
+  /* recv [size][bytes]: what every rank sent, by rank */
+  rg_status (*all_gather)(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
+                          void *stream, rg_error *e);
+  /* send, recv [size][bytes]: to every rank, from every rank */
+  rg_status (*all_to_all)(rg_comm *c, const char *node, const void *send, void *recv, size_t bytes,
+                          void *stream, rg_error *e);
+  rg_status (*halo)(rg_comm *c, const char *node, const rg_halo *h, size_t bytes, void *stream,
+                    rg_error *e);
+  rg_status (*barrier)(rg_comm *c, const char *node, rg_error *e);
+  /* This rank takes part no more: what others wait for, and all later calls, fail with `why`. From
+   * any thread. */
+  void (*abort)(rg_comm *c, const rg_error *why);
+  void (*destroy)(rg_comm *c);
+};
 
 /* ---- CUDA ------------------------------------------------------------------------------------ */
 
@@ -198,7 +239,19 @@ enum {
   RG_OP_RECOMPUTABLE = 1 << 1, /* deterministic and free of side effects: a policy may name it */
   /* moves no bytes; handled by the graph (slice, split, reshape, transpose, join) */
   RG_OP_VIEW = 1 << 2,
-  RG_OP_INPLACE = 1 << 3 /* the first output may take the first input's bytes when that dies here */
+  RG_OP_INPLACE =
+      1 << 3, /* the first output may take the first input's bytes when that dies here */
+  /* What becomes of the op where tokens are shared out among ranks. An op that says nothing is
+   * refused there, unless no input of it has tokens. (A plugin's op may say ROWWISE.) ROWWISE: a
+   * row of the outputs depends on that row of the inputs on ROWS ports (and its position, with an
+   * OFFSETS port) alone. QUERYWISE: and on the keys on KROWS and BLOCKS ports, told by SEQLENS,
+   * KSEQLENS and OFFSETS ports, all of which the op has. BLOCKWISE: makes compressed rows: row r of
+   * a BLOCKS out-port out of the `kernel` tokens of the block that starts in [r·stride,
+   * (r+1)·stride). */
+  RG_OP_ROWWISE = 1 << 4,
+  RG_OP_QUERYWISE = 1 << 5,
+  RG_OP_BLOCKWISE = 1 << 6,
+  RG_OP_COMM = 1 << 7 /* communicates: rg_call.comm has as many ranks as its attribute "ranks" */
 };
 
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they
@@ -234,6 +287,7 @@ typedef struct rg_op {
   void (*cost)(const rg_call *c, rg_cost *out);
   /* NULL: none. From shapes, attributes, c->threads and c->gpu alone */
   size_t (*workspace)(const rg_call *c);
+  size_t (*comm_bytes)(const rg_call *c); /* RG_OP_COMM: what it sends from and receives into */
   rg_status (*run_cpu)(const rg_call *c);
   /* Hands over the launches of one execution on a GPU; NULL: the op has none.
    * Promises O1 to O5 hold for them. */

@@ -267,6 +267,8 @@ RG_API rg_status rg_build_output(rg_builder *builder, const char *name, const ch
 RG_API rg_status rg_build_spec(const rg_builder *builder, const rg_binding *set, size_t nset,
                                rg_spec **out, rg_error *error);
 
+/* Instead of a path or a JSON text a policy may be one word: "none", "all", "least" (the least
+ * memory) or a budget of peak memory, such as "6GiB". */
 RG_API rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out,
                                      rg_error *error);
 RG_API rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size,
@@ -297,6 +299,8 @@ typedef struct rg_tensor_info {
   bool accumulates; /* RG_GRAD_OUT into an fp32 buffer that is added to (grad "accumulate") */
   bool seqlens;     /* holds sequence starts, as cu_seqlens does */
   bool offsets;     /* holds positions of first queries */
+  bool sharded;     /* dim[0] counts this rank's share of the rows: those that rg_cp_rows names */
+  bool partial;     /* a gradient to which other ranks have terms, too (cp weights "local") */
 } rg_tensor_info;
 
 /* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the
@@ -331,6 +335,8 @@ typedef struct rg_plan_options {
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
   void *progress_user;
+  /* ranks of context parallelism; 0: what the policy says. The plan is the same on all of them */
+  int64_t cp;
 } rg_plan_options;
 
 RG_API rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
@@ -342,9 +348,10 @@ typedef struct rg_sizes {
   /* bytes used inside a direction; sessions that never run at once may share one block */
   int64_t scratch;
   int64_t forward_scratch, backward_scratch;
-  /* saved + the most scratch bytes alive at once: no packing can do better */
+  /* saved + comm + the most scratch bytes alive at once: no packing can do better */
   int64_t lower_bound;
-  int64_t predicted_peak; /* saved + scratch */
+  int64_t predicted_peak; /* saved + scratch + comm */
+  int64_t comm;           /* what collectives send from and receive into; sessions never share it */
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
@@ -393,6 +400,45 @@ RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            const rg_plan_options *options, const char *format, rg_text *out,
                            rg_error *error);
 
+/* ---- context parallelism ---------------------------------------------------------------------
+ * The T rows of a batch are cut into 2·ranks chunks; a rank owns two of them (docs/cp.md). */
+
+typedef enum rg_cp_mode {
+  RG_CP_AUTO,   /* per batch, whichever of the two gives the busiest rank less to do */
+  RG_CP_BLOCKS, /* mode 1: rank r owns chunks 2r and 2r + 1 */
+  RG_CP_ZIGZAG  /* mode 2: chunks r and 2·ranks - 1 - r */
+} rg_cp_mode;
+
+typedef struct rg_range {
+  int64_t begin, end; /* rows [begin, end) */
+} rg_range;
+
+/* How a plan shares out its rows: 1 rank where it does not. */
+typedef struct rg_cp_info {
+  int ranks;
+  rg_cp_mode mode;
+  int64_t capacity; /* rows of all ranks; 0 with 1 rank */
+} rg_cp_info;
+RG_API rg_status rg_plan_cp(const rg_plan *plan, rg_cp_info *out);
+
+/* The rows of a batch that a rank owns, in the order in which its tensors hold them. `capacity` is
+ * the plan's T, a multiple of 2·ranks; cu_seqlens has `entries` starts. For a data loader: needs no
+ * plan, allocates nothing. */
+RG_API rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
+                            rg_cp_mode mode, int rank, rg_range out[2], rg_error *error);
+
+/* One rank's end of a communicator; regraph/op.h has its members, for callers that bring functions
+ * of their own (MPI's, a framework's). A rank uses its end from one thread at a time. */
+typedef struct rg_comm rg_comm;
+
+/* Ranks that are threads of this process: fills comm[0 … ranks). A collective that not every rank
+ * has reached `deadline` seconds after the first one (0: 60) ends all ranks with RG_E_COMM. */
+RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm,
+                                 rg_error *error);
+/* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others'
+ * collectives. */
+RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);
+
 /* ---- session --------------------------------------------------------------------------------- */
 
 /* RG_OK if sessions for this device ("cpu", "cuda") run on this machine; otherwise what is
@@ -414,6 +460,10 @@ typedef struct rg_session_options {
                         each step */
   /* cuda: the cudaStream_t that runs are enqueued on; NULL: the default stream */
   void *stream;
+  /* This rank's end, of as many ranks as the plan has, borrowed; where a rank fails, so do the runs
+   * of all. With it, creating a session is collective: ranks compare what they must have in
+   * common. */
+  rg_comm *comm;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,

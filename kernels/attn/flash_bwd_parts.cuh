@@ -100,13 +100,13 @@ __device__ __forceinline__ bool bwd_begin(const rgk_flash_bwd &p, bwd_barriers *
     bar_init(&bar->kv, 1);
     for (int i = 0; i < 2; i++) {
       bar_init(&bar->q_full[i], 1);
-      bar_init(&bar->q_empty[i], 8);
+      bar_init(&bar->q_empty[i], 8 * WARP_ARRIVALS);
       bar_init(&bar->o_full[i], 1);
-      bar_init(&bar->o_empty[i], 8);
-      bar_init(&bar->ds_full[i], 8);
+      bar_init(&bar->o_empty[i], 8 * WARP_ARRIVALS);
+      bar_init(&bar->ds_full[i], 8 * WARP_ARRIVALS);
     }
     for (int i = 0; i < 4; i++) {
-      bar_init(&bar->dq_full[i], givers);
+      bar_init(&bar->dq_full[i], givers * WARP_ARRIVALS);
       bar_init(&bar->dq_empty[i], 1);
     }
     bar_init_done();
@@ -175,13 +175,9 @@ __device__ __forceinline__ void add_dq(const rgk_flash_bwd &p, const bwd_item &x
       store_commit();
     }
 #pragma unroll
-    for (int j = each - 1; j < panels; j += each) {
-      if (j + 1 < panels)
-        store_wait_read<1>();
-      else
-        store_wait_read<0>();
-      bar_arrive(&empty[2 * odd + j / each]);
-    }
+    for (int j = each - 1; j < panels; j += each)
+      bar_release(&empty[2 * odd + j / each],
+                  j + 1 < panels ? store_wait_read<1>() : store_wait_read<0>());
     store_wait<0>();
     if (x.tile > 0) publish(done, (uint32_t)turn + 1);
     w.next();
@@ -202,7 +198,7 @@ __device__ __forceinline__ void bwd_serve(const rgk_flash_bwd &p, const bwd_item
         bar->dq_full, bar->dq_empty, t == 64);
 }
 
-/* ---- tiles, dK and dV ---- */
+/* ---- tiles ---- */
 
 /* Rows [n, count) of a tile of `panels` panels become zero: they belong to others, and 0 * NaN is
  * NaN. */
@@ -212,6 +208,58 @@ template <int panels, int count> __device__ __forceinline__ void zero_rows(char 
     *(uint4 *)(at + panel * count * 128 + row * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
   }
 }
+
+/* The item's keys are there; rows past the last become zeros, by both warpgroups together. */
+template <class L>
+__device__ __forceinline__ void await_keys(bwd_barriers *bar, int keys, int both) {
+  bar_wait(&bar->kv, 0);
+  if (keys == L::key_rows) return;
+  zero_rows<L::k_panels, L::key_rows>(bwd_smem + L::k, keys, both);
+  zero_rows<L::v_panels, L::key_rows>(bwd_smem + L::v, keys, both);
+  proxy_fence();
+  named_sync(1, 256);
+}
+/* The same of a step's queries, n of them. */
+template <class L> __device__ __forceinline__ void clear_queries(int stage, int n, int both) {
+  zero_rows<L::k_panels, ROWS>(bwd_smem + L::q + stage * L::k_panels * L::q_panel, n, both);
+  zero_rows<L::v_panels, ROWS>(bwd_smem + L::d_o + stage * L::v_panels * L::q_panel, n, both);
+  proxy_fence();
+  named_sync(1, 256);
+}
+
+/* ---- weights ---- */
+
+/* P^T of N / 4 groups of columns from scores; `lse`: those of the thread's first two columns. */
+template <int N> __device__ __forceinline__ void weigh(float (&s)[N], uint32_t lse, float scale2) {
+#pragma unroll
+  for (int j = 0; j < N / 4; j++) {
+    const float2 l = read2(lse + 32 * j);
+    s[4 * j] = exp2_fast(s[4 * j] * scale2 - l.x);
+    s[4 * j + 1] = exp2_fast(s[4 * j + 1] * scale2 - l.y);
+    s[4 * j + 2] = exp2_fast(s[4 * j + 2] * scale2 - l.x);
+    s[4 * j + 3] = exp2_fast(s[4 * j + 3] * scale2 - l.y);
+  }
+}
+
+/* Clears weights of keys `key` and key + 8 of the tile's `keys` where a query does not see them;
+ * the thread's columns begin at `first`. */
+template <int N>
+__device__ __forceinline__ void mask(float (&s)[N], const rgk_attn &a, const step &x, int key,
+                                     int keys, int first) {
+  const int apart = a.mode == RGK_CMP ? a.stride : 1;
+#pragma unroll
+  for (int g = 0; g < 2; g++) {
+    const int k = key + 8 * g, from = (k < keys ? x.from + k * apart : ROWS) - first,
+              upto = min(x.n, x.upto + k) - first;
+#pragma unroll
+    for (int j = 0; j < N / 4; j++) {
+      if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
+      if (8 * j + 1 < from || 8 * j + 1 >= upto) s[4 * j + 2 * g + 1] = 0;
+    }
+  }
+}
+
+/* ---- dK and dV ---- */
 
 __device__ __forceinline__ void put2(const rgk_tensor &x, int64_t at, float a, float b, bool add) {
   if (x.dtype == RG_F32) {

@@ -89,13 +89,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 
   const int steps = (x.m1 - x.m0) * a.G;
   if (steps > 0) {
-    bar_wait(&bar->kv, 0);
-    if (keys < KEYS) {
-      zero_rows<L::k_panels, KEYS>(bwd_smem + L::k, keys, both);
-      zero_rows<L::v_panels, KEYS>(bwd_smem + L::v, keys, both);
-      proxy_fence();
-      named_sync(1, 256);
-    }
+    await_keys<L>(bar, keys, both);
   } else if (x.turns > 0) {
     return;
   }
@@ -109,12 +103,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     bar_wait(&bar->q_full[at.stage], at.parity);
     bar_wait(&bar->o_full[at.stage], at.parity);
     const step st = bar->steps[at.stage];
-    if (st.n < ROWS) {
-      zero_rows<L::k_panels, ROWS>(bwd_smem + (Q - base), st.n, both);
-      zero_rows<L::v_panels, ROWS>(bwd_smem + (dO - base), st.n, both);
-      proxy_fence();
-      named_sync(1, 256);
-    }
+    if (st.n < ROWS) clear_queries<L>(at.stage, st.n, both);
     float s[16], dp[16];
     wgmma_fence();
 #pragma unroll
@@ -129,28 +118,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     wgmma_commit();
     wgmma_wait<1>();
     wgmma_keep(s);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float2 l = read2(lse + 32 * j);
-      s[4 * j] = exp2_fast(s[4 * j] * scale2 - l.x);
-      s[4 * j + 1] = exp2_fast(s[4 * j + 1] * scale2 - l.y);
-      s[4 * j + 2] = exp2_fast(s[4 * j + 2] * scale2 - l.x);
-      s[4 * j + 3] = exp2_fast(s[4 * j + 3] * scale2 - l.y);
-    }
-    if (st.masked) {
-      const int apart = a.mode == RGK_CMP ? a.stride : 1;
-#pragma unroll
-      for (int g = 0; g < 2; g++) { /* keys `key` and key + 8 */
-        const int k = key + 8 * g, c0 = 32 * wg + 2 * (lane & 3),
-                  from = (k < keys ? st.from + k * apart : ROWS) - c0,
-                  upto = min(st.n, st.upto + k) - c0;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
-          if (8 * j + 1 < from || 8 * j + 1 >= upto) s[4 * j + 2 * g + 1] = 0;
-        }
-      }
-    }
+    weigh(s, lse, scale2);
+    if (st.masked) mask(s, a, st, key, keys, 32 * wg + 2 * (lane & 3));
     wgmma_wait<0>();
     wgmma_keep(dp);
 #pragma unroll
@@ -182,17 +151,17 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     dk.template add<false>(dS, Q, wg, false);
     dq.template add<true>(dS, K, wg, true);
     wgmma_commit();
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     dv.keep();
     dk.keep();
     dq.keep();
-    if (lane == 0) bar_arrive(&bar->q_empty[at.stage]), bar_arrive(&bar->o_empty[at.stage]);
+    warp_release(&bar->q_empty[at.stage], done, dk.a[0]); /* lse, delta, `steps` went into dK */
+    warp_release(&bar->o_empty[at.stage], done);
     if (i > 0) bar_wait(&bar->dq_empty[((i - 1) & 1) * 2], (i - 1) >> 1 & 1);
     give(dq.a, base + L::dq, dq.first(wg) * 4, lane, warp);
     if constexpr (dq.odd) give(dq.b, base + L::dq, dq.whole * 4 + wg * 2, lane, warp);
     proxy_fence();
-    __syncwarp();
-    if (lane == 0) bar_arrive(&bar->dq_full[(i & 1) * 2]);
+    warp_ready(&bar->dq_full[(i & 1) * 2]);
   }
 
   if (x.turns > 1) {

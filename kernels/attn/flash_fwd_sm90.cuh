@@ -143,7 +143,7 @@ __device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s)
       bar_wait(&s.q_empty[g], q_parity ^ 1);
       s.jobs[g] = j;
       if (j.first == j.end) {
-        bar_arrive(&s.q_full[g]);
+        bar_ready(&s.q_full[g]);
         continue;
       }
       bar_expect(&s.q_full[g], C::DP * C::Q);
@@ -349,12 +349,14 @@ __device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a
- * sequence row by row. `at`: the warp's rows of the first panel of C::Q bytes. */
+ * sequence row by row. `at`: the warp's rows of the first panel of C::Q bytes. Returns what depends
+ * on all that this thread read there. */
 template <class C>
-__device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, int first,
-                                      float (&o)[C::E / 2], char *at) {
+__device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &j, int first,
+                                          float (&o)[C::E / 2], char *at) {
   const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
-  if (rows <= 0) return;
+  uint32_t copied = 0;
+  if (rows <= 0) return copied;
 #pragma unroll
   for (int x = 0; x < C::E / 16; x++) {
     uint32_t w[4];
@@ -372,17 +374,20 @@ __device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, i
         tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
       store_commit();
     }
-    return;
+    return copied;
   }
+  if (!C::OWN_O) proxy_fence(); /* the copy engine will write there */
   __syncwarp();
   const int pieces = p.E / 8;
   for (int i = lane; i < rows * pieces; i += 32) {
     const int y = i / pieces, x = i - y * pieces;
     typename C::type *out =
         (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
-    *(uint4 *)(out + x * 8) =
-        *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
+    const uint4 piece = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
+    *(uint4 *)(out + x * 8) = piece;
+    copied ^= piece.x;
   }
+  return copied;
 }
 
 /* A tile of dead rows. */
@@ -400,6 +405,41 @@ __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job 
 
 /* ---- kernel ---- */
 
+/* Which keys of its tiles the thread's rows see, `row` being the first of them. */
+__device__ __forceinline__ void find_keys(const rgk_flash_params &p, const job &j, int row,
+                                          int lane, thread_rows &r) {
+  for (int y = 0; y < 2; y++) {
+    r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
+    r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
+  }
+  const int top = j.position + row - lane / 4;
+  r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+}
+
+/* A job's end: its rows of o and lse leave, and q's room is given back where o goes through it. */
+template <class C>
+__device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, const job &j,
+                                       int group, int warp, int lane, int row, float c,
+                                       float (&o)[C::E / 2], thread_rows &r) {
+  float lse[2];
+  average<C>(p, j, o, r, c, lse);
+  if (C::OWN_O) { /* the copy engine has read the last job's rows */
+    if (lane == 0) store_wait_read<0>();
+    __syncwarp();
+  } else { /* all warps are done with q */
+    named_sync(8 + group, 128);
+  }
+  const uint32_t copied =
+      write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+  /* last: the fence before the copy engine waits for stores before it */
+  write_lse(p, j, row, lse);
+  if (!C::OWN_O) {
+    const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
+    __syncwarp();
+    bar_release(&s.q_empty[group], stored, copied, j.head, j.keys);
+  }
+}
+
 template <class C>
 __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
@@ -408,10 +448,6 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
   auto baton_wait = [&]() { named_sync(1 + group, 256); };
   auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
-  auto release = [&](uint64_t *bar) {
-    __syncwarp();
-    if (lane == 0) bar_arrive(bar);
-  };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -420,7 +456,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     const job j = s.jobs[group];
     if (j.kind == EXIT) break;
     if (j.kind == DEAD_ROWS) {
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], j.head, j.keys);
       clear_rows<C>(p, j);
       continue;
     }
@@ -434,16 +470,12 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       uint32_t pr[C::N / 4];
       float scale[2];
       query<C> q;
+      waited scored = waited::for_nothing();
       if constexpr (C::Q_REGS)
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
         q = smem_at(s.q[group]);
-      for (int y = 0; y < 2; y++) {
-        r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
-        r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
-      }
-      const int top = j.position + row - lane / 4;
-      r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+      find_keys(p, j, row, lane, r);
       auto tail = [&](int t) {
         if ((t + 1) * C::N > j.keys) clear_tail<C>(s.v[v.stage], j.keys - t * C::N, group);
       };
@@ -456,12 +488,11 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
         baton_pass();
-        wgmma_wait<0>();
+        scored = wgmma_wait<0>();
         wgmma_keep(x);
-        /* Only now has the product taken what ldmatrix read of q; one still under way would read
-         * the next job's. */
-        if (C::Q_REGS) bar_arrive(&s.q_empty[group]);
-        release(&s.k_empty[k.stage]);
+        /* Not before: the product has taken what ldmatrix read. */
+        if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
+        warp_release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
@@ -478,9 +509,9 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_fence();
         start_pv<C>(o, pr, smem_at(s.v[v.stage]));
         baton_pass();
-        wgmma_wait<1>();
+        scored = wgmma_wait<1>();
         wgmma_keep(x);
-        release(&s.k_empty[k.stage]);
+        warp_release(&s.k_empty[k.stage], scored);
         k.next();
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
@@ -488,10 +519,10 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         /* This wait's loop also keeps the compiler from pulling the next one up before the
          * softmax. */
         if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
-        wgmma_wait<0>();
+        const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
-        release(&s.v_empty[v.stage]);
+        warp_release(&s.v_empty[v.stage], added);
         v.next();
         if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
 #pragma unroll
@@ -499,34 +530,19 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         }
         pack<C>(pr, x);
       }
-      if (C::OWN_O && !C::Q_REGS) bar_arrive(&s.q_empty[group]);
+      if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
       bar_wait(&s.v_full[v.stage], v.parity);
       tail(j.first);
       wgmma_fence();
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
-      wgmma_wait<0>();
+      const waited added = wgmma_wait<0>();
       wgmma_keep(o);
-      release(&s.v_empty[v.stage]);
+      warp_release(&s.v_empty[v.stage], added);
       v.next();
     } else if (C::OWN_O) {
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], j.head, j.keys);
     }
-    float lse[2];
-    average<C>(p, j, o, r, c, lse);
-    if (C::OWN_O) { /* the copy engine has read the last job's rows */
-      if (lane == 0) store_wait_read<0>();
-      __syncwarp();
-    } else { /* all warps are done with q */
-      named_sync(8 + group, 128);
-    }
-    write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
-    /* last: the fence before the copy engine waits for stores before it */
-    write_lse(p, j, row, lse);
-    if (!C::OWN_O) {
-      if (lane == 0) store_wait_read<0>();
-      __syncwarp();
-      bar_arrive(&s.q_empty[group]);
-    }
+    finish<C>(p, s, j, group, warp, lane, row, c, o, r);
   }
   if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
@@ -540,8 +556,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
-      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS);
-      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS);
+      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
     }
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);

@@ -140,7 +140,7 @@ __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &
         if (j.kind == WORK)
           bar_expect(&s.q_full[g], memory::DP * PANEL);
         else
-          bar_arrive(&s.q_full[g]);
+          bar_ready(&s.q_full[g]);
       }
       __syncwarp();
       if (j.kind == WORK && lane < 4 * memory::DP) {
@@ -216,7 +216,7 @@ __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) 
           if (any)
             bar_expect(&s.full[r.stage], PANELS * PANEL);
           else
-            bar_arrive(&s.full[r.stage]);
+            bar_ready(&s.full[r.stage]);
         }
         __syncwarp();
         if (any && lane < PANELS) {
@@ -378,7 +378,7 @@ template <class T, int D, int E> struct consumer {
   }
 
   /* Adds the stage's keys. */
-  __device__ __forceinline__ void add(float (&o)[E / 2], const label &y) {
+  __device__ __forceinline__ waited add(float (&o)[E / 2], const label &y) {
     char *at_v = s.data[r.stage] + memory::DP * PANEL;
     const int limit = y.mask >> unit & 1 ? (int)min(position + 1 - y.first,
                                                     (int64_t)min(y.end - y.first, (int)KEYS))
@@ -406,9 +406,10 @@ template <class T, int D, int E> struct consumer {
     }
     add32<0>(o, z, a, smem_at(at_v), on, minus);
     add32<2>(o, z, a, smem_at(at_v), on, minus);
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     wgmma_keep(o);
     wgmma_keep(a);
+    return done;
   }
 
   __device__ __forceinline__ void run() {
@@ -418,7 +419,7 @@ template <class T, int D, int E> struct consumer {
       if (j.kind == EXIT) break;
       const place u = find_unit(p, j, unit);
       if (j.kind == DEAD_ROWS) {
-        bar_arrive(&s.q_empty[group]);
+        bar_release(&s.q_empty[group], j.n, j.keys);
         clear_rows<T, E>(p, u);
         continue;
       }
@@ -429,15 +430,15 @@ template <class T, int D, int E> struct consumer {
       for (int i = 0; i < E / 2; i++) o[i] = 0;
 #pragma unroll
       for (int h = 0; h < 2; h++) x.m[h] = -INFINITY, x.l[h] = 0;
+      waited done = waited::for_nothing();
       for (bool last = false; !last; r.next()) {
         bar_wait(&s.full[r.stage], r.parity);
         const label y = read_label();
-        if (y.mask >> 4 * group & 15) add(o, y);
+        if (y.mask >> 4 * group & 15) done = add(o, y);
         last = y.last;
-        __syncwarp();
-        if (lane == 0) bar_arrive(&s.empty[r.stage]);
+        warp_release(&s.empty[r.stage], done, y.last);
       }
-      bar_arrive(&s.q_empty[group]);
+      bar_release(&s.q_empty[group], done, j.n, j.keys);
       finish<T, E>(p, u, o, x, c);
     }
   }
@@ -451,7 +452,8 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_GATHER_BYTES(D, E), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    for (int i = 0; i < layout::STAGES; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS);
+    for (int i = 0; i < layout::STAGES; i++)
+      bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS * WARP_ARRIVALS);
     for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);

@@ -275,8 +275,10 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant_
     float x[8], y[8];
     load8<T>(x, o + 8 * c, p.a.aligned);
     load8<T>(y, d_o + 8 * c, p.a.aligned);
+    float part = 0; /* on its own, as combine's backward sums it */
 #pragma unroll
-    for (int k = 0; k < 8; k++) sum = fmaf(x[k], y[k], sum);
+    for (int k = 0; k < 8; k++) part = fmaf(x[k], y[k], part);
+    sum += part;
   }
   for (int d = LANES / 2; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
   if (live && lane == 0) put_stat(p, i, row, head, sum);

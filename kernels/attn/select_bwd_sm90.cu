@@ -205,7 +205,7 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
     if (t == 0) {
       bar_wait(&s.job_empty[n & 1], n >> 1 & 1 ^ 1);
       next_job<ROWS>(p, s.at, j);
-      bar_arrive(&s.job_full[n & 1]);
+      bar_ready(&s.job_full[n & 1]);
     }
     named_sync(LOADING, 128);
     if (j.kind == EXIT) return;
@@ -257,8 +257,7 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
       copies_commit();
       copies_wait<0>();
       proxy_fence();
-      __syncwarp();
-      if (t % 32 == 0) bar_arrive(&s.full[stage]);
+      warp_ready(&s.full[stage]);
     }
   }
 }
@@ -434,7 +433,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
   };
   bar_wait(&sh.full[tile & 1], tile >> 1 & 1);
   scores();
-  wgmma_wait<0>();
+  waited all = wgmma_wait<0>();
   wgmma_keep(s);
   for (int left = rows; left > 0; left -= ROWS) {
     const uint32_t stage = tile & 1, q = smem_at(sh.q[stage]), d_o = smem_at(sh.d_o[stage]);
@@ -486,15 +485,14 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
       wgmma_commit();
     };
     queries(0);
-    wgmma_wait<1>();
+    const waited done = wgmma_wait<1>();
     wgmma_keep(dv);
     wgmma_keep(dk);
     wgmma_keep(a);
     wgmma_keep(b);
-    /* The branch needs what was read of the row table: all of it is here before the tile is given
-     * back. */
+    /* All else that was read of the row table went into a and b, which these products took. */
+    warp_release(&sh.empty[stage], done, row[0], row[1]);
     tile++;
-    if (row[0] >= -1 && row[1] >= -1 && lane == 0) bar_arrive(&sh.empty[stage]);
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
       if (i > 0) queries(i);
@@ -503,16 +501,15 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
       } else {
         if (left > ROWS) bar_wait(&sh.full[tile & 1], tile >> 1 & 1);
         scores(); /* after the last tile: of whatever is there, for nothing */
-        wgmma_wait<1>();
-        if (lane == 0) bar_arrive(&sh.ds_empty);
+        warp_release(&sh.ds_empty, wgmma_wait<1>());
       }
       wgmma_keep(dq);
       put_queries<T, DQ>(p.part, row, D, group * DK + i * DQ, p.a.G % 8 == 0, dq);
     }
-    wgmma_wait<0>();
+    all = wgmma_wait<0>();
     wgmma_keep(s);
   }
-  if (lane == 0) bar_arrive(&sh.keys_empty);
+  warp_release(&sh.keys_empty, all);
 }
 
 /* dk and dv in their turn, to the block's sums or, from the last item, to d.k and d.v. */
@@ -670,7 +667,7 @@ __device__ __forceinline__ void compute(const rgk_select &p, shared<T, D, E> &s)
     if (threadIdx.x == 0) {
       if (upto > 0) publish(turn, upto);
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(done) : "memory");
-      bar_arrive(&s.job_empty[n & 1]);
+      bar_release(&s.job_empty[n & 1], upto);
     }
   }
 }
@@ -684,11 +681,11 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, shape<T, D, E>::BLOCK
     for (int i = 0; i < 2; i++) {
       bar_init(&s.job_full[i], 1);
       bar_init(&s.job_empty[i], 1);
-      bar_init(&s.full[i], 4);
-      bar_init(&s.empty[i], 4 * X::GROUPS);
+      bar_init(&s.full[i], 4 * WARP_ARRIVALS);
+      bar_init(&s.empty[i], 4 * X::GROUPS * WARP_ARRIVALS);
     }
-    bar_init(&s.keys_empty, 4 * X::GROUPS);
-    bar_init(&s.ds_empty, 4 * X::GROUPS);
+    bar_init(&s.keys_empty, 4 * X::GROUPS * WARP_ARRIVALS);
+    bar_init(&s.ds_empty, 4 * X::GROUPS * WARP_ARRIVALS);
     bar_init_done();
   }
   __syncthreads();

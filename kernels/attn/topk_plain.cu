@@ -125,6 +125,63 @@ __device__ __forceinline__ void add_exp(double &sum, float s, float lse) {
   sum += exp((double)s - (double)lse + 300.0);
 }
 
+/* What keys [key, key + keys), from `key_row` of k on, count for each of the tile's queries. */
+template <int MODE>
+__device__ __forceinline__ void weights(const rgk_topk &p, float *qs, float *ks, int64_t row,
+                                        int rows, int kh, int64_t key_row, int64_t key, int keys,
+                                        const int32_t *visible, typename sum_of<MODE>::type *ps) {
+  using S = typename sum_of<MODE>::type;
+  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  S sum[4][4] = {};
+  float acc[4][4] = {};
+  for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
+    products(p, qs, ks, row, h, rows, key_row, kh, keys, acc);
+    if constexpr (MODE != RGK_TOPK_DOT) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int r = 4 * ty + i;
+        const float lse = r < rows ? ((const float *)p.lse.data)[(row + r) * p.lse.row + h] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float s = acc[i][j] * p.scale;
+          if (p.softcap > 0) s = p.softcap * tanhf(s / p.softcap);
+          add_exp(sum[i][j], s, lse);
+          acc[i][j] = 0;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      ps[(4 * ty + i) * (KEYS + 1) + 4 * tx + j] =
+          key + 4 * tx + j < visible[4 * ty + i] ? MODE == RGK_TOPK_DOT ? (S)acc[i][j] : sum[i][j]
+                                                 : nothing;
+}
+
+/* Adds them to the scores of `blocks` blocks from block0 on. */
+template <int MODE, class S>
+__device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int blocks, int64_t key,
+                                           int keys, int bs, int reach, S *score) {
+  for (int i = threadIdx.x; i < blocks * ROWS; i += THREADS) {
+    const int64_t b = block0 + i / ROWS;
+    const S *pr = ps + i % ROWS * (KEYS + 1);
+    if (MODE == RGK_TOPK_DOT) { /* keys are blocks */
+      if (b >= key && b < key + keys) score[i] = pr[b - key];
+      continue;
+    }
+    S sum_b = score[i];
+    const int64_t last = min((b + 1) * bs, key + keys);
+    for (int64_t j = max(b * bs - reach, key); j < last; j++) {
+      const int64_t from = j - b * bs, to = from + reach + 1;
+      sum_b += pr[j - key] * (S)(int)(min(to, (int64_t)bs) - max(from, (int64_t)0));
+    }
+    score[i] = sum_b;
+  }
+}
+
 template <int MODE>
 __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk p) {
   using S = typename sum_of<MODE>::type;
@@ -137,7 +194,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
                         : (uint64_t *)(((uintptr_t)(score + p.chunk * ROWS) + 7) & ~(uintptr_t)7);
   __shared__ int32_t visible[ROWS];
   __shared__ unsigned long long least_block, most_block;
-  const int tid = threadIdx.x, tx = tid % 16, ty = tid / 16;
+  const int tid = threadIdx.x;
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1; /* in keys */
   const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
 
@@ -187,50 +244,9 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
       const int64_t end = min((c0 + nb) * bs, key_end);
       for (int64_t key = max(c0 * bs - reach, (int64_t)0); key < end; key += KEYS) {
         const int n = (int)min((int64_t)KEYS, end - key);
-        S sum[4][4] = {};
-        float acc[4][4] = {};
-        for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
-          products(p, qs, ks, row0, h, t.n, k.first + key, kh, n, acc);
-          if constexpr (MODE != RGK_TOPK_DOT) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-              const int r = 4 * ty + i;
-              const float lse =
-                  r < t.n ? ((const float *)p.lse.data)[(row0 + r) * p.lse.row + h] : 0.0f;
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                float s = acc[i][j] * p.scale;
-                if (p.softcap > 0) s = p.softcap * tanhf(s / p.softcap);
-                add_exp(sum[i][j], s, lse);
-                acc[i][j] = 0;
-              }
-            }
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-          for (int j = 0; j < 4; j++)
-            ps[(4 * ty + i) * (KEYS + 1) + 4 * tx + j] =
-                key + 4 * tx + j < visible[4 * ty + i]
-                    ? MODE == RGK_TOPK_DOT ? (S)acc[i][j] : sum[i][j]
-                    : nothing;
+        weights<MODE>(p, qs, ks, row0, t.n, kh, k.first + key, key, n, visible, ps);
         __syncthreads();
-        for (int i = tid; i < nb * ROWS; i += THREADS) {
-          const int64_t b = c0 + i / ROWS;
-          const S *pr = ps + i % ROWS * (KEYS + 1);
-          if (MODE == RGK_TOPK_DOT) { /* keys are blocks */
-            if (b >= key && b < key + n) score[i] = pr[b - key];
-            continue;
-          }
-          S sum_b = score[i];
-          const int64_t last = min((b + 1) * bs, key + n);
-          for (int64_t j = max(b * bs - reach, key); j < last; j++) {
-            const int64_t from = j - b * bs, to = from + reach + 1;
-            sum_b += pr[j - key] * (S)(int)(min(to, (int64_t)bs) - max(from, (int64_t)0));
-          }
-          score[i] = sum_b;
-        }
+        add_scores<MODE>(ps, c0, nb, key, n, bs, reach, score);
       }
       __syncthreads();
       if (ranks)

@@ -394,7 +394,8 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
 
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int i = 0; i < p.stages; i++) bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS);
+    for (int i = 0; i < p.stages; i++)
+      bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
     bar_init_done();
   }
   __syncthreads();
@@ -474,8 +475,8 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
       bar_wait(m.full + stage, there ? parity : parity ^ 1);
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
-    auto release = [&] {
-      if (lane == 0) bar_arrive(m.empty + freed);
+    auto release = [&](waited done) {
+      warp_release(m.empty + freed, done);
       if (++freed == p.stages) freed = 0;
     };
     const int my_row = 16 * warp + lane / 4;
@@ -497,14 +498,14 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
     auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
       product(next, i + 1 < tiles);
       sums(ready, i);
-      wgmma_wait<0>();
+      const waited done = wgmma_wait<0>();
       wgmma_keep(next);
-      release();
+      release(done);
     };
     product(acc[0], true);
-    wgmma_wait<0>();
+    const waited done = wgmma_wait<0>();
     wgmma_keep(acc[0]);
-    release();
+    release(done);
     for (int i = 0; i < tiles; i += 2) {
       turn(acc[0], acc[1], i);
       turn(acc[1], acc[0], i + 1);

@@ -77,8 +77,9 @@ __device__ __forceinline__ void store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 /* Until at most n groups still read shared memory; store_wait: until their writes are done. */
-template <int n> __device__ __forceinline__ void store_wait_read() {
+template <int n> __device__ __forceinline__ waited store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(n) : "memory");
+  return {};
 }
 template <int n> __device__ __forceinline__ void store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(n) : "memory");
@@ -111,7 +112,5 @@ __device__ __forceinline__ void bulk_add(float *to, const void *from, uint32_t b
       "r"(smem_at(from)), "r"(bytes)
       : "memory");
 }
-
-/* ---- shared memory by its 32-bit address ---- */
 
 } // namespace rgk

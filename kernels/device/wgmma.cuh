@@ -23,7 +23,7 @@
    Products are asynchronous: wgmma_fence() before the first one (after registers they read or add
    to were written by others), wgmma_commit() closes a batch, wgmma_wait<n>() leaves n batches
    running; then wgmma_keep(d) of what was awaited, so that the compiler does not read the registers
-   earlier.
+   earlier. What the awaited ones read of shared memory may be given back.
  */
 #pragma once
 #include "mbarrier.cuh"
@@ -54,8 +54,9 @@ __device__ __forceinline__ void wgmma_fence() {
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-template <int n> __device__ __forceinline__ void wgmma_wait() {
+template <int n> __device__ __forceinline__ waited wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
+  return {};
 }
 template <int n> __device__ __forceinline__ void wgmma_keep(float (&d)[n]) {
 #pragma unroll

@@ -31,7 +31,7 @@ RGI_INLINE TARGET vf v_round(vf a) {
   return (a + 0x1.8p23f) - 0x1.8p23f;
 }
 RGI_INLINE TARGET vf v_exp2i(vf n) {
-  /* a NaN has no integer; NOLINT(misc-redundant-expression) */
+  /* a NaN has no integer; NOLINTNEXTLINE(misc-redundant-expression) */
   vf safe = (vf)((vi)(n == n) & (vi)n);
   return (vf)((__builtin_convertvector(safe, vi) + 127) << 23);
 }

@@ -32,8 +32,8 @@ class Text(Structure):
 
 class TensorInfo(Structure):
     _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int),
-                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64),
-                ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool)]
+                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool),
+                ("offsets", c_bool), ("sharded", c_bool), ("partial", c_bool)]
 
 
 class Options(Structure):
@@ -45,19 +45,21 @@ class Options(Structure):
 
 class PlanOptions(Options):
     _fields_ = [("size", c_size_t), ("set", POINTER(Binding)), ("nset", c_size_t),
-                ("device", c_char_p), ("profile_path", c_char_p), ("threads", c_int),
-                ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool), ("no_lanes", c_bool),
-                ("no_fuse", c_bool), ("pack_seconds", c_double), ("progress", c_void_p), ("progress_user", c_void_p)]
+                ("device", c_char_p), ("profile_path", c_char_p),
+                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
+                ("no_lanes", c_bool), ("no_fuse", c_bool), ("pack_seconds", c_double),
+                ("progress", c_void_p), ("progress_user", c_void_p), ("cp", c_int64)]
 
 
 class Sizes(Structure):
     _fields_ = [(name, c_int64) for name in
-                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak")]
+                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak",
+                 "comm")]
 
 
 class SessionOptions(Options):
     _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p),
-                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p)]
+                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p)]
 
 
 class NodeTime(Structure):

@@ -12,6 +12,7 @@ Each object keeps what it was made from alive and gives its handle back when it 
 import ctypes
 import json
 import os
+import re
 import threading
 import weakref
 from dataclasses import dataclass
@@ -84,6 +85,18 @@ def read_source(source):
                            text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
 
 
+_WORD = re.compile(r"none|all|least|[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?")
+
+
+def read_policy(source):
+    """Like read_source; a word ("all", "least", "6GiB") and a number of bytes are policies, too."""
+    if isinstance(source, int) and not isinstance(source, bool):
+        source = str(source)
+    if isinstance(source, str) and _WORD.fullmatch(source):
+        return source, source
+    return read_source(source)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor that a session binds: what rg_tensor_info says. Extents of -1 are not known yet."""
@@ -132,11 +145,11 @@ class Spec(_Handle):
 
 
 class Policy(_Handle):
-    """What to recompute. `source` is a path, a dict or JSON text."""
+    """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least", "6GiB"."""
 
     def __init__(self, source, context=None):
         self.context = context or default_context()
-        self.text, found = read_source(source)
+        self.text, found = read_policy(source)
         data = self.text.encode(errors="surrogateescape")
         handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(found))
         self._own(handle, _lib.lib.rg_policy_destroy, self.context)
@@ -147,7 +160,7 @@ class Plan(_Handle):
 
     def __init__(self, spec, policy=None, *, device="cpu", profile=None, threads=0, no_grad=False, no_reuse=False,
                  no_inplace=False, no_lanes=False, no_fuse=False, pack_seconds=0.0, **dims):
-        policy = Policy(policy, spec.context) if isinstance(policy, (str, os.PathLike, dict)) else policy
+        policy = Policy(policy, spec.context) if isinstance(policy, (str, int, os.PathLike, dict)) else policy
         array, count = _lib.bindings(dims)
         options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
                                    profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,

@@ -396,11 +396,11 @@ class Attention:
 
 
 def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, no_fuse=False, eager=False, **params):
-    """Makes an Attention of a spec and a policy (paths, dicts or JSON text). `params` override the spec's parameters; one that
+    """Makes an Attention of a spec and a policy (paths, dicts or JSON text; "all", "6GiB"). `params` override the spec's parameters; one that
     names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
     `times`). Equal arguments share plans."""
     text, name = core.read_source(spec)
-    policy = core.read_source(policy)[0] if policy is not None else None
+    policy = core.read_policy(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes, "no_fuse": no_fuse}
     return Attention(text, name, policy, eager, options, params)
 

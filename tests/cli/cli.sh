@@ -96,7 +96,7 @@ expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
 expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
 expect 2 "RG_E_USAGE.*T" plan "$nsa"
 expect 2 'RG_E_USAGE' plan "$nsa" --set T=64 --set nosuch=1
-expect 6 'RG_E_COMM' plan "$nsa" --set T=64 --cp 2
+expect 2 '--cp.*0' plan "$nsa" --set T=64 --cp 0
 
 # ---- ops, schema, check -----------------------------------------------------------------------------------
 expect 0 '^swa_attn: ' ops
@@ -229,6 +229,22 @@ cat >chosen.json <<'SPEC'
 SPEC
 expect 2 'give them by --in idx=FILE.npy' run chosen.json --set T=64
 expect 2 'no backward direction' run chosen.json --set T=64 --backward
+
+# ---- ranks: the files of several are those of one ----------------------------------------------------------
+batch=("${small[@]}" --set T=256 --set B=3 --set dtype=f32 --seed 3)
+expect 0 . run "$nsa" "${batch[@]}" --out o=o1.npy --grad-out q=q1.npy --grad-out k=k1.npy
+for n in 2 4; do
+  expect 0 . run "$nsa" "${batch[@]}" --cp $n --out o=o$n.npy --grad-out q=q$n.npy --grad-out k=k$n.npy
+  same "o of $n ranks" o1.npy o$n.npy
+  same "the gradient of q of $n ranks" q1.npy q$n.npy
+  checks=$((checks + 1))
+  [ "$(wc -c <k1.npy)" = "$(wc -c <k$n.npy)" ] || fail "the gradient of k of $n ranks has another size"
+done
+expect 0 'all_gather.*forward' run "$nsa" "${batch[@]}" --cp 4
+expect 0 '"name": "k.gather"' run "$nsa" "${batch[@]}" --cp 4 --json
+expect 3 "$nsa:/nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
+expect 0 'all_gather' bench "$nsa" "${batch[@]}" --cp 2 --repeat 2
+expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
 # ---- bench ------------------------------------------------------------------------------------------------
 expect 0 'GFLOP/s' bench "$nsa" "${small[@]}" --set T=256 --repeat 2

@@ -9,7 +9,7 @@ int rgi_draw(uint64_t *state, int n) {
 
 rg_status rgi_random_spec(rg_context *ctx, uint64_t *state, int nodes, rg_spec **out, rg_error *e) {
   static const char *const width[] = {"16", "48"};
-  int kind[32] = {0}; /* width of tensor i */
+  int kind[256] = {0}; /* width of tensor i */
   rgi_buf s;
   rgi_buf_init(&s, ctx);
   rgi_buf_printf(&s, "{\"regraph\":1,\"name\":\"random\",\"inputs\":{"

@@ -8,7 +8,7 @@
 
 /* Uniform in 0 … n - 1. */
 int rgi_draw(uint64_t *state, int n);
-/* At least 2 and at most 31 nodes; the free dimension is T. */
+/* At least 2 and at most 255 nodes; the free dimension is T. */
 rg_status rgi_random_spec(rg_context *ctx, uint64_t *state, int nodes, rg_spec **out, rg_error *e);
 
 #endif

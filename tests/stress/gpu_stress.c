@@ -18,8 +18,8 @@
  * What differs is printed as it is found: tensor, rows, first values; then the same for what the
  * session still holds from inside the graph, which says where it began. --dump also writes these
  * tensors and the inputs to files. Every case is visited at least once; --seconds 0: once, one run.
- * --flip turns one bit over in what run RUN has brought back, to show that it would be seen. Exit
- * code 1: something differed, 2: something failed.
+ * --flip turns one bit over in what run RUN has brought back, however long that takes, to show that
+ * it would be seen. Exit code 1: something differed, 2: something failed.
  */
 #include "exec/report.h"
 #include "stress.h"
@@ -442,7 +442,7 @@ int main(int argc, char **argv) {
   if (!options.list) check(rg_device_check(options.device, &e), &e, options.device);
   addresses = (uint64_t)options.order * 2654435761u + 1;
   const double end = now() + options.seconds;
-  for (long i = 0; !options.list && (i < n || now() < end); i++)
+  for (long i = 0; !options.list && (i < n || now() < end || runs <= options.flip); i++)
     visit(&all[(i + options.order * 7) % n]);
   for (int i = 0; i < n; i++) {
     if (options.list)

@@ -181,6 +181,14 @@ static rg_builder *rebuild(const rgi_json *root) {
   return NULL;
 }
 
+/* A block of copies: by calls, one writes the loop. */
+static bool repeats(const rgi_json *root) {
+  const rgi_json *nodes = rgi_json_get(root, "nodes");
+  for (int i = 0; nodes && i < nodes->n; i++)
+    if (rgi_json_get(&nodes->item[i], "repeat")) return true;
+  return false;
+}
+
 /* ---- the same plans ---- */
 
 static char *plan_json(const rg_spec *spec, const rg_policy *policy) {
@@ -204,7 +212,7 @@ Test(build, every_example_gives_the_same_plan, .init = setup, .fini = teardown) 
   rg_policy *policy[2];
   CR_OK(rg_policy_load_file(ctx, "examples/policies/all.json", &policy[0], &e), &e);
   policy[1] = NULL;
-  cr_assert_geq(n, 7);
+  cr_assert_geq(n, 8);
   for (int i = 0; i < n; i++) {
     char *text = slurp(path[i]);
     rgi_arena *a = rgi_arena_create(ctx);
@@ -212,6 +220,12 @@ Test(build, every_example_gives_the_same_plan, .init = setup, .fini = teardown) 
     rg_spec *spec[3];
     rg_text written[3];
     CR_OK(rgi_json_parse(a, text, strlen(text), &root, &e), &e);
+    if (repeats(root)) {
+      rgi_arena_destroy(a);
+      free(text);
+      free(path[i]);
+      continue;
+    }
     rg_builder *b = rebuild(root);
     cr_assert(b, "%s can't be built by calls", path[i]);
     CR_OK(rg_spec_load_file(ctx, path[i], NULL, 0, &spec[0], &e), &e);
@@ -443,7 +457,7 @@ static void first_of_two(rg_builder *b) {
   rg_build_node(b, NULL, NULL, "==", NULL, NULL, 1);
 }
 static void too_many_nodes(rg_builder *b) {
-  for (int i = 0; i < 5000; i++) rg_build_node(b, "n", "add", "a=x+x", NULL, NULL, 0);
+  for (int i = 0; i < 17000; i++) rg_build_node(b, "n", "add", "a=x+x", NULL, NULL, 0);
 }
 static void too_many_inputs(rg_builder *b) {
   char name[16];

@@ -74,7 +74,7 @@ static void refused(rg_context *ctx, const char *path, rg_status status, const c
 Test(plugin, refusals) {
   rg_context *ctx = context();
   Dl_info math;
-  refused(ctx, RG_TEST_PLUGIN_BAD_ABI, RG_E_PLUGIN, "op ABI 3, this regraph has 2: rebuild");
+  refused(ctx, RG_TEST_PLUGIN_BAD_ABI, RG_E_PLUGIN, "op ABI 4, this regraph has 3: rebuild");
   refused(ctx, RG_BINARY_DIR "/no_such_plugin.so", RG_E_IO, "No such file");
   refused(ctx, "no_such_plugin.so", RG_E_IO, "No such file");
   refused(ctx, RG_SOURCE_DIR "/examples/nsa.json", RG_E_PLUGIN, "can't load the plugin");

@@ -298,3 +298,79 @@ Test(profile, malformed) {
   e = (rg_error){0};
   cr_assert_eq(rgi_profile_load(ctx, "/nonexistent", "cpu", &p, &e), RG_E_IO);
 }
+
+/* ---- words, rules, patterns ---- */
+
+Test(policy, words) {
+  static const struct {
+    const char *word;
+    rgi_preset preset;
+    bool least;
+    int64_t budget;
+  } words[] = {{"none", RGI_PRESET_NONE, false, 0},
+               {"all", RGI_PRESET_ALL, false, 0},
+               {"least", RGI_PRESET_BUDGET, true, 0},
+               {"6GiB", RGI_PRESET_BUDGET, false, INT64_C(6) << 30},
+               {"100", RGI_PRESET_BUDGET, false, 100}};
+  rg_policy *p;
+  rg_error e = {0};
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+    for (int file = 0; file < 2; file++) {
+      rg_status status =
+          file ? rg_policy_load_file(ctx, words[i].word, &p, &e)
+               : rg_policy_load_text(ctx, words[i].word, strlen(words[i].word), NULL, &p, &e);
+      cr_assert_eq(status, RG_OK, "%s: %s", words[i].word, e.message);
+      cr_assert_eq(p->preset, words[i].preset);
+      cr_assert_eq(p->least, words[i].least);
+      cr_assert_eq(p->budget, words[i].budget);
+      rg_policy_destroy(p);
+    }
+  cr_assert_eq(rg_policy_load_file(ctx, "al", &p, &e), RG_E_IO);
+  e = (rg_error){0};
+  cr_assert_eq(rg_policy_load_text(ctx, "all\0", 4, NULL, &p, &e), RG_E_SYNTAX);
+  e = (rg_error){0};
+  cr_assert_eq(rg_policy_load_text(ctx, "6GiBs", 5, NULL, &p, &e), RG_E_SYNTAX);
+}
+
+Test(policy, rules) {
+  rg_policy *p = must_load(
+      "\"budget\": \"least\", \"nodes\": {\"layer*\": \"keep\", \"layer*_o\": \"recompute\", "
+      "\"layer1_o\": \"auto\", \"*a*b*\": \"keep\"}");
+  cr_assert(p->least && p->preset == RGI_PRESET_BUDGET);
+  static const struct {
+    const char *name;
+    rgi_action action;
+  } say[] = {{"layer0_q", RGI_KEEP}, {"layer0_o", RGI_RECOMPUTE},
+             {"layer1_o", RGI_AUTO}, {"layer", RGI_KEEP},
+             {"lay", RGI_AUTO},      {"ab", RGI_KEEP},
+             {"xaxxaxbx", RGI_KEEP}, {"ba", RGI_AUTO},
+             {"", RGI_AUTO}};
+  for (size_t i = 0; i < sizeof say / sizeof *say; i++)
+    cr_assert_eq(rgi_policy_action(p, say[i].name), say[i].action, "%s", say[i].name);
+  rg_policy_destroy(p);
+  p = must_load("\"recompute\": [\"a\", \"c*\"]");
+  cr_assert(rgi_policy_lists(p, "a") && rgi_policy_lists(p, "cd") && !rgi_policy_lists(p, "ab"));
+  rg_policy_destroy(p);
+}
+
+Test(policy, rules_against_a_spec) {
+  static const struct {
+    const char *members;
+    rg_status status;
+    const char *pointer;
+  } cases[] = {{"\"nodes\": {\"a\": \"recompute\", \"*\": \"auto\"}", RG_OK, ""},
+               {"\"nodes\": {\"flat\": \"keep\"}", RG_OK, ""},
+               {"\"nodes\": {\"flat\": \"recompute\"}", RG_E_POLICY, "/nodes/flat"},
+               {"\"nodes\": {\"fl*\": \"recompute\"}", RG_E_POLICY, "/nodes/fl*"},
+               {"\"nodes\": {\"fl*\": \"keep\"}", RG_OK, ""},
+               {"\"nodes\": {\"b*\": \"keep\"}", RG_E_POLICY, "/nodes/b*"},
+               {"\"nodes\": {\"aa\": \"auto\"}", RG_E_POLICY, "/nodes/aa"},
+               {"\"recompute\": [\"*\"]", RG_OK, ""},
+               {"\"recompute\": [\"f*\"]", RG_E_POLICY, "/recompute/0"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    rg_error e = {0};
+    cr_assert_eq(check(cases[i].members, NULL, 0, &e), cases[i].status, "%s: %s", cases[i].members,
+                 e.message);
+    cr_assert_str_eq(e.pointer, cases[i].pointer);
+  }
+}

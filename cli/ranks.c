@@ -1,0 +1,276 @@
+/* cli/ranks.c: see ranks.h. A rank's thread waits for a command, obeys it, says so, and waits
+ * again. */
+#include "ranks.h"
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum command { OPEN, FORWARD, BACKWARD, QUIT } command;
+
+typedef struct rank {
+  struct cli_ranks *all;
+  int number;
+  pthread_t thread;
+  bool started;
+  rg_comm *comm;
+  rg_session *session;
+  void **data; /* this rank's share of each tensor of the set */
+  rg_status status;
+  rg_error error;
+  int64_t bytes; /* that the session asked for */
+} rank;
+
+typedef struct cli_ranks {
+  cli *c;
+  const data_set *d;
+  rg_cp_info cp;
+  const int32_t *starts; /* of the batch */
+  size_t entries;
+  pthread_mutex_t lock;
+  pthread_cond_t moved;
+  command command;
+  int turn, busy;
+  rank rank[];
+} cli_ranks_state;
+
+int cli_ranks(const cli *c) {
+  rg_cp_info cp = {.ranks = 1};
+  if (c->plan) rg_plan_cp(c->plan, &cp);
+  return cp.ranks;
+}
+
+/* ---- a rank's work ---- */
+
+static void *count_alloc(void *user, size_t size) {
+  rank *r = user;
+  void *p = NULL;
+  if (rg_memory_alloc(r->all->c->plan, size, &p, NULL) == RG_OK) r->bytes += (int64_t)size;
+  return p;
+}
+static void count_free(void *user, void *p) {
+  rg_memory_free(((rank *)user)->all->c->plan, p);
+}
+
+static rg_status open_session(rank *r) {
+  const data_set *d = r->all->d;
+  rg_allocator hook = {count_alloc, count_free, r};
+  rg_session_options o = {
+      .size = sizeof o, .arena = &hook, .comm = r->comm, .eager = r->all->c->args.eager};
+  rg_status s = rg_session_create(r->all->c->plan, &o, &r->session, &r->error);
+  for (int i = 0; i < d->ntensor && s == RG_OK; i++) {
+    rg_tensor_info t;
+    rg_plan_tensor(r->all->c->plan, (size_t)i, &t);
+    if (r->data[i])
+      s = rg_session_bind(r->session, t.role, t.name, r->data[i], (size_t)t.bytes, &r->error);
+  }
+  return s;
+}
+
+static void obey(rank *r, command what) {
+  if (r->status != RG_OK || what == QUIT) return;
+  if (what == OPEN) r->status = open_session(r);
+  if (what == FORWARD) r->status = rg_session_forward(r->session, &r->error);
+  if (what == BACKWARD) r->status = rg_session_backward(r->session, &r->error);
+  if (r->status != RG_OK) { /* the others need not wait for it */
+    rg_comm_destroy(r->comm, &r->error);
+    r->comm = NULL;
+  }
+}
+
+static void *serve(void *arg) {
+  rank *r = arg;
+  cli_ranks_state *all = r->all;
+  int turn = 0;
+  for (command what = OPEN; what != QUIT;) {
+    pthread_mutex_lock(&all->lock);
+    while (all->turn == turn) pthread_cond_wait(&all->moved, &all->lock);
+    turn = all->turn;
+    what = all->command;
+    pthread_mutex_unlock(&all->lock);
+    obey(r, what);
+    pthread_mutex_lock(&all->lock);
+    all->busy--;
+    pthread_cond_broadcast(&all->moved);
+    pthread_mutex_unlock(&all->lock);
+  }
+  return NULL;
+}
+
+/* Tells the other ranks, does rank 0's part, waits. */
+static void order(cli_ranks_state *all, command what) {
+  pthread_mutex_lock(&all->lock);
+  all->command = what;
+  all->busy = 0;
+  for (int i = 1; i < all->cp.ranks; i++) all->busy += all->rank[i].started;
+  all->turn++;
+  pthread_cond_broadcast(&all->moved);
+  pthread_mutex_unlock(&all->lock);
+  obey(&all->rank[0], what);
+  pthread_mutex_lock(&all->lock);
+  while (all->busy > 0) pthread_cond_wait(&all->moved, &all->lock);
+  pthread_mutex_unlock(&all->lock);
+}
+
+/* What went wrong: a rank's own failure rather than that the others had to stop. */
+static rg_status failed(cli *c) {
+  const cli_ranks_state *all = c->ranks;
+  const rank *worst = NULL;
+  for (int i = 0; i < all->cp.ranks; i++) {
+    const rank *r = &all->rank[i];
+    if (r->status == RG_OK) continue;
+    if (!worst || (worst->status == RG_E_COMM && r->status != RG_E_COMM)) worst = r;
+  }
+  if (!worst) return RG_OK;
+  if (c->error.status == RG_OK) c->error = worst->error;
+  return worst->status;
+}
+
+/* ---- sharing out ---- */
+
+/* Rows of the whole array that slot `slot` of a rank has. */
+static rg_range range_of(const cli_ranks_state *all, int number, int slot, int64_t rows) {
+  rg_range r[2] = {{0, 0}, {0, 0}};
+  rg_cp_rows(all->starts, all->entries, all->cp.capacity, all->cp.ranks, all->cp.mode, number, r,
+             NULL);
+  return (rg_range){r[slot].begin * rows / all->cp.capacity, r[slot].end * rows / all->cp.capacity};
+}
+
+/* Between the whole array and a rank's share of it. */
+static void copy_rows(const cli_ranks_state *all, const data_tensor *t, int number, char *share,
+                      bool back) {
+  const int64_t rows = t->info.dim[0], row = rows ? t->info.bytes / rows : 0;
+  for (int slot = 0; slot < 2; slot++) {
+    const rg_range at = range_of(all, number, slot, rows);
+    const size_t size = (size_t)((at.end - at.begin) * row);
+    char *there = (char *)t->data + at.begin * row;
+    memcpy(back ? there : share, back ? share : there, size);
+    share += size;
+  }
+}
+
+static rg_status share_out(cli *c, rank *r) {
+  const data_set *d = r->all->d;
+  r->data = calloc((size_t)d->ntensor + 1, sizeof *r->data);
+  if (!r->data) return cli_nomem(&c->error);
+  for (int i = 0; i < d->ntensor; i++) {
+    const data_tensor *t = &d->tensor[i];
+    rg_tensor_info own;
+    rg_plan_tensor(c->plan, (size_t)i, &own);
+    if (!t->data) continue;
+    r->data[i] = calloc(own.bytes ? (size_t)own.bytes : 1, 1);
+    if (!r->data[i]) return cli_nomem(&c->error);
+    if (own.sharded)
+      copy_rows(r->all, t, r->number, r->data[i], false);
+    else
+      memcpy(r->data[i], t->data, (size_t)own.bytes);
+  }
+  return RG_OK;
+}
+
+/* to += from, rounded to the tensor's type once a rank. */
+static void add_to(const rg_tensor_info *t, void *to, const void *from) {
+  enum { CHUNK = 1024 };
+  const size_t size = rg_dtype_size(t->dtype), n = (size_t)t->bytes / size;
+  float a[CHUNK], b[CHUNK];
+  for (size_t i = 0; i < n; i += CHUNK) {
+    const size_t k = n - i < CHUNK ? n - i : CHUNK;
+    rg_convert(RG_F32, a, t->dtype, (char *)to + i * size, k);
+    rg_convert(RG_F32, b, t->dtype, (const char *)from + i * size, k);
+    for (size_t j = 0; j < k; j++) a[j] += b[j];
+    rg_convert(t->dtype, (char *)to + i * size, RG_F32, a, k);
+  }
+}
+
+rg_status cli_ranks_gather(cli *c, data_set *d) {
+  const cli_ranks_state *all = c->ranks;
+  for (int i = 0; i < d->ntensor; i++) {
+    data_tensor *t = &d->tensor[i];
+    if (!t->data || (t->info.role != RG_OUTPUT && t->info.role != RG_GRAD_OUT)) continue;
+    for (int r = 0; r < all->cp.ranks; r++) {
+      if (t->info.sharded)
+        copy_rows(all, t, r, all->rank[r].data[i], true);
+      else if (r == 0)
+        memcpy(t->data, all->rank[r].data[i], (size_t)t->info.bytes);
+      else if (t->info.partial)
+        add_to(&t->info, t->data, all->rank[r].data[i]);
+    }
+  }
+  return RG_OK;
+}
+
+/* ---- life ---- */
+
+static rg_status check_starts(cli *c, cli_ranks_state *all) {
+  rg_range range[2];
+  for (int i = 0; i < all->d->ntensor && !all->starts; i++) {
+    const data_tensor *t = &all->d->tensor[i];
+    if (t->info.role != RG_INPUT || !t->info.seqlens) continue;
+    all->starts = t->data;
+    all->entries = (size_t)t->elements;
+  }
+  return rg_cp_rows(all->starts, all->entries, all->cp.capacity, all->cp.ranks, all->cp.mode, 0,
+                    range, &c->error);
+}
+
+rg_status cli_ranks_open(cli *c, const data_set *d) {
+  const int n = cli_ranks(c);
+  cli_ranks_state *all = calloc(1, sizeof *all + (size_t)n * sizeof *all->rank);
+  rg_comm **comm = calloc((size_t)n, sizeof *comm);
+  if (!all || !comm) {
+    free(all);
+    free(comm);
+    return cli_nomem(&c->error);
+  }
+  c->ranks = all;
+  all->c = c;
+  all->d = d;
+  rg_plan_cp(c->plan, &all->cp);
+  pthread_mutex_init(&all->lock, NULL);
+  pthread_cond_init(&all->moved, NULL);
+  rg_status s = check_starts(c, all);
+  if (s == RG_OK) s = rg_comm_threads(c->ctx, n, 0, comm, &c->error);
+  for (int i = 0; i < n; i++) all->rank[i] = (rank){.all = all, .number = i, .comm = comm[i]};
+  free(comm);
+  for (int i = 0; i < n && s == RG_OK; i++) s = share_out(c, &all->rank[i]);
+  for (int i = 1; i < n && s == RG_OK; i++) {
+    all->rank[i].started = pthread_create(&all->rank[i].thread, NULL, serve, &all->rank[i]) == 0;
+    if (!all->rank[i].started)
+      s = cli_fail(&c->error, RG_E_NOMEM, NULL, "no thread for rank %d", i);
+  }
+  if (s != RG_OK) return s;
+  order(all, OPEN);
+  c->session = all->rank[0].session;
+  c->arena_peak = all->rank[0].bytes;
+  return failed(c);
+}
+
+rg_status cli_ranks_run(cli *c, bool backward) {
+  order(c->ranks, backward ? BACKWARD : FORWARD);
+  return failed(c);
+}
+
+void cli_ranks_close(cli *c) {
+  cli_ranks_state *all = c->ranks;
+  if (!all) return;
+  order(all, QUIT);
+  for (int i = 0; i < all->cp.ranks; i++) {
+    rank *r = &all->rank[i];
+    if (r->started) pthread_join(r->thread, NULL);
+    rg_session_destroy(r->session);
+    rg_comm_destroy(r->comm, NULL);
+    for (int k = 0; k < all->d->ntensor && r->data; k++) free(r->data[k]);
+    free(r->data);
+  }
+  c->session = NULL;
+  c->ranks = NULL;
+  pthread_cond_destroy(&all->moved);
+  pthread_mutex_destroy(&all->lock);
+  free(all);
+}
+
+rg_status cli_direction(cli *c, bool backward) {
+  if (c->ranks) return cli_ranks_run(c, backward);
+  rg_status s = backward ? rg_session_backward(c->session, &c->error)
+                         : rg_session_forward(c->session, &c->error);
+  return s == RG_OK ? rg_session_synchronize(c->session, &c->error) : s;
+}

@@ -1,0 +1,24 @@
+/* cli/ranks.h: --cp N: ranks that are threads of this process. The command's own thread is rank 0;
+ * its session is the cli's, so reports look there. Arrays are those of the whole batch: they are
+ * shared out to the ranks and put together again.
+ */
+#ifndef CLI_RANKS_H
+#define CLI_RANKS_H
+
+#include "data.h"
+
+/* Ranks of the cli's plan, 1 without context parallelism. */
+int cli_ranks(const cli *c);
+/* Starts the other ranks, makes every rank's session and binds its share of the arrays. Waits for
+ * all. Ended by cli_ranks_close, also after a failure. */
+rg_status cli_ranks_open(cli *c, const data_set *d);
+/* A direction on all ranks. */
+rg_status cli_ranks_run(cli *c, bool backward);
+/* Results into the whole arrays. */
+rg_status cli_ranks_gather(cli *c, data_set *d);
+void cli_ranks_close(cli *c);
+
+/* A direction and its end, on as many ranks as there are. */
+rg_status cli_direction(cli *c, bool backward);
+
+#endif

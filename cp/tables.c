@@ -1,0 +1,103 @@
+/* cp/tables.c: see tables.h; and rg_cp_rows, which tells a data loader the same. */
+#include "tables.h"
+
+static int64_t clamp(int64_t x, int64_t least, int64_t most) {
+  return x < least ? least : x > most ? most : x;
+}
+
+/* ---- balance ---- */
+
+/* Positions first … first + n - 1 of a sequence: position i sees i + 1 keys. */
+static int64_t load_of(int64_t first, int64_t n) {
+  return n * first + n * (n + 1) / 2 + n * RGI_CP_TOKEN_LOAD;
+}
+
+int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks) {
+  int64_t rank[RGI_CP_MOST_RANKS] = {0}, most = 0;
+  const int64_t chunk = capacity / (2 * (int64_t)ranks);
+  for (int64_t b = 0; b < nseq; b++)
+    for (int64_t at = cu[b], end; at < cu[b + 1]; at = end) {
+      const int64_t c = at / chunk;
+      end = clamp((c + 1) * chunk, 0, cu[b + 1]);
+      rank[rgi_cp_place(mode, ranks, c) / 2] += load_of(at - cu[b], end - at);
+    }
+  for (int r = 0; r < ranks; r++)
+    if (rank[r] > most) most = rank[r];
+  return most;
+}
+
+rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity,
+                         int ranks) {
+  if (mode != RG_CP_AUTO) return mode;
+  const int64_t blocks = rgi_cp_load(RG_CP_BLOCKS, cu, nseq, capacity, ranks);
+  const int64_t zigzag = rgi_cp_load(RG_CP_ZIGZAG, cu, nseq, capacity, ranks);
+  return zigzag < blocks ? RG_CP_ZIGZAG : RG_CP_BLOCKS;
+}
+
+/* ---- pieces ---- */
+
+void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
+                   int32_t *pos) {
+  for (int64_t b = 0; b <= nseq; b++) starts[b] = (int32_t)(clamp(cu[b], lo, hi) - lo);
+  for (int64_t b = 0; b < nseq; b++) pos[b] = cu[b] < lo ? (int32_t)(lo - cu[b]) : 0;
+}
+
+void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
+                   int64_t stride, int32_t *starts) {
+  int64_t gap = 0; /* tokens before the running sequence's next block */
+  for (int64_t b = 0; b < nseq; b++)
+    if (cu[b] < lo && cu[b + 1] > lo) {
+      const int64_t past = (lo - cu[b]) % stride;
+      gap = clamp(past ? stride - past : 0, 0, cu[b + 1] - lo);
+    }
+  starts[0] = 0;
+  for (int64_t b = 0; b <= nseq; b++)
+    starts[b + 1] = (int32_t)(cu[b] < lo + gap ? gap : clamp(cu[b], lo, hi + kernel - 1) - lo);
+}
+
+void rgi_cp_window(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t left,
+                   int64_t tile, int32_t *starts, int32_t *pos) {
+  const int64_t first = lo - left;
+  int64_t begin = first < 0 ? 0 : first; /* where keys are read from */
+  for (int64_t b = 0; b < nseq; b++)
+    if (cu[b] < first && cu[b + 1] > first)
+      begin = clamp(cu[b] + (first - cu[b] + tile - 1) / tile * tile, first, cu[b + 1]);
+  for (int64_t b = 0; b <= nseq; b++)
+    starts[b] = (int32_t)(clamp(cu[b], begin, hi > begin ? hi : begin) - first);
+  for (int64_t b = 0; b < nseq; b++) {
+    const int64_t from = starts[b] + first;
+    pos[b] = cu[b + 1] > lo && from < lo ? (int32_t)(lo - from) : 0;
+  }
+}
+
+/* ---- for data loaders ---- */
+
+rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
+                     rg_cp_mode mode, int rank, rg_range out[2], rg_error *e) {
+  if (!out || !cu_seqlens || entries < 1)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rg_cp_rows needs sequence starts and a place for two ranges");
+  if (ranks < 1 || ranks > RGI_CP_MOST_RANKS || rank < 0 || rank >= ranks)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rank %d of %d; expected 1 to %d ranks, counted from 0", rank, ranks,
+                    RGI_CP_MOST_RANKS);
+  if (mode != RG_CP_AUTO && mode != RG_CP_BLOCKS && mode != RG_CP_ZIGZAG)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no shard mode %d", (int)mode);
+  if (capacity < 1 || capacity > INT32_MAX || capacity % (2 * (int64_t)ranks))
+    return rgi_fail(e, RG_E_SHAPE, NULL, NULL, "%lld rows do not divide into %d chunks",
+                    (long long)capacity, 2 * ranks);
+  for (size_t i = 0; i < entries; i++)
+    if (cu_seqlens[i] < (i ? cu_seqlens[i - 1] : 0) || (i == 0 && cu_seqlens[0]) ||
+        cu_seqlens[i] > capacity)
+      return rgi_fail(
+          e, RG_E_DATA, NULL, NULL,
+          "sequence start %zu is %d; expected 0 first, none below the one before, none past %lld",
+          i, cu_seqlens[i], (long long)capacity);
+  mode = rgi_cp_choose(mode, cu_seqlens, (int64_t)entries - 1, capacity, ranks);
+  const int64_t chunk = capacity / (2 * (int64_t)ranks);
+  for (int slot = 0; slot < 2; slot++) {
+    const int64_t lo = rgi_cp_chunk(mode, ranks, rank, slot) * chunk;
+    out[slot] = (rg_range){lo, lo + chunk};
+  }
+  return RG_OK;
+}

@@ -1,0 +1,585 @@
+/* recompute/bound.c: a time that no choice within the budget beats.
+
+   Let saved memory of a choice lie in s0 … s1. Then its scratch has at most budget - s0 bytes,
+   which says
+
+       saved     what backward reads and is not recomputed takes at most s1 in all
+       scratch   at every backward node: gradients alive there (base) and recomputed values that
+                 live from a reader before it to one after it
+       needs     what a recomputed node reads is saved, too, if it is not recomputed itself
+       covers    not all of a set are recomputed that together need more scratch than that:
+                 recomputing more never takes scratch from backward's own nodes, since values only
+                 live longer
+       blocks    the choices among some ten neighbours that need more than that on their own are out
+
+   and the least time under these, where a block may also be recomputed by parts, is a linear
+   program. Its Lagrangian (a price for every line above) is a lower bound whatever the prices are;
+   a few hundred subgradient steps find good ones. The bound is the least over stretches that
+   together hold every s; the one that is least is halved as long as work is left.
+ */
+#include "search.h"
+#include <math.h>
+#include <stdlib.h>
+
+static const int64_t COVER_WORK = 60000000, BLOCK_WORK = 60000000; /* nodes replayed */
+enum { STEPS = 160, MOST_STRETCHES = 96, WIDEST_BLOCK = 12, FIRST_STRETCHES = 8 };
+
+/* A value that backward reads, made by candidate `by`. */
+typedef struct direct {
+  int by;
+  double bytes;
+  /* backward nodes between which it lives if recomputed; empty: last < first */
+  int32_t first, last;
+} direct;
+
+/* Candidate `reader`, recomputed, reads a value that backward itself does not: it is saved unless
+ * `by` is recomputed, too. */
+typedef struct need {
+  int reader, by; /* by -1: saved in any case */
+  double bytes;
+  int32_t value; /* the tensor */
+} need;
+
+typedef struct cover {
+  int *of, n;
+} cover;
+
+/* Candidates of which any choice has been looked at, with everything else kept. */
+typedef struct block {
+  int of[WIDEST_BLOCK], n;
+  double *scratch; /* [1 << n]: what each choice needs at least */
+} block;
+
+typedef struct stretch {
+  double s0, s1, ms;
+} stretch;
+
+typedef struct bound {
+  rgi_chooser *c;
+  rgi_model *m;
+  int n;        /* candidates */
+  int32_t nt;   /* backward nodes */
+  double *base; /* [nt] */
+  direct *value;
+  int nvalue;
+  need *need; /* those of one value next to each other */
+  int nneed;
+  double fixed;  /* saved whatever is chosen */
+  double *bytes; /* per candidate: of its values */
+  double *alone; /* per candidate: scratch that it needs at least, recomputed */
+  bool *is_free;
+  int *by_rate; /* free candidates, cheapest bytes first */
+  cover *cover;
+  int ncover;
+  block *block; /* every free candidate is in one */
+  int nblock;
+  uint64_t *set;
+  int64_t work;
+  double unit; /* bytes that make numbers handy */
+  /* prices and what they come to */
+  double *price, *slope, *way, *kept, *sum, *cost, *taken;
+} bound;
+
+/* ---- what the program is made of ---- */
+
+/* The candidate behind each forward tensor; -1: none, -2: several. */
+static int *makers(const bound *b) {
+  const rgi_graph *g = b->m->g;
+  int *by = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *by);
+  if (!by) return NULL;
+  for (int32_t t = 0; t < g->ntensor; t++) by[t] = -1;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    if (n->backward) continue;
+    int c = n->origin >= 0 && n->kind == RGI_PRIMAL ? b->m->candidate_of[n->origin] : -1;
+    if (n->op->flags & RG_OP_VIEW) {
+      c = rgi_nin(n) ? by[n->in[0]] : -1;
+      for (int i = 1; i < rgi_nin(n); i++)
+        if (by[n->in[i]] != c) c = -2;
+    }
+    for (int i = 0; i < rgi_nout(n); i++)
+      if (n->out[i] >= 0) by[n->out[i]] = c;
+  }
+  for (int32_t i = 0; i < g->noutput; i++)
+    for (int32_t t = 0; t < g->ntensor; t++)
+      if (rgi_owner(g, t) == g->output[i].tensor) by[t] = -3;
+  return by;
+}
+
+/* Values that only clones read. */
+static rg_status find_needs(bound *b, const int *by, const int *value_of, rg_error *e) {
+  const rgi_graph *g = b->m->g;
+  size_t edges = 1;
+  for (int32_t k = 0; k < g->nnode; k++) edges += (size_t)rgi_nin(&g->node[k]);
+  int32_t *next = rgi_alloc_n(b->m->arena, edges, sizeof *next); /* edges of an owner, chained */
+  int32_t *head = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *head);
+  int *reader = rgi_alloc_n(b->m->arena, edges, sizeof *reader), *from = NULL;
+  from = rgi_alloc_n(b->m->arena, edges, sizeof *from);
+  b->need = rgi_alloc_n(b->m->arena, edges, sizeof *b->need);
+  if (!next || !head || !reader || !from || !b->need) return rgi_nomem(e);
+  for (int32_t t = 0; t < g->ntensor; t++) head[t] = -1;
+  int32_t count = 0;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    if (n->backward || n->op->flags & RG_OP_VIEW || n->kind != RGI_PRIMAL || n->origin < 0)
+      continue;
+    const int c = b->m->candidate_of[n->origin];
+    if (c < 0 || !b->is_free[c]) continue;
+    for (int i = 0; i < rgi_nin(n); i++) {
+      const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
+      if (t < 0 || g->tensor[owner].producer < 0 || value_of[owner] >= 0 || by[t] <= -2 ||
+          by[t] == c)
+        continue;
+      if (by[t] >= 0 && rgi_has(b->c->always, by[t])) continue;
+      bool known = false;
+      for (int32_t x = head[owner]; x >= 0; x = next[x]) known = known || reader[x] == c;
+      if (known) continue;
+      reader[count] = c;
+      from[count] = by[t] >= 0 && b->is_free[by[t]] ? by[t] : -1;
+      next[count] = head[owner];
+      head[owner] = count++;
+    }
+  }
+  for (int32_t t = 0; t < g->ntensor; t++)
+    for (int32_t x = head[t]; x >= 0; x = next[x])
+      b->need[b->nneed++] = (need){reader[x], from[x], (double)rgi_bytes(&g->tensor[t]), t};
+  return RG_OK;
+}
+
+static rg_status find_values(bound *b, rg_error *e) {
+  const rgi_graph *g = b->m->g;
+  const int *by = makers(b);
+  int *value_of = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *value_of);
+  b->value = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *b->value);
+  if (!by || !value_of || !b->value) return rgi_nomem(e);
+  for (int32_t t = 0; t < g->ntensor; t++) value_of[t] = -1;
+  b->fixed = (double)b->m->mem.reserved;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    if (!n->backward || n->op->flags & RG_OP_VIEW) continue;
+    for (int i = 0; i < rgi_nin(n); i++) {
+      const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
+      if (t < 0 || g->tensor[owner].producer < 0 || g->node[g->tensor[owner].producer].backward)
+        continue;
+      if (by[t] <= -2) continue;
+      if (value_of[owner] < 0) {
+        value_of[owner] = b->nvalue;
+        b->value[b->nvalue++] = (direct){by[t], (double)rgi_bytes(&g->tensor[owner]), b->nt, b->nt};
+      }
+      /* An output may take over its bytes here, and is in the base. */
+      b->value[value_of[owner]].last = i == 0 && rgi_memory_alike(g, k) ? b->nt - 1 : b->nt;
+    }
+    b->nt++;
+  }
+  for (int i = 0; i < b->nvalue; i++) {
+    const direct *v = &b->value[i];
+    if (v->by < 0 || (!b->is_free[v->by] && !rgi_has(b->c->always, v->by)))
+      b->fixed += v->bytes;
+    else
+      b->bytes[v->by] += v->bytes;
+  }
+  return find_needs(b, by, value_of, e);
+}
+
+static double scratch_of(bound *b, const uint64_t *set) {
+  rgi_taken x = rgi_replay_run(b->m->replay, set, NULL);
+  b->work -= b->m->g->nnode;
+  return (double)x.scratch;
+}
+
+static void sort_by_rate(bound *b) {
+  for (int i = 0, k = 0; i < b->n; i++) {
+    if (!b->is_free[i]) continue;
+    int j = k++;
+    for (; j > 0; j--) {
+      const int other = b->by_rate[j - 1];
+      if (b->m->ms[other] * b->bytes[i] <= b->m->ms[i] * b->bytes[other]) break;
+      b->by_rate[j] = other;
+    }
+    b->by_rate[j] = i;
+  }
+}
+
+/* ---- blocks ---- */
+
+/* Neighbours whose values are worth a block; it ends with a layer (where names begin to come again)
+ * if the next does not fit, too. */
+static int fill_block(const bound *b, int from, int width, double least, block *x) {
+  const rgi_model *m = b->m;
+  const int *free = b->c->free;
+  int i = from, layer = 0;
+  for (x->n = 0; i < b->c->nfree && x->n < width; i++) {
+    if ((double)m->kept_bytes[free[i]] < least) continue;
+    if (x->n > 1 && m->kind[free[i]] == m->kind[x->of[0]] &&
+        m->kind[x->of[1]] != m->kind[x->of[0]]) {
+      if (layer == 0) layer = x->n;
+      if (x->n + layer > width) break;
+    }
+    x->of[x->n++] = free[i];
+  }
+  return i;
+}
+
+static rg_status measure_block(bound *b, block *x, rg_error *e) {
+  x->scratch = rgi_alloc_n(b->m->arena, (size_t)1 << x->n, sizeof *x->scratch);
+  if (!x->scratch) return rgi_nomem(e);
+  for (int w = 0; w < 1 << x->n; w++) {
+    if (x->n == 1) {
+      x->scratch[w] = w ? b->alone[x->of[0]] : 0;
+      continue;
+    }
+    memcpy(b->set, b->c->always, (size_t)b->m->words * sizeof *b->set);
+    for (int i = 0; i < x->n; i++)
+      if (w >> i & 1) rgi_put(b->set, x->of[i]);
+    x->scratch[w] = scratch_of(b, b->set);
+  }
+  return RG_OK;
+}
+
+static rg_status find_blocks(bound *b, rg_error *e) {
+  const rgi_model *m = b->m;
+  int width = WIDEST_BLOCK;
+  while (width > 1 && (double)b->c->nfree / width * (1 << width) * m->g->nnode > (double)BLOCK_WORK)
+    width--;
+  double largest = 0;
+  for (int i = 0; i < b->c->nfree; i++)
+    if ((double)m->kept_bytes[b->c->free[i]] > largest)
+      largest = (double)m->kept_bytes[b->c->free[i]];
+  const double least = largest / 8;
+  b->block = rgi_alloc_n(m->arena, (size_t)b->c->nfree + 1, sizeof *b->block);
+  if (!b->block) return rgi_nomem(e);
+  for (int i = 0; i < b->c->nfree;) {
+    i = fill_block(b, i, width, least, &b->block[b->nblock]);
+    if (b->block[b->nblock].n) RGI_TRY(measure_block(b, &b->block[b->nblock++], e));
+  }
+  for (int i = 0; i < b->c->nfree; i++) {
+    const int c = b->c->free[i];
+    if ((double)m->kept_bytes[c] >= least) continue;
+    b->block[b->nblock] = (block){.of = {c}, .n = 1};
+    RGI_TRY(measure_block(b, &b->block[b->nblock++], e));
+  }
+  b->work = COVER_WORK;
+  return RG_OK;
+}
+
+/* ---- covers ---- */
+
+static void put_all(bound *b, const int *of, int n, int but) {
+  memcpy(b->set, b->c->always, (size_t)b->m->words * sizeof *b->set);
+  for (int i = 0; i < n; i++)
+    if (i != but) rgi_put(b->set, of[i]);
+}
+
+/* Drops from of[0 … n) what the set needs not to take more than `room`, small values first; returns
+ * what is left of n. */
+static int shrink(bound *b, int *of, int n, double room) {
+  for (int i = 1; i < n; i++) { /* large first */
+    const int x = of[i];
+    int j = i;
+    for (; j > 0 && b->bytes[of[j - 1]] < b->bytes[x]; j--) of[j] = of[j - 1];
+    of[j] = x;
+  }
+  for (int chunk = n / 2; chunk > 0; chunk /= 2)
+    for (int end = n; end >= chunk && b->work > 0;) {
+      /* without of[end - chunk … end) */
+      memcpy(b->set, b->c->always, (size_t)b->m->words * sizeof *b->set);
+      for (int i = 0; i < n; i++)
+        if (i < end - chunk || i >= end) rgi_put(b->set, of[i]);
+      if (scratch_of(b, b->set) > room) {
+        memmove(&of[end - chunk], &of[end], (size_t)(n - end) * sizeof *of);
+        n -= chunk;
+      }
+      end -= chunk;
+    }
+  return n;
+}
+
+/* Sets of candidates next to each other that need more scratch than `room`. */
+static rg_status find_covers(bound *b, double room, rg_error *e) {
+  const int nfree = b->c->nfree, *free = b->c->free;
+  b->ncover = 0;
+  int *of = rgi_alloc_n(b->m->arena, (size_t)nfree + 1, sizeof *of);
+  if (!of) return rgi_nomem(e);
+  for (int from = 0; from < nfree && b->work > 0;) {
+    /* free[from … lo) fit, free[from … hi) do not, or hi is past the end */
+    int lo = from, hi = nfree;
+    put_all(b, free + from, nfree - from, -1);
+    if (scratch_of(b, b->set) <= room) break;
+    for (int width = 1; from + width < nfree; width *= 2) { /* most are narrow */
+      put_all(b, free + from, width, -1);
+      if (scratch_of(b, b->set) > room) {
+        hi = from + width;
+        break;
+      }
+      lo = from + width;
+    }
+    while (hi - lo > 1) {
+      const int mid = lo + (hi - lo) / 2;
+      put_all(b, free + from, mid - from, -1);
+      if (scratch_of(b, b->set) > room)
+        hi = mid;
+      else
+        lo = mid;
+    }
+    memcpy(of, free + from, (size_t)(hi - from) * sizeof *of);
+    const int n = shrink(b, of, hi - from, room);
+    if (n > 1) { /* of one alone, `alone` says all */
+      cover *x = &b->cover[b->ncover++];
+      *x = (cover){rgi_alloc_n(b->m->arena, (size_t)n, sizeof(int)), n};
+      if (!x->of) return rgi_nomem(e);
+      memcpy(x->of, of, (size_t)n * sizeof *of);
+    }
+    from = hi;
+  }
+  return RG_OK;
+}
+
+/* ---- the linear program ---- */
+
+/* By saved bytes alone, candidates by parts. INFINITY: not even all of them free enough. */
+static double knapsack(const bound *b, double s0, double s1, double *rate) {
+  double need = b->fixed - s1, ms = 0;
+  const double room = (double)b->c->budget - s0;
+  *rate = 0;
+  for (int i = 0; i < b->n; i++)
+    if (b->is_free[i]) need += b->bytes[i];
+  for (int k = 0; k < b->c->nfree && need > 0; k++) {
+    const int i = b->by_rate[k];
+    if (b->bytes[i] <= 0 || (!b->c->of_saved && b->alone[i] > room)) continue;
+    *rate = b->m->ms[i] / b->bytes[i];
+    ms += b->bytes[i] < need ? b->m->ms[i] : *rate * need;
+    need -= b->bytes[i];
+  }
+  return need > 0 ? INFINITY : ms;
+}
+
+/* The least cost of a block's choices that need at most `room`; b->taken says which that is. */
+static double cheapest(bound *b, const block *x, double room) {
+  double sum[1 << WIDEST_BLOCK];
+  int best = 0;
+  sum[0] = 0;
+  for (int w = 1; w < 1 << x->n; w++) {
+    const int low = __builtin_ctz((unsigned)w);
+    sum[w] = sum[w & (w - 1)] + b->cost[x->of[low]];
+    if (sum[w] < sum[best] && x->scratch[w] <= room) best = w;
+  }
+  for (int i = 0; i < x->n; i++) {
+    const bool taken = best >> i & 1;
+    b->taken[x->of[i]] = taken;
+    if (taken) b->slope[0] -= b->bytes[x->of[i]] / b->unit;
+  }
+  return sum[best];
+}
+
+/* The Lagrangian at b->price (saved, scratch, covers, needs), and its slopes. Bytes in units. */
+static double lagrangian(bound *b, double excess, double room) {
+  const double *scratch = b->price + 1, *covers = scratch + b->nt, *needs = covers + b->ncover;
+  double *scratch_slope = b->slope + 1, *cover_slope = scratch_slope + b->nt;
+  double *need_slope = cover_slope + b->ncover;
+  const double u = b->unit;
+  b->sum[0] = 0;
+  double total = b->price[0] * excess;
+  b->slope[0] = excess;
+  for (int32_t t = 0; t < b->nt; t++) {
+    b->sum[t + 1] = b->sum[t] + scratch[t];
+    total -= scratch[t] * (room - b->base[t] / u);
+    scratch_slope[t] = -(room - b->base[t] / u);
+  }
+  for (int i = 0; i < b->n; i++) b->cost[i] = b->m->ms[i] - b->price[0] * b->bytes[i] / u;
+  for (int k = 0; k < b->nvalue; k++) {
+    const direct *v = &b->value[k];
+    if (v->by >= 0 && v->last >= v->first)
+      b->cost[v->by] += v->bytes / u * (b->sum[v->last + 1] - b->sum[v->first]);
+  }
+  for (int j = 0; j < b->ncover; j++) {
+    total -= covers[j] * (b->cover[j].n - 1);
+    cover_slope[j] = -(b->cover[j].n - 1);
+    for (int i = 0; i < b->cover[j].n; i++) b->cost[b->cover[j].of[i]] += covers[j];
+  }
+  for (int i = 0; i < b->nneed; i++) {
+    b->cost[b->need[i].reader] += needs[i];
+    if (b->need[i].by >= 0) b->cost[b->need[i].by] -= needs[i];
+  }
+  for (int k = 0; k < b->nblock; k++) total += cheapest(b, &b->block[k], room * u);
+  for (int32_t t = 0; t <= b->nt; t++) b->sum[t] = 0; /* now: scratch of what is taken */
+  for (int k = 0; k < b->nvalue; k++) {
+    const direct *v = &b->value[k];
+    if (v->by < 0 || !(b->taken[v->by] > 0) || v->last < v->first) continue;
+    b->sum[v->first] += v->bytes / u;
+    b->sum[v->last + 1] -= v->bytes / u;
+  }
+  double alive = 0;
+  for (int32_t t = 0; t < b->nt; t++) {
+    alive += b->sum[t];
+    scratch_slope[t] += alive;
+  }
+  for (int j = 0; j < b->ncover; j++)
+    for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->taken[b->cover[j].of[i]];
+  for (int i = 0; i < b->nneed; i++)
+    need_slope[i] =
+        b->taken[b->need[i].reader] - (b->need[i].by >= 0 ? b->taken[b->need[i].by] : 0);
+  return total;
+}
+
+/* Prices are not negative, and those of a value's needs add up to no more than its bytes cost. */
+static void project(bound *b, int rows) {
+  for (int i = 0; i < rows; i++)
+    if (b->price[i] < 0) b->price[i] = 0;
+  double *price = b->price + 1 + b->nt + b->ncover;
+  for (int i = 0, j; i < b->nneed; i = j) {
+    double sum = 0, most = b->price[0] * b->need[i].bytes / b->unit;
+    for (j = i; j < b->nneed && b->need[j].value == b->need[i].value; j++) sum += price[j];
+    for (int k = i; k < j && sum > most; k++) price[k] *= most / sum;
+  }
+}
+
+/* The best prices so far are where the next stretch may start from; covers are each stretch's
+ * own. */
+static void keep_prices(bound *b) {
+  const int shared = 1 + b->nt;
+  memcpy(b->kept, b->price, (size_t)shared * sizeof *b->kept);
+  memcpy(b->kept + shared, b->price + shared + b->ncover, (size_t)b->nneed * sizeof *b->kept);
+}
+
+static void start(bound *b, double rate, double excess, double room) {
+  const int shared = 1 + b->nt;
+  double *price = b->price;
+  memcpy(price, b->kept, (size_t)shared * sizeof *price);
+  memset(price + shared, 0, (size_t)b->ncover * sizeof *price);
+  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->nneed * sizeof *price);
+  const double warm = lagrangian(b, excess, room);
+  memset(price, 0, (size_t)(shared + b->ncover + b->nneed) * sizeof *price);
+  price[0] = rate;
+  if (lagrangian(b, excess, room) >= warm) return;
+  memcpy(price, b->kept, (size_t)shared * sizeof *price);
+  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->nneed * sizeof *price);
+}
+
+/* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
+ * known. */
+static rg_status solve(bound *b, stretch *x, double most, rg_error *e) {
+  double rate;
+  x->ms = knapsack(b, x->s0, x->s1, &rate);
+  if (x->ms >= most || b->c->of_saved) return RG_OK;
+  const double room = (double)b->c->budget - x->s0;
+  RGI_TRY(find_covers(b, room, e));
+  const int rows = 1 + b->nt + b->ncover + b->nneed;
+  double excess = b->fixed - x->s1;
+  for (int i = 0; i < b->n; i++)
+    if (b->is_free[i]) excess += b->bytes[i];
+  start(b, rate * b->unit, excess / b->unit, room / b->unit);
+  double theta = 1, best = -INFINITY;
+  int since = 0;
+  for (int i = 0; i < rows; i++) b->way[i] = 0;
+  for (int step = 0; step < STEPS && x->ms < most; step++) {
+    const double now = lagrangian(b, excess / b->unit, room / b->unit);
+    if (now > x->ms) x->ms = now;
+    if (now > best) {
+      if (now > best + 1e-4 * fabs(best)) since = 0;
+      best = now;
+      keep_prices(b);
+    }
+    if (++since > 6) {
+      theta *= 0.7;
+      since = 0;
+    }
+    double length = 0;
+    for (int i = 0; i < rows; i++) {
+      b->way[i] = b->slope[i] + 0.6 * b->way[i];
+      if (b->price[i] <= 0 && b->way[i] < 0) b->way[i] = 0;
+      length += b->way[i] * b->way[i];
+    }
+    if (length <= 1e-18) break;
+    const double size = theta * (most - now) / length;
+    for (int i = 0; i < rows; i++) b->price[i] += size * b->way[i];
+    project(b, rows);
+  }
+  return RG_OK;
+}
+
+/* ---- the whole ---- */
+
+static rg_status open_bound(bound *b, rgi_chooser *c, rg_error *e) {
+  rgi_model *m = c->m;
+  const size_t n = (size_t)m->ncandidate + 1, nn = (size_t)m->g->nnode + 2;
+  *b = (bound){.c = c, .m = m, .n = m->ncandidate, .work = COVER_WORK};
+  b->base = rgi_alloc_n(m->arena, nn, sizeof *b->base);
+  b->bytes = rgi_alloc_n(m->arena, n, sizeof *b->bytes);
+  b->alone = rgi_alloc_n(m->arena, n, sizeof *b->alone);
+  b->is_free = rgi_alloc_n(m->arena, n, sizeof *b->is_free);
+  b->by_rate = rgi_alloc_n(m->arena, n, sizeof *b->by_rate);
+  b->cover = rgi_alloc_n(m->arena, n, sizeof *b->cover);
+  b->cost = rgi_alloc_n(m->arena, n, sizeof *b->cost);
+  b->taken = rgi_alloc_n(m->arena, n, sizeof *b->taken);
+  b->sum = rgi_alloc_n(m->arena, nn, sizeof *b->sum);
+  b->set = rgi_model_set(m);
+  if (!b->base || !b->bytes || !b->alone || !b->is_free || !b->by_rate || !b->cover || !b->cost ||
+      !b->taken || !b->sum || !b->set)
+    return rgi_nomem(e);
+  for (int i = 0; i < c->nfree; i++) b->is_free[c->free[i]] = true;
+  RGI_TRY(find_values(b, e));
+  const size_t rows = 1 + (size_t)b->nt + n + (size_t)b->nneed;
+  b->price = rgi_alloc_n(m->arena, rows, sizeof *b->price);
+  b->slope = rgi_alloc_n(m->arena, rows, sizeof *b->slope);
+  b->way = rgi_alloc_n(m->arena, rows, sizeof *b->way);
+  b->kept = rgi_alloc_n(m->arena, rows, sizeof *b->kept);
+  if (!b->price || !b->slope || !b->way || !b->kept) return rgi_nomem(e);
+  sort_by_rate(b);
+  rgi_replay_run(m->replay, b->set, NULL);
+  for (int32_t t = 0; t < b->nt; t++) b->base[t] = (double)rgi_replay_alive(m->replay, t);
+  for (int i = 0; i < c->nfree; i++) {
+    memcpy(b->set, c->always, (size_t)m->words * sizeof *b->set);
+    rgi_put(b->set, c->free[i]);
+    b->alone[c->free[i]] = scratch_of(b, b->set);
+  }
+  for (int i = 0; i < b->n; i++)
+    if (b->bytes[i] > b->unit) b->unit = b->bytes[i];
+  if (b->unit == 0) b->unit = 1;
+  return find_blocks(b, e);
+}
+
+static const double CLOSE = 1e-9; /* relative; what sums of doubles may be off by */
+/* Where all candidates take the same time, all choices take multiples of it. */
+static void round_up(const bound *b) {
+  const double unit = b->m->ms[b->c->free[0]];
+  for (int i = 0; i < b->n; i++)
+    if ((b->is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit)
+      return;
+  if (unit > 0) b->c->bound_ms = ceil(b->c->bound_ms / unit * (1 - CLOSE)) * unit;
+}
+
+/* of the largest candidate's bytes: no use to halve any more */
+static const double NARROW = 1.0 / 64;
+
+rg_status rgi_bound(rgi_chooser *c, rg_error *e) {
+  bound b;
+  stretch all[MOST_STRETCHES];
+  int n = 0, least = 0;
+  RGI_TRY(open_bound(&b, c, e));
+  const double most = c->best_ms * (1 - CLOSE), lo = b.fixed,
+               hi = (double)(c->budget - (c->of_saved ? 0 : b.m->mem.comm));
+  for (int i = 0; i < FIRST_STRETCHES && hi > lo; i++) {
+    const double width = (hi - lo) / FIRST_STRETCHES;
+    all[n] = (stretch){lo + width * i, i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi, 0};
+    RGI_TRY(solve(&b, &all[n++], most, e));
+  }
+  for (; n > 0; n++) {
+    for (int i = least = 0; i < n; i++)
+      if (all[i].ms < all[least].ms) least = i;
+    stretch *x = &all[least], *y = &all[n];
+    if (x->ms >= most || n == MOST_STRETCHES || b.work <= 0 || c->of_saved) break;
+    if (x->s1 - x->s0 < b.unit * NARROW) break;
+    const double before = x->ms, middle = (x->s0 + x->s1) / 2;
+    *y = (stretch){middle, x->s1, 0};
+    x->s1 = middle;
+    RGI_TRY(solve(&b, x, most, e));
+    RGI_TRY(solve(&b, y, most, e));
+    if (x->ms < before) x->ms = before;
+    if (y->ms < before) y->ms = before;
+  }
+  c->bound_ms = n > 0 && all[least].ms > 0 ? all[least].ms : 0;
+  round_up(&b);
+  c->optimal = c->bound_ms >= most;
+  if (c->optimal) c->bound_ms = c->best_ms;
+  return RG_OK;
+}

@@ -1,0 +1,391 @@
+/* recompute/many.c: budgets for more candidates than can be gone through.
+
+   Starting points are the policies that people write by hand (nothing, all, one, every k-th, a
+   first or last stretch, all nodes of one kind, all but those that cross a few cuts). The least
+   memory is where the best of them end when single candidates or whole kinds are flipped for as
+   long as that takes bytes away; it does not depend on the budget, and what any starting point
+   takes is no less. The least time starts from points within the budget and keeps, then swaps, what
+   can be kept; bound.c says how far from the optimum the result may be at most. All of it is
+   measured out in nodes replayed, never in time, so a choice is the same on every machine.
+ */
+#include "search.h"
+#include <stdlib.h>
+
+/* Work, in nodes replayed: some 10 ns each. */
+static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000;
+enum {
+  STARTS = 8,
+  MOST_PERIOD = 64,
+  FEW = 64 /* to go through all */,
+  SPARSEST = 8,
+  MOST_KINDS = 32,
+  SWAPS = 512,
+  STIRS = 2048 /* a candidate */
+};
+static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
+
+typedef struct point {
+  uint64_t *set;
+  int64_t figure;
+  int32_t crowd; /* places as full as the fullest */
+  double ms;
+} point;
+
+typedef struct search {
+  rgi_chooser *c;
+  rgi_model *m;
+  int n;        /* free candidates, in the graph's order */
+  int64_t work; /* left */
+  uint64_t *used;
+  int *kind, nkind; /* per free candidate: those that are named alike, but for numbers */
+  int *op, nop;     /* … or have the same op */
+  uint64_t *trial;
+  point best[STARTS]; /* of the seeds */
+  int nbest;
+  bool by_time; /* seeds are ranked by time among those within the budget, else by bytes */
+  uint64_t random;
+} search;
+
+static bool better(const search *s, const point *a, const point *b) {
+  if (s->by_time && a->ms != b->ms) return a->ms < b->ms;
+  if (a->figure != b->figure) return a->figure < b->figure;
+  if (a->crowd != b->crowd) return a->crowd < b->crowd;
+  return a->ms < b->ms;
+}
+
+/* What p->set takes; the set loses what nothing reads. */
+static void look(search *s, point *p) {
+  const rgi_model *m = s->m;
+  rgi_taken x = rgi_replay_run(m->replay, p->set, s->used);
+  p->figure = rgi_figure(s->c, x);
+  p->crowd = s->c->of_saved ? 0 : x.crowd;
+  for (int w = 0; w < m->words; w++) p->set[w] = s->used[w] | s->c->always[w];
+  p->ms = rgi_model_ms(m, s->used);
+  s->work -= m->g->nnode;
+}
+
+static void copy(const search *s, point *to, const point *from) {
+  uint64_t *set = to->set;
+  memcpy(set, from->set, (size_t)s->m->words * sizeof *set);
+  *to = *from;
+  to->set = set;
+}
+
+static void flip(const search *s, uint64_t *set, int i) {
+  const int candidate = s->c->free[i];
+  if (rgi_has(set, candidate))
+    rgi_drop(set, candidate);
+  else
+    rgi_put(set, candidate);
+}
+
+static bool chosen(const search *s, const point *p, int i) {
+  return rgi_has(p->set, s->c->free[i]);
+}
+
+/* ---- seeds ---- */
+
+static uint64_t *begin(search *s) {
+  memcpy(s->trial, s->c->always, (size_t)s->m->words * sizeof *s->trial);
+  return s->trial;
+}
+
+/* Takes the trial among the best, if it is. */
+static void offer(search *s) {
+  point p = {.set = s->trial};
+  look(s, &p);
+  if (s->by_time && p.figure > s->c->budget) return;
+  for (int i = 0; i < s->nbest; i++)
+    if (rgi_model_same(s->m, s->best[i].set, p.set)) return;
+  int at = s->nbest;
+  while (at > 0 && better(s, &p, &s->best[at - 1])) at--;
+  if (at == STARTS) return;
+  if (s->nbest < STARTS) s->nbest++;
+  uint64_t *set = s->best[s->nbest - 1].set;
+  for (int i = s->nbest - 1; i > at; i--) s->best[i] = s->best[i - 1];
+  s->best[at].set = set;
+  copy(s, &s->best[at], &p);
+}
+
+/* Candidates i with i % k == from, or all others. */
+static void offer_every(search *s, int k, int from, bool others) {
+  uint64_t *set = begin(s);
+  for (int i = 0; i < s->n; i++)
+    if ((i % k == from) != others) rgi_put(set, s->c->free[i]);
+  offer(s);
+}
+
+static void offer_stretch(search *s, int from, int to) {
+  uint64_t *set = begin(s);
+  for (int i = from; i < to; i++) rgi_put(set, s->c->free[i]);
+  offer(s);
+}
+
+static void offer_kinds(search *s, const int *kind, int nkind) {
+  for (int k = 0; k < nkind; k++)
+    for (int others = 0; others < 2; others++) {
+      uint64_t *set = begin(s);
+      for (int i = 0; i < s->n; i++)
+        if ((kind[i] == k) != others) rgi_put(set, s->c->free[i]);
+      offer(s);
+    }
+}
+
+/* All but every k-th of each kind: a few layers' ends kept, say. */
+static void offer_sparse(search *s) {
+  for (int kind = 0; kind < s->nkind; kind++)
+    for (int k = 2; k <= SPARSEST && s->nkind <= MOST_KINDS; k++)
+      for (int from = 0; from < k; from++) {
+        uint64_t *set = begin(s);
+        for (int i = 0, nth = 0; i < s->n; i++)
+          if (s->kind[i] != kind || nth++ % k != from) rgi_put(set, s->c->free[i]);
+        offer(s);
+      }
+}
+
+static void offer_seeds(search *s) {
+  offer_sparse(s);
+  offer_stretch(s, 0, 0);
+  for (int i = 1; i <= s->n; i++) offer_stretch(s, 0, i);
+  for (int i = 1; i < s->n; i++) offer_stretch(s, i, s->n);
+  for (int i = 0; i < s->n; i++) offer_stretch(s, i, i + 1);
+  for (int i = 0; i < s->n; i++) offer_every(s, s->n, i, true); /* all but one */
+  for (int k = 2; k <= s->n; k++) {
+    /* of long periods only the first and last phase */
+    const int step = k <= MOST_PERIOD ? 1 : k - 1;
+    for (int from = 0; from < k; from += step) {
+      offer_every(s, k, from, false);
+      offer_every(s, k, from, true);
+    }
+    if (k > MOST_PERIOD) k += k / 16;
+  }
+  offer_kinds(s, s->kind, s->nkind);
+  offer_kinds(s, s->op, s->nop);
+}
+
+/* ---- flips that take bytes away ---- */
+
+static bool try_flip(search *s, point *p, point *q, const int *kind, int which) {
+  copy(s, q, p);
+  if (!kind)
+    flip(s, q->set, which);
+  else
+    for (int i = 0; i < s->n; i++)
+      if (kind[i] == which && chosen(s, q, i) == chosen(s, p, i)) flip(s, q->set, i);
+  look(s, q);
+  if (!better(s, q, p)) return false;
+  copy(s, p, q);
+  return true;
+}
+
+/* All of a kind kept, or all recomputed. */
+static bool try_kind(search *s, point *p, point *q, int which, bool again) {
+  copy(s, q, p);
+  for (int i = 0; i < s->n; i++)
+    if (s->kind[i] == which && chosen(s, q, i) != again) flip(s, q->set, i);
+  look(s, q);
+  if (!better(s, q, p)) return false;
+  copy(s, p, q);
+  return true;
+}
+
+static void descend(search *s, point *p, point *q, int64_t until) {
+  for (bool again = true; again && s->work > until;) {
+    again = false;
+    for (int k = 0; k < s->nkind && s->work > until && s->nkind < s->n; k++) {
+      again = try_kind(s, p, q, k, true) || again;
+      again = try_kind(s, p, q, k, false) || again;
+    }
+    for (int i = 0; i < s->n && s->work > until; i++) again = try_flip(s, p, q, NULL, i) || again;
+  }
+}
+
+static int draw(search *s, int n) {
+  s->random = s->random * 6364136223846793005u + 1442695040888963407u;
+  return (int)((s->random >> 33) % (uint64_t)n);
+}
+
+/* Flips a few candidates, near each other or far apart, or whole kinds. */
+static void flip_some(search *s, uint64_t *set, int count) {
+  const bool kinds = s->nkind > 1 && s->nkind <= s->n / 2 && draw(s, 4) == 0;
+  for (int k = 0; k < count && kinds; k++) {
+    const int which = draw(s, s->nkind), way = draw(s, 3); /* flip, keep, recompute */
+    for (int i = 0; i < s->n; i++)
+      if (s->kind[i] == which && (way == 0 || rgi_has(set, s->c->free[i]) == (way == 1)))
+        flip(s, set, i);
+  }
+  if (kinds) return;
+  const int near = 8 < s->n ? 8 : s->n, reach = draw(s, 2) ? s->n : near;
+  int at = draw(s, s->n);
+  for (int i = 0; i < count; i++) {
+    flip(s, set, at);
+    at = (at + 1 + draw(s, reach)) % s->n;
+  }
+}
+
+/* Goes where it gets no worse, for as long as the work lasts. */
+static void stir(search *s, point *p, point *q, int64_t until) {
+  while (s->work > until) {
+    copy(s, q, p);
+    flip_some(s, q->set, 1 + draw(s, 4));
+    look(s, q);
+    if (!better(s, p, q)) copy(s, p, q);
+  }
+}
+
+/* ---- the search's own room ---- */
+
+static rg_status open_search(search *s, rgi_chooser *c, rg_error *e) {
+  rgi_model *m = c->m;
+  *s = (search){.c = c, .m = m, .n = c->nfree, .random = 0x9e3779b97f4a7c15};
+  s->used = rgi_model_set(m);
+  s->trial = rgi_model_set(m);
+  s->kind = rgi_alloc_n(m->arena, (size_t)s->n, sizeof *s->kind);
+  s->op = rgi_alloc_n(m->arena, (size_t)s->n, sizeof *s->op);
+  if (!s->used || !s->trial || !s->kind || !s->op) return rgi_nomem(e);
+  for (int i = 0; i < STARTS; i++)
+    if (!(s->best[i].set = rgi_model_set(m))) return rgi_nomem(e);
+  for (int i = 0; i < s->n; i++) s->kind[i] = m->kind[c->free[i]], s->op[i] = m->op[c->free[i]];
+  s->nkind = m->nkind, s->nop = m->nop;
+  return RG_OK;
+}
+
+static rg_status new_point(const search *s, point *p, rg_error *e) {
+  *p = (point){.set = rgi_model_set(s->m)};
+  return p->set ? RG_OK : rgi_nomem(e);
+}
+
+static void tell(const search *s, const char *stage, double done, double total) {
+  if (s->c->progress.fn) s->c->progress.fn(s->c->progress.user, stage, done, total);
+}
+
+/* ---- the least memory ---- */
+
+rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e) {
+  search s;
+  point q;
+  RGI_TRY(open_search(&s, c, e));
+  RGI_TRY(new_point(&s, &q, e));
+  offer_seeds(&s);
+  s.work = LEAST_WORK;
+  *least = INT64_MAX;
+  int64_t share = (int64_t)STIRS * s.n * s.m->g->nnode / s.nbest;
+  if (share > LEAST_WORK / 2 / s.nbest) share = LEAST_WORK / 2 / s.nbest;
+  for (int i = 0; i < s.nbest; i++) {
+    tell(&s, "least", i, s.nbest);
+    descend(&s, &s.best[i], &q, s.work - s.work / (s.nbest - i) / 2);
+    stir(&s, &s.best[i], &q, s.work - share);
+    descend(&s, &s.best[i], &q, 0);
+    int64_t saved, peak;
+    double ms;
+    if (s.best[i].figure >= *least) continue;
+    RGI_TRY(rgi_model_measure(s.m, s.best[i].set, c->of_saved ? -1 : *least - 1, false, &saved,
+                              &peak, &ms, e));
+    c->explored++;
+    if ((c->of_saved ? saved : peak) >= *least) continue;
+    *least = c->of_saved ? saved : peak;
+    memcpy(set, s.best[i].set, (size_t)s.m->words * sizeof *set);
+  }
+  return RG_OK;
+}
+
+/* ---- the least time ---- */
+
+/* The candidates by what recomputing them costs for the bytes it frees, dearest first. */
+static rg_status dearest(search *s, int **order, rg_error *e) {
+  const rgi_model *m = s->m;
+  int *x = *order = rgi_alloc_n(m->arena, (size_t)s->n, sizeof *x);
+  if (!x) return rgi_nomem(e);
+  for (int i = 0; i < s->n; i++) {
+    const int c = s->c->free[i];
+    int j = i;
+    for (; j > 0; j--) {
+      const int b = s->c->free[x[j - 1]];
+      if (m->ms[b] * (double)m->kept_bytes[c] >= m->ms[c] * (double)m->kept_bytes[b]) break;
+      x[j] = x[j - 1];
+    }
+    x[j] = i;
+  }
+  return RG_OK;
+}
+
+static bool keep(search *s, point *p, point *q, int i) {
+  if (!chosen(s, p, i)) return false;
+  copy(s, q, p);
+  flip(s, q->set, i);
+  look(s, q);
+  if (q->figure > s->c->budget || q->ms > p->ms) return false;
+  copy(s, p, q);
+  return true;
+}
+
+/* Keeps what can be kept, the dearest first. */
+static void drop(search *s, point *p, point *q, const int *order, int64_t until) {
+  for (int i = 0; i < s->n && s->work > until; i++) keep(s, p, q, order[i]);
+}
+
+/* Flips two or three candidates near each other or far apart, until the time is `near` or the work
+ * done, and goes where it gets no dearer. */
+static void swap(search *s, point *p, point *q, const int *order, double near) {
+  const int64_t all = s->work;
+  for (int64_t round = 0; s->work > 0 && p->ms > near; round++) {
+    if ((round & 1023) == 0) tell(s, "recompute", (double)(all - s->work), (double)all);
+    copy(s, q, p);
+    flip_some(s, q->set, 2 + draw(s, 4) / 3);
+    if (rgi_model_ms(s->m, q->set) > p->ms) { /* it may cost less than that, but hardly ever does */
+      s->work -= s->n;
+      continue;
+    }
+    look(s, q);
+    if (q->figure > s->c->budget || q->ms > p->ms || (q->ms == p->ms && q->figure > p->figure))
+      continue;
+    const bool cheaper = q->ms < p->ms || q->figure < p->figure;
+    copy(s, p, q);
+    if (cheaper) drop(s, p, q, order, s->work - 16 * s->m->g->nnode);
+  }
+}
+
+/* Memplan's word on p; where it has less room than the replay saw, the least does, which is known
+ * to fit. */
+static rg_status settle(search *s, const point *p, const point *least, rg_error *e) {
+  bool yes;
+  rgi_chooser *c = s->c;
+  RGI_TRY(rgi_chooser_fits(c, p->set, &yes, e));
+  const point *taken = yes ? p : least;
+  memcpy(c->best, taken->set, (size_t)s->m->words * sizeof *c->best);
+  c->best_ms = taken->ms;
+  c->found = true;
+  return RG_OK;
+}
+
+rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
+  search s;
+  point q, known, *best;
+  int *order;
+  RGI_TRY(open_search(&s, c, e));
+  RGI_TRY(new_point(&s, &q, e));
+  RGI_TRY(new_point(&s, &known, e));
+  RGI_TRY(dearest(&s, &order, e));
+  memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
+  look(&s, &known);
+  s.by_time = true;
+  memcpy(begin(&s), least, (size_t)s.m->words * sizeof *least);
+  offer(&s);
+  offer_seeds(&s);
+  s.work = DROP_WORK;
+  best = &s.best[0];
+  for (int i = 0; i < s.nbest; i++) {
+    drop(&s, &s.best[i], &q, order, s.work - s.work / (s.nbest - i));
+    if (better(&s, &s.best[i], best)) best = &s.best[i];
+  }
+  c->best_ms = best->ms;
+  RGI_TRY(rgi_bound(c, e));
+  const double near = c->bound_ms + NEAR * s.m->all_ms;
+  s.work = (int64_t)SWAPS * s.n * s.m->g->nnode;
+  if (s.work > SWAP_WORK) s.work = SWAP_WORK;
+  if (best->ms > near) swap(&s, best, &q, order, near);
+  RGI_TRY(settle(&s, best, &known, e));
+  if (c->best_ms > near && s.n <= FEW) RGI_TRY(rgi_prove(c, e));
+  c->optimal = c->best_ms <= c->bound_ms;
+  return RG_OK;
+}

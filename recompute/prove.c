@@ -1,0 +1,98 @@
+/* recompute/prove.c: depth-first search over all choices, for a few dozen candidates: proves what
+   was found to be the best, or finds what is, if the work allows.
+
+   A node of the search has decided some candidates. With all others kept, the replay says what is
+   saved and what scratch backward's own nodes need; recomputing more frees no more than its own
+   bytes and takes away no scratch, so the bytes above the budget have to come from candidates still
+   open, cheapest first and by parts.
+ */
+#include "search.h"
+#include <stdlib.h>
+
+static const int64_t PROOF_WORK = 100000000; /* nodes replayed */
+
+typedef struct proof {
+  rgi_chooser *c;
+  rgi_model *m;
+  int *order;   /* of deciding: the largest first, which rules out most */
+  int *by_rate; /* cheapest bytes first */
+  bool *open;
+  uint64_t *set, *used;
+  double best;
+  int64_t work;
+} proof;
+
+/* Sorts the free candidates by before(a, b), stably. */
+static int *sorted(const rgi_chooser *c, bool (*before)(const rgi_model *, int, int)) {
+  int *x = rgi_alloc_n(c->m->arena, (size_t)c->nfree + 1, sizeof *x);
+  for (int i = 0; x && i < c->nfree; i++) {
+    int j = i;
+    for (; j > 0 && before(c->m, c->free[i], x[j - 1]); j--) x[j] = x[j - 1];
+    x[j] = c->free[i];
+  }
+  return x;
+}
+
+static bool larger(const rgi_model *m, int a, int b) {
+  return m->kept_bytes[a] > m->kept_bytes[b];
+}
+static bool frees_cheaper(const rgi_model *m, int a, int b) {
+  return m->ms[a] * (double)m->kept_bytes[b] < m->ms[b] * (double)m->kept_bytes[a];
+}
+
+/* Time that freeing `bytes` takes at least, or more than any. */
+static double least_time(const proof *p, int64_t bytes) {
+  double ms = 0;
+  for (int i = 0; i < p->c->nfree && bytes > 0; i++) {
+    const int x = p->by_rate[i];
+    const int64_t freed = p->m->kept_bytes[x] ? p->m->kept_bytes[x] + RGI_ALIGN : 0;
+    if (!p->open[x] || freed == 0) continue;
+    ms += freed > bytes ? p->m->ms[x] * ((double)bytes / (double)freed) : p->m->ms[x];
+    bytes -= freed;
+  }
+  return bytes > 0 ? p->best : ms;
+}
+
+static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
+  if (p->work <= 0 || ms >= p->best) return RG_OK;
+  p->work -= p->m->g->nnode;
+  rgi_taken x = rgi_replay_run(p->m->replay, p->set, p->used);
+  if (rgi_figure(p->c, x) <= p->c->budget) {
+    bool yes;
+    const double takes = rgi_model_ms(p->m, p->used);
+    if (takes < p->best) {
+      RGI_TRY(rgi_chooser_fits(p->c, p->set, &yes, e));
+      if (yes) {
+        memcpy(p->c->best, p->set, (size_t)p->m->words * sizeof *p->set);
+        p->best = p->c->best_ms = takes;
+        return RG_OK; /* recomputing more only takes longer */
+      }
+    }
+  }
+  const int64_t above = x.saved + (p->c->of_saved ? 0 : x.scratch) - p->c->budget;
+  if (depth == p->c->nfree || ms + least_time(p, above) >= p->best) return RG_OK;
+  const int i = p->order[depth];
+  p->open[i] = false;
+  RGI_TRY(explore(p, depth + 1, ms, e));
+  rgi_put(p->set, i);
+  RGI_TRY(explore(p, depth + 1, ms + p->m->ms[i], e));
+  rgi_drop(p->set, i);
+  p->open[i] = true;
+  return RG_OK;
+}
+
+rg_status rgi_prove(rgi_chooser *c, rg_error *e) {
+  proof p = {.c = c, .m = c->m, .work = PROOF_WORK};
+  p.order = sorted(c, larger);
+  p.by_rate = sorted(c, frees_cheaper);
+  p.open = rgi_alloc_n(c->m->arena, (size_t)c->m->ncandidate + 1, sizeof *p.open);
+  p.set = rgi_model_set(c->m);
+  p.used = rgi_model_set(c->m);
+  if (!p.order || !p.by_rate || !p.open || !p.set || !p.used) return rgi_nomem(e);
+  for (int i = 0; i < c->nfree; i++) p.open[c->free[i]] = true;
+  memcpy(p.set, c->always, (size_t)c->m->words * sizeof *p.set);
+  p.best = c->best_ms * (1 - 1e-9);
+  RGI_TRY(explore(&p, 0, 0, e));
+  if (p.work > 0) c->bound_ms = c->best_ms;
+  return RG_OK;
+}

@@ -1,0 +1,320 @@
+/* recompute/replay.c: what a choice takes, without making its graph.
+
+   Goes through the same motions as rewrite.c and memplan.c on plain arrays: which tensors backward
+   reads as clones, where each clone stands, what forward no longer computes, how long every owner
+   lives, which outputs take over dying inputs, and how many bytes are alive at every node. The sum
+   is memplan's own lower bound of the packed peak, short of it by less than RGI_ALIGN where sizes
+   are not whole multiples; memplan still has the last word. Microseconds a choice instead of
+   milliseconds: this is what makes searching possible.
+
+       place      0 … turn - 1      the forward nodes that are left
+                  turn …            backward nodes, each clone directly before its first reader
+       id         t                 tensor t of the graph
+                  t + ntensor       its clone
+ */
+#include "search.h"
+#include <string.h>
+
+typedef struct step {
+  int32_t in, out; /* first of its edges; they end where the next node's begin */
+  int32_t candidate;
+  bool view, backward, inplace;
+  int64_t workspace; /* rounded up */
+} step;
+
+struct rgi_replay {
+  const rgi_graph *g;
+  int32_t nt, nforward;
+  step *node;        /* [nnode + 1] */
+  int32_t *in, *out; /* edges: tensors, -1: absent */
+  bool *optional;    /* out edge: gone if nobody reads it */
+  int64_t *bytes;    /* per tensor */
+  bool *caller;      /* per tensor: its owner is the caller's memory */
+  bool *output;      /* per tensor: its owner is a declared output, which never has a clone */
+  int64_t pad;       /* most that rounding added to one block */
+  int64_t reserved, comm;
+  bool no_reuse, no_inplace;
+  int32_t words; /* of a set */
+  /* of the choice at hand */
+  bool *again;          /* per tensor: backward reads a clone of it */
+  bool *node_again;     /* per node: has a clone, or is a view of one */
+  bool *cloned;         /* per node: its clone has its place */
+  bool *read;           /* per id */
+  bool *forward_needed; /* per node */
+  int32_t *sequence;    /* per place after the turn: node, or ~node for a clone */
+  int32_t nsequence, turn;
+  int32_t *first, *last; /* per id: places; first -1: nobody touches it */
+  int32_t *root;         /* per id: whose bytes it has taken over, itself if none */
+  int64_t *alive;        /* per place: what begins there less what has ended */
+  int64_t total;         /* scratch bytes if nothing shared */
+};
+
+static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int *candidate_of,
+                         rgi_arena *a, rg_error *e) {
+  const rgi_graph *g = r->g;
+  int32_t nin = 0, nout = 0;
+  int64_t *workspace = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *workspace);
+  if (!workspace) return rgi_nomem(e);
+  RGI_TRY(rgi_memory_workspaces(g, mem, workspace, e));
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    step *s = &r->node[k];
+    *s = (step){.in = nin, .out = nout, .candidate = -1, .backward = n->backward};
+    s->view = n->op->flags & RG_OP_VIEW;
+    s->inplace = rgi_memory_alike(g, k);
+    s->workspace = rgi_aligned(workspace[k]);
+    if (s->workspace - workspace[k] > r->pad) r->pad = s->workspace - workspace[k];
+    if (!n->backward) r->nforward = k + 1;
+    if (!n->backward && !s->view && n->origin >= 0 && n->kind == RGI_PRIMAL)
+      s->candidate = candidate_of[n->origin];
+    for (int i = 0; i < rgi_nin(n); i++) r->in[nin++] = n->in[i];
+    for (int p = 0; p < n->op->nout; p++)
+      for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++) {
+        r->optional[nout] = n->op->out[p].flags & RG_PORT_OPTIONAL;
+        r->out[nout++] = n->out[i];
+      }
+  }
+  r->node[g->nnode] = (step){.in = nin, .out = nout};
+  for (int32_t i = 0; i < g->noutput; i++) r->caller[g->output[i].tensor] = true;
+  for (int32_t i = 0; i < g->ninput; i++)
+    if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0)
+      r->caller[rgi_owner(g, g->input[i].grad)] = true;
+  for (int32_t i = 0; i < g->noutput; i++) r->output[g->output[i].tensor] = true;
+  for (int32_t t = 0; t < g->ntensor; t++)
+    if (g->tensor[t].base < 0) {
+      r->bytes[t] = rgi_bytes(&g->tensor[t]);
+      const int64_t pad = rgi_aligned(r->bytes[t]) - r->bytes[t];
+      if (pad > r->pad) r->pad = pad;
+      if (g->tensor[t].producer < 0) r->caller[t] = true;
+    }
+  for (int32_t t = 0; t < g->ntensor; t++) {
+    r->caller[t] = r->caller[rgi_owner(g, t)];
+    r->output[t] = r->output[rgi_owner(g, t)];
+  }
+  return RG_OK;
+}
+
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
+                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
+                            rg_error *e) {
+  rgi_replay *r = rgi_alloc(a, sizeof *r);
+  if (!r) return rgi_nomem(e);
+  *r = (rgi_replay){.g = g,
+                    .nt = g->ntensor,
+                    .reserved = mem->reserved,
+                    .comm = mem->comm,
+                    .no_reuse = mem->no_reuse};
+  r->no_inplace = mem->no_inplace;
+  r->words = rgi_words(ncandidate);
+  size_t nn = (size_t)g->nnode + 1, nt = (size_t)g->ntensor + 1, nin = 1, nout = 1;
+  for (int32_t k = 0; k < g->nnode; k++)
+    nin += (size_t)rgi_nin(&g->node[k]), nout += (size_t)rgi_nout(&g->node[k]);
+  r->node = rgi_alloc_n(a, nn, sizeof *r->node);
+  r->in = rgi_alloc_n(a, nin, sizeof *r->in);
+  r->out = rgi_alloc_n(a, nout, sizeof *r->out);
+  r->optional = rgi_alloc_n(a, nout, sizeof *r->optional);
+  r->bytes = rgi_alloc_n(a, nt, sizeof *r->bytes);
+  r->caller = rgi_alloc_n(a, nt, sizeof *r->caller);
+  r->output = rgi_alloc_n(a, nt, sizeof *r->output);
+  r->again = rgi_alloc_n(a, nt, sizeof *r->again);
+  r->node_again = rgi_alloc_n(a, nn, sizeof *r->node_again);
+  r->cloned = rgi_alloc_n(a, nn, sizeof *r->cloned);
+  r->read = rgi_alloc_n(a, 2 * nt, sizeof *r->read);
+  r->forward_needed = rgi_alloc_n(a, nn, sizeof *r->forward_needed);
+  r->sequence = rgi_alloc_n(a, 2 * nn, sizeof *r->sequence);
+  r->first = rgi_alloc_n(a, 2 * nt, sizeof *r->first);
+  r->last = rgi_alloc_n(a, 2 * nt, sizeof *r->last);
+  r->root = rgi_alloc_n(a, 2 * nt, sizeof *r->root);
+  r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
+  if (!r->node || !r->in || !r->out || !r->optional || !r->bytes || !r->caller || !r->output ||
+      !r->again || !r->node_again || !r->cloned || !r->read || !r->forward_needed || !r->sequence ||
+      !r->first || !r->last || !r->root || !r->alive)
+    return rgi_nomem(e);
+  *out = r;
+  return flatten(r, mem, candidate_of, a, e);
+}
+
+/* ---- where everything stands ---- */
+
+/* Which tensors backward reads as clones. */
+static void find_clones(rgi_replay *r, const uint64_t *set) {
+  for (int32_t k = 0; k < r->nforward; k++) {
+    const step *s = &r->node[k];
+    bool again = s->view ? s->in < s[1].in : s->candidate >= 0 && rgi_has(set, s->candidate);
+    for (int32_t i = s->in; i < s[1].in && s->view && again; i++)
+      again = r->in[i] >= 0 && r->again[r->in[i]];
+    r->node_again[k] = again;
+    for (int32_t i = s->out; i < s[1].out; i++)
+      if (r->out[i] >= 0) r->again[r->out[i]] = again && !r->output[r->out[i]];
+  }
+}
+
+static int32_t stand_in(const rgi_replay *r, int32_t t) {
+  return r->again[t] ? t + r->nt : t;
+}
+
+/* Puts the clones that `node`'s inputs come from at the end of the sequence, and marks what is
+ * read. */
+static void place_inputs(rgi_replay *r, int32_t node) {
+  for (int32_t i = r->node[node].in; i < r->node[node + 1].in; i++) {
+    const int32_t t = r->in[i];
+    if (t < 0) continue;
+    r->read[stand_in(r, t)] = true;
+    if (!r->again[t]) continue;
+    const int32_t p = r->g->tensor[t].producer;
+    if (r->cloned[p]) continue;
+    r->cloned[p] = true;
+    place_inputs(r, p);
+    if (!r->node[p].view) r->sequence[r->nsequence++] = ~p;
+  }
+}
+
+/* What forward still computes, from the last node to the first. */
+static void find_forward(rgi_replay *r) {
+  for (int32_t k = r->nforward - 1; k >= 0; k--) {
+    const step *s = &r->node[k];
+    bool needed = false;
+    for (int32_t i = s->out; i < s[1].out; i++)
+      needed = needed || (r->out[i] >= 0 && (r->read[r->out[i]] || r->output[r->out[i]]));
+    r->forward_needed[k] = needed;
+    for (int32_t i = s->in; i < s[1].in && needed; i++)
+      if (r->in[i] >= 0) r->read[r->in[i]] = true;
+  }
+}
+
+/* ---- how long everything lives ---- */
+
+static void touch(rgi_replay *r, int32_t id, int32_t place) {
+  if (r->first[id] < 0) r->first[id] = place;
+  r->last[id] = place;
+}
+
+/* Of an id: the one that owns its bytes. A part of a join that has no clone itself owns its own. */
+static int32_t owner_of(const rgi_replay *r, int32_t id) {
+  if (id < r->nt) return rgi_owner(r->g, id);
+  const int32_t owner = rgi_owner(r->g, id - r->nt);
+  return r->again[owner] ? owner + r->nt : id;
+}
+
+static void touch_node(rgi_replay *r, int32_t node, bool clone, int32_t place) {
+  const step *s = &r->node[node];
+  const int32_t shift = clone ? r->nt : 0;
+  const bool forward = !clone && !s->backward;
+  for (int32_t i = s->in; i < s[1].in; i++)
+    if (r->in[i] >= 0) touch(r, owner_of(r, forward ? r->in[i] : stand_in(r, r->in[i])), place);
+  for (int32_t i = s->out; i < s[1].out; i++) {
+    if (r->out[i] < 0) continue;
+    const int32_t id = r->out[i] + shift;
+    if (r->optional[i] && !r->read[id] && (clone || !r->caller[r->out[i]])) continue;
+    touch(r, owner_of(r, id), place);
+  }
+}
+
+static bool saved(const rgi_replay *r, int32_t id) {
+  return id < r->nt && r->first[id] < r->turn && r->last[id] >= r->turn;
+}
+
+static bool in_scratch(const rgi_replay *r, int32_t id) {
+  return r->first[id] >= 0 && !saved(r, id) && (id >= r->nt || !r->caller[id]);
+}
+
+/* Outputs that take over the bytes of an input which dies there. */
+static void share(rgi_replay *r, int32_t node, bool clone, int32_t place) {
+  const step *s = &r->node[node];
+  if (!s->inplace) return;
+  const int32_t in = r->in[s->in];
+  const int32_t from = owner_of(r, clone || s->backward ? stand_in(r, in) : in);
+  const int32_t to = r->out[s->out] + (clone ? r->nt : 0);
+  if (owner_of(r, to) != to || !in_scratch(r, from) || !in_scratch(r, to)) return;
+  if (r->last[from] != place || r->first[to] != place) return;
+  const int32_t root = r->root[from];
+  r->root[to] = root;
+  if (r->last[to] > r->last[root]) r->last[root] = r->last[to];
+}
+
+static void each_place(rgi_replay *r, void (*f)(rgi_replay *, int32_t, bool, int32_t)) {
+  int32_t place = 0;
+  for (int32_t k = 0; k < r->nforward; k++)
+    if (!r->node[k].view && r->forward_needed[k]) f(r, k, false, place++);
+  r->turn = place;
+  for (int32_t i = 0; i < r->nsequence; i++) {
+    const int32_t n = r->sequence[i];
+    f(r, n < 0 ? ~n : n, n < 0, place++);
+  }
+}
+
+static void add_workspace(rgi_replay *r, int32_t node, bool clone, int32_t place) {
+  (void)clone;
+  r->alive[place] += r->node[node].workspace;
+  r->alive[place + 1] -= r->node[node].workspace;
+  r->total += r->node[node].workspace;
+}
+
+/* ---- the whole ---- */
+
+static void place_all(rgi_replay *r) {
+  memset(r->cloned, 0, (size_t)r->nforward * sizeof *r->cloned);
+  memset(r->read, 0, 2 * (size_t)r->nt * sizeof *r->read);
+  r->nsequence = 0;
+  for (int32_t k = r->nforward; k < r->g->nnode; k++) {
+    place_inputs(r, k);
+    if (!r->node[k].view) r->sequence[r->nsequence++] = k;
+  }
+  find_forward(r);
+}
+
+/* Adds up the owners' bytes: saved ones end to end, scratch into r->alive at first and after
+ * last. */
+static int64_t add_owners(rgi_replay *r) {
+  int64_t end = r->reserved;
+  for (int32_t id = 0; id < 2 * r->nt; id++) {
+    if (r->first[id] < 0 || (id < r->nt && r->caller[id])) continue;
+    const int64_t bytes = r->bytes[id < r->nt ? id : id - r->nt], rounded = rgi_aligned(bytes);
+    if (saved(r, id)) {
+      end = rgi_aligned(end) + bytes;
+    } else if (r->root[id] == id) {
+      r->alive[r->first[id]] += rounded;
+      r->alive[r->last[id] + 1] -= rounded;
+      r->total += rounded;
+    }
+  }
+  return end;
+}
+
+rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
+  find_clones(r, set);
+  place_all(r);
+  for (int32_t id = 0; id < 2 * r->nt; id++) r->first[id] = r->last[id] = -1, r->root[id] = id;
+  each_place(r, touch_node);
+  if (!r->no_inplace && !r->no_reuse) each_place(r, share);
+  const int32_t end = r->turn + r->nsequence;
+  memset(r->alive, 0, ((size_t)end + 1) * sizeof *r->alive);
+  r->total = 0;
+  each_place(r, add_workspace);
+  rgi_taken x = {.saved = add_owners(r)};
+  int64_t sum = 0, most = 0;
+  for (int32_t i = 0; i < end; i++) {
+    sum += r->alive[i];
+    if (sum > most) most = sum, x.crowd = 0;
+    x.crowd += sum == most;
+    r->alive[i] = sum;
+    if (i >= r->turn && r->sequence[i - r->turn] >= 0 && sum > x.scratch) x.scratch = sum;
+  }
+  if (r->no_reuse) most = r->total;
+  x.scratch -= r->pad < x.scratch ? r->pad : x.scratch;
+  x.peak = x.saved + r->comm + (most > r->pad ? most - r->pad : 0);
+  if (used) {
+    for (int32_t w = 0; w < r->words; w++) used[w] = 0;
+    for (int32_t i = 0; i < r->nsequence; i++)
+      if (r->sequence[i] < 0) rgi_put(used, r->node[~r->sequence[i]].candidate);
+  }
+  return x;
+}
+
+int64_t rgi_replay_alive(const rgi_replay *r, int32_t t) {
+  int32_t i = 0;
+  for (int32_t k = 0; i < r->nsequence; i++)
+    if (r->sequence[i] >= 0 && k++ == t) break;
+  const int64_t alive = r->alive[r->turn + i];
+  return alive > r->pad ? alive - r->pad : 0;
+}

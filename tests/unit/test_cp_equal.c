@@ -1,0 +1,414 @@
+/* tests/unit/test_cp_equal.c: a batch shared out among ranks gives what one rank gives: outputs,
+ * and gradients of what is not gathered, to the bit; the others within the roundings of their
+ * sums. */
+#include "cp_case.h"
+
+static const char spec_text[] =
+    "{ \"regraph\": 1, \"params\": { \"H\": 4, \"KH\": 2, \"D\": 16, \"kernel\": 8, \"stride\": 4, "
+    "\"block\": 16, \"top_n\": 4, \"window\": 24, \"dtype\": \"f32\", \"how\": \"linear\" },\n"
+    " \"inputs\": {\n"
+    "  \"q\": { \"shape\": [\"T\", \"H\", \"D\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"k\": { \"shape\": [\"T\", \"KH\", \"D\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"v\": { \"shape\": [\"T\", \"KH\", \"D\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"gate\": { \"shape\": [\"T\", \"H\", 3], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"wk\": { \"shape\": [\"D\", \"kernel*D\"], \"dtype\": \"$dtype\", \"grad\": \"accumulate\" "
+    "},\n"
+    "  \"wv\": { \"shape\": [\"D\", \"kernel*D\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"sinks\": { \"shape\": [\"H\"], \"dtype\": \"$dtype\", \"grad\": true },\n"
+    "  \"cu_seqlens\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n"
+    " \"nodes\": [\n"
+    "  { \"name\": \"compress_kv\", \"op\": \"compress_kv\", \"in\": { \"k\": \"k\", \"v\": \"v\", "
+    "\"k_weight\": \"wk\", \"v_weight\": \"wv\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+    "    \"out\": { \"k\": \"ck\", \"v\": \"cv\" }, \"attrs\": { \"kernel\": \"$kernel\", "
+    "\"stride\": \"$stride\", \"k_method\": \"linear\", \"v_method\": \"linear\" } },\n"
+    "  { \"name\": \"cmp_o\", \"op\": \"cmp_attn\", \"in\": { \"q\": \"q\", \"k\": \"ck\", \"v\": "
+    "\"cv\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+    "    \"out\": { \"o\": \"cmp_o\", \"lse\": \"lse\" }, \"attrs\": { \"kernel\": \"$kernel\", "
+    "\"stride\": \"$stride\" } },\n"
+    "  { \"name\": \"topk\", \"op\": \"topk\", \"in\": { \"q\": \"q\", \"k\": \"ck\", \"lse\": "
+    "\"lse\", "
+    "\"cu_seqlens\": \"cu_seqlens\" }, \"out\": { \"idx\": \"idx\" },\n"
+    "    \"attrs\": { \"kernel\": \"$kernel\", \"stride\": \"$stride\", \"block\": \"$block\", "
+    "\"top_n\": \"$top_n\", \"init\": 1, \"local\": 2 } },\n"
+    "  { \"name\": \"slc_o\", \"op\": \"slc_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+    "\"v\", \"idx\": \"idx\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+    "    \"out\": { \"o\": \"slc_o\" }, \"attrs\": { \"block\": \"$block\" } },\n"
+    "  { \"name\": \"swa_o\", \"op\": \"swa_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+    "\"v\", \"sinks\": \"sinks\", \"cu_seqlens\": \"cu_seqlens\" },\n"
+    "    \"out\": { \"o\": \"swa_o\" }, \"attrs\": { \"window_left\": \"$window\" } },\n"
+    "  { \"name\": \"combine\", \"op\": \"combine\", \"in\": { \"o\": [\"cmp_o\", \"slc_o\", "
+    "\"swa_o\"], "
+    "\"gate\": \"gate\" }, \"out\": { \"o\": \"o\" } } ],\n"
+    " \"outputs\": { \"o\": \"o\", \"lse\": \"lse\", \"idx\": \"idx\" } }\n";
+
+#define RGI_N(a) (int)(sizeof(a) / sizeof *(a))
+
+static rg_context *ctx;
+static void setup(void) {
+  rg_error e = {0};
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+}
+static void teardown(void) {
+  rg_context_destroy(ctx);
+}
+
+static rg_plan *plan_of(const char *dtype, const char *policy_text, int64_t T, int64_t B,
+                        int ranks) {
+  rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
+  rg_binding param[] = {{"dtype", 0, dtype}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.2, .cp = ranks};
+  rg_policy *policy = policy_text ? load_policy(ctx, policy_text) : NULL;
+  rg_spec *spec = NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  CR_OK(rg_spec_load_text(ctx, spec_text, strlen(spec_text), "spec", param, 1, &spec, &e), &e);
+  CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
+  rg_spec_destroy(spec);
+  rg_policy_destroy(policy);
+  return plan;
+}
+
+/* Of a plan for one rank and one for several, which a policy asks for; `exact`: see cp_compare. */
+static void compare(const char *dtype, const char *policy, int ranks, int64_t T, int64_t B,
+                    const int *lengths, uint64_t seed, const char *what) {
+  rg_plan *one = plan_of(dtype, NULL, T, B, 1), *many = plan_of(dtype, policy, T, B, ranks);
+  const double most = strcmp(dtype, "f32") == 0 ? 2e-6 : strcmp(dtype, "f16") == 0 ? 1e-3 : 8e-3;
+  cp_compare(ctx, one, many, seed, T, lengths, "q gate", most, what);
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+}
+
+static const int all_ranks[] = {2, 3, 4, 8};
+static const char *const modes[] = {"\"auto\"", "1", "2"};
+
+/* chunk: rows of a chunk. */
+static void all_modes(int64_t chunk, int64_t B, const int *lengths, const char *what) {
+  for (int i = 0; i < 4; i++)
+    for (int mode = 0; mode < 3; mode++) {
+      char policy[200], name[160];
+      snprintf(name, sizeof name, "%s, %d ranks, mode %s", what, all_ranks[i], modes[mode]);
+      snprintf(policy, sizeof policy, "{ \"regraph_policy\": 1, \"cp\": { \"mode\": %s } }",
+               modes[mode]);
+      compare("f32", policy, all_ranks[i], chunk * 2 * all_ranks[i], B, lengths, 7, name);
+    }
+}
+
+Test(cp_equal, packs, .init = setup, .fini = teardown) {
+  /* chunks of 24 rows, for two ranks 96 in all */
+  all_modes(24, 5, (const int[]){40, 0, 1, 30, 7}, "several sequences and dead rows");
+  all_modes(24, 1, (const int[]){96}, "one sequence over four chunks, and dead chunks");
+  all_modes(24, 2, (const int[]){3, 93}, "one over four chunks that starts in the first");
+  all_modes(24, 4, (const int[]){7, 8, 9, 0}, "around the kernel; most chunks dead");
+  all_modes(24, 3, (const int[]){0, 0, 0}, "nothing at all");
+  all_modes(24, 4, (const int[]){24, 24, 24, 24}, "borders on chunks");
+  all_modes(24, 4, (const int[]){23, 25, 23, 25}, "borders beside chunks");
+  all_modes(8, 3, (const int[]){13, 2, 16}, "the smallest capacity");
+}
+
+Test(cp_equal, many_short_sequences, .init = setup, .fini = teardown) {
+  int lengths[60];
+  for (int i = 0; i < 60; i++) lengths[i] = i % 4;
+  all_modes(24, 60, lengths, "sixty sequences");
+}
+
+/* A border at every residue of stride, block and kernel, and next to those of chunks. */
+Test(cp_equal, borders_at_every_row, .init = setup, .fini = teardown) {
+  for (int cut = 0; cut <= 64; cut++) {
+    const int lengths[] = {cut, 64 - cut, 20};
+    char what[64];
+    snprintf(what, sizeof what, "a border at row %d", cut);
+    compare("f32", "{ \"regraph_policy\": 1, \"cp\": { \"mode\": 2 } }", 3, 96, 3, lengths,
+            (uint64_t)cut, what);
+  }
+}
+
+Test(cp_equal, policies_and_types, .init = setup, .fini = teardown) {
+  static const char *const policies[] = {
+      "\"split_heads\": 1", "\"preset\": \"all\"", "\"preset\": \"all\", \"split_heads\": 1",
+      "\"recompute\": [\"compress_kv\", \"topk\", \"slc_o\"]", "\"preset\": \"none\""};
+  static const char *const types[] = {"f32", "bf16", "f16"};
+  const int lengths[] = {70, 0, 1, 50, 20};
+  for (int k = 0; k < RGI_N(policies); k++)
+    for (int d = 0; d < 3; d++)
+      for (int i = 0; i < 4; i++) {
+        char policy[300];
+        snprintf(policy, sizeof policy, "{ \"regraph_policy\": 1, \"cp\": {}, %s }", policies[k]);
+        const int64_t T = all_ranks[i] == 3 ? 144 : all_ranks[i] == 8 ? 192 : 160;
+        compare(types[d], policy, all_ranks[i], T, 5, lengths, 3, policies[k]);
+      }
+}
+
+/* Keys that only windows see come out of halos: nothing is gathered, and the bits are the same. */
+static rg_plan *window_plan(int64_t T, int window, int ranks, const char *policy_text) {
+  char text[1024];
+  rg_binding set[] = {{"T", T, NULL}, {"B", 3, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.2, .cp = ranks};
+  snprintf(
+      text, sizeof text,
+      "{ \"regraph\": 1, \"inputs\": { \"q\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\", "
+      "\"grad\": "
+      "true }, \"k\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\", \"grad\": true }, \"v\": { "
+      "\"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", \"grad\": true }, \"cu\": { \"shape\": "
+      "[\"B+1\"], "
+      "\"dtype\": \"i32\" } }, \"nodes\": [ { \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { "
+      "\"q\": "
+      "\"q\", \"k\": \"k\", \"v\": \"v\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"o\", "
+      "\"lse\": "
+      "\"lse\" }, \"attrs\": { \"window_left\": %d } } ], \"outputs\": { \"o\": \"o\", \"lse\": "
+      "\"lse\" } }",
+      window);
+  rg_spec *spec = load_spec(ctx, text);
+  rg_policy *policy = policy_text ? load_policy(ctx, policy_text) : NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
+  rg_spec_destroy(spec);
+  rg_policy_destroy(policy);
+  return plan;
+}
+
+static bool has_op(const rg_plan *plan, const char *op) {
+  rg_node_info n;
+  bool any = false;
+  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++) any = any || strcmp(n.op, op) == 0;
+  return any;
+}
+
+Test(cp_equal, windows, .init = setup, .fini = teardown) {
+  static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
+                                         "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
+  for (int ranks = 2; ranks <= 4; ranks++)
+    for (int window = 0; window <= 40; window += 20) {
+      const int64_t chunk = 104, T = chunk * 2 * ranks;
+      rg_plan *one = window_plan(T, window, 1, NULL);
+      for (int i = 0; i < RGI_N(policies); i++) {
+        rg_plan *many = window_plan(T, window, ranks, policies[i]);
+        cr_assert(has_op(many, "halo") && !has_op(many, "all_gather"));
+        for (int cut = 0; cut <= 2 * chunk; cut += i ? 52 : 13) {
+          const int lengths[] = {cut, 1, (int)T - cut - 40};
+          char what[64];
+          snprintf(what, sizeof what, "%d ranks, window %d, a border at %d", ranks, window, cut);
+          cp_compare(ctx, one, many, 11, T, lengths, "q", 2e-6, what);
+        }
+        rg_plan_destroy(many);
+      }
+      rg_plan_destroy(one);
+    }
+  rg_plan *plan = window_plan(416, 60, 2, NULL); /* more than a chunk with its tile */
+  cr_assert(has_op(plan, "all_gather") && !has_op(plan, "halo"));
+  rg_plan_destroy(plan);
+}
+
+/* What one plan predicts is what the session of every rank asks for, and budgets count it. */
+Test(cp_equal, bytes, .init = setup, .fini = teardown) {
+  const char *text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 4 }%s }";
+  char policy[300], budget[160];
+  rg_sizes keep, all, z;
+  snprintf(policy, sizeof policy, text, "");
+  rg_plan *plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &keep);
+  rg_plan_destroy(plan);
+  snprintf(policy, sizeof policy, text, ", \"preset\": \"all\"");
+  plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &all);
+  rg_plan_destroy(plan);
+  cr_assert_gt(keep.comm, 0);
+  cr_assert_eq(keep.comm, all.comm);
+  const int64_t asked = (keep.predicted_peak + all.predicted_peak) / 2;
+  cr_assert_lt(all.predicted_peak, asked);
+  snprintf(budget, sizeof budget, ", \"budget\": { \"bytes\": %lld }", (long long)asked);
+  snprintf(policy, sizeof policy, text, budget);
+  plan = plan_of("f32", policy, 768, 3, 0);
+  rg_plan_sizes(plan, &z);
+  cr_assert_leq(z.predicted_peak, asked);
+  cr_assert_eq(z.predicted_peak, z.saved + z.scratch + z.comm);
+  const int lengths[] = {400, 1, 300};
+  rg_plan *one = plan_of("f32", NULL, 768, 3, 1);
+  cp_compare(ctx, one, plan, 5, 768, lengths, "q gate", 2e-6, "a budget");
+  a_rank rank[MOST_RANKS];
+  for (int r = 0; r < 4; r++) {
+    rank[r] = (a_rank){.plan = plan, .backward = true};
+    make_buffers(plan, 5, 768, lengths, &rank[r].b);
+  }
+  run_ranks(ctx, rank, 4, 20);
+  for (int r = 0; r < 4; r++) {
+    cr_assert_eq(rank[r].status, RG_OK, "%s", rank[r].e.message);
+    cr_assert_eq(rank[r].asked, z.predicted_peak, "rank %d", r);
+    free_buffers(&rank[r].b);
+  }
+  rg_plan_destroy(one);
+  rg_plan_destroy(plan);
+}
+
+/* "local": each rank keeps its terms of weights' gradients; their sum is what "sum" gives. */
+Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
+  const int64_t T = 192, B = 2;
+  const int lengths[] = {100, 60}, ranks = 4;
+  static const char *const weights[] = {"wk", "wv", "sinks"};
+  const char *policy = "{ \"regraph_policy\": 1, \"cp\": { \"weights\": \"local\" } }";
+  rg_plan *one = plan_of("f32", NULL, T, B, 1), *many = plan_of("f32", policy, T, B, ranks);
+  a_rank alone = {.plan = one, .backward = true}, rank[MOST_RANKS];
+  buffers whole;
+  rg_cp_info cp;
+  rg_plan_cp(many, &cp);
+  make_buffers(one, 9, T, lengths, &whole);
+  make_buffers(one, 9, T, lengths, &alone.b);
+  for (int r = 0; r < ranks; r++) {
+    rank[r] = (a_rank){.rank = r, .plan = many, .backward = true};
+    make_buffers(many, 9, T, lengths, &rank[r].b);
+    cp_copy(&whole, &rank[r], &cp, false);
+  }
+  run_a_rank(&alone);
+  run_ranks(ctx, rank, ranks, 20);
+  for (int i = 0; i < whole.n; i++) {
+    const rg_tensor_info *t = &whole.info[i];
+    bool weight = false;
+    for (int k = 0; k < 3; k++) weight = weight || strcmp(t->name, weights[k]) == 0;
+    if (!weight || t->role != RG_GRAD_OUT) continue;
+    float *sum = whole.data[i];
+    const int64_t n = t->bytes / 4,
+                  begun = t->accumulates ? ranks - 1 : 0; /* ones in each buffer */
+    memset(sum, 0, (size_t)t->bytes);
+    for (int r = 0; r < ranks; r++) {
+      cr_assert_eq(rank[r].status, RG_OK, "%s", rank[r].e.message);
+      for (int k = 0; k < rank[r].b.n; k++)
+        if (rank[r].b.info[k].role == RG_GRAD_OUT)
+          cr_assert_eq(rank[r].b.info[k].partial, !rank[r].b.info[k].sharded);
+      const float *mine = buffer(&rank[r].b, RG_GRAD_OUT, t->name);
+      for (int64_t k = 0; k < n; k++) sum[k] += mine[k];
+    }
+    for (int64_t k = 0; k < n; k++) sum[k] -= (float)begun;
+    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name));
+    cr_assert(off <= 2e-6, "%s is off by %g", t->name, off);
+  }
+  for (int r = 0; r < ranks; r++) free_buffers(&rank[r].b);
+  free_buffers(&alone.b);
+  free_buffers(&whole);
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+}
+
+/* A hundred runs of one batch, and a batch after another, with the same bits each time. */
+Test(cp_equal, repeats, .init = setup, .fini = teardown) {
+  const int64_t T = 192;
+  const int lengths[] = {100, 60}, ranks = 4;
+  rg_plan *plan =
+      plan_of("bf16", "{ \"regraph_policy\": 1, \"cp\": { \"wire\": \"bf16\" } }", T, 2, ranks);
+  a_rank once[MOST_RANKS], often[MOST_RANKS];
+  for (int r = 0; r < ranks; r++) {
+    once[r] = (a_rank){.plan = plan, .backward = true};
+    make_buffers(plan, 4, T, lengths, &once[r].b);
+    often[r] = (a_rank){.plan = plan, .backward = true, .repeats = 99};
+    make_buffers(plan, 4, T, lengths, &often[r].b);
+  }
+  run_ranks(ctx, once, ranks, 20);
+  run_ranks(ctx, often, ranks, 20);
+  for (int r = 0; r < ranks; r++) {
+    cr_assert_eq(once[r].status, RG_OK, "%s", once[r].e.message);
+    cr_assert_eq(often[r].status, RG_OK, "%s", often[r].e.message);
+    for (int i = 0; i < once[r].b.n; i++) /* what a caller's sum holds grows with every run */
+      if (!once[r].b.info[i].accumulates)
+        cr_assert_eq(memcmp(once[r].b.data[i], often[r].b.data[i], (size_t)once[r].b.info[i].bytes),
+                     0, "%s", once[r].b.info[i].name);
+    free_buffers(&once[r].b);
+    free_buffers(&often[r].b);
+  }
+  rg_plan_destroy(plan);
+}
+
+/* ---- ranks that do not fit together ---- */
+
+Test(cp_equal, a_rank_with_another_plan, .init = setup, .fini = teardown) {
+  static const char *const text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 3%s }%s }";
+  static const struct {
+    const char *dtype, *cp, *more;
+    int64_t T;
+    const char *say;
+  } bad[] = {
+      {"bf16", "", "", 192, "another spec"},
+      {"f32", "", ", \"split_heads\": 1", 192, "another policy"},
+      {"f32", "", "", 288, "another capacity"},
+      {"f32", ", \"mode\": 2", "", 192, "another shard mode"},
+      {"f32", ", \"wire\": \"bf16\"", "", 192, "another policy"},
+  };
+  for (int i = 0; i < RGI_N(bad); i++) {
+    char policy[300];
+    snprintf(policy, sizeof policy, text, "", "");
+    rg_plan *good = plan_of("f32", policy, 192, 2, 0);
+    snprintf(policy, sizeof policy, text, bad[i].cp, bad[i].more);
+    rg_plan *other = plan_of(bad[i].dtype, policy, bad[i].T, 2, 0);
+    a_rank rank[MOST_RANKS];
+    for (int r = 0; r < 3; r++) rank[r] = (a_rank){.plan = r == 1 ? other : good};
+    run_ranks(ctx, rank, 3, 5);
+    for (int r = 0; r < 3; r++) {
+      cr_assert_eq(rank[r].status, RG_E_COMM, "%s", rank[r].e.message);
+      cr_assert(strstr(rank[r].e.message, "rank 1") && strstr(rank[r].e.message, bad[i].say), "%s",
+                rank[r].e.message);
+    }
+    rg_plan_destroy(good);
+    rg_plan_destroy(other);
+  }
+}
+
+/* ---- refusals ---- */
+
+static void refused(const char *nodes, const char *outputs, int64_t T, const char *pointer,
+                    const char *say) {
+  char text[2048];
+  rg_spec *spec = NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 2, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .cp = 2};
+  snprintf(text, sizeof text,
+           "{ \"regraph\": 1, \"inputs\": { \"x\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", "
+           "\"grad\": true }, \"w\": { \"shape\": [4, 16], \"dtype\": \"f32\", \"grad\": true }, "
+           "\"at\": { \"shape\": [\"B\"], \"dtype\": \"i32\" }, "
+           "\"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, \"nodes\": [ %s ], "
+           "\"outputs\": { %s "
+           "} }",
+           nodes, outputs);
+  CR_OK(rg_spec_load_text(ctx, text, strlen(text), "spec.json", NULL, 0, &spec, &e), &e);
+  cr_assert_neq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_OK, "%s", say);
+  cr_assert_str_eq(e.file, "spec.json");
+  cr_assert_str_eq(e.pointer, pointer, "%s: %s", e.pointer, e.message);
+  cr_assert(strstr(e.message, say), "\"%s\" does not say \"%s\"", e.message, say);
+  rg_spec_destroy(spec);
+}
+
+Test(cp_equal, what_can_not_be_shared_out, .init = setup, .fini = teardown) {
+  static const char attend[] =
+      "{ \"name\": \"a\", \"op\": \"swa_attn\", \"in\": { \"q\": \"x\", \"k\": \"x\", \"v\": "
+      "\"x\", "
+      "\"cu_seqlens\": \"cu\"%s }, \"out\": { \"o\": \"o\" }, \"attrs\": { \"window_left\": 3 } }";
+  char nodes[1024];
+  snprintf(nodes, sizeof nodes, attend, "");
+  refused(nodes, "\"o\": \"o\"", 66, "/inputs", "the next capacity that does is 68");
+  snprintf(nodes, sizeof nodes, attend, ", \"q_offset\": \"at\"");
+  refused(nodes, "\"o\": \"o\"", 64, "/nodes/0/in/q_offset", "leave this port out");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"turn\", \"op\": \"transpose\", \"in\": { \"x\": \"o\" }, \"out\": { "
+         "\"y\": \"y\" }, \"attrs\": { \"perm\": [1, 0, 2] } }");
+  refused(nodes, "\"y\": \"y\"", 64, "/nodes/1", "a view must keep axis 0");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"more\", \"op\": \"silu\", \"in\": { \"x\": \"w\" }, \"out\": { \"y\": "
+         "\"y\" } }");
+  refused(nodes, "\"o\": \"o\", \"y\": \"y\"", 64, "/outputs/y", "every output has tokens");
+  snprintf(nodes, sizeof nodes, attend, "");
+  strcat(nodes,
+         ", { \"name\": \"all\", \"op\": \"all_gather\", \"in\": { \"x\": \"o\" }, \"out\": { "
+         "\"y\": \"y\" }, \"attrs\": { \"ranks\": 2 } }");
+  refused(nodes, "\"y\": \"y\"", 64, "/nodes/1", "no collectives of its own");
+  refused(
+      "{ \"name\": \"n\", \"op\": \"silu\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"y\" } }",
+      "\"y\": \"y\"", 64, "/inputs", "no tensor has sequences");
+  snprintf(
+      nodes, sizeof nodes, "%s",
+      "{ \"name\": \"c\", \"op\": \"compress_kv\", \"in\": { \"k\": \"x\", \"v\": \"x\", "
+      "\"cu_seqlens\": \"cu\" }, \"out\": { \"k\": \"k\", \"v\": \"v\" }, \"attrs\": { \"kernel\": "
+      "12, \"stride\": 4 } }");
+  refused(nodes, "\"k\": \"k\"", 32, "/nodes/0",
+          "no fewer than 12; the next capacity that does is 48");
+}
