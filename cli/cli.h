@@ -83,6 +83,8 @@ const cli_command *cli_find_command(const char *name);
 void cli_print_help(FILE *f, const cli_command *command);
 void cli_print_man(FILE *f);
 void cli_print_bash(FILE *f);
+void cli_print_zsh(FILE *f);
+void cli_print_fish(FILE *f);
 
 /* ---- one invocation ---- */
 
@@ -91,8 +93,9 @@ typedef struct cli {
   rg_error error;
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
   bool progress_shown;
-  double progress_at; /* when it was last drawn */
-  char shown[1024];   /* the first argument, fit to be printed */
+  double progress_at, progress_from; /* when it was last drawn, and when its stage began */
+  char progress_stage[64];
+  char shown[1024]; /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
   rg_policy *policy;

@@ -23,7 +23,9 @@ rg_status cli_cmd_help(cli *c) {
   if (a->man)
     cli_print_man(stdout);
   else if (a->completion)
-    cli_print_bash(stdout);
+    (*a->completion == 'b'   ? cli_print_bash
+     : *a->completion == 'z' ? cli_print_zsh
+                             : cli_print_fish)(stdout);
   else
     cli_print_help(stdout, topic);
   return RG_OK;
@@ -91,16 +93,45 @@ rg_status cli_cmd_ops(cli *c) {
   return s;
 }
 
+/* What check found, for editors and scripts. */
+static void print_finding(const cli *c, const char *summary) {
+  const rg_error *e = &c->error;
+  const char *const key[] = {"status", "file", "pointer", "node", "message"};
+  const char *const value[] = {rg_status_name(e->status), e->file, e->pointer, e->node, e->message};
+  printf("{\"version\": 1, \"ok\": %s, ", summary ? "true" : "false");
+  if (summary) {
+    fputs("\"summary\": ", stdout);
+    cli_json_string(stdout, summary);
+    puts("}");
+    return;
+  }
+  fputs("\"errors\": [{", stdout);
+  for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
+    printf("\"%s\": ", key[i]);
+    cli_json_string(stdout, value[i]);
+    fputs(", ", stdout);
+  }
+  printf("\"line\": %d, \"column\": %d}]}\n", e->line, e->column);
+}
+
 rg_status cli_cmd_check(cli *c) {
   rg_text text;
   rg_status s = cli_open(c);
   if (s == RG_OK) s = rg_check(c->spec, c->policy, &c->error);
   if (s == RG_OK) s = rg_spec_write(c->spec, "summary", &text, &c->error);
-  if (s != RG_OK) return s;
+  if (s != RG_OK) {
+    if (c->args.json) print_finding(c, NULL);
+    return s;
+  }
   const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
   size_t name = strcspn(line, ":\n");
   if (line[name] == ':' && line[name + 1] == ' ') line += name + 2;
-  printf("%s: ok — %.*s\n", c->shown, (int)strcspn(line, "\n"), line);
+  char *end = text.data + (line - text.data) + strcspn(line, "\n");
+  *end = '\0';
+  if (c->args.json)
+    print_finding(c, line);
+  else
+    printf("%s: ok — %s\n", c->shown, line);
   rg_text_destroy(&text);
   return RG_OK;
 }

@@ -152,7 +152,9 @@ void cli_print_man(FILE *f) {
       f);
 }
 
-/* ---- bash completion ---- */
+/* ---- completion ---- */
+
+#define OP_NAMES "regraph ops | string match -rg \"^([a-z_]+): \""
 
 static void print_words(FILE *f, const char *choices) {
   for (; *choices; choices++) fputc(*choices == '|' ? ' ' : *choices, f);
@@ -185,6 +187,10 @@ void cli_print_bash(FILE *f) {
       fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", g->name);
       print_words(f, g->arg);
       fputs("\" -- \"$cur\")); return ;;\n", f);
+    } else if (strcmp(g->name, "--policy") == 0) {
+      fputs("    --policy) COMPREPLY=($(compgen -W \"none all\" -- \"$cur\") $(compgen -f -- "
+            "\"$cur\")); return ;;\n",
+            f);
     } else if (g->kind == CLI_INT || g->kind == CLI_BYTES || g->kind == CLI_SEED ||
                g->kind == CLI_SECONDS || strcmp(g->name, "--set") == 0) {
       fprintf(f, "    %s) return ;;\n", g->name);
@@ -200,6 +206,11 @@ void cli_print_bash(FILE *f) {
       fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", k->name);
       for (int j = 0; j < cli_ncommand; j++) fprintf(f, "%s%s", j ? " " : "", cli_commands[j].name);
       fputs("\" -- \"$cur\")); return ;;\n", f);
+    } else if (strcmp(k->name, "ops") == 0) {
+      fputs("    ops) COMPREPLY=($(compgen -W \"$(regraph ops | sed -n 's/^\\([a-z_]*\\): "
+            ".*/\\1/p')\" "
+            "-- \"$cur\")); return ;;\n",
+            f);
     } else if (strchr(k->positional, '|')) {
       fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", k->name);
       print_words(f, k->positional);
@@ -213,4 +224,40 @@ void cli_print_bash(FILE *f) {
         "  COMPREPLY=($(compgen -f -- \"$cur\"))\n"
         "}\ncomplete -F _regraph regraph\n",
         f);
+}
+
+/* zsh runs bash's rules. */
+void cli_print_zsh(FILE *f) {
+  fputs("#compdef regraph\nautoload -U +X bashcompinit && bashcompinit\n", f);
+  cli_print_bash(f);
+}
+
+void cli_print_fish(FILE *f) {
+  fputs("# fish completion for regraph, printed by 'regraph help --completion fish'\n"
+        "set -l start 'test (count (commandline -opc)) -eq 1'\n",
+        f);
+  for (int i = 0; i < cli_ncommand; i++) {
+    const cli_command *k = &cli_commands[i];
+    fprintf(f, "complete -c regraph -n $start -f -a %s -d \"%s\"\n", k->name, k->doc);
+    const char *at = "__fish_seen_subcommand_from";
+    if (strcmp(k->name, "ops") == 0)
+      fprintf(f, "complete -c regraph -n '%s ops' -f -a '(" OP_NAMES ")'\n", at);
+    else if (strchr(k->positional, '|')) {
+      fprintf(f, "complete -c regraph -n '%s %s' -f -a '", at, k->name);
+      print_words(f, k->positional);
+      fputs("'\n", f);
+    }
+    for (int j = 0; j < cli_nflag; j++) {
+      const cli_flag *g = &cli_flags[j];
+      if (!cli_takes(g, i)) continue;
+      fprintf(f, "complete -c regraph -n '%s %s' -l %s%s -d \"%s\"", at, k->name, g->name + 2,
+              g->arg ? " -r" : "", g->doc);
+      if (g->kind == CLI_CHOICE || strcmp(g->name, "--policy") == 0) {
+        fputs(" -a '", f);
+        print_words(f, g->kind == CLI_CHOICE ? g->arg : "none|all");
+        fputs("'", f);
+      }
+      fputc('\n', f);
+    }
+  }
 }

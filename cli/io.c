@@ -109,12 +109,21 @@ void cli_progress(void *user, const char *stage, double done, double total) {
   }
   /* ten a second are enough for an eye */
   if (c->progress_shown && now - c->progress_at < 0.1) return;
+  if (!c->progress_shown || strcmp(c->progress_stage, stage) != 0) {
+    c->progress_from = now;
+    snprintf(c->progress_stage, sizeof c->progress_stage, "%s", stage);
+  }
   c->progress_at = now;
   c->progress_shown = true;
+  const double passed = now - c->progress_from;
   if (total > 0 && done > 0)
     fprintf(stderr, "\r\033[K%s %3.0f %%", stage, 100 * done / total);
   else
     fprintf(stderr, "\r\033[K%s …", stage);
+  if (passed > 2 && total > 0 && done > 0 && done < total)
+    fprintf(stderr, ", %.0f s left", passed * (total - done) / done + 0.5);
+  else if (passed > 2)
+    fprintf(stderr, " %.0f s", passed);
   fflush(stderr);
 }
 

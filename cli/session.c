@@ -32,16 +32,44 @@ static rg_status parse_set(cli *c) {
   return RG_OK;
 }
 
+/* The spec on standard input. What is too long is the loader's to refuse. */
+static rg_status read_spec(cli *c) {
+  size_t size = 0, room = 1 << 16;
+  const size_t most = (16u << 20) + 1;
+  char *text = malloc(room);
+  if (!text) return cli_nomem(&c->error);
+  while (!feof(stdin) && !ferror(stdin) && size < most) {
+    if (size == room) {
+      char *more = realloc(text, room *= 2);
+      if (!more) {
+        free(text);
+        return cli_nomem(&c->error);
+      }
+      text = more;
+    }
+    size += fread(text + size, 1, room - size, stdin);
+  }
+  rg_status s = ferror(stdin) ? cli_fail(&c->error, RG_E_IO, "standard input", "can't be read")
+                              : rg_spec_load_text(c->ctx, text, size, "standard input", c->set,
+                                                  c->nset, &c->spec, &c->error);
+  free(text);
+  return s;
+}
+
 rg_status cli_open(cli *c) {
   const cli_args *a = &c->args;
-  rg_printable(a->positional[0], c->shown, sizeof c->shown);
+  const char *first = a->positional[0];
+  if (first && strcmp(first, "-") == 0) first = "standard input";
+  rg_printable(first, c->shown, sizeof c->shown);
   rg_status s = rg_context_create(NULL, &c->ctx, &c->error);
   for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
   s = parse_set(c);
   if (s == RG_OK)
-    s = rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
+    s = strcmp(a->positional[0], "-") == 0
+            ? read_spec(c)
+            : rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
   if (s == RG_OK && a->policy) s = rg_policy_load_file(c->ctx, a->policy, &c->policy, &c->error);
   return s;
 }

@@ -27,7 +27,9 @@ const cli_command cli_commands[] = {
     [CHECK] = {"check", "SPEC", 1, 1, "check a spec, and a policy against it",
                "Says what is wrong and where (file, JSON pointer), or one line if nothing is. "
                "Dimensions may "
-               "stay unbound: then everything that does not need them is checked.",
+               "stay unbound: then everything that does not need them is checked. SPEC - is "
+               "standard input, "
+               "here and for every command that takes one.",
                cli_cmd_check},
     [PLAN] = {"plan", "SPEC", 1, 1, "plan memory and steps, and report",
               "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for "
@@ -68,7 +70,7 @@ const int cli_ncommand = HELP + 1;
 #define AT(f) offsetof(cli_args, f)
 const cli_flag cli_flags[] = {
     {"--policy", CLI_TEXT, "FILE|none|all|least|BYTES", SPECS, AT(policy), 0,
-     "what to keep, what to recompute (default: keep all)"},
+     "what to keep, what to recompute, or a budget such as 6GiB (default: keep all)"},
     {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
      "bind a free dimension or parameter (64K: 65536); repeatable"},
     {"--device", CLI_CHOICE, "cpu|cuda", PLANS, AT(device), 0,
@@ -87,7 +89,7 @@ const cli_flag cli_flags[] = {
      "compute all branches' gradients at once"},
     {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0,
      "time limit of the exact packer"},
-    {"--json", CLI_SWITCH, NULL, PLANS | BIT(OPS), AT(json), 0, "print JSON"},
+    {"--json", CLI_SWITCH, NULL, SPECS | BIT(OPS), AT(json), 0, "print JSON"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
@@ -116,7 +118,7 @@ const cli_flag cli_flags[] = {
     {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA), AT(plugin), 0,
      "load more ops; repeatable"},
     {"--man", CLI_SWITCH, NULL, BIT(HELP), AT(man), 0, "print the man page"},
-    {"--completion", CLI_CHOICE, "bash", BIT(HELP), AT(completion), 0,
+    {"--completion", CLI_CHOICE, "bash|zsh|fish", BIT(HELP), AT(completion), 0,
      "print completion rules for a shell"},
     {"--help", CLI_SWITCH, NULL, ALL, AT(help), 0, "print this help"},
     {"--version", CLI_SWITCH, NULL, ALL, AT(version), 0, "print the version"},

@@ -33,6 +33,24 @@ if(TARGET regraph_cli)
   endif()
 endif()
 
+# A Python wheel is the same tree inside the package (pyproject.toml), with jansson in it and, for cuBLASLt, the
+# folders where pip puts NVIDIA's libraries.
+if(SKBUILD)
+  list(GET JANSSON_LINK_LIBRARIES 0 jansson)
+  get_filename_component(jansson ${jansson} REALPATH)
+  if(jansson MATCHES "\\.so")
+    string(REGEX MATCH "libjansson\\.so\\.[0-9]+" jansson_name ${jansson})
+    install(FILES ${jansson} DESTINATION ${CMAKE_INSTALL_LIBDIR} RENAME ${jansson_name})
+  endif()
+  set(rpath $ORIGIN)
+  if(rgi_cuda)
+    foreach(folder nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib nvidia/cublas/lib)
+      list(APPEND rpath $ORIGIN/../../${folder})
+    endforeach()
+  endif()
+  set_target_properties(regraph PROPERTIES INSTALL_RPATH "${rpath}")
+endif()
+
 # Something to try after installing.
 install(FILES README.md LICENSE CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/regraph)
 install(DIRECTORY examples/ DESTINATION ${CMAKE_INSTALL_DATADIR}/regraph/examples FILES_MATCHING PATTERN "*.json"

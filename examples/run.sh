@@ -39,8 +39,6 @@ options=(-DCMAKE_BUILD_TYPE=Release)
 gpu=no
 if command -v nvcc >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
 if [ ! -f "$build/CMakeCache.txt" ] && [ $gpu = no ]; then options+=(-DREGRAPH_CUDA=OFF); fi
-# A fresh build folder does without the tests where their framework is missing; an existing one stays as it is.
-if [ ! -f "$build/CMakeCache.txt" ] && ! pkg-config --exists criterion; then options+=(-DREGRAPH_TESTS=OFF); fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if ! { cmake -S "$root" -B "$build" "${options[@]}" &&

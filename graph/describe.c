@@ -257,16 +257,31 @@ static void op_schema(rgi_buf *b, const rg_op *op) {
   add_text(b, "]}}}");
 }
 
-static void node_schemas(const rg_context *ctx, rgi_buf *b) {
+/* A node of any op, by one op's rules at a time, so that messages are about it. */
+static void node_schema(const rg_context *ctx, rgi_buf *b) {
   bool first = true;
+  add_text(b, ",\n  \"node\": {\"type\": \"object\", \"required\": [\"name\", \"op\"], "
+              "\"properties\": {\"op\": {\"enum\": [");
   for (int i = 0; i < ctx->nop; i++) {
     if (!public_op(ctx->op[i])) continue;
-    rgi_buf_printf(b, "%s{\"$ref\": \"#/$defs/op_%s\"}", first ? "" : ", ", ctx->op[i]->name);
+    rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", ctx->op[i]->name);
     first = false;
   }
+  add_text(b, "]}}, \"allOf\": [");
+  first = true;
+  for (int i = 0; i < ctx->nop; i++) {
+    const char *op = ctx->op[i]->name;
+    if (!public_op(ctx->op[i])) continue;
+    rgi_buf_printf(b,
+                   "%s\n   {\"if\": {\"required\": [\"op\"], \"properties\": {\"op\": "
+                   "{\"const\": \"%s\"}}}, \"then\": {\"$ref\": \"#/$defs/op_%s\"}}",
+                   first ? "" : ",", op, op);
+    first = false;
+  }
+  add_text(b, "]}");
 }
 
-static void block_schema(const rg_context *ctx, rgi_buf *b) {
+static void block_schema(rgi_buf *b) {
   add_text(
       b, ",\n  \"block\": {\"description\": \"nodes that are repeated\", \"type\": \"object\", "
          "\"additionalProperties\": false, \"required\": [\"repeat\", \"name\", \"nodes\"], "
@@ -282,9 +297,7 @@ static void block_schema(const rg_context *ctx, rgi_buf *b) {
          "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
          "   \"out\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
          "\"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}},\n"
-         "   \"nodes\": {\"type\": \"array\", \"items\": {\"oneOf\": [");
-  node_schemas(ctx, b);
-  add_text(b, "]}}}}");
+         "   \"nodes\": {\"type\": \"array\", \"items\": {\"$ref\": \"#/$defs/node\"}}}}");
 }
 
 static void spec_schema(const rg_context *ctx, rgi_buf *b) {
@@ -297,17 +310,16 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "  \"regraph\": {\"const\": 1},\n"
       "  \"name\": {\"$ref\": \"#/$defs/name\"},\n"
       "  \"doc\": {\"type\": \"string\"},\n"
+      "  \"$schema\": {\"type\": \"string\"},\n"
       "  \"params\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"type\": [\"number\", \"string\", \"boolean\"]}},\n"
       "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
-      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 16384, \"items\": {\"oneOf\": [");
-  node_schemas(ctx, b);
-  add_text(b, ", {\"$ref\": \"#/$defs/block\"}]}},\n");
-  add_text(
-      b,
+      "  \"nodes\": {\"type\": \"array\", \"maxItems\": 16384, \"items\": {\"if\": "
+      "{\"required\": [\"repeat\"]}, \"then\": {\"$ref\": \"#/$defs/block\"}, \"else\": "
+      "{\"$ref\": \"#/$defs/node\"}}},\n"
       "  \"outputs\": {\"type\": \"object\", \"minProperties\": 1, \"maxProperties\": 4096, "
       "\"propertyNames\": "
       "{\"$ref\": \"#/$defs/name\"}, \"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}}},\n"
@@ -340,7 +352,8 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "   \"doc\": {\"type\": \"string\"}}}");
   for (int i = 0; i < ctx->nop; i++)
     if (public_op(ctx->op[i])) op_schema(b, ctx->op[i]);
-  block_schema(ctx, b);
+  node_schema(ctx, b);
+  block_schema(b);
   add_text(b, "}}\n");
 }
 
@@ -351,6 +364,7 @@ static void policy_schema(rgi_buf *b) {
               " \"properties\": {\n"
               "  \"regraph_policy\": {\"const\": 1},\n"
               "  \"doc\": {\"type\": \"string\"},\n"
+              "  \"$schema\": {\"type\": \"string\"},\n"
               "  \"preset\": {\"enum\": [\"none\", \"all\"], \"default\": \"none\"},\n"
               "  \"recompute\": {\"type\": \"array\", \"maxItems\": 8192, \"uniqueItems\": true, "
               "\"items\": "

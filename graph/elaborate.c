@@ -21,6 +21,11 @@ static const rgi_tensor blank = {.base = -1, .producer = -1, .seqlens = -1, .gra
 
 /* Fails because `owner` (NULL: the spec) has no `kind` called `got`, with the nearest name there
  * is. `name` gives the i-th of n in `list`, or NULL for one that a spec can't name. */
+static const char *op_name(const void *list, int i) {
+  const rg_op *op = ((const rg_op *const *)list)[i];
+  return op->flags & RG_OP_INTERNAL ? NULL : op->name;
+}
+
 static rg_status no_such(builder *b, rg_status code, const char *pointer, const char *node,
                          const char *owner, const char *kind, const char *got,
                          const char *(*name)(const void *list, int i), const void *list, int n) {
@@ -30,9 +35,10 @@ static rg_status no_such(builder *b, rg_status code, const char *pointer, const 
   if (!known) return rgi_nomem(b->e);
   for (int i = 0; i < n; i++)
     if ((known[count] = name(list, i))) count++;
-  return rgi_fail(b->e, code, pointer, node, "%s%s %s '%s'%s", owner ? owner : "there is",
+  return rgi_fail(b->e, code, pointer, node, "%s%s %s '%s'%s%s", owner ? owner : "there is",
                   owner ? " has no" : " no", kind, rgi_show(&shown, got),
-                  rgi_hint(&hint, got, known, count));
+                  rgi_hint(&hint, got, known, count),
+                  name == op_name ? "; `regraph ops` lists them, --plugin brings more" : "");
 }
 static const char *tensor_name(const void *list, int i) {
   return ((const rgi_tensor *)list)[i].name;
@@ -42,10 +48,6 @@ static const char *attr_name(const void *list, int i) {
 }
 static const char *port_name(const void *list, int i) {
   return ((const rg_port *)list)[i].name;
-}
-static const char *op_name(const void *list, int i) {
-  const rg_op *op = ((const rg_op *const *)list)[i];
-  return op->flags & RG_OP_INTERNAL ? NULL : op->name;
 }
 
 /* The tensor a spec names, or an error with the nearest name. */
@@ -283,6 +285,27 @@ static bool backward_reads(builder *b, const rg_op *op, const char *output) {
   return backward && rgi_in_port(backward, name) >= 0;
 }
 
+/* All required inputs that are not connected, in one sentence. */
+static rg_status missing_inputs(builder *b, const rg_op *op, const int *count, const char *where,
+                                const char *node) {
+  char names[256];
+  const char *doc = "";
+  int n = 0;
+  size_t at = 0;
+  for (int p = 0; p < op->nin; p++) {
+    if (count[p] || op->in[p].flags & RG_PORT_OPTIONAL) continue;
+    if (at < sizeof names)
+      at +=
+          (size_t)snprintf(names + at, sizeof names - at, "%s'%s'", n ? ", " : "", op->in[p].name);
+    if (n++ == 0 && op->in[p].doc) doc = op->in[p].doc;
+  }
+  if (n > 1)
+    return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs inputs on its ports %s", op->name,
+                    names);
+  return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port %s: %s", op->name, names,
+                  doc);
+}
+
 /* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value. */
 static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, int nport,
                              const rgi_json *v, const char *where, const char *node,
@@ -317,9 +340,7 @@ static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, i
           port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
       continue;
     }
-    if (port == op->in)
-      return rgi_fail(b->e, RG_E_KEY, where, node, "%s needs an input on port '%s': %s", op->name,
-                      port[p].name, port[p].doc ? port[p].doc : "");
+    if (port == op->in) return missing_inputs(b, op, count, where, node);
     if (port[p].flags & RG_PORT_LIST)
       return rgi_fail(b->e, RG_E_KEY, where, node,
                       "%s makes a list on port '%s'; name its tensors here", op->name,

@@ -31,7 +31,7 @@ rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most,
 /* The top level: which members there are and what JSON type they have. */
 static rg_status read_root(rg_spec *s, rg_error *e) {
   static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs",
-                                     "name",    "params", "doc"};
+                                     "name",    "params", "doc",   "$schema"};
   const rgi_json *v;
   RGI_TRY(rgi_json_keys(s->root, "a spec", keys, RGI_COUNT(keys), 4, "", NULL, e));
   RGI_TRY(member(s->root, "regraph", RGI_JSON_INT, &v, e));
@@ -42,6 +42,7 @@ static rg_status read_root(rg_spec *s, rg_error *e) {
   if (v) RGI_TRY(rgi_check_identifier(v->text, "spec", "/name", e));
   s->name = v ? v->text : "graph";
   RGI_TRY(member(s->root, "doc", RGI_JSON_STRING, &v, e));
+  RGI_TRY(member(s->root, "$schema", RGI_JSON_STRING, &v, e)); /* an editor's business */
   RGI_TRY(member(s->root, "params", RGI_JSON_OBJECT, &s->params, e));
   RGI_TRY(member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e));
   RGI_TRY(member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e));

@@ -8,7 +8,7 @@ export REGRAPH_LIBRARY=$(cd "$1" && pwd)/libregraph.so PYTHONDONTWRITEBYTECODE=1
 for python in python3 /usr/bin/python3; do
   if command -v "$python" >/dev/null && "$python" -c 'import numpy' 2>/dev/null; then
     cd "$root/python"
-    "$python" -m unittest -q tests/test_numpy.py
+    "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py
     else

@@ -56,7 +56,7 @@ build() { # folder, cmake options…
   local log generator=(-G Ninja)
   [ ! -f "$folder/CMakeCache.txt" ] || generator=() # examples/run.sh may have made it with another
   log=$(mktemp)
-  if ! { cmake -S . -B "$folder" "${generator[@]}" "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
+  if ! { cmake -S . -B "$folder" "${generator[@]}" -DREGRAPH_WERROR=ON -DREGRAPH_TESTS=ON "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
     tail -n 60 "$log" >&2
     rm -f "$log"
     return 1
@@ -89,7 +89,7 @@ check() { # title, command…
 # ---- stages ---------------------------------------------------------------------------------------------
 stage_release() {
   # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on a GPU.
-  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON -DREGRAPH_CUDA=AUTO -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
+  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=AUTO -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
   run_tests build
   local status=0
   tests/python.sh build || status=$?
@@ -120,12 +120,12 @@ stage_static() {
     '! LC_ALL=C.UTF-8 grep -nP "^.{101}" $(git ls-files "*.c" "*.h" "*.cu" "*.cuh")'
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
     -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
-  [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
   check "clang-tidy" bash -c 'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
     xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
 }
 stage_install() {
-  [ -x build/regraph ] || build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_TESTS=ON
+  [ -x build/regraph ] || build build -DCMAKE_BUILD_TYPE=Release
   check "installed tree" tests/install_test.sh build
   check "examples/run.sh" bash -c 'examples/run.sh >/dev/null'
 }

@@ -7,7 +7,8 @@ from ._lib import lib as _library
 from .arrays import float32
 from .core import Context, Plan, Policy, Session, Spec, default_context, device_check, example, parse_size
 from .errors import RegraphError
+from .graph import Graph
 
 __version__ = _library.rg_version().decode()
-__all__ = ["Context", "Plan", "Policy", "RegraphError", "Session", "Spec", "default_context", "device_check",
+__all__ = ["Context", "Graph", "Plan", "Policy", "RegraphError", "Session", "Spec", "default_context", "device_check",
            "example", "float32", "parse_size"]

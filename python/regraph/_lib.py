@@ -53,8 +53,11 @@ class PlanOptions(Options):
 
 class Sizes(Structure):
     _fields_ = [(name, c_int64) for name in
-                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound", "predicted_peak",
-                 "comm")]
+                ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound",
+                 "predicted_peak", "comm")]
+
+    def __repr__(self):
+        return f"Sizes(saved={self.saved}, scratch={self.scratch}, bytes)"
 
 
 class SessionOptions(Options):
@@ -91,6 +94,8 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_bind_scratch": [c_void_p, c_void_p],
     "rg_session_set_stream": [c_void_p, c_void_p],
     "rg_session_synchronize": [c_void_p],
+    "rg_session_bind_index": [c_void_p, c_size_t, c_void_p, c_size_t],
+    "rg_session_run": [c_void_p, c_int, POINTER(c_void_p), c_size_t, c_void_p, c_void_p],
     "rg_session_forward": [c_void_p],
     "rg_session_backward": [c_void_p],
     "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],
@@ -125,29 +130,19 @@ def _candidates():
     told = os.environ.get("REGRAPH_LIBRARY")
     if told:
         return [told]
-    beside = PACKAGE / "libregraph.so"
-    checkout = PACKAGE.parent.parent / "build" / "libregraph.so"
-    here = [str(path) for path in (beside, checkout) if path.exists()]
-    return here + [f"libregraph.so.{VERSION}", "libregraph.so"]
-
-
-def _open(path):
-    try:
-        return ctypes.CDLL(path)
-    except OSError as error:
-        if "libcublasLt" not in str(error):
-            raise
-        import torch  # noqa: F401  brings the CUDA libraries that the build with nvcc links to
-
-        return ctypes.CDLL(path)
+    name = f"libregraph.so.{VERSION}"
+    beside = PACKAGE.glob(f"lib*/{name}")  # in a wheel
+    checkout = PACKAGE.parent.parent / "build" / name
+    here = [str(path) for path in (*beside, checkout) if path.exists()]
+    return [*here, name, "libregraph.so"]
 
 
 def _load():
     tried = []
     for path in _candidates():
         try:
-            library = _open(path)
-        except (OSError, ImportError) as error:
+            library = ctypes.CDLL(path)
+        except OSError as error:
             tried.append(f"{path}: {error}")
             continue
         for name, arguments in _PROTOTYPES.items():
@@ -162,9 +157,9 @@ def _load():
         return library
     raise RegraphError(
         "RG_E_IO",
-        "libregraph.so was not found. Build it (cmake -S . -B build && cmake --build build), then either run "
-        "`pip install ./python` again, set REGRAPH_LIBRARY to its path, or install it where the system's loader "
-        "looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
+        "libregraph.so was not found. Install the package (`pip install .` in the checkout), or build the library "
+        "(cmake -S . -B build && cmake --build build) and use it from the checkout, set REGRAPH_LIBRARY to its path, or "
+        "install it where the system's loader looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
 
 
 lib = _load()

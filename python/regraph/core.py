@@ -66,7 +66,7 @@ def default_context():
 
 def example(name):
     """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
-    for folder in (_lib.PACKAGE, _lib.PACKAGE.parent.parent):
+    for folder in (_lib.PACKAGE / "share" / "regraph", _lib.PACKAGE.parent.parent):
         if (folder / "examples" / name).exists():
             return folder / "examples" / name
     raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package", file=str(name))
@@ -122,14 +122,19 @@ class Spec(_Handle):
     def __init__(self, source, context=None, *, name=None, **params):
         self.context = context or default_context()
         self.text, found = read_source(source)
+        self.name = name or found
         data = self.text.encode(errors="surrogateescape")
-        handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data), os.fsencode(name or found),
-                             *_lib.bindings(params))
+        handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data),
+                             os.fsencode(self.name), *_lib.bindings(params))
         self._own(handle, _lib.lib.rg_spec_destroy, self.context)
         self.tensors = _tensors("rg_spec_tensor", handle)
 
     def check(self, policy=None):
         _lib.call("rg_check", self.handle, policy and policy.handle)
+
+    def __repr__(self):
+        names = ", ".join(t.name for t in self.tensors if t.role == _lib.INPUT)
+        return f"Spec({self.name!r}: {names})"
 
     def solve(self, shapes):
         """The free dimensions that shapes of inputs give: {"q": (4096, 64, 128)} → {"T": 4096}."""
@@ -173,6 +178,10 @@ class Plan(_Handle):
         self.sizes = _lib.Sizes()
         _lib.lib.rg_plan_sizes(handle, ctypes.byref(self.sizes))
 
+    def __repr__(self):
+        inputs = ", ".join(f"{t.name} {list(t.shape)}" for t in self.of_role(_lib.INPUT))
+        return f"Plan({self.device}: {inputs}; {self.sizes!r})"
+
     def of_role(self, role):
         return tuple(t for t in self.tensors if t.role == role)
 
@@ -206,6 +215,7 @@ class Session(_Handle):
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan)
         self.plan = plan
+        self._at = [None] * len(plan.tensors)  # addresses that `run` bound
         self._bound = {}  # (role, name) → (address, bytes)
         self._memory = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
 
@@ -300,6 +310,24 @@ class Session(_Handle):
         if self._bound.get((role, name)) != (address, nbytes):
             _lib.call("rg_session_bind", self.handle, role, name.encode(), address, nbytes)
             self._bound[role, name] = address, nbytes
+
+    def run(self, backward, addresses, saved, scratch):
+        """One direction with all of the plan's tensors by index, on these blocks. A backward may be
+        that of another session's forward; the session remembers neither afterwards."""
+        count = len(addresses)
+        pointers = (ctypes.c_void_p * count)(*addresses)
+        if backward:
+            for i, (tensor, address) in enumerate(zip(self.plan.tensors, addresses)):
+                if tensor.role in (_lib.INPUT, _lib.OUTPUT) and self._at[i] != address:
+                    _lib.call("rg_session_bind_index", self.handle, i, address, tensor.nbytes)
+                    self._at[i] = address
+            self.adopt_saved(saved)
+        else:
+            self._at = list(addresses)
+        try:
+            _lib.call("rg_session_run", self.handle, int(backward), pointers, count, saved, scratch)
+        finally:
+            _lib.lib.rg_session_forget_saved(self.handle, saved, None)
 
     def bind_saved(self, address):
         _lib.call("rg_session_bind_saved", self.handle, address)

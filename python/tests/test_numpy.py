@@ -1,5 +1,7 @@
 """The package with numpy alone, on the CPU. Runs under `python3 -m unittest` and under pytest."""
 
+import inspect
+import json
 import os
 import subprocess
 import sys
@@ -206,6 +208,72 @@ class Failures(unittest.TestCase):
                                env={**os.environ, "REGRAPH_LIBRARY": "/nowhere.so"}, capture_output=True)
         self.assertIn("REGRAPH_LIBRARY", found.stdout)
         self.assertIn("/nowhere.so", found.stdout)
+
+
+class Policies(unittest.TestCase):
+    def test_by_name_and_by_budget(self):
+        file = nsa(policy=regraph.example("policies/all.json")).plan
+        self.assertEqual(nsa(policy="all").plan.sizes.saved, file.sizes.saved)
+        budget = f"{nsa().plan.sizes.predicted_peak - 1}"
+        self.assertLess(nsa(policy=budget).plan.sizes.predicted_peak, int(budget) + 1)
+        with self.assertRaisesRegex(RegraphError, "nowhere: RG_E_IO"):
+            nsa(policy="nowhere")
+
+
+class Builder(unittest.TestCase):
+    def nsa(self):
+        g = regraph.Graph("nsa", **NSA, dtype="f32")
+        q, k, v, gate = (g.input(name, ["T", heads, width], grad=True) for name, heads, width in
+                         (("q", "H", "D"), ("k", "KH", "D"), ("v", "KH", "DV"), ("gate", "H", 3)))
+        g.input("cu_seqlens", ["B+1"], "i32")
+        blocks = {"kernel": "$kernel", "stride": "$stride"}
+        ck, cv = g.compress_kv(k, v, name="compress_kv", **blocks)
+        cmp_o, lse = g.cmp_attn(q, ck, cv, name="cmp_o", **blocks)
+        idx = g.topk(q, ck, lse, block="$block", top_n="$top_n", init=1, local=2, **blocks)
+        slc_o, _ = g.slc_attn(q, k, v, idx, block="$block", name="slc_o")
+        swa_o, _ = g.swa_attn(q, k, v, window_left="$window", name="swa_o")
+        g.output("o", g.combine([cmp_o, slc_o, swa_o], gate, name="combine"))
+        return g
+
+    def test_same_as_the_file(self):
+        g, file = self.nsa(), regraph.Spec(regraph.example("nsa.json"), dtype="f32", **NSA)
+        results = []
+        ours, theirs = (regraph.Session(regraph.Plan(spec, T=T, B=3)) for spec in
+                        (g.spec(), file))
+        for x, y in ((s.forward(**inputs())["o"], s.backward({"o": normal(T, 4, 16)}))
+                     for s in (ours, theirs)):
+            results.append({"o": x, **y})
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(array, results[1][name], name)
+
+    def test_round_trip(self):
+        g = self.nsa()
+        again = regraph.Spec(g.json())
+        self.assertEqual(again.write("json"), g.spec().write("json"))
+        self.assertEqual(regraph.Spec(again.write("json")).write("json"), again.write("json"))
+
+    def test_typed_from_the_table(self):
+        g = regraph.Graph()
+        signature = inspect.signature(g.swa_attn)
+        self.assertEqual(list(signature.parameters)[:3], ["q", "k", "v"])
+        self.assertIs(signature.parameters["window_left"].annotation, int)
+        self.assertIn("attribute window_left", g.swa_attn.__doc__)
+        self.assertIn("swa_attn", dir(g))
+
+    def test_mistakes(self):
+        g = self.nsa()
+        q = regraph.graph.Value(g, "q")
+        for code, part, call in (
+                ("RG_E_KEY", "'window_lft'; did you mean 'window_left'?",
+                 lambda: g.swa_attn(q, q, q, window_lft=3)),
+                ("RG_E_USAGE", "'k' is 7; expected a tensor", lambda: g.swa_attn(q, 7, q)),
+                ("RG_E_USAGE", "'q' is given twice", lambda: g.swa_attn(q, q=q))):
+            with self.assertRaises(RegraphError) as error:
+                call()
+            self.assertEqual(error.exception.status, code)
+            self.assertIn(part, error.exception.message)
+        with self.assertRaisesRegex(AttributeError, "no op 'swa_atn'; did you mean 'swa_attn'"):
+            g.swa_atn
 
 
 if __name__ == "__main__":

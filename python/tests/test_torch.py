@@ -148,8 +148,8 @@ def test_main_grad():
 
 def test_operators(attend):
     x = [*tensors(tokens=40), starts(0, 17, 40)]
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "q,k,v,gate", "", x, []))
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "", "", [t.detach() for t in x], []))
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
+    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "", "", [t.detach() for t in x], []))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -176,6 +176,133 @@ def test_compile(attend, backend):
     assert reference.rel_rms(w[1].main_grad, expected) < 1e-6
 
 
+def test_dynamic_lengths(attend):
+    """One graph for all pack lengths after the first, with eager's bits."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    step = lambda q, k, v, gate, cu: attend(q * 2, k, v, gate, cu) + 1
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for i in range(50):
+        tokens = 90 + 7 * i
+        x, cu = tensors(tokens, seed=i), starts(*[0, 20, 30, 41][: 1 + i % 4], tokens)
+        one = torch.ones(tokens, 4, 16)
+        assert torch.equal(compiled(*x, cu), step(*x, cu))
+        assert same(grads(compiled(*x, cu), x, one), grads(step(*x, cu), x, one))
+    assert counter.frame_count <= 2
+
+
+def test_capacities(attend):
+    """Plans for more rows than there are change no bit, and serve many lengths."""
+    exact = regraph.torch.attention(NSA, exact=True, **P)
+    for tokens in (97, 150, 259):
+        x, cu, one = tensors(tokens), starts(0, 33, tokens), torch.ones(tokens, 4, 16)
+        assert torch.equal(exact(*x, cu), attend(*x, cu))
+        assert same(grads(exact(*x, cu), x, one), grads(attend(*x, cu), x, one))
+    assert attend.plan(*tensors(257)) is attend.plan(*tensors(288))
+
+
+def test_export_in_a_fresh_process(attend, tmp_path):
+    import os
+    import subprocess
+
+    x, cu = [t.detach() for t in tensors()], starts(0, 70, 150)
+    program = torch.export.export(regraph.torch.Module(NSA, **P), (*x, cu))
+    torch.export.save(program, tmp_path / "module.pt2")
+    torch.save([*x, cu, attend(*x, cu)], tmp_path / "tensors.pt")
+    code = ("import torch, regraph.torch\n*x, o = torch.load('tensors.pt')\n"
+            "assert torch.equal(torch.export.load('module.pt2').module()(*x), o)")
+    path = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True,
+                   env={**os.environ, "PYTHONPATH": path})
+
+
+def test_autocast(attend):
+    x = tensors()
+    with torch.autocast("cpu", torch.bfloat16):
+        o = attend(*x)
+        assert o.dtype == torch.bfloat16
+        assert torch.equal(o, attend(*[t.bfloat16() for t in x]))
+        assert regraph.torch.attention(NSA, **P, dtype="f32")(*x).dtype == torch.float32
+    o.sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in x)
+
+
+def test_threads(attend):
+    x, before = tensors(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = attend.plan(*x)
+        torch.set_num_threads(2)
+        assert attend.plan(*x) is not one and "2 threads" in attend.plan(*x).write()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_module_with_parameters():
+    names = ["wn", "wq", "wk", "wv", "wg", "wo"]
+    layer = regraph.torch.Module(LAYER, parameters=names, **LAYER_P)
+    assert list(layer.state_dict()) == names
+    assert torch.equal(layer.wn, torch.ones(32)) and 0 < layer.wq.abs().max() <= 32**-0.5
+    x, _ = layer_tensors()
+    other = regraph.torch.Module(LAYER, parameters=names, **LAYER_P)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    losses = []
+    for _ in range(3):
+        losses.append(layer(x).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+    with pytest.raises(RegraphError, match="'w' is no input; expected some of wn, wq"):
+        regraph.torch.Module(LAYER, parameters=["w"], **LAYER_P)
+    with pytest.raises(RegraphError, match="no fixed shape"):
+        regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
+
+
+def test_two_ranks_train_as_one():
+    import os
+    import socket
+    import subprocess
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ddp.py"))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
+             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+             "OMP_NUM_THREADS": "1"}) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+
+def test_pack():
+    g = torch.Generator().manual_seed(1)
+    q = torch.randn(3, 4, 50, 16, generator=g)  # as Hugging Face has it
+    mask = torch.arange(50) < torch.tensor([[50], [7], [31]])
+    packed, cu = regraph.torch.pack(q, mask=mask, heads_first=True)
+    assert packed.shape == (88, 4, 16) and cu.tolist() == [0, 50, 57, 88]
+    back = regraph.torch.unpack(packed, mask, heads_first=True)
+    assert torch.equal(back, q * mask[:, None, :, None])
+    packed, cu = regraph.torch.pack(q, heads_first=True)
+    assert cu.tolist() == [0, 50, 100, 150] and cu.dtype == torch.int32
+    assert torch.equal(regraph.torch.unpack(packed, 3, heads_first=True), q)
+
+
+def test_gradcheck():
+    attend = regraph.torch.attention(regraph.example("sliding_window.json"), dtype="f32", H=2, KH=1,
+                                     D=8, DV=8)
+    g = torch.Generator().manual_seed(2)
+    q, k, v, sinks = (torch.randn(*shape, generator=g).requires_grad_()
+                      for shape in ((12, 2, 8), (12, 1, 8), (12, 1, 8), (2,)))
+    cu = starts(0, 5, 12)
+    attend_named = lambda q, k, v, sinks: attend(q=q, k=k, v=v, sinks=sinks, cu_seqlens=cu)
+    x = q, k, v, sinks
+    assert torch.autograd.gradcheck(attend_named, x, eps=1e-2, atol=2e-3, rtol=1e-2)
+
+
 def test_shares_plans(attend):
     assert regraph.torch.attention(dict(NSA), **P).key == attend.key != regraph.torch.attention(NSA, **{**P, "top_n": 5}).key
     assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
@@ -198,6 +325,10 @@ def test_failures(attend):
                               ("cu_seqlens", (q, k, v, gate, starts(0, 90, 40)), {})]:
         with pytest.raises(RegraphError, match=part):
             attend(*args, **named)
+    with pytest.raises(RegraphError, match=r"expected 3 \[T, H, D\]; regraph.torch.pack"):
+        attend(q[None], k, v, gate)
+    with pytest.raises(RegraphError, match="vmap and torch.func"):
+        torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)])
     with pytest.raises(RegraphError, match="does not ask for"):
         text = json.loads(json.dumps(NSA))
         text["inputs"]["gate"].pop("grad")

@@ -85,6 +85,11 @@ completes 'regraph pl' 'plan'
 completes 'regraph run x --se' '--set --seed'
 completes 'regraph plan --device ""' 'cpu cuda'
 completes 'regraph schema p' 'policy'
+PATH=$(dirname "$regraph"):$PATH completes 'regraph ops comp' 'compress_kv'
+completes 'regraph plan x --policy al' 'all'
+expect 0 '^#compdef regraph' help --completion zsh
+expect 0 "seen_subcommand_from run' -l backward -d " help --completion fish
+! command -v fish >/dev/null || fish -n stdout || fail "the completion is no fish"
 completes 'regraph check comple' 'completion'
 expect 2 'usage: regraph COMMAND'
 expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
@@ -116,6 +121,12 @@ for policy in "$examples"/policies/*.json; do
   expect 0 ': ok — ' check "$nsa" --policy "$policy"
   expect 0 . plan "$nsa" "${small[@]}" --set T=300 --policy "$policy"
 done
+expect 0 ': ok — ' check "$nsa" --policy all --set T=64
+expect 0 ': ok — ' check "$nsa" --policy 6GiB --set T=64
+expect 0 '^standard input: ok — 6 nodes' check - <"$nsa"
+expect 0 '"ok": true, "summary": "6 nodes' check - --json <"$nsa"
+sed '1s/{/{ "$schema": "regraph.schema.json",/' "$nsa" >with_schema.json
+expect 0 ': ok — ' check with_schema.json
 expect 3 'RG_E_IO' check nowhere.json
 expect 3 'RG_E_IO' check "$nsa" --policy nowhere.json
 echo '{ "regraph": 1,' >broken.json
