@@ -49,8 +49,8 @@ static void lt_open(void) {
 
 void *rgk_blas(rg_cuda *x) {
   cublasLtHandle_t handle = NULL;
-  if (x->blas) return x->blas;
-  pthread_once(&lt_once, lt_open);
+  pthread_once(&lt_once, lt_open); /* also where the handle is given */
+  if (x->blas && !*lt.missing) return x->blas;
   if (*lt.missing)
     rgi_fail(
         x->error, RG_E_DEVICE, NULL, NULL,
