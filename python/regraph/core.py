@@ -12,7 +12,6 @@ Each object keeps what it was made from alive and gives its handle back when it 
 import ctypes
 import json
 import os
-import re
 import threading
 import weakref
 from dataclasses import dataclass
@@ -85,14 +84,21 @@ def read_source(source):
                            text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
 
 
-_WORD = re.compile(r"none|all|least|[0-9]+([.][0-9]{1,6})? ?(B|[kKMGT](i?B)?)?")
+def _is_policy_word(text):
+    if text in ("none", "all", "least"):
+        return True
+    try:
+        parse_size(text)
+    except RegraphError:
+        return False
+    return True
 
 
 def read_policy(source):
     """Like read_source; a word ("all", "least", "6GiB") and a number of bytes are policies, too."""
     if isinstance(source, int) and not isinstance(source, bool):
         source = str(source)
-    if isinstance(source, str) and _WORD.fullmatch(source):
+    if isinstance(source, str) and _is_policy_word(source):
         return source, source
     return read_source(source)
 

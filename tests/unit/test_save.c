@@ -3,6 +3,7 @@
 #include "../../cli/cli.h"
 #include "../../cli/npy.h"
 #include "../../cli/save.h"
+#include "scratch.h"
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <errno.h>
@@ -13,25 +14,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-typedef struct scratch {
-  char dir[64], path[96];
-} scratch;
-
-static scratch begin(void) {
-  scratch s = {.dir = "/tmp/regraph-cli-XXXXXX"};
-  cr_assert(mkdtemp(s.dir));
-  snprintf(s.path, sizeof s.path, "%s/a.npy", s.dir);
-  return s;
-}
-static void end(const scratch *s) {
-  unlink(s->path);
-  rmdir(s->dir);
-}
-static void put(const scratch *s, const void *data, size_t n) {
-  FILE *f = fopen(s->path, "wb");
-  cr_assert(f && fwrite(data, 1, n, f) == n && fclose(f) == 0);
-}
 
 static char *contents(const char *path) {
   static char text[64];
