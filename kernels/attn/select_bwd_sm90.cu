@@ -264,18 +264,19 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
 
 /* ---- the ends of dQ, dK and dV ---- */
 
-/* Two neighbours of a gradient. */
+/* Two neighbours of a gradient. Nobody else adds to them meanwhile, so that the order stands; a sum
+ * is left to the memory, since who reads it first waits for each pair in turn. */
 __device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0,
                                          float v1) {
-  if (add || y.dtype == RG_F32) {
-    float2 *to = (float2 *)((float *)y.data + at);
-    const float2 old = add ? *to : make_float2(0, 0);
-    *to = make_float2(__fadd_rn(old.x, v0),
-                      __fadd_rn(old.y, v1)); /* not fused with what made v: v is one term */
-  } else {
+  if (add)
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"((float *)y.data + at),
+                 "f"(v0), "f"(v1)
+                 : "memory");
+  else if (y.dtype == RG_F32)
+    *(float2 *)((float *)y.data + at) = make_float2(v0, v1);
+  else
     *(uint32_t *)((uint16_t *)y.data + at) =
         y.dtype == RG_F16 ? pack2<__half>(v0, v1) : pack2<__nv_bfloat16>(v0, v1);
-  }
 }
 
 /* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
