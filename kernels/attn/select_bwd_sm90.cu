@@ -181,10 +181,7 @@ __device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row
     for (int i = 0; i < MOST && i0 + i * R < rows; i++)
       from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
 #pragma unroll
-    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128),
-                   "l"(from[i])
-                   : "memory");
+    for (int i = 0; i < MOST && i0 + i * R < rows; i++) copy16(at + (i0 + i * R) * 128, from[i]);
   }
   if constexpr (W > PART) gather_fast<rows, W - PART, first + PART>(to, row, which, t);
 }
@@ -353,12 +350,6 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
 
 /* ---- an item ---- */
 
-__device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
-               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
-               : "memory");
-}
-
 /* S^T of a tile becomes p; keys past a row's limit, where there are any, have 0. A thread's
  * columns, which are rows of the tile, are 8j + 2(lane % 4) and + 1; its keys are `key` and key +
  * 8. */
@@ -464,7 +455,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
 #pragma unroll
     for (int j = 0; j < ROWS / 8; j += 2)
       if (group == j / 2 % X::GROUPS)
-        put_matrix4(at_ds + line * 128 + (((j + lane / 16) ^ (line & 7)) << 4), b + 2 * j);
+        store_matrices(at_ds + line * 128 + (((j + lane / 16) ^ (line & 7)) << 4), b + 2 * j);
     proxy_fence();
     wgmma_fence();
     product_columns<T, DK, ROWS>(dk, b, q + group * (DK / 64) * (ROWS * 128), true);

@@ -28,6 +28,7 @@
    beside it.
  */
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "../device/softmax.cuh"
 #include "topk.cuh"
 #include "../device/tma.cuh"
@@ -66,17 +67,6 @@ __device__ __forceinline__ int key_of(float s) {
   return s != s ? NAN_KEY : i;
 }
 
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy_close() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int n> __device__ __forceinline__ void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
-}
 /* Byte of row r's 16-byte unit u in panels of `rows` rows. */
 __device__ __forceinline__ uint32_t panel_at(int r, int u, int rows) {
   return (uint32_t)((u >> 3) * rows * 128 + r * 128 + ((u ^ r) & 7) * 16);
@@ -441,7 +431,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
         if (there) from += (row0 + first + q) * p.q.row + (kh * p.G + h) * p.q.head;
         copy16(smem_at(mine) + panel_at(r, u, P::N), from, there);
       }
-    copy_close();
+    copies_commit();
     float lse[P::N / 4];
 #pragma unroll
     for (int i = 0; i < P::N / 4; i++) {
@@ -451,7 +441,7 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
         lse[i] =
             -LOG2E * ((const float *)p.lse.data)[(row0 + first + q) * p.lse.row + kh * p.G + h];
     }
-    copy_wait<0>();
+    copies_wait<0>();
     proxy_fence();
     named_sync(1 + group, 128);
     const int least_visible = (int)min(keys_before(position + first + 1, p), keys.n);
