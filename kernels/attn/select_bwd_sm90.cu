@@ -30,8 +30,8 @@ template <class T> struct partial { using type = T; };
 template <> struct partial<__half> { using type = float; };
 
 template <class T, int D, int E> struct shape {
-  static constexpr int GROUPS = D + E >= 512 ? 2 : 1, ROWS = D > 128 && GROUPS == 1 ? 32 : 64,
-                       BLOCKS = D + E > 320 ? 1 : 2;
+  static constexpr int GROUPS = rgk_select_bwd_groups(D, E), ROWS = rgk_select_bwd_rows(D, E),
+                       BLOCKS = rgk_select_bwd_blocks(D, E);
   static constexpr int COMPUTE = 128 * GROUPS, THREADS = COMPUTE + 128, DK = D / GROUPS,
                        EV = E / GROUPS;
   /* columns of dQ at a time */
@@ -691,10 +691,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, shape<T, D, E>::BLOCK
 }
 
 template <class T, int D, int E> const void *instance() {
-  static_assert(sizeof(shared<T, D, E>) <=
-                (D + 63) / 64 * 8192 + (E + 63) / 64 * 8192 + 8192 +
-                    2 * shape<T, D, E>::ROWS * 128 * ((D + 63) / 64 + (E + 63) / 64) +
-                    RGK_SELECT_BWD_META);
+  static_assert(sizeof(shared<T, D, E>) <= rgk_select_shared_bwd(D, E), "as the host counts");
+  static_assert(shape<T, D, E>::THREADS == rgk_select_bwd_threads(D, E), "as the host counts");
   return (const void *)gradient<T, D, E>;
 }
 
