@@ -20,15 +20,6 @@ __device__ __forceinline__ void write4(uint32_t at, float a, float b, float c, f
                : "memory");
 }
 
-/* Four 8 x 8 tiles of two-byte elements, as lanes hold them; lane l gives the address of row l % 8
- * of tile l / 8. */
-__device__ __forceinline__ void write_tiles(uint32_t at, uint32_t a, uint32_t b, uint32_t c,
-                                            uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a),
-               "r"(b), "r"(c), "r"(d)
-               : "memory");
-}
-
 /* ---- the walk ---- */
 
 /* The steps of an item: every tile of queries of every head of the group. With a window heads are

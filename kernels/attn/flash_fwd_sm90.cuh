@@ -29,6 +29,7 @@
  */
 #pragma once
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
 #include "../device/tma.cuh"
@@ -194,10 +195,8 @@ template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4
   const int lane = (int)threadIdx.x % 32, row = lane % 16;
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[4 * x]), "=r"(a[4 * x + 1]), "=r"(a[4 * x + 2]), "=r"(a[4 * x + 3])
-                 : "r"(q + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                 : "memory");
+    load_matrices(q + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
+                  a + 4 * x);
 }
 /* s = q kᵀ */
 template <class C>
@@ -310,14 +309,6 @@ template <class C> __device__ __forceinline__ void clear_tail(char *v, int from,
 
 /* ---- epilogue ---- */
 
-/* Four 8 by 8 matrices, one word of each from every lane; the lane's address is of row l%8 of
- * matrix l/8. */
-__device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
-               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
-               : "memory");
-}
-
 /* Turns sums into averages, with the sink, and finds lse. */
 template <class C>
 __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
@@ -358,14 +349,10 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
   uint32_t copied = 0;
   if (rows <= 0) return copied;
 #pragma unroll
-  for (int x = 0; x < C::E / 16; x++) {
-    uint32_t w[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      w[i] = pack2<typename C::type>(o[8 * x + 2 * i], o[8 * x + 2 * i + 1]);
-    store_matrix(
-        smem_at(at) + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16, w);
-  }
+  for (int x = 0; x < C::E / 16; x++)
+    store_matrices<typename C::type>(smem_at(at) + x / 4 * C::Q + row * 128 +
+                                         ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
+                                     o + 8 * x);
   if (rows >= 16) {
     proxy_fence();
     __syncwarp();

@@ -9,19 +9,14 @@
 #pragma once
 #include "select.h"
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
 #include "../device/wgmma.cuh"
 
 namespace rgk {
 
-/* To shared memory; zeros where !real. */
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(real ? 16 : 0)
-               : "memory");
-}
-/* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
+/* 16 bytes, 8 elements of 2, also where they do not start on 16 bytes; zeros where !real. */
 __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real,
                                            bool aligned) {
   if (aligned) {
@@ -31,22 +26,7 @@ __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bo
   uint32_t x[4] = {};
   if (real)
     for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]),
-               "r"(x[2]), "r"(x[3])
-               : "memory");
-}
-__device__ __forceinline__ void copy4(uint32_t to, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy8(uint32_t to, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-/* Until at most n of this thread's groups are under way. */
-template <int n> __device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+  put16(to, x);
 }
 
 /* Where 16-byte chunk c of row r of a tile of `rows` rows lies. */

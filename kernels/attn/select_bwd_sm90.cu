@@ -30,8 +30,8 @@ template <class T> struct partial { using type = T; };
 template <> struct partial<__half> { using type = float; };
 
 template <class T, int D, int E> struct shape {
-  static constexpr int GROUPS = D + E >= 512 ? 2 : 1, ROWS = D > 128 && GROUPS == 1 ? 32 : 64,
-                       BLOCKS = D + E > 320 ? 1 : 2;
+  static constexpr int GROUPS = rgk_select_bwd_groups(D, E), ROWS = rgk_select_bwd_rows(D, E),
+                       BLOCKS = rgk_select_bwd_blocks(D, E);
   static constexpr int COMPUTE = 128 * GROUPS, THREADS = COMPUTE + 128, DK = D / GROUPS,
                        EV = E / GROUPS;
   /* columns of dQ at a time */
@@ -181,10 +181,7 @@ __device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row
     for (int i = 0; i < MOST && i0 + i * R < rows; i++)
       from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
 #pragma unroll
-    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128),
-                   "l"(from[i])
-                   : "memory");
+    for (int i = 0; i < MOST && i0 + i * R < rows; i++) copy16(at + (i0 + i * R) * 128, from[i]);
   }
   if constexpr (W > PART) gather_fast<rows, W - PART, first + PART>(to, row, which, t);
 }
@@ -354,12 +351,6 @@ __device__ __forceinline__ void put_queries(void *part, const int (&row)[2], int
 
 /* ---- an item ---- */
 
-__device__ __forceinline__ void put_matrix4(uint32_t at, const uint32_t *x) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
-               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
-               : "memory");
-}
-
 /* S^T of a tile becomes p; keys past a row's limit, where there are any, have 0. A thread's
  * columns, which are rows of the tile, are 8j + 2(lane % 4) and + 1; its keys are `key` and key +
  * 8. */
@@ -465,7 +456,7 @@ __device__ __forceinline__ void gradients(const rgk_select &p, shared<T, D, E> &
 #pragma unroll
     for (int j = 0; j < ROWS / 8; j += 2)
       if (group == j / 2 % X::GROUPS)
-        put_matrix4(at_ds + line * 128 + (((j + lane / 16) ^ (line & 7)) << 4), b + 2 * j);
+        store_matrices(at_ds + line * 128 + (((j + lane / 16) ^ (line & 7)) << 4), b + 2 * j);
     proxy_fence();
     wgmma_fence();
     product_columns<T, DK, ROWS>(dk, b, q + group * (DK / 64) * (ROWS * 128), true);
@@ -701,10 +692,8 @@ __global__ void __launch_bounds__(shape<T, D, E>::THREADS, shape<T, D, E>::BLOCK
 }
 
 template <class T, int D, int E> const void *instance() {
-  static_assert(sizeof(shared<T, D, E>) <=
-                (D + 63) / 64 * 8192 + (E + 63) / 64 * 8192 + 8192 +
-                    2 * shape<T, D, E>::ROWS * 128 * ((D + 63) / 64 + (E + 63) / 64) +
-                    RGK_SELECT_BWD_META);
+  static_assert(sizeof(shared<T, D, E>) <= rgk_select_shared_bwd(D, E), "as the host counts");
+  static_assert(shape<T, D, E>::THREADS == rgk_select_bwd_threads(D, E), "as the host counts");
   return (const void *)gradient<T, D, E>;
 }
 

@@ -26,13 +26,9 @@
    of a load; docs/gpu.md lists every hand-over.
  */
 #pragma once
-#include <stdint.h>
+#include "ptx.cuh"
 
 namespace rgk {
-
-__device__ __forceinline__ uint32_t smem_at(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 /* ---- mbarrier: 8 bytes of shared memory ---- */
 
