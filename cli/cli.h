@@ -88,9 +88,13 @@ void cli_print_fish(FILE *f);
 
 /* ---- one invocation ---- */
 
+enum { CLI_MOST_ERRORS = 20 }; /* that are shown */
+
 typedef struct cli {
   cli_args args;
   rg_error error;
+  rg_error errors[CLI_MOST_ERRORS]; /* where a call gives several: the first is `error` … */
+  size_t nerror;                    /* … and 0 if none does */
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
   bool progress_shown;
   double progress_at, progress_from; /* when it was last drawn, and when its stage began */
@@ -123,6 +127,8 @@ rg_status cli_make_plan(cli *c, const char *profile);
 rg_status cli_make_session(cli *c, bool eager);
 /* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
 rg_status cli_require_runner(cli *c);
+/* rg_check, with all its errors. */
+rg_status cli_check(cli *c);
 void cli_close(cli *c);
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
 

@@ -93,11 +93,20 @@ rg_status cli_cmd_ops(cli *c) {
   return s;
 }
 
-/* What check found, for editors and scripts. */
-static void print_finding(const cli *c, const char *summary) {
-  const rg_error *e = &c->error;
+static void print_finding(const rg_error *e) {
   const char *const key[] = {"status", "file", "pointer", "node", "message"};
   const char *const value[] = {rg_status_name(e->status), e->file, e->pointer, e->node, e->message};
+  putchar('{');
+  for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
+    printf("\"%s\": ", key[i]);
+    cli_json_string(stdout, value[i]);
+    fputs(", ", stdout);
+  }
+  printf("\"line\": %d, \"column\": %d}", e->line, e->column);
+}
+
+/* What check found, for editors and scripts. */
+static void print_findings(const cli *c, const char *summary) {
   printf("{\"version\": 1, \"ok\": %s, ", summary ? "true" : "false");
   if (summary) {
     fputs("\"summary\": ", stdout);
@@ -105,22 +114,22 @@ static void print_finding(const cli *c, const char *summary) {
     puts("}");
     return;
   }
-  fputs("\"errors\": [{", stdout);
-  for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
-    printf("\"%s\": ", key[i]);
-    cli_json_string(stdout, value[i]);
-    fputs(", ", stdout);
+  fputs("\"errors\": [", stdout);
+  print_finding(&c->error);
+  for (size_t i = 1; i < c->nerror; i++) {
+    fputs(",\n ", stdout);
+    print_finding(&c->errors[i]);
   }
-  printf("\"line\": %d, \"column\": %d}]}\n", e->line, e->column);
+  puts("]}");
 }
 
 rg_status cli_cmd_check(cli *c) {
   rg_text text;
   rg_status s = cli_open(c);
-  if (s == RG_OK) s = rg_check(c->spec, c->policy, &c->error);
+  if (s == RG_OK) s = cli_check(c);
   if (s == RG_OK) s = rg_spec_write(c->spec, "summary", &text, &c->error);
   if (s != RG_OK) {
-    if (c->args.json) print_finding(c, NULL);
+    if (c->args.json) print_findings(c, NULL);
     return s;
   }
   const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
@@ -129,7 +138,7 @@ rg_status cli_cmd_check(cli *c) {
   char *end = text.data + (line - text.data) + strcspn(line, "\n");
   *end = '\0';
   if (c->args.json)
-    print_finding(c, line);
+    print_findings(c, line);
   else
     printf("%s: ok — %s\n", c->shown, line);
   rg_text_destroy(&text);

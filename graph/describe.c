@@ -13,6 +13,13 @@
 static bool public_op(const rg_op *op) {
   return !(op->flags & RG_OP_INTERNAL);
 }
+/* A spec must name something there: the loader fills sequence starts in. */
+static bool required_input(const rg_port *p) {
+  return !(p->flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS));
+}
+static bool filled_in(const rg_port *p) {
+  return (p->flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS)) == RG_PORT_SEQLENS;
+}
 static bool has_gradient(const rg_op *op) {
   return op->backward || (op->rules && op->rules->backward);
 }
@@ -39,7 +46,9 @@ static void port_text(rgi_buf *b, const char *side, const rg_port *p) {
                             rg_dtype_name((rg_dtype)d));
   rgi_buf_printf(b, "  %-4s %-14s %-16s %-16s %s%s%s\n", side, p->name, shape, dtypes,
                  p->doc ? p->doc : "", p->flags & RG_PORT_LIST ? " (list)" : "",
-                 p->flags & RG_PORT_OPTIONAL ? " (optional)" : "");
+                 p->flags & RG_PORT_OPTIONAL ? " (optional)"
+                 : filled_in(p)              ? " (filled in)"
+                                             : "");
 }
 
 static void attr_text(rgi_buf *b, const rg_attr *a) {
@@ -88,9 +97,10 @@ static void ports_json(rgi_buf *b, const rg_port *port, int n) {
       rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", rg_dtype_name((rg_dtype)d));
       first = false;
     }
-    rgi_buf_printf(b, "], \"optional\": %s, \"list\": %s, \"head_axis\": %d, \"doc\": ",
-                   port[p].flags & RG_PORT_OPTIONAL ? "true" : "false",
-                   port[p].flags & RG_PORT_LIST ? "true" : "false", port[p].head_axis);
+    rgi_buf_printf(
+        b, "], \"optional\": %s, \"filled_in\": %s, \"list\": %s, \"head_axis\": %d, \"doc\": ",
+        port[p].flags & RG_PORT_OPTIONAL ? "true" : "false", filled_in(&port[p]) ? "true" : "false",
+        port[p].flags & RG_PORT_LIST ? "true" : "false", port[p].head_axis);
     rgi_buf_json(b, port[p].doc ? port[p].doc : "");
     add_text(b, "}");
   }
@@ -214,7 +224,8 @@ static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int 
   }
   add_text(b, "}, \"required\": [");
   for (int p = 0; p < n; p++) {
-    if (port[p].flags & RG_PORT_OPTIONAL || !(in || port[p].flags & RG_PORT_LIST)) continue;
+    const bool list = (port[p].flags & (RG_PORT_LIST | RG_PORT_OPTIONAL)) == RG_PORT_LIST;
+    if (in ? !required_input(&port[p]) : !list) continue;
     rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", port[p].name);
     first = false;
   }
@@ -223,7 +234,7 @@ static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int 
 
 static void op_schema(rgi_buf *b, const rg_op *op) {
   bool in = false, out = false, attrs = false, first = true;
-  for (int p = 0; p < op->nin; p++) in = in || !(op->in[p].flags & RG_PORT_OPTIONAL);
+  for (int p = 0; p < op->nin; p++) in = in || required_input(&op->in[p]);
   for (int p = 0; p < op->nout; p++)
     out = out || (op->out[p].flags & (RG_PORT_LIST | RG_PORT_OPTIONAL)) == RG_PORT_LIST;
   for (int a = 0; a < op->nattr; a++) attrs = attrs || op->attrs[a].required;

@@ -146,21 +146,9 @@ fail:
 
 static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t at,
                          const char *message) {
-  int line = 1, column = 1;
-  for (size_t i = 0; i < at; i++) {
-    if (text[i] == '\n') {
-      line++;
-      column = 1;
-    } else if (((unsigned char)text[i] & 0xc0) != 0x80) {
-      column++;
-    }
-  }
   bool fresh = e && e->status == RG_OK;
   rgi_fail(e, status, NULL, NULL, "%s", message);
-  if (fresh) {
-    e->line = line;
-    e->column = column;
-  }
+  if (fresh) rgi_text_place(text, at, &e->line, &e->column);
   return status;
 }
 

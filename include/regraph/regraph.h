@@ -95,7 +95,7 @@ typedef enum rg_status {
 
 typedef struct rg_error {
   rg_status status;
-  int line, column;  /* of a syntax error, from 1; otherwise 0 */
+  int line, column;  /* of a syntax error or what `pointer` points to, from 1; 0: not known */
   char file[256];    /* file, or "" */
   char pointer[256]; /* JSON pointer into it, or "" */
   char node[128];    /* node concerned, or "" */
@@ -108,8 +108,9 @@ RG_API const char *rg_status_name(rg_status status);
 /* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1
  * other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text);
- * returns what snprintf would. error NULL: as one that holds none. */
+/* Writes "FILE:LINE:COLUMN: POINTER: CODE: sentence", without what is not known (without newline,
+ * and nothing in it but printable text); returns what snprintf would. error NULL: as one that holds
+ * none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
 
 /* ---- text ---------------------------------------------------------------------------------------
@@ -184,6 +185,15 @@ RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_b
 RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                                    const rg_binding *set, size_t nset, rg_spec **out,
                                    rg_error *error);
+/* The same for people who mend files: all that is wrong, as far as it can be told at once, up to
+ * `most` errors. errors[0] is the one that the function above gives; what only follows from another
+ * is left out. *n is how many there are; if it is `most`, there may be more. */
+RG_API rg_status rg_spec_load_file_all(rg_context *ctx, const char *path, const rg_binding *set,
+                                       size_t nset, rg_spec **out, rg_error *errors, size_t most,
+                                       size_t *n);
+RG_API rg_status rg_spec_load_text_all(rg_context *ctx, const char *text, size_t size,
+                                       const char *name, const rg_binding *set, size_t nset,
+                                       rg_spec **out, rg_error *errors, size_t most, size_t *n);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
 /* A spec without JSON text: calls that say what the document would (docs/spec.md).
@@ -278,6 +288,9 @@ RG_API void rg_policy_destroy(rg_policy *policy);
 /* Checks everything about spec and policy that does not need the unbound
  * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
+/* The same, up to `most` errors at once. */
+RG_API rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors,
+                              size_t most, size_t *n);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
  * graph; or the document ("json") that loads to the same spec, given the same bindings: they are

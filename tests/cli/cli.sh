@@ -132,9 +132,9 @@ expect 3 'RG_E_IO' check "$nsa" --policy nowhere.json
 echo '{ "regraph": 1,' >broken.json
 expect 3 'broken.json:[0-9]+:[0-9]+: RG_E_SYNTAX' check broken.json
 sed 's/"op": "topk"/"op": "topkk"/' "$nsa" >wrong.json
-expect 3 "wrong.json:/nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
+expect 3 "wrong.json:19:29: /nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
 echo '{ "regraph_policy": 1, "recompute": ["nosuch"] }' >policy.json
-expect 3 'policy.json:/recompute/0: RG_E_' check "$nsa" --policy policy.json
+expect 3 'policy.json:1:38: /recompute/0: RG_E_' check "$nsa" --policy policy.json
 
 # ---- plan -------------------------------------------------------------------------------------------------
 expect 0 'plan of nsa' plan "$nsa" --set T=4096
@@ -253,7 +253,7 @@ for n in 2 4; do
 done
 expect 0 'all_gather.*forward' run "$nsa" "${batch[@]}" --cp 4
 expect 0 '"name": "k.gather"' run "$nsa" "${batch[@]}" --cp 4 --json
-expect 3 "$nsa:/nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
+expect 3 "$nsa:11:5: /nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
 expect 0 'all_gather' bench "$nsa" "${batch[@]}" --cp 2 --repeat 2
 expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
@@ -399,7 +399,7 @@ done
 for size in 64kib 64X 1. 9999999TiB; do
   expect 2 'expected bytes such as' pack in.csv --capacity "$size"
   printf '{ "regraph_policy": 1, "budget": { "bytes": "%s" } }' "$size" >size.json
-  expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
+  expect 3 "size.json:1:45: /budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
 done
 
 # ---- what the documents say ----------------------------------------------------------------------
