@@ -3,8 +3,8 @@
 
     bench/python_call.py [cpu|cuda] [--profile]
 
-The bare session is rg_session_run through ctypes with everything bound and prepared before: C's share and the
-launch of the graph. Beside it, what torch alone takes for the same: a function of autograd that allocates as many
+The bare session is rg_session_run through ctypes, with everything it takes prepared before: C's share, and on a GPU the
+launch of the graph. Beside it what torch alone takes for the same: a function of autograd that allocates as many
 tensors and runs nothing. Host time of one thread, the least of many rounds taken in turns; on a GPU a round is short
 enough that the host never waits for it. Specs are so small that the steps themselves take little.
 """
@@ -35,47 +35,42 @@ class Nothing(torch.autograd.Function):
     """As many tensors made and kept as a call makes and keeps."""
 
     @staticmethod
+    def make(*inputs):
+        return [torch.empty_like(inputs[0]) for _ in range(3)]  # output, saved block, scratch
+
+    @staticmethod
     def forward(ctx, *inputs):
-        made = [torch.empty_like(inputs[0]), torch.empty_like(inputs[0]), torch.empty_like(inputs[0])]
-        ctx.save_for_backward(*inputs, *made[:2])
-        return made[0]
+        output, saved, _ = Nothing.make(*inputs)
+        ctx.save_for_backward(*inputs, output, saved)
+        return output
 
     @staticmethod
     def backward(ctx, grad):
         kept = ctx.saved_tensors
-        torch.empty_like(kept[0])
-        return *[torch.empty_like(t) for t in kept[:4]], None
+        torch.empty_like(grad)  # scratch
+        return *[torch.empty_like(tensor) for tensor in kept[:4]], None
 
 
-def bare(attend, inputs):
-    """Two functions that run forward and backward of a session of its own on memory of its own."""
-    plan = attend.plan(*inputs)
-    session = regraph.Session(plan, stream=stream(inputs[0].device))
-    rows = [torch.zeros(t.nbytes + 512, dtype=torch.uint8, device=inputs[0].device) for t in plan.tensors]
-    for tensor, row in zip(plan.tensors, rows):
-        if tensor.seqlens:
-            row[:4 * tensor.shape[0]].view(torch.int32)[1:] = T
-    at = (ctypes.c_void_p * len(rows))(*[row.data_ptr() for row in rows])
-    error = ctypes.byref(_lib.Error())
-    run, handle, count = _lib.lib.rg_session_run, session.handle, len(rows)
-    blocks = [torch.zeros(size + 512, dtype=torch.uint8, device=inputs[0].device)
-              for size in (plan.sizes.saved, plan.sizes.scratch)]
-    saved, scratch = (-(-block.data_ptr() // 256) * 256 for block in blocks)
-    keep = session, rows, at, blocks
+class Bare:
+    """A session of its own on memory of its own, with all that a call needs made before."""
 
-    def forward(keep=keep):
-        if run(handle, 0, at, count, saved, scratch, error):
-            raise RuntimeError
+    def __init__(self, attend, inputs):
+        device, plan = inputs[0].device, attend.plan(*inputs)
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        self.session = regraph.Session(plan, stream=stream)
+        sizes = [*(t.nbytes for t in plan.tensors), plan.sizes.saved, plan.sizes.scratch]
+        self.memory = [torch.zeros(size + 256, dtype=torch.uint8, device=device) for size in sizes]
+        *places, self.saved, self.scratch = (-(-m.data_ptr() // 256) * 256 for m in self.memory)
+        self.at = (ctypes.c_void_p * len(places))(*places)
+        for tensor, memory, place in zip(plan.tensors, self.memory, places):
+            if tensor.seqlens:
+                memory[place - memory.data_ptr():][:4 * tensor.shape[0]].view(torch.int32)[1:] = T
+        self.error = ctypes.byref(_lib.Error())
 
-    def backward(keep=keep):
-        if run(handle, 1, at, count, saved, scratch, error):
-            raise RuntimeError
-
-    return forward, backward
-
-
-def stream(device):
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    def run(self, direction):
+        if _lib.lib.rg_session_run(self.session.handle, direction, self.at, len(self.at), self.saved, self.scratch,
+                                   self.error):
+            raise RuntimeError("the run failed")
 
 
 def main():
@@ -91,11 +86,11 @@ def main():
     leaves = [t.clone().requires_grad_() for t in x]
     cu = torch.tensor([0, T], dtype=torch.int32, device=device)
     one = torch.ones(T, P["H"], P["DV"], device=device)
-    forward_alone, _ = bare(attend, (*x, cu))
-    forward, backward = bare(attend, (*leaves, cu))
+    forward_alone, session = Bare(attend, (*x, cu)), Bare(attend, (*leaves, cu))
 
     def both():
-        forward(), backward()
+        session.run(0)
+        session.run(1)
 
     def step():
         torch.autograd.grad(attend(*leaves, cu), leaves, one)
@@ -103,8 +98,8 @@ def main():
     def no_step():
         torch.autograd.grad(Nothing.apply(*leaves, cu), leaves, one)
 
-    cases = [("forward, no gradients", forward_alone, lambda: Nothing.forward(Ctx, *x, cu), lambda: attend(*x, cu)),
-             ("forward, with gradients", forward, lambda: Nothing.apply(*leaves, cu), lambda: attend(*leaves, cu)),
+    cases = [("forward, no gradients", lambda: forward_alone.run(0), lambda: Nothing.make(*x, cu), lambda: attend(*x, cu)),
+             ("forward, with gradients", lambda: session.run(0), lambda: Nothing.apply(*leaves, cu), lambda: attend(*leaves, cu)),
              ("forward and backward", both, no_step, step)]
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {device}; µs a call\n")
     print(f"{'':26}{'bare session':>14}{'torch alone':>14}{'attention':>12}{'overhead':>12}")
@@ -127,10 +122,6 @@ def main():
             profile = cProfile.Profile()
             profile.runcall(lambda: [ways[2]() for _ in range(2000)])
             pstats.Stats(profile).sort_stats("tottime").print_stats(18)
-
-
-class Ctx:
-    save_for_backward = staticmethod(lambda *tensors: None)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ class Session(_Handle):
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan)
         self.plan = plan
-        self._at = [None] * len(plan.tensors)  # addresses that `run` bound
+        self._run_on, self._error, self._count = _lib.lib.rg_session_run_on, _lib.Error(), len(plan.tensors)
         self._bound = {}  # (role, name) → (address, bytes)
         self._memory = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
 
@@ -317,23 +317,13 @@ class Session(_Handle):
             _lib.call("rg_session_bind", self.handle, role, name.encode(), address, nbytes)
             self._bound[role, name] = address, nbytes
 
-    def run(self, backward, addresses, saved, scratch):
-        """One direction with all of the plan's tensors by index, on these blocks. A backward may be
-        that of another session's forward; the session remembers neither afterwards."""
-        count = len(addresses)
-        pointers = (ctypes.c_void_p * count)(*addresses)
-        if backward:
-            for i, (tensor, address) in enumerate(zip(self.plan.tensors, addresses)):
-                if tensor.role in (_lib.INPUT, _lib.OUTPUT) and self._at[i] != address:
-                    _lib.call("rg_session_bind_index", self.handle, i, address, tensor.nbytes)
-                    self._at[i] = address
-            self.adopt_saved(saved)
-        else:
-            self._at = list(addresses)
-        try:
-            _lib.call("rg_session_run", self.handle, int(backward), pointers, count, saved, scratch)
-        finally:
-            _lib.lib.rg_session_forget_saved(self.handle, saved, None)
+    def run_on(self, backward, pointers, saved, scratch, stream=None):
+        """One direction on memory of this run alone: `pointers` packs the addresses of all of the
+        plan's tensors, in its order. Any session of the plan may have run the forward."""
+        error = self._error
+        if self._run_on(self.handle, backward, pointers, self._count, saved, scratch, stream, ctypes.byref(error)):
+            self._error = _lib.Error()
+            _lib.fail(error)
 
     def bind_saved(self, address):
         _lib.call("rg_session_bind_saved", self.handle, address)
