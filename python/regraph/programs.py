@@ -254,7 +254,7 @@ class Program:
                    for (_, a), (_, b) in zip(few, more))
 
     def _outputs(self, bound, tensors=()):
-        spec = core.Spec(self.spec, name=self.name, **self._params(tensors), **bound)
+        spec = core.Spec(self.spec, name=self.name, **self.params_for(tensors), **bound)
         return [(t.dtype, t.shape) for t in spec.tensors if t.role == _lib.OUTPUT]
 
     def rows_of(self, tensors):
@@ -270,7 +270,7 @@ class Program:
         said = str(self.spec["inputs"][name]["dtype"])
         return self.params.get(said[1:]) if said.startswith("$") else said
 
-    def _params(self, tensors):
+    def params_for(self, tensors):
         """The parameters, with those that the tensors say and the caller did not."""
         params = dict(self.params)
         for name, tensor in zip(self.inputs, tensors):
@@ -339,7 +339,7 @@ class Program:
                 entry.pop("grad", None)
             elif "grad" not in entry:
                 entry["grad"] = True
-        loaded = core.Spec(spec, name=self.name, **self._params(tensors))
+        loaded = core.Spec(spec, name=self.name, **self.params_for(tensors))
         dims = loaded.solve(dict(zip(self.inputs, shapes)))
         with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}

@@ -155,17 +155,11 @@ def _watched():
             or torch._C._functorch.peek_interpreter_stack() is not None)
 
 
-def _refuse(name, tensors):
+def _refuse(name):
     """Says what to do instead where torch would fail inside an operator."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RegraphError("RG_E_USAGE", f"{name}: vmap and torch.func do not go through it; pack a "
                            "batch along the tokens (regraph.torch.pack) and use torch.autograd")
-    if any(type(tensor).__name__ == "DTensor" for tensor in tensors):
-        raise RegraphError("RG_E_USAGE", f"{name}: the inputs are DTensors; where heads are sharded, "
-                           "call with each .to_local() and this rank's H and KH, and wrap the result "
-                           "with DTensor.from_local")
 
 
 def pack(*tensors, mask=None, heads_first=False):
@@ -219,6 +213,11 @@ class Attention:
 
     def __repr__(self):
         return f"regraph.torch.attention({self.key})"
+
+    def with_params(self, **params):
+        """The same with other parameters."""
+        text, name, policy, eager, options, mine = self._made_of
+        return Attention(text, name, policy, eager, options, {**mine, **params})
 
     def _arrange(self, args, named):
         program = self._program
@@ -278,7 +277,11 @@ class Attention:
     def _seen(self, leaves):
         """A call through the operator."""
         program = self._program
-        _refuse(program.name, leaves)
+        _refuse(program.name)
+        if any(type(tensor).__name__ == "DTensor" for tensor in leaves):
+            from . import shards  # imports torch.distributed
+
+            return shards.run(self, leaves)
         tensors = self._cast(leaves)
         wanted, accumulated, accumulators = self._wanted(tensors), [], []
         for name, leaf in zip(program.inputs, leaves):

@@ -266,7 +266,7 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def test_two_ranks_train_as_one():
+def test_two_ranks():
     import os
     import socket
     import subprocess
@@ -275,7 +275,7 @@ def test_two_ranks_train_as_one():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ddp.py"))],
+        [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
              "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
              "OMP_NUM_THREADS": "1"}) for rank in range(2)]
