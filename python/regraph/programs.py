@@ -21,7 +21,7 @@ VARIANTS = 256  # plans a program keeps, least recently used go first
 CALLS = 16 * VARIANTS
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_programs = {}
+_programs: dict = {}  # what they are made of → Program
 _clock = itertools.count(1)
 
 

@@ -162,11 +162,12 @@ def _refuse(name):
                            "batch along the tokens (regraph.torch.pack) and use torch.autograd")
 
 
-def pack(*tensors, mask=None, heads_first=False):
+def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
+         heads_first: bool = False) -> tuple[torch.Tensor, ...]:
     """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns each
     as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there; None: all of them."""
     if heads_first:
-        tensors = [tensor.transpose(1, 2) for tensor in tensors]
+        tensors = tuple(tensor.transpose(1, 2) for tensor in tensors)
     batch, length = tensors[0].shape[:2]
     flat = [tensor.flatten(0, 1) for tensor in tensors]
     if mask is None:
@@ -179,7 +180,7 @@ def pack(*tensors, mask=None, heads_first=False):
     return *flat, starts.to(torch.int32)
 
 
-def unpack(tensor, like, heads_first=False):
+def unpack(tensor: torch.Tensor, like: torch.Tensor | int, heads_first: bool = False) -> torch.Tensor:
     """The reverse of `pack` for a result [T, …]: [B, S, …]. `like` is the mask, where there was one, or
     B; tokens that the mask leaves out are zero."""
     if isinstance(like, torch.Tensor):
@@ -214,7 +215,7 @@ class Attention:
     def __repr__(self):
         return f"regraph.torch.attention({self.key})"
 
-    def with_params(self, **params):
+    def with_params(self, **params) -> "Attention":
         """The same with other parameters."""
         text, name, policy, eager, options, mine = self._made_of
         return Attention(text, name, policy, eager, options, {**mine, **params})
@@ -307,33 +308,34 @@ class Attention:
                    if (sum_ := self._main_grad(program.inputs[i], leaves[i])) is not None}
         return _Run.apply(call, running, *tensors)
 
-    def __call__(self, *args, **named):
+    def __call__(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         program = self._program
         leaves = self._arrange(args, named) if named or len(args) != len(program.inputs) else args
         seen = _watched() or any([type(t) not in _PLAIN for t in leaves])
         outputs = self._seen(leaves) if seen else self._direct(leaves)
         return outputs[0] if len(outputs) == 1 else dict(zip(program.outputs, outputs))
 
-    def plan(self, *args, **named):
+    def plan(self, *args: torch.Tensor, **named: torch.Tensor) -> core.Plan:
         """The core.Plan that a call with these tensors (and their requires_grad) uses: sizes, reports."""
         tensors = self._cast(self._arrange(args, named))
         return self._program.variant(",".join(self._wanted(tensors)), tensors).plan
 
-    def times(self, *args, **named):
+    def times(self, *args: torch.Tensor, **named: torch.Tensor) -> list[tuple[str, str, bool, float, float]]:
         """[(node, op, backward?, ms, roofline ms)] of the last run with these tensors, of an `eager` attention: its backward's
         steps are the last run's if that was one."""
         plan = self.plan(*args, **named)
         return next((v.times() for v in self._program.variants() if v.plan is plan), [])
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Waits for this program's runs and raises what went wrong in them, such as lengths that broke a rule (the next call
         would raise it too)."""
         for variant in self._program.variants():
             variant.synchronize()
 
 
-def attention(spec, policy=None, *, threads=0, profile=None, no_lanes=False, no_fuse=False, eager=False,
-              exact=False, **params):
+def attention(spec: core.Source, policy: core.Source | int | None = None, *, threads: int = 0, profile: str | None = None,
+              no_lanes: bool = False, no_fuse: bool = False, eager: bool = False, exact: bool = False,
+              **params) -> Attention:
     """Makes an Attention of a spec and a policy (paths, dicts or JSON text; "all", "6GiB"). `params` override the spec's parameters; one that
     names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
     `times`). Equal arguments share plans."""
@@ -350,10 +352,11 @@ class Module(torch.nn.Module):
     other inputs, by position or by name. `dtype` is the spec's parameter of that name, also as torch
     says it; where it is not given, parameters have torch's default type."""
 
-    def __init__(self, spec, policy=None, *, parameters=(), dtype=None, device=None, **options):
+    def __init__(self, spec: core.Source, policy: core.Source | int | None = None, *, parameters: Sequence[str] = (),
+                 dtype: str | torch.dtype | None = None, device: torch.device | str | None = None, **options):
         super().__init__()
         if dtype is not None:
-            options["dtype"] = NAMES.get(dtype, dtype)
+            options["dtype"] = NAMES[dtype] if isinstance(dtype, torch.dtype) else dtype
         self.attention = attention(spec, policy, **options)
         program = self.attention._program
         shapes = {t.name: t.shape for t in core.Spec(program.spec, **program.params).tensors
@@ -372,7 +375,8 @@ class Module(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(value))
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
+        """Initialises the parameters again."""
         for name, value in self.named_parameters(recurse=False):
             if value.dim() > 1:
                 bound = value.shape[-1] ** -0.5
@@ -380,7 +384,8 @@ class Module(torch.nn.Module):
             else:
                 torch.nn.init.constant_(value, 0 if name in self._biases else 1)
 
-    def forward(self, *args, **named):
+    def forward(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The attention of the other inputs and the parameters."""
         kept = dict(self.named_parameters(recurse=False))
         names = [name for name in self.attention._program.inputs if name not in kept]
         if len(args) > len(names):
@@ -388,5 +393,6 @@ class Module(torch.nn.Module):
                                              f"expected {', '.join(names)}")
         return self.attention(**dict(zip(names, args)), **named, **kept)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        """What print shows: the name of the spec and a hash of everything."""
         return self.attention.key

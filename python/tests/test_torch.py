@@ -312,6 +312,25 @@ def test_shares_plans(attend):
     assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
 
 
+def test_help():
+    """Everything that users see says what it is."""
+    import inspect
+
+    for module in regraph, regraph.torch:
+        for name, value in vars(module).items():
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith("regraph"):
+                continue
+            methods = vars(value).items() if inspect.isclass(value) else ()
+            for member, about in [(name, value), *((f"{name}.{m}", f) for m, f in methods if inspect.isfunction(f))]:
+                assert "._" in member or inspect.getdoc(about), member
+    plan = regraph.Plan(regraph.Spec(NSA, **P), "all", T=64, B=1)
+    for thing, part in ((plan, "Plan(cpu: q [64, 4, 16], k [64, 2, 16]"), (plan.sizes, "Sizes(saved="),
+                        (regraph.Session(plan), "Session(Plan(cpu"), (regraph.Policy("6GiB"), "Policy('6GiB')"),
+                        (regraph.default_context(), " ops)"), (regraph.Spec(NSA), "q, k, v, gate, cu_seqlens)"),
+                        (regraph.torch.Module(NSA, **P), "Module(<dict>-")):
+        assert part in repr(thing)
+
+
 def test_copies(attend):
     import copy
     import pickle
@@ -331,8 +350,11 @@ def test_failures(attend):
             attend(*args, **named)
     with pytest.raises(RegraphError, match=r"expected 3 \[T, H, D\]; regraph.torch.pack"):
         attend(q[None], k, v, gate)
-    with pytest.raises(RegraphError, match="vmap and torch.func"):
-        torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)])
+    alone = lambda q: attend(q, k, v, gate).sum()
+    for transformed in (lambda: torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)]),
+                        lambda: torch.func.grad(alone)(q), lambda: torch.func.jvp(alone, (q,), (q,))):
+        with pytest.raises(RegraphError, match="vmap and torch.func do not go through it; pack a batch"):
+            transformed()
     with pytest.raises(RegraphError, match="does not ask for"):
         text = json.loads(json.dumps(NSA))
         text["inputs"]["gate"].pop("grad")
