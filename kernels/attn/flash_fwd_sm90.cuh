@@ -539,6 +539,8 @@ template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     forward(const __grid_constant__ rgk_flash_params p) {
   extern __shared__ char memory[];
+  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
+                "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
