@@ -10,6 +10,8 @@
 namespace rgk {
 
 constexpr int ROWS = RGK_FLASH_BWD_ROWS;
+/* Barriers of both warpgroups that compute; of one of them, the first of two ids. */
+enum named : int { BOTH = 1, EACH = 3 };
 
 __device__ __forceinline__ float2 read2(uint32_t at) {
   float2 x;
@@ -219,14 +221,14 @@ __device__ __forceinline__ void await_keys(bwd_barriers *bar, int keys, int both
   zero_rows<L::k_panels, L::key_rows>(bwd_smem + L::k, keys, both);
   zero_rows<L::v_panels, L::key_rows>(bwd_smem + L::v, keys, both);
   proxy_fence();
-  named_sync(1, 256);
+  named_sync(BOTH, 2 * WARPGROUP);
 }
 /* The same of a step's queries, n of them. */
 template <class L> __device__ __forceinline__ void clear_queries(int stage, int n, int both) {
   zero_rows<L::k_panels, ROWS>(bwd_smem + L::q + stage * L::k_panels * L::q_panel, n, both);
   zero_rows<L::v_panels, ROWS>(bwd_smem + L::d_o + stage * L::v_panels * L::q_panel, n, both);
   proxy_fence();
-  named_sync(1, 256);
+  named_sync(BOTH, 2 * WARPGROUP);
 }
 
 /* ---- weights ---- */
@@ -309,14 +311,14 @@ __device__ __forceinline__ void bwd_await_turn(const rgk_flash_bwd &p, const bwd
                                                const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1 || x.turn == 0) return;
   if (t == 0) await(sum.done, (uint32_t)x.turn);
-  named_sync(3 + wg, 128);
+  named_sync(EACH + wg, WARPGROUP);
 }
 __device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_item &x,
                                            const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1) return true;
   if (x.turn == x.turns - 1) return false;
   __threadfence();
-  named_sync(3 + wg, 128);
+  named_sync(EACH + wg, WARPGROUP);
   if (t == 0) publish(sum.done, (uint32_t)x.turn + 1);
   return true;
 }

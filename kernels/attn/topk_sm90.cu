@@ -40,6 +40,7 @@ using namespace rgk;
 namespace {
 
 constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
+enum named : int { EACH = 1 }; /* first id, of one for each consumer */
 
 /* Of one warpgroup: */
 template <int HEADS> struct plan {
@@ -476,7 +477,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     load_lse(lse);
     copies_wait<0>();
     proxy_fence();
-    named_sync(1 + group, 128);
+    named_sync(EACH + group, WARPGROUP);
     const int least_visible = (int)min(keys_before(j.position + first + 1, p), j.keys.n);
     const float scale = p.scale * LOG2E;
     const uint64_t q_at = desc_k(smem_at(mine));
@@ -508,7 +509,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
       weigh<HEADS, DOT>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
                         step * P::STEP + in_step, least_visible, m.visible);
       if (i % P::HALVES == P::HALVES - 1) {
-        named_sync(1 + group, 128);
+        named_sync(EACH + group, WARPGROUP);
         if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
           choose_4_1<HEADS>(p, m, warp, step, carry);
         else
@@ -540,7 +541,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     if (j.tiles > 0)
       rank();
     else
-      named_sync(1 + group, 128);
+      named_sync(EACH + group, WARPGROUP);
     for (int i = 0; i < P::MINE; i++) {
       const int q = warp * P::MINE + i;
       if (q >= n) break;
