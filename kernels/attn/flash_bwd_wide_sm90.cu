@@ -140,7 +140,7 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
       }
     }
     proxy_fence();
-    named_sync(1, 256);
+    named_sync(BOTH, 2 * WARPGROUP);
 
     half<T, L::k_panels> dq;
     wgmma_fence();

@@ -40,6 +40,8 @@ namespace rgk {
 namespace flash {
 
 constexpr float LAZY = 8;
+/* First ids, of one for each warpgroup: who has the baton; its own threads. */
+enum named : int { BATON = 1, EACH = 8 };
 
 template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   using type = Type;
@@ -304,7 +306,7 @@ template <class C> __device__ __forceinline__ void clear_tail(char *v, int from,
     for (int i = from * 8 + (int)(threadIdx.x % 128); i < C::N * 8; i += 128)
       *(uint4 *)(v + x * C::KV + i * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
-  named_sync(8 + group, 128);
+  named_sync(EACH + group, WARPGROUP);
 }
 
 /* ---- epilogue ---- */
@@ -414,7 +416,7 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
     if (lane == 0) store_wait_read<0>();
     __syncwarp();
   } else { /* all warps are done with q */
-    named_sync(8 + group, 128);
+    named_sync(EACH + group, WARPGROUP);
   }
   const uint32_t copied =
       write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
@@ -433,8 +435,8 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
-  auto baton_wait = [&]() { named_sync(1 + group, 256); };
-  auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
+  auto baton_wait = [&]() { named_sync(BATON + group, 2 * WARPGROUP); };
+  auto baton_pass = [&]() { named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP); };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -539,6 +541,8 @@ template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     forward(const __grid_constant__ rgk_flash_params p) {
   extern __shared__ char memory[];
+  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
+                "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);

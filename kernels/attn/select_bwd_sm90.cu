@@ -204,7 +204,7 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
       next_job<ROWS>(p, s.at, j);
       bar_ready(&s.job_full[n & 1]);
     }
-    named_sync(LOADING, 128);
+    named_sync(LOADING, WARPGROUP);
     if (j.kind == EXIT) return;
     if (j.kind == MERGING || j.tiles == 0) continue;
 
@@ -248,7 +248,7 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
         if (g >= p.a.G) g -= p.a.G, e++;
         fetch();
       }
-      named_sync(LOADING, 128);
+      named_sync(LOADING, WARPGROUP);
       gather_fast<ROWS, D>(q, x.from, 0, t);
       gather_fast<ROWS, E>(d_o, x.from, 1, t);
       copies_commit();

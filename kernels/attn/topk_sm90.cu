@@ -33,30 +33,48 @@
 #include "topk.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
+#include <stddef.h>
 
 using namespace rgk;
 
 namespace {
 
 constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
+enum named : int { EACH = 1 }; /* first id, of one for each consumer */
 
 /* Of one warpgroup: */
 template <int HEADS> struct plan {
   /* of a quad lane, a warp */
   static constexpr int N = RGK_TOPK90_COLUMNS, QUERIES = N / HEADS, MINE = QUERIES / 4;
-  static constexpr int HALVES = RGK_TOPK90_HALVES(QUERIES), STEP = TILE * HALVES, PITCH = STEP + 8;
+  static constexpr int HALVES = RGK_TOPK90_HALVES(QUERIES), STEP = TILE * HALVES,
+                       PITCH = RGK_TOPK90_PITCH(QUERIES);
   /* candidates of a query */
   static constexpr int ROOM = RGK_TOPK90_ROOM(QUERIES), PER_LANE = ROOM / 32;
 };
 
+/* ---- shared memory ----
+ *
+ *   q [GROUPS, panels, N rows]  k [stages, panels, TILE rows]  tables  carry [GROUPS, QUERIES, reach]
+ *
+ * q and k in panels of 64 columns. */
+
+template <int HEADS, int GROUPS> struct tables {
+  using P = plan<HEADS>;
+  float p[GROUPS][2][P::QUERIES][P::PITCH];
+  int2 candidate[GROUPS][P::QUERIES][P::ROOM]; /* key, block */
+  int4 state[GROUPS][P::QUERIES];  /* threshold, candidates, blocks that may be chosen, keep */
+  int visible[GROUPS][P::QUERIES]; /* keys that the query sees */
+  uint64_t full[RGK_TOPK90_STAGES], empty[RGK_TOPK90_STAGES];
+};
+
+/* Where a warpgroup finds its part. */
 struct memory {
-  /* panels of 64 columns: q [2, panels, N rows], k [stages, panels, TILE rows] */
-  char *q, *k;
-  float *p;               /* [2, QUERIES, PITCH], of this warpgroup */
+  char *q, *k;            /* of all */
+  float *p;               /* [2, QUERIES, PITCH] */
   float *carry;           /* [QUERIES, reach] */
-  int4 *state;            /* [QUERIES]: threshold, candidates, blocks that may be chosen, keep */
-  int2 *candidate;        /* [QUERIES, ROOM]: key, block */
-  int *visible;           /* [QUERIES]: keys that the query sees */
+  int4 *state;            /* [QUERIES] */
+  int2 *candidate;        /* [QUERIES, ROOM] */
+  int *visible;           /* [QUERIES] */
   uint64_t *full, *empty; /* [stages] */
 };
 
@@ -367,21 +385,19 @@ __device__ __forceinline__ memory find_memory(const rgk_topk &p, int reach, char
                                               int side) {
   using P = plan<HEADS>;
   constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D), PANELS = (D + 63) / 64;
+  using layout = tables<HEADS, GROUPS>;
+  static_assert(sizeof(layout) == rgk_topk90_tables(HEADS, D), "as the host counts");
   memory m;
   m.q = shared;
   m.k = m.q + GROUPS * PANELS * P::N * 128;
-  char *at = m.k + p.stages * PANELS * TILE * 128;
-  m.p = (float *)at + side * 2 * P::QUERIES * P::PITCH;
-  at += GROUPS * 2 * P::QUERIES * P::PITCH * 4;
-  m.candidate = (int2 *)at + side * P::QUERIES * P::ROOM;
-  at += GROUPS * P::QUERIES * P::ROOM * 8;
-  m.state = (int4 *)at + side * P::QUERIES;
-  at += GROUPS * P::QUERIES * 16;
-  m.visible = (int *)at + side * P::QUERIES;
-  at += GROUPS * P::QUERIES * 4;
-  m.full = (uint64_t *)at;
-  m.empty = m.full + RGK_TOPK90_STAGES;
-  m.carry = (float *)(m.empty + RGK_TOPK90_STAGES) + side * P::QUERIES * reach;
+  char *const at = m.k + p.stages * PANELS * TILE * 128;
+  m.p = (float *)(at + offsetof(layout, p)) + side * 2 * P::QUERIES * P::PITCH;
+  m.candidate = (int2 *)(at + offsetof(layout, candidate)) + side * P::QUERIES * P::ROOM;
+  m.state = (int4 *)(at + offsetof(layout, state)) + side * P::QUERIES;
+  m.visible = (int *)(at + offsetof(layout, visible)) + side * P::QUERIES;
+  m.full = (uint64_t *)(at + offsetof(layout, full));
+  m.empty = (uint64_t *)(at + offsetof(layout, empty));
+  m.carry = (float *)(at + sizeof(layout)) + side * P::QUERIES * reach;
   return m;
 }
 
@@ -461,7 +477,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     load_lse(lse);
     copies_wait<0>();
     proxy_fence();
-    named_sync(1 + group, 128);
+    named_sync(EACH + group, WARPGROUP);
     const int least_visible = (int)min(keys_before(j.position + first + 1, p), j.keys.n);
     const float scale = p.scale * LOG2E;
     const uint64_t q_at = desc_k(smem_at(mine));
@@ -493,7 +509,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
       weigh<HEADS, DOT>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
                         step * P::STEP + in_step, least_visible, m.visible);
       if (i % P::HALVES == P::HALVES - 1) {
-        named_sync(1 + group, 128);
+        named_sync(EACH + group, WARPGROUP);
         if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
           choose_4_1<HEADS>(p, m, warp, step, carry);
         else
@@ -525,7 +541,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     if (j.tiles > 0)
       rank();
     else
-      named_sync(1 + group, 128);
+      named_sync(EACH + group, WARPGROUP);
     for (int i = 0; i < P::MINE; i++) {
       const int q = warp * P::MINE + i;
       if (q >= n) break;

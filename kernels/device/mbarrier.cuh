@@ -151,7 +151,9 @@ template <int stages> struct ring {
   }
 };
 
-/* ---- named barriers ---- */
+/* ---- named barriers: each kernel's enum `named` lists its ids ---- */
+
+enum { WARPGROUP = 128 }; /* threads */
 
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
