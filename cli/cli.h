@@ -59,6 +59,7 @@ struct cli;
 typedef struct cli_command {
   const char *name;
   const char *positional; /* "SPEC", "[COMMAND]" */
+  const char *words;      /* what it may be, apart by '|'; NULL: anything */
   int min, max;           /* how many of them */
   const char *doc;        /* one line */
   const char *detail;     /* a paragraph for help and the man page */
@@ -78,6 +79,8 @@ static inline bool cli_takes(const cli_flag *f, int command) {
   return f->commands >> command & 1u;
 }
 const cli_command *cli_find_command(const char *name);
+/* Is `word` one of those that stand apart by '|'? */
+bool cli_is_word(const char *words, const char *word);
 
 /* help.c. command NULL: the overview. */
 void cli_print_help(FILE *f, const cli_command *command);

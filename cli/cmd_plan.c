@@ -41,10 +41,22 @@ static rg_status describe(cli *c, const char *what) {
 
 rg_status cli_cmd_schema(cli *c) {
   const char *format = c->args.positional[0];
-  if (strcmp(format, "spec") == 0) return describe(c, "schema-spec");
-  if (strcmp(format, "policy") == 0) return describe(c, "schema-policy");
-  return cli_fail(&c->error, RG_E_USAGE, "regraph schema",
-                  "unknown format '%s'; expected spec or policy", format);
+  char topic[32];
+  if (cli_is_word(c->args.command->words, format)) {
+    snprintf(topic, sizeof topic, "schema-%s", format);
+    return describe(c, topic);
+  }
+  const char *names[16];
+  char copy[128];
+  int n = 0;
+  snprintf(copy, sizeof copy, "%s", c->args.command->words);
+  for (char *rest = copy, *word; n < 16 && (word = strsep(&rest, "|"));) names[n++] = word;
+  const char *near = rg_nearest(format, names, n);
+  if (near)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph schema",
+                    "unknown format '%s'; did you mean '%s'?", format, near);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected %s",
+                  format, c->args.command->words);
 }
 
 /* The library describes an op in a line "NAME: …" and indented lines below. Prints that of

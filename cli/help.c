@@ -211,9 +211,9 @@ void cli_print_bash(FILE *f) {
             ".*/\\1/p')\" "
             "-- \"$cur\")); return ;;\n",
             f);
-    } else if (strchr(k->positional, '|')) {
+    } else if (k->words) {
       fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", k->name);
-      print_words(f, k->positional);
+      print_words(f, k->words);
       fputs("\" -- \"$cur\")); return ;;\n", f);
     }
   }
@@ -242,9 +242,9 @@ void cli_print_fish(FILE *f) {
     const char *at = "__fish_seen_subcommand_from";
     if (strcmp(k->name, "ops") == 0)
       fprintf(f, "complete -c regraph -n '%s ops' -f -a '(" OP_NAMES ")'\n", at);
-    else if (strchr(k->positional, '|')) {
+    else if (k->words) {
       fprintf(f, "complete -c regraph -n '%s %s' -f -a '", at, k->name);
-      print_words(f, k->positional);
+      print_words(f, k->words);
       fputs("'\n", f);
     }
     for (int j = 0; j < cli_nflag; j++) {

@@ -18,30 +18,37 @@ enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
 
 const cli_command cli_commands[] = {
     [OPS] =
-        {"ops", "[NAME]", 0, 1, "list the ops with their ports and attributes",
+        {"ops", "[NAME]", NULL, 0, 1, "list the ops with their ports and attributes",
          "Everything a spec may say about an op: ports, shapes, types, attributes with range and "
          "default. With a NAME, that op alone.",
          cli_cmd_ops},
-    [SCHEMA] = {"schema", "spec|policy", 1, 1, "print the JSON Schema of a format",
-                "The schema is generated from the table of ops, plugins included.", cli_cmd_schema},
-    [CHECK] = {"check", "SPEC", 1, 1, "check a spec, and a policy against it",
-               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. "
-               "Dimensions may "
-               "stay unbound: then everything that does not need them is checked. SPEC - is "
-               "standard input, "
-               "here and for every command that takes one.",
-               cli_cmd_check},
-    [PLAN] = {"plan", "SPEC", 1, 1, "plan memory and steps, and report",
+    [SCHEMA] =
+        {"schema", "FORMAT", "spec|policy|profile|plan|pareto|run|bench|check|ops", 1, 1,
+         "print the JSON Schema of a format",
+         "JSON Schema (draft 2020-12) of what is read: spec, policy, profile; and of what is "
+         "printed with --json: plan, pareto, run, bench, check, ops. That of specs is made "
+         "from the table of ops, plugins included. A file may name its schema in "
+         "\"$schema\", for editors.",
+         cli_cmd_schema},
+    [CHECK] =
+        {"check", "SPEC", NULL, 1, 1, "check a spec, and a policy against it",
+         "Says what is wrong and where (file, line, JSON pointer), or one line if nothing is. "
+         "Dimensions may "
+         "stay unbound: then everything that does not need them is checked. SPEC - is "
+         "standard input, "
+         "here and for every command that takes one.",
+         cli_cmd_check},
+    [PLAN] = {"plan", "SPEC", NULL, 1, 1, "plan memory and steps, and report",
               "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for "
               "--profile. The "
               "number of sequences is 1 unless set.",
               cli_cmd_plan},
-    [PARETO] = {"pareto", "SPEC", 1, 1, "print the front of peak memory against extra time",
+    [PARETO] = {"pareto", "SPEC", NULL, 1, 1, "print the front of peak memory against extra time",
                 "One line for every recompute choice that no other choice beats in both peak bytes "
                 "and extra "
                 "milliseconds.",
                 cli_cmd_pareto},
-    [RUN] = {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
+    [RUN] = {"run", "SPEC", NULL, 1, 1, "run once on given or drawn arrays",
              "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. "
              "Float inputs "
              "and output gradients that are not given are drawn from N(0,1) by seed and name; "
@@ -50,20 +57,20 @@ const cli_command cli_commands[] = {
              "offsets are "
              "zero. The backward direction runs if a gradient goes in or out, or with --backward.",
              cli_cmd_run},
-    [BENCH] = {"bench", "SPEC", 1, 1, "time every node on drawn arrays",
+    [BENCH] = {"bench", "SPEC", NULL, 1, 1, "time every node on drawn arrays",
                "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and "
                "the share of "
                "the roofline that this machine's measured peak rates allow (more than 100 % where "
                "data comes from "
                "a cache).",
                cli_cmd_bench},
-    [PACK] = {"pack", "FILE.csv", 1, 1, "pack intervals into an arena",
+    [PACK] = {"pack", "FILE.csv", NULL, 1, 1, "pack intervals into an arena",
               "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column "
               "offset. "
               "The peak, its lower bound and whether it is proved optimal go to standard error.",
               cli_cmd_pack},
-    [HELP] = {"help", "[COMMAND]", 0, 1, "explain a command", "Without a COMMAND, lists them all.",
-              cli_cmd_help},
+    [HELP] = {"help", "[COMMAND]", NULL, 0, 1, "explain a command",
+              "Without a COMMAND, lists them all.", cli_cmd_help},
 };
 const int cli_ncommand = HELP + 1;
 
@@ -181,7 +188,7 @@ static rg_status bad_value(const cli_flag *f, const char *value, const char *whe
   }
 }
 
-static bool is_choice(const char *choices, const char *value) {
+bool cli_is_word(const char *choices, const char *value) {
   size_t n = strlen(value);
   for (const char *p = choices; n;) {
     size_t k = strcspn(p, "|");
@@ -197,7 +204,7 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   switch (f->kind) {
   case CLI_SWITCH: *(bool *)field = true; return true;
   case CLI_CHOICE:
-    if (!is_choice(f->arg, value)) return false;
+    if (!cli_is_word(f->arg, value)) return false;
     *(const char **)field = value;
     return true;
   case CLI_TEXT: *(const char **)field = value; return true;

@@ -3,7 +3,8 @@
 
    "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors
    and generators. The schemas say everything that can be said without running the loader: keys,
-   JSON types, ranges, choices, ports.
+   JSON types, ranges, choices, ports. Those of profiles and of what is printed as JSON need no op
+   table: they stand in schemas/, embedded at build time, and a test holds the command to them.
  */
 #include "ir.h"
 #include "json.h"
@@ -409,25 +410,51 @@ static void policy_schema(rgi_buf *b) {
               "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
 }
 
+static void policy_topic(const rg_context *ctx, rgi_buf *b) {
+  (void)ctx;
+  policy_schema(b);
+}
+
+/* One for each file of schemas/. */
+extern const char *const rgi_schema_plan,
+    *const rgi_schema_pareto, *const rgi_schema_run, *const rgi_schema_bench,
+                                                         *const rgi_schema_check,
+                                                             *const rgi_schema_ops,
+                                                                 *const rgi_schema_profile;
+
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {
-  static const char *const known[] = {"ops", "ops-json", "schema-spec", "schema-policy"};
+  static const struct {
+    const char *name;
+    void (*write)(const rg_context *ctx, rgi_buf *b);
+    const char *const *text; /* instead */
+  } topic[] = {{"ops", ops_text, NULL},
+               {"ops-json", ops_json, NULL},
+               {"schema-spec", spec_schema, NULL},
+               {"schema-policy", policy_topic, NULL},
+               {"schema-profile", NULL, &rgi_schema_profile},
+               {"schema-plan", NULL, &rgi_schema_plan},
+               {"schema-pareto", NULL, &rgi_schema_pareto},
+               {"schema-run", NULL, &rgi_schema_run},
+               {"schema-bench", NULL, &rgi_schema_bench},
+               {"schema-check", NULL, &rgi_schema_check},
+               {"schema-ops", NULL, &rgi_schema_ops}};
+  const char *known[RGI_COUNT(topic)];
   rgi_buf b;
   rgi_shown shown, hint;
   if (out) *out = (rg_text){0};
   if (!ctx || !what || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_describe needs a context, a topic and a place for the text");
-  rgi_buf_init(&b, ctx);
-  if (strcmp(what, "ops") == 0)
-    ops_text(ctx, &b);
-  else if (strcmp(what, "ops-json") == 0)
-    ops_json(ctx, &b);
-  else if (strcmp(what, "schema-spec") == 0)
-    spec_schema(ctx, &b);
-  else if (strcmp(what, "schema-policy") == 0)
-    policy_schema(&b);
-  else
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s",
-                    rgi_show(&shown, what), rgi_hint(&hint, what, known, RGI_COUNT(known)));
-  return rgi_buf_finish(&b, out, error);
+  for (int i = 0; i < RGI_COUNT(topic); i++) {
+    known[i] = topic[i].name;
+    if (strcmp(what, known[i]) != 0) continue;
+    rgi_buf_init(&b, ctx);
+    if (topic[i].write)
+      topic[i].write(ctx, &b);
+    else
+      add_text(&b, *topic[i].text);
+    return rgi_buf_finish(&b, out, error);
+  }
+  return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s",
+                  rgi_show(&shown, what), rgi_hint(&hint, what, known, RGI_COUNT(known)));
 }

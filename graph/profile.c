@@ -77,7 +77,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "doc",
                                      "compute_capability",
                                      "multiprocessors",
-                                     "link_gbs"};
+                                     "link_gbs",
+                                     "$schema"};
   rgi_shown shown;
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
@@ -101,6 +102,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   }
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "$schema")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
   RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
