@@ -99,10 +99,7 @@ typedef struct cli {
   rg_error errors[CLI_MOST_ERRORS]; /* where a call gives several: the first is `error` … */
   size_t nerror;                    /* … and 0 if none does */
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
-  bool progress_shown;
-  double progress_at, progress_from; /* when it was last drawn, and when its stage began */
-  char progress_stage[64];
-  char shown[1024]; /* the first argument, fit to be printed */
+  char shown[1024];  /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
   rg_policy *policy;
@@ -133,6 +130,8 @@ rg_status cli_require_runner(cli *c);
 /* rg_check, with all its errors. */
 rg_status cli_check(cli *c);
 void cli_close(cli *c);
+/* What the plan's cost model says of a direction. */
+double cli_model_seconds(const cli *c, bool backward);
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
 
 rg_status cli_cmd_help(cli *c);
@@ -162,14 +161,48 @@ void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
 double cli_seconds(void);                              /* a clock that never goes back */
-/* Drawn on standard error if that is a terminal; user is the cli. */
-void cli_progress(void *user, const char *stage, double done, double total);
-void cli_progress_end(cli *c);
 /* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */
 bool cli_split(const char *text, char *name, size_t size, const char **rest);
 /* Threads asked for by --threads, or the cores this process may use. */
 int cli_threads(const cli *c);
 /* Median of n numbers, which are sorted on the way. */
 double cli_median(double *x, int n);
+
+/* ---- the terminal (term.c, progress.c) ---- */
+
+/* Of a terminal; 0 if it is none. */
+int cli_columns(int fd);
+typedef enum cli_colour { CLI_PLAIN, CLI_BOLD, CLI_DIM, CLI_RED } cli_colour;
+/* What switches to it, or "" where `f` takes no colour. */
+const char *cli_ink(FILE *f, cli_colour colour);
+
+/* That of a node which takes this share, in percent, of a direction: what matters stands out. */
+const char *cli_share_ink(double percent);
+/* Widths of the columns "node" and "op" of a table that has `others` more characters a line, for
+ * names up to these lengths: as they need, but on a terminal no more than fits. Then op goes first
+ * (0: no such column). */
+typedef struct cli_widths {
+  int node, op;
+} cli_widths;
+cli_widths cli_fit(int node, int op, int others);
+/* The two columns of one line; what does not fit ends in "…". */
+void cli_print_names(const char *node, const char *op, cli_widths w);
+
+/* Drawn on standard error if that is a terminal, until cli_progress_end: what is waited for, and
+ * how much of `total` is done. `user` is nobody. */
+void cli_progress(void *user, const char *stage, double done, double total);
+/* The same for what says nothing while it works, but is expected to take some seconds (0: not
+ * known), or that at most. */
+void cli_progress_expect(const char *stage, double seconds, bool most);
+void cli_progress_end(void);
+/* The line's text: `passed` seconds after the stage began, `said` of them when `done` was. */
+typedef struct cli_wait {
+  const char *stage;
+  double passed, said, done, total, expected;
+  bool most;
+} cli_wait;
+void cli_progress_text(const cli_wait *w, char *text, size_t size);
+/* "95 s", "3 min 20 s", "2 h 05 min" */
+const char *cli_duration(double seconds, char buffer[32]);
 
 #endif

@@ -2,6 +2,7 @@
  * check, plan, pareto, pack, help. */
 #include "cli.h"
 #include <string.h>
+#include <unistd.h>
 
 rg_status cli_cmd_help(cli *c) {
   const cli_args *a = &c->args;
@@ -177,9 +178,16 @@ rg_status cli_cmd_plan(cli *c) {
     rg_text_destroy(&text);
     if (s != RG_OK) return s;
   }
+  char timeline[16] = "timeline";
+  const int columns = cli_columns(STDOUT_FILENO);
+  if (columns)
+    snprintf(timeline, sizeof timeline, "timeline:%d",
+             columns < 40    ? 40
+             : columns > 400 ? 400
+                             : columns);
   const char *format = a->json       ? "json"
                        : a->dot      ? "dot"
-                       : a->timeline ? "timeline"
+                       : a->timeline ? timeline
                        : a->graph    ? "graph"
                                      : "text";
   s = rg_plan_write(c->plan, format, &text, &c->error);
@@ -195,10 +203,12 @@ rg_status cli_cmd_pareto(cli *c) {
   cli_default_sequences(c);
   cli_plan_options(c, NULL, &o);
   s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
-  cli_progress_end(c);
+  cli_progress_end();
   if (s == RG_OK) cli_print_text(&text);
   return s;
 }
+
+enum { PACK_SECONDS = 5 }; /* without --limit */
 
 rg_status cli_cmd_pack(cli *c) {
   const cli_args *a = &c->args;
@@ -206,10 +216,12 @@ rg_status cli_cmd_pack(cli *c) {
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_writable(c, a->out.n ? a->out.item[0] : NULL);
   if (s != RG_OK) return s;
-  rg_pack_options o = {.seconds = a->limit, .capacity = a->capacity};
+  rg_pack_options o = {.seconds = a->limit > 0 ? a->limit : PACK_SECONDS, .capacity = a->capacity};
   rg_pack_result r;
   rg_text text;
+  cli_progress_expect("packing", o.seconds, true);
   s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
+  cli_progress_end();
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
   fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n",

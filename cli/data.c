@@ -366,7 +366,7 @@ rg_status data_bind(cli *c, data_set *d) {
     if (t->info.role == RG_GRAD_OUT) f = find_file(d->grad_out, d->ngrad_out, t->info.name);
     if (f) t->file = f->path;
   }
-  cli_progress_end(c);
+  cli_progress_end();
   return cli_ranks(c) > 1 ? RG_OK : data_rebind(c, d);
 }
 

@@ -2,6 +2,13 @@
  * completion. */
 #include "cli.h"
 #include <string.h>
+#include <unistd.h>
+
+/* Columns that help is broken into. */
+static int page(FILE *f) {
+  const int columns = cli_columns(fileno(f));
+  return columns == 0 || columns > 80 ? 80 : columns < 48 ? 48 : columns;
+}
 
 /* `text` broken at blanks so that lines end before `width`, each after `indent` blanks;
  * the first is already indented. */
@@ -33,14 +40,14 @@ static void print_flags(FILE *f, int command) {
     snprintf(left, sizeof left, "%s%s%s", g->name, g->arg ? " " : "", g->arg ? g->arg : "");
     fprintf(f, "  %-26s", left);
     if (strlen(left) > 25) fprintf(f, "\n%28s", "");
-    print_wrapped(f, g->doc, 28, 80);
+    print_wrapped(f, g->doc, 28, page(f));
   }
 }
 
 void cli_print_help(FILE *f, const cli_command *command) {
   if (command) {
     fprintf(f, "usage: regraph %s %s [flags]\n\n", command->name, command->positional);
-    print_wrapped(f, command->detail, 0, 80);
+    print_wrapped(f, command->detail, 0, page(f));
     fputs("\nflags:\n", f);
     print_flags(f, (int)(command - cli_commands));
     return;
@@ -51,12 +58,15 @@ void cli_print_help(FILE *f, const cli_command *command) {
   for (int i = 0; i < cli_ncommand; i++) {
     char left[32];
     snprintf(left, sizeof left, "%s %s", cli_commands[i].name, cli_commands[i].positional);
-    fprintf(f, "  %-20s %s\n", left, cli_commands[i].doc);
+    fprintf(f, "  %-20s ", left);
+    print_wrapped(f, cli_commands[i].doc, 23, page(f));
   }
-  fputs("\n'regraph help COMMAND' explains one. Data goes to standard output, messages to\n"
-        "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data,\n"
-        "4 budget infeasible, 5 device, 6 communication, 1 anything else.\n",
-        f);
+  fputc('\n', f);
+  print_wrapped(f,
+                "'regraph help COMMAND' explains one. Data goes to standard output, messages to "
+                "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data, "
+                "4 budget infeasible, 5 device, 6 communication, 1 anything else.",
+                0, page(f));
 }
 
 /* ---- man page ---- */
@@ -72,6 +82,29 @@ static void roff(FILE *f, const char *text) {
     else
       fputc(*text, f);
   }
+}
+
+/* A flag, and who takes it. */
+static void man_flag(FILE *f, const cli_flag *g) {
+  int takers = 0;
+  for (int i = 0; i < cli_ncommand; i++) takers += cli_takes(g, i);
+  fputs(".TP\n\\fB", f);
+  roff(f, g->name);
+  fputs("\\fR", f);
+  if (g->arg) {
+    fputs(" \\fI", f);
+    roff(f, g->arg);
+    fputs("\\fR", f);
+  }
+  fputc('\n', f);
+  roff(f, g->doc);
+  const char *gap = " (";
+  for (int i = 0; i < cli_ncommand && takers < cli_ncommand; i++) {
+    if (!cli_takes(g, i)) continue;
+    fprintf(f, "%s%s", gap, cli_commands[i].name);
+    gap = ", ";
+  }
+  fputs(takers < cli_ncommand ? ")\n" : "\n", f);
 }
 
 void cli_print_man(FILE *f) {
@@ -97,22 +130,9 @@ void cli_print_man(FILE *f) {
     fputs("\"\n", f);
     roff(f, cli_commands[i].detail);
     fputc('\n', f);
-    for (int j = 0; j < cli_nflag; j++) {
-      const cli_flag *g = &cli_flags[j];
-      if (!cli_takes(g, i)) continue;
-      fputs(".TP\n\\fB", f);
-      roff(f, g->name);
-      fputs("\\fR", f);
-      if (g->arg) {
-        fputs(" \\fI", f);
-        roff(f, g->arg);
-        fputs("\\fR", f);
-      }
-      fputc('\n', f);
-      roff(f, g->doc);
-      fputc('\n', f);
-    }
   }
+  fputs(".SH OPTIONS\n", f);
+  for (int j = 0; j < cli_nflag; j++) man_flag(f, &cli_flags[j]);
   fputs(".SH EXIT STATUS\n", f);
   static const char *const codes[][2] = {
       {"0", "fine"},
@@ -145,6 +165,7 @@ void cli_print_man(FILE *f) {
         f);
   fputs(
       ".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
+      ".TP\n.B NO_COLOR\nset: no colour on a terminal; CLICOLOR_FORCE asks for colour elsewhere.\n"
       ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
       "examples/policies/all.json\n"
       "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out "

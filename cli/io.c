@@ -1,9 +1,8 @@
-/* cli/io.c: small things every command needs: errors, JSON scalars, progress, files, clocks. */
+/* cli/io.c: small things every command needs: errors, JSON scalars, files, clocks. */
 #include "cli.h"
 #include "save.h"
 #include <math.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,54 +84,6 @@ double cli_seconds(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static struct sigaction before_progress;
-
-/* Ctrl-C dies as ever, and takes the line with it. */
-static void clear_line(int number) {
-  static const char clear[] = "\r\033[K";
-  if (write(STDERR_FILENO, clear, sizeof clear - 1) < 0) { /* nothing left to be done about it */
-  }
-  raise(number); /* blocked until this returns, then met by the default action */
-}
-
-void cli_progress(void *user, const char *stage, double done, double total) {
-  cli *c = user;
-  if (!isatty(STDERR_FILENO)) return;
-  double now = cli_seconds();
-  if (!c->progress_shown) {
-    sigaction(SIGINT, NULL, &before_progress);
-    if (before_progress.sa_handler != SIG_IGN)
-      sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND},
-                NULL);
-  }
-  /* ten a second are enough for an eye */
-  if (c->progress_shown && now - c->progress_at < 0.1) return;
-  if (!c->progress_shown || strcmp(c->progress_stage, stage) != 0) {
-    c->progress_from = now;
-    snprintf(c->progress_stage, sizeof c->progress_stage, "%s", stage);
-  }
-  c->progress_at = now;
-  c->progress_shown = true;
-  const double passed = now - c->progress_from;
-  if (total > 0 && done > 0)
-    fprintf(stderr, "\r\033[K%s %3.0f %%", stage, 100 * done / total);
-  else
-    fprintf(stderr, "\r\033[K%s …", stage);
-  if (passed > 2 && total > 0 && done > 0 && done < total)
-    fprintf(stderr, ", %.0f s left", passed * (total - done) / done + 0.5);
-  else if (passed > 2)
-    fprintf(stderr, " %.0f s", passed);
-  fflush(stderr);
-}
-
-void cli_progress_end(cli *c) {
-  if (c->progress_shown) {
-    fputs("\r\033[K", stderr);
-    sigaction(SIGINT, &before_progress, NULL);
-  }
-  c->progress_shown = false;
 }
 
 bool cli_split(const char *text, char *name, size_t size, const char **rest) {

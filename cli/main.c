@@ -32,7 +32,11 @@ static rg_status run(cli *c, int argc, char **argv) {
 static void print_error(const rg_error *e) {
   char line[1536];
   rg_error_format(e, line, sizeof line);
-  fprintf(stderr, "%s\n", line);
+  const char *code = rg_status_name(e->status), *at = strstr(line, code);
+  const int place = at ? (int)(at - line) : 0, n = at ? (int)strlen(code) : 0;
+  fprintf(stderr, "%s%.*s%s%s%.*s%s%s\n", cli_ink(stderr, CLI_BOLD), place, line,
+          cli_ink(stderr, CLI_PLAIN), cli_ink(stderr, CLI_RED), n, line + place,
+          cli_ink(stderr, CLI_PLAIN), line + place + n);
 }
 
 static void print_errors(const cli *c) {
@@ -65,7 +69,7 @@ int main(int argc, char **argv) {
     s = cli_fail(&c.error, RG_E_IO, "standard output", "can't be written: %s",
                  errno ? strerror(errno) : "an earlier write failed");
   }
-  cli_progress_end(&c);
+  cli_progress_end();
   print_errors(&c);
   int code = c.write_failed ? 1 : rg_status_exit_code(s);
   cli_close(&c);

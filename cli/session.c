@@ -123,10 +123,15 @@ void cli_default_sequences(cli *c) {
   }
 }
 
+/* The stages of planning; that of the packer has a limit of its own. */
 static void plan_progress(void *user, const char *stage, double done, double total) {
+  const cli *c = user;
   char text[64];
   snprintf(text, sizeof text, "planning: %s", stage);
-  cli_progress(user, text, done, total);
+  if (c->args.limit > 0 && strcmp(stage, "memplan") == 0)
+    cli_progress_expect(text, c->args.limit, true);
+  else
+    cli_progress(user, text, done, total);
 }
 
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
@@ -153,7 +158,7 @@ rg_status cli_make_plan(cli *c, const char *profile) {
   rg_plan_options o;
   cli_plan_options(c, profile, &o);
   rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
-  cli_progress_end(c);
+  cli_progress_end();
   if (s == RG_E_POLICY) cli_check(c); /* which says all that is wrong with it */
   return s;
 }
@@ -190,7 +195,7 @@ rg_status cli_make_session(cli *c, bool eager) {
 }
 
 void cli_close(cli *c) {
-  cli_progress_end(c);
+  cli_progress_end();
   rg_session_destroy(c->session);
   rg_plan_destroy(c->plan);
   rg_policy_destroy(c->policy);

@@ -77,7 +77,7 @@ const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key)
 }
 
 const char *rgi_pointer_set(rgi_pointer *p, const char *text) {
-  snprintf(p->text, sizeof p->text, "%s", text);
+  append(p->text, 0, sizeof p->text, text);
   return p->text;
 }
 

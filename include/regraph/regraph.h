@@ -403,8 +403,9 @@ typedef struct rg_node_info {
  * then). */
 RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 
-/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph"
- * (full dump of the differentiated, rewritten graph), "steps". */
+/* `format`: "text" (report), "json", "dot", "timeline" (text; "timeline:72" for lines of at most 72
+ * columns, 40 to 400), "svg" (memory timeline), "graph" (full dump of the differentiated, rewritten
+ * graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
 
