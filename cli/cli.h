@@ -27,7 +27,7 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *completion;
+  const char *policy, *device, *profile, *svg, *profile_out, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -85,6 +85,7 @@ bool cli_is_word(const char *words, const char *word);
 /* help.c. command NULL: the overview. */
 void cli_print_help(FILE *f, const cli_command *command);
 void cli_print_man(FILE *f);
+/* complete.c */
 void cli_print_bash(FILE *f);
 void cli_print_zsh(FILE *f);
 void cli_print_fish(FILE *f);
@@ -161,6 +162,8 @@ void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
 double cli_seconds(void);                              /* a clock that never goes back */
+/* Where opening a file failed because there is none of that name: names the nearest there is. */
+void cli_suggest_file(rg_error *e, const char *path);
 /* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */
 bool cli_split(const char *text, char *name, size_t size, const char **rest);
 /* Threads asked for by --threads, or the cores this process may use. */
@@ -172,6 +175,11 @@ double cli_median(double *x, int n);
 
 /* Of a terminal; 0 if it is none. */
 int cli_columns(int fd);
+/* Columns that sentences are broken into. */
+int cli_page(FILE *f);
+/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first
+ * is already indented. */
+void cli_wrap(FILE *f, const char *text, int indent, int width);
 typedef enum cli_colour { CLI_PLAIN, CLI_BOLD, CLI_DIM, CLI_RED } cli_colour;
 /* What switches to it, or "" where `f` takes no colour. */
 const char *cli_ink(FILE *f, cli_colour colour);

@@ -180,7 +180,9 @@ static void print_nodes(const bench *b) {
     cached = cached || best > 100;
   }
   if (cached)
-    puts("* over 100 %: its data came from a cache, and the roofline is drawn for memory");
+    cli_wrap(stdout,
+             "* over 100 %: its data came from a cache, and the roofline is drawn for memory", 0,
+             cli_page(stdout));
 }
 
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {

@@ -17,7 +17,8 @@ rg_status cli_cmd_help(cli *c) {
       for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
       const char *near = rg_nearest(a->positional[0], names, cli_ncommand);
       return cli_fail(&c->error, RG_E_USAGE, "regraph help",
-                      near ? "unknown command '%s'; did you mean '%s'?" : "unknown command '%s'",
+                      near ? "unknown command '%s'; did you mean '%s'?"
+                           : "unknown command '%s'; 'regraph help' lists them",
                       a->positional[0], near);
     }
   }
@@ -136,14 +137,43 @@ static void print_findings(const cli *c, const char *summary) {
   puts("]}");
 }
 
+/* Names in the library's summary: lines "input NAME …", and "dimensions T B=2". */
+static void print_names(const char *summary, const char *what) {
+  const bool set = strcmp(what, "set") == 0;
+  const int kind = (int)strlen(what) - 1; /* without the s */
+  for (const char *line = summary; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+    const int word = (int)strcspn(line, " \n");
+    const char *at = line + word;
+    if (set && strncmp(line, "dimensions ", 11) == 0) {
+      while (*at == ' ') {
+        const int n = (int)strcspn(++at, " =\n");
+        printf("%.*s\n", n, at);
+        at += strcspn(at, " \n");
+      }
+    } else if (set ? strncmp(line, "param ", 6) == 0
+                   : word == kind && strncmp(line, what, (size_t)kind) == 0) {
+      at += strspn(at, " ");
+      printf("%.*s\n", (int)strcspn(at, " \n"), at);
+    }
+  }
+}
+
 rg_status cli_cmd_check(cli *c) {
   rg_text text;
+  if (c->args.names && c->args.json)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph check",
+                    "--names and --json exclude each other");
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_check(c);
   if (s == RG_OK) s = rg_spec_write(c->spec, "summary", &text, &c->error);
   if (s != RG_OK) {
     if (c->args.json) print_findings(c, NULL);
     return s;
+  }
+  if (c->args.names) {
+    print_names(text.data, c->args.names);
+    rg_text_destroy(&text);
+    return RG_OK;
   }
   const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
   size_t name = strcspn(line, ":\n");
@@ -220,8 +250,10 @@ rg_status cli_cmd_pack(cli *c) {
   rg_pack_result r;
   rg_text text;
   cli_progress_expect("packing", o.seconds, true);
-  s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
+  const char *path = strcmp(a->positional[0], "-") == 0 ? "/dev/stdin" : a->positional[0];
+  s = rg_pack_csv(c->ctx, path, &o, &text, &r, &c->error);
   cli_progress_end();
+  cli_suggest_file(&c->error, path);
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
   fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n",

@@ -34,11 +34,6 @@ static rg_status run_once(cli *c, const data_set *d, timing *t) {
   return s;
 }
 
-/* Outputs, and what backward made. */
-static bool is_result(const data_tensor *t) {
-  return t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT);
-}
-
 /* A name, and "[2, 3]". */
 static void result_text(const rg_tensor_info *t, char name[160], char shape[160]) {
   size_t k = (size_t)snprintf(shape, 160, "[");
@@ -74,7 +69,7 @@ static void print_results(const data_set *d) {
   char name[160], shape[160];
   int names = 6, shapes = 5;
   for (int i = 0; i < d->ntensor; i++) {
-    if (!is_result(&d->tensor[i])) continue;
+    if (!data_is_result(&d->tensor[i])) continue;
     result_text(&d->tensor[i].info, name, shape);
     names = (int)strlen(name) > names ? (int)strlen(name) : names;
     shapes = (int)strlen(shape) > shapes ? (int)strlen(shape) : shapes;
@@ -87,10 +82,9 @@ static void print_results(const data_set *d) {
   puts(cli_ink(stdout, CLI_PLAIN));
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *x = &d->tensor[i];
-    if (!is_result(x)) continue;
-    data_summary y;
+    if (!data_is_result(x)) continue;
+    const data_summary y = x->summary;
     result_text(&x->info, name, shape);
-    data_summarise(x->info.dtype, x->data, x->elements, &y);
     printf("%-*s %-4s %-*s %10.4g %10.4g", names, name, rg_dtype_name(x->info.dtype), shapes, shape,
            y.mean, y.rms);
     if (extremes) printf(" %10.4g %10.4g", y.min, y.max);
@@ -154,15 +148,14 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
   gap = "";
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *x = &d->tensor[i];
-    if (!is_result(x)) continue;
+    if (!data_is_result(x)) continue;
     printf("%s\n  {\"name\": ", gap);
     cli_json_string(stdout, x->info.name);
     printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [",
            x->info.role == RG_OUTPUT ? "output" : "gradient", rg_dtype_name(x->info.dtype));
     for (int j = 0; j < x->info.rank; j++)
       printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
-    data_summary y;
-    data_summarise(x->info.dtype, x->data, x->elements, &y);
+    const data_summary y = x->summary;
     const double number[] = {y.mean, y.rms, y.min, y.max};
     static const char *const label[] = {"mean", "rms", "min", "max"};
     putchar(']');
@@ -199,6 +192,7 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = ranks ? cli_ranks_gather(c, &d) : data_fetch(c, &d);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {
+    data_summaries(c, &d);
     rg_plan_sizes(c->plan, &z);
     if (c->args.json)
       print_json(c, &d, &t, &z);

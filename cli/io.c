@@ -1,6 +1,8 @@
 /* cli/io.c: small things every command needs: errors, JSON scalars, files, clocks. */
 #include "cli.h"
 #include "save.h"
+#include <dirent.h>
+#include <limits.h>
 #include <math.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -46,6 +48,36 @@ rg_status cli_writable(cli *c, const char *path) {
   c->write_failed = true;
   return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s",
                   *path ? why : "the name of the file is empty");
+}
+
+/* Regular names of a folder, at most `most`; free each. */
+static int names_in(const char *folder, char **name, int most) {
+  DIR *d = opendir(folder);
+  int n = 0;
+  for (struct dirent *entry; d && n < most && (entry = readdir(d));)
+    if (entry->d_name[0] != '.' && (name[n] = strdup(entry->d_name))) n++;
+  if (d) closedir(d);
+  return n;
+}
+
+void cli_suggest_file(rg_error *e, const char *path) {
+  enum { MOST = 1000 };
+  char folder[PATH_MAX], *name[MOST], longer[PATH_MAX];
+  const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+  if (e->status != RG_E_IO || !*base || access(path, F_OK) == 0) return;
+  snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash + 1 - path) : 1, slash ? path : ".");
+  const int n = names_in(folder, name, MOST);
+  const char *near = NULL;
+  snprintf(longer, sizeof longer, "%s.json", base);
+  for (int i = 0; i < n && !near; i++)
+    if (strcmp(name[i], longer) == 0) near = name[i];
+  if (!near) near = rg_nearest(base, (const char *const *)name, n);
+  const size_t size = strlen(e->message);
+  char shown[256];
+  if (near)
+    snprintf(e->message + size, sizeof e->message - size, "; did you mean '%.*s%s'?",
+             slash ? (int)(slash + 1 - path) : 0, path, rg_printable(near, shown, sizeof shown));
+  for (int i = 0; i < n; i++) free(name[i]);
 }
 
 void cli_json_string(FILE *f, const char *text) {

@@ -73,6 +73,7 @@ static rg_status load_spec(cli *c) {
   if (strcmp(path, "-") == 0) return read_spec(c);
   rg_status s = rg_spec_load_file_all(c->ctx, path, c->set, c->nset, &c->spec, c->errors,
                                       CLI_MOST_ERRORS, &n);
+  if (n) cli_suggest_file(&c->errors[0], path);
   return note_errors(c, s, n);
 }
 
@@ -81,6 +82,7 @@ static rg_status load_policy(cli *c) {
   rg_error e = {0};
   rg_status s =
       c->args.policy ? rg_policy_load_file(c->ctx, c->args.policy, &c->policy, &e) : RG_OK;
+  if (s != RG_OK && !strstr(e.message, "nearest")) cli_suggest_file(&e, c->args.policy);
   if (s != RG_OK && c->error.status == RG_OK) c->error = e;
   if (s != RG_OK && c->nerror > 0 && c->nerror < CLI_MOST_ERRORS) c->errors[c->nerror++] = e;
   return s;

@@ -1,8 +1,8 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
 
-   --help, the man page and the bash completion are printed from this table (help.c), so a row here
-   is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
-   together is the command's business.
+   --help, the man page and completions are printed from this table (help.c, complete.c), so a row
+   here is all it takes to add a flag. Values are checked as far as a flag alone can say; what they
+   mean together is the command's business.
  */
 #include "cli.h"
 #include <errno.h>
@@ -97,6 +97,8 @@ const cli_flag cli_flags[] = {
     {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0,
      "time limit of the exact packer"},
     {"--json", CLI_SWITCH, NULL, SPECS | BIT(OPS), AT(json), 0, "print JSON"},
+    {"--names", CLI_CHOICE, "set|inputs|nodes|outputs", BIT(CHECK), AT(names), 0,
+     "print names instead, one a line (set: what --set binds)"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
@@ -237,6 +239,24 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   return false;
 }
 
+static bool takes_set(const cli_command *k) {
+  return find_flag((int)(k - cli_commands), "--set", 5);
+}
+
+/* One argument too many: "B=2" and "T 4096" want to be set, most likely. */
+static rg_status unexpected(const cli_args *a, const char *word, const char *where, rg_error *e) {
+  const cli_command *k = a->command;
+  const char *last = a->set.n ? a->set.item[a->set.n - 1] : "=";
+  if (takes_set(k) && strchr(word, '='))
+    return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; did you mean --set %s?", word,
+                    word);
+  if (takes_set(k) && !strchr(last, '='))
+    return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; did you mean --set %s=%s?",
+                    word, last, word);
+  return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word,
+                  where, k->positional);
+}
+
 static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   a->command = cli_find_command(name);
   if (a->command) return RG_OK;
@@ -247,6 +267,10 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   if (near)
     return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name,
                     near);
+  const size_t n = strlen(name);
+  if (n > 5 && strcmp(name + n - 5, ".json") == 0)
+    return cli_fail(e, RG_E_USAGE, "regraph",
+                    "unknown command '%s'; did you mean 'regraph check %s'?", name, name);
   return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; see 'regraph help'", kind, name);
 }
 
@@ -290,15 +314,15 @@ rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
       }
       if (!store_value(f, value, (char *)a + f->field)) return bad_value(f, value, where, e);
     } else if (a->npositional == a->command->max) {
-      return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word,
-                      where, a->command->positional);
+      return unexpected(a, word, where, e);
     } else {
       a->positional[a->npositional++] = word;
     }
   }
   if (!a->help && !a->version && a->npositional < a->command->min)
-    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]", where,
-                    a->command->positional);
+    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]%s%s", where,
+                    a->command->positional, a->command->words ? ", where it is one of " : "",
+                    a->command->words ? a->command->words : "");
   return RG_OK;
 }
 

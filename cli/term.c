@@ -19,6 +19,31 @@ int cli_columns(int fd) {
   return n > 0 ? n : 80;
 }
 
+int cli_page(FILE *f) {
+  const int columns = cli_columns(fileno(f));
+  return columns == 0 || columns > 80 ? 80 : columns < 48 ? 48 : columns;
+}
+
+void cli_wrap(FILE *f, const char *text, int indent, int width) {
+  int column = indent;
+  while (*text) {
+    int n = (int)strcspn(text, " ");
+    if (column > indent && column + 1 + n > width) {
+      fprintf(f, "\n%*s", indent, "");
+      column = indent;
+    }
+    if (column > indent) {
+      fputc(' ', f);
+      column++;
+    }
+    fprintf(f, "%.*s", n, text);
+    column += n;
+    text += n;
+    while (*text == ' ') text++;
+  }
+  fputc('\n', f);
+}
+
 static bool is_set(const char *name) {
   const char *value = getenv(name);
   return value && *value;

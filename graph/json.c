@@ -348,6 +348,25 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
   return RG_OK;
 }
 
+rg_status rgi_json_is(const rgi_json *root, const char *key, rg_error *e) {
+  static const struct {
+    const char *key, *what, *how;
+  } kind[] = {{"regraph", "a spec", "the command takes it as its argument"},
+              {"regraph_policy", "a policy", "give it by --policy"},
+              {"regraph_profile", "a device profile", "give it by --profile"}};
+  const char *wanted = "";
+  if (root->type != RGI_JSON_OBJECT || rgi_json_get(root, key)) return RG_OK;
+  for (int i = 0; i < RGI_COUNT(kind); i++)
+    if (strcmp(kind[i].key, key) == 0) wanted = kind[i].what;
+  for (int i = 0; i < RGI_COUNT(kind); i++) {
+    rgi_pointer at;
+    if (!rgi_json_get(root, kind[i].key)) continue;
+    return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", kind[i].key), NULL,
+                    "this is %s, not %s; %s", kind[i].what, wanted, kind[i].how);
+  }
+  return RG_OK;
+}
+
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e) {
   rgi_shown s;
   if (v->type == RGI_JSON_STRING) {

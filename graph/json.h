@@ -65,6 +65,10 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
                         int nknown, int nrequired, const char *pointer, const char *node,
                         rg_error *e);
 
+/* Every document says in a key of its own what it is: "regraph" a spec, "regraph_policy",
+ * "regraph_profile". RG_E_KEY if it is another than `key` says. */
+rg_status rgi_json_is(const rgi_json *root, const char *key, rg_error *e);
+
 /* A number of bytes: an integer, or a string that rg_parse_size takes. */
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e);
 

@@ -152,6 +152,7 @@ static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget", "nodes",
                                      "split_heads",    "cp",     "doc",       "$schema"};
+  RGI_TRY(rgi_json_is(root, "regraph_policy", e));
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));

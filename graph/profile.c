@@ -80,6 +80,7 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "link_gbs",
                                      "$schema"};
   rgi_shown shown;
+  RGI_TRY(rgi_json_is(root, "regraph_profile", e));
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_profile", NULL, e));

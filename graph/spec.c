@@ -41,6 +41,7 @@ static rg_status read_root(rg_spec *s, rgi_errors *all, rg_error *e) {
                                      "name",    "params", "doc",   "$schema"};
   const rgi_json *v;
   rg_status wrong = RG_OK, harmless = RG_OK; /* to what follows */
+  RGI_TRY(rgi_json_is(s->root, "regraph", e));
   RGI_TRY(rgi_json_keys(s->root, "a spec", keys, RGI_COUNT(keys), 4, "", NULL, e));
   RGI_TRY(member(s->root, "regraph", RGI_JSON_INT, &v, e));
   if (v->i != 1)
@@ -377,6 +378,8 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
     }
     rgi_buf_printf(b, "\n");
   }
+  for (int i = 0; spec->params && i < spec->params->n; i++)
+    rgi_buf_printf(b, "param  %s\n", spec->params->key[i]);
   for (int i = 0; i < g->ninput; i++) {
     rgi_buf_printf(b, "input  %-16s ", g->input[i].name);
     write_shape(b, &g->tensor[g->input[i].tensor]);

@@ -174,8 +174,8 @@ RG_API void rg_context_destroy(rg_context *ctx);
 RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *error);
 
 /* Machine-readable descriptions. `what`: "ops" (text), "ops-json", or a JSON Schema: of what is
- * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON, "schema-plan",
- * "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
+ * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON,
+ * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
 /* ---- spec and policy ------------------------------------------------------------------------- */

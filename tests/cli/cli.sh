@@ -85,12 +85,53 @@ completes 'regraph pl' 'plan'
 completes 'regraph run x --se' '--set --seed'
 completes 'regraph plan --device ""' 'cpu cuda'
 completes 'regraph schema p' 'policy profile plan pareto'
-PATH=$(dirname "$regraph"):$PATH completes 'regraph ops comp' 'compress_kv'
+PATH=$(dirname "$regraph"):$PATH
+completes 'regraph ops comp' 'compress_kv'
 completes 'regraph plan x --policy al' 'all'
+completes "regraph plan $nsa --set st" 'stride='
+completes "regraph run $nsa --in ''" 'q= k= v= gate= cu_seqlens='
+completes "regraph run $nsa --out ''" 'o='
+touch only.npy
+completes "regraph run $nsa --out o = on" 'only.npy'
+completes "regraph run $nsa --out o =" "$(compgen -f | tr '\n' ' ' | sed 's/ $//')"
+completes "regraph plan $nsa --set T = on" ''
+completes "regraph pack x.csv --out on" 'only.npy'
+completes 'regraph check comple' ''
+cp "$nsa" complete.json
+completes 'regraph check comple' 'complete.json'
+completes 'regraph help --completion f' 'fish'
+completes 'regraph plan --threads 4' ''
 expect 0 '^#compdef regraph' help --completion zsh
+cp stdout completion.zsh
 expect 0 "seen_subcommand_from run' -l backward -d " help --completion fish
-! command -v fish >/dev/null || fish -n stdout || fail "the completion is no fish"
-completes 'regraph check comple' 'completion'
+cp stdout completion.fish
+for shell in zsh fish; do
+  if command -v $shell >/dev/null; then
+    $shell -n completion.$shell || fail "the completion is no $shell"
+  else
+    echo "skipped: $shell is not installed, so nothing reads its completion"
+  fi
+done
+fish_completes() { # fish_completes LINE EXPECTED
+  checks=$((checks + 1))
+  local got
+  got=$(fish --no-config -c "source completion.fish; complete -C '$1'" | cut -f1 | tr '\n' ' ')
+  [ "$got" = "$2 " ] || fail "fish's completion of '$1': '$got', expected '$2'"
+}
+if command -v fish >/dev/null; then
+  fish_completes 'regraph pl' plan
+  fish_completes 'regraph ops comp' compress_kv
+  fish_completes "regraph plan $nsa --set st" 'stride='
+  fish_completes 'regraph plan --device c' 'cpu cuda'
+  fish_completes 'regraph plan x --policy al' all
+  fish_completes 'regraph plan x --timel' --timeline
+  fish_completes 'regraph schema pl' plan
+fi
+expect 0 '^stride$' check "$nsa" --names set
+[ "$(tr '\n' ' ' <stdout)" = 'T B H KH D DV kernel stride block top_n init local window dtype ' ] || fail "names that --set binds"
+expect 0 '^o$' check "$nsa" --names outputs
+expect 0 '^slc_o$' check "$nsa" --names nodes
+expect 2 'exclude each other' check "$nsa" --names set --json
 expect 2 'usage: regraph COMMAND'
 expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
 expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
