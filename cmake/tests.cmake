@@ -35,6 +35,9 @@ function(shipped_profiles)
 endfunction()
 
 # ---- unit tests: may reach inside ----
+if(REGRAPH_SANITIZE OR REGRAPH_COVERAGE)
+  add_compile_definitions(RG_TEST_SLOW) # tests/harness/round.h
+endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops

@@ -204,6 +204,9 @@ struct rg_comm {
    * any thread. */
   void (*abort)(rg_comm *c, const rg_error *why);
   void (*destroy)(rg_comm *c);
+  /* On a capturing stream the collectives become part of the graph. false: sessions on a GPU run
+   * step by step. */
+  bool captures;
 };
 
 /* ---- CUDA ------------------------------------------------------------------------------------ */
@@ -229,6 +232,9 @@ struct rg_cuda {
   /* Work of a library: `record` enqueues it on the stream (a cudaStream_t, perhaps capturing),
    * allocating and synchronising nothing; `arg` is read during the call only. */
   rg_status (*library)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
+  /* The same, of a collective: it touches the comm block alone, which never moves, so what was
+   * recorded once stays. */
+  rg_status (*collective)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
   void *blas; /* cublasLtHandle_t, made at the first need by rgk_blas */
   rg_error *error;
 };

@@ -499,8 +499,8 @@ RG_API rg_status rg_device_check(const char *device, rg_error *error);
 typedef struct rg_session_options {
   size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
-   * rg_session_create. Supplied blocks are 256-byte aligned and hold rg_sizes.saved /
-   * .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
+   * rg_session_create. Supplied blocks start on multiples of 256 bytes (on the CPU 64 will do) and
+   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
    * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
    * and asked for 255 more. */
   void *saved, *scratch;
@@ -573,6 +573,15 @@ typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
  * after that, it is as if the calls had been made one by one. */
 RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers,
                                 size_t n, void *saved, void *scratch, rg_error *error);
+
+/* The same where every run has memory of its own, as in frameworks with an allocator: in both
+ * directions all pointers that the direction reads count, those of inputs and outputs in a
+ * backward, too, which adopts `saved`: any session of the plan may have run the forward. It is
+ * enqueued on `stream` (CPU: NULL). Afterwards the session knows neither `saved` nor what ran on
+ * it. */
+RG_API rg_status rg_session_run_on(rg_session *session, rg_direction direction,
+                                   void *const *pointers, size_t n, void *saved, void *scratch,
+                                   void *stream, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;
