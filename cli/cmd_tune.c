@@ -317,17 +317,29 @@ static rg_status run_jobs(tune *t) {
 
 /* ---- the profile ---- */
 
+/* "AMD EPYC, 2 threads" */
+static void name_cpu(const cli *c, char *name, size_t size) {
+  char line[512], model[128] = "cpu";
+  FILE *f = fopen("/proc/cpuinfo", "r");
+  while (f && fgets(line, sizeof line, f))
+    if (sscanf(line, "model name%*[^:]: %127[^\n]", model) == 1) break;
+  if (f) fclose(f);
+  snprintf(name, size, "%s, %d thread%s", model, cli_threads(c), cli_threads(c) == 1 ? "" : "s");
+}
+
 static rg_status save_profile(tune *t, const char *path) {
   cli *c = t->c;
-  char source[128], date[16];
+  char source[128], date[16], cpu[192];
   const time_t now = time(NULL);
   struct tm day;
   rg_text text;
   peak_rates peak = {0};
   strftime(date, sizeof date, "%Y-%m-%d", gmtime_r(&now, &day));
   snprintf(source, sizeof source, "this machine, tuned %s with regraph %s", date, rg_version());
+  name_cpu(c, cpu, sizeof cpu);
   if (!timing_on_gpu(c)) peak_measure(cli_threads(c), &peak);
   const rg_profile_options o = {.device = c->args.device,
+                                .name = timing_on_gpu(c) ? NULL : cpu,
                                 .source = c->args.source ? c->args.source : source,
                                 .threads = (int)c->args.threads,
                                 .matrix_gflops = peak.matrix_gflops,

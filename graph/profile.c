@@ -10,7 +10,10 @@
 
 extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_h200;
 
-/* A number in (0, most]. */
+/* What divides costs leaves them numbers. */
+#define LEAST_RATE 1e-9
+
+/* A number in [LEAST_RATE, most]. */
 static rg_status read_rate(const rgi_json *object, const char *parent, const char *key, double most,
                            double *out, rg_error *e) {
   rgi_pointer at;
@@ -22,9 +25,10 @@ static rg_status read_rate(const rgi_json *object, const char *parent, const cha
     return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s",
                     rgi_json_kind(&shown, v));
   *out = v->type == RGI_JSON_INT ? (double)v->i : v->f;
-  if (*out > 0 && *out <= most) return RG_OK;
+  if (*out >= LEAST_RATE && *out <= most) return RG_OK;
   return rgi_fail(e, RG_E_VALUE, at.text, NULL,
-                  "%s is %.17g; expected more than 0 and at most %.17g", key, *out, most);
+                  "%s is %.17g; expected more than 0 (%g at least) and at most %.17g", key, *out,
+                  LEAST_RATE, most);
 }
 
 static rg_status read_matrix(rgi_profile *p, const rgi_json *v, rg_error *e) {
@@ -218,27 +222,29 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   return read_measured(p, rgi_json_get(root, "measured"), e);
 }
 
-static rg_status load(const rg_context *ctx, const rgi_source *source, const char *found,
-                      rgi_profile **out, rg_error *e) {
+rg_status rgi_profile_parse(const rg_context *ctx, const char *text, size_t size, const char *file,
+                            const char *found, rgi_profile **out, rg_error *e) {
+  const rgi_source source = {file, text, size};
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
+  *out = NULL;
   rgi_arena *a = rgi_arena_create(ctx);
   rgi_profile *p = a ? rgi_alloc(a, sizeof *p) : NULL;
   if (!p) {
     rgi_arena_destroy(a);
     return rgi_nomem(e);
   }
-  *p = (rgi_profile){.arena = a, .id = rgi_hash(RGI_HASH, source->text, source->size)};
+  *p = (rgi_profile){.arena = a, .id = rgi_hash(RGI_HASH, text, size)};
   const size_t room = 4 * strlen(found) + 1;
   char *words = rgi_alloc(a, room);
   RGI_GOTO(status, words ? RG_OK : rgi_nomem(e), fail);
   p->found = rg_printable(found, words, room);
-  RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &root, e), fail);
+  RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
   RGI_GOTO(status, read_profile(p, root, e), fail);
   *out = p;
   return RG_OK;
 fail:
-  rgi_error_place(e, before, source);
+  rgi_error_place(e, before, &source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -277,7 +283,7 @@ static rg_status load_file(const rg_context *ctx, const char *path, bool cuda, r
   size_t size;
   rg_status before = rgi_error_before(e), status = rgi_read_file(ctx, path, &text, &size, e);
   const rgi_source source = {path, text, size};
-  if (status == RG_OK) status = load(ctx, &source, path, out, e);
+  if (status == RG_OK) status = rgi_profile_parse(ctx, text, size, path, path, out, e);
   if (status == RG_OK && (*out)->cuda != cuda) {
     status = rgi_fail(e, RG_E_VALUE, "/device", NULL, "a profile for %s, but the plan is for %s",
                       (*out)->cuda ? "cuda" : "cpu", cuda ? "cuda" : "cpu");
@@ -304,9 +310,9 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
     return load_file(ctx, path, cuda, out, e);
   if (!which || strcmp(which, "shipped") == 0) {
     const char *text = cuda ? rgi_profile_text_h200 : rgi_profile_text_cpu;
-    const rgi_source source = {
-        cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json", text, strlen(text)};
-    return load(ctx, &source, "shipped", out, e);
+    return rgi_profile_parse(ctx, text, strlen(text),
+                             cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json",
+                             "shipped", out, e);
   }
   if (is_file(which)) return load_file(ctx, which, cuda, out, e);
   if (!rgi_profile_path(which, path, sizeof path))

@@ -62,6 +62,9 @@ typedef struct rgi_profile {
  * `device` ("cpu", "cuda"; NULL: cpu). */
 rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char *device,
                            rgi_profile **out, rg_error *e);
+/* Of a text; `file` stands for it in errors, `found` in reports. */
+rg_status rgi_profile_parse(const rg_context *ctx, const char *text, size_t size, const char *file,
+                            const char *found, rgi_profile **out, rg_error *e);
 void rgi_profile_destroy(rgi_profile *p);
 /* "$XDG_CACHE_HOME/regraph/NAME.json" (without that variable: ~/.cache); false where there is no
  * such folder to name, or no room. */
