@@ -18,10 +18,22 @@ void rgi_device_forget(void *event); /* NULL is fine */
 static inline rg_status rgi_device_none(rg_error *e) {
   return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "this build has no GPU backend");
 }
-#define rgi_device_mark(event, stream, e)           rgi_device_none(e)
-#define rgi_device_wait(event, stream, e)           rgi_device_none(e)
-#define rgi_device_copy(to, from, bytes, stream, e) rgi_device_none(e)
-#define rgi_device_forget(event)                    ((void)(event))
+static inline rg_status rgi_device_mark(void **event, void *stream, rg_error *e) {
+  (void)event, (void)stream;
+  return rgi_device_none(e);
+}
+static inline rg_status rgi_device_wait(void *event, void *stream, rg_error *e) {
+  (void)event, (void)stream;
+  return rgi_device_none(e);
+}
+static inline rg_status rgi_device_copy(void *to, const void *from, size_t bytes, void *stream,
+                                        rg_error *e) {
+  (void)to, (void)from, (void)bytes, (void)stream;
+  return rgi_device_none(e);
+}
+static inline void rgi_device_forget(void *event) {
+  (void)event;
+}
 #endif
 
 #endif
