@@ -20,8 +20,10 @@ fi
 inside() { # a command in the fresh clone, with nothing of this machine's environment but how to reach mirrors
   local keep=()
   while IFS= read -r word; do keep+=("$word"); done < <(env | grep -E '^(https?_proxy|no_proxy|PIP_(INDEX_URL|CERT|DEFAULT_TIMEOUT)|SSL_CERT_FILE)=' || true)
+  # /proc and /dev are seen in there as long as the command runs, and by nobody else
   env -i HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${keep[@]}" \
-    chroot "$system" bash -c "cd /root/regraph && $1"
+    unshare --mount bash -c 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && chroot "$0" bash -c "$1"' \
+    "$system" "cd /root/regraph && $1"
 }
 step() { # title, command
   local began=$SECONDS
