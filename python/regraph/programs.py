@@ -25,6 +25,7 @@ except ImportError:
     TensorGuards = None
 VARIANTS = 256  # plans a program keeps, least recently used go first
 CALLS = 16 * VARIANTS
+BLOCK = 64, 256  # what blocks start on: a CPU's, a GPU's. torch's allocators give 64 and 512
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _programs: dict = {}  # what they are made of → Program
@@ -43,8 +44,7 @@ def program_of(made_of):
 
 
 def _block(size, device):
-    """A block of at least one byte. torch aligns it to 64 bytes on a CPU and to 512 on a GPU, which is
-    what the library asks for."""
+    """A block of at least one byte."""
     return torch.empty((size or 1,), dtype=torch.uint8, device=device)
 
 
@@ -145,6 +145,19 @@ def _never(*tensors):
     return False
 
 
+def _knows(tensors, infos):
+    """A function that tells whether other tensors are like these in all that matters, so that they need no
+    copies either; of tensors that do need some, never."""
+    if TensorGuards is None or not all(isinstance(t, torch.Tensor) and t.is_contiguous() and (info is None or t.shape == info.shape)
+                                       for t, info in zip(tensors, infos)):
+        return _never
+    return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+
+
+def _strides(shape):
+    return torch.empty(shape, device="meta").stride()
+
+
 class Call:
     """A variant for tensors of certain shapes, of which the inputs in `wanted` get gradients."""
 
@@ -153,8 +166,7 @@ class Call:
         self.device = variant.device
         self.saved, self.scratch = variant.plan.sizes.saved, variant.plan.sizes.scratch
         self.long = any(tensor.dtype == torch.int64 for tensor in tensors)
-        self._made = [(info.shape, torch.empty(info.shape, device="meta").stride(), DTYPES[info.dtype])
-                      for info in variant.outputs]
+        self._made = [(info.shape, _strides(info.shape), DTYPES[info.dtype]) for info in variant.outputs]
         self._rows = None if program.exact else program.rows_of(tensors)
         if variant.outputs and variant.outputs[0].shape[0] == self._rows:
             self._rows = None
@@ -166,14 +178,24 @@ class Call:
         self._unmoved = [i for i, name in enumerate(wanted) if name not in planned]  # nothing depends on it
         adds = program.accumulating
         self.adding = [i for i in self.wanted if program.inputs[i] in adds]
+        outputs = [info.name for info in variant.outputs]
+        self._grads = [outputs.index(info.name) for info in variant.grads_in]
+        self._fresh = [(program.inputs.index(info.name), info.shape, _strides(info.shape), DTYPES[info.dtype])
+                       for info in variant.grads_out]
         self.threads = torch.get_num_threads()
-        self.same = _never  # are other tensors like these in all that matters, and need no copies?
+        self.same = self._same_backward = _never
 
     def learn(self, tensors):
-        """From now on `same` knows tensors like these."""
-        dense = all(t.is_contiguous() and t.shape == info.shape for t, info in zip(tensors, self.variant.inputs))
-        if TensorGuards and dense and not self.long:
-            self.same = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        """From now on `same` knows inputs like these."""
+        if not self.long:
+            self.same = _knows(tensors, self.variant.inputs)
+
+    def learn_backward(self, tensors, grads):
+        """From now on `gradients` knows tensors like these."""
+        variant = self.variant
+        if self._rows is None and not self.adding and not self._unmoved and len(grads) == len(self._grads):
+            infos = *variant.inputs, *variant.outputs, None, *[variant.outputs[i] for i in self._grads]
+            self._same_backward = _knows([*tensors, *grads], infos)
 
     def forward(self, tensors, same=False, keep=True):
         """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
@@ -197,12 +219,32 @@ class Call:
             outputs = [output[: self._rows] for output in outputs]
         return outputs, saved
 
+    def gradients(self, tensors, grads):
+        """The gradient of each input, or None, from inputs, outputs, the saved block, and gradients of outputs,
+        where they are as the last ones were; None where they are not."""
+        if not self._same_backward(*tensors, *grads):
+            return None
+        variant, device = self.variant, self.device
+        at = [tensor.data_ptr() for tensor in tensors]
+        saved = at.pop()
+        for i in self._grads:
+            at.append(grads[i].data_ptr())
+        if functools.reduce(operator.or_, at) % variant.align or saved % BLOCK[variant.on_gpu]:
+            return None
+        gradients = [None] * len(variant.inputs)
+        for i, shape, stride, dtype in self._fresh:
+            gradients[i] = gradient = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+            at.append(gradient.data_ptr())
+        scratch = _block(self.scratch, device)
+        variant.run(True, at, saved, scratch.data_ptr())
+        return gradients
+
     def backward(self, inputs, outputs, saved, grads, results):
         """Writes (or adds, as the spec has it) the gradients of the wanted inputs to `results`."""
         variant, copies, short = self.variant, [], []
         align = variant.align
         address = saved.data_ptr()
-        if address % (256 if variant.on_gpu else 64):  # moved by someone: a view, or back from the host
+        if address % BLOCK[variant.on_gpu]:  # moved by someone: a view, or back from the host
             saved = saved.clone()
             address = saved.data_ptr()
         at = _addresses(inputs, variant.inputs, align, copies)

@@ -70,11 +70,14 @@ class _Run(getattr(torch.autograd.function, "_SingleLevelFunction", torch.autogr
 
 
 def _backward_eager(ctx, *grads):
-    *tensors, saved = ctx.saved_tensors
-    call = ctx.call
-    count = len(call.program.inputs)
-    return None, None, None, *_differentiate(call.backward, call.program, call.wanted, ctx.running, tensors[:count],
-                                       tensors[count:], saved, grads)
+    tensors, call = ctx.saved_tensors, ctx.call
+    gradients = call.gradients(tensors, grads)
+    if gradients is None:
+        count = len(call.program.inputs)
+        gradients = _differentiate(call.backward, call.program, call.wanted, ctx.running, tensors[:count],
+                                   tensors[count:-1], tensors[-1], grads)
+        call.learn_backward(tensors, grads)
+    return None, None, None, *gradients
 
 
 _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
