@@ -183,7 +183,8 @@ void rg_session_destroy(rg_session *s) {
 /* ---- binding ---- */
 
 const char *rgi_role_name(rg_role role) {
-  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
+  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input",
+                                     "state"};
   return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
 
