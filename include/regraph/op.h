@@ -13,6 +13,8 @@
      O4  Rows past the last live token of an input are never used, not even multiplied by zero. (On
          a GPU too; lengths are live: cuda_steps sizes grids for capacity, kernels read cu_seqlens.)
      O5  Row and head strides are free; the last axis of every tensor of rank >= 1 has stride 1.
+     O6  Contents that are wrong in one row or sequence harm that one alone. run_cpu may report them
+         (rg_op_fail, RG_E_DATA) and return RG_OK: the run then goes on to its end and returns them.
  */
 #ifndef REGRAPH_OP_H
 #define REGRAPH_OP_H
