@@ -2,8 +2,8 @@
  *
  * In order: inputs and state; nodes with the tensors they make; the tensors they read (node order
  * in a file is free, so names are resolved only now); who writes state; topological order;
- * inference; declared outputs; row lengths (lengths.c); what no output needs is dropped. Every error
- * carries the JSON pointer of what is wrong.
+ * inference; declared outputs; row lengths (lengths.c); what no output needs is dropped. Every
+ * error carries the JSON pointer of what is wrong.
  *
  * Where errors are collected, inputs and nodes with one are left out, and so is all that reads from
  * them: their tensors' names are `broken`, and a reader of those fails without an error of its own.
