@@ -237,6 +237,9 @@ class Program:
         with _on(device) if torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
             plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+            if plan.sizes.host:
+                raise RegraphError("RG_E_POLICY", "tensors are offloaded by sessions of one's own only, not under autograd; "
+                                                  "take \"offload\" out of the policy")
         variant = Variant(plan, device, self.eager)
         for info, shape, tensor in zip(variant.inputs, shapes, tensors):
             if tensor.device != device:
