@@ -4,6 +4,7 @@
 #include "peak.h"
 #include "ranks.h"
 #include "timing.h"
+#include <string.h>
 
 typedef struct bench {
   timing t;
@@ -25,6 +26,42 @@ static double roofline_ms(const bench *b, const rg_node_work *n) {
   return matrix > bytes ? matrix : bytes;
 }
 
+/* Time of a direction that a row takes, in percent. */
+static double share(const bench *b, const timing_row *r) {
+  const double whole = r->node.backward ? b->t.backward_ms : b->t.forward_ms;
+  return whole > 0 ? 100 * r->median / whole : 0;
+}
+
+static void print_nodes(const bench *b) {
+  int node = 0, op = 0;
+  bool cached = false;
+  for (int i = 0; i < b->t.nrow; i++) {
+    const rg_node_time *n = &b->t.row[i].node;
+    node = (int)strlen(n->name) > node ? (int)strlen(n->name) : node;
+    op = (int)strlen(n->op) > op ? (int)strlen(n->op) : op;
+  }
+  const cli_widths w = cli_fit(node, op, 50);
+  fputs(cli_ink(stdout, CLI_BOLD), stdout);
+  cli_print_names("node", "op", w);
+  printf("%-9s %10s %9s %8s %9s%s\n", "direction", "ms", "GFLOP/s", "GB/s", "roofline",
+         cli_ink(stdout, CLI_PLAIN));
+  for (int i = 0; i < b->t.nrow; i++) {
+    const timing_row *r = &b->t.row[i];
+    if (r->node.backward && !b->t.data.backward) continue;
+    const double best = r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0;
+    fputs(cli_share_ink(share(b, r)), stdout);
+    cli_print_names(r->node.name, r->node.op, w);
+    printf("%-9s %10.3f %9.1f %8.2f %7.1f %%%s%s\n", r->node.backward ? "backward" : "forward",
+           r->median, rate(r->work.flops, r->median), rate(r->work.bytes, r->median), best,
+           best > 100 ? "*" : "", cli_ink(stdout, CLI_PLAIN));
+    cached = cached || best > 100;
+  }
+  if (cached)
+    cli_wrap(stdout,
+             "* over 100 %: its data came from a cache, and the roofline is drawn for memory", 0,
+             cli_page(stdout));
+}
+
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
   printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device,
@@ -38,16 +75,7 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   else
     printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops,
            b->peak.bandwidth_gbs);
-  printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s",
-         "roofline");
-  for (int i = 0; i < b->t.nrow; i++) {
-    const timing_row *r = &b->t.row[i];
-    if (r->node.backward && !b->t.data.backward) continue;
-    printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
-           r->node.backward ? "backward" : "forward", r->median, rate(r->work.flops, r->median),
-           rate(r->work.bytes, r->median),
-           r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
-  }
+  print_nodes(b);
 }
 
 static void print_field(const char *name, double x) {

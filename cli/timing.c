@@ -51,8 +51,10 @@ static rg_status run_once(cli *c, timing *t, int64_t repeat, bool whole) {
 /* The directions as graphs; then a session that launches node by node takes over. */
 static rg_status measure_whole(cli *c, timing *t) {
   rg_status s = RG_OK;
-  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++)
+  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++) {
+    cli_progress(c, "timing whole directions", (double)(r + 2), (double)(c->args.repeat + 2));
     s = run_once(c, t, r < 0 ? -1 : r, true);
+  }
   if (s != RG_OK) return s;
   rg_session_destroy(c->session);
   c->session = NULL;
@@ -63,8 +65,13 @@ static rg_status measure_whole(cli *c, timing *t) {
 rg_status timing_measure(cli *c, timing *t, bool whole, double seconds) {
   const int64_t repeat = c->args.repeat;
   rg_status s = whole ? measure_whole(c, t) : RG_OK;
-  if (s == RG_OK) s = run_once(c, t, -1, false);
   if (s != RG_OK) return s;
+  const double forward = cli_model_seconds(c, false), backward = cli_model_seconds(c, true);
+  const double warm = cli_seconds();
+  cli_progress_expect(c, "warming up", forward + backward, false);
+  s = run_once(c, t, -1, false);
+  if (s != RG_OK) return s;
+  cli_progress_expect(c, "timing", (double)repeat * (cli_seconds() - warm), false);
   rg_node_time n;
   int count = 0;
   while (rg_session_node_time(c->session, (size_t)count, &n) == RG_OK) count++;
@@ -76,10 +83,10 @@ rg_status timing_measure(cli *c, timing *t, bool whole, double seconds) {
   int64_t done = 0;
   for (; s == RG_OK && done < repeat; done++) {
     if (seconds > 0 && done >= ENOUGH && cli_seconds() - start > seconds) break;
-    if (seconds <= 0) cli_progress(c, "timing", (double)done, (double)repeat);
+    if (done > 0) cli_progress(c, "timing", (double)done, (double)repeat);
     s = run_once(c, t, done, false);
   }
-  if (seconds <= 0) cli_progress_end(c);
+  cli_progress_end(c);
   for (int i = 0; s == RG_OK && i < t->nrow; i++) {
     s = rg_session_node_work(c->session, (size_t)i, &t->row[i].work, &c->error);
     t->row[i].median = cli_median(t->row[i].ms, (int)done);

@@ -1,5 +1,5 @@
 # Writes text files into a C file, so that nothing is looked for at run time: the shipped device profiles
-# for the library, the stock examples for `regraph tune`.
+# and the schemas for the library, the stock examples for `regraph tune`.
 #   cmake -DOUT=FILE.c -DPREFIX=NAME -DFILES=A.json,B.json -P embed.cmake     → NAME_A, NAME_B
 foreach(variable OUT PREFIX FILES)
   if(NOT DEFINED ${variable})

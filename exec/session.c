@@ -68,10 +68,12 @@ static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t 
 
 /* ---- life ---- */
 
-static rg_status check_block(const void *block, const char *what, rg_error *e) {
-  if ((uintptr_t)block % RGI_ALIGN == 0) return RG_OK;
+static rg_status check_block(const rg_session *s, const void *block, const char *what,
+                             rg_error *e) {
+  const int align = s->backend->on_host ? RGI_HOST_ALIGN : RGI_ALIGN;
+  if ((uintptr_t)block % (size_t)align == 0) return RG_OK;
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
-                  what, block, RGI_ALIGN);
+                  what, block, align);
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -112,14 +114,14 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     if (step->nout) memcpy(arg + step->nin, step->call.out, (size_t)step->nout * sizeof *arg);
   }
   if (o->saved) {
-    RGI_TRY(check_block(o->saved, "saved", e));
+    RGI_TRY(check_block(s, o->saved, "saved", e));
     RGI_TRY(use_saved(s, o->saved, e));
   } else {
     RGI_TRY(own_block(s, &s->memory, plan->sizes.saved, &s->own_saved, e));
     RGI_TRY(use_saved(s, s->own_saved.data, e));
   }
   if (o->scratch) {
-    RGI_TRY(check_block(o->scratch, "scratch", e));
+    RGI_TRY(check_block(s, o->scratch, "scratch", e));
     s->scratch = o->scratch;
   } else {
     RGI_TRY(own_block(s, &s->memory, plan->sizes.scratch, &s->own_scratch, e));
@@ -127,7 +129,7 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   }
   RGI_TRY(own_block(s, &s->memory, plan->sizes.comm, &s->own_comm, e));
   if (o->host)
-    RGI_TRY(check_block(o->host, "host", e));
+    RGI_TRY(check_block(s, o->host, "host", e));
   else
     RGI_TRY(own_block(s, &rgi_cpu_backend.memory, plan->sizes.host, &s->own_host, e));
   if (plan->sizes.host) s->current->host = o->host ? o->host : s->own_host.data;
@@ -137,15 +139,10 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
 
 RGI_NO_TAIL(rg_session_options, host);
 
-rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
-                            rg_session **out, rg_error *e) {
-  rg_session_options own;
-  const rg_session_options *const o = &own;
-  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
-  *out = NULL;
-  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
-  RGI_TRY(RGI_OPTIONS(rg_session_options, host, options, &own, e));
+static rg_status create_session(const rg_plan *plan, const rg_session_options *o, rg_session **out,
+                                rg_error *e) {
   const rgi_backend *backend;
+  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
   RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the arena's allocator lacks alloc or free");
@@ -168,6 +165,17 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   }
   *out = s;
   return RG_OK;
+}
+
+rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                            rg_session **out, rg_error *e) {
+  rg_session_options o;
+  rg_error own = {0};
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
+  *out = NULL;
+  RGI_TRY(RGI_OPTIONS(rg_session_options, host, options, &o, e));
+  const rg_status status = create_session(plan, &o, out, &own);
+  return rgi_ranks_told(o.comm, status, &own, e);
 }
 
 void rg_session_destroy(rg_session *s) {
@@ -237,7 +245,7 @@ rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
   if (!saved && s->plan->sizes.saved)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the saved block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.saved);
-  if (saved != s->own_saved.data) RGI_TRY(check_block(saved, "saved", e));
+  if (saved != s->own_saved.data) RGI_TRY(check_block(s, saved, "saved", e));
   return use_saved(s, saved, e);
 }
 
@@ -271,7 +279,7 @@ rg_status rg_session_bind_host(rg_session *s, void *host, rg_error *e) {
   if (!host)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the host block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.host);
-  if (host != s->own_host.data) RGI_TRY(check_block(host, "host", e));
+  if (host != s->own_host.data) RGI_TRY(check_block(s, host, "host", e));
   for (rgi_saved_block *b = s->blocks; b; b = b->next)
     if (b == s->current ? b->host != host : b->host == host) {
       b->forwarded = false; /* what it had there is not, or will not be */
@@ -287,7 +295,7 @@ rg_status rg_session_bind_scratch(rg_session *s, void *scratch, rg_error *e) {
   if (!scratch && s->plan->sizes.scratch)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the scratch block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.scratch);
-  if (scratch != s->own_scratch.data) RGI_TRY(check_block(scratch, "scratch", e));
+  if (scratch != s->own_scratch.data) RGI_TRY(check_block(s, scratch, "scratch", e));
   s->scratch = scratch;
   return RG_OK;
 }
@@ -325,8 +333,7 @@ static rg_status measure(rg_session *s, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rg_session_forward(rg_session *s, rg_error *e) {
-  if (!s) return null_session(e);
+static rg_status forward(rg_session *s, rg_error *e) {
   RGI_TRY(check_bound(s, false, e));
   if (s->current->forgotten)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
@@ -348,14 +355,13 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
       RGI_TRY(rgi_cpu_backend.poison(s, s->current->host, s->plan->sizes.host, e));
     RGI_TRY(poison_targets(s, RG_OUTPUT, e));
   }
-  RGI_TRY(rgi_session_steps(s, false, e));
+  RGI_TRY(s->backend->run(s, false, e));
   if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
   return RG_OK;
 }
 
-rg_status rg_session_backward(rg_session *s, rg_error *e) {
-  if (!s) return null_session(e);
+static rg_status backward(rg_session *s, rg_error *e) {
   bool any = false;
   for (int32_t i = 0; i < s->plan->nbindable; i++)
     any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
@@ -370,8 +376,17 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
   RGI_TRY(check_bound(s, true, e));
   RGI_TRY(rgi_session_overlap(s, true, e));
   if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
-  RGI_TRY(rgi_session_steps(s, true, e));
+  RGI_TRY(s->backend->run(s, true, e));
   return s->poison ? measure(s, e) : RG_OK;
+}
+
+rg_status rg_session_forward(rg_session *s, rg_error *e) {
+  rg_error own = {0};
+  return s ? rgi_ranks_told(s->comm, forward(s, &own), &own, e) : null_session(e);
+}
+rg_status rg_session_backward(rg_session *s, rg_error *e) {
+  rg_error own = {0};
+  return s ? rgi_ranks_told(s->comm, backward(s, &own), &own, e) : null_session(e);
 }
 
 /* ---- looking inside ---- */

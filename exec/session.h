@@ -8,6 +8,10 @@
  * are -1). */
 enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5, RGI_WINDOW = 1 << 16 };
 
+/* What the caller's blocks start on where ops run on the host: a cache line, which frameworks'
+ * allocators give. On a device it is RGI_ALIGN. */
+enum { RGI_HOST_ALIGN = 64 };
+
 /* A saved block that has been bound, and the forward whose values it holds. */
 typedef struct rgi_saved_block {
   struct rgi_saved_block *next;
@@ -86,8 +90,9 @@ rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
 
 /* Collective, where the plan has ranks: RG_E_COMM if they do not fit together (ranks.c). */
 rg_status rgi_session_agree(rg_session *s, rg_error *e);
-/* Runs a direction; a failure ends the runs of the other ranks. */
-rg_status rgi_session_steps(rg_session *s, bool backward, rg_error *e);
+/* Hands on how a call went, `own` in words; a failure ends the other ranks' calls, which would wait
+ * for this one otherwise. c may be NULL. */
+rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_error *e);
 
 /* ---- session_steps.c ---- */
 

@@ -181,8 +181,10 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "multiprocessors",
                                      "link_gbs",
                                      "source",
-                                     "measured"};
+                                     "measured",
+                                     "$schema"};
   rgi_shown shown;
+  RGI_TRY(rgi_json_is(root, "regraph_profile", e));
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_profile", NULL, e));
@@ -200,6 +202,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   RGI_TRY(read_words(p, root, "source", &p->source, e));
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "$schema")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
   RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
@@ -220,6 +224,7 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
 
 rg_status rgi_profile_parse(const rg_context *ctx, const char *text, size_t size, const char *file,
                             const char *found, rgi_profile **out, rg_error *e) {
+  const rgi_source source = {file, text, size};
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   *out = NULL;
@@ -239,7 +244,7 @@ rg_status rgi_profile_parse(const rg_context *ctx, const char *text, size_t size
   *out = p;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, file);
+  rgi_error_place(e, before, &source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -277,17 +282,16 @@ static rg_status load_file(const rg_context *ctx, const char *path, bool cuda, r
   char *text;
   size_t size;
   rg_status before = rgi_error_before(e), status = rgi_read_file(ctx, path, &text, &size, e);
-  if (status == RG_OK) {
-    status = rgi_profile_parse(ctx, text, size, path, path, out, e);
-    rgi_free(ctx, text);
-  }
+  const rgi_source source = {path, text, size};
+  if (status == RG_OK) status = rgi_profile_parse(ctx, text, size, path, path, out, e);
   if (status == RG_OK && (*out)->cuda != cuda) {
     status = rgi_fail(e, RG_E_VALUE, "/device", NULL, "a profile for %s, but the plan is for %s",
                       (*out)->cuda ? "cuda" : "cpu", cuda ? "cuda" : "cpu");
     rgi_profile_destroy(*out);
     *out = NULL;
   }
-  rgi_error_file(e, before, path);
+  rgi_error_place(e, before, &source);
+  rgi_free(ctx, text);
   return status;
 }
 
