@@ -408,6 +408,9 @@ class Program:
         with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
             plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+        if plan.sizes.host:
+            raise RegraphError("RG_E_POLICY", f"{self.name}: under autograd nothing is offloaded yet; take \"offload\" "
+                                              "out of the policy")
         variant = Variant(plan, device, self.eager)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
             if tensor.device != device:
