@@ -12,8 +12,9 @@
 #   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
 #   tables     who owns which tokens, against one token after the other
-#   ranks      random specs and batches on several ranks: the results of one
-#   fuzz       specs and packings from libFuzzer, with sanitizers; where there is clang
+#   ranks      random specs and batches, and the examples, on several ranks: the results of one
+#   shares     every pack, border, policy and window of the tests on ranks, with other data
+#   fuzz       specs, packings and profiles from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
 # ROUND=N starts at round N instead of 1.
@@ -29,12 +30,13 @@ declare -A test=(
   [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
   [tables]="test_cp_tables cp_tables/random_packs"
-  [ranks]="test_cp_random cp_random/specs"
+  [ranks]="test_cp_random cp_random/*"
+  [shares]="test_cp_equal cp_equal/*"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks fuzz)
+[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2
@@ -96,13 +98,13 @@ soak_rounds() {
 }
 soak_fuzz() {
   command -v clang >/dev/null || { tell "fuzz: skipped, no clang" && return 0; }
-  build build-fuzz fuzz_spec fuzz_pack -- -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
+  build build-fuzz fuzz_spec fuzz_pack fuzz_profile -- -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
     -DREGRAPH_FUZZ=ON "-DREGRAPH_SANITIZE=address,undefined"
   local what bad=0
-  for what in spec pack; do
-    show "fuzz: $what, $((share / 2 + 1)) s"
+  for what in spec pack profile; do
+    show "fuzz: $what, $((share / 3 + 1)) s"
     mkdir -p "$work/corpus_$what"
-    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 2 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
+    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 3 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
       "$work/corpus_$what" "$root/tests/fuzz/corpus/$what") >"$work/fuzz" 2>&1; then
       tell "fuzz: $what, $(sed -n 's/.*executed_units: *//p' "$work/fuzz") inputs passed"
     else

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     load_rows<LD, THREADS>(sh.v, KEYS, a.E, a.v, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
     });
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     int lo[RL], hi[RL];
     bool any = false;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
 #pragma unroll
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
-  wait_rows();
+  copies_wait_all();
   __syncthreads(); /* a tile that sees no key has not met its q yet */
   float factor[RL];
 #pragma unroll
@@ -240,7 +240,7 @@ __device__ __forceinline__ bool find_keys(const rgk_attn_plain &p, key_tile &t) 
   } else {
     t.n = k.n;
     t.keys = k.length;
-    if (t.n <= 0) return false;
+    if (t.n <= 0 || t.first < 0) return false; /* `gap` sees to what is before the first sequence */
     if (t.dead) return true;
   }
   /* Positions [from, to) see the tile. */
@@ -342,6 +342,20 @@ __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_
   });
 }
 
+/* Keys that lie before the first sequence (in a halo: context parallelism) belong to none: the
+ * block of that sequence's first slot clears their rows. */
+__device__ __forceinline__ void gap(const rgk_attn_plain &p) {
+  const rgk_attn &a = p.a;
+  const int64_t per = (int64_t)a.KH * p.own_parts, within = blockIdx.x % per;
+  const int64_t n = a.mode == RGK_SWA ? seq_start(a.kseqs, 0) : 0, kh = within / p.own_parts;
+  if (n == 0 || within % p.own_parts || blockIdx.x / per != n / p.own) return;
+  for (int64_t r = threadIdx.x / 32; r < n; r += RGK_PLAIN_DKV_THREADS / 32) {
+    const int lane = threadIdx.x % 32;
+    if (a.dk.data && !a.acc_k) zero_row<32>(a.dk, r * a.dk.row + kh * a.dk.head, a.D, lane);
+    if (a.dv.data && !a.acc_v) zero_row<32>(a.dv, r * a.dv.row + kh * a.dv.head, a.E, lane);
+  }
+}
+
 template <int TILE>
 __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
     dkv(const __grid_constant__ rgk_attn_plain p) {
@@ -355,6 +369,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, y = lane / 8, cx = lane % 8;
 
   key_tile t;
+  gap(p);
   if (!find_keys(p, t)) return;
   if (t.dead) {
     for (int r = warp; r < t.n; r += THREADS / 32) {
@@ -395,7 +410,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
   int turn = 0, at = 0; /* of two and of three */
   for (int64_t first = 0; first < rows; first += KEYS, turn ^= 1, at = at == 2 ? 0 : at + 1) {
     const batch_rows<KEYS> &x = sh.rows[at];
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     if (first + KEYS < rows)
       load_batch<LD, KEYS>(p, sh.rows[at == 2 ? 0 : at + 1], sh.q[turn ^ 1], sh.d_o[turn ^ 1]);
@@ -442,7 +457,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
 #pragma unroll
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
-  wait_rows();
+  copies_wait_all();
   __syncthreads(); /* keys that no row sees have not met their tile yet */
   if (!wanted) return;
 

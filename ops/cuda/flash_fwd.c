@@ -18,6 +18,17 @@ static int choose(const rgk_attn *a) {
   return -1;
 }
 
+int64_t rgi_cuda_key_tile(int64_t D, int64_t E) {
+  const int64_t backward = D <= 128 && E <= 128 ? 128 : 64; /* flash_bwd.c; plain: 64, 32 … */
+  for (int i = 0; i < RGI_COUNT(instance); i++)
+    if (D <= instance[i].D && E <= instance[i].E) {
+      int64_t tile = backward;
+      while (tile % instance[i].keys) tile += backward;
+      return tile;
+    }
+  return backward;
+}
+
 static int64_t slots(const rgk_attn *a, int i) {
   return rgk_slots(a->T, a->seqs.n, instance[i].groups * RGK_FLASH_BOX);
 }
@@ -76,10 +87,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   return x->launch(x, &(rg_launch){.function = kernel(a, i),
                                    .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
                                    .block = {(uint32_t)(groups + 1) * 128, 1, 1},
-                                   .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
-                                                        (RGK_FLASH_OWN_O(D, E, groups, keys)
-                                                             ? RGK_FLASH_O(E, groups)
-                                                             : 0)),
+                                   .shared = (uint32_t)RGK_FLASH_BYTES(D, E, groups, keys),
                                    .params = &p,
                                    .size = sizeof p});
 }

@@ -9,6 +9,7 @@
 Each object keeps what it was made from alive and gives its handle back when it is collected.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -109,6 +110,17 @@ def read_policy(source):
     return read_source(source)
 
 
+@contextlib.contextmanager
+def _places(*documents):
+    """What is wrong with a Spec or Policy that came as a dict is placed by its pointer alone."""
+    try:
+        yield
+    except RegraphError as error:
+        if error.pointer and any(d and d.is_dict and d.name == error.file for d in documents):
+            raise error.by_pointer() from None
+        raise
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor that a session binds: what rg_tensor_info says. Extents of -1 are not known yet."""
@@ -134,16 +146,18 @@ class Spec(_Handle):
     def __init__(self, source: Source, context: Context | None = None, *, name: str | None = None, **params):
         self.context = context or default_context()
         self.text, found = read_source(source)
-        self.name = name or found
+        self.name, self.is_dict = name or found, isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
-        handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data),
-                             os.fsencode(self.name), *_lib.bindings(params))
+        with _places(self):
+            handle = _lib.load_spec(self.context.handle, data, len(data), os.fsencode(self.name),
+                                    *_lib.bindings(params))
         self._own(handle, _lib.lib.rg_spec_destroy, self.context)
         self.tensors = _tensors("rg_spec_tensor", handle)
 
     def check(self, policy: "Policy | None" = None) -> None:
         """Raises what is wrong with the spec, and with the policy for it; all of it, once all dimensions are bound."""
-        _lib.call("rg_check", self.handle, policy and policy.handle)
+        with _places(self, policy):
+            _lib.call("rg_check", self.handle, policy and policy.handle)
 
     def __repr__(self):
         names = ", ".join(t.name for t in self.tensors if t.role == _lib.INPUT)
@@ -168,11 +182,12 @@ class Policy(_Handle):
 
     def __init__(self, source: Source | int, context: Context | None = None):
         self.context = context or default_context()
-        self.text, found = read_policy(source)
+        self.text, self.name = read_policy(source)
+        self.is_dict = isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
-        handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(found))
+        with _places(self):
+            handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(self.name))
         self._own(handle, _lib.lib.rg_policy_destroy, self.context)
-        self.name = found
 
     def __repr__(self):
         return f"Policy({self.name!r})"
@@ -191,7 +206,8 @@ class Plan(_Handle):
                                    profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
                                    no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
                                    pack_seconds=pack_seconds)
-        handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
+        with _places(spec, policy):
+            handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_plan_destroy, spec.context)
         self.device = device
         self.tensors = _tensors("rg_plan_tensor", handle)
