@@ -3,8 +3,9 @@
 
        pack_bench [SECONDS [SEEDS [FAMILY]]]       defaults: 5 s an instance, 2 seeds a size, all
                                                    families
-       pack_bench SECONDS FILE.csv…                the same table for files, a row with its peak each:
-                                                   the field's hard instances, say (docs/benchmarks.md)
+       pack_bench SECONDS FILE.csv…                the same table for files, a row with its peak
+                                                   each: the field's hard instances, say
+                                                   (docs/benchmarks.md)
 
    `proved` counts instances whose packing is proved optimal (the bound reached, or all below it
    exhausted). `gap` is against the most bytes alive at once. Each packing passes the independent

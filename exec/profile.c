@@ -1,8 +1,8 @@
 /* exec/profile.c: measurements in, a profile out; and where profiles of this machine are kept.
 
-   Writes what graph/profile.c reads. Rates that nobody measured, and those of links, are the shipped
-   profile's: points say by what a call is slower than they allow, so all that hangs on them is how
-   far past the last point times can be trusted.
+   Writes what graph/profile.c reads. Rates that nobody measured, and those of links, are the
+   shipped profile's: points say by what a call is slower than they allow, so all that hangs on them
+   is how far past the last point times can be trusted.
  */
 #include "../graph/json.h"
 #include "../graph/profile.h"

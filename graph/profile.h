@@ -1,5 +1,5 @@
-/* graph/profile.h: device profiles: how fast a device multiplies, exponentiates and moves bytes, and
-   what `regraph tune` measured on one. JSON files; two are built in (recompute/profiles).
+/* graph/profile.h: device profiles: how fast a device multiplies, exponentiates and moves bytes,
+   and what `regraph tune` measured on one. JSON files; two are built in (recompute/profiles).
 
    The one cost model (times.c) turns a call into milliseconds: the roofline of what the op says it
    costs, divided by an efficiency. Where ops were measured the efficiency is interpolated between
@@ -57,9 +57,9 @@ typedef struct rgi_profile {
 } rgi_profile;
 
 /* `which` is NULL, "shipped", a file (a path with a '/' or ending in ".json") or the name of a file
- * in the cache folder (rgi_profile_path). NULL: what REGRAPH_PROFILE says; without it this machine's
- * own, where tune has left one (cpu.json, cuda.json in the cache folder), else the shipped one of
- * `device` ("cpu", "cuda"; NULL: cpu). */
+ * in the cache folder (rgi_profile_path). NULL: what REGRAPH_PROFILE says; without it this
+ * machine's own, where tune has left one (cpu.json, cuda.json in the cache folder), else the
+ * shipped one of `device` ("cpu", "cuda"; NULL: cpu). */
 rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char *device,
                            rgi_profile **out, rg_error *e);
 /* Of a text; `file` stands for it in errors, `found` in reports. */

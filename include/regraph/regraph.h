@@ -500,9 +500,9 @@ typedef struct rg_session_options {
   size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
    * rg_session_create. Supplied blocks start on multiples of 256 bytes (on the CPU 64 will do) and
-   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
-   * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
-   * and asked for 255 more. */
+   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those
+   * bytes (device memory for a cuda plan); where what it returns is not 256-byte aligned, it is
+   * given back and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
   /* cuda: run the steps one by one instead of replaying a graph; each is timed */

@@ -54,7 +54,8 @@ template <int HEADS> struct plan {
 
 /* ---- shared memory ----
  *
- *   q [GROUPS, panels, N rows]  k [stages, panels, TILE rows]  tables  carry [GROUPS, QUERIES, reach]
+ *   q [GROUPS, panels, N rows]  k [stages, panels, TILE rows]  tables
+ *   carry [GROUPS, QUERIES, reach]
  *
  * q and k in panels of 64 columns. */
 

@@ -359,7 +359,8 @@ static void add(range *r, double ratio, const char *job, const char *node) {
   r->off += off;
 }
 
-/* Modelled ÷ measured of the job's nodes that take more than 2 % of it; kernels are those that ran. */
+/* Modelled ÷ measured of the job's nodes that take more than 2 % of it; kernels are those
+ * that ran. */
 static void compare_job(const line *at, int n, const char *device, const char *profile, range *r) {
   double all = 0;
   for (int i = 0; i < n; i++) all += at[i].m.ms;
@@ -384,8 +385,9 @@ static int job_length(const lines *l, int i) {
   return n;
 }
 
-/* What is modelled is what was measured; a plan made without a GPU names the kernels that ran on one.
- * The CPU had other work meanwhile, and took up to twice as long for one of two equal nodes. */
+/* What is modelled is what was measured; a plan made without a GPU names the kernels that ran
+ * on one. The CPU had other work meanwhile, and took up to twice as long for one of two equal
+ * nodes. */
 Test(profile, models_what_was_measured) {
   static const char *const name[] = {"h200", "cpu"}, *const device[] = {"cuda", "cpu"};
   range r[2] = {{.least = INFINITY}, {.least = INFINITY}};
@@ -428,9 +430,9 @@ static void hold_out(rgi_profile *p, const line *l) {
   }
 }
 
-/* Lengths that nobody measured lie between those that were: without 16K and 64K, what are they? Costs
- * do not say all: choices scatter more at 16K than at 4K, where a call with four times the heads costs
- * the same. */
+/* Lengths that nobody measured lie between those that were: without 16K and 64K, what are they?
+ * Costs do not say all: choices scatter more at 16K than at 4K, where a call with four times the
+ * heads costs the same. */
 Test(profile, between_what_was_measured) {
   rgi_profile *p;
   rg_error e = {0};
