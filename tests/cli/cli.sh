@@ -169,6 +169,11 @@ expect 0 ': ok — ' check "$nsa" --policy all --set T=64
 expect 0 ': ok — ' check "$nsa" --policy 6GiB --set T=64
 expect 0 '^standard input: ok — 6 nodes' check - <"$nsa"
 expect 0 '"ok": true, "summary": "6 nodes' check - --json <"$nsa"
+expect 0 ': ok — ' check "$nsa" --policy - <"$examples/policies/all.json"
+expect 3 '^/dev/stdin:1:3: /regraph: RG_E_KEY: this is a spec, not a policy' check "$nsa" --policy - <"$nsa"
+printf 'id,lower,upper,size\na,0,2,4\n' >one.csv
+expect 0 '^a,0,2,4,0$' pack - <one.csv
+expect 2 "unknown flag '--verison'; did you mean '--version'" --verison
 sed '1s/{/{ "$schema": "regraph.schema.json",/' "$nsa" >with_schema.json
 expect 0 ': ok — ' check with_schema.json
 expect 3 'RG_E_IO' check nowhere.json
