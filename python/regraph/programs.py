@@ -195,7 +195,8 @@ class Call:
         variant = self.variant
         if self._rows is None and not self.adding and not self._unmoved and len(grads) == len(self._grads):
             infos = *variant.inputs, *variant.outputs, None, *[variant.outputs[i] for i in self._grads]
-            self._same_backward = _knows([*tensors, *grads], infos)
+            knows = _knows([*tensors, *grads], infos)
+            self._same_backward = self._same_backward if knows is _never else knows
 
     def forward(self, tensors, same=False, keep=True):
         """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""

@@ -118,6 +118,42 @@ def test_lengths_left_out():
         regraph.torch.attention(crossed)(q, k.repeat(2, 1, 1), v.repeat(2, 1, 1))
 
 
+@pytest.mark.parametrize("tokens, fewer", [(128, 96), (150, 90)], ids=["capacities", "padded"])
+def test_kinds_of_calls_in_turns(attend, tokens, fewer):
+    """What one call has taught must not be taken for granted in the next, which looks alike."""
+    x, cu = tensors(tokens), starts(0, 70, tokens)
+    d_o = torch.randn(tokens, 4, 16)
+    strided_d = torch.stack([d_o, d_o], -1)[..., 0]
+    expected, first = attend(*x, cu).detach(), grads(attend(*x, cu), x, d_o)
+    strided = [torch.stack([t, t], -1)[..., 0] for t in x]
+    shorter = [t[:fewer] for t in x]
+    alone = grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer])
+    narrow = attend(*[t.bfloat16() for t in x], cu)
+    twin = attend(x[0], x[1], x[1], x[3], cu)
+    assert not torch.equal(twin, expected)
+    assert attend._program.last[True].same(*x, cu) == (tokens == 128)  # the way that asks once is tried, too
+
+    def autocast():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.equal(attend(*x, cu), narrow)
+
+    def quietly(mode):
+        with mode():
+            return torch.equal(attend(*x, cu), expected)
+
+    ways = (lambda: same(grads(attend(*x, cu), x, d_o), first),
+            lambda: same(grads(attend(*x, cu), x, strided_d), first),
+            lambda: same(grads(attend(*strided, cu), x, d_o), first),
+            lambda: same(grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer]), alone),
+            lambda: same(grads(attend(*x[:2], x[2].detach(), x[3], cu), [x[0]], d_o), first[:1]),
+            lambda: torch.equal(attend(*x, cu.long()), expected),
+            lambda: torch.equal(attend(x[0], x[1], x[1], x[3], cu), twin),
+            lambda: quietly(torch.no_grad), lambda: quietly(torch.inference_mode), autocast)
+    for seed in range(60):
+        way = int(torch.randint(len(ways), (1,), generator=torch.Generator().manual_seed(seed)))
+        assert ways[way](), way
+
+
 def test_subset_of_gradients(attend):
     x = tensors()
     everything = grads(attend(*x), x, torch.ones(150, 4, 16))
