@@ -375,6 +375,9 @@ typedef struct rg_sizes {
   int64_t lower_bound;
   int64_t predicted_peak; /* saved + scratch + comm */
   int64_t comm;           /* what collectives send from and receive into; sessions never share it */
+  /* bytes of the host's memory that live from forward to backward, a block of their own beside each
+   * saved block: what the policy offloads */
+  int64_t host;
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
@@ -521,6 +524,9 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
+  /* rg_sizes.host bytes of the host's memory for the block above, 256-byte aligned, borrowed. NULL:
+   * the session takes them from malloc. */
+  void *host;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
@@ -546,6 +552,11 @@ RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_err
  * be bound before the next forward. Blocks of ever new addresses need this, or the session
  * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
+/* The host block of the saved block that is bound, in which what is offloaded waits for the
+ * backward; NULL: the session's own. One block serves one forward: bound for another saved block,
+ * or another in its place, the forward before is forgotten. Where rg_sizes.host is 0 none is
+ * needed. */
+RG_API rg_status rg_session_bind_host(rg_session *session, void *host, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
 /* cuda: later runs are enqueued on this stream (a cudaStream_t). */
