@@ -79,6 +79,45 @@ def test_calls(attend):
     assert plan.sizes.saved > attend.plan(*[t.detach() for t in x]).sizes.saved
 
 
+def test_alike():
+    """What no plan tells: counts of tokens within one capacity, devices, and negations that torch puts off."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    attend = regraph.torch.attention(spec, H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=1000)]
+    o = attend(q, k, v)["o"]
+    with pytest.raises(RegraphError, match="'v' has 999 tokens; expected 1000, as 'q' has"):
+        attend(q, k, v[:999])
+    with pytest.raises(RegraphError, match="'k' is on meta; expected cpu, where 'q' is"):
+        attend(q, k.to("meta"), v)
+    for wrong in ([0, 1000], q.numpy()):
+        with pytest.raises(RegraphError, match="'k' is of .*; expected a tensor"):
+            attend(q, wrong, v)
+    assert torch.equal(attend(torch._neg_view(-q), k, v)["o"], o)
+    x = [t.clone().requires_grad_() for t in (q, k, v)]
+    minus = torch._neg_view(torch.ones_like(o))
+    for _ in range(2):  # the second is known by the first's
+        assert same(grads(attend(*x)["o"], x, minus), grads(attend(*x)["o"], x, -torch.ones_like(o)))
+
+
+def test_lengths_left_out():
+    """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither is meant."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    spec["params"].update(H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=40)]
+    o = regraph.torch.attention(spec)(q, k, v, starts(0, 40))["o"]
+    inputs = spec["inputs"]
+    weighted = {**spec, "inputs": {"cu_seqlens": inputs["cu_seqlens"], "sinks": {"shape": ["H"], "dtype": "f32"}, **inputs}}
+    weighted["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "sinks": "sinks"}}]
+    for exact in (False, True):
+        attend = regraph.torch.attention(weighted, exact=exact)
+        assert torch.equal(attend(sinks=torch.full((4,), -1e30), q=q, k=k, v=v)["o"], o)
+    keys = {name: {**inputs[name], "shape": ["S", *inputs[name]["shape"][1:]]} for name in "kv"}
+    crossed = {**spec, "inputs": {**inputs, **keys, "cu_k": inputs["cu_seqlens"]}}
+    crossed["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "cu_seqlens_k": "cu_k"}}]
+    with pytest.raises(RegraphError, match="'cu_seqlens' is missing"):
+        regraph.torch.attention(crossed)(q, k.repeat(2, 1, 1), v.repeat(2, 1, 1))
+
+
 @pytest.mark.parametrize("tokens, fewer", [(128, 96), (150, 90)], ids=["capacities", "padded"])
 def test_kinds_of_calls_in_turns(attend, tokens, fewer):
     """What one call has taught must not be taken for granted in the next, which looks alike."""
