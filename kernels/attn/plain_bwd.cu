@@ -342,8 +342,8 @@ __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_
   });
 }
 
-/* Keys that lie before the first sequence (in a halo: context parallelism) belong to none: the block
- * of that sequence's first slot clears their rows. */
+/* Keys that lie before the first sequence (in a halo: context parallelism) belong to none: the
+ * block of that sequence's first slot clears their rows. */
 __device__ __forceinline__ void gap(const rgk_attn_plain &p) {
   const rgk_attn &a = p.a;
   const int64_t per = (int64_t)a.KH * p.own_parts, within = blockIdx.x % per;
