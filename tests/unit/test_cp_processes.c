@@ -68,7 +68,10 @@ static void be_child(const world *w, int rank, int pipe_end) {
   c.out.there = true;
   snprintf(c.out.message, sizeof c.out.message, "%s", c.e.message);
   if (write(pipe_end, &c.out, sizeof c.out) != (ssize_t)sizeof c.out) _exit(4);
-  exit(0);
+#ifdef __SANITIZE_ADDRESS__
+  _exit(0); /* else the harness's memory, which only its own process frees, counts as lost */
+#endif
+  exit(0); /* counts coverage */
 }
 
 static void run_processes(const world *w, outcome *out) {
