@@ -518,8 +518,8 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
-  /* rg_sizes.host bytes of the host's memory for the block above, 256-byte aligned, borrowed. NULL: the
-   * session takes them from malloc. */
+  /* rg_sizes.host bytes of the host's memory for the block above, aligned as that is, borrowed.
+   * NULL: the session takes them from malloc. */
   void *host;
 } rg_session_options;
 
@@ -546,9 +546,10 @@ RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_err
  * be bound before the next forward. Blocks of ever new addresses need this, or the session
  * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
-/* The host block of the saved block that is bound, in which what is offloaded waits for the backward;
- * NULL: the session's own. One block serves one forward: bound for another saved block, or another in
- * its place, the forward before is forgotten. Where rg_sizes.host is 0 none is needed. */
+/* The host block of the saved block that is bound, in which what is offloaded waits for the
+ * backward; NULL: the session's own. One block serves one forward: bound for another saved block,
+ * or another in its place, the forward before is forgotten. Where rg_sizes.host is 0 none is
+ * needed. */
 RG_API rg_status rg_session_bind_host(rg_session *session, void *host, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 

@@ -1,5 +1,5 @@
-/* tests/unit/test_offload.c: what a policy offloads waits in the host's memory and comes back to the
- * bit; the arena shrinks by it, and the host block is as large as said. Random graphs of it are
+/* tests/unit/test_offload.c: what a policy offloads waits in the host's memory and comes back to
+ * the bit; the arena shrinks by it, and the host block is as large as said. Random graphs of it are
  * among those of test_graph. */
 #include "run_util.h"
 
@@ -70,7 +70,8 @@ static char *blocks(int64_t size, int n) {
   return p;
 }
 
-/* Bits of every result, bytes of every block, with memory of the session's own and of the caller's. */
+/* Bits of every result, bytes of every block, with a host block of the session's own and of the
+ * caller's. */
 static rg_sizes check(const subject *x, const char *policy) {
   rg_plan *plan = plan_with(x, policy);
   const rg_sizes z = sizes_of(plan);
