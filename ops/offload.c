@@ -1,5 +1,6 @@
 /* ops/offload.c: the two copies that rgi_offload (recompute/rewrite.c) makes: a tensor's bytes to
-   the host's memory in forward, and back in backward. On the CPU both blocks are the host's, so both copy.
+   the host's memory in forward, and back in backward. On the CPU both blocks are the host's, so
+   both copy.
  */
 #include "../graph/autodiff.h"
 #include "cpu/rows.h"
