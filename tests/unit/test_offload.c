@@ -70,7 +70,7 @@ static char *blocks(int64_t size, int n) {
   return p;
 }
 
-/* Bits of every result, bytes of every block, with a host block of the session's own and of the
+/* Bits of every result, bytes of every block, with memory of the session's own and of the
  * caller's. */
 static rg_sizes check(const subject *x, const char *policy) {
   rg_plan *plan = plan_with(x, policy);
