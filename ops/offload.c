@@ -1,5 +1,6 @@
-/* ops/offload.c: the two copies that recompute/offload.c makes: a tensor's bytes to the host's
-   memory in forward, and back in backward. On the CPU both blocks are the host's, so both copy.
+/* ops/offload.c: the two copies that rgi_offload (recompute/rewrite.c) makes: a tensor's bytes to
+   the host's memory in forward, and back in backward. On the CPU both blocks are the host's, so
+   both copy.
  */
 #include "../graph/autodiff.h"
 #include "cpu/rows.h"
@@ -22,8 +23,7 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   return RG_OK;
 }
 
-/* As cast's, but that element by element any type will do: dead rows are copied, too, and are
- * zero. */
+/* Dead rows are copied, too, and are zero. */
 static rg_status run(const rg_call *c) {
   const int32_t begin[] = {0, 1, 1};
   rg_call copy = *c;

@@ -535,8 +535,8 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
-  /* rg_sizes.host bytes of the host's memory for the block above, 256-byte aligned, borrowed. NULL:
-   * the session takes them from malloc. */
+  /* rg_sizes.host bytes of the host's memory for the block above, aligned as that is, borrowed.
+   * NULL: the session takes them from malloc. */
   void *host;
 } rg_session_options;
 
