@@ -130,7 +130,7 @@ static void exchange(child *me) {
   free(all), free(mine);
 }
 
-Test(cp_processes, exchange, .timeout = 60) {
+Test(cp_processes, exchange) {
   for (int n = 1; n <= MOST; n += n < 3 ? 1 : 3) {
     outcome out[MOST];
     const world w = {.n = n, .bad = -1, .port = free_port(), .deadline = 20, .fn = exchange};
@@ -181,7 +181,7 @@ static void misbehave(child *me) {
   me->out.seconds = now() - begun;
 }
 
-Test(cp_processes, one_goes_wrong, .timeout = 120) {
+Test(cp_processes, one_goes_wrong) {
   static const struct {
     const char *say;
     double most;
@@ -224,10 +224,10 @@ Test(cp_processes, one_goes_wrong, .timeout = 120) {
 static void nothing(child *me) {
   (void)me;
 }
-Test(cp_processes, starts, .timeout = 60) {
+Test(cp_processes, starts) {
   outcome out[MOST];
   world w = {
-      .n = 3, .bad = 1, .ranks_of_bad = 4, .port = free_port(), .deadline = 5, .fn = nothing};
+      .n = 3, .bad = 1, .ranks_of_bad = 4, .port = free_port(), .deadline = 20, .fn = nothing};
   run_processes(&w, out);
   for (int r = 0; r < 3; r++) {
     cr_assert_eq(out[r].status, RG_E_COMM);
