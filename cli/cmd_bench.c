@@ -313,6 +313,7 @@ rg_status cli_cmd_bench(cli *c) {
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = a->profile_out ? plan_raw(c, &b) : cli_make_plan(c, NULL);
   const bool ranks = cli_ranks(c) > 1;
+  if (s == RG_OK) s = cli_ranks_alone(c);
   if (s == RG_OK && !ranks) s = cli_make_session(c, a->eager);
   if (s == RG_OK) s = prepare(c, &b);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &b.data);
