@@ -2,6 +2,7 @@
  * dies, comes late or does something else, and what launchers say. */
 #include "cp/comm.h"
 #include "cp/launch.h"
+#include "cp/processes.h"
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -152,6 +153,7 @@ typedef enum fault {
   CALLS_OTHER,
   CALLS_MORE,
   FAILS,
+  NOT_ON_GPU, /* the others say that they wait for it there */
   FAULTS
 } fault;
 static fault how;
@@ -173,6 +175,8 @@ static void misbehave(child *me) {
     return;
   }
   const double begun = now();
+  if (how == NOT_ON_GPU && bad) usleep(3500 * 1000);
+  if (how == NOT_ON_GPU && !bad) rgi_process_stuck(c, "all_gather k.gather");
   if (bad && how == CALLS_OTHER)
     me->out.status = c->all_to_all(c, "k.gather", all, all + MOST, sizeof x, NULL, &me->e);
   else
@@ -195,6 +199,7 @@ Test(cp_processes, one_goes_wrong) {
       [CALLS_OTHER] = {"another collective", 5},
       [CALLS_MORE] = {"another number of bytes", 5},
       [FAILS] = {"rank %d failed: the data are spoilt", 5},
+      [NOT_ON_GPU] = {"rank %d did not reach all_gather k.gather within 30 s", 8},
   };
   for (how = 0; how < FAULTS; how++)
     for (int bad = 0; bad < 3; bad += 2) {
