@@ -34,7 +34,8 @@ typedef struct data_tensor {
   void *data;   /* the host's */
   void *device; /* what is bound: `data` itself, or its copy on a GPU */
   int64_t elements;
-  const char *file; /* to write to, or NULL; borrowed from the arguments */
+  data_summary summary; /* of a result, after data_summaries */
+  const char *file;     /* to write to, or NULL; borrowed from the arguments */
 } data_tensor;
 
 typedef struct data_file {
@@ -49,6 +50,9 @@ typedef struct data_set {
   data_file *in, *grad_in, *out, *grad_out;
   int nin, ngrad_in, nout, ngrad_out;
   bool backward; /* the backward direction runs */
+  /* weights are drawn small enough that what a product makes has its input's size: with others,
+   * scores saturate and tie, and what takes time by its data takes another's */
+  bool small_weights;
 } data_set;
 
 /* Opens the arrays of --in and --grad-in, looks up the names of all four flags in the spec, and
@@ -61,6 +65,10 @@ rg_status data_bind(cli *c, data_set *d);
 rg_status data_rebind(cli *c, data_set *d);
 /* After the session's runs are over: results back into `data`. */
 rg_status data_fetch(cli *c, data_set *d);
+/* Outputs, and what backward made. */
+bool data_is_result(const data_tensor *t);
+/* Fills in what the results hold, in brief. */
+void data_summaries(cli *c, data_set *d);
 /* Writes what --out and --grad-out ask for. */
 rg_status data_write(cli *c, data_set *d);
 /* An error about an array's contents ("cu_seqlens[2] is …") gets the name of the array's file. */

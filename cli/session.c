@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* --set NAME=VALUE … → bindings. The same name may come again only with the same value. */
-static rg_status parse_set(cli *c) {
+rg_status cli_parse_set(cli *c) {
   const cli_list *list = &c->args.set;
   char where[32];
   snprintf(where, sizeof where, "regraph %s", c->args.command->name);
@@ -32,6 +32,13 @@ static rg_status parse_set(cli *c) {
   return RG_OK;
 }
 
+/* A call gave n errors. */
+static rg_status note_errors(cli *c, rg_status s, size_t n) {
+  c->nerror = n;
+  if (n && c->error.status == RG_OK) c->error = c->errors[0];
+  return s;
+}
+
 /* The spec on standard input. What is too long is the loader's to refuse. */
 static rg_status read_spec(cli *c) {
   size_t size = 0, room = 1 << 16;
@@ -49,11 +56,43 @@ static rg_status read_spec(cli *c) {
     }
     size += fread(text + size, 1, room - size, stdin);
   }
-  rg_status s = ferror(stdin) ? cli_fail(&c->error, RG_E_IO, "standard input", "can't be read")
-                              : rg_spec_load_text(c->ctx, text, size, "standard input", c->set,
-                                                  c->nset, &c->spec, &c->error);
+  size_t n = 0;
+  rg_status s = RG_E_IO;
+  if (ferror(stdin))
+    cli_fail(&c->error, s, "standard input", "can't be read");
+  else
+    s = rg_spec_load_text_all(c->ctx, text, size, "standard input", c->set, c->nset, &c->spec,
+                              c->errors, CLI_MOST_ERRORS, &n);
   free(text);
+  return note_errors(c, s, n);
+}
+
+static rg_status load_spec(cli *c) {
+  const char *path = c->args.positional[0];
+  size_t n;
+  if (strcmp(path, "-") == 0) return read_spec(c);
+  rg_status s = rg_spec_load_file_all(c->ctx, path, c->set, c->nset, &c->spec, c->errors,
+                                      CLI_MOST_ERRORS, &n);
+  if (n) cli_suggest_file(&c->errors[0], path);
+  return note_errors(c, s, n);
+}
+
+/* What is wrong with it stands behind what is wrong with the spec. */
+static rg_status load_policy(cli *c) {
+  rg_error e = {0};
+  const char *path = c->args.policy;
+  if (path && strcmp(path, "-") == 0) path = "/dev/stdin";
+  rg_status s = path ? rg_policy_load_file(c->ctx, path, &c->policy, &e) : RG_OK;
+  if (s != RG_OK && !strstr(e.message, "nearest")) cli_suggest_file(&e, path);
+  if (s != RG_OK && c->error.status == RG_OK) c->error = e;
+  if (s != RG_OK && c->nerror > 0 && c->nerror < CLI_MOST_ERRORS) c->errors[c->nerror++] = e;
   return s;
+}
+
+rg_status cli_check(cli *c) {
+  size_t n;
+  rg_status s = rg_check_all(c->spec, c->policy, c->errors, CLI_MOST_ERRORS, &n);
+  return note_errors(c, s, n);
 }
 
 rg_status cli_open(cli *c) {
@@ -65,13 +104,11 @@ rg_status cli_open(cli *c) {
   for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
-  s = parse_set(c);
-  if (s == RG_OK)
-    s = strcmp(a->positional[0], "-") == 0
-            ? read_spec(c)
-            : rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
-  if (s == RG_OK && a->policy) s = rg_policy_load_file(c->ctx, a->policy, &c->policy, &c->error);
-  return s;
+  s = cli_parse_set(c);
+  if (s != RG_OK) return s;
+  s = load_spec(c);
+  const rg_status policy = load_policy(c);
+  return s != RG_OK ? s : policy;
 }
 
 void cli_default_sequences(cli *c) {
@@ -89,18 +126,23 @@ void cli_default_sequences(cli *c) {
   }
 }
 
+/* The stages of planning; that of the packer has a limit of its own. */
 static void plan_progress(void *user, const char *stage, double done, double total) {
+  const cli *c = user;
   char text[64];
   snprintf(text, sizeof text, "planning: %s", stage);
-  cli_progress(user, text, done, total);
+  if (c->args.limit > 0 && strcmp(stage, "memplan") == 0)
+    cli_progress_expect(c, text, c->args.limit, true);
+  else
+    cli_progress(user, text, done, total);
 }
 
-void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
+void cli_plan_options(cli *c, rg_plan_options *o) {
   const cli_args *a = &c->args;
   *o = (rg_plan_options){.set = c->solved,
                          .nset = c->nsolved,
                          .device = a->device,
-                         .profile_path = profile ? profile : a->profile,
+                         .profile_path = a->profile,
                          .threads = a->threads > INT_MAX ? INT_MAX : (int)a->threads,
                          .no_grad = a->no_grad,
                          .no_reuse = a->no_reuse,
@@ -115,11 +157,12 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
     o->threads = cli_threads(c) > a->cp ? cli_threads(c) / (int)a->cp : 1;
 }
 
-rg_status cli_make_plan(cli *c, const char *profile) {
+rg_status cli_make_plan(cli *c) {
   rg_plan_options o;
-  cli_plan_options(c, profile, &o);
+  cli_plan_options(c, &o);
   rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
   cli_progress_end(c);
+  if (s == RG_E_POLICY) cli_check(c); /* which says all that is wrong with it */
   return s;
 }
 

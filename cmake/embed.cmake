@@ -1,25 +1,22 @@
-# Writes the shipped device profiles into a C file, so that planning needs no files at run time.
-#   cmake -DOUT=profiles_embedded.c -DCPU=cpu.json -DCUDA=h200.json -P embed.cmake
-foreach(variable OUT CPU CUDA)
+# Writes text files into a C file, so that nothing is looked for at run time: the shipped device profiles
+# and the schemas for the library, the stock examples for `regraph tune`.
+#   cmake -DOUT=FILE.c -DPREFIX=NAME -DFILES=A.json,B.json -P embed.cmake     → NAME_A, NAME_B
+foreach(variable OUT PREFIX FILES)
   if(NOT DEFINED ${variable})
-    message(FATAL_ERROR "embed.cmake needs -D${variable}=FILE")
+    message(FATAL_ERROR "embed.cmake needs -D${variable}=…")
   endif()
 endforeach()
 
-function(c_string file result)
+set(declarations "")
+set(definitions "")
+string(REPLACE "," ";" files "${FILES}")
+foreach(file ${files})
+  get_filename_component(name "${file}" NAME_WE)
   file(READ "${file}" text)
   string(REPLACE "\\" "\\\\" text "${text}")
   string(REPLACE "\"" "\\\"" text "${text}")
   string(REPLACE "\n" "\\n\"\n    \"" text "${text}")
-  set(${result} "    \"${text}\"" PARENT_SCOPE)
-endfunction()
-
-c_string("${CPU}" cpu)
-c_string("${CUDA}" cuda)
-file(WRITE "${OUT}" "/* Made by cmake/embed.cmake from recompute/profiles. */
-extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_cuda;
-const char *const rgi_profile_text_cpu =
-${cpu};
-const char *const rgi_profile_text_cuda =
-${cuda};
-")
+  string(APPEND declarations "extern const char *const ${PREFIX}_${name};\n")
+  string(APPEND definitions "const char *const ${PREFIX}_${name} =\n    \"${text}\";\n")
+endforeach()
+file(WRITE "${OUT}" "/* Made by cmake/embed.cmake. */\n${declarations}${definitions}")

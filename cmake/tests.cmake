@@ -28,6 +28,12 @@ if(NOT CRITERION_FOUND AND NOT REGRAPH_SANITIZE MATCHES "thread")
   message(FATAL_ERROR "Criterion is missing (Debian: libcriterion-dev). Install it, or configure with -DREGRAPH_TESTS=OFF.")
 endif()
 
+# What tune may have measured on this machine is no business of the tests. Called where all are added.
+function(shipped_profiles)
+  get_property(tests DIRECTORY PROPERTY TESTS)
+  set_property(TEST ${tests} APPEND PROPERTY ENVIRONMENT REGRAPH_PROFILE=shipped)
+endfunction()
+
 # ---- unit tests: may reach inside ----
 if(REGRAPH_SANITIZE OR REGRAPH_COVERAGE)
   target_compile_definitions(regraph_all INTERFACE RG_TEST_SLOW) # tests/harness/round.h
@@ -43,6 +49,7 @@ if(REGRAPH_SANITIZE MATCHES "thread")
     target_compile_definitions(${name} PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   endforeach()
+  shipped_profiles()
   return()
 endif()
 file(GLOB harness_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/harness/*.c)
@@ -97,6 +104,10 @@ target_sources(test_save PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
+add_test(NAME cli_schemas COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/schemas.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_mistakes COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/mistakes.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_terminal COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/terminal.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+set_tests_properties(cli_schemas PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
 add_test(NAME cp_launch COMMAND ${CMAKE_SOURCE_DIR}/tests/cp_launch.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
@@ -126,6 +137,8 @@ foreach(source ${fuzz_sources})
     target_link_libraries(${name} PRIVATE rgi_harness regraph_all)
   endif()
 endforeach()
+
+shipped_profiles()
 
 # ---- benchmarks: not tests ----
 pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)

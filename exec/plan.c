@@ -36,6 +36,7 @@ typedef struct prepared {
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
+  double offload_ms;
 } prepared;
 
 static int cores(void) {
@@ -108,9 +109,9 @@ static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, 
 }
 
 /* Where a pass finds fault with the policy, the place is in the policy's file. */
-static void name_policy(const rg_policy *policy, rg_status status, rg_error *e) {
-  if (policy && e && !e->file[0] && (status == RG_E_POLICY || status == RG_E_INFEASIBLE))
-    snprintf(e->file, sizeof e->file, "%s", policy->file);
+static void name_policy(const rg_policy *policy, rg_status status, rg_status before, rg_error *e) {
+  if (policy && (status == RG_E_POLICY || status == RG_E_INFEASIBLE))
+    rgi_error_place(e, before, &policy->source);
 }
 
 static void free_prepared(prepared *p) {
@@ -121,10 +122,33 @@ static void free_prepared(prepared *p) {
   memset(p, 0, sizeof *p);
 }
 
+static bool offloads(const rg_policy *policy) {
+  for (int i = 0; policy && i < policy->nrule; i++)
+    if (policy->rule[i].action == RGI_OFFLOAD) return true;
+  return false;
+}
+
+/* What the policy offloads leaves both graphs' saved memory. */
+static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
+  rgi_graph *next;
+  if (!offloads(policy)) return RG_OK;
+  if (p->cuda)
+    return rgi_fail(e, RG_E_DEVICE, "/nodes", NULL,
+                    "nodes are offloaded on the CPU only, so far; recompute them, or plan for cpu");
+  report(p, "offload", 0);
+  if (p->unfused) {
+    RGI_TRY(rgi_offload(p->unfused, policy, p->profile, &next, &p->offload_ms, e));
+    RGI_TRY(advance(&p->unfused, next, "offload", e));
+  }
+  RGI_TRY(rgi_offload(p->graph, policy, p->profile, &next, &p->offload_ms, e));
+  return advance(&p->graph, next, "offload", e);
+}
+
 static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *o,
                          prepared *p, rg_error *e) {
   memset(p, 0, sizeof *p);
   if (!spec) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the spec is NULL");
+  const rg_status before = rgi_error_before(e);
   rg_status status;
   rgi_graph *next = NULL;
   p->cuda = o->device && strcmp(o->device, "cuda") == 0;
@@ -148,8 +172,11 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   /* Schedules are made for the GPU that is there, unless another machine's profile was asked
    * for. */
   rg_gpu here;
-  if (p->cuda && !o->profile_path && rgi_cuda_device(&here, NULL) == RG_OK) p->gpu = here;
+  if (p->cuda && !rgi_profile_asked(o->profile_path) && rgi_cuda_device(&here, NULL) == RG_OK)
+    p->gpu = here;
 #endif
+  p->profile->elsewhere = p->profile->gpu.cc != p->gpu.cc || p->profile->gpu.sms != p->gpu.sms;
+  p->profile->gpu = p->gpu; /* whose kernels the cost model asks for */
   p->mem = (rgi_memory_options){.gpu = p->cuda ? &p->gpu : NULL,
                                 .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,
@@ -164,13 +191,13 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (o->no_grad)
     for (int i = 0; i < p->graph->ninput; i++) p->graph->input[i].want = RGI_GRAD_NONE;
   RGI_GOTO(status, rgi_verify(p->graph, "load", e), failed);
-  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, e), failed);
+  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, NULL, e), failed);
 
   if (policy && policy->split_heads) {
     report(p, "split", 0);
     status = rgi_split_heads(p->graph, policy->split_heads, &next, e);
     if (status != RG_OK) {
-      name_policy(policy, status, e);
+      name_policy(policy, status, before, e);
       goto failed;
     }
     RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
@@ -178,10 +205,9 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (policy) p->cp = policy->cp;
   if (o->cp) p->cp.ranks = (int)o->cp;
   if (p->cp.ranks > 1) {
-    rg_status before = rgi_error_before(e);
     report(p, "cp", 0);
     status = rgi_cp_shard(p->graph, &p->cp, p->mem.gpu, &next, &p->rows, e);
-    rgi_error_file(e, before, spec->file);
+    rgi_error_place(e, before, &spec->source);
     if (status != RG_OK) goto failed;
     RGI_GOTO(status, advance(&p->graph, next, "cp", e), failed);
   }
@@ -191,7 +217,10 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (p->cuda || goes_back(p->graph))
     RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
   RGI_GOTO(status, rgi_comm_bytes(p->graph, &p->mem.comm, e), failed);
-  if (o->no_fuse) return RG_OK;
+  if (o->no_fuse) {
+    RGI_GOTO(status, offload(p, policy, e), failed);
+    return RG_OK;
+  }
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
   p->unfused = p->graph;
@@ -200,6 +229,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
     rgi_graph_destroy(p->unfused);
     p->unfused = NULL;
   }
+  RGI_GOTO(status, offload(p, policy, e), failed);
   return RG_OK;
 
 failed:
@@ -216,7 +246,8 @@ static void fill_sizes(rg_plan *plan) {
                            .backward_scratch = m->backward_scratch,
                            .lower_bound = m->saved + bound + plan->sizes.comm,
                            .predicted_peak = m->saved + m->scratch + plan->sizes.comm,
-                           .comm = plan->sizes.comm};
+                           .comm = plan->sizes.comm,
+                           .host = m->host};
 }
 
 /* Names and values of the dimensions that the spec left free, for reports. */
@@ -236,12 +267,25 @@ static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan
   return RG_OK;
 }
 
+static rg_status check_host(const rg_plan *plan, const rg_policy *policy, rg_error *e) {
+  const rg_status before = rgi_error_before(e);
+  char need[32], most[32];
+  if (!policy || !policy->host_bound || plan->memory->host <= policy->host) return RG_OK;
+  rgi_fail(e, RG_E_INFEASIBLE, "/host", NULL,
+           "what is offloaded takes %s (%lld bytes) of the host's memory; the policy allows %s",
+           rgi_human_bytes(plan->memory->host, need), (long long)plan->memory->host,
+           rgi_human_bytes(policy->host, most));
+  name_policy(policy, RG_E_INFEASIBLE, before, e);
+  return RG_E_INFEASIBLE;
+}
+
 rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
                          const rg_plan_options *options, rg_plan **out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the plan is NULL");
   *out = NULL;
   prepared p;
   rg_plan_options o;
+  const rg_status before = rgi_error_before(e);
   rg_status status;
   rgi_graph *next = NULL;
   RGI_TRY(read_options(options, &o, e));
@@ -263,13 +307,14 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
       (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
+  plan->offload_ms = p.offload_ms;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
   status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next,
                          &plan->choice, e);
   if (status != RG_OK) {
-    name_policy(policy, status, e);
+    name_policy(policy, status, before, e);
     goto failed;
   }
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
@@ -284,6 +329,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
+  RGI_GOTO(status, check_host(plan, policy, e), failed);
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
@@ -340,26 +386,38 @@ static rg_status check_bound(const rg_spec *spec, const rg_policy *policy, rg_er
   return status;
 }
 
-rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+static rg_status check(const rg_spec *spec, const rg_policy *policy, rgi_errors *all,
+                       rg_error *error) {
   if (!spec) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_check needs a spec");
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_verify(spec->graph, "load", error);
-  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, error);
+  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, all, error);
   if (status == RG_OK && spec->graph->bound) {
     status = check_bound(spec, policy, error);
-    if (status == RG_E_POLICY && policy) rgi_error_file(error, before, policy->file);
+    if (status == RG_E_POLICY && policy) rgi_error_place(error, before, &policy->source);
   }
-  rgi_error_file(error, before, spec->file);
+  rgi_error_place(error, before, &spec->source);
   return status;
+}
+
+rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+  return check(spec, policy, NULL, error);
+}
+
+rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors, size_t most,
+                       size_t *n) {
+  rgi_errors all = {errors, most, 0};
+  rg_error last = {0};
+  if (n) *n = 0;
+  if (!errors || !most || !n) return RG_E_USAGE;
+  return rgi_kept(&all, check(spec, policy, &all, &last), &last, n);
 }
 
 rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
                     const char *format, rg_text *out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
-  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
-                    format ? format : "");
+  if (!format) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the format is NULL");
   prepared p;
   rg_plan_options o;
   RGI_TRY(read_options(options, &o, e));

@@ -10,7 +10,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { JSON_VERSION = 1, TIMELINE_COLUMNS = 100 };
+enum {
+  JSON_VERSION = 1,
+  TIMELINE_COLUMNS = 100,
+  LEAST_COLUMNS = 40,
+  MOST_COLUMNS = 400,
+  TIMES = 1280
+};
 
 /* Shortest text a reader can rely on, with a dot whatever the locale. */
 static void number(rgi_buf *b, double x) {
@@ -102,6 +108,15 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
                    glue.backward_ms);
   rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
                  forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
+  char times[TIMES];
+  rgi_report_times(plan, times, sizeof times);
+  rgi_buf_printf(b, "  times           %s\n", times);
+}
+
+void rgi_report_times(const rg_plan *plan, char *text, size_t size) {
+  const rgi_profile *p = plan->profile;
+  snprintf(text, size, "%.600s%s; profile %08x, %.600s", p->source ? p->source : "uncalibrated",
+           p->elsewhere ? ", on another GPU" : "", (unsigned)(p->id >> 32 ^ p->id), p->found);
 }
 
 /* A line per node that could be taken apart, and what it gained together. */
@@ -138,13 +153,14 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
              {"  forward", z->forward_scratch, ""},
              {"  backward", z->backward_scratch, ""},
              {"comm", z->comm, "what collectives send and receive"},
+             {"host", z->host, "what is offloaded, not on the device"},
              {"peak", z->predicted_peak, z->comm ? "saved + scratch + comm" : "saved + scratch"},
              {"lower bound", z->lower_bound, "the most bytes alive at once"},
              {"gap", z->predicted_peak - z->lower_bound, ""}};
   char w[32], x[32], y[32], v[32];
   rgi_buf_printf(b, "memory\n");
   for (int i = 0; i < RGI_COUNT(row); i++)
-    if (z->comm || strcmp(row[i].name, "comm") != 0)
+    if (row[i].bytes || (strcmp(row[i].name, "comm") != 0 && strcmp(row[i].name, "host") != 0))
       rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
                      rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
                      *row[i].what ? "  " : "", row[i].what);
@@ -156,6 +172,9 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
                    rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
                    rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
                    c->extra_ms);
+  if (z->host)
+    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more\n",
+                   rgi_human_bytes(z->host, x), plan->offload_ms);
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
   rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),
@@ -298,6 +317,9 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
   json_text(b, "profile", plan->profile->name);
+  char times[TIMES];
+  rgi_report_times(plan, times, sizeof times);
+  json_text(b, "times", times);
   json_int(b, "threads", plan->threads);
   json_int(b, "head_groups", plan->graph->groups);
   rgi_buf_printf(b, "\"capacity\": {");
@@ -312,6 +334,7 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_int(b, "saved_bytes", z->saved);
   json_int(b, "scratch_bytes", z->scratch);
   if (z->comm) json_int(b, "comm_bytes", z->comm);
+  if (z->host) json_int(b, "host_bytes", z->host);
   json_int(b, "forward_scratch_bytes", z->forward_scratch);
   json_int(b, "backward_scratch_bytes", z->backward_scratch);
   json_int(b, "lower_bound_bytes", z->lower_bound);
@@ -341,6 +364,7 @@ static void write_place(const rg_plan *plan, rgi_place at, rgi_buf *b) {
   switch (at.bind) {
   case RGI_AT_NOTHING: rgi_buf_printf(b, "-"); return;
   case RGI_AT_SAVED: rgi_buf_printf(b, "saved+%lld", (long long)at.offset); return;
+  case RGI_AT_HOST: rgi_buf_printf(b, "host+%lld", (long long)at.offset); return;
   case RGI_AT_SCRATCH: rgi_buf_printf(b, "scratch+%lld", (long long)at.offset); return;
   default: break;
   }
@@ -391,6 +415,16 @@ static void write_timeline(const rg_plan *plan, rgi_buf *b) {
   rgi_memory_text(plan->graph, plan->memory, TIMELINE_COLUMNS, b);
 }
 
+/* "timeline:80": as wide as that; 0 if it is something else. */
+static int timeline_columns(const char *format) {
+  static const char name[] = "timeline:";
+  int columns = 0;
+  if (strncmp(format, name, sizeof name - 1) != 0) return 0;
+  for (format += sizeof name - 1; *format >= '0' && *format <= '9' && columns < 1000; format++)
+    columns = 10 * columns + *format - '0';
+  return *format ? 0 : columns;
+}
+
 rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *e) {
   static const struct {
     const char *name;
@@ -402,13 +436,18 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
   *out = (rg_text){0};
   if (!plan || !format)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
+  rgi_buf b;
+  rgi_buf_init(&b, plan->ctx);
   for (int i = 0; i < RGI_COUNT(formats); i++)
     if (strcmp(format, formats[i].name) == 0) {
-      rgi_buf b;
-      rgi_buf_init(&b, plan->ctx);
       formats[i].write(plan, &b);
       return rgi_buf_finish(&b, out, e);
     }
+  const int columns = timeline_columns(format);
+  if (columns >= LEAST_COLUMNS && columns <= MOST_COLUMNS) {
+    rgi_memory_text(plan->graph, plan->memory, columns, &b);
+    return rgi_buf_finish(&b, out, e);
+  }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                   "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps",
                   format);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 const char *rgi_region_name(rgi_region r) {
-  static const char *const name[] = {"nowhere", "input", "output", "saved", "scratch"};
+  static const char *const name[] = {"nowhere", "input", "output", "saved", "scratch", "host"};
   return name[r];
 }
 

@@ -72,7 +72,8 @@ typedef enum rgi_region {
   RGI_R_INPUT,
   RGI_R_OUTPUT,
   RGI_R_SAVED,
-  RGI_R_SCRATCH
+  RGI_R_SCRATCH,
+  RGI_R_HOST
 } rgi_region;
 const char *rgi_region_name(rgi_region r);
 
@@ -91,6 +92,7 @@ typedef struct rgi_tensor {
   int32_t grad_of;             /* the tensor this is a gradient of, or -1 */
   rgi_region region;           /* of an owner; set by memplan (inputs and outputs earlier) */
   int64_t address;             /* byte offset in the region; set by memplan */
+  bool host;                   /* an owner that waits for the backward in the host's memory */
 } rgi_tensor;
 
 typedef enum rgi_kind { RGI_PRIMAL, RGI_GRADIENT, RGI_CLONE, RGI_GLUE } rgi_kind;

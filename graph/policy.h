@@ -3,6 +3,7 @@
 #define RGI_POLICY_H
 
 #include "ir.h"
+#include "json.h"
 
 typedef enum rgi_preset {
   RGI_PRESET_NONE,
@@ -10,7 +11,7 @@ typedef enum rgi_preset {
   RGI_PRESET_LIST,
   RGI_PRESET_BUDGET
 } rgi_preset;
-typedef enum rgi_action { RGI_AUTO, RGI_KEEP, RGI_RECOMPUTE } rgi_action;
+typedef enum rgi_action { RGI_AUTO, RGI_KEEP, RGI_RECOMPUTE, RGI_OFFLOAD } rgi_action;
 
 /* What a policy says of single nodes. */
 typedef struct rgi_rule {
@@ -32,7 +33,7 @@ typedef struct rgi_cp_policy {
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;
-  const char *file;
+  rgi_source source;
   rgi_preset preset;
   const char **recompute; /* RGI_PRESET_LIST: spec node names, or patterns */
   const char **pointer;   /* … and where each stands */
@@ -44,13 +45,17 @@ struct rg_policy {
   const char *budget_at; /* where it stands */
   bool budget_of_saved;  /* of saved bytes rather than of the peak */
   int split_heads;       /* KV heads per group; 0: not split */
+  bool host_bound;       /* what is offloaded may take … */
+  int64_t host;          /* … so many bytes */
   rgi_cp_policy cp;
 };
 /* What the rules say of a node; RGI_AUTO: nothing. */
 rgi_action rgi_policy_action(const rg_policy *policy, const char *name);
 /* Is the node listed? */
 bool rgi_policy_lists(const rg_policy *policy, const char *name);
-/* Names exist, patterns fit something, what is to be recomputed can be; split_heads divides. */
-rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e);
+/* Names exist, patterns fit something, what is to be recomputed can be; split_heads divides.
+ * Errors are collected in `all`, if that is not NULL. */
+rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                           rg_error *e);
 
 #endif

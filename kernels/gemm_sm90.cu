@@ -15,6 +15,7 @@
        depth across memory  row = a depth, 64 columns; panels of 64 x 64  A, B of sums; B backward
  */
 #include "gemm.cuh"
+#include "device/ptx.cuh"
 #include "device/wgmma.cuh"
 
 using namespace rgk;
@@ -22,17 +23,6 @@ using namespace rgk;
 namespace {
 
 enum { DEPTH = 64, A_BYTES = RGK_GEMM_M * DEPTH * 2, PANEL = 64 * 128, LOOK = 8 };
-
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(there ? 16 : 0));
-}
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int N> __device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
 
 /* Depth along memory: this thread's piece of row `row`, of depth 8·along. */
 __device__ __forceinline__ int along() {
@@ -179,9 +169,7 @@ template <class T, class F> __device__ __forceinline__ void put_piece(uint32_t t
     const uint16_t *x = (const uint16_t *)at(2 * i), *y = (const uint16_t *)at(2 * i + 1);
     w[i] = (x ? *x : 0u) | (y ? (uint32_t)*y : 0u) << 16;
   }
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
-               "r"(w[2]), "r"(w[3])
-               : "memory");
+  put16(to, w);
 }
 
 template <class T, int MODE, int WIDTH>
@@ -285,12 +273,12 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
     if (i < steps) load(i, i);
-    commit_copies();
+    copies_commit();
   }
   int stage = 0, free = AHEAD;
 #pragma unroll 1
   for (int i = 0; i < steps; i++) {
-    wait_copies<AHEAD - 1>();
+    copies_wait<AHEAD - 1>();
     proxy_fence();
     /* the stage is there for all, and all are done with the products of two steps ago */
     __syncthreads();
@@ -306,7 +294,7 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
     wgmma_commit();
     wgmma_wait<1>();
     if (i + AHEAD < steps) load(i + AHEAD, free);
-    commit_copies();
+    copies_commit();
     if (MODE == RGK_SUM && !ANY && tid < DEPTH)
       from[(i + AHEAD + 1) % LOOK][tid] =
           (int)gemm_sum_row(p, k0 + (int64_t)(i + AHEAD + 1) * DEPTH + tid, end);
@@ -315,7 +303,7 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS, shape<MODE, WIDTH>::BLOCKS)
   }
   wgmma_wait<0>();
   wgmma_keep(c);
-  wait_copies<0>();
+  copies_wait<0>();
   if (steps == 0)
 #pragma unroll
     for (int i = 0; i < WIDTH / 2; i++) c[i] = 0.0f;

@@ -21,6 +21,14 @@
 #define RGK_EXTERN extern
 #endif
 
+/* A function of the host that device code may use where a constant must stand: what a launch asks
+ * for is held against the struct it is for. */
+#ifdef __cplusplus
+#define RGK_CONSTANT static constexpr
+#else
+#define RGK_CONSTANT static inline
+#endif
+
 /* RGK_GETTER(rgk_rows_silu(rg_dtype x, rg_dtype y)) declares a getter. */
 #ifdef REGRAPH_CUDA
 #define RGK_GETTER(...) RGK_EXTERN const void *__VA_ARGS__;

@@ -9,6 +9,7 @@
    `partial`); a second kernel adds the blocks up.
  */
 #include "device/chunk.cuh"
+#include "device/ptx.cuh"
 #include "device/seq.cuh"
 #include "norm.h"
 
@@ -184,8 +185,7 @@ template <class T, int HELD> struct stages {
   __device__ static void start(const rgk_norm_params &p, int stage, bool wanted,
                                const int64_t (&at)[2], int64_t mine, int64_t step) {
     extern __shared__ uint4 shared[];
-    const uint32_t base =
-        (uint32_t)__cvta_generic_to_shared(shared + stage * ROW * THREADS + threadIdx.x);
+    const uint32_t base = smem_at(shared + stage * ROW * THREADS + threadIdx.x);
 #pragma unroll
     for (int t = 0; t < 2; t++)
 #pragma unroll
@@ -195,15 +195,13 @@ template <class T, int HELD> struct stages {
         const T *from = (const T *)p.t[t].data + at[t] + c;
 #pragma unroll
         for (int q = 0; q < PARTS; q++)
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                           base + (uint32_t)(((t * HELD + i) * PARTS + q) * THREADS * 16)),
-                       "l"(from + q * (16 / sizeof(T)))
-                       : "memory");
+          copy16(base + (uint32_t)(((t * HELD + i) * PARTS + q) * THREADS * 16),
+                 from + q * (16 / sizeof(T)));
       }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    copies_commit();
   }
   __device__ static void wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
+    copies_wait<AHEAD - 1>();
   }
   __device__ static void get(int stage, int t, int i, float (&x)[CHUNK]) {
     extern __shared__ uint4 shared[];

@@ -7,6 +7,7 @@
    elements before it writes them.
  */
 #include "device/chunk.cuh"
+#include "device/ptx.cuh"
 #include "device/seq.cuh"
 #include "rows.h"
 
@@ -34,9 +35,7 @@ __device__ __forceinline__ void walk_at(const rgk_walk &w, const rgk_walked *x, 
 
 /* e^-x, at most 2^126, so that 1 / (1 + it) is no denormal. */
 __device__ __forceinline__ float exp_minus(float x) {
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(x * -1.442695041f, 126.0f)));
-  return e;
+  return exp2_fast(fminf(x * -LOG2E, 126.0f));
 }
 __device__ __forceinline__ float inverse(float x) {
   float r;

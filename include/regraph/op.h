@@ -107,8 +107,9 @@ enum {
   RG_PORT_LIST = 1 << 1,  /* takes one or more tensors */
   RG_PORT_ROWS = 1 << 2,  /* axis 0 is the packed token axis of the node's (query) sequences */
   RG_PORT_KROWS = 1 << 3, /* axis 0 is the token axis of the key sequences, where they differ */
-  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the spec leaves an
-   * optional one out and the rows' lengths are known */
+  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the spec leaves it out:
+   * an optional one if the rows' lengths are known, a required one if the spec has one lengths
+   * tensor */
   RG_PORT_SEQLENS = 1 << 4,
   RG_PORT_KSEQLENS = 1 << 5, /* the same for KROWS */
   /* out-port of a backward op: may be asked for in fp32, and to be added to the tensor on the

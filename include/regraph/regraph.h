@@ -95,7 +95,7 @@ typedef enum rg_status {
 
 typedef struct rg_error {
   rg_status status;
-  int line, column;  /* of a syntax error, from 1; otherwise 0 */
+  int line, column;  /* of a syntax error or what `pointer` points to, from 1; 0: not known */
   char file[256];    /* file, or "" */
   char pointer[256]; /* JSON pointer into it, or "" */
   char node[128];    /* node concerned, or "" */
@@ -108,8 +108,9 @@ RG_API const char *rg_status_name(rg_status status);
 /* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1
  * other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text);
- * returns what snprintf would. error NULL: as one that holds none. */
+/* Writes "FILE:LINE:COLUMN: POINTER: CODE: sentence", without what is not known (without newline,
+ * and nothing in it but printable text); returns what snprintf would. error NULL: as one that holds
+ * none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
 
 /* ---- text ---------------------------------------------------------------------------------------
@@ -172,8 +173,9 @@ RG_API void rg_context_destroy(rg_context *ctx);
 /* Adds the ops of a plugin (see regraph/op.h). Not while other threads use the context. */
 RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *error);
 
-/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", "schema-spec",
- * "schema-policy". */
+/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", or a JSON Schema: of what is
+ * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON,
+ * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
 /* ---- spec and policy ------------------------------------------------------------------------- */
@@ -184,6 +186,15 @@ RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_b
 RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                                    const rg_binding *set, size_t nset, rg_spec **out,
                                    rg_error *error);
+/* The same for people who mend files: all that is wrong, as far as it can be told at once, up to
+ * `most` errors. errors[0] is the one that the function above gives; what only follows from another
+ * is left out. *n is how many there are; if it is `most`, there may be more. */
+RG_API rg_status rg_spec_load_file_all(rg_context *ctx, const char *path, const rg_binding *set,
+                                       size_t nset, rg_spec **out, rg_error *errors, size_t most,
+                                       size_t *n);
+RG_API rg_status rg_spec_load_text_all(rg_context *ctx, const char *text, size_t size,
+                                       const char *name, const rg_binding *set, size_t nset,
+                                       rg_spec **out, rg_error *errors, size_t most, size_t *n);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
 /* A spec without JSON text: calls that say what the document would (docs/spec.md).
@@ -278,6 +289,9 @@ RG_API void rg_policy_destroy(rg_policy *policy);
 /* Checks everything about spec and policy that does not need the unbound
  * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
+/* The same, up to `most` errors at once. */
+RG_API rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors,
+                              size_t most, size_t *n);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
  * graph; or the document ("json") that loads to the same spec, given the same bindings: they are
@@ -320,11 +334,14 @@ typedef struct rg_plan_options {
   size_t size;
   const rg_binding *set; /* binds what the spec left free */
   size_t nset;
-  const char *device;       /* "cpu" (default) or "cuda" */
-  const char *profile_path; /* device profile (JSON); NULL: the one shipped for the device */
-  int threads;              /* 0: as many as cores */
-  bool no_grad;             /* forward only, whatever the spec says */
-  bool no_reuse;            /* planner off: every tensor gets bytes of its own */
+  const char *device; /* "cpu" (default) or "cuda" */
+  /* device profile: a file (JSON), its name in the cache folder, or "shipped"; NULL: what the
+   * environment's REGRAPH_PROFILE says, else this machine's own if it was tuned (rg_profile_path),
+   * else the one shipped for the device */
+  const char *profile_path;
+  int threads;   /* 0: as many as cores */
+  bool no_grad;  /* forward only, whatever the spec says */
+  bool no_reuse; /* planner off: every tensor gets bytes of its own */
   bool no_inplace;
   /* cuda: independent branches may share bytes, and then run one after another. The policy's budget
    * and split_heads imply it */
@@ -352,6 +369,9 @@ typedef struct rg_sizes {
   int64_t lower_bound;
   int64_t predicted_peak; /* saved + scratch + comm */
   int64_t comm;           /* what collectives send from and receive into; sessions never share it */
+  /* bytes of the host's memory that live from forward to backward, a block of their own beside each
+   * saved block: what the policy offloads */
+  int64_t host;
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
@@ -384,21 +404,55 @@ typedef struct rg_node_info {
   double flops, bytes; /* the cost model's; bytes are those read and written */
   double model_ms;
   double roofline_ms;
+  double exps;    /* the cost model's, too */
+  rg_dtype dtype; /* whose rate of products it takes */
 } rg_node_info;
 /* The i-th node in the order in which they run; RG_E_USAGE past the end (nothing is reported
  * then). */
 RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 
-/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph"
- * (full dump of the differentiated, rewritten graph), "steps". */
+/* `format`: "text" (report), "json", "dot", "timeline" (text; "timeline:72" for lines of at most 72
+ * columns, 40 to 400), "svg" (memory timeline), "graph" (full dump of the differentiated, rewritten
+ * graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
 
-/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or
- * "json". */
+/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
+ * or "svg". */
 RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            const rg_plan_options *options, const char *format, rg_text *out,
                            rg_error *error);
+
+/* ---- profiles --------------------------------------------------------------------------------
+ * What a device takes for which op, as `regraph tune` measures it. Plans choose by it. */
+
+/* One call that was measured: as rg_plan_node describes it, and how long it took. */
+typedef struct rg_measured {
+  const char *op, *kernels; /* kernels may be NULL */
+  rg_dtype dtype;
+  double flops, exps, bytes;
+  double ms;
+} rg_measured;
+
+typedef struct rg_profile_options {
+  size_t size;
+  const char *device; /* "cpu" (default) or "cuda" */
+  const char *name;   /* of the machine; NULL: the GPU's, or "cpu" */
+  /* where the times come from, as plans will say: "measured at COMMIT on one H200" */
+  const char *source;
+  int threads; /* cpu */
+  /* cpu: peak rates in 10^9 a second; 0, and on a GPU: those of the shipped profile */
+  double matrix_gflops, special_gops, bandwidth_gbs;
+} rg_profile_options;
+
+/* Makes a profile of measurements on this machine. Calls alike (op, kernels, dtype and work) become
+ * one, of their median. */
+RG_API rg_status rg_profile_write(rg_context *ctx, const rg_profile_options *options,
+                                  const rg_measured *measured, size_t n, rg_text *out,
+                                  rg_error *error);
+/* Where plans look for the profile of that name, and for this machine's ("cpu", "cuda"): a file in
+ * the user's cache folder. RG_E_USAGE where there is none, or no room. */
+RG_API rg_status rg_profile_path(const char *name, char *buffer, size_t size, rg_error *error);
 
 /* ---- context parallelism ---------------------------------------------------------------------
  * The T rows of a batch are cut into 2·ranks chunks; a rank owns two of them (docs/cp.md). */
@@ -465,10 +519,10 @@ RG_API rg_status rg_device_check(const char *device, rg_error *error);
 typedef struct rg_session_options {
   size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
-   * rg_session_create. Supplied blocks are 256-byte aligned and hold rg_sizes.saved /
-   * .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
-   * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
-   * and asked for 255 more. */
+   * rg_session_create. Supplied blocks start on multiples of 256 bytes (on the CPU 64 will do) and
+   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those
+   * bytes (device memory for a cuda plan); where what it returns is not 256-byte aligned, it is
+   * given back and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
   /* cuda: run the steps one by one instead of replaying a graph; each is timed */
@@ -481,6 +535,9 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
+  /* rg_sizes.host bytes of the host's memory for the block above, 256-byte aligned, borrowed. NULL:
+   * the session takes them from malloc. */
+  void *host;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
@@ -506,6 +563,11 @@ RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_err
  * be bound before the next forward. Blocks of ever new addresses need this, or the session
  * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
+/* The host block of the saved block that is bound, in which what is offloaded waits for the
+ * backward; NULL: the session's own. One block serves one forward: bound for another saved block,
+ * or another in its place, the forward before is forgotten. Where rg_sizes.host is 0 none is
+ * needed. */
+RG_API rg_status rg_session_bind_host(rg_session *session, void *host, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
 /* cuda: later runs are enqueued on this stream (a cudaStream_t). */
@@ -539,6 +601,15 @@ typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
  * after that, it is as if the calls had been made one by one. */
 RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers,
                                 size_t n, void *saved, void *scratch, rg_error *error);
+
+/* The same where every run has memory of its own, as in frameworks with an allocator: in both
+ * directions all pointers that the direction reads count, those of inputs and outputs in a
+ * backward, too, which adopts `saved`: any session of the plan may have run the forward. It is
+ * enqueued on `stream` (CPU: NULL). Afterwards the session knows neither `saved` nor what ran on
+ * it. */
+RG_API rg_status rg_session_run_on(rg_session *session, rg_direction direction,
+                                   void *const *pointers, size_t n, void *saved, void *scratch,
+                                   void *stream, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;

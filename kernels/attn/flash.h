@@ -21,12 +21,15 @@ enum { RGK_FLASH_BOX = 64 }; /* rows of q that one warpgroup owns, and its copie
 /* Shared memory: q, two stages of K and V, and, where it fits, o on its way out
  * (else it goes through q's). */
 #define RGK_FLASH_PANELS(d) (((d) + 63) / 64)
-#define RGK_FLASH_BYTES(D, E, groups, keys) \
-  ((groups)*8192 * RGK_FLASH_PANELS(D) +    \
+#define RGK_FLASH_NO_O(D, E, groups, keys) \
+  ((groups)*8192 * RGK_FLASH_PANELS(D) +   \
    256 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) + 2048)
 #define RGK_FLASH_O(E, groups) ((groups)*8192 * RGK_FLASH_PANELS(E))
 #define RGK_FLASH_OWN_O(D, E, groups, keys) \
-  (RGK_FLASH_BYTES(D, E, groups, keys) + RGK_FLASH_O(E, groups) <= 227 * 1024)
+  (RGK_FLASH_NO_O(D, E, groups, keys) + RGK_FLASH_O(E, groups) <= 227 * 1024)
+#define RGK_FLASH_BYTES(D, E, groups, keys) \
+  (RGK_FLASH_NO_O(D, E, groups, keys) +     \
+   (RGK_FLASH_OWN_O(D, E, groups, keys) ? RGK_FLASH_O(E, groups) : 0))
 
 /* n / d for 0 <= n < 2^31 by a product: m = ⌈2^(31 + shift) / d⌉, 2^(shift − 1) < d <= 2^shift. */
 typedef struct rgk_divisor {

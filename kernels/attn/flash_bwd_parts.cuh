@@ -5,15 +5,13 @@
 #include "../device/softmax.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
+#include <stddef.h>
 
 namespace rgk {
 
 constexpr int ROWS = RGK_FLASH_BWD_ROWS;
-
-template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
-  if constexpr (std::is_same_v<T, __half>) return __half22float2(*(const __half2 *)&x);
-  return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-}
+/* Barriers of both warpgroups that compute; of one of them, the first of two ids. */
+enum named : int { BOTH = 1, EACH = 3 };
 
 __device__ __forceinline__ float2 read2(uint32_t at) {
   float2 x;
@@ -22,15 +20,6 @@ __device__ __forceinline__ float2 read2(uint32_t at) {
 }
 __device__ __forceinline__ void write4(uint32_t at, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d)
-               : "memory");
-}
-
-/* Four 8 x 8 tiles of two-byte elements, as lanes hold them; lane l gives the address of row l % 8
- * of tile l / 8. */
-__device__ __forceinline__ void write_tiles(uint32_t at, uint32_t a, uint32_t b, uint32_t c,
-                                            uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a),
-               "r"(b), "r"(c), "r"(d)
                : "memory");
 }
 
@@ -75,25 +64,35 @@ __device__ __forceinline__ step find_step(const rgk_attn &a, const bwd_item &x, 
 
 /* ---- shared memory of a block ---- */
 
-/* K [keys, W]  V [keys, E]  Q stages x [64, W]  dO stages x [64, E]
- * dS^T (and for 64 keys P^T before it) 2 x [keys, 64]
- * dQ (for 128 keys twice) W/64 x [64, 64] f32  rows stages x (lse, delta)
- * All but the last two in panels of 128-byte rows, swizzled. */
-template <int keys, int W, int E> struct bwd_plan {
-  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64,
-                       stages = W == 256 ? 1 : 2, dq_buffers = keys == 64 ? 1 : 2;
-  static constexpr uint32_t k_panel = keys * 128, q_panel = ROWS * 128;
-  static constexpr uint32_t k = 0, v = k + k_panels * k_panel, q = v + v_panels * k_panel,
-                            d_o = q + stages * k_panels * q_panel,
-                            p = d_o + stages * v_panels * q_panel,
-                            ds = p + (keys == 64 ? 2 * keys * 128 : 0), dq = ds + 2 * keys * 128,
-                            rows = dq + dq_buffers * ROWS * W * 4, bars = rows + stages * 512;
-};
 struct bwd_barriers {
   uint64_t kv, q_full[2], q_empty[2], o_full[2], o_empty[2], ds_full[2], dq_full[4], dq_empty[4];
   step steps[2];
   int got;
   bwd_item item;
+};
+/* For tiles of `keys` keys and rows of W and E elements. Up to dS^T in panels of 128-byte rows,
+ * swizzled. */
+template <int keys, int W, int E> struct bwd_plan {
+  static constexpr int key_rows = keys, k_panels = W / 64, v_panels = E / 64,
+                       stages = W == 256 ? 1 : 2, dq_buffers = keys == 64 ? 1 : 2;
+  static constexpr uint32_t k_panel = keys * 128, q_panel = ROWS * 128;
+  struct memory {
+    alignas(1024) char k[k_panels][k_panel];
+    char v[v_panels][k_panel];
+    char q[stages][k_panels][q_panel], d_o[stages][v_panels][q_panel];
+    char p[keys == 64 ? 2 : 0][keys * 128]; /* P^T, where it does not stay in registers */
+    char ds[2][keys * 128];                 /* dS^T */
+    float dq[dq_buffers][k_panels][ROWS * 64];
+    float rows[stages][2][ROWS]; /* lse, delta */
+    bwd_barriers bars;
+  };
+  static constexpr uint32_t k = offsetof(memory, k), v = offsetof(memory, v),
+                            q = offsetof(memory, q), d_o = offsetof(memory, d_o),
+                            p = offsetof(memory, p), ds = offsetof(memory, ds),
+                            dq = offsetof(memory, dq), rows = offsetof(memory, rows),
+                            bars = offsetof(memory, bars);
+  static_assert(bars + sizeof(bwd_barriers) <= rgk_flash_bwd_shared(keys, W, E),
+                "as the host counts");
 };
 extern __shared__ __align__(1024) char bwd_smem[];
 
@@ -222,14 +221,14 @@ __device__ __forceinline__ void await_keys(bwd_barriers *bar, int keys, int both
   zero_rows<L::k_panels, L::key_rows>(bwd_smem + L::k, keys, both);
   zero_rows<L::v_panels, L::key_rows>(bwd_smem + L::v, keys, both);
   proxy_fence();
-  named_sync(1, 256);
+  named_sync(BOTH, 2 * WARPGROUP);
 }
 /* The same of a step's queries, n of them. */
 template <class L> __device__ __forceinline__ void clear_queries(int stage, int n, int both) {
   zero_rows<L::k_panels, ROWS>(bwd_smem + L::q + stage * L::k_panels * L::q_panel, n, both);
   zero_rows<L::v_panels, ROWS>(bwd_smem + L::d_o + stage * L::v_panels * L::q_panel, n, both);
   proxy_fence();
-  named_sync(1, 256);
+  named_sync(BOTH, 2 * WARPGROUP);
 }
 
 /* ---- weights ---- */
@@ -312,14 +311,14 @@ __device__ __forceinline__ void bwd_await_turn(const rgk_flash_bwd &p, const bwd
                                                const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1 || x.turn == 0) return;
   if (t == 0) await(sum.done, (uint32_t)x.turn);
-  named_sync(3 + wg, 128);
+  named_sync(EACH + wg, WARPGROUP);
 }
 __device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_item &x,
                                            const bwd_sum &sum, int wg, int t) {
   if (p.parts > 1) return true;
   if (x.turn == x.turns - 1) return false;
   __threadfence();
-  named_sync(3 + wg, 128);
+  named_sync(EACH + wg, WARPGROUP);
   if (t == 0) publish(sum.done, (uint32_t)x.turn + 1);
   return true;
 }

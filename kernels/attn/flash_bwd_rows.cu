@@ -3,6 +3,7 @@
    delta; zeros for dead rows.
  */
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "flash_bwd.cuh"
 
 using namespace rgk;
@@ -94,7 +95,7 @@ __device__ __forceinline__ float put_row(const rgk_attn &a, float *lse2, float *
     if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[row * a.d_lse.row + h * a.d_lse.head];
   }
   const bool none = lse == -INFINITY; /* sees nothing: P becomes exp2(-inf) */
-  lse2[r] = none ? INFINITY : lse * 1.4426950408889634f;
+  lse2[r] = none ? INFINITY : lse * LOG2E;
   delta[r] = none ? 0 : sum;
   return lse;
 }

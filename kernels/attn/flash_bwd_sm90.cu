@@ -99,8 +99,7 @@ template <class T, int W> struct worker {
     const uint32_t dS = base + L::ds + stage * KEYS * 128,
                    to = dS + row * 128 + ((lane >> 4) ^ (row & 7)) * 16;
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-      write_tiles(to ^ (k * 32), ds[4 * k], ds[4 * k + 1], ds[4 * k + 2], ds[4 * k + 3]);
+    for (int k = 0; k < 4; k++) store_matrices(to ^ (k * 32), ds + 4 * k);
     proxy_fence();
     warp_ready(&bar->ds_full[stage]);
   }

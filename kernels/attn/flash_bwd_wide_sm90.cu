@@ -135,15 +135,12 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         const uint32_t to = row * 128 + ((4 * wg + 2 * k + (lane >> 4)) ^ (row & 7)) * 16;
-        write_tiles(P + to, pack2<T>(s[8 * k], s[8 * k + 1]), pack2<T>(s[8 * k + 2], s[8 * k + 3]),
-                    pack2<T>(s[8 * k + 4], s[8 * k + 5]), pack2<T>(s[8 * k + 6], s[8 * k + 7]));
-        write_tiles(dS + to, pack2<T>(dp[8 * k], dp[8 * k + 1]),
-                    pack2<T>(dp[8 * k + 2], dp[8 * k + 3]), pack2<T>(dp[8 * k + 4], dp[8 * k + 5]),
-                    pack2<T>(dp[8 * k + 6], dp[8 * k + 7]));
+        store_matrices<T>(P + to, s + 8 * k);
+        store_matrices<T>(dS + to, dp + 8 * k);
       }
     }
     proxy_fence();
-    named_sync(1, 256);
+    named_sync(BOTH, 2 * WARPGROUP);
 
     half<T, L::k_panels> dq;
     wgmma_fence();

@@ -29,6 +29,7 @@
  */
 #pragma once
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
 #include "../device/tma.cuh"
@@ -39,6 +40,8 @@ namespace rgk {
 namespace flash {
 
 constexpr float LAZY = 8;
+/* First ids, of one for each warpgroup: who has the baton; its own threads. */
+enum named : int { BATON = 1, EACH = 8 };
 
 template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   using type = Type;
@@ -194,10 +197,8 @@ template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4
   const int lane = (int)threadIdx.x % 32, row = lane % 16;
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[4 * x]), "=r"(a[4 * x + 1]), "=r"(a[4 * x + 2]), "=r"(a[4 * x + 3])
-                 : "r"(q + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16)
-                 : "memory");
+    load_matrices(q + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
+                  a + 4 * x);
 }
 /* s = q kᵀ */
 template <class C>
@@ -305,18 +306,10 @@ template <class C> __device__ __forceinline__ void clear_tail(char *v, int from,
     for (int i = from * 8 + (int)(threadIdx.x % 128); i < C::N * 8; i += 128)
       *(uint4 *)(v + x * C::KV + i * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
-  named_sync(8 + group, 128);
+  named_sync(EACH + group, WARPGROUP);
 }
 
 /* ---- epilogue ---- */
-
-/* Four 8 by 8 matrices, one word of each from every lane; the lane's address is of row l%8 of
- * matrix l/8. */
-__device__ __forceinline__ void store_matrix(uint32_t at, const uint32_t (&w)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
-               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
-               : "memory");
-}
 
 /* Turns sums into averages, with the sink, and finds lse. */
 template <class C>
@@ -358,14 +351,10 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
   uint32_t copied = 0;
   if (rows <= 0) return copied;
 #pragma unroll
-  for (int x = 0; x < C::E / 16; x++) {
-    uint32_t w[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      w[i] = pack2<typename C::type>(o[8 * x + 2 * i], o[8 * x + 2 * i + 1]);
-    store_matrix(
-        smem_at(at) + x / 4 * C::Q + row * 128 + ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16, w);
-  }
+  for (int x = 0; x < C::E / 16; x++)
+    store_matrices<typename C::type>(smem_at(at) + x / 4 * C::Q + row * 128 +
+                                         ((x % 4 * 2 + lane / 16) ^ (row & 7)) * 16,
+                                     o + 8 * x);
   if (rows >= 16) {
     proxy_fence();
     __syncwarp();
@@ -427,7 +416,7 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
     if (lane == 0) store_wait_read<0>();
     __syncwarp();
   } else { /* all warps are done with q */
-    named_sync(8 + group, 128);
+    named_sync(EACH + group, WARPGROUP);
   }
   const uint32_t copied =
       write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
@@ -446,8 +435,8 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
-  auto baton_wait = [&]() { named_sync(1 + group, 256); };
-  auto baton_pass = [&]() { named_arrive(1 + (group + 1) % C::GROUPS, 256); };
+  auto baton_wait = [&]() { named_sync(BATON + group, 2 * WARPGROUP); };
+  auto baton_pass = [&]() { named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP); };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -552,6 +541,8 @@ template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     forward(const __grid_constant__ rgk_flash_params p) {
   extern __shared__ char memory[];
+  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
+                "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);

@@ -30,6 +30,7 @@ using namespace rgk;
 namespace {
 
 constexpr float LAZY = 8;
+enum named : int { EACH = 1 }; /* first id, of one for each warpgroup */
 
 enum {
   KEYS = RGK_GATHER_KEYS,
@@ -287,7 +288,7 @@ template <int E> __device__ __forceinline__ void clear_tail(char *v, int from, i
     for (int i = from * 8 + (int)(threadIdx.x % 128); i < KEYS * 8; i += 128)
       *(uint4 *)(v + x * PANEL + i * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
-  named_sync(1 + group, 128);
+  named_sync(EACH + group, WARPGROUP);
 }
 
 template <class T, int E>

@@ -11,21 +11,12 @@
 #include "plain.h"
 #include "attn.cuh"
 #include "../device/chunk.cuh"
+#include "../device/ptx.cuh"
 
 namespace rgk {
 namespace plain {
 
 /* ---- rows in and out ---- */
-
-__device__ __forceinline__ void copy_async(float *to, const void *from) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-      "l"(from));
-}
-/* All rows this thread copied have arrived; a barrier then shows them to the others. */
-__device__ __forceinline__ void wait_rows() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
 
 /* Four elements of 16 bits, those from n on as zeros. */
 __device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
@@ -35,7 +26,8 @@ __device__ __forceinline__ uint2 load4(const uint16_t *p, int n, bool vec) {
 }
 
 /* Rows [0, rows) of dst, columns [0, width rounded up to 16): element at(r) of t and those after
- * it; zeros past the width and where at(r) is negative. wait_rows() and a barrier must follow. */
+ * it; zeros past the width and where at(r) is negative. copies_wait_all() and a barrier must
+ * follow. */
 template <int LD, int THREADS, class At>
 __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const rgk_tensor &t,
                                           bool vec, At at) {
@@ -49,7 +41,8 @@ __device__ __forceinline__ void load_rows(float *dst, int rows, int width, const
       for (int c = c0; c < padded; c += LANES * 4) {
         float *to = dst + r * LD + c, x[4] = {0, 0, 0, 0};
         if (vec && from >= 0 && c < width) {
-          copy_async(to, (const float *)t.data + from + c);
+          const float *const source = (const float *)t.data + from + c;
+          copy16(smem_at(to), source);
           continue;
         }
 #pragma unroll

@@ -38,11 +38,6 @@ typedef struct rgk_attn_plain {
  * keys, the larger number) has as many parts as L / 256, but L times that stays below 2^17. */
 enum { RGK_PLAIN_PARTS = 16, RGK_PLAIN_PART_ROWS = 256, RGK_PLAIN_PART_MOST = 1 << 17 };
 
-#ifdef __cplusplus
-#define RGK_CONSTANT static constexpr
-#else
-#define RGK_CONSTANT static inline
-#endif
 RGK_CONSTANT int32_t rgk_plain_width(int w) {
   return w == RGK_PLAIN_64 ? 64 : w == RGK_PLAIN_128 || w == RGK_PLAIN_128_SMALL ? 128 : 256;
 }

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     load_rows<LD, THREADS>(sh.v, KEYS, a.E, a.v, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
     });
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     int lo[RL], hi[RL];
     bool any = false;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
 #pragma unroll
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
-  wait_rows();
+  copies_wait_all();
   __syncthreads(); /* a tile that sees no key has not met its q yet */
   float factor[RL];
 #pragma unroll
@@ -410,7 +410,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
   int turn = 0, at = 0; /* of two and of three */
   for (int64_t first = 0; first < rows; first += KEYS, turn ^= 1, at = at == 2 ? 0 : at + 1) {
     const batch_rows<KEYS> &x = sh.rows[at];
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     if (first + KEYS < rows)
       load_batch<LD, KEYS>(p, sh.rows[at == 2 ? 0 : at + 1], sh.q[turn ^ 1], sh.d_o[turn ^ 1]);
@@ -457,7 +457,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
 #pragma unroll
       for (int j = 0; j < NE; j++) sum[i][j] = added(sum[i][j], c[i][j]);
   }
-  wait_rows();
+  copies_wait_all();
   __syncthreads(); /* keys that no row sees have not met their tile yet */
   if (!wanted) return;
 

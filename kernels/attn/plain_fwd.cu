@@ -126,7 +126,7 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh
     load_rows<LD, RGK_PLAIN_THREADS>(sh.kv, KEYS, a.D, a.k, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
     });
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < RL; i++) {
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     load_rows<LD, THREADS>(sh.kv, part, a.D, a.k, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
     });
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     if (a.lse.data) {
       find_lengths<LD>(sh.length, sh.kv, part, a.D);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     load_rows<LD, THREADS>(sh.kv, part, a.E, a.v, p.vec, [&](int r) {
       return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
     });
-    wait_rows();
+    copies_wait_all();
     __syncthreads();
     if (!any) continue;
     float4 c[RL][NE];
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
 #pragma unroll
       for (int j = 0; j < NE; j++) o[i][j] = added(scaled(o[i][j], shrink[i]), c[i][j]);
   }
-  wait_rows();
+  copies_wait_all();
   __syncthreads(); /* a tile that sees no key has not met its q yet */
 
   unsigned doubt = 0; /* bit i: row i's lse */

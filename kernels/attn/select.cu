@@ -1,14 +1,12 @@
 /* kernels/attn/select.cu: around the products of select.h: cutting lists into items, merging
-   partials, and the row statistics that backward needs.
+   forward's partials, and the row statistics that backward needs.
 
    A partial row lies in the order of the accumulators of a 64-row product, 16 bytes of one lane
    after another: with U elements in 16 bytes, piece i of lane c of four holds columns 8 (i U/2 + j)
-   + 2c and + 1 for j = 0 … U/2 - 1, and stands at piece 4 i + c.
+   + 2c and + 1 for j = 0 … U/2 - 1, and stands at piece 4 i + c. Backward's, where groups are whole
+   eights of heads: a lane's piece of head 8 h + r stands at 32 i + 4 r + c of the eight heads'.
  */
-#include "../device/element.cuh"
-#include "../device/seq.cuh"
-#include "../device/softmax.cuh"
-#include "select.h"
+#include "select.cuh"
 
 using namespace rgk;
 
@@ -56,18 +54,24 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN) items(const __grid_constant__
 
 /* ---- windows and items of backward ---- */
 
+__device__ __forceinline__ int64_t step_of(const rgk_select &p, int64_t length) {
+  const int64_t quarter = ((length + 3) / 4 + 63) / 64 * 64;
+  return quarter < 64 ? 64 : quarter < p.longest ? quarter : p.longest;
+}
+
 /* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut
  * anywhere. */
 __global__ void bounds(const __grid_constant__ rgk_select p) {
   int64_t row = 0;
   p.bound[0] = 0;
-  for (int w = 1; w <= p.windows; w++) {
+  for (int w = 1; w <= p.bounds; w++) {
     row += p.rows;
     if (row < p.a.T) {
       const int b = find_seq(p.a.seqs, row);
       if (b < p.a.seqs.n) {
-        const int64_t from = seq_start(p.a.seqs, b);
-        row = from + (row - from) / p.step * p.step;
+        const int64_t from = seq_start(p.a.seqs, b),
+                      step = step_of(p, seq_start(p.a.seqs, b + 1) - from);
+        row = from + (row - from) / step * step;
       }
     } else {
       row = p.a.T;
@@ -95,46 +99,54 @@ __device__ __forceinline__ int32_t entries_before(const rgk_csr &c, int kh, int6
   return lo;
 }
 
-/* A place in bin `bin` for this lane if `wanted`; the lanes of a warp together. */
-__device__ __forceinline__ int32_t take_place(int32_t *bin, bool wanted) {
-  const unsigned lanes = __ballot_sync(~0u, wanted);
-  int32_t first = 0;
-  if (threadIdx.x % 32 == 0 && lanes) first = atomicAdd(bin, __popc(lanes));
-  return __shfl_sync(~0u, first, 0) + __popc(lanes & ((1u << threadIdx.x % 32) - 1));
+/* Calls use(entry, count) for the items that block s's list has among rows [from, to). One of an
+ * empty list clears d.k and d.v. */
+template <class F>
+__device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s, int64_t from,
+                                          int64_t to, F use) {
+  const int64_t *start = p.csr.start + kh * (p.csr.slots + 1) + s;
+  if (start[0] == start[1]) {
+    if (from == 0) use(0, 0);
+    return;
+  }
+  const int b = find_tile(p.a.kseqs, s, p.a.block).b;
+  const int64_t begin = seq_start(p.a.seqs, b), end = seq_start(p.a.seqs, b + 1),
+                step = step_of(p, end - begin);
+  if (to > end) to = end;
+  if (from < begin) from = begin;
+  if (from >= to) return;
+  int32_t e = entries_before(p.csr, kh, s, from);
+  while (from < to) {
+    from = begin + ((from - begin) / step + 1) * step;
+    const int32_t upto = entries_before(p.csr, kh, s, from < to ? from : to);
+    for (; e < upto; e += p.length) use(e, min(upto - e, p.length));
+    e = upto;
+  }
 }
 
-/* Items are sorted by the 64th of their list they begin in; within it their order is any, but a
- * list's own is kept. A thread has a list; every list's first item is in the first bin. */
+/* A window's items, sorted by the 64th of its rows they begin in; within it their order is any, but
+ * a list's own is kept. A thread has a list. */
 __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1)
     bwd_items(const __grid_constant__ rgk_select p) {
   enum { BINS = 64 };
-  __shared__ int32_t of_bin[BINS], extra; /* items, then where the next one goes */
-  const int z = blockIdx.x, kh = p.head + z, lane = threadIdx.x % 32;
-  const int64_t slots = p.csr.slots, *start = p.csr.start + kh * (slots + 1);
-  const int64_t from = p.bound[p.window], to = p.bound[p.window + 1];
-  rgk_select_span *span = p.span + z * slots;
-  rgk_select_item *item = p.item + z * p.cap;
-  if (threadIdx.x < p.parts) p.ticket[z * p.parts + threadIdx.x] = 0;
+  __shared__ int32_t of_bin[BINS]; /* items, then where the next one goes */
+  const int w = blockIdx.x, z = blockIdx.y, kh = p.head + z, lane = threadIdx.x % 32,
+            which = z * p.windows + w;
+  const int64_t slots = p.csr.slots, from = p.bound[p.window + w], to = p.bound[p.window + w + 1];
+  rgk_select_item *item = p.item + which * p.cap;
+  if (threadIdx.x == 0) p.done[which] = p.merged[which] = 0;
+  if (which == 0 && threadIdx.x == 0) p.begun[0] = p.merged[p.heads * p.windows] = 0;
+  if (which == 0 && p.window == 0)
+    for (int64_t i = threadIdx.x; i < slots * p.parts; i += RGK_SELECT_SCAN) p.turn[i] = 0;
   if (threadIdx.x < BINS) of_bin[threadIdx.x] = 0;
-  if (threadIdx.x == 0) extra = (int32_t)slots;
-  for (int64_t i = threadIdx.x; i < p.sums * p.parts; i += RGK_SELECT_SCAN)
-    p.turn[z * p.sums * p.parts + i] = 0;
   __syncthreads();
-  for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
-    const int64_t s = s0 + threadIdx.x;
-    rgk_select_span x = {0, 0, 0, -1};
-    if (s < slots) {
-      x.first = entries_before(p.csr, kh, s, from);
-      x.count = entries_before(p.csr, kh, s, to) - x.first;
-      x.items = (x.count + p.length - 1) / p.length;
-      if (p.window == 0 && start[s] == start[s + 1]) x.items = 1;
-      if (x.items > RGK_SELECT_CHAIN)
-        x.extra = atomicAdd(&extra, (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN);
-      span[s] = x;
-    }
-    take_place(of_bin, x.items > 0);
-    for (int i = 1; i < x.items; i++) atomicAdd(&of_bin[i * BINS / x.items], 1);
-  }
+  auto bin = [&](int64_t s, int32_t e, int32_t n) {
+    const int64_t base = kh * p.a.T * p.a.N + p.csr.start[kh * (slots + 1) + s];
+    return n > 0 ? (int)((p.csr.rows[base + e] - from) * BINS / (to - from)) : 0;
+  };
+  for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN)
+    each_item(p, kh, s, from, to,
+              [&](int32_t e, int32_t n) { atomicAdd(&of_bin[bin(s, e, n)], 1); });
   __syncthreads();
   if (threadIdx.x < 32) {
     const int first = of_bin[2 * lane], second = of_bin[2 * lane + 1];
@@ -143,124 +155,27 @@ __global__ void __launch_bounds__(RGK_SELECT_SCAN, 1)
       const int y = __shfl_up_sync(~0u, sum, d);
       if (lane >= d) sum += y;
     }
-    if (lane == 31) p.items[z] = sum;
+    if (lane == 31) p.items[which] = sum;
     of_bin[2 * lane] = sum - second - first;
     of_bin[2 * lane + 1] = sum - second;
   }
   __syncthreads();
-  for (int64_t s0 = 0; s0 < slots; s0 += RGK_SELECT_SCAN) {
-    const int64_t s = s0 + threadIdx.x;
-    rgk_select_span x = {0, 0, 0, -1};
-    if (s < slots) x = span[s];
-    int32_t at = take_place(of_bin, x.items > 0);
-    for (int i = 0; i < x.items; i++) {
-      if (i > 0) at = atomicAdd(&of_bin[i * BINS / x.items], 1);
-      const int32_t left = x.count - i * p.length;
+  for (int64_t s = threadIdx.x; s < slots; s += RGK_SELECT_SCAN) {
+    const int64_t *start = p.csr.start + kh * (slots + 1) + s;
+    int64_t earlier = 0;
+    for (int h = p.head; h < kh; h++) {
+      const int64_t *of = p.csr.start + h * (slots + 1) + s;
+      earlier += of[1] - of[0];
+    }
+    each_item(p, kh, s, from, to, [&](int32_t e, int32_t n) {
       rgk_select_item y;
       y.slot = (int32_t)s;
-      y.first = (uint32_t)(start[s] + x.first + i * p.length);
-      y.count = left < p.length ? left : p.length;
-      if (x.extra < 0) {
-        y.sum = (int32_t)s;
-        y.turn = i;
-        y.is = (y.first == start[s] ? RGK_SELECT_FIRST : 0) |
-               (y.first + y.count == start[s + 1] ? RGK_SELECT_LAST : 0);
-      } else {
-        y.sum = x.extra + i / RGK_SELECT_CHAIN;
-        y.turn = i % RGK_SELECT_CHAIN;
-        y.is = y.turn == 0 ? RGK_SELECT_FIRST : 0;
-      }
-      if (i + 1 < x.items && (x.extra < 0 || y.turn + 1 < RGK_SELECT_CHAIN))
-        y.is |= RGK_SELECT_MORE;
-      item[at] = y;
-    }
-  }
-}
-
-/* Adds a list's extra sums to its own, four numbers of two keys in a thread; at its end writes d.k
- * and d.v. */
-__device__ __forceinline__ void keys_sum(const rgk_select &p, int64_t slot, int part, int z) {
-  const int kh = p.head + z;
-  const int64_t *start = p.csr.start + kh * (p.csr.slots + 1) + slot;
-  const rgk_select_span x = p.span[z * p.csr.slots + slot];
-  if (x.extra < 0) return;
-  const tile keys = find_tile(p.a.kseqs, slot, p.a.block);
-  const int n = (x.items + RGK_SELECT_CHAIN - 1) / RGK_SELECT_CHAIN;
-  const bool first = x.first == 0, last = start[0] + x.first + x.count == start[1];
-  const int64_t own = (z * p.sums + slot) * p.parts + part,
-                extra = (z * p.sums + x.extra) * p.parts + part;
-  for (int c = threadIdx.x; c < 16 * (p.a.D + p.a.E); c += RGK_SELECT_REDUCE) {
-    const bool of_v = c >= 16 * p.a.D;
-    const int64_t size = 16 * (of_v ? p.a.E : p.a.D);
-    const int at = of_v ? c - 16 * p.a.D : c, t = at % 128;
-    float4 *sum = (float4 *)(of_v ? p.sum_v : p.sum_k) + at;
-    float4 y = first ? make_float4(0, 0, 0, 0) : sum[own * size];
-#pragma unroll 8
-    for (int i = 0; i < n; i++) {
-      const float4 v = sum[(extra + i * p.parts) * size];
-      y.x += v.x, y.y += v.y, y.z += v.z, y.w += v.w;
-    }
-    if (!last) {
-      sum[own * size] = y;
-      continue;
-    }
-    const rgk_tensor &to = of_v ? p.a.dv : p.a.dk;
-    const bool acc = of_v ? p.a.acc_v : p.a.acc_k;
-    const float scale = of_v ? 1 : p.a.scale, v[2][2] = {{y.x, y.y}, {y.z, y.w}};
-    for (int i = 0; i < 2 && to.data; i++) {
-      const int key = part * RGK_SELECT_KEYS + t / 32 * 16 + t % 32 / 4 + 8 * i;
-      if (key >= keys.n) continue;
-      const int64_t e =
-          (keys.begin + keys.first + key) * to.row + kh * to.head + at / 128 * 8 + t % 4 * 2;
-      put_grad(to.data, to.dtype, e, v[i][0] * scale, acc);
-      put_grad(to.data, to.dtype, e + 1, v[i][1] * scale, acc);
-    }
-  }
-}
-
-/* What a thread of a reduction works on: a piece of a row of the window, and the row's entries. */
-struct reduced {
-  int64_t r, row;
-  int z, g, piece;
-  int64_t keys; /* the row sees of its sequence */
-  bool any;     /* there is such a row */
-  const int32_t *idx;
-};
-__device__ __forceinline__ reduced find_reduced(const rgk_select &p, int64_t block, int pieces,
-                                                int64_t from, int64_t to) {
-  reduced x;
-  const int64_t i = block * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
-  x.piece = (int)(i % pieces);
-  x.g = (int)(i / pieces % p.a.G);
-  x.r = i / pieces / p.a.G;
-  x.row = from + x.r;
-  x.z = blockIdx.y;
-  x.any = x.row < to;
-  x.keys = 0;
-  x.idx = nullptr;
-  if (!x.any) return x;
-  const int b = find_seq(p.a.seqs, x.row);
-  if (b < p.a.seqs.n) {
-    const int64_t n = seq_start(p.a.kseqs, b + 1) - seq_start(p.a.kseqs, b);
-    const int64_t seen = x.row - seq_start(p.a.seqs, b) + (p.a.offset ? p.a.offset[b] : 0) + 1;
-    x.keys = seen < n ? seen : n;
-    x.idx = (const int32_t *)p.a.idx.data + x.row * p.a.idx.row + (p.head + x.z) * p.a.idx.head;
-  }
-  return x;
-}
-/* Calls use(place, real) for every place of the row's part of the partial store, in order: real
- * where an entry counts and the part has a key that the row sees. */
-template <class F>
-__device__ __forceinline__ void each_place(const rgk_select &p, const reduced &x, F use) {
-  const int n = x.keys > 0 ? p.a.N * p.parts : 0;
-  int64_t before = -1;
-#pragma unroll 8
-  for (int i = 0; i < n; i++) {
-    const int e = p.parts == 1 ? i : i / p.parts, part = p.parts == 1 ? 0 : i - e * p.parts;
-    const int64_t v = x.idx[e];
-    const bool real = v > before && v * p.a.block + part * RGK_SELECT_KEYS < x.keys;
-    if (part == p.parts - 1) before = v > before ? v : before;
-    use(i, real);
+      y.first = (uint32_t)(start[0] + e);
+      y.count = n;
+      y.before = (int32_t)(earlier + e);
+      y.is = (e == 0 ? RGK_SELECT_FIRST : 0) | (start[0] + e + n == start[1] ? RGK_SELECT_LAST : 0);
+      item[atomicAdd(&of_bin[bin(s, e, n)], 1)] = y;
+    });
   }
 }
 
@@ -278,15 +193,34 @@ __device__ __forceinline__ void load8(float (&x)[8], const T *from, bool aligned
     for (int i = 0; i < 8; i++) x[i] = to_float(from[i]);
 }
 
+/* Calls use(place, real) for every place of the row's part of the partial store, in order: real
+ * where an entry counts and the part has a key that the row sees. */
+template <class F>
+__device__ __forceinline__ void each_place(const rgk_select &p, const merged_row &x, F use) {
+  const int n = x.keys > 0 ? p.a.N * p.parts : 0;
+  int64_t before = -1;
+#pragma unroll 8
+  for (int i = 0; i < n; i++) {
+    const int e = p.parts == 1 ? i : i / p.parts, part = p.parts == 1 ? 0 : i - e * p.parts;
+    const int64_t v = x.idx[e];
+    const bool real = v > before && v * p.a.block + part * RGK_SELECT_KEYS < x.keys;
+    if (part == p.parts - 1) before = v > before ? v : before;
+    use(i, real);
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constant__ rgk_select p) {
-  const int E = p.a.E, pieces = E / 8;
-  const reduced x = find_reduced(p, blockIdx.x, pieces, p.row, p.row + p.rows);
-  if (!x.any) return;
-  const int head = (p.head + x.z) * p.a.G + x.g;
-  const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
+  const int E = p.a.E, pieces = E / 8, z = blockIdx.y;
+  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, r = i / pieces / p.a.G,
+                row = p.row + r;
+  const int piece = (int)(i % pieces), g = (int)(i / pieces % p.a.G),
+            head = (p.head + z) * p.a.G + g;
+  if (r >= p.rows) return;
+  const merged_row x = find_merged(p, row, p.head + z);
+  const int64_t step = p.a.G, at = (z * p.rows + r) * p.a.N * p.parts * step + g;
   const float *lse = p.part_lse + at;
-  const uint4 *o = (const uint4 *)p.part + at * pieces + x.piece;
+  const uint4 *o = (const uint4 *)p.part + at * pieces + piece;
 
   float m = -INFINITY, sum = 0;
   each_place(p, x, [&](int i, bool real) { m = fmaxf(m, real ? lse[i * step] : -INFINITY); });
@@ -305,9 +239,7 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constan
   const row_end end = finish_row(
       m, sum,
       p.a.sinks.data ? load(p.a.sinks.data, p.a.sinks.dtype, head * p.a.sinks.row) : -INFINITY);
-  const bool live = x.idx != nullptr;
-  T *to =
-      (T *)p.a.o.data + x.row * p.a.o.row + head * p.a.o.head + x.piece / 4 * 32 + x.piece % 4 * 2;
+  T *to = (T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head + piece / 4 * 32 + piece % 4 * 2;
 #pragma unroll
   for (int k = 0; k < 8; k += 2) {
     T pair[2] = {from_float<T>(y[k] * end.scale), from_float<T>(y[k + 1] * end.scale)};
@@ -316,40 +248,8 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE) reduce(const __grid_constan
     else
       to[4 * k] = pair[0], to[4 * k + 1] = pair[1];
   }
-  if (x.piece == 0 && p.a.lse.data)
-    ((float *)p.a.lse.data)[x.row * p.a.lse.row + head * p.a.lse.head] = live ? end.lse : 0;
-}
-
-/* The sums of keys first. S: type of the partials. */
-template <class S>
-__global__ void __launch_bounds__(RGK_SELECT_REDUCE)
-    bwd_reduce(const __grid_constant__ rgk_select p) {
-  enum { U = 16 / sizeof(S) };
-  const int64_t block = blockIdx.x - p.key_blocks;
-  if (block < 0) {
-    keys_sum(p, blockIdx.x / p.parts, blockIdx.x % p.parts, blockIdx.y);
-    return;
-  }
-  const int pieces = p.a.D / U;
-  const reduced x = find_reduced(p, block, pieces, p.bound[p.window], p.bound[p.window + 1]);
-  if (!x.any) return;
-  const int head = (p.head + x.z) * p.a.G + x.g;
-  const int64_t step = p.a.G, at = (x.z * p.rows + x.r) * p.a.N * p.parts * step + x.g;
-  const uint4 *from = (const uint4 *)p.part + at * pieces + x.piece;
-  float y[U] = {};
-  each_place(p, x, [&](int i, bool real) {
-    if (real) {
-      const uint4 v = __ldcs(from + i * step * pieces);
-      const S *t = (const S *)&v;
-#pragma unroll
-      for (int k = 0; k < U; k++) y[k] += to_float(t[k]);
-    }
-  });
-  const int64_t to =
-      x.row * p.a.dq.row + head * p.a.dq.head + x.piece / 4 * 4 * U + x.piece % 4 * 2;
-#pragma unroll
-  for (int k = 0; k < U; k++)
-    put_grad(p.a.dq.data, p.a.dq.dtype, to + k / 2 * 8 + k % 2, y[k] * p.a.scale, p.a.acc_q);
+  if (piece == 0 && p.a.lse.data)
+    ((float *)p.a.lse.data)[row * p.a.lse.row + head * p.a.lse.head] = x.live ? end.lse : 0;
 }
 
 __device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t row, int head,
@@ -429,9 +329,6 @@ const void *rgk_select_bwd_items(void) {
 }
 const void *rgk_select_reduce(rg_dtype t) {
   return t == RG_F16 ? (const void *)reduce<__half> : (const void *)reduce<__nv_bfloat16>;
-}
-const void *rgk_select_bwd_reduce(rg_dtype t) {
-  return t == RG_F16 ? (const void *)bwd_reduce<float> : (const void *)bwd_reduce<__nv_bfloat16>;
 }
 const void *rgk_select_stat_given(void) {
   return (const void *)stat_given;

@@ -2,27 +2,21 @@
    of a tile's rows, and gathering rows into swizzled panels.
 
      tile t of an item   rows 64 t … of its list, a row being (query r / G, head r % G of the group)
-     row table           made two tiles ahead by one thread a row, from list entries fetched three
-                         tiles ahead; three tables take turns, so one barrier a tile is enough
-     gathering           cp.async, one tile ahead; in forward rows that do not exist become
-                         zeros, in backward they repeat one that does
+     row table           made ahead by one thread a row, from list entries fetched a tile earlier
+     gathering           cp.async, a tile ahead; in forward rows that do not exist become zeros,
+                         in backward they repeat one that does
  */
 #pragma once
 #include "select.h"
 #include "../device/element.cuh"
+#include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
 #include "../device/wgmma.cuh"
 
 namespace rgk {
 
-/* To shared memory; zeros where !real. */
-__device__ __forceinline__ void copy16(uint32_t to, const void *from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(real ? 16 : 0)
-               : "memory");
-}
-/* The same for 8 elements of 2 bytes, also where they do not start on 16 bytes. */
+/* 16 bytes, 8 elements of 2, also where they do not start on 16 bytes; zeros where !real. */
 __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bool real,
                                            bool aligned) {
   if (aligned) {
@@ -32,18 +26,7 @@ __device__ __forceinline__ void copy_chunk(uint32_t to, const uint16_t *from, bo
   uint32_t x[4] = {};
   if (real)
     for (int i = 0; i < 4; i++) x[i] = from[2 * i] | (uint32_t)from[2 * i + 1] << 16;
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]), "r"(x[1]),
-               "r"(x[2]), "r"(x[3])
-               : "memory");
-}
-__device__ __forceinline__ void copy4(uint32_t to, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  put16(to, x);
 }
 
 /* Where 16-byte chunk c of row r of a tile of `rows` rows lies. */
@@ -68,13 +51,13 @@ __device__ __forceinline__ select_keys find_keys(const rgk_select &p, int64_t sl
   return k;
 }
 
-/* Keys of head h into a tile of 64 rows, zeros past the last. */
+/* Keys of head h into a tile of 64 rows, zeros past the last; by `threads` threads, t of them. */
 template <int W, int threads>
 __device__ __forceinline__ void load_keys(uint32_t to, const rgk_tensor &x, const select_keys &k,
-                                          int h, bool aligned) {
+                                          int h, bool aligned, int t) {
   const uint16_t *from = (const uint16_t *)x.data + k.row * x.row + h * x.head;
 #pragma unroll
-  for (int i = threadIdx.x; i < 64 * W / 8; i += threads) {
+  for (int i = t; i < 64 * W / 8; i += threads) {
     const int r = i / (W / 8), c = i % (W / 8);
     const bool real = r < k.n;
     copy_chunk(to + chunk_at<64>(r, c), from + (real ? r * x.row + c * 8 : 0), real, aligned);
@@ -94,8 +77,7 @@ template <int rows> struct row_walk {
   const uint16_t *places;
   int64_t first; /* row at the position of the item's first key */
   int e, g_next, G, head, n, count;
-  int row, place, g; /* fetched */
-  bool real;
+  int row, place, g; /* fetched; row -1: there is none */
 
   __device__ __forceinline__ row_walk(const rgk_select &p, const rgk_select_item &item,
                                       const select_keys &k, int kh) {
@@ -111,15 +93,12 @@ template <int rows> struct row_walk {
     n = k.n;
     count = item.count;
   }
-  /* repeat: instead of rows that do not exist (row -1), the last that does; an item has one. */
-  template <bool repeat = false> __device__ __forceinline__ void fetch(const rgk_select &p) {
+  __device__ __forceinline__ void fetch(const rgk_select &p) {
     g = g_next;
     row = -1;
-    real = e < count;
-    if (repeat || real) {
-      const int at = real ? e : count - 1;
-      row = list[at];
-      place = places[at];
+    if (e < count) {
+      row = list[e];
+      place = places[e];
     }
     e += p.along;
     g_next += p.across;
@@ -142,32 +121,6 @@ __device__ __forceinline__ void gather(uint32_t to, const void *x, const int64_t
     copy_chunk(to + chunk_at<rows>(r, c), (const uint16_t *)x + (at < 0 ? 0 : at + c * 8), at >= 0,
                aligned);
   }
-}
-
-/* The same for aligned rows that all exist, row r from row[r][which] on. A thread keeps its chunk
- * of a row, so that little is computed. */
-template <int rows, int W, int threads, int first = 0>
-__device__ __forceinline__ void gather_fast(uint32_t to, const char *const (*row)[2], int which) {
-  constexpr int PART = (W & (W - 1)) == 0 ? W
-                       : W > 128          ? 128
-                                          : 64,
-                C = PART / 8, R = threads / C, MOST = 8;
-  static_assert(R % 8 == 0 && rows % R == 0);
-  const int c = threadIdx.x % C, r = threadIdx.x / C;
-  const uint32_t at = to + chunk_at<rows>(r, first / 8 + c);
-#pragma unroll
-  for (int i0 = 0; i0 < rows; i0 += MOST * R) {
-    const char *from[MOST];
-#pragma unroll
-    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
-      from[i] = row[r + i0 + i * R][which] + (first / 8 + c) * 16;
-#pragma unroll
-    for (int i = 0; i < MOST && i0 + i * R < rows; i++)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at + (i0 + i * R) * 128),
-                   "l"(from[i])
-                   : "memory");
-  }
-  if constexpr (W > PART) gather_fast<rows, W - PART, threads, first + PART>(to, row, which);
 }
 
 /* d = A B^T over W columns: A a tile of 64 rows, B one of N rows. */
@@ -193,6 +146,26 @@ template <class T, int n>
 __device__ __forceinline__ void pack_all(uint32_t (&a)[n], const float (&x)[2 * n]) {
 #pragma unroll
   for (int i = 0; i < n; i++) a[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+}
+
+/* ---- merging partials ---- */
+
+/* A row of the pack as those who merge see it. */
+struct merged_row {
+  int64_t keys; /* it sees of its sequence */
+  bool live;
+  const int32_t *idx;
+};
+__device__ __forceinline__ merged_row find_merged(const rgk_select &p, int64_t row, int kh) {
+  merged_row x = {0, false, nullptr};
+  const int b = find_seq(p.a.seqs, row);
+  if (b >= p.a.seqs.n) return x;
+  const int64_t n = seq_start(p.a.kseqs, b + 1) - seq_start(p.a.kseqs, b);
+  const int64_t seen = row - seq_start(p.a.seqs, b) + (p.a.offset ? p.a.offset[b] : 0) + 1;
+  x.keys = seen < n ? seen : n;
+  x.live = true;
+  x.idx = (const int32_t *)p.a.idx.data + row * p.a.idx.row + kh * p.a.idx.head;
+  return x;
 }
 
 } // namespace rgk

@@ -3,8 +3,7 @@
      S [64 rows, 64 keys] = Q K^T    p = exp2(S c - m)
      O [64 rows, E] = p V, over its row's sum of p
 
-   Shared memory: K, V; Q twice; row tables. One warpgroup; several blocks on a multiprocessor hide
-   each other's waiting.
+   One warpgroup; several blocks on a multiprocessor hide each other's waiting.
  */
 #include "select.cuh"
 
@@ -12,32 +11,40 @@ using namespace rgk;
 
 namespace {
 
+constexpr int ROWS = 64, THREADS = RGK_SELECT_THREADS;
+
+template <int D, int E> struct shared {
+  alignas(1024) char k[(D + 63) / 64][RGK_SELECT_KEYS * 128];
+  char v[(E + 63) / 64][RGK_SELECT_KEYS * 128];
+  char q[2][(D + 63) / 64 * ROWS * 128];
+  row_table<ROWS> table[3];
+};
+
 template <class T, int D, int E>
 __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1
                                                       : D > 128   ? 2
                                                                   : 3)
     forward(const __grid_constant__ rgk_select p) {
-  enum { ROWS = 64, THREADS = RGK_SELECT_THREADS };
-  extern __shared__ char raw[];
+  extern __shared__ __align__(1024) char raw[];
+  static_assert(sizeof(shared<D, E>) <= rgk_select_shared_fwd(D, E), "as the host counts");
+  shared<D, E> &sh = *(shared<D, E> *)raw;
   const int z = blockIdx.z, kh = p.head + z, part = blockIdx.y;
   if (blockIdx.x >= p.items[z]) return;
   const rgk_select_item item = p.item[z * p.cap + blockIdx.x];
   const select_keys keys = find_keys(p, item.slot, part);
   if (keys.n == 0) return;
 
-  const uint32_t at_k = (smem_at(raw) + 1023) & ~1023u, at_v = at_k + 8192 * ((D + 63) / 64),
-                 at_q = at_v + 8192 * ((E + 63) / 64), size_q = 8192 * ((D + 63) / 64);
-  row_table<ROWS> *table = (row_table<ROWS> *)(raw + (at_q + 2 * size_q - smem_at(raw)));
+  const uint32_t at_k = smem_at(sh.k), at_v = smem_at(sh.v);
   const int rows = item.count * p.a.G, tiles = (rows + ROWS - 1) / ROWS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t places = (int64_t)p.a.N * p.parts * p.a.G;
 
-  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned);
-  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned);
+  load_keys<D, THREADS>(at_k, p.a.k, keys, kh, p.a.aligned, threadIdx.x);
+  load_keys<E, THREADS>(at_v, p.a.v, keys, kh, p.a.aligned, threadIdx.x);
 
   row_walk<ROWS> walk(p, item, keys, kh);
   auto write_table = [&](int t) {
-    row_table<ROWS> &x = table[t % 3];
+    row_table<ROWS> &x = sh.table[t % 3];
     const int r = threadIdx.x;
     const bool real = walk.row >= 0;
     x.q[r] = real ? walk.row * p.a.q.row + (walk.head + walk.g) * p.a.q.head : -1;
@@ -52,24 +59,24 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1
     write_table(1);
   }
   __syncthreads();
-  gather<ROWS, D, THREADS>(at_q, p.a.q.data, table[0].q, p.a.aligned);
+  gather<ROWS, D, THREADS>(smem_at(sh.q[0]), p.a.q.data, sh.table[0].q, p.a.aligned);
   copies_commit();
 
   const float c = p.a.scale * LOG2E;
   for (int t = 0; t < tiles; t++) {
-    copies_wait();
+    copies_wait<0>();
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < ROWS) write_table(t + 2);
     if (t + 1 < tiles)
-      gather<ROWS, D, THREADS>(at_q + ((t + 1) & 1) * size_q, p.a.q.data, table[(t + 1) % 3].q,
+      gather<ROWS, D, THREADS>(smem_at(sh.q[(t + 1) & 1]), p.a.q.data, sh.table[(t + 1) % 3].q,
                                p.a.aligned);
     copies_commit();
 
-    const row_table<ROWS> &mine = table[t % 3];
+    const row_table<ROWS> &mine = sh.table[t % 3];
     float s[32], o[E / 2];
     wgmma_fence();
-    product_rows<T, 64, D>(s, at_q + (t & 1) * size_q, at_k);
+    product_rows<T, 64, D>(s, smem_at(sh.q[t & 1]), at_k);
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_keep(s);

@@ -34,10 +34,15 @@ enum { RGK_TOPK_UNDECIDED = -2 };
 enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 };
 enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
 RGK_GETTER(rgk_topk_plain(int mode))
-/* Its bytes of dynamic shared memory; `heap` places of a heap a row are in there too. */
+/* Its bytes of dynamic shared memory: of tiles of q, k and sums; of all, with `heap` places of a
+ * heap a row. */
+RGK_CONSTANT uint32_t rgk_topk_plain_tiles(int mode) {
+  return 2 * 32 * (RGK_TOPK_ROWS + 4) * 4 +
+         RGK_TOPK_ROWS * (RGK_TOPK_KEYS + 1) * (mode == RGK_TOPK_WIDE ? 8 : 4);
+}
 static inline uint32_t rgk_topk_plain_shared(int mode, int chunk, int64_t heap) {
-  uint32_t size = mode == RGK_TOPK_WIDE ? 8 : 4, tile = 2 * 32 * (RGK_TOPK_ROWS + 4) * 4;
-  return tile + RGK_TOPK_ROWS * ((RGK_TOPK_KEYS + 1) * size + (uint32_t)chunk * size) + 8 +
+  const uint32_t size = mode == RGK_TOPK_WIDE ? 8 : 4;
+  return rgk_topk_plain_tiles(mode) + RGK_TOPK_ROWS * (uint32_t)chunk * size + 8 +
          RGK_TOPK_ROWS * 8 * (uint32_t)heap;
 }
 
@@ -52,24 +57,29 @@ enum {
 /* Consumer warpgroups of a block, and its threads. */
 #define RGK_TOPK90_GROUPS(heads, width)  ((width) <= 128 && (heads) >= 8 ? 1 : 2)
 #define RGK_TOPK90_THREADS(heads, width) (128 * RGK_TOPK90_GROUPS(heads, width) + 128)
-/* For so many queries a warpgroup: tiles of a step, and places for a query's candidates. */
+/* For so many queries a warpgroup: tiles of a step, floats of a query's sums of one, and places for
+ * its candidates. */
 #define RGK_TOPK90_HALVES(queries) ((queries) <= 32 ? 2 : 1)
+#define RGK_TOPK90_PITCH(queries)  (RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8)
 #define RGK_TOPK90_ROOM(queries)   ((queries) <= 8 ? 128 : 64)
 typedef struct rgk_topk90_params {
   rgk_topk call;
   rgk_map k; /* in boxes of TILE rows */
 } rgk_topk90_params;
 RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
-/* Its bytes of dynamic shared memory. */
+/* Its bytes of dynamic shared memory: all but q, the ring of keys and what blocks reach over; all
+ * of them. */
+RGK_CONSTANT uint32_t rgk_topk90_tables(int heads, int width) {
+  const uint32_t queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
+  const uint32_t pitch = RGK_TOPK90_PITCH(queries);
+  const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4;
+  return RGK_TOPK90_GROUPS(heads, width) * queries * query + 2 * RGK_TOPK90_STAGES * 8;
+}
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
-  const uint32_t panels = ((uint32_t)width + 63) / 64,
+  const uint32_t panels = ((uint32_t)width + 63) / 64, groups = RGK_TOPK90_GROUPS(heads, width),
                  queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
-  const uint32_t pitch = RGK_TOPK90_TILE * RGK_TOPK90_HALVES(queries) + 8,
-                 groups = RGK_TOPK90_GROUPS(heads, width);
-  const uint32_t query =
-      2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4 + (uint32_t)reach * 4;
   return panels * 128 * (groups * RGK_TOPK90_COLUMNS + (uint32_t)stages * RGK_TOPK90_TILE) +
-         groups * queries * query + 2 * RGK_TOPK90_STAGES * 8;
+         rgk_topk90_tables(heads, width) + groups * queries * (uint32_t)reach * 4;
 }
 
 #endif

@@ -25,6 +25,12 @@ constexpr int WIDTH = 32, PITCH = ROWS + 4;
 template <int MODE> struct sum_of { using type = float; };
 template <> struct sum_of<RGK_TOPK_WIDE> { using type = double; };
 
+/* Shared memory: these, then [chunk, ROWS] scores and, where they fit, heaps. */
+template <class S> struct tiles {
+  float q[WIDTH * PITCH], k[WIDTH * PITCH];
+  S p[ROWS * (KEYS + 1)];
+};
+
 /* ---- entries of heaps ---- */
 
 __device__ __forceinline__ uint64_t entry(float score, int64_t b) {
@@ -186,9 +192,10 @@ template <int MODE>
 __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk p) {
   using S = typename sum_of<MODE>::type;
   extern __shared__ __align__(16) char memory[];
-  float *qs = (float *)memory, *ks = qs + WIDTH * PITCH;
-  S *ps = (S *)(ks + WIDTH * PITCH); /* [ROWS, KEYS + 1] */
-  S *score = ps + ROWS * (KEYS + 1); /* [chunk, ROWS] */
+  static_assert(sizeof(tiles<S>) == rgk_topk_plain_tiles(MODE), "as the host counts");
+  tiles<S> &at = *(tiles<S> *)memory;
+  float *qs = at.q, *ks = at.k;
+  S *ps = at.p, *score = (S *)(memory + sizeof at);
   uint64_t *heaps = p.heap
                         ? p.heap + blockIdx.x * p.most_keep * ROWS
                         : (uint64_t *)(((uintptr_t)(score + p.chunk * ROWS) + 7) & ~(uintptr_t)7);

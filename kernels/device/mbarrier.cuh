@@ -26,13 +26,9 @@
    of a load; docs/gpu.md lists every hand-over.
  */
 #pragma once
-#include <stdint.h>
+#include "ptx.cuh"
 
 namespace rgk {
-
-__device__ __forceinline__ uint32_t smem_at(const void *p) {
-  return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 /* ---- mbarrier: 8 bytes of shared memory ---- */
 
@@ -155,7 +151,9 @@ template <int stages> struct ring {
   }
 };
 
-/* ---- named barriers ---- */
+/* ---- named barriers: each kernel's enum `named` lists its ids ---- */
+
+enum { WARPGROUP = 128 }; /* threads */
 
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -1,16 +1,8 @@
 /* device/softmax.cuh: a row's softmax in powers of two, and its end. */
 #pragma once
-#include <cuda_runtime.h>
+#include "ptx.cuh"
 
 namespace rgk {
-
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /* What a row ends with: the factor that makes its sum of p v an average (0: it saw nothing), and
  * lse. */

@@ -80,6 +80,19 @@ template <> __device__ __forceinline__ uint32_t pack2<__half>(float x, float y) 
   return r;
 }
 
+/* Eight neighbouring accumulators, four 8 x 8 tiles of T, to shared memory. */
+template <class T> __device__ __forceinline__ void store_matrices(uint32_t at, const float *x) {
+  uint32_t w[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) w[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+  store_matrices(at, w);
+}
+
+template <class T> __device__ __forceinline__ float2 unpack2(uint32_t x) {
+  if constexpr (std::is_same_v<T, __half>) return __half22float2(*(const __half2 *)&x);
+  return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+}
+
 /* wgmma<T, N>::ss<mn of A, mn of B>(d, desc A, desc B, add) and ::rs<mn of B>(d, A, desc B, add);
  * add false: D = A B. */
 template <class T, int N> struct wgmma;

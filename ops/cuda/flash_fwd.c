@@ -87,10 +87,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   return x->launch(x, &(rg_launch){.function = kernel(a, i),
                                    .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
                                    .block = {(uint32_t)(groups + 1) * 128, 1, 1},
-                                   .shared = (uint32_t)(RGK_FLASH_BYTES(D, E, groups, keys) +
-                                                        (RGK_FLASH_OWN_O(D, E, groups, keys)
-                                                             ? RGK_FLASH_O(E, groups)
-                                                             : 0)),
+                                   .shared = (uint32_t)RGK_FLASH_BYTES(D, E, groups, keys),
                                    .params = &p,
                                    .size = sizeof p});
 }

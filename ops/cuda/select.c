@@ -4,13 +4,13 @@
 #include "attn.h"
 #include "csr.h"
 
-/* Bytes of the partial store per launch, at least one chunk of rows, one head; backward: a
- * window's, and what heads side by side may have. */
-static const int64_t PARTIALS = INT64_C(288) << 20, BWD_WINDOW = INT64_C(512) << 20,
-                     BWD_TOGETHER = INT64_C(256) << 20;
+/* Bytes of the partial store: forward's of a launch, at least one chunk of rows, one head;
+ * backward's at most, at least twice 64 rows. */
+static const int64_t PARTIALS = INT64_C(288) << 20, BWD_PARTIALS = INT64_C(512) << 20;
 enum {
   FWD_ROWS = 1024, /* rows (query, head) of an item */
   BWD_ROWS = 2048,
+  BWD_SEGMENTS = 64, /* of a launch at most */
   MAX_BLOCK = 1024,
   MAX_N = 4096
 };
@@ -33,6 +33,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
   if (a->softcap != 0) return "plain: softcap";
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
+  if (backward && !a->aligned) return "plain: strides that are not multiples of 16 bytes";
 #ifdef REGRAPH_CUDA
   if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif
@@ -143,39 +144,42 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return refuses(a, gpu, true);
 }
 
-/* What decides about the bits of d.k and d.v, step and length, looks at the shape of one group
- * alone. */
+static int64_t most(int64_t x, int64_t y) {
+  return x > y ? x : y;
+}
+
+/* What decides about the bits of d.k and d.v, `longest` and `length`, looks at the shape of one
+ * group alone. */
 static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
-                place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2);
-  p.step = BWD_WINDOW / place / 64 * 64;
-  if (p.step < 64) p.step = 64;
-  p.length = BWD_ROWS / a->G > 0 ? BWD_ROWS / a->G : 1;
-  p.rows = least(p.step, a->T);
-  /* Two neighbouring windows hold more than p.rows rows where steps do not line up. */
-  p.windows =
-      (int32_t)(a->seqs.n > 1 ? 2 * (a->T / (p.rows + 1)) + 1 : (a->T + p.step - 1) / p.step);
-  if (p.windows < 1) p.windows = 1;
-  /* whole ones; lists with extra sums have at least CHAIN */
-  const int64_t items = p.rows * a->N / p.length;
-  p.cap = items + slots;
-  p.sums = slots + 2 * items / RGK_SELECT_CHAIN;
-  const int64_t sums = p.sums * keys * (a->D + a->E) * (int64_t)sizeof(float),
-                parts = p.rows * place, heads = BWD_TOGETHER / (sums > parts ? sums : parts);
-  p.heads = (int32_t)least(a->KH, heads > 0 ? heads : 1);
+                place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2),
+                quarter = ((a->T + 3) / 4 + 63) / 64 * 64;
+  p.longest = most(BWD_PARTIALS / place / 128 * 64, 64);
+  /* enough of them at small groups too */
+  p.length = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1);
+  p.rows = most(least(quarter, p.longest), 64);
+  p.store = most(2 * p.rows, least(2 * p.longest, a->T));
+  /* two neighbours hold more than p.rows rows */
+  p.bounds = (int32_t)(2 * (a->T / (p.rows + 1)) + 1);
+  p.windows = (int32_t)least(p.bounds, BWD_SEGMENTS);
+  p.heads = (int32_t)most(least(a->KH, BWD_SEGMENTS / p.bounds), 1);
+  /* Whole items, and a last one of each list and step; a sequence of several steps in a window has
+   * at most four. */
+  p.cap = p.rows * a->N / p.length + slots +
+          4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
-  p.bound = rgi_take(w, (size_t)(p.windows + 1) * sizeof *p.bound);
-  p.span = rgi_take(w, (size_t)(p.heads * slots) * sizeof *p.span);
-  p.ticket = rgi_take(w, (size_t)(p.heads * p.parts) * sizeof *p.ticket);
-  p.turn = rgi_take(w, (size_t)(p.heads * p.sums * p.parts) * sizeof *p.turn);
-  p.item = rgi_take(w, (size_t)(p.heads * p.cap) * sizeof *p.item);
-  p.items = rgi_take(w, (size_t)p.heads * sizeof *p.items);
-  if (a->dq.data) p.part = rgi_take(w, (size_t)(p.heads * p.rows * place));
+  p.bound = rgi_take(w, (size_t)(p.bounds + 1) * sizeof *p.bound);
+  p.begun = rgi_take(w, sizeof *p.begun);
+  p.done = rgi_take(w, (size_t)(p.heads * p.windows) * sizeof *p.done);
+  p.merged = rgi_take(w, (size_t)(p.heads * p.windows + 1) * sizeof *p.merged);
+  p.turn = rgi_take(w, (size_t)(slots * p.parts) * sizeof *p.turn);
+  p.item = rgi_take(w, (size_t)(p.heads * p.windows * p.cap) * sizeof *p.item);
+  p.items = rgi_take(w, (size_t)(p.heads * p.windows) * sizeof *p.items);
+  if (a->dq.data) p.part = rgi_take(w, (size_t)(p.store * place));
   if (a->dk.data || a->dv.data) {
-    p.key_blocks = slots * p.parts;
-    p.sum_k = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->D) * sizeof *p.sum_k);
-    p.sum_v = rgi_take(w, (size_t)(p.heads * p.sums * keys * a->E) * sizeof *p.sum_v);
+    p.sum_k = rgi_take(w, (size_t)(slots * keys * a->D) * sizeof *p.sum_k);
+    p.sum_v = rgi_take(w, (size_t)(slots * keys * a->E) * sizeof *p.sum_v);
   }
   return p;
 }
@@ -186,10 +190,10 @@ static size_t bwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
   return w.used;
 }
 static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  (void)gpu;
   rgi_cut w = {.base = workspace};
   const rg_dtype t = (rg_dtype)a->dtype;
-  rgk_select plan = bwd_plan(a, &w), *p = &plan;
+  const rgk_select all = bwd_plan(a, &w);
+  rgk_select plan = all, *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
   if (a->T > 0)
     RGI_TRY(
@@ -198,20 +202,15 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                1, 1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
-  const uint32_t threads = (uint32_t)(RGK_SELECT_THREADS * rgk_select_bwd_groups(a->D, a->E));
-  const int64_t pieces = a->D / (a->dtype == RG_F16 ? 4 : 8);
   RGI_TRY(launch(p, x, rgk_select_bounds(), 1, 1, 1, 1, 0));
-  for (p->head = 0; p->head < a->KH; p->head += p->heads) {
-    const int64_t heads = least(p->heads, a->KH - p->head);
-    for (p->window = 0; p->window < p->windows; p->window++) {
-      RGI_TRY(launch(p, x, rgk_select_bwd_items(), heads, 1, 1, RGK_SELECT_SCAN, 0));
-      RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E), p->cap, p->parts, heads, threads,
-                     rgk_select_shared_bwd(a->D, a->E)));
-      const int64_t blocks =
-          a->dq.data ? rgk_blocks(p->rows * a->G * pieces, RGK_SELECT_REDUCE) : 0;
-      if (p->key_blocks + blocks > 0)
-        RGI_TRY(launch(p, x, rgk_select_bwd_reduce(t), p->key_blocks + blocks, heads, 1,
-                       RGK_SELECT_REDUCE, 0));
+  for (p->head = 0; p->head < a->KH; p->head += all.heads) {
+    p->heads = (int32_t)least(all.heads, a->KH - p->head);
+    for (p->window = 0; p->window < p->bounds; p->window += all.windows) {
+      p->windows = (int32_t)least(all.windows, p->bounds - p->window);
+      RGI_TRY(launch(p, x, rgk_select_bwd_items(), p->windows, p->heads, 1, RGK_SELECT_SCAN, 0));
+      RGI_TRY(launch(p, x, rgk_select_bwd(t, a->D, a->E),
+                     rgk_select_bwd_blocks(a->D, a->E) * gpu->sms, 1, 1,
+                     rgk_select_bwd_threads(a->D, a->E), rgk_select_shared_bwd(a->D, a->E)));
     }
   }
   return RG_OK;

@@ -54,7 +54,7 @@ class PlanOptions(Options):
 class Sizes(Structure):
     _fields_ = [(name, c_int64) for name in
                 ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound",
-                 "predicted_peak", "comm")]
+                 "predicted_peak", "comm", "host")]
 
     def __repr__(self):
         return f"Sizes(saved={self.saved}, scratch={self.scratch}, bytes)"
@@ -62,7 +62,8 @@ class Sizes(Structure):
 
 class SessionOptions(Options):
     _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p),
-                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p)]
+                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p),
+                ("host", c_void_p)]
 
 
 class NodeTime(Structure):
@@ -96,6 +97,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_synchronize": [c_void_p],
     "rg_session_bind_index": [c_void_p, c_size_t, c_void_p, c_size_t],
     "rg_session_run": [c_void_p, c_int, POINTER(c_void_p), c_size_t, c_void_p, c_void_p],
+    "rg_session_run_on": [c_void_p, c_int, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p],
     "rg_session_forward": [c_void_p],
     "rg_session_backward": [c_void_p],
     "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],
@@ -104,6 +106,8 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_memory_read": [c_void_p, c_void_p, c_void_p, c_size_t],
 }
 _OTHERS = {  # name: (result, arguments)
+    "rg_spec_load_text_all": (c_int, [c_void_p, c_char_p, c_size_t, c_char_p, *_BINDINGS, POINTER(c_void_p),
+                                      POINTER(Error), c_size_t, POINTER(c_size_t)]),
     "rg_version": (c_char_p, []),
     "rg_status_name": (c_char_p, [c_int]),
     "rg_error_format": (c_int, [POINTER(Error), c_char_p, c_size_t]),
@@ -172,16 +176,24 @@ def _text(chars):
     return chars.decode(errors="replace")
 
 
+def _exception(error):
+    line = ctypes.create_string_buffer(1536)
+    lib.rg_error_format(byref(error), line, len(line))
+    return RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
+                        pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
+                        text=_text(line.value))
+
+
 def call(name, *arguments):
     """Calls a function that takes an rg_error last; raises RegraphError where it fails."""
     error = Error()
-    if getattr(lib, name)(*arguments, byref(error)) == 0:
-        return
-    line = ctypes.create_string_buffer(1536)
-    lib.rg_error_format(byref(error), line, len(line))
-    raise RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
-                       pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
-                       text=_text(line.value))
+    if getattr(lib, name)(*arguments, byref(error)) != 0:
+        fail(error)
+
+
+def fail(error):
+    """Raises what an rg_error says."""
+    raise _exception(error)
 
 
 def create(name, *arguments):
@@ -189,6 +201,15 @@ def create(name, *arguments):
     out = c_void_p()
     call(name, *arguments, byref(out))
     return out.value
+
+
+def load_spec(*arguments):
+    """rg_spec_load_text_all: the handle, or the first error with the others in it."""
+    out, errors, count = c_void_p(), (Error * 20)(), c_size_t()
+    if lib.rg_spec_load_text_all(*arguments, byref(out), errors, len(errors), byref(count)) == 0:
+        return out.value
+    first, *others = (_exception(error) for error in errors[:count.value])
+    raise first.with_others(others)
 
 
 def text(name, *arguments):

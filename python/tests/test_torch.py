@@ -79,6 +79,81 @@ def test_calls(attend):
     assert plan.sizes.saved > attend.plan(*[t.detach() for t in x]).sizes.saved
 
 
+def test_alike():
+    """What no plan tells: counts of tokens within one capacity, devices, and negations that torch puts off."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    attend = regraph.torch.attention(spec, H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=1000)]
+    o = attend(q, k, v)["o"]
+    with pytest.raises(RegraphError, match="'v' has 999 tokens; expected 1000, as 'q' has"):
+        attend(q, k, v[:999])
+    with pytest.raises(RegraphError, match="'k' is on meta; expected cpu, where 'q' is"):
+        attend(q, k.to("meta"), v)
+    for wrong in ([0, 1000], q.numpy()):
+        with pytest.raises(RegraphError, match="'k' is of .*; expected a tensor"):
+            attend(q, wrong, v)
+    assert torch.equal(attend(torch._neg_view(-q), k, v)["o"], o)
+    x = [t.clone().requires_grad_() for t in (q, k, v)]
+    minus = torch._neg_view(torch.ones_like(o))
+    for _ in range(2):  # the second is known by the first's
+        assert same(grads(attend(*x)["o"], x, minus), grads(attend(*x)["o"], x, -torch.ones_like(o)))
+
+
+def test_lengths_left_out():
+    """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither is meant."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    spec["params"].update(H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=40)]
+    o = regraph.torch.attention(spec)(q, k, v, starts(0, 40))["o"]
+    inputs = spec["inputs"]
+    weighted = {**spec, "inputs": {"cu_seqlens": inputs["cu_seqlens"], "sinks": {"shape": ["H"], "dtype": "f32"}, **inputs}}
+    weighted["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "sinks": "sinks"}}]
+    for exact in (False, True):
+        attend = regraph.torch.attention(weighted, exact=exact)
+        assert torch.equal(attend(sinks=torch.full((4,), -1e30), q=q, k=k, v=v)["o"], o)
+    keys = {name: {**inputs[name], "shape": ["S", *inputs[name]["shape"][1:]]} for name in "kv"}
+    crossed = {**spec, "inputs": {**inputs, **keys, "cu_k": inputs["cu_seqlens"]}}
+    crossed["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "cu_seqlens_k": "cu_k"}}]
+    with pytest.raises(RegraphError, match="'cu_seqlens' is missing"):
+        regraph.torch.attention(crossed)(q, k.repeat(2, 1, 1), v.repeat(2, 1, 1))
+
+
+@pytest.mark.parametrize("tokens, fewer", [(128, 96), (150, 90)], ids=["capacities", "padded"])
+def test_kinds_of_calls_in_turns(attend, tokens, fewer):
+    """What one call has taught must not be taken for granted in the next, which looks alike."""
+    x, cu = tensors(tokens), starts(0, 70, tokens)
+    d_o = torch.randn(tokens, 4, 16)
+    strided_d = torch.stack([d_o, d_o], -1)[..., 0]
+    expected, first = attend(*x, cu).detach(), grads(attend(*x, cu), x, d_o)
+    strided = [torch.stack([t, t], -1)[..., 0] for t in x]
+    shorter = [t[:fewer] for t in x]
+    alone = grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer])
+    narrow = attend(*[t.bfloat16() for t in x], cu)
+    twin = attend(x[0], x[1], x[1], x[3], cu)
+    assert not torch.equal(twin, expected)
+    assert attend._program.last[True].same(*x, cu) == (tokens == 128)  # the way that asks once is tried, too
+
+    def autocast():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.equal(attend(*x, cu), narrow)
+
+    def quietly(mode):
+        with mode():
+            return torch.equal(attend(*x, cu), expected)
+
+    ways = (lambda: same(grads(attend(*x, cu), x, d_o), first),
+            lambda: same(grads(attend(*x, cu), x, strided_d), first),
+            lambda: same(grads(attend(*strided, cu), x, d_o), first),
+            lambda: same(grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer]), alone),
+            lambda: same(grads(attend(*x[:2], x[2].detach(), x[3], cu), [x[0]], d_o), first[:1]),
+            lambda: torch.equal(attend(*x, cu.long()), expected),
+            lambda: torch.equal(attend(x[0], x[1], x[1], x[3], cu), twin),
+            lambda: quietly(torch.no_grad), lambda: quietly(torch.inference_mode), autocast)
+    for seed in range(60):
+        way = int(torch.randint(len(ways), (1,), generator=torch.Generator().manual_seed(seed)))
+        assert ways[way](), way
+
+
 def test_subset_of_gradients(attend):
     x = tensors()
     everything = grads(attend(*x), x, torch.ones(150, 4, 16))
@@ -148,8 +223,12 @@ def test_main_grad():
 
 def test_operators(attend):
     x = [*tensors(tokens=40), starts(0, 17, 40)]
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "", "", [t.detach() for t in x], []))
+    torch.use_deterministic_algorithms(True)  # fills new memory, and opcheck compares all of the saved block
+    try:
+        for wanted, inputs in ("q,k,v,gate", x), ("", [t.detach() for t in x]):
+            torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, wanted, "", inputs, []))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -262,7 +341,7 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def test_two_ranks_train_as_one():
+def test_two_ranks():
     import os
     import socket
     import subprocess
@@ -271,7 +350,7 @@ def test_two_ranks_train_as_one():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ddp.py"))],
+        [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
              "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
              "OMP_NUM_THREADS": "1"}) for rank in range(2)]
@@ -308,6 +387,25 @@ def test_shares_plans(attend):
     assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
 
 
+def test_help():
+    """Everything that users see says what it is."""
+    import inspect
+
+    for module in regraph, regraph.torch:
+        for name, value in vars(module).items():
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith("regraph"):
+                continue
+            methods = vars(value).items() if inspect.isclass(value) else ()
+            for member, about in [(name, value), *((f"{name}.{m}", f) for m, f in methods if inspect.isfunction(f))]:
+                assert "._" in member or inspect.getdoc(about), member
+    plan = regraph.Plan(regraph.Spec(NSA, **P), "all", T=64, B=1)
+    for thing, part in ((plan, "Plan(cpu: q [64, 4, 16], k [64, 2, 16]"), (plan.sizes, "Sizes(saved="),
+                        (regraph.Session(plan), "Session(Plan(cpu"), (regraph.Policy("6GiB"), "Policy('6GiB')"),
+                        (regraph.default_context(), " ops)"), (regraph.Spec(NSA), "q, k, v, gate, cu_seqlens)"),
+                        (regraph.torch.Module(NSA, **P), "Module(<dict>-")):
+        assert part in repr(thing)
+
+
 def test_copies(attend):
     import copy
     import pickle
@@ -327,8 +425,11 @@ def test_failures(attend):
             attend(*args, **named)
     with pytest.raises(RegraphError, match=r"expected 3 \[T, H, D\]; regraph.torch.pack"):
         attend(q[None], k, v, gate)
-    with pytest.raises(RegraphError, match="vmap and torch.func"):
-        torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)])
+    alone = lambda q: attend(q, k, v, gate).sum()
+    for transformed in (lambda: torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)]),
+                        lambda: torch.func.grad(alone)(q), lambda: torch.func.jvp(alone, (q,), (q,))):
+        with pytest.raises(RegraphError, match="vmap and torch.func do not go through it; pack a batch"):
+            transformed()
     with pytest.raises(RegraphError, match="does not ask for"):
         text = json.loads(json.dumps(NSA))
         text["inputs"]["gate"].pop("grad")

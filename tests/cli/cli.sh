@@ -64,7 +64,7 @@ nsa=$examples/nsa.json
 expect 0 '^regraph [0-9]+\.[0-9]+\.[0-9]+$' --version
 expect 0 'usage: regraph COMMAND' --help
 expect 0 'usage: regraph COMMAND' help
-for command in ops schema check plan pareto run bench pack help; do
+for command in ops schema check plan pareto run bench tune pack help; do
   expect 0 "usage: regraph $command " "$command" --help
   expect 0 "usage: regraph $command " help "$command"
   expect 0 '^regraph [0-9]' "$command" --version
@@ -84,18 +84,68 @@ completes() { # completes "WORDS…" EXPECTED
 completes 'regraph pl' 'plan'
 completes 'regraph run x --se' '--set --seed'
 completes 'regraph plan --device ""' 'cpu cuda'
-completes 'regraph schema p' 'policy'
-PATH=$(dirname "$regraph"):$PATH completes 'regraph ops comp' 'compress_kv'
+completes 'regraph schema p' 'policy profile plan pareto'
+PATH=$(dirname "$regraph"):$PATH
+completes 'regraph ops comp' 'compress_kv'
 completes 'regraph plan x --policy al' 'all'
+completes "regraph plan $nsa --set st" 'stride='
+completes "regraph run $nsa --in ''" 'q= k= v= gate= cu_seqlens='
+completes "regraph run $nsa --out ''" 'o='
+touch only.npy
+completes "regraph run $nsa --out o = on" 'only.npy'
+completes "regraph run $nsa --out o =" "$(compgen -f | tr '\n' ' ' | sed 's/ $//')"
+completes "regraph plan $nsa --set T = on" ''
+completes "regraph pack x.csv --out on" 'only.npy'
+completes 'regraph check comple' ''
+cp "$nsa" complete.json
+completes 'regraph check comple' 'complete.json'
+mkdir odd
+touch 'odd/a b.json' 'odd/*.json' 'odd/$(false).json'
+checks=$((checks + 1))
+[ "$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=(regraph check odd/); COMP_CWORD=2; _regraph
+  echo "${#COMPREPLY[@]}"')" = 3 ] || fail 'completion: a name with a blank is not one name'
+completes 'regraph help --completion f' 'fish'
+completes 'regraph plan --threads 4' ''
+completes 'regraph plan x --profile shi' 'shipped'
+completes 'regraph tune a.json comple' 'complete.json'
+completes 'regraph tune --source on' ''
 expect 0 '^#compdef regraph' help --completion zsh
+cp stdout completion.zsh
 expect 0 "seen_subcommand_from run' -l backward -d " help --completion fish
-! command -v fish >/dev/null || fish -n stdout || fail "the completion is no fish"
-completes 'regraph check comple' 'completion'
+cp stdout completion.fish
+for shell in zsh fish; do
+  if command -v $shell >/dev/null; then
+    $shell -n completion.$shell || fail "the completion is no $shell"
+  else
+    echo "skipped: $shell is not installed, so nothing reads its completion"
+  fi
+done
+fish_completes() { # fish_completes LINE EXPECTED
+  checks=$((checks + 1))
+  local got
+  got=$(fish --no-config -c "source completion.fish; complete -C '$1'" | cut -f1 | tr '\n' ' ')
+  [ "$got" = "$2 " ] || fail "fish's completion of '$1': '$got', expected '$2'"
+}
+if command -v fish >/dev/null; then
+  fish_completes 'regraph pl' plan
+  fish_completes 'regraph ops comp' compress_kv
+  fish_completes "regraph plan $nsa --set st" 'stride='
+  fish_completes 'regraph plan --device c' 'cpu cuda'
+  fish_completes 'regraph plan x --policy al' all
+  fish_completes 'regraph plan x --timel' --timeline
+  fish_completes 'regraph schema pl' plan
+fi
+expect 0 '^stride$' check "$nsa" --names set
+[ "$(tr '\n' ' ' <stdout)" = 'T B H KH D DV kernel stride block top_n init local window dtype ' ] || fail "names that --set binds"
+expect 0 '^o$' check "$nsa" --names outputs
+expect 0 '^slc_o$' check "$nsa" --names nodes
+expect 2 'exclude each other' check "$nsa" --names set --json
 expect 2 'usage: regraph COMMAND'
 expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
 expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
 expect 2 'exclude each other' plan "$nsa" --set T=64 --json --dot
-expect 2 'expected spec or policy' schema specs
+expect 2 "unknown format 'specs'; did you mean 'spec'" schema specs
+expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops' schema nothing
 expect 2 'expected NAME=VALUE' plan "$nsa" --set T
 expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
 expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
@@ -109,8 +159,7 @@ expect 0 '"ops": \[' ops --json
 expect 0 '^topk: ' ops topk
 [ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
 expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
-expect 0 '\$schema' schema spec
-expect 0 '\$schema' schema policy
+for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema $format; done
 for spec in "$examples"/*.json; do
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
@@ -125,6 +174,11 @@ expect 0 ': ok — ' check "$nsa" --policy all --set T=64
 expect 0 ': ok — ' check "$nsa" --policy 6GiB --set T=64
 expect 0 '^standard input: ok — 6 nodes' check - <"$nsa"
 expect 0 '"ok": true, "summary": "6 nodes' check - --json <"$nsa"
+expect 0 ': ok — ' check "$nsa" --policy - <"$examples/policies/all.json"
+expect 3 '^/dev/stdin:1:3: /regraph: RG_E_KEY: this is a spec, not a policy' check "$nsa" --policy - <"$nsa"
+printf 'id,lower,upper,size\na,0,2,4\n' >one.csv
+expect 0 '^a,0,2,4,0$' pack - <one.csv
+expect 2 "unknown flag '--verison'; did you mean '--version'" --verison
 sed '1s/{/{ "$schema": "regraph.schema.json",/' "$nsa" >with_schema.json
 expect 0 ': ok — ' check with_schema.json
 expect 3 'RG_E_IO' check nowhere.json
@@ -132,9 +186,9 @@ expect 3 'RG_E_IO' check "$nsa" --policy nowhere.json
 echo '{ "regraph": 1,' >broken.json
 expect 3 'broken.json:[0-9]+:[0-9]+: RG_E_SYNTAX' check broken.json
 sed 's/"op": "topk"/"op": "topkk"/' "$nsa" >wrong.json
-expect 3 "wrong.json:/nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
+expect 3 "wrong.json:19:29: /nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
 echo '{ "regraph_policy": 1, "recompute": ["nosuch"] }' >policy.json
-expect 3 'policy.json:/recompute/0: RG_E_' check "$nsa" --policy policy.json
+expect 3 'policy.json:1:38: /recompute/0: RG_E_' check "$nsa" --policy policy.json
 
 # ---- plan -------------------------------------------------------------------------------------------------
 expect 0 'plan of nsa' plan "$nsa" --set T=4096
@@ -159,6 +213,17 @@ checks=$((checks + 1))
   fail "peaks of plain, no-inplace, no-reuse, no-grad, no-fuse: ${peaks[*]}"
 expect 0 . pareto "$nsa" "${small[@]}" --set T=512
 expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
+points=$(grep -o '"peak_bytes"' stdout | wc -l)
+expect 0 '' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg
+checks=$((checks + 1))
+python3 - "$points" <<'SVG' || fail "pareto --svg: $(head -c 300 front.svg)"
+import sys, xml.dom.minidom
+picture = xml.dom.minidom.parse("front.svg")
+assert len(picture.getElementsByTagName("circle")) == int(sys.argv[1])
+for c in picture.getElementsByTagName("circle"):
+    assert 80 <= float(c.getAttribute("cx")) <= 720.1 and 55.9 <= float(c.getAttribute("cy")) <= 416.1
+SVG
+expect 2 'exclude each other' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg --json
 
 # ---- run --------------------------------------------------------------------------------------------------
 expect 0 '^o +f32 +\[200, 4, 32\]' run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=a.npy
@@ -253,17 +318,60 @@ for n in 2 4; do
 done
 expect 0 'all_gather.*forward' run "$nsa" "${batch[@]}" --cp 4
 expect 0 '"name": "k.gather"' run "$nsa" "${batch[@]}" --cp 4 --json
-expect 3 "$nsa:/nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
+expect 3 "$nsa:11:5: /nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
 expect 0 'all_gather' bench "$nsa" "${batch[@]}" --cp 2 --repeat 2
 expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
 # ---- bench ------------------------------------------------------------------------------------------------
 expect 0 'GFLOP/s' bench "$nsa" "${small[@]}" --set T=256 --repeat 2
-expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json --profile-out measured.json
+expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
-expect 0 . plan "$nsa" --set T=4096 --profile measured.json
+
+# ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------------------
+tiny=("${small[@]}" --repeat 1)
+cp "$nsa" one.json
+sed 's/"window": *[0-9]*/"window": 100/' "$nsa" >two.json
+where() { env -u REGRAPH_PROFILE XDG_CACHE_HOME="$work/cache" "$regraph" "$@"; }
+expect 0 '2 jobs measured.* in own.tsv; profile in own.json' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out own.json --source 'seen here'
+checks=$((checks + 1))
+[ "$(tail -1 own.tsv)" = '# complete' ] || fail "tune: the list ends with $(tail -1 own.tsv)"
+head -n "$(grep -n '^# end' own.tsv | head -1 | cut -d: -f1)" own.tsv >first.tsv
+nodes=$(grep -c '^one' first.tsv)
+{
+  cat first.tsv
+  grep '^two' own.tsv | head -1
+  printf 'two.json T=64 half a li'
+} >again.tsv
+expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json --source 'seen here'
+checks=$((checks + 1))
+head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv || fail 'tune: what had been measured was measured again'
+! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] || fail 'tune: what broke off is still there'
+echo mine >mine.tsv
+expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
+[ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"
+exec 9>>own.tsv
+flock 9
+expect 1 'another tune is writing it' tune one.json "${tiny[@]}" --set T=64 --profile-out own.json
+exec 9>&-
+expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json --time-limit 1e-9
+expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
+expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" --set T=64 --profile own.json
+expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json "${small[@]}" --set T=64 --device cuda --profile shipped
+cat >raw.json <<'PROFILE'
+{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 }, "special_gops": 1,
+  "bandwidth_gbs": 1, "memory": "1GiB" }
+PROFILE
+expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" --set T=64 --profile raw.json
+expect 2 "no profile 'own'" plan one.json "${small[@]}" --set T=64 --profile own
+expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
+checks=$((checks + 4))
+where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: into the cache folder'
+where plan one.json "${small[@]}" --set T=64 | grep -q "times  *this machine, tuned .*cache/regraph/cpu.json" || fail 'plan: does not find what tune left'
+cp own.json cache/regraph/mine.json
+where plan one.json "${small[@]}" --set T=64 --profile mine | grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
+REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 | grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
@@ -399,7 +507,7 @@ done
 for size in 64kib 64X 1. 9999999TiB; do
   expect 2 'expected bytes such as' pack in.csv --capacity "$size"
   printf '{ "regraph_policy": 1, "budget": { "bytes": "%s" } }' "$size" >size.json
-  expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
+  expect 3 "size.json:1:45: /budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
 done
 
 # ---- what the documents say ----------------------------------------------------------------------
@@ -438,7 +546,7 @@ plans 128K '"preset": "all"' "${gib:-0.0}"
 
 # ---- what is printed stays what it is ---------------------------------------------------------------------
 "$regraph" help >help.txt
-for command in ops schema check plan pareto run bench pack help; do "$regraph" help "$command" >>help.txt; done
+for command in ops schema check plan pareto run bench tune pack help; do "$regraph" help "$command" >>help.txt; done
 same 'help is as recorded' help.txt "$source/tests/golden/cli/help.txt"
 
 echo "$checks checks, $failures failed"
