@@ -13,6 +13,7 @@
 #include "hub.h"
 #include "launch.h"
 #include "nccl.h"
+#include "processes.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -107,14 +108,17 @@ static int open_connections(const meeting *m) {
   return n;
 }
 
-/* Rank 0 is gone and so is everybody else, or nobody has anything to hear any more. */
+/* Rank 0 is gone and so is everybody else, or nobody has anything to hear any more. Who has not
+ * come yet still has to hear that the start has failed. */
 static bool over(meeting *m) {
   pthread_mutex_lock(&m->lock);
   const bool leaving = m->leaving;
   const double since = now() - m->left;
   pthread_mutex_unlock(&m->lock);
   if (!leaving) return false;
-  return open_connections(m) == 0 || since > (rgi_hub_failed(m->hub) ? LINGER : m->deadline);
+  const bool all = rgi_hub_complete(m->hub);
+  if (all && open_connections(m) == 0) return true;
+  return since > (all && rgi_hub_failed(m->hub) ? LINGER : m->deadline);
 }
 
 static void *hold_meeting(void *arg) {
@@ -403,6 +407,25 @@ static void abort_all(rg_comm *c, const rg_error *why) {
   note_failure(p, sentence);
 }
 
+static rg_status check(rg_comm *c, rg_error *e) {
+  process *p = c->user;
+  pthread_mutex_lock(&p->lock);
+  const rg_status status = p->failed ? failure(p, NULL, e) : RG_OK;
+  pthread_mutex_unlock(&p->lock);
+  return status;
+}
+rg_status rgi_process_check(rg_comm *c, rg_error *e) {
+  return check(c, e);
+}
+
+void rgi_process_stuck(rg_comm *c, const char *collective) {
+  process *p = c->user;
+  const piece text = of(collective, strlen(collective));
+  rgi_frame f = rgi_frame_of(RGI_STUCK, c->rank, c->size, p->nonce);
+  f.bytes = text.n;
+  say(p, &f, &text, 1);
+}
+
 /* ---- life ---- */
 
 static void destroy(rg_comm *c) {
@@ -500,7 +523,8 @@ rg_status rg_comm_processes(rg_context *ctx, const rg_comm_options *options, rg_
                           .halo = halo,
                           .barrier = barrier,
                           .abort = abort_all,
-                          .destroy = destroy}};
+                          .destroy = destroy,
+                          .check = check}};
   pthread_condattr_t attr;
   pthread_condattr_init(&attr);
   pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { STRANGERS = 16, SENTENCE = 480 };
+enum { STRANGERS = 16, SENTENCE = 480, GRACE = 2 };
 static const uint64_t MOST_PIECE = UINT64_C(1) << 36;
 
 typedef struct bytes {
@@ -19,7 +19,7 @@ typedef struct connection {
 
 typedef struct member {
   int connection; /* -1: has not come */
-  bool here, bye;
+  bool here, bye, stuck;
   rgi_word what; /* the call it is in, or was in last; 0: none */
   uint64_t piece;
   char node[sizeof((rgi_frame *)0)->node];
@@ -28,9 +28,11 @@ typedef struct member {
 
 struct rgi_hub {
   const rg_context *ctx;
-  int size, come, arrived, connections;
+  int size, come, refused, arrived, connections; /* come, refused: of this job */
   uint64_t nonce;
   double deadline, since; /* since: when the first came, of the start or a call */
+  double stuck_since;     /* 0: nobody is */
+  char stuck_in[160];
   bool started, failed;
   char failure[SENTENCE];
   connection *at; /* [size + STRANGERS] */
@@ -226,6 +228,7 @@ static void hello(rgi_hub *h, connection *c, const rgi_frame *f, double now) {
     snprintf(sentence, sizeof sentence, "rank %u of %u came to a meeting of %d ranks%s", f->rank,
              f->size, h->size, f->size == (uint32_t)h->size ? ": there is one already" : "");
     fail_all(h, sentence);
+    h->refused++;
   }
   send_frame(h, c, RGI_FAIL, sentence, strlen(sentence));
   c->closing = true;
@@ -240,6 +243,11 @@ static void word(rgi_hub *h, connection *c, const rgi_frame *f, const char *payl
   } else if (f->word == RGI_FAIL) {
     snprintf(sentence, sizeof sentence, "%.*s", (int)f->bytes, f->bytes ? payload : "");
     fail_all(h, sentence);
+  } else if (f->word == RGI_STUCK) {
+    h->rank[c->rank].stuck = true;
+    if (h->stuck_since > 0) return;
+    h->stuck_since = now;
+    snprintf(h->stuck_in, sizeof h->stuck_in, "%.*s", (int)f->bytes, f->bytes ? payload : "");
   } else if (f->word == RGI_BYE) {
     const member *m = waiting(h);
     char there[128];
@@ -303,7 +311,22 @@ void rgi_hub_gone(rgi_hub *h, int i) {
   fail_all(h, sentence);
 }
 
+/* The first rank that is not stuck where others are. */
+static void name_missing(rgi_hub *h) {
+  char sentence[SENTENCE];
+  int r = 0;
+  while (r < h->size && h->rank[r].stuck) r++;
+  if (r < h->size)
+    snprintf(sentence, sizeof sentence, "rank %d did not reach %s within %g s", r, h->stuck_in,
+             h->deadline);
+  else
+    snprintf(sentence, sizeof sentence, "all ranks wait in %s for more than %g s", h->stuck_in,
+             h->deadline);
+  fail_all(h, sentence);
+}
+
 void rgi_hub_tick(rgi_hub *h, double now) {
+  if (!h->failed && h->stuck_since > 0 && now - h->stuck_since > GRACE) name_missing(h);
   if (h->failed || now - h->since <= h->deadline) return;
   if (!h->started)
     too_late(h, NULL);
@@ -332,6 +355,9 @@ bool rgi_hub_closes(const rgi_hub *h, int i) {
 }
 bool rgi_hub_failed(const rgi_hub *h) {
   return h->failed;
+}
+bool rgi_hub_complete(const rgi_hub *h) {
+  return h->come + h->refused >= h->size;
 }
 
 rg_status rgi_hub_create(const rg_context *ctx, int size, uint64_t nonce, double deadline,

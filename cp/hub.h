@@ -4,7 +4,8 @@
  * A connection opens with HELLO and then makes calls one after another. The hub answers a call when
  * all ranks have made it: RESULT with what that rank gets. The first failure (a rank ends without
  * BYE, says FAIL, calls something else, or does not come within the deadline) stands; every rank
- * hears it once, as FAIL with one sentence, whether it waits or not.
+ * hears it once, as FAIL with one sentence, whether it waits or not. What is done elsewhere (NCCL)
+ * a rank tells as STUCK; who does not say so within GRACE seconds of the first is who did not come.
  *
  *     call         its payload               the RESULT's
  *     all_gather   piece                     pieces by rank
@@ -29,6 +30,7 @@ typedef enum rgi_word {
   RGI_RESULT,
   RGI_FAIL, /* payload: a sentence */
   RGI_BYE,
+  RGI_STUCK, /* payload: a collective that this rank waits in for too long, on its GPU */
   RGI_WORDS
 } rgi_word;
 
@@ -73,5 +75,7 @@ void rgi_hub_sent(rgi_hub *h, int connection, size_t n);
 /* May the connection be closed, once all is sent? */
 bool rgi_hub_closes(const rgi_hub *h, int connection);
 bool rgi_hub_failed(const rgi_hub *h);
+/* Has every rank been here, if only to be refused? */
+bool rgi_hub_complete(const rgi_hub *h);
 
 #endif

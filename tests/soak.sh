@@ -102,9 +102,9 @@ soak_fuzz() {
     -DREGRAPH_FUZZ=ON "-DREGRAPH_SANITIZE=address,undefined"
   local what bad=0
   for what in spec pack profile hub; do
-    show "fuzz: $what, $((share / 3 + 1)) s"
+    show "fuzz: $what, $((share / 4 + 1)) s"
     mkdir -p "$work/corpus_$what"
-    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 3 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
+    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 4 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
       "$work/corpus_$what" "$root/tests/fuzz/corpus/$what") >"$work/fuzz" 2>&1; then
       tell "fuzz: $what, $(sed -n 's/.*executed_units: *//p' "$work/fuzz") inputs passed"
     else

@@ -507,7 +507,7 @@ RG_API rg_status rg_comm_processes(rg_context *ctx, const rg_comm_options *optio
  * be NULL. */
 RG_API int rg_comm_launched(int *rank, int *ranks, int *local);
 /* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others'
- * collectives. */
+ * collectives. Sessions that use it may be destroyed before or after. */
 RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);
 
 /* ---- session --------------------------------------------------------------------------------- */

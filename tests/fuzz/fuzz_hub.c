@@ -57,9 +57,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     } else if (what < 6) { /* a word, perhaps of another rank or size */
       char bytes[sizeof(rgi_frame) + 256] = {0};
       rgi_frame f =
-          rgi_frame_of(1 + n % 9, connection % RANKS, n == 255 ? 4 : RANKS, n == 254 ? 8 : 7);
-      f.piece = n / 9 % 8;
-      f.bytes = n % 9 == RGI_FAIL - 1 ? 5 : rgi_call_payload(f.word, f.piece, RANKS);
+          rgi_frame_of(1 + n % 10, connection % RANKS, n == 255 ? 4 : RANKS, n == 254 ? 8 : 7);
+      f.piece = n / 10 % 8;
+      f.bytes = n % 10 == RGI_FAIL - 1 || n % 10 == RGI_STUCK - 1
+                    ? 5
+                    : rgi_call_payload(f.word, f.piece, RANKS);
       f.node[0] = 'a' + what - 2;
       memcpy(bytes, &f, sizeof f);
       rgi_hub_take(h, connection, bytes, sizeof f + f.bytes, now);
