@@ -372,6 +372,9 @@ where plan one.json "${small[@]}" --set T=64 | grep -q "times  *this machine, tu
 cp own.json cache/regraph/mine.json
 where plan one.json "${small[@]}" --set T=64 --profile mine | grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
 REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 | grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
+checks=$((checks + 1))
+echo '{' >cache/regraph/cpu.json
+where plan one.json "${small[@]}" --set T=64 2>&1 | grep -q 'cpu.json.*tune again, or say shipped' || fail 'plan: a profile that is broken'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
