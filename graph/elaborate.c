@@ -599,7 +599,10 @@ static rg_status connect(builder *b, int n) {
           b->e);
     for (int k = 0; v && k < listed(v); k++) {
       rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
-      if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
+      if (v->type == RGI_JSON_ARRAY) {
+        p = port_at;
+        rgi_pointer_index(&port_at, p.text, k);
+      }
       RGI_KEEP(b->all, wrong, resolve(b, element(v, k), port_at.text, node->name, &slot[k]), b->e);
     }
   }
