@@ -39,11 +39,10 @@ static rg_dtype wire_type(const rg_call *c) {
 
 /* ---- shapes ---- */
 
-static rg_status infer(rgi_graph *g, int node, const rgi_dim *rows, rg_error *e) {
+static rg_status infer(rgi_graph *g, int node, const rgi_dim *rows) {
   const rgi_node *n = &g->node[node];
   const rgi_tensor *x = &g->tensor[n->in[0]];
   rgi_tensor *y = &g->tensor[n->out[0]];
-  (void)e;
   y->dtype = x->dtype;
   y->rank = x->rank;
   memcpy(y->dim, x->dim, sizeof y->dim);
@@ -83,29 +82,28 @@ static rg_status needs_rows(const rgi_graph *g, int node, const char *pointer, r
                   "\"%s\" is a scalar; expected rows on axis 0", x->name);
 }
 
-static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+/* y has the rows of all ranks where x has one's (gather), or the other way round. */
+static rg_status rows_infer(rgi_graph *g, int node, bool gather, const char *pointer, rg_error *e) {
   RGI_TRY(needs_rows(g, node, pointer, e));
   const rgi_node *n = &g->node[node];
-  const rgi_dim own = g->tensor[n->in[0]].dim[0];
-  rgi_dim all;
-  RGI_TRY(rgi_dim_binary(g->arena, '*', own, rgi_dim_of(n->attr[A_RANKS].i), &all, e));
-  RGI_TRY(check_rows(g, node, own, all, pointer, e));
-  return infer(g, node, &all, e);
+  const rgi_dim x = g->tensor[n->in[0]].dim[0], ranks = rgi_dim_of(n->attr[A_RANKS].i);
+  rgi_dim y;
+  RGI_TRY(rgi_dim_binary(g->arena, gather ? '*' : '/', x, ranks, &y, e));
+  RGI_TRY(check_rows(g, node, gather ? x : y, gather ? y : x, pointer, e));
+  return infer(g, node, &y);
+}
+
+static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+  return rows_infer(g, node, true, pointer, e);
 }
 
 static rg_status scatter_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
-  RGI_TRY(needs_rows(g, node, pointer, e));
-  const rgi_node *n = &g->node[node];
-  const rgi_dim all = g->tensor[n->in[0]].dim[0];
-  rgi_dim own;
-  RGI_TRY(rgi_dim_binary(g->arena, '/', all, rgi_dim_of(n->attr[A_RANKS].i), &own, e));
-  RGI_TRY(check_rows(g, node, own, all, pointer, e));
-  return infer(g, node, &own, e);
+  return rows_infer(g, node, false, pointer, e);
 }
 
 static rg_status reduce_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
-  (void)pointer;
-  return infer(g, node, NULL, e);
+  (void)pointer, (void)e;
+  return infer(g, node, NULL);
 }
 
 /* ---- all_gather ---- */
