@@ -39,20 +39,6 @@ static rg_dtype wire_type(const rg_call *c) {
 
 /* ---- shapes ---- */
 
-static rg_status infer(rgi_graph *g, int node, const rgi_dim *rows) {
-  const rgi_node *n = &g->node[node];
-  const rgi_tensor *x = &g->tensor[n->in[0]];
-  rgi_tensor *y = &g->tensor[n->out[0]];
-  y->dtype = x->dtype;
-  y->rank = x->rank;
-  memcpy(y->dim, x->dim, sizeof y->dim);
-  if (rows) y->dim[0] = *rows;
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
-  return RG_OK;
-}
-
 /* Axis 0 of the rows of one rank, and of all, divide as they must. */
 static rg_status check_rows(const rgi_graph *g, int node, rgi_dim own, rgi_dim all,
                             const char *pointer, rg_error *e) {
@@ -90,7 +76,8 @@ static rg_status rows_infer(rgi_graph *g, int node, bool gather, const char *poi
   rgi_dim y;
   RGI_TRY(rgi_dim_binary(g->arena, gather ? '*' : '/', x, ranks, &y, e));
   RGI_TRY(check_rows(g, node, gather ? x : y, gather ? y : x, pointer, e));
-  return infer(g, node, &y);
+  rgi_tensor_like(g, n->out[0], &g->tensor[n->in[0]], &y);
+  return RG_OK;
 }
 
 static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
@@ -102,8 +89,10 @@ static rg_status scatter_infer(rgi_graph *g, int node, const char *pointer, rg_e
 }
 
 static rg_status reduce_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+  const rgi_node *n = &g->node[node];
   (void)pointer, (void)e;
-  return infer(g, node, NULL);
+  rgi_tensor_like(g, n->out[0], &g->tensor[n->in[0]], NULL);
+  return RG_OK;
 }
 
 /* ---- all_gather ---- */

@@ -11,15 +11,8 @@ static void cost(const rg_call *c, rg_cost *out) {
 
 static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
   const rgi_node *n = &g->node[node];
-  const rgi_tensor *x = &g->tensor[rgi_in(n, 0)];
-  rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   (void)pointer, (void)e;
-  y->dtype = x->dtype;
-  y->rank = x->rank;
-  memcpy(y->dim, x->dim, sizeof y->dim);
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
+  rgi_tensor_like(g, rgi_out(n, 0), &g->tensor[rgi_in(n, 0)], NULL);
   return RG_OK;
 }
 
