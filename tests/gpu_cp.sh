@@ -1,9 +1,10 @@
 #!/bin/sh
 # Context parallelism on the GPUs of this host, as many as there are: tests/gpu_cp.sh [BUILD-FOLDER]
 #
-#   one GPU      ranks as threads against one rank's bits, NCCL with one rank in graphs (gpu_tests gpu_cp/*)
-#   several      bench/cp.py: one process a GPU: o and dq against one GPU's bits; a rank that dies; times at
-#                16K x 8, 128K and 1M tokens
+#   one GPU      ranks as threads against one rank's bits, NCCL with one rank in graphs
+#                (gpu_tests gpu_cp/*)
+#   several      bench/cp.py: one process a GPU: o and dq against one GPU's bits; a rank that dies;
+#                times at 16K x 8, 128K and 1M tokens
 #   SEED=PATH    a checkout of the Triton library beside, on one GPU (bench/compare.py; needs torch)
 #
 # Exit code 77 where there is no GPU (ctest: skipped).
