@@ -1,6 +1,7 @@
-# Which folder may include what of ours, in the order of the pipeline. "FOLDER: WHAT…", where WHAT is a
-# folder, a header, or headers by a pattern. Files of the folder itself and the public headers are always
-# allowed; tests/ and bench/ may reach anywhere and are not listed. includes.cmake holds every build to it.
+# Which folder may include what of ours, in the order of the pipeline. "FOLDER: WHAT…", where WHAT
+# is a folder, a header, or headers by a pattern. Files of the folder itself and the public headers
+# are always allowed; tests/ and bench/ may reach anywhere and are not listed. includes.cmake holds
+# every build to it.
 set(rgi_folders
     "graph:"
     "passes: graph"

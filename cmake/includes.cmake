@@ -1,5 +1,6 @@
-# cmake -DROOT=… -P includes.cmake: every #include of our folders against the table of folders.cmake.
-# Prints each line that breaks it, as compilers print errors, and fails if there is one.
+# cmake -DROOT=… -P includes.cmake: every #include of our folders against the table of
+# folders.cmake. Prints each line that breaks it, as compilers print errors, and fails if there is
+# one.
 cmake_minimum_required(VERSION 3.20)
 include(${CMAKE_CURRENT_LIST_DIR}/folders.cmake)
 set(broken 0)

@@ -1,4 +1,5 @@
-# What `cmake --install` gives: library, headers, command, man page, completions, pkg-config and CMake package files.
+# What `cmake --install` gives: library, headers, command, man page, completions, pkg-config and
+# CMake package files.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS regraph EXPORT regraph-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
@@ -37,8 +38,8 @@ if(TARGET regraph_cli)
   endif()
 endif()
 
-# A Python wheel is the same tree inside the package (pyproject.toml), with jansson in it and, for cuBLASLt, the
-# folders where pip puts NVIDIA's libraries.
+# A Python wheel is the same tree inside the package (pyproject.toml), with jansson in it and, for
+# cuBLASLt, the folders where pip puts NVIDIA's libraries.
 if(SKBUILD)
   list(GET JANSSON_LINK_LIBRARIES 0 jansson)
   get_filename_component(jansson ${jansson} REALPATH)

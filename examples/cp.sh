@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Context parallelism on this machine's cores: NSA on four ranks that are threads. Prints who owns what and how
-# it balances, what travels, and that the results are those of one rank.
+# Context parallelism on this machine's cores: NSA on four ranks that are threads. Prints who owns
+# what and how it balances, what travels, and that the results are those of one rank.
 #
 #   examples/cp.sh [REGRAPH]      the command, by default build/regraph
 set -euo pipefail
@@ -9,7 +9,8 @@ regraph=${1:-$root/build/regraph}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 ranks=4
-spec=("$root/examples/nsa.json" --set H=8 --set KH=2 --set D=64 --set DV=64 --set T=2048 --set B=3 --set dtype=f32)
+spec=("$root/examples/nsa.json" --set H=8 --set KH=2 --set D=64 --set DV=64 --set T=2048 --set B=3
+  --set dtype=f32)
 
 echo "== what a rank has, and what travels"
 "$regraph" plan "${spec[@]}" --cp $ranks >"$work/plan"

@@ -139,6 +139,11 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
 
 RGI_NO_TAIL(rg_session_options, host);
 
+/* Is it a communicator of this library's, whose members are where they are expected? */
+static bool counts(const rg_comm *c) {
+  return c && c->abi == RG_OP_ABI;
+}
+
 static rg_status create_session(const rg_plan *plan, const rg_session_options *o, rg_session **out,
                                 rg_error *e) {
   const rgi_backend *backend;
@@ -156,6 +161,7 @@ static rg_status create_session(const rg_plan *plan, const rg_session_options *o
   s->plan = plan;
   s->poison = o->debug_poison;
   s->comm = o->comm;
+  if (counts(s->comm)) s->comm->sessions++;
   s->backend = backend;
   s->memory = o->arena ? *o->arena : s->backend->memory;
   rg_status status = fill_session(s, o, e);
@@ -181,6 +187,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
 void rg_session_destroy(rg_session *s) {
   if (!s) return;
   s->backend->destroy(s);
+  if (counts(s->comm) && --s->comm->sessions == 0 && s->comm->leaving) s->comm->destroy(s->comm);
   if (s->own_host.memory)
     rgi_cpu_backend.memory.free(rgi_cpu_backend.memory.user, s->own_host.memory);
   if (s->own_comm.memory) s->memory.free(s->memory.user, s->own_comm.memory);

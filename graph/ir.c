@@ -214,6 +214,17 @@ void rgi_dense_strides(rgi_tensor *t) {
   }
 }
 
+void rgi_tensor_like(rgi_graph *g, int t, const rgi_tensor *like, const rgi_dim *rows) {
+  rgi_tensor *y = &g->tensor[t];
+  y->dtype = like->dtype;
+  y->rank = like->rank;
+  memcpy(y->dim, like->dim, sizeof y->dim);
+  if (rows) y->dim[0] = *rows;
+  y->base = -1;
+  y->offset = 0;
+  if (g->bound) rgi_dense_strides(y);
+}
+
 int64_t rgi_elements(const rgi_tensor *t) {
   int64_t n = 1;
   for (int i = 0; i < t->rank; i++) n *= t->dim[i].c;

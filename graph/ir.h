@@ -198,6 +198,9 @@ int rgi_out_port(const rg_op *op, const char *name);
 rg_status rgi_infer_node(rgi_graph *g, int n, const char *pointer, rg_error *e);
 /* Dense row-major strides for a bound tensor. */
 void rgi_dense_strides(rgi_tensor *t);
+/* Tensor t gets the type and the shape of `like`, on axis 0 *rows unless that is NULL: dense, in
+ * memory of its own. */
+void rgi_tensor_like(rgi_graph *g, int t, const rgi_tensor *like, const rgi_dim *rows);
 /* Elements and bytes of a bound tensor (dense). */
 int64_t rgi_elements(const rgi_tensor *t);
 int64_t rgi_bytes(const rgi_tensor *t);

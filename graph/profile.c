@@ -310,8 +310,15 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no device '%s'; expected cpu or cuda",
                     rgi_show(&shown, device));
   which = said(which);
-  if (!which && rgi_profile_path(device, path, sizeof path) && access(path, R_OK) == 0)
-    return load_file(ctx, path, cuda, out, e);
+  if (!which && rgi_profile_path(device, path, sizeof path) && access(path, R_OK) == 0) {
+    const rg_status before = rgi_error_before(e), status = load_file(ctx, path, cuda, out, e);
+    if (status != RG_OK && status != RG_E_NOMEM && e && before == RG_OK) {
+      const size_t n = strlen(e->message);
+      snprintf(e->message + n, sizeof e->message - n,
+               "; every plan reads this profile: tune again, or say shipped (--profile)");
+    }
+    return status;
+  }
   if (!which || strcmp(which, "shipped") == 0) {
     const char *text = cuda ? rgi_profile_text_h200 : rgi_profile_text_cpu;
     return rgi_profile_parse(ctx, text, strlen(text),

@@ -1,5 +1,6 @@
-/* ops/offload.c: the two copies that recompute/offload.c makes: a tensor's bytes to the host's
-   memory in forward, and back in backward. On the CPU both blocks are the host's, so both copy.
+/* ops/offload.c: the two copies that rgi_offload (recompute/rewrite.c) makes: a tensor's bytes to
+   the host's memory in forward, and back in backward. On the CPU both blocks are the host's, so
+   both copy.
  */
 #include "../graph/autodiff.h"
 #include "cpu/rows.h"
@@ -10,20 +11,12 @@ static void cost(const rg_call *c, rg_cost *out) {
 
 static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
   const rgi_node *n = &g->node[node];
-  const rgi_tensor *x = &g->tensor[rgi_in(n, 0)];
-  rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   (void)pointer, (void)e;
-  y->dtype = x->dtype;
-  y->rank = x->rank;
-  memcpy(y->dim, x->dim, sizeof y->dim);
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
+  rgi_tensor_like(g, rgi_out(n, 0), &g->tensor[rgi_in(n, 0)], NULL);
   return RG_OK;
 }
 
-/* As cast's, but that element by element any type will do: dead rows are copied, too, and are
- * zero. */
+/* Dead rows are copied, too, and are zero. */
 static rg_status run(const rg_call *c) {
   const int32_t begin[] = {0, 1, 1};
   rg_call copy = *c;

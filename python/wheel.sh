@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Makes a wheel with package, library and command, and tags it with the oldest manylinux that it runs on.
+# Makes a wheel with package, library and command, and tags it with the oldest manylinux that it
+# runs on.
 #   python/wheel.sh cpu|full [FOLDER]     FOLDER: dist
-# full needs nvcc, takes minutes, and serves machines with and without a GPU; cpu serves those without.
+# full needs nvcc, takes minutes, and serves machines with and without a GPU; cpu serves those
+# without.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1:-} in cpu) cuda=OFF ;; full) cuda=ON ;; *) sed -n '3s/^# *//p' "$0" >&2 && exit 2 ;; esac

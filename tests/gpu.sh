@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the GPU tests: tests/gpu.sh [PROGRAM [ARGUMENTS …]], and where no arguments pick some of them,
-# the stress run (tests/gpu_stress.sh) of STRESS_SECONDS, default 60. Exit code 77 where there is no
-# GPU (ctest: skipped).
+# Runs the GPU tests: tests/gpu.sh [PROGRAM [ARGUMENTS …]], and where no arguments pick some of
+# them, the stress run (tests/gpu_stress.sh) of STRESS_SECONDS, default 60. Exit code 77 where there
+# is no GPU (ctest: skipped).
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 program=${1:-$here/build/gpu_tests}

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The command on a GPU: runs, wrong flags, too little memory, Ctrl-C. tests/gpu_cli.sh [REGRAPH [SOURCE_DIR]]
-# Exit code 77 where there is no GPU.
+# The command on a GPU: runs, wrong flags, too little memory, Ctrl-C. Exit code 77 where there is no
+# GPU.   tests/gpu_cli.sh [REGRAPH [SOURCE_DIR]]
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 regraph=${1:-$here/build/regraph} source=${2:-$here}
@@ -25,23 +25,33 @@ expect() {
   "$regraph" "$@" >"$work/stdout" 2>"$work/stderr"
   local got=$?
   [ "$code" -eq 0 ] && stream=stdout
-  [ "$got" -eq "$code" ] || fail "regraph $*: exit $got, expected $code: $(head -c 400 "$work/stderr")"
-  grep -Eq -- "$pattern" "$work/$stream" || fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 "$work/$stream")"
-  if [ "$code" -ne 0 ] && [ -s "$work/stdout" ]; then fail "regraph $*: data on stdout though it failed"; fi
+  [ "$got" -eq "$code" ] ||
+    fail "regraph $*: exit $got, expected $code: $(head -c 400 "$work/stderr")"
+  grep -Eq -- "$pattern" "$work/$stream" ||
+    fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 "$work/$stream")"
+  if [ "$code" -ne 0 ] && [ -s "$work/stdout" ]; then
+    fail "regraph $*: data on stdout though it failed"
+  fi
 }
 
 # ---- runs: graph, step by step, and the CPU agree ----
 small=(--set H=4 --set KH=2 --set T=500 --set B=3 --set top_n=4 --set window=100)
-expect 0 . run "$nsa" "${small[@]}" --device cuda --backward --out "o=$work/graph.npy" --grad-out "q=$work/graph_q.npy"
-expect 0 . run "$nsa" "${small[@]}" --device cuda --eager --out "o=$work/eager.npy" --grad-out "q=$work/eager_q.npy"
-expect 0 . run "$nsa" "${small[@]}" --device cuda --no-reuse --policy "$source/examples/policies/all.json" \
+expect 0 . run "$nsa" "${small[@]}" --device cuda --backward --out "o=$work/graph.npy" \
+  --grad-out "q=$work/graph_q.npy"
+expect 0 . run "$nsa" "${small[@]}" --device cuda --eager --out "o=$work/eager.npy" \
+  --grad-out "q=$work/eager_q.npy"
+expect 0 . run "$nsa" "${small[@]}" --device cuda \
+  --no-reuse --policy "$source/examples/policies/all.json" \
   --out "o=$work/all.npy" --grad-out "q=$work/all_q.npy"
 checks=$((checks + 4))
 for other in eager all; do
-  for x in "" _q; do cmp -s "$work/graph$x.npy" "$work/$other$x.npy" || fail "graph$x and $other$x differ"; done
+  for x in "" _q; do
+    cmp -s "$work/graph$x.npy" "$work/$other$x.npy" || fail "graph$x and $other$x differ"
+  done
 done
 expect 0 cmp_attn bench "$nsa" "${small[@]}" --device cuda --repeat 3
-expect 0 '"device"|"nodes"|"steps"' bench "$nsa" "${small[@]}" --device cuda --eager --repeat 3 --json
+expect 0 '"device"|"nodes"|"steps"' bench "$nsa" "${small[@]}" --device cuda --eager --repeat 3 \
+  --json
 
 # ---- mistakes ----
 expect 2 "device" run "$nsa" "${small[@]}" --device gpu
@@ -54,7 +64,8 @@ expect 3 "." run "$nsa" --set H=5 --set KH=2 --set T=500 --set B=1 --device cuda
 expect 5 "needed.*free.*largest" run "$nsa" --set T=16777216 --set B=1 --device cuda
 expect 5 "needed.*free.*largest" bench "$nsa" --set T=16777216 --set B=1 --device cuda
 checks=$((checks + 1))
-CUDA_VISIBLE_DEVICES= "$regraph" run "$nsa" "${small[@]}" --device cuda >"$work/stdout" 2>"$work/stderr"
+CUDA_VISIBLE_DEVICES= "$regraph" run "$nsa" "${small[@]}" --device cuda \
+  >"$work/stdout" 2>"$work/stderr"
 [ $? -eq 5 ] || fail "no device visible: $(head -c 400 "$work/stderr")"
 
 # ---- Ctrl-C while the GPU is busy: over at once, by that signal ----
@@ -65,11 +76,13 @@ for command in run bench; do
   [ $command = run ] && more=(--backward --set T=262144 --set B=1)
   [ $command = bench ] && more+=(--set T=32768 --set B=1)
   start=$(date +%s%N)
-  timeout --preserve-status -s INT -k 5 3 "$regraph" $command "$nsa" --device cuda "${more[@]}" >"$work/stdout" 2>"$work/stderr"
+  timeout --preserve-status -s INT -k 5 3 "$regraph" $command "$nsa" --device cuda "${more[@]}" \
+    >"$work/stdout" 2>"$work/stderr"
   code=$?
   took=$((($(date +%s%N) - start) / 1000000))
   echo "Ctrl-C in $command after 3000 ms: exit $code after $took ms"
-  [ $code -eq 130 ] || [ $command = run -a $code -eq 0 ] || fail "Ctrl-C in $command: exit $code: $(head -c 400 "$work/stderr")"
+  [ $code -eq 130 ] || [ $command = run -a $code -eq 0 ] ||
+    fail "Ctrl-C in $command: exit $code: $(head -c 400 "$work/stderr")"
   [ $took -lt 6000 ] || fail "Ctrl-C in $command took $took ms"
 done
 expect 0 . run "$nsa" "${small[@]}" --device cuda --no-grad

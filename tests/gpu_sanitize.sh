@@ -1,10 +1,12 @@
 #!/bin/bash
-# NVIDIA's compute-sanitizer over small cases of every op and mode: tests/gpu_sanitize.sh [PROGRAM [PART-OF-A-NAME …]]
+# NVIDIA's compute-sanitizer over small cases of every op and mode: tests/gpu_sanitize.sh [PROGRAM
+# [PART-OF-A-NAME …]]
 #
 #   PROGRAM   gpu_tests_plain (default: build/gpu_tests_plain)
 #   names     of tests, as the program takes them (default: gpu_tiny)
 #   TOOLS     memcheck initcheck synccheck racecheck
-#   JOBS      processes side by side, default 8;  SECONDS_EACH  limit of one tool on one test, default 50
+#   JOBS      processes side by side, default 8;  SECONDS_EACH  limit of one tool on one test,
+#             default 50
 #   SHOW      lines of each finding shown, default 25
 #   LOGS      where the tools' full output goes, default a temporary directory
 #
@@ -14,15 +16,15 @@
 # where there is no GPU or no compute-sanitizer.
 #
 # racecheck takes lanes whose accesses __syncwarp orders before lane 0's arrival at an mbarrier for
-# unordered (tests/gpu/sanitizer_tma.cu shows it in a few lines), so it is given a build in which each
-# lane arrives for itself, and there any finding counts (docs/gpu.md, "Hand-overs"):
+# unordered (tests/gpu/sanitizer_tma.cu shows it in a few lines), so it is given a build in which
+# each lane arrives for itself, and there any finding counts (docs/gpu.md, "Hand-overs"):
 #
 #   cmake -S . -B build-lanes -DCMAKE_CUDA_FLAGS=-DRGK_EVERY_LANE && cmake --build build-lanes
 #
-# initcheck takes what the copy engine stores or adds for unwritten (shown there too). round_dq, which
-# reads such sums, is not looked at; whole graphs are planned for a GPU without a copy engine. That no
-# result depends on what memory held before, test_gpu_random.c shows for all kernels: NaN everywhere,
-# same bits.
+# initcheck takes what the copy engine stores or adds for unwritten (shown there too). round_dq,
+# which reads such sums, is not looked at; whole graphs are planned for a GPU without a copy engine.
+# That no result depends on what memory held before, test_gpu_random.c shows for all kernels: NaN
+# everywhere, same bits.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 program=${1:-$here/build/gpu_tests_plain}
@@ -38,8 +40,9 @@ if ! nvidia-smi -L 2>/dev/null | grep -q GPU || ! command -v compute-sanitizer >
 fi
 mkdir -p "$LOGS"
 cat >"$LOGS/older.json" <<'PROFILE'
-{ "regraph_profile": 1, "name": "older", "device": "cuda", "compute_capability": 80, "multiprocessors": 108,
-  "matrix_gflops": { "f32": 19000, "f16": 250000, "bf16": 250000 }, "special_gops": 2000, "bandwidth_gbs": 1500,
+{ "regraph_profile": 1, "name": "older", "device": "cuda", "compute_capability": 80,
+  "multiprocessors": 108, "matrix_gflops": { "f32": 19000, "f16": 250000, "bf16": 250000 },
+  "special_gops": 2000, "bandwidth_gbs": 1500,
   "step_us": 3, "memory": "40GB", "efficiency": 0.6 }
 PROFILE
 # Guards and poison would hide what the tools look for: outputs and workspaces start unwritten.
@@ -57,15 +60,22 @@ one() {
   racecheck) run=$lanes more=(--racecheck-report analysis) ;;
   esac
   start=$(date +%s%N)
-  timeout -k 2 "$SECONDS_EACH" compute-sanitizer --tool "$tool" "${more[@]}" --show-backtrace no --print-limit 1000 \
+  timeout -k 2 "$SECONDS_EACH" compute-sanitizer --tool "$tool" "${more[@]}" --show-backtrace no \
+    --print-limit 1000 \
     --error-exitcode 33 "$run" "$name" >"$log" 2>&1
   rc=$?
   took=$((($(date +%s%N) - start) / 100000000))
   found=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -1 | sed 's/^=* *//')
-  case $rc in 0) verdict=clean ;; 33) verdict=FOUND ;; 124 | 137) verdict=TIMEOUT ;; *) verdict=FAILED ;; esac
+  case $rc in
+    0) verdict=clean ;;
+    33) verdict=FOUND ;;
+    124 | 137) verdict=TIMEOUT ;;
+    *) verdict=FAILED ;;
+  esac
   grep -q '1 passed, 0 failed' "$log" || [ $verdict = TIMEOUT ] || verdict=FAILED
   if [ $verdict = clean ] && ! grep -qE ' 0 (errors|hazards)' <<<"$found"; then verdict=FOUND; fi
-  printf '%-8s %-10s %-34s %3d.%d s  %s\n' "$verdict" "$tool" "$name" $((took / 10)) $((took % 10)) "$found"
+  printf '%-8s %-10s %-34s %3d.%d s  %s\n' "$verdict" "$tool" \
+    "$name" $((took / 10)) $((took % 10)) "$found"
   [ $verdict = clean ] || grep -v '^$' "$log" | head -"${SHOW:-25}" | cut -c1-200 | sed 's/^/    /'
   return 0
 }

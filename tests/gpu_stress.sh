@@ -8,8 +8,9 @@
 #   FIRST      more arguments for the first process alone
 #   LOGS       where the processes' output goes; default: a temporary folder, removed if all is well
 #
-# What differs is printed, then a line for each case: runs, processes, differ, in which tensors. Exit
-# code 1 when anything differed or a process failed, 77 where there is no GPU (and no --device cpu).
+# What differs is printed, then a line for each case: runs, processes, differ, in which tensors.
+# Exit code 1 when anything differed or a process failed, 77 where there is no GPU (and no --device
+# cpu).
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 seconds=${1:-60} processes=${2:-16} program=${STRESS:-$here/build/gpu_stress}

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The build refuses an include against the order of the folders (cmake/folders.cmake): some are planted in a
-# copy of the sources, each alone, and one of them is built.
+# The build refuses an include against the order of the folders (cmake/folders.cmake): some are
+# planted in a copy of the sources, each alone, and one of them is built.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/tree/tests"
 cd "$work/tree"
-for part in CMakeLists.txt cmake include $(sed -n 's/^ *"\([a-z]*\):.*/\1/p' "$root/cmake/folders.cmake"); do
+folders=$(sed -n 's/^ *"\([a-z]*\):.*/\1/p' "$root/cmake/folders.cmake")
+for part in CMakeLists.txt cmake include $folders; do
   [ ! -e "$root/$part" ] || cp -r "$root/$part" .
 done
 cp -r "$root/tests/ref" tests
@@ -25,7 +26,8 @@ refused() { # FILE, WHAT it includes, and the message
   grep -qF "$1:2: error: $3" "$work/out" || fail "$1 with $2 is refused in other words than '$3'"
   rm "$1"
 }
-refused graph/planted.c '"exec/plan.h"' "exec/plan.h: graph/ may include itself and the public headers"
+refused graph/planted.c '"exec/plan.h"' \
+  "exec/plan.h: graph/ may include itself and the public headers"
 refused graph/planted.h '"../memplan/memplan.h"' "memplan/memplan.h: graph/ may include"
 refused graph/planted.c '<ops/ops.h>' "ops/ops.h: graph/ may include"
 refused kernels/planted.cu '"../graph/ir.h"' "graph/ir.h: kernels/ may include"
@@ -39,8 +41,11 @@ refused exec/planted.c '<jansson.h>' "jansson.h: only graph/ sees jansson"
 look || fail "something planted is still there"
 
 printf '#include "exec/plan.h"\n' >graph/planted.c
-cmake -S . -B build -DREGRAPH_CUDA=OFF -DREGRAPH_TESTS=OFF >"$work/out" 2>&1 || fail "configuring failed"
-! cmake --build build --target rgi_graph >"$work/out" 2>&1 || fail "graph/ is built with an include of exec/plan.h"
-grep -qF 'graph/planted.c:1: error: exec/plan.h: graph/ may include' "$work/out" || fail "the build failed otherwise"
+cmake -S . -B build -DREGRAPH_CUDA=OFF -DREGRAPH_TESTS=OFF >"$work/out" 2>&1 ||
+  fail "configuring failed"
+! cmake --build build --target rgi_graph >"$work/out" 2>&1 ||
+  fail "graph/ is built with an include of exec/plan.h"
+grep -qF 'graph/planted.c:1: error: exec/plan.h: graph/ may include' "$work/out" ||
+  fail "the build failed otherwise"
 ! grep -q 'Building C object' "$work/out" || fail "the build looked at includes too late"
 echo "includes: ok"

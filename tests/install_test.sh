@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs a build into a fresh folder and builds the examples against it, through pkg-config and
-# through CMake; then makes a wheel of the same objects and installs that into a virtual environment.
+# through CMake; then makes a wheel of the same objects and installs that into a virtual
+# environment.
 #   tests/install_test.sh BUILD
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,7 +20,8 @@ for file in bin/regraph include/regraph/regraph.h include/regraph/op.h share/man
 done
 
 # names: only the public ones leave the library
-nm -D --defined-only "$libdir/libregraph.so" | awk '{print $3}' | grep -v '^rg_' | grep -v '^_' >"$work/names" || true
+nm -D --defined-only "$libdir/libregraph.so" | awk '{print $3}' | grep -v '^rg_' |
+  grep -v '^_' >"$work/names" || true
 if [ -s "$work/names" ]; then
   echo "install_test: the library exports other names than rg_…:" >&2
   head "$work/names" >&2
@@ -99,14 +101,16 @@ cmp "$work/out1" "$work/out2"
 # the installed command finds its library and profiles
 "$prefix/bin/regraph" plan "$root/examples/nsa.json" --set T=1024 --set B=1 >/dev/null
 
-# ---- Python: what `pip install .` gives. In the virtual environment python3's packages (numpy, torch) are seen. ----
+# ---- Python: what `pip install .` gives ----------------------------------------------------------
+# In the virtual environment python3's packages (numpy, torch) are seen.
 python=$work/venv/bin/python
 outside=$(python3 -c 'import site; print(*site.getsitepackages(), sep="\n")')
 python3 -m venv "$work/venv" >"$work/log" 2>&1 &&
   echo "$outside" >"$("$python" -c 'import site; print(site.getsitepackages()[0])')/outside.pth" &&
   "$work/venv/bin/pip" install -q scikit-build-core numpy >"$work/log" 2>&1 || {
   tail -n 3 "$work/log"
-  echo "skipped: the Python package, since no virtual environment with scikit-build-core and numpy can be made here"
+  echo "skipped: the Python package, since no virtual environment with scikit-build-core and" \
+    "numpy can be made here"
   echo "install_test: ok"
   exit 0
 }
@@ -117,35 +121,44 @@ failed() {
 }
 export PATH=$work/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 unset LD_LIBRARY_PATH REGRAPH_LIBRARY
-# scikit-build-core forgets what the folder was configured with; with the same options nothing is compiled again.
+# scikit-build-core forgets what the folder was configured with; with the same options nothing is
+# compiled again.
+kept='(REGRAPH_|CMAKE_(BUILD_TYPE|C_FLAGS|(C|CUDA)_COMPILER_LAUNCHER))[A-Z_]*'
 options=()
 while IFS= read -r option; do options+=(--config-settings="cmake.define.$option"); done < <(
-  sed -nE 's/^((REGRAPH_|CMAKE_BUILD_TYPE|CMAKE_C_FLAGS|CMAKE_C_COMPILER_LAUNCHER|CMAKE_CUDA_COMPILER_LAUNCHER)[A-Z_]*):[A-Z]*=(.*)/\1=\3/p' \
+  sed -nE "s/^($kept):[A-Z]*=(.*)/\\1=\\5/p" \
     "$build/CMakeCache.txt")
 status=0
-pip wheel -q "$root" --no-deps --no-build-isolation -w "$work" --config-settings=build-dir="$build" "${options[@]}" \
+pip wheel -q "$root" --no-deps --no-build-isolation -w "$work" \
+  --config-settings=build-dir="$build" "${options[@]}" \
   >"$work/log" 2>&1 || status=$?
 cmake -S "$root" -B "$build" '-USKBUILD*' >/dev/null # an ordinary build again
 [ $status -eq 0 ] || failed "making a wheel failed"
-pip install -q --no-deps "$work"/regraph-*.whl >"$work/log" 2>&1 || failed "installing the wheel failed"
+pip install -q --no-deps "$work"/regraph-*.whl >"$work/log" 2>&1 ||
+  failed "installing the wheel failed"
 "$python" -c 'import sys, tarfile; from scikit_build_core.build import build_sdist
 names = tarfile.open(f"{sys.argv[1]}/{build_sdist(sys.argv[1])}").getnames()
-missing = {"CMakeLists.txt", "LICENSE", "graph/spec.c", "kernels/gemm.cu", "python/regraph/core.py"} - {
-    name.split("/", 1)[-1] for name in names}
-sys.exit(f"the sdist lacks {missing}" if missing or len(names) > 1000 else 0)' "$work" >"$work/log" 2>&1 ||
+wanted = {"CMakeLists.txt", "LICENSE", "graph/spec.c", "kernels/gemm.cu", "python/regraph/core.py"}
+missing = wanted - {name.split("/", 1)[-1] for name in names}
+sys.exit(f"the sdist lacks {missing}" if missing or len(names) > 1000 else 0)' \
+  "$work" >"$work/log" 2>&1 ||
   failed "making an sdist failed"
 cd "$work" # away from the checkout's package
-readelf -d venv/lib/python*/site-packages/regraph/lib*/libregraph.so.* | grep -o 'NEEDED.*\[.*' | sed 's/.*\[\(.*\)\]/\1/' |
-  grep -vE '^(libjansson|libstdc\+\+|libgcc_s|libm|libc|libdl|libpthread|librt|ld-linux.*)\.so' >log &&
+readelf -d venv/lib/python*/site-packages/regraph/lib*/libregraph.so.* | grep -o 'NEEDED.*\[.*' |
+  sed 's/.*\[\(.*\)\]/\1/' |
+  grep -vE '^(libjansson|libstdc\+\+|libgcc_s|libm|libc|libdl|libpthread|librt|ld-linux.*)\.so' \
+    >log &&
   failed "the wheel's library wants what not every machine has"
-[ "$(regraph --version)" = "$("$python" -c 'import regraph; print("regraph", regraph.__version__)')" ] ||
+said=$("$python" -c 'import regraph; print("regraph", regraph.__version__)') &&
+  [ "$(regraph --version)" = "$said" ] ||
   failed "command and package do not agree on the version"
 "$python" -c 'import regraph, sys
 if not regraph.__file__.startswith(sys.prefix): sys.exit(regraph.__file__)
 print(regraph.example("nsa.json"))' >log || failed "the installed package is not the one imported"
 regraph check "$(cat log)" >/dev/null
 if "$python" -c 'import torch' 2>/dev/null; then # README's lines, on the CPU and smaller
-  sed -n '/^import torch, regraph/,/^```/p' "$root/README.md" | sed '/^```/d; s/"cuda"/"cpu"/; s/8192/256/g; s/3000/100/' >lines.py
+  sed -n '/^import torch, regraph/,/^```/p' "$root/README.md" |
+    sed '/^```/d; s/"cuda"/"cpu"/; s/8192/256/g; s/3000/100/' >lines.py
   [ -s lines.py ] && "$python" lines.py >log 2>&1 || failed "README's lines for PyTorch failed"
 else
   echo "skipped: README's lines for PyTorch, since python3 has no torch"

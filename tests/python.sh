@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The Python package's tests against a build: numpy's on the CPU, torch's and the GPU's where those are there.
+# The Python package's tests against a build: numpy's on the CPU, torch's and the GPU's where those
+# are there.
 #   tests/python.sh BUILD
 # Exits with 77, and says so, where no python3 with numpy is found.
 set -euo pipefail
@@ -12,7 +13,8 @@ for python in python3 /usr/bin/python3; do
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py
     else
-      echo "skipped: tests/test_torch.py and tests/test_cuda.py, since $python has no torch or no pytest"
+      echo "skipped: tests/test_torch.py and tests/test_cuda.py," \
+        "since $python has no torch or no pytest"
     fi
     exit 0
   fi

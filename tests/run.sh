@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and passes all tests. Works from any folder, twice in a row, without CUDA.
+# Installs what is missing, builds, and passes all tests. Works from any folder, twice in a row,
+# without CUDA.
 #
 #   tests/run.sh            everything, as CI does
 #   tests/run.sh quick      the unit tests in one plain build
@@ -14,7 +15,7 @@ stages=("$@")
 [ $# -gt 0 ] || stages=(release sanitize threads coverage static install)
 [ "${1:-}" != quick ] || stages=(release)
 
-# ---- packages -------------------------------------------------------------------------------------------
+# ---- packages ------------------------------------------------------------------------------------
 need=()
 want() { command -v "$1" >/dev/null || need+=("$2"); }
 want cmake cmake
@@ -24,7 +25,9 @@ want ninja ninja-build
 want pkg-config pkg-config
 want python3 python3
 for library in jansson:libjansson-dev criterion:libcriterion-dev; do
-  if ! command -v pkg-config >/dev/null || ! pkg-config --exists "${library%%:*}"; then need+=("${library##*:}"); fi
+  if ! command -v pkg-config >/dev/null || ! pkg-config --exists "${library%%:*}"; then
+    need+=("${library##*:}")
+  fi
 done
 if [ "${1:-}" != quick ]; then
   want gcovr gcovr
@@ -32,8 +35,11 @@ if [ "${1:-}" != quick ]; then
   want clang-format clang-format
   want cppcheck cppcheck
 fi
-has() { for p in python3 /usr/bin/python3; do ! "$p" -c "import $1" 2>/dev/null || return 0; done && false; }
-# Tests that want these are skipped without, so they are no reason to stop where they can't be installed.
+has() {
+  for p in python3 /usr/bin/python3; do ! "$p" -c "import $1" 2>/dev/null || return 0; done && false
+}
+# Tests that want these are skipped without, so they are no reason to stop where they can't be
+# installed.
 if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   has numpy || need+=(python3-numpy)
   has jsonschema || need+=(python3-jsonschema)
@@ -42,15 +48,17 @@ if ((${#need[@]})); then
   sudo=""
   [ "$(id -u)" -eq 0 ] || sudo=sudo
   if ! command -v apt-get >/dev/null || { [ -n "$sudo" ] && ! command -v sudo >/dev/null; }; then
-    echo "tests/run.sh: please install ${need[*]} (Debian's names); this script can do it with apt-get as root only" >&2
+    echo "tests/run.sh: please install ${need[*]} (Debian's names);" \
+      "this script can do it with apt-get as root only" >&2
     exit 1
   fi
   echo "installing ${need[*]}"
   $sudo apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${need[@]}" \
+    >/dev/null
 fi
 
-# ---- helpers --------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 say() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
 build() { # folder, cmake options…
   local folder=$1
@@ -58,7 +66,8 @@ build() { # folder, cmake options…
   local log generator=(-G Ninja)
   [ ! -f "$folder/CMakeCache.txt" ] || generator=() # examples/run.sh may have made it with another
   log=$(mktemp)
-  if ! { cmake -S . -B "$folder" "${generator[@]}" -DREGRAPH_WERROR=ON -DREGRAPH_TESTS=ON "$@" && cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
+  if ! { cmake -S . -B "$folder" "${generator[@]}" -DREGRAPH_WERROR=ON -DREGRAPH_TESTS=ON "$@" &&
+    cmake --build "$folder" --parallel "$jobs"; } >"$log" 2>&1; then
     tail -n 60 "$log" >&2
     rm -f "$log"
     return 1
@@ -70,7 +79,8 @@ run_tests() { # folder, ctest options…
   shift
   log=$(mktemp)
   local status=0
-  (cd "$folder" && ctest --output-on-failure --parallel "$jobs" --timeout 600 "$@") | tee "$log" || status=$?
+  (cd "$folder" && ctest --output-on-failure --parallel "$jobs" --timeout 600 "$@") |
+    tee "$log" || status=$?
   local all bad
   all=$(sed -n 's/.*tests failed out of \([0-9]*\).*/\1/p' "$log" | tail -1)
   bad=$(sed -n 's/.* \([0-9]*\) tests failed out of.*/\1/p' "$log" | tail -1)
@@ -88,10 +98,12 @@ check() { # title, command…
   fi
 }
 
-# ---- stages ---------------------------------------------------------------------------------------------
+# ---- stages --------------------------------------------------------------------------------------
 stage_release() {
-  # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on a GPU.
-  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=AUTO -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
+  # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on
+  # a GPU.
+  build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=AUTO \
+    -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
   run_tests build
   local status=0
   tests/python.sh build || status=$?
@@ -101,29 +113,37 @@ stage_release() {
   [ "$status" -eq 77 ] || check "releases" test "$status" -eq 0
 }
 stage_sanitize() {
-  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF "-DREGRAPH_SANITIZE=address,undefined"
-  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan
+  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
+    "-DREGRAPH_SANITIZE=address,undefined"
+  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+    run_tests build-asan
 }
 stage_threads() {
   build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF -DREGRAPH_SANITIZE=thread
   TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan
 }
 stage_coverage() {
-  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g" -DREGRAPH_CUDA=OFF -DREGRAPH_COVERAGE=ON
+  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g" -DREGRAPH_CUDA=OFF \
+    -DREGRAPH_COVERAGE=ON
   find build-cov -name '*.gcda' -delete
   run_tests build-cov -E "^demo$"
   check "line coverage of host code is at least 90 %" \
-    gcovr --root . --object-directory build-cov --filter '(graph|passes|ops|memplan|recompute|exec|cli)/' \
+    gcovr --root . --object-directory build-cov \
+    --filter '(graph|passes|ops|memplan|recompute|exec|cli)/' \
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
 stage_static() {
-  check "clang-format" bash -c 'git ls-files "*.c" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run --Werror'
-  check "lines of at most 100 columns" bash -c \
-    '! LC_ALL=C.UTF-8 grep -nP "^.{101}" $(git ls-files "*.c" "*.h" "*.cu" "*.cuh")'
-  check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
-    -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
+  check "clang-format" bash -c \
+    'git ls-files "*.c" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run --Werror'
+  check "lines of at most 100 columns" tests/columns.py
+  check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 \
+    --inline-suppr --suppressions-list=.cppcheck \
+    -I include --enable=warning,performance,portability \
+    -j "$jobs" graph passes ops memplan recompute cp exec cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
-  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
+  check "clang-tidy" bash -c \
+    'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "cp/*.c" \
+      ":!cp/cuda_*" "exec/*.c" "cli/*.c" |
     xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
 }
 stage_install() {

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The random tests of the CPU, on and on: CI draws a fixed sample of each (round 0), this goes on from there
-# with seeds nobody has seen, until its time is up. Exits with 1 if anything failed, and says how to see it again.
+# The random tests of the CPU, on and on: CI draws a fixed sample of each (round 0), this goes on
+# from there with seeds nobody has seen, until its time is up. Exits with 1 if anything failed, and
+# says how to see it again.
 #
 #   tests/soak.sh [SECONDS [PART…]]     default: 600 seconds, shared evenly by all parts
 #
-#   graphs     whole plans of random graphs against the fp64 oracle; recomputed, cut, poisoned: the same bits
+#   graphs     whole plans of random graphs against the fp64 oracle; recomputed, cut, poisoned: the
+#              same bits
 #   fuse       random branches with and without the fuse pass: the same bits
 #   memplan    random graphs planned, played and checked; in place or not: the same bits
 #   packing    the packer against brute force
@@ -14,10 +16,11 @@
 #   tables     who owns which tokens, against one token after the other
 #   ranks      random specs and batches, and the examples, on several ranks: the results of one
 #   shares     every pack, border, policy and window of the tests on ranks, with other data
-#   fuzz       specs, packings and profiles from libFuzzer, with sanitizers; where there is clang
+#   fuzz       specs, packings, profiles and what ranks send from libFuzzer, with sanitizers; where
+#              there is clang
 #
-# BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
-# ROUND=N starts at round N instead of 1.
+# BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without,
+# build-soak is made. ROUND=N starts at round N instead of 1.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -36,7 +39,8 @@ declare -A test=(
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares fuzz)
+[ $# -gt 0 ] ||
+  parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2
@@ -62,7 +66,8 @@ build() { # FOLDER, what to build, -- and cmake options for a fresh one
   while [ "$1" != -- ]; do targets+=("$1") && shift; done
   shift
   show "building in $folder"
-  if [ ! -f "$folder/CMakeCache.txt" ]; then cmake -S . -B "$folder" "$@" >"$work/build" 2>&1 || { cat "$work/build" >&2; exit 1; }; fi
+  [ -f "$folder/CMakeCache.txt" ] || cmake -S . -B "$folder" "$@" >"$work/build" 2>&1 ||
+    { cat "$work/build" >&2; exit 1; }
   cmake --build "$folder" --parallel "$jobs" --target "${targets[@]}" >"$work/build" 2>&1 ||
     { tail -n 60 "$work/build" >&2; exit 1; }
 }
@@ -72,7 +77,8 @@ run_round() { # PART, its number; what it printed stays if it failed
   read -ra words <<<"${test[$1]}"
   local status=0 filter
   for filter in "${words[@]:1}"; do
-    REGRAPH_ROUND=$2 "$folder/tests/${words[0]}" --color=never -j1 --filter "$filter" >"$work/$2" 2>&1 || status=1
+    REGRAPH_ROUND=$2 "$folder/tests/${words[0]}" --color=never -j1 --filter "$filter" >"$work/$2" \
+      2>&1 || status=1
     # A filter that fits nothing must not look like success.
     grep -q 'Tested: [1-9]' "$work/$2" || status=1
     if [ $status -ne 0 ]; then
@@ -89,30 +95,35 @@ soak_rounds() {
     local pids=()
     for ((i = 0; i < jobs; i++)); do run_round "$part" $((round + i)) & pids+=($!); done
     for ((i = 0; i < jobs; i++)); do
-      wait "${pids[i]}" || { bad=1 && tell "FAILED: $part, round $((round + i))" && cat "$work/$((round + i))"; }
+      wait "${pids[i]}" || { bad=1 && tell "FAILED: $part, round $((round + i))" &&
+        cat "$work/$((round + i))"; }
     done
     round=$((round + jobs))
   done
-  tell "$part: rounds ${ROUND:-1} to $((round - 1)) $([ $bad -eq 0 ] && echo passed || echo "hold a failure")"
+  tell "$part: rounds ${ROUND:-1} to $((round - 1)) $([ $bad -eq 0 ] && echo passed ||
+    echo "hold a failure")"
   return $bad
 }
 soak_fuzz() {
   command -v clang >/dev/null || { tell "fuzz: skipped, no clang" && return 0; }
-  build build-fuzz fuzz_spec fuzz_pack fuzz_profile -- -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
+  build build-fuzz fuzz_spec fuzz_pack fuzz_profile fuzz_hub -- -DCMAKE_C_COMPILER=clang \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
     -DREGRAPH_FUZZ=ON "-DREGRAPH_SANITIZE=address,undefined"
   local what bad=0
-  for what in spec pack profile; do
-    show "fuzz: $what, $((share / 3 + 1)) s"
+  for what in spec pack profile hub; do
+    show "fuzz: $what, $((share / 4 + 1)) s"
     mkdir -p "$work/corpus_$what"
-    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 3 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
-      "$work/corpus_$what" "$root/tests/fuzz/corpus/$what") >"$work/fuzz" 2>&1; then
+    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 4 + 1)) \
+      -seed="${ROUND:-1}" -print_final_stats=1 "$work/corpus_$what" \
+      "$root/tests/fuzz/corpus/$what") >"$work/fuzz" 2>&1; then
       tell "fuzz: $what, $(sed -n 's/.*executed_units: *//p' "$work/fuzz") inputs passed"
     else
       bad=1
       tell "FAILED: fuzz: $what"
       tail -n 40 "$work/fuzz"
       for input in "$work"/crash-* "$work"/leak-* "$work"/timeout-* "$work"/oom-*; do
-        [ ! -e "$input" ] || { cp "$input" build-fuzz/ && echo "kept: build-fuzz/$(basename "$input")"; }
+        [ ! -e "$input" ] || { cp "$input" build-fuzz/ &&
+          echo "kept: build-fuzz/$(basename "$input")"; }
       done
     fi
   done
@@ -122,7 +133,9 @@ soak_fuzz() {
 folder=${BUILD:-build-soak}
 targets=()
 for part in "${parts[@]}"; do [ "$part" = fuzz ] || targets+=("${test[$part]%% *}"); done
-[ ${#targets[@]} -eq 0 ] || build "$folder" "${targets[@]}" -- -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=OFF -DREGRAPH_TESTS=ON
+[ ${#targets[@]} -eq 0 ] ||
+  build "$folder" "${targets[@]}" -- -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=OFF \
+    -DREGRAPH_TESTS=ON
 for part in "${parts[@]}"; do
   if [ "$part" = fuzz ]; then soak_fuzz || failed=1; else soak_rounds "$part" || failed=1; fi
 done

@@ -495,8 +495,25 @@ typedef struct rg_comm rg_comm;
  * has reached `deadline` seconds after the first one (0: 60) ends all ranks with RG_E_COMM. */
 RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm,
                                  rg_error *error);
+/* Ranks that are processes, this one being one of them. Where the options say nothing, launchers'
+ * variables do (torchrun, mpirun, srun; MASTER_ADDR, and REGRAPH_MASTER_PORT or the port after
+ * MASTER_PORT); without any there is one rank. Rank 0's process listens at the address. Collective:
+ * returns when all ranks have come. Zeros are defaults. */
+typedef struct rg_comm_options {
+  size_t size;         /* sizeof this struct, or 0 */
+  int rank, ranks;     /* ranks 0: the environment's */
+  const char *address; /* of rank 0's host */
+  int port;
+  bool cuda;       /* collectives on GPUs, one a process, by NCCL, which is loaded now */
+  double deadline; /* seconds; 0: 60 */
+} rg_comm_options;
+RG_API rg_status rg_comm_processes(rg_context *ctx, const rg_comm_options *options, rg_comm **comm,
+                                   rg_error *error);
+/* Did a launcher start this process, and as which rank of how many, which of its host? Pointers may
+ * be NULL. */
+RG_API int rg_comm_launched(int *rank, int *ranks, int *local);
 /* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others'
- * collectives. */
+ * collectives. Sessions that use it may be destroyed before or after. */
 RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);
 
 /* ---- session --------------------------------------------------------------------------------- */
@@ -524,8 +541,8 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
-  /* rg_sizes.host bytes of the host's memory for the block above, 256-byte aligned, borrowed. NULL:
-   * the session takes them from malloc. */
+  /* rg_sizes.host bytes of the host's memory for the block above, aligned as that is, borrowed.
+   * NULL: the session takes them from malloc. */
   void *host;
 } rg_session_options;
 

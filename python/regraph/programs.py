@@ -110,9 +110,11 @@ class Variant:
             stream = torch._C._cuda_getCurrentRawStream(self._index)
             capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
-        if idle and not capturing:
-            session = idle.pop()
-        else:
+        try:
+            session = None if idle is None or capturing else idle.pop()
+        except IndexError:
+            session = None
+        if session is None:
             session, idle = self._take(stream, capturing, saved, scratch)
         self.used = next(_clock)
         try:

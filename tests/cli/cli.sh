@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The command as a user meets it: exit codes, messages, streams, files. Usage: cli.sh REGRAPH SOURCE_DIR
+# The command as a user meets it: exit codes, messages, streams, files. Usage: cli.sh REGRAPH
+# SOURCE_DIR
 set -u
 regraph=$1
 source=$2
@@ -15,8 +16,9 @@ fail() {
   failures=$((failures + 1))
 }
 
-# expect CODE PATTERN arguments…: runs regraph; its exit code must be CODE, and stderr (stdout if CODE is 0) must
-# match the extended regular expression PATTERN, or be empty if that is. Leaves the streams in ./stdout and ./stderr.
+# expect CODE PATTERN arguments…: runs regraph; its exit code must be CODE, and stderr (stdout if
+# CODE is 0) must match the extended regular expression PATTERN, or be empty if that is. Leaves the
+# streams in ./stdout and ./stderr.
 expect() {
   local code=$1 pattern=$2 stream=stderr
   shift 2
@@ -28,7 +30,8 @@ expect() {
   if [ -z "$pattern" ]; then
     [ -s "$stream" ] && fail "regraph $*: $stream is not empty"
   else
-    grep -Eq -- "$pattern" "$stream" || fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
+    grep -Eq -- "$pattern" "$stream" ||
+      fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
   fi
   if [ "$code" -ne 0 ] && [ -s stdout ]; then fail "regraph $*: data on stdout though it failed"; fi
   if [ "$code" -eq 0 ] && [ "$1" != pack ] && [ -s stderr ]; then
@@ -56,11 +59,12 @@ npy() {
   } >"$1"
 }
 
-small=(--set H=4 --set KH=2 --set D=32 --set DV=32 --set block=32 --set kernel=16 --set stride=8 --set top_n=4
+small=(--set H=4 --set KH=2 --set D=32 --set DV=32 --set block=32 --set kernel=16 --set stride=8
+  --set top_n=4
   --set window=48 --set dtype=f32)
 nsa=$examples/nsa.json
 
-# ---- help, version, mistakes ------------------------------------------------------------------------------
+# ---- help, version, mistakes ---------------------------------------------------------------------
 expect 0 '^regraph [0-9]+\.[0-9]+\.[0-9]+$' --version
 expect 0 'usage: regraph COMMAND' --help
 expect 0 'usage: regraph COMMAND' help
@@ -77,8 +81,8 @@ bash -n completion || fail "the completion is no bash"
 completes() { # completes "WORDS…" EXPECTED
   checks=$((checks + 1))
   local got
-  got=$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=('"$1"'); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-    _regraph; printf "%s " "${COMPREPLY[@]}"')
+  got=$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=('"$1"')
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _regraph; printf "%s " "${COMPREPLY[@]}"')
   [ "$got" = "$2 " ] || fail "completion of '$1': '$got', expected '$2'"
 }
 completes 'regraph pl' 'plan'
@@ -102,7 +106,8 @@ completes 'regraph check comple' 'complete.json'
 mkdir odd
 touch 'odd/a b.json' 'odd/*.json' 'odd/$(false).json'
 checks=$((checks + 1))
-[ "$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=(regraph check odd/); COMP_CWORD=2; _regraph
+[ "$(bash -c 'source ./completion; compopt() { :; }
+  COMP_WORDS=(regraph check odd/); COMP_CWORD=2; _regraph
   echo "${#COMPREPLY[@]}"')" = 3 ] || fail 'completion: a name with a blank is not one name'
 completes 'regraph help --completion f' 'fish'
 completes 'regraph plan --threads 4' ''
@@ -136,7 +141,8 @@ if command -v fish >/dev/null; then
   fish_completes 'regraph schema pl' plan
 fi
 expect 0 '^stride$' check "$nsa" --names set
-[ "$(tr '\n' ' ' <stdout)" = 'T B H KH D DV kernel stride block top_n init local window dtype ' ] || fail "names that --set binds"
+[ "$(tr '\n' ' ' <stdout)" = 'T B H KH D DV kernel stride block top_n init local window dtype ' ] ||
+  fail "names that --set binds"
 expect 0 '^o$' check "$nsa" --names outputs
 expect 0 '^slc_o$' check "$nsa" --names nodes
 expect 2 'exclude each other' check "$nsa" --names set --json
@@ -153,18 +159,21 @@ expect 2 "RG_E_USAGE.*T" plan "$nsa"
 expect 2 'RG_E_USAGE' plan "$nsa" --set T=64 --set nosuch=1
 expect 2 '--cp.*0' plan "$nsa" --set T=64 --cp 0
 
-# ---- ops, schema, check -----------------------------------------------------------------------------------
+# ---- ops, schema, check --------------------------------------------------------------------------
 expect 0 '^swa_attn: ' ops
 expect 0 '"ops": \[' ops --json
 expect 0 '^topk: ' ops topk
 [ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
 expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
-for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema $format; done
+for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema \
+  $format; done
 for spec in "$examples"/*.json; do
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec" --set T=512 --set B=2
-  for policy in none all budget groups; do expect 0 ': ok — ' check "$spec" --policy "$examples/policies/$policy.json"; done
+  for policy in none all budget groups; do
+    expect 0 ': ok — ' check "$spec" --policy "$examples/policies/$policy.json"
+  done
 done
 for policy in "$examples"/policies/*.json; do
   expect 0 ': ok — ' check "$nsa" --policy "$policy"
@@ -175,7 +184,8 @@ expect 0 ': ok — ' check "$nsa" --policy 6GiB --set T=64
 expect 0 '^standard input: ok — 6 nodes' check - <"$nsa"
 expect 0 '"ok": true, "summary": "6 nodes' check - --json <"$nsa"
 expect 0 ': ok — ' check "$nsa" --policy - <"$examples/policies/all.json"
-expect 3 '^/dev/stdin:1:3: /regraph: RG_E_KEY: this is a spec, not a policy' check "$nsa" --policy - <"$nsa"
+expect 3 '^/dev/stdin:1:3: /regraph: RG_E_KEY: this is a spec, not a policy' check "$nsa" \
+  --policy - <"$nsa"
 printf 'id,lower,upper,size\na,0,2,4\n' >one.csv
 expect 0 '^a,0,2,4,0$' pack - <one.csv
 expect 2 "unknown flag '--verison'; did you mean '--version'" --verison
@@ -190,7 +200,7 @@ expect 3 "wrong.json:19:29: /nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
 echo '{ "regraph_policy": 1, "recompute": ["nosuch"] }' >policy.json
 expect 3 'policy.json:1:38: /recompute/0: RG_E_' check "$nsa" --policy policy.json
 
-# ---- plan -------------------------------------------------------------------------------------------------
+# ---- plan ----------------------------------------------------------------------------------------
 expect 0 'plan of nsa' plan "$nsa" --set T=4096
 expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4096 --json
 expect 0 '^(di)?graph' plan "$nsa" --set T=4096 --dot
@@ -209,7 +219,8 @@ for flags in "" --no-inplace --no-reuse --no-grad --no-fuse; do
   peaks+=("$(value stdout predicted_peak_bytes)")
 done
 checks=$((checks + 1))
-((peaks[0] <= peaks[1] && peaks[1] <= peaks[2] && peaks[0] < peaks[2] && peaks[3] < peaks[0] && peaks[0] < peaks[4])) ||
+((peaks[0] <= peaks[1] && peaks[1] <= peaks[2] && peaks[0] < peaks[2] && peaks[3] < peaks[0] &&
+  peaks[0] < peaks[4])) ||
   fail "peaks of plain, no-inplace, no-reuse, no-grad, no-fuse: ${peaks[*]}"
 expect 0 . pareto "$nsa" "${small[@]}" --set T=512
 expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
@@ -221,19 +232,22 @@ import sys, xml.dom.minidom
 picture = xml.dom.minidom.parse("front.svg")
 assert len(picture.getElementsByTagName("circle")) == int(sys.argv[1])
 for c in picture.getElementsByTagName("circle"):
-    assert 80 <= float(c.getAttribute("cx")) <= 720.1 and 55.9 <= float(c.getAttribute("cy")) <= 416.1
+    x, y = float(c.getAttribute("cx")), float(c.getAttribute("cy"))
+    assert 80 <= x <= 720.1 and 55.9 <= y <= 416.1
 SVG
 expect 2 'exclude each other' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg --json
 
-# ---- run --------------------------------------------------------------------------------------------------
+# ---- run -----------------------------------------------------------------------------------------
 expect 0 '^o +f32 +\[200, 4, 32\]' run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=a.npy
 grep -q backward stdout && fail "a forward run reports a backward"
-expect 0 . run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=b.npy --threads 1 --policy "$examples/policies/all.json"
+expect 0 . run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=b.npy --threads 1 \
+  --policy "$examples/policies/all.json"
 same 'threads and policy change no bit' a.npy b.npy
 expect 0 . run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=b.npy --seed 1
 cmp -s a.npy b.npy && fail "another seed gives the same output"
 # o has the shape of q, so an output may come back as an input and settle T
-expect 0 '\[200, 4, 32\]' run "$nsa" "${small[@]}" --in q=a.npy --out o=b.npy --grad-out q=dq.npy --grad-out gate=dg.npy
+expect 0 '\[200, 4, 32\]' run "$nsa" "${small[@]}" --in q=a.npy --out o=b.npy --grad-out q=dq.npy \
+  --grad-out gate=dg.npy
 expect 0 'grad q' run "$nsa" "${small[@]}" --in q=a.npy --grad-in o=b.npy --grad-out q=dq1.npy
 expect 0 'backward' run "$nsa" "${small[@]}" --in q=a.npy --grad-in o=b.npy --grad-out q=dq2.npy \
   --policy "$examples/policies/groups.json"
@@ -247,7 +261,8 @@ checks=$((checks + 1))
   fail "predicted and measured peak differ"
 run_peak=$(value stdout predicted_peak_bytes)
 expect 0 . plan "$nsa" "${small[@]}" --set T=200 --set B=1 --json
-[ "$(value stdout predicted_peak_bytes)" = "$run_peak" ] || fail "plan and run predict different peaks"
+[ "$(value stdout predicted_peak_bytes)" = "$run_peak" ] ||
+  fail "plan and run predict different peaks"
 for spec in "$examples"/*.json; do
   case $spec in
   *nsa_layer*) sizes=(--set M=64 --set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
@@ -256,11 +271,13 @@ for spec in "$examples"/*.json; do
   esac
   expect 0 'backward' run "$spec" "${sizes[@]}" --backward
   grep -q 'not finite' stdout && fail "run $spec: results are not finite"
-  expect 0 'backward' run "$spec" "${sizes[@]}" --set B=4 --backward --policy "$examples/policies/all.json"
+  expect 0 'backward' run "$spec" "${sizes[@]}" --set B=4 \
+    --backward --policy "$examples/policies/all.json"
 done
 layer=(--set M=64 --set H=4 --set KH=2 --set D=32 --set DV=32 --set T=150 --set B=2 --set dtype=f32)
 for policy in none all groups; do
-  expect 0 'backward' run "$examples/nsa_layer.json" "${layer[@]}" --policy "$examples/policies/$policy.json" \
+  expect 0 'backward' run "$examples/nsa_layer.json" "${layer[@]}" \
+    --policy "$examples/policies/$policy.json" \
     --grad-out wq=wq-$policy.npy --grad-out x=x-$policy.npy
   same "a layer's weight gradient under $policy" wq-none.npy wq-$policy.npy
   same "a layer's input gradient under $policy" x-none.npy x-$policy.npy
@@ -296,45 +313,52 @@ CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
 cat >chosen.json <<'SPEC'
 { "regraph": 1, "params": { "block": 32 },
-  "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" }, "k": { "shape": ["T", 1, 32], "dtype": "f32" },
-              "v": { "shape": ["T", 1, 32], "dtype": "f32" }, "idx": { "shape": ["T", 1, 2], "dtype": "i32" },
+  "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" },
+              "k": { "shape": ["T", 1, 32], "dtype": "f32" },
+              "v": { "shape": ["T", 1, 32], "dtype": "f32" },
+              "idx": { "shape": ["T", 1, 2], "dtype": "i32" },
               "cu_seqlens": { "shape": ["B+1"], "dtype": "i32" } },
   "nodes": [ { "name": "a", "op": "slc_attn", "attrs": { "block": "$block" },
-               "in": { "q": "q", "k": "k", "v": "v", "idx": "idx", "cu_seqlens": "cu_seqlens" }, "out": { "o": "o" } } ],
+               "in": { "q": "q", "k": "k", "v": "v", "idx": "idx", "cu_seqlens": "cu_seqlens" },
+               "out": { "o": "o" } } ],
   "outputs": { "o": "o" } }
 SPEC
 expect 2 'give them by --in idx=FILE.npy' run chosen.json --set T=64
 expect 2 'no backward direction' run chosen.json --set T=64 --backward
 
-# ---- ranks: the files of several are those of one ----------------------------------------------------------
+# ---- ranks: the files of several are those of one ------------------------------------------------
 batch=("${small[@]}" --set T=256 --set B=3 --set dtype=f32 --seed 3)
 expect 0 . run "$nsa" "${batch[@]}" --out o=o1.npy --grad-out q=q1.npy --grad-out k=k1.npy
 for n in 2 4; do
-  expect 0 . run "$nsa" "${batch[@]}" --cp $n --out o=o$n.npy --grad-out q=q$n.npy --grad-out k=k$n.npy
+  expect 0 . run "$nsa" "${batch[@]}" --cp $n --out o=o$n.npy --grad-out q=q$n.npy \
+    --grad-out k=k$n.npy
   same "o of $n ranks" o1.npy o$n.npy
   same "the gradient of q of $n ranks" q1.npy q$n.npy
   checks=$((checks + 1))
-  [ "$(wc -c <k1.npy)" = "$(wc -c <k$n.npy)" ] || fail "the gradient of k of $n ranks has another size"
+  [ "$(wc -c <k1.npy)" = "$(wc -c <k$n.npy)" ] ||
+    fail "the gradient of k of $n ranks has another size"
 done
 expect 0 'all_gather.*forward' run "$nsa" "${batch[@]}" --cp 4
 expect 0 '"name": "k.gather"' run "$nsa" "${batch[@]}" --cp 4 --json
-expect 3 "$nsa:11:5: /nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
+expect 3 "$nsa:11:5: /nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run \
+  "$nsa" "${small[@]}" --set T=250 --cp 4
 expect 0 'all_gather' bench "$nsa" "${batch[@]}" --cp 2 --repeat 2
 expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
-# ---- bench ------------------------------------------------------------------------------------------------
+# ---- bench ---------------------------------------------------------------------------------------
 expect 0 'GFLOP/s' bench "$nsa" "${small[@]}" --set T=256 --repeat 2
 expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
 
-# ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------------------
+# ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------
 tiny=("${small[@]}" --repeat 1)
 cp "$nsa" one.json
 sed 's/"window": *[0-9]*/"window": 100/' "$nsa" >two.json
 where() { env -u REGRAPH_PROFILE XDG_CACHE_HOME="$work/cache" "$regraph" "$@"; }
-expect 0 '2 jobs measured.* in own.tsv; profile in own.json' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out own.json --source 'seen here'
+expect 0 '2 jobs measured.* in own.tsv; profile in own.json' tune one.json two.json "${tiny[@]}" \
+  --set T=64 --profile-out own.json --source 'seen here'
 checks=$((checks + 1))
 [ "$(tail -1 own.tsv)" = '# complete' ] || fail "tune: the list ends with $(tail -1 own.tsv)"
 head -n "$(grep -n '^# end' own.tsv | head -1 | cut -d: -f1)" own.tsv >first.tsv
@@ -344,10 +368,13 @@ nodes=$(grep -c '^one' first.tsv)
   grep '^two' own.tsv | head -1
   printf 'two.json T=64 half a li'
 } >again.tsv
-expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json --source 'seen here'
+expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 \
+  --profile-out again.json --source 'seen here'
 checks=$((checks + 1))
-head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv || fail 'tune: what had been measured was measured again'
-! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] || fail 'tune: what broke off is still there'
+head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv ||
+  fail 'tune: what had been measured was measured again'
+! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] ||
+  fail 'tune: what broke off is still there'
 echo mine >mine.tsv
 expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
 [ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"
@@ -355,33 +382,46 @@ exec 9>>own.tsv
 flock 9
 expect 1 'another tune is writing it' tune one.json "${tiny[@]}" --set T=64 --profile-out own.json
 exec 9>&-
-expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json --time-limit 1e-9
+expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 \
+  --profile-out late.json --time-limit 1e-9
 expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
-expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" --set T=64 --profile own.json
-expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json "${small[@]}" --set T=64 --device cuda --profile shipped
+expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" \
+  --set T=64 --profile own.json
+expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json \
+  "${small[@]}" --set T=64 --device cuda --profile shipped
 cat >raw.json <<'PROFILE'
-{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 }, "special_gops": 1,
-  "bandwidth_gbs": 1, "memory": "1GiB" }
+{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 },
+  "special_gops": 1, "bandwidth_gbs": 1, "memory": "1GiB" }
 PROFILE
-expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" --set T=64 --profile raw.json
+expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" \
+  --set T=64 --profile raw.json
 expect 2 "no profile 'own'" plan one.json "${small[@]}" --set T=64 --profile own
 expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
 checks=$((checks + 4))
 where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: into the cache folder'
-where plan one.json "${small[@]}" --set T=64 | grep -q "times  *this machine, tuned .*cache/regraph/cpu.json" || fail 'plan: does not find what tune left'
+where plan one.json "${small[@]}" --set T=64 |
+  grep -q "times  *this machine, tuned .*cache/regraph/cpu.json" ||
+  fail 'plan: does not find what tune left'
 cp own.json cache/regraph/mine.json
-where plan one.json "${small[@]}" --set T=64 --profile mine | grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
-REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 | grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
+where plan one.json "${small[@]}" --set T=64 --profile mine |
+  grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
+REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 |
+  grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
+checks=$((checks + 1))
+echo '{' >cache/regraph/cpu.json
+where plan one.json "${small[@]}" --set T=64 2>&1 |
+  grep -q 'cpu.json.*tune again, or say shipped' || fail 'plan: a profile that is broken'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
 checks=$((checks + 1))
 for node in swa_o slc_o; do
-  grep "\"name\": \"$node\"" stdout | grep -q '"flops": 131072,' || fail "live work: $(grep "\"$node\"" stdout)"
+  grep "\"name\": \"$node\"" stdout | grep -q '"flops": 131072,' ||
+    fail "live work: $(grep "\"$node\"" stdout)"
 done
 grep '"name": "cmp_o"' stdout | grep -q '"flops": 0,' || fail "live work: $(grep '"cmp_o"' stdout)"
 
-# ---- pack -------------------------------------------------------------------------------------------------
+# ---- pack ----------------------------------------------------------------------------------------
 printf 'id,lower,upper,size\na,0,2,4\nb,2,4,4\nc,1,3,4\n' >in.csv
 expect 0 '^id,lower,upper,size,offset$' pack in.csv
 grep -q '^peak 8, lower bound 8' stderr || fail "pack: $(cat stderr)"
@@ -394,15 +434,15 @@ printf 'id,lower,upper\na,0,2\n' >bad.csv
 expect 3 'bad.csv' pack bad.csv
 expect 1 'RG_E_IO' pack in.csv --out /nowhere/out.csv
 
-# ---- streams ----------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------
 if [ -w /dev/full ]; then
   checks=$((checks + 1))
   "$regraph" ops >/dev/full 2>stderr
   [ $? -eq 1 ] || fail "a full disk behind stdout goes unnoticed"
   grep -q "standard output: RG_E_IO: can't be written" stderr || fail "a full disk: $(cat stderr)"
 fi
-# A reader that goes away ends the command by SIGPIPE (141 in a shell), in silence; also where it inherits that SIGPIPE is
-# ignored.
+# A reader that goes away ends the command by SIGPIPE (141 in a shell), in silence; also where it
+# inherits that SIGPIPE is ignored.
 for action in - ''; do
   checks=$((checks + 1))
   {
@@ -411,11 +451,12 @@ for action in - ''; do
     "$regraph" ops 2>stderr
     echo $? >code
   } | true
-  [ "$(cat code)" -eq 141 ] || fail "a closed pipe (trap '$action' PIPE) gives exit code $(cat code)"
+  [ "$(cat code)" -eq 141 ] ||
+    fail "a closed pipe (trap '$action' PIPE) gives exit code $(cat code)"
   [ -s stderr ] && fail "a closed pipe (trap '$action' PIPE): $(cat stderr)"
 done
 
-# ---- files are written whole or not at all -----------------------------------------------------------------
+# ---- files are written whole or not at all -------------------------------------------------------
 run_small() { expect "$1" "$2" run "$nsa" "${small[@]}" --set T=200 "${@:3}"; }
 none_left() { # none_left WHAT: no temporary file here
   checks=$((checks + 1))
@@ -424,7 +465,8 @@ none_left() { # none_left WHAT: no temporary file here
 run_small 0 . --out o=whole.npy
 cp whole.npy before.npy
 checks=$((checks + 1))
-(ulimit -f 8 && "$regraph" run "$nsa" "${small[@]}" --set T=200 --seed 3 --out o=whole.npy) >stdout 2>stderr
+(ulimit -f 8 && "$regraph" run "$nsa" "${small[@]}" --set T=200 --seed 3 --out o=whole.npy) \
+  >stdout 2>stderr
 [ $? -eq 1 ] || fail "a limit on file sizes: exit code is not 1"
 grep -q "whole.npy: RG_E_IO: can't be written" stderr || fail "a limit on file sizes: $(cat stderr)"
 same 'a limit on file sizes leaves the earlier file' whole.npy before.npy
@@ -459,10 +501,12 @@ expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg "$work"
 run_small 1 'RG_E_IO' --out o="$work"
 none_left 'writing'
 
-# ---- messages ----------------------------------------------------------------------------------------------
+# ---- messages ------------------------------------------------------------------------------------
 clean() { # what was said has no control characters, and one line
   checks=$((checks + 1))
-  if tr -d '\n' <stderr | LC_ALL=C grep -q '[[:cntrl:]]'; then fail "$1: control characters in $(cat -v stderr)"; fi
+  if tr -d '\n' <stderr | LC_ALL=C grep -q '[[:cntrl:]]'; then
+    fail "$1: control characters in $(cat -v stderr)"
+  fi
   [ "$(wc -l <stderr)" -eq 1 ] || fail "$1: $(wc -l <stderr) lines: $(cat -v stderr)"
 }
 esc=$(printf '\033[31m')
@@ -492,11 +536,12 @@ expect 1 'the name of the file is empty' pack in.csv --out ''
 "$regraph" run "$nsa" "${small[@]}" --set T=64 --device cuda >/dev/null 2>stderr
 grep -q 'was not found' stderr && fail "a build without CUDA: $(cat stderr)"
 
-# ---- sizes and counts --------------------------------------------------------------------------------------
+# ---- sizes and counts ----------------------------------------------------------------------------
 expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4096 --json
 cp stdout plain.json
 expect 0 '"predicted_peak_bytes"' plan "$nsa" --set T=4K --json
-[ "$(value stdout predicted_peak_bytes)" = "$(value plain.json predicted_peak_bytes)" ] || fail "T=4K is not T=4096"
+[ "$(value stdout predicted_peak_bytes)" = "$(value plain.json predicted_peak_bytes)" ] ||
+  fail "T=4K is not T=4096"
 expect 2 "'T' is set to '4KB'; expected an integer such as 4096 or 64K" plan "$nsa" --set T=4KB
 expect 2 "'T' is set to '1.5K'" plan "$nsa" --set T=1.5K
 for size in 64KB 64kB 64KiB 64K 1.5GiB 6G '6 GiB'; do
@@ -541,12 +586,14 @@ while IFS='|' read -r _ tokens policy _ _ _ gib _; do
   rows=$((rows + 1))
 done < <(grep -E '^\| [0-9]+[KM] \|.*\| [0-9.]+ \|$' "$source/README.md")
 [ "$rows" -ge 2 ] || fail "README.md: $rows rows with memory figures"
-gib=$(sed -n 's/^plans \([0-9.]*\) GiB at 128K.*/\1/p' "$source/README.md")
+gib=$(tr '\n' ' ' <"$source/README.md" | sed -n 's/.* plans \([0-9.]*\) GiB at 128K.*/\1/p')
 plans 128K '"preset": "all"' "${gib:-0.0}"
 
-# ---- what is printed stays what it is ---------------------------------------------------------------------
+# ---- what is printed stays what it is ------------------------------------------------------------
 "$regraph" help >help.txt
-for command in ops schema check plan pareto run bench tune pack help; do "$regraph" help "$command" >>help.txt; done
+for command in ops schema check plan pareto run bench tune pack help; do
+  "$regraph" help "$command" >>help.txt
+done
 same 'help is as recorded' help.txt "$source/tests/golden/cli/help.txt"
 
 echo "$checks checks, $failures failed"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the command says and exits with, word for word: tests/golden/run/NAME.cmd holds arguments, NAME.expect the exit
-# code and what came out on stderr. With RG_GOLDEN_UPDATE set, differing files are rewritten and the test still fails.
+# What the command says and exits with, word for word: tests/golden/run/NAME.cmd holds arguments,
+# NAME.expect the exit code and what came out on stderr. With RG_GOLDEN_UPDATE set, differing files
+# are rewritten and the test still fails.
 #   tests/cli/golden.sh REGRAPH
 set -uo pipefail
 regraph=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Mistakes that newcomers make, tried as they make them, and what the command says: word for word in
-# tests/golden/cli/mistakes.txt, which is worth reading. With RG_GOLDEN_UPDATE set that file is rewritten, and the test
-# still fails: look at the difference, run again.
+# tests/golden/cli/mistakes.txt, which is worth reading. With RG_GOLDEN_UPDATE set that file is
+# rewritten, and the test still fails: look at the difference, run again.
 #   tests/cli/mistakes.sh REGRAPH SOURCE_DIR
 set -uo pipefail
 regraph=$1
@@ -18,7 +18,8 @@ try() { # try "WHAT IS WRONG" arguments…
   shift
   echo "\$ regraph $*"
   # what a machine lacks for a GPU differs from one to the next
-  CUDA_VISIBLE_DEVICES='' "$regraph" "$@" 2>&1 >/dev/null </dev/null | sed 's/\(RG_E_DEVICE\): .*/\1/'
+  CUDA_VISIBLE_DEVICES='' "$regraph" "$@" 2>&1 >/dev/null </dev/null |
+    sed 's/\(RG_E_DEVICE\): .*/\1/'
   echo "exit ${PIPESTATUS[0]}"
   echo
   count=$((count + 1))
@@ -52,11 +53,13 @@ spec port.json 's/"lse": "cmp_lse", "cu/"lsee": "cmp_lse", "cu/'
 try 'a port misspelt' check port.json
 spec missing.json 's/"q": "q", "k": "k", "v": "v", "cu/"q": "q", "cu/'
 try 'inputs forgotten' check missing.json
-spec lengths.json 's/, "cu_seqlens": "cu_seqlens"//; s/"cu_seqlens": { "shape": \["B+1"\], "dtype": "i32"/"bias": { "shape": ["H"], "dtype": "f32"/'
+spec lengths.json 's/, "cu_seqlens": "cu_seqlens"//
+  s/"cu_seqlens": { "shape": \["B+1"\], "dtype": "i32"/"bias": { "shape": ["H"], "dtype": "f32"/'
 try 'no lengths at all' check lengths.json
 spec shape.json 's/"k":    { "shape": \["T", "KH", "D"\]/"k":    { "shape": ["T", "KH"]/'
 try 'an axis too few' check shape.json
-spec several.json 's/"op": "topk"/"op": "top_k"/; s/"window_left"/"window"/; s/"grad": true/"grad": "yes"/'
+spec several.json 's/"op": "topk"/"op": "top_k"/; s/"window_left"/"window"/
+  s/"grad": true/"grad": "yes"/'
 try 'several at once' check several.json
 try 'a type that there is not' check nsa.json --set dtype=fp16
 try 'numbers that do not go together' check nsa.json --set stride=10

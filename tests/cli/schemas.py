@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from checks import check, leave
+
 try:
     from jsonschema import Draft202012Validator
 except ImportError:
@@ -28,15 +30,6 @@ except ImportError:
 
 regraph, source = sys.argv[1], Path(sys.argv[2])
 examples, golden = source / "examples", source / "tests" / "golden"
-checks = failures = 0
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(f"FAIL: {message}", file=sys.stderr)
 
 
 def said(*arguments, code=0):
@@ -158,5 +151,4 @@ for pointer, value, message in (
     found = errors("spec", edited(pointer, value))
     check(len(found) == 1 and found[0].startswith(message), f"{pointer} = {value}: {found}")
 
-print(f"{checks} checks, {failures} failed")
-sys.exit(failures != 0)
+leave()

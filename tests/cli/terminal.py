@@ -17,19 +17,12 @@ import termios
 import random
 from pathlib import Path
 
+from checks import check, leave
+
 regraph, source = sys.argv[1], Path(sys.argv[2])
 nsa = source / "examples/nsa.json"
 wrong = source / "tests/golden/run/many.json"
 small = ["--set", "T=256", "--set", "H=4", "--set", "KH=2", "--set", "D=16", "--set", "DV=16"]
-checks = failures = 0
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(f"FAIL: {message}", file=sys.stderr)
 
 
 def shown(*arguments, columns=80, stdout=True, **environment):
@@ -100,5 +93,4 @@ with tempfile.TemporaryDirectory() as folder:
 text = shown("bench", nsa, *small, "--repeat", "1", stdout=False)
 check({"filling inputs ...", "warming up ...", "timing ..."} <= set(text.split("\r\033[K")), f"bench: {text!r}")
 
-print(f"{checks} checks, {failures} failed")
-sys.exit(failures != 0)
+leave()

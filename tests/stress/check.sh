@@ -36,7 +36,8 @@ expect "one process that begins wrong" 1 'window-16/16-96 .* 0 differ: o of 1 pr
 expect "a process that fails" 1 'process 0 FAILED' \
   env FIRST='--no-such-option' "$here/tests/gpu_stress.sh" 0 2 "${cpu[@]}" --case window-16/16
 
-# Which kernels a GPU like the H200 would run. A build with few kernel instances has less, and says so.
+# Which kernels a GPU like the H200 would run. A build with few kernel instances has less, and says
+# so.
 "$STRESS" --list >"$out/list" || failed=1
 covers() { # op, path
   grep -qxF "  $1: $2" "$out/list" || { echo "FAILED: no case has $1 by '$2'"; failed=1; }
