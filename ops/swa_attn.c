@@ -39,7 +39,8 @@ static bool window(const rg_call *c, int64_t *left, int64_t *tile) {
   return *left >= 0;
 }
 
-static const rgi_attn_kind kind = {RGI_ATTN_SWA, own, rgi_attn_check_rows, pairs};
+static const rgi_attn_kind kind = {
+    .mode = RGI_ATTN_SWA, .own = own, .check = rgi_attn_check_rows, .pairs = pairs};
 
 const rg_op rgi_op_swa_attn = {
     .abi = RG_OP_ABI,
@@ -70,4 +71,37 @@ const rg_op rgi_op_swa_attn_bwd = {
     .nattr = RGI_COUNT(attrs),
     RGI_ATTN_FUNCTIONS,
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
+};
+
+/* ---- over pages ---- */
+
+static const rg_port in_paged[] = {
+    RGI_ATTN_IN_PAGED_QKV("page", "keys in pages, this step's included"),
+    RGI_ATTN_IN_PAGED_SEQ,
+};
+static const rg_port out_paged[] = {RGI_ATTN_OUT_PAGED};
+
+static rg_status check_paged(const rg_call *c, rg_error *e) {
+  (void)c, (void)e;
+  return RG_OK;
+}
+
+static const rgi_attn_kind paged_kind = {
+    .mode = RGI_ATTN_SWA, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
+
+const rg_op rgi_op_paged_swa_attn = {
+    .abi = RG_OP_ABI,
+    .name = "paged_swa_attn",
+    .doc = "swa_attn over keys in pages, forward only",
+    .in = in_paged,
+    .nin = RGI_COUNT(in_paged),
+    .out = out_paged,
+    .nout = RGI_COUNT(out_paged),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .check = rgi_attn_check,
+    .cost = rgi_attn_cost,
+    .workspace = rgi_attn_workspace,
+    .run_cpu = rgi_attn_run,
+    .rules = &(const rgi_rules){.kind = &paged_kind},
 };
