@@ -1,6 +1,7 @@
 /* tests/unit/test_serve.c: a serving step's whole layer over pages. Whatever the schedule, every
  * row of every step has the bits that the unpaged graph gives it: o, lse and idx of all branches,
  * and the caches in the end. */
+#include "../harness/num.h"
 #include "../harness/round.h"
 #include "serve_case.h"
 
@@ -57,7 +58,70 @@ static void shuffle_pages(uint64_t *seed, int32_t *table, int nseq, int M, int P
   free(pool);
 }
 
-static void random_schedule(uint64_t seed) {
+/* ---- the whole against the oracle ---- */
+
+static double *doubles(ot *t, const buffers *io, rg_role role, const char *name) {
+  for (int i = 0; i < io->n; i++)
+    if (io->info[i].role == role && strcmp(io->info[i].name, name) == 0) {
+      const size_t n = (size_t)io->info[i].bytes / rg_dtype_size(io->info[i].dtype);
+      float *x = ot_alloc(t, n * sizeof *x + 1);
+      double *y = ot_doubles(t, (int64_t)n + 1);
+      rg_convert(RG_F32, x, io->info[i].dtype, io->data[i], n);
+      for (size_t k = 0; k < n; k++) y[k] = (double)x[k];
+      return y;
+    }
+  return NULL;
+}
+
+/* o and lse of each branch, on the compressed keys that were stored and the blocks that were
+ * chosen. */
+static void check_oracle(const layer *l, const side *whole, int nseq, const char *what) {
+  static const char *const o_name[] = {"cmp_o", "slc_o", "swa_o"}, *const lse_name[] = {"cmp_lse",
+                                                                                        "slc_lse",
+                                                                                        "swa_lse"};
+  static const ref_kind kind[] = {REF_CMP, REF_SLC, REF_SWA};
+  const buffers *io = &whole->io;
+  const int32_t *cu = buffer(io, RG_INPUT, "cu");
+  ot *t = ot_begin(1);
+  for (int i = 0; i < 3; i++) {
+    const rg_role role = i ? RG_INPUT : RG_OUTPUT;
+    ref_attn a = {.kind = kind[i],
+                  .T = cu[nseq],
+                  .TK = i ? cu[nseq] : cu[nseq] / l->stride,
+                  .B = nseq,
+                  .H = l->H,
+                  .KH = l->KH,
+                  .D = l->D,
+                  .DV = l->DV,
+                  .q = doubles(t, io, RG_INPUT, "q"),
+                  .k = doubles(t, io, role, i ? "k" : "cmp_k"),
+                  .v = doubles(t, io, role, i ? "v" : "cmp_v"),
+                  .cu = cu,
+                  .sinks = l->sinks ? doubles(t, io, RG_INPUT, "sinks") : NULL,
+                  .softcap = l->softcap,
+                  .kernel = l->kernel,
+                  .stride = l->stride,
+                  .idx = buffer(io, RG_OUTPUT, "idx"),
+                  .block = l->block,
+                  .top_n = l->top_n,
+                  .window_left = l->window};
+    const int64_t n = a.T * a.H * a.DV;
+    double *o = ot_doubles(t, n + 1), *lse = ot_doubles(t, a.T * a.H + 1), err2 = 0, all = 0;
+    const double *got = doubles(t, io, RG_OUTPUT, o_name[i]),
+                 *got_lse = doubles(t, io, RG_OUTPUT, lse_name[i]);
+    ref_attn_forward(&a, o, lse);
+    for (int64_t k = 0; k < n; k++) err2 += (got[k] - o[k]) * (got[k] - o[k]), all += o[k] * o[k];
+    cr_assert(err2 <= num_gate(l->q) * num_gate(l->q) * (all + 1e-6 * (double)n),
+              "%s: %s is off by %g of %g", what, o_name[i], sqrt(err2), sqrt(all));
+    for (int64_t k = 0; k < a.T * a.H; k++)
+      EXPECT(got_lse[k] == lse[k] ||
+                 fabs(got_lse[k] - lse[k]) <= NUM_LSE_GATE * fmax(1, fabs(lse[k])),
+             "%s: %s[%lld] is %g, not %g", what, lse_name[i], (long long)k, got_lse[k], lse[k]);
+  }
+  ot_end(t);
+}
+
+static void random_schedule(uint64_t seed, bool oracle) {
   enum { MOST = 5 };
   rg_error e = {0};
   rg_context *ctx;
@@ -75,6 +139,7 @@ static void random_schedule(uint64_t seed) {
   sprintf(what, "seed %llu: %s", (unsigned long long)first, layer_text(&l, text));
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   side whole = run_whole(ctx, &l, first, nseq, length, 0);
+  if (oracle) check_oracle(&l, &whole, nseq, what);
   const int M = (longest + l.page - 1) / l.page + below(&seed, 2),
             T = ONE_OF(&seed, 3, 20, 90, 300);
   steps s = open_steps(ctx, &l, &whole, nseq, length, T, nseq + 1, M, pages + 3, what);
@@ -116,10 +181,10 @@ static void random_schedule(uint64_t seed) {
 }
 
 Test(serve, random_schedules) {
-  enum { CASES = 25 };
+  enum { CASES = 40 };
   const uint64_t first = round_seed(15000, CASES);
   for (int i = 0; i < CASES; i++)
-    if (in_sample(i, 8)) random_schedule(first + (uint64_t)i);
+    if (in_sample(i, 8)) random_schedule(first + (uint64_t)i, i % 2 == 0);
 }
 
 /* ---- one by one ---- */
@@ -305,4 +370,224 @@ Test(serve, faults_are_named_and_stay) {
   step(&x.s, of, NULL, -1); /* nothing to do is no fault */
   check_caches(&x.s, x.table, x.done, NULL);
   close_line(&x);
+}
+
+/* Numbers of all kinds, also without paged_batch in between: the run ends, well or with RG_E_DATA,
+ * and has touched nothing that is not the caches' (sanitizers look on). */
+Test(serve, any_numbers) {
+  static const int32_t odd[] = {-1, 0, 1, 40, 39, 16, 96, 97, INT32_MAX, INT32_MIN};
+  static const int length[] = {1, 1};
+  static const char *const cache[] = {"kc", "vc", "ck", "cv"};
+  uint64_t seed = round_seed(31, 1);
+  for (int raw = 0; raw < 2; raw++) {
+    layer l = small;
+    line x;
+    rg_error e = {0};
+    l.raw = raw;
+    open_line(&x, &l, 2, length, 0, 20, 40, "any numbers");
+    for (int n = 0; n < (in_sample(1, 2) ? 400 : 60); n++) {
+      for (int b = 0; b < 2; b++) {
+        x.s.context[b] = below(&seed, x.s.M * 16 + 1);
+        x.s.lengths[b] = below(&seed, x.s.context[b] + 1);
+        for (int m = 0; m < x.s.M; m++) x.s.pages[b * x.s.M + m] = below(&seed, 40);
+      }
+      for (int k = below(&seed, 4); k > 0; k--) {
+        int32_t *const at[] = {&x.s.lengths[below(&seed, 2)], &x.s.context[below(&seed, 2)],
+                               &x.s.pages[below(&seed, 2 * x.s.M)], &x.s.forks[below(&seed, 4)]};
+        *at[below(&seed, 4)] = odd[below(&seed, 10)];
+      }
+      e = (rg_error){0};
+      const rg_status status = rg_session_forward(x.s.s.session, &e);
+      cr_assert(status == RG_OK || status == RG_E_DATA, "%s", e.message);
+      for (int i = 0; i < 4; i++) x.s.forks[i] = -1;
+      for (int i = 0; i < 4; i++) /* rows of NaN never were written */
+        memset(buffer(&x.s.s.io, RG_STATE, cache[i]), 0,
+               40 * row_bytes(&x.s.s.io, RG_STATE, cache[i]));
+    }
+    close_line(&x);
+  }
+}
+
+/* ---- the examples ---- */
+
+static side open_example(rg_context *ctx, const char *name, const rg_binding *set, size_t nset,
+                         uint64_t seed, const int *lengths) {
+  rg_error e = {0};
+  side s = {0};
+  char path[512];
+  snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name);
+  rg_plan_options o = {.threads = 2, .pack_seconds = 0.005};
+  CR_OK(rg_spec_load_file(ctx, path, set, nset, &s.spec, &e), &e);
+  CR_OK(rg_plan_create(s.spec, NULL, &o, &s.plan, &e), &e);
+  CR_OK(rg_session_create(s.plan, &(rg_session_options){.debug_poison = true}, &s.session, &e), &e);
+  make_buffers(s.plan, seed, 0, lengths, &s.io);
+  bind_all(s.session, &s.io);
+  return s;
+}
+
+#define BIND(name, value) \
+  { name, value, NULL }
+#define SMALL                                                                    \
+  BIND("H", 4), BIND("KH", 2), BIND("D", 16), BIND("DV", 16), BIND("kernel", 8), \
+      BIND("stride", 4), BIND("block", 16), BIND("top_n", 4), BIND("window", 24)
+
+Test(serve, example_gives_the_unpaged_example) {
+  enum { N = 150 };
+  rg_error e = {0};
+  rg_context *ctx;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  const rg_binding one[] = {SMALL, BIND("T", N), BIND("B", 1)};
+  const rg_binding two[] = {SMALL,         BIND("page", 16), BIND("T", 60), BIND("B", 2),
+                            BIND("M", 12), BIND("P", 20),    BIND("F", 1)};
+  side whole = open_example(ctx, "nsa", one, sizeof one / sizeof *one, 1, (const int[]){N}),
+       steps = open_example(ctx, "nsa_serve", two, sizeof two / sizeof *two, 1, NULL);
+  CR_OK(rg_session_forward(whole.session, &e), &e);
+  int32_t *lengths = buffer(&steps.io, RG_INPUT, "lengths"),
+          *context = buffer(&steps.io, RG_INPUT, "context"),
+          *pages = buffer(&steps.io, RG_INPUT, "pages");
+  const size_t size = row_bytes(&steps.io, RG_OUTPUT, "o");
+  memset(buffer(&steps.io, RG_INPUT, "forks"), 0xff, 2 * sizeof(int32_t));
+  for (int m = 0; m < 24; m++) pages[m] = m < 12 ? -1 : 30 - m;
+  lengths[0] = context[0] = context[1] = 0;
+  for (int n = 1; context[1] < N; n = n * 7 % 59) {
+    lengths[1] = n < N - context[1] ? n : N - context[1];
+    for (int i = 0; i < 4; i++) {
+      const size_t row = row_bytes(&steps.io, RG_INPUT, serve_given[i]);
+      memcpy(buffer(&steps.io, RG_INPUT, serve_given[i]),
+             (char *)buffer(&whole.io, RG_INPUT, serve_given[i]) + (size_t)context[1] * row,
+             (size_t)lengths[1] * row);
+    }
+    context[1] += lengths[1];
+    CR_OK(rg_session_forward(steps.session, &e), &e);
+    cr_assert_eq(
+        memcmp(buffer(&steps.io, RG_OUTPUT, "o"),
+               (char *)buffer(&whole.io, RG_OUTPUT, "o") + (size_t)(context[1] - lengths[1]) * size,
+               (size_t)lengths[1] * size),
+        0, "%d tokens up to %d", lengths[1], context[1]);
+  }
+  close_side(&steps);
+  close_side(&whole);
+  rg_context_destroy(ctx);
+}
+
+/* A loop around serve_model.json and rg_pages: `n` prompts, each with so many tokens to be made.
+ * At most `chunk` rows a step, shared out from sequence `first` on. What comes out: the tokens, and
+ * the last logits of each sequence. */
+enum { V = 50, LOOP = 4, LOOP_T = 40, LOOP_B = 5, LOOP_M = 8, LOOP_P = 26 };
+typedef struct answer {
+  int32_t token[LOOP][100];
+  float logits[LOOP][V];
+  int64_t found, forked;
+} answer;
+
+static void loop(rg_context *ctx, const int *prompt, const int *all, int chunk, int first,
+                 bool reuse, answer *a) {
+  static const rg_binding set[] = {SMALL,
+                                   BIND("page", 16),
+                                   BIND("T", LOOP_T),
+                                   BIND("B", LOOP_B),
+                                   BIND("V", V),
+                                   BIND("W", 24),
+                                   BIND("F", 40),
+                                   BIND("M", LOOP_M),
+                                   BIND("P", LOOP_P),
+                                   BIND("layers", 2),
+                                   BIND("forks", LOOP_B)};
+  rg_error e = {0};
+  rg_pages *p;
+  rg_sequence seq[LOOP] = {0};
+  side s = open_example(ctx, "serve_model", set, sizeof set / sizeof *set, 5, NULL);
+  int32_t *tokens = buffer(&s.io, RG_INPUT, "tokens"),
+          *lengths = buffer(&s.io, RG_INPUT, "lengths"),
+          *context = buffer(&s.io, RG_INPUT, "context"), *pages = buffer(&s.io, RG_INPUT, "pages"),
+          *next = buffer(&s.io, RG_OUTPUT, "next");
+  int made[LOOP];
+  memcpy(made, prompt, sizeof made);
+  CR_OK(rg_pages_create(ctx,
+                        &(rg_pages_options){.size = sizeof(rg_pages_options),
+                                            .pages = LOOP_P,
+                                            .page = 16,
+                                            .most = LOOP_M,
+                                            .no_prefixes = !reuse},
+                        &p, &e),
+        &e);
+  for (bool more = true; more;) {
+    int left = chunk, of[LOOP_B], slot = 0;
+    more = false;
+    for (int k = 0; k < LOOP; k++) {
+      const int q = (first + k) % LOOP;
+      int64_t known;
+      more = more || made[q] < all[q];
+      if (!left) continue;
+      if (!seq[q]) { /* a prompt has come; the last one is what 0 has, but for its end */
+        if (reuse && q == LOOP - 1) {
+          if (rg_pages_context(p, seq[0]) != prompt[q] - 1) continue;
+          CR_OK(rg_pages_fork(p, seq[0], &seq[q], &e), &e);
+          a->forked++;
+        } else {
+          CR_OK(rg_pages_open(p, a->token[q], made[q], &seq[q], &known, &e), &e);
+          a->found += known;
+        }
+      }
+      const int64_t was = rg_pages_context(p, seq[q]);
+      int n = made[q] - (int)was < left ? made[q] - (int)was : left;
+      if (made[q] == all[q] || !n) continue;
+      CR_OK(rg_pages_reserve(p, seq[q], n, &e), &e);
+      CR_OK(rg_pages_table(p, seq[q], pages + slot * LOOP_M, LOOP_M, &e), &e);
+      memcpy(tokens + chunk - left, a->token[q] + was, (size_t)n * sizeof *tokens);
+      lengths[slot] = n;
+      context[slot] = (int32_t)was + n;
+      of[slot++] = q;
+      left -= n;
+    }
+    for (int b = slot; b < LOOP_B; b++) lengths[b] = context[b] = 0;
+    int64_t copies;
+    CR_OK(rg_pages_copies(p, buffer(&s.io, RG_INPUT, "forks"), LOOP_B, &copies, &e), &e);
+    if (slot) CR_OK(rg_session_forward(s.session, &e), &e);
+    for (int b = 0; b < slot; b++) {
+      const int q = of[b];
+      CR_OK(rg_pages_commit(p, seq[q], a->token[q] + context[b] - lengths[b], lengths[b], &e), &e);
+      if (context[b] < made[q]) continue;
+      rg_convert(RG_F32, a->logits[q], RG_BF16,
+                 (char *)buffer(&s.io, RG_OUTPUT, "logits") + (size_t)(b * V) * 2, V);
+      a->token[q][made[q]++] = next[b];
+    }
+  }
+  for (int q = 0; q < LOOP; q++) CR_OK(rg_pages_close(p, seq[q], &e), &e);
+  rg_pages_destroy(p);
+  close_side(&s);
+}
+
+/* Prompts of which two begin alike and one ends otherwise: the same tokens and logits, to the bit,
+ * whatever share a step and its pages. */
+Test(serve, a_model_says_the_same_however_it_is_served) {
+  static const int prompt[LOOP] = {37, 60, 5, 43}, all[LOOP] = {70, 75, 64, 73};
+  rg_error e = {0};
+  rg_context *ctx;
+  uint64_t seed = 8;
+  answer plain = {0}, other;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  for (int q = 0; q < LOOP; q++)
+    for (int i = 0; i < prompt[q]; i++)
+      plain.token[q][i] = q && i < 33 && q != 2 ? plain.token[0][i] : below(&seed, V);
+  other = plain;
+  answer start = plain;
+  loop(ctx, prompt, all, LOOP_T, 0, false, &plain);
+  /* sequence 3 goes on from what 0 was told and said, but for its last token */
+  memcpy(start.token[3], plain.token[0], (size_t)(prompt[3] - 1) * sizeof(int32_t));
+  start.token[3][prompt[3] - 1] = (plain.token[0][prompt[3] - 1] + 1) % V;
+  plain = start;
+  loop(ctx, prompt, all, LOOP_T, 0, false, &plain);
+  for (int k = 0; k < 3; k++) {
+    other = start;
+    loop(ctx, prompt, all, (const int[]){1, 7, 33}[k], k, k > 0, &other);
+    if (k) cr_assert(other.found > 0 && other.forked == 1, "way %d shared nothing", k);
+    for (int q = 0; q < LOOP; q++) {
+      cr_assert_eq(memcmp(other.token[q], plain.token[q], sizeof *plain.token), 0, "way %d, %d", k,
+                   q);
+      cr_assert_eq(memcmp(other.logits[q], plain.logits[q], sizeof *plain.logits), 0,
+                   "way %d: logits of %d", k, q);
+    }
+  }
+  rg_context_destroy(ctx);
 }
