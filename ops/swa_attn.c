@@ -93,6 +93,7 @@ const rg_op rgi_op_paged_swa_attn = {
     .abi = RG_OP_ABI,
     .name = "paged_swa_attn",
     .doc = "swa_attn over keys in pages, forward only",
+    .flags = RG_OP_FORWARD_ONLY,
     .in = in_paged,
     .nin = RGI_COUNT(in_paged),
     .out = out_paged,
