@@ -342,7 +342,7 @@ static inline void step(steps *s, const int *of, const char *fault, int faulty) 
     row = 0;
     for (int b = 0; b < s->B; b++) {
       const int n = s->lengths[b] < 0 ? 0 : s->lengths[b] > s->T - row ? s->T - row : s->lengths[b];
-      for (size_t k = 0; k < (size_t)n * size && b == faulty && made[i][4] == 'o'; k++)
+      for (size_t k = 0; k < (size_t)n * size && b == faulty && strstr(made[i], "_o"); k++)
         EXPECT(got[(size_t)row * size + k] == 0, "%s: %s of a fault", s->what, made[i]);
       for (int t = 0; t < n && of[b] >= 0 && b != faulty; t++)
         EXPECT(memcmp(got + (size_t)(row + t) * size,

@@ -50,6 +50,7 @@ static void counts(const rg_pages *p, int64_t used, int64_t kept, int64_t shared
             (long long)shared);
 }
 
+static const int32_t other[20] = {7, 7};
 static const int32_t text[] = {5, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4};
 
 Test(pages, prefixes_are_found_again) {
@@ -68,7 +69,7 @@ Test(pages, prefixes_are_found_again) {
   end(x.p, a), end(x.p, b), end(x.p, c);
   counts(x.p, 0, 3, 0);
   b = begin(x.p, NULL, 0, 0); /* takes all there is: free ones, then the last of what is kept */
-  add(x.p, b, text + 4, 21 - 1);
+  add(x.p, b, other, 20);
   counts(x.p, 5, 3, 0);
   add(x.p, b, text, 4);
   counts(x.p, 6, 2, 0);

@@ -244,9 +244,9 @@ static void every_length(int page, int first, int last) {
   layer l = small;
   line x;
   l.page = page;
-  open_line(&x, &l, 1, &last, 0, first > 2 ? first - 1 : 1, (last + 40) / page + 2,
-            page == 16 ? "page 16" : "page 128");
-  if (first > 1) feed(&x, 0, first - 1);
+  open_line(&x, &l, 1, &last, 0, 64, (last + 40) / page + 2, page == 16 ? "page 16" : "page 128");
+  while (x.done[0] < first - 1)
+    feed(&x, 0, first - 1 - x.done[0] < 64 ? first - 1 - x.done[0] : 64);
   while (x.done[0] < last) feed(&x, 0, 1);
   check_caches(&x.s, x.table, x.done, NULL);
   close_line(&x);
@@ -579,6 +579,7 @@ Test(serve, a_model_says_the_same_however_it_is_served) {
   plain = start;
   loop(ctx, prompt, all, LOOP_T, 0, false, &plain);
   for (int k = 0; k < 3; k++) {
+    if (!in_sample(k, 2)) continue;
     other = start;
     loop(ctx, prompt, all, (const int[]){1, 7, 33}[k], k, k > 0, &other);
     if (k) cr_assert(other.found > 0 && other.forked == 1, "way %d shared nothing", k);
