@@ -252,16 +252,16 @@ template <int N>
 __device__ __forceinline__ void mask(float (&s)[N], const rgk_attn &a, const step &x, int key,
                                      int keys, int first) {
   const int apart = a.mode == RGK_CMP ? a.stride : 1;
+  int from[2], upto[2];
 #pragma unroll
-  for (int g = 0; g < 2; g++) {
-    const int k = key + 8 * g, from = (k < keys ? x.from + k * apart : ROWS) - first,
-              upto = min(x.n, x.upto + k) - first;
-#pragma unroll
-    for (int j = 0; j < N / 4; j++) {
-      if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
-      if (8 * j + 1 < from || 8 * j + 1 >= upto) s[4 * j + 2 * g + 1] = 0;
-    }
+  for (int i = 0; i < 2; i++) {
+    const int k = key + 8 * i;
+    from[i] = (k < keys ? x.from + k * apart : ROWS) - first;
+    upto[i] = min(x.n, x.upto + k) - first;
   }
+  each(s, [&](float &p, int i, int column) {
+    if (column < from[i] || column >= upto[i]) p = 0;
+  });
 }
 
 /* ---- dK and dV ---- */
