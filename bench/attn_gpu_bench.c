@@ -3,14 +3,15 @@
      attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
                     [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n]
                     [--top n] [--window n] [--select random|local|correlated|shared] [--runs n]
-                    [--no-dq] [--no-dkv]
+                    [--no-dq] [--no-dkv] [--add]
 
    --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block,
    the last two and, for the rest, blocks drawn at random among all before (random) or mostly among
    the nearest 32 (local); or nine of ten are those of the query before (correlated), or all but for
    one query of 64 (shared). Prints per call the path taken, the median of the runs and the rate of
    useful operations (of one sequence of full length where packs are asked for, so read ms there),
-   and the workspace.
+   and the workspace. With --add gradients go to fp32 sums that are there, as they do in a graph
+   whose branches share q, k and v.
  */
 #include "gpu.h"
 
@@ -20,7 +21,7 @@ extern const rg_op rgi_op_cmp_attn, rgi_op_cmp_attn_bwd, rgi_op_slc_attn, rgi_op
 typedef struct options {
   const char *op, *dir, *dtype, *select;
   int64_t T, H, KH, D, E, pack, kernel, stride, block, top, window, runs;
-  bool no_dq, no_dkv;
+  bool no_dq, no_dkv, add;
 } options;
 
 static int ascending(const void *a, const void *b) {
@@ -118,10 +119,17 @@ static void measure(const options *o, rg_dtype dtype) {
   gpu_in(&x[1], "out.o", out);
   gpu_in(&x[1], "out.lse", lse);
   gpu_in(&x[1], "grad.o", d_o);
-  if (!o->no_dq) gpu_out(&x[1], "d.q", gpu_tensor(dtype, 3, o->T, o->H, o->D));
-  if (!o->no_dkv) {
-    gpu_out(&x[1], "d.k", gpu_tensor(dtype, 3, S, o->KH, o->D));
-    gpu_out(&x[1], "d.v", gpu_tensor(dtype, 3, S, o->KH, o->E));
+  const struct {
+    const char *name, *sum;
+    int64_t rows, heads, width;
+  } d[] = {{"d.q", "acc.q", o->T, o->H, o->D},
+           {"d.k", "acc.k", S, o->KH, o->D},
+           {"d.v", "acc.v", S, o->KH, o->E}};
+  for (int i = 0; i < 3; i++) {
+    if (i == 0 ? o->no_dq : o->no_dkv) continue;
+    const rg_arg y = gpu_tensor(o->add ? RG_F32 : dtype, 3, d[i].rows, d[i].heads, d[i].width);
+    gpu_out(&x[1], d[i].name, y);
+    if (o->add) gpu_in(&x[1], d[i].sum, y);
   }
   report(o, &x[0], *o->dir == 'f' || o->dir[1] == 'o');
   if (*o->dir == 'b') report(o, &x[1], true);
@@ -129,8 +137,8 @@ static void measure(const options *o, rg_dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-  options o = {"slc", "both", "bf16", "random", 8192, 16,  1,  128,   0,
-               1,     32,     16,     64,       16,   512, 11, false, false};
+  options o = {"slc", "both", "bf16", "random", 8192, 16, 1,     128,   0,    1,
+               32,    16,     64,     16,       512,  11, false, false, false};
   const gpu_flag flags[] = {{"--op", &o.op, 0, 0},
                             {"--dir", &o.dir, 0, 0},
                             {"--dtype", &o.dtype, 0, 0},
@@ -148,7 +156,8 @@ int main(int argc, char **argv) {
                             {"--window", 0, &o.window, 0},
                             {"--runs", 0, &o.runs, 0},
                             {"--no-dq", 0, 0, &o.no_dq},
-                            {"--no-dkv", 0, 0, &o.no_dkv}};
+                            {"--no-dkv", 0, 0, &o.no_dkv},
+                            {"--add", 0, 0, &o.add}};
   gpu_flags(argc, argv, flags, RGI_COUNT(flags));
   if (o.E == 0) o.E = o.D;
   gpu_open();

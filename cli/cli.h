@@ -27,7 +27,7 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *completion;
+  const char *policy, *device, *profile, *svg, *profile_out, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -59,6 +59,7 @@ struct cli;
 typedef struct cli_command {
   const char *name;
   const char *positional; /* "SPEC", "[COMMAND]" */
+  const char *words;      /* what it may be, apart by '|'; NULL: anything */
   int min, max;           /* how many of them */
   const char *doc;        /* one line */
   const char *detail;     /* a paragraph for help and the man page */
@@ -78,24 +79,28 @@ static inline bool cli_takes(const cli_flag *f, int command) {
   return f->commands >> command & 1u;
 }
 const cli_command *cli_find_command(const char *name);
+/* Is `word` one of those that stand apart by '|'? */
+bool cli_is_word(const char *words, const char *word);
 
 /* help.c. command NULL: the overview. */
 void cli_print_help(FILE *f, const cli_command *command);
 void cli_print_man(FILE *f);
+/* complete.c */
 void cli_print_bash(FILE *f);
 void cli_print_zsh(FILE *f);
 void cli_print_fish(FILE *f);
 
 /* ---- one invocation ---- */
 
+enum { CLI_MOST_ERRORS = 20 }; /* that are shown */
+
 typedef struct cli {
   cli_args args;
   rg_error error;
+  rg_error errors[CLI_MOST_ERRORS]; /* where a call gives several: the first is `error` … */
+  size_t nerror;                    /* … and 0 if none does */
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
-  bool progress_shown;
-  double progress_at, progress_from; /* when it was last drawn, and when its stage began */
-  char progress_stage[64];
-  char shown[1024]; /* the first argument, fit to be printed */
+  char shown[1024];  /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
   rg_policy *policy;
@@ -123,7 +128,11 @@ rg_status cli_make_plan(cli *c, const char *profile);
 rg_status cli_make_session(cli *c, bool eager);
 /* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
 rg_status cli_require_runner(cli *c);
+/* rg_check, with all its errors. */
+rg_status cli_check(cli *c);
 void cli_close(cli *c);
+/* What the plan's cost model says of a direction. */
+double cli_model_seconds(const cli *c, bool backward);
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
 
 rg_status cli_cmd_help(cli *c);
@@ -153,14 +162,55 @@ void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
 double cli_seconds(void);                              /* a clock that never goes back */
-/* Drawn on standard error if that is a terminal; user is the cli. */
-void cli_progress(void *user, const char *stage, double done, double total);
-void cli_progress_end(cli *c);
+/* Where opening a file failed because there is none of that name: names the nearest there is. */
+void cli_suggest_file(rg_error *e, const char *path);
 /* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */
 bool cli_split(const char *text, char *name, size_t size, const char **rest);
 /* Threads asked for by --threads, or the cores this process may use. */
 int cli_threads(const cli *c);
 /* Median of n numbers, which are sorted on the way. */
 double cli_median(double *x, int n);
+
+/* ---- the terminal (term.c, progress.c) ---- */
+
+/* Of a terminal; 0 if it is none. */
+int cli_columns(int fd);
+/* Columns that sentences are broken into. */
+int cli_page(FILE *f);
+/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks; the first
+ * is already indented. */
+void cli_wrap(FILE *f, const char *text, int indent, int width);
+typedef enum cli_colour { CLI_PLAIN, CLI_BOLD, CLI_DIM, CLI_RED } cli_colour;
+/* What switches to it, or "" where `f` takes no colour. */
+const char *cli_ink(FILE *f, cli_colour colour);
+
+/* That of a node which takes this share, in percent, of a direction: what matters stands out. */
+const char *cli_share_ink(double percent);
+/* Widths of the columns "node" and "op" of a table that has `others` more characters a line, for
+ * names up to these lengths: as they need, but on a terminal no more than fits. Then op goes first
+ * (0: no such column). */
+typedef struct cli_widths {
+  int node, op;
+} cli_widths;
+cli_widths cli_fit(int node, int op, int others);
+/* The two columns of one line; what does not fit ends in "…". */
+void cli_print_names(const char *node, const char *op, cli_widths w);
+
+/* Drawn on standard error if that is a terminal, until cli_progress_end: what is waited for, and
+ * how much of `total` is done. `user` is nobody. */
+void cli_progress(void *user, const char *stage, double done, double total);
+/* The same for what says nothing while it works, but is expected to take some seconds (0: not
+ * known), or that at most. */
+void cli_progress_expect(const char *stage, double seconds, bool most);
+void cli_progress_end(void);
+/* The line's text: `passed` seconds after the stage began, `said` of them when `done` was. */
+typedef struct cli_wait {
+  const char *stage;
+  double passed, said, done, total, expected;
+  bool most;
+} cli_wait;
+void cli_progress_text(const cli_wait *w, char *text, size_t size);
+/* "95 s", "3 min 20 s", "2 h 05 min" */
+const char *cli_duration(double seconds, char buffer[32]);
 
 #endif

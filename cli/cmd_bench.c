@@ -82,8 +82,10 @@ static rg_status run_once(cli *c, bench *b, int64_t repeat, bool whole) {
 /* The directions as graphs; then a session that launches node by node takes over. */
 static rg_status measure_whole(cli *c, bench *b) {
   rg_status s = RG_OK;
-  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++)
+  for (int64_t r = -2; s == RG_OK && r < c->args.repeat; r++) {
+    cli_progress(c, "timing whole directions", (double)(r + 2), (double)(c->args.repeat + 2));
     s = run_once(c, b, r < 0 ? -1 : r, true);
+  }
   if (s != RG_OK) return s;
   rg_session_destroy(c->session);
   c->session = NULL;
@@ -94,8 +96,13 @@ static rg_status measure_whole(cli *c, bench *b) {
 static rg_status measure(cli *c, bench *b) {
   int64_t repeat = c->args.repeat;
   rg_status s = on_gpu(c) && !c->args.eager ? measure_whole(c, b) : RG_OK;
-  if (s == RG_OK) s = run_once(c, b, -1, false);
   if (s != RG_OK) return s;
+  cli_progress_expect("warming up", cli_model_seconds(c, false) + cli_model_seconds(c, true),
+                      false);
+  const double start = cli_seconds();
+  s = run_once(c, b, -1, false);
+  if (s != RG_OK) return s;
+  cli_progress_expect("timing", (double)repeat * (cli_seconds() - start), false);
   rg_node_time n;
   int count = 0;
   while (rg_session_node_time(c->session, (size_t)count, &n) == RG_OK) count++;
@@ -104,10 +111,10 @@ static rg_status measure(cli *c, bench *b) {
   for (; b->nrow < count; b->nrow++)
     if (!(b->row[b->nrow].ms = calloc((size_t)repeat, sizeof(double)))) return cli_nomem(&c->error);
   for (int64_t r = 0; s == RG_OK && r < repeat; r++) {
-    cli_progress(c, "timing", (double)r, (double)repeat);
+    if (r > 0) cli_progress(c, "timing", (double)r, (double)repeat);
     s = run_once(c, b, r, false);
   }
-  cli_progress_end(c);
+  cli_progress_end();
   for (int i = 0; s == RG_OK && i < b->nrow; i++) {
     s = rg_session_node_work(c->session, (size_t)i, &b->row[i].work, &c->error);
     b->row[i].median = cli_median(b->row[i].ms, (int)repeat);
@@ -142,6 +149,42 @@ static double roofline_ms(const bench *b, const rg_node_work *n) {
   return matrix > bytes ? matrix : bytes;
 }
 
+/* Time of a direction that a row takes, in percent. */
+static double share(const bench *b, const row *r) {
+  const double whole = r->node.backward ? b->backward_ms : b->forward_ms;
+  return whole > 0 ? 100 * r->median / whole : 0;
+}
+
+static void print_nodes(const bench *b) {
+  int node = 0, op = 0;
+  bool cached = false;
+  for (int i = 0; i < b->nrow; i++) {
+    const rg_node_time *n = &b->row[i].node;
+    node = (int)strlen(n->name) > node ? (int)strlen(n->name) : node;
+    op = (int)strlen(n->op) > op ? (int)strlen(n->op) : op;
+  }
+  const cli_widths w = cli_fit(node, op, 49);
+  fputs(cli_ink(stdout, CLI_BOLD), stdout);
+  cli_print_names("node", "op", w);
+  printf("%-9s %10s %9s %8s %9s%s\n", "direction", "ms", "GFLOP/s", "GB/s", "roofline",
+         cli_ink(stdout, CLI_PLAIN));
+  for (int i = 0; i < b->nrow; i++) {
+    const row *r = &b->row[i];
+    if (r->node.backward && !b->data.backward) continue;
+    const double best = r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0;
+    fputs(cli_share_ink(share(b, r)), stdout);
+    cli_print_names(r->node.name, r->node.op, w);
+    printf("%-9s %10.3f %9.1f %8.2f %7.1f %%%s%s\n", r->node.backward ? "backward" : "forward",
+           r->median, rate(r->work.flops, r->median), rate(r->work.bytes, r->median), best,
+           best > 100 ? "*" : "", cli_ink(stdout, CLI_PLAIN));
+    cached = cached || best > 100;
+  }
+  if (cached)
+    cli_wrap(stdout,
+             "* over 100 %: its data came from a cache, and the roofline is drawn for memory", 0,
+             cli_page(stdout));
+}
+
 static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
   printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device,
@@ -155,16 +198,7 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   else
     printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops,
            b->peak.bandwidth_gbs);
-  printf("%-24s %-18s %-9s %10s %9s %8s %9s\n", "node", "op", "direction", "ms", "GFLOP/s", "GB/s",
-         "roofline");
-  for (int i = 0; i < b->nrow; i++) {
-    const row *r = &b->row[i];
-    if (r->node.backward && !b->data.backward) continue;
-    printf("%-24s %-18s %-9s %10.3f %9.1f %8.2f %7.1f %%\n", r->node.name, r->node.op,
-           r->node.backward ? "backward" : "forward", r->median, rate(r->work.flops, r->median),
-           rate(r->work.bytes, r->median),
-           r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0);
-  }
+  print_nodes(b);
 }
 
 static void print_field(const char *name, double x) {

@@ -2,6 +2,7 @@
  * check, plan, pareto, pack, help. */
 #include "cli.h"
 #include <string.h>
+#include <unistd.h>
 
 rg_status cli_cmd_help(cli *c) {
   const cli_args *a = &c->args;
@@ -16,7 +17,8 @@ rg_status cli_cmd_help(cli *c) {
       for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
       const char *near = rg_nearest(a->positional[0], names, cli_ncommand);
       return cli_fail(&c->error, RG_E_USAGE, "regraph help",
-                      near ? "unknown command '%s'; did you mean '%s'?" : "unknown command '%s'",
+                      near ? "unknown command '%s'; did you mean '%s'?"
+                           : "unknown command '%s'; 'regraph help' lists them",
                       a->positional[0], near);
     }
   }
@@ -41,10 +43,22 @@ static rg_status describe(cli *c, const char *what) {
 
 rg_status cli_cmd_schema(cli *c) {
   const char *format = c->args.positional[0];
-  if (strcmp(format, "spec") == 0) return describe(c, "schema-spec");
-  if (strcmp(format, "policy") == 0) return describe(c, "schema-policy");
-  return cli_fail(&c->error, RG_E_USAGE, "regraph schema",
-                  "unknown format '%s'; expected spec or policy", format);
+  char topic[32];
+  if (cli_is_word(c->args.command->words, format)) {
+    snprintf(topic, sizeof topic, "schema-%s", format);
+    return describe(c, topic);
+  }
+  const char *names[16];
+  char copy[128];
+  int n = 0;
+  snprintf(copy, sizeof copy, "%s", c->args.command->words);
+  for (char *rest = copy, *word; n < 16 && (word = strsep(&rest, "|"));) names[n++] = word;
+  const char *near = rg_nearest(format, names, n);
+  if (near)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph schema",
+                    "unknown format '%s'; did you mean '%s'?", format, near);
+  return cli_fail(&c->error, RG_E_USAGE, "regraph schema", "unknown format '%s'; expected %s",
+                  format, c->args.command->words);
 }
 
 /* The library describes an op in a line "NAME: …" and indented lines below. Prints that of
@@ -93,11 +107,20 @@ rg_status cli_cmd_ops(cli *c) {
   return s;
 }
 
-/* What check found, for editors and scripts. */
-static void print_finding(const cli *c, const char *summary) {
-  const rg_error *e = &c->error;
+static void print_finding(const rg_error *e) {
   const char *const key[] = {"status", "file", "pointer", "node", "message"};
   const char *const value[] = {rg_status_name(e->status), e->file, e->pointer, e->node, e->message};
+  putchar('{');
+  for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
+    printf("\"%s\": ", key[i]);
+    cli_json_string(stdout, value[i]);
+    fputs(", ", stdout);
+  }
+  printf("\"line\": %d, \"column\": %d}", e->line, e->column);
+}
+
+/* What check found, for editors and scripts. */
+static void print_findings(const cli *c, const char *summary) {
   printf("{\"version\": 1, \"ok\": %s, ", summary ? "true" : "false");
   if (summary) {
     fputs("\"summary\": ", stdout);
@@ -105,23 +128,52 @@ static void print_finding(const cli *c, const char *summary) {
     puts("}");
     return;
   }
-  fputs("\"errors\": [{", stdout);
-  for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
-    printf("\"%s\": ", key[i]);
-    cli_json_string(stdout, value[i]);
-    fputs(", ", stdout);
+  fputs("\"errors\": [", stdout);
+  print_finding(&c->error);
+  for (size_t i = 1; i < c->nerror; i++) {
+    fputs(",\n ", stdout);
+    print_finding(&c->errors[i]);
   }
-  printf("\"line\": %d, \"column\": %d}]}\n", e->line, e->column);
+  puts("]}");
+}
+
+/* Names in the library's summary: lines "input NAME …", and "dimensions T B=2". */
+static void print_names(const char *summary, const char *what) {
+  const bool set = strcmp(what, "set") == 0;
+  const int kind = (int)strlen(what) - 1; /* without the s */
+  for (const char *line = summary; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+    const int word = (int)strcspn(line, " \n");
+    const char *at = line + word;
+    if (set && strncmp(line, "dimensions ", 11) == 0) {
+      while (*at == ' ') {
+        const int n = (int)strcspn(++at, " =\n");
+        printf("%.*s\n", n, at);
+        at += strcspn(at, " \n");
+      }
+    } else if (set ? strncmp(line, "param ", 6) == 0
+                   : word == kind && strncmp(line, what, (size_t)kind) == 0) {
+      at += strspn(at, " ");
+      printf("%.*s\n", (int)strcspn(at, " \n"), at);
+    }
+  }
 }
 
 rg_status cli_cmd_check(cli *c) {
   rg_text text;
+  if (c->args.names && c->args.json)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph check",
+                    "--names and --json exclude each other");
   rg_status s = cli_open(c);
-  if (s == RG_OK) s = rg_check(c->spec, c->policy, &c->error);
+  if (s == RG_OK) s = cli_check(c);
   if (s == RG_OK) s = rg_spec_write(c->spec, "summary", &text, &c->error);
   if (s != RG_OK) {
-    if (c->args.json) print_finding(c, NULL);
+    if (c->args.json) print_findings(c, NULL);
     return s;
+  }
+  if (c->args.names) {
+    print_names(text.data, c->args.names);
+    rg_text_destroy(&text);
+    return RG_OK;
   }
   const char *line = text.data; /* "NAME: 6 nodes, …" and more lines */
   size_t name = strcspn(line, ":\n");
@@ -129,7 +181,7 @@ rg_status cli_cmd_check(cli *c) {
   char *end = text.data + (line - text.data) + strcspn(line, "\n");
   *end = '\0';
   if (c->args.json)
-    print_finding(c, line);
+    print_findings(c, line);
   else
     printf("%s: ok — %s\n", c->shown, line);
   rg_text_destroy(&text);
@@ -156,9 +208,16 @@ rg_status cli_cmd_plan(cli *c) {
     rg_text_destroy(&text);
     if (s != RG_OK) return s;
   }
+  char timeline[16] = "timeline";
+  const int columns = cli_columns(STDOUT_FILENO);
+  if (columns)
+    snprintf(timeline, sizeof timeline, "timeline:%d",
+             columns < 40    ? 40
+             : columns > 400 ? 400
+                             : columns);
   const char *format = a->json       ? "json"
                        : a->dot      ? "dot"
-                       : a->timeline ? "timeline"
+                       : a->timeline ? timeline
                        : a->graph    ? "graph"
                                      : "text";
   s = rg_plan_write(c->plan, format, &text, &c->error);
@@ -174,10 +233,12 @@ rg_status cli_cmd_pareto(cli *c) {
   cli_default_sequences(c);
   cli_plan_options(c, NULL, &o);
   s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
-  cli_progress_end(c);
+  cli_progress_end();
   if (s == RG_OK) cli_print_text(&text);
   return s;
 }
+
+enum { PACK_SECONDS = 5 }; /* without --limit */
 
 rg_status cli_cmd_pack(cli *c) {
   const cli_args *a = &c->args;
@@ -185,10 +246,14 @@ rg_status cli_cmd_pack(cli *c) {
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_writable(c, a->out.n ? a->out.item[0] : NULL);
   if (s != RG_OK) return s;
-  rg_pack_options o = {.seconds = a->limit, .capacity = a->capacity};
+  rg_pack_options o = {.seconds = a->limit > 0 ? a->limit : PACK_SECONDS, .capacity = a->capacity};
   rg_pack_result r;
   rg_text text;
-  s = rg_pack_csv(c->ctx, a->positional[0], &o, &text, &r, &c->error);
+  cli_progress_expect("packing", o.seconds, true);
+  const char *path = strcmp(a->positional[0], "-") == 0 ? "/dev/stdin" : a->positional[0];
+  s = rg_pack_csv(c->ctx, path, &o, &text, &r, &c->error);
+  cli_progress_end();
+  cli_suggest_file(&c->error, path);
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;
   fprintf(stderr, "peak %lld, lower bound %lld, gap %.2f %%, %s, %lld nodes, %.3f s\n",

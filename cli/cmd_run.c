@@ -3,26 +3,94 @@
 #include "data.h"
 #include "ranks.h"
 #include <string.h>
+#include <unistd.h>
 
 typedef struct timing {
   double forward_ms, backward_ms; /* backward_ms < 0: it did not run */
 } timing;
 
+double cli_model_seconds(const cli *c, bool backward) {
+  rg_node_info n;
+  double ms = 0;
+  for (size_t i = 0; rg_plan_node(c->plan, i, &n) == RG_OK; i++)
+    if (n.backward == backward) ms += n.model_ms;
+  return ms / 1e3;
+}
+
+/* How long backward takes is judged by what became of the judgement of forward. */
 static rg_status run_once(cli *c, const data_set *d, timing *t) {
+  const double forward = cli_model_seconds(c, false), backward = cli_model_seconds(c, true);
+  cli_progress_expect("running forward", forward, false);
   double start = cli_seconds();
   t->backward_ms = -1;
   rg_status s = cli_direction(c, false);
   t->forward_ms = 1e3 * (cli_seconds() - start);
   if (s != RG_OK || !d->backward) return s;
+  cli_progress_expect("running backward",
+                      forward > 0 ? backward * t->forward_ms / 1e3 / forward : backward, false);
   start = cli_seconds();
   s = cli_direction(c, true);
   t->backward_ms = 1e3 * (cli_seconds() - start);
   return s;
 }
 
-/* Outputs, and what backward made. */
-static bool is_result(const data_tensor *t) {
-  return t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT);
+/* A name, and "[2, 3]". */
+static void result_text(const rg_tensor_info *t, char name[160], char shape[160]) {
+  size_t k = (size_t)snprintf(shape, 160, "[");
+  for (int j = 0; j < t->rank; j++)
+    k += (size_t)snprintf(shape + k, 160 - k, "%s%lld", j ? ", " : "", (long long)t->dim[j]);
+  snprintf(shape + k, 160 - k, "]");
+  snprintf(name, 160, "%s%s", t->role == RG_GRAD_OUT ? "grad " : "", t->name);
+}
+
+static void print_nodes(const cli *c, const timing *t) {
+  rg_node_time n;
+  int node = 0, op = 0;
+  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
+    node = (int)strlen(n.name) > node ? (int)strlen(n.name) : node;
+    op = (int)strlen(n.op) > op ? (int)strlen(n.op) : op;
+  }
+  const cli_widths w = cli_fit(node, op, 29);
+  fputs(cli_ink(stdout, CLI_BOLD), stdout);
+  cli_print_names("node", "op", w);
+  printf("%-9s %10s %7s%s\n", "direction", "ms", "share", cli_ink(stdout, CLI_PLAIN));
+  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
+    if (n.backward && t->backward_ms < 0) continue;
+    const double whole = n.backward ? t->backward_ms : t->forward_ms;
+    const double share = whole > 0 ? 100 * n.ms / whole : 0;
+    fputs(cli_share_ink(share), stdout);
+    cli_print_names(n.name, n.op, w);
+    printf("%-9s %10.3f %5.1f %%%s\n", n.backward ? "backward" : "forward", n.ms, share,
+           cli_ink(stdout, CLI_PLAIN));
+  }
+}
+
+static void print_results(const data_set *d) {
+  char name[160], shape[160];
+  int names = 6, shapes = 5;
+  for (int i = 0; i < d->ntensor; i++) {
+    if (!data_is_result(&d->tensor[i])) continue;
+    result_text(&d->tensor[i].info, name, shape);
+    names = (int)strlen(name) > names ? (int)strlen(name) : names;
+    shapes = (int)strlen(shape) > shapes ? (int)strlen(shape) : shapes;
+  }
+  const int columns = cli_columns(STDOUT_FILENO);
+  const bool extremes = !columns || names + shapes + 51 <= columns;
+  printf("%s%-*s %-4s %-*s %10s %10s", cli_ink(stdout, CLI_BOLD), names, "result", "type", shapes,
+         "shape", "mean", "rms");
+  if (extremes) printf(" %10s %10s", "min", "max");
+  puts(cli_ink(stdout, CLI_PLAIN));
+  for (int i = 0; i < d->ntensor; i++) {
+    const data_tensor *x = &d->tensor[i];
+    if (!data_is_result(x)) continue;
+    const data_summary y = x->summary;
+    result_text(&x->info, name, shape);
+    printf("%-*s %-4s %-*s %10.4g %10.4g", names, name, rg_dtype_name(x->info.dtype), shapes, shape,
+           y.mean, y.rms);
+    if (extremes) printf(" %10.4g %10.4g", y.min, y.max);
+    if (y.nonfinite) printf("  (%lld not finite)", (long long)y.nonfinite);
+    putchar('\n');
+  }
 }
 
 static void print_text(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
@@ -32,35 +100,9 @@ static void print_text(const cli *c, const data_set *d, const timing *t, const r
   if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
   printf("\npeak memory %s predicted, %s measured\n\n", cli_bytes(z->predicted_peak, a),
          cli_bytes(c->arena_peak, b));
-
-  rg_node_time n;
-  printf("%-24s %-18s %-9s %10s %7s\n", "node", "op", "direction", "ms", "share");
-  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
-    if (n.backward && t->backward_ms < 0) continue;
-    double whole = n.backward ? t->backward_ms : t->forward_ms;
-    printf("%-24s %-18s %-9s %10.3f %5.1f %%\n", n.name, n.op, n.backward ? "backward" : "forward",
-           n.ms, whole > 0 ? 100 * n.ms / whole : 0);
-  }
-
-  printf("\n%-16s %-5s %-20s %11s %11s %11s %11s\n", "result", "type", "shape", "mean", "rms",
-         "min", "max");
-  for (int i = 0; i < d->ntensor; i++) {
-    const data_tensor *x = &d->tensor[i];
-    if (!is_result(x)) continue;
-    char name[160], shape[160];
-    size_t k = (size_t)snprintf(shape, sizeof shape, "[");
-    for (int j = 0; j < x->info.rank; j++)
-      k += (size_t)snprintf(shape + k, sizeof shape - k, "%s%lld", j ? ", " : "",
-                            (long long)x->info.dim[j]);
-    snprintf(shape + k, sizeof shape - k, "]");
-    snprintf(name, sizeof name, "%s%s", x->info.role == RG_GRAD_OUT ? "grad " : "", x->info.name);
-    data_summary y;
-    data_summarise(x->info.dtype, x->data, x->elements, &y);
-    printf("%-16s %-5s %-20s %11.4g %11.4g %11.4g %11.4g", name, rg_dtype_name(x->info.dtype),
-           shape, y.mean, y.rms, y.min, y.max);
-    if (y.nonfinite) printf("  (%lld not finite)", (long long)y.nonfinite);
-    putchar('\n');
-  }
+  print_nodes(c, t);
+  putchar('\n');
+  print_results(d);
 }
 
 static void print_json(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
@@ -106,15 +148,14 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
   gap = "";
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *x = &d->tensor[i];
-    if (!is_result(x)) continue;
+    if (!data_is_result(x)) continue;
     printf("%s\n  {\"name\": ", gap);
     cli_json_string(stdout, x->info.name);
     printf(", \"role\": \"%s\", \"dtype\": \"%s\", \"shape\": [",
            x->info.role == RG_OUTPUT ? "output" : "gradient", rg_dtype_name(x->info.dtype));
     for (int j = 0; j < x->info.rank; j++)
       printf("%s%lld", j ? ", " : "", (long long)x->info.dim[j]);
-    data_summary y;
-    data_summarise(x->info.dtype, x->data, x->elements, &y);
+    const data_summary y = x->summary;
     const double number[] = {y.mean, y.rms, y.min, y.max};
     static const char *const label[] = {"mean", "rms", "min", "max"};
     putchar(']');
@@ -145,13 +186,13 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK && !ranks) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &d);
-  if (s == RG_OK) cli_progress(c, "running", 0, 0);
   if (s == RG_OK) s = run_once(c, &d, &t);
   data_blame(c, &d);
-  cli_progress_end(c);
+  cli_progress_end();
   if (s == RG_OK) s = ranks ? cli_ranks_gather(c, &d) : data_fetch(c, &d);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {
+    data_summaries(c, &d);
     rg_plan_sizes(c->plan, &z);
     if (c->args.json)
       print_json(c, &d, &t, &z);

@@ -209,6 +209,7 @@ static rg_status open_list(cli *c, const cli_list *list, rg_role role, data_file
       continue;
     }
     s = npy_open(&f->reader, f->path, &c->error);
+    cli_suggest_file(&c->error, f->path);
     if (s != RG_OK) return s;
     if ((info.dtype == RG_I32) != (f->reader.dtype == RG_I32))
       return cli_fail(&c->error, RG_E_DTYPE, f->path, "elements are %s, but '%s' takes %s",
@@ -366,7 +367,7 @@ rg_status data_bind(cli *c, data_set *d) {
     if (t->info.role == RG_GRAD_OUT) f = find_file(d->grad_out, d->ngrad_out, t->info.name);
     if (f) t->file = f->path;
   }
-  cli_progress_end(c);
+  cli_progress_end();
   return cli_ranks(c) > 1 ? RG_OK : data_rebind(c, d);
 }
 
@@ -392,10 +393,24 @@ rg_status data_fetch(cli *c, data_set *d) {
   return s;
 }
 
+bool data_is_result(const data_tensor *t) {
+  return t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT);
+}
+
+void data_summaries(cli *c, data_set *d) {
+  for (int i = 0; i < d->ntensor; i++) {
+    data_tensor *t = &d->tensor[i];
+    cli_progress(c, "looking at results", i, d->ntensor);
+    if (data_is_result(t)) data_summarise(t->info.dtype, t->data, t->elements, &t->summary);
+  }
+  cli_progress_end();
+}
+
 rg_status data_write(cli *c, data_set *d) {
   for (int i = 0; i < d->ntensor; i++) {
     const data_tensor *t = &d->tensor[i];
     if (!t->file) continue;
+    cli_progress(c, "writing results", i, d->ntensor);
     rg_status s = npy_write(t->file, t->info.dtype, t->info.rank, t->info.dim, t->data, &c->error);
     if (s != RG_OK) {
       c->write_failed = true;

@@ -34,7 +34,8 @@ typedef struct data_tensor {
   void *data;   /* the host's */
   void *device; /* what is bound: `data` itself, or its copy on a GPU */
   int64_t elements;
-  const char *file; /* to write to, or NULL; borrowed from the arguments */
+  data_summary summary; /* of a result, after data_summaries */
+  const char *file;     /* to write to, or NULL; borrowed from the arguments */
 } data_tensor;
 
 typedef struct data_file {
@@ -61,6 +62,10 @@ rg_status data_bind(cli *c, data_set *d);
 rg_status data_rebind(cli *c, data_set *d);
 /* After the session's runs are over: results back into `data`. */
 rg_status data_fetch(cli *c, data_set *d);
+/* Outputs, and what backward made. */
+bool data_is_result(const data_tensor *t);
+/* Fills in what the results hold, in brief. */
+void data_summaries(cli *c, data_set *d);
 /* Writes what --out and --grad-out ask for. */
 rg_status data_write(cli *c, data_set *d);
 /* An error about an array's contents ("cu_seqlens[2] is …") gets the name of the array's file. */

@@ -1,29 +1,6 @@
-/* cli/help.c: prints the table of commands and flags as help text, as a man page and as bash
- * completion. */
+/* cli/help.c: prints the table of commands and flags as help text and as a man page. */
 #include "cli.h"
 #include <string.h>
-
-/* `text` broken at blanks so that lines end before `width`, each after `indent` blanks;
- * the first is already indented. */
-static void print_wrapped(FILE *f, const char *text, int indent, int width) {
-  int column = indent;
-  while (*text) {
-    int n = (int)strcspn(text, " ");
-    if (column > indent && column + 1 + n > width) {
-      fprintf(f, "\n%*s", indent, "");
-      column = indent;
-    }
-    if (column > indent) {
-      fputc(' ', f);
-      column++;
-    }
-    fprintf(f, "%.*s", n, text);
-    column += n;
-    text += n;
-    while (*text == ' ') text++;
-  }
-  fputc('\n', f);
-}
 
 static void print_flags(FILE *f, int command) {
   for (int i = 0; i < cli_nflag; i++) {
@@ -33,14 +10,14 @@ static void print_flags(FILE *f, int command) {
     snprintf(left, sizeof left, "%s%s%s", g->name, g->arg ? " " : "", g->arg ? g->arg : "");
     fprintf(f, "  %-26s", left);
     if (strlen(left) > 25) fprintf(f, "\n%28s", "");
-    print_wrapped(f, g->doc, 28, 80);
+    cli_wrap(f, g->doc, 28, cli_page(f));
   }
 }
 
 void cli_print_help(FILE *f, const cli_command *command) {
   if (command) {
     fprintf(f, "usage: regraph %s %s [flags]\n\n", command->name, command->positional);
-    print_wrapped(f, command->detail, 0, 80);
+    cli_wrap(f, command->detail, 0, cli_page(f));
     fputs("\nflags:\n", f);
     print_flags(f, (int)(command - cli_commands));
     return;
@@ -51,12 +28,15 @@ void cli_print_help(FILE *f, const cli_command *command) {
   for (int i = 0; i < cli_ncommand; i++) {
     char left[32];
     snprintf(left, sizeof left, "%s %s", cli_commands[i].name, cli_commands[i].positional);
-    fprintf(f, "  %-20s %s\n", left, cli_commands[i].doc);
+    fprintf(f, "  %-20s ", left);
+    cli_wrap(f, cli_commands[i].doc, 23, cli_page(f));
   }
-  fputs("\n'regraph help COMMAND' explains one. Data goes to standard output, messages to\n"
-        "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data,\n"
-        "4 budget infeasible, 5 device, 6 communication, 1 anything else.\n",
-        f);
+  fputc('\n', f);
+  cli_wrap(f,
+           "'regraph help COMMAND' explains one. Data goes to standard output, messages to "
+           "standard error. Exit codes: 0 fine, 2 usage, 3 bad spec, policy or data, "
+           "4 budget infeasible, 5 device, 6 communication, 1 anything else.",
+           0, cli_page(f));
 }
 
 /* ---- man page ---- */
@@ -72,6 +52,29 @@ static void roff(FILE *f, const char *text) {
     else
       fputc(*text, f);
   }
+}
+
+/* A flag, and who takes it. */
+static void man_flag(FILE *f, const cli_flag *g) {
+  int takers = 0;
+  for (int i = 0; i < cli_ncommand; i++) takers += cli_takes(g, i);
+  fputs(".TP\n\\fB", f);
+  roff(f, g->name);
+  fputs("\\fR", f);
+  if (g->arg) {
+    fputs(" \\fI", f);
+    roff(f, g->arg);
+    fputs("\\fR", f);
+  }
+  fputc('\n', f);
+  roff(f, g->doc);
+  const char *gap = " (";
+  for (int i = 0; i < cli_ncommand && takers < cli_ncommand; i++) {
+    if (!cli_takes(g, i)) continue;
+    fprintf(f, "%s%s", gap, cli_commands[i].name);
+    gap = ", ";
+  }
+  fputs(takers < cli_ncommand ? ")\n" : "\n", f);
 }
 
 void cli_print_man(FILE *f) {
@@ -97,22 +100,9 @@ void cli_print_man(FILE *f) {
     fputs("\"\n", f);
     roff(f, cli_commands[i].detail);
     fputc('\n', f);
-    for (int j = 0; j < cli_nflag; j++) {
-      const cli_flag *g = &cli_flags[j];
-      if (!cli_takes(g, i)) continue;
-      fputs(".TP\n\\fB", f);
-      roff(f, g->name);
-      fputs("\\fR", f);
-      if (g->arg) {
-        fputs(" \\fI", f);
-        roff(f, g->arg);
-        fputs("\\fR", f);
-      }
-      fputc('\n', f);
-      roff(f, g->doc);
-      fputc('\n', f);
-    }
   }
+  fputs(".SH OPTIONS\n", f);
+  for (int j = 0; j < cli_nflag; j++) man_flag(f, &cli_flags[j]);
   fputs(".SH EXIT STATUS\n", f);
   static const char *const codes[][2] = {
       {"0", "fine"},
@@ -145,119 +135,10 @@ void cli_print_man(FILE *f) {
         f);
   fputs(
       ".SH ENVIRONMENT\n.TP\n.B REGRAPH_EAGER\n1: as \\fB\\-\\-eager\\fR.\n"
+      ".TP\n.B NO_COLOR\nset: no colour on a terminal; CLICOLOR_FORCE asks for colour elsewhere.\n"
       ".SH EXAMPLES\n.nf\nregraph plan examples/nsa.json \\-\\-set T=65536 \\-\\-policy "
       "examples/policies/all.json\n"
       "regraph run examples/nsa.json \\-\\-in q=q.npy \\-\\-in k=k.npy \\-\\-in v=v.npy \\-\\-out "
       "o=o.npy\n.fi\n",
       f);
-}
-
-/* ---- completion ---- */
-
-#define OP_NAMES "regraph ops | string match -rg \"^([a-z_]+): \""
-
-static void print_words(FILE *f, const char *choices) {
-  for (; *choices; choices++) fputc(*choices == '|' ? ' ' : *choices, f);
-}
-
-void cli_print_bash(FILE *f) {
-  fputs("# bash completion for regraph, printed by 'regraph help --completion bash'\n"
-        "_regraph() {\n"
-        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} "
-        "cmd=${COMP_WORDS[1]} flags=\n"
-        "  COMPREPLY=()\n"
-        "  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    COMPREPLY=($(compgen -W \"",
-        f);
-  for (int i = 0; i < cli_ncommand; i++) fprintf(f, "%s ", cli_commands[i].name);
-  fputs("--help --version\" -- \"$cur\"))\n    return\n  fi\n  case $cmd in\n", f);
-  for (int i = 0; i < cli_ncommand; i++) {
-    fprintf(f, "    %s) flags=\"", cli_commands[i].name);
-    const char *gap = "";
-    for (int j = 0; j < cli_nflag; j++) {
-      if (!cli_takes(&cli_flags[j], i)) continue;
-      fprintf(f, "%s%s", gap, cli_flags[j].name);
-      gap = " ";
-    }
-    fputs("\" ;;\n", f);
-  }
-  fputs("  esac\n  case $prev in\n", f);
-  for (int j = 0; j < cli_nflag; j++) {
-    const cli_flag *g = &cli_flags[j];
-    if (g->kind == CLI_CHOICE) {
-      fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", g->name);
-      print_words(f, g->arg);
-      fputs("\" -- \"$cur\")); return ;;\n", f);
-    } else if (strcmp(g->name, "--policy") == 0) {
-      fputs("    --policy) COMPREPLY=($(compgen -W \"none all\" -- \"$cur\") $(compgen -f -- "
-            "\"$cur\")); return ;;\n",
-            f);
-    } else if (g->kind == CLI_INT || g->kind == CLI_BYTES || g->kind == CLI_SEED ||
-               g->kind == CLI_SECONDS || strcmp(g->name, "--set") == 0) {
-      fprintf(f, "    %s) return ;;\n", g->name);
-    }
-  }
-  fputs("  esac\n  case $cur in\n    -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")); return "
-        ";;\n  esac\n"
-        "  case $cmd in\n",
-        f);
-  for (int i = 0; i < cli_ncommand; i++) {
-    const cli_command *k = &cli_commands[i];
-    if (strcmp(k->positional, "[COMMAND]") == 0) {
-      fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", k->name);
-      for (int j = 0; j < cli_ncommand; j++) fprintf(f, "%s%s", j ? " " : "", cli_commands[j].name);
-      fputs("\" -- \"$cur\")); return ;;\n", f);
-    } else if (strcmp(k->name, "ops") == 0) {
-      fputs("    ops) COMPREPLY=($(compgen -W \"$(regraph ops | sed -n 's/^\\([a-z_]*\\): "
-            ".*/\\1/p')\" "
-            "-- \"$cur\")); return ;;\n",
-            f);
-    } else if (strchr(k->positional, '|')) {
-      fprintf(f, "    %s) COMPREPLY=($(compgen -W \"", k->name);
-      print_words(f, k->positional);
-      fputs("\" -- \"$cur\")); return ;;\n", f);
-    }
-  }
-  fputs("  esac\n"
-        "  # NAME=FILE: complete the file, which readline sees as a word of its own after '='\n"
-        "  cur=${cur#*=}\n"
-        "  compopt -o filenames 2>/dev/null\n"
-        "  COMPREPLY=($(compgen -f -- \"$cur\"))\n"
-        "}\ncomplete -F _regraph regraph\n",
-        f);
-}
-
-/* zsh runs bash's rules. */
-void cli_print_zsh(FILE *f) {
-  fputs("#compdef regraph\nautoload -U +X bashcompinit && bashcompinit\n", f);
-  cli_print_bash(f);
-}
-
-void cli_print_fish(FILE *f) {
-  fputs("# fish completion for regraph, printed by 'regraph help --completion fish'\n"
-        "set -l start 'test (count (commandline -opc)) -eq 1'\n",
-        f);
-  for (int i = 0; i < cli_ncommand; i++) {
-    const cli_command *k = &cli_commands[i];
-    fprintf(f, "complete -c regraph -n $start -f -a %s -d \"%s\"\n", k->name, k->doc);
-    const char *at = "__fish_seen_subcommand_from";
-    if (strcmp(k->name, "ops") == 0)
-      fprintf(f, "complete -c regraph -n '%s ops' -f -a '(" OP_NAMES ")'\n", at);
-    else if (strchr(k->positional, '|')) {
-      fprintf(f, "complete -c regraph -n '%s %s' -f -a '", at, k->name);
-      print_words(f, k->positional);
-      fputs("'\n", f);
-    }
-    for (int j = 0; j < cli_nflag; j++) {
-      const cli_flag *g = &cli_flags[j];
-      if (!cli_takes(g, i)) continue;
-      fprintf(f, "complete -c regraph -n '%s %s' -l %s%s -d \"%s\"", at, k->name, g->name + 2,
-              g->arg ? " -r" : "", g->doc);
-      if (g->kind == CLI_CHOICE || strcmp(g->name, "--policy") == 0) {
-        fputs(" -a '", f);
-        print_words(f, g->kind == CLI_CHOICE ? g->arg : "none|all");
-        fputs("'", f);
-      }
-      fputc('\n', f);
-    }
-  }
 }

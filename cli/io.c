@@ -1,9 +1,10 @@
-/* cli/io.c: small things every command needs: errors, JSON scalars, progress, files, clocks. */
+/* cli/io.c: small things every command needs: errors, JSON scalars, files, clocks. */
 #include "cli.h"
 #include "save.h"
+#include <dirent.h>
+#include <limits.h>
 #include <math.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,36 @@ rg_status cli_writable(cli *c, const char *path) {
                   *path ? why : "the name of the file is empty");
 }
 
+/* Regular names of a folder, at most `most`; free each. */
+static int names_in(const char *folder, char **name, int most) {
+  DIR *d = opendir(folder);
+  int n = 0;
+  for (struct dirent *entry; d && n < most && (entry = readdir(d));)
+    if (entry->d_name[0] != '.' && (name[n] = strdup(entry->d_name))) n++;
+  if (d) closedir(d);
+  return n;
+}
+
+void cli_suggest_file(rg_error *e, const char *path) {
+  enum { MOST = 1000 };
+  char folder[PATH_MAX], *name[MOST], longer[PATH_MAX];
+  const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+  if (e->status != RG_E_IO || !*base || access(path, F_OK) == 0) return;
+  snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash + 1 - path) : 1, slash ? path : ".");
+  const int n = names_in(folder, name, MOST);
+  const char *near = NULL;
+  snprintf(longer, sizeof longer, "%s.json", base);
+  for (int i = 0; i < n && !near; i++)
+    if (strcmp(name[i], longer) == 0) near = name[i];
+  if (!near) near = rg_nearest(base, (const char *const *)name, n);
+  const size_t size = strlen(e->message);
+  char shown[256];
+  if (near)
+    snprintf(e->message + size, sizeof e->message - size, "; did you mean '%.*s%s'?",
+             slash ? (int)(slash + 1 - path) : 0, path, rg_printable(near, shown, sizeof shown));
+  for (int i = 0; i < n; i++) free(name[i]);
+}
+
 void cli_json_string(FILE *f, const char *text) {
   fputc('"', f);
   for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
@@ -85,54 +116,6 @@ double cli_seconds(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static struct sigaction before_progress;
-
-/* Ctrl-C dies as ever, and takes the line with it. */
-static void clear_line(int number) {
-  static const char clear[] = "\r\033[K";
-  if (write(STDERR_FILENO, clear, sizeof clear - 1) < 0) { /* nothing left to be done about it */
-  }
-  raise(number); /* blocked until this returns, then met by the default action */
-}
-
-void cli_progress(void *user, const char *stage, double done, double total) {
-  cli *c = user;
-  if (!isatty(STDERR_FILENO)) return;
-  double now = cli_seconds();
-  if (!c->progress_shown) {
-    sigaction(SIGINT, NULL, &before_progress);
-    if (before_progress.sa_handler != SIG_IGN)
-      sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND},
-                NULL);
-  }
-  /* ten a second are enough for an eye */
-  if (c->progress_shown && now - c->progress_at < 0.1) return;
-  if (!c->progress_shown || strcmp(c->progress_stage, stage) != 0) {
-    c->progress_from = now;
-    snprintf(c->progress_stage, sizeof c->progress_stage, "%s", stage);
-  }
-  c->progress_at = now;
-  c->progress_shown = true;
-  const double passed = now - c->progress_from;
-  if (total > 0 && done > 0)
-    fprintf(stderr, "\r\033[K%s %3.0f %%", stage, 100 * done / total);
-  else
-    fprintf(stderr, "\r\033[K%s …", stage);
-  if (passed > 2 && total > 0 && done > 0 && done < total)
-    fprintf(stderr, ", %.0f s left", passed * (total - done) / done + 0.5);
-  else if (passed > 2)
-    fprintf(stderr, " %.0f s", passed);
-  fflush(stderr);
-}
-
-void cli_progress_end(cli *c) {
-  if (c->progress_shown) {
-    fputs("\r\033[K", stderr);
-    sigaction(SIGINT, &before_progress, NULL);
-  }
-  c->progress_shown = false;
 }
 
 bool cli_split(const char *text, char *name, size_t size, const char **rest) {

@@ -32,6 +32,13 @@ static rg_status parse_set(cli *c) {
   return RG_OK;
 }
 
+/* A call gave n errors. */
+static rg_status note_errors(cli *c, rg_status s, size_t n) {
+  c->nerror = n;
+  if (n && c->error.status == RG_OK) c->error = c->errors[0];
+  return s;
+}
+
 /* The spec on standard input. What is too long is the loader's to refuse. */
 static rg_status read_spec(cli *c) {
   size_t size = 0, room = 1 << 16;
@@ -49,11 +56,42 @@ static rg_status read_spec(cli *c) {
     }
     size += fread(text + size, 1, room - size, stdin);
   }
-  rg_status s = ferror(stdin) ? cli_fail(&c->error, RG_E_IO, "standard input", "can't be read")
-                              : rg_spec_load_text(c->ctx, text, size, "standard input", c->set,
-                                                  c->nset, &c->spec, &c->error);
+  size_t n = 0;
+  rg_status s = RG_E_IO;
+  if (ferror(stdin))
+    cli_fail(&c->error, s, "standard input", "can't be read");
+  else
+    s = rg_spec_load_text_all(c->ctx, text, size, "standard input", c->set, c->nset, &c->spec,
+                              c->errors, CLI_MOST_ERRORS, &n);
   free(text);
+  return note_errors(c, s, n);
+}
+
+static rg_status load_spec(cli *c) {
+  const char *path = c->args.positional[0];
+  size_t n;
+  if (strcmp(path, "-") == 0) return read_spec(c);
+  rg_status s = rg_spec_load_file_all(c->ctx, path, c->set, c->nset, &c->spec, c->errors,
+                                      CLI_MOST_ERRORS, &n);
+  if (n) cli_suggest_file(&c->errors[0], path);
+  return note_errors(c, s, n);
+}
+
+/* What is wrong with it stands behind what is wrong with the spec. */
+static rg_status load_policy(cli *c) {
+  rg_error e = {0};
+  rg_status s =
+      c->args.policy ? rg_policy_load_file(c->ctx, c->args.policy, &c->policy, &e) : RG_OK;
+  if (s != RG_OK && !strstr(e.message, "nearest")) cli_suggest_file(&e, c->args.policy);
+  if (s != RG_OK && c->error.status == RG_OK) c->error = e;
+  if (s != RG_OK && c->nerror > 0 && c->nerror < CLI_MOST_ERRORS) c->errors[c->nerror++] = e;
   return s;
+}
+
+rg_status cli_check(cli *c) {
+  size_t n;
+  rg_status s = rg_check_all(c->spec, c->policy, c->errors, CLI_MOST_ERRORS, &n);
+  return note_errors(c, s, n);
 }
 
 rg_status cli_open(cli *c) {
@@ -66,12 +104,10 @@ rg_status cli_open(cli *c) {
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
   s = parse_set(c);
-  if (s == RG_OK)
-    s = strcmp(a->positional[0], "-") == 0
-            ? read_spec(c)
-            : rg_spec_load_file(c->ctx, a->positional[0], c->set, c->nset, &c->spec, &c->error);
-  if (s == RG_OK && a->policy) s = rg_policy_load_file(c->ctx, a->policy, &c->policy, &c->error);
-  return s;
+  if (s != RG_OK) return s;
+  s = load_spec(c);
+  const rg_status policy = load_policy(c);
+  return s != RG_OK ? s : policy;
 }
 
 void cli_default_sequences(cli *c) {
@@ -89,10 +125,15 @@ void cli_default_sequences(cli *c) {
   }
 }
 
+/* The stages of planning; that of the packer has a limit of its own. */
 static void plan_progress(void *user, const char *stage, double done, double total) {
+  const cli *c = user;
   char text[64];
   snprintf(text, sizeof text, "planning: %s", stage);
-  cli_progress(user, text, done, total);
+  if (c->args.limit > 0 && strcmp(stage, "memplan") == 0)
+    cli_progress_expect(text, c->args.limit, true);
+  else
+    cli_progress(user, text, done, total);
 }
 
 void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
@@ -119,7 +160,8 @@ rg_status cli_make_plan(cli *c, const char *profile) {
   rg_plan_options o;
   cli_plan_options(c, profile, &o);
   rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
-  cli_progress_end(c);
+  cli_progress_end();
+  if (s == RG_E_POLICY) cli_check(c); /* which says all that is wrong with it */
   return s;
 }
 
@@ -155,7 +197,7 @@ rg_status cli_make_session(cli *c, bool eager) {
 }
 
 void cli_close(cli *c) {
-  cli_progress_end(c);
+  cli_progress_end();
   rg_session_destroy(c->session);
   rg_plan_destroy(c->plan);
   rg_policy_destroy(c->policy);

@@ -1,8 +1,8 @@
 /* cli/table.c: the one table of commands and flags, and the parser that follows it.
 
-   --help, the man page and the bash completion are printed from this table (help.c), so a row here
-   is all it takes to add a flag. Values are checked as far as a flag alone can say; what they mean
-   together is the command's business.
+   --help, the man page and completions are printed from this table (help.c, complete.c), so a row
+   here is all it takes to add a flag. Values are checked as far as a flag alone can say; what they
+   mean together is the command's business.
  */
 #include "cli.h"
 #include <errno.h>
@@ -18,30 +18,37 @@ enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
 
 const cli_command cli_commands[] = {
     [OPS] =
-        {"ops", "[NAME]", 0, 1, "list the ops with their ports and attributes",
+        {"ops", "[NAME]", NULL, 0, 1, "list the ops with their ports and attributes",
          "Everything a spec may say about an op: ports, shapes, types, attributes with range and "
          "default. With a NAME, that op alone.",
          cli_cmd_ops},
-    [SCHEMA] = {"schema", "spec|policy", 1, 1, "print the JSON Schema of a format",
-                "The schema is generated from the table of ops, plugins included.", cli_cmd_schema},
-    [CHECK] = {"check", "SPEC", 1, 1, "check a spec, and a policy against it",
-               "Says what is wrong and where (file, JSON pointer), or one line if nothing is. "
-               "Dimensions may "
-               "stay unbound: then everything that does not need them is checked. SPEC - is "
-               "standard input, "
-               "here and for every command that takes one.",
-               cli_cmd_check},
-    [PLAN] = {"plan", "SPEC", 1, 1, "plan memory and steps, and report",
+    [SCHEMA] =
+        {"schema", "FORMAT", "spec|policy|profile|plan|pareto|run|bench|check|ops", 1, 1,
+         "print the JSON Schema of a format",
+         "JSON Schema (draft 2020-12) of what is read: spec, policy, profile; and of what is "
+         "printed with --json: plan, pareto, run, bench, check, ops. That of specs is made "
+         "from the table of ops, plugins included. A file may name its schema in "
+         "\"$schema\", for editors.",
+         cli_cmd_schema},
+    [CHECK] =
+        {"check", "SPEC", NULL, 1, 1, "check a spec, and a policy against it",
+         "Says what is wrong and where (file, line, JSON pointer), or one line if nothing is. "
+         "Dimensions may "
+         "stay unbound: then everything that does not need them is checked. SPEC - is "
+         "standard input, "
+         "here and for every command that takes one.",
+         cli_cmd_check},
+    [PLAN] = {"plan", "SPEC", NULL, 1, 1, "plan memory and steps, and report",
               "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for "
               "--profile. The "
               "number of sequences is 1 unless set.",
               cli_cmd_plan},
-    [PARETO] = {"pareto", "SPEC", 1, 1, "print the front of peak memory against extra time",
+    [PARETO] = {"pareto", "SPEC", NULL, 1, 1, "print the front of peak memory against extra time",
                 "One line for every recompute choice that no other choice beats in both peak bytes "
                 "and extra "
                 "milliseconds.",
                 cli_cmd_pareto},
-    [RUN] = {"run", "SPEC", 1, 1, "run once on given or drawn arrays",
+    [RUN] = {"run", "SPEC", NULL, 1, 1, "run once on given or drawn arrays",
              "Arrays are .npy files of float32 or int32. Free dimensions follow from their shapes. "
              "Float inputs "
              "and output gradients that are not given are drawn from N(0,1) by seed and name; "
@@ -50,20 +57,20 @@ const cli_command cli_commands[] = {
              "offsets are "
              "zero. The backward direction runs if a gradient goes in or out, or with --backward.",
              cli_cmd_run},
-    [BENCH] = {"bench", "SPEC", 1, 1, "time every node on drawn arrays",
+    [BENCH] = {"bench", "SPEC", NULL, 1, 1, "time every node on drawn arrays",
                "One warm-up, then the medians of --repeat runs: milliseconds, GFLOP/s, GB/s and "
                "the share of "
                "the roofline that this machine's measured peak rates allow (more than 100 % where "
                "data comes from "
                "a cache).",
                cli_cmd_bench},
-    [PACK] = {"pack", "FILE.csv", 1, 1, "pack intervals into an arena",
+    [PACK] = {"pack", "FILE.csv", NULL, 1, 1, "pack intervals into an arena",
               "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column "
               "offset. "
               "The peak, its lower bound and whether it is proved optimal go to standard error.",
               cli_cmd_pack},
-    [HELP] = {"help", "[COMMAND]", 0, 1, "explain a command", "Without a COMMAND, lists them all.",
-              cli_cmd_help},
+    [HELP] = {"help", "[COMMAND]", NULL, 0, 1, "explain a command",
+              "Without a COMMAND, lists them all.", cli_cmd_help},
 };
 const int cli_ncommand = HELP + 1;
 
@@ -90,6 +97,8 @@ const cli_flag cli_flags[] = {
     {"--limit", CLI_SECONDS, "SECONDS", PLANS | BIT(PACK), AT(limit), 0,
      "time limit of the exact packer"},
     {"--json", CLI_SWITCH, NULL, SPECS | BIT(OPS), AT(json), 0, "print JSON"},
+    {"--names", CLI_CHOICE, "set|inputs|nodes|outputs", BIT(CHECK), AT(names), 0,
+     "print names instead, one a line (set: what --set binds)"},
     {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
@@ -181,7 +190,7 @@ static rg_status bad_value(const cli_flag *f, const char *value, const char *whe
   }
 }
 
-static bool is_choice(const char *choices, const char *value) {
+bool cli_is_word(const char *choices, const char *value) {
   size_t n = strlen(value);
   for (const char *p = choices; n;) {
     size_t k = strcspn(p, "|");
@@ -197,7 +206,7 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   switch (f->kind) {
   case CLI_SWITCH: *(bool *)field = true; return true;
   case CLI_CHOICE:
-    if (!is_choice(f->arg, value)) return false;
+    if (!cli_is_word(f->arg, value)) return false;
     *(const char **)field = value;
     return true;
   case CLI_TEXT: *(const char **)field = value; return true;
@@ -230,6 +239,24 @@ static bool store_value(const cli_flag *f, const char *value, void *field) {
   return false;
 }
 
+static bool takes_set(const cli_command *k) {
+  return find_flag((int)(k - cli_commands), "--set", 5);
+}
+
+/* One argument too many: "B=2" and "T 4096" want to be set, most likely. */
+static rg_status unexpected(const cli_args *a, const char *word, const char *where, rg_error *e) {
+  const cli_command *k = a->command;
+  const char *last = a->set.n ? a->set.item[a->set.n - 1] : "=";
+  if (takes_set(k) && strchr(word, '='))
+    return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; did you mean --set %s?", word,
+                    word);
+  if (takes_set(k) && !strchr(last, '='))
+    return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; did you mean --set %s=%s?",
+                    word, last, word);
+  return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word,
+                  where, k->positional);
+}
+
 static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   a->command = cli_find_command(name);
   if (a->command) return RG_OK;
@@ -240,6 +267,10 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   if (near)
     return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name,
                     near);
+  const size_t n = strlen(name);
+  if (n > 5 && strcmp(name + n - 5, ".json") == 0)
+    return cli_fail(e, RG_E_USAGE, "regraph",
+                    "unknown command '%s'; did you mean 'regraph check %s'?", name, name);
   return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; see 'regraph help'", kind, name);
 }
 
@@ -283,15 +314,15 @@ rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
       }
       if (!store_value(f, value, (char *)a + f->field)) return bad_value(f, value, where, e);
     } else if (a->npositional == a->command->max) {
-      return cli_fail(e, RG_E_USAGE, where, "unexpected argument '%s'; usage: %s %s [flags]", word,
-                      where, a->command->positional);
+      return unexpected(a, word, where, e);
     } else {
       a->positional[a->npositional++] = word;
     }
   }
   if (!a->help && !a->version && a->npositional < a->command->min)
-    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]", where,
-                    a->command->positional);
+    return cli_fail(e, RG_E_USAGE, where, "missing argument; usage: %s %s [flags]%s%s", where,
+                    a->command->positional, a->command->words ? ", where it is one of " : "",
+                    a->command->words ? a->command->words : "");
   return RG_OK;
 }
 

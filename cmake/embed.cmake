@@ -1,25 +1,20 @@
-# Writes the shipped device profiles into a C file, so that planning needs no files at run time.
-#   cmake -DOUT=profiles_embedded.c -DCPU=cpu.json -DCUDA=h200.json -P embed.cmake
-foreach(variable OUT CPU CUDA)
+# Writes texts into a C file, so that they need no files at run time.
+#   cmake -DOUT=texts.c "-DTEXTS=NAME=FILE|NAME=FILE…" -P embed.cmake      makes `const char *const NAME`
+foreach(variable OUT TEXTS)
   if(NOT DEFINED ${variable})
-    message(FATAL_ERROR "embed.cmake needs -D${variable}=FILE")
+    message(FATAL_ERROR "embed.cmake needs -D${variable}=…")
   endif()
 endforeach()
 
-function(c_string file result)
-  file(READ "${file}" text)
+set(c "/* Made by cmake/embed.cmake. */\n")
+string(REPLACE "|" ";" entries "${TEXTS}")
+foreach(entry ${entries})
+  string(REGEX MATCH "^([a-z_]+)=(.*)$" entry "${entry}")
+  set(name ${CMAKE_MATCH_1})
+  file(READ "${CMAKE_MATCH_2}" text)
   string(REPLACE "\\" "\\\\" text "${text}")
   string(REPLACE "\"" "\\\"" text "${text}")
   string(REPLACE "\n" "\\n\"\n    \"" text "${text}")
-  set(${result} "    \"${text}\"" PARENT_SCOPE)
-endfunction()
-
-c_string("${CPU}" cpu)
-c_string("${CUDA}" cuda)
-file(WRITE "${OUT}" "/* Made by cmake/embed.cmake from recompute/profiles. */
-extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_cuda;
-const char *const rgi_profile_text_cpu =
-${cpu};
-const char *const rgi_profile_text_cuda =
-${cuda};
-")
+  string(APPEND c "extern const char *const ${name};\nconst char *const ${name} =\n    \"${text}\";\n")
+endforeach()
+file(WRITE "${OUT}" "${c}")

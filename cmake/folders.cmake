@@ -8,7 +8,7 @@ set(rgi_folders
     "ops: graph kernels/*.h cp/tables.h"
     "memplan: graph"
     "recompute: graph memplan"
-    "cp: graph passes"
+    "cp: graph passes kernels/cp.h"
     "exec: graph passes kernels/*.h ops memplan recompute cp"
     "report: graph passes ops memplan recompute cp exec"
     "cli:"

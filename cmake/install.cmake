@@ -1,4 +1,4 @@
-# What `cmake --install` gives: library, headers, command, man page, completion, pkg-config and CMake package files.
+# What `cmake --install` gives: library, headers, command, man page, completions, pkg-config and CMake package files.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS regraph EXPORT regraph-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
@@ -18,14 +18,18 @@ install(FILES ${CMAKE_BINARY_DIR}/regraph.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}
 if(TARGET regraph_cli)
   install(TARGETS regraph_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   if(NOT REGRAPH_SANITIZE)
-    # Both come from the table that --help is printed from.
+    # All come from the table that --help is printed from.
     add_custom_command(TARGET regraph_cli POST_BUILD
                        COMMAND $<TARGET_FILE:regraph_cli> help --man > ${CMAKE_BINARY_DIR}/regraph.1
                        COMMAND $<TARGET_FILE:regraph_cli> help --completion bash > ${CMAKE_BINARY_DIR}/regraph.bash
+                       COMMAND $<TARGET_FILE:regraph_cli> help --completion zsh > ${CMAKE_BINARY_DIR}/_regraph
+                       COMMAND $<TARGET_FILE:regraph_cli> help --completion fish > ${CMAKE_BINARY_DIR}/regraph.fish
                        VERBATIM)
     install(FILES ${CMAKE_BINARY_DIR}/regraph.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
     install(FILES ${CMAKE_BINARY_DIR}/regraph.bash RENAME regraph
             DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+    install(FILES ${CMAKE_BINARY_DIR}/_regraph DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+    install(FILES ${CMAKE_BINARY_DIR}/regraph.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
   endif()
   if(NOT CMAKE_INSTALL_RPATH)
     file(RELATIVE_PATH lib_from_bin ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})

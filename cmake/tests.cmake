@@ -29,6 +29,9 @@ if(NOT CRITERION_FOUND AND NOT REGRAPH_SANITIZE MATCHES "thread")
 endif()
 
 # ---- unit tests: may reach inside ----
+if(REGRAPH_SANITIZE OR REGRAPH_COVERAGE)
+  add_compile_definitions(RG_TEST_SLOW) # tests/harness/round.h
+endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
@@ -94,6 +97,10 @@ target_sources(test_save PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
+add_test(NAME cli_schemas COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/schemas.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_mistakes COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/mistakes.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_terminal COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/terminal.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+set_tests_properties(cli_schemas PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
 add_test(NAME example_cp COMMAND ${CMAKE_SOURCE_DIR}/examples/cp.sh $<TARGET_FILE:regraph_cli>)

@@ -1,16 +1,7 @@
 /* cp/tables.c: see tables.h; and rg_cp_rows, which tells a data loader the same. */
 #include "tables.h"
 
-static int64_t clamp(int64_t x, int64_t least, int64_t most) {
-  return x < least ? least : x > most ? most : x;
-}
-
 /* ---- balance ---- */
-
-/* Positions first … first + n - 1 of a sequence: position i sees i + 1 keys. */
-static int64_t load_of(int64_t first, int64_t n) {
-  return n * first + n * (n + 1) / 2 + n * RGI_CP_TOKEN_LOAD;
-}
 
 int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks) {
   int64_t rank[RGI_CP_MOST_RANKS] = {0}, most = 0;
@@ -18,8 +9,8 @@ int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t ca
   for (int64_t b = 0; b < nseq; b++)
     for (int64_t at = cu[b], end; at < cu[b + 1]; at = end) {
       const int64_t c = at / chunk;
-      end = clamp((c + 1) * chunk, 0, cu[b + 1]);
-      rank[rgi_cp_place(mode, ranks, c) / 2] += load_of(at - cu[b], end - at);
+      end = rgk_clamp((c + 1) * chunk, 0, cu[b + 1]);
+      rank[rgk_cp_place(mode, ranks, c) / 2] += rgk_cp_work(at - cu[b], end - at);
     }
   for (int r = 0; r < ranks; r++)
     if (rank[r] > most) most = rank[r];
@@ -38,36 +29,27 @@ rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64
 
 void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
                    int32_t *pos) {
-  for (int64_t b = 0; b <= nseq; b++) starts[b] = (int32_t)(clamp(cu[b], lo, hi) - lo);
-  for (int64_t b = 0; b < nseq; b++) pos[b] = cu[b] < lo ? (int32_t)(lo - cu[b]) : 0;
+  for (int64_t b = 0; b <= nseq; b++) starts[b] = rgk_cp_piece(cu[b], lo, hi);
+  for (int64_t b = 0; b < nseq; b++) pos[b] = rgk_cp_position(cu[b], lo);
 }
 
 void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
                    int64_t stride, int32_t *starts) {
   int64_t gap = 0; /* tokens before the running sequence's next block */
   for (int64_t b = 0; b < nseq; b++)
-    if (cu[b] < lo && cu[b + 1] > lo) {
-      const int64_t past = (lo - cu[b]) % stride;
-      gap = clamp(past ? stride - past : 0, 0, cu[b + 1] - lo);
-    }
+    if (cu[b] < lo && cu[b + 1] > lo) gap = rgk_cp_gap(cu[b], cu[b + 1], lo, stride);
   starts[0] = 0;
-  for (int64_t b = 0; b <= nseq; b++)
-    starts[b + 1] = (int32_t)(cu[b] < lo + gap ? gap : clamp(cu[b], lo, hi + kernel - 1) - lo);
+  for (int64_t b = 0; b <= nseq; b++) starts[b + 1] = rgk_cp_block(cu[b], gap, lo, hi, kernel);
 }
 
 void rgi_cp_window(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t left,
                    int64_t tile, int32_t *starts, int32_t *pos) {
   const int64_t first = lo - left;
-  int64_t begin = first < 0 ? 0 : first; /* where keys are read from */
+  int64_t from = first < 0 ? 0 : first; /* where keys are read from */
   for (int64_t b = 0; b < nseq; b++)
-    if (cu[b] < first && cu[b + 1] > first)
-      begin = clamp(cu[b] + (first - cu[b] + tile - 1) / tile * tile, first, cu[b + 1]);
-  for (int64_t b = 0; b <= nseq; b++)
-    starts[b] = (int32_t)(clamp(cu[b], begin, hi > begin ? hi : begin) - first);
-  for (int64_t b = 0; b < nseq; b++) {
-    const int64_t from = starts[b] + first;
-    pos[b] = cu[b + 1] > lo && from < lo ? (int32_t)(lo - from) : 0;
-  }
+    if (cu[b] < first && cu[b + 1] > first) from = rgk_cp_keys(cu[b], cu[b + 1], first, tile);
+  for (int64_t b = 0; b <= nseq; b++) starts[b] = rgk_cp_key(cu[b], from, hi, first);
+  for (int64_t b = 0; b < nseq; b++) pos[b] = rgk_cp_query(cu[b + 1], starts[b] + first, lo);
 }
 
 /* ---- for data loaders ---- */
@@ -96,7 +78,7 @@ rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity
   mode = rgi_cp_choose(mode, cu_seqlens, (int64_t)entries - 1, capacity, ranks);
   const int64_t chunk = capacity / (2 * (int64_t)ranks);
   for (int slot = 0; slot < 2; slot++) {
-    const int64_t lo = rgi_cp_chunk(mode, ranks, rank, slot) * chunk;
+    const int64_t lo = rgk_cp_chunk(mode, ranks, rank, slot) * chunk;
     out[slot] = (rg_range){lo, lo + chunk};
   }
   return RG_OK;

@@ -10,29 +10,16 @@
  * rows, so a rank's slot 1 has live ones only where its slot 0 is full: both slots end to end are a
  * pack, too.
  *
- * Pure functions of sequence starts that obey the rules; they allocate nothing, and what runs them
- * on a device must agree with them bit for bit.
+ * Pure functions of sequence starts that obey the rules; they allocate nothing. The arithmetic of an
+ * entry is in kernels/cp.h, which fills the same tables on a device.
  */
 #ifndef RGI_CP_TABLES_H
 #define RGI_CP_TABLES_H
 
 #include "../graph/base.h"
+#include "../kernels/cp.h"
 
-enum { RGI_CP_MOST_RANKS = 1024 };
-
-/* A query's work in a chunk's load: the keys that it can see, and this much for its share of
- * everything that does not grow with the sequence (selected blocks, windows, projections). */
-enum { RGI_CP_TOKEN_LOAD = 1024 };
-
-static inline int64_t rgi_cp_chunk(rg_cp_mode mode, int ranks, int rank, int slot) {
-  return mode == RG_CP_ZIGZAG && slot ? 2 * (int64_t)ranks - 1 - rank
-         : mode == RG_CP_ZIGZAG       ? rank
-                                      : 2 * (int64_t)rank + slot;
-}
-static inline int64_t rgi_cp_place(rg_cp_mode mode, int ranks, int64_t chunk) {
-  if (mode != RG_CP_ZIGZAG) return chunk;
-  return chunk < ranks ? 2 * chunk : 2 * (2 * (int64_t)ranks - 1 - chunk) + 1;
-}
+enum { RGI_CP_MOST_RANKS = RGK_CP_MOST_RANKS };
 
 /* Load of the busiest rank. cu [nseq+1]; capacity is a multiple of 2·ranks. */
 int64_t rgi_cp_load(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64_t capacity, int ranks);

@@ -68,8 +68,18 @@ static rg_status eager_library(rg_cuda *base, rg_status (*record)(void *arg, voi
                          : rgi_fail(base->error, status, NULL, NULL, "a library call failed");
 }
 
+static rg_status eager_collective(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                                  void *arg) {
+  rgi_cuda_eager *x = (rgi_cuda_eager *)base;
+  const rg_status status = record(arg, x->stream);
+  return status == RG_OK ? RG_OK : rgi_fail(base->error, status, NULL, NULL, "a collective failed");
+}
+
 void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e) {
-  *x = (rgi_cuda_eager){.base = {.launch = eager_launch, .library = eager_library, .error = e},
+  *x = (rgi_cuda_eager){.base = {.launch = eager_launch,
+                                 .library = eager_library,
+                                 .collective = eager_collective,
+                                 .error = e},
                         .stream = stream};
 }
 void rgi_cuda_eager_done(rgi_cuda_eager *x) {

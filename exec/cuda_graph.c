@@ -174,6 +174,14 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   return status;
 }
 
+static rg_status take_collective(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                                 void *arg) {
+  rgi_cuda_graph *g = (rgi_cuda_graph *)base;
+  if (!g->updating) return take_library(base, record, arg);
+  const rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
+  return item && !item->launch.function ? RG_OK : changed(g);
+}
+
 /* A step without launches still stands between those before and after it. */
 static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
   cudaGraphNode_t *after = waiting_list(g), node;
@@ -217,15 +225,18 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
   int32_t *begin = g->begin;
   if (!at) at = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(plan), sizeof *at);
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
-  *g = (rgi_cuda_graph){
-      .base = {.launch = take_launch, .library = take_library, .blas = blas, .error = e},
-      .plan = plan,
-      .flag = flag,
-      .backward = backward,
-      .first = backward ? plan->nforward : 0,
-      .end = backward ? plan->nstep : plan->nforward,
-      .begin = begin,
-      .at = at};
+  *g = (rgi_cuda_graph){.base = {.launch = take_launch,
+                                 .library = take_library,
+                                 .collective = take_collective,
+                                 .blas = blas,
+                                 .error = e},
+                        .plan = plan,
+                        .flag = flag,
+                        .backward = backward,
+                        .first = backward ? plan->nforward : 0,
+                        .end = backward ? plan->nstep : plan->nforward,
+                        .begin = begin,
+                        .at = at};
   if (!at || !begin) return rgi_nomem(e);
   rg_status status =
       rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found,

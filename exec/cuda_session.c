@@ -127,7 +127,8 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   if (!d) return rgi_nomem(e);
   s->device = d;
   d->stream = o->stream;
-  d->eager = o->eager || s->poison || (eager && eager[0] && strcmp(eager, "0") != 0);
+  d->eager = o->eager || s->poison || (s->comm && !s->comm->captures) ||
+             (eager && eager[0] && strcmp(eager, "0") != 0);
   d->now = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(s->plan), sizeof *d->now);
   if (!d->now) return rgi_nomem(e);
   RGI_TRY(rgi_cuda_device(&here, e));

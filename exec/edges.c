@@ -3,7 +3,8 @@
    Step j waits for an earlier step i where both touch the same bytes and at least one writes them:
    data that i makes for j, and bytes that the planner gave to both, one after the other. Parts of
    one tensor that do not meet (head groups) do not count. A node may also name another that it
-   waits for. Steps with no path between them may run side by side. Only nearest predecessors are
+   waits for. Collectives run in their order, the same on every rank: they share a communicator and
+   its block. Steps with no path between them may run side by side. Only nearest predecessors are
    kept: edges that follow from others are left out.
  */
 #include "../graph/order.h"
@@ -40,6 +41,7 @@ static bool meet(const edges *m, int32_t i, int32_t j) {
   const rgi_graph *g = m->plan->graph;
   const int32_t after = g->node[m->plan->step[j].node].after;
   if (after >= 0 && g->tensor[after].producer == m->plan->step[i].node) return true;
+  if (m->plan->step[i].comm_size && m->plan->step[j].comm_size) return true;
   for (int32_t a = m->begin[i]; a < m->begin[i + 1]; a++)
     for (int32_t b = m->begin[j]; b < m->begin[j + 1]; b++) {
       const touch *x = &m->touch[a], *y = &m->touch[b];

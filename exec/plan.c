@@ -108,9 +108,9 @@ static rg_status read_options(const rg_plan_options *given, rg_plan_options *o, 
 }
 
 /* Where a pass finds fault with the policy, the place is in the policy's file. */
-static void name_policy(const rg_policy *policy, rg_status status, rg_error *e) {
-  if (policy && e && !e->file[0] && (status == RG_E_POLICY || status == RG_E_INFEASIBLE))
-    snprintf(e->file, sizeof e->file, "%s", policy->file);
+static void name_policy(const rg_policy *policy, rg_status status, rg_status before, rg_error *e) {
+  if (policy && (status == RG_E_POLICY || status == RG_E_INFEASIBLE))
+    rgi_error_place(e, before, &policy->source);
 }
 
 static void free_prepared(prepared *p) {
@@ -125,6 +125,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                          prepared *p, rg_error *e) {
   memset(p, 0, sizeof *p);
   if (!spec) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the spec is NULL");
+  const rg_status before = rgi_error_before(e);
   rg_status status;
   rgi_graph *next = NULL;
   p->cuda = o->device && strcmp(o->device, "cuda") == 0;
@@ -164,13 +165,13 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (o->no_grad)
     for (int i = 0; i < p->graph->ninput; i++) p->graph->input[i].want = RGI_GRAD_NONE;
   RGI_GOTO(status, rgi_verify(p->graph, "load", e), failed);
-  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, e), failed);
+  if (policy) RGI_GOTO(status, rgi_policy_check(policy, p->graph, NULL, e), failed);
 
   if (policy && policy->split_heads) {
     report(p, "split", 0);
     status = rgi_split_heads(p->graph, policy->split_heads, &next, e);
     if (status != RG_OK) {
-      name_policy(policy, status, e);
+      name_policy(policy, status, before, e);
       goto failed;
     }
     RGI_GOTO(status, advance(&p->graph, next, "split", e), failed);
@@ -178,10 +179,9 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (policy) p->cp = policy->cp;
   if (o->cp) p->cp.ranks = (int)o->cp;
   if (p->cp.ranks > 1) {
-    rg_status before = rgi_error_before(e);
     report(p, "cp", 0);
     status = rgi_cp_shard(p->graph, &p->cp, p->mem.gpu, &next, &p->rows, e);
-    rgi_error_file(e, before, spec->file);
+    rgi_error_place(e, before, &spec->source);
     if (status != RG_OK) goto failed;
     RGI_GOTO(status, advance(&p->graph, next, "cp", e), failed);
   }
@@ -242,6 +242,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   *out = NULL;
   prepared p;
   rg_plan_options o;
+  const rg_status before = rgi_error_before(e);
   rg_status status;
   rgi_graph *next = NULL;
   RGI_TRY(read_options(options, &o, e));
@@ -269,7 +270,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next,
                          &plan->choice, e);
   if (status != RG_OK) {
-    name_policy(policy, status, e);
+    name_policy(policy, status, before, e);
     goto failed;
   }
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
@@ -340,17 +341,31 @@ static rg_status check_bound(const rg_spec *spec, const rg_policy *policy, rg_er
   return status;
 }
 
-rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+static rg_status check(const rg_spec *spec, const rg_policy *policy, rgi_errors *all,
+                       rg_error *error) {
   if (!spec) return rgi_fail(error, RG_E_USAGE, NULL, NULL, "rg_check needs a spec");
   rg_status before = rgi_error_before(error);
   rg_status status = rgi_verify(spec->graph, "load", error);
-  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, error);
+  if (status == RG_OK && policy) status = rgi_policy_check(policy, spec->graph, all, error);
   if (status == RG_OK && spec->graph->bound) {
     status = check_bound(spec, policy, error);
-    if (status == RG_E_POLICY && policy) rgi_error_file(error, before, policy->file);
+    if (status == RG_E_POLICY && policy) rgi_error_place(error, before, &policy->source);
   }
-  rgi_error_file(error, before, spec->file);
+  rgi_error_place(error, before, &spec->source);
   return status;
+}
+
+rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error) {
+  return check(spec, policy, NULL, error);
+}
+
+rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors, size_t most,
+                       size_t *n) {
+  rgi_errors all = {errors, most, 0};
+  rg_error last = {0};
+  if (n) *n = 0;
+  if (!errors || !most || !n) return RG_E_USAGE;
+  return rgi_kept(&all, check(spec, policy, &all, &last), &last, n);
 }
 
 rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { JSON_VERSION = 1, TIMELINE_COLUMNS = 100 };
+enum { JSON_VERSION = 1, TIMELINE_COLUMNS = 100, LEAST_COLUMNS = 40, MOST_COLUMNS = 400 };
 
 /* Shortest text a reader can rely on, with a dot whatever the locale. */
 static void number(rgi_buf *b, double x) {
@@ -391,6 +391,16 @@ static void write_timeline(const rg_plan *plan, rgi_buf *b) {
   rgi_memory_text(plan->graph, plan->memory, TIMELINE_COLUMNS, b);
 }
 
+/* "timeline:80": as wide as that; 0 if it is something else. */
+static int timeline_columns(const char *format) {
+  static const char name[] = "timeline:";
+  int columns = 0;
+  if (strncmp(format, name, sizeof name - 1) != 0) return 0;
+  for (format += sizeof name - 1; *format >= '0' && *format <= '9' && columns < 1000; format++)
+    columns = 10 * columns + *format - '0';
+  return *format ? 0 : columns;
+}
+
 rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, rg_error *e) {
   static const struct {
     const char *name;
@@ -402,13 +412,18 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
   *out = (rg_text){0};
   if (!plan || !format)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
+  rgi_buf b;
+  rgi_buf_init(&b, plan->ctx);
   for (int i = 0; i < RGI_COUNT(formats); i++)
     if (strcmp(format, formats[i].name) == 0) {
-      rgi_buf b;
-      rgi_buf_init(&b, plan->ctx);
       formats[i].write(plan, &b);
       return rgi_buf_finish(&b, out, e);
     }
+  const int columns = timeline_columns(format);
+  if (columns >= LEAST_COLUMNS && columns <= MOST_COLUMNS) {
+    rgi_memory_text(plan->graph, plan->memory, columns, &b);
+    return rgi_buf_finish(&b, out, e);
+  }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                   "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps",
                   format);

@@ -67,10 +67,12 @@ static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t 
 
 /* ---- life ---- */
 
-static rg_status check_block(const void *block, const char *what, rg_error *e) {
-  if ((uintptr_t)block % RGI_ALIGN == 0) return RG_OK;
+static rg_status check_block(const rg_session *s, const void *block, const char *what,
+                             rg_error *e) {
+  const int align = s->backend->on_host ? RGI_HOST_ALIGN : RGI_ALIGN;
+  if ((uintptr_t)block % (size_t)align == 0) return RG_OK;
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
-                  what, block, RGI_ALIGN);
+                  what, block, align);
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -110,14 +112,14 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     if (step->nout) memcpy(arg + step->nin, step->call.out, (size_t)step->nout * sizeof *arg);
   }
   if (o->saved) {
-    RGI_TRY(check_block(o->saved, "saved", e));
+    RGI_TRY(check_block(s, o->saved, "saved", e));
     RGI_TRY(use_saved(s, o->saved, e));
   } else {
     RGI_TRY(own_block(s, plan->sizes.saved, &s->own_saved, e));
     RGI_TRY(use_saved(s, s->own_saved.data, e));
   }
   if (o->scratch) {
-    RGI_TRY(check_block(o->scratch, "scratch", e));
+    RGI_TRY(check_block(s, o->scratch, "scratch", e));
     s->scratch = o->scratch;
   } else {
     RGI_TRY(own_block(s, plan->sizes.scratch, &s->own_scratch, e));
@@ -228,7 +230,7 @@ rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
   if (!saved && s->plan->sizes.saved)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the saved block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.saved);
-  if (saved != s->own_saved.data) RGI_TRY(check_block(saved, "saved", e));
+  if (saved != s->own_saved.data) RGI_TRY(check_block(s, saved, "saved", e));
   return use_saved(s, saved, e);
 }
 
@@ -258,7 +260,7 @@ rg_status rg_session_bind_scratch(rg_session *s, void *scratch, rg_error *e) {
   if (!scratch && s->plan->sizes.scratch)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the scratch block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.scratch);
-  if (scratch != s->own_scratch.data) RGI_TRY(check_block(scratch, "scratch", e));
+  if (scratch != s->own_scratch.data) RGI_TRY(check_block(s, scratch, "scratch", e));
   s->scratch = scratch;
   return RG_OK;
 }

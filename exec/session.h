@@ -8,6 +8,10 @@
  * are -1). */
 enum { RGI_GUARD = 256, RGI_GUARD_BYTE = 0xc5, RGI_POISON = 0xffa5, RGI_WINDOW = 1 << 16 };
 
+/* What the caller's blocks start on where ops run on the host: a cache line, which frameworks'
+ * allocators give. On a device it is RGI_ALIGN. */
+enum { RGI_HOST_ALIGN = 64 };
+
 /* A saved block that has been bound, and the forward whose values it holds. */
 typedef struct rgi_saved_block {
   struct rgi_saved_block *next;

@@ -31,16 +31,23 @@ rg_status rg_session_bind_index(rg_session *s, size_t i, void *ptr, size_t bytes
   return RG_OK;
 }
 
-rg_status rg_session_run(rg_session *s, rg_direction direction, void *const *pointers, size_t n,
-                         void *saved, void *scratch, rg_error *e) {
+/* What both ways to run ask of their arguments. */
+static rg_status check_call(const rg_session *s, rg_direction direction, void *const *pointers,
+                            size_t n, rg_error *e) {
   if (!s) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session is NULL");
   if (direction != RG_FORWARD && direction != RG_BACKWARD)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "there is no direction %d; expected RG_FORWARD or RG_BACKWARD", (int)direction);
-  const rgi_bindable *b = s->plan->bindable;
   if (!pointers || n != (size_t)s->plan->nbindable)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu pointers; the plan has %d tensors",
                     pointers ? n : 0, s->plan->nbindable);
+  return RG_OK;
+}
+
+rg_status rg_session_run(rg_session *s, rg_direction direction, void *const *pointers, size_t n,
+                         void *saved, void *scratch, rg_error *e) {
+  RGI_TRY(check_call(s, direction, pointers, n, e));
+  const rgi_bindable *b = s->plan->bindable;
   for (size_t i = 0; i < n; i++)
     if (takes(direction, b[i].info.role)) RGI_TRY(check_pointer(&b[i].info, pointers[i], e));
   char *const before = s->scratch;
@@ -53,4 +60,22 @@ rg_status rg_session_run(rg_session *s, rg_direction direction, void *const *poi
   for (size_t i = 0; i < n; i++)
     if (takes(direction, b[i].info.role)) s->bound[i] = pointers[i];
   return direction == RG_FORWARD ? rg_session_forward(s, e) : rg_session_backward(s, e);
+}
+
+rg_status rg_session_run_on(rg_session *s, rg_direction direction, void *const *pointers, size_t n,
+                            void *saved, void *scratch, void *stream, rg_error *e) {
+  RGI_TRY(check_call(s, direction, pointers, n, e));
+  if (!saved)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the saved block is NULL; expected this run's own");
+  RGI_TRY(rg_session_set_stream(s, stream, e));
+  if (direction == RG_BACKWARD) {
+    for (size_t i = 0; i < n; i++)
+      if (takes(RG_FORWARD, s->plan->bindable[i].info.role))
+        RGI_TRY(
+            rg_session_bind_index(s, i, pointers[i], (size_t)s->plan->bindable[i].info.bytes, e));
+    RGI_TRY(rg_session_adopt_saved(s, saved, e));
+  }
+  rg_status status = rg_session_run(s, direction, pointers, n, saved, scratch, e);
+  rg_session_forget_saved(s, saved, NULL);
+  return status;
 }

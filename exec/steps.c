@@ -197,7 +197,7 @@ static rg_status find_check(rg_plan *plan, int32_t t, bool starts, int32_t *out,
                                   .n = x->dim[0].c,
                                   .stride = x->stride[0],
                                   .starts = starts,
-                                  .capacity = INT32_MAX,
+                                  .capacity = plan->cp.capacity > 0 ? plan->cp.capacity : INT32_MAX,
                                   .lengths = -1};
   return RG_OK;
 }

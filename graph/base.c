@@ -100,8 +100,8 @@ int rg_error_format(const rg_error *error, char *buffer, size_t size) {
   if (!error) return snprintf(buffer, size, "RG_OK: no error");
   const char *code = rg_status_name(error->status);
   if (error->line > 0)
-    snprintf(raw, sizeof raw, "%s:%d:%d: %s: %s", error->file, error->line, error->column, code,
-             error->message);
+    snprintf(raw, sizeof raw, "%s:%d:%d: %s%s%s: %s", error->file, error->line, error->column,
+             error->pointer, error->pointer[0] ? ": " : "", code, error->message);
   else if (error->file[0] && !error->pointer[0])
     snprintf(raw, sizeof raw, "%s: %s: %s", error->file, code, error->message);
   else if (error->file[0] || error->pointer[0])

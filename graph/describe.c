@@ -3,7 +3,8 @@
 
    "ops" is for reading, "ops-json" for tools, the schemas (JSON Schema, draft 2020-12) for editors
    and generators. The schemas say everything that can be said without running the loader: keys,
-   JSON types, ranges, choices, ports.
+   JSON types, ranges, choices, ports. Those of profiles and of what is printed as JSON need no op
+   table: they stand in schemas/, embedded at build time, and a test holds the command to them.
  */
 #include "ir.h"
 #include "json.h"
@@ -12,6 +13,13 @@
 
 static bool public_op(const rg_op *op) {
   return !(op->flags & RG_OP_INTERNAL);
+}
+/* A spec must name something there: the loader fills sequence starts in. */
+static bool required_input(const rg_port *p) {
+  return !(p->flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS));
+}
+static bool filled_in(const rg_port *p) {
+  return (p->flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS)) == RG_PORT_SEQLENS;
 }
 static bool has_gradient(const rg_op *op) {
   return op->backward || (op->rules && op->rules->backward);
@@ -39,7 +47,9 @@ static void port_text(rgi_buf *b, const char *side, const rg_port *p) {
                             rg_dtype_name((rg_dtype)d));
   rgi_buf_printf(b, "  %-4s %-14s %-16s %-16s %s%s%s\n", side, p->name, shape, dtypes,
                  p->doc ? p->doc : "", p->flags & RG_PORT_LIST ? " (list)" : "",
-                 p->flags & RG_PORT_OPTIONAL ? " (optional)" : "");
+                 p->flags & RG_PORT_OPTIONAL ? " (optional)"
+                 : filled_in(p)              ? " (filled in)"
+                                             : "");
 }
 
 static void attr_text(rgi_buf *b, const rg_attr *a) {
@@ -88,9 +98,10 @@ static void ports_json(rgi_buf *b, const rg_port *port, int n) {
       rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", rg_dtype_name((rg_dtype)d));
       first = false;
     }
-    rgi_buf_printf(b, "], \"optional\": %s, \"list\": %s, \"head_axis\": %d, \"doc\": ",
-                   port[p].flags & RG_PORT_OPTIONAL ? "true" : "false",
-                   port[p].flags & RG_PORT_LIST ? "true" : "false", port[p].head_axis);
+    rgi_buf_printf(
+        b, "], \"optional\": %s, \"filled_in\": %s, \"list\": %s, \"head_axis\": %d, \"doc\": ",
+        port[p].flags & RG_PORT_OPTIONAL ? "true" : "false", filled_in(&port[p]) ? "true" : "false",
+        port[p].flags & RG_PORT_LIST ? "true" : "false", port[p].head_axis);
     rgi_buf_json(b, port[p].doc ? port[p].doc : "");
     add_text(b, "}");
   }
@@ -214,7 +225,8 @@ static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int 
   }
   add_text(b, "}, \"required\": [");
   for (int p = 0; p < n; p++) {
-    if (port[p].flags & RG_PORT_OPTIONAL || !(in || port[p].flags & RG_PORT_LIST)) continue;
+    const bool list = (port[p].flags & (RG_PORT_LIST | RG_PORT_OPTIONAL)) == RG_PORT_LIST;
+    if (in ? !required_input(&port[p]) : !list) continue;
     rgi_buf_printf(b, "%s\"%s\"", first ? "" : ", ", port[p].name);
     first = false;
   }
@@ -223,7 +235,7 @@ static void ports_schema(rgi_buf *b, const char *side, const rg_port *port, int 
 
 static void op_schema(rgi_buf *b, const rg_op *op) {
   bool in = false, out = false, attrs = false, first = true;
-  for (int p = 0; p < op->nin; p++) in = in || !(op->in[p].flags & RG_PORT_OPTIONAL);
+  for (int p = 0; p < op->nin; p++) in = in || required_input(&op->in[p]);
   for (int p = 0; p < op->nout; p++)
     out = out || (op->out[p].flags & (RG_PORT_LIST | RG_PORT_OPTIONAL)) == RG_PORT_LIST;
   for (int a = 0; a < op->nattr; a++) attrs = attrs || op->attrs[a].required;
@@ -398,25 +410,51 @@ static void policy_schema(rgi_buf *b) {
               "\"budget\"]}}, {\"not\": {\"required\": [\"recompute\", \"budget\"]}}]}\n");
 }
 
+static void policy_topic(const rg_context *ctx, rgi_buf *b) {
+  (void)ctx;
+  policy_schema(b);
+}
+
+/* One for each file of schemas/. */
+extern const char *const rgi_schema_plan,
+    *const rgi_schema_pareto, *const rgi_schema_run, *const rgi_schema_bench,
+                                                         *const rgi_schema_check,
+                                                             *const rgi_schema_ops,
+                                                                 *const rgi_schema_profile;
+
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {
-  static const char *const known[] = {"ops", "ops-json", "schema-spec", "schema-policy"};
+  static const struct {
+    const char *name;
+    void (*write)(const rg_context *ctx, rgi_buf *b);
+    const char *const *text; /* instead */
+  } topic[] = {{"ops", ops_text, NULL},
+               {"ops-json", ops_json, NULL},
+               {"schema-spec", spec_schema, NULL},
+               {"schema-policy", policy_topic, NULL},
+               {"schema-profile", NULL, &rgi_schema_profile},
+               {"schema-plan", NULL, &rgi_schema_plan},
+               {"schema-pareto", NULL, &rgi_schema_pareto},
+               {"schema-run", NULL, &rgi_schema_run},
+               {"schema-bench", NULL, &rgi_schema_bench},
+               {"schema-check", NULL, &rgi_schema_check},
+               {"schema-ops", NULL, &rgi_schema_ops}};
+  const char *known[RGI_COUNT(topic)];
   rgi_buf b;
   rgi_shown shown, hint;
   if (out) *out = (rg_text){0};
   if (!ctx || !what || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_describe needs a context, a topic and a place for the text");
-  rgi_buf_init(&b, ctx);
-  if (strcmp(what, "ops") == 0)
-    ops_text(ctx, &b);
-  else if (strcmp(what, "ops-json") == 0)
-    ops_json(ctx, &b);
-  else if (strcmp(what, "schema-spec") == 0)
-    spec_schema(ctx, &b);
-  else if (strcmp(what, "schema-policy") == 0)
-    policy_schema(&b);
-  else
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s",
-                    rgi_show(&shown, what), rgi_hint(&hint, what, known, RGI_COUNT(known)));
-  return rgi_buf_finish(&b, out, error);
+  for (int i = 0; i < RGI_COUNT(topic); i++) {
+    known[i] = topic[i].name;
+    if (strcmp(what, known[i]) != 0) continue;
+    rgi_buf_init(&b, ctx);
+    if (topic[i].write)
+      topic[i].write(ctx, &b);
+    else
+      add_text(&b, *topic[i].text);
+    return rgi_buf_finish(&b, out, error);
+  }
+  return rgi_fail(error, RG_E_USAGE, NULL, NULL, "there is no description '%s'%s",
+                  rgi_show(&shown, what), rgi_hint(&hint, what, known, RGI_COUNT(known)));
 }

@@ -4,6 +4,9 @@
  * is free, so names are resolved only now); topological order; inference; declared outputs; row
  * lengths (lengths.c); what no output needs is dropped. Every error carries the JSON pointer of
  * what is wrong.
+ *
+ * Where errors are collected, inputs and nodes with one are left out, and so is all that reads from
+ * them: their tensors' names are `broken`, and a reader of those fails without an error of its own.
  */
 #include "spec.h"
 #include <stdio.h>
@@ -14,6 +17,11 @@ typedef struct builder {
   rgi_graph *g;
   rgi_scope scope;
   rgi_names tensors, nodes;
+  int32_t lengths[2]; /* the first lengths tensors of the spec … */
+  int nlengths;       /* … of how many; one alone is read wherever a node names none */
+  rgi_errors *all;    /* NULL: the first error is the last */
+  rgi_names broken;   /* tensors, and nodes as "NODE", that an error took away */
+  bool *wrong;        /* nodes of the spec that an error took away */
   rg_error *e;
 } builder;
 
@@ -50,6 +58,43 @@ static const char *port_name(const void *list, int i) {
   return ((const rg_port *)list)[i].name;
 }
 
+/* Tensors a spec lists on a port: v is one name or, on a list port, an array of them. */
+static int listed(const rgi_json *v) {
+  return v->type == RGI_JSON_ARRAY ? v->n : 1;
+}
+static const rgi_json *element(const rgi_json *v, int i) {
+  return v->type == RGI_JSON_ARRAY ? &v->item[i] : v;
+}
+
+/* ---- what errors took away ---- */
+
+static void add_broken(builder *b, const rgi_json *name) {
+  if (name && name->type == RGI_JSON_STRING) rgi_names_add(&b->broken, name->text, 0);
+}
+
+/* Node i of the spec, whatever it is. */
+static void break_node(builder *b, int i) {
+  const rgi_json *v = &b->spec->nodes->item[i];
+  b->wrong[i] = true;
+  if (v->type != RGI_JSON_OBJECT) return;
+  add_broken(b, rgi_json_get(v, "name"));
+  const rgi_json *out = rgi_json_get(v, "out");
+  for (int k = 0; out && out->type == RGI_JSON_OBJECT && k < out->n; k++)
+    for (int j = 0; j < listed(&out->item[k]); j++) add_broken(b, element(&out->item[k], j));
+}
+
+/* Is it a tensor, or a port of a node, that an error took away? */
+static bool is_broken(const builder *b, const char *name) {
+  char node[72];
+  const size_t n = strcspn(name, ".");
+  if (!b->all) return false;
+  if (rgi_names_get(&b->broken, name) >= 0) return true;
+  if (!name[n] || n >= sizeof node) return false;
+  memcpy(node, name, n);
+  node[n] = 0;
+  return rgi_names_get(&b->broken, node) >= 0;
+}
+
 /* The tensor a spec names, or an error with the nearest name. */
 static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, const char *node,
                          int32_t *out) {
@@ -57,6 +102,7 @@ static rg_status resolve(builder *b, const rgi_json *v, const char *pointer, con
   if (v->type != RGI_JSON_STRING)
     return rgi_fail(b->e, RG_E_TYPE, pointer, node, "expected the name of a tensor, not %s",
                     rgi_json_kind(&shown, v));
+  if (is_broken(b, v->text)) return RG_E_NAME; /* follows from another error */
   *out = rgi_names_get(&b->tensors, v->text);
   if (*out >= 0) return RG_OK;
   return no_such(b, RG_E_NAME, pointer, node, NULL, "tensor", v->text, tensor_name, b->g->tensor,
@@ -137,34 +183,45 @@ static rg_status check_doc(const rgi_json *object, const char *pointer, rg_error
              : RG_OK;
 }
 
-static rg_status add_inputs(builder *b) {
+static rg_status add_input(builder *b, int i) {
   static const char *const keys[] = {"shape", "dtype", "grad", "doc"};
+  const rgi_json *in = &b->spec->inputs->item[i];
+  rgi_graph *g = b->g;
+  rgi_pointer at, p;
+  rgi_tensor t = blank;
+  rgi_grad want = RGI_GRAD_NONE;
+  rg_status wrong = RG_OK;
+  t.name = b->spec->inputs->key[i];
+  t.region = RGI_R_INPUT;
+  rgi_spec_input_at(b->spec, i, &at);
+  RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
+  RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+  RGI_TRY(check_doc(in, at.text, b->e));
+  rgi_pointer_key(&p, at.text, "dtype");
+  RGI_KEEP(b->all, wrong, parse_dtype(b, rgi_json_get(in, "dtype"), p.text, &t.dtype), b->e);
+  rgi_pointer_key(&p, at.text, "shape");
+  RGI_KEEP(b->all, wrong, parse_shape(b, rgi_json_get(in, "shape"), p.text, &t), b->e);
+  rgi_pointer_key(&p, at.text, "grad");
+  RGI_KEEP(b->all, wrong, parse_grad(b, rgi_json_get(in, "grad"), p.text, t.dtype, &want), b->e);
+  if (wrong) return wrong;
+  if (g->bound) rgi_dense_strides(&t);
+  int id = rgi_add_tensor(g, &t);
+  if (id < 0) return rgi_nomem(b->e);
+  rgi_names_add(&b->tensors, g->tensor[id].name, id);
+  g->input[g->ninput++] =
+      (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
+  return RG_OK;
+}
+
+static rg_status add_inputs(builder *b) {
   const rgi_json *inputs = b->spec->inputs;
   rgi_graph *g = b->g;
   g->input = rgi_alloc_n(g->arena, (size_t)inputs->n, sizeof *g->input);
   if (!g->input) return rgi_nomem(b->e);
   for (int i = 0; i < inputs->n; i++) {
-    const rgi_json *in = &inputs->item[i];
-    rgi_pointer at, p;
-    rgi_tensor t = blank;
-    rgi_grad want;
-    t.name = inputs->key[i];
-    t.region = RGI_R_INPUT;
-    rgi_spec_input_at(b->spec, i, &at);
-    RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
-    RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
-    RGI_TRY(check_doc(in, at.text, b->e));
-    RGI_TRY(
-        parse_dtype(b, rgi_json_get(in, "dtype"), rgi_pointer_key(&p, at.text, "dtype"), &t.dtype));
-    RGI_TRY(parse_shape(b, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), &t));
-    RGI_TRY(parse_grad(b, rgi_json_get(in, "grad"), rgi_pointer_key(&p, at.text, "grad"), t.dtype,
-                       &want));
-    if (g->bound) rgi_dense_strides(&t);
-    int id = rgi_add_tensor(g, &t);
-    if (id < 0) return rgi_nomem(b->e);
-    rgi_names_add(&b->tensors, g->tensor[id].name, id);
-    g->input[g->ninput++] =
-        (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
+    rg_status wrong = RG_OK;
+    RGI_KEEP(b->all, wrong, add_input(b, i), b->e);
+    if (wrong) rgi_names_add(&b->broken, inputs->key[i], 0);
   }
   return RG_OK;
 }
@@ -241,6 +298,7 @@ static rg_status parse_attr(builder *b, const rg_attr *attr, const rgi_json *v, 
 static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs, const char *at,
                              const char *node, rg_value *value) {
   rgi_pointer where, p;
+  rg_status wrong = RG_OK;
   rgi_pointer_key(&where, at, "attrs");
   for (int i = 0; i < op->nattr; i++) {
     const rg_attr *attr = &op->attrs[i];
@@ -255,11 +313,14 @@ static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs,
     int i = 0;
     while (i < op->nattr && strcmp(op->attrs[i].name, attrs->key[k]) != 0) i++;
     rgi_pointer_key(&p, where.text, attrs->key[k]);
-    if (i == op->nattr)
-      return no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k], attr_name,
-                     op->attrs, op->nattr);
-    RGI_TRY(parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]));
+    RGI_KEEP(b->all, wrong,
+             i == op->nattr
+                 ? no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k],
+                           attr_name, op->attrs, op->nattr)
+                 : parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]),
+             b->e);
   }
+  if (wrong) return wrong; /* what is missing may be what is misspelt */
   for (int i = 0; i < op->nattr; i++)
     if (op->attrs[i].required && !value[i].set)
       return rgi_fail(b->e, RG_E_KEY, attrs ? where.text : at, node,
@@ -269,14 +330,6 @@ static rg_status parse_attrs(builder *b, const rg_op *op, const rgi_json *attrs,
 }
 
 /* ---- nodes ---- */
-
-/* Tensors a spec lists on a port: v is one name or, on a list port, an array of them. */
-static int listed(const rgi_json *v) {
-  return v->type == RGI_JSON_ARRAY ? v->n : 1;
-}
-static const rgi_json *element(const rgi_json *v, int i) {
-  return v->type == RGI_JSON_ARRAY ? &v->item[i] : v;
-}
 
 static bool backward_reads(builder *b, const rg_op *op, const char *output) {
   char name[72];
@@ -293,7 +346,7 @@ static rg_status missing_inputs(builder *b, const rg_op *op, const int *count, c
   int n = 0;
   size_t at = 0;
   for (int p = 0; p < op->nin; p++) {
-    if (count[p] || op->in[p].flags & RG_PORT_OPTIONAL) continue;
+    if (count[p] || op->in[p].flags & (RG_PORT_OPTIONAL | RG_PORT_SEQLENS)) continue;
     if (at < sizeof names)
       at +=
           (size_t)snprintf(names + at, sizeof names - at, "%s'%s'", n ? ", " : "", op->in[p].name);
@@ -306,38 +359,51 @@ static rg_status missing_inputs(builder *b, const rg_op *op, const int *count, c
                   doc);
 }
 
+/* Member k of "in" or "out". */
+static rg_status match_port(builder *b, const rg_op *op, const rg_port *port, int nport,
+                            const rgi_json *v, int k, const char *where, const char *node,
+                            const rgi_json **given, int *count) {
+  const rgi_json *value = &v->item[k];
+  int p = 0;
+  rgi_pointer at;
+  rgi_shown shown;
+  while (p < nport && strcmp(port[p].name, v->key[k]) != 0) p++;
+  rgi_pointer_key(&at, where, v->key[k]);
+  if (p == nport)
+    return no_such(b, RG_E_KEY, at.text, node, op->name,
+                   port == op->in ? "input port" : "output port", v->key[k], port_name, port,
+                   nport);
+  const bool list = port[p].flags & RG_PORT_LIST;
+  if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
+    return rgi_fail(b->e, RG_E_TYPE, at.text, node, "expected the name of a tensor%s, not %s",
+                    list ? " or an array of names" : "", rgi_json_kind(&shown, value));
+  if (listed(value) == 0)
+    return rgi_fail(b->e, RG_E_VALUE, at.text, node,
+                    "an empty list; port '%s' takes one tensor or more", port[p].name);
+  given[p] = value;
+  count[p] = listed(value);
+  return RG_OK;
+}
+
 /* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value. */
 static rg_status match_ports(builder *b, const rg_op *op, const rg_port *port, int nport,
                              const rgi_json *v, const char *where, const char *node,
                              const rgi_json **given, int *count) {
+  rg_status wrong = RG_OK;
   if (v) RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, where, node, b->e));
-  for (int k = 0; v && k < v->n; k++) {
-    int p = 0;
-    rgi_pointer at;
-    rgi_shown shown;
-    while (p < nport && strcmp(port[p].name, v->key[k]) != 0) p++;
-    rgi_pointer_key(&at, where, v->key[k]);
-    if (p == nport)
-      return no_such(b, RG_E_KEY, at.text, node, op->name,
-                     port == op->in ? "input port" : "output port", v->key[k], port_name, port,
-                     nport);
-    const rgi_json *value = &v->item[k];
-    bool list = port[p].flags & RG_PORT_LIST;
-    if (value->type != RGI_JSON_STRING && !(list && value->type == RGI_JSON_ARRAY))
-      return rgi_fail(b->e, RG_E_TYPE, at.text, node, "expected the name of a tensor%s, not %s",
-                      list ? " or an array of names" : "", rgi_json_kind(&shown, value));
-    if (listed(value) == 0)
-      return rgi_fail(b->e, RG_E_VALUE, at.text, node,
-                      "an empty list; port '%s' takes one tensor or more", port[p].name);
-    given[p] = value;
-    count[p] = listed(value);
-  }
+  for (int k = 0; v && k < v->n; k++)
+    RGI_KEEP(b->all, wrong, match_port(b, op, port, nport, v, k, where, node, given, count), b->e);
+  if (wrong) return wrong; /* what is missing may be what is misspelt */
   for (int p = 0; p < nport; p++) {
     if (count[p]) continue;
     if (port[p].flags &
         RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
       count[p] =
           port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
+      continue;
+    }
+    if (port == op->in && port[p].flags & RG_PORT_SEQLENS) {
+      count[p] = 1; /* connect knows what the spec's lengths are */
       continue;
     }
     if (port == op->in) return missing_inputs(b, op, count, where, node);
@@ -408,12 +474,18 @@ static rg_status add_node(builder *b, int i) {
   rg_value *value = rgi_alloc_n(g->arena, (size_t)op->nattr, sizeof *value);
   if (!given || !count || !value) return rgi_nomem(b->e);
   const rgi_json *in = rgi_json_get(v, "in"), *out = rgi_json_get(v, "out");
+  rg_status wrong = RG_OK;
   rgi_pointer_key(&where, at.text, "in");
-  RGI_TRY(match_ports(b, op, op->in, op->nin, in, in ? where.text : at.text, name, given, count));
+  RGI_KEEP(b->all, wrong,
+           match_ports(b, op, op->in, op->nin, in, in ? where.text : at.text, name, given, count),
+           b->e);
   rgi_pointer_key(&where, at.text, "out");
-  RGI_TRY(match_ports(b, op, op->out, op->nout, out, out ? where.text : at.text, name,
-                      given + op->nin, count + op->nin));
-  RGI_TRY(parse_attrs(b, op, rgi_json_get(v, "attrs"), at.text, name, value));
+  RGI_KEEP(b->all, wrong,
+           match_ports(b, op, op->out, op->nout, out, out ? where.text : at.text, name,
+                       given + op->nin, count + op->nin),
+           b->e);
+  RGI_KEEP(b->all, wrong, parse_attrs(b, op, rgi_json_get(v, "attrs"), at.text, name, value), b->e);
+  if (wrong) return wrong;
 
   int n = rgi_add_node(g, name, op, count, count + op->nin, value);
   if (n < 0) return rgi_nomem(b->e);
@@ -443,20 +515,111 @@ static rg_status add_node(builder *b, int i) {
   return RG_OK;
 }
 
+/* ---- the lengths that nodes need not name ---- */
+
+enum { LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS };
+
+static void add_lengths(builder *b, int32_t t) {
+  for (int i = 0; i < b->nlengths && i < 2; i++)
+    if (b->lengths[i] == t) return;
+  if (b->nlengths < 2) b->lengths[b->nlengths] = t;
+  b->nlengths++;
+}
+
+/* A spec's lengths tensors: what it names on ports for them, and int32 inputs of one axis that
+ * nothing else reads. */
+static rg_status find_lengths(builder *b) {
+  rgi_graph *g = b->g;
+  const rgi_json *outputs = b->spec->outputs;
+  bool *read = rgi_alloc_n(g->arena, (size_t)g->ntensor, sizeof *read);
+  if (!read) return rgi_nomem(b->e);
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_json *in = rgi_json_get(&b->spec->nodes->item[g->node[n].origin], "in");
+    for (int k = 0; in && k < in->n; k++) {
+      const int p = rgi_in_port(g->node[n].op, in->key[k]);
+      for (int i = 0; i < listed(&in->item[k]); i++) {
+        const rgi_json *name = element(&in->item[k], i);
+        const int32_t t =
+            name->type == RGI_JSON_STRING ? rgi_names_get(&b->tensors, name->text) : -1;
+        if (t < 0 || p < 0) continue;
+        if (g->node[n].op->in[p].flags & LENGTH_PORTS) add_lengths(b, t);
+        read[t] = true;
+      }
+    }
+  }
+  for (int i = 0; i < outputs->n; i++) {
+    const rgi_json *name = &outputs->item[i];
+    const int32_t t = name->type == RGI_JSON_STRING ? rgi_names_get(&b->tensors, name->text) : -1;
+    if (t >= 0) read[t] = true;
+  }
+  for (int i = 0; i < g->ninput; i++) {
+    const int32_t t = g->input[i].tensor;
+    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1) add_lengths(b, t);
+  }
+  return RG_OK;
+}
+
+/* The spec's one lengths tensor for a port that must have it and names none. */
+static rg_status fill_lengths(builder *b, const rg_op *op, const rg_port *port, const char *where,
+                              const char *node, int32_t *out) {
+  const rgi_tensor *tensor = b->g->tensor;
+  if (b->nlengths == 1) {
+    *out = b->lengths[0];
+    return RG_OK;
+  }
+  if (b->all && b->all->n) return RG_E_KEY; /* what took others away may have taken them, too */
+  if (b->nlengths == 0)
+    return rgi_fail(b->e, RG_E_KEY, where, node,
+                    "%s needs sequence starts on port '%s', and the spec has none; an input "
+                    "\"%s\": {\"shape\": [\"B+1\"], \"dtype\": \"i32\"} serves all nodes",
+                    op->name, port->name, port->name);
+  return rgi_fail(b->e, RG_E_KEY, where, node,
+                  "%s needs an input on port '%s': %s. The spec has several ('%s', '%s'%s), so "
+                  "name the one that is meant",
+                  op->name, port->name, port->doc ? port->doc : "sequence starts",
+                  tensor[b->lengths[0]].name, tensor[b->lengths[1]].name,
+                  b->nlengths > 2 ? ", …" : "");
+}
+
 static rg_status connect(builder *b, int n) {
   rgi_node *node = &b->g->node[n];
-  const rgi_json *in = rgi_json_get(&b->spec->nodes->item[n], "in");
+  const char *where = b->g->origin[node->origin].pointer;
+  const rgi_json *in = rgi_json_get(&b->spec->nodes->item[node->origin], "in");
   rgi_pointer at, port_at, p;
-  rgi_pointer_key(&p, b->g->origin[n].pointer, "in");
-  at = p;
-  for (int port = 0; in && port < node->op->nin; port++) {
-    const rgi_json *v = rgi_json_get(in, node->op->in[port].name);
+  rg_status wrong = RG_OK;
+  rgi_pointer_key(&at, where, "in");
+  for (int port = 0; port < node->op->nin; port++) {
+    const rgi_json *v = in ? rgi_json_get(in, node->op->in[port].name) : NULL;
+    const uint32_t flags = node->op->in[port].flags;
+    int32_t *slot = &node->in[node->in_begin[port]];
+    if (!v && (flags & (RG_PORT_SEQLENS | RG_PORT_OPTIONAL)) == RG_PORT_SEQLENS)
+      RGI_KEEP(
+          b->all, wrong,
+          fill_lengths(b, node->op, &node->op->in[port], in ? at.text : where, node->name, slot),
+          b->e);
     for (int k = 0; v && k < listed(v); k++) {
       rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
       if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
-      RGI_TRY(
-          resolve(b, element(v, k), port_at.text, node->name, &node->in[node->in_begin[port] + k]));
+      RGI_KEEP(b->all, wrong, resolve(b, element(v, k), port_at.text, node->name, &slot[k]), b->e);
     }
+  }
+  return wrong;
+}
+
+/* In order: a node that reads what an error took away is left out, too. */
+static rg_status infer_nodes(builder *b) {
+  rgi_graph *g = b->g;
+  for (int n = 0; n < g->nnode; n++) {
+    const rgi_node *node = &g->node[n];
+    const int origin = node->origin;
+    rg_status wrong = b->all && b->wrong[origin] ? RG_E_NAME : RG_OK;
+    for (int i = 0; i < rgi_nin(node) && !wrong && b->all; i++) {
+      const int from = node->in[i] < 0 ? -1 : g->tensor[node->in[i]].producer;
+      if (from >= 0 && b->wrong[g->node[from].origin]) wrong = RG_E_NAME;
+    }
+    if (!wrong)
+      RGI_KEEP(b->all, wrong, rgi_infer_node(g, n, g->origin[origin].pointer, b->e), b->e);
+    if (wrong) break_node(b, origin);
   }
   return RG_OK;
 }
@@ -469,14 +632,19 @@ static rg_status add_nodes(builder *b) {
   g->origin = rgi_alloc_n(g->arena, capacity, sizeof *g->origin);
   if (!g->origin || !rgi_names_init(&b->nodes, g->arena, (size_t)nodes->n)) return rgi_nomem(b->e);
   for (int i = 0; i < nodes->n; i++) {
-    RGI_TRY(add_node(b, i));
+    rg_status wrong = RG_OK;
+    RGI_KEEP(b->all, wrong, add_node(b, i), b->e);
+    if (wrong) break_node(b, i);
     g->norigin = i + 1;
   }
-  for (int i = 0; i < nodes->n; i++) RGI_TRY(connect(b, i));
+  RGI_TRY(find_lengths(b));
+  for (int n = 0; n < g->nnode; n++) {
+    rg_status wrong = RG_OK;
+    RGI_KEEP(b->all, wrong, connect(b, n), b->e);
+    if (wrong) break_node(b, g->node[n].origin);
+  }
   RGI_TRY(rgi_sort_nodes(g, b->e));
-  for (int n = 0; n < g->nnode; n++)
-    RGI_TRY(rgi_infer_node(g, n, g->origin[g->node[n].origin].pointer, b->e));
-  return RG_OK;
+  return infer_nodes(b);
 }
 
 /* ---- outputs ---- */
@@ -516,10 +684,12 @@ static rg_status add_outputs(builder *b) {
   if (!g->output || !taken) return rgi_nomem(b->e);
   for (int i = 0; i < outputs->n; i++) {
     rgi_pointer at;
-    int32_t t;
+    int32_t t = -1;
+    rg_status wrong = RG_OK;
     rgi_pointer_key(&at, "/outputs", outputs->key[i]);
-    RGI_TRY(rgi_check_identifier(outputs->key[i], "output", at.text, b->e));
-    RGI_TRY(resolve(b, &outputs->item[i], at.text, NULL, &t));
+    RGI_KEEP(b->all, wrong, rgi_check_identifier(outputs->key[i], "output", at.text, b->e), b->e);
+    RGI_KEEP(b->all, wrong, resolve(b, &outputs->item[i], at.text, NULL, &t), b->e);
+    if (wrong || (b->all && b->all->n)) continue; /* nothing will come of it */
     if (g->tensor[t].producer < 0 || g->tensor[t].base >= 0 || taken[t])
       RGI_TRY(add_copy(b, outputs->key[i], t, at.text, &t));
     taken[t] = true;
@@ -590,27 +760,43 @@ static rg_status build(builder *b, const rg_binding *set, size_t nset, bool bind
   RGI_TRY(check_repeats(b));
   RGI_TRY(count_tensors(b, &most));
   if (!rgi_names_init(&b->tensors, g->arena, most)) return rgi_nomem(b->e);
+  const size_t nodes = (size_t)b->spec->nodes->n;
+  if (b->all && (!rgi_names_init(&b->broken, g->arena, most + nodes) ||
+                 !(b->wrong = rgi_alloc_n(g->arena, nodes, sizeof *b->wrong))))
+    return rgi_nomem(b->e);
   RGI_TRY(add_inputs(b));
   RGI_TRY(add_nodes(b));
   RGI_TRY(add_outputs(b));
+  if (b->all && b->all->n) return b->all->item[0].status;
   RGI_TRY(rgi_fill_lengths(g, b->e));
   RGI_TRY(rgi_prune(g, b->e));
   for (int n = 0; n < g->nnode; n++) g->node[n].rank = n;
   return rgi_verify(g, "load", b->e);
 }
 
+static rg_status elaborate(builder *b, const rg_binding *set, size_t nset, bool bind_all,
+                           rgi_graph **out) {
+  const rg_status before = rgi_error_before(b->e);
+  *out = NULL;
+  rg_status status = rgi_graph_create(b->spec->ctx, b->spec->name, &b->g, b->e);
+  if (status == RG_OK) status = build(b, set, nset, bind_all);
+  if (status != RG_OK) {
+    rgi_error_place(b->e, before, &b->spec->source);
+    rgi_graph_destroy(b->g);
+    return status;
+  }
+  *out = b->g;
+  return RG_OK;
+}
+
 rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
                              rgi_graph **out, rg_error *e) {
   builder b = {.spec = spec, .e = e};
-  rg_status before = rgi_error_before(e);
-  *out = NULL;
-  rg_status status = rgi_graph_create(spec->ctx, spec->name, &b.g, e);
-  if (status == RG_OK) status = build(&b, set, nset, bind_all);
-  if (status != RG_OK) {
-    rgi_error_file(e, before, spec->file);
-    rgi_graph_destroy(b.g);
-    return status;
-  }
-  *out = b.g;
-  return RG_OK;
+  return elaborate(&b, set, nset, bind_all, out);
+}
+
+rg_status rgi_spec_elaborate_all(const rg_spec *spec, rgi_errors *all, rgi_graph **out,
+                                 rg_error *e) {
+  builder b = {.spec = spec, .all = all, .e = e};
+  return elaborate(&b, NULL, 0, false, out);
 }

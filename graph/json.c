@@ -77,7 +77,7 @@ const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key)
 }
 
 const char *rgi_pointer_set(rgi_pointer *p, const char *text) {
-  snprintf(p->text, sizeof p->text, "%s", text);
+  append(p->text, 0, sizeof p->text, text);
   return p->text;
 }
 
@@ -146,21 +146,9 @@ fail:
 
 static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t at,
                          const char *message) {
-  int line = 1, column = 1;
-  for (size_t i = 0; i < at; i++) {
-    if (text[i] == '\n') {
-      line++;
-      column = 1;
-    } else if (((unsigned char)text[i] & 0xc0) != 0x80) {
-      column++;
-    }
-  }
   bool fresh = e && e->status == RG_OK;
   rgi_fail(e, status, NULL, NULL, "%s", message);
-  if (fresh) {
-    e->line = line;
-    e->column = column;
-  }
+  if (fresh) rgi_text_place(text, at, &e->line, &e->column);
   return status;
 }
 
@@ -357,6 +345,25 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
   for (int k = 0; k < nrequired; k++)
     if (!rgi_json_get(object, known[k]))
       return rgi_fail(e, RG_E_KEY, pointer, node, "%s lacks the key '%s'", what, known[k]);
+  return RG_OK;
+}
+
+rg_status rgi_json_is(const rgi_json *root, const char *key, rg_error *e) {
+  static const struct {
+    const char *key, *what, *how;
+  } kind[] = {{"regraph", "a spec", "the command takes it as its argument"},
+              {"regraph_policy", "a policy", "give it by --policy"},
+              {"regraph_profile", "a device profile", "give it by --profile"}};
+  const char *wanted = "";
+  if (root->type != RGI_JSON_OBJECT || rgi_json_get(root, key)) return RG_OK;
+  for (int i = 0; i < RGI_COUNT(kind); i++)
+    if (strcmp(kind[i].key, key) == 0) wanted = kind[i].what;
+  for (int i = 0; i < RGI_COUNT(kind); i++) {
+    rgi_pointer at;
+    if (!rgi_json_get(root, kind[i].key)) continue;
+    return rgi_fail(e, RG_E_KEY, rgi_pointer_key(&at, "", kind[i].key), NULL,
+                    "this is %s, not %s; %s", kind[i].what, wanted, kind[i].how);
+  }
   return RG_OK;
 }
 

@@ -3,7 +3,7 @@
    The only door to jansson. A tree has no reference counts and no hidden state, so many threads may
    read one at once. Promises: at most RGI_FILE_LIMIT bytes and RGI_DEPTH_LIMIT levels, valid UTF-8,
    no NUL, no duplicate keys, integers within int64; keys and elements stand in the file's order.
-   Leaves to others: what the values mean; the file name in an error.
+   Leaves to others: what the values mean; the place of an error (place.c).
  */
 #ifndef RGI_JSON_H
 #define RGI_JSON_H
@@ -65,6 +65,10 @@ rg_status rgi_json_keys(const rgi_json *object, const char *what, const char *co
                         int nknown, int nrequired, const char *pointer, const char *node,
                         rg_error *e);
 
+/* Every document says in a key of its own what it is: "regraph" a spec, "regraph_policy",
+ * "regraph_profile". RG_E_KEY if it is another than `key` says. */
+rg_status rgi_json_is(const rgi_json *root, const char *key, rg_error *e);
+
 /* A number of bytes: an integer, or a string that rg_parse_size takes. */
 rg_status rgi_json_bytes(const rgi_json *v, const char *pointer, int64_t *out, rg_error *e);
 
@@ -87,9 +91,47 @@ rg_status rgi_check_identifier(const char *text, const char *what, const char *p
 /* Names `file` in an error that this call made: `before` is what the error's
  * status was when the call began. */
 void rgi_error_file(rg_error *e, rg_status before, const char *file);
+
+/* Where a document comes from. */
+typedef struct rgi_source {
+  const char *name; /* the file's, or what stands for it */
+  const char *text; /* as it was parsed; NULL if calls made the document */
+  size_t size;
+} rgi_source;
+/* A copy in `a`; false on NOMEM (place.c). */
+bool rgi_source_copy(rgi_arena *a, const rgi_source *from, rgi_source *out);
+/* As rgi_error_file, and gives line and column of what the error points to (place.c). */
+void rgi_error_place(rg_error *e, rg_status before, const rgi_source *s);
+/* Line and column, from 1 and in characters, of byte `at` (place.c). */
+void rgi_text_place(const char *text, size_t at, int *line, int *column);
 static inline rg_status rgi_error_before(const rg_error *e) {
   return e ? e->status : RG_OK;
 }
+
+/* ---- several errors at once (place.c) ----
+ *
+ * A collecting call keeps what rgi_fail puts into its rg_error, makes that one free again, and goes
+ * on with what does not depend on it. A status without an error stands for one that was kept
+ * already, or that only follows from one. */
+
+typedef struct rgi_errors {
+  rg_error *item; /* room for `most` */
+  size_t most, n;
+} rgi_errors;
+/* May the caller go on after `status`? Not if all is NULL, if nothing more fits, or after what no
+ * document is to blame for. Keeps *e, but one error a place. */
+bool rgi_keep(rgi_errors *all, rg_status status, rg_error *e);
+/* The end of a call that collected: *e, if it holds one, is the last; *n how many there are. */
+rg_status rgi_kept(rgi_errors *all, rg_status status, const rg_error *e, size_t *n);
+/* Evaluate; a failure is kept and noted in `wrong`, or passed on. */
+#define RGI_KEEP(all, wrong, expr, e)                     \
+  do {                                                    \
+    rg_status rgi_kept_ = (expr);                         \
+    if (rgi_kept_ != RG_OK) {                             \
+      if (!rgi_keep(all, rgi_kept_, e)) return rgi_kept_; \
+      (wrong) = rgi_kept_;                                \
+    }                                                     \
+  } while (0)
 
 /* ---- a table from names to small integers, in an arena; size is fixed at creation ---- */
 

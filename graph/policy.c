@@ -7,6 +7,7 @@
 #include "policy.h"
 #include "json.h"
 #include <string.h>
+#include <unistd.h>
 
 enum { MOST_LISTED = 8192 };
 
@@ -151,6 +152,7 @@ static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget", "nodes",
                                      "split_heads",    "cp",     "doc",       "$schema"};
+  RGI_TRY(rgi_json_is(root, "regraph_policy", e));
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_policy", NULL, e));
@@ -205,8 +207,8 @@ static bool is_word(const char *text) {
   return read_word(&p, text);
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *name,
-                      rg_policy **out, rg_error *e) {
+static rg_status load(const rg_context *ctx, const rgi_source *source, rg_policy **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -215,18 +217,18 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
     rgi_arena_destroy(a);
     return rgi_nomem(e);
   }
-  *p = (rg_policy){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
-  RGI_GOTO(status, p->file ? RG_OK : rgi_nomem(e), fail);
+  *p = (rg_policy){.arena = a, .ctx = ctx};
+  RGI_GOTO(status, rgi_source_copy(a, source, &p->source) ? RG_OK : rgi_nomem(e), fail);
   char word[32] = "";
-  if (size < sizeof word) memcpy(word, text, size);
-  if (size == 0 || strlen(word) != size || !read_word(p, word)) {
-    RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
+  if (source->size < sizeof word) memcpy(word, source->text, source->size);
+  if (source->size == 0 || strlen(word) != source->size || !read_word(p, word)) {
+    RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &root, e), fail);
     RGI_GOTO(status, read_policy(p, root, e), fail);
   }
   *out = p;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, name);
+  rgi_error_place(e, before, source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -237,7 +239,8 @@ rg_status rg_policy_load_text(rg_context *ctx, const char *text, size_t size, co
   if (!ctx || !text || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_policy_load_text needs a context, a text and a place for the policy");
-  return load(ctx, text, size, name ? name : "policy", out, error);
+  const rgi_source source = {name ? name : "policy", text, size};
+  return load(ctx, &source, out, error);
 }
 
 rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out, rg_error *error) {
@@ -247,11 +250,24 @@ rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out
   if (!ctx || !path || !out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,
                     "rg_policy_load_file needs a context, a path and a place for the policy");
-  if (is_word(path)) return load(ctx, path, strlen(path), path, out, error);
+  if (is_word(path)) {
+    const rgi_source word = {path, path, strlen(path)};
+    return load(ctx, &word, out, error);
+  }
+  static const char *const words[] = {"none", "all", "least"};
+  rgi_shown near;
   rg_status before = rgi_error_before(error);
+  if (!strpbrk(path, "./") && access(path, F_OK) != 0 && *rgi_near(&near, path, words, 3)) {
+    const rg_status status =
+        rgi_fail(error, RG_E_IO, NULL, NULL,
+                 "there is no such file, and no such word for a policy%s", near.text);
+    rgi_error_file(error, before, path);
+    return status;
+  }
   rg_status status = rgi_read_file(ctx, path, &text, &size, error);
   if (status == RG_OK) {
-    status = load(ctx, text, size, path, out, error);
+    const rgi_source source = {path, text, size};
+    status = load(ctx, &source, out, error);
     rgi_free(ctx, text);
   }
   rgi_error_file(error, before, path);
@@ -339,7 +355,22 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
   return RG_OK;
 }
 
-static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_error *e) {
+static rg_status check_listed(const rg_policy *policy, const rgi_graph *g, const rgi_names *index,
+                              const char *const *known, rgi_errors *all, rg_error *e) {
+  rg_status wrong = RG_OK;
+  for (int i = 0; i < policy->nrecompute; i++)
+    RGI_KEEP(all, wrong,
+             check_name(policy->recompute[i], policy->pointer[i], true, g, index, known, e), e);
+  for (int i = 0; i < policy->nrule; i++)
+    RGI_KEEP(all, wrong,
+             check_name(policy->rule[i].name, policy->rule[i].pointer,
+                        policy->rule[i].action == RGI_RECOMPUTE, g, index, known, e),
+             e);
+  return wrong;
+}
+
+static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rgi_errors *all,
+                             rg_error *e) {
   rg_status status = RG_OK;
   rgi_arena *a = rgi_arena_create(g->ctx);
   const char **known = a ? rgi_alloc_n(a, (size_t)g->norigin, sizeof *known) : NULL;
@@ -352,24 +383,32 @@ static rg_status check_names(const rg_policy *policy, const rgi_graph *g, rg_err
     known[i] = g->origin[i].name;
     rgi_names_add(&index, known[i], i);
   }
-  for (int i = 0; i < policy->nrecompute && status == RG_OK; i++)
-    status = check_name(policy->recompute[i], policy->pointer[i], true, g, &index, known, e);
-  for (int i = 0; i < policy->nrule && status == RG_OK; i++)
-    status = check_name(policy->rule[i].name, policy->rule[i].pointer,
-                        policy->rule[i].action == RGI_RECOMPUTE, g, &index, known, e);
+  status = check_listed(policy, g, &index, known, all, e);
 done:
   rgi_arena_destroy(a);
   return status;
 }
 
-rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e) {
-  rg_status before = rgi_error_before(e);
-  rg_status status = check_names(policy, forward, e);
-  int64_t heads = kv_heads(forward);
-  if (status == RG_OK && policy->split_heads && heads && heads % policy->split_heads)
-    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
-                      "groups of %d do not divide the %lld KV heads", policy->split_heads,
-                      (long long)heads);
-  rgi_error_file(e, before, policy->file);
+static rg_status check_split(const rg_policy *policy, const rgi_graph *forward, rg_error *e) {
+  const int64_t heads = kv_heads(forward);
+  if (!policy->split_heads || !heads || heads % policy->split_heads == 0) return RG_OK;
+  return rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                  "groups of %d do not divide the %lld KV heads", policy->split_heads,
+                  (long long)heads);
+}
+
+static rg_status check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                       rg_error *e) {
+  rg_status wrong = RG_OK;
+  RGI_KEEP(all, wrong, check_names(policy, forward, all, e), e);
+  RGI_KEEP(all, wrong, check_split(policy, forward, e), e);
+  return wrong;
+}
+
+rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                           rg_error *e) {
+  const rg_status before = rgi_error_before(e), status = check(policy, forward, all, e);
+  for (size_t i = 0; all && i < all->n; i++) rgi_error_place(&all->item[i], RG_OK, &policy->source);
+  rgi_error_place(e, before, &policy->source);
   return status;
 }

@@ -3,6 +3,7 @@
 #define RGI_POLICY_H
 
 #include "ir.h"
+#include "json.h"
 
 typedef enum rgi_preset {
   RGI_PRESET_NONE,
@@ -32,7 +33,7 @@ typedef struct rgi_cp_policy {
 struct rg_policy {
   rgi_arena *arena;
   const rg_context *ctx;
-  const char *file;
+  rgi_source source;
   rgi_preset preset;
   const char **recompute; /* RGI_PRESET_LIST: spec node names, or patterns */
   const char **pointer;   /* … and where each stands */
@@ -50,7 +51,9 @@ struct rg_policy {
 rgi_action rgi_policy_action(const rg_policy *policy, const char *name);
 /* Is the node listed? */
 bool rgi_policy_lists(const rg_policy *policy, const char *name);
-/* Names exist, patterns fit something, what is to be recomputed can be; split_heads divides. */
-rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rg_error *e);
+/* Names exist, patterns fit something, what is to be recomputed can be; split_heads divides.
+ * Errors are collected in `all`, if that is not NULL. */
+rg_status rgi_policy_check(const rg_policy *policy, const rgi_graph *forward, rgi_errors *all,
+                           rg_error *e);
 
 #endif

@@ -77,8 +77,10 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "doc",
                                      "compute_capability",
                                      "multiprocessors",
-                                     "link_gbs"};
+                                     "link_gbs",
+                                     "$schema"};
   rgi_shown shown;
+  RGI_TRY(rgi_json_is(root, "regraph_profile", e));
   RGI_TRY(rgi_json_keys(root, "a profile", keys, RGI_COUNT(keys), 6, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_profile");
   RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/regraph_profile", NULL, e));
@@ -101,6 +103,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   }
   if ((v = rgi_json_get(root, "doc")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/doc", NULL, e));
+  if ((v = rgi_json_get(root, "$schema")))
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
   RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
@@ -118,8 +122,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   return read_ops(p, rgi_json_get(root, "ops"), e);
 }
 
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const char *file,
-                      rgi_profile **out, rg_error *e) {
+static rg_status load(const rg_context *ctx, const rgi_source *source, rgi_profile **out,
+                      rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   const rgi_json *root;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -129,12 +133,12 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
     return rgi_nomem(e);
   }
   *p = (rgi_profile){.arena = a};
-  RGI_GOTO(status, rgi_json_parse(a, text, size, &root, e), fail);
+  RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &root, e), fail);
   RGI_GOTO(status, read_profile(p, root, e), fail);
   *out = p;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, file);
+  rgi_error_place(e, before, source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -153,21 +157,22 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *path, const char *
                     rgi_show(&shown, device));
   if (!path) {
     const char *shipped = cuda ? rgi_profile_text_cuda : rgi_profile_text_cpu;
-    return load(ctx, shipped, strlen(shipped),
-                cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json", out, e);
+    const rgi_source source = {cuda ? "recompute/profiles/h200.json"
+                                    : "recompute/profiles/cpu.json",
+                               shipped, strlen(shipped)};
+    return load(ctx, &source, out, e);
   }
   rg_status status = rgi_read_file(ctx, path, &text, &size, e);
-  if (status == RG_OK) {
-    status = load(ctx, text, size, path, out, e);
-    rgi_free(ctx, text);
-  }
+  const rgi_source source = {path, text, size};
+  if (status == RG_OK) status = load(ctx, &source, out, e);
   if (status == RG_OK && (*out)->cuda != cuda) {
     status = rgi_fail(e, RG_E_VALUE, "/device", NULL, "a profile for %s, but the plan is for %s",
                       (*out)->cuda ? "cuda" : "cpu", device);
     rgi_profile_destroy(*out);
     *out = NULL;
   }
-  rgi_error_file(e, before, path);
+  rgi_error_place(e, before, &source);
+  rgi_free(ctx, text);
   return status;
 }
 

@@ -46,7 +46,22 @@ static rg_status collect_text(rg_spec *spec, const char *text, const char *point
   return RG_OK;
 }
 
-rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
+static rg_status check_param(const rg_spec *spec, int i, rg_error *e) {
+  const rgi_json *v = &spec->params->item[i];
+  rgi_pointer p;
+  rgi_shown shown;
+  const char *where = rgi_pointer_key(&p, "/params", spec->params->key[i]);
+  RGI_TRY(rgi_check_identifier(spec->params->key[i], "parameter", where, e));
+  if (v->type == RGI_JSON_INT || v->type == RGI_JSON_REAL || v->type == RGI_JSON_STRING ||
+      v->type == RGI_JSON_BOOL)
+    return RG_OK;
+  return rgi_fail(e, RG_E_TYPE, where, NULL,
+                  "a parameter is a number, a string or true or false, not %s",
+                  rgi_json_kind(&shown, v));
+}
+
+rg_status rgi_scope_collect(rg_spec *spec, rgi_errors *all, rg_error *e) {
+  rg_status wrong = RG_OK;
   rgi_pointer p;
   int nparam = spec->params ? spec->params->n : 0;
   spec->free_name = rgi_alloc_n(spec->arena, RGI_MOST_NAMES, sizeof *spec->free_name);
@@ -54,15 +69,7 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
       !rgi_names_init(&spec->free_index, spec->arena, RGI_MOST_NAMES) || !spec->free_name)
     return rgi_nomem(e);
   for (int i = 0; i < nparam; i++) {
-    const rgi_json *v = &spec->params->item[i];
-    const char *where = rgi_pointer_key(&p, "/params", spec->params->key[i]);
-    rgi_shown shown;
-    RGI_TRY(rgi_check_identifier(spec->params->key[i], "parameter", where, e));
-    if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL && v->type != RGI_JSON_STRING &&
-        v->type != RGI_JSON_BOOL)
-      return rgi_fail(e, RG_E_TYPE, where, NULL,
-                      "a parameter is a number, a string or true or false, not %s",
-                      rgi_json_kind(&shown, v));
+    RGI_KEEP(all, wrong, check_param(spec, i, e), e);
     rgi_names_add(&spec->param_index, spec->params->key[i], i);
   }
   for (int i = 0; i < spec->inputs->n; i++) {
@@ -73,7 +80,7 @@ rg_status rgi_scope_collect(rg_spec *spec, rg_error *e) {
       if (shape->item[d].type == RGI_JSON_STRING)
         RGI_TRY(collect_text(spec, shape->item[d].text, rgi_spec_input_at(spec, i, &p), e));
   }
-  return RG_OK;
+  return wrong;
 }
 
 /* ---- bindings ---- */

@@ -11,7 +11,7 @@ const rg_context *rgi_spec_context(const rg_spec *spec) {
   return spec->ctx;
 }
 const char *rgi_spec_file(const rg_spec *spec) {
-  return spec->file;
+  return spec->source.name;
 }
 
 /* ---- loading ---- */
@@ -28,25 +28,34 @@ rg_status rgi_spec_limit(int n, const char *pointer, const char *what, int most,
   return rgi_fail(e, RG_E_LIMIT, pointer, NULL, "%d %s; at most %d are possible", n, what, most);
 }
 
+static rg_status check_texts(const rgi_json *root, const rgi_json *name, rg_error *e) {
+  const rgi_json *v;
+  if (name) RGI_TRY(rgi_check_identifier(name->text, "spec", "/name", e));
+  RGI_TRY(member(root, "doc", RGI_JSON_STRING, &v, e));
+  return member(root, "$schema", RGI_JSON_STRING, &v, e); /* an editor's business */
+}
+
 /* The top level: which members there are and what JSON type they have. */
-static rg_status read_root(rg_spec *s, rg_error *e) {
+static rg_status read_root(rg_spec *s, rgi_errors *all, rg_error *e) {
   static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs",
                                      "name",    "params", "doc",   "$schema"};
   const rgi_json *v;
+  rg_status wrong = RG_OK, harmless = RG_OK; /* to what follows */
+  RGI_TRY(rgi_json_is(s->root, "regraph", e));
   RGI_TRY(rgi_json_keys(s->root, "a spec", keys, RGI_COUNT(keys), 4, "", NULL, e));
   RGI_TRY(member(s->root, "regraph", RGI_JSON_INT, &v, e));
   if (v->i != 1)
     return rgi_fail(e, RG_E_VALUE, "/regraph", NULL,
                     "format version %lld; this library reads version 1", (long long)v->i);
   RGI_TRY(member(s->root, "name", RGI_JSON_STRING, &v, e));
-  if (v) RGI_TRY(rgi_check_identifier(v->text, "spec", "/name", e));
   s->name = v ? v->text : "graph";
-  RGI_TRY(member(s->root, "doc", RGI_JSON_STRING, &v, e));
-  RGI_TRY(member(s->root, "$schema", RGI_JSON_STRING, &v, e)); /* an editor's business */
-  RGI_TRY(member(s->root, "params", RGI_JSON_OBJECT, &s->params, e));
-  RGI_TRY(member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e));
-  RGI_TRY(member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e));
-  RGI_TRY(member(s->root, "outputs", RGI_JSON_OBJECT, &s->outputs, e));
+  RGI_KEEP(all, harmless, check_texts(s->root, v, e), e);
+  RGI_KEEP(all, wrong, member(s->root, "params", RGI_JSON_OBJECT, &s->params, e), e);
+  RGI_KEEP(all, wrong, member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e), e);
+  RGI_KEEP(all, wrong, member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e), e);
+  RGI_KEEP(all, wrong, member(s->root, "outputs", RGI_JSON_OBJECT, &s->outputs, e), e);
+  (void)harmless;
+  if (wrong) return wrong;
   if (s->params) RGI_TRY(rgi_spec_limit(s->params->n, "/params", "parameters", RGI_MOST_NAMES, e));
   RGI_TRY(rgi_spec_limit(s->inputs->n, "/inputs", "inputs", RGI_MOST_NAMES, e));
   RGI_TRY(rgi_spec_limit(s->nodes->n, "/nodes", "nodes", RGI_MOST_NODES, e));
@@ -140,9 +149,9 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
-/* From `text`, or from `tree` where that is given. */
-static rg_status load(const rg_context *ctx, const char *text, size_t size, const rgi_json *tree,
-                      const char *name, const rg_binding *set, size_t nset, rg_spec **out,
+/* From the source's text, or from `tree` where there is none. */
+static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi_json *tree,
+                      const rg_binding *set, size_t nset, rg_spec **out, rgi_errors *all,
                       rg_error *e) {
   rg_status before = rgi_error_before(e), status;
   rgi_arena *a = rgi_arena_create(ctx);
@@ -151,56 +160,92 @@ static rg_status load(const rg_context *ctx, const char *text, size_t size, cons
     rgi_arena_destroy(a);
     return rgi_nomem(e);
   }
-  *s = (rg_spec){.arena = a, .ctx = ctx, .file = rgi_strdup(a, name)};
-  RGI_GOTO(status, s->file ? RG_OK : rgi_nomem(e), fail);
+  *s = (rg_spec){.arena = a, .ctx = ctx};
   if (tree)
     RGI_GOTO(status, rgi_json_copy(a, tree, &s->root, e), fail);
   else
-    RGI_GOTO(status, rgi_json_parse(a, text, size, &s->root, e), fail);
-  RGI_GOTO(status, read_root(s, e), fail);
+    RGI_GOTO(status, rgi_json_parse(a, source->text, source->size, &s->root, e), fail);
+  RGI_GOTO(status, rgi_source_copy(a, source, &s->source) ? RG_OK : rgi_nomem(e), fail);
+  RGI_GOTO(status, read_root(s, all, e), fail);
   RGI_GOTO(status, keep_bindings(s, set, nset, e), fail);
   RGI_GOTO(status, rgi_spec_repeat(s, e), fail);
-  RGI_GOTO(status, rgi_scope_collect(s, e), fail);
-  RGI_GOTO(status, rgi_spec_elaborate(s, NULL, 0, false, &s->graph, e), fail);
+  RGI_GOTO(status, rgi_scope_collect(s, all, e), fail);
+  RGI_GOTO(status, rgi_spec_elaborate_all(s, all, &s->graph, e), fail);
   RGI_GOTO(status, list_tensors(s, e), fail);
   *out = s;
   return RG_OK;
 fail:
-  rgi_error_file(e, before, name);
+  for (size_t i = 0; all && i < all->n; i++) rgi_error_place(&all->item[i], RG_OK, source);
+  rgi_error_place(e, before, source);
   rg_spec_destroy(s);
   return status;
 }
 
 rg_status rgi_spec_from(const rg_context *ctx, const rgi_json *tree, const char *name,
                         const rg_binding *set, size_t nset, rg_spec **out, rg_error *e) {
-  return load(ctx, NULL, 0, tree, name, set, nset, out, e);
+  const rgi_source source = {.name = name};
+  return load(ctx, &source, tree, set, nset, out, NULL, e);
 }
 
-rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
-                            const rg_binding *set, size_t nset, rg_spec **out, rg_error *error) {
+/* Collects in `all` where that is given, and then e is its own. */
+static rg_status load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                           const rg_binding *set, size_t nset, rg_spec **out, rgi_errors *all,
+                           rg_error *e) {
   if (out) *out = NULL;
   if (!ctx || !text || !out || (nset && !set))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "rg_spec_load_text needs a context, a text and a place for the spec");
-  return load(ctx, text, size, NULL, name ? name : "spec", set, nset, out, error);
+  const rgi_source source = {name ? name : "spec", text, size};
+  return load(ctx, &source, NULL, set, nset, out, all, e);
 }
 
-rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
-                            rg_spec **out, rg_error *error) {
+static rg_status load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
+                           rg_spec **out, rgi_errors *all, rg_error *e) {
   char *text;
   size_t size;
   if (out) *out = NULL;
   if (!ctx || !path || !out || (nset && !set))
-    return rgi_fail(error, RG_E_USAGE, NULL, NULL,
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "rg_spec_load_file needs a context, a path and a place for the spec");
-  rg_status before = rgi_error_before(error);
-  rg_status status = rgi_read_file(ctx, path, &text, &size, error);
+  rg_status before = rgi_error_before(e);
+  rg_status status = rgi_read_file(ctx, path, &text, &size, e);
   if (status == RG_OK) {
-    status = load(ctx, text, size, NULL, path, set, nset, out, error);
+    const rgi_source source = {path, text, size};
+    status = load(ctx, &source, NULL, set, nset, out, all, e);
     rgi_free(ctx, text);
   }
-  rgi_error_file(error, before, path);
+  rgi_error_file(e, before, path);
   return status;
+}
+
+rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
+                            const rg_binding *set, size_t nset, rg_spec **out, rg_error *error) {
+  return load_text(ctx, text, size, name, set, nset, out, NULL, error);
+}
+
+rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
+                            rg_spec **out, rg_error *error) {
+  return load_file(ctx, path, set, nset, out, NULL, error);
+}
+
+rg_status rg_spec_load_text_all(rg_context *ctx, const char *text, size_t size, const char *name,
+                                const rg_binding *set, size_t nset, rg_spec **out, rg_error *errors,
+                                size_t most, size_t *n) {
+  rgi_errors all = {errors, most, 0};
+  rg_error last = {0};
+  if (n) *n = 0;
+  if (!errors || !most || !n) return RG_E_USAGE;
+  return rgi_kept(&all, load_text(ctx, text, size, name, set, nset, out, &all, &last), &last, n);
+}
+
+rg_status rg_spec_load_file_all(rg_context *ctx, const char *path, const rg_binding *set,
+                                size_t nset, rg_spec **out, rg_error *errors, size_t most,
+                                size_t *n) {
+  rgi_errors all = {errors, most, 0};
+  rg_error last = {0};
+  if (n) *n = 0;
+  if (!errors || !most || !n) return RG_E_USAGE;
+  return rgi_kept(&all, load_file(ctx, path, set, nset, out, &all, &last), &last, n);
 }
 
 void rg_spec_destroy(rg_spec *spec) {
@@ -289,7 +334,7 @@ rg_status rg_spec_solve(const rg_spec *spec, const char *input, int rank, const 
   rgi_spec_input_at(spec, (int)(in - spec->inputs->item), &at);
   status = solve(spec, rgi_json_get(in, "shape"), rgi_pointer_key(&p, at.text, "shape"), rank, dim,
                  solved, capacity, nsolved, a, error);
-  rgi_error_file(error, before, spec->file);
+  rgi_error_place(error, before, &spec->source);
   rgi_arena_destroy(a);
   return status;
 }
@@ -333,6 +378,8 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
     }
     rgi_buf_printf(b, "\n");
   }
+  for (int i = 0; spec->params && i < spec->params->n; i++)
+    rgi_buf_printf(b, "param  %s\n", spec->params->key[i]);
   for (int i = 0; i < g->ninput; i++) {
     rgi_buf_printf(b, "input  %-16s ", g->input[i].name);
     write_shape(b, &g->tensor[g->input[i].tensor]);

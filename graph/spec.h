@@ -18,7 +18,7 @@ typedef struct rgi_repeat {
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
   const rg_context *ctx;
-  const char *file;
+  rgi_source source;
   const char *name;
   const rgi_json *root;
   const rgi_json *params, *inputs, *nodes,
@@ -51,6 +51,9 @@ static inline const char *rgi_spec_node_at(const rg_spec *spec, int i, rgi_point
  * `bind_all`. */
 rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t nset, bool bind_all,
                              rgi_graph **out, rg_error *e);
+/* What loading does with it, collecting errors in `all` (NULL: the first is the last). */
+rg_status rgi_spec_elaborate_all(const rg_spec *spec, rgi_errors *all, rgi_graph **out,
+                                 rg_error *e);
 const rg_context *rgi_spec_context(const rg_spec *spec);
 const char *rgi_spec_file(const rg_spec *spec);
 
@@ -78,7 +81,7 @@ typedef struct rgi_scope {
 } rgi_scope;
 
 /* Finds the names of input shapes; fills spec->free_name, free_index, param_index. */
-rg_status rgi_scope_collect(rg_spec *spec, rg_error *e);
+rg_status rgi_scope_collect(rg_spec *spec, rgi_errors *all, rg_error *e);
 /* Applies spec->set, then `set`. Unknown names are RG_E_USAGE. */
 rg_status rgi_scope_open(const rg_spec *spec, const rg_binding *set, size_t nset, rgi_arena *a,
                          rgi_scope *out, rg_error *e);

@@ -23,8 +23,8 @@
 
 /* A function that host and device share; in device code a constant, where its arguments are: what a
  * launch asks for is held against the struct it is for. */
-#ifdef __cplusplus
-#define RGK_BOTH static constexpr
+#ifdef __CUDACC__
+#define RGK_BOTH static constexpr __host__ __device__ __forceinline__
 #else
 #define RGK_BOTH static inline
 #endif

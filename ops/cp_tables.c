@@ -61,12 +61,12 @@ static rg_status rows_run(const rg_call *c) {
                       at[nseq], (long long)rows);
   const rg_cp_mode mode = rgi_cp_choose((rg_cp_mode)c->attr[A_MODE].i, at, nseq, rows, ranks);
   int32_t *order = rgi_out_at(c, OUT_ORDER, 0)->data;
-  for (int i = 0; i < SLOTS * ranks; i++) order[i] = (int32_t)rgi_cp_place(mode, ranks, i);
+  for (int i = 0; i < SLOTS * ranks; i++) order[i] = (int32_t)rgk_cp_place(mode, ranks, i);
   int32_t *both = rgi_out_at(c, OUT_CU, BOTH)->data, *both_pos = rgi_out_at(c, OUT_POS, BOTH)->data;
   both[0] = 0;
   for (int slot = 0; slot < SLOTS; slot++) {
     int32_t *starts = rgi_out_at(c, OUT_CU, slot)->data, *pos = rgi_out_at(c, OUT_POS, slot)->data;
-    const int64_t lo = rgi_cp_chunk(mode, ranks, rgi_rank(c), slot) * chunk, first = slot * nseq;
+    const int64_t lo = rgk_cp_chunk(mode, ranks, rgi_rank(c), slot) * chunk, first = slot * nseq;
     rgi_cp_pieces(at, nseq, lo, lo + chunk, starts, pos);
     for (int64_t b = 0; b < nseq; b++) {
       both[first + b + 1] = both[first] + starts[b + 1];
@@ -74,6 +74,48 @@ static rg_status rows_run(const rg_call *c) {
     }
   }
   return RG_OK;
+}
+
+static rg_status rows_cuda(const rg_call *c, rg_cuda *x) {
+  const rg_arg *cu = rg_in(c, 0);
+  rgk_cp_rows_params p = {.cu = cu->data,
+                          .nseq = cu->dim[0] - 1,
+                          .rows = c->attr[A_ROWS].i,
+                          .ranks = rgi_ranks(c, A_RANKS),
+                          .rank = rgi_rank(c),
+                          .mode = (int32_t)c->attr[A_MODE].i,
+                          .order = rgi_out_at(c, OUT_ORDER, 0)->data};
+  for (int side = 0; side < SIDES; side++) {
+    p.starts[side] = rgi_out_at(c, OUT_CU, side)->data;
+    p.pos[side] = rgi_out_at(c, OUT_POS, side)->data;
+  }
+  return x->launch(x, &(rg_launch){.function = rgk_cp_rows(),
+                                   .grid = {1, 1, 1},
+                                   .block = {RGK_CP_THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
+}
+
+/* cp_blocks, cp_window */
+static rg_status chunks_cuda(const rg_call *c, rg_cuda *x, const void *kernel, bool positions) {
+  const rg_arg *cu = rg_in(c, 0);
+  rgk_cp_chunks_params p = {.cu = cu->data,
+                            .order = rg_in(c, 1)->data,
+                            .nseq = cu->dim[0] - 1,
+                            .rows = c->attr[A_ROWS].i,
+                            .a = c->attr[A_OWN].i,
+                            .b = c->attr[A_OWN + 1].i,
+                            .ranks = rgi_ranks(c, A_RANKS),
+                            .rank = rgi_rank(c)};
+  for (int slot = 0; slot < SLOTS; slot++) {
+    p.starts[slot] = rgi_out_at(c, 0, slot)->data;
+    if (positions) p.pos[slot] = rgi_out_at(c, 1, slot)->data;
+  }
+  return x->launch(x, &(rg_launch){.function = kernel,
+                                   .grid = {1, 1, 1},
+                                   .block = {RGK_CP_THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
 }
 
 static const rg_port cu_in[] = {
@@ -102,6 +144,7 @@ const rg_op rgi_op_cp_rows = {.abi = RG_OP_ABI,
                               .nattr = RGI_COUNT(rows_attrs),
                               .cost = cost,
                               .run_cpu = rows_run,
+                              .cuda_steps = rows_cuda,
                               .rules = &(const rgi_rules){.infer = rows_infer}};
 
 /* ---- cp_blocks ---- */
@@ -123,6 +166,10 @@ static rg_status blocks_run(const rg_call *c) {
                   c->attr[A_STRIDE].i, rgi_out_at(c, 0, (int)slot)->data);
   }
   return RG_OK;
+}
+
+static rg_status blocks_cuda(const rg_call *c, rg_cuda *x) {
+  return chunks_cuda(c, x, rgk_cp_blocks(), false);
 }
 
 static const rg_port blocks_in[] = {
@@ -150,6 +197,7 @@ const rg_op rgi_op_cp_blocks = {.abi = RG_OP_ABI,
                                 .nattr = RGI_COUNT(blocks_attrs),
                                 .cost = cost,
                                 .run_cpu = blocks_run,
+                                .cuda_steps = blocks_cuda,
                                 .rules = &(const rgi_rules){.infer = blocks_infer}};
 
 /* ---- cp_window ---- */
@@ -178,6 +226,10 @@ static rg_status window_run(const rg_call *c) {
   return RG_OK;
 }
 
+static rg_status window_cuda(const rg_call *c, rg_cuda *x) {
+  return chunks_cuda(c, x, rgk_cp_window(), true);
+}
+
 static const rg_port window_out[] = {
     {"cu", "*", RG_PORT_LIST, RG_D(RG_I32), 0, -1,
      "for each slot, starts of the keys that its queries' windows may reach"},
@@ -200,4 +252,5 @@ const rg_op rgi_op_cp_window = {.abi = RG_OP_ABI,
                                 .nattr = RGI_COUNT(window_attrs),
                                 .cost = cost,
                                 .run_cpu = window_run,
+                                .cuda_steps = window_cuda,
                                 .rules = &(const rgi_rules){.infer = window_infer}};

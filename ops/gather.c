@@ -12,6 +12,7 @@
  * A comm block is | to send | received |.
  */
 #include "comm.h"
+#include "cuda/comm.h"
 
 enum { A_RANKS, A_WIRE };
 enum { IN_X, IN_ORDER, IN_CU };
@@ -136,6 +137,17 @@ static rg_status gather_run(const rg_call *c) {
   return RG_OK;
 }
 
+static rg_status gather_cuda(const rg_call *c, rg_cuda *k) {
+  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0);
+  const int64_t bytes = bytes_of(x);
+  int64_t recv = RGI_ROUND256(bytes);
+  const rg_arg dense = rgi_cuda_dense(c, x, x->dim[0], 0, x->dtype);
+  RGI_TRY(rgi_cuda_copy(k, x, &dense, rg_in(c, IN_CU)));
+  RGI_TRY(rgi_cuda_all_gather(c, k, rgi_ranks(c, A_RANKS), 0, &recv, bytes));
+  const rg_arg all = rgi_cuda_dense(c, y, y->dim[0], recv, y->dtype);
+  return rgi_cuda_permute(k, &all, y, rg_in(c, IN_ORDER), false);
+}
+
 static void gather_cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.bytes = rgi_call_bytes(c),
                    .wire = (double)(rgi_ranks(c, A_RANKS) - 1) * (double)bytes_of(rg_in(c, IN_X))};
@@ -183,6 +195,7 @@ const rg_op rgi_op_all_gather = {.abi = RG_OP_ABI,
                                  .cost = gather_cost,
                                  .comm_bytes = gather_comm,
                                  .run_cpu = gather_run,
+                                 .cuda_steps = gather_cuda,
                                  .rules = &gather_rules};
 
 /* ---- ordered sums ---- */
@@ -250,6 +263,18 @@ static rg_status scatter_run(const rg_call *c) {
   return RG_OK;
 }
 
+static rg_status scatter_cuda(const rg_call *c, rg_cuda *k) {
+  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0);
+  const int ranks = rgi_ranks(c, A_RANKS);
+  const int64_t bytes = wire_bytes(c);
+  int64_t recv = RGI_ROUND256(bytes);
+  const rg_arg all = rgi_cuda_dense(c, x, x->dim[0], 0, wire_type(c));
+  RGI_TRY(rgi_cuda_permute(k, x, &all, rg_in(c, IN_ORDER), true));
+  RGI_TRY(rgi_cuda_all_to_all(c, k, ranks, 0, &recv, bytes / ranks));
+  const char *came = (const char *)c->comm_block + recv;
+  return rgi_cuda_sum(k, y, came, bytes / ranks, ranks, wire_type(c));
+}
+
 static void scatter_cost(const rg_call *c, rg_cost *out) {
   const double ranks = rgi_ranks(c, A_RANKS);
   *out = (rg_cost){.flops = (double)rgi_arg_elements(rg_in(c, IN_X)),
@@ -285,6 +310,7 @@ const rg_op rgi_op_reduce_scatter = {.abi = RG_OP_ABI,
                                      .cost = scatter_cost,
                                      .comm_bytes = scatter_comm,
                                      .run_cpu = scatter_run,
+                                     .cuda_steps = scatter_cuda,
                                      .rules = &scatter_rules};
 
 /* ---- all_reduce: each rank sums a part, then all parts are gathered ---- */
@@ -320,6 +346,26 @@ static rg_status reduce_run(const rg_call *c) {
   return RG_OK;
 }
 
+static rg_status reduce_cuda(const rg_call *c, rg_cuda *k) {
+  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0);
+  const rg_dtype wire = wire_type(c);
+  const int ranks = rgi_ranks(c, A_RANKS);
+  const int64_t part = part_bytes(c), bytes = part * ranks, used = wire_bytes(c);
+  const int64_t rows = x->rank ? x->dim[0] : 1;
+  int64_t recv = RGI_ROUND256(bytes);
+  rg_arg dense = rgi_cuda_dense(c, x, rows, 0, wire);
+  RGI_TRY(rgi_cuda_copy(k, x, &dense, NULL));
+  RGI_TRY(rgi_cuda_clear(k, (char *)c->comm_block + used, bytes - used, wire));
+  RGI_TRY(rgi_cuda_all_to_all(c, k, ranks, 0, &recv, part));
+  const rg_arg flat = {.rank = 1, .dim = {part / (int64_t)rg_dtype_size(wire)}};
+  const rg_arg sums = rgi_cuda_dense(c, &flat, flat.dim[0], 0, wire);
+  RGI_TRY(rgi_cuda_sum(k, &sums, (const char *)c->comm_block + recv, part, ranks, wire));
+  recv = RGI_ROUND256(bytes);
+  RGI_TRY(rgi_cuda_all_gather(c, k, ranks, 0, &recv, part));
+  dense = rgi_cuda_dense(c, y, rows, recv, wire);
+  return rgi_cuda_copy(k, &dense, y, NULL);
+}
+
 static void reduce_cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.flops = (double)rgi_arg_elements(rg_in(c, IN_X)),
                    .bytes = rgi_call_bytes(c),
@@ -347,6 +393,7 @@ const rg_op rgi_op_all_reduce = {.abi = RG_OP_ABI,
                                  .cost = reduce_cost,
                                  .comm_bytes = reduce_comm,
                                  .run_cpu = reduce_run,
+                                 .cuda_steps = reduce_cuda,
                                  .rules = &reduce_rules};
 
 /* ---- a weight that all ranks have: a look at it, whose gradient is summed over the ranks ---- */

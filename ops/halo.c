@@ -16,10 +16,17 @@
  *     comm block   | to previous | to next | from previous | from next |
  */
 #include "comm.h"
+#include "cuda/comm.h"
 
 enum { A_RANKS, A_LEFT, A_RIGHT };
 enum { IN_X, IN_ORDER, IN_CU };
-enum { TO_PREVIOUS, TO_NEXT, FROM_PREVIOUS, FROM_NEXT, MESSAGES };
+enum {
+  TO_PREVIOUS = RGK_TO_PREVIOUS,
+  TO_NEXT = RGK_TO_NEXT,
+  FROM_PREVIOUS = RGK_FROM_PREVIOUS,
+  FROM_NEXT = RGK_FROM_NEXT,
+  MESSAGES = RGK_MESSAGES
+};
 
 static const rg_attr attrs[] = {
     {"ranks", RG_ATTR_INT, true, 1, RGI_MOST_RANKS, 1, NULL, "ranks there are"},
@@ -159,13 +166,17 @@ static rg_status find(const call *h, int64_t to, int64_t *slot, int *which, rg_e
                     (long long)to, rank, h->rank);
 }
 
-static rg_status swap(const call *h) {
+static rg_halo messages(const call *h) {
   const bool previous = h->rank > 0, next = h->rank + 1 < h->ranks;
+  return (rg_halo){.to_previous = previous ? message(h, TO_PREVIOUS) : NULL,
+                   .to_next = next ? message(h, TO_NEXT) : NULL,
+                   .from_previous = previous ? message(h, FROM_PREVIOUS) : NULL,
+                   .from_next = next ? message(h, FROM_NEXT) : NULL};
+}
+
+static rg_status swap(const call *h) {
+  const rg_halo m = messages(h);
   if (!h->c->comm || h->message == 0) return RG_OK;
-  const rg_halo m = {.to_previous = previous ? message(h, TO_PREVIOUS) : NULL,
-                     .to_next = next ? message(h, TO_NEXT) : NULL,
-                     .from_previous = previous ? message(h, FROM_PREVIOUS) : NULL,
-                     .from_next = next ? message(h, FROM_NEXT) : NULL};
   return h->c->comm->halo(h->c->comm, h->c->node, &m, h->message, NULL, h->c->error);
 }
 
@@ -229,6 +240,47 @@ static rg_status halo_run(const rg_call *c) {
   return RG_OK;
 }
 
+/* ---- on a GPU ---- */
+
+static rgi_cuda_halo describe_cuda(const call *h) {
+  rgi_cuda_halo k = {.order = h->order,
+                     .slots = (int)h->slots,
+                     .ranks = h->ranks,
+                     .rank = h->rank,
+                     .chunk = h->chunk,
+                     .left = h->left,
+                     .right = h->right};
+  for (int i = 0; i < MESSAGES; i++) k.message[i] = message(h, i);
+  return k;
+}
+
+static rg_status swap_cuda(const call *h, rg_cuda *x) {
+  const rg_halo m = messages(h);
+  return rgi_cuda_swap(h->c, x, h->ranks, &m, (int64_t)h->message);
+}
+
+static rg_status clear_messages(const call *h, rg_cuda *x) {
+  const int64_t both = 2 * (int64_t)RGI_ROUND256(h->message);
+  return h->ranks > 1 ? rgi_cuda_clear(x, message(h, TO_PREVIOUS), both, RG_F32) : RG_OK;
+}
+
+static rg_status halo_cuda(const rg_call *c, rg_cuda *x) {
+  const rg_arg *from = rg_in(c, IN_X);
+  const int64_t slots = rg_out_count(c, 0);
+  const call h = describe(c, slots, from, from->dim[0] / slots);
+  rgi_cuda_halo k = describe_cuda(&h);
+  k.x[0] = from, k.n = 1, k.cu = rg_in(c, IN_CU);
+  RGI_TRY(clear_messages(&h, x));
+  for (int s = 0; s < slots && h.ranks > 1; s++)
+    RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_send(), s, true));
+  RGI_TRY(swap_cuda(&h, x));
+  for (int s = 0; s < slots; s++) {
+    k.y = rgi_out_at(c, 0, s);
+    if (k.y) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_take(), s, false));
+  }
+  return RG_OK;
+}
+
 static size_t halo_comm(const rg_call *c) {
   const rg_arg *x = rg_in(c, IN_X);
   const call h = describe(c, rg_out_count(c, 0), x, 0);
@@ -277,6 +329,7 @@ const rg_op rgi_op_halo = {
     .cost = halo_cost,
     .comm_bytes = halo_comm,
     .run_cpu = halo_run,
+    .cuda_steps = halo_cuda,
     .rules = &halo_rules};
 
 /* ---- halo_add ---- */
@@ -376,6 +429,30 @@ static rg_status add_run(const rg_call *c) {
   return RG_OK;
 }
 
+static rg_status add_cuda(const rg_call *c, rg_cuda *x) {
+  const rg_arg *to = rg_out(c, 0);
+  const int64_t slots = rg_in_count(c, 0);
+  const call h = describe(c, slots, to, to->dim[0] / slots);
+  rgi_cuda_halo k = describe_cuda(&h);
+  k.n = (int)slots;
+  for (int s = 0; s < slots; s++) k.x[s] = rgi_in_at(c, 0, s);
+  RGI_TRY(clear_messages(&h, x));
+  for (int s = 0; s < slots && h.ranks > 1; s++)
+    if (k.x[s]) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_send(), s, true));
+  RGI_TRY(swap_cuda(&h, x));
+  k.y = to;
+  for (int s = 0; s < slots; s++)
+    RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_take(), s, false));
+  return RG_OK;
+}
+
+/* A launch says where each slot's rows are. */
+static rg_status add_check(const rg_call *c, rg_error *e) {
+  if (!c->gpu || rg_in_count(c, 0) <= RGK_HALO_SLOTS) return RG_OK;
+  return rg_op_fail(e, RG_E_LIMIT, c, "%d chunks a rank; on a GPU there are at most %d",
+                    rg_in_count(c, 0), RGK_HALO_SLOTS);
+}
+
 static size_t add_comm(const rg_call *c) {
   const call h = describe(c, rg_in_count(c, 0), rg_out(c, 0), 0);
   return comm_of(&h);
@@ -419,7 +496,9 @@ const rg_op rgi_op_halo_add = {
     .nout = RGI_COUNT(add_out),
     .attrs = attrs,
     .nattr = RGI_COUNT(attrs),
+    .check = add_check,
     .cost = add_cost,
     .comm_bytes = add_comm,
     .run_cpu = add_run,
+    .cuda_steps = add_cuda,
     .rules = &add_rules};

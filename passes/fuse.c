@@ -197,15 +197,18 @@ static rg_status add_rest(fuser *f, int32_t n, const rg_op *op, const int32_t *p
 
 /* ---- one node ---- */
 
-/* With lanes: lines the takers up, each part after the taker before. False: some of
- * them need not wait for each other. */
+/* With lanes: lines the takers up, each part after the taker before. False: some of them need not
+ * wait for each other, or a part is needed (with the rest, which others read) before the taker that
+ * it would wait for. */
 static bool line_up(const fuser *f, part *part_of, int count) {
   const part *before = NULL;
   for (int32_t n = 0; n < f->g->nnode && f->lanes; n++)
     for (int k = 0; k < count; k++) {
       part *p = &part_of[k];
       if (p->taker != n) continue;
-      if (before && !rgi_has(rgi_before(&f->order, n), before->taker)) return false;
+      if (before &&
+          (!rgi_has(rgi_before(&f->order, n), before->taker) || p->place <= before->taker))
+        return false;
       if (before) {
         const rgi_node *node = &f->g->node[before->taker];
         for (int i = rgi_nout(node) - 1; i >= 0; i--)

@@ -31,10 +31,11 @@ if [ "${1:-}" != quick ]; then
   want clang-format clang-format
   want cppcheck cppcheck
 fi
-has_numpy() { for p in python3 /usr/bin/python3; do ! "$p" -c 'import numpy' 2>/dev/null || return 0; done && false; }
-# The Python package's tests are skipped without numpy, so it is no reason to stop where it can't be installed.
+has() { for p in python3 /usr/bin/python3; do ! "$p" -c "import $1" 2>/dev/null || return 0; done && false; }
+# Tests that want these are skipped without, so they are no reason to stop where they can't be installed.
 if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-  has_numpy || need+=(python3-numpy)
+  has numpy || need+=(python3-numpy)
+  has jsonschema || need+=(python3-jsonschema)
 fi
 if ((${#need[@]})); then
   sudo=""

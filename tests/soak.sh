@@ -12,7 +12,8 @@
 #   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
 #   tables     who owns which tokens, against one token after the other
-#   ranks      random specs and batches on several ranks: the results of one
+#   ranks      random specs and batches, and the examples, on several ranks: the results of one
+#   shares     every pack, border, policy and window of the tests on ranks, with other data
 #   fuzz       specs and packings from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
@@ -29,12 +30,13 @@ declare -A test=(
   [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
   [tables]="test_cp_tables cp_tables/random_packs"
-  [ranks]="test_cp_random cp_random/specs"
+  [ranks]="test_cp_random cp_random/*"
+  [shares]="test_cp_equal cp_equal/*"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
-[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks fuzz)
+[ $# -gt 0 ] || parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

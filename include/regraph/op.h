@@ -107,8 +107,9 @@ enum {
   RG_PORT_LIST = 1 << 1,  /* takes one or more tensors */
   RG_PORT_ROWS = 1 << 2,  /* axis 0 is the packed token axis of the node's (query) sequences */
   RG_PORT_KROWS = 1 << 3, /* axis 0 is the token axis of the key sequences, where they differ */
-  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the spec leaves an
-   * optional one out and the rows' lengths are known */
+  /* int32 [B+1]: lengths of the ROWS ports; filled in by the loader where the spec leaves it out:
+   * an optional one if the rows' lengths are known, a required one if the spec has one lengths
+   * tensor */
   RG_PORT_SEQLENS = 1 << 4,
   RG_PORT_KSEQLENS = 1 << 5, /* the same for KROWS */
   /* out-port of a backward op: may be asked for in fp32, and to be added to the tensor on the
@@ -203,6 +204,9 @@ struct rg_comm {
    * any thread. */
   void (*abort)(rg_comm *c, const rg_error *why);
   void (*destroy)(rg_comm *c);
+  /* On a capturing stream the collectives become part of the graph. false: sessions on a GPU run
+   * step by step. */
+  bool captures;
 };
 
 /* ---- CUDA ------------------------------------------------------------------------------------ */
@@ -228,6 +232,9 @@ struct rg_cuda {
   /* Work of a library: `record` enqueues it on the stream (a cudaStream_t, perhaps capturing),
    * allocating and synchronising nothing; `arg` is read during the call only. */
   rg_status (*library)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
+  /* The same, of a collective: it touches the comm block alone, which never moves, so what was
+   * recorded once stays. */
+  rg_status (*collective)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
   void *blas; /* cublasLtHandle_t, made at the first need by rgk_blas */
   rg_error *error;
 };

@@ -95,7 +95,7 @@ typedef enum rg_status {
 
 typedef struct rg_error {
   rg_status status;
-  int line, column;  /* of a syntax error, from 1; otherwise 0 */
+  int line, column;  /* of a syntax error or what `pointer` points to, from 1; 0: not known */
   char file[256];    /* file, or "" */
   char pointer[256]; /* JSON pointer into it, or "" */
   char node[128];    /* node concerned, or "" */
@@ -108,8 +108,9 @@ RG_API const char *rg_status_name(rg_status status);
 /* The command's exit code for a status: 0, 2 usage, 3 bad input, 4 infeasible, 5 device, 6 comm, 1
  * other. */
 RG_API int rg_status_exit_code(rg_status status);
-/* Writes "FILE:POINTER: CODE: sentence" (without newline, and nothing in it but printable text);
- * returns what snprintf would. error NULL: as one that holds none. */
+/* Writes "FILE:LINE:COLUMN: POINTER: CODE: sentence", without what is not known (without newline,
+ * and nothing in it but printable text); returns what snprintf would. error NULL: as one that holds
+ * none. */
 RG_API int rg_error_format(const rg_error *error, char *buffer, size_t size);
 
 /* ---- text ---------------------------------------------------------------------------------------
@@ -172,8 +173,9 @@ RG_API void rg_context_destroy(rg_context *ctx);
 /* Adds the ops of a plugin (see regraph/op.h). Not while other threads use the context. */
 RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *error);
 
-/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", "schema-spec",
- * "schema-policy". */
+/* Machine-readable descriptions. `what`: "ops" (text), "ops-json", or a JSON Schema: of what is
+ * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON,
+ * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
 /* ---- spec and policy ------------------------------------------------------------------------- */
@@ -184,6 +186,15 @@ RG_API rg_status rg_spec_load_file(rg_context *ctx, const char *path, const rg_b
 RG_API rg_status rg_spec_load_text(rg_context *ctx, const char *text, size_t size, const char *name,
                                    const rg_binding *set, size_t nset, rg_spec **out,
                                    rg_error *error);
+/* The same for people who mend files: all that is wrong, as far as it can be told at once, up to
+ * `most` errors. errors[0] is the one that the function above gives; what only follows from another
+ * is left out. *n is how many there are; if it is `most`, there may be more. */
+RG_API rg_status rg_spec_load_file_all(rg_context *ctx, const char *path, const rg_binding *set,
+                                       size_t nset, rg_spec **out, rg_error *errors, size_t most,
+                                       size_t *n);
+RG_API rg_status rg_spec_load_text_all(rg_context *ctx, const char *text, size_t size,
+                                       const char *name, const rg_binding *set, size_t nset,
+                                       rg_spec **out, rg_error *errors, size_t most, size_t *n);
 RG_API void rg_spec_destroy(rg_spec *spec);
 
 /* A spec without JSON text: calls that say what the document would (docs/spec.md).
@@ -278,6 +289,9 @@ RG_API void rg_policy_destroy(rg_policy *policy);
 /* Checks everything about spec and policy that does not need the unbound
  * dimensions; with all bound, everything. */
 RG_API rg_status rg_check(const rg_spec *spec, const rg_policy *policy, rg_error *error);
+/* The same, up to `most` errors at once. */
+RG_API rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *errors,
+                              size_t most, size_t *n);
 
 /* Text dump ("text"), Graphviz ("dot") or a one-screen summary ("summary") of the checked forward
  * graph; or the document ("json") that loads to the same spec, given the same bindings: they are
@@ -389,8 +403,9 @@ typedef struct rg_node_info {
  * then). */
 RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 
-/* `format`: "text" (report), "json", "dot", "timeline" (text), "svg" (memory timeline), "graph"
- * (full dump of the differentiated, rewritten graph), "steps". */
+/* `format`: "text" (report), "json", "dot", "timeline" (text; "timeline:72" for lines of at most 72
+ * columns, 40 to 400), "svg" (memory timeline), "graph" (full dump of the differentiated, rewritten
+ * graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
 
@@ -448,8 +463,8 @@ RG_API rg_status rg_device_check(const char *device, rg_error *error);
 typedef struct rg_session_options {
   size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
-   * rg_session_create. Supplied blocks are 256-byte aligned and hold rg_sizes.saved /
-   * .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
+   * rg_session_create. Supplied blocks start on multiples of 256 bytes (on the CPU 64 will do) and
+   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
    * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
    * and asked for 255 more. */
   void *saved, *scratch;
@@ -522,6 +537,15 @@ typedef enum rg_direction { RG_FORWARD, RG_BACKWARD } rg_direction;
  * after that, it is as if the calls had been made one by one. */
 RG_API rg_status rg_session_run(rg_session *session, rg_direction direction, void *const *pointers,
                                 size_t n, void *saved, void *scratch, rg_error *error);
+
+/* The same where every run has memory of its own, as in frameworks with an allocator: in both
+ * directions all pointers that the direction reads count, those of inputs and outputs in a
+ * backward, too, which adopts `saved`: any session of the plan may have run the forward. It is
+ * enqueued on `stream` (CPU: NULL). Afterwards the session knows neither `saved` nor what ran on
+ * it. */
+RG_API rg_status rg_session_run_on(rg_session *session, rg_direction direction,
+                                   void *const *pointers, size_t n, void *saved, void *scratch,
+                                   void *stream, rg_error *error);
 
 typedef struct rg_node_time {
   const char *name;

@@ -105,6 +105,9 @@ __global__ void __launch_bounds__(RGK_CSR_SCAN_THREADS) starts(const __grid_cons
     carry = all;
     __syncthreads();
   }
+  /* Places are read in pairs: what lies beside a list's ends is to be something. */
+  uint16_t *places = p.places + blockIdx.x * p.T * p.N;
+  if (p.places && threadIdx.x == 0 && carry < p.T * p.N) places[carry] = places[p.T * p.N - 1] = 0;
 }
 
 __device__ __forceinline__ int prefix_max(int x) {

@@ -6,20 +6,19 @@
 
 namespace rgk {
 
-/* Two neighbours: they overwrite, or are added to the fp32 sums that are there. */
-__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float a,
-                                         float b) {
-  if (y.dtype == RG_F32) {
-    float2 *to = (float2 *)((float *)y.data + at);
-    if (add) { /* not fused with what made a and b: each is one term */
-      const float2 old = *to;
-      a = __fadd_rn(old.x, a), b = __fadd_rn(old.y, b);
-    }
-    *to = make_float2(a, b);
-  } else {
+/* Two neighbours of a gradient. Nobody else adds to them meanwhile, so that the order stands; a sum
+ * is left to the memory, since who reads it first waits for each pair in turn. */
+__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0,
+                                         float v1) {
+  if (add)
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"((float *)y.data + at),
+                 "f"(v0), "f"(v1)
+                 : "memory");
+  else if (y.dtype == RG_F32)
+    *(float2 *)((float *)y.data + at) = make_float2(v0, v1);
+  else
     *(uint32_t *)((uint16_t *)y.data + at) =
-        y.dtype == RG_F16 ? pack2<__half>(a, b) : pack2<__nv_bfloat16>(a, b);
-  }
+        y.dtype == RG_F16 ? pack2<__half>(v0, v1) : pack2<__nv_bfloat16>(v0, v1);
 }
 
 /* This thread's accumulators x, times scale, of columns from `first` on, CUT: those below `width`;

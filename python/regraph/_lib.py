@@ -96,6 +96,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_synchronize": [c_void_p],
     "rg_session_bind_index": [c_void_p, c_size_t, c_void_p, c_size_t],
     "rg_session_run": [c_void_p, c_int, POINTER(c_void_p), c_size_t, c_void_p, c_void_p],
+    "rg_session_run_on": [c_void_p, c_int, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p],
     "rg_session_forward": [c_void_p],
     "rg_session_backward": [c_void_p],
     "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],
@@ -175,8 +176,12 @@ def _text(chars):
 def call(name, *arguments):
     """Calls a function that takes an rg_error last; raises RegraphError where it fails."""
     error = Error()
-    if getattr(lib, name)(*arguments, byref(error)) == 0:
-        return
+    if getattr(lib, name)(*arguments, byref(error)) != 0:
+        fail(error)
+
+
+def fail(error):
+    """Raises what an rg_error says."""
     line = ctypes.create_string_buffer(1536)
     lib.rg_error_format(byref(error), line, len(line))
     raise RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),

@@ -38,7 +38,7 @@ def convert(array, dtype):
     return result
 
 
-def float32(array):
+def float32(array: np.ndarray) -> np.ndarray:
     """The values of an array that a session returned, as float32 (uint16 is taken for the bits of bf16)."""
     if array.dtype != np.uint16:
         return array.astype(np.float32)

@@ -9,6 +9,7 @@
 Each object keeps what it was made from alive and gives its handle back when it is collected.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,16 +17,18 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 
 from . import _lib, arrays
 from .errors import RegraphError
 
+Source = str | os.PathLike | dict  # a path, JSON text or the document itself
 _ROLES = ("input", "output", "gradient of output", "gradient of input")
 
 
-def parse_size(text):
+def parse_size(text: str) -> int:
     """Bytes, as policies and the command read them: "64KB" is 64000, "64KiB" and "64K" are 65536, "1.5GiB"."""
     size = ctypes.c_int64()
     _lib.call("rg_parse_size", text.encode(), ctypes.byref(size))
@@ -48,7 +51,10 @@ class Context(_Handle):
         for path in plugins:
             _lib.call("rg_plugin_load", self.handle, os.fsencode(path))
 
-    def describe(self, what="ops"):
+    def __repr__(self):
+        return f"Context({len(json.loads(self.describe('ops-json'))['ops'])} ops)"
+
+    def describe(self, what: str = "ops") -> str:
         """ "ops", "ops-json", "schema-spec" or "schema-policy"."""
         return _lib.text("rg_describe", self.handle, what.encode())
 
@@ -56,14 +62,15 @@ class Context(_Handle):
 _default, _default_lock = None, threading.Lock()
 
 
-def default_context():
+def default_context() -> Context:
+    """The context that is used where none is named."""
     global _default
     with _default_lock:
         _default = _default or Context()
         return _default
 
 
-def example(name):
+def example(name: str) -> Path:
     """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
     for folder in (_lib.PACKAGE / "share" / "regraph", _lib.PACKAGE.parent.parent):
         if (folder / "examples" / name).exists():
@@ -103,6 +110,17 @@ def read_policy(source):
     return read_source(source)
 
 
+@contextlib.contextmanager
+def _places(*documents):
+    """What is wrong with a Spec or Policy that came as a dict is placed by its pointer alone."""
+    try:
+        yield
+    except RegraphError as error:
+        if error.pointer and any(d and d.is_dict and d.name == error.file for d in documents):
+            raise error.by_pointer() from None
+        raise
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor that a session binds: what rg_tensor_info says. Extents of -1 are not known yet."""
@@ -110,7 +128,7 @@ class Tensor:
     name: str
     role: int
     dtype: str
-    shape: tuple
+    shape: tuple[int, ...]
     nbytes: int
     accumulates: bool
     seqlens: bool
@@ -125,24 +143,27 @@ def _tensors(function, handle):
 class Spec(_Handle):
     """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or bind free dimensions."""
 
-    def __init__(self, source, context=None, *, name=None, **params):
+    def __init__(self, source: Source, context: Context | None = None, *, name: str | None = None, **params):
         self.context = context or default_context()
         self.text, found = read_source(source)
-        self.name = name or found
+        self.name, self.is_dict = name or found, isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
-        handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data),
-                             os.fsencode(self.name), *_lib.bindings(params))
+        with _places(self):
+            handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data),
+                                 os.fsencode(self.name), *_lib.bindings(params))
         self._own(handle, _lib.lib.rg_spec_destroy, self.context)
         self.tensors = _tensors("rg_spec_tensor", handle)
 
-    def check(self, policy=None):
-        _lib.call("rg_check", self.handle, policy and policy.handle)
+    def check(self, policy: "Policy | None" = None) -> None:
+        """Raises what is wrong with the spec, and with the policy for it; all of it, once all dimensions are bound."""
+        with _places(self, policy):
+            _lib.call("rg_check", self.handle, policy and policy.handle)
 
     def __repr__(self):
         names = ", ".join(t.name for t in self.tensors if t.role == _lib.INPUT)
         return f"Spec({self.name!r}: {names})"
 
-    def solve(self, shapes):
+    def solve(self, shapes: dict[str, Sequence[int]]) -> dict[str, int]:
         """The free dimensions that shapes of inputs give: {"q": (4096, 64, 128)} → {"T": 4096}."""
         solved, count = (_lib.Binding * 64)(), ctypes.c_size_t(0)
         for name, shape in shapes.items():
@@ -151,33 +172,42 @@ class Spec(_Handle):
                       ctypes.byref(count))
         return {solved[i].name.decode(): solved[i].value for i in range(count.value)}
 
-    def write(self, format="text"):
+    def write(self, format: str = "text") -> str:
+        """ "text", "dot", "summary", or "json": the document that loads to the same spec."""
         return _lib.text("rg_spec_write", self.handle, format.encode())
 
 
 class Policy(_Handle):
     """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least", "6GiB"."""
 
-    def __init__(self, source, context=None):
+    def __init__(self, source: Source | int, context: Context | None = None):
         self.context = context or default_context()
-        self.text, found = read_policy(source)
+        self.text, self.name = read_policy(source)
+        self.is_dict = isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
-        handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(found))
+        with _places(self):
+            handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(self.name))
         self._own(handle, _lib.lib.rg_policy_destroy, self.context)
+
+    def __repr__(self):
+        return f"Policy({self.name!r})"
 
 
 class Plan(_Handle):
     """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads may share it."""
 
-    def __init__(self, spec, policy=None, *, device="cpu", profile=None, threads=0, no_grad=False, no_reuse=False,
-                 no_inplace=False, no_lanes=False, no_fuse=False, pack_seconds=0.0, **dims):
+    def __init__(self, spec: Spec, policy: Policy | Source | int | None = None, *, device: str = "cpu",
+                 profile: str | os.PathLike | None = None, threads: int = 0, no_grad: bool = False,
+                 no_reuse: bool = False, no_inplace: bool = False, no_lanes: bool = False, no_fuse: bool = False,
+                 pack_seconds: float = 0.0, **dims: int):
         policy = Policy(policy, spec.context) if isinstance(policy, (str, int, os.PathLike, dict)) else policy
         array, count = _lib.bindings(dims)
         options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
                                    profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
                                    no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
                                    pack_seconds=pack_seconds)
-        handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
+        with _places(spec, policy):
+            handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_plan_destroy, spec.context)
         self.device = device
         self.tensors = _tensors("rg_plan_tensor", handle)
@@ -188,10 +218,11 @@ class Plan(_Handle):
         inputs = ", ".join(f"{t.name} {list(t.shape)}" for t in self.of_role(_lib.INPUT))
         return f"Plan({self.device}: {inputs}; {self.sizes!r})"
 
-    def of_role(self, role):
+    def of_role(self, role: int) -> tuple[Tensor, ...]:
+        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 gradients of inputs."""
         return tuple(t for t in self.tensors if t.role == role)
 
-    def write(self, format="text"):
+    def write(self, format: str = "text") -> str:
         """ "text", "json", "dot", "timeline", "svg", "graph" or "steps"."""
         return _lib.text("rg_plan_write", self.handle, format.encode())
 
@@ -204,10 +235,12 @@ class DeviceMemory:
         self.address = _lib.create("rg_memory_alloc", plan.handle, size)
         weakref.finalize(self, lambda plan, address: _lib.lib.rg_memory_free(plan.handle, address), plan, self.address)
 
-    def write(self, array):
+    def write(self, array: np.ndarray) -> None:
+        """Copies a dense array there."""
         _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data, array.nbytes)
 
-    def read(self, array):
+    def read(self, array: np.ndarray) -> None:
+        """Copies what stands there into a dense array."""
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 
@@ -215,15 +248,19 @@ class Session(_Handle):
     """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays; the methods below them
     take addresses, for callers with memory of their own."""
 
-    def __init__(self, plan, *, saved=None, scratch=None, stream=None, eager=False, debug_poison=False):
+    def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None, stream: int | None = None,
+                 eager: bool = False, debug_poison: bool = False):
         options = _lib.SessionOptions(saved=saved, scratch=scratch, stream=stream, eager=eager,
                                       debug_poison=debug_poison)
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan)
         self.plan = plan
-        self._at = [None] * len(plan.tensors)  # addresses that `run` bound
-        self._bound = {}  # (role, name) → (address, bytes)
-        self._memory = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
+        self._run_on, self._error, self._count = _lib.lib.rg_session_run_on, _lib.Error(), len(plan.tensors)
+        self._bound: dict = {}  # (role, name) → (address, bytes)
+        self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
+
+    def __repr__(self):
+        return f"Session({self.plan!r})"
 
     # ---- arrays ----
 
@@ -265,7 +302,7 @@ class Session(_Handle):
             self._memory[t.role, t.name].read(results[t.name])
         return results
 
-    def forward(self, **inputs):
+    def forward(self, **inputs) -> dict[str, np.ndarray]:
         """Runs forward on new output arrays: {output: array}."""
 
         def missing(tensor):
@@ -278,7 +315,7 @@ class Session(_Handle):
         self.run_forward()
         return self._results(outputs)
 
-    def backward(self, grad_outputs, accumulate=None):
+    def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
         """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An input whose spec says
         "accumulate" is added to accumulate[name] (float32) or to zeros, and that sum returned."""
         self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
@@ -297,69 +334,69 @@ class Session(_Handle):
         self.run_backward()
         return self._results(gradients)
 
-    def read(self, tensor, shape, dtype="f32"):
+    def read(self, tensor: str, shape: Sequence[int], dtype: str = "f32") -> np.ndarray:
         """An intermediate tensor of the last forward that still lives, by its name in the plan."""
         array = np.empty(shape, arrays.NUMPY[dtype])
         _lib.call("rg_session_read", self.handle, tensor.encode(), array.ctypes.data, array.nbytes)
         return array
 
-    def times(self):
+    def times(self) -> list[tuple[str, str, bool, float, float]]:
         """[(node, op, backward?, ms, roofline ms)] of the last run (on a GPU: of an eager session)."""
-        steps, time = [], _lib.NodeTime()
+        steps: list = []
+        time = _lib.NodeTime()
         while _lib.lib.rg_session_node_time(self.handle, len(steps), ctypes.byref(time)) == 0:
             steps.append((time.name.decode(), time.op.decode(), time.backward, time.ms, time.roofline_ms))
         return steps
 
     # ---- addresses ----
 
-    def bind(self, role, name, address, nbytes):
+    def bind(self, role: int, name: str, address: int, nbytes: int) -> None:
+        """Where a tensor stands, until it is bound elsewhere."""
         if self._bound.get((role, name)) != (address, nbytes):
             _lib.call("rg_session_bind", self.handle, role, name.encode(), address, nbytes)
             self._bound[role, name] = address, nbytes
 
-    def run(self, backward, addresses, saved, scratch):
-        """One direction with all of the plan's tensors by index, on these blocks. A backward may be
-        that of another session's forward; the session remembers neither afterwards."""
-        count = len(addresses)
-        pointers = (ctypes.c_void_p * count)(*addresses)
-        if backward:
-            for i, (tensor, address) in enumerate(zip(self.plan.tensors, addresses)):
-                if tensor.role in (_lib.INPUT, _lib.OUTPUT) and self._at[i] != address:
-                    _lib.call("rg_session_bind_index", self.handle, i, address, tensor.nbytes)
-                    self._at[i] = address
-            self.adopt_saved(saved)
-        else:
-            self._at = list(addresses)
-        try:
-            _lib.call("rg_session_run", self.handle, int(backward), pointers, count, saved, scratch)
-        finally:
-            _lib.lib.rg_session_forget_saved(self.handle, saved, None)
+    def run_on(self, backward: bool, pointers: bytes, saved: int, scratch: int, stream: int | None = None) -> None:
+        """One direction on memory of this run alone: `pointers` packs the addresses of all of the
+        plan's tensors, in its order. Any session of the plan may have run the forward."""
+        error = self._error
+        if self._run_on(self.handle, backward, pointers, self._count, saved, scratch, stream, ctypes.byref(error)):
+            self._error = _lib.Error()
+            _lib.fail(error)
 
-    def bind_saved(self, address):
+    def bind_saved(self, address: int) -> None:
+        """Another saved block, of sizes.saved bytes: one for each forward that awaits its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
 
-    def adopt_saved(self, address):
+    def adopt_saved(self, address: int) -> None:
+        """A saved block that another session of the plan has filled, with what is bound now."""
         _lib.call("rg_session_adopt_saved", self.handle, address)
 
-    def forget_saved(self, address):
+    def forget_saved(self, address: int) -> None:
+        """The session forgets a block it was given."""
         _lib.call("rg_session_forget_saved", self.handle, address)
 
-    def bind_scratch(self, address):
+    def bind_scratch(self, address: int) -> None:
+        """Another scratch block, of sizes.scratch bytes."""
         _lib.call("rg_session_bind_scratch", self.handle, address)
 
-    def set_stream(self, stream):
+    def set_stream(self, stream: int | None) -> None:
+        """Later runs are enqueued on this cudaStream_t."""
         _lib.call("rg_session_set_stream", self.handle, stream)
 
-    def run_forward(self):
+    def run_forward(self) -> None:
+        """A forward on what is bound."""
         _lib.call("rg_session_forward", self.handle)
 
-    def run_backward(self):
+    def run_backward(self) -> None:
+        """The backward of the forward on the bound saved block."""
         _lib.call("rg_session_backward", self.handle)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
+        """Waits for the runs, and raises what went wrong in them."""
         _lib.call("rg_session_synchronize", self.handle)
 
 
-def device_check(device="cuda"):
+def device_check(device: str = "cuda") -> None:
     """Raises RegraphError where sessions for the device can't run on this machine."""
     _lib.call("rg_device_check", device.encode())

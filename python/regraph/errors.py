@@ -5,7 +5,7 @@ class RegraphError(RuntimeError):
     """A call of the C library that failed, or one that was refused before it got there.
 
     status   stable name, such as "RG_E_SHAPE"
-    file     file or "" ; `pointer` is a JSON pointer into it, `line` and `column` the place of a syntax error
+    file     file or "" ; `pointer` is a JSON pointer into it, `line` and `column` the place, 0 where there is none
     node     node of the graph concerned, or ""
     message  one sentence: the offending value and what was expected
     """
@@ -15,3 +15,8 @@ class RegraphError(RuntimeError):
         self.status, self.message = status, message
         self.file, self.pointer, self.node = file, pointer, node
         self.line, self.column = line, column
+
+    def by_pointer(self):
+        """The same without line and column: for what came as a dict, whose text nobody has seen."""
+        text = str(self).replace(f"{self.file}:{self.line}:{self.column}: {self.pointer}", f"{self.file}:{self.pointer}", 1)
+        return RegraphError(self.status, self.message, file=self.file, pointer=self.pointer, node=self.node, text=text)

@@ -118,21 +118,21 @@ class Graph:
         made = [Value(self, tensor) for tensor in out.values()]
         return made[0] if len(made) == 1 else tuple(made)
 
-    def input(self, name, shape, dtype="$dtype", grad=False):
+    def input(self, name: str, shape: list, dtype: str = "$dtype", grad: bool | str = False) -> Value:
         """An input [extents: integers, names, expressions]; grad: True, or "accumulate"."""
         entry = {"shape": list(shape), "dtype": dtype, **({"grad": grad} if grad else {})}
         self.document["inputs"][name] = entry
         return Value(self, name)
 
-    def output(self, name, value):
+    def output(self, name: str, value: Value) -> None:
         """Declares an output."""
         self.document["outputs"][name] = self._tensor(value, f"the output '{name}'")
 
-    def json(self):
+    def json(self) -> str:
         """The document as JSON text."""
         return json.dumps(self.document, indent=1)
 
-    def spec(self, **params):
+    def spec(self, **params) -> core.Spec:
         """The checked spec; mistakes are raised with their place in the document."""
         name = self.document.get("name")
         return core.Spec(self.document, self.context, name=name, **params)

@@ -230,7 +230,7 @@ def test_operators(attend):
     x = [*tensors(tokens=100), starts(0, 17, 100)]
     torch.use_deterministic_algorithms(True)  # fills new memory, and opcheck compares all of the saved block
     try:
-        torch.library.opcheck(torch.ops.regraph.forward, (attend.key, "q,k,v,gate", "", x, []))
+        torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
     finally:
         torch.use_deterministic_algorithms(False)
 

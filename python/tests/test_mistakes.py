@@ -67,11 +67,10 @@ MISTAKES = [
     ("a parameter that is not there", lambda: plan(edited("/nodes/4/attrs/window_left", "$win")),
      "nsa:/nodes/4/attrs/window_left: RG_E_NAME: there is no parameter 'win' (known: H, KH, "
      "D, DV, kernel, stride, block, top_n, init, local, window, dtype)"),
-    ("an input forgotten", lambda: plan(edited("/nodes/4/in/cu_seqlens", None)),
-     "nsa:/nodes/4/in: RG_E_KEY: swa_attn needs an input on port 'cu_seqlens': sequence "
-     "starts [B+1]"),
+    ("an input forgotten", lambda: plan(edited("/nodes/4/in/v", None)),
+     "nsa:/nodes/4/in: RG_E_KEY: swa_attn needs an input on port 'v': values of the same rows"),
     ("several inputs forgotten", lambda: plan(edited("/nodes/4/in", {"q": "q"})),
-     "nsa:/nodes/4/in: RG_E_KEY: swa_attn needs inputs on its ports 'k', 'v', 'cu_seqlens'"),
+     "nsa:/nodes/4/in: RG_E_KEY: swa_attn needs inputs on its ports 'k', 'v'"),
     ("an axis too few", lambda: plan(edited("/inputs/q/shape", ["T", "D"])),
      "nsa:/nodes/1/in/q: RG_E_RANK: 'q' has 2 axes, [T, 8]; port q of cmp_attn takes 3: "
      "[T,H,D]"),
@@ -136,7 +135,7 @@ class Schemas(unittest.TestCase):
                 ("/nodes/4/attrs/window_left", -2, "-2 is not valid"),
                 ("/nodes/4/attrs", {"window_left": 3, "lft": 1}, "('lft' was unexpected)"),
                 ("/nodes/2/op", "top_k", "'top_k' is not one of ['"),
-                ("/nodes/4/in/cu_seqlens", None, "'cu_seqlens' is a required property")):
+                ("/nodes/4/in/v", None, "'v' is a required property")):
             errors = [error.message for error in self.spec.iter_errors(edited(pointer, value))]
             self.assertEqual(len(errors), 1, errors)
             self.assertIn(part, errors[0])

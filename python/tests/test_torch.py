@@ -148,8 +148,12 @@ def test_main_grad():
 
 def test_operators(attend):
     x = [*tensors(tokens=40), starts(0, 17, 40)]
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
-    torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "", "", [t.detach() for t in x], []))
+    torch.use_deterministic_algorithms(True)  # fills new memory, and opcheck compares all of the saved block
+    try:
+        for wanted, inputs in ("q,k,v,gate", x), ("", [t.detach() for t in x]):
+            torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, wanted, "", inputs, []))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -262,7 +266,7 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def test_two_ranks_train_as_one():
+def test_two_ranks():
     import os
     import socket
     import subprocess
@@ -271,7 +275,7 @@ def test_two_ranks_train_as_one():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ddp.py"))],
+        [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
              "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
              "OMP_NUM_THREADS": "1"}) for rank in range(2)]
@@ -308,6 +312,25 @@ def test_shares_plans(attend):
     assert regraph.torch.attention(NSA, **P).plan(*tensors()) is attend.plan(*tensors())
 
 
+def test_help():
+    """Everything that users see says what it is."""
+    import inspect
+
+    for module in regraph, regraph.torch:
+        for name, value in vars(module).items():
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith("regraph"):
+                continue
+            methods = vars(value).items() if inspect.isclass(value) else ()
+            for member, about in [(name, value), *((f"{name}.{m}", f) for m, f in methods if inspect.isfunction(f))]:
+                assert "._" in member or inspect.getdoc(about), member
+    plan = regraph.Plan(regraph.Spec(NSA, **P), "all", T=64, B=1)
+    for thing, part in ((plan, "Plan(cpu: q [64, 4, 16], k [64, 2, 16]"), (plan.sizes, "Sizes(saved="),
+                        (regraph.Session(plan), "Session(Plan(cpu"), (regraph.Policy("6GiB"), "Policy('6GiB')"),
+                        (regraph.default_context(), " ops)"), (regraph.Spec(NSA), "q, k, v, gate, cu_seqlens)"),
+                        (regraph.torch.Module(NSA, **P), "Module(<dict>-")):
+        assert part in repr(thing)
+
+
 def test_copies(attend):
     import copy
     import pickle
@@ -327,8 +350,11 @@ def test_failures(attend):
             attend(*args, **named)
     with pytest.raises(RegraphError, match=r"expected 3 \[T, H, D\]; regraph.torch.pack"):
         attend(q[None], k, v, gate)
-    with pytest.raises(RegraphError, match="vmap and torch.func"):
-        torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)])
+    alone = lambda q: attend(q, k, v, gate).sum()
+    for transformed in (lambda: torch.vmap(attend)(*[t[None] for t in (q, k, v, gate)]),
+                        lambda: torch.func.grad(alone)(q), lambda: torch.func.jvp(alone, (q,), (q,))):
+        with pytest.raises(RegraphError, match="vmap and torch.func do not go through it; pack a batch"):
+            transformed()
     with pytest.raises(RegraphError, match="does not ask for"):
         text = json.loads(json.dumps(NSA))
         text["inputs"]["gate"].pop("grad")

@@ -84,18 +84,60 @@ completes() { # completes "WORDS…" EXPECTED
 completes 'regraph pl' 'plan'
 completes 'regraph run x --se' '--set --seed'
 completes 'regraph plan --device ""' 'cpu cuda'
-completes 'regraph schema p' 'policy'
-PATH=$(dirname "$regraph"):$PATH completes 'regraph ops comp' 'compress_kv'
+completes 'regraph schema p' 'policy profile plan pareto'
+PATH=$(dirname "$regraph"):$PATH
+completes 'regraph ops comp' 'compress_kv'
 completes 'regraph plan x --policy al' 'all'
+completes "regraph plan $nsa --set st" 'stride='
+completes "regraph run $nsa --in ''" 'q= k= v= gate= cu_seqlens='
+completes "regraph run $nsa --out ''" 'o='
+touch only.npy
+completes "regraph run $nsa --out o = on" 'only.npy'
+completes "regraph run $nsa --out o =" "$(compgen -f | tr '\n' ' ' | sed 's/ $//')"
+completes "regraph plan $nsa --set T = on" ''
+completes "regraph pack x.csv --out on" 'only.npy'
+completes 'regraph check comple' ''
+cp "$nsa" complete.json
+completes 'regraph check comple' 'complete.json'
+completes 'regraph help --completion f' 'fish'
+completes 'regraph plan --threads 4' ''
 expect 0 '^#compdef regraph' help --completion zsh
+cp stdout completion.zsh
 expect 0 "seen_subcommand_from run' -l backward -d " help --completion fish
-! command -v fish >/dev/null || fish -n stdout || fail "the completion is no fish"
-completes 'regraph check comple' 'completion'
+cp stdout completion.fish
+for shell in zsh fish; do
+  if command -v $shell >/dev/null; then
+    $shell -n completion.$shell || fail "the completion is no $shell"
+  else
+    echo "skipped: $shell is not installed, so nothing reads its completion"
+  fi
+done
+fish_completes() { # fish_completes LINE EXPECTED
+  checks=$((checks + 1))
+  local got
+  got=$(fish --no-config -c "source completion.fish; complete -C '$1'" | cut -f1 | tr '\n' ' ')
+  [ "$got" = "$2 " ] || fail "fish's completion of '$1': '$got', expected '$2'"
+}
+if command -v fish >/dev/null; then
+  fish_completes 'regraph pl' plan
+  fish_completes 'regraph ops comp' compress_kv
+  fish_completes "regraph plan $nsa --set st" 'stride='
+  fish_completes 'regraph plan --device c' 'cpu cuda'
+  fish_completes 'regraph plan x --policy al' all
+  fish_completes 'regraph plan x --timel' --timeline
+  fish_completes 'regraph schema pl' plan
+fi
+expect 0 '^stride$' check "$nsa" --names set
+[ "$(tr '\n' ' ' <stdout)" = 'T B H KH D DV kernel stride block top_n init local window dtype ' ] || fail "names that --set binds"
+expect 0 '^o$' check "$nsa" --names outputs
+expect 0 '^slc_o$' check "$nsa" --names nodes
+expect 2 'exclude each other' check "$nsa" --names set --json
 expect 2 'usage: regraph COMMAND'
 expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
 expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
 expect 2 'exclude each other' plan "$nsa" --set T=64 --json --dot
-expect 2 'expected spec or policy' schema specs
+expect 2 "unknown format 'specs'; did you mean 'spec'" schema specs
+expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops' schema nothing
 expect 2 'expected NAME=VALUE' plan "$nsa" --set T
 expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
 expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
@@ -109,8 +151,7 @@ expect 0 '"ops": \[' ops --json
 expect 0 '^topk: ' ops topk
 [ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
 expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
-expect 0 '\$schema' schema spec
-expect 0 '\$schema' schema policy
+for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema $format; done
 for spec in "$examples"/*.json; do
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
@@ -132,9 +173,9 @@ expect 3 'RG_E_IO' check "$nsa" --policy nowhere.json
 echo '{ "regraph": 1,' >broken.json
 expect 3 'broken.json:[0-9]+:[0-9]+: RG_E_SYNTAX' check broken.json
 sed 's/"op": "topk"/"op": "topkk"/' "$nsa" >wrong.json
-expect 3 "wrong.json:/nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
+expect 3 "wrong.json:19:29: /nodes/2/op: RG_E_[A-Z]+: .*topk" check wrong.json
 echo '{ "regraph_policy": 1, "recompute": ["nosuch"] }' >policy.json
-expect 3 'policy.json:/recompute/0: RG_E_' check "$nsa" --policy policy.json
+expect 3 'policy.json:1:38: /recompute/0: RG_E_' check "$nsa" --policy policy.json
 
 # ---- plan -------------------------------------------------------------------------------------------------
 expect 0 'plan of nsa' plan "$nsa" --set T=4096
@@ -253,7 +294,7 @@ for n in 2 4; do
 done
 expect 0 'all_gather.*forward' run "$nsa" "${batch[@]}" --cp 4
 expect 0 '"name": "k.gather"' run "$nsa" "${batch[@]}" --cp 4 --json
-expect 3 "$nsa:/nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
+expect 3 "$nsa:11:5: /nodes/0: RG_E_SHAPE: 250 rows do not divide among 4 ranks.*is 256" run "$nsa" "${small[@]}" --set T=250 --cp 4
 expect 0 'all_gather' bench "$nsa" "${batch[@]}" --cp 2 --repeat 2
 expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
@@ -399,7 +440,7 @@ done
 for size in 64kib 64X 1. 9999999TiB; do
   expect 2 'expected bytes such as' pack in.csv --capacity "$size"
   printf '{ "regraph_policy": 1, "budget": { "bytes": "%s" } }' "$size" >size.json
-  expect 3 "size.json:/budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
+  expect 3 "size.json:1:45: /budget/bytes: RG_E_(VALUE|OVERFLOW)" check "$nsa" --policy size.json
 done
 
 # ---- what the documents say ----------------------------------------------------------------------

@@ -25,6 +25,19 @@ static void consistent(rg_status status, const rg_error *e, const void *object) 
   require(status != RG_E_INTERNAL);
 }
 
+/* All errors at once begin with the first alone. */
+static void several(rg_context *ctx, const char *text, size_t size, const rg_error *first) {
+  rg_error e[4];
+  size_t n;
+  rg_spec *spec;
+  rg_status status = rg_spec_load_text_all(ctx, text, size, "fuzz", NULL, 0, &spec, e, 4, &n);
+  require(status == first->status && (n == 0) == (status == RG_OK) && n <= 4);
+  require((status == RG_OK) == (spec != NULL));
+  if (n) require(memcmp(&e[0], first, sizeof *first) == 0);
+  for (size_t i = 1; i < n; i++) consistent(e[i].status, &e[i], NULL);
+  rg_spec_destroy(spec);
+}
+
 static void plan(const rg_spec *spec, const rg_policy *policy) {
   static const rg_binding small[] = {{"T", 48, NULL}, {"B", 2, NULL}};
   for (size_t nset = 0; nset <= 2; nset += 2) { /* not every spec knows T and B */
@@ -60,6 +73,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memcpy(copy, text, spec_size);
     rg_status status = rg_spec_load_text(ctx, copy, spec_size, "fuzz", NULL, 0, &spec, &e);
     consistent(status, &e, spec);
+    several(ctx, copy, spec_size, &e);
     free(copy);
   }
   if (spec && cut) {

@@ -58,6 +58,11 @@ static rg_status take_library(rg_cuda *base, rg_status (*record)(void *arg, void
   return RG_OK;
 }
 
+static rg_status take_collective(rg_cuda *base, rg_status (*record)(void *arg, void *stream),
+                                 void *arg) {
+  return take_library(base, record, arg);
+}
+
 /* What lay on the stack before shows in parameters that were not filled in. */
 static __attribute__((noinline)) void scribble(int byte) {
   char stack[1 << 14];
@@ -72,9 +77,12 @@ const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out) {
     const rgi_step *s = &plan->step[i];
     const rgi_node *node = &plan->graph->node[s->node];
     rg_error error = {0};
-    recorder r = {
-        .base = {.launch = take_launch, .library = take_library, .blas = t, .error = &error},
-        .list = out};
+    recorder r = {.base = {.launch = take_launch,
+                           .library = take_library,
+                           .collective = take_collective,
+                           .blas = t,
+                           .error = &error},
+                  .list = out};
     rg_arg *arg = ot_alloc(t, (size_t)(s->nin + s->nout + 1) * sizeof *arg);
     rg_call call = s->call;
     for (int k = 0; k < s->nin + s->nout; k++) {
@@ -85,6 +93,7 @@ const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out) {
     call.out = arg + s->nin;
     call.workspace =
         s->workspace_size ? lo_address((rgi_place){RGI_AT_SCRATCH, s->workspace}, set) : NULL;
+    call.comm_block = (void *)(uintptr_t)LO_COMM;
     call.error = &error;
     out->step = i;
     scribble(++asked);

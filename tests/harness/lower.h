@@ -22,6 +22,8 @@ typedef struct lo_list {
   ot *t;
 } lo_list;
 
+#define LO_COMM UINT64_C(0x1e0000000000) /* the comm block, which stays where it is */
+
 /* Addresses of set 0 and set 1 differ in every buffer; no two buffers of a plan
  * are less than 64 GiB apart. */
 char *lo_address(rgi_place at, int set);

@@ -258,6 +258,62 @@ Test(by_index, runs_as_by_name, .init = setup, .fini = teardown) {
   for (int k = 0; k < 2; k++) rg_memory_free(plan, saved[k]);
 }
 
+/* Each run on memory of its own, a backward by another session than its forward's, against the same
+ * by name. */
+Test(by_index, on_memory_of_each_run, .init = setup, .fini = teardown) {
+  static const int lengths[2][B] = {{40, 50}, {96, 0}};
+  buffers name[2], index[2];
+  void *saved[2], *scratch;
+  char *there[2];
+  rg_session *s[2];
+  rg_sizes z;
+  rg_error e = {0};
+  cr_assert_eq(rg_plan_sizes(plan, &z), RG_OK);
+  cr_assert_eq(posix_memalign(&scratch, 64, (size_t)z.scratch), 0);
+  for (int k = 0; k < 2; k++) {
+    CR_OK(rg_session_create(plan, NULL, &s[k], &e), &e);
+    make_buffers(plan, 5 + (uint64_t)k, T, lengths[k], &name[k]);
+    make_buffers(plan, 5 + (uint64_t)k, T, lengths[k], &index[k]);
+    bind_all(s[k], &name[k]);
+    run_both(s[k]);
+    cr_assert_eq(posix_memalign((void **)&there[k], 128, (size_t)z.saved + 64), 0);
+    saved[k] = there[k] + 64; /* the least that is asked for */
+  }
+  for (int run = 0; run < 4; run++) {
+    const rg_direction d = run < 2 ? RG_FORWARD : RG_BACKWARD;
+    const int k = run % 2;
+    CR_OK(rg_session_run_on(s[d == RG_FORWARD ? k : 1 - k], d, index[k].data, (size_t)index[k].n,
+                            saved[k], scratch, NULL, &e),
+          &e);
+  }
+  for (int k = 0; k < 2; k++) {
+    same_results(&name[k], &index[k], "by name and on memory of each run");
+    finite_results(&index[k], "on memory of each run");
+    FAILS(rg_session_backward(s[k], &e), RG_E_USAGE, "without a forward"); /* it knows of none */
+    FAILS(rg_session_forget_saved(s[k], saved[k], &e), RG_E_USAGE, "no saved block");
+  }
+  void *const *data = index[0].data;
+  const size_t n = (size_t)index[0].n;
+  FAILS(rg_session_run_on(s[0], RG_FORWARD, data, n, NULL, scratch, NULL, &e), RG_E_USAGE,
+        "the saved block is NULL");
+  FAILS(rg_session_run_on(s[0], RG_FORWARD, data, n, saved[0], scratch, data[0], &e), RG_E_USAGE,
+        "has no stream");
+  FAILS(rg_session_run_on(s[0], RG_FORWARD, data, n - 1, saved[0], scratch, NULL, &e), RG_E_USAGE,
+        "the plan has");
+  void *const was = index[0].data[0];
+  index[0].data[0] = (char *)was + 1;
+  FAILS(rg_session_run_on(s[0], RG_BACKWARD, data, n, saved[0], scratch, NULL, &e), RG_E_USAGE,
+        "expected a multiple of 2");
+  index[0].data[0] = was;
+  for (int k = 0; k < 2; k++) {
+    rg_session_destroy(s[k]);
+    free(there[k]);
+    free_buffers(&name[k]);
+    free_buffers(&index[k]);
+  }
+  free(scratch);
+}
+
 Test(by_index, binds_one, .init = setup, .fini = teardown) {
   buffers io;
   rg_session *s;

@@ -582,3 +582,40 @@ Test(text, files) {
   cr_assert(c.write_failed);
   end(&s);
 }
+
+/* ---- what is waited for ---- */
+
+Test(progress, text) {
+  static const struct {
+    cli_wait wait;
+    const char *text;
+  } want[] = {
+      {{.stage = "packing"}, "packing ..."},
+      {{.stage = "packing", .passed = 1.9, .expected = 60, .most = true}, "packing ..."},
+      {{.stage = "packing", .passed = 3.2, .expected = 60, .most = true},
+       "packing 3 s of at most 60 s"},
+      {{.stage = "running", .passed = 12}, "running 12 s"},
+      {{.stage = "running", .passed = 12, .expected = 40}, "running, about 28 s left"},
+      {{.stage = "running", .passed = 52, .expected = 40},
+       "running 52 s, longer than the 40 s expected"},
+      {{.stage = "timing", .passed = 1, .said = 1, .done = 1, .total = 4}, "timing  25 %"},
+      {{.stage = "timing", .passed = 10, .said = 10, .done = 1, .total = 4},
+       "timing  25 %, 30 s left"},
+      /* time goes on while nothing is said */
+      {{.stage = "timing", .passed = 16, .said = 10, .done = 1, .total = 4},
+       "timing  25 %, 24 s left"},
+      {{.stage = "timing", .passed = 90, .said = 10, .done = 1, .total = 4}, "timing  25 % 90 s"},
+      {{.stage = "timing", .passed = 3000, .said = 3000, .done = 3, .total = 9},
+       "timing  33 %, 100 min 00 s left"},
+      {{.stage = "timing", .passed = 9000, .said = 9000, .done = 1, .total = 2},
+       "timing  50 %, 2 h 30 min left"},
+      {{.stage = "timing", .passed = 9, .said = 9, .done = 2, .total = 2}, "timing 100 % 9 s"},
+  };
+  for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+    char text[128], small[12];
+    cli_progress_text(&want[i].wait, text, sizeof text);
+    cr_assert_str_eq(text, want[i].text);
+    cli_progress_text(&want[i].wait, small, sizeof small);
+    cr_assert(strlen(small) < sizeof small && strncmp(text, small, strlen(small)) == 0);
+  }
+}

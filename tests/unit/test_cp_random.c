@@ -202,10 +202,10 @@ static const char *const examples[] = {"nsa",          "nsa_layer",       "nsa_l
                                        "moba",         "two_branch",      "sliding_window",
                                        "dense_causal", "plugin/hard_gate"};
 
-static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, const rg_binding *param,
-                             size_t nparam) {
+static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, int64_t T,
+                             const rg_binding *param, size_t nparam) {
   char path[512];
-  rg_binding set[] = {{"T", 1536, NULL}, {"B", 3, NULL}};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 3, NULL}};
   rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05, .cp = ranks};
   rg_spec *spec = NULL;
   rg_plan *plan = NULL;
@@ -218,16 +218,19 @@ static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, const
 }
 
 Test(cp_random, examples) {
-  const int lengths[] = {900, 1, 500};
+  const bool whole = in_sample(1, 2); /* at their own widths: shorter where that is slow */
+  const int64_t T = whole ? 1536 : 768;
+  const int lengths[] = {whole ? 900 : 450, 1, whole ? 500 : 250};
   const rg_binding param[] = {{"dtype", 0, "f32"}};
   rg_context *ctx = NULL;
   rg_error e = {0};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   CR_OK(rg_plugin_load(ctx, RG_TEST_PLUGIN, &e), &e);
   for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
-    rg_plan *one = plan_example(ctx, examples[i], 1, param, 1);
-    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), param, 1);
-    cp_compare(ctx, one, many, 3, 1536, lengths, "", 4e-6, examples[i]);
+    if (!in_sample((int)i, 4)) continue;
+    rg_plan *one = plan_example(ctx, examples[i], 1, T, param, 1);
+    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), T, param, 1);
+    cp_compare(ctx, one, many, round_seed(3, 1), T, lengths, "", 4e-6, examples[i]);
     rg_plan_destroy(one);
     rg_plan_destroy(many);
   }

@@ -163,7 +163,7 @@ static int64_t slow_load(const pack *p, rg_cp_mode mode) {
     for (int64_t t = 0; t < live(p); t++) {
       const int64_t c = t / p->chunk;
       const int64_t owner = mode == RG_CP_BLOCKS ? c / 2 : c < p->ranks ? c : 2 * p->ranks - 1 - c;
-      if (owner == r) sum += p->position[t] + 1 + RGI_CP_TOKEN_LOAD;
+      if (owner == r) sum += p->position[t] + 1 + RGK_CP_TOKEN_LOAD;
     }
     if (sum > most) most = sum;
   }
@@ -246,7 +246,7 @@ Test(cp_tables, one_long_sequence_is_balanced_by_mode_2) {
   cr_assert_eq(rgi_cp_choose(RG_CP_AUTO, many, 8, 512, 4), RG_CP_BLOCKS);
   /* every rank then has the same load: that of half the rows of both ends */
   const int64_t load = rgi_cp_load(RG_CP_ZIGZAG, one, 1, 1 << 20, 8), n = 1 << 20;
-  cr_assert_eq(load * 8, n * (n + 1) / 2 + n * RGI_CP_TOKEN_LOAD);
+  cr_assert_eq(load * 8, n * (n + 1) / 2 + n * RGK_CP_TOKEN_LOAD);
 }
 
 Test(cp_tables, what_makes_no_sense_is_refused) {

@@ -83,6 +83,28 @@ static bool same(const char *path, const char *got) {
   return equal;
 }
 
+/* All errors at once begin with the one that stands alone, and each has a place of its own. */
+static void check_all(rg_context *ctx, const char *path, const rg_binding *set, size_t nset,
+                      const rg_error *alone) {
+  enum { MOST = 8 };
+  rg_error e[MOST] = {{0}};
+  for (size_t most = 1; most <= MOST; most += MOST - 1) {
+    size_t n = MOST + 1;
+    rg_spec *spec;
+    const rg_status status = rg_spec_load_file_all(ctx, path, set, nset, &spec, e, most, &n);
+    cr_assert_eq(status, alone->status, "%s", path);
+    cr_assert(status == RG_OK ? spec && n == 0 : !spec && n >= 1 && n <= most, "%s", path);
+    if (n) cr_assert_eq(memcmp(&e[0], alone, sizeof *alone), 0, "%s: %s", path, e[0].message);
+    for (size_t i = 0; i < n; i++) {
+      cr_assert(e[i].status != RG_OK && e[i].message[0] && e[i].file[0], "%s", path);
+      cr_assert(!e[i].pointer[0] || e[i].line > 0, "%s", path);
+      for (size_t j = 0; j < i; j++)
+        cr_assert(strcmp(e[i].pointer, e[j].pointer) != 0, "%s: %s", path, e[i].pointer);
+    }
+    rg_spec_destroy(spec);
+  }
+}
+
 Test(golden, errors) {
   char *name[MOST_CASES];
   cr_assert_eq(chdir(RG_SOURCE_DIR), 0); /* messages name files as given */
@@ -104,6 +126,7 @@ Test(golden, errors) {
     cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
     rg_status status = rg_spec_load_file(ctx, spec_path, set, nset, &spec, &e);
     cr_assert_eq(status == RG_OK, spec != NULL);
+    check_all(ctx, spec_path, set, nset, &e);
     if (status == RG_OK && access(policy_path, F_OK) == 0) {
       status = rg_policy_load_file(ctx, policy_path, &policy, &e);
       cr_assert_eq(status == RG_OK, policy != NULL);

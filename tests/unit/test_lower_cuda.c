@@ -225,6 +225,8 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
   }
 }
 
+static int check_edges(ot *t, const rg_plan *plan, const char *what);
+
 static const char *const examples[] = {"nsa",          "nsa_linear",     "nsa_layer", "moba",
                                        "dense_causal", "sliding_window", "two_branch"};
 static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
@@ -249,6 +251,31 @@ Test(lower_cuda, launches_of_examples) {
           check_launches(&b, plan, examples[i]);
           rg_plan_destroy(plan);
         }
+    }
+  report(&b);
+  close_bench(&b);
+}
+
+/* A batch shared out among ranks: collectives, tables, slots. Nothing of them moves with what is
+ * bound but the rows that they pack and unpack, and they run in one order. */
+Test(lower_cuda, ranks) {
+  static const char *const of_ranks[] = {
+      "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 4 } }",
+      "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 2, \"mode\": 2, \"wire\": \"bf16\" }, "
+      "\"preset\": \"all\", \"split_heads\": 1 }"};
+  bench b = open_bench(8);
+  for (int i = 0; i < RGI_COUNT(examples); i++)
+    for (int small = 0; small < 2; small++) {
+      load_example(&b, examples[i], small);
+      if (small) b.T = 256;
+      for (int k = 0; k < RGI_COUNT(of_ranks); k++) {
+        rg_plan *plan = plan_of(&b, of_ranks[k], false, k);
+        const int before = b.library;
+        check_launches(&b, plan, examples[i]);
+        cr_assert_gt(b.library, before, "%s: no collective", examples[i]);
+        check_edges(b.t, plan, examples[i]);
+        rg_plan_destroy(plan);
+      }
     }
   report(&b);
   close_bench(&b);
@@ -464,6 +491,9 @@ static int count_apart(ot *t, const rg_plan *plan, const char **wrong) {
       if (plan->lane[i] == plan->lane[j])
         *wrong =
             ot_text(t, "%s and %s share a lane and no path", node_of(plan, i), node_of(plan, j));
+      if (plan->step[i].comm_size && plan->step[j].comm_size)
+        *wrong =
+            ot_text(t, "collectives %s and %s may run at once", node_of(plan, i), node_of(plan, j));
       if (clash(&all[i], &all[j]))
         *wrong = ot_text(t, "%s and %s may run at once and touch the same bytes", node_of(plan, i),
                          node_of(plan, j));

@@ -130,7 +130,7 @@ typedef struct answer {
 /* tight: of budgets next to the least, layers upon layers are not proved as well. */
 static answer ask_near(const subject *s, int64_t budget, bool of_saved, bool tight) {
   rg_policy policy = {.ctx = s->ctx,
-                      .file = "",
+                      .source = {.name = ""},
                       .preset = RGI_PRESET_BUDGET,
                       .budget = budget,
                       .budget_of_saved = of_saved};

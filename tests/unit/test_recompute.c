@@ -151,7 +151,7 @@ static void compare(const bench *b) {
         if ((of_saved ? all[i].saved : all[i].peak) <= budget && all[i].ms < best) best = all[i].ms;
       compare_many(b, budget, of_saved, best);
       rg_policy policy = {.ctx = b->ctx,
-                          .file = "",
+                          .source = {.name = ""},
                           .preset = RGI_PRESET_BUDGET,
                           .budget = budget,
                           .budget_of_saved = of_saved};
@@ -317,7 +317,7 @@ static void bounded(int nodes, int percent, bool of_saved) {
   outcome most = measure(&b, none);
   int64_t budget = (of_saved ? most.saved : most.peak) * percent / 100;
   rg_policy policy = {.ctx = ctx,
-                      .file = "",
+                      .source = {.name = ""},
                       .preset = RGI_PRESET_BUDGET,
                       .budget = budget,
                       .budget_of_saved = of_saved};

@@ -267,7 +267,7 @@ Test(session, memory, .init = setup, .fini = teardown) {
   FAILS(rg_session_create(plan, &o, &none, &e), RG_E_NOMEM, "bytes");
   cr_assert_null(none);
   o = (rg_session_options){.saved = (char *)io.data[0] + 4};
-  FAILS(rg_session_create(plan, &o, &none, &e), RG_E_USAGE, "multiple of 256");
+  FAILS(rg_session_create(plan, &o, &none, &e), RG_E_USAGE, "multiple of 64");
   o = (rg_session_options){.arena = &(rg_allocator){0}};
   FAILS(rg_session_create(plan, &o, &none, &e), RG_E_USAGE, "alloc");
 }

@@ -323,6 +323,93 @@ Test(spec, fills_in_lengths) {
   rg_context_destroy(ctx);
 }
 
+/* The one lengths tensor of a spec need not be named at all: not in a file, not in calls, and what
+ * is written back leaves it out as well. */
+Test(spec, one_lengths_tensor_serves_all_nodes) {
+  static const char said[] = ", \"cu_seqlens\": \"cu_seqlens\"";
+  rg_context *ctx = context();
+  rg_text want, got, json;
+  rg_error e = {0};
+  char *text = calloc(1, 1 << 16);
+  FILE *f = fopen(NSA, "rb");
+  cr_assert(f && fread(text, 1, 1 << 16, f) > 0);
+  fclose(f);
+  rg_spec *spec = must_load(ctx, text, NULL, 0);
+  cr_assert_eq(rg_spec_write(spec, "text", &want, &e), RG_OK);
+  rg_spec_destroy(spec);
+  int left_out = 0;
+  for (char *at; (at = strstr(text, said)); left_out++)
+    memmove(at, at + sizeof said - 1, strlen(at + sizeof said - 1) + 1);
+  cr_assert_eq(left_out, 6);
+  for (int again = 0; again < 2; again++) {
+    spec = must_load(ctx, again ? json.data : text, NULL, 0);
+    cr_assert_eq(rg_check(spec, NULL, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(rg_spec_write(spec, "text", &got, &e), RG_OK);
+    cr_assert_str_eq(got.data, want.data);
+    if (!again) cr_assert_eq(rg_spec_write(spec, "json", &json, &e), RG_OK);
+    rg_text_destroy(&got);
+    rg_spec_destroy(spec);
+  }
+  cr_assert_null(strstr(json.data, said));
+  rg_text_destroy(&json);
+  rg_text_destroy(&want);
+  free(text);
+
+  rg_builder *b;
+  rg_binding set[] = {{"T", 8, NULL}, {"B", 2, NULL}};
+  const rg_item window = rg_int("window_left", 3);
+  cr_assert_eq(rg_builder_create(ctx, "built", &b, &e), RG_OK);
+  rg_build_input(b, "q", "T,4,16", "f32", RG_GRAD_PLAIN);
+  rg_build_input(b, "starts", "B+1", "i32", RG_GRAD_NONE);
+  rg_build_input(b, "offset", "B", "i32", RG_GRAD_NONE); /* read, but not as lengths */
+  rg_build_node(b, "turn", "rope", "x=q q_offset=offset", "y=r", NULL, 0);
+  rg_build_node(b, "attend", "swa_attn", "q=r k=r v=q", "o=y", &window, 1);
+  rg_build_output(b, "y", NULL);
+  rgi_graph *g;
+  cr_assert_eq(rg_build_spec(b, NULL, 0, &spec, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rgi_spec_elaborate(spec, set, 2, true, &g, &e), RG_OK, "%s", e.message);
+  cr_assert_str_eq(port_tensor(g, "turn", "cu_seqlens"), "starts");
+  cr_assert_str_eq(port_tensor(g, "attend", "cu_seqlens"), "starts");
+  rg_tensor_info info;
+  for (size_t i = 0; rg_spec_tensor(spec, i, &info) == RG_OK; i++)
+    cr_assert_eq(info.seqlens, strcmp(info.name, "starts") == 0);
+  rgi_graph_destroy(g);
+  rg_spec_destroy(spec);
+  rg_builder_destroy(b);
+  rg_context_destroy(ctx);
+}
+
+/* What was loaded keeps its places: a plan's error has a line, too. Calls have none. */
+Test(spec, errors_have_lines) {
+  rg_context *ctx = context();
+  rg_plan *plan;
+  static const char *const text = "{\"regraph\": 1,\n \"inputs\": {\"x\": {\"shape\": [\"T\", "
+                                  "\"T-4\"],\n   \"dtype\": \"f32\"}},\n \"nodes\": [],\n "
+                                  "\"outputs\": {\"y\": \"x\"}}";
+  static const rg_binding set[] = {{"T", 3, NULL}};
+  rg_plan_options o = {.set = set, .nset = 1};
+  rg_error e = {0};
+  rg_spec *spec = must_load(ctx, text, NULL, 0);
+  cr_assert_eq(rg_plan_create(spec, NULL, &o, &plan, &e), RG_E_VALUE);
+  cr_assert_str_eq(e.pointer, "/inputs/x/shape/1");
+  cr_assert(e.line == 2 && e.column == 34, "%d:%d", e.line, e.column);
+  rg_spec_destroy(spec);
+  char line[512];
+  rg_error_format(&e, line, sizeof line);
+  cr_assert(strstr(line, "text:2:34: /inputs/x/shape/1: RG_E_VALUE: ") == line, "%s", line);
+
+  rg_builder *b;
+  e = (rg_error){0};
+  cr_assert_eq(rg_builder_create(ctx, "built", &b, &e), RG_OK);
+  rg_build_output(b, "y", "x");
+  cr_assert_eq(rg_build_spec(b, NULL, 0, &spec, &e), RG_E_NAME);
+  cr_assert(e.line == 0 && e.column == 0);
+  rg_error_format(&e, line, sizeof line);
+  cr_assert(strstr(line, "built:/outputs/y: RG_E_NAME: ") == line, "%s", line);
+  rg_builder_destroy(b);
+  rg_context_destroy(ctx);
+}
+
 Test(spec, order_of_nodes_is_free) {
   rg_context *ctx = context();
   const char *node[3] = {
@@ -656,6 +743,52 @@ Test(spec, every_allocation_may_fail) {
     }
     cr_assert_gt(n, 20);
   }
+}
+
+/* Out of memory between errors: what was found so far is said, and nothing leaks. */
+Test(spec, several_errors_and_no_memory) {
+  enum { MOST = 20 };
+  static rg_error e[MOST];
+  long refusals = 0;
+  for (bool refused = true; refused; refusals += refused) {
+    failing f = {.left = -1};
+    rg_allocator host = {failing_alloc, failing_free, &f};
+    rg_context *ctx;
+    rg_spec *spec;
+    size_t n;
+    cr_assert_eq(rg_context_create(&host, &ctx, NULL), RG_OK);
+    long before = f.live;
+    f.left = refusals;
+    const rg_status status = rg_spec_load_file_all(ctx, RG_SOURCE_DIR "/tests/golden/run/many.json",
+                                                   NULL, 0, &spec, e, MOST, &n);
+    f.left = -1;
+    refused = f.refused;
+    cr_assert_null(spec);
+    cr_assert(n >= 1 && e[0].status == status);
+    cr_assert_eq(e[n - 1].status == RG_E_NOMEM, refused, "allocation %ld", refusals);
+    if (!refused) cr_assert_eq(n, 11);
+    cr_assert_eq(f.live, before, "leak when allocation %ld fails", refusals);
+    rg_context_destroy(ctx);
+  }
+  cr_assert_gt(refusals, 10);
+}
+
+Test(spec, several_errors_misused) {
+  rg_context *ctx = context();
+  rg_error e[2];
+  rg_spec *spec;
+  size_t n = 7;
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, NULL, 2, &n), RG_E_USAGE);
+  cr_assert_eq(n, 0);
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, e, 0, &n), RG_E_USAGE);
+  cr_assert_eq(rg_spec_load_text_all(ctx, "{}", 2, "x", NULL, 0, &spec, e, 2, NULL), RG_E_USAGE);
+  cr_assert_eq(rg_spec_load_text_all(ctx, NULL, 2, "x", NULL, 0, &spec, e, 2, &n), RG_E_USAGE);
+  cr_assert(n == 1 && e[0].status == RG_E_USAGE && e[0].message[0] && !spec);
+  cr_assert_eq(rg_spec_load_file_all(ctx, "nowhere", NULL, 0, &spec, e, 2, &n), RG_E_IO);
+  cr_assert(n == 1 && e[0].status == RG_E_IO && strcmp(e[0].file, "nowhere") == 0);
+  cr_assert_eq(rg_check_all(NULL, NULL, e, 2, &n), RG_E_USAGE);
+  cr_assert_eq(n, 1);
+  rg_context_destroy(ctx);
 }
 
 /* jansson takes its memory from hooks of its own; each Criterion test is a

@@ -1,0 +1,358 @@
+"""Programs: what regraph.torch runs. Plans by shapes, their sessions, and calls prepared for them.
+
+A Program (spec, policy, parameters) makes a Variant for each set of capacities, types and wanted gradients: its plan and
+idle sessions. A Call knows all that follows from the shapes and types of a call's tensors. It is found once; its forward
+and backward are the way of every later call with such tensors, and do nothing that could have been done before.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+import struct
+import threading
+
+import torch
+
+from . import _lib, core
+from .errors import RegraphError
+
+VARIANTS = 256  # plans a program keeps, least recently used go first
+CALLS = 16 * VARIANTS
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_programs: dict = {}  # what they are made of → Program
+_clock = itertools.count(1)
+
+
+def program_of(made_of):
+    """The program that an operator names: by everything it is made of, so that an exported graph
+    finds it in another process, too."""
+    if made_of not in _programs:
+        _programs[made_of] = Program(**json.loads(made_of))
+    return _programs[made_of]
+
+
+# ---- memory ----
+
+
+def _block(size, device):
+    """A block of at least one byte. torch aligns it to 64 bytes on a CPU and to 512 on a GPU, which is
+    what the library asks for."""
+    return torch.empty((size or 1,), dtype=torch.uint8, device=device)
+
+
+def _room(count, step=3):
+    """The capacity that `count` is given: at most an eighth more (step 3), or the next power of two
+    (step 0), so that few plans serve all lengths."""
+    unit = 1 << max((count - 1).bit_length() - 1 - step + (step == 0), 0) if count > 1 else 1
+    return -(-count // unit) * unit
+
+
+def _fit(tensor, info, align):
+    """The tensor, dense, aligned and with as many rows as the plan has: zeros, or where it holds
+    starts of sequences, empty sequences."""
+    if tensor.shape == info.shape:
+        tensor = tensor.contiguous()
+        return tensor if tensor.data_ptr() % align == 0 else tensor.clone()
+    wide = tensor.new_empty(info.shape)
+    wide[: tensor.shape[0]] = tensor
+    wide[tensor.shape[0]:] = tensor[-1:] if info.seqlens else 0
+    return wide
+
+
+def _addresses(tensors, infos, align, copies):
+    """Where the tensors stand. Those that the library can't take as they are, it gets copies of."""
+    at = []
+    for tensor, info in zip(tensors, infos):
+        address = tensor.data_ptr()
+        if address % align or tensor.shape != info.shape or not tensor.is_contiguous():
+            tensor = _fit(tensor, info, align)
+            copies.append(tensor)
+            address = tensor.data_ptr()
+        at.append(address)
+    return at
+
+
+# ---- variants ----
+
+
+class Variant:
+    """A plan for one set of shapes, with its idle sessions."""
+
+    def __init__(self, plan, device, eager):
+        self.plan, self.device, self.eager = plan, device, eager
+        self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
+        self.on_gpu = device.type == "cuda"
+        self.align = 16 if self.on_gpu else 4
+        gradients = len(self.grads_in) + len(self.grads_out)
+        everything = len(plan.tensors)  # in the order of their roles
+        self._pack = (struct.Struct(f"={everything - gradients}Q{8 * gradients}x").pack,
+                      struct.Struct(f"={everything}Q").pack)
+        self._idle = {}  # stream → sessions; taking and giving back are atomic
+        self.captured = False  # a captured graph refers to a session's memory
+        self.used = 0
+
+    def run(self, backward, addresses, saved, scratch):
+        """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs and
+        outputs, and in a backward those of gradients behind them."""
+        if not self.on_gpu:
+            return self._run(None, backward, addresses, saved, scratch)
+        index = self.device.index
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                return self._run(torch._C._cuda_getCurrentRawStream(index), backward, addresses, saved, scratch)
+        return self._run(torch._C._cuda_getCurrentRawStream(index), backward, addresses, saved, scratch)
+
+    def _run(self, stream, backward, addresses, saved, scratch):
+        self.used = next(_clock)
+        idle = self._idle.get(stream)
+        if idle is None:
+            idle = self._idle.setdefault(stream, [])
+        session = self._take(idle, saved, scratch)
+        try:
+            session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
+        finally:
+            idle.append(session)
+
+    def _take(self, own, saved, scratch):
+        capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
+        self.captured |= capturing
+        for idle in [own, *self._idle.values()] if capturing else (own,):
+            try:
+                return idle.pop()
+            except IndexError:
+                continue
+        if capturing:
+            raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
+                                             "run once before the capture")
+        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager)
+
+    def synchronize(self):
+        for sessions in list(self._idle.values()):
+            for session in list(sessions):
+                session.synchronize()
+
+    def times(self):
+        self.synchronize()
+        return next(iter(s for sessions in self._idle.values() for s in reversed(sessions))).times()
+
+
+class Call:
+    """A variant for tensors of certain shapes, of which the inputs in `wanted` get gradients."""
+
+    def __init__(self, program, variant, wanted, tensors):
+        self.program, self.variant, self.wanted = program, variant, wanted
+        self.device = variant.device
+        self.saved, self.scratch = variant.plan.sizes.saved, variant.plan.sizes.scratch
+        self.long = any(tensor.dtype == torch.int64 for tensor in tensors)
+        self._made = [(info.shape, torch.empty(info.shape, device="meta").stride(), DTYPES[info.dtype])
+                      for info in variant.outputs]
+        self._rows = None if program.exact else program.rows_of(tensors)
+        if variant.outputs and variant.outputs[0].shape[0] == self._rows:
+            self._rows = None
+        self.integers = [i for i, info in enumerate(variant.outputs) if info.dtype == "i32"]
+        self._arriving = [program.floating.index(info.name) for info in variant.grads_in]
+        planned = [info.name for info in variant.grads_out]
+        wanted = [program.inputs[i] for i in wanted]
+        self._leaving = [wanted.index(name) for name in planned]
+        self._unmoved = [i for i, name in enumerate(wanted) if name not in planned]  # nothing depends on it
+        adds = program.accumulating
+        self.adding = [i for i in self.wanted if program.inputs[i] in adds]
+        self.results = [(i, torch.float32 if program.inputs[i] in adds else None) for i in self.wanted]
+
+    def forward(self, tensors, keep=True):
+        """Outputs, and the saved block, unless nobody will `keep` it."""
+        variant, device, copies = self.variant, self.device, []
+        at = _addresses(tensors, variant.inputs, variant.align, copies)
+        outputs = [torch.empty_strided(shape, stride, dtype=dtype, device=device)
+                   for shape, stride, dtype in self._made]
+        for output in outputs:
+            at.append(output.data_ptr())
+        if keep:
+            saved, scratch = _block(self.saved, device), _block(self.scratch, device)
+            variant.run(False, at, saved.data_ptr(), scratch.data_ptr())
+        else:  # one block for both
+            behind = self.saved + -self.saved % 256
+            saved = _block(behind + self.scratch, device)
+            address = saved.data_ptr()
+            variant.run(False, at, address, address + behind)
+        if self._rows is not None:
+            outputs = [output[: self._rows] for output in outputs]
+        return outputs, saved
+
+    def backward(self, inputs, outputs, saved, grads, results):
+        """Writes (or adds, as the spec has it) the gradients of the wanted inputs to `results`."""
+        variant, copies, short = self.variant, [], []
+        align = variant.align
+        address = saved.data_ptr()
+        if address % (256 if variant.on_gpu else 64):  # moved by someone: a view, or back from the host
+            saved = saved.clone()
+            address = saved.data_ptr()
+        at = _addresses(inputs, variant.inputs, align, copies)
+        at += _addresses(outputs, variant.outputs, align, copies)
+        at += _addresses([grads[i] for i in self._arriving], variant.grads_in, align, copies)
+        for i, info in zip(self._leaving, variant.grads_out):
+            result = results[i]
+            if result.shape != info.shape or result.data_ptr() % align or not result.is_contiguous():
+                wide = _fit(result, info, align) if info.accumulates else result.new_empty(info.shape)
+                short.append((result, wide))
+                result = wide
+            at.append(result.data_ptr())
+        scratch = _block(self.scratch, self.device)
+        variant.run(True, at, address, scratch.data_ptr())
+        for result, wide in short:
+            result.copy_(wide[: result.shape[0]] if result.dim() else wide)
+        for i in self._unmoved:
+            results[i].zero_()
+
+
+# ---- programs ----
+
+
+class Program:
+    """A spec, a policy and parameters."""
+
+    def __init__(self, text, name, policy, eager, options, params):
+        self.name, self.params, self.eager, self.options = name, params, eager, options
+        self.policy = core.Policy(policy) if policy is not None else None
+        spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
+        spec.check(self.policy)
+        self.spec = json.loads(text)
+        self.inputs = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT)
+        self.outputs = tuple(t.name for t in spec.tensors if t.role == _lib.OUTPUT)
+        self.floating = tuple(t.name for t in spec.tensors
+                              if t.role == _lib.OUTPUT and t.dtype != "i32")
+        self.seqlens = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT and t.seqlens)
+        grads = {name: self.spec["inputs"][name].get("grad", False) for name in self.inputs}
+        self.differentiable = frozenset(name for name in self.inputs if grads[name])
+        self.accumulating = frozenset(name for name in self.inputs if grads[name] == "accumulate")
+        self._variants, self._lock = {}, threading.Lock()
+        self.calls = {}  # what tells kinds of calls apart (Attention, `call`) → Call
+        self.exact = self.options.pop("exact", False) or not self._counts_rows()
+
+    def _counts_rows(self):
+        """Finds the token axis: a free name that is the first axis of inputs and nothing else, beside
+        lengths of sequences. Then a plan for more rows than there are serves."""
+        free = {}  # name → which inputs use it how
+        for name in self.inputs:
+            for axis, extent in enumerate(self.spec["inputs"][name]["shape"]):
+                for word in re.findall(r"[A-Za-z_]\w*", str(extent)):
+                    if word not in self.spec.get("params", {}) and word not in self.params:
+                        free.setdefault(word, []).append((name, axis, str(extent)))
+        rows = [word for word, uses in free.items()
+                if all(axis == 0 and extent == word for _, axis, extent in uses)]
+        others = [word for word in free if word not in rows]
+        if len(rows) != 1 or not self.seqlens or any(
+                name not in self.seqlens or extent != f"{word}+1"
+                for word in others for name, _, extent in free[word]):
+            return False
+        self.rows = frozenset(name for name, _, _ in free[rows[0]])
+        self._bound = [{rows[0]: n, **dict.fromkeys(others, 1)} for n in (1024, 2048)]
+        few, more = (self._outputs(bound) for bound in self._bound)
+        return all(a[1:] == b[1:] and (a[:1], b[:1]) == ((1024,), (2048,))
+                   for (_, a), (_, b) in zip(few, more))
+
+    def _outputs(self, bound, tensors=()):
+        spec = core.Spec(self.spec, name=self.name, **self.params_for(tensors), **bound)
+        return [(t.dtype, t.shape) for t in spec.tensors if t.role == _lib.OUTPUT]
+
+    def rows_of(self, tensors):
+        """How many tokens there are. Not of an exact program."""
+        return next(tensor.shape[0] for name, tensor in zip(self.inputs, tensors) if name in self.rows)
+
+    def like(self, tensors):
+        """Type and shape of each output but for its rows, for inputs of the tensors' types."""
+        return [(dtype, shape[1:]) for dtype, shape in self._outputs(self._bound[0], tensors)]
+
+    def dtype_of(self, name):
+        """The type that the spec or the caller names for an input; None: it follows the tensor."""
+        said = str(self.spec["inputs"][name]["dtype"])
+        return self.params.get(said[1:]) if said.startswith("$") else said
+
+    def params_for(self, tensors):
+        """The parameters, with those that the tensors say and the caller did not."""
+        params = dict(self.params)
+        for name, tensor in zip(self.inputs, tensors):
+            parameter = str(self.spec["inputs"][name]["dtype"])
+            if parameter.startswith("$") and tensor.dtype in NAMES:
+                params.setdefault(parameter[1:], NAMES[tensor.dtype])
+        return params
+
+    def capacities(self, shapes):
+        """The shapes of the plan that serves inputs of these shapes."""
+        if self.exact:
+            return shapes
+        return tuple((_room(shape[0]), *shape[1:]) if name in self.rows else
+                     (_room(shape[0] - 1, 0) + 1,) if name in self.seqlens and len(shape) == 1
+                     else shape for name, shape in zip(self.inputs, shapes))
+
+    def call(self, wanted, tensors):
+        """The call for tensors like these with gradients of the inputs in `wanted` ("q,k,v")."""
+        kind = (wanted, torch.get_num_threads(), *[(t.shape, t.dtype, t.device) for t in tensors])
+        return self.calls.get(kind) or self.prepare(kind, wanted, tensors)
+
+    def prepare(self, kind, wanted, tensors):
+        names = wanted.split(",")
+        made = Call(self, self.variant(wanted, tensors), tuple(i for i, n in enumerate(self.inputs) if n in names), tensors)
+        with self._lock:
+            if len(self.calls) >= CALLS:
+                self.calls.clear()
+            self.calls[kind] = made
+        return made
+
+    def variants(self):
+        with self._lock:
+            return list(self._variants.values())
+
+    def variant(self, wanted, tensors):
+        """The plan for these inputs with gradients of the inputs in `wanted`; tensors may be fake."""
+        device = tensors[0].device
+        given = tuple([tuple(map(int, tensor.shape)) for tensor in tensors])
+        threads = torch.get_num_threads() if device.type == "cpu" else 0
+        for name, shape in zip(self.inputs, given):
+            entry = self.spec["inputs"][name]["shape"]
+            if len(shape) != len(entry):
+                raise RegraphError(
+                    "RG_E_RANK", f"{self.name}: the input '{name}' has {len(shape)} axes {shape}; "
+                    f"expected {len(entry)} [{', '.join(map(str, entry))}]; regraph.torch.pack makes "
+                    "packed tensors and cu_seqlens of batches")
+        dtypes = tuple([torch.int32 if tensor.dtype == torch.int64 else tensor.dtype for tensor in tensors])
+        shapes = self.capacities(given)
+        key = (wanted, device, shapes, dtypes, threads)
+        with self._lock:
+            if key not in self._variants:
+                self._variants[key] = self._make(wanted, device, shapes, dtypes, tensors, threads)
+                idle = [k for k, v in self._variants.items() if not v.captured and k != key]
+                if len(self._variants) > VARIANTS and idle:
+                    del self._variants[min(idle, key=lambda k: self._variants[k].used)]
+                    self.calls.clear()
+            return self._variants[key]
+
+    def _make(self, wanted, device, shapes, dtypes, tensors, threads):
+        if device.type not in ("cpu", "cuda"):
+            raise RegraphError("RG_E_DEVICE", f"{self.name}: no device '{device.type}'; expected cpu or cuda tensors")
+        spec = dict(self.spec, inputs={})
+        for name in self.inputs:
+            entry = spec["inputs"][name] = dict(self.spec["inputs"][name])
+            if name not in wanted.split(","):
+                entry.pop("grad", None)
+            elif "grad" not in entry:
+                entry["grad"] = True
+        loaded = core.Spec(spec, name=self.name, **self.params_for(tensors))
+        dims = loaded.solve(dict(zip(self.inputs, shapes)))
+        with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
+            options = {**self.options, "threads": self.options["threads"] or threads}
+            plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+        variant = Variant(plan, device, self.eager)
+        for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
+            if tensor.device != device:
+                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{info.name}' is on {tensor.device}; "
+                                                  f"expected {device}, where '{self.inputs[0]}' is")
+            if dtype != DTYPES[info.dtype]:
+                raise RegraphError("RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; expected "
+                                                 f"{DTYPES[info.dtype]}")
+            if shape != info.shape:
+                raise RegraphError("RG_E_SHAPE", f"{self.name}: the input '{info.name}' has shape {shape}; expected "
+                                                 f"{info.shape}")
+        return variant

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""The schemas that `regraph schema` prints, asked by a common validator (Python's jsonschema).
+
+What the command prints as JSON must be what its schema says, and no key may be missing there. What is read:
+examples and shipped files fit, what the loader refuses for its form alone the schema refuses, too, and a
+mistake is told by its op's rules alone, in a sentence.
+
+    tests/cli/schemas.py REGRAPH SOURCE_DIR
+
+Exits with 77, and says so, where no python3 has jsonschema (Debian: python3-jsonschema).
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+try:
+    from jsonschema import Draft202012Validator
+except ImportError:
+    if sys.executable != "/usr/bin/python3" and Path("/usr/bin/python3").exists():
+        os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
+    print("skipped: no python3 here has jsonschema with draft 2020-12 (Debian: python3-jsonschema)")
+    sys.exit(77)
+
+regraph, source = sys.argv[1], Path(sys.argv[2])
+examples, golden = source / "examples", source / "tests" / "golden"
+checks = failures = 0
+
+
+def check(good, message):
+    global checks, failures
+    checks += 1
+    if not good:
+        failures += 1
+        print(f"FAIL: {message}", file=sys.stderr)
+
+
+def said(*arguments, code=0):
+    done = subprocess.run([regraph, *map(str, arguments)], capture_output=True, text=True)
+    check(done.returncode == code, f"{arguments}: exit {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def closed(schema):
+    """The schema with no keys allowed that it does not name: what is printed must all be described."""
+    if isinstance(schema, list):
+        return [closed(x) for x in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: value if key in ("if", "then", "else") else closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+SCHEMA = {}
+for name in ("spec", "policy", "profile", "plan", "pareto", "run", "bench", "check", "ops"):
+    SCHEMA[name] = json.loads(said("schema", name))
+    Draft202012Validator.check_schema(SCHEMA[name])
+
+
+def errors(name, document, strict=False):
+    schema = closed(SCHEMA[name]) if strict else SCHEMA[name]
+    return [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in Draft202012Validator(schema).iter_errors(document)]
+
+
+def fits(name, document, what, strict=False):
+    found = errors(name, document, strict)
+    check(not found, f"{what} against schema {name}: {found[:3]}")
+
+
+# ---- what is printed ----
+nsa = examples / "nsa.json"
+small = ["--set", "T=256", "--set", "H=4", "--set", "KH=2", "--set", "D=16", "--set", "DV=16"]
+for extra in ([], ["--policy", "all"], ["--policy", "least"], ["--policy", examples / "policies/groups.json"],
+              ["--cp", "4"], ["--no-fuse"], ["--no-grad"], ["--device", "cuda"]):
+    fits("plan", json.loads(said("plan", nsa, *small, "--json", *extra)), f"plan {extra}", True)
+for spec in ("moba", "nsa_model", "sliding_window"):
+    fits("plan", json.loads(said("plan", examples / f"{spec}.json", "--set", "T=64", "--json")), spec, True)
+fits("pareto", json.loads(said("pareto", nsa, *small, "--json")), "pareto", True)
+for extra in ([], ["--backward"], ["--backward", "--cp", "2"]):
+    fits("run", json.loads(said("run", nsa, *small, "--json", *extra)), f"run {extra}", True)
+with tempfile.TemporaryDirectory() as folder:
+    profile = Path(folder) / "profile.json"
+    bench = said("bench", nsa, *small, "--repeat", "1", "--json", "--profile-out", profile)
+    fits("bench", json.loads(bench), "bench", True)
+    fits("profile", json.loads(profile.read_text()), "bench --profile-out", True)
+fits("bench", json.loads(said("bench", nsa, *small, "--repeat", "1", "--no-grad", "--json")), "bench --no-grad", True)
+fits("check", json.loads(said("check", nsa, "--json")), "check", True)
+for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhere.json"):
+    fits("check", json.loads(said("check", wrong, "--json", code=3)), f"check {wrong}", True)
+fits("ops", json.loads(said("ops", "--json")), "ops", True)
+
+# a schema that lets anything pass would pass all of this
+plan = json.loads(said("plan", nsa, *small, "--json"))
+for change in ({"version": 2}, {"saved_bytes": "many"}, {"nodes": [{}]}, {"surprise": 1}):
+    check(errors("plan", {**plan, **change}, True), f"the plan's schema accepts {change}")
+check(errors("check", {"version": 1, "ok": False}), "a check that fails without an error")
+
+# ---- what is read ----
+for path in [*examples.glob("*.json"), *(golden / "dump").glob("*.json")]:
+    fits("spec", {"$schema": "spec.schema.json", **json.loads(path.read_text())}, path.name)
+for path in (examples / "policies").glob("*.json"):
+    fits("policy", {"$schema": "policy.schema.json", **json.loads(path.read_text())}, path.name)
+for path in (source / "recompute/profiles").glob("*.json"):
+    fits("profile", {"$schema": "profile.schema.json", **json.loads(path.read_text())}, path.name)
+
+# Form alone: keys and JSON types. Names, expressions' values and what the loader counts are its own business.
+own = {"key_duplicate", "key_duplicate_input", "key_missing_lengths", "key_several_lengths", "repeat_nested"}
+own |= {path.stem for pattern in ("type_*_param*", "type_float_for*", "type_exponent*") for path in (golden / "errors").glob(pattern + ".json")}
+refused = 0
+for path in sorted((golden / "errors").glob("*.json")):
+    if path.name.endswith(".policy.json") or path.stem in own or not path.stem.startswith(("key_", "type_")):
+        continue
+    refused += 1
+    check(errors("spec", json.loads(path.read_text())), f"the spec's schema accepts {path.name}")
+check(refused > 25, f"{refused} malformed specs asked")
+for path in sorted((golden / "errors").glob("*.policy.json")):
+    expect = (golden / "errors" / path.name.replace(".policy.json", ".expect")).read_text()
+    if any(x in expect for x in ("RG_E_POLICY", "RG_E_OVERFLOW", "RG_E_SYNTAX", "already listed", "duplicate")):
+        continue
+    check(errors("policy", json.loads(path.read_text())), f"the policy's schema accepts {path.name}")
+
+# ---- a mistake is told once, in the words of its op ----
+NSA = json.loads(nsa.read_text())
+
+
+def edited(pointer, value):
+    spec = copy.deepcopy(NSA)
+    *path, last = pointer.strip("/").split("/")
+    at = spec
+    for key in path:
+        at = at[int(key) if isinstance(at, list) else key]
+    if value is None:
+        del at[last]
+    else:
+        at[last] = value
+    return spec
+
+
+for pointer, value, message in (
+    ("/nodes/2/op", "top_k", "nodes/2/op: 'top_k' is not one of ['add', "),
+    ("/nodes/4/attrs/windowleft", 3, "nodes/4/attrs: Additional properties are not allowed ('windowleft' was unexpected)"),
+    ("/nodes/4/attrs/window_left", None, "nodes/4/attrs: 'window_left' is a required property"),
+    ("/nodes/4/attrs/window_left", -2, "nodes/4/attrs/window_left: -2 is not valid under any of the given schemas"),
+    ("/nodes/4/in/gate", "gate", "nodes/4/in: Additional properties are not allowed ('gate' was unexpected)"),
+    ("/nodes/4/in/v", None, "nodes/4/in: 'v' is a required property"),
+    ("/nodes/4/in", None, "nodes/4: 'in' is a required property"),
+    ("/nodes/4/name", "a b", "nodes/4/name: 'a b' does not match "),
+    ("/nodes/4/attr", {}, "nodes/4: Additional properties are not allowed ('attr' was unexpected)"),
+    ("/nodes/4/op", None, "nodes/4: 'op' is a required property"),
+    ("/inputs/q/dtype", "fp32", "inputs/q/dtype: 'fp32' is not valid under any of the given schemas"),
+    ("/node", [], ": Additional properties are not allowed ('node' was unexpected)"),
+):
+    found = errors("spec", edited(pointer, value))
+    check(len(found) == 1 and found[0].startswith(message), f"{pointer} = {value}: {found}")
+
+print(f"{checks} checks, {failures} failed")
+sys.exit(failures != 0)

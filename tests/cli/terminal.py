@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""The command on a terminal: colour, widths, and the line that says what is waited for. What it is elsewhere, the
+other tests of the command say: there, output is a pipe.
+
+    tests/cli/terminal.py REGRAPH SOURCE_DIR
+"""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import random
+from pathlib import Path
+
+regraph, source = sys.argv[1], Path(sys.argv[2])
+nsa = source / "examples/nsa.json"
+wrong = source / "tests/golden/run/many.json"
+small = ["--set", "T=256", "--set", "H=4", "--set", "KH=2", "--set", "D=16", "--set", "DV=16"]
+checks = failures = 0
+
+
+def check(good, message):
+    global checks, failures
+    checks += 1
+    if not good:
+        failures += 1
+        print(f"FAIL: {message}", file=sys.stderr)
+
+
+def shown(*arguments, columns=80, stdout=True, **environment):
+    """What a terminal gets; of stderr alone unless stdout."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    keep = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "CLICOLOR_FORCE")}
+    process = subprocess.Popen([regraph, *map(str, arguments)], stdin=subprocess.DEVNULL, stderr=side,
+                               stdout=side if stdout else subprocess.DEVNULL, env={**keep, "TERM": "xterm", **environment})
+    os.close(side)
+    text = b""
+    while True:
+        try:
+            text += os.read(main, 65536)
+        except OSError: # the terminal's other end is closed
+            break
+        if process.poll() is not None and not text:
+            break
+    os.close(main)
+    process.wait()
+    return text.decode().replace("\r\n", "\n")
+
+
+def plain(text):
+    """Without progress and colour."""
+    return re.sub(r"\033\[[0-9;]*m", "", re.sub(r"[^\n]*\r\033\[K", "", text))
+
+
+# ---- colour ----
+text = shown("check", wrong)
+check("\033[31;1mRG_E_VALUE\033[0m: 'bf61'" in text, f"no colour on a terminal: {text[:300]!r}")
+check("many.json:4:46: /inputs/q/dtype: RG_E_VALUE: 'bf61' is no dtype" in plain(text), "colour changes the words")
+for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "CLICOLOR_FORCE": "1"}):
+    check("\033[" not in shown("check", wrong, **environment), f"colour under {environment}")
+check("\033[" in shown("check", wrong, TERM="dumb", CLICOLOR_FORCE="1"), "CLICOLOR_FORCE is not heard")
+check("\033[31" in shown("check", wrong, NO_COLOR=""), "an empty NO_COLOR is one that is not set")
+check("\033[1mnode" in shown("run", nsa, *small), "a table's head does not stand out")
+
+# ---- widths ----
+for columns in (52, 80):
+    for command in (["run", nsa, *small, "--backward"], ["bench", nsa, *small, "--repeat", "1"],
+                    ["plan", nsa, *small, "--timeline"], ["help"], ["help", "run"]):
+        text = plain(shown(*command, columns=columns))
+        body = text.split("\n\n", 1)[1]  # the first lines are sentences
+        widest = max(body.split("\n"), key=len)
+        # its numbers alone take 49 columns, and the mark of what came from a cache one more
+        room = max(columns, 58 + widest.endswith("*")) if command[0] == "bench" else columns
+        check(len(widest) <= room, f"{command[0]} {command[-1]} at {columns} columns: {widest!r}")
+        check(len(text.split("\n")) > 5, f"{command[0]} at {columns} columns: {text!r}")
+check(" swa_attn " in plain(shown("run", nsa, *small, columns=120)), "ops are left out though there is room")
+
+# ---- what is waited for ----
+with tempfile.TemporaryDirectory() as folder:
+    draw = random.Random(1)
+    csv = Path(folder) / "hard.csv"
+    lives = [(lower, lower + draw.randrange(1, 90), draw.randrange(1, 10**6)) for lower in (draw.randrange(300) for _ in range(1500))]
+    csv.write_text("id,lower,upper,size\n" + "".join(f"{i},{a},{b},{size}\n" for i, (a, b, size) in enumerate(lives)))
+    text = shown("pack", csv, "--limit", "3", stdout=False)
+    lines = text.split("\r\033[K")
+    check("packing ..." in lines, f"pack is silent at first: {lines[:3]}")
+    check(any(re.fullmatch(r"packing 3 s of at most 3 s|packing 2 s of at most 3 s", line) for line in lines), f"pack: {lines[-5:]}")
+    check(re.match(r"peak [0-9]+, ", lines[-1]) or re.match(r"peak [0-9]+, ", lines[-1].lstrip("\n")), f"the line stays: {lines[-2:]}")
+    check(max(map(len, lines[:-1])) < 80, "a line of progress is wider than the terminal")
+    text = shown("pack", csv, "--limit", "1", columns=9, stdout=False)
+    check(all(len(line) < 9 for line in text.split("\r\033[K")[:-1]), "progress on a narrow terminal")
+text = shown("bench", nsa, *small, "--repeat", "1", stdout=False)
+check({"filling inputs ...", "warming up ...", "timing ..."} <= set(text.split("\r\033[K")), f"bench: {text!r}")
+
+print(f"{checks} checks, {failures} failed")
+sys.exit(failures != 0)

@@ -1,0 +1,1 @@
+check many.json --policy nowhere.json

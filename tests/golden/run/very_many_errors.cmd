@@ -1,0 +1,1 @@
+plan very_many.json --set T=64
