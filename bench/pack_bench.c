@@ -3,7 +3,9 @@
 
        pack_bench [SECONDS [SEEDS [FAMILY]]]       defaults: 5 s an instance, 2 seeds a size, all
                                                    families
-       pack_bench SECONDS FILE.csv…                the same table for files
+       pack_bench SECONDS FILE.csv…                the same table for files, a row with its peak
+                                                   each: the field's hard instances, say
+                                                   (docs/benchmarks.md)
 
    `proved` counts instances whose packing is proved optimal (the bound reached, or all below it
    exhausted). `gap` is against the most bytes alive at once. Each packing passes the independent
@@ -20,6 +22,7 @@ enum { MOST = 1 << 16 };
 typedef struct tally {
   int n, proved;
   double gap, worst_gap, greedy, seconds, slowest;
+  long long peak, bound; /* of the only one */
 } tally;
 
 static void print_header(void) {
@@ -28,8 +31,10 @@ static void print_header(void) {
 }
 
 static void print_row(const char *name, const char *buffers, const tally *t) {
-  printf("%-24s %9s %4d/%-4d %9.3f %9.3f %9.3f %9.3f %9.3f\n", name, buffers, t->proved, t->n,
+  printf("%-24s %9s %4d/%-4d %9.3f %9.3f %9.3f %9.3f %9.3f", name, buffers, t->proved, t->n,
          100 * t->gap / t->n, 100 * t->worst_gap, t->greedy / t->n, t->seconds / t->n, t->slowest);
+  if (t->n == 1) printf("  peak %lld, bound %lld", t->peak, t->bound);
+  printf("\n");
   fflush(stdout);
 }
 
@@ -61,8 +66,10 @@ static bool measure(rg_context *ctx, rg_buffer *b, size_t n, double seconds, tal
   }
   double bound = r.lower_bound > 0 ? (double)r.lower_bound : 1,
          gap = (double)(r.peak - r.lower_bound) / bound;
-  tally one = {1, r.optimal, gap, gap, (double)greedy / bound, r.seconds, r.seconds};
+  tally one = {1, r.optimal, gap, gap, (double)greedy / bound, r.seconds, r.seconds, 0, 0};
   add(t, &one);
+  t->peak = r.peak;
+  t->bound = r.lower_bound;
   return true;
 }
 

@@ -18,20 +18,22 @@ typedef struct cli_list {
   int n;
 } cli_list;
 
+enum { CLI_MOST_POSITIONAL = 16 };
+
 /* Every flag's value; which are meaningful follows from the command. */
 typedef struct cli_args {
   const struct cli_command *command; /* NULL: none named */
-  const char *positional[2];
+  const char *positional[CLI_MOST_POSITIONAL];
   int npositional;
   bool help, version;
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *completion, *names;
+  const char *policy, *device, *profile, *svg, *profile_out, *source, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
-  double limit;
+  double limit, time_limit;
 } cli_args;
 
 typedef enum cli_kind {
@@ -100,6 +102,7 @@ typedef struct cli {
   rg_error errors[CLI_MOST_ERRORS]; /* where a call gives several: the first is `error` … */
   size_t nerror;                    /* … and 0 if none does */
   bool write_failed; /* the error is one of writing: exit code 1 whatever its status */
+  bool quiet;        /* progress is somebody else's */
   char shown[1024];  /* the first argument, fit to be printed */
   rg_context *ctx;
   rg_spec *spec;
@@ -122,8 +125,10 @@ typedef struct cli {
 rg_status cli_open(cli *c);
 /* One sequence for every input of sequence starts whose extent is still free. */
 void cli_default_sequences(cli *c);
-/* A plan with the arguments' options; `profile` NULL: the one of --profile. */
-rg_status cli_make_plan(cli *c, const char *profile);
+/* --set NAME=VALUE … → c->set. */
+rg_status cli_parse_set(cli *c);
+/* A plan with the arguments' options. */
+rg_status cli_make_plan(cli *c);
 /* A session whose arena is counted in arena_peak. */
 rg_status cli_make_session(cli *c, bool eager);
 /* RG_E_DEVICE if --device names one that this build can plan for but not run on. */
@@ -133,7 +138,7 @@ rg_status cli_check(cli *c);
 void cli_close(cli *c);
 /* What the plan's cost model says of a direction. */
 double cli_model_seconds(const cli *c, bool backward);
-void cli_plan_options(cli *c, const char *profile, rg_plan_options *o);
+void cli_plan_options(cli *c, rg_plan_options *o);
 
 rg_status cli_cmd_help(cli *c);
 rg_status cli_cmd_ops(cli *c);
@@ -143,6 +148,7 @@ rg_status cli_cmd_plan(cli *c);
 rg_status cli_cmd_pareto(cli *c);
 rg_status cli_cmd_run(cli *c);
 rg_status cli_cmd_bench(cli *c);
+rg_status cli_cmd_tune(cli *c);
 rg_status cli_cmd_pack(cli *c);
 
 /* ---- errors, text, time (io.c) ---- */
@@ -197,12 +203,12 @@ cli_widths cli_fit(int node, int op, int others);
 void cli_print_names(const char *node, const char *op, cli_widths w);
 
 /* Drawn on standard error if that is a terminal, until cli_progress_end: what is waited for, and
- * how much of `total` is done. `user` is nobody. */
+ * how much of `total` is done. `user` is the cli; nothing if that is quiet. */
 void cli_progress(void *user, const char *stage, double done, double total);
 /* The same for what says nothing while it works, but is expected to take some seconds (0: not
  * known), or that at most. */
-void cli_progress_expect(const char *stage, double seconds, bool most);
-void cli_progress_end(void);
+void cli_progress_expect(const cli *c, const char *stage, double seconds, bool most);
+void cli_progress_end(const cli *c);
 /* The line's text: `passed` seconds after the stage began, `said` of them when `done` was. */
 typedef struct cli_wait {
   const char *stage;

@@ -198,7 +198,7 @@ rg_status cli_cmd_plan(cli *c) {
   s = cli_writable(c, a->svg);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
-  s = cli_make_plan(c, NULL);
+  s = cli_make_plan(c);
   if (s != RG_OK) return s;
   rg_text text;
   if (a->svg) {
@@ -226,15 +226,28 @@ rg_status cli_cmd_plan(cli *c) {
 }
 
 rg_status cli_cmd_pareto(cli *c) {
+  const cli_args *a = &c->args;
   rg_text text;
   rg_plan_options o;
+  if (a->svg && a->json)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph pareto", "--json and --svg exclude each other");
   rg_status s = cli_open(c);
+  if (s == RG_OK) s = cli_writable(c, a->svg);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
-  cli_plan_options(c, NULL, &o);
-  s = rg_pareto(c->spec, c->policy, &o, c->args.json ? "json" : "text", &text, &c->error);
-  cli_progress_end();
-  if (s == RG_OK) cli_print_text(&text);
+  cli_plan_options(c, &o);
+  s = rg_pareto(c->spec, c->policy, &o,
+                a->svg    ? "svg"
+                : a->json ? "json"
+                          : "text",
+                &text, &c->error);
+  cli_progress_end(c);
+  if (s == RG_OK && a->svg) {
+    s = cli_write_file(c, a->svg, text.data, text.size);
+    rg_text_destroy(&text);
+  } else if (s == RG_OK) {
+    cli_print_text(&text);
+  }
   return s;
 }
 
@@ -249,10 +262,10 @@ rg_status cli_cmd_pack(cli *c) {
   rg_pack_options o = {.seconds = a->limit > 0 ? a->limit : PACK_SECONDS, .capacity = a->capacity};
   rg_pack_result r;
   rg_text text;
-  cli_progress_expect("packing", o.seconds, true);
+  cli_progress_expect(c, "packing", o.seconds, true);
   const char *path = strcmp(a->positional[0], "-") == 0 ? "/dev/stdin" : a->positional[0];
   s = rg_pack_csv(c->ctx, path, &o, &text, &r, &c->error);
-  cli_progress_end();
+  cli_progress_end(c);
   cli_suggest_file(&c->error, path);
   if (s != RG_OK) return s;
   double gap = r.peak ? 100.0 * (double)(r.peak - r.lower_bound) / (double)r.peak : 0;

@@ -20,13 +20,13 @@ double cli_model_seconds(const cli *c, bool backward) {
 /* How long backward takes is judged by what became of the judgement of forward. */
 static rg_status run_once(cli *c, const data_set *d, timing *t) {
   const double forward = cli_model_seconds(c, false), backward = cli_model_seconds(c, true);
-  cli_progress_expect("running forward", forward, false);
+  cli_progress_expect(c, "running forward", forward, false);
   double start = cli_seconds();
   t->backward_ms = -1;
   rg_status s = cli_direction(c, false);
   t->forward_ms = 1e3 * (cli_seconds() - start);
   if (s != RG_OK || !d->backward) return s;
-  cli_progress_expect("running backward",
+  cli_progress_expect(c, "running backward",
                       forward > 0 ? backward * t->forward_ms / 1e3 / forward : backward, false);
   start = cli_seconds();
   s = cli_direction(c, true);
@@ -181,14 +181,14 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) s = cli_require_runner(c);
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
-  if (s == RG_OK) s = cli_make_plan(c, NULL);
+  if (s == RG_OK) s = cli_make_plan(c);
   const bool ranks = cli_ranks(c) > 1;
   if (s == RG_OK && !ranks) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &d);
   if (s == RG_OK) s = run_once(c, &d, &t);
   data_blame(c, &d);
-  cli_progress_end();
+  cli_progress_end(c);
   if (s == RG_OK) s = ranks ? cli_ranks_gather(c, &d) : data_fetch(c, &d);
   if (s == RG_OK) s = data_write(c, &d);
   if (s == RG_OK) {

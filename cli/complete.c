@@ -11,9 +11,9 @@
 typedef enum kind {
   NOTHING, /* a number, say */
   FILES,
-  WORDS, /* of the table */
-  POLICY,
-  SET, /* names that --set binds, and '=' */
+  WORDS,  /* of the table */
+  EITHER, /* words or files */
+  SET,    /* names that --set binds, and '=' */
   INPUTS,
   OUTPUTS, /* a tensor's name, '=', a file */
   SPEC,
@@ -28,19 +28,19 @@ static kind kind_of_flag(const cli_flag *g) {
   if (strcmp(g->arg, "NAME=VALUE") == 0) return SET;
   if (strcmp(g->arg, "NAME=FILE.npy") == 0)
     return strcmp(g->name, "--in") == 0 || strcmp(g->name, "--grad-out") == 0 ? INPUTS : OUTPUTS;
-  return strstr(g->arg, "|all|") ? POLICY : FILES;
+  return strchr(g->arg, '|') ? EITHER : strstr(g->arg, "FILE") ? FILES : NOTHING;
 }
 
 static kind kind_of_argument(const cli_command *k) {
   return k->words                                  ? WORDS
-         : strcmp(k->positional, "SPEC") == 0      ? SPEC
+         : strstr(k->positional, "SPEC")           ? SPEC
          : strcmp(k->positional, "FILE.csv") == 0  ? CSV
          : strcmp(k->positional, "[NAME]") == 0    ? OPS
          : strcmp(k->positional, "[COMMAND]") == 0 ? COMMANDS
                                                    : FILES;
 }
 
-/* Presets stand in the flag's own argument: FILE|none|all|least|BYTES. */
+/* What is in small letters: of FILE|none|all|least|BYTES, the presets. */
 static void print_words(FILE *f, const char *words) {
   const char *gap = "";
   while (*words) {
@@ -81,7 +81,7 @@ static void bash_kind(FILE *f, kind k, const char *words) {
     print_words(f, words);
     fputs("\"", f);
     return;
-  case POLICY:
+  case EITHER:
     fputs("_regraph_files; COMPREPLY+=($(compgen -W \"", f);
     print_words(f, words);
     fputs("\" -- \"$cur\"))", f);
@@ -178,8 +178,8 @@ static void zsh_kind(FILE *f, kind k, const char *words) {
     print_words(f, words);
     fputs(")", f);
     return;
-  case POLICY:
-    fputs("{_regraph_policy ", f);
+  case EITHER:
+    fputs("{_regraph_either ", f);
     print_words(f, words);
     fputs("}", f);
     return;
@@ -207,7 +207,7 @@ void cli_print_zsh(FILE *f) {
         "  names=(${(f)\"$(regraph check $spec --names $1 2>/dev/null)\"})\n"
         "  compadd -S = -- $names\n"
         "}\n"
-        "_regraph_policy() { _alternative 'files:file:_files' \"words:preset:($*)\" }\n"
+        "_regraph_either() { _alternative 'files:file:_files' \"words:word:($*)\" }\n"
         "_regraph_ops() {\n"
         "  local -a ops\n"
         "  ops=(${${(M)${(f)\"$(regraph ops)\"}:#[a-z]*}%%:*})\n"
@@ -261,7 +261,7 @@ static void fish_kind(FILE *f, kind k, const char *words) {
   case NOTHING: fputs(" -f", f); return;
   case FILES: return;
   case WORDS:
-  case POLICY:
+  case EITHER:
     fprintf(f, "%s -a '", k == WORDS ? " -f" : "");
     print_words(f, words);
     fputs("'", f);

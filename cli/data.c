@@ -287,6 +287,24 @@ static int64_t token_capacity(const data_set *d) {
   return least < 0 ? 0 : least;
 }
 
+/* Of rank 2, and its rows are no tokens. */
+static bool is_weight(const data_set *d, const rg_tensor_info *i) {
+  return i->role == RG_INPUT && i->rank == 2 && i->dim[0] != token_capacity(d) && i->dim[1] > 0;
+}
+
+static void scale(data_tensor *t, float by) {
+  enum { AT_ONCE = 1024 };
+  float x[AT_ONCE];
+  const size_t size = rg_dtype_size(t->info.dtype);
+  for (int64_t from = 0; from < t->elements; from += AT_ONCE) {
+    const size_t n = (size_t)(t->elements - from < AT_ONCE ? t->elements - from : AT_ONCE);
+    char *at = (char *)t->data + (size_t)from * size;
+    rg_convert(RG_F32, x, t->info.dtype, at, n);
+    for (size_t i = 0; i < n; i++) x[i] *= by;
+    rg_convert(t->info.dtype, at, RG_F32, x, n);
+  }
+}
+
 static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
   const rg_tensor_info *i = &t->info;
   data_file *f = NULL;
@@ -304,6 +322,7 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
     char name[160];
     snprintf(name, sizeof name, "%s%s", i->role == RG_GRAD_IN ? "grad." : "", i->name);
     data_draw(c->args.seed, name, i->dtype, t->data, t->elements, cli_threads(c));
+    if (d->small_weights && is_weight(d, i)) scale(t, 1 / sqrtf((float)i->dim[1]));
   } /* else: offsets, outputs and sums start at zero, as allocated */
   return RG_OK;
 }
@@ -367,7 +386,7 @@ rg_status data_bind(cli *c, data_set *d) {
     if (t->info.role == RG_GRAD_OUT) f = find_file(d->grad_out, d->ngrad_out, t->info.name);
     if (f) t->file = f->path;
   }
-  cli_progress_end();
+  cli_progress_end(c);
   return cli_ranks(c) > 1 ? RG_OK : data_rebind(c, d);
 }
 
@@ -403,7 +422,7 @@ void data_summaries(cli *c, data_set *d) {
     cli_progress(c, "looking at results", i, d->ntensor);
     if (data_is_result(t)) data_summarise(t->info.dtype, t->data, t->elements, &t->summary);
   }
-  cli_progress_end();
+  cli_progress_end(c);
 }
 
 rg_status data_write(cli *c, data_set *d) {

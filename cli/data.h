@@ -50,6 +50,9 @@ typedef struct data_set {
   data_file *in, *grad_in, *out, *grad_out;
   int nin, ngrad_in, nout, ngrad_out;
   bool backward; /* the backward direction runs */
+  /* weights are drawn small enough that what a product makes has its input's size: with others,
+   * scores saturate and tie, and what takes time by its data takes another's */
+  bool small_weights;
 } data_set;
 
 /* Opens the arrays of --in and --grad-in, looks up the names of all four flags in the spec, and

@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
     s = cli_fail(&c.error, RG_E_IO, "standard output", "can't be written: %s",
                  errno ? strerror(errno) : "an earlier write failed");
   }
-  cli_progress_end();
+  cli_progress_end(&c);
   print_errors(&c);
   int code = c.write_failed ? 1 : rg_status_exit_code(s);
   cli_close(&c);

@@ -140,16 +140,16 @@ static void say(const char *stage, double done, double total, double expected, b
 }
 
 void cli_progress(void *user, const char *stage, double done, double total) {
-  (void)user;
-  if (isatty(STDERR_FILENO)) say(stage, done, total, 0, false);
+  const cli *c = user;
+  if (!c->quiet && isatty(STDERR_FILENO)) say(stage, done, total, 0, false);
 }
 
-void cli_progress_expect(const char *stage, double seconds, bool most) {
-  if (isatty(STDERR_FILENO)) say(stage, 0, 0, seconds, most);
+void cli_progress_expect(const cli *c, const char *stage, double seconds, bool most) {
+  if (!c->quiet && isatty(STDERR_FILENO)) say(stage, 0, 0, seconds, most);
 }
 
-void cli_progress_end(void) {
-  if (!line.shown) return;
+void cli_progress_end(const cli *c) {
+  if (c->quiet || !line.shown) return;
   pthread_mutex_lock(&line.lock);
   line.quit = true;
   pthread_cond_signal(&line.wake);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* --set NAME=VALUE … → bindings. The same name may come again only with the same value. */
-static rg_status parse_set(cli *c) {
+rg_status cli_parse_set(cli *c) {
   const cli_list *list = &c->args.set;
   char where[32];
   snprintf(where, sizeof where, "regraph %s", c->args.command->name);
@@ -103,7 +103,7 @@ rg_status cli_open(cli *c) {
   for (int i = 0; s == RG_OK && i < a->plugin.n; i++)
     s = rg_plugin_load(c->ctx, a->plugin.item[i], &c->error);
   if (s != RG_OK || strcmp(a->command->positional, "SPEC") != 0) return s;
-  s = parse_set(c);
+  s = cli_parse_set(c);
   if (s != RG_OK) return s;
   s = load_spec(c);
   const rg_status policy = load_policy(c);
@@ -131,17 +131,17 @@ static void plan_progress(void *user, const char *stage, double done, double tot
   char text[64];
   snprintf(text, sizeof text, "planning: %s", stage);
   if (c->args.limit > 0 && strcmp(stage, "memplan") == 0)
-    cli_progress_expect(text, c->args.limit, true);
+    cli_progress_expect(c, text, c->args.limit, true);
   else
     cli_progress(user, text, done, total);
 }
 
-void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
+void cli_plan_options(cli *c, rg_plan_options *o) {
   const cli_args *a = &c->args;
   *o = (rg_plan_options){.set = c->solved,
                          .nset = c->nsolved,
                          .device = a->device,
-                         .profile_path = profile ? profile : a->profile,
+                         .profile_path = a->profile,
                          .threads = a->threads > INT_MAX ? INT_MAX : (int)a->threads,
                          .no_grad = a->no_grad,
                          .no_reuse = a->no_reuse,
@@ -156,11 +156,11 @@ void cli_plan_options(cli *c, const char *profile, rg_plan_options *o) {
     o->threads = cli_threads(c) > a->cp ? cli_threads(c) / (int)a->cp : 1;
 }
 
-rg_status cli_make_plan(cli *c, const char *profile) {
+rg_status cli_make_plan(cli *c) {
   rg_plan_options o;
-  cli_plan_options(c, profile, &o);
+  cli_plan_options(c, &o);
   rg_status s = rg_plan_create(c->spec, c->policy, &o, &c->plan, &c->error);
-  cli_progress_end();
+  cli_progress_end(c);
   if (s == RG_E_POLICY) cli_check(c); /* which says all that is wrong with it */
   return s;
 }
@@ -197,7 +197,7 @@ rg_status cli_make_session(cli *c, bool eager) {
 }
 
 void cli_close(cli *c) {
-  cli_progress_end();
+  cli_progress_end(c);
   rg_session_destroy(c->session);
   rg_plan_destroy(c->plan);
   rg_policy_destroy(c->policy);

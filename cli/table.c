@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, PACK, HELP };
+enum { OPS, SCHEMA, CHECK, PLAN, PARETO, RUN, BENCH, TUNE, PACK, HELP };
 #define BIT(x) (1u << (x))
 #define PLANS  (BIT(PLAN) | BIT(PARETO) | BIT(RUN) | BIT(BENCH))
 #define SPECS  (PLANS | BIT(CHECK))
@@ -64,6 +64,14 @@ const cli_command cli_commands[] = {
                "data comes from "
                "a cache).",
                cli_cmd_bench},
+    [TUNE] = {"tune", "[SPEC…]", NULL, 0, CLI_MOST_POSITIONAL,
+              "measure ops for the planner's times",
+              "Times every op of the specs (the stock examples, if none is named) at several "
+              "numbers of tokens T, "
+              "and writes a profile into the user's cache folder, where plans on this machine find "
+              "it. What was measured is kept beside it: a tune that was interrupted, or whose time "
+              "was up, goes on.",
+              cli_cmd_tune},
     [PACK] = {"pack", "FILE.csv", NULL, 1, 1, "pack intervals into an arena",
               "Reads lines id,lower,upper,size (half-open lifetimes) and writes them with a column "
               "offset. "
@@ -78,15 +86,15 @@ const int cli_ncommand = HELP + 1;
 const cli_flag cli_flags[] = {
     {"--policy", CLI_TEXT, "FILE|none|all|least|BYTES", SPECS, AT(policy), 0,
      "what to keep, what to recompute, or a budget such as 6GiB (default: keep all)"},
-    {"--set", CLI_LIST, "NAME=VALUE", SPECS, AT(set), 0,
+    {"--set", CLI_LIST, "NAME=VALUE", SPECS | BIT(TUNE), AT(set), 0,
      "bind a free dimension or parameter (64K: 65536); repeatable"},
-    {"--device", CLI_CHOICE, "cpu|cuda", PLANS, AT(device), 0,
+    {"--device", CLI_CHOICE, "cpu|cuda", PLANS | BIT(TUNE), AT(device), 0,
      "device to plan for and run on (default: cpu)"},
-    {"--profile", CLI_TEXT, "FILE", PLANS, AT(profile), 0,
-     "device profile (default: the one that ships)"},
+    {"--profile", CLI_TEXT, "shipped|FILE|NAME", PLANS, AT(profile), 0,
+     "device profile (default: what tune measured here, else the one that ships)"},
     {"--cp", CLI_INT, "N", PLANS, AT(cp), 1,
      "share the tokens out among N ranks (threads, where it runs)"},
-    {"--threads", CLI_INT, "N", PLANS, AT(threads), 1,
+    {"--threads", CLI_INT, "N", PLANS | BIT(TUNE), AT(threads), 1,
      "threads on the CPU (default: one per core)"},
     {"--no-grad", CLI_SWITCH, NULL, PLANS, AT(no_grad), 0, "plan the forward direction only"},
     {"--no-reuse", CLI_SWITCH, NULL, PLANS, AT(no_reuse), 0, "give every tensor bytes of its own"},
@@ -103,8 +111,8 @@ const cli_flag cli_flags[] = {
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
      "print every node and tensor of the planned graph"},
-    {"--svg", CLI_TEXT, "FILE", BIT(PLAN), AT(svg), 0,
-     "write the memory timeline as a picture, too"},
+    {"--svg", CLI_TEXT, "FILE", BIT(PLAN) | BIT(PARETO), AT(svg), 0,
+     "write a picture: the memory timeline, too; the front instead of text"},
     {"--in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(in), 0, "read an input; repeatable"},
     {"--grad-in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_in), 0,
      "read an output's gradient; repeatable"},
@@ -112,19 +120,23 @@ const cli_flag cli_flags[] = {
     {"--grad-out", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_out), 0,
      "write an input's gradient; repeatable"},
     {"--backward", CLI_SWITCH, NULL, BIT(RUN), AT(backward), 0, "run the backward direction, too"},
-    {"--seed", CLI_SEED, "S", BIT(RUN) | BIT(BENCH), AT(seed), 0,
+    {"--seed", CLI_SEED, "S", BIT(RUN) | BIT(BENCH) | BIT(TUNE), AT(seed), 0,
      "seed of the drawn arrays (default: 0)"},
     {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0,
      "cuda: step by step, not as one graph"},
-    {"--repeat", CLI_INT, "N", BIT(BENCH), AT(repeat), 1,
-     "timed runs after the warm-up (default: 5)"},
-    {"--profile-out", CLI_TEXT, "FILE", BIT(BENCH), AT(profile_out), 0,
-     "write this machine's profile, as measured"},
+    {"--repeat", CLI_INT, "N", BIT(BENCH) | BIT(TUNE), AT(repeat), 1,
+     "timed runs after the warm-up (default: 5; tune, which stops after a second: 25)"},
+    {"--profile-out", CLI_TEXT, "FILE.json", BIT(TUNE), AT(profile_out), 0,
+     "write the profile there instead, and the list of measurements beside it"},
+    {"--source", CLI_TEXT, "TEXT", BIT(TUNE), AT(source), 0,
+     "what plans are to say of where their times come from"},
+    {"--time-limit", CLI_SECONDS, "SECONDS", BIT(TUNE), AT(time_limit), 0,
+     "begin no measurement after that"},
     {"--out", CLI_LIST, "FILE.csv", BIT(PACK), AT(out), 0,
      "write there instead of to standard output"},
     {"--capacity", CLI_BYTES, "BYTES", BIT(PACK), AT(capacity), 1,
      "stop at the first packing that fits"},
-    {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA), AT(plugin), 0,
+    {"--plugin", CLI_LIST, "FILE.so", SPECS | BIT(OPS) | BIT(SCHEMA) | BIT(TUNE), AT(plugin), 0,
      "load more ops; repeatable"},
     {"--man", CLI_SWITCH, NULL, BIT(HELP), AT(man), 0, "print the man page"},
     {"--completion", CLI_CHOICE, "bash|zsh|fish", BIT(HELP), AT(completion), 0,
@@ -275,7 +287,7 @@ static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
 }
 
 rg_status cli_parse(int argc, char **argv, cli_args *a, rg_error *e) {
-  *a = (cli_args){.device = "cpu", .repeat = 5};
+  *a = (cli_args){.device = "cpu"};
   cli_list *lists[] = {&a->set, &a->in, &a->grad_in, &a->out, &a->grad_out, &a->plugin};
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
     if (!(lists[i]->item = calloc((size_t)argc + 1, sizeof *lists[i]->item))) return cli_nomem(e);

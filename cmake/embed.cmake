@@ -1,20 +1,22 @@
-# Writes texts into a C file, so that they need no files at run time.
-#   cmake -DOUT=texts.c "-DTEXTS=NAME=FILE|NAME=FILE…" -P embed.cmake      makes `const char *const NAME`
-foreach(variable OUT TEXTS)
+# Writes text files into a C file, so that nothing is looked for at run time: the shipped device profiles
+# and the schemas for the library, the stock examples for `regraph tune`.
+#   cmake -DOUT=FILE.c -DPREFIX=NAME -DFILES=A.json,B.json -P embed.cmake     → NAME_A, NAME_B
+foreach(variable OUT PREFIX FILES)
   if(NOT DEFINED ${variable})
     message(FATAL_ERROR "embed.cmake needs -D${variable}=…")
   endif()
 endforeach()
 
-set(c "/* Made by cmake/embed.cmake. */\n")
-string(REPLACE "|" ";" entries "${TEXTS}")
-foreach(entry ${entries})
-  string(REGEX MATCH "^([a-z_]+)=(.*)$" entry "${entry}")
-  set(name ${CMAKE_MATCH_1})
-  file(READ "${CMAKE_MATCH_2}" text)
+set(declarations "")
+set(definitions "")
+string(REPLACE "," ";" files "${FILES}")
+foreach(file ${files})
+  get_filename_component(name "${file}" NAME_WE)
+  file(READ "${file}" text)
   string(REPLACE "\\" "\\\\" text "${text}")
   string(REPLACE "\"" "\\\"" text "${text}")
   string(REPLACE "\n" "\\n\"\n    \"" text "${text}")
-  string(APPEND c "extern const char *const ${name};\nconst char *const ${name} =\n    \"${text}\";\n")
+  string(APPEND declarations "extern const char *const ${PREFIX}_${name};\n")
+  string(APPEND definitions "const char *const ${PREFIX}_${name} =\n    \"${text}\";\n")
 endforeach()
-file(WRITE "${OUT}" "${c}")
+file(WRITE "${OUT}" "/* Made by cmake/embed.cmake. */\n${declarations}${definitions}")

@@ -28,6 +28,12 @@ if(NOT CRITERION_FOUND AND NOT REGRAPH_SANITIZE MATCHES "thread")
   message(FATAL_ERROR "Criterion is missing (Debian: libcriterion-dev). Install it, or configure with -DREGRAPH_TESTS=OFF.")
 endif()
 
+# What tune may have measured on this machine is no business of the tests. Called where all are added.
+function(shipped_profiles)
+  get_property(tests DIRECTORY PROPERTY TESTS)
+  set_property(TEST ${tests} APPEND PROPERTY ENVIRONMENT REGRAPH_PROFILE=shipped)
+endfunction()
+
 # ---- unit tests: may reach inside ----
 if(REGRAPH_SANITIZE OR REGRAPH_COVERAGE)
   add_compile_definitions(RG_TEST_SLOW) # tests/harness/round.h
@@ -43,6 +49,7 @@ if(REGRAPH_SANITIZE MATCHES "thread")
     target_compile_definitions(${name} PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   endforeach()
+  shipped_profiles()
   return()
 endif()
 file(GLOB harness_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/harness/*.c)
@@ -126,6 +133,8 @@ foreach(source ${fuzz_sources})
     target_link_libraries(${name} PRIVATE rgi_harness regraph_all)
   endif()
 endforeach()
+
+shipped_profiles()
 
 # ---- benchmarks: not tests ----
 pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)

@@ -5,16 +5,6 @@
 static const char magic[8] = "regraph";
 enum { FORMAT = 1 };
 
-uint64_t rgi_hash(uint64_t hash, const void *data, size_t size) {
-  const unsigned char *p = data;
-  for (size_t i = 0; i < size; i++) hash = (hash ^ p[i]) * UINT64_C(0x100000001b3);
-  return hash;
-}
-
-uint64_t rgi_hash_text(uint64_t hash, const char *text) {
-  return rgi_hash(hash, text, strlen(text) + 1);
-}
-
 static rg_status differs(int rank, const char *what, rg_error *e) {
   return rgi_fail(e, RG_E_COMM, NULL, NULL, "rank %d has another %s than rank 0", rank, what);
 }

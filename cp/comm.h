@@ -13,11 +13,6 @@ typedef struct rgi_cp_field {
 
 enum { RGI_CP_FIELDS = 16 }; /* most there may be */
 
-/* FNV-1a over bytes; begin with RGI_HASH. */
-#define RGI_HASH UINT64_C(0xcbf29ce484222325)
-uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);
-uint64_t rgi_hash_text(uint64_t hash, const char *text);
-
 /* Collective: RG_E_COMM on every rank if one has another value than rank 0, naming rank and
  * field. */
 rg_status rgi_cp_agree(const rg_context *ctx, rg_comm *comm, const rgi_cp_field *field, int n,

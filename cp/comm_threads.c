@@ -5,11 +5,15 @@
  *     copy       each takes what it gets out of the others' memory, without the lock
  *     leave      nobody returns, and perhaps frees its buffers, before all have copied
  *
+ * On a GPU, one for all ranks, the meetings are of the threads that enqueue. Each marks its stream
+ * when its bytes are made (ready) and when it has copied (done); the others' streams wait for the
+ * marks. A mark is made anew only after a meeting that all those who wait for it have come to.
+ *
  * Failing. The first failure stands, every rank that waits or calls later gets it. Only arriving
  * has a deadline: once all have arrived nothing but copying stands before leaving, and while
  * anybody copies nobody may go. The watch is kept by whoever waits, so there is no further thread.
  */
-#include "../graph/base.h"
+#include "device.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -29,6 +33,7 @@ typedef struct member {
   char node[128];
   size_t bytes;
   const void *send, *send_next; /* all_gather, all_to_all; halo: to the previous, to the next */
+  void *ready, *done;           /* marks on its stream */
 } member;
 
 typedef struct world {
@@ -121,11 +126,18 @@ static struct timespec deadline_of(const world *w) {
   return t;
 }
 
+static void abort_all(rg_comm *c, const rg_error *why);
+
 static rg_status arrive(rg_comm *c, kind what, const char *node, const void *send,
-                        const void *send_next, size_t bytes, rg_error *e) {
+                        const void *send_next, size_t bytes, void *stream, rg_error *e) {
   world *w = c->user;
   member *m = me(c);
   rg_status status = RG_OK;
+  if (stream) {
+    rg_error own = {0};
+    status = rgi_device_mark(&m->ready, stream, &own);
+    if (status != RG_OK) abort_all(c, &own);
+  }
   pthread_mutex_lock(&w->lock);
   if (w->failed) {
     status = failure(w, node, e);
@@ -163,17 +175,41 @@ static rg_status arrive(rg_comm *c, kind what, const char *node, const void *sen
   return status;
 }
 
-static void leave(rg_comm *c) {
+/* Copies wait for what others have made. */
+static rg_status others_ready(rg_comm *c, void *stream, rg_error *e) {
+  const world *w = c->user;
+  for (int r = 0; r < c->size && stream; r++)
+    if (r != c->rank) RGI_TRY(rgi_device_wait(w->rank[r].ready, stream, e));
+  return RG_OK;
+}
+
+static rg_status move(void *to, const void *from, size_t bytes, void *stream, rg_error *e) {
+  if (bytes == 0) return RG_OK;
+  if (stream) return rgi_device_copy(to, from, bytes, stream, e);
+  memcpy(to, from, bytes);
+  return RG_OK;
+}
+
+/* `status`: how the copies went. */
+static rg_status leave(rg_comm *c, void *stream, rg_status status, rg_error *e) {
   world *w = c->user;
+  member *m = me(c);
+  rg_error own = {0};
+  if (stream && status == RG_OK) status = rgi_device_mark(&m->done, stream, &own);
   pthread_mutex_lock(&w->lock);
   const uint64_t over = w->over;
-  me(c)->here = false;
+  m->here = false;
   if (--w->leaving == 0) {
     w->over++;
     pthread_cond_broadcast(&w->moved);
   }
   while (w->over == over) pthread_cond_wait(&w->moved, &w->lock);
   pthread_mutex_unlock(&w->lock);
+  for (int r = 0; r < c->size && stream && status == RG_OK; r++) /* before they write there again */
+    if (r != c->rank && w->rank[r].done) status = rgi_device_wait(w->rank[r].done, stream, &own);
+  if (own.status != RG_OK) rgi_fail(e, status, NULL, NULL, "%s", own.message);
+  if (status != RG_OK) abort_all(c, own.status != RG_OK ? &own : e);
+  return status;
 }
 
 /* ---- collectives ---- */
@@ -181,41 +217,40 @@ static void leave(rg_comm *c) {
 static rg_status all_gather(rg_comm *c, const char *node, const void *send, void *recv,
                             size_t bytes, void *stream, rg_error *e) {
   const world *w = c->user;
-  (void)stream;
-  RGI_TRY(arrive(c, ALL_GATHER, node, send, NULL, bytes, e));
-  for (int r = 0; r < c->size && bytes; r++)
-    memcpy((char *)recv + (size_t)r * bytes, w->rank[r].send, bytes);
-  leave(c);
-  return RG_OK;
+  RGI_TRY(arrive(c, ALL_GATHER, node, send, NULL, bytes, stream, e));
+  rg_status status = others_ready(c, stream, e);
+  for (int r = 0; r < c->size && status == RG_OK; r++)
+    status = move((char *)recv + (size_t)r * bytes, w->rank[r].send, bytes, stream, e);
+  return leave(c, stream, status, e);
 }
 
 static rg_status all_to_all(rg_comm *c, const char *node, const void *send, void *recv,
                             size_t bytes, void *stream, rg_error *e) {
   const world *w = c->user;
-  (void)stream;
-  RGI_TRY(arrive(c, ALL_TO_ALL, node, send, NULL, bytes, e));
-  for (int r = 0; r < c->size && bytes; r++)
-    memcpy((char *)recv + (size_t)r * bytes,
-           (const char *)w->rank[r].send + (size_t)c->rank * bytes, bytes);
-  leave(c);
-  return RG_OK;
+  const size_t mine = (size_t)c->rank * bytes;
+  RGI_TRY(arrive(c, ALL_TO_ALL, node, send, NULL, bytes, stream, e));
+  rg_status status = others_ready(c, stream, e);
+  for (int r = 0; r < c->size && status == RG_OK; r++)
+    status = move((char *)recv + (size_t)r * bytes, (const char *)w->rank[r].send + mine, bytes,
+                  stream, e);
+  return leave(c, stream, status, e);
 }
 
 static rg_status halo(rg_comm *c, const char *node, const rg_halo *h, size_t bytes, void *stream,
                       rg_error *e) {
   const world *w = c->user;
-  (void)stream;
-  RGI_TRY(arrive(c, HALO, node, h->to_previous, h->to_next, bytes, e));
-  if (c->rank > 0 && bytes) memcpy(h->from_previous, w->rank[c->rank - 1].send_next, bytes);
-  if (c->rank + 1 < c->size && bytes) memcpy(h->from_next, w->rank[c->rank + 1].send, bytes);
-  leave(c);
-  return RG_OK;
+  RGI_TRY(arrive(c, HALO, node, h->to_previous, h->to_next, bytes, stream, e));
+  rg_status status = others_ready(c, stream, e);
+  if (c->rank > 0 && status == RG_OK)
+    status = move(h->from_previous, w->rank[c->rank - 1].send_next, bytes, stream, e);
+  if (c->rank + 1 < c->size && status == RG_OK)
+    status = move(h->from_next, w->rank[c->rank + 1].send, bytes, stream, e);
+  return leave(c, stream, status, e);
 }
 
 static rg_status barrier(rg_comm *c, const char *node, rg_error *e) {
-  RGI_TRY(arrive(c, BARRIER, node, NULL, NULL, 0, e));
-  leave(c);
-  return RG_OK;
+  RGI_TRY(arrive(c, BARRIER, node, NULL, NULL, 0, NULL, e));
+  return leave(c, NULL, RG_OK, e);
 }
 
 static void abort_all(rg_comm *c, const rg_error *why) {
@@ -244,6 +279,10 @@ static void destroy(rg_comm *c) {
     if (w->rank[r].here) left_before(w, me(c), &w->rank[r]);
   pthread_mutex_unlock(&w->lock);
   if (!last) return;
+  for (int r = 0; r < w->size; r++) {
+    rgi_device_forget(w->rank[r].ready);
+    rgi_device_forget(w->rank[r].done);
+  }
   pthread_cond_destroy(&w->moved);
   pthread_mutex_destroy(&w->lock);
   rgi_free(w->ctx, w);

@@ -10,8 +10,8 @@
  * rows, so a rank's slot 1 has live ones only where its slot 0 is full: both slots end to end are a
  * pack, too.
  *
- * Pure functions of sequence starts that obey the rules; they allocate nothing. The arithmetic of an
- * entry is in kernels/cp.h, which fills the same tables on a device.
+ * Pure functions of sequence starts that obey the rules; they allocate nothing. The arithmetic of
+ * an entry is in kernels/cp.h, which fills the same tables on a device.
  */
 #ifndef RGI_CP_TABLES_H
 #define RGI_CP_TABLES_H

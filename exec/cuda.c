@@ -2,6 +2,7 @@
 #include "cuda.h"
 #include "../kernels/blas.h"
 #include <nvtx3/nvToolsExt.h>
+#include <stdio.h>
 
 rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, rg_error *e) {
   if (code == cudaSuccess) return RG_OK;
@@ -110,6 +111,17 @@ rg_status rgi_cuda_device(rg_gpu *out, rg_error *e) {
   if (out->cc < 80)
     return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
                     "the GPU has compute capability %d.%d; 8.0 or newer is needed", major, minor);
+  return RG_OK;
+}
+
+rg_status rgi_cuda_about(rg_gpu *out, char *name, size_t size, int64_t *memory, rg_error *e) {
+  int id = 0;
+  struct cudaDeviceProp about;
+  RGI_TRY(rgi_cuda_device(out, e));
+  RGI_TRY(rgi_cuda_status(cudaGetDevice(&id), "asking for the GPU", NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaGetDeviceProperties(&about, id), "asking for the GPU", NULL, e));
+  if (name) snprintf(name, size, "%s", about.name);
+  *memory = (int64_t)about.totalGlobalMem;
   return RG_OK;
 }
 

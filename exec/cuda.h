@@ -39,5 +39,7 @@ void rgi_cuda_range_pop(void);
 /* The current device, or RG_E_DEVICE saying what is missing: no driver, too old a driver, no
  * device. */
 rg_status rgi_cuda_device(rg_gpu *out, rg_error *e);
+/* The same, with its name (name NULL: unasked) and its memory in bytes. */
+rg_status rgi_cuda_about(rg_gpu *out, char *name, size_t size, int64_t *memory, rg_error *e);
 
 #endif

@@ -50,6 +50,8 @@ rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out) {
   out->workspace = s->workspace_size;
   out->flops = s->cost.flops;
   out->bytes = s->cost.bytes;
+  out->exps = s->cost.exps;
+  out->dtype = s->dtype;
   out->model_ms = s->ms;
   out->roofline_ms = s->roofline_ms;
   for (int k = 0; k < rgi_nout(n); k++)

@@ -149,8 +149,11 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   /* Schedules are made for the GPU that is there, unless another machine's profile was asked
    * for. */
   rg_gpu here;
-  if (p->cuda && !o->profile_path && rgi_cuda_device(&here, NULL) == RG_OK) p->gpu = here;
+  if (p->cuda && !rgi_profile_asked(o->profile_path) && rgi_cuda_device(&here, NULL) == RG_OK)
+    p->gpu = here;
 #endif
+  p->profile->elsewhere = p->profile->gpu.cc != p->gpu.cc || p->profile->gpu.sms != p->gpu.sms;
+  p->profile->gpu = p->gpu; /* whose kernels the cost model asks for */
   p->mem = (rgi_memory_options){.gpu = p->cuda ? &p->gpu : NULL,
                                 .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,
@@ -372,9 +375,7 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
                     const char *format, rg_text *out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
-  if (!format || (strcmp(format, "text") != 0 && strcmp(format, "json") != 0))
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
-                    format ? format : "");
+  if (!format) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the format is NULL");
   prepared p;
   rg_plan_options o;
   RGI_TRY(read_options(options, &o, e));

@@ -125,17 +125,12 @@ rg_status rgi_session_agree(rg_session *s, rg_error *e) {
                       "the plan is made for %d ranks, the communicator has %d", ranks, c->size);
   if (status == RG_OK)
     status = rgi_cp_agree(s->plan->ctx, c, s->plan->field, s->plan->nfield, &own);
-  if (status == RG_OK) return RG_OK;
-  c->abort(c, &own);
-  return rgi_fail(e, status, NULL, NULL, "%s", own.message);
+  return status == RG_OK ? RG_OK : rgi_fail(e, status, NULL, NULL, "%s", own.message);
 }
 
-rg_status rgi_session_steps(rg_session *s, bool backward, rg_error *e) {
-  if (!s->comm) return s->backend->run(s, backward, e);
-  rg_error own = {0};
-  const rg_status status = s->backend->run(s, backward, &own);
+rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_error *e) {
   if (status == RG_OK) return RG_OK;
-  s->comm->abort(s->comm, &own);
-  if (e && e->status == RG_OK) *e = own;
+  if (c && c->abi == RG_OP_ABI) c->abort(c, own);
+  if (e && e->status == RG_OK) *e = *own;
   return status;
 }

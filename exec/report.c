@@ -10,7 +10,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { JSON_VERSION = 1, TIMELINE_COLUMNS = 100, LEAST_COLUMNS = 40, MOST_COLUMNS = 400 };
+enum {
+  JSON_VERSION = 1,
+  TIMELINE_COLUMNS = 100,
+  LEAST_COLUMNS = 40,
+  MOST_COLUMNS = 400,
+  TIMES = 1280
+};
 
 /* Shortest text a reader can rely on, with a dot whatever the locale. */
 static void number(rgi_buf *b, double x) {
@@ -102,6 +108,15 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
                    glue.backward_ms);
   rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
                  forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
+  char times[TIMES];
+  rgi_report_times(plan, times, sizeof times);
+  rgi_buf_printf(b, "  times           %s\n", times);
+}
+
+void rgi_report_times(const rg_plan *plan, char *text, size_t size) {
+  const rgi_profile *p = plan->profile;
+  snprintf(text, size, "%.600s%s; profile %08x, %.600s", p->source ? p->source : "uncalibrated",
+           p->elsewhere ? ", on another GPU" : "", (unsigned)(p->id >> 32 ^ p->id), p->found);
 }
 
 /* A line per node that could be taken apart, and what it gained together. */
@@ -298,6 +313,9 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
   json_text(b, "profile", plan->profile->name);
+  char times[TIMES];
+  rgi_report_times(plan, times, sizeof times);
+  json_text(b, "times", times);
   json_int(b, "threads", plan->threads);
   json_int(b, "head_groups", plan->graph->groups);
   rgi_buf_printf(b, "\"capacity\": {");

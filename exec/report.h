@@ -4,6 +4,8 @@
 
 #include "plan.h"
 
+/* Where the model's times come from: "measured at …; profile 0123abcd, shipped". */
+void rgi_report_times(const rg_plan *plan, char *text, size_t size);
 /* Which kernels step i takes, or NULL. */
 const char *rgi_report_path(const rg_plan *plan, int32_t i);
 void rgi_report_kernels(const rg_plan *plan, rgi_buf *b);

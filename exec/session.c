@@ -132,15 +132,10 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
 
 RGI_NO_TAIL(rg_session_options, comm);
 
-rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
-                            rg_session **out, rg_error *e) {
-  rg_session_options own;
-  const rg_session_options *const o = &own;
-  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
-  *out = NULL;
-  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
-  RGI_TRY(RGI_OPTIONS(rg_session_options, comm, options, &own, e));
+static rg_status create_session(const rg_plan *plan, const rg_session_options *o, rg_session **out,
+                                rg_error *e) {
   const rgi_backend *backend;
+  if (!plan) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan is NULL");
   RGI_TRY(rgi_backend_of(plan, &backend, e));
   if (o->arena && (!o->arena->alloc || !o->arena->free))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the arena's allocator lacks alloc or free");
@@ -163,6 +158,17 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   }
   *out = s;
   return RG_OK;
+}
+
+rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
+                            rg_session **out, rg_error *e) {
+  rg_session_options o;
+  rg_error own = {0};
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
+  *out = NULL;
+  RGI_TRY(RGI_OPTIONS(rg_session_options, comm, options, &o, e));
+  const rg_status status = create_session(plan, &o, out, &own);
+  return rgi_ranks_told(o.comm, status, &own, e);
 }
 
 void rg_session_destroy(rg_session *s) {
@@ -298,8 +304,7 @@ static rg_status measure(rg_session *s, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rg_session_forward(rg_session *s, rg_error *e) {
-  if (!s) return null_session(e);
+static rg_status forward(rg_session *s, rg_error *e) {
   RGI_TRY(check_bound(s, false, e));
   if (s->current->forgotten)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
@@ -314,14 +319,13 @@ rg_status rg_session_forward(rg_session *s, rg_error *e) {
     RGI_TRY(s->backend->poison(s, s->current->data, s->plan->sizes.saved, e));
     RGI_TRY(poison_targets(s, RG_OUTPUT, e));
   }
-  RGI_TRY(rgi_session_steps(s, false, e));
+  RGI_TRY(s->backend->run(s, false, e));
   if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
   return RG_OK;
 }
 
-rg_status rg_session_backward(rg_session *s, rg_error *e) {
-  if (!s) return null_session(e);
+static rg_status backward(rg_session *s, rg_error *e) {
   bool any = false;
   for (int32_t i = 0; i < s->plan->nbindable; i++)
     any |= s->plan->bindable[i].info.role == RG_GRAD_OUT;
@@ -336,8 +340,17 @@ rg_status rg_session_backward(rg_session *s, rg_error *e) {
   RGI_TRY(check_bound(s, true, e));
   RGI_TRY(rgi_session_overlap(s, true, e));
   if (s->poison) RGI_TRY(poison_targets(s, RG_GRAD_OUT, e));
-  RGI_TRY(rgi_session_steps(s, true, e));
+  RGI_TRY(s->backend->run(s, true, e));
   return s->poison ? measure(s, e) : RG_OK;
+}
+
+rg_status rg_session_forward(rg_session *s, rg_error *e) {
+  rg_error own = {0};
+  return s ? rgi_ranks_told(s->comm, forward(s, &own), &own, e) : null_session(e);
+}
+rg_status rg_session_backward(rg_session *s, rg_error *e) {
+  rg_error own = {0};
+  return s ? rgi_ranks_told(s->comm, backward(s, &own), &own, e) : null_session(e);
 }
 
 /* ---- looking inside ---- */

@@ -89,8 +89,9 @@ rg_status rgi_session_overlap(rg_session *s, bool backward, rg_error *e);
 
 /* Collective, where the plan has ranks: RG_E_COMM if they do not fit together (ranks.c). */
 rg_status rgi_session_agree(rg_session *s, rg_error *e);
-/* Runs a direction; a failure ends the runs of the other ranks. */
-rg_status rgi_session_steps(rg_session *s, bool backward, rg_error *e);
+/* Hands on how a call went, `own` in words; a failure ends the other ranks' calls, which would wait
+ * for this one otherwise. c may be NULL. */
+rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_error *e);
 
 /* ---- session_steps.c ---- */
 

@@ -105,15 +105,6 @@ rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_erro
 
 /* ---- steps ---- */
 
-/* The element type the cost model counts by: the first float among the arguments. */
-static rg_dtype model_dtype(const rg_call *c, int nin, int nout) {
-  for (int i = 0; i < nin; i++)
-    if (c->in[i].rank >= 0 && c->in[i].dtype != RG_I32) return c->in[i].dtype;
-  for (int i = 0; i < nout; i++)
-    if (c->out[i].rank >= 0 && c->out[i].dtype != RG_I32) return c->out[i].dtype;
-  return RG_F32;
-}
-
 static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
   const rgi_graph *g = plan->graph;
   const rgi_node *node = &g->node[n];
@@ -145,10 +136,12 @@ static rg_status add_step(rg_plan *plan, int32_t n, rg_error *e) {
     return rgi_fail(e, RG_E_DEVICE, NULL, node->name, "op \"%s\" has no %s implementation",
                     node->op->name, plan->cuda ? "CUDA" : "CPU");
   if (plan->cuda && node->op->check) RGI_TRY(node->op->check(&s->call, e));
-  if (node->op->cost) node->op->cost(&s->call, &s->cost);
-  s->dtype = model_dtype(&s->call, s->nin, s->nout);
-  s->ms = rgi_profile_ms(plan->profile, node->op, s->dtype, &s->cost);
-  s->roofline_ms = rgi_profile_roofline_ms(plan->profile, s->dtype, &s->cost);
+  rgi_modelled m;
+  rgi_model_call(plan->profile, &s->call, &m);
+  s->cost = m.cost;
+  s->dtype = m.dtype;
+  s->ms = m.ms;
+  s->roofline_ms = m.roofline_ms;
   return RG_OK;
 }
 

@@ -339,6 +339,19 @@ void rgi_buf_printf(rgi_buf *b, const char *format, ...) {
   va_end(args);
 }
 
+void rgi_buf_xml(rgi_buf *b, const char *text) {
+  for (; *text; text++) {
+    if (*text == '<')
+      rgi_buf_add(b, "&lt;", 4);
+    else if (*text == '&')
+      rgi_buf_add(b, "&amp;", 5);
+    else if (*text == '"')
+      rgi_buf_add(b, "&quot;", 6);
+    else if ((unsigned char)*text >= ' ')
+      rgi_buf_add(b, text, 1);
+  }
+}
+
 void rgi_buf_json(rgi_buf *b, const char *text) {
   rgi_buf_add(b, "\"", 1);
   for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
@@ -421,4 +434,14 @@ const char *rg_nearest(const char *word, const char *const *candidates, int n) {
     if (d < best_distance) best = candidates[i], best_distance = d;
   }
   return best;
+}
+
+uint64_t rgi_hash(uint64_t hash, const void *data, size_t size) {
+  const unsigned char *p = data;
+  for (size_t i = 0; i < size; i++) hash = (hash ^ p[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}
+
+uint64_t rgi_hash_text(uint64_t hash, const char *text) {
+  return rgi_hash(hash, text, strlen(text) + 1);
 }

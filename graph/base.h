@@ -97,6 +97,7 @@ void rgi_buf_init(rgi_buf *b, const rg_context *ctx);
 void rgi_buf_printf(rgi_buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void rgi_buf_add(rgi_buf *b, const char *text, size_t n);
 void rgi_buf_json(rgi_buf *b, const char *text); /* quoted and escaped */
+void rgi_buf_xml(rgi_buf *b, const char *text);  /* escaped, control characters left out */
 void rgi_buf_free(rgi_buf *b);
 /* Moves the text into *out, or frees it and fails. */
 rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e);
@@ -107,6 +108,11 @@ bool rgi_parse_count(const char *text, int64_t *out);
 
 /* "1.50 GiB" and so on; returns buffer. */
 const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
+
+/* FNV-1a over bytes; begin with RGI_HASH. */
+#define RGI_HASH UINT64_C(0xcbf29ce484222325)
+uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);
+uint64_t rgi_hash_text(uint64_t hash, const char *text);
 
 /* Overflow-checked; false on overflow. */
 static inline bool rgi_mul(int64_t a, int64_t b, int64_t *r) {

@@ -318,19 +318,6 @@ static double y_of(const panel *p, int64_t address) {
   return p->y + p->height * (1 - (double)address / (double)(p->size > 0 ? p->size : 1));
 }
 
-static void xml(rgi_buf *out, const char *text) {
-  for (; *text; text++) {
-    if (*text == '<')
-      rgi_buf_add(out, "&lt;", 4);
-    else if (*text == '&')
-      rgi_buf_add(out, "&amp;", 5);
-    else if (*text == '"')
-      rgi_buf_add(out, "&quot;", 6);
-    else if ((unsigned char)*text >= ' ')
-      rgi_buf_add(out, text, 1);
-  }
-}
-
 /* The largest type, up to 12, in which `letters` characters fit into w × h; 0 where it could not be
  * read. */
 static double font_for(size_t letters, double w, double h) {
@@ -356,7 +343,7 @@ static void svg_label(const panel *p, const rgi_block *b, double x, double y, do
                  cy + (two ? -0.2 : 0.35) * font, font);
   if (turned) rgi_buf_printf(out, " transform=\"rotate(-90 %.1f %.1f)\"", cx, cy);
   rgi_buf_printf(out, ">");
-  xml(out, name);
+  rgi_buf_xml(out, name);
   if (two)
     rgi_buf_printf(out,
                    "<tspan x=\"%.1f\" dy=\"1.2em\" font-size=\"%.1f\" fill=\"#555\">%s</tspan>", cx,
@@ -373,17 +360,17 @@ static void svg_block(const panel *p, const rgi_block *b, int shade) {
          y = y_of(p, b->address + b->size), h = y_of(p, b->address) - y;
   char size[32];
   rgi_buf_printf(out, "<g><title>");
-  xml(out, block_name(v, b));
+  rgi_buf_xml(out, block_name(v, b));
   rgi_buf_printf(out, "%s&#10;%s (%lld bytes) at %s+%lld&#10;steps %d to %d: ",
                  b->tensor >= 0 ? "" : " (workspace)", rgi_human_bytes(b->size, size),
                  (long long)b->size, rgi_region_name(b->region), (long long)b->address,
                  (int)v->step[b->first], (int)v->step[b->last]);
-  xml(out, v->g->node[b->first].name);
+  rgi_buf_xml(out, v->g->node[b->first].name);
   rgi_buf_printf(out, " … ");
-  xml(out, v->g->node[b->last].name);
+  rgi_buf_xml(out, v->g->node[b->last].name);
   if (b->shares >= 0) {
     rgi_buf_printf(out, "&#10;in place of ");
-    xml(out, block_name(v, &v->m->block[b->shares]));
+    rgi_buf_xml(out, block_name(v, &v->m->block[b->shares]));
   }
   rgi_buf_printf(out,
                  "</title><rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"/>",
@@ -433,7 +420,7 @@ static void svg_names(const panel *p, double y) {
     rgi_buf_printf(p->out,
                    "<text class=\"e\" x=\"%.1f\" y=\"%.1f\" transform=\"rotate(-60 %.1f %.1f)\">",
                    x, y, x, y);
-    xml(p->out, v->g->node[v->node[s]].name);
+    rgi_buf_xml(p->out, v->g->node[v->node[s]].name);
     rgi_buf_printf(p->out, "</text>\n");
   }
 }
@@ -487,13 +474,13 @@ void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
       ".e{text-anchor:end;font-size:10px}.b{font-weight:bold;font-size:13px}</"
       "style>\n<title>memory of ",
       LEFT + width + RIGHT, end + NAMES, LEFT + width + RIGHT, end + NAMES);
-  xml(out, g->name ? g->name : "");
+  rgi_buf_xml(out, g->name ? g->name : "");
   rgi_buf_printf(
       out,
       "</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"b\" "
       "x=\"%d\" y=\"26\">",
       LEFT);
-  xml(out, g->name ? g->name : "");
+  rgi_buf_xml(out, g->name ? g->name : "");
   rgi_buf_printf(out, ": %s at peak</text>\n", rgi_human_bytes(m->saved + m->scratch, size));
   svg_legend(&v, out);
   if (m->scratch > 0 || m->saved == 0) svg_panel(&upper);

@@ -3,6 +3,7 @@
  * its own. */
 #include "attn.h"
 #include "cpu/attn.h"
+#include "cuda/attn.h"
 
 static const rg_attr attrs[] = {
     RGI_ATTN_ATTRS,
@@ -31,11 +32,11 @@ static double pairs(const rgi_attn *a) {
   return rgi_attn_pairs(a, a->window_left < 0 ? -1 : a->window_left + 1);
 }
 
-/* On a GPU the tiles are not known here yet: all keys. */
 static bool window(const rg_call *c, int64_t *left, int64_t *tile) {
   *left = c->attr[RGI_ATTN_OWN].i;
-  *tile = RGI_ATTN_KEYS;
-  return *left >= 0 && !c->gpu;
+  const rg_arg *q = rg_in(c, 0), *v = rg_in(c, 2);
+  *tile = c->gpu ? rgi_cuda_key_tile(q->dim[2], v->dim[2]) : RGI_ATTN_KEYS;
+  return *left >= 0;
 }
 
 static const rgi_attn_kind kind = {RGI_ATTN_SWA, own, rgi_attn_check_rows, pairs};

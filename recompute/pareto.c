@@ -10,23 +10,10 @@
 
 enum { BUDGETS = 20 };
 
-typedef struct point {
-  const uint64_t *set;
-  int64_t saved, peak;
-  double ms;
-} point;
-
-typedef struct front {
-  point *at;
-  int count, capacity;
-  int64_t explored;
-  double gap_ms; /* most that a point is above the front */
-} front;
-
-static rg_status add_point(const rg_context *ctx, front *f, point p, rg_error *e) {
+static rg_status add_point(const rg_context *ctx, rgi_front *f, rgi_point_of_front p, rg_error *e) {
   if (f->count == f->capacity) {
     int larger = f->capacity ? 2 * f->capacity : 16;
-    point *at = rgi_malloc(ctx, (size_t)larger * sizeof *at);
+    rgi_point_of_front *at = rgi_malloc(ctx, (size_t)larger * sizeof *at);
     if (!at) return rgi_nomem(e);
     if (f->count) memcpy(at, f->at, (size_t)f->count * sizeof *at);
     rgi_free(ctx, f->at);
@@ -37,9 +24,9 @@ static rg_status add_point(const rg_context *ctx, front *f, point p, rg_error *e
   return RG_OK;
 }
 
-static rg_status consider(const rgi_model *m, front *f, const uint64_t *set, rg_error *e) {
+static rg_status consider(const rgi_model *m, rgi_front *f, const uint64_t *set, rg_error *e) {
   int64_t best = f->count ? f->at[f->count - 1].peak : INT64_MAX;
-  point p = {0};
+  rgi_point_of_front p = {0};
   RGI_TRY(rgi_model_measure(m, set, best - 1, false, &p.saved, &p.peak, &p.ms, e));
   f->explored++;
   if (p.peak >= best) return RG_OK;
@@ -51,7 +38,7 @@ static rg_status consider(const rgi_model *m, front *f, const uint64_t *set, rg_
   return add_point(m->g->ctx, f, p, e);
 }
 
-static rg_status walk_all(const rgi_model *m, rgi_progress progress, front *f, rg_error *e) {
+static rg_status walk_all(const rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
   rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
   if (!s) return rgi_nomem(e);
   rg_status status = RG_OK;
@@ -71,13 +58,13 @@ done:
 }
 
 static int dearer(const void *x, const void *y) {
-  const point *a = x, *b = y;
+  const rgi_point_of_front *a = x, *b = y;
   if (a->ms != b->ms) return a->ms < b->ms ? -1 : 1;
   return (a->peak > b->peak) - (a->peak < b->peak);
 }
 
 /* The choices for budgets from what everything kept takes down to the least. */
-static rg_status walk_budgets(rgi_model *m, rgi_progress progress, front *f, rg_error *e) {
+static rg_status walk_budgets(rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
   rgi_chooser c;
   int64_t least, most, saved;
   double ms;
@@ -87,7 +74,7 @@ static rg_status walk_budgets(rgi_model *m, rgi_progress progress, front *f, rg_
   RGI_TRY(rgi_least_many(&c, set, &least, e));
   RGI_TRY(rgi_model_measure(m, none, INT64_MAX, false, &saved, &most, &ms, e));
   f->explored = c.explored + 1;
-  RGI_TRY(add_point(m->g->ctx, f, (point){none, saved, most, ms}, e));
+  RGI_TRY(add_point(m->g->ctx, f, (rgi_point_of_front){none, saved, most, ms}, e));
   for (int i = 1; i <= BUDGETS && least < most; i++) {
     if (progress.fn) progress.fn(progress.user, "pareto", i - 1, BUDGETS);
     RGI_TRY(rgi_chooser_init(&c, m, e));
@@ -95,7 +82,7 @@ static rg_status walk_budgets(rgi_model *m, rgi_progress progress, front *f, rg_
     if (i == BUDGETS) c.budget = least;
     if (c.budget >= f->at[f->count - 1].peak) continue; /* the point before is within it, too */
     RGI_TRY(rgi_choose_many(&c, set, e));
-    point p = {.set = c.best};
+    rgi_point_of_front p = {.set = c.best};
     RGI_TRY(rgi_model_measure(m, c.best, INT64_MAX, false, &p.saved, &p.peak, &p.ms, e));
     f->explored += c.explored + 1;
     if (p.ms - c.bound_ms > f->gap_ms) f->gap_ms = p.ms - c.bound_ms;
@@ -109,90 +96,22 @@ static rg_status walk_budgets(rgi_model *m, rgi_progress progress, front *f, rg_
   return RG_OK;
 }
 
-static void names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
-  bool first = true;
-  for (int i = 0; i < m->ncandidate; i++) {
-    if (!rgi_has(set, i)) continue;
-    rgi_buf_printf(out, "%s", first ? "" : ", ");
-    rgi_buf_json(out, m->g->origin[m->origin[i]].name);
-    first = false;
-  }
-}
-
-/* Names that differ in their digits alone once, with * for these: "layer*_norm (12)", or (9
- * of 12). */
-static void folded_names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
-  static const char digits[] = "0123456789";
-  bool first = true;
-  for (int kind = 0; kind < m->nkind; kind++) {
-    int taken = 0, all = 0;
-    const char *name = NULL;
-    for (int i = 0; i < m->ncandidate; i++) {
-      if (m->kind[i] != kind) continue;
-      all++;
-      if (!rgi_has(set, i)) continue;
-      if (taken++ == 0) name = m->g->origin[m->origin[i]].name;
-    }
-    if (taken == 0) continue;
-    rgi_buf_printf(out, "%s", first ? "" : ", ");
-    first = false;
-    while (*name && all > 1) {
-      const size_t letters = strcspn(name, digits), number = strspn(name + letters, digits);
-      rgi_buf_printf(out, "%.*s%s", (int)letters, name, number ? "*" : "");
-      name += letters + number;
-    }
-    if (all == 1)
-      rgi_buf_printf(out, "%s", name);
-    else if (taken == all)
-      rgi_buf_printf(out, " (%d)", all);
-    else
-      rgi_buf_printf(out, " (%d of %d)", taken, all);
-  }
-  if (first) rgi_buf_printf(out, "nothing");
-}
-
 rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
                      rgi_progress progress, const char *format, rgi_buf *out, rg_error *e) {
-  bool json = strcmp(format, "json") == 0;
-  if (!json && strcmp(format, "text") != 0)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text or json",
-                    format);
   rgi_model *m;
-  front f = {0};
+  rgi_front f = {0};
+  void (*write)(const rgi_model *, const rgi_front *, rgi_buf *) =
+      strcmp(format, "json") == 0   ? rgi_front_json
+      : strcmp(format, "svg") == 0  ? rgi_front_svg
+      : strcmp(format, "text") == 0 ? rgi_front_text
+                                    : NULL;
+  if (!write)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown format \"%s\"; expected text, json or svg",
+                    format);
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
-  bool exact = m->ncandidate <= RGI_EXACT_LIMIT;
-  rg_status status = exact ? walk_all(m, progress, &f, e) : walk_budgets(m, progress, &f, e);
-  if (status == RG_OK && json) {
-    rgi_buf_printf(
-        out,
-        "{\"version\": 1, \"exact\": %s, \"candidates\": %d, \"explored\": %lld, \"all_ms\": %.9g, "
-        "\"gap_ms\": %.9g, \"points\": [",
-        exact ? "true" : "false", m->ncandidate, (long long)f.explored, m->all_ms, f.gap_ms);
-    for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(
-          out,
-          "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
-          i ? ", " : "", (long long)f.at[i].peak, (long long)f.at[i].saved, f.at[i].ms);
-      names(m, f.at[i].set, out);
-      rgi_buf_printf(out, "]}");
-    }
-    rgi_buf_printf(out, "]}\n");
-  } else if (status == RG_OK) {
-    char a[32], b[32];
-    rgi_buf_printf(out, "%12s  %12s  %12s  %s\n", "peak", "saved", "extra ms", "recomputed");
-    for (int i = 0; i < f.count; i++) {
-      rgi_buf_printf(out, "%12s  %12s  %12.3f  ", rgi_human_bytes(f.at[i].peak, a),
-                     rgi_human_bytes(f.at[i].saved, b), f.at[i].ms);
-      folded_names(m, f.at[i].set, out);
-      rgi_buf_printf(out, "\n");
-    }
-    rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed",
-                   exact ? "exact" : "not a proved", m->ncandidate, (long long)f.explored);
-    if (!exact)
-      rgi_buf_printf(out, "; no point is above it by more than %.2f %% of the whole time",
-                     100 * f.gap_ms / m->all_ms);
-    rgi_buf_printf(out, "\n");
-  }
+  f.exact = m->ncandidate <= RGI_EXACT_LIMIT;
+  rg_status status = f.exact ? walk_all(m, progress, &f, e) : walk_budgets(m, progress, &f, e);
+  if (status == RG_OK) write(m, &f, out);
   rgi_free(g->ctx, f.at);
   rgi_model_destroy(m);
   return status;

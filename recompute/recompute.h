@@ -66,7 +66,8 @@ void rgi_choice_destroy(rgi_choice *c); /* NULL is fine */
 void rgi_choice_text(const rgi_choice *c, rgi_buf *out);
 void rgi_choice_json(const rgi_choice *c, rgi_buf *out);
 
-/* The front of (peak bytes, extra milliseconds) over all choices; `format` "text" or "json". */
+/* The front of (peak bytes, extra milliseconds) over all choices; `format` "text", "json" or
+ * "svg". */
 rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
                      rgi_progress progress, const char *format, rgi_buf *out, rg_error *e);
 

@@ -42,13 +42,10 @@ rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi
   if (node->op->flags & RG_OP_VIEW) return RG_OK;
   rg_call call;
   RGI_TRY(rgi_node_call(g, n, a, &call, e));
-  rg_cost cost = {0};
-  if (node->op->cost) node->op->cost(&call, &cost);
-  rg_dtype dtype = RG_F32;
-  for (int i = rgi_nin(node) - 1; i >= 0; i--)
-    if (node->in[i] >= 0 && g->tensor[node->in[i]].dtype != RG_I32)
-      dtype = g->tensor[node->in[i]].dtype;
-  *ms = rgi_profile_ms(profile, node->op, dtype, &cost);
+  call.gpu = profile->cuda ? &profile->gpu : NULL;
+  rgi_modelled m;
+  rgi_model_call(profile, &call, &m);
+  *ms = m.ms;
   return RG_OK;
 }
 

@@ -133,4 +133,23 @@ void rgi_subsets_destroy(rgi_subsets *s);
 /* false at the end; *failed on NOMEM */
 bool rgi_subsets_next(rgi_subsets *s, uint64_t *mask, double *cost, bool *failed);
 
+/* ---- front.c: what pareto found, as text, JSON or a picture ---- */
+
+typedef struct rgi_point_of_front {
+  const uint64_t *set;
+  int64_t saved, peak;
+  double ms;
+} rgi_point_of_front;
+
+typedef struct rgi_front {
+  rgi_point_of_front *at; /* in ascending order of ms, descending of peak */
+  int count, capacity;
+  bool exact;
+  int64_t explored;
+  double gap_ms; /* most that a point is above the front */
+} rgi_front;
+void rgi_front_text(const rgi_model *m, const rgi_front *f, rgi_buf *out);
+void rgi_front_json(const rgi_model *m, const rgi_front *f, rgi_buf *out);
+void rgi_front_svg(const rgi_model *m, const rgi_front *f, rgi_buf *out);
+
 #endif

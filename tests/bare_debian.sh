@@ -9,19 +9,21 @@ if [ -z "$system" ]; then
   system=$(mktemp -d)
   trap 'rm -rf "$system"' EXIT
 fi
-certificates=/etc/ssl/certs/ca-certificates.crt
 if [ ! -x "$system/bin/sh" ]; then
   mirror=$(sed -n 's/^URIs: *//p; s/^deb *\([^ ]*\) .*/\1/p' /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)
   debootstrap --variant=minbase bookworm "$system" "${mirror:?no Debian mirror in this machine\'s apt configuration}" >/dev/null
-  mkdir -p "$system/etc/ssl/certs"
-  cp "$certificates" "$system$certificates" # what this machine trusts, whatever stands between it and the mirrors
-  cp /etc/resolv.conf "$system/etc/"
 fi
+# what this machine trusts, whatever stands between it and the registries
+cp /etc/ssl/certs/ca-certificates.crt "$system/root/trusted.crt"
+cp /etc/resolv.conf "$system/etc/"
 inside() { # a command in the fresh clone, with nothing of this machine's environment but how to reach mirrors
   local keep=()
-  while IFS= read -r word; do keep+=("$word"); done < <(env | grep -E '^(https?_proxy|no_proxy|PIP_(INDEX_URL|CERT|DEFAULT_TIMEOUT)|SSL_CERT_FILE)=' || true)
+  while IFS= read -r word; do keep+=("$word"); done < <(env | grep -E '^(https?_proxy|no_proxy|PIP_(INDEX_URL|DEFAULT_TIMEOUT))=' || true)
+  keep+=(PIP_CERT=/root/trusted.crt)
+  # /proc and /dev are seen in there as long as the command runs, and by nobody else
   env -i HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${keep[@]}" \
-    chroot "$system" bash -c "cd /root/regraph && $1"
+    unshare --mount bash -c 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && chroot "$0" bash -c "$1"' \
+    "$system" "cd /root/regraph && $1"
 }
 step() { # title, command
   local began=$SECONDS

@@ -9,6 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 jobs=$(nproc 2>/dev/null || echo 2)
 passed=0 failed=0
+export REGRAPH_PROFILE=shipped # whatever was tuned on this machine
 stages=("$@")
 [ $# -gt 0 ] || stages=(release sanitize threads coverage static install)
 [ "${1:-}" != quick ] || stages=(release)

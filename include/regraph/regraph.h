@@ -334,11 +334,14 @@ typedef struct rg_plan_options {
   size_t size;
   const rg_binding *set; /* binds what the spec left free */
   size_t nset;
-  const char *device;       /* "cpu" (default) or "cuda" */
-  const char *profile_path; /* device profile (JSON); NULL: the one shipped for the device */
-  int threads;              /* 0: as many as cores */
-  bool no_grad;             /* forward only, whatever the spec says */
-  bool no_reuse;            /* planner off: every tensor gets bytes of its own */
+  const char *device; /* "cpu" (default) or "cuda" */
+  /* device profile: a file (JSON), its name in the cache folder, or "shipped"; NULL: what the
+   * environment's REGRAPH_PROFILE says, else this machine's own if it was tuned (rg_profile_path),
+   * else the one shipped for the device */
+  const char *profile_path;
+  int threads;   /* 0: as many as cores */
+  bool no_grad;  /* forward only, whatever the spec says */
+  bool no_reuse; /* planner off: every tensor gets bytes of its own */
   bool no_inplace;
   /* cuda: independent branches may share bytes, and then run one after another. The policy's budget
    * and split_heads imply it */
@@ -398,6 +401,8 @@ typedef struct rg_node_info {
   double flops, bytes; /* the cost model's; bytes are those read and written */
   double model_ms;
   double roofline_ms;
+  double exps;    /* the cost model's, too */
+  rg_dtype dtype; /* whose rate of products it takes */
 } rg_node_info;
 /* The i-th node in the order in which they run; RG_E_USAGE past the end (nothing is reported
  * then). */
@@ -409,11 +414,42 @@ RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
 
-/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text" or
- * "json". */
+/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
+ * or "svg". */
 RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            const rg_plan_options *options, const char *format, rg_text *out,
                            rg_error *error);
+
+/* ---- profiles --------------------------------------------------------------------------------
+ * What a device takes for which op, as `regraph tune` measures it. Plans choose by it. */
+
+/* One call that was measured: as rg_plan_node describes it, and how long it took. */
+typedef struct rg_measured {
+  const char *op, *kernels; /* kernels may be NULL */
+  rg_dtype dtype;
+  double flops, exps, bytes;
+  double ms;
+} rg_measured;
+
+typedef struct rg_profile_options {
+  size_t size;
+  const char *device; /* "cpu" (default) or "cuda" */
+  const char *name;   /* of the machine; NULL: the GPU's, or "cpu" */
+  /* where the times come from, as plans will say: "measured at COMMIT on one H200" */
+  const char *source;
+  int threads; /* cpu */
+  /* cpu: peak rates in 10^9 a second; 0, and on a GPU: those of the shipped profile */
+  double matrix_gflops, special_gops, bandwidth_gbs;
+} rg_profile_options;
+
+/* Makes a profile of measurements on this machine. Calls alike (op, kernels, dtype and work) become
+ * one, of their median. */
+RG_API rg_status rg_profile_write(rg_context *ctx, const rg_profile_options *options,
+                                  const rg_measured *measured, size_t n, rg_text *out,
+                                  rg_error *error);
+/* Where plans look for the profile of that name, and for this machine's ("cpu", "cuda"): a file in
+ * the user's cache folder. RG_E_USAGE where there is none, or no room. */
+RG_API rg_status rg_profile_path(const char *name, char *buffer, size_t size, rg_error *error);
 
 /* ---- context parallelism ---------------------------------------------------------------------
  * The T rows of a batch are cut into 2·ranks chunks; a rank owns two of them (docs/cp.md). */
@@ -464,9 +500,9 @@ typedef struct rg_session_options {
   size_t size;
   /* Memory for the arena. NULL: the session asks `arena` (or malloc) for it, once, in
    * rg_session_create. Supplied blocks start on multiples of 256 bytes (on the CPU 64 will do) and
-   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those bytes (device
-   * memory for a cuda plan); where what it returns is not 256-byte aligned, it is given back
-   * and asked for 255 more. */
+   * hold rg_sizes.saved / .scratch bytes; they are borrowed. `arena` is asked for exactly those
+   * bytes (device memory for a cuda plan); where what it returns is not 256-byte aligned, it is
+   * given back and asked for 255 more. */
   void *saved, *scratch;
   const rg_allocator *arena;
   /* cuda: run the steps one by one instead of replaying a graph; each is timed */

@@ -240,7 +240,7 @@ __device__ __forceinline__ bool find_keys(const rgk_attn_plain &p, key_tile &t) 
   } else {
     t.n = k.n;
     t.keys = k.length;
-    if (t.n <= 0) return false;
+    if (t.n <= 0 || t.first < 0) return false; /* `gap` sees to what is before the first sequence */
     if (t.dead) return true;
   }
   /* Positions [from, to) see the tile. */
@@ -342,6 +342,20 @@ __device__ __forceinline__ void load_batch(const rgk_attn_plain &p, const batch_
   });
 }
 
+/* Keys that lie before the first sequence (in a halo: context parallelism) belong to none: the
+ * block of that sequence's first slot clears their rows. */
+__device__ __forceinline__ void gap(const rgk_attn_plain &p) {
+  const rgk_attn &a = p.a;
+  const int64_t per = (int64_t)a.KH * p.own_parts, within = blockIdx.x % per;
+  const int64_t n = a.mode == RGK_SWA ? seq_start(a.kseqs, 0) : 0, kh = within / p.own_parts;
+  if (n == 0 || within % p.own_parts || blockIdx.x / per != n / p.own) return;
+  for (int64_t r = threadIdx.x / 32; r < n; r += RGK_PLAIN_DKV_THREADS / 32) {
+    const int lane = threadIdx.x % 32;
+    if (a.dk.data && !a.acc_k) zero_row<32>(a.dk, r * a.dk.row + kh * a.dk.head, a.D, lane);
+    if (a.dv.data && !a.acc_v) zero_row<32>(a.dv, r * a.dv.row + kh * a.dv.head, a.E, lane);
+  }
+}
+
 template <int TILE>
 __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
     dkv(const __grid_constant__ rgk_attn_plain p) {
@@ -355,6 +369,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, y = lane / 8, cx = lane % 8;
 
   key_tile t;
+  gap(p);
   if (!find_keys(p, t)) return;
   if (t.dead) {
     for (int r = warp; r < t.n; r += THREADS / 32) {

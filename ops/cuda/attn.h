@@ -30,6 +30,9 @@ extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cu
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+/* A multiple of every key tile that forward and backward may take for these widths: where a
+ * sequence's keys may begin later than at its start without changing a bit. */
+int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);

@@ -19,6 +19,17 @@ static int choose(const rgk_attn *a) {
   return -1;
 }
 
+int64_t rgi_cuda_key_tile(int64_t D, int64_t E) {
+  const int64_t backward = D <= 128 && E <= 128 ? 128 : 64; /* flash_bwd.c; plain: 64, 32 … */
+  for (int i = 0; i < RGI_COUNT(instance); i++)
+    if (D <= instance[i].D && E <= instance[i].E) {
+      int64_t tile = backward;
+      while (tile % instance[i].keys) tile += backward;
+      return tile;
+    }
+  return backward;
+}
+
 static int64_t slots(const rgk_attn *a, int i) {
   return rgk_slots(a->T, a->seqs.n, instance[i].groups * RGK_FLASH_BOX);
 }

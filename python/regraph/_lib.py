@@ -105,6 +105,8 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_memory_read": [c_void_p, c_void_p, c_void_p, c_size_t],
 }
 _OTHERS = {  # name: (result, arguments)
+    "rg_spec_load_text_all": (c_int, [c_void_p, c_char_p, c_size_t, c_char_p, *_BINDINGS, POINTER(c_void_p),
+                                      POINTER(Error), c_size_t, POINTER(c_size_t)]),
     "rg_version": (c_char_p, []),
     "rg_status_name": (c_char_p, [c_int]),
     "rg_error_format": (c_int, [POINTER(Error), c_char_p, c_size_t]),
@@ -173,6 +175,14 @@ def _text(chars):
     return chars.decode(errors="replace")
 
 
+def _exception(error):
+    line = ctypes.create_string_buffer(1536)
+    lib.rg_error_format(byref(error), line, len(line))
+    return RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
+                        pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
+                        text=_text(line.value))
+
+
 def call(name, *arguments):
     """Calls a function that takes an rg_error last; raises RegraphError where it fails."""
     error = Error()
@@ -182,11 +192,7 @@ def call(name, *arguments):
 
 def fail(error):
     """Raises what an rg_error says."""
-    line = ctypes.create_string_buffer(1536)
-    lib.rg_error_format(byref(error), line, len(line))
-    raise RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
-                       pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
-                       text=_text(line.value))
+    raise _exception(error)
 
 
 def create(name, *arguments):
@@ -194,6 +200,15 @@ def create(name, *arguments):
     out = c_void_p()
     call(name, *arguments, byref(out))
     return out.value
+
+
+def load_spec(*arguments):
+    """rg_spec_load_text_all: the handle, or the first error with the others in it."""
+    out, errors, count = c_void_p(), (Error * 20)(), c_size_t()
+    if lib.rg_spec_load_text_all(*arguments, byref(out), errors, len(errors), byref(count)) == 0:
+        return out.value
+    first, *others = (_exception(error) for error in errors[:count.value])
+    raise first.with_others(others)
 
 
 def text(name, *arguments):

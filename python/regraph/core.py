@@ -149,8 +149,8 @@ class Spec(_Handle):
         self.name, self.is_dict = name or found, isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
         with _places(self):
-            handle = _lib.create("rg_spec_load_text", self.context.handle, data, len(data),
-                                 os.fsencode(self.name), *_lib.bindings(params))
+            handle = _lib.load_spec(self.context.handle, data, len(data), os.fsencode(self.name),
+                                    *_lib.bindings(params))
         self._own(handle, _lib.lib.rg_spec_destroy, self.context)
         self.tensors = _tensors("rg_spec_tensor", handle)
 

@@ -8,6 +8,7 @@ class RegraphError(RuntimeError):
     file     file or "" ; `pointer` is a JSON pointer into it, `line` and `column` the place, 0 where there is none
     node     node of the graph concerned, or ""
     message  one sentence: the offending value and what was expected
+    others   what else is wrong with a spec: more of these
     """
 
     def __init__(self, status, message, *, file="", pointer="", node="", line=0, column=0, text=None):
@@ -15,8 +16,18 @@ class RegraphError(RuntimeError):
         self.status, self.message = status, message
         self.file, self.pointer, self.node = file, pointer, node
         self.line, self.column = line, column
+        self.others = ()
+
+    def with_others(self, others):
+        """The same, which says in lines of its own what else is wrong."""
+        error = RegraphError(self.status, self.message, file=self.file, pointer=self.pointer, node=self.node,
+                             line=self.line, column=self.column, text="\n".join(map(str, [self, *others])))
+        error.others = tuple(others)
+        return error
 
     def by_pointer(self):
         """The same without line and column: for what came as a dict, whose text nobody has seen."""
-        text = str(self).replace(f"{self.file}:{self.line}:{self.column}: {self.pointer}", f"{self.file}:{self.pointer}", 1)
-        return RegraphError(self.status, self.message, file=self.file, pointer=self.pointer, node=self.node, text=text)
+        text = str(self).split("\n")[0]
+        text = text.replace(f"{self.file}:{self.line}:{self.column}: {self.pointer}", f"{self.file}:{self.pointer}", 1)
+        error = RegraphError(self.status, self.message, file=self.file, pointer=self.pointer, node=self.node, text=text)
+        return error.with_others([other.by_pointer() for other in self.others])

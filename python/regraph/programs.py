@@ -6,8 +6,10 @@ and backward are the way of every later call with such tensors, and do nothing t
 """
 
 import contextlib
+import functools
 import itertools
 import json
+import operator
 import re
 import struct
 import threading
@@ -17,8 +19,13 @@ import torch
 from . import _lib, core
 from .errors import RegraphError
 
+try:  # what torch.compile asks of tensors before it goes on as before, in one call: a fifth of the time of asking here
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:
+    TensorGuards = None
 VARIANTS = 256  # plans a program keeps, least recently used go first
 CALLS = 16 * VARIANTS
+BLOCK = 64, 256  # what blocks start on: a CPU's, a GPU's. torch's allocators give 64 and 512
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _programs: dict = {}  # what they are made of → Program
@@ -37,8 +44,7 @@ def program_of(made_of):
 
 
 def _block(size, device):
-    """A block of at least one byte. torch aligns it to 64 bytes on a CPU and to 512 on a GPU, which is
-    what the library asks for."""
+    """A block of at least one byte."""
     return torch.empty((size or 1,), dtype=torch.uint8, device=device)
 
 
@@ -83,50 +89,47 @@ class Variant:
     def __init__(self, plan, device, eager):
         self.plan, self.device, self.eager = plan, device, eager
         self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
-        self.on_gpu = device.type == "cuda"
+        self.on_gpu, self._index = device.type == "cuda", device.index
         self.align = 16 if self.on_gpu else 4
         gradients = len(self.grads_in) + len(self.grads_out)
         everything = len(plan.tensors)  # in the order of their roles
         self._pack = (struct.Struct(f"={everything - gradients}Q{8 * gradients}x").pack,
                       struct.Struct(f"={everything}Q").pack)
-        self._idle = {}  # stream → sessions; taking and giving back are atomic
+        self._idle: dict = {}  # stream → sessions; taking and giving back are atomic
         self.captured = False  # a captured graph refers to a session's memory
         self.used = 0
 
     def run(self, backward, addresses, saved, scratch):
         """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs and
         outputs, and in a backward those of gradients behind them."""
-        if not self.on_gpu:
-            return self._run(None, backward, addresses, saved, scratch)
-        index = self.device.index
-        if torch.cuda.current_device() != index:
-            with torch.cuda.device(index):
-                return self._run(torch._C._cuda_getCurrentRawStream(index), backward, addresses, saved, scratch)
-        return self._run(torch._C._cuda_getCurrentRawStream(index), backward, addresses, saved, scratch)
-
-    def _run(self, stream, backward, addresses, saved, scratch):
-        self.used = next(_clock)
+        stream, capturing = None, False
+        if self.on_gpu:
+            if torch._C._cuda_getDevice() != self._index:
+                with torch.cuda.device(self._index):
+                    return self.run(backward, addresses, saved, scratch)
+            stream = torch._C._cuda_getCurrentRawStream(self._index)
+            capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
-        if idle is None:
-            idle = self._idle.setdefault(stream, [])
-        session = self._take(idle, saved, scratch)
+        if idle and not capturing:
+            session = idle.pop()
+        else:
+            session, idle = self._take(stream, capturing, saved, scratch)
+        self.used = next(_clock)
         try:
             session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
         finally:
             idle.append(session)
 
-    def _take(self, own, saved, scratch):
-        capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
+    def _take(self, stream, capturing, saved, scratch):
+        own = self._idle.setdefault(stream, [])
         self.captured |= capturing
-        for idle in [own, *self._idle.values()] if capturing else (own,):
-            try:
-                return idle.pop()
-            except IndexError:
-                continue
+        for idle in list(self._idle.values()) if capturing else ():
+            if idle:
+                return idle.pop(), own
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
                                              "run once before the capture")
-        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager)
+        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager), own
 
     def synchronize(self):
         for sessions in list(self._idle.values()):
@@ -138,6 +141,23 @@ class Variant:
         return next(iter(s for sessions in self._idle.values() for s in reversed(sessions))).times()
 
 
+def _never(*tensors):
+    return False
+
+
+def _knows(tensors, infos):
+    """A function that tells whether other tensors are like these in all that matters, so that they need no
+    copies either; of tensors that do need some, never."""
+    if TensorGuards is None or not all(isinstance(t, torch.Tensor) and t.is_contiguous() and (info is None or t.shape == info.shape)
+                                       for t, info in zip(tensors, infos)):
+        return _never
+    return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+
+
+def _strides(shape):
+    return torch.empty(shape, device="meta").stride()
+
+
 class Call:
     """A variant for tensors of certain shapes, of which the inputs in `wanted` get gradients."""
 
@@ -146,8 +166,7 @@ class Call:
         self.device = variant.device
         self.saved, self.scratch = variant.plan.sizes.saved, variant.plan.sizes.scratch
         self.long = any(tensor.dtype == torch.int64 for tensor in tensors)
-        self._made = [(info.shape, torch.empty(info.shape, device="meta").stride(), DTYPES[info.dtype])
-                      for info in variant.outputs]
+        self._made = [(info.shape, _strides(info.shape), DTYPES[info.dtype]) for info in variant.outputs]
         self._rows = None if program.exact else program.rows_of(tensors)
         if variant.outputs and variant.outputs[0].shape[0] == self._rows:
             self._rows = None
@@ -159,12 +178,31 @@ class Call:
         self._unmoved = [i for i, name in enumerate(wanted) if name not in planned]  # nothing depends on it
         adds = program.accumulating
         self.adding = [i for i in self.wanted if program.inputs[i] in adds]
-        self.results = [(i, torch.float32 if program.inputs[i] in adds else None) for i in self.wanted]
+        outputs = [info.name for info in variant.outputs]
+        self._grads = [outputs.index(info.name) for info in variant.grads_in]
+        self._fresh = [(program.inputs.index(info.name), info.shape, _strides(info.shape), DTYPES[info.dtype])
+                       for info in variant.grads_out]
+        self.threads = torch.get_num_threads()
+        self.same = self._same_backward = _never
 
-    def forward(self, tensors, keep=True):
-        """Outputs, and the saved block, unless nobody will `keep` it."""
+    def learn(self, tensors):
+        """From now on `same` knows inputs like these."""
+        if not self.long:
+            self.same = _knows(tensors, self.variant.inputs)
+
+    def learn_backward(self, tensors, grads):
+        """From now on `gradients` knows tensors like these."""
+        variant = self.variant
+        if self._rows is None and not self.adding and not self._unmoved and len(grads) == len(self._grads):
+            infos = *variant.inputs, *variant.outputs, None, *[variant.outputs[i] for i in self._grads]
+            self._same_backward = _knows([*tensors, *grads], infos)
+
+    def forward(self, tensors, same=False, keep=True):
+        """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
         variant, device, copies = self.variant, self.device, []
-        at = _addresses(tensors, variant.inputs, variant.align, copies)
+        at = [tensor.data_ptr() for tensor in tensors]
+        if not same or functools.reduce(operator.or_, at) % variant.align:
+            at = _addresses(tensors, variant.inputs, variant.align, copies)
         outputs = [torch.empty_strided(shape, stride, dtype=dtype, device=device)
                    for shape, stride, dtype in self._made]
         for output in outputs:
@@ -181,12 +219,32 @@ class Call:
             outputs = [output[: self._rows] for output in outputs]
         return outputs, saved
 
+    def gradients(self, tensors, grads):
+        """The gradient of each input, or None, from inputs, outputs, the saved block, and gradients of outputs,
+        where they are as the last ones were; None where they are not."""
+        if not self._same_backward(*tensors, *grads):
+            return None
+        variant, device = self.variant, self.device
+        at = [tensor.data_ptr() for tensor in tensors]
+        saved = at.pop()
+        for i in self._grads:
+            at.append(grads[i].data_ptr())
+        if functools.reduce(operator.or_, at) % variant.align or saved % BLOCK[variant.on_gpu]:
+            return None
+        gradients = [None] * len(variant.inputs)
+        for i, shape, stride, dtype in self._fresh:
+            gradients[i] = gradient = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+            at.append(gradient.data_ptr())
+        scratch = _block(self.scratch, device)
+        variant.run(True, at, saved, scratch.data_ptr())
+        return gradients
+
     def backward(self, inputs, outputs, saved, grads, results):
         """Writes (or adds, as the spec has it) the gradients of the wanted inputs to `results`."""
         variant, copies, short = self.variant, [], []
         align = variant.align
         address = saved.data_ptr()
-        if address % (256 if variant.on_gpu else 64):  # moved by someone: a view, or back from the host
+        if address % BLOCK[variant.on_gpu]:  # moved by someone: a view, or back from the host
             saved = saved.clone()
             address = saved.data_ptr()
         at = _addresses(inputs, variant.inputs, align, copies)
@@ -228,7 +286,8 @@ class Program:
         self.differentiable = frozenset(name for name in self.inputs if grads[name])
         self.accumulating = frozenset(name for name in self.inputs if grads[name] == "accumulate")
         self._variants, self._lock = {}, threading.Lock()
-        self.calls = {}  # what tells kinds of calls apart (Attention, `call`) → Call
+        self.calls: dict = {}  # what tells kinds of calls apart (Attention, `call`) → Call
+        self.last: list = [None, None]  # the last call without and with gradients, if it may be asked for `same`
         self.exact = self.options.pop("exact", False) or not self._counts_rows()
 
     def _counts_rows(self):
@@ -297,9 +356,13 @@ class Program:
         made = Call(self, self.variant(wanted, tensors), tuple(i for i, n in enumerate(self.inputs) if n in names), tensors)
         with self._lock:
             if len(self.calls) >= CALLS:
-                self.calls.clear()
+                self._forget_calls()
             self.calls[kind] = made
         return made
+
+    def _forget_calls(self):
+        self.calls.clear()
+        self.last[:] = None, None
 
     def variants(self):
         with self._lock:
@@ -326,7 +389,7 @@ class Program:
                 idle = [k for k, v in self._variants.items() if not v.captured and k != key]
                 if len(self._variants) > VARIANTS and idle:
                     del self._variants[min(idle, key=lambda k: self._variants[k].used)]
-                    self.calls.clear()
+                    self._forget_calls()
             return self._variants[key]
 
     def _make(self, wanted, device, shapes, dtypes, tensors, threads):

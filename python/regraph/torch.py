@@ -51,12 +51,12 @@ def _differentiate(run, program, wanted, running, inputs, outputs, saved, grads)
     return gradients
 
 
-class _Run(torch.autograd.Function):
+class _Run(getattr(torch.autograd.function, "_SingleLevelFunction", torch.autograd.Function)):
     """What the operators below do, without their dispatch."""
 
     @staticmethod
-    def forward(ctx, call, running, *inputs):
-        outputs, saved = call.forward(inputs)
+    def forward(ctx, call, running, same, *inputs):
+        outputs, saved = call.forward(inputs, same)
         ctx.call, ctx.running = call, running
         ctx.save_for_backward(*inputs, *outputs, saved)
         if call.integers:
@@ -70,11 +70,14 @@ class _Run(torch.autograd.Function):
 
 
 def _backward_eager(ctx, *grads):
-    *tensors, saved = ctx.saved_tensors
-    call = ctx.call
-    count = len(call.program.inputs)
-    return None, None, *_differentiate(call.backward, call.program, call.wanted, ctx.running, tensors[:count],
-                                       tensors[count:], saved, grads)
+    tensors, call = ctx.saved_tensors, ctx.call
+    gradients = call.gradients(tensors, grads)
+    if gradients is None:
+        count = len(call.program.inputs)
+        gradients = _differentiate(call.backward, call.program, call.wanted, ctx.running, tensors[:count],
+                                   tensors[count:-1], tensors[-1], grads)
+        call.learn_backward(tensors, grads)
+    return None, None, None, *gradients
 
 
 _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
@@ -294,24 +297,34 @@ class Attention:
 
     def _direct(self, leaves):
         """A call past the operator: nothing but what differs from call to call."""
-        program = self._program
-        plain = not torch.is_autocast_enabled(leaves[0].device.type)
-        tensors = leaves if plain else self._cast(leaves)
-        kind = (torch.is_grad_enabled(), torch.get_num_threads(),
-                *[(t.shape, t.dtype, t.device, t.requires_grad) for t in tensors])
-        call = program.calls.get(kind) or program.prepare(kind, ",".join(self._wanted(tensors)), tensors)
-        if call.long and plain:
-            tensors = self._cast(leaves)
+        program, tensors = self._program, leaves
+        grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+        call = program.last[grad]
+        same = call is not None and call.threads == threads and call.same(*leaves)
+        if not same:
+            plain = not torch.is_autocast_enabled(leaves[0].device.type)
+            if not plain:
+                tensors = self._cast(leaves)
+            kind = (grad, threads, *[(t.shape, t.dtype, t.device, t.requires_grad) for t in tensors])
+            call = program.calls.get(kind)
+            if call is None:
+                call = program.prepare(kind, ",".join(self._wanted(tensors)), tensors)
+                if plain:
+                    call.learn(tensors)
+            if plain:
+                program.last[grad] = call
+            if call.long:
+                tensors = self._cast(tensors)
         if not call.wanted:
-            return call.forward(tensors, keep=False)[0]
+            return call.forward(tensors, same, keep=False)[0]
         running = {i: sum_ for i in call.adding
                    if (sum_ := self._main_grad(program.inputs[i], leaves[i])) is not None}
-        return _Run.apply(call, running, *tensors)
+        return _Run.apply(call, running, same, *tensors)
 
     def __call__(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         program = self._program
         leaves = self._arrange(args, named) if named or len(args) != len(program.inputs) else args
-        seen = _watched() or any([type(t) not in _PLAIN for t in leaves])
+        seen = _watched() or not _PLAIN.issuperset(map(type, leaves))
         outputs = self._seen(leaves) if seen else self._direct(leaves)
         return outputs[0] if len(outputs) == 1 else dict(zip(program.outputs, outputs))
 

@@ -73,6 +73,8 @@ MISTAKES = [
      "nsa:/nodes/4/in: RG_E_KEY: swa_attn needs inputs on its ports 'k', 'v'"),
     ("an axis too few", lambda: plan(edited("/inputs/q/shape", ["T", "D"])),
      "nsa:/nodes/1/in/q: RG_E_RANK: 'q' has 2 axes, [T, 8]; port q of cmp_attn takes 3: "
+     "[T,H,D]\n"
+     "nsa:/nodes/4/in/q: RG_E_RANK: 'q' has 2 axes, [T, 8]; port q of swa_attn takes 3: "
      "[T,H,D]"),
     ("a type that there is not", lambda: plan(edited("/inputs/q/dtype", "fp32")),
      "nsa:/inputs/q/dtype: RG_E_VALUE: 'fp32' is no dtype; expected f32, f16, bf16 or i32 "
@@ -111,6 +113,21 @@ class Mistakes(unittest.TestCase):
                 with self.assertRaises(RegraphError) as caught:
                     make()
                 self.assertEqual(str(caught.exception), expected)
+
+
+    def test_several(self):
+        spec = edited("/nodes/2/op", "top_k")
+        spec["nodes"][4]["attrs"] = {"window": 20}
+        with self.assertRaises(RegraphError) as caught:
+            plan(spec)
+        first, second = str(caught.exception).split("\n")
+        self.assertTrue(first.startswith("nsa:/nodes/2/op: RG_E_NAME: there is no op 'top_k'"), first)
+        self.assertEqual(second, str(caught.exception.others[0]))
+        self.assertTrue(second.startswith("nsa:/nodes/4/attrs/window: RG_E_KEY: swa_attn has no attribute"), second)
+        with self.assertRaises(RegraphError) as caught:
+            regraph.Spec(json.dumps(spec, indent=1), name="nsa.json")
+        self.assertEqual([(e.pointer, e.line > 1) for e in (caught.exception, *caught.exception.others)],
+                         [("/nodes/2/op", True), ("/nodes/4/attrs/window", True)])
 
 
 class Schemas(unittest.TestCase):

@@ -64,7 +64,7 @@ nsa=$examples/nsa.json
 expect 0 '^regraph [0-9]+\.[0-9]+\.[0-9]+$' --version
 expect 0 'usage: regraph COMMAND' --help
 expect 0 'usage: regraph COMMAND' help
-for command in ops schema check plan pareto run bench pack help; do
+for command in ops schema check plan pareto run bench tune pack help; do
   expect 0 "usage: regraph $command " "$command" --help
   expect 0 "usage: regraph $command " help "$command"
   expect 0 '^regraph [0-9]' "$command" --version
@@ -101,6 +101,9 @@ cp "$nsa" complete.json
 completes 'regraph check comple' 'complete.json'
 completes 'regraph help --completion f' 'fish'
 completes 'regraph plan --threads 4' ''
+completes 'regraph plan x --profile shi' 'shipped'
+completes 'regraph tune a.json comple' 'complete.json'
+completes 'regraph tune --source on' ''
 expect 0 '^#compdef regraph' help --completion zsh
 cp stdout completion.zsh
 expect 0 "seen_subcommand_from run' -l backward -d " help --completion fish
@@ -200,6 +203,17 @@ checks=$((checks + 1))
   fail "peaks of plain, no-inplace, no-reuse, no-grad, no-fuse: ${peaks[*]}"
 expect 0 . pareto "$nsa" "${small[@]}" --set T=512
 expect 0 '"version": *1' pareto "$nsa" "${small[@]}" --set T=512 --json
+points=$(grep -o '"peak_bytes"' stdout | wc -l)
+expect 0 '' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg
+checks=$((checks + 1))
+python3 - "$points" <<'SVG' || fail "pareto --svg: $(head -c 300 front.svg)"
+import sys, xml.dom.minidom
+picture = xml.dom.minidom.parse("front.svg")
+assert len(picture.getElementsByTagName("circle")) == int(sys.argv[1])
+for c in picture.getElementsByTagName("circle"):
+    assert 80 <= float(c.getAttribute("cx")) <= 720.1 and 55.9 <= float(c.getAttribute("cy")) <= 416.1
+SVG
+expect 2 'exclude each other' pareto "$nsa" "${small[@]}" --set T=512 --svg front.svg --json
 
 # ---- run --------------------------------------------------------------------------------------------------
 expect 0 '^o +f32 +\[200, 4, 32\]' run "$nsa" "${small[@]}" --set T=200 --set B=3 --out o=a.npy
@@ -300,11 +314,46 @@ expect 0 "^ranks *4" plan "$nsa" "${small[@]}" --set T=256 --cp 4
 
 # ---- bench ------------------------------------------------------------------------------------------------
 expect 0 'GFLOP/s' bench "$nsa" "${small[@]}" --set T=256 --repeat 2
-expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json --profile-out measured.json
+expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
-expect 0 . plan "$nsa" --set T=4096 --profile measured.json
+
+# ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------------------
+tiny=("${small[@]}" --repeat 1)
+cp "$nsa" one.json
+sed 's/"window": *[0-9]*/"window": 100/' "$nsa" >two.json
+where() { env -u REGRAPH_PROFILE XDG_CACHE_HOME="$work/cache" "$regraph" "$@"; }
+expect 0 '2 jobs measured.* in own.tsv; profile in own.json' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out own.json --source 'seen here'
+checks=$((checks + 1))
+[ "$(tail -1 own.tsv)" = '# complete' ] || fail "tune: the list ends with $(tail -1 own.tsv)"
+head -n "$(grep -n '^# end' own.tsv | head -1 | cut -d: -f1)" own.tsv >first.tsv
+nodes=$(grep -c '^one' first.tsv)
+{
+  cat first.tsv
+  grep '^two' own.tsv | head -1
+  printf 'two.json T=64 half a li'
+} >again.tsv
+expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json --source 'seen here'
+checks=$((checks + 1))
+head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv || fail 'tune: what had been measured was measured again'
+expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json --time-limit 1e-9
+expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
+expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" --set T=64 --profile own.json
+expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json "${small[@]}" --set T=64 --device cuda --profile shipped
+cat >raw.json <<'PROFILE'
+{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 }, "special_gops": 1,
+  "bandwidth_gbs": 1, "memory": "1GiB" }
+PROFILE
+expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" --set T=64 --profile raw.json
+expect 2 "no profile 'own'" plan one.json "${small[@]}" --set T=64 --profile own
+expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
+checks=$((checks + 4))
+where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: into the cache folder'
+where plan one.json "${small[@]}" --set T=64 | grep -q "times  *this machine, tuned .*cache/regraph/cpu.json" || fail 'plan: does not find what tune left'
+cp own.json cache/regraph/mine.json
+where plan one.json "${small[@]}" --set T=64 --profile mine | grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
+REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 | grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
@@ -479,7 +528,7 @@ plans 128K '"preset": "all"' "${gib:-0.0}"
 
 # ---- what is printed stays what it is ---------------------------------------------------------------------
 "$regraph" help >help.txt
-for command in ops schema check plan pareto run bench pack help; do "$regraph" help "$command" >>help.txt; done
+for command in ops schema check plan pareto run bench tune pack help; do "$regraph" help "$command" >>help.txt; done
 same 'help is as recorded' help.txt "$source/tests/golden/cli/help.txt"
 
 echo "$checks checks, $failures failed"

@@ -86,9 +86,9 @@ for extra in ([], ["--backward"], ["--backward", "--cp", "2"]):
     fits("run", json.loads(said("run", nsa, *small, "--json", *extra)), f"run {extra}", True)
 with tempfile.TemporaryDirectory() as folder:
     profile = Path(folder) / "profile.json"
-    bench = said("bench", nsa, *small, "--repeat", "1", "--json", "--profile-out", profile)
-    fits("bench", json.loads(bench), "bench", True)
-    fits("profile", json.loads(profile.read_text()), "bench --profile-out", True)
+    said("tune", examples / "sliding_window.json", "--set", "T=64", "--repeat", "1", "--time-limit", "1", "--profile-out", profile)
+    fits("profile", json.loads(profile.read_text()), "tune --profile-out", True)
+fits("bench", json.loads(said("bench", nsa, *small, "--repeat", "1", "--json")), "bench", True)
 fits("bench", json.loads(said("bench", nsa, *small, "--repeat", "1", "--no-grad", "--json")), "bench --no-grad", True)
 fits("check", json.loads(said("check", nsa, "--json")), "check", True)
 for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhere.json"):

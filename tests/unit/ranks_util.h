@@ -1,5 +1,5 @@
 /* tests/unit/ranks_util.h: one plan on W ranks that are threads: each has a session and buffers of
- * its own. */
+ * its own; on a GPU, all on that one. */
 #ifndef RANKS_UTIL_H
 #define RANKS_UTIL_H
 
@@ -23,14 +23,21 @@ typedef struct a_rank {
 } a_rank;
 
 static inline void *ranks_alloc(void *user, size_t size) {
+  a_rank *r = user;
   void *p = NULL;
-  ((a_rank *)user)->asked += (int64_t)size;
+  r->asked += (int64_t)size;
+  if (test_on_gpu()) return rg_memory_alloc(r->plan, size, &p, NULL) == RG_OK ? p : NULL;
   return posix_memalign(&p, 256, size) ? NULL : p;
 }
 static inline void ranks_free(void *user, void *p) {
-  (void)user;
-  free(p);
+  if (test_on_gpu())
+    rg_memory_free(((a_rank *)user)->plan, p);
+  else
+    free(p);
 }
+
+/* Makes a stream for each rank, where tests on a GPU say so. */
+static void *(*ranks_stream)(void);
 
 static inline void *run_a_rank(void *arg) {
   a_rank *r = arg;
@@ -38,14 +45,18 @@ static inline void *run_a_rank(void *arg) {
   rg_allocator arena = {ranks_alloc, ranks_free, r};
   rg_session_options o = {
       .size = sizeof o, .comm = r->comm, .arena = &arena, .debug_poison = r->poison};
+  if (ranks_stream) o.stream = ranks_stream();
+  if (r->b.n) upload_all(&r->b);
   r->status = rg_session_create(r->plan, &o, &s, &r->e);
   for (int i = 0; i < r->b.n && r->status == RG_OK; i++)
-    r->status = rg_session_bind(s, r->b.info[i].role, r->b.info[i].name, r->b.data[i],
+    r->status = rg_session_bind(s, r->b.info[i].role, r->b.info[i].name, r->b.device[i],
                                 (size_t)r->b.info[i].bytes, &r->e);
   for (int i = 0; i <= r->repeats && r->status == RG_OK; i++) {
     r->status = rg_session_forward(s, &r->e);
     if (r->status == RG_OK && r->backward) r->status = rg_session_backward(s, &r->e);
   }
+  if (r->status == RG_OK) r->status = rg_session_synchronize(s, &r->e);
+  if (r->status == RG_OK && r->b.n) fetch_all(s, &r->b);
   rg_session_destroy(s);
   rg_comm_destroy(r->comm, r->status == RG_OK ? NULL : &r->e);
   return NULL;

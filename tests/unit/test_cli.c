@@ -522,7 +522,7 @@ Test(table, is_sound) {
   for (int i = 0; i < cli_ncommand; i++) {
     cr_assert(cli_commands[i].run && cli_commands[i].doc[0] && cli_commands[i].detail[0]);
     cr_assert_eq(cli_find_command(cli_commands[i].name), &cli_commands[i]);
-    cr_assert_leq(cli_commands[i].max, 2);
+    cr_assert_leq(cli_commands[i].max, CLI_MOST_POSITIONAL);
   }
 }
 

@@ -296,7 +296,7 @@ Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
   rg_plan_destroy(many);
 }
 
-/* A hundred runs of one batch (ten where they are slow), and a batch after another, with the same bits each time. */
+/* A hundred runs of one batch (ten where they are slow), with the same bits each time. */
 Test(cp_equal, repeats, .init = setup, .fini = teardown) {
   const int64_t T = 192;
   const int lengths[] = {100, 60}, ranks = 4;
@@ -356,6 +356,61 @@ Test(cp_equal, a_rank_with_another_plan, .init = setup, .fini = teardown) {
     rg_plan_destroy(good);
     rg_plan_destroy(other);
   }
+}
+
+/* A call that is refused on one rank ends those of the others at once: nobody waits for the
+ * deadline. */
+typedef enum refusal { UNALIGNED_SCRATCH, NOTHING_BOUND, BACKWARD_FIRST, REFUSALS } refusal;
+typedef struct refused_rank {
+  const rg_plan *plan;
+  rg_comm *comm;
+  buffers b;
+  refusal how;
+  bool refuses;
+  rg_status status;
+  rg_error e;
+} refused_rank;
+
+static void *run_refused(void *arg) {
+  refused_rank *r = arg;
+  rg_session *s = NULL;
+  rg_session_options o = {.size = sizeof o, .comm = r->comm};
+  if (r->refuses && r->how == UNALIGNED_SCRATCH) o.scratch = (char *)r->b.data[0] + 1;
+  r->status = rg_session_create(r->plan, &o, &s, &r->e);
+  for (int i = 0; i < r->b.n && r->status == RG_OK; i++)
+    if (!r->refuses || r->how != NOTHING_BOUND)
+      r->status = rg_session_bind(s, r->b.info[i].role, r->b.info[i].name, r->b.data[i],
+                                  (size_t)r->b.info[i].bytes, &r->e);
+  if (r->status == RG_OK && r->refuses && r->how == BACKWARD_FIRST)
+    r->status = rg_session_backward(s, &r->e);
+  if (r->status == RG_OK) r->status = rg_session_forward(s, &r->e);
+  rg_session_destroy(s);
+  return NULL;
+}
+
+Test(cp_equal, a_refused_call, .init = setup, .fini = teardown, .timeout = 30) {
+  const int lengths[] = {100, 60}, ranks = 3;
+  rg_plan *plan = plan_of("f32", "{ \"regraph_policy\": 1 }", 192, 2, ranks);
+  for (refusal how = 0; how < REFUSALS; how++) {
+    rg_comm *comm[3];
+    refused_rank rank[3];
+    pthread_t thread[3];
+    rg_error e = {0};
+    CR_OK(rg_comm_threads(ctx, ranks, 600, comm, &e), &e);
+    for (int r = 0; r < ranks; r++) {
+      rank[r] = (refused_rank){.plan = plan, .comm = comm[r], .how = how, .refuses = r == 1};
+      make_buffers(plan, 4, 192, lengths, &rank[r].b);
+      cr_assert_eq(pthread_create(&thread[r], NULL, run_refused, &rank[r]), 0);
+    }
+    for (int r = 0; r < ranks; r++) pthread_join(thread[r], NULL);
+    for (int r = 0; r < ranks; r++) {
+      cr_assert_eq(rank[r].status, r == 1 ? RG_E_USAGE : RG_E_COMM, "%s", rank[r].e.message);
+      if (r != 1) cr_assert(strstr(rank[r].e.message, "rank 1 failed: "), "%s", rank[r].e.message);
+      free_buffers(&rank[r].b);
+      rg_comm_destroy(comm[r], NULL);
+    }
+  }
+  rg_plan_destroy(plan);
 }
 
 /* ---- refusals ---- */

@@ -1,7 +1,6 @@
-/* tests/unit/test_policy.c: policies as read, and device profiles. Malformed policies are in
+/* tests/unit/test_policy.c: policies as read. Malformed policies are in
  * tests/golden/errors. */
 #include "graph/policy.h"
-#include "graph/profile.h"
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -21,7 +20,6 @@ static void teardown(void) {
   rg_context_destroy(ctx);
 }
 TestSuite(policy, .init = setup, .fini = teardown);
-TestSuite(profile, .init = setup, .fini = teardown);
 
 static rg_status load(const char *members, rg_policy **out, rg_error *e) {
   char text[1024];
@@ -202,101 +200,6 @@ Test(policy, misuse) {
     cr_assert_eq(rg_policy_load_file(ctx, path, &p, &e), RG_OK, "%s", e.message);
     rg_policy_destroy(p);
   }
-}
-
-/* ---- profiles ---- */
-
-Test(profile, shipped) {
-  rgi_profile *p;
-  rg_error e = {0};
-  cr_assert_eq(rgi_profile_load(ctx, NULL, "cpu", &p, &e), RG_OK, "%s", e.message);
-  cr_assert_not(p->cuda);
-  cr_assert(p->matrix_gflops[RG_F32] > 0 && p->special_gops > 0 && p->bandwidth_gbs > 0 &&
-            p->memory > 0);
-  rgi_profile_destroy(p);
-  cr_assert_eq(rgi_profile_load(ctx, NULL, "cuda", &p, &e), RG_OK, "%s", e.message);
-  cr_assert(p->cuda);
-  cr_assert_eq(p->memory, INT64_C(141000000000));
-  cr_assert(p->matrix_gflops[RG_BF16] > 10 * p->matrix_gflops[RG_F32]);
-  rgi_profile_destroy(p);
-  cr_assert_eq(rgi_profile_load(ctx, NULL, "tpu", &p, &e), RG_E_USAGE);
-  cr_assert_null(p);
-}
-
-static rg_status load_profile(const char *text, const char *device, rgi_profile **out,
-                              rg_error *e) {
-  char path[] = "/tmp/rg_profile_XXXXXX";
-  int file = mkstemp(path);
-  cr_assert_geq(file, 0);
-  cr_assert_eq(write(file, text, strlen(text)), (ssize_t)strlen(text));
-  close(file);
-  rg_status status = rgi_profile_load(ctx, path, device, out, e);
-  if (status != RG_OK && e) cr_assert_str_eq(e->file, path);
-  unlink(path);
-  return status;
-}
-
-#define PROFILE(more)                                                                              \
-  "{\"regraph_profile\": 1, \"device\": \"cpu\", \"matrix_gflops\": {\"f32\": 100, \"f16\": 200, " \
-  "\"bf16\": "                                                                                     \
-  "400},"                                                                                          \
-  " \"special_gops\": 2, \"bandwidth_gbs\": 10, \"memory\": \"1GiB\"" more "}"
-
-Test(profile, cost_model) {
-  rgi_profile *p;
-  rg_error e = {0};
-  rg_op op = {.name = "x"}, other = {.name = "y"};
-  cr_assert_eq(
-      load_profile(PROFILE(", \"step_us\": 5, \"efficiency\": 0.5, \"ops\": {\"x\": 0.25}"), "cpu",
-                   &p, &e),
-      RG_OK, "%s: %s", e.pointer, e.message);
-  cr_assert_eq(p->memory, 1 << 30);
-  /* 1 ms of products at full speed, less of the rest */
-  rg_cost cost = {.flops = 1e8, .exps = 1e5, .bytes = 1e5};
-  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_F32, &cost), 1 / 0.5 + 0.005, 1e-9);
-  cr_assert_float_eq(rgi_profile_ms(p, &op, RG_F32, &cost), 1 / 0.25 + 0.005, 1e-9);
-  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_BF16, &cost), 0.25 / 0.5 + 0.005, 1e-9);
-  cost = (rg_cost){.exps = 6e6, .bytes = 1e7}; /* 3 ms of exponentials, 1 ms of bytes */
-  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_F32, &cost), 3 / 0.5 + 0.005, 1e-9);
-  cost = (rg_cost){.bytes = 4e7};
-  cr_assert_float_eq(rgi_profile_ms(p, &other, RG_I32, &cost), 4 / 0.5 + 0.005, 1e-9);
-  rgi_profile_destroy(p);
-}
-
-Test(profile, malformed) {
-  static const struct {
-    const char *text;
-    rg_status status;
-    const char *pointer;
-  } bad[] = {
-      {"{", RG_E_SYNTAX, ""},
-      {"{\"regraph_profile\": 1}", RG_E_KEY, ""},
-      {PROFILE(", \"speed\": 1"), RG_E_KEY, "/speed"},
-      {PROFILE(", \"efficiency\": 1.5"), RG_E_VALUE, "/efficiency"},
-      {PROFILE(", \"efficiency\": 0"), RG_E_VALUE, "/efficiency"},
-      {PROFILE(", \"efficiency\": \"high\""), RG_E_TYPE, "/efficiency"},
-      {PROFILE(", \"step_us\": -1"), RG_E_VALUE, "/step_us"},
-      {PROFILE(", \"threads\": -1"), RG_E_VALUE, "/threads"},
-      {PROFILE(", \"ops\": {\"x\": 2}"), RG_E_VALUE, "/ops/x"},
-      {PROFILE(", \"name\": 3"), RG_E_TYPE, "/name"},
-      {"{\"regraph_profile\": 2, \"device\": \"cpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
-       " \"bandwidth_gbs\": 1, \"memory\": 1}",
-       RG_E_VALUE, "/regraph_profile"},
-      {"{\"regraph_profile\": 1, \"device\": \"tpu\", \"matrix_gflops\": 1, \"special_gops\": 1,"
-       " \"bandwidth_gbs\": 1, \"memory\": 1}",
-       RG_E_VALUE, "/device"}};
-  rgi_profile *p;
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    rg_error e = {0};
-    cr_assert_eq(load_profile(bad[i].text, "cpu", &p, &e), bad[i].status, "%s", bad[i].text);
-    cr_assert_null(p);
-    cr_assert_str_eq(e.pointer, bad[i].pointer);
-  }
-  rg_error e = {0};
-  cr_assert_eq(load_profile(PROFILE(""), "cuda", &p, &e), RG_E_VALUE); /* for another device */
-  cr_assert_null(p);
-  e = (rg_error){0};
-  cr_assert_eq(rgi_profile_load(ctx, "/nonexistent", "cpu", &p, &e), RG_E_IO);
 }
 
 /* ---- words, rules, patterns ---- */

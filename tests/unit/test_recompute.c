@@ -261,7 +261,7 @@ static rg_spec *random_spec(rg_context *ctx, uint64_t *state, int nodes) {
 Test(recompute, random_graphs) {
   rg_context *ctx;
   must(rg_context_create(NULL, &ctx, &err), "context");
-  const int most = getenv("REGRAPH_ROUND") ? 14 : 10;
+  const int most = getenv("REGRAPH_ROUND") ? 16 : 10;
   for (int seed = 0; seed < 40; seed++) {
     uint64_t state = round_seed((uint64_t)seed + 77, 40);
     rg_spec *spec = random_spec(ctx, &state, 4 + seed % (most - 3));

@@ -1,0 +1,266 @@
+/* tests/gpu/test_gpu_cp.c: ranks that are threads on one GPU, each with a stream and a session of
+ * its own that runs step by step: what one rank gives, to the bit, at borders of every kind, so
+ * that every family of kernels runs on slots at odd offsets; tables against the host's. */
+#include "tests/unit/cp_case.h"
+
+#ifdef REGRAPH_CUDA
+#include "cp/tables.h"
+#include "exec/cuda.h"
+#include "graph/base.h"
+
+#define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
+#define NEEDS_GPU() \
+  if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
+
+static void *a_stream(void) {
+  cudaStream_t s = NULL;
+  cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+  return s;
+}
+
+/* ---- tables ---- */
+
+enum { MOST_SEQS = 2000 };
+
+static void *on_device(size_t bytes) {
+  void *p = NULL;
+  CUDA_OK(cudaMalloc(&p, bytes + 16));
+  CUDA_OK(cudaMemset(p, 0x7e, bytes));
+  return p;
+}
+static void launch(const void *kernel, const void *params, size_t size) {
+  rg_error e = {0};
+  rgi_cuda_eager x;
+  rgi_cuda_eager_init(&x, NULL, &e);
+  CR_OK(x.base.launch(&x.base, &(rg_launch){.function = kernel,
+                                            .grid = {1, 1, 1},
+                                            .block = {RGK_CP_THREADS, 1, 1},
+                                            .params = params,
+                                            .size = size}),
+        &e);
+}
+static void same(const int32_t *want, const int32_t *device, int64_t n, const char *what,
+                 uint64_t seed) {
+  static int32_t got[2 * MOST_SEQS + 2 * RGK_CP_MOST_RANKS + 2];
+  CUDA_OK(cudaMemcpy(got, device, (size_t)n * sizeof *got, cudaMemcpyDeviceToHost));
+  for (int64_t i = 0; i < n; i++)
+    cr_assert_eq(got[i], want[i], "seed %d: %s[%d] is %d, not %d", (int)seed, what, (int)i, got[i],
+                 want[i]);
+}
+
+Test(gpu_cp, tables) {
+  NEEDS_GPU();
+  static int32_t cu[MOST_SEQS + 1], a[2 * MOST_SEQS + 2], b[2 * MOST_SEQS + 2], order[2048];
+  int32_t *at_cu = on_device(sizeof cu), *at_order = on_device(sizeof order), *at[6];
+  for (int i = 0; i < 6; i++) at[i] = on_device(sizeof a);
+  for (uint64_t seed = 1; seed <= 300; seed++) {
+    uint64_t state = seed * 977;
+    static const int counts[] = {2, 3, 4, 8, 64, 1000}, strides[] = {1, 4, 16};
+    const int ranks = counts[next_random(&state) % 6], stride = strides[next_random(&state) % 3];
+    const int kernel = stride * (1 + (int)(next_random(&state) % 3));
+    const int left = (int)(next_random(&state) % 500), tile = 1 + (int)(next_random(&state) % 200);
+    const int64_t chunk = stride * (int64_t)(1 + next_random(&state) % 40);
+    const int64_t T = chunk * 2 * ranks, most = seed % 5 == 0 ? MOST_SEQS : 1 + seed % 9;
+    const int mode = (int)(next_random(&state) % 3), rank = (int)(next_random(&state) % ranks);
+    for (int64_t i = 1; i <= most; i++) {
+      const int64_t n = next_random(&state) % 4 ? next_random(&state) % (2 * T / most + 2) : 0;
+      cu[i] = (int32_t)rgk_clamp(cu[i - 1] + n, 0, T);
+    }
+    CUDA_OK(cudaMemcpy(at_cu, cu, sizeof cu, cudaMemcpyHostToDevice));
+    const rg_cp_mode chosen = rgi_cp_choose((rg_cp_mode)mode, cu, most, T, ranks);
+    const rgk_cp_rows_params p = {.cu = at_cu,
+                                  .nseq = most,
+                                  .rows = T,
+                                  .ranks = ranks,
+                                  .rank = rank,
+                                  .mode = mode,
+                                  .order = at_order,
+                                  .starts = {at[0], at[1], at[2]},
+                                  .pos = {at[3], at[4], at[5]}};
+    launch(rgk_cp_rows(), &p, sizeof p);
+    for (int i = 0; i < 2 * ranks; i++) order[i] = (int32_t)rgk_cp_place(chosen, ranks, i);
+    same(order, at_order, 2 * ranks, "order", seed);
+    for (int slot = 0; slot < 2; slot++) {
+      const int64_t lo = rgk_cp_chunk(chosen, ranks, rank, slot) * chunk;
+      rgi_cp_pieces(cu, most, lo, lo + chunk, a, b);
+      same(a, at[slot], most + 1, "starts", seed);
+      same(b, at[3 + slot], most, "pos", seed);
+      same(b, at[5] + slot * most, most, "both pos", seed);
+      int32_t before = 0;
+      CUDA_OK(cudaMemcpy(&before, at[2] + slot * most, 4, cudaMemcpyDeviceToHost));
+      for (int64_t i = 0; i <= most; i++) a[i] += before;
+      same(a, at[2] + slot * most, most + 1, "both starts", seed);
+    }
+    const rgk_cp_chunks_params blocks = {.cu = at_cu,
+                                         .order = at_order,
+                                         .nseq = most,
+                                         .rows = T,
+                                         .a = kernel,
+                                         .b = stride,
+                                         .ranks = ranks,
+                                         .rank = rank,
+                                         .starts = {at[0], at[1]}};
+    rgk_cp_chunks_params window = blocks;
+    window.a = left, window.b = tile;
+    window.pos[0] = at[3], window.pos[1] = at[4];
+    launch(rgk_cp_blocks(), &blocks, sizeof blocks);
+    for (int slot = 0; slot < 2; slot++) {
+      const int64_t lo = rgk_cp_chunk(chosen, ranks, rank, slot) * chunk;
+      rgi_cp_blocks(cu, most, lo, lo + chunk, kernel, stride, a);
+      same(a, at[slot], most + 2, "blocks", seed);
+    }
+    launch(rgk_cp_window(), &window, sizeof window);
+    for (int slot = 0; slot < 2; slot++) {
+      const int64_t lo = rgk_cp_chunk(chosen, ranks, rank, slot) * chunk;
+      rgi_cp_window(cu, most, lo, lo + chunk, left, tile, a, b);
+      same(a, at[slot], most + 1, "windows", seed);
+      same(b, at[3 + slot], most, "window pos", seed);
+    }
+  }
+}
+
+/* ---- ranks against one ---- */
+
+typedef struct a_case {
+  const char *example, *dtype, *policy;
+  const char *set[6]; /* NAME=VALUE */
+  int64_t T;
+  const char *exact;
+} a_case;
+
+static rg_plan *plan_case(rg_context *ctx, const a_case *c, int ranks, const char *policy_text) {
+  char path[512], name[6][32];
+  rg_binding param[7] = {{"dtype", 0, c->dtype}}, set[] = {{"T", c->T, NULL}, {"B", 5, NULL}};
+  size_t n = 1;
+  for (int i = 0; i < 6 && c->set[i]; i++) {
+    const char *is = strchr(c->set[i], '=');
+    snprintf(name[i], sizeof name[i], "%.*s", (int)(is - c->set[i]), c->set[i]);
+    param[n++] = (rg_binding){name[i], atoll(is + 1), NULL};
+  }
+  rg_plan_options o = {
+      .set = set, .nset = 2, .device = "cuda", .threads = 1, .pack_seconds = 0.05, .cp = ranks};
+  rg_policy *policy = policy_text ? load_policy(ctx, policy_text) : NULL;
+  rg_spec *spec = NULL;
+  rg_plan *plan = NULL;
+  rg_error e = {0};
+  snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, c->example);
+  CR_OK(rg_spec_load_file(ctx, path, param, n, &spec, &e), &e);
+  CR_OK(rg_plan_create(spec, policy, &o, &plan, &e), &e);
+  rg_spec_destroy(spec);
+  rg_policy_destroy(policy);
+  return plan;
+}
+
+/* On 2, 3 and 4 ranks in both modes and by balance; borders at odd rows, empty sequences, one over
+ * several chunks, dead rows. */
+static void equal(const a_case *c) {
+  const int T = (int)c->T;
+  const int lengths[][5] = {{T / 2 + 7, 0, 1, T / 4 - 3, T / 8 + 1},
+                            {T, 0, 0, 0, 0},
+                            {33, 31, 500, 65, 1},
+                            {T / 3, T / 3, T / 3, 0, 0}};
+  static const char *const modes[] = {"\"auto\"", "1", "2"};
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  ranks_stream = a_stream;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  for (int i = 0; i < 4; i++) {
+    char policy[256], what[512];
+    const int ranks = 2 + i % 3;
+    snprintf(policy, sizeof policy, "{ \"regraph_policy\": 1, \"cp\": { \"mode\": %s }%s }",
+             modes[i % 3], c->policy ? c->policy : "");
+    snprintf(what, sizeof what, "%s, %s, %d ranks, lengths %d, %s", c->example, c->dtype, ranks, i,
+             policy);
+    rg_plan *one = plan_case(ctx, c, 1, NULL), *many = plan_case(ctx, c, ranks, policy);
+    const double most = strcmp(c->dtype, "f32") == 0   ? 4e-6
+                        : strcmp(c->dtype, "f16") == 0 ? 1e-3
+                                                       : 8e-3;
+    cp_compare(ctx, one, many, 5, T, lengths[i], c->exact, most, what);
+    rg_plan_destroy(one);
+    rg_plan_destroy(many);
+  }
+  rg_context_destroy(ctx);
+}
+
+#define EQUAL(name, ...)                 \
+  Test(gpu_cp, name) {                   \
+    NEEDS_GPU();                         \
+    equal(&(const a_case){__VA_ARGS__}); \
+  }
+/* tuned: 16 query heads a key head, width 128 */
+EQUAL(nsa_bf16, .example = "nsa", .dtype = "bf16", .set = {"H=16", "KH=1"}, .T = 3072,
+      .exact = "q gate")
+EQUAL(nsa_two_groups, .example = "nsa", .dtype = "bf16", .set = {"H=32", "KH=2"}, .T = 3072,
+      .policy = ", \"preset\": \"all\", \"split_heads\": 1", .exact = "q gate")
+EQUAL(nsa_few_heads, .example = "nsa", .dtype = "bf16", .set = {"H=8", "KH=2"}, .T = 1536,
+      .exact = "q gate")
+EQUAL(nsa_f16, .example = "nsa", .dtype = "f16", .set = {"H=16", "KH=1"}, .T = 1536,
+      .exact = "q gate")
+EQUAL(nsa_plain_f32, .example = "nsa", .dtype = "f32", .set = {"H=8", "KH=2", "D=64", "DV=64"},
+      .T = 1536, .exact = "q gate")
+EQUAL(nsa_odd_width, .example = "nsa", .dtype = "bf16", .set = {"H=6", "KH=2", "D=40", "DV=24"},
+      .T = 1536, .exact = "q gate")
+EQUAL(nsa_192, .example = "nsa", .dtype = "bf16", .set = {"H=16", "KH=1", "D=192", "DV=128"},
+      .T = 1536, .exact = "q gate")
+EQUAL(two_branch, .example = "two_branch", .dtype = "bf16", .T = 1536, .exact = "q gate")
+EQUAL(moba, .example = "moba", .dtype = "bf16", .T = 1536 * 4, .exact = "")
+EQUAL(dense_causal, .example = "dense_causal", .dtype = "bf16", .T = 1536, .exact = "q")
+EQUAL(windows, .example = "sliding_window", .dtype = "bf16", .set = {"window=100"}, .T = 6144,
+      .exact = "q")
+EQUAL(windows_f32, .example = "sliding_window", .dtype = "f32",
+      .set = {"D=64", "DV=64", "window=40"}, .T = 6144, .exact = "q")
+EQUAL(windows_gathered, .example = "sliding_window", .dtype = "bf16", .T = 3072, .exact = "q")
+EQUAL(nsa_linear, .example = "nsa_linear", .dtype = "bf16", .T = 1536)
+EQUAL(nsa_layer, .example = "nsa_layer", .dtype = "bf16", .T = 1536)
+
+/* Twenty runs of one batch, all with the same bits. */
+Test(gpu_cp, repeats) {
+  NEEDS_GPU();
+  const a_case c = {.example = "nsa", .dtype = "bf16", .set = {"H=16", "KH=1"}, .T = 3072};
+  const int lengths[] = {1700, 0, 1, 700, 333};
+  enum { RANKS = 4 };
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  a_rank once[MOST_RANKS], often[MOST_RANKS];
+  ranks_stream = a_stream;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  rg_plan *plan = plan_case(ctx, &c, RANKS, "{ \"regraph_policy\": 1, \"cp\": { \"mode\": 2 } }");
+  for (int r = 0; r < RANKS; r++) {
+    once[r] = (a_rank){.plan = plan, .backward = true};
+    make_buffers(plan, 4, c.T, lengths, &once[r].b);
+    often[r] = (a_rank){.plan = plan, .backward = true, .repeats = 19};
+    make_buffers(plan, 4, c.T, lengths, &often[r].b);
+  }
+  run_ranks(ctx, once, RANKS, 20);
+  run_ranks(ctx, often, RANKS, 20);
+  for (int r = 0; r < RANKS; r++) {
+    cr_assert_eq(once[r].status, RG_OK, "%s", once[r].e.message);
+    cr_assert_eq(often[r].status, RG_OK, "%s", often[r].e.message);
+    same_results(&once[r].b, &often[r].b, "repeats");
+  }
+  rg_plan_destroy(plan);
+  rg_context_destroy(ctx);
+}
+
+/* A rank that is not there, and one whose stream somebody captures: all end, and say so. */
+Test(gpu_cp, failures) {
+  NEEDS_GPU();
+  const a_case c = {.example = "nsa", .dtype = "bf16", .set = {"H=16", "KH=1"}, .T = 1536};
+  const int lengths[] = {1000, 0, 1, 300, 33};
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  rg_comm *comm[2];
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  rg_plan *plan = plan_case(ctx, &c, 2, NULL);
+  a_rank here = {.plan = plan};
+  CR_OK(rg_comm_threads(ctx, 2, 0.5, comm, &e), &e);
+  make_buffers(plan, 4, c.T, lengths, &here.b);
+  here.comm = comm[0];
+  run_a_rank(&here);
+  cr_assert_eq(here.status, RG_E_COMM);
+  cr_assert(strstr(here.e.message, "rank 1 did not reach"), "%s", here.e.message);
+  rg_comm_destroy(comm[1], NULL);
+  rg_plan_destroy(plan);
+  rg_context_destroy(ctx);
+}
+#endif
