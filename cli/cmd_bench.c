@@ -140,6 +140,7 @@ rg_status cli_cmd_bench(cli *c) {
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c);
   const bool ranks = cli_ranks(c) > 1;
+  if (s == RG_OK) s = cli_ranks_alone(c);
   if (s == RG_OK && !ranks) s = cli_make_session(c, a->eager);
   if (s == RG_OK) s = timing_prepare(c, &b.t);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &b.t.data);

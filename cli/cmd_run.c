@@ -183,6 +183,7 @@ rg_status cli_cmd_run(cli *c) {
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c);
   const bool ranks = cli_ranks(c) > 1;
+  if (s == RG_OK) s = cli_ranks_check(c);
   if (s == RG_OK && !ranks) s = cli_make_session(c, c->args.eager);
   if (s == RG_OK) s = data_bind(c, &d);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &d);
@@ -190,8 +191,9 @@ rg_status cli_cmd_run(cli *c) {
   data_blame(c, &d);
   cli_progress_end(c);
   if (s == RG_OK) s = ranks ? cli_ranks_gather(c, &d) : data_fetch(c, &d);
-  if (s == RG_OK) s = data_write(c, &d);
-  if (s == RG_OK) {
+  const bool writes = cli_ranks_writes(c);
+  if (s == RG_OK && writes) s = data_write(c, &d);
+  if (s == RG_OK && writes) {
     data_summaries(c, &d);
     rg_plan_sizes(c->plan, &z);
     if (c->args.json)

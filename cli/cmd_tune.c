@@ -13,10 +13,13 @@
 #include "peak.h"
 #include "timing.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 /* The stock examples (cmake/embed.cmake). Of nsa_model every layer is nsa_layer. */
 #define STOCK(f) \
@@ -33,7 +36,7 @@ typedef struct job {
   const char *spec; /* as shown, and in the list */
   const char *text; /* NULL: spec is a file */
   int64_t tokens;   /* 0: bound by --set, or by the spec */
-  char name[256];
+  char name[512];
   bool done;
 } job;
 
@@ -59,7 +62,9 @@ static bool sets(const cli *c, const char *name) {
 
 /* nsa T=4096 H=8 */
 static void name_job(const cli *c, job *j) {
-  size_t n = (size_t)snprintf(j->name, sizeof j->name, "%.100s", j->spec);
+  const size_t size = strlen(j->spec); /* of a long path, the end: it tells files apart */
+  size_t n = (size_t)snprintf(j->name, sizeof j->name, "%s%s", size > 300 ? "..." : "",
+                              j->spec + (size > 300 ? size - 300 : 0));
   if (j->tokens)
     n += (size_t)snprintf(j->name + n, sizeof j->name - n, " T=%lld", (long long)j->tokens);
   for (size_t i = 0; i < c->nset && n < sizeof j->name; i++)
@@ -170,32 +175,35 @@ static void note_done(tune *t, char *line) {
     if (strcmp(t->job[i].name, f[1]) == 0) t->job[i].done = true;
 }
 
-/* What an earlier tune left, if it was for the same and broke off. Lines of a job that did not end
- * are not counted. */
-static rg_status read_list(tune *t, bool *goes_on) {
+/* What an earlier tune left, if it was for the same and broke off. What follows the last job that
+ * ended, perhaps half a line, is not counted; `keep` is where it begins. */
+static rg_status read_list(tune *t, long *keep) {
   char line[2048];
-  FILE *f = fopen(t->list, "r");
-  *goes_on = false;
-  if (!f) return RG_OK;
   rg_status s = RG_OK;
   size_t whole = 0;
   bool complete = false;
-  if (fgets(line, sizeof line, f) && strcmp(line, t->header) == 0) {
-    while (s == RG_OK && fgets(line, sizeof line, f)) {
-      if (!strchr(line, '\n')) break;
-      complete = strcmp(line, "# complete\n") == 0;
-      if (strncmp(line, "# end\t", 6) == 0) {
-        note_done(t, line);
-        whole = t->nm;
-      } else if (line[0] != '#') {
-        s = add_line(t, line);
-      }
+  *keep = 0;
+  if (!fgets(line, sizeof line, t->f)) return RG_OK;
+  if (strncmp(line, "# regraph tune ", 15) != 0)
+    return cli_fail(&t->c->error, RG_E_USAGE, t->list,
+                    "measurements are kept here, and this is something else; move it, or name "
+                    "another --profile-out");
+  if (strcmp(line, t->header) != 0) return RG_OK;
+  long end = ftell(t->f);
+  while (s == RG_OK && fgets(line, sizeof line, t->f)) {
+    if (!strchr(line, '\n')) break;
+    complete = strcmp(line, "# complete\n") == 0;
+    if (strncmp(line, "# end\t", 6) == 0) {
+      note_done(t, line);
+      whole = t->nm;
+      end = ftell(t->f);
+    } else if (line[0] != '#') {
+      s = add_line(t, line);
     }
-    *goes_on = !complete;
   }
-  fclose(f);
-  drop_lines(t, *goes_on ? whole : 0);
-  for (int i = 0; i < t->njob && !*goes_on; i++) t->job[i].done = false;
+  if (!complete) *keep = end;
+  drop_lines(t, *keep ? whole : 0);
+  for (int i = 0; i < t->njob && !*keep; i++) t->job[i].done = false;
   return s;
 }
 
@@ -204,16 +212,30 @@ static rg_status cant_write(tune *t) {
   return cli_fail(&t->c->error, RG_E_IO, t->list, "can't be written: %s", strerror(errno));
 }
 
+/* One tune at a time has the list; where a file system knows no locks, that is up to the user. */
 static rg_status open_list(tune *t) {
-  bool goes_on;
+  long keep;
   char source[512];
   rg_printable(t->c->args.source ? t->c->args.source : "", source, sizeof source);
   snprintf(t->header, sizeof t->header, "# regraph tune 1\t%s\t%d\t%s\t%.200s\n", t->c->args.device,
            timing_on_gpu(t->c) ? 0 : cli_threads(t->c), rg_version(), source);
-  rg_status s = read_list(t, &goes_on);
+  const int fd = open(t->list, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd < 0) return cant_write(t);
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    close(fd);
+    t->c->write_failed = true;
+    return cli_fail(&t->c->error, RG_E_IO, t->list,
+                    "another tune is writing it; wait for its end, or name another --profile-out");
+  }
+  if (!(t->f = fdopen(fd, "a+"))) {
+    close(fd);
+    return cant_write(t);
+  }
+  rewind(t->f);
+  rg_status s = read_list(t, &keep);
   if (s != RG_OK) return s;
-  t->f = fopen(t->list, goes_on ? "a" : "w");
-  if (!t->f || (!goes_on && fputs(t->header, t->f) < 0) || fflush(t->f) != 0) return cant_write(t);
+  if (ftruncate(fd, keep) != 0 || fseek(t->f, 0, SEEK_END) != 0) return cant_write(t);
+  if ((!keep && fputs(t->header, t->f) < 0) || fflush(t->f) != 0) return cant_write(t);
   return RG_OK;
 }
 

@@ -82,9 +82,9 @@ static void bash_kind(FILE *f, kind k, const char *words) {
     fputs("\"", f);
     return;
   case EITHER:
-    fputs("_regraph_files; COMPREPLY+=($(compgen -W \"", f);
+    fputs("_regraph_files; _regraph_words \"", f);
     print_words(f, words);
-    fputs("\" -- \"$cur\"))", f);
+    fputs("\"", f);
     return;
   case SET: fputs("_regraph_names set", f); return;
   case INPUTS: fputs("_regraph_names inputs", f); return;
@@ -104,20 +104,24 @@ static void bash_kind(FILE *f, kind k, const char *words) {
 
 void cli_print_bash(FILE *f) {
   fputs("# bash completion for regraph, printed by 'regraph help --completion bash'\n"
-        "_regraph_words() { COMPREPLY=($(compgen -W \"$1\" -- \"$cur\")); }\n"
+        "_regraph_add() { # what compgen says, a line each: names may hold blanks and stars\n"
+        "  local -a more\n"
+        "  mapfile -t more < <(compgen \"$@\" -- \"$cur\")\n"
+        "  COMPREPLY+=(\"${more[@]}\")\n"
+        "}\n"
+        "_regraph_words() { _regraph_add -W \"$1\"; }\n"
         "_regraph_files() { # perhaps but those that fit a pattern\n"
         "  compopt -o filenames 2>/dev/null\n"
-        "  COMPREPLY=($(compgen -f ${1:+-X \"$1\"} -- \"$cur\"))\n"
-        "  [ -z \"$1\" ] || COMPREPLY+=($(compgen -d -- \"$cur\"))\n"
+        "  _regraph_add -f ${1:+-X \"$1\"}\n"
+        "  [ -z \"$1\" ] || _regraph_add -d\n"
         "}\n"
         "_regraph_names() { # what the spec on the line has of them, with '='\n"
         "  local word spec=\n"
         "  for word in \"${COMP_WORDS[@]:2}\"; do [[ $word != *.json ]] || { spec=$word; break; }; "
         "done\n"
         "  compopt -o nospace 2>/dev/null\n"
-        "  [ -z \"$spec\" ] || COMPREPLY=($(compgen -S = -W \"$(regraph check \"$spec\" --names "
-        "\"$1\" "
-        "2>/dev/null)\" -- \"$cur\"))\n"
+        "  [ -z \"$spec\" ] || _regraph_add -S = -W \"$(regraph check \"$spec\" --names \"$1\" "
+        "2>/dev/null)\"\n"
         "}\n"
         "_regraph() {\n"
         "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} "

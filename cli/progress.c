@@ -82,7 +82,7 @@ static void draw(double now) {
                                 .expected = line.expected,
                                 .most = line.most},
                     text, sizeof text);
-  if (width > 1 && (size_t)width <= strlen(text)) text[width - 1] = 0; /* one row, or \r fails */
+  if (width > 0 && (size_t)width <= strlen(text)) text[width - 1] = 0; /* one row, or \r fails */
   fprintf(stderr, "\r\033[K%s", text);
   fflush(stderr);
   line.drawn = now;

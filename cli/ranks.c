@@ -2,6 +2,7 @@
  * again. */
 #include "ranks.h"
 #include <pthread.h>
+#include <regraph/op.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,7 @@ typedef struct cli_ranks {
   cli *c;
   const data_set *d;
   rg_cp_info cp;
+  int here;              /* ranks in this process: all, or under a launcher its own */
   const int32_t *starts; /* of the batch */
   size_t entries;
   pthread_mutex_t lock;
@@ -96,12 +98,12 @@ static void *serve(void *arg) {
   return NULL;
 }
 
-/* Tells the other ranks, does rank 0's part, waits. */
+/* Tells the other ranks here, does the first one's part, waits. */
 static void order(cli_ranks_state *all, command what) {
   pthread_mutex_lock(&all->lock);
   all->command = what;
   all->busy = 0;
-  for (int i = 1; i < all->cp.ranks; i++) all->busy += all->rank[i].started;
+  for (int i = 1; i < all->here; i++) all->busy += all->rank[i].started;
   all->turn++;
   pthread_cond_broadcast(&all->moved);
   pthread_mutex_unlock(&all->lock);
@@ -115,7 +117,7 @@ static void order(cli_ranks_state *all, command what) {
 static rg_status failed(cli *c) {
   const cli_ranks_state *all = c->ranks;
   const rank *worst = NULL;
-  for (int i = 0; i < all->cp.ranks; i++) {
+  for (int i = 0; i < all->here; i++) {
     const rank *r = &all->rank[i];
     if (r->status == RG_OK) continue;
     if (!worst || (worst->status == RG_E_COMM && r->status != RG_E_COMM)) worst = r;
@@ -181,21 +183,42 @@ static void add_to(const rg_tensor_info *t, void *to, const void *from) {
   }
 }
 
-rg_status cli_ranks_gather(cli *c, data_set *d) {
+/* Every rank's share of tensor i, one after the other, from the other processes. Free it. */
+static rg_status fetch_shares(cli *c, int i, char **out) {
+  rank *r = &c->ranks->rank[0];
+  rg_tensor_info t;
+  rg_plan_tensor(c->plan, (size_t)i, &t);
+  *out = malloc((size_t)t.bytes * (size_t)c->ranks->cp.ranks + 1);
+  if (!*out) return cli_nomem(&c->error);
+  return r->comm->all_gather(r->comm, t.name, r->data[i], *out, (size_t)t.bytes, NULL, &c->error);
+}
+
+static rg_status join(cli *c, data_tensor *t, int i) {
   const cli_ranks_state *all = c->ranks;
-  for (int i = 0; i < d->ntensor; i++) {
-    data_tensor *t = &d->tensor[i];
-    if (!t->data || (t->info.role != RG_OUTPUT && t->info.role != RG_GRAD_OUT)) continue;
-    for (int r = 0; r < all->cp.ranks; r++) {
-      if (t->info.sharded)
-        copy_rows(all, t, r, all->rank[r].data[i], true);
-      else if (r == 0)
-        memcpy(t->data, all->rank[r].data[i], (size_t)t->info.bytes);
-      else if (t->info.partial)
-        add_to(&t->info, t->data, all->rank[r].data[i]);
-    }
+  char *shares = NULL;
+  rg_tensor_info own;
+  rg_plan_tensor(c->plan, (size_t)i, &own);
+  rg_status s = all->here < all->cp.ranks ? fetch_shares(c, i, &shares) : RG_OK;
+  for (int r = 0; r < all->cp.ranks && s == RG_OK; r++) {
+    char *share = shares ? shares + r * own.bytes : all->rank[r].data[i];
+    if (t->info.sharded)
+      copy_rows(all, t, r, share, true);
+    else if (r == 0)
+      memcpy(t->data, share, (size_t)t->info.bytes);
+    else if (t->info.partial)
+      add_to(&t->info, t->data, share);
   }
-  return RG_OK;
+  free(shares);
+  return s;
+}
+
+rg_status cli_ranks_gather(cli *c, data_set *d) {
+  rg_status s = RG_OK;
+  for (int i = 0; i < d->ntensor && s == RG_OK; i++) {
+    data_tensor *t = &d->tensor[i];
+    if (t->data && (t->info.role == RG_OUTPUT || t->info.role == RG_GRAD_OUT)) s = join(c, t, i);
+  }
+  return s;
 }
 
 /* ---- life ---- */
@@ -212,8 +235,32 @@ static rg_status check_starts(cli *c, cli_ranks_state *all) {
                     range, &c->error);
 }
 
+rg_status cli_ranks_check(cli *c) {
+  int launched = 1;
+  rg_comm_launched(NULL, &launched, NULL);
+  if (launched <= 1 || launched == cli_ranks(c)) return RG_OK;
+  return cli_fail(&c->error, RG_E_USAGE, NULL,
+                  "the launcher started %d ranks, the plan is for %d; expected --cp %d", launched,
+                  cli_ranks(c), launched);
+}
+
+rg_status cli_ranks_alone(cli *c) {
+  int launched = 1;
+  rg_comm_launched(NULL, &launched, NULL);
+  if (launched <= 1) return RG_OK;
+  return cli_fail(&c->error, RG_E_USAGE, NULL,
+                  "bench has its ranks in one process and can not be one of %d", launched);
+}
+
+bool cli_ranks_writes(const cli *c) {
+  return !c->ranks || c->ranks->rank[0].number == 0;
+}
+
 rg_status cli_ranks_open(cli *c, const data_set *d) {
-  const int n = cli_ranks(c);
+  const int ranks = cli_ranks(c);
+  int number = 0, launched = 1;
+  rg_comm_launched(&number, &launched, NULL);
+  const int n = launched > 1 ? 1 : ranks;
   cli_ranks_state *all = calloc(1, sizeof *all + (size_t)n * sizeof *all->rank);
   rg_comm **comm = calloc((size_t)n, sizeof *comm);
   if (!all || !comm) {
@@ -224,12 +271,15 @@ rg_status cli_ranks_open(cli *c, const data_set *d) {
   c->ranks = all;
   all->c = c;
   all->d = d;
+  all->here = n;
   rg_plan_cp(c->plan, &all->cp);
   pthread_mutex_init(&all->lock, NULL);
   pthread_cond_init(&all->moved, NULL);
   rg_status s = check_starts(c, all);
-  if (s == RG_OK) s = rg_comm_threads(c->ctx, n, 0, comm, &c->error);
-  for (int i = 0; i < n; i++) all->rank[i] = (rank){.all = all, .number = i, .comm = comm[i]};
+  if (s == RG_OK && n == ranks) s = rg_comm_threads(c->ctx, n, 0, comm, &c->error);
+  if (s == RG_OK && n < ranks) s = rg_comm_processes(c->ctx, NULL, comm, &c->error);
+  for (int i = 0; i < n; i++)
+    all->rank[i] = (rank){.all = all, .number = number + i, .comm = comm[i]};
   free(comm);
   for (int i = 0; i < n && s == RG_OK; i++) s = share_out(c, &all->rank[i]);
   for (int i = 1; i < n && s == RG_OK; i++) {
@@ -253,7 +303,7 @@ void cli_ranks_close(cli *c) {
   cli_ranks_state *all = c->ranks;
   if (!all) return;
   order(all, QUIT);
-  for (int i = 0; i < all->cp.ranks; i++) {
+  for (int i = 0; i < all->here; i++) {
     rank *r = &all->rank[i];
     if (r->started) pthread_join(r->thread, NULL);
     rg_session_destroy(r->session);

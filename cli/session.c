@@ -80,9 +80,10 @@ static rg_status load_spec(cli *c) {
 /* What is wrong with it stands behind what is wrong with the spec. */
 static rg_status load_policy(cli *c) {
   rg_error e = {0};
-  rg_status s =
-      c->args.policy ? rg_policy_load_file(c->ctx, c->args.policy, &c->policy, &e) : RG_OK;
-  if (s != RG_OK && !strstr(e.message, "nearest")) cli_suggest_file(&e, c->args.policy);
+  const char *path = c->args.policy;
+  if (path && strcmp(path, "-") == 0) path = "/dev/stdin";
+  rg_status s = path ? rg_policy_load_file(c->ctx, path, &c->policy, &e) : RG_OK;
+  if (s != RG_OK && !strstr(e.message, "nearest")) cli_suggest_file(&e, path);
   if (s != RG_OK && c->error.status == RG_OK) c->error = e;
   if (s != RG_OK && c->nerror > 0 && c->nerror < CLI_MOST_ERRORS) c->errors[c->nerror++] = e;
   return s;

@@ -34,9 +34,9 @@ const cli_command cli_commands[] = {
         {"check", "SPEC", NULL, 1, 1, "check a spec, and a policy against it",
          "Says what is wrong and where (file, line, JSON pointer), or one line if nothing is. "
          "Dimensions may "
-         "stay unbound: then everything that does not need them is checked. SPEC - is "
-         "standard input, "
-         "here and for every command that takes one.",
+         "stay unbound: then everything that does not need them is checked. SPEC - is standard "
+         "input, "
+         "here and for every command that takes one; so are --policy - and pack -.",
          cli_cmd_check},
     [PLAN] = {"plan", "SPEC", NULL, 1, 1, "plan memory and steps, and report",
               "Needs no GPU: with --device cuda it plans for the shipped H200 profile or for "
@@ -272,10 +272,12 @@ static rg_status unexpected(const cli_args *a, const char *word, const char *whe
 static rg_status parse_command(const char *name, cli_args *a, rg_error *e) {
   a->command = cli_find_command(name);
   if (a->command) return RG_OK;
+  static const char *const flags[] = {"--help", "--version"};
   const char *names[32];
   for (int i = 0; i < cli_ncommand; i++) names[i] = cli_commands[i].name;
-  const char *near = rg_nearest(name, names, cli_ncommand);
-  const char *kind = name[0] == '-' ? "flag" : "command";
+  const bool flag = name[0] == '-';
+  const char *near = flag ? rg_nearest(name, flags, 2) : rg_nearest(name, names, cli_ncommand);
+  const char *kind = flag ? "flag" : "command";
   if (near)
     return cli_fail(e, RG_E_USAGE, "regraph", "unknown %s '%s'; did you mean '%s'?", kind, name,
                     near);

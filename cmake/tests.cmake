@@ -36,12 +36,12 @@ endfunction()
 
 # ---- unit tests: may reach inside ----
 if(REGRAPH_SANITIZE OR REGRAPH_COVERAGE)
-  add_compile_definitions(RG_TEST_SLOW) # tests/harness/round.h
+  target_compile_definitions(regraph_all INTERFACE RG_TEST_SLOW) # tests/harness/round.h
 endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
-          test_cp_equal)
+          test_cp_equal test_cp_processes)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
     target_compile_options(${name} PRIVATE -Wno-format-zero-length)
@@ -110,6 +110,10 @@ add_test(NAME cli_terminal COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/terminal.py $<T
 set_tests_properties(cli_schemas PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
+add_test(NAME cp_launch COMMAND ${CMAKE_SOURCE_DIR}/tests/cp_launch.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cp_mpi COMMAND ${CMAKE_SOURCE_DIR}/tests/cp_mpi.sh $<TARGET_FILE_DIR:regraph> ${CMAKE_SOURCE_DIR}
+                             $<TARGET_FILE:regraph_cli>)
+set_tests_properties(cp_mpi PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME example_cp COMMAND ${CMAKE_SOURCE_DIR}/examples/cp.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

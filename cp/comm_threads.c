@@ -331,5 +331,6 @@ rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm *
 void rg_comm_destroy(rg_comm *comm, const rg_error *why) {
   if (!comm) return;
   if (why && why->status != RG_OK) comm->abort(comm, why);
-  comm->destroy(comm);
+  comm->leaving = true; /* graphs of sessions may hold on to it */
+  if (comm->sessions == 0) comm->destroy(comm);
 }

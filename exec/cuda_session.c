@@ -265,6 +265,7 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
           to = backward ? s->plan->nstep : s->plan->nforward;
   enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   RGI_TRY(alive(s, e));
+  if (s->comm && s->comm->check) RGI_TRY(s->comm->check(s->comm, e));
   cudaGetDevice(&before);
   if (before != d->id) cudaSetDevice(d->id);
   rg_status status = note(s, cudaStreamIsCapturing(d->stream, &capture),
@@ -284,7 +285,10 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
 
 static rg_status synchronize(rg_session *s, rg_error *e) {
   RGI_TRY(alive(s, e));
-  RGI_TRY(note(s, cudaStreamSynchronize(device_of(s)->stream), "waiting for the runs", NULL, e));
+  const cudaError_t code = cudaStreamSynchronize(device_of(s)->stream);
+  if (s->comm && s->comm->check)
+    RGI_TRY(s->comm->check(s->comm, e)); /* what was the first to fail */
+  RGI_TRY(note(s, code, "waiting for the runs", NULL, e));
   read_times(s);
   return check(s, e);
 }

@@ -31,6 +31,7 @@ static int32_t list_spans(rg_session *s, bool backward) {
   }
   add(s, &n, s->current->data, s->plan->sizes.saved, RGI_AT_SAVED, true);
   add(s, &n, s->scratch, s->plan->sizes.scratch, RGI_AT_SCRATCH, true);
+  add(s, &n, s->current->host, s->plan->sizes.host, RGI_AT_HOST, true);
   return n;
 }
 
@@ -47,7 +48,10 @@ static void sort_spans(rgi_span *a, int32_t n) {
 }
 
 static const char *span_name(const rg_session *s, const rgi_span *x, char *text, size_t room) {
-  if (x->bind < 0) return x->bind == RGI_AT_SAVED ? "the saved block" : "the scratch block";
+  if (x->bind < 0)
+    return x->bind == RGI_AT_SAVED  ? "the saved block"
+           : x->bind == RGI_AT_HOST ? "the host block"
+                                    : "the scratch block";
   const rg_tensor_info *t = &s->plan->bindable[x->bind].info;
   snprintf(text, room, "the %s \"%s\"", rgi_role_name(t->role), t->name);
   return text;

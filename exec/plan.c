@@ -36,6 +36,7 @@ typedef struct prepared {
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
+  double offload_ms;
 } prepared;
 
 static int cores(void) {
@@ -121,6 +122,28 @@ static void free_prepared(prepared *p) {
   memset(p, 0, sizeof *p);
 }
 
+static bool offloads(const rg_policy *policy) {
+  for (int i = 0; policy && i < policy->nrule; i++)
+    if (policy->rule[i].action == RGI_OFFLOAD) return true;
+  return false;
+}
+
+/* What the policy offloads leaves both graphs' saved memory. */
+static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
+  rgi_graph *next;
+  if (!offloads(policy)) return RG_OK;
+  if (p->cuda)
+    return rgi_fail(e, RG_E_DEVICE, "/nodes", NULL,
+                    "nodes are offloaded on the CPU only, so far; recompute them, or plan for cpu");
+  report(p, "offload", 0);
+  if (p->unfused) {
+    RGI_TRY(rgi_offload(p->unfused, policy, p->profile, &next, &p->offload_ms, e));
+    RGI_TRY(advance(&p->unfused, next, "offload", e));
+  }
+  RGI_TRY(rgi_offload(p->graph, policy, p->profile, &next, &p->offload_ms, e));
+  return advance(&p->graph, next, "offload", e);
+}
+
 static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *o,
                          prepared *p, rg_error *e) {
   memset(p, 0, sizeof *p);
@@ -194,7 +217,10 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   if (p->cuda || goes_back(p->graph))
     RGI_GOTO(status, length_copies(p->graph, &p->mem.reserved, e), failed);
   RGI_GOTO(status, rgi_comm_bytes(p->graph, &p->mem.comm, e), failed);
-  if (o->no_fuse) return RG_OK;
+  if (o->no_fuse) {
+    RGI_GOTO(status, offload(p, policy, e), failed);
+    return RG_OK;
+  }
   report(p, "fuse", 0);
   RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
   p->unfused = p->graph;
@@ -203,6 +229,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
     rgi_graph_destroy(p->unfused);
     p->unfused = NULL;
   }
+  RGI_GOTO(status, offload(p, policy, e), failed);
   return RG_OK;
 
 failed:
@@ -219,7 +246,8 @@ static void fill_sizes(rg_plan *plan) {
                            .backward_scratch = m->backward_scratch,
                            .lower_bound = m->saved + bound + plan->sizes.comm,
                            .predicted_peak = m->saved + m->scratch + plan->sizes.comm,
-                           .comm = plan->sizes.comm};
+                           .comm = plan->sizes.comm,
+                           .host = m->host};
 }
 
 /* Names and values of the dimensions that the spec left free, for reports. */
@@ -237,6 +265,18 @@ static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan
     plan->nfree++;
   }
   return RG_OK;
+}
+
+static rg_status check_host(const rg_plan *plan, const rg_policy *policy, rg_error *e) {
+  const rg_status before = rgi_error_before(e);
+  char need[32], most[32];
+  if (!policy || !policy->host_bound || plan->memory->host <= policy->host) return RG_OK;
+  rgi_fail(e, RG_E_INFEASIBLE, "/host", NULL,
+           "what is offloaded takes %s (%lld bytes) of the host's memory; the policy allows %s",
+           rgi_human_bytes(plan->memory->host, need), (long long)plan->memory->host,
+           rgi_human_bytes(policy->host, most));
+  name_policy(policy, RG_E_INFEASIBLE, before, e);
+  return RG_E_INFEASIBLE;
 }
 
 rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
@@ -267,6 +307,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
       (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
+  plan->offload_ms = p.offload_ms;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
@@ -288,6 +329,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
+  RGI_GOTO(status, check_host(plan, policy, e), failed);
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);

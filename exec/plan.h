@@ -24,7 +24,7 @@ enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS }
 
 enum { RGI_ROLES = RG_GRAD_OUT + 1 };
 
-enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3 };
+enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3, RGI_AT_HOST = -4 };
 
 typedef struct rgi_place {
   int32_t bind;   /* index into bindable[], or RGI_AT_… */
@@ -89,6 +89,7 @@ struct rg_plan {
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
   rgi_memory *memory; /* lives in graph */
   rgi_choice *choice;
+  double offload_ms;    /* of the copies to the host's memory and back */
   rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
   int32_t nstep, nforward, nargs;

@@ -63,6 +63,8 @@ static uint64_t hash_policy(const rg_policy *p) {
   h = hash_number(h, p->split_heads);
   h = hash_number(hash_number(h, p->cp.local_weights), p->cp.wire_bf16);
   for (int i = 0; i < p->nrecompute; i++) h = rgi_hash_text(h, p->recompute[i]);
+  for (int i = 0; i < p->nrule; i++)
+    h = hash_number(rgi_hash_text(h, p->rule[i].name), p->rule[i].action);
   return h;
 }
 

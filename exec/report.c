@@ -153,13 +153,14 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
              {"  forward", z->forward_scratch, ""},
              {"  backward", z->backward_scratch, ""},
              {"comm", z->comm, "what collectives send and receive"},
+             {"host", z->host, "what is offloaded, not on the device"},
              {"peak", z->predicted_peak, z->comm ? "saved + scratch + comm" : "saved + scratch"},
              {"lower bound", z->lower_bound, "the most bytes alive at once"},
              {"gap", z->predicted_peak - z->lower_bound, ""}};
   char w[32], x[32], y[32], v[32];
   rgi_buf_printf(b, "memory\n");
   for (int i = 0; i < RGI_COUNT(row); i++)
-    if (z->comm || strcmp(row[i].name, "comm") != 0)
+    if (row[i].bytes || (strcmp(row[i].name, "comm") != 0 && strcmp(row[i].name, "host") != 0))
       rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
                      rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
                      *row[i].what ? "  " : "", row[i].what);
@@ -171,6 +172,9 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
                    rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
                    rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
                    c->extra_ms);
+  if (z->host)
+    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more\n",
+                   rgi_human_bytes(z->host, x), plan->offload_ms);
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
   rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),
@@ -330,6 +334,7 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   json_int(b, "saved_bytes", z->saved);
   json_int(b, "scratch_bytes", z->scratch);
   if (z->comm) json_int(b, "comm_bytes", z->comm);
+  if (z->host) json_int(b, "host_bytes", z->host);
   json_int(b, "forward_scratch_bytes", z->forward_scratch);
   json_int(b, "backward_scratch_bytes", z->backward_scratch);
   json_int(b, "lower_bound_bytes", z->lower_bound);
@@ -359,6 +364,7 @@ static void write_place(const rg_plan *plan, rgi_place at, rgi_buf *b) {
   switch (at.bind) {
   case RGI_AT_NOTHING: rgi_buf_printf(b, "-"); return;
   case RGI_AT_SAVED: rgi_buf_printf(b, "saved+%lld", (long long)at.offset); return;
+  case RGI_AT_HOST: rgi_buf_printf(b, "host+%lld", (long long)at.offset); return;
   case RGI_AT_SCRATCH: rgi_buf_printf(b, "scratch+%lld", (long long)at.offset); return;
   default: break;
   }

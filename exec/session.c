@@ -26,16 +26,17 @@
 
 /* ---- memory ---- */
 
-static rg_status own_block(rg_session *s, int64_t size, rgi_owned_block *b, rg_error *e) {
+static rg_status own_block(rg_session *s, const rg_allocator *from, int64_t size,
+                           rgi_owned_block *b, rg_error *e) {
   int64_t guard = s->poison ? RGI_GUARD : 0, slack = 0;
   if (size == 0) return RG_OK;
-  b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard));
+  b->memory = from->alloc(from->user, (size_t)(size + 2 * guard));
   if (b->memory &&
       /* not an allocator for arenas: align the block ourselves */
       (uintptr_t)b->memory % RGI_ALIGN != 0) {
-    s->memory.free(s->memory.user, b->memory);
+    from->free(from->user, b->memory);
     slack = RGI_ALIGN - 1;
-    b->memory = s->memory.alloc(s->memory.user, (size_t)(size + 2 * guard + slack));
+    b->memory = from->alloc(from->user, (size_t)(size + 2 * guard + slack));
   }
   if (!b->memory) return s->backend->no_memory(s, size + 2 * guard + slack, e);
   b->data = (char *)b->memory + guard;
@@ -92,6 +93,7 @@ static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
     s->blocks = b;
   }
   b->data = data;
+  b->host = NULL;
   b->forwarded = b->forgotten = false;
   s->current = b;
   return RG_OK;
@@ -102,7 +104,7 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   s->bound = rgi_alloc_n(s->arena, (size_t)plan->nbindable + 1, sizeof *s->bound);
   s->arg = rgi_alloc_n(s->arena, (size_t)plan->nargs + 1, sizeof *s->arg);
   s->ms = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *s->ms);
-  s->span = rgi_alloc_n(s->arena, (size_t)plan->nbindable + 2, sizeof *s->span);
+  s->span = rgi_alloc_n(s->arena, (size_t)plan->nbindable + 3, sizeof *s->span);
   if (s->poison) s->window = rgi_alloc(s->arena, RGI_WINDOW);
   if (!s->bound || !s->arg || !s->ms || !s->span || (s->poison && !s->window)) return rgi_nomem(e);
   for (int32_t i = 0; i < plan->nstep; i++) {
@@ -115,22 +117,32 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
     RGI_TRY(check_block(s, o->saved, "saved", e));
     RGI_TRY(use_saved(s, o->saved, e));
   } else {
-    RGI_TRY(own_block(s, plan->sizes.saved, &s->own_saved, e));
+    RGI_TRY(own_block(s, &s->memory, plan->sizes.saved, &s->own_saved, e));
     RGI_TRY(use_saved(s, s->own_saved.data, e));
   }
   if (o->scratch) {
     RGI_TRY(check_block(s, o->scratch, "scratch", e));
     s->scratch = o->scratch;
   } else {
-    RGI_TRY(own_block(s, plan->sizes.scratch, &s->own_scratch, e));
+    RGI_TRY(own_block(s, &s->memory, plan->sizes.scratch, &s->own_scratch, e));
     s->scratch = s->own_scratch.data;
   }
-  RGI_TRY(own_block(s, plan->sizes.comm, &s->own_comm, e));
+  RGI_TRY(own_block(s, &s->memory, plan->sizes.comm, &s->own_comm, e));
+  if (o->host)
+    RGI_TRY(check_block(s, o->host, "host", e));
+  else
+    RGI_TRY(own_block(s, &rgi_cpu_backend.memory, plan->sizes.host, &s->own_host, e));
+  if (plan->sizes.host) s->current->host = o->host ? o->host : s->own_host.data;
   RGI_TRY(s->backend->create(s, o, e));
   return rgi_session_agree(s, e);
 }
 
-RGI_NO_TAIL(rg_session_options, comm);
+RGI_NO_TAIL(rg_session_options, host);
+
+/* Is it a communicator of this library's, whose members are where they are expected? */
+static bool counts(const rg_comm *c) {
+  return c && c->abi == RG_OP_ABI;
+}
 
 static rg_status create_session(const rg_plan *plan, const rg_session_options *o, rg_session **out,
                                 rg_error *e) {
@@ -149,6 +161,7 @@ static rg_status create_session(const rg_plan *plan, const rg_session_options *o
   s->plan = plan;
   s->poison = o->debug_poison;
   s->comm = o->comm;
+  if (counts(s->comm)) s->comm->sessions++;
   s->backend = backend;
   s->memory = o->arena ? *o->arena : s->backend->memory;
   rg_status status = fill_session(s, o, e);
@@ -166,7 +179,7 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
   rg_error own = {0};
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the session is NULL");
   *out = NULL;
-  RGI_TRY(RGI_OPTIONS(rg_session_options, comm, options, &o, e));
+  RGI_TRY(RGI_OPTIONS(rg_session_options, host, options, &o, e));
   const rg_status status = create_session(plan, &o, out, &own);
   return rgi_ranks_told(o.comm, status, &own, e);
 }
@@ -174,6 +187,9 @@ rg_status rg_session_create(const rg_plan *plan, const rg_session_options *optio
 void rg_session_destroy(rg_session *s) {
   if (!s) return;
   s->backend->destroy(s);
+  if (counts(s->comm) && --s->comm->sessions == 0 && s->comm->leaving) s->comm->destroy(s->comm);
+  if (s->own_host.memory)
+    rgi_cpu_backend.memory.free(rgi_cpu_backend.memory.user, s->own_host.memory);
   if (s->own_comm.memory) s->memory.free(s->memory.user, s->own_comm.memory);
   if (s->own_scratch.memory) s->memory.free(s->memory.user, s->own_scratch.memory);
   if (s->own_saved.memory) s->memory.free(s->memory.user, s->own_saved.memory);
@@ -244,6 +260,9 @@ rg_status rg_session_adopt_saved(rg_session *s, void *saved, rg_error *e) {
   if (!s) return null_session(e);
   RGI_TRY(check_bound(s, false, e)); /* a backward reads there */
   RGI_TRY(rg_session_bind_saved(s, saved, e));
+  if (s->plan->sizes.host && !s->current->host)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the saved block has no host block; bind both, then adopt");
   memcpy(s->current->at, s->bound, (size_t)s->plan->nbindable * sizeof *s->bound);
   s->current->forwarded = true;
   return RG_OK;
@@ -258,6 +277,23 @@ rg_status rg_session_forget_saved(rg_session *s, void *saved, rg_error *e) {
       return RG_OK;
     }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session was given no saved block at %p", saved);
+}
+
+rg_status rg_session_bind_host(rg_session *s, void *host, rg_error *e) {
+  if (!s) return null_session(e);
+  if (!s->plan->sizes.host) return RG_OK;
+  if (!host) host = s->own_host.data;
+  if (!host)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the host block is NULL; expected %lld bytes",
+                    (long long)s->plan->sizes.host);
+  if (host != s->own_host.data) RGI_TRY(check_block(s, host, "host", e));
+  for (rgi_saved_block *b = s->blocks; b; b = b->next)
+    if (b == s->current ? b->host != host : b->host == host) {
+      b->forwarded = false; /* what it had there is not, or will not be */
+      b->host = NULL;
+    }
+  s->current->host = host;
+  return RG_OK;
 }
 
 rg_status rg_session_bind_scratch(rg_session *s, void *scratch, rg_error *e) {
@@ -310,6 +346,11 @@ static rg_status forward(rg_session *s, rg_error *e) {
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "the session was told to forget the saved block that is bound; bind another "
                     "for the forward");
+  if (s->plan->sizes.host && !s->current->host)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "the bound saved block has no host block; expected %lld bytes for what is "
+                    "offloaded (rg_session_bind_host)",
+                    (long long)s->plan->sizes.host);
   RGI_TRY(rgi_session_overlap(s, false, e));
   RGI_TRY(s->backend->check(s, e));
   s->current->forwarded = false; /* not before: a refused call leaves the block as it was */
@@ -317,6 +358,8 @@ static rg_status forward(rg_session *s, rg_error *e) {
   if (s->poison) {
     s->touched_saved = s->touched_scratch = 0;
     RGI_TRY(s->backend->poison(s, s->current->data, s->plan->sizes.saved, e));
+    if (s->current->host)
+      RGI_TRY(rgi_cpu_backend.poison(s, s->current->host, s->plan->sizes.host, e));
     RGI_TRY(poison_targets(s, RG_OUTPUT, e));
   }
   RGI_TRY(s->backend->run(s, false, e));

@@ -16,6 +16,7 @@ enum { RGI_HOST_ALIGN = 64 };
 typedef struct rgi_saved_block {
   struct rgi_saved_block *next;
   char *data;
+  char *host; /* what is offloaded; NULL: nothing is, or no block was named for it */
   bool forwarded;
   bool forgotten; /* the record may serve another block */
   void **at;      /* [nbindable]: inputs and outputs of that forward */
@@ -70,14 +71,14 @@ struct rg_session {
   void *device; /* the backend's own */
   bool poison;
   rg_allocator memory; /* of owned blocks */
-  rgi_owned_block own_saved, own_scratch, own_comm;
+  rgi_owned_block own_saved, own_scratch, own_comm, own_host;
   rg_comm *comm; /* NULL: one rank */
   char *scratch;
   rgi_saved_block *blocks, *current;
   void **bound;   /* [nbindable] */
   rg_arg *arg;    /* [nargs] */
   double *ms;     /* [nstep] */
-  rgi_span *span; /* [nbindable + 2], for rgi_session_overlap */
+  rgi_span *span; /* [nbindable + 3], for rgi_session_overlap */
   char *window;   /* debug_poison: RGI_WINDOW bytes of a block on their way to being looked at */
   int64_t touched_saved, touched_scratch;
 };

@@ -11,6 +11,8 @@ void *rgi_session_resolve(const rg_session *s, rgi_place at) {
     base = s->current->data;
   } else if (at.bind == RGI_AT_SCRATCH) {
     base = s->scratch;
+  } else if (at.bind == RGI_AT_HOST) {
+    base = s->current->host;
   }
   return base ? base + at.offset : NULL;
 }
@@ -50,6 +52,7 @@ rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
   RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
   RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
   RGI_TRY(check_guards(s, &s->own_comm, &whole, e));
+  RGI_TRY(check_guards(s, &s->own_host, &whole, e));
   if (!whole)
     return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena",
                     node->op->name);

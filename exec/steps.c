@@ -92,6 +92,7 @@ rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_erro
   int64_t inside = x->base >= 0 ? x->offset * (int64_t)rg_dtype_size(owner->dtype) : 0;
   switch (owner->region) {
   case RGI_R_SAVED: *out = (rgi_place){RGI_AT_SAVED, owner->address + inside}; return RG_OK;
+  case RGI_R_HOST: *out = (rgi_place){RGI_AT_HOST, owner->address + inside}; return RG_OK;
   case RGI_R_SCRATCH: *out = (rgi_place){RGI_AT_SCRATCH, owner->address + inside}; return RG_OK;
   default: break;
   }

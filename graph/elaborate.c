@@ -506,7 +506,7 @@ static rg_status add_node(builder *b, int i) {
       }
       const rgi_json *one = element(names, k);
       rgi_pointer_key(&port_at, where.text, op->out[port].name);
-      if (names->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
+      if (names->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, port_at.text, k);
       RGI_TRY(rgi_json_expect(one, RGI_JSON_STRING, port_at.text, name, b->e));
       RGI_TRY(rgi_check_identifier(one->text, "tensor", port_at.text, b->e));
       RGI_TRY(add_output(b, n, slot, one->text, port_at.text));
@@ -585,7 +585,7 @@ static rg_status connect(builder *b, int n) {
   rgi_node *node = &b->g->node[n];
   const char *where = b->g->origin[node->origin].pointer;
   const rgi_json *in = rgi_json_get(&b->spec->nodes->item[node->origin], "in");
-  rgi_pointer at, port_at, p;
+  rgi_pointer at, port_at;
   rg_status wrong = RG_OK;
   rgi_pointer_key(&at, where, "in");
   for (int port = 0; port < node->op->nin; port++) {
@@ -599,7 +599,7 @@ static rg_status connect(builder *b, int n) {
           b->e);
     for (int k = 0; v && k < listed(v); k++) {
       rgi_pointer_key(&port_at, at.text, node->op->in[port].name);
-      if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, (p = port_at).text, k);
+      if (v->type == RGI_JSON_ARRAY) rgi_pointer_index(&port_at, port_at.text, k);
       RGI_KEEP(b->all, wrong, resolve(b, element(v, k), port_at.text, node->name, &slot[k]), b->e);
     }
   }

@@ -5,7 +5,7 @@
 #include <string.h>
 
 const char *rgi_region_name(rgi_region r) {
-  static const char *const name[] = {"nowhere", "input", "output", "saved", "scratch"};
+  static const char *const name[] = {"nowhere", "input", "output", "saved", "scratch", "host"};
   return name[r];
 }
 
@@ -212,6 +212,17 @@ void rgi_dense_strides(rgi_tensor *t) {
     t->stride[i] = stride;
     stride *= t->dim[i].c;
   }
+}
+
+void rgi_tensor_like(rgi_graph *g, int t, const rgi_tensor *like, const rgi_dim *rows) {
+  rgi_tensor *y = &g->tensor[t];
+  y->dtype = like->dtype;
+  y->rank = like->rank;
+  memcpy(y->dim, like->dim, sizeof y->dim);
+  if (rows) y->dim[0] = *rows;
+  y->base = -1;
+  y->offset = 0;
+  if (g->bound) rgi_dense_strides(y);
 }
 
 int64_t rgi_elements(const rgi_tensor *t) {

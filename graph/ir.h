@@ -72,7 +72,8 @@ typedef enum rgi_region {
   RGI_R_INPUT,
   RGI_R_OUTPUT,
   RGI_R_SAVED,
-  RGI_R_SCRATCH
+  RGI_R_SCRATCH,
+  RGI_R_HOST
 } rgi_region;
 const char *rgi_region_name(rgi_region r);
 
@@ -91,6 +92,7 @@ typedef struct rgi_tensor {
   int32_t grad_of;             /* the tensor this is a gradient of, or -1 */
   rgi_region region;           /* of an owner; set by memplan (inputs and outputs earlier) */
   int64_t address;             /* byte offset in the region; set by memplan */
+  bool host;                   /* an owner that waits for the backward in the host's memory */
 } rgi_tensor;
 
 typedef enum rgi_kind { RGI_PRIMAL, RGI_GRADIENT, RGI_CLONE, RGI_GLUE } rgi_kind;
@@ -189,6 +191,9 @@ int rgi_out_port(const rg_op *op, const char *name);
 rg_status rgi_infer_node(rgi_graph *g, int n, const char *pointer, rg_error *e);
 /* Dense row-major strides for a bound tensor. */
 void rgi_dense_strides(rgi_tensor *t);
+/* Tensor t gets the type and the shape of `like`, on axis 0 *rows unless that is NULL: dense, in
+ * memory of its own. */
+void rgi_tensor_like(rgi_graph *g, int t, const rgi_tensor *like, const rgi_dim *rows);
 /* Elements and bytes of a bound tensor (dense). */
 int64_t rgi_elements(const rgi_tensor *t);
 int64_t rgi_bytes(const rgi_tensor *t);

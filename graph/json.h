@@ -78,6 +78,7 @@ typedef struct rgi_pointer {
   char text[256];
 } rgi_pointer;
 const char *rgi_pointer_key(rgi_pointer *p, const char *parent, const char *key);
+/* `parent` may be p's own text. */
 const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i);
 
 const char *rgi_pointer_set(rgi_pointer *p, const char *text);

@@ -1,8 +1,8 @@
 /* graph/policy.c: policies: what to recompute, as said by the user. What it does to a graph is
    recompute/'s business.
 
-   One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "nodes" and
-   "split_heads" beside any. A policy may also be one word: a preset or a budget.
+   One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "nodes",
+   "host" and "split_heads" beside any. A policy may also be one word: a preset or a budget.
  */
 #include "policy.h"
 #include "json.h"
@@ -55,7 +55,8 @@ static rg_status read_list(rg_policy *p, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_rules(rg_policy *p, const rgi_json *v, rg_error *e) {
-  static const char *const known[] = {"auto", "keep", "recompute"}; /* in the order of rgi_action */
+  static const char *const known[] = {"auto", "keep", "recompute",
+                                      "offload"}; /* in the order of rgi_action */
   rgi_shown shown, hint;
   RGI_TRY(rgi_json_expect(v, RGI_JSON_OBJECT, "/nodes", NULL, e));
   if (v->n > MOST_LISTED)
@@ -73,7 +74,7 @@ static rg_status read_rules(rg_policy *p, const rgi_json *v, rg_error *e) {
     while (action < RGI_COUNT(known) && strcmp(word, known[action]) != 0) action++;
     if (action == RGI_COUNT(known))
       return rgi_fail(e, RG_E_VALUE, at.text, NULL,
-                      "'%s' can't be done to a node; expected keep, recompute or auto%s",
+                      "'%s' can't be done to a node; expected keep, recompute, offload or auto%s",
                       rgi_show(&shown, word), rgi_near(&hint, word, known, RGI_COUNT(known)));
     p->rule[i] = (rgi_rule){v->key[i], rgi_strdup(p->arena, at.text), (rgi_action)action};
     if (!p->rule[i].pointer) return rgi_nomem(e);
@@ -150,8 +151,8 @@ static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget", "nodes",
-                                     "split_heads",    "cp",     "doc",       "$schema"};
+  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget",  "nodes",
+                                     "split_heads",    "cp",     "doc",       "$schema", "host"};
   RGI_TRY(rgi_json_is(root, "regraph_policy", e));
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
@@ -179,6 +180,10 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
   if ((v = rgi_json_get(root, "cp"))) RGI_TRY(read_cp(&p->cp, v, e));
   if ((v = rgi_json_get(root, "$schema")))
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
+  if ((v = rgi_json_get(root, "host"))) {
+    RGI_TRY(rgi_json_bytes(v, "/host", &p->host, e));
+    p->host_bound = true;
+  }
   if ((v = rgi_json_get(root, "split_heads"))) {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, "/split_heads", NULL, e));
     if (v->i < 1 || v->i > INT32_MAX)
@@ -339,7 +344,8 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
       any = true;
     }
     return rgi_fail(e, RG_E_POLICY, pointer, NULL,
-                    any ? "no node that fits '%s' can be recomputed" : "no node fits '%s'",
+                    any ? "no node that fits '%s' can be recomputed or offloaded"
+                        : "no node fits '%s'",
                     rgi_show(&shown, name));
   }
   const int o = rgi_names_get(index, name);
@@ -347,8 +353,8 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
     return rgi_fail(e, RG_E_POLICY, pointer, NULL, "the spec has no node '%s'%s",
                     rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));
   if (recompute && !(g->origin[o].op->flags & RG_OP_RECOMPUTABLE))
-    return rgi_fail(e, RG_E_POLICY, pointer, name, "'%s' can't be recomputed: %s is %s", name,
-                    g->origin[o].op->name,
+    return rgi_fail(e, RG_E_POLICY, pointer, name,
+                    "'%s' can't be recomputed or offloaded: %s is %s", name, g->origin[o].op->name,
                     g->origin[o].op->flags & RG_OP_VIEW
                         ? "a view, which costs nothing to keep"
                         : "not a deterministic op without side effects");
@@ -362,10 +368,12 @@ static rg_status check_listed(const rg_policy *policy, const rgi_graph *g, const
     RGI_KEEP(all, wrong,
              check_name(policy->recompute[i], policy->pointer[i], true, g, index, known, e), e);
   for (int i = 0; i < policy->nrule; i++)
-    RGI_KEEP(all, wrong,
-             check_name(policy->rule[i].name, policy->rule[i].pointer,
-                        policy->rule[i].action == RGI_RECOMPUTE, g, index, known, e),
-             e);
+    RGI_KEEP(
+        all, wrong,
+        check_name(policy->rule[i].name, policy->rule[i].pointer,
+                   policy->rule[i].action == RGI_RECOMPUTE || policy->rule[i].action == RGI_OFFLOAD,
+                   g, index, known, e),
+        e);
   return wrong;
 }
 

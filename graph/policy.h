@@ -11,7 +11,7 @@ typedef enum rgi_preset {
   RGI_PRESET_LIST,
   RGI_PRESET_BUDGET
 } rgi_preset;
-typedef enum rgi_action { RGI_AUTO, RGI_KEEP, RGI_RECOMPUTE } rgi_action;
+typedef enum rgi_action { RGI_AUTO, RGI_KEEP, RGI_RECOMPUTE, RGI_OFFLOAD } rgi_action;
 
 /* What a policy says of single nodes. */
 typedef struct rgi_rule {
@@ -45,6 +45,8 @@ struct rg_policy {
   const char *budget_at; /* where it stands */
   bool budget_of_saved;  /* of saved bytes rather than of the peak */
   int split_heads;       /* KV heads per group; 0: not split */
+  bool host_bound;       /* what is offloaded may take … */
+  int64_t host;          /* … so many bytes */
   rgi_cp_policy cp;
 };
 /* What the rules say of a node; RGI_AUTO: nothing. */

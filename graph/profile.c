@@ -13,13 +13,11 @@ extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_h200;
 /* What divides costs leaves them numbers. */
 #define LEAST_RATE 1e-9
 
-/* A number in [LEAST_RATE, most]. */
-static rg_status read_rate(const rgi_json *object, const char *parent, const char *key, double most,
+/* A number in [LEAST_RATE, most]: what `parent` has as `key`. */
+static rg_status take_rate(const rgi_json *v, const char *parent, const char *key, double most,
                            double *out, rg_error *e) {
   rgi_pointer at;
   rgi_shown shown;
-  const rgi_json *v = rgi_json_get(object, key);
-  if (!v) return RG_OK;
   rgi_pointer_key(&at, parent, key);
   if (v->type != RGI_JSON_INT && v->type != RGI_JSON_REAL)
     return rgi_fail(e, RG_E_TYPE, at.text, NULL, "expected a number, not %s",
@@ -29,6 +27,12 @@ static rg_status read_rate(const rgi_json *object, const char *parent, const cha
   return rgi_fail(e, RG_E_VALUE, at.text, NULL,
                   "%s is %.17g; expected more than 0 (%g at least) and at most %.17g", key, *out,
                   LEAST_RATE, most);
+}
+
+static rg_status read_rate(const rgi_json *object, const char *parent, const char *key, double most,
+                           double *out, rg_error *e) {
+  const rgi_json *v = rgi_json_get(object, key);
+  return v ? take_rate(v, parent, key, most, out, e) : RG_OK;
 }
 
 static rg_status read_matrix(rgi_profile *p, const rgi_json *v, rg_error *e) {
@@ -49,7 +53,7 @@ static rg_status read_ops(rgi_profile *p, const rgi_json *v, rg_error *e) {
   if (!p->op) return rgi_nomem(e);
   for (int i = 0; i < v->n; i++) { /* an op of a plugin that is not loaded does no harm */
     p->op[i].op = v->key[i];
-    RGI_TRY(read_rate(v, "/ops", v->key[i], 1, &p->op[i].fraction, e));
+    RGI_TRY(take_rate(&v->item[i], "/ops", v->key[i], 1, &p->op[i].fraction, e));
   }
   p->nop = v->n;
   return RG_OK;
@@ -306,8 +310,15 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "there is no device '%s'; expected cpu or cuda",
                     rgi_show(&shown, device));
   which = said(which);
-  if (!which && rgi_profile_path(device, path, sizeof path) && access(path, R_OK) == 0)
-    return load_file(ctx, path, cuda, out, e);
+  if (!which && rgi_profile_path(device, path, sizeof path) && access(path, R_OK) == 0) {
+    const rg_status before = rgi_error_before(e), status = load_file(ctx, path, cuda, out, e);
+    if (status != RG_OK && status != RG_E_NOMEM && e && before == RG_OK) {
+      const size_t n = strlen(e->message);
+      snprintf(e->message + n, sizeof e->message - n,
+               "; every plan reads this profile: tune again, or say shipped (--profile)");
+    }
+    return status;
+  }
   if (!which || strcmp(which, "shipped") == 0) {
     const char *text = cuda ? rgi_profile_text_h200 : rgi_profile_text_cpu;
     return rgi_profile_parse(ctx, text, strlen(text),
@@ -318,7 +329,7 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
   if (!rgi_profile_path(which, path, sizeof path))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "profile '%s': a name stands for a file in the cache folder, and neither "
-                    "XDG_CACHE_HOME nor HOME names one",
+                    "XDG_CACHE_HOME nor HOME names one, or the path is too long",
                     rgi_show(&shown, which));
   if (access(path, R_OK) != 0) {
     rgi_shown where;

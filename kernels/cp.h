@@ -88,4 +88,12 @@ typedef struct rgk_cp_chunks_params {
 RGK_GETTER(rgk_cp_blocks(void))
 RGK_GETTER(rgk_cp_window(void))
 
+/* Counts a collective as begun or ended, for the host: stamp {begun, ended, name of the last}. One
+ * thread. */
+typedef struct rgk_cp_stamp_params {
+  int32_t *stamp;
+  int32_t ends, name;
+} rgk_cp_stamp_params;
+RGK_GETTER(rgk_cp_stamp(void))
+
 #endif

@@ -77,7 +77,7 @@ static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i,
     return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
                     "memory plan: block %d has a tensor, node or block that is not there", (int)i);
   const int32_t node = b->tensor < 0 ? b->first : -1;
-  if (b->region != RGI_R_SAVED && b->region != RGI_R_SCRATCH)
+  if (b->region != RGI_R_SAVED && b->region != RGI_R_SCRATCH && b->region != RGI_R_HOST)
     return broken(g, b->tensor, node, e, "has a block outside saved and scratch");
   if (b->tensor >= 0 && g->tensor[b->tensor].base >= 0)
     return broken(g, b->tensor, -1, e, "looks into another tensor and yet has a block");
@@ -100,6 +100,8 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
     due = RGI_R_OUTPUT;
   else if (x->producer < 0)
     due = RGI_R_INPUT;
+  else if (x->host)
+    due = RGI_R_HOST;
   else if (l.first >= 0 && !g->node[l.first].backward && g->node[l.last].backward)
     due = RGI_R_SAVED;
   else
@@ -107,7 +109,7 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
   if (x->region != due)
     return rgi_fail(e, RG_E_INTERNAL, NULL, NULL,
                     "memory plan: %s is in the wrong region, %s; expected %s", x->name,
-                    (unsigned)x->region <= RGI_R_SCRATCH ? rgi_region_name(x->region) : "none",
+                    (unsigned)x->region <= RGI_R_HOST ? rgi_region_name(x->region) : "none",
                     rgi_region_name(due));
   int32_t found = 0;
   for (int32_t i = 0; i < m->nblock; i++) {
@@ -120,7 +122,9 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
     if (b->first != l.first || b->last != l.last)
       return broken(g, t, -1, e, "has a block with another lifetime");
   }
-  bool needs = (due == RGI_R_SAVED || due == RGI_R_SCRATCH) && l.first >= 0;
+  if (due == RGI_R_HOST && (l.first < 0 || g->node[l.first].backward || !g->node[l.last].backward))
+    return broken(g, t, -1, e, "does not wait from forward to backward");
+  bool needs = (due == RGI_R_SAVED || due == RGI_R_SCRATCH || due == RGI_R_HOST) && l.first >= 0;
   if (found != needs) return broken(g, t, -1, e, found ? "has a block too many" : "has no block");
   return RG_OK;
 }
@@ -207,7 +211,7 @@ static rg_status check_bound(const char *direction, int64_t bound, int64_t size,
 }
 
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
-  int64_t saved = m->reserved, forward = 0, backward = 0;
+  int64_t saved = m->reserved, host = 0, forward = 0, backward = 0;
   for (int32_t i = 0; i < m->nblock; i++) RGI_TRY(check_block(g, m, i, e));
   for (int32_t t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base < 0) RGI_TRY(check_owner(g, m, t, e));
@@ -215,12 +219,14 @@ rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e)
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
     int64_t *end = b->region == RGI_R_SAVED     ? &saved
+                   : b->region == RGI_R_HOST    ? &host
                    : g->node[b->first].backward ? &backward
                                                 : &forward;
     if (b->size > 0 && b->address + b->size > *end) *end = b->address + b->size;
     for (int32_t j = 0; j < i; j++) RGI_TRY(check_pair(g, m, b, &m->block[j], e));
   }
   RGI_TRY(check_size("saved", m->saved, saved, e));
+  RGI_TRY(check_size("host", m->host, host, e));
   RGI_TRY(check_size("forward scratch", m->forward_scratch, forward, e));
   RGI_TRY(check_size("backward scratch", m->backward_scratch, backward, e));
   RGI_TRY(check_size("scratch", m->scratch, forward > backward ? forward : backward, e));

@@ -3,6 +3,7 @@
        saved     |a|  b  |c|                 laid end to end: all of it lives at the turn
        scratch   forward blocks, packed      time is the node; both directions start at 0 of the
                  backward blocks, packed     same scratch
+       host      |d| e |                     end to end, in a block that is not the device's
 
    Views and joins move no bytes, so they neither begin nor end a life. An owner lives from the
    first node that writes any of its aliases to the last one that reads any. Owners joined by
@@ -66,6 +67,7 @@ static rg_status find_regions(planner *p, rg_error *e) {
   for (int32_t t = 0; t < g->ntensor; t++)
     if (g->tensor[t].base < 0)
       p->region[t] = g->tensor[t].producer < 0 ? RGI_R_INPUT
+                     : g->tensor[t].host       ? RGI_R_HOST
                      : p->saved[t]             ? RGI_R_SAVED
                                                : RGI_R_SCRATCH;
   for (int32_t i = 0; i < g->noutput + g->ninput; i++) {
@@ -128,7 +130,7 @@ static rg_status make_blocks(planner *p, rg_error *e) {
   RGI_TRY(rgi_memory_workspaces(g, p->o, m->workspace_size, e));
   for (int32_t t = 0; t < g->ntensor; t++) {
     const rgi_tensor *x = &g->tensor[t];
-    if (x->base >= 0 || (p->region[t] != RGI_R_SAVED && p->region[t] != RGI_R_SCRATCH)) continue;
+    if (x->base >= 0 || p->region[t] < RGI_R_SAVED) continue;
     if (p->first[t] < 0) continue; /* only views of it, which nobody reads */
     add_block(p, (rgi_block){t, p->first[t], p->last[t], p->region[t], rgi_bytes(x), 0, -1});
   }
@@ -357,6 +359,7 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   RGI_TRY(make_blocks(p, e));
   m->saved = m->reserved = p->o->reserved;
   RGI_TRY(lay(p, RGI_R_SAVED, -1, &m->saved, e));
+  RGI_TRY(lay(p, RGI_R_HOST, -1, &m->host, e));
   int64_t forward = 0, both = 0;
   RGI_TRY(lay(p, RGI_R_SCRATCH, 0, &forward, e));
   both = forward;

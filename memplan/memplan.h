@@ -42,6 +42,7 @@ typedef struct rgi_block {
 
 typedef struct rgi_memory {
   int64_t saved, scratch, forward_scratch, backward_scratch;
+  int64_t host;     /* what waits there for the backward, end to end */
   int64_t reserved; /* of saved, at its start */
   /* most scratch bytes alive at once: no packing does better */
   int64_t forward_bound, backward_bound;

@@ -48,6 +48,7 @@ static bool open_view(view *v, const rgi_graph *g, const rgi_memory *m) {
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
     int64_t *alive = b->region == RGI_R_SAVED ? v->saved : v->scratch;
+    if (b->region == RGI_R_HOST) continue;
     if (b->shares >= 0) v->given[b->shares] = true;
     /* Where bytes are handed over both blocks own them; they count once. */
     for (int32_t s = v->step[b->first] + (b->shares >= 0); s <= v->step[b->last]; s++)
@@ -225,7 +226,11 @@ static void draw_block(const canvas *c, const rgi_block *b) {
     int32_t from, to;
     steps_at(c, x, &from, &to);
     if (x == c->forward) put(out, &blank, "┊");
-    put(out, &blank, from > last || to <= first ? " " : b->region == RGI_R_SAVED ? "▒" : "█");
+    put(out, &blank,
+        from > last || to <= first ? " "
+        : b->region == RGI_R_HOST  ? "░"
+        : b->region == RGI_R_SAVED ? "▒"
+                                   : "█");
   }
   rgi_buf_printf(out, "\n");
 }

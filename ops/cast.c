@@ -16,17 +16,12 @@ static rg_status infer(rgi_graph *g, int node, const char *pointer, rg_error *e)
   static const rg_dtype target[] = {[F32] = RG_F32, [F16] = RG_F16, [BF16] = RG_BF16};
   const rgi_node *n = &g->node[node];
   const rgi_tensor *x = &g->tensor[rgi_in(n, 0)];
-  rgi_tensor *y = &g->tensor[rgi_out(n, 0)];
   if (x->dtype == RG_I32 && n->attr[A_TO].i != SAME)
     return rgi_fail(e, RG_E_DTYPE, pointer, n->name,
                     "\"%s\" is i32, which cannot become a float; leave \"to\" out to copy it",
                     x->name);
-  y->dtype = n->attr[A_TO].i == SAME ? x->dtype : target[n->attr[A_TO].i];
-  y->rank = x->rank;
-  memcpy(y->dim, x->dim, sizeof y->dim);
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
+  rgi_tensor_like(g, rgi_out(n, 0), x, NULL);
+  if (n->attr[A_TO].i != SAME) g->tensor[rgi_out(n, 0)].dtype = target[n->attr[A_TO].i];
   return RG_OK;
 }
 

@@ -39,21 +39,6 @@ static rg_dtype wire_type(const rg_call *c) {
 
 /* ---- shapes ---- */
 
-static rg_status infer(rgi_graph *g, int node, const rgi_dim *rows, rg_error *e) {
-  const rgi_node *n = &g->node[node];
-  const rgi_tensor *x = &g->tensor[n->in[0]];
-  rgi_tensor *y = &g->tensor[n->out[0]];
-  (void)e;
-  y->dtype = x->dtype;
-  y->rank = x->rank;
-  memcpy(y->dim, x->dim, sizeof y->dim);
-  if (rows) y->dim[0] = *rows;
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
-  return RG_OK;
-}
-
 /* Axis 0 of the rows of one rank, and of all, divide as they must. */
 static rg_status check_rows(const rgi_graph *g, int node, rgi_dim own, rgi_dim all,
                             const char *pointer, rg_error *e) {
@@ -83,29 +68,31 @@ static rg_status needs_rows(const rgi_graph *g, int node, const char *pointer, r
                   "\"%s\" is a scalar; expected rows on axis 0", x->name);
 }
 
-static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+/* y has the rows of all ranks where x has one's (gather), or the other way round. */
+static rg_status rows_infer(rgi_graph *g, int node, bool gather, const char *pointer, rg_error *e) {
   RGI_TRY(needs_rows(g, node, pointer, e));
   const rgi_node *n = &g->node[node];
-  const rgi_dim own = g->tensor[n->in[0]].dim[0];
-  rgi_dim all;
-  RGI_TRY(rgi_dim_binary(g->arena, '*', own, rgi_dim_of(n->attr[A_RANKS].i), &all, e));
-  RGI_TRY(check_rows(g, node, own, all, pointer, e));
-  return infer(g, node, &all, e);
+  const rgi_dim x = g->tensor[n->in[0]].dim[0], ranks = rgi_dim_of(n->attr[A_RANKS].i);
+  rgi_dim y;
+  RGI_TRY(rgi_dim_binary(g->arena, gather ? '*' : '/', x, ranks, &y, e));
+  RGI_TRY(check_rows(g, node, gather ? x : y, gather ? y : x, pointer, e));
+  rgi_tensor_like(g, n->out[0], &g->tensor[n->in[0]], &y);
+  return RG_OK;
+}
+
+static rg_status gather_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+  return rows_infer(g, node, true, pointer, e);
 }
 
 static rg_status scatter_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
-  RGI_TRY(needs_rows(g, node, pointer, e));
-  const rgi_node *n = &g->node[node];
-  const rgi_dim all = g->tensor[n->in[0]].dim[0];
-  rgi_dim own;
-  RGI_TRY(rgi_dim_binary(g->arena, '/', all, rgi_dim_of(n->attr[A_RANKS].i), &own, e));
-  RGI_TRY(check_rows(g, node, own, all, pointer, e));
-  return infer(g, node, &own, e);
+  return rows_infer(g, node, false, pointer, e);
 }
 
 static rg_status reduce_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
-  (void)pointer;
-  return infer(g, node, NULL, e);
+  const rgi_node *n = &g->node[node];
+  (void)pointer, (void)e;
+  rgi_tensor_like(g, n->out[0], &g->tensor[n->in[0]], NULL);
+  return RG_OK;
 }
 
 /* ---- all_gather ---- */

@@ -61,17 +61,6 @@ static rg_status check_chunk(const rgi_graph *g, int node, int64_t slots, rgi_di
   return RG_OK;
 }
 
-static void set_rows(rgi_graph *g, int t, const rgi_tensor *like, rgi_dim rows) {
-  rgi_tensor *y = &g->tensor[t];
-  y->dtype = like->dtype;
-  y->rank = like->rank;
-  memcpy(y->dim, like->dim, sizeof y->dim);
-  y->dim[0] = rows;
-  y->base = -1;
-  y->offset = 0;
-  if (g->bound) rgi_dense_strides(y);
-}
-
 static rg_status halo_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
   const rgi_node *n = &g->node[node];
   const rgi_tensor x = g->tensor[n->in[0]];
@@ -84,7 +73,7 @@ static rg_status halo_infer(rgi_graph *g, int node, const char *pointer, rg_erro
   RGI_TRY(check_chunk(g, node, slots, chunk, pointer, e));
   RGI_TRY(rgi_dim_binary(g->arena, '+', chunk, rgi_dim_of(halo), &rows, e));
   for (int i = 0; i < slots; i++)
-    if (n->out[i] >= 0) set_rows(g, n->out[i], &x, rows);
+    if (n->out[i] >= 0) rgi_tensor_like(g, n->out[i], &x, &rows);
   return RG_OK;
 }
 
@@ -108,7 +97,7 @@ static rg_status add_infer(rgi_graph *g, int node, const char *pointer, rg_error
   RGI_TRY(check_chunk(g, node, slots, chunk, pointer, e));
   RGI_TRY(rgi_dim_binary(g->arena, '*', chunk, rgi_dim_of(slots), &rows, e));
   const rgi_tensor copy = *like;
-  set_rows(g, n->out[0], &copy, rows);
+  rgi_tensor_like(g, n->out[0], &copy, &rows);
   return RG_OK;
 }
 

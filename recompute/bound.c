@@ -127,8 +127,8 @@ static rg_status find_needs(bound *b, const int *by, const int *value_of, rg_err
     if (c < 0 || !b->is_free[c]) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || value_of[owner] >= 0 || by[t] <= -2 ||
-          by[t] == c)
+      if (t < 0 || g->tensor[owner].producer < 0 || g->tensor[owner].host || value_of[owner] >= 0 ||
+          by[t] <= -2 || by[t] == c)
         continue;
       if (by[t] >= 0 && rgi_has(b->c->always, by[t])) continue;
       bool known = false;
@@ -159,7 +159,8 @@ static rg_status find_values(bound *b, rg_error *e) {
     if (!n->backward || n->op->flags & RG_OP_VIEW) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || g->node[g->tensor[owner].producer].backward)
+      if (t < 0 || g->tensor[owner].producer < 0 || g->tensor[owner].host ||
+          g->node[g->tensor[owner].producer].backward)
         continue;
       if (by[t] <= -2) continue;
       if (value_of[owner] < 0) {

@@ -76,7 +76,11 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
     c->node[o].name = rgi_strdup(a, g->origin[o].name);
     c->node[o].op = g->origin[o].op->name;
     c->node[o].recomputable = rgi_recomputable(&g->origin[o]);
-    c->node[o].why = c->node[o].recomputable ? "backward reads nothing of it" : "not recomputable";
+    c->node[o].offloaded = policy && c->node[o].recomputable &&
+                           rgi_policy_action(policy, g->origin[o].name) == RGI_OFFLOAD;
+    c->node[o].why = c->node[o].offloaded      ? "offloaded by the policy"
+                     : c->node[o].recomputable ? "backward reads nothing of it"
+                                               : "not recomputable";
     if (!c->node[o].name) {
       rgi_arena_destroy(a);
       return rgi_nomem(e);
@@ -94,6 +98,7 @@ static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_pol
 
 static const char *reason(const rgi_choice *c, rgi_action action, bool recomputed) {
   if (action == RGI_KEEP) return "kept by the policy";
+  if (action == RGI_OFFLOAD) return "offloaded by the policy";
   if (action == RGI_RECOMPUTE) return "named by the policy";
   switch (c->preset) {
   case RGI_PRESET_ALL: return "the policy recomputes all it can";

@@ -26,6 +26,7 @@ typedef struct rgi_choice_node {
   bool recomputable;
   bool candidate; /* recomputable, and backward reads what it makes */
   bool recomputed;
+  bool offloaded; /* by the policy */
   /* bytes of its outputs that stay in saved memory while it is kept alone among the recomputed */
   int64_t saved_bytes;
   double extra_ms; /* model time of computing it again (spent if recomputed, spared if kept) */
@@ -57,6 +58,12 @@ typedef struct rgi_choice {
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e);
+/* Before that, where the policy says so: what named nodes make and backward reads is copied to
+ * tensors in the host's memory (rgi_tensor.host) as soon as it is there, and back before backward's
+ * first reader. *ms: the copies' model time. A node that is computed again and reads such a tensor
+ * still has it kept. */
+rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                      rgi_graph **out, double *ms, rg_error *e);
 /* The most bytes alive at once, saved and scratch, if g (of the same spec) had this choice made. */
 rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
                           int64_t *peak, rg_error *e);

@@ -85,7 +85,8 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
       r->bytes[t] = rgi_bytes(&g->tensor[t]);
       const int64_t pad = rgi_aligned(r->bytes[t]) - r->bytes[t];
       if (pad > r->pad) r->pad = pad;
-      if (g->tensor[t].producer < 0) r->caller[t] = true;
+      /* nor is what waits in the host's memory in any block that counts */
+      if (g->tensor[t].producer < 0 || g->tensor[t].host) r->caller[t] = true;
     }
   for (int32_t t = 0; t < g->ntensor; t++) {
     r->caller[t] = r->caller[rgi_owner(g, t)];

@@ -12,7 +12,7 @@ static void others(const rgi_choice *c, bool recomputable, const char *title, rg
   bool any = false;
   for (int i = 0; i < c->nnode; i++) {
     const rgi_choice_node *n = &c->node[i];
-    if (n->candidate || n->recomputable != recomputable) continue;
+    if (n->candidate || n->offloaded || n->recomputable != recomputable) continue;
     rgi_buf_printf(out, any ? ", %s" : "  %s%s", any ? n->name : title, any ? "" : n->name);
     any = true;
   }
@@ -50,9 +50,18 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
     const rgi_choice_node *n = &c->node[i];
     if (!n->candidate) continue;
     rgi_buf_printf(out, "  %-*s  %-10s  %12s  %12.4f ms\n", width, n->name,
-                   n->recomputed ? "recomputed" : "kept", rgi_human_bytes(n->saved_bytes, a),
-                   n->extra_ms);
+                   n->recomputed  ? "recomputed"
+                   : n->offloaded ? "offloaded"
+                                  : "kept",
+                   rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
   }
+  bool any = false;
+  for (int i = 0; i < c->nnode; i++) {
+    if (!c->node[i].offloaded || c->node[i].candidate) continue;
+    rgi_buf_printf(out, "%s%s", any ? ", " : "  offloaded: ", c->node[i].name);
+    any = true;
+  }
+  if (any) rgi_buf_printf(out, "\n");
   others(c, true, "not read by backward: ", out);
   others(c, false, "can't be recomputed: ", out);
 }
@@ -73,12 +82,12 @@ void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {
     const rgi_choice_node *n = &c->node[i];
     rgi_buf_printf(out, "%s{\"name\": ", i ? ", " : "");
     rgi_buf_json(out, n->name);
-    rgi_buf_printf(
-        out,
-        ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"saved_bytes\": %lld, "
-        "\"extra_ms\": %.9g, \"why\": ",
-        n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
-        (long long)n->saved_bytes, n->extra_ms);
+    rgi_buf_printf(out,
+                   ", \"op\": \"%s\", \"candidate\": %s, \"recomputed\": %s, \"offloaded\": %s, "
+                   "\"saved_bytes\": %lld, "
+                   "\"extra_ms\": %.9g, \"why\": ",
+                   n->op, n->candidate ? "true" : "false", n->recomputed ? "true" : "false",
+                   n->offloaded ? "true" : "false", (long long)n->saved_bytes, n->extra_ms);
     rgi_buf_json(out, n->why);
     rgi_buf_printf(out, "}");
   }

@@ -14,6 +14,9 @@ typedef struct rewriter {
   rgi_graph *to;
   const bool *chosen;
   const rgi_profile *profile;
+  const rg_op *offload, *fetch; /* NULL: chosen nodes are computed again, else brought back */
+  bool *wanted;      /* offload: per tensor of from: backward reads it, perhaps by a view */
+  int32_t *host;     /* offload: per tensor of from: its copy in the host's memory, or -1 */
   bool *is_output;   /* per tensor of from: owner is a declared output */
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
   /* what the backward node that is being copied waits for: its clones wait, too */
@@ -75,6 +78,45 @@ static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *
 
 static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e);
 
+/* A node at the end of `to` that copies tensor `x` of it, for tensor t of from; its result is
+ * like t, and called after it. */
+static rg_status add_copy(rewriter *r, const rg_op *op, int t, int32_t x, bool backward,
+                          int32_t *out, rg_error *e) {
+  const rgi_tensor *old = &r->from->tensor[t];
+  const rgi_node *producer = &r->from->node[old->producer];
+  const int one = 1;
+  char *name = rgi_format(r->to->arena, "%s.%s", old->name, op->name);
+  int m = name ? rgi_add_node(r->to, name, op, &one, &one, NULL) : -1;
+  if (m < 0) return rgi_nomem(e);
+  rgi_tensor copy = *old;
+  copy.name = rgi_format(r->to->arena, "%s.%s", old->name, backward ? "back" : "host");
+  copy.base = -1;
+  copy.producer = m;
+  copy.host = !backward;
+  const int32_t id = copy.name ? rgi_add_tensor(r->to, &copy) : -1;
+  if (id < 0) return rgi_nomem(e);
+  rgi_node *node = &r->to->node[m];
+  node->in[0] = x;
+  node->out[0] = id;
+  node->origin = -1;
+  node->group = producer->group;
+  node->after = backward ? r->after : -1;
+  node->rank = producer->rank;
+  node->backward = backward;
+  node->kind = RGI_GLUE;
+  RGI_TRY(rgi_infer_node(r->to, m, NULL, e));
+  double ms = 0;
+  if (r->profile) RGI_TRY(rgi_node_ms(r->to, m, r->profile, r->to->arena, &ms, e));
+  r->ms += ms;
+  *out = id;
+  return RG_OK;
+}
+
+/* Is it this node's bytes that are given up? */
+static bool given_up(const rewriter *r, const rgi_node *node) {
+  return rgi_repeatable(r->from, node) && r->chosen[node->origin];
+}
+
 static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   const rgi_node *old = &r->from->node[n];
   rgi_graph *g = r->to;
@@ -117,9 +159,7 @@ static bool looks_at_clones(const rewriter *r, int n) {
     bool again = false;
     if (p >= 0 && !r->is_output[t]) {
       const rgi_node *from = &r->from->node[p];
-      again = from->op->flags & RG_OP_VIEW
-                  ? looks_at_clones(r, p)
-                  : rgi_repeatable(r->from, from) && r->chosen[from->origin];
+      again = from->op->flags & RG_OP_VIEW ? looks_at_clones(r, p) : given_up(r, from);
     }
     if (!again) return false;
   }
@@ -136,8 +176,10 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
     if (node->op->flags & RG_OP_VIEW)
       again = looks_at_clones(r, x->producer);
     else
-      again = rgi_repeatable(r->from, node) && r->chosen[node->origin];
-    if (again)
+      again = given_up(r, node);
+    if (again && r->fetch && !(node->op->flags & RG_OP_VIEW))
+      RGI_TRY(add_copy(r, r->fetch, t, r->host[t], true, &r->stand_in[t], e));
+    else if (again)
       RGI_TRY(clone_node(r, x->producer, e));
     else
       r->stand_in[t] = t;
@@ -146,8 +188,33 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
-                      rgi_graph **out, double *extra_ms, rg_error *e) {
+/* Which tensors backward reads, itself or through views. */
+static void find_wanted(rewriter *r) {
+  const rgi_graph *g = r->from;
+  for (int n = g->nnode - 1; n >= 0; n--) {
+    const rgi_node *node = &g->node[n];
+    bool reads = node->backward;
+    for (int i = 0; i < rgi_nout(node) && node->op->flags & RG_OP_VIEW; i++)
+      reads = reads || (node->out[i] >= 0 && r->wanted[node->out[i]]);
+    for (int i = 0; i < rgi_nin(node) && reads; i++)
+      if (node->in[i] >= 0) r->wanted[node->in[i]] = true;
+  }
+}
+
+/* Behind node n of from: copies of what it makes and gives up. */
+static rg_status offload_outputs(rewriter *r, int n, rg_error *e) {
+  const rgi_node *node = &r->from->node[n];
+  if (node->backward || node->op->flags & RG_OP_VIEW || !given_up(r, node)) return RG_OK;
+  for (int i = 0; i < rgi_nout(node); i++) {
+    const int t = node->out[i];
+    if (t >= 0 && r->wanted[t] && !r->is_output[t])
+      RGI_TRY(add_copy(r, r->offload, t, t, false, &r->host[t], e));
+  }
+  return RG_OK;
+}
+
+static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                         bool offload, rgi_graph **out, double *extra_ms, rg_error *e) {
   rgi_graph *to;
   *out = NULL;
   RGI_TRY(rgi_graph_clone(g, &to, e));
@@ -160,6 +227,17 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
     goto fail;
   }
   for (int t = 0; t < g->ntensor; t++) r.stand_in[t] = -1;
+  if (offload) {
+    r.offload = rgi_find_op(g->ctx, "offload");
+    r.fetch = rgi_find_op(g->ctx, "fetch");
+    r.wanted = rgi_alloc_n(to->arena, (size_t)g->ntensor, sizeof *r.wanted);
+    r.host = rgi_alloc_n(to->arena, (size_t)g->ntensor, sizeof *r.host);
+    if (!r.wanted || !r.host) {
+      status = rgi_nomem(e);
+      goto fail;
+    }
+    find_wanted(&r);
+  }
   for (int i = 0; i < g->noutput; i++)
     for (int t = 0; t < g->ntensor; t++)
       if (rgi_owner(g, t) == g->output[i].tensor) r.is_output[t] = true;
@@ -181,6 +259,7 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
     }
     int m;
     RGI_GOTO(status, copy_node(&r, n, node->name, in, &m, e), fail);
+    if (offload) RGI_GOTO(status, offload_outputs(&r, n, e), fail);
   }
   RGI_GOTO(status, rgi_prune(to, e), fail);
   *out = to;
@@ -188,5 +267,23 @@ rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile 
   return RG_OK;
 fail:
   rgi_graph_destroy(to);
+  return status;
+}
+
+rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double *extra_ms, rg_error *e) {
+  return rewrite(g, chosen, profile, false, out, extra_ms, e);
+}
+
+rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                      rgi_graph **out, double *ms, rg_error *e) {
+  *out = NULL;
+  bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
+  if (!chosen) return rgi_nomem(e);
+  for (int o = 0; o < g->norigin; o++)
+    chosen[o] = rgi_recomputable(&g->origin[o]) &&
+                rgi_policy_action(policy, g->origin[o].name) == RGI_OFFLOAD;
+  const rg_status status = rewrite(g, chosen, profile, true, out, ms, e);
+  rgi_free(g->ctx, chosen);
   return status;
 }

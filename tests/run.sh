@@ -121,9 +121,10 @@ stage_static() {
   check "lines of at most 100 columns" bash -c \
     '! LC_ALL=C.UTF-8 grep -nP "^.{101}" $(git ls-files "*.c" "*.h" "*.cu" "*.cuh")'
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr --suppressions-list=.cppcheck \
-    -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute exec cli
+    -I include --enable=warning,performance,portability -j "$jobs" graph passes ops memplan recompute cp exec cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
-  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "exec/*.c" "cli/*.c" |
+  check "clang-tidy" bash -c 'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "cp/*.c" ":!cp/cuda_*" "exec/*.c" \
+    "cli/*.c" |
     xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
 }
 stage_install() {

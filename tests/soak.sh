@@ -14,7 +14,7 @@
 #   tables     who owns which tokens, against one token after the other
 #   ranks      random specs and batches, and the examples, on several ranks: the results of one
 #   shares     every pack, border, policy and window of the tests on ranks, with other data
-#   fuzz       specs, packings and profiles from libFuzzer, with sanitizers; where there is clang
+#   fuzz       specs, packings, profiles and what ranks send from libFuzzer, with sanitizers; where there is clang
 #
 # BUILD=FOLDER uses that build as it is configured (build-asan: with sanitizers); without, build-soak is made.
 # ROUND=N starts at round N instead of 1.
@@ -98,13 +98,13 @@ soak_rounds() {
 }
 soak_fuzz() {
   command -v clang >/dev/null || { tell "fuzz: skipped, no clang" && return 0; }
-  build build-fuzz fuzz_spec fuzz_pack fuzz_profile -- -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
+  build build-fuzz fuzz_spec fuzz_pack fuzz_profile fuzz_hub -- -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
     -DREGRAPH_FUZZ=ON "-DREGRAPH_SANITIZE=address,undefined"
   local what bad=0
-  for what in spec pack profile; do
-    show "fuzz: $what, $((share / 3 + 1)) s"
+  for what in spec pack profile hub; do
+    show "fuzz: $what, $((share / 4 + 1)) s"
     mkdir -p "$work/corpus_$what"
-    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 3 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
+    if (cd "$work" && "$root/build-fuzz/fuzz_$what" -max_total_time=$((share / 4 + 1)) -seed="${ROUND:-1}" -print_final_stats=1 \
       "$work/corpus_$what" "$root/tests/fuzz/corpus/$what") >"$work/fuzz" 2>&1; then
       tell "fuzz: $what, $(sed -n 's/.*executed_units: *//p' "$work/fuzz") inputs passed"
     else

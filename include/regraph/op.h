@@ -207,6 +207,11 @@ struct rg_comm {
   /* On a capturing stream the collectives become part of the graph. false: sessions on a GPU run
    * step by step. */
   bool captures;
+  /* NULL, or: RG_E_COMM once it has failed. Asked where the host has waited for a GPU, whose
+   * collectives end without a word when they are aborted. */
+  rg_status (*check)(rg_comm *c, rg_error *e);
+  int sessions; /* that use it, counted by them: destroyed when the last one is, if not before */
+  bool leaving; /* rg_comm_destroy was called */
 };
 
 /* ---- CUDA ------------------------------------------------------------------------------------ */

@@ -369,6 +369,9 @@ typedef struct rg_sizes {
   int64_t lower_bound;
   int64_t predicted_peak; /* saved + scratch + comm */
   int64_t comm;           /* what collectives send from and receive into; sessions never share it */
+  /* bytes of the host's memory that live from forward to backward, a block of their own beside each
+   * saved block: what the policy offloads */
+  int64_t host;
 } rg_sizes;
 RG_API rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out);
 RG_API rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out);
@@ -486,8 +489,25 @@ typedef struct rg_comm rg_comm;
  * has reached `deadline` seconds after the first one (0: 60) ends all ranks with RG_E_COMM. */
 RG_API rg_status rg_comm_threads(rg_context *ctx, int ranks, double deadline, rg_comm **comm,
                                  rg_error *error);
+/* Ranks that are processes, this one being one of them. Where the options say nothing, launchers'
+ * variables do (torchrun, mpirun, srun; MASTER_ADDR, and REGRAPH_MASTER_PORT or the port after
+ * MASTER_PORT); without any there is one rank. Rank 0's process listens at the address. Collective:
+ * returns when all ranks have come. Zeros are defaults. */
+typedef struct rg_comm_options {
+  size_t size;         /* sizeof this struct, or 0 */
+  int rank, ranks;     /* ranks 0: the environment's */
+  const char *address; /* of rank 0's host */
+  int port;
+  bool cuda;       /* collectives on GPUs, one a process, by NCCL, which is loaded now */
+  double deadline; /* seconds; 0: 60 */
+} rg_comm_options;
+RG_API rg_status rg_comm_processes(rg_context *ctx, const rg_comm_options *options, rg_comm **comm,
+                                   rg_error *error);
+/* Did a launcher start this process, and as which rank of how many, which of its host? Pointers may
+ * be NULL. */
+RG_API int rg_comm_launched(int *rank, int *ranks, int *local);
 /* This rank is done, or has failed: `why` (NULL: nothing is wrong) then ends the others'
- * collectives. */
+ * collectives. Sessions that use it may be destroyed before or after. */
 RG_API void rg_comm_destroy(rg_comm *comm, const rg_error *why);
 
 /* ---- session --------------------------------------------------------------------------------- */
@@ -515,6 +535,9 @@ typedef struct rg_session_options {
    * of all. With it, creating a session is collective: ranks compare what they must have in
    * common. */
   rg_comm *comm;
+  /* rg_sizes.host bytes of the host's memory for the block above, aligned as that is, borrowed.
+   * NULL: the session takes them from malloc. */
+  void *host;
 } rg_session_options;
 
 RG_API rg_status rg_session_create(const rg_plan *plan, const rg_session_options *options,
@@ -540,6 +563,11 @@ RG_API rg_status rg_session_adopt_saved(rg_session *session, void *saved, rg_err
  * be bound before the next forward. Blocks of ever new addresses need this, or the session
  * remembers them all. */
 RG_API rg_status rg_session_forget_saved(rg_session *session, void *saved, rg_error *error);
+/* The host block of the saved block that is bound, in which what is offloaded waits for the
+ * backward; NULL: the session's own. One block serves one forward: bound for another saved block,
+ * or another in its place, the forward before is forgotten. Where rg_sizes.host is 0 none is
+ * needed. */
+RG_API rg_status rg_session_bind_host(rg_session *session, void *host, rg_error *error);
 RG_API rg_status rg_session_bind_scratch(rg_session *session, void *scratch, rg_error *error);
 
 /* cuda: later runs are enqueued on this stream (a cudaStream_t). */

@@ -47,7 +47,7 @@ static rg_arg row_of(const rg_arg *a) {
 static void walk_rows(rgk_walk *w, rgk_row *out, const rg_arg *const *tensor, int n,
                       bool *vectors) {
   rg_arg row[RGK_HALO_SLOTS + 1];
-  const rg_arg *p[RGK_HALO_SLOTS + 1];
+  const rg_arg *p[RGK_HALO_SLOTS + 1] = {0};
   rgk_walked x[RGK_HALO_SLOTS + 1] = {{0}};
   for (int i = 0; i < n; i++) row[i] = row_of(tensor[i]), p[i] = &row[i];
   rgi_cuda_walk(w, x, p, n, false);

@@ -54,7 +54,7 @@ class PlanOptions(Options):
 class Sizes(Structure):
     _fields_ = [(name, c_int64) for name in
                 ("saved", "scratch", "forward_scratch", "backward_scratch", "lower_bound",
-                 "predicted_peak", "comm")]
+                 "predicted_peak", "comm", "host")]
 
     def __repr__(self):
         return f"Sizes(saved={self.saved}, scratch={self.scratch}, bytes)"
@@ -62,7 +62,8 @@ class Sizes(Structure):
 
 class SessionOptions(Options):
     _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p),
-                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p)]
+                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p),
+                ("host", c_void_p)]
 
 
 class NodeTime(Structure):

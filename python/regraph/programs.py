@@ -59,7 +59,7 @@ def _fit(tensor, info, align):
     """The tensor, dense, aligned and with as many rows as the plan has: zeros, or where it holds
     starts of sequences, empty sequences."""
     if tensor.shape == info.shape:
-        tensor = tensor.contiguous()
+        tensor = tensor.resolve_neg().contiguous()
         return tensor if tensor.data_ptr() % align == 0 else tensor.clone()
     wide = tensor.new_empty(info.shape)
     wide[: tensor.shape[0]] = tensor
@@ -72,7 +72,7 @@ def _addresses(tensors, infos, align, copies):
     at = []
     for tensor, info in zip(tensors, infos):
         address = tensor.data_ptr()
-        if address % align or tensor.shape != info.shape or not tensor.is_contiguous():
+        if address % align or tensor.shape != info.shape or not tensor.is_contiguous() or tensor.is_neg():
             tensor = _fit(tensor, info, align)
             copies.append(tensor)
             address = tensor.data_ptr()
@@ -110,9 +110,11 @@ class Variant:
             stream = torch._C._cuda_getCurrentRawStream(self._index)
             capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
-        if idle and not capturing:
-            session = idle.pop()
-        else:
+        try:
+            session = None if idle is None or capturing else idle.pop()
+        except IndexError:
+            session = None
+        if session is None:
             session, idle = self._take(stream, capturing, saved, scratch)
         self.used = next(_clock)
         try:
@@ -148,8 +150,8 @@ def _never(*tensors):
 def _knows(tensors, infos):
     """A function that tells whether other tensors are like these in all that matters, so that they need no
     copies either; of tensors that do need some, never."""
-    if TensorGuards is None or not all(isinstance(t, torch.Tensor) and t.is_contiguous() and (info is None or t.shape == info.shape)
-                                       for t, info in zip(tensors, infos)):
+    if TensorGuards is None or not all(isinstance(t, torch.Tensor) and t.is_contiguous() and not t.is_neg()
+                                       and (info is None or t.shape == info.shape) for t, info in zip(tensors, infos)):
         return _never
     return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
 
@@ -195,7 +197,8 @@ class Call:
         variant = self.variant
         if self._rows is None and not self.adding and not self._unmoved and len(grads) == len(self._grads):
             infos = *variant.inputs, *variant.outputs, None, *[variant.outputs[i] for i in self._grads]
-            self._same_backward = _knows([*tensors, *grads], infos)
+            knows = _knows([*tensors, *grads], infos)
+            self._same_backward = self._same_backward if knows is _never else knows
 
     def forward(self, tensors, same=False, keep=True):
         """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
@@ -282,6 +285,11 @@ class Program:
         self.floating = tuple(t.name for t in spec.tensors
                               if t.role == _lib.OUTPUT and t.dtype != "i32")
         self.seqlens = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT and t.seqlens)
+        axes = {name: str(self.spec["inputs"][name]["shape"][:1] or "")[2:-2] for name in self.inputs if name not in self.seqlens}
+        tokens = {axis for axis in axes.values()
+                  if axis.isidentifier() and axis not in self.spec.get("params", {}) and axis not in params}
+        # whose rows say how long a sequence is where no starts are given; of two kinds of rows, none do
+        self.counted = tuple(name for name, axis in axes.items() if {axis} == tokens)
         grads = {name: self.spec["inputs"][name].get("grad", False) for name in self.inputs}
         self.differentiable = frozenset(name for name in self.inputs if grads[name])
         self.accumulating = frozenset(name for name in self.inputs if grads[name] == "accumulate")
@@ -380,6 +388,7 @@ class Program:
                     "RG_E_RANK", f"{self.name}: the input '{name}' has {len(shape)} axes {shape}; "
                     f"expected {len(entry)} [{', '.join(map(str, entry))}]; regraph.torch.pack makes "
                     "packed tensors and cu_seqlens of batches")
+        self._check_alike(given, tensors)
         dtypes = tuple([torch.int32 if tensor.dtype == torch.int64 else tensor.dtype for tensor in tensors])
         shapes = self.capacities(given)
         key = (wanted, device, shapes, dtypes, threads)
@@ -391,6 +400,22 @@ class Program:
                     del self._variants[min(idle, key=lambda k: self._variants[k].used)]
                     self._forget_calls()
             return self._variants[key]
+
+    def _check_alike(self, shapes, tensors):
+        """One device and one number of tokens: neither is told by a plan, of which there is one for
+        all numbers of tokens within a capacity, and for what the first tensor is on."""
+        device = tensors[0].device
+        for name, tensor in zip(self.inputs, tensors):
+            if tensor.device != device:
+                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{name}' is on {tensor.device}; "
+                                                  f"expected {device}, where '{self.inputs[0]}' is")
+        if self.exact:
+            return
+        counts = [(name, shape[0]) for name, shape in zip(self.inputs, shapes) if name in self.rows]
+        for name, count in counts:
+            if count != counts[0][1]:
+                raise RegraphError("RG_E_SHAPE", f"{self.name}: the input '{name}' has {count} tokens; expected "
+                                                 f"{counts[0][1]}, as '{counts[0][0]}' has")
 
     def _make(self, wanted, device, shapes, dtypes, tensors, threads):
         if device.type not in ("cpu", "cuda"):
@@ -407,11 +432,11 @@ class Program:
         with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
             plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+        if plan.sizes.host:
+            raise RegraphError("RG_E_POLICY", f"{self.name}: under autograd nothing is offloaded yet; take \"offload\" "
+                                              "out of the policy")
         variant = Variant(plan, device, self.eager)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
-            if tensor.device != device:
-                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{info.name}' is on {tensor.device}; "
-                                                  f"expected {device}, where '{self.inputs[0]}' is")
             if dtype != DTYPES[info.dtype]:
                 raise RegraphError("RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; expected "
                                                  f"{DTYPES[info.dtype]}")

@@ -233,10 +233,10 @@ class Attention:
                 raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {'given twice' if name in tensors else 'no input'}"
                                                  f"; expected {', '.join(program.inputs)}")
             tensors[name] = tensor
-        first = tensors.get(program.inputs[0])
+        first = next((tensors[name] for name in program.counted if isinstance(tensors.get(name), torch.Tensor)), None)
         for name in program.inputs:
             tensor = tensors.get(name)
-            if tensor is None and name in program.seqlens and first is not None:
+            if tensor is None and name in program.seqlens and first is not None and first.dim():
                 length = first.shape[0]
                 last = torch.full((1,), length, dtype=torch.int32, device=first.device)
                 tensor = torch.nn.functional.pad(last, (1, 0))
@@ -282,6 +282,9 @@ class Attention:
         """A call through the operator."""
         program = self._program
         _refuse(program.name)
+        for name, tensor in zip(program.inputs, leaves):
+            if not isinstance(tensor, torch.Tensor):
+                raise RegraphError("RG_E_TYPE", f"{program.name}: the input '{name}' is of {type(tensor)}; expected a tensor")
         if any(type(tensor).__name__ == "DTensor" for tensor in leaves):
             from . import shards  # imports torch.distributed
 

@@ -79,6 +79,81 @@ def test_calls(attend):
     assert plan.sizes.saved > attend.plan(*[t.detach() for t in x]).sizes.saved
 
 
+def test_alike():
+    """What no plan tells: counts of tokens within one capacity, devices, and negations that torch puts off."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    attend = regraph.torch.attention(spec, H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=1000)]
+    o = attend(q, k, v)["o"]
+    with pytest.raises(RegraphError, match="'v' has 999 tokens; expected 1000, as 'q' has"):
+        attend(q, k, v[:999])
+    with pytest.raises(RegraphError, match="'k' is on meta; expected cpu, where 'q' is"):
+        attend(q, k.to("meta"), v)
+    for wrong in ([0, 1000], q.numpy()):
+        with pytest.raises(RegraphError, match="'k' is of .*; expected a tensor"):
+            attend(q, wrong, v)
+    assert torch.equal(attend(torch._neg_view(-q), k, v)["o"], o)
+    x = [t.clone().requires_grad_() for t in (q, k, v)]
+    minus = torch._neg_view(torch.ones_like(o))
+    for _ in range(2):  # the second is known by the first's
+        assert same(grads(attend(*x)["o"], x, minus), grads(attend(*x)["o"], x, -torch.ones_like(o)))
+
+
+def test_lengths_left_out():
+    """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither is meant."""
+    spec = json.loads(regraph.example("dense_causal.json").read_text())
+    spec["params"].update(H=4, KH=2, D=16, DV=16)
+    q, k, v, _ = [t.detach() for t in tensors(tokens=40)]
+    o = regraph.torch.attention(spec)(q, k, v, starts(0, 40))["o"]
+    inputs = spec["inputs"]
+    weighted = {**spec, "inputs": {"cu_seqlens": inputs["cu_seqlens"], "sinks": {"shape": ["H"], "dtype": "f32"}, **inputs}}
+    weighted["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "sinks": "sinks"}}]
+    for exact in (False, True):
+        attend = regraph.torch.attention(weighted, exact=exact)
+        assert torch.equal(attend(sinks=torch.full((4,), -1e30), q=q, k=k, v=v)["o"], o)
+    keys = {name: {**inputs[name], "shape": ["S", *inputs[name]["shape"][1:]]} for name in "kv"}
+    crossed = {**spec, "inputs": {**inputs, **keys, "cu_k": inputs["cu_seqlens"]}}
+    crossed["nodes"] = [{**spec["nodes"][0], "in": {**spec["nodes"][0]["in"], "cu_seqlens_k": "cu_k"}}]
+    with pytest.raises(RegraphError, match="'cu_seqlens' is missing"):
+        regraph.torch.attention(crossed)(q, k.repeat(2, 1, 1), v.repeat(2, 1, 1))
+
+
+@pytest.mark.parametrize("tokens, fewer", [(128, 96), (150, 90)], ids=["capacities", "padded"])
+def test_kinds_of_calls_in_turns(attend, tokens, fewer):
+    """What one call has taught must not be taken for granted in the next, which looks alike."""
+    x, cu = tensors(tokens), starts(0, 70, tokens)
+    d_o = torch.randn(tokens, 4, 16)
+    strided_d = torch.stack([d_o, d_o], -1)[..., 0]
+    expected, first = attend(*x, cu).detach(), grads(attend(*x, cu), x, d_o)
+    strided = [torch.stack([t, t], -1)[..., 0] for t in x]
+    shorter = [t[:fewer] for t in x]
+    alone = grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer])
+    narrow = attend(*[t.bfloat16() for t in x], cu)
+    twin = attend(x[0], x[1], x[1], x[3], cu)
+    assert not torch.equal(twin, expected)
+    assert attend._program.last[True].same(*x, cu) == (tokens == 128)  # the way that asks once is tried, too
+
+    def autocast():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.equal(attend(*x, cu), narrow)
+
+    def quietly(mode):
+        with mode():
+            return torch.equal(attend(*x, cu), expected)
+
+    ways = (lambda: same(grads(attend(*x, cu), x, d_o), first),
+            lambda: same(grads(attend(*x, cu), x, strided_d), first),
+            lambda: same(grads(attend(*strided, cu), x, d_o), first),
+            lambda: same(grads(attend(*shorter, starts(0, 70, fewer)), x, d_o[:fewer]), alone),
+            lambda: same(grads(attend(*x[:2], x[2].detach(), x[3], cu), [x[0]], d_o), first[:1]),
+            lambda: torch.equal(attend(*x, cu.long()), expected),
+            lambda: torch.equal(attend(x[0], x[1], x[1], x[3], cu), twin),
+            lambda: quietly(torch.no_grad), lambda: quietly(torch.inference_mode), autocast)
+    for seed in range(60):
+        way = int(torch.randint(len(ways), (1,), generator=torch.Generator().manual_seed(seed)))
+        assert ways[way](), way
+
+
 def test_subset_of_gradients(attend):
     x = tensors()
     everything = grads(attend(*x), x, torch.ones(150, 4, 16))

@@ -99,6 +99,11 @@ completes "regraph pack x.csv --out on" 'only.npy'
 completes 'regraph check comple' ''
 cp "$nsa" complete.json
 completes 'regraph check comple' 'complete.json'
+mkdir odd
+touch 'odd/a b.json' 'odd/*.json' 'odd/$(false).json'
+checks=$((checks + 1))
+[ "$(bash -c 'source ./completion; compopt() { :; }; COMP_WORDS=(regraph check odd/); COMP_CWORD=2; _regraph
+  echo "${#COMPREPLY[@]}"')" = 3 ] || fail 'completion: a name with a blank is not one name'
 completes 'regraph help --completion f' 'fish'
 completes 'regraph plan --threads 4' ''
 completes 'regraph plan x --profile shi' 'shipped'
@@ -169,6 +174,11 @@ expect 0 ': ok — ' check "$nsa" --policy all --set T=64
 expect 0 ': ok — ' check "$nsa" --policy 6GiB --set T=64
 expect 0 '^standard input: ok — 6 nodes' check - <"$nsa"
 expect 0 '"ok": true, "summary": "6 nodes' check - --json <"$nsa"
+expect 0 ': ok — ' check "$nsa" --policy - <"$examples/policies/all.json"
+expect 3 '^/dev/stdin:1:3: /regraph: RG_E_KEY: this is a spec, not a policy' check "$nsa" --policy - <"$nsa"
+printf 'id,lower,upper,size\na,0,2,4\n' >one.csv
+expect 0 '^a,0,2,4,0$' pack - <one.csv
+expect 2 "unknown flag '--verison'; did you mean '--version'" --verison
 sed '1s/{/{ "$schema": "regraph.schema.json",/' "$nsa" >with_schema.json
 expect 0 ': ok — ' check with_schema.json
 expect 3 'RG_E_IO' check nowhere.json
@@ -337,6 +347,14 @@ nodes=$(grep -c '^one' first.tsv)
 expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 --profile-out again.json --source 'seen here'
 checks=$((checks + 1))
 head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv || fail 'tune: what had been measured was measured again'
+! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] || fail 'tune: what broke off is still there'
+echo mine >mine.tsv
+expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
+[ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"
+exec 9>>own.tsv
+flock 9
+expect 1 'another tune is writing it' tune one.json "${tiny[@]}" --set T=64 --profile-out own.json
+exec 9>&-
 expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json --time-limit 1e-9
 expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
 expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" --set T=64 --profile own.json
@@ -354,6 +372,9 @@ where plan one.json "${small[@]}" --set T=64 | grep -q "times  *this machine, tu
 cp own.json cache/regraph/mine.json
 where plan one.json "${small[@]}" --set T=64 --profile mine | grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
 REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 | grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
+checks=$((checks + 1))
+echo '{' >cache/regraph/cpu.json
+where plan one.json "${small[@]}" --set T=64 2>&1 | grep -q 'cpu.json.*tune again, or say shipped' || fail 'plan: a profile that is broken'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json

@@ -7,6 +7,8 @@
 #include "cp/tables.h"
 #include "exec/cuda.h"
 #include "graph/base.h"
+#include <dlfcn.h>
+#include <unistd.h>
 
 #define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
 #define NEEDS_GPU() \
@@ -242,7 +244,7 @@ Test(gpu_cp, repeats) {
   rg_context_destroy(ctx);
 }
 
-/* A rank that is not there, and one whose stream somebody captures: all end, and say so. */
+/* A rank that is not there: the other ends, and says so. */
 Test(gpu_cp, failures) {
   NEEDS_GPU();
   const a_case c = {.example = "nsa", .dtype = "bf16", .set = {"H=16", "KH=1"}, .T = 1536};
@@ -262,5 +264,162 @@ Test(gpu_cp, failures) {
   rg_comm_destroy(comm[1], NULL);
   rg_plan_destroy(plan);
   rg_context_destroy(ctx);
+}
+
+/* ---- NCCL, with one rank: what can be seen of graphs with collectives on one GPU ---- */
+
+static const char by_hand[] =
+    "{ \"regraph\": 1, \"inputs\": { \"x\": { \"shape\": [\"T\", 2, 8], \"dtype\": \"f32\", "
+    "\"grad\": true } }, \"nodes\": [\n"
+    "{ \"name\": \"g\", \"op\": \"all_gather\", \"in\": { \"x\": \"x\" }, \"out\": { \"y\": \"y\" "
+    "}, \"attrs\": { \"ranks\": 1 } },\n"
+    "{ \"name\": \"s\", \"op\": \"silu\", \"in\": { \"x\": \"y\" }, \"out\": { \"y\": \"z\" } },\n"
+    "{ \"name\": \"r\", \"op\": \"reduce_scatter\", \"in\": { \"x\": \"z\" }, \"out\": { \"y\": "
+    "\"u\" }, \"attrs\": { \"ranks\": 1 } },\n"
+    "{ \"name\": \"a\", \"op\": \"all_reduce\", \"in\": { \"x\": \"u\" }, \"out\": { \"y\": \"v\" "
+    "}, \"attrs\": { \"ranks\": 1 } },\n"
+    "{ \"name\": \"h\", \"op\": \"halo\", \"in\": { \"x\": \"v\" }, \"out\": { \"y\": [\"w\"] }, "
+    "\"attrs\": { \"ranks\": 1, \"left\": 3, \"right\": 2 } } ],\n"
+    "\"outputs\": { \"u\": \"u\", \"w\": \"w\" } }";
+
+static int recorded; /* calls of the engine */
+static rg_status (*real_gather)(rg_comm *c, const char *node, const void *send, void *recv,
+                                size_t bytes, void *stream, rg_error *e);
+static rg_status count_gather(rg_comm *c, const char *node, const void *send, void *recv,
+                              size_t bytes, void *stream, rg_error *e) {
+  recorded += stream != NULL;
+  return real_gather(c, node, send, recv, bytes, stream, e);
+}
+
+typedef struct nccl_case {
+  rg_context *ctx;
+  rg_spec *spec;
+  rg_plan *plan;
+  rg_comm *comm;
+} nccl_case;
+
+static nccl_case open_nccl(void) {
+  nccl_case x = {0};
+  rg_error e = {0};
+  rg_binding set[] = {{"T", 96, NULL}};
+  CR_OK(rg_context_create(NULL, &x.ctx, &e), &e);
+  x.spec = load_spec(x.ctx, by_hand);
+  rg_plan_options o = {.set = set, .nset = 1, .device = "cuda", .threads = 1};
+  CR_OK(rg_plan_create(x.spec, NULL, &o, &x.plan, &e), &e);
+  rg_comm_options c = {
+      .ranks = 1, .port = 20000 + (int)(getpid() % 20000), .cuda = true, .deadline = 20};
+  CR_OK(rg_comm_processes(x.ctx, &c, &x.comm, &e), &e);
+  cr_assert(x.comm->captures);
+  return x;
+}
+static void close_nccl(nccl_case *x) {
+  rg_comm_destroy(x->comm, NULL);
+  rg_plan_destroy(x->plan);
+  rg_spec_destroy(x->spec);
+  rg_context_destroy(x->ctx);
+}
+static rg_session *nccl_session(const nccl_case *x, bool eager, void *stream) {
+  rg_session *s = NULL;
+  rg_error e = {0};
+  rg_session_options o = {.size = sizeof o, .comm = x->comm, .eager = eager, .stream = stream};
+  CR_OK(rg_session_create(x->plan, &o, &s, &e), &e);
+  return s;
+}
+
+/* The same bits step by step, replayed, rebound and within somebody else's capture. */
+Test(gpu_cp, nccl_replay) {
+  NEEDS_GPU();
+  if (!dlopen("libnccl.so.2", RTLD_NOW)) cr_skip_test("no libnccl.so.2");
+  enum { SETS = 7 };
+  nccl_case x = open_nccl();
+  rg_error e = {0};
+  buffers want, got[SETS];
+  cudaStream_t stream = a_stream();
+  rg_session *eager = nccl_session(&x, true, stream), *replay = nccl_session(&x, false, stream);
+  make_buffers(x.plan, 3, 96, NULL, &want);
+  bind_all(eager, &want);
+  run_both(eager);
+  fetch_all(eager, &want);
+  real_gather = x.comm->all_gather;
+  x.comm->all_gather = count_gather;
+  for (int turn = 0, before = 0; turn < 3; turn++, before = recorded) {
+    for (int k = 0; k < SETS; k++) { /* more than there are graphs */
+      if (turn == 0) make_buffers(x.plan, 3, 96, NULL, &got[k]);
+      bind_all(replay, &got[k]);
+      run_both(replay);
+      fetch_all(replay, &got[k]);
+      same_results(&want, &got[k], "replay");
+    }
+    cr_assert(turn == 0 ? recorded > 0 : recorded == before, "collectives were recorded anew");
+  }
+  const char *soak = getenv("REGRAPH_SOAK");
+  const int replays = soak ? atoi(soak) : 200;
+  for (int i = 0; i < replays; i++) run_both(replay);
+  fetch_all(replay, &got[SETS - 1]);
+  same_results(&want, &got[SETS - 1], "after many replays");
+
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t exec = NULL;
+  for (int k = 0; k < got[0].n; k++)
+    if (got[0].info[k].role == RG_OUTPUT)
+      CUDA_OK(cudaMemset(got[0].device[k], 0, (size_t)got[0].info[k].bytes));
+  for (int k = 0; k < got[0].n; k++)
+    CR_OK(rg_session_bind(replay, got[0].info[k].role, got[0].info[k].name, got[0].device[k],
+                          (size_t)got[0].info[k].bytes, &e),
+          &e);
+  CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  run_both(replay);
+  CUDA_OK(cudaStreamEndCapture(stream, &graph));
+  CUDA_OK(cudaGraphInstantiate(&exec, graph, 0));
+  for (int i = 0; i < 3; i++) CUDA_OK(cudaGraphLaunch(exec, stream));
+  fetch_all(replay, &got[0]);
+  same_results(&want, &got[0], "captured by others");
+  CUDA_OK(cudaGraphExecDestroy(exec));
+  CUDA_OK(cudaGraphDestroy(graph));
+  rg_session_destroy(replay);
+  rg_session_destroy(eager);
+  close_nccl(&x);
+}
+
+/* Sessions before their communicator, or after it. */
+Test(gpu_cp, nccl_teardown) {
+  NEEDS_GPU();
+  if (!dlopen("libnccl.so.2", RTLD_NOW)) cr_skip_test("no libnccl.so.2");
+  for (int order = 0; order < 4; order++) {
+    nccl_case x = open_nccl();
+    rg_session *s = nccl_session(&x, false, NULL), *t = nccl_session(&x, order & 1, NULL);
+    buffers b;
+    make_buffers(x.plan, 3, 96, NULL, &b);
+    bind_all(s, &b);
+    bind_all(t, &b);
+    run_both(s);
+    run_both(t);
+    if (order & 2) {
+      rg_comm_destroy(x.comm, NULL);
+      x.comm = NULL;
+    }
+    rg_session_destroy(s);
+    rg_session_destroy(t);
+    close_nccl(&x);
+  }
+}
+
+/* An aborted communicator: the session's calls end and say why. */
+Test(gpu_cp, nccl_abort) {
+  NEEDS_GPU();
+  if (!dlopen("libnccl.so.2", RTLD_NOW)) cr_skip_test("no libnccl.so.2");
+  nccl_case x = open_nccl();
+  rg_error e = {0}, why = {.status = RG_E_DATA, .message = "the data are spoilt"};
+  rg_session *s = nccl_session(&x, false, NULL);
+  buffers b;
+  make_buffers(x.plan, 3, 96, NULL, &b);
+  bind_all(s, &b);
+  run_both(s);
+  CR_OK(rg_session_synchronize(s, &e), &e);
+  x.comm->abort(x.comm, &why);
+  cr_assert_eq(rg_session_forward(s, &e), RG_E_COMM);
+  cr_assert(strstr(e.message, "rank 0 failed: the data are spoilt"), "%s", e.message);
+  rg_session_destroy(s);
+  close_nccl(&x);
 }
 #endif

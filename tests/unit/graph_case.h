@@ -501,6 +501,13 @@ static inline void run_case(graph_case *c, report *rep) {
           rep);
   same_as(c, &kept, (run_how){random_policy(c, 0.5, 0), 1, .poison = true}, rep);
   int heads = fewest_heads(c);
+  /* Half of the time with heads cut, which makes what is copied part of a join. */
+  if (!test_on_gpu()) {
+    char *text = ot_alloc(c->t, 128);
+    snprintf(text, 128, "{ \"regraph_policy\": 1, \"nodes\": { \"*\": \"offload\" }%s }",
+             heads > 1 && c->seed % 2 ? ", \"split_heads\": 1" : "");
+    same_as(c, &kept, (run_how){text, 2, .poison = true}, rep);
+  }
   for (int split = 1; split < heads; split++) {
     if (heads % split) continue;
     same_as(c, &kept, (run_how){random_policy(c, 0, split), 2, .poison = true}, rep);

@@ -388,7 +388,7 @@ static void *run_refused(void *arg) {
   return NULL;
 }
 
-Test(cp_equal, a_refused_call, .init = setup, .fini = teardown, .timeout = 30) {
+Test(cp_equal, a_refused_call, .init = setup, .fini = teardown) {
   const int lengths[] = {100, 60}, ranks = 3;
   rg_plan *plan = plan_of("f32", "{ \"regraph_policy\": 1 }", 192, 2, ranks);
   for (refusal how = 0; how < REFUSALS; how++) {

@@ -55,6 +55,15 @@ static void set_up(const kase *k, const rg_plan *plan, a_rank *r, int ranks) {
   }
 }
 
+static rg_plan *planned_and_run(rg_context *ctx, const kase *k, a_rank *r, int ranks) {
+  rg_error e = {0};
+  rg_plan *plan = plan_of(ctx, k, ranks, &e);
+  cr_assert(plan, "%s", e.message);
+  set_up(k, plan, r, ranks);
+  run_ranks(ctx, r, ranks, 20);
+  return plan;
+}
+
 static void finish(rg_plan *plan, a_rank *r, int ranks) {
   rg_sizes z;
   rg_plan_sizes(plan, &z);
@@ -147,11 +156,7 @@ Test(cp_ops, sums_on_every_rank) {
               .rows = 7,
               .slots = 1};
     a_rank r[MOST_RANKS];
-    rg_error e = {0};
-    rg_plan *plan = plan_of(ctx, &k, ranks, &e);
-    cr_assert(plan, "%s", e.message);
-    set_up(&k, plan, r, ranks);
-    run_ranks(ctx, r, ranks, 20);
+    rg_plan *plan = planned_and_run(ctx, &k, r, ranks);
     for (int64_t row = 0; row < k.rows; row++)
       for (int i = 0; i < ranks; i++) {
         float sum[ROW];
@@ -177,11 +182,7 @@ Test(cp_ops, terms_in_bf16) {
             .rows = 5,
             .slots = 1};
   a_rank r[MOST_RANKS];
-  rg_error e = {0};
-  rg_plan *plan = plan_of(ctx, &k, ranks, &e);
-  cr_assert(plan, "%s", e.message);
-  set_up(&k, plan, r, ranks);
-  run_ranks(ctx, r, ranks, 20);
+  rg_plan *plan = planned_and_run(ctx, &k, r, ranks);
   for (int j = 0; j < k.rows * ROW; j++) {
     float sum = 0;
     uint16_t half;
@@ -211,11 +212,7 @@ static void check_halo(rg_context *ctx, int ranks, int slots, bool order, int le
             .slots = slots,
             .order = order};
   a_rank r[MOST_RANKS];
-  rg_error e = {0};
-  rg_plan *plan = plan_of(ctx, &k, ranks, &e);
-  cr_assert(plan, "%s", e.message);
-  set_up(&k, plan, r, ranks);
-  run_ranks(ctx, r, ranks, 20);
+  rg_plan *plan = planned_and_run(ctx, &k, r, ranks);
   static const char *const name[] = {"y0", "y1"};
   for (int64_t c = 0; c < all; c++) {
     const int64_t place = place_of(&k, ranks, c);
@@ -273,11 +270,7 @@ Test(cp_ops, halves_that_meet) {
             .order = true,
             .lists = true};
   a_rank r[MOST_RANKS];
-  rg_error e = {0};
-  rg_plan *plan = plan_of(ctx, &k, ranks, &e);
-  cr_assert(plan, "%s", e.message);
-  set_up(&k, plan, r, ranks);
-  run_ranks(ctx, r, ranks, 20);
+  rg_plan *plan = planned_and_run(ctx, &k, r, ranks);
   kase out = k;
   out.rows = slots * chunk;
   static const char *const name[] = {"x0", "x1"};

@@ -3,13 +3,13 @@
 #include "graph/spec.h"
 #include "memplan/memplan.h"
 #include "passes/passes.h"
+#include "must.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static rg_context *ctx;
-static rg_error err;
 
 static void open_context(void) {
   cr_assert_eq(rg_context_create(NULL, &ctx, NULL), RG_OK);
@@ -18,12 +18,6 @@ static void close_context(void) {
   rg_context_destroy(ctx);
 }
 TestSuite(memplan, .init = open_context, .fini = close_context);
-
-static void must(rg_status status, const char *what) {
-  char line[1200];
-  rg_error_format(&err, line, sizeof line);
-  cr_assert_eq(status, RG_OK, "%s: %s", what, line);
-}
 
 /* Differentiated (where gradients are asked for), bound to T tokens. */
 static rgi_graph *elaborate(rg_spec *spec, int64_t tokens, size_t nset, int heads) {

@@ -7,18 +7,11 @@
 #include "recompute/search.h"
 #include "../harness/random_spec.h"
 #include "../harness/round.h"
+#include "must.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static rg_error err;
-
-static void must(rg_status status, const char *what) {
-  char line[1200];
-  rg_error_format(&err, line, sizeof line);
-  cr_assert_eq(status, RG_OK, "%s: %s", what, line);
-}
 
 typedef struct subject {
   rg_context *ctx;

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""Context parallelism on the GPUs of one host: one process a GPU, NCCL in the graphs. Needs numpy, no torch.
+
+    bench/cp.py                                # 1, 2, 4, 8 ranks as far as there are GPUs: 16K x 8, 128K, 1M tokens
+    bench/cp.py --ranks 1,4 --tokens 128K      # some of it;  --sequences 8 shares the tokens out to as many
+    bench/cp.py --check                        # outputs, row by row of chunks, and dq against one rank's bits
+    bench/cp.py --kill 1                       # rank 1 dies in the third run: how every other rank ends, and when
+    bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
+
+Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
+theirs, divided by the number of ranks. "collectives" is what the collectives' nodes take step by step: an upper bound of
+what is exposed, since graphs hide it behind other nodes. Clocks are the GPUs' own: lock them for figures to report.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "python")]
+CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
+
+
+class CommOptions(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("rank", ctypes.c_int), ("ranks", ctypes.c_int), ("address", ctypes.c_char_p),
+                ("port", ctypes.c_int), ("cuda", ctypes.c_bool), ("deadline", ctypes.c_double)]
+
+
+class Range(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_int64), ("end", ctypes.c_int64)]
+
+
+class Comm:
+    """This process's end of a communicator."""
+
+    def __init__(self, _lib, context, rank, ranks, port, cuda, deadline):
+        self._lib, self.handle = _lib, ctypes.c_void_p()
+        for name, arguments in (("rg_comm_processes", [ctypes.c_void_p] * 4), ("rg_comm_destroy", [ctypes.c_void_p] * 2)):
+            getattr(_lib.lib, name).argtypes = arguments
+        options = CommOptions(ctypes.sizeof(CommOptions), rank, ranks, b"127.0.0.1", port, cuda, deadline)
+        error = _lib.Error()
+        if _lib.lib.rg_comm_processes(context.handle, ctypes.byref(options), ctypes.byref(self.handle), ctypes.byref(error)):
+            raise RuntimeError(error.message.decode())
+
+    def close(self):
+        self._lib.lib.rg_comm_destroy(self.handle, None)
+
+
+def own_rows(_lib, starts, tokens, ranks, rank):
+    ranges = (Range * 2)()
+    if ranks == 1:
+        return [(0, tokens)]
+    if _lib.lib.rg_cp_rows(starts.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(starts)), ctypes.c_int64(tokens),
+                           ranks, 0, rank, ranges, None):
+        raise RuntimeError("rg_cp_rows failed")
+    return [(r.begin, r.end) for r in ranges]
+
+
+def work(job, rank, port, pipe):
+    if job["device"] == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+    import numpy as np
+    from regraph import _lib, arrays, core
+
+    try:
+        context = core.Context()
+        ranks, tokens = job["ranks"], job["tokens"]
+        comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"]) if ranks > 1 else None
+        spec = core.Spec(str(ROOT / "examples/nsa.json"), context, **job["params"])
+        policy = {"regraph_policy": 1, "cp": {"ranks": ranks}, **job["policy"]}
+        plan = core.Plan(spec, core.Policy(policy, context), device=job["device"], T=tokens, B=job["sequences"])
+        starts = (np.arange(job["sequences"] + 1) * tokens // job["sequences"]).astype(np.int32)
+        rows = own_rows(_lib, starts, tokens, ranks, rank)
+        options = _lib.SessionOptions(eager=job["eager"], comm=comm.handle.value if comm else None)
+        session = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
+        memory = {}
+        for t in plan.tensors:
+            at = core.DeviceMemory(plan, t.nbytes)
+            memory[t.role, t.name] = at, t
+            _lib.call("rg_session_bind", session, t.role, t.name.encode(), at.address, t.nbytes)
+            if t.role not in (_lib.INPUT, _lib.GRAD_IN):
+                continue
+            if t.name == "cu_seqlens":
+                at.write(starts)
+                continue
+            parts = []  # rows of a chunk depend on the chunk alone, so that ranks draw no more than their own
+            for begin, end in rows:
+                for c in range(begin * CHUNKS // tokens, max(end * CHUNKS // tokens, begin * CHUNKS // tokens + 1)):
+                    seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
+                    part = np.random.default_rng(seed).standard_normal((tokens // CHUNKS, *t.shape[1:]), np.float32)
+                    parts.append(arrays.convert(part, t.dtype))
+            at.write(np.ascontiguousarray(np.concatenate(parts)))
+        times = []
+        for run in range(job["runs"]):
+            if job["kill"] == rank and run == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            begun = time.perf_counter()
+            _lib.call("rg_session_forward", session)
+            _lib.call("rg_session_synchronize", session)
+            middle = time.perf_counter()
+            _lib.call("rg_session_backward", session)
+            _lib.call("rg_session_synchronize", session)
+            times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
+        collectives, node, i = 0.0, _lib.NodeTime(), 0
+        while _lib.lib.rg_session_node_time(session, i, ctypes.byref(node)) == 0:
+            i += 1
+            if node.op.decode() in ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add"):
+                collectives += node.ms
+        hashes = {}
+        for role, name in ((_lib.OUTPUT, "o"), (_lib.GRAD_OUT, "q")) if job["check"] else ():
+            at, t = memory[role, name]
+            got = np.empty(t.shape, arrays.NUMPY[t.dtype])
+            at.read(got)
+            first = 0
+            for begin, end in rows:
+                for c in range(begin * CHUNKS // tokens, end * CHUNKS // tokens):
+                    n = tokens // CHUNKS
+                    hashes[name, c] = hashlib.sha256(got[first:first + n].tobytes()).hexdigest()
+                    first += n
+        pipe.send({"times": times, "collectives": collectives, "hashes": hashes, "comm": plan.sizes.comm,
+                   "peak": plan.sizes.predicted_peak})
+        _lib.lib.rg_session_destroy(session)
+        if comm:
+            comm.close()
+    except Exception as problem:  # told to the parent, which prints it
+        pipe.send({"failed": str(problem), "at": time.time()})
+        os._exit(1)
+
+
+def launch(job):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ends = [context.Pipe(False) for _ in range(job["ranks"])]
+    processes = [context.Process(target=work, args=(job, r, port, ends[r][1])) for r in range(job["ranks"])]
+    for p in processes:
+        p.start()
+    for _, child in ends:
+        child.close()
+    results = []
+    for mine, _ in ends:
+        try:
+            results.append(mine.recv())
+        except EOFError:
+            results.append({"failed": "ended without a word", "at": time.time()})
+    for p in processes:
+        p.join()
+    return results
+
+
+def size(text):
+    scale = {"k": 1 << 10, "m": 1 << 20}.get(text[-1].lower())
+    return int(text[:-1]) * scale if scale else int(text)
+
+
+def gpus():
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return named.split(",")
+    return [d.name[6:] for d in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("--ranks", help="such as 1,2,4,8")
+    a.add_argument("--tokens", default="16K,128K,1M")
+    a.add_argument("--sequences", type=int, help="default: 8 at 16K (each of 16K: T is 128K), else 1")
+    a.add_argument("--runs", type=int, default=7)
+    a.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    a.add_argument("--check", action="store_true")
+    a.add_argument("--kill", type=int, default=-1, metavar="RANK")
+    a.add_argument("--deadline", type=float, default=30)
+    o = a.parse_args()
+    have = gpus() if o.device == "cuda" else [str(i) for i in range(8)]
+    ranks = [int(r) for r in o.ranks.split(",")] if o.ranks else [r for r in (1, 2, 4, 8) if r <= len(have)]
+    if not ranks or max(ranks) > len(have) or (o.check and any(CHUNKS % (2 * r) for r in ranks)):
+        sys.exit(f"bench/cp.py: ranks {ranks}, GPUs {have}: nothing to run")
+    params = {"H": 64, "KH": 4} if o.device == "cuda" else {"H": 4, "KH": 2, "D": 16, "DV": 16}
+    bad = 0
+    for text in o.tokens.split(","):
+        tokens, sequences = size(text), o.sequences or 1
+        if text == "16K" and not o.sequences:
+            tokens, sequences = 8 * tokens, 8
+        whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
+        job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
+               "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": o.kill,
+               "deadline": o.deadline, "eager": False}
+        one = None
+        for n in ranks:
+            begun = time.time()
+            results = launch({**job, "ranks": n, "kill": o.kill if n > 1 else -1})
+            failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
+            if failed:
+                bad += o.kill < 0
+                print(f"{text:>5} x {sequences}  {n} ranks  " + "; ".join(failed))
+                continue
+            forward, backward = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs))
+                                 for d in (0, 1))
+            one = one or ((forward, backward, results[0]["hashes"]) if n == 1 else None)
+            line = f"{text:>5} x {sequences}  {n} ranks  forward {forward:9.3f}  backward {backward:9.3f}"
+            if one and n > 1:
+                line += f"  linear {one[0] / forward / n:5.2f} {one[1] / backward / n:5.2f}"
+            if n > 1:
+                steps = launch({**job, "ranks": n, "kill": -1, "eager": True, "runs": 3})
+                if all("failed" not in x for x in steps):
+                    line += f"  collectives {max(x['collectives'] for x in steps):8.3f}"
+                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB"
+            if o.check and one and n > 1:
+                got = {k: v for x in results for k, v in x["hashes"].items()}
+                wrong = [k for k in one[2] if got.get(k) != one[2][k]]
+                bad += len(wrong)
+                line += f"  {len(one[2]) - len(wrong)} of {len(one[2])} chunks of o and dq are one rank's bits"
+            print(line, flush=True)
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Context parallelism on the GPUs of this host, as many as there are: tests/gpu_cp.sh [BUILD-FOLDER]
+#
+#   one GPU      ranks as threads against one rank's bits, NCCL with one rank in graphs (gpu_tests gpu_cp/*)
+#   several      bench/cp.py: one process a GPU: o and dq against one GPU's bits; a rank that dies; times at
+#                16K x 8, 128K and 1M tokens
+#   SEED=PATH    a checkout of the Triton library beside, on one GPU (bench/compare.py; needs torch)
+#
+# Exit code 77 where there is no GPU (ctest: skipped).
+set -eu
+here=$(cd "$(dirname "$0")/.." && pwd)
+build=${1:-$here/build}
+python=${PYTHON:-python3}
+n=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+if [ "$n" -eq 0 ]; then
+  echo "gpu_cp SKIPPED: no NVIDIA GPU on this machine"
+  exit 77
+fi
+nvidia-smi -L
+REGRAPH_TEST_DEVICE=cuda REGRAPH_SOAK=${REGRAPH_SOAK:-20000} "$build/gpu_tests" --filter 'gpu_cp/*'
+export REGRAPH_LIBRARY="$build/libregraph.so"
+if [ "$n" -lt 2 ]; then
+  echo "several GPUs SKIPPED: there is one"
+else
+  "$python" "$here/bench/cp.py" --check --runs 3 --tokens 16K,128K
+  "$python" "$here/bench/cp.py" --kill 1 --runs 4 --tokens 128K --ranks "$((n < 8 ? n : 8))"
+  "$python" "$here/bench/cp.py"
+fi
+[ -z "${SEED:-}" ] || "$python" "$here/bench/compare.py" --seed "$SEED" --tokens 16K,128K
+echo "gpu_cp: passed"
