@@ -96,9 +96,6 @@ rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_e
 
 /* ---- session_steps.c ---- */
 
-/* "input", "gradient of output" … */
-const char *rgi_role_name(rg_role role);
-
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);
 /* The call of step i with addresses filled in (arrays in s->arg). */
