@@ -1,4 +1,4 @@
-/* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps.
+/* report/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps.
 
    Reads finished plans only; numbers come from the passes that made them. JSON keys keep their
    order and meaning within one "version"; times that differ from run to run stay out of it, so
