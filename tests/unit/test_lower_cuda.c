@@ -673,7 +673,7 @@ Test(lower_cuda, dot_shows_lanes) {
     cr_assert(strstr(at, line) && strstr(at, line) < strchr(at, '\n'), "%s of %s", line,
               node_of(plan, i));
     for (const int32_t *p = plan->after[i]; *p >= 0; p++) {
-      snprintf(line, sizeof line, "s%d -> s%d;", *p, i);
+      snprintf(line, sizeof line, "s%d -> s%d [", *p, i);
       cr_assert(strstr(text.data, line), "%s", line);
     }
   }
