@@ -29,7 +29,7 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *source, *completion, *names;
+  const char *policy, *device, *profile, *svg, *trace, *profile_out, *source, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -136,6 +136,17 @@ rg_status cli_require_runner(cli *c);
 /* rg_check, with all its errors. */
 rg_status cli_check(cli *c);
 void cli_close(cli *c);
+/* What a run took: ms of each step, and of whole directions. */
+typedef struct cli_measured {
+  const double *step_ms;
+  size_t nstep;
+  double forward_ms, backward_ms;
+  const char *how; /* "median of 5" */
+} cli_measured;
+/* Files that the flags ask for beside what is printed (report.c): whether they can be written, and
+ * writes them. NULL: nothing was measured. */
+rg_status cli_reports_writable(cli *c);
+rg_status cli_write_reports(cli *c, const cli_measured *m);
 /* What the plan's cost model says of a direction. */
 double cli_model_seconds(const cli *c, bool backward);
 void cli_plan_options(cli *c, rg_plan_options *o);

@@ -308,6 +308,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
   plan->offload_ms = p.offload_ms;
+  plan->split_heads = policy ? policy->split_heads : 0;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);

@@ -151,7 +151,7 @@ expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
 expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
 expect 2 'exclude each other' plan "$nsa" --set T=64 --json --dot
 expect 2 "unknown format 'specs'; did you mean 'spec'" schema specs
-expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops' schema nothing
+expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops.trace' schema nothing
 expect 2 'expected NAME=VALUE' plan "$nsa" --set T
 expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
 expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
@@ -165,8 +165,9 @@ expect 0 '"ops": \[' ops --json
 expect 0 '^topk: ' ops topk
 [ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
 expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
-for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema \
-  $format; done
+for format in spec policy profile plan pareto run bench check ops trace; do
+  expect 0 '\$schema' schema $format
+done
 for spec in "$examples"/*.json; do
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"

@@ -183,6 +183,12 @@ Test(session, plan_misuse, .init = setup, .fini = teardown) {
   rg_text text;
   FAILS(rg_plan_write(plan, "xml", &text, &e), RG_E_USAGE, "xml");
   cr_assert_null(text.data);
+  FAILS(rg_plan_report(plan, "xml", NULL, &text, &e), RG_E_USAGE, "xml");
+  FAILS(rg_plan_report(NULL, "trace", NULL, &text, &e), RG_E_USAGE, "NULL");
+  const double ms = 1;
+  const rg_report_options wrong = {.step_ms = &ms, .nstep = 1};
+  FAILS(rg_plan_report(plan, "trace", &wrong, &text, &e), RG_E_USAGE, "1 times were given");
+  cr_assert_null(text.data);
 }
 
 Test(session, contents, .init = setup, .fini = teardown) {
