@@ -147,10 +147,14 @@ static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t
   return status;
 }
 
-/* NUL bytes and nesting. Brackets inside strings do not count. */
+/* A byte order mark, NUL bytes and nesting. Brackets inside strings do not count. */
 static rg_status scan(const char *text, size_t size, rg_error *e) {
   int depth = 0;
   bool string = false;
+  if (size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
+    return fail_at(e, RG_E_SYNTAX, text, 0,
+                   "the text opens with a byte order mark, which JSON does not have; save it as "
+                   "UTF-8 without BOM");
   for (size_t i = 0; i < size; i++) {
     char c = text[i];
     if (c == 0) return fail_at(e, RG_E_SYNTAX, text, i, "NUL byte: expected JSON text in UTF-8");

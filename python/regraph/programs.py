@@ -28,6 +28,9 @@ CALLS = 16 * VARIANTS
 BLOCK = 64, 256  # what blocks start on: a CPU's, a GPU's. torch's allocators give 64 and 512
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NO_MEMORY = {"meta": ", or torch's FakeTensorMode for shapes alone"}
+INT32 = torch.iinfo(torch.int32)
+MARKED = 2**30  # what is larger is marked as this
 _programs: dict = {}  # what they are made of → Program
 _clock = itertools.count(1)
 
@@ -52,7 +55,7 @@ def _room(count, step=3):
     """The capacity that `count` is given: at most an eighth more (step 3), or the next power of two
     (step 0), so that few plans serve all lengths."""
     unit = 1 << max((count - 1).bit_length() - 1 - step + (step == 0), 0) if count > 1 else 1
-    return -(-count // unit) * unit
+    return max(-(-count // unit) * unit, 1)
 
 
 def _fit(tensor, info, align):
@@ -78,6 +81,56 @@ def _addresses(tensors, infos, align, copies):
             address = tensor.data_ptr()
         at.append(address)
     return at
+
+
+# ---- lengths ----
+
+
+def narrow(name, tensor, traced):
+    """Integers of 64 bits in 32. What does not fit is refused where it can be read at once, and
+    otherwise becomes the nearest that does, which breaks the rules of lengths if the value did."""
+    if tensor.device.type == "cpu" and not traced and tensor.numel():
+        wrong = torch.nonzero((tensor < INT32.min) | (tensor > INT32.max))
+        if len(wrong):
+            at = wrong[0].tolist()
+            raise RegraphError("RG_E_DATA", f"{name}{at} is {tensor[tuple(at)].item()}; expected "
+                                            "integers that fit 32 bits")
+    return tensor.clamp(INT32.min, INT32.max).to(torch.int32)
+
+
+def marked(starts, rows):
+    """Starts past the rows get the sign that the device reports and `_said` understands."""
+    return torch.where(starts > rows, starts.clamp(max=MARKED) ^ INT32.min, starts)
+
+
+def within(name, starts, rows):
+    """Starts for a plan of more rows than the tensors have, which knows only its own. Those past the
+    tensors' are refused on a CPU; on a GPU nobody waits for them, and they are marked."""
+    if starts.device.type != "cpu":
+        return marked(starts, rows)
+    if len(starts) and starts[-1].item() > rows:  # the plan's rule sees to the order
+        at = torch.nonzero(starts > rows)[0].item()
+        raise RegraphError("RG_E_DATA", f"{name}[{at}] is {starts[at].item()}; expected at most "
+                                        f"{rows}, the rows there are")
+    return starts
+
+
+_WAS = re.compile(r"([\w.]+\[\d+\]) was (-?\d+) in an earlier run; ")
+
+
+def _said(error):
+    """The error, in which starts that `narrow` or `within` changed are told as they were."""
+    found = _WAS.match(error.message) if error.status == "RG_E_DATA" else None
+    value = int(found[2]) if found else 0
+    if value == INT32.max:
+        was = f"{value} or more in an earlier run; {error.message[found.end():]}"
+    elif INT32.min < value <= INT32.min + MARKED:
+        start = value - INT32.min
+        was = (f"{start}{' or more' if start == MARKED else ''} in an earlier run, past the rows "
+               "of its tensors: the run used it clamped")
+    else:
+        return error
+    return RegraphError(error.status, f"{found[1]} was {was}")
 
 
 # ---- variants ----
@@ -119,6 +172,8 @@ class Variant:
         self.used = next(_clock)
         try:
             session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
+        except RegraphError as error:
+            raise _said(error) from None
         finally:
             idle.append(session)
 
@@ -134,9 +189,12 @@ class Variant:
         return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager), own
 
     def synchronize(self):
-        for sessions in list(self._idle.values()):
-            for session in list(sessions):
-                session.synchronize()
+        try:
+            for sessions in list(self._idle.values()):
+                for session in list(sessions):
+                    session.synchronize()
+        except RegraphError as error:
+            raise _said(error) from None
 
     def times(self):
         self.synchronize()
@@ -172,6 +230,10 @@ class Call:
         self._rows = None if program.exact else program.rows_of(tensors)
         if variant.outputs and variant.outputs[0].shape[0] == self._rows:
             self._rows = None
+        # the plan's rows are more than the tensors': its rule for starts is not strict enough
+        self._starts = () if self._rows is None else [
+            i for i, (name, tensor) in enumerate(zip(program.inputs, tensors))
+            if name in program.seqlens and tensor.dim() == 1]
         self.integers = [i for i, info in enumerate(variant.outputs) if info.dtype == "i32"]
         self._arriving = [program.floating.index(info.name) for info in variant.grads_in]
         planned = [info.name for info in variant.grads_out]
@@ -203,6 +265,10 @@ class Call:
     def forward(self, tensors, same=False, keep=True):
         """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
         variant, device, copies = self.variant, self.device, []
+        if self._starts:
+            tensors = list(tensors)
+            for i in self._starts:
+                tensors[i] = within(self.program.inputs[i], tensors[i], self._rows)
         at = [tensor.data_ptr() for tensor in tensors]
         if not same or functools.reduce(operator.or_, at) % variant.align:
             at = _addresses(tensors, variant.inputs, variant.align, copies)
@@ -300,7 +366,7 @@ class Program:
 
     def _counts_rows(self):
         """Finds the token axis: a free name that is the first axis of inputs and nothing else, beside
-        lengths of sequences. Then a plan for more rows than there are serves."""
+        lengths of its sequences. Then a plan for more rows than there are serves."""
         free = {}  # name → which inputs use it how
         for name in self.inputs:
             for axis, extent in enumerate(self.spec["inputs"][name]["shape"]):
@@ -310,7 +376,7 @@ class Program:
         rows = [word for word, uses in free.items()
                 if all(axis == 0 and extent == word for _, axis, extent in uses)]
         others = [word for word in free if word not in rows]
-        if len(rows) != 1 or not self.seqlens or any(
+        if len(rows) != 1 or len(self.seqlens) != 1 or any(
                 name not in self.seqlens or extent != f"{word}+1"
                 for word in others for name, _, extent in free[word]):
             return False
@@ -351,7 +417,8 @@ class Program:
         if self.exact:
             return shapes
         return tuple((_room(shape[0]), *shape[1:]) if name in self.rows else
-                     (_room(shape[0] - 1, 0) + 1,) if name in self.seqlens and len(shape) == 1
+                     (_room(shape[0] - 1, 0) + 1,)
+                     if name in self.seqlens and len(shape) == 1 and shape[0]
                      else shape for name, shape in zip(self.inputs, shapes))
 
     def call(self, wanted, tensors):
@@ -379,6 +446,7 @@ class Program:
     def variant(self, wanted, tensors):
         """The plan for these inputs with gradients of the inputs in `wanted`; tensors may be fake."""
         device = tensors[0].device
+        self.refuse(zip(self.inputs, tensors))
         given = tuple([tuple(map(int, tensor.shape)) for tensor in tensors])
         threads = torch.get_num_threads() if device.type == "cpu" else 0
         for name, shape in zip(self.inputs, given):
@@ -401,6 +469,22 @@ class Program:
                     self._forget_calls()
             return self._variants[key]
 
+    def refuse(self, named):
+        """Of (name, tensor): those that are no arrays, before anything asks for their memory."""
+        for i, (name, tensor) in enumerate(named):
+            if tensor.layout is torch.strided and not tensor.is_nested:
+                kind = tensor.device.type
+                if i or kind in ("cpu", "cuda"):  # the others have to be where the first is
+                    continue
+                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{name}' is on {kind}; "
+                                                  "expected cpu or cuda" + NO_MEMORY.get(kind, ""))
+            what, instead = f"sparse ({tensor.layout})", "a dense tensor, as .to_dense() gives"
+            if tensor.is_nested:
+                what, instead = "nested", ("a packed tensor: .values(), and .offsets() as "
+                                           "cu_seqlens, of a jagged one")
+            raise RegraphError("RG_E_TYPE", f"{self.name}: the input '{name}' is {what}; expected "
+                                            f"{instead}")
+
     def _check_alike(self, shapes, tensors):
         """One device and one number of tokens: neither is told by a plan, of which there is one for
         all numbers of tokens within a capacity, and for what the first tensor is on."""
@@ -418,8 +502,6 @@ class Program:
                                                  f"{counts[0][1]}, as '{counts[0][0]}' has")
 
     def _make(self, wanted, device, shapes, dtypes, tensors, threads):
-        if device.type not in ("cpu", "cuda"):
-            raise RegraphError("RG_E_DEVICE", f"{self.name}: no device '{device.type}'; expected cpu or cuda tensors")
         spec = dict(self.spec, inputs={})
         for name in self.inputs:
             entry = spec["inputs"][name] = dict(self.spec["inputs"][name])

@@ -24,7 +24,7 @@ import torch
 
 from . import _lib, core
 from .errors import RegraphError
-from .programs import DTYPES, NAMES, program_of
+from .programs import DTYPES, NAMES, narrow, program_of
 
 # ---- eager ----
 
@@ -233,6 +233,7 @@ class Attention:
                 raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {'given twice' if name in tensors else 'no input'}"
                                                  f"; expected {', '.join(program.inputs)}")
             tensors[name] = tensor
+        program.refuse((n, t) for n, t in tensors.items() if isinstance(t, torch.Tensor))
         first = next((tensors[name] for name in program.counted if isinstance(tensors.get(name), torch.Tensor)), None)
         for name in program.inputs:
             tensor = tensors.get(name)
@@ -248,11 +249,14 @@ class Attention:
     def _cast(self, tensors):
         """Integers as the library has them. Under autocast floating inputs are cast: to autocast's
         type where the type follows the tensors, to the spec's where that names one."""
-        tensors = [t.to(torch.int32) if t.dtype == torch.int64 else t for t in tensors]
+        program = self._program
+        program.refuse(zip(program.inputs, tensors))
+        tensors = [narrow(name, t, _watched()) if t.dtype == torch.int64 else t
+                   for name, t in zip(program.inputs, tensors)]
         kind = tensors[0].device.type
         if not torch.is_autocast_enabled(kind):
             return tensors
-        program, to = self._program, torch.get_autocast_dtype(kind)
+        to = torch.get_autocast_dtype(kind)
         return [t.to(DTYPES.get(program.dtype_of(name), to)) if t.is_floating_point() else t
                 for name, t in zip(program.inputs, tensors)]
 
@@ -305,6 +309,7 @@ class Attention:
         call = program.last[grad]
         same = call is not None and call.threads == threads and call.same(*leaves)
         if not same:
+            program.refuse(zip(program.inputs, leaves))
             plain = not torch.is_autocast_enabled(leaves[0].device.type)
             if not plain:
                 tensors = self._cast(leaves)
