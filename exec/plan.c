@@ -364,7 +364,8 @@ rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
 }
 
 const char *rgi_role_name(rg_role role) {
-  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
+  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input",
+                                     "state"};
   return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
 

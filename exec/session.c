@@ -336,7 +336,7 @@ static rg_status forward(rg_session *s, rg_error *e) {
   RGI_TRY(s->backend->run(s, false, e));
   if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
-  return RG_OK;
+  return e->status; /* what ops found wrong in rows and sequences, and left behind them (O6) */
 }
 
 static rg_status backward(rg_session *s, rg_error *e) {

@@ -96,6 +96,11 @@ rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_e
 
 /* ---- session_steps.c ---- */
 
+/* Is it bound for the forward, whose backward reads it there? */
+static inline bool rgi_role_forward(rg_role role) {
+  return role != RG_GRAD_IN && role != RG_GRAD_OUT;
+}
+
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);
 /* The call of step i with addresses filled in (arrays in s->arg). */

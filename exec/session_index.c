@@ -7,7 +7,7 @@
 #include "session.h"
 
 static bool takes(rg_direction direction, rg_role role) {
-  return (direction == RG_BACKWARD) == (role == RG_GRAD_IN || role == RG_GRAD_OUT);
+  return (direction == RG_BACKWARD) != rgi_role_forward(role);
 }
 
 static rg_status check_pointer(const rg_tensor_info *t, const void *ptr, rg_error *e) {
