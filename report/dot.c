@@ -1,5 +1,5 @@
-/* report/dot.c: a plan for Graphviz: a box per step with its time, an arrow for what it hands on with
-   shape and bytes; forward and backward in a frame each.
+/* report/dot.c: a plan for Graphviz: a box per step with its time, an arrow for what it hands on
+   with shape and bytes; forward and backward in a frame each.
 
    Views run nothing and are drawn through; lengths go everywhere and are left out. On a GPU a
    colour is a lane, and a dotted arrow is a wait that no data asks for: bytes that are used again.
