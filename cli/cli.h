@@ -29,7 +29,8 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *trace, *profile_out, *source, *completion, *names;
+  const char *policy, *device, *profile, *svg, *trace, *html, *front, *against, *profile_out,
+      *source, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -145,7 +146,7 @@ typedef struct cli_measured {
 } cli_measured;
 /* Files that the flags ask for beside what is printed (report.c): whether they can be written, and
  * writes them. NULL: nothing was measured. */
-rg_status cli_reports_writable(cli *c);
+rg_status cli_reports_open(cli *c);
 rg_status cli_write_reports(cli *c, const cli_measured *m);
 /* What the plan's cost model says of a direction. */
 double cli_model_seconds(const cli *c, bool backward);

@@ -145,7 +145,7 @@ rg_status cli_cmd_bench(cli *c) {
                     (long long)a->repeat);
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
-  if (s == RG_OK) s = cli_reports_writable(c);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s != RG_OK) return s;
   if (!gpu) {
     cli_progress(c, "measuring the machine", 0, 0);

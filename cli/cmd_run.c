@@ -200,7 +200,7 @@ rg_status cli_cmd_run(cli *c) {
   rg_sizes z;
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
-  if (s == RG_OK) s = cli_reports_writable(c);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c);

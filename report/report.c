@@ -263,23 +263,24 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
                   format);
 }
 
-RGI_NO_TAIL(rg_report_options, source);
+RGI_NO_TAIL(rg_report_options, against);
 
 rg_status rg_plan_report(const rg_plan *plan, const char *format, const rg_report_options *options,
                          rg_text *out, rg_error *e) {
   static const struct {
     const char *name;
     void (*write)(const rg_plan *, const rg_report_options *, rgi_buf *);
-  } formats[] = {{"trace", rgi_report_trace}};
+  } formats[] = {{"html", rgi_report_page}, {"trace", rgi_report_trace}};
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
   if (!plan || !format)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
   rg_report_options o;
-  RGI_TRY(RGI_OPTIONS(rg_report_options, source, options, &o, e));
+  RGI_TRY(RGI_OPTIONS(rg_report_options, against, options, &o, e));
   if (o.step_ms && o.nstep != (size_t)plan->nstep)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu times were given for %d steps", o.nstep,
                     (int)plan->nstep);
+  RGI_TRY(rgi_page_check(plan, &o, e));
   for (int i = 0; i < RGI_COUNT(formats); i++)
     if (strcmp(format, formats[i].name) == 0) {
       rgi_buf b;
@@ -287,5 +288,6 @@ rg_status rg_plan_report(const rg_plan *plan, const char *format, const rg_repor
       formats[i].write(plan, &o, &b);
       return rgi_buf_finish(&b, out, e);
     }
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown report \"%s\"; expected trace", format);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown report \"%s\"; expected html or trace",
+                  format);
 }

@@ -17,6 +17,9 @@ void rgi_report_ranks(const rg_plan *plan, rgi_buf *b);
 void rgi_report_ranks_json(const rg_plan *plan, rgi_buf *b);
 void rgi_report_json(const rg_plan *plan, rgi_buf *b);
 void rgi_report_trace(const rg_plan *plan, const rg_report_options *o, rgi_buf *b);
+void rgi_report_page(const rg_plan *plan, const rg_report_options *o, rgi_buf *b);
+/* Are the texts that options bring what they should be? */
+rg_status rgi_page_check(const rg_plan *plan, const rg_report_options *o, rg_error *e);
 void rgi_report_dot(const rg_plan *plan, rgi_buf *b);
 
 /* Shortest text a reader can rely on, with a dot whatever the locale; 0 for what JSON can't say. */

@@ -43,6 +43,7 @@ has() {
 if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   has numpy || need+=(python3-numpy)
   has jsonschema || need+=(python3-jsonschema)
+  command -v chromium chromium-browser google-chrome >/dev/null || need+=(chromium)
 fi
 if ((${#need[@]})); then
   sudo=""

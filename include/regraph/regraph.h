@@ -434,8 +434,11 @@ typedef struct rg_report_options {
   double forward_ms, backward_ms;
   int64_t measured_peak; /* bytes that a run asked for */
   const char *source;    /* how that was measured: "median of 5 on the CPU, 2 threads" */
+  /* "html": what rg_pareto ("json") and rg_plan_write ("json") of another plan gave */
+  const char *front, *against;
 } rg_report_options;
-/* `format`: "trace" (events for Perfetto and chrome://tracing). Options may be NULL. */
+/* `format`: "html", one page that needs nothing else, or "trace", events for Perfetto and
+ * chrome://tracing. Options may be NULL. */
 RG_API rg_status rg_plan_report(const rg_plan *plan, const char *format,
                                 const rg_report_options *options, rg_text *out, rg_error *error);
 
