@@ -139,8 +139,9 @@ def _said(error):
 class Variant:
     """A plan for one set of shapes, with its idle sessions."""
 
-    def __init__(self, plan, device, eager):
+    def __init__(self, plan, device, eager, ranks):
         self.plan, self.device, self.eager = plan, device, eager
+        self._ranks = ranks  # None: there is one
         self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
         self.on_gpu, self._index = device.type == "cuda", device.index
         self.align = 16 if self.on_gpu else 4
@@ -155,11 +156,27 @@ class Variant:
     def run(self, backward, addresses, saved, scratch):
         """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs and
         outputs, and in a backward those of gradients behind them."""
+        if self._ranks is not None:
+            return self._run_as_rank(backward, addresses, saved, scratch)
+        return self._run(backward, addresses, saved, scratch, None)
+
+    def _run_as_rank(self, *arguments):
+        """All ranks make their calls in the same order, each from one thread at a time."""
+        with self._ranks.lock:
+            try:
+                return self._run(*arguments, self._ranks.engine(self.device.type))
+            except RegraphError:
+                raised = self._ranks.raised()
+                if raised is not None:
+                    raise raised from None
+                raise
+
+    def _run(self, backward, addresses, saved, scratch, comm):
         stream, capturing = None, False
         if self.on_gpu:
             if torch._C._cuda_getDevice() != self._index:
                 with torch.cuda.device(self._index):
-                    return self.run(backward, addresses, saved, scratch)
+                    return self._run(backward, addresses, saved, scratch, comm)
             stream = torch._C._cuda_getCurrentRawStream(self._index)
             capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
@@ -168,7 +185,7 @@ class Variant:
         except IndexError:
             session = None
         if session is None:
-            session, idle = self._take(stream, capturing, saved, scratch)
+            session, idle = self._take(stream, capturing, saved, scratch, comm)
         self.used = next(_clock)
         try:
             session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
@@ -177,7 +194,7 @@ class Variant:
         finally:
             idle.append(session)
 
-    def _take(self, stream, capturing, saved, scratch):
+    def _take(self, stream, capturing, saved, scratch, comm):
         own = self._idle.setdefault(stream, [])
         self.captured |= capturing
         for idle in list(self._idle.values()) if capturing else ():
@@ -186,7 +203,8 @@ class Variant:
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
                                              "run once before the capture")
-        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager), own
+        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager,
+                            comm=comm), own
 
     def synchronize(self):
         try:
@@ -342,6 +360,8 @@ class Program:
 
     def __init__(self, text, name, policy, eager, options, params):
         self.name, self.params, self.eager, self.options = name, params, eager, options
+        self._group = options.pop("cp", None)  # {name, deadline} of a group that shares the rows
+        self.ranks = None
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
         spec.check(self.policy)
@@ -362,7 +382,36 @@ class Program:
         self._variants, self._lock = {}, threading.Lock()
         self.calls: dict = {}  # what tells kinds of calls apart (Attention, `call`) → Call
         self.last: list = [None, None]  # the last call without and with gradients, if it may be asked for `same`
-        self.exact = self.options.pop("exact", False) or not self._counts_rows()
+        counts = self._counts_rows()
+        self.exact = self.options.pop("exact", False) or not counts
+        if self._group is not None and not counts:
+            raise RegraphError("RG_E_USAGE", f"{self.name}: ranks share out the rows of one token "
+                               "axis, which is the first of inputs and outputs, and whose sequences "
+                               "one input counts; the spec has none such")
+        self.join()
+
+    def join(self):
+        """Takes its place among the ranks, where there are any; again after these have failed."""
+        if self._group is None:
+            return
+        from . import ranks  # imports torch.distributed
+
+        mine = ranks.ranks_of(self._group["name"], self._group["deadline"], anew=True)
+        if mine is not self.ranks:
+            with self._lock:
+                self.ranks = mine
+                self._variants.clear()
+                self._forget_calls()
+
+    def tell(self, error):
+        """What is refused here others call: where ranks share the rows, it ends theirs, too."""
+        if self.ranks is not None:
+            self.ranks.fail(error)
+
+    @property
+    def shares(self):
+        """How many ranks share the rows."""
+        return 1 if self.ranks is None else self.ranks.size
 
     def _counts_rows(self):
         """Finds the token axis: a free name that is the first axis of inputs and nothing else, beside
@@ -416,7 +465,9 @@ class Program:
         """The shapes of the plan that serves inputs of these shapes."""
         if self.exact:
             return shapes
-        return tuple((_room(shape[0]), *shape[1:]) if name in self.rows else
+        shared = self.ranks is not None  # who owns what follows from the capacity: it is given
+        return tuple((shape[0] if shared else _room(shape[0]), *shape[1:])
+                     if name in self.rows else
                      (_room(shape[0] - 1, 0) + 1,)
                      if name in self.seqlens and len(shape) == 1 and shape[0]
                      else shape for name, shape in zip(self.inputs, shapes))
@@ -510,14 +561,18 @@ class Program:
             elif "grad" not in entry:
                 entry["grad"] = True
         loaded = core.Spec(spec, name=self.name, **self.params_for(tensors))
-        dims = loaded.solve(dict(zip(self.inputs, shapes)))
+        whole = [(self.shares * shape[0], *shape[1:])
+                 if self.ranks is not None and name in self.rows else shape
+                 for name, shape in zip(self.inputs, shapes)]
+        dims = loaded.solve(dict(zip(self.inputs, whole)))
         with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
-            plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+            plan = core.Plan(loaded, self.policy, device=device.type, cp=self.shares, **options,
+                             **dims)
         if plan.sizes.host:
             raise RegraphError("RG_E_POLICY", f"{self.name}: under autograd nothing is offloaded yet; take \"offload\" "
                                               "out of the policy")
-        variant = Variant(plan, device, self.eager)
+        variant = Variant(plan, device, self.eager, self.ranks)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
             if dtype != DTYPES[info.dtype]:
                 raise RegraphError("RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; expected "

@@ -341,7 +341,8 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def test_two_ranks():
+def run_ranks(count, script, *arguments):
+    """Processes with a script each, as torchrun starts them."""
     import os
     import socket
     import subprocess
@@ -350,11 +351,24 @@ def test_two_ranks():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
-             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-             "OMP_NUM_THREADS": "1"}) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+             "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+             "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for rank in range(count)]
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0] * count
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_two_ranks():
+    run_ranks(2, "two_ranks.py")
+
+
+@pytest.mark.parametrize("ranks, what", [(2, "equal"), (4, "equal"), (4, "ends")])
+def test_context_parallelism(ranks, what):
+    run_ranks(ranks, "cp_ranks.py", what)
 
 
 def test_pack():
