@@ -432,11 +432,14 @@ static void policy_topic(const rg_context *ctx, rgi_buf *b) {
 }
 
 /* One for each file of schemas/. */
-extern const char *const rgi_schema_plan,
-    *const rgi_schema_pareto, *const rgi_schema_run, *const rgi_schema_bench,
-                                                         *const rgi_schema_check,
-                                                             *const rgi_schema_ops,
-                                                                 *const rgi_schema_profile;
+extern const char *const rgi_schema_plan;
+extern const char *const rgi_schema_pareto;
+extern const char *const rgi_schema_run;
+extern const char *const rgi_schema_bench;
+extern const char *const rgi_schema_check;
+extern const char *const rgi_schema_ops;
+extern const char *const rgi_schema_profile;
+extern const char *const rgi_schema_trace;
 
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {
   static const struct {
@@ -453,7 +456,8 @@ rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error 
                {"schema-run", NULL, &rgi_schema_run},
                {"schema-bench", NULL, &rgi_schema_bench},
                {"schema-check", NULL, &rgi_schema_check},
-               {"schema-ops", NULL, &rgi_schema_ops}};
+               {"schema-ops", NULL, &rgi_schema_ops},
+               {"schema-trace", NULL, &rgi_schema_trace}};
   const char *known[RGI_COUNT(topic)];
   rgi_buf b;
   rgi_shown shown, hint;

@@ -536,8 +536,23 @@ static void add_lengths(builder *b, int32_t t) {
   b->nlengths++;
 }
 
+/* Is an extent written as starts have it, of which there is one more than sequences: "B+1", or in
+ * numbers? Others ("T") count rows, say. */
+static bool counts_starts(const rgi_json *extent) {
+  char text[64];
+  size_t n = 0;
+  if (extent->type != RGI_JSON_STRING) return extent->type == RGI_JSON_INT;
+  for (const char *p = extent->text; *p; p++) {
+    if (*p == ' ') continue;
+    if (n + 1 == sizeof text) return false;
+    text[n++] = *p;
+  }
+  text[n] = 0;
+  return (n > 2 && strcmp(text + n - 2, "+1") == 0) || strncmp(text, "1+", 2) == 0;
+}
+
 /* A spec's lengths tensors: what it names on ports for them, and int32 inputs of one axis that
- * nothing else reads. */
+ * nothing else reads and that are as long as starts are. */
 static rg_status find_lengths(builder *b) {
   rgi_graph *g = b->g;
   const rgi_json *outputs = b->spec->outputs;
@@ -564,7 +579,10 @@ static rg_status find_lengths(builder *b) {
   }
   for (int i = 0; i < g->ninput; i++) {
     const int32_t t = g->input[i].tensor;
-    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1) add_lengths(b, t);
+    const rgi_json *in = rgi_json_get(b->spec->inputs, g->input[i].name);
+    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1 &&
+        counts_starts(&rgi_json_get(in, "shape")->item[0]))
+      add_lengths(b, t);
   }
   return RG_OK;
 }

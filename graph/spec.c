@@ -151,6 +151,37 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   return RG_OK;
 }
 
+static bool same_words(const rg_error *a, const rg_error *b) {
+  return a->status == b->status && strcmp(a->message, b->message) == 0;
+}
+
+static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi_json *tree,
+                      const rg_binding *set, size_t nset, rg_spec **out, rgi_errors *all,
+                      rg_error *e);
+
+/* What one binding does wrong shows wherever the spec uses it. Of places of which the same is said,
+ * and which are right without the bindings, the first stays. */
+static void tell_bindings_once(const rg_context *ctx, const rgi_source *source,
+                               const rgi_json *tree, rgi_errors *all) {
+  rg_error e = {0};
+  rg_spec *without = NULL;
+  rgi_errors own = {rgi_malloc(ctx, all->n * sizeof *own.item), all->n, 0};
+  if (!own.item) return; /* then each place is listed */
+  load(ctx, source, tree, NULL, 0, &without, &own, &e);
+  rg_spec_destroy(without);
+  size_t n = 0;
+  for (size_t i = 0; i < all->n; i++) {
+    bool again = false, regardless = false;
+    for (size_t k = 0; k < n && !again; k++) again = same_words(&all->item[k], &all->item[i]);
+    for (size_t k = 0; k < own.n && !regardless; k++)
+      regardless = same_words(&own.item[k], &all->item[i]) &&
+                   strcmp(own.item[k].pointer, all->item[i].pointer) == 0;
+    if (!again || regardless) all->item[n++] = all->item[i];
+  }
+  all->n = n;
+  rgi_free(ctx, own.item);
+}
+
 /* From the source's text, or from `tree` where there is none. */
 static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi_json *tree,
                       const rg_binding *set, size_t nset, rg_spec **out, rgi_errors *all,
@@ -177,6 +208,7 @@ static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi
   *out = s;
   return RG_OK;
 fail:
+  if (all && all->n > 1 && nset) tell_bindings_once(ctx, source, tree, all);
   for (size_t i = 0; all && i < all->n; i++) rgi_error_place(&all->item[i], RG_OK, source);
   rgi_error_place(e, before, source);
   rg_spec_destroy(s);

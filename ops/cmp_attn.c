@@ -69,33 +69,19 @@ static const rgi_attn_kind kind = {
     .mode = RGI_ATTN_CMP, .own = own, .check = check, .pairs = pairs};
 
 const rg_op rgi_op_cmp_attn = {
-    .abi = RG_OP_ABI,
     .name = "cmp_attn",
     .doc = "attention over compressed keys: position i sees key j iff i >= j*stride + kernel - 1",
     .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
-    .in = in,
-    .nin = RGI_COUNT(in),
-    .out = out,
-    .nout = RGI_COUNT(out),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in, out),
     .backward = "cmp_attn.bwd",
     .rules = &(const rgi_rules){.kind = &kind},
 };
 
 const rg_op rgi_op_cmp_attn_bwd = {
-    .abi = RG_OP_ABI,
     .name = "cmp_attn.bwd",
     .doc = "gradient of cmp_attn",
     .flags = RG_OP_INTERNAL,
-    .in = in_bwd,
-    .nin = RGI_COUNT(in_bwd),
-    .out = out_bwd,
-    .nout = RGI_COUNT(out_bwd),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };
 
@@ -120,19 +106,9 @@ static const rgi_attn_kind paged_kind = {
     .mode = RGI_ATTN_CMP, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
 
 const rg_op rgi_op_paged_cmp_attn = {
-    .abi = RG_OP_ABI,
     .name = "paged_cmp_attn",
     .doc = "cmp_attn over keys in pages, forward only",
     .flags = RG_OP_FORWARD_ONLY,
-    .in = in_paged,
-    .nin = RGI_COUNT(in_paged),
-    .out = out_paged,
-    .nout = RGI_COUNT(out_paged),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    .check = rgi_attn_check,
-    .cost = rgi_attn_cost,
-    .workspace = rgi_attn_workspace,
-    .run_cpu = rgi_attn_run,
+    RGI_ATTN_ON_CPU(in_paged, out_paged),
     .rules = &(const rgi_rules){.kind = &paged_kind},
 };

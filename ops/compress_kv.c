@@ -29,7 +29,7 @@ int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int
                             int32_t *token, int32_t *row) {
   int64_t n = 0;
   for (int64_t b = 0; b < nseq; b++) {
-    int64_t count = rgi_compress_count(cu[b + 1] - cu[b], kernel, stride);
+    int64_t count = rgk_blocks_in(cu[b + 1] - cu[b], kernel, stride);
     for (int64_t j = 0; j < count; j++, n++) {
       token[n] = (int32_t)(cu[b] + j * stride);
       row[n] = (int32_t)(cu[b] / stride + j);
@@ -76,7 +76,7 @@ rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, con
 double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i;
   double blocks =
-      (double)rgi_compress_count(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
+      (double)rgk_blocks_in(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
   double d = (double)x->dim[2], sums = blocks * d * (double)kernel;
   if (method == RGI_MEAN) return sums;
   return 2 * sums * d * (rgi_compress_gated(method) ? 2 : 1);
@@ -84,8 +84,7 @@ double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method
 
 double rgi_compress_exps(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   if (!rgi_compress_gated(method)) return 0;
-  int64_t blocks =
-      rgi_compress_count(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
+  int64_t blocks = rgk_blocks_in(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
   return (double)blocks * (double)x->dim[1] * (double)x->dim[2];
 }
 

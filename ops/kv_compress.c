@@ -42,8 +42,8 @@ static int64_t context_of(const rg_call *c, int64_t b) {
 /* Blocks of sequence b that were there before this step. */
 static int64_t old_blocks(const rg_call *c, int64_t b) {
   const int32_t *cu = rg_in(c, IN_CU)->data;
-  return rgi_compress_count(context_of(c, b) - (cu[b + 1] - cu[b]), c->attr[RGI_CMP_KERNEL].i,
-                            c->attr[RGI_CMP_STRIDE].i);
+  return rgk_blocks_in(context_of(c, b) - (cu[b + 1] - cu[b]), c->attr[RGI_CMP_KERNEL].i,
+                       c->attr[RGI_CMP_STRIDE].i);
 }
 
 /* What paged_batch would have refused completes nothing. */
@@ -52,7 +52,7 @@ static int64_t new_blocks(const rg_call *c, int64_t b) {
   const int64_t context = context_of(c, b),
                 most = rg_in(c, IN_PAGES)->dim[1] * rg_in(c, IN_K_CACHE)->dim[1];
   if (context < cu[b + 1] - cu[b] || context > most) return 0;
-  return rgi_compress_count(context, c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i) -
+  return rgk_blocks_in(context, c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i) -
          old_blocks(c, b);
 }
 

@@ -43,33 +43,19 @@ static const rgi_attn_kind kind = {
     .mode = RGI_ATTN_SWA, .own = own, .check = rgi_attn_check_rows, .pairs = pairs};
 
 const rg_op rgi_op_swa_attn = {
-    .abi = RG_OP_ABI,
     .name = "swa_attn",
     .doc = "causal attention over the last window_left + 1 keys",
     .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
-    .in = in,
-    .nin = RGI_COUNT(in),
-    .out = out,
-    .nout = RGI_COUNT(out),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in, out),
     .backward = "swa_attn.bwd",
     .rules = &(const rgi_rules){.window = window, .kind = &kind},
 };
 
 const rg_op rgi_op_swa_attn_bwd = {
-    .abi = RG_OP_ABI,
     .name = "swa_attn.bwd",
     .doc = "gradient of swa_attn",
     .flags = RG_OP_INTERNAL,
-    .in = in_bwd,
-    .nin = RGI_COUNT(in_bwd),
-    .out = out_bwd,
-    .nout = RGI_COUNT(out_bwd),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };
 
@@ -90,19 +76,9 @@ static const rgi_attn_kind paged_kind = {
     .mode = RGI_ATTN_SWA, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
 
 const rg_op rgi_op_paged_swa_attn = {
-    .abi = RG_OP_ABI,
     .name = "paged_swa_attn",
     .doc = "swa_attn over keys in pages, forward only",
     .flags = RG_OP_FORWARD_ONLY,
-    .in = in_paged,
-    .nin = RGI_COUNT(in_paged),
-    .out = out_paged,
-    .nout = RGI_COUNT(out_paged),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    .check = rgi_attn_check,
-    .cost = rgi_attn_cost,
-    .workspace = rgi_attn_workspace,
-    .run_cpu = rgi_attn_run,
+    RGI_ATTN_ON_CPU(in_paged, out_paged),
     .rules = &(const rgi_rules){.kind = &paged_kind},
 };

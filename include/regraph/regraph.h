@@ -175,7 +175,8 @@ RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *err
 
 /* Machine-readable descriptions. `what`: "ops" (text), "ops-json", or a JSON Schema: of what is
  * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON,
- * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
+ * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops";
+ * "schema-trace" is the report's of that name. */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
 /* ---- spec and policy ------------------------------------------------------------------------- */
@@ -422,6 +423,24 @@ RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
  * graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
+
+/* What a report may show besides the plan itself. Zeros and NULL: nothing of the kind. All borrowed
+ * during the call only. */
+typedef struct rg_report_options {
+  size_t size;
+  /* what each step took (rg_session_node_time counts so), and whole directions, in ms */
+  const double *step_ms;
+  size_t nstep;
+  double forward_ms, backward_ms;
+  int64_t measured_peak; /* bytes that a run asked for */
+  const char *source;    /* how that was measured: "median of 5 on the CPU, 2 threads" */
+  /* "html": what rg_pareto ("json") and rg_plan_write ("json") of another plan gave */
+  const char *front, *against;
+} rg_report_options;
+/* `format`: "html", one page that needs nothing else, or "trace", events for Perfetto and
+ * chrome://tracing. Options may be NULL. */
+RG_API rg_status rg_plan_report(const rg_plan *plan, const char *format,
+                                const rg_report_options *options, rg_text *out, rg_error *error);
 
 /* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
  * or "svg". */
