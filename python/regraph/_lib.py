@@ -86,6 +86,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_spec_solve": [c_void_p, c_char_p, c_int, POINTER(c_int64), POINTER(Binding), c_size_t, POINTER(c_size_t)],
     "rg_plan_create": [c_void_p, c_void_p, POINTER(PlanOptions), POINTER(c_void_p)],
     "rg_plan_write": [c_void_p, c_char_p, POINTER(Text)],
+    "rg_plan_report": [c_void_p, c_char_p, c_void_p, POINTER(Text)],
     "rg_device_check": [c_char_p],
     "rg_session_create": [c_void_p, POINTER(SessionOptions), POINTER(c_void_p)],
     "rg_session_bind": [c_void_p, c_int, c_char_p, c_void_p, c_size_t],
