@@ -36,7 +36,7 @@ typedef struct prepared {
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
-  double offload_ms;
+  double offload_ms[2];
 } prepared;
 
 static int cores(void) {
@@ -132,16 +132,19 @@ static bool offloads(const rg_policy *policy) {
 static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
   rgi_graph *next;
   if (!offloads(policy)) return RG_OK;
-  if (p->cuda)
-    return rgi_fail(e, RG_E_DEVICE, "/nodes", NULL,
-                    "nodes are offloaded on the CPU only, so far; recompute them, or plan for cpu");
+  bool *chosen = rgi_malloc(p->ctx, (size_t)p->graph->norigin + 1);
+  rg_status status = chosen ? RG_OK : rgi_nomem(e);
   report(p, "offload", 0);
+  if (status != RG_OK || !rgi_offloaded(p->graph, policy, chosen)) goto done;
   if (p->unfused) {
-    RGI_TRY(rgi_offload(p->unfused, policy, p->profile, &next, &p->offload_ms, e));
-    RGI_TRY(advance(&p->unfused, next, "offload", e));
+    RGI_GOTO(status, rgi_offload(p->unfused, chosen, p->profile, &next, p->offload_ms, e), done);
+    RGI_GOTO(status, advance(&p->unfused, next, "offload", e), done);
   }
-  RGI_TRY(rgi_offload(p->graph, policy, p->profile, &next, &p->offload_ms, e));
-  return advance(&p->graph, next, "offload", e);
+  RGI_GOTO(status, rgi_offload(p->graph, chosen, p->profile, &next, p->offload_ms, e), done);
+  status = advance(&p->graph, next, "offload", e);
+done:
+  rgi_free(p->ctx, chosen);
+  return status;
 }
 
 static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *o,
@@ -182,8 +185,9 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                                 .no_inplace = o->no_inplace,
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
-  /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
-  p->mem.lanes = p->cuda && !o->no_lanes &&
+  /* Branches side by side need bytes of their own: not where the policy asks for less memory.
+   * Copies run beside one lane that computes. */
+  p->mem.lanes = p->cuda && !o->no_lanes && !offloads(policy) &&
                  !(policy && (policy->split_heads || policy->preset == RGI_PRESET_BUDGET));
 
   report(p, "load", 0);
@@ -307,7 +311,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
       (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
-  plan->offload_ms = p.offload_ms;
+  memcpy(plan->offload_ms, p.offload_ms, sizeof p.offload_ms);
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);

@@ -89,7 +89,7 @@ struct rg_plan {
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
   rgi_memory *memory; /* lives in graph */
   rgi_choice *choice;
-  double offload_ms;    /* of the copies to the host's memory and back */
+  double offload_ms[2]; /* what copies to the host's memory and back add to either direction */
   rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
   int32_t nstep, nforward, nargs;

@@ -56,7 +56,7 @@ static share share_of(const rg_plan *plan, int32_t origin) {
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *s = &plan->step[i];
     const rgi_node *n = &plan->graph->node[s->node];
-    if (n->origin != origin) continue;
+    if (n->origin != origin || rgi_is_copy(plan->graph, s->node)) continue;
     r.steps++;
     *(n->backward ? &r.backward_ms : &r.forward_ms) += s->ms;
     if (s->workspace_size > r.workspace) r.workspace = s->workspace_size;
@@ -106,8 +106,13 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
   if (glue.steps)
     rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
                    glue.backward_ms);
-  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
-                 forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
+  if (plan->sizes.host)
+    rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", plan->cuda ? "(waits: copies)" : "(copies)",
+                   "", plan->offload_ms[0], plan->offload_ms[1]);
+  forward += glue.forward_ms + plan->offload_ms[0];
+  backward += glue.backward_ms + plan->offload_ms[1];
+  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "", forward,
+                 backward, plan->profile->name);
   char times[TIMES];
   rgi_report_times(plan, times, sizeof times);
   rgi_buf_printf(b, "  times           %s\n", times);
@@ -173,8 +178,9 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
                    rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
                    c->extra_ms);
   if (z->host)
-    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more\n",
-                   rgi_human_bytes(z->host, x), plan->offload_ms);
+    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more%s\n",
+                   rgi_human_bytes(z->host, x), plan->offload_ms[0] + plan->offload_ms[1],
+                   plan->cuda ? " than what runs beside the copies" : "");
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
   rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),
@@ -312,7 +318,10 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   const rg_sizes *z = &plan->sizes;
   double forward = 0, backward = 0;
   for (int32_t i = 0; i < plan->nstep; i++)
-    *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+    if (!rgi_is_copy(plan->graph, plan->step[i].node))
+      *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+  forward += plan->offload_ms[0];
+  backward += plan->offload_ms[1];
   rgi_buf_printf(b, "{\n  \"version\": %d,\n  ", JSON_VERSION);
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
@@ -343,6 +352,10 @@ static void write_json(const rg_plan *plan, rgi_buf *b) {
   number(b, forward);
   rgi_buf_printf(b, ", \"backward_model_ms\": ");
   number(b, backward);
+  if (z->host) {
+    rgi_buf_printf(b, ", \"offload_model_ms\": ");
+    number(b, plan->offload_ms[0] + plan->offload_ms[1]);
+  }
   rgi_buf_printf(b, ",\n");
   rgi_report_ranks_json(plan, b);
   json_tensors(plan, b);

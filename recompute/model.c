@@ -76,7 +76,8 @@ static rg_status find_times(builder *b, rg_error *e) {
     double ms;
     status = rgi_node_ms(g, n, b->m->profile, scratch, &ms, e);
     if (status != RG_OK) break;
-    b->m->all_ms += ms;
+    /* a GPU's copies run beside the rest */
+    if (!b->m->profile->cuda || !rgi_is_copy(g, n)) b->m->all_ms += ms;
     if (node->origin < 0 || node->backward || node->kind != RGI_PRIMAL || is_view(node)) continue;
     if (b->candidate_of[node->origin] >= 0) b->m->ms[b->candidate_of[node->origin]] += ms;
   }

@@ -58,12 +58,15 @@ typedef struct rgi_choice {
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e);
-/* Before that, where the policy says so: what named nodes make and backward reads is copied to
- * tensors in the host's memory (rgi_tensor.host) as soon as it is there, and back before backward's
- * first reader. *ms: the copies' model time. A node that is computed again and reads such a tensor
- * still has it kept. */
-rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
-                      rgi_graph **out, double *ms, rg_error *e);
+/* Before that, where the policy says so: what chosen nodes (of chosen[norigin]) make and backward
+ * reads is copied to tensors in the host's memory (rgi_tensor.host) as soon as it is there, and
+ * back before backward's first reader. ms[2]: the copies' model time in either direction, of a
+ * GPU's what is waited for them. A node that is computed again and reads such a tensor still has it
+ * kept. */
+rg_status rgi_offload(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double ms[2], rg_error *e);
+/* Into chosen[norigin]: what the policy offloads. false: nothing. */
+bool rgi_offloaded(const rgi_graph *g, const rg_policy *policy, bool *chosen);
 /* The most bytes alive at once, saved and scratch, if g (of the same spec) had this choice made. */
 rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
                           int64_t *peak, rg_error *e);

@@ -21,7 +21,7 @@ typedef struct rewriter {
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
   /* what the backward node that is being copied waits for: its clones wait, too */
   int32_t after;
-  double ms;
+  double ms[2]; /* of what was added, forward and backward */
 } rewriter;
 
 bool rgi_recomputable(const rgi_origin *o) {
@@ -107,7 +107,7 @@ static rg_status add_copy(rewriter *r, const rg_op *op, int t, int32_t x, bool b
   RGI_TRY(rgi_infer_node(r->to, m, NULL, e));
   double ms = 0;
   if (r->profile) RGI_TRY(rgi_node_ms(r->to, m, r->profile, r->to->arena, &ms, e));
-  r->ms += ms;
+  r->ms[backward] += ms;
   *out = id;
   return RG_OK;
 }
@@ -147,7 +147,7 @@ static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   RGI_TRY(rgi_infer_node(g, m, NULL, e));
   double ms = 0;
   if (r->profile) RGI_TRY(rgi_node_ms(g, m, r->profile, g->arena, &ms, e));
-  r->ms += ms;
+  r->ms[1] += ms;
   return RG_OK;
 }
 
@@ -214,7 +214,7 @@ static rg_status offload_outputs(rewriter *r, int n, rg_error *e) {
 }
 
 static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
-                         bool offload, rgi_graph **out, double *extra_ms, rg_error *e) {
+                         bool offload, rgi_graph **out, double ms[2], rg_error *e) {
   rgi_graph *to;
   *out = NULL;
   RGI_TRY(rgi_graph_clone(g, &to, e));
@@ -262,8 +262,9 @@ static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profi
     if (offload) RGI_GOTO(status, offload_outputs(&r, n, e), fail);
   }
   RGI_GOTO(status, rgi_prune(to, e), fail);
+  if (offload && profile->cuda) RGI_GOTO(status, rgi_copy_windows(to, profile, r.ms, e), fail);
   *out = to;
-  if (extra_ms) *extra_ms = r.ms;
+  memcpy(ms, r.ms, sizeof r.ms);
   return RG_OK;
 fail:
   rgi_graph_destroy(to);
@@ -272,18 +273,13 @@ fail:
 
 rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
                       rgi_graph **out, double *extra_ms, rg_error *e) {
-  return rewrite(g, chosen, profile, false, out, extra_ms, e);
+  double ms[2];
+  const rg_status status = rewrite(g, chosen, profile, false, out, ms, e);
+  if (status == RG_OK && extra_ms) *extra_ms = ms[1];
+  return status;
 }
 
-rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
-                      rgi_graph **out, double *ms, rg_error *e) {
-  *out = NULL;
-  bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
-  if (!chosen) return rgi_nomem(e);
-  for (int o = 0; o < g->norigin; o++)
-    chosen[o] = rgi_recomputable(&g->origin[o]) &&
-                rgi_policy_action(policy, g->origin[o].name) == RGI_OFFLOAD;
-  const rg_status status = rewrite(g, chosen, profile, true, out, ms, e);
-  rgi_free(g->ctx, chosen);
-  return status;
+rg_status rgi_offload(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double ms[2], rg_error *e) {
+  return rewrite(g, chosen, profile, true, out, ms, e);
 }
