@@ -122,16 +122,21 @@ static void free_prepared(prepared *p) {
   memset(p, 0, sizeof *p);
 }
 
+/* May the budget be met by offloading, too? */
+static bool chooses_offload(const rg_policy *policy) {
+  return policy && policy->preset == RGI_PRESET_BUDGET && policy->host_bound && policy->host > 0;
+}
+
 static bool offloads(const rg_policy *policy) {
   for (int i = 0; policy && i < policy->nrule; i++)
     if (policy->rule[i].action == RGI_OFFLOAD) return true;
   return false;
 }
 
-/* What the policy offloads leaves both graphs' saved memory. */
+/* What the policy names leaves both graphs' saved memory. */
 static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
   rgi_graph *next;
-  if (!offloads(policy)) return RG_OK;
+  if (!offloads(policy) || chooses_offload(policy)) return RG_OK;
   bool *chosen = rgi_malloc(p->ctx, (size_t)p->graph->norigin + 1);
   rg_status status = chosen ? RG_OK : rgi_nomem(e);
   report(p, "offload", 0);
@@ -143,6 +148,27 @@ static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
   RGI_GOTO(status, rgi_offload(p->graph, chosen, p->profile, &next, p->offload_ms, e), done);
   status = advance(&p->graph, next, "offload", e);
 done:
+  rgi_free(p->ctx, chosen);
+  return status;
+}
+
+/* What is computed again, and where the budget may, what is offloaded. */
+static rg_status choose(prepared *p, rg_plan *plan, const rg_policy *policy, rgi_graph **next,
+                        rg_error *e) {
+  if (!chooses_offload(policy))
+    return rgi_recompute(plan->graph, policy, plan->profile, &p->mem, p->progress, next,
+                         &plan->choice, e);
+  rgi_graph *unfused = NULL;
+  double ms[2];
+  bool *chosen = rgi_malloc(p->ctx, (size_t)plan->graph->norigin + 1);
+  if (!chosen) return rgi_nomem(e);
+  rgi_offloaded(plan->graph, policy, chosen);
+  rg_status status = rgi_recompute_offload(plan->graph, policy, plan->profile, &p->mem, p->progress,
+                                           chosen, plan->offload_ms, next, &plan->choice, e);
+  if (status == RG_OK && p->unfused) {
+    status = rgi_offload(p->unfused, chosen, p->profile, &unfused, ms, e);
+    if (status == RG_OK) status = advance(&p->unfused, unfused, "offload", e);
+  }
   rgi_free(p->ctx, chosen);
   return status;
 }
@@ -315,8 +341,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
-  status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next,
-                         &plan->choice, e);
+  status = choose(&p, plan, policy, &next, e);
   if (status != RG_OK) {
     name_policy(policy, status, before, e);
     goto failed;

@@ -191,7 +191,7 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   status = rgi_memory_peak(g, &mem, true, saved, &forward, &backward, e);
   if (status == RG_OK) {
     *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
-    if (*peak <= limit) {
+    if (*peak <= limit && !mem.bound_only) {
       status = rgi_memory_peak(g, &mem, false, saved, &forward, &backward, e);
       *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     }
