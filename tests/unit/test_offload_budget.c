@@ -1,7 +1,7 @@
 /* tests/unit/test_offload_budget.c: budgets that may be met by offloading, too, against brute force
- * over every choice of keeping, recomputing, offloading, and of both (the clone for other clones, the
- * copy for backward itself), by the time models of a CPU and of a
- * GPU whose copies run beside what computes.
+ * over every choice of keeping, recomputing, offloading, and of both (the clone for other clones,
+ * the copy for backward itself), by the time models of a CPU and of a GPU whose copies run beside
+ * what computes.
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
