@@ -5,7 +5,8 @@
 
 struct rgi_graph_item {
   cudaGraphNode_t node;
-  rg_launch launch; /* function NULL: a library's child graph, or an empty step */
+  rg_launch launch; /* function NULL: a library's child graph, a copy, or an empty step */
+  bool copy, rows;  /* a copy; one of several rows, which the driver refuses to patch */
   CUfunction loaded;
   void *params; /* copy of the launch's struct */
 };
@@ -182,6 +183,38 @@ static rg_status take_collective(rg_cuda *base, rg_status (*record)(void *arg, v
   return item && !item->launch.function ? RG_OK : changed(g);
 }
 
+static rg_status take_copy(rg_cuda *base, const rg_copy *c) {
+  rgi_cuda_graph *g = (rgi_cuda_graph *)base;
+  rg_error *e = base->error;
+  if (g->updating) {
+    const rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
+    if (!item || !item->copy || item->rows || c->rows != 1) return changed(g);
+    return rgi_cuda_status(cudaGraphExecMemcpyNodeSetParams1D(g->exec, item->node, c->to, c->from,
+                                                              c->width, rgi_cuda_kind(c)),
+                           "rebinding a copy", NULL, e);
+  }
+  const struct cudaMemcpy3DParms p = {
+      .srcPtr = {(void *)(uintptr_t)c->from, c->from_pitch, c->width, c->rows},
+      .dstPtr = {c->to, c->to_pitch, c->width, c->rows},
+      .extent = {c->width, c->rows, 1},
+      .kind = rgi_cuda_kind(c)};
+  cudaGraphNode_t *after = waiting_list(g), node;
+  rgi_graph_item *item;
+  rg_status status = after ? RG_OK : rgi_nomem(e);
+  if (status == RG_OK) {
+    const size_t n = waits_for(g, after);
+    status =
+        rgi_cuda_status(c->rows == 1 ? cudaGraphAddMemcpyNode1D(&node, g->graph, after, n, c->to,
+                                                                c->from, c->width, p.kind)
+                                     : cudaGraphAddMemcpyNode(&node, g->graph, after, n, &p),
+                        "adding a copy to a graph", NULL, e);
+  }
+  rgi_free(g->plan->ctx, after);
+  if (status == RG_OK) status = add_item(g, &item);
+  if (status == RG_OK) item->node = node, item->copy = true, item->rows = c->rows > 1;
+  return status;
+}
+
 /* A step without launches still stands between those before and after it. */
 static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
   cudaGraphNode_t *after = waiting_list(g), node;
@@ -228,6 +261,7 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
   *g = (rgi_cuda_graph){.base = {.launch = take_launch,
                                  .library = take_library,
                                  .collective = take_collective,
+                                 .copy = take_copy,
                                  .blas = blas,
                                  .error = e},
                         .plan = plan,
@@ -257,6 +291,7 @@ void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
   }
   at[rgi_cuda_address(s->plan, RGI_AT_SAVED)] = s->current->data;
   at[rgi_cuda_address(s->plan, RGI_AT_SCRATCH)] = s->scratch;
+  at[rgi_cuda_address(s->plan, RGI_AT_HOST)] = s->current->host;
 }
 
 /* Is the place, in a graph made for g->at, another one now? */
@@ -277,7 +312,12 @@ int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at) {
   int32_t n = 0;
   if (!g->broken && memcmp(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at) == 0)
     return -1;
-  for (int32_t i = g->first; i < g->end; i++) n += moved_step(g, at, i);
+  for (int32_t i = g->first; i < g->end; i++) {
+    if (!moved_step(g, at, i)) continue;
+    for (int32_t k = g->begin[i - g->first]; k < g->begin[i - g->first + 1]; k++)
+      if (g->item[k].rows) return RGI_NOT_THERE;
+    n++;
+  }
   return n;
 }
 

@@ -258,9 +258,9 @@ class Session(_Handle):
     """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays; the methods below them
     take addresses, for callers with memory of their own."""
 
-    def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None, stream: int | None = None,
-                 eager: bool = False, debug_poison: bool = False, comm=None):
-        options = _lib.SessionOptions(saved=saved, scratch=scratch, stream=stream, eager=eager,
+    def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None, host: int | None = None,
+                 stream: int | None = None, eager: bool = False, debug_poison: bool = False, comm=None):
+        options = _lib.SessionOptions(saved=saved, scratch=scratch, host=host, stream=stream, eager=eager,
                                       debug_poison=debug_poison, comm=comm and comm.handle)
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan, comm)
