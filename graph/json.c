@@ -89,11 +89,6 @@ const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i) {
   return p->text;
 }
 
-void rgi_error_file(rg_error *e, rg_status before, const char *file) {
-  if (e && before == RG_OK && e->status != RG_OK && !e->file[0])
-    append(e->file, 0, sizeof e->file, file);
-}
-
 /* ---- files ---- */
 
 rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size,
