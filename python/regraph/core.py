@@ -433,11 +433,24 @@ def cp_rows(cu_seqlens: Sequence[int], capacity: int, ranks: int, rank: int,
     if str(mode) not in _lib.CP_MODES:
         raise RegraphError("RG_E_USAGE", f"there is no shard mode {mode!r}; expected one of "
                                          f"{', '.join(_lib.CP_MODES)}")
-    starts = np.ascontiguousarray(cu_seqlens, np.int32)
-    out = (_lib.Range * 2)()
-    _lib.call("rg_cp_rows", starts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), starts.size,
-              capacity, ranks, _lib.CP_MODES.index(str(mode)), rank, out)
+    starts, out = _starts(cu_seqlens), (_lib.Range * 2)()
+    _lib.call("rg_cp_rows", starts, len(starts), capacity, ranks, _lib.CP_MODES.index(str(mode)),
+              rank, out)
     return tuple(slice(rows.begin, rows.end) for rows in out)
+
+
+def cp_document_rows(cu_seqlens: Sequence[int], ranks: int, rank: int) -> np.ndarray:
+    """The rows of a batch that a rank has in the layout of TransformerEngine and Megatron, where
+    every document, of a multiple of 2·ranks rows, is cut into 2·ranks chunks."""
+    starts = _starts(cu_seqlens)
+    rows = np.empty(starts[-1] // ranks if len(starts) and ranks > 0 else 0, np.int64)
+    _lib.call("rg_cp_document_rows", starts, len(starts), ranks, rank,
+              rows.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), rows.size)
+    return rows
+
+
+def _starts(cu_seqlens):
+    return (ctypes.c_int32 * len(cu_seqlens))(*[int(start) for start in cu_seqlens])
 
 
 def device_check(device: str = "cuda") -> None:

@@ -52,7 +52,7 @@ def _block(size, device):
     return torch.empty((size or 1,), dtype=torch.uint8, device=device)
 
 
-def _room(count, step=3):
+def room(count, step=3):
     """The capacity that `count` is given: at most an eighth more (step 3), or the next power of two
     (step 0), so that few plans serve all lengths."""
     unit = 1 << max((count - 1).bit_length() - 1 - step + (step == 0), 0) if count > 1 else 1
@@ -479,9 +479,9 @@ class Program:
         if self.exact:
             return shapes
         shared = self.ranks is not None  # who owns what follows from the capacity: it is given
-        return tuple((shape[0] if shared else _room(shape[0]), *shape[1:])
+        return tuple((shape[0] if shared else room(shape[0]), *shape[1:])
                      if name in self.rows else
-                     (_room(shape[0] - 1, 0) + 1,)
+                     (room(shape[0] - 1, 0) + 1,)
                      if name in self.seqlens and len(shape) == 1 and shape[0]
                      else shape for name, shape in zip(self.inputs, shapes))
 

@@ -27,6 +27,8 @@ import torch
 from . import _lib, core
 from .errors import RegraphError
 from .programs import DTYPES, NAMES, narrow, program_of
+from .rows import (cp_capacity, cp_from_documents, cp_shard,  # noqa: F401 (users')
+                   cp_to_documents, cp_unshard)
 
 # ---- eager ----
 
@@ -410,75 +412,6 @@ def attention(spec: core.Source, policy: core.Source | int | None = None, *, thr
     made = Attention(text, name, policy, eager, options, params)
     made._program.join()
     return made
-
-
-# ---- context parallelism ----
-
-
-def cp_capacity(tokens: int, cp, multiple: int = 64) -> int:
-    """The rows that a batch of so many tokens is given where ranks share them: at most an eighth
-    more, then as many as make each rank's two chunks multiples of `multiple`, which the spec's
-    stride divides."""
-    from . import ranks
-    from .programs import _room
-
-    unit = 2 * ranks.group_of(cp).size() * multiple
-    return -(-_room(tokens) // unit) * unit
-
-
-def _cp_rows(cu_seqlens, capacity, group, rank, mode):
-    starts = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
-    return core.cp_rows(starts, capacity, group.size(), rank, mode)
-
-
-def cp_shard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
-             capacity: int | None = None):
-    """This rank's rows of tensors [T, …] that all ranks have: a tensor, or a list of them. Rows
-    past T, up to the capacity (`cp_capacity`), are zeros. `mode` is the policy's; "auto" looks at
-    cu_seqlens, which is best on the host then. Gradients go back to the rows they came from."""
-    from . import ranks
-
-    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
-    whole = [tensors] if single else list(tensors)
-    capacity = capacity or cp_capacity(whole[0].shape[0], cp)
-    if any(len(tensor) > capacity for tensor in whole):
-        raise RegraphError("RG_E_SHAPE", f"cp_shard: {max(map(len, whole))} tokens; expected at "
-                                         f"most {capacity}, the capacity")
-    own = _cp_rows(cu_seqlens, capacity, group, group.rank(), mode)
-    parts = []
-    for tensor in whole:
-        pieces = []
-        for rows in own:
-            piece = tensor[rows]
-            rest = capacity // (2 * group.size()) - len(piece)
-            pieces += [piece, tensor.new_zeros(rest, *tensor.shape[1:])] if rest else [piece]
-        parts.append(torch.cat(pieces))
-    return parts[0] if single else parts
-
-
-@torch.no_grad()
-def cp_unshard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
-               tokens: int | None = None):
-    """The reverse of `cp_shard`, on every rank: the whole batch's rows, of which the first `tokens`
-    (without it, all of the capacity). To look at: a loss is taken of each rank's own rows."""
-    import torch.distributed as dist
-
-    from . import ranks
-
-    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
-    whole = []
-    for tensor in [tensors] if single else tensors:
-        capacity = group.size() * len(tensor)
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                 for _ in range(group.size())]
-        dist.all_gather(parts, tensor.contiguous(), group=group)
-        made = tensor.new_empty(capacity, *tensor.shape[1:])
-        for rank, part in enumerate(parts):
-            for rows, piece in zip(_cp_rows(cu_seqlens, capacity, group, rank, mode),
-                                   part.chunk(2)):
-                made[rows] = piece
-        whole.append(made[:tokens])
-    return whole[0] if single else whole
 
 
 class Module(torch.nn.Module):
