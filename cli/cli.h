@@ -171,10 +171,10 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
 rg_status cli_nomem(rg_error *e);
 /* Prints the text and frees it. */
 void cli_print_text(rg_text *text);
-/* Writes a whole file, or leaves what was there (save.h). */
+/* Writes a whole file, or leaves what was there (save.c). */
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
 /* A path that no file can be written to is better met before a long run than after it. NULL is
- * fine. */
+ * fine (save.c). */
 rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */

@@ -363,6 +363,12 @@ rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
   return RG_OK;
 }
 
+const char *rgi_role_name(rg_role role) {
+  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input",
+                                     "state"};
+  return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
+}
+
 rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {
   if (!plan || !out || i >= (size_t)plan->nbindable) return RG_E_USAGE;
   *out = plan->bindable[i].info;

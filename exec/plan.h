@@ -22,7 +22,9 @@
 /* In-ports whose contents obey rules (rgi_check). */
 enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
 
-enum { RGI_ROLES = RG_GRAD_OUT + 1 };
+enum { RGI_ROLES = RG_STATE + 1 };
+/* "input", "gradient of output" … */
+const char *rgi_role_name(rg_role role);
 
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3, RGI_AT_HOST = -4 };
 

@@ -1,5 +1,5 @@
-/* report/page.c: a plan as one HTML page that needs nothing else: style, scripts and data are in
-   it, and no address is.
+/* report/page.c: a plan as one HTML page that needs nothing else: style, scripts and data in it,
+   and no address anywhere.
 
    The files of page/ are built in as they are. The plan stands in the page as `plan --json` prints
    it, and scripts draw from that, so numbers are the same by construction. In data '<' is written

@@ -46,14 +46,17 @@ static void write_capacity(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "\n");
   for (int32_t i = 0; i < plan->nbindable; i++) {
     const rg_tensor_info *t = &plan->bindable[i].info;
-    if (t->role != RG_INPUT && t->role != RG_OUTPUT) continue;
+    const char *role = t->role == RG_INPUT    ? "input"
+                       : t->role == RG_STATE  ? "state"
+                       : t->role == RG_OUTPUT ? "output"
+                                              : NULL;
+    if (!role) continue;
     bool grad = false;
     for (int32_t k = 0; k < plan->nbindable; k++)
       grad |= plan->bindable[k].info.role == RG_GRAD_OUT && t->role == RG_INPUT &&
               strcmp(plan->bindable[k].info.name, t->name) == 0;
     char human[32];
-    rgi_buf_printf(b, "  %-6s %-14s %-4s [", t->role == RG_INPUT ? "input" : "output", t->name,
-                   rg_dtype_name(t->dtype));
+    rgi_buf_printf(b, "  %-6s %-14s %-4s [", role, t->name, rg_dtype_name(t->dtype));
     shape(b, t);
     rgi_buf_printf(b, "]  %s%s\n", rgi_human_bytes(t->bytes, human), grad ? ", gradient" : "");
   }

@@ -201,8 +201,8 @@ template <class T, int W> struct worker {
       if (bwd_handed(p, x, sum, wg, t)) return;
     }
     const int64_t row = x.s.k_begin + k0;
-    if (a.dk.data) put_keys(dk, a.dk, row, x.kh, keys, key, 0, a.D, a.scale, a.acc_k, t);
-    if (a.dv.data) put_keys(dv, a.dv, row, x.kh, keys, key, 0, a.E, 1, a.acc_v, t);
+    if (a.dk.data) put_keys<true>(a.dk, a.acc_k, row, x.kh, key, keys, 0, a.D, dk, a.scale);
+    if (a.dv.data) put_keys<true>(a.dv, a.acc_v, row, x.kh, key, keys, 0, a.E, dv, 1);
   }
 };
 

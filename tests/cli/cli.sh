@@ -396,6 +396,10 @@ head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv ||
   fail 'tune: what had been measured was measured again'
 ! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] ||
   fail 'tune: what broke off is still there'
+expect 3 'no.json: RG_E_IO' tune one.json no.json "${tiny[@]}" --set T=64 --profile-out early.json
+checks=$((checks + 1))
+[ ! -e early.tsv ] || fail 'tune: a spec is measured before the next one is found wrong'
+expect 0 ' nodes of 1 job measured' tune one.json "${tiny[@]}" --set T=64 --profile-out single.json
 echo mine >mine.tsv
 expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
 [ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"
