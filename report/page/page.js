@@ -80,7 +80,8 @@ function showPill(x) {
       input: "input",
       output: "output",
       grad_in: "gradient of an output, given",
-      grad_out: "gradient of an input"
+      grad_out: "gradient of an input",
+      state: "state: what a step leaves for the next"
     }[x.what])),
     pairs([
       ["type", e.dtype], ["shape", `[${e.shape.join(", ")}]`], ["bytes", bytes(e.bytes), e.bytes]
