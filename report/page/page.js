@@ -294,8 +294,8 @@ function start() {
     $("front").replaceChildren(h("p", {class: "soft"},
       model.turn === model.steps.length
         ? "There is no backward, so there is nothing to choose."
-        : `${most} nodes can be computed again: too many to go through while a page is written. `
-          + '"regraph pareto … --json > front.json" takes its time, and "--front front.json" '
+        : `${most} nodes can be computed again; a page goes through all choices of small specs `
+          + 'alone. "regraph pareto … --json > front.json" takes its time, and "--front front.json" '
           + "shows it here."));
   }
   $("copy").addEventListener("click", async () => {
