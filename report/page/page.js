@@ -295,7 +295,7 @@ function start() {
       model.turn === model.steps.length
         ? "There is no backward, so there is nothing to choose."
         : `${most} nodes can be computed again; a page goes through all choices of small specs `
-          + 'alone. "regraph pareto … --json > front.json" takes its time, and "--front front.json" '
+          + 'alone. "regraph pareto … --json > front.json" takes its time; "--front front.json" '
           + "shows it here."));
   }
   $("copy").addEventListener("click", async () => {
