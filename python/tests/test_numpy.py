@@ -131,7 +131,7 @@ class Objects(unittest.TestCase):
         plan = regraph.Plan(spec, regraph.Policy(regraph.example("policies/all.json")), T=64, B=2)
         self.assertEqual(plan.tensors[0].shape, (64, 4, 16))
         self.assertEqual(plan.sizes.predicted_peak, plan.sizes.saved + plan.sizes.scratch)
-        for text in (spec.write(), plan.write(), plan.write("json"), regraph.default_context().describe("ops")):
+        for text in (spec.write(), plan.write(), plan.write("json"), plan.report(), plan.report("trace"), regraph.default_context().describe("ops")):
             self.assertIn("compress_kv", text)
 
     def test_plan_for_a_gpu_without_one(self):

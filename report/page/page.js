@@ -80,7 +80,8 @@ function showPill(x) {
       input: "input",
       output: "output",
       grad_in: "gradient of an output, given",
-      grad_out: "gradient of an input"
+      grad_out: "gradient of an input",
+      state: "state: what a step leaves for the next"
     }[x.what])),
     pairs([
       ["type", e.dtype], ["shape", `[${e.shape.join(", ")}]`], ["bytes", bytes(e.bytes), e.bytes]
@@ -293,8 +294,8 @@ function start() {
     $("front").replaceChildren(h("p", {class: "soft"},
       model.turn === model.steps.length
         ? "There is no backward, so there is nothing to choose."
-        : `${most} nodes can be computed again: too many to go through while a page is written. `
-          + '"regraph pareto … --json > front.json" takes its time, and "--front front.json" '
+        : `${most} nodes can be computed again; a page goes through all choices of small specs `
+          + 'alone. "regraph pareto … --json > front.json" takes its time; "--front front.json" '
           + "shows it here."));
   }
   $("copy").addEventListener("click", async () => {
