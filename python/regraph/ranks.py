@@ -17,6 +17,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import os
 import socket
 import threading
 import time
@@ -366,18 +367,23 @@ class Ranks:
         self.lock = threading.RLock()  # an end is used from one thread at a time
         self._engines: dict = {}  # "cpu", "cuda" → what carries bytes
 
-    def engine(self, kind):
+    def engine(self, device):
         """What carries bytes of that device; collective at the first call."""
         with self.lock:
             if self.watch.failed is not None:
                 raise RegraphError("RG_E_COMM", self.watch.failed)
-            if kind not in self._engines:
+            if device.type not in self._engines:
                 try:
-                    self._engines[kind] = (Processes(self.watch, True) if kind == "cuda" else
-                                           Gloo(self.watch))
+                    self._engines[device.type] = self._make(device)
                 except Failed as error:
                     raise RegraphError("RG_E_COMM", str(error)) from None
-            return self._engines[kind]
+            return self._engines[device.type]
+
+    def _make(self, device):
+        if device.type != "cuda":
+            return Gloo(self.watch)
+        with torch.cuda.device(device):  # NCCL takes the current one
+            return Processes(self.watch, cuda=True)
 
     def fail(self, error):
         """This rank takes part no more: the others would wait for it in vain."""
@@ -415,7 +421,9 @@ def ranks_of(name, deadline, anew=False):
 
 
 @atexit.register
-def _close():
+def _close(mine=os.getpid()):
+    if os.getpid() != mine:  # a child that was forked has none of the threads
+        return
     for ranks in _open.values():
         ranks.close()
     _open.clear()
