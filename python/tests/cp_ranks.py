@@ -1,5 +1,6 @@
 """One of the ranks that share out a batch over gloo (or NCCL, with GPUs), which each also runs
-alone. Started by test_torch.py, or by torchrun on a machine with GPUs; its arguments say what to do:
+alone. Started by test_torch.py, or by torchrun on a machine with GPUs; its arguments say what to
+do:
 
     equal   results and gradients of one rank, also compiled, with DDP and FSDP around
     ends    a rank with another spec or policy, refused, late, dead: all end with RG_E_COMM in time
