@@ -55,7 +55,7 @@ def summed(tensor):
     return tensor
 
 
-def close(a, b, to=1e-6):
+def close(a, b, to=1e-6 if DEVICE == "cpu" else 1e-5):  # products of a GPU's library
     assert (a - b).norm() <= to * b.norm(), float((a - b).norm() / b.norm())
 
 
@@ -173,7 +173,7 @@ def weights_are_summed(cp):
     alone(x).square().sum().backward()
     shared(rt.cp_shard(x, [0, tokens], cp, capacity=tokens)).square().sum().backward()
     for a, b in zip(shared.parameters(), alone.parameters()):
-        close(a.grad, b.grad, 2e-6)
+        close(a.grad, b.grad)
 
 
 def captured(cp):
