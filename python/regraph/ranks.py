@@ -31,7 +31,7 @@ from . import _lib, core
 from .errors import RegraphError
 
 TICK = 0.1  # how often the store is looked at, seconds
-ROLL = 0.5  # how long the roll takes at most: a few ticks
+ROLL = 1.5  # how long the roll takes at most, where someone does not answer: many ticks
 HEADER = 128  # bytes in which a rank says what it calls
 _open: dict = {}  # name of a group, deadline → Ranks
 
@@ -154,7 +154,10 @@ class Watch:
 
     def late(self, what, before):
         """Who was not there within the deadline."""
-        there = self.roll() or {}
+        there = self.roll()
+        if there is None:
+            return self.fail(f"{what} did not end within {self.deadline:g} s, and the group's "
+                             "store does not answer")
         for rank in range(self.size):
             if rank not in there:
                 return self.fail(f"rank {rank} does not answer, and did not reach {what} within "
