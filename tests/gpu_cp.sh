@@ -4,7 +4,8 @@
 #   one GPU      ranks as threads against one rank's bits, NCCL with one rank in graphs
 #                (gpu_tests gpu_cp/*)
 #   several      bench/cp.py: one process a GPU: o and dq against one GPU's bits; a rank that dies;
-#                times at 16K x 8, 128K and 1M tokens
+#                times at 16K x 8, 128K and 1M tokens; from PyTorch, where that is there:
+#                python/tests/cp_ranks.py, also compiled, captured, with DDP and FSDP around
 #   SEED=PATH    a checkout of the Triton library beside, on one GPU (bench/compare.py; needs torch)
 #
 # Exit code 77 where there is no GPU (ctest: skipped).
@@ -26,6 +27,12 @@ else
   "$python" "$here/bench/cp.py" --check --runs 3 --tokens 16K,128K
   "$python" "$here/bench/cp.py" --kill 1 --runs 4 --tokens 128K --ranks "$((n < 8 ? n : 8))"
   "$python" "$here/bench/cp.py"
+  if "$python" -c 'import torch' 2>/dev/null; then
+    PYTHONPATH="$here/python" "$python" -m torch.distributed.run --standalone \
+      --nproc-per-node "$((n < 4 ? n : 4))" "$here/python/tests/cp_ranks.py" equal
+  else
+    echo "from PyTorch SKIPPED: $python has no torch"
+  fi
 fi
 [ -z "${SEED:-}" ] || "$python" "$here/bench/compare.py" --seed "$SEED" --tokens 16K,128K
 echo "gpu_cp: passed"

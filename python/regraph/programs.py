@@ -166,7 +166,7 @@ class Variant:
         """All ranks make their calls in the same order, each from one thread at a time."""
         with self._ranks.lock:
             try:
-                return self._run(*arguments, self._ranks.engine(self.device.type))
+                return self._run(*arguments, self._ranks.engine(self.device))
             except RegraphError:
                 raised = self._ranks.raised()
                 if raised is not None:

@@ -357,6 +357,8 @@ class Attention:
 
     def __call__(self, *args: torch.Tensor,
                  **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        if self._program.ranks is None:
+            return self._call(args, named)
         try:
             return self._call(args, named)
         except RegraphError as error:

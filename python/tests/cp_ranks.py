@@ -1,5 +1,6 @@
 """One of the ranks that share out a batch over gloo (or NCCL, with GPUs), which each also runs
-alone. Started by test_torch.py, or by torchrun on a machine with GPUs; what to do is its argument:
+alone. Started by test_torch.py, or by torchrun on a machine with GPUs; its arguments say what to
+do:
 
     equal   results and gradients of one rank, also compiled, with DDP and FSDP around
     ends    a rank with another spec or policy, refused, late, dead: all end with RG_E_COMM in time
@@ -54,7 +55,7 @@ def summed(tensor):
     return tensor
 
 
-def close(a, b, to=1e-6):
+def close(a, b, to=1e-6 if DEVICE == "cpu" else 1e-5):  # products of a GPU's library
     assert (a - b).norm() <= to * b.norm(), float((a - b).norm() / b.norm())
 
 
@@ -172,7 +173,7 @@ def weights_are_summed(cp):
     alone(x).square().sum().backward()
     shared(rt.cp_shard(x, [0, tokens], cp, capacity=tokens)).square().sum().backward()
     for a, b in zip(shared.parameters(), alone.parameters()):
-        close(a.grad, b.grad, 2e-6)
+        close(a.grad, b.grad)
 
 
 def captured(cp):
@@ -242,11 +243,11 @@ def all_end():
     call()
     if RANK == 3:
         os._exit(0)
-    ends("rank 3 ended without a word (its last: ", call, within=3)
+    ends("rank 3 ended without a word (its last: ", call, within=4)
     ends("rank 3 ended without a word (its last: ", call, within=1)  # and stays so
 
 
-if sys.argv[1] == "equal":
+def all_equal():
     world = dist.group.WORLD
     equal(world)
     rows_are_those_of_the_plan(world)
@@ -260,10 +261,14 @@ if sys.argv[1] == "equal":
         trains_as_one(mesh["cp"], lambda module: fully_shard(module, mesh=mesh))
     if DEVICE == "cpu":
         over_sockets(world)
-    if DEVICE == "cuda":
+    else:
         captured(world)
-    dist.destroy_process_group()
-else:
+
+
+if "equal" in sys.argv:
+    all_equal()
+if "ends" in sys.argv:
     all_end()
     time.sleep(1.0 if RANK == 0 else 0)  # it holds the store
     os._exit(0)  # the group's own end would wait for rank 3
+dist.destroy_process_group()

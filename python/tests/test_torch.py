@@ -377,9 +377,9 @@ def test_two_ranks():
     run_ranks(2, "two_ranks.py")
 
 
-@pytest.mark.parametrize("ranks, what", [(2, "equal"), (4, "equal"), (4, "ends")])
+@pytest.mark.parametrize("ranks, what", [(2, ["equal"]), (4, ["equal", "ends"])])
 def test_context_parallelism(ranks, what):
-    run_ranks(ranks, "cp_ranks.py", what)
+    run_ranks(ranks, "cp_ranks.py", *what)
 
 
 def test_pack():
