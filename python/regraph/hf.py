@@ -1,0 +1,272 @@
+"""regraph for Hugging Face transformers (5.17 and newer), for training and plain generation.
+
+    import regraph.hf
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="regraph")
+
+Importing this registers attention and masks under the name "regraph". What is served: causal
+attention with windows, sinks, softcap, grouped heads; batches padded left or right, packed batches
+(`cu_seq_lens_q`, or position_ids that start anew), and keys from a cache. Everything else, such as
+dropout, chunked or bidirectional masks and paged caches, is refused by name.
+
+Masks: transformers asks `mask` once a forward for each kind of layer. It answers as for flash
+attention, None or which keys are there [B, S], or for packed batches the number of each token's
+sequence. Layers then share what follows from it (_Layout), which is kept with the mask.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .errors import RegraphError
+from .graph import Graph
+from .programs import _room
+from .torch import attention as attention_of
+
+NAME = "regraph"
+# what the parts of a mask that we serve are called; each says a rule that _Layout or a window keeps
+_SERVED = {"causal_mask_function", "and_masks.<locals>.and_mask",
+           "sliding_window_overlay.<locals>.inner_mask",
+           "packed_sequence_mask_function.<locals>.inner_mask",
+           "remap_positions_for_packed_sequence.<locals>.inner_mask"}
+_PACKED = "packed_sequence_mask_function.<locals>.inner_mask"
+_PAGED = "block_table", "read_index", "write_index"
+_OTHER = "position_bias", "head_mask"
+
+
+def _refuse(message):
+    raise RegraphError("RG_E_USAGE", f"attn_implementation=\"{NAME}\": {message}")
+
+
+# ---- masks ----
+
+
+def _parts(function):
+    """The functions that a mask is made of, itself among them."""
+    yield function
+    for cell in function.__closure__ or ():
+        held = cell.cell_contents
+        for part in held if isinstance(held, tuple) else (held,):
+            if callable(part) and not isinstance(part, torch.Tensor):
+                yield from _parts(part)
+
+
+def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None,
+         attention_mask=None, device=None, **_):
+    """What transformers calls for a mask. None: all keys up to a query's own are there. bool
+    [B, keys] says which are, the queries' own last; integers number tokens' sequences, from 1."""
+    parts = list(_parts(mask_function)) if mask_function is not None else []
+    for part in parts:
+        if part.__qualname__ not in _SERVED:
+            _refuse(f"masks by {part.__qualname__.split('.')[0]} are not served; take \"sdpa\"")
+    packed = next((part for part in parts if part.__qualname__ == _PACKED), None)
+    if packed is not None:
+        return packed.__closure__[0].cell_contents + 1
+    filled = int(q_offset) + q_length - kv_offset  # keys that are there: a static cache has more
+    if attention_mask is None:
+        if filled == kv_length:
+            return None
+        return torch.ones(batch_size, filled, dtype=torch.bool, device=device)
+    there = attention_mask[:, : kv_offset + filled][:, -filled:].bool()
+    return None if filled == kv_length and there.all() else there
+
+
+# ---- where queries and keys stand in the packed tensors ----
+
+
+@dataclass(frozen=True)
+class _Layout:
+    starts: torch.Tensor  # of the sequences of queries
+    rows: torch.Tensor | None = None  # of all queries those that are there; None: all
+    starts_k: torch.Tensor | None = None  # where keys are others than the queries' own
+    rows_k: torch.Tensor | None = None
+    offset: torch.Tensor | None = None  # keys before each sequence's first query
+
+
+def _starts(counts):
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def _where(there, width):
+    """Numbers of the rows that are there, of `width` in a batch entry."""
+    entry, at = there.nonzero(as_tuple=True)
+    return entry * width + at
+
+
+def _of_breaks(breaks):
+    """Sequences that begin where `breaks` [B, S] says, and at the start of each entry."""
+    breaks = breaks.clone()
+    breaks[:, 0] = True
+    first = breaks.flatten().nonzero().squeeze(1)
+    return _Layout(torch.nn.functional.pad(first, (0, 1), value=breaks.numel()).to(torch.int32))
+
+
+def _of_mask(there, queries, keys):
+    if there.dim() != 2:
+        _refuse(f"a mask of {there.dim()} axes; expected which tokens are there, [B, S]")
+    if there.dtype != torch.bool:
+        return _of_breaks(there != torch.roll(there, 1, 1))
+    width = there.shape[1]
+    own = there[:, width - queries:]
+    rows, starts = _where(own, queries), _starts(own.sum(1))
+    if width == queries and keys == queries:
+        return _Layout(starts, rows)
+    return _Layout(starts, rows, _starts(there.sum(1)), _where(there, keys),
+                   there[:, : width - queries].sum(1).to(torch.int32))
+
+
+def _of_positions(positions, batch):
+    return _of_breaks(torch.diff(positions, prepend=positions[:, :1], dim=1).ne(1)
+                      .expand(batch, -1))
+
+
+def _of_lengths(starts, starts_k, queries, keys):
+    if starts_k is None or starts_k is starts and queries == keys:
+        return _Layout(starts)
+    if not isinstance(starts_k, torch.Tensor):
+        _refuse("cu_seq_lens_k differs from layer to layer; expected one tensor")
+    return _Layout(starts, starts_k=starts_k,
+                   offset=(starts_k.diff() - starts.diff()).to(torch.int32))
+
+
+def _dense(batch, queries, keys, device):
+    starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    if queries == keys:
+        return _Layout(starts * queries)
+    return _Layout(starts * queries, starts_k=starts * keys,
+                   offset=torch.full((batch,), keys - queries, dtype=torch.int32, device=device))
+
+
+def _kept(tensor, kind, make):
+    """What `make` makes of a tensor that all layers are given, made once."""
+    if torch.compiler.is_compiling():
+        return make()
+    kind = (*kind, tensor._version)
+    if getattr(tensor, "_regraph", (None,))[0] != kind:
+        tensor._regraph = kind, make()
+    return tensor._regraph[1]
+
+
+def _layout(query, key, there, starts, starts_k, positions):
+    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    if there is not None:
+        return _kept(there, (queries, keys), lambda: _of_mask(there, queries, keys))
+    if starts is not None:
+        return _of_lengths(starts, starts_k, queries, keys)
+    if positions is not None and positions.dim() == 2 and 1 < queries == keys == positions.shape[1]:
+        return _kept(positions, (batch,), lambda: _of_positions(positions, batch))
+    return _dense(batch, queries, keys, query.device)
+
+
+# ---- specs ----
+
+
+def _inputs(crossed, **params):
+    """A graph with queries, keys, values and lengths; `crossed`: keys are others than the queries'
+    own. Returns it, the tensors, and what attention's ports beside them are bound to."""
+    g = Graph(f"hf_{'cached' if crossed else 'packed'}", **params)
+    q = g.input("q", ["T", "H", "D"], grad=True)
+    rows = "S" if crossed else "T"
+    k = g.input("k", [rows, "KH", "D"], grad=True)
+    v = g.input("v", [rows, "KH", "DV"], grad=True)
+    lengths = {"cu_seqlens": g.input("cu_seqlens", ["B+1"], "i32")}
+    if crossed:
+        lengths["cu_seqlens_k"] = g.input("cu_seqlens_k", ["B+1"], "i32")
+        lengths["q_offset"] = g.input("q_offset", ["B"], "i32")
+    return g, (q, k, v), lengths
+
+
+def _constant(make):
+    """What `make` makes, once; torch.compile takes it as it is."""
+    made = functools.lru_cache(None)(make)
+
+    @torch.compiler.assume_constant_result
+    @functools.wraps(make)
+    def find(*args, **named):
+        return made(*args, **named)
+
+    return find
+
+
+@_constant
+def _window(crossed, sinks, **params):
+    """Attention over a window, or over everything before."""
+    g, tensors, ports = _inputs(crossed, **params)
+    if sinks:
+        ports["sinks"] = g.input("sinks", ["H"], "$sinks_dtype", grad=True)
+        g.document["params"]["sinks_dtype"] = "f32"
+    o, _ = g.swa_attn(*tensors, window_left="$window", scale="$scale", softcap="$softcap", **ports)
+    g.output("o", o)
+    g.document["params"]["dtype"] = "f32"
+    return attention_of(g.document)
+
+
+# ---- attention ----
+
+
+def _widened(tensor, rows, value=0):
+    """With so many rows: few plans then serve all lengths of a growing cache."""
+    more = rows - tensor.shape[0]
+    pad = [0, 0] * (tensor.dim() - 1) + [0, more]
+    return torch.nn.functional.pad(tensor, pad, value=value) if more else tensor
+
+
+def _widened_starts(starts, count):
+    return torch.cat([starts, starts[-1:].expand(count + 1 - len(starts))])
+
+
+def _run(attend, layout, query, key, value, **weights):
+    """Attention of batches [B, heads, S, d] where the layout says; [B, S, heads, d]."""
+    batch, heads, length = query.shape[:3]
+
+    def packed(tensor, rows):
+        flat = tensor.flatten(0, 1)
+        return flat if rows is None else flat.index_select(0, rows)
+
+    crossed = layout.starts_k is not None
+    rows_k = layout.rows_k if crossed else layout.rows
+    named = {"q": packed(query.transpose(1, 2), layout.rows),
+             "k": packed(key.transpose(1, 2), rows_k), "v": packed(value.transpose(1, 2), rows_k),
+             "cu_seqlens": layout.starts, **weights}
+    count = named["q"].shape[0]
+    if crossed:
+        for name, tensor in list(named.items()):
+            if name in ("q", "k", "v"):
+                named[name] = _widened(tensor, _room(tensor.shape[0]))
+        sequences = _room(len(layout.offset), 0)
+        named["cu_seqlens"] = _widened_starts(layout.starts, sequences)
+        named["cu_seqlens_k"] = _widened_starts(layout.starts_k, sequences)
+        named["q_offset"] = _widened(layout.offset, sequences)
+    o = attend(**named)[:count]
+    if layout.rows is not None:
+        wide = o.new_zeros(batch * length, *o.shape[1:])
+        o = wide.index_copy(0, layout.rows, o)
+    return o.unflatten(0, (batch, length))
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
+              sliding_window=None, softcap=None, s_aux=None, is_causal=None, cu_seq_lens_q=None,
+              cu_seq_lens_k=None, position_ids=None, **kwargs):
+    """What transformers calls for attention: query [B, H, S, D], key and value [B, KH, S, D]."""
+    if dropout:
+        _refuse("no dropout of attention weights; set attention_dropout to 0")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        _refuse("attention is causal; this layer's is not")
+    if any(kwargs.get(name) is not None for name in _PAGED):
+        _refuse("continuous batching, with caches in pages, is not served; take generate")
+    for name in _OTHER:
+        if kwargs.get(name) is not None:
+            _refuse(f"{name} is not served")
+    layout = _layout(query, key, attention_mask, cu_seq_lens_q, cu_seq_lens_k, position_ids)
+    crossed = layout.starts_k is not None
+    shapes = {"H": query.shape[1], "KH": key.shape[1], "D": query.shape[3], "DV": value.shape[3],
+              "scale": float(scaling or query.shape[3] ** -0.5)}
+    attend = _window(crossed, s_aux is not None, softcap=float(softcap or 0), **shapes,
+                     window=sliding_window - 1 if sliding_window else -1)
+    o = _run(attend, layout, query, key, value, **({} if s_aux is None else {"sinks": s_aux}))
+    return o, None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)
