@@ -11,13 +11,20 @@ dropout, chunked or bidirectional masks and paged caches, is refused by name.
 Masks: transformers asks `mask` once a forward for each kind of layer. It answers as for flash
 attention, None or which keys are there [B, S], or for packed batches the number of each token's
 sequence. Layers then share what follows from it (_Layout), which is kept with the mask.
+
+NSA: NsaLlamaForCausalLM and NsaQwen3ForCausalLM (and their configs) attend by Native Sparse
+Attention, with gates and learned compression. See docs/hf.md.
 """
 
 import functools
+import json
 from dataclasses import dataclass
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import (AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel,
+                          AutoModelForCausalLM)
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from .errors import RegraphError
 from .graph import Graph
@@ -202,6 +209,30 @@ def _window(crossed, sinks, **params):
     return attention_of(g.document)
 
 
+@_constant
+def _nsa(crossed, k_method, v_method, policy, **params):
+    """Native Sparse Attention: examples/nsa.json, with weights of compression, and for caches."""
+    g, (q, k, v), ports = _inputs(crossed, **params)
+    g.document["params"]["dtype"] = "f32"
+    gate = g.input("gate", ["T", "H", 3], grad=True)
+    weights = {}
+    for name, method, width in (("k_weight", k_method, "D"), ("v_weight", v_method, "DV")):
+        if method != "mean":
+            rows = width if method == "linear" else f"2*{width}"
+            weights[name] = g.input(name, [rows, f"kernel*{width}"], grad=True)
+    blocks = {"kernel": "$kernel", "stride": "$stride"}
+    logits = {"scale": "$scale", **ports}
+    ck, cv = g.compress_kv(k, v, cu_seqlens=ports.get("cu_seqlens_k", ports["cu_seqlens"]),
+                           k_method=k_method, v_method=v_method, **weights, **blocks)
+    cmp, lse = g.cmp_attn(q, ck, cv, name="cmp_o", **blocks, **logits)
+    idx = g.topk(q, ck, lse=lse, block="$block", top_n="$top_n", init="$init", local="$local",
+                 **blocks, **logits)
+    slc, _ = g.slc_attn(q, k, v, idx, name="slc_o", block="$block", **logits)
+    swa, _ = g.swa_attn(q, k, v, name="swa_o", window_left="$window", **logits)
+    g.output("o", g.combine([cmp, slc, swa], gate, cu_seqlens=ports["cu_seqlens"]))
+    return attention_of(g.document, policy)
+
+
 # ---- attention ----
 
 
@@ -216,7 +247,7 @@ def _widened_starts(starts, count):
     return torch.cat([starts, starts[-1:].expand(count + 1 - len(starts))])
 
 
-def _run(attend, layout, query, key, value, **weights):
+def _run(attend, layout, query, key, value, gate=None, **weights):
     """Attention of batches [B, heads, S, d] where the layout says; [B, S, heads, d]."""
     batch, heads, length = query.shape[:3]
 
@@ -229,10 +260,12 @@ def _run(attend, layout, query, key, value, **weights):
     named = {"q": packed(query.transpose(1, 2), layout.rows),
              "k": packed(key.transpose(1, 2), rows_k), "v": packed(value.transpose(1, 2), rows_k),
              "cu_seqlens": layout.starts, **weights}
+    if gate is not None:
+        named["gate"] = packed(gate, layout.rows)
     count = named["q"].shape[0]
     if crossed:
         for name, tensor in list(named.items()):
-            if name in ("q", "k", "v"):
+            if name in ("q", "k", "v", "gate"):
                 named[name] = _widened(tensor, _room(tensor.shape[0]))
         sequences = _room(len(layout.offset), 0)
         named["cu_seqlens"] = _widened_starts(layout.starts, sequences)
@@ -247,7 +280,7 @@ def _run(attend, layout, query, key, value, **weights):
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
               sliding_window=None, softcap=None, s_aux=None, is_causal=None, cu_seq_lens_q=None,
-              cu_seq_lens_k=None, position_ids=None, **kwargs):
+              cu_seq_lens_k=None, position_ids=None, regraph_gate=None, **kwargs):
     """What transformers calls for attention: query [B, H, S, D], key and value [B, KH, S, D]."""
     if dropout:
         _refuse("no dropout of attention weights; set attention_dropout to 0")
@@ -262,11 +295,152 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     crossed = layout.starts_k is not None
     shapes = {"H": query.shape[1], "KH": key.shape[1], "D": query.shape[3], "DV": value.shape[3],
               "scale": float(scaling or query.shape[3] ** -0.5)}
-    attend = _window(crossed, s_aux is not None, softcap=float(softcap or 0), **shapes,
-                     window=sliding_window - 1 if sliding_window else -1)
-    o = _run(attend, layout, query, key, value, **({} if s_aux is None else {"sinks": s_aux}))
+    if regraph_gate is not None:
+        if sliding_window or softcap or s_aux is not None:
+            _refuse("NSA has no windows of layers, sinks or softcap")
+        o = _run(module.nsa(crossed, shapes), layout, query, key, value, regraph_gate,
+                 **module.nsa_weights())
+    else:
+        attend = _window(crossed, s_aux is not None, softcap=float(softcap or 0), **shapes,
+                         window=sliding_window - 1 if sliding_window else -1)
+        o = _run(attend, layout, query, key, value, **({} if s_aux is None else {"sinks": s_aux}))
     return o, None
 
 
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, mask)
+
+
+# ---- Native Sparse Attention in Llama and Qwen3 ----
+
+
+NSA = {"kernel": 32, "stride": 16, "block": 64, "top_n": 16, "init": 1, "local": 2, "window": 512,
+       "k_method": "mean", "v_method": "mean", "policy": None}
+
+
+def _settings(given):
+    for name in given or {}:
+        if name not in NSA:
+            raise RegraphError("RG_E_KEY", f"nsa: there is no '{name}'; expected some of "
+                                           f"{', '.join(NSA)}")
+    return {**NSA, **(given or {})}
+
+
+class NsaLlamaConfig(llama.LlamaConfig):
+    """LlamaConfig with `nsa`, a dict of settings (NSA says which there are, and defaults)."""
+
+    model_type = "regraph_nsa_llama"
+    nsa: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        self.nsa = _settings(self.nsa)
+        super().__post_init__(**kwargs)
+
+
+class NsaQwen3Config(qwen3.Qwen3Config):
+    """Qwen3Config with `nsa`, a dict of settings (NSA says which there are, and defaults)."""
+
+    model_type = "regraph_nsa_qwen3"
+    nsa: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        self.nsa = _settings(self.nsa)
+        super().__post_init__(**kwargs)
+
+
+class NsaAttention:
+    """What a model's attention layer becomes with this as its first base: it has gates, one for
+    each head and branch, and weights that compress blocks of keys and values, where these learn."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.nsa_gate = torch.nn.Linear(config.hidden_size, 3 * config.num_attention_heads)
+        for name in ("k", "v"):
+            if config.nsa[f"{name}_method"] != "mean":
+                wide = 1 if config.nsa[f"{name}_method"] == "linear" else 2
+                self.add_module(f"nsa_{name}_compress", torch.nn.Linear(
+                    config.nsa["kernel"] * self.head_dim, wide * self.head_dim, bias=False))
+
+    def nsa(self, crossed, shapes):
+        """The program for queries and keys of these shapes."""
+        settings = dict(self.config.nsa)
+        if isinstance(settings["policy"], dict):
+            settings["policy"] = json.dumps(settings["policy"])
+        return _nsa(crossed, **settings, **shapes)
+
+    def nsa_weights(self):
+        """Weights of compression, by their names in the spec."""
+        found = {f"{name}_weight": getattr(self, f"nsa_{name}_compress", None) for name in "kv"}
+        return {name: linear.weight for name, linear in found.items() if linear is not None}
+
+    def forward(self, hidden_states, *args, **kwargs):
+        """The layer's forward, which hands the gates through to `attention`."""
+        gate = self.nsa_gate(hidden_states).unflatten(-1, (-1, 3))
+        return super().forward(hidden_states, *args, regraph_gate=gate, **kwargs)
+
+
+class NsaLlamaAttention(NsaAttention, llama.LlamaAttention):
+    """Llama's attention layer by NSA."""
+
+
+class NsaQwen3Attention(NsaAttention, qwen3.Qwen3Attention):
+    """Qwen3's attention layer by NSA."""
+
+
+class _NsaModel:
+    """The first base of models whose layers attend by NSA: those of full attention do."""
+
+    _nsa_attention: type
+
+    def __init__(self, config):
+        super().__init__(config)
+        for index, layer in enumerate(self.base_model.layers):
+            if not getattr(layer.self_attn, "sliding_window", None):
+                layer.self_attn = self._nsa_attention(config, index)
+        self.post_init()
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+        if attn_implementation not in (None, NAME):
+            raise RegraphError("RG_E_USAGE", f"{type(self).__name__} attends by NSA alone; "
+                               f"expected attn_implementation=\"{NAME}\" or none, not "
+                               f"\"{attn_implementation}\"")
+        return super()._check_and_adjust_attn_implementation(NAME, *args, **kwargs)
+
+
+class NsaLlamaModel(_NsaModel, llama.LlamaModel):
+    """LlamaModel whose layers attend by NSA."""
+
+    config_class = NsaLlamaConfig
+    config: NsaLlamaConfig
+    _nsa_attention = NsaLlamaAttention
+
+
+class NsaLlamaForCausalLM(_NsaModel, llama.LlamaForCausalLM):
+    """LlamaForCausalLM whose layers attend by NSA."""
+
+    config_class = NsaLlamaConfig
+    config: NsaLlamaConfig
+    _nsa_attention = NsaLlamaAttention
+
+
+class NsaQwen3Model(_NsaModel, qwen3.Qwen3Model):
+    """Qwen3Model whose layers attend by NSA."""
+
+    config_class = NsaQwen3Config
+    config: NsaQwen3Config
+    _nsa_attention = NsaQwen3Attention
+
+
+class NsaQwen3ForCausalLM(_NsaModel, qwen3.Qwen3ForCausalLM):
+    """Qwen3ForCausalLM whose layers attend by NSA."""
+
+    config_class = NsaQwen3Config
+    config: NsaQwen3Config
+    _nsa_attention = NsaQwen3Attention
+
+
+for _config, _model, _causal in ((NsaLlamaConfig, NsaLlamaModel, NsaLlamaForCausalLM),
+                                 (NsaQwen3Config, NsaQwen3Model, NsaQwen3ForCausalLM)):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForCausalLM.register(_config, _causal)

@@ -1,7 +1,8 @@
 """regraph.hf on the CPU: tiny models of transformers with random weights, beside their own eager
-attention."""
+attention, and NSA beside a dense reference."""
 
 import copy
+import json
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ CONFIGS = {  # experts: all of them, since a choice between near-equal ones diff
     "gemma2": lambda: transformers.Gemma2Config(
         **TINY, sliding_window=9, attn_logit_softcapping=2.0, query_pre_attn_scalar=16)}
 THREE = ["gpt_oss", "llama", "qwen3"]
+NSA = {"kernel": 8, "stride": 4, "block": 8, "top_n": 4, "window": 10}
 LENGTHS = 40, 33, 15
 
 
@@ -230,3 +232,126 @@ def test_refused():
     ours.config.attention_chunk_size = 8
     with pytest.raises(RegraphError, match="chunked_overlay are not served"):
         chunked(ours.config, torch.zeros(1, 20, 4), None, None)
+
+
+# ---- NSA ----
+
+
+def nsa_model(base="Qwen3", **settings):
+    config = getattr(hf, f"Nsa{base}Config")(**TINY, nsa={**NSA, **settings})
+    return filled(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def dense_nsa(model, idx_of):
+    """The model's attention in plain torch, with the blocks that `idx_of` says."""
+    p = {**NSA, "window": NSA["window"]}
+
+    def compressed(linear):
+        def run(x, kernel, stride, storage):
+            if x.shape[0] < kernel:
+                return x[:0]
+            blocks = x.unfold(0, kernel, stride)  # [n, KH, d, kernel]
+            return linear(blocks.transpose(2, 3).flatten(2)) if linear else blocks.mean(-1)
+        return run
+
+    def attend(layer, query, key, value, mask, regraph_gate=None, **_):
+        o = []
+        for b in range(query.shape[0]):
+            q, k, v = (t[b].transpose(0, 1) for t in (query, key, value))
+            weights = iter((getattr(layer, "nsa_k_compress", None),
+                            getattr(layer, "nsa_v_compress", None)))
+            reference.compress = lambda *args: compressed(next(weights))(*args)
+            o.append(reference.sequence(q, k, v, regraph_gate[b], idx_of(layer, b), p, None))
+        return torch.stack(o), None
+
+    return attend
+
+
+@pytest.mark.parametrize("base, k_method, v_method",
+                         [("Llama", "mean", "mean"), ("Qwen3", "linear", "linear")])
+def test_nsa_like_reference(base, k_method, v_method, monkeypatch):
+    """Logits and gradients of NSA models, against attention with dense masks in plain torch: all
+    blocks are selected, which leaves the choice out of it."""
+    model = nsa_model(base, k_method=k_method, v_method=v_method, top_n=5)
+    twin = copy.deepcopy(model)
+    inputs = batch(None)
+    everything = torch.arange(5)[None, None].expand(40, 2, 5)
+    here = step(model, **inputs)
+    monkeypatch.setattr(reference, "compress", reference.compress)
+    own = dense_nsa(twin, lambda layer, b: everything)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "regraph", own)
+    close(here, step(twin, **inputs), 2e-6, 2e-5)
+
+
+@pytest.mark.parametrize("method", ["mean", "linear", "swiglu", "sigmoid_mul"])
+def test_nsa_padded(method):
+    """A batch padded left or right is its sequences, each alone; under any policy. (Keys that are
+    compressed are rotated, so with learned compression positions must be those of the sequence.)"""
+    model = nsa_model(k_method=method, v_method=method)
+    again = nsa_model(k_method=method, v_method=method, policy="all")
+    inputs = batch("left")
+    close(step(model, **inputs), step(again, **inputs), 1e-12, 1e-12)
+    right = model(**batch("right")).logits
+    left = model(**inputs).logits
+    for b, length in enumerate(LENGTHS):
+        ids = inputs["input_ids"][b: b + 1]
+        ends = model(input_ids=ids[:, -length:]).logits[0]
+        begins = model(input_ids=ids[:, :length]).logits[0]
+        assert reference.rel_rms(left[b, -length:], ends) < 2e-6
+        assert reference.rel_rms(right[b, :length], begins) < 2e-6
+
+
+@pytest.mark.parametrize("base", ["Llama", "Qwen3"])
+def test_nsa_generation(base):
+    """With a cache as without one."""
+    model = nsa_model(base, v_method="sigmoid_mul")
+    ids = batch(None)["input_ids"][:, :30]
+    there = torch.ones_like(ids)
+    there[1, :11] = 0
+    uncached = copy.deepcopy(model)
+    uncached.generation_config.use_cache = False
+    same_tokens(model, uncached, input_ids=ids, attention_mask=there)
+
+
+def test_nsa_training():
+    model = nsa_model(k_method="linear")
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for i in range(30):
+        out, _ = step(model, **batch("left", seed=i % 2))
+        assert all(grad.norm() > 0 for name, grad in gradients(model).items() if "nsa_" in name)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("base", ["Llama", "Qwen3"])
+def test_nsa_checkpoints(base, tmp_path):
+    """Saved and loaded: the same bits. A dense checkpoint lacks what NSA adds, and no more."""
+    inputs = batch(None)
+    model = nsa_model(base, k_method="linear", policy={"regraph_policy": 1, "preset": "all"})
+    model.save_pretrained(tmp_path / "nsa")
+    assert json.loads((tmp_path / "nsa/config.json").read_text())["nsa"]["k_method"] == "linear"
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "nsa")
+    assert type(loaded) is type(model) and loaded.config.nsa == model.config.nsa
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert torch.isfinite(transformers.AutoModel.from_pretrained(tmp_path / "nsa")(
+        input_ids=inputs["input_ids"]).last_hidden_state).all()
+    dense = filled(transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, f"{base}Config")(**TINY)))
+    dense.save_pretrained(tmp_path / "dense")
+    grown, said = type(model).from_pretrained(tmp_path / "dense", output_loading_info=True,
+                                              config=model.config)
+    assert all(".nsa_" in name for name in said["missing_keys"]) and said["missing_keys"]
+    assert not said["unexpected_keys"]
+    assert torch.equal(grown.lm_head.weight, dense.lm_head.weight)
+    assert torch.isfinite(grown(**inputs).loss)
+
+
+def test_nsa_mistakes():
+    with pytest.raises(RegraphError, match="there is no 'kernal'; expected some of kernel"):
+        nsa_model(kernal=8)
+    with pytest.raises(RegraphError, match="attends by NSA alone"):
+        transformers.AutoModelForCausalLM.from_config(hf.NsaLlamaConfig(**TINY, nsa=NSA),
+                                                      attn_implementation="eager")
