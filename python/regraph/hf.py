@@ -16,7 +16,6 @@ NSA: NsaLlamaForCausalLM and NsaQwen3ForCausalLM (and their configs) attend by N
 Attention, with gates and learned compression. See docs/hf.md.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 
@@ -184,19 +183,24 @@ def _inputs(crossed, **params):
     return g, (q, k, v), lengths
 
 
-def _constant(make):
-    """What `make` makes, once; torch.compile takes it as it is."""
-    made = functools.lru_cache(None)(make)
-
-    @torch.compiler.assume_constant_result
-    @functools.wraps(make)
-    def find(*args, **named):
-        return made(*args, **named)
-
-    return find
+_made: dict = {}  # (function, its arguments) → program
 
 
-@_constant
+@torch.compiler.assume_constant_result
+def _make(function, settings):
+    """Sees to it that the program is made: in the midst of a trace, too, which goes on with it."""
+    if (function, settings) not in _made:
+        _made[function, settings] = globals()[function](**dict(settings))
+    return True
+
+
+def _program(function, **settings):
+    """What the function makes of the settings, once."""
+    settings = tuple(settings.items())
+    _make(function, settings)
+    return _made[function, settings]
+
+
 def _window(crossed, sinks, **params):
     """Attention over a window, or over everything before."""
     g, tensors, ports = _inputs(crossed, **params)
@@ -209,7 +213,6 @@ def _window(crossed, sinks, **params):
     return attention_of(g.document)
 
 
-@_constant
 def _nsa(crossed, k_method, v_method, policy, **params):
     """Native Sparse Attention: examples/nsa.json, with weights of compression, and for caches."""
     g, (q, k, v), ports = _inputs(crossed, **params)
@@ -301,8 +304,9 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         o = _run(module.nsa(crossed, shapes), layout, query, key, value, regraph_gate,
                  **module.nsa_weights())
     else:
-        attend = _window(crossed, s_aux is not None, softcap=float(softcap or 0), **shapes,
-                         window=sliding_window - 1 if sliding_window else -1)
+        attend = _program("_window", crossed=crossed, sinks=s_aux is not None, **shapes,
+                          softcap=float(softcap or 0),
+                          window=sliding_window - 1 if sliding_window else -1)
         o = _run(attend, layout, query, key, value, **({} if s_aux is None else {"sinks": s_aux}))
     return o, None
 
@@ -366,7 +370,7 @@ class NsaAttention:
         settings = dict(self.config.nsa)
         if isinstance(settings["policy"], dict):
             settings["policy"] = json.dumps(settings["policy"])
-        return _nsa(crossed, **settings, **shapes)
+        return _program("_nsa", crossed=crossed, **settings, **shapes)
 
     def nsa_weights(self):
         """Weights of compression, by their names in the spec."""
