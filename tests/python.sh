@@ -12,10 +12,9 @@ for python in python3 /usr/bin/python3; do
     "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
-        tests/test_hf.py
+        tests/test_hf.py tests/test_migrate.py
     else
-      echo "skipped: tests/test_torch.py, tests/test_cuda.py and tests/test_hf.py," \
-        "since $python has no torch or no pytest"
+      echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi
     exit 0
   fi
