@@ -55,6 +55,11 @@ static struct cudaKernelNodeParams node_params(const rg_launch *l, void **args) 
                                        .kernelParams = args};
 }
 
+/* Does the step at work send? Then what is behind it on this rank, and on others, waits for it. */
+static bool urgent(const rgi_cuda_graph *g) {
+  return g->step >= 0 && g->plan->step[g->step].comm_size > 0;
+}
+
 static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   rg_error *e = g->base.error;
   rgi_graph_item *item;
@@ -77,6 +82,12 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     status = rgi_cuda_status(
         cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributeClusterDimension, &value),
         "a cluster", NULL, e);
+  }
+  if (status == RG_OK && urgent(g)) {
+    const union cudaKernelNodeAttrValue value = {.priority = g->urgency};
+    status =
+        rgi_cuda_status(cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributePriority, &value),
+                        "a priority", NULL, e);
   }
   if (status == RG_OK) status = add_item(g, &item);
   rgi_free(g->plan->ctx, after);
@@ -136,11 +147,12 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
 static rg_status record_child(rgi_cuda_graph *g, rg_status (*record)(void *arg, void *stream),
                               void *arg, cudaGraph_t *child) {
   rg_error *e = g->base.error;
+  const cudaStream_t stream = urgent(g) ? g->sender : g->recorder;
   *child = NULL;
-  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(g->recorder, cudaStreamCaptureModeThreadLocal),
+  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
                           "recording a library call", NULL, e));
-  rg_status status = record(arg, g->recorder);
-  cudaError_t code = cudaStreamEndCapture(g->recorder, child);
+  rg_status status = record(arg, stream);
+  cudaError_t code = cudaStreamEndCapture(stream, child);
   if (status != RG_OK)
     return rgi_fail(e, status, NULL, NULL, "a library call could not be recorded");
   return rgi_cuda_status(code, "recording a library call", NULL, e);
@@ -197,9 +209,15 @@ static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
 }
 
 static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
+  const bool sends = g->plan->sizes.comm > 0;
   RGI_TRY(rgi_cuda_status(cudaGraphCreate(&g->graph, 0), "creating a graph", NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaDeviceGetStreamPriorityRange(NULL, &g->urgency),
+                          "asking for priorities", NULL, e));
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking),
                           "creating a stream", NULL, e));
+  RGI_TRY(
+      rgi_cuda_status(cudaStreamCreateWithPriority(&g->sender, cudaStreamNonBlocking, g->urgency),
+                      "creating a stream", NULL, e));
   g->step = -1;
   if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
@@ -213,8 +231,9 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
     g->begin[g->step - g->first + 1] = g->nitem;
   }
-  return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL,
-                         e);
+  return rgi_cuda_status(
+      cudaGraphInstantiate(&g->exec, g->graph, sends ? cudaGraphInstantiateFlagUseNodePriority : 0),
+      "instantiating a graph", NULL, e);
 }
 
 rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
@@ -309,11 +328,12 @@ void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g) {
   if (g->exec) cudaGraphExecDestroy(g->exec);
   if (g->graph) cudaGraphDestroy(g->graph);
   if (g->recorder) cudaStreamDestroy(g->recorder);
+  if (g->sender) cudaStreamDestroy(g->sender);
   for (int32_t i = 0; i < g->nitem; i++) rgi_free(s->plan->ctx, g->item[i].params);
   rgi_free(s->plan->ctx, g->item);
   g->exec = NULL;
   g->graph = NULL;
-  g->recorder = NULL;
+  g->recorder = g->sender = NULL;
   g->item = NULL;
   g->nitem = g->capacity = 0;
   g->used = 0;
