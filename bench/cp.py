@@ -4,29 +4,36 @@
     bench/cp.py                                # 1, 2, 4, 8 ranks as far as there are GPUs: 16K x 8, 128K, 1M tokens
     bench/cp.py --ranks 1,4 --tokens 128K      # some of it;  --sequences 8 shares the tokens out to as many
     bench/cp.py --check                        # outputs, row by row of chunks, and dq against one rank's bits
-    bench/cp.py --kill 1                       # rank 1 dies in the third run: how every other rank ends, and when
+    bench/cp.py --kill 1                       # rank 1 dies during the third run: how every other rank ends, and when
+    bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
+    bench/cp.py --timeline                     # what is on the GPU when, by torch's profiler: how long nothing but NCCL is
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
 Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
 theirs, divided by the number of ranks. "collectives" is what the collectives' nodes take step by step: an upper bound of
-what is exposed, since graphs hide it behind other nodes. Clocks are the GPUs' own: lock them for figures to report.
+what is exposed, since graphs hide it behind other nodes. "exposed" is for how long the timeline has a collective and no other kernel,
+on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
 """
 
 import argparse
 import ctypes
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
 import socket
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python")]
 CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 
 
 class CommOptions(ctypes.Structure):
@@ -64,6 +71,77 @@ def own_rows(_lib, starts, tokens, ranks, rank):
     return [(r.begin, r.end) for r in ranges]
 
 
+def fill(_lib, plan, t, at, rows, tokens):
+    """Normal numbers. Rows of a chunk depend on the chunk alone, so that ranks draw no more than their own."""
+    import numpy as np
+    from regraph import arrays
+
+    table = arrays.convert(np.random.default_rng(1).standard_normal(1 << 16, np.float32), t.dtype)
+    n = tokens // CHUNKS
+    part = np.empty((n, *t.shape[1:]), table.dtype)
+    pieces = np.array_split(part, min(16, n))
+
+    def draw(job):
+        seed, piece = job
+        piece[...] = table[np.random.default_rng(seed).integers(0, 1 << 16, piece.shape, np.uint16)]
+
+    first = 0
+    with ThreadPoolExecutor() as pool:
+        for begin, end in rows:
+            for c in range(begin // n, end // n):
+                seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
+                list(pool.map(draw, [((seed, i), piece) for i, piece in enumerate(pieces)]))
+                _lib.call("rg_memory_write", plan.handle, at.address + first, part.ctypes.data, part.nbytes)
+                first += part.nbytes
+
+
+def covered(spans):
+    """Of (begin, end) in order of begin: the union, as disjoint ones."""
+    out = []
+    for begin, end in sorted(spans):
+        if out and begin <= out[-1][1]:
+            out[-1][1] = max(out[-1][1], end)
+        else:
+            out.append([begin, end])
+    return out
+
+
+def length(spans):
+    return sum(end - begin for begin, end in spans)
+
+
+def timeline(forward, backward):
+    """For each direction, ms: from the first kernel to the last, with one of NCCL, with one of NCCL alone, with none."""
+    import torch
+
+    torch.cuda.init()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for run in (forward, backward, forward, backward):  # the first two bring the ranks in step
+            run()
+            time.sleep(0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.load(open(f"{folder}/trace.json"))["traceEvents"]
+    events = sorted(((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events
+                     if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")))
+    groups, last = [], -1e18
+    for begin, end, name in events:
+        if begin - last > 3e5:
+            groups.append([])
+        groups[-1].append((begin, end, name))
+        last = max(last, end)
+    if len(groups) != 4:
+        raise RuntimeError(f"the profiler saw {len(groups)} runs; expected 4")
+    result = []
+    for group in groups[2:]:
+        wire = covered([e[:2] for e in group if "nccl" in e[2]])
+        rest = covered([e[:2] for e in group if "nccl" not in e[2] and "stamp" not in e[2]])
+        both = covered(wire + rest)
+        result.append([x / 1e3 for x in (both[-1][1] - both[0][0], length(wire), length(both) - length(rest),
+                                         both[-1][1] - both[0][0] - length(both))])
+    return result
+
+
 def work(job, rank, port, pipe):
     if job["device"] == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
@@ -91,29 +169,33 @@ def work(job, rank, port, pipe):
             if t.name == "cu_seqlens":
                 at.write(starts)
                 continue
-            parts = []  # rows of a chunk depend on the chunk alone, so that ranks draw no more than their own
-            for begin, end in rows:
-                for c in range(begin * CHUNKS // tokens, max(end * CHUNKS // tokens, begin * CHUNKS // tokens + 1)):
-                    seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
-                    part = np.random.default_rng(seed).standard_normal((tokens // CHUNKS, *t.shape[1:]), np.float32)
-                    parts.append(arrays.convert(part, t.dtype))
-            at.write(np.ascontiguousarray(np.concatenate(parts)))
+            fill(_lib, plan, t, at, rows, tokens)
+
+        def forward():
+            _lib.call("rg_session_forward", session)
+            _lib.call("rg_session_synchronize", session)
+
+        def backward():
+            _lib.call("rg_session_backward", session)
+            _lib.call("rg_session_synchronize", session)
+
         times = []
         for run in range(job["runs"]):
             if job["kill"] == rank and run == 2:
+                _lib.call("rg_session_forward", session)
+                pipe.send({"failed": "is killed", "at": time.time()})
                 os.kill(os.getpid(), signal.SIGKILL)
             begun = time.perf_counter()
-            _lib.call("rg_session_forward", session)
-            _lib.call("rg_session_synchronize", session)
+            forward()
             middle = time.perf_counter()
-            _lib.call("rg_session_backward", session)
-            _lib.call("rg_session_synchronize", session)
+            backward()
             times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
-        collectives, node, i = 0.0, _lib.NodeTime(), 0
+        nodes, node, i = {}, _lib.NodeTime(), 0
         while _lib.lib.rg_session_node_time(session, i, ctypes.byref(node)) == 0:
             i += 1
-            if node.op.decode() in ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add"):
-                collectives += node.ms
+            at = node.op.decode(), bool(node.backward)
+            nodes[at] = nodes.get(at, 0) + node.ms
+        seen = timeline(forward, backward) if job["timeline"] else None
         hashes = {}
         for role, name in ((_lib.OUTPUT, "o"), (_lib.GRAD_OUT, "q")) if job["check"] else ():
             at, t = memory[role, name]
@@ -125,7 +207,7 @@ def work(job, rank, port, pipe):
                     n = tokens // CHUNKS
                     hashes[name, c] = hashlib.sha256(got[first:first + n].tobytes()).hexdigest()
                     first += n
-        pipe.send({"times": times, "collectives": collectives, "hashes": hashes, "comm": plan.sizes.comm,
+        pipe.send({"times": times, "nodes": nodes, "timeline": seen, "hashes": hashes, "comm": plan.sizes.comm,
                    "peak": plan.sizes.predicted_peak})
         _lib.lib.rg_session_destroy(session)
         if comm:
@@ -179,10 +261,12 @@ def main():
     a.add_argument("--check", action="store_true")
     a.add_argument("--kill", type=int, default=-1, metavar="RANK")
     a.add_argument("--deadline", type=float, default=30)
+    a.add_argument("--nodes", action="store_true")
+    a.add_argument("--timeline", action="store_true")
     o = a.parse_args()
     have = gpus() if o.device == "cuda" else [str(i) for i in range(8)]
     ranks = [int(r) for r in o.ranks.split(",")] if o.ranks else [r for r in (1, 2, 4, 8) if r <= len(have)]
-    if not ranks or max(ranks) > len(have) or (o.check and any(CHUNKS % (2 * r) for r in ranks)):
+    if not ranks or max(ranks) > len(have) or any(CHUNKS % (2 * r) for r in ranks):
         sys.exit(f"bench/cp.py: ranks {ranks}, GPUs {have}: nothing to run")
     params = {"H": 64, "KH": 4} if o.device == "cuda" else {"H": 4, "KH": 2, "D": 16, "DV": 16}
     bad = 0
@@ -193,11 +277,13 @@ def main():
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
                "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": o.kill,
-               "deadline": o.deadline, "eager": False}
+               "deadline": o.deadline, "eager": False, "timeline": False}
         one = None
         for n in ranks:
             begun = time.time()
-            results = launch({**job, "ranks": n, "kill": o.kill if n > 1 else -1})
+            results = launch({**job, "ranks": n, "kill": o.kill if n > 1 else -1, "timeline": o.timeline and n > 1})
+            if o.kill >= 0 and n > 1:
+                begun = results[o.kill].get("at", begun)
             failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
             if failed:
                 bad += o.kill < 0
@@ -209,17 +295,28 @@ def main():
             line = f"{text:>5} x {sequences}  {n} ranks  forward {forward:9.3f}  backward {backward:9.3f}"
             if one and n > 1:
                 line += f"  linear {one[0] / forward / n:5.2f} {one[1] / backward / n:5.2f}"
-            if n > 1:
-                steps = launch({**job, "ranks": n, "kill": -1, "eager": True, "runs": 3})
-                if all("failed" not in x for x in steps):
-                    line += f"  collectives {max(x['collectives'] for x in steps):8.3f}"
-                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB"
+            steps = launch({**job, "ranks": n, "kill": -1, "eager": True, "runs": 2}) if o.nodes or n > 1 else []
+            if any("failed" in x for x in steps):
+                steps = []
+            if n > 1 and steps:
+                spent = max(sum(ms for (op, _), ms in x["nodes"].items() if op in COLLECTIVES) for x in steps)
+                line += f"  collectives {spent:8.3f}"
+            line += f"  peak {max(x['peak'] for x in results) / 2**30:.2f} GiB, comm {results[0]['comm'] / 2**20:.1f} MiB"
             if o.check and one and n > 1:
                 got = {k: v for x in results for k, v in x["hashes"].items()}
                 wrong = [k for k in one[2] if got.get(k) != one[2][k]]
                 bad += len(wrong)
                 line += f"  {len(one[2]) - len(wrong)} of {len(one[2])} chunks of o and dq are one rank's bits"
             print(line, flush=True)
+            for d, direction in enumerate(("forward", "backward")):
+                if o.timeline and n > 1:
+                    span, wire, exposed, idle = (max(x["timeline"][d][i] for x in results) for i in range(4))
+                    print(f"      {direction}: {span:.3f} ms on the GPU, NCCL in {wire:.3f}, exposed {exposed:.3f} "
+                          f"({100 * exposed / span:.1f} %), nothing in {idle:.3f}", flush=True)
+                if o.nodes and steps:
+                    spent = {op: max(x["nodes"].get((op, bool(d)), 0) for x in steps) for op, _ in steps[0]["nodes"]}
+                    print(f"      {direction}, step by step: " + ", ".join(
+                        f"{op} {ms:.3f}" for op, ms in sorted(spent.items(), key=lambda x: -x[1]) if ms), flush=True)
     sys.exit(bad > 0)
 
 
