@@ -5,14 +5,16 @@
     bench/cp.py --ranks 1,4 --tokens 128K      # some of it;  --sequences 8 shares the tokens out to as many
     bench/cp.py --check                        # outputs, row by row of chunks, and dq against one rank's bits
     bench/cp.py --kill 1                       # rank 1 dies during the third run: how every other rank ends, and when
+    bench/cp.py --stall 1 --deadline 5         # or it only sleeps, for longer than the deadline
+    bench/cp.py --seed PATH                    # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention (needs torch)
     bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
     bench/cp.py --timeline                     # what is on the GPU when, by torch's profiler: how long nothing but NCCL is
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
 Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
 theirs, divided by the number of ranks. "collectives" is what the collectives' nodes take step by step: an upper bound of
-what is exposed, since graphs hide it behind other nodes. "exposed" is for how long the timeline has a collective and no other kernel,
-on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
+what is exposed, since graphs hide it behind other nodes. "exposed" is for how long the timeline has a collective and no other
+kernel, on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
 """
 
 import argparse
@@ -185,6 +187,9 @@ def work(job, rank, port, pipe):
                 _lib.call("rg_session_forward", session)
                 pipe.send({"failed": "is killed", "at": time.time()})
                 os.kill(os.getpid(), signal.SIGKILL)
+            if job["stall"] == rank and run == 2:
+                pipe.send({"failed": "sleeps", "at": time.time()})
+                time.sleep(job["deadline"] + 5)
             begun = time.perf_counter()
             forward()
             middle = time.perf_counter()
@@ -217,7 +222,49 @@ def work(job, rank, port, pipe):
         os._exit(1)
 
 
-def launch(job):
+def seed_work(job, rank, port, pipe):
+    """The same by the seed: its own rule for the mode, one head at a time, as its own bench has it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+    import torch
+    from seed_shim import Seed
+
+    try:
+        ranks, tokens, group, p = job["ranks"], job["tokens"], None, job["params"]
+        if ranks > 1:
+            torch.distributed.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+            group = torch.distributed.new_group(list(range(ranks)))
+        seed = Seed(job["seed"], p, group, recompute=bool(job["policy"]))
+        cu = (torch.arange(job["sequences"] + 1) * tokens // job["sequences"]).to("cuda", torch.int32)
+        mode = 2 if tokens // job["sequences"] >= 1.5 * tokens / ranks else 1
+
+        def normal(*shape):
+            return torch.randn(tokens // ranks, *shape, device="cuda", dtype=torch.bfloat16)
+
+        x = [normal(p["H"], p["D"]), normal(p["KH"], p["D"]), normal(p["KH"], p["DV"]), normal(p["H"], 3)]
+        d_o = normal(p["H"], p["DV"])
+        for t in x:
+            t.requires_grad_()
+        times = []
+        for _ in range(job["runs"]):
+            for t in x:
+                t.grad = None
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            o = seed(*x, cu, mode)
+            torch.cuda.synchronize()
+            middle = time.perf_counter()
+            o.backward(d_o)
+            torch.cuda.synchronize()
+            times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
+        pipe.send({"times": times, "peak": torch.cuda.max_memory_allocated(), "swa": seed.swa_backend})
+        if group:
+            torch.distributed.destroy_process_group()
+    except Exception as problem:
+        pipe.send({"failed": str(problem), "at": time.time()})
+        os._exit(1)
+
+
+def launch(job, work=work):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -260,6 +307,8 @@ def main():
     a.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     a.add_argument("--check", action="store_true")
     a.add_argument("--kill", type=int, default=-1, metavar="RANK")
+    a.add_argument("--stall", type=int, default=-1, metavar="RANK")
+    a.add_argument("--seed", type=Path)
     a.add_argument("--deadline", type=float, default=30)
     a.add_argument("--nodes", action="store_true")
     a.add_argument("--timeline", action="store_true")
@@ -269,44 +318,54 @@ def main():
     if not ranks or max(ranks) > len(have) or any(CHUNKS % (2 * r) for r in ranks):
         sys.exit(f"bench/cp.py: ranks {ranks}, GPUs {have}: nothing to run")
     params = {"H": 64, "KH": 4} if o.device == "cuda" else {"H": 4, "KH": 2, "D": 16, "DV": 16}
-    bad = 0
+    whole_params = {**json.load(open(ROOT / "examples/nsa.json"))["params"], **params}
+    bad, victim = 0, max(o.kill, o.stall)
     for text in o.tokens.split(","):
         tokens, sequences = size(text), o.sequences or 1
         if text == "16K" and not o.sequences:
             tokens, sequences = 8 * tokens, 8
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
-               "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": o.kill,
+               "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": -1, "stall": -1,
                "deadline": o.deadline, "eager": False, "timeline": False}
-        one = None
+        alone = {}  # one rank's: results, and medians by label
         for n in ranks:
+            head = f"{text:>5} x {sequences}  {n} ranks  "
+
+            def times(results, label):
+                f, b = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs)) for d in (0, 1))
+                if n == 1:
+                    alone[label] = f, b
+                line = f"{head}{label:<6} forward {f:9.3f}  backward {b:9.3f}  both {f + b:9.3f}"
+                if label in alone and n > 1:
+                    one = alone[label]
+                    line += f"  linear {one[0] / f / n:5.3f} {one[1] / b / n:5.3f} {sum(one) / (f + b) / n:5.3f}"
+                return line + f"  peak {max(x['peak'] for x in results) / 2**30:.2f} GiB"
+
+            fate = {"kill": o.kill, "stall": o.stall} if n > 1 else {}
             begun = time.time()
-            results = launch({**job, "ranks": n, "kill": o.kill if n > 1 else -1, "timeline": o.timeline and n > 1})
-            if o.kill >= 0 and n > 1:
-                begun = results[o.kill].get("at", begun)
+            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline and n > 1})
+            if fate and victim >= 0:
+                begun = results[victim].get("at", begun)
             failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
             if failed:
-                bad += o.kill < 0
-                print(f"{text:>5} x {sequences}  {n} ranks  " + "; ".join(failed))
+                bad += victim < 0
+                print(head + "; ".join(failed), flush=True)
                 continue
-            forward, backward = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs))
-                                 for d in (0, 1))
-            one = one or ((forward, backward, results[0]["hashes"]) if n == 1 else None)
-            line = f"{text:>5} x {sequences}  {n} ranks  forward {forward:9.3f}  backward {backward:9.3f}"
-            if one and n > 1:
-                line += f"  linear {one[0] / forward / n:5.2f} {one[1] / backward / n:5.2f}"
-            steps = launch({**job, "ranks": n, "kill": -1, "eager": True, "runs": 2}) if o.nodes or n > 1 else []
+            line = times(results, "ours")
+            steps = launch({**job, "ranks": n, "eager": True, "runs": 2}) if o.nodes or n > 1 else []
             if any("failed" in x for x in steps):
                 steps = []
             if n > 1 and steps:
                 spent = max(sum(ms for (op, _), ms in x["nodes"].items() if op in COLLECTIVES) for x in steps)
-                line += f"  collectives {spent:8.3f}"
-            line += f"  peak {max(x['peak'] for x in results) / 2**30:.2f} GiB, comm {results[0]['comm'] / 2**20:.1f} MiB"
-            if o.check and one and n > 1:
-                got = {k: v for x in results for k, v in x["hashes"].items()}
-                wrong = [k for k in one[2] if got.get(k) != one[2][k]]
+                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB  collectives {spent:8.3f}"
+            if o.check and n == 1:
+                alone["hashes"] = results[0]["hashes"]
+            if o.check and n > 1 and "hashes" in alone:
+                want, got = alone["hashes"], {k: v for x in results for k, v in x["hashes"].items()}
+                wrong = [k for k in want if got.get(k) != want[k]]
                 bad += len(wrong)
-                line += f"  {len(one[2]) - len(wrong)} of {len(one[2])} chunks of o and dq are one rank's bits"
+                line += f"  {len(want) - len(wrong)} of {len(want)} chunks of o and dq are one rank's bits"
             print(line, flush=True)
             for d, direction in enumerate(("forward", "backward")):
                 if o.timeline and n > 1:
@@ -317,6 +376,10 @@ def main():
                     spent = {op: max(x["nodes"].get((op, bool(d)), 0) for x in steps) for op, _ in steps[0]["nodes"]}
                     print(f"      {direction}, step by step: " + ", ".join(
                         f"{op} {ms:.3f}" for op, ms in sorted(spent.items(), key=lambda x: -x[1]) if ms), flush=True)
+            if o.seed:
+                results = launch({**job, "ranks": n, "params": whole_params, "seed": str(o.seed)}, seed_work)
+                failed = [x["failed"] for x in results if "failed" in x]
+                print(head + "seed   " + failed[0] if failed else times(results, "seed"), flush=True)
     sys.exit(bad > 0)
 
 
