@@ -6,15 +6,17 @@
     bench/cp.py --check                        # outputs, row by row of chunks, and dq against one rank's bits
     bench/cp.py --kill 1                       # rank 1 dies during the third run: how every other rank ends, and when
     bench/cp.py --stall 1 --deadline 5         # or it only sleeps, for longer than the deadline
+    bench/cp.py --alone --ranks 2,8            # on one GPU: what each of so many ranks would take, over wires of --wire GB/s
     bench/cp.py --seed PATH                    # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention (needs torch)
     bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
     bench/cp.py --timeline                     # what is on the GPU when, by torch's profiler: how long nothing but NCCL is
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
 Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
-theirs, divided by the number of ranks. "collectives" is what the collectives' nodes take step by step: an upper bound of
-what is exposed, since graphs hide it behind other nodes. "exposed" is for how long the timeline has a collective and no other
-kernel, on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
+theirs, divided by the number of ranks. --alone runs the first and the last rank by themselves: collectives take a rank's own
+bytes for the others', by a kernel on 16 multiprocessors that takes as long as the wire would, and nobody waits for anybody.
+"collectives" is what the collectives' nodes take step by step: an upper bound of what is exposed, since graphs hide it behind
+other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
 """
 
 import argparse
@@ -41,6 +43,110 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 class CommOptions(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("rank", ctypes.c_int), ("ranks", ctypes.c_int), ("address", ctypes.c_char_p),
                 ("port", ctypes.c_int), ("cuda", ctypes.c_bool), ("deadline", ctypes.c_double)]
+
+
+class Stub(ctypes.Structure):
+    """struct rg_comm"""
+    CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
+                            ctypes.c_void_p, ctypes.c_void_p)
+    HALO = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p * 4),
+                            ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+    BARRIER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    _fields_ = [("abi", ctypes.c_uint32), ("size", ctypes.c_int), ("rank", ctypes.c_int), ("user", ctypes.c_void_p),
+                ("all_gather", CALL), ("all_to_all", CALL), ("halo", HALO), ("barrier", BARRIER),
+                ("abort", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)), ("destroy", ctypes.c_void_p),
+                ("captures", ctypes.c_bool), ("check", ctypes.c_void_p), ("sessions", ctypes.c_int),
+                ("leaving", ctypes.c_bool)]
+
+
+WIRE = b"""
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry wire(.param .u64 to, .param .u64 from, .param .u64 n, .param .u64 ns)
+.maxntid 512, 1, 1
+{ // to[0 ... n) = from, 16 bytes each, in no less than ns
+  .reg .pred %p;
+  .reg .b32 %r<6>;
+  .reg .b64 %d<12>;
+  ld.param.u64 %d1, [to];
+  ld.param.u64 %d2, [from];
+  ld.param.u64 %d3, [n];
+  ld.param.u64 %d4, [ns];
+  mov.u64 %d5, %globaltimer;
+  mov.u32 %r1, %ctaid.x;
+  mov.u32 %r2, %tid.x;
+  mad.lo.u32 %r1, %r1, 512, %r2;
+  cvt.u64.u32 %d6, %r1;
+  mov.u32 %r3, %nctaid.x;
+  mul.wide.u32 %d7, %r3, 512;
+COPY:
+  setp.ge.u64 %p, %d6, %d3;
+  @%p bra WAIT;
+  shl.b64 %d8, %d6, 4;
+  add.s64 %d9, %d1, %d8;
+  add.s64 %d10, %d2, %d8;
+  ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d10];
+  st.global.v4.u32 [%d9], {%r2, %r3, %r4, %r5};
+  add.s64 %d6, %d6, %d7;
+  bra COPY;
+WAIT:
+  mov.u64 %d11, %globaltimer;
+  sub.s64 %d11, %d11, %d5;
+  setp.lt.u64 %p, %d11, %d4;
+  @%p bra WAIT;
+  ret;
+}
+\0"""
+
+
+class Alone:
+    """One of several ranks, by itself: what the others would send are its own bytes, as late as `rate` GB/s bring them."""
+
+    def __init__(self, cuda, rank, ranks, rate):
+        self.rate, self.failed = rate, 0
+        if cuda:
+            self.cuda = ctypes.CDLL("libcuda.so.1")
+            context, module, self.wire = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+            for call in (lambda: self.cuda.cuInit(0), lambda: self.cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0),
+                         lambda: self.cuda.cuCtxSetCurrent(context),
+                         lambda: self.cuda.cuModuleLoadData(ctypes.byref(module), WIRE),
+                         lambda: self.cuda.cuModuleGetFunction(ctypes.byref(self.wire), module, b"wire")):
+                if code := call():
+                    raise RuntimeError(f"the wire's kernel: error {code} of the driver")
+
+        def gather(_, node, send, recv, size, stream, error):
+            if not stream and node == b"start-up":  # greetings: {"regraph", format, size, rank, …} (cp/comm.h)
+                for r in range(ranks):
+                    ctypes.memmove(recv + r * size, send, size)
+                    ctypes.c_uint32.from_address(recv + r * size + 16).value = r
+                return 0
+            return max(self.move(recv + r * size, send, size, stream, r == rank) for r in range(ranks))
+
+        def exchange(_, node, send, recv, size, stream, error):
+            return max(self.move(recv + r * size, send + r * size, size, stream, r == rank) for r in range(ranks))
+
+        def halo(_, node, h, size, stream, error):
+            to_previous, to_next, from_previous, from_next = h.contents
+            return max(rank > 0 and self.move(from_previous, to_previous, size, stream, False),
+                       rank + 1 < ranks and self.move(from_next, to_next, size, stream, False))
+
+        self.stub = Stub(3, ranks, rank, None, Stub.CALL(gather), Stub.CALL(exchange), Stub.HALO(halo),
+                         Stub.BARRIER(lambda *_: 0), captures=cuda)
+        self.stub.abort = type(self.stub.abort)(lambda *_: None)
+        self.handle = ctypes.c_void_p(ctypes.addressof(self.stub))
+
+    def move(self, to, source, size, stream, own):
+        if not stream:
+            ctypes.memmove(to, source, size)
+            return 0
+        values = [ctypes.c_uint64(x) for x in (to, source, size // 16, 0 if own else int(size / self.rate))]
+        values = (ctypes.c_void_p * 4)(*(ctypes.addressof(v) for v in values))
+        code = self.cuda.cuLaunchKernel(self.wire, 16, 1, 1, 512, 1, 1, 0, ctypes.c_void_p(stream), values, None)
+        return 15 if code or size % 16 else 0
+
+    def close(self):
+        pass
 
 
 class Range(ctypes.Structure):
@@ -136,8 +242,8 @@ def timeline(forward, backward):
         raise RuntimeError(f"the profiler saw {len(groups)} runs; expected 4")
     result = []
     for group in groups[2:]:
-        wire = covered([e[:2] for e in group if "nccl" in e[2]])
-        rest = covered([e[:2] for e in group if "nccl" not in e[2] and "stamp" not in e[2]])
+        wire = covered([e[:2] for e in group if "nccl" in e[2] or e[2] == "wire"])
+        rest = covered([e[:2] for e in group if not ("nccl" in e[2] or e[2] == "wire" or "stamp" in e[2])])
         both = covered(wire + rest)
         result.append([x / 1e3 for x in (both[-1][1] - both[0][0], length(wire), length(both) - length(rest),
                                          both[-1][1] - both[0][0] - length(both))])
@@ -146,14 +252,18 @@ def timeline(forward, backward):
 
 def work(job, rank, port, pipe):
     if job["device"] == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][0 if job["alone"] else rank]
     import numpy as np
     from regraph import _lib, arrays, core
 
     try:
         context = core.Context()
         ranks, tokens = job["ranks"], job["tokens"]
-        comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"]) if ranks > 1 else None
+        comm = None
+        if ranks > 1 and job["alone"]:
+            comm = Alone(job["device"] == "cuda", rank, ranks, job["wire"])
+        elif ranks > 1:
+            comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"])
         spec = core.Spec(str(ROOT / "examples/nsa.json"), context, **job["params"])
         policy = {"regraph_policy": 1, "cp": {"ranks": ranks}, **job["policy"]}
         plan = core.Plan(spec, core.Policy(policy, context), device=job["device"], T=tokens, B=job["sequences"])
@@ -265,12 +375,19 @@ def seed_work(job, rank, port, pipe):
 
 
 def launch(job, work=work):
+    """Each rank's result, from a process of its own; ranks that are alone run one after the other, the first and the last."""
+    if job["alone"] and job["ranks"] > 1:
+        return [run([r], job, work)[0] for r in (0, job["ranks"] - 1)]
+    return run(range(job["ranks"]), job, work)
+
+
+def run(ranks, job, work):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    ends = [context.Pipe(False) for _ in range(job["ranks"])]
-    processes = [context.Process(target=work, args=(job, r, port, ends[r][1])) for r in range(job["ranks"])]
+    ends = [context.Pipe(False) for _ in ranks]
+    processes = [context.Process(target=work, args=(job, r, port, end)) for r, (_, end) in zip(ranks, ends)]
     for p in processes:
         p.start()
     for _, child in ends:
@@ -310,12 +427,14 @@ def main():
     a.add_argument("--stall", type=int, default=-1, metavar="RANK")
     a.add_argument("--seed", type=Path)
     a.add_argument("--deadline", type=float, default=30)
+    a.add_argument("--alone", action="store_true")
+    a.add_argument("--wire", type=float, default=370, metavar="GB/S")
     a.add_argument("--nodes", action="store_true")
     a.add_argument("--timeline", action="store_true")
     o = a.parse_args()
     have = gpus() if o.device == "cuda" else [str(i) for i in range(8)]
     ranks = [int(r) for r in o.ranks.split(",")] if o.ranks else [r for r in (1, 2, 4, 8) if r <= len(have)]
-    if not ranks or max(ranks) > len(have) or any(CHUNKS % (2 * r) for r in ranks):
+    if not ranks or max(ranks) > (8 if o.alone and have else len(have)) or any(CHUNKS % (2 * r) for r in ranks):
         sys.exit(f"bench/cp.py: ranks {ranks}, GPUs {have}: nothing to run")
     params = {"H": 64, "KH": 4} if o.device == "cuda" else {"H": 4, "KH": 2, "D": 16, "DV": 16}
     whole_params = {**json.load(open(ROOT / "examples/nsa.json"))["params"], **params}
@@ -327,7 +446,7 @@ def main():
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
                "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": -1, "stall": -1,
-               "deadline": o.deadline, "eager": False, "timeline": False}
+               "deadline": o.deadline, "eager": False, "timeline": False, "alone": o.alone, "wire": o.wire}
         alone = {}  # one rank's: results, and medians by label
         for n in ranks:
             head = f"{text:>5} x {sequences}  {n} ranks  "
