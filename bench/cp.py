@@ -141,8 +141,8 @@ class Alone:
             ctypes.memmove(to, source, size)
             return 0
         values = [ctypes.c_uint64(x) for x in (to, source, size // 16, 0 if own else int(size / self.rate))]
-        values = (ctypes.c_void_p * 4)(*(ctypes.addressof(v) for v in values))
-        code = self.cuda.cuLaunchKernel(self.wire, 16, 1, 1, 512, 1, 1, 0, ctypes.c_void_p(stream), values, None)
+        places = (ctypes.c_void_p * 4)(*(ctypes.addressof(v) for v in values))
+        code = self.cuda.cuLaunchKernel(self.wire, 16, 1, 1, 512, 1, 1, 0, ctypes.c_void_p(stream), places, None)
         return 15 if code or size % 16 else 0
 
     def close(self):
