@@ -9,7 +9,7 @@
     bench/cp.py --alone --ranks 2,8            # on one GPU: what each of so many ranks would take, over wires of --wire GB/s
     bench/cp.py --seed PATH                    # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention (needs torch)
     bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
-    bench/cp.py --timeline                     # what is on the GPU when, by torch's profiler: how long nothing but NCCL is
+    bench/cp.py --timeline FOLDER              # how long nothing but NCCL is on the GPU, and Chrome traces, by torch's profiler
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
 Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
@@ -29,7 +29,6 @@ import signal
 import socket
 import statistics
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -218,7 +217,7 @@ def length(spans):
     return sum(end - begin for begin, end in spans)
 
 
-def timeline(forward, backward):
+def timeline(forward, backward, trace):
     """For each direction, ms: from the first kernel to the last, with one of NCCL, with one of NCCL alone, with none."""
     import torch
 
@@ -227,9 +226,8 @@ def timeline(forward, backward):
         for run in (forward, backward, forward, backward):  # the first two bring the ranks in step
             run()
             time.sleep(0.5)
-    with tempfile.TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.load(open(f"{folder}/trace.json"))["traceEvents"]
+    profiler.export_chrome_trace(str(trace))
+    events = json.load(open(trace))["traceEvents"]
     events = sorted(((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events
                      if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")))
     groups, last = [], -1e18
@@ -310,7 +308,8 @@ def work(job, rank, port, pipe):
             i += 1
             at = node.op.decode(), bool(node.backward)
             nodes[at] = nodes.get(at, 0) + node.ms
-        seen = timeline(forward, backward) if job["timeline"] else None
+        trace = job["timeline"] and Path(job["timeline"]) / f"{tokens}-{rank}-of-{ranks}.json"
+        seen = timeline(forward, backward, trace) if trace else None
         hashes = {}
         for role, name in ((_lib.OUTPUT, "o"), (_lib.GRAD_OUT, "q")) if job["check"] else ():
             at, t = memory[role, name]
@@ -430,7 +429,7 @@ def main():
     a.add_argument("--alone", action="store_true")
     a.add_argument("--wire", type=float, default=370, metavar="GB/S")
     a.add_argument("--nodes", action="store_true")
-    a.add_argument("--timeline", action="store_true")
+    a.add_argument("--timeline", metavar="FOLDER")
     o = a.parse_args()
     have = gpus() if o.device == "cuda" else [str(i) for i in range(8)]
     ranks = [int(r) for r in o.ranks.split(",")] if o.ranks else [r for r in (1, 2, 4, 8) if r <= len(have)]
@@ -446,7 +445,7 @@ def main():
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
                "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": -1, "stall": -1,
-               "deadline": o.deadline, "eager": False, "timeline": False, "alone": o.alone, "wire": o.wire}
+               "deadline": o.deadline, "eager": False, "timeline": None, "alone": o.alone, "wire": o.wire}
         alone = {}  # one rank's: results, and medians by label
         for n in ranks:
             head = f"{text:>5} x {sequences}  {n} ranks  "
@@ -463,7 +462,7 @@ def main():
 
             fate = {"kill": o.kill, "stall": o.stall} if n > 1 else {}
             begun = time.time()
-            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline and n > 1})
+            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline if n > 1 else None})
             if fate and victim >= 0:
                 begun = results[victim].get("at", begun)
             failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
