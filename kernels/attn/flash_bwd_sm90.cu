@@ -201,8 +201,11 @@ template <class T, int W> struct worker {
       if (bwd_handed(p, x, sum, wg, t)) return;
     }
     const int64_t row = x.s.k_begin + k0;
-    if (a.dk.data) put_keys(dk, a.dk, row, x.kh, keys, key, 0, a.D, a.scale, a.acc_k, t);
-    if (a.dv.data) put_keys(dv, a.dv, row, x.kh, keys, key, 0, a.E, 1, a.acc_v, t);
+    const bool seen = steps > 0; /* else there is nothing to add */
+    if (a.dk.data && (seen || !a.acc_k))
+      put_keys(dk, a.dk, row, x.kh, keys, key, 0, a.D, a.scale, a.acc_k, t);
+    if (a.dv.data && (seen || !a.acc_v))
+      put_keys(dv, a.dv, row, x.kh, keys, key, 0, a.E, 1, a.acc_v, t);
   }
 };
 
