@@ -1,5 +1,5 @@
-/* bench/wires_gpu_bench.c: what NCCL's collectives do on the GPUs of this host when they are captured
- * and replayed: the figures behind the engine's defaults (cp/cuda_nccl.c) and `link_gbs`.
+/* bench/wires_gpu_bench.c: what NCCL's collectives do on the GPUs of this host when they are
+ * captured and replayed: the figures behind the engine's defaults (cp/cuda_nccl.c) and `link_gbs`.
  *
  *     wires_gpu_bench [--most MIB] [--replays N]
  *

@@ -9,8 +9,9 @@
  * the wire as a ring takes, and the same bits on every run, rank and machine. What is gathered is
  * differentiated in fp32: readers on several ranks add to a sum that is cast once.
  *
- * A comm block is | to send | received |. What reduce_scatter sends would often be the largest there
- * is, so it goes in rounds, some columns (of the last axis) at a time, where it is more than `room`.
+ * A comm block is | to send | received |. What reduce_scatter sends would often be the largest
+ * there is, so it goes in rounds, some columns (of the last axis) at a time, where it is more than
+ * `room`.
  */
 #include "comm.h"
 #include "cuda/comm.h"
