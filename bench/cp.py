@@ -16,7 +16,8 @@ Times are medians in ms of the slowest rank, from a barrier to the end of its GP
 theirs, divided by the number of ranks. --alone runs the first and the last rank by themselves: collectives take a rank's own
 bytes for the others', by a kernel on 16 multiprocessors that takes as long as the wire would, and nobody waits for anybody.
 "collectives" is what the collectives' nodes take step by step: an upper bound of what is exposed, since graphs hide it behind
-other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that is longest. Clocks are the GPUs' own: lock them for figures to report.
+other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that is longest.
+Clocks are the GPUs' own: lock them for figures to report.
 """
 
 import argparse
