@@ -29,7 +29,8 @@ typedef struct cli_args {
   bool json, dot, timeline, graph;                              /* what to print */
   bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
   bool man;
-  const char *policy, *device, *profile, *svg, *profile_out, *source, *completion, *names;
+  const char *policy, *device, *profile, *svg, *trace, *html, *front, *against, *profile_out,
+      *source, *completion, *names;
   cli_list set, in, grad_in, out, grad_out, plugin;
   int64_t threads, repeat, cp, capacity;
   uint64_t seed;
@@ -136,6 +137,17 @@ rg_status cli_require_runner(cli *c);
 /* rg_check, with all its errors. */
 rg_status cli_check(cli *c);
 void cli_close(cli *c);
+/* What a run took: ms of each step, and of whole directions. */
+typedef struct cli_measured {
+  const double *step_ms;
+  size_t nstep;
+  double forward_ms, backward_ms;
+  const char *how; /* "median of 5" */
+} cli_measured;
+/* Files that the flags ask for beside what is printed (report.c): whether they can be written, and
+ * writes them. NULL: nothing was measured. */
+rg_status cli_reports_open(cli *c);
+rg_status cli_write_reports(cli *c, const cli_measured *m);
 /* What the plan's cost model says of a direction. */
 double cli_model_seconds(const cli *c, bool backward);
 void cli_plan_options(cli *c, rg_plan_options *o);
@@ -159,10 +171,10 @@ rg_status cli_fail(rg_error *e, rg_status status, const char *file, const char *
 rg_status cli_nomem(rg_error *e);
 /* Prints the text and frees it. */
 void cli_print_text(rg_text *text);
-/* Writes a whole file, or leaves what was there (save.h). */
+/* Writes a whole file, or leaves what was there (save.c). */
 rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size);
 /* A path that no file can be written to is better met before a long run than after it. NULL is
- * fine. */
+ * fine (save.c). */
 rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */

@@ -4,6 +4,7 @@
 #include "peak.h"
 #include "ranks.h"
 #include "timing.h"
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct bench {
@@ -120,6 +121,19 @@ static void print_json(const cli *c, const bench *b, const rg_sizes *z) {
   puts("]}");
 }
 
+/* Medians, as they are printed. */
+static rg_status write_reports(cli *c, const bench *b) {
+  char how[48];
+  double *ms = calloc((size_t)b->t.nrow + 1, sizeof *ms);
+  if (!ms) return cli_nomem(&c->error);
+  for (int i = 0; i < b->t.nrow; i++) ms[i] = b->t.row[i].median;
+  snprintf(how, sizeof how, "median of %lld", (long long)c->args.repeat);
+  const cli_measured m = {ms, (size_t)b->t.nrow, b->t.forward_ms, b->t.backward_ms, how};
+  const rg_status s = cli_write_reports(c, &m);
+  free(ms);
+  return s;
+}
+
 rg_status cli_cmd_bench(cli *c) {
   bench b = {0};
   rg_sizes z;
@@ -131,6 +145,7 @@ rg_status cli_cmd_bench(cli *c) {
                     (long long)a->repeat);
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s != RG_OK) return s;
   if (!gpu) {
     cli_progress(c, "measuring the machine", 0, 0);
@@ -151,6 +166,7 @@ rg_status cli_cmd_bench(cli *c) {
       print_json(c, &b, &z);
     else
       print_text(c, &b, &z);
+    s = write_reports(c, &b);
   }
   cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */

@@ -196,6 +196,7 @@ rg_status cli_cmd_plan(cli *c) {
   rg_status s = cli_open(c);
   if (s != RG_OK) return s;
   s = cli_writable(c, a->svg);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
   s = cli_make_plan(c);
@@ -208,6 +209,8 @@ rg_status cli_cmd_plan(cli *c) {
     rg_text_destroy(&text);
     if (s != RG_OK) return s;
   }
+  s = cli_write_reports(c, NULL);
+  if (s != RG_OK) return s;
   char timeline[16] = "timeline";
   const int columns = cli_columns(STDOUT_FILENO);
   if (columns)

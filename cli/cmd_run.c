@@ -2,6 +2,7 @@
 #include "cli.h"
 #include "data.h"
 #include "ranks.h"
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -169,6 +170,26 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
   puts("]}");
 }
 
+/* A graph that was replayed has no times of its steps: then there is nothing to show. */
+static rg_status write_reports(cli *c, const timing *t) {
+  rg_node_time n;
+  size_t steps = 0;
+  double sum = 0;
+  while (rg_session_node_time(c->session, steps, &n) == RG_OK) steps++;
+  double *ms = calloc(steps + 1, sizeof *ms);
+  if (!ms) return cli_nomem(&c->error);
+  for (size_t i = 0; i < steps; i++) {
+    rg_session_node_time(c->session, i, &n);
+    ms[i] = n.backward && t->backward_ms < 0 ? 0 : n.ms;
+    sum += ms[i];
+  }
+  const cli_measured m = {ms, steps, t->forward_ms, t->backward_ms > 0 ? t->backward_ms : 0,
+                          "one run"};
+  const rg_status s = cli_write_reports(c, sum > 0 ? &m : NULL);
+  free(ms);
+  return s;
+}
+
 rg_status cli_require_runner(cli *c) {
   return rg_device_check(c->args.device, &c->error);
 }
@@ -179,6 +200,7 @@ rg_status cli_cmd_run(cli *c) {
   rg_sizes z;
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s == RG_OK) s = data_open(c, &d);
   if (s == RG_OK) cli_default_sequences(c);
   if (s == RG_OK) s = cli_make_plan(c);
@@ -200,6 +222,7 @@ rg_status cli_cmd_run(cli *c) {
       print_json(c, &d, &t, &z);
     else
       print_text(c, &d, &t, &z);
+    s = write_reports(c, &t);
   }
   cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */

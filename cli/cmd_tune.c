@@ -280,6 +280,19 @@ static rg_status load_spec(cli *in, const job *j) {
   return s;
 }
 
+/* What is wrong with a spec shows before hours go by, not when its turn comes. */
+static rg_status check_jobs(const tune *t) {
+  rg_status s = RG_OK;
+  for (int i = 0; i < t->njob && s == RG_OK; i++) {
+    cli in = {.args = t->c->args, .ctx = t->c->ctx, .set = t->c->set, .nset = t->c->nset};
+    s = load_spec(&in, &t->job[i]);
+    if (s == RG_OK) s = rg_check(in.spec, NULL, &in.error);
+    if (s != RG_OK) t->c->error = in.error;
+    rg_spec_destroy(in.spec);
+  }
+  return s;
+}
+
 /* A job that finds no memory is left out, and the tune goes on. */
 static rg_status run_job(tune *t, job *j) {
   const cli *c = t->c;
@@ -397,6 +410,7 @@ static rg_status tune_into(tune *t, const char *path) {
   cli *c = t->c;
   rg_status s = cli_writable(c, path);
   if (s == RG_OK) s = list_jobs(t);
+  if (s == RG_OK) s = check_jobs(t);
   if (s == RG_OK && !(t->list = list_path(path))) s = cli_nomem(&c->error);
   if (s == RG_OK) s = open_list(t);
   if (s == RG_OK) s = run_jobs(t);
@@ -408,8 +422,8 @@ static rg_status tune_into(tune *t, const char *path) {
     printf("%d of %d jobs measured when time was up; the same command goes on\n", t->njob - missing,
            t->njob);
   if (t->nm)
-    printf("%zu nodes of %d jobs measured, one by one in %s; profile in %s\n", t->nm,
-           t->njob - missing, t->list, path);
+    printf("%zu nodes of %d job%s measured, one by one in %s; profile in %s\n", t->nm,
+           t->njob - missing, t->njob - missing == 1 ? "" : "s", t->list, path);
   return RG_OK;
 }
 

@@ -148,7 +148,7 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
   int n = 0;
   rg_tensor_info info;
   for (size_t i = 0; rg_spec_tensor(c->spec, i, &info) == RG_OK; i++) {
-    if (info.role != role) continue;
+    if (info.role != role && (role != RG_INPUT || info.role != RG_STATE)) continue;
     if (strcmp(info.name, name) == 0) {
       *out = info;
       return RG_OK;
@@ -308,7 +308,7 @@ static void scale(data_tensor *t, float by) {
 static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
   const rg_tensor_info *i = &t->info;
   data_file *f = NULL;
-  if (i->role == RG_INPUT) f = find_file(d->in, d->nin, i->name);
+  if (i->role == RG_INPUT || i->role == RG_STATE) f = find_file(d->in, d->nin, i->name);
   if (i->role == RG_GRAD_IN) f = find_file(d->grad_in, d->ngrad_in, i->name);
   if (f) return read_tensor(c, f, t);
   if (i->role == RG_INPUT && i->seqlens) {
@@ -323,7 +323,7 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
     snprintf(name, sizeof name, "%s%s", i->role == RG_GRAD_IN ? "grad." : "", i->name);
     data_draw(c->args.seed, name, i->dtype, t->data, t->elements, cli_threads(c));
     if (d->small_weights && is_weight(d, i)) scale(t, 1 / sqrtf((float)i->dim[1]));
-  } /* else: offsets, outputs and sums start at zero, as allocated */
+  } /* else: offsets, state, outputs and sums start at zero, as allocated */
   return RG_OK;
 }
 
@@ -339,7 +339,8 @@ static rg_status to_device(cli *c, data_tensor *t) {
 }
 
 static bool is_filled(const data_tensor *t) {
-  return t->data && (t->info.role == RG_INPUT || t->info.role == RG_GRAD_IN);
+  return t->data &&
+         (t->info.role == RG_INPUT || t->info.role == RG_GRAD_IN || t->info.role == RG_STATE);
 }
 
 rg_status data_bind(cli *c, data_set *d) {

@@ -2,6 +2,13 @@
 #include "cli.h"
 #include <string.h>
 
+/* Columns that UTF-8 takes. */
+static int columns(const char *text) {
+  int n = 0;
+  for (; *text; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+  return n;
+}
+
 static void print_flags(FILE *f, int command) {
   for (int i = 0; i < cli_nflag; i++) {
     const cli_flag *g = &cli_flags[i];
@@ -28,7 +35,7 @@ void cli_print_help(FILE *f, const cli_command *command) {
   for (int i = 0; i < cli_ncommand; i++) {
     char left[32];
     snprintf(left, sizeof left, "%s %s", cli_commands[i].name, cli_commands[i].positional);
-    fprintf(f, "  %-20s ", left);
+    fprintf(f, "  %s%*s ", left, 20 - columns(left), "");
     cli_wrap(f, cli_commands[i].doc, 23, cli_page(f));
   }
   fputc('\n', f);

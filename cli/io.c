@@ -1,6 +1,5 @@
 /* cli/io.c: small things every command needs: errors, JSON scalars, files, clocks. */
 #include "cli.h"
-#include "save.h"
 #include <dirent.h>
 #include <limits.h>
 #include <math.h>
@@ -31,23 +30,6 @@ void cli_print_text(rg_text *text) {
   fwrite(text->data, 1, text->size, stdout);
   if (text->size && text->data[text->size - 1] != '\n') putchar('\n');
   rg_text_destroy(text);
-}
-
-rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size) {
-  c->write_failed = true;
-  FILE *f = cli_save_begin(path, &c->error);
-  if (!f) return RG_E_IO;
-  rg_status s = cli_save_end(f, fwrite(data, 1, size, f) == size, path, &c->error);
-  c->write_failed = s != RG_OK;
-  return s;
-}
-
-rg_status cli_writable(cli *c, const char *path) {
-  const char *why = path ? cli_save_obstacle(path) : NULL;
-  if (!why) return RG_OK;
-  c->write_failed = true;
-  return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s",
-                  *path ? why : "the name of the file is empty");
 }
 
 /* Regular names of a folder, at most `most`; free each. */

@@ -1,13 +1,14 @@
 /* cli/progress.c: the line that says what is waited for, how far it is and how long it will take.
 
-   One line on standard error, if that is a terminal: there is one of it, hence the static state. A
-   thread of its own draws it again and again, so that a call that says nothing for a while still
-   shows that time passes. How long is left follows from what was said of done and total, or from
-   what the stage was expected to take.
+   One line on standard error, if that is a terminal that can draw a line anew (TERM is not dumb):
+   there is one of it, hence the static state. A thread of its own draws it again and again, so that
+   a call that says nothing for a while still shows that time passes. How long is left follows from
+   what was said of done and total, or from what the stage was expected to take.
  */
 #include "cli.h"
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -139,13 +140,18 @@ static void say(const char *stage, double done, double total, double expected, b
   pthread_mutex_unlock(&line.lock);
 }
 
+static bool wanted(const cli *c) {
+  const char *term = getenv("TERM");
+  return !c->quiet && isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
+}
+
 void cli_progress(void *user, const char *stage, double done, double total) {
   const cli *c = user;
-  if (!c->quiet && isatty(STDERR_FILENO)) say(stage, done, total, 0, false);
+  if (wanted(c)) say(stage, done, total, 0, false);
 }
 
 void cli_progress_expect(const cli *c, const char *stage, double seconds, bool most) {
-  if (!c->quiet && isatty(STDERR_FILENO)) say(stage, 0, 0, seconds, most);
+  if (wanted(c)) say(stage, 0, 0, seconds, most);
 }
 
 void cli_progress_end(const cli *c) {

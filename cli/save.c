@@ -193,3 +193,22 @@ rg_status cli_save_end(FILE *f, bool written, const char *path, rg_error *e) {
   if (!save.to.direct) release_signals();
   return RG_OK;
 }
+
+/* ---- for the commands ---- */
+
+rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size) {
+  c->write_failed = true;
+  FILE *f = cli_save_begin(path, &c->error);
+  if (!f) return RG_E_IO;
+  rg_status s = cli_save_end(f, fwrite(data, 1, size, f) == size, path, &c->error);
+  c->write_failed = s != RG_OK;
+  return s;
+}
+
+rg_status cli_writable(cli *c, const char *path) {
+  const char *why = path ? cli_save_obstacle(path) : NULL;
+  if (!why) return RG_OK;
+  c->write_failed = true;
+  return cli_fail(&c->error, RG_E_IO, path, "can't be written: %s",
+                  *path ? why : "the name of the file is empty");
+}

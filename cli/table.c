@@ -23,11 +23,12 @@ const cli_command cli_commands[] = {
          "default. With a NAME, that op alone.",
          cli_cmd_ops},
     [SCHEMA] =
-        {"schema", "FORMAT", "spec|policy|profile|plan|pareto|run|bench|check|ops", 1, 1,
+        {"schema", "FORMAT", "spec|policy|profile|plan|pareto|run|bench|check|ops|trace", 1, 1,
          "print the JSON Schema of a format",
          "JSON Schema (draft 2020-12) of what is read: spec, policy, profile; and of what is "
-         "printed with --json: plan, pareto, run, bench, check, ops. That of specs is made "
-         "from the table of ops, plugins included. A file may name its schema in "
+         "printed with --json: plan, pareto, run, bench, check, ops; and of what --trace writes. "
+         "That of specs is made from the table of ops, plugins included. A file may name its "
+         "schema in "
          "\"$schema\", for editors.",
          cli_cmd_schema},
     [CHECK] =
@@ -107,12 +108,21 @@ const cli_flag cli_flags[] = {
     {"--json", CLI_SWITCH, NULL, SPECS | BIT(OPS), AT(json), 0, "print JSON"},
     {"--names", CLI_CHOICE, "set|inputs|nodes|outputs", BIT(CHECK), AT(names), 0,
      "print names instead, one a line (set: what --set binds)"},
-    {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0, "print the planned graph for Graphviz"},
+    {"--dot", CLI_SWITCH, NULL, BIT(PLAN), AT(dot), 0,
+     "print the planned graph for Graphviz: steps, shapes, bytes"},
     {"--timeline", CLI_SWITCH, NULL, BIT(PLAN), AT(timeline), 0, "print who owns which bytes when"},
     {"--graph", CLI_SWITCH, NULL, BIT(PLAN), AT(graph), 0,
      "print every node and tensor of the planned graph"},
     {"--svg", CLI_TEXT, "FILE", BIT(PLAN) | BIT(PARETO), AT(svg), 0,
      "write a picture: the memory timeline, too; the front instead of text"},
+    {"--trace", CLI_TEXT, "FILE.json", BIT(PLAN) | BIT(RUN) | BIT(BENCH), AT(trace), 0,
+     "write the steps on a time axis, for Perfetto or chrome://tracing"},
+    {"--html", CLI_TEXT, "FILE.html", BIT(PLAN) | BIT(RUN) | BIT(BENCH), AT(html), 0,
+     "write a page with graph, memory, roofline and front"},
+    {"--against", CLI_TEXT, "PLAN.json", BIT(PLAN) | BIT(RUN) | BIT(BENCH), AT(against), 0,
+     "on that page: compare with another plan, which --json printed"},
+    {"--front", CLI_TEXT, "FRONT.json", BIT(PLAN) | BIT(RUN) | BIT(BENCH), AT(front), 0,
+     "on that page: the front that pareto --json printed (small specs have theirs anyway)"},
     {"--in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(in), 0, "read an input; repeatable"},
     {"--grad-in", CLI_LIST, "NAME=FILE.npy", BIT(RUN), AT(grad_in), 0,
      "read an output's gradient; repeatable"},

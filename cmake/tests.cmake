@@ -118,6 +118,12 @@ add_test(NAME example_cp COMMAND ${CMAKE_SOURCE_DIR}/examples/cp.sh $<TARGET_FIL
 add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/partial.json
          WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 
+# ---- the page in a browser; skipped where there is none. What it tests is not compiled: one build ----
+if(NOT REGRAPH_SANITIZE AND NOT REGRAPH_COVERAGE)
+  add_test(NAME page COMMAND ${CMAKE_SOURCE_DIR}/tests/page/page.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+  set_tests_properties(page PROPERTIES SKIP_RETURN_CODE 77)
+endif()
+
 # ---- the order of the folders: looks at sources only, so one build is enough ----
 if(NOT REGRAPH_SANITIZE AND NOT REGRAPH_COVERAGE)
   add_test(NAME includes COMMAND ${CMAKE_SOURCE_DIR}/tests/includes.sh)

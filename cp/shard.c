@@ -416,8 +416,13 @@ static rg_status begin(rgi_parts *p, rg_error *e) {
 rg_status rgi_cp_shard(const rgi_graph *g, const rgi_cp_policy *policy, const rg_gpu *gpu,
                        rgi_graph **out, int64_t *rows, rg_error *e) {
   rgi_parts p = {.policy = policy, .gpu = gpu, .from = g};
+  const rgi_io *state = rgi_state_of(g, -1);
   rg_status status;
   *out = NULL;
+  if (state)
+    return rgi_fail(e, RG_E_POLICY, "/state", NULL,
+                    "with context parallelism a graph has no state; this one has '%s'",
+                    state->name);
   RGI_TRY(rgi_graph_clone(g, &p.to, e));
   RGI_GOTO(status, begin(&p, e), failed);
   RGI_GOTO(status, place_all(&p, e), failed);

@@ -297,8 +297,7 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
 
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
-    const rg_role role = s->plan->bindable[i].info.role;
-    const bool forward = role == RG_INPUT || role == RG_OUTPUT;
+    const bool forward = rgi_role_forward(s->plan->bindable[i].info.role);
     at[i] = forward ? s->current->at[i] : backward ? s->bound[i] : NULL;
   }
   at[rgi_cuda_address(s->plan, RGI_AT_SAVED)] = s->current->data;

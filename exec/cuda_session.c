@@ -12,7 +12,6 @@
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
 #include "cuda_graph.h"
-#include "report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +57,7 @@ static void free_device(void *user, void *p) {
 static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
   size_t have = 0, all = 0;
   cudaMemGetInfo(&have, &all);
-  return rgi_report_no_memory(s->plan, bytes, (int64_t)have, (int64_t)all, e);
+  return rgi_plan_no_memory(s->plan, bytes, (int64_t)have, (int64_t)all, e);
 }
 
 /* ---- failures ---- */

@@ -4,7 +4,7 @@
    Nodes stand in the order in which they run. A view runs nothing: no step, no byte written, no
    cost.
  */
-#include "report.h"
+#include "plan.h"
 
 /* The step of node n, or -1. Steps are in the order of their nodes. */
 static int32_t step_of(const rg_plan *plan, int32_t n) {
@@ -29,6 +29,12 @@ static rg_node_kind kind_of(const rgi_node *n) {
   return RG_NODE_GLUE;
 }
 
+const char *rgi_plan_path(const rg_plan *plan, int32_t i) {
+  const rgi_step *s = &plan->step[i];
+  const rg_op *op = plan->graph->node[s->node].op;
+  return plan->cuda && op->cuda_path ? op->cuda_path(&s->call) : NULL;
+}
+
 rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out) {
   if (!plan || !out || i >= (size_t)plan->graph->nnode) return RG_E_USAGE;
   const rgi_graph *g = plan->graph;
@@ -46,7 +52,7 @@ rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out) {
                     c->node[n->origin].recomputed;
   if (at < 0) return RG_OK;
   const rgi_step *s = &plan->step[at];
-  out->kernels = rgi_report_path(plan, at);
+  out->kernels = rgi_plan_path(plan, at);
   out->workspace = s->workspace_size;
   out->flops = s->cost.flops;
   out->bytes = s->cost.bytes;

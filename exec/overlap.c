@@ -23,7 +23,7 @@ static int32_t list_spans(rg_session *s, bool backward) {
   int32_t n = 0;
   for (int32_t i = 0; i < s->plan->nbindable; i++) {
     const rgi_bindable *b = &s->plan->bindable[i];
-    const bool forward_only = b->info.role == RG_INPUT || b->info.role == RG_OUTPUT;
+    const bool forward_only = rgi_role_forward(b->info.role);
     const void *data = backward && forward_only ? s->current->at[i] : s->bound[i];
     if (b->read[backward] || b->written[backward] ||
         (!backward && b->info.role == RG_INPUT && b->read[1]))

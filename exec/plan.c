@@ -308,6 +308,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
   plan->offload_ms = p.offload_ms;
+  plan->split_heads = policy ? policy->split_heads : 0;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
@@ -360,6 +361,12 @@ rg_status rg_plan_sizes(const rg_plan *plan, rg_sizes *out) {
   if (!plan || !out) return RG_E_USAGE;
   *out = plan->sizes;
   return RG_OK;
+}
+
+const char *rgi_role_name(rg_role role) {
+  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input",
+                                     "state"};
+  return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
 }
 
 rg_status rg_plan_tensor(const rg_plan *plan, size_t i, rg_tensor_info *out) {

@@ -22,7 +22,9 @@
 /* In-ports whose contents obey rules (rgi_check). */
 enum { RGI_LENGTH_PORTS = RG_PORT_SEQLENS | RG_PORT_KSEQLENS | RG_PORT_OFFSETS };
 
-enum { RGI_ROLES = RG_GRAD_OUT + 1 };
+enum { RGI_ROLES = RG_STATE + 1 };
+/* "input", "gradient of output" … */
+const char *rgi_role_name(rg_role role);
 
 enum { RGI_AT_SAVED = -1, RGI_AT_SCRATCH = -2, RGI_AT_NOTHING = -3, RGI_AT_HOST = -4 };
 
@@ -89,6 +91,7 @@ struct rg_plan {
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
   rgi_memory *memory; /* lives in graph */
   rgi_choice *choice;
+  int split_heads;      /* the policy's: KV heads in a group; 0: not split */
   double offload_ms;    /* of the copies to the host's memory and back */
   rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
@@ -124,6 +127,11 @@ rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e);
 rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
+/* Which kernels step i takes: "wgmma", "plain: d_v 40", or NULL where there is but one way. */
+const char *rgi_plan_path(const rg_plan *plan, int32_t i);
+/* RG_E_DEVICE: a block of `bytes` was refused; says what is free and which tensors are largest. */
+rg_status rgi_plan_no_memory(const rg_plan *plan, int64_t bytes, int64_t have, int64_t all,
+                             rg_error *e);
 /* Where tensor t starts. */
 rg_status rgi_plan_place(const rg_plan *plan, int32_t t, rgi_place *out, rg_error *e);
 

@@ -198,28 +198,8 @@ void rg_session_destroy(rg_session *s) {
 
 /* ---- binding ---- */
 
-const char *rgi_role_name(rg_role role) {
-  static const char *const name[] = {"input", "output", "gradient of output", "gradient of input"};
-  return (unsigned)role < RGI_ROLES ? name[role] : "tensor of unknown role";
-}
-
 static rg_status null_session(rg_error *e) {
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session is NULL");
-}
-
-/* There is no such name: say which there are of this role. */
-static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *name, rg_error *e) {
-  const char *near = NULL, *names[64];
-  int n = 0;
-  for (int32_t i = 0; i < plan->nbindable && n < RGI_COUNT(names); i++)
-    if (plan->bindable[i].info.role == role) names[n++] = plan->bindable[i].info.name;
-  near = n ? rg_nearest(name, names, n) : NULL;
-  if (near)
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
-                    rgi_role_name(role), name, near);
-  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                  "the plan has no %s \"%s\"; it has %d of that role%s%s%s", rgi_role_name(role),
-                  name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
 }
 
 /* Everything that a run of this direction touches is bound. A tensor of no bytes needs no
@@ -235,15 +215,6 @@ static rg_status check_bound(const rg_session *s, bool backward, rg_error *e) {
           rgi_role_name(t->role), t->name, (long long)t->bytes, backward ? "backward" : "forward");
   }
   return RG_OK;
-}
-
-rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
-                          rg_error *e) {
-  if (!s) return null_session(e);
-  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
-  const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
-  if (i < 0) return unknown_name(s->plan, role, name, e);
-  return rg_session_bind_index(s, (size_t)i, ptr, bytes, e);
 }
 
 rg_status rg_session_bind_saved(rg_session *s, void *saved, rg_error *e) {
@@ -365,7 +336,7 @@ static rg_status forward(rg_session *s, rg_error *e) {
   RGI_TRY(s->backend->run(s, false, e));
   if (s->poison) RGI_TRY(measure(s, e));
   s->current->forwarded = true;
-  return RG_OK;
+  return e->status; /* what ops found wrong in rows and sequences, and left behind them (O6) */
 }
 
 static rg_status backward(rg_session *s, rg_error *e) {

@@ -96,8 +96,10 @@ rg_status rgi_ranks_told(rg_comm *c, rg_status status, const rg_error *own, rg_e
 
 /* ---- session_steps.c ---- */
 
-/* "input", "gradient of output" … */
-const char *rgi_role_name(rg_role role);
+/* Is it bound for the forward, whose backward reads it there? */
+static inline bool rgi_role_forward(rg_role role) {
+  return role != RG_GRAD_IN && role != RG_GRAD_OUT;
+}
 
 /* The address of a place now, or NULL. */
 void *rgi_session_resolve(const rg_session *s, rgi_place at);

@@ -1,5 +1,5 @@
-/* exec/session_index.c: binding and running by index: a caller that keeps its pointers in the order
-   of rg_plan_tensor makes one call a direction, and no name is looked up.
+/* exec/session_index.c: binding by name or index, and running by index: a caller that keeps its
+   pointers in the order of rg_plan_tensor makes one call a direction, and no name is looked up.
 
    What a direction takes: the forward inputs and outputs, the backward gradients. The others stay
    as they are bound, so one array serves both.
@@ -7,7 +7,7 @@
 #include "session.h"
 
 static bool takes(rg_direction direction, rg_role role) {
-  return (direction == RG_BACKWARD) == (role == RG_GRAD_IN || role == RG_GRAD_OUT);
+  return (direction == RG_BACKWARD) != rgi_role_forward(role);
 }
 
 static rg_status check_pointer(const rg_tensor_info *t, const void *ptr, rg_error *e) {
@@ -29,6 +29,30 @@ rg_status rg_session_bind_index(rg_session *s, size_t i, void *ptr, size_t bytes
   RGI_TRY(check_pointer(t, ptr, e));
   s->bound[i] = ptr;
   return RG_OK;
+}
+
+/* There is no such name: say which there are of this role. */
+static rg_status unknown_name(const rg_plan *plan, rg_role role, const char *name, rg_error *e) {
+  const char *near = NULL, *names[64];
+  int n = 0;
+  for (int32_t i = 0; i < plan->nbindable && n < RGI_COUNT(names); i++)
+    if (plan->bindable[i].info.role == role) names[n++] = plan->bindable[i].info.name;
+  near = n ? rg_nearest(name, names, n) : NULL;
+  if (near)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan has no %s \"%s\"; did you mean \"%s\"?",
+                    rgi_role_name(role), name, near);
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "the plan has no %s \"%s\"; it has %d of that role%s%s%s", rgi_role_name(role),
+                  name, n, n ? ", such as \"" : "", n ? names[0] : "", n ? "\"" : "");
+}
+
+rg_status rg_session_bind(rg_session *s, rg_role role, const char *name, void *ptr, size_t bytes,
+                          rg_error *e) {
+  if (!s) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the session is NULL");
+  if (!name) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the name of the tensor to bind is NULL");
+  const int i = (unsigned)role < RGI_ROLES ? rgi_names_get(&s->plan->by_name[role], name) : -1;
+  if (i < 0) return unknown_name(s->plan, role, name, e);
+  return rg_session_bind_index(s, (size_t)i, ptr, bytes, e);
 }
 
 /* What both ways to run ask of their arguments. */

@@ -6,7 +6,7 @@ void *rgi_session_resolve(const rg_session *s, rgi_place at) {
   char *base = NULL;
   if (at.bind >= 0) {
     rg_role role = s->plan->bindable[at.bind].info.role;
-    base = role == RG_INPUT || role == RG_OUTPUT ? s->current->at[at.bind] : s->bound[at.bind];
+    base = rgi_role_forward(role) ? s->current->at[at.bind] : s->bound[at.bind];
   } else if (at.bind == RGI_AT_SAVED) {
     base = s->current->data;
   } else if (at.bind == RGI_AT_SCRATCH) {

@@ -54,8 +54,8 @@ static rg_status list_bindable(rg_plan *plan, rg_error *e) {
       rgi_alloc_n(plan->arena, 2 * (size_t)(g->ninput + g->noutput) + 1, sizeof *plan->bindable);
   if (!plan->bindable) return rgi_nomem(e);
   for (int i = 0; i < g->ninput; i++)
-    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor, RG_INPUT, g->input[i].sharded,
-                         false, e));
+    RGI_TRY(add_bindable(plan, g->input[i].name, g->input[i].tensor,
+                         g->input[i].state ? RG_STATE : RG_INPUT, g->input[i].sharded, false, e));
   for (int i = 0; i < g->noutput; i++)
     RGI_TRY(add_bindable(plan, g->output[i].name, g->output[i].tensor, RG_OUTPUT,
                          g->output[i].sharded, false, e));

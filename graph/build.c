@@ -23,7 +23,7 @@ struct rg_builder {
   rgi_arena *arena; /* owns this struct and what follows */
   const rg_context *ctx;
   const char *name; /* or NULL */
-  members params, inputs, nodes, outputs;
+  members params, inputs, state, nodes, outputs;
   size_t size; /* bytes of text taken so far */
   rg_error error;
 };
@@ -279,6 +279,24 @@ rg_status rg_build_input(rg_builder *b, const char *name, const char *shape, con
   return put(b, &b->inputs, name, tree(RGI_JSON_OBJECT, &m), "/inputs", NULL);
 }
 
+rg_status rg_build_state(rg_builder *b, const char *name, const char *shape, const char *dtype,
+                         const char *next) {
+  members m = {0};
+  rgi_json value;
+  rgi_pointer at, p;
+  RGI_TRY(ready(b));
+  RGI_TRY(rgi_spec_limit(b->state.n + 1, "/state", "states", RGI_MOST_NAMES, &b->error));
+  RGI_TRY(check_text(b, name, "state's name", "/state", NULL));
+  rgi_pointer_key(&at, "/state", name);
+  RGI_TRY(axes(b, shape, "shape", rgi_pointer_key(&p, at.text, "shape"), NULL, &value));
+  RGI_TRY(put(b, &m, "shape", value, at.text, NULL));
+  RGI_TRY(word(b, dtype, "dtype", rgi_pointer_key(&p, at.text, "dtype"), NULL, &value));
+  RGI_TRY(put(b, &m, "dtype", value, at.text, NULL));
+  RGI_TRY(word(b, next, "next", rgi_pointer_key(&p, at.text, "next"), NULL, &value));
+  RGI_TRY(put(b, &m, "next", value, at.text, NULL));
+  return put(b, &b->state, name, tree(RGI_JSON_OBJECT, &m), "/state", NULL);
+}
+
 rg_status rg_build_node(rg_builder *b, const char *name, const char *op, const char *in,
                         const char *out, const rg_item *attrs, size_t nattr) {
   members m = {0}, list = {0};
@@ -331,10 +349,10 @@ rg_status rg_build_spec(const rg_builder *b, const rg_binding *set, size_t nset,
   if (!b || !out || (nset && !set))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "rg_build_spec needs a builder and a place for the spec");
-  const char *name = b->name ? b->name : "spec", *key[6];
+  const char *name = b->name ? b->name : "spec", *key[7];
   const rg_status before = rgi_error_before(e);
   rg_status status = b->error.status;
-  rgi_json item[6];
+  rgi_json item[7];
   int32_t n = 0;
   if (status != RG_OK && e && before == RG_OK) *e = b->error;
   if (status == RG_OK) {
@@ -342,6 +360,7 @@ rg_status rg_build_spec(const rg_builder *b, const rg_binding *set, size_t nset,
     if (b->name) key[n] = "name", item[n++] = (rgi_json){.type = RGI_JSON_STRING, .text = b->name};
     if (b->params.n) key[n] = "params", item[n++] = tree(RGI_JSON_OBJECT, &b->params);
     key[n] = "inputs", item[n++] = tree(RGI_JSON_OBJECT, &b->inputs);
+    if (b->state.n) key[n] = "state", item[n++] = tree(RGI_JSON_OBJECT, &b->state);
     key[n] = "nodes", item[n++] = tree(RGI_JSON_ARRAY, &b->nodes);
     key[n] = "outputs", item[n++] = tree(RGI_JSON_OBJECT, &b->outputs);
     const rgi_json root = {.type = RGI_JSON_OBJECT, .n = n, .item = item, .key = key};

@@ -307,10 +307,20 @@ static void block_schema(rgi_buf *b) {
          "{\"$ref\": \"#/$defs/tensor\"}, \"next\": {\"$ref\": \"#/$defs/tensor\"}}}},\n"
          "   \"inputs\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
          "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+         "   \"state\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
+         "\"additionalProperties\": {\"$ref\": \"#/$defs/state\"}},\n"
          "   \"out\": {\"type\": \"object\", \"propertyNames\": {\"$ref\": \"#/$defs/name\"}, "
          "\"additionalProperties\": {\"$ref\": \"#/$defs/tensor\"}},\n"
          "   \"nodes\": {\"type\": \"array\", \"items\": {\"$ref\": \"#/$defs/node\"}}}}");
 }
+
+/* What inputs and state have in common. */
+#define SHAPE_AND_DTYPE                                                                       \
+  "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": "  \
+  "\"integer\", "                                                                             \
+  "\"minimum\": 1, \"maximum\": 1099511627776}, {\"$ref\": \"#/$defs/expression\"}]}},\n"     \
+  "   \"dtype\": {\"anyOf\": [{\"enum\": [\"f32\", \"f16\", \"bf16\", \"i32\"]}, {\"$ref\": " \
+  "\"#/$defs/param\"}]},\n"
 
 static void spec_schema(const rg_context *ctx, rgi_buf *b) {
   schema_head(b, "regraph spec, version 1");
@@ -329,6 +339,9 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "  \"inputs\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
       "\"#/$defs/name\"}, "
       "\"additionalProperties\": {\"$ref\": \"#/$defs/input\"}},\n"
+      "  \"state\": {\"type\": \"object\", \"maxProperties\": 4096, \"propertyNames\": {\"$ref\": "
+      "\"#/$defs/name\"}, "
+      "\"additionalProperties\": {\"$ref\": \"#/$defs/state\"}},\n"
       "  \"nodes\": {\"type\": \"array\", \"maxItems\": 16384, \"items\": {\"if\": "
       "{\"required\": [\"repeat\"]}, \"then\": {\"$ref\": \"#/$defs/block\"}, \"else\": "
       "{\"$ref\": \"#/$defs/node\"}}},\n"
@@ -354,13 +367,13 @@ static void spec_schema(const rg_context *ctx, rgi_buf *b) {
       "\"type\": \"string\", \"pattern\": \"^[-+*/() \\\\t0-9A-Za-z_]+$\"},\n"
       "  \"input\": {\"type\": \"object\", \"additionalProperties\": false, \"required\": "
       "[\"shape\", "
-      "\"dtype\"], \"properties\": {\n"
-      "   \"shape\": {\"type\": \"array\", \"maxItems\": 8, \"items\": {\"anyOf\": [{\"type\": "
-      "\"integer\", "
-      "\"minimum\": 1, \"maximum\": 1099511627776}, {\"$ref\": \"#/$defs/expression\"}]}},\n"
-      "   \"dtype\": {\"anyOf\": [{\"enum\": [\"f32\", \"f16\", \"bf16\", \"i32\"]}, {\"$ref\": "
-      "\"#/$defs/param\"}]},\n"
+      "\"dtype\"], \"properties\": {\n" SHAPE_AND_DTYPE
       "   \"grad\": {\"enum\": [true, false, \"accumulate\"]},\n"
+      "   \"doc\": {\"type\": \"string\"}}},\n"
+      "  \"state\": {\"description\": \"memory that the graph reads and writes; `next` is its last "
+      "version\", \"type\": \"object\", \"additionalProperties\": false, \"required\": "
+      "[\"shape\", \"dtype\", \"next\"], \"properties\": {\n" SHAPE_AND_DTYPE
+      "   \"next\": {\"$ref\": \"#/$defs/tensor\"},\n"
       "   \"doc\": {\"type\": \"string\"}}}");
   for (int i = 0; i < ctx->nop; i++)
     if (public_op(ctx->op[i])) op_schema(b, ctx->op[i]);
@@ -419,11 +432,14 @@ static void policy_topic(const rg_context *ctx, rgi_buf *b) {
 }
 
 /* One for each file of schemas/. */
-extern const char *const rgi_schema_plan,
-    *const rgi_schema_pareto, *const rgi_schema_run, *const rgi_schema_bench,
-                                                         *const rgi_schema_check,
-                                                             *const rgi_schema_ops,
-                                                                 *const rgi_schema_profile;
+extern const char *const rgi_schema_plan;
+extern const char *const rgi_schema_pareto;
+extern const char *const rgi_schema_run;
+extern const char *const rgi_schema_bench;
+extern const char *const rgi_schema_check;
+extern const char *const rgi_schema_ops;
+extern const char *const rgi_schema_profile;
+extern const char *const rgi_schema_trace;
 
 rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error) {
   static const struct {
@@ -440,7 +456,8 @@ rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error 
                {"schema-run", NULL, &rgi_schema_run},
                {"schema-bench", NULL, &rgi_schema_bench},
                {"schema-check", NULL, &rgi_schema_check},
-               {"schema-ops", NULL, &rgi_schema_ops}};
+               {"schema-ops", NULL, &rgi_schema_ops},
+               {"schema-trace", NULL, &rgi_schema_trace}};
   const char *known[RGI_COUNT(topic)];
   rgi_buf b;
   rgi_shown shown, hint;

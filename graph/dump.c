@@ -66,8 +66,9 @@ static void ports(const rgi_graph *g, const rg_port *port, int nport, const int3
 void rgi_dump_text(const rgi_graph *g, rgi_buf *out) {
   rgi_buf_printf(out, "graph %s\n", g->name);
   for (int i = 0; i < g->ninput; i++) {
-    rgi_buf_printf(out, "input  ");
+    rgi_buf_printf(out, g->input[i].state ? "state  " : "input  ");
     tensor(g, g->input[i].tensor, out);
+    if (g->input[i].state) rgi_buf_printf(out, " next %s", g->tensor[g->input[i].next].name);
     if (g->input[i].want == RGI_GRAD_PLAIN) rgi_buf_printf(out, " grad");
     if (g->input[i].want == RGI_GRAD_ACCUMULATE) rgi_buf_printf(out, " grad accumulate");
     rgi_buf_printf(out, "\n");

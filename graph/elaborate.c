@@ -1,9 +1,9 @@
 /* graph/elaborate.c: from a loaded spec's JSON to a checked forward graph.
  *
- * In order: inputs; nodes with the tensors they make; the tensors they read (node order in a file
- * is free, so names are resolved only now); topological order; inference; declared outputs; row
- * lengths (lengths.c); what no output needs is dropped. Every error carries the JSON pointer of
- * what is wrong.
+ * In order: inputs and state; nodes with the tensors they make; the tensors they read (node order
+ * in a file is free, so names are resolved only now); who writes state; topological order;
+ * inference; declared outputs; row lengths (lengths.c); what no output needs is dropped. Every
+ * error carries the JSON pointer of what is wrong.
  *
  * Where errors are collected, inputs and nodes with one are left out, and so is all that reads from
  * them: their tensors' names are `broken`, and a reader of those fails without an error of its own.
@@ -17,11 +17,12 @@ typedef struct builder {
   rgi_graph *g;
   rgi_scope scope;
   rgi_names tensors, nodes;
-  int32_t lengths[2]; /* the first lengths tensors of the spec … */
-  int nlengths;       /* … of how many; one alone is read wherever a node names none */
-  rgi_errors *all;    /* NULL: the first error is the last */
-  rgi_names broken;   /* tensors, and nodes as "NODE", that an error took away */
-  bool *wrong;        /* nodes of the spec that an error took away */
+  rgi_names input_place; /* of inputs, their index in the spec */
+  int32_t lengths[2];    /* the first lengths tensors of the spec … */
+  int nlengths;          /* … of how many; one alone is read wherever a node names none */
+  rgi_errors *all;       /* NULL: the first error is the last */
+  rgi_names broken;      /* tensors, and nodes as "NODE", that an error took away */
+  bool *wrong;           /* nodes of the spec that an error took away */
   rg_error *e;
 } builder;
 
@@ -184,8 +185,11 @@ static rg_status check_doc(const rgi_json *object, const char *pointer, rg_error
 }
 
 static rg_status add_input(builder *b, int i) {
-  static const char *const keys[] = {"shape", "dtype", "grad", "doc"};
+  static const char *const keys[] = {"shape", "dtype", "grad", "doc"}, *const state_keys[] = {
+                                                                           "shape", "dtype", "next",
+                                                                           "doc"};
   const rgi_json *in = &b->spec->inputs->item[i];
+  const bool state = b->spec->is_state && b->spec->is_state[i];
   rgi_graph *g = b->g;
   rgi_pointer at, p;
   rgi_tensor t = blank;
@@ -194,8 +198,9 @@ static rg_status add_input(builder *b, int i) {
   t.name = b->spec->inputs->key[i];
   t.region = RGI_R_INPUT;
   rgi_spec_input_at(b->spec, i, &at);
-  RGI_TRY(rgi_check_identifier(t.name, "input", at.text, b->e));
-  RGI_TRY(rgi_json_keys(in, "an input", keys, RGI_COUNT(keys), 2, at.text, NULL, b->e));
+  RGI_TRY(rgi_check_identifier(t.name, state ? "state" : "input", at.text, b->e));
+  RGI_TRY(rgi_json_keys(in, state ? "state" : "an input", state ? state_keys : keys,
+                        RGI_COUNT(keys), state ? 3 : 2, at.text, NULL, b->e));
   RGI_TRY(check_doc(in, at.text, b->e));
   rgi_pointer_key(&p, at.text, "dtype");
   RGI_KEEP(b->all, wrong, parse_dtype(b, rgi_json_get(in, "dtype"), p.text, &t.dtype), b->e);
@@ -204,12 +209,16 @@ static rg_status add_input(builder *b, int i) {
   rgi_pointer_key(&p, at.text, "grad");
   RGI_KEEP(b->all, wrong, parse_grad(b, rgi_json_get(in, "grad"), p.text, t.dtype, &want), b->e);
   if (wrong) return wrong;
+  if (want != RGI_GRAD_NONE && b->spec->state)
+    return rgi_fail(b->e, RG_E_VALUE, p.text, NULL,
+                    "'%s' asks for a gradient, but a graph with state has none", t.name);
   if (g->bound) rgi_dense_strides(&t);
   int id = rgi_add_tensor(g, &t);
   if (id < 0) return rgi_nomem(b->e);
   rgi_names_add(&b->tensors, g->tensor[id].name, id);
+  rgi_names_add(&b->input_place, g->tensor[id].name, i);
   g->input[g->ninput++] =
-      (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1};
+      (rgi_io){.name = g->tensor[id].name, .tensor = id, .want = want, .grad = -1, .state = state};
   return RG_OK;
 }
 
@@ -217,7 +226,8 @@ static rg_status add_inputs(builder *b) {
   const rgi_json *inputs = b->spec->inputs;
   rgi_graph *g = b->g;
   g->input = rgi_alloc_n(g->arena, (size_t)inputs->n, sizeof *g->input);
-  if (!g->input) return rgi_nomem(b->e);
+  if (!g->input || !rgi_names_init(&b->input_place, g->arena, (size_t)inputs->n))
+    return rgi_nomem(b->e);
   for (int i = 0; i < inputs->n; i++) {
     rg_status wrong = RG_OK;
     RGI_KEEP(b->all, wrong, add_input(b, i), b->e);
@@ -526,8 +536,23 @@ static void add_lengths(builder *b, int32_t t) {
   b->nlengths++;
 }
 
+/* Is an extent written as starts have it, of which there is one more than sequences: "B+1", or in
+ * numbers? Others ("T") count rows, say. */
+static bool counts_starts(const rgi_json *extent) {
+  char text[64];
+  size_t n = 0;
+  if (extent->type != RGI_JSON_STRING) return extent->type == RGI_JSON_INT;
+  for (const char *p = extent->text; *p; p++) {
+    if (*p == ' ') continue;
+    if (n + 1 == sizeof text) return false;
+    text[n++] = *p;
+  }
+  text[n] = 0;
+  return (n > 2 && strcmp(text + n - 2, "+1") == 0) || strncmp(text, "1+", 2) == 0;
+}
+
 /* A spec's lengths tensors: what it names on ports for them, and int32 inputs of one axis that
- * nothing else reads. */
+ * nothing else reads and that are as long as starts are. */
 static rg_status find_lengths(builder *b) {
   rgi_graph *g = b->g;
   const rgi_json *outputs = b->spec->outputs;
@@ -554,7 +579,10 @@ static rg_status find_lengths(builder *b) {
   }
   for (int i = 0; i < g->ninput; i++) {
     const int32_t t = g->input[i].tensor;
-    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1) add_lengths(b, t);
+    const rgi_json *in = rgi_json_get(b->spec->inputs, g->input[i].name);
+    if (!read[t] && g->tensor[t].dtype == RG_I32 && g->tensor[t].rank == 1 &&
+        counts_starts(&rgi_json_get(in, "shape")->item[0]))
+      add_lengths(b, t);
   }
   return RG_OK;
 }
@@ -606,6 +634,90 @@ static rg_status connect(builder *b, int n) {
   return wrong;
 }
 
+/* ---- state ---- */
+
+/* Before nodes have an order: what node n reads as its input i, on a port for state, is state that
+ * no node before it in the file (first[version]) writes. */
+static rg_status check_writer(builder *b, int n, int i, int32_t *first) {
+  rgi_graph *g = b->g;
+  const rgi_node *node = &g->node[n];
+  rgi_pointer in, at;
+  int port = -1;
+  bool partial = false;
+  rgi_next_in(node, i, &port);
+  if (port < 0 || node->in[i] < 0) return RG_OK;
+  const int out = rgi_out_port(node->op, node->op->in[port].name);
+  const char *shown = g->tensor[node->in[i]].name;
+  const int version = rgi_version(g, node->in[i], &partial), from = g->tensor[version].producer;
+  rgi_pointer_key(&in, g->origin[node->origin].pointer, "in");
+  rgi_pointer_key(&at, in.text, node->op->in[port].name);
+  if (node->in_begin[port + 1] - node->in_begin[port] !=
+      node->out_begin[out + 1] - node->out_begin[out])
+    return rgi_fail(
+        b->e, RG_E_KEY, at.text, node->name,
+        "%s makes a new version of everything on port '%s'; name as many tensors on the "
+        "out-port '%s'",
+        node->op->name, node->op->in[port].name, node->op->in[port].name);
+  if (partial)
+    return rgi_fail(b->e, RG_E_VALUE, at.text, node->name,
+                    "'%s' is a part of '%s'; state is written as a whole, so declare the parts as "
+                    "state of their own",
+                    shown, g->tensor[version].name);
+  bool state = from < 0 && rgi_state_of(g, version);
+  for (int k = 0; from >= 0 && k < rgi_nin(&g->node[from]); k++)
+    state = state || rgi_next_in(&g->node[from], k, NULL) == version;
+  if (!state)
+    return rgi_fail(b->e, RG_E_NAME, at.text, node->name,
+                    "'%s' is no state, and %s writes there; declare it under \"state\"", shown,
+                    node->op->name);
+  if (first[version] >= 0)
+    return rgi_fail(b->e, RG_E_NAME, at.text, node->name,
+                    "'%s' is written by '%s' already; write the version that this one makes", shown,
+                    g->node[first[version]].name);
+  first[version] = n;
+  return RG_OK;
+}
+
+static rg_status check_writers(builder *b) {
+  rgi_graph *g = b->g;
+  if (!b->spec->is_state) {
+    bool writes = false;
+    for (int n = 0; n < g->nnode; n++) writes = writes || g->node[n].op->flags & RG_OP_STATE;
+    if (!writes) return RG_OK;
+  }
+  int32_t *first = rgi_alloc_n(g->arena, (size_t)g->ntensor, sizeof *first);
+  if (!first) return rgi_nomem(b->e);
+  for (int t = 0; t < g->ntensor; t++) first[t] = -1;
+  for (int n = 0; n < g->nnode; n++)
+    for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
+      rg_status wrong = RG_OK;
+      RGI_KEEP(b->all, wrong, check_writer(b, n, i, first), b->e);
+      if (wrong) break_node(b, g->node[n].origin);
+    }
+  return RG_OK;
+}
+
+/* What the declaration of state k names as its next version. */
+static rg_status find_next(builder *b, int k) {
+  rgi_graph *g = b->g;
+  rgi_io *io = &g->input[k];
+  rgi_pointer at, p;
+  int last = io->tensor, t = -1;
+  const int place = rgi_names_get(&b->input_place, io->name);
+  rgi_spec_input_at(b->spec, place, &at);
+  rgi_pointer_key(&p, at.text, "next");
+  RGI_TRY(resolve(b, rgi_json_get(&b->spec->inputs->item[place], "next"), p.text, NULL, &io->next));
+  if (b->all && b->all->n) return RG_OK;
+  while ((t = rgi_next_version(g, last, NULL)) >= 0) last = t;
+  if (last == io->tensor)
+    return rgi_fail(b->e, RG_E_NAME, p.text, NULL,
+                    "no node writes '%s'; what is only read is an input", io->name);
+  if (rgi_version(g, io->next, NULL) != last || rgi_owner(g, io->next) != io->tensor)
+    return rgi_fail(b->e, RG_E_NAME, p.text, NULL, "'%s' is not the last version of '%s': '%s' is",
+                    g->tensor[io->next].name, io->name, g->tensor[last].name);
+  return RG_OK;
+}
+
 /* In order: a node that reads what an error took away is left out, too. */
 static rg_status infer_nodes(builder *b) {
   rgi_graph *g = b->g;
@@ -643,8 +755,15 @@ static rg_status add_nodes(builder *b) {
     RGI_KEEP(b->all, wrong, connect(b, n), b->e);
     if (wrong) break_node(b, g->node[n].origin);
   }
+  RGI_TRY(check_writers(b));
   RGI_TRY(rgi_sort_nodes(g, b->e));
-  return infer_nodes(b);
+  RGI_TRY(infer_nodes(b));
+  for (int i = 0; i < g->ninput; i++) {
+    rg_status wrong = RG_OK;
+    if (g->input[i].state) RGI_KEEP(b->all, wrong, find_next(b, i), b->e);
+    (void)wrong;
+  }
+  return RG_OK;
 }
 
 /* ---- outputs ---- */
@@ -690,6 +809,12 @@ static rg_status add_outputs(builder *b) {
     RGI_KEEP(b->all, wrong, rgi_check_identifier(outputs->key[i], "output", at.text, b->e), b->e);
     RGI_KEEP(b->all, wrong, resolve(b, &outputs->item[i], at.text, NULL, &t), b->e);
     if (wrong || (b->all && b->all->n)) continue; /* nothing will come of it */
+    int writer = -1;
+    if (b->spec->is_state && rgi_next_version(g, rgi_version(g, t, NULL), &writer) >= 0)
+      return rgi_fail(
+          b->e, RG_E_VALUE, at.text, NULL,
+          "'%s' is overwritten by '%s'; of state, only the last version can be an output",
+          g->tensor[t].name, g->node[writer].name);
     if (g->tensor[t].producer < 0 || g->tensor[t].base >= 0 || taken[t])
       RGI_TRY(add_copy(b, outputs->key[i], t, at.text, &t));
     taken[t] = true;

@@ -288,6 +288,25 @@ static int accumulator(const rgi_node *n, const rg_port *port, int element) {
   return n->in[n->in_begin[p] + element];
 }
 
+/* Element i of the node's outputs is what becomes of the state that the in-port of its name reads:
+ * the same bytes, seen alike. */
+static rg_status next_version(inference *s, const rg_port *port, int i, rgi_tensor *t) {
+  const rgi_node *n = s->node;
+  for (int k = 0; k < rgi_nin(n); k++) {
+    int p;
+    if (rgi_next_in(n, k, &p) != n->out[i]) continue;
+    const rgi_tensor *old = &s->g->tensor[n->in[k]];
+    t->dtype = old->dtype;
+    t->rank = old->rank;
+    t->base = rgi_owner(s->g, n->in[k]);
+    t->offset = old->base >= 0 ? old->offset : 0;
+    memcpy(t->dim, old->dim, sizeof t->dim);
+    memcpy(t->stride, old->stride, sizeof t->stride);
+    return RG_OK;
+  }
+  return fail(s, RG_E_INTERNAL, "out", port, "no port says which state this is the next of");
+}
+
 static rg_status outputs(inference *s) {
   rgi_node *n = s->node;
   for (int p = 0; p < n->op->nout; p++) {
@@ -295,6 +314,10 @@ static rg_status outputs(inference *s) {
     for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++) {
       if (n->out[i] < 0) continue;
       rgi_tensor *t = &s->g->tensor[n->out[i]];
+      if (port->flags & RG_PORT_STATE) {
+        RGI_TRY(next_version(s, port, i, t));
+        continue;
+      }
       RGI_TRY(output_dtype(s, port, t));
       if (port->flags &
           RG_PORT_LIST) { /* element i has the shape of its forward input, element i of the list */

@@ -237,6 +237,15 @@ int64_t rgi_bytes(const rgi_tensor *t) {
 
 /* ---- order ---- */
 
+/* A node not yet placed that node n must wait for, or -1. */
+static int waits_for(const rgi_graph *g, int n, const bool *placed) {
+  for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
+    const int t = g->node[n].in[i], from = t < 0 ? -1 : g->tensor[t].producer;
+    if (from >= 0 && !placed[from]) return from;
+  }
+  return rgi_state_waits(g, n, placed);
+}
+
 /* Names a cycle among the nodes not yet placed: follows unplaced producers until a node comes
  * again. */
 static rg_status report_cycle(const rgi_graph *g, const bool *placed, rgi_arena *a, rg_error *e) {
@@ -245,13 +254,7 @@ static rg_status report_cycle(const rgi_graph *g, const bool *placed, rgi_arena 
   while (placed[at]) at++;
   for (int step = 1; !seen[at]; step++) {
     seen[at] = step;
-    for (int i = 0; i < rgi_nin(&g->node[at]); i++) {
-      int t = g->node[at].in[i], from = t < 0 ? -1 : g->tensor[t].producer;
-      if (from >= 0 && !placed[from]) {
-        at = from;
-        break;
-      }
-    }
+    at = waits_for(g, at, placed);
   }
   rgi_buf text;
   rgi_buf_init(&text, g->ctx);
@@ -259,15 +262,7 @@ static rg_status report_cycle(const rgi_graph *g, const bool *placed, rgi_arena 
   const char *pointer = g->node[at].origin >= 0 ? g->origin[g->node[at].origin].pointer : NULL;
   for (int shown = 0; shown < 8; shown++) {
     rgi_buf_printf(&text, "%s <- ", g->node[at].name);
-    int next = at;
-    for (int i = 0; i < rgi_nin(&g->node[at]); i++) {
-      int t = g->node[at].in[i], from = t < 0 ? -1 : g->tensor[t].producer;
-      if (from >= 0 && !placed[from]) {
-        next = from;
-        break;
-      }
-    }
-    at = next;
+    at = waits_for(g, at, placed);
     if (at == start) break;
   }
   rg_status status = rgi_fail(e, RG_E_CYCLE, pointer, g->node[start].name,
@@ -292,13 +287,7 @@ rg_status rgi_sort_nodes(rgi_graph *g, rg_error *e) {
   for (bool moved = true; moved && count < g->nnode;) {
     moved = false;
     for (int n = 0; n < g->nnode; n++) {
-      if (placed[n]) continue;
-      bool ready = true;
-      for (int i = 0; i < rgi_nin(&g->node[n]) && ready; i++) {
-        int t = g->node[n].in[i], from = t < 0 ? -1 : g->tensor[t].producer;
-        ready = from < 0 || placed[from];
-      }
-      if (!ready) continue;
+      if (placed[n] || waits_for(g, n, placed) >= 0) continue;
       placed[n] = moved = true;
       place[n] = count;
       order[count++] = n;
@@ -333,6 +322,7 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e) {
   }
   for (int i = 0; i < g->ninput; i++) {
     id[g->input[i].tensor] = 1;
+    if (g->input[i].state) id[g->input[i].next] = 1;
     if (g->input[i].grad >= 0) id[g->input[i].grad] = 1;
   }
   for (int i = 0; i < g->noutput; i++) {
@@ -363,6 +353,7 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e) {
   }
   for (int i = 0; i < g->ninput; i++) {
     g->input[i].tensor = id[g->input[i].tensor];
+    if (g->input[i].state) g->input[i].next = id[g->input[i].next];
     if (g->input[i].grad >= 0) g->input[i].grad = id[g->input[i].grad];
   }
   for (int i = 0; i < g->noutput; i++) {
@@ -390,8 +381,10 @@ rg_status rgi_prune(rgi_graph *g, rg_error *e) {
   for (int i = 0; i < g->noutput; i++) read[g->output[i].tensor] = true;
   for (int t = 0; t < g->ntensor; t++) /* a backward still to be appended may ask for lengths */
     if (g->tensor[t].seqlens >= 0) read[g->tensor[t].seqlens] = true;
-  for (int i = 0; i < g->ninput; i++)
+  for (int i = 0; i < g->ninput; i++) {
     if (g->input[i].grad >= 0) read[g->input[i].grad] = true;
+    if (g->input[i].state) read[g->input[i].next] = true;
+  }
   for (int n = g->nnode - 1; n >= 0; n--) {
     rgi_node *node = &g->node[n];
     bool needed = false;

@@ -9,7 +9,9 @@
  *   view      slice, split, reshape, transpose: the output looks into the input
  *   join      the inputs look into the output: parts that together cover it, each written by its
  *             own node
- *   in place  d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum
+ *   in place  d.x on a bound acc.x (RG_PORT_GRAD): same bytes, the next version of the sum;
+ *             an out-port that carries state (RG_PORT_STATE): the next version of what the in-port
+ *             of its name reads (state.c)
  * Regions say who supplies an owner's bytes; (region, offset) is filled in by memplan.
  *
  * Invariants, checked by rgi_verify after every stage (numbers appear in its messages):
@@ -21,10 +23,13 @@
  *   I4  shapes, dtypes follow from the op's ports and attributes; sizes stay within the limits
  *   I5  base is an owner; a view stays inside its base; join parts tile their output; acc and d
  *       agree
- *   I6  inputs are never written; an in-place sum has no reader between versions
+ *   I6  inputs that are no state are never written; an in-place sum has no reader between versions
  *   I7  every declared output and every requested gradient has a tensor of the declared type
  *   I8  rows: tensors tied by ROWS ports share one lengths tensor
  *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"
+ *   I10 state is written through RG_PORT_STATE ports alone, as a whole, by forward nodes; a version
+ *       has at most one next, and no reader behind the node that makes it; `next` of a declared
+ *       state is its last version
  * After memplan (rgi_verify_memory, by its own checker): no two live owners overlap, all inside
  * their region.
  */
@@ -137,6 +142,8 @@ typedef struct rgi_io {
   rgi_grad want; /* inputs */
   bool sharded;  /* axis 0 is this rank's share of the rows */
   bool partial;  /* an input of which each rank makes terms of the gradient, not summed */
+  bool state;    /* an input whose bytes the graph writes: `next` is their last version */
+  int32_t next;
   /* input: the tensor holding its gradient after autodiff; output: its incoming gradient; or -1 */
   int32_t grad;
 } rgi_io;
@@ -208,12 +215,27 @@ rg_status rgi_compact(rgi_graph *g, rg_error *e);
 /* Drops forward nodes that no declared output needs, and optional outputs that neither a node nor a
  * backward still to be appended reads. */
 rg_status rgi_prune(rgi_graph *g, rg_error *e);
-/* Checks I1 … I9. `stage` goes into the message. */
+/* Checks I1 … I10. `stage` goes into the message. */
 rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e);
 
 /* An rg_call for node n, with shapes and no data; arrays live in `a`. RG_DIM_FREE for unbound
  * extents. */
 rg_status rgi_node_call(const rgi_graph *g, int n, rgi_arena *a, rg_call *out, rg_error *e);
+
+/* ---- state (state.c) ---- */
+
+/* The version that tensor t is, or that it is a view of; sets *partial (unless NULL) if some view
+ * on the way shows a part only. */
+int rgi_version(const rgi_graph *g, int t, bool *partial);
+/* The tensor that node n makes of the state it reads as its input i (flat), or -1 if that is on no
+ * port for state; *port (unless NULL) is that port. */
+int rgi_next_in(const rgi_node *n, int i, int *port);
+/* The next version of version t, and the node that makes it; or -1. */
+int rgi_next_version(const rgi_graph *g, int t, int *node);
+/* A node not yet placed that reads a version of which node n makes the next, or -1. */
+int rgi_state_waits(const rgi_graph *g, int n, const bool *placed);
+/* The state declared as tensor t (-1: the first there is), or NULL. */
+const rgi_io *rgi_state_of(const rgi_graph *g, int t);
 
 /* ---- structural rules: what the graph's own ops (views, join, add, cast, …) do beyond tables */
 

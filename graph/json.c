@@ -89,11 +89,6 @@ const char *rgi_pointer_index(rgi_pointer *p, const char *parent, int i) {
   return p->text;
 }
 
-void rgi_error_file(rg_error *e, rg_status before, const char *file) {
-  if (e && before == RG_OK && e->status != RG_OK && !e->file[0])
-    append(e->file, 0, sizeof e->file, file);
-}
-
 /* ---- files ---- */
 
 rg_status rgi_read_file(const rg_context *ctx, const char *path, char **data, size_t *size,
@@ -152,10 +147,14 @@ static rg_status fail_at(rg_error *e, rg_status status, const char *text, size_t
   return status;
 }
 
-/* NUL bytes and nesting. Brackets inside strings do not count. */
+/* A byte order mark, NUL bytes and nesting. Brackets inside strings do not count. */
 static rg_status scan(const char *text, size_t size, rg_error *e) {
   int depth = 0;
   bool string = false;
+  if (size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
+    return fail_at(e, RG_E_SYNTAX, text, 0,
+                   "the text opens with a byte order mark, which JSON does not have; save it as "
+                   "UTF-8 without BOM");
   for (size_t i = 0; i < size; i++) {
     char c = text[i];
     if (c == 0) return fail_at(e, RG_E_SYNTAX, text, i, "NUL byte: expected JSON text in UTF-8");

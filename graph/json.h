@@ -90,7 +90,7 @@ rg_status rgi_check_identifier(const char *text, const char *what, const char *p
                                rg_error *e);
 
 /* Names `file` in an error that this call made: `before` is what the error's
- * status was when the call began. */
+ * status was when the call began (place.c). */
 void rgi_error_file(rg_error *e, rg_status before, const char *file);
 
 /* Where a document comes from. */

@@ -7,6 +7,7 @@
    member that is missing).
  */
 #include "json.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -163,6 +164,11 @@ bool rgi_source_copy(rgi_arena *a, const rgi_source *from, rgi_source *out) {
   if (!out->name || (from->text && !text)) return false;
   if (text) memcpy(text, from->text, from->size);
   return true;
+}
+
+void rgi_error_file(rg_error *e, rg_status before, const char *file) {
+  if (e && before == RG_OK && e->status != RG_OK && !e->file[0])
+    snprintf(e->file, sizeof e->file, "%s", file);
 }
 
 void rgi_error_place(rg_error *e, rg_status before, const rgi_source *s) {

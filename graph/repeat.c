@@ -15,7 +15,7 @@
 #include <string.h>
 
 typedef struct block {
-  const rgi_json *carry, *inputs, *nodes, *out; /* NULL where absent, but for nodes */
+  const rgi_json *carry, *inputs, *state, *nodes, *out; /* NULL where absent, but for nodes */
   const char *name;
   rgi_names own; /* what each copy makes: tensors, inputs; nodes as "NODE." */
   int count, place;
@@ -69,11 +69,12 @@ static rg_status own(expansion *x, block *b, const char *name) {
 
 /* What a copy makes. What is no name is for the elaboration to refuse. */
 static rg_status read_own(expansion *x, block *b) {
-  size_t n = b->inputs ? (size_t)b->inputs->n : 0;
+  size_t n = (b->inputs ? (size_t)b->inputs->n : 0) + (b->state ? (size_t)b->state->n : 0);
   for (int pass = 0; pass < 2; pass++) {
     if (pass && !rgi_names_init(&b->own, x->spec->arena, n)) return rgi_nomem(x->e);
     for (int i = 0; pass && b->inputs && i < b->inputs->n; i++)
       RGI_TRY(own(x, b, b->inputs->key[i]));
+    for (int i = 0; pass && b->state && i < b->state->n; i++) RGI_TRY(own(x, b, b->state->key[i]));
     for (int i = 0; i < b->nodes->n; i++) {
       const rgi_json *v = &b->nodes->item[i];
       const bool object = v->type == RGI_JSON_OBJECT;
@@ -116,7 +117,8 @@ static bool is_own(const block *b, const char *name) {
 }
 
 static rg_status read_block(expansion *x, block *b, int place) {
-  static const char *const keys[] = {"repeat", "name", "nodes", "carry", "inputs", "out", "doc"};
+  static const char *const keys[] = {"repeat", "name",  "nodes", "carry",
+                                     "inputs", "state", "out",   "doc"};
   static const char *const carried[] = {"first", "next"};
   const rgi_json *v = &x->spec->nodes->item[place], *name;
   rgi_pointer at, p, q;
@@ -128,6 +130,7 @@ static rg_status read_block(expansion *x, block *b, int place) {
   RGI_TRY(member(x, v, "nodes", RGI_JSON_ARRAY, at.text, &b->nodes));
   RGI_TRY(member(x, v, "carry", RGI_JSON_OBJECT, at.text, &b->carry));
   RGI_TRY(member(x, v, "inputs", RGI_JSON_OBJECT, at.text, &b->inputs));
+  RGI_TRY(member(x, v, "state", RGI_JSON_OBJECT, at.text, &b->state));
   RGI_TRY(member(x, v, "out", RGI_JSON_OBJECT, at.text, &b->out));
   RGI_TRY(member(x, v, "doc", RGI_JSON_STRING, at.text, &v));
   v = &x->spec->nodes->item[place];
@@ -232,23 +235,50 @@ static rg_status add_node(expansion *x, const block *b, int copy, const rgi_json
   return RG_OK;
 }
 
+/* State as copy `copy` declares it: `next` is the copy's own tensor. */
+static rg_status state_of_copy(expansion *x, const block *b, int copy, rgi_json *v) {
+  if (v->type != RGI_JSON_OBJECT) return RG_OK; /* the elaboration will say so */
+  rgi_json *item = rgi_alloc_n(x->spec->arena, (size_t)v->n + 1, sizeof *item);
+  if (!item) return rgi_nomem(x->e);
+  for (int i = 0; i < v->n; i++) {
+    item[i] = v->item[i];
+    if (strcmp(v->key[i], "next") == 0)
+      RGI_TRY(renamed(x, b, copy, &v->item[i], meaning, &item[i]));
+  }
+  v->item = item;
+  return RG_OK;
+}
+
+/* All of `list`, which stands at `where`; NULL: nothing. b NULL: outside of blocks. */
+static rg_status add_inputs(expansion *x, const block *b, int copy, const rgi_json *list,
+                            const char *where, bool state) {
+  rg_spec *s = x->spec;
+  rgi_pointer p;
+  for (int i = 0; list && i < list->n; i++) {
+    const int k = x->ninput;
+    if (k == RGI_MOST_NAMES)
+      return rgi_fail(x->e, RG_E_LIMIT, "/inputs", NULL,
+                      "more than %d inputs, state and repeated ones counted", RGI_MOST_NAMES);
+    x->input[k] = list->item[i];
+    if (state) RGI_TRY(state_of_copy(x, b, copy, &x->input[k]));
+    x->input_key[k] = b ? in_copy(x, b, copy, list->key[i]) : list->key[i];
+    s->input_at[k] = rgi_strdup(s->arena, rgi_pointer_key(&p, where, list->key[i]));
+    s->is_state[k] = state;
+    if (!x->input_key[k] || !s->input_at[k]) return rgi_nomem(x->e);
+    x->ninput++;
+  }
+  return RG_OK;
+}
+
 static rg_status write_block(expansion *x, const block *b) {
   rg_spec *s = x->spec;
   rgi_pointer at, where, p;
   rgi_pointer_index(&at, "/nodes", b->place);
   for (int copy = 0; copy < b->count; copy++) {
-    for (int i = 0; b->inputs && i < b->inputs->n; i++) {
-      if (x->ninput == RGI_MOST_NAMES)
-        return rgi_fail(x->e, RG_E_LIMIT, "/inputs", NULL,
-                        "more than %d inputs, repeated ones counted", RGI_MOST_NAMES);
-      rgi_pointer_key(&where, at.text, "inputs");
-      x->input[x->ninput] = b->inputs->item[i];
-      x->input_key[x->ninput] = in_copy(x, b, copy, b->inputs->key[i]);
-      s->input_at[x->ninput] =
-          rgi_strdup(s->arena, rgi_pointer_key(&p, where.text, b->inputs->key[i]));
-      if (!x->input_key[x->ninput] || !s->input_at[x->ninput]) return rgi_nomem(x->e);
-      x->ninput++;
-    }
+    rgi_pointer_key(&where, at.text, "inputs");
+    RGI_TRY(add_inputs(x, b, copy, b->inputs, where.text, false));
+    rgi_pointer_key(&where, at.text, "state");
+    RGI_TRY(add_inputs(x, b, copy, b->state, where.text, true));
     rgi_pointer_key(&where, at.text, "nodes");
     for (int i = 0; i < b->nodes->n; i++) {
       const char *pointer = rgi_strdup(s->arena, rgi_pointer_index(&p, where.text, i));
@@ -262,13 +292,8 @@ static rg_status write_block(expansion *x, const block *b) {
 static rg_status write_all(expansion *x) {
   rg_spec *s = x->spec;
   rgi_pointer p;
-  for (int i = 0; i < s->inputs->n; i++) {
-    x->input[x->ninput] = s->inputs->item[i];
-    x->input_key[x->ninput] = s->inputs->key[i];
-    s->input_at[x->ninput] =
-        rgi_strdup(s->arena, rgi_pointer_key(&p, "/inputs", s->inputs->key[i]));
-    if (!s->input_at[x->ninput++]) return rgi_nomem(x->e);
-  }
+  RGI_TRY(add_inputs(x, NULL, 0, s->inputs, "/inputs", false));
+  RGI_TRY(add_inputs(x, NULL, 0, s->state, "/state", true));
   for (int i = 0; i < s->nodes->n; i++) {
     if (x->block[i].count) {
       RGI_TRY(write_block(x, &x->block[i]));
@@ -309,15 +334,17 @@ rg_status rgi_spec_repeat(rg_spec *s, rg_error *e) {
   for (int i = 0; i < s->nodes->n; i++)
     blocks += s->nodes->item[i].type == RGI_JSON_OBJECT &&
               rgi_json_get(&s->nodes->item[i], "repeat") != NULL;
-  if (blocks == 0) return RG_OK;
+  if (blocks == 0 && !s->state) return RG_OK;
   x.block = rgi_alloc_n(s->arena, (size_t)s->nodes->n, sizeof *x.block);
   x.node = rgi_alloc_n(s->arena, RGI_MOST_NODES, sizeof *x.node);
   x.input = rgi_alloc_n(s->arena, RGI_MOST_NAMES, sizeof *x.input);
   x.input_key = rgi_alloc_n(s->arena, RGI_MOST_NAMES, sizeof *x.input_key);
   s->node_at = rgi_alloc_n(s->arena, RGI_MOST_NODES, sizeof *s->node_at);
   s->input_at = rgi_alloc_n(s->arena, RGI_MOST_NAMES, sizeof *s->input_at);
+  s->is_state = rgi_alloc_n(s->arena, RGI_MOST_NAMES, sizeof *s->is_state);
   s->repeat = rgi_alloc_n(s->arena, (size_t)blocks, sizeof *s->repeat);
-  if (!x.block || !x.node || !x.input || !x.input_key || !s->node_at || !s->input_at || !s->repeat)
+  if (!s->is_state || !x.block || !x.node || !x.input || !x.input_key || !s->node_at ||
+      !s->input_at || !s->repeat)
     return rgi_nomem(e);
   for (int i = 0; i < s->nodes->n; i++)
     if (s->nodes->item[i].type == RGI_JSON_OBJECT && rgi_json_get(&s->nodes->item[i], "repeat"))

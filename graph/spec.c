@@ -37,8 +37,8 @@ static rg_status check_texts(const rgi_json *root, const rgi_json *name, rg_erro
 
 /* The top level: which members there are and what JSON type they have. */
 static rg_status read_root(rg_spec *s, rgi_errors *all, rg_error *e) {
-  static const char *const keys[] = {"regraph", "inputs", "nodes", "outputs",
-                                     "name",    "params", "doc",   "$schema"};
+  static const char *const keys[] = {"regraph", "inputs", "nodes",   "outputs", "name",
+                                     "params",  "doc",    "$schema", "state"};
   const rgi_json *v;
   rg_status wrong = RG_OK, harmless = RG_OK; /* to what follows */
   RGI_TRY(rgi_json_is(s->root, "regraph", e));
@@ -52,6 +52,7 @@ static rg_status read_root(rg_spec *s, rgi_errors *all, rg_error *e) {
   RGI_KEEP(all, harmless, check_texts(s->root, v, e), e);
   RGI_KEEP(all, wrong, member(s->root, "params", RGI_JSON_OBJECT, &s->params, e), e);
   RGI_KEEP(all, wrong, member(s->root, "inputs", RGI_JSON_OBJECT, &s->inputs, e), e);
+  RGI_KEEP(all, wrong, member(s->root, "state", RGI_JSON_OBJECT, &s->state, e), e);
   RGI_KEEP(all, wrong, member(s->root, "nodes", RGI_JSON_ARRAY, &s->nodes, e), e);
   RGI_KEEP(all, wrong, member(s->root, "outputs", RGI_JSON_OBJECT, &s->outputs, e), e);
   (void)harmless;
@@ -129,7 +130,8 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   if (!live || !info) return rgi_nomem(e);
   size_t n = 0;
   for (int i = 0; i < g->ninput; i++)
-    describe_tensor(&g->tensor[g->input[i].tensor], g->input[i].name, RG_INPUT, &info[n++]);
+    describe_tensor(&g->tensor[g->input[i].tensor], g->input[i].name,
+                    g->input[i].state ? RG_STATE : RG_INPUT, &info[n++]);
   for (int i = 0; i < g->noutput; i++)
     describe_tensor(&g->tensor[g->output[i].tensor], g->output[i].name, RG_OUTPUT, &info[n++]);
   for (int i = 0; i < g->noutput; i++)
@@ -147,6 +149,37 @@ static rg_status list_tensors(rg_spec *s, rg_error *e) {
   s->info = info;
   s->ninfo = n;
   return RG_OK;
+}
+
+static bool same_words(const rg_error *a, const rg_error *b) {
+  return a->status == b->status && strcmp(a->message, b->message) == 0;
+}
+
+static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi_json *tree,
+                      const rg_binding *set, size_t nset, rg_spec **out, rgi_errors *all,
+                      rg_error *e);
+
+/* What one binding does wrong shows wherever the spec uses it. Of places of which the same is said,
+ * and which are right without the bindings, the first stays. */
+static void tell_bindings_once(const rg_context *ctx, const rgi_source *source,
+                               const rgi_json *tree, rgi_errors *all) {
+  rg_error e = {0};
+  rg_spec *without = NULL;
+  rgi_errors own = {rgi_malloc(ctx, all->n * sizeof *own.item), all->n, 0};
+  if (!own.item) return; /* then each place is listed */
+  load(ctx, source, tree, NULL, 0, &without, &own, &e);
+  rg_spec_destroy(without);
+  size_t n = 0;
+  for (size_t i = 0; i < all->n; i++) {
+    bool again = false, regardless = false;
+    for (size_t k = 0; k < n && !again; k++) again = same_words(&all->item[k], &all->item[i]);
+    for (size_t k = 0; k < own.n && !regardless; k++)
+      regardless = same_words(&own.item[k], &all->item[i]) &&
+                   strcmp(own.item[k].pointer, all->item[i].pointer) == 0;
+    if (!again || regardless) all->item[n++] = all->item[i];
+  }
+  all->n = n;
+  rgi_free(ctx, own.item);
 }
 
 /* From the source's text, or from `tree` where there is none. */
@@ -175,6 +208,7 @@ static rg_status load(const rg_context *ctx, const rgi_source *source, const rgi
   *out = s;
   return RG_OK;
 fail:
+  if (all && all->n > 1 && nset) tell_bindings_once(ctx, source, tree, all);
   for (size_t i = 0; all && i < all->n; i++) rgi_error_place(&all->item[i], RG_OK, source);
   rgi_error_place(e, before, source);
   rg_spec_destroy(s);
@@ -381,7 +415,7 @@ static void write_summary(const rg_spec *spec, rgi_buf *b) {
   for (int i = 0; spec->params && i < spec->params->n; i++)
     rgi_buf_printf(b, "param  %s\n", spec->params->key[i]);
   for (int i = 0; i < g->ninput; i++) {
-    rgi_buf_printf(b, "input  %-16s ", g->input[i].name);
+    rgi_buf_printf(b, "%s %-16s ", g->input[i].state ? "state " : "input ", g->input[i].name);
     write_shape(b, &g->tensor[g->input[i].tensor]);
     rgi_buf_printf(b, "%s\n", grad[g->input[i].want]);
   }

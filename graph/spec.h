@@ -23,7 +23,9 @@ struct rg_spec {
   const rgi_json *root;
   const rgi_json *params, *inputs, *nodes,
       *outputs;                     /* members of root, blocks written out; params may be NULL */
-  const char **node_at, **input_at; /* where each stands in the file; NULL without blocks */
+  const rgi_json *state;            /* as it stands in root, or NULL */
+  const char **node_at, **input_at; /* where each stands in the file; NULL without blocks, … */
+  bool *is_state;                   /* … which of `inputs` are state (which joins them there) */
   rgi_repeat *repeat;
   int nrepeat;
   const char **free_name; /* names in input shapes that are no parameters, in order of appearance */
@@ -36,9 +38,9 @@ struct rg_spec {
   size_t ninfo;
 };
 
-/* Writes out the blocks that the nodes repeat (repeat.c). */
+/* Writes out the blocks that the nodes repeat, and puts state behind the inputs (repeat.c). */
 rg_status rgi_spec_repeat(rg_spec *spec, rg_error *e);
-/* Where an input, resp. a node stands in the file; each returns p->text. */
+/* Where an input or state, resp. a node stands in the file; each returns p->text. */
 static inline const char *rgi_spec_input_at(const rg_spec *spec, int i, rgi_pointer *p) {
   return spec->input_at ? rgi_pointer_set(p, spec->input_at[i])
                         : rgi_pointer_key(p, "/inputs", spec->inputs->key[i]);

@@ -139,7 +139,8 @@ static rg_status check_aliases(const verifier *v) {
         for (int k = 0; k < g->ninput; k++)
           accumulates = accumulates || (g->input[k].want == RGI_GRAD_ACCUMULATE &&
                                         g->tensor[owner].grad_of == g->input[k].tensor);
-        if (!accumulates) return broken(v, 6, g->tensor[owner].name, "is an input and yet written");
+        if (!accumulates && !(rgi_state_of(g, owner) && node->op->out[p].flags & RG_PORT_STATE))
+          return broken(v, 6, g->tensor[owner].name, "is an input and yet written");
       }
   }
   return RG_OK;
@@ -207,6 +208,48 @@ static rg_status check_surface(const verifier *v) {
   return RG_OK;
 }
 
+/* I10 of node n, which makes the next version of what it reads as its input i. */
+static rg_status check_version(const verifier *v, int n, int i, int next) {
+  const rgi_graph *g = v->g;
+  const rgi_node *node = &g->node[n];
+  bool partial = false;
+  const int old = rgi_version(g, node->in[i], &partial), owner = rgi_owner(g, node->in[i]);
+  if (next < 0) return broken(v, 10, node->name, "reads state on a port and makes no next version");
+  if (!(node->op->flags & RG_OP_STATE) || node->backward)
+    return broken(v, 10, node->name, "may not write state");
+  if (partial) return broken(v, 10, node->name, "writes a part of state");
+  if (!rgi_state_of(g, owner) || g->tensor[next].base != owner)
+    return broken(v, 10, g->tensor[next].name, "is the next version of what is no state");
+  for (int m = 0; m < g->nnode; m++)
+    for (int k = 0; k < rgi_nin(&g->node[m]); k++) {
+      const int t = g->node[m].in[k];
+      if ((m == n && k == i) || t < 0 || rgi_version(g, t, NULL) != old) continue;
+      if (m > n) return broken(v, 10, g->node[m].name, "reads state after its next was written");
+      if (rgi_next_in(&g->node[m], k, NULL) >= 0)
+        return broken(v, 10, g->tensor[old].name, "has two next versions");
+    }
+  return RG_OK;
+}
+
+static rg_status check_state(const verifier *v) {
+  const rgi_graph *g = v->g;
+  for (int n = 0; n < g->nnode; n++)
+    for (int p = 0; p < g->node[n].op->nin; p++)
+      for (int i = g->node[n].in_begin[p]; i < g->node[n].in_begin[p + 1]; i++)
+        if (g->node[n].op->in[p].flags & RG_PORT_STATE && g->node[n].in[i] >= 0)
+          RGI_TRY(check_version(v, n, i, rgi_next_in(&g->node[n], i, NULL)));
+  for (int i = 0; i < g->ninput; i++) {
+    const rgi_io *io = &g->input[i];
+    if (!io->state) continue;
+    if (io->next < 0 || io->next >= g->ntensor || rgi_owner(g, io->next) != io->tensor)
+      return broken(v, 10, io->name, "is state whose next version has other bytes");
+    const int last = rgi_version(g, io->next, NULL);
+    if (last == io->tensor || rgi_next_version(g, last, NULL) >= 0)
+      return broken(v, 10, io->name, "is state of which `next` is not the last version");
+  }
+  return RG_OK;
+}
+
 static const char *reader_port(const rg_port *port, const char *kind, char *buffer, size_t size) {
   snprintf(buffer, size, "%s.%s", kind, port->name + 6);
   return buffer;
@@ -244,6 +287,7 @@ rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e) {
   rgi_arena_destroy(a);
   RGI_TRY(status);
   RGI_TRY(check_aliases(&v));
+  RGI_TRY(check_state(&v));
   if (g->bound) RGI_TRY(check_sums(&v));
   RGI_TRY(check_surface(&v));
   RGI_TRY(check_deltas(&v));

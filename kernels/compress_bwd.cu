@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256) mean_bwd(const __grid_constant__ rgk_mean
   const int head = at / eights, feature = at % eights * 8, left = side.width - feature;
   if (t.n == 0 || head >= side.heads || (dead && side.add)) return;
   const int features = left < 8 ? left : 8, overlap = p.kernel / p.stride;
-  const int64_t blocks = dead || !side.x ? 0 : blocks_in(t.length, p.kernel, p.stride);
+  const int64_t blocks = dead || !side.x ? 0 : rgk_blocks_in(t.length, p.kernel, p.stride);
   const int64_t first = t.first / p.stride;
   const float scale = 1.0f / (float)p.kernel;
   for (int g = threadIdx.x / side.across; g * p.stride < t.n; g += blockDim.x / side.across) {

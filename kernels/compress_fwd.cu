@@ -26,7 +26,7 @@ __device__ __forceinline__ share share_of(const rgk_mean &p) {
   s.row = t.begin / p.stride + first;
   s.end = dead ? p.rows : (t.begin + t.length) / p.stride;
   if (s.end > s.row + p.tile) s.end = s.row + p.tile;
-  s.n = dead ? 0 : blocks_in(t.length, p.kernel, p.stride) - first;
+  s.n = dead ? 0 : rgk_blocks_in(t.length, p.kernel, p.stride) - first;
   if (s.n > p.tile) s.n = p.tile;
   return s;
 }
@@ -139,7 +139,7 @@ __device__ rgk_gemm_row block_row(const rgk_compress_tables &p, int64_t r) {
   rgk_gemm_row e = {-1, 0, 0, (int32_t)r, 1};
   if (low == p.seqs.n) return e;
   const int64_t begin = seq_start(p.seqs, low), j = r - begin / p.stride;
-  if (j >= blocks_in(seq_start(p.seqs, low + 1) - begin, p.kernel, p.stride)) return e;
+  if (j >= rgk_blocks_in(seq_start(p.seqs, low + 1) - begin, p.kernel, p.stride)) return e;
   e.row = (int32_t)(begin + j * p.stride);
   e.hi = INT32_MAX;
   return e;
@@ -150,7 +150,7 @@ __device__ rgk_gemm_row group_row(const rgk_compress_tables &p, int64_t slot) {
   const int overlap = p.kernel / p.stride;
   rgk_gemm_row e = {-1, 0, 0, (int32_t)(t.begin + t.first), t.n};
   if (t.b >= p.seqs.n || t.n == 0) return e;
-  const int64_t m = t.first / p.stride, count = blocks_in(t.length, p.kernel, p.stride);
+  const int64_t m = t.first / p.stride, count = rgk_blocks_in(t.length, p.kernel, p.stride);
   e.row = (int32_t)(t.begin / p.stride + m);
   e.lo = m - count + 1 > 0 ? (int32_t)(m - count + 1) : 0;
   e.hi = m + 1 < overlap ? (int32_t)m + 1 : overlap;

@@ -6,12 +6,6 @@
 
 #include "kernels.h"
 
-#ifdef __CUDACC__
-#define RGK_BOTH static __host__ __device__ __forceinline__
-#else
-#define RGK_BOTH static inline
-#endif
-
 enum { RGK_CP_MOST_RANKS = 1024 };
 
 RGK_BOTH int64_t rgk_cp_chunk(int mode, int64_t ranks, int64_t rank, int64_t slot) {

@@ -21,12 +21,12 @@
 #define RGK_EXTERN extern
 #endif
 
-/* A function of the host that device code may use where a constant must stand: what a launch asks
- * for is held against the struct it is for. */
-#ifdef __cplusplus
-#define RGK_CONSTANT static constexpr
+/* A function that host and device share; in device code a constant, where its arguments are: what a
+ * launch asks for is held against the struct it is for. */
+#ifdef __CUDACC__
+#define RGK_BOTH static constexpr __host__ __device__ __forceinline__
 #else
-#define RGK_CONSTANT static inline
+#define RGK_BOTH static inline
 #endif
 
 /* RGK_GETTER(rgk_rows_silu(rg_dtype x, rg_dtype y)) declares a getter. */
@@ -86,6 +86,12 @@ static inline rgk_seqs rgk_seqs_of(const rg_arg *cu, int64_t rows) {
  * bisection. */
 static inline int64_t rgk_slots(int64_t rows, int64_t sequences, int64_t tile) {
   return rows / tile + sequences + 1;
+}
+
+/* Blocks of `kernel` tokens, `stride` apart, that end within the first `length` tokens: the
+ * compressed keys of so many tokens, and what the query after them sees of them. */
+RGK_BOTH int64_t rgk_blocks_in(int64_t length, int64_t kernel, int64_t stride) {
+  return length < kernel ? 0 : (length - kernel) / stride + 1;
 }
 
 static inline uint32_t rgk_blocks(int64_t n, int64_t per) {

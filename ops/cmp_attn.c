@@ -68,32 +68,18 @@ static double pairs(const rgi_attn *a) {
 static const rgi_attn_kind kind = {RGI_ATTN_CMP, own, check, pairs};
 
 const rg_op rgi_op_cmp_attn = {
-    .abi = RG_OP_ABI,
     .name = "cmp_attn",
     .doc = "attention over compressed keys: position i sees key j iff i >= j*stride + kernel - 1",
     .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
-    .in = in,
-    .nin = RGI_COUNT(in),
-    .out = out,
-    .nout = RGI_COUNT(out),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in, out),
     .backward = "cmp_attn.bwd",
     .rules = &(const rgi_rules){.kind = &kind},
 };
 
 const rg_op rgi_op_cmp_attn_bwd = {
-    .abi = RG_OP_ABI,
     .name = "cmp_attn.bwd",
     .doc = "gradient of cmp_attn",
     .flags = RG_OP_INTERNAL,
-    .in = in_bwd,
-    .nin = RGI_COUNT(in_bwd),
-    .out = out_bwd,
-    .nout = RGI_COUNT(out_bwd),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };

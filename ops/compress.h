@@ -3,6 +3,7 @@
 #ifndef RGI_COMPRESS_H
 #define RGI_COMPRESS_H
 
+#include "../kernels/kernels.h"
 #include "ops.h"
 
 enum { RGI_CMP_KERNEL, RGI_CMP_STRIDE, RGI_CMP_K_METHOD, RGI_CMP_V_METHOD, RGI_CMP_NATTR };
@@ -17,10 +18,6 @@ typedef enum rgi_compress_method {
 
 static inline bool rgi_compress_gated(rgi_compress_method m) {
   return m == RGI_SWIGLU || m == RGI_SIGMOID_MUL;
-}
-
-static inline int64_t rgi_compress_count(int64_t length, int64_t kernel, int64_t stride) {
-  return length < kernel ? 0 : (length - kernel) / stride + 1;
 }
 
 /* Checks of one side's weight; shared by both directions. */

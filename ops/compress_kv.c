@@ -29,7 +29,7 @@ int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int
                             int32_t *token, int32_t *row) {
   int64_t n = 0;
   for (int64_t b = 0; b < nseq; b++) {
-    int64_t count = rgi_compress_count(cu[b + 1] - cu[b], kernel, stride);
+    int64_t count = rgk_blocks_in(cu[b + 1] - cu[b], kernel, stride);
     for (int64_t j = 0; j < count; j++, n++) {
       token[n] = (int32_t)(cu[b] + j * stride);
       row[n] = (int32_t)(cu[b] / stride + j);
@@ -76,7 +76,7 @@ rg_status rgi_compress_check(const rg_call *c, rg_error *e, const rg_arg *k, con
 double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i;
   double blocks =
-      (double)rgi_compress_count(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
+      (double)rgk_blocks_in(x->dim[0], kernel, c->attr[RGI_CMP_STRIDE].i) * (double)x->dim[1];
   double d = (double)x->dim[2], sums = blocks * d * (double)kernel;
   if (method == RGI_MEAN) return sums;
   return 2 * sums * d * (rgi_compress_gated(method) ? 2 : 1);
@@ -84,8 +84,7 @@ double rgi_compress_flops(const rg_call *c, const rg_arg *x, rgi_compress_method
 
 double rgi_compress_exps(const rg_call *c, const rg_arg *x, rgi_compress_method method) {
   if (!rgi_compress_gated(method)) return 0;
-  int64_t blocks =
-      rgi_compress_count(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
+  int64_t blocks = rgk_blocks_in(x->dim[0], c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i);
   return (double)blocks * (double)x->dim[1] * (double)x->dim[2];
 }
 
@@ -102,31 +101,28 @@ typedef struct side {
   const rg_arg *w; /* [D or 2D, kernel·D] or NULL */
   const rg_arg *y; /* [T/stride, KH, D] */
   rgi_compress_method method;
-  int64_t kernel, stride;
   const int32_t *token, *row; /* the blocks */
   int64_t nblock;
   char *scratch; /* per thread: room for the product, then its result [tile, rows of W] */
   int64_t tile, tiles;
 } side;
 
-/* Sum of n tokens' features [d, d + width) into sum: chunk by chunk of `stride` tokens, then over
- * chunks. */
-static void mean_block(const side *s, int64_t token, int64_t head, int64_t d, int64_t width,
-                       float *sum) {
-  const rg_arg *x = s->x;
+void rgi_compress_mean(const rg_call *c, const rg_arg *x, int64_t token, int64_t head, int64_t d,
+                       int64_t width, float *sum) {
+  const int64_t kernel = c->attr[RGI_CMP_KERNEL].i, stride = c->attr[RGI_CMP_STRIDE].i;
   float part[RGI_PIECE], term[RGI_PIECE];
-  for (int64_t p = 0; p < s->kernel; p++) {
+  for (int64_t p = 0; p < kernel; p++) {
     const char *at = (const char *)rgi_at(x, token + p, head) + (size_t)d * rg_dtype_size(x->dtype);
-    bool opens = p % s->stride == 0, closes = (p + 1) % s->stride == 0;
-    rgi_load_by(s->c->isa, opens ? part : term, x->dtype, at, width);
+    bool opens = p % stride == 0, closes = (p + 1) % stride == 0;
+    rgi_load_by(c->isa, opens ? part : term, x->dtype, at, width);
     if (!opens) rgi_store_add(part, term, width);
     if (!closes) continue;
-    if (p < s->stride)
+    if (p < stride)
       memcpy(sum, part, (size_t)width * 4);
     else
       rgi_store_add(sum, part, width);
   }
-  float scale = 1.0f / (float)s->kernel;
+  float scale = 1.0f / (float)kernel;
   for (int64_t i = 0; i < width; i++) sum[i] *= scale;
 }
 
@@ -156,11 +152,19 @@ static void rows_task(void *arg, int64_t task, int thread) {
       for (int64_t d = 0; live && d < y->dim[2]; d += RGI_PIECE) {
         float sum[RGI_PIECE];
         int64_t width = y->dim[2] - d < RGI_PIECE ? y->dim[2] - d : RGI_PIECE;
-        mean_block(s, token, h, d, width, sum);
+        rgi_compress_mean(s->c, s->x, token, h, d, width, sum);
         rgi_store_by(s->c->isa, to + (size_t)d * size, y->dtype, sum, width);
       }
     }
   }
+}
+
+void rgi_compress_gate(rgi_compress_method method, float *a, int64_t d) {
+  const float *b = a + d;
+  if (method == RGI_SWIGLU)
+    for (int64_t i = 0; i < d; i++) a[i] = a[i] * rgi_sigmoid(a[i]) * b[i];
+  else if (method == RGI_SIGMOID_MUL)
+    for (int64_t i = 0; i < d; i++) a[i] = rgi_sigmoid(a[i]) * b[i];
 }
 
 static size_t scratch_per_thread(const rg_arg *w) {
@@ -180,12 +184,8 @@ static void product_task(void *arg, int64_t task, int thread) {
   blocks.row0 = first;
   rgi_gemm(s->c->isa, work, rows, n, w->dim[1], &blocks, &weight, out, n, false);
   for (int64_t r = 0; r < rows; r++) {
-    float *a = out + r * n, *b = a + d;
-    if (s->method == RGI_SWIGLU)
-      for (int64_t i = 0; i < d; i++) a[i] = a[i] * rgi_sigmoid(a[i]) * b[i];
-    else if (s->method == RGI_SIGMOID_MUL)
-      for (int64_t i = 0; i < d; i++) a[i] = rgi_sigmoid(a[i]) * b[i];
-    rgi_store_by(s->c->isa, rgi_at(y, s->row[first + r], head), y->dtype, a, d);
+    rgi_compress_gate(s->method, out + r * n, d);
+    rgi_store_by(s->c->isa, rgi_at(y, s->row[first + r], head), y->dtype, out + r * n, d);
   }
 }
 
@@ -204,8 +204,6 @@ static rg_status forward(const rg_call *c) {
               .w = rg_in(c, IN_K_WEIGHT + i),
               .y = rg_out(c, OUT_K + i),
               .method = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i,
-              .kernel = kernel,
-              .stride = stride,
               .token = token,
               .row = row,
               .nblock = nblock,

@@ -127,7 +127,7 @@ static void mean_task(void *arg, int64_t task, int thread) {
     int64_t m = (row - cu[b]) / s->stride, stop = cu[b] + (m + 1) * s->stride;
     if (stop > cu[b + 1]) stop = cu[b + 1];
     if (stop > end) stop = end;
-    int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
+    int64_t count = rgk_blocks_in(cu[b + 1] - cu[b], s->kernel, s->stride);
     int64_t j0 = m - s->overlap + 1 > 0 ? m - s->overlap + 1 : 0,
             j1 = m + 1 < count ? m + 1 : count;
     bool covered =
@@ -219,7 +219,7 @@ static void place(side *s) {
   int64_t q = 0;
   s->ngroup = 0;
   for (int64_t b = 0; b + 1 < s->cu->dim[0]; b++) {
-    int64_t count = rgi_compress_count(cu[b + 1] - cu[b], s->kernel, s->stride);
+    int64_t count = rgk_blocks_in(cu[b + 1] - cu[b], s->kernel, s->stride);
     if (count == 0) continue;
     for (int64_t j = 0; j < count; j++) s->padded[q++] = (int32_t)(s->ngroup + s->overlap - 1 + j);
     for (int64_t m = 0; m < count + s->overlap - 1; m++)

@@ -46,32 +46,18 @@ static double pairs(const rgi_attn *a) {
 static const rgi_attn_kind kind = {RGI_ATTN_SLC, own, rgi_attn_check_rows, pairs};
 
 const rg_op rgi_op_slc_attn = {
-    .abi = RG_OP_ABI,
     .name = "slc_attn",
     .doc = "causal attention over selected blocks of keys",
     .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
-    .in = in,
-    .nin = RGI_COUNT(in),
-    .out = out,
-    .nout = RGI_COUNT(out),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in, out),
     .backward = "slc_attn.bwd",
     .rules = &(const rgi_rules){.kind = &kind},
 };
 
 const rg_op rgi_op_slc_attn_bwd = {
-    .abi = RG_OP_ABI,
     .name = "slc_attn.bwd",
     .doc = "gradient of slc_attn",
     .flags = RG_OP_INTERNAL,
-    .in = in_bwd,
-    .nin = RGI_COUNT(in_bwd),
-    .out = out_bwd,
-    .nout = RGI_COUNT(out_bwd),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };

@@ -42,32 +42,18 @@ static bool window(const rg_call *c, int64_t *left, int64_t *tile) {
 static const rgi_attn_kind kind = {RGI_ATTN_SWA, own, rgi_attn_check_rows, pairs};
 
 const rg_op rgi_op_swa_attn = {
-    .abi = RG_OP_ABI,
     .name = "swa_attn",
     .doc = "causal attention over the last window_left + 1 keys",
     .flags = RG_OP_RECOMPUTABLE | RG_OP_QUERYWISE,
-    .in = in,
-    .nin = RGI_COUNT(in),
-    .out = out,
-    .nout = RGI_COUNT(out),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in, out),
     .backward = "swa_attn.bwd",
     .rules = &(const rgi_rules){.window = window, .kind = &kind},
 };
 
 const rg_op rgi_op_swa_attn_bwd = {
-    .abi = RG_OP_ABI,
     .name = "swa_attn.bwd",
     .doc = "gradient of swa_attn",
     .flags = RG_OP_INTERNAL,
-    .in = in_bwd,
-    .nin = RGI_COUNT(in_bwd),
-    .out = out_bwd,
-    .nout = RGI_COUNT(out_bwd),
-    .attrs = attrs,
-    .nattr = RGI_COUNT(attrs),
-    RGI_ATTN_FUNCTIONS,
+    RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
 };

@@ -210,56 +210,48 @@ static uint64_t threshold(const uint64_t *rank, int64_t n, uint64_t *heap, int64
   return heap[0];
 }
 
-/* What one query may choose from: blocks [0, free0) and [free1, count) are kept anyhow, `keep` of
- * those between. Of these, keys can only score blocks below `scored`. */
+/* What one query may choose from; keys can only score blocks below `scored`. */
 typedef struct choice {
-  int64_t free0, scored, free1, count, keep;
+  rgk_topk_choice of;
+  int64_t scored;
 } choice;
 
 static choice choice_of(const rg_value *a, int64_t position, int64_t key_length) {
-  int64_t block = a[A_BLOCK].i, own = position / block, exist = (key_length + block - 1) / block;
-  choice r = {.count = own + 1};
-  int64_t kept = a[A_TOP_N].i < r.count ? a[A_TOP_N].i : r.count;
-  r.free0 = a[A_INIT].i < r.count ? a[A_INIT].i : r.count;
-  r.free1 = own - a[A_LOCAL].i + 1;
-  if (r.free1 < r.free0) r.free1 = r.free0;
-  r.scored = exist < r.free0 ? r.free0 : exist < r.free1 ? exist : r.free1;
-  r.keep = kept - r.free0 - (r.count - r.free1);
+  const int64_t block = a[A_BLOCK].i, exist = (key_length + block - 1) / block;
+  choice r = {rgk_topk_choose(position / block, a[A_INIT].i, a[A_LOCAL].i, a[A_TOP_N].i), exist};
+  if (r.scored > r.of.free1) r.scored = r.of.free1;
+  if (r.scored < r.of.free0) r.scored = r.of.free0;
   return r;
-}
-
-static bool must_rank(choice r) {
-  return r.keep > 0 && r.keep < r.free1 - r.free0;
 }
 
 /* The least rank that is kept: the keep-th largest of those in rank and of the unscored blocks'
  * `nothing`. */
 static uint64_t least_kept(const uint64_t *rank, choice r, uint64_t nothing, uint64_t *heap) {
-  int64_t n = r.scored - r.free0, unscored = r.free1 - r.scored, over = 0;
+  int64_t n = r.scored - r.of.free0, unscored = r.of.free1 - r.scored, over = 0;
   for (int64_t i = 0; i < n && unscored; i++) over += rank[i] >= nothing;
-  if (!unscored || r.keep <= over) return threshold(rank, n, heap, r.keep);
-  return r.keep <= over + unscored ? nothing : threshold(rank, n, heap, r.keep - unscored);
+  if (!unscored || r.of.keep <= over) return threshold(rank, n, heap, r.of.keep);
+  return r.of.keep <= over + unscored ? nothing : threshold(rank, n, heap, r.of.keep - unscored);
 }
 
-/* Writes a row. If must_rank, rank[b - free0] are those of the scored blocks and `nothing` that of
- * the others; those above `least` are kept, then the first of those equal to it. */
+/* Writes a row. Where scores matter, rank[b - free0] are those of the scored blocks and `nothing`
+ * that of the others; those above `least` are kept, then the first of those equal to it. */
 static void write_row(int32_t *idx, int64_t top_n, choice r, const uint64_t *rank, uint64_t nothing,
                       uint64_t least) {
-  int64_t n = 0, ties = r.keep, scored = r.scored - r.free0, unscored = r.free1 - r.scored;
-  bool ranked = must_rank(r);
-  for (int64_t b = 0; b < r.free0; b++) idx[n++] = (int32_t)b;
+  int64_t n = 0, ties = r.of.keep, scored = r.scored - r.of.free0, unscored = r.of.free1 - r.scored;
+  bool ranked = rgk_topk_ranks(r.of);
+  for (int64_t b = 0; b < r.of.free0; b++) idx[n++] = (int32_t)b;
   if (ranked) {
     for (int64_t b = 0; b < scored; b++) ties -= rank[b] > least;
     if (nothing > least) ties -= unscored;
   }
-  for (int64_t b = 0; b < scored && r.keep > 0; b++) {
+  for (int64_t b = 0; b < scored && r.of.keep > 0; b++) {
     if (ranked && (rank[b] < least || (rank[b] == least && ties-- <= 0))) continue;
-    idx[n++] = (int32_t)(r.free0 + b);
+    idx[n++] = (int32_t)(r.of.free0 + b);
   }
-  int64_t more = r.keep <= 0 || (ranked && nothing < least) ? 0 : unscored;
+  int64_t more = r.of.keep <= 0 || (ranked && nothing < least) ? 0 : unscored;
   if (ranked && nothing == least && more > ties) more = ties > 0 ? ties : 0;
   for (int64_t b = 0; b < more; b++) idx[n++] = (int32_t)(r.scored + b);
-  for (int64_t b = r.free1; b < r.count; b++) idx[n++] = (int32_t)b;
+  for (int64_t b = r.of.free1; b < r.of.count; b++) idx[n++] = (int32_t)b;
   while (n < top_n) idx[n++] = NO_BLOCK;
 }
 
@@ -293,7 +285,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
   const int64_t kh = task % w->kv_heads;
   const int64_t position = tile->first + (w->offset ? w->offset[tile->b] : 0);
   const int64_t key_length = w->cu_k[tile->b + 1] - w->cu_k[tile->b];
-  const int64_t nkey = rgi_compress_count(key_length, kernel, stride);
+  const int64_t nkey = rgk_blocks_in(key_length, kernel, stride);
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
   uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank),
            *heap = (uint64_t *)(void *)(mine + w->l.heap);
@@ -325,15 +317,15 @@ static void run_tile(void *arg, int64_t task, int thread) {
     t.visible[lane] = 0;
     if (lane >= tile->n) continue;
     choice r = choice_of(a, position + lane, key_length);
-    int64_t seen = rgi_compress_count(position + lane + 1, kernel, stride);
+    int64_t seen = rgk_blocks_in(position + lane + 1, kernel, stride);
     t.visible[lane] = (int32_t)(seen < nkey ? seen : nkey);
-    if (!must_rank(r)) continue;
-    if (r.free0 < block0) block0 = r.free0;
+    if (!rgk_topk_ranks(r.of)) continue;
+    if (r.of.free0 < block0) block0 = r.of.free0;
     if (r.scored > block1) block1 = r.scored;
   }
   if (block0 < block1) {
     /* the first that ends after block0 begins */
-    t.key0 = rgi_compress_count(block0 * block, kernel, stride);
+    t.key0 = rgk_blocks_in(block0 * block, kernel, stride);
     t.key1 = block1 * block / stride;
     if (t.key1 > t.visible[tile->n - 1]) t.key1 = t.visible[tile->n - 1];
     if (dot) {
@@ -354,11 +346,11 @@ static void run_tile(void *arg, int64_t task, int thread) {
       if (pass == 1 && !wide[lane]) continue;
       choice r = choice_of(a, position + lane, key_length);
       uint64_t least = 0;
-      if (must_rank(r)) {
-        for (int64_t b = r.free0; b < r.scored; b++) {
+      if (rgk_topk_ranks(r.of)) {
+        for (int64_t b = r.of.free0; b < r.scored; b++) {
           double s = dot || pass ? ((const double *)t.score)[b * RGI_TOPK_LANES + lane]
                                  : (double)((const float *)t.score)[b * RGI_TOPK_LANES + lane];
-          rank[b - r.free0] = rank_of(s);
+          rank[b - r.of.free0] = rank_of(s);
         }
         least = least_kept(rank, r, nothing, heap);
         if (!dot && pass == 0 && t.visible[lane] > 0 && least != 0 &&
@@ -390,7 +382,7 @@ static rg_status run_cpu(const rg_call *c) {
            .group = q->dim[1] / k->dim[1],
            .scale = c->attr[A_SCALE].f != 0 ? c->attr[A_SCALE].f : 1 / sqrt((double)q->dim[2])};
   for (int64_t b = 0; b < nseq; b++) {
-    int64_t n = rgi_compress_count(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
+    int64_t n = rgk_blocks_in(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
     if (n > 0 && w.cu_k[b] / stride + n > k->dim[0])
       return rg_op_fail(c->error, RG_E_DATA, c,
                         "sequence %lld has compressed keys up to row %lld, but k has %lld",

@@ -213,6 +213,12 @@ rg_status rgi_split_heads(const rgi_graph *forward, int heads, rgi_graph **out, 
     *out = from;
     return RG_OK;
   }
+  const rgi_io *state = rgi_state_of(from, -1);
+  if (state) {
+    status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,
+                      "a graph with state ('%s') is not cut into groups of heads", state->name);
+    goto done;
+  }
   int kv = smallest_head_extent(from);
   if (kv == 0) {
     status = rgi_fail(e, RG_E_POLICY, "/split_heads", NULL,

@@ -18,15 +18,6 @@ rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e) {
-  int64_t saved, peak;
-  double ms;
-  RGI_TRY(rgi_model_measure(c->m, set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e));
-  c->explored++;
-  *yes = (c->of_saved ? saved : peak) <= c->budget;
-  return RG_OK;
-}
-
 /* The choice for a budget, or (least) for the least budget that can be met. */
 static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
   const bool exact = c->nfree <= RGI_EXACT_LIMIT;

@@ -198,3 +198,12 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   rgi_graph_destroy(g);
   return status;
 }
+
+rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e) {
+  int64_t saved, peak;
+  double ms;
+  RGI_TRY(rgi_model_measure(c->m, set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e));
+  c->explored++;
+  *yes = (c->of_saved ? saved : peak) <= c->budget;
+  return RG_OK;
+}

@@ -108,7 +108,7 @@ static inline int64_t rgi_figure(const rgi_chooser *c, rgi_taken x) {
 }
 /* The chooser's starting point: nothing forced either way, nothing found. */
 rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e);
-/* Memplan's verdict on a set. */
+/* Memplan's verdict on a set (model.c). */
 rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e);
 /* The least time within the budget, or !c->found. */
 rg_status rgi_choose_exact(rgi_chooser *c, rg_error *e);

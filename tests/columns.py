@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Lines past 100 columns in what git tracks: C, CUDA, shell, and the prose of Markdown, which is all
+"""Lines past 100 columns in what git tracks: C, CUDA, shell, the page of --html, and the prose of Markdown, which is all
 but code, tables and lines that a link makes long. Prints them; exit code 1 if there are any."""
 
 import re
 import subprocess
 import sys
 
-CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh"]
+CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh", "*.js", "*.css", "*.html"]
 
 
 def tracked(*patterns):

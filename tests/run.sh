@@ -43,6 +43,7 @@ has() {
 if [ "${1:-}" != quick ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   has numpy || need+=(python3-numpy)
   has jsonschema || need+=(python3-jsonschema)
+  command -v chromium chromium-browser google-chrome >/dev/null || need+=(chromium)
 fi
 if ((${#need[@]})); then
   sudo=""
@@ -129,7 +130,7 @@ stage_coverage() {
   run_tests build-cov -E "^demo$"
   check "line coverage of host code is at least 90 %" \
     gcovr --root . --object-directory build-cov \
-    --filter '(graph|passes|ops|memplan|recompute|exec|cli)/' \
+    --filter '(graph|passes|ops|memplan|recompute|exec|report|cli)/' \
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
 stage_static() {
@@ -139,11 +140,11 @@ stage_static() {
   check "cppcheck" cppcheck --quiet --error-exitcode=1 --std=c11 \
     --inline-suppr --suppressions-list=.cppcheck \
     -I include --enable=warning,performance,portability \
-    -j "$jobs" graph passes ops memplan recompute cp exec cli
+    -j "$jobs" graph passes ops memplan recompute cp exec report cli
   [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
   check "clang-tidy" bash -c \
     'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "cp/*.c" \
-      ":!cp/cuda_*" "exec/*.c" "cli/*.c" |
+      ":!cp/cuda_*" "exec/*.c" "report/*.c" "cli/*.c" |
     xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' "$jobs"
 }
 stage_install() {

@@ -13,6 +13,8 @@
      O4  Rows past the last live token of an input are never used, not even multiplied by zero. (On
          a GPU too; lengths are live: cuda_steps sizes grids for capacity, kernels read cu_seqlens.)
      O5  Row and head strides are free; the last axis of every tensor of rank >= 1 has stride 1.
+     O6  Contents that are wrong in one row or sequence harm that one alone. run_cpu may report them
+         (rg_op_fail, RG_E_DATA) and return RG_OK: the run then goes on to its end and returns them.
  */
 #ifndef REGRAPH_OP_H
 #define REGRAPH_OP_H
@@ -118,7 +120,11 @@ enum {
   RG_PORT_OFFSETS = 1 << 7, /* int32 [B], each >= 0: position of a sequence's first query */
   /* axis 0 has a row for every `stride` (an attribute) rows of the tokens: on an in-port of the
    * keys' tokens, on an out-port of those on the ROWS ports */
-  RG_PORT_BLOCKS = 1 << 8
+  RG_PORT_BLOCKS = 1 << 8,
+  /* state: an in-port and the out-port of the same name are one memory, in which the op makes the
+   * out-tensor of the in-tensor. Shape, strides and dtype are the in-tensor's. An op with such
+   * ports is RG_OP_STATE; neither port is optional. What it does not write keeps its bytes. */
+  RG_PORT_STATE = 1 << 9
 };
 
 /* dtype sets */
@@ -263,7 +269,10 @@ enum {
   RG_OP_ROWWISE = 1 << 4,
   RG_OP_QUERYWISE = 1 << 5,
   RG_OP_BLOCKWISE = 1 << 6,
-  RG_OP_COMM = 1 << 7 /* communicates: rg_call.comm has as many ranks as its attribute "ranks" */
+  RG_OP_COMM = 1 << 7, /* communicates: rg_call.comm has as many ranks as its attribute "ranks" */
+  /* writes state, on RG_PORT_STATE ports. Not RECOMPUTABLE, no backward, no head axes, not for
+   * plugins. O3 is not said of those ports. */
+  RG_OP_STATE = 1 << 8
 };
 
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they

@@ -175,7 +175,8 @@ RG_API rg_status rg_plugin_load(rg_context *ctx, const char *path, rg_error *err
 
 /* Machine-readable descriptions. `what`: "ops" (text), "ops-json", or a JSON Schema: of what is
  * read, "schema-spec", "schema-policy", "schema-profile"; of what is printed as JSON,
- * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops". */
+ * "schema-plan", "schema-pareto", "schema-run", "schema-bench", "schema-check", "schema-ops";
+ * "schema-trace" is the report's of that name. */
 RG_API rg_status rg_describe(rg_context *ctx, const char *what, rg_text *out, rg_error *error);
 
 /* ---- spec and policy ------------------------------------------------------------------------- */
@@ -266,6 +267,9 @@ RG_API rg_status rg_build_param(rg_builder *builder, rg_item value);
 /* `shape` lists extents, "T,H,D" or "B+1"; "" is a scalar's. `dtype` is a name or "$name". */
 RG_API rg_status rg_build_input(rg_builder *builder, const char *name, const char *shape,
                                 const char *dtype, rg_grad grad);
+/* `next` is the tensor that is its new version. */
+RG_API rg_status rg_build_state(rg_builder *builder, const char *name, const char *shape,
+                                const char *dtype, const char *next);
 /* `in` and `out` list ports between blanks: "q=x" connects port q to tensor x, "q" is short for
  * "q=q", and "o=a+b" gives a list port two tensors. NULL or "": none, as where all outputs keep
  * their names NODE.PORT. */
@@ -299,7 +303,10 @@ RG_API rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_e
 RG_API rg_status rg_spec_write(const rg_spec *spec, const char *format, rg_text *out,
                                rg_error *error);
 
-typedef enum rg_role { RG_INPUT, RG_OUTPUT, RG_GRAD_IN, RG_GRAD_OUT } rg_role;
+/* RG_STATE: memory that a forward reads and leaves its new version in, and nothing else of the
+ * session writes; poisoning spares it. A call that is refused leaves it as it was; after one that
+ * failed while running, what it holds is not known. */
+typedef enum rg_role { RG_INPUT, RG_OUTPUT, RG_GRAD_IN, RG_GRAD_OUT, RG_STATE } rg_role;
 
 /* A tensor the caller binds. Names belong to the object asked. */
 typedef struct rg_tensor_info {
@@ -317,7 +324,7 @@ typedef struct rg_tensor_info {
   bool partial;     /* a gradient to which other ranks have terms, too (cp weights "local") */
 } rg_tensor_info;
 
-/* The i-th bindable tensor: inputs, outputs, then gradients; RG_E_USAGE past the
+/* The i-th bindable tensor: inputs with state, outputs, then gradients; RG_E_USAGE past the
  * end (nothing is reported then). */
 RG_API rg_status rg_spec_tensor(const rg_spec *spec, size_t i, rg_tensor_info *out);
 
@@ -416,6 +423,24 @@ RG_API rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out);
  * graph), "steps". */
 RG_API rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out,
                                rg_error *error);
+
+/* What a report may show besides the plan itself. Zeros and NULL: nothing of the kind. All borrowed
+ * during the call only. */
+typedef struct rg_report_options {
+  size_t size;
+  /* what each step took (rg_session_node_time counts so), and whole directions, in ms */
+  const double *step_ms;
+  size_t nstep;
+  double forward_ms, backward_ms;
+  int64_t measured_peak; /* bytes that a run asked for */
+  const char *source;    /* how that was measured: "median of 5 on the CPU, 2 threads" */
+  /* "html": what rg_pareto ("json") and rg_plan_write ("json") of another plan gave */
+  const char *front, *against;
+} rg_report_options;
+/* `format`: "html", one page that needs nothing else, or "trace", events for Perfetto and
+ * chrome://tracing. Options may be NULL. */
+RG_API rg_status rg_plan_report(const rg_plan *plan, const char *format,
+                                const rg_report_options *options, rg_text *out, rg_error *error);
 
 /* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
  * or "svg". */

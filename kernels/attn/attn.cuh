@@ -15,7 +15,7 @@ __device__ __forceinline__ key_span keys_of(const rgk_attn &a, int b) {
   k.n = seq_start(a.kseqs, b + 1) - k.row;
   if (a.mode == RGK_CMP) {
     k.row /= a.stride;
-    k.n = blocks_in(k.n, a.kernel, a.stride);
+    k.n = rgk_blocks_in(k.n, a.kernel, a.stride);
   }
   k.row = min(k.row, a.S);
   k.n = min(k.n, a.S - k.row);
@@ -34,7 +34,7 @@ struct key_range {
 };
 __device__ __forceinline__ key_range visible(const rgk_attn &a, int64_t pos, int64_t n) {
   key_range r = {0, pos + 1};
-  if (a.mode == RGK_CMP) r.hi = pos < a.kernel - 1 ? 0 : (pos - a.kernel + 1) / a.stride + 1;
+  if (a.mode == RGK_CMP) r.hi = rgk_blocks_in(pos + 1, a.kernel, a.stride);
   if (a.mode == RGK_SWA && a.window_left >= 0 && pos > a.window_left) r.lo = pos - a.window_left;
   r.hi = min(r.hi, n);
   return r;

@@ -24,7 +24,7 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
   s.keys = seq_start(a.kseqs, b + 1) - s.k_begin;
   if (a.mode == RGK_CMP) {
     s.k_begin /= a.stride;
-    s.keys = blocks_in(s.keys, a.kernel, a.stride);
+    s.keys = rgk_blocks_in(s.keys, a.kernel, a.stride);
   }
   if (s.k_begin > a.S) s.k_begin = a.S;
   if (s.keys > a.S - s.k_begin) s.keys = a.S - s.k_begin;
@@ -41,10 +41,8 @@ __device__ __forceinline__ bwd_seq bwd_sequence(const rgk_flash_bwd &p, int b) {
 /* How many keys, from the first on, the query in row i of the sequence may see (the window left
  * aside). */
 __device__ __forceinline__ int64_t bwd_seen(const rgk_attn &a, const bwd_seq &s, int64_t i) {
-  const int64_t p = i + s.offset;
-  const int64_t n = a.mode != RGK_CMP  ? p + 1
-                    : p < a.kernel - 1 ? 0
-                                       : (p - a.kernel + 1) / a.stride + 1;
+  const int64_t p = i + s.offset,
+                n = a.mode == RGK_CMP ? rgk_blocks_in(p + 1, a.kernel, a.stride) : p + 1;
   return n < s.keys ? n : s.keys;
 }
 /* The position from which key k is seen. */

@@ -49,7 +49,7 @@ RGK_GETTER(rgk_flash_bwd_sinks(void))                        /* sums up d_sinks 
 
 enum { RGK_FLASH_BWD_THREADS = 384 }; /* of main and wide */
 /* Bytes of their shared memory. */
-RGK_CONSTANT uint32_t rgk_flash_bwd_shared(int32_t keys, int32_t width, int32_t width_v) {
+RGK_BOTH uint32_t rgk_flash_bwd_shared(int32_t keys, int32_t width, int32_t width_v) {
   const uint32_t k = (uint32_t)keys, d = (uint32_t)width, e = (uint32_t)width_v,
                  stages = d == 256 ? 1 : 2;
   return k * (d + e) * 2 + stages * 64 * (d + e) * 2 + (k == 64 ? 4 : 2) * k * 128 +

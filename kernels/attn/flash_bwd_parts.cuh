@@ -1,7 +1,8 @@
 /* kernels/attn/flash_bwd_parts.cuh: what flash_bwd's two main kernels share: the walk over an
- * item's queries, masks, the ordered sums in memory, and the ends of dK and dV. */
+ * item's queries, masks, and the ordered sums in memory. */
 #pragma once
 #include "flash_bwd.cuh"
+#include "gradient.cuh"
 #include "../device/softmax.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
@@ -251,33 +252,19 @@ template <int N>
 __device__ __forceinline__ void mask(float (&s)[N], const rgk_attn &a, const step &x, int key,
                                      int keys, int first) {
   const int apart = a.mode == RGK_CMP ? a.stride : 1;
+  int from[2], upto[2];
 #pragma unroll
-  for (int g = 0; g < 2; g++) {
-    const int k = key + 8 * g, from = (k < keys ? x.from + k * apart : ROWS) - first,
-              upto = min(x.n, x.upto + k) - first;
-#pragma unroll
-    for (int j = 0; j < N / 4; j++) {
-      if (8 * j < from || 8 * j >= upto) s[4 * j + 2 * g] = 0;
-      if (8 * j + 1 < from || 8 * j + 1 >= upto) s[4 * j + 2 * g + 1] = 0;
-    }
+  for (int i = 0; i < 2; i++) {
+    const int k = key + 8 * i;
+    from[i] = (k < keys ? x.from + k * apart : ROWS) - first;
+    upto[i] = min(x.n, x.upto + k) - first;
   }
+  each(s, [&](float &p, int i, int column) {
+    if (column < from[i] || column >= upto[i]) p = 0;
+  });
 }
 
 /* ---- dK and dV ---- */
-
-__device__ __forceinline__ void put2(const rgk_tensor &x, int64_t at, float a, float b, bool add) {
-  if (x.dtype == RG_F32) {
-    float2 *p = (float2 *)((float *)x.data + at);
-    if (add) {
-      const float2 old = *p;
-      a = old.x + a, b = old.y + b;
-    }
-    *p = make_float2(a, b);
-  } else {
-    *(uint32_t *)((uint16_t *)x.data + at) =
-        x.dtype == RG_F16 ? pack2<__half>(a, b) : pack2<__nv_bfloat16>(a, b);
-  }
-}
 
 /* A warpgroup's place in kv, and whose turn it is there. */
 struct bwd_sum {
@@ -321,22 +308,6 @@ __device__ __forceinline__ bool bwd_handed(const rgk_flash_bwd &p, const bwd_ite
   named_sync(EACH + wg, WARPGROUP);
   if (t == 0) publish(sum.done, (uint32_t)x.turn + 1);
   return true;
-}
-
-template <int N>
-__device__ __forceinline__ void put_keys(const float (&d)[N], const rgk_tensor &x, int64_t row,
-                                         int kh, int keys, int key, int first, int width,
-                                         float scale, bool add, int t) {
-#pragma unroll
-  for (int j = 0; j < N / 4; j++) {
-    const int c = first + 8 * j + 2 * (t & 3);
-    if (c >= width) continue;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-      if (key + 8 * i < keys)
-        put2(x, (row + key + 8 * i) * x.row + kh * x.head + c, scale * d[4 * j + 2 * i],
-             scale * d[4 * j + 2 * i + 1], add);
-  }
 }
 
 } // namespace rgk

@@ -57,7 +57,7 @@ __device__ bool key_row_live(const rgk_attn &a, int64_t r) {
   }
   if (hi < 0) return false;
   const int64_t begin = seq_start(a.kseqs, lo), n = seq_start(a.kseqs, lo + 1) - begin;
-  return r - begin / a.stride < blocks_in(n, a.kernel, a.stride);
+  return r - begin / a.stride < rgk_blocks_in(n, a.kernel, a.stride);
 }
 
 __device__ void zero_row(const rgk_tensor &x, int64_t r, int heads, int width) {

@@ -203,9 +203,9 @@ template <class T, int W> struct worker {
     const int64_t row = x.s.k_begin + k0;
     const bool seen = steps > 0; /* else there is nothing to add */
     if (a.dk.data && (seen || !a.acc_k))
-      put_keys(dk, a.dk, row, x.kh, keys, key, 0, a.D, a.scale, a.acc_k, t);
+      put_keys<true>(a.dk, a.acc_k, row, x.kh, key, keys, 0, a.D, dk, a.scale);
     if (a.dv.data && (seen || !a.acc_v))
-      put_keys(dv, a.dv, row, x.kh, keys, key, 0, a.E, 1, a.acc_v, t);
+      put_keys<true>(a.dv, a.acc_v, row, x.kh, key, keys, 0, a.E, dv, 1);
   }
 };
 

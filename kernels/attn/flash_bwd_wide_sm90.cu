@@ -53,10 +53,10 @@ template <class T, int panels> struct half {
     if constexpr (odd) hand_on(b, sum + 8 * whole * 128, add_to, leave, t);
   }
   __device__ __forceinline__ void put(const rgk_tensor &y, int64_t row, int kh, int keys, int key,
-                                      int width, float scale, bool add_to, int wg, int t) const {
-    put_keys(a, y, row, kh, keys, key, first(wg) * 64, width, scale, add_to, t);
+                                      int width, float scale, bool add_to, int wg) const {
+    put_keys<true>(y, add_to, row, kh, key, keys, first(wg) * 64, width, a, scale);
     if constexpr (odd)
-      put_keys(b, y, row, kh, keys, key, whole * 64 + wg * 32, width, scale, add_to, t);
+      put_keys<true>(y, add_to, row, kh, key, keys, whole * 64 + wg * 32, width, b, scale);
   }
 };
 
@@ -172,8 +172,8 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
   const int64_t row = x.s.k_begin + k0;
   const bool seen = steps > 0; /* else there is nothing to add */
   if (a.dk.data && (seen || !a.acc_k))
-    dk.put(a.dk, row, x.kh, keys, key, a.D, a.scale, a.acc_k, wg, t);
-  if (a.dv.data && (seen || !a.acc_v)) dv.put(a.dv, row, x.kh, keys, key, a.E, 1, a.acc_v, wg, t);
+    dk.put(a.dk, row, x.kh, keys, key, a.D, a.scale, a.acc_k, wg);
+  if (a.dv.data && (seen || !a.acc_v)) dv.put(a.dv, row, x.kh, keys, key, a.E, 1, a.acc_v, wg);
 }
 
 template <class T, class L>

@@ -513,10 +513,8 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_keep(pr);
         warp_release(&s.v_empty[v.stage], added);
         v.next();
-        if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) {
-#pragma unroll
-          for (int e = 0; e < C::E / 2; e++) o[e] *= scale[e / 2 % 2];
-        }
+        if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1))
+          each(o, [&](float &a, int i, int) { a *= scale[i]; });
         pack<C>(pr, x);
       }
       if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);

@@ -242,11 +242,11 @@ struct rows2 {
  * `scale`. */
 __device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c,
                                       int limit) {
-  const int t = threadIdx.x % 4;
   if (limit < KEYS) {
-#pragma unroll
-    for (int i = 0; i < KEYS / 2; i++)
-      if (i / 4 * 8 + t * 2 + i % 2 >= limit) s[i] = -INFINITY;
+    const int seen = limit - (int)threadIdx.x % 4 * 2;
+    each(s, [&](float &z, int, int column) {
+      if (column >= seen) z = -INFINITY;
+    });
   }
   bool moved = false;
 #pragma unroll
@@ -398,10 +398,7 @@ template <class T, int D, int E> struct consumer {
           z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
       }
       float scale[2];
-      if (refer(z, x, scale, c, limit)) {
-#pragma unroll
-        for (int i = 0; i < E / 2; i++) o[i] *= scale[i / 2 % 2];
-      }
+      if (refer(z, x, scale, c, limit)) each(o, [&](float &a, int i, int) { a *= scale[i]; });
 #pragma unroll
       for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
     }

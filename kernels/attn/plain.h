@@ -38,30 +38,30 @@ typedef struct rgk_attn_plain {
  * keys, the larger number) has as many parts as L / 256, but L times that stays below 2^17. */
 enum { RGK_PLAIN_PARTS = 16, RGK_PLAIN_PART_ROWS = 256, RGK_PLAIN_PART_MOST = 1 << 17 };
 
-RGK_CONSTANT int32_t rgk_plain_width(int w) {
+RGK_BOTH int32_t rgk_plain_width(int w) {
   return w == RGK_PLAIN_64 ? 64 : w == RGK_PLAIN_128 || w == RGK_PLAIN_128_SMALL ? 128 : 256;
 }
 /* of a row tile, and keys of a key tile in dK and dV */
-RGK_CONSTANT int32_t rgk_plain_rows(int w) {
+RGK_BOTH int32_t rgk_plain_rows(int w) {
   return w == RGK_PLAIN_256_SMALL ? 16 : w == RGK_PLAIN_256 || w == RGK_PLAIN_128_SMALL ? 32 : 64;
 }
 /* backward: of a key tile in dQ, rows of a batch in dK and dV */
-RGK_CONSTANT int32_t rgk_plain_keys(int w) {
+RGK_BOTH int32_t rgk_plain_keys(int w) {
   return w == RGK_PLAIN_256_SMALL ? 8 : w == RGK_PLAIN_128_SMALL ? 16 : 32;
 }
 enum { RGK_PLAIN_FWD_KEYS = 64 };
 
 /* Bytes of shared memory; the kernels' structs are checked against these. */
-RGK_CONSTANT uint32_t rgk_plain_fwd_shared(int w) {
+RGK_BOTH uint32_t rgk_plain_fwd_shared(int w) {
   uint32_t m = (uint32_t)rgk_plain_rows(w), ld = (uint32_t)rgk_plain_width(w) + 4;
   return 4 * ((m + RGK_PLAIN_FWD_KEYS) * ld + m * (RGK_PLAIN_FWD_KEYS + 8) + RGK_PLAIN_FWD_KEYS +
               2 * m + 4);
 }
-RGK_CONSTANT uint32_t rgk_plain_dq_shared(int w) {
+RGK_BOTH uint32_t rgk_plain_dq_shared(int w) {
   uint32_t m = (uint32_t)rgk_plain_rows(w), n = (uint32_t)rgk_plain_keys(w);
   return 4 * (2 * (m + n) * ((uint32_t)rgk_plain_width(w) + 4) + m * (n + 8) + 2 * m + 4);
 }
-RGK_CONSTANT uint32_t rgk_plain_dkv_shared(int w) {
+RGK_BOTH uint32_t rgk_plain_dkv_shared(int w) {
   uint32_t m = (uint32_t)rgk_plain_rows(w), n = (uint32_t)rgk_plain_keys(w);
   return 4 * (2 * (m + 2 * n) * ((uint32_t)rgk_plain_width(w) + 4) + 2 * m * (n + 8) + 3 * 6 * n);
 }

@@ -356,6 +356,17 @@ __device__ __forceinline__ void gap(const rgk_attn_plain &p) {
   }
 }
 
+/* A tile of keys of no sequence. */
+__device__ __forceinline__ void clear_keys(const rgk_attn &a, const key_tile &t) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int r = warp; r < t.n; r += RGK_PLAIN_DKV_THREADS / 32) {
+    if (a.dk.data && !a.acc_k)
+      zero_row<32>(a.dk, (t.key + r) * a.dk.row + t.kh * a.dk.head, a.D, lane);
+    if (a.dv.data && !a.acc_v)
+      zero_row<32>(a.dv, (t.key + r) * a.dv.row + t.kh * a.dv.head, a.E, lane);
+  }
+}
+
 template <int TILE>
 __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
     dkv(const __grid_constant__ rgk_attn_plain p) {
@@ -372,12 +383,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_DKV_THREADS, 1)
   gap(p);
   if (!find_keys(p, t)) return;
   if (t.dead) {
-    for (int r = warp; r < t.n; r += THREADS / 32) {
-      if (a.dk.data && !a.acc_k)
-        zero_row<32>(a.dk, (t.key + r) * a.dk.row + t.kh * a.dk.head, a.D, lane);
-      if (a.dv.data && !a.acc_v)
-        zero_row<32>(a.dv, (t.key + r) * a.dv.row + t.kh * a.dv.head, a.E, lane);
-    }
+    clear_keys(a, t);
     return;
   }
   load_rows<LD, THREADS>(sh.k, M, a.D, a.k, p.vec, [&](int r) {

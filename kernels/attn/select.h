@@ -102,33 +102,33 @@ RGK_GETTER(rgk_select_bwd(rg_dtype t, int32_t D, int32_t E))
 
 /* Shared memory of the instances, which hold their structs against it: tiles are panels of 64
  * columns, rows of 128 bytes. */
-RGK_CONSTANT uint32_t rgk_select_tile(int32_t rows, int32_t width) {
+RGK_BOTH uint32_t rgk_select_tile(int32_t rows, int32_t width) {
   return (uint32_t)(rows * 128 * ((width + 63) / 64));
 }
 /* Rows of a tile of backward, and warpgroups that share its columns: what the registers allow. */
-RGK_CONSTANT int32_t rgk_select_bwd_rows(int32_t D, int32_t E) {
+RGK_BOTH int32_t rgk_select_bwd_rows(int32_t D, int32_t E) {
   return D > 128 && D + E < 512 ? 32 : 64;
 }
-RGK_CONSTANT int32_t rgk_select_bwd_groups(int32_t D, int32_t E) {
+RGK_BOTH int32_t rgk_select_bwd_groups(int32_t D, int32_t E) {
   return D + E >= 512 ? 2 : 1;
 }
 enum {
   RGK_SELECT_META = 8192 + 1024, /* row tables, and slack for alignment */
   RGK_SELECT_BWD_META = 6144     /* the same of backward, and barriers */
 };
-RGK_CONSTANT uint32_t rgk_select_shared_fwd(int32_t D, int32_t E) {
+RGK_BOTH uint32_t rgk_select_shared_fwd(int32_t D, int32_t E) {
   return rgk_select_tile(64, D) * 3 + rgk_select_tile(64, E) + RGK_SELECT_META;
 }
-RGK_CONSTANT uint32_t rgk_select_shared_bwd(int32_t D, int32_t E) {
+RGK_BOTH uint32_t rgk_select_shared_bwd(int32_t D, int32_t E) {
   const int32_t rows = rgk_select_bwd_rows(D, E);
   return rgk_select_tile(64, D) + rgk_select_tile(64, E) + rgk_select_tile(64, 64) +
          2 * (rgk_select_tile(rows, D) + rgk_select_tile(rows, E)) + RGK_SELECT_BWD_META;
 }
 /* Thread blocks of backward on a multiprocessor, and their threads: the last warpgroup loads. */
-RGK_CONSTANT int32_t rgk_select_bwd_blocks(int32_t D, int32_t E) {
+RGK_BOTH int32_t rgk_select_bwd_blocks(int32_t D, int32_t E) {
   return D + E > 320 ? 1 : 2;
 }
-RGK_CONSTANT uint32_t rgk_select_bwd_threads(int32_t D, int32_t E) {
+RGK_BOTH uint32_t rgk_select_bwd_threads(int32_t D, int32_t E) {
   return (uint32_t)(RGK_SELECT_THREADS * (rgk_select_bwd_groups(D, E) + 1));
 }
 

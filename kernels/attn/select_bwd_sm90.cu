@@ -16,6 +16,7 @@
      shared memory   K   V   Q twice   dO twice   dS^T   row tables twice   jobs twice   barriers
  */
 #include "../device/tma.cuh"
+#include "gradient.cuh"
 #include "select.cuh"
 
 using namespace rgk;
@@ -261,37 +262,6 @@ __device__ __forceinline__ void load(const rgk_select &p, shared<T, D, E> &s, in
 
 /* ---- the ends of dQ, dK and dV ---- */
 
-/* Two neighbours of a gradient. Nobody else adds to them meanwhile, so that the order stands; a sum
- * is left to the memory, since who reads it first waits for each pair in turn. */
-__device__ __forceinline__ void put_pair(const rgk_tensor &y, bool add, int64_t at, float v0,
-                                         float v1) {
-  if (add)
-    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"((float *)y.data + at),
-                 "f"(v0), "f"(v1)
-                 : "memory");
-  else if (y.dtype == RG_F32)
-    *(float2 *)((float *)y.data + at) = make_float2(v0, v1);
-  else
-    *(uint32_t *)((uint16_t *)y.data + at) =
-        y.dtype == RG_F16 ? pack2<__half>(v0, v1) : pack2<__nv_bfloat16>(v0, v1);
-}
-
-/* This thread's accumulators x of columns [first, first + W) of a key gradient, to their rows. */
-template <int W>
-__device__ __forceinline__ void put_keys(const rgk_tensor &y, bool add, const select_keys &k,
-                                         int kh, int first, const float (&x)[W / 2], float scale) {
-  if (!y.data) return;
-  const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (key + 8 * i >= k.n) continue;
-    const int64_t at = (k.row + key + 8 * i) * y.row + kh * y.head + first + threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < W / 8; j++)
-      put_pair(y, add, at + 8 * j, x[4 * j + 2 * i] * scale, x[4 * j + 2 * i + 1] * scale);
-  }
-}
-
 /* A sum is KEYS rows of all columns, in the order of the accumulators: where this thread's, of
  * columns from `first` on, begin; what is there, added to them; and what the next finds there.
  * Nobody else has it meanwhile. */
@@ -524,8 +494,12 @@ __device__ __forceinline__ void put_gradients(const rgk_select &p, const job &j,
       add_sum<DK>(dk, sum_k);
       add_sum<EV>(dv, sum_v);
     }
-    put_keys<DK>(p.a.dk, p.a.acc_k, j.keys, j.kh, group * DK, dk, p.a.scale);
-    put_keys<EV>(p.a.dv, p.a.acc_v, j.keys, j.kh, group * EV, dv, 1);
+    const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    if (p.a.dk.data)
+      put_keys<false>(p.a.dk, p.a.acc_k, j.keys.row, j.kh, key, j.keys.n, group * DK, D, dk,
+                      p.a.scale);
+    if (p.a.dv.data)
+      put_keys<false>(p.a.dv, p.a.acc_v, j.keys.row, j.kh, key, j.keys.n, group * EV, E, dv, 1);
   } else {
     put_sum<DK>(dk, sum_k, !first);
     put_sum<EV>(dv, sum_v, !first);

@@ -84,24 +84,23 @@ __global__ void __launch_bounds__(RGK_SELECT_THREADS, D + E > 320 ? 1
     const int r0 = warp * 16 + lane / 4;
     int limit[2] = {mine.limit[r0], mine.limit[r0 + 8]};
     if (__any_sync(~0u, limit[0] < 64 || limit[1] < 64)) {
-#pragma unroll
-      for (int i = 0; i < 32; i++)
-        if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= limit[i / 2 % 2]) s[i] = -INFINITY;
+      const int seen[2] = {limit[0] - lane % 4 * 2, limit[1] - lane % 4 * 2};
+      each(s, [&](float &x, int i, int column) {
+        if (column >= seen[i]) x = -INFINITY;
+      });
     }
     float m[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 32; i++) m[i / 2 % 2] = fmaxf(m[i / 2 % 2], s[i]);
+    each(s, [&](float &x, int i, int) { m[i] = fmaxf(m[i], x); });
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       m[i] = fmaxf(m[i], __shfl_xor_sync(~0u, m[i], 1));
       m[i] = fmaxf(m[i], __shfl_xor_sync(~0u, m[i], 2)) * c;
       if (m[i] == -INFINITY) m[i] = 0;
     }
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-      s[i] = exp2f(fmaf(s[i], c, -m[i / 2 % 2]));
-      sum[i / 2 % 2] += s[i];
-    }
+    each(s, [&](float &x, int i, int) {
+      x = exp2f(fmaf(x, c, -m[i]));
+      sum[i] += x;
+    });
     uint32_t a[16];
     pack_all<T>(a, s);
     wgmma_fence();

@@ -1,4 +1,4 @@
-/* kernels/attn/topk.cuh: what a row of topk may choose from, as in ops/topk.c. */
+/* kernels/attn/topk.cuh: what a row of topk may choose from. */
 #pragma once
 #include "topk.h"
 #include "../device/seq.cuh"
@@ -11,26 +11,14 @@ __device__ __forceinline__ int64_t divide(int64_t x, int32_t y) {
   return (uint32_t)x / (uint32_t)y;
 }
 
-/* Compressed keys that end before position `end`. */
+/* Compressed keys that end before position `end`: rgk_blocks_in. */
 __device__ __forceinline__ int64_t keys_before(int64_t end, const rgk_topk &p) {
   return end < p.kernel ? 0 : divide(end - p.kernel, p.stride) + 1;
 }
 
-/* Blocks [0, free0) and [free1, count) are kept anyhow, `keep` of those between. */
-struct topk_choice {
-  int64_t free0, free1, count, keep;
-  __device__ __forceinline__ bool ranked() const { return keep > 0 && keep < free1 - free0; }
-};
-
 /* Blocks past the last key are candidates, too: they score nothing. */
-__device__ __forceinline__ topk_choice choice_of(const rgk_topk &p, int64_t position) {
-  int64_t own = divide(position, p.block);
-  topk_choice c;
-  c.count = own + 1;
-  c.free0 = min((int64_t)p.init, c.count);
-  c.free1 = max(own - p.local + 1, c.free0);
-  c.keep = min((int64_t)p.top_n, c.count) - c.free0 - (c.count - c.free1);
-  return c;
+__device__ __forceinline__ rgk_topk_choice choice_of(const rgk_topk &p, int64_t position) {
+  return rgk_topk_choose(divide(position, p.block), p.init, p.local, p.top_n);
 }
 
 /* A tile of queries of one sequence, and its keys. */

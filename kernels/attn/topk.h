@@ -29,6 +29,22 @@ typedef struct rgk_topk {
 
 enum { RGK_TOPK_UNDECIDED = -2 };
 
+/* What a query whose own block is `own` may choose from, on any device: blocks [0, free0) and
+ * [free1, count) are kept anyhow, `keep` of those between. */
+typedef struct rgk_topk_choice {
+  int64_t free0, free1, count, keep;
+} rgk_topk_choice;
+RGK_BOTH rgk_topk_choice rgk_topk_choose(int64_t own, int32_t init, int32_t local, int32_t top_n) {
+  const int64_t count = own + 1, first = own - local + 1, free0 = init < count ? init : count,
+                free1 = first > free0 ? first : free0, kept = top_n < count ? top_n : count;
+  const rgk_topk_choice c = {free0, free1, count, kept - free0 - (count - free1)};
+  return c;
+}
+/* Do scores matter? */
+RGK_BOTH bool rgk_topk_ranks(rgk_topk_choice c) {
+  return c.keep > 0 && c.keep < c.free1 - c.free0;
+}
+
 /* ---- any shape ---- */
 /* of the plain kernel's tiles */
 enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 };
@@ -36,7 +52,7 @@ enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
 RGK_GETTER(rgk_topk_plain(int mode))
 /* Its bytes of dynamic shared memory: of tiles of q, k and sums; of all, with `heap` places of a
  * heap a row. */
-RGK_CONSTANT uint32_t rgk_topk_plain_tiles(int mode) {
+RGK_BOTH uint32_t rgk_topk_plain_tiles(int mode) {
   return 2 * 32 * (RGK_TOPK_ROWS + 4) * 4 +
          RGK_TOPK_ROWS * (RGK_TOPK_KEYS + 1) * (mode == RGK_TOPK_WIDE ? 8 : 4);
 }
@@ -69,7 +85,7 @@ typedef struct rgk_topk90_params {
 RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
 /* Its bytes of dynamic shared memory: all but q, the ring of keys and what blocks reach over; all
  * of them. */
-RGK_CONSTANT uint32_t rgk_topk90_tables(int heads, int width) {
+RGK_BOTH uint32_t rgk_topk90_tables(int heads, int width) {
   const uint32_t queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
   const uint32_t pitch = RGK_TOPK90_PITCH(queries);
   const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4;

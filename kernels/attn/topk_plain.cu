@@ -67,10 +67,10 @@ __device__ void heapify(uint64_t *heap, int64_t n) {
 
 /* Writes a row; its heap, if it has one, is full. */
 template <class S>
-__device__ void write_row(int32_t *idx, int top_n, topk_choice c, uint64_t *heap) {
+__device__ void write_row(int32_t *idx, int top_n, rgk_topk_choice c, uint64_t *heap) {
   int64_t n = 0;
   for (; n < c.free0; n++) idx[n] = (int32_t)n;
-  if (c.ranked()) {
+  if (rgk_topk_ranks(c)) {
     for (int64_t i = 0; i < c.keep; i++) {
       int32_t b = block_of(heap[i * ROWS], S());
       heap[i * ROWS] = 0xffffffffu - (uint32_t)b;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
     /* of thread tid's row */
     int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head;
     uint64_t *heap = heaps + tid;
-    topk_choice mine = {0, 0, 0, 0};
+    rgk_topk_choice mine = {0, 0, 0, 0};
     bool ranks = false;
     int64_t held = 0;
 
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
       if (tid < t.n) {
         mine = choice_of(p, position);
         seen = min(keys_before(position + 1, p), k.n);
-        ranks = mine.ranked() && (MODE != RGK_TOPK_WIDE || idx[0] == RGK_TOPK_UNDECIDED);
+        ranks = rgk_topk_ranks(mine) && (MODE != RGK_TOPK_WIDE || idx[0] == RGK_TOPK_UNDECIDED);
       }
       visible[tid] = (int32_t)seen;
       if (ranks) {

@@ -54,10 +54,9 @@ template <int HEADS> struct plan {
 
 /* ---- shared memory ----
  *
- *   q [GROUPS, panels, N rows]  k [stages, panels, TILE rows]  tables
- *   carry [GROUPS, QUERIES, reach]
+ *   q [GROUPS, panels, N]   k [stages, panels, TILE]   tables   carry [GROUPS, QUERIES, reach]
  *
- * q and k in panels of 64 columns. */
+ * q and k as panels of 64 columns, of N and TILE rows. */
 
 template <int HEADS, int GROUPS> struct tables {
   using P = plan<HEADS>;
@@ -313,10 +312,10 @@ __device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2],
 /* ---- output ---- */
 
 template <int PER_LANE>
-__device__ void finish(const rgk_topk &p, const memory &m, int q, const topk_choice &c, bool seen,
-                       int32_t *idx, int room) {
+__device__ void finish(const rgk_topk &p, const memory &m, int q, const rgk_topk_choice &c,
+                       bool seen, int32_t *idx, int room) {
   const int lane = threadIdx.x % 32;
-  if (!c.ranked()) {
+  if (!rgk_topk_ranks(c)) {
     const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
     if (lane < p.top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
     return;
@@ -375,9 +374,10 @@ template <int HEADS> __device__ __forceinline__ void find_keys(const rgk_topk &p
   j.position = j.t.first + (p.offset ? p.offset[j.t.b] : 0);
   j.bs = p.block / p.stride, j.reach = p.kernel / p.stride - 1;
   /* The last row sees and ranks most. Steps [step0, step1) hold all that any row ranks. */
-  const topk_choice last = choice_of(p, j.position + j.t.n - 1);
+  const rgk_topk_choice last = choice_of(p, j.position + j.t.n - 1);
   j.step0 = max(p.init * j.bs - j.reach, 0) / P::STEP;
-  const int step1 = last.ranked() ? (int)((last.free1 * j.bs + P::STEP - 1) / P::STEP) : j.step0;
+  const int step1 =
+      rgk_topk_ranks(last) ? (int)((last.free1 * j.bs + P::STEP - 1) / P::STEP) : j.step0;
   j.tiles = ((step1 - j.step0) * P::HALVES + 1) / 2 * 2;
 }
 
@@ -435,11 +435,11 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
   /* The queries' state before any key. */
   __device__ __forceinline__ void begin() const {
     for (int q = tid; q < P::QUERIES; q += 128) {
-      const topk_choice c = choice_of(p, j.position + first + q);
+      const rgk_topk_choice c = choice_of(p, j.position + first + q);
       m.visible[q] =
           q < n ? (int)min(keys_before(j.position + first + q + 1, p), j.keys.n) : INT_MAX;
-      m.state[q] =
-          make_int4(LEAST_KEY, 0, q < n && c.ranked() ? (int)(c.free1 - p.init) : 0, (int)c.keep);
+      m.state[q] = make_int4(LEAST_KEY, 0, q < n && rgk_topk_ranks(c) ? (int)(c.free1 - p.init) : 0,
+                             (int)c.keep);
       for (int i = 0; i < j.reach; i++) m.carry[q * j.reach + i] = 0;
     }
   }

@@ -9,11 +9,6 @@ __device__ __forceinline__ int64_t seq_start(const rgk_seqs &s, int b) {
   return s.starts ? s.starts[b] : b == 0 ? 0 : s.rows;
 }
 
-/* Blocks of `kernel` tokens, `stride` apart, that end within the first `length` tokens. */
-__device__ __forceinline__ int64_t blocks_in(int64_t length, int kernel, int stride) {
-  return length < kernel ? 0 : (length - kernel) / stride + 1;
-}
-
 struct tile {
   int b;          /* sequence; s.n: the dead rows */
   int64_t begin;  /* first row of the sequence in the pack */

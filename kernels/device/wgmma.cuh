@@ -67,6 +67,13 @@ template <int n> __device__ __forceinline__ void wgmma_keep(uint32_t (&a)[n]) {
   for (int i = 0; i < n; i++) asm volatile("" : "+r"(a[i])::"memory");
 }
 
+/* f(x, i, column) for each accumulator: i is 0 or 1, the first or the second of the thread's rows;
+ * columns count from the thread's first, 2(l%4), and are known to the compiler. */
+template <int n, class F> __device__ __forceinline__ void each(float (&d)[n], F f) {
+#pragma unroll
+  for (int x = 0; x < n; x++) f(d[x], x / 2 % 2, x / 4 * 8 + x % 2);
+}
+
 /* Two floats in one word, the first in the low half. */
 template <class T> __device__ __forceinline__ uint32_t pack2(float x, float y);
 template <> __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float x, float y) {

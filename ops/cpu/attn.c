@@ -3,7 +3,6 @@
  * Leaves the two directions to attn_fwd.c and attn_bwd.c, arithmetic to attn_simd.h.
  */
 #include "attn.h"
-#include "../compress.h"
 
 static int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -41,7 +40,7 @@ void rgi_attn_key_rows(const rgi_attn *a, int64_t b, int64_t *row, int64_t *n) {
   *n = rgi_attn_start(cu, b + 1) - *row;
   if (a->mode == RGI_ATTN_CMP) {
     *row /= a->stride;
-    *n = rgi_compress_count(*n, a->kernel, a->stride);
+    *n = rgk_blocks_in(*n, a->kernel, a->stride);
   }
   /* Compressed rows are not a token axis that the runner could have checked. */
   *row = least(*row, a->S);

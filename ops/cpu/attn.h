@@ -22,6 +22,7 @@
 #ifndef RGI_CPU_ATTN_H
 #define RGI_CPU_ATTN_H
 
+#include "../../kernels/kernels.h"
 #include "../attn.h"
 
 enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64 };
@@ -124,8 +125,7 @@ static inline void rgi_attn_visible(const rgi_attn *a, int64_t pos, int64_t n, i
                                     int64_t *hi) {
   *lo = 0;
   *hi = pos + 1;
-  if (a->mode == RGI_ATTN_CMP)
-    *hi = pos < a->kernel - 1 ? 0 : (pos - a->kernel + 1) / a->stride + 1;
+  if (a->mode == RGI_ATTN_CMP) *hi = rgk_blocks_in(pos + 1, a->kernel, a->stride);
   if (a->mode == RGI_ATTN_SWA && a->window_left >= 0 && pos > a->window_left)
     *lo = pos - a->window_left;
   if (*hi > n) *hi = n;

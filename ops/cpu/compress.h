@@ -19,6 +19,13 @@ static inline int64_t rgi_compress_tile(int64_t rows, int64_t heads, int threads
   return tile;
 }
 
+/* The mean of the block that starts at `token`, of features [d, d + width) of one head (width at
+ * most RGI_PIECE): summed chunk by chunk of `stride` tokens, then over chunks. */
+void rgi_compress_mean(const rg_call *c, const rg_arg *x, int64_t token, int64_t head, int64_t d,
+                       int64_t width, float *sum);
+/* a [d], b [d] behind it, halves of W·flatten: a := what the method makes of both; linear: a. */
+void rgi_compress_gate(rgi_compress_method method, float *a, int64_t d);
+
 /* The blocks of one head as rows of kernel·D elements: a view into x [T, KH, D]. */
 static inline rgi_mat rgi_compress_flatten(const rg_arg *x, int64_t head, const int32_t *token) {
   return (rgi_mat){.data = (const char *)x->data +

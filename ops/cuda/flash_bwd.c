@@ -6,6 +6,7 @@
  */
 #include "../../kernels/attn/flash_bwd.h"
 #include "attn.h"
+#include "hopper.h"
 
 enum {
   /* least tiles of queries, over all heads of a group, in an item of a cut sequence */
@@ -31,12 +32,11 @@ static const void *main_kernel(const rgk_flash_bwd *p) {
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
-  if (gpu->cc != 90) return "plain: not Hopper";
+  const char *no = rgi_hopper_refuses(gpu, a->dtype, a->aligned);
+  if (no) return no;
   if (a->mode == RGK_SLC) return "plain: selected keys";
-  if (a->dtype == RG_F32) return "plain: f32";
   if (a->softcap != 0) return "plain: softcap";
   if (a->D > 256 || a->E > 256 || a->D % 16 || a->E % 16) return "plain: head width";
-  if (!a->aligned) return "plain: a tensor off 16 bytes";
   if (!a->d_o.data) return "plain: no gradient of o";
   if (a->T < 1 || a->S < 1 || a->seqs.n < 1) return "plain: nothing to do";
 #ifdef REGRAPH_CUDA

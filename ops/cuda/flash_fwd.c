@@ -2,6 +2,7 @@
  * kernels/attn/flash_fwd_sm90.cuh. */
 #include "../../kernels/attn/flash.h"
 #include "attn.h"
+#include "hopper.h"
 
 #define ROW(D, E, groups, keys) {D, E, groups, keys},
 static const struct { int32_t D, E, groups, keys; } instance[] = {RGK_FLASH_INSTANCES(ROW)};
@@ -34,10 +35,9 @@ static int64_t slots(const rgk_attn *a, int i) {
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
-  if (gpu->cc != 90) return "plain: not Hopper";
+  const char *no = rgi_hopper_refuses(gpu, a->dtype, a->aligned);
+  if (no) return no;
   if (a->mode == RGK_SLC) return "plain: selected keys";
-  if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
-  if (!a->aligned) return "plain: a tensor off 16 bytes";
   if (a->D <= 0 || a->E <= 0 || a->E % 8 != 0) return "plain: d_v not a multiple of 8";
   if (!(a->scale > 0)) return "plain: scale not positive";
   if (a->T == 0 || a->S == 0 || a->H == 0) return "plain: nothing to do";

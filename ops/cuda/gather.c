@@ -3,6 +3,7 @@
  * the launch. */
 #include "../../kernels/attn/gather.h"
 #include "attn.h"
+#include "hopper.h"
 
 /* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster
  * there. */
@@ -25,9 +26,8 @@ static rgk_gather plan(const rgk_attn *a) {
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
-  if (gpu->cc != 90) return "plain: tuned selected blocks need compute capability 9.0";
-  if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
-  if (!a->aligned) return "plain: a tensor off 16 bytes";
+  const char *no = rgi_hopper_refuses(gpu, a->dtype, a->aligned);
+  if (no) return no;
   if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128)) ||
         (a->D == 192 && a->E == 128)))
     return "plain: head width";

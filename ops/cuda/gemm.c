@@ -1,5 +1,6 @@
 /* ops/cuda/gemm.c: see gemm.h. */
 #include "gemm.h"
+#include "hopper.h"
 
 enum {
   DEPTH = 64,      /* of a step; chunks are multiples of it */
@@ -10,7 +11,7 @@ enum {
   ((int64_t)48 << 20) /* most that partial sums take, where one head allows it */
 
 static bool wgmma(rg_dtype t, const rg_gpu *gpu) {
-  return gpu->cc == 90 && t != RG_F32;
+  return rgi_hopper(gpu) && t != RG_F32;
 }
 
 const char *rgi_gemm_path(rg_dtype t, const rg_gpu *gpu) {

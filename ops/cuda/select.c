@@ -3,6 +3,7 @@
 #include "../../kernels/attn/select.h"
 #include "attn.h"
 #include "csr.h"
+#include "hopper.h"
 
 /* Bytes of the partial store: forward's of a launch, at least one chunk of rows, one head;
  * backward's at most, at least twice 64 rows. */
@@ -22,8 +23,8 @@ typedef struct select_plan {
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) {
   if (a->mode != RGK_SLC) return "not selected blocks";
-  if (gpu->cc != 90) return "plain: tuned selected blocks need compute capability 9.0";
-  if (a->dtype == RG_F32) return "plain: f32";
+  const char *no = rgi_hopper_refuses(gpu, a->dtype, a->aligned || !backward);
+  if (no) return no;
   if (!((a->D == a->E && (a->D == 64 || a->D == 96 || a->D == 128 || a->D == 256)) ||
         (a->D == 192 && a->E == 128)))
     return "plain: head width";
@@ -33,7 +34,6 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu, bool backward) 
   if (a->softcap != 0) return "plain: softcap";
   if (a->T * a->N > UINT32_MAX) return "plain: more than 2^32 entries of idx";
   if (backward && !a->d_o.data) return "plain: no gradient of o";
-  if (backward && !a->aligned) return "plain: strides that are not multiples of 16 bytes";
 #ifdef REGRAPH_CUDA
   if (!rgk_select_fwd((rg_dtype)a->dtype, a->D, a->E)) return "plain: not in this build";
 #endif

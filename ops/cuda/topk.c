@@ -2,6 +2,7 @@
  *
  * Softmax scores take two launches: one ranks by fp32 sums and marks the rows that those cannot
  * decide, the other ranks the marked rows by fp64 sums; where no row is marked, it only looks. */
+#include "hopper.h"
 #include "topk.h"
 
 /* ---- the plain kernels ---- */
@@ -66,9 +67,8 @@ static int sm90_stages(const rgk_topk *p) {
 static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
-  if (gpu->cc != 90) return "plain: not Hopper";
-  if (p->dtype == RG_F32) return "plain: f32";
-  if (!p->aligned) return "plain: a tensor off 16 bytes";
+  const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
+  if (no) return no;
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (heads > (p->dot ? 4 : 16)) return "plain: group";

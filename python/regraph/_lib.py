@@ -5,7 +5,8 @@ Nothing outside this file knows about ctypes' types. `call` turns a failing stat
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_bool, c_char, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
+from ctypes import (CFUNCTYPE, POINTER, Structure, byref, c_bool, c_char, c_char_p, c_double, c_int,
+                    c_int32, c_int64, c_size_t, c_uint32, c_void_p)
 from pathlib import Path
 
 from .errors import RegraphError
@@ -15,6 +16,9 @@ VERSION = "0.1"  # of the header mirrored below
 
 INPUT, OUTPUT, GRAD_IN, GRAD_OUT = range(4)
 DTYPES = ("f32", "f16", "bf16", "i32")
+CP_MODES = ("auto", "1", "2")
+OP_ABI = 3  # of op.h, whose rg_comm is mirrored below
+COMM_FAILED = 18  # RG_E_COMM
 
 
 class Error(Structure):
@@ -66,6 +70,43 @@ class SessionOptions(Options):
                 ("host", c_void_p)]
 
 
+class Range(Structure):
+    _fields_ = [("begin", c_int64), ("end", c_int64)]
+
+
+class CpInfo(Structure):
+    _fields_ = [("ranks", c_int), ("mode", c_int), ("capacity", c_int64)]
+
+
+class CommOptions(Options):
+    _fields_ = [("size", c_size_t), ("rank", c_int), ("ranks", c_int), ("address", c_char_p),
+                ("port", c_int), ("cuda", c_bool), ("deadline", c_double)]
+
+
+class Halo(Structure):
+    _fields_ = [(name, c_void_p) for name in
+                ("to_previous", "to_next", "from_previous", "from_next")]
+
+
+_MOVES = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_void_p, c_size_t, c_void_p, POINTER(Error))
+COMM_FUNCTIONS = (_MOVES, _MOVES,
+                  CFUNCTYPE(c_int, c_void_p, c_char_p, POINTER(Halo), c_size_t, c_void_p,
+                            POINTER(Error)),
+                  CFUNCTYPE(c_int, c_void_p, c_char_p, POINTER(Error)),
+                  CFUNCTYPE(None, c_void_p, POINTER(Error)),
+                  CFUNCTYPE(None, c_void_p))
+
+
+class Comm(Structure):
+    """rg_comm of op.h."""
+
+    _fields_ = [("abi", c_uint32), ("size", c_int), ("rank", c_int), ("user", c_void_p),
+                *zip(("all_gather", "all_to_all", "halo", "barrier", "abort", "destroy"),
+                     COMM_FUNCTIONS),
+                ("captures", c_bool), ("check", c_void_p), ("sessions", c_int),
+                ("leaving", c_bool)]
+
+
 class NodeTime(Structure):
     _fields_ = [("name", c_char_p), ("op", c_char_p), ("backward", c_bool), ("ms", c_double), ("flops", c_double),
                 ("bytes", c_double), ("model_ms", c_double), ("roofline_ms", c_double)]
@@ -85,6 +126,8 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_spec_write": [c_void_p, c_char_p, POINTER(Text)],
     "rg_spec_solve": [c_void_p, c_char_p, c_int, POINTER(c_int64), POINTER(Binding), c_size_t, POINTER(c_size_t)],
     "rg_plan_create": [c_void_p, c_void_p, POINTER(PlanOptions), POINTER(c_void_p)],
+    "rg_cp_rows": [POINTER(c_int32), c_size_t, c_int64, c_int, c_int, c_int, POINTER(Range)],
+    "rg_comm_processes": [c_void_p, POINTER(CommOptions), POINTER(c_void_p)],
     "rg_plan_write": [c_void_p, c_char_p, POINTER(Text)],
     "rg_device_check": [c_char_p],
     "rg_session_create": [c_void_p, POINTER(SessionOptions), POINTER(c_void_p)],
@@ -121,6 +164,8 @@ _OTHERS = {  # name: (result, arguments)
     "rg_spec_tensor": (c_int, [c_void_p, c_size_t, POINTER(TensorInfo)]),
     "rg_plan_tensor": (c_int, [c_void_p, c_size_t, POINTER(TensorInfo)]),
     "rg_plan_sizes": (c_int, [c_void_p, POINTER(Sizes)]),
+    "rg_plan_cp": (c_int, [c_void_p, POINTER(CpInfo)]),
+    "rg_comm_destroy": (None, [c_void_p, POINTER(Error)]),
     "rg_session_node_time": (c_int, [c_void_p, c_size_t, POINTER(NodeTime)]),
     "rg_memory_free": (None, [c_void_p, c_void_p]),
 }

@@ -132,11 +132,14 @@ class Tensor:
     nbytes: int
     accumulates: bool
     seqlens: bool
+    sharded: bool = False  # shape[0] counts this rank's share of the rows
+    partial: bool = False  # a gradient to which other ranks have terms, too
 
 
 def _tensors(function, handle):
     return tuple(
-        Tensor(t.name.decode(), t.role, _lib.DTYPES[t.dtype], tuple(t.dim[: t.rank]), t.bytes, t.accumulates, t.seqlens)
+        Tensor(t.name.decode(), t.role, _lib.DTYPES[t.dtype], tuple(t.dim[: t.rank]), t.bytes,
+               t.accumulates, t.seqlens, t.sharded, t.partial)
         for t in _lib.tensor_infos(function, handle))
 
 
@@ -199,13 +202,13 @@ class Plan(_Handle):
     def __init__(self, spec: Spec, policy: Policy | Source | int | None = None, *, device: str = "cpu",
                  profile: str | os.PathLike | None = None, threads: int = 0, no_grad: bool = False,
                  no_reuse: bool = False, no_inplace: bool = False, no_lanes: bool = False, no_fuse: bool = False,
-                 pack_seconds: float = 0.0, **dims: int):
+                 pack_seconds: float = 0.0, cp: int = 0, **dims: int):
         policy = Policy(policy, spec.context) if isinstance(policy, (str, int, os.PathLike, dict)) else policy
         array, count = _lib.bindings(dims)
         options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
                                    profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
                                    no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
-                                   pack_seconds=pack_seconds)
+                                   pack_seconds=pack_seconds, cp=cp)
         with _places(spec, policy):
             handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_plan_destroy, spec.context)
@@ -213,6 +216,9 @@ class Plan(_Handle):
         self.tensors = _tensors("rg_plan_tensor", handle)
         self.sizes = _lib.Sizes()
         _lib.lib.rg_plan_sizes(handle, ctypes.byref(self.sizes))
+        info = _lib.CpInfo()
+        _lib.lib.rg_plan_cp(handle, ctypes.byref(info))
+        self.ranks, self.mode = info.ranks, _lib.CP_MODES[info.mode]  # who share the rows, and how
 
     def __repr__(self):
         inputs = ", ".join(f"{t.name} {list(t.shape)}" for t in self.of_role(_lib.INPUT))
@@ -249,11 +255,11 @@ class Session(_Handle):
     take addresses, for callers with memory of their own."""
 
     def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None, stream: int | None = None,
-                 eager: bool = False, debug_poison: bool = False):
+                 eager: bool = False, debug_poison: bool = False, comm=None):
         options = _lib.SessionOptions(saved=saved, scratch=scratch, stream=stream, eager=eager,
-                                      debug_poison=debug_poison)
+                                      debug_poison=debug_poison, comm=comm and comm.handle)
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
-        self._own(handle, _lib.lib.rg_session_destroy, plan)
+        self._own(handle, _lib.lib.rg_session_destroy, plan, comm)
         self.plan = plan
         self._run_on, self._error, self._count = _lib.lib.rg_session_run_on, _lib.Error(), len(plan.tensors)
         self._bound: dict = {}  # (role, name) → (address, bytes)
@@ -395,6 +401,20 @@ class Session(_Handle):
     def synchronize(self) -> None:
         """Waits for the runs, and raises what went wrong in them."""
         _lib.call("rg_session_synchronize", self.handle)
+
+
+def cp_rows(cu_seqlens: Sequence[int], capacity: int, ranks: int, rank: int,
+            mode: str | int = "auto") -> tuple[slice, slice]:
+    """The rows of a batch that a rank owns under context parallelism, in the order in which its
+    tensors hold them: of `capacity`, a multiple of 2·ranks. For data loaders: needs no plan."""
+    if str(mode) not in _lib.CP_MODES:
+        raise RegraphError("RG_E_USAGE", f"there is no shard mode {mode!r}; expected one of "
+                                         f"{', '.join(_lib.CP_MODES)}")
+    starts = np.ascontiguousarray(cu_seqlens, np.int32)
+    out = (_lib.Range * 2)()
+    _lib.call("rg_cp_rows", starts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), starts.size,
+              capacity, ranks, _lib.CP_MODES.index(str(mode)), rank, out)
+    return tuple(slice(rows.begin, rows.end) for rows in out)
 
 
 def device_check(device: str = "cuda") -> None:

@@ -28,6 +28,9 @@ CALLS = 16 * VARIANTS
 BLOCK = 64, 256  # what blocks start on: a CPU's, a GPU's. torch's allocators give 64 and 512
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NO_MEMORY = {"meta": ", or torch's FakeTensorMode for shapes alone"}
+INT32 = torch.iinfo(torch.int32)
+MARKED = 2**30  # what is larger is marked as this
 _programs: dict = {}  # what they are made of → Program
 _clock = itertools.count(1)
 
@@ -52,7 +55,7 @@ def _room(count, step=3):
     """The capacity that `count` is given: at most an eighth more (step 3), or the next power of two
     (step 0), so that few plans serve all lengths."""
     unit = 1 << max((count - 1).bit_length() - 1 - step + (step == 0), 0) if count > 1 else 1
-    return -(-count // unit) * unit
+    return max(-(-count // unit) * unit, 1)
 
 
 def _fit(tensor, info, align):
@@ -80,14 +83,65 @@ def _addresses(tensors, infos, align, copies):
     return at
 
 
+# ---- lengths ----
+
+
+def narrow(name, tensor, traced):
+    """Integers of 64 bits in 32. What does not fit is refused where it can be read at once, and
+    otherwise becomes the nearest that does, which breaks the rules of lengths if the value did."""
+    if tensor.device.type == "cpu" and not traced and tensor.numel():
+        wrong = torch.nonzero((tensor < INT32.min) | (tensor > INT32.max))
+        if len(wrong):
+            at = wrong[0].tolist()
+            raise RegraphError("RG_E_DATA", f"{name}{at} is {tensor[tuple(at)].item()}; expected "
+                                            "integers that fit 32 bits")
+    return tensor.clamp(INT32.min, INT32.max).to(torch.int32)
+
+
+def marked(starts, rows):
+    """Starts past the rows get the sign that the device reports and `_said` understands."""
+    return torch.where(starts > rows, starts.clamp(max=MARKED) ^ INT32.min, starts)
+
+
+def within(name, starts, rows):
+    """Starts for a plan of more rows than the tensors have, which knows only its own. Those past the
+    tensors' are refused on a CPU; on a GPU nobody waits for them, and they are marked."""
+    if starts.device.type != "cpu":
+        return marked(starts, rows)
+    if len(starts) and starts[-1].item() > rows:  # the plan's rule sees to the order
+        at = torch.nonzero(starts > rows)[0].item()
+        raise RegraphError("RG_E_DATA", f"{name}[{at}] is {starts[at].item()}; expected at most "
+                                        f"{rows}, the rows there are")
+    return starts
+
+
+_WAS = re.compile(r"([\w.]+\[\d+\]) was (-?\d+) in an earlier run; ")
+
+
+def _said(error):
+    """The error, in which starts that `narrow` or `within` changed are told as they were."""
+    found = _WAS.match(error.message) if error.status == "RG_E_DATA" else None
+    value = int(found[2]) if found else 0
+    if value == INT32.max:
+        was = f"{value} or more in an earlier run; {error.message[found.end():]}"
+    elif INT32.min < value <= INT32.min + MARKED:
+        start = value - INT32.min
+        was = (f"{start}{' or more' if start == MARKED else ''} in an earlier run, past the rows "
+               "of its tensors: the run used it clamped")
+    else:
+        return error
+    return RegraphError(error.status, f"{found[1]} was {was}")
+
+
 # ---- variants ----
 
 
 class Variant:
     """A plan for one set of shapes, with its idle sessions."""
 
-    def __init__(self, plan, device, eager):
+    def __init__(self, plan, device, eager, ranks):
         self.plan, self.device, self.eager = plan, device, eager
+        self._ranks = ranks  # None: there is one
         self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
         self.on_gpu, self._index = device.type == "cuda", device.index
         self.align = 16 if self.on_gpu else 4
@@ -102,11 +156,27 @@ class Variant:
     def run(self, backward, addresses, saved, scratch):
         """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs and
         outputs, and in a backward those of gradients behind them."""
+        if self._ranks is not None:
+            return self._run_as_rank(backward, addresses, saved, scratch)
+        return self._run(backward, addresses, saved, scratch, None)
+
+    def _run_as_rank(self, *arguments):
+        """All ranks make their calls in the same order, each from one thread at a time."""
+        with self._ranks.lock:
+            try:
+                return self._run(*arguments, self._ranks.engine(self.device.type))
+            except RegraphError:
+                raised = self._ranks.raised()
+                if raised is not None:
+                    raise raised from None
+                raise
+
+    def _run(self, backward, addresses, saved, scratch, comm):
         stream, capturing = None, False
         if self.on_gpu:
             if torch._C._cuda_getDevice() != self._index:
                 with torch.cuda.device(self._index):
-                    return self.run(backward, addresses, saved, scratch)
+                    return self._run(backward, addresses, saved, scratch, comm)
             stream = torch._C._cuda_getCurrentRawStream(self._index)
             capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
@@ -115,14 +185,16 @@ class Variant:
         except IndexError:
             session = None
         if session is None:
-            session, idle = self._take(stream, capturing, saved, scratch)
+            session, idle = self._take(stream, capturing, saved, scratch, comm)
         self.used = next(_clock)
         try:
             session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
+        except RegraphError as error:
+            raise _said(error) from None
         finally:
             idle.append(session)
 
-    def _take(self, stream, capturing, saved, scratch):
+    def _take(self, stream, capturing, saved, scratch, comm):
         own = self._idle.setdefault(stream, [])
         self.captured |= capturing
         for idle in list(self._idle.values()) if capturing else ():
@@ -131,12 +203,16 @@ class Variant:
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
                                              "run once before the capture")
-        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager), own
+        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager,
+                            comm=comm), own
 
     def synchronize(self):
-        for sessions in list(self._idle.values()):
-            for session in list(sessions):
-                session.synchronize()
+        try:
+            for sessions in list(self._idle.values()):
+                for session in list(sessions):
+                    session.synchronize()
+        except RegraphError as error:
+            raise _said(error) from None
 
     def times(self):
         self.synchronize()
@@ -172,6 +248,10 @@ class Call:
         self._rows = None if program.exact else program.rows_of(tensors)
         if variant.outputs and variant.outputs[0].shape[0] == self._rows:
             self._rows = None
+        # the plan's rows are more than the tensors': its rule for starts is not strict enough
+        self._starts = () if self._rows is None else [
+            i for i, (name, tensor) in enumerate(zip(program.inputs, tensors))
+            if name in program.seqlens and tensor.dim() == 1]
         self.integers = [i for i, info in enumerate(variant.outputs) if info.dtype == "i32"]
         self._arriving = [program.floating.index(info.name) for info in variant.grads_in]
         planned = [info.name for info in variant.grads_out]
@@ -203,6 +283,10 @@ class Call:
     def forward(self, tensors, same=False, keep=True):
         """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
         variant, device, copies = self.variant, self.device, []
+        if self._starts:
+            tensors = list(tensors)
+            for i in self._starts:
+                tensors[i] = within(self.program.inputs[i], tensors[i], self._rows)
         at = [tensor.data_ptr() for tensor in tensors]
         if not same or functools.reduce(operator.or_, at) % variant.align:
             at = _addresses(tensors, variant.inputs, variant.align, copies)
@@ -276,6 +360,8 @@ class Program:
 
     def __init__(self, text, name, policy, eager, options, params):
         self.name, self.params, self.eager, self.options = name, params, eager, options
+        self._group = options.pop("cp", None)  # {name, deadline} of a group that shares the rows
+        self.ranks = None
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
         spec.check(self.policy)
@@ -296,11 +382,40 @@ class Program:
         self._variants, self._lock = {}, threading.Lock()
         self.calls: dict = {}  # what tells kinds of calls apart (Attention, `call`) → Call
         self.last: list = [None, None]  # the last call without and with gradients, if it may be asked for `same`
-        self.exact = self.options.pop("exact", False) or not self._counts_rows()
+        counts = self._counts_rows()
+        self.exact = self.options.pop("exact", False) or not counts
+        if self._group is not None and not counts:
+            raise RegraphError("RG_E_USAGE", f"{self.name}: ranks share out the rows of one token "
+                               "axis, which is the first of inputs and outputs, and whose sequences "
+                               "one input counts; the spec has none such")
+        self.join()
+
+    def join(self):
+        """Takes its place among the ranks, where there are any; again after these have failed."""
+        if self._group is None:
+            return
+        from . import ranks  # imports torch.distributed
+
+        mine = ranks.ranks_of(self._group["name"], self._group["deadline"], anew=True)
+        if mine is not self.ranks:
+            with self._lock:
+                self.ranks = mine
+                self._variants.clear()
+                self._forget_calls()
+
+    def tell(self, error):
+        """What is refused here others call: where ranks share the rows, it ends theirs, too."""
+        if self.ranks is not None:
+            self.ranks.fail(error)
+
+    @property
+    def shares(self):
+        """How many ranks share the rows."""
+        return 1 if self.ranks is None else self.ranks.size
 
     def _counts_rows(self):
         """Finds the token axis: a free name that is the first axis of inputs and nothing else, beside
-        lengths of sequences. Then a plan for more rows than there are serves."""
+        lengths of its sequences. Then a plan for more rows than there are serves."""
         free = {}  # name → which inputs use it how
         for name in self.inputs:
             for axis, extent in enumerate(self.spec["inputs"][name]["shape"]):
@@ -310,7 +425,7 @@ class Program:
         rows = [word for word, uses in free.items()
                 if all(axis == 0 and extent == word for _, axis, extent in uses)]
         others = [word for word in free if word not in rows]
-        if len(rows) != 1 or not self.seqlens or any(
+        if len(rows) != 1 or len(self.seqlens) != 1 or any(
                 name not in self.seqlens or extent != f"{word}+1"
                 for word in others for name, _, extent in free[word]):
             return False
@@ -350,8 +465,11 @@ class Program:
         """The shapes of the plan that serves inputs of these shapes."""
         if self.exact:
             return shapes
-        return tuple((_room(shape[0]), *shape[1:]) if name in self.rows else
-                     (_room(shape[0] - 1, 0) + 1,) if name in self.seqlens and len(shape) == 1
+        shared = self.ranks is not None  # who owns what follows from the capacity: it is given
+        return tuple((shape[0] if shared else _room(shape[0]), *shape[1:])
+                     if name in self.rows else
+                     (_room(shape[0] - 1, 0) + 1,)
+                     if name in self.seqlens and len(shape) == 1 and shape[0]
                      else shape for name, shape in zip(self.inputs, shapes))
 
     def call(self, wanted, tensors):
@@ -379,6 +497,7 @@ class Program:
     def variant(self, wanted, tensors):
         """The plan for these inputs with gradients of the inputs in `wanted`; tensors may be fake."""
         device = tensors[0].device
+        self.refuse(zip(self.inputs, tensors))
         given = tuple([tuple(map(int, tensor.shape)) for tensor in tensors])
         threads = torch.get_num_threads() if device.type == "cpu" else 0
         for name, shape in zip(self.inputs, given):
@@ -401,6 +520,22 @@ class Program:
                     self._forget_calls()
             return self._variants[key]
 
+    def refuse(self, named):
+        """Of (name, tensor): those that are no arrays, before anything asks for their memory."""
+        for i, (name, tensor) in enumerate(named):
+            if tensor.layout is torch.strided and not tensor.is_nested:
+                kind = tensor.device.type
+                if i or kind in ("cpu", "cuda"):  # the others have to be where the first is
+                    continue
+                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{name}' is on {kind}; "
+                                                  "expected cpu or cuda" + NO_MEMORY.get(kind, ""))
+            what, instead = f"sparse ({tensor.layout})", "a dense tensor, as .to_dense() gives"
+            if tensor.is_nested:
+                what, instead = "nested", ("a packed tensor: .values(), and .offsets() as "
+                                           "cu_seqlens, of a jagged one")
+            raise RegraphError("RG_E_TYPE", f"{self.name}: the input '{name}' is {what}; expected "
+                                            f"{instead}")
+
     def _check_alike(self, shapes, tensors):
         """One device and one number of tokens: neither is told by a plan, of which there is one for
         all numbers of tokens within a capacity, and for what the first tensor is on."""
@@ -418,8 +553,6 @@ class Program:
                                                  f"{counts[0][1]}, as '{counts[0][0]}' has")
 
     def _make(self, wanted, device, shapes, dtypes, tensors, threads):
-        if device.type not in ("cpu", "cuda"):
-            raise RegraphError("RG_E_DEVICE", f"{self.name}: no device '{device.type}'; expected cpu or cuda tensors")
         spec = dict(self.spec, inputs={})
         for name in self.inputs:
             entry = spec["inputs"][name] = dict(self.spec["inputs"][name])
@@ -428,14 +561,18 @@ class Program:
             elif "grad" not in entry:
                 entry["grad"] = True
         loaded = core.Spec(spec, name=self.name, **self.params_for(tensors))
-        dims = loaded.solve(dict(zip(self.inputs, shapes)))
+        whole = [(self.shares * shape[0], *shape[1:])
+                 if self.ranks is not None and name in self.rows else shape
+                 for name, shape in zip(self.inputs, shapes)]
+        dims = loaded.solve(dict(zip(self.inputs, whole)))
         with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
-            plan = core.Plan(loaded, self.policy, device=device.type, **options, **dims)
+            plan = core.Plan(loaded, self.policy, device=device.type, cp=self.shares, **options,
+                             **dims)
         if plan.sizes.host:
             raise RegraphError("RG_E_POLICY", f"{self.name}: under autograd nothing is offloaded yet; take \"offload\" "
                                               "out of the policy")
-        variant = Variant(plan, device, self.eager)
+        variant = Variant(plan, device, self.eager, self.ranks)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
             if dtype != DTYPES[info.dtype]:
                 raise RegraphError("RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; expected "

@@ -24,7 +24,7 @@ import torch
 
 from . import _lib, core
 from .errors import RegraphError
-from .programs import DTYPES, NAMES, program_of
+from .programs import DTYPES, NAMES, narrow, program_of
 
 # ---- eager ----
 
@@ -90,7 +90,12 @@ _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
 def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch.Tensor],
              accumulators: Sequence[torch.Tensor]) -> List[torch.Tensor]:
     """Returns the outputs and the saved block. What is accumulated, and where, only matters to the backward."""
-    outputs, saved = program_of(program).call(wanted, inputs).forward(inputs)
+    made = program_of(program)
+    try:
+        outputs, saved = made.call(wanted, inputs).forward(inputs)
+    except RegraphError as error:
+        made.tell(error)
+        raise
     return [*outputs, saved]
 
 
@@ -233,11 +238,12 @@ class Attention:
                 raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {'given twice' if name in tensors else 'no input'}"
                                                  f"; expected {', '.join(program.inputs)}")
             tensors[name] = tensor
+        program.refuse((n, t) for n, t in tensors.items() if isinstance(t, torch.Tensor))
         first = next((tensors[name] for name in program.counted if isinstance(tensors.get(name), torch.Tensor)), None)
         for name in program.inputs:
             tensor = tensors.get(name)
             if tensor is None and name in program.seqlens and first is not None and first.dim():
-                length = first.shape[0]
+                length = program.shares * first.shape[0]
                 last = torch.full((1,), length, dtype=torch.int32, device=first.device)
                 tensor = torch.nn.functional.pad(last, (1, 0))
             if tensor is None:
@@ -248,11 +254,14 @@ class Attention:
     def _cast(self, tensors):
         """Integers as the library has them. Under autocast floating inputs are cast: to autocast's
         type where the type follows the tensors, to the spec's where that names one."""
-        tensors = [t.to(torch.int32) if t.dtype == torch.int64 else t for t in tensors]
+        program = self._program
+        program.refuse(zip(program.inputs, tensors))
+        tensors = [narrow(name, t, _watched()) if t.dtype == torch.int64 else t
+                   for name, t in zip(program.inputs, tensors)]
         kind = tensors[0].device.type
         if not torch.is_autocast_enabled(kind):
             return tensors
-        program, to = self._program, torch.get_autocast_dtype(kind)
+        to = torch.get_autocast_dtype(kind)
         return [t.to(DTYPES.get(program.dtype_of(name), to)) if t.is_floating_point() else t
                 for name, t in zip(program.inputs, tensors)]
 
@@ -305,6 +314,7 @@ class Attention:
         call = program.last[grad]
         same = call is not None and call.threads == threads and call.same(*leaves)
         if not same:
+            program.refuse(zip(program.inputs, leaves))
             plain = not torch.is_autocast_enabled(leaves[0].device.type)
             if not plain:
                 tensors = self._cast(leaves)
@@ -324,7 +334,15 @@ class Attention:
                    if (sum_ := self._main_grad(program.inputs[i], leaves[i])) is not None}
         return _Run.apply(call, running, same, *tensors)
 
-    def __call__(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    def __call__(self, *args: torch.Tensor,
+                 **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        try:
+            return self._call(args, named)
+        except RegraphError as error:
+            self._program.tell(error)
+            raise
+
+    def _call(self, args, named):
         program = self._program
         leaves = self._arrange(args, named) if named or len(args) != len(program.inputs) else args
         seen = _watched() or not _PLAIN.issuperset(map(type, leaves))
@@ -351,15 +369,92 @@ class Attention:
 
 def attention(spec: core.Source, policy: core.Source | int | None = None, *, threads: int = 0, profile: str | None = None,
               no_lanes: bool = False, no_fuse: bool = False, eager: bool = False, exact: bool = False,
-              **params) -> Attention:
+              cp=None, deadline: float = 60, **params) -> Attention:
     """Makes an Attention of a spec and a policy (paths, dicts or JSON text; "all", "6GiB"). `params` override the spec's parameters; one that
     names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
-    `times`). Equal arguments share plans."""
+    `times`). `cp`, a process group or one dimension of a mesh, shares the tokens out among its ranks
+    (`cp_shard`); who comes `deadline` seconds after the others ends all. Equal arguments share plans."""
     text, name = core.read_source(spec)
     policy = core.read_policy(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes,
                "no_fuse": no_fuse, "exact": exact}
-    return Attention(text, name, policy, eager, options, params)
+    if cp is not None:
+        from . import ranks  # imports torch.distributed
+
+        group = ranks.group_of(cp)
+        if group.size() > 1:
+            options["cp"] = {"name": group.group_name, "deadline": deadline}
+    made = Attention(text, name, policy, eager, options, params)
+    made._program.join()
+    return made
+
+
+# ---- context parallelism ----
+
+
+def cp_capacity(tokens: int, cp, multiple: int = 64) -> int:
+    """The rows that a batch of so many tokens is given where ranks share them: at most an eighth
+    more, and each rank's two chunks a multiple of `multiple`, which the strides of the spec divide."""
+    from . import ranks
+    from .programs import _room
+
+    unit = 2 * ranks.group_of(cp).size() * multiple
+    return -(-_room(tokens) // unit) * unit
+
+
+def _cp_rows(cu_seqlens, capacity, group, rank, mode):
+    starts = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
+    return core.cp_rows(starts, capacity, group.size(), rank, mode)
+
+
+def cp_shard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
+             capacity: int | None = None):
+    """This rank's rows of tensors [T, …] that all ranks have: a tensor, or a list of them. Rows past
+    T, up to the capacity (`cp_capacity`), are zeros. `mode` is the policy's; "auto" looks at
+    cu_seqlens, which is best on the host then. Gradients go back to the rows they came from."""
+    from . import ranks
+
+    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
+    whole = [tensors] if single else list(tensors)
+    capacity = capacity or cp_capacity(whole[0].shape[0], cp)
+    if any(len(tensor) > capacity for tensor in whole):
+        raise RegraphError("RG_E_SHAPE", f"cp_shard: {max(map(len, whole))} tokens; expected at "
+                                         f"most {capacity}, the capacity")
+    own = _cp_rows(cu_seqlens, capacity, group, group.rank(), mode)
+    parts = []
+    for tensor in whole:
+        pieces = []
+        for rows in own:
+            piece = tensor[rows]
+            rest = capacity // (2 * group.size()) - len(piece)
+            pieces += [piece, tensor.new_zeros(rest, *tensor.shape[1:])] if rest else [piece]
+        parts.append(torch.cat(pieces))
+    return parts[0] if single else parts
+
+
+@torch.no_grad()
+def cp_unshard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
+               tokens: int | None = None):
+    """The reverse of `cp_shard`, on every rank: the whole batch's rows, of which the first `tokens`
+    (without it, all of the capacity). To look at: a loss is taken of each rank's own rows."""
+    import torch.distributed as dist
+
+    from . import ranks
+
+    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
+    whole = []
+    for tensor in [tensors] if single else tensors:
+        capacity = group.size() * len(tensor)
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                 for _ in range(group.size())]
+        dist.all_gather(parts, tensor.contiguous(), group=group)
+        made = tensor.new_empty(capacity, *tensor.shape[1:])
+        for rank, part in enumerate(parts):
+            for rows, piece in zip(_cp_rows(cu_seqlens, capacity, group, rank, mode),
+                                   part.chunk(2)):
+                made[rows] = piece
+        whole.append(made[:tokens])
+    return whole[0] if single else whole
 
 
 class Module(torch.nn.Module):

@@ -259,6 +259,26 @@ def test_wrong_lengths_are_reported():
     attend(*x, starts(0, 300, 400, 500))
 
 
+def test_lengths_past_the_tokens(attend):
+    """Nobody waits for the device, and it tells what it was given: 600 rows, in a plan of 640."""
+    x = tensors(600)
+    assert attend.plan(*x).of_role(0)[0].shape[0] == 640
+    for wrong, told in ((starts(0, 20, 605), "cu_seqlens.2. was 605 in an earlier run, past the rows"),
+                        (torch.tensor([0, 20, 2**32 + 600], device="cuda"), "was 1073741824 or more"),
+                        (starts(0, 20, 700), "cu_seqlens.2. was 700 in an earlier run, past the rows")):
+        attend(*x, wrong)
+        with pytest.raises(RegraphError, match=told):
+            attend.synchronize()
+        attend.synchronize()  # once
+    with pytest.raises(RegraphError, match="was 2147483647 or more in an earlier run; expected starts"):
+        attend(*tensors(640), torch.tensor([0, 20, 2**32 + 640], device="cuda"))
+        attend.synchronize()
+    x = tensors(0)
+    attend(*x, starts(0)).sum().backward()
+    attend.synchronize()
+    assert [t.grad.shape for t in x] == [t.shape for t in x]
+
+
 def test_layer_with_main_grad():
     """Projections, rotary positions and all; one weight's gradient goes to main_grad. Against the CPU in float32."""
     p = {"M": 256, "H": 4, "KH": 1, "top_n": 4, "window": 100}  # every block is selected: no ties

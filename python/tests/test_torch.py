@@ -341,7 +341,8 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def test_two_ranks():
+def run_ranks(count, script, *arguments):
+    """Processes with a script each, as torchrun starts them."""
     import os
     import socket
     import subprocess
@@ -350,11 +351,24 @@ def test_two_ranks():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("two_ranks.py"))],
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
-             "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-             "OMP_NUM_THREADS": "1"}) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+             "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+             "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for rank in range(count)]
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0] * count
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_two_ranks():
+    run_ranks(2, "two_ranks.py")
+
+
+@pytest.mark.parametrize("ranks, what", [(2, "equal"), (4, "equal"), (4, "ends")])
+def test_context_parallelism(ranks, what):
+    run_ranks(ranks, "cp_ranks.py", what)
 
 
 def test_pack():
@@ -406,6 +420,58 @@ def test_help():
         assert part in repr(thing)
 
 
+def test_no_tokens(attend):
+    """Empty results, and gradients of weights that are zero."""
+    for made in attend, torch.compile(attend, fullgraph=True, backend="aot_eager"):
+        for cu in starts(0), starts(0, 0), torch.tensor([0, 0]):
+            x = tensors(0)
+            o = made(*x, cu)
+            assert o.shape == (0, 4, 16)
+            o.sum().backward()
+            assert [t.grad.shape for t in x] == [t.shape for t in x]
+    x, w = layer_tensors()
+    regraph.torch.attention(LAYER, **LAYER_P)(x[:0], *w).sum().backward()
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in w)
+
+
+@pytest.mark.parametrize("tokens", [150, 160], ids=["padded", "full"])
+def test_lengths_past_the_tokens(attend, tokens):
+    """A plan may have room for more rows than there are; lengths may not use it."""
+    x = tensors(tokens)
+    assert attend.plan(*x).of_role(0)[0].shape[0] == 160
+    for made in attend, torch.compile(attend, fullgraph=True, backend="aot_eager"):
+        for wrong in starts(0, 20, tokens + 3), torch.tensor([0, 20, tokens + 3]):
+            with pytest.raises(RegraphError, match=rf"cu_seqlens\[2\] is {tokens + 3}; expected at "
+                                                   f"most {tokens}, the rows there are"):
+                made(*x, wrong)
+        assert torch.equal(made(*x, starts(0, 20, tokens)), attend(*x, torch.tensor([0, 20, tokens])))
+
+
+def test_lengths_of_64_bits(attend):
+    x = tensors()
+    for wrong in (2**32 + 150, -2**32, 2**31):
+        with pytest.raises(RegraphError, match=rf"cu_seqlens\[1\] is {wrong}; expected integers that fit"):
+            attend(*x, torch.tensor([0, wrong]))
+    with pytest.raises(RegraphError, match="RG_E_DATA: cu_seqlens"):  # not there while it is traced
+        torch.compile(attend, fullgraph=True, backend="aot_eager")(*x, torch.tensor([0, 2**32 + 150]))
+
+
+def test_what_a_gpu_says_of_lengths():
+    """Nobody waits for a GPU: what is past the tensors' rows is marked, and told as it was."""
+    from regraph import programs
+
+    marked = programs.marked(starts(0, 100, 155, 2**31 - 1), 150)
+    assert marked.dtype == torch.int32
+    assert marked.tolist() == [0, 100, 155 - 2**31, 2**30 - 2**31]
+    rule = "expected starts from 0 that never fall and end at most at 160: the run used them clamped"
+    for value, told in ((155 - 2**31, "cu[2] was 155 in an earlier run, past the rows of its tensors"),
+                        (2**30 - 2**31, "cu[2] was 1073741824 or more in an earlier run, past"),
+                        (2**31 - 1, f"cu[2] was 2147483647 or more in an earlier run; {rule}"),
+                        (-7, f"cu[2] was -7 in an earlier run; {rule}")):
+        error = programs._said(RegraphError("RG_E_DATA", f"cu[2] was {value} in an earlier run; {rule}"))
+        assert error.message.startswith(told)
+
+
 def test_copies(attend):
     import copy
     import pickle
@@ -423,6 +489,15 @@ def test_failures(attend):
                               ("cu_seqlens", (q, k, v, gate, starts(0, 90, 40)), {})]:
         with pytest.raises(RegraphError, match=part):
             attend(*args, **named)
+    jagged = torch.nested.nested_tensor([torch.randn(3, 4, 16)], layout=torch.jagged)
+    for part, other in (("sparse .torch.sparse_coo.; expected a dense", q.detach().to_sparse()),
+                        ("nested; expected a packed tensor: .values", jagged),
+                        ("on meta; expected cpu or cuda", q.to("meta"))):
+        for lengths in (), (starts(0, 150),):
+            with pytest.raises(RegraphError, match=f"'q' is {part}"):
+                attend(other, k, v, gate, *lengths)
+    with torch.autocast("cpu"), pytest.raises(RegraphError, match="'q' is on meta"):
+        attend(*[t.to("meta") for t in (q, k, v, gate)])
     with pytest.raises(RegraphError, match=r"expected 3 \[T, H, D\]; regraph.torch.pack"):
         attend(q[None], k, v, gate)
     alone = lambda q: attend(q, k, v, gate).sum()

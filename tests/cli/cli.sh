@@ -151,7 +151,7 @@ expect 2 "unknown command 'pareot'; did you mean 'pareto'" pareot
 expect 2 "RG_E_USAGE: unknown flag '--polcy'; did you mean '--policy'" plan "$nsa" --polcy x
 expect 2 'exclude each other' plan "$nsa" --set T=64 --json --dot
 expect 2 "unknown format 'specs'; did you mean 'spec'" schema specs
-expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops' schema nothing
+expect 2 'expected spec.policy.profile.plan.pareto.run.bench.check.ops.trace' schema nothing
 expect 2 'expected NAME=VALUE' plan "$nsa" --set T
 expect 2 'expected NAME=VALUE' plan "$nsa" --set =4
 expect 2 "two values, '4' and '5'" plan "$nsa" --set T=4 --set T=5
@@ -165,8 +165,9 @@ expect 0 '"ops": \[' ops --json
 expect 0 '^topk: ' ops topk
 [ "$(grep -c '^[a-z]' stdout)" -eq 1 ] || fail "'ops topk' shows more than one op"
 expect 2 "unknown op 'top_k'; did you mean 'topk'" ops top_k
-for format in spec policy profile plan pareto run bench check ops; do expect 0 '\$schema' schema \
-  $format; done
+for format in spec policy profile plan pareto run bench check ops trace; do
+  expect 0 '\$schema' schema $format
+done
 for spec in "$examples"/*.json; do
   expect 0 ': ok — [0-9]+ nodes?,' check "$spec"
   [ "$(wc -l <stdout)" -eq 1 ] || fail "check $spec prints more than one line"
@@ -210,6 +211,26 @@ expect 0 'nodes, free: T, B$' check "$nsa"
 expect 2 "no dimension or parameter 'h' to set \(nearest: 'H'\)" check "$nsa" --set h=4
 grep -q '<svg' memory.svg || fail "plan --svg writes no picture"
 expect 0 'cuda' plan "$nsa" --set T=65536 --device cuda
+expect 0 . plan "$nsa" --set T=64 --json --html page.html --trace trace.json
+cp stdout plan.json
+grep -q '<!doctype html>' page.html || fail "plan --html writes no page"
+grep -q '"traceEvents"' trace.json || fail "plan --trace writes no trace"
+expect 0 . plan "$nsa" --set T=64 --html page.html --against plan.json --policy all
+grep -q 'id="data-against"' page.html || fail "plan --against compares nothing"
+expect 0 . pareto "$nsa" --set T=64 --json
+cp stdout front.json
+expect 0 . plan "$nsa" --set T=64 --html page.html --front front.json
+expect 2 '--against is for the page of --html FILE' plan "$nsa" --set T=64 --against plan.json
+expect 3 'RG_E_IO: No such file.*; did you mean' plan "$nsa" --set T=64 --html p.html \
+  --against pan.json
+expect 3 "^front.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
+  --set T=64 --html p.html --against front.json
+expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
+  --html p.html --front plan.json
+head -c 70000 /dev/zero >zeros
+expect 3 'zeros: RG_E_SYNTAX: is no text' plan "$nsa" --set T=64 --html p.html --front zeros
+expect 1 'RG_E_IO' plan "$nsa" --set T=64 --html /nowhere/x.html
+[ ! -e p.html ] || fail "a page that could not be written is there"
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
 echo '{ "regraph_policy": 1, "budget": { "bytes": 1000 } }' >tiny.json
 expect 4 'RG_E_INFEASIBLE' plan "$nsa" --set T=4096 --policy tiny.json
@@ -375,6 +396,10 @@ head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv ||
   fail 'tune: what had been measured was measured again'
 ! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] ||
   fail 'tune: what broke off is still there'
+expect 3 'no.json: RG_E_IO' tune one.json no.json "${tiny[@]}" --set T=64 --profile-out early.json
+checks=$((checks + 1))
+[ ! -e early.tsv ] || fail 'tune: a spec is measured before the next one is found wrong'
+expect 0 ' nodes of 1 job measured' tune one.json "${tiny[@]}" --set T=64 --profile-out single.json
 echo mine >mine.tsv
 expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
 [ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"

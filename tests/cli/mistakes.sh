@@ -62,6 +62,9 @@ spec several.json 's/"op": "topk"/"op": "top_k"/; s/"window_left"/"window"/
   s/"grad": true/"grad": "yes"/'
 try 'several at once' check several.json
 try 'a type that there is not' check nsa.json --set dtype=fp16
+try 'heads that there cannot be' check nsa.json --set H=0
+{ printf '\xef\xbb\xbf'; cat nsa.json; } >bom.json
+try 'saved with a byte order mark' check bom.json
 try 'numbers that do not go together' check nsa.json --set stride=10
 try 'a dimension left open' plan nsa.json
 try 'a dimension that there is not' plan nsa.json --set t=4096

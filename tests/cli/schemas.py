@@ -13,6 +13,7 @@ Exits with 77, and says so, where no python3 has jsonschema (Debian: python3-jso
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def closed(schema):
 
 
 SCHEMA = {}
-for name in ("spec", "policy", "profile", "plan", "pareto", "run", "bench", "check", "ops"):
+for name in ("spec", "policy", "profile", "plan", "pareto", "run", "bench", "check", "ops", "trace"):
     SCHEMA[name] = json.loads(said("schema", name))
     Draft202012Validator.check_schema(SCHEMA[name])
 
@@ -87,6 +88,78 @@ for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhe
     fits("check", json.loads(said("check", wrong, "--json", code=3)), f"check {wrong}", True)
 fits("ops", json.loads(said("ops", "--json")), "ops", True)
 
+# ---- edges: whoever reads a tensor stands behind its maker; the policy makes the same plan again ----
+offload = {"regraph_policy": 1, "nodes": {"swa_o": "offload"}, "preset": "all"}
+with tempfile.TemporaryDirectory() as folder:
+    policy = Path(folder) / "policy.json"
+    for asked in ({"regraph_policy": 1}, {"regraph_policy": 1, "preset": "all", "split_heads": 1}, offload):
+        policy.write_text(json.dumps(asked))
+        plan = json.loads(said("plan", nsa, *small, "--json", "--policy", policy))
+        made, nodes = set(), plan["nodes"]
+        for edge in plan["edges"]:
+            check(edge["from"] >= 0 or edge.get("role") in ("input", "grad_in"), f"{edge['tensor']} comes from nowhere")
+            check(all(edge["from"] < to < len(nodes) for to in edge["to"]), f"{edge['tensor']} is read before it is made")
+            check(edge["to"] or edge.get("role") in ("output", "grad_out"), f"nobody reads {edge['tensor']}")
+            made.add(edge["from"])
+        check(made == {*range(-1, len(nodes))}, "a node makes nothing")
+        lengths = {edge["tensor"] for edge in plan["edges"] if edge["lengths"]}
+        check(lengths == {"cu_seqlens"}, f"lengths: {lengths}")
+        policy.write_text(json.dumps(plan["policy"]))
+        fits("policy", plan["policy"], "the plan's policy")
+        twin = json.loads(said("plan", nsa, *small, "--json", "--policy", policy))
+        same = ("predicted_peak_bytes", "saved_bytes", "nodes", "edges", "memory", "policy")
+        check([twin[key] for key in same] == [plan[key] for key in same], f"{plan['policy']} makes another plan")
+marks = {name: {mark for n in plan["nodes"] if n.get("spec_node") == name for mark in n["marks"]} for name in ("swa_o", "slc_o", "combine")}
+check("offloaded" in marks["swa_o"] and "again" in marks["slc_o"] and "fused" in marks["combine"], f"marks: {marks}")
+
+# ---- traces: nothing overlaps on a lane, what a step waits for is over, times and bytes are the plan's ----
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "trace.json"
+    large = ["--set", "T=65536", "--device", "cuda"]
+    policies = Path(folder) / "offload.json"
+    policies.write_text(json.dumps(offload))
+    for command, extra, lanes in (("plan", small, 1), ("plan", large, 3), ("plan", [*small, "--policy", policies], 2), ("plan", [*small, "--cp", "2"], 2),
+                                  ("run", [*small, "--backward"], 1), ("bench", [*small, "--repeat", "1"], 1)):
+        printed = json.loads(said(command, nsa, *extra, "--json", "--trace", path))
+        trace = json.loads(path.read_text())
+        fits("trace", trace, f"{command} {extra} --trace", True)
+        plan = printed if command == "plan" else json.loads(said("plan", nsa, *small, "--json"))
+        events, names = trace["traceEvents"], [n["name"] for n in plan["nodes"] if n["step"]]
+        steps = [[e for e in events if e["ph"] == "X" and e["pid"] == pid] for pid in (2, 3)]
+        check([len(x) for x in steps] == [len(names), 0 if command == "plan" else len(names)], f"{command}: {[len(x) for x in steps]} steps")
+        for process in steps:
+            check([e["name"] for e in process] in (names, []), f"{command}: other steps than the plan's")
+            check(len({e["tid"] for e in process}) >= lanes or not process, f"{command} {extra}: lanes {({e['tid'] for e in process})}")
+            for tid in {e["tid"] for e in process}:
+                lane = [e for e in process if e["tid"] == tid]
+                for a, b in zip(lane, lane[1:]):
+                    check(a["ts"] + a["dur"] <= b["ts"] + 0.002, f"{command}: {a['name']} and {b['name']} at once on lane {tid}")
+        model = sum(e["dur"] for e in steps[0 if command == "plan" else 1])
+        said_ms = plan["forward_model_ms"] + plan["backward_model_ms"]
+        check(abs(model / 1e3 - said_ms) <= 1e-4 * said_ms, f"{command}: {model} us modelled, {said_ms} ms planned")
+        if command != "plan":
+            for e, n in zip(steps[0], printed["nodes"]):
+                check(e["name"] == n["name"] and abs(e["dur"] - 1e3 * n["ms"]) < 0.01 + 1e-5 * e["dur"], f"{command}: {e} where {n}")
+        waits = {ph: {e["id"]: e["ts"] for e in events if e["ph"] == ph} for ph in "sf"}
+        check(waits["s"].keys() == waits["f"].keys(), "arrows without an end")
+        check(all(waits["s"][k] <= waits["f"][k] + 0.002 for k in waits["s"]), "an arrow points back in time")
+        alive = [e["args"] for e in events if e["ph"] == "C"]
+        memory = plan["memory"]
+        bound, most = max(memory["forward_bound_bytes"], memory["backward_bound_bytes"]), max(a["scratch"] for a in alive)
+        check(most <= bound if "cuda" in extra else most == bound, f"{most} bytes of scratch alive, {bound} is the bound")
+        check(max(a["saved"] for a in alive) <= plan["saved_bytes"], "more is saved than the plan says")
+        check(sum(e["ph"] == "b" for e in events) == sum(e["ph"] == "e" for e in events) > 0, "blocks without an end")
+
+# ---- a picture: a box per step, lengths nowhere, every arrow between boxes that are there ----
+for device in ("cpu", "cuda"):
+    dot = said("plan", examples / "nsa_layer.json", "--set", "T=64", "--dot", "--device", device)
+    boxes = set(re.findall(r"^ +([st][0-9]+) \[", dot, re.MULTILINE))
+    arrows = re.findall(r"^ +([st][0-9]+) -> ([st][0-9]+) \[", dot, re.MULTILINE)
+    check(len(arrows) > len(boxes) > 20, f"{len(boxes)} boxes, {len(arrows)} arrows")
+    check({x for arrow in arrows for x in arrow} == boxes, "arrows and boxes do not go together")
+    check("cu_seqlens" not in dot and "reshape" not in dot, "lengths or views are drawn")
+    check("GiB" in dot or "MiB" in dot or "KiB" in dot, "no bytes on the arrows")
+
 # a schema that lets anything pass would pass all of this
 plan = json.loads(said("plan", nsa, *small, "--json"))
 for change in ({"version": 2}, {"saved_bytes": "many"}, {"nodes": [{}]}, {"surprise": 1}):
@@ -102,7 +175,8 @@ for path in (source / "recompute/profiles").glob("*.json"):
     fits("profile", {"$schema": "profile.schema.json", **json.loads(path.read_text())}, path.name)
 
 # Form alone: keys and JSON types. Names, expressions' values and what the loader counts are its own business.
-own = {"key_duplicate", "key_duplicate_input", "key_missing_lengths", "key_several_lengths", "repeat_nested"}
+own = {"key_duplicate", "key_duplicate_input", "key_lengths_of_rows", "key_missing_lengths", "key_several_lengths",
+       "repeat_nested"}
 own |= {path.stem for pattern in ("type_*_param*", "type_float_for*", "type_exponent*") for path in (golden / "errors").glob(pattern + ".json")}
 refused = 0
 for path in sorted((golden / "errors").glob("*.json")):

@@ -62,6 +62,9 @@ check("\033[31" in shown("check", wrong, NO_COLOR=""), "an empty NO_COLOR is one
 check("\033[1mnode" in shown("run", nsa, *small), "a table's head does not stand out")
 
 # ---- widths ----
+listed = plain(shown("help")).split("\n")
+docs = {line.index(doc) for line in listed for doc in ("list the ops", "measure ops", "pack intervals") if doc in line}
+check(len(docs) == 1, f"help: what commands do begins in columns {docs}")
 for columns in (52, 80):
     commands = [["run", nsa, *small, "--backward"], ["plan", nsa, *small, "--timeline"], ["help", "run"]]
     if columns == 52:  # it measures the machine first
@@ -90,6 +93,8 @@ with tempfile.TemporaryDirectory() as folder:
     check(max(map(len, lines[:-1])) < 80, "a line of progress is wider than the terminal")
     text = shown("pack", csv, "--limit", "0.01", columns=9, stdout=False)
     check(all(len(line) < 9 for line in text.split("\r\033[K")[:-1]), "progress on a narrow terminal")
+    text = shown("pack", csv, "--limit", "2.5", stdout=False, TERM="dumb")
+    check(re.fullmatch(r"peak [0-9]+, [^\r]*\n", text), f"progress on a terminal that can't draw it: {text!r}")
 text = shown("bench", nsa, *small, "--repeat", "1", stdout=False)
 check({"filling inputs ...", "warming up ...", "timing ..."} <= set(text.split("\r\033[K")), f"bench: {text!r}")
 

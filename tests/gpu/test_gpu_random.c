@@ -12,7 +12,7 @@
      REGRAPH_FIRST=n       seeds from n on
  */
 #include "tests/unit/graph_case.h"
-#include "exec/report.h"
+#include "exec/plan.h"
 #include "tests/harness/graph_gen.h"
 
 #include <setjmp.h>
@@ -289,7 +289,7 @@ static int ways;
 
 static void count_ways(const rg_plan *plan) {
   for (int32_t i = 0; i < plan->nstep; i++) {
-    const char *path = rgi_report_path(plan, i);
+    const char *path = rgi_plan_path(plan, i);
     char text[96];
     int k = 0;
     if (!path) continue;

@@ -21,7 +21,7 @@
  * --flip turns one bit over in what run RUN has brought back, however long that takes, to show that
  * it would be seen. Exit code 1: something differed, 2: something failed.
  */
-#include "exec/report.h"
+#include "exec/plan.h"
 #include "stress.h"
 
 #include <stdarg.h>
@@ -370,7 +370,7 @@ static void list_case(visited *v) {
   printf("%s: %s, %lld tokens in %lld sequences, %s\n", v->c->name, v->c->spec,
          (long long)v->shape.T, (long long)v->shape.B, v->c->dtype);
   for (int32_t i = 0; i < plan->nstep; i++) {
-    const char *path = rgi_report_path(plan, i);
+    const char *path = rgi_plan_path(plan, i);
     if (path) printf("  %s: %s\n", plan->graph->node[plan->step[i].node].op->name, path);
   }
   rg_plan_destroy(plan);

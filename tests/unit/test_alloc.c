@@ -44,9 +44,10 @@ static rg_status chain(failing *f, const char *spec_text, const char *policy_tex
     cr_assert_null(policy);
   if (!status) status = rg_check(spec, policy, e);
   if (!status && (status = rg_plan_create(spec, policy, &o, &plan, e))) cr_assert_null(plan);
-  static const char *const format[] = {"text", "json", "timeline", "graph"};
-  for (int i = 0; i < 4 && !status; i++) {
-    status = rg_plan_write(plan, format[i], &text, e);
+  static const char *const format[] = {"text", "json", "timeline", "graph", "dot", "trace", "html"};
+  for (int i = 0; i < 7 && !status; i++) {
+    status = i < 5 ? rg_plan_write(plan, format[i], &text, e)
+                   : rg_plan_report(plan, format[i], NULL, &text, e);
     if (status) cr_assert_null(text.data);
     rg_text_destroy(&text);
   }

@@ -13,7 +13,7 @@
 #include "../harness/graph_gen.h"
 #include "../harness/lower.h"
 #include "../harness/random_spec.h"
-#include "../../exec/report.h"
+#include "../../exec/plan.h"
 #include "../harness/round.h"
 #include "../../kernels/tma.h"
 #include "run_util.h"
@@ -385,7 +385,7 @@ Test(lower_cuda, initcheck_sees_all_writes) {
     const int maps = maps_of(&b, plan);
     if (older)
       cr_assert_eq(maps, 0, "%d tensor maps for an older GPU", maps);
-    else if (strcmp(rgi_report_path(plan, writer), "wgmma") == 0)
+    else if (strcmp(rgi_plan_path(plan, writer), "wgmma") == 0)
       cr_assert_gt(maps, 0);
     else
       fprintf(stderr, "this build has no wgmma kernel for f16: nothing to compare with\n");
@@ -673,7 +673,7 @@ Test(lower_cuda, dot_shows_lanes) {
     cr_assert(strstr(at, line) && strstr(at, line) < strchr(at, '\n'), "%s of %s", line,
               node_of(plan, i));
     for (const int32_t *p = plan->after[i]; *p >= 0; p++) {
-      snprintf(line, sizeof line, "s%d -> s%d;", *p, i);
+      snprintf(line, sizeof line, "s%d -> s%d [", *p, i);
       cr_assert(strstr(text.data, line), "%s", line);
     }
   }

@@ -183,6 +183,23 @@ Test(session, plan_misuse, .init = setup, .fini = teardown) {
   rg_text text;
   FAILS(rg_plan_write(plan, "xml", &text, &e), RG_E_USAGE, "xml");
   cr_assert_null(text.data);
+  FAILS(rg_plan_report(plan, "xml", NULL, &text, &e), RG_E_USAGE, "xml");
+  FAILS(rg_plan_report(NULL, "trace", NULL, &text, &e), RG_E_USAGE, "NULL");
+  const double ms = 1;
+  const rg_report_options wrong = {.step_ms = &ms, .nstep = 1};
+  FAILS(rg_plan_report(plan, "trace", &wrong, &text, &e), RG_E_USAGE, "1 times were given");
+  static const struct {
+    rg_report_options o;
+    rg_status status;
+    const char *part;
+  } bad[] = {{{.front = "{"}, RG_E_SYNTAX, "not JSON"},
+             {{.front = "[]"}, RG_E_KEY, "regraph pareto --json"},
+             {{.front = "{\"version\": 2, \"exact\": true}"}, RG_E_KEY, "regraph pareto --json"},
+             {{.against = "{\"version\": 1}"}, RG_E_KEY, "regraph plan --json"}};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    FAILS(rg_plan_report(plan, "html", &bad[i].o, &text, &e), bad[i].status, bad[i].part);
+    cr_assert_null(text.data);
+  }
 }
 
 Test(session, contents, .init = setup, .fini = teardown) {
@@ -574,6 +591,42 @@ Test(session, reports, .init = setup, .fini = teardown) {
     rg_text_destroy(&a);
     rg_text_destroy(&b);
   }
+}
+
+/* The page holds the plan's JSON, and times and texts that are given; none can end an element. */
+Test(session, page, .init = setup, .fini = teardown) {
+  rg_error e = {0};
+  rg_text json, page, other;
+  rg_node_info n;
+  size_t steps = 0;
+  double ms[64];
+  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++)
+    if (n.step >= 0) ms[steps++] = 0.25 + (double)n.step;
+  CR_OK(rg_plan_write(plan, "json", &json, &e), &e);
+  CR_OK(rg_plan_report(plan, "html", NULL, &page, &e), &e);
+  cr_assert(strstr(page.data, json.data));
+  cr_assert_null(strstr(page.data, "data-measured\">"));
+  rg_text_destroy(&page);
+  const rg_report_options o = {.size = sizeof o,
+                               .step_ms = ms,
+                               .nstep = steps,
+                               .forward_ms = 7.5,
+                               .measured_peak = 4096,
+                               .source = "one </script> run",
+                               .front = "{\"version\": 1, \"exact\": true, \"gap_ms\": 0, "
+                                        "\"points\": [], \"x\": \"<!--\"}",
+                               .against = json.data};
+  CR_OK(rg_plan_report(plan, "html", &o, &page, &e), &e);
+  static const char *const part[] = {"\"step_ms\": [0.25, 1.25, ", "\"forward_ms\": 7.5",
+                                     "\"peak_bytes\": 4096",       "one \\u003c/script> run",
+                                     "\"x\": \"\\u003c!--\"",      "id=\"data-against\""};
+  for (size_t i = 0; i < sizeof part / sizeof *part; i++)
+    cr_assert(strstr(page.data, part[i]), "the page lacks %s", part[i]);
+  CR_OK(rg_plan_report(plan, "html", &o, &other, &e), &e);
+  cr_assert_str_eq(page.data, other.data);
+  rg_text_destroy(&other);
+  rg_text_destroy(&page);
+  rg_text_destroy(&json);
 }
 
 /* ---- what the batch that is bound asks for ---- */

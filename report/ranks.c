@@ -1,4 +1,4 @@
-/* exec/report_cp.c: what a plan for several ranks adds to reports: who sends what, how long that
+/* report/ranks.c: what a plan for several ranks adds to reports: who sends what, how long that
  * would take by the device's profile, and how well each shard mode balances. */
 #include "../cp/tables.h"
 #include "report.h"

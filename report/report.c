@@ -1,41 +1,15 @@
-/* exec/report.c: what a plan says about itself: the one-screen report, JSON, timelines, dumps.
+/* report/report.c: what a plan says about itself: the one-screen report, timelines, dumps. Other
+   files write the rest.
 
-   Reads finished plans only; numbers come from the passes that made them. JSON keys keep their
-   order and meaning within one "version"; times that differ from run to run stay out of it, so
-   equal plans give equal text.
+   Reads finished plans only; numbers come from the passes that made them. Equal plans give equal
+   text.
  */
 #include "report.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum {
-  JSON_VERSION = 1,
-  TIMELINE_COLUMNS = 100,
-  LEAST_COLUMNS = 40,
-  MOST_COLUMNS = 400,
-  TIMES = 1280
-};
-
-/* Shortest text a reader can rely on, with a dot whatever the locale. */
-static void number(rgi_buf *b, double x) {
-  char text[40];
-  snprintf(text, sizeof text, "%.6g", isfinite(x) ? x : 0.0);
-  for (char *c = text; *c; c++)
-    if (*c == ',') *c = '.';
-  rgi_buf_printf(b, "%s", text);
-}
-
-static const char *role_key(rg_role role) {
-  static const char *const key[] = {"input", "output", "grad_in", "grad_out"};
-  return key[role];
-}
-
-static const char *kind_key(rg_node_kind kind) {
-  static const char *const key[] = {"primal", "gradient", "clone", "glue"};
-  return key[kind];
-}
+enum { TIMELINE_COLUMNS = 100, LEAST_COLUMNS = 40, MOST_COLUMNS = 400 };
 
 static void shape(rgi_buf *b, const rg_tensor_info *t) {
   for (int a = 0; a < t->rank; a++)
@@ -72,14 +46,17 @@ static void write_capacity(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "\n");
   for (int32_t i = 0; i < plan->nbindable; i++) {
     const rg_tensor_info *t = &plan->bindable[i].info;
-    if (t->role != RG_INPUT && t->role != RG_OUTPUT) continue;
+    const char *role = t->role == RG_INPUT    ? "input"
+                       : t->role == RG_STATE  ? "state"
+                       : t->role == RG_OUTPUT ? "output"
+                                              : NULL;
+    if (!role) continue;
     bool grad = false;
     for (int32_t k = 0; k < plan->nbindable; k++)
       grad |= plan->bindable[k].info.role == RG_GRAD_OUT && t->role == RG_INPUT &&
               strcmp(plan->bindable[k].info.name, t->name) == 0;
     char human[32];
-    rgi_buf_printf(b, "  %-6s %-14s %-4s [", t->role == RG_INPUT ? "input" : "output", t->name,
-                   rg_dtype_name(t->dtype));
+    rgi_buf_printf(b, "  %-6s %-14s %-4s [", role, t->name, rg_dtype_name(t->dtype));
     shape(b, t);
     rgi_buf_printf(b, "]  %s%s\n", rgi_human_bytes(t->bytes, human), grad ? ", gradient" : "");
   }
@@ -108,7 +85,7 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
                    glue.backward_ms);
   rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
                  forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
-  char times[TIMES];
+  char times[RGI_TIMES];
   rgi_report_times(plan, times, sizeof times);
   rgi_buf_printf(b, "  times           %s\n", times);
 }
@@ -197,167 +174,6 @@ static void write_text(const rg_plan *plan, rgi_buf *b) {
   write_bytes(plan, b);
 }
 
-/* ---- JSON ---- */
-
-static void json_int(rgi_buf *b, const char *key, int64_t value) {
-  rgi_buf_printf(b, "\"%s\": %lld, ", key, (long long)value);
-}
-static void json_bool(rgi_buf *b, const char *key, bool value) {
-  rgi_buf_printf(b, "\"%s\": %s, ", key, value ? "true" : "false");
-}
-static void json_text(rgi_buf *b, const char *key, const char *value) {
-  rgi_buf_printf(b, "\"%s\": ", key);
-  rgi_buf_json(b, value);
-  rgi_buf_printf(b, ", ");
-}
-
-static void json_tensors(const rg_plan *plan, rgi_buf *b) {
-  rgi_buf_printf(b, "  \"tensors\": [");
-  for (int32_t i = 0; i < plan->nbindable; i++) {
-    const rg_tensor_info *t = &plan->bindable[i].info;
-    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    json_text(b, "name", t->name);
-    json_text(b, "role", role_key(t->role));
-    json_text(b, "dtype", rg_dtype_name(t->dtype));
-    json_int(b, "bytes", t->bytes);
-    json_bool(b, "accumulates", t->accumulates);
-    rgi_buf_printf(b, "\"shape\": [");
-    shape(b, t);
-    rgi_buf_printf(b, "]}");
-  }
-  rgi_buf_printf(b, "],\n");
-}
-
-static void json_nodes(const rg_plan *plan, rgi_buf *b) {
-  rg_node_info n;
-  rgi_buf_printf(b, "  \"nodes\": [");
-  for (size_t i = 0; rg_plan_node(plan, i, &n) == RG_OK; i++) {
-    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    json_text(b, "name", n.name);
-    json_text(b, "op", n.op);
-    if (n.spec_node) json_text(b, "spec_node", n.spec_node);
-    json_text(b, "direction", n.backward ? "backward" : "forward");
-    json_text(b, "kind", kind_key(n.kind));
-    json_int(b, "group", n.group);
-    json_bool(b, "step", n.step >= 0);
-    json_int(b, "workspace_bytes", n.workspace);
-    if (n.kernels) json_text(b, "kernels", n.kernels);
-    rgi_buf_printf(b, "\"flops\": ");
-    number(b, n.flops);
-    rgi_buf_printf(b, ", \"bytes\": ");
-    number(b, n.bytes);
-    rgi_buf_printf(b, ", \"model_ms\": ");
-    number(b, n.model_ms);
-    rgi_buf_printf(b, "}");
-  }
-  rgi_buf_printf(b, "],\n");
-}
-
-static void json_fusions(const rg_plan *plan, rgi_buf *b) {
-  const rgi_fusions *f = plan->fusions;
-  rgi_buf_printf(b, "  \"fuse\": ");
-  if (!f) {
-    rgi_buf_printf(b, "null,\n");
-    return;
-  }
-  rgi_buf_printf(b, "{");
-  if (f->fused) {
-    json_int(b, "peak_before_bytes", f->peak_before);
-    json_int(b, "peak_after_bytes", f->peak_after);
-  }
-  rgi_buf_printf(b, "\"nodes\": [");
-  for (int i = 0; i < f->count; i++) {
-    const rgi_fusion *a = &f->at[i];
-    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    json_text(b, "name", a->name);
-    json_int(b, "nodes", a->nodes);
-    if (a->why) json_text(b, "why_not", a->why);
-    json_int(b, "parts", a->parts);
-    json_int(b, "sums_handed_on", a->deltas);
-    rgi_buf_printf(b, "\"bytes_before\": %lld, \"bytes_after\": %lld}", (long long)a->before,
-                   (long long)a->after);
-  }
-  rgi_buf_printf(b, "]},\n");
-}
-
-static void json_memory(const rg_plan *plan, rgi_buf *b) {
-  const rgi_graph *g = plan->graph;
-  const rgi_memory *m = plan->memory;
-  rgi_buf_printf(b, "  \"memory\": {");
-  json_int(b, "no_reuse_bytes", m->no_reuse);
-  json_int(b, "inplace_gain_bytes", m->inplace_gain);
-  json_int(b, "forward_bound_bytes", m->forward_bound);
-  json_int(b, "backward_bound_bytes", m->backward_bound);
-  json_bool(b, "forward_optimal", m->forward_optimal);
-  json_bool(b, "backward_optimal", m->backward_optimal);
-  json_int(b, "nodes_explored", m->explored);
-  rgi_buf_printf(b, "\"blocks\": [");
-  for (int32_t i = 0; i < m->nblock; i++) {
-    const rgi_block *k = &m->block[i];
-    rgi_buf_printf(b, "%s\n    {", i ? "," : "");
-    if (k->tensor >= 0)
-      json_text(b, "tensor", g->tensor[k->tensor].name);
-    else
-      json_text(b, "workspace_of", g->node[k->first].name);
-    json_text(b, "region", rgi_region_name(k->region));
-    json_int(b, "offset", k->address);
-    json_int(b, "size", k->size);
-    json_int(b, "first", k->first);
-    rgi_buf_printf(b, "\"last\": %d}", k->last);
-  }
-  rgi_buf_printf(b, "]}\n");
-}
-
-static void write_json(const rg_plan *plan, rgi_buf *b) {
-  const rg_sizes *z = &plan->sizes;
-  double forward = 0, backward = 0;
-  for (int32_t i = 0; i < plan->nstep; i++)
-    *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
-  rgi_buf_printf(b, "{\n  \"version\": %d,\n  ", JSON_VERSION);
-  json_text(b, "name", plan->graph->name);
-  json_text(b, "device", plan->cuda ? "cuda" : "cpu");
-  json_text(b, "profile", plan->profile->name);
-  char times[TIMES];
-  rgi_report_times(plan, times, sizeof times);
-  json_text(b, "times", times);
-  json_int(b, "threads", plan->threads);
-  json_int(b, "head_groups", plan->graph->groups);
-  rgi_buf_printf(b, "\"capacity\": {");
-  for (int i = 0; i < plan->nfree; i++) {
-    rgi_buf_printf(b, "%s", i ? ", " : "");
-    rgi_buf_json(b, plan->free_name[i]);
-    rgi_buf_printf(b, ": %lld", (long long)plan->free_value[i]);
-  }
-  rgi_buf_printf(b, "},");
-  rgi_buf_printf(b, "\n  ");
-  json_int(b, "predicted_peak_bytes", z->predicted_peak);
-  json_int(b, "saved_bytes", z->saved);
-  json_int(b, "scratch_bytes", z->scratch);
-  if (z->comm) json_int(b, "comm_bytes", z->comm);
-  if (z->host) json_int(b, "host_bytes", z->host);
-  json_int(b, "forward_scratch_bytes", z->forward_scratch);
-  json_int(b, "backward_scratch_bytes", z->backward_scratch);
-  json_int(b, "lower_bound_bytes", z->lower_bound);
-  json_int(b, "gap_bytes", z->predicted_peak - z->lower_bound);
-  rgi_buf_printf(b, "\n  \"forward_model_ms\": ");
-  number(b, forward);
-  rgi_buf_printf(b, ", \"backward_model_ms\": ");
-  number(b, backward);
-  rgi_buf_printf(b, ",\n");
-  rgi_report_ranks_json(plan, b);
-  json_tensors(plan, b);
-  json_nodes(plan, b);
-  json_fusions(plan, b);
-  rgi_buf_printf(b, "  \"recompute\": ");
-  if (plan->choice)
-    rgi_choice_json(plan->choice, b);
-  else
-    rgi_buf_printf(b, "null");
-  rgi_buf_printf(b, ",\n");
-  json_memory(plan, b);
-  rgi_buf_printf(b, "}\n");
-}
-
 /* ---- steps ---- */
 
 static void write_place(const rg_plan *plan, rgi_place at, rgi_buf *b) {
@@ -369,7 +185,7 @@ static void write_place(const rg_plan *plan, rgi_place at, rgi_buf *b) {
   default: break;
   }
   const rg_tensor_info *t = &plan->bindable[at.bind].info;
-  rgi_buf_printf(b, "%s:%s", role_key(t->role), t->name);
+  rgi_buf_printf(b, "%s:%s", rgi_role_key(t->role), t->name);
   if (at.offset) rgi_buf_printf(b, "+%lld", (long long)at.offset);
 }
 
@@ -399,12 +215,6 @@ static void write_steps(const rg_plan *plan, rgi_buf *b) {
 
 /* ---- public ---- */
 
-static void write_dot(const rg_plan *plan, rgi_buf *b) {
-  if (plan->cuda)
-    rgi_report_dot(plan, b);
-  else
-    rgi_dump_dot(plan->graph, b);
-}
 static void write_graph(const rg_plan *plan, rgi_buf *b) {
   rgi_dump_text(plan->graph, b);
 }
@@ -429,8 +239,8 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
   static const struct {
     const char *name;
     void (*write)(const rg_plan *, rgi_buf *);
-  } formats[] = {{"text", write_text},         {"json", write_json}, {"dot", write_dot},
-                 {"timeline", write_timeline}, {"svg", write_svg},   {"graph", write_graph},
+  } formats[] = {{"text", write_text},         {"json", rgi_report_json}, {"dot", rgi_report_dot},
+                 {"timeline", write_timeline}, {"svg", write_svg},        {"graph", write_graph},
                  {"steps", write_steps}};
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
   *out = (rg_text){0};
@@ -450,5 +260,34 @@ rg_status rg_plan_write(const rg_plan *plan, const char *format, rg_text *out, r
   }
   return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                   "unknown format \"%s\"; expected text, json, dot, timeline, svg, graph or steps",
+                  format);
+}
+
+RGI_NO_TAIL(rg_report_options, against);
+
+rg_status rg_plan_report(const rg_plan *plan, const char *format, const rg_report_options *options,
+                         rg_text *out, rg_error *e) {
+  static const struct {
+    const char *name;
+    void (*write)(const rg_plan *, const rg_report_options *, rgi_buf *);
+  } formats[] = {{"html", rgi_report_page}, {"trace", rgi_report_trace}};
+  if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
+  *out = (rg_text){0};
+  if (!plan || !format)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the plan or the format is NULL");
+  rg_report_options o;
+  RGI_TRY(RGI_OPTIONS(rg_report_options, against, options, &o, e));
+  if (o.step_ms && o.nstep != (size_t)plan->nstep)
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL, "%zu times were given for %d steps", o.nstep,
+                    (int)plan->nstep);
+  RGI_TRY(rgi_page_check(plan, &o, e));
+  for (int i = 0; i < RGI_COUNT(formats); i++)
+    if (strcmp(format, formats[i].name) == 0) {
+      rgi_buf b;
+      rgi_buf_init(&b, plan->ctx);
+      formats[i].write(plan, &o, &b);
+      return rgi_buf_finish(&b, out, e);
+    }
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL, "unknown report \"%s\"; expected html or trace",
                   format);
 }

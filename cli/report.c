@@ -1,0 +1,115 @@
+/* cli/report.c: what plan, run and bench write into files besides: a page, a trace. */
+#include "cli.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* All choices of so many nodes are gone through while a page is written; more takes too long. */
+enum { FEW_NODES = 20, MOST_BYTES = 64 << 20 };
+
+rg_status cli_reports_open(cli *c) {
+  const cli_args *a = &c->args;
+  if ((a->against || a->front) && !a->html)
+    return cli_fail(&c->error, RG_E_USAGE, NULL, "%s is for the page of --html FILE",
+                    a->against ? "--against" : "--front");
+  const rg_status s = cli_writable(c, a->trace);
+  return s == RG_OK ? cli_writable(c, a->html) : s;
+}
+
+/* A whole file as text, NUL-terminated; free it. */
+static rg_status read_text(cli *c, const char *path, char **out) {
+  FILE *f = fopen(path, "rb");
+  size_t size = 0, room = 1 << 16;
+  char *text = f ? malloc(room) : NULL;
+  *out = NULL;
+  if (!f) {
+    cli_fail(&c->error, RG_E_IO, path, "%s", strerror(errno));
+    cli_suggest_file(&c->error, path);
+    return c->error.status;
+  }
+  while (text) {
+    size += fread(text + size, 1, room - size - 1, f);
+    if (size < room - 1 || room >= MOST_BYTES) break;
+    char *more = realloc(text, room *= 2);
+    if (!more) free(text);
+    text = more;
+  }
+  const bool failed = ferror(f), whole = feof(f);
+  fclose(f);
+  if (!text) return cli_nomem(&c->error);
+  text[size] = '\0';
+  if (!failed && whole && strlen(text) == size) {
+    *out = text;
+    return RG_OK;
+  }
+  free(text);
+  if (failed) return cli_fail(&c->error, RG_E_IO, path, "can't be read");
+  return whole ? cli_fail(&c->error, RG_E_SYNTAX, path, "is no text")
+               : cli_fail(&c->error, RG_E_LIMIT, path, "has more than %d bytes", MOST_BYTES);
+}
+
+static bool has_front(const cli *c) {
+  rg_node_info n;
+  int forward = 0, backward = 0;
+  for (size_t i = 0; rg_plan_node(c->plan, i, &n) == RG_OK; i++) {
+    forward += !n.backward && n.step >= 0 && n.group <= 0;
+    backward += n.backward;
+  }
+  return backward > 0 && forward <= FEW_NODES;
+}
+
+/* The page's other texts: *front, *against are the caller's to free, as text. */
+static rg_status page_texts(cli *c, char **front, char **against) {
+  const cli_args *a = &c->args;
+  rg_status s = a->against ? read_text(c, a->against, against) : RG_OK;
+  if (s == RG_OK && a->front) return read_text(c, a->front, front);
+  if (s != RG_OK || !has_front(c)) return s;
+  rg_plan_options o;
+  rg_text text;
+  cli_plan_options(c, &o);
+  s = rg_pareto(c->spec, c->policy, &o, "json", &text, &c->error);
+  cli_progress_end(c);
+  if (s != RG_OK) return s;
+  *front = strdup(text.data);
+  rg_text_destroy(&text);
+  return *front ? RG_OK : cli_nomem(&c->error);
+}
+
+static rg_status write_one(cli *c, const char *format, const char *path,
+                           const rg_report_options *o) {
+  rg_text text;
+  if (!path) return RG_OK;
+  rg_status s = rg_plan_report(c->plan, format, o, &text, &c->error);
+  if (s != RG_OK) return s;
+  s = cli_write_file(c, path, text.data, text.size);
+  rg_text_destroy(&text);
+  return s;
+}
+
+rg_status cli_write_reports(cli *c, const cli_measured *m) {
+  rg_report_options o = {.size = sizeof o};
+  char source[96], *front = NULL, *against = NULL;
+  rg_status s = c->args.html ? page_texts(c, &front, &against) : RG_OK;
+  if (m) {
+    snprintf(source, sizeof source, "%s on %s, %d thread%s", m->how, c->args.device, cli_threads(c),
+             cli_threads(c) == 1 ? "" : "s");
+    o.step_ms = m->step_ms;
+    o.nstep = m->nstep;
+    o.forward_ms = m->forward_ms;
+    o.backward_ms = m->backward_ms;
+    o.measured_peak = c->arena_peak;
+    o.source = source;
+  }
+  o.front = front;
+  o.against = against;
+  if (s == RG_OK) s = write_one(c, "trace", c->args.trace, &o);
+  if (s == RG_OK) s = write_one(c, "html", c->args.html, &o);
+  /* the library knows the texts by what they are for */
+  const char *const path = strcmp(c->error.file, "front") == 0     ? c->args.front
+                           : strcmp(c->error.file, "against") == 0 ? c->args.against
+                                                                   : NULL;
+  if (s != RG_OK && path) snprintf(c->error.file, sizeof c->error.file, "%s", path);
+  free(front);
+  free(against);
+  return s;
+}
