@@ -67,8 +67,8 @@ WIRE = b"""
 .maxntid 512, 1, 1
 { // to[0 ... n) = from, 16 bytes each, in no less than ns
   .reg .pred %p;
-  .reg .b32 %r<18>;
-  .reg .b64 %d<14>;
+  .reg .b32 %r<6>;
+  .reg .b64 %d<12>;
   ld.param.u64 %d1, [to];
   ld.param.u64 %d2, [from];
   ld.param.u64 %d3, [n];
@@ -80,33 +80,7 @@ WIRE = b"""
   cvt.u64.u32 %d6, %r1;
   mov.u32 %r3, %nctaid.x;
   mul.wide.u32 %d7, %r3, 512;
-  mul.lo.s64 %d12, %d7, 3;
-  shl.b64 %d13, %d7, 4;
-FOUR:
-  add.s64 %d8, %d6, %d12;
-  setp.ge.u64 %p, %d8, %d3;
-  @%p bra ONE;
-  shl.b64 %d8, %d6, 4;
-  add.s64 %d9, %d1, %d8;
-  add.s64 %d10, %d2, %d8;
-  ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d10];
-  add.s64 %d10, %d10, %d13;
-  ld.global.v4.u32 {%r6, %r7, %r8, %r9}, [%d10];
-  add.s64 %d10, %d10, %d13;
-  ld.global.v4.u32 {%r10, %r11, %r12, %r13}, [%d10];
-  add.s64 %d10, %d10, %d13;
-  ld.global.v4.u32 {%r14, %r15, %r16, %r17}, [%d10];
-  st.global.v4.u32 [%d9], {%r2, %r3, %r4, %r5};
-  add.s64 %d9, %d9, %d13;
-  st.global.v4.u32 [%d9], {%r6, %r7, %r8, %r9};
-  add.s64 %d9, %d9, %d13;
-  st.global.v4.u32 [%d9], {%r10, %r11, %r12, %r13};
-  add.s64 %d9, %d9, %d13;
-  st.global.v4.u32 [%d9], {%r14, %r15, %r16, %r17};
-  add.s64 %d6, %d6, %d12;
-  add.s64 %d6, %d6, %d7;
-  bra FOUR;
-ONE:
+COPY:
   setp.ge.u64 %p, %d6, %d3;
   @%p bra WAIT;
   shl.b64 %d8, %d6, 4;
@@ -115,7 +89,7 @@ ONE:
   ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d10];
   st.global.v4.u32 [%d9], {%r2, %r3, %r4, %r5};
   add.s64 %d6, %d6, %d7;
-  bra ONE;
+  bra COPY;
 WAIT:
   mov.u64 %d11, %globaltimer;
   sub.s64 %d11, %d11, %d5;
