@@ -253,7 +253,7 @@ static rg_arg columns_of(const rg_arg *a, int64_t n, int64_t i) {
   if (n == 1) return part;
   part.dim[last] /= n;
   const int64_t offset = i * part.dim[last] * a->stride[last] * (int64_t)rg_dtype_size(a->dtype);
-  part.data = (char *)a->data + offset;
+  if (a->data) part.data = (char *)a->data + offset;
   while (part.align > 1 && offset % part.align) part.align /= 2;
   return part;
 }
