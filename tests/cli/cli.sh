@@ -526,6 +526,11 @@ expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg "$work"
 run_small 1 'RG_E_IO' --out o="$work"
 none_left 'writing'
 
+# what alignment takes counts where a choice is proved: offloading one, recomputing the other, is best
+echo '{ "regraph_policy": 1, "budget": { "bytes": 8, "of": "saved" }, "host": 1064960 }' >tight.json
+expect 0 '^  offload ' plan "$examples/two_branch.json" --set T=256 --profile shipped \
+  --policy tight.json
+
 # ---- messages ------------------------------------------------------------------------------------
 clean() { # what was said has no control characters, and one line
   checks=$((checks + 1))
