@@ -332,6 +332,23 @@ expect 2 'no backward' run "$nsa" "${small[@]}" --set T=64 --no-grad --backward
 expect 1 'RG_E_IO' run "$nsa" "${small[@]}" --set T=64 --out o=/nowhere/o.npy
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
+# a graph with state: read from a file, or zeros
+cat >state.json <<'SPEC'
+{ "regraph": 1, "name": "pages", "inputs": { "pages": { "shape": ["N", 2], "dtype": "i32" } },
+  "state": { "cache": { "shape": ["P", 2], "dtype": "f32", "next": "now" } },
+  "nodes": [ { "name": "fork", "op": "page_copy", "in": { "cache": ["cache"], "pages": "pages" },
+               "out": { "cache": ["now"] } } ],
+  "outputs": { "now": "now" } }
+SPEC
+printf '\1\0\0\0\0\0\0\0' | npy pages.npy "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 2), }"
+f4x4="{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
+printf '\0\0\0\0\0\0\0\0\0\0\200\77\0\0\0\100' | npy cache.npy "$f4x4"    # 0, 0; 1, 2
+printf '\0\0\200\77\0\0\0\100\0\0\200\77\0\0\0\100' | npy copied.npy "$f4x4" # 1, 2; 1, 2
+expect 0 'now +f32' run state.json --in pages=pages.npy --in cache=cache.npy --out now=now.npy
+tail -c 16 now.npy >now.raw
+tail -c 16 copied.npy >copied.raw
+same 'a page that was copied' now.raw copied.raw
+expect 0 'now +f32 +.* 0$' run state.json --in pages=pages.npy --set P=2
 cat >chosen.json <<'SPEC'
 { "regraph": 1, "params": { "block": 32 },
   "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" },
