@@ -340,7 +340,8 @@ cat >state.json <<'SPEC'
                "out": { "cache": ["now"] } } ],
   "outputs": { "now": "now" } }
 SPEC
-printf '\1\0\0\0\0\0\0\0' | npy pages.npy "{'descr': '<i4', 'fortran_order': False, 'shape': (1, 2), }"
+i4x2="{'descr': '<i4', 'fortran_order': False, 'shape': (1, 2), }"
+printf '\1\0\0\0\0\0\0\0' | npy pages.npy "$i4x2"
 f4x4="{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
 printf '\0\0\0\0\0\0\0\0\0\0\200\77\0\0\0\100' | npy cache.npy "$f4x4"    # 0, 0; 1, 2
 printf '\0\0\200\77\0\0\0\100\0\0\200\77\0\0\0\100' | npy copied.npy "$f4x4" # 1, 2; 1, 2
@@ -539,11 +540,27 @@ same 'pack --out /dev/stdout' stdout plain.csv
 run_small 2 '--out o and --grad-out q both write' --out o=x.npy --grad-out q=./x.npy
 run_small 2 '--grad-out k and --grad-out q both write' --grad-out k=link.npy --grad-out q=whole.npy
 [ -e x.npy ] && fail "a refused run writes"
+cp "$nsa" spec.json
+"$regraph" plan spec.json --set T=64 --json >plan.json
+cp plan.json before.json
+expect 2 '--html would write over .*spec' plan spec.json --set T=64 --html ./spec.json
+expect 2 '--svg would write over .*spec' pareto spec.json --set T=64 --svg spec.json
+echo '{ "regraph_policy": 1 }' >keep.json
+expect 2 '--trace would write over .*--policy' plan "$nsa" --set T=64 --policy keep.json \
+  --trace keep.json
+expect 2 '--out would write over .*spec' run spec.json --set T=64 --out o=spec.json
+expect 2 '--html would write over .*--against' plan spec.json --set T=64 --html plan.json \
+  --against plan.json
+expect 2 '--trace and --html both write' plan spec.json --set T=64 --html new --trace ./new
+expect 2 '--html and --out both write' run spec.json --set T=64 --html new --out o=new
+[ -e new ] && fail "a refused command writes"
+same 'a spec that was to be written over' spec.json "$nsa"
+same 'a plan that was to be written over' plan.json before.json
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg "$work"
 run_small 1 'RG_E_IO' --out o="$work"
 none_left 'writing'
 
-# what alignment takes counts where a choice is proved: offloading one, recomputing the other, is best
+# what alignment takes counts where a choice is proved: offloading one of two is better than none
 echo '{ "regraph_policy": 1, "budget": { "bytes": 8, "of": "saved" }, "host": 1064960 }' >tight.json
 expect 0 '^  offload ' plan "$examples/two_branch.json" --set T=256 --profile shipped \
   --policy tight.json
