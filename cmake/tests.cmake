@@ -121,7 +121,11 @@ add_test(NAME demo COMMAND regraph-demo examples/nsa.json examples/policies/part
 # ---- the page in a browser; skipped where there is none. What it tests is not compiled: one build ----
 if(NOT REGRAPH_SANITIZE AND NOT REGRAPH_COVERAGE)
   add_test(NAME page COMMAND ${CMAKE_SOURCE_DIR}/tests/page/page.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
-  set_tests_properties(page PROPERTIES SKIP_RETURN_CODE 77)
+  # ---- what the documentation says: links, commands as printed, the notebook ----
+  add_test(NAME docs_links COMMAND ${CMAKE_SOURCE_DIR}/tests/docs.py links)
+  add_test(NAME docs_commands COMMAND ${CMAKE_SOURCE_DIR}/tests/docs.py commands ${CMAKE_BINARY_DIR})
+  add_test(NAME notebook COMMAND ${CMAKE_SOURCE_DIR}/tests/notebook.py ${CMAKE_BINARY_DIR} ${CMAKE_SOURCE_DIR}/examples/nsa.ipynb)
+  set_tests_properties(page notebook PROPERTIES SKIP_RETURN_CODE 77)
 endif()
 
 # ---- the order of the folders: looks at sources only, so one build is enough ----

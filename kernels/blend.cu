@@ -228,22 +228,46 @@ __device__ __forceinline__ float rounded(float x, int dtype) {
                          : __bfloat162float(__float2bfloat16_rn(x));
 }
 
-/* Weight of the row's gate in column k; every thread finds it for itself. */
-__device__ __forceinline__ float weight_of(const rgk_tensor &gate, int act, int n, int64_t at,
-                                           int k) {
-  float most = -INFINITY, sum = 0;
-  if (act == SOFTMAX) {
-    for (int i = 0; i < n; i++) most = more_gate(most, load(gate.data, gate.dtype, at + i));
-    for (int i = 0; i < n; i++) sum = gate_sum_add(sum, load(gate.data, gate.dtype, at + i), most);
+/* Elements at[i] + k of x where `on`, all of them under way before the first is looked at. */
+template <int N>
+__device__ __forceinline__ void load_each(const rgk_tensor &x, const int64_t (&at)[N], int k,
+                                          const bool (&on)[N], float (&v)[N]) {
+  if (x.dtype == RG_F32) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = on[i] ? ((const float *)x.data)[at[i] + k] : 0;
+    return;
   }
-  return gate_weight(act, load(gate.data, gate.dtype, at + k), most, sum);
+  uint16_t raw[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) raw[i] = on[i] ? ((const uint16_t *)x.data)[at[i] + k] : 0;
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    v[i] = x.dtype == RG_F16 ? __half2float(__ushort_as_half(raw[i]))
+                             : __bfloat162float(__ushort_as_bfloat16(raw[i]));
+}
+/* Weights of the rows' gates in one column, x: those gates, which begin at at[i]; every thread
+ * finds them for itself. */
+template <int N>
+__device__ __forceinline__ void weights_of(const rgk_tensor &gate, int act, int n,
+                                           const int64_t (&at)[N], const bool (&on)[N],
+                                           const float (&x)[N], float (&w)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    float most = -INFINITY, sum = 0;
+    if (act == SOFTMAX && on[i]) {
+      for (int k = 0; k < n; k++) most = more_gate(most, load(gate.data, gate.dtype, at[i] + k));
+      for (int k = 0; k < n; k++)
+        sum = gate_sum_add(sum, load(gate.data, gate.dtype, at[i] + k), most);
+    }
+    w[i] = on[i] ? gate_weight(act, x[i], most, sum) : 0;
+  }
 }
 
 /* Products and d as in `backward`. delta: of d as stored, either summed like a product or as
  * one chain, which is handed from lane to lane. RGK_BRANCH_ROWS rows of a thread are under
  * way at once. */
 template <class T>
-__global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3)
+__global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 4)
     branch(const __grid_constant__ rgk_branch_params p) {
   enum { ROWS = RGK_BRANCH_ROWS };
   const int slot = threadIdx.x / p.lanes, lane = threadIdx.x - slot * p.lanes,
@@ -253,7 +277,8 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3)
   int32_t t[ROWS], h[ROWS];
   chunk<T> raw[ROWS], grad[ROWS];
   bool exists[ROWS], live[ROWS];
-  float a[ROWS];
+  float a[ROWS], gate[ROWS];
+  int64_t gates[ROWS];
 #pragma unroll
   for (int i = 0; i < ROWS; i++) {
     const int64_t r = ((int64_t)blockIdx.x * ROWS + i) * slots + slot;
@@ -261,6 +286,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3)
     t[i] = exists[i] ? (int32_t)divide(r, p.heads) : 0;
     h[i] = exists[i] ? (int32_t)(r - t[i] * p.heads) : 0;
     live[i] = exists[i] && t[i] < end;
+    gates[i] = t[i] * p.gate.row + h[i] * p.gate.head;
     raw[i].clear();
     grad[i].clear();
     if (live[i] && mine < p.width) {
@@ -270,10 +296,8 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 3)
         raw[i].load(p.o.data, p.dtype, t[i] * p.o.row + h[i] * p.o.head + mine, count(p, mine));
     }
   }
-#pragma unroll
-  for (int i = 0; i < ROWS; i++)
-    a[i] = live[i] ? weight_of(p.gate, p.act, p.n, t[i] * p.gate.row + h[i] * p.gate.head, p.column)
-                   : 0;
+  load_each(p.gate, gates, p.column, live, gate);
+  weights_of(p.gate, p.act, p.n, gates, live, gate, a);
 #pragma unroll
   for (int i = 0; i < ROWS; i++) {
     float product = 0, delta = 0;

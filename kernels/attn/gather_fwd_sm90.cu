@@ -3,16 +3,17 @@
 
      warp of queries  hands each warpgroup its part of the next tile, and has the copy engine fetch
                       its rows of q
-     warp of keys     merges the queries' rows of idx (a lane holds one unit's place in its row),
-                      has each block of the union fetched into the next stage, and labels it: which
-                      keys, for which units
+     warp of plans    merges the queries' rows of idx (a lane holds one unit's place in its row):
+                      which keys come next, for which units; PLANS of them ahead
+     thread of keys   has each plan's keys fetched into the next stage, and labels it
      warpgroups       take each stage in turn, work on it if one of their units is among those, and
                       give it back:
                       S = Q K^T    p = exp2(S c - m)    O += p V    with p and O in registers
 
-   Thread blocks stay and take tiles in turn; both warps run ahead into the next tile while the
-   warpgroups finish. Weights are multiplied with V in two steps, the second made while the first is
-   multiplied.
+   To find the next block takes a warp several hundred cycles, which is as long as its keys take on
+   their way; so one warp finds, another fetches. Thread blocks stay and take tiles in turn; those
+   who load run ahead into the next tile while the warpgroups finish. Weights are multiplied with V
+   in two steps, the second made while the first is multiplied.
 
    m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY
    powers of two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN
@@ -38,6 +39,7 @@ enum {
   GROUPS = RGK_GATHER_GROUPS,
   UNITS = RGK_GATHER_UNITS,
   PANEL = RGK_GATHER_PANEL,
+  PLANS = 16,
   LOADING_REGS = 56, /* of a thread */
   REGS = 152,
   NONE = 0x7fffffff
@@ -61,13 +63,22 @@ struct alignas(16) label {
   int first, end, last; /* last: of the tile */
 };
 
+/* What to fetch: with a label, keys of head kh from row `row` on. */
+enum plan_kind : int { KEYS_OF_SOME, NOTHING, NO_MORE };
+struct alignas(16) plan {
+  label to;
+  int row, kh, kind;
+};
+
 template <int D, int E> struct shared {
   static constexpr int STAGES = RGK_GATHER_STAGES(D, E), DP = (D + 63) / 64, EP = (E + 63) / 64;
   alignas(1024) char data[STAGES][(DP + EP) * PANEL];
   char q[GROUPS][DP * PANEL];
   label labels[STAGES];
   job jobs[GROUPS];
-  uint64_t full[STAGES], empty[STAGES]; /* label and keys are there; given back */
+  plan plans[PLANS];
+  uint64_t planned[PLANS], taken[PLANS]; /* the plan is there; read */
+  uint64_t full[STAGES], empty[STAGES];  /* label and keys are there; given back */
   uint64_t q_full[GROUPS], q_empty[GROUPS];
 };
 
@@ -156,11 +167,15 @@ __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &
 
 /* ---- keys ---- */
 
+__device__ __forceinline__ void prefetch_l1(const void *p) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
 /* A lane's place in the row of idx of its unit's query. */
 struct walk {
   const int32_t *idx;
-  int hi;              /* keys that the query sees */
-  int at, next, ahead; /* ahead: entry `at`, fetched early */
+  int hi, blocks;      /* keys that the query sees; blocks that begin among them */
+  int at, next, ahead; /* ahead: entry `at`, fetched early; NONE past the last */
 };
 __device__ __forceinline__ void begin(const rgk_gather &p, const job &j, walk &w) {
   const int lane = threadIdx.x % 32;
@@ -168,27 +183,36 @@ __device__ __forceinline__ void begin(const rgk_gather &p, const job &j, walk &w
   const int query = lane / p.per;
   w.at = lane < UNITS && u.rows > 0 && j.kind == WORK ? 0 : p.a.N;
   w.hi = (int)visible(p.a, j.position + query, j.keys).hi;
+  w.blocks = w.hi > 0 ? (w.hi - 1) / p.a.block + 1 : 0;
   w.idx = (const int32_t *)p.a.idx.data + u.row * p.a.idx.row + j.kh * p.a.idx.head;
-  w.ahead = w.at < p.a.N ? w.idx[0] : -1;
+  for (int i = w.at + 8; i < p.a.N + 7; i += 8) prefetch_l1(w.idx + min(i, p.a.N - 1));
+  w.ahead = w.at < p.a.N ? w.idx[0] : NONE;
 }
 /* The next entry that counts. */
 __device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int before) {
-  while (w.at < p.a.N) {
-    const int e = w.ahead;
-    if (++w.at < p.a.N) w.ahead = w.idx[w.at];
-    if (e <= before) continue;
-    if ((int64_t)e * p.a.block < w.hi) return e;
-    w.at = p.a.N; /* what follows is further out, or not larger */
-  }
+  int e;
+  do {
+    e = w.ahead;
+    w.ahead = ++w.at < p.a.N ? w.idx[w.at] : NONE;
+  } while (e <= before);
+  if (e < w.blocks) return e;
+  w.at = p.a.N; /* what follows is further out, or not larger */
+  w.ahead = NONE;
   return NONE;
 }
 
 template <int D, int E>
-__device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
-  using memory = shared<D, E>;
-  constexpr int PANELS = memory::DP + memory::EP;
+__device__ __forceinline__ void plan_keys(const rgk_gather &p, shared<D, E> &s) {
   const int lane = threadIdx.x % 32;
-  ring<memory::STAGES> r;
+  ring<PLANS> r;
+  auto hand_over = [&](const plan &x) {
+    bar_wait(&s.taken[r.stage], r.parity ^ 1);
+    if (lane == 0) {
+      s.plans[r.stage] = x;
+      bar_ready(&s.planned[r.stage]);
+    }
+    r.next();
+  };
   int round = 0, coming_row;
   job coming;
   walk w;
@@ -207,27 +231,45 @@ __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) 
       const bool any = block != NONE, mine = any && x.next == block;
       const uint32_t mask = __ballot_sync(~0u, mine);
       const int first = any ? block * p.a.block : 0, end = first + min(p.a.block, j.keys - first);
-      const int seen = __reduce_max_sync(~0u, mine ? min(x.hi, end) - first : 1);
+      int seen = 1; /* of the block's keys, by those who chose it: says how many stages */
+      if (p.a.block > KEYS) seen = __reduce_max_sync(~0u, mine ? min(x.hi, end) - first : 1);
       if (mine) x.next = next_block(p, x, block);
       block = __reduce_min_sync(~0u, x.next);
-      for (int from = 0; from < seen; from += KEYS) {
-        bar_wait(&s.empty[r.stage], r.parity ^ 1);
-        if (lane == 0) {
-          s.labels[r.stage] = {mask, first + from, end, block == NONE && from + KEYS >= seen};
-          if (any)
-            bar_expect(&s.full[r.stage], PANELS * PANEL);
-          else
-            bar_ready(&s.full[r.stage]);
-        }
-        __syncwarp();
-        if (any && lane < PANELS) {
-          const bool v = lane >= memory::DP;
-          tma_load(s.data[r.stage] + lane * PANEL, v ? &p.v : &p.k, &s.full[r.stage],
-                   (v ? lane - memory::DP : lane) * 64, j.kh, key_row + first + from);
-        }
-        r.next();
-      }
+      for (int from = 0; from < seen; from += KEYS)
+        hand_over({{mask, first + from, end, block == NONE && from + KEYS >= seen},
+                   key_row + first + from,
+                   j.kh,
+                   any ? KEYS_OF_SOME : NOTHING});
     } while (block != NONE);
+  }
+  hand_over({{}, 0, 0, NO_MORE});
+}
+
+/* By one thread. */
+template <int D, int E>
+__device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
+  using memory = shared<D, E>;
+  ring<PLANS> at;
+  ring<memory::STAGES> r;
+  for (;; at.next(), r.next()) {
+    bar_wait(&s.planned[at.stage], at.parity);
+    const plan x = s.plans[at.stage];
+    bar_release(&s.taken[at.stage], x.to.last, x.kind);
+    if (x.kind == NO_MORE) break;
+    bar_wait(&s.empty[r.stage], r.parity ^ 1);
+    s.labels[r.stage] = x.to;
+    if (x.kind == NOTHING) {
+      bar_ready(&s.full[r.stage]);
+      continue;
+    }
+    bar_expect(&s.full[r.stage], (memory::DP + memory::EP) * PANEL);
+#pragma unroll
+    for (int i = 0; i < memory::DP; i++)
+      tma_load(s.data[r.stage] + i * PANEL, &p.k, &s.full[r.stage], i * 64, x.kh, x.row);
+#pragma unroll
+    for (int i = 0; i < memory::EP; i++)
+      tma_load(s.data[r.stage] + (memory::DP + i) * PANEL, &p.v, &s.full[r.stage], i * 64, x.kh,
+               x.row);
   }
 }
 
@@ -333,7 +375,8 @@ template <class T, int D, int E> struct consumer {
   const rgk_gather &p;
   memory &s;
   const int group, lane, warp, unit;
-  const float softcap, c, to; /* scores to powers of two, without and with a cap */
+  const float softcap, c, to;      /* scores to powers of two, without and with a cap */
+  const uint64_t q_at, k_at, v_at; /* of the warpgroup's q, of the first stage */
   ring<memory::STAGES> r;
   int64_t position; /* of the unit's query */
   int keys;         /* of the sequence */
@@ -341,19 +384,19 @@ template <class T, int D, int E> struct consumer {
 
   /* z = q kᵀ */
   __device__ __forceinline__ void start_scores(float (&z)[KEYS / 2], int stage) {
-    const uint32_t q = smem_at(s.q[group]), k = smem_at(s.data[stage]);
+    const uint64_t k = desc_on(k_at, stage * sizeof s.data[0]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
       const uint32_t at = i / 4 * PANEL + i % 4 * 32;
-      wgmma<T, KEYS>::template ss<>(z, desc_k(q + at), desc_k(k + at), i > 0);
+      wgmma<T, KEYS>::template ss<>(z, desc_on(q_at, at), desc_on(k, at), i > 0);
     }
     wgmma_commit();
   }
   /* Steps i and i + 1 of o += p v. */
   template <int i>
   __device__ __forceinline__ void add32(float (&o)[E / 2], const float (&z)[KEYS / 2],
-                                        uint32_t (&a)[KEYS / 4], uint32_t v, bool on,
+                                        uint32_t (&a)[KEYS / 4], uint64_t v, bool on,
                                         const float (&minus)[2]) {
     if (on) {
       weigh16<T, i>(z, a, x, c, minus);
@@ -363,8 +406,8 @@ template <class T, int D, int E> struct consumer {
       for (int j = 0; j < 8; j++) a[4 * i + j] = 0;
     }
     wgmma_fence();
-    wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_mn(v + i * 2048, PANEL), 1);
-    wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_mn(v + i * 2048 + 2048, PANEL), 1);
+    wgmma<T, E>::template rs<true>(o, a + 4 * i, desc_on(v, i * 2048), 1);
+    wgmma<T, E>::template rs<true>(o, a + 4 * i + 4, desc_on(v, i * 2048 + 2048), 1);
     wgmma_commit();
   }
   /* The stage's label, read by the thread that gives the stage back. */
@@ -381,6 +424,7 @@ template <class T, int D, int E> struct consumer {
   /* Adds the stage's keys. */
   __device__ __forceinline__ waited add(float (&o)[E / 2], const label &y) {
     char *at_v = s.data[r.stage] + memory::DP * PANEL;
+    const uint64_t v = desc_on(v_at, r.stage * sizeof s.data[0]);
     const int limit = y.mask >> unit & 1 ? (int)min(position + 1 - y.first,
                                                     (int64_t)min(y.end - y.first, (int)KEYS))
                                          : 0;
@@ -402,8 +446,8 @@ template <class T, int D, int E> struct consumer {
 #pragma unroll
       for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
     }
-    add32<0>(o, z, a, smem_at(at_v), on, minus);
-    add32<2>(o, z, a, smem_at(at_v), on, minus);
+    add32<0>(o, z, a, v, on, minus);
+    add32<2>(o, z, a, v, on, minus);
     const waited done = wgmma_wait<0>();
     wgmma_keep(o);
     wgmma_keep(a);
@@ -452,6 +496,7 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < layout::STAGES; i++)
       bar_init(&s.full[i], 1), bar_init(&s.empty[i], UNITS * WARP_ARRIVALS);
+    for (int i = 0; i < PLANS; i++) bar_init(&s.planned[i], 1), bar_init(&s.taken[i], 1);
     for (int g = 0; g < GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     bar_init_done();
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
@@ -468,12 +513,16 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
                         4 * group + warp,
                         p.a.softcap,
                         p.a.softcap > 0 ? LOG2E : p.a.scale * LOG2E,
-                        p.a.scale / p.a.softcap * 2 * LOG2E};
+                        p.a.scale / p.a.softcap * 2 * LOG2E,
+                        desc_k(smem_at(s.q[group])),
+                        desc_k(smem_at(s.data[0])),
+                        desc_mn(smem_at(s.data[0] + layout::DP * PANEL), PANEL)};
     x.run();
   } else {
     fewer_registers<LOADING_REGS>();
-    if (warp == 0) load_keys<D, E>(p, s);
+    if (threadIdx.x % 128 == 0) load_keys<D, E>(p, s);
     if (warp == 1) load_queries<D, E>(p, s);
+    if (warp == 2) plan_keys<D, E>(p, s);
   }
 }
 

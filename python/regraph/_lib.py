@@ -129,6 +129,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_cp_rows": [POINTER(c_int32), c_size_t, c_int64, c_int, c_int, c_int, POINTER(Range)],
     "rg_comm_processes": [c_void_p, POINTER(CommOptions), POINTER(c_void_p)],
     "rg_plan_write": [c_void_p, c_char_p, POINTER(Text)],
+    "rg_plan_report": [c_void_p, c_char_p, c_void_p, POINTER(Text)],
     "rg_device_check": [c_char_p],
     "rg_session_create": [c_void_p, POINTER(SessionOptions), POINTER(c_void_p)],
     "rg_session_bind": [c_void_p, c_int, c_char_p, c_void_p, c_size_t],

@@ -232,6 +232,10 @@ class Plan(_Handle):
         """ "text", "json", "dot", "timeline", "svg", "graph" or "steps"."""
         return _lib.text("rg_plan_write", self.handle, format.encode())
 
+    def report(self, format: str = "html") -> str:
+        """ "html", one page that needs nothing else, or "trace", events for Perfetto."""
+        return _lib.text("rg_plan_report", self.handle, format.encode(), None)
+
 
 class DeviceMemory:
     """Bytes on a plan's device, for those who have no GPU library of their own."""

@@ -62,7 +62,7 @@ function collect() {
     x.nodes.push(n);
     x.ms += n.ms;
     n.marks.forEach((mark) => x.marks.add(mark));
-    x.h = BOX.h + (x.marks.size > 2 ? 12 : 0); // many chips need a line of their own
+    x.h = BOX.h + (x.marks.size > 1 ? 12 : 0); // many chips need a line of their own
     n.item = x;
   }
   const pill = (e, lane, what) => item(`${what}:${e.bound_as}`, {
