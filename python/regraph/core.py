@@ -402,6 +402,11 @@ class Session(_Handle):
         """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
 
+    def bind_host(self, address: int) -> None:
+        """The block of the host's memory that goes with the saved block bound now, for what is
+        offloaded."""
+        _lib.call("rg_session_bind_host", self.handle, address)
+
     def adopt_saved(self, address: int) -> None:
         """A saved block that another session of the plan has filled, with what is bound now."""
         _lib.call("rg_session_adopt_saved", self.handle, address)
