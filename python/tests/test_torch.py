@@ -103,6 +103,11 @@ def test_alike():
                     grads(attend(*x)["o"], x, -torch.ones_like(o)))
 
 
+def test_state_is_for_sessions():
+    with pytest.raises(RegraphError, match="has state \\('k_cache'\\)"):
+        regraph.torch.attention(regraph.example("nsa_serve.json"))
+
+
 def test_lengths_left_out():
     """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither
     is meant."""
