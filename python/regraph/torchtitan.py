@@ -6,8 +6,8 @@ Attention stands where VarlenAttention does and takes what that takes: batches [
 documents in them (VarlenMetadata), windows, an `out_transform` that asks for log-sum-exps. It runs
 in any type (VarlenAttention in bf16 alone), on CPUs, too.
 
-Who recomputes what: activation checkpointing of a block runs its attention again, unless SelectiveAC
-of this module is the policy, which keeps what attention hands to its backward.
+Who recomputes what: activation checkpointing of a block runs its attention again, unless
+SelectiveAC of this module is the policy, which keeps what attention hands to its backward.
 """
 
 import copy
