@@ -40,15 +40,18 @@ def _inputs(crossed, **params):
     return g, (q, k, v), lengths
 
 
-def window(crossed, sinks, **params):
+def window(crossed, sinks, lse=False, **params):
     """Attention over a window, or over everything before (-1); parameters H, KH, D, DV, window,
-    scale, softcap."""
+    scale, softcap. `lse`: with the logarithms of the sums for an output, which has a gradient."""
     g, tensors, ports = _inputs(crossed, **params)
     if sinks:
         ports["sinks"] = g.input("sinks", ["H"], "$sinks_dtype", grad=True)
         g.document["params"]["sinks_dtype"] = "f32"
-    o, _ = g.swa_attn(*tensors, window_left="$window", scale="$scale", softcap="$softcap", **ports)
+    o, sums = g.swa_attn(*tensors, window_left="$window", scale="$scale", softcap="$softcap",
+                         **ports)
     g.output("o", o)
+    if lse:
+        g.output("lse", sums)
     g.document["params"]["dtype"] = "f32"
     return g.document
 
