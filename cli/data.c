@@ -359,10 +359,10 @@ rg_status data_bind(cli *c, data_set *d) {
       t->info.dim[0] *= cli_ranks(c);
       t->info.bytes *= cli_ranks(c);
     }
+    const bool gradient = t->info.role == RG_GRAD_IN || t->info.role == RG_GRAD_OUT;
     gradients |= t->info.role == RG_GRAD_OUT;
     t->elements = t->info.bytes / (int64_t)rg_dtype_size(t->info.dtype);
-    const bool gradient = t->info.role == RG_GRAD_IN || t->info.role == RG_GRAD_OUT;
-    if (gradient && !d->backward) continue;
+    if (!d->backward && gradient) continue;
     t->data = calloc(t->info.bytes ? (size_t)t->info.bytes : 1, 1);
     if (!t->data) {
       d->ntensor++; /* so that data_close sees a consistent list */

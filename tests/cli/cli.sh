@@ -286,6 +286,7 @@ expect 0 . plan "$nsa" "${small[@]}" --set T=200 --set B=1 --json
   fail "plan and run predict different peaks"
 for spec in "$examples"/*.json; do
   case $spec in
+  *serve*) continue ;; # no gradients, and tables that must be given: below
   *nsa_layer*) sizes=(--set M=64 --set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
   *moba*) sizes=(--set H=2 --set D=32 --set DV=32 --set block=32 --set T=150) ;;
   *) sizes=(--set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
@@ -303,6 +304,23 @@ for policy in none all groups; do
   same "a layer's weight gradient under $policy" wq-none.npy wq-$policy.npy
   same "a layer's input gradient under $policy" x-none.npy x-$policy.npy
 done
+
+# a step over pages: two sequences, at 1 of 1 and 129, 130 of 130 tokens
+i4() { npy "$1" "{'descr': '<i4', 'fortran_order': False, 'shape': ($2), }"; }
+printf '\1\0\0\0\2\0\0\0' | i4 lengths.npy 2,
+printf '\1\0\0\0\202\0\0\0' | i4 context.npy 2,
+printf '\1\0\0\0\54\1\0\0' | i4 long.npy 2, # 300
+printf '\3\0\0\0\377\377\377\377\1\0\0\0\2\0\0\0' | i4 pages.npy 2,2
+printf '\377\377\377\377\377\377\377\377' | i4 forks.npy 1,2
+printf '\1\0\0\0\143\0\0\0\7\0\0\0' | i4 tokens.npy 3,
+step=(--set H=2 --set KH=1 --set D=32 --set DV=32 --set T=3 --set P=4 --in lengths=lengths.npy
+  --in pages=pages.npy --in forks=forks.npy)
+expect 0 '^o +bf16 +\[3, 2, 32\]' run "$examples/nsa_serve.json" "${step[@]}" \
+  --in context=context.npy
+expect 3 'RG_E_DATA: .*context\[1\] is 300; expected 0 to 256' \
+  run "$examples/nsa_serve.json" "${step[@]}" --in context=long.npy
+expect 0 '^next +i32 +\[2\]' run "$examples/serve_model.json" "${step[@]}" --set W=64 --set F=64 \
+  --set V=100 --set layers=2 --in tokens=tokens.npy --in context=context.npy
 
 # arrays that do not fit
 f4="{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
