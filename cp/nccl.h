@@ -10,9 +10,9 @@ typedef struct rgi_nccl rgi_nccl;
 typedef void rgi_stuck(rg_comm *meeting, const char *collective);
 
 #ifdef REGRAPH_CUDA
-/* Collective, over `meeting`, whose host memory carries rank 0's id, and which hears by `stuck` of a
- * collective that does not end. RG_E_COMM if the library is missing or too old, or not the same on
- * all ranks. */
+/* Collective, over `meeting`, whose host memory carries rank 0's id, and which hears by `stuck` of
+ * a collective that does not end. RG_E_COMM if the library is missing or too old, or not the same
+ * on all ranks. */
 rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ctx, double deadline,
                         rgi_nccl **out, rg_error *e);
 rg_status rgi_nccl_all_gather(rgi_nccl *n, const char *node, const void *send, void *recv,
