@@ -225,6 +225,9 @@ expect 3 'RG_E_IO: No such file.*; did you mean' plan "$nsa" --set T=64 --html p
   --against pan.json
 expect 3 "^front.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
   --set T=64 --html p.html --against front.json
+sed 's/"capacity": {[^}]*}/"capacity": null/' plan.json >damaged.json
+expect 3 "^damaged.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
+  --set T=64 --html p.html --against damaged.json
 expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
   --html p.html --front plan.json
 head -c 70000 /dev/zero >zeros
