@@ -159,6 +159,7 @@ static rg_status copy(void *dst, const void *src, size_t bytes, bool to_host, rg
 
 const rgi_backend rgi_cpu_backend = {
     .memory = {malloc_256, free_256, NULL},
+    .host = {malloc_256, free_256, NULL},
     .create = create,
     .destroy = destroy,
     .alive = alive,

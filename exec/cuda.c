@@ -76,10 +76,21 @@ static rg_status eager_collective(rg_cuda *base, rg_status (*record)(void *arg, 
   return status == RG_OK ? RG_OK : rgi_fail(base->error, status, NULL, NULL, "a collective failed");
 }
 
+static rg_status eager_copy(rg_cuda *base, const rg_copy *c) {
+  const rgi_cuda_eager *x = (rgi_cuda_eager *)base;
+  const enum cudaMemcpyKind kind = rgi_cuda_kind(c);
+  const cudaError_t code = c->rows == 1
+                               ? cudaMemcpyAsync(c->to, c->from, c->width, kind, x->stream)
+                               : cudaMemcpy2DAsync(c->to, c->to_pitch, c->from, c->from_pitch,
+                                                   c->width, c->rows, kind, x->stream);
+  return rgi_cuda_status(code, "a copy", NULL, base->error);
+}
+
 void rgi_cuda_eager_init(rgi_cuda_eager *x, cudaStream_t stream, rg_error *e) {
   *x = (rgi_cuda_eager){.base = {.launch = eager_launch,
                                  .library = eager_library,
                                  .collective = eager_collective,
+                                 .copy = eager_copy,
                                  .error = e},
                         .stream = stream};
 }

@@ -11,6 +11,10 @@
 /* RG_E_DEVICE with the call's name and CUDA's own words; RG_OK for cudaSuccess. */
 rg_status rgi_cuda_status(cudaError_t code, const char *what, const char *node, rg_error *e);
 
+static inline enum cudaMemcpyKind rgi_cuda_kind(const rg_copy *c) {
+  return c->to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+}
+
 /* Takes launches by running them at once on a stream. */
 typedef struct rgi_cuda_eager {
   rg_cuda base;

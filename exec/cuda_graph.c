@@ -5,7 +5,8 @@
 
 struct rgi_graph_item {
   cudaGraphNode_t node;
-  rg_launch launch; /* function NULL: a library's child graph, or an empty step */
+  rg_launch launch; /* function NULL: a library's child graph, a copy, or an empty step */
+  bool copy, rows;  /* a copy; one of several rows, which the driver refuses to patch */
   CUfunction loaded;
   void *params; /* copy of the launch's struct */
 };
@@ -55,6 +56,32 @@ static struct cudaKernelNodeParams node_params(const rg_launch *l, void **args) 
                                        .kernelParams = args};
 }
 
+/* ---- priorities: kernels that fill the GPU would keep those waiting that others wait for ---- */
+
+static void follow(rgi_cuda_graph *g) {
+  const rg_plan *plan = g->plan;
+  for (int32_t i = g->end - 1; i >= g->first; i--) {
+    double *leads = &g->leads[i - g->first];
+    if (plan->step[i].comm_size && plan->step[i].cost.wire > *leads)
+      *leads = plan->step[i].cost.wire;
+    if (*leads > g->dearest) g->dearest = *leads;
+    for (const int32_t *p = plan->after[i]; *p >= 0; p++)
+      if (g->leads[*p - g->first] < *leads) g->leads[*p - g->first] = *leads;
+  }
+}
+
+static bool sends(const rgi_cuda_graph *g) {
+  return g->step >= 0 && g->plan->step[g->step].comm_size > 0;
+}
+
+/* Of what the step at work launches: collectives and what is copied for them first; then what the
+ * dear ones wait for, so that there is something left to hide them behind; then the rest. */
+static int priority(const rgi_cuda_graph *g) {
+  if (sends(g)) return g->urgency;
+  if (g->step < 0 || g->dearest <= 0) return 0;
+  return g->leads[g->step - g->first] >= g->dearest / 2 ? g->urgency / 2 : 0;
+}
+
 static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   rg_error *e = g->base.error;
   rgi_graph_item *item;
@@ -77,6 +104,12 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     status = rgi_cuda_status(
         cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributeClusterDimension, &value),
         "a cluster", NULL, e);
+  }
+  if (status == RG_OK && g->dearest > 0) {
+    const union cudaKernelNodeAttrValue value = {.priority = priority(g)};
+    status =
+        rgi_cuda_status(cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributePriority, &value),
+                        "a priority", NULL, e);
   }
   if (status == RG_OK) status = add_item(g, &item);
   rgi_free(g->plan->ctx, after);
@@ -136,11 +169,12 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
 static rg_status record_child(rgi_cuda_graph *g, rg_status (*record)(void *arg, void *stream),
                               void *arg, cudaGraph_t *child) {
   rg_error *e = g->base.error;
+  const cudaStream_t stream = sends(g) ? g->sender : g->recorder;
   *child = NULL;
-  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(g->recorder, cudaStreamCaptureModeThreadLocal),
+  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
                           "recording a library call", NULL, e));
-  rg_status status = record(arg, g->recorder);
-  cudaError_t code = cudaStreamEndCapture(g->recorder, child);
+  rg_status status = record(arg, stream);
+  cudaError_t code = cudaStreamEndCapture(stream, child);
   if (status != RG_OK)
     return rgi_fail(e, status, NULL, NULL, "a library call could not be recorded");
   return rgi_cuda_status(code, "recording a library call", NULL, e);
@@ -182,6 +216,38 @@ static rg_status take_collective(rg_cuda *base, rg_status (*record)(void *arg, v
   return item && !item->launch.function ? RG_OK : changed(g);
 }
 
+static rg_status take_copy(rg_cuda *base, const rg_copy *c) {
+  rgi_cuda_graph *g = (rgi_cuda_graph *)base;
+  rg_error *e = base->error;
+  if (g->updating) {
+    const rgi_graph_item *item = g->next < items_end(g) ? &g->item[g->next++] : NULL;
+    if (!item || !item->copy || item->rows || c->rows != 1) return changed(g);
+    return rgi_cuda_status(cudaGraphExecMemcpyNodeSetParams1D(g->exec, item->node, c->to, c->from,
+                                                              c->width, rgi_cuda_kind(c)),
+                           "rebinding a copy", NULL, e);
+  }
+  const struct cudaMemcpy3DParms p = {
+      .srcPtr = {(void *)(uintptr_t)c->from, c->from_pitch, c->width, c->rows},
+      .dstPtr = {c->to, c->to_pitch, c->width, c->rows},
+      .extent = {c->width, c->rows, 1},
+      .kind = rgi_cuda_kind(c)};
+  cudaGraphNode_t *after = waiting_list(g), node;
+  rgi_graph_item *item;
+  rg_status status = after ? RG_OK : rgi_nomem(e);
+  if (status == RG_OK) {
+    const size_t n = waits_for(g, after);
+    status =
+        rgi_cuda_status(c->rows == 1 ? cudaGraphAddMemcpyNode1D(&node, g->graph, after, n, c->to,
+                                                                c->from, c->width, p.kind)
+                                     : cudaGraphAddMemcpyNode(&node, g->graph, after, n, &p),
+                        "adding a copy to a graph", NULL, e);
+  }
+  rgi_free(g->plan->ctx, after);
+  if (status == RG_OK) status = add_item(g, &item);
+  if (status == RG_OK) item->node = node, item->copy = true, item->rows = c->rows > 1;
+  return status;
+}
+
 /* A step without launches still stands between those before and after it. */
 static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
   cudaGraphNode_t *after = waiting_list(g), node;
@@ -198,8 +264,13 @@ static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
 
 static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaGraphCreate(&g->graph, 0), "creating a graph", NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaDeviceGetStreamPriorityRange(NULL, &g->urgency),
+                          "asking for priorities", NULL, e));
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking),
                           "creating a stream", NULL, e));
+  RGI_TRY(
+      rgi_cuda_status(cudaStreamCreateWithPriority(&g->sender, cudaStreamNonBlocking, g->urgency),
+                      "creating a stream", NULL, e));
   g->step = -1;
   if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
@@ -213,8 +284,10 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
     g->begin[g->step - g->first + 1] = g->nitem;
   }
-  return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL,
-                         e);
+  return rgi_cuda_status(
+      cudaGraphInstantiate(&g->exec, g->graph,
+                           g->dearest > 0 ? cudaGraphInstantiateFlagUseNodePriority : 0),
+      "instantiating a graph", NULL, e);
 }
 
 rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
@@ -223,11 +296,14 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
   enum cudaDriverEntryPointQueryResult query;
   void **at = g->at, *found = NULL;
   int32_t *begin = g->begin;
+  double *leads = g->leads;
   if (!at) at = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(plan), sizeof *at);
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
+  if (!leads) leads = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *leads);
   *g = (rgi_cuda_graph){.base = {.launch = take_launch,
                                  .library = take_library,
                                  .collective = take_collective,
+                                 .copy = take_copy,
                                  .blas = blas,
                                  .error = e},
                         .plan = plan,
@@ -236,8 +312,11 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
                         .first = backward ? plan->nforward : 0,
                         .end = backward ? plan->nstep : plan->nforward,
                         .begin = begin,
+                        .leads = leads,
                         .at = at};
-  if (!at || !begin) return rgi_nomem(e);
+  if (!at || !begin || !leads) return rgi_nomem(e);
+  memset(leads, 0, ((size_t)plan->nstep + 1) * sizeof *leads);
+  follow(g);
   rg_status status =
       rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found,
                                                        12000, cudaEnableDefault, &query),
@@ -257,6 +336,7 @@ void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at) {
   }
   at[rgi_cuda_address(s->plan, RGI_AT_SAVED)] = s->current->data;
   at[rgi_cuda_address(s->plan, RGI_AT_SCRATCH)] = s->scratch;
+  at[rgi_cuda_address(s->plan, RGI_AT_HOST)] = s->current->host;
 }
 
 /* Is the place, in a graph made for g->at, another one now? */
@@ -277,7 +357,12 @@ int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at) {
   int32_t n = 0;
   if (!g->broken && memcmp(g->at, at, (size_t)rgi_cuda_addresses(g->plan) * sizeof *at) == 0)
     return -1;
-  for (int32_t i = g->first; i < g->end; i++) n += moved_step(g, at, i);
+  for (int32_t i = g->first; i < g->end; i++) {
+    if (!moved_step(g, at, i)) continue;
+    for (int32_t k = g->begin[i - g->first]; k < g->begin[i - g->first + 1]; k++)
+      if (g->item[k].rows) return RGI_NOT_THERE;
+    n++;
+  }
   return n;
 }
 
@@ -308,11 +393,12 @@ void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g) {
   if (g->exec) cudaGraphExecDestroy(g->exec);
   if (g->graph) cudaGraphDestroy(g->graph);
   if (g->recorder) cudaStreamDestroy(g->recorder);
+  if (g->sender) cudaStreamDestroy(g->sender);
   for (int32_t i = 0; i < g->nitem; i++) rgi_free(s->plan->ctx, g->item[i].params);
   rgi_free(s->plan->ctx, g->item);
   g->exec = NULL;
   g->graph = NULL;
-  g->recorder = NULL;
+  g->recorder = g->sender = NULL;
   g->item = NULL;
   g->nitem = g->capacity = 0;
   g->used = 0;

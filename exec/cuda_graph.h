@@ -18,6 +18,10 @@ typedef struct rgi_cuda_graph {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   cudaStream_t recorder; /* library calls are captured on it */
+  cudaStream_t sender;   /* collectives on this one, of the highest priority */
+  int urgency;           /* that priority */
+  double *leads;         /* per step: bytes that the dearest collective behind it sends */
+  double dearest;        /* of all */
   int32_t *flag;         /* for cleaning lengths (cuda_steps.h); borrowed */
   rgi_graph_item *item;  /* in the order in which steps hand them over */
   int32_t nitem, capacity;
@@ -35,13 +39,14 @@ typedef struct rgi_cuda_graph {
 } rgi_cuda_graph;
 
 /* The addresses that parameters of a direction come from: what is bound (the backward's inputs and
- * outputs where the forward had them), the saved block, scratch. rgi_cuda_address: the place of
- * one in a list of them. */
+ * outputs where the forward had them), the saved block, scratch, the host block. rgi_cuda_address:
+ * the place of one in a list of them. */
 static inline int32_t rgi_cuda_address(const rg_plan *plan, int32_t bind) {
-  return bind >= 0 ? bind : plan->nbindable + (bind == RGI_AT_SCRATCH);
+  if (bind >= 0) return bind;
+  return plan->nbindable + (bind == RGI_AT_SCRATCH ? 1 : bind == RGI_AT_HOST ? 2 : 0);
 }
 static inline int32_t rgi_cuda_addresses(const rg_plan *plan) {
-  return plan->nbindable + 2;
+  return plan->nbindable + 3;
 }
 void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
 
@@ -49,7 +54,9 @@ void rgi_cuda_addresses_now(const rg_session *s, bool backward, void **at);
  * before. */
 rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
                                 rgi_cuda_graph *g, rg_error *e);
-/* Steps that would be asked again for addresses `at`; -1: nothing at all has moved. */
+/* Steps that would be asked again for addresses `at`; -1: nothing at all has moved. RGI_NOT_THERE:
+ * one of them can't be patched, so the graph is of no use for these addresses. */
+enum { RGI_NOT_THERE = INT32_MAX };
 int32_t rgi_cuda_graph_moved(const rgi_cuda_graph *g, void *const *at);
 rg_status rgi_cuda_graph_update(rg_session *s, rgi_cuda_graph *g, void *const *at, rg_error *e);
 void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g);

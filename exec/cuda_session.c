@@ -33,7 +33,12 @@ typedef struct device {
   bool timed; /* events of the last run are recorded, ms[] not yet read */
   bool timed_backward;
   rgi_cuda_known known; /* eager */
-  char dead[512];       /* what killed the session */
+  /* someone else's capture, where tensors are offloaded: copies have a stream of their own, and
+   * mark[i], where it is not NULL, follows step i, which a step of the other stream waits for;
+   * mark[nstep]: the start, and the end */
+  cudaStream_t copies;
+  cudaEvent_t *mark;
+  char dead[512]; /* what killed the session */
 } device;
 
 static device *device_of(const rg_session *s) {
@@ -52,6 +57,34 @@ static void *alloc_device(void *user, size_t size) {
 static void free_device(void *user, void *p) {
   (void)user;
   cudaFree(p);
+}
+
+/* Pinned, or the copy engine could not work by itself. */
+static void *alloc_pinned(void *user, size_t size) {
+  (void)user;
+  void *p = NULL;
+  if (cudaHostAlloc(&p, size, cudaHostAllocPortable) == cudaSuccess) return p;
+  cudaGetLastError();
+  return NULL;
+}
+static void free_pinned(void *user, void *p) {
+  (void)user;
+  cudaFreeHost(p);
+}
+
+static rg_status check_host(const rg_session *s, const void *host, rg_error *e) {
+  const char *end = (const char *)host + s->plan->sizes.host - 1;
+  struct cudaPointerAttributes first, last;
+  if (!s->plan->sizes.host) return RG_OK;
+  if (cudaPointerGetAttributes(&first, host) == cudaSuccess &&
+      cudaPointerGetAttributes(&last, end) == cudaSuccess && first.type == cudaMemoryTypeHost &&
+      last.type == cudaMemoryTypeHost)
+    return RG_OK;
+  cudaGetLastError();
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "the host block at %p is not pinned over its %lld bytes; expected memory of "
+                  "cudaHostAlloc, or registered with cudaHostRegister",
+                  host, (long long)s->plan->sizes.host);
 }
 
 static rg_status no_memory(const rg_session *s, int64_t bytes, rg_error *e) {
@@ -119,6 +152,30 @@ static rg_status check(rg_session *s, rg_error *e) {
 
 /* ---- life ---- */
 
+static bool is_copy(const rg_plan *plan, int32_t i) {
+  return rgi_is_copy(plan->graph, plan->step[i].node);
+}
+
+static rg_status make_mark(device *d, int32_t i, rg_error *e) {
+  if (d->mark[i]) return RG_OK;
+  return rgi_cuda_status(cudaEventCreateWithFlags(&d->mark[i], cudaEventDisableTiming),
+                         "creating an event", NULL, e);
+}
+static rg_status make_marks(rg_session *s, rg_error *e) {
+  const rg_plan *plan = s->plan;
+  device *d = device_of(s);
+  if (!plan->sizes.host) return RG_OK;
+  RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking),
+                          "creating a stream", NULL, e));
+  d->mark = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof(cudaEvent_t));
+  if (!d->mark) return rgi_nomem(e);
+  RGI_TRY(make_mark(d, plan->nstep, e));
+  for (int32_t j = 0; j < plan->nstep; j++)
+    for (const int32_t *p = plan->after[j]; *p >= 0; p++)
+      if (is_copy(plan, j) != is_copy(plan, *p)) RGI_TRY(make_mark(d, *p, e));
+  return RG_OK;
+}
+
 static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e) {
   rg_gpu here;
   const char *eager = getenv("REGRAPH_EAGER");
@@ -141,6 +198,7 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   RGI_TRY(rgi_cuda_status(cudaHostAlloc((void **)&d->flag, 64, cudaHostAllocMapped), "host memory",
                           NULL, e));
   memset(d->flag, 0, 64);
+  RGI_TRY(make_marks(s, e)); /* a stream that is captured would not have them made */
   RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0),
                           "host memory", NULL, e));
   if (!d->eager) return RG_OK;
@@ -160,6 +218,9 @@ static void destroy(rg_session *s) {
       if (d->graph[backward][k].used) rgi_cuda_graph_destroy(s, &d->graph[backward][k]);
   for (int32_t i = 0; d->event && i < s->plan->nstep + 2; i++)
     if (d->event[i]) cudaEventDestroy(d->event[i]);
+  for (int32_t i = 0; d->mark && i <= s->plan->nstep; i++)
+    if (d->mark[i]) cudaEventDestroy(d->mark[i]);
+  if (d->copies) cudaStreamDestroy(d->copies);
   rgk_blas_destroy(d->blas);
   if (d->flag) cudaFreeHost(d->flag);
 }
@@ -193,6 +254,13 @@ static rg_status replay(rg_session *s, bool backward, rg_error *e) {
   int32_t moved = 0;
   rgi_cuda_addresses_now(s, backward, d->now);
   g = nearest(d->graph[backward], d->now, &moved, &fresh);
+  if (g && moved == RGI_NOT_THERE) {
+    if (!fresh) {
+      RGI_TRY(note(s, cudaStreamSynchronize(d->stream), "waiting for the runs", NULL, e));
+      rgi_cuda_graph_destroy(s, fresh = g);
+    }
+    g = NULL;
+  }
   if (!g || (fresh && 2 * moved > g->end - g->first)) { /* most of it would be patched */
     rg_status status =
         rgi_cuda_graph_create(s, backward, d->blas, d->flag_on_device, fresh, g ? NULL : e);
@@ -211,23 +279,52 @@ static rg_status replay(rg_session *s, bool backward, rg_error *e) {
               backward ? "launching the backward" : "launching the forward", NULL, e);
 }
 
-static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_t to, bool time,
-                              rg_error *e) {
+/* ---- copies beside the steps, in a stream that someone else captures ---- */
+
+/* `later` goes on when what is in `first` is done. */
+static rg_status follow(rg_session *s, cudaStream_t later, cudaStream_t first, rg_error *e) {
   device *d = device_of(s);
+  const cudaEvent_t mark = d->mark[s->plan->nstep];
+  RGI_TRY(note(s, cudaEventRecord(mark, first), "recording an event", NULL, e));
+  return note(s, cudaStreamWaitEvent(later, mark, 0), "waiting for an event", NULL, e);
+}
+
+/* Before step i on its stream: what the other one has to be done with. */
+static rg_status wait_for_marks(rg_session *s, int32_t i, cudaStream_t stream, rg_error *e) {
+  const rg_plan *plan = s->plan;
+  const device *d = device_of(s);
+  for (const int32_t *p = plan->after[i]; *p >= 0; p++)
+    if (is_copy(plan, *p) != is_copy(plan, i))
+      RGI_TRY(
+          note(s, cudaStreamWaitEvent(stream, d->mark[*p], 0), "waiting for an event", NULL, e));
+  return RG_OK;
+}
+
+static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_t to, bool time,
+                              bool recorded, rg_error *e) {
+  device *d = device_of(s);
+  const bool beside = recorded && s->plan->sizes.host;
   rgi_cuda_eager x;
   rg_status status = RG_OK;
   rgi_cuda_eager_init(&x, d->stream, e);
   x.base.blas = d->blas;
   x.known = &d->known;
   if (!backward) status = rgi_cuda_clean(s, d->flag_on_device, &x.base);
+  if (status == RG_OK && beside) status = follow(s, d->copies, d->stream, e);
   for (int32_t i = from; i < to && status == RG_OK; i++) {
     const rgi_node *node = &s->plan->graph->node[s->plan->step[i].node];
+    if (beside) {
+      x.stream = is_copy(s->plan, i) ? d->copies : d->stream;
+      status = wait_for_marks(s, i, x.stream, e);
+    }
     if (time)
       status = note(s, cudaEventRecord(d->event[i - from], d->stream), "timing", node->name, e);
     rg_call call = rgi_cuda_call(s, i, d->flag_on_device, e);
     rgi_cuda_range_push(node->name);
     if (status == RG_OK) status = node->op->cuda_steps(&call, &x.base);
     rgi_cuda_range_pop();
+    if (status == RG_OK && beside && d->mark[i])
+      status = note(s, cudaEventRecord(d->mark[i], x.stream), "recording an event", node->name, e);
     if (status != RG_OK) {
       status = rgi_fail(e, status, NULL, node->name, "op \"%s\" failed", node->op->name);
     } else if (s->poison) { /* debugging: the fault is this node's */
@@ -235,6 +332,7 @@ static rg_status launch_steps(rg_session *s, bool backward, int32_t from, int32_
       if (status == RG_OK) status = rgi_session_after_step(s, i, e);
     }
   }
+  if (status == RG_OK && beside) status = follow(s, d->stream, d->copies, e);
   if (time && status == RG_OK)
     status = note(s, cudaEventRecord(d->event[to - from], d->stream), "timing", NULL, e);
   d->blas = x.base.blas;
@@ -274,7 +372,7 @@ static rg_status run(rg_session *s, bool backward, rg_error *e) {
     status = replay(s, backward, e);
   } else if (status == RG_OK) {
     if (d->timed && !recorded) read_times(s);
-    status = launch_steps(s, backward, from, to, d->eager && !recorded, e);
+    status = launch_steps(s, backward, from, to, d->eager && !recorded, recorded, e);
   }
   if (before != d->id) cudaSetDevice(before);
   return status;
@@ -337,6 +435,8 @@ static rg_status copy(void *dst, const void *src, size_t bytes, bool to_host, rg
 
 const rgi_backend rgi_cuda_backend = {
     .memory = {alloc_device, free_device, NULL},
+    .host = {alloc_pinned, free_pinned, NULL},
+    .check_host = check_host,
     .create = create,
     .destroy = destroy,
     .alive = alive,

@@ -4,8 +4,9 @@
    data that i makes for j, and bytes that the planner gave to both, one after the other. Parts of
    one tensor that do not meet (head groups) do not count. A node may also name another that it
    waits for. Collectives run in their order, the same on every rank: they share a communicator and
-   its block. Steps with no path between them may run side by side. Only nearest predecessors are
-   kept: edges that follow from others are left out.
+   its block. So do copies from or to the host, which share a copy engine: they are wanted in their
+   order, and half of each is of no use to anyone. Steps with no path between them may run side by
+   side. Only nearest predecessors are kept: edges that follow from others are left out.
  */
 #include "../graph/order.h"
 #include "plan.h"
@@ -37,11 +38,17 @@ static int64_t span(const rgi_tensor *t) {
   return n * (int64_t)rg_dtype_size(t->dtype);
 }
 
+/* From or to the host's memory, by a GPU's copy engine. */
+static bool is_copy(const rg_plan *plan, int32_t i) {
+  return rgi_is_copy(plan->graph, plan->step[i].node);
+}
+
 static bool meet(const edges *m, int32_t i, int32_t j) {
   const rgi_graph *g = m->plan->graph;
   const int32_t after = g->node[m->plan->step[j].node].after;
   if (after >= 0 && g->tensor[after].producer == m->plan->step[i].node) return true;
   if (m->plan->step[i].comm_size && m->plan->step[j].comm_size) return true;
+  if (is_copy(m->plan, i) && is_copy(m->plan, j)) return true;
   for (int32_t a = m->begin[i]; a < m->begin[i + 1]; a++)
     for (int32_t b = m->begin[j]; b < m->begin[j + 1]; b++) {
       const touch *x = &m->touch[a], *y = &m->touch[b];
@@ -94,14 +101,19 @@ static rg_status connect(edges *m, int32_t from, int32_t to, rg_error *e) {
 }
 
 /* A step continues the lane of a step it waits for if none has done so yet; otherwise it
- * opens one. */
+ * opens one. Copies, which run one by one, have one of their own. */
 static void find_lanes(rg_plan *plan, bool *taken) {
-  int32_t lanes = 0;
+  int32_t lanes = 0, copies = -1;
   for (int32_t i = 0; i < plan->nstep; i++) {
-    if (i == plan->nforward) lanes = 0;
+    if (i == plan->nforward) lanes = 0, copies = -1;
+    if (is_copy(plan, i)) {
+      if (copies < 0) copies = lanes++;
+      plan->lane[i] = copies;
+      continue;
+    }
     plan->lane[i] = -1;
     for (const int32_t *p = plan->after[i]; *p >= 0 && plan->lane[i] < 0; p++)
-      if (!taken[*p]) {
+      if (!taken[*p] && !is_copy(plan, *p)) {
         taken[*p] = true;
         plan->lane[i] = plan->lane[*p];
       }

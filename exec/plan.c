@@ -36,7 +36,7 @@ typedef struct prepared {
   rgi_graph *graph;     /* after fuse */
   rgi_graph *unfused;   /* before, NULL where nothing was fused */
   rgi_fusions *fusions; /* NULL: switched off */
-  double offload_ms;
+  double offload_ms[2];
 } prepared;
 
 static int cores(void) {
@@ -122,26 +122,55 @@ static void free_prepared(prepared *p) {
   memset(p, 0, sizeof *p);
 }
 
+/* May the budget be met by offloading, too? */
+static bool chooses_offload(const rg_policy *policy) {
+  return policy && policy->preset == RGI_PRESET_BUDGET && policy->host_bound && policy->host > 0;
+}
+
 static bool offloads(const rg_policy *policy) {
   for (int i = 0; policy && i < policy->nrule; i++)
     if (policy->rule[i].action == RGI_OFFLOAD) return true;
   return false;
 }
 
-/* What the policy offloads leaves both graphs' saved memory. */
+/* What the policy names leaves both graphs' saved memory. */
 static rg_status offload(prepared *p, const rg_policy *policy, rg_error *e) {
   rgi_graph *next;
-  if (!offloads(policy)) return RG_OK;
-  if (p->cuda)
-    return rgi_fail(e, RG_E_DEVICE, "/nodes", NULL,
-                    "nodes are offloaded on the CPU only, so far; recompute them, or plan for cpu");
+  if (!offloads(policy) || chooses_offload(policy)) return RG_OK;
+  bool *chosen = rgi_malloc(p->ctx, (size_t)p->graph->norigin + 1);
+  rg_status status = chosen ? RG_OK : rgi_nomem(e);
   report(p, "offload", 0);
+  if (status != RG_OK || !rgi_offloaded(p->graph, policy, chosen)) goto done;
   if (p->unfused) {
-    RGI_TRY(rgi_offload(p->unfused, policy, p->profile, &next, &p->offload_ms, e));
-    RGI_TRY(advance(&p->unfused, next, "offload", e));
+    RGI_GOTO(status, rgi_offload(p->unfused, chosen, p->profile, &next, p->offload_ms, e), done);
+    RGI_GOTO(status, advance(&p->unfused, next, "offload", e), done);
   }
-  RGI_TRY(rgi_offload(p->graph, policy, p->profile, &next, &p->offload_ms, e));
-  return advance(&p->graph, next, "offload", e);
+  RGI_GOTO(status, rgi_offload(p->graph, chosen, p->profile, &next, p->offload_ms, e), done);
+  status = advance(&p->graph, next, "offload", e);
+done:
+  rgi_free(p->ctx, chosen);
+  return status;
+}
+
+/* What is computed again, and where the budget may, what is offloaded. */
+static rg_status choose(prepared *p, rg_plan *plan, const rg_policy *policy, rgi_graph **next,
+                        rg_error *e) {
+  if (!chooses_offload(policy))
+    return rgi_recompute(plan->graph, policy, plan->profile, &p->mem, p->progress, next,
+                         &plan->choice, e);
+  rgi_graph *unfused = NULL;
+  double ms[2];
+  bool *chosen = rgi_malloc(p->ctx, (size_t)plan->graph->norigin + 1);
+  if (!chosen) return rgi_nomem(e);
+  rgi_offloaded(plan->graph, policy, chosen);
+  rg_status status = rgi_recompute_offload(plan->graph, policy, plan->profile, &p->mem, p->progress,
+                                           chosen, plan->offload_ms, next, &plan->choice, e);
+  if (status == RG_OK && p->unfused) {
+    status = rgi_offload(p->unfused, chosen, p->profile, &unfused, ms, e);
+    if (status == RG_OK) status = advance(&p->unfused, unfused, "offload", e);
+  }
+  rgi_free(p->ctx, chosen);
+  return status;
 }
 
 static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *o,
@@ -182,8 +211,9 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                                 .no_inplace = o->no_inplace,
                                 .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
                                 .threads = p->threads};
-  /* Branches side by side need bytes of their own: not where the policy asks for less memory. */
-  p->mem.lanes = p->cuda && !o->no_lanes &&
+  /* Branches side by side need bytes of their own: not where the policy asks for less memory.
+   * Copies run beside one lane that computes. */
+  p->mem.lanes = p->cuda && !o->no_lanes && !offloads(policy) &&
                  !(policy && (policy->split_heads || policy->preset == RGI_PRESET_BUDGET));
 
   report(p, "load", 0);
@@ -307,13 +337,12 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
       (rg_cp_info){.ranks = p.cp.ranks > 1 ? p.cp.ranks : 1, .mode = p.cp.mode, .capacity = p.rows};
   plan->graph = p.graph; /* each is replaced by what the next pass makes of it */
   plan->fusions = p.fusions;
-  plan->offload_ms = p.offload_ms;
+  memcpy(plan->offload_ms, p.offload_ms, sizeof p.offload_ms);
   plan->split_heads = policy ? policy->split_heads : 0;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);
-  status = rgi_recompute(plan->graph, policy, plan->profile, &p.mem, p.progress, &next,
-                         &plan->choice, e);
+  status = choose(&p, plan, policy, &next, e);
   if (status != RG_OK) {
     name_policy(policy, status, before, e);
     goto failed;

@@ -91,8 +91,8 @@ struct rg_plan {
   rgi_graph *graph;   /* differentiated, rewritten, with addresses */
   rgi_memory *memory; /* lives in graph */
   rgi_choice *choice;
+  double offload_ms[2]; /* what copies to the host's memory and back add to either direction */
   int split_heads;      /* the policy's: KV heads in a group; 0: not split */
-  double offload_ms;    /* of the copies to the host's memory and back */
   rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
   int32_t nstep, nforward, nargs;

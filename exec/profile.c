@@ -179,6 +179,7 @@ static void write_profile(const rgi_profile *p, const char *name, work *w, rgi_b
   number(b, " },\n  \"special_gops\": ", p->special_gops);
   number(b, ",\n  \"bandwidth_gbs\": ", p->bandwidth_gbs);
   number(b, ",\n  \"link_gbs\": ", p->link_gbs);
+  if (p->cuda) number(b, ",\n  \"host_gbs\": ", p->host_gbs);
   number(b, ",\n  \"step_us\": ", step_us(p, w));
   rgi_buf_printf(b, ",\n  \"memory\": %lld", (long long)p->memory);
   number(b, ",\n  \"efficiency\": ", middle(p, w));

@@ -26,8 +26,18 @@
 
 /* ---- memory ---- */
 
+static rg_status no_host_memory(int64_t bytes, rg_error *e) {
+  char need[32];
+  return rgi_fail(e, RG_E_NOMEM, NULL, NULL,
+                  "%s of the host's memory could not be had for what is offloaded; name fewer "
+                  "nodes, or bound it by \"host\" in the policy",
+                  rgi_human_bytes(bytes, need));
+}
+
 static rg_status own_block(rg_session *s, const rg_allocator *from, int64_t size,
                            rgi_owned_block *b, rg_error *e) {
+  const bool host = from == &s->backend->host;
+  const rgi_backend *writer = host ? &rgi_cpu_backend : s->backend;
   int64_t guard = s->poison ? RGI_GUARD : 0, slack = 0;
   if (size == 0) return RG_OK;
   b->memory = from->alloc(from->user, (size_t)(size + 2 * guard));
@@ -38,13 +48,15 @@ static rg_status own_block(rg_session *s, const rg_allocator *from, int64_t size
     slack = RGI_ALIGN - 1;
     b->memory = from->alloc(from->user, (size_t)(size + 2 * guard + slack));
   }
-  if (!b->memory) return s->backend->no_memory(s, size + 2 * guard + slack, e);
+  if (!b->memory)
+    return host ? no_host_memory(size + 2 * guard + slack, e)
+                : s->backend->no_memory(s, size + 2 * guard + slack, e);
   b->data = (char *)b->memory + guard;
   b->data += -(uintptr_t)b->data % RGI_ALIGN;
   b->size = size;
   if (guard) {
-    RGI_TRY(s->backend->fill(s, b->data - RGI_GUARD, RGI_GUARD_BYTE, RGI_GUARD, e));
-    RGI_TRY(s->backend->fill(s, b->data + size, RGI_GUARD_BYTE, RGI_GUARD, e));
+    RGI_TRY(writer->fill(s, b->data - RGI_GUARD, RGI_GUARD_BYTE, RGI_GUARD, e));
+    RGI_TRY(writer->fill(s, b->data + size, RGI_GUARD_BYTE, RGI_GUARD, e));
   }
   return RG_OK;
 }
@@ -74,6 +86,11 @@ static rg_status check_block(const rg_session *s, const void *block, const char 
   if ((uintptr_t)block % (size_t)align == 0) return RG_OK;
   return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the %s block stands at %p; expected a multiple of %d",
                   what, block, align);
+}
+
+static rg_status check_host(const rg_session *s, const void *block, rg_error *e) {
+  RGI_TRY(check_block(s, block, "host", e));
+  return s->backend->check_host ? s->backend->check_host(s, block, e) : RG_OK;
 }
 
 static rg_status use_saved(rg_session *s, void *data, rg_error *e) {
@@ -129,9 +146,9 @@ static rg_status fill_session(rg_session *s, const rg_session_options *o, rg_err
   }
   RGI_TRY(own_block(s, &s->memory, plan->sizes.comm, &s->own_comm, e));
   if (o->host)
-    RGI_TRY(check_block(s, o->host, "host", e));
+    RGI_TRY(check_host(s, o->host, e));
   else
-    RGI_TRY(own_block(s, &rgi_cpu_backend.memory, plan->sizes.host, &s->own_host, e));
+    RGI_TRY(own_block(s, &s->backend->host, plan->sizes.host, &s->own_host, e));
   if (plan->sizes.host) s->current->host = o->host ? o->host : s->own_host.data;
   RGI_TRY(s->backend->create(s, o, e));
   return rgi_session_agree(s, e);
@@ -188,8 +205,7 @@ void rg_session_destroy(rg_session *s) {
   if (!s) return;
   s->backend->destroy(s);
   if (counts(s->comm) && --s->comm->sessions == 0 && s->comm->leaving) s->comm->destroy(s->comm);
-  if (s->own_host.memory)
-    rgi_cpu_backend.memory.free(rgi_cpu_backend.memory.user, s->own_host.memory);
+  if (s->own_host.memory) s->backend->host.free(s->backend->host.user, s->own_host.memory);
   if (s->own_comm.memory) s->memory.free(s->memory.user, s->own_comm.memory);
   if (s->own_scratch.memory) s->memory.free(s->memory.user, s->own_scratch.memory);
   if (s->own_saved.memory) s->memory.free(s->memory.user, s->own_saved.memory);
@@ -257,7 +273,7 @@ rg_status rg_session_bind_host(rg_session *s, void *host, rg_error *e) {
   if (!host)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the host block is NULL; expected %lld bytes",
                     (long long)s->plan->sizes.host);
-  if (host != s->own_host.data) RGI_TRY(check_block(s, host, "host", e));
+  if (host != s->own_host.data) RGI_TRY(check_host(s, host, e));
   for (rgi_saved_block *b = s->blocks; b; b = b->next)
     if (b == s->current ? b->host != host : b->host == host) {
       b->forwarded = false; /* what it had there is not, or will not be */

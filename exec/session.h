@@ -37,6 +37,9 @@ typedef struct rgi_span {
 
 typedef struct rgi_backend {
   rg_allocator memory; /* where the caller names none */
+  rg_allocator host;   /* for host blocks: memory that the device copies from and to by itself */
+  /* RG_E_USAGE if a caller's host block is no such memory; NULL: any is. */
+  rg_status (*check_host)(const rg_session *s, const void *host, rg_error *e);
   /* Sets session->device; after the arena's memory is there. */
   rg_status (*create)(rg_session *s, const rg_session_options *o, rg_error *e);
   void (*destroy)(rg_session *s);

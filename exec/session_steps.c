@@ -35,11 +35,12 @@ rg_call rgi_session_call(rg_session *s, int32_t i, rg_error *e) {
   return call;
 }
 
-static rg_status check_guards(rg_session *s, const rgi_owned_block *b, bool *whole, rg_error *e) {
+static rg_status check_guards(rg_session *s, const rgi_backend *reader, const rgi_owned_block *b,
+                              bool *whole, rg_error *e) {
   unsigned char zone[2][RGI_GUARD];
   if (!b->memory) return RG_OK;
-  RGI_TRY(s->backend->read(s, zone[0], b->data - RGI_GUARD, RGI_GUARD, e));
-  RGI_TRY(s->backend->read(s, zone[1], b->data + b->size, RGI_GUARD, e));
+  RGI_TRY(reader->read(s, zone[0], b->data - RGI_GUARD, RGI_GUARD, e));
+  RGI_TRY(reader->read(s, zone[1], b->data + b->size, RGI_GUARD, e));
   for (int i = 0; i < RGI_GUARD; i++)
     *whole = *whole && zone[0][i] == RGI_GUARD_BYTE && zone[1][i] == RGI_GUARD_BYTE;
   return RG_OK;
@@ -49,10 +50,10 @@ rg_status rgi_session_after_step(rg_session *s, int32_t i, rg_error *e) {
   const rgi_step *step = &s->plan->step[i];
   const rgi_node *node = &s->plan->graph->node[step->node];
   bool whole = true;
-  RGI_TRY(check_guards(s, &s->own_saved, &whole, e));
-  RGI_TRY(check_guards(s, &s->own_scratch, &whole, e));
-  RGI_TRY(check_guards(s, &s->own_comm, &whole, e));
-  RGI_TRY(check_guards(s, &s->own_host, &whole, e));
+  RGI_TRY(check_guards(s, s->backend, &s->own_saved, &whole, e));
+  RGI_TRY(check_guards(s, s->backend, &s->own_scratch, &whole, e));
+  RGI_TRY(check_guards(s, s->backend, &s->own_comm, &whole, e));
+  RGI_TRY(check_guards(s, &rgi_cpu_backend, &s->own_host, &whole, e));
   if (!whole)
     return rgi_fail(e, RG_E_INTERNAL, NULL, node->name, "op \"%s\" wrote outside the arena",
                     node->op->name);

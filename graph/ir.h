@@ -208,6 +208,13 @@ int64_t rgi_bytes(const rgi_tensor *t);
 static inline int rgi_owner(const rgi_graph *g, int t) {
   return g->tensor[t].base >= 0 ? g->tensor[t].base : t;
 }
+/* Does node n copy to or from the host's memory? */
+static inline bool rgi_is_copy(const rgi_graph *g, int n) {
+  const rgi_node *node = &g->node[n];
+  if (rgi_nin(node) != 1 || rgi_nout(node) != 1 || node->in[0] < 0 || node->out[0] < 0)
+    return false;
+  return g->tensor[node->in[0]].host || g->tensor[node->out[0]].host;
+}
 /* Stable topological order by producers; RG_E_CYCLE names the nodes in it. Renumbers nodes. */
 rg_status rgi_sort_nodes(rgi_graph *g, rg_error *e);
 /* Drops tensors that nothing mentions any more; renumbers tensors. */

@@ -184,6 +184,7 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
                                      "compute_capability",
                                      "multiprocessors",
                                      "link_gbs",
+                                     "host_gbs",
                                      "source",
                                      "measured",
                                      "$schema"};
@@ -219,6 +220,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
   RGI_TRY(read_rate(root, "", "bandwidth_gbs", 1e12, &p->bandwidth_gbs, e));
   p->link_gbs = p->bandwidth_gbs;
   RGI_TRY(read_rate(root, "", "link_gbs", 1e12, &p->link_gbs, e));
+  p->host_gbs = 25; /* sixteen lanes of PCIe 4, where nobody measured */
+  RGI_TRY(read_rate(root, "", "host_gbs", 1e12, &p->host_gbs, e));
   RGI_TRY(read_rate(root, "", "step_us", 1e9, &p->step_us, e));
   RGI_TRY(read_rate(root, "", "efficiency", 1, &p->efficiency, e));
   RGI_TRY(rgi_json_bytes(rgi_json_get(root, "memory"), "/memory", &p->memory, e));

@@ -44,6 +44,7 @@ typedef struct rgi_profile {
   double special_gops;                  /* exponentials and the like, a second */
   double bandwidth_gbs;
   double link_gbs;   /* of what a rank sends to others; the memory's unless given */
+  double host_gbs;   /* cuda: of copies between the GPU's memory and the host's, either way */
   double step_us;    /* fixed cost of a step */
   int64_t memory;    /* bytes */
   rg_gpu gpu;        /* cuda: what plans are made for */

@@ -28,6 +28,7 @@ double rgi_profile_roofline_ms(const rgi_profile *p, rg_dtype dtype, const rg_co
          moved = cost->bytes / (p->bandwidth_gbs * 1e6), sent = cost->wire / (p->link_gbs * 1e6);
   if (special > ms) ms = special;
   if (sent > ms) ms = sent;
+  if (cost->host / (p->host_gbs * 1e6) > ms) ms = cost->host / (p->host_gbs * 1e6);
   return moved > ms ? moved : ms;
 }
 
@@ -93,6 +94,7 @@ double rgi_profile_ms(const rgi_profile *p, const char *op, const char *kernels,
                       const rg_cost *cost) {
   const double roofline = rgi_profile_roofline_ms(p, dtype, cost), step = p->step_us / 1e3;
   double slower, efficiency = p->efficiency;
+  if (cost->host > 0) return roofline + step; /* the rate of copies is one that they reach */
   if (interpolate(p, op, kernels, dtype, cost, &slower))
     return fmax(roofline, LEAST_MS) * exp(slower) + step;
   for (int i = 0; i < p->nop; i++)

@@ -26,6 +26,7 @@ typedef struct rgi_memory_options {
   int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */
   int64_t reserved;  /* bytes at the start of saved that are not the graph's */
   int64_t capacity;  /* a peak that will do, 0: the smaller, the better */
+  bool bound_only;   /* choices are judged by the packer's lower bound */
   /* nodes that do not wait for each other may run at once: no reuse between them */
   bool lanes;
 } rgi_memory_options;

@@ -42,6 +42,16 @@ static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
 
 /* ---- the pass ---- */
 
+bool rgi_offloaded(const rgi_graph *g, const rg_policy *policy, bool *chosen) {
+  bool any = false;
+  for (int o = 0; o < g->norigin; o++) {
+    chosen[o] = policy && rgi_recomputable(&g->origin[o]) &&
+                rgi_policy_action(policy, g->origin[o].name) == RGI_OFFLOAD;
+    any |= chosen[o];
+  }
+  return any;
+}
+
 static rg_status new_report(const rgi_graph *g, const rgi_model *m, const rg_policy *policy,
                             rgi_choice **out, rg_error *e) {
   rgi_arena *a = rgi_arena_create(g->ctx);

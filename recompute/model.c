@@ -76,7 +76,8 @@ static rg_status find_times(builder *b, rg_error *e) {
     double ms;
     status = rgi_node_ms(g, n, b->m->profile, scratch, &ms, e);
     if (status != RG_OK) break;
-    b->m->all_ms += ms;
+    /* a GPU's copies run beside the rest */
+    if (!b->m->profile->cuda || !rgi_is_copy(g, n)) b->m->all_ms += ms;
     if (node->origin < 0 || node->backward || node->kind != RGI_PRIMAL || is_view(node)) continue;
     if (b->candidate_of[node->origin] >= 0) b->m->ms[b->candidate_of[node->origin]] += ms;
   }
@@ -190,7 +191,7 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   status = rgi_memory_peak(g, &mem, true, saved, &forward, &backward, e);
   if (status == RG_OK) {
     *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
-    if (*peak <= limit) {
+    if (*peak <= limit && !mem.bound_only) {
       status = rgi_memory_peak(g, &mem, false, saved, &forward, &backward, e);
       *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     }

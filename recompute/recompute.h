@@ -45,8 +45,10 @@ typedef struct rgi_choice {
   int nnode;
   double all_ms;   /* model time of everything with nothing recomputed */
   double extra_ms; /* model time of everything recomputed */
-  double bound_ms; /* no choice within the budget takes less; == extra_ms where optimal */
-  double gap;      /* (extra_ms - bound_ms) / extra_ms, 0 where optimal */
+  double wait_ms;  /* model time of offloading, where the budget chose what is offloaded, too */
+  /* no choice within the budget takes less than this of both; == their sum where optimal */
+  double bound_ms;
+  double gap; /* (extra_ms + wait_ms - bound_ms) by their sum, 0 where optimal */
   bool optimal;
   int64_t explored;                  /* choices looked at; 0 where the policy left none */
   int64_t saved_before, peak_before; /* bytes with everything kept */
@@ -58,12 +60,22 @@ typedef struct rgi_choice {
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e);
-/* Before that, where the policy says so: what named nodes make and backward reads is copied to
- * tensors in the host's memory (rgi_tensor.host) as soon as it is there, and back before backward's
- * first reader. *ms: the copies' model time. A node that is computed again and reads such a tensor
- * still has it kept. */
-rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
-                      rgi_graph **out, double *ms, rg_error *e);
+/* Before that, where the policy says so: what chosen nodes (of chosen[norigin]) make and backward
+ * reads is copied to tensors in the host's memory (rgi_tensor.host) as soon as it is there, and
+ * back before backward's first reader. ms[2]: the copies' model time in either direction, of a
+ * GPU's what is waited for them. A node that is computed again and reads such a tensor still has it
+ * kept. */
+rg_status rgi_offload(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double ms[2], rg_error *e);
+/* A budget that may be met by offloading, too: policy->host_bound. chosen[norigin]: what is
+ * offloaded in any case, and then all that is; ms as above. The rest as rgi_recompute, of the graph
+ * with the copies (offload.c). */
+rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
+                                const rgi_profile *profile, const rgi_memory_options *mem,
+                                rgi_progress progress, bool *chosen, double ms[2], rgi_graph **out,
+                                rgi_choice **report, rg_error *e);
+/* Into chosen[norigin]: what the policy offloads. false: nothing. */
+bool rgi_offloaded(const rgi_graph *g, const rg_policy *policy, bool *chosen);
 /* The most bytes alive at once, saved and scratch, if g (of the same spec) had this choice made. */
 rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
                           int64_t *peak, rg_error *e);

@@ -21,7 +21,7 @@ typedef struct rewriter {
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
   /* what the backward node that is being copied waits for: its clones wait, too */
   int32_t after;
-  double ms;
+  double ms[2]; /* of what was added, forward and backward */
 } rewriter;
 
 bool rgi_recomputable(const rgi_origin *o) {
@@ -107,7 +107,7 @@ static rg_status add_copy(rewriter *r, const rg_op *op, int t, int32_t x, bool b
   RGI_TRY(rgi_infer_node(r->to, m, NULL, e));
   double ms = 0;
   if (r->profile) RGI_TRY(rgi_node_ms(r->to, m, r->profile, r->to->arena, &ms, e));
-  r->ms += ms;
+  r->ms[backward] += ms;
   *out = id;
   return RG_OK;
 }
@@ -121,7 +121,8 @@ static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   const rgi_node *old = &r->from->node[n];
   rgi_graph *g = r->to;
   int32_t *in = rgi_alloc_n(g->arena, (size_t)rgi_nin(old) + 1, sizeof *in);
-  char *name = rgi_format(g->arena, "%s.re", old->name);
+  const char *how = r->fetch ? "back" : "re"; /* a view of what comes back, or the node again */
+  char *name = rgi_format(g->arena, "%s.%s", old->name, how);
   if (!in || !name) return rgi_nomem(e);
   for (int i = 0; i < rgi_nin(old); i++) {
     in[i] = -1;
@@ -134,7 +135,7 @@ static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   for (int i = 0; i < rgi_nout(old); i++) {
     if (old->out[i] < 0) continue;
     rgi_tensor copy = r->from->tensor[old->out[i]];
-    copy.name = rgi_format(g->arena, "%s.re", copy.name);
+    copy.name = rgi_format(g->arena, "%s.%s", copy.name, how);
     copy.base = -1;
     copy.producer = m;
     int id = copy.name ? rgi_add_tensor(g, &copy) : -1;
@@ -147,7 +148,7 @@ static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   RGI_TRY(rgi_infer_node(g, m, NULL, e));
   double ms = 0;
   if (r->profile) RGI_TRY(rgi_node_ms(g, m, r->profile, g->arena, &ms, e));
-  r->ms += ms;
+  r->ms[1] += ms;
   return RG_OK;
 }
 
@@ -189,15 +190,14 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
 }
 
 /* Which tensors backward reads, itself or through views. */
-static void find_wanted(rewriter *r) {
-  const rgi_graph *g = r->from;
+static void find_wanted(const rgi_graph *g, bool *wanted) {
   for (int n = g->nnode - 1; n >= 0; n--) {
     const rgi_node *node = &g->node[n];
     bool reads = node->backward;
     for (int i = 0; i < rgi_nout(node) && node->op->flags & RG_OP_VIEW; i++)
-      reads = reads || (node->out[i] >= 0 && r->wanted[node->out[i]]);
+      reads = reads || (node->out[i] >= 0 && wanted[node->out[i]]);
     for (int i = 0; i < rgi_nin(node) && reads; i++)
-      if (node->in[i] >= 0) r->wanted[node->in[i]] = true;
+      if (node->in[i] >= 0) wanted[node->in[i]] = true;
   }
 }
 
@@ -214,7 +214,7 @@ static rg_status offload_outputs(rewriter *r, int n, rg_error *e) {
 }
 
 static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
-                         bool offload, rgi_graph **out, double *extra_ms, rg_error *e) {
+                         bool offload, rgi_graph **out, double ms[2], rg_error *e) {
   rgi_graph *to;
   *out = NULL;
   RGI_TRY(rgi_graph_clone(g, &to, e));
@@ -236,7 +236,7 @@ static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profi
       status = rgi_nomem(e);
       goto fail;
     }
-    find_wanted(&r);
+    find_wanted(g, r.wanted);
   }
   for (int i = 0; i < g->noutput; i++)
     for (int t = 0; t < g->ntensor; t++)
@@ -262,8 +262,9 @@ static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profi
     if (offload) RGI_GOTO(status, offload_outputs(&r, n, e), fail);
   }
   RGI_GOTO(status, rgi_prune(to, e), fail);
+  if (offload && profile->cuda) RGI_GOTO(status, rgi_copy_windows(to, profile, r.ms, e), fail);
   *out = to;
-  if (extra_ms) *extra_ms = r.ms;
+  memcpy(ms, r.ms, sizeof r.ms);
   return RG_OK;
 fail:
   rgi_graph_destroy(to);
@@ -272,18 +273,31 @@ fail:
 
 rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
                       rgi_graph **out, double *extra_ms, rg_error *e) {
-  return rewrite(g, chosen, profile, false, out, extra_ms, e);
+  double ms[2];
+  const rg_status status = rewrite(g, chosen, profile, false, out, ms, e);
+  if (status == RG_OK && extra_ms) *extra_ms = ms[1];
+  return status;
 }
 
-rg_status rgi_offload(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
-                      rgi_graph **out, double *ms, rg_error *e) {
-  *out = NULL;
-  bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
-  if (!chosen) return rgi_nomem(e);
-  for (int o = 0; o < g->norigin; o++)
-    chosen[o] = rgi_recomputable(&g->origin[o]) &&
-                rgi_policy_action(policy, g->origin[o].name) == RGI_OFFLOAD;
-  const rg_status status = rewrite(g, chosen, profile, true, out, ms, e);
-  rgi_free(g->ctx, chosen);
-  return status;
+rg_status rgi_offload(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
+                      rgi_graph **out, double ms[2], rg_error *e) {
+  return rewrite(g, chosen, profile, true, out, ms, e);
+}
+
+rg_status rgi_offload_bytes(const rgi_graph *g, int64_t *bytes, rg_error *e) {
+  bool *wanted = rgi_malloc(g->ctx, (size_t)g->ntensor + 1);
+  if (!wanted) return rgi_nomem(e);
+  memset(wanted, 0, (size_t)g->ntensor + 1);
+  find_wanted(g, wanted);
+  for (int i = 0; i < g->noutput; i++) /* these the caller keeps anyway */
+    for (int t = 0; t < g->ntensor; t++)
+      if (rgi_owner(g, t) == g->output[i].tensor) wanted[t] = false;
+  for (int t = 0; t < g->ntensor; t++) {
+    const int p = g->tensor[t].producer;
+    const bool may = p >= 0 && wanted[t] && !g->node[p].backward &&
+                     !(g->node[p].op->flags & RG_OP_VIEW) && rgi_repeatable(g, &g->node[p]);
+    bytes[t] = may ? rgi_bytes(&g->tensor[t]) : 0;
+  }
+  rgi_free(g->ctx, wanted);
+  return RG_OK;
 }

@@ -25,6 +25,12 @@ bool rgi_repeatable(const rgi_graph *g, const rgi_node *node);
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
                       double *ms, rg_error *e);
 
+/* Into bytes[ntensor]: what offloading tensor t would move, alone; 0: nothing does. */
+rg_status rgi_offload_bytes(const rgi_graph *g, int64_t *bytes, rg_error *e);
+/* Moves a GPU's copies to where they begin or end, so that they run beside what computes
+ * (windows.c). wait[2]: what either direction waits for them. */
+rg_status rgi_copy_windows(rgi_graph *g, const rgi_profile *profile, double wait[2], rg_error *e);
+
 enum { RGI_EXACT_LIMIT = 20 };
 
 /* ---- replay.c: what a choice takes, as an array of numbers says ---- */

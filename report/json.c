@@ -20,7 +20,7 @@ void rgi_json_number(rgi_buf *b, double x) {
 }
 
 const char *rgi_role_key(rg_role role) {
-  static const char *const key[] = {"input", "output", "grad_in", "grad_out"};
+  static const char *const key[] = {"input", "output", "grad_in", "grad_out", "state"};
   return key[role];
 }
 
@@ -248,7 +248,10 @@ void rgi_report_json(const rg_plan *plan, rgi_buf *b) {
   }
   double forward = 0, backward = 0;
   for (int32_t i = 0; i < plan->nstep; i++)
-    *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+    if (!rgi_is_copy(plan->graph, plan->step[i].node))
+      *(i < plan->nforward ? &forward : &backward) += plan->step[i].ms;
+  forward += plan->offload_ms[0];
+  backward += plan->offload_ms[1];
   rgi_buf_printf(b, "{\n  \"version\": %d,\n  ", JSON_VERSION);
   json_text(b, "name", plan->graph->name);
   json_text(b, "device", plan->cuda ? "cuda" : "cpu");
@@ -279,6 +282,10 @@ void rgi_report_json(const rg_plan *plan, rgi_buf *b) {
   rgi_json_number(b, forward);
   rgi_buf_printf(b, ", \"backward_model_ms\": ");
   rgi_json_number(b, backward);
+  if (z->host) {
+    rgi_buf_printf(b, ", \"offload_model_ms\": ");
+    rgi_json_number(b, plan->offload_ms[0] + plan->offload_ms[1]);
+  }
   rgi_buf_printf(b, ",\n");
   rgi_report_ranks_json(plan, b);
   json_tensors(plan, b);

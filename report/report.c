@@ -30,7 +30,7 @@ static share share_of(const rg_plan *plan, int32_t origin) {
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *s = &plan->step[i];
     const rgi_node *n = &plan->graph->node[s->node];
-    if (n->origin != origin) continue;
+    if (n->origin != origin || rgi_is_copy(plan->graph, s->node)) continue;
     r.steps++;
     *(n->backward ? &r.backward_ms : &r.forward_ms) += s->ms;
     if (s->workspace_size > r.workspace) r.workspace = s->workspace_size;
@@ -83,8 +83,13 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
   if (glue.steps)
     rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
                    glue.backward_ms);
-  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "",
-                 forward + glue.forward_ms, backward + glue.backward_ms, plan->profile->name);
+  if (plan->sizes.host)
+    rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", plan->cuda ? "(waits: copies)" : "(copies)",
+                   "", plan->offload_ms[0], plan->offload_ms[1]);
+  forward += glue.forward_ms + plan->offload_ms[0];
+  backward += glue.backward_ms + plan->offload_ms[1];
+  rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f  modelled for %s\n", "total", "", forward,
+                 backward, plan->profile->name);
   char times[RGI_TIMES];
   rgi_report_times(plan, times, sizeof times);
   rgi_buf_printf(b, "  times           %s\n", times);
@@ -150,8 +155,9 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
                    rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
                    c->extra_ms);
   if (z->host)
-    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more\n",
-                   rgi_human_bytes(z->host, x), plan->offload_ms);
+    rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more%s\n",
+                   rgi_human_bytes(z->host, x), plan->offload_ms[0] + plan->offload_ms[1],
+                   plan->cuda ? " than what runs beside the copies" : "");
   rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
   rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
                  rgi_human_bytes(m->scratch, y),

@@ -176,6 +176,7 @@ typedef struct rg_cost {
   double exps;  /* exponentials and other special functions */
   double bytes; /* each input read once, each output written once */
   double wire;  /* bytes that a rank sends to others */
+  double host;  /* of a GPU: bytes from or to the host's memory */
 } rg_cost;
 
 /* ---- communication --------------------------------------------------------------------------- */
@@ -234,6 +235,14 @@ typedef struct rg_launch {
   size_t size;
 } rg_launch;
 
+/* A copy between a GPU's memory and the host's: `rows` times `width` bytes. */
+typedef struct rg_copy {
+  void *to;
+  const void *from;
+  size_t width, rows, to_pitch, from_pitch; /* pitch: from row to row */
+  bool to_host;                             /* else from it */
+} rg_copy;
+
 /* Takes a node's launches, in the order in which they must run. The same calls serve eager runs,
  * building a graph and rebinding it: for given shapes and attributes an op hands over the same
  * launches every time, and only addresses inside params (and TMA maps made from them) differ. */
@@ -248,6 +257,7 @@ struct rg_cuda {
   rg_status (*collective)(rg_cuda *x, rg_status (*record)(void *arg, void *stream), void *arg);
   void *blas; /* cublasLtHandle_t, made at the first need by rgk_blas */
   rg_error *error;
+  rg_status (*copy)(rg_cuda *x, const rg_copy *c);
 };
 
 /* ---- the op ---------------------------------------------------------------------------------- */

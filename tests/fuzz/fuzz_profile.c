@@ -12,7 +12,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void model(const rgi_profile *p, const char *op, const char *kernels) {
   static const rg_cost cost[] = {
-      {0, 0, 0, 0}, {1e9, 1e6, 1e6, 0}, {0, 0, 1e12, 1e6}, {1e18, 0, 1, 0}};
+      {0, 0, 0, 0, 0}, {1e9, 1e6, 1e6, 0, 0}, {0, 0, 1e12, 1e6, 1e9}, {1e18, 0, 1, 0, 0}};
   for (int i = 0; i < RGI_COUNT(cost); i++)
     for (int d = 0; d < RG_DTYPE_COUNT; d++) {
       const double ms = rgi_profile_ms(p, op, kernels, (rg_dtype)d, &cost[i]);

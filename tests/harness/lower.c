@@ -63,6 +63,13 @@ static rg_status take_collective(rg_cuda *base, rg_status (*record)(void *arg, v
   return take_library(base, record, arg);
 }
 
+static rg_status take_copy(rg_cuda *base, const rg_copy *c) {
+  lo_launch *to = add(((recorder *)base)->list);
+  to->copies = true;
+  to->copy = *c;
+  return RG_OK;
+}
+
 /* What lay on the stack before shows in parameters that were not filled in. */
 static __attribute__((noinline)) void scribble(int byte) {
   char stack[1 << 14];
@@ -80,6 +87,7 @@ const char *lo_ask(ot *t, const rg_plan *plan, int set, lo_list *out) {
     recorder r = {.base = {.launch = take_launch,
                            .library = take_library,
                            .collective = take_collective,
+                           .copy = take_copy,
                            .blas = t,
                            .error = &error},
                   .list = out};

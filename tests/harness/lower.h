@@ -10,6 +10,8 @@
 typedef struct lo_launch {
   int32_t step;
   bool library; /* a product of cuBLASLt; the rest says nothing */
+  bool copies;  /* from or to the host's memory: `copy` alone says something */
+  rg_copy copy;
   rg_launch launch;
   const uint64_t *params; /* a copy, in words; zeros past its end */
 } lo_launch;

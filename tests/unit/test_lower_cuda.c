@@ -179,6 +179,29 @@ static bool touches(const rg_plan *plan, int32_t i, uint64_t word, int set) {
   return false;
 }
 
+/* One end is of the host's block, the other is not; both stay within their tensors, which are
+ * copied whole, and both follow what is bound. */
+static void check_copy(const rg_plan *plan, const lo_launch *x, const lo_launch *y,
+                       const lo_launch *z, const char *what) {
+  const rgi_step *s = &plan->step[x->step];
+  const rg_copy *c = &x->copy;
+  const char *name = node_of(plan, x->step);
+  cr_assert(y->copies && z->copies && c->width == z->copy.width && c->rows == z->copy.rows,
+            "%s, %s", what, name);
+  for (int k = 0; k < 2; k++) {
+    const char *at = k ? c->to : c->from, *again = k ? y->copy.to : y->copy.from,
+               *moved = k ? z->copy.to : z->copy.from;
+    const size_t pitch = k ? c->to_pitch : c->from_pitch;
+    const char *first = lo_address(s->place[k], 0);
+    cr_assert_eq(s->place[k].bind == RGI_AT_HOST, c->to_host == (k == 1), "%s, %s", what, name);
+    cr_assert(at == again && at - first == moved - lo_address(s->place[k], 1), "%s, %s", what,
+              name);
+    cr_assert(at >= first && at + (c->rows - 1) * pitch + c->width <= first + lo_bytes(s, k) &&
+                  pitch >= c->width,
+              "%s, %s: %zu rows of %zu bytes, %zu apart", what, name, c->rows, c->width, pitch);
+  }
+}
+
 static void check_launches(bench *b, const rg_plan *plan, const char *what) {
   lo_list first, again, moved;
   OT_OK(lo_ask(b->t, plan, 0, &first));
@@ -196,7 +219,8 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
                   x->library == z->library,
               "%s, %s", what, name);
     b->library += x->library;
-    if (x->library) continue;
+    if (x->copies) check_copy(plan, x, y, z, what);
+    if (x->library || x->copies) continue;
     check_limits(plan, x);
     for (int k = 0; k < 2; k++) {
       const rg_launch *m = k ? &z->launch : &y->launch;
@@ -519,6 +543,158 @@ Test(lower_cuda, edges_of_examples) {
         rg_plan_destroy(plan);
       }
   }
+  close_bench(&b);
+}
+
+/* Copies of what is offloaded: they run one by one, on a lane that nothing else takes, beside what
+ * computes; all bytes of a tensor leave once and come back once. */
+static void check_offload(bench *b, const rg_plan *plan, const char *what) {
+  lo_list list;
+  int64_t bytes[2] = {0, 0}, moved[2] = {0, 0};
+  check_launches(b, plan, what);
+  check_edges(b->t, plan, what);
+  for (int32_t i = 0; i < plan->nstep; i++) {
+    const bool backward = i >= plan->nforward;
+    for (int32_t k = backward ? plan->nforward : 0; k < i; k++) {
+      const bool one = rgi_is_copy(plan->graph, plan->step[i].node),
+                 other = rgi_is_copy(plan->graph, plan->step[k].node);
+      cr_assert(one == other || plan->lane[i] != plan->lane[k], "%s: %s and %s share a lane", what,
+                node_of(plan, i), node_of(plan, k));
+      cr_assert(!one || !other || plan->lane[i] == plan->lane[k], "%s: two lanes of copies", what);
+    }
+    if (rgi_is_copy(plan->graph, plan->step[i].node))
+      bytes[backward] +=
+          rgi_bytes(&plan->graph->tensor[plan->graph->node[plan->step[i].node].out[0]]);
+  }
+  OT_OK(lo_ask(b->t, plan, 0, &list));
+  for (int i = 0; i < list.n; i++)
+    if (list.at[i].copies) {
+      const rg_copy *c = &list.at[i].copy;
+      cr_assert_eq(c->to_host, list.at[i].step < plan->nforward);
+      moved[!c->to_host] += (int64_t)(c->width * c->rows);
+    }
+  cr_assert(bytes[0] == moved[0] && bytes[1] == moved[1], "%s", what);
+  cr_assert(bytes[0] == bytes[1] && bytes[0] <= plan->sizes.host &&
+                bytes[0] + 512 * plan->nstep >= plan->sizes.host,
+            "%s: %lld leave, %lld come back, %lld wait", what, (long long)bytes[0],
+            (long long)bytes[1], (long long)plan->sizes.host);
+}
+
+static const char *const offloads[] = {
+    "{ \"regraph_policy\": 1, \"nodes\": { \"*\": \"offload\" } }",
+    "{ \"regraph_policy\": 1, \"nodes\": { \"*\": \"offload\" }, \"split_heads\": 1 }",
+    "{ \"regraph_policy\": 1, \"nodes\": { \"*o*\": \"offload\" }, \"preset\": \"all\" }"};
+
+Test(lower_cuda, offload_of_examples) {
+  bench b = open_bench(11);
+  for (int i = 0; i < RGI_COUNT(examples); i++)
+    for (int small = 0; small < 2; small++) {
+      load_example(&b, examples[i], small);
+      for (int k = 0; k < (small ? RGI_COUNT(offloads) : 1); k++) {
+        rg_plan *plan = plan_of(&b, offloads[k], false, k == 1);
+        if (i < 3) cr_assert_gt(plan->sizes.host, 0, "%s", examples[i]);
+        check_offload(&b, plan, examples[i]);
+        rg_plan_destroy(plan);
+      }
+    }
+  report(&b);
+  close_bench(&b);
+}
+
+Test(lower_cuda, offload_of_random_graphs) {
+  bench b = open_bench(12);
+  const uint64_t first = round_seed(800, 16);
+  for (uint64_t seed = first; seed < first + 16; seed++) {
+    load_random(&b, seed);
+    rg_plan *plan = plan_of(&b, offloads[0], false, seed % 4 == 0);
+    check_offload(&b, plan, "a random graph");
+    rg_plan_destroy(plan);
+  }
+  report(&b);
+  close_bench(&b);
+}
+
+/* Layers one after the other, times by a profile of our own: a copy of an early layer runs beside
+ * the later ones, takes its bytes with it for as long as it lasts, and costs nothing; with a link
+ * so slow that it lasts longer than all that is computed, the rest of it is waited for. */
+Test(lower_cuda, windows) {
+  bench b = open_bench(13);
+  double wait[3];
+  int leaves[3];
+  static const double gbs[3] = {1e9, 900, 1}; /* of the host's link */
+  for (int k = 0; k < 3; k++) {
+    char text[1024];
+    snprintf(text, sizeof text,
+             "{ \"regraph_profile\": 1, \"device\": \"cuda\", \"special_gops\": 1000, "
+             "\"bandwidth_gbs\": 900, \"host_gbs\": %g, \"memory\": \"24GB\", \"step_us\": 3, "
+             "\"compute_capability\": 86, "
+             "\"matrix_gflops\": { \"f32\": 20000, \"f16\": 100000, \"bf16\": 100000 } }",
+             gbs[k]);
+    FILE *f = fopen(b.older, "w");
+    cr_assert(f && fputs(text, f) >= 0 && fclose(f) == 0);
+    rg_spec_destroy(b.spec);
+    char spec[4096], *at = spec;
+    at += sprintf(at, "{ \"regraph\": 1, \"inputs\": { \"x0\": { \"shape\": [\"T\", 64], "
+                      "\"dtype\": \"f32\", \"grad\": true } }, \"nodes\": [");
+    for (int i = 0; i < 12; i++)
+      at += sprintf(at,
+                    "%s{ \"name\": \"n%d\", \"op\": \"silu\", \"in\": { \"x\": \"x%d\" }, "
+                    "\"out\": { \"y\": \"x%d\" } }",
+                    i ? ", " : "", i, i, i + 1);
+    sprintf(at, "], \"outputs\": { \"y\": \"x12\" } }");
+    b.spec = load_spec(b.ctx, spec);
+    b.T = 1 << 16;
+    rg_plan *plan =
+        plan_of(&b, "{ \"regraph_policy\": 1, \"nodes\": { \"n2\": \"offload\" } }", false, true);
+    check_offload(&b, plan, "windows");
+    wait[k] = plan->offload_ms[0] + plan->offload_ms[1];
+    int copy = -1, reader = -1;
+    leaves[k] = 0;
+    while (!rgi_is_copy(plan->graph, plan->step[leaves[k]].node)) leaves[k]++;
+    for (int32_t i = plan->nforward; i < plan->nstep; i++) {
+      const rgi_node *n = &plan->graph->node[plan->step[i].node];
+      if (rgi_is_copy(plan->graph, plan->step[i].node)) copy = i;
+      if (copy >= 0 && reader < 0 && strcmp(n->name, "n3.bwd") == 0) reader = i;
+    }
+    cr_assert(copy >= 0 && reader > copy, "n3.bwd is to read what came back");
+    if (k == 0) cr_assert_leq(reader, copy + 2, "a short copy begins while the node before runs");
+    if (k == 2)
+      cr_assert_eq(copy, plan->nforward, "one that takes for ever is as early as it gets");
+    rg_plan_destroy(plan);
+  }
+  cr_assert_eq(wait[0], 0);
+  cr_assert_eq(wait[1], 0);
+  cr_assert_gt(wait[2], 2 * 16 - 1.0, "16 MiB at 1 GB/s either way: %g ms", wait[2]);
+  cr_assert(leaves[0] <= 4 && leaves[1] >= leaves[0] && leaves[1] < 12 && leaves[2] == 12,
+            "the copy is over at step %d, %d, %d", leaves[0], leaves[1], leaves[2]);
+  close_bench(&b);
+}
+
+/* A budget that may be met by offloading is, where copies hide: several layers, the time of nothing
+ * computed again. */
+Test(lower_cuda, offload_for_a_budget) {
+  bench b = open_bench(14);
+  rg_error e = {0};
+  const rg_binding few = {"layers", 4, NULL};
+  CR_OK(rg_spec_load_file(b.ctx, RG_SOURCE_DIR "/examples/nsa_model.json", &few, 1, &b.spec, &e),
+        &e);
+  b.T = 8192, b.B = 3;
+  rg_plan *kept = plan_of(&b, NULL, true, false);
+  char policy[2][256];
+  for (int host = 0; host < 2; host++)
+    snprintf(policy[host], sizeof *policy,
+             "{ \"regraph_policy\": 1, \"budget\": %lld, \"host\": %d }",
+             (long long)(kept->sizes.predicted_peak - (64 << 20)), host ? 256 << 20 : 0);
+  rg_plan *alone = plan_of(&b, policy[0], false, false),
+          *plan = plan_of(&b, policy[1], false, false);
+  cr_assert(alone->choice->extra_ms > 0 && alone->sizes.host == 0);
+  cr_assert_eq(plan->choice->extra_ms + plan->choice->wait_ms, 0);
+  cr_assert(plan->sizes.host > 0 && plan->sizes.host <= 256 << 20);
+  cr_assert_leq(plan->sizes.predicted_peak, kept->sizes.predicted_peak - (64 << 20));
+  check_offload(&b, plan, "nsa_model");
+  rg_plan_destroy(plan);
+  rg_plan_destroy(alone);
+  rg_plan_destroy(kept);
   close_bench(&b);
 }
 

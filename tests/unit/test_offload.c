@@ -214,10 +214,10 @@ Test(offload, bounded) {
     cr_assert_eq(rg_plan_create(x.spec, policy, &o, &plan, &e), less ? RG_E_INFEASIBLE : RG_OK);
     if (less) cr_assert_str_eq(e.pointer, "/host");
     rg_plan_destroy(plan);
-    o.device = "cuda";
+    o.device = "cuda"; /* the same for a GPU */
     e = (rg_error){0};
-    cr_assert_eq(rg_plan_create(x.spec, policy, &o, &plan, &e), RG_E_DEVICE);
-    cr_assert(strstr(e.message, "on the CPU only"), "%s", e.message);
+    cr_assert_eq(rg_plan_create(x.spec, policy, &o, &plan, &e), less ? RG_E_INFEASIBLE : RG_OK);
+    rg_plan_destroy(plan);
     o.device = NULL;
     rg_policy_destroy(policy);
   }

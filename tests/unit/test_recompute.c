@@ -263,7 +263,11 @@ Test(recompute, random_graphs) {
     bench b = open_graph(ctx, spec, 0, false);
     if (seed % 4 == 3) { /* some of it waits elsewhere; what is left is chosen among all the same */
       rgi_graph *next;
-      must(rgi_offload(b.g, &offload, b.profile, &next, NULL, &err), "offload");
+      double ms[2];
+      bool chosen[64];
+      cr_assert_lt(b.g->norigin, 64);
+      rgi_offloaded(b.g, &offload, chosen);
+      must(rgi_offload(b.g, chosen, b.profile, &next, ms, &err), "offload");
       must(rgi_verify(next, "offload", &err), "verify");
       rgi_graph_destroy(b.g);
       b.g = next;

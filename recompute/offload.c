@@ -1,0 +1,391 @@
+/* recompute/offload.c: budgets that may also be met by offloading, where the policy says how much
+   of the host's memory that may take.
+
+   Which nodes leave is decided by a list: what is expensive to compute again for its bytes comes
+   first, among equals what is made first, which has the longest windows; a node that would make
+   anybody wait goes to the end. Any first part of the list is a choice of what to offload, and the
+   chooser does the rest with it:
+
+       keep all   the shortest part with which nothing need be recomputed, if one costs nothing
+       else       all that hides; where that may miss the best by much, or does not fit: nothing,
+                  that and what is dearer to recompute than to wait for, and the whole list
+
+   These parts depend on no budget, so neither does the least that can be met. A node that leaves
+   may be computed again, too, for clones that read it; backward itself reads what comes back.
+
+   What no choice beats is bounded like this: offloading frees at most the bytes it moves, be it of
+   saved memory or of a clone that backward would have held on to. Of more bytes than a certain
+   number the copies alone would take longer than the choice at hand; with fewer, recomputing takes
+   no less time than under a budget of so many bytes more.
+ */
+#include "search.h"
+#include <math.h>
+#include <stdlib.h>
+
+enum { PARTS = 4 };
+static const double NEAR = 0.03; /* of the whole time: near enough to the best */
+
+/* A copy of one tensor there and back. */
+typedef struct trip {
+  int origin;
+  double made, wanted; /* when, in forward and in backward */
+  double ms;           /* one way */
+} trip;
+
+typedef struct offer {
+  int origin;
+  int64_t bytes;
+  double again_ms; /* to compute it again */
+  int worth;       /* again_ms for its bytes, in steps of 5 % */
+  int made;        /* place in the forward */
+} offer;
+
+typedef struct outcome {
+  int part; /* of the list: its first nodes */
+  rgi_graph *graph;
+  rgi_choice *choice;
+  double ms[2], total;
+} outcome;
+
+typedef struct want {
+  double when;
+  int trip;
+} want;
+
+typedef struct search {
+  const rgi_graph *g;
+  const rg_policy *policy;
+  const rgi_profile *profile;
+  const rgi_memory_options *mem;
+  rgi_progress progress;
+  rgi_arena *arena;
+  double forward_ms, way; /* ms that a byte takes one way at least */
+  trip *trip;             /* by the time they are made */
+  int ntrip;
+  want *want;          /* trips in the order in which they are wanted */
+  offer *offer;        /* the list */
+  int noffer, nhidden; /* of it, those that nobody waits for */
+  int nworth;          /* and those that are worth a wait */
+  const bool *base;    /* per origin: offloaded by name */
+  int64_t host;        /* bytes that the named ones take */
+  double all;          /* … and all others would */
+  bool *chosen;
+} search;
+
+static rg_status hand_on(const rg_error *own, rg_error *e) {
+  if (e && e->status == RG_OK) *e = *own;
+  return own->status;
+}
+
+/* ---- what there is to offload ---- */
+
+static rg_status find_trips(search *s, rg_error *e) {
+  const rgi_graph *g = s->g;
+  double now = 0, *made = rgi_alloc_n(s->arena, (size_t)g->ntensor + 1, sizeof *made),
+         *wanted = rgi_alloc_n(s->arena, (size_t)g->ntensor + 1, sizeof *wanted);
+  int64_t *bytes = rgi_alloc_n(s->arena, (size_t)g->ntensor + 1, sizeof *bytes);
+  offer *of = rgi_alloc_n(s->arena, (size_t)g->norigin + 1, sizeof *of);
+  s->trip = rgi_alloc_n(s->arena, (size_t)g->ntensor + 1, sizeof *s->trip);
+  s->offer = of;
+  if (!made || !wanted || !bytes || !of || !s->trip) return rgi_nomem(e);
+  RGI_TRY(rgi_offload_bytes(g, bytes, e));
+  for (int t = 0; t < g->ntensor; t++) wanted[t] = -1;
+  for (int o = 0; o < g->norigin; o++) of[o] = (offer){.origin = o};
+  bool backward = false;
+  for (int k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    double ms;
+    RGI_TRY(rgi_node_ms(g, k, s->profile, s->arena, &ms, e));
+    if (n->backward && !backward) {
+      s->forward_ms = now;
+      backward = true;
+      now = 0;
+    }
+    for (int i = 0; i < rgi_nin(n) && n->backward; i++) {
+      const int owner = n->in[i] < 0 ? -1 : rgi_owner(g, n->in[i]);
+      if (owner >= 0 && wanted[owner] < 0) wanted[owner] = now;
+    }
+    now += ms;
+    for (int i = 0; i < rgi_nout(n); i++)
+      if (n->out[i] >= 0 && !n->backward) made[n->out[i]] = now;
+    if (!n->backward && n->origin >= 0 && n->kind == RGI_PRIMAL) {
+      of[n->origin].again_ms += ms;
+      of[n->origin].made = k;
+    }
+  }
+  if (!backward) s->forward_ms = now;
+  s->way = INFINITY;
+  for (int k = 0; k < g->nnode && !g->node[k].backward; k++)
+    for (int i = 0; i < rgi_nout(&g->node[k]); i++) {
+      const int t = g->node[k].out[i];
+      if (t < 0 || bytes[t] == 0) continue;
+      const double each = s->profile->cuda ? 1 : 2; /* a CPU reads and writes */
+      const rg_cost cost = {.bytes = each * (double)bytes[t],
+                            .host = s->profile->cuda ? (double)bytes[t] : 0};
+      trip *x = &s->trip[s->ntrip++];
+      *x = (trip){.origin = g->node[k].origin, .made = made[t], .wanted = wanted[rgi_owner(g, t)]};
+      x->ms = rgi_profile_ms(s->profile, "offload", NULL, g->tensor[t].dtype, &cost);
+      if (x->wanted < 0) x->wanted = 0;
+      if (x->ms / (double)bytes[t] < s->way) s->way = x->ms / (double)bytes[t];
+      of[x->origin].bytes += rgi_aligned(bytes[t]);
+    }
+  return RG_OK;
+}
+
+static int by_worth(const void *x, const void *y) {
+  const offer *a = x, *b = y;
+  if (a->worth != b->worth) return a->worth > b->worth ? -1 : 1;
+  return (a->made > b->made) - (a->made < b->made);
+}
+
+static int by_want(const void *x, const void *y) {
+  const want *a = x, *b = y;
+  if (a->when != b->when) return a->when < b->when ? -1 : 1;
+  return (a->trip > b->trip) - (a->trip < b->trip);
+}
+
+/* What is waited for the trips of the chosen, as windows.c has it. */
+static double wait_for(const search *s, const bool *chosen) {
+  double lane = 0, back = 0, late = 0, sum = 0;
+  for (int i = 0; i < s->ntrip; i++) {
+    const trip *x = &s->trip[i], *y = &s->trip[s->want[i].trip];
+    if (chosen[x->origin]) {
+      lane = fmax(lane, x->made) + x->ms;
+      sum += 2 * x->ms;
+    }
+    if (!chosen[y->origin]) continue;
+    back += y->ms;
+    late = fmax(late, back - y->wanted);
+  }
+  if (!s->profile->cuda) return sum; /* whoever copies does nothing else */
+  return fmax(lane - s->forward_ms, 0) + late;
+}
+
+/* Puts the list in order: what hides, what is worth a wait, the rest. */
+static rg_status make_list(search *s, rg_error *e) {
+  const int all = s->g->norigin;
+  s->want = rgi_alloc_n(s->arena, (size_t)s->ntrip + 1, sizeof *s->want);
+  offer *rest = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *rest);
+  bool *trial = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *trial);
+  if (!s->want || !rest || !trial) return rgi_nomem(e);
+  for (int i = 0; i < s->ntrip; i++) s->want[i] = (want){s->trip[i].wanted, i};
+  qsort(s->want, (size_t)s->ntrip, sizeof *s->want, by_want);
+  int n = 0, left = 0;
+  for (int o = 0; o < all; o++) {
+    offer x = s->offer[o];
+    if (s->base[o]) s->host += x.bytes;
+    if (!x.bytes || rgi_policy_action(s->policy, s->g->origin[o].name) != RGI_AUTO) continue;
+    x.worth = (int)floor(log(x.again_ms / (double)x.bytes + 1e-30) / log(1.05));
+    s->all += (double)x.bytes;
+    s->offer[n++] = x;
+  }
+  qsort(s->offer, (size_t)n, sizeof *s->offer, by_worth);
+  memcpy(trial, s->base, (size_t)all * sizeof *trial);
+  double waited = wait_for(s, trial);
+  int64_t host = s->host;
+  for (int i = 0; i < n; i++) {
+    const offer x = s->offer[i];
+    trial[x.origin] = true;
+    const double wait = wait_for(s, trial);
+    if (host + x.bytes <= s->policy->host && wait <= waited + 1e-9) {
+      host += x.bytes;
+      s->offer[s->nhidden++] = x;
+    } else {
+      trial[x.origin] = false;
+      rest[left++] = x;
+    }
+  }
+  s->noffer = s->nhidden;
+  for (int i = 0; i < left; i++) { /* they are in order of worth */
+    if (host + rest[i].bytes > s->policy->host) continue;
+    host += rest[i].bytes;
+    if (rest[i].again_ms > 2 * s->way * (double)rest[i].bytes) s->nworth = s->noffer + 1;
+    s->offer[s->noffer++] = rest[i];
+  }
+  if (s->nworth < s->nhidden) s->nworth = s->nhidden;
+  return RG_OK;
+}
+
+/* ---- a part of the list ---- */
+
+static rg_status offload_part(search *s, int n, rgi_graph **out, double ms[2], rg_error *e) {
+  memcpy(s->chosen, s->base, (size_t)s->g->norigin * sizeof *s->chosen);
+  for (int i = 0; i < n; i++) s->chosen[s->offer[i].origin] = true;
+  return rgi_offload(s->g, s->chosen, s->profile, out, ms, e);
+}
+
+/* The chooser's best with the first n of the list offloaded. */
+static rg_status look(search *s, int n, const rg_policy *policy, outcome *out, rg_error *e) {
+  rgi_graph *g;
+  *out = (outcome){.part = n};
+  RGI_TRY(offload_part(s, n, &g, out->ms, e));
+  rg_status status = rgi_verify(g, "offload", e);
+  if (status == RG_OK)
+    status =
+        rgi_recompute(g, policy, s->profile, s->mem, s->progress, &out->graph, &out->choice, e);
+  rgi_graph_destroy(g);
+  if (status == RG_OK) out->total = out->ms[0] + out->ms[1] + out->choice->extra_ms;
+  return status;
+}
+
+static void drop(outcome *x) {
+  rgi_graph_destroy(x->graph);
+  rgi_choice_destroy(x->choice);
+  *x = (outcome){0};
+}
+
+/* Do the bytes alive at once fit, with everything kept and the first n of the list offloaded? */
+static rg_status fits(search *s, int n, bool *yes, rg_error *e) {
+  rgi_graph *g;
+  double ms[2];
+  int64_t saved = 0, forward = 0, backward = 0;
+  RGI_TRY(offload_part(s, n, &g, ms, e));
+  const rg_status status = rgi_memory_peak(g, s->mem, true, &saved, &forward, &backward, e);
+  rgi_graph_destroy(g);
+  const int64_t peak = saved + s->mem->comm + (forward > backward ? forward : backward);
+  *yes = (s->policy->budget_of_saved ? saved : peak) <= s->policy->budget;
+  return status;
+}
+
+/* ---- the bound ---- */
+
+/* At most `total`: what no choice of either kind beats. */
+static rg_status bound(search *s, int64_t budget, double total, double *out, rg_error *e) {
+  const double room = (double)(s->policy->host - s->host), all = fmin(s->all, fmax(room, 0));
+  double most;
+  /* more bytes than this take longer than `total` */
+  most = s->profile->cuda ? (s->forward_ms + total) / s->way : total / (2 * s->way);
+  if (most > all) most = all;
+  rg_policy policy = *s->policy;
+  rgi_memory_options mem = *s->mem;
+  rgi_graph *g, *next = NULL;
+  rgi_choice *choice = NULL;
+  double waits[2];
+  rg_error own = {0};
+  *out = 0;
+  policy.least = false;
+  policy.budget = budget < INT64_MAX / 4 ? budget + (int64_t)most : budget;
+  mem.bound_only = true;
+  RGI_TRY(offload_part(s, 0, &g, waits, e));
+  const rg_status status =
+      rgi_recompute(g, &policy, s->profile, &mem, s->progress, &next, &choice, &own);
+  if (status == RG_OK) *out = fmin(waits[0] + waits[1] + choice->bound_ms, total);
+  rgi_graph_destroy(g);
+  rgi_graph_destroy(next);
+  rgi_choice_destroy(choice);
+  /* that nothing was found proves nothing */
+  return status == RG_OK || status == RG_E_INFEASIBLE ? RG_OK : hand_on(&own, e);
+}
+
+/* ---- the whole ---- */
+
+static bool better(const search *s, const outcome *a, const outcome *b) {
+  if (!b->choice) return true;
+  if (s->policy->least && a->choice->budget != b->choice->budget)
+    return a->choice->budget < b->choice->budget;
+  return a->total < b->total;
+}
+
+static rg_status none_fits(search *s, const int *part, rg_error *e) {
+  rg_policy policy = *s->policy;
+  int64_t least = INT64_MAX;
+  char asked[32], bytes[32];
+  policy.least = true;
+  for (int k = 0; k < PARTS; k++) {
+    outcome x;
+    RGI_TRY(look(s, part[k], &policy, &x, e));
+    if (x.choice->budget < least) least = x.choice->budget;
+    drop(&x);
+  }
+  return rgi_fail(
+      e, RG_E_INFEASIBLE, s->policy->budget_at, NULL,
+      "no choice of recomputed and offloaded nodes that was found fits %s of %s memory; "
+      "the least that any reaches is %s (%lld bytes)",
+      rgi_human_bytes(s->policy->budget, asked), s->policy->budget_of_saved ? "saved" : "peak",
+      rgi_human_bytes(least, bytes), (long long)least);
+}
+
+/* Looks at the first n of the list; *best is the better of the two. */
+static rg_status compete(search *s, int n, outcome *best, rg_error *e) {
+  outcome x;
+  rg_error own = {0};
+  const rg_status status = look(s, n, s->policy, &x, &own);
+  if (status != RG_OK) return status == RG_E_INFEASIBLE ? RG_OK : hand_on(&own, e);
+  if (better(s, &x, best)) {
+    const outcome worse = *best;
+    *best = x;
+    x = worse;
+  }
+  drop(&x);
+  return RG_OK;
+}
+
+/* *least_ms: no choice takes less. */
+static rg_status decide(search *s, outcome *best, double *least_ms, rg_error *e) {
+  const int part[PARTS] = {s->nhidden, 0, s->nworth, s->noffer};
+  bool yes = false;
+  *least_ms = 0;
+  if (!s->policy->least) RGI_TRY(fits(s, s->nhidden, &yes, e));
+  if (yes) {
+    int low = -1, high = s->nhidden;
+    while (high - low > 1) {
+      const int n = low + (high - low) / 2;
+      RGI_TRY(fits(s, n, &yes, e));
+      *(yes ? &high : &low) = n;
+    }
+    RGI_TRY(compete(s, high, best, e));
+    if (best->choice && best->total == 0) return RG_OK;
+  }
+  for (int k = 0; k < PARTS; k++) {
+    bool known = false;
+    for (int i = 0; i < k; i++) known |= part[i] == part[k];
+    if (!known) RGI_TRY(compete(s, part[k], best, e));
+    if (k > 0 || !best->choice || s->policy->least) continue;
+    RGI_TRY(bound(s, s->policy->budget, best->total, least_ms, e));
+    if (best->total - *least_ms <= NEAR * best->choice->all_ms) return RG_OK;
+  }
+  if (!best->choice) return none_fits(s, part, e);
+  return bound(s, best->choice->budget, best->total, least_ms, e);
+}
+
+rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
+                                const rgi_profile *profile, const rgi_memory_options *mem,
+                                rgi_progress progress, bool *chosen, double ms[2], rgi_graph **out,
+                                rgi_choice **report, rg_error *e) {
+  outcome best = {0};
+  double least_ms = 0;
+  *out = NULL;
+  *report = NULL;
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  if (!a) return rgi_nomem(e);
+  search s = {
+      .g = g, .policy = policy, .profile = profile, .mem = mem, .progress = progress, .arena = a};
+  const size_t n = (size_t)g->norigin + 1;
+  bool *base = rgi_alloc_n(a, n, sizeof *base);
+  s.chosen = rgi_alloc_n(a, n, sizeof *s.chosen);
+  rg_status status = base && s.chosen ? RG_OK : rgi_nomem(e);
+  if (status != RG_OK) goto done;
+  memcpy(base, chosen, (size_t)g->norigin * sizeof *base);
+  s.base = base;
+  RGI_GOTO(status, find_trips(&s, e), done);
+  RGI_GOTO(status, make_list(&s, e), done);
+  RGI_GOTO(status, decide(&s, &best, &least_ms, e), done);
+  rgi_choice *c = best.choice;
+  c->wait_ms = best.ms[0] + best.ms[1];
+  c->bound_ms = least_ms;
+  c->optimal = best.total - least_ms <= 1e-9;
+  c->gap = c->optimal ? 0 : (best.total - least_ms) / best.total;
+  for (int i = 0; i < best.part; i++) {
+    const int o = s.offer[i].origin;
+    chosen[o] = c->node[o].offloaded = true;
+    c->node[o].why = "a way to meet the budget: the host's memory";
+  }
+  memcpy(ms, best.ms, sizeof best.ms);
+  *out = best.graph;
+  *report = c;
+  best = (outcome){0};
+done:
+  drop(&best);
+  rgi_arena_destroy(a);
+  return status;
+}
