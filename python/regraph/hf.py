@@ -26,7 +26,7 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from .errors import RegraphError
-from .programs import _room
+from .programs import room
 from .specs import program
 
 NAME = "regraph"
@@ -197,8 +197,8 @@ def _run(attend, layout, query, key, value, gate=None, **weights):
     if crossed:
         for name, tensor in list(named.items()):
             if name in ("q", "k", "v", "gate"):
-                named[name] = _widened(tensor, _room(tensor.shape[0]))
-        sequences = _room(len(layout.offset), 0)
+                named[name] = _widened(tensor, room(tensor.shape[0]))
+        sequences = room(len(layout.offset), 0)
         named["cu_seqlens"] = _widened_starts(layout.starts, sequences)
         named["cu_seqlens_k"] = _widened_starts(layout.starts_k, sequences)
         named["q_offset"] = _widened(layout.offset, sequences)
