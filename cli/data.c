@@ -175,6 +175,8 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
 static rg_status check_apart(cli *c, const data_set *d) {
   for (int i = 0; i < d->nout + d->ngrad_out; i++) {
     const data_file *x = i < d->nout ? &d->out[i] : &d->grad_out[i - d->nout];
+    const rg_status s = cli_spare(c, role_flag[i < d->nout ? RG_OUTPUT : RG_GRAD_OUT], x->path);
+    if (s != RG_OK) return s;
     for (int j = 0; j < i; j++) {
       const data_file *y = j < d->nout ? &d->out[j] : &d->grad_out[j - d->nout];
       if (cli_save_same(x->path, y->path))

@@ -143,6 +143,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_bind_saved": [c_void_p, c_void_p],
     "rg_session_adopt_saved": [c_void_p, c_void_p],
     "rg_session_forget_saved": [c_void_p, c_void_p],
+    "rg_session_bind_host": [c_void_p, c_void_p],
     "rg_session_bind_scratch": [c_void_p, c_void_p],
     "rg_session_set_stream": [c_void_p, c_void_p],
     "rg_session_synchronize": [c_void_p],

@@ -236,8 +236,8 @@ class Plan(_Handle):
         return f"Plan({self.device}: {inputs}; {self.sizes!r})"
 
     def of_role(self, role: int) -> tuple[Tensor, ...]:
-        """Its tensors of a role: 0 inputs, 1 outputs, 2 and 3 gradients of outputs and inputs, 4
-        state."""
+        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 of inputs,
+        4 state."""
         return tuple(t for t in self.tensors if t.role == role)
 
     def write(self, format: str = "text") -> str:
@@ -332,8 +332,8 @@ class Session(_Handle):
 
     def state(self, **values) -> dict[str, np.ndarray]:
         """{state: array} as the last forward left it; zeros before the first. Values that are given
-        take its place: copies. On the CPU these arrays are the memory that the next forward writes
-        to."""
+        take its place: copies.
+        On the CPU these arrays are the memory that the next forward writes to."""
 
         def left(tensor):
             at = (tensor.role, tensor.name)
@@ -418,6 +418,11 @@ class Session(_Handle):
     def bind_saved(self, address: int) -> None:
         """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
+
+    def bind_host(self, address: int) -> None:
+        """The block of the host's memory that goes with the saved block bound now, for what is
+        offloaded."""
+        _lib.call("rg_session_bind_host", self.handle, address)
 
     def adopt_saved(self, address: int) -> None:
         """A saved block that another session of the plan has filled, with what is bound now."""

@@ -312,8 +312,8 @@ class State(unittest.TestCase):
         now = session.state()["k"]
         np.testing.assert_array_equal(now.reshape(6, 4)[[4, 5, 0]], x[:, 0])
         self.assertFalse(now.reshape(6, 4)[1:4].any())
-        before = session.forward(**step, context=[4])["before"]
-        np.testing.assert_array_equal(before.reshape(6, 4)[[4, 5, 0]], x[:, 0])
+        again = session.forward(**step, context=[4])["before"].reshape(6, 4)
+        np.testing.assert_array_equal(again[[4, 5, 0]], x[:, 0])
         np.testing.assert_array_equal(session.state()["v"].reshape(6, 4)[[5, 0, 1]], x[:, 0])
         mine = np.ones((3, 2, 1, 4), np.float32)
         session.state(k=mine)
