@@ -356,8 +356,10 @@ def test_nsa_checkpoints(base, tmp_path):
     dense = filled(transformers.AutoModelForCausalLM.from_config(
         getattr(transformers, f"{base}Config")(**TINY)))
     dense.save_pretrained(tmp_path / "dense")
+    config = type(model.config).from_pretrained(tmp_path / "dense", nsa={"k_method": "linear"})
+    assert config.nsa == {**hf.NSA, "k_method": "linear"}
     grown, said = type(model).from_pretrained(tmp_path / "dense", output_loading_info=True,
-                                              config=model.config)
+                                              config=config)
     assert all(".nsa_" in name for name in said["missing_keys"]) and said["missing_keys"]
     assert not said["unexpected_keys"]
     assert torch.equal(grown.lm_head.weight, dense.lm_head.weight)
@@ -367,6 +369,8 @@ def test_nsa_checkpoints(base, tmp_path):
 def test_nsa_mistakes():
     with pytest.raises(RegraphError, match="there is no 'kernal'; expected some of kernel"):
         nsa_model(kernal=8)
+    with pytest.raises(RegraphError, match="there is no 'kernal'"):
+        hf.NsaLlamaConfig(**TINY, nsa=NSA).nsa = {"kernal": 8}
     with pytest.raises(RegraphError, match="attends by NSA alone"):
         transformers.AutoModelForCausalLM.from_config(hf.NsaLlamaConfig(**TINY, nsa=NSA),
                                                       attn_implementation="eager")

@@ -357,6 +357,13 @@ echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" } }' >off.json
 expect 0 '"host_bytes": [1-9]' run "$nsa" "${small[@]}" --set T=64 --policy off.json --json
 expect 0 "of the host's memory" run "$nsa" "${small[@]}" --set T=64 --policy off.json --backward
 
+expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy off.json --json
+mv stdout named.json
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" }, "budget": "1GiB", "host": "1GiB" }' \
+  >host.json
+expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy host.json --json
+same 'the front beside a node offloaded by name, with a budget' stdout named.json
+
 # a graph with state: read from a file, or zeros
 cat >state.json <<'SPEC'
 { "regraph": 1, "name": "pages", "inputs": { "pages": { "shape": ["N", 2], "dtype": "i32" } },
