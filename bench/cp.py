@@ -4,17 +4,26 @@
     bench/cp.py                                # 1, 2, 4, 8 ranks as far as there are GPUs: 16K x 8, 128K, 1M tokens
     bench/cp.py --ranks 1,4 --tokens 128K      # some of it;  --sequences 8 shares the tokens out to as many
     bench/cp.py --check                        # outputs, row by row of chunks, and dq against one rank's bits
-    bench/cp.py --kill 1                       # rank 1 dies in the third run: how every other rank ends, and when
+    bench/cp.py --kill 1                       # rank 1 dies during the third run: how every other rank ends, and when
+    bench/cp.py --stall 1 --deadline 5         # or it only sleeps, for longer than the deadline
+    bench/cp.py --alone --ranks 2,8            # on one GPU: what each of so many ranks would take, over wires of --wire GB/s
+    bench/cp.py --seed PATH                    # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention (needs torch)
+    bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
+    bench/cp.py --timeline FOLDER              # how long nothing but NCCL is on the GPU, and Chrome traces, by torch's profiler
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
 Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
-theirs, divided by the number of ranks. "collectives" is what the collectives' nodes take step by step: an upper bound of
-what is exposed, since graphs hide it behind other nodes. Clocks are the GPUs' own: lock them for figures to report.
+theirs, divided by the number of ranks. --alone runs the first and the last rank by themselves: collectives take a rank's own
+bytes for the others', by a kernel on 16 multiprocessors that takes as long as the wire would, and nobody waits for anybody.
+"collectives" is what the collectives' nodes take step by step: an upper bound of what is exposed, since graphs hide it behind
+other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that is longest.
+Clocks are the GPUs' own: lock them for figures to report.
 """
 
 import argparse
 import ctypes
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -22,16 +31,122 @@ import socket
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python")]
 CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 
 
 class CommOptions(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("rank", ctypes.c_int), ("ranks", ctypes.c_int), ("address", ctypes.c_char_p),
                 ("port", ctypes.c_int), ("cuda", ctypes.c_bool), ("deadline", ctypes.c_double)]
+
+
+class Stub(ctypes.Structure):
+    """struct rg_comm"""
+    CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
+                            ctypes.c_void_p, ctypes.c_void_p)
+    HALO = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p * 4),
+                            ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+    BARRIER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    _fields_ = [("abi", ctypes.c_uint32), ("size", ctypes.c_int), ("rank", ctypes.c_int), ("user", ctypes.c_void_p),
+                ("all_gather", CALL), ("all_to_all", CALL), ("halo", HALO), ("barrier", BARRIER),
+                ("abort", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)), ("destroy", ctypes.c_void_p),
+                ("captures", ctypes.c_bool), ("check", ctypes.c_void_p), ("sessions", ctypes.c_int),
+                ("leaving", ctypes.c_bool)]
+
+
+WIRE = b"""
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry wire(.param .u64 to, .param .u64 from, .param .u64 n, .param .u64 ns)
+.maxntid 512, 1, 1
+{ // to[0 ... n) = from, 16 bytes each, in no less than ns
+  .reg .pred %p;
+  .reg .b32 %r<6>;
+  .reg .b64 %d<12>;
+  ld.param.u64 %d1, [to];
+  ld.param.u64 %d2, [from];
+  ld.param.u64 %d3, [n];
+  ld.param.u64 %d4, [ns];
+  mov.u64 %d5, %globaltimer;
+  mov.u32 %r1, %ctaid.x;
+  mov.u32 %r2, %tid.x;
+  mad.lo.u32 %r1, %r1, 512, %r2;
+  cvt.u64.u32 %d6, %r1;
+  mov.u32 %r3, %nctaid.x;
+  mul.wide.u32 %d7, %r3, 512;
+COPY:
+  setp.ge.u64 %p, %d6, %d3;
+  @%p bra WAIT;
+  shl.b64 %d8, %d6, 4;
+  add.s64 %d9, %d1, %d8;
+  add.s64 %d10, %d2, %d8;
+  ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d10];
+  st.global.v4.u32 [%d9], {%r2, %r3, %r4, %r5};
+  add.s64 %d6, %d6, %d7;
+  bra COPY;
+WAIT:
+  mov.u64 %d11, %globaltimer;
+  sub.s64 %d11, %d11, %d5;
+  setp.lt.u64 %p, %d11, %d4;
+  @%p bra WAIT;
+  ret;
+}
+\0"""
+
+
+class Alone:
+    """One of several ranks, by itself: what the others would send are its own bytes, as late as `rate` GB/s bring them."""
+
+    def __init__(self, cuda, rank, ranks, rate):
+        self.rate, self.failed = rate, 0
+        if cuda:
+            self.cuda = ctypes.CDLL("libcuda.so.1")
+            context, module, self.wire = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+            for call in (lambda: self.cuda.cuInit(0), lambda: self.cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0),
+                         lambda: self.cuda.cuCtxSetCurrent(context),
+                         lambda: self.cuda.cuModuleLoadData(ctypes.byref(module), WIRE),
+                         lambda: self.cuda.cuModuleGetFunction(ctypes.byref(self.wire), module, b"wire")):
+                if code := call():
+                    raise RuntimeError(f"the wire's kernel: error {code} of the driver")
+
+        def gather(_, node, send, recv, size, stream, error):
+            if not stream and node == b"start-up":  # greetings: {"regraph", format, size, rank, …} (cp/comm.h)
+                for r in range(ranks):
+                    ctypes.memmove(recv + r * size, send, size)
+                    ctypes.c_uint32.from_address(recv + r * size + 16).value = r
+                return 0
+            return max(self.move(recv + r * size, send, size, stream, r == rank) for r in range(ranks))
+
+        def exchange(_, node, send, recv, size, stream, error):
+            return max(self.move(recv + r * size, send + r * size, size, stream, r == rank) for r in range(ranks))
+
+        def halo(_, node, h, size, stream, error):
+            to_previous, to_next, from_previous, from_next = h.contents
+            return max(rank > 0 and self.move(from_previous, to_previous, size, stream, False),
+                       rank + 1 < ranks and self.move(from_next, to_next, size, stream, False))
+
+        self.stub = Stub(3, ranks, rank, None, Stub.CALL(gather), Stub.CALL(exchange), Stub.HALO(halo),
+                         Stub.BARRIER(lambda *_: 0), captures=cuda)
+        self.stub.abort = type(self.stub.abort)(lambda *_: None)
+        self.handle = ctypes.c_void_p(ctypes.addressof(self.stub))
+
+    def move(self, to, source, size, stream, own):
+        if not stream:
+            ctypes.memmove(to, source, size)
+            return 0
+        values = [ctypes.c_uint64(x) for x in (to, source, size // 16, 0 if own else int(size / self.rate))]
+        places = (ctypes.c_void_p * 4)(*(ctypes.addressof(v) for v in values))
+        code = self.cuda.cuLaunchKernel(self.wire, 16, 1, 1, 512, 1, 1, 0, ctypes.c_void_p(stream), places, None)
+        return 15 if code or size % 16 else 0
+
+    def close(self):
+        pass
 
 
 class Range(ctypes.Structure):
@@ -64,16 +179,90 @@ def own_rows(_lib, starts, tokens, ranks, rank):
     return [(r.begin, r.end) for r in ranges]
 
 
+def fill(_lib, plan, t, at, rows, tokens):
+    """Normal numbers. Rows of a chunk depend on the chunk alone, so that ranks draw no more than their own."""
+    import numpy as np
+    from regraph import arrays
+
+    table = arrays.convert(np.random.default_rng(1).standard_normal(1 << 16, np.float32), t.dtype)
+    n = tokens // CHUNKS
+    part = np.empty((n, *t.shape[1:]), table.dtype)
+    pieces = np.array_split(part, min(16, n))
+
+    def draw(job):
+        seed, piece = job
+        piece[...] = table[np.random.default_rng(seed).integers(0, 1 << 16, piece.shape, np.uint16)]
+
+    first = 0
+    with ThreadPoolExecutor() as pool:
+        for begin, end in rows:
+            for c in range(begin // n, end // n):
+                seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
+                list(pool.map(draw, [((seed, i), piece) for i, piece in enumerate(pieces)]))
+                _lib.call("rg_memory_write", plan.handle, at.address + first, part.ctypes.data, part.nbytes)
+                first += part.nbytes
+
+
+def covered(spans):
+    """Of (begin, end) in order of begin: the union, as disjoint ones."""
+    out = []
+    for begin, end in sorted(spans):
+        if out and begin <= out[-1][1]:
+            out[-1][1] = max(out[-1][1], end)
+        else:
+            out.append([begin, end])
+    return out
+
+
+def length(spans):
+    return sum(end - begin for begin, end in spans)
+
+
+def timeline(forward, backward, trace):
+    """For each direction, ms: from the first kernel to the last, with one of NCCL, with one of NCCL alone, with none."""
+    import torch
+
+    torch.cuda.init()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for run in (forward, backward, forward, backward):  # the first two bring the ranks in step
+            run()
+            time.sleep(0.5)
+    profiler.export_chrome_trace(str(trace))
+    events = json.load(open(trace))["traceEvents"]
+    events = sorted(((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events
+                     if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")))
+    groups, last = [], -1e18
+    for begin, end, name in events:
+        if begin - last > 3e5:
+            groups.append([])
+        groups[-1].append((begin, end, name))
+        last = max(last, end)
+    if len(groups) != 4:
+        raise RuntimeError(f"the profiler saw {len(groups)} runs; expected 4")
+    result = []
+    for group in groups[2:]:
+        wire = covered([e[:2] for e in group if "nccl" in e[2] or e[2] == "wire"])
+        rest = covered([e[:2] for e in group if not ("nccl" in e[2] or e[2] == "wire" or "stamp" in e[2])])
+        both = covered(wire + rest)
+        result.append([x / 1e3 for x in (both[-1][1] - both[0][0], length(wire), length(both) - length(rest),
+                                         both[-1][1] - both[0][0] - length(both))])
+    return result
+
+
 def work(job, rank, port, pipe):
     if job["device"] == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][0 if job["alone"] else rank]
     import numpy as np
     from regraph import _lib, arrays, core
 
     try:
         context = core.Context()
         ranks, tokens = job["ranks"], job["tokens"]
-        comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"]) if ranks > 1 else None
+        comm = None
+        if ranks > 1 and job["alone"]:
+            comm = Alone(job["device"] == "cuda", rank, ranks, job["wire"])
+        elif ranks > 1:
+            comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"])
         spec = core.Spec(str(ROOT / "examples/nsa.json"), context, **job["params"])
         policy = {"regraph_policy": 1, "cp": {"ranks": ranks}, **job["policy"]}
         plan = core.Plan(spec, core.Policy(policy, context), device=job["device"], T=tokens, B=job["sequences"])
@@ -91,29 +280,37 @@ def work(job, rank, port, pipe):
             if t.name == "cu_seqlens":
                 at.write(starts)
                 continue
-            parts = []  # rows of a chunk depend on the chunk alone, so that ranks draw no more than their own
-            for begin, end in rows:
-                for c in range(begin * CHUNKS // tokens, max(end * CHUNKS // tokens, begin * CHUNKS // tokens + 1)):
-                    seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
-                    part = np.random.default_rng(seed).standard_normal((tokens // CHUNKS, *t.shape[1:]), np.float32)
-                    parts.append(arrays.convert(part, t.dtype))
-            at.write(np.ascontiguousarray(np.concatenate(parts)))
+            fill(_lib, plan, t, at, rows, tokens)
+
+        def forward():
+            _lib.call("rg_session_forward", session)
+            _lib.call("rg_session_synchronize", session)
+
+        def backward():
+            _lib.call("rg_session_backward", session)
+            _lib.call("rg_session_synchronize", session)
+
         times = []
         for run in range(job["runs"]):
             if job["kill"] == rank and run == 2:
+                _lib.call("rg_session_forward", session)
+                pipe.send({"failed": "is killed", "at": time.time()})
                 os.kill(os.getpid(), signal.SIGKILL)
+            if job["stall"] == rank and run == 2:
+                pipe.send({"failed": "sleeps", "at": time.time()})
+                time.sleep(job["deadline"] + 5)
             begun = time.perf_counter()
-            _lib.call("rg_session_forward", session)
-            _lib.call("rg_session_synchronize", session)
+            forward()
             middle = time.perf_counter()
-            _lib.call("rg_session_backward", session)
-            _lib.call("rg_session_synchronize", session)
+            backward()
             times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
-        collectives, node, i = 0.0, _lib.NodeTime(), 0
+        nodes, node, i = {}, _lib.NodeTime(), 0
         while _lib.lib.rg_session_node_time(session, i, ctypes.byref(node)) == 0:
             i += 1
-            if node.op.decode() in ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add"):
-                collectives += node.ms
+            at = node.op.decode(), bool(node.backward)
+            nodes[at] = nodes.get(at, 0) + node.ms
+        trace = job["timeline"] and Path(job["timeline"]) / f"{tokens}-{rank}-of-{ranks}.json"
+        seen = timeline(forward, backward, trace) if trace else None
         hashes = {}
         for role, name in ((_lib.OUTPUT, "o"), (_lib.GRAD_OUT, "q")) if job["check"] else ():
             at, t = memory[role, name]
@@ -125,7 +322,7 @@ def work(job, rank, port, pipe):
                     n = tokens // CHUNKS
                     hashes[name, c] = hashlib.sha256(got[first:first + n].tobytes()).hexdigest()
                     first += n
-        pipe.send({"times": times, "collectives": collectives, "hashes": hashes, "comm": plan.sizes.comm,
+        pipe.send({"times": times, "nodes": nodes, "timeline": seen, "hashes": hashes, "comm": plan.sizes.comm,
                    "peak": plan.sizes.predicted_peak})
         _lib.lib.rg_session_destroy(session)
         if comm:
@@ -135,13 +332,62 @@ def work(job, rank, port, pipe):
         os._exit(1)
 
 
-def launch(job):
+def seed_work(job, rank, port, pipe):
+    """The same by the seed: its own rule for the mode, one head at a time, as its own bench has it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+    import torch
+    from seed_shim import Seed
+
+    try:
+        ranks, tokens, group, p = job["ranks"], job["tokens"], None, job["params"]
+        if ranks > 1:
+            torch.distributed.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+            group = torch.distributed.new_group(list(range(ranks)))
+        seed = Seed(job["seed"], p, group, recompute=bool(job["policy"]))
+        cu = (torch.arange(job["sequences"] + 1) * tokens // job["sequences"]).to("cuda", torch.int32)
+        mode = 2 if tokens // job["sequences"] >= 1.5 * tokens / ranks else 1
+
+        def normal(*shape):
+            return torch.randn(tokens // ranks, *shape, device="cuda", dtype=torch.bfloat16)
+
+        x = [normal(p["H"], p["D"]), normal(p["KH"], p["D"]), normal(p["KH"], p["DV"]), normal(p["H"], 3)]
+        d_o = normal(p["H"], p["DV"])
+        for t in x:
+            t.requires_grad_()
+        times = []
+        for _ in range(job["runs"]):
+            for t in x:
+                t.grad = None
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            o = seed(*x, cu, mode)
+            torch.cuda.synchronize()
+            middle = time.perf_counter()
+            o.backward(d_o)
+            torch.cuda.synchronize()
+            times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
+        pipe.send({"times": times, "peak": torch.cuda.max_memory_allocated(), "swa": seed.swa_backend})
+        if group:
+            torch.distributed.destroy_process_group()
+    except Exception as problem:
+        pipe.send({"failed": str(problem), "at": time.time()})
+        os._exit(1)
+
+
+def launch(job, work=work):
+    """Each rank's result, from a process of its own; ranks that are alone run one after the other, the first and the last."""
+    if job["alone"] and job["ranks"] > 1:
+        return [run([r], job, work)[0] for r in (0, job["ranks"] - 1)]
+    return run(range(job["ranks"]), job, work)
+
+
+def run(ranks, job, work):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    ends = [context.Pipe(False) for _ in range(job["ranks"])]
-    processes = [context.Process(target=work, args=(job, r, port, ends[r][1])) for r in range(job["ranks"])]
+    ends = [context.Pipe(False) for _ in ranks]
+    processes = [context.Process(target=work, args=(job, r, port, end)) for r, (_, end) in zip(ranks, ends)]
     for p in processes:
         p.start()
     for _, child in ends:
@@ -178,48 +424,82 @@ def main():
     a.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     a.add_argument("--check", action="store_true")
     a.add_argument("--kill", type=int, default=-1, metavar="RANK")
+    a.add_argument("--stall", type=int, default=-1, metavar="RANK")
+    a.add_argument("--seed", type=Path)
     a.add_argument("--deadline", type=float, default=30)
+    a.add_argument("--alone", action="store_true")
+    a.add_argument("--wire", type=float, default=370, metavar="GB/S")
+    a.add_argument("--nodes", action="store_true")
+    a.add_argument("--timeline", metavar="FOLDER")
     o = a.parse_args()
     have = gpus() if o.device == "cuda" else [str(i) for i in range(8)]
     ranks = [int(r) for r in o.ranks.split(",")] if o.ranks else [r for r in (1, 2, 4, 8) if r <= len(have)]
-    if not ranks or max(ranks) > len(have) or (o.check and any(CHUNKS % (2 * r) for r in ranks)):
+    if not ranks or max(ranks) > (8 if o.alone and have else len(have)) or any(CHUNKS % (2 * r) for r in ranks):
         sys.exit(f"bench/cp.py: ranks {ranks}, GPUs {have}: nothing to run")
     params = {"H": 64, "KH": 4} if o.device == "cuda" else {"H": 4, "KH": 2, "D": 16, "DV": 16}
-    bad = 0
+    whole_params = {**json.load(open(ROOT / "examples/nsa.json"))["params"], **params}
+    bad, victim = 0, max(o.kill, o.stall)
     for text in o.tokens.split(","):
         tokens, sequences = size(text), o.sequences or 1
         if text == "16K" and not o.sequences:
             tokens, sequences = 8 * tokens, 8
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
-               "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": o.kill,
-               "deadline": o.deadline, "eager": False}
-        one = None
+               "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": -1, "stall": -1,
+               "deadline": o.deadline, "eager": False, "timeline": None, "alone": o.alone, "wire": o.wire}
+        alone = {}  # one rank's: results, and medians by label
         for n in ranks:
+            head = f"{text:>5} x {sequences}  {n} ranks  "
+
+            def times(results, label):
+                f, b = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs)) for d in (0, 1))
+                if n == 1:
+                    alone[label] = f, b
+                line = f"{head}{label:<6} forward {f:9.3f}  backward {b:9.3f}  both {f + b:9.3f}"
+                if label in alone and n > 1:
+                    one = alone[label]
+                    line += f"  linear {one[0] / f / n:5.3f} {one[1] / b / n:5.3f} {sum(one) / (f + b) / n:5.3f}"
+                return line + f"  peak {max(x['peak'] for x in results) / 2**30:.2f} GiB"
+
+            fate = {"kill": o.kill, "stall": o.stall} if n > 1 else {}
             begun = time.time()
-            results = launch({**job, "ranks": n, "kill": o.kill if n > 1 else -1})
+            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline if n > 1 else None})
+            if fate and victim >= 0:
+                begun = results[victim].get("at", begun)
             failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
             if failed:
-                bad += o.kill < 0
-                print(f"{text:>5} x {sequences}  {n} ranks  " + "; ".join(failed))
+                late = [x for r, x in enumerate(results) if r != victim and x.get("at", 1e18) - begun > o.deadline + 2]
+                bad += victim < 0 or bool(late)
+                print(head + "; ".join(failed), flush=True)
                 continue
-            forward, backward = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs))
-                                 for d in (0, 1))
-            one = one or ((forward, backward, results[0]["hashes"]) if n == 1 else None)
-            line = f"{text:>5} x {sequences}  {n} ranks  forward {forward:9.3f}  backward {backward:9.3f}"
-            if one and n > 1:
-                line += f"  linear {one[0] / forward / n:5.2f} {one[1] / backward / n:5.2f}"
-            if n > 1:
-                steps = launch({**job, "ranks": n, "kill": -1, "eager": True, "runs": 3})
-                if all("failed" not in x for x in steps):
-                    line += f"  collectives {max(x['collectives'] for x in steps):8.3f}"
-                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB"
-            if o.check and one and n > 1:
-                got = {k: v for x in results for k, v in x["hashes"].items()}
-                wrong = [k for k in one[2] if got.get(k) != one[2][k]]
+            line = times(results, "ours")
+            steps = launch({**job, "ranks": n, "eager": True, "runs": 2}) if o.nodes or n > 1 else []
+            if any("failed" in x for x in steps):
+                steps = []
+            if n > 1 and steps:
+                spent = max(sum(ms for (op, _), ms in x["nodes"].items() if op in COLLECTIVES) for x in steps)
+                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB  collectives {spent:8.3f}"
+            if o.check and n == 1:
+                alone["hashes"] = results[0]["hashes"]
+            if o.check and n > 1 and "hashes" in alone:
+                want, got = alone["hashes"], {k: v for x in results for k, v in x["hashes"].items()}
+                wrong = [k for k in want if got.get(k) != want[k]]
                 bad += len(wrong)
-                line += f"  {len(one[2]) - len(wrong)} of {len(one[2])} chunks of o and dq are one rank's bits"
+                line += f"  {len(want) - len(wrong)} of {len(want)} chunks of o and dq are one rank's bits"
             print(line, flush=True)
+            for d, direction in enumerate(("forward", "backward")):
+                if o.timeline and n > 1:
+                    span, wire, exposed, idle = (max(x["timeline"][d][i] for x in results) for i in range(4))
+                    print(f"      {direction}: {span:.3f} ms on the GPU, NCCL in {wire:.3f}, exposed {exposed:.3f} "
+                          f"({100 * exposed / span:.1f} %), nothing in {idle:.3f}", flush=True)
+                if o.nodes and steps:
+                    spent = {op: max(x["nodes"].get((op, bool(d)), 0) for x in steps) for op, _ in steps[0]["nodes"]}
+                    print(f"      {direction}, step by step: " + ", ".join(
+                        f"{op} {ms:.3f}" for op, ms in sorted(spent.items(), key=lambda x: -x[1]) if ms), flush=True)
+            if o.seed:
+                results = launch({**job, "ranks": n, "params": whole_params, "seed": str(o.seed)}, seed_work)
+                failed = [x["failed"] for x in results if "failed" in x]
+                print(head + "seed   " + failed[0] if failed else times(results, "seed"), flush=True)
     sys.exit(bad > 0)
 
 

@@ -78,9 +78,10 @@ def _interface():
 
 
 class Seed:
-    """The seed's whole function and its branches, for one configuration. `params` are those of examples/nsa.json."""
+    """The seed's whole function and its branches, for one configuration. `params` are those of examples/nsa.json. With a group
+    of processes the whole function runs on them; `recompute`: whatever it can keep or compute again, it computes again."""
 
-    def __init__(self, path, params):
+    def __init__(self, path, params, group=None, recompute=False):
         try:
             import flash_attn_interface  # noqa: F401
 
@@ -102,12 +103,13 @@ class Seed:
         config = flash_nsa.NSAConfig(
             head_dim=p["D"], qk_head_dim=p["D"], v_head_dim=p["DV"], num_heads=p["H"], num_kv_heads=p["KH"],
             kernel_size=p["kernel"], stride=p["stride"], block_size=p["block"], top_n=p["top_n"],
-            num_init_blocks=p["init"], num_local_blocks=p["local"], window_size=p["window"])
-        self.core = flash_nsa.NSACore(config, process_group=None, pp_size=1).to("cuda", torch.bfloat16)
+            num_init_blocks=p["init"], num_local_blocks=p["local"], window_size=p["window"], kv_head_stride=1,
+            **{f"recompute_{what}": recompute for what in ("swa_o", "slc_o", "cmp_kv", "cmp_o")})
+        self.core = flash_nsa.NSACore(config, process_group=group, pp_size=1).to("cuda", torch.bfloat16)
         self.scale = p["D"] ** -0.5
 
-    def __call__(self, q, k, v, gate, cu):
-        return self.core(q, k, v, gate, cu)
+    def __call__(self, q, k, v, gate, cu, mode=None):
+        return self.core(q, k, v, gate, cu, cp_mode=mode)
 
     def start(self, cu):
         self.m.NSAHelper.init_cu_seqlens(cu)

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* All choices of so many nodes are gone through while a page is written; more takes too long. */
+/* All choices of so many nodes are gone through while a page is written; of more it would take too
+ * long. */
 enum { FEW_NODES = 20, MOST_BYTES = 64 << 20 };
 
 rg_status cli_reports_open(cli *c) {
@@ -48,14 +49,21 @@ static rg_status read_text(cli *c, const char *path, char **out) {
                : cli_fail(&c->error, RG_E_LIMIT, path, "has more than %d bytes", MOST_BYTES);
 }
 
+/* Is there a backward, and are there few nodes of the spec that run? */
 static bool has_front(const cli *c) {
   rg_node_info n;
-  int forward = 0, backward = 0;
+  const char *known[FEW_NODES];
+  int count = 0;
+  bool backward = false;
   for (size_t i = 0; rg_plan_node(c->plan, i, &n) == RG_OK; i++) {
-    forward += !n.backward && n.step >= 0 && n.group <= 0;
-    backward += n.backward;
+    backward |= n.backward;
+    bool counted = n.backward || n.step < 0 || !n.spec_node;
+    for (int k = 0; k < count && !counted; k++) counted = strcmp(known[k], n.spec_node) == 0;
+    if (counted) continue;
+    if (count == FEW_NODES) return false;
+    known[count++] = n.spec_node;
   }
-  return backward > 0 && forward <= FEW_NODES;
+  return backward;
 }
 
 /* The page's other texts: *front, *against are the caller's to free, as text. */

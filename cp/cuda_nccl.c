@@ -86,8 +86,8 @@ struct rgi_nccl {
   int32_t *stamp_on_device;
   char *name[NAMES];
   int names;
-  pthread_t watch;
-  bool watching;
+  pthread_t watch, ender;
+  bool watching, ends; /* these threads run */
   pthread_mutex_t ending;
   pthread_cond_t ended;
   bool closes;
@@ -277,12 +277,27 @@ static void *keep_watch(void *arg) {
 
 /* ---- life ---- */
 
+/* NCCL ends what runs on the GPU at once, and comes back when all graphs with its collectives are
+ * gone. */
+static void *end_all(void *comm) {
+  nccl.CommAbort(comm);
+  return NULL;
+}
+
 void rgi_nccl_abort(rgi_nccl *n) {
   if (!n) return;
   pthread_mutex_lock(&n->lock);
-  if (!n->aborted && n->comm) nccl.CommAbort(n->comm);
+  if (!n->aborted && n->comm) n->ends = pthread_create(&n->ender, NULL, end_all, n->comm) == 0;
   n->aborted = true;
   pthread_mutex_unlock(&n->lock);
+}
+
+/* Graphs of others may still be there: then the communicator is left to the thread that waits. */
+static void join_ender(rgi_nccl *n) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += (time_t)n->deadline + 1;
+  if (n->ends && pthread_timedjoin_np(n->ender, NULL, &until) != 0) pthread_detach(n->ender);
 }
 
 void rgi_nccl_close(rgi_nccl *n) {
@@ -297,13 +312,12 @@ void rgi_nccl_close(rgi_nccl *n) {
   if (n->comm && !n->aborted) {
     rg_error ignored = {0};
     pthread_mutex_lock(&n->lock);
-    settle(n, nccl.CommFinalize(n->comm), NULL, &ignored);
-    if (ignored.status == RG_OK)
-      nccl.CommDestroy(n->comm);
-    else if (!n->aborted)
-      nccl.CommAbort(n->comm);
+    const rg_status status = settle(n, nccl.CommFinalize(n->comm), NULL, &ignored);
+    if (status == RG_OK) nccl.CommDestroy(n->comm);
     pthread_mutex_unlock(&n->lock);
+    if (status != RG_OK) rgi_nccl_abort(n);
   }
+  join_ender(n);
   if (n->stamp) cudaFreeHost((void *)(uintptr_t)n->stamp);
   for (int i = 0; i < n->names; i++) rgi_free(n->ctx, n->name[i]);
   pthread_cond_destroy(&n->ended);

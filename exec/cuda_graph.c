@@ -56,6 +56,32 @@ static struct cudaKernelNodeParams node_params(const rg_launch *l, void **args) 
                                        .kernelParams = args};
 }
 
+/* ---- priorities: kernels that fill the GPU would keep those waiting that others wait for ---- */
+
+static void follow(rgi_cuda_graph *g) {
+  const rg_plan *plan = g->plan;
+  for (int32_t i = g->end - 1; i >= g->first; i--) {
+    double *leads = &g->leads[i - g->first];
+    if (plan->step[i].comm_size && plan->step[i].cost.wire > *leads)
+      *leads = plan->step[i].cost.wire;
+    if (*leads > g->dearest) g->dearest = *leads;
+    for (const int32_t *p = plan->after[i]; *p >= 0; p++)
+      if (g->leads[*p - g->first] < *leads) g->leads[*p - g->first] = *leads;
+  }
+}
+
+static bool sends(const rgi_cuda_graph *g) {
+  return g->step >= 0 && g->plan->step[g->step].comm_size > 0;
+}
+
+/* Of what the step at work launches: collectives and what is copied for them first; then what the
+ * dear ones wait for, so that there is something left to hide them behind; then the rest. */
+static int priority(const rgi_cuda_graph *g) {
+  if (sends(g)) return g->urgency;
+  if (g->step < 0 || g->dearest <= 0) return 0;
+  return g->leads[g->step - g->first] >= g->dearest / 2 ? g->urgency / 2 : 0;
+}
+
 static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
   rg_error *e = g->base.error;
   rgi_graph_item *item;
@@ -78,6 +104,12 @@ static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
     status = rgi_cuda_status(
         cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributeClusterDimension, &value),
         "a cluster", NULL, e);
+  }
+  if (status == RG_OK && g->dearest > 0) {
+    const union cudaKernelNodeAttrValue value = {.priority = priority(g)};
+    status =
+        rgi_cuda_status(cudaGraphKernelNodeSetAttribute(node, cudaLaunchAttributePriority, &value),
+                        "a priority", NULL, e);
   }
   if (status == RG_OK) status = add_item(g, &item);
   rgi_free(g->plan->ctx, after);
@@ -137,11 +169,12 @@ static rg_status take_launch(rg_cuda *base, const rg_launch *l) {
 static rg_status record_child(rgi_cuda_graph *g, rg_status (*record)(void *arg, void *stream),
                               void *arg, cudaGraph_t *child) {
   rg_error *e = g->base.error;
+  const cudaStream_t stream = sends(g) ? g->sender : g->recorder;
   *child = NULL;
-  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(g->recorder, cudaStreamCaptureModeThreadLocal),
+  RGI_TRY(rgi_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
                           "recording a library call", NULL, e));
-  rg_status status = record(arg, g->recorder);
-  cudaError_t code = cudaStreamEndCapture(g->recorder, child);
+  rg_status status = record(arg, stream);
+  cudaError_t code = cudaStreamEndCapture(stream, child);
   if (status != RG_OK)
     return rgi_fail(e, status, NULL, NULL, "a library call could not be recorded");
   return rgi_cuda_status(code, "recording a library call", NULL, e);
@@ -231,8 +264,13 @@ static rg_status add_empty(rgi_cuda_graph *g, rg_error *e) {
 
 static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
   RGI_TRY(rgi_cuda_status(cudaGraphCreate(&g->graph, 0), "creating a graph", NULL, e));
+  RGI_TRY(rgi_cuda_status(cudaDeviceGetStreamPriorityRange(NULL, &g->urgency),
+                          "asking for priorities", NULL, e));
   RGI_TRY(rgi_cuda_status(cudaStreamCreateWithFlags(&g->recorder, cudaStreamNonBlocking),
                           "creating a stream", NULL, e));
+  RGI_TRY(
+      rgi_cuda_status(cudaStreamCreateWithPriority(&g->sender, cudaStreamNonBlocking, g->urgency),
+                      "creating a stream", NULL, e));
   g->step = -1;
   if (!g->backward) RGI_TRY(rgi_cuda_clean(s, g->flag, &g->base));
   g->nhead = g->nitem;
@@ -246,8 +284,10 @@ static rg_status build(rg_session *s, rgi_cuda_graph *g, rg_error *e) {
     if (g->nitem == g->begin[g->step - g->first]) RGI_TRY(add_empty(g, e));
     g->begin[g->step - g->first + 1] = g->nitem;
   }
-  return rgi_cuda_status(cudaGraphInstantiate(&g->exec, g->graph, 0), "instantiating a graph", NULL,
-                         e);
+  return rgi_cuda_status(
+      cudaGraphInstantiate(&g->exec, g->graph,
+                           g->dearest > 0 ? cudaGraphInstantiateFlagUseNodePriority : 0),
+      "instantiating a graph", NULL, e);
 }
 
 rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_t *flag,
@@ -256,8 +296,10 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
   enum cudaDriverEntryPointQueryResult query;
   void **at = g->at, *found = NULL;
   int32_t *begin = g->begin;
+  double *leads = g->leads;
   if (!at) at = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(plan), sizeof *at);
   if (!begin) begin = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *begin);
+  if (!leads) leads = rgi_alloc_n(s->arena, (size_t)plan->nstep + 1, sizeof *leads);
   *g = (rgi_cuda_graph){.base = {.launch = take_launch,
                                  .library = take_library,
                                  .collective = take_collective,
@@ -270,8 +312,11 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
                         .first = backward ? plan->nforward : 0,
                         .end = backward ? plan->nstep : plan->nforward,
                         .begin = begin,
+                        .leads = leads,
                         .at = at};
-  if (!at || !begin) return rgi_nomem(e);
+  if (!at || !begin || !leads) return rgi_nomem(e);
+  memset(leads, 0, ((size_t)plan->nstep + 1) * sizeof *leads);
+  follow(g);
   rg_status status =
       rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found,
                                                        12000, cudaEnableDefault, &query),
@@ -348,11 +393,12 @@ void rgi_cuda_graph_destroy(rg_session *s, rgi_cuda_graph *g) {
   if (g->exec) cudaGraphExecDestroy(g->exec);
   if (g->graph) cudaGraphDestroy(g->graph);
   if (g->recorder) cudaStreamDestroy(g->recorder);
+  if (g->sender) cudaStreamDestroy(g->sender);
   for (int32_t i = 0; i < g->nitem; i++) rgi_free(s->plan->ctx, g->item[i].params);
   rgi_free(s->plan->ctx, g->item);
   g->exec = NULL;
   g->graph = NULL;
-  g->recorder = NULL;
+  g->recorder = g->sender = NULL;
   g->item = NULL;
   g->nitem = g->capacity = 0;
   g->used = 0;

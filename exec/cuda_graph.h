@@ -18,6 +18,10 @@ typedef struct rgi_cuda_graph {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   cudaStream_t recorder; /* library calls are captured on it */
+  cudaStream_t sender;   /* collectives on this one, of the highest priority */
+  int urgency;           /* that priority */
+  double *leads;         /* per step: bytes that the dearest collective behind it sends */
+  double dearest;        /* of all */
   int32_t *flag;         /* for cleaning lengths (cuda_steps.h); borrowed */
   rgi_graph_item *item;  /* in the order in which steps hand them over */
   int32_t nitem, capacity;

@@ -130,11 +130,25 @@ __device__ __forceinline__ int64_t in_message(const rgk_halo_params &p, bool rig
   return ((right ? p.left : 0) + row) * p.elements + k;
 }
 
-/* x[0]: element k of row `row` of slot s, or 0 if the row is dead. */
-__device__ __forceinline__ float own(const rgk_halo_params &p, int64_t live, int64_t s, int64_t row,
-                                     int64_t k) {
+/* T void: an element of any type; else eight of type T, on 16 bytes. */
+template <class T> inline constexpr int at_once = std::is_void_v<T> ? 1 : CHUNK;
+
+template <class T>
+__device__ __forceinline__ void fetch(const void *data, int dtype, int64_t at, float (&x)[CHUNK]) {
+  chunk<T> raw;
+  raw.load(data, dtype, at, at_once<T>);
+  raw.get(x);
+}
+
+/* x[0]: from element k of row `row` of slot s, or 0 if the row is dead. */
+template <class T>
+__device__ __forceinline__ void own(const rgk_halo_params &p, int64_t live, int64_t s, int64_t row,
+                                    int64_t k, float (&x)[CHUNK]) {
   const int64_t at = s * p.chunk + row;
-  return at < live ? load(p.x[0].data, p.x[0].dtype, element(p.w, p.x[0], at, k)) : 0.0f;
+  if (at < live)
+    fetch<T>(p.x[0].data, p.x[0].dtype, element(p.w, p.x[0], at, k), x);
+  else
+    zero(x);
 }
 
 /* Messages: grid.y 0: what the chunk before gets, the first `right` rows; 1: the chunk after, the
@@ -148,30 +162,36 @@ __global__ void __launch_bounds__(THREADS) halo_send(const __grid_constant__ rgk
   for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < n;
        i += gridDim.x * (int64_t)THREADS) {
     const int64_t row = divide(i, p.elements), k = i - row * p.elements;
-    const float x = own(p, live, p.slot, after ? p.chunk - p.left + row : row, k);
-    store(p.message[s.which], p.x[0].dtype, in_message(p, !after, row, k), x);
+    float x[CHUNK];
+    own<void>(p, live, p.slot, after ? p.chunk - p.left + row : row, k, x);
+    store(p.message[s.which], p.x[0].dtype, in_message(p, !after, row, k), x[0]);
   }
 }
 
+template <class T>
 __global__ void __launch_bounds__(THREADS) halo_take(const __grid_constant__ rgk_halo_params p) {
+  constexpr int N = at_once<T>;
   const around a = find(p);
   const int64_t rows = p.left + p.chunk + p.right, live = live_rows(p.live);
-  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < rows * p.elements;
-       i += gridDim.x * (int64_t)THREADS) {
+  for (int64_t i = (blockIdx.x * (int64_t)THREADS + threadIdx.x) * N; i < rows * p.elements;
+       i += gridDim.x * (int64_t)THREADS * N) {
     const int64_t at = divide(i, p.elements), k = i - at * p.elements, row = at - p.left;
-    float x = 0;
+    float x[CHUNK];
     if (row >= 0 && row < p.chunk) {
-      x = own(p, live, p.slot, row, k);
+      own<T>(p, live, p.slot, row, k, x);
     } else {
       const bool after = row >= p.chunk;
       const side &s = after ? a.after : a.before;
       const int64_t r = after ? row - p.chunk : at; /* of the halo */
       if (s.there && s.slot >= 0)
-        x = own(p, live, s.slot, after ? r : p.chunk - p.left + r, k);
+        own<T>(p, live, s.slot, after ? r : p.chunk - p.left + r, k, x);
       else if (s.there && s.which != RGK_MESSAGES)
-        x = load(p.message[s.which + RGK_FROM_PREVIOUS], p.x[0].dtype, in_message(p, after, r, k));
+        fetch<T>(p.message[s.which + RGK_FROM_PREVIOUS], p.x[0].dtype, in_message(p, after, r, k),
+                 x);
+      else
+        zero(x);
     }
-    store(p.y.data, p.y.dtype, element(p.w, p.y, at, k), x);
+    put<T>(p.y.data, p.y.dtype, element(p.w, p.y, at, k), x, N, false);
   }
 }
 
@@ -193,65 +213,74 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-/* Adds to `sum` what the neighbour on one side had in its halo for a row, its n'th there. */
-__device__ __forceinline__ void add_side(const rgk_halo_params &p, const side &s, bool after,
-                                         int64_t n, int64_t k, bool &begun, float &sum) {
-  float x = 0;
-  if (!s.there || (s.slot < 0 && s.which == RGK_MESSAGES)) return;
-  if (s.slot >= 0) {
-    const rgk_row &y = p.x[s.slot];
-    if (!y.data) return;
-    x = load(y.data, y.dtype, element(p.w, y, after ? n : p.left + p.chunk + n, k));
-  } else {
-    x = load(p.message[s.which + RGK_FROM_PREVIOUS], p.y.dtype, in_message(p, !after, n, k));
-  }
-  sum = begun ? __fadd_rn(sum, x) : x;
-  begun = true;
-}
+template <class T> struct terms {
+  float sum[CHUNK];
+  bool begun;
 
+  __device__ __forceinline__ void add(const void *data, int dtype, int64_t at) {
+    float x[CHUNK];
+    fetch<T>(data, dtype, at, x);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) sum[i] = begun ? __fadd_rn(sum[i], x[i]) : x[i];
+    begun = true;
+  }
+  /* What the neighbour on one side had in its halo for a row, its n'th there. */
+  __device__ __forceinline__ void add_side(const rgk_halo_params &p, const side &s, bool after,
+                                           int64_t n, int64_t k) {
+    if (!s.there || (s.slot < 0 && s.which == RGK_MESSAGES)) return;
+    if (s.slot < 0) {
+      add(p.message[s.which + RGK_FROM_PREVIOUS], p.y.dtype, in_message(p, !after, n, k));
+    } else if (p.x[s.slot].data) {
+      const rgk_row &y = p.x[s.slot];
+      add(y.data, y.dtype, element(p.w, y, after ? n : p.left + p.chunk + n, k));
+    }
+  }
+};
+
+template <class T>
 __global__ void __launch_bounds__(THREADS)
     halo_add_take(const __grid_constant__ rgk_halo_params p) {
+  constexpr int N = at_once<T>;
   const around a = find(p);
   const rgk_row &x = p.x[p.slot];
-  for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < p.chunk * p.elements;
-       i += gridDim.x * (int64_t)THREADS) {
+  for (int64_t i = (blockIdx.x * (int64_t)THREADS + threadIdx.x) * N; i < p.chunk * p.elements;
+       i += gridDim.x * (int64_t)THREADS * N) {
     const int64_t row = divide(i, p.elements), k = i - row * p.elements;
     const int64_t tail = row - (p.chunk - p.left);
-    bool begun = false;
-    float sum = 0;
-    if (row < p.right) add_side(p, a.before, false, row, k, begun, sum);
-    if (x.data) {
-      const float own = load(x.data, x.dtype, element(p.w, x, p.left + row, k));
-      sum = begun ? __fadd_rn(sum, own) : own;
-      begun = true;
-    }
-    if (tail >= 0) add_side(p, a.after, true, tail, k, begun, sum);
-    store(p.y.data, p.y.dtype, element(p.w, p.y, p.slot * p.chunk + row, k), sum);
+    terms<T> t;
+    zero(t.sum);
+    t.begun = false;
+    if (row < p.right) t.add_side(p, a.before, false, row, k);
+    if (x.data) t.add(x.data, x.dtype, element(p.w, x, p.left + row, k));
+    if (tail >= 0) t.add_side(p, a.after, true, tail, k);
+    put<T>(p.y.data, p.y.dtype, element(p.w, p.y, p.slot * p.chunk + row, k), t.sum, N, false);
   }
 }
 
 } // namespace
 
-const void *rgk_permute(bool vectors, rg_dtype from) {
-  if (!vectors) return (const void *)permute<void>;
-  if (from == RG_F32) return (const void *)permute<float>;
-  if (from == RG_F16) return (const void *)permute<__half>;
-  return (const void *)permute<__nv_bfloat16>;
+#define OF_TYPE(kernel)                                    \
+  if (!vectors) return (const void *)kernel<void>;         \
+  if (type == RG_F32) return (const void *)kernel<float>;  \
+  if (type == RG_F16) return (const void *)kernel<__half>; \
+  return (const void *)kernel<__nv_bfloat16>;
+const void *rgk_permute(bool vectors, rg_dtype type) {
+  OF_TYPE(permute)
 }
 const void *rgk_sum_ranks(bool vectors, rg_dtype from) {
   if (!vectors) return (const void *)sum_ranks<void>;
   if (from == RG_F32) return (const void *)sum_ranks<float>;
   return (const void *)sum_ranks<__nv_bfloat16>;
 }
-const void *rgk_halo_send(void) {
+const void *rgk_halo_send(bool, rg_dtype) {
   return (const void *)halo_send;
 }
-const void *rgk_halo_take(void) {
-  return (const void *)halo_take;
+const void *rgk_halo_take(bool vectors, rg_dtype type) {
+  OF_TYPE(halo_take)
 }
-const void *rgk_halo_add_send(void) {
+const void *rgk_halo_add_send(bool, rg_dtype) {
   return (const void *)halo_add_send;
 }
-const void *rgk_halo_add_take(void) {
-  return (const void *)halo_add_take;
+const void *rgk_halo_add_take(bool vectors, rg_dtype type) {
+  OF_TYPE(halo_add_take)
 }

@@ -61,9 +61,10 @@ typedef struct rgk_halo_params {
 } rgk_halo_params;
 /* What slot `slot` owes the ranks before and after, into the messages; its own rows with what they
  * and other slots had for it. */
-RGK_GETTER(rgk_halo_send(void))
-RGK_GETTER(rgk_halo_take(void))
-RGK_GETTER(rgk_halo_add_send(void))
-RGK_GETTER(rgk_halo_add_take(void))
+typedef const void *rgk_halo_kernel(bool vectors, rg_dtype type);
+RGK_GETTER(rgk_halo_send(bool vectors, rg_dtype type))
+RGK_GETTER(rgk_halo_take(bool vectors, rg_dtype type))
+RGK_GETTER(rgk_halo_add_send(bool vectors, rg_dtype type))
+RGK_GETTER(rgk_halo_add_take(bool vectors, rg_dtype type))
 
 #endif

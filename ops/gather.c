@@ -9,12 +9,14 @@
  * the wire as a ring takes, and the same bits on every run, rank and machine. What is gathered is
  * differentiated in fp32: readers on several ranks add to a sum that is cast once.
  *
- * A comm block is | to send | received |.
+ * A comm block is | to send | received |. What reduce_scatter sends would often be the largest
+ * there is, so it goes in rounds, some columns (of the last axis) at a time, where it is more than
+ * `room`.
  */
 #include "comm.h"
 #include "cuda/comm.h"
 
-enum { A_RANKS, A_WIRE };
+enum { A_RANKS, A_WIRE, A_ROOM };
 enum { IN_X, IN_ORDER, IN_CU };
 
 static const char *const wires[] = {"f32", "bf16", NULL};
@@ -31,6 +33,14 @@ static const char *const wires[] = {"f32", "bf16", NULL};
     "order", "C", RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,                                          \
         "place of each of C chunks among the ranks' chunks, rank by rank; absent: one after the " \
         "other"                                                                                   \
+  }
+
+enum { ROOM = 256 << 20 };
+#define ROOM_ATTR                                                                               \
+  {                                                                                             \
+    "room", RG_ATTR_INT, false, 1, INT32_MAX, ROOM, NULL,                                       \
+        "bytes that are sent at once; more are sent in rounds, as far as the last axis can be " \
+        "cut into powers of two"                                                                \
   }
 
 static rg_dtype wire_type(const rg_call *c) {
@@ -147,7 +157,7 @@ static rg_status turn_round(rgi_backward *b, int node, const char *back, const c
   if (gradient < 0) return RG_OK;
   const rgi_node *n = &rgi_bwd_graph(b)->node[node];
   const rg_value wire = n->op->nattr > A_WIRE ? n->attr[A_WIRE] : (rg_value){0};
-  const rg_value attr[] = {n->attr[A_RANKS], wire};
+  const rg_value attr[] = {n->attr[A_RANKS], wire, {.i = ROOM}};
   const int in[] = {gradient, order ? rgi_in(n, IN_ORDER) : -1}, count[] = {1, in[1] >= 0, 0};
   RGI_TRY(rgi_bwd_node(b, node, back, attr, in, count, suffix, 1, &made, e));
   return rgi_bwd_give(b, node, 0, made, -1, 0, e);
@@ -228,38 +238,64 @@ static int64_t wire_bytes(const rg_call *c) {
   return (int64_t)rgi_arg_elements(rg_in(c, IN_X)) * (int64_t)rg_dtype_size(wire_type(c));
 }
 
+static int64_t rounds(const rg_call *c) {
+  const rg_arg *x = rg_in(c, IN_X);
+  const int64_t columns = x->rank > 1 ? x->dim[x->rank - 1] : 1;
+  int64_t n = 1;
+  while (wire_bytes(c) / n > c->attr[A_ROOM].i && columns % (2 * n) == 0) n *= 2;
+  return n;
+}
+
+/* The columns of round i. */
+static rg_arg columns_of(const rg_arg *a, int64_t n, int64_t i) {
+  rg_arg part = *a;
+  const int last = a->rank - 1;
+  if (n == 1) return part;
+  part.dim[last] /= n;
+  const int64_t offset = i * part.dim[last] * a->stride[last] * (int64_t)rg_dtype_size(a->dtype);
+  if (a->data) part.data = (char *)a->data + offset;
+  while (part.align > 1 && offset % part.align) part.align /= 2;
+  return part;
+}
+
 static size_t scatter_comm(const rg_call *c) {
-  return 2 * RGI_ROUND256(wire_bytes(c));
+  return 2 * RGI_ROUND256(wire_bytes(c) / rounds(c));
 }
 
 static rg_status scatter_run(const rg_call *c) {
-  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0), *order = rg_in(c, IN_ORDER);
+  const rg_arg *order = rg_in(c, IN_ORDER);
   const int ranks = rgi_ranks(c, A_RANKS);
-  const int64_t bytes = wire_bytes(c), chunks = order ? order->dim[0] : ranks,
-                rows = x->dim[0] / chunks;
+  const int64_t n = rounds(c), bytes = wire_bytes(c) / n, chunks = order ? order->dim[0] : ranks;
   char *send = c->comm_block, *recv = send + RGI_ROUND256(bytes);
   RGI_TRY(rgi_check_order(c, order));
-  const rg_arg all = rgi_dense_rows(x, x->dim[0], send, wire_type(c));
-  for (int64_t i = 0; i < chunks; i++) {
-    const rg_arg from = rgi_rows(x, i * rows, rows),
-                 to = rgi_rows(&all, rgi_place(order, i) * rows, rows);
-    rgi_copy_rows(c, &to, &from, rows);
+  for (int64_t round = 0; round < n; round++) {
+    const rg_arg x = columns_of(rg_in(c, IN_X), n, round), y = columns_of(rg_out(c, 0), n, round);
+    const rg_arg all = rgi_dense_rows(&x, x.dim[0], send, wire_type(c));
+    const int64_t rows = x.dim[0] / chunks;
+    for (int64_t i = 0; i < chunks; i++) {
+      const rg_arg from = rgi_rows(&x, i * rows, rows),
+                   to = rgi_rows(&all, rgi_place(order, i) * rows, rows);
+      rgi_copy_rows(c, &to, &from, rows);
+    }
+    RGI_TRY(rgi_all_to_all(c, send, recv, (size_t)(bytes / ranks)));
+    sum_ranks(c, &y, recv, bytes / ranks, wire_type(c));
   }
-  RGI_TRY(rgi_all_to_all(c, send, recv, (size_t)(bytes / ranks)));
-  sum_ranks(c, y, recv, bytes / ranks, wire_type(c));
   return RG_OK;
 }
 
 static rg_status scatter_cuda(const rg_call *c, rg_cuda *k) {
-  const rg_arg *x = rg_in(c, IN_X), *y = rg_out(c, 0);
   const int ranks = rgi_ranks(c, A_RANKS);
-  const int64_t bytes = wire_bytes(c);
-  int64_t recv = RGI_ROUND256(bytes);
-  const rg_arg all = rgi_cuda_dense(c, x, x->dim[0], 0, wire_type(c));
-  RGI_TRY(rgi_cuda_permute(k, x, &all, rg_in(c, IN_ORDER), true));
-  RGI_TRY(rgi_cuda_all_to_all(c, k, ranks, 0, &recv, bytes / ranks));
-  const char *came = (const char *)c->comm_block + recv;
-  return rgi_cuda_sum(k, y, came, bytes / ranks, ranks, wire_type(c));
+  const int64_t n = rounds(c), bytes = wire_bytes(c) / n;
+  for (int64_t round = 0; round < n; round++) {
+    const rg_arg x = columns_of(rg_in(c, IN_X), n, round), y = columns_of(rg_out(c, 0), n, round);
+    const rg_arg all = rgi_cuda_dense(c, &x, x.dim[0], 0, wire_type(c));
+    int64_t recv = RGI_ROUND256(bytes);
+    RGI_TRY(rgi_cuda_permute(k, &x, &all, rg_in(c, IN_ORDER), true));
+    RGI_TRY(rgi_cuda_all_to_all(c, k, ranks, 0, &recv, bytes / ranks));
+    const char *came = (const char *)c->comm_block + recv;
+    RGI_TRY(rgi_cuda_sum(k, &y, came, bytes / ranks, ranks, wire_type(c)));
+  }
+  return RG_OK;
 }
 
 static void scatter_cost(const rg_call *c, rg_cost *out) {
@@ -280,7 +316,7 @@ static const rg_port scatter_in[] = {
 static const rg_port scatter_out[] = {
     {"y", "*", 0, RG_D_FLOAT, 'X', -1, "sums over the ranks, for this rank's rows"},
 };
-static const rg_attr reduce_attrs[] = {RANKS, WIRE};
+static const rg_attr scatter_attrs[] = {RANKS, WIRE, ROOM_ATTR};
 static const rgi_rules scatter_rules = {
     .infer = scatter_infer, .backward = scatter_backward, .wide = true};
 const rg_op rgi_op_reduce_scatter = {.abi = RG_OP_ABI,
@@ -292,8 +328,8 @@ const rg_op rgi_op_reduce_scatter = {.abi = RG_OP_ABI,
                                      .nin = RGI_COUNT(scatter_in),
                                      .out = scatter_out,
                                      .nout = RGI_COUNT(scatter_out),
-                                     .attrs = reduce_attrs,
-                                     .nattr = RGI_COUNT(reduce_attrs),
+                                     .attrs = scatter_attrs,
+                                     .nattr = RGI_COUNT(scatter_attrs),
                                      .cost = scatter_cost,
                                      .comm_bytes = scatter_comm,
                                      .run_cpu = scatter_run,
@@ -363,6 +399,7 @@ static rg_status reduce_backward(rgi_backward *b, int node, rg_error *e) {
   return turn_round(b, node, "all_reduce", ".reduce", false, e);
 }
 
+static const rg_attr reduce_attrs[] = {RANKS, WIRE};
 static const rg_port reduce_in[] = {{"x", "*", 0, RG_D_FLOAT, 'X', -1, "this rank's terms"}};
 static const rg_port reduce_out[] = {{"y", "*", 0, RG_D_FLOAT, 'X', -1, "sums over the ranks"}};
 static const rgi_rules reduce_rules = {

@@ -261,11 +261,11 @@ static rg_status halo_cuda(const rg_call *c, rg_cuda *x) {
   k.x[0] = from, k.n = 1, k.cu = rg_in(c, IN_CU);
   RGI_TRY(clear_messages(&h, x));
   for (int s = 0; s < slots && h.ranks > 1; s++)
-    RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_send(), s, true));
+    RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_send, s, true));
   RGI_TRY(swap_cuda(&h, x));
   for (int s = 0; s < slots; s++) {
     k.y = rgi_out_at(c, 0, s);
-    if (k.y) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_take(), s, false));
+    if (k.y) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_take, s, false));
   }
   return RG_OK;
 }
@@ -427,11 +427,10 @@ static rg_status add_cuda(const rg_call *c, rg_cuda *x) {
   for (int s = 0; s < slots; s++) k.x[s] = rgi_in_at(c, 0, s);
   RGI_TRY(clear_messages(&h, x));
   for (int s = 0; s < slots && h.ranks > 1; s++)
-    if (k.x[s]) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_send(), s, true));
+    if (k.x[s]) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_send, s, true));
   RGI_TRY(swap_cuda(&h, x));
   k.y = to;
-  for (int s = 0; s < slots; s++)
-    RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_take(), s, false));
+  for (int s = 0; s < slots; s++) RGI_TRY(rgi_cuda_halo_launch(x, &k, rgk_halo_add_take, s, false));
   return RG_OK;
 }
 

@@ -1,4 +1,5 @@
-"""The command `regraph` of a wheel: hands over to the program inside the package, without importing that (and numpy)."""
+"""The command `regraph` of a wheel: hands over to the program inside the package, without importing
+that (and numpy)."""
 
 import importlib.util
 import os
@@ -11,4 +12,5 @@ def main():
         program = Path(folder) / "bin" / "regraph"
         if program.exists():
             os.execv(program, ["regraph", *sys.argv[1:]])
-    sys.exit(f"regraph: the program is not in {folder}: this package was not installed from a wheel; build/regraph is it")
+    sys.exit(f"regraph: the program is not in {folder}: this package was not installed from a "
+             "wheel; build/regraph is it")

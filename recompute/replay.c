@@ -19,7 +19,7 @@ typedef struct step {
   int32_t in, out; /* first of its edges; they end where the next node's begin */
   int32_t candidate;
   bool view, backward, inplace;
-  int64_t workspace; /* rounded up */
+  int64_t workspace, bare; /* rounded up; bare: without optional outputs */
 } step;
 
 struct rgi_replay {
@@ -50,13 +50,31 @@ struct rgi_replay {
   int64_t total;         /* scratch bytes if nothing shared */
 };
 
+/* Workspaces of calls that lack their optional outputs: what nobody reads is not asked for. */
+static rg_status bare_workspaces(const rgi_graph *g, const rgi_memory_options *mem, int64_t *size,
+                                 rg_error *e) {
+  rgi_graph *bare;
+  RGI_TRY(rgi_graph_clone(g, &bare, e));
+  for (int32_t k = 0; k < bare->nnode; k++) {
+    const rgi_node *n = &bare->node[k];
+    for (int p = 0; p < n->op->nout; p++)
+      for (int32_t i = n->out_begin[p]; i < n->out_begin[p + 1]; i++)
+        if (n->op->out[p].flags & RG_PORT_OPTIONAL) n->out[i] = -1;
+  }
+  const rg_status status = rgi_memory_workspaces(bare, mem, size, e);
+  rgi_graph_destroy(bare);
+  return status;
+}
+
 static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int *candidate_of,
                          rgi_arena *a, rg_error *e) {
   const rgi_graph *g = r->g;
   int32_t nin = 0, nout = 0;
   int64_t *workspace = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *workspace);
-  if (!workspace) return rgi_nomem(e);
+  int64_t *bare = rgi_alloc_n(a, (size_t)g->nnode + 1, sizeof *bare);
+  if (!workspace || !bare) return rgi_nomem(e);
   RGI_TRY(rgi_memory_workspaces(g, mem, workspace, e));
+  RGI_TRY(bare_workspaces(g, mem, bare, e));
   for (int32_t k = 0; k < g->nnode; k++) {
     const rgi_node *n = &g->node[k];
     step *s = &r->node[k];
@@ -64,7 +82,9 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
     s->view = n->op->flags & RG_OP_VIEW;
     s->inplace = rgi_memory_alike(g, k);
     s->workspace = rgi_aligned(workspace[k]);
+    s->bare = rgi_aligned(bare[k]);
     if (s->workspace - workspace[k] > r->pad) r->pad = s->workspace - workspace[k];
+    if (s->bare - bare[k] > r->pad) r->pad = s->bare - bare[k];
     if (!n->backward) r->nforward = k + 1;
     if (!n->backward && !s->view && n->origin >= 0 && n->kind == RGI_PRIMAL)
       s->candidate = candidate_of[n->origin];
@@ -204,18 +224,20 @@ static int32_t owner_of(const rgi_replay *r, int32_t id) {
   return r->again[owner] ? owner + r->nt : id;
 }
 
+/* Is it an optional output that nobody reads, so that the node is not asked for it? */
+static bool left_out(const rgi_replay *r, int32_t i, bool clone) {
+  const int32_t t = r->out[i];
+  return r->optional[i] && !r->read[clone ? t + r->nt : t] && (clone || !r->caller[t]);
+}
+
 static void touch_node(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   const step *s = &r->node[node];
   const int32_t shift = clone ? r->nt : 0;
   const bool forward = !clone && !s->backward;
   for (int32_t i = s->in; i < s[1].in; i++)
     if (r->in[i] >= 0) touch(r, owner_of(r, forward ? r->in[i] : stand_in(r, r->in[i])), place);
-  for (int32_t i = s->out; i < s[1].out; i++) {
-    if (r->out[i] < 0) continue;
-    const int32_t id = r->out[i] + shift;
-    if (r->optional[i] && !r->read[id] && (clone || !r->caller[r->out[i]])) continue;
-    touch(r, owner_of(r, id), place);
-  }
+  for (int32_t i = s->out; i < s[1].out; i++)
+    if (r->out[i] >= 0 && !left_out(r, i, clone)) touch(r, owner_of(r, r->out[i] + shift), place);
 }
 
 static bool saved(const rgi_replay *r, int32_t id) {
@@ -252,10 +274,13 @@ static void each_place(rgi_replay *r, void (*f)(rgi_replay *, int32_t, bool, int
 }
 
 static void add_workspace(rgi_replay *r, int32_t node, bool clone, int32_t place) {
-  (void)clone;
-  r->alive[place] += r->node[node].workspace;
-  r->alive[place + 1] -= r->node[node].workspace;
-  r->total += r->node[node].workspace;
+  const step *s = &r->node[node];
+  int64_t bytes = s->workspace;
+  for (int32_t i = s->out; i < s[1].out; i++)
+    if (r->out[i] >= 0 && left_out(r, i, clone)) bytes = s->bare;
+  r->alive[place] += bytes;
+  r->alive[place + 1] -= bytes;
+  r->total += bytes;
 }
 
 /* ---- the whole ---- */

@@ -20,7 +20,7 @@ void rgi_json_number(rgi_buf *b, double x) {
 }
 
 const char *rgi_role_key(rg_role role) {
-  static const char *const key[] = {"input", "output", "grad_in", "grad_out"};
+  static const char *const key[] = {"input", "output", "grad_in", "grad_out", "state"};
   return key[role];
 }
 

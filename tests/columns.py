@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Lines past 100 columns in what git tracks: C, CUDA, shell, the page of --html, and the prose of Markdown, which is all
-but code, tables and lines that a link makes long. Prints them; exit code 1 if there are any."""
+"""Lines past 100 columns in what git tracks: C, CUDA, shell, the page of --html, the Python package
+and its tests, and the prose of Markdown, which is all but code, tables and lines that a link makes
+long. Prints them; exit code 1 if there are any."""
 
 import re
 import subprocess
 import sys
 
-CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh", "*.js", "*.css", "*.html"]
+CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh", "*.js", "*.css", "*.html", "python/*.py"]
 
 
 def tracked(*patterns):

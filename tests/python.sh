@@ -11,10 +11,10 @@ for python in python3 /usr/bin/python3; do
     cd "$root/python"
     "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
-      "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py
+      "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
+        tests/test_hf.py tests/test_migrate.py
     else
-      echo "skipped: tests/test_torch.py and tests/test_cuda.py," \
-        "since $python has no torch or no pytest"
+      echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi
     exit 0
   fi

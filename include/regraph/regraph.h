@@ -507,6 +507,13 @@ RG_API rg_status rg_plan_cp(const rg_plan *plan, rg_cp_info *out);
 RG_API rg_status rg_cp_rows(const int32_t *cu_seqlens, size_t entries, int64_t capacity, int ranks,
                             rg_cp_mode mode, int rank, rg_range out[2], rg_error *error);
 
+/* The rows that a rank has in the layout of TransformerEngine and Megatron, which cut every
+ * document of a batch, of a multiple of 2·ranks rows, into 2·ranks chunks: of each in turn, chunk
+ * `rank` and chunk 2·ranks - 1 - rank. Fills rows[0 … n), n being what the documents have together
+ * / ranks. For those who bring batches over from there: sessions take the layout above. */
+RG_API rg_status rg_cp_document_rows(const int32_t *cu_seqlens, size_t entries, int ranks, int rank,
+                                     int64_t *rows, size_t n, rg_error *error);
+
 /* One rank's end of a communicator; regraph/op.h has its members, for callers that bring functions
  * of their own (MPI's, a framework's). A rank uses its end from one thread at a time. */
 typedef struct rg_comm rg_comm;

@@ -170,8 +170,8 @@ rg_status rgi_cuda_swap(const rg_call *c, rg_cuda *x, int ranks, const rg_halo *
 
 /* ---- halos ---- */
 
-rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, const void *kernel, int slot,
-                               bool send) {
+rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, rgk_halo_kernel *kernel,
+                               int slot, bool send) {
   const rg_arg *all[RGK_HALO_SLOTS + 1];
   rgk_row row[RGK_HALO_SLOTS + 1];
   int at[RGK_HALO_SLOTS + 1] = {0}, n = 0;
@@ -187,7 +187,11 @@ rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, const void *k
   const bool result = h->y && !send;
   if (result) all[n++] = h->y;
   if (n == 0) return RG_OK;
-  walk_rows(&p.w, row, all, n, NULL);
+  bool vectors;
+  walk_rows(&p.w, row, all, n, &vectors);
+  vectors = vectors && !send;
+  for (int i = 1; i < n; i++) vectors = vectors && row[i].dtype == row[0].dtype;
+  const rg_dtype type = (rg_dtype)row[0].dtype;
   if (result) p.y = row[--n];
   for (int i = 0; i < n; i++) p.x[at[i]] = row[i];
   for (int i = 0; i < RGK_MESSAGES; i++) p.message[i] = h->message[i];
@@ -195,10 +199,10 @@ rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, const void *k
   p.elements = (int32_t)p.w.elements;
   const int64_t most = h->left > h->right ? h->left : h->right;
   const int64_t work = (send ? most : h->left + h->chunk + h->right) * p.w.elements;
-  const uint32_t blocks = rgk_blocks(work, THREADS);
+  const uint32_t blocks = rgk_blocks(work, THREADS * (vectors ? CHUNK : 1));
   if (work == 0) return RG_OK;
   return x->launch(
-      x, &(rg_launch){.function = kernel,
+      x, &(rg_launch){.function = kernel(vectors, type),
                       .grid = {blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS, send ? 2 : 1, 1},
                       .block = {THREADS, 1, 1},
                       .params = &p,

@@ -38,7 +38,7 @@ typedef struct rgi_cuda_halo {
   int64_t chunk, left, right;
   char *message[RGK_MESSAGES];
 } rgi_cuda_halo;
-rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, const void *kernel, int slot,
-                               bool send);
+rg_status rgi_cuda_halo_launch(rg_cuda *x, const rgi_cuda_halo *h, rgk_halo_kernel *kernel,
+                               int slot, bool send);
 
 #endif

@@ -1,6 +1,7 @@
-"""libregraph.so through ctypes: the structs and prototypes of include/regraph/regraph.h, and where to find the library.
+"""libregraph.so through ctypes: structs and prototypes of include/regraph/regraph.h (and rg_comm of
+op.h), and where to find the library.
 
-Nothing outside this file knows about ctypes' types. `call` turns a failing status into RegraphError.
+`call` turns a failing status into RegraphError.
 """
 
 import ctypes
@@ -36,8 +37,9 @@ class Text(Structure):
 
 class TensorInfo(Structure):
     _fields_ = [("name", c_char_p), ("role", c_int), ("dtype", c_int), ("rank", c_int),
-                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64), ("accumulates", c_bool), ("seqlens", c_bool),
-                ("offsets", c_bool), ("sharded", c_bool), ("partial", c_bool)]
+                ("alignment", c_int), ("dim", c_int64 * 8), ("bytes", c_int64),
+                ("accumulates", c_bool), ("seqlens", c_bool), ("offsets", c_bool),
+                ("sharded", c_bool), ("partial", c_bool)]
 
 
 class Options(Structure):
@@ -50,8 +52,9 @@ class Options(Structure):
 class PlanOptions(Options):
     _fields_ = [("size", c_size_t), ("set", POINTER(Binding)), ("nset", c_size_t),
                 ("device", c_char_p), ("profile_path", c_char_p),
-                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool), ("no_inplace", c_bool),
-                ("no_lanes", c_bool), ("no_fuse", c_bool), ("pack_seconds", c_double),
+                ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool),
+                ("no_inplace", c_bool), ("no_lanes", c_bool), ("no_fuse", c_bool),
+                ("pack_seconds", c_double),
                 ("progress", c_void_p), ("progress_user", c_void_p), ("cp", c_int64)]
 
 
@@ -65,9 +68,9 @@ class Sizes(Structure):
 
 
 class SessionOptions(Options):
-    _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p), ("arena", c_void_p),
-                ("eager", c_bool), ("debug_poison", c_bool), ("stream", c_void_p), ("comm", c_void_p),
-                ("host", c_void_p)]
+    _fields_ = [("size", c_size_t), ("saved", c_void_p), ("scratch", c_void_p),
+                ("arena", c_void_p), ("eager", c_bool), ("debug_poison", c_bool),
+                ("stream", c_void_p), ("comm", c_void_p), ("host", c_void_p)]
 
 
 class Range(Structure):
@@ -88,7 +91,8 @@ class Halo(Structure):
                 ("to_previous", "to_next", "from_previous", "from_next")]
 
 
-_MOVES = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_void_p, c_size_t, c_void_p, POINTER(Error))
+_MOVES = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_void_p, c_size_t, c_void_p,
+                   POINTER(Error))
 COMM_FUNCTIONS = (_MOVES, _MOVES,
                   CFUNCTYPE(c_int, c_void_p, c_char_p, POINTER(Halo), c_size_t, c_void_p,
                             POINTER(Error)),
@@ -108,8 +112,9 @@ class Comm(Structure):
 
 
 class NodeTime(Structure):
-    _fields_ = [("name", c_char_p), ("op", c_char_p), ("backward", c_bool), ("ms", c_double), ("flops", c_double),
-                ("bytes", c_double), ("model_ms", c_double), ("roofline_ms", c_double)]
+    _fields_ = [("name", c_char_p), ("op", c_char_p), ("backward", c_bool), ("ms", c_double),
+                ("flops", c_double), ("bytes", c_double), ("model_ms", c_double),
+                ("roofline_ms", c_double)]
 
 
 _BINDINGS = [POINTER(Binding), c_size_t]
@@ -124,9 +129,11 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_policy_load_text": [c_void_p, c_char_p, c_size_t, c_char_p, POINTER(c_void_p)],
     "rg_check": [c_void_p, c_void_p],
     "rg_spec_write": [c_void_p, c_char_p, POINTER(Text)],
-    "rg_spec_solve": [c_void_p, c_char_p, c_int, POINTER(c_int64), POINTER(Binding), c_size_t, POINTER(c_size_t)],
+    "rg_spec_solve": [c_void_p, c_char_p, c_int, POINTER(c_int64), POINTER(Binding), c_size_t,
+                      POINTER(c_size_t)],
     "rg_plan_create": [c_void_p, c_void_p, POINTER(PlanOptions), POINTER(c_void_p)],
     "rg_cp_rows": [POINTER(c_int32), c_size_t, c_int64, c_int, c_int, c_int, POINTER(Range)],
+    "rg_cp_document_rows": [POINTER(c_int32), c_size_t, c_int, c_int, POINTER(c_int64), c_size_t],
     "rg_comm_processes": [c_void_p, POINTER(CommOptions), POINTER(c_void_p)],
     "rg_plan_write": [c_void_p, c_char_p, POINTER(Text)],
     "rg_plan_report": [c_void_p, c_char_p, c_void_p, POINTER(Text)],
@@ -151,8 +158,9 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_memory_read": [c_void_p, c_void_p, c_void_p, c_size_t],
 }
 _OTHERS = {  # name: (result, arguments)
-    "rg_spec_load_text_all": (c_int, [c_void_p, c_char_p, c_size_t, c_char_p, *_BINDINGS, POINTER(c_void_p),
-                                      POINTER(Error), c_size_t, POINTER(c_size_t)]),
+    "rg_spec_load_text_all": (c_int, [c_void_p, c_char_p, c_size_t, c_char_p, *_BINDINGS,
+                                      POINTER(c_void_p), POINTER(Error), c_size_t,
+                                      POINTER(c_size_t)]),
     "rg_version": (c_char_p, []),
     "rg_status_name": (c_char_p, [c_int]),
     "rg_error_format": (c_int, [POINTER(Error), c_char_p, c_size_t]),
@@ -177,7 +185,7 @@ _OTHERS = {  # name: (result, arguments)
 
 
 def _candidates():
-    """Where the library may be, the first that exists wins; a bare name is the system loader's business."""
+    """Where the library may be: the first that exists; a bare name is the loader's business."""
     told = os.environ.get("REGRAPH_LIBRARY")
     if told:
         return [told]
@@ -204,13 +212,15 @@ def _load():
             function.restype, function.argtypes = result, arguments
         found = library.rg_version().decode()
         if not found.startswith(VERSION):
-            raise RegraphError("RG_E_USAGE", f"{path} is regraph {found}; this package is for {VERSION}", file=path)
+            raise RegraphError("RG_E_USAGE", f"{path} is regraph {found}; this package is for "
+                                             f"{VERSION}", file=path)
         return library
     raise RegraphError(
         "RG_E_IO",
-        "libregraph.so was not found. Install the package (`pip install .` in the checkout), or build the library "
-        "(cmake -S . -B build && cmake --build build) and use it from the checkout, set REGRAPH_LIBRARY to its path, or "
-        "install it where the system's loader looks (cmake --install build, ldconfig). Tried: " + "; ".join(tried))
+        "libregraph.so was not found. Install the package (`pip install .` in the checkout), or "
+        "build the library (cmake -S . -B build && cmake --build build) and use it from the "
+        "checkout, set REGRAPH_LIBRARY to its path, or install it where the system's loader looks "
+        "(cmake --install build, ldconfig). Tried: " + "; ".join(tried))
 
 
 lib = _load()
@@ -226,8 +236,9 @@ def _text(chars):
 def _exception(error):
     line = ctypes.create_string_buffer(1536)
     lib.rg_error_format(byref(error), line, len(line))
-    return RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message), file=_text(error.file),
-                        pointer=_text(error.pointer), node=_text(error.node), line=error.line, column=error.column,
+    return RegraphError(_text(lib.rg_status_name(error.status)), _text(error.message),
+                        file=_text(error.file), pointer=_text(error.pointer),
+                        node=_text(error.node), line=error.line, column=error.column,
                         text=_text(line.value))
 
 
@@ -244,7 +255,8 @@ def fail(error):
 
 
 def create(name, *arguments):
-    """The same for a function whose last argument before the error is an out-pointer; returns the handle."""
+    """The same for a function whose last argument before the error is an out-pointer; returns the
+    handle."""
     out = c_void_p()
     call(name, *arguments, byref(out))
     return out.value

@@ -1,7 +1,8 @@
 """numpy arrays for the library's element types.
 
-bf16 has no type in numpy: it travels as ml_dtypes.bfloat16 where that package is there, else as uint16 with the same bits.
-Inputs may also be float32 or float64 arrays, which are rounded to nearest even, as the command does.
+bf16 has no type in numpy: it travels as ml_dtypes.bfloat16 where that package is there, else as
+uint16 with the same bits. Inputs may also be float32 or float64 arrays, which are rounded to
+nearest even, as the command does.
 """
 
 import numpy as np
@@ -19,7 +20,8 @@ NUMPY = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dt
 
 
 def convert(array, dtype):
-    """A C-contiguous array of element type `dtype` ("bf16" …) with the values of `array`; itself where it is one already."""
+    """A C-contiguous array of element type `dtype` ("bf16" …) with the values of `array`; itself
+    where it is one already."""
     array = np.ascontiguousarray(array)
     target = NUMPY[dtype]
     if array.dtype == target or (dtype == "bf16" and array.dtype == np.uint16):
@@ -34,12 +36,14 @@ def convert(array, dtype):
         raise RegraphError("RG_E_DTYPE", f"the array holds {array.dtype}; expected {dtype}")
     source = np.ascontiguousarray(array, dtype=np.float32)
     result = np.empty(source.shape, target)
-    _lib.lib.rg_convert(_lib.DTYPES.index(dtype), result.ctypes.data, 0, source.ctypes.data, source.size)
+    _lib.lib.rg_convert(_lib.DTYPES.index(dtype), result.ctypes.data, 0, source.ctypes.data,
+                        source.size)
     return result
 
 
 def float32(array: np.ndarray) -> np.ndarray:
-    """The values of an array that a session returned, as float32 (uint16 is taken for the bits of bf16)."""
+    """The values of an array that a session returned, as float32 (uint16 is taken for the bits of
+    bf16)."""
     if array.dtype != np.uint16:
         return array.astype(np.float32)
     return (array.astype(np.uint32) << 16).view(np.float32)

@@ -29,7 +29,8 @@ _ROLES = ("input", "output", "gradient of output", "gradient of input")
 
 
 def parse_size(text: str) -> int:
-    """Bytes, as policies and the command read them: "64KB" is 64000, "64KiB" and "64K" are 65536, "1.5GiB"."""
+    """Bytes, as policies and the command read them: "64KB" is 64000, "64KiB" and "64K" are 65536,
+    "1.5GiB"."""
     size = ctypes.c_int64()
     _lib.call("rg_parse_size", text.encode(), ctypes.byref(size))
     return size.value
@@ -144,9 +145,11 @@ def _tensors(function, handle):
 
 
 class Spec(_Handle):
-    """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or bind free dimensions."""
+    """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or
+    bind free dimensions."""
 
-    def __init__(self, source: Source, context: Context | None = None, *, name: str | None = None, **params):
+    def __init__(self, source: Source, context: Context | None = None, *, name: str | None = None,
+                 **params):
         self.context = context or default_context()
         self.text, found = read_source(source)
         self.name, self.is_dict = name or found, isinstance(source, dict)
@@ -158,7 +161,8 @@ class Spec(_Handle):
         self.tensors = _tensors("rg_spec_tensor", handle)
 
     def check(self, policy: "Policy | None" = None) -> None:
-        """Raises what is wrong with the spec, and with the policy for it; all of it, once all dimensions are bound."""
+        """Raises what is wrong with the spec, and with the policy for it; all of it, once all
+        dimensions are bound."""
         with _places(self, policy):
             _lib.call("rg_check", self.handle, policy and policy.handle)
 
@@ -171,8 +175,8 @@ class Spec(_Handle):
         solved, count = (_lib.Binding * 64)(), ctypes.c_size_t(0)
         for name, shape in shapes.items():
             dims = (ctypes.c_int64 * max(1, len(shape)))(*shape)
-            _lib.call("rg_spec_solve", self.handle, name.encode(), len(shape), dims, solved, len(solved),
-                      ctypes.byref(count))
+            _lib.call("rg_spec_solve", self.handle, name.encode(), len(shape), dims, solved,
+                      len(solved), ctypes.byref(count))
         return {solved[i].name.decode(): solved[i].value for i in range(count.value)}
 
     def write(self, format: str = "text") -> str:
@@ -181,7 +185,8 @@ class Spec(_Handle):
 
 
 class Policy(_Handle):
-    """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least", "6GiB"."""
+    """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least",
+    "6GiB"."""
 
     def __init__(self, source: Source | int, context: Context | None = None):
         self.context = context or default_context()
@@ -189,7 +194,8 @@ class Policy(_Handle):
         self.is_dict = isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
         with _places(self):
-            handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data), os.fsencode(self.name))
+            handle = _lib.create("rg_policy_load_text", self.context.handle, data, len(data),
+                                 os.fsencode(self.name))
         self._own(handle, _lib.lib.rg_policy_destroy, self.context)
 
     def __repr__(self):
@@ -197,20 +203,25 @@ class Policy(_Handle):
 
 
 class Plan(_Handle):
-    """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads may share it."""
+    """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads
+    may share it. `cp`: how many ranks share the rows (0: what the policy says)."""
 
-    def __init__(self, spec: Spec, policy: Policy | Source | int | None = None, *, device: str = "cpu",
-                 profile: str | os.PathLike | None = None, threads: int = 0, no_grad: bool = False,
-                 no_reuse: bool = False, no_inplace: bool = False, no_lanes: bool = False, no_fuse: bool = False,
-                 pack_seconds: float = 0.0, cp: int = 0, **dims: int):
-        policy = Policy(policy, spec.context) if isinstance(policy, (str, int, os.PathLike, dict)) else policy
+    def __init__(self, spec: Spec, policy: Policy | Source | int | None = None, *,
+                 device: str = "cpu", profile: str | os.PathLike | None = None, threads: int = 0,
+                 no_grad: bool = False, no_reuse: bool = False, no_inplace: bool = False,
+                 no_lanes: bool = False, no_fuse: bool = False, pack_seconds: float = 0.0,
+                 cp: int = 0, **dims: int):
+        if isinstance(policy, (str, int, os.PathLike, dict)):
+            policy = Policy(policy, spec.context)
         array, count = _lib.bindings(dims)
-        options = _lib.PlanOptions(set=array, nset=count, device=device.encode(),
-                                   profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
-                                   no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
-                                   pack_seconds=pack_seconds, cp=cp)
+        options = _lib.PlanOptions(
+            set=array, nset=count, device=device.encode(),
+            profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
+            no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
+            pack_seconds=pack_seconds, cp=cp)
         with _places(spec, policy):
-            handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle, ctypes.byref(options))
+            handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle,
+                                 ctypes.byref(options))
         self._own(handle, _lib.lib.rg_plan_destroy, spec.context)
         self.device = device
         self.tensors = _tensors("rg_plan_tensor", handle)
@@ -225,7 +236,7 @@ class Plan(_Handle):
         return f"Plan({self.device}: {inputs}; {self.sizes!r})"
 
     def of_role(self, role: int) -> tuple[Tensor, ...]:
-        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 gradients of inputs."""
+        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 of inputs."""
         return tuple(t for t in self.tensors if t.role == role)
 
     def write(self, format: str = "text") -> str:
@@ -243,11 +254,13 @@ class DeviceMemory:
     def __init__(self, plan, size):
         self.plan, self.size = plan, size
         self.address = _lib.create("rg_memory_alloc", plan.handle, size)
-        weakref.finalize(self, lambda plan, address: _lib.lib.rg_memory_free(plan.handle, address), plan, self.address)
+        weakref.finalize(self, lambda plan, at: _lib.lib.rg_memory_free(plan.handle, at), plan,
+                         self.address)
 
     def write(self, array: np.ndarray) -> None:
         """Copies a dense array there."""
-        _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data, array.nbytes)
+        _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data,
+                  array.nbytes)
 
     def read(self, array: np.ndarray) -> None:
         """Copies what stands there into a dense array."""
@@ -255,19 +268,23 @@ class DeviceMemory:
 
 
 class Session(_Handle):
-    """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays; the methods below them
-    take addresses, for callers with memory of their own."""
+    """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays;
+    the methods below them take addresses, for callers with memory of their own. `comm` is this
+    rank's end, with a `handle`, where the plan has ranks."""
 
-    def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None, host: int | None = None,
-                 stream: int | None = None, eager: bool = False, debug_poison: bool = False, comm=None):
-        options = _lib.SessionOptions(saved=saved, scratch=scratch, host=host, stream=stream, eager=eager,
-                                      debug_poison=debug_poison, comm=comm and comm.handle)
+    def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None,
+                 host: int | None = None, stream: int | None = None, eager: bool = False,
+                 debug_poison: bool = False, comm=None):
+        options = _lib.SessionOptions(saved=saved, scratch=scratch, host=host, stream=stream,
+                                      eager=eager, debug_poison=debug_poison,
+                                      comm=comm and comm.handle)
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan, comm)
         self.plan = plan
-        self._run_on, self._error, self._count = _lib.lib.rg_session_run_on, _lib.Error(), len(plan.tensors)
+        self._run_on, self._error = _lib.lib.rg_session_run_on, _lib.Error()
+        self._count = len(plan.tensors)
         self._bound: dict = {}  # (role, name) → (address, bytes)
-        self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) that is bound now
+        self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) bound now
 
     def __repr__(self):
         return f"Session({self.plan!r})"
@@ -293,14 +310,14 @@ class Session(_Handle):
         tensors = self.plan.of_role(role)
         unknown = set(values) - {t.name for t in tensors}
         if unknown:
-            raise RegraphError("RG_E_USAGE", f"the plan has no {_ROLES[role]} '{min(unknown)}'; it has "
-                                             f"{', '.join(t.name for t in tensors) or 'none'}")
+            raise RegraphError("RG_E_USAGE", f"the plan has no {_ROLES[role]} '{min(unknown)}'; it "
+                                             f"has {', '.join(t.name for t in tensors) or 'none'}")
         for tensor in tensors:
             array = values.get(tensor.name)
             array = missing(tensor) if array is None else arrays.convert(array, tensor.dtype)
             if array.shape != tensor.shape:
-                raise RegraphError("RG_E_SHAPE", f"the {_ROLES[role]} '{tensor.name}' has shape {array.shape}; "
-                                                 f"expected {tensor.shape}")
+                raise RegraphError("RG_E_SHAPE", f"the {_ROLES[role]} '{tensor.name}' has shape "
+                                                 f"{array.shape}; expected {tensor.shape}")
             self._bind_array(tensor, array)
 
     def _results(self, tensors):
@@ -316,7 +333,8 @@ class Session(_Handle):
         """Runs forward on new output arrays: {output: array}."""
 
         def missing(tensor):
-            raise RegraphError("RG_E_USAGE", f"the input '{tensor.name}' is missing; expected shape {tensor.shape}")
+            raise RegraphError("RG_E_USAGE", f"the input '{tensor.name}' is missing; expected "
+                                             f"shape {tensor.shape}")
 
         self._given(_lib.INPUT, inputs, missing)
         outputs = self.plan.of_role(_lib.OUTPUT)
@@ -326,21 +344,24 @@ class Session(_Handle):
         return self._results(outputs)
 
     def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
-        """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An input whose spec says
-        "accumulate" is added to accumulate[name] (float32) or to zeros, and that sum returned."""
+        """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An
+        input whose spec says "accumulate" is added to accumulate[name] (float32) or to zeros, and
+        that sum returned."""
         self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
         gradients = self.plan.of_role(_lib.GRAD_OUT)
         accumulate = dict(accumulate or {})
         for tensor in gradients:
             given = accumulate.pop(tensor.name, None) if tensor.accumulates else None
             if given is not None and (given.dtype, given.shape) != (np.float32, tensor.shape):
-                raise RegraphError("RG_E_SHAPE", f"the running gradient of '{tensor.name}' is {given.dtype} of shape "
-                                                 f"{given.shape}; expected float32 of shape {tensor.shape}")
+                raise RegraphError(
+                    "RG_E_SHAPE", f"the running gradient of '{tensor.name}' is {given.dtype} of "
+                    f"shape {given.shape}; expected float32 of shape {tensor.shape}")
             make = np.zeros if tensor.accumulates else np.empty
             self._bind_array(tensor, make(tensor.shape, arrays.NUMPY[tensor.dtype]) if given is None
                              else np.ascontiguousarray(given))
         if accumulate:
-            raise RegraphError("RG_E_USAGE", f"the spec does not accumulate the gradient of '{min(accumulate)}'")
+            raise RegraphError("RG_E_USAGE", "the spec does not accumulate the gradient of "
+                                             f"'{min(accumulate)}'")
         self.run_backward()
         return self._results(gradients)
 
@@ -351,11 +372,12 @@ class Session(_Handle):
         return array
 
     def times(self) -> list[tuple[str, str, bool, float, float]]:
-        """[(node, op, backward?, ms, roofline ms)] of the last run (on a GPU: of an eager session)."""
+        """[(node, op, backward?, ms, roofline ms)] of the last run; a GPU's, of eager sessions."""
         steps: list = []
         time = _lib.NodeTime()
         while _lib.lib.rg_session_node_time(self.handle, len(steps), ctypes.byref(time)) == 0:
-            steps.append((time.name.decode(), time.op.decode(), time.backward, time.ms, time.roofline_ms))
+            steps.append((time.name.decode(), time.op.decode(), time.backward, time.ms,
+                          time.roofline_ms))
         return steps
 
     # ---- addresses ----
@@ -366,16 +388,18 @@ class Session(_Handle):
             _lib.call("rg_session_bind", self.handle, role, name.encode(), address, nbytes)
             self._bound[role, name] = address, nbytes
 
-    def run_on(self, backward: bool, pointers: bytes, saved: int, scratch: int, stream: int | None = None) -> None:
+    def run_on(self, backward: bool, pointers: bytes, saved: int, scratch: int,
+               stream: int | None = None) -> None:
         """One direction on memory of this run alone: `pointers` packs the addresses of all of the
         plan's tensors, in its order. Any session of the plan may have run the forward."""
         error = self._error
-        if self._run_on(self.handle, backward, pointers, self._count, saved, scratch, stream, ctypes.byref(error)):
+        if self._run_on(self.handle, backward, pointers, self._count, saved, scratch, stream,
+                        ctypes.byref(error)):
             self._error = _lib.Error()
             _lib.fail(error)
 
     def bind_saved(self, address: int) -> None:
-        """Another saved block, of sizes.saved bytes: one for each forward that awaits its backward."""
+        """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
 
     def bind_host(self, address: int) -> None:
@@ -418,11 +442,24 @@ def cp_rows(cu_seqlens: Sequence[int], capacity: int, ranks: int, rank: int,
     if str(mode) not in _lib.CP_MODES:
         raise RegraphError("RG_E_USAGE", f"there is no shard mode {mode!r}; expected one of "
                                          f"{', '.join(_lib.CP_MODES)}")
-    starts = np.ascontiguousarray(cu_seqlens, np.int32)
-    out = (_lib.Range * 2)()
-    _lib.call("rg_cp_rows", starts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), starts.size,
-              capacity, ranks, _lib.CP_MODES.index(str(mode)), rank, out)
+    starts, out = _starts(cu_seqlens), (_lib.Range * 2)()
+    _lib.call("rg_cp_rows", starts, len(starts), capacity, ranks, _lib.CP_MODES.index(str(mode)),
+              rank, out)
     return tuple(slice(rows.begin, rows.end) for rows in out)
+
+
+def cp_document_rows(cu_seqlens: Sequence[int], ranks: int, rank: int) -> np.ndarray:
+    """The rows of a batch that a rank has in the layout of TransformerEngine and Megatron, where
+    every document, of a multiple of 2·ranks rows, is cut into 2·ranks chunks."""
+    starts = _starts(cu_seqlens)
+    rows = np.empty(starts[-1] // ranks if len(starts) and ranks > 0 else 0, np.int64)
+    _lib.call("rg_cp_document_rows", starts, len(starts), ranks, rank,
+              rows.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), rows.size)
+    return rows
+
+
+def _starts(cu_seqlens):
+    return (ctypes.c_int32 * len(cu_seqlens))(*[int(start) for start in cu_seqlens])
 
 
 def device_check(device: str = "cuda") -> None:

@@ -7,8 +7,9 @@
     g.output("o", o)
     spec = g.spec()                                            # or g.document, g.json()
 
-Inputs of an op come by position, in the order of its ports, or by name; the rest are attributes. Where
-the graph has one input of sequence starts, it is filled in. `help(g.swa_attn)` says what an op takes.
+Inputs of an op come by position, in the order of its ports, or by name; the rest are attributes.
+Where the graph has one input of sequence starts, it is filled in. `help(g.swa_attn)` says what an
+op takes.
 """
 
 import difflib
@@ -118,7 +119,8 @@ class Graph:
         made = [Value(self, tensor) for tensor in out.values()]
         return made[0] if len(made) == 1 else tuple(made)
 
-    def input(self, name: str, shape: list, dtype: str = "$dtype", grad: bool | str = False) -> Value:
+    def input(self, name: str, shape: list, dtype: str = "$dtype",
+              grad: bool | str = False) -> Value:
         """An input [extents: integers, names, expressions]; grad: True, or "accumulate"."""
         entry = {"shape": list(shape), "dtype": dtype, **({"grad": grad} if grad else {})}
         self.document["inputs"][name] = entry

@@ -1,8 +1,9 @@
 """Programs: what regraph.torch runs. Plans by shapes, their sessions, and calls prepared for them.
 
-A Program (spec, policy, parameters) makes a Variant for each set of capacities, types and wanted gradients: its plan and
-idle sessions. A Call knows all that follows from the shapes and types of a call's tensors. It is found once; its forward
-and backward are the way of every later call with such tensors, and do nothing that could have been done before.
+A Program (spec, policy, parameters) makes a Variant for each set of capacities, types and wanted
+gradients: its plan and idle sessions. A Call knows all that follows from the shapes and types of a
+call's tensors. It is found once; its forward and backward are the way of every later call with such
+tensors, and do nothing that could have been done before.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import torch
 from . import _lib, core
 from .errors import RegraphError
 
-try:  # what torch.compile asks of tensors before it goes on as before, in one call: a fifth of the time of asking here
+try:  # what torch.compile asks of tensors before it goes on as before, in one call
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
     TensorGuards = None
@@ -51,7 +52,7 @@ def _block(size, device):
     return torch.empty((size or 1,), dtype=torch.uint8, device=device)
 
 
-def _room(count, step=3):
+def room(count, step=3):
     """The capacity that `count` is given: at most an eighth more (step 3), or the next power of two
     (step 0), so that few plans serve all lengths."""
     unit = 1 << max((count - 1).bit_length() - 1 - step + (step == 0), 0) if count > 1 else 1
@@ -75,7 +76,8 @@ def _addresses(tensors, infos, align, copies):
     at = []
     for tensor, info in zip(tensors, infos):
         address = tensor.data_ptr()
-        if address % align or tensor.shape != info.shape or not tensor.is_contiguous() or tensor.is_neg():
+        if (address % align or tensor.shape != info.shape or not tensor.is_contiguous()
+                or tensor.is_neg()):
             tensor = _fit(tensor, info, align)
             copies.append(tensor)
             address = tensor.data_ptr()
@@ -84,17 +86,19 @@ def _addresses(tensors, infos, align, copies):
 
 
 class Host:
-    """A block of the host's memory in which what a call offloads waits for its backward, pinned for a GPU.
+    """A block of the host's memory in which what a call offloads waits for its backward, pinned for
+    a GPU.
 
-    The copy engine may still be at work on it when torch has forgotten the call, so blocks go back to their variant, not to
-    torch, and serve later calls of the stream that used them last, which come behind. What a captured graph has seen stays
-    with it."""
+    The copy engine may still be at work on it when torch has forgotten the call, so blocks go back
+    to their variant, not to torch, and serve later calls of the stream that used them last, which
+    come behind. What a captured graph has seen stays with it."""
 
     def __init__(self, pools, size, stream, kept):
         pool = pools.get(stream)
         self.block = pool.pop() if pool else None
         if self.block is None:
-            self.block = torch.empty((size + 255,), dtype=torch.uint8, pin_memory=stream is not None)
+            self.block = torch.empty((size + 255,), dtype=torch.uint8,
+                                     pin_memory=stream is not None)
         self.address = -(-self.block.data_ptr() // 256) * 256
         self.stream, self._pools = stream, pools
         if kept:  # for good
@@ -127,8 +131,8 @@ def marked(starts, rows):
 
 
 def within(name, starts, rows):
-    """Starts for a plan of more rows than the tensors have, which knows only its own. Those past the
-    tensors' are refused on a CPU; on a GPU nobody waits for them, and they are marked."""
+    """Starts for a plan of more rows than the tensors have, which knows only its own. Those past
+    the tensors' are refused on a CPU; on a GPU nobody waits for them, and they are marked."""
     if starts.device.type != "cpu":
         return marked(starts, rows)
     if len(starts) and starts[-1].item() > rows:  # the plan's rule sees to the order
@@ -165,7 +169,7 @@ class Variant:
     def __init__(self, plan, device, eager, ranks):
         self.plan, self.device, self.eager = plan, device, eager
         self._ranks = ranks  # None: there is one
-        self.inputs, self.outputs, self.grads_in, self.grads_out = (plan.of_role(role) for role in range(4))
+        self.inputs, self.outputs, self.grads_in, self.grads_out = map(plan.of_role, range(4))
         self.on_gpu, self._index = device.type == "cuda", device.index
         self.align = 16 if self.on_gpu else 4
         gradients = len(self.grads_in) + len(self.grads_out)
@@ -173,7 +177,8 @@ class Variant:
         self._pack = (struct.Struct(f"={everything - gradients}Q{8 * gradients}x").pack,
                       struct.Struct(f"={everything}Q").pack)
         self._idle: dict = {}  # stream → sessions; taking and giving back are atomic
-        self._hosts: dict = {}  # stream → host blocks; below the sessions, which wait for their streams when they go
+        # stream → host blocks; below the sessions, which wait for their streams when they go
+        self._hosts: dict = {}
         self.captured = False  # a captured graph refers to a session's memory
         self.used = 0
 
@@ -183,11 +188,12 @@ class Variant:
         if not size:
             return None
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.on_gpu else None
-        return Host(self._hosts, size, stream, self.on_gpu and torch.cuda.is_current_stream_capturing())
+        capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
+        return Host(self._hosts, size, stream, capturing)
 
     def run(self, backward, addresses, saved, scratch, host=None):
-        """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs and
-        outputs, and in a backward those of gradients behind them."""
+        """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs
+        and outputs, and in a backward those of gradients behind them."""
         if self._ranks is not None:
             return self._run_as_rank(backward, addresses, saved, scratch, host)
         return self._run(backward, addresses, saved, scratch, host, None)
@@ -196,7 +202,7 @@ class Variant:
         """All ranks make their calls in the same order, each from one thread at a time."""
         with self._ranks.lock:
             try:
-                return self._run(*arguments, self._ranks.engine(self.device.type))
+                return self._run(*arguments, self._ranks.engine(self.device))
             except RegraphError:
                 raised = self._ranks.raised()
                 if raised is not None:
@@ -237,10 +243,10 @@ class Variant:
             if idle:
                 return idle.pop(), own
         if capturing:
-            raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first run of these shapes; "
-                                             "run once before the capture")
-        return core.Session(self.plan, saved=saved, scratch=scratch, host=host and host.address, eager=self.eager,
-                            comm=comm), own
+            raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first "
+                                             "run of these shapes; run once before the capture")
+        return core.Session(self.plan, saved=saved, scratch=scratch, host=host and host.address,
+                            eager=self.eager, comm=comm), own
 
     def synchronize(self):
         try:
@@ -260,10 +266,11 @@ def _never(*tensors):
 
 
 def _knows(tensors, infos):
-    """A function that tells whether other tensors are like these in all that matters, so that they need no
-    copies either; of tensors that do need some, never."""
-    if TensorGuards is None or not all(isinstance(t, torch.Tensor) and t.is_contiguous() and not t.is_neg()
-                                       and (info is None or t.shape == info.shape) for t, info in zip(tensors, infos)):
+    """A function that tells whether other tensors are like these in all that matters, so that they
+    need no copies either; of tensors that do need some, never."""
+    if TensorGuards is None or not all(
+            isinstance(t, torch.Tensor) and t.is_contiguous() and not t.is_neg()
+            and (info is None or t.shape == info.shape) for t, info in zip(tensors, infos)):
         return _never
     return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
 
@@ -280,7 +287,8 @@ class Call:
         self.device = variant.device
         self.saved, self.scratch = variant.plan.sizes.saved, variant.plan.sizes.scratch
         self.long = any(tensor.dtype == torch.int64 for tensor in tensors)
-        self._made = [(info.shape, _strides(info.shape), DTYPES[info.dtype]) for info in variant.outputs]
+        self._made = [(info.shape, _strides(info.shape), DTYPES[info.dtype])
+                      for info in variant.outputs]
         self._rows = None if program.exact else program.rows_of(tensors)
         if variant.outputs and variant.outputs[0].shape[0] == self._rows:
             self._rows = None
@@ -293,13 +301,14 @@ class Call:
         planned = [info.name for info in variant.grads_out]
         wanted = [program.inputs[i] for i in wanted]
         self._leaving = [wanted.index(name) for name in planned]
-        self._unmoved = [i for i, name in enumerate(wanted) if name not in planned]  # nothing depends on it
+        # of these the gradient is zero: nothing depends on them
+        self._unmoved = [i for i, name in enumerate(wanted) if name not in planned]
         adds = program.accumulating
         self.adding = [i for i in self.wanted if program.inputs[i] in adds]
         outputs = [info.name for info in variant.outputs]
         self._grads = [outputs.index(info.name) for info in variant.grads_in]
-        self._fresh = [(program.inputs.index(info.name), info.shape, _strides(info.shape), DTYPES[info.dtype])
-                       for info in variant.grads_out]
+        self._fresh = [(program.inputs.index(info.name), info.shape, _strides(info.shape),
+                        DTYPES[info.dtype]) for info in variant.grads_out]
         self.threads = torch.get_num_threads()
         self.same = self._same_backward = _never
 
@@ -311,13 +320,16 @@ class Call:
     def learn_backward(self, tensors, grads):
         """From now on `gradients` knows tensors like these."""
         variant = self.variant
-        if self._rows is None and not self.adding and not self._unmoved and len(grads) == len(self._grads):
-            infos = *variant.inputs, *variant.outputs, None, *[variant.outputs[i] for i in self._grads]
+        if (self._rows is None and not self.adding and not self._unmoved
+                and len(grads) == len(self._grads)):
+            like = [variant.outputs[i] for i in self._grads]
+            infos = *variant.inputs, *variant.outputs, None, *like
             knows = _knows([*tensors, *grads], infos)
             self._same_backward = self._same_backward if knows is _never else knows
 
     def forward(self, tensors, same=False, keep=True):
-        """Outputs, and the saved block with its `host`, unless nobody will `keep` it. `same`: as that says."""
+        """Outputs, and the saved block with its `host`, unless nobody will `keep` it. `same`: as
+        that says."""
         variant, device, copies = self.variant, self.device, []
         if self._starts:
             tensors = list(tensors)
@@ -344,8 +356,8 @@ class Call:
         return outputs, saved
 
     def gradients(self, tensors, grads, host=None):
-        """The gradient of each input, or None, from inputs, outputs, the saved block, and gradients of outputs,
-        where they are as the last ones were; None where they are not."""
+        """The gradient of each input, or None, from inputs, outputs, the saved block, and gradients
+        of outputs, where they are as the last ones were; None where they are not."""
         if not self._same_backward(*tensors, *grads):
             return None
         variant, device = self.variant, self.device
@@ -376,8 +388,10 @@ class Call:
         at += _addresses([grads[i] for i in self._arriving], variant.grads_in, align, copies)
         for i, info in zip(self._leaving, variant.grads_out):
             result = results[i]
-            if result.shape != info.shape or result.data_ptr() % align or not result.is_contiguous():
-                wide = _fit(result, info, align) if info.accumulates else result.new_empty(info.shape)
+            if (result.shape != info.shape or result.data_ptr() % align
+                    or not result.is_contiguous()):
+                wide = (_fit(result, info, align) if info.accumulates else
+                        result.new_empty(info.shape))
                 short.append((result, wide))
                 result = wide
             at.append(result.data_ptr())
@@ -400,7 +414,7 @@ class Program:
         self._group = options.pop("cp", None)  # {name, deadline} of a group that shares the rows
         self.ranks = None
         self.policy = core.Policy(policy) if policy is not None else None
-        spec = core.Spec(text, name=name, **params)  # complaints about the file as it stands come first
+        spec = core.Spec(text, name=name, **params)  # complaints about the file come first
         spec.check(self.policy)
         self.spec = json.loads(text)
         self.inputs = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT)
@@ -408,23 +422,26 @@ class Program:
         self.floating = tuple(t.name for t in spec.tensors
                               if t.role == _lib.OUTPUT and t.dtype != "i32")
         self.seqlens = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT and t.seqlens)
-        axes = {name: str(self.spec["inputs"][name]["shape"][:1] or "")[2:-2] for name in self.inputs if name not in self.seqlens}
+        axes = {name: str(self.spec["inputs"][name]["shape"][:1] or "")[2:-2]
+                for name in self.inputs if name not in self.seqlens}
         tokens = {axis for axis in axes.values()
-                  if axis.isidentifier() and axis not in self.spec.get("params", {}) and axis not in params}
-        # whose rows say how long a sequence is where no starts are given; of two kinds of rows, none do
+                  if axis.isidentifier() and axis not in self.spec.get("params", {})
+                  and axis not in params}
+        # whose rows say how long a sequence is where no starts are given; of two kinds, none do
         self.counted = tuple(name for name, axis in axes.items() if {axis} == tokens)
         grads = {name: self.spec["inputs"][name].get("grad", False) for name in self.inputs}
         self.differentiable = frozenset(name for name in self.inputs if grads[name])
         self.accumulating = frozenset(name for name in self.inputs if grads[name] == "accumulate")
         self._variants, self._lock = {}, threading.Lock()
         self.calls: dict = {}  # what tells kinds of calls apart (Attention, `call`) → Call
-        self.last: list = [None, None]  # the last call without and with gradients, if it may be asked for `same`
+        # the last call without and with gradients, if it may be asked for `same`
+        self.last: list = [None, None]
         counts = self._counts_rows()
         self.exact = self.options.pop("exact", False) or not counts
         if self._group is not None and not counts:
             raise RegraphError("RG_E_USAGE", f"{self.name}: ranks share out the rows of one token "
-                               "axis, which is the first of inputs and outputs, and whose sequences "
-                               "one input counts; the spec has none such")
+                               "axis, which is the first of inputs and outputs, and whose "
+                               "sequences one input counts; the spec has none such")
         self.join()
 
     def join(self):
@@ -451,8 +468,8 @@ class Program:
         return 1 if self.ranks is None else self.ranks.size
 
     def _counts_rows(self):
-        """Finds the token axis: a free name that is the first axis of inputs and nothing else, beside
-        lengths of its sequences. Then a plan for more rows than there are serves."""
+        """Finds the token axis: a free name that is the first axis of inputs and nothing else,
+        beside lengths of its sequences. Then a plan for more rows than there are serves."""
         free = {}  # name → which inputs use it how
         for name in self.inputs:
             for axis, extent in enumerate(self.spec["inputs"][name]["shape"]):
@@ -478,7 +495,8 @@ class Program:
 
     def rows_of(self, tensors):
         """How many tokens there are. Not of an exact program."""
-        return next(tensor.shape[0] for name, tensor in zip(self.inputs, tensors) if name in self.rows)
+        return next(tensor.shape[0] for name, tensor in zip(self.inputs, tensors)
+                    if name in self.rows)
 
     def like(self, tensors):
         """Type and shape of each output but for its rows, for inputs of the tensors' types."""
@@ -503,9 +521,9 @@ class Program:
         if self.exact:
             return shapes
         shared = self.ranks is not None  # who owns what follows from the capacity: it is given
-        return tuple((shape[0] if shared else _room(shape[0]), *shape[1:])
+        return tuple((shape[0] if shared else room(shape[0]), *shape[1:])
                      if name in self.rows else
-                     (_room(shape[0] - 1, 0) + 1,)
+                     (room(shape[0] - 1, 0) + 1,)
                      if name in self.seqlens and len(shape) == 1 and shape[0]
                      else shape for name, shape in zip(self.inputs, shapes))
 
@@ -516,7 +534,8 @@ class Program:
 
     def prepare(self, kind, wanted, tensors):
         names = wanted.split(",")
-        made = Call(self, self.variant(wanted, tensors), tuple(i for i, n in enumerate(self.inputs) if n in names), tensors)
+        wants = tuple(i for i, name in enumerate(self.inputs) if name in names)
+        made = Call(self, self.variant(wanted, tensors), wants, tensors)
         with self._lock:
             if len(self.calls) >= CALLS:
                 self._forget_calls()
@@ -532,7 +551,7 @@ class Program:
             return list(self._variants.values())
 
     def variant(self, wanted, tensors):
-        """The plan for these inputs with gradients of the inputs in `wanted`; tensors may be fake."""
+        """The plan for these inputs, with gradients of those in `wanted`; tensors may be fake."""
         device = tensors[0].device
         self.refuse(zip(self.inputs, tensors))
         given = tuple([tuple(map(int, tensor.shape)) for tensor in tensors])
@@ -542,10 +561,11 @@ class Program:
             if len(shape) != len(entry):
                 raise RegraphError(
                     "RG_E_RANK", f"{self.name}: the input '{name}' has {len(shape)} axes {shape}; "
-                    f"expected {len(entry)} [{', '.join(map(str, entry))}]; regraph.torch.pack makes "
-                    "packed tensors and cu_seqlens of batches")
+                    f"expected {len(entry)} [{', '.join(map(str, entry))}]; regraph.torch.pack "
+                    "makes packed tensors and cu_seqlens of batches")
         self._check_alike(given, tensors)
-        dtypes = tuple([torch.int32 if tensor.dtype == torch.int64 else tensor.dtype for tensor in tensors])
+        dtypes = tuple([torch.int32 if tensor.dtype == torch.int64 else tensor.dtype
+                        for tensor in tensors])
         shapes = self.capacities(given)
         key = (wanted, device, shapes, dtypes, threads)
         with self._lock:
@@ -579,15 +599,17 @@ class Program:
         device = tensors[0].device
         for name, tensor in zip(self.inputs, tensors):
             if tensor.device != device:
-                raise RegraphError("RG_E_DEVICE", f"{self.name}: the input '{name}' is on {tensor.device}; "
-                                                  f"expected {device}, where '{self.inputs[0]}' is")
+                raise RegraphError(
+                    "RG_E_DEVICE", f"{self.name}: the input '{name}' is on {tensor.device}; "
+                    f"expected {device}, where '{self.inputs[0]}' is")
         if self.exact:
             return
         counts = [(name, shape[0]) for name, shape in zip(self.inputs, shapes) if name in self.rows]
         for name, count in counts:
             if count != counts[0][1]:
-                raise RegraphError("RG_E_SHAPE", f"{self.name}: the input '{name}' has {count} tokens; expected "
-                                                 f"{counts[0][1]}, as '{counts[0][0]}' has")
+                raise RegraphError(
+                    "RG_E_SHAPE", f"{self.name}: the input '{name}' has {count} tokens; expected "
+                    f"{counts[0][1]}, as '{counts[0][0]}' has")
 
     def _make(self, wanted, device, shapes, dtypes, tensors, threads):
         spec = dict(self.spec, inputs={})
@@ -602,16 +624,18 @@ class Program:
                  if self.ranks is not None and name in self.rows else shape
                  for name, shape in zip(self.inputs, shapes)]
         dims = loaded.solve(dict(zip(self.inputs, whole)))
-        with torch.cuda.device(device) if device.type == "cuda" and torch.cuda.is_available() else contextlib.nullcontext():
+        there = device.type == "cuda" and torch.cuda.is_available()
+        with torch.cuda.device(device) if there else contextlib.nullcontext():
             options = {**self.options, "threads": self.options["threads"] or threads}
             plan = core.Plan(loaded, self.policy, device=device.type, cp=self.shares, **options,
                              **dims)
         variant = Variant(plan, device, self.eager, self.ranks)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
             if dtype != DTYPES[info.dtype]:
-                raise RegraphError("RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; expected "
-                                                 f"{DTYPES[info.dtype]}")
+                raise RegraphError(
+                    "RG_E_DTYPE", f"{self.name}: the input '{info.name}' holds {tensor.dtype}; "
+                    f"expected {DTYPES[info.dtype]}")
             if shape != info.shape:
-                raise RegraphError("RG_E_SHAPE", f"{self.name}: the input '{info.name}' has shape {shape}; expected "
-                                                 f"{info.shape}")
+                raise RegraphError("RG_E_SHAPE", f"{self.name}: the input '{info.name}' has shape "
+                                                 f"{shape}; expected {info.shape}")
         return variant

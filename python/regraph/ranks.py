@@ -17,6 +17,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import os
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ from . import _lib, core
 from .errors import RegraphError
 
 TICK = 0.1  # how often the store is looked at, seconds
-ROLL = 0.5  # how long the roll takes at most: a few ticks
+ROLL = 1.5  # how long the roll takes at most, where someone does not answer: many ticks
 HEADER = 128  # bytes in which a rank says what it calls
 _open: dict = {}  # name of a group, deadline → Ranks
 
@@ -153,7 +154,10 @@ class Watch:
 
     def late(self, what, before):
         """Who was not there within the deadline."""
-        there = self.roll() or {}
+        there = self.roll()
+        if there is None:
+            return self.fail(f"{what} did not end within {self.deadline:g} s, and the group's "
+                             "store does not answer")
         for rank in range(self.size):
             if rank not in there:
                 return self.fail(f"rank {rank} does not answer, and did not reach {what} within "
@@ -366,18 +370,23 @@ class Ranks:
         self.lock = threading.RLock()  # an end is used from one thread at a time
         self._engines: dict = {}  # "cpu", "cuda" → what carries bytes
 
-    def engine(self, kind):
+    def engine(self, device):
         """What carries bytes of that device; collective at the first call."""
         with self.lock:
             if self.watch.failed is not None:
                 raise RegraphError("RG_E_COMM", self.watch.failed)
-            if kind not in self._engines:
+            if device.type not in self._engines:
                 try:
-                    self._engines[kind] = (Processes(self.watch, True) if kind == "cuda" else
-                                           Gloo(self.watch))
+                    self._engines[device.type] = self._make(device)
                 except Failed as error:
                     raise RegraphError("RG_E_COMM", str(error)) from None
-            return self._engines[kind]
+            return self._engines[device.type]
+
+    def _make(self, device):
+        if device.type != "cuda":
+            return Gloo(self.watch)
+        with torch.cuda.device(device):  # NCCL takes the current one
+            return Processes(self.watch, cuda=True)
 
     def fail(self, error):
         """This rank takes part no more: the others would wait for it in vain."""
@@ -415,7 +424,9 @@ def ranks_of(name, deadline, anew=False):
 
 
 @atexit.register
-def _close():
+def _close(mine=os.getpid()):
+    if os.getpid() != mine:  # a child that was forked has none of the threads
+        return
     for ranks in _open.values():
         ranks.close()
     _open.clear()

@@ -1,18 +1,20 @@
 """regraph for PyTorch.
 
     import regraph.torch
-    attend = regraph.torch.attention("nsa.json", policy={"regraph_policy": 1, "preset": "all"}, H=64, KH=4)
+    attend = regraph.torch.attention("nsa.json", policy="all", H=64, KH=4)
     o = attend(q, k, v, gate, cu_seqlens)      # or attend(q=q, …); differentiable
 
-What happens: the tensors' shapes and types pick a plan (made once each), torch's allocator supplies its saved block, which
-lives until backward is done with it, and its scratch, which lives for the call; the steps are enqueued on the current
-stream. Nothing waits for the GPU, and cu_seqlens stays there. Any number of calls may be in flight, streams may be captured
-after one run of the same shapes, and torch.compile sees two operators, regraph::forward and regraph::backward (a plan has
-fixed shapes, so it specialises on them).
+What happens: the tensors' shapes and types pick a plan (made once each), torch's allocator supplies
+its saved block, which lives until backward is done with it, and its scratch, which lives for the
+call; the steps are enqueued on the current stream. Nothing waits for the GPU, and cu_seqlens stays
+there. Any number of calls may be in flight, streams may be captured after one run of the same
+shapes, and torch.compile sees two operators, regraph::forward and regraph::backward, for which T is
+dynamic: the plan is chosen inside.
 
-How it is built: programs.py has the plans, by shapes, and what runs them. Here stand the ways in: a function of autograd
-where nobody looks on, and two operators where torch.compile and others do. An operator names its program by a text, since
-operators take no objects. A backward needs nothing but its arguments: any session of the plan adopts the saved block.
+How it is built: programs.py has the plans, by shapes, and what runs them. Here stand the ways in: a
+function of autograd where nobody looks on, and two operators where torch.compile and others do. An
+operator names its program by a text, since operators take no objects. A backward needs nothing but
+its arguments: any session of the plan adopts the saved block.
 """
 
 import functools
@@ -26,12 +28,14 @@ import torch
 from . import _lib, core
 from .errors import RegraphError
 from .programs import DTYPES, NAMES, narrow, program_of
+from .rows import (cp_capacity, cp_from_documents, cp_shard,  # noqa: F401 (users')
+                   cp_to_documents, cp_unshard)
 
 # ---- eager ----
 
 def _differentiate(run, program, wanted, running, inputs, outputs, saved, grads):
-    """The gradient of each input, or None, by `run`: a call's backward or the operator. `wanted` and
-    `running` ({input: what its gradient is added to}) go by number."""
+    """The gradient of each input, or None, by `run`: a call's backward or the operator. `wanted`
+    and `running` ({input: what its gradient is added to}) go by number."""
     incoming = [torch.zeros_like(like) if grad is None else grad
                 for grad, like in zip(grads, outputs) if like.is_floating_point()]
     gradients, results = [None] * len(inputs), []
@@ -90,14 +94,17 @@ _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
 def _keeps_all(made, variant):
     """An operator's backward knows nothing but its arguments, and a host block is none of them."""
     if variant.plan.sizes.host:
-        raise RegraphError("RG_E_POLICY", f"{made.name}: nothing is offloaded where torch.compile, torch.export or DTensor look "
-                                          "on; call it outside of them, or take \"offload\" and \"host\" out of the policy")
+        raise RegraphError("RG_E_POLICY",
+                           f"{made.name}: nothing is offloaded where torch.compile, torch.export or "
+                           "DTensor look on; call it outside of them, or take \"offload\" and "
+                           "\"host\" out of the policy")
 
 
 @torch.library.custom_op("regraph::forward", mutates_args=())
 def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch.Tensor],
              accumulators: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-    """Returns the outputs and the saved block. What is accumulated, and where, only matters to the backward."""
+    """Returns the outputs and the saved block. What is accumulated, and where, only matters to the
+    backward."""
     made = program_of(program)
     try:
         call = made.call(wanted, inputs)
@@ -128,8 +135,9 @@ def _(program, wanted, accumulated, inputs, accumulators):
 
 
 @torch.library.custom_op("regraph::backward", mutates_args={"results"})
-def _backward(program: str, wanted: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
-              saved: torch.Tensor, grads: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+def _backward(program: str, wanted: str, inputs: Sequence[torch.Tensor],
+              outputs: Sequence[torch.Tensor], saved: torch.Tensor, grads: Sequence[torch.Tensor],
+              results: Sequence[torch.Tensor]) -> None:
     program_of(program).call(wanted, inputs).backward(inputs, outputs, saved, grads, results)
 
 
@@ -170,22 +178,24 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def _watched():
-    """Is someone looking on (torch.compile, fake tensors, make_fx, torch.func …) who must see an operator?"""
+    """Is someone looking on (torch.compile, fake tensors, make_fx, torch.func …) who must see an
+    operator?"""
     return (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
             or torch._C._functorch.peek_interpreter_stack() is not None)
 
 
 def _refuse(name):
     """Says what to do instead where torch would fail inside an operator."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RegraphError("RG_E_USAGE", f"{name}: vmap and torch.func do not go through it; pack a "
-                           "batch along the tokens (regraph.torch.pack) and use torch.autograd")
+    transforms = torch._C._functorch.peek_interpreter_stack
+    if not torch.compiler.is_compiling() and transforms() is not None:
+        raise RegraphError("RG_E_USAGE", f"{name}: vmap and torch.func do not go through it; pack "
+                           "a batch along the tokens (regraph.torch.pack) and use torch.autograd")
 
 
 def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
          heads_first: bool = False) -> tuple[torch.Tensor, ...]:
-    """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns each
-    as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there; None: all of them."""
+    """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns
+    each as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there; None: all."""
     if heads_first:
         tensors = tuple(tensor.transpose(1, 2) for tensor in tensors)
     batch, length = tensors[0].shape[:2]
@@ -200,9 +210,10 @@ def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
     return *flat, starts.to(torch.int32)
 
 
-def unpack(tensor: torch.Tensor, like: torch.Tensor | int, heads_first: bool = False) -> torch.Tensor:
-    """The reverse of `pack` for a result [T, …]: [B, S, …]. `like` is the mask, where there was one, or
-    B; tokens that the mask leaves out are zero."""
+def unpack(tensor: torch.Tensor, like: torch.Tensor | int,
+           heads_first: bool = False) -> torch.Tensor:
+    """The reverse of `pack` for a result [T, …]: [B, S, …]. `like` is the mask, where there was
+    one, or B; tokens that the mask leaves out are zero."""
     if isinstance(like, torch.Tensor):
         there = like.bool().flatten().nonzero().squeeze(1)
         wide = tensor.new_zeros(like.numel(), *tensor.shape[1:])
@@ -213,11 +224,13 @@ def unpack(tensor: torch.Tensor, like: torch.Tensor | int, heads_first: bool = F
 
 
 class Attention:
-    """A program as a function of tensors: by position in the order of the spec's inputs, or by name.
+    """A program as a function of tensors: by position in the order of the spec's inputs, or by
+    name.
 
-    Returns the output, or {name: output} where the spec has several. An input of sequence starts may be left out: then all
-    tokens are one sequence. A weight whose gradient the spec accumulates is added to its `main_grad` (float32, of its shape)
-    where it has one, and otherwise gets an ordinary gradient.
+    Returns the output, or {name: output} where the spec has several. An input of sequence starts
+    may be left out: then all tokens are one sequence. A weight whose gradient the spec accumulates
+    is added to its `main_grad` (float32, of its shape) where it has one, and otherwise gets an
+    ordinary gradient.
     """
 
     def __init__(self, text, name, policy, eager, options, params):
@@ -243,15 +256,18 @@ class Attention:
     def _arrange(self, args, named):
         program = self._program
         if len(args) > len(program.inputs):
-            raise RegraphError("RG_E_USAGE", f"{program.name}: {len(args)} tensors; expected {', '.join(program.inputs)}")
+            raise RegraphError("RG_E_USAGE", f"{program.name}: {len(args)} tensors; expected "
+                                             f"{', '.join(program.inputs)}")
         tensors = dict(zip(program.inputs, args))
         for name, tensor in named.items():
             if name not in program.inputs or name in tensors:
-                raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {'given twice' if name in tensors else 'no input'}"
-                                                 f"; expected {', '.join(program.inputs)}")
+                wrong = "given twice" if name in tensors else "no input"
+                raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {wrong}; expected "
+                                                 f"{', '.join(program.inputs)}")
             tensors[name] = tensor
         program.refuse((n, t) for n, t in tensors.items() if isinstance(t, torch.Tensor))
-        first = next((tensors[name] for name in program.counted if isinstance(tensors.get(name), torch.Tensor)), None)
+        first = next((tensors[name] for name in program.counted
+                      if isinstance(tensors.get(name), torch.Tensor)), None)
         for name in program.inputs:
             tensor = tensors.get(name)
             if tensor is None and name in program.seqlens and first is not None and first.dim():
@@ -285,18 +301,21 @@ class Attention:
         wanted = [name for name, tensor in zip(program.inputs, tensors) if tensor.requires_grad]
         for name in wanted:
             if name not in program.differentiable:
-                raise RegraphError("RG_E_USAGE", f"{program.name}: the input '{name}' requires a gradient, which the spec "
-                                                 'does not ask for; say "grad": true there, or detach it')
+                raise RegraphError(
+                    "RG_E_USAGE", f"{program.name}: the input '{name}' requires a gradient, which "
+                    'the spec does not ask for; say "grad": true there, or detach it')
         return wanted
 
     def _main_grad(self, name, leaf):
         """What a weight's gradient is added to, where it brings that."""
         main_grad = getattr(leaf, "main_grad", None)
-        if main_grad is not None and (main_grad.dtype != torch.float32 or main_grad.shape != leaf.shape
+        if main_grad is not None and (main_grad.dtype != torch.float32
+                                      or main_grad.shape != leaf.shape
                                       or not main_grad.is_contiguous()):
-            raise RegraphError("RG_E_USAGE", f"{self._program.name}: main_grad of '{name}' is {main_grad.dtype} of shape "
-                                             f"{tuple(main_grad.shape)}; expected contiguous float32 of shape "
-                                             f"{tuple(leaf.shape)}")
+            raise RegraphError(
+                "RG_E_USAGE", f"{self._program.name}: main_grad of '{name}' is {main_grad.dtype} "
+                f"of shape {tuple(main_grad.shape)}; expected contiguous float32 of shape "
+                f"{tuple(leaf.shape)}")
         return main_grad
 
     def _seen(self, leaves):
@@ -305,7 +324,8 @@ class Attention:
         _refuse(program.name)
         for name, tensor in zip(program.inputs, leaves):
             if not isinstance(tensor, torch.Tensor):
-                raise RegraphError("RG_E_TYPE", f"{program.name}: the input '{name}' is of {type(tensor)}; expected a tensor")
+                raise RegraphError("RG_E_TYPE", f"{program.name}: the input '{name}' is of "
+                                                f"{type(tensor)}; expected a tensor")
         if any(type(tensor).__name__ == "DTensor" for tensor in leaves):
             from . import shards  # imports torch.distributed
 
@@ -313,11 +333,13 @@ class Attention:
         tensors = self._cast(leaves)
         wanted, accumulated, accumulators = self._wanted(tensors), [], []
         for name, leaf in zip(program.inputs, leaves):
-            main_grad = self._main_grad(name, leaf) if name in wanted and name in program.accumulating else None
+            adds = name in wanted and name in program.accumulating
+            main_grad = self._main_grad(name, leaf) if adds else None
             if main_grad is not None:
                 accumulated.append(name)
                 accumulators.append(main_grad)
-        return _forward(self.made_of, ",".join(wanted), ",".join(accumulated), tensors, accumulators)[:-1]
+        return _forward(self.made_of, ",".join(wanted), ",".join(accumulated), tensors,
+                        accumulators)[:-1]
 
     def _direct(self, leaves):
         """A call past the operator: nothing but what differs from call to call."""
@@ -330,7 +352,8 @@ class Attention:
             plain = not torch.is_autocast_enabled(leaves[0].device.type)
             if not plain:
                 tensors = self._cast(leaves)
-            kind = (grad, threads, *[(t.shape, t.dtype, t.device, t.requires_grad) for t in tensors])
+            kind = (grad, threads,
+                    *[(t.shape, t.dtype, t.device, t.requires_grad) for t in tensors])
             call = program.calls.get(kind)
             if call is None:
                 call = program.prepare(kind, ",".join(self._wanted(tensors)), tensors)
@@ -348,6 +371,8 @@ class Attention:
 
     def __call__(self, *args: torch.Tensor,
                  **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        if self._program.ranks is None:
+            return self._call(args, named)
         try:
             return self._call(args, named)
         except RegraphError as error:
@@ -362,30 +387,34 @@ class Attention:
         return outputs[0] if len(outputs) == 1 else dict(zip(program.outputs, outputs))
 
     def plan(self, *args: torch.Tensor, **named: torch.Tensor) -> core.Plan:
-        """The core.Plan that a call with these tensors (and their requires_grad) uses: sizes, reports."""
+        """The core.Plan that a call with these tensors (and their requires_grad) uses: sizes,
+        reports."""
         tensors = self._cast(self._arrange(args, named))
         return self._program.variant(",".join(self._wanted(tensors)), tensors).plan
 
-    def times(self, *args: torch.Tensor, **named: torch.Tensor) -> list[tuple[str, str, bool, float, float]]:
-        """[(node, op, backward?, ms, roofline ms)] of the last run with these tensors, of an `eager` attention: its backward's
-        steps are the last run's if that was one."""
+    def times(self, *args: torch.Tensor,
+              **named: torch.Tensor) -> list[tuple[str, str, bool, float, float]]:
+        """[(node, op, backward?, ms, roofline ms)] of the last run with these tensors, of an
+        `eager` attention: its backward's steps are the last run's if that was one."""
         plan = self.plan(*args, **named)
         return next((v.times() for v in self._program.variants() if v.plan is plan), [])
 
     def synchronize(self) -> None:
-        """Waits for this program's runs and raises what went wrong in them, such as lengths that broke a rule (the next call
-        would raise it too)."""
+        """Waits for this program's runs and raises what went wrong in them, such as lengths that
+        broke a rule (the next call would raise it too)."""
         for variant in self._program.variants():
             variant.synchronize()
 
 
-def attention(spec: core.Source, policy: core.Source | int | None = None, *, threads: int = 0, profile: str | None = None,
-              no_lanes: bool = False, no_fuse: bool = False, eager: bool = False, exact: bool = False,
-              cp=None, deadline: float = 60, **params) -> Attention:
-    """Makes an Attention of a spec and a policy (paths, dicts or JSON text; "all", "6GiB"). `params` override the spec's parameters; one that
-    names an input's dtype follows the tensors where it is not given. `eager` launches step by step and times each (see
-    `times`). `cp`, a process group or one dimension of a mesh, shares the tokens out among its ranks
-    (`cp_shard`); who comes `deadline` seconds after the others ends all. Equal arguments share plans."""
+def attention(spec: core.Source, policy: core.Source | int | None = None, *, threads: int = 0,
+              profile: str | None = None, no_lanes: bool = False, no_fuse: bool = False,
+              eager: bool = False, exact: bool = False, cp=None, deadline: float = 60,
+              **params) -> Attention:
+    """Makes an Attention of a spec and a policy (paths, dicts or JSON text; "all", "6GiB").
+    `params` override the spec's parameters; one that names an input's dtype follows the tensors
+    where it is not given. `eager` launches step by step and times each (see `times`). `cp`, a
+    process group or one dimension of a mesh, shares the tokens out among its ranks (`cp_shard`);
+    who comes `deadline` seconds after the others ends all. Equal arguments share plans."""
     text, name = core.read_source(spec)
     policy = core.read_policy(policy)[0] if policy is not None else None
     options = {"threads": threads, "profile": profile, "no_lanes": no_lanes,
@@ -401,82 +430,15 @@ def attention(spec: core.Source, policy: core.Source | int | None = None, *, thr
     return made
 
 
-# ---- context parallelism ----
-
-
-def cp_capacity(tokens: int, cp, multiple: int = 64) -> int:
-    """The rows that a batch of so many tokens is given where ranks share them: at most an eighth
-    more, and each rank's two chunks a multiple of `multiple`, which the strides of the spec divide."""
-    from . import ranks
-    from .programs import _room
-
-    unit = 2 * ranks.group_of(cp).size() * multiple
-    return -(-_room(tokens) // unit) * unit
-
-
-def _cp_rows(cu_seqlens, capacity, group, rank, mode):
-    starts = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
-    return core.cp_rows(starts, capacity, group.size(), rank, mode)
-
-
-def cp_shard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
-             capacity: int | None = None):
-    """This rank's rows of tensors [T, …] that all ranks have: a tensor, or a list of them. Rows past
-    T, up to the capacity (`cp_capacity`), are zeros. `mode` is the policy's; "auto" looks at
-    cu_seqlens, which is best on the host then. Gradients go back to the rows they came from."""
-    from . import ranks
-
-    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
-    whole = [tensors] if single else list(tensors)
-    capacity = capacity or cp_capacity(whole[0].shape[0], cp)
-    if any(len(tensor) > capacity for tensor in whole):
-        raise RegraphError("RG_E_SHAPE", f"cp_shard: {max(map(len, whole))} tokens; expected at "
-                                         f"most {capacity}, the capacity")
-    own = _cp_rows(cu_seqlens, capacity, group, group.rank(), mode)
-    parts = []
-    for tensor in whole:
-        pieces = []
-        for rows in own:
-            piece = tensor[rows]
-            rest = capacity // (2 * group.size()) - len(piece)
-            pieces += [piece, tensor.new_zeros(rest, *tensor.shape[1:])] if rest else [piece]
-        parts.append(torch.cat(pieces))
-    return parts[0] if single else parts
-
-
-@torch.no_grad()
-def cp_unshard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
-               tokens: int | None = None):
-    """The reverse of `cp_shard`, on every rank: the whole batch's rows, of which the first `tokens`
-    (without it, all of the capacity). To look at: a loss is taken of each rank's own rows."""
-    import torch.distributed as dist
-
-    from . import ranks
-
-    group, single = ranks.group_of(cp), isinstance(tensors, torch.Tensor)
-    whole = []
-    for tensor in [tensors] if single else tensors:
-        capacity = group.size() * len(tensor)
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                 for _ in range(group.size())]
-        dist.all_gather(parts, tensor.contiguous(), group=group)
-        made = tensor.new_empty(capacity, *tensor.shape[1:])
-        for rank, part in enumerate(parts):
-            for rows, piece in zip(_cp_rows(cu_seqlens, capacity, group, rank, mode),
-                                   part.chunk(2)):
-                made[rows] = piece
-        whole.append(made[:tokens])
-    return whole[0] if single else whole
-
-
 class Module(torch.nn.Module):
-    """`attention` as a module. `parameters` names inputs of the spec that it keeps, as parameters of
-    these names: biases start at 0, other vectors at 1, matrices as torch.nn.Linear's. Calls take the
-    other inputs, by position or by name. `dtype` is the spec's parameter of that name, also as torch
-    says it; where it is not given, parameters have torch's default type."""
+    """`attention` as a module. `parameters` names inputs of the spec that it keeps, as parameters
+    of these names: biases start at 0, other vectors at 1, matrices as torch.nn.Linear's. Calls take
+    the other inputs, by position or by name. `dtype` is the spec's parameter of that name, also as
+    torch says it; where it is not given, parameters have torch's default type."""
 
-    def __init__(self, spec: core.Source, policy: core.Source | int | None = None, *, parameters: Sequence[str] = (),
-                 dtype: str | torch.dtype | None = None, device: torch.device | str | None = None, **options):
+    def __init__(self, spec: core.Source, policy: core.Source | int | None = None, *,
+                 parameters: Sequence[str] = (), dtype: str | torch.dtype | None = None,
+                 device: torch.device | str | None = None, **options):
         super().__init__()
         if dtype is not None:
             options["dtype"] = NAMES[dtype] if isinstance(dtype, torch.dtype) else dtype
@@ -491,8 +453,9 @@ class Module(torch.nn.Module):
             if name not in shapes or min(shapes[name], default=1) < 0:
                 raise RegraphError(
                     "RG_E_USAGE", f"{program.name}: the parameter '{name}' is "
-                    f"{'no input' if name not in shapes else 'an input of no fixed shape'}; expected "
-                    f"some of {', '.join(n for n, s in shapes.items() if min(s, default=1) >= 0)}")
+                    f"{'no input' if name not in shapes else 'an input of no fixed shape'}; "
+                    "expected some of "
+                    f"{', '.join(n for n, s in shapes.items() if min(s, default=1) >= 0)}")
             said = program.dtype_of(name)
             value = torch.empty(shapes[name], dtype=DTYPES.get(said), device=device)
             self.register_parameter(name, torch.nn.Parameter(value))
@@ -507,13 +470,14 @@ class Module(torch.nn.Module):
             else:
                 torch.nn.init.constant_(value, 0 if name in self._biases else 1)
 
-    def forward(self, *args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    def forward(self, *args: torch.Tensor,
+                **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """The attention of the other inputs and the parameters."""
         kept = dict(self.named_parameters(recurse=False))
         names = [name for name in self.attention._program.inputs if name not in kept]
         if len(args) > len(names):
-            raise RegraphError("RG_E_USAGE", f"{self.attention._program.name}: {len(args)} tensors; "
-                                             f"expected {', '.join(names)}")
+            raise RegraphError("RG_E_USAGE", f"{self.attention._program.name}: {len(args)} "
+                                             f"tensors; expected {', '.join(names)}")
         return self.attention(**dict(zip(names, args)), **named, **kept)
 
     def extra_repr(self) -> str:

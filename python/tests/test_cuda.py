@@ -19,8 +19,8 @@ try:
 except RegraphError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-P = {"H": 8, "KH": 2, "D": 128, "DV": 128, "kernel": 32, "stride": 16, "block": 64, "top_n": 4, "init": 1, "local": 2,
-     "window": 100}
+P = {"H": 8, "KH": 2, "D": 128, "DV": 128, "kernel": 32, "stride": 16, "block": 64, "top_n": 4,
+     "init": 1, "local": 2, "window": 100}
 T = 640
 PACK = (0, 31, 31, 288, 600)
 NSA = json.loads(regraph.example("nsa.json").read_text())
@@ -31,7 +31,8 @@ GATES = {torch.bfloat16: (6e-3, 1e-2), torch.float16: (8e-4, 1.5e-3), torch.floa
 def tensors(tokens=T, p=P, dtype=torch.bfloat16, seed=0):
     g = torch.Generator("cuda").manual_seed(seed)
     shapes = (p["H"], p["D"]), (p["KH"], p["D"]), (p["KH"], p["DV"]), (p["H"], 3)
-    return [torch.randn(tokens, *s, generator=g, device="cuda").to(dtype).requires_grad_() for s in shapes]
+    return [torch.randn(tokens, *s, generator=g, device="cuda").to(dtype).requires_grad_()
+            for s in shapes]
 
 
 def starts(*values):
@@ -39,7 +40,8 @@ def starts(*values):
 
 
 def normal_like(o, seed=5):
-    return torch.randn(o.shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda").to(o.dtype)
+    g = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(o.shape, generator=g, device="cuda").to(o.dtype)
 
 
 def grads(out, x, d_o):
@@ -66,13 +68,15 @@ def test_against_reference(dtype, policy, pack):
     wide = [t.detach().double().requires_grad_() for t in x]
     expected = reference.nsa(*wide, out["idx"], cu, P, dtype)
     assert reference.rel_rms(out["o"], expected) < GATES[dtype][0]
-    for name, got, want in zip("qkvg", grads(out["o"], x, d_o), grads(expected, wide, d_o.double())):
+    for name, got, want in zip("qkvg", grads(out["o"], x, d_o),
+                               grads(expected, wide, d_o.double())):
         assert got.dtype == dtype and reference.rel_rms(got, want) < GATES[dtype][1], name
     length = pack[-1] - pack[-2]
     first = pack[-2]
     chosen = reference.select(*(t.detach()[first: pack[-1]] for t in wide[:2]), P, dtype)
     idx = out["idx"][first: pack[-1]].tolist()
-    agree = sum(set(idx[i][h]) - {-1} == chosen[i][h] for i in range(length) for h in range(P["KH"]))
+    agree = sum(set(idx[i][h]) - {-1} == chosen[i][h]
+                for i in range(length) for h in range(P["KH"]))
     assert agree >= 0.99 * length * P["KH"]
 
 
@@ -82,7 +86,8 @@ def test_gradient_is_the_slope(attend):
     gradient = grads(attend(*x), x, d_o)
     for at in (2, 3):  # neither v nor gate moves what is selected
         step = 1e-2 * normal_like(x[at])
-        there, here = ((attend(*x[:at], x[at] + s * step, *x[at + 1:]).double() * d_o).sum() for s in (1, -1))
+        there, here = ((attend(*x[:at], x[at] + s * step, *x[at + 1:]).double() * d_o).sum()
+                       for s in (1, -1))
         assert abs((there - here) / (2 * (gradient[at].double() * step).sum()) - 1) < 5e-3
 
 
@@ -99,7 +104,8 @@ def test_hundred_batches_of_one_plan():
             out = attend(*x, cu)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        expected = reference.nsa(*(t.detach().double() for t in x), out["idx"], cu, p, torch.bfloat16)
+        wide = [t.detach().double() for t in x]
+        expected = reference.nsa(*wide, out["idx"], cu, p, torch.bfloat16)
         assert reference.rel_rms(out["o"], expected) < GATES[torch.bfloat16][0], cu
         assert not out["o"][int(cu[-1]):].any()
     assert len(attend._program._variants) == 1
@@ -125,7 +131,7 @@ def test_eager_is_bit_equal(attend):
     replayed = [o, *grads(o, x, normal_like(o))]
     os.environ["REGRAPH_EAGER"] = "1"
     try:
-        stepwise = regraph.torch.attention(NSA, threads=1, **P)  # another program, so another session
+        stepwise = regraph.torch.attention(NSA, threads=1, **P)  # another program, and session
         o = stepwise(*x, cu)
         assert same(replayed, [o, *grads(o, x, normal_like(o))])
     finally:
@@ -158,7 +164,8 @@ def test_streams(attend):
 
 
 def test_memory(attend):
-    """torch's allocator is asked for the saved block, the scratch of the call and the outputs: nothing else."""
+    """torch's allocator is asked for the saved block, the scratch of the call and the outputs:
+    nothing else."""
     x, cu = tensors(), starts(*PACK)
     attend(*x, cu).sum().backward()
     sizes, o_bytes = attend.plan(*x, cu).sizes, T * P["H"] * P["DV"] * 2
@@ -228,7 +235,8 @@ def test_compile(attend, mode):
 
 def test_operators(attend):
     x = [*tensors(tokens=100), starts(0, 17, 100)]
-    torch.use_deterministic_algorithms(True)  # fills new memory, and opcheck compares all of the saved block
+    # fills new memory, and opcheck compares all of the saved block
+    torch.use_deterministic_algorithms(True)
     try:
         torch.library.opcheck(torch.ops.regraph.forward, (attend.made_of, "q,k,v,gate", "", x, []))
     finally:
@@ -263,14 +271,15 @@ def test_lengths_past_the_tokens(attend):
     """Nobody waits for the device, and it tells what it was given: 600 rows, in a plan of 640."""
     x = tensors(600)
     assert attend.plan(*x).of_role(0)[0].shape[0] == 640
-    for wrong, told in ((starts(0, 20, 605), "cu_seqlens.2. was 605 in an earlier run, past the rows"),
-                        (torch.tensor([0, 20, 2**32 + 600], device="cuda"), "was 1073741824 or more"),
-                        (starts(0, 20, 700), "cu_seqlens.2. was 700 in an earlier run, past the rows")):
+    large = torch.tensor([0, 20, 2**32 + 600], device="cuda")
+    for wrong, told in ((starts(0, 20, 605), "cu_seqlens.2. was 605 in an earlier run, past the"),
+                        (large, "cu_seqlens.2. was 1073741824 or more in an earlier run, past the"),
+                        (starts(0, 20, 700), "cu_seqlens.2. was 700 in an earlier run, past the")):
         attend(*x, wrong)
         with pytest.raises(RegraphError, match=told):
             attend.synchronize()
         attend.synchronize()  # once
-    with pytest.raises(RegraphError, match="was 2147483647 or more in an earlier run; expected starts"):
+    with pytest.raises(RegraphError, match="was 2147483647 or more in an earlier run; expected"):
         attend(*tensors(640), torch.tensor([0, 20, 2**32 + 640], device="cuda"))
         attend.synchronize()
     x = tensors(0)
@@ -280,7 +289,8 @@ def test_lengths_past_the_tokens(attend):
 
 
 def test_layer_with_main_grad():
-    """Projections, rotary positions and all; one weight's gradient goes to main_grad. Against the CPU in float32."""
+    """Projections, rotary positions and all; one weight's gradient goes to main_grad. Against the
+    CPU in float32."""
     p = {"M": 256, "H": 4, "KH": 1, "top_n": 4, "window": 100}  # every block is selected: no ties
     layer = regraph.torch.attention(regraph.example("nsa_layer.json"), **p)
     g = torch.Generator().manual_seed(3)
@@ -294,7 +304,8 @@ def test_layer_with_main_grad():
         for _ in range(2):
             y = layer(x, *w, cu.to(device))
             y.backward(torch.ones_like(y))
-        results.append([y, w[1].main_grad - 2, x.grad / 2, *(t.grad / 2 for i, t in enumerate(w) if i != 1)])
+        results.append([y, w[1].main_grad - 2, x.grad / 2,
+                        *(t.grad / 2 for i, t in enumerate(w) if i != 1)])
         assert w[1].grad is None
     for i, (a, b) in enumerate(zip(*results)):
         assert reference.rel_rms(b, a) < 2e-2, i
@@ -306,11 +317,13 @@ def test_numpy_session():
 
     p = {**P, "top_n": 3}
     spec = regraph.Spec(NSA, dtype="f32", **p)
-    x = {n: t.detach().cpu().numpy() for n, t in zip(("q", "k", "v", "gate"), tensors(100, dtype=torch.float32))}
+    x = {n: t.detach().cpu().numpy()
+         for n, t in zip(("q", "k", "v", "gate"), tensors(100, dtype=torch.float32))}
     x["cu_seqlens"] = np.array([0, 40, 90], np.int32)
     results = []
     for device in ("cpu", "cuda"):
         session = regraph.Session(regraph.Plan(spec, device=device, T=100, B=2))
         o = session.forward(**x)["o"]
         results.append([o, *session.backward({"o": np.ones_like(o)}).values()])
-    assert all(reference.rel_rms(torch.from_numpy(b), torch.from_numpy(a)) < 2e-5 for a, b in zip(*results))
+    assert all(reference.rel_rms(torch.from_numpy(b), torch.from_numpy(a)) < 2e-5
+               for a, b in zip(*results))

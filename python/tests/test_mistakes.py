@@ -1,5 +1,5 @@
-"""Twenty mistakes that newcomers make, and what they are told: place, value, remedy. And the schemas,
-asked by a common validator, where jsonschema is installed."""
+"""Twenty mistakes that newcomers make, and what they are told: place, value, remedy. And the
+schemas, asked by a common validator, where jsonschema is installed."""
 
 import copy
 import json
@@ -121,12 +121,15 @@ class Mistakes(unittest.TestCase):
         with self.assertRaises(RegraphError) as caught:
             plan(spec)
         first, second = str(caught.exception).split("\n")
-        self.assertTrue(first.startswith("nsa:/nodes/2/op: RG_E_NAME: there is no op 'top_k'"), first)
+        self.assertTrue(first.startswith("nsa:/nodes/2/op: RG_E_NAME: there is no op 'top_k'"),
+                        first)
         self.assertEqual(second, str(caught.exception.others[0]))
-        self.assertTrue(second.startswith("nsa:/nodes/4/attrs/window: RG_E_KEY: swa_attn has no attribute"), second)
+        self.assertTrue(second.startswith("nsa:/nodes/4/attrs/window: RG_E_KEY: swa_attn has no "
+                                          "attribute"), second)
         with self.assertRaises(RegraphError) as caught:
             regraph.Spec(json.dumps(spec, indent=1), name="nsa.json")
-        self.assertEqual([(e.pointer, e.line > 1) for e in (caught.exception, *caught.exception.others)],
+        errors = caught.exception, *caught.exception.others
+        self.assertEqual([(e.pointer, e.line > 1) for e in errors],
                          [("/nodes/2/op", True), ("/nodes/4/attrs/window", True)])
 
 

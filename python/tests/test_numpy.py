@@ -15,7 +15,8 @@ import regraph  # noqa: E402
 from regraph import RegraphError, arrays  # noqa: E402
 
 T = 150
-NSA = {"H": 4, "KH": 2, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4, "window": 20}
+NSA = {"H": 4, "KH": 2, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4,
+       "window": 20}
 SMALL = {"regraph": 1, "name": "scale",
          "inputs": {"x": {"shape": ["T", 3], "dtype": "f32", "grad": True},
                     "w": {"shape": [2, 3], "dtype": "f32", "grad": "accumulate"}},
@@ -29,8 +30,10 @@ def normal(*shape, seed=0):
 
 def inputs(params=NSA, tokens=T):
     p = params
-    return {"q": normal(tokens, p["H"], p["D"], seed=1), "k": normal(tokens, p["KH"], p["D"], seed=2),
-            "v": normal(tokens, p["KH"], p["DV"], seed=3), "gate": normal(tokens, p["H"], 3, seed=4),
+    return {"q": normal(tokens, p["H"], p["D"], seed=1),
+            "k": normal(tokens, p["KH"], p["D"], seed=2),
+            "v": normal(tokens, p["KH"], p["DV"], seed=3),
+            "gate": normal(tokens, p["H"], 3, seed=4),
             "cu_seqlens": [0, 70, 70, 145]}
 
 
@@ -41,10 +44,12 @@ def nsa(dtype="f32", policy=None, **options):
 
 class Sizes(unittest.TestCase):
     def test_one_parser(self):
-        for text, size in (("64KB", 64000), ("64kB", 64000), ("64KiB", 65536), ("64K", 65536), ("1.5GiB", 3 << 29), ("6G", 6 << 30),
+        for text, size in (("64KB", 64000), ("64kB", 64000), ("64KiB", 65536), ("64K", 65536),
+                           ("1.5GiB", 3 << 29), ("6G", 6 << 30),
                            ("9223372036854775807", 2**63 - 1)):
             self.assertEqual(regraph.parse_size(text), size)
-        for text, code in (("6Gib", "RG_E_VALUE"), ("", "RG_E_VALUE"), ("8388608TiB", "RG_E_OVERFLOW")):
+        for text, code in (("6Gib", "RG_E_VALUE"), ("", "RG_E_VALUE"),
+                           ("8388608TiB", "RG_E_OVERFLOW")):
             with self.assertRaises(RegraphError) as caught:
                 regraph.parse_size(text)
             self.assertEqual(caught.exception.status, code)
@@ -76,10 +81,10 @@ class Numbers(unittest.TestCase):
         session, x, d_o = nsa(), inputs(), normal(T, 4, 16, seed=9)
         session.forward(**x)
         gradient = session.backward({"o": d_o})
+        at = lambda **moved: np.vdot(session.forward(**{**x, **moved})["o"].astype(np.float64), d_o)
         for name in ("v", "gate"):  # neither moves what is selected
             step = 1e-2 * normal(*x[name].shape, seed=7)
-            there, here = (np.vdot(session.forward(**{**x, name: x[name] + s * step})["o"].astype(np.float64), d_o)
-                           for s in (1, -1))
+            there, here = (at(**{name: x[name] + s * step}) for s in (1, -1))
             slope = 2 * np.vdot(gradient[name].astype(np.float64), step)
             self.assertAlmostEqual((there - here) / slope, 1, delta=2e-3)
 
@@ -91,7 +96,8 @@ class Numbers(unittest.TestCase):
 
     def test_recomputed_is_bit_equal(self):
         results = []
-        for policy in (None, regraph.example("policies/all.json"), {"regraph_policy": 1, "split_heads": 1}):
+        for policy in (None, regraph.example("policies/all.json"),
+                       {"regraph_policy": 1, "split_heads": 1}):
             session = nsa(policy=policy)
             o = session.forward(**inputs())["o"]
             results.append([o, *session.backward({"o": normal(T, 4, 16)}).values()])
@@ -100,12 +106,15 @@ class Numbers(unittest.TestCase):
 
     def test_bf16(self):
         exact, rounded = nsa(), nsa("bf16")
-        bits = {n: a if n == "cu_seqlens" else arrays.convert(a, "bf16") for n, a in inputs().items()}
+        bits = {n: a if n == "cu_seqlens" else arrays.convert(a, "bf16")
+                for n, a in inputs().items()}
         o = rounded.forward(**bits)["o"]
         self.assertEqual(o.dtype, arrays.NUMPY["bf16"])
-        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(rounded.forward(**inputs())["o"]))
+        again = rounded.forward(**inputs())["o"]
+        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(again))
         as_bits = {n: a.view(np.uint16) if n != "cu_seqlens" else a for n, a in bits.items()}
-        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(rounded.forward(**as_bits)["o"]))
+        again = rounded.forward(**as_bits)["o"]
+        np.testing.assert_array_equal(regraph.float32(o), regraph.float32(again))
         wide = {n: regraph.float32(a) if n != "cu_seqlens" else a for n, a in bits.items()}
         self.assertLess(np.abs(regraph.float32(o) - exact.forward(**wide)["o"]).max(), 0.05)
         gradient = rounded.backward({"o": normal(T, 4, 16)})
@@ -131,7 +140,8 @@ class Objects(unittest.TestCase):
         plan = regraph.Plan(spec, regraph.Policy(regraph.example("policies/all.json")), T=64, B=2)
         self.assertEqual(plan.tensors[0].shape, (64, 4, 16))
         self.assertEqual(plan.sizes.predicted_peak, plan.sizes.saved + plan.sizes.scratch)
-        for text in (spec.write(), plan.write(), plan.write("json"), regraph.default_context().describe("ops")):
+        for text in (spec.write(), plan.write(), plan.write("json"), plan.report(),
+                     plan.report("trace"), regraph.default_context().describe("ops")):
             self.assertIn("compress_kv", text)
 
     def test_plan_for_a_gpu_without_one(self):
@@ -200,12 +210,16 @@ class Failures(unittest.TestCase):
         self.fails("RG_E_USAGE", "does not accumulate", session.backward, {}, {"x": x})
 
     def test_lengths(self):
-        self.fails("RG_E_DATA", "cu_seqlens", nsa().forward, **{**inputs(), "cu_seqlens": [0, 80, 70, 145]})
+        self.fails("RG_E_DATA", "cu_seqlens", nsa().forward,
+                   **{**inputs(), "cu_seqlens": [0, 80, 70, 145]})
 
     def test_missing_library(self):
-        code = "import sys; sys.path.insert(0, sys.argv[1])\ntry: import regraph\nexcept RuntimeError as e: print(e)"
-        found = subprocess.run([sys.executable, "-c", code, str(Path(regraph.__file__).parents[1])], text=True,
-                               env={**os.environ, "REGRAPH_LIBRARY": "/nowhere.so"}, capture_output=True)
+        code = ("import sys; sys.path.insert(0, sys.argv[1])\n"
+                "try: import regraph\nexcept RuntimeError as e: print(e)")
+        package = str(Path(regraph.__file__).parents[1])
+        found = subprocess.run([sys.executable, "-c", code, package], text=True,
+                               env={**os.environ, "REGRAPH_LIBRARY": "/nowhere.so"},
+                               capture_output=True)
         self.assertIn("REGRAPH_LIBRARY", found.stdout)
         self.assertIn("/nowhere.so", found.stdout)
 

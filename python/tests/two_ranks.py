@@ -1,6 +1,6 @@
-"""One of two ranks over gloo: they train a layer together, with DDP and with FSDP2, and share the heads of attention.
-Rank 0 does the same alone, and compares. Started by test_torch.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-in the environment."""
+"""One of two ranks over gloo: they train a layer together, with DDP and with FSDP2, and share the
+heads of attention. Rank 0 does the same alone, and compares. Started by test_torch.py with RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment."""
 
 import json
 
@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 import regraph
 import regraph.torch
 
-LAYER = {"M": 32, "H": 4, "KH": 1, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4,
-         "window": 20, "dtype": "f32"}
+LAYER = {"M": 32, "H": 4, "KH": 1, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16,
+         "top_n": 4, "window": 20, "dtype": "f32"}
 NAMES = ["wn", "wq", "wk", "wv", "wg", "wo"]
 HEADS = {**LAYER, "KH": 2}
 del HEADS["M"]
@@ -58,16 +58,21 @@ def refused(part, call):
 def heads_are_shared(mesh):
     """Half of the heads on each rank; a norm over q's axis D has a weight that both have."""
     spec = json.loads(regraph.example("nsa.json").read_text())
-    spec["inputs"] |= {"qin": {**spec["inputs"].pop("q")}, "w": {"shape": ["D"], "dtype": "$dtype", "grad": True}}
-    spec["nodes"].insert(0, {"name": "norm", "op": "rmsnorm", "in": {"x": "qin", "w": "w"}, "out": {"y": "q"}})
+    spec["inputs"] |= {"qin": {**spec["inputs"].pop("q")},
+                       "w": {"shape": ["D"], "dtype": "$dtype", "grad": True}}
+    spec["nodes"].insert(0, {"name": "norm", "op": "rmsnorm", "in": {"x": "qin", "w": "w"},
+                             "out": {"y": "q"}})
     attend = regraph.torch.attention(spec, **HEADS)
     g = torch.Generator().manual_seed(2)
-    shapes = {"k": (150, 2, 16), "v": (150, 2, 16), "gate": (150, 4, 3), "qin": (150, 4, 16), "w": (16,)}
-    whole = {name: torch.randn(*shape, generator=g).requires_grad_() for name, shape in shapes.items()}
+    shapes = {"k": (150, 2, 16), "v": (150, 2, 16), "gate": (150, 4, 3), "qin": (150, 4, 16),
+              "w": (16,)}
+    whole = {name: torch.randn(*shape, generator=g).requires_grad_()
+             for name, shape in shapes.items()}
     cu = torch.tensor([0, 70, 150], dtype=torch.int32)
     o = attend(**whole, cu_seqlens=cu)
     o.square().sum().backward()
-    parts = {name: distribute_tensor(t.detach(), mesh, [Shard(1) if t.dim() > 1 else Replicate()]).requires_grad_()
+    placed = {name: [Shard(1) if t.dim() > 1 else Replicate()] for name, t in whole.items()}
+    parts = {name: distribute_tensor(t.detach(), mesh, placed[name]).requires_grad_()
              for name, t in whole.items()}
     shared = attend(**parts, cu_seqlens=cu)
     assert shared.placements == (Shard(1),) and shared.shape == o.shape
@@ -75,11 +80,14 @@ def heads_are_shared(mesh):
     shared.square().sum().backward()
     for name, t in whole.items():
         got = parts[name].grad.full_tensor()
-        assert torch.equal(got, t.grad) if name != "w" else (got - t.grad).norm() < 1e-6 * t.grad.norm(), name
+        assert (torch.equal(got, t.grad) if name != "w" else
+                (got - t.grad).norm() < 1e-6 * t.grad.norm()), name
     rows = distribute_tensor(whole["k"].detach(), mesh, [Shard(0)])
-    refused("'k' is S(0); expected heads shared", lambda: attend(**{**parts, "k": rows}, cu_seqlens=cu))
+    refused("'k' is S(0); expected heads shared",
+            lambda: attend(**{**parts, "k": rows}, cu_seqlens=cu))
     refused("'w' is no DTensor", lambda: attend(**{**parts, "w": whole["w"]}, cu_seqlens=cu))
-    replicated = {name: distribute_tensor(t.detach(), mesh, [Replicate()]) for name, t in whole.items()}
+    replicated = {name: distribute_tensor(t.detach(), mesh, [Replicate()])
+                  for name, t in whole.items()}
     assert torch.equal(attend(**replicated, cu_seqlens=cu).to_local(), o)
     mixed = regraph.torch.attention(regraph.example("nsa_layer.json"), **LAYER)
     x = distribute_tensor(torch.zeros(80, 32), mesh, [Replicate()])

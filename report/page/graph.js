@@ -72,7 +72,7 @@ function collect() {
     name: what.startsWith("grad") ? `d ${e.bound_as}` : e.bound_as,
     edge: e,
     h: BOX.pill,
-    order: what === "input" || what === "grad_in" ? -1 : 1e9
+    order: what === "output" || what === "grad_out" ? 1e9 : -1
   });
   const connect = (from, to, e) => {
     if (!from || !to || from === to) return;

@@ -186,13 +186,12 @@ function lookAt(step, from) {
   });
   $("alive").replaceChildren(h("h3", {}, `Alive at step ${step}: ${node.name}`),
     h("p", {class: "soft"},
-      step === memory.peak ? "the peak" :
-        node.back          ? "backward" :
-                             "forward"),
+      step === memory.peak ? "the peak" : node.back ? "backward" : "forward"),
     h("dl", {}, h("dt", {}, "saved, held throughout"), h("dd", {"data-value": saved}, bytes(saved)),
       h("dt", {}, "scratch alive"),
       h("dd", {"data-value": scratch, id: "alive-scratch"}, bytes(scratch)),
       memory.comm ? [h("dt", {}, "collectives"), h("dd", {}, bytes(memory.comm))] : null),
     h("ul", {}, rows),
     ...(alive.length > 60 ? [h("p", {class: "soft"}, `and ${alive.length - 60} smaller`)] : []));
+  rove("alive", ".row");
 }

@@ -80,7 +80,8 @@ function showPill(x) {
       input: "input",
       output: "output",
       grad_in: "gradient of an output, given",
-      grad_out: "gradient of an input"
+      grad_out: "gradient of an input",
+      state: "state: what a step leaves for the next"
     }[x.what])),
     pairs([
       ["type", e.dtype], ["shape", `[${e.shape.join(", ")}]`], ["bytes", bytes(e.bytes), e.bytes]
@@ -119,20 +120,18 @@ function drawSteps() {
         (mark) => h("span", {class: "tag", style: `background:var(${MARKS[mark][0]})`}, mark))
     ],
   ];
-  const rows =
-    new Map(model.steps.map((n) => [n,
-                              h("tr", {"data-step": n.name, onclick: () => select(n)},
-                                columns.map(([key, value, text, kind]) => {
-                                  const v = value(n), inside = text(n);
-                                  return h("td", {
-                                    class: kind + (key === "kernel" && whyPlain(n) ? " why" : ""),
-                                    "data-column": key,
-                                    "data-value": typeof v === "number" ? v : null
-                                  },
-                                    Array.isArray(inside) ? inside : `${inside}`);
-                                }))]));
-  for (const [n, row] of rows) n.row = row;
-  const body = h("tbody", {}, [...rows.values()]);
+  const cell = (n, [key, value, text, kind]) => {
+    const v = value(n), inside = text(n), why = key === "kernel" && whyPlain(n);
+    return h("td", {
+      class: `${kind || ""}${why ? " why" : ""}`,
+      "data-column": key,
+      "data-value": typeof v === "number" ? v : null
+    }, Array.isArray(inside) ? inside : `${inside}`);
+  };
+  for (const n of model.steps)
+    n.row = h("tr", {"data-step": n.name, tabindex: -1, ...press(() => select(n))},
+      columns.map((column) => cell(n, column)));
+  const body = h("tbody", {}, model.steps.map((n) => n.row));
   // A click sorts, another turns it over; numbers begin with the largest.
   let sorted = columns[0], rising = true;
   const sort = (column) => {
@@ -150,6 +149,7 @@ function drawSteps() {
     {class: column[3], scope: "col", "aria-sort": k ? "none" : "ascending", "data-sort": column[0]},
     h("button", {type: "button", onclick: () => sort(column)}, column[0])));
   $("steps").replaceChildren(h("thead", {}, h("tr", {}, heads)), body);
+  rove("steps", "tbody tr");
 }
 
 // ---- two plans ----
@@ -293,8 +293,8 @@ function start() {
     $("front").replaceChildren(h("p", {class: "soft"},
       model.turn === model.steps.length
         ? "There is no backward, so there is nothing to choose."
-        : `${most} nodes can be computed again: too many to go through while a page is written. `
-          + '"regraph pareto … --json > front.json" takes its time, and "--front front.json" '
+        : `${most} nodes can be computed again; a page goes through all choices of small specs `
+          + 'alone. "regraph pareto … --json > front.json" takes its time; "--front front.json" '
           + "shows it here."));
   }
   $("copy").addEventListener("click", async () => {

@@ -58,6 +58,30 @@ const press = (action) => ({
   },
 });
 
+// Of many things to press one is a tab stop; arrow keys go on from it. Call it again when they are
+// others.
+const roving = {};
+function rove(id, selector) {
+  const all = () => [...$(id).querySelectorAll(selector)];
+  const stop = (x) => all().forEach((y) => y.setAttribute("tabindex", x === y ? 0 : -1));
+  if (!roving[id]) {
+    roving[id] = true;
+    $(id).addEventListener("focusin", (e) => {
+      const x = e.target.closest(selector);
+      if (x) stop(x);
+    });
+    $(id).addEventListener("keydown", (e) => {
+      const way = {ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1}[e.key];
+      const x = e.target.closest(selector);
+      if (!way || !x) return;
+      e.preventDefault();
+      const list = all(), next = list[list.indexOf(x) + way];
+      if (next) next.focus();
+    });
+  }
+  if (all().length) stop(all()[0]);
+}
+
 // ---- axes ----
 
 // Marks for bytes stand at powers of two, others at 1, 2, 5.
@@ -92,6 +116,7 @@ function drawn(id, draw) {
     if (!now || now === width) return;
     width = now;
     $(id).replaceChildren(draw(now));
+    rove(id, ".dot");
   };
   again();
   new ResizeObserver(again).observe($(id));

@@ -61,6 +61,7 @@ try 'an axis too few' check shape.json
 spec several.json 's/"op": "topk"/"op": "top_k"/; s/"window_left"/"window"/
   s/"grad": true/"grad": "yes"/'
 try 'several at once' check several.json
+try 'several at once, none of them by what is set' check several.json --set H=8
 try 'a type that there is not' check nsa.json --set dtype=fp16
 try 'heads that there cannot be' check nsa.json --set H=0
 { printf '\xef\xbb\xbf'; cat nsa.json; } >bom.json

@@ -88,6 +88,22 @@ for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhe
     fits("check", json.loads(said("check", wrong, "--json", code=3)), f"check {wrong}", True)
 fits("ops", json.loads(said("ops", "--json")), "ops", True)
 
+# ---- state has a role of its own, and its next version an edge inside it ----
+with tempfile.TemporaryDirectory() as folder:
+    fork = Path(folder) / "fork.json"
+    fork.write_text(json.dumps({
+        "regraph": 1, "inputs": {"forks": {"shape": ["F", 2], "dtype": "i32"}},
+        "state": {"cache": {"shape": ["P", 16, 8], "dtype": "f32", "next": "now"}},
+        "nodes": [{"name": "fork", "op": "page_copy", "in": {"cache": ["cache"], "pages": "forks"}, "out": {"cache": ["now"]}}],
+        "outputs": {"copy": "now"}}))
+    plan = json.loads(said("plan", fork, "--set", "F=2", "--set", "P=4", "--json", "--html", Path(folder) / "fork.html"))
+    fits("plan", plan, "a plan with state", True)
+    roles = {t["name"]: t["role"] for t in plan["tensors"]}
+    check(roles == {"forks": "input", "cache": "state", "copy": "output"}, f"roles: {roles}")
+    edges = {e["tensor"]: e for e in plan["edges"]}
+    check(edges["cache"]["role"] == "state" and edges["now"]["inside"] == "cache", f"edges of state: {edges}")
+    check(plan["nodes"][0]["marks"] == ["in place"], f"the next version of state is not in place: {plan['nodes'][0]['marks']}")
+
 # ---- edges: whoever reads a tensor stands behind its maker; the policy makes the same plan again ----
 offload = {"regraph_policy": 1, "nodes": {"swa_o": "offload"}, "preset": "all"}
 with tempfile.TemporaryDirectory() as folder:

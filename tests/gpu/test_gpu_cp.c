@@ -4,6 +4,7 @@
 #include "tests/unit/cp_case.h"
 
 #ifdef REGRAPH_CUDA
+#include "cp/comm.h"
 #include "cp/tables.h"
 #include "exec/cuda.h"
 #include "graph/base.h"
@@ -264,6 +265,93 @@ Test(gpu_cp, failures) {
   rg_comm_destroy(comm[1], NULL);
   rg_plan_destroy(plan);
   rg_context_destroy(ctx);
+}
+
+/* ---- one of several ranks, by itself: graphs with collectives, and all that they hide ---- */
+
+/* What the others would send are this rank's own bytes. */
+static rg_status copy_bytes(void *to, const void *from, size_t bytes, void *stream) {
+  if (!stream) return memcpy(to, from, bytes) ? RG_OK : RG_E_INTERNAL;
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream) == cudaSuccess
+             ? RG_OK
+             : RG_E_DEVICE;
+}
+static rg_status alone_gather(rg_comm *c, const char *node, const void *send, void *recv,
+                              size_t bytes, void *stream, rg_error *e) {
+  rg_status status = RG_OK;
+  (void)node, (void)e;
+  for (int r = 0; r < c->size && status == RG_OK; r++) {
+    status = copy_bytes((char *)recv + (size_t)r * bytes, send, bytes, stream);
+    if (!stream) ((rgi_cp_hello *)recv)[r].rank = (uint32_t)r; /* as they greet each other */
+  }
+  return status;
+}
+static rg_status alone_exchange(rg_comm *c, const char *node, const void *send, void *recv,
+                                size_t bytes, void *stream, rg_error *e) {
+  (void)node, (void)e;
+  return copy_bytes(recv, send, (size_t)c->size * bytes, stream);
+}
+static rg_status alone_halo(rg_comm *c, const char *node, const rg_halo *h, size_t bytes,
+                            void *stream, rg_error *e) {
+  rg_status status = RG_OK;
+  (void)node, (void)e;
+  if (c->rank > 0) status = copy_bytes(h->from_previous, h->to_previous, bytes, stream);
+  if (c->rank + 1 < c->size && status == RG_OK)
+    status = copy_bytes(h->from_next, h->to_next, bytes, stream);
+  return status;
+}
+static rg_status alone_barrier(rg_comm *c, const char *node, rg_error *e) {
+  (void)c, (void)node, (void)e;
+  return RG_OK;
+}
+static void alone_abort(rg_comm *c, const rg_error *why) {
+  (void)c, (void)why;
+}
+
+/* The graph, whose collectives and what they wait for have priorities, gives the bits of its steps
+ * one by one; so do replays for other addresses. */
+static void alone(const char *policy, int ranks, int rank) {
+  const a_case c = {.example = "nsa", .dtype = "bf16", .set = {"H=32", "KH=2"}, .T = 3072};
+  const int lengths[] = {1700, 0, 1, 700, 333};
+  rg_comm comm = {.abi = RG_OP_ABI,
+                  .size = ranks,
+                  .rank = rank,
+                  .all_gather = alone_gather,
+                  .all_to_all = alone_exchange,
+                  .halo = alone_halo,
+                  .barrier = alone_barrier,
+                  .abort = alone_abort,
+                  .captures = true};
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  buffers want, got[2];
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  rg_plan *plan = plan_case(ctx, &c, ranks, policy);
+  make_buffers(plan, 4, c.T, lengths, &want);
+  for (int i = 0; i < 2; i++) make_buffers(plan, 4, c.T, lengths, &got[i]);
+  for (int eager = 1; eager >= 0; eager--) {
+    rg_session *s = NULL;
+    rg_session_options o = {.size = sizeof o, .comm = &comm, .eager = eager, .stream = a_stream()};
+    CR_OK(rg_session_create(plan, &o, &s, &e), &e);
+    for (int run = 0; run < (eager ? 1 : 6); run++) {
+      buffers *b = eager ? &want : &got[run & 1];
+      bind_all(s, b);
+      run_both(s);
+      fetch_all(s, b);
+      if (!eager) same_results(&want, b, policy);
+    }
+    rg_session_destroy(s);
+  }
+  rg_plan_destroy(plan);
+  rg_context_destroy(ctx);
+}
+
+Test(gpu_cp, alone_replay) {
+  NEEDS_GPU();
+  alone("{ \"regraph_policy\": 1, \"cp\": { \"mode\": 2 } }", 2, 0);
+  alone("{ \"regraph_policy\": 1, \"cp\": { \"mode\": 2 } }", 4, 3);
+  alone("{ \"regraph_policy\": 1, \"cp\": { \"wire\": \"bf16\" } }", 4, 1);
+  alone("{ \"regraph_policy\": 1, \"preset\": \"all\", \"split_heads\": 1 }", 4, 2);
 }
 
 /* ---- NCCL, with one rank: what can be seen of graphs with collectives on one GPU ---- */

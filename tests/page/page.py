@@ -24,6 +24,8 @@ if not found():
 
 regraph, source = sys.argv[1], Path(sys.argv[2])
 shots = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+if shots:
+    shots.mkdir(parents=True, exist_ok=True)
 examples = source / "examples"
 work = tempfile.TemporaryDirectory()
 folder = Path(work.name)
@@ -165,6 +167,17 @@ with Browser() as browser:
     check(page.eval("document.activeElement.dataset.key") == key_of(plan, "topk")[11:-2], "the arrow goes elsewhere")
     page.key("Enter")
     check(page.eval("document.getElementById('detail-name').textContent") == "topk", "Enter does not select a node")
+    page.eval("document.querySelector('#roof .dot[tabindex=\"0\"]').focus()")
+    page.key("ArrowDown")
+    page.key("Enter")
+    reached = page.eval("document.activeElement.dataset.node")
+    check(reached and page.eval("document.getElementById('detail-name').textContent") == reached, f"keys in the roofline select {reached}")
+    page.eval("document.querySelector('#steps tbody tr[tabindex=\"0\"]').focus()")
+    page.key("ArrowDown")
+    page.key("Enter")
+    check(page.eval("document.activeElement.dataset.step") == page.eval("document.getElementById('detail-name').textContent"), "keys in the table")
+    stops = page.eval("document.querySelectorAll('main [tabindex=\"0\"], main button').length")
+    check(stops < 40, f"{stops} stops on the way through the page")
     nameless = page.eval("[...document.querySelectorAll('[role=button], [role=slider], [role=group], button')].filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim())).length")
     check(nameless == 0, f"{nameless} things to press have no name")
     check(page.eval("document.querySelectorAll('svg .item[tabindex=\"0\"]').length") == 1, "several tab stops in the graph")

@@ -106,13 +106,15 @@ static void sum_rows(float *sum, const a_rank *r, int ranks, rg_role role, const
   }
 }
 
+/* One column at a time where there is room for no more. */
 Test(cp_ops, gathers_and_scattered_sums) {
   rg_context *ctx = context();
-  for (int gather = 0; gather < 2; gather++)
+  for (int how = 0; how < 3; how++)
     for (int ranks = 1; ranks <= 5; ranks++)
       for (int order = 0; order < 2; order++) {
+        const bool gather = how == 0;
         kase k = {.op = gather ? "all_gather" : "reduce_scatter",
-                  .attrs = "",
+                  .attrs = how == 2 ? ", \"room\": 1" : "",
                   .out = "\"y\"",
                   .outputs = "\"y\": \"y\"",
                   .rows = 8,

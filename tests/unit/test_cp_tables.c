@@ -270,3 +270,26 @@ Test(cp_tables, what_makes_no_sense_is_refused) {
   REFUSED(RG_E_DATA, rg_cp_rows(late, 3, 16, 2, RG_CP_AUTO, 0, out, &e));
   REFUSED(RG_E_DATA, rg_cp_rows(long_, 3, 16, 2, RG_CP_AUTO, 0, out, &e));
 }
+
+/* Each document's chunks by hand, and all rows once. */
+Test(cp_tables, documents) {
+  rg_error e = {0};
+  static const int32_t cu[] = {0, 8, 8, 24};
+  static const int64_t first[] = {0, 1, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23};
+  int64_t rows[12];
+  bool owned[24] = {false};
+  for (int r = 0; r < 2; r++) {
+    cr_assert_eq(rg_cp_document_rows(cu, 4, 2, r, rows, 12, &e), RG_OK, "%s", e.message);
+    if (r == 0) cr_assert_arr_eq(rows, first, sizeof rows);
+    for (int i = 0; i < 12; i++) {
+      cr_assert(!owned[rows[i]]);
+      owned[rows[i]] = true;
+    }
+  }
+  static const int32_t odd[] = {0, 8, 10}, falls[] = {0, 8, 4};
+  REFUSED(RG_E_USAGE, rg_cp_document_rows(NULL, 4, 2, 0, rows, 12, &e));
+  REFUSED(RG_E_USAGE, rg_cp_document_rows(cu, 4, 2, 2, rows, 12, &e));
+  REFUSED(RG_E_USAGE, rg_cp_document_rows(cu, 4, 2, 0, rows, 11, &e));
+  REFUSED(RG_E_SHAPE, rg_cp_document_rows(odd, 3, 2, 0, rows, 5, &e));
+  REFUSED(RG_E_DATA, rg_cp_document_rows(falls, 3, 2, 0, rows, 2, &e));
+}

@@ -321,3 +321,52 @@ Test(planner, bytes_of_communication_count) {
   cr_assert_float_eq(with.ms, without.ms, 1e-9 * (1 + without.ms));
   done_with(&s);
 }
+
+/* Whole plans: the least is met, and the number that is named with a refusal is. In f32 it is the
+ * forward that decides, whose attention needs less workspace where backward does not read its
+ * lse. */
+Test(planner, least_of_whole_plans) {
+  static const rg_binding shape[][6] = {{{"H", 16, NULL},
+                                         {"KH", 2, NULL},
+                                         {"D", 64, NULL},
+                                         {"DV", 64, NULL},
+                                         {"dtype", 0, "f32"},
+                                         {"T", 256, NULL}},
+                                        {{"H", 8, NULL},
+                                         {"KH", 2, NULL},
+                                         {"D", 64, NULL},
+                                         {"DV", 64, NULL},
+                                         {"dtype", 0, "f32"},
+                                         {"T", 1024, NULL}}};
+  const rg_binding one[] = {{"B", 1, NULL}};
+  const rg_plan_options o = {.set = one, .nset = 1, .threads = 2};
+  for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+    rg_context *ctx;
+    rg_spec *spec;
+    rg_policy *policy;
+    rg_plan *plan;
+    rg_sizes z;
+    memset(&err, 0, sizeof err);
+    must(rg_context_create(NULL, &ctx, &err), "context");
+    must(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa.json", shape[i], 6, &spec, &err),
+         "spec");
+    must(rg_policy_load_text(ctx, "least", 5, "least", &policy, &err), "policy");
+    must(rg_plan_create(spec, policy, &o, &plan, &err), "the least");
+    must(rg_plan_sizes(plan, &z), "sizes");
+    rg_plan_destroy(plan);
+    rg_policy_destroy(policy);
+    for (int less = 0; less < 2; less++) {
+      char text[32], named[48];
+      snprintf(text, sizeof text, "%lld", (long long)z.predicted_peak - less);
+      must(rg_policy_load_text(ctx, text, strlen(text), "budget", &policy, &err), "policy");
+      const rg_status status = rg_plan_create(spec, policy, &o, &plan, &err);
+      cr_assert_eq(status, less ? RG_E_INFEASIBLE : RG_OK, "%s", text);
+      snprintf(named, sizeof named, "(%lld bytes)", (long long)z.predicted_peak);
+      cr_assert(!less || strstr(err.message, named), "%s", err.message);
+      rg_plan_destroy(plan);
+      rg_policy_destroy(policy);
+    }
+    rg_spec_destroy(spec);
+    rg_context_destroy(ctx);
+  }
+}
