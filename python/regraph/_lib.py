@@ -15,7 +15,7 @@ from .errors import RegraphError
 PACKAGE = Path(__file__).resolve().parent
 VERSION = "0.1"  # of the header mirrored below
 
-INPUT, OUTPUT, GRAD_IN, GRAD_OUT = range(4)
+INPUT, OUTPUT, GRAD_IN, GRAD_OUT, STATE = range(5)
 DTYPES = ("f32", "f16", "bf16", "i32")
 CP_MODES = ("auto", "1", "2")
 OP_ABI = 3  # of op.h, whose rg_comm is mirrored below

@@ -416,6 +416,11 @@ class Program:
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file come first
         spec.check(self.policy)
+        state = [t.name for t in spec.tensors if t.role == _lib.STATE]
+        if state:
+            raise RegraphError("RG_E_USAGE",
+                               f"{name}: the spec has state ('{state[0]}'), which a function of "
+                               "tensors has nowhere to keep; regraph.Session runs it")
         self.spec = json.loads(text)
         self.inputs = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT)
         self.outputs = tuple(t.name for t in spec.tensors if t.role == _lib.OUTPUT)

@@ -95,8 +95,8 @@ def _keeps_all(made, variant):
     """An operator's backward knows nothing but its arguments, and a host block is none of them."""
     if variant.plan.sizes.host:
         raise RegraphError("RG_E_POLICY",
-                           f"{made.name}: nothing is offloaded where torch.compile, torch.export or "
-                           "DTensor look on; call it outside of them, or take \"offload\" and "
+                           f"{made.name}: nothing is offloaded where torch.compile, torch.export "
+                           "or DTensor look on; call it outside of them, or take \"offload\" and "
                            "\"host\" out of the policy")
 
 

@@ -103,6 +103,11 @@ def test_alike():
                     grads(attend(*x)["o"], x, -torch.ones_like(o)))
 
 
+def test_state_is_for_sessions():
+    with pytest.raises(RegraphError, match="has state \\('k_cache'\\)"):
+        regraph.torch.attention(regraph.example("nsa_serve.json"))
+
+
 def test_lengths_left_out():
     """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither
     is meant."""
@@ -194,7 +199,8 @@ def test_saved_tensors_that_move(attend):
     assert same(plain, grads(checkpoint(attend, *x, use_reentrant=False), x, one))
 
 
-@pytest.mark.parametrize("policy", [{"nodes": {"*": "offload"}}, {"nodes": {"slc_o": "offload"}, "preset": "all"}])
+@pytest.mark.parametrize("policy", [{"nodes": {"*": "offload"}},
+                                    {"nodes": {"slc_o": "offload"}, "preset": "all"}])
 def test_offload(attend, policy):
     away = regraph.torch.attention(NSA, {"regraph_policy": 1, **policy}, **P)
     batches = [tensors(seed=seed) for seed in range(3)]
@@ -213,7 +219,7 @@ def test_offload(attend, policy):
     assert [len(blocks) for pool in pools for blocks in pool.values()] == [3]
     with torch.no_grad():
         assert torch.equal(away(*batches[0], cu), attend(*batches[0], cu))
-    with pytest.raises(Exception, match="nothing is offloaded where torch.compile"):  # torch wraps it
+    with pytest.raises(Exception, match="nothing is offloaded where torch.compile"):  # wrapped
         torch.compile(away, backend="eager")(*batches[0], cu)
 
 
