@@ -458,6 +458,12 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
   rg_plan_options o;
   RGI_TRY(read_options(options, &o, e));
   o.no_lanes = true; /* the front is about memory */
+  rg_policy named;
+  if (policy) { /* and about what is computed again, beside what is offloaded by name */
+    named = *policy;
+    named.host_bound = false;
+    policy = &named;
+  }
   RGI_TRY(prepare(spec, policy, &o, &p, e));
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);

@@ -145,7 +145,7 @@ def _dense(batch, queries, keys, device):
 
 def _kept(tensor, kind, make):
     """What `make` makes of a tensor that all layers are given, made once."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_inference():  # which counts no changes
         return make()
     kind = (*kind, tensor._version)
     if getattr(tensor, "_regraph", (None,))[0] != kind:
@@ -258,26 +258,25 @@ def _settings(given):
     return {**NSA, **(given or {})}
 
 
-class NsaLlamaConfig(llama.LlamaConfig):
+class _Settled:
+    """A config's `nsa` is whole whenever it is set; `from_pretrained` does that at the end."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, _settings(value) if name == "nsa" else value)
+
+
+class NsaLlamaConfig(_Settled, llama.LlamaConfig):
     """LlamaConfig with `nsa`, a dict of settings (NSA says which there are, and defaults)."""
 
     model_type = "regraph_nsa_llama"
     nsa: dict | None = None
 
-    def __post_init__(self, **kwargs):
-        self.nsa = _settings(self.nsa)
-        super().__post_init__(**kwargs)
 
-
-class NsaQwen3Config(qwen3.Qwen3Config):
+class NsaQwen3Config(_Settled, qwen3.Qwen3Config):
     """Qwen3Config with `nsa`, a dict of settings (NSA says which there are, and defaults)."""
 
     model_type = "regraph_nsa_qwen3"
     nsa: dict | None = None
-
-    def __post_init__(self, **kwargs):
-        self.nsa = _settings(self.nsa)
-        super().__post_init__(**kwargs)
 
 
 class NsaAttention:

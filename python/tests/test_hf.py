@@ -206,6 +206,17 @@ def test_generation(name, cache):
     same_tokens(ours, eager, input_ids=ids, attention_mask=there, cache_implementation=cache)
 
 
+def test_modes():
+    """torch.inference_mode, whose tensors count no changes, and autocast, as near as bf16 is."""
+    eager, ours = pair("gpt_oss")
+    with torch.inference_mode():
+        inputs = {name: tensor.clone() for name, tensor in batch("left").items()}
+        there = inputs["attention_mask"].bool()
+        assert reference.rel_rms(ours(**inputs).logits[there], eager(**inputs).logits[there]) < 2e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        close(step(ours, **batch(None)), step(eager, **batch(None)), 0.02, 0.1)
+
+
 def test_checkpointing():
     """Activation checkpointing runs attention again."""
     eager, ours = pair("gpt_oss")
@@ -356,8 +367,10 @@ def test_nsa_checkpoints(base, tmp_path):
     dense = filled(transformers.AutoModelForCausalLM.from_config(
         getattr(transformers, f"{base}Config")(**TINY)))
     dense.save_pretrained(tmp_path / "dense")
+    config = type(model.config).from_pretrained(tmp_path / "dense", nsa={"k_method": "linear"})
+    assert config.nsa == {**hf.NSA, "k_method": "linear"}
     grown, said = type(model).from_pretrained(tmp_path / "dense", output_loading_info=True,
-                                              config=model.config)
+                                              config=config)
     assert all(".nsa_" in name for name in said["missing_keys"]) and said["missing_keys"]
     assert not said["unexpected_keys"]
     assert torch.equal(grown.lm_head.weight, dense.lm_head.weight)
@@ -367,6 +380,8 @@ def test_nsa_checkpoints(base, tmp_path):
 def test_nsa_mistakes():
     with pytest.raises(RegraphError, match="there is no 'kernal'; expected some of kernel"):
         nsa_model(kernal=8)
+    with pytest.raises(RegraphError, match="there is no 'kernal'"):
+        hf.NsaLlamaConfig(**TINY, nsa=NSA).nsa = {"kernal": 8}
     with pytest.raises(RegraphError, match="attends by NSA alone"):
         transformers.AutoModelForCausalLM.from_config(hf.NsaLlamaConfig(**TINY, nsa=NSA),
                                                       attn_implementation="eager")

@@ -225,6 +225,9 @@ expect 3 'RG_E_IO: No such file.*; did you mean' plan "$nsa" --set T=64 --html p
   --against pan.json
 expect 3 "^front.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
   --set T=64 --html p.html --against front.json
+sed 's/"capacity": {[^}]*}/"capacity": null/' plan.json >damaged.json
+expect 3 "^damaged.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
+  --set T=64 --html p.html --against damaged.json
 expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
   --html p.html --front plan.json
 head -c 70000 /dev/zero >zeros
@@ -350,6 +353,17 @@ expect 2 'no backward' run "$nsa" "${small[@]}" --set T=64 --no-grad --backward
 expect 1 'RG_E_IO' run "$nsa" "${small[@]}" --set T=64 --out o=/nowhere/o.npy
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" } }' >off.json
+expect 0 '"host_bytes": [1-9]' run "$nsa" "${small[@]}" --set T=64 --policy off.json --json
+expect 0 "of the host's memory" run "$nsa" "${small[@]}" --set T=64 --policy off.json --backward
+
+expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy off.json --json
+mv stdout named.json
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" }, "budget": "1GiB", "host": "1GiB" }' \
+  >host.json
+expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy host.json --json
+same 'the front beside a node offloaded by name, with a budget' stdout named.json
+
 # a graph with state: read from a file, or zeros
 cat >state.json <<'SPEC'
 { "regraph": 1, "name": "pages", "inputs": { "pages": { "shape": ["N", 2], "dtype": "i32" } },
