@@ -136,6 +136,40 @@ rg_status rgi_cuda_about(rg_gpu *out, char *name, size_t size, int64_t *memory, 
   return RG_OK;
 }
 
+/* ms of `times` copies, the first of them left out; 0: it failed. */
+static float time_copies(void *to, const void *from, size_t bytes, int times,
+                         enum cudaMemcpyKind kind, const cudaEvent_t *event) {
+  float ms = 0;
+  bool good = cudaMemcpyAsync(to, from, bytes, kind, NULL) == cudaSuccess &&
+              cudaEventRecord(event[0], NULL) == cudaSuccess;
+  for (int i = 1; i < times && good; i++)
+    good = cudaMemcpyAsync(to, from, bytes, kind, NULL) == cudaSuccess;
+  good = good && cudaEventRecord(event[1], NULL) == cudaSuccess &&
+         cudaEventSynchronize(event[1]) == cudaSuccess &&
+         cudaEventElapsedTime(&ms, event[0], event[1]) == cudaSuccess;
+  return good ? ms : 0;
+}
+
+void rgi_cuda_host_rate(double *gbs) {
+  const size_t bytes = (size_t)64 << 20;
+  const int times = 9;
+  void *host = NULL, *device = NULL;
+  cudaEvent_t event[2] = {NULL, NULL};
+  if (cudaHostAlloc(&host, bytes, cudaHostAllocDefault) == cudaSuccess &&
+      cudaMalloc(&device, bytes) == cudaSuccess && cudaEventCreate(&event[0]) == cudaSuccess &&
+      cudaEventCreate(&event[1]) == cudaSuccess) {
+    const float out = time_copies(host, device, bytes, times, cudaMemcpyDeviceToHost, event),
+                back = time_copies(device, host, bytes, times, cudaMemcpyHostToDevice, event),
+                slower = out > back ? out : back;
+    if (out > 0 && back > 0) *gbs = (double)bytes * (times - 1) / ((double)slower * 1e6);
+  }
+  for (int i = 0; i < 2; i++)
+    if (event[i]) cudaEventDestroy(event[i]);
+  cudaFree(device);
+  cudaFreeHost(host);
+  cudaGetLastError(); /* what failed was only asked */
+}
+
 void rgi_cuda_range_push(const char *name) {
   nvtxRangePushA(name);
 }

@@ -46,4 +46,8 @@ rg_status rgi_cuda_device(rg_gpu *out, rg_error *e);
 /* The same, with its name (name NULL: unasked) and its memory in bytes. */
 rg_status rgi_cuda_about(rg_gpu *out, char *name, size_t size, int64_t *memory, rg_error *e);
 
+/* Measures what copies between pinned memory and the current device's do, the slower way, in 10^9
+ * bytes a second. Where that fails *gbs stays as it is. */
+void rgi_cuda_host_rate(double *gbs);
+
 #endif

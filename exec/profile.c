@@ -156,7 +156,9 @@ static rg_status describe(const rg_profile_options *o, rgi_profile *p, char *nam
     return RG_OK;
   }
 #ifdef REGRAPH_CUDA
-  return rgi_cuda_about(&p->gpu, o->name ? NULL : name, size, &p->memory, e);
+  RGI_TRY(rgi_cuda_about(&p->gpu, o->name ? NULL : name, size, &p->memory, e));
+  rgi_cuda_host_rate(&p->host_gbs);
+  return RG_OK;
 #else
   return rg_device_check(o->device, e);
 #endif

@@ -92,7 +92,7 @@ RGK_GETTER(rgk_reduce_partials(void))
 /* partial[s][n] = Σ x[t, n] over the live rows t of chunk s. Blocks of 32 columns by 8 rows. */
 typedef struct rgk_column_sums {
   const void *x;
-  int32_t dtype;
+  int32_t dtype, zero;
   int64_t ldx, rows, n, chunk;
   const int32_t *live;
   float *partial;

@@ -6,6 +6,7 @@
    anybody wait goes to the end. Any first part of the list is a choice of what to offload, and the
    chooser does the rest with it:
 
+       few nodes  every choice of what to offload is looked at, and the best is the best there is
        keep all   the shortest part with which nothing need be recomputed, if one costs nothing
        else       all that hides; where that may miss the best by much, or does not fit: nothing,
                   that and what is dearer to recompute than to wait for, and the whole list
@@ -23,7 +24,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { PARTS = 4 };
+enum { PARTS = 4, FEW = 6 /* offers, all of whose subsets are looked at … */, FEW_NODES = 12 };
 static const double NEAR = 0.03; /* of the whole time: near enough to the best */
 
 /* A copy of one tensor there and back. */
@@ -42,7 +43,8 @@ typedef struct offer {
 } offer;
 
 typedef struct outcome {
-  int part; /* of the list: its first nodes */
+  uint32_t mask; /* of the list: these … */
+  int part;      /* … and its first nodes */
   rgi_graph *graph;
   rgi_choice *choice;
   double ms[2], total;
@@ -65,6 +67,7 @@ typedef struct search {
   int ntrip;
   want *want;          /* trips in the order in which they are wanted */
   offer *offer;        /* the list */
+  int nall;            /* behind the list: what the host has no room for beside it */
   int noffer, nhidden; /* of it, those that nobody waits for */
   int nworth;          /* and those that are worth a wait */
   const bool *base;    /* per origin: offloaded by name */
@@ -168,11 +171,12 @@ static rg_status make_list(search *s, rg_error *e) {
   const int all = s->g->norigin;
   s->want = rgi_alloc_n(s->arena, (size_t)s->ntrip + 1, sizeof *s->want);
   offer *rest = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *rest);
+  offer *none = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *none);
   bool *trial = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *trial);
-  if (!s->want || !rest || !trial) return rgi_nomem(e);
+  if (!s->want || !rest || !none || !trial) return rgi_nomem(e);
   for (int i = 0; i < s->ntrip; i++) s->want[i] = (want){s->trip[i].wanted, i};
   qsort(s->want, (size_t)s->ntrip, sizeof *s->want, by_want);
-  int n = 0, left = 0;
+  int n = 0, left = 0, over = 0;
   for (int o = 0; o < all; o++) {
     offer x = s->offer[o];
     if (s->base[o]) s->host += x.bytes;
@@ -199,28 +203,40 @@ static rg_status make_list(search *s, rg_error *e) {
   }
   s->noffer = s->nhidden;
   for (int i = 0; i < left; i++) { /* they are in order of worth */
-    if (host + rest[i].bytes > s->policy->host) continue;
+    if (host + rest[i].bytes > s->policy->host) {
+      none[over++] = rest[i];
+      continue;
+    }
     host += rest[i].bytes;
     if (rest[i].again_ms > 2 * s->way * (double)rest[i].bytes) s->nworth = s->noffer + 1;
     s->offer[s->noffer++] = rest[i];
   }
   if (s->nworth < s->nhidden) s->nworth = s->nhidden;
+  memcpy(s->offer + s->noffer, none, (size_t)over * sizeof *none);
+  s->nall = n;
   return RG_OK;
 }
 
 /* ---- a part of the list ---- */
 
-static rg_status offload_part(search *s, int n, rgi_graph **out, double ms[2], rg_error *e) {
+static bool in_part(int i, int n, uint32_t mask) {
+  return i < n || (i < FEW && mask >> i & 1);
+}
+
+static rg_status offload_part(search *s, int n, uint32_t mask, rgi_graph **out, double ms[2],
+                              rg_error *e) {
   memcpy(s->chosen, s->base, (size_t)s->g->norigin * sizeof *s->chosen);
-  for (int i = 0; i < n; i++) s->chosen[s->offer[i].origin] = true;
+  for (int i = 0; i < s->nall; i++)
+    if (in_part(i, n, mask)) s->chosen[s->offer[i].origin] = true;
   return rgi_offload(s->g, s->chosen, s->profile, out, ms, e);
 }
 
-/* The chooser's best with the first n of the list offloaded. */
-static rg_status look(search *s, int n, const rg_policy *policy, outcome *out, rg_error *e) {
+/* The chooser's best with the first n of the list and those of the mask offloaded. */
+static rg_status look(search *s, int n, uint32_t mask, const rg_policy *policy, outcome *out,
+                      rg_error *e) {
   rgi_graph *g;
-  *out = (outcome){.part = n};
-  RGI_TRY(offload_part(s, n, &g, out->ms, e));
+  *out = (outcome){.part = n, .mask = mask};
+  RGI_TRY(offload_part(s, n, mask, &g, out->ms, e));
   rg_status status = rgi_verify(g, "offload", e);
   if (status == RG_OK)
     status =
@@ -241,7 +257,7 @@ static rg_status fits(search *s, int n, bool *yes, rg_error *e) {
   rgi_graph *g;
   double ms[2];
   int64_t saved = 0, forward = 0, backward = 0;
-  RGI_TRY(offload_part(s, n, &g, ms, e));
+  RGI_TRY(offload_part(s, n, 0, &g, ms, e));
   const rg_status status = rgi_memory_peak(g, s->mem, true, &saved, &forward, &backward, e);
   rgi_graph_destroy(g);
   const int64_t peak = saved + s->mem->comm + (forward > backward ? forward : backward);
@@ -268,7 +284,7 @@ static rg_status bound(search *s, int64_t budget, double total, double *out, rg_
   policy.least = false;
   policy.budget = budget < INT64_MAX / 4 ? budget + (int64_t)most + 2 * RGI_ALIGN : budget;
   mem.bound_only = true;
-  RGI_TRY(offload_part(s, 0, &g, waits, e));
+  RGI_TRY(offload_part(s, 0, 0, &g, waits, e));
   const rg_status status =
       rgi_recompute(g, &policy, s->profile, &mem, s->progress, &next, &choice, &own);
   if (status == RG_OK) *out = fmin(waits[0] + waits[1] + choice->bound_ms, total);
@@ -281,6 +297,14 @@ static rg_status bound(search *s, int64_t budget, double total, double *out, rg_
 
 /* ---- the whole ---- */
 
+/* Do the named nodes and those of the mask fit the host's memory? */
+static bool has_room(const search *s, uint32_t mask) {
+  int64_t bytes = s->host;
+  for (int i = 0; i < s->nall; i++)
+    if (mask >> i & 1) bytes += s->offer[i].bytes;
+  return mask == 0 || bytes <= s->policy->host;
+}
+
 static bool better(const search *s, const outcome *a, const outcome *b) {
   if (!b->choice) return true;
   if (s->policy->least && a->choice->budget != b->choice->budget)
@@ -288,30 +312,33 @@ static bool better(const search *s, const outcome *a, const outcome *b) {
   return a->total < b->total;
 }
 
-static rg_status none_fits(search *s, const int *part, rg_error *e) {
+/* The least that any of the first n of part[], or (part NULL) any subset of few, reaches. */
+static rg_status none_fits(search *s, const int *part, uint32_t n, rg_error *e) {
   rg_policy policy = *s->policy;
   int64_t least = INT64_MAX;
   char asked[32], bytes[32];
   policy.least = true;
-  for (int k = 0; k < PARTS; k++) {
+  for (uint32_t k = 0; k < n; k++) {
     outcome x;
-    RGI_TRY(look(s, part[k], &policy, &x, e));
+    if (!part && !has_room(s, k)) continue;
+    RGI_TRY(look(s, part ? part[k] : 0, part ? 0 : k, &policy, &x, e));
     if (x.choice->budget < least) least = x.choice->budget;
     drop(&x);
   }
-  return rgi_fail(
-      e, RG_E_INFEASIBLE, s->policy->budget_at, NULL,
-      "no choice of recomputed and offloaded nodes that was found fits %s of %s memory; "
-      "the least that any reaches is %s (%lld bytes)",
-      rgi_human_bytes(s->policy->budget, asked), s->policy->budget_of_saved ? "saved" : "peak",
-      rgi_human_bytes(least, bytes), (long long)least);
+  return rgi_fail(e, RG_E_INFEASIBLE, s->policy->budget_at, NULL,
+                  "no choice of recomputed and offloaded nodes%s fits %s of %s memory; "
+                  "the least %s is %s (%lld bytes)",
+                  part ? " that was found" : "", rgi_human_bytes(s->policy->budget, asked),
+                  s->policy->budget_of_saved ? "saved" : "peak",
+                  part ? "that any reaches" : "any reaches", rgi_human_bytes(least, bytes),
+                  (long long)least);
 }
 
-/* Looks at the first n of the list; *best is the better of the two. */
-static rg_status compete(search *s, int n, outcome *best, rg_error *e) {
+/* Looks at the first n of the list and the mask's; *best is the better of the two. */
+static rg_status compete(search *s, int n, uint32_t mask, outcome *best, rg_error *e) {
   outcome x;
   rg_error own = {0};
-  const rg_status status = look(s, n, s->policy, &x, &own);
+  const rg_status status = look(s, n, mask, s->policy, &x, &own);
   if (status != RG_OK) return status == RG_E_INFEASIBLE ? RG_OK : hand_on(&own, e);
   if (better(s, &x, best)) {
     const outcome worse = *best;
@@ -322,11 +349,27 @@ static rg_status compete(search *s, int n, outcome *best, rg_error *e) {
   return RG_OK;
 }
 
+static bool few(const search *s) {
+  int nodes = 0;
+  for (int o = 0; o < s->g->norigin; o++) nodes += rgi_recomputable(&s->g->origin[o]);
+  return s->nall <= FEW && nodes <= FEW_NODES;
+}
+
+static rg_status try_all(search *s, outcome *best, double *least_ms, rg_error *e) {
+  const uint32_t n = 1u << s->nall;
+  for (uint32_t mask = 0; mask < n; mask++)
+    if (has_room(s, mask)) RGI_TRY(compete(s, 0, mask, best, e));
+  if (!best->choice) return none_fits(s, NULL, n, e);
+  *least_ms = best->total;
+  return RG_OK;
+}
+
 /* *least_ms: no choice takes less. */
 static rg_status decide(search *s, outcome *best, double *least_ms, rg_error *e) {
   const int part[PARTS] = {s->nhidden, 0, s->nworth, s->noffer};
   bool yes = false;
   *least_ms = 0;
+  if (few(s)) return try_all(s, best, least_ms, e);
   if (!s->policy->least) RGI_TRY(fits(s, s->nhidden, &yes, e));
   if (yes) {
     int low = -1, high = s->nhidden;
@@ -335,18 +378,18 @@ static rg_status decide(search *s, outcome *best, double *least_ms, rg_error *e)
       RGI_TRY(fits(s, n, &yes, e));
       *(yes ? &high : &low) = n;
     }
-    RGI_TRY(compete(s, high, best, e));
+    RGI_TRY(compete(s, high, 0, best, e));
     if (best->choice && best->total == 0) return RG_OK;
   }
   for (int k = 0; k < PARTS; k++) {
     bool known = false;
     for (int i = 0; i < k; i++) known |= part[i] == part[k];
-    if (!known) RGI_TRY(compete(s, part[k], best, e));
+    if (!known) RGI_TRY(compete(s, part[k], 0, best, e));
     if (k > 0 || !best->choice || s->policy->least) continue;
     RGI_TRY(bound(s, s->policy->budget, best->total, least_ms, e));
     if (best->total - *least_ms <= NEAR * best->choice->all_ms) return RG_OK;
   }
-  if (!best->choice) return none_fits(s, part, e);
+  if (!best->choice) return none_fits(s, part, PARTS, e);
   return bound(s, best->choice->budget, best->total, least_ms, e);
 }
 
@@ -377,7 +420,8 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   c->bound_ms = least_ms;
   c->optimal = best.total - least_ms <= 1e-9;
   c->gap = c->optimal ? 0 : (best.total - least_ms) / best.total;
-  for (int i = 0; i < best.part; i++) {
+  for (int i = 0; i < s.nall; i++) {
+    if (!in_part(i, best.part, best.mask)) continue;
     const int o = s.offer[i].origin;
     chosen[o] = c->node[o].offloaded = true;
     c->node[o].why = "a way to meet the budget: the host's memory";

@@ -11,6 +11,7 @@
 #   memplan    random graphs planned, played and checked; in place or not: the same bits
 #   packing    the packer against brute force
 #   recompute  the chooser against brute force
+#   offload    budgets that may offload, too, against brute force
 #   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
 #   tables     who owns which tokens, against one token after the other
@@ -32,6 +33,7 @@ declare -A test=(
   [memplan]="test_memplan_sim memplan_sim/random_graphs memplan_sim/in_place_changes_no_bit"
   [packing]="test_pack pack/brute_force"
   [recompute]="test_recompute recompute/random_graphs"
+  [offload]="test_offload_budget offload_budget/*"
   [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
   [tables]="test_cp_tables cp_tables/random_packs"
@@ -44,8 +46,8 @@ limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
 [ $# -gt 0 ] ||
-  parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares serving pages
-    fuzz)
+  parts=(graphs fuse memplan packing recompute offload planner lowering tables ranks shares serving
+    pages fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

@@ -466,7 +466,8 @@ typedef struct rg_profile_options {
   /* where the times come from, as plans will say: "measured at COMMIT on one H200" */
   const char *source;
   int threads; /* cpu */
-  /* cpu: peak rates in 10^9 a second; 0, and on a GPU: those of the shipped profile */
+  /* cpu: peak rates in 10^9 a second; 0, and on a GPU: those of the shipped profile. (A GPU's link
+   * to the host is measured when the profile is written.) */
   double matrix_gflops, special_gops, bandwidth_gbs;
 } rg_profile_options;
 

@@ -231,7 +231,8 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
     }
     for (size_t w = 0; w < (l->size + 7) / 8; w++) {
       cr_assert(x->params[w] == y->params[w],
-                "%s, %s: word %zu of parameters is %llx, asked again %llx", what, name, w,
+                "%s, %s (%s): word %zu of parameters is %llx, asked again %llx", what, name,
+                plan->graph->node[plan->step[x->step].node].op->name, w,
                 (unsigned long long)x->params[w], (unsigned long long)y->params[w]);
       if (lo_is_address(x->params[w], 0)) {
         cr_assert(touches(plan, x->step, x->params[w], 0), "%s, %s: word %zu points elsewhere",

@@ -93,9 +93,9 @@ static outcome *measure_all(const bench *b, int *count) {
   return all;
 }
 
-/* Sums what chose: within the budgets, no worse than recomputing alone, its bound below the best
- * there is. What is left to a search may miss that; *missed counts it. */
-static void compare(const bench *b, int *asked, int *missed, int *offloaded) {
+/* What is chosen is within the budgets, no worse than recomputing alone, its bound not above the
+ * best there is; and of few nodes it is that. What is left to a search may miss it: *missed. */
+static void compare(const bench *b, bool few, int *asked, int *missed, int *offloaded) {
   int n;
   outcome *all = measure_all(b, &n);
   int64_t low = INT64_MAX, high = all[0].peak, least = -1;
@@ -151,6 +151,7 @@ static void compare(const bench *b, int *asked, int *missed, int *offloaded) {
     cr_assert(choice->bound_ms <= best + near && best <= total + near,
               "budget %lld: bound %g, best %g, chosen %g", (long long)policy.budget,
               choice->bound_ms, best, total);
+    cr_assert(choice->optimal || !few);
     if (choice->optimal) cr_assert_float_eq(total, best, near);
     ++*asked;
     *missed += total - best > 0.03 * choice->all_ms;
@@ -180,16 +181,17 @@ static void compare(const bench *b, int *asked, int *missed, int *offloaded) {
 
 static void rounds(bool cuda) {
   int asked = 0, missed = 0, offloaded = 0;
-  const int most = getenv("REGRAPH_ROUND") ? 7 : 5;
-  for (int seed = 0; seed < 12; seed++) {
-    bench b = open_graph(round_seed((uint64_t)seed + 900, 12), 3 + seed % (most - 2), cuda);
-    compare(&b, &asked, &missed, &offloaded);
+  for (int seed = 0; seed < 14; seed++) {
+    const int nodes = seed < 12 ? 3 + seed % 3 : 7; /* three to five, or more than few */
+    if (!in_sample(seed, seed < 12 ? 1 : 13)) continue;
+    bench b = open_graph(round_seed((uint64_t)seed + 900, 14), nodes, cuda);
+    compare(&b, nodes < 7, &asked, &missed, &offloaded);
     close_graph(&b);
   }
   fprintf(stderr, "%s: %d budgets, %d offload, %d are met in more than 3 %% of the time too many\n",
           cuda ? "cuda" : "cpu", asked, offloaded, missed);
   if (cuda) cr_assert_gt(offloaded, 0);
-  cr_assert_leq(missed, asked / 4);
+  cr_assert_leq(missed, asked / 8);
 }
 Test(offload_budget, cpu) {
   rounds(false);
