@@ -446,7 +446,8 @@ rg_status data_write(cli *c, data_set *d) {
 void data_blame(cli *c, const data_set *d) {
   rg_error *e = &c->error;
   size_t n = strcspn(e->message, "[");
-  if (e->status != RG_E_DATA || e->file[0]) return;
+  /* a node speaks of its ports, which may have the names of inputs that it does not read */
+  if (e->status != RG_E_DATA || e->file[0] || e->node[0]) return;
   for (int i = 0; i < d->nin; i++)
     if (strlen(d->in[i].name) == n && memcmp(d->in[i].name, e->message, n) == 0)
       snprintf(e->file, sizeof e->file, "%s", d->in[i].path);

@@ -382,6 +382,11 @@ tail -c 16 now.npy >now.raw
 tail -c 16 copied.npy >copied.raw
 same 'a page that was copied' now.raw copied.raw
 expect 0 'now +f32 +.* 0$' run state.json --in pages=pages.npy --set P=2
+sed 's/"pages": {/"pages": { "shape": ["N", 2], "dtype": "i32" }, "forks": {/
+  s/"pages": "pages"/"pages": "forks"/' state.json >forks.json
+printf '\5\0\0\0\0\0\0\0' | npy forks.npy "$i4x2"
+expect 3 '^fork: RG_E_DATA: pages.0..0. is 5' run forks.json --in pages=pages.npy \
+  --in forks=forks.npy --set P=2
 cat >chosen.json <<'SPEC'
 { "regraph": 1, "params": { "block": 32 },
   "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" },
