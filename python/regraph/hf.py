@@ -145,7 +145,7 @@ def _dense(batch, queries, keys, device):
 
 def _kept(tensor, kind, make):
     """What `make` makes of a tensor that all layers are given, made once."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_inference():  # which counts no changes
         return make()
     kind = (*kind, tensor._version)
     if getattr(tensor, "_regraph", (None,))[0] != kind:

@@ -206,6 +206,17 @@ def test_generation(name, cache):
     same_tokens(ours, eager, input_ids=ids, attention_mask=there, cache_implementation=cache)
 
 
+def test_modes():
+    """torch.inference_mode, whose tensors count no changes, and autocast, as near as bf16 is."""
+    eager, ours = pair("gpt_oss")
+    with torch.inference_mode():
+        inputs = {name: tensor.clone() for name, tensor in batch("left").items()}
+        there = inputs["attention_mask"].bool()
+        assert reference.rel_rms(ours(**inputs).logits[there], eager(**inputs).logits[there]) < 2e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        close(step(ours, **batch(None)), step(eager, **batch(None)), 0.02, 0.1)
+
+
 def test_checkpointing():
     """Activation checkpointing runs attention again."""
     eager, ours = pair("gpt_oss")

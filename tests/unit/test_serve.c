@@ -80,8 +80,39 @@ static double *doubles(ot *t, const buffers *io, rg_role role, const char *name)
   return NULL;
 }
 
+/* What was chosen, on the compressed keys and the lse that were stored. */
+static const char *check_choice(ot *t, const layer *l, const buffers *io, int nseq) {
+  const int32_t *cu = buffer(io, RG_INPUT, "cu");
+  const int64_t T = cu[nseq], nblock = T / l->block + 2, dim[] = {T, l->KH, l->top_n},
+                stride[] = {(int64_t)l->KH * l->top_n, l->top_n, 1};
+  const ref_topk a = {.T = T,
+                      .TK = T / l->stride,
+                      .B = nseq,
+                      .H = l->H,
+                      .KH = l->KH,
+                      .D = l->D,
+                      .q = doubles(t, io, RG_INPUT, "q"),
+                      .k = doubles(t, io, RG_OUTPUT, "cmp_k"),
+                      .lse = doubles(t, io, RG_OUTPUT, "cmp_lse"),
+                      .cu = cu,
+                      .kernel = l->kernel,
+                      .stride = l->stride,
+                      .block = l->block,
+                      .top_n = l->top_n,
+                      .init = l->init,
+                      .local = l->local,
+                      .softcap = l->dot ? 0 : l->softcap,
+                      .dot = l->dot};
+  int32_t *idx = ot_ints(t, T * l->KH * l->top_n + 1);
+  double *scores = ot_doubles(t, T * l->KH * nblock + 1), logit;
+  if (T == 0) return NULL;
+  ref_topk_forward(&a, idx, scores, nblock, &logit);
+  return ot_check_topk(t, ot_wrap(t, buffer(io, RG_OUTPUT, "idx"), RG_I32, 3, dim, stride), T, idx,
+                       scores, nblock, logit, 0, 0.99);
+}
+
 /* o and lse of each branch, on the compressed keys that were stored and the blocks that were
- * chosen. */
+ * chosen, and these. */
 static void check_oracle(const layer *l, const side *whole, int nseq, const char *what) {
   static const char *const o_name[] = {"cmp_o", "slc_o", "swa_o"}, *const lse_name[] = {"cmp_lse",
                                                                                         "slc_lse",
@@ -90,6 +121,8 @@ static void check_oracle(const layer *l, const side *whole, int nseq, const char
   const buffers *io = &whole->io;
   const int32_t *cu = buffer(io, RG_INPUT, "cu");
   ot *t = ot_begin(1);
+  const char *bad = check_choice(t, l, io, nseq);
+  cr_assert(!bad, "%s: %s", what, bad);
   for (int i = 0; i < 3; i++) {
     const rg_role role = i ? RG_INPUT : RG_OUTPUT;
     ref_attn a = {.kind = kind[i],
