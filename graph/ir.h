@@ -215,7 +215,8 @@ static inline bool rgi_is_copy(const rgi_graph *g, int n) {
     return false;
   return g->tensor[node->in[0]].host || g->tensor[node->out[0]].host;
 }
-/* Stable topological order by producers; RG_E_CYCLE names the nodes in it. Renumbers nodes. */
+/* Stable topological order by producers (order.c); RG_E_CYCLE names the nodes in it. Renumbers
+ * nodes. */
 rg_status rgi_sort_nodes(rgi_graph *g, rg_error *e);
 /* Drops tensors that nothing mentions any more; renumbers tensors. */
 rg_status rgi_compact(rgi_graph *g, rg_error *e);

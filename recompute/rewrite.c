@@ -24,34 +24,6 @@ typedef struct rewriter {
   double ms[2]; /* of what was added, forward and backward */
 } rewriter;
 
-bool rgi_recomputable(const rgi_origin *o) {
-  return o->op->flags & RG_OP_RECOMPUTABLE;
-}
-
-bool rgi_repeatable(const rgi_graph *g, const rgi_node *node) {
-  if (node->origin < 0 || node->kind != RGI_PRIMAL || !rgi_recomputable(&g->origin[node->origin]))
-    return false;
-  for (int i = 0; i < rgi_nout(node); i++)
-    if (node->out[i] >= 0 && g->tensor[node->out[i]].dtype == RG_I32)
-      for (int t = 0; t < g->ntensor; t++)
-        if (g->tensor[t].seqlens == node->out[i]) return false;
-  return true;
-}
-
-rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
-                      double *ms, rg_error *e) {
-  const rgi_node *node = &g->node[n];
-  *ms = 0;
-  if (node->op->flags & RG_OP_VIEW) return RG_OK;
-  rg_call call;
-  RGI_TRY(rgi_node_call(g, n, a, &call, e));
-  call.gpu = profile->cuda ? &profile->gpu : NULL;
-  rgi_modelled m;
-  rgi_model_call(profile, &call, &m);
-  *ms = m.ms;
-  return RG_OK;
-}
-
 /* Copies node n of `from` to the end of `to`, with inputs `in` (NULL: the same). */
 static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *in, int *out,
                            rg_error *e) {

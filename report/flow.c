@@ -127,3 +127,9 @@ const rg_tensor_info *rgi_flow_bound(const rg_plan *plan, int32_t tensor) {
   }
   return NULL;
 }
+
+void rgi_report_times(const rg_plan *plan, char *text, size_t size) {
+  const rgi_profile *p = plan->profile;
+  snprintf(text, size, "%.600s%s; profile %08x, %.600s", p->source ? p->source : "uncalibrated",
+           p->elsewhere ? ", on another GPU" : "", (unsigned)(p->id >> 32 ^ p->id), p->found);
+}

@@ -95,12 +95,6 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
   rgi_buf_printf(b, "  times           %s\n", times);
 }
 
-void rgi_report_times(const rg_plan *plan, char *text, size_t size) {
-  const rgi_profile *p = plan->profile;
-  snprintf(text, size, "%.600s%s; profile %08x, %.600s", p->source ? p->source : "uncalibrated",
-           p->elsewhere ? ", on another GPU" : "", (unsigned)(p->id >> 32 ^ p->id), p->found);
-}
-
 /* A line per node that could be taken apart, and what it gained together. */
 static void write_fusions(const rg_plan *plan, rgi_buf *b) {
   const rgi_fusions *f = plan->fusions;

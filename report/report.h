@@ -9,7 +9,7 @@
 
 enum { RGI_TIMES = 1280 };
 
-/* Where the model's times come from: "measured at …; profile 0123abcd, shipped". */
+/* Where the model's times come from (flow.c): "measured at …; profile 0123abcd, shipped". */
 void rgi_report_times(const rg_plan *plan, char *text, size_t size);
 void rgi_report_kernels(const rg_plan *plan, rgi_buf *b);
 /* Nothing where there is one rank (ranks.c). */
