@@ -168,16 +168,16 @@ static double wait_for(const search *s, const bool *chosen) {
 
 /* Puts the list in order: what hides, what is worth a wait, the rest. */
 static rg_status make_list(search *s, rg_error *e) {
-  const int all = s->g->norigin;
+  const size_t all = (size_t)s->g->norigin;
   s->want = rgi_alloc_n(s->arena, (size_t)s->ntrip + 1, sizeof *s->want);
-  offer *rest = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *rest);
-  offer *none = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *none);
-  bool *trial = rgi_alloc_n(s->arena, (size_t)all + 1, sizeof *trial);
+  offer *rest = rgi_alloc_n(s->arena, all + 1, sizeof *rest);
+  offer *none = rgi_alloc_n(s->arena, all + 1, sizeof *none);
+  bool *trial = rgi_alloc_n(s->arena, all + 1, sizeof *trial);
   if (!s->want || !rest || !none || !trial) return rgi_nomem(e);
   for (int i = 0; i < s->ntrip; i++) s->want[i] = (want){s->trip[i].wanted, i};
   qsort(s->want, (size_t)s->ntrip, sizeof *s->want, by_want);
   int n = 0, left = 0, over = 0;
-  for (int o = 0; o < all; o++) {
+  for (size_t o = 0; o < all; o++) {
     offer x = s->offer[o];
     if (s->base[o]) s->host += x.bytes;
     if (!x.bytes || rgi_policy_action(s->policy, s->g->origin[o].name) != RGI_AUTO) continue;
@@ -186,7 +186,7 @@ static rg_status make_list(search *s, rg_error *e) {
     s->offer[n++] = x;
   }
   qsort(s->offer, (size_t)n, sizeof *s->offer, by_worth);
-  memcpy(trial, s->base, (size_t)all * sizeof *trial);
+  memcpy(trial, s->base, all * sizeof *trial);
   double waited = wait_for(s, trial);
   int64_t host = s->host;
   for (int i = 0; i < n; i++) {
