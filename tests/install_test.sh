@@ -136,11 +136,13 @@ cmake -S "$root" -B "$build" '-USKBUILD*' >/dev/null # an ordinary build again
 [ $status -eq 0 ] || failed "making a wheel failed"
 pip install -q --no-deps "$work"/regraph-*.whl >"$work/log" 2>&1 ||
   failed "installing the wheel failed"
-"$python" -c 'import sys, tarfile; from scikit_build_core.build import build_sdist
+"$python" -c 'import subprocess, sys, tarfile; from scikit_build_core.build import build_sdist
 names = tarfile.open(f"{sys.argv[1]}/{build_sdist(sys.argv[1])}").getnames()
+names = {name.split("/", 1)[-1] for name in names}
 wanted = {"CMakeLists.txt", "LICENSE", "graph/spec.c", "kernels/gemm.cu", "python/regraph/core.py"}
-missing = wanted - {name.split("/", 1)[-1] for name in names}
-sys.exit(f"the sdist lacks {missing}" if missing or len(names) > 1000 else 0)' \
+kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True).stdout.split("\n")
+missing, foreign = wanted - names, names - {*kept, "PKG-INFO"}
+sys.exit(f"the sdist lacks {missing}, and has {foreign}" if missing or foreign else 0)' \
   "$work" >"$work/log" 2>&1 ||
   failed "making an sdist failed"
 cd "$work" # away from the checkout's package
