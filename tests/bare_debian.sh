@@ -12,8 +12,8 @@ if [ -z "$system" ]; then
   trap 'rm -rf "$system"' EXIT
 fi
 if [ ! -x "$system/bin/sh" ]; then
-  mirror=$(sed -n 's/^URIs: *//p; s/^deb *\([^ ]*\) .*/\1/p' /etc/apt/sources.list \
-    /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -n 1)
+  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
+    sed -n 's/^URIs: *//p; s/^deb *\([^ ]*\) .*/\1/p' | head -n 1 || true) # one of them may lack
   debootstrap --variant=minbase bookworm "$system" \
     "${mirror:?no Debian mirror in this machine\'s apt configuration}" >/dev/null
 fi
