@@ -32,8 +32,15 @@ def pages():
 
 
 def tracked():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return [ROOT / name for name in listed.stdout.split()]
+    """What git knows or would take; without git, what is in no build and no hidden folder."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "*.md"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        return [ROOT / name for name in listed.stdout.split()]
+    except (OSError, subprocess.CalledProcessError):
+        found = (page.relative_to(ROOT) for page in sorted(ROOT.rglob("*.md")))
+        return [ROOT / page for page in found
+                if not any(part.startswith((".", "build")) for part in page.parts[:-1])]
 
 
 # ---- links ----
