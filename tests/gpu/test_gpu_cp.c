@@ -1,6 +1,7 @@
 /* tests/gpu/test_gpu_cp.c: ranks that are threads on one GPU, each with a stream and a session of
  * its own that runs step by step: what one rank gives, to the bit, at borders of every kind, so
  * that every family of kernels runs on slots at odd offsets; tables against the host's. */
+#include "on_gpu.h"
 #include "tests/unit/cp_case.h"
 
 #ifdef REGRAPH_CUDA
@@ -10,10 +11,6 @@
 #include "graph/base.h"
 #include <dlfcn.h>
 #include <unistd.h>
-
-#define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
-#define NEEDS_GPU() \
-  if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
 
 static void *a_stream(void) {
   cudaStream_t s = NULL;

@@ -2,14 +2,11 @@
  * a plan that keeps it, in every way to run one; the host's bytes are those that were said; and
  * copies do run beside what computes (REGRAPH_SOAK=20000: so many replays).
  */
+#include "on_gpu.h"
 #include "tests/unit/run_util.h"
 
 #ifdef REGRAPH_CUDA
 #include <cuda_runtime_api.h>
-
-#define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
-#define NEEDS_GPU() \
-  if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
 
 enum { T = 700, B = 6 };
 static const int lengths[B] = {147, 0, 138, 33, 301, 64};

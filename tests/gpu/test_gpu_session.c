@@ -2,15 +2,12 @@
  * streams, capture by others, lengths checked on the device, running out of memory, and
  * replays by the thousand (REGRAPH_SOAK=20000).
  */
+#include "on_gpu.h"
 #include "tests/unit/run_util.h"
 
 #ifdef REGRAPH_CUDA
 #include <cuda_runtime_api.h>
 #include <time.h>
-
-#define CUDA_OK(call) cr_assert_eq((call), cudaSuccess, #call)
-#define NEEDS_GPU() \
-  if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
 
 enum { T = 700, B = 6 };
 static const int some_lengths[B] = {147, 0, 138, 33, 301, 64};

@@ -9,9 +9,7 @@
  */
 #include "../harness/num.h"
 #include "../unit/run_util.h"
-
-#define NEEDS_GPU() \
-  if (!test_on_gpu()) cr_skip_test("no GPU asked for (REGRAPH_TEST_DEVICE=cuda)")
+#include "on_gpu.h"
 
 /* ---- attention, one op at a time ---- */
 
