@@ -36,6 +36,22 @@ def parse_size(text: str) -> int:
     return size.value
 
 
+def by_name(owner, inputs, args, named, noun):
+    """{input: value} of a call's arguments, by position in the order of `inputs` or by name; some
+    may be missing. `noun` says what they are."""
+    if len(args) > len(inputs):
+        raise RegraphError("RG_E_USAGE", f"{owner}: {len(args)} {noun}; expected "
+                                         f"{', '.join(inputs)}")
+    given = dict(zip(inputs, args))
+    for name, value in named.items():
+        if name not in inputs or name in given:
+            wrong = "given twice" if name in given else "no input"
+            raise RegraphError("RG_E_USAGE", f"{owner}: '{name}' is {wrong}; expected "
+                                             f"{', '.join(inputs)}")
+        given[name] = value
+    return given
+
+
 class _Handle:
     """A handle of the library; `keep` stays alive at least as long."""
 

@@ -169,16 +169,7 @@ class Attention:
                      for name, x in zip(self.inputs, inputs))
 
     def __call__(self, *args, **named):
-        if len(args) > len(self.inputs):
-            raise RegraphError("RG_E_USAGE", f"{self.name}: {len(args)} arrays; expected "
-                                             f"{', '.join(self.inputs)}")
-        given = dict(zip(self.inputs, args))
-        for name, x in named.items():
-            if name not in self.inputs or name in given:
-                what = "given twice" if name in given else "no input"
-                raise RegraphError("RG_E_USAGE", f"{self.name}: '{name}' is {what}; expected "
-                                                 f"{', '.join(self.inputs)}")
-            given[name] = x
+        given = core.by_name(self.name, self.inputs, args, named, "arrays")
         for name in self.inputs:
             if name not in given:
                 raise RegraphError("RG_E_USAGE", f"{self.name}: the input '{name}' is missing")

@@ -255,16 +255,7 @@ class Attention:
 
     def _arrange(self, args, named):
         program = self._program
-        if len(args) > len(program.inputs):
-            raise RegraphError("RG_E_USAGE", f"{program.name}: {len(args)} tensors; expected "
-                                             f"{', '.join(program.inputs)}")
-        tensors = dict(zip(program.inputs, args))
-        for name, tensor in named.items():
-            if name not in program.inputs or name in tensors:
-                wrong = "given twice" if name in tensors else "no input"
-                raise RegraphError("RG_E_USAGE", f"{program.name}: '{name}' is {wrong}; expected "
-                                                 f"{', '.join(program.inputs)}")
-            tensors[name] = tensor
+        tensors = core.by_name(program.name, program.inputs, args, named, "tensors")
         program.refuse((n, t) for n, t in tensors.items() if isinstance(t, torch.Tensor))
         first = next((tensors[name] for name in program.counted
                       if isinstance(tensors.get(name), torch.Tensor)), None)
