@@ -40,25 +40,6 @@ CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 
 
-class CommOptions(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("rank", ctypes.c_int), ("ranks", ctypes.c_int), ("address", ctypes.c_char_p),
-                ("port", ctypes.c_int), ("cuda", ctypes.c_bool), ("deadline", ctypes.c_double)]
-
-
-class Stub(ctypes.Structure):
-    """struct rg_comm"""
-    CALL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
-                            ctypes.c_void_p, ctypes.c_void_p)
-    HALO = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p * 4),
-                            ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
-    BARRIER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    _fields_ = [("abi", ctypes.c_uint32), ("size", ctypes.c_int), ("rank", ctypes.c_int), ("user", ctypes.c_void_p),
-                ("all_gather", CALL), ("all_to_all", CALL), ("halo", HALO), ("barrier", BARRIER),
-                ("abort", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)), ("destroy", ctypes.c_void_p),
-                ("captures", ctypes.c_bool), ("check", ctypes.c_void_p), ("sessions", ctypes.c_int),
-                ("leaving", ctypes.c_bool)]
-
-
 WIRE = b"""
 .version 8.0
 .target sm_80
@@ -103,7 +84,7 @@ WAIT:
 class Alone:
     """One of several ranks, by itself: what the others would send are its own bytes, as late as `rate` GB/s bring them."""
 
-    def __init__(self, cuda, rank, ranks, rate):
+    def __init__(self, _lib, cuda, rank, ranks, rate):
         self.rate, self.failed = rate, 0
         if cuda:
             self.cuda = ctypes.CDLL("libcuda.so.1")
@@ -127,14 +108,14 @@ class Alone:
             return max(self.move(recv + r * size, send + r * size, size, stream, r == rank) for r in range(ranks))
 
         def halo(_, node, h, size, stream, error):
-            to_previous, to_next, from_previous, from_next = h.contents
-            return max(rank > 0 and self.move(from_previous, to_previous, size, stream, False),
-                       rank + 1 < ranks and self.move(from_next, to_next, size, stream, False))
+            h = h.contents
+            return max(rank > 0 and self.move(h.from_previous, h.to_previous, size, stream, False),
+                       rank + 1 < ranks and self.move(h.from_next, h.to_next, size, stream, False))
 
-        self.stub = Stub(3, ranks, rank, None, Stub.CALL(gather), Stub.CALL(exchange), Stub.HALO(halo),
-                         Stub.BARRIER(lambda *_: 0), captures=cuda)
-        self.stub.abort = type(self.stub.abort)(lambda *_: None)
-        self.handle = ctypes.c_void_p(ctypes.addressof(self.stub))
+        calls = gather, exchange, halo, lambda *_: 0, lambda *_: None
+        self.stub = _lib.Comm(_lib.OP_ABI, ranks, rank, None, *(t(f) for t, f in zip(_lib.COMM_FUNCTIONS, calls)),
+                              captures=cuda)
+        self.handle = ctypes.addressof(self.stub)
 
     def move(self, to, source, size, stream, own):
         if not stream:
@@ -149,34 +130,16 @@ class Alone:
         pass
 
 
-class Range(ctypes.Structure):
-    _fields_ = [("begin", ctypes.c_int64), ("end", ctypes.c_int64)]
-
-
 class Comm:
     """This process's end of a communicator."""
 
     def __init__(self, _lib, context, rank, ranks, port, cuda, deadline):
-        self._lib, self.handle = _lib, ctypes.c_void_p()
-        for name, arguments in (("rg_comm_processes", [ctypes.c_void_p] * 4), ("rg_comm_destroy", [ctypes.c_void_p] * 2)):
-            getattr(_lib.lib, name).argtypes = arguments
-        options = CommOptions(ctypes.sizeof(CommOptions), rank, ranks, b"127.0.0.1", port, cuda, deadline)
-        error = _lib.Error()
-        if _lib.lib.rg_comm_processes(context.handle, ctypes.byref(options), ctypes.byref(self.handle), ctypes.byref(error)):
-            raise RuntimeError(error.message.decode())
+        self._lib = _lib
+        options = _lib.CommOptions(rank=rank, ranks=ranks, address=b"127.0.0.1", port=port, cuda=cuda, deadline=deadline)
+        self.handle = _lib.create("rg_comm_processes", context.handle, ctypes.byref(options))
 
     def close(self):
         self._lib.lib.rg_comm_destroy(self.handle, None)
-
-
-def own_rows(_lib, starts, tokens, ranks, rank):
-    ranges = (Range * 2)()
-    if ranks == 1:
-        return [(0, tokens)]
-    if _lib.lib.rg_cp_rows(starts.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(starts)), ctypes.c_int64(tokens),
-                           ranks, 0, rank, ranges, None):
-        raise RuntimeError("rg_cp_rows failed")
-    return [(r.begin, r.end) for r in ranges]
 
 
 def fill(_lib, plan, t, at, rows, tokens):
@@ -195,8 +158,8 @@ def fill(_lib, plan, t, at, rows, tokens):
 
     first = 0
     with ThreadPoolExecutor() as pool:
-        for begin, end in rows:
-            for c in range(begin // n, end // n):
+        for own in rows:
+            for c in range(own.start // n, own.stop // n):
                 seed = int.from_bytes(hashlib.sha256(f"{t.role} {t.name} {c}".encode()).digest()[:8], "little")
                 list(pool.map(draw, [((seed, i), piece) for i, piece in enumerate(pieces)]))
                 _lib.call("rg_memory_write", plan.handle, at.address + first, part.ctypes.data, part.nbytes)
@@ -260,15 +223,15 @@ def work(job, rank, port, pipe):
         ranks, tokens = job["ranks"], job["tokens"]
         comm = None
         if ranks > 1 and job["alone"]:
-            comm = Alone(job["device"] == "cuda", rank, ranks, job["wire"])
+            comm = Alone(_lib, job["device"] == "cuda", rank, ranks, job["wire"])
         elif ranks > 1:
             comm = Comm(_lib, context, rank, ranks, port, job["device"] == "cuda", job["deadline"])
         spec = core.Spec(str(ROOT / "examples/nsa.json"), context, **job["params"])
         policy = {"regraph_policy": 1, "cp": {"ranks": ranks}, **job["policy"]}
         plan = core.Plan(spec, core.Policy(policy, context), device=job["device"], T=tokens, B=job["sequences"])
         starts = (np.arange(job["sequences"] + 1) * tokens // job["sequences"]).astype(np.int32)
-        rows = own_rows(_lib, starts, tokens, ranks, rank)
-        options = _lib.SessionOptions(eager=job["eager"], comm=comm.handle.value if comm else None)
+        rows = core.cp_rows(starts, tokens, ranks, rank) if ranks > 1 else [slice(0, tokens)]
+        options = _lib.SessionOptions(eager=job["eager"], comm=comm.handle if comm else None)
         session = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         memory = {}
         for t in plan.tensors:
@@ -317,8 +280,8 @@ def work(job, rank, port, pipe):
             got = np.empty(t.shape, arrays.NUMPY[t.dtype])
             at.read(got)
             first = 0
-            for begin, end in rows:
-                for c in range(begin * CHUNKS // tokens, end * CHUNKS // tokens):
+            for own in rows:
+                for c in range(own.start * CHUNKS // tokens, own.stop * CHUNKS // tokens):
                     n = tokens // CHUNKS
                     hashes[name, c] = hashlib.sha256(got[first:first + n].tobytes()).hexdigest()
                     first += n
