@@ -249,8 +249,18 @@ static void add_rope(gen *g) {
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, TOKENS, true);
   if (chance(g, 0.2)) print(s, ", \"q_offset\": \"q_offset\"");
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld } }",
-        fresh(g, "t", g->x[x])->name, (long long)(chance(g, 0.3) ? g->x[x].dim[2] / 4 * 2 : 0));
+  gtensor y = g->x[x];
+  const bool yarn = chance(g, 0.3);
+  if (yarn) y.size *= 1.2;
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld", fresh(g, "t", y)->name,
+        (long long)(chance(g, 0.3) ? y.dim[2] / 4 * 2 : 0));
+  if (chance(g, 0.3)) print(s, ", \"interleaved\": true");
+  if (yarn)
+    print(s,
+          ", \"rope_type\": \"yarn\", \"factor\": 8, \"original_max_position_embeddings\": %lld, "
+          "\"truncate\": %s",
+          (long long)AMONG(g, 64, 4096), chance(g, 0.5) ? "true" : "false");
+  print(s, " } }");
 }
 
 static void add_cast(gen *g) {

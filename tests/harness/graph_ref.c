@@ -344,8 +344,15 @@ static void turn(view v, const double *from, double *to, bool inverse) {
           part = attr_i(v, "dim") ? attr_i(v, "dim") : D;
   double *a = ot_doubles(v.r->t, T * H * part + 1), *b = ot_doubles(v.r->t, T * H * part + 1);
   for (int64_t i = 0; i < T * H; i++) memcpy(a + i * part, from + i * D, (size_t)part * sizeof *a);
-  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"),
-           in_ints(v, "q_offset"), inverse, a, b);
+  double *angle = ot_doubles(v.r->t, part + 1), theta = attr_f(v, "theta"), length = 1;
+  for (int64_t c = 0; c < part / 2; c++) angle[c] = pow(theta, -2.0 * (double)c / (double)part);
+  if (attr_i(v, "rope_type") == 1)
+    length = ref_yarn(part, theta, attr_f(v, "factor"),
+                      (double)attr_i(v, "original_max_position_embeddings"), attr_f(v, "beta_fast"),
+                      attr_f(v, "beta_slow"), attr_f(v, "attention_factor"), attr_i(v, "truncate"),
+                      angle);
+  ref_rope_by(T, sequences(v), H, part, angle, length, attr_i(v, "interleaved"),
+              in_ints(v, "cu_seqlens"), in_ints(v, "q_offset"), inverse, a, b);
   ref_cast(T * H * D, live_elements(v, x), from, to);
   for (int64_t i = 0; i < T * H; i++) memcpy(to + i * D, b + i * part, (size_t)part * sizeof *a);
 }

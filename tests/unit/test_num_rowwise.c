@@ -181,40 +181,72 @@ Test(linear, far_rows) {
 
 /* ---- rope ---- */
 
-/* The oracle turns all features; `dim` of them (0: all) are cut out for it, the rest stay. */
-static double *rope_ref(ot *t, const num_pack *p, int64_t H, int64_t D, int64_t dim, double theta,
-                        const int32_t *offset, bool inverse, const double *x) {
-  double *y = ot_doubles(t, p->T * H * D);
-  if (dim == 0) dim = D;
+typedef struct rope_case {
+  rg_dtype dtype;
+  int64_t D, dim; /* dim 0: all */
+  double theta;
+  const int32_t *offset;
+  bool strided, interleaved;
+  int isa;                          /* level + 1; 0: best */
+  double factor, attention, slowed; /* YaRN where the factor isn't 0; slowed: beta_slow */
+  bool fractions;                   /* not truncated */
+} rope_case;
+
+enum { ORIGINAL = 256, FAST = 24 };
+
+/* The oracle turns all features; `dim` of them are cut out for it, the rest stay. */
+static double *rope_ref(ot *t, const num_pack *p, int64_t H, const rope_case *a, bool inverse,
+                        const double *x) {
+  int64_t D = a->D, dim = a->dim ? a->dim : D;
+  double *y = ot_doubles(t, p->T * H * D), *angle = ot_doubles(t, D), length = 1;
   double *part = ot_doubles(t, p->T * H * dim), *turned = ot_doubles(t, p->T * H * dim);
   for (int64_t r = 0; r < p->live * H; r++) {
     memcpy(y + r * D, x + r * D, (size_t)D * sizeof *y);
     memcpy(part + r * dim, x + r * D, (size_t)dim * sizeof *y);
   }
-  ref_rope(p->T, p->B, H, dim, theta, p->cu, offset, inverse, part, turned);
+  for (int64_t c = 0; c < dim / 2; c++) angle[c] = pow(a->theta, -2.0 * (double)c / (double)dim);
+  if (a->factor > 0)
+    length = ref_yarn(dim, a->theta, a->factor, ORIGINAL, FAST, a->slowed, a->attention,
+                      !a->fractions, angle);
+  ref_rope_by(p->T, p->B, H, dim, angle, length, a->interleaved, p->cu, a->offset, inverse, part,
+              turned);
   for (int64_t r = 0; r < p->live * H; r++)
     memcpy(y + r * D, turned + r * dim, (size_t)dim * sizeof *y);
   return y;
 }
 
-static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, double theta,
-                       const int32_t *offset, bool strided, int isa) {
+static void rope_attrs(ot_call *c, const rope_case *a) {
+  ot_float(c, "theta", a->theta);
+  if (a->dim) ot_int(c, "dim", a->dim);
+  if (a->interleaved) ot_int(c, "interleaved", 1);
+  if (a->factor <= 0) return;
+  ot_choice(c, "rope_type", "yarn");
+  ot_float(c, "factor", a->factor);
+  ot_int(c, "original_max_position_embeddings", ORIGINAL);
+  ot_float(c, "beta_fast", FAST);
+  ot_float(c, "beta_slow", a->slowed);
+  ot_float(c, "attention_factor", a->attention);
+  ot_int(c, "truncate", !a->fractions);
+}
+
+static void rope_check(uint64_t seed, rope_case a) {
   ot *t = ot_begin(seed);
   num_pack p = num_pack_new(t, 5, some, 7);
-  const int64_t shape[] = {p.T, 3, D};
-  ot_tensor *x = shaped(t, dtype, 3, shape, strided), *y = shaped(t, dtype, 3, shape, strided);
-  ot_tensor *dy = shaped(t, dtype, 3, shape, strided), *dx = shaped(t, dtype, 3, shape, strided);
+  const int64_t shape[] = {p.T, 3, a.D};
+  ot_tensor *x = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *y = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *dy = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *dx = shaped(t, a.dtype, 3, shape, a.strided);
   ot_call *c[2] = {ot_call_new(t, &rgi_op_rope), ot_call_new(t, &rgi_op_rope_bwd)};
   fill(t, x, false);
   fill(t, dy, false);
   num_poison_dead(x, &p, 0, 0);
   num_poison_dead(dy, &p, 0, 0);
   for (int i = 0; i < 2; i++) {
-    if (isa > 0) ot_set_isa(c[i], isa - 1);
+    if (a.isa > 0) ot_set_isa(c[i], a.isa - 1);
     ot_in(c[i], "cu_seqlens", p.tensor);
-    if (offset) ot_in(c[i], "q_offset", num_ints(t, 5, offset));
-    ot_float(c[i], "theta", theta);
-    if (dim) ot_int(c[i], "dim", dim);
+    if (a.offset) ot_in(c[i], "q_offset", num_ints(t, 5, a.offset));
+    rope_attrs(c[i], &a);
   }
   ot_in(c[0], "x", x);
   ot_out(c[0], "y", y);
@@ -222,29 +254,55 @@ static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, do
   ot_out(c[1], "d.x", dx);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
-  near("rope y", y, rope_ref(t, &p, 3, D, dim, theta, offset, false, ot_get(t, x)),
-       num_gate(dtype));
-  if (dtype == RG_BF16 && ot_far_possible()) {
+  near("rope y", y, rope_ref(t, &p, 3, &a, false, ot_get(t, x)), num_gate(a.dtype));
+  if (a.dtype == RG_BF16 && ot_far_possible()) {
     OT_OK(ot_check_far(c[0]));
     OT_OK(ot_check_far(c[1]));
     ot_rebind_out(c[1], "d.x", dx);
   }
-  near("rope dx", dx, rope_ref(t, &p, 3, D, dim, theta, offset, true, ot_get(t, dy)),
-       num_grad_gate(dtype, 1));
+  near("rope dx", dx, rope_ref(t, &p, 3, &a, true, ot_get(t, dy)), num_grad_gate(a.dtype, 1));
   OT_OK(ot_check_sums(c[1]));
   ot_end(t);
 }
 
+static const int32_t far[] = {1000000, 5, 2000000000, 123456789, 63};
+
 Test(rope, types_and_positions) {
-  static const int32_t far[] = {1000000, 5, 2000000000, 123456789, 63};
   for (int i = 0; i < 3; i++) {
-    rope_check(100 + (uint64_t)i, types[i], 64, 0, 10000, NULL, false, 0);
-    rope_check(103 + (uint64_t)i, types[i], 128, 0, 1e6, far, true, 0);
-    rope_check(106 + (uint64_t)i, types[i], 50, 22, 500, far, false, 0);
+    rope_case a = {.dtype = types[i], .D = 64, .theta = 10000};
+    rope_check(100 + (uint64_t)i, a);
+    rope_check(103 + (uint64_t)i, (rope_case){types[i], 128, 0, 1e6, far, .strided = true});
+    rope_check(106 + (uint64_t)i, (rope_case){types[i], 50, 22, 500, far, .isa = 0});
   }
-  rope_check(109, RG_F32, 2, 0, 10000, NULL, false, 0);
+  rope_check(109, (rope_case){RG_F32, 2, 0, 10000, NULL, .isa = 0});
   for (int level = 0; level < ot_isa(); level++)
-    rope_check(110, RG_BF16, 64, 0, 10000, far, false, level + 1);
+    rope_check(110, (rope_case){RG_BF16, 64, 0, 10000, far, .isa = level + 1});
+}
+
+Test(rope, interleaved) {
+  for (int i = 0; i < 3; i++) {
+    rope_case a = {types[i], 64, 0, 10000, far, .interleaved = true};
+    rope_check(120 + (uint64_t)i, a);
+    a.D = 50, a.dim = 22, a.strided = true;
+    rope_check(123 + (uint64_t)i, a);
+    a.D = a.dim = 1028; /* more pairs than a piece of the row holds, and no round number */
+    rope_check(126 + (uint64_t)i, a);
+  }
+  for (int level = 0; level < ot_isa(); level++)
+    rope_check(130, (rope_case){RG_F16, 24, 0, 10000, NULL, .interleaved = true, .isa = level + 1});
+}
+
+Test(rope, yarn) {
+  for (int i = 0; i < 3; i++) {
+    rope_case a = {types[i], 64, 0, 150000, far, .factor = 32, .slowed = 1};
+    rope_check(140 + (uint64_t)i, a);
+    a.fractions = true;
+    rope_check(143 + (uint64_t)i, a);
+    a.interleaved = a.strided = true, a.dim = 40, a.attention = 1.5;
+    rope_check(146 + (uint64_t)i, a);
+    a.slowed = FAST; /* a step instead of a ramp */
+    rope_check(149 + (uint64_t)i, a);
+  }
 }
 
 /* ---- rmsnorm ---- */
