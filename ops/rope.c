@@ -213,8 +213,6 @@ static rg_status run(job *j) {
 
 static rg_status check_attrs(const rg_call *c, rg_error *e, const rg_arg *x) {
   int64_t d = x->dim[2], dim = rotated(c, x);
-  if (c->gpu && (c->attr[ATTR_TYPE].i == TYPE_YARN || c->attr[ATTR_INTERLEAVED].i))
-    return rg_op_fail(e, RG_E_DEVICE, c, "interleaved pairs and YaRN run on the CPU only");
   if (c->attr[ATTR_TYPE].i == TYPE_YARN) {
     if (c->attr[ATTR_ORIGINAL].i < 1)
       return rg_op_fail(e, RG_E_VALUE, c,
@@ -299,8 +297,7 @@ static rgi_rope forward_rope(const rg_call *c) {
                     .y = rg_out(c, 0),
                     .cu = rg_in(c, IN_CU),
                     .offset = rg_in(c, IN_OFFSET),
-                    .theta = c->attr[ATTR_THETA].f,
-                    .dim = rotated(c, x)};
+                    .scale = scale_of(c, x)};
 }
 static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
   rgi_rope r = forward_rope(c);
@@ -317,8 +314,7 @@ static rgi_rope backward_rope(const rg_call *c) {
                     .y = rg_out(c, 0),
                     .cu = rg_in(c, BW_CU),
                     .offset = rg_in(c, BW_OFFSET),
-                    .theta = c->attr[ATTR_THETA].f,
-                    .dim = rotated(c, dy),
+                    .scale = scale_of(c, dy),
                     .back = true,
                     .add = rg_in(c, BW_ACC) != NULL};
 }

@@ -114,7 +114,7 @@ const char *rgi_cuda_norm_path(const rgi_norm *n) {
 /* ---- rope: a launch per RGK_ROPE_PAIRS pairs, and a copy of the features past them ---- */
 
 static bool rope_vectors(const rgi_rope *r) {
-  return rgi_cuda_row_vectors(r->x) && rgi_cuda_row_vectors(r->y) && r->dim / 2 % CHUNK == 0;
+  return rgi_cuda_row_vectors(r->x) && rgi_cuda_row_vectors(r->y) && r->scale.half % CHUNK == 0;
 }
 
 /* Features past those that turn. */
@@ -137,7 +137,7 @@ static int32_t tokens_per_block(int64_t heads, int32_t pairs) {
 
 rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
   if (!r->y || r->x->dim[0] * r->x->dim[1] == 0) return RG_OK;
-  int64_t half = r->dim / 2;
+  int64_t half = r->scale.half, dim = 2 * half;
   rgk_rope_params p = {.seqs = rgk_seqs_of(r->cu, r->x->dim[0]),
                        .offset = r->offset ? r->offset->data : NULL,
                        .x = rgk_of(r->x),
@@ -146,21 +146,23 @@ rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
                        .heads = r->x->dim[1],
                        .half = half,
                        .back = r->back,
-                       .add = r->add};
+                       .add = r->add,
+                       .magnitude = (float)r->scale.magnitude};
   for (p.first = 0; p.first < half; p.first += RGK_ROPE_PAIRS) {
     int64_t left = half - p.first;
     p.pairs = left < RGK_ROPE_PAIRS ? (int32_t)left : RGK_ROPE_PAIRS;
     for (int i = 0; i < p.pairs; i++)
-      p.turns[i] = pow(r->theta, -(double)(p.first + i) / (double)half) / 6.283185307179586477;
+      p.turns[i] = rgi_rope_frequency(&r->scale, p.first + i) / 6.283185307179586477;
     p.tokens = tokens_per_block(p.heads, p.pairs);
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_rope(rope_vectors(r), r->x->dtype),
-                                      .grid = {rgk_blocks(p.rows, p.tokens), 1, 1},
-                                      .block = {RGK_ROPE_THREADS, 1, 1},
-                                      .params = &p,
-                                      .size = sizeof p}));
+    RGI_TRY(x->launch(
+        x, &(rg_launch){.function = rgk_rope(rope_vectors(r), r->x->dtype, r->scale.interleaved),
+                        .grid = {rgk_blocks(p.rows, p.tokens), 1, 1},
+                        .block = {RGK_ROPE_THREADS, 1, 1},
+                        .params = &p,
+                        .size = sizeof p}));
   }
-  if (r->dim == r->x->dim[2]) return RG_OK;
-  rg_arg from = rest_of(r->x, r->dim), to = rest_of(r->y, r->dim);
+  if (dim == r->x->dim[2]) return RG_OK;
+  rg_arg from = rest_of(r->x, dim), to = rest_of(r->y, dim);
   rgi_map copy = {.map = RGK_COPY, .cu = r->cu, .tensor = {&from, &to}, .add = {r->add}};
   return rgi_cuda_map(x, &copy);
 }

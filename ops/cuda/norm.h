@@ -6,6 +6,7 @@
 #include "../../kernels/norm.h"
 #include "../../kernels/rope.h"
 #include "../ops.h"
+#include "../rope.h"
 
 typedef struct rgi_norm {
   const rg_arg *x, *weight, *cu, *y; /* y: the output, or d.x (NULL: not wanted) */
@@ -19,8 +20,7 @@ const char *rgi_cuda_norm_path(const rgi_norm *n);
 
 typedef struct rgi_rope {
   const rg_arg *x, *y, *cu, *offset; /* offset NULL: zeros; y NULL: not wanted */
-  double theta;
-  int64_t dim; /* features turned */
+  rgi_rope_scale scale;
   bool back, add;
 } rgi_rope;
 rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x);
