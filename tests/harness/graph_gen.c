@@ -188,10 +188,11 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-static void add_silu(gen *g) {
+/* silu or sigmoid */
+static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, "silu");
+  char *s = begin(g, chance(g, 0.7) ? "silu" : "sigmoid");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
@@ -631,7 +632,7 @@ static void add_outputs(gen *g) {
 
 const char *graph_gen(ot *t, gen_options o) {
   static void (*const add[])(gen *) = {
-      add_linear, add_silu,   add_mul,   add_add,     add_rmsnorm, add_rope,
+      add_linear, add_act,    add_mul,   add_add,     add_rmsnorm, add_rope,
       add_cast,   add_concat, add_slice, add_slice,   add_reshape, add_transpose,
       add_swa,    add_swa,    add_nsa,   add_combine, add_merge,   add_add};
   gen *g = ot_alloc(t, sizeof *g);

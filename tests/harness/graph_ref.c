@@ -251,6 +251,17 @@ static void silu_backward(view v) {
   give(v, x, dx);
 }
 
+static void sigmoid(view v) {
+  int y = out(v, "y");
+  ref_sigmoid(count(v.r, y), live_elements(v, y), in_value(v, "x"), make(v, y));
+}
+static void sigmoid_backward(view v) {
+  int y = out(v, "y"), x = in(v, "x");
+  double *dx = room(v, x);
+  ref_sigmoid_backward(count(v.r, y), live_elements(v, y), in_value(v, "x"), gradient(v, y), dx);
+  give(v, x, dx);
+}
+
 static void cast(view v) {
   int y = out(v, "y"), x = in(v, "x");
   if (is_int(v.r, x)) {
@@ -572,6 +583,7 @@ static const struct {
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},
              {"scale_lengths", scale_lengths, NULL},
+             {"sigmoid", sigmoid, sigmoid_backward},
              {"silu", silu, silu_backward},
              {"slc_attn", slc_attn, slc_attn_backward},
              {"slice", look, look_backward},

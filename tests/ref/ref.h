@@ -139,6 +139,8 @@ void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b,
                       double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
+void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y);
+void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */
 void ref_cast(int64_t n, int64_t live, const double *x, double *y);
 /* y [outer, Σ width[i]] from x[i] [outer, width[i]] */

@@ -243,6 +243,16 @@ void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *d
   }
 }
 
+void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y) {
+  clear(y, n);
+  for (int64_t i = 0; i < live; i++) y[i] = sigmoid(x[i]);
+}
+
+void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx) {
+  clear(dx, n);
+  for (int64_t i = 0; i < live; i++) dx[i] = dy[i] * sigmoid(x[i]) * sigmoid(-x[i]);
+}
+
 void ref_cast(int64_t n, int64_t live, const double *x, double *y) {
   clear(y, n);
   for (int64_t i = 0; i < live; i++) y[i] = x[i];

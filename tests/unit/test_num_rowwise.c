@@ -373,6 +373,9 @@ typedef struct pointwise {
   const rg_op *op, *bwd;
   const char *in[2], *grad[2];
   int nin;
+  /* of one input; NULL: mul's */
+  void (*ref)(int64_t n, int64_t live, const double *x, double *y);
+  void (*ref_bwd)(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 } pointwise;
 
 static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank,
@@ -411,8 +414,8 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
     ref_mul(n, live * row, a, ot_get(t, x[1]), ry);
     ref_mul_backward(n, live * row, a, ot_get(t, x[1]), g, rd[0], rd[1]);
   } else {
-    ref_silu(n, live * row, a, ry);
-    ref_silu_backward(n, live * row, a, g, rd[0]);
+    f->ref(n, live * row, a, ry);
+    f->ref_bwd(n, live * row, a, g, rd[0]);
   }
   near(f->op->name, y, ry, num_gate(dtype));
   for (int m = 0; m < f->nin; m++) near(f->grad[m], d[m], rd[m], num_grad_gate(dtype, 1));
@@ -420,23 +423,35 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
   ot_end(t);
 }
 
-Test(pointwise, silu_and_mul) {
-  static const pointwise op[] = {
-      {.op = &rgi_op_silu, .bwd = &rgi_op_silu_bwd, .in = {"x"}, .grad = {"d.x"}, .nin = 1},
-      {.op = &rgi_op_mul,
-       .bwd = &rgi_op_mul_bwd,
-       .in = {"a", "b"},
-       .grad = {"d.a", "d.b"},
-       .nin = 2}};
+Test(pointwise, silu_sigmoid_and_mul) {
+  static const pointwise op[] = {{.op = &rgi_op_silu,
+                                  .bwd = &rgi_op_silu_bwd,
+                                  .in = {"x"},
+                                  .grad = {"d.x"},
+                                  .nin = 1,
+                                  .ref = ref_silu,
+                                  .ref_bwd = ref_silu_backward},
+                                 {.op = &rgi_op_sigmoid,
+                                  .bwd = &rgi_op_sigmoid_bwd,
+                                  .in = {"x"},
+                                  .grad = {"d.x"},
+                                  .nin = 1,
+                                  .ref = ref_sigmoid,
+                                  .ref_bwd = ref_sigmoid_backward},
+                                 {.op = &rgi_op_mul,
+                                  .bwd = &rgi_op_mul_bwd,
+                                  .in = {"a", "b"},
+                                  .grad = {"d.a", "d.b"},
+                                  .nin = 2}};
   static const int64_t dim[3][4] = {{40, 5, 33, 0}, {1000, 0, 0, 0}, {9, 2, 3, 50}};
   static const int rank[] = {3, 1, 4}, scale[] = {1, 10, 30};
-  for (int f = 0; f < 2; f++)
+  for (int f = 0; f < 3; f++)
     for (int i = 0; i < 3; i++)
       for (int k = 0; k < 3; k++)
         pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k],
                         scale[(i + k) % 3], k != 1 && i == 1, 0);
   for (int level = 0; level < ot_isa(); level++)
-    for (int f = 0; f < 2; f++)
+    for (int f = 0; f < 3; f++)
       pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
 }
 

@@ -428,6 +428,7 @@ static double rows_loss(void *user) {
   case 2: ref_rope(c->T, 2, 1, c->in, 100, seqs, NULL, false, c->x, c->y); break;
   case 3: ref_silu(c->T * c->in, c->rows * c->in, c->x, c->y); break;
   case 4: ref_mul(c->T * c->in, c->rows * c->in, c->x, c->w, c->y); break;
+  case 6: ref_sigmoid(c->T * c->in, c->rows * c->in, c->x, c->y); break;
   case 5: {
     double yarn[2], length = ref_yarn(4, 100, 8, 60, 8, 0.5, 0, true, yarn);
     ref_rope_by(c->T, 2, 1, c->in, yarn, length, true, seqs, NULL, false, c->x, c->y);
@@ -465,6 +466,9 @@ Test(ref, rowwise_gradients) {
   c.what = 3;
   ref_silu_backward(24, 20, c.x, c.dy, dx);
   check_gradient("silu dx", rows_loss, &c, c.x, dx, 24);
+  c.what = 6;
+  ref_sigmoid_backward(24, 20, c.x, c.dy, dx);
+  check_gradient("sigmoid dx", rows_loss, &c, c.x, dx, 24);
   c.what = 4;
   ref_mul_backward(24, 20, c.x, c.w, c.dy, dx, dw);
   check_gradient("mul da", rows_loss, &c, c.x, dx, 24);
