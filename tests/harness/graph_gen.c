@@ -43,6 +43,10 @@ typedef struct gen {
 static bool chance(gen *g, double p) {
   return ot_uniform(g->t) < p;
 }
+/* A choice that came later than the seeds. */
+static bool aside(gen *g, int which, double p) {
+  return ot_aside(g->t, (uint64_t)which) < p;
+}
 static int64_t among(gen *g, int n, const int64_t *of) {
   return of[ot_below(g->t, n)];
 }
@@ -192,7 +196,7 @@ static void add_linear(gen *g) {
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, chance(g, 0.7) ? "silu" : "sigmoid");
+  char *s = begin(g, aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
@@ -251,16 +255,14 @@ static void add_rope(gen *g) {
   lengths(g, s, TOKENS, true);
   if (chance(g, 0.2)) print(s, ", \"q_offset\": \"q_offset\"");
   gtensor y = g->x[x];
-  const bool yarn = chance(g, 0.3);
-  if (yarn) y.size *= 1.2;
   print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld", fresh(g, "t", y)->name,
         (long long)(chance(g, 0.3) ? y.dim[2] / 4 * 2 : 0));
-  if (chance(g, 0.3)) print(s, ", \"interleaved\": true");
-  if (yarn)
+  if (aside(g, 1, 0.3)) print(s, ", \"interleaved\": true");
+  if (aside(g, 2, 0.3))
     print(s,
           ", \"rope_type\": \"yarn\", \"factor\": 8, \"original_max_position_embeddings\": %lld, "
           "\"truncate\": %s",
-          (long long)AMONG(g, 64, 4096), chance(g, 0.5) ? "true" : "false");
+          aside(g, 3, 0.5) ? 64LL : 4096LL, aside(g, 4, 0.5) ? "true" : "false");
   print(s, " } }");
 }
 
