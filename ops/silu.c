@@ -88,31 +88,38 @@ static rg_status sigmoid_backward(const rg_call *c) {
 
 /* ---- CUDA ---- */
 
-static rgi_map forward_map(const rg_call *c) {
-  return (rgi_map){
-      .map = RGK_SILU, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_X), rg_out(c, 0)}};
+static rgi_map forward_map(const rg_call *c, rgk_map map) {
+  return (rgi_map){.map = map, .cu = rg_in(c, IN_CU), .tensor = {rg_in(c, IN_X), rg_out(c, 0)}};
 }
 static rg_status forward_cuda(const rg_call *c, rg_cuda *x) {
-  rgi_map m = forward_map(c);
+  rgi_map m = forward_map(c, RGK_SILU);
+  return rgi_cuda_map(x, &m);
+}
+static rg_status sigmoid_forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = forward_map(c, RGK_SIGMOID);
   return rgi_cuda_map(x, &m);
 }
 static const char *forward_path(const rg_call *c) {
-  rgi_map m = forward_map(c);
+  rgi_map m = forward_map(c, RGK_SILU);
   return rgi_cuda_map_path(&m);
 }
 
-static rgi_map backward_map(const rg_call *c) {
-  return (rgi_map){.map = RGK_SILU_BWD,
+static rgi_map backward_map(const rg_call *c, rgk_map map) {
+  return (rgi_map){.map = map,
                    .cu = rg_in(c, BW_CU),
                    .tensor = {rg_in(c, BW_X), rg_in(c, BW_GRAD), rg_out(c, 0)},
                    .add = {rg_in(c, BW_ACC) != NULL}};
 }
 static rg_status backward_cuda(const rg_call *c, rg_cuda *x) {
-  rgi_map m = backward_map(c);
+  rgi_map m = backward_map(c, RGK_SILU_BWD);
+  return rg_out(c, 0) ? rgi_cuda_map(x, &m) : RG_OK;
+}
+static rg_status sigmoid_backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_map m = backward_map(c, RGK_SIGMOID_BWD);
   return rg_out(c, 0) ? rgi_cuda_map(x, &m) : RG_OK;
 }
 static const char *backward_path(const rg_call *c) {
-  rgi_map m = backward_map(c);
+  rgi_map m = backward_map(c, RGK_SILU_BWD);
   return rg_out(c, 0) ? rgi_cuda_map_path(&m) : "nothing wanted";
 }
 
@@ -197,6 +204,8 @@ const rg_op rgi_op_sigmoid = {
     .nout = RGI_COUNT(sigmoid_out),
     .cost = sigmoid_cost,
     .run_cpu = sigmoid_forward,
+    .cuda_steps = sigmoid_forward_cuda,
+    .cuda_path = forward_path, /* by layout, as silu's */
     .backward = "sigmoid.bwd",
 };
 
@@ -211,4 +220,6 @@ const rg_op rgi_op_sigmoid_bwd = {
     .nout = RGI_COUNT(bwd_out),
     .cost = sigmoid_backward_cost,
     .run_cpu = sigmoid_backward,
+    .cuda_steps = sigmoid_backward_cuda,
+    .cuda_path = backward_path,
 };
