@@ -1,4 +1,4 @@
-/* kernels/norm.h: rmsnorm and its gradients (the formulas stand in ops/rmsnorm.c). */
+/* kernels/norm.h: rmsnorm and its gradients (the formulas stand in ops/norm.c). */
 #ifndef RGK_NORM_H
 #define RGK_NORM_H
 

@@ -233,13 +233,18 @@ static void add_add(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-static void add_rmsnorm(gen *g) {
+/* rmsnorm or layernorm; of two features mean and variance leave signs alone */
+static void add_norm(gen *g) {
   int x = pick(g, fits_plain, NULL);
   if (x < 0) return;
-  int w = chance(g, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, g->x[x].dim[g->x[x].rank - 1]) : -1;
-  char *s = begin(g, "rmsnorm");
+  const int64_t D = g->x[x].dim[g->x[x].rank - 1];
+  const bool layer = D > 2 && aside(g, 5, 0.4);
+  int w = chance(g, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, D) : -1;
+  int b = layer && aside(g, 6, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, D) : -1;
+  char *s = begin(g, layer ? "layernorm" : "rmsnorm");
   print(s, "\"x\": \"%s\"", use(g, x));
   if (w >= 0) print(s, ", \"w\": \"%s\"", use(g, w));
+  if (b >= 0) print(s, ", \"b\": \"%s\"", use(g, b));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size = 1;
@@ -633,10 +638,10 @@ static void add_outputs(gen *g) {
 }
 
 const char *graph_gen(ot *t, gen_options o) {
-  static void (*const add[])(gen *) = {
-      add_linear, add_act,    add_mul,   add_add,     add_rmsnorm, add_rope,
-      add_cast,   add_concat, add_slice, add_slice,   add_reshape, add_transpose,
-      add_swa,    add_swa,    add_nsa,   add_combine, add_merge,   add_add};
+  static void (*const add[])(gen *) = {add_linear,  add_act,       add_mul,    add_add,   add_norm,
+                                       add_rope,    add_cast,      add_concat, add_slice, add_slice,
+                                       add_reshape, add_transpose, add_swa,    add_swa,   add_nsa,
+                                       add_combine, add_merge,     add_add};
   gen *g = ot_alloc(t, sizeof *g);
   *g = (gen){.t = t, .o = o};
   g->inputs = ot_alloc(t, TEXT);

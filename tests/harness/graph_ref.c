@@ -348,6 +348,23 @@ static void rmsnorm_backward(view v) {
   give(v, w, dw);
 }
 
+static void layernorm(view v) {
+  int x = in(v, "x");
+  int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
+  ref_layernorm_forward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                        in_value(v, "x"), in_value(v, "w"), in_value(v, "b"), make(v, out(v, "y")));
+}
+static void layernorm_backward(view v) {
+  int x = in(v, "x"), w = in(v, "w"), b = in(v, "b");
+  int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
+  double *dx = room(v, x), *dw = room(v, w), *db = room(v, b);
+  ref_layernorm_backward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                         in_value(v, "x"), in_value(v, "w"), gradient(v, out(v, "y")), dx, dw, db);
+  give(v, x, dx);
+  give(v, w, dw);
+  give(v, b, db);
+}
+
 /* The first `dim` features of every head turn, the others pass; backward turns the other way. */
 static void turn(view v, const double *from, double *to, bool inverse) {
   int x = in(v, "x");
@@ -575,6 +592,7 @@ static const struct {
              {"combine", combine, combine_backward},
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
+             {"layernorm", layernorm, layernorm_backward},
              {"linear", linear, linear_backward},
              {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},

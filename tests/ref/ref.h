@@ -132,6 +132,11 @@ void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const d
                          const double *w, double *y);
 void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
                           const double *w, const double *dy, double *dx, double *dw);
+/* y = (x − mean) / sqrt(variance + eps) · w + b; w, b [D] may be NULL */
+void ref_layernorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                           const double *w, const double *b, double *y);
+void ref_layernorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                            const double *w, const double *dy, double *dx, double *dw, double *db);
 /* Elementwise over n, of which the first `live` count. */
 void ref_add(int64_t n, int64_t live, const double *a, const double *b, double *y);
 void ref_mul(int64_t n, int64_t live, const double *a, const double *b, double *y);

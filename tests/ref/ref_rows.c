@@ -212,6 +212,51 @@ void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const 
   }
 }
 
+/* ---- layernorm ---- */
+
+static double mean_of(const double *x, int64_t D) {
+  double sum = 0;
+  for (int64_t c = 0; c < D; c++) sum += x[c];
+  return sum / (double)D;
+}
+static double deviation(const double *x, int64_t D, double eps) {
+  double mean = mean_of(x, D), sum = 0;
+  for (int64_t c = 0; c < D; c++) sum += (x[c] - mean) * (x[c] - mean);
+  return sqrt(sum / (double)D + eps);
+}
+
+void ref_layernorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                           const double *w, const double *b, double *y) {
+  clear(y, n * D);
+  for (int64_t r = 0; r < live; r++)
+    for (int64_t c = 0; c < D; c++)
+      y[r * D + c] =
+          (x[r * D + c] - mean_of(x + r * D, D)) / deviation(x + r * D, D, eps) * (w ? w[c] : 1) +
+          (b ? b[c] : 0);
+}
+
+/* dx_c = Σ_k g_k ∂n_k/∂x_c,  ∂n_k/∂x_c = ((k = c) − 1/D − n_k n_c / D) / s */
+void ref_layernorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                            const double *w, const double *dy, double *dx, double *dw, double *db) {
+  clear(dx, n * D);
+  clear(dw, D);
+  clear(db, D);
+  for (int64_t r = 0; r < live; r++) {
+    const double *xr = x + r * D, *g = dy + r * D;
+    double mean = mean_of(xr, D), s = deviation(xr, D, eps), sum = 0, product = 0;
+    for (int64_t c = 0; c < D; c++) {
+      sum += g[c] * (w ? w[c] : 1);
+      product += g[c] * (w ? w[c] : 1) * (xr[c] - mean) / s;
+    }
+    for (int64_t c = 0; c < D; c++) {
+      double normal = (xr[c] - mean) / s;
+      if (dw) dw[c] += g[c] * normal;
+      if (db) db[c] += g[c];
+      if (dx) dx[r * D + c] = (g[c] * (w ? w[c] : 1) - (sum + normal * product) / (double)D) / s;
+    }
+  }
+}
+
 /* ---- elements ---- */
 
 void ref_add(int64_t n, int64_t live, const double *a, const double *b, double *y) {

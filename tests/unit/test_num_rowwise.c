@@ -305,66 +305,106 @@ Test(rope, yarn) {
   }
 }
 
-/* ---- rmsnorm ---- */
+/* ---- rmsnorm, layernorm ---- */
 
-static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight,
-                          bool outliers, bool strided, bool wide, int isa) {
+typedef struct norm_case {
+  rg_dtype dtype;
+  int rank;
+  int64_t D;
+  bool layer, weight, bias, outliers, strided, wide;
+  double mean; /* of each row */
+  int isa;     /* level + 1; 0: best */
+} norm_case;
+
+static void norm_check(uint64_t seed, norm_case a) {
   ot *t = ot_begin(seed);
   const double eps = 1e-5;
   num_pack p = num_pack_new(t, 5, some, 7);
-  int64_t heads = rank == 3 ? 3 : 1, rows = p.T * heads, live = p.live * heads;
-  const int64_t shape3[] = {p.T, 3, D}, shape2[] = {p.T, D}, *shape = rank == 3 ? shape3 : shape2;
-  ot_tensor *x = shaped(t, dtype, rank, shape, strided),
-            *y = shaped(t, dtype, rank, shape, strided);
-  ot_tensor *dy = shaped(t, dtype, rank, shape, strided);
-  ot_tensor *dx = shaped(t, wide ? RG_F32 : dtype, rank, shape, strided);
-  ot_tensor *w = OT_NEW(t, dtype, D), *dw = OT_NEW(t, wide ? RG_F32 : dtype, D);
-  ot_call *c[2] = {ot_call_new(t, &rgi_op_rmsnorm), ot_call_new(t, &rgi_op_rmsnorm_bwd)};
-  fill(t, x, outliers);
-  fill(t, dy, outliers);
+  int64_t heads = a.rank == 3 ? 3 : 1, rows = p.T * heads, live = p.live * heads, D = a.D;
+  const int64_t shape3[] = {p.T, 3, D}, shape2[] = {p.T, D}, *shape = a.rank == 3 ? shape3 : shape2;
+  ot_tensor *x = shaped(t, a.dtype, a.rank, shape, a.strided),
+            *y = shaped(t, a.dtype, a.rank, shape, a.strided);
+  ot_tensor *dy = shaped(t, a.dtype, a.rank, shape, a.strided);
+  ot_tensor *dx = shaped(t, a.wide ? RG_F32 : a.dtype, a.rank, shape, a.strided);
+  ot_tensor *w = OT_NEW(t, a.dtype, D), *dw = OT_NEW(t, a.wide ? RG_F32 : a.dtype, D);
+  ot_tensor *b = OT_NEW(t, a.dtype, D), *db = OT_NEW(t, a.wide ? RG_F32 : a.dtype, D);
+  ot_call *c[2] = {ot_call_new(t, a.layer ? &rgi_op_layernorm : &rgi_op_rmsnorm),
+                   ot_call_new(t, a.layer ? &rgi_op_layernorm_bwd : &rgi_op_rmsnorm_bwd)};
+  fill(t, x, a.outliers);
+  fill(t, dy, a.outliers);
+  if (a.mean != 0) {
+    double *v = ot_get(t, x);
+    for (int64_t i = 0; i < x->n; i++) v[i] += a.mean;
+    ot_set(x, v);
+  }
   ot_fill_rows(x, 3, 4, 0); /* 0 / sqrt(eps) */
   ot_fill_normal(t, w, 1);
+  ot_fill_normal(t, b, 1);
   num_poison_dead(x, &p, 0, 0);
   num_poison_dead(dy, &p, 0, 0);
   for (int i = 0; i < 2; i++) {
-    if (isa > 0) ot_set_isa(c[i], isa - 1);
+    if (a.isa > 0) ot_set_isa(c[i], a.isa - 1);
     ot_in(c[i], "x", x);
-    if (weight) ot_in(c[i], "w", w);
+    if (a.weight) ot_in(c[i], "w", w);
+    if (a.bias) ot_in(c[i], "b", b);
     ot_in(c[i], "cu_seqlens", p.tensor);
     ot_float(c[i], "eps", eps);
   }
   ot_out(c[0], "y", y);
   ot_in(c[1], "grad.y", dy);
   ot_out(c[1], "d.x", dx);
-  if (weight) ot_out(c[1], "d.w", dw);
+  if (a.weight) ot_out(c[1], "d.w", dw);
+  if (a.bias) ot_out(c[1], "d.b", db);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
   double *ry = ot_doubles(t, y->n), *rdx = ot_doubles(t, dx->n), *rdw = ot_doubles(t, D),
-         *xs = ot_get(t, x);
-  double *ws = weight ? ot_get(t, w) : NULL;
-  ref_rmsnorm_forward(rows, live, D, eps, xs, ws, ry);
-  ref_rmsnorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw);
-  near("rmsnorm y", y, ry, num_gate(dtype));
-  near("rmsnorm dx", dx, rdx, num_grad_gate(dtype, 1));
-  if (dtype == RG_BF16 && ot_far_possible()) {
+         *rdb = ot_doubles(t, D), *xs = ot_get(t, x);
+  double *ws = a.weight ? ot_get(t, w) : NULL, *bs = a.bias ? ot_get(t, b) : NULL;
+  if (a.layer) {
+    ref_layernorm_forward(rows, live, D, eps, xs, ws, bs, ry);
+    ref_layernorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw, rdb);
+  } else {
+    ref_rmsnorm_forward(rows, live, D, eps, xs, ws, ry);
+    ref_rmsnorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw);
+  }
+  near("norm y", y, ry, num_gate(a.dtype));
+  near("norm dx", dx, rdx, num_grad_gate(a.dtype, 1));
+  if (a.dtype == RG_BF16 && ot_far_possible()) {
     OT_OK(ot_check_far(c[0]));
     OT_OK(ot_check_far(c[1]));
   }
-  if (weight) near("rmsnorm dw", dw, rdw, num_grad_gate(dtype, 1));
+  if (a.weight) near("norm dw", dw, rdw, num_grad_gate(a.dtype, 1));
+  if (a.bias) near("norm db", db, rdb, num_grad_gate(a.dtype, 1));
   OT_OK(ot_check_sums(c[1]));
   ot_end(t);
 }
 
-Test(rmsnorm, types_and_shapes) {
+static void norm_cases(bool layer) {
   static const int64_t d[] = {64, 7, 300};
   for (int i = 0; i < 3; i++)
     for (int k = 0; k < 3; k++) {
-      rmsnorm_check((uint64_t)(200 + 10 * k + i), types[i], 2, d[k], true, k == 1, false, false, 0);
-      rmsnorm_check((uint64_t)(203 + 10 * k + i), types[i], 3, d[k], k != 0, k == 2, true, true, 0);
+      norm_case a = {types[i], 2, d[k], layer, .weight = true, .outliers = k == 1};
+      a.bias = layer && k != 1;
+      norm_check((uint64_t)(200 + 10 * k + i), a);
+      a = (norm_case){types[i], 3, d[k], layer, .weight = k != 0, .outliers = k == 2};
+      a.strided = a.wide = true;
+      a.bias = layer && k != 2;
+      norm_check((uint64_t)(203 + 10 * k + i), a);
     }
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
-      rmsnorm_check(240, types[i], 3, 65, true, false, false, false, level + 1);
+      norm_check(240, (norm_case){types[i], 3, 65, layer, true, layer, .isa = level + 1});
+}
+
+Test(rmsnorm, types_and_shapes) {
+  norm_cases(false);
+}
+
+/* Rows far from zero: variance is of what is left when the mean is gone. */
+Test(layernorm, types_and_shapes) {
+  norm_cases(true);
+  norm_check(250, (norm_case){RG_F32, 2, 300, true, true, true, .mean = 8});
+  norm_check(251, (norm_case){RG_BF16, 2, 64, true, true, true, .mean = 100});
 }
 
 /* ---- elementwise ---- */

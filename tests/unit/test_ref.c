@@ -429,6 +429,7 @@ static double rows_loss(void *user) {
   case 3: ref_silu(c->T * c->in, c->rows * c->in, c->x, c->y); break;
   case 4: ref_mul(c->T * c->in, c->rows * c->in, c->x, c->w, c->y); break;
   case 6: ref_sigmoid(c->T * c->in, c->rows * c->in, c->x, c->y); break;
+  case 7: ref_layernorm_forward(c->T, c->rows, c->in, 1e-3, c->x, c->w, c->w + c->in, c->y); break;
   case 5: {
     double yarn[2], length = ref_yarn(4, 100, 8, 60, 8, 0.5, 0, true, yarn);
     ref_rope_by(c->T, 2, 1, c->in, yarn, length, true, seqs, NULL, false, c->x, c->y);
@@ -448,6 +449,7 @@ Test(ref, rowwise_gradients) {
   c.y = ot_doubles(t, 24);
   c.dy = normals(t, 24);
   double *dx = ot_doubles(t, 24), *dw = ot_doubles(t, 24), *db = ot_doubles(t, 3);
+  double *db4 = ot_doubles(t, 4);
   ref_linear_backward(6, 5, 4, 3, c.x, c.w, c.dy, dx, dw, db);
   check_gradient("linear dx", rows_loss, &c, c.x, dx, 24);
   check_gradient("linear dw", rows_loss, &c, c.w, dw, 12);
@@ -466,6 +468,11 @@ Test(ref, rowwise_gradients) {
   c.what = 3;
   ref_silu_backward(24, 20, c.x, c.dy, dx);
   check_gradient("silu dx", rows_loss, &c, c.x, dx, 24);
+  c.what = 7;
+  ref_layernorm_backward(6, 5, 4, 1e-3, c.x, c.w, c.dy, dx, dw, db4);
+  check_gradient("layernorm dx", rows_loss, &c, c.x, dx, 24);
+  check_gradient("layernorm dw", rows_loss, &c, c.w, dw, 4);
+  check_gradient("layernorm db", rows_loss, &c, c.w + 4, db4, 4);
   c.what = 6;
   ref_sigmoid_backward(24, 20, c.x, c.dy, dx);
   check_gradient("sigmoid dx", rows_loss, &c, c.x, dx, 24);
