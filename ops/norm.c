@@ -6,9 +6,9 @@
        both         dx = r·(g − n·mean(g·n))    g = dy·w, for layernorm without its mean
                     dw = Σ over rows dy·n       db = Σ over rows dy
 
-   The axes between the tokens and the last count as heads. dw, db: partial sums over chunks of CHUNK
-   tokens of one head, then chunks in order, then heads from last to first, head by head onto what
-   is there.
+   The axes between the tokens and the last count as heads. dw, db: partial sums over chunks of
+   CHUNK tokens of one head, then chunks in order, then heads from last to first, head by head onto
+   what is there.
  */
 #include "cpu/rows.h"
 #include "cuda/norm.h"
@@ -339,6 +339,45 @@ static const char *backward_path(const rg_call *c) {
   return rgi_cuda_norm_path(&n);
 }
 
+static rgi_layer layer_of(const rg_call *c) {
+  return (rgi_layer){.x = rg_in(c, LAYER_X),
+                     .weight = rg_in(c, LAYER_W),
+                     .bias = rg_in(c, LAYER_B),
+                     .cu = rg_in(c, LAYER_CU),
+                     .y = rg_out(c, 0),
+                     .eps = c->attr[ATTR_EPS].f};
+}
+static rg_status layer_forward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_layer l = layer_of(c);
+  return rgi_cuda_layer(c, &l, x);
+}
+static const char *layer_forward_path(const rg_call *c) {
+  rgi_layer l = layer_of(c);
+  return rgi_cuda_layer_path(&l);
+}
+
+static rgi_layer layer_bwd_of(const rg_call *c) {
+  return (rgi_layer){.x = rg_in(c, LAYER_BW_X),
+                     .weight = rg_in(c, LAYER_BW_W),
+                     .cu = rg_in(c, LAYER_BW_CU),
+                     .y = rg_out(c, 0),
+                     .dy = rg_in(c, LAYER_BW_GRAD),
+                     .dw = rg_out(c, 1),
+                     .db = rg_out(c, 2),
+                     .add = rg_in(c, LAYER_BW_ACC_X) != NULL,
+                     .add_w = rg_in(c, LAYER_BW_ACC_W) != NULL,
+                     .add_b = rg_in(c, LAYER_BW_ACC_B) != NULL,
+                     .eps = c->attr[ATTR_EPS].f};
+}
+static rg_status layer_backward_cuda(const rg_call *c, rg_cuda *x) {
+  rgi_layer l = layer_bwd_of(c);
+  return rgi_cuda_layer(c, &l, x);
+}
+static const char *layer_backward_path(const rg_call *c) {
+  rgi_layer l = layer_bwd_of(c);
+  return rgi_cuda_layer_path(&l);
+}
+
 static size_t backward_workspace(const rg_call *c) {
   if (c->gpu) {
     rgi_norm n = backward_norm(c);
@@ -349,6 +388,10 @@ static size_t backward_workspace(const rg_call *c) {
          (rg_out(c, 1) ? partial_bytes(s, false) : 0);
 }
 static size_t layer_backward_workspace(const rg_call *c) {
+  if (c->gpu) {
+    rgi_layer l = layer_bwd_of(c);
+    return rgi_cuda_layer_workspace(&l);
+  }
   rows s = rows_of(rg_in(c, LAYER_BW_X));
   return (size_t)c->threads * thread_bytes(s.width, true) +
          (rg_out(c, 1) || rg_out(c, 2) ? partial_bytes(s, true) : 0);
@@ -469,6 +512,8 @@ const rg_op rgi_op_layernorm = {
     .cost = layer_cost,
     .workspace = layer_workspace,
     .run_cpu = layer_forward,
+    .cuda_steps = layer_forward_cuda,
+    .cuda_path = layer_forward_path,
     .backward = "layernorm.bwd",
 };
 
@@ -487,4 +532,6 @@ const rg_op rgi_op_layernorm_bwd = {
     .cost = layer_backward_cost,
     .workspace = layer_backward_workspace,
     .run_cpu = layer_backward,
+    .cuda_steps = layer_backward_cuda,
+    .cuda_path = layer_backward_path,
 };

@@ -111,6 +111,85 @@ const char *rgi_cuda_norm_path(const rgi_norm *n) {
   return fast ? "16-byte vectors" : "plain: alignment";
 }
 
+/* ---- layernorm: rows, then columns, then their blocks ---- */
+
+typedef struct layer_plan {
+  int64_t rows, width, per_block, blocks;
+} layer_plan;
+
+static layer_plan plan_layer(const rg_arg *x) {
+  layer_plan l = {.rows = 1, .width = x->dim[x->rank - 1]};
+  for (int a = 0; a + 1 < x->rank; a++) l.rows *= x->dim[a];
+  l.per_block = (l.rows + MOST_BLOCKS - 1) / MOST_BLOCKS;
+  if (l.per_block < RGK_LAYER_ROWS) l.per_block = RGK_LAYER_ROWS;
+  l.blocks = (l.rows + l.per_block - 1) / l.per_block;
+  return l;
+}
+
+/* The workspace: stats [rows, 2], partial sums [2, blocks, width]; none without dw and db. */
+size_t rgi_cuda_layer_workspace(const rgi_layer *l) {
+  layer_plan plan = plan_layer(l->x);
+  if (!l->dw && !l->db) return 0;
+  return (size_t)(2 * plan.rows + 2 * plan.blocks * plan.width) * sizeof(float);
+}
+
+static rg_status layer_sum(rg_cuda *x, const layer_plan *plan, const float *partial,
+                           const rg_arg *to, bool add) {
+  rgk_norm_sum_params sum = {.partial = partial,
+                             .n = plan->blocks,
+                             .width = plan->width,
+                             .to = to->data,
+                             .dtype = (int32_t)to->dtype,
+                             .add = add};
+  return x->launch(x, &(rg_launch){.function = rgk_norm_sum(),
+                                   .grid = {rgk_blocks(plan->width, RGK_NORM_COLUMNS), 1, 1},
+                                   .block = {RGK_NORM_COLUMNS, RGK_NORM_SLICES, 1},
+                                   .params = &sum,
+                                   .size = sizeof sum});
+}
+
+rg_status rgi_cuda_layer(const rg_call *c, const rgi_layer *l, rg_cuda *x) {
+  layer_plan plan = plan_layer(l->x);
+  int64_t tokens = l->x->rank > 1 ? l->x->dim[0] : 1;
+  bool sums = l->dw || l->db, empty = plan.rows * plan.width == 0;
+  float *stats = sums ? c->workspace : NULL, *partial = sums ? stats + 2 * plan.rows : NULL;
+  rgk_layer_params p = {.seqs = rgk_seqs_of(l->cu, tokens),
+                        .rows = plan.rows,
+                        .width = plan.width,
+                        .per_token = tokens ? plan.rows / tokens : 0,
+                        .weight = l->weight ? l->weight->data : NULL,
+                        .bias = l->bias ? l->bias->data : NULL,
+                        .eps = (float)l->eps,
+                        .per_width = 1.0f / (float)plan.width,
+                        .add = l->add,
+                        .per_block = plan.per_block,
+                        .stats = stats,
+                        .partial = partial};
+  const rg_arg *tensor[3] = {l->x, l->dy ? l->dy : l->y, l->y};
+  rgi_cuda_walk(&p.w, p.t, tensor, l->dy && l->y ? 3 : 2, true);
+  if (!empty && (l->y || sums))
+    RGI_TRY(x->launch(x, &(rg_launch){.function = l->dy ? rgk_layer_bwd() : rgk_layer_fwd(),
+                                      .grid = {rgk_blocks(plan.rows, RGK_NORM_THREADS / 32), 1, 1},
+                                      .block = {RGK_NORM_THREADS, 1, 1},
+                                      .params = &p,
+                                      .size = sizeof p}));
+  if (!sums || plan.width == 0) return RG_OK;
+  if (!empty)
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_layer_columns(),
+                                      .grid = {rgk_blocks(plan.width, RGK_NORM_COLUMNS),
+                                               (uint32_t)plan.blocks, 1},
+                                      .block = {RGK_NORM_COLUMNS, RGK_LAYER_SLICES, 1},
+                                      .params = &p,
+                                      .size = sizeof p}));
+  if (l->dw) RGI_TRY(layer_sum(x, &plan, partial, l->dw, l->add_w));
+  if (!l->db) return RG_OK;
+  return layer_sum(x, &plan, partial + plan.blocks * plan.width, l->db, l->add_b);
+}
+
+const char *rgi_cuda_layer_path(const rgi_layer *l) {
+  return l->dy && !l->y && !l->dw && !l->db ? "nothing wanted" : "plain";
+}
+
 /* ---- rope: a launch per RGK_ROPE_PAIRS pairs, and a copy of the features past them ---- */
 
 static bool rope_vectors(const rgi_rope *r) {
