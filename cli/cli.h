@@ -147,6 +147,8 @@ typedef struct cli_measured {
 /* Files that the flags ask for beside what is printed (report.c): whether they can be written, and
  * writes them. NULL: nothing was measured. */
 rg_status cli_reports_open(cli *c);
+/* Refuses to let `flag` write over a text that the command reads, or over a report (report.c). */
+rg_status cli_spare(cli *c, const char *flag, const char *path);
 rg_status cli_write_reports(cli *c, const cli_measured *m);
 /* What the plan's cost model says of a direction. */
 double cli_model_seconds(const cli *c, bool backward);

@@ -195,8 +195,7 @@ rg_status cli_cmd_plan(cli *c) {
                     "--json, --dot, --timeline and --graph exclude each other");
   rg_status s = cli_open(c);
   if (s != RG_OK) return s;
-  s = cli_writable(c, a->svg);
-  if (s == RG_OK) s = cli_reports_open(c);
+  s = cli_reports_open(c);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
   s = cli_make_plan(c);
@@ -235,7 +234,7 @@ rg_status cli_cmd_pareto(cli *c) {
   if (a->svg && a->json)
     return cli_fail(&c->error, RG_E_USAGE, "regraph pareto", "--json and --svg exclude each other");
   rg_status s = cli_open(c);
-  if (s == RG_OK) s = cli_writable(c, a->svg);
+  if (s == RG_OK) s = cli_reports_open(c);
   if (s != RG_OK) return s;
   cli_default_sequences(c);
   cli_plan_options(c, &o);

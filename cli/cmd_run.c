@@ -99,8 +99,10 @@ static void print_text(const cli *c, const data_set *d, const timing *t, const r
   printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
          t->forward_ms);
   if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
-  printf("\npeak memory %s predicted, %s measured\n\n", cli_bytes(z->predicted_peak, a),
+  printf("\npeak memory %s predicted, %s measured", cli_bytes(z->predicted_peak, a),
          cli_bytes(c->arena_peak, b));
+  if (z->host) printf(", %s of the host's memory", cli_bytes(z->host, a));
+  fputs("\n\n", stdout);
   print_nodes(c, t);
   putchar('\n');
   print_results(d);
@@ -110,11 +112,12 @@ static void print_json(const cli *c, const data_set *d, const timing *t, const r
   printf("{\"version\": 1, \"spec\": ");
   cli_json_string(stdout, c->args.positional[0]);
   printf(", \"device\": \"%s\", \"threads\": %d, \"seed\": %llu,\n \"predicted_peak_bytes\": %lld, "
-         "\"measured_peak_bytes\": %lld, \"saved_bytes\": %lld, \"scratch_bytes\": %lld,\n "
-         "\"forward_ms\": ",
+         "\"measured_peak_bytes\": %lld, \"saved_bytes\": %lld, \"scratch_bytes\": %lld",
          c->args.device, cli_threads(c), (unsigned long long)c->args.seed,
          (long long)z->predicted_peak, (long long)c->arena_peak, (long long)z->saved,
          (long long)z->scratch);
+  if (z->host) printf(", \"host_bytes\": %lld", (long long)z->host);
+  fputs(",\n \"forward_ms\": ", stdout);
   cli_json_number(stdout, t->forward_ms);
   fputs(", \"backward_ms\": ", stdout);
   if (t->backward_ms >= 0)

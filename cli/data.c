@@ -175,6 +175,8 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
 static rg_status check_apart(cli *c, const data_set *d) {
   for (int i = 0; i < d->nout + d->ngrad_out; i++) {
     const data_file *x = i < d->nout ? &d->out[i] : &d->grad_out[i - d->nout];
+    const rg_status s = cli_spare(c, role_flag[i < d->nout ? RG_OUTPUT : RG_GRAD_OUT], x->path);
+    if (s != RG_OK) return s;
     for (int j = 0; j < i; j++) {
       const data_file *y = j < d->nout ? &d->out[j] : &d->grad_out[j - d->nout];
       if (cli_save_same(x->path, y->path))
@@ -357,9 +359,10 @@ rg_status data_bind(cli *c, data_set *d) {
       t->info.dim[0] *= cli_ranks(c);
       t->info.bytes *= cli_ranks(c);
     }
+    const bool gradient = t->info.role == RG_GRAD_IN || t->info.role == RG_GRAD_OUT;
     gradients |= t->info.role == RG_GRAD_OUT;
     t->elements = t->info.bytes / (int64_t)rg_dtype_size(t->info.dtype);
-    if (!d->backward && t->info.role >= RG_GRAD_IN) continue;
+    if (!d->backward && gradient) continue;
     t->data = calloc(t->info.bytes ? (size_t)t->info.bytes : 1, 1);
     if (!t->data) {
       d->ntensor++; /* so that data_close sees a consistent list */

@@ -1,20 +1,54 @@
 /* cli/report.c: what plan, run and bench write into files besides: a page, a trace. */
 #include "cli.h"
+#include "save.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* All choices of so many nodes are gone through while a page is written; of more it would take too
  * long. */
 enum { FEW_NODES = 20, MOST_BYTES = 64 << 20 };
+
+enum { REPORTS = 3 };
+static const char *const report_flag[REPORTS] = {"--svg", "--trace", "--html"};
+
+static const char *report_path(const cli_args *a, int i) {
+  return i == 0 ? a->svg : i == 1 ? a->trace : a->html;
+}
+
+rg_status cli_spare(cli *c, const char *flag, const char *path) {
+  const cli_args *a = &c->args;
+  const struct {
+    const char *what, *path;
+  } read[] = {{"the spec", a->positional[0]},
+              {"--policy", a->policy},
+              {"--profile", a->profile},
+              {"--against", a->against},
+              {"--front", a->front}};
+  for (int i = 0; i < (int)(sizeof read / sizeof *read); i++)
+    if (read[i].path && access(read[i].path, F_OK) == 0 && cli_save_same(path, read[i].path))
+      return cli_fail(&c->error, RG_E_USAGE, NULL, "%s would write over '%s', which is %s", flag,
+                      path, read[i].what);
+  for (int i = 0; i < REPORTS && strcmp(flag, report_flag[i]) != 0; i++)
+    if (report_path(a, i) && cli_save_same(path, report_path(a, i)))
+      return cli_fail(&c->error, RG_E_USAGE, NULL,
+                      "%s and %s both write '%s'; give each a file of its own", report_flag[i],
+                      flag, path);
+  return RG_OK;
+}
 
 rg_status cli_reports_open(cli *c) {
   const cli_args *a = &c->args;
   if ((a->against || a->front) && !a->html)
     return cli_fail(&c->error, RG_E_USAGE, NULL, "%s is for the page of --html FILE",
                     a->against ? "--against" : "--front");
-  const rg_status s = cli_writable(c, a->trace);
-  return s == RG_OK ? cli_writable(c, a->html) : s;
+  for (int i = 0; i < REPORTS; i++) {
+    rg_status s = cli_writable(c, report_path(a, i));
+    if (s == RG_OK && report_path(a, i)) s = cli_spare(c, report_flag[i], report_path(a, i));
+    if (s != RG_OK) return s;
+  }
+  return RG_OK;
 }
 
 /* A whole file as text, NUL-terminated; free it. */

@@ -414,9 +414,6 @@ static rg_status check(rg_comm *c, rg_error *e) {
   pthread_mutex_unlock(&p->lock);
   return status;
 }
-rg_status rgi_process_check(rg_comm *c, rg_error *e) {
-  return check(c, e);
-}
 
 void rgi_process_stuck(rg_comm *c, const char *collective) {
   process *p = c->user;
@@ -534,7 +531,7 @@ rg_status rg_comm_processes(rg_context *ctx, const rg_comm_options *options, rg_
   pthread_mutex_init(&p->writing, NULL);
   rg_status status = meet(p, at.address, at.port, e);
   if (status == RG_OK && o.cuda) {
-    status = rgi_nccl_open(&p->comm, p->ctx, p->deadline, &p->nccl, e);
+    status = rgi_nccl_open(&p->comm, rgi_process_stuck, p->ctx, p->deadline, &p->nccl, e);
     p->comm.captures = status == RG_OK;
   }
   if (status != RG_OK) {

@@ -7,7 +7,6 @@
  * the deadline waits for a rank that did not come, and the meeting point finds out which. */
 #include "nccl.h"
 #include "../kernels/cp.h"
-#include "processes.h"
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <pthread.h>
@@ -24,9 +23,9 @@
 #endif
 
 #ifndef HAVE_NCCL
-rg_status rgi_nccl_open(rg_comm *meeting, const rg_context *ctx, double deadline, rgi_nccl **out,
-                        rg_error *e) {
-  (void)meeting, (void)ctx, (void)deadline, (void)out;
+rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ctx, double deadline,
+                        rgi_nccl **out, rg_error *e) {
+  (void)meeting, (void)stuck, (void)ctx, (void)deadline, (void)out;
   return rgi_fail(e, RG_E_COMM, NULL, NULL, "this build was made without nccl.h");
 }
 rg_status rgi_nccl_all_gather(rgi_nccl *n, const char *node, const void *send, void *recv,
@@ -77,6 +76,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 struct rgi_nccl {
   const rg_context *ctx;
   rg_comm *meeting;
+  rgi_stuck *stuck;
   ncclComm_t comm;
   double deadline;
   pthread_mutex_t lock; /* whoever calls NCCL; aborted, names */
@@ -139,7 +139,7 @@ static rg_status settle(rgi_nccl *n, ncclResult_t code, const char *node, rg_err
       return rgi_fail(e, RG_E_COMM, NULL, node, "NCCL did not answer within %g s", n->deadline);
   }
   if (n->aborted) {
-    const rg_status status = rgi_process_check(n->meeting, e);
+    const rg_status status = n->meeting->check(n->meeting, e);
     return status != RG_OK ? status
                            : rgi_fail(e, RG_E_COMM, NULL, node, "the communicator is aborted");
   }
@@ -263,7 +263,7 @@ static void *keep_watch(void *arg) {
     if (told || (!broken && !stuck)) continue;
     told = true;
     if (stuck) {
-      rgi_process_stuck(n->meeting, name);
+      n->stuck(n->meeting, name);
     } else {
       rg_error e = {0};
       rgi_fail(&e, RG_E_COMM, NULL, NULL, "NCCL failed on rank %d: %s (its last: %s)",
@@ -373,7 +373,7 @@ static rg_status warm_up(rgi_nccl *n, rg_error *e) {
     const cudaError_t code = cudaStreamQuery(stream);
     if (code == cudaSuccess) break;
     if (code != cudaErrorNotReady) status = cuda(code, "NCCL's first collectives", e);
-    if (n->aborted) status = rgi_process_check(n->meeting, e);
+    if (n->aborted) status = n->meeting->check(n->meeting, e);
     if (status == RG_OK && now() > until)
       status = rgi_fail(e, RG_E_COMM, NULL, NULL,
                         "NCCL's first collectives did not end within %g s", n->deadline);
@@ -384,8 +384,8 @@ static rg_status warm_up(rgi_nccl *n, rg_error *e) {
   return status;
 }
 
-rg_status rgi_nccl_open(rg_comm *meeting, const rg_context *ctx, double deadline, rgi_nccl **out,
-                        rg_error *e) {
+rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ctx, double deadline,
+                        rgi_nccl **out, rg_error *e) {
   ncclUniqueId id;
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   pthread_once(&once, open_library);
@@ -397,7 +397,7 @@ rg_status rgi_nccl_open(rg_comm *meeting, const rg_context *ctx, double deadline
   RGI_TRY(greet(meeting, ctx, &id, e));
   rgi_nccl *n = rgi_malloc(ctx, sizeof *n);
   if (!n) return rgi_nomem(e);
-  *n = (rgi_nccl){.ctx = ctx, .meeting = meeting, .deadline = deadline};
+  *n = (rgi_nccl){.ctx = ctx, .meeting = meeting, .stuck = stuck, .deadline = deadline};
   *out = n; /* from here on closed by the meeting */
   pthread_mutex_init(&n->lock, NULL);
   pthread_mutex_init(&n->ending, NULL);

@@ -7,12 +7,14 @@
 #include "../graph/base.h"
 
 typedef struct rgi_nccl rgi_nccl;
+typedef void rgi_stuck(rg_comm *meeting, const char *collective);
 
 #ifdef REGRAPH_CUDA
-/* Collective, over `meeting`, whose host memory carries rank 0's id. RG_E_COMM if the library is
- * missing or too old, or not the same on all ranks. */
-rg_status rgi_nccl_open(rg_comm *meeting, const rg_context *ctx, double deadline, rgi_nccl **out,
-                        rg_error *e);
+/* Collective, over `meeting`, whose host memory carries rank 0's id, and which hears by `stuck` of
+ * a collective that does not end. RG_E_COMM if the library is missing or too old, or not the same
+ * on all ranks. */
+rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ctx, double deadline,
+                        rgi_nccl **out, rg_error *e);
 rg_status rgi_nccl_all_gather(rgi_nccl *n, const char *node, const void *send, void *recv,
                               size_t bytes, void *stream, rg_error *e);
 rg_status rgi_nccl_all_to_all(rgi_nccl *n, const char *node, const void *send, void *recv,
@@ -26,9 +28,9 @@ void rgi_nccl_close(rgi_nccl *n);
 static inline rg_status rgi_nccl_none(rg_error *e) {
   return rgi_fail(e, RG_E_DEVICE, NULL, NULL, "this build has no GPU backend");
 }
-static inline rg_status rgi_nccl_open(rg_comm *meeting, const rg_context *ctx, double deadline,
-                                      rgi_nccl **out, rg_error *e) {
-  (void)meeting, (void)ctx, (void)deadline, (void)out;
+static inline rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ctx,
+                                      double deadline, rgi_nccl **out, rg_error *e) {
+  (void)meeting, (void)stuck, (void)ctx, (void)deadline, (void)out;
   return rgi_nccl_none(e);
 }
 static inline rg_status rgi_nccl_all_gather(rgi_nccl *n, const char *node, const void *send,

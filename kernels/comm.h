@@ -1,8 +1,9 @@
 /* kernels/comm.h: rows on their way into and out of a comm block, and the sums of what came.
- *
- * Rows of axis 0 are cut into chunks, `order` says where the ranks' chunks, one rank after the
- * other, have each (../ops/comm.h); it is read on the device. Entries that name no chunk count as
- * the nearest. A row's elements are walked over the trailing axes; in a comm block they are dense.
+
+   Rows of axis 0 are cut into chunks, `order` says where the ranks' chunks, one rank after the
+   other, have each (../ops/comm/comm.h); it is read on the device. Entries that name no chunk count
+   as the nearest. A row's elements are walked over the trailing axes; in a comm block they are
+   dense.
  */
 #ifndef RGK_COMM_H
 #define RGK_COMM_H
@@ -43,7 +44,7 @@ typedef struct rgk_sum_params {
 } rgk_sum_params;
 RGK_GETTER(rgk_sum_ranks(bool vectors, rg_dtype from))
 
-/* ---- halo: ../ops/halo.c says what is whose ---- */
+/* ---- halo: ../ops/comm/halo.c says what is whose ---- */
 
 enum { RGK_HALO_SLOTS = 8 };
 enum { RGK_TO_PREVIOUS, RGK_TO_NEXT, RGK_FROM_PREVIOUS, RGK_FROM_NEXT, RGK_MESSAGES };

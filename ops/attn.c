@@ -6,9 +6,9 @@
 static const rgi_attn_kind *kind_of(const rg_call *c) {
   return c->op->rules->kind;
 }
-/* The op that has no backward of its own is one. */
+/* The op that has no backward of its own is one, but for those over pages. */
 static bool is_backward(const rg_call *c) {
-  return !c->op->backward;
+  return !c->op->backward && !kind_of(c)->paged;
 }
 /* idx stands after v and moves the later ports up by one. */
 static int moved(const rg_call *c) {
@@ -30,7 +30,7 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
   const int x = moved(c);
   const rg_arg *q = rg_in(c, 0), *k = rg_in(c, 1), *v = rg_in(c, 2),
                *cu = rg_in(c, RGI_ATTN_CU + x);
-  const int64_t H = q->dim[1], KH = k->dim[1], D = q->dim[2], E = v->dim[2];
+  const int64_t H = q->dim[1], KH = k->dim[k->rank - 2], D = q->dim[2], E = v->dim[v->rank - 1];
   if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
     return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
   if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
@@ -55,11 +55,23 @@ static rgi_attn describe(const rg_call *c) {
   rgi_attn a = {.mode = kind_of(c)->mode, .backward = is_backward(c)};
   kind_of(c)->own(&a, c->attr + RGI_ATTN_OWN);
   a.q = rg_in(c, 0), a.k = rg_in(c, 1), a.v = rg_in(c, 2), a.idx = x ? rg_in(c, 3) : NULL;
-  a.cu = rg_in(c, RGI_ATTN_CU + x), a.cu_k = rg_in(c, RGI_ATTN_CU_K + x);
-  a.offset = rg_in(c, RGI_ATTN_OFFSET + x), a.sinks = rg_in(c, RGI_ATTN_SINKS + x);
+  a.cu = rg_in(c, RGI_ATTN_CU + x), a.sinks = rg_in(c, RGI_ATTN_SINKS + x);
   a.T = a.q->dim[0], a.H = a.q->dim[1], a.D = a.q->dim[2];
-  a.S = a.k->dim[0], a.KH = a.k->dim[1], a.E = a.v->dim[2];
+  a.KH = a.k->dim[a.k->rank - 2], a.E = a.v->dim[a.v->rank - 1];
   a.B = a.cu->dim[0] - 1;
+  a.paged = kind_of(c)->paged;
+  if (a.paged) {
+    const int64_t tokens = a.mode == RGI_ATTN_CMP ? a.stride : 1; /* of a row */
+    a.pages = (rgi_paged){.cu = a.cu->data,
+                          .context = rg_in(c, RGI_ATTN_CONTEXT + x),
+                          .pages = rg_in(c, RGI_ATTN_PAGES + x),
+                          .page = a.k->dim[1] * tokens,
+                          .P = a.k->dim[0]};
+    a.S = a.pages.pages->dim[1] * a.k->dim[1];
+  } else {
+    a.cu_k = rg_in(c, RGI_ATTN_CU_K + x), a.offset = rg_in(c, RGI_ATTN_OFFSET + x);
+    a.S = a.k->dim[0];
+  }
   a.N = a.idx ? a.idx->dim[2] : 0;
   a.G = a.KH > 0 ? a.H / a.KH : 0;
   const double scale = c->attr[RGI_ATTN_SCALE].f;
@@ -107,7 +119,7 @@ const rgi_fusing rgi_attn_fusing = {.delta = delta};
 
 double rgi_attn_pairs(const rgi_attn *a, int64_t most) {
   const double T = (double)a->T, keys = (double)a->S;
-  const double first = a->offset && a->S > a->T ? keys - T : 0, end = first + T;
+  const double first = (a->offset || a->paged) && a->S > a->T ? keys - T : 0, end = first + T;
   double limit = most < 0 || (double)most > keys ? keys : (double)most, ramp = limit;
   if (ramp > end) ramp = end;
   if (ramp < first) ramp = first;
@@ -127,6 +139,11 @@ void rgi_attn_cost(const rg_call *c, rg_cost *out) {
       const rg_arg *x = &arg[side][i];
       double size = x->rank < 0 ? 0 : (double)rg_dtype_size(x->dtype);
       for (int j = 0; j < x->rank; j++) size *= (double)x->dim[j];
+      if (a.paged && (x == a.k || x == a.v)) { /* a pool is larger than what is read of it */
+        const double seen = kind_of(c)->pairs(&a) * (double)a.KH * (double)(x == a.k ? a.D : a.E) *
+                            (double)rg_dtype_size(x->dtype);
+        if (seen < size) size = seen;
+      }
       out->bytes += size;
     }
 }

@@ -10,6 +10,7 @@
 
 #include "../graph/ir.h"
 #include "ops.h"
+#include "paged.h"
 
 enum { RGI_ATTN_MAX_D = 256 };
 
@@ -34,11 +35,23 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
    "position of each sequence's first query; absent: 0"},                                          \
   {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0,                                             \
    "a further logit per head that carries no value"}
-#define RGI_ATTN_OUT                                                                               \
-  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,                                                 \
+#define RGI_ATTN_OUT RGI_ATTN_OUT_CUT(1)
+#define RGI_ATTN_OUT_CUT(axis)                                                                     \
+  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', axis,                                              \
    "attention output; 0 in a row that sees no key"},                                               \
-  {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                              \
+  {"lse", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, axis,                           \
    "log of the softmax denominator, natural; -inf in a row that sees neither key nor sink"}
+/* The same over pages; heads are not cut. */
+#define RGI_ATTN_IN_PAGED_QKV(rows, doc)                                                           \
+  {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "queries; H a multiple of KH"},                \
+  {"k_cache", "P," rows ",KH,D", 0, RG_D_FLOAT, 'C', -1, doc},                                     \
+  {"v_cache", "P," rows ",KH,E", 0, RG_D_FLOAT, 'C', -1, "values of the same rows"}
+#define RGI_ATTN_IN_PAGED_SEQ                                                                      \
+  {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts [B+1]"},             \
+  RGI_PAGED_IN,                                                                                    \
+  {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', -1,                                            \
+   "a further logit per head that carries no value"}
+#define RGI_ATTN_OUT_PAGED RGI_ATTN_OUT_CUT(-1)
 #define RGI_ATTN_IN_BWD(key_flag)                                                                  \
   {"out.o", "T,H,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "forward output"},       \
   {"out.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "forward lse"},                             \
@@ -78,6 +91,8 @@ enum {
   RGI_ATTN_ACC_SINKS,
   RGI_ATTN_DELTA
 };
+/* Over pages two of them are others: queries stand at the end of the context. */
+enum { RGI_ATTN_CONTEXT = RGI_ATTN_CU_K, RGI_ATTN_PAGES };
 
 /* ---- one call ---- */
 
@@ -90,9 +105,12 @@ typedef struct rgi_attn {
   int64_t kernel, stride; /* cmp */
   int64_t block;          /* slc; for the others as the CPU's tiles have it */
   float scale, softcap;
+  /* S: rows of k, or those that a sequence has room for in its pages */
   int64_t T, H, S, KH, D, E, B, G, N;
   /* idx only for slc; NULL where not bound */
   const rg_arg *q, *k, *v, *idx, *cu, *cu_k, *offset, *sinks;
+  bool paged; /* k and v are caches [P, rows of a page, KH, D or E] */
+  rgi_paged pages;
   const rg_arg *o, *lse; /* forward writes them, backward reads them */
   /* backward; delta stands in for o; dq, dk, dv, dsinks are NULL where not wanted */
   const rg_arg *d_o, *d_lse, *delta, *dq, *dk, *dv, *dsinks;
@@ -108,6 +126,7 @@ typedef struct rgi_attn {
 /* Which keys a query sees. */
 typedef struct rgi_attn_kind {
   rgi_attn_mode mode;
+  bool paged;
   void (*own)(rgi_attn *a, const rg_value *attr);    /* reads the op's own attributes */
   rg_status (*check)(const rg_call *c, rg_error *e); /* beyond what holds for all three */
   double (*pairs)(const rgi_attn *a);                /* visible (query, key) pairs of one head */
@@ -131,10 +150,11 @@ const char *rgi_attn_path(const rg_call *c);
 extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 
 /* All of a descriptor but its name, doc, flags, backward and rules; its attributes are `attrs`. */
-#define RGI_ATTN_OP(ins, outs)                                                               \
+#define RGI_ATTN_OP(ins, outs) \
+  RGI_ATTN_ON_CPU(ins, outs), .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
+#define RGI_ATTN_ON_CPU(ins, outs)                                                           \
   .abi = RG_OP_ABI, .in = ins, .nin = RGI_COUNT(ins), .out = outs, .nout = RGI_COUNT(outs),  \
   .attrs = attrs, .nattr = RGI_COUNT(attrs), .check = rgi_attn_check, .cost = rgi_attn_cost, \
-  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps,    \
-  .cuda_path = rgi_attn_path
+  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run
 
 #endif

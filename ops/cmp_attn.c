@@ -50,7 +50,7 @@ static rg_status check(const rg_call *c, rg_error *e) {
 /* Each compressed key is seen by every position from its last token on. */
 static double pairs(const rgi_attn *a) {
   const double keys = (double)(a->S * a->stride);
-  const double first = a->offset && keys > (double)a->T ? keys - (double)a->T : 0,
+  const double first = (a->offset || a->paged) && keys > (double)a->T ? keys - (double)a->T : 0,
                end = first + (double)a->T;
   /* counted key by key */
   double n = floor((end - (double)a->kernel) / (double)a->stride) + 1, before = 0;
@@ -65,7 +65,8 @@ static double pairs(const rgi_attn *a) {
          sum_j * (double)a->stride;
 }
 
-static const rgi_attn_kind kind = {RGI_ATTN_CMP, own, check, pairs};
+static const rgi_attn_kind kind = {
+    .mode = RGI_ATTN_CMP, .own = own, .check = check, .pairs = pairs};
 
 const rg_op rgi_op_cmp_attn = {
     .name = "cmp_attn",
@@ -82,4 +83,32 @@ const rg_op rgi_op_cmp_attn_bwd = {
     .flags = RG_OP_INTERNAL,
     RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
+};
+
+/* ---- over pages ---- */
+
+static const rg_port in_paged[] = {
+    RGI_ATTN_IN_PAGED_QKV("R", "compressed keys in pages of R = page/stride rows, as kv_compress "
+                               "leaves them"),
+    RGI_ATTN_IN_PAGED_SEQ,
+};
+static const rg_port out_paged[] = {RGI_ATTN_OUT_PAGED};
+
+static rg_status check_paged(const rg_call *c, rg_error *e) {
+  const int64_t kernel = c->attr[KERNEL].i, stride = c->attr[STRIDE].i;
+  return kernel % stride == 0
+             ? RG_OK
+             : rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
+                          (long long)stride, (long long)kernel);
+}
+
+static const rgi_attn_kind paged_kind = {
+    .mode = RGI_ATTN_CMP, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
+
+const rg_op rgi_op_paged_cmp_attn = {
+    .name = "paged_cmp_attn",
+    .doc = "cmp_attn over keys in pages, forward only",
+    .flags = RG_OP_FORWARD_ONLY,
+    RGI_ATTN_ON_CPU(in_paged, out_paged),
+    .rules = &(const rgi_rules){.kind = &paged_kind},
 };

@@ -8,6 +8,7 @@
    compress_kv's to the bit, for each block is gathered and then goes the same way.
  */
 #include "cpu/compress.h"
+#include "paged.h"
 
 enum {
   IN_K_CACHE,
@@ -218,8 +219,7 @@ static const rg_port in[] = {
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'W', -1, "as compress_kv's"},
     {"v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'W', -1, "as compress_kv's"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
-    {"context", "B1-1", 0, RG_D(RG_I32), 0, -1, "tokens of each sequence so far"},
-    {"pages", "B1-1,M", 0, RG_D(RG_I32), 0, -1, "each sequence's pages, in order"},
+    RGI_PAGED_IN,
     {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed keys, R = page/stride"},
     {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed values"},
 };

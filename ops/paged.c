@@ -10,6 +10,7 @@
    are, and has context 0: nobody reads or writes a page for it.
  */
 #include "cpu/rows.h"
+#include "paged.h"
 
 /* ---- paged_batch ---- */
 
@@ -176,8 +177,7 @@ static const rg_port append_in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "keys of this step"},
     {"v", "T,KH,DV", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "values of this step"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, I32, 0, -1, "starts of the sequences"},
-    {"context", "B1-1", 0, I32, 0, -1, "tokens of each sequence so far, these included"},
-    {"pages", "B1-1,M", 0, I32, 0, -1, "each sequence's pages, in order"},
+    RGI_PAGED_IN,
     {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "keys in pages"},
     {"v_cache", "P,page,KH,DV", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "values in pages"},
 };

@@ -43,7 +43,8 @@ static double pairs(const rgi_attn *a) {
   return a->N == 0 ? 0 : rgi_attn_pairs(a, most < 1e18 ? (int64_t)most : -1);
 }
 
-static const rgi_attn_kind kind = {RGI_ATTN_SLC, own, rgi_attn_check_rows, pairs};
+static const rgi_attn_kind kind = {
+    .mode = RGI_ATTN_SLC, .own = own, .check = rgi_attn_check_rows, .pairs = pairs};
 
 const rg_op rgi_op_slc_attn = {
     .name = "slc_attn",
@@ -60,4 +61,32 @@ const rg_op rgi_op_slc_attn_bwd = {
     .flags = RG_OP_INTERNAL,
     RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
+};
+
+/* ---- over pages ---- */
+
+static const rg_port in_paged[] = {
+    RGI_ATTN_IN_PAGED_QKV("page", "keys in pages, this step's included"),
+    SELECTION,
+    RGI_ATTN_IN_PAGED_SEQ,
+};
+static const rg_port out_paged[] = {RGI_ATTN_OUT_PAGED};
+
+static rg_status check_paged(const rg_call *c, rg_error *e) {
+  const int64_t page = rg_in(c, 1)->dim[1], block = c->attr[RGI_ATTN_OWN].i;
+  if (page == RG_DIM_FREE || (page > 0 && (page % block == 0 || block % page == 0))) return RG_OK;
+  return rg_op_fail(e, RG_E_VALUE, c,
+                    "neither of block %lld and pages of %lld tokens divides the other",
+                    (long long)block, (long long)page);
+}
+
+static const rgi_attn_kind paged_kind = {
+    .mode = RGI_ATTN_SLC, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
+
+const rg_op rgi_op_paged_slc_attn = {
+    .name = "paged_slc_attn",
+    .doc = "slc_attn over keys in pages, forward only",
+    .flags = RG_OP_FORWARD_ONLY,
+    RGI_ATTN_ON_CPU(in_paged, out_paged),
+    .rules = &(const rgi_rules){.kind = &paged_kind},
 };

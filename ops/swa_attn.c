@@ -39,7 +39,8 @@ static bool window(const rg_call *c, int64_t *left, int64_t *tile) {
   return *left >= 0;
 }
 
-static const rgi_attn_kind kind = {RGI_ATTN_SWA, own, rgi_attn_check_rows, pairs};
+static const rgi_attn_kind kind = {
+    .mode = RGI_ATTN_SWA, .own = own, .check = rgi_attn_check_rows, .pairs = pairs};
 
 const rg_op rgi_op_swa_attn = {
     .name = "swa_attn",
@@ -56,4 +57,28 @@ const rg_op rgi_op_swa_attn_bwd = {
     .flags = RG_OP_INTERNAL,
     RGI_ATTN_OP(in_bwd, out_bwd),
     .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
+};
+
+/* ---- over pages ---- */
+
+static const rg_port in_paged[] = {
+    RGI_ATTN_IN_PAGED_QKV("page", "keys in pages, this step's included"),
+    RGI_ATTN_IN_PAGED_SEQ,
+};
+static const rg_port out_paged[] = {RGI_ATTN_OUT_PAGED};
+
+static rg_status check_paged(const rg_call *c, rg_error *e) {
+  (void)c, (void)e;
+  return RG_OK;
+}
+
+static const rgi_attn_kind paged_kind = {
+    .mode = RGI_ATTN_SWA, .paged = true, .own = own, .check = check_paged, .pairs = pairs};
+
+const rg_op rgi_op_paged_swa_attn = {
+    .name = "paged_swa_attn",
+    .doc = "swa_attn over keys in pages, forward only",
+    .flags = RG_OP_FORWARD_ONLY,
+    RGI_ATTN_ON_CPU(in_paged, out_paged),
+    .rules = &(const rgi_rules){.kind = &paged_kind},
 };

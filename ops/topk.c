@@ -16,6 +16,8 @@
    overflows, for an lse that does not belong to these keys), by fp64 sums of the same logits. Which
    of the two depends on the query's own scores alone. Rows whose candidates are all kept compute
    nothing.
+
+   paged_topk is the same with compressed keys in pages, its queries at the end of the context.
  */
 #include "compress.h"
 #include "cpu/topk.h"
@@ -23,6 +25,8 @@
 #include "cuda/topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
+/* paged_topk has these instead of the last two */
+enum { IN_CONTEXT = IN_CU_K, IN_PAGES };
 enum {
   A_KERNEL,
   A_STRIDE,
@@ -36,6 +40,28 @@ enum {
   A_COUNT
 };
 enum { SCORE_SOFTMAX, SCORE_DOT };
+extern const rg_op rgi_op_paged_topk;
+static bool is_paged(const rg_call *c) {
+  return c->op == &rgi_op_paged_topk;
+}
+static int64_t kv_heads_of(const rg_call *c) {
+  const rg_arg *k = rg_in(c, IN_K);
+  return k->dim[k->rank - 2];
+}
+/* Compressed rows that there are, or that a sequence has room for in its pages. */
+static int64_t key_rows(const rg_call *c) {
+  const rg_arg *k = rg_in(c, IN_K);
+  return is_paged(c) ? rg_in(c, IN_PAGES)->dim[1] * k->dim[1] : k->dim[0];
+}
+static rgi_paged paged_of(const rg_call *c) {
+  const rg_arg *k = rg_in(c, IN_K);
+  return (rgi_paged){.cu = rg_in(c, IN_CU)->data,
+                     .context = rg_in(c, IN_CONTEXT),
+                     .pages = rg_in(c, IN_PAGES),
+                     .page = k->dim[1] * c->attr[A_STRIDE].i,
+                     .P = k->dim[0]};
+}
+
 /* idx past a row's choices; idx of rows past the last live token */
 enum { NO_BLOCK = -1, DEAD_ROW = 0 };
 
@@ -79,7 +105,7 @@ static const rg_attr attrs[A_COUNT] = {
 static rg_status check(const rg_call *c, rg_error *e) {
   const rg_value *a = c->attr;
   int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i;
-  int64_t heads = rg_in(c, IN_Q)->dim[1], kv_heads = rg_in(c, IN_K)->dim[1];
+  int64_t heads = rg_in(c, IN_Q)->dim[1], kv_heads = kv_heads_of(c);
   bool dot = a[A_SCORE].i == SCORE_DOT;
   if (kernel % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
@@ -125,13 +151,21 @@ static void cost(const rg_call *c, rg_cost *out) {
   int64_t free = c->attr[A_TOP_N].i > length / c->attr[A_BLOCK].i
                      ? length
                      : c->attr[A_TOP_N].i * c->attr[A_BLOCK].i;
-  double pairs = (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) *
-                 (double)(nseq > 0 ? nseq : 1);
+  double pairs = is_paged(c)
+                     ? (double)q->dim[0] * (double)key_rows(c) /* at the end of a full context */
+                     : (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) *
+                           (double)(nseq > 0 ? nseq : 1);
   bool dot = c->attr[A_SCORE].i == SCORE_DOT;
-  double products = pairs * (double)(dot ? k->dim[1] : q->dim[1]);
+  double products = pairs * (double)(dot ? kv_heads_of(c) : q->dim[1]);
   out->flops = 2 * products * (double)q->dim[2] + (dot ? rgi_arg_elements(q) : 0);
   out->exps = dot ? 0 : pairs * (double)q->dim[1];
   out->bytes = rgi_call_bytes(c);
+  if (is_paged(c)) { /* a pool is larger than what is read of it */
+    const double pool = rgi_arg_elements(k) * (double)rg_dtype_size(k->dtype),
+                 seen = (double)nseq * (double)key_rows(c) * (double)kv_heads_of(c) *
+                        (double)q->dim[2] * (double)rg_dtype_size(k->dtype);
+    if (seen < pool) out->bytes -= pool - seen;
+  }
 }
 
 /* ---- memory ----
@@ -146,14 +180,14 @@ typedef struct layout {
 } layout;
 
 static layout lay_out(const rg_call *c) {
-  const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU);
+  const rg_arg *q = rg_in(c, IN_Q), *cu = rg_in(c, IN_CU);
   bool dot = c->attr[A_SCORE].i == SCORE_DOT;
   int64_t stride = c->attr[A_STRIDE].i, d = q->dim[2],
-          group = k->dim[1] ? q->dim[1] / k->dim[1] : 0;
+          group = kv_heads_of(c) ? q->dim[1] / kv_heads_of(c) : 0;
   layout l = {0};
   l.tiles = rgi_tile_capacity(q->dim[0], cu->dim[0] > 0 ? cu->dim[0] - 1 : 0, RGI_TOPK_LANES);
   /* n compressed keys mean fewer than kernel + n·stride tokens */
-  l.blocks = (c->attr[A_KERNEL].i + k->dim[0] * stride - 1) / c->attr[A_BLOCK].i + 1;
+  l.blocks = (c->attr[A_KERNEL].i + key_rows(c) * stride - 1) / c->attr[A_BLOCK].i + 1;
   l.tile_bytes = RGI_ROUND256((size_t)l.tiles * sizeof(rgi_tile));
   l.lse =
       l.q + RGI_ROUND256((size_t)(dot ? 2 : group) * (size_t)d * RGI_TOPK_LANES * sizeof(float));
@@ -263,6 +297,8 @@ typedef struct job {
   rgi_topk_scores scores;
   const rgi_tile *tiles;
   const int32_t *cu_k, *offset;
+  bool in_pages;
+  rgi_paged paged; /* instead of the two */
   int64_t ntile, kv_heads, group;
   double scale;
 } job;
@@ -270,6 +306,13 @@ typedef struct job {
 /* Enough for what an fp32 sum flushes (each term below 1e-37, some thousands of them) not to
  * matter. */
 #define FAST_LEAST 1e-25
+
+/* Position of sequence b's first query. One that has no tokens in its pages is at the start of
+ * nothing: it keeps what a query without keys keeps. */
+static int64_t offset_of(const job *w, int64_t b, int64_t tokens) {
+  if (!w->in_pages) return w->offset ? w->offset[b] : 0;
+  return tokens ? tokens - (w->paged.cu[b + 1] - w->paged.cu[b]) : 0;
+}
 
 static void run_tile(void *arg, int64_t task, int thread) {
   const job *w = arg;
@@ -283,8 +326,9 @@ static void run_tile(void *arg, int64_t task, int thread) {
   const rgi_tile *tile =
       &w->tiles[w->ntile - 1 - task / w->kv_heads]; /* late queries see more: they go first */
   const int64_t kh = task % w->kv_heads;
-  const int64_t position = tile->first + (w->offset ? w->offset[tile->b] : 0);
-  const int64_t key_length = w->cu_k[tile->b + 1] - w->cu_k[tile->b];
+  const int64_t key_length =
+      w->in_pages ? rgi_paged_tokens(&w->paged, tile->b) : w->cu_k[tile->b + 1] - w->cu_k[tile->b];
+  const int64_t position = tile->first + offset_of(w, tile->b, key_length);
   const int64_t nkey = rgk_blocks_in(key_length, kernel, stride);
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
   uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank),
@@ -303,13 +347,19 @@ static void run_tile(void *arg, int64_t task, int thread) {
                      .q_row = q->stride[0],
                      .q_head = q->stride[1],
                      .dtype = q->dtype,
-                     .k = nkey ? rgi_at(k, w->cu_k[tile->b] / stride, kh) : NULL,
-                     .k_row = k->stride[0],
+                     .k_dtype = k->dtype,
                      .pack_q = (float *)(void *)(mine + w->l.q),
                      .pack_lse = (float *)(void *)(mine + w->l.lse),
                      .pack_k = (float *)(void *)(mine + w->l.keys),
                      .row = (float *)(void *)(mine + w->l.row),
                      .score = mine + w->l.score};
+  if (w->in_pages) {
+    t.cache = k, t.head = kh, t.before = kernel / stride - 1;
+    t.table = rgi_paged_table(&w->paged, tile->b);
+  } else if (nkey) {
+    t.k = rgi_at(k, w->cu_k[tile->b] / stride, kh);
+    t.k_row = k->stride[0];
+  }
 
   /* The blocks [block0, block1) that some row has to rank, and the keys that touch them. */
   int64_t block0 = INT64_MAX, block1 = 0;
@@ -368,8 +418,8 @@ static void run_tile(void *arg, int64_t task, int thread) {
 
 static rg_status run_cpu(const rg_call *c) {
   const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU),
-               *cu_k = rg_in(c, IN_CU_K);
-  const rg_arg *offset = rg_in(c, IN_OFFSET), *out = rg_out(c, 0);
+               *cu_k = is_paged(c) ? NULL : rg_in(c, IN_CU_K);
+  const rg_arg *offset = is_paged(c) ? NULL : rg_in(c, IN_OFFSET), *out = rg_out(c, 0);
   const int64_t nseq = cu->dim[0] - 1, stride = c->attr[A_STRIDE].i;
   const int32_t *starts = cu->data;
   job w = {.c = c,
@@ -378,10 +428,12 @@ static rg_status run_cpu(const rg_call *c) {
            .tiles = c->workspace,
            .cu_k = cu_k ? cu_k->data : starts,
            .offset = offset ? offset->data : NULL,
-           .kv_heads = k->dim[1],
-           .group = q->dim[1] / k->dim[1],
+           .in_pages = is_paged(c),
+           .kv_heads = kv_heads_of(c),
+           .group = q->dim[1] / kv_heads_of(c),
            .scale = c->attr[A_SCALE].f != 0 ? c->attr[A_SCALE].f : 1 / sqrt((double)q->dim[2])};
-  for (int64_t b = 0; b < nseq; b++) {
+  if (w.in_pages) w.paged = paged_of(c);
+  for (int64_t b = 0; b < nseq && !w.in_pages; b++) {
     int64_t n = rgk_blocks_in(w.cu_k[b + 1] - w.cu_k[b], c->attr[A_KERNEL].i, stride);
     if (n > 0 && w.cu_k[b] / stride + n > k->dim[0])
       return rg_op_fail(c->error, RG_E_DATA, c,
@@ -465,4 +517,36 @@ const rg_op rgi_op_topk = {
     .run_cpu = run_cpu,
     .cuda_steps = steps,
     .cuda_path = path,
+};
+
+/* ---- over pages ---- */
+
+static const rg_port in_paged[] = {
+    {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "queries"},
+    {"k_cache", "P,R,KH,D", 0, RG_D_FLOAT, 'C', -1,
+     "compressed keys in pages of R = page/stride rows, as kv_compress leaves them"},
+    {"lse", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D(RG_F32), 0, -1,
+     "log-sum-exp of the attention over the compressed keys; needed by score softmax"},
+    {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
+    RGI_PAGED_IN,
+};
+static const rg_port out_paged[] = {
+    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1,
+     "chosen blocks, ascending, then -1; rows past the last live token are 0"},
+};
+
+const rg_op rgi_op_paged_topk = {
+    .abi = RG_OP_ABI,
+    .name = "paged_topk",
+    .doc = "topk over compressed keys in pages",
+    .in = in_paged,
+    .nin = RGI_COUNT(in_paged),
+    .out = out_paged,
+    .nout = 1,
+    .attrs = attrs,
+    .nattr = A_COUNT,
+    .check = check,
+    .cost = cost,
+    .workspace = workspace,
+    .run_cpu = run_cpu,
 };

@@ -85,6 +85,19 @@ static void find_flows(rgi_backward *b) {
       if (gives(b, n, i)) b->flows[g->node[n].in[i]] = true;
 }
 
+static rg_status refuse_forward_only(const rgi_backward *b, rg_error *e) {
+  for (int n = 0; n < b->nforward; n++) {
+    const rgi_node *node = &b->g->node[n];
+    for (int i = 0; i < rgi_nin(node) && node->op->flags & RG_OP_FORWARD_ONLY; i++)
+      if (node->in[i] >= 0 && b->needs[node->in[i]])
+        return rgi_fail(e, RG_E_VALUE, NULL, node->name,
+                        "'%s' is %s, which has no gradient; one is asked for of \"%s\", which it "
+                        "reads",
+                        node->name, node->op->name, b->g->tensor[node->in[i]].name);
+  }
+  return RG_OK;
+}
+
 /* Decides which slices and joins of a head split relay. */
 static rg_status choose_relays(rgi_backward *b, rg_error *e) {
   const rgi_graph *g = b->g;
@@ -134,6 +147,7 @@ static void count(rgi_backward *b, int t, int n, int rank, bool partial, bool sh
 static rg_status survey(rgi_backward *b, rg_error *e) {
   const rgi_graph *g = b->g;
   find_flows(b);
+  RGI_TRY(refuse_forward_only(b, e));
   RGI_TRY(choose_relays(b, e));
   for (int i = 0; i < g->noutput; i++)
     if (b->needs[g->output[i].tensor]) count(b, g->output[i].tensor, -1, INT_MAX, false, false);

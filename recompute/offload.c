@@ -13,10 +13,11 @@
    These parts depend on no budget, so neither does the least that can be met. A node that leaves
    may be computed again, too, for clones that read it; backward itself reads what comes back.
 
-   What no choice beats is bounded like this: offloading frees at most the bytes it moves, be it of
-   saved memory or of a clone that backward would have held on to. Of more bytes than a certain
-   number the copies alone would take longer than the choice at hand; with fewer, recomputing takes
-   no less time than under a budget of so many bytes more.
+   What no choice beats is bounded like this: offloading frees at most the blocks it moves, be it of
+   saved memory or of a clone that backward would have held on to, and once in saved and in scratch
+   memory what aligned the last of them. Of more bytes than a certain number the copies alone would
+   take longer than the choice at hand; with fewer, recomputing takes no less time than under a
+   budget of so many bytes more.
  */
 #include "search.h"
 #include <math.h>
@@ -59,7 +60,7 @@ typedef struct search {
   const rgi_memory_options *mem;
   rgi_progress progress;
   rgi_arena *arena;
-  double forward_ms, way; /* ms that a byte takes one way at least */
+  double forward_ms, way; /* ms that a byte of a block takes one way at least */
   trip *trip;             /* by the time they are made */
   int ntrip;
   want *want;          /* trips in the order in which they are wanted */
@@ -126,8 +127,9 @@ static rg_status find_trips(search *s, rg_error *e) {
       *x = (trip){.origin = g->node[k].origin, .made = made[t], .wanted = wanted[rgi_owner(g, t)]};
       x->ms = rgi_profile_ms(s->profile, "offload", NULL, g->tensor[t].dtype, &cost);
       if (x->wanted < 0) x->wanted = 0;
-      if (x->ms / (double)bytes[t] < s->way) s->way = x->ms / (double)bytes[t];
-      of[x->origin].bytes += rgi_aligned(bytes[t]);
+      const int64_t block = rgi_aligned(bytes[t]);
+      s->way = fmin(s->way, x->ms / (double)block);
+      of[x->origin].bytes += block;
     }
   return RG_OK;
 }
@@ -264,7 +266,7 @@ static rg_status bound(search *s, int64_t budget, double total, double *out, rg_
   rg_error own = {0};
   *out = 0;
   policy.least = false;
-  policy.budget = budget < INT64_MAX / 4 ? budget + (int64_t)most : budget;
+  policy.budget = budget < INT64_MAX / 4 ? budget + (int64_t)most + 2 * RGI_ALIGN : budget;
   mem.bound_only = true;
   RGI_TRY(offload_part(s, 0, &g, waits, e));
   const rg_status status =

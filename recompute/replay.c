@@ -25,13 +25,14 @@ typedef struct step {
 struct rgi_replay {
   const rgi_graph *g;
   int32_t nt, nforward;
-  step *node;        /* [nnode + 1] */
-  int32_t *in, *out; /* edges: tensors, -1: absent */
-  bool *optional;    /* out edge: gone if nobody reads it */
-  int64_t *bytes;    /* per tensor */
-  bool *caller;      /* per tensor: its owner is the caller's memory */
-  bool *output;      /* per tensor: its owner is a declared output, which never has a clone */
-  int64_t pad;       /* most that rounding added to one block */
+  step *node;                /* [nnode + 1] */
+  int32_t *in, *out;         /* edges: tensors, -1: absent */
+  bool *optional;            /* out edge: gone if nobody reads it */
+  int32_t *owner, *producer; /* per tensor: the graph's, next to each other */
+  int64_t *bytes;            /* per tensor */
+  bool *caller;              /* per tensor: its owner is the caller's memory */
+  bool *output; /* per tensor: its owner is a declared output, which never has a clone */
+  int64_t pad;  /* most that rounding added to one block */
   int64_t reserved, comm;
   bool no_reuse, no_inplace;
   int32_t words; /* of a set */
@@ -95,6 +96,10 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
       }
   }
   r->node[g->nnode] = (step){.in = nin, .out = nout};
+  for (int32_t t = 0; t < g->ntensor; t++) {
+    r->owner[t] = rgi_owner(g, t);
+    r->producer[t] = g->tensor[t].producer;
+  }
   for (int32_t i = 0; i < g->noutput; i++) r->caller[g->output[i].tensor] = true;
   for (int32_t i = 0; i < g->ninput; i++)
     if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0)
@@ -134,6 +139,8 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
   r->in = rgi_alloc_n(a, nin, sizeof *r->in);
   r->out = rgi_alloc_n(a, nout, sizeof *r->out);
   r->optional = rgi_alloc_n(a, nout, sizeof *r->optional);
+  r->owner = rgi_alloc_n(a, nt, sizeof *r->owner);
+  r->producer = rgi_alloc_n(a, nt, sizeof *r->producer);
   r->bytes = rgi_alloc_n(a, nt, sizeof *r->bytes);
   r->caller = rgi_alloc_n(a, nt, sizeof *r->caller);
   r->output = rgi_alloc_n(a, nt, sizeof *r->output);
@@ -147,9 +154,9 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
   r->last = rgi_alloc_n(a, 2 * nt, sizeof *r->last);
   r->root = rgi_alloc_n(a, 2 * nt, sizeof *r->root);
   r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
-  if (!r->node || !r->in || !r->out || !r->optional || !r->bytes || !r->caller || !r->output ||
-      !r->again || !r->node_again || !r->cloned || !r->read || !r->forward_needed || !r->sequence ||
-      !r->first || !r->last || !r->root || !r->alive)
+  if (!r->node || !r->in || !r->out || !r->optional || !r->owner || !r->producer || !r->bytes ||
+      !r->caller || !r->output || !r->again || !r->node_again || !r->cloned || !r->read ||
+      !r->forward_needed || !r->sequence || !r->first || !r->last || !r->root || !r->alive)
     return rgi_nomem(e);
   *out = r;
   return flatten(r, mem, candidate_of, a, e);
@@ -182,7 +189,7 @@ static void place_inputs(rgi_replay *r, int32_t node) {
     if (t < 0) continue;
     r->read[stand_in(r, t)] = true;
     if (!r->again[t]) continue;
-    const int32_t p = r->g->tensor[t].producer;
+    const int32_t p = r->producer[t];
     if (r->cloned[p]) continue;
     r->cloned[p] = true;
     place_inputs(r, p);
@@ -212,8 +219,8 @@ static void touch(rgi_replay *r, int32_t id, int32_t place) {
 
 /* Of an id: the one that owns its bytes. A part of a join that has no clone itself owns its own. */
 static int32_t owner_of(const rgi_replay *r, int32_t id) {
-  if (id < r->nt) return rgi_owner(r->g, id);
-  const int32_t owner = rgi_owner(r->g, id - r->nt);
+  if (id < r->nt) return r->owner[id];
+  const int32_t owner = r->owner[id - r->nt];
   return r->again[owner] ? owner + r->nt : id;
 }
 

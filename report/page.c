@@ -98,9 +98,14 @@ void rgi_report_page(const rg_plan *plan, const rg_report_options *o, rgi_buf *b
   rgi_buf_printf(b, "</script>\n</body>\n</html>\n");
 }
 
+typedef struct member {
+  const char *key;
+  rgi_json_type type;
+} member;
+
 /* Is the text what the command prints of a plan, or of a front? */
-static rg_status check(const rg_plan *plan, const char *text, const char *name,
-                       const char *const *keys, int nkey, const char *made_by, rg_error *e) {
+static rg_status check(const rg_plan *plan, const char *text, const char *name, const member *has,
+                       int count, const char *made_by, rg_error *e) {
   const rg_status before = rgi_error_before(e);
   const rgi_json *root = NULL;
   if (!text) return RG_OK;
@@ -110,7 +115,10 @@ static rg_status check(const rg_plan *plan, const char *text, const char *name,
   const rgi_json *version =
       status == RG_OK && root->type == RGI_JSON_OBJECT ? rgi_json_get(root, "version") : NULL;
   bool good = version && version->type == RGI_JSON_INT && version->i == 1;
-  for (int i = 0; good && i < nkey; i++) good = rgi_json_get(root, keys[i]) != NULL;
+  for (int i = 0; good && i < count; i++) {
+    const rgi_json *value = rgi_json_get(root, has[i].key);
+    good = value && value->type == has[i].type;
+  }
   if (status == RG_OK && !good)
     status = rgi_fail(e, RG_E_KEY, NULL, NULL, "that is not what '%s' prints", made_by);
   rgi_error_file(e, before, name);
@@ -119,9 +127,14 @@ static rg_status check(const rg_plan *plan, const char *text, const char *name,
 }
 
 rg_status rgi_page_check(const rg_plan *plan, const rg_report_options *o, rg_error *e) {
-  static const char *const front[] = {"exact", "gap_ms", "points"};
-  static const char *const other[] = {
-      "name", "capacity", "predicted_peak_bytes", "nodes", "edges", "rates", "policy", "memory"};
+  static const member front[] = {{"exact", RGI_JSON_BOOL}, {"points", RGI_JSON_ARRAY}};
+  static const member other[] = {
+      {"name", RGI_JSON_STRING},     {"device", RGI_JSON_STRING},
+      {"capacity", RGI_JSON_OBJECT}, {"predicted_peak_bytes", RGI_JSON_INT},
+      {"saved_bytes", RGI_JSON_INT}, {"scratch_bytes", RGI_JSON_INT},
+      {"nodes", RGI_JSON_ARRAY},     {"edges", RGI_JSON_ARRAY},
+      {"rates", RGI_JSON_OBJECT},    {"memory", RGI_JSON_OBJECT},
+  };
   RGI_TRY(check(plan, o->front, "front", front, RGI_COUNT(front), "regraph pareto --json", e));
   return check(plan, o->against, "against", other, RGI_COUNT(other), "regraph plan --json", e);
 }

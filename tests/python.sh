@@ -12,9 +12,14 @@ for python in python3 /usr/bin/python3; do
     "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
-        tests/test_hf.py tests/test_migrate.py
+        tests/test_hf.py tests/test_migrate.py tests/test_megatron.py tests/test_torchtitan.py
     else
       echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
+    fi
+    if "$python" -c 'import jax, pytest' 2>/dev/null; then
+      "$python" -m pytest -q -p no:cacheprovider tests/test_jax.py
+    else
+      echo "skipped: tests/test_jax.py, since $python has no jax or no pytest"
     fi
     exit 0
   fi

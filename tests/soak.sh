@@ -16,6 +16,8 @@
 #   tables     who owns which tokens, against one token after the other
 #   ranks      random specs and batches, and the examples, on several ranks: the results of one
 #   shares     every pack, border, policy and window of the tests on ranks, with other data
+#   serving    schedules over pages against the unpaged graph, 40 a round; numbers of all kinds
+#   pages      the page allocator beside a model
 #   fuzz       specs, packings, profiles and what ranks send from libFuzzer, with sanitizers; where
 #              there is clang
 #
@@ -35,12 +37,15 @@ declare -A test=(
   [tables]="test_cp_tables cp_tables/random_packs"
   [ranks]="test_cp_random cp_random/*"
   [shares]="test_cp_equal cp_equal/*"
+  [serving]="test_serve serve/random_* serve/any_*"
+  [pages]="test_pages pages/as_a_model*"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
 [ $# -gt 0 ] ||
-  parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares fuzz)
+  parts=(graphs fuse memplan packing recompute planner lowering tables ranks shares serving pages
+    fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

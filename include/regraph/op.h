@@ -282,7 +282,11 @@ enum {
   RG_OP_COMM = 1 << 7, /* communicates: rg_call.comm has as many ranks as its attribute "ranks" */
   /* writes state, on RG_PORT_STATE ports. Not RECOMPUTABLE, no backward, no head axes, not for
    * plugins. O3 is not said of those ports. */
-  RG_OP_STATE = 1 << 8
+  RG_OP_STATE = 1 << 8,
+  /* has no backward, though its outputs vary with its float inputs: where a gradient is asked for
+   * of one of these, the plan is refused. (Without it, a missing backward stands for a gradient
+   * that is zero.) */
+  RG_OP_FORWARD_ONLY = 1 << 9
 };
 
 /* Backward. Most ops name a second op, the backward op, whose ports say by their names what they

@@ -682,6 +682,75 @@ RG_API rg_status rg_memory_write(const rg_plan *plan, void *dst, const void *src
 RG_API rg_status rg_memory_read(const rg_plan *plan, void *dst, const void *src, size_t bytes,
                                 rg_error *error);
 
+/* ---- pages -------------------------------------------------------------------------------------
+ * Which sequence has which pages of a pool: the host's side of serving (docs/serving.md). It
+ * touches no cache; tables and copies that it hands out are inputs of the graph's next step.
+ *
+ *   rg_pages_open(p, prompt, n, &seq, &known, &e);     // `known` tokens are in pages already
+ *   for each step:
+ *     rg_pages_reserve(p, seq, n, &e);                 // room for n more, or RG_E_LIMIT
+ *     rg_pages_table(p, seq, row, M, &e);
+ *     rg_pages_copies(p, pairs, most, &count, &e);     // for page_copy, before anything is written
+ *     ... run the step ...
+ *     rg_pages_commit(p, seq, tokens, n, &e);          // they are in the pages now
+ *   rg_pages_close(p, seq, &e);
+ *
+ * A full page whose tokens, and all before them, are known is found again by rg_pages_open, and
+ * kept after its last sequence is closed until its room is needed. A page that several sequences
+ * hold is copied before one writes to it. A call that fails changes nothing; where pages run out
+ * (RG_E_LIMIT) close or truncate another sequence and call again. One thread at a time. */
+typedef struct rg_pages rg_pages;
+typedef int64_t rg_sequence; /* never 0; a closed one's number does not come again */
+
+typedef struct rg_pages_options {
+  size_t size;
+  int64_t pages, page; /* P, tokens of a page */
+  bool no_prefixes;    /* nothing is found again */
+  int64_t most;        /* pages of one sequence (M); 0: as many as there are */
+} rg_pages_options;
+
+typedef struct rg_pages_info {
+  int64_t used; /* pages that sequences hold, or a copy that is due reads */
+  int64_t kept; /* nobody's, but found again: to be had like those that are free */
+  int64_t free;
+  int64_t shared; /* of those used: held by more than one */
+  int64_t sequences;
+} rg_pages_info;
+
+RG_API rg_status rg_pages_create(rg_context *ctx, const rg_pages_options *options, rg_pages **out,
+                                 rg_error *error);
+RG_API void rg_pages_destroy(rg_pages *pages);
+/* A new sequence, of these tokens' longest beginning that is in pages: whole ones, and never all n,
+ * for the last one's logits are wanted. tokens NULL (n 0): an empty one. */
+RG_API rg_status rg_pages_open(rg_pages *pages, const int32_t *tokens, int64_t n, rg_sequence *out,
+                               int64_t *known, rg_error *error);
+/* Another that begins as this one does: it shares all pages, none is copied yet. What was reserved
+ * is so no more. */
+RG_API rg_status rg_pages_fork(rg_pages *pages, rg_sequence sequence, rg_sequence *out,
+                               rg_error *error);
+/* Makes room for `n` tokens after those that are there (not after others reserved before). */
+RG_API rg_status rg_pages_reserve(rg_pages *pages, rg_sequence sequence, int64_t n,
+                                  rg_error *error);
+/* `n` tokens, of what was reserved, are in the pages. NULL: not known; from here on nothing of the
+ * sequence is found by others. */
+RG_API rg_status rg_pages_commit(rg_pages *pages, rg_sequence sequence, const int32_t *tokens,
+                                 int64_t n, rg_error *error);
+/* Back to `context` tokens; what was reserved is so no more. */
+RG_API rg_status rg_pages_truncate(rg_pages *pages, rg_sequence sequence, int64_t context,
+                                   rg_error *error);
+RG_API rg_status rg_pages_close(rg_pages *pages, rg_sequence sequence, rg_error *error);
+/* A row of the step's table: the pages of what is there and reserved, then -1. */
+RG_API rg_status rg_pages_table(const rg_pages *pages, rg_sequence sequence, int32_t *row,
+                                int64_t most, rg_error *error);
+/* Tokens that are there; -1 for no sequence. */
+RG_API int64_t rg_pages_context(const rg_pages *pages, rg_sequence sequence);
+/* Copies that are due, as pairs (source, target), which must be done before what was reserved is
+ * written; they are due no more. Pairs past the last are -1. RG_E_LIMIT if there are more than
+ * `most`. */
+RG_API rg_status rg_pages_copies(rg_pages *pages, int32_t (*pairs)[2], int64_t most, int64_t *n,
+                                 rg_error *error);
+RG_API rg_status rg_pages_count(const rg_pages *pages, rg_pages_info *out);
+
 /* ---- packing as a service -------------------------------------------------------------------- */
 
 typedef struct rg_buffer {

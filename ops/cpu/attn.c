@@ -35,6 +35,12 @@ const rgi_attn_isa *rgi_attn_level(int isa) {
 /* ---- tiles ---- */
 
 void rgi_attn_key_rows(const rgi_attn *a, int64_t b, int64_t *row, int64_t *n) {
+  if (a->paged) {
+    *row = 0;
+    *n = rgi_paged_tokens(&a->pages, b);
+    if (a->mode == RGI_ATTN_CMP) *n = rgk_blocks_in(*n, a->kernel, a->stride);
+    return;
+  }
   const rg_arg *cu = a->cu_k ? a->cu_k : a->cu;
   *row = rgi_attn_start(cu, b);
   *n = rgi_attn_start(cu, b + 1) - *row;
@@ -104,19 +110,32 @@ void rgi_attn_load_rows(const rgi_attn *a, const rgi_attn_rows *r, const rg_arg 
 
 /* ---- packing ---- */
 
-void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
-                   float *transposed, float *natural) {
-  const int64_t width = x->dim[2], padded = round16(width), n = t->n;
+/* Key j of a tile. In pages the first compressed key stands in the row of its last token. */
+static const void *key_of(const rgi_attn *a, const rgi_attn_keys *t, int64_t j, int64_t h,
+                          const rg_arg *x) {
+  if (!a->paged) return rgi_at(x, t->row + j, h);
+  const int64_t before = a->mode == RGI_ATTN_CMP ? a->kernel / a->stride - 1 : 0;
+  return rgi_paged_row(x, rgi_paged_table(&a->pages, t->b), before + t->first + j, h);
+}
+
+void rgi_attn_pack_tile(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
+                        float *transposed, float *natural) {
+  const int64_t width = x->dim[x->rank - 1], padded = round16(width), n = t->n;
   float row[RGI_ATTN_MAX_D];
-  if (transposed) transposed = rgi_attn_at(a, transposed, h, t->row, width);
-  if (natural) natural = rgi_attn_at(a, natural, h, t->row, padded);
   for (int64_t j = 0; j < n; j++) {
     float *to = natural ? natural + j * padded : row;
-    a->isa->load(to, x->dtype, rgi_at(x, t->row + j, h), width);
+    a->isa->load(to, x->dtype, key_of(a, t, j, h, x), width);
     if (natural) memset(to + width, 0, (size_t)(padded - width) * sizeof(float));
     if (!transposed) continue;
     for (int64_t i = 0; i < width; i++) transposed[i * n + j] = to[i];
   }
+}
+
+void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
+                   float *transposed, float *natural) {
+  const int64_t width = x->dim[2];
+  rgi_attn_pack_tile(a, t, h, x, transposed ? rgi_attn_at(a, transposed, h, t->row, width) : NULL,
+                     natural ? rgi_attn_at(a, natural, h, t->row, round16(width)) : NULL);
 }
 
 static void zero_rows(const rg_arg *x, int64_t from, int64_t to) {

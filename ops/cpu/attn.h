@@ -14,7 +14,8 @@
  *
  * K and V are converted to f32 and transposed once per call into the workspace, densely: the tile
  * at key row r and kv head h holds [d, n] floats from (h * S + r) * d on, so ragged packs cost no
- * more than K itself.
+ * more than K itself. Of keys in pages a tile is packed into the thread's own room when a walk
+ * comes to it: all that the tables have room for would be B times the context.
  *
  * Every product sums along one chain per tile and adds tiles in order: no result depends on how
  * rows fall into register tiles, on threads, or on other sequences.
@@ -114,10 +115,12 @@ typedef struct rgi_attn_keys {
 static inline int64_t rgi_attn_start(const rg_arg *cu, int64_t b) {
   return *(const int32_t *)rgi_at(cu, b, 0);
 }
+/* Position of sequence b's first query; negative where it has no tokens in its pages. */
 static inline int64_t rgi_attn_offset(const rgi_attn *a, int64_t b) {
+  if (a->paged) return rgi_paged_tokens(&a->pages, b) - (a->pages.cu[b + 1] - a->pages.cu[b]);
   return a->offset ? rgi_attn_start(a->offset, b) : 0;
 }
-/* Where sequence b's keys are: first row and number. */
+/* Where sequence b's keys are: first row and number; in pages its rows are counted from 0. */
 void rgi_attn_key_rows(const rgi_attn *a, int64_t b, int64_t *row, int64_t *n);
 
 /* Keys [*lo, *hi) that the query at position `pos` may see of n; none: *lo >= *hi. */
@@ -150,9 +153,13 @@ static inline float *rgi_attn_at(const rgi_attn *a, float *packed, int64_t h, in
                                  int64_t width) {
   return packed + (h * a->S + row) * width;
 }
-/* Packs tile t of x [S, KH, width] for KV head h; either target may be NULL. */
+/* Packs tile t of x [S, KH, width], or of a cache, for KV head h: where rgi_attn_at has it. Either
+ * target may be NULL. */
 void rgi_attn_pack(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
                    float *transposed, float *natural);
+/* The same to a place of its own. */
+void rgi_attn_pack_tile(const rgi_attn *a, const rgi_attn_keys *t, int64_t h, const rg_arg *x,
+                        float *transposed, float *natural);
 
 /* The rows of a row tile: queries [row, row + nq) of the pack, heads [head, head + heads) of KV
  * head h. */

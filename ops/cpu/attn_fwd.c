@@ -36,6 +36,7 @@ typedef struct job {
   float *kt;     /* [KH, S, D] transposed tiles */
   float *v;      /* [KH, S, ep] */
   float *length; /* [KH, S] of the keys; only for lse */
+  size_t each;   /* of keys in pages: floats of a thread's room for a tile, which the three share */
   scratch *scratch;
 } job;
 
@@ -43,10 +44,15 @@ static size_t layout(job *j, void *base, int threads) {
   const rgi_attn *a = j->a;
   rgi_cut w = {.base = base};
   j->rows = rgi_take(&w, (size_t)rgi_attn_row_tiles(a) * sizeof *j->rows);
-  j->keys = rgi_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
-  j->kt = rgi_take(&w, rgi_attn_packed(a, a->D));
-  j->v = rgi_take(&w, rgi_attn_packed(a, a->ep));
-  j->length = rgi_take(&w, j->lse ? rgi_attn_packed(a, 1) : 0);
+  if (a->paged) {
+    j->each = (size_t)(a->D + a->ep + 2) * RGI_ATTN_KEYS; /* 2: length, and what kt is read past */
+    j->kt = rgi_take(&w, (size_t)threads * j->each * sizeof *j->kt);
+  } else {
+    j->keys = rgi_take(&w, (size_t)rgi_attn_key_tiles(a) * sizeof *j->keys);
+    j->kt = rgi_take(&w, rgi_attn_packed(a, a->D));
+    j->v = rgi_take(&w, rgi_attn_packed(a, a->ep));
+    j->length = rgi_take(&w, j->lse ? rgi_attn_packed(a, 1) : 0);
+  }
   j->scratch = rgi_take(&w, (size_t)threads * sizeof *j->scratch);
   return w.used;
 }
@@ -69,6 +75,28 @@ static void pack_task(void *arg, int64_t task, int thread) {
   if (j->lse)
     key_lengths(rgi_attn_at(j->a, j->kt, h, t->row, j->a->D), j->a->D, t->n,
                 rgi_attn_at(j->a, j->length, h, t->row, 1));
+}
+
+/* A packed tile: kt [D, n], v [n, ep], length [n] or NULL. */
+typedef struct packed {
+  const float *kt, *v, *length;
+} packed;
+
+/* The tile that a walk is at. In pages it is packed now: kt, what is read past it, v, length. */
+static packed tile_of(const job *j, const rgi_attn_walk *w, int64_t b, int thread, bool logits) {
+  const rgi_attn *a = j->a;
+  const int64_t row = w->key_row + w->first;
+  if (!a->paged)
+    return (packed){rgi_attn_at(a, j->kt, w->h, row, a->D), rgi_attn_at(a, j->v, w->h, row, a->ep),
+                    j->lse ? rgi_attn_at(a, j->length, w->h, row, 1) : NULL};
+  float *kt = j->kt + (size_t)thread * j->each, *v = kt + (a->D + 1) * RGI_ATTN_KEYS,
+        *length = v + a->ep * RGI_ATTN_KEYS;
+  const rgi_attn_keys t = {.b = (int32_t)b, .n = w->keys, .row = row, .first = w->first};
+  rgi_attn_pack_tile(a, &t, w->h, a->k, kt, NULL);
+  if (logits) return (packed){kt, NULL, NULL};
+  rgi_attn_pack_tile(a, &t, w->h, a->v, NULL, v);
+  if (j->lse) key_lengths(kt, a->D, t.n, length);
+  return (packed){kt, v, j->lse ? length : NULL};
 }
 
 /* ---- lse again ---- */
@@ -120,12 +148,13 @@ static void add_logits(const rgi_attn *a, const float *q, const float *kt, int n
   }
 }
 
-static void lse_again(const job *j, const rgi_attn_rows *r, const rgi_tile *tile, scratch *x) {
+static void lse_again(const job *j, const rgi_attn_rows *r, const rgi_tile *tile, int thread) {
+  scratch *x = &j->scratch[thread];
   const rgi_attn *a = j->a;
   rgi_attn_walk w;
   rgi_attn_walk_begin(&w, a, tile, r->h);
   while (rgi_attn_walk_next(&w)) {
-    const float *kt = rgi_attn_at(a, j->kt, r->h, w.key_row + w.first, a->D);
+    const float *kt = tile_of(j, &w, tile->b, thread, true).kt;
     for (int i = 0; i < w.runs; i++)
       for (int row = w.run[i][0] * r->heads; row < w.run[i][1] * r->heads; row++) {
         const int q = row / r->heads;
@@ -159,7 +188,8 @@ static void start(const job *j, const rgi_attn_rows *r, scratch *x) {
   if (j->lse) start_lengths(j, r, x);
 }
 
-static void finish(const job *j, const rgi_attn_rows *r, const rgi_tile *tile, scratch *x) {
+static void finish(const job *j, const rgi_attn_rows *r, const rgi_tile *tile, int thread) {
+  scratch *x = &j->scratch[thread];
   const rgi_attn *a = j->a;
   bool again = false;
   for (int i = 0; i < r->n; i++) {
@@ -177,7 +207,7 @@ static void finish(const job *j, const rgi_attn_rows *r, const rgi_tile *tile, s
     x->again[i] = in_doubt(x, i / r->heads, i, lse);
     again = again || x->again[i];
   }
-  if (again) lse_again(j, r, tile, x);
+  if (again) lse_again(j, r, tile, thread);
 }
 
 static void row_task(void *arg, int64_t task, int thread) {
@@ -195,18 +225,16 @@ static void row_task(void *arg, int64_t task, int thread) {
   rgi_attn_walk w;
   rgi_attn_walk_begin(&w, a, tile, r.h);
   while (rgi_attn_walk_next(&w)) {
-    const float *kt = rgi_attn_at(a, j->kt, r.h, w.key_row + w.first, a->D);
-    const float *v = rgi_attn_at(a, j->v, r.h, w.key_row + w.first, a->ep);
-    const float *length = j->lse ? rgi_attn_at(a, j->length, r.h, w.key_row + w.first, 1) : NULL;
-    const float longest = length ? largest(length, w.seen) : 0;
+    const packed k = tile_of(j, &w, tile->b, thread, false);
+    const float longest = k.length ? largest(k.length, w.seen) : 0;
     p.c0 = w.c0, p.c1 = w.c1;
     for (int i = 0; i < w.runs; i++) {
       for (int q = w.run[i][0]; q < w.run[i][1]; q++) {
         int32_t lo, hi;
         rgi_attn_columns(w.first, w.keys, w.lo[q], w.hi[q], &lo, &hi);
         for (int g = 0; g < r.heads; g++) x->lo[q * r.heads + g] = lo, x->hi[q * r.heads + g] = hi;
-        if (!length || !(longest > x->longest[q])) continue;
-        const float own = largest(length + lo, hi - lo);
+        if (!k.length || !(longest > x->longest[q])) continue;
+        const float own = largest(k.length + lo, hi - lo);
         if (own > x->longest[q]) x->longest[q] = own;
       }
       p.r0 = w.run[i][0] * r.heads, p.r1 = w.run[i][1] * r.heads;
@@ -219,7 +247,7 @@ static void row_task(void *arg, int64_t task, int thread) {
                                     .a = x->q + p.r0 * a->dp,
                                     .a_row = a->dp,
                                     .a_col = 1,
-                                    .b = kt + w.c0,
+                                    .b = k.kt + w.c0,
                                     .ldb = w.keys,
                                     .c = s,
                                     .ldc = RGI_ATTN_KEYS});
@@ -231,14 +259,14 @@ static void row_task(void *arg, int64_t task, int thread) {
                                     .a = s,
                                     .a_row = RGI_ATTN_KEYS,
                                     .a_col = 1,
-                                    .b = v + w.c0 * a->ep,
+                                    .b = k.v + w.c0 * a->ep,
                                     .ldb = a->ep,
                                     .c = x->o + p.r0 * a->ep,
                                     .ldc = a->ep,
                                     .add = true});
     }
   }
-  finish(j, &r, tile, x);
+  finish(j, &r, tile, thread);
 }
 
 size_t rgi_cpu_attn_fwd_workspace(const rg_call *c, const rgi_attn *a) {
@@ -252,7 +280,7 @@ rg_status rgi_cpu_attn_fwd(const rg_call *c, const rgi_attn *a) {
   rgi_attn_zero_query_rows(a, j.o);
   if (j.lse) rgi_attn_zero_query_rows(a, j.lse);
   j.nrow = rgi_attn_fill_rows(a, j.rows);
-  j.nkey = rgi_attn_fill_keys(a, j.keys, NULL);
+  if (!a->paged) j.nkey = rgi_attn_fill_keys(a, j.keys, NULL);
   if (j.nkey > 0) c->parallel(c->pool, j.nkey * a->KH, pack_task, &j);
   if (j.nrow > 0) c->parallel(c->pool, j.nrow * a->KH * a->chunks, row_task, &j);
   return RG_OK;

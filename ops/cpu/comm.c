@@ -1,5 +1,5 @@
 /* ops/cpu/comm.c: rows on their way to and from a comm block; see ../comm.h. */
-#include "../comm.h"
+#include "../comm/comm.h"
 
 rg_status rgi_check_order(const rg_call *c, const rg_arg *order) {
   if (!order) return RG_OK;

@@ -15,7 +15,7 @@
 #ifndef RGI_CPU_TOPK_H
 #define RGI_CPU_TOPK_H
 
-#include "../ops.h"
+#include "../paged.h"
 
 enum {
   RGI_TOPK_LANES = 32, /* queries of a tile */
@@ -30,10 +30,13 @@ typedef struct rgi_topk_tile {
   /* q[lane][head][d], through strides in elements */
   const void *q;
   int64_t q_row, q_head;
-  rg_dtype dtype; /* of q and k */
-  /* k[key][d]: the sequence's compressed keys */
+  rg_dtype dtype, k_dtype;
+  /* k[key][d]: the sequence's compressed keys; in pages, key j is row `before` + j of its rows */
   const void *k;
   int64_t k_row;
+  const rg_arg *cache; /* or NULL; then head `head` of these pages is read and k is not */
+  const int32_t *table;
+  int64_t before, head;
   const float *lse; /* [lane][head], NULL for dot */
   int64_t lse_row;
   int64_t key0, key1;                           /* the keys that matter to any choice */

@@ -147,10 +147,12 @@ static TK_TARGET void load_q(const rgi_topk_tile *t, int64_t h, float *out) {
 
 /* Keys [key, key + n) into pack_k. */
 static TK_TARGET void load_k(const rgi_topk_tile *t, int64_t key, int64_t n) {
-  const size_t size = rg_dtype_size(t->dtype);
-  for (int64_t j = 0; j < n; j++)
-    rgi_load_by(TK_ISA, t->pack_k + j * t->d, t->dtype,
-                (const char *)t->k + (key + j) * t->k_row * (int64_t)size, t->d);
+  const int64_t size = (int64_t)rg_dtype_size(t->k_dtype);
+  for (int64_t j = key; j < key + n; j++)
+    rgi_load_by(TK_ISA, t->pack_k + (j - key) * t->d, t->k_dtype,
+                t->cache ? rgi_paged_row(t->cache, t->table, t->before + j, t->head)
+                         : (const char *)t->k + j * t->k_row * size,
+                t->d);
 }
 
 /* ---- q·k ---- */

@@ -4,7 +4,7 @@
 #define RGI_CUDA_COMM_H
 
 #include "../../kernels/comm.h"
-#include "../comm.h"
+#include "../comm/comm.h"
 
 /* to := from, of one shape, in to's type; rows past the live ones of `cu` (may be NULL) become
  * zero. */

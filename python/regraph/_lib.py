@@ -15,7 +15,7 @@ from .errors import RegraphError
 PACKAGE = Path(__file__).resolve().parent
 VERSION = "0.1"  # of the header mirrored below
 
-INPUT, OUTPUT, GRAD_IN, GRAD_OUT = range(4)
+INPUT, OUTPUT, GRAD_IN, GRAD_OUT, STATE = range(5)
 DTYPES = ("f32", "f16", "bf16", "i32")
 CP_MODES = ("auto", "1", "2")
 OP_ABI = 3  # of op.h, whose rg_comm is mirrored below
@@ -143,6 +143,7 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_bind_saved": [c_void_p, c_void_p],
     "rg_session_adopt_saved": [c_void_p, c_void_p],
     "rg_session_forget_saved": [c_void_p, c_void_p],
+    "rg_session_bind_host": [c_void_p, c_void_p],
     "rg_session_bind_scratch": [c_void_p, c_void_p],
     "rg_session_set_stream": [c_void_p, c_void_p],
     "rg_session_synchronize": [c_void_p],

@@ -25,7 +25,7 @@ from . import _lib, arrays
 from .errors import RegraphError
 
 Source = str | os.PathLike | dict  # a path, JSON text or the document itself
-_ROLES = ("input", "output", "gradient of output", "gradient of input")
+_ROLES = ("input", "output", "gradient of output", "gradient of input", "state")
 
 
 def parse_size(text: str) -> int:
@@ -236,7 +236,8 @@ class Plan(_Handle):
         return f"Plan({self.device}: {inputs}; {self.sizes!r})"
 
     def of_role(self, role: int) -> tuple[Tensor, ...]:
-        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 of inputs."""
+        """Its tensors of a role: 0 inputs, 1 outputs, 2 gradients of outputs, 3 of inputs,
+        4 state."""
         return tuple(t for t in self.tensors if t.role == role)
 
     def write(self, format: str = "text") -> str:
@@ -302,7 +303,7 @@ class Session(_Handle):
         if at not in self._memory:
             self._memory[at] = DeviceMemory(self.plan, tensor.nbytes)
             self.bind(tensor.role, tensor.name, self._memory[at].address, tensor.nbytes)
-        if tensor.role in (_lib.INPUT, _lib.GRAD_IN) or tensor.accumulates:
+        if tensor.role in (_lib.INPUT, _lib.GRAD_IN, _lib.STATE) or tensor.accumulates:
             self._memory[at].write(array)
 
     def _given(self, role, values, missing):
@@ -329,6 +330,20 @@ class Session(_Handle):
             self._memory[t.role, t.name].read(results[t.name])
         return results
 
+    def state(self, **values) -> dict[str, np.ndarray]:
+        """{state: array} as the last forward left it; zeros before the first. Values that are given
+        take its place: copies.
+        On the CPU these arrays are the memory that the next forward writes to."""
+
+        def left(tensor):
+            at = (tensor.role, tensor.name)
+            if at not in self._memory or self.plan.device == "cpu":
+                return self._memory.get(at, np.zeros(tensor.shape, arrays.NUMPY[tensor.dtype]))
+            return self._results([tensor])[tensor.name]
+
+        self._given(_lib.STATE, {name: np.array(value) for name, value in values.items()}, left)
+        return self._results(self.plan.of_role(_lib.STATE))
+
     def forward(self, **inputs) -> dict[str, np.ndarray]:
         """Runs forward on new output arrays: {output: array}."""
 
@@ -337,6 +352,8 @@ class Session(_Handle):
                                              f"shape {tensor.shape}")
 
         self._given(_lib.INPUT, inputs, missing)
+        if any((t.role, t.name) not in self._bound for t in self.plan.of_role(_lib.STATE)):
+            self.state()
         outputs = self.plan.of_role(_lib.OUTPUT)
         for tensor in outputs:
             self._bind_array(tensor, np.empty(tensor.shape, arrays.NUMPY[tensor.dtype]))
@@ -401,6 +418,11 @@ class Session(_Handle):
     def bind_saved(self, address: int) -> None:
         """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
+
+    def bind_host(self, address: int) -> None:
+        """The block of the host's memory that goes with the saved block bound now, for what is
+        offloaded."""
+        _lib.call("rg_session_bind_host", self.handle, address)
 
     def adopt_saved(self, address: int) -> None:
         """A saved block that another session of the plan has filled, with what is bound now."""

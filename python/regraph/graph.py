@@ -126,6 +126,18 @@ class Graph:
         self.document["inputs"][name] = entry
         return Value(self, name)
 
+    def state(self, name: str, shape: list, dtype: str = "$dtype") -> Value:
+        """Memory that a forward reads and leaves in a new version, which `next` names."""
+        self.document.setdefault("state", {})[name] = {"shape": list(shape), "dtype": dtype}
+        return Value(self, name)
+
+    def next(self, state: Value, value: Value) -> None:
+        """The last version of a state: what the op gave that wrote it."""
+        name = self._tensor(state, "the state")
+        if name not in self.document.get("state", {}):
+            raise RegraphError("RG_E_USAGE", f"'{name}' is no state; `state` makes one")
+        self.document["state"][name]["next"] = self._tensor(value, f"the next '{name}'")
+
     def output(self, name: str, value: Value) -> None:
         """Declares an output."""
         self.document["outputs"][name] = self._tensor(value, f"the output '{name}'")

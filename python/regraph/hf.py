@@ -26,9 +26,8 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from .errors import RegraphError
-from .graph import Graph
-from .programs import _room
-from .torch import attention as attention_of
+from .programs import room
+from .specs import program
 
 NAME = "regraph"
 # what the parts of a mask that we serve are called; each says a rule that _Layout or a window keeps
@@ -165,77 +164,6 @@ def _layout(query, key, there, starts, starts_k, positions):
     return _dense(batch, queries, keys, query.device)
 
 
-# ---- specs ----
-
-
-def _inputs(crossed, **params):
-    """A graph with queries, keys, values and lengths; `crossed`: keys are others than the queries'
-    own. Returns it, the tensors, and what attention's ports beside them are bound to."""
-    g = Graph(f"hf_{'cached' if crossed else 'packed'}", **params)
-    q = g.input("q", ["T", "H", "D"], grad=True)
-    rows = "S" if crossed else "T"
-    k = g.input("k", [rows, "KH", "D"], grad=True)
-    v = g.input("v", [rows, "KH", "DV"], grad=True)
-    lengths = {"cu_seqlens": g.input("cu_seqlens", ["B+1"], "i32")}
-    if crossed:
-        lengths["cu_seqlens_k"] = g.input("cu_seqlens_k", ["B+1"], "i32")
-        lengths["q_offset"] = g.input("q_offset", ["B"], "i32")
-    return g, (q, k, v), lengths
-
-
-_made: dict = {}  # (function, its arguments) → program
-
-
-@torch.compiler.assume_constant_result
-def _make(function, settings):
-    """Sees to it that the program is made: in the midst of a trace, too, which goes on with it."""
-    if (function, settings) not in _made:
-        _made[function, settings] = globals()[function](**dict(settings))
-    return True
-
-
-def _program(function, **settings):
-    """What the function makes of the settings, once."""
-    settings = tuple(settings.items())
-    _make(function, settings)
-    return _made[function, settings]
-
-
-def _window(crossed, sinks, **params):
-    """Attention over a window, or over everything before."""
-    g, tensors, ports = _inputs(crossed, **params)
-    if sinks:
-        ports["sinks"] = g.input("sinks", ["H"], "$sinks_dtype", grad=True)
-        g.document["params"]["sinks_dtype"] = "f32"
-    o, _ = g.swa_attn(*tensors, window_left="$window", scale="$scale", softcap="$softcap", **ports)
-    g.output("o", o)
-    g.document["params"]["dtype"] = "f32"
-    return attention_of(g.document)
-
-
-def _nsa(crossed, k_method, v_method, policy, **params):
-    """Native Sparse Attention: examples/nsa.json, with weights of compression, and for caches."""
-    g, (q, k, v), ports = _inputs(crossed, **params)
-    g.document["params"]["dtype"] = "f32"
-    gate = g.input("gate", ["T", "H", 3], grad=True)
-    weights = {}
-    for name, method, width in (("k_weight", k_method, "D"), ("v_weight", v_method, "DV")):
-        if method != "mean":
-            rows = width if method == "linear" else f"2*{width}"
-            weights[name] = g.input(name, [rows, f"kernel*{width}"], grad=True)
-    blocks = {"kernel": "$kernel", "stride": "$stride"}
-    logits = {"scale": "$scale", **ports}
-    ck, cv = g.compress_kv(k, v, cu_seqlens=ports.get("cu_seqlens_k", ports["cu_seqlens"]),
-                           k_method=k_method, v_method=v_method, **weights, **blocks)
-    cmp, lse = g.cmp_attn(q, ck, cv, name="cmp_o", **blocks, **logits)
-    idx = g.topk(q, ck, lse=lse, block="$block", top_n="$top_n", init="$init", local="$local",
-                 **blocks, **logits)
-    slc, _ = g.slc_attn(q, k, v, idx, name="slc_o", block="$block", **logits)
-    swa, _ = g.swa_attn(q, k, v, name="swa_o", window_left="$window", **logits)
-    g.output("o", g.combine([cmp, slc, swa], gate, cu_seqlens=ports["cu_seqlens"]))
-    return attention_of(g.document, policy)
-
-
 # ---- attention ----
 
 
@@ -269,8 +197,8 @@ def _run(attend, layout, query, key, value, gate=None, **weights):
     if crossed:
         for name, tensor in list(named.items()):
             if name in ("q", "k", "v", "gate"):
-                named[name] = _widened(tensor, _room(tensor.shape[0]))
-        sequences = _room(len(layout.offset), 0)
+                named[name] = _widened(tensor, room(tensor.shape[0]))
+        sequences = room(len(layout.offset), 0)
         named["cu_seqlens"] = _widened_starts(layout.starts, sequences)
         named["cu_seqlens_k"] = _widened_starts(layout.starts_k, sequences)
         named["q_offset"] = _widened(layout.offset, sequences)
@@ -304,7 +232,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         o = _run(module.nsa(crossed, shapes), layout, query, key, value, regraph_gate,
                  **module.nsa_weights())
     else:
-        attend = _program("_window", crossed=crossed, sinks=s_aux is not None, **shapes,
+        attend = program("window", crossed=crossed, sinks=s_aux is not None, **shapes,
                           softcap=float(softcap or 0),
                           window=sliding_window - 1 if sliding_window else -1)
         o = _run(attend, layout, query, key, value, **({} if s_aux is None else {"sinks": s_aux}))
@@ -368,9 +296,10 @@ class NsaAttention:
     def nsa(self, crossed, shapes):
         """The program for queries and keys of these shapes."""
         settings = dict(self.config.nsa)
-        if isinstance(settings["policy"], dict):
-            settings["policy"] = json.dumps(settings["policy"])
-        return _program("_nsa", crossed=crossed, **settings, **shapes)
+        policy = settings.pop("policy")
+        if isinstance(policy, dict):
+            policy = json.dumps(policy)
+        return program("nsa", (("policy", policy),), crossed=crossed, **settings, **shapes)
 
     def nsa_weights(self):
         """Weights of compression, by their names in the spec."""

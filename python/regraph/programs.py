@@ -85,6 +85,31 @@ def _addresses(tensors, infos, align, copies):
     return at
 
 
+class Host:
+    """A block of the host's memory in which what a call offloads waits for its backward, pinned for
+    a GPU.
+
+    The copy engine may still be at work on it when torch has forgotten the call, so blocks go back
+    to their variant, not to torch, and serve later calls of the stream that used them last, which
+    come behind. What a captured graph has seen stays with it."""
+
+    def __init__(self, pools, size, stream, kept):
+        pool = pools.get(stream)
+        self.block = pool.pop() if pool else None
+        if self.block is None:
+            self.block = torch.empty((size + 255,), dtype=torch.uint8,
+                                     pin_memory=stream is not None)
+        self.address = -(-self.block.data_ptr() // 256) * 256
+        self.stream, self._pools = stream, pools
+        if kept:  # for good
+            self._pools = None
+            pools.setdefault("captured", []).append(self.block)
+
+    def __del__(self):
+        if self._pools is not None:
+            self._pools.setdefault(self.stream, []).append(self.block)
+
+
 # ---- lengths ----
 
 
@@ -152,15 +177,26 @@ class Variant:
         self._pack = (struct.Struct(f"={everything - gradients}Q{8 * gradients}x").pack,
                       struct.Struct(f"={everything}Q").pack)
         self._idle: dict = {}  # stream → sessions; taking and giving back are atomic
+        # stream → host blocks; below the sessions, which wait for their streams when they go
+        self._hosts: dict = {}
         self.captured = False  # a captured graph refers to a session's memory
         self.used = 0
 
-    def run(self, backward, addresses, saved, scratch):
+    def host(self):
+        """A host block for a forward on the current stream; None: nothing is offloaded."""
+        size = self.plan.sizes.host
+        if not size:
+            return None
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.on_gpu else None
+        capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
+        return Host(self._hosts, size, stream, capturing)
+
+    def run(self, backward, addresses, saved, scratch, host=None):
         """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs
         and outputs, and in a backward those of gradients behind them."""
         if self._ranks is not None:
-            return self._run_as_rank(backward, addresses, saved, scratch)
-        return self._run(backward, addresses, saved, scratch, None)
+            return self._run_as_rank(backward, addresses, saved, scratch, host)
+        return self._run(backward, addresses, saved, scratch, host, None)
 
     def _run_as_rank(self, *arguments):
         """All ranks make their calls in the same order, each from one thread at a time."""
@@ -173,12 +209,12 @@ class Variant:
                     raise raised from None
                 raise
 
-    def _run(self, backward, addresses, saved, scratch, comm):
+    def _run(self, backward, addresses, saved, scratch, host, comm):
         stream, capturing = None, False
         if self.on_gpu:
             if torch._C._cuda_getDevice() != self._index:
                 with torch.cuda.device(self._index):
-                    return self._run(backward, addresses, saved, scratch, comm)
+                    return self._run(backward, addresses, saved, scratch, host, comm)
             stream = torch._C._cuda_getCurrentRawStream(self._index)
             capturing = torch._C._cuda_isCurrentStreamCapturing()
         idle = self._idle.get(stream)
@@ -187,16 +223,20 @@ class Variant:
         except IndexError:
             session = None
         if session is None:
-            session, idle = self._take(stream, capturing, saved, scratch, comm)
+            session, idle = self._take(stream, capturing, saved, scratch, host, comm)
         self.used = next(_clock)
         try:
+            if host is not None:
+                session.bind_saved(saved)
+                session.bind_host(host.address)
+                host.stream = stream
             session.run_on(backward, self._pack[backward](*addresses), saved, scratch, stream)
         except RegraphError as error:
             raise _said(error) from None
         finally:
             idle.append(session)
 
-    def _take(self, stream, capturing, saved, scratch, comm):
+    def _take(self, stream, capturing, saved, scratch, host, comm):
         own = self._idle.setdefault(stream, [])
         self.captured |= capturing
         for idle in list(self._idle.values()) if capturing else ():
@@ -205,8 +245,8 @@ class Variant:
         if capturing:
             raise RegraphError("RG_E_USAGE", "the stream is being captured, and this is the first "
                                              "run of these shapes; run once before the capture")
-        return core.Session(self.plan, saved=saved, scratch=scratch, eager=self.eager,
-                            comm=comm), own
+        return core.Session(self.plan, saved=saved, scratch=scratch, host=host and host.address,
+                            eager=self.eager, comm=comm), own
 
     def synchronize(self):
         try:
@@ -288,7 +328,8 @@ class Call:
             self._same_backward = self._same_backward if knows is _never else knows
 
     def forward(self, tensors, same=False, keep=True):
-        """Outputs, and the saved block, unless nobody will `keep` it. `same`: as that says."""
+        """Outputs, and the saved block with its `host`, unless nobody will `keep` it. `same`: as
+        that says."""
         variant, device, copies = self.variant, self.device, []
         if self._starts:
             tensors = list(tensors)
@@ -303,7 +344,8 @@ class Call:
             at.append(output.data_ptr())
         if keep:
             saved, scratch = _block(self.saved, device), _block(self.scratch, device)
-            variant.run(False, at, saved.data_ptr(), scratch.data_ptr())
+            host = saved.host = variant.host()
+            variant.run(False, at, saved.data_ptr(), scratch.data_ptr(), host)
         else:  # one block for both
             behind = self.saved + -self.saved % 256
             saved = _block(behind + self.scratch, device)
@@ -313,7 +355,7 @@ class Call:
             outputs = [output[: self._rows] for output in outputs]
         return outputs, saved
 
-    def gradients(self, tensors, grads):
+    def gradients(self, tensors, grads, host=None):
         """The gradient of each input, or None, from inputs, outputs, the saved block, and gradients
         of outputs, where they are as the last ones were; None where they are not."""
         if not self._same_backward(*tensors, *grads):
@@ -330,10 +372,10 @@ class Call:
             gradients[i] = gradient = torch.empty_strided(shape, stride, dtype=dtype, device=device)
             at.append(gradient.data_ptr())
         scratch = _block(self.scratch, device)
-        variant.run(True, at, saved, scratch.data_ptr())
+        variant.run(True, at, saved, scratch.data_ptr(), host)
         return gradients
 
-    def backward(self, inputs, outputs, saved, grads, results):
+    def backward(self, inputs, outputs, saved, grads, results, host=None):
         """Writes (or adds, as the spec has it) the gradients of the wanted inputs to `results`."""
         variant, copies, short = self.variant, [], []
         align = variant.align
@@ -354,7 +396,7 @@ class Call:
                 result = wide
             at.append(result.data_ptr())
         scratch = _block(self.scratch, self.device)
-        variant.run(True, at, address, scratch.data_ptr())
+        variant.run(True, at, address, scratch.data_ptr(), host)
         for result, wide in short:
             result.copy_(wide[: result.shape[0]] if result.dim() else wide)
         for i in self._unmoved:
@@ -374,6 +416,11 @@ class Program:
         self.policy = core.Policy(policy) if policy is not None else None
         spec = core.Spec(text, name=name, **params)  # complaints about the file come first
         spec.check(self.policy)
+        state = [t.name for t in spec.tensors if t.role == _lib.STATE]
+        if state:
+            raise RegraphError("RG_E_USAGE",
+                               f"{name}: the spec has state ('{state[0]}'), which a function of "
+                               "tensors has nowhere to keep; regraph.Session runs it")
         self.spec = json.loads(text)
         self.inputs = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT)
         self.outputs = tuple(t.name for t in spec.tensors if t.role == _lib.OUTPUT)
@@ -587,9 +634,6 @@ class Program:
             options = {**self.options, "threads": self.options["threads"] or threads}
             plan = core.Plan(loaded, self.policy, device=device.type, cp=self.shares, **options,
                              **dims)
-        if plan.sizes.host:
-            raise RegraphError("RG_E_POLICY", f"{self.name}: under autograd nothing is offloaded "
-                                              "yet; take \"offload\" out of the policy")
         variant = Variant(plan, device, self.eager, self.ranks)
         for info, shape, dtype, tensor in zip(variant.inputs, shapes, dtypes, tensors):
             if dtype != DTYPES[info.dtype]:

@@ -16,6 +16,9 @@ def cp_capacity(tokens: int, cp, multiple: int = 64) -> int:
     """The rows that a batch of so many tokens is given where ranks share them: at most an eighth
     more, then as many as make each rank's two chunks multiples of `multiple`, which the spec's
     stride divides."""
+    if tokens < 0 or multiple < 1:
+        raise RegraphError("RG_E_VALUE", f"cp_capacity: {tokens} tokens, multiples of {multiple}; "
+                                         "expected 0 or more, and 1 or more")
     unit = 2 * _group_of(cp).size() * multiple
     return -(-room(tokens) // unit) * unit
 
@@ -27,7 +30,11 @@ def _group_of(cp):
 
 
 def _listed(cu_seqlens):
-    return cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
+    starts = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
+    if not starts:
+        raise RegraphError("RG_E_SHAPE", "cu_seqlens is empty; expected where each sequence starts "
+                                         "and where the last one ends")
+    return starts
 
 
 def cp_shard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str | int = "auto",
@@ -36,12 +43,20 @@ def cp_shard(tensors, cu_seqlens: torch.Tensor | Sequence[int], cp, *, mode: str
     past T, up to the capacity (`cp_capacity`), are zeros. `mode` is the policy's; "auto" looks at
     cu_seqlens, which is best on the host then. Gradients go back to the rows they came from."""
     group, single = _group_of(cp), isinstance(tensors, torch.Tensor)
-    whole = [tensors] if single else list(tensors)
-    capacity = capacity or cp_capacity(whole[0].shape[0], cp)
-    if any(len(tensor) > capacity for tensor in whole):
-        raise RegraphError("RG_E_SHAPE", f"cp_shard: {max(map(len, whole))} tokens; expected at "
-                                         f"most {capacity}, the capacity")
-    own = core.cp_rows(_listed(cu_seqlens), capacity, group.size(), group.rank(), mode)
+    whole, starts = [tensors] if single else list(tensors), _listed(cu_seqlens)
+    counts = sorted({len(tensor) for tensor in whole})
+    if len(counts) > 1:
+        raise RegraphError("RG_E_SHAPE", f"cp_shard: tensors of {counts[0]} and of {counts[-1]} "
+                                         "tokens; expected as many in each")
+    tokens = counts[0] if counts else 0
+    if starts[-1] > tokens and whole:
+        raise RegraphError("RG_E_DATA", f"cp_shard: the last sequence ends at {starts[-1]}; "
+                                        f"expected at most {tokens}, the tokens there are")
+    capacity = capacity or cp_capacity(tokens, cp)
+    if tokens > capacity:
+        raise RegraphError("RG_E_SHAPE", f"cp_shard: {tokens} tokens; expected at most {capacity}, "
+                                         "the capacity")
+    own = core.cp_rows(starts, capacity, group.size(), group.rank(), mode)
     parts = []
     for tensor in whole:
         pieces = []

@@ -17,6 +17,7 @@ operator names its program by a text, since operators take no objects. A backwar
 its arguments: any session of the plan adopts the saved block.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -61,7 +62,7 @@ class _Run(getattr(torch.autograd.function, "_SingleLevelFunction", torch.autogr
     @staticmethod
     def forward(ctx, call, running, same, *inputs):
         outputs, saved = call.forward(inputs, same)
-        ctx.call, ctx.running = call, running
+        ctx.call, ctx.running, ctx.host = call, running, saved.host
         ctx.save_for_backward(*inputs, *outputs, saved)
         if call.integers:
             ctx.mark_non_differentiable(*[outputs[i] for i in call.integers])
@@ -75,11 +76,12 @@ class _Run(getattr(torch.autograd.function, "_SingleLevelFunction", torch.autogr
 
 def _backward_eager(ctx, *grads):
     tensors, call = ctx.saved_tensors, ctx.call
-    gradients = call.gradients(tensors, grads)
+    gradients = call.gradients(tensors, grads, ctx.host)
     if gradients is None:
         count = len(call.program.inputs)
-        gradients = _differentiate(call.backward, call.program, call.wanted, ctx.running,
-                                   tensors[:count], tensors[count:-1], tensors[-1], grads)
+        run = functools.partial(call.backward, host=ctx.host)
+        gradients = _differentiate(run, call.program, call.wanted, ctx.running, tensors[:count],
+                                   tensors[count:-1], tensors[-1], grads)
         call.learn_backward(tensors, grads)
     return None, None, None, *gradients
 
@@ -89,6 +91,14 @@ _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
 
 # ---- the operators ----
 
+def _keeps_all(made, variant):
+    """An operator's backward knows nothing but its arguments, and a host block is none of them."""
+    if variant.plan.sizes.host:
+        raise RegraphError("RG_E_POLICY",
+                           f"{made.name}: nothing is offloaded where torch.compile, torch.export "
+                           "or DTensor look on; call it outside of them, or take \"offload\" and "
+                           "\"host\" out of the policy")
+
 
 @torch.library.custom_op("regraph::forward", mutates_args=())
 def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch.Tensor],
@@ -97,7 +107,9 @@ def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch
     backward."""
     made = program_of(program)
     try:
-        outputs, saved = made.call(wanted, inputs).forward(inputs)
+        call = made.call(wanted, inputs)
+        _keeps_all(made, call.variant)
+        outputs, saved = call.forward(inputs)
     except RegraphError as error:
         made.tell(error)
         raise
@@ -108,7 +120,9 @@ def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch
 def _(program, wanted, accumulated, inputs, accumulators):
     made = program_of(program)
     if made.exact or all(isinstance(extent, int) for tensor in inputs for extent in tensor.shape):
-        size = max(made.variant(wanted, inputs).plan.sizes.saved, 1)
+        variant = made.variant(wanted, inputs)
+        _keeps_all(made, variant)
+        size = max(variant.plan.sizes.saved, 1)
     else:  # the capacity is chosen when the operator runs
         size = torch.library.get_ctx().new_dynamic_size()
     if made.exact:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.parallel
@@ -109,6 +110,13 @@ def rows_are_those_of_the_plan(cp):
            for row in range(capacity)[slot]]
     assert mine.tolist() == [row if row < TOKENS else 0 for row in own]
     whole = [t.detach() for t in batch()]
+    for tensors, starts, said in [(whole, [0, TOKENS + 1], f"ends at {TOKENS + 1}"),
+                                  ([whole[0], whole[1][1:]], [0, 4], "as many in each"),
+                                  (whole, [], "cu_seqlens is empty")]:
+        with pytest.raises(regraph.RegraphError, match=said):
+            rt.cp_shard(tensors, starts, cp)
+    with pytest.raises(regraph.RegraphError, match="multiples of 0"):
+        rt.cp_capacity(TOKENS, cp, 0)
     x = rt.cp_shard(whole, [0, TOKENS], cp, capacity=capacity)
     attend = rt.attention(NSA, cp=cp, deadline=20, **P)
     o = rt.cp_unshard(attend(*x), [0, TOKENS], cp, tokens=TOKENS)

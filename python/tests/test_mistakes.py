@@ -1,6 +1,7 @@
 """Twenty mistakes that newcomers make, and what they are told: place, value, remedy. And the
 schemas, asked by a common validator, where jsonschema is installed."""
 
+import ast
 import copy
 import json
 import sys
@@ -159,6 +160,29 @@ class Schemas(unittest.TestCase):
             errors = [error.message for error in self.spec.iter_errors(edited(pointer, value))]
             self.assertEqual(len(errors), 1, errors)
             self.assertIn(part, errors[0])
+
+
+class Imports(unittest.TestCase):
+    """What modules take from one another is there, whatever framework they need besides."""
+
+    def test_names(self):
+        def made(tree):
+            for node in ast.walk(tree):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    yield node.name
+                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    yield node.id
+                elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                    yield from (name.asname or name.name for name in node.names)
+
+        folder = Path(regraph.__file__).parent
+        trees = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+        for module, tree in trees.items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.level == 1:
+                    there = set(made(trees[node.module])) if node.module else set(trees)
+                    for name in node.names:
+                        self.assertIn(name.name, there, f"{module}.py, line {node.lineno}")
 
 
 if __name__ == "__main__":

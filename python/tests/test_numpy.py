@@ -290,5 +290,45 @@ class Builder(unittest.TestCase):
             g.swa_atn
 
 
+class State(unittest.TestCase):
+    @staticmethod
+    def graph():
+        """Rows of `x` into pages of a cache; the sum of its pages before."""
+        g = regraph.Graph("state", dtype="f32")
+        x, pages = g.input("x", ["T", 1, 4]), g.input("pages", ["B", "M"], "i32")
+        lengths, context = g.input("lengths", ["B"], "i32"), g.input("context", ["B"], "i32")
+        k, v = (g.state(name, ["P", 2, 1, 4]) for name in "kv")
+        cu, _, context, pages, _ = g.paged_batch(x, k, lengths, context, pages)
+        g.output("before", g.cast(k))
+        for old, new in zip((k, v), g.kv_append(x, x, cu, context, pages, k, v)):
+            g.next(old, new)
+        return g
+
+    def test_lives_from_run_to_run(self):
+        session = regraph.Session(regraph.Plan(self.graph().spec(), T=3, B=1, M=2, P=3))
+        x = normal(3, 1, 4)
+        step = {"x": x, "lengths": [3], "pages": [[2, 0]]}
+        self.assertFalse(session.forward(**step, context=[3])["before"].any())
+        now = session.state()["k"]
+        np.testing.assert_array_equal(now.reshape(6, 4)[[4, 5, 0]], x[:, 0])
+        self.assertFalse(now.reshape(6, 4)[1:4].any())
+        again = session.forward(**step, context=[4])["before"].reshape(6, 4)
+        np.testing.assert_array_equal(again[[4, 5, 0]], x[:, 0])
+        np.testing.assert_array_equal(session.state()["v"].reshape(6, 4)[[5, 0, 1]], x[:, 0])
+        mine = np.ones((3, 2, 1, 4), np.float32)
+        session.state(k=mine)
+        before = session.forward(**step, context=[3])["before"]
+        self.assertTrue((before == 1).all() and (mine == 1).all())
+        with self.assertRaisesRegex(RegraphError, "no state 'q'; it has k, v"):
+            session.state(q=mine)
+        with self.assertRaisesRegex(RegraphError, "context.0. is 5; expected 0 to 4"):
+            session.forward(**step, context=[5])
+
+    def test_mistakes(self):
+        g = self.graph()
+        with self.assertRaisesRegex(RegraphError, "'x' is no state"):
+            g.next(regraph.graph.Value(g, "x"), regraph.graph.Value(g, "x"))
+
+
 if __name__ == "__main__":
     unittest.main()

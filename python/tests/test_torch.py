@@ -103,6 +103,11 @@ def test_alike():
                     grads(attend(*x)["o"], x, -torch.ones_like(o)))
 
 
+def test_state_is_for_sessions():
+    with pytest.raises(RegraphError, match="has state \\('k_cache'\\)"):
+        regraph.torch.attention(regraph.example("nsa_serve.json"))
+
+
 def test_lengths_left_out():
     """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither
     is meant."""
@@ -192,6 +197,30 @@ def test_saved_tensors_that_move(attend):
         moved = attend(*x)
     assert same(plain, grads(moved, x, one))
     assert same(plain, grads(checkpoint(attend, *x, use_reentrant=False), x, one))
+
+
+@pytest.mark.parametrize("policy", [{"nodes": {"*": "offload"}},
+                                    {"nodes": {"slc_o": "offload"}, "preset": "all"}])
+def test_offload(attend, policy):
+    away = regraph.torch.attention(NSA, {"regraph_policy": 1, **policy}, **P)
+    batches = [tensors(seed=seed) for seed in range(3)]
+    cu = starts(0, 70, 150)
+    assert away.plan(*batches[0], cu).sizes.host > 0
+    for _ in range(2):  # the second time with the first's blocks
+        outs = [away(*x, cu) for x in batches]
+        for out, x in reversed(list(zip(outs, batches))):
+            one = torch.ones_like(out)
+            plain = attend(*x, cu)
+            assert torch.equal(out, plain)
+            assert same(torch.autograd.grad(out, x, one, retain_graph=True), grads(plain, x, one))
+            assert same(grads(out, x, one), grads(attend(*x, cu), x, one))
+        del outs, out
+    pools = [v._hosts for v in away._program.variants() if v.plan.sizes.host]
+    assert [len(blocks) for pool in pools for blocks in pool.values()] == [3]
+    with torch.no_grad():
+        assert torch.equal(away(*batches[0], cu), attend(*batches[0], cu))
+    with pytest.raises(Exception, match="nothing is offloaded where torch.compile"):  # wrapped
+        torch.compile(away, backend="eager")(*batches[0], cu)
 
 
 def test_backward_twice(attend):

@@ -225,6 +225,9 @@ expect 3 'RG_E_IO: No such file.*; did you mean' plan "$nsa" --set T=64 --html p
   --against pan.json
 expect 3 "^front.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
   --set T=64 --html p.html --against front.json
+sed 's/"capacity": {[^}]*}/"capacity": null/' plan.json >damaged.json
+expect 3 "^damaged.json: RG_E_KEY: that is not what 'regraph plan --json' prints" plan "$nsa" \
+  --set T=64 --html p.html --against damaged.json
 expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
   --html p.html --front plan.json
 head -c 70000 /dev/zero >zeros
@@ -286,6 +289,7 @@ expect 0 . plan "$nsa" "${small[@]}" --set T=200 --set B=1 --json
   fail "plan and run predict different peaks"
 for spec in "$examples"/*.json; do
   case $spec in
+  *serve*) continue ;; # no gradients, and tables that must be given: below
   *nsa_layer*) sizes=(--set M=64 --set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
   *moba*) sizes=(--set H=2 --set D=32 --set DV=32 --set block=32 --set T=150) ;;
   *) sizes=(--set H=2 --set KH=1 --set D=32 --set DV=32 --set T=150) ;;
@@ -303,6 +307,23 @@ for policy in none all groups; do
   same "a layer's weight gradient under $policy" wq-none.npy wq-$policy.npy
   same "a layer's input gradient under $policy" x-none.npy x-$policy.npy
 done
+
+# a step over pages: two sequences, at 1 of 1 and 129, 130 of 130 tokens
+i4() { npy "$1" "{'descr': '<i4', 'fortran_order': False, 'shape': ($2), }"; }
+printf '\1\0\0\0\2\0\0\0' | i4 lengths.npy 2,
+printf '\1\0\0\0\202\0\0\0' | i4 context.npy 2,
+printf '\1\0\0\0\54\1\0\0' | i4 long.npy 2, # 300
+printf '\3\0\0\0\377\377\377\377\1\0\0\0\2\0\0\0' | i4 pages.npy 2,2
+printf '\377\377\377\377\377\377\377\377' | i4 forks.npy 1,2
+printf '\1\0\0\0\143\0\0\0\7\0\0\0' | i4 tokens.npy 3,
+step=(--set H=2 --set KH=1 --set D=32 --set DV=32 --set T=3 --set P=4 --in lengths=lengths.npy
+  --in pages=pages.npy --in forks=forks.npy)
+expect 0 '^o +bf16 +\[3, 2, 32\]' run "$examples/nsa_serve.json" "${step[@]}" \
+  --in context=context.npy
+expect 3 'RG_E_DATA: .*context\[1\] is 300; expected 0 to 256' \
+  run "$examples/nsa_serve.json" "${step[@]}" --in context=long.npy
+expect 0 '^next +i32 +\[2\]' run "$examples/serve_model.json" "${step[@]}" --set W=64 --set F=64 \
+  --set V=100 --set layers=2 --in tokens=tokens.npy --in context=context.npy
 
 # arrays that do not fit
 f4="{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
@@ -332,6 +353,28 @@ expect 2 'no backward' run "$nsa" "${small[@]}" --set T=64 --no-grad --backward
 expect 1 'RG_E_IO' run "$nsa" "${small[@]}" --set T=64 --out o=/nowhere/o.npy
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' run "$nsa" "${small[@]}" --set T=64 --device cuda
 CUDA_VISIBLE_DEVICES='' expect 5 'RG_E_DEVICE' bench "$nsa" "${small[@]}" --set T=64 --device cuda
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" } }' >off.json
+expect 0 '"host_bytes": [1-9]' run "$nsa" "${small[@]}" --set T=64 --policy off.json --json
+expect 0 "of the host's memory" run "$nsa" "${small[@]}" --set T=64 --policy off.json --backward
+
+# a graph with state: read from a file, or zeros
+cat >state.json <<'SPEC'
+{ "regraph": 1, "name": "pages", "inputs": { "pages": { "shape": ["N", 2], "dtype": "i32" } },
+  "state": { "cache": { "shape": ["P", 2], "dtype": "f32", "next": "now" } },
+  "nodes": [ { "name": "fork", "op": "page_copy", "in": { "cache": ["cache"], "pages": "pages" },
+               "out": { "cache": ["now"] } } ],
+  "outputs": { "now": "now" } }
+SPEC
+i4x2="{'descr': '<i4', 'fortran_order': False, 'shape': (1, 2), }"
+printf '\1\0\0\0\0\0\0\0' | npy pages.npy "$i4x2"
+f4x4="{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
+printf '\0\0\0\0\0\0\0\0\0\0\200\77\0\0\0\100' | npy cache.npy "$f4x4"    # 0, 0; 1, 2
+printf '\0\0\200\77\0\0\0\100\0\0\200\77\0\0\0\100' | npy copied.npy "$f4x4" # 1, 2; 1, 2
+expect 0 'now +f32' run state.json --in pages=pages.npy --in cache=cache.npy --out now=now.npy
+tail -c 16 now.npy >now.raw
+tail -c 16 copied.npy >copied.raw
+same 'a page that was copied' now.raw copied.raw
+expect 0 'now +f32 +.* 0$' run state.json --in pages=pages.npy --set P=2
 cat >chosen.json <<'SPEC'
 { "regraph": 1, "params": { "block": 32 },
   "inputs": { "q": { "shape": ["T", 2, 32], "dtype": "f32" },
@@ -522,9 +565,30 @@ same 'pack --out /dev/stdout' stdout plain.csv
 run_small 2 '--out o and --grad-out q both write' --out o=x.npy --grad-out q=./x.npy
 run_small 2 '--grad-out k and --grad-out q both write' --grad-out k=link.npy --grad-out q=whole.npy
 [ -e x.npy ] && fail "a refused run writes"
+cp "$nsa" spec.json
+"$regraph" plan spec.json --set T=64 --json >plan.json
+cp plan.json before.json
+expect 2 '--html would write over .*spec' plan spec.json --set T=64 --html ./spec.json
+expect 2 '--svg would write over .*spec' pareto spec.json --set T=64 --svg spec.json
+echo '{ "regraph_policy": 1 }' >keep.json
+expect 2 '--trace would write over .*--policy' plan "$nsa" --set T=64 --policy keep.json \
+  --trace keep.json
+expect 2 '--out would write over .*spec' run spec.json --set T=64 --out o=spec.json
+expect 2 '--html would write over .*--against' plan spec.json --set T=64 --html plan.json \
+  --against plan.json
+expect 2 '--trace and --html both write' plan spec.json --set T=64 --html new --trace ./new
+expect 2 '--html and --out both write' run spec.json --set T=64 --html new --out o=new
+[ -e new ] && fail "a refused command writes"
+same 'a spec that was to be written over' spec.json "$nsa"
+same 'a plan that was to be written over' plan.json before.json
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg "$work"
 run_small 1 'RG_E_IO' --out o="$work"
 none_left 'writing'
+
+# what alignment takes counts where a choice is proved: offloading one of two is better than none
+echo '{ "regraph_policy": 1, "budget": { "bytes": 8, "of": "saved" }, "host": 1064960 }' >tight.json
+expect 0 '^  offload ' plan "$examples/two_branch.json" --set T=256 --profile shipped \
+  --policy tight.json
 
 # ---- messages ------------------------------------------------------------------------------------
 clean() { # what was said has no control characters, and one line

@@ -7,6 +7,9 @@
    that the caller holds already must survive, and after a run that went well the results are the
    bits of a clean session over copies of what the run read.
 
+   One of the plans has state, which a run that went well leaves as the clean session does, from the
+   bytes that it found.
+
    What the header asks of callers is kept: memory that is freed is unbound and forgotten first, a
    block is adopted only while it holds a forward, and a forward whose tensors have moved is not
    gone back from.
@@ -26,7 +29,9 @@ enum {
   BLOCKS = 3,
   SESSIONS = 2,
   OWN = BLOCKS,
-  PLANS = 4,
+  PLANS = 5,
+  STATE = PLANS - 1, /* the one with state */
+  PAGES = 6,
   ROUNDS = 160
 };
 
@@ -65,9 +70,26 @@ static const char spec_text[] =
     "      'attrs': { 'shape': [-1, 2, 4] } } ],"
     "  'outputs': { 'o': 'o', 'y': 'y' } }";
 
+/* `old` is read before it is written over, wherever it stands. */
+static const char state_text[] =
+    "{ 'regraph': 1, 'name': 'state', 'inputs': {"
+    "    'q': { 'shape': ['T', 2, 4], 'dtype': 'f32' },"
+    "    'pages': { 'shape': [2, 2], 'dtype': 'i32' },"
+    "    'pos': { 'shape': ['B'], 'dtype': 'i32' },"
+    "    'cu': { 'shape': ['B+1'], 'dtype': 'i32' } },"
+    "  'state': { 'cache': { 'shape': [6, 2, 4], 'dtype': 'f32', 'next': 'cache_now' } },"
+    "  'nodes': ["
+    "    { 'name': 'copy', 'op': 'page_copy', 'in': { 'cache': ['cache'], 'pages': 'pages' },"
+    "      'out': { 'cache': ['cache_now'] } },"
+    "    { 'name': 'old', 'op': 'cast', 'in': { 'x': 'cache' }, 'out': { 'y': 'was' } },"
+    "    { 'name': 'rope', 'op': 'rope', 'out': { 'y': 'y' },"
+    "      'in': { 'x': 'q', 'cu_seqlens': 'cu', 'q_offset': 'pos' } } ],"
+    "  'outputs': { 'y': 'y', 'was': 'was', 'now': 'cache_now' } }";
+
 static const char *const policies[PLANS] = {
     NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
-    "{ \"regraph_policy\": 1, \"recompute\": [\"topk\", \"cmp\"], \"split_heads\": 1 }", NULL};
+    "{ \"regraph_policy\": 1, \"recompute\": [\"topk\", \"cmp\"], \"split_heads\": 1 }", NULL,
+    NULL};
 
 /* A plan and a session that nobody disturbs. Made once, never taken down. */
 typedef struct subject {
@@ -87,7 +109,7 @@ typedef struct memory {
   bool stale;   /* a tensor of it has moved */
   bool guessed; /* adopted, and nobody remembers what the forward read */
   void *at[MOST];
-  char *input[MOST]; /* copies of what it read, as long as `forwarded` */
+  char *input[MOST]; /* copies of what it read, state as it found it, as long as `forwarded` */
   char *saved;       /* a copy of what it left in the block */
 } memory;
 
@@ -138,7 +160,7 @@ static rg_role role_of(const world *w, int i) {
   return w->on->t[i].info.role;
 }
 static bool of_forward(const world *w, int i) {
-  return role_of(w, i) == RG_INPUT || role_of(w, i) == RG_OUTPUT;
+  return role_of(w, i) == RG_INPUT || role_of(w, i) == RG_OUTPUT || role_of(w, i) == RG_STATE;
 }
 
 /* ---- errors: none, a fresh one, or one that holds an earlier call's ---- */
@@ -211,6 +233,21 @@ static bool lengths_obey(const world *w, const model *m) {
   return good;
 }
 
+/* Is the list of copies sound, where there is one? If not, the run itself finds that out. */
+static bool copies_obey(const world *w, const model *m) {
+  const int32_t *x = NULL;
+  for (int i = 0; i < w->on->n; i++)
+    if (strcmp(w->on->t[i].info.name, "pages") == 0) x = m->bound[i];
+  for (int i = 0; i < 4 && x; i += 2) {
+    const int32_t *other = x + 2 - i;
+    if (x[i] == -1 && x[i + 1] == -1) continue;
+    for (int k = i; k < i + 2; k++)
+      if (x[k] < 0 || x[k] >= PAGES) return false;
+    if (other[0] == x[i + 1] || other[1] == x[i + 1]) return false;
+  }
+  return true;
+}
+
 static rg_status forward_status(const world *w, const model *m) {
   if (!all_bound(w, m, false) || !m->of[m->current].known || overlap(w, m, false))
     return RG_E_USAGE;
@@ -236,13 +273,15 @@ static void drop(world *w, memory *f) {
   f->saved = NULL;
 }
 
-static void remember(world *w, model *m) {
+static void remember(world *w, model *m, char *const *state) {
   memory *f = &m->of[m->current];
   drop(w, f);
   f->forwarded = true;
   memcpy(f->at, m->bound, sizeof f->at);
-  for (int i = 0; i < w->on->n; i++)
+  for (int i = 0; i < w->on->n; i++) {
     if (role_of(w, i) == RG_INPUT) f->input[i] = copy_of(m->bound[i], bytes_of(w, i));
+    if (role_of(w, i) == RG_STATE) f->input[i] = copy_of(state[i], bytes_of(w, i));
+  }
   f->saved = copy_of(saved_at(w, m), (size_t)w->on->size.saved);
 }
 
@@ -260,7 +299,7 @@ static bool untouched(const world *w, const model *m) {
 /* The clean session's forward over what a forward read. */
 static void clean_forward(const world *w, const memory *f) {
   for (int i = 0; i < w->on->n; i++)
-    if (role_of(w, i) == RG_INPUT) memcpy(w->on->reference[i], f->input[i], bytes_of(w, i));
+    if (f->input[i]) memcpy(w->on->reference[i], f->input[i], bytes_of(w, i));
   error = (rg_error){0};
   if (rg_session_forward(w->on->clean, &error) != RG_OK) fprintf(stderr, "%s\n", error.message);
   REQUIRE(error.status == RG_OK);
@@ -419,18 +458,32 @@ static bool draw_arguments(world *w, model *m, rg_direction d, by_index *x) {
 static void forward(world *w, model *m, bool index) {
   by_index x;
   if (index && !draw_arguments(w, m, RG_FORWARD, &x)) return;
-  const rg_status want = forward_status(w, m);
+  rg_status want = forward_status(w, m);
+  const bool broken = want == RG_OK && !copies_obey(w, m);
+  if (broken) want = RG_E_DATA;
+  char *state[MOST] = {NULL};
+  for (int i = 0; i < w->on->n; i++)
+    if (role_of(w, i) == RG_STATE && m->bound[i]) state[i] = copy_of(m->bound[i], bytes_of(w, i));
   if (index)
     CALL(w, want, call_run, m, RG_FORWARD, &x, (size_t)w->on->n);
   else
     CALL(w, want, rg_session_forward, m->s);
-  if (want != RG_OK) return;
-  wrote(w, m, false);
-  if (!m->of[m->current].known) return; /* a block of no saved bytes that is scratch as well */
-  remember(w, m);
-  if (m->current != OWN) w->holds[m->current] = true;
-  clean_forward(w, &m->of[m->current]);
-  same(w, m->bound, RG_OUTPUT);
+  for (int i = 0; i < w->on->n && want != RG_OK; i++)
+    REQUIRE(!state[i] || memcmp(state[i], m->bound[i], bytes_of(w, i)) == 0);
+  if (want == RG_OK || broken) wrote(w, m, false);
+  if (broken) {
+    drop(w, &m->of[m->current]);
+    if (m->current != OWN) w->holds[m->current] = false;
+  }
+  if (want == RG_OK &&
+      m->of[m->current].known) { /* not a block of no saved bytes that is scratch */
+    remember(w, m, state);
+    if (m->current != OWN) w->holds[m->current] = true;
+    clean_forward(w, &m->of[m->current]);
+    same(w, m->bound, RG_OUTPUT);
+    same(w, m->bound, RG_STATE);
+  }
+  for (int i = 0; i < w->on->n; i++) free(state[i]);
 }
 
 static void backward(world *w, model *m, bool index) {
@@ -604,10 +657,12 @@ static void prepare(subject *x, int which) {
   rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
   rg_plan_options o = {
       .set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05, .no_grad = which == 3};
-  char text[sizeof spec_text];
-  for (size_t i = 0; i < sizeof text; i++) text[i] = spec_text[i] == '\'' ? '"' : spec_text[i];
+  char text[sizeof spec_text + sizeof state_text];
+  const char *from = which == STATE ? state_text : spec_text;
+  const size_t size = strlen(from);
+  for (size_t i = 0; i < size; i++) text[i] = from[i] == '\'' ? '"' : from[i];
   rg_context_create(NULL, &ctx, &e);
-  rg_spec_load_text(ctx, text, sizeof text - 1, "fuzz", NULL, 0, &spec, &e);
+  rg_spec_load_text(ctx, text, size, "fuzz", NULL, 0, &spec, &e);
   if (policies[which])
     rg_policy_load_text(ctx, policies[which], strlen(policies[which]), "policy", &policy, &e);
   rg_plan_create(spec, policy, &o, &x->plan, &e);
@@ -640,6 +695,8 @@ static void fill(world *w, int set, int i) {
     x[k] = (float)(state >> 8) / (1 << 23) - 1;
     if (set == 2 && k >= 18 * row) x[k] = NAN;
   }
+  static const int32_t pages[SETS][4] = {{0, 1, -1, -1}, {3, 2, 5, 4}, {0, 1, 1, 2}};
+  if (strcmp(t->name, "pages") == 0) memcpy(x, pages[set], sizeof pages[set]);
   if (t->seqlens) memcpy(x, cu, sizeof cu);
   if (t->offsets) memset(x, 0, (size_t)t->bytes);
 }
@@ -648,7 +705,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static subject subjects[PLANS];
   world w = {.next = data, .end = data + size};
-  subject *on = &subjects[take(&w) % PLANS];
+  const int which = take(&w);
+  subject *on = &subjects[which >= 0xf0 ? STATE : which % STATE];
   if (!on->plan) prepare(on, (int)(on - subjects));
   w.on = on;
   const size_t block = block_size(&w);

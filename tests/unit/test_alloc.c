@@ -98,6 +98,31 @@ static rg_status build(failing *f, const char *ignored, const char *policy, int6
   return status;
 }
 
+/* Pages for more sequences than there is room for at first. */
+static rg_status pages(failing *f, const char *ignored, const char *policy, int64_t T,
+                       rg_error *e) {
+  (void)ignored, (void)policy, (void)T;
+  rg_allocator host = {fail_alloc, fail_free, f};
+  rg_context *ctx = NULL;
+  rg_pages *p = (rg_pages *)f;
+  const rg_pages_options o = {.size = sizeof o, .pages = 400, .page = 2};
+  const int32_t text[40] = {1, 2, 3};
+  rg_sequence s, other;
+  int64_t known;
+  rg_status status = rg_context_create(&host, &ctx, e);
+  if (!status && (status = rg_pages_create(ctx, &o, &p, e))) cr_assert_null(p);
+  for (int i = 0; i < 12 && !status; i++) {
+    if ((status = rg_pages_open(p, text, i, &s, &known, e))) cr_assert_eq(s, 0);
+    if (!status) status = rg_pages_reserve(p, s, 19 + i % 2, e);
+    if (!status) status = rg_pages_commit(p, s, text + known, 19 + i % 2, e);
+    if (!status && (status = rg_pages_fork(p, s, &other, e))) cr_assert_eq(other, 0);
+    if (!status) status = rg_pages_reserve(p, s, 1, e);
+  }
+  if (ctx) rg_pages_destroy(p);
+  rg_context_destroy(ctx);
+  return status;
+}
+
 typedef rg_status chain_fn(failing *f, const char *spec_text, const char *policy_text, int64_t T,
                            rg_error *e);
 
@@ -131,6 +156,9 @@ static void every_failure(const char *policy, int64_t T) {
 
 Test(alloc, built_spec) {
   every_failure_of(build, NULL, 0);
+}
+Test(alloc, pages) {
+  every_failure_of(pages, NULL, 0);
 }
 Test(alloc, keep_everything) {
   every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);

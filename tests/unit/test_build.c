@@ -132,6 +132,16 @@ static bool rebuild_input(rg_builder *b, const char *name, const rgi_json *v) {
   return true;
 }
 
+static bool rebuild_state(rg_builder *b, const char *name, const rgi_json *v) {
+  char shape[4096];
+  const char *dtype = string_in(v, "dtype"), *next = string_in(v, "next");
+  const rgi_json *extents = rgi_json_get(v, "shape");
+  if (!dtype || !next || !only(v, " shape dtype next ") || !extents) return false;
+  if (!short_list(extents, shape)) return false;
+  rg_build_state(b, name, shape, dtype, next);
+  return true;
+}
+
 static bool rebuild_node(rg_builder *b, const rgi_json *v) {
   static char in[4096], out[4096], text[MOST_ATTRS][4096];
   rg_item item[MOST_ATTRS];
@@ -152,14 +162,16 @@ static bool rebuild_node(rg_builder *b, const rgi_json *v) {
 static rg_builder *rebuild(const rgi_json *root) {
   rg_builder *b;
   rg_error e = {0};
-  bool good =
-      root->type == RGI_JSON_OBJECT && only(root, " regraph name params inputs nodes outputs ");
+  bool good = root->type == RGI_JSON_OBJECT &&
+              only(root, " regraph name params inputs state nodes outputs ");
   const rgi_json *part[4] = {NULL};
   static const char *const key[] = {"params", "inputs", "nodes", "outputs"};
   for (int i = 0; i < 4 && good; i++) {
     part[i] = rgi_json_get(root, key[i]);
     good = part[i] ? part[i]->type == (i == 2 ? RGI_JSON_ARRAY : RGI_JSON_OBJECT) : i == 0;
   }
+  const rgi_json *state = good ? rgi_json_get(root, "state") : NULL;
+  if (state && state->type != RGI_JSON_OBJECT) return NULL;
   const rgi_json *version = good ? rgi_json_get(root, "regraph") : NULL;
   if (!version || version->type != RGI_JSON_INT || version->i != 1) return NULL;
   CR_OK(rg_builder_create(ctx, string_in(root, "name"), &b, &e), &e);
@@ -171,6 +183,8 @@ static rg_builder *rebuild(const rgi_json *root) {
   }
   for (int i = 0; i < part[1]->n && good; i++)
     good = rebuild_input(b, part[1]->key[i], &part[1]->item[i]);
+  for (int i = 0; state && i < state->n && good; i++)
+    good = rebuild_state(b, state->key[i], &state->item[i]);
   for (int i = 0; i < part[2]->n && good; i++) good = rebuild_node(b, &part[2]->item[i]);
   for (int i = 0; i < part[3]->n && good; i++) {
     good = part[3]->item[i].type == RGI_JSON_STRING;
@@ -191,9 +205,10 @@ static bool repeats(const rgi_json *root) {
 
 /* ---- the same plans ---- */
 
-static char *plan_json(const rg_spec *spec, const rg_policy *policy) {
-  rg_binding set[] = {{"T", 640, NULL}, {"B", 3, NULL}};
-  rg_plan_options o = {.set = set, .nset = 2, .threads = 2, .pack_seconds = 5};
+static char *plan_json(const rg_spec *spec, const rg_policy *policy, bool state) {
+  rg_binding set[] = {
+      {"T", 640, NULL}, {"B", 3, NULL}, {"M", 5, NULL}, {"P", 7, NULL}, {"F", 1, NULL}};
+  rg_plan_options o = {.set = set, .nset = state ? 5 : 2, .threads = 2, .pack_seconds = 5};
   rg_plan *plan;
   rg_text text;
   rg_error e = {0};
@@ -241,7 +256,8 @@ Test(build, every_example_gives_the_same_plan, .init = setup, .fini = teardown) 
     }
     for (int p = 0; p < 2; p++) {
       char *json[3];
-      for (int k = 0; k < 3; k++) json[k] = plan_json(spec[k], policy[p]);
+      for (int k = 0; k < 3; k++)
+        json[k] = plan_json(spec[k], policy[p], rgi_json_get(root, "state"));
       cr_assert_str_eq(json[1], json[0], "%s: built and loaded", path[i]);
       cr_assert_str_eq(json[2], json[0], "%s: built, written and loaded", path[i]);
       for (int k = 0; k < 3; k++) free(json[k]);

@@ -675,7 +675,7 @@ Test(lower_cuda, windows) {
 Test(lower_cuda, offload_for_a_budget) {
   bench b = open_bench(14);
   rg_error e = {0};
-  const rg_binding few = {"layers", 4, NULL};
+  const rg_binding few = {"layers", 2, NULL};
   CR_OK(rg_spec_load_file(b.ctx, RG_SOURCE_DIR "/examples/nsa_model.json", &few, 1, &b.spec, &e),
         &e);
   b.T = 8192, b.B = 3;
@@ -684,13 +684,13 @@ Test(lower_cuda, offload_for_a_budget) {
   for (int host = 0; host < 2; host++)
     snprintf(policy[host], sizeof *policy,
              "{ \"regraph_policy\": 1, \"budget\": %lld, \"host\": %d }",
-             (long long)(kept->sizes.predicted_peak - (64 << 20)), host ? 256 << 20 : 0);
+             (long long)(kept->sizes.predicted_peak - (16 << 20)), host ? 256 << 20 : 0);
   rg_plan *alone = plan_of(&b, policy[0], false, false),
           *plan = plan_of(&b, policy[1], false, false);
   cr_assert(alone->choice->extra_ms > 0 && alone->sizes.host == 0);
   cr_assert_eq(plan->choice->extra_ms + plan->choice->wait_ms, 0);
   cr_assert(plan->sizes.host > 0 && plan->sizes.host <= 256 << 20);
-  cr_assert_leq(plan->sizes.predicted_peak, kept->sizes.predicted_peak - (64 << 20));
+  cr_assert_leq(plan->sizes.predicted_peak, kept->sizes.predicted_peak - (16 << 20));
   check_offload(&b, plan, "nsa_model");
   rg_plan_destroy(plan);
   rg_plan_destroy(alone);

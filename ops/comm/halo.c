@@ -1,4 +1,4 @@
-/* ops/halo.c: a few rows of the chunks before and after (halo), and the way back, which adds
+/* ops/comm/halo.c: a few rows of the chunks before and after (halo), and the way back, which adds
  * (halo_add).
  *
  * A rank has one chunk of rows for each tensor on the list, all of one length L.
@@ -16,7 +16,7 @@
  *     comm block   | to previous | to next | from previous | from next |
  */
 #include "comm.h"
-#include "cuda/comm.h"
+#include "../cuda/comm.h"
 
 enum { A_RANKS, A_LEFT, A_RIGHT };
 enum { IN_X, IN_ORDER, IN_CU };

@@ -1,4 +1,4 @@
-/* ops/comm.h: what the ops that communicate share: all_gather and its like (gather.c), halo
+/* ops/comm/comm.h: what the ops that communicate share: all_gather and its like (gather.c), halo
  * (halo.c).
  *
  * Rows of axis 0 are cut into chunks, the same number on every rank. A chunk's place is where the
@@ -8,8 +8,8 @@
 #ifndef RGI_COMM_H
 #define RGI_COMM_H
 
-#include "../graph/autodiff.h"
-#include "cpu/rows.h"
+#include "../../graph/autodiff.h"
+#include "../cpu/rows.h"
 
 enum { RGI_MOST_RANKS = 1024 };
 enum { RGI_WIRE_F32, RGI_WIRE_BF16 };

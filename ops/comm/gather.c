@@ -1,5 +1,5 @@
-/* ops/gather.c: rows of all ranks on each (all_gather), sums over the ranks of what each has for
- * all rows (reduce_scatter) or for one tensor (all_reduce).
+/* ops/comm/gather.c: rows of all ranks on each (all_gather), sums over the ranks of what each has
+ * for all rows (reduce_scatter) or for one tensor (all_reduce).
  *
  *     all_gather      y[chunk c] = the ranks' x[place order[c]]
  *     reduce_scatter  y[own chunk] = Σ_r x_r[that chunk]          the other way round
@@ -14,7 +14,7 @@
  * `room`.
  */
 #include "comm.h"
-#include "cuda/comm.h"
+#include "../cuda/comm.h"
 
 enum { A_RANKS, A_WIRE, A_ROOM };
 enum { IN_X, IN_ORDER, IN_CU };

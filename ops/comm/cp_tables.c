@@ -1,7 +1,7 @@
-/* ops/cp_tables.c: what the cp pass puts at a graph's start: which chunks this rank has and the
- * sequence starts there, all out of the batch's cu_seqlens (../cp/tables.h). Both ops read the
+/* ops/comm/cp_tables.c: what the cp pass puts at a graph's start: which chunks this rank has and
+ * the sequence starts there, all out of the batch's cu_seqlens (../cp/tables.h). Both ops read the
  * rank off the communicator, so one graph serves all ranks. */
-#include "../cp/tables.h"
+#include "../../cp/tables.h"
 #include "comm.h"
 
 enum { A_RANKS, A_ROWS, A_OWN };
