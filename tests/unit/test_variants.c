@@ -56,7 +56,8 @@ static void turn(double *x, int64_t n, int64_t H, int64_t D, int64_t pairs, cons
                  double length) {
   for (int64_t i = 0; i < n * H; i++)
     for (int64_t c = 0; c < pairs; c++) {
-      double angle = (double)(i / H) * frequency[c], *at = x + i * D + c, a = at[0], b = at[pairs];
+      const int64_t position = i / H;
+      double angle = (double)position * frequency[c], *at = x + i * D + c, a = at[0], b = at[pairs];
       at[0] = length * (a * cos(angle) - b * sin(angle));
       at[pairs] = length * (a * sin(angle) + b * cos(angle));
     }
