@@ -179,8 +179,8 @@ static void preempt(rg_queue *q) {
   q->info.preempted++;
 }
 
-/* After a step that was not, a page that a copy was to fill holds nothing. It is not full, so nobody
- * else finds it, and who had it gives it up. */
+/* After a step that was not, a page that a copy was to fill holds nothing. It is not full, so
+ * nobody else finds it, and who had it gives it up. */
 static void all_wait(rg_queue *q) {
   while (q->served) let_pages_go(q, q->live[--q->served]);
 }

@@ -772,7 +772,7 @@ RG_API rg_status rg_pages_count(const rg_pages *pages, rg_pages_info *out);
  * A call that fails changes nothing that shows, but rg_queue_step may have sent requests to wait;
  * it may be called again. One thread at a time. */
 typedef struct rg_queue rg_queue;
-typedef int64_t rg_request; /* never 0, and never that of another before */
+typedef int64_t rg_request; /* 1, 2, 3 … as they are made, forks among them */
 
 typedef struct rg_queue_options {
   size_t size;
