@@ -53,7 +53,7 @@ expect 0 cmp_attn bench "$nsa" "${small[@]}" --device cuda --repeat 3
 expect 0 '"device"|"nodes"|"steps"' bench "$nsa" "${small[@]}" --device cuda --eager --repeat 3 \
   --json
 
-# ---- ranks as threads on one GPU: the files of one rank; a process a rank where there are more ----
+# ---- ranks as threads on one GPU: the files of one rank; with more GPUs, a process a rank ----
 whole=(--set H=16 --set KH=1 --set T=1536 --set B=2 --device cuda)
 expect 0 . run "$nsa" "${whole[@]}" --out "o=$work/one.npy" --grad-out "q=$work/one_q.npy"
 for ranks in 2 3; do
