@@ -253,3 +253,39 @@ Test(cp_random, examples) {
   }
   rg_context_destroy(ctx);
 }
+
+/* More than 2^20 rows. In a soak one sequence has them, its keys compressed to a 512th to be quick;
+ * each time there are 64 of 16K and one beyond them. */
+Test(cp_random, past_2_20) {
+  if (!in_sample(1, 2)) cr_skip_test("a million rows, in a build that watches each access");
+  const bool soak = getenv("REGRAPH_ROUND") != NULL;
+  const int block = soak ? 512 : 64, ranks = 2;
+  const int64_t unit = 2 * ranks * block, T = ((1 << 20) / unit + 9) * unit;
+  const rg_binding param[] = {
+      {"dtype", 0, "f32"}, {"H", 1, NULL},          {"KH", 1, NULL},        {"D", 8, NULL},
+      {"DV", 8, NULL},     {"kernel", block, NULL}, {"block", block, NULL}, {"stride", block, NULL},
+      {"top_n", 2, NULL},  {"local", 1, NULL},      {"window", 16, NULL}};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 65, NULL}};
+  const rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05};
+  rg_plan_options shared = o;
+  int lengths[65] = {0};
+  if (soak) lengths[7] = (int)T - 5;
+  for (int i = 0; i < 64 && !soak; i++) lengths[i] = 1 << 14;
+  if (!soak) lengths[64] = (int)(T - (1 << 20) - 5);
+  char path[512];
+  rg_context *ctx = NULL;
+  rg_spec *spec = NULL;
+  rg_plan *one = NULL, *many = NULL;
+  rg_error e = {0};
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  snprintf(path, sizeof path, "%s/examples/nsa.json", RG_SOURCE_DIR);
+  CR_OK(rg_spec_load_file(ctx, path, param, sizeof param / sizeof *param, &spec, &e), &e);
+  shared.cp = ranks;
+  CR_OK(rg_plan_create(spec, NULL, &o, &one, &e), &e);
+  CR_OK(rg_plan_create(spec, NULL, &shared, &many, &e), &e);
+  cp_compare(ctx, one, many, round_seed(5, 1), T, lengths, "q gate", 2e-6, "past 2^20 rows");
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
