@@ -559,7 +559,7 @@ rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e) {
 
 rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
   rgi_chooser *c = b->c;
-  stretch all[MOST_STRETCHES];
+  stretch all[MOST_STRETCHES] = {0};
   int n = 0, least = 0;
   b->work = COVER_WORK;
   const double most = c->best_ms * (1 - CLOSE), lo = b->fixed,

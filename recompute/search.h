@@ -31,8 +31,8 @@ rg_status rgi_offload_bytes(const rgi_graph *g, int64_t *bytes, rg_error *e);
  * (windows.c). wait[2]: what either direction waits for them. */
 rg_status rgi_copy_windows(rgi_graph *g, const rgi_profile *profile, double wait[2], rg_error *e);
 
-/* Candidates: up to so many, all choices are looked at; up to so many, it may be proved that none is
- * better. */
+/* Candidates: up to so many, all choices are looked at; of up to so many it may be proved that
+ * none is better. */
 enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 64 };
 
 /* ---- replay.c: what a choice takes, as an array of numbers says ---- */
