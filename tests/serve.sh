@@ -12,15 +12,25 @@ fail() {
   exit 1
 }
 # says FILE PATTERN: the file has such a line
-says() { grep -Eq "$2" "$1" || { cat "$1" >&2; fail "nothing here says '$2'"; }; }
+says() {
+  grep -Eq "$2" "$1" && return
+  cat "$1" >&2
+  fail "nothing here says '$2'"
+}
 
 "$serve" >"$work/first"
-says "$work/first" '^request 13 is refused: a request of 129 tokens and 8 more needs 9 pages; .* at most 8'
+says "$work/first" \
+  '^request 13 is refused: a request of 129 tokens and 8 more needs 9 pages; .* at most 8'
 says "$work/first" 'step +32: .*served.*of 48 pages.*tokens/s, host'
-says "$work/first" ' [1-9][0-9]* were in pages already; [1-9][0-9]* times one had to wait, [1-9][0-9]* pages'
+says "$work/first" \
+  ' [1-9][0-9]* were in pages already; [1-9][0-9]* times one had to wait, [1-9][0-9]* pages'
 says "$work/first" '^65 ended, 6 cancelled, 1 refused: digest'
 digest=$(tail -n 1 "$work/first")
-same() { [ "$(tail -n 1 "$1")" = "$digest" ] || { cat "$1" >&2; fail "$2: other tokens"; }; }
+same() {
+  [ "$(tail -n 1 "$1")" = "$digest" ] && return
+  cat "$1" >&2
+  fail "$2: other tokens"
+}
 
 "$serve" --quiet --slots 1 --rows 200 --pages 8 --no-prefixes >"$work/alone"
 same "$work/alone" "one after the other, nothing shared"
@@ -36,7 +46,8 @@ for at in 40 17; do
 done
 printf '. 3 ' >>"$journal"
 "$serve" --quiet --journal "$journal" >"$work/again"
-says "$work/again" '^restart: [1-9][0-9]* .*had ended, [1-9][0-9]* go on after .*ran was to make is lost'
+says "$work/again" \
+  '^restart: [1-9][0-9]* .*had ended, [1-9][0-9]* go on after .*ran was to make is lost'
 same "$work/again" "killed and started again"
 "$serve" --quiet --journal "$journal" >"$work/after"
 says "$work/after" '^restart: 72 .*had ended, 0 go on .*nothing was in flight'
