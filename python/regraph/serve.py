@@ -5,8 +5,8 @@
     for request, token in engine.steps():
         ...
 
-`Queue` is rg_queue of the C library: who is served when, and what a step's inputs are. `Engine` puts
-a graph and sampling around it. Neither needs torch; on a GPU memory comes from the library.
+`Queue` is rg_queue of the C library: who is served when, and what a step's inputs are. `Engine`
+puts a graph and sampling around it. Neither needs torch; on a GPU memory comes from the library.
 """
 
 import ctypes

@@ -145,12 +145,13 @@ class Serve(unittest.TestCase):
     def test_without_next_the_greatest_logit_is_taken(self):
         document = json.loads(spec().write("json"))
         del document["outputs"]["next"]
-        bare = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16, slots=5, most=8)
+        sizes = {"pages": 12, "page": 16, "slots": 5, "most": 8}
+        bare = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, **sizes)
         one = engine()
         self.assertEqual(run(bare, [bare.add(prompts(1)[0], 9)]),
                          run(one, [one.add(prompts(1)[0], 9)]))
         document["outputs"] = {"next": "next"}
-        greedy = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16, slots=5, most=8)
+        greedy = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, **sizes)
         with self.assertRaisesRegex(RegraphError, "needs an output 'logits'"):
             greedy.add([1], 4, sampling=serve.Sampling(temperature=1.0))
 
