@@ -72,7 +72,6 @@ typedef struct server {
   size_t inputs_bytes;
   void *next_there;
   int32_t *next;
-  bool *finished;
   rg_queue *queue;
   rg_queue_arrays a;
   asked *asked;      /* [2 · requests]: then their forks */
@@ -205,15 +204,15 @@ static rg_status open_server(server *s, rg_error *e) {
                               .no_prefixes = s->no_prefixes,
                               .forks = s->forks};
   s->next = calloc((size_t)s->slots, sizeof *s->next);
-  s->finished = calloc((size_t)s->slots, sizeof *s->finished);
   s->a = (rg_queue_arrays){.tokens = place(s, "tokens"),
                            .lengths = place(s, "lengths"),
                            .context = place(s, "context"),
                            .pages = place(s, "pages"),
                            .forks = place(s, "forks"),
                            .request = calloc((size_t)s->slots, sizeof(rg_request)),
-                           .wanted = calloc((size_t)s->slots, sizeof(bool))};
-  if (!s->next || !s->finished || !s->a.request || !s->a.wanted) return RG_E_NOMEM;
+                           .wanted = calloc((size_t)s->slots, sizeof(bool)),
+                           .last = calloc((size_t)s->slots, sizeof(bool))};
+  if (!s->next || !s->a.last || !s->a.request || !s->a.wanted) return RG_E_NOMEM;
   return rg_queue_create(s->ctx, &o, &s->queue, e);
 }
 
@@ -227,7 +226,7 @@ static void close_server(server *s) {
   for (int64_t i = 0; s->asked && i < 2 * s->requests; i++) free(s->asked[i].token);
   free(s->asked);
   free(s->by_number);
-  free(s->inputs), free(s->next), free(s->finished), free(s->a.request), free(s->a.wanted);
+  free(s->inputs), free(s->next), free(s->a.last), free(s->a.request), free(s->a.wanted);
   free(s->lines);
   if (s->journal) fclose(s->journal);
 }
@@ -323,7 +322,7 @@ static rg_status recall(server *s, rg_error *e) {
     if (r->fate != LIVE || status != RG_OK) continue;
     live++;
     tokens += r->n - r->given;
-    status = rg_queue_add(s->queue, r->token, r->n, r->most - (r->n - r->given), -1, &r->number, e);
+    status = rg_queue_add(s->queue, r->token, r->n, r->most - (r->n - r->given), &r->number, e);
     know(s, r);
   }
   if (n)
@@ -366,7 +365,7 @@ static rg_status invent(server *s) {
 static rg_status receive(server *s, rg_error *e) {
   asked *r = &s->asked[s->come++];
   rg_error own = {0};
-  const rg_status status = rg_queue_add(s->queue, r->token, r->n, r->most, -1, &r->number, &own);
+  const rg_status status = rg_queue_add(s->queue, r->token, r->n, r->most, &r->number, &own);
   r->fate = status == RG_OK ? LIVE : REFUSED;
   if (status == RG_OK) {
     know(s, r);
@@ -424,14 +423,14 @@ static rg_status step(server *s, rg_error *e) {
     note(s, "x %d\n", (int)(r - s->asked));
     if ((status = rg_queue_cancel(s->queue, r->number, e)) != RG_OK) return status;
   }
-  if ((status = rg_queue_done(s->queue, s->next, s->finished, e)) != RG_OK) return status;
+  if ((status = rg_queue_done(s->queue, s->next, e)) != RG_OK) return status;
   for (int64_t b = 0; b < s->a.used; b++) {
     asked *r = named(s, s->a.request[b]);
     if (!s->a.wanted[b] || r->fate != LIVE) continue;
     const int i = (int)(r - s->asked);
     r->token[r->n++] = s->next[b];
     note(s, ". %d %d\n", i, s->next[b]);
-    if (s->finished[b]) {
+    if (s->a.last[b]) {
       r->fate = ENDED;
       note(s, "= %d\n", i);
     } else if (i < s->requests && i % 8 == 7 && r->n - r->given == FORK_AT) {

@@ -9,7 +9,7 @@ export REGRAPH_LIBRARY=$(cd "$1" && pwd)/libregraph.so PYTHONDONTWRITEBYTECODE=1
 for python in python3 /usr/bin/python3; do
   if command -v "$python" >/dev/null && "$python" -c 'import numpy' 2>/dev/null; then
     cd "$root/python"
-    "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
+    "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py tests/test_serve.py
     "$python" ../bench/cp.py --device cpu --ranks 1,2 --tokens 2K --runs 2 --check
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
