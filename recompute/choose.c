@@ -24,6 +24,8 @@ static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
   int64_t reachable = 0;
   uint64_t *set = rgi_model_set(c->m);
   if (!set) return rgi_nomem(e);
+  if (!least && !exact) RGI_TRY(rgi_choose_many(c, NULL, e));
+  if (c->found) return RG_OK;
   if (least || !exact) {
     RGI_TRY((exact ? rgi_least_exact : rgi_least_many)(c, set, &reachable, e));
     if (least) c->budget = reachable;

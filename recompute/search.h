@@ -122,7 +122,8 @@ rg_status rgi_choose_exact(rgi_chooser *c, rg_error *e);
 rg_status rgi_least_exact(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
 /* The same for many candidates, as far as the search goes: the same answer whatever the budget. */
 rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
-/* `least`: a set that is within the budget. */
+/* `least`: a set that is within the budget, or NULL: c->found only if a starting point is, and has
+ * room to spare. */
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e);
 /* Fills in bound_ms and optimal, from a choice that was found. */
 rg_status rgi_bound(rgi_chooser *c, rg_error *e);

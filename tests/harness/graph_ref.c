@@ -491,6 +491,15 @@ static void compress_kv_backward(view v) {
   }
 }
 
+void gref_topk_attrs(const rgi_node *node, ref_topk *a) {
+  const view v = {.n = node};
+  a->kernel = attr_i(v, "kernel"), a->stride = attr_i(v, "stride"), a->block = attr_i(v, "block");
+  a->top_n = attr_i(v, "top_n"), a->init = attr_i(v, "init"), a->local = attr_i(v, "local");
+  a->scale = attr_f(v, "scale"), a->softcap = attr_f(v, "softcap");
+  a->dot = attr_i(v, "score") == 1, a->relu = attr_i(v, "score") == 2;
+  a->max = attr_i(v, "pool") == 1, a->tail = attr_i(v, "tail") == 1;
+}
+
 static void topk(view v) {
   int q = in(v, "q"), k = in(v, "k"), idx = out(v, "idx");
   ref_topk a = {.T = dim(v.r, q, 0),
@@ -502,18 +511,11 @@ static void topk(view v) {
                 .q = v.r->value[q],
                 .k = v.r->value[k],
                 .lse = in_value(v, "lse"),
+                .weight = in_value(v, "weight"),
                 .cu = in_ints(v, "cu_seqlens"),
                 .cu_k = in_ints(v, "cu_seqlens_k"),
-                .q_offset = in_ints(v, "q_offset"),
-                .kernel = attr_i(v, "kernel"),
-                .stride = attr_i(v, "stride"),
-                .block = attr_i(v, "block"),
-                .top_n = attr_i(v, "top_n"),
-                .init = attr_i(v, "init"),
-                .local = attr_i(v, "local"),
-                .scale = attr_f(v, "scale"),
-                .softcap = attr_f(v, "softcap"),
-                .dot = attr_i(v, "score") == 1};
+                .q_offset = in_ints(v, "q_offset")};
+  gref_topk_attrs(v.n, &a);
   int64_t n = count(v.r, idx);
   int32_t *own = ot_ints(v.r->t, n + 1);
   ref_topk_forward(&a, own, NULL, 0, NULL);

@@ -75,16 +75,21 @@ typedef struct ref_topk {
   int64_t T, TK, B, H, KH, D;
   const double *q;                     /* [T, H, D] */
   const double *k;                     /* [TK, KH, D], compressed keys */
-  const double *lse;                   /* [T, H] of the compressed attention; unused for dot */
+  const double *lse;                   /* [T, H] of the compressed attention, for softmax */
+  const double *weight;                /* [T, H] for relu; NULL: 1 */
   const int32_t *cu, *cu_k, *q_offset; /* as in attention */
   int64_t kernel, stride, block, top_n, init, local;
   double scale, softcap;
-  bool dot; /* rank by the raw product, summed over the group */
+  /* rank by the raw product, summed over the group; or by the positive part of it times weight;
+   * neither: by probability */
+  bool dot, relu;
+  bool max;  /* of the keys in a block the largest score, not the sum */
+  bool tail; /* without local: the query's own block is kept while it is not complete */
 } ref_topk;
 
-/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i
- * / block (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit|
- * met. */
+/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate (b <=
+ * i / block; without local, complete ones and a kept tail; +inf where forced), NaN where b is no
+ * candidate. max_logit, if not NULL: largest |logit| met. */
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock,
                       double *max_logit);
 
