@@ -106,7 +106,7 @@ static void fill_lists(const job *j, int64_t h) {
       if (from == to) continue;
       rgi_attn_key_rows(a, b, &key, &n);
       for (int64_t i = from; i < to; i++, pos++) {
-        const int32_t *idx = rgi_at(a->idx, i, h);
+        const int32_t *idx = rgi_attn_idx(a, i, h);
         int64_t lo, hi, block = -1;
         int32_t at = 0;
         rgi_attn_visible(a, pos, n, &lo, &hi);

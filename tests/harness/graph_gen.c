@@ -515,10 +515,11 @@ static void add_nsa(gen *g) {
                ? w[0]
                : ONE(g, WEIGHT, dtype, rows, b.kernel * width);
   }
+  const bool alone = D == E && aside(g, 12, 0.15); /* keys, which are values too */
   char *s = begin(g, "compress_kv");
-  print(s, "\"k\": \"%s\", \"v\": \"%s\", \"cu_seqlens\": \"%s\"", use(g, k), use(g, v),
-        apart ? "cu_keys" : "cu_seqlens");
-  for (int i = 0; i < 2; i++)
+  print(s, "\"k\": \"%s\", \"cu_seqlens\": \"%s\"", use(g, k), apart ? "cu_keys" : "cu_seqlens");
+  if (!alone) print(s, ", \"v\": \"%s\"", use(g, v));
+  for (int i = 0; i < (alone ? 1 : 2); i++)
     if (w[i] >= 0) print(s, ", \"%s\": \"%s\"", i ? "v_weight" : "k_weight", use(g, w[i]));
   gtensor c = {.kind = BLOCKS,
                .tag = (int)(b.kernel * 1000 + b.stride) * (apart ? -1 : 1),
@@ -528,12 +529,13 @@ static void add_nsa(gen *g) {
                .size = 1};
   int ck = (int)(fresh(g, "c", c) - g->x);
   c.dim[2] = E;
-  int cv = (int)(fresh(g, "c", c) - g->x);
-  print(s,
-        " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": "
-        "%lld, ",
-        g->x[ck].name, g->x[cv].name, (long long)b.kernel, (long long)b.stride);
-  print(s, "\"k_method\": \"%s\", \"v_method\": \"%s\" } }", methods[m[0]], methods[m[1]]);
+  int cv = alone ? ck : (int)(fresh(g, "c", c) - g->x);
+  print(s, " }, \"out\": { \"k\": \"%s\"", g->x[ck].name);
+  if (!alone) print(s, ", \"v\": \"%s\"", g->x[cv].name);
+  print(s, " }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"k_method\": \"%s\"",
+        (long long)b.kernel, (long long)b.stride, methods[m[0]]);
+  if (!alone) print(s, ", \"v_method\": \"%s\"", methods[m[1]]);
+  print(s, " } }");
   if (chance(g, 0.2) && D == E) cv = ck;
   if (chance(g, 0.3)) { /* something between */
     c = g->x[cv];

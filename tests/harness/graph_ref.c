@@ -418,6 +418,7 @@ static ref_attn attention(view v, ref_kind kind) {
                     .kernel = attr_i(v, "kernel"),
                     .stride = attr_i(v, "stride"),
                     .idx = idx < 0 ? NULL : r->ints[idx],
+                    .one_idx = idx >= 0 && dim(r, idx, 1) == 1,
                     .block = attr_i(v, "block"),
                     .top_n = idx < 0 ? 0 : dim(r, idx, 2),
                     .window_left = attr_i(v, "window_left")};
@@ -475,12 +476,14 @@ static ref_compress compression(view v, int side) {
 }
 static void compress_kv(view v) {
   for (int side = 0; side < 2; side++) {
+    if (in(v, sides[side][0]) < 0) continue;
     ref_compress a = compression(v, side);
     if (out(v, sides[side][0]) >= 0) ref_compress_forward(&a, make(v, out(v, sides[side][0])));
   }
 }
 static void compress_kv_backward(view v) {
   for (int side = 0; side < 2; side++) {
+    if (in(v, sides[side][0]) < 0) continue;
     ref_compress a = compression(v, side);
     int x = in(v, sides[side][0]), w = in(v, sides[side][1]), y = out(v, sides[side][0]);
     double *dx = room(v, x), *dw = room(v, w);

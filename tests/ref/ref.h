@@ -37,6 +37,7 @@ typedef struct ref_attn {
   double scale;            /* 0: 1/sqrt(D) */
   double softcap;          /* 0: none */
   int64_t kernel, stride;  /* REF_CMP: i sees block j iff i >= j·stride + kernel − 1 */
+  bool one_idx;            /* idx has one row a query, for all KV heads */
   const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry
                               that is negative, out of range or not larger than all before it in
                               its row is ignored */
