@@ -7,9 +7,9 @@
        swiglu       y_j = silu(a) · b,     (a, b) = W x_j    W [2D, kernel·D]
        sigmoid_mul  y_j = sigmoid(a) · b
 
-   Without v, keys alone are compressed. All heads share W. The blocks of a head are rows of a matrix
-   that is never built: row j begins at a token and its columns run over tokens and features, so the
-   product gathers them while packing.
+   Without v, keys alone are compressed. All heads share W. The blocks of a head are rows of a
+   matrix that is never built: row j begins at a token and its columns run over tokens and features,
+   so the product gathers them while packing.
  */
 #include "cpu/compress.h"
 #include "cuda/compress.h"
