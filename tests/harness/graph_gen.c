@@ -586,8 +586,22 @@ static void add_nsa(gen *g) {
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k),
         use(g, v), use(g, idx), own);
   sequence_ports(g, s, H, -1);
+  const int named = g->n; /* o, and perhaps lse */
   out_ports(g, s, o);
   print(s, "\"block\": %lld } }", (long long)b.block);
+  if (!aside(g, 13, 0.25)) return;
+  char lse_of[24];
+  snprintf(lse_of, sizeof lse_of, "n%d.lse", g->nodes - 1);
+  if (g->n > named + 1) snprintf(lse_of, sizeof lse_of, "%s", use(g, named + 1));
+  gtensor loss = {.kind = LSE, .rank = 2, .dim = {T, KH}, .dtype = RG_F32, .size = 1};
+  s = begin(g, "index_loss");
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"lse\": \"%s\", \"index_q\": \"%s\"", use(g, q),
+        use(g, k), lse_of, use(g, q));
+  print(s, ", \"index_k\": \"%s\", \"idx\": \"%s\"%s", use(g, k), use(g, idx), own);
+  sequence_ports(g, s, H, -1);
+  print(s, " }, \"out\": { \"loss\": \"%s\" }, \"attrs\": { \"block\": %lld, ",
+        fresh(g, "l", loss)->name, (long long)b.block);
+  print(s, "\"index_scale\": 0.1, \"score\": \"%s\" } }", aside(g, 14, 0.5) ? "relu" : "dot");
 }
 
 static void add_combine(gen *g) {

@@ -494,6 +494,49 @@ static void compress_kv_backward(view v) {
   }
 }
 
+static ref_index index_of(view v) {
+  const int q = in(v, "q"), k = in(v, "k"), j = in(v, "index_q"), i = in(v, "index_k"),
+            idx = in(v, "idx");
+  return (ref_index){.T = dim(v.r, q, 0),
+                     .TK = dim(v.r, k, 0),
+                     .B = sequences(v),
+                     .H = dim(v.r, q, 1),
+                     .KH = dim(v.r, k, 1),
+                     .D = dim(v.r, q, 2),
+                     .J = dim(v.r, j, 1),
+                     .I = dim(v.r, i, 1),
+                     .C = dim(v.r, j, 2),
+                     .q = v.r->value[q],
+                     .k = v.r->value[k],
+                     .lse = in_value(v, "lse"),
+                     .index_q = v.r->value[j],
+                     .index_k = v.r->value[i],
+                     .weight = in_value(v, "weight"),
+                     .idx = v.r->ints[idx],
+                     .cu = in_ints(v, "cu_seqlens"),
+                     .cu_k = in_ints(v, "cu_seqlens_k"),
+                     .q_offset = in_ints(v, "q_offset"),
+                     .block = attr_i(v, "block"),
+                     .top_n = dim(v.r, idx, 2),
+                     .scale = attr_f(v, "scale"),
+                     .index_scale = attr_f(v, "index_scale"),
+                     .relu = attr_i(v, "score") == 0};
+}
+static void index_loss(view v) {
+  ref_index a = index_of(v);
+  ref_index_forward(&a, make(v, out(v, "loss")));
+}
+static void index_loss_backward(view v) {
+  ref_index a = index_of(v);
+  const int w = in(v, "weight");
+  double *dq = room(v, in(v, "index_q")), *dk = room(v, in(v, "index_k")),
+         *dw = w >= 0 ? room(v, w) : ot_doubles(v.r->t, a.T * a.J + 1);
+  ref_index_backward(&a, gradient(v, out(v, "loss")), dq, dk, dw);
+  give(v, in(v, "index_q"), dq);
+  give(v, in(v, "index_k"), dk);
+  if (w >= 0) give(v, w, dw);
+}
+
 void gref_topk_attrs(const rgi_node *node, ref_topk *a) {
   const view v = {.n = node};
   a->kernel = attr_i(v, "kernel"), a->stride = attr_i(v, "stride"), a->block = attr_i(v, "block");
@@ -597,6 +640,7 @@ static const struct {
              {"combine", combine, combine_backward},
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
+             {"index_loss", index_loss, index_loss_backward},
              {"layernorm", layernorm, layernorm_backward},
              {"linear", linear, linear_backward},
              {"live", cast, cast_backward},

@@ -94,6 +94,26 @@ typedef struct ref_topk {
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock,
                       double *max_logit);
 
+/* ---- index_loss: KL(p | softmax of the index's scores) over the keys of a row of idx ---- */
+
+typedef struct ref_index {
+  int64_t T, TK, B, H, KH, D; /* of the attention; `I` heads of idx share its heads out evenly */
+  int64_t J, I, C;            /* heads and width of the index: q [T, J, C], k [TK, I, C] */
+  const double *q, *k, *lse, *index_q, *index_k;
+  const double *weight; /* [T, J]; NULL: 1 */
+  const int32_t *idx;   /* [T, I, top_n], entries as in attention */
+  const int32_t *cu, *cu_k, *q_offset;
+  int64_t block, top_n;
+  double scale, index_scale; /* scale 0: 1/sqrt(D) */
+  bool relu;
+} ref_index;
+
+/* loss [T, I] */
+void ref_index_forward(const ref_index *a, double *loss);
+/* dq [T, J, C], dk [TK, I, C], dw [T, J] */
+void ref_index_backward(const ref_index *a, const double *dloss, double *dq, double *dk,
+                        double *dw);
+
 /* ---- combine and merge; `rows` live rows of T ---- */
 
 typedef enum ref_act { REF_SIGMOID, REF_SOFTMAX, REF_NONE } ref_act;
