@@ -4,14 +4,14 @@
      I[s] = index_scale · Σ_j weight_j·max(index_q_j·index_k_s, 0)      score relu; dot: without max
      loss = Σ_s p[s]·(log p[s] - log softmax(I)[s])                     0 where a query sees no key
 
-   s: the keys up to the query's position in the blocks that its row of idx names, as in slc_attn. The
-   gradient reaches the index alone: what attention does is the target.
+   s: the keys up to the query's position in the blocks that its row of idx names, as in slc_attn.
+   The gradient reaches the index alone: what attention does is the target.
 
      dI[s] = d_loss·(softmax(I)[s] - p[s])
 
    On the CPU a task is a row of idx. Everything is summed in double, one key after the other. The
-   gradient of index_k goes through dI of all rows in the workspace and, per block, the list of those
-   that chose it, in ascending order.
+   gradient of index_k goes through dI of all rows in the workspace and, per block, the list of
+   those that chose it, in ascending order.
  */
 #include "index_loss.h"
 #include "cpu/rows.h"

@@ -15,17 +15,19 @@ static const int lengths[B] = {41, 1, 0, 48};
 
 typedef struct model model;
 typedef const double *(*model_fn)(const model *m, int64_t at, int64_t n);
+enum { OUTPUTS = 2 };
 
 struct model {
-  const char *out; /* name of the output; "y" where not said */
-  model_fn f;
+  const char *out[OUTPUTS]; /* names of the outputs; the first is "y" where not said */
+  model_fn f[OUTPUTS];
   ot *t;
   buffers *b;
   double *value[MOST_TENSORS]; /* of inputs, as doubles; moved by what asks for slopes */
   int64_t M, H, KH, D, window; /* sizes of all specs in this file */
   int64_t E, HI, DI, block, top_n;
   /* What was chosen for a token and head when the model ran first; slopes are taken of that. */
-  bool *chosen; /* [T, KH, T] */
+  bool *chosen;   /* [T, KH, T] */
+  double *target; /* [T, KH, T]: of an index, likewise: it is taught, and does not teach */
   bool frozen;
 };
 
@@ -204,32 +206,67 @@ static void attend_chosen(const model *m, const double *q, const double *k, cons
   }
 }
 
+/* How the attention of heads [h0, h1) over the chosen tokens departs from the softmax of the
+ * scores: the Kullback-Leibler divergence of its mean. */
+static double divergence(const model *m, const double *q, const double *k, int64_t at, int64_t i,
+                         int64_t h0, int64_t h1, const bool *chosen, int64_t block, double scale,
+                         const double *score) {
+  double *mean = m->target + ((at + i) * m->KH + h0 / (h1 - h0)) * T, exps = 0, sum = 0;
+  if (!m->frozen) memset(mean, 0, T * sizeof *mean);
+  for (int64_t h = h0; h < h1 && !m->frozen; h++) {
+    double p[T], all = 0;
+    const double *head = q + (i * m->H + h) * m->D;
+    for (int64_t j = 0; j <= i; j++)
+      if (chosen[j / block])
+        all += p[j] = exp(scale * dot(head, k + (j * m->KH + h / (m->H / m->KH)) * m->D, m->D));
+    for (int64_t j = 0; j <= i; j++)
+      if (chosen[j / block]) mean[j] += p[j] / all / (double)(h1 - h0);
+  }
+  for (int64_t j = 0; j <= i; j++)
+    if (chosen[j / block]) exps += exp(score[j]);
+  for (int64_t j = 0; j <= i; j++)
+    if (chosen[j / block]) sum += mean[j] * log(mean[j] / (exp(score[j]) / exps));
+  return sum;
+}
+
 /* Rows of an input [T, width] from token `at` on. */
 static const double *rows(const model *m, const char *name, int64_t at, int64_t width) {
   return input(m, name) + at * width;
 }
 
 /* MiniMax: a block of keys is worth its best token by the index of a KV head's group. */
-static const double *msa(const model *m, int64_t at, int64_t n) {
+static const double *msa_both(const model *m, int64_t at, int64_t n, bool of_loss) {
   const int64_t K = m->KH * m->D;
   const double *q = rows(m, "q", at, m->H * m->D), *k = rows(m, "k", at, K),
                *v = rows(m, "v", at, K), *iq = rows(m, "index_q", at, m->KH * m->DI),
                *ik = rows(m, "index_k", at, m->KH * m->DI);
-  double *o = ot_doubles(m->t, n * m->H * m->D + 1);
+  double *o = ot_doubles(m->t, n * m->H * m->D + 1), *loss_of = ot_doubles(m->t, n * m->KH + 1);
   for (int64_t i = 0; i < n; i++)
     for (int64_t kh = 0; kh < m->KH; kh++) {
       const int64_t own = i / m->block;
       double score[T];
       bool forced[T] = {false}, chosen[T];
       for (int64_t b = 0; b <= own; b++) score[b] = -INFINITY;
-      for (int64_t j = 0; j <= i; j++)
-        score[j / m->block] = fmax(score[j / m->block], dot(iq + (i * m->KH + kh) * m->DI,
-                                                            ik + (j * m->KH + kh) * m->DI, m->DI));
+      double each[T];
+      for (int64_t j = 0; j <= i; j++) {
+        each[j] = dot(iq + (i * m->KH + kh) * m->DI, ik + (j * m->KH + kh) * m->DI, m->DI);
+        score[j / m->block] = fmax(score[j / m->block], each[j]);
+        each[j] /= sqrt(128);
+      }
       forced[own] = true;
       choose(m, at + i, kh, score, own + 1, forced, m->top_n, chosen);
       attend_chosen(m, q, k, v, K, i, kh, chosen, m->block, 1 / sqrt((double)m->D), o);
+      const int64_t G = m->H / m->KH;
+      loss_of[i * m->KH + kh] = divergence(m, q, k, at, i, kh * G, (kh + 1) * G, chosen, m->block,
+                                           1 / sqrt((double)m->D), each);
     }
-  return o;
+  return of_loss ? loss_of : o;
+}
+static const double *msa(const model *m, int64_t at, int64_t n) {
+  return msa_both(m, at, n, false);
+}
+static const double *msa_loss(const model *m, int64_t at, int64_t n) {
+  return msa_both(m, at, n, true);
 }
 
 /* Qwen: complete blocks by the heads' positive products with their mean; the rest block is kept. */
@@ -272,18 +309,19 @@ static void turn_pairs(double *x, int64_t n, int64_t H, int64_t D, int64_t from,
 }
 
 /* DeepSeek V3.2, heads absorbed: D = R + P features of a key, whose first E = R are its value. */
-static const double *dsa(const model *m, int64_t at, int64_t n) {
+static const double *dsa_both(const model *m, int64_t at, int64_t n, bool of_loss) {
   const int64_t P = m->D - m->E, C = 20;
-  const double *x = rows(m, "x", at, m->M), *c_q = rows(m, "c_q", at, C),
-               *q_c = rows(m, "q_c", at, m->H * m->E), *q_pe = rows(m, "q_pe", at, m->H * P);
+  const double *x = rows(m, "x", at, m->M), *x_index = rows(m, "x_index", at, m->M),
+               *c_q = rows(m, "c_q_index", at, C), *q_c = rows(m, "q_c", at, m->H * m->E),
+               *q_pe = rows(m, "q_pe", at, m->H * P);
   const double *c = rms(m, project(m, x, n, m->M, m->E, input(m, "w_c"), NULL), n, m->E,
                         input(m, "w_n"), 1e-6),
                *pe = project(m, x, n, m->M, P, input(m, "w_pe"), NULL),
-               *w = project(m, x, n, m->M, m->HI, input(m, "w_iw"), NULL);
+               *w = project(m, x_index, n, m->M, m->HI, input(m, "w_iw"), NULL);
   double *k = ot_doubles(m->t, n * m->D + 1), *q = ot_doubles(m->t, n * m->H * m->D + 1),
          *iq = project(m, c_q, n, C, m->HI * m->DI, input(m, "w_iq"), NULL),
-         *ik = project(m, x, n, m->M, m->DI, input(m, "w_ik"), NULL),
-         *o = ot_doubles(m->t, n * m->H * m->E + 1);
+         *ik = project(m, x_index, n, m->M, m->DI, input(m, "w_ik"), NULL),
+         *o = ot_doubles(m->t, n * m->H * m->E + 1), *loss_of = ot_doubles(m->t, n + 1);
   for (int64_t i = 0; i < n; i++) {
     double mean = 0, variance = 0, *row = ik + i * m->DI;
     for (int64_t d = 0; d < m->DI; d++) mean += row[d] / (double)m->DI;
@@ -310,8 +348,15 @@ static const double *dsa(const model *m, int64_t at, int64_t n) {
             w[i * m->HI + h] * fmax(0, dot(iq + (i * m->HI + h) * m->DI, ik + j * m->DI, m->DI));
     choose(m, at + i, 0, score, i + 1, forced, m->top_n, chosen);
     attend_chosen(m, q, k, k, m->D, i, 0, chosen, 1, 0.07216878364870323, o);
+    loss_of[i] = divergence(m, q, k, at, i, 0, m->H, chosen, 1, 0.07216878364870323, score);
   }
-  return o;
+  return of_loss ? loss_of : o;
+}
+static const double *dsa(const model *m, int64_t at, int64_t n) {
+  return dsa_both(m, at, n, false);
+}
+static const double *dsa_loss(const model *m, int64_t at, int64_t n) {
+  return dsa_both(m, at, n, true);
 }
 
 /* InfLLM-v2: keys pooled over a window of tokens; a block is worth the largest probability,
@@ -350,30 +395,32 @@ static const double *infllm(const model *m, int64_t at, int64_t n) {
 
 /* ---- a spec against its model ---- */
 
-/* Numbers a token of the output. */
-static int64_t width(const model *m) {
+/* Numbers a token of an output. */
+static int64_t width(const model *m, int which) {
   for (int i = 0; i < m->b->n; i++)
-    if (m->b->info[i].role == RG_OUTPUT && strcmp(m->b->info[i].name, m->out) == 0)
+    if (m->b->info[i].role == RG_OUTPUT && strcmp(m->b->info[i].name, m->out[which]) == 0)
       return m->b->info[i].bytes / 4 / T;
-  cr_assert(false, "no output %s", m->out);
+  cr_assert(false, "no output %s", m->out[which]);
   return 0;
 }
 
 /* [T, width]; dead rows are 0. */
-static double *outputs(const model *m) {
-  const int64_t w = width(m);
+static double *outputs(const model *m, int which) {
+  const int64_t w = width(m, which);
   double *y = ot_doubles(m->t, T * w);
   for (int64_t b = 0, at = 0; b < B; at += lengths[b++])
     if (lengths[b])
-      memcpy(y + at * w, m->f(m, at, lengths[b]), (size_t)(lengths[b] * w) * sizeof *y);
+      memcpy(y + at * w, m->f[which](m, at, lengths[b]), (size_t)(lengths[b] * w) * sizeof *y);
   return y;
 }
 
 static double loss(const model *m) {
-  const float *dy = buffer(m->b, RG_GRAD_IN, m->out);
-  const double *y = outputs(m);
   double sum = 0;
-  for (int64_t i = 0; i < LIVE * width(m); i++) sum += y[i] * dy[i];
+  for (int k = 0; k < OUTPUTS && m->f[k]; k++) {
+    const float *dy = buffer(m->b, RG_GRAD_IN, m->out[k]);
+    const double *y = outputs(m, k);
+    for (int64_t i = 0; i < LIVE * width(m, k); i++) sum += y[i] * dy[i];
+  }
   return sum;
 }
 
@@ -413,12 +460,13 @@ static void check(const char *file, model m, const rg_binding *set, size_t nset)
   buffers b;
   m.t = ot_begin(1);
   m.b = &b;
-  if (!m.out) m.out = "y";
+  if (!m.out[0]) m.out[0] = "y";
   snprintf(path, sizeof path, "%s/examples/variants/%s.json", RG_SOURCE_DIR, file);
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   CR_OK(rg_spec_load_file(ctx, path, set, nset, &spec, &e), &e);
   rg_plan *plan = make_plan(spec, NULL, T, B, 2);
   make_buffers(plan, 5, T, lengths, &b);
+  m.target = ot_doubles(m.t, T * (m.KH ? m.KH : 1) * T);
   m.chosen = ot_alloc(m.t, (size_t)(T * (m.KH ? m.KH : 1) * T) * sizeof *m.chosen);
   for (int i = 0; i < b.n; i++) {
     if (b.info[i].role != RG_INPUT || b.info[i].dtype != RG_F32) continue;
@@ -434,15 +482,17 @@ static void check(const char *file, model m, const rg_binding *set, size_t nset)
   bind_all(s, &b);
   run_both(s);
   fetch_all(s, &b);
-  const double *want = outputs(&m);
-  const float *y = buffer(&b, RG_OUTPUT, m.out);
-  double off = 0, size = 0;
-  m.frozen = true;
-  for (int64_t i = 0; i < T * width(&m); i++) {
-    off += pow(y[i] - want[i], 2);
-    size += pow(want[i], 2);
+  for (int k = 0; k < OUTPUTS && m.f[k]; k++) {
+    const double *want = outputs(&m, k);
+    const float *y = buffer(&b, RG_OUTPUT, m.out[k]);
+    double off = 0, size = 0;
+    for (int64_t i = 0; i < T * width(&m, k); i++) {
+      off += pow(y[i] - want[i], 2);
+      size += pow(want[i], 2);
+    }
+    cr_assert_leq(sqrt(off / size), 2e-6, "%s: %s is off by %g", file, m.out[k], sqrt(off / size));
   }
-  cr_assert_leq(sqrt(off / size), 2e-6, "%s is off by %g", file, sqrt(off / size));
+  m.frozen = true;
   for (int i = 0; i < b.n; i++)
     if (m.value[i] && has_gradient(&m, b.info[i].name)) check_slope(&m, i);
   rg_session_destroy(s);
@@ -461,12 +511,12 @@ static void check(const char *file, model m, const rg_binding *set, size_t nset)
 
 Test(variants, gpt_oss) {
   const rg_binding set[] = {SIZES, {"pairs", 2, NULL}, {"window", 9, NULL}};
-  CHECK("gpt_oss", set, .f = gpt_oss, .M = 24, .H = 4, .KH = 2, .D = 32, .window = 9);
+  CHECK("gpt_oss", set, .f = {gpt_oss}, .M = 24, .H = 4, .KH = 2, .D = 32, .window = 9);
 }
 
 Test(variants, gated_attention) {
   const rg_binding set[] = {SIZES, {"turned", 8, NULL}};
-  CHECK("gated_attention", set, .f = gated_attention, .M = 24, .H = 4, .KH = 2, .D = 32);
+  CHECK("gated_attention", set, .f = {gated_attention}, .M = 24, .H = 4, .KH = 2, .D = 32);
 }
 
 #define HEADS                                         \
@@ -476,13 +526,13 @@ Test(variants, gated_attention) {
 
 Test(variants, msa) {
   const rg_binding set[] = {HEADS, {"DI", 8, NULL}, {"block", 8, NULL}, {"top_n", 3, NULL}};
-  CHECK("msa", set, .out = "o", .f = msa, .H = 4, .KH = 2, .D = 16, .E = 16, .DI = 8, .block = 8,
-        .top_n = 3);
+  CHECK("msa", set, .out = {"o", "loss"}, .f = {msa, msa_loss}, .H = 4, .KH = 2, .D = 16, .E = 16,
+        .DI = 8, .block = 8, .top_n = 3);
 }
 
 Test(variants, qsa) {
   const rg_binding set[] = {HEADS, {"HI", 3, NULL}, {"DI", 8, NULL}, {"top_n", 5, NULL}};
-  CHECK("qsa", set, .out = "o", .f = qsa, .H = 4, .KH = 2, .D = 16, .E = 16, .HI = 3, .DI = 8,
+  CHECK("qsa", set, .out = {"o"}, .f = {qsa}, .H = 4, .KH = 2, .D = 16, .E = 16, .HI = 3, .DI = 8,
         .block = 4, .top_n = 5);
 }
 
@@ -490,8 +540,8 @@ Test(variants, dsa) {
   const rg_binding set[] = {{"M", 24, NULL},  {"C", 20, NULL},     {"H", 4, NULL},
                             {"R", 32, NULL},  {"P", 8, NULL},      {"HI", 3, NULL},
                             {"DI", 16, NULL}, {"top_n", 12, NULL}, {"dtype", 0, "f32"}};
-  CHECK("dsa", set, .out = "o", .f = dsa, .M = 24, .H = 4, .KH = 1, .D = 40, .E = 32, .HI = 3,
-        .DI = 16, .top_n = 12);
+  CHECK("dsa", set, .out = {"o", "loss"}, .f = {dsa, dsa_loss}, .M = 24, .H = 4, .KH = 1, .D = 40,
+        .E = 32, .HI = 3, .DI = 16, .top_n = 12);
 }
 
 Test(variants, infllm) {
@@ -501,6 +551,6 @@ Test(variants, infllm) {
                             {"block", 8, NULL},
                             {"top_n", 4, NULL},
                             {"local", 1, NULL}};
-  CHECK("infllm", set, .out = "o", .f = infllm, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 8,
+  CHECK("infllm", set, .out = {"o"}, .f = {infllm}, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 8,
         .top_n = 4);
 }
