@@ -252,8 +252,36 @@ static void add_norm(gen *g) {
         fresh(g, "t", y)->name);
 }
 
+/* A row for every few tokens of x. */
+static void add_pool(gen *g, int x) {
+  const int64_t stride = AMONG(g, 1, 2, 4), parts = g->x[x].dim[2] % 2 ? 1 : AMONG(g, 1, 2);
+  static const char *const methods[] = {"softmax", "max", "min"};
+  const int64_t method = AMONG(g, 0, 0, 1, 2);
+  const bool softmax = method == 0;
+  int z = softmax ? pick(g, fits_alike, &g->x[x]) : -1;
+  if (z >= 0 && g->x[z].size > 2) return;
+  char *s = begin(g, "pool");
+  print(s, "\"x\": \"%s\"", use(g, x));
+  if (z >= 0) print(s, ", \"z\": \"%s\"", use(g, z));
+  if (softmax && stride > 2)
+    print(s, ", \"bias\": \"%s\"", use(g, ONE(g, WEIGHT, g->x[x].dtype, stride, g->x[x].dim[2])));
+  lengths(g, s, TOKENS, true);
+  gtensor y = g->x[x];
+  y.kind = BLOCKS;
+  y.tag = (int)(stride * 1000 + stride);
+  y.dim[2] /= parts;
+  print(s,
+        " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, "
+        "\"method\": \"%s\" } }",
+        fresh(g, "c", y)->name, (long long)(stride * parts), (long long)stride, methods[method]);
+}
+
 static void add_rope(gen *g) {
   int x = pick(g, fits_heads, NULL);
+  if (x >= 0 && aside(g, 15, 0.2)) {
+    add_pool(g, x);
+    return;
+  }
   if (x < 0 || g->x[x].dim[2] % 2) return;
   char *s = begin(g, "rope");
   print(s, "\"x\": \"%s\"", use(g, x));

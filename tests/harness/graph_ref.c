@@ -494,6 +494,36 @@ static void compress_kv_backward(view v) {
   }
 }
 
+static ref_pool pool_of(view v) {
+  const int x = in(v, "x");
+  const int64_t kernel = attr_i(v, "kernel"), stride = attr_i(v, "stride");
+  return (ref_pool){.method = (ref_pool_method)attr_i(v, "method"),
+                    .T = dim(v.r, x, 0),
+                    .B = sequences(v),
+                    .KH = dim(v.r, x, 1),
+                    .W = dim(v.r, x, 2) / (kernel / stride),
+                    .kernel = kernel,
+                    .stride = stride,
+                    .x = v.r->value[x],
+                    .z = in_value(v, "z"),
+                    .bias = in_value(v, "bias"),
+                    .cu = in_ints(v, "cu_seqlens")};
+}
+static void pool(view v) {
+  ref_pool a = pool_of(v);
+  ref_pool_forward(&a, make(v, out(v, "y")));
+}
+static void pool_backward(view v) {
+  ref_pool a = pool_of(v);
+  const int x = in(v, "x"), z = in(v, "z"), bias = in(v, "bias");
+  double *dx = room(v, x), *dz = z >= 0 ? room(v, z) : ot_doubles(v.r->t, count(v.r, x) + 1),
+         *db = bias >= 0 ? room(v, bias) : NULL;
+  ref_pool_backward(&a, gradient(v, out(v, "y")), dx, dz, db);
+  give(v, x, dx);
+  if (z >= 0) give(v, z, dz);
+  if (bias >= 0) give(v, bias, db);
+}
+
 static ref_index index_of(view v) {
   const int q = in(v, "q"), k = in(v, "k"), j = in(v, "index_q"), i = in(v, "index_k"),
             idx = in(v, "idx");
@@ -646,6 +676,7 @@ static const struct {
              {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
+             {"pool", pool, pool_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},

@@ -70,6 +70,24 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride);
 void ref_compress_forward(const ref_compress *a, double *y);
 void ref_compress_backward(const ref_compress *a, const double *dy, double *dx, double *dw);
 
+/* ---- pool: row j of a sequence, in row floor(cu[b] / stride) + j, from the `kernel` tokens before
+ * (j + 1) · stride ---- */
+
+typedef enum ref_pool_method { REF_POOL_SOFTMAX, REF_POOL_MAX, REF_POOL_MIN } ref_pool_method;
+
+typedef struct ref_pool {
+  ref_pool_method method;
+  int64_t T, B, KH, W, kernel, stride; /* W: of a row; x has kernel / stride times as many */
+  const double *x, *z;                 /* [T, KH, kernel / stride · W] */
+  const double *bias;                  /* [stride, kernel / stride · W] or NULL */
+  const int32_t *cu;
+} ref_pool;
+
+/* y [T / stride, KH, W] */
+void ref_pool_forward(const ref_pool *a, double *y);
+/* dx, dz as x; dbias as bias, or NULL */
+void ref_pool_backward(const ref_pool *a, const double *dy, double *dx, double *dz, double *dbias);
+
 /* ---- topk ------------------------------------------------------------------------------------ */
 
 typedef struct ref_topk {

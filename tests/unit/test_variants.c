@@ -300,7 +300,8 @@ static void turn_pairs(double *x, int64_t n, int64_t H, int64_t D, int64_t from,
                        bool neighbours) {
   for (int64_t i = 0; i < n * H; i++)
     for (int64_t c = 0; c < pairs; c++) {
-      const double angle = (double)(i / H) * pow(10000, -(double)c / (double)pairs);
+      const int64_t position = i / H;
+      const double angle = (double)position * pow(10000, -(double)c / (double)pairs);
       double *a = x + i * D + from + (neighbours ? 2 * c : c), *b = a + (neighbours ? 1 : pairs);
       const double x0 = *a, x1 = *b;
       *a = x0 * cos(angle) - x1 * sin(angle);
