@@ -124,7 +124,9 @@ static rg_status check_ports(rgi_parts *p, const rgi_node *n, rg_error *e) {
       const rgi_axis want = flags & (RG_PORT_ROWS | RG_PORT_KROWS) ? RGI_TOKENS
                             : flags & RG_PORT_BLOCKS               ? RGI_BLOCKS
                                                                    : RGI_WHOLE;
-      if (p->form[t].axis != want)
+      const int stride = want == RGI_BLOCKS ? attribute(op, "stride") : -1;
+      const bool each = stride >= 0 && n->attr[stride].i == 1; /* a block for each token */
+      if (p->form[t].axis != want && !(each && p->form[t].axis == RGI_TOKENS))
         return refuse(p, n, op->in[q].name, e,
                       want == RGI_TOKENS   ? "this port takes rows of tokens"
                       : want == RGI_BLOCKS ? "this port takes rows of blocks"

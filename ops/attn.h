@@ -12,7 +12,7 @@
 #include "ops.h"
 #include "paged.h"
 
-enum { RGI_ATTN_MAX_D = 256 };
+enum { RGI_ATTN_MAX_D = 576 };
 
 /* Attributes 0 and 1 of every attention op; the rest is the op's. */
 enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
@@ -122,6 +122,11 @@ typedef struct rgi_attn {
   int64_t dp, ep;        /* D, E rounded up to 16 */
   const struct rgi_attn_isa *isa;
 } rgi_attn;
+
+/* The selection of row `row` for KV head h: its own, or the one there is for all. */
+static inline const int32_t *rgi_attn_idx(const rgi_attn *a, int64_t row, int64_t h) {
+  return rgi_at(a->idx, row, a->idx->dim[1] == 1 ? 0 : h);
+}
 
 /* Which keys a query sees. */
 typedef struct rgi_attn_kind {

@@ -2,9 +2,13 @@
  * `const rg_op rgi_op_x` in some file of ops/. */
 RGI_OP(compress_kv)
 RGI_OP(compress_kv_bwd)
+RGI_OP(pool)
+RGI_OP(pool_bwd)
 RGI_OP(cmp_attn)
 RGI_OP(cmp_attn_bwd)
 RGI_OP(topk)
+RGI_OP(index_loss)
+RGI_OP(index_loss_bwd)
 RGI_OP(slc_attn)
 RGI_OP(slc_attn_bwd)
 RGI_OP(swa_attn)

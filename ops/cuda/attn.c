@@ -40,6 +40,7 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.kernel = (int32_t)a->kernel, k.stride = (int32_t)a->stride;
   k.block = a->block > INT32_MAX ? INT32_MAX : (int32_t)a->block;
   k.q = tensor(a->q), k.k = tensor(a->k), k.v = tensor(a->v), k.idx = tensor(a->idx);
+  if (a->idx && a->idx->dim[1] == 1) k.idx.head = 0; /* for all KV heads */
   k.sinks = tensor(a->sinks);
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);

@@ -67,18 +67,22 @@ static int sm90_stages(const rgk_topk *p) {
 static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
+  const bool dot = p->score == RGK_TOPK_BY_DOT;
   const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
   if (no) return no;
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
-  if (heads > (p->dot ? 4 : 16)) return "plain: group";
+  if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
+  if (p->max) return "plain: pool max";
+  if (p->local == 0) return "plain: local 0";
+  if (heads > (dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
   if (p->softcap != 0) return "plain: softcap";
   if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
   if (!sm90_stages(p)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
-  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: not in this build";
+  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, dot)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -92,7 +96,8 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
                            RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   return x->launch(
-      x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
+      x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D,
+                                             call->score == RGK_TOPK_BY_DOT),
                       .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
                       .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
                       .shared = rgk_topk90_shared(heads, call->D, call->kernel / call->stride - 1,
@@ -108,11 +113,14 @@ size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
 }
 
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  static const int modes[] = {[RGK_TOPK_BY_SOFTMAX] = RGK_TOPK_FAST,
+                              [RGK_TOPK_BY_DOT] = RGK_TOPK_DOT,
+                              [RGK_TOPK_BY_RELU] = RGK_TOPK_RELU};
   if (!sm90_refuses(p, gpu))
     RGI_TRY(sm90_step(p, x));
   else
-    RGI_TRY(plain_step(p, gpu, workspace, x, p->dot ? RGK_TOPK_DOT : RGK_TOPK_FAST));
-  return p->dot ? RG_OK : plain_step(p, gpu, workspace, x, RGK_TOPK_WIDE);
+    RGI_TRY(plain_step(p, gpu, workspace, x, modes[p->score]));
+  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, gpu, workspace, x, RGK_TOPK_WIDE) : RG_OK;
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rg_gpu *gpu) {

@@ -215,9 +215,10 @@ Test(cp_random, specs) {
 
 /* ---- the examples ---- */
 
-static const char *const examples[] = {"nsa",          "nsa_layer",       "nsa_linear",
-                                       "moba",         "two_branch",      "sliding_window",
-                                       "dense_causal", "plugin/hard_gate"};
+static const char *const examples[] = {"nsa",          "nsa_layer",        "nsa_linear",
+                                       "moba",         "two_branch",       "sliding_window",
+                                       "dense_causal", "plugin/hard_gate", "variants/msa",
+                                       "variants/qsa"};
 
 static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, int64_t T,
                              const rg_binding *param, size_t nparam) {
@@ -238,15 +239,19 @@ Test(cp_random, examples) {
   const bool whole = in_sample(1, 2); /* at their own widths: shorter where that is slow */
   const int64_t T = whole ? 1536 : 768;
   const int lengths[] = {whole ? 900 : 450, 1, whole ? 500 : 250};
-  const rg_binding param[] = {{"dtype", 0, "f32"}};
+  /* of all, and of variants, whose choices should leave something out */
+  const rg_binding param[] = {{"dtype", 0, "f32"}, {"H", 4, NULL},   {"KH", 2, NULL},
+                              {"D", 32, NULL},     {"DI", 16, NULL}, {"top_n", 3, NULL}};
+  const size_t all = sizeof param / sizeof *param;
   rg_context *ctx = NULL;
   rg_error e = {0};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   CR_OK(rg_plugin_load(ctx, RG_TEST_PLUGIN, &e), &e);
   for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
     if (!in_sample((int)i, 4)) continue;
-    rg_plan *one = plan_example(ctx, examples[i], 1, T, param, 1);
-    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), T, param, 1);
+    const size_t set = strncmp(examples[i], "variants/", 9) == 0 ? all : 1;
+    rg_plan *one = plan_example(ctx, examples[i], 1, T, param, set);
+    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), T, param, set);
     cp_compare(ctx, one, many, round_seed(3, 1), T, lengths, "", 2e-6, examples[i]);
     rg_plan_destroy(one);
     rg_plan_destroy(many);
