@@ -141,7 +141,7 @@ Test(gpu_serve, pages_are_copied_or_none) {
   } list[] = {
       {{{0, 2}, {-1, -1}, {5, 1}, {0, 8}}, NULL},
       {{{0, 2}, {-1, -1}, {0, 9}, {9, 1}}, "pages[2][1] is 9; expected a page, 0 to 8, or two -1"},
-      {{{3, 3}, {-1, 3}, {0, 1}, {2, 4}}, "pages[1][0] is -1"},
+      {{{3, 3}, {-1, 5}, {0, 1}, {2, 4}}, "pages[1][0] is -1"},
       {{{0, 2}, {-2, -2}, {0, 1}, {2, 4}}, "pages[0] writes page 2, which pages[3] reads"},
       {{{0, 2}, {1, 7}, {3, 7}, {-1, -1}}, "pages[1] writes page 7, which pages[2] writes, too"},
       {{{6, 6}, {7, 0}, {-1, -1}, {-1, -1}}, NULL},
