@@ -2,8 +2,8 @@
  * by one.
  *
  * `flag` is device memory of RGI_FLAG_WORDS words, 0 until something is wrong: what cleaning finds
- * in lengths is {1 + check, entry, value}, what a step finds {-1 - step, its own numbers} (kernels.h,
- * rgk_fault); the first of all is kept.
+ * in lengths is {1 + check, entry, value}, what a step finds {-1 - step, its own numbers};
+ * the first of all is kept (rgk_fault of kernels.h).
  */
 #ifndef RGI_CUDA_STEPS_H
 #define RGI_CUDA_STEPS_H
