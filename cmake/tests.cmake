@@ -75,7 +75,9 @@ endforeach()
 # ---- the op tests on a GPU, in one program: tests/gpu.sh runs it, or says why not ----
 file(GLOB gpu_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_num_*.c ${CMAKE_SOURCE_DIR}/tests/gpu/*.c)
 list(APPEND gpu_sources ${CMAKE_SOURCE_DIR}/tests/unit/test_graph.c ${CMAKE_SOURCE_DIR}/tests/unit/test_bitequal.c
-     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c ${CMAKE_SOURCE_DIR}/tests/unit/test_lengths.c)
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_fuse.c ${CMAKE_SOURCE_DIR}/tests/unit/test_lengths.c
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_serve.c ${CMAKE_SOURCE_DIR}/tests/unit/test_paged.c
+     ${CMAKE_SOURCE_DIR}/tests/unit/test_kv_compress.c ${CMAKE_SOURCE_DIR}/tests/unit/test_take.c)
 list(FILTER gpu_sources EXCLUDE REGEX "test_num_harness")
 add_executable(gpu_tests ${gpu_sources})
 target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITERION)

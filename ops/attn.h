@@ -155,11 +155,10 @@ const char *rgi_attn_path(const rg_call *c);
 extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 
 /* All of a descriptor but its name, doc, flags, backward and rules; its attributes are `attrs`. */
-#define RGI_ATTN_OP(ins, outs) \
-  RGI_ATTN_ON_CPU(ins, outs), .cuda_steps = rgi_attn_steps, .cuda_path = rgi_attn_path
-#define RGI_ATTN_ON_CPU(ins, outs)                                                           \
+#define RGI_ATTN_OP(ins, outs)                                                               \
   .abi = RG_OP_ABI, .in = ins, .nin = RGI_COUNT(ins), .out = outs, .nout = RGI_COUNT(outs),  \
   .attrs = attrs, .nattr = RGI_COUNT(attrs), .check = rgi_attn_check, .cost = rgi_attn_cost, \
-  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run
+  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps,    \
+  .cuda_path = rgi_attn_path
 
 #endif

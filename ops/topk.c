@@ -26,6 +26,7 @@
 #include "compress.h"
 #include "cpu/topk.h"
 #include "cpu/rows.h"
+#include "cuda/paged.h"
 #include "cuda/topk.h"
 
 enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_WEIGHT, IN_COUNT };
@@ -503,19 +504,20 @@ static bool steps_by_16(const rg_arg *a) {
 }
 
 static rgk_topk on_gpu(const rg_call *c) {
+  const bool paged = is_paged(c);
   const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *cu = rg_in(c, IN_CU),
-               *cu_k = rg_in(c, IN_CU_K);
-  const rg_arg *offset = rg_in(c, IN_OFFSET);
+               *cu_k = paged ? NULL : rg_in(c, IN_CU_K),
+               *offset = paged ? NULL : rg_in(c, IN_OFFSET);
   const rg_value *a = c->attr;
   rgk_topk p = {.dtype = (int32_t)q->dtype,
                 .H = (int32_t)q->dim[1],
-                .KH = (int32_t)k->dim[1],
+                .KH = (int32_t)kv_heads_of(c),
                 .D = (int32_t)q->dim[2],
                 .seqs = rgk_seqs_of(cu, q->dim[0]),
                 .kseqs = rgk_seqs_of(cu_k ? cu_k : cu, k->dim[0]),
                 .offset = offset ? offset->data : NULL,
                 .T = q->dim[0],
-                .S = k->dim[0],
+                .S = key_rows(c),
                 .softcap = (float)a[A_SOFTCAP].f,
                 .kernel = (int32_t)a[A_KERNEL].i,
                 .stride = (int32_t)a[A_STRIDE].i,
@@ -527,7 +529,7 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .max = a[A_POOL].i == POOL_MAX,
                 .tail = a[A_TAIL].i,
                 .q = rgk_of(q),
-                .k = rgk_of(k),
+                .k = paged ? rgk_page_of(k) : rgk_of(k),
                 .lse = rgk_of(rg_in(c, IN_LSE)),
                 .weight = rgk_of(rg_in(c, IN_WEIGHT)),
                 .idx = rgk_of(rg_out(c, 0)),
@@ -535,17 +537,27 @@ static rgk_topk on_gpu(const rg_call *c) {
   p.G = p.KH > 0 ? p.H / p.KH : 0;
   p.scale = (float)(a[A_SCALE].f != 0 ? a[A_SCALE].f : 1 / sqrt((double)(p.D > 0 ? p.D : 1)));
   /* a query's own block is the last */
-  p.most_keep = offset || p.T == 0 ? p.top_n : (p.T - 1) / p.block + 1;
+  p.most_keep = paged || offset || p.T == 0 ? p.top_n : (p.T - 1) / p.block + 1;
   if (p.most_keep > p.top_n) p.most_keep = p.top_n;
   return p;
 }
+/* NULL where keys are not in pages. */
+static const rgk_pages *pages_on_gpu(const rg_call *c, rgk_pages *room) {
+  const int64_t stride = c->attr[A_STRIDE].i;
+  if (!is_paged(c)) return NULL;
+  *room = rgi_cuda_pages(rg_in(c, IN_CONTEXT), rg_in(c, IN_PAGES), rg_in(c, IN_K), NULL, stride,
+                         c->attr[A_KERNEL].i / stride - 1);
+  return room;
+}
 static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgk_pages pages;
   rgk_topk p = on_gpu(c);
-  return rgi_cuda_topk_steps(&p, c->gpu, c->workspace, x);
+  return rgi_cuda_topk_steps(&p, pages_on_gpu(c, &pages), c->gpu, c->workspace, x);
 }
 static const char *path(const rg_call *c) {
+  rgk_pages pages;
   rgk_topk p = on_gpu(c);
-  return rgi_cuda_topk_path(&p, c->gpu);
+  return rgi_cuda_topk_path(&p, pages_on_gpu(c, &pages), c->gpu);
 }
 
 const rg_op rgi_op_topk = {
@@ -599,4 +611,6 @@ const rg_op rgi_op_paged_topk = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run_cpu,
+    .cuda_steps = steps,
+    .cuda_path = path,
 };

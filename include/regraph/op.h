@@ -82,6 +82,10 @@ typedef struct rg_call {
   struct rg_comm *comm; /* of RG_OP_COMM, while running; NULL: there is one rank */
   /* the bytes `comm_bytes` asked for, 256-aligned: collectives touch nothing else */
   void *comm_block;
+  /* on a GPU, for the library's own ops: where kernels leave what run_cpu would report, and the
+   * number by which the session knows whose it is */
+  int32_t *fault;
+  int32_t fault_id;
 } rg_call;
 
 /* The single tensor on a port, or NULL if the port is absent. */

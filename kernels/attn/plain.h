@@ -2,6 +2,7 @@
 #ifndef RGK_ATTN_PLAIN_H
 #define RGK_ATTN_PLAIN_H
 
+#include "../pages.h"
 #include "attn.h"
 
 /* Instances by the larger of the two head widths, rounded up; the small ones keep within 99 KB of
@@ -21,7 +22,8 @@ enum { RGK_PLAIN_THREADS = 128, RGK_PLAIN_DKV_THREADS = 256, RGK_PLAIN_DELTA_ROW
  * keys. */
 typedef struct rgk_attn_plain {
   rgk_attn a;
-  bool vec; /* four neighbours may be read and written at once */
+  rgk_pages pages; /* forward: where keys are, if there is a table; k and v are a page's then */
+  bool vec;        /* four neighbours may be read and written at once */
   int32_t queries, heads, parts;
   int64_t slots; /* row tiles, rgk_slots(T, n, queries) */
   int32_t keys, key_parts;

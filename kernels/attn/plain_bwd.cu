@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64    ? 3
     for (int j = 0; j < NE; j++) sum[i][j] = make_float4(0, 0, 0, 0);
   }
 
-  walk<M, KEYS> w(a, t);
+  walk<M, KEYS> w(a, t, keys_of(a, t));
   while (w.step(p, t, sh.walk)) {
     const int64_t key = w.span.row + w.first;
     load_rows<LD, THREADS>(sh.k, KEYS, a.D, a.k, p.vec, [&](int r) {

@@ -2,6 +2,7 @@
 #ifndef RGK_TOPK_H
 #define RGK_TOPK_H
 
+#include "../pages.h"
 #include "../tma.h"
 
 /* Sequences, compressed keys and positions as in attn.h's CMP. A row [t, kh] of idx: the first
@@ -54,6 +55,10 @@ RGK_BOTH bool rgk_topk_ranks(rgk_topk_choice c) {
 /* of the plain kernel's tiles */
 enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 };
 enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT, RGK_TOPK_RELU };
+typedef struct rgk_topk_any {
+  rgk_topk call;
+  rgk_pages pages; /* where keys are, if there is a table; k is a page's then */
+} rgk_topk_any;
 RGK_GETTER(rgk_topk_plain(int mode))
 /* Its bytes of dynamic shared memory: of tiles of q, k and sums; of all, with `heap` places of a
  * heap a row. */

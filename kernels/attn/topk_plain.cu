@@ -12,6 +12,7 @@
    in total order.
  */
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "topk.cuh"
 
 using namespace rgk;
@@ -90,25 +91,47 @@ __device__ void write_row(int32_t *idx, int top_n, rgk_topk_choice c, uint64_t *
 
 /* ---- products ---- */
 
-/* Rows [0, n) of a matrix, columns [c0, c0 + WIDTH), transposed into out; zero where there is
- * nothing. */
-__device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int head, int n, int c0,
-                          int width) {
+/* Rows [0, n) of a matrix, row r at element at(r), columns [c0, c0 + WIDTH), transposed into out;
+ * zero where there is nothing. */
+template <class At>
+__device__ __forceinline__ void load_tile(float *out, const rgk_tensor &t, int n, int c0, int width,
+                                          At at) {
   int c = threadIdx.x % WIDTH;
   for (int r = threadIdx.x / WIDTH; r < ROWS; r += THREADS / WIDTH)
-    out[c * PITCH + r] = r < n && c0 + c < width
-                             ? load(t.data, t.dtype, (first + r) * t.row + head * t.head + c0 + c)
-                             : 0.0f;
+    out[c * PITCH + r] = r < n && c0 + c < width ? load(t.data, t.dtype, at(r) + c0 + c) : 0.0f;
+}
+
+/* A tile's keys; table NULL: rows [first, …) of k. */
+struct tile_keys {
+  topk_keys k;
+  int64_t offset; /* position of the sequence's first query */
+  const int32_t *table;
+};
+/* All threads of the block. */
+__device__ __forceinline__ tile_keys keys_of(const rgk_topk_any &p, const tile &t) {
+  const rgk_topk &c = p.call;
+  if (!p.pages.table) return {rgk::keys_of(c, t.b), c.offset ? c.offset[t.b] : 0, nullptr};
+  const int64_t tokens = paged_tokens(p.pages, t.b, t.length);
+  return {{tokens, 0, min(keys_before(tokens, c), c.S)},
+          tokens ? tokens - t.length : 0,
+          p.pages.table + t.b * p.pages.table_row};
+}
+__device__ __forceinline__ int64_t key_at(const rgk_topk_any &p, const tile_keys &k, int64_t j) {
+  return k.table ? paged_key(p.pages, k.table, p.pages.k_page, p.call.k.row, j)
+                 : (k.k.first + j) * p.call.k.row;
 }
 
 /* acc += q.k for this thread's rows 4 * ty + i and keys 4 * tx + j. */
-__device__ void products(const rgk_topk &p, float *qs, float *ks, int64_t row, int head, int rows,
-                         int64_t key, int kv_head, int keys, float acc[4][4]) {
+__device__ void products(const rgk_topk_any &any, float *qs, float *ks, int64_t row, int head,
+                         int rows, const tile_keys &of, int64_t key, int kv_head, int keys,
+                         float acc[4][4]) {
+  const rgk_topk &p = any.call;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   for (int c0 = 0; c0 < p.D; c0 += WIDTH) {
     __syncthreads();
-    load_tile(qs, p.q, row, head, rows, c0, p.D);
-    load_tile(ks, p.k, key, kv_head, keys, c0, p.D);
+    load_tile(qs, p.q, rows, c0, p.D, [&](int r) { return (row + r) * p.q.row + head * p.q.head; });
+    load_tile(ks, p.k, keys, c0, p.D,
+              [&](int r) { return key_at(any, of, key + r) + kv_head * p.k.head; });
     __syncthreads();
 #pragma unroll 8
     for (int c = 0; c < WIDTH; c++) {
@@ -136,18 +159,20 @@ template <int MODE, class S> __device__ __forceinline__ S unscored() {
   return MODE == RGK_TOPK_DOT || MODE == RGK_TOPK_RELU ? (S)-INFINITY : (S)0;
 }
 
-/* What keys [key, key + keys), from `key_row` of k on, count for each of the tile's queries. */
+/* What keys [key, key + keys) count for each of the tile's queries. */
 template <int MODE>
-__device__ __forceinline__ void weights(const rgk_topk &p, float *qs, float *ks, int64_t row,
-                                        int rows, int kh, int64_t key_row, int64_t key, int keys,
-                                        const int32_t *visible, typename sum_of<MODE>::type *ps) {
+__device__ __forceinline__ void weights(const rgk_topk_any &any, float *qs, float *ks, int64_t row,
+                                        int rows, int kh, const tile_keys &of, int64_t key,
+                                        int keys, const int32_t *visible,
+                                        typename sum_of<MODE>::type *ps) {
+  const rgk_topk &p = any.call;
   using S = typename sum_of<MODE>::type;
   const S nothing = unscored<MODE, S>();
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   S sum[4][4] = {};
   float acc[4][4] = {};
   for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
-    products(p, qs, ks, row, h, rows, key_row, kh, keys, acc);
+    products(any, qs, ks, row, h, rows, of, key, kh, keys, acc);
     if constexpr (MODE == RGK_TOPK_RELU) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
@@ -211,7 +236,8 @@ __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int bloc
 }
 
 template <int MODE>
-__global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk p) {
+__global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk_any any) {
+  const rgk_topk &p = any.call;
   using S = typename sum_of<MODE>::type;
   extern __shared__ __align__(16) char memory[];
   static_assert(sizeof(tiles<S>) == rgk_topk_plain_tiles(MODE), "as the host counts");
@@ -238,8 +264,9 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
             0;
       continue;
     }
-    const topk_keys k = keys_of(p, t.b);
-    const int64_t position = t.first + (p.offset ? p.offset[t.b] : 0) + tid;
+    const tile_keys of = keys_of(any, t);
+    const topk_keys &k = of.k;
+    const int64_t position = t.first + of.offset + tid;
     /* of thread tid's row */
     int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head;
     uint64_t *heap = heaps + tid;
@@ -273,7 +300,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
       const int64_t end = min((c0 + nb) * bs, key_end);
       for (int64_t key = max(c0 * bs - reach, (int64_t)0); key < end; key += KEYS) {
         const int n = (int)min((int64_t)KEYS, end - key);
-        weights<MODE>(p, qs, ks, row0, t.n, kh, k.first + key, key, n, visible, ps);
+        weights<MODE>(any, qs, ks, row0, t.n, kh, of, key, n, visible, ps);
         __syncthreads();
         add_scores<MODE>(ps, c0, nb, key, n, bs, reach, p.max, score);
       }

@@ -8,6 +8,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../../kernels/attn/attn.h"
+#include "../../kernels/pages.h"
 #include "../attn.h"
 
 typedef struct rgi_attn_family {
@@ -30,6 +31,9 @@ extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cu
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+/* Of keys in pages, forward. */
+rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                               rg_cuda *x);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);

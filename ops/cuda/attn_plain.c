@@ -46,13 +46,19 @@ static size_t forward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
   return 0;
 }
 
-static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  (void)workspace;
+rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                               rg_cuda *x) {
   int w;
   rgk_attn_plain p = plan(a, gpu, &w);
+  if (pages) p.pages = *pages;
   if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_FWD_KEYS);
   return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS,
               rgk_plain_fwd_shared(w));
+}
+
+static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  (void)workspace;
+  return rgi_attn_plain_paged(a, NULL, gpu, x);
 }
 
 const rgi_attn_family rgi_attn_plain_fwd = {

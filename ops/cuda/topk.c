@@ -30,19 +30,23 @@ static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu) {
   return (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep * sizeof(uint64_t);
 }
 
-static rg_status plain_step(const rgk_topk *call, const rg_gpu *gpu, void *workspace, rg_cuda *x,
-                            int mode) {
-  rgk_topk p = *call;
-  p.slots = rgk_slots(p.T, p.seqs.n, RGK_TOPK_ROWS);
-  p.chunk = plain_chunk(&p);
-  p.heap = p.most_keep > HEAP_SHARED ? workspace : NULL;
+static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const rg_gpu *gpu,
+                            void *workspace, rg_cuda *x, int mode) {
+  rgk_topk_any any;
+  memset(&any, 0, sizeof any); /* holes too: launches are compared byte by byte */
+  rgk_topk *p = &any.call;
+  *p = *call;
+  if (pages) any.pages = *pages;
+  p->slots = rgk_slots(p->T, p->seqs.n, RGK_TOPK_ROWS);
+  p->chunk = plain_chunk(p);
+  p->heap = p->most_keep > HEAP_SHARED ? workspace : NULL;
   return x->launch(
       x, &(rg_launch){.function = rgk_topk_plain(mode),
-                      .grid = {plain_grid(&p, gpu), 1, 1},
+                      .grid = {plain_grid(p, gpu), 1, 1},
                       .block = {RGK_TOPK_THREADS, 1, 1},
-                      .shared = rgk_topk_plain_shared(mode, p.chunk, p.heap ? 0 : p.most_keep),
-                      .params = &p,
-                      .size = sizeof p});
+                      .shared = rgk_topk_plain_shared(mode, p->chunk, p->heap ? 0 : p->most_keep),
+                      .params = &any,
+                      .size = sizeof any});
 }
 
 /* ---- Hopper's ---- */
@@ -64,12 +68,13 @@ static int sm90_stages(const rgk_topk *p) {
 }
 
 /* Why not, or NULL. */
-static const char *sm90_refuses(const rgk_topk *p, const rg_gpu *gpu) {
+static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
   const bool dot = p->score == RGK_TOPK_BY_DOT;
   const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
   if (no) return no;
+  if (pages) return "plain: pages";
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
@@ -112,18 +117,20 @@ size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
   return plain_workspace(p, gpu);
 }
 
-rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
+                              void *workspace, rg_cuda *x) {
   static const int modes[] = {[RGK_TOPK_BY_SOFTMAX] = RGK_TOPK_FAST,
                               [RGK_TOPK_BY_DOT] = RGK_TOPK_DOT,
                               [RGK_TOPK_BY_RELU] = RGK_TOPK_RELU};
-  if (!sm90_refuses(p, gpu))
+  if (!sm90_refuses(p, pages, gpu))
     RGI_TRY(sm90_step(p, x));
   else
-    RGI_TRY(plain_step(p, gpu, workspace, x, modes[p->score]));
-  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, gpu, workspace, x, RGK_TOPK_WIDE) : RG_OK;
+    RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
+  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE)
+                                         : RG_OK;
 }
 
-const char *rgi_cuda_topk_path(const rgk_topk *p, const rg_gpu *gpu) {
-  const char *no = sm90_refuses(p, gpu);
+const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+  const char *no = sm90_refuses(p, pages, gpu);
   return no ? no : "wgmma";
 }
