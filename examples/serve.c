@@ -404,7 +404,8 @@ static rg_status forward(server *s, rg_error *e) {
   bucket *b = s->bucket;
   while (b->rows < s->a.rows) b++;
   const double start = now();
-  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, s->inputs_bytes, e);
+  const size_t bytes = (size_t)((char *)(s->a.tokens + b->rows) - s->inputs);
+  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, bytes, e);
   if (status == RG_OK) status = rg_session_forward(b->session, e);
   if (status == RG_OK) status = rg_session_synchronize(b->session, e);
   if (status == RG_OK)
