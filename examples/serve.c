@@ -1,6 +1,6 @@
 /* examples/serve.c: a serving loop: requests come, share the steps of one graph, and go.
  *
- *   cc serve.c $(pkg-config --cflags --libs regraph) -lm
+ *   cc serve.c $(pkg-config --cflags --libs regraph)
  *   ./a.out                                           # 64 requests to a small model, on the CPU
  *   ./a.out --device cuda --set layers=12 --set W=2048 --set dtype=bf16 …
  *   ./a.out --journal J --kill 40; ./a.out --journal J      # … and goes on from there
