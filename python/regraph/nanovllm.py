@@ -5,9 +5,9 @@
     regraph.nanovllm.install(nsa={"window": 512})     # layers that call self.attn(q, k, v, gate)
 
 Each layer runs one step of a graph over nano-vllm's own caches and tables: new keys and values go
-into their pages, then queries attend. With `nsa` that is examples/nsa_serve.json; what it compresses
-stands in pages of its own, under the same table, a stride-th of the memory of keys and values, which
-nano-vllm knows nothing of: leave that room (gpu_memory_utilization).
+into their pages, then queries attend. With `nsa` that is examples/nsa_serve.json; what it
+compresses stands in pages of its own, under the same table, a stride-th of the memory of keys and
+values, which nano-vllm knows nothing of: leave that room (gpu_memory_utilization).
 
 Prompts, prompts that begin as others did, and single tokens, captured in graphs too, take one way.
 """
