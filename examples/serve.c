@@ -1,6 +1,6 @@
 /* examples/serve.c: a serving loop: requests come, share the steps of one graph, and go.
  *
- *   cc serve.c $(pkg-config --cflags --libs regraph) -lm
+ *   cc serve.c $(pkg-config --cflags --libs regraph)
  *   ./a.out                                           # 64 requests to a small model, on the CPU
  *   ./a.out --device cuda --set layers=12 --set W=2048 --set dtype=bf16 …
  *   ./a.out --journal J --kill 40; ./a.out --journal J      # … and goes on from there
@@ -404,7 +404,8 @@ static rg_status forward(server *s, rg_error *e) {
   bucket *b = s->bucket;
   while (b->rows < s->a.rows) b++;
   const double start = now();
-  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, s->inputs_bytes, e);
+  const size_t bytes = (size_t)((char *)(s->a.tokens + b->rows) - s->inputs);
+  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, bytes, e);
   if (status == RG_OK) status = rg_session_forward(b->session, e);
   if (status == RG_OK) status = rg_session_synchronize(b->session, e);
   if (status == RG_OK)

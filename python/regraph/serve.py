@@ -58,7 +58,7 @@ class Queue(_Handle):
         handle = _lib.create("rg_queue_create", context.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_queue_destroy, context)
         shapes = {"lengths": (slots,), "context": (slots,), "pages": (slots, most),
-                  "forks": (forks, 2), "tokens": (rows,)}  # tokens last: fewer rows, less to copy
+                  "forks": (forks, 2), "tokens": (rows,)}  # last: a step may have room for fewer
         self.offsets, size = {}, 0
         for name, shape in shapes.items():
             self.offsets[name] = size
@@ -349,9 +349,9 @@ class Engine:
 
     def _run(self, rows):
         start = time.perf_counter()
-        session = next(session for count, session in self._buckets if rows <= count)
+        count, session = next(bucket for bucket in self._buckets if rows <= bucket[0])
         if self.device != "cpu":
-            self._there.write(self.queue.block)
+            self._there.write(self.queue.block[:self.queue.offsets["tokens"] + 4 * count])
         session.run_forward()
         session.synchronize()
         if "next" in self._outputs:
