@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `regraph tune` broken off by Ctrl-C and by a kill, gone on with each time: its list and its profile
+# `regraph tune` broken off by Ctrl-C and by a kill, gone on with each time: its list and profile
 # are those of a tune that ran through, in all but times, and what had been measured is not measured
 # again. With that profile a plan made where no GPU is seen names the kernels that it names on one.
 #   tests/tune.sh DEVICE [REGRAPH [SOURCE_DIR]]
