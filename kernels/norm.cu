@@ -1,4 +1,4 @@
-/* kernels/norm.cu: rmsnorm (norm.h).
+/* kernels/norm.cu: rmsnorm, then layernorm (norm.h).
 
        r = 1 / sqrt(mean x² + eps)     n = x·r     g = dy·w
        y = n·w     dx = r·(g − n·mean(g·n))     dw = Σ over rows dy·n
@@ -7,6 +7,11 @@
    backward walks a run of rows per block, the next rows' copies to shared memory under way while
    one is worked on, and keeps its columns of dw in registers (chunks past `held`: in its own row of
    `partial`); a second kernel adds the blocks up.
+
+       layernorm: m = mean x, r = 1 / sqrt(mean (x − m)² + eps), n = (x − m)·r
+       y = n·w + b     dx = r·(g − mean g − n·mean(g·n))     db = Σ over rows dy
+
+   Plain: a warp reads its row once for the mean, once for the squares, once to write.
  */
 #include "device/chunk.cuh"
 #include "device/ptx.cuh"
@@ -334,6 +339,108 @@ __global__ void __launch_bounds__(RGK_NORM_COLUMNS *RGK_NORM_SLICES)
   put_grad(p.to, p.dtype, c, sum, p.add);
 }
 
+/* ---- layernorm ---- */
+
+/* f(column) for each of a lane's columns. */
+template <class F> __device__ __forceinline__ void columns_of(const rgk_layer_params &p, F f) {
+  for (int64_t c = threadIdx.x % 32; c < p.width; c += 32) f(c);
+}
+
+__device__ __forceinline__ float element(const rgk_walked &x, int64_t row, int64_t c) {
+  return load(x.data, x.dtype, row + c);
+}
+
+/* Mean and r of the row at `at`; all lanes of the warp. */
+__device__ __forceinline__ float2 stats_of(const rgk_layer_params &p, int64_t at) {
+  float sum = 0, squares = 0;
+  columns_of(p, [&](int64_t c) { sum += element(p.t[0], at, c); });
+  const float mean = __fmul_rn(sum_lanes(sum, 32), p.per_width);
+  columns_of(p, [&](int64_t c) {
+    const float d = element(p.t[0], at, c) - mean;
+    squares = __fmaf_rn(d, d, squares);
+  });
+  return make_float2(mean, rsqrtf(__fmaf_rn(sum_lanes(squares, 32), p.per_width, p.eps)));
+}
+
+__device__ __forceinline__ float weight_of(const rgk_layer_params &p, int64_t c) {
+  return p.weight ? load(p.weight, p.t[0].dtype, c) : 1.0f;
+}
+
+__global__ void __launch_bounds__(THREADS)
+    layer_forward(const __grid_constant__ rgk_layer_params p) {
+  const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32,
+                live = live_rows(p.seqs) * p.per_token;
+  if (row >= p.rows) return;
+  const int64_t to = row_at(p.w, p.t[1], row);
+  if (row >= live) {
+    columns_of(p, [&](int64_t c) { store(p.t[1].data, p.t[1].dtype, to + c, 0.0f); });
+    return;
+  }
+  const int64_t at = row_at(p.w, p.t[0], row);
+  const float2 s = stats_of(p, at);
+  columns_of(p, [&](int64_t c) {
+    const float n = __fmul_rn(element(p.t[0], at, c) - s.x, s.y),
+                b = p.bias ? load(p.bias, p.t[0].dtype, c) : 0.0f;
+    store(p.t[1].data, p.t[1].dtype, to + c, __fmaf_rn(n, weight_of(p, c), b));
+  });
+}
+
+__global__ void __launch_bounds__(THREADS)
+    layer_backward(const __grid_constant__ rgk_layer_params p) {
+  const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32,
+                live = live_rows(p.seqs) * p.per_token;
+  if (row >= p.rows) return;
+  const int64_t to = p.t[2].data ? row_at(p.w, p.t[2], row) : 0;
+  if (row >= live) {
+    if (p.t[2].data && !p.add)
+      columns_of(p, [&](int64_t c) { store(p.t[2].data, p.t[2].dtype, to + c, 0.0f); });
+    return;
+  }
+  const int64_t at = row_at(p.w, p.t[0], row), dy = row_at(p.w, p.t[1], row);
+  const float2 s = stats_of(p, at);
+  if (p.stats && threadIdx.x % 32 == 0) p.stats[2 * row] = s.x, p.stats[2 * row + 1] = s.y;
+  if (!p.t[2].data) return;
+  float sum = 0, products = 0;
+  columns_of(p, [&](int64_t c) { sum += __fmul_rn(element(p.t[1], dy, c), weight_of(p, c)); });
+  const float mean = __fmul_rn(sum_lanes(sum, 32), p.per_width);
+  const auto centred = [&](int64_t c) {
+    return __fmul_rn(element(p.t[1], dy, c), weight_of(p, c)) - mean;
+  };
+  const auto normal = [&](int64_t c) { return __fmul_rn(element(p.t[0], at, c) - s.x, s.y); };
+  columns_of(p, [&](int64_t c) { products = __fmaf_rn(centred(c), normal(c), products); });
+  const float along = __fmul_rn(sum_lanes(products, 32), p.per_width);
+  columns_of(p, [&](int64_t c) {
+    put_grad(p.t[2].data, p.t[2].dtype, to + c,
+             __fmul_rn(s.y, __fmaf_rn(-normal(c), along, centred(c))), p.add);
+  });
+}
+
+__global__ void __launch_bounds__(RGK_NORM_COLUMNS *RGK_LAYER_SLICES)
+    layer_columns(const __grid_constant__ rgk_layer_params p) {
+  __shared__ float2 part[RGK_LAYER_SLICES][RGK_NORM_COLUMNS];
+  const int64_t c = (int64_t)blockIdx.x * RGK_NORM_COLUMNS + threadIdx.x,
+                live = live_rows(p.seqs) * p.per_token, first = blockIdx.y * p.per_block;
+  int64_t end = first + p.per_block < p.rows ? first + p.per_block : p.rows;
+  if (end > live) end = live;
+  float2 sum = make_float2(0, 0);
+  if (c < p.width)
+    for (int64_t row = first + threadIdx.y; row < end; row += RGK_LAYER_SLICES) {
+      const float g = element(p.t[1], row_at(p.w, p.t[1], row), c),
+                  n = __fmul_rn(element(p.t[0], row_at(p.w, p.t[0], row), c) - p.stats[2 * row],
+                                p.stats[2 * row + 1]);
+      sum.x = __fmaf_rn(g, n, sum.x);
+      sum.y += g;
+    }
+  part[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y || c >= p.width) return;
+  for (int i = 1; i < RGK_LAYER_SLICES; i++)
+    sum.x += part[i][threadIdx.x].x, sum.y += part[i][threadIdx.x].y;
+  const int64_t to = blockIdx.y * p.width + c;
+  p.partial[to] = sum.x;
+  p.partial[gridDim.y * p.width + to] = sum.y;
+}
+
 template <class T> const void *forward_of(int held) {
   if (held == 1) return (const void *)forward<T, 1, RGK_NORM_ROWS(1)>;
   if (held == 2) return (const void *)forward<T, 2, RGK_NORM_ROWS(2)>;
@@ -357,4 +464,13 @@ const void *rgk_norm_bwd(bool vectors, rg_dtype x, int held) {
 }
 const void *rgk_norm_sum(void) {
   return (const void *)sum_partial;
+}
+const void *rgk_layer_fwd(void) {
+  return (const void *)layer_forward;
+}
+const void *rgk_layer_bwd(void) {
+  return (const void *)layer_backward;
+}
+const void *rgk_layer_columns(void) {
+  return (const void *)layer_columns;
 }

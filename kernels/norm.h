@@ -1,4 +1,4 @@
-/* kernels/norm.h: rmsnorm and its gradients (the formulas stand in ops/rmsnorm.c). */
+/* kernels/norm.h: rmsnorm, layernorm and their gradients (the formulas stand in ops/norm.c). */
 #ifndef RGK_NORM_H
 #define RGK_NORM_H
 
@@ -33,6 +33,27 @@ typedef struct rgk_norm_params {
 } rgk_norm_params;
 RGK_GETTER(rgk_norm_fwd(bool vectors, rg_dtype x, int held))
 RGK_GETTER(rgk_norm_bwd(bool vectors, rg_dtype x, int held))
+
+/* layernorm, one warp to a row, element by element. The backward puts mean and r of each live row
+ * into `stats`, by which a second kernel sums the columns: RGK_LAYER_ROWS rows or more to a block
+ * of RGK_NORM_COLUMNS x RGK_LAYER_SLICES threads. */
+enum { RGK_LAYER_SLICES = 8, RGK_LAYER_ROWS = 256 };
+typedef struct rgk_layer_params {
+  rgk_walk w;      /* last axis on its own */
+  rgk_walked t[3]; /* forward: x, y; backward: x, dy, dx (data NULL: not wanted) */
+  rgk_seqs seqs;
+  int64_t rows, width;
+  int64_t per_token;         /* rows of a token */
+  const void *weight, *bias; /* [width] in x's type, or NULL */
+  float eps, per_width;      /* 1 / width */
+  int64_t add;               /* to dx */
+  int64_t per_block;         /* rows of a block that sums columns */
+  float *stats;              /* [rows, 2], or NULL */
+  float *partial;            /* [2, blocks, width]: shares of dw, db */
+} rgk_layer_params;
+RGK_GETTER(rgk_layer_fwd(void))
+RGK_GETTER(rgk_layer_bwd(void))
+RGK_GETTER(rgk_layer_columns(void))
 
 /* to (+)= Σ over n partial rows, in a fixed order. Blocks of RGK_NORM_COLUMNS x RGK_NORM_SLICES
  * threads. */

@@ -1,4 +1,5 @@
-/* kernels/rope.h: rotary embedding: y = x turned by position, pairs (c, c + half). */
+/* kernels/rope.h: rotary embedding: y = x turned by position, pairs (c, c + half), or (2c, 2c + 1)
+ * if interleaved. */
 #ifndef RGK_ROPE_H
 #define RGK_ROPE_H
 
@@ -15,9 +16,10 @@ typedef struct rgk_rope_params {
   /* of a block; tokens <= RGK_ROPE_TOKENS, tokens · pairs <= RGK_ROPE_ANGLES */
   int32_t pairs, tokens;
   bool back, add;               /* turn the other way; add to y */
+  float magnitude;              /* of cosine and sine */
   double turns[RGK_ROPE_PAIRS]; /* full turns per position of pair first + i */
 } rgk_rope_params;
 /* vectors: rows, `half` and `first` on 16 bytes, x of type `x`. */
-RGK_GETTER(rgk_rope(bool vectors, rg_dtype x))
+RGK_GETTER(rgk_rope(bool vectors, rg_dtype x, bool interleaved))
 
 #endif

@@ -44,10 +44,10 @@ __device__ __forceinline__ float inverse(float x) {
 }
 
 template <int MAP>
-constexpr int inputs = MAP == RGK_FILL                      ? 0
-                       : MAP == RGK_COPY || MAP == RGK_SILU ? 1
-                       : MAP == RGK_MUL_BWD                 ? 3
-                                                            : 2;
+constexpr int inputs = MAP == RGK_FILL                                            ? 0
+                       : MAP == RGK_COPY || MAP == RGK_SILU || MAP == RGK_SIGMOID ? 1
+                       : MAP == RGK_MUL_BWD                                       ? 3
+                                                                                  : 2;
 template <int MAP> constexpr int outputs = MAP == RGK_MUL_BWD ? 2 : 1;
 
 template <int MAP> __device__ __forceinline__ void apply(const float *x, float *y, float value) {
@@ -63,6 +63,11 @@ template <int MAP> __device__ __forceinline__ void apply(const float *x, float *
   if (MAP == RGK_SILU_BWD) {
     const float e = exp_minus(x[0]), s = inverse(1.0f + e);
     y[0] = __fmul_rn(__fmul_rn(x[1], s), __fmaf_rn(x[0], __fmul_rn(e, s), 1.0f));
+  }
+  if (MAP == RGK_SIGMOID) y[0] = inverse(1.0f + exp_minus(x[0]));
+  if (MAP == RGK_SIGMOID_BWD) {
+    const float e = exp_minus(x[0]), s = inverse(1.0f + e);
+    y[0] = __fmul_rn(__fmul_rn(x[1], s), __fmul_rn(e, s));
   }
 }
 
@@ -224,7 +229,9 @@ const void *rgk_map_kernel(rgk_map m, bool vectors, rg_dtype x) {
   case RGK_MUL: return map_of<RGK_MUL>(vectors, x);
   case RGK_MUL_BWD: return map_of<RGK_MUL_BWD>(vectors, x);
   case RGK_SILU: return map_of<RGK_SILU>(vectors, x);
-  default: return map_of<RGK_SILU_BWD>(vectors, x);
+  case RGK_SILU_BWD: return map_of<RGK_SILU_BWD>(vectors, x);
+  case RGK_SIGMOID: return map_of<RGK_SIGMOID>(vectors, x);
+  default: return map_of<RGK_SIGMOID_BWD>(vectors, x);
   }
 }
 

@@ -21,12 +21,14 @@ enum { RGK_MAP_TENSORS = 5, RGK_ADD_TENSORS = 17 };
 
 /* What is done to each element: inputs first, then outputs. */
 typedef enum rgk_map {
-  RGK_FILL,     /* to = value */
-  RGK_COPY,     /* x, to */
-  RGK_MUL,      /* x, y, to */
-  RGK_MUL_BWD,  /* a, b, dy, da = dy·b, db = dy·a */
-  RGK_SILU,     /* x, to */
-  RGK_SILU_BWD, /* x, dy, dx */
+  RGK_FILL,        /* to = value */
+  RGK_COPY,        /* x, to */
+  RGK_MUL,         /* x, y, to */
+  RGK_MUL_BWD,     /* a, b, dy, da = dy·b, db = dy·a */
+  RGK_SILU,        /* x, to */
+  RGK_SILU_BWD,    /* x, dy, dx */
+  RGK_SIGMOID,     /* x, to */
+  RGK_SIGMOID_BWD, /* x, dy, dx */
   RGK_MAPS
 } rgk_map;
 

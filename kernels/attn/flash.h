@@ -54,7 +54,9 @@ typedef struct rgk_flash_params {
   rgk_seqs seqs, kseqs;
   const int32_t *offset;
   int64_t S, window_left;
-  int32_t mode, slots, H, E, kernel;         /* slots of row tiles, see kernels.h */
+  int32_t mode, slots, H, E, kernel; /* slots of row tiles, see kernels.h */
+  /* cmp: rows that key tiles begin before a sequence's first key, kernel/stride − 1 */
+  int32_t before;
   rgk_divisor by_heads, by_group, by_stride; /* H, G, stride */
   float scale, softcap;
 } rgk_flash_params;

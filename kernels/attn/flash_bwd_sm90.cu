@@ -201,8 +201,11 @@ template <class T, int W> struct worker {
       if (bwd_handed(p, x, sum, wg, t)) return;
     }
     const int64_t row = x.s.k_begin + k0;
-    if (a.dk.data) put_keys<true>(a.dk, a.acc_k, row, x.kh, key, keys, 0, a.D, dk, a.scale);
-    if (a.dv.data) put_keys<true>(a.dv, a.acc_v, row, x.kh, key, keys, 0, a.E, dv, 1);
+    const bool seen = steps > 0; /* else there is nothing to add */
+    if (a.dk.data && (seen || !a.acc_k))
+      put_keys<true>(a.dk, a.acc_k, row, x.kh, key, keys, 0, a.D, dk, a.scale);
+    if (a.dv.data && (seen || !a.acc_v))
+      put_keys<true>(a.dv, a.acc_v, row, x.kh, key, keys, 0, a.E, dv, 1);
   }
 };
 

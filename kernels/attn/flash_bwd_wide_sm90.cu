@@ -170,8 +170,10 @@ __device__ __forceinline__ void compute(const rgk_flash_bwd &p, const bwd_item &
     if (bwd_handed(p, x, sum, wg, t)) return;
   }
   const int64_t row = x.s.k_begin + k0;
-  if (a.dk.data) dk.put(a.dk, row, x.kh, keys, key, a.D, a.scale, a.acc_k, wg);
-  if (a.dv.data) dv.put(a.dv, row, x.kh, keys, key, a.E, 1, a.acc_v, wg);
+  const bool seen = steps > 0; /* else there is nothing to add */
+  if (a.dk.data && (seen || !a.acc_k))
+    dk.put(a.dk, row, x.kh, keys, key, a.D, a.scale, a.acc_k, wg);
+  if (a.dv.data && (seen || !a.acc_v)) dv.put(a.dv, row, x.kh, keys, key, a.E, 1, a.acc_v, wg);
 }
 
 template <class T, class L>

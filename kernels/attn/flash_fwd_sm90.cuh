@@ -20,12 +20,16 @@
    powers of two, which almost never happens after the first tile; p then stays below 2^LAZY.
    Whether it moves depends on that row alone, so neighbours change no bit.
 
+   Compressed keys are counted as they lie in pages (docs/serving.md): row r = j + before of a
+   sequence is the page row of its block's last token, and key tiles begin at multiples of N of r. A
+   first tile then has `before` rows of whatever lies before the sequence.
+
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
        | barriers |
-   Where o does not fit, it goes through q's room (width 256). A last K/V tile may hang over the
-   sequence's end. Keys there are masked; rows of V there are cleared by each warpgroup before it
-   multiplies, since 0 · NaN would spread.
+   Where o does not fit, it goes through q's room (width 256). A first K/V tile may hang over the
+   sequence's beginning, a last one over its end. Keys there are masked; rows of V there are cleared
+   by each warpgroup before it multiplies, since 0 · NaN would spread.
  */
 #pragma once
 #include "../device/element.cuh"
@@ -62,7 +66,7 @@ struct alignas(16) job {
   int kind, head;
   int token, rows; /* first row in q and o; how many the sequence has */
   int position;    /* of the first row */
-  int keys;        /* of the sequence */
+  int keys;        /* rows up to the sequence's last key */
   int first, end;  /* key tiles [first, end) */
 };
 
@@ -78,13 +82,14 @@ template <class C> struct shared {
 
 /* ---- jobs ---- */
 
-/* Last and first key that position x sees; monotone in x. */
+/* Rows of the last and first key that position x sees; monotone in x. None: last < first. */
 __device__ __forceinline__ int last_key(const rgk_flash_params &p, int keys, int x) {
   if (p.mode == RGK_CMP) x = x < p.kernel - 1 ? -1 : rgk_over(x - p.kernel + 1, p.by_stride);
-  return min(x, keys - 1);
+  return min(x + p.before, keys - 1);
 }
 __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
-  return p.mode == RGK_CMP || p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
+  if (p.mode == RGK_CMP) return p.before;
+  return p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
 }
 
 /* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a
@@ -107,7 +112,8 @@ __device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &
   }
   n = min(n, (int)p.S - begin);
   if (n <= 0) return true;
-  key_row = begin;
+  n += p.before;
+  key_row = begin - p.before;
   j.keys = n;
   j.position = (int)min(t.first + (p.offset ? p.offset[t.b] : 0), (int64_t)INT32_MAX - C::ROWS);
   const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
@@ -298,12 +304,13 @@ __device__ __forceinline__ void pack(uint32_t (&p)[C::N / 4], const float (&s)[C
   for (int i = 0; i < C::N / 4; i++) p[i] = pack2<typename C::type>(s[2 * i], s[2 * i + 1]);
 }
 
-/* Rows of a V tile from `from` on are zeroed, by this warpgroup for itself. */
-template <class C> __device__ __forceinline__ void clear_tail(char *v, int from, int group) {
+/* Rows [from, to) of a V tile are zeroed, by this warpgroup for itself. */
+template <class C>
+__device__ __forceinline__ void clear_keys(char *v, int from, int to, int group) {
 #pragma unroll 1
   for (int x = 0; x < C::EP; x++)
 #pragma unroll 1
-    for (int i = from * 8 + (int)(threadIdx.x % 128); i < C::N * 8; i += 128)
+    for (int i = from * 8 + (int)(threadIdx.x % 128); i < to * 8; i += 128)
       *(uint4 *)(v + x * C::KV + i * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
   named_sync(EACH + group, WARPGROUP);
@@ -465,8 +472,10 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       else
         q = smem_at(s.q[group]);
       find_keys(p, j, row, lane, r);
-      auto tail = [&](int t) {
-        if ((t + 1) * C::N > j.keys) clear_tail<C>(s.v[v.stage], j.keys - t * C::N, group);
+      auto clear = [&](int t) {
+        const int at = t * C::N;
+        if (at < p.before) clear_keys<C>(s.v[v.stage], 0, min(p.before - at, C::N), group);
+        if (at + C::N > j.keys) clear_keys<C>(s.v[v.stage], j.keys - at, C::N, group);
       };
 
       int t = j.end - 1;
@@ -494,7 +503,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
         bar_wait(&s.v_full[v.stage], v.parity);
-        tail(t + 1);
+        clear(t + 1);
         wgmma_fence();
         start_pv<C>(o, pr, smem_at(s.v[v.stage]));
         baton_pass();
@@ -519,7 +528,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       }
       if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
       bar_wait(&s.v_full[v.stage], v.parity);
-      tail(j.first);
+      clear(j.first);
       wgmma_fence();
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
       const waited added = wgmma_wait<0>();

@@ -187,27 +187,31 @@ template <int PER_LANE> struct pool {
 
 /* ---- scores of one step, by the warp that owns the queries ---- */
 
-/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's
- * candidates. */
+/* Appends the scores of the lanes in `passed`, for block b of each lane, to query q's candidates;
+ * s: its state. True: there are many now. Others may look after the step's next barrier. */
 template <int HEADS>
-__device__ __forceinline__ void take(const memory &m, int q, uint32_t passed, float score, int b) {
+__device__ __forceinline__ bool take(const memory &m, int q, const int4 &s, uint32_t passed,
+                                     float score, int b) {
   using P = plan<HEADS>;
   const int lane = threadIdx.x % 32, key = key_of(score);
-  int4 s = m.state[q];
-  int2 *to = m.candidate + q * P::ROOM;
   const bool mine = (passed >> lane & 1) && key > s.x;
   passed = __ballot_sync(~0u, mine);
-  if (mine) to[s.y + __popc(passed & ((1u << lane) - 1))] = make_int2(key, b);
-  s.y += __popc(passed);
+  if (mine)
+    m.candidate[q * P::ROOM + s.y + __popc(passed & ((1u << lane) - 1))] = make_int2(key, b);
+  const int n = s.y + __popc(passed);
+  if (lane == 0) m.state[q].y = n;
+  return n > P::ROOM - 32;
+}
+/* Raises query q's threshold and drops candidates. */
+template <int HEADS> __device__ __forceinline__ void drop(const memory &m, int q) {
+  using P = plan<HEADS>;
   __syncwarp();
-  if (s.y > P::ROOM - 32) {
-    pool<P::PER_LANE> x;
-    x.load(to, s.y);
-    s.y = x.sift(s.y, s.w, &s.x);
-    x.store(to);
-  }
-  if (lane == 0) m.state[q] = s;
-  __syncwarp();
+  int4 s = m.state[q];
+  pool<P::PER_LANE> x;
+  x.load(m.candidate + q * P::ROOM, s.y);
+  s.y = x.sift(s.y, s.w, &s.x);
+  x.store(m.candidate + q * P::ROOM);
+  if (threadIdx.x % 32 == 0) m.state[q] = s;
 }
 
 /* Blocks of four keys that reach over one key of the block before, 32 of them a step. carry: lane
@@ -218,33 +222,29 @@ __device__ __forceinline__ void choose_4_1(const rgk_topk &p, const memory &m, i
   using P = plan<HEADS>;
   const int lane = threadIdx.x % 32, b = step * 32 + lane;
   float score[P::MINE];
-  uint32_t passed[P::MINE], some = 0;
+  int4 s[P::MINE];
+  uint32_t passed[P::MINE], many = 0;
 #pragma unroll
   for (int i = 0; i < P::MINE; i++) {
     const int q = warp * P::MINE + i;
     const float4 v = *(const float4 *)(m.p + ((step & 1) * P::QUERIES + q) * P::PITCH + 4 * lane);
-    const int4 s = m.state[q];
+    s[i] = m.state[q];
     const float before = __shfl_sync(~0u, v.w, (lane + 31) % 32);
     score[i] = lane == 0 ? carry[i] : before;
     carry[i] = before;
     score[i] = fmaf(2, v.x, score[i]);
     score[i] = fmaf(2, v.y, score[i]);
     score[i] = fmaf(2, v.z, score[i]) + v.w;
-    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s.z &&
-                                       __float_as_int(score[i]) > s.x);
-    if (passed[i]) some |= 1u << i;
+    passed[i] = __ballot_sync(~0u, (uint32_t)(b - p.init) < (uint32_t)s[i].z &&
+                                       __float_as_int(score[i]) > s[i].x);
   }
-#pragma unroll 1
-  while (some) {
-    const int i = __ffs(some) - 1;
-    uint32_t which = passed[0];
-    float x = score[0];
+  __syncwarp(); /* states are read before lane 0 writes one */
 #pragma unroll
-    for (int k = 1; k < P::MINE; k++)
-      if (i == k) which = passed[k], x = score[k];
-    take<HEADS>(m, warp * P::MINE + i, which, x, b);
-    some &= some - 1;
-  }
+  for (int i = 0; i < P::MINE; i++)
+    if (passed[i] && take<HEADS>(m, warp * P::MINE + i, s[i], passed[i], score[i], b))
+      many |= 1u << i;
+#pragma unroll 1
+  for (; many; many &= many - 1) drop<HEADS>(m, warp * P::MINE + __ffs(many) - 1);
 }
 
 /* Any blocks. */
@@ -273,9 +273,10 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const memory &m, int w
       const int4 s = m.state[q];
       const uint32_t passed = __ballot_sync(
           ~0u, mine < blocks && (uint32_t)(b - p.init) < (uint32_t)s.z && key_of(score) > s.x);
-      if (passed) take<HEADS>(m, q, passed, score, b);
+      __syncwarp(); /* the state is read before lane 0 writes it */
+      if (passed && take<HEADS>(m, q, s, passed, score, b)) drop<HEADS>(m, q);
+      __syncwarp();
     }
-    __syncwarp();
     for (int j = lane; j < reach; j += 32) carry[j] = row[P::STEP - reach + j];
     __syncwarp();
   }
@@ -535,6 +536,7 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
       turn(acc[0], acc[1], i);
       turn(acc[1], acc[0], i + 1);
     }
+    __syncwarp(); /* before the choice is looked at */
   }
 
   __device__ __forceinline__ void run() const {

@@ -69,6 +69,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
       .H = a->H,
       .E = a->E,
       .kernel = a->kernel,
+      .before = a->mode == RGK_CMP ? a->kernel / a->stride - 1 : 0,
       .by_heads = rgk_divide_by(a->H),
       .by_group = rgk_divide_by(a->G),
       .by_stride = rgk_divide_by(a->mode == RGK_CMP ? a->stride : 1),

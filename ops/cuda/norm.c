@@ -111,10 +111,89 @@ const char *rgi_cuda_norm_path(const rgi_norm *n) {
   return fast ? "16-byte vectors" : "plain: alignment";
 }
 
+/* ---- layernorm: rows, then columns, then their blocks ---- */
+
+typedef struct layer_plan {
+  int64_t rows, width, per_block, blocks;
+} layer_plan;
+
+static layer_plan plan_layer(const rg_arg *x) {
+  layer_plan l = {.rows = 1, .width = x->dim[x->rank - 1]};
+  for (int a = 0; a + 1 < x->rank; a++) l.rows *= x->dim[a];
+  l.per_block = (l.rows + MOST_BLOCKS - 1) / MOST_BLOCKS;
+  if (l.per_block < RGK_LAYER_ROWS) l.per_block = RGK_LAYER_ROWS;
+  l.blocks = (l.rows + l.per_block - 1) / l.per_block;
+  return l;
+}
+
+/* The workspace: stats [rows, 2], partial sums [2, blocks, width]; none without dw and db. */
+size_t rgi_cuda_layer_workspace(const rgi_layer *l) {
+  layer_plan plan = plan_layer(l->x);
+  if (!l->dw && !l->db) return 0;
+  return (size_t)(2 * plan.rows + 2 * plan.blocks * plan.width) * sizeof(float);
+}
+
+static rg_status layer_sum(rg_cuda *x, const layer_plan *plan, const float *partial,
+                           const rg_arg *to, bool add) {
+  rgk_norm_sum_params sum = {.partial = partial,
+                             .n = plan->blocks,
+                             .width = plan->width,
+                             .to = to->data,
+                             .dtype = (int32_t)to->dtype,
+                             .add = add};
+  return x->launch(x, &(rg_launch){.function = rgk_norm_sum(),
+                                   .grid = {rgk_blocks(plan->width, RGK_NORM_COLUMNS), 1, 1},
+                                   .block = {RGK_NORM_COLUMNS, RGK_NORM_SLICES, 1},
+                                   .params = &sum,
+                                   .size = sizeof sum});
+}
+
+rg_status rgi_cuda_layer(const rg_call *c, const rgi_layer *l, rg_cuda *x) {
+  layer_plan plan = plan_layer(l->x);
+  int64_t tokens = l->x->rank > 1 ? l->x->dim[0] : 1;
+  bool sums = l->dw || l->db, empty = plan.rows * plan.width == 0;
+  float *stats = sums ? c->workspace : NULL, *partial = sums ? stats + 2 * plan.rows : NULL;
+  rgk_layer_params p = {.seqs = rgk_seqs_of(l->cu, tokens),
+                        .rows = plan.rows,
+                        .width = plan.width,
+                        .per_token = tokens ? plan.rows / tokens : 0,
+                        .weight = l->weight ? l->weight->data : NULL,
+                        .bias = l->bias ? l->bias->data : NULL,
+                        .eps = (float)l->eps,
+                        .per_width = 1.0f / (float)plan.width,
+                        .add = l->add,
+                        .per_block = plan.per_block,
+                        .stats = stats,
+                        .partial = partial};
+  const rg_arg *tensor[3] = {l->x, l->dy ? l->dy : l->y, l->y};
+  rgi_cuda_walk(&p.w, p.t, tensor, l->dy && l->y ? 3 : 2, true);
+  if (!empty && (l->y || sums))
+    RGI_TRY(x->launch(x, &(rg_launch){.function = l->dy ? rgk_layer_bwd() : rgk_layer_fwd(),
+                                      .grid = {rgk_blocks(plan.rows, RGK_NORM_THREADS / 32), 1, 1},
+                                      .block = {RGK_NORM_THREADS, 1, 1},
+                                      .params = &p,
+                                      .size = sizeof p}));
+  if (!sums || plan.width == 0) return RG_OK;
+  if (!empty)
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_layer_columns(),
+                                      .grid = {rgk_blocks(plan.width, RGK_NORM_COLUMNS),
+                                               (uint32_t)plan.blocks, 1},
+                                      .block = {RGK_NORM_COLUMNS, RGK_LAYER_SLICES, 1},
+                                      .params = &p,
+                                      .size = sizeof p}));
+  if (l->dw) RGI_TRY(layer_sum(x, &plan, partial, l->dw, l->add_w));
+  if (!l->db) return RG_OK;
+  return layer_sum(x, &plan, partial + plan.blocks * plan.width, l->db, l->add_b);
+}
+
+const char *rgi_cuda_layer_path(const rgi_layer *l) {
+  return l->dy && !l->y && !l->dw && !l->db ? "nothing wanted" : "plain";
+}
+
 /* ---- rope: a launch per RGK_ROPE_PAIRS pairs, and a copy of the features past them ---- */
 
 static bool rope_vectors(const rgi_rope *r) {
-  return rgi_cuda_row_vectors(r->x) && rgi_cuda_row_vectors(r->y) && r->dim / 2 % CHUNK == 0;
+  return rgi_cuda_row_vectors(r->x) && rgi_cuda_row_vectors(r->y) && r->scale.half % CHUNK == 0;
 }
 
 /* Features past those that turn. */
@@ -137,7 +216,7 @@ static int32_t tokens_per_block(int64_t heads, int32_t pairs) {
 
 rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
   if (!r->y || r->x->dim[0] * r->x->dim[1] == 0) return RG_OK;
-  int64_t half = r->dim / 2;
+  int64_t half = r->scale.half, dim = 2 * half;
   rgk_rope_params p = {.seqs = rgk_seqs_of(r->cu, r->x->dim[0]),
                        .offset = r->offset ? r->offset->data : NULL,
                        .x = rgk_of(r->x),
@@ -146,21 +225,23 @@ rg_status rgi_cuda_rope(const rgi_rope *r, rg_cuda *x) {
                        .heads = r->x->dim[1],
                        .half = half,
                        .back = r->back,
-                       .add = r->add};
+                       .add = r->add,
+                       .magnitude = (float)r->scale.magnitude};
   for (p.first = 0; p.first < half; p.first += RGK_ROPE_PAIRS) {
     int64_t left = half - p.first;
     p.pairs = left < RGK_ROPE_PAIRS ? (int32_t)left : RGK_ROPE_PAIRS;
     for (int i = 0; i < p.pairs; i++)
-      p.turns[i] = pow(r->theta, -(double)(p.first + i) / (double)half) / 6.283185307179586477;
+      p.turns[i] = rgi_rope_frequency(&r->scale, p.first + i) / 6.283185307179586477;
     p.tokens = tokens_per_block(p.heads, p.pairs);
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_rope(rope_vectors(r), r->x->dtype),
-                                      .grid = {rgk_blocks(p.rows, p.tokens), 1, 1},
-                                      .block = {RGK_ROPE_THREADS, 1, 1},
-                                      .params = &p,
-                                      .size = sizeof p}));
+    RGI_TRY(x->launch(
+        x, &(rg_launch){.function = rgk_rope(rope_vectors(r), r->x->dtype, r->scale.interleaved),
+                        .grid = {rgk_blocks(p.rows, p.tokens), 1, 1},
+                        .block = {RGK_ROPE_THREADS, 1, 1},
+                        .params = &p,
+                        .size = sizeof p}));
   }
-  if (r->dim == r->x->dim[2]) return RG_OK;
-  rg_arg from = rest_of(r->x, r->dim), to = rest_of(r->y, r->dim);
+  if (dim == r->x->dim[2]) return RG_OK;
+  rg_arg from = rest_of(r->x, dim), to = rest_of(r->y, dim);
   rgi_map copy = {.map = RGK_COPY, .cu = r->cu, .tensor = {&from, &to}, .add = {r->add}};
   return rgi_cuda_map(x, &copy);
 }

@@ -43,6 +43,10 @@ typedef struct gen {
 static bool chance(gen *g, double p) {
   return ot_uniform(g->t) < p;
 }
+/* A choice that came later than the seeds. */
+static bool aside(gen *g, int which, double p) {
+  return ot_aside(g->t, (uint64_t)which) < p;
+}
 static int64_t among(gen *g, int n, const int64_t *of) {
   return of[ot_below(g->t, n)];
 }
@@ -188,10 +192,11 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-static void add_silu(gen *g) {
+/* silu or sigmoid */
+static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, "silu");
+  char *s = begin(g, aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
@@ -228,13 +233,18 @@ static void add_add(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-static void add_rmsnorm(gen *g) {
+/* rmsnorm or layernorm; of two features mean and variance leave signs alone */
+static void add_norm(gen *g) {
   int x = pick(g, fits_plain, NULL);
   if (x < 0) return;
-  int w = chance(g, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, g->x[x].dim[g->x[x].rank - 1]) : -1;
-  char *s = begin(g, "rmsnorm");
+  const int64_t D = g->x[x].dim[g->x[x].rank - 1];
+  const bool layer = D > 2 && aside(g, 5, 0.4);
+  int w = chance(g, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, D) : -1;
+  int b = layer && aside(g, 6, 0.5) ? ONE(g, WEIGHT, g->x[x].dtype, D) : -1;
+  char *s = begin(g, layer ? "layernorm" : "rmsnorm");
   print(s, "\"x\": \"%s\"", use(g, x));
   if (w >= 0) print(s, ", \"w\": \"%s\"", use(g, w));
+  if (b >= 0) print(s, ", \"b\": \"%s\"", use(g, b));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size = 1;
@@ -249,8 +259,16 @@ static void add_rope(gen *g) {
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, TOKENS, true);
   if (chance(g, 0.2)) print(s, ", \"q_offset\": \"q_offset\"");
-  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld } }",
-        fresh(g, "t", g->x[x])->name, (long long)(chance(g, 0.3) ? g->x[x].dim[2] / 4 * 2 : 0));
+  gtensor y = g->x[x];
+  print(s, " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"dim\": %lld", fresh(g, "t", y)->name,
+        (long long)(chance(g, 0.3) ? y.dim[2] / 4 * 2 : 0));
+  if (aside(g, 1, 0.3)) print(s, ", \"interleaved\": true");
+  if (aside(g, 2, 0.3))
+    print(s,
+          ", \"rope_type\": \"yarn\", \"factor\": 8, \"original_max_position_embeddings\": %lld, "
+          "\"truncate\": %s",
+          aside(g, 3, 0.5) ? 64LL : 4096LL, aside(g, 4, 0.5) ? "true" : "false");
+  print(s, " } }");
 }
 
 static void add_cast(gen *g) {
@@ -620,10 +638,10 @@ static void add_outputs(gen *g) {
 }
 
 const char *graph_gen(ot *t, gen_options o) {
-  static void (*const add[])(gen *) = {
-      add_linear, add_silu,   add_mul,   add_add,     add_rmsnorm, add_rope,
-      add_cast,   add_concat, add_slice, add_slice,   add_reshape, add_transpose,
-      add_swa,    add_swa,    add_nsa,   add_combine, add_merge,   add_add};
+  static void (*const add[])(gen *) = {add_linear,  add_act,       add_mul,    add_add,   add_norm,
+                                       add_rope,    add_cast,      add_concat, add_slice, add_slice,
+                                       add_reshape, add_transpose, add_swa,    add_swa,   add_nsa,
+                                       add_combine, add_merge,     add_add};
   gen *g = ot_alloc(t, sizeof *g);
   *g = (gen){.t = t, .o = o};
   g->inputs = ot_alloc(t, TEXT);

@@ -251,6 +251,17 @@ static void silu_backward(view v) {
   give(v, x, dx);
 }
 
+static void sigmoid(view v) {
+  int y = out(v, "y");
+  ref_sigmoid(count(v.r, y), live_elements(v, y), in_value(v, "x"), make(v, y));
+}
+static void sigmoid_backward(view v) {
+  int y = out(v, "y"), x = in(v, "x");
+  double *dx = room(v, x);
+  ref_sigmoid_backward(count(v.r, y), live_elements(v, y), in_value(v, "x"), gradient(v, y), dx);
+  give(v, x, dx);
+}
+
 static void cast(view v) {
   int y = out(v, "y"), x = in(v, "x");
   if (is_int(v.r, x)) {
@@ -337,6 +348,23 @@ static void rmsnorm_backward(view v) {
   give(v, w, dw);
 }
 
+static void layernorm(view v) {
+  int x = in(v, "x");
+  int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
+  ref_layernorm_forward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                        in_value(v, "x"), in_value(v, "w"), in_value(v, "b"), make(v, out(v, "y")));
+}
+static void layernorm_backward(view v) {
+  int x = in(v, "x"), w = in(v, "w"), b = in(v, "b");
+  int64_t D = dim(v.r, x, v.r->g->tensor[x].rank - 1);
+  double *dx = room(v, x), *dw = room(v, w), *db = room(v, b);
+  ref_layernorm_backward(count(v.r, x) / D, live_elements(v, x) / D, D, attr_f(v, "eps"),
+                         in_value(v, "x"), in_value(v, "w"), gradient(v, out(v, "y")), dx, dw, db);
+  give(v, x, dx);
+  give(v, w, dw);
+  give(v, b, db);
+}
+
 /* The first `dim` features of every head turn, the others pass; backward turns the other way. */
 static void turn(view v, const double *from, double *to, bool inverse) {
   int x = in(v, "x");
@@ -344,8 +372,15 @@ static void turn(view v, const double *from, double *to, bool inverse) {
           part = attr_i(v, "dim") ? attr_i(v, "dim") : D;
   double *a = ot_doubles(v.r->t, T * H * part + 1), *b = ot_doubles(v.r->t, T * H * part + 1);
   for (int64_t i = 0; i < T * H; i++) memcpy(a + i * part, from + i * D, (size_t)part * sizeof *a);
-  ref_rope(T, sequences(v), H, part, attr_f(v, "theta"), in_ints(v, "cu_seqlens"),
-           in_ints(v, "q_offset"), inverse, a, b);
+  double *angle = ot_doubles(v.r->t, part + 1), theta = attr_f(v, "theta"), length = 1;
+  for (int64_t c = 0; c < part / 2; c++) angle[c] = pow(theta, -2.0 * (double)c / (double)part);
+  if (attr_i(v, "rope_type") == 1)
+    length = ref_yarn(part, theta, attr_f(v, "factor"),
+                      (double)attr_i(v, "original_max_position_embeddings"), attr_f(v, "beta_fast"),
+                      attr_f(v, "beta_slow"), attr_f(v, "attention_factor"), attr_i(v, "truncate"),
+                      angle);
+  ref_rope_by(T, sequences(v), H, part, angle, length, attr_i(v, "interleaved"),
+              in_ints(v, "cu_seqlens"), in_ints(v, "q_offset"), inverse, a, b);
   ref_cast(T * H * D, live_elements(v, x), from, to);
   for (int64_t i = 0; i < T * H; i++) memcpy(to + i * D, b + i * part, (size_t)part * sizeof *a);
 }
@@ -557,6 +592,7 @@ static const struct {
              {"combine", combine, combine_backward},
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
+             {"layernorm", layernorm, layernorm_backward},
              {"linear", linear, linear_backward},
              {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},
@@ -565,6 +601,7 @@ static const struct {
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},
              {"scale_lengths", scale_lengths, NULL},
+             {"sigmoid", sigmoid, sigmoid_backward},
              {"silu", silu, silu_backward},
              {"slc_attn", slc_attn, slc_attn_backward},
              {"slice", look, look_backward},

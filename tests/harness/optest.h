@@ -42,6 +42,9 @@ int ot_isa(void);
 
 uint64_t ot_random(ot *t);
 double ot_uniform(ot *t); /* [0, 1) */
+/* Likewise, but what is drawn next stays the same: for choices that joined a generator later, so
+ * that seeds which are written down go on drawing what they drew. */
+double ot_aside(const ot *t, uint64_t which);
 double ot_normal(ot *t);
 int64_t ot_below(ot *t, int64_t n); /* 0 … n−1 */
 

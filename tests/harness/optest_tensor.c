@@ -87,6 +87,10 @@ uint64_t ot_random(ot *t) {
 double ot_uniform(ot *t) {
   return ldexp((double)(ot_random(t) >> 11), -53);
 }
+double ot_aside(const ot *t, uint64_t which) {
+  ot other = {.state = t->state ^ (which + 1) * 0xd1342543de82ef95u};
+  return ot_uniform(&other);
+}
 int64_t ot_below(ot *t, int64_t n) {
   return (int64_t)(ot_random(t) % (uint64_t)n);
 }

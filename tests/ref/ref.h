@@ -118,11 +118,25 @@ void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const
  * q_offset[b] if given. inverse: the other way round, which is also the backward. */
 void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu,
               const int32_t *q_offset, bool inverse, const double *x, double *y);
+/* The same over any pairs: `angle` [D/2] of one position, `length` of what is turned; interleaved:
+ * pairs are (2c, 2c + 1). */
+void ref_rope_by(int64_t T, int64_t B, int64_t H, int64_t D, const double *angle, double length,
+                 bool interleaved, const int32_t *cu, const int32_t *q_offset, bool inverse,
+                 const double *x, double *y);
+/* YaRN (Peng et al. 2023) as transformers computes it: angle [D/2], returns the length. attention
+ * 0: by the factor. */
+double ref_yarn(int64_t D, double theta, double factor, double original, double beta_fast,
+                double beta_slow, double attention, bool truncate, double *angle);
 /* y = x / sqrt(mean x² + eps) · w over the last axis; w [D] may be NULL */
 void ref_rmsnorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
                          const double *w, double *y);
 void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
                           const double *w, const double *dy, double *dx, double *dw);
+/* y = (x − mean) / sqrt(variance + eps) · w + b; w, b [D] may be NULL */
+void ref_layernorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                           const double *w, const double *b, double *y);
+void ref_layernorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                            const double *w, const double *dy, double *dx, double *dw, double *db);
 /* Elementwise over n, of which the first `live` count. */
 void ref_add(int64_t n, int64_t live, const double *a, const double *b, double *y);
 void ref_mul(int64_t n, int64_t live, const double *a, const double *b, double *y);
@@ -130,6 +144,8 @@ void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b,
                       double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
+void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y);
+void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */
 void ref_cast(int64_t n, int64_t live, const double *x, double *y);
 /* y [outer, Σ width[i]] from x[i] [outer, width[i]] */

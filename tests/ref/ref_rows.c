@@ -140,17 +140,43 @@ void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const
 
 void ref_rope(int64_t T, int64_t B, int64_t H, int64_t D, double theta, const int32_t *cu,
               const int32_t *q_offset, bool inverse, const double *x, double *y) {
+  double angle[D / 2 + 1];
+  for (int64_t c = 0; c < D / 2; c++) angle[c] = pow(theta, -2.0 * (double)c / (double)D);
+  ref_rope_by(T, B, H, D, angle, 1, false, cu, q_offset, inverse, x, y);
+}
+
+void ref_rope_by(int64_t T, int64_t B, int64_t H, int64_t D, const double *angle, double length,
+                 bool interleaved, const int32_t *cu, const int32_t *q_offset, bool inverse,
+                 const double *x, double *y) {
   clear(y, T * H * D);
   for (int64_t b = 0; b < B; b++)
     for (int64_t t = cu[b]; t < cu[b + 1]; t++)
       for (int64_t h = 0; h < H; h++)
         for (int64_t c = 0; c < D / 2; c++) {
           double position = (double)(t - cu[b] + (q_offset ? q_offset[b] : 0));
-          double angle = position * pow(theta, -2.0 * (double)c / (double)D) * (inverse ? -1 : 1);
-          int64_t lo = (t * H + h) * D + c, hi = lo + D / 2;
-          y[lo] = x[lo] * cos(angle) - x[hi] * sin(angle);
-          y[hi] = x[hi] * cos(angle) + x[lo] * sin(angle);
+          double turn = position * angle[c] * (inverse ? -1 : 1);
+          int64_t lo = (t * H + h) * D + (interleaved ? 2 * c : c),
+                  hi = lo + (interleaved ? 1 : D / 2);
+          y[lo] = length * (x[lo] * cos(turn) - x[hi] * sin(turn));
+          y[hi] = length * (x[hi] * cos(turn) + x[lo] * sin(turn));
         }
+}
+
+double ref_yarn(int64_t D, double theta, double factor, double original, double beta_fast,
+                double beta_slow, double attention, bool truncate, double *angle) {
+  double per = 2 * acos(-1), first, last;
+  /* pair c turns original · theta^(−2c/D) / 2π times; solved for c */
+  first = log(original / per / beta_fast) / log(theta) * (double)D / 2;
+  last = log(original / per / beta_slow) / log(theta) * (double)D / 2;
+  if (truncate) first = floor(first), last = ceil(last);
+  if (first < 0) first = 0;
+  if (last > (double)(D - 1)) last = (double)(D - 1);
+  if (first == last) last += 0.001;
+  for (int64_t c = 0; c < D / 2; c++) {
+    double slowed = fmin(1, fmax(0, ((double)c - first) / (last - first)));
+    angle[c] = pow(theta, -2.0 * (double)c / (double)D) * (1 - slowed + slowed / factor);
+  }
+  return attention > 0 ? attention : 1 + 0.1 * log(factor);
 }
 
 /* ---- rmsnorm ---- */
@@ -186,6 +212,51 @@ void ref_rmsnorm_backward(int64_t n, int64_t live, int64_t D, double eps, const 
   }
 }
 
+/* ---- layernorm ---- */
+
+static double mean_of(const double *x, int64_t D) {
+  double sum = 0;
+  for (int64_t c = 0; c < D; c++) sum += x[c];
+  return sum / (double)D;
+}
+static double deviation(const double *x, int64_t D, double eps) {
+  double mean = mean_of(x, D), sum = 0;
+  for (int64_t c = 0; c < D; c++) sum += (x[c] - mean) * (x[c] - mean);
+  return sqrt(sum / (double)D + eps);
+}
+
+void ref_layernorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                           const double *w, const double *b, double *y) {
+  clear(y, n * D);
+  for (int64_t r = 0; r < live; r++)
+    for (int64_t c = 0; c < D; c++)
+      y[r * D + c] =
+          (x[r * D + c] - mean_of(x + r * D, D)) / deviation(x + r * D, D, eps) * (w ? w[c] : 1) +
+          (b ? b[c] : 0);
+}
+
+/* dx_c = Σ_k g_k ∂n_k/∂x_c,  ∂n_k/∂x_c = ((k = c) − 1/D − n_k n_c / D) / s */
+void ref_layernorm_backward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
+                            const double *w, const double *dy, double *dx, double *dw, double *db) {
+  clear(dx, n * D);
+  clear(dw, D);
+  clear(db, D);
+  for (int64_t r = 0; r < live; r++) {
+    const double *xr = x + r * D, *g = dy + r * D;
+    double mean = mean_of(xr, D), s = deviation(xr, D, eps), sum = 0, product = 0;
+    for (int64_t c = 0; c < D; c++) {
+      sum += g[c] * (w ? w[c] : 1);
+      product += g[c] * (w ? w[c] : 1) * (xr[c] - mean) / s;
+    }
+    for (int64_t c = 0; c < D; c++) {
+      double normal = (xr[c] - mean) / s;
+      if (dw) dw[c] += g[c] * normal;
+      if (db) db[c] += g[c];
+      if (dx) dx[r * D + c] = (g[c] * (w ? w[c] : 1) - (sum + normal * product) / (double)D) / s;
+    }
+  }
+}
+
 /* ---- elements ---- */
 
 void ref_add(int64_t n, int64_t live, const double *a, const double *b, double *y) {
@@ -215,6 +286,16 @@ void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *d
     double s = sigmoid(x[i]);
     dx[i] = dy[i] * (s + x[i] * s * sigmoid(-x[i]));
   }
+}
+
+void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y) {
+  clear(y, n);
+  for (int64_t i = 0; i < live; i++) y[i] = sigmoid(x[i]);
+}
+
+void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx) {
+  clear(dx, n);
+  for (int64_t i = 0; i < live; i++) dx[i] = dy[i] * sigmoid(x[i]) * sigmoid(-x[i]);
 }
 
 void ref_cast(int64_t n, int64_t live, const double *x, double *y) {

@@ -135,7 +135,7 @@ static inline void fill_case(const graph_case *c, const rg_plan *plan, buffers *
     } else if ((t->role == RG_INPUT || t->role == RG_GRAD_IN) && t->dtype != RG_I32) {
       float *x = malloc((size_t)n * sizeof *x + 4);
       rg_convert(RG_F32, x, t->dtype, b->data[i], (size_t)n);
-      if (t->name[0] == 'w' && t->role == RG_INPUT)
+      if ((t->name[0] == 'w' || strstr(t->name, "_w")) && t->role == RG_INPUT)
         for (int64_t k = 0; k < n; k++) x[k] /= sqrtf((float)t->dim[t->rank - 1]);
       for (int64_t k = live_elements(c, t); k < n; k++) x[k] = NAN;
       rg_convert(t->dtype, b->data[i], RG_F32, x, (size_t)n);

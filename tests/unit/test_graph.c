@@ -49,6 +49,7 @@ static void run_example(const char *name, const rg_binding *set, size_t nset) {
       {"local", 1, NULL}, {                                                         \
     "window", 12, NULL                                                              \
   }
+#define SMALL_LAYER {"M", 24, NULL}, {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, F32
 
 Test(graph, nsa) {
   EXAMPLE("nsa", SMALL, BLOCKED);
@@ -71,6 +72,16 @@ Test(graph, sliding_window) {
 }
 Test(graph, two_branch) {
   EXAMPLE("two_branch", SMALL, {"window", 9, NULL});
+}
+Test(graph, gpt_oss) {
+  EXAMPLE("variants/gpt_oss", SMALL_LAYER, {"pairs", 1, NULL}, {"window", 9, NULL});
+}
+Test(graph, gated_attention) {
+  EXAMPLE("variants/gated_attention", SMALL_LAYER, {"turned", 8, NULL});
+}
+Test(graph, infllm) {
+  EXAMPLE("variants/infllm", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"kernel", 8, NULL},
+          {"stride", 4, NULL}, {"block", 8, NULL}, {"top_n", 5, NULL}, {"local", 2, NULL}, F32);
 }
 
 /* ---- random graphs ---- */

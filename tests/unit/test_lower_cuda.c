@@ -252,8 +252,15 @@ static void check_launches(bench *b, const rg_plan *plan, const char *what) {
 
 static int check_edges(ot *t, const rg_plan *plan, const char *what);
 
-static const char *const examples[] = {"nsa",          "nsa_linear",     "nsa_layer", "moba",
-                                       "dense_causal", "sliding_window", "two_branch"};
+static const char *const examples[] = {"nsa",
+                                       "nsa_linear",
+                                       "nsa_layer",
+                                       "moba",
+                                       "dense_causal",
+                                       "sliding_window",
+                                       "two_branch",
+                                       "variants/gated_attention",
+                                       "variants/infllm"};
 static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
                                        "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
 

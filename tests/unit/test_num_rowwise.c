@@ -181,40 +181,72 @@ Test(linear, far_rows) {
 
 /* ---- rope ---- */
 
-/* The oracle turns all features; `dim` of them (0: all) are cut out for it, the rest stay. */
-static double *rope_ref(ot *t, const num_pack *p, int64_t H, int64_t D, int64_t dim, double theta,
-                        const int32_t *offset, bool inverse, const double *x) {
-  double *y = ot_doubles(t, p->T * H * D);
-  if (dim == 0) dim = D;
+typedef struct rope_case {
+  rg_dtype dtype;
+  int64_t D, dim; /* dim 0: all */
+  double theta;
+  const int32_t *offset;
+  bool strided, interleaved;
+  int isa;                          /* level + 1; 0: best */
+  double factor, attention, slowed; /* YaRN where the factor isn't 0; slowed: beta_slow */
+  bool fractions;                   /* not truncated */
+} rope_case;
+
+enum { ORIGINAL = 256, FAST = 24 };
+
+/* The oracle turns all features; `dim` of them are cut out for it, the rest stay. */
+static double *rope_ref(ot *t, const num_pack *p, int64_t H, const rope_case *a, bool inverse,
+                        const double *x) {
+  int64_t D = a->D, dim = a->dim ? a->dim : D;
+  double *y = ot_doubles(t, p->T * H * D), *angle = ot_doubles(t, D), length = 1;
   double *part = ot_doubles(t, p->T * H * dim), *turned = ot_doubles(t, p->T * H * dim);
   for (int64_t r = 0; r < p->live * H; r++) {
     memcpy(y + r * D, x + r * D, (size_t)D * sizeof *y);
     memcpy(part + r * dim, x + r * D, (size_t)dim * sizeof *y);
   }
-  ref_rope(p->T, p->B, H, dim, theta, p->cu, offset, inverse, part, turned);
+  for (int64_t c = 0; c < dim / 2; c++) angle[c] = pow(a->theta, -2.0 * (double)c / (double)dim);
+  if (a->factor > 0)
+    length = ref_yarn(dim, a->theta, a->factor, ORIGINAL, FAST, a->slowed, a->attention,
+                      !a->fractions, angle);
+  ref_rope_by(p->T, p->B, H, dim, angle, length, a->interleaved, p->cu, a->offset, inverse, part,
+              turned);
   for (int64_t r = 0; r < p->live * H; r++)
     memcpy(y + r * D, turned + r * dim, (size_t)dim * sizeof *y);
   return y;
 }
 
-static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, double theta,
-                       const int32_t *offset, bool strided, int isa) {
+static void rope_attrs(ot_call *c, const rope_case *a) {
+  ot_float(c, "theta", a->theta);
+  if (a->dim) ot_int(c, "dim", a->dim);
+  if (a->interleaved) ot_int(c, "interleaved", 1);
+  if (a->factor <= 0) return;
+  ot_choice(c, "rope_type", "yarn");
+  ot_float(c, "factor", a->factor);
+  ot_int(c, "original_max_position_embeddings", ORIGINAL);
+  ot_float(c, "beta_fast", FAST);
+  ot_float(c, "beta_slow", a->slowed);
+  ot_float(c, "attention_factor", a->attention);
+  ot_int(c, "truncate", !a->fractions);
+}
+
+static void rope_check(uint64_t seed, rope_case a) {
   ot *t = ot_begin(seed);
   num_pack p = num_pack_new(t, 5, some, 7);
-  const int64_t shape[] = {p.T, 3, D};
-  ot_tensor *x = shaped(t, dtype, 3, shape, strided), *y = shaped(t, dtype, 3, shape, strided);
-  ot_tensor *dy = shaped(t, dtype, 3, shape, strided), *dx = shaped(t, dtype, 3, shape, strided);
+  const int64_t shape[] = {p.T, 3, a.D};
+  ot_tensor *x = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *y = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *dy = shaped(t, a.dtype, 3, shape, a.strided);
+  ot_tensor *dx = shaped(t, a.dtype, 3, shape, a.strided);
   ot_call *c[2] = {ot_call_new(t, &rgi_op_rope), ot_call_new(t, &rgi_op_rope_bwd)};
   fill(t, x, false);
   fill(t, dy, false);
   num_poison_dead(x, &p, 0, 0);
   num_poison_dead(dy, &p, 0, 0);
   for (int i = 0; i < 2; i++) {
-    if (isa > 0) ot_set_isa(c[i], isa - 1);
+    if (a.isa > 0) ot_set_isa(c[i], a.isa - 1);
     ot_in(c[i], "cu_seqlens", p.tensor);
-    if (offset) ot_in(c[i], "q_offset", num_ints(t, 5, offset));
-    ot_float(c[i], "theta", theta);
-    if (dim) ot_int(c[i], "dim", dim);
+    if (a.offset) ot_in(c[i], "q_offset", num_ints(t, 5, a.offset));
+    rope_attrs(c[i], &a);
   }
   ot_in(c[0], "x", x);
   ot_out(c[0], "y", y);
@@ -222,91 +254,157 @@ static void rope_check(uint64_t seed, rg_dtype dtype, int64_t D, int64_t dim, do
   ot_out(c[1], "d.x", dx);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
-  near("rope y", y, rope_ref(t, &p, 3, D, dim, theta, offset, false, ot_get(t, x)),
-       num_gate(dtype));
-  if (dtype == RG_BF16 && ot_far_possible()) {
+  near("rope y", y, rope_ref(t, &p, 3, &a, false, ot_get(t, x)), num_gate(a.dtype));
+  if (a.dtype == RG_BF16 && ot_far_possible()) {
     OT_OK(ot_check_far(c[0]));
     OT_OK(ot_check_far(c[1]));
     ot_rebind_out(c[1], "d.x", dx);
   }
-  near("rope dx", dx, rope_ref(t, &p, 3, D, dim, theta, offset, true, ot_get(t, dy)),
-       num_grad_gate(dtype, 1));
+  near("rope dx", dx, rope_ref(t, &p, 3, &a, true, ot_get(t, dy)), num_grad_gate(a.dtype, 1));
   OT_OK(ot_check_sums(c[1]));
   ot_end(t);
 }
 
+static const int32_t far[] = {1000000, 5, 2000000000, 123456789, 63};
+
 Test(rope, types_and_positions) {
-  static const int32_t far[] = {1000000, 5, 2000000000, 123456789, 63};
   for (int i = 0; i < 3; i++) {
-    rope_check(100 + (uint64_t)i, types[i], 64, 0, 10000, NULL, false, 0);
-    rope_check(103 + (uint64_t)i, types[i], 128, 0, 1e6, far, true, 0);
-    rope_check(106 + (uint64_t)i, types[i], 50, 22, 500, far, false, 0);
+    rope_case a = {.dtype = types[i], .D = 64, .theta = 10000};
+    rope_check(100 + (uint64_t)i, a);
+    rope_check(103 + (uint64_t)i, (rope_case){types[i], 128, 0, 1e6, far, .strided = true});
+    rope_check(106 + (uint64_t)i, (rope_case){types[i], 50, 22, 500, far, .isa = 0});
   }
-  rope_check(109, RG_F32, 2, 0, 10000, NULL, false, 0);
+  rope_check(109, (rope_case){RG_F32, 2, 0, 10000, NULL, .isa = 0});
   for (int level = 0; level < ot_isa(); level++)
-    rope_check(110, RG_BF16, 64, 0, 10000, far, false, level + 1);
+    rope_check(110, (rope_case){RG_BF16, 64, 0, 10000, far, .isa = level + 1});
 }
 
-/* ---- rmsnorm ---- */
+Test(rope, interleaved) {
+  for (int i = 0; i < 3; i++) {
+    rope_case a = {types[i], 64, 0, 10000, far, .interleaved = true};
+    rope_check(120 + (uint64_t)i, a);
+    a.D = 50, a.dim = 22, a.strided = true;
+    rope_check(123 + (uint64_t)i, a);
+    a.D = a.dim = 1028; /* more pairs than a piece of the row holds, and no round number */
+    rope_check(126 + (uint64_t)i, a);
+  }
+  for (int level = 0; level < ot_isa(); level++)
+    rope_check(130, (rope_case){RG_F16, 24, 0, 10000, NULL, .interleaved = true, .isa = level + 1});
+}
 
-static void rmsnorm_check(uint64_t seed, rg_dtype dtype, int rank, int64_t D, bool weight,
-                          bool outliers, bool strided, bool wide, int isa) {
+Test(rope, yarn) {
+  for (int i = 0; i < 3; i++) {
+    rope_case a = {types[i], 64, 0, 150000, far, .factor = 32, .slowed = 1};
+    rope_check(140 + (uint64_t)i, a);
+    a.fractions = true;
+    rope_check(143 + (uint64_t)i, a);
+    a.interleaved = a.strided = true, a.dim = 40, a.attention = 1.5;
+    rope_check(146 + (uint64_t)i, a);
+    a.slowed = FAST; /* a step instead of a ramp */
+    rope_check(149 + (uint64_t)i, a);
+  }
+}
+
+/* ---- rmsnorm, layernorm ---- */
+
+typedef struct norm_case {
+  rg_dtype dtype;
+  int rank;
+  int64_t D;
+  bool layer, weight, bias, outliers, strided, wide;
+  double mean; /* of each row */
+  int isa;     /* level + 1; 0: best */
+} norm_case;
+
+static void norm_check(uint64_t seed, norm_case a) {
   ot *t = ot_begin(seed);
   const double eps = 1e-5;
   num_pack p = num_pack_new(t, 5, some, 7);
-  int64_t heads = rank == 3 ? 3 : 1, rows = p.T * heads, live = p.live * heads;
-  const int64_t shape3[] = {p.T, 3, D}, shape2[] = {p.T, D}, *shape = rank == 3 ? shape3 : shape2;
-  ot_tensor *x = shaped(t, dtype, rank, shape, strided),
-            *y = shaped(t, dtype, rank, shape, strided);
-  ot_tensor *dy = shaped(t, dtype, rank, shape, strided);
-  ot_tensor *dx = shaped(t, wide ? RG_F32 : dtype, rank, shape, strided);
-  ot_tensor *w = OT_NEW(t, dtype, D), *dw = OT_NEW(t, wide ? RG_F32 : dtype, D);
-  ot_call *c[2] = {ot_call_new(t, &rgi_op_rmsnorm), ot_call_new(t, &rgi_op_rmsnorm_bwd)};
-  fill(t, x, outliers);
-  fill(t, dy, outliers);
+  int64_t heads = a.rank == 3 ? 3 : 1, rows = p.T * heads, live = p.live * heads, D = a.D;
+  const int64_t shape3[] = {p.T, 3, D}, shape2[] = {p.T, D}, *shape = a.rank == 3 ? shape3 : shape2;
+  ot_tensor *x = shaped(t, a.dtype, a.rank, shape, a.strided),
+            *y = shaped(t, a.dtype, a.rank, shape, a.strided);
+  ot_tensor *dy = shaped(t, a.dtype, a.rank, shape, a.strided);
+  ot_tensor *dx = shaped(t, a.wide ? RG_F32 : a.dtype, a.rank, shape, a.strided);
+  ot_tensor *w = OT_NEW(t, a.dtype, D), *dw = OT_NEW(t, a.wide ? RG_F32 : a.dtype, D);
+  ot_tensor *b = OT_NEW(t, a.dtype, D), *db = OT_NEW(t, a.wide ? RG_F32 : a.dtype, D);
+  ot_call *c[2] = {ot_call_new(t, a.layer ? &rgi_op_layernorm : &rgi_op_rmsnorm),
+                   ot_call_new(t, a.layer ? &rgi_op_layernorm_bwd : &rgi_op_rmsnorm_bwd)};
+  fill(t, x, a.outliers);
+  fill(t, dy, a.outliers);
+  if (a.mean != 0) {
+    double *v = ot_get(t, x);
+    for (int64_t i = 0; i < x->n; i++) v[i] += a.mean;
+    ot_set(x, v);
+  }
   ot_fill_rows(x, 3, 4, 0); /* 0 / sqrt(eps) */
   ot_fill_normal(t, w, 1);
+  ot_fill_normal(t, b, 1);
   num_poison_dead(x, &p, 0, 0);
   num_poison_dead(dy, &p, 0, 0);
   for (int i = 0; i < 2; i++) {
-    if (isa > 0) ot_set_isa(c[i], isa - 1);
+    if (a.isa > 0) ot_set_isa(c[i], a.isa - 1);
     ot_in(c[i], "x", x);
-    if (weight) ot_in(c[i], "w", w);
+    if (a.weight) ot_in(c[i], "w", w);
+    if (a.bias) ot_in(c[i], "b", b);
     ot_in(c[i], "cu_seqlens", p.tensor);
     ot_float(c[i], "eps", eps);
   }
   ot_out(c[0], "y", y);
   ot_in(c[1], "grad.y", dy);
   ot_out(c[1], "d.x", dx);
-  if (weight) ot_out(c[1], "d.w", dw);
+  if (a.weight) ot_out(c[1], "d.w", dw);
+  if (a.bias) ot_out(c[1], "d.b", db);
   OT_OK(ot_run_repeated(c[0], 2));
   OT_OK(ot_run_repeated(c[1], 2));
   double *ry = ot_doubles(t, y->n), *rdx = ot_doubles(t, dx->n), *rdw = ot_doubles(t, D),
-         *xs = ot_get(t, x);
-  double *ws = weight ? ot_get(t, w) : NULL;
-  ref_rmsnorm_forward(rows, live, D, eps, xs, ws, ry);
-  ref_rmsnorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw);
-  near("rmsnorm y", y, ry, num_gate(dtype));
-  near("rmsnorm dx", dx, rdx, num_grad_gate(dtype, 1));
-  if (dtype == RG_BF16 && ot_far_possible()) {
+         *rdb = ot_doubles(t, D), *xs = ot_get(t, x);
+  double *ws = a.weight ? ot_get(t, w) : NULL, *bs = a.bias ? ot_get(t, b) : NULL;
+  if (a.layer) {
+    ref_layernorm_forward(rows, live, D, eps, xs, ws, bs, ry);
+    ref_layernorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw, rdb);
+  } else {
+    ref_rmsnorm_forward(rows, live, D, eps, xs, ws, ry);
+    ref_rmsnorm_backward(rows, live, D, eps, xs, ws, ot_get(t, dy), rdx, rdw);
+  }
+  near("norm y", y, ry, num_gate(a.dtype));
+  near("norm dx", dx, rdx, num_grad_gate(a.dtype, 1));
+  if (a.dtype == RG_BF16 && ot_far_possible()) {
     OT_OK(ot_check_far(c[0]));
     OT_OK(ot_check_far(c[1]));
   }
-  if (weight) near("rmsnorm dw", dw, rdw, num_grad_gate(dtype, 1));
+  if (a.weight) near("norm dw", dw, rdw, num_grad_gate(a.dtype, 1));
+  if (a.bias) near("norm db", db, rdb, num_grad_gate(a.dtype, 1));
   OT_OK(ot_check_sums(c[1]));
   ot_end(t);
 }
 
-Test(rmsnorm, types_and_shapes) {
+static void norm_cases(bool layer) {
   static const int64_t d[] = {64, 7, 300};
   for (int i = 0; i < 3; i++)
     for (int k = 0; k < 3; k++) {
-      rmsnorm_check((uint64_t)(200 + 10 * k + i), types[i], 2, d[k], true, k == 1, false, false, 0);
-      rmsnorm_check((uint64_t)(203 + 10 * k + i), types[i], 3, d[k], k != 0, k == 2, true, true, 0);
+      norm_case a = {types[i], 2, d[k], layer, .weight = true, .outliers = k == 1};
+      a.bias = layer && k != 1;
+      norm_check((uint64_t)(200 + 10 * k + i), a);
+      a = (norm_case){types[i], 3, d[k], layer, .weight = k != 0, .outliers = k == 2};
+      a.strided = a.wide = true;
+      a.bias = layer && k != 2;
+      norm_check((uint64_t)(203 + 10 * k + i), a);
     }
   for (int level = 0; level < ot_isa(); level++)
     for (int i = 0; i < 3; i++)
-      rmsnorm_check(240, types[i], 3, 65, true, false, false, false, level + 1);
+      norm_check(240, (norm_case){types[i], 3, 65, layer, true, layer, .isa = level + 1});
+}
+
+Test(rmsnorm, types_and_shapes) {
+  norm_cases(false);
+}
+
+/* Rows far from zero: variance is of what is left when the mean is gone. */
+Test(layernorm, types_and_shapes) {
+  norm_cases(true);
+  norm_check(250, (norm_case){RG_F32, 2, 300, true, true, true, .mean = 8});
+  norm_check(251, (norm_case){RG_BF16, 2, 64, true, true, true, .mean = 100});
 }
 
 /* ---- elementwise ---- */
@@ -315,6 +413,9 @@ typedef struct pointwise {
   const rg_op *op, *bwd;
   const char *in[2], *grad[2];
   int nin;
+  /* of one input; NULL: mul's */
+  void (*ref)(int64_t n, int64_t live, const double *x, double *y);
+  void (*ref_bwd)(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 } pointwise;
 
 static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, int rank,
@@ -353,8 +454,8 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
     ref_mul(n, live * row, a, ot_get(t, x[1]), ry);
     ref_mul_backward(n, live * row, a, ot_get(t, x[1]), g, rd[0], rd[1]);
   } else {
-    ref_silu(n, live * row, a, ry);
-    ref_silu_backward(n, live * row, a, g, rd[0]);
+    f->ref(n, live * row, a, ry);
+    f->ref_bwd(n, live * row, a, g, rd[0]);
   }
   near(f->op->name, y, ry, num_gate(dtype));
   for (int m = 0; m < f->nin; m++) near(f->grad[m], d[m], rd[m], num_grad_gate(dtype, 1));
@@ -362,23 +463,35 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
   ot_end(t);
 }
 
-Test(pointwise, silu_and_mul) {
-  static const pointwise op[] = {
-      {.op = &rgi_op_silu, .bwd = &rgi_op_silu_bwd, .in = {"x"}, .grad = {"d.x"}, .nin = 1},
-      {.op = &rgi_op_mul,
-       .bwd = &rgi_op_mul_bwd,
-       .in = {"a", "b"},
-       .grad = {"d.a", "d.b"},
-       .nin = 2}};
+Test(pointwise, silu_sigmoid_and_mul) {
+  static const pointwise op[] = {{.op = &rgi_op_silu,
+                                  .bwd = &rgi_op_silu_bwd,
+                                  .in = {"x"},
+                                  .grad = {"d.x"},
+                                  .nin = 1,
+                                  .ref = ref_silu,
+                                  .ref_bwd = ref_silu_backward},
+                                 {.op = &rgi_op_sigmoid,
+                                  .bwd = &rgi_op_sigmoid_bwd,
+                                  .in = {"x"},
+                                  .grad = {"d.x"},
+                                  .nin = 1,
+                                  .ref = ref_sigmoid,
+                                  .ref_bwd = ref_sigmoid_backward},
+                                 {.op = &rgi_op_mul,
+                                  .bwd = &rgi_op_mul_bwd,
+                                  .in = {"a", "b"},
+                                  .grad = {"d.a", "d.b"},
+                                  .nin = 2}};
   static const int64_t dim[3][4] = {{40, 5, 33, 0}, {1000, 0, 0, 0}, {9, 2, 3, 50}};
   static const int rank[] = {3, 1, 4}, scale[] = {1, 10, 30};
-  for (int f = 0; f < 2; f++)
+  for (int f = 0; f < 3; f++)
     for (int i = 0; i < 3; i++)
       for (int k = 0; k < 3; k++)
         pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k],
                         scale[(i + k) % 3], k != 1 && i == 1, 0);
   for (int level = 0; level < ot_isa(); level++)
-    for (int f = 0; f < 2; f++)
+    for (int f = 0; f < 3; f++)
       pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
 }
 

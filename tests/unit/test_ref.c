@@ -428,6 +428,13 @@ static double rows_loss(void *user) {
   case 2: ref_rope(c->T, 2, 1, c->in, 100, seqs, NULL, false, c->x, c->y); break;
   case 3: ref_silu(c->T * c->in, c->rows * c->in, c->x, c->y); break;
   case 4: ref_mul(c->T * c->in, c->rows * c->in, c->x, c->w, c->y); break;
+  case 6: ref_sigmoid(c->T * c->in, c->rows * c->in, c->x, c->y); break;
+  case 7: ref_layernorm_forward(c->T, c->rows, c->in, 1e-3, c->x, c->w, c->w + c->in, c->y); break;
+  case 5: {
+    double yarn[2], length = ref_yarn(4, 100, 8, 60, 8, 0.5, 0, true, yarn);
+    ref_rope_by(c->T, 2, 1, c->in, yarn, length, true, seqs, NULL, false, c->x, c->y);
+    break;
+  }
   }
   return dot(c->y, c->dy, c->T * (c->what == 0 ? c->out : c->in));
 }
@@ -442,6 +449,7 @@ Test(ref, rowwise_gradients) {
   c.y = ot_doubles(t, 24);
   c.dy = normals(t, 24);
   double *dx = ot_doubles(t, 24), *dw = ot_doubles(t, 24), *db = ot_doubles(t, 3);
+  double *db4 = ot_doubles(t, 4);
   ref_linear_backward(6, 5, 4, 3, c.x, c.w, c.dy, dx, dw, db);
   check_gradient("linear dx", rows_loss, &c, c.x, dx, 24);
   check_gradient("linear dw", rows_loss, &c, c.w, dw, 12);
@@ -453,9 +461,21 @@ Test(ref, rowwise_gradients) {
   c.what = 2;
   ref_rope(6, 2, 1, 4, 100, seqs, NULL, true, c.dy, dx);
   check_gradient("rope dx", rows_loss, &c, c.x, dx, 24);
+  double yarn[2], length = ref_yarn(4, 100, 8, 60, 8, 0.5, 0, true, yarn);
+  c.what = 5;
+  ref_rope_by(6, 2, 1, 4, yarn, length, true, seqs, NULL, true, c.dy, dx);
+  check_gradient("yarn dx", rows_loss, &c, c.x, dx, 24);
   c.what = 3;
   ref_silu_backward(24, 20, c.x, c.dy, dx);
   check_gradient("silu dx", rows_loss, &c, c.x, dx, 24);
+  c.what = 7;
+  ref_layernorm_backward(6, 5, 4, 1e-3, c.x, c.w, c.dy, dx, dw, db4);
+  check_gradient("layernorm dx", rows_loss, &c, c.x, dx, 24);
+  check_gradient("layernorm dw", rows_loss, &c, c.w, dw, 4);
+  check_gradient("layernorm db", rows_loss, &c, c.w + 4, db4, 4);
+  c.what = 6;
+  ref_sigmoid_backward(24, 20, c.x, c.dy, dx);
+  check_gradient("sigmoid dx", rows_loss, &c, c.x, dx, 24);
   c.what = 4;
   ref_mul_backward(24, 20, c.x, c.w, c.dy, dx, dw);
   check_gradient("mul da", rows_loss, &c, c.x, dx, 24);
@@ -472,6 +492,21 @@ Test(ref, rope_by_hand) {
   cr_assert_float_eq(y[6], sin(7), 1e-15);
   cr_assert_float_eq(y[9], cos(8 * 0.01), 1e-15);
   cr_assert_float_eq(y[11], sin(8 * 0.01), 1e-15);
+}
+
+/* gpt-oss: head_dim 64, rope_theta 150000, factor 32, 4096 positions, betas 32 and 1; frequencies
+   by the formulas of transformers, in another language. */
+Test(ref, yarn_of_gpt_oss) {
+  double angle[32];
+  cr_assert_float_eq(ref_yarn(64, 150000, 32, 4096, 32, 1, 0, false, angle), 1.3465735902799727,
+                     1e-15);
+  cr_assert_float_eq(angle[8], 0.050813274815461475, 1e-15); /* as it was */
+  cr_assert_float_eq(angle[9], 0.03170569618466377, 1e-15);
+  cr_assert_float_eq(angle[12], 0.006794959489732219, 1e-15);
+  cr_assert_float_eq(angle[18], 3.8308812373753384e-05, 1e-16); /* by the whole factor */
+  ref_yarn(64, 150000, 32, 4096, 32, 1, 0, true, angle);
+  cr_assert_float_eq(angle[9], 0.031620752275346484, 1e-15);
+  cr_assert_float_eq(angle[12], 0.007015713910504388, 1e-15);
 }
 
 Test(ref, concat_and_dead_rows) {
