@@ -41,7 +41,7 @@ endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
-          test_cp_equal test_cp_processes)
+          test_cp_equal test_cp_processes test_cp_seed)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
     target_compile_options(${name} PRIVATE -Wno-format-zero-length)

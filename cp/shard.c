@@ -267,6 +267,7 @@ static rg_status input(rgi_parts *p, const rgi_node *n, int q, int32_t t, int sl
   const int64_t left = p->window[p->at].left;
   if (flags & RG_PORT_KROWS && left >= 0) return rgi_part_halo(p, t, left, 0, slot, out, e);
   if (flags & (RG_PORT_KROWS | RG_PORT_BLOCKS)) return rgi_part_all(p, t, out, e);
+  if (flags & RG_PORT_PAIR) return rgi_part_pair(p, t, out, e);
   return rgi_part_own(p, t, out, e);
 }
 
@@ -386,8 +387,8 @@ static rg_status begin(rgi_parts *p, rg_error *e) {
   if (!p->form) return rgi_nomem(e);
   RGI_TRY(find_lengths(p, e));
   for (int t = 0; t < g->ntensor; t++) {
-    p->form[t] =
-        (rgi_form){.self = t, .slot = {-1, -1}, .all = -1, .made = g->tensor[t].producer < 0};
+    p->form[t] = (rgi_form){
+        .self = t, .pair = -1, .slot = {-1, -1}, .all = -1, .made = g->tensor[t].producer < 0};
     if (p->form[t].made && g->tensor[t].seqlens >= 0) p->form[t].axis = RGI_TOKENS;
   }
   for (int n = 0; n < g->nnode; n++) RGI_TRY(classify(p, &g->node[n], e));

@@ -98,6 +98,7 @@ typedef struct rgi_tensor {
   rgi_region region;           /* of an owner; set by memplan (inputs and outputs earlier) */
   int64_t address;             /* byte offset in the region; set by memplan */
   bool host;                   /* an owner that waits for the backward in the host's memory */
+  bool paired;                 /* axis 0 is two halves, values and their rests: RG_PORT_PAIR */
 } rgi_tensor;
 
 typedef enum rgi_kind { RGI_PRIMAL, RGI_GRADIENT, RGI_CLONE, RGI_GLUE } rgi_kind;

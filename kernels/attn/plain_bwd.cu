@@ -603,7 +603,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS)
   if (h >= a.H) return;
   double sum = 0;
   for (int64_t c = 0; c < p.sink_chunks; c++) sum += p.sink[c * a.H + h];
-  put_grad(a.d_sinks.data, a.d_sinks.dtype, h * a.d_sinks.row, (float)sum, a.acc_sinks);
+  put_sink(a, h, sum);
 }
 
 } // namespace

@@ -378,6 +378,14 @@ static void sink_task(const job *j, int64_t h) {
     float lse = *(const float *)rgi_at(j->a->lse, t, h);
     if (lse > -INFINITY || lse != lse) sum -= (double)(expf(sink - lse) * j->delta[t * a->H + h]);
   }
+  if (a->dsinks->dim[0] > a->H) { /* a pair */
+    float *value = (float *)rgi_at(a->dsinks, h, 0),
+          *rest = (float *)rgi_at(a->dsinks, a->H + h, 0);
+    if (a->acc_sinks) sum += (double)*value + (double)*rest;
+    *value = (float)sum;
+    *rest = (float)(sum - (double)*value);
+    return;
+  }
   float d = (float)sum;
   if (j->a->acc_sinks) {
     rgi_store_add(rgi_at(j->a->dsinks, h, 0), &d, 1);

@@ -56,6 +56,7 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
   k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.pair_sinks = a->dsinks && a->dsinks->dim[0] > a->H;
   k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
   k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
               aligned(a->dq) && aligned(a->dk) && aligned(a->dv);

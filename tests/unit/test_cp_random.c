@@ -213,6 +213,15 @@ Test(cp_random, specs) {
   rg_context_destroy(ctx);
 }
 
+/* Of a few heads' sinks that cancel to a fiftieth and less: of all that soaks had found. */
+Test(cp_random, sinks_that_cancel) {
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  draw_and_compare(ctx, 20263, 4, 0);
+  rg_context_destroy(ctx);
+}
+
 /* ---- the examples ---- */
 
 static const char *const examples[] = {"nsa",          "nsa_layer",        "nsa_linear",
