@@ -8,8 +8,8 @@ CoreAttention stands where DotProductAttention or TEDotProductAttention does and
 config: window_size and window_attn_skip_freq, softmax_type (sinks, of which `softmax_offset` is
 the parameter), softmax_scale. It takes batches [s, b, heads, d] and, by PackedSeqParams, packs
 [t, heads, d]; under tensor parallelism the heads that this rank has. Context parallelism shares
-a sequence out as Megatron does, one of a pack too. What it does not do is refused when the model
-is made.
+a sequence out as Megatron does; rows of a pack go over to regraph's shares and back. What it does
+not do is refused when the model is made.
 
 NsaSelfAttention stands where SelfAttention does: it has gates of the layer's input, and around
 NsaCoreAttention, which has the weights of compression, all that Megatron's has.
@@ -30,6 +30,7 @@ from megatron.core.transformer.utils import (is_layer_window_attention,
                                              make_sharded_tensors_for_checkpoint)
 
 from .errors import RegraphError
+from .rows import cp_from_documents, cp_to_documents
 from .specs import nsa_program, nsa_settings, policy_document, program
 
 
@@ -155,14 +156,11 @@ class CoreAttention(MegatronModule):
         one = rows[0].dim() == 4  # [t, 1, heads, d]
         if one:
             rows = [tensor.squeeze(1) for tensor in rows]
-        shares = self.config.context_parallel_size
-        if shares > 1:  # Megatron cuts each sequence, regraph a pack as a whole
-            sizes = [length // shares for length in starts.diff().tolist()]
-            parts = zip(*(tensor[: sum(sizes)].split(sizes) for tensor in rows))
-            o = torch.cat([self._shared(part) for part in parts if part[0].shape[0]])
-            o = torch.nn.functional.pad(o, (0, 0, 0, rows[0].shape[0] - o.shape[0]))
-        else:
+        if self._group is None:
             o = self._attend(starts, *rows)
+        else:  # Megatron cuts each sequence, regraph a pack as a whole
+            over = cp_from_documents(rows, starts, self._group, mode=2)
+            o = cp_to_documents(self._attend(starts, *over), starts, self._group, mode=2)
         return o.unsqueeze(1) if one else o
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
