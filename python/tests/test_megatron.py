@@ -184,7 +184,7 @@ def test_two_ranks(what, tmp_path):
     script = Path(__file__).with_name("megatron_ranks.py")
     ranks = [subprocess.Popen([sys.executable, script, what, tmp_path / "one", tmp_path / "store",
                                str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=240)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-2000:] for text in said)
 
 
