@@ -14,9 +14,9 @@
  * eleventh is cancelled while a step runs, one is too long and refused. Whatever the schedule, each
  * request's tokens are the same: the digest at the end says whether they were.
  *
- * The journal has a line for each thing that happened, and "step" after those of a step. A loop that
- * starts with one goes on with every request that had not ended, as a longer prompt; nothing is lost
- * but what was in flight: lines after the last "step", and the step that ran.
+ * The journal has a line for each thing that happened, and "step" after those of a step. A loop
+ * that starts with one goes on with every request that had not ended, as a longer prompt; nothing
+ * is lost but what was in flight: lines after the last "step", and the step that ran.
  *
  *   + REQUEST MOST TOKEN…     it came (a fork: with the tokens it began with)
  *   . REQUEST TOKEN           its next token
