@@ -17,7 +17,6 @@ Attention, with gates and learned compression. See docs/hf.md.
 """
 
 import importlib
-import json
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from .errors import RegraphError
 from .programs import room
-from .specs import program
+from .specs import NSA, nsa_program, nsa_settings, program
 
 NAME = "regraph"
 # what the parts of a mask that we serve are called; each says a rule that _Layout or a window keeps
@@ -287,23 +286,11 @@ _count_as_flash()
 # ---- Native Sparse Attention in Llama and Qwen3 ----
 
 
-NSA = {"kernel": 32, "stride": 16, "block": 64, "top_n": 16, "init": 1, "local": 2, "window": 512,
-       "k_method": "mean", "v_method": "mean", "policy": None}
-
-
-def _settings(given):
-    for name in given or {}:
-        if name not in NSA:
-            raise RegraphError("RG_E_KEY", f"nsa: there is no '{name}'; expected some of "
-                                           f"{', '.join(NSA)}")
-    return {**NSA, **(given or {})}
-
-
 class _Settled:
     """A config's `nsa` is whole whenever it is set; `from_pretrained` does that at the end."""
 
     def __setattr__(self, name, value):
-        super().__setattr__(name, _settings(value) if name == "nsa" else value)
+        super().__setattr__(name, nsa_settings(value) if name == "nsa" else value)
 
 
 class NsaLlamaConfig(_Settled, llama.LlamaConfig):
@@ -335,11 +322,7 @@ class NsaAttention:
 
     def nsa(self, crossed, shapes):
         """The program for queries and keys of these shapes."""
-        settings = dict(self.config.nsa)
-        policy = settings.pop("policy")
-        if isinstance(policy, dict):
-            policy = json.dumps(policy)
-        return program("nsa", (("policy", policy),), crossed=crossed, **settings, **shapes)
+        return nsa_program(self.config.nsa, crossed, **shapes)
 
     def nsa_weights(self):
         """Weights of compression, by their names in the spec."""
