@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(THREADS)
     scale_lengths(const __grid_constant__ rgk_scale_lengths_params p) {
   const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
   if (i >= p.n) return;
-  const int64_t start = (int64_t)p.from[i] * p.times;
+  const int64_t start = (int64_t)p.from[i] * p.times / p.divisor;
   p.to[i] = start < p.rows ? (int32_t)start : p.rows;
 }
 

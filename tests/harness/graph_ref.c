@@ -494,6 +494,13 @@ static void compress_kv_backward(view v) {
   }
 }
 
+static void block_starts(view v) {
+  const int x = in(v, "cu_seqlens"), y = out(v, "y");
+  v.r->ints[y] = ot_ints(v.r->t, count(v.r, y) + 1);
+  for (int64_t i = 0; i < count(v.r, y); i++)
+    v.r->ints[y][i] = v.r->ints[x][i] / (int32_t)attr_i(v, "stride");
+}
+
 static ref_pool pool_of(view v) {
   const int x = in(v, "x");
   const int64_t kernel = attr_i(v, "kernel"), stride = attr_i(v, "stride");
@@ -665,6 +672,7 @@ static const struct {
   const char *op;
   void (*forward)(view), (*backward)(view);
 } table[] = {{"add", add, add_backward},
+             {"block_starts", block_starts, NULL},
              {"cast", cast, cast_backward},
              {"cmp_attn", cmp_attn, cmp_attn_backward},
              {"combine", combine, combine_backward},
