@@ -29,6 +29,8 @@ typedef enum rgk_map {
   RGK_SILU_BWD,    /* x, dy, dx */
   RGK_SIGMOID,     /* x, to */
   RGK_SIGMOID_BWD, /* x, dy, dx */
+  RGK_RELU,        /* x, to: where value·x > 0, else 0 */
+  RGK_RELU_BWD,    /* x, dy, dx */
   RGK_MAPS
 } rgk_map;
 

@@ -11,8 +11,8 @@
 
      w = softmax      dx = w·dy      dz = w·dy·(x - y)      dbias = Σ of dz over tokens and heads
 
-   A row is there once its last token is: queries see it from (j+1)·stride - 1 on, as cmp_attn has it
-   with kernel = stride. Max and min give a feature's gradient to the first token that has it.
+   A row is there once its last token is: queries see it from (j+1)·stride - 1 on, as cmp_attn has
+   it with kernel = stride. Max and min give a feature's gradient to the first token that has it.
 
    A task is a row. The gradient of bias takes the rows' log-sum-exps and means from the workspace,
    a task for every row of bias, heads from the last to the first.

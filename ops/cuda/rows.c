@@ -75,7 +75,8 @@ static rg_status walk_launch(rg_cuda *x, const void *function, const rgk_walk *w
 static int tensors(rgk_map map) {
   static const int8_t n[RGK_MAPS] = {
       [RGK_FILL] = 1, [RGK_COPY] = 2,     [RGK_MUL] = 3,     [RGK_MUL_BWD] = 5,
-      [RGK_SILU] = 2, [RGK_SILU_BWD] = 3, [RGK_SIGMOID] = 2, [RGK_SIGMOID_BWD] = 3};
+      [RGK_SILU] = 2, [RGK_SILU_BWD] = 3, [RGK_SIGMOID] = 2, [RGK_SIGMOID_BWD] = 3,
+      [RGK_RELU] = 2, [RGK_RELU_BWD] = 3};
   return n[map];
 }
 

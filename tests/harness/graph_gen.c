@@ -192,16 +192,18 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-/* silu or sigmoid */
+/* silu, sigmoid or relu */
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, aside(g, 0, 0.3) ? "sigmoid" : "silu");
+  const bool relu = aside(g, 16, 0.2);
+  char *s = begin(g, relu ? "relu" : aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size *= 0.6;
-  print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
+  print(s, " }, \"out\": { \"y\": \"%s\" }%s }", fresh(g, "t", y)->name,
+        relu && aside(g, 17, 0.5) ? ", \"attrs\": { \"side\": \"negative\" }" : "");
 }
 
 static void add_mul(gen *g) {

@@ -251,6 +251,25 @@ static void silu_backward(view v) {
   give(v, x, dx);
 }
 
+static double *turned(view v, const double *x, int64_t n) {
+  double *y = ot_doubles(v.r->t, n + 1);
+  for (int64_t i = 0; i < n; i++) y[i] = attr_i(v, "side") ? -x[i] : x[i];
+  return y;
+}
+static void relu(view v) {
+  const int y = out(v, "y");
+  const int64_t n = count(v.r, y);
+  double *to = make(v, y);
+  ref_relu(n, live_elements(v, y), turned(v, in_value(v, "x"), n), to);
+  for (int64_t i = 0; i < n && attr_i(v, "side"); i++) to[i] = -to[i];
+}
+static void relu_backward(view v) {
+  const int x = in(v, "x"), y = out(v, "y");
+  const int64_t n = count(v.r, x);
+  double *dx = room(v, x);
+  ref_relu_backward(n, live_elements(v, y), turned(v, in_value(v, "x"), n), gradient(v, y), dx);
+  give(v, x, dx);
+}
 static void sigmoid(view v) {
   int y = out(v, "y");
   ref_sigmoid(count(v.r, y), live_elements(v, y), in_value(v, "x"), make(v, y));
@@ -685,6 +704,7 @@ static const struct {
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
              {"pool", pool, pool_backward},
+             {"relu", relu, relu_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},

@@ -188,6 +188,9 @@ void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b,
                       double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
+/* max(x, 0) */
+void ref_relu(int64_t n, int64_t live, const double *x, double *y);
+void ref_relu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y);
 void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */

@@ -101,6 +101,11 @@ Test(graph, csa) {
           {"top_n", 3, NULL}, {"window", 6, NULL}, F32);
 }
 
+Test(graph, quest) {
+  EXAMPLE("variants/quest", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"page", 4, NULL},
+          {"top_n", 3, NULL}, F32);
+}
+
 /* ---- random graphs ---- */
 
 static void random_graphs(uint64_t first, int n, gen_options o) {

@@ -418,6 +418,33 @@ static const double *csa(const model *m, int64_t at, int64_t n) {
   return o;
 }
 
+/* Quest: a page is worth the most that a product with a key between its smallest and largest
+ * features could be. */
+static const double *quest(const model *m, int64_t at, int64_t n) {
+  const int64_t K = m->KH * m->D;
+  const double *q = rows(m, "q", at, m->H * m->D), *k = rows(m, "k", at, K),
+               *v = rows(m, "v", at, K);
+  double *o = ot_doubles(m->t, n * m->H * m->D + 1);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t kh = 0; kh < m->KH; kh++) {
+      const int64_t own = i / m->block, G = m->H / m->KH;
+      double score[T] = {0};
+      bool forced[T] = {false}, chosen[T];
+      for (int64_t b = 0; b < own; b++)
+        for (int64_t h = kh * G; h < (kh + 1) * G; h++)
+          for (int64_t c = 0; c < m->D; c++) {
+            double best = -INFINITY;
+            for (int64_t j = b * m->block; j < (b + 1) * m->block; j++)
+              best = fmax(best, q[(i * m->H + h) * m->D + c] * k[(j * m->KH + kh) * m->D + c]);
+            score[b] += best;
+          }
+      forced[own] = true;
+      choose(m, at + i, kh, score, own + 1, forced, m->top_n, chosen);
+      attend_chosen(m, q, k, v, K, i, kh, chosen, m->block, 1 / sqrt((double)m->D), o);
+    }
+  return o;
+}
+
 /* InfLLM-v2: keys pooled over a window of tokens; a block is worth the largest probability,
  * summed over a group's heads, of the pooled keys that reach into it. */
 static const double *infllm(const model *m, int64_t at, int64_t n) {
@@ -620,4 +647,10 @@ Test(variants, csa) {
                             {"dtype", 0, "f32"}};
   CHECK("csa", set, .out = {"o"}, .f = {csa}, .H = 4, .KH = 1, .D = 16, .HI = 3, .DI = 8,
         .window = 6, .top_n = 3);
+}
+
+Test(variants, quest) {
+  const rg_binding set[] = {HEADS, {"page", 4, NULL}, {"top_n", 4, NULL}};
+  CHECK("quest", set, .out = {"o"}, .f = {quest}, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 4,
+        .top_n = 4);
 }
