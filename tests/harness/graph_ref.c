@@ -600,6 +600,7 @@ void gref_topk_attrs(const rgi_node *node, ref_topk *a) {
   a->scale = attr_f(v, "scale"), a->softcap = attr_f(v, "softcap");
   a->dot = attr_i(v, "score") == 1, a->relu = attr_i(v, "score") == 2;
   a->max = attr_i(v, "pool") == 1, a->tail = attr_i(v, "tail") == 1;
+  a->share = attr_i(v, "query_block");
 }
 
 static void topk(view v) {

@@ -106,6 +106,11 @@ Test(graph, quest) {
           {"top_n", 3, NULL}, F32);
 }
 
+Test(graph, seer) {
+  EXAMPLE("variants/seer", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DG", 8, NULL},
+          {"block", 4, NULL}, {"top_n", 3, NULL}, F32);
+}
+
 /* ---- random graphs ---- */
 
 static void random_graphs(uint64_t first, int n, gen_options o) {

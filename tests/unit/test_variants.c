@@ -445,6 +445,46 @@ static const double *quest(const model *m, int64_t at, int64_t n) {
   return o;
 }
 
+/* SeerAttention: queries of a block choose for all of them, by their mean gate's product with the
+ * gate of a block's largest, smallest and mean key features. */
+static const double *seer(const model *m, int64_t at, int64_t n) {
+  const int64_t K = m->KH * m->D, Q = m->H * m->D, G = m->KH * m->DI, blocks = n / m->block;
+  const double *q0 = rows(m, "q_plain", at, Q), *k0 = rows(m, "k_plain", at, K),
+               *v = rows(m, "v", at, K), *gq = project(m, q0, n, Q, G, input(m, "w_q"), NULL);
+  double *o = ot_doubles(m->t, n * Q + 1), *q = ot_doubles(m->t, n * Q + 1),
+         *k = ot_doubles(m->t, n * K + 1), *pooled = ot_doubles(m->t, blocks * 3 * K + 1),
+         frequency[64];
+  memcpy(q, q0, (size_t)(n * Q) * sizeof *q);
+  memcpy(k, k0, (size_t)(n * K) * sizeof *k);
+  for (int64_t c = 0; c < m->D / 2; c++) frequency[c] = pow(500000, -2 * (double)c / (double)m->D);
+  turn(q, n, m->H, m->D, m->D / 2, frequency, 1);
+  turn(k, n, m->KH, m->D, m->D / 2, frequency, 1);
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t c = 0; c < K; c++) {
+      double *to = pooled + b * 3 * K + c / m->D * 3 * m->D + c % m->D;
+      to[0] = -INFINITY, to[m->D] = INFINITY;
+      for (int64_t j = b * m->block; j < (b + 1) * m->block; j++) {
+        to[0] = fmax(to[0], k0[j * K + c]);
+        to[m->D] = fmin(to[m->D], k0[j * K + c]);
+        to[2 * m->D] += k0[j * K + c] / (double)m->block;
+      }
+    }
+  const double *gk = project(m, pooled, blocks, 3 * K, G, input(m, "w_k"), NULL);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t kh = 0; kh < m->KH; kh++) {
+      const int64_t own = i / m->block, end = n < (own + 1) * m->block ? n : (own + 1) * m->block;
+      double score[T] = {0};
+      bool forced[T] = {false}, chosen[T];
+      for (int64_t b = 0; b < own; b++)
+        for (int64_t r = own * m->block; r < end; r++)
+          score[b] += dot(gq + r * G + kh * m->DI, gk + b * G + kh * m->DI, m->DI);
+      forced[own] = true;
+      choose(m, at + i, kh, score, own + 1, forced, m->top_n, chosen);
+      attend_chosen(m, q, k, v, K, i, kh, chosen, m->block, 1 / sqrt((double)m->D), o);
+    }
+  return o;
+}
+
 /* InfLLM-v2: keys pooled over a window of tokens; a block is worth the largest probability,
  * summed over a group's heads, of the pooled keys that reach into it. */
 static const double *infllm(const model *m, int64_t at, int64_t n) {
@@ -653,4 +693,10 @@ Test(variants, quest) {
   const rg_binding set[] = {HEADS, {"page", 4, NULL}, {"top_n", 4, NULL}};
   CHECK("quest", set, .out = {"o"}, .f = {quest}, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 4,
         .top_n = 4);
+}
+
+Test(variants, seer) {
+  const rg_binding set[] = {HEADS, {"DG", 8, NULL}, {"block", 8, NULL}, {"top_n", 3, NULL}};
+  CHECK("seer", set, .out = {"o"}, .f = {seer}, .H = 4, .KH = 2, .D = 16, .E = 16, .DI = 8,
+        .block = 8, .top_n = 3);
 }
