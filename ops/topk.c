@@ -13,7 +13,7 @@
    Those past the last key (a query may lie beyond it) score nothing: 0, or -inf where blocks not
    complete do. Equal scores: the lower index. NaN ranks last. score "dot" ranks by Σ_h q_h·k
    instead, "relu" by Σ_h weight_h·max(q_h·k, 0), both of whole blocks or of a block's best key. No
-   gradient.
+   gradient. Queries of a query_block rank by the sum of their scores: they choose alike.
 
    One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
    fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
@@ -44,6 +44,7 @@ enum {
   A_SOFTCAP,
   A_POOL,
   A_TAIL,
+  A_QUERY_BLOCK,
   A_COUNT
 };
 enum { POOL_SUM, POOL_MAX };
@@ -124,6 +125,10 @@ static const rg_attr attrs[A_COUNT] = {
                 "block, or max, the largest"},
     [A_TAIL] = {"tail", RG_ATTR_BOOL, false, 0, 0, 0, NULL,
                 "with local 0: the query's own block is kept while it is not complete"},
+    [A_QUERY_BLOCK] =
+        {"query_block", RG_ATTR_INT, false, 1, 1 << 16, 1, NULL,
+         "queries that share a choice, by the sum of their scores; divides block, and "
+         "goes with score dot"},
 };
 
 static rg_status check(const rg_call *c, rg_error *e) {
@@ -156,6 +161,15 @@ static rg_status check(const rg_call *c, rg_error *e) {
     return rg_op_fail(e, RG_E_VALUE, c,
                       "softcap %g does not go with score %s, which ranks the raw product",
                       a[A_SOFTCAP].f, score);
+  const int64_t share = a[A_QUERY_BLOCK].i;
+  if (share > 1 && (block % share || a[A_LOCAL].i == 0 || score_of(c) != RGK_TOPK_BY_DOT))
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "query_block %lld needs score dot, local blocks, and a block (%lld) that it "
+                      "divides",
+                      (long long)share, (long long)block);
+  if (share > 1 && (is_paged(c) || rg_in(c, IN_OFFSET)))
+    return rg_op_fail(e, RG_E_VALUE, c, "query_block %lld needs whole sequences of queries",
+                      (long long)share);
   if (score_of(c) != RGK_TOPK_BY_RELU && rg_in(c, IN_WEIGHT))
     return rg_op_fail(e, RG_E_KEY, c, "weight goes with score relu, not %s", score);
   if (softmax && !rg_in(c, IN_LSE))
@@ -331,7 +345,7 @@ typedef struct job {
   layout l;
   rgi_topk_scores scores;
   const rgi_tile *tiles;
-  const int32_t *cu_k, *offset;
+  const int32_t *cu, *cu_k, *offset;
   bool in_pages;
   rgi_paged paged; /* instead of the two */
   int64_t ntile, kv_heads, group;
@@ -378,6 +392,9 @@ static void run_tile(void *arg, int64_t task, int thread) {
                      .stride = stride,
                      .block = block,
                      .max = a[A_POOL].i == POOL_MAX,
+                     .share = a[A_QUERY_BLOCK].i,
+                     .first = tile->first,
+                     .queries = w->cu[tile->b + 1] - w->cu[tile->b],
                      .scale = (float)w->scale,
                      .softcap = (float)a[A_SOFTCAP].f,
                      .q = rgi_at(q, tile->row, kh * w->group),
@@ -472,6 +489,7 @@ static rg_status run_cpu(const rg_call *c) {
            .l = lay_out(c),
            .scores = rgi_topk_scores_for(c->isa),
            .tiles = c->workspace,
+           .cu = starts,
            .cu_k = cu_k ? cu_k->data : starts,
            .offset = offset ? offset->data : NULL,
            .in_pages = is_paged(c),
@@ -528,6 +546,7 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .score = (int32_t)score_of(c),
                 .max = a[A_POOL].i == POOL_MAX,
                 .tail = a[A_TAIL].i,
+                .share = (int32_t)a[A_QUERY_BLOCK].i,
                 .q = rgk_of(q),
                 .k = paged ? rgk_page_of(k) : rgk_of(k),
                 .lse = rgk_of(rg_in(c, IN_LSE)),

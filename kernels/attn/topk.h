@@ -18,6 +18,7 @@ typedef struct rgk_topk {
   float scale, softcap;
   int32_t kernel, stride, block;
   int32_t top_n, init, local, score; /* RGK_TOPK_BY_… */
+  int32_t share;                     /* queries that choose alike, of score dot */
   bool max, tail;                    /* pool is max; the own block is kept while partial */
   rgk_tensor q, k, lse, weight, idx; /* weight [T, H], of score relu; absent: all 1 */
   bool aligned;                      /* q and k start on, and step by, multiples of 16 bytes */
@@ -25,6 +26,7 @@ typedef struct rgk_topk {
   int32_t stages;                    /* Hopper: tiles of keys in flight */
   int32_t chunk;                     /* plain: blocks whose scores are made together */
   int64_t most_keep;                 /* no row ranks for more places than this */
+  float *sums;                       /* plain: [T, KH, D] that take the place of q, share > 1 */
   uint64_t *heap; /* plain: [grid, most_keep, RGK_TOPK_ROWS], or NULL: in shared memory */
 } rgk_topk;
 
@@ -60,6 +62,7 @@ typedef struct rgk_topk_any {
   rgk_pages pages; /* where keys are, if there is a table; k is a page's then */
 } rgk_topk_any;
 RGK_GETTER(rgk_topk_plain(int mode))
+RGK_GETTER(rgk_topk_share(void)) /* grid over T · KH · D threads */
 /* Its bytes of dynamic shared memory: of tiles of q, k and sums; of all, with `heap` places of a
  * heap a row. */
 RGK_BOTH uint32_t rgk_topk_plain_tiles(int mode) {

@@ -334,8 +334,29 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   }
 }
 
+/* What queries that choose alike are ranked by: the sum of them all. */
+__global__ void __launch_bounds__(THREADS) share(const __grid_constant__ rgk_topk p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.T * p.KH * p.D) return;
+  const int c = (int)(i % p.D), kh = (int)(i / p.D % p.KH);
+  const int64_t row = i / p.D / p.KH;
+  const int b = find_seq(p.seqs, row);
+  double sum = 0;
+  if (b < p.seqs.n) {
+    const int64_t start = seq_start(p.seqs, b), from = start + (row - start) / p.share * p.share,
+                  last = min(from + p.share, seq_start(p.seqs, b + 1));
+    for (int64_t r = from; r < last; r++)
+      for (int h = kh * p.G; h < (kh + 1) * p.G; h++)
+        sum += (double)load(p.q.data, p.q.dtype, r * p.q.row + h * p.q.head + c);
+  }
+  p.sums[i] = (float)sum;
+}
+
 } // namespace
 
+const void *rgk_topk_share(void) {
+  return (const void *)share;
+}
 const void *rgk_topk_plain(int mode) {
   return mode == RGK_TOPK_WIDE   ? (const void *)topk<RGK_TOPK_WIDE>
          : mode == RGK_TOPK_DOT  ? (const void *)topk<RGK_TOPK_DOT>

@@ -27,7 +27,10 @@ typedef struct rgi_topk_tile {
   int64_t n;                     /* live lanes */
   int64_t kernel, stride, block; /* in tokens */
   bool max;                      /* a block scores its best key instead of the sum */
-  float scale, softcap;          /* softcap 0: off */
+  /* dot: as many queries of the sequence, from a multiple on, share the sum of theirs; lane 0 is
+   * number `first` of `queries` */
+  int64_t share, first, queries;
+  float scale, softcap; /* softcap 0: off */
   /* q[lane][head][d], through strides in elements */
   const void *q;
   int64_t q_row, q_head;

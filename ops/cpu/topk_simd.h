@@ -334,12 +334,22 @@ static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64
   const int64_t d = t->d;
   double *q = (double *)(void *)t->pack_q, *score = t->score;
   memset(q, 0, (size_t)d * RGI_TOPK_LANES * sizeof *q);
-  for (int64_t lane = 0; lane < t->n; lane++)
-    for (int64_t h = 0; h < t->heads; h++) {
-      rgi_load_by(TK_ISA, t->row, t->dtype,
-                  (const char *)t->q + (lane * t->q_row + h * t->q_head) * (int64_t)size, d);
-      for (int64_t i = 0; i < d; i++) q[i * RGI_TOPK_LANES + lane] += (double)t->row[i];
+  for (int64_t lane = 0; lane < t->n; lane++) {
+    const int64_t from = (t->first + lane) / t->share * t->share - t->first,
+                  last = from + t->share < t->queries - t->first ? from + t->share
+                                                                 : t->queries - t->first;
+    if (lane > 0 && from < lane) { /* the lane before has the sum */
+      for (int64_t i = 0; i < d; i++)
+        q[i * RGI_TOPK_LANES + lane] = q[i * RGI_TOPK_LANES + lane - 1];
+      continue;
     }
+    for (int64_t r = from; r < last; r++)
+      for (int64_t h = 0; h < t->heads; h++) {
+        rgi_load_by(TK_ISA, t->row, t->dtype,
+                    (const char *)t->q + (r * t->q_row + h * t->q_head) * (int64_t)size, d);
+        for (int64_t i = 0; i < d; i++) q[i * RGI_TOPK_LANES + lane] += (double)t->row[i];
+      }
+  }
   for (int64_t i = block0 * RGI_TOPK_LANES; i < block1 * RGI_TOPK_LANES; i++) score[i] = -INFINITY;
   for (int64_t key = t->key0; key < t->key1; key += RGI_TOPK_KEYS) {
     int64_t n = t->key1 - key < RGI_TOPK_KEYS ? t->key1 - key : RGI_TOPK_KEYS;

@@ -25,9 +25,29 @@ static int32_t plain_chunk(const rgk_topk *p) {
   return (int32_t)(n < CHUNK ? n : CHUNK);
 }
 
-static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu) {
-  if (p->most_keep <= HEAP_SHARED) return 0;
-  return (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep * sizeof(uint64_t);
+/* Places of heaps, and sums of queries that choose alike. */
+static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu, void *base, uint64_t **heap,
+                              float **sums) {
+  rgi_cut w = {.base = base};
+  const size_t places = (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep;
+  *heap = rgi_take(&w, p->most_keep <= HEAP_SHARED ? 0 : places * sizeof **heap);
+  if (p->most_keep <= HEAP_SHARED) *heap = NULL;
+  *sums = rgi_take(&w, p->share > 1 ? (size_t)(p->T * p->KH * p->D) * sizeof **sums : 0);
+  return w.used;
+}
+
+static rg_status share_step(rgk_topk *p, rg_cuda *x) {
+  const int64_t n = p->T * p->KH * p->D;
+  if (n == 0) return RG_OK;
+  RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_topk_share(),
+                                    .grid = {rgk_blocks(n, RGK_TOPK_THREADS), 1, 1},
+                                    .block = {RGK_TOPK_THREADS, 1, 1},
+                                    .params = p,
+                                    .size = sizeof *p}));
+  p->q = (rgk_tensor){.data = p->sums, .row = (int64_t)p->KH * p->D, .head = p->D, .dtype = RG_F32};
+  p->H = p->KH;
+  p->G = 1;
+  return RG_OK;
 }
 
 static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const rg_gpu *gpu,
@@ -39,7 +59,8 @@ static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const 
   if (pages) any.pages = *pages;
   p->slots = rgk_slots(p->T, p->seqs.n, RGK_TOPK_ROWS);
   p->chunk = plain_chunk(p);
-  p->heap = p->most_keep > HEAP_SHARED ? workspace : NULL;
+  plain_workspace(call, gpu, workspace, &p->heap, &p->sums);
+  if (p->share > 1) RGI_TRY(share_step(p, x));
   return x->launch(
       x, &(rg_launch){.function = rgk_topk_plain(mode),
                       .grid = {plain_grid(p, gpu), 1, 1},
@@ -80,6 +101,7 @@ static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
   if (p->max) return "plain: pool max";
   if (p->local == 0) return "plain: local 0";
+  if (p->share > 1) return "plain: query_block";
   if (heads > (dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
@@ -114,7 +136,9 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
 /* ---- which take a call ---- */
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
-  return plain_workspace(p, gpu);
+  uint64_t *heap;
+  float *sums;
+  return plain_workspace(p, gpu, NULL, &heap, &sums);
 }
 
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,

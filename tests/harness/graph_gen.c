@@ -192,16 +192,18 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-/* silu or sigmoid */
+/* silu, sigmoid or relu */
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, aside(g, 0, 0.3) ? "sigmoid" : "silu");
+  const bool relu = aside(g, 16, 0.2);
+  char *s = begin(g, relu ? "relu" : aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size *= 0.6;
-  print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
+  print(s, " }, \"out\": { \"y\": \"%s\" }%s }", fresh(g, "t", y)->name,
+        relu && aside(g, 17, 0.5) ? ", \"attrs\": { \"side\": \"negative\" }" : "");
 }
 
 static void add_mul(gen *g) {
@@ -594,7 +596,8 @@ static void add_nsa(gen *g) {
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"%s", use(g, q), use(g, ck),
         own);
   const bool relu = b.dot && aside(g, 7, 0.4), bare = b.local < b.top_n && aside(g, 8, 0.2),
-             tail = bare && b.init < b.top_n && aside(g, 9, 0.6);
+             tail = bare && b.init < b.top_n && aside(g, 9, 0.6),
+             shared = b.dot && !relu && !bare && !apart && aside(g, 18, 0.3);
   if (!b.dot) print(s, ", \"lse\": \"%s\"", use(g, l));
   if (relu && aside(g, 10, 0.6)) {
     const int64_t of_heads[] = {T, H};
@@ -604,12 +607,14 @@ static void add_nsa(gen *g) {
         " }, \"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, "
         "\"block\": %lld, ",
         g->x[idx].name, (long long)b.kernel, (long long)b.stride, (long long)b.block);
-  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s%s%s } }", (long long)b.top_n,
+  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s%s%s", (long long)b.top_n,
         (long long)b.init, (long long)(bare ? 0 : b.local),
         relu    ? ", \"score\": \"relu\""
         : b.dot ? ", \"score\": \"dot\""
                 : "",
         aside(g, 11, 0.3) ? ", \"pool\": \"max\"" : "", tail ? ", \"tail\": true" : "", cap);
+  if (shared) print(s, ", \"query_block\": %lld", (long long)(b.block % 2 ? b.block : b.block / 2));
+  print(s, " } }");
   s = begin(g, "slc_attn");
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k),
         use(g, v), use(g, idx), own);

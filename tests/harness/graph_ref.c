@@ -251,6 +251,25 @@ static void silu_backward(view v) {
   give(v, x, dx);
 }
 
+static double *turned(view v, const double *x, int64_t n) {
+  double *y = ot_doubles(v.r->t, n + 1);
+  for (int64_t i = 0; i < n; i++) y[i] = attr_i(v, "side") ? -x[i] : x[i];
+  return y;
+}
+static void relu(view v) {
+  const int y = out(v, "y");
+  const int64_t n = count(v.r, y);
+  double *to = make(v, y);
+  ref_relu(n, live_elements(v, y), turned(v, in_value(v, "x"), n), to);
+  for (int64_t i = 0; i < n && attr_i(v, "side"); i++) to[i] = -to[i];
+}
+static void relu_backward(view v) {
+  const int x = in(v, "x"), y = out(v, "y");
+  const int64_t n = count(v.r, x);
+  double *dx = room(v, x);
+  ref_relu_backward(n, live_elements(v, y), turned(v, in_value(v, "x"), n), gradient(v, y), dx);
+  give(v, x, dx);
+}
 static void sigmoid(view v) {
   int y = out(v, "y");
   ref_sigmoid(count(v.r, y), live_elements(v, y), in_value(v, "x"), make(v, y));
@@ -494,6 +513,13 @@ static void compress_kv_backward(view v) {
   }
 }
 
+static void block_starts(view v) {
+  const int x = in(v, "cu_seqlens"), y = out(v, "y");
+  v.r->ints[y] = ot_ints(v.r->t, count(v.r, y) + 1);
+  for (int64_t i = 0; i < count(v.r, y); i++)
+    v.r->ints[y][i] = v.r->ints[x][i] / (int32_t)attr_i(v, "stride");
+}
+
 static ref_pool pool_of(view v) {
   const int x = in(v, "x");
   const int64_t kernel = attr_i(v, "kernel"), stride = attr_i(v, "stride");
@@ -574,6 +600,7 @@ void gref_topk_attrs(const rgi_node *node, ref_topk *a) {
   a->scale = attr_f(v, "scale"), a->softcap = attr_f(v, "softcap");
   a->dot = attr_i(v, "score") == 1, a->relu = attr_i(v, "score") == 2;
   a->max = attr_i(v, "pool") == 1, a->tail = attr_i(v, "tail") == 1;
+  a->share = attr_i(v, "query_block");
 }
 
 static void topk(view v) {
@@ -665,6 +692,7 @@ static const struct {
   const char *op;
   void (*forward)(view), (*backward)(view);
 } table[] = {{"add", add, add_backward},
+             {"block_starts", block_starts, NULL},
              {"cast", cast, cast_backward},
              {"cmp_attn", cmp_attn, cmp_attn_backward},
              {"combine", combine, combine_backward},
@@ -677,6 +705,7 @@ static const struct {
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
              {"pool", pool, pool_backward},
+             {"relu", relu, relu_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},

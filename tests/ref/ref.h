@@ -102,8 +102,9 @@ typedef struct ref_topk {
   /* rank by the raw product, summed over the group; or by the positive part of it times weight;
    * neither: by probability */
   bool dot, relu;
-  bool max;  /* of the keys in a block the largest score, not the sum */
-  bool tail; /* without local: the query's own block is kept while it is not complete */
+  bool max;      /* of the keys in a block the largest score, not the sum */
+  int64_t share; /* dot: queries that choose alike, by the sum of their scores; 0: 1 */
+  bool tail;     /* without local: the query's own block is kept while it is not complete */
 } ref_topk;
 
 /* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate (b <=
@@ -188,6 +189,9 @@ void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b,
                       double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
+/* max(x, 0) */
+void ref_relu(int64_t n, int64_t live, const double *x, double *y);
+void ref_relu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y);
 void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */

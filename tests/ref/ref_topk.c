@@ -20,12 +20,23 @@ static double product(const ref_topk *a, int64_t t, int64_t h, int64_t key) {
 
 /* What key j counts, summed over the query heads of KV head kh; where the row does not see it,
  * `unseen`. */
+/* The products of all queries that choose with the one at position i, row t of the pack; `last` is
+ * the sequence's last position. */
+static double shared_product(const ref_topk *a, int64_t t, int64_t i, int64_t last, int64_t h,
+                             int64_t key) {
+  int64_t share = a->share > 1 ? a->share : 1;
+  double sum = 0;
+  for (int64_t o = i / share * share; o < (i / share + 1) * share && o <= last; o++)
+    sum += product(a, t + o - i, h, key);
+  return sum;
+}
+
 static double unseen(const ref_topk *a) {
   return a->dot || a->relu ? -INFINITY : 0;
 }
 
-static void keys_count(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0,
-                       int64_t nkey, double *p, double *max_logit) {
+static void keys_count(const ref_topk *a, int64_t t, int64_t i, int64_t last, int64_t kh,
+                       int64_t key0, int64_t nkey, double *p, double *max_logit) {
   int64_t g = a->H / a->KH;
   double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D);
   for (int64_t j = 0; j < nkey; j++) {
@@ -34,7 +45,8 @@ static void keys_count(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int6
     p[j] = 0;
     for (int64_t h = kh * g; h < (kh + 1) * g; h++) {
       if (a->dot || a->relu) {
-        double x = product(a, t, h, key0 + j), w = a->weight ? a->weight[t * a->H + h] : 1;
+        double x = shared_product(a, t, i, last, h, key0 + j),
+               w = a->weight ? a->weight[t * a->H + h] : 1;
         p[j] += a->dot ? x : x < 0 ? 0 : w * x;
         continue;
       }
@@ -84,7 +96,8 @@ void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t n
                 nkey = ref_blocks(cu_k[b + 1] - cu_k[b], a->kernel, a->stride);
         bool partial = a->local == 0 && (i + 1) % a->block != 0;
         int64_t last = partial && !a->tail ? own - 1 : own;
-        keys_count(a, t, i, kh, key0, nkey, p, &logit);
+        keys_count(a, t, i, a->cu[b + 1] - a->cu[b] + (a->q_offset ? a->q_offset[b] : 0) - 1, kh,
+                   key0, nkey, p, &logit);
         for (int64_t c = 0; c <= own; c++) taken[c] = false;
         for (int64_t c = 0; c <= last; c++) {
           bool forced = c < a->init || c > own - a->local || (c == own && partial);

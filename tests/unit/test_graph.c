@@ -96,6 +96,21 @@ Test(graph, dsa) {
           {"P", 8, NULL}, {"HI", 3, NULL}, {"DI", 16, NULL}, {"top_n", 9, NULL}, F32);
 }
 
+Test(graph, csa) {
+  EXAMPLE("variants/csa", {"H", 4, NULL}, {"D", 16, NULL}, {"HI", 3, NULL}, {"DI", 8, NULL},
+          {"top_n", 3, NULL}, {"window", 6, NULL}, F32);
+}
+
+Test(graph, quest) {
+  EXAMPLE("variants/quest", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"page", 4, NULL},
+          {"top_n", 3, NULL}, F32);
+}
+
+Test(graph, seer) {
+  EXAMPLE("variants/seer", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DG", 8, NULL},
+          {"block", 4, NULL}, {"top_n", 3, NULL}, F32);
+}
+
 /* ---- random graphs ---- */
 
 static void random_graphs(uint64_t first, int n, gen_options o) {

@@ -267,3 +267,17 @@ Test(pool, oracle_by_finite_differences) {
   }
   ot_end(t);
 }
+
+/* Where the rows of a sequence start. */
+Test(pool, block_starts) {
+  ot *t = ot_begin(110);
+  num_pack pack = num_pack_new(t, 13, num_lengths, 5);
+  ot_tensor *y = OT_NEW(t, RG_I32, 14);
+  ot_call *c = ot_call_new(t, &rgi_op_block_starts);
+  ot_in(c, "cu_seqlens", pack.tensor);
+  ot_int(c, "stride", 4);
+  ot_out(c, "y", y);
+  OT_OK(ot_run_repeated(c, 2));
+  for (int b = 0; b <= 13; b++) cr_assert_eq(ot_get_ints(t, y)[b], pack.cu[b] / 4);
+  ot_end(t);
+}

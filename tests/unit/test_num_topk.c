@@ -10,7 +10,7 @@ typedef struct topk_case {
   rg_dtype dtype;
   int64_t H, KH, D, B;
   const int32_t *length, *length_k, *offset;
-  int64_t kernel, stride, block, top_n, init, local;
+  int64_t kernel, stride, block, top_n, init, local, share;
   double hot, softcap, scale;
   bool outliers, dot, relu, max, tail, weighted, strided;
   int isa; /* level + 1; 0: best */
@@ -60,6 +60,7 @@ static void make_call(ot *t, topk_run *r) {
   if (a->dot || a->relu) ot_choice(c, "score", a->dot ? "dot" : "relu");
   if (a->max) ot_choice(c, "pool", "max");
   if (a->tail) ot_int(c, "tail", 1);
+  if (a->share) ot_int(c, "query_block", a->share);
   if (a->scale != 0) ot_float(c, "scale", a->scale);
   if (a->softcap != 0) ot_float(c, "softcap", a->softcap);
   ot_out(c, "idx", r->idx);
@@ -141,6 +142,7 @@ static ref_topk oracle(ot *t, const topk_run *r) {
                     .dot = a->dot,
                     .relu = a->relu,
                     .max = a->max,
+                    .share = a->share,
                     .tail = a->tail};
 }
 
@@ -347,7 +349,7 @@ Test(topk, relu) {
 Test(topk, tokens) {
   for (int i = 0; i < 3; i++) {
     topk_case a = {.name = "tokens",
-                   LONG,
+                   SOME,
                    .H = 4,
                    .KH = 1,
                    .D = 32,
@@ -361,7 +363,9 @@ Test(topk, tokens) {
                    .weighted = true,
                    .dtype = types[i]};
     check(230 + (uint64_t)i, a);
-    a.top_n = 2048;
+    a.top_n = 250;
+    check(236 + (uint64_t)i, a);
+    a.top_n = 2048; /* more than there are */
     check(233 + (uint64_t)i, a);
   }
 }
@@ -390,7 +394,7 @@ Test(topk, best_key) {
                    .hot = i % 4 == 3 ? 64 : 1,
                    .dtype = types[i / 4]};
     check(240 + (uint64_t)i, a);
-    a.length = one_long, a.B = 2;
+    a.length = some, a.B = 5;
     check(255 + (uint64_t)i, a);
   }
 }
@@ -413,6 +417,29 @@ Test(topk, partial_tail) {
                    .dot = i >= 3,
                    .dtype = types[i % 3]};
     check(270 + (uint64_t)i, a);
+  }
+}
+
+/* Queries of a block choose alike. */
+Test(topk, query_blocks) {
+  static const int64_t share[] = {16, 32, 8, 64, 2, 32};
+  for (int i = 0; i < 6; i++) {
+    topk_case a = {.name = "query blocks",
+                   LENGTHS,
+                   HEADS,
+                   .kernel = i < 3 ? 32 : 16,
+                   .stride = i < 3 ? 32 : 16,
+                   .block = i < 3 ? 32 : 64,
+                   .top_n = 3,
+                   .init = i % 2,
+                   .local = 1,
+                   .share = share[i],
+                   .max = i >= 3,
+                   .dot = true,
+                   .dtype = types[i % 3]};
+    check(310 + (uint64_t)i, a);
+    a.length = some, a.B = 5, a.top_n = 70;
+    check(320 + (uint64_t)i, a);
   }
 }
 

@@ -360,6 +360,131 @@ static const double *dsa_loss(const model *m, int64_t at, int64_t n) {
   return dsa_both(m, at, n, true);
 }
 
+/* DeepSeek V4's compressor: entry j from the last two stretches of STRIDE tokens before its end. An
+ * earlier stretch gives columns [0, W) of x, the last one columns [W, 2W). */
+enum { STRIDE = 4 };
+static double *entries(const model *m, int64_t n, int64_t W, const double *x, const double *z,
+                       const double *bias) {
+  double *y = ot_doubles(m->t, n / STRIDE * W + 1);
+  for (int64_t j = 0; j < n / STRIDE; j++)
+    for (int64_t c = 0; c < W; c++) {
+      double sum = 0;
+      for (int64_t t = (j - 1) * STRIDE; t < (j + 1) * STRIDE; t++) {
+        if (t < 0) continue;
+        const int64_t column = t < j * STRIDE ? c : W + c;
+        const double e = exp(z[t * 2 * W + column] + bias[t % STRIDE * 2 * W + column]);
+        sum += e;
+        y[j * W + c] += e * x[t * 2 * W + column];
+      }
+      y[j * W + c] /= sum;
+    }
+  return y;
+}
+
+/* One softmax over a sink, a window of tokens, and chosen entries that are over. */
+static const double *csa(const model *m, int64_t at, int64_t n) {
+  const int64_t W = m->D, I = m->DI;
+  const double *q = rows(m, "q", at, m->H * W), *kv = rows(m, "kv", at, W),
+               *iq = rows(m, "index_q", at, m->HI * I), *w = rows(m, "index_w", at, m->HI);
+  const double *entry = rms(m,
+                            entries(m, n, W, rows(m, "c", at, 2 * W), rows(m, "z", at, 2 * W),
+                                    input(m, "bias")),
+                            n / STRIDE, W, input(m, "norm"), 1e-6),
+               *ik = entries(m, n, I, rows(m, "index_c", at, 2 * I), rows(m, "index_z", at, 2 * I),
+                             input(m, "index_bias"));
+  double *o = ot_doubles(m->t, n * m->H * W + 1);
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t over = (i + 1) / STRIDE, first = i > m->window ? i - m->window : 0;
+    double score[T] = {0};
+    bool forced[T] = {false}, chosen[T];
+    for (int64_t j = 0; j < over; j++)
+      for (int64_t h = 0; h < m->HI; h++)
+        score[j] += w[i * m->HI + h] * fmax(0, dot(iq + (i * m->HI + h) * I, ik + j * I, I));
+    choose(m, at + i, 0, score, over, forced, m->top_n, chosen);
+    for (int64_t h = 0; h < m->H; h++) {
+      const double *query = q + (i * m->H + h) * W;
+      double *to = o + (i * m->H + h) * W, sum = exp(input(m, "sinks")[h]);
+      for (int64_t pass = 0; pass < 2; pass++)
+        for (int64_t j = pass ? first : 0; j < (pass ? i + 1 : over); j++) {
+          const double *key = (pass ? kv : entry) + j * W;
+          if (!pass && !chosen[j]) continue;
+          const double e = exp(dot(query, key, W) / sqrt((double)W));
+          sum += e;
+          for (int64_t c = 0; c < W; c++) to[c] += e * key[c];
+        }
+      for (int64_t c = 0; c < W; c++) to[c] /= sum;
+    }
+  }
+  return o;
+}
+
+/* Quest: a page is worth the most that a product with a key between its smallest and largest
+ * features could be. */
+static const double *quest(const model *m, int64_t at, int64_t n) {
+  const int64_t K = m->KH * m->D;
+  const double *q = rows(m, "q", at, m->H * m->D), *k = rows(m, "k", at, K),
+               *v = rows(m, "v", at, K);
+  double *o = ot_doubles(m->t, n * m->H * m->D + 1);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t kh = 0; kh < m->KH; kh++) {
+      const int64_t own = i / m->block, G = m->H / m->KH;
+      double score[T] = {0};
+      bool forced[T] = {false}, chosen[T];
+      for (int64_t b = 0; b < own; b++)
+        for (int64_t h = kh * G; h < (kh + 1) * G; h++)
+          for (int64_t c = 0; c < m->D; c++) {
+            double best = -INFINITY;
+            for (int64_t j = b * m->block; j < (b + 1) * m->block; j++)
+              best = fmax(best, q[(i * m->H + h) * m->D + c] * k[(j * m->KH + kh) * m->D + c]);
+            score[b] += best;
+          }
+      forced[own] = true;
+      choose(m, at + i, kh, score, own + 1, forced, m->top_n, chosen);
+      attend_chosen(m, q, k, v, K, i, kh, chosen, m->block, 1 / sqrt((double)m->D), o);
+    }
+  return o;
+}
+
+/* SeerAttention: queries of a block choose for all of them, by their mean gate's product with the
+ * gate of a block's largest, smallest and mean key features. */
+static const double *seer(const model *m, int64_t at, int64_t n) {
+  const int64_t K = m->KH * m->D, Q = m->H * m->D, G = m->KH * m->DI, blocks = n / m->block;
+  const double *q0 = rows(m, "q_plain", at, Q), *k0 = rows(m, "k_plain", at, K),
+               *v = rows(m, "v", at, K), *gq = project(m, q0, n, Q, G, input(m, "w_q"), NULL);
+  double *o = ot_doubles(m->t, n * Q + 1), *q = ot_doubles(m->t, n * Q + 1),
+         *k = ot_doubles(m->t, n * K + 1), *pooled = ot_doubles(m->t, blocks * 3 * K + 1),
+         frequency[64];
+  memcpy(q, q0, (size_t)(n * Q) * sizeof *q);
+  memcpy(k, k0, (size_t)(n * K) * sizeof *k);
+  for (int64_t c = 0; c < m->D / 2; c++) frequency[c] = pow(500000, -2 * (double)c / (double)m->D);
+  turn(q, n, m->H, m->D, m->D / 2, frequency, 1);
+  turn(k, n, m->KH, m->D, m->D / 2, frequency, 1);
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t c = 0; c < K; c++) {
+      double *to = pooled + b * 3 * K + c / m->D * 3 * m->D + c % m->D;
+      to[0] = -INFINITY, to[m->D] = INFINITY;
+      for (int64_t j = b * m->block; j < (b + 1) * m->block; j++) {
+        to[0] = fmax(to[0], k0[j * K + c]);
+        to[m->D] = fmin(to[m->D], k0[j * K + c]);
+        to[2 * m->D] += k0[j * K + c] / (double)m->block;
+      }
+    }
+  const double *gk = project(m, pooled, blocks, 3 * K, G, input(m, "w_k"), NULL);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t kh = 0; kh < m->KH; kh++) {
+      const int64_t own = i / m->block, end = n < (own + 1) * m->block ? n : (own + 1) * m->block;
+      double score[T] = {0};
+      bool forced[T] = {false}, chosen[T];
+      for (int64_t b = 0; b < own; b++)
+        for (int64_t r = own * m->block; r < end; r++)
+          score[b] += dot(gq + r * G + kh * m->DI, gk + b * G + kh * m->DI, m->DI);
+      forced[own] = true;
+      choose(m, at + i, kh, score, own + 1, forced, m->top_n, chosen);
+      attend_chosen(m, q, k, v, K, i, kh, chosen, m->block, 1 / sqrt((double)m->D), o);
+    }
+  return o;
+}
+
 /* InfLLM-v2: keys pooled over a window of tokens; a block is worth the largest probability,
  * summed over a group's heads, of the pooled keys that reach into it. */
 static const double *infllm(const model *m, int64_t at, int64_t n) {
@@ -554,4 +679,24 @@ Test(variants, infllm) {
                             {"local", 1, NULL}};
   CHECK("infllm", set, .out = {"o"}, .f = {infllm}, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 8,
         .top_n = 4);
+}
+
+Test(variants, csa) {
+  const rg_binding set[] = {{"H", 4, NULL},     {"D", 16, NULL},    {"HI", 3, NULL},
+                            {"DI", 8, NULL},    {"top_n", 3, NULL}, {"window", 6, NULL},
+                            {"dtype", 0, "f32"}};
+  CHECK("csa", set, .out = {"o"}, .f = {csa}, .H = 4, .KH = 1, .D = 16, .HI = 3, .DI = 8,
+        .window = 6, .top_n = 3);
+}
+
+Test(variants, quest) {
+  const rg_binding set[] = {HEADS, {"page", 4, NULL}, {"top_n", 4, NULL}};
+  CHECK("quest", set, .out = {"o"}, .f = {quest}, .H = 4, .KH = 2, .D = 16, .E = 16, .block = 4,
+        .top_n = 4);
+}
+
+Test(variants, seer) {
+  const rg_binding set[] = {HEADS, {"DG", 8, NULL}, {"block", 8, NULL}, {"top_n", 3, NULL}};
+  CHECK("seer", set, .out = {"o"}, .f = {seer}, .H = 4, .KH = 2, .D = 16, .E = 16, .DI = 8,
+        .block = 8, .top_n = 3);
 }
