@@ -353,14 +353,8 @@ typedef struct range {
   int n, off; /* off: outside 0.8 … 1.25 */
 } range;
 
-/* Measured while it also made values that nothing reads, which are no longer made: to be measured
- * again, and to go from here then. */
-static bool made_more(const char *job, const char *node) {
-  return strcmp(job, "moba T=4096") == 0 && strcmp(node, "pool") == 0;
-}
-
 static void add(range *r, double ratio, const char *job, const char *node) {
-  const bool off = ratio < 0.8 - (made_more(job, node) ? 0.01 : 0) || ratio > 1.25;
+  const bool off = ratio < 0.8 || ratio > 1.25;
   if (off && getenv("REGRAPH_VERBOSE")) fprintf(stderr, "%s %s: %.3f\n", job, node, ratio);
   r->least = fmin(r->least, ratio);
   r->most = fmax(r->most, ratio);
@@ -368,7 +362,8 @@ static void add(range *r, double ratio, const char *job, const char *node) {
   r->off += off;
 }
 
-/* Other work than was measured: values that nobody reads were pooled then. */
+/* Other work than was measured: values that nobody reads were pooled then. To go from here when the
+ * H200 is measured again. */
 static bool changed_since(const line *l) {
   return strncmp(l->job, "moba ", 5) == 0 && strcmp(l->node, "pool") == 0;
 }
