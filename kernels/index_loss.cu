@@ -74,16 +74,16 @@ template <bool MAX> __device__ __forceinline__ double over_block(double x, doubl
 /* A row that no sequence has. */
 template <bool BACKWARD>
 __device__ __forceinline__ void clear_row(const rgk_index_loss &p, int64_t t, int head) {
-  const int heads = p.IH / p.I;
-  if (!BACKWARD) {
+  if constexpr (!BACKWARD) {
     if (threadIdx.x == 0) ((float *)p.loss.data)[t * p.loss.row + head * p.loss.head] = 0;
-    return;
-  }
-  for (int j = head * heads; j < (head + 1) * heads; j++) {
-    if (p.dw.data && !p.add_w && threadIdx.x == 0)
-      store(p.dw.data, p.dw.dtype, t * p.dw.row + j * p.dw.head, 0.0f);
-    for (int c = threadIdx.x; c < p.ID && p.dq.data && !p.add_q; c += THREADS)
-      store(p.dq.data, p.dq.dtype, t * p.dq.row + j * p.dq.head + c, 0.0f);
+  } else {
+    const int heads = p.IH / p.I;
+    for (int j = head * heads; j < (head + 1) * heads; j++) {
+      if (p.dw.data && !p.add_w && threadIdx.x == 0)
+        store(p.dw.data, p.dw.dtype, t * p.dw.row + j * p.dw.head, 0.0f);
+      for (int c = threadIdx.x; c < p.ID && p.dq.data && !p.add_q; c += THREADS)
+        store(p.dq.data, p.dq.dtype, t * p.dq.row + j * p.dq.head + c, 0.0f);
+    }
   }
 }
 
