@@ -167,6 +167,13 @@ static rg_status check(const rg_call *c, rg_error *e) {
                       "query_block %lld needs score dot, local blocks, and a block (%lld) that it "
                       "divides",
                       (long long)share, (long long)block);
+  /* of a key that ends in the own block the first queries see nothing */
+  if (share > 1 && kernel - stride > (a[A_LOCAL].i - 1) * block)
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "query_block %lld with kernel %lld, stride %lld: keys reach from blocks that "
+                      "are ranked into the query's own; expected local %lld or more",
+                      (long long)share, (long long)kernel, (long long)stride,
+                      (long long)((kernel - stride + block - 1) / block + 1));
   if (share > 1 && (is_paged(c) || rg_in(c, IN_OFFSET)))
     return rg_op_fail(e, RG_E_VALUE, c, "query_block %lld needs whole sequences of queries",
                       (long long)share);
