@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
     double most = -INFINITY, all = 0, exps = 0, loss = 0;
     for (int64_t i = threadIdx.x; i < keys; i += THREADS) most = fmax(most, (double)s[i]);
     most = over_block<true>(most, room);
-    const bool any = most > -INFINITY;
+    const bool any = turn > 0; /* a key that is NaN counts, and shows */
     for (int64_t i = threadIdx.x; i < keys && any; i += THREADS) {
       all += (double)m[i];
       exps += exp((double)s[i] - most);
