@@ -286,7 +286,7 @@ class Engine:
             at = tensor.role, tensor.name
             if tensor.role == _lib.INPUT and tensor.name in queue.offsets:
                 address = self._block + queue.offsets[tensor.name]
-            elif at in bound:
+            elif at in bound and tensor.nbytes <= bound[at][1]:  # rows of a step may be more here
                 address = bound[at][0]
             elif tensor.role == _lib.INPUT:
                 if tensor.name not in weights:

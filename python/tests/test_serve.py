@@ -155,6 +155,15 @@ class Serve(unittest.TestCase):
         with self.assertRaisesRegex(RegraphError, "needs an output 'logits'"):
             greedy.add([1], 4, sampling=serve.Sampling(temperature=1.0))
 
+    def test_outputs_with_a_row_for_each_token_have_the_largest_steps_room(self):
+        document = json.loads(Path(regraph.example("serve_model.json")).read_text())
+        document["outputs"]["embedded"] = "embedded"
+        wide = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16, slots=5,
+                            most=8, rows=(5, 200))
+        asked = prompts(5)
+        self.assertEqual(run(wide, [wide.add(prompt, 9) for prompt in asked]),
+                         run(e := engine(), [e.add(prompt, 9) for prompt in asked]))
+
     def test_what_is_refused(self):
         one = engine()
         with self.assertRaisesRegex(RegraphError, "RG_E_LIMIT: a request of 100 tokens and 90 more "
