@@ -259,19 +259,34 @@ static void note_asked(server *s, const asked *r) {
   note(s, "\n");
 }
 
-/* What a step did is in the file before the next one begins, or not at all. */
-static void note_step(server *s) {
-  if (!s->journal) return;
-  note(s, "step\n");
-  fwrite(s->lines, 1, s->nlines, s->journal);
-  fflush(s->journal);
-  s->nlines = 0;
-}
-
 static rg_status cannot_write(const server *s, rg_error *e) {
   e->status = RG_E_IO;
   snprintf(e->message, sizeof e->message, "the journal %.500s can't be written", s->journal_path);
   return RG_E_IO;
+}
+
+/* What a step did is in the file before the next one begins, or not at all. */
+static rg_status note_step(server *s, rg_error *e) {
+  if (!s->journal) return RG_OK;
+  note(s, "step\n");
+  const size_t n = fwrite(s->lines, 1, s->nlines, s->journal);
+  if (n < s->nlines || fflush(s->journal) != 0) return cannot_write(s, e);
+  s->nlines = 0;
+  return RG_OK;
+}
+
+static rg_status not_ours(const server *s, rg_error *e) {
+  e->status = RG_E_DATA;
+  snprintf(e->message, sizeof e->message,
+           "the journal %.500s is of other requests; expected one of the same options",
+           s->journal_path);
+  return RG_E_DATA;
+}
+
+/* Longest request there is, of the longest invented ones and of what may be made. */
+static int64_t longest(const server *s) {
+  const int64_t room = s->longest ? s->longest : s->most * s->page;
+  return 2 * room + s->most * s->page + 2;
 }
 
 /* Takes in what the file says up to its last "step", and cuts off what stands behind. */
@@ -293,29 +308,34 @@ static rg_status recall(server *s, rg_error *e) {
   s->journal = f;
   char *end = text, *at = text;
   for (char *p = text; (p = strstr(p, "step\n")); p = end) end = p + 5;
-  while (at < end) {
+  rg_status status = RG_OK;
+  while (at < end && status == RG_OK) {
     const char kind = *at++;
     if (kind != 's') {
       const long i = strtol(at, &at, 10);
-      if (i < 0 || i >= 2 * s->requests) break;
+      if (i < 0 || i >= 2 * s->requests) {
+        status = not_ours(s, e);
+        break;
+      }
       asked *r = &s->asked[i];
       if (kind == '+') {
         r->most = strtol(at, &at, 10);
-        for (r->n = 0; *at == ' ';) r->token[r->n++] = (int32_t)strtol(at, &at, 10);
+        for (r->n = 0; *at == ' ' && r->n < longest(s);)
+          r->token[r->n++] = (int32_t)strtol(at, &at, 10);
         r->given = r->n;
         r->fate = LIVE;
         if (i < s->requests && i >= s->come) s->come = i + 1;
-      } else if (kind == '.') {
+      } else if (kind == '.' && r->n < longest(s)) {
         r->token[r->n++] = (int32_t)strtol(at, &at, 10);
-      } else {
+      } else if (kind != '.') {
         r->fate = kind == '=' ? ENDED : kind == 'x' ? CANCELLED : REFUSED;
         if (i < s->requests && i >= s->come) s->come = i + 1;
       }
     }
+    if (*at != '\n' && kind != 's') status = not_ours(s, e);
     at = strchr(at, '\n') + 1;
   }
   int64_t ended = 0, live = 0, tokens = 0;
-  rg_status status = RG_OK;
   for (int64_t i = 0; i < 2 * s->requests; i++) {
     asked *r = &s->asked[i];
     ended += r->fate > LIVE;
@@ -325,7 +345,7 @@ static rg_status recall(server *s, rg_error *e) {
     status = rg_queue_add(s->queue, r->token, r->n, r->most - (r->n - r->given), &r->number, e);
     know(s, r);
   }
-  if (n)
+  if (n && status == RG_OK)
     printf("restart: %" PRId64 " requests had ended, %" PRId64 " go on after %" PRId64
            " tokens, %" PRId64 " are to come; %s\n",
            ended, live, tokens, s->requests - s->come,
@@ -338,14 +358,20 @@ static rg_status recall(server *s, rg_error *e) {
 
 /* ---- requests ---- */
 
-static rg_status invent(server *s) {
+static rg_status invent(server *s, rg_error *e) {
   const int64_t room = s->longest ? s->longest : s->most * s->page;
+  if (room < 4 || s->V < 1) {
+    e->status = RG_E_USAGE;
+    snprintf(e->message, sizeof e->message, "%s",
+             room < 4 ? "requests need room for four tokens" : "the spec has no output 'logits'");
+    return RG_E_USAGE;
+  }
   s->asked = calloc(2 * (size_t)s->requests, sizeof *s->asked);
   s->by_number = calloc(2 * (size_t)s->requests + 1, sizeof(asked *));
   if (!s->asked || !s->by_number) return RG_E_NOMEM;
   for (int64_t i = 0; i < 2 * s->requests; i++) {
     asked *r = &s->asked[i];
-    r->token = calloc((size_t)(2 * room + s->most * s->page + 2), sizeof *r->token);
+    r->token = calloc((size_t)longest(s), sizeof *r->token);
     if (!r->token) return RG_E_NOMEM;
     if (i >= s->requests) continue;
     const int64_t alike = i % 3 ? room / 4 : 0; /* of two kinds */
@@ -461,8 +487,8 @@ static rg_status serve(server *s, rg_error *e) {
     if (status != RG_OK || (!s->a.rows && s->come == s->requests)) break;
     if (n == s->kill) raise(SIGKILL);
     if (s->a.rows) status = step(s, e);
+    if (status == RG_OK) status = note_step(s, e);
     if (status != RG_OK) break;
-    note_step(s);
     if (!s->quiet && (n % 32 == 0 || now() - shown > 1)) {
       shown = now();
       report(s, shown - start);
@@ -543,6 +569,7 @@ static const char *parse(server *s, int argc, char **argv) {
       }
     }
   }
+  if (s->nbucket < 1) return "--rows T[,T…]";
   for (int i = 0; i < s->nbucket; i++)
     if (s->bucket[i].rows < (i ? s->bucket[i - 1].rows + 1 : 1)) return "--rows grow";
   if (s->requests < 1 || s->arrive < 1 || s->most < 1)
@@ -577,7 +604,7 @@ int main(int argc, char **argv) {
     if (!told) s.set[s.nset++] = small[i];
   }
   rg_status status = open_server(&s, &e);
-  if (status == RG_OK) status = invent(&s);
+  if (status == RG_OK) status = invent(&s, &e);
   if (status == RG_OK) status = serve(&s, &e);
   if (status != RG_OK) {
     char line[1536] = "out of memory";
