@@ -168,7 +168,7 @@ static rg_status find(const rg_queue *q, rg_request number, int64_t *at, rg_erro
 static void let_pages_go(rg_queue *q, request *r) {
   if (r->sequence) rg_pages_close(q->pages, r->sequence, NULL);
   r->sequence = 0;
-  r->context = r->rows = 0;
+  r->context = r->rows = r->lacked = 0;
   r->forked = false;
 }
 
@@ -305,8 +305,8 @@ static rg_status move_up(rg_queue *q, int64_t *left, bool *up, rg_error *e) {
   const int64_t lacks = pages_for(q, r->n) - known / q->o.page + q->served;
   int64_t n = r->n - known < *left ? r->n - known : *left;
   if (q->served && lacks > to_be_had(q)) {
-    r->lacked = lacks;
     let_pages_go(q, r);
+    r->lacked = lacks;
     return RG_OK;
   }
   const rg_status status = rg_pages_reserve(q->pages, r->sequence, n, e);
@@ -378,7 +378,7 @@ rg_status rg_queue_step(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
 rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
   if (!q || !q->running)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "no step runs; expected rg_queue_step first");
-  bool ended = false;
+  bool ended = false, filled = false;
   if (!next) all_wait(q);
   for (int64_t b = 0; b < q->used && next; b++) {
     request *r = q->slot[b];
@@ -386,6 +386,7 @@ rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
     q->last[b] = false;
     if (!r) continue;
     rg_pages_commit(q->pages, r->sequence, r->token + r->context, r->rows, NULL);
+    filled |= r->rows > 1 && r->context / q->o.page < (r->context + r->rows) / q->o.page;
     r->context += r->rows;
     q->info.rows += r->rows;
     if (r->context < r->n) continue;
@@ -397,6 +398,8 @@ rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
     q->last[b] = true;
   }
   if (ended) close_up(q);
+  /* whoever waits first may share pages of prompts that are full since, and lack fewer */
+  if (filled && q->served < q->count) q->live[q->served]->lacked = 0;
   q->info.steps += next != NULL;
   q->used = 0;
   q->running = false;

@@ -131,6 +131,17 @@ Test(queue, the_youngest_waits_where_pages_run_out) {
   close_desk(&d);
 }
 
+Test(queue, who_waits_is_served_once_its_prompt_is_in_anothers_pages) {
+  desk d = open_desk((rg_queue_options){.pages = 6, .page = 4, .rows = 16, .slots = 2, .most = 6});
+  ask(&d, text, 12, 8);
+  const rg_request b = ask(&d, text, 13, 2);
+  go(&d, 12, 1); /* of four pages, and one to grow, three are there */
+  cr_assert_eq(count(&d).waiting, 1);
+  go(&d, 2, 1);
+  cr_assert(d.a.request[1] == b && count(&d).found == 12 && count(&d).pages.shared == 3);
+  close_desk(&d);
+}
+
 Test(queue, a_fork_shares_pages_until_it_writes) {
   rg_error e = {0};
   rg_request fork;
