@@ -146,12 +146,12 @@ static void *place(server *s, const char *name) {
   return NULL;
 }
 
-/* Binds all that a bucket's plan names. What the first one was given, all have. */
+/* Binds all that a bucket's plan names. What the largest one was given, all have. */
 static rg_status bind(server *s, bucket *b, rg_error *e) {
   rg_tensor_info t;
   int shared = 2;
   for (size_t i = 0; rg_plan_tensor(b->plan, i, &t) == RG_OK; i++) {
-    const bool first = b == s->bucket;
+    const bool first = b == &s->bucket[s->nbucket - 1];
     void *at = NULL;
     rg_status status = RG_OK;
     if (t.role == RG_INPUT && (at = place(s, t.name)))
@@ -193,7 +193,7 @@ static rg_status open_server(server *s, rg_error *e) {
   status = s->inputs ? take(s, s->inputs_bytes, &s->inputs_there, e) : RG_E_NOMEM;
   void *unused; /* bind counts from 2 on */
   if (status == RG_OK) status = take(s, 256, &unused, e);
-  for (int i = 0; i < s->nbucket && status == RG_OK; i++) status = bind(s, &s->bucket[i], e);
+  for (int i = s->nbucket - 1; i >= 0 && status == RG_OK; i--) status = bind(s, &s->bucket[i], e);
   if (status != RG_OK) return status;
   const rg_queue_options o = {.size = sizeof o,
                               .pages = s->pages,
