@@ -1,4 +1,4 @@
-"""regraph for Hugging Face transformers (5.17 and newer), for training and plain generation.
+"""regraph for Hugging Face transformers (5.17 and newer), for training and generation.
 
     import regraph.hf
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="regraph")
