@@ -290,6 +290,14 @@ static bool backward_reads(rgi_builder *b, const rg_op *op, const char *output) 
   return backward && rgi_in_port(backward, name) >= 0;
 }
 
+/* Is a node's optional output made though the spec does not name it? Where a backward may read it,
+ * and where it stands beside an input of its name; what nothing reads is dropped later. */
+static bool made_unasked(rgi_builder *b, const rg_op *op, const rg_port *out, const int *in_count) {
+  const int same = rgi_in_port(op, out->name);
+  if (out->flags & RG_PORT_LIST) return false;
+  return backward_reads(b, op, out->name) || (same >= 0 && in_count[same] > 0);
+}
+
 /* All required inputs that are not connected, in one sentence. */
 static rg_status missing_inputs(rgi_builder *b, const rg_op *op, const int *count,
                                 const char *where, const char *node) {
@@ -337,7 +345,8 @@ static rg_status match_port(rgi_builder *b, const rg_op *op, const rg_port *port
   return RG_OK;
 }
 
-/* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value. */
+/* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value; those
+ * of "out" stand behind those of "in". */
 static rg_status match_ports(rgi_builder *b, const rg_op *op, const rg_port *port, int nport,
                              const rgi_json *v, const char *where, const char *node,
                              const rgi_json **given, int *count) {
@@ -348,10 +357,8 @@ static rg_status match_ports(rgi_builder *b, const rg_op *op, const rg_port *por
   if (wrong) return wrong; /* what is missing may be what is misspelt */
   for (int p = 0; p < nport; p++) {
     if (count[p]) continue;
-    if (port[p].flags &
-        RG_PORT_OPTIONAL) { /* what a backward may read is made, and dropped if there is none */
-      count[p] =
-          port == op->out && !(port[p].flags & RG_PORT_LIST) && backward_reads(b, op, port[p].name);
+    if (port[p].flags & RG_PORT_OPTIONAL) {
+      count[p] = port == op->out && made_unasked(b, op, &port[p], count - op->nin);
       continue;
     }
     if (port == op->in && port[p].flags & RG_PORT_SEQLENS) {
