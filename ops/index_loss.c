@@ -106,6 +106,9 @@ static rg_status check(const rg_call *c, rg_error *e) {
   if ((D != RG_DIM_FREE && (D < 1 || D > most)) || (C != RG_DIM_FREE && (C < 1 || C > most)))
     return rg_op_fail(e, RG_E_SHAPE, c, "heads are %lld and %lld wide, expected 1 to %lld",
                       (long long)D, (long long)C, (long long)most);
+  if (rg_in(c, IN_IDX)->dim[2] > 1 << 16) /* places of entries are kept in 16 bits */
+    return rg_op_fail(e, RG_E_SHAPE, c, "idx has %lld places, expected at most %d",
+                      (long long)rg_in(c, IN_IDX)->dim[2], 1 << 16);
   if (rg_in(c, IN_WEIGHT) && c->attr[A_SCORE].i != SCORE_RELU)
     return rg_op_fail(e, RG_E_VALUE, c, "weight goes with score relu, not dot");
   return RG_OK;
