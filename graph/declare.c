@@ -345,8 +345,8 @@ static rg_status match_port(rgi_builder *b, const rg_op *op, const rg_port *port
   return RG_OK;
 }
 
-/* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value; those
- * of "out" stand behind those of "in". */
+/* Checks "in" or "out" against the op's ports and fills `count` and, per port, the JSON value;
+ * those of "out" stand behind those of "in". */
 static rg_status match_ports(rgi_builder *b, const rg_op *op, const rg_port *port, int nport,
                              const rgi_json *v, const char *where, const char *node,
                              const rgi_json **given, int *count) {
