@@ -26,7 +26,11 @@ tune() { # PROFILE
   exec "$regraph" tune one.json two.json "${set_[@]}" --device "$device" --source here \
     --profile-out "$1"
 }
-jobs_of() { grep -c '^# end' "$1" 2>/dev/null || true; }
+jobs_of() { # FILE, which may not be there yet
+  local n
+  n=$(grep -c '^# end' "$1" 2>/dev/null) || true
+  echo "${n:-0}"
+}
 
 (tune whole.json) >whole.txt 2>/dev/null || fail "a tune that runs through: exit $?"
 all=$(jobs_of whole.tsv)
@@ -37,7 +41,7 @@ for signal in INT KILL; do
   [ -e parts.tsv ] && cp parts.tsv before.tsv
   (tune parts.json) >/dev/null 2>&1 &
   pid=$!
-  while [ "$(jobs_of parts.tsv)" -le "${before:-0}" ] && kill -0 $pid 2>/dev/null; do
+  while [ "$(jobs_of parts.tsv)" -le "$before" ] && kill -0 $pid 2>/dev/null; do
     sleep 0.01
   done
   kill -$signal $pid 2>/dev/null || fail "it was done before it was broken off by SIG$signal"
