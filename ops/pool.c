@@ -178,7 +178,7 @@ typedef struct piece {
 
 static void softmax_piece(const job *j, piece *p) {
   const int64_t kernel = j->a->kernel;
-  float z[RGI_PIECE], x[RGI_PIECE], most[RGI_PIECE], sum[RGI_PIECE] = {0};
+  float z[RGI_PIECE], x[RGI_PIECE], most[RGI_PIECE] = {0}, sum[RGI_PIECE] = {0};
   memset(p->y, 0, sizeof p->y);
   for (int64_t k = p->from; k < kernel; k++) {
     logits(j, p->first + k, p->head, k, p->d, p->n, z);
