@@ -262,14 +262,12 @@ static rg_status parse_attrs(rgi_builder *b, const rg_op *op, const rgi_json *at
   }
   if (attrs) RGI_TRY(rgi_json_expect(attrs, RGI_JSON_OBJECT, where.text, node, b->e));
   for (int k = 0; attrs && k < attrs->n; k++) {
-    int i = 0;
-    while (i < op->nattr && strcmp(op->attrs[i].name, attrs->key[k]) != 0) i++;
+    const int i = rgi_attribute(op, attrs->key[k]);
     rgi_pointer_key(&p, where.text, attrs->key[k]);
     RGI_KEEP(b->all, wrong,
-             i == op->nattr
-                 ? rgi_no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k],
-                               attr_name, op->attrs, op->nattr)
-                 : parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]),
+             i < 0 ? rgi_no_such(b, RG_E_KEY, p.text, node, op->name, "attribute", attrs->key[k],
+                                 attr_name, op->attrs, op->nattr)
+                   : parse_attr(b, &op->attrs[i], &attrs->item[k], p.text, node, &value[i]),
              b->e);
   }
   if (wrong) return wrong; /* what is missing may be what is misspelt */

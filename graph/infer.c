@@ -58,13 +58,10 @@ static bool lookup(void *user, const char *name, rgi_dim *out) {
     *out = v->value;
     return true;
   }
-  for (int i = 0; i < s->node->op->nattr; i++)
-    if (s->node->op->attrs[i].type == RG_ATTR_INT &&
-        strcmp(s->node->op->attrs[i].name, name) == 0) {
-      *out = rgi_dim_of(s->node->attr[i].i);
-      return true;
-    }
-  return false;
+  const int i = rgi_attribute(s->node->op, name);
+  if (i < 0 || s->node->op->attrs[i].type != RG_ATTR_INT) return false;
+  *out = rgi_dim_of(s->node->attr[i].i);
+  return true;
 }
 
 /* Copies axis `i` of a shape text such as "T,H,D" into buffer; false past the end. */

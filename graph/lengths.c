@@ -51,13 +51,9 @@ static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
     r->parent[root(r, t)] = root(r, *first);
 }
 
-/* An in-port's flags; blocks of one row each are rows. */
 static uint32_t flags_of(const rgi_node *n, int port) {
   const uint32_t flags = n->op->in[port].flags;
-  for (int i = 0; flags & RG_PORT_BLOCKS && i < n->op->nattr; i++)
-    if (strcmp(n->op->attrs[i].name, "stride") == 0 && n->attr[i].i == 1)
-      return flags | RG_PORT_KROWS;
-  return flags;
+  return flags & RG_PORT_BLOCKS && rgi_blocks_are_rows(n) ? flags | RG_PORT_KROWS : flags;
 }
 
 /* The first tensor on ports with `flag`, all of which it ties together; -1 if there is none. */
