@@ -17,7 +17,6 @@
 #include "parts.h"
 #include "tables.h"
 #include <stdio.h>
-#include <string.h>
 
 enum { BOTH = RGI_SLOTS, MOST_PORTS = 64 };
 
