@@ -192,8 +192,8 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-/* silu, sigmoid or relu. relu of what the caller gave only: its slope jumps at 0, and a number within
- * rounding of 0 would have one slope here and another there. */
+/* silu, sigmoid or relu. relu of what the caller gave only: its slope jumps at 0, and a number
+ * within rounding of 0 would have one slope here and another there. */
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
