@@ -150,15 +150,15 @@ bool rgi_subsets_next(rgi_subsets *s, uint64_t *mask, double *cost, bool *failed
 /* ---- front.c: what pareto found, as text, JSON or a picture ---- */
 
 typedef struct rgi_point_of_front {
-  const uint64_t *set;
-  int64_t saved, peak;
-  double ms;
+  const uint64_t *set, *away; /* recomputed; offloaded, or NULL */
+  int64_t saved, peak, host;
+  double ms; /* that recomputing and copies take */
 } rgi_point_of_front;
 
 typedef struct rgi_front {
   rgi_point_of_front *at; /* in ascending order of ms, descending of peak */
   int count, capacity;
-  bool exact;
+  bool exact, offloads; /* … chosen among, too */
   int64_t explored;
   double gap_ms; /* most that a point is above the front */
 } rgi_front;

@@ -201,7 +201,8 @@ static void compare(const bench *b) {
    * the cheapest and the smallest */
   rgi_buf text;
   rgi_buf_init(&text, b->ctx);
-  must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");
+  must(rgi_pareto(b->g, NULL, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err),
+       "pareto");
   int points = 0;
   int64_t last_peak = INT64_MAX;
   for (const char *p = text.data; (p = strstr(p, "\"peak_bytes\": ")); points++) {
@@ -387,7 +388,7 @@ Test(recompute, front_beyond_the_limit) {
   bench b = open_graph(ctx, spec, 0, false);
   rgi_buf text;
   rgi_buf_init(&text, ctx);
-  must(rgi_pareto(b.g, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
+  must(rgi_pareto(b.g, NULL, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
   cr_assert_not_null(strstr(text.data, "not a proved front"));
   rgi_buf_free(&text);
   close_graph(&b);
