@@ -29,7 +29,8 @@ fail() {
   exit 1
 }
 tune() { # PROFILE
-  exec "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" --source here --profile-out "$1"
+  exec "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" --source here \
+    --profile-out "$1"
 }
 jobs_of() { # FILE, which may not be there yet
   local n
