@@ -415,7 +415,7 @@ def test_module_with_parameters():
 
 
 def run_ranks(count, script, *arguments, library=None):
-    """Processes with a script each, as torchrun starts them; rank 1 perhaps of another library."""
+    """A process for each rank, as torchrun starts them; rank 1 perhaps with another library."""
     import os
     import socket
     import subprocess
