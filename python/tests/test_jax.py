@@ -23,7 +23,8 @@ STARTS = np.array([0, 70, 70, 85, 150], np.int32)
 def way(request, monkeypatch):
     if request.param == "xla.c":
         monkeypatch.setitem(adapter._RUN_BY, "cpu", adapter._Target)
-    return request.param
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 def inputs(dtype=np.float32, seed=0):
