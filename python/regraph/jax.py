@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -130,7 +131,8 @@ class _About(ctypes.Structure):
 
 def _compile(source, library, folders):
     """Makes a shared library of a C file, or says what is missing."""
-    command = [*shlex.split(os.environ.get("CC") or "cc"), "-O2", "-shared", "-fPIC", "-pthread",
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "cc")
+    command = [*shlex.split(compiler), "-O2", "-shared", "-fPIC", "-pthread",
                *[f"-I{folder}" for folder in folders], str(source)]
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -142,8 +144,8 @@ def _compile(source, library, folders):
         except OSError as error:
             said = str(error)
         if said is not None:
-            raise RegraphError("RG_E_DEVICE", "JAX on a GPU takes a C compiler, once, and the one "
-                               f"that CC names (or cc) failed: {said}. The command: "
+            raise RegraphError("RG_E_DEVICE", "JAX on a GPU takes a C compiler, once, and "
+                               f"{compiler} (CC names another) failed: {said}. The command: "
                                f"{shlex.join(command)}. With device=\"cpu\" none is needed")
         os.replace(made, library)  # whoever else made it, made the same
 
