@@ -1,5 +1,6 @@
-/* python/regraph/xla.c: what XLA calls to run a plan of regraph.jax, without Python. jax.py compiles
- * it where it is first wanted, against the headers of the jaxlib and the regraph that are there.
+/* python/regraph/xla.c: what XLA calls to run a plan of regraph.jax, without Python. jax.py has it
+ * compiled where it is first wanted, against the headers of the jaxlib and the regraph that are
+ * there.
  *
  * A program of XLA names a plan by a number; regraph_xla_add tells which plan that is, once and for
  * the life of the process, since nobody says when the last such program has gone. XLA gives a call
