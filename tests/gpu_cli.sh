@@ -65,7 +65,9 @@ for ranks in 2 3; do
   done
 done
 expect 0 all_gather bench "$nsa" "${whole[@]}" --cp 2 --repeat 2
-if [ "$(nvidia-smi -L | grep -c '^GPU')" -gt 1 ]; then
+gpus=$(nvidia-smi -L | grep -c '^GPU')
+[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+if [ "$gpus" -gt 1 ]; then
   for rank in 0 1; do
     RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 REGRAPH_MASTER_PORT=$((21000 + $$ % 9000)) "$regraph" \
       run "$nsa" "${whole[@]}" --cp 2 --out "o=$work/gpus.npy" >"$work/gpus.$rank" 2>&1 &

@@ -330,7 +330,7 @@ Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
       for (int64_t k = 0; k < n; k++) sum[k] += mine[k];
     }
     for (int64_t k = 0; k < n; k++) sum[k] -= (float)begun;
-    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name));
+    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name), NULL);
     cr_assert(off <= 2e-6, "%s is off by %g", t->name, off);
   }
   for (int r = 0; r < ranks; r++) free_buffers(&rank[r].b);
