@@ -126,7 +126,7 @@ def test_training():
             def loss(gate, weights):
                 return ((attend(*x[:3], gate, *weights, starts) - target) ** 2).mean()
             value, grads = jax.value_and_grad(loss, argnums=(0, 1))(gate, weights)
-            return value, *jax.tree.map(lambda w, g: w - 20 * g, (gate, weights), grads)
+            return value, *jax.tree.map(lambda w, g: w - g, (gate, weights), grads)
 
         run, state = jax.jit(step, donate_argnums=(0, 1)), (x[3] + 0, [w + 0 for w in weights])
         losses[device] = []
