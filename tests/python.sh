@@ -20,7 +20,8 @@ for python in python3 /usr/bin/python3; do
       echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi
     if "$python" -c 'import jax, pytest' 2>/dev/null; then
-      "$python" -m pytest -q -p no:cacheprovider tests/test_jax.py
+      "$python" -m pytest -q -p no:cacheprovider tests/test_jax.py \
+        tests/test_jax_cuda.py
     else
       echo "skipped: tests/test_jax.py, since $python has no jax or no pytest"
     fi
