@@ -8,15 +8,20 @@
     bench/cp.py --stall 1 --deadline 5         # or it only sleeps, for longer than the deadline
     bench/cp.py --alone --ranks 2,8            # on one GPU: what each of so many ranks would take, over wires of --wire GB/s
     bench/cp.py --seed PATH                    # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention (needs torch)
+    bench/cp.py --ranks 2 --against 93.2,163.1,256.1       # one rank's times as an earlier call printed them: it does not run
     bench/cp.py --nodes                        # step by step besides: what the nodes of each op take, by direction
     bench/cp.py --timeline FOLDER              # how long nothing but NCCL is on the GPU, and Chrome traces, by torch's profiler
     bench/cp.py --device cpu --ranks 1,2 --tokens 2K --check      # the same over sockets, to try the kit
 
-Times are medians in ms of the slowest rank, from a barrier to the end of its GPU's work; "linear" is one rank's time over
-theirs, divided by the number of ranks. --alone runs the first and the last rank by themselves: collectives take a rank's own
-bytes for the others', by a kernel on 16 multiprocessors that takes as long as the wire would, and nobody waits for anybody.
-"collectives" is what the collectives' nodes take step by step: an upper bound of what is exposed, since graphs hide it behind
-other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that is longest.
+Times are medians in ms of the slowest rank, from where all ranks have met to the end of its GPU's work: of each direction by
+itself, and of both one after the other with nothing between ("both"). "linear" is one rank's time over theirs, divided by the
+number of ranks. GPUs differ by several per cent, so one rank runs on every GPU that the others will have, on all at once; each
+is printed, and the slowest (by "both") is what "linear" measures against. In brackets stands what a line took from start to end.
+--alone runs the first and the last rank by themselves: collectives take a rank's own bytes for the others', by a kernel on 16
+multiprocessors that takes as long as the wire would, and nobody waits for anybody.
+"collectives", with --nodes, is what the collectives' nodes take step by step: an upper bound of what is exposed, since graphs
+hide it behind other nodes. "exposed" is for how long the timeline has a collective and no other kernel, on the rank where that
+is longest.
 Clocks are the GPUs' own: lock them for figures to report.
 """
 
@@ -37,6 +42,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python")]
 CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
+MEET = 600  # s until a process that does not come is given up
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 
 
@@ -112,6 +118,7 @@ class Alone:
             return max(rank > 0 and self.move(h.from_previous, h.to_previous, size, stream, False),
                        rank + 1 < ranks and self.move(h.from_next, h.to_next, size, stream, False))
 
+        self.meet = lambda: None
         calls = gather, exchange, halo, lambda *_: 0, lambda *_: None
         self.stub = _lib.Comm(_lib.OP_ABI, ranks, rank, None, *(t(f) for t, f in zip(_lib.COMM_FUNCTIONS, calls)),
                               captures=cuda)
@@ -137,6 +144,11 @@ class Comm:
         self._lib = _lib
         options = _lib.CommOptions(rank=rank, ranks=ranks, address=b"127.0.0.1", port=port, cuda=cuda, deadline=deadline)
         self.handle = _lib.create("rg_comm_processes", context.handle, ctypes.byref(options))
+
+    def meet(self):
+        comm, error = self._lib.Comm.from_address(self.handle), self._lib.Error()
+        if comm.barrier(self.handle, b"bench/cp.py", ctypes.byref(error)):
+            self._lib.fail(error)
 
     def close(self):
         self._lib.lib.rg_comm_destroy(self.handle, None)
@@ -181,13 +193,13 @@ def length(spans):
     return sum(end - begin for begin, end in spans)
 
 
-def timeline(forward, backward, trace):
+def timeline(directions, trace):
     """For each direction, ms: from the first kernel to the last, with one of NCCL, with one of NCCL alone, with none."""
     import torch
 
     torch.cuda.init()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for run in (forward, backward, forward, backward):  # the first two bring the ranks in step
+        for run in directions * 2:  # the first two for warmth
             run()
             time.sleep(0.5)
     profiler.export_chrome_trace(str(trace))
@@ -212,9 +224,31 @@ def timeline(forward, backward, trace):
     return result
 
 
-def work(job, rank, port, pipe):
+def place(job, index):
+    """The GPU that process `index` of a launch has, for all that it will do."""
     if job["device"] == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][0 if job["alone"] else rank]
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][0 if job["alone"] else index]
+
+
+def measure(job, meet, forward, backward, wait):
+    """ms of each run: forward, backward, and both with nothing between; `meet` returns when all are there."""
+    times = []
+    for run in range(job["runs"]):
+        row = []
+        for calls in (forward,), (backward,), (forward, backward):
+            meet(run if calls == (forward,) else None)
+            begun = time.perf_counter()
+            for each in calls:
+                each()
+            wait()
+            row.append(1e3 * (time.perf_counter() - begun))
+        times.append(row)
+    return times
+
+
+def work(job, index, port, barrier, pipe):
+    rank = index if job["ranks"] > 1 else 0
+    place(job, index)
     import numpy as np
     from regraph import _lib, arrays, core
 
@@ -247,33 +281,31 @@ def work(job, rank, port, pipe):
 
         def forward():
             _lib.call("rg_session_forward", session)
-            _lib.call("rg_session_synchronize", session)
 
         def backward():
             _lib.call("rg_session_backward", session)
+
+        def wait():
             _lib.call("rg_session_synchronize", session)
 
-        times = []
-        for run in range(job["runs"]):
+        def meet(run):
+            comm.meet() if comm else barrier.wait(MEET)
             if job["kill"] == rank and run == 2:
-                _lib.call("rg_session_forward", session)
+                forward()
                 pipe.send({"failed": "is killed", "at": time.time()})
                 os.kill(os.getpid(), signal.SIGKILL)
             if job["stall"] == rank and run == 2:
                 pipe.send({"failed": "sleeps", "at": time.time()})
                 time.sleep(job["deadline"] + 5)
-            begun = time.perf_counter()
-            forward()
-            middle = time.perf_counter()
-            backward()
-            times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
+
+        times = measure(job, meet, forward, backward, wait)
         nodes, node, i = {}, _lib.NodeTime(), 0
         while _lib.lib.rg_session_node_time(session, i, ctypes.byref(node)) == 0:
             i += 1
             at = node.op.decode(), bool(node.backward)
             nodes[at] = nodes.get(at, 0) + node.ms
-        trace = job["timeline"] and Path(job["timeline"]) / f"{tokens}-{rank}-of-{ranks}.json"
-        seen = timeline(forward, backward, trace) if trace else None
+        trace = job["timeline"] and Path(job["timeline"]) / f"{tokens}-{index}-of-{ranks}.json"
+        seen = timeline([lambda f=f: (meet(None), f(), wait()) for f in (forward, backward)], trace) if trace else None
         hashes = {}
         for role, name in ((_lib.OUTPUT, "o"), (_lib.GRAD_OUT, "q")) if job["check"] else ():
             at, t = memory[role, name]
@@ -291,13 +323,15 @@ def work(job, rank, port, pipe):
         if comm:
             comm.close()
     except Exception as problem:  # told to the parent, which prints it
-        pipe.send({"failed": str(problem), "at": time.time()})
+        barrier.abort()
+        pipe.send({"failed": str(problem) or repr(problem), "at": time.time()})
         os._exit(1)
 
 
-def seed_work(job, rank, port, pipe):
+def seed_work(job, index, port, barrier, pipe):
     """The same by the seed: its own rule for the mode, one head at a time, as its own bench has it."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][rank]
+    rank = index if job["ranks"] > 1 else 0
+    place(job, index)
     import torch
     from seed_shim import Seed
 
@@ -317,31 +351,36 @@ def seed_work(job, rank, port, pipe):
         d_o = normal(p["H"], p["DV"])
         for t in x:
             t.requires_grad_()
-        times = []
-        for _ in range(job["runs"]):
+        o = None
+
+        def forward():
+            nonlocal o
+            o = seed(*x, cu, mode)
+
+        def backward():
             for t in x:
                 t.grad = None
-            torch.cuda.synchronize()
-            begun = time.perf_counter()
-            o = seed(*x, cu, mode)
-            torch.cuda.synchronize()
-            middle = time.perf_counter()
             o.backward(d_o)
-            torch.cuda.synchronize()
-            times.append((1e3 * (middle - begun), 1e3 * (time.perf_counter() - middle)))
+
+        def meet(_):
+            barrier.wait(MEET)
+
+        times = measure(job, meet, forward, backward, torch.cuda.synchronize)
         pipe.send({"times": times, "peak": torch.cuda.max_memory_allocated(), "swa": seed.swa_backend})
         if group:
             torch.distributed.destroy_process_group()
     except Exception as problem:
-        pipe.send({"failed": str(problem), "at": time.time()})
+        barrier.abort()
+        pipe.send({"failed": str(problem) or repr(problem), "at": time.time()})
         os._exit(1)
 
 
 def launch(job, work=work):
-    """Each rank's result, from a process of its own; ranks that are alone run one after the other, the first and the last."""
+    """Each rank's result, from a process of its own. One rank runs once on each GPU, on all at once; ranks that are alone run
+    one after the other, the first and the last."""
     if job["alone"] and job["ranks"] > 1:
         return [run([r], job, work)[0] for r in (0, job["ranks"] - 1)]
-    return run(range(job["ranks"]), job, work)
+    return run(range(job["ranks"] if job["ranks"] > 1 else job["used"]), job, work)
 
 
 def run(ranks, job, work):
@@ -350,7 +389,8 @@ def run(ranks, job, work):
         port = s.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe(False) for _ in ranks]
-    processes = [context.Process(target=work, args=(job, r, port, end)) for r, (_, end) in zip(ranks, ends)]
+    barrier = context.Barrier(len(ends))
+    processes = [context.Process(target=work, args=(job, r, port, barrier, end)) for r, (_, end) in zip(ranks, ends)]
     for p in processes:
         p.start()
     for _, child in ends:
@@ -391,7 +431,8 @@ def main():
     a.add_argument("--seed", type=Path)
     a.add_argument("--deadline", type=float, default=30)
     a.add_argument("--alone", action="store_true")
-    a.add_argument("--wire", type=float, default=370, metavar="GB/S")
+    a.add_argument("--wire", type=float, default=200, metavar="GB/S")
+    a.add_argument("--against", metavar="MS,MS,MS")
     a.add_argument("--nodes", action="store_true")
     a.add_argument("--timeline", metavar="FOLDER")
     o = a.parse_args()
@@ -409,41 +450,60 @@ def main():
         whole = tokens >= 1 << 20  # everything recomputed, or it does not fit
         job = {"device": o.device, "gpus": have, "tokens": tokens, "sequences": sequences, "params": params, "runs": o.runs,
                "policy": {"preset": "all", "split_heads": 1} if whole else {}, "check": o.check, "kill": -1, "stall": -1,
-               "deadline": o.deadline, "eager": False, "timeline": None, "alone": o.alone, "wire": o.wire}
-        alone = {}  # one rank's: results, and medians by label
+               "deadline": o.deadline, "eager": False, "timeline": None, "alone": o.alone, "wire": o.wire,
+               "used": 1 if o.alone or o.device == "cpu" else max(ranks)}
+        alone = {"ours": [float(ms) for ms in o.against.split(",")]} if o.against else {}  # one rank's medians; hashes
         for n in ranks:
             head = f"{text:>5} x {sequences}  {n} ranks  "
 
-            def times(results, label):
-                f, b = (statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs)) for d in (0, 1))
+            def times(results, label, begun):
+                """Of the slowest rank; of one rank, for each GPU, and the slowest GPU's are kept."""
+                def medians(results):
+                    return [statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs)) for d in range(3)]
+
+                def tell(ms, peak):
+                    return "".join(f"{what} {t:9.3f}  " for what, t in zip(("forward", "backward", "both"), ms)) + \
+                        f"peak {peak / 2**30:.2f} GiB"
+
                 if n == 1:
-                    alone[label] = f, b
-                line = f"{head}{label:<6} forward {f:9.3f}  backward {b:9.3f}  both {f + b:9.3f}"
-                if label in alone and n > 1:
-                    one = alone[label]
-                    line += f"  linear {one[0] / f / n:5.3f} {one[1] / b / n:5.3f} {sum(one) / (f + b) / n:5.3f}"
-                return line + f"  peak {max(x['peak'] for x in results) / 2**30:.2f} GiB"
+                    each = [medians([x]) for x in results]
+                    alone[label] = max(each, key=lambda ms: ms[2])
+                    return "\n".join(
+                        f"{head}{label:<6} {tell(ms, x['peak'])}" + (len(each) > 1) * f"  on GPU {have[g]}" +
+                        (len(each) > 1 and ms is alone[label]) * ", the slowest, which \"linear\" is against"
+                        for g, (ms, x) in enumerate(zip(each, results))) + f"  ({time.time() - begun:.0f} s)"
+                ms = medians(results)
+                line = f"{head}{label:<6} {tell(ms, max(x['peak'] for x in results))}"
+                if label in alone:
+                    line += "  linear " + " ".join(f"{one / t / n:5.3f}" for one, t in zip(alone[label], ms))
+                return line + f"  ({time.time() - begun:.0f} s)"
 
             fate = {"kill": o.kill, "stall": o.stall} if n > 1 else {}
-            begun = time.time()
-            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline if n > 1 else None})
+            started = begun = time.time()
+            results = launch({**job, **fate, "ranks": n, "timeline": o.timeline})
             if fate and victim >= 0:
                 begun = results[victim].get("at", begun)
             failed = [f"rank {r}: {x['failed']} after {x['at'] - begun:.1f} s" for r, x in enumerate(results) if "failed" in x]
             if failed:
-                late = [x for r, x in enumerate(results) if r != victim and x.get("at", 1e18) - begun > o.deadline + 2]
-                bad += victim < 0 or bool(late)
+                bad += victim < 0 or any("RG_E_COMM" not in x.get("failed", "") or x["at"] - begun > o.deadline + 2
+                                         for r, x in enumerate(results) if r != victim)
                 print(head + "; ".join(failed), flush=True)
                 continue
-            line = times(results, "ours")
-            steps = launch({**job, "ranks": n, "eager": True, "runs": 2}) if o.nodes or n > 1 else []
+            line = times(results, "ours", started)
+            if n > 1:
+                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB"
+            steps = launch({**job, "ranks": n, "eager": True, "runs": 2}) if o.nodes else []
             if any("failed" in x for x in steps):
                 steps = []
             if n > 1 and steps:
                 spent = max(sum(ms for (op, _), ms in x["nodes"].items() if op in COLLECTIVES) for x in steps)
-                line += f"  comm {results[0]['comm'] / 2**20:.1f} MiB  collectives {spent:8.3f}"
+                line += f"  collectives {spent:8.3f}"
             if o.check and n == 1:
                 alone["hashes"] = results[0]["hashes"]
+                differ = sum(x["hashes"] != alone["hashes"] for x in results)
+                bad += differ
+                if differ:
+                    line += f"  GPUS DIFFER: {differ} of {len(results)} have other bits than the first"
             if o.check and n > 1 and "hashes" in alone:
                 want, got = alone["hashes"], {k: v for x in results for k, v in x["hashes"].items()}
                 wrong = [k for k in want if got.get(k) != want[k]]
@@ -451,7 +511,7 @@ def main():
                 line += f"  {len(want) - len(wrong)} of {len(want)} chunks of o and dq are one rank's bits"
             print(line, flush=True)
             for d, direction in enumerate(("forward", "backward")):
-                if o.timeline and n > 1:
+                if o.timeline:
                     span, wire, exposed, idle = (max(x["timeline"][d][i] for x in results) for i in range(4))
                     print(f"      {direction}: {span:.3f} ms on the GPU, NCCL in {wire:.3f}, exposed {exposed:.3f} "
                           f"({100 * exposed / span:.1f} %), nothing in {idle:.3f}", flush=True)
@@ -460,9 +520,10 @@ def main():
                     print(f"      {direction}, step by step: " + ", ".join(
                         f"{op} {ms:.3f}" for op, ms in sorted(spent.items(), key=lambda x: -x[1]) if ms), flush=True)
             if o.seed:
+                begun = time.time()
                 results = launch({**job, "ranks": n, "params": whole_params, "seed": str(o.seed)}, seed_work)
                 failed = [x["failed"] for x in results if "failed" in x]
-                print(head + "seed   " + failed[0] if failed else times(results, "seed"), flush=True)
+                print(head + "seed   " + failed[0] if failed else times(results, "seed", begun), flush=True)
     sys.exit(bad > 0)
 
 

@@ -8,7 +8,7 @@ target_link_libraries(rgi_ref PUBLIC rgi_flags m)
 # ---- examples: public header and library only ----
 add_executable(regraph-demo ${CMAKE_SOURCE_DIR}/examples/demo.c)
 target_link_libraries(regraph-demo PRIVATE regraph rgi_ref rgi_flags m)
-foreach(name train_step build_spec)
+foreach(name train_step build_spec serve)
   add_executable(${name} ${CMAKE_SOURCE_DIR}/examples/${name}.c)
   target_link_libraries(${name} PRIVATE regraph rgi_flags m)
 endforeach()
@@ -110,6 +110,7 @@ add_test(NAME cli_terminal COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/terminal.py $<T
 set_tests_properties(cli_schemas PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
 add_test(NAME build_spec COMMAND build_spec)
+add_test(NAME serve COMMAND ${CMAKE_SOURCE_DIR}/tests/serve.sh $<TARGET_FILE:serve> ${CMAKE_SOURCE_DIR}/examples)
 add_test(NAME cp_launch COMMAND ${CMAKE_SOURCE_DIR}/tests/cp_launch.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cp_mpi COMMAND ${CMAKE_SOURCE_DIR}/tests/cp_mpi.sh $<TARGET_FILE_DIR:regraph> ${CMAKE_SOURCE_DIR}
                              $<TARGET_FILE:regraph_cli>)

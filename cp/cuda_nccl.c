@@ -49,6 +49,9 @@ void rgi_nccl_close(rgi_nccl *n) {
 }
 #else
 
+/* MOST_CTAS: multiprocessors that collectives take from what they hide behind, and hold while they
+ * wait for a rank: 32 carry up to half as much again, and cost more than that (docs/benchmarks.md,
+ * "Wires of two GPUs"). */
 enum { LEAST_VERSION = 21800, MOST_CTAS = 16, NAMES = 512, WATCH_MS = 50 };
 
 #define EACH(F)         \

@@ -52,6 +52,8 @@ struct rg_pages {
   uint64_t mask, serials;
   int32_t first, last; /* of the queue */
   int64_t waiting;     /* pages in it */
+  int64_t kept;        /* of these, known ones */
+  int64_t shared;      /* pages with more than one sequence */
   sequence *slot;
   int64_t nslot, sequences;
   int32_t empty; /* the first empty slot */
@@ -79,6 +81,7 @@ static void link_page(rg_pages *p, int32_t i, bool front) {
   else
     p->page[x->next].previous = i;
   p->waiting++;
+  p->kept += x->serial != NOT_KNOWN;
 }
 
 static void unlink_page(rg_pages *p, int32_t i) {
@@ -92,6 +95,7 @@ static void unlink_page(rg_pages *p, int32_t i) {
   else
     p->page[x->next].previous = x->previous;
   p->waiting--;
+  p->kept -= x->serial != NOT_KNOWN;
 }
 
 /* ---- what is known ---- */
@@ -120,6 +124,7 @@ static void forget(rg_pages *p, int32_t i) {
   int32_t *at = bucket_of(p, x->parent, tokens_of(p, i));
   while (*at != i) at = &p->page[*at].chain;
   *at = x->chain;
+  p->kept -= in_queue(x);
   x->serial = NOT_KNOWN;
 }
 
@@ -127,7 +132,7 @@ static void forget(rg_pages *p, int32_t i) {
 
 static void hold(rg_pages *p, int32_t i) {
   if (in_queue(&p->page[i])) unlink_page(p, i);
-  p->page[i].refs++;
+  p->shared += ++p->page[i].refs == 2;
 }
 
 /* One from the queue, which is not empty. */
@@ -151,7 +156,9 @@ static void drop_copy(rg_pages *p, int64_t k) {
 }
 
 static void let_go(rg_pages *p, int32_t i) {
-  if (--p->page[i].refs > 0) return;
+  const int32_t refs = --p->page[i].refs;
+  p->shared -= refs == 1;
+  if (refs > 0) return;
   for (int64_t k = 0; k < p->ncopy; k++)
     if (p->copy[k][1] == i) {
       drop_copy(p, k);
@@ -496,16 +503,10 @@ rg_status rg_pages_copies(rg_pages *p, int32_t (*pairs)[2], int64_t most, int64_
 
 rg_status rg_pages_count(const rg_pages *p, rg_pages_info *out) {
   if (!p || !out) return RG_E_USAGE;
-  *out = (rg_pages_info){.sequences = p->sequences};
-  for (int64_t i = 0; i < p->P; i++) {
-    const page *x = &p->page[i];
-    if (x->refs > 1) out->shared++;
-    if (!in_queue(x))
-      out->used++;
-    else if (x->serial != NOT_KNOWN)
-      out->kept++;
-    else
-      out->free++;
-  }
+  *out = (rg_pages_info){.used = p->P - p->waiting,
+                         .kept = p->kept,
+                         .free = p->waiting - p->kept,
+                         .shared = p->shared,
+                         .sequences = p->sequences};
   return RG_OK;
 }

@@ -99,7 +99,11 @@ double rgi_profile_ms(const rgi_profile *p, const char *op, const char *kernels,
     return fmax(roofline, LEAST_MS) * exp(slower) + step;
   for (int i = 0; i < p->nop; i++)
     if (strcmp(p->op[i].op, op) == 0) efficiency = p->op[i].fraction;
-  return roofline / efficiency + step;
+  /* So is the wire's; what is copied for it comes before and after. */
+  rg_cost here = *cost;
+  here.wire = 0;
+  return cost->wire / (p->link_gbs * 1e6) + rgi_profile_roofline_ms(p, dtype, &here) / efficiency +
+         step;
 }
 
 /* The element type the cost model counts by: the first float among the arguments. */

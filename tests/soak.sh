@@ -19,6 +19,7 @@
 #   shares     every pack, border, policy and window of the tests on ranks, with other data
 #   serving    schedules over pages against the unpaged graph, 40 a round; numbers of all kinds
 #   pages      the page allocator beside a model
+#   queue      random requests, forks, cancels and failures against each one's run alone
 #   fuzz       specs, packings, profiles and what ranks send from libFuzzer, with sanitizers; where
 #              there is clang
 #
@@ -41,13 +42,14 @@ declare -A test=(
   [shares]="test_cp_equal cp_equal/*"
   [serving]="test_serve serve/random_* serve/any_*"
   [pages]="test_pages pages/as_a_model*"
+  [queue]="test_queue queue/random_loops"
 )
 limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
 [ $# -gt 0 ] ||
   parts=(graphs fuse memplan packing recompute offload planner lowering tables ranks shares serving
-    pages fuzz)
+    pages queue fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

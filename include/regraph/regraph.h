@@ -752,6 +752,86 @@ RG_API rg_status rg_pages_copies(rg_pages *pages, int32_t (*pairs)[2], int64_t m
                                  rg_error *error);
 RG_API rg_status rg_pages_count(const rg_pages *pages, rg_pages_info *out);
 
+/* ---- a queue of requests ------------------------------------------------------------------------
+ * Who is served when: what a loop does between two steps of a graph (docs/serving.md). It keeps the
+ * pages, fills a step's inputs, and touches no device.
+ *
+ *   rg_queue_add(q, prompt, n, 100, -1, &request, &e);    // whenever one comes, at most 100 tokens
+ *   for (;;) {
+ *     rg_queue_step(q, &step, &e);                        // fills the arrays that step points to
+ *     if (!step.rows) break;                              // nobody is left
+ *     ... step's arrays to the device, a forward, `next` back from it ...
+ *     rg_queue_done(q, next, finished, &e);               // where step.wanted[b], next[b] is
+ *   }                                                     // request[b]'s next token
+ *
+ * Requests are served in the order in which they came. Those that are served have a slot each: one
+ * token a step where only the last one is not in pages yet, and what is left of the step's rows for
+ * prompts, in pieces. Where pages run out, the youngest of them waits again; its tokens are kept,
+ * and what is no longer in pages later runs again. That changes when a token comes, not which.
+ *
+ * A call that fails changes nothing that shows, but rg_queue_step may have sent requests to wait;
+ * it may be called again. One thread at a time. */
+typedef struct rg_queue rg_queue;
+typedef int64_t rg_request; /* 1, 2, 3 … as they are made, forks among them */
+
+typedef struct rg_queue_options {
+  size_t size;
+  int64_t pages, page; /* P, tokens of a page */
+  int64_t rows;        /* T: tokens of a step, as many as slots at least */
+  int64_t slots;       /* B: sequences of a step */
+  int64_t most;        /* M: pages of a sequence, the width of a step's table */
+  bool no_prefixes;    /* nothing is found again */
+  int64_t forks;       /* copies of pages that a step can make; 0: rg_queue_fork is refused */
+} rg_queue_options;
+
+/* A step's inputs, in the caller's memory of the host, and whose they are. What is nobody's is 0 in
+ * tokens, lengths and context, -1 in pages and forks. */
+typedef struct rg_queue_arrays {
+  int32_t *tokens;     /* [T] */
+  int32_t *lengths;    /* [B] */
+  int32_t *context;    /* [B] */
+  int32_t *pages;      /* [B, M] */
+  int32_t (*forks)[2]; /* [forks, 2]; NULL where there are none */
+  rg_request *request; /* [B] whose turn it is; 0: the slot is nobody's */
+  bool *wanted;        /* [B] its next token is due, from the logits of its last row */
+  int64_t rows;        /* set: how many tokens there are; 0: nothing is to be done */
+  int64_t used;        /* set: slots, from 0 on, that are somebody's */
+} rg_queue_arrays;
+
+typedef struct rg_queue_info {
+  int64_t served, waiting;     /* requests */
+  rg_pages_info pages;         /* now */
+  int64_t steps, tokens;       /* so far: that were done; that they made */
+  int64_t rows, found;         /* tokens that ran, and that were in pages already */
+  int64_t preempted, copies;   /* times that a request was sent to wait; pages copied */
+  int64_t finished, cancelled; /* requests */
+} rg_queue_info;
+
+RG_API rg_status rg_queue_create(rg_context *ctx, const rg_queue_options *options, rg_queue **out,
+                                 rg_error *error);
+RG_API void rg_queue_destroy(rg_queue *queue);
+/* A request of n tokens, at least one, copied: at most `most` more, at least one, are wanted; one
+ * that is `stop` (-1: none) is the last. RG_E_LIMIT for what would fit neither a row of the table
+ * nor the pool, if it had them for itself. */
+RG_API rg_status rg_queue_add(rg_queue *queue, const int32_t *tokens, int64_t n, int64_t most,
+                              int32_t stop, rg_request *out, rg_error *error);
+/* Another that begins as this one does, in pages and tokens, but for the last token, which is
+ * `token` here. Served beside it; if slots run out, the youngest waits. Not between rg_queue_step
+ * and rg_queue_done. */
+RG_API rg_status rg_queue_fork(rg_queue *queue, rg_request request, int32_t token, rg_request *out,
+                               rg_error *error);
+/* No more of it; also while a step runs, which then leaves nothing of it. */
+RG_API rg_status rg_queue_cancel(rg_queue *queue, rg_request request, rg_error *error);
+/* The next step. Not before the one before is done. */
+RG_API rg_status rg_queue_step(rg_queue *queue, rg_queue_arrays *arrays, rg_error *error);
+/* The step ran: next[b] (the graph's `next`, or what was drawn from its logits) goes to the request
+ * of slot b, where it was wanted. finished[b] (NULL: not asked) says that this was its last; its
+ * number then is forgotten. next NULL: the step did not run to its end, and what it was to write
+ * runs again. */
+RG_API rg_status rg_queue_done(rg_queue *queue, const int32_t *next, bool *finished,
+                               rg_error *error);
+RG_API rg_status rg_queue_count(const rg_queue *queue, rg_queue_info *out);
+
 /* ---- packing as a service -------------------------------------------------------------------- */
 
 typedef struct rg_buffer {

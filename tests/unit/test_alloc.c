@@ -123,6 +123,46 @@ static rg_status pages(failing *f, const char *ignored, const char *policy, int6
   return status;
 }
 
+/* Requests, a fork and steps; after a failure no step is left half made. */
+static rg_status queue(failing *f, const char *ignored, const char *policy, int64_t T,
+                       rg_error *e) {
+  (void)ignored, (void)policy, (void)T;
+  rg_allocator host = {fail_alloc, fail_free, f};
+  rg_context *ctx = NULL;
+  rg_queue *q = (rg_queue *)f;
+  const rg_queue_options o = {
+      .size = sizeof o, .pages = 60, .page = 2, .rows = 40, .slots = 20, .most = 20, .forks = 1};
+  int32_t tokens[40] = {1, 2, 3}, lengths[20], context[20], pages[400], forks[1][2];
+  rg_request requests[20], r;
+  bool wanted[20];
+  rg_queue_arrays a = {.tokens = tokens,
+                       .lengths = lengths,
+                       .context = context,
+                       .pages = pages,
+                       .forks = forks,
+                       .request = requests,
+                       .wanted = wanted};
+  const int32_t next[20] = {4, 5, 6};
+  rg_status status = rg_context_create(&host, &ctx, e);
+  if (!status && (status = rg_queue_create(ctx, &o, &q, e))) cr_assert_null(q);
+  for (int i = 0; i < 18 && !status; i++)
+    if ((status = rg_queue_add(q, tokens, 3, 20, -1, &r, e))) cr_assert_eq(r, 0);
+  for (int i = 0; i < 4 && !status; i++) {
+    if ((status = rg_queue_step(q, &a, e)))
+      cr_assert_eq(a.rows, 0);
+    else
+      status = rg_queue_done(q, next, NULL, e);
+    if (!status && i == 1 && (status = rg_queue_fork(q, 1, 9, &r, e))) cr_assert_eq(r, 0);
+  }
+  if (status && ctx && q) { /* and goes on all the same */
+    rg_error other = {0};
+    CR_OK(rg_queue_step(q, &a, &other), &other);
+  }
+  if (ctx) rg_queue_destroy(q);
+  rg_context_destroy(ctx);
+  return status;
+}
+
 typedef rg_status chain_fn(failing *f, const char *spec_text, const char *policy_text, int64_t T,
                            rg_error *e);
 
@@ -159,6 +199,9 @@ Test(alloc, built_spec) {
 }
 Test(alloc, pages) {
   every_failure_of(pages, NULL, 0);
+}
+Test(alloc, queue) {
+  every_failure_of(queue, NULL, 0);
 }
 Test(alloc, keep_everything) {
   every_failure("{ \"regraph_policy\": 1, \"preset\": \"none\" }", 96);

@@ -78,6 +78,9 @@ Test(profile, cost_model) {
   cr_assert_float_eq(rgi_profile_ms(p, "y", NULL, RG_F32, &cost), 3 / 0.5 + 0.005, 1e-9);
   cost = (rg_cost){.bytes = 4e7};
   cr_assert_float_eq(rgi_profile_ms(p, "y", NULL, RG_I32, &cost), 4 / 0.5 + 0.005, 1e-9);
+  /* 4 ms of bytes, then 5 on the wire, whose rate (here the memory's) is one that it reaches */
+  cost.wire = 5e7;
+  cr_assert_float_eq(rgi_profile_ms(p, "y", NULL, RG_I32, &cost), 5 + 4 / 0.5 + 0.005, 1e-9);
   rgi_profile_destroy(p);
 }
 
