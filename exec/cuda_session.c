@@ -5,9 +5,10 @@
    tensors); then the nearest is patched. Eager sessions (options.eager, REGRAPH_EAGER=1,
    debug_poison) launch step by step, as does a stream that is being captured by someone else.
 
-   Lengths are cleaned on the device (cuda_steps.h); what was wrong with them arrives in `flag`, a
-   word of host memory that the device writes, and is reported by the session's next call. A fault
-   of the device makes the session dead: every later call fails at once with what was seen first.
+   Lengths are cleaned on the device (cuda_steps.h); what was wrong with them, or what ops found in
+   other contents, arrives in `flag`, words of host memory that the device writes, and is reported
+   by the session's next call. A fault of the device makes the session dead: every later call fails
+   at once with what was seen first.
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
@@ -27,7 +28,7 @@ typedef struct device {
   void **now;                      /* [rgi_cuda_addresses] of the run at hand */
   uint64_t runs;
   void *blas;
-  int32_t *flag, *flag_on_device; /* {0 or 1 + check, entry, value} */
+  int32_t *flag, *flag_on_device; /* as cuda_steps.h says */
   /* eager: [nstep + 2], one before each step of a direction, one after */
   cudaEvent_t *event;
   bool timed; /* events of the last run are recorded, ms[] not yet read */
@@ -115,39 +116,48 @@ static rg_status note(const rg_session *s, cudaError_t code, const char *what, c
   return status;
 }
 
-/* What an earlier run found wrong with lengths. */
+/* What an earlier run found wrong: with lengths (what > 0), or in a step. */
 typedef struct finding {
-  int32_t check, entry, value;
+  int32_t what, number[RGK_FAULT_NUMBERS];
 } finding;
 
 /* Takes it out of the flag, so that it is told once. false: there is none. */
 static bool take_finding(device *d, finding *out) {
   volatile int32_t *flag = d->flag;
-  if (flag[0] == 0) return false;
-  *out = (finding){.check = flag[0] - 1, .entry = flag[1], .value = flag[2]};
+  out->what = flag[0];
+  if (out->what == 0) return false;
+  for (int i = 0; i < RGK_FAULT_NUMBERS; i++) out->number[i] = flag[1 + i];
   flag[0] = 0;
+  flag[RGK_FAULT_TAKEN] = 0;
   return true;
 }
 
 static rg_status wrong_lengths(const rg_plan *plan, const finding *f, rg_error *e) {
-  const rgi_check *c = &plan->check[f->check];
+  const rgi_check *c = &plan->check[f->what - 1];
   if (c->starts)
     return rgi_fail(e, RG_E_DATA, NULL, NULL,
                     "%s[%d] was %d in an earlier run; expected starts from 0 that never fall and "
                     "end at most at "
                     "%lld: the run used them clamped",
-                    plan->bindable[c->bind].info.name, f->entry, f->value, (long long)c->capacity);
+                    plan->bindable[c->bind].info.name, f->number[0], f->number[1],
+                    (long long)c->capacity);
   return rgi_fail(e, RG_E_DATA, NULL, NULL,
                   "%s[%d] was %d in an earlier run; expected 0 or more, and positions that fit 32 "
                   "bits: the run used "
                   "it clamped",
-                  plan->bindable[c->bind].info.name, f->entry, f->value);
+                  plan->bindable[c->bind].info.name, f->number[0], f->number[1]);
+}
+
+static rg_status wrong_in_step(rg_session *s, const finding *f, rg_error *e) {
+  const rg_call call = rgi_session_call(s, -1 - f->what, e);
+  return call.op->rules->fault(&call, f->number);
 }
 
 static rg_status check(rg_session *s, rg_error *e) {
   finding f;
   RGI_TRY(alive(s, e));
-  return take_finding(device_of(s), &f) ? wrong_lengths(s->plan, &f, e) : RG_OK;
+  if (!take_finding(device_of(s), &f)) return RG_OK;
+  return f.what > 0 ? wrong_lengths(s->plan, &f, e) : wrong_in_step(s, &f, e);
 }
 
 /* ---- life ---- */
@@ -195,9 +205,10 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
                     "with its profile",
                     s->plan->gpu.cc / 10, s->plan->gpu.cc % 10, here.cc / 10, here.cc % 10);
   RGI_TRY(rgi_cuda_status(cudaGetDevice(&d->id), "asking for the GPU", NULL, e));
-  RGI_TRY(rgi_cuda_status(cudaHostAlloc((void **)&d->flag, 64, cudaHostAllocMapped), "host memory",
-                          NULL, e));
-  memset(d->flag, 0, 64);
+  RGI_TRY(rgi_cuda_status(
+      cudaHostAlloc((void **)&d->flag, RGI_FLAG_WORDS * sizeof *d->flag, cudaHostAllocMapped),
+      "host memory", NULL, e));
+  memset(d->flag, 0, RGI_FLAG_WORDS * sizeof *d->flag);
   RGI_TRY(make_marks(s, e)); /* a stream that is captured would not have them made */
   RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0),
                           "host memory", NULL, e));

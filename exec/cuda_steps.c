@@ -9,6 +9,8 @@ rg_call rgi_cuda_call(rg_session *s, int32_t i, int32_t *flag, rg_error *e) {
     rg_arg *a = s->arg + step->first_arg + k;
     if (!a->data && step->place[k].bind != RGI_AT_NOTHING) a->data = flag;
   }
+  call.fault = flag;
+  call.fault_id = -1 - i;
   return call;
 }
 

@@ -77,6 +77,18 @@ static inline rgk_seqs rgk_seqs_of(const rg_arg *cu, int64_t rows) {
   return s;
 }
 
+/* Where a kernel says what is wrong with contents: words {0 or `what`, four numbers, …, taken} of
+ * memory that the host reads. NULL: nobody listens. */
+enum { RGK_FAULT_NUMBERS = 4, RGK_FAULT_TAKEN = 15 };
+typedef struct rgk_fault {
+  int32_t *word;
+  int32_t what, zero;
+} rgk_fault;
+static inline rgk_fault rgk_fault_of(const rg_call *c) {
+  const rgk_fault f = {c->fault, c->fault_id, 0};
+  return f;
+}
+
 /* ---- tiles of packed sequences, without a table ----
  *
  * Slot s of tile size t belongs to sequence b = the last with floor(starts[b] / t) + b <= s, and is

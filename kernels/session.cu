@@ -1,14 +1,13 @@
 /* kernels/session.cu: see session.h. */
 #include "session.h"
+#include "device/fault.cuh"
 #include <cuda_runtime.h>
 
 namespace {
 
 __device__ void report(const rgk_lengths_params &p, int rule, int64_t entry, int32_t value) {
-  if (atomicCAS_system(&p.flag[0], 0, 1 + p.rule[rule].id) != 0) return;
-  p.flag[1] = (int32_t)entry;
-  p.flag[2] = value;
-  __threadfence_system();
+  const rgk_fault f = {p.flag, 1 + p.rule[rule].id, 0};
+  rgk::report(f, (int32_t)entry, value);
 }
 
 /* One block. Starts: each thread owns a stretch of entries; a running maximum is scanned over the

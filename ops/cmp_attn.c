@@ -109,6 +109,6 @@ const rg_op rgi_op_paged_cmp_attn = {
     .name = "paged_cmp_attn",
     .doc = "cmp_attn over keys in pages, forward only",
     .flags = RG_OP_FORWARD_ONLY,
-    RGI_ATTN_ON_CPU(in_paged, out_paged),
+    RGI_ATTN_OP(in_paged, out_paged),
     .rules = &(const rgi_rules){.kind = &paged_kind},
 };

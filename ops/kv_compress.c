@@ -8,19 +8,7 @@
    compress_kv's to the bit, for each block is gathered and then goes the same way.
  */
 #include "cpu/compress.h"
-#include "paged.h"
-
-enum {
-  IN_K_CACHE,
-  IN_V_CACHE,
-  IN_K_WEIGHT,
-  IN_V_WEIGHT,
-  IN_CU,
-  IN_CONTEXT,
-  IN_PAGES,
-  IN_K_CMP,
-  IN_V_CMP
-};
+#include "cuda/paged.h"
 
 typedef struct side {
   const rg_call *c;
@@ -35,29 +23,29 @@ typedef struct side {
 } side;
 
 static int64_t context_of(const rg_call *c, int64_t b) {
-  const rg_arg *a = rg_in(c, IN_CONTEXT);
+  const rg_arg *a = rg_in(c, RGI_KVC_CONTEXT);
   return ((const int32_t *)a->data)[b * a->stride[0]];
 }
 
 /* Blocks of sequence b that were there before this step. */
 static int64_t old_blocks(const rg_call *c, int64_t b) {
-  const int32_t *cu = rg_in(c, IN_CU)->data;
+  const int32_t *cu = rg_in(c, RGI_KVC_CU)->data;
   return rgk_blocks_in(context_of(c, b) - (cu[b + 1] - cu[b]), c->attr[RGI_CMP_KERNEL].i,
                        c->attr[RGI_CMP_STRIDE].i);
 }
 
 /* What paged_batch would have refused completes nothing. */
 static int64_t new_blocks(const rg_call *c, int64_t b) {
-  const int32_t *cu = rg_in(c, IN_CU)->data;
+  const int32_t *cu = rg_in(c, RGI_KVC_CU)->data;
   const int64_t context = context_of(c, b),
-                most = rg_in(c, IN_PAGES)->dim[1] * rg_in(c, IN_K_CACHE)->dim[1];
+                most = rg_in(c, RGI_KVC_PAGES)->dim[1] * rg_in(c, RGI_KVC_K_CACHE)->dim[1];
   if (context < cu[b + 1] - cu[b] || context > most) return 0;
   return rgk_blocks_in(context, c->attr[RGI_CMP_KERNEL].i, c->attr[RGI_CMP_STRIDE].i) -
          old_blocks(c, b);
 }
 
 static int64_t page_of(const rg_call *c, int64_t b, int64_t m) {
-  const rg_arg *pages = rg_in(c, IN_PAGES);
+  const rg_arg *pages = rg_in(c, RGI_KVC_PAGES);
   return ((const int32_t *)pages->data)[b * pages->stride[0] + m];
 }
 
@@ -115,7 +103,8 @@ static void tile_task(void *arg, int64_t task, int thread) {
   const side *s = arg;
   const rg_call *c = s->c;
   const int64_t head = task / s->tiles, from = task % s->tiles * s->tile,
-                B = rg_in(c, IN_CONTEXT)->dim[0], D = s->x->dim[3], n = s->w ? s->w->dim[0] : 0;
+                B = rg_in(c, RGI_KVC_CONTEXT)->dim[0], D = s->x->dim[3],
+                n = s->w ? s->w->dim[0] : 0;
   int64_t rows = s->first[B] - from < s->tile ? s->first[B] - from : s->tile, b = 0, got = 0;
   rgi_cut cut = {.base = s->scratch + (size_t)thread * s->each};
   char *work = n ? rgi_take(&cut, RGI_GEMM_WORK) : NULL;
@@ -144,18 +133,18 @@ static void tile_task(void *arg, int64_t task, int thread) {
 }
 
 static size_t first_bytes(const rg_call *c) {
-  return RGI_ROUND256((size_t)(rg_in(c, IN_CONTEXT)->dim[0] + 1) * sizeof(int64_t));
+  return RGI_ROUND256((size_t)(rg_in(c, RGI_KVC_CONTEXT)->dim[0] + 1) * sizeof(int64_t));
 }
 
 static rg_status run(const rg_call *c) {
-  const int64_t B = rg_in(c, IN_CONTEXT)->dim[0];
+  const int64_t B = rg_in(c, RGI_KVC_CONTEXT)->dim[0];
   int64_t *first = c->workspace;
   first[0] = 0;
   for (int64_t b = 0; b < B; b++) first[b + 1] = first[b] + new_blocks(c, b);
   for (int i = 0; i < 2; i++) {
     side s = {.c = c,
-              .x = rg_in(c, IN_K_CACHE + i),
-              .w = rg_in(c, IN_K_WEIGHT + i),
+              .x = rg_in(c, RGI_KVC_K_CACHE + i),
+              .w = rg_in(c, RGI_KVC_K_WEIGHT + i),
               .y = rg_out(c, i),
               .method = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i,
               .first = first,
@@ -170,23 +159,33 @@ static rg_status run(const rg_call *c) {
 
 static size_t workspace(const rg_call *c) {
   size_t most = 0;
+  if (c->gpu) return rgi_cuda_kv_compress_workspace(c);
   for (int i = 0; i < 2; i++) {
-    const size_t each = scratch_of(c, rg_in(c, IN_K_CACHE + i), rg_in(c, IN_K_WEIGHT + i));
+    const size_t each =
+        scratch_of(c, rg_in(c, RGI_KVC_K_CACHE + i), rg_in(c, RGI_KVC_K_WEIGHT + i));
     if (each > most) most = each;
   }
   return first_bytes(c) + (size_t)c->threads * most;
 }
 
 static rg_status check(const rg_call *c, rg_error *e) {
-  const int64_t stride = c->attr[RGI_CMP_STRIDE].i, page = rg_in(c, IN_K_CACHE)->dim[1],
-                rows = rg_in(c, IN_K_CMP)->dim[1];
+  const int64_t stride = c->attr[RGI_CMP_STRIDE].i, page = rg_in(c, RGI_KVC_K_CACHE)->dim[1],
+                rows = rg_in(c, RGI_KVC_K_CMP)->dim[1];
   rg_arg x[2]; /* as compress_kv would see them */
   for (int i = 0; i < 2; i++) {
-    x[i] = *rg_in(c, IN_K_CACHE + i);
+    x[i] = *rg_in(c, RGI_KVC_K_CACHE + i);
     x[i].rank = 3;
     x[i].dim[2] = x[i].dim[3];
   }
-  RGI_TRY(rgi_compress_check(c, e, &x[0], &x[1], rg_in(c, IN_K_WEIGHT), rg_in(c, IN_V_WEIGHT)));
+  RGI_TRY(rgi_compress_check(c, e, &x[0], &x[1], rg_in(c, RGI_KVC_K_WEIGHT),
+                             rg_in(c, RGI_KVC_V_WEIGHT)));
+  for (int i = 0; i < 2 && c->gpu; i++) { /* whose products take one type */
+    const rg_arg *w = rg_in(c, RGI_KVC_K_WEIGHT + i);
+    if (w && w->dtype != x[i].dtype)
+      return rg_op_fail(e, RG_E_DTYPE, c,
+                        "%s_weight is %s, expected %s, the caches' type, on a GPU", i ? "v" : "k",
+                        rg_dtype_name(w->dtype), rg_dtype_name(x[i].dtype));
+  }
   if (page == RG_DIM_FREE) return RG_OK;
   if (page % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide pages of %lld tokens",
@@ -202,10 +201,11 @@ static rg_status check(const rg_call *c, rg_error *e) {
 
 /* For a step of one token a sequence; how many there are, only the device knows. */
 static void cost(const rg_call *c, rg_cost *out) {
-  const double steps = (double)rg_in(c, IN_CONTEXT)->dim[0] / (double)c->attr[RGI_CMP_STRIDE].i;
+  const double steps =
+      (double)rg_in(c, RGI_KVC_CONTEXT)->dim[0] / (double)c->attr[RGI_CMP_STRIDE].i;
   *out = (rg_cost){0};
   for (int i = 0; i < 2; i++) {
-    const rg_arg *x = rg_in(c, IN_K_CACHE + i), *w = rg_in(c, IN_K_WEIGHT + i);
+    const rg_arg *x = rg_in(c, RGI_KVC_K_CACHE + i), *w = rg_in(c, RGI_KVC_K_WEIGHT + i);
     const double n =
         steps * (double)x->dim[2] * (double)c->attr[RGI_CMP_KERNEL].i * (double)x->dim[3];
     out->flops += w ? 2 * n * (double)w->dim[0] : n;
@@ -222,6 +222,9 @@ static const rg_port in[] = {
     RGI_PAGED_IN,
     {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed keys, R = page/stride"},
     {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed values"},
+    {"rows", "*", RG_PORT_OPTIONAL, RG_D_FLOAT | RG_D(RG_I32), 0, -1,
+     "any tensor with a row for each token of the step: on a GPU learned methods then need memory "
+     "for so many tokens, else for all that the tables have room for"},
 };
 static const rg_port out[] = {
     {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},
@@ -242,4 +245,6 @@ const rg_op rgi_op_kv_compress = {
     .cost = cost,
     .workspace = workspace,
     .run_cpu = run,
+    .cuda_steps = rgi_cuda_kv_compress,
+    .cuda_path = rgi_cuda_kv_compress_path,
 };

@@ -9,80 +9,93 @@
    made. A sequence with a fault keeps its rows in the pack, so that its neighbours stay where they
    are, and has context 0: nobody reads or writes a page for it.
  */
+#include "../graph/ir.h"
+#include "../kernels/paged.h"
 #include "cpu/rows.h"
-#include "paged.h"
+#include "cuda/paged.h"
 
 /* ---- paged_batch ---- */
-
-enum { B_ROWS, B_CACHE, B_LENGTHS, B_CONTEXT, B_PAGES };
-enum { BO_STARTS, BO_OFFSET, BO_CONTEXT, BO_PAGES, BO_LAST };
 
 static int32_t at(const rg_arg *a, int64_t i) {
   return ((const int32_t *)a->data)[i * a->stride[0]];
 }
 
+/* Says what is wrong with a sequence: which of kernels/paged.h's faults, the sequence, the number
+ * and another. */
+static rg_status tell_batch(const rg_call *c, const int32_t *n) {
+  const rg_arg *pages = rg_in(c, RGI_BATCH_PAGES), *cache = rg_in(c, RGI_BATCH_CACHE);
+  switch (n[0]) {
+  case RGK_BATCH_CONTEXT:
+    return rg_op_fail(c->error, RG_E_DATA, c,
+                      "context[%d] is %d; expected 0 to %lld, %lld pages of %lld", n[1], n[2],
+                      (long long)(pages->dim[1] * cache->dim[1]), (long long)pages->dim[1],
+                      (long long)cache->dim[1]);
+  case RGK_BATCH_LENGTH:
+    return rg_op_fail(c->error, RG_E_DATA, c, "lengths[%d] is %d; expected 0 to %d, its context",
+                      n[1], n[2], n[3]);
+  case RGK_BATCH_ROWS:
+    return rg_op_fail(c->error, RG_E_DATA, c,
+                      "lengths[%d] is %d, and only %d of %lld rows are left for it", n[1], n[2],
+                      n[3], (long long)rg_in(c, RGI_BATCH_ROWS)->dim[0]);
+  default:
+    return rg_op_fail(c->error, RG_E_DATA, c, "pages[%d][%d] is %d; expected a page, 0 to %lld",
+                      n[1], n[3], n[2], (long long)cache->dim[0] - 1);
+  }
+}
+
 /* Is all well with sequence b, whose rows would start at `start`? Otherwise says what is not. */
 static bool sound(const rg_call *c, int64_t b, int64_t start) {
-  const rg_arg *pages = rg_in(c, B_PAGES), *cache = rg_in(c, B_CACHE);
-  const int64_t length = at(rg_in(c, B_LENGTHS), b), context = at(rg_in(c, B_CONTEXT), b),
-                rows = rg_in(c, B_ROWS)->dim[0], page = cache->dim[1], most = pages->dim[1] * page;
-  if (context < 0 || context > most) {
-    rg_op_fail(c->error, RG_E_DATA, c,
-               "context[%lld] is %lld; expected 0 to %lld, %lld pages of %lld", (long long)b,
-               (long long)context, (long long)most, (long long)pages->dim[1], (long long)page);
-    return false;
-  }
-  if (length < 0 || length > context) {
-    rg_op_fail(c->error, RG_E_DATA, c, "lengths[%lld] is %lld; expected 0 to %lld, its context",
-               (long long)b, (long long)length, (long long)context);
-    return false;
-  }
-  if (length > rows - start) {
-    rg_op_fail(c->error, RG_E_DATA, c,
-               "lengths[%lld] is %lld, and only %lld of %lld rows are left for it", (long long)b,
-               (long long)length, (long long)(rows - start), (long long)rows);
-    return false;
+  const rg_arg *pages = rg_in(c, RGI_BATCH_PAGES), *cache = rg_in(c, RGI_BATCH_CACHE);
+  const int32_t length = at(rg_in(c, RGI_BATCH_LENGTHS), b),
+                context = at(rg_in(c, RGI_BATCH_CONTEXT), b);
+  const int64_t left = rg_in(c, RGI_BATCH_ROWS)->dim[0] - start, page = cache->dim[1];
+  int32_t fault[] = {0, (int32_t)b, length, 0};
+  if (context < 0 || context > pages->dim[1] * page) {
+    fault[0] = RGK_BATCH_CONTEXT, fault[2] = context;
+  } else if (length < 0 || length > context) {
+    fault[0] = RGK_BATCH_LENGTH, fault[3] = context;
+  } else if (length > left) {
+    fault[0] = RGK_BATCH_ROWS, fault[3] = (int32_t)left;
   }
   const int32_t *table = (const int32_t *)pages->data + b * pages->stride[0];
-  for (int64_t m = 0; m * page < context; m++)
-    if (table[m] < 0 || table[m] >= cache->dim[0]) {
-      rg_op_fail(c->error, RG_E_DATA, c, "pages[%lld][%lld] is %d; expected a page, 0 to %lld",
-                 (long long)b, (long long)m, table[m], (long long)cache->dim[0] - 1);
-      return false;
-    }
-  return true;
+  for (int64_t m = 0; !fault[0] && m * page < context; m++)
+    if (table[m] < 0 || table[m] >= cache->dim[0])
+      fault[0] = RGK_BATCH_PAGE, fault[2] = table[m], fault[3] = (int32_t)m;
+  if (fault[0]) tell_batch(c, fault);
+  return !fault[0];
 }
 
 static rg_status run_batch(const rg_call *c) {
-  const rg_arg *pages = rg_in(c, B_PAGES);
-  const int64_t B = pages->dim[0], M = pages->dim[1], rows = rg_in(c, B_ROWS)->dim[0],
-                page = rg_in(c, B_CACHE)->dim[1];
-  int32_t *starts = rg_out(c, BO_STARTS)->data, *offset = rg_out(c, BO_OFFSET)->data,
-          *context = rg_out(c, BO_CONTEXT)->data, *last = rg_out(c, BO_LAST)->data;
+  const rg_arg *pages = rg_in(c, RGI_BATCH_PAGES);
+  const int64_t B = pages->dim[0], M = pages->dim[1], rows = rg_in(c, RGI_BATCH_ROWS)->dim[0],
+                page = rg_in(c, RGI_BATCH_CACHE)->dim[1];
+  int32_t *starts = rg_out(c, RGI_BATCH_STARTS)->data, *offset = rg_out(c, RGI_BATCH_OFFSET)->data,
+          *context = rg_out(c, RGI_BATCH_CHECKED)->data, *last = rg_out(c, RGI_BATCH_LAST)->data;
   starts[0] = 0;
   for (int64_t b = 0; b < B; b++) {
     const bool good = sound(c, b, starts[b]);
     const int64_t left = rows - starts[b];
-    int64_t length = at(rg_in(c, B_LENGTHS), b);
+    int64_t length = at(rg_in(c, RGI_BATCH_LENGTHS), b);
     length = length < 0 ? 0 : length > left ? left : length;
     starts[b + 1] = (int32_t)(starts[b] + length);
-    context[b] = good ? at(rg_in(c, B_CONTEXT), b) : 0;
+    context[b] = good ? at(rg_in(c, RGI_BATCH_CONTEXT), b) : 0;
     offset[b] = good ? (int32_t)(context[b] - length) : 0;
     last[b] = good && length ? (int32_t)(starts[b + 1] - 1) : -1;
     const int32_t *from = (const int32_t *)pages->data + b * pages->stride[0];
-    int32_t *to = (int32_t *)rg_out(c, BO_PAGES)->data + b * rg_out(c, BO_PAGES)->stride[0];
+    int32_t *to =
+        (int32_t *)rg_out(c, RGI_BATCH_TABLE)->data + b * rg_out(c, RGI_BATCH_TABLE)->stride[0];
     for (int64_t m = 0; m < M; m++) to[m] = m * page < context[b] ? from[m] : -1;
   }
   return RG_OK;
 }
 
 static void cost_batch(const rg_call *c, rg_cost *out) {
-  const rg_arg *pages = rg_in(c, B_PAGES);
+  const rg_arg *pages = rg_in(c, RGI_BATCH_PAGES);
   *out = (rg_cost){.bytes = 8 * (double)pages->dim[0] * ((double)pages->dim[1] + 3)};
 }
 
 static rg_status check_batch(const rg_call *c, rg_error *e) {
-  const rg_arg *rows = rg_in(c, B_ROWS);
+  const rg_arg *rows = rg_in(c, RGI_BATCH_ROWS);
   if (rows->rank < 1) return rg_op_fail(e, RG_E_RANK, c, "'rows' is a scalar; expected rows");
   if (rows->dim[0] > INT32_MAX)
     return rg_op_fail(e, RG_E_LIMIT, c, "%lld rows; at most 2^31 - 1 are possible",
@@ -115,11 +128,12 @@ const rg_op rgi_op_paged_batch = {.abi = RG_OP_ABI,
                                   .nout = RGI_COUNT(batch_out),
                                   .check = check_batch,
                                   .cost = cost_batch,
-                                  .run_cpu = run_batch};
+                                  .run_cpu = run_batch,
+                                  .cuda_steps = rgi_cuda_paged_batch,
+                                  .cuda_path = rgi_cuda_paged_path,
+                                  .rules = &(const rgi_rules){.fault = tell_batch}};
 
 /* ---- kv_append ---- */
-
-enum { A_K, A_V, A_STARTS, A_CONTEXT, A_PAGES, A_K_CACHE, A_V_CACHE };
 
 /* One row of one head, rounded to the cache's dtype. */
 static void put(const rg_arg *from, int64_t row, const rg_arg *cache, int64_t page, int64_t slot) {
@@ -143,30 +157,31 @@ static void put(const rg_arg *from, int64_t row, const rg_arg *cache, int64_t pa
 
 static void append_row(void *arg, int64_t row, int thread) {
   const rg_call *c = arg;
-  const rg_arg *starts = rg_in(c, A_STARTS), *pages = rg_in(c, A_PAGES), *k = rg_out(c, 0),
-               *v = rg_out(c, 1);
+  const rg_arg *starts = rg_in(c, RGI_APPEND_STARTS), *pages = rg_in(c, RGI_APPEND_PAGES),
+               *k = rg_out(c, 0), *v = rg_out(c, 1);
   const int32_t *cu = starts->data;
   const int64_t b = rgi_sequence_of(cu, starts->dim[0] - 1, row),
-                context = at(rg_in(c, A_CONTEXT), b), position = context - cu[b + 1] + row;
+                context = at(rg_in(c, RGI_APPEND_CONTEXT), b), position = context - cu[b + 1] + row;
   (void)thread;
   /* what paged_batch would have refused is not written either */
   if (context <= 0 || position < 0 || position / k->dim[1] >= pages->dim[1]) return;
   const int64_t page = ((const int32_t *)pages->data)[b * pages->stride[0] + position / k->dim[1]];
   if (page < 0 || page >= k->dim[0]) return;
-  put(rg_in(c, A_K), row, k, page, position % k->dim[1]);
-  put(rg_in(c, A_V), row, v, page, position % k->dim[1]);
+  put(rg_in(c, RGI_APPEND_K), row, k, page, position % k->dim[1]);
+  put(rg_in(c, RGI_APPEND_V), row, v, page, position % k->dim[1]);
 }
 
 static rg_status run_append(const rg_call *c) {
-  const int64_t rows = rgi_live_rows(rg_in(c, A_STARTS), 0);
+  const int64_t rows = rgi_live_rows(rg_in(c, RGI_APPEND_STARTS), 0);
   c->parallel(c->pool, rows, append_row, (void *)c);
   return RG_OK;
 }
 
 static void cost_append(const rg_call *c, rg_cost *out) {
   double bytes = 0;
-  for (int p = A_K; p <= A_V; p++) {
-    const rg_arg *x = rg_in(c, p), *y = rg_in(c, p == A_K ? A_K_CACHE : A_V_CACHE);
+  for (int p = RGI_APPEND_K; p <= RGI_APPEND_V; p++) {
+    const rg_arg *x = rg_in(c, p),
+                 *y = rg_in(c, p == RGI_APPEND_K ? RGI_APPEND_K_CACHE : RGI_APPEND_V_CACHE);
     bytes += (double)x->dim[0] * (double)x->dim[1] * (double)x->dim[2] *
              (double)(rg_dtype_size(x->dtype) + rg_dtype_size(y->dtype));
   }
@@ -194,4 +209,6 @@ const rg_op rgi_op_kv_append = {.abi = RG_OP_ABI,
                                 .out = append_out,
                                 .nout = RGI_COUNT(append_out),
                                 .cost = cost_append,
-                                .run_cpu = run_append};
+                                .run_cpu = run_append,
+                                .cuda_steps = rgi_cuda_kv_append,
+                                .cuda_path = rgi_cuda_kv_append_path};

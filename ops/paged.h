@@ -37,6 +37,32 @@ static inline char *rgi_paged_row(const rg_arg *cache, const int32_t *table, int
              (int64_t)rg_dtype_size(cache->dtype);
 }
 
+/* Ports of what a step does to its caches. */
+enum { RGI_BATCH_ROWS, RGI_BATCH_CACHE, RGI_BATCH_LENGTHS, RGI_BATCH_CONTEXT, RGI_BATCH_PAGES };
+enum { RGI_BATCH_STARTS, RGI_BATCH_OFFSET, RGI_BATCH_CHECKED, RGI_BATCH_TABLE, RGI_BATCH_LAST };
+enum {
+  RGI_APPEND_K,
+  RGI_APPEND_V,
+  RGI_APPEND_STARTS,
+  RGI_APPEND_CONTEXT,
+  RGI_APPEND_PAGES,
+  RGI_APPEND_K_CACHE,
+  RGI_APPEND_V_CACHE
+};
+enum {
+  RGI_KVC_K_CACHE,
+  RGI_KVC_V_CACHE,
+  RGI_KVC_K_WEIGHT,
+  RGI_KVC_V_WEIGHT,
+  RGI_KVC_CU,
+  RGI_KVC_CONTEXT,
+  RGI_KVC_PAGES,
+  RGI_KVC_K_CMP,
+  RGI_KVC_V_CMP,
+  RGI_KVC_ROWS
+};
+enum { RGI_COPY_CACHE, RGI_COPY_PAGES };
+
 /* The last ports of an op over pages. */
 #define RGI_PAGED_IN                                                                               \
   {"context", "B1-1", 0, RG_D(RG_I32), 0, -1, "tokens of each sequence so far, these included"}, { \

@@ -6,6 +6,7 @@
  * quietly in gather_rows, for sequences that have no row. */
 #include "../graph/ir.h"
 #include "cpu/rows.h"
+#include "cuda/take.h"
 
 enum { P_TABLE, P_ROWS, P_SEQLENS };
 
@@ -48,13 +49,25 @@ static void take_row(void *arg, int64_t i, int thread) {
     copy(k->x, k->y, 1, (const char *)k->x->data + row * k->x->stride[0] * size, to);
 }
 
-static rg_status take(const rg_call *c, int64_t live, int32_t least, const char *what) {
+/* What is wrong with the list: where, and the number. */
+static rg_status tell(const rg_call *c, const int32_t *n, int least, const char *what) {
+  return rg_op_fail(c->error, RG_E_DATA, c, "%s[%d] is %d; expected %d to %lld", what, n[0], n[1],
+                    least, (long long)rg_in(c, P_TABLE)->dim[0] - 1);
+}
+static rg_status tell_embed(const rg_call *c, const int32_t *n) {
+  return tell(c, n, 0, "tokens");
+}
+static rg_status tell_gather(const rg_call *c, const int32_t *n) {
+  return tell(c, n, -1, "rows");
+}
+
+static rg_status take(const rg_call *c, int64_t live, int32_t least,
+                      rg_status (*say)(const rg_call *c, const int32_t *n)) {
   taking k = {rg_in(c, P_TABLE), rg_in(c, P_ROWS), rg_out(c, 0), live};
   const int32_t *rows = k.rows->data;
   for (int64_t i = 0; i < live; i++)
     if (rows[i] < least || rows[i] >= k.x->dim[0]) {
-      rg_op_fail(c->error, RG_E_DATA, c, "%s[%lld] is %d; expected %d to %lld", what, (long long)i,
-                 rows[i], (int)least, (long long)k.x->dim[0] - 1);
+      say(c, (const int32_t[]){(int32_t)i, rows[i]});
       break;
     }
   c->parallel(c->pool, k.y->dim[0], take_row, &k);
@@ -62,10 +75,17 @@ static rg_status take(const rg_call *c, int64_t live, int32_t least, const char 
 }
 
 static rg_status run_embed(const rg_call *c) {
-  return take(c, rgi_live_rows(rg_in(c, P_SEQLENS), rg_in(c, P_ROWS)->dim[0]), 0, "tokens");
+  return take(c, rgi_live_rows(rg_in(c, P_SEQLENS), rg_in(c, P_ROWS)->dim[0]), 0, tell_embed);
 }
 static rg_status run_gather(const rg_call *c) {
-  return take(c, rg_in(c, P_ROWS)->dim[0], -1, "rows");
+  return take(c, rg_in(c, P_ROWS)->dim[0], -1, tell_gather);
+}
+
+static rg_status steps_embed(const rg_call *c, rg_cuda *x) {
+  return rgi_cuda_take(c, x, rg_in(c, P_SEQLENS), 0);
+}
+static rg_status steps_gather(const rg_call *c, rg_cuda *x) {
+  return rgi_cuda_take(c, x, NULL, -1);
 }
 
 static void cost_take(const rg_call *c, rg_cost *out) {
@@ -110,7 +130,10 @@ const rg_op rgi_op_embed = {.abi = RG_OP_ABI,
                             .out = embed_out,
                             .nout = RGI_COUNT(embed_out),
                             .cost = cost_take,
-                            .run_cpu = run_embed};
+                            .run_cpu = run_embed,
+                            .cuda_steps = steps_embed,
+                            .cuda_path = rgi_cuda_take_path,
+                            .rules = &(const rgi_rules){.fault = tell_embed}};
 
 static const rg_port gather_in[] = {
     {"x", "*", 0, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "rows of any shape"},
@@ -119,7 +142,7 @@ static const rg_port gather_in[] = {
 static const rg_port gather_out[] = {
     {"y", "*", 0, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "those rows, in that order"},
 };
-static const rgi_rules gather_rules = {.infer = infer_gather};
+static const rgi_rules gather_rules = {.infer = infer_gather, .fault = tell_gather};
 const rg_op rgi_op_gather_rows = {.abi = RG_OP_ABI,
                                   .name = "gather_rows",
                                   .doc = "rows of a tensor, by number (no gradient)",
@@ -130,6 +153,8 @@ const rg_op rgi_op_gather_rows = {.abi = RG_OP_ABI,
                                   .nout = RGI_COUNT(gather_out),
                                   .cost = cost_take,
                                   .run_cpu = run_gather,
+                                  .cuda_steps = steps_gather,
+                                  .cuda_path = rgi_cuda_take_path,
                                   .rules = &gather_rules};
 
 /* ---- the largest ---- */
@@ -191,4 +216,6 @@ const rg_op rgi_op_argmax = {.abi = RG_OP_ABI,
                              .out = argmax_out,
                              .nout = RGI_COUNT(argmax_out),
                              .cost = cost_argmax,
-                             .run_cpu = run_argmax};
+                             .run_cpu = run_argmax,
+                             .cuda_steps = rgi_cuda_argmax,
+                             .cuda_path = rgi_cuda_argmax_path};

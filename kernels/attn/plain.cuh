@@ -11,6 +11,7 @@
 #include "plain.h"
 #include "attn.cuh"
 #include "../device/chunk.cuh"
+#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 
 namespace rgk {
@@ -286,6 +287,34 @@ __device__ __forceinline__ int64_t row_at(const row_tile &t, const rgk_tensor &x
   return (t.row + r / t.heads) * x.row + (t.head + r % t.heads) * x.head;
 }
 
+/* Where a row tile's keys are, and the position of its sequence's first query. */
+struct tile_keys {
+  key_span span;
+  int64_t offset;
+  const int32_t *table; /* NULL: in rows [span.row, …) of k and v */
+};
+__device__ __forceinline__ tile_keys keys_of(const rgk_attn &a, const row_tile &t) {
+  return {rgk::keys_of(a, t.t.b), first_position(a, t.t.b), nullptr};
+}
+/* The same where they may be in pages; all threads of the block. */
+__device__ __forceinline__ tile_keys keys_of(const rgk_attn_plain &p, const row_tile &t) {
+  if (!p.pages.table) return keys_of(p.a, t);
+  const int64_t tokens = paged_tokens(p.pages, t.t.b, t.t.length);
+  tile_keys k = {{0, tokens}, tokens ? tokens - t.t.length : 0, nullptr};
+  if (p.a.mode == RGK_CMP) k.span.n = rgk_blocks_in(tokens, p.a.kernel, p.a.stride);
+  k.span.n = min(k.span.n, p.a.S);
+  k.table = p.pages.table + t.t.b * p.pages.table_row;
+  return k;
+}
+/* Element at which key j of the tile's sequence begins in x, whose pages lie `page` apart. */
+__device__ __forceinline__ int64_t key_at(const rgk_attn_plain &p, const tile_keys &k,
+                                          const row_tile &t, const rgk_tensor &x, int64_t page,
+                                          int64_t j) {
+  const int64_t row =
+      k.table ? paged_key(p.pages, k.table, page, x.row, j) : (k.span.row + j) * x.row;
+  return row + t.kh * x.head;
+}
+
 template <int M> struct walk_shared {
   int lo[M], hi[M]; /* columns each query sees of the tile */
   int least[RGK_PLAIN_THREADS / 32];
@@ -320,9 +349,9 @@ template <int M, int N> struct walk {
     }
   }
 
-  __device__ __forceinline__ walk(const rgk_attn &a, const row_tile &t) {
-    const int64_t pos = t.t.first + first_position(a, t.t.b);
-    span = keys_of(a, t.t.b);
+  __device__ __forceinline__ walk(const rgk_attn &a, const row_tile &t, const tile_keys &k) {
+    const int64_t pos = t.t.first + k.offset;
+    span = k.span;
     seen = {0, 0};
     if (threadIdx.x < t.t.n) seen = visible(a, pos + threadIdx.x, span.n);
     part = 0;

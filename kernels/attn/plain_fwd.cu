@@ -120,11 +120,11 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh
       m[i] = load(a.sinks.data, a.sinks.dtype, (t.head + r % t.heads) * a.sinks.row);
     l[i] = m[i] > -INFINITY ? 1 : 0;
   }
-  walk<M, KEYS> w(a, t);
+  const tile_keys keys = keys_of(p, t);
+  walk<M, KEYS> w(a, t, keys);
   while (w.step(p, t, sh.walk)) {
-    const int64_t key = w.span.row + w.first;
     load_rows<LD, RGK_PLAIN_THREADS>(sh.kv, KEYS, a.D, a.k, p.vec, [&](int r) {
-      return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
+      return r < w.keys ? key_at(p, keys, t, a.k, p.pages.k_page, w.first + r) : -1;
     });
     copies_wait_all();
     __syncthreads();
@@ -163,7 +163,9 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh
 }
 
 template <int TILE>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 2)
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64    ? 3
+                                                     : TILE == RGK_PLAIN_576 ? 1
+                                                                             : 2)
     forward(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_fwd_shared(TILE), "as the host counts");
@@ -204,12 +206,12 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
 
   const float *q = sh.q + r0 * LD, *k = sh.kv + cx * LD, *v = sh.kv + 4 * cx;
   float *prob = sh.p + r0 * LDP;
-  walk<M, KEYS> w(a, t);
+  const tile_keys keys = keys_of(p, t);
+  walk<M, KEYS> w(a, t, keys);
   while (w.step(p, t, sh.walk)) {
     const int part = w.keys > 32 ? 64 : w.keys > 16 ? 32 : 16; /* columns worked on */
-    const int64_t key = w.span.row + w.first;
     load_rows<LD, THREADS>(sh.kv, part, a.D, a.k, p.vec, [&](int r) {
-      return r < w.keys ? (key + r) * a.k.row + t.kh * a.k.head : -1;
+      return r < w.keys ? key_at(p, keys, t, a.k, p.pages.k_page, w.first + r) : -1;
     });
     copies_wait_all();
     __syncthreads();
@@ -233,7 +235,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 
     }
     __syncthreads();
     load_rows<LD, THREADS>(sh.kv, part, a.E, a.v, p.vec, [&](int r) {
-      return r < w.keys ? (key + r) * a.v.row + t.kh * a.v.head : -1;
+      return r < w.keys ? key_at(p, keys, t, a.v, p.pages.v_page, w.first + r) : -1;
     });
     copies_wait_all();
     __syncthreads();
@@ -288,6 +290,7 @@ const void *rgk_plain_fwd(int w) {
   case RGK_PLAIN_64: return (const void *)forward<RGK_PLAIN_64>;
   case RGK_PLAIN_128: return (const void *)forward<RGK_PLAIN_128>;
   case RGK_PLAIN_256: return (const void *)forward<RGK_PLAIN_256>;
+  case RGK_PLAIN_576: return (const void *)forward<RGK_PLAIN_576>;
   case RGK_PLAIN_128_SMALL: return (const void *)forward<RGK_PLAIN_128_SMALL>;
   default: return (const void *)forward<RGK_PLAIN_256_SMALL>;
   }

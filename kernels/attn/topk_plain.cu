@@ -5,13 +5,14 @@
 
        p[row][key] = sum over heads of exp(q.k - lse)       4 x 4 of them a thread, fp32 products
        score[row][block] += p * overlap / stride            keys ascending, so no border shows in
-                                                            the sum
+                                                            the sum; pool max: the largest p
 
    and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one
    number, the score's rank above the complement of the block's index: entries are all different and
    in total order.
  */
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "topk.cuh"
 
 using namespace rgk;
@@ -90,25 +91,47 @@ __device__ void write_row(int32_t *idx, int top_n, rgk_topk_choice c, uint64_t *
 
 /* ---- products ---- */
 
-/* Rows [0, n) of a matrix, columns [c0, c0 + WIDTH), transposed into out; zero where there is
- * nothing. */
-__device__ void load_tile(float *out, const rgk_tensor &t, int64_t first, int head, int n, int c0,
-                          int width) {
+/* Rows [0, n) of a matrix, row r at element at(r), columns [c0, c0 + WIDTH), transposed into out;
+ * zero where there is nothing. */
+template <class At>
+__device__ __forceinline__ void load_tile(float *out, const rgk_tensor &t, int n, int c0, int width,
+                                          At at) {
   int c = threadIdx.x % WIDTH;
   for (int r = threadIdx.x / WIDTH; r < ROWS; r += THREADS / WIDTH)
-    out[c * PITCH + r] = r < n && c0 + c < width
-                             ? load(t.data, t.dtype, (first + r) * t.row + head * t.head + c0 + c)
-                             : 0.0f;
+    out[c * PITCH + r] = r < n && c0 + c < width ? load(t.data, t.dtype, at(r) + c0 + c) : 0.0f;
+}
+
+/* A tile's keys; table NULL: rows [first, …) of k. */
+struct tile_keys {
+  topk_keys k;
+  int64_t offset; /* position of the sequence's first query */
+  const int32_t *table;
+};
+/* All threads of the block. */
+__device__ __forceinline__ tile_keys keys_of(const rgk_topk_any &p, const tile &t) {
+  const rgk_topk &c = p.call;
+  if (!p.pages.table) return {rgk::keys_of(c, t.b), c.offset ? c.offset[t.b] : 0, nullptr};
+  const int64_t tokens = paged_tokens(p.pages, t.b, t.length);
+  return {{tokens, 0, min(keys_before(tokens, c), c.S)},
+          tokens ? tokens - t.length : 0,
+          p.pages.table + t.b * p.pages.table_row};
+}
+__device__ __forceinline__ int64_t key_at(const rgk_topk_any &p, const tile_keys &k, int64_t j) {
+  return k.table ? paged_key(p.pages, k.table, p.pages.k_page, p.call.k.row, j)
+                 : (k.k.first + j) * p.call.k.row;
 }
 
 /* acc += q.k for this thread's rows 4 * ty + i and keys 4 * tx + j. */
-__device__ void products(const rgk_topk &p, float *qs, float *ks, int64_t row, int head, int rows,
-                         int64_t key, int kv_head, int keys, float acc[4][4]) {
+__device__ void products(const rgk_topk_any &any, float *qs, float *ks, int64_t row, int head,
+                         int rows, const tile_keys &of, int64_t key, int kv_head, int keys,
+                         float acc[4][4]) {
+  const rgk_topk &p = any.call;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   for (int c0 = 0; c0 < p.D; c0 += WIDTH) {
     __syncthreads();
-    load_tile(qs, p.q, row, head, rows, c0, p.D);
-    load_tile(ks, p.k, key, kv_head, keys, c0, p.D);
+    load_tile(qs, p.q, rows, c0, p.D, [&](int r) { return (row + r) * p.q.row + head * p.q.head; });
+    load_tile(ks, p.k, keys, c0, p.D,
+              [&](int r) { return key_at(any, of, key + r) + kv_head * p.k.head; });
     __syncthreads();
 #pragma unroll 8
     for (int c = 0; c < WIDTH; c++) {
@@ -131,19 +154,39 @@ __device__ __forceinline__ void add_exp(double &sum, float s, float lse) {
   sum += exp((double)s - (double)lse + 300.0);
 }
 
-/* What keys [key, key + keys), from `key_row` of k on, count for each of the tile's queries. */
+/* The score of a block that no key touches. */
+template <int MODE, class S> __device__ __forceinline__ S unscored() {
+  return MODE == RGK_TOPK_DOT || MODE == RGK_TOPK_RELU ? (S)-INFINITY : (S)0;
+}
+
+/* What keys [key, key + keys) count for each of the tile's queries. */
 template <int MODE>
-__device__ __forceinline__ void weights(const rgk_topk &p, float *qs, float *ks, int64_t row,
-                                        int rows, int kh, int64_t key_row, int64_t key, int keys,
-                                        const int32_t *visible, typename sum_of<MODE>::type *ps) {
+__device__ __forceinline__ void weights(const rgk_topk_any &any, float *qs, float *ks, int64_t row,
+                                        int rows, int kh, const tile_keys &of, int64_t key,
+                                        int keys, const int32_t *visible,
+                                        typename sum_of<MODE>::type *ps) {
+  const rgk_topk &p = any.call;
   using S = typename sum_of<MODE>::type;
-  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+  const S nothing = unscored<MODE, S>();
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   S sum[4][4] = {};
   float acc[4][4] = {};
   for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
-    products(p, qs, ks, row, h, rows, key_row, kh, keys, acc);
-    if constexpr (MODE != RGK_TOPK_DOT) {
+    products(any, qs, ks, row, h, rows, of, key, kh, keys, acc);
+    if constexpr (MODE == RGK_TOPK_RELU) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int r = 4 * ty + i;
+        const float w = p.weight.data && r < rows
+                            ? load(p.weight.data, p.weight.dtype, (row + r) * p.weight.row + h)
+                            : 1.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          sum[i][j] = fmaf(w, acc[i][j] < 0 ? 0.0f : acc[i][j], sum[i][j]);
+          acc[i][j] = 0;
+        }
+      }
+    } else if constexpr (MODE != RGK_TOPK_DOT) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int r = 4 * ty + i;
@@ -170,11 +213,11 @@ __device__ __forceinline__ void weights(const rgk_topk &p, float *qs, float *ks,
 /* Adds them to the scores of `blocks` blocks from block0 on. */
 template <int MODE, class S>
 __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int blocks, int64_t key,
-                                           int keys, int bs, int reach, S *score) {
+                                           int keys, int bs, int reach, bool largest, S *score) {
   for (int i = threadIdx.x; i < blocks * ROWS; i += THREADS) {
     const int64_t b = block0 + i / ROWS;
     const S *pr = ps + i % ROWS * (KEYS + 1);
-    if (MODE == RGK_TOPK_DOT) { /* keys are blocks */
+    if (!largest && (MODE == RGK_TOPK_DOT || MODE == RGK_TOPK_RELU)) { /* keys are blocks */
       if (b >= key && b < key + keys) score[i] = pr[b - key];
       continue;
     }
@@ -182,6 +225,10 @@ __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int bloc
     const int64_t last = min((b + 1) * bs, key + keys);
     for (int64_t j = max(b * bs - reach, key); j < last; j++) {
       const int64_t from = j - b * bs, to = from + reach + 1;
+      if (largest) {
+        sum_b = pr[j - key] > sum_b ? pr[j - key] : sum_b;
+        continue;
+      }
       sum_b += pr[j - key] * (S)(int)(min(to, (int64_t)bs) - max(from, (int64_t)0));
     }
     score[i] = sum_b;
@@ -189,7 +236,8 @@ __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int bloc
 }
 
 template <int MODE>
-__global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk p) {
+__global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk_any any) {
+  const rgk_topk &p = any.call;
   using S = typename sum_of<MODE>::type;
   extern __shared__ __align__(16) char memory[];
   static_assert(sizeof(tiles<S>) == rgk_topk_plain_tiles(MODE), "as the host counts");
@@ -203,7 +251,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   __shared__ unsigned long long least_block, most_block;
   const int tid = threadIdx.x;
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1; /* in keys */
-  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+  const S nothing = unscored<MODE, S>();
 
   for (int64_t work = blockIdx.x; work < p.slots * p.KH; work += gridDim.x) {
     const int kh = (int)(work % p.KH);
@@ -216,8 +264,9 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
             0;
       continue;
     }
-    const topk_keys k = keys_of(p, t.b);
-    const int64_t position = t.first + (p.offset ? p.offset[t.b] : 0) + tid;
+    const tile_keys of = keys_of(any, t);
+    const topk_keys &k = of.k;
+    const int64_t position = t.first + of.offset + tid;
     /* of thread tid's row */
     int32_t *idx = (int32_t *)p.idx.data + (row0 + tid) * p.idx.row + kh * p.idx.head;
     uint64_t *heap = heaps + tid;
@@ -251,9 +300,9 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
       const int64_t end = min((c0 + nb) * bs, key_end);
       for (int64_t key = max(c0 * bs - reach, (int64_t)0); key < end; key += KEYS) {
         const int n = (int)min((int64_t)KEYS, end - key);
-        weights<MODE>(p, qs, ks, row0, t.n, kh, k.first + key, key, n, visible, ps);
+        weights<MODE>(any, qs, ks, row0, t.n, kh, of, key, n, visible, ps);
         __syncthreads();
-        add_scores<MODE>(ps, c0, nb, key, n, bs, reach, score);
+        add_scores<MODE>(ps, c0, nb, key, n, bs, reach, p.max, score);
       }
       __syncthreads();
       if (ranks)
@@ -285,10 +334,32 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   }
 }
 
+/* What queries that choose alike are ranked by: the sum of them all. */
+__global__ void __launch_bounds__(THREADS) share(const __grid_constant__ rgk_topk p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.T * p.KH * p.D) return;
+  const int c = (int)(i % p.D), kh = (int)(i / p.D % p.KH);
+  const int64_t row = i / p.D / p.KH;
+  const int b = find_seq(p.seqs, row);
+  double sum = 0;
+  if (b < p.seqs.n) {
+    const int64_t start = seq_start(p.seqs, b), from = start + (row - start) / p.share * p.share,
+                  last = min(from + p.share, seq_start(p.seqs, b + 1));
+    for (int64_t r = from; r < last; r++)
+      for (int h = kh * p.G; h < (kh + 1) * p.G; h++)
+        sum += (double)load(p.q.data, p.q.dtype, r * p.q.row + h * p.q.head + c);
+  }
+  p.sums[i] = (float)sum;
+}
+
 } // namespace
 
+const void *rgk_topk_share(void) {
+  return (const void *)share;
+}
 const void *rgk_topk_plain(int mode) {
-  return mode == RGK_TOPK_WIDE  ? (const void *)topk<RGK_TOPK_WIDE>
-         : mode == RGK_TOPK_DOT ? (const void *)topk<RGK_TOPK_DOT>
-                                : (const void *)topk<RGK_TOPK_FAST>;
+  return mode == RGK_TOPK_WIDE   ? (const void *)topk<RGK_TOPK_WIDE>
+         : mode == RGK_TOPK_DOT  ? (const void *)topk<RGK_TOPK_DOT>
+         : mode == RGK_TOPK_RELU ? (const void *)topk<RGK_TOPK_RELU>
+                                 : (const void *)topk<RGK_TOPK_FAST>;
 }

@@ -1,5 +1,6 @@
 /* ops/cuda/attn.c: see attn.h. */
 #include "attn.h"
+#include "paged.h"
 
 /* In order of preference, per direction; every list ends with plain. */
 static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
@@ -14,10 +15,19 @@ static rgk_tensor tensor(const rg_arg *a) {
   return t;
 }
 
+/* A page's rows. */
+static rgk_tensor page(const rg_arg *a) {
+  rgk_tensor t = tensor(a);
+  t.row = a->stride[1], t.head = a->stride[2];
+  return t;
+}
+
 static bool aligned(const rg_arg *a) {
   if (!a) return true;
   const int64_t unit = 16 / (int64_t)rg_dtype_size(a->dtype);
-  return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
+  bool ok = a->align >= 16;
+  for (int i = 0; i + 1 < a->rank; i++) ok = ok && a->stride[i] % unit == 0;
+  return ok;
 }
 
 _Static_assert((int)RGI_ATTN_SWA == RGK_SWA && (int)RGI_ATTN_CMP == RGK_CMP &&
@@ -40,14 +50,23 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.kernel = (int32_t)a->kernel, k.stride = (int32_t)a->stride;
   k.block = a->block > INT32_MAX ? INT32_MAX : (int32_t)a->block;
   k.q = tensor(a->q), k.k = tensor(a->k), k.v = tensor(a->v), k.idx = tensor(a->idx);
+  if (a->idx && a->idx->dim[1] == 1) k.idx.head = 0; /* for all KV heads */
   k.sinks = tensor(a->sinks);
+  if (a->paged) k.k = page(a->k), k.v = page(a->v);
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
   k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.pair_sinks = a->dsinks && a->dsinks->dim[0] > a->H;
   k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
   k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
               aligned(a->dq) && aligned(a->dk) && aligned(a->dv);
   return k;
+}
+
+static rgk_pages pages_view(const rgi_attn *a) {
+  const bool cmp = a->mode == RGI_ATTN_CMP;
+  return rgi_cuda_pages(a->pages.context, a->pages.pages, a->k, a->v, cmp ? a->stride : 1,
+                        cmp ? a->kernel / a->stride - 1 : 0);
 }
 
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
@@ -67,12 +86,17 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
+  if (a->paged) return 0;
   return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const char *why;
   const rgk_attn k = kernels_view(a);
+  if (a->paged) {
+    const rgk_pages pages = pages_view(a);
+    return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
+  }
   return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
 
@@ -88,6 +112,7 @@ rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
+  if (a->paged) return "plain: pages";
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }

@@ -8,6 +8,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../../kernels/attn/attn.h"
+#include "../../kernels/pages.h"
 #include "../attn.h"
 
 typedef struct rgi_attn_family {
@@ -30,9 +31,18 @@ extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cu
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+/* Of keys in pages, forward. */
+rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                               rg_cuda *x);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
+
+/* May a block have 227 KB of shared memory? GPUs of compute capability 9, 10 and 11; all others 99
+ * KB at least, which heads wider than 256 do not fit. */
+static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
+  return gpu->cc >= 90 && gpu->cc < 120;
+}
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);

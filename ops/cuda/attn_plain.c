@@ -4,13 +4,12 @@
 #include "../../kernels/attn/plain.h"
 #include "csr.h"
 
-/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared
- * memory; all others 99 KB at least. */
 static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, int *width) {
   const int32_t wide = a->D > a->E ? a->D : a->E;
-  const bool much = gpu->cc >= 90 && gpu->cc < 120;
+  const bool much = rgi_cuda_attn_much_shared(gpu);
   const int w = wide <= 64    ? RGK_PLAIN_64
                 : wide <= 128 ? (much ? RGK_PLAIN_128 : RGK_PLAIN_128_SMALL)
+                : wide > 256  ? RGK_PLAIN_576
                               : (much ? RGK_PLAIN_256 : RGK_PLAIN_256_SMALL);
   const int32_t rows = rgk_plain_rows(w), G = a->G > 0 ? a->G : 1;
   rgk_attn_plain p = {.a = *a, .vec = a->aligned && a->D % 4 == 0 && a->E % 4 == 0};
@@ -47,13 +46,19 @@ static size_t forward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
   return 0;
 }
 
-static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  (void)workspace;
+rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                               rg_cuda *x) {
   int w;
   rgk_attn_plain p = plan(a, gpu, &w);
+  if (pages) p.pages = *pages;
   if (a->mode == RGK_SLC) set_key_parts(&p, RGK_PLAIN_FWD_KEYS);
   return step(&p, x, rgk_plain_fwd(w), p.slots * a->KH * p.parts, RGK_PLAIN_THREADS,
               rgk_plain_fwd_shared(w));
+}
+
+static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  (void)workspace;
+  return rgi_attn_plain_paged(a, NULL, gpu, x);
 }
 
 const rgi_attn_family rgi_attn_plain_fwd = {

@@ -239,13 +239,34 @@ static inline void bind_all(rg_session *s, buffers *b) {
           &e);
 }
 
+/* Brings back what is on the device. */
+static inline void read_all(buffers *b) {
+  rg_error e = {0};
+  for (int i = 0; i < b->n; i++)
+    if (b->device[i] != b->data[i] && b->device[i])
+      CR_OK(rg_memory_read(b->plan, b->data[i], b->device[i], (size_t)b->info[i].bytes, &e), &e);
+}
 /* Waits for the session and brings results back. */
 static inline void fetch_all(rg_session *s, buffers *b) {
   rg_error e = {0};
   CR_OK(rg_session_synchronize(s, &e), &e);
+  read_all(b);
+}
+/* Contents of a role to the device, as they are now. */
+static inline void upload_role(buffers *b, rg_role role) {
+  rg_error e = {0};
   for (int i = 0; i < b->n; i++)
-    if (b->device[i] != b->data[i] && b->device[i])
-      CR_OK(rg_memory_read(b->plan, b->data[i], b->device[i], (size_t)b->info[i].bytes, &e), &e);
+    if (b->info[i].role == role && b->device[i] != b->data[i] && b->device[i])
+      CR_OK(rg_memory_write(b->plan, b->device[i], b->data[i], (size_t)b->info[i].bytes, &e), &e);
+}
+/* A forward on the inputs as they are now; all that came of it is back when it returns, whatever
+ * was wrong with contents: on a GPU that is said when one waits for the run. */
+static inline rg_status try_forward(rg_session *s, buffers *b, rg_error *e) {
+  upload_role(b, RG_INPUT);
+  rg_status status = rg_session_forward(s, e);
+  if (status == RG_OK) status = rg_session_synchronize(s, e);
+  read_all(b);
+  return status;
 }
 
 static inline void *buffer(const buffers *b, rg_role role, const char *name) {

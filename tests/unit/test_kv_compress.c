@@ -139,7 +139,7 @@ static void check(shape s, uint64_t seed) {
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   rg_spec *spec = load_spec(ctx, spec_text(&s, text));
   const rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}, {"M", M, NULL}, {"P", P, NULL}};
-  rg_plan_options o = {.set = set, .nset = 4, .threads = 2};
+  rg_plan_options o = {.set = set, .nset = 4, .device = test_device(), .threads = 2};
   CR_OK(rg_plan_create(spec, NULL, &o, &plan, &e), &e);
   CR_OK(rg_session_create(plan, &(rg_session_options){.debug_poison = true}, &session, &e), &e);
   make_buffers(plan, 1, 0, NULL, &io);
@@ -171,7 +171,7 @@ static void check(shape s, uint64_t seed) {
       context[b] = done[b] += lengths[b];
       more = more || done[b] < length[b];
     }
-    CR_OK(rg_session_forward(session, &e), &e);
+    CR_OK(try_forward(session, &io, &e), &e);
   }
   for (int i = 0; i < 2; i++)
     check_cache(

@@ -260,7 +260,9 @@ static const char *const examples[] = {"nsa",
                                        "sliding_window",
                                        "two_branch",
                                        "variants/gated_attention",
-                                       "variants/infllm"};
+                                       "variants/infllm",
+                                       "variants/msa",
+                                       "variants/qsa"};
 static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
                                        "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
 
@@ -284,6 +286,49 @@ Test(lower_cuda, launches_of_examples) {
           rg_plan_destroy(plan);
         }
     }
+  report(&b);
+  close_bench(&b);
+}
+
+/* A serving step, whose lengths and tables only the device knows: caches as wide as models have
+ * them, and small ones. */
+Test(lower_cuda, launches_over_pages) {
+  static const char *const name[] = {"nsa_serve", "serve_model"};
+  static const rg_binding set[2][10] = {{{"M", 24, NULL},
+                                         {"P", 90, NULL},
+                                         {"F", 3, NULL},
+                                         {"H", 4, NULL},
+                                         {"KH", 2, NULL},
+                                         {"D", 10, NULL},
+                                         {"DV", 6, NULL},
+                                         {"kernel", 8, NULL},
+                                         {"stride", 8, NULL},
+                                         {"block", 8, NULL}},
+                                        {{"M", 24, NULL},
+                                         {"P", 90, NULL},
+                                         {"forks", 3, NULL},
+                                         {"layers", 2, NULL},
+                                         {"V", 50, NULL},
+                                         {"H", 4, NULL},
+                                         {"KH", 2, NULL},
+                                         {"D", 16, NULL},
+                                         {"DV", 8, NULL},
+                                         {"W", 24, NULL}}};
+  bench b = open_bench(9);
+  b.T = 70, b.B = 4;
+  for (int i = 0; i < 2; i++)
+    for (int small = 0; small < 2; small++)
+      for (int older = 0; older < 2; older++) {
+        rg_error e = {0};
+        char path[512];
+        snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name[i]);
+        rg_spec_destroy(b.spec);
+        CR_OK(rg_spec_load_file(b.ctx, path, set[i], small ? 10 : 3 + i, &b.spec, &e), &e);
+        rg_plan *plan = plan_of(&b, NULL, false, older);
+        check_launches(&b, plan, name[i]);
+        check_edges(b.t, plan, name[i]);
+        rg_plan_destroy(plan);
+      }
   report(&b);
   close_bench(&b);
 }

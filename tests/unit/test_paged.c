@@ -63,7 +63,7 @@ static world open_world(bool hnd, rg_dtype dtype, rg_dtype kv) {
   CR_OK(rg_context_create(NULL, &w.ctx, &e), &e);
   w.spec = load_spec(w.ctx, spec_text(hnd, rg_dtype_name(dtype), rg_dtype_name(kv), text));
   const rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}, {"M", M, NULL}, {"P", P, NULL}};
-  rg_plan_options o = {.set = set, .nset = 4, .threads = 2};
+  rg_plan_options o = {.set = set, .nset = 4, .device = test_device(), .threads = 2};
   CR_OK(rg_plan_create(w.spec, NULL, &o, &w.plan, &e), &e);
   CR_OK(rg_session_create(w.plan, &(rg_session_options){.debug_poison = true}, &w.session, &e), &e);
   make_buffers(w.plan, 7, 0, NULL, &w.io);
@@ -126,9 +126,9 @@ static void step(world *w, const char *fault) {
   memcpy(k, buffer(&w->io, RG_STATE, "k_cache"), k_bytes);
   memcpy(v, buffer(&w->io, RG_STATE, "v_cache"), v_bytes);
   if (fault)
-    FAILS(rg_session_forward(w->session, &e), RG_E_DATA, fault);
+    FAILS(try_forward(w->session, &w->io, &e), RG_E_DATA, fault);
   else
-    CR_OK(rg_session_forward(w->session, &e), &e);
+    CR_OK(try_forward(w->session, &w->io, &e), &e);
   expect(w, "k", "k_cache", D, k);
   expect(w, "v", "v_cache", DV, v);
   free(k);
@@ -251,7 +251,7 @@ Test(paged, any_numbers) {
       }
     }
     rg_error e = {0};
-    const rg_status status = rg_session_forward(w.session, &e);
+    const rg_status status = try_forward(w.session, &w.io, &e);
     cr_assert(status == RG_OK || status == RG_E_DATA, "%s", e.message);
     for (int b = 0; b < B; b++) {
       cr_assert_leq(w.starts[b], w.starts[b + 1]);

@@ -7,6 +7,8 @@
  * they differ); padding rows divided by zero (every step: rows past the last are zero); compressed
  * rows that no prefix shares (prefixes_are_shared_and_part); values as wide as keys (most layers
  * are not so); the price of room for longer contexts (capacity_costs_its_table).
+ *
+ * The same on a GPU, where tests/gpu.sh runs it.
  */
 #include "../harness/num.h"
 #include "../harness/round.h"
@@ -467,12 +469,13 @@ Test(serve, any_numbers) {
         *at[below(&seed, 4)] = odd[below(&seed, 10)];
       }
       e = (rg_error){0};
-      const rg_status status = rg_session_forward(x.s.s.session, &e);
+      const rg_status status = try_forward(x.s.s.session, &x.s.s.io, &e);
       cr_assert(status == RG_OK || status == RG_E_DATA, "%s", e.message);
       for (int i = 0; i < 4; i++) x.s.forks[i] = -1;
       for (int i = 0; i < 4; i++) /* rows of NaN never were written */
         memset(buffer(&x.s.s.io, RG_STATE, cache[i]), 0,
                40 * row_bytes(&x.s.s.io, RG_STATE, cache[i]));
+      upload_role(&x.s.s.io, RG_STATE);
     }
     close_line(&x);
   }
@@ -486,10 +489,11 @@ static side open_example(rg_context *ctx, const char *name, const rg_binding *se
   side s = {0};
   char path[512];
   snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name);
-  rg_plan_options o = {.threads = 2, .pack_seconds = 0.005};
+  rg_plan_options o = serve_options(NULL, 0);
+  rg_session_options how = serve_session();
   CR_OK(rg_spec_load_file(ctx, path, set, nset, &s.spec, &e), &e);
   CR_OK(rg_plan_create(s.spec, NULL, &o, &s.plan, &e), &e);
-  CR_OK(rg_session_create(s.plan, &(rg_session_options){.debug_poison = true}, &s.session, &e), &e);
+  CR_OK(rg_session_create(s.plan, &how, &s.session, &e), &e);
   make_buffers(s.plan, seed, 0, lengths, &s.io);
   bind_all(s.session, &s.io);
   return s;
@@ -511,7 +515,7 @@ Test(serve, example_gives_the_unpaged_example) {
                             BIND("M", 12), BIND("P", 20),    BIND("F", 1)};
   side whole = open_example(ctx, "nsa", one, sizeof one / sizeof *one, 1, (const int[]){N}),
        steps = open_example(ctx, "nsa_serve", two, sizeof two / sizeof *two, 1, NULL);
-  CR_OK(rg_session_forward(whole.session, &e), &e);
+  CR_OK(try_forward(whole.session, &whole.io, &e), &e);
   int32_t *lengths = buffer(&steps.io, RG_INPUT, "lengths"),
           *context = buffer(&steps.io, RG_INPUT, "context"),
           *pages = buffer(&steps.io, RG_INPUT, "pages");
@@ -528,7 +532,7 @@ Test(serve, example_gives_the_unpaged_example) {
              (size_t)lengths[1] * row);
     }
     context[1] += lengths[1];
-    CR_OK(rg_session_forward(steps.session, &e), &e);
+    CR_OK(try_forward(steps.session, &steps.io, &e), &e);
     cr_assert_eq(
         memcmp(buffer(&steps.io, RG_OUTPUT, "o"),
                (char *)buffer(&whole.io, RG_OUTPUT, "o") + (size_t)(context[1] - lengths[1]) * size,
@@ -613,7 +617,7 @@ static void loop(rg_context *ctx, const int *prompt, const int *all, int chunk, 
     for (int b = slot; b < LOOP_B; b++) lengths[b] = context[b] = 0;
     int64_t copies;
     CR_OK(rg_pages_copies(p, buffer(&s.io, RG_INPUT, "forks"), LOOP_B, &copies, &e), &e);
-    if (slot) CR_OK(rg_session_forward(s.session, &e), &e);
+    if (slot) CR_OK(try_forward(s.session, &s.io, &e), &e);
     for (int b = 0; b < slot; b++) {
       const int q = of[b];
       CR_OK(rg_pages_commit(p, seq[q], a->token[q] + context[b] - lengths[b], lengths[b], &e), &e);

@@ -1,0 +1,357 @@
+/* kernels/paged.cu: what a serving step does to its caches (paged.h).
+
+   All of it finds its work on the device: grids have room for whatever lengths fit, and blocks of
+   threads that have nothing to do end at once. What is wrong is found without regard to order, so
+   whoever finds something looks whether an earlier one would have: the first is named, as on the
+   CPU.
+ */
+#include "device/chunk.cuh"
+#include "device/fault.cuh"
+#include "device/pages.cuh"
+#include "device/seq.cuh"
+#include "gemm.cuh"
+#include "paged.h"
+
+using namespace rgk;
+
+namespace {
+
+/* ---- paged_batch ---- */
+
+/* Sum over the threads of the block. */
+__device__ int64_t sum_of(int64_t x) {
+  __shared__ int64_t part[RGK_BATCH_THREADS / 32];
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  for (int w = 0; w < RGK_BATCH_THREADS / 32; w++) x += part[w];
+  __syncthreads();
+  return x;
+}
+__device__ int least_of(int x) {
+  __shared__ int least;
+  if (threadIdx.x == 0) least = INT32_MAX;
+  __syncthreads();
+  x = __reduce_min_sync(~0u, x);
+  if (threadIdx.x % 32 == 0) atomicMin(&least, x);
+  __syncthreads();
+  x = least;
+  __syncthreads();
+  return x;
+}
+
+__device__ int64_t length_of(const rgk_batch &p, int64_t b) {
+  return p.lengths[b * p.lengths_step];
+}
+
+struct batch_fault {
+  int32_t which, value, more;
+};
+
+/* What is wrong with sequence b, whose rows would start at `start`; which 0: nothing. */
+__device__ batch_fault fault_of(const rgk_batch &p, int64_t b, int64_t start) {
+  const int64_t length = length_of(p, b), context = p.pages.context[b * p.pages.context_step],
+                page = p.pages.tokens, left = p.rows - start;
+  if (context < 0 || context > p.pages.most * page) return {RGK_BATCH_CONTEXT, (int32_t)context, 0};
+  if (length < 0 || length > context) return {RGK_BATCH_LENGTH, (int32_t)length, (int32_t)context};
+  if (length > left) return {RGK_BATCH_ROWS, (int32_t)length, (int32_t)left};
+  const int32_t *table = p.pages.table + b * p.pages.table_row;
+  int first = INT32_MAX;
+  for (int m = threadIdx.x; first == INT32_MAX && m * page < context; m += RGK_BATCH_THREADS)
+    if ((uint32_t)table[m] >= (uint32_t)p.pages.count) first = m;
+  first = least_of(first);
+  if (first == INT32_MAX) return {0, 0, 0};
+  return {RGK_BATCH_PAGE, table[first], first};
+}
+
+__global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant__ rgk_batch p) {
+  const int64_t b = blockIdx.x;
+  if (b == 0 && threadIdx.x == 0) p.starts[0] = 0;
+  if (b >= p.n) return;
+  int64_t rows = 0;
+  for (int64_t i = threadIdx.x; i < b; i += RGK_BATCH_THREADS)
+    rows += max(length_of(p, i), (int64_t)0);
+  const int64_t start = min(sum_of(rows), p.rows),
+                length = min(max(length_of(p, b), (int64_t)0), p.rows - start);
+  const batch_fault fault = fault_of(p, b, start);
+  const int64_t context = fault.which ? 0 : p.pages.context[b * p.pages.context_step];
+  if (threadIdx.x == 0) {
+    p.starts[b + 1] = (int32_t)(start + length);
+    p.context[b] = (int32_t)context;
+    p.offset[b] = fault.which ? 0 : (int32_t)(context - length);
+    p.last[b] = !fault.which && length ? (int32_t)(start + length - 1) : -1;
+  }
+  const int32_t *from = p.pages.table + b * p.pages.table_row;
+  int32_t *to = p.table + b * p.table_row;
+  for (int64_t m = threadIdx.x; m < p.pages.most; m += RGK_BATCH_THREADS)
+    to[m] = m * p.pages.tokens < context ? from[m] : -1;
+  if (!fault.which) return;
+  int64_t at = 0; /* has one before it a fault? */
+  for (int64_t i = 0; i < b; i++) {
+    if (fault_of(p, i, min(at, p.rows)).which) return;
+    at += max(length_of(p, i), (int64_t)0);
+  }
+  if (threadIdx.x == 0) report(p.fault, fault.which, (int32_t)b, fault.value, fault.more);
+}
+
+/* ---- kv_append ---- */
+
+__device__ void append_row(const rgk_tensor &from, const rgk_tensor &to, int64_t row, int64_t at,
+                           int heads, int width, bool vec) {
+  const int lane = threadIdx.x % 32;
+  if (vec) {
+    const int size = from.dtype == RG_F32 ? 4 : 2, each = 16 / size, n = width / each;
+    for (int i = lane; i < heads * n; i += 32) {
+      const int h = i / n, d = i % n * each;
+      *(uint4 *)((char *)to.data + (at + h * to.head + d) * size) =
+          *(const uint4 *)((const char *)from.data + (row * from.row + h * from.head + d) * size);
+    }
+    return;
+  }
+  for (int i = lane; i < heads * width; i += 32) {
+    const int h = i / width, d = i % width;
+    const int64_t x = row * from.row + h * from.head + d, y = at + h * to.head + d;
+    if (from.dtype != to.dtype)
+      store(to.data, to.dtype, y, load(from.data, from.dtype, x));
+    else if (from.dtype == RG_F32) /* bits, whatever they say */
+      ((uint32_t *)to.data)[y] = ((const uint32_t *)from.data)[x];
+    else
+      ((uint16_t *)to.data)[y] = ((const uint16_t *)from.data)[x];
+  }
+}
+
+__global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_constant__ rgk_append p) {
+  const int64_t row = blockIdx.x * (int64_t)(RGK_APPEND_THREADS / 32) + threadIdx.x / 32;
+  if (row >= live_rows(p.seqs)) return;
+  const int b = find_seq(p.seqs, row);
+  const int64_t context = p.pages.context[b * p.pages.context_step],
+                position = context - seq_start(p.seqs, b + 1) + row;
+  /* what paged_batch would have refused is not written either */
+  if (context <= 0 || position < 0) return;
+  const int64_t m = position / p.pages.tokens, slot = position - m * p.pages.tokens;
+  if (m >= p.pages.most) return;
+  const int32_t page = p.pages.table[b * p.pages.table_row + m];
+  if ((uint32_t)page >= (uint32_t)p.pages.count) return;
+  append_row(p.k, p.k_cache, row, page * p.pages.k_page + slot * p.k_cache.row, p.heads, p.D,
+             p.k_vec);
+  append_row(p.v, p.v_cache, row, page * p.pages.v_page + slot * p.v_cache.row, p.heads, p.E,
+             p.v_vec);
+}
+
+/* ---- kv_compress ---- */
+
+/* The block that a slot completes. */
+struct new_block {
+  const int32_t *table;
+  int64_t token; /* its first; -1: none */
+  int64_t page;  /* of its last token: where its row goes */
+  int row;       /* in that page */
+};
+
+__device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t slot) {
+  const rgk_pages &g = p.pages;
+  const tile t = find_tile(p.seqs, slot, p.stride);
+  new_block n = {nullptr, -1, 0, 0};
+  if (t.b >= p.seqs.n) return n;
+  const int64_t context = g.context[t.b * g.context_step], i = t.first / p.stride;
+  /* what paged_batch would have refused completes nothing */
+  if (context < t.length || context > (int64_t)g.most * g.tokens) return n;
+  const int64_t old = rgk_blocks_in(context - t.length, p.kernel, p.stride), j = old + i;
+  if (j >= rgk_blocks_in(context, p.kernel, p.stride)) return n;
+  const int64_t first = j * p.stride, last = (first + p.kernel - 1) / g.tokens;
+  n.table = g.table + t.b * g.table_row;
+  for (int64_t m = first / g.tokens; m <= last; m++)
+    if ((uint32_t)n.table[m] >= (uint32_t)g.count) return n;
+  n.token = first;
+  n.page = n.table[last];
+  n.row = (int)((j + g.before) % g.rows);
+  return n;
+}
+
+/* Sums in the order of compress_fwd.cu: tokens within a group, then groups. */
+__device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
+  const rgk_paged_side &s = p.side[blockIdx.y];
+  const rgk_pages &g = p.blocks.pages;
+  const int eights = (s.width + 7) / 8;
+  const float scale = 1.0f / (float)p.blocks.kernel;
+  for (int at = threadIdx.x; at < s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
+    const int head = at / eights, feature = at % eights * 8, count = min(s.width - feature, 8);
+    float sum[8], part[8], x[8];
+    int64_t m = n.token / g.tokens;
+    int slot = (int)(n.token - m * g.tokens);
+    for (int i = 0; i < p.blocks.kernel; i++) {
+      load8(s.x.data, s.x.dtype, n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature,
+            p.vec, count, x);
+      if (++slot == g.tokens) slot = 0, m++;
+#pragma unroll
+      for (int e = 0; e < 8; e++) part[e] = (i % p.blocks.stride == 0 ? 0.0f : part[e]) + x[e];
+      if ((i + 1) % p.blocks.stride == 0)
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum[e] = i < p.blocks.stride ? part[e] : sum[e] + part[e];
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) sum[e] *= scale;
+    store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
+           p.vec, count, sum);
+  }
+}
+
+/* Slots that a sequence may own, of this step's lengths. */
+__device__ __forceinline__ int64_t live_slots(const rgk_new_blocks &p) {
+  return live_rows(p.seqs) / p.stride + p.seqs.n + 1;
+}
+
+__global__ void __launch_bounds__(RGK_PAGED_MEAN_THREADS)
+    means(const __grid_constant__ rgk_paged_mean p) {
+  const int64_t slots = live_slots(p.blocks);
+  for (int64_t slot = blockIdx.x; slot < slots; slot += gridDim.x) {
+    const new_block n = find_block(p.blocks, slot);
+    if (n.token >= 0) mean_of(p, n);
+  }
+}
+
+template <class T>
+__device__ void move_block(const rgk_paged_move &p, const new_block &n, int64_t slot, int h) {
+  const rgk_paged_side &s = p.side;
+  const rgk_pages &g = p.blocks.pages;
+  const int each = sizeof(T) / (s.x.dtype == RG_F32 ? 4 : 2), width = s.width / each;
+  const int tokens = p.back ? 1 : p.blocks.kernel;
+  T *room = (T *)p.room + (slot * s.heads + h) * tokens * width;
+  T *row = (T *)s.y.data + (n.page * s.y_page + n.row * s.y.row + h * s.y.head) / each;
+  for (int i = threadIdx.x; i < tokens * width; i += RGK_MOVE_THREADS) {
+    if (p.back) {
+      row[i] = room[i];
+      continue;
+    }
+    const int64_t token = n.token + i / width, m = token / g.tokens;
+    room[i] =
+        ((const T *)
+             s.x.data)[(n.table[m] * s.x_page + (token - m * g.tokens) * s.x.row + h * s.x.head) /
+                           each +
+                       i % width];
+  }
+}
+
+__global__ void __launch_bounds__(RGK_MOVE_THREADS)
+    move_blocks(const __grid_constant__ rgk_paged_move p) {
+  const int64_t live = live_slots(p.blocks);
+  const int h = blockIdx.y;
+  for (int64_t slot = blockIdx.x; slot < p.slots; slot += gridDim.x) {
+    new_block n = {nullptr, -1, 0, 0};
+    if (slot < live) n = find_block(p.blocks, slot);
+    if (!p.back && h == 0 && threadIdx.x == 0) {
+      const bool dead = n.token < 0;
+      p.table[slot] = {dead ? -1 : (int32_t)slot, 0, dead ? 0 : INT32_MAX, (int32_t)slot, 1};
+    }
+    if (n.token < 0) continue;
+    if (p.vec)
+      move_block<uint4>(p, n, slot, h);
+    else if (p.side.x.dtype == RG_F32)
+      move_block<uint32_t>(p, n, slot, h);
+    else
+      move_block<uint16_t>(p, n, slot, h);
+  }
+}
+
+/* ---- page_copy ---- */
+
+__device__ const int32_t *entry(const rgk_copy_list &p, int64_t i) {
+  return p.pages + i * p.row;
+}
+__device__ bool is_none(const int32_t *x) {
+  return x[0] == -1 && x[1] == -1;
+}
+
+/* Is anything wrong with entry i? If `tell`, it is said. */
+__device__ bool wrong_entry(const rgk_copy_list &p, int64_t i, bool tell) {
+  const int32_t *x = entry(p, i);
+  if (is_none(x)) return false;
+  for (int k = 0; k < 2; k++)
+    if (x[k] < 0 || x[k] >= p.count) {
+      if (tell) report(p.fault, RGK_COPY_PAGE, (int32_t)i, x[k], k);
+      return true;
+    }
+  for (int64_t j = 0; j < p.n; j++) {
+    const int32_t *y = entry(p, j);
+    if (j == i || (y[1] != x[1] && y[0] != x[1])) continue;
+    if (tell)
+      report(p.fault, y[1] == x[1] ? RGK_COPY_WRITES : RGK_COPY_READS, (int32_t)i, x[1],
+             (int32_t)j);
+    return true;
+  }
+  return false;
+}
+
+__global__ void __launch_bounds__(RGK_COPY_THREADS)
+    check_copies(const __grid_constant__ rgk_copy_list p) {
+  __shared__ int n;
+  __shared__ long long wrong;
+  if (threadIdx.x == 0) n = 0, wrong = p.n;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.n; i += RGK_COPY_THREADS) {
+    const int32_t *x = entry(p, i);
+    if (is_none(x)) continue;
+    if (wrong_entry(p, i, false)) {
+      atomicMin(&wrong, (long long)i);
+    } else if (x[0] != x[1]) {
+      int32_t *to = p.list + 2 + 2 * atomicAdd(&n, 1);
+      to[0] = x[0], to[1] = x[1];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x) return;
+  p.list[0] = wrong < p.n ? 0 : n;
+  if (wrong < p.n) wrong_entry(p, wrong, true);
+}
+
+template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, int64_t to) {
+  T *data = (T *)c.data;
+  for (int64_t i = blockIdx.x * (int64_t)RGK_COPY_THREADS + threadIdx.x; i < c.elements;
+       i += (int64_t)gridDim.x * RGK_COPY_THREADS) {
+    int64_t at = 0, rest = i;
+    for (int a = c.rank - 1; a > 0; a--) {
+      const int64_t q = divide(rest, c.dim[a]);
+      at += (rest - q * c.dim[a]) * c.stride[a];
+      rest = q;
+    }
+    at += rest * c.stride[0];
+    data[to * c.page + at] = data[from * c.page + at];
+  }
+}
+
+__global__ void __launch_bounds__(RGK_COPY_THREADS)
+    copy_pages(const __grid_constant__ rgk_copies p) {
+  const rgk_copied &c = p.cache[blockIdx.z];
+  const int n = p.list[0];
+  for (int i = blockIdx.y; i < n; i += gridDim.y) {
+    const int64_t from = p.list[2 + 2 * i], to = p.list[3 + 2 * i];
+    if (c.unit == 16)
+      copy_page<uint4>(c, from, to);
+    else if (c.unit == 4)
+      copy_page<uint32_t>(c, from, to);
+    else
+      copy_page<uint16_t>(c, from, to);
+  }
+}
+
+} // namespace
+
+const void *rgk_paged_batch(void) {
+  return (const void *)batch;
+}
+const void *rgk_kv_append(void) {
+  return (const void *)append;
+}
+const void *rgk_paged_means(void) {
+  return (const void *)means;
+}
+const void *rgk_paged_move_blocks(void) {
+  return (const void *)move_blocks;
+}
+const void *rgk_check_copies(void) {
+  return (const void *)check_copies;
+}
+const void *rgk_copy_pages(void) {
+  return (const void *)copy_pages;
+}

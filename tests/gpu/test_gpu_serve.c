@@ -1,0 +1,293 @@
+/* tests/gpu/test_gpu_serve.c: serving steps with the kernels that a GPU of today takes, at widths
+ * of models. (Whatever else is said of serving, tests/unit/test_serve.c says on a GPU too, with
+ * plain kernels.)
+ */
+#include "on_gpu.h"
+#include "tests/harness/num.h"
+#include "tests/unit/serve_case.h"
+
+#ifdef REGRAPH_CUDA
+#include <cuda_runtime_api.h>
+
+enum { SEQUENCES = 4 };
+static const int length[SEQUENCES] = {900, 129, 1, 1400};
+static const layer wide = {.H = 32,
+                           .KH = 2,
+                           .D = 128,
+                           .DV = 128,
+                           .page = 128,
+                           .kernel = 32,
+                           .stride = 16,
+                           .block = 64,
+                           .top_n = 16,
+                           .init = 1,
+                           .local = 2,
+                           .window = 512,
+                           .q = RG_BF16,
+                           .kv = RG_BF16};
+
+static int below(uint64_t *seed, int n) {
+  return (int)(next_random(seed) % (uint32_t)n);
+}
+
+/* Pages of all sequences, in no order. */
+static void deal_pages(uint64_t *seed, const layer *l, int32_t *table, int M, int P) {
+  int32_t *pool = malloc((size_t)P * sizeof *pool);
+  int next = 0;
+  for (int i = 0; i < P; i++) {
+    const int k = below(seed, i + 1);
+    pool[i] = pool[k];
+    pool[k] = i;
+  }
+  for (int b = 0; b < SEQUENCES; b++)
+    for (int m = 0; m < M; m++) table[b * M + m] = m * l->page < length[b] ? pool[next++] : -1;
+  free(pool);
+}
+
+/* relRMS of what two sides say, which are within `gate` of the truth each. */
+static void near(const buffers *a, const buffers *b, const char *name, double gate,
+                 const char *what) {
+  double err = 0, all = 0;
+  for (int i = 0; i < a->n; i++) {
+    if (a->info[i].role != RG_OUTPUT || strcmp(a->info[i].name, name) != 0) continue;
+    const size_t n = (size_t)a->info[i].bytes / rg_dtype_size(a->info[i].dtype);
+    float *x = malloc(n * sizeof *x), *y = malloc(n * sizeof *y);
+    rg_convert(RG_F32, x, a->info[i].dtype, a->data[i], n);
+    rg_convert(RG_F32, y, a->info[i].dtype, buffer(b, RG_OUTPUT, name), n);
+    for (size_t k = 0; k < n; k++) {
+      err += ((double)x[k] - y[k]) * ((double)x[k] - y[k]);
+      all += (double)x[k] * x[k];
+    }
+    free(x), free(y);
+  }
+  cr_assert(all > 0 && err <= 4 * gate * gate * all, "%s: %s differ by %g of %g", what, name,
+            sqrt(err), sqrt(all));
+}
+
+/* All sequences as one batch, each in one step: what other schedules are held against. */
+static void run_at_once(steps *s, const int32_t *table) {
+  rg_error e = {0};
+  for (int i = 0; i < 4; i++)
+    memcpy(buffer(&s->s.io, RG_INPUT, serve_given[i]),
+           buffer(&s->whole->io, RG_INPUT, serve_given[i]),
+           (size_t)s->T * row_bytes(&s->s.io, RG_INPUT, serve_given[i]));
+  for (int b = 0; b < SEQUENCES; b++) s->lengths[b] = s->context[b] = length[b];
+  memcpy(s->pages, table, (size_t)(SEQUENCES * s->M) * sizeof *table);
+  CR_OK(try_forward(s->s.session, &s->s.io, &e), &e);
+}
+
+/* Some way to cut the sequences into steps of at most T rows, in any slots of B. */
+static void run_schedule(rg_context *ctx, const layer *l, const side *whole, int T, int B, int M,
+                         bool one_by_one, uint64_t seed, const char *what) {
+  int pages = 3, done[SEQUENCES] = {0}, *of = malloc((size_t)B * sizeof *of);
+  for (int b = 0; b < SEQUENCES; b++) pages += (length[b] + l->page - 1) / l->page;
+  int32_t *table = malloc((size_t)(SEQUENCES * M) * sizeof *table);
+  deal_pages(&seed, l, table, M, pages);
+  steps s = open_steps(ctx, l, whole, SEQUENCES, length, T, B, M, pages, what);
+  for (bool more = true; more;) {
+    int left = T;
+    more = false;
+    for (int i = 0; i < B; i++) { /* who sits where */
+      const int k = below(&seed, i + 1);
+      of[i] = of[k];
+      of[k] = i;
+    }
+    for (int b = 0; b < B; b++) {
+      const int q = of[b] = of[b] < SEQUENCES ? of[b] : -1;
+      int n = 0;
+      if (q >= 0) {
+        const int rest = length[q] - done[q], most = rest < left ? rest : left;
+        /* tokens one by one at a sequence's end, or all along where it is long already */
+        n = one_by_one && rest <= 40 ? most > 0
+            : one_by_one             ? most - (most == rest ? 40 : 0)
+                                     : below(&seed, most + 1);
+        done[q] += n;
+        left -= n;
+        more = more || done[q] < length[q];
+      }
+      s.lengths[b] = n;
+      s.context[b] = q >= 0 ? done[q] : 0;
+      for (int m = 0; m < M; m++) s.pages[b * M + m] = q >= 0 ? table[q * M + m] : -1;
+    }
+    step(&s, of, NULL, -1);
+  }
+  close_steps(&s);
+  free(table);
+  free(of);
+}
+
+/* ---- page_copy ---- */
+
+/* Three caches, of 16-byte and of odd pages, one seen as its transpose. */
+static const char copies[] =
+    "{\"regraph\": 1, \"inputs\": {\"pages\": {\"shape\": [4, 2], \"dtype\": \"i32\"}},\n"
+    " \"state\": {\n"
+    "  \"a\": {\"shape\": [9, 2, 4, 8], \"dtype\": \"bf16\", \"next\": \"a1\"},\n"
+    "  \"b\": {\"shape\": [9, 5, 3], \"dtype\": \"f16\", \"next\": \"b1\"},\n"
+    "  \"c\": {\"shape\": [9, 7], \"dtype\": \"i32\", \"next\": \"c1\"}},\n"
+    " \"nodes\": [\n"
+    "  {\"name\": \"turn\", \"op\": \"transpose\", \"in\": {\"x\": \"a\"}, \"out\": {\"y\": "
+    "\"at\"}, \"attrs\": {\"perm\": [0, 2, 1, 3]}},\n"
+    "  {\"name\": \"copy\", \"op\": \"page_copy\", \"in\": {\"cache\": [\"at\", \"b\", "
+    "\"c\"], \"pages\": \"pages\"},\n"
+    "   \"out\": {\"cache\": [\"a1\", \"b1\", \"c1\"]}}],\n"
+    " \"outputs\": {\"now\": \"c1\"}}";
+
+Test(gpu_serve, pages_are_copied_or_none) {
+  NEEDS_GPU();
+  static const struct {
+    int32_t pages[4][2];
+    const char *says; /* NULL: all is well */
+  } list[] = {
+      {{{0, 2}, {-1, -1}, {5, 1}, {0, 8}}, NULL},
+      {{{0, 2}, {-1, -1}, {0, 9}, {9, 1}}, "pages[2][1] is 9; expected a page, 0 to 8, or two -1"},
+      {{{3, 3}, {-1, 5}, {0, 1}, {2, 4}}, "pages[1][0] is -1"},
+      {{{0, 2}, {-2, -2}, {0, 1}, {2, 4}}, "pages[0] writes page 2, which pages[3] reads"},
+      {{{0, 2}, {1, 7}, {3, 7}, {-1, -1}}, "pages[1] writes page 7, which pages[2] writes, too"},
+      {{{6, 6}, {7, 0}, {-1, -1}, {-1, -1}}, NULL},
+      {{{INT32_MAX, 1}, {-1, -1}, {-1, -1}, {0, INT32_MIN}}, "pages[0][0] is 2147483647"},
+  };
+  rg_error e = {0};
+  rg_context *ctx;
+  rg_plan *plan;
+  rg_session *s;
+  buffers io;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  rg_spec *spec = load_spec(ctx, copies);
+  CR_OK(rg_plan_create(spec, NULL, &(rg_plan_options){.device = "cuda"}, &plan, &e), &e);
+  CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
+  make_buffers(plan, 1, 0, NULL, &io);
+  static const char *const name[] = {"a", "b", "c"};
+  static const size_t page[] = {128, 30, 28};
+  for (int k = 0; k < 3; k++)
+    for (size_t i = 0; i < 9 * page[k]; i++)
+      ((unsigned char *)buffer(&io, RG_STATE, name[k]))[i] = (unsigned char)(i * 7 + i / page[k]);
+  bind_all(s, &io);
+  for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+    unsigned char was[3][9 * 128];
+    for (int k = 0; k < 3; k++) memcpy(was[k], buffer(&io, RG_STATE, name[k]), 9 * page[k]);
+    memcpy(buffer(&io, RG_INPUT, "pages"), list[i].pages, sizeof list[i].pages);
+    if (list[i].says)
+      FAILS(try_forward(s, &io, &e), RG_E_DATA, list[i].says);
+    else
+      CR_OK(try_forward(s, &io, &e), &e);
+    for (int n = 0; n < 4 && !list[i].says; n++)
+      for (int k = 0; k < 3 && list[i].pages[n][0] >= 0; k++)
+        memmove(was[k] + (size_t)list[i].pages[n][1] * page[k],
+                was[k] + (size_t)list[i].pages[n][0] * page[k], page[k]);
+    for (int k = 0; k < 3; k++)
+      cr_assert_eq(memcmp(was[k], buffer(&io, RG_STATE, name[k]), 9 * page[k]), 0, "list %zu: %s",
+                   i, name[k]);
+  }
+  free_buffers(&io);
+  rg_session_destroy(s);
+  rg_plan_destroy(plan);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
+/* ---- schedules ---- */
+
+/* Whatever the schedule, the batch's size, the capacity and the order of pages: the same bits. And
+ * what they say is what the unpaged graph says. */
+static void any_schedule(const layer *l, const char *what) {
+  rg_error e = {0};
+  rg_context *ctx;
+  uint64_t seed = 77;
+  int total = 0;
+  serve_native = true;
+  for (int b = 0; b < SEQUENCES; b++) total += length[b];
+  const int M = (1400 + l->page - 1) / l->page, P = SEQUENCES * M;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  side whole = run_whole(ctx, l, 5, SEQUENCES, length, 0);
+  steps s = open_steps(ctx, l, &whole, SEQUENCES, length, total, SEQUENCES, M, P, what);
+  int32_t *table = malloc((size_t)(SEQUENCES * M) * sizeof *table);
+  deal_pages(&seed, l, table, M, P);
+  run_at_once(&s, table);
+  near(&whole.io, &s.s.io, "cmp_o", num_gate(l->q), what);
+  near(&whole.io, &s.s.io, "swa_o", num_gate(l->q), what);
+  run_schedule(ctx, l, &s.s, 300, 5, M, false, 1, "steps of any size");
+  run_schedule(ctx, l, &s.s, 1500, 64, 8 * M, true, 2, "prompts, then one by one");
+  run_schedule(ctx, l, &s.s, 64, 4, M + 1, true, 3, "64 rows");
+  free(table);
+  close_steps(&s);
+  close_side(&whole);
+  rg_context_destroy(ctx);
+}
+
+Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
+  NEEDS_GPU();
+  layer l = wide;
+  any_schedule(&l, "bf16");
+  l.H = 8, l.page = 64, l.hnd = true, l.q = l.kv = RG_F16, l.k_method = 1, l.v_method = 2;
+  any_schedule(&l, "f16, groups of four, HND, learned");
+}
+
+/* One graph, captured once, over random batches: the bits of a session that runs step by step;
+ * the device's memory stays as it is. */
+Test(gpu_serve, one_graph_for_any_batch, .timeout = 900) {
+  NEEDS_GPU();
+  const char *asked = getenv("REGRAPH_SOAK");
+  const int runs = asked ? atoi(asked) : 300, every = 20;
+  enum { T = 200, B = 8, M = 12, P = 60 };
+  layer l = wide;
+  rg_error e = {0};
+  rg_context *ctx;
+  uint64_t seed = 9;
+  size_t before = 0, after = 0, all;
+  side s[2];
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  l.H = 8, l.D = l.DV = 64;
+  const rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}, {"M", M, NULL}, {"P", P, NULL}};
+  serve_native = true;
+  for (int k = 0; k < 2; k++) {
+    rg_plan_options o = serve_options(set, 4);
+    s[k] = (side){.spec = steps_spec(ctx, &l)};
+    CR_OK(rg_plan_create(s[k].spec, NULL, &o, &s[k].plan, &e), &e);
+    CR_OK(rg_session_create(s[k].plan, &(rg_session_options){.eager = k}, &s[k].session, &e), &e);
+    make_buffers(s[k].plan, 1, 0, NULL, &s[k].io);
+    for (int i = 0; i < s[k].io.n; i++) /* contexts reach over what no step wrote */
+      if (s[k].io.info[i].role == RG_STATE)
+        fill_floats(&s[k].io.info[i], s[k].io.data[i], (uint64_t)i);
+    bind_all(s[k].session, &s[k].io);
+  }
+  for (int r = 0; r < runs; r++) {
+    int32_t *lengths = buffer(&s[0].io, RG_INPUT, "lengths"),
+            *context = buffer(&s[0].io, RG_INPUT, "context"),
+            *pages = buffer(&s[0].io, RG_INPUT, "pages"),
+            *forks = buffer(&s[0].io, RG_INPUT, "forks");
+    int left = T, page = 0;
+    for (int b = 0; b < B; b++) {
+      const int held = below(&seed, P / B + 1);
+      context[b] = held ? below(&seed, held * l.page + 1) : 0;
+      lengths[b] = below(&seed, (context[b] < left ? context[b] : left) + 1);
+      if (below(&seed, 2) && lengths[b]) lengths[b] = 1;
+      left -= lengths[b];
+      for (int m = 0; m < M; m++) pages[b * M + m] = m < held ? page++ : -1;
+    }
+    memset(forks, 0xff, 4 * sizeof *forks);
+    if (r % 3 == 0) forks[0] = below(&seed, P - 1), forks[1] = P - 1;
+    for (int i = 0; i < s[0].io.n; i++)
+      if (s[0].io.info[i].role == RG_INPUT)
+        memcpy(s[1].io.data[i], s[0].io.data[i], (size_t)s[0].io.info[i].bytes);
+    for (int k = 0; k < 2; k++) {
+      upload_role(&s[k].io, RG_INPUT);
+      CR_OK(rg_session_forward(s[k].session, &e), &e);
+      CR_OK(rg_session_synchronize(s[k].session, &e), &e);
+    }
+    if (r == 10) CUDA_OK(cudaMemGetInfo(&before, &all));
+    if (r % every && r != runs - 1) continue;
+    for (int k = 0; k < 2; k++) read_all(&s[k].io);
+    same_results(&s[0].io, &s[1].io, "a random batch");
+    for (int i = 0; i < s[0].io.n; i++)
+      if (s[0].io.info[i].role == RG_STATE)
+        cr_assert_eq(memcmp(s[0].io.data[i], s[1].io.data[i], (size_t)s[0].io.info[i].bytes), 0,
+                     "state %s after %d batches", s[0].io.info[i].name, r);
+  }
+  CUDA_OK(cudaMemGetInfo(&after, &all));
+  fprintf(stderr, "%d batches; %.1f MiB free on the device after ten, %.1f now\n", runs,
+          (double)before / 1048576, (double)after / 1048576);
+  for (int k = 0; k < 2; k++) close_side(&s[k]);
+  rg_context_destroy(ctx);
+}
+#endif
