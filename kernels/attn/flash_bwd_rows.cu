@@ -163,30 +163,33 @@ struct dq_rows {
   bool seen;            /* by the main kernel: is any of the tile's keys seen? */
 };
 
-/* ADD: to fp32 sums that are there. */
+/* ADD: to fp32 sums that are there, dq's own or dq_sum. */
 template <class T, bool ADD>
 __device__ __forceinline__ void round_rows(const rgk_flash_bwd &p, const dq_rows &rows) {
   enum { MOST = 4 }; /* loads under way */
+  const rgk_tensor &sums = sizeof(T) == 4 ? p.a.dq : p.a.dq_sum;
   const rgk_attn &a = p.a;
   const int lane = threadIdx.x % 32, odd = lane & 1, of_row = a.D / 4, n = rows.upto - rows.from;
   const float scale = rows.seen ? a.scale : 0;
   int r = rows.from + lane / of_row, unit = lane % of_row;
   for (int i0 = 0; i0 < n * of_row; i0 += 32 * MOST) {
     float4 v[MOST], sum[MOST];
-    int64_t at[MOST];
+    int64_t at[MOST]; /* of dq */
     bool on[MOST];
 #pragma unroll
     for (int i = 0; i < MOST; i++) {
       on[i] = r < rows.upto;
       const int64_t row = rows.x.begin + rows.x.first + r,
                     panel = (int64_t)rows.head * (p.width / 64) + unit / 16;
-      at[i] = row * a.dq.row + (int64_t)(p.kh0 * a.G + rows.head) * a.dq.head + unit / 4 * 16 +
-              odd * 8 + (unit & 2) * 2;
+      const int head = p.kh0 * a.G + rows.head, column = unit / 4 * 16 + odd * 8 + (unit & 2) * 2;
+      at[i] = row * a.dq.row + head * a.dq.head + column;
       v[i] = make_float4(0, 0, 0, 0);
       if (on[i] && rows.seen)
         v[i] = __ldcs((const float4 *)(p.dq + (panel * a.T + row) * 64 +
                                        (unit / 4 % 4 ^ (r & 1)) * 16 + unit % 4 * 4));
-      if (ADD && on[i]) sum[i] = *(const float4 *)((const float *)a.dq.data + at[i]);
+      if (ADD && on[i])
+        sum[i] = *(const float4 *)((const float *)sums.data + row * sums.row + head * sums.head +
+                                   column);
       r += 32 / of_row, unit += 32 % of_row;
       if (unit >= of_row) unit -= of_row, r++;
     }
@@ -205,8 +208,10 @@ __device__ __forceinline__ void round_rows(const rgk_flash_bwd &p, const dq_rows
       float4 y = odd ? make_float4(other.x, other.y, mine.x, mine.y)
                      : make_float4(mine.x, mine.y, other.x, other.y);
       if (!on[i]) continue;
+      if (ADD) /* y is one term: its product is never fused with the sum */
+        y = make_float4(__fadd_rn(sum[i].x, y.x), __fadd_rn(sum[i].y, y.y),
+                        __fadd_rn(sum[i].z, y.z), __fadd_rn(sum[i].w, y.w));
       if constexpr (sizeof(T) == 4) {
-        if (ADD) y = make_float4(sum[i].x + y.x, sum[i].y + y.y, sum[i].z + y.z, sum[i].w + y.w);
         *(float4 *)((float *)a.dq.data + at[i]) = y;
       } else {
         *(uint2 *)((uint16_t *)a.dq.data + at[i]) =
@@ -242,14 +247,13 @@ __global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flas
     rows.head = h0 + i % hn;
     rows.from = min(i / hn * each, x.n);
     rows.upto = min(rows.from + each, x.n);
-    if (a.dq.dtype == RG_F32 && a.acc_q)
-      round_rows<float, true>(p, rows);
-    else if (a.dq.dtype == RG_F32)
-      round_rows<float, false>(p, rows);
+    const bool add = a.acc_q || (a.dq_sum.data && x.b < a.seqs.n);
+    if (a.dq.dtype == RG_F32)
+      add ? round_rows<float, true>(p, rows) : round_rows<float, false>(p, rows);
     else if (a.dq.dtype == RG_F16)
-      round_rows<__half, false>(p, rows);
+      add ? round_rows<__half, true>(p, rows) : round_rows<__half, false>(p, rows);
     else
-      round_rows<__nv_bfloat16, false>(p, rows);
+      add ? round_rows<__nv_bfloat16, true>(p, rows) : round_rows<__nv_bfloat16, false>(p, rows);
   }
 }
 
