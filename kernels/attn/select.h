@@ -89,12 +89,13 @@ typedef struct rgk_select {
 } rgk_select;
 
 RGK_GETTER(rgk_select_items(void))        /* grid heads, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_bounds(void))       /* one thread */
 RGK_GETTER(rgk_select_bwd_items(void))    /* grid windows, heads; RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads, heads */
 RGK_GETTER(rgk_select_sinks(void))        /* grid H, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_stat(rg_dtype t))   /* grid over T * H * RGK_SELECT_LANES threads */
-RGK_GETTER(rgk_select_stat_given(void))   /* grid over T * H threads; delta is given */
+/* Statistics of rows and the windows' bounds: one block, and blocks over T * H * RGK_SELECT_LANES
+ * threads, or T * H where delta is given. */
+RGK_GETTER(rgk_select_stat(rg_dtype t))
+RGK_GETTER(rgk_select_stat_given(void))
 /* Instances: NULL where there is none. Forward: grid cap, parts, heads. Backward: any grid, best as
  * many blocks as run at once */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))

@@ -195,14 +195,11 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   const rgk_select all = bwd_plan(a, &w);
   rgk_select plan = all, *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
-  if (a->T > 0)
-    RGI_TRY(
-        launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
-               rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE),
-               1, 1, RGK_SELECT_REDUCE, 0));
+  const int64_t threads = a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES);
+  RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+                 1 + rgk_blocks(threads, RGK_SELECT_REDUCE), 1, 1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
-  RGI_TRY(launch(p, x, rgk_select_bounds(), 1, 1, 1, 1, 0));
   for (p->head = 0; p->head < a->KH; p->head += all.heads) {
     p->heads = (int32_t)least(all.heads, a->KH - p->head);
     for (p->window = 0; p->window < p->bounds; p->window += all.windows) {
