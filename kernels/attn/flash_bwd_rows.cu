@@ -163,65 +163,67 @@ struct dq_rows {
   bool seen;            /* by the main kernel: is any of the tile's keys seen? */
 };
 
-/* ADD: to fp32 sums that are there, dq's own or dq_sum. */
+/* A warp's lanes side by side in a row, in as many rows as they fill. ADD: to fp32 sums that are
+ * there, dq's own or dq_sum. */
 template <class T, bool ADD>
 __device__ __forceinline__ void round_rows(const rgk_flash_bwd &p, const dq_rows &rows) {
   enum { MOST = 4 }; /* loads under way */
-  const rgk_tensor &sums = sizeof(T) == 4 ? p.a.dq : p.a.dq_sum;
   const rgk_attn &a = p.a;
-  const int lane = threadIdx.x % 32, odd = lane & 1, of_row = a.D / 4, n = rows.upto - rows.from;
+  const rgk_tensor &sums = sizeof(T) == 4 ? a.dq : a.dq_sum;
+  const int lane = threadIdx.x % 32, odd = lane & 1, of_row = a.D / 4, side = min(of_row, 32),
+            step = 32 / side, head = p.kh0 * a.G + rows.head;
   const float scale = rows.seen ? a.scale : 0;
-  int r = rows.from + lane / of_row, unit = lane % of_row;
-  for (int i0 = 0; i0 < n * of_row; i0 += 32 * MOST) {
-    float4 v[MOST], sum[MOST];
-    int64_t at[MOST]; /* of dq */
-    bool on[MOST];
+  for (int first = 0; first < of_row; first += 32) {
+    const int unit = first + lane % side, group = unit / 4 % 4 * 16,
+              column = unit / 4 * 16 + odd * 8 + (unit & 2) * 2,
+              upto = lane < step * side && unit < of_row ? rows.upto : 0;
+    int r = rows.from + lane / side;
+    const int64_t row = rows.x.begin + rows.x.first + r,
+                  panel = (int64_t)rows.head * (p.width / 64) + unit / 16;
+    const float *from = p.dq + (panel * a.T + row) * 64 + unit % 4 * 4,
+                *sum_at = (const float *)sums.data + row * sums.row + head * sums.head + column;
+    T *to = (T *)a.dq.data + row * a.dq.row + head * a.dq.head + column;
+    /* the same number of turns for all lanes */
+    for (int turn = rows.from; turn < rows.upto; turn += step * MOST) {
+      float4 v[MOST], sum[MOST];
 #pragma unroll
-    for (int i = 0; i < MOST; i++) {
-      on[i] = r < rows.upto;
-      const int64_t row = rows.x.begin + rows.x.first + r,
-                    panel = (int64_t)rows.head * (p.width / 64) + unit / 16;
-      const int head = p.kh0 * a.G + rows.head, column = unit / 4 * 16 + odd * 8 + (unit & 2) * 2;
-      at[i] = row * a.dq.row + head * a.dq.head + column;
-      v[i] = make_float4(0, 0, 0, 0);
-      if (on[i] && rows.seen)
-        v[i] = __ldcs((const float4 *)(p.dq + (panel * a.T + row) * 64 +
-                                       (unit / 4 % 4 ^ (r & 1)) * 16 + unit % 4 * 4));
-      if (ADD && on[i])
-        sum[i] = *(const float4 *)((const float *)sums.data + row * sums.row + head * sums.head +
-                                   column);
-      r += 32 / of_row, unit += 32 % of_row;
-      if (unit >= of_row) unit -= of_row, r++;
-    }
+      for (int i = 0; i < MOST; i++) {
+        const int at = r + i * step;
+        v[i] = make_float4(0, 0, 0, 0);
+        if (at < upto && rows.seen)
+          v[i] = __ldcs((const float4 *)(from + i * step * 64 + (group ^ (at & 1) * 16)));
+        if (ADD && at < upto) sum[i] = *(const float4 *)(sum_at + i * step * sums.row);
+      }
 #pragma unroll
-    for (int i = 0; i < MOST; i++) {
-      /* A lane has columns 2j, 2j + 1, 2j + 8, 2j + 9; of two neighbours one takes the lower, one
-       * the upper four. */
-      float2 mine = make_float2(scale * v[i].x, scale * v[i].y),
-             other = make_float2(scale * v[i].z, scale * v[i].w);
-      if (odd) {
-        const float2 t = mine;
-        mine = other, other = t;
+      for (int i = 0; i < MOST; i++) {
+        /* A lane has columns 2j, 2j + 1, 2j + 8, 2j + 9; of two neighbours one takes the lower, one
+         * the upper four. */
+        float2 mine = make_float2(scale * v[i].x, scale * v[i].y),
+               other = make_float2(scale * v[i].z, scale * v[i].w);
+        if (odd) {
+          const float2 t = mine;
+          mine = other, other = t;
+        }
+        other.x = __shfl_xor_sync(~0u, other.x, 1);
+        other.y = __shfl_xor_sync(~0u, other.y, 1);
+        float4 y = odd ? make_float4(other.x, other.y, mine.x, mine.y)
+                       : make_float4(mine.x, mine.y, other.x, other.y);
+        if (r + i * step >= upto) continue;
+        if (ADD) /* y is one term: its product is never fused with the sum */
+          y = make_float4(__fadd_rn(sum[i].x, y.x), __fadd_rn(sum[i].y, y.y),
+                          __fadd_rn(sum[i].z, y.z), __fadd_rn(sum[i].w, y.w));
+        if constexpr (sizeof(T) == 4)
+          *(float4 *)(to + i * step * a.dq.row) = y;
+        else
+          *(uint2 *)(to + i * step * a.dq.row) = make_uint2(pack2<T>(y.x, y.y), pack2<T>(y.z, y.w));
       }
-      other.x = __shfl_xor_sync(~0u, other.x, 1);
-      other.y = __shfl_xor_sync(~0u, other.y, 1);
-      float4 y = odd ? make_float4(other.x, other.y, mine.x, mine.y)
-                     : make_float4(mine.x, mine.y, other.x, other.y);
-      if (!on[i]) continue;
-      if (ADD) /* y is one term: its product is never fused with the sum */
-        y = make_float4(__fadd_rn(sum[i].x, y.x), __fadd_rn(sum[i].y, y.y),
-                        __fadd_rn(sum[i].z, y.z), __fadd_rn(sum[i].w, y.w));
-      if constexpr (sizeof(T) == 4) {
-        *(float4 *)((float *)a.dq.data + at[i]) = y;
-      } else {
-        *(uint2 *)((uint16_t *)a.dq.data + at[i]) =
-            make_uint2(pack2<T>(y.x, y.y), pack2<T>(y.z, y.w));
-      }
+      r += step * MOST;
+      from += step * MOST * 64, sum_at += step * MOST * sums.row, to += step * MOST * a.dq.row;
     }
   }
 }
 
-__global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flash_bwd p) {
+__global__ void __launch_bounds__(256, 4) round_dq(const __grid_constant__ rgk_flash_bwd p) {
   enum { WARPS = 8 };
   const rgk_attn &a = p.a;
   const int heads = p.kh_n * a.G, groups = (heads + HEADS - 1) / HEADS;
