@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(32) scatter(const __grid_constant__ rgk_csr p)
     return start[s] + n;
   };
   if (p.N <= 32)
-    scatter_rows<4>(p, h, c, at);
+    scatter_rows<16>(p, h, c, at);
   else
     scatter_rows<1>(p, h, c, at);
   if (!fits) return;
