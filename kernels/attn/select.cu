@@ -116,11 +116,12 @@ __device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s
   if (to > end) to = end;
   if (from < begin) from = begin;
   if (from >= to) return;
+  const int32_t length = max((int32_t)min((int64_t)p.length, step / 16), p.least);
   int32_t e = entries_before(p.csr, kh, s, from);
   while (from < to) {
     from = begin + ((from - begin) / step + 1) * step;
     const int32_t upto = entries_before(p.csr, kh, s, from < to ? from : to);
-    for (; e < upto; e += p.length) use(e, min(upto - e, p.length));
+    for (; e < upto; e += length) use(e, min(upto - e, length));
     e = upto;
   }
 }
