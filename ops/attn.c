@@ -33,6 +33,9 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
   const int64_t H = q->dim[1], KH = k->dim[k->rank - 2], D = q->dim[2], E = v->dim[v->rank - 1];
   if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
     return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
+  if (is_backward(c) && rg_in(c, RGI_ATTN_SUM_Q + x) &&
+      (!rg_out(c, 0) || rg_in(c, RGI_ATTN_ACC_Q + x)))
+    return rg_op_fail(e, RG_E_KEY, c, "sum.q is of a d.q that nothing else is added to");
   if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
     return rg_op_fail(e, RG_E_SHAPE, c,
                       "%lld query heads are not a positive multiple of %lld KV heads", (long long)H,
@@ -96,6 +99,7 @@ static rgi_attn describe(const rg_call *c) {
   a.dq = rg_out(c, 0), a.dk = rg_out(c, 1), a.dv = rg_out(c, 2), a.dsinks = rg_out(c, 3);
   a.acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a.acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
   a.acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a.acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
+  a.sum_q = rg_in(c, RGI_ATTN_SUM_Q + x);
   return a;
 }
 
@@ -122,7 +126,11 @@ static rgi_delta delta(const rg_call *c) {
   rgi_attn a = describe(c);
   return c->gpu ? rgi_cuda_attn_delta(c, &a) : RGI_DELTA_CHAIN;
 }
-const rgi_fusing rgi_attn_fusing = {.delta = delta};
+static bool rounds(const rg_call *c) {
+  rgi_attn a = describe(c);
+  return !c->gpu || rgi_cuda_attn_rounds(c, &a);
+}
+const rgi_fusing rgi_attn_fusing = {.delta = delta, .rounds = rounds};
 
 /* ---- cost ---- */
 

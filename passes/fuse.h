@@ -9,6 +9,12 @@
    it begins with comes along. What can be taken apart and who takes such a sum is said by the ops
    (rgi_fusing, "delta.x"). No bit changes: every number is computed as before, in the same order.
 
+   Then casts of sums: where an op adds the last term of a gradient in place, and a cast alone reads
+   the sum, the op rounds what it has summed instead (rgi_fusing, "sum.x"), if the gradient is the
+   caller's memory: elsewhere both would be alive beside the op's workspace.
+
+     before   a.bwd(acc.q = s) -> s', cast(s') -> d.q          after   a.bwd(sum.q = s) -> d.q
+
    Stands before the recompute choice, which so sees fused graphs only: clones go directly before
    the first part that reads them. A node is left whole where less than its own traffic would be
    spared.
@@ -32,7 +38,9 @@ typedef struct rgi_fusions {
   rgi_arena *arena; /* owns this struct and all it points to */
   rgi_fusion *at;
   int count;
-  int fused; /* nodes taken apart */
+  int fused;                      /* nodes taken apart */
+  int casts;                      /* taken over */
+  double cast_before, cast_after; /* bytes that those and the nodes that took them over move */
   /* of the plan, most bytes alive at once; filled in by the plan */
   int64_t peak_before, peak_after;
 } rgi_fusions;

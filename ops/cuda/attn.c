@@ -56,10 +56,11 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
   k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.dq_sum = tensor(a->sum_q);
   k.pair_sinks = a->dsinks && a->dsinks->dim[0] > a->H;
   k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
   k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
-              aligned(a->dq) && aligned(a->dk) && aligned(a->dv);
+              aligned(a->dq) && aligned(a->dk) && aligned(a->dv) && aligned(a->sum_q);
   return k;
 }
 
@@ -106,6 +107,12 @@ rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
   const rgi_attn_family *f = choose(&k, c->gpu, true, &why);
   /* Without o only its alignment no longer counts. */
   return f->delta == RGI_DELTA_LANES || aligned(a->o) ? f->delta : RGI_DELTA_NONE;
+}
+
+bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a) {
+  const char *why;
+  const rgk_attn k = kernels_view(a);
+  return choose(&k, c->gpu, true, &why)->rounds;
 }
 
 /* The preferred family's refusal says why the preferred kernels were not taken. */

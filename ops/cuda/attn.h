@@ -22,6 +22,7 @@ typedef struct rgi_attn_family {
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
   /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
   rgi_delta delta;
+  bool rounds; /* of a backward: takes dq_sum */
 } rgi_attn_family;
 
 enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
@@ -49,6 +50,7 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
 /* Of a backward call: the order of its delta, NONE where other kernels would run with a delta
  * than without. */
 rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a);
+bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a); /* of a backward: takes sum.q */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a);
 
 #endif

@@ -150,4 +150,5 @@ const rgi_attn_family rgi_attn_flash_bwd = {.name = "wgmma",
                                             .refuses = refuses,
                                             .workspace = workspace,
                                             .steps = steps,
-                                            .delta = RGI_DELTA_LANES};
+                                            .delta = RGI_DELTA_LANES,
+                                            .rounds = true};
