@@ -4,6 +4,7 @@
 #define RGK_FLASH_H
 
 #include "attn.h"
+#include "../pages.h"
 #include "../tma.h"
 
 /* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a
@@ -61,7 +62,19 @@ typedef struct rgk_flash_params {
   float scale, softcap;
 } rgk_flash_params;
 
+/* The same over pages: row r of a sequence, the `before` rows of cmp counted, is row r % rows of
+ * page table[b, r / rows]. k and v are maps of (width, head, row, page) in boxes of `box` rows,
+ * which divides a tile and a page: a tile comes in several. */
+typedef struct rgk_flash_paged {
+  rgk_flash_params f; /* kseqs and S are not looked at; offset is rgk_held's */
+  const int32_t *tokens, *table;
+  int64_t table_row;
+  int32_t rows, box, count, zero; /* rows of a page, of a box; pages there are */
+  rgk_divisor by_rows;
+} rgk_flash_paged;
+
 /* NULL where there is no such instance. */
 RGK_GETTER(rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E))
+RGK_GETTER(rgk_flash_fwd_paged(rg_dtype type, int32_t D, int32_t E))
 
 #endif

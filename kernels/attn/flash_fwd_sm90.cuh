@@ -92,10 +92,56 @@ __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
   return p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
 }
 
+/* Where keys are: number of a sequence, in tokens, and what load_tile needs to find its rows. */
+struct in_rows {
+  int row; /* of k and v at which tiles are counted from */
+};
+__device__ __forceinline__ int find_rows(const rgk_flash_params &p, int b, in_rows &at) {
+  const int begin = (int)seq_start(p.kseqs, b);
+  at.row = begin;
+  return (int)seq_start(p.kseqs, b + 1) - begin;
+}
+struct in_pages {
+  const int32_t *table;
+  int rows; /* that the sequence has */
+};
+__device__ __forceinline__ int find_rows(const rgk_flash_paged &p, int b, in_pages &at) {
+  at.table = p.table + b * p.table_row;
+  return p.tokens[b];
+}
+
+/* In blocks, where they are compressed; cut at the rows there are. */
+__device__ __forceinline__ int count_keys(const rgk_flash_params &p, int n, in_rows &at) {
+  if (p.mode == RGK_CMP) {
+    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+    at.row = rgk_over(at.row, p.by_stride);
+  }
+  n = min(n, (int)p.S - at.row);
+  at.row -= p.before;
+  return n;
+}
+__device__ __forceinline__ int count_keys(const rgk_flash_paged &paged, int n, in_pages &at) {
+  const rgk_flash_params &p = paged.f;
+  if (p.mode == RGK_CMP) n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+  at.rows = n + p.before;
+  return n;
+}
+
+__device__ __forceinline__ const rgk_flash_params &flash_of(const rgk_flash_params &p) {
+  return p;
+}
+__device__ __forceinline__ const rgk_flash_params &flash_of(const rgk_flash_paged &p) {
+  return p.f;
+}
+template <class P> struct place_of { using type = in_rows; };
+template <> struct place_of<rgk_flash_paged> { using type = in_pages; };
+template <class P> using place = typename place_of<P>::type;
+
 /* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a
  * sequence come first). False: nothing to do. */
-template <class C>
-__device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &j, int &key_row) {
+template <class C, class P>
+__device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &at) {
+  const rgk_flash_params &p = flash_of(all);
   const int slot = rgk_over(i, p.by_heads);
   const tile t = find_tile(p.seqs, p.slots - 1 - slot, C::ROWS);
   j.head = i - slot * p.H;
@@ -105,15 +151,9 @@ __device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &
   j.position = j.keys = j.first = j.end = 0;
   if (t.n == 0) return false;
   if (j.kind == DEAD_ROWS) return true;
-  int begin = (int)seq_start(p.kseqs, t.b), n = (int)seq_start(p.kseqs, t.b + 1) - begin;
-  if (p.mode == RGK_CMP) {
-    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
-    begin = rgk_over(begin, p.by_stride);
-  }
-  n = min(n, (int)p.S - begin);
+  int n = count_keys(all, find_rows(all, t.b, at), at);
   if (n <= 0) return true;
   n += p.before;
-  key_row = begin - p.before;
   j.keys = n;
   j.position = (int)min(t.first + (p.offset ? p.offset[t.b] : 0), (int64_t)INT32_MAX - C::ROWS);
   const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
@@ -125,26 +165,45 @@ __device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &
 
 /* ---- load ---- */
 
+/* Panel x of key tile t. */
 template <class C>
-__device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
+__device__ __forceinline__ void load_tile(const rgk_flash_params &, const in_rows &at, char *to,
+                                          const rgk_map *map, uint64_t *bar, int x, int head,
+                                          int t) {
+  tma_load(to, map, bar, x * 64, head, at.row + t * C::N);
+}
+/* Boxes past the sequence's end are those of a page that is none: zeros. */
+template <class C>
+__device__ __forceinline__ void load_tile(const rgk_flash_paged &p, const in_pages &at, char *to,
+                                          const rgk_map *map, uint64_t *bar, int x, int head,
+                                          int t) {
+#pragma unroll 1
+  for (int y = 0; y < C::N; y += p.box) {
+    const int row = t * C::N + y, m = rgk_over(row, p.by_rows);
+    const int page = row < at.rows ? at.table[m] : p.count;
+    tma_load(to + y * 128, map, bar, x * 64, head, row - m * p.rows, page);
+  }
+}
+
+template <class C, class P> __device__ __forceinline__ void produce(const P &all, shared<C> &s) {
+  const rgk_flash_params &p = flash_of(all);
   ring<C::STAGES> k, v;
   uint32_t q_parity = 0;
   job j;
-  int key_row = 0, kv_head = 0;
+  place<P> at = {};
+  int kv_head = 0;
   auto load_k = [&](int t) {
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
     bar_expect(&s.k_full[k.stage], C::DP * C::KV);
     for (int x = 0; x < C::DP; x++)
-      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
-               key_row + t * C::N);
+      load_tile<C>(all, at, s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x, kv_head, t);
     k.next();
   };
   auto load_v = [&](int t) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
     bar_expect(&s.v_full[v.stage], C::EP * C::KV);
     for (int x = 0; x < C::EP; x++)
-      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
-               key_row + t * C::N);
+      load_tile<C>(all, at, s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x, kv_head, t);
     v.next();
   };
   auto hand_out = [&]() {
@@ -166,7 +225,7 @@ __device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s)
   const int jobs = p.slots * p.H, blocks = (int)gridDim.x;
   for (int r = 0; r * blocks < jobs; r++) {
     const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
-    if (i >= jobs || !find_job<C>(p, i, j, key_row)) continue;
+    if (i >= jobs || !find_job<C>(all, i, j, at)) continue;
     kv_head = rgk_over(j.head, p.by_group);
     if (j.first < j.end) load_k(j.end - 1);
     hand_out();
@@ -544,9 +603,9 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   if (group == 0) baton_wait();
 }
 
-template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1)
-    forward(const __grid_constant__ rgk_flash_params p) {
+template <class C, class P>
+__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ P all) {
+  const rgk_flash_params &p = flash_of(all);
   extern __shared__ char memory[];
   static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
                 "fits wherever it starts");
@@ -564,11 +623,28 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
   if (part == 0) {
     fewer_registers<C::PRODUCER_REGS>();
-    if (threadIdx.x == 0) produce<C>(p, s);
+    if (threadIdx.x == 0) produce<C>(all, s);
   } else {
     more_registers<C::REGS>();
     consume<C>(p, s, part - 1);
   }
+}
+
+/* ---- instances ---- */
+
+#ifdef RGK_DEV
+constexpr bool DEV = true;
+#else
+constexpr bool DEV = false;
+#endif
+
+template <class P, int D, int E, int GROUPS, int N> const void *instance(rg_dtype type) {
+  if constexpr (!DEV || (D == E && (D == 64 || D == 128))) {
+    if (type == RG_BF16) return (const void *)forward<config<__nv_bfloat16, D, E, GROUPS, N>, P>;
+    if constexpr (!DEV)
+      if (type == RG_F16) return (const void *)forward<config<__half, D, E, GROUPS, N>, P>;
+  }
+  return nullptr;
 }
 
 } // namespace flash

@@ -84,7 +84,10 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return 0;
+  if (a->paged) {
+    const rgk_pages pages = pages_view(a);
+    return rgi_flash_paged_refuses(&k, &pages, c->gpu) ? 0 : rgi_flash_paged_workspace(&k);
+  }
   return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
@@ -93,7 +96,9 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) {
     const rgk_pages pages = pages_view(a);
-    return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
+    if (rgi_flash_paged_refuses(&k, &pages, c->gpu))
+      return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
+    return rgi_flash_paged_steps(&k, &pages, c->gpu, c->workspace, x);
   }
   return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
@@ -110,7 +115,11 @@ rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return "plain: pages";
+  if (a->paged) {
+    const rgk_pages pages = pages_view(a);
+    const char *no = rgi_flash_paged_refuses(&k, &pages, c->gpu);
+    return no ? no : "wgmma";
+  }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }
