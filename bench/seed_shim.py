@@ -1,8 +1,9 @@
 """Lets bench/compare.py run mdy666/Scalable-Flash-Native-Sparse-Attention ("the seed") from a checkout of it.
 
 The seed wants a module flash_attn_interface (FlashAttention 3) for its sliding window, and pkg_resources. Both are stood in for
-here: the former by torch's own FlashAttention 2, `aten::_flash_attention_forward`, which knows packs and windows. Where the real
-ones are installed they are used, and `swa_backend` says so.
+here: the former by FlashAttention 4 (flash-attn-4) where that is installed, else by torch's own FlashAttention 2,
+`aten::_flash_attention_forward`, which knows packs and windows. Where the real ones are installed they are used, and
+`swa_backend` says so.
 """
 
 import sys
@@ -46,6 +47,37 @@ class Flash(torch.autograd.Function):
                                window), *[None] * 7
 
 
+def _interface4():
+    """flash_attn_interface of FlashAttention 4's functions."""
+    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd, flash_attn_varlen_func
+
+    def sides(window):
+        return {f"window_size_{side}": x if x >= 0 else None for side, x in zip(("left", "right"), window)}
+
+    def pack(cu_q, cu_k, max_q, max_k):
+        return {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+
+    def varlen(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        result = flash_attn_varlen_func(q, k, v, **pack(cu_q, cu_k, max_q, max_k), softmax_scale=softmax_scale, causal=causal,
+                                        window_size=tuple(x if x >= 0 else None for x in window_size))
+        return result[0] if isinstance(result, tuple) else result
+
+    def forward(q, k, v, k_new, v_new, qv, out, cu_q, cu_k, cu_k_new, used_q, used_k, max_q, max_k, *rest, causal=False,
+                window_size=(-1, -1), **_):
+        o, lse, *_ = _flash_attn_fwd(q, k, v, **pack(cu_q, cu_k, max_q, max_k), softmax_scale=rest[-1], causal=causal,
+                                     **sides(window_size), return_lse=True, out=out)
+        return o, lse
+
+    def backward(d_o, q, k, v, o, lse, cu_q, cu_k, used_q, used_k, max_q, max_k, dq, dk, dv, scale, causal, window_size,
+                 softcap, deterministic, sm_margin):
+        _flash_attn_bwd(q, k, v, o, d_o, lse, softmax_scale=scale, causal=causal, **sides(window_size),
+                        **pack(cu_q, cu_k, max_q, max_k), dq=dq, dk=dk, dv=dv)
+
+    module = types.ModuleType("flash_attn_interface")
+    module.flash_attn_varlen_func, module._flash_attn_forward, module._flash_attn_backward = varlen, forward, backward
+    return module
+
+
 def _interface():
     """flash_attn_interface with the three functions that the seed takes from it."""
     module = types.ModuleType("flash_attn_interface")
@@ -87,8 +119,10 @@ class Seed:
 
             self.swa_backend = "FlashAttention 3"
         except ImportError:
-            sys.modules["flash_attn_interface"] = _interface()
-            self.swa_backend = "torch's FlashAttention 2"
+            try:
+                sys.modules["flash_attn_interface"], self.swa_backend = _interface4(), "FlashAttention 4"
+            except ImportError:
+                sys.modules["flash_attn_interface"], self.swa_backend = _interface(), "torch's FlashAttention 2"
         try:
             import pkg_resources  # noqa: F401
         except ImportError:

@@ -124,6 +124,8 @@ typedef struct cli {
 
 /* Context, plugins; spec and policy too where the command names a spec. */
 rg_status cli_open(cli *c);
+/* Is the plan for a GPU? Then nodes are timed in a session that launches them one by one. */
+bool cli_on_gpu(const cli *c);
 /* One sequence for every input of sequence starts whose extent is still free. */
 void cli_default_sequences(cli *c);
 /* --set NAME=VALUE … → c->set. */

@@ -70,9 +70,9 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   if (b->t.data.backward) printf(", backward %.2f ms", b->t.backward_ms);
   printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
          cli_bytes(c->arena_peak, m));
-  if (timing_on_gpu(c))
+  if (cli_on_gpu(c))
     printf("whole directions: %s; nodes: launched one by one\n\n",
-           c->args.eager ? "the same" : "replayed graphs");
+           c->args.eager || c->ranks ? "the same" : "replayed graphs");
   else
     printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops,
            b->peak.bandwidth_gbs);
@@ -139,7 +139,7 @@ rg_status cli_cmd_bench(cli *c) {
   rg_sizes z;
   cli_args *a = &c->args;
   if (!a->repeat) a->repeat = 5;
-  const bool gpu = timing_on_gpu(c);
+  const bool gpu = cli_on_gpu(c);
   if (a->repeat > 100000)
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench", "--repeat %lld: at most 100000",
                     (long long)a->repeat);
@@ -159,7 +159,7 @@ rg_status cli_cmd_bench(cli *c) {
   if (s == RG_OK && !ranks) s = cli_make_session(c, a->eager);
   if (s == RG_OK) s = timing_prepare(c, &b.t);
   if (s == RG_OK && ranks) s = cli_ranks_open(c, &b.t.data);
-  if (s == RG_OK) s = timing_measure(c, &b.t, gpu && !a->eager, 0);
+  if (s == RG_OK) s = timing_measure(c, &b.t, gpu && !a->eager && !ranks, 0);
   if (s == RG_OK) {
     rg_plan_sizes(c->plan, &z);
     if (a->json)

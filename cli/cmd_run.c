@@ -201,7 +201,8 @@ rg_status cli_cmd_run(cli *c) {
   data_set d = {0};
   timing t;
   rg_sizes z;
-  rg_status s = cli_open(c);
+  rg_status s = cli_ranks_place(c);
+  if (s == RG_OK) s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
   if (s == RG_OK) s = cli_reports_open(c);
   if (s == RG_OK) s = data_open(c, &d);

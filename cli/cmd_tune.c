@@ -79,7 +79,7 @@ static rg_status list_jobs(tune *t) {
 #define ENTRY(name) {#name, cli_stock_##name, 0, "", false},
   const job stock[] = {STOCK(ENTRY)};
   const cli *c = t->c;
-  const bool gpu = timing_on_gpu(c), fixed = sets(c, "T");
+  const bool gpu = cli_on_gpu(c), fixed = sets(c, "T");
   const int given = c->args.npositional;
   const int nspec = given ? given : (int)(sizeof stock / sizeof *stock);
   const int64_t *size = gpu ? gpu_size : cpu_size;
@@ -218,7 +218,7 @@ static rg_status open_list(tune *t) {
   char source[512];
   rg_printable(t->c->args.source ? t->c->args.source : "", source, sizeof source);
   snprintf(t->header, sizeof t->header, "# regraph tune 1\t%s\t%d\t%s\t%.200s\n", t->c->args.device,
-           timing_on_gpu(t->c) ? 0 : cli_threads(t->c), rg_version(), source);
+           cli_on_gpu(t->c) ? 0 : cli_threads(t->c), rg_version(), source);
   const int fd = open(t->list, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (fd < 0) return cant_write(t);
   if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
@@ -253,7 +253,7 @@ static rg_status write_rows(tune *t, const job *j, cli *in, const timing *x) {
     if (n.step < 0 || n.step >= x->nrow) continue;
     /* a GPU is nobody else's meanwhile; cores are, and that only slows */
     const timing_row *row = &x->row[n.step];
-    const double ms = timing_on_gpu(in) ? row->median : row->ms[0];
+    const double ms = cli_on_gpu(in) ? row->median : row->ms[0];
     snprintf(line, sizeof line, "%s\t%s\t%s\t%s\t%s\t%s\t%.9g\t%.9g\t%.9g\t%.5g\n", j->name, n.name,
              n.backward ? "backward" : "forward", n.op, n.kernels ? n.kernels : "",
              rg_dtype_name(n.dtype), n.flops, n.exps, n.bytes, ms);
@@ -304,7 +304,7 @@ static rg_status run_job(tune *t, job *j) {
   if (s == RG_OK) s = cli_make_plan(&in);
   bool fits = true;
   if (s == RG_OK) {
-    s = cli_make_session(&in, timing_on_gpu(c));
+    s = cli_make_session(&in, cli_on_gpu(c));
     if (s == RG_OK) s = timing_prepare(&in, &x);
     fits = s != RG_E_NOMEM && s != RG_E_DEVICE;
   }
@@ -372,9 +372,9 @@ static rg_status save_profile(tune *t, const char *path) {
   strftime(date, sizeof date, "%Y-%m-%d", gmtime_r(&now, &day));
   snprintf(source, sizeof source, "this machine, tuned %s with regraph %s", date, rg_version());
   name_cpu(c, cpu, sizeof cpu);
-  if (!timing_on_gpu(c)) peak_measure(cli_threads(c), &peak);
+  if (!cli_on_gpu(c)) peak_measure(cli_threads(c), &peak);
   const rg_profile_options o = {.device = c->args.device,
-                                .name = timing_on_gpu(c) ? NULL : cpu,
+                                .name = cli_on_gpu(c) ? NULL : cpu,
                                 .source = c->args.source ? c->args.source : source,
                                 .threads = (int)c->args.threads,
                                 .matrix_gflops = peak.matrix_gflops,

@@ -331,7 +331,7 @@ static rg_status fill_tensor(cli *c, const data_set *d, data_tensor *t) {
 
 /* The tensor's memory on the plan's device, holding what the host's holds. */
 static rg_status to_device(cli *c, data_tensor *t) {
-  if (strcmp(c->args.device, "cuda") != 0) {
+  if (!cli_on_gpu(c) || cli_ranks(c) > 1) { /* ranks have shares of their own */
     t->device = t->data;
     return RG_OK;
   }

@@ -73,6 +73,7 @@ static void obey(rank *r, command what) {
   if (what == OPEN) r->status = open_session(r);
   if (what == FORWARD) r->status = rg_session_forward(r->session, &r->error);
   if (what == BACKWARD) r->status = rg_session_backward(r->session, &r->error);
+  if (what != OPEN && r->status == RG_OK) r->status = rg_session_synchronize(r->session, &r->error);
   if (r->status != RG_OK) { /* the others need not wait for it */
     rg_comm_destroy(r->comm, &r->error);
     r->comm = NULL;
@@ -137,17 +138,13 @@ static rg_range range_of(const cli_ranks_state *all, int number, int slot, int64
   return (rg_range){r[slot].begin * rows / all->cp.capacity, r[slot].end * rows / all->cp.capacity};
 }
 
-/* Between the whole array and a rank's share of it. */
-static void copy_rows(const cli_ranks_state *all, const data_tensor *t, int number, char *share,
-                      bool back) {
+/* A slot's rows within the whole array, and their bytes. */
+static char *rows_of(const cli_ranks_state *all, const data_tensor *t, int number, int slot,
+                     size_t *size) {
   const int64_t rows = t->info.dim[0], row = rows ? t->info.bytes / rows : 0;
-  for (int slot = 0; slot < 2; slot++) {
-    const rg_range at = range_of(all, number, slot, rows);
-    const size_t size = (size_t)((at.end - at.begin) * row);
-    char *there = (char *)t->data + at.begin * row;
-    memcpy(back ? there : share, back ? share : there, size);
-    share += size;
-  }
+  const rg_range at = range_of(all, number, slot, rows);
+  *size = (size_t)((at.end - at.begin) * row);
+  return (char *)t->data + at.begin * row;
 }
 
 static rg_status share_out(cli *c, rank *r) {
@@ -159,12 +156,18 @@ static rg_status share_out(cli *c, rank *r) {
     rg_tensor_info own;
     rg_plan_tensor(c->plan, (size_t)i, &own);
     if (!t->data) continue;
-    r->data[i] = calloc(own.bytes ? (size_t)own.bytes : 1, 1);
-    if (!r->data[i]) return cli_nomem(&c->error);
-    if (own.sharded)
-      copy_rows(r->all, t, r->number, r->data[i], false);
-    else
-      memcpy(r->data[i], t->data, (size_t)own.bytes);
+    rg_status s =
+        rg_memory_alloc(c->plan, own.bytes ? (size_t)own.bytes : 1, &r->data[i], &c->error);
+    if (!own.sharded && s == RG_OK)
+      s = rg_memory_write(c->plan, r->data[i], t->data, (size_t)own.bytes, &c->error);
+    char *share = r->data[i];
+    for (int slot = 0; slot < 2 && own.sharded && s == RG_OK; slot++) {
+      size_t size;
+      const char *there = rows_of(r->all, t, r->number, slot, &size);
+      s = rg_memory_write(c->plan, share, there, size, &c->error);
+      share += size;
+    }
+    if (s != RG_OK) return s;
   }
   return RG_OK;
 }
@@ -183,14 +186,23 @@ static void add_to(const rg_tensor_info *t, void *to, const void *from) {
   }
 }
 
-/* Every rank's share of tensor i, one after the other, from the other processes. Free it. */
-static rg_status fetch_shares(cli *c, int i, char **out) {
-  rank *r = &c->ranks->rank[0];
+/* What every rank has of tensor i, one after the other: of the ranks here, or by way of the other
+ * processes. Free it. */
+static rg_status fetch_shares(cli *c, int i, size_t bytes, char **out) {
+  const cli_ranks_state *all = c->ranks;
+  rg_comm *comm = all->rank[0].comm;
   rg_tensor_info t;
+  rg_status s = RG_OK;
   rg_plan_tensor(c->plan, (size_t)i, &t);
-  *out = malloc((size_t)t.bytes * (size_t)c->ranks->cp.ranks + 1);
-  if (!*out) return cli_nomem(&c->error);
-  return r->comm->all_gather(r->comm, t.name, r->data[i], *out, (size_t)t.bytes, NULL, &c->error);
+  *out = malloc(bytes * (size_t)all->cp.ranks + 1);
+  char *mine = all->here < all->cp.ranks ? malloc(bytes + 1) : NULL;
+  if (!*out || (!mine && all->here < all->cp.ranks)) s = cli_nomem(&c->error);
+  for (int r = 0; r < all->here && s == RG_OK; r++)
+    s = rg_memory_read(c->plan, mine ? mine : *out + (size_t)r * bytes, all->rank[r].data[i], bytes,
+                       &c->error);
+  if (mine && s == RG_OK) s = comm->all_gather(comm, t.name, mine, *out, bytes, NULL, &c->error);
+  free(mine);
+  return s;
 }
 
 static rg_status join(cli *c, data_tensor *t, int i) {
@@ -198,15 +210,17 @@ static rg_status join(cli *c, data_tensor *t, int i) {
   char *shares = NULL;
   rg_tensor_info own;
   rg_plan_tensor(c->plan, (size_t)i, &own);
-  rg_status s = all->here < all->cp.ranks ? fetch_shares(c, i, &shares) : RG_OK;
+  rg_status s = fetch_shares(c, i, (size_t)own.bytes, &shares);
   for (int r = 0; r < all->cp.ranks && s == RG_OK; r++) {
-    char *share = shares ? shares + r * own.bytes : all->rank[r].data[i];
-    if (t->info.sharded)
-      copy_rows(all, t, r, share, true);
-    else if (r == 0)
-      memcpy(t->data, share, (size_t)t->info.bytes);
-    else if (t->info.partial)
-      add_to(&t->info, t->data, share);
+    const char *share = shares + r * own.bytes;
+    for (int slot = 0; slot < 2 && t->info.sharded; slot++) {
+      size_t size;
+      char *there = rows_of(all, t, r, slot, &size);
+      memcpy(there, share, size);
+      share += size;
+    }
+    if (!t->info.sharded && r == 0) memcpy(t->data, share, (size_t)t->info.bytes);
+    if (!t->info.sharded && r > 0 && t->info.partial) add_to(&t->info, t->data, share);
   }
   free(shares);
   return s;
@@ -233,6 +247,25 @@ static rg_status check_starts(cli *c, cli_ranks_state *all) {
   }
   return rg_cp_rows(all->starts, all->entries, all->cp.capacity, all->cp.ranks, all->cp.mode, 0,
                     range, &c->error);
+}
+
+/* Of the GPUs that this process may see, the one that its place on the host has; a launcher that
+ * shows each process but its own has done it. Before anything asks for a GPU. */
+rg_status cli_ranks_place(cli *c) {
+  int launched = 1, local = 0;
+  char number[16];
+  rg_comm_launched(NULL, &launched, &local);
+  if (launched <= 1 || !cli_on_gpu(c)) return RG_OK;
+  const char *at = getenv("CUDA_VISIBLE_DEVICES");
+  snprintf(number, sizeof number, "%d", local);
+  if (!at || !at[0])
+    return setenv("CUDA_VISIBLE_DEVICES", number, 1) == 0 ? RG_OK : cli_nomem(&c->error);
+  for (int i = 0; i < local && at; i++) at = (at = strchr(at, ',')) ? at + 1 : NULL;
+  if (!at) return RG_OK;
+  char *own = strndup(at, strcspn(at, ","));
+  const bool set = own && setenv("CUDA_VISIBLE_DEVICES", own, 1) == 0;
+  free(own);
+  return set ? RG_OK : cli_nomem(&c->error);
 }
 
 rg_status cli_ranks_check(cli *c) {
@@ -277,7 +310,8 @@ rg_status cli_ranks_open(cli *c, const data_set *d) {
   pthread_cond_init(&all->moved, NULL);
   rg_status s = check_starts(c, all);
   if (s == RG_OK && n == ranks) s = rg_comm_threads(c->ctx, n, 0, comm, &c->error);
-  if (s == RG_OK && n < ranks) s = rg_comm_processes(c->ctx, NULL, comm, &c->error);
+  const rg_comm_options o = {.size = sizeof o, .cuda = cli_on_gpu(c)};
+  if (s == RG_OK && n < ranks) s = rg_comm_processes(c->ctx, &o, comm, &c->error);
   for (int i = 0; i < n; i++)
     all->rank[i] = (rank){.all = all, .number = number + i, .comm = comm[i]};
   free(comm);
@@ -308,7 +342,8 @@ void cli_ranks_close(cli *c) {
     if (r->started) pthread_join(r->thread, NULL);
     rg_session_destroy(r->session);
     rg_comm_destroy(r->comm, NULL);
-    for (int k = 0; k < all->d->ntensor && r->data; k++) free(r->data[k]);
+    for (int k = 0; k < all->d->ntensor && r->data; k++)
+      if (r->data[k]) rg_memory_free(c->plan, r->data[k]);
     free(r->data);
   }
   c->session = NULL;

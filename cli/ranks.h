@@ -10,6 +10,8 @@
 
 /* Ranks of the cli's plan, 1 without context parallelism. */
 int cli_ranks(const cli *c);
+/* Under a launcher: this process's GPU. Before anything else. */
+rg_status cli_ranks_place(cli *c);
 /* RG_E_USAGE if a launcher started another number of ranks than the plan is for. */
 rg_status cli_ranks_check(cli *c);
 /* RG_E_USAGE if a launcher started this process as one of several: how often bench repeats its runs

@@ -137,6 +137,10 @@ static void plan_progress(void *user, const char *stage, double done, double tot
     cli_progress(user, text, done, total);
 }
 
+bool cli_on_gpu(const cli *c) {
+  return strcmp(c->args.device, "cuda") == 0;
+}
+
 void cli_plan_options(cli *c, rg_plan_options *o) {
   const cli_args *a = &c->args;
   *o = (rg_plan_options){.set = c->solved,

@@ -6,10 +6,6 @@
 
 enum { ENOUGH = 3 };
 
-bool timing_on_gpu(const cli *c) {
-  return strcmp(c->args.device, "cuda") == 0;
-}
-
 rg_status timing_prepare(cli *c, timing *t) {
   rg_tensor_info info;
   for (size_t i = 0; rg_plan_tensor(c->plan, i, &info) == RG_OK; i++)
@@ -36,7 +32,7 @@ static rg_status run_once(cli *c, timing *t, int64_t repeat, bool whole) {
   rg_status s = run_direction(c, false, &forward);
   if (s == RG_OK && t->data.backward) s = run_direction(c, true, &backward);
   if (s != RG_OK || repeat < 0) return s;
-  if (whole || !timing_on_gpu(c)) {
+  if (whole || !cli_on_gpu(c) || c->ranks) {
     t->forward[repeat] = 1e3 * forward;
     t->backward[repeat] = 1e3 * backward;
   }

@@ -19,8 +19,6 @@ typedef struct timing {
   double forward_ms, backward_ms;
 } timing;
 
-/* Is the plan for a GPU? Then nodes are timed in a session that launches them one by one. */
-bool timing_on_gpu(const cli *c);
 /* Draws the arrays of the cli's plan and binds them to its session; with a backward if there are
  * gradients. */
 rg_status timing_prepare(cli *c, timing *t);

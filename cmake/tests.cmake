@@ -41,7 +41,7 @@ endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
-          test_cp_equal test_cp_processes)
+          test_cp_equal test_cp_processes test_cp_seed)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
     target_compile_options(${name} PRIVATE -Wno-format-zero-length)
@@ -84,7 +84,8 @@ target_link_libraries(gpu_tests PRIVATE rgi_harness regraph_all PkgConfig::CRITE
 target_compile_definitions(gpu_tests PRIVATE RG_SOURCE_DIR="${CMAKE_SOURCE_DIR}" RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
 add_test(NAME gpu COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu.sh $<TARGET_FILE:gpu_tests>)
 add_test(NAME gpu_cli COMMAND ${CMAKE_SOURCE_DIR}/tests/gpu_cli.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
-set_tests_properties(gpu gpu_cli PROPERTIES SKIP_RETURN_CODE 77)
+add_test(NAME gpu_tune COMMAND ${CMAKE_SOURCE_DIR}/tests/tune.sh cuda $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+set_tests_properties(gpu gpu_cli gpu_tune PROPERTIES SKIP_RETURN_CODE 77)
 
 # The same without Criterion, for compute-sanitizer: gpu_tests_plain [PART-OF-A-NAME …].
 add_executable(gpu_tests_plain EXCLUDE_FROM_ALL ${gpu_sources} ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
@@ -108,6 +109,7 @@ add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:reg
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME cli_schemas COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/schemas.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_mistakes COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/mistakes.sh $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_tune COMMAND ${CMAKE_SOURCE_DIR}/tests/tune.sh cpu $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_terminal COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/terminal.py $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 set_tests_properties(cli_schemas PROPERTIES SKIP_RETURN_CODE 77)
 add_test(NAME train_step COMMAND train_step WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

@@ -239,6 +239,52 @@ rg_status rgi_part_own(rgi_parts *p, int32_t t, int32_t *out, rg_error *e) {
   return rgi_fail(e, RG_E_INTERNAL, NULL, name_of(p, t), "a rank has no form of it");
 }
 
+/* Is t an input whose gradient is wanted, or a view of one? */
+static bool is_weight(const rgi_parts *p, int32_t t) {
+  while (is_view(maker(p, t)) && !is_join(maker(p, t))) t = maker(p, t)->in[0];
+  for (int i = 0; i < p->from->ninput; i++)
+    if (p->from->input[i].tensor == t) return p->from->input[i].want != RGI_GRAD_NONE;
+  return false;
+}
+
+/* t itself or, of a view, the same view of its input itself: past what sums over the ranks. */
+static rg_status bare(rgi_parts *p, int32_t t, int32_t *out, rg_error *e) {
+  const rgi_node *n = maker(p, t);
+  *out = t;
+  if (!n) return RG_OK;
+  const rgi_node view = *n;
+  rgi_graph *g = p->to;
+  int32_t in, *made = rgi_alloc_n(g->arena, (size_t)rgi_nout(&view) + 1, sizeof *made);
+  if (!made) return rgi_nomem(e);
+  RGI_TRY(bare(p, view.in[0], &in, e));
+  for (int i = 0; i < rgi_nout(&view); i++) {
+    made[i] = rgi_part_tensor(p, name_of(p, view.out[i]), ".bare", -1);
+    if (made[i] < 0) return rgi_nomem(e);
+    if (view.out[i] == t) *out = made[i];
+  }
+  const char *name = rgi_format(g->arena, "%s.bare", view.name);
+  if (!name) return rgi_nomem(e);
+  const int nin[] = {1}, nout[] = {rgi_nout(&view)};
+  RGI_TRY(rgi_part_node(p, name, view.op, view.attr, view.origin, nin, &in, nout, made, e));
+  g->node[g->nnode - 1].kind = view.kind;
+  return RG_OK;
+}
+
+rg_status rgi_part_pair(rgi_parts *p, int32_t t, int32_t *out, rg_error *e) {
+  rgi_form *f = &p->form[t];
+  if (f->axis != RGI_WHOLE || !is_weight(p, t)) return rgi_part_own(p, t, out, e);
+  if (f->pair < 0) {
+    const rg_value attr[] = {number(p->policy->ranks), number(p->policy->local_weights)};
+    int32_t x;
+    RGI_TRY(bare(p, t, &x, e));
+    f->pair = rgi_part_tensor(p, name_of(p, t), ".pair", -1);
+    if (f->pair < 0) return rgi_nomem(e);
+    RGI_TRY(add(p, "pair", attr, -1, (int[]){1}, &x, 1, &f->pair, e));
+  }
+  *out = f->pair;
+  return RG_OK;
+}
+
 rg_status rgi_part_slot(rgi_parts *p, int32_t t, int slot, int32_t *out, rg_error *e) {
   rgi_form *f = &p->form[t];
   if (f->axis == RGI_WHOLE) return rgi_part_own(p, t, out, e);

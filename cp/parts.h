@@ -24,6 +24,7 @@ typedef struct rgi_form {
   bool made;                    /* own */
   bool slotted;                 /* its node runs once a slot */
   int32_t self;                 /* a tensor without tokens: what stands for it */
+  int32_t pair;                 /* … where its gradient is two floats for each number, or -1 */
   int32_t slot[RGI_SLOTS], all; /* or -1 */
 } rgi_form;
 
@@ -59,6 +60,9 @@ rg_status rgi_parts_begin(rgi_parts *p, rg_error *e);
 
 rg_status rgi_part_own(rgi_parts *p, int32_t t, int32_t *out, rg_error *e);
 rg_status rgi_part_slot(rgi_parts *p, int32_t t, int slot, int32_t *out, rg_error *e);
+/* A weight for a port with RG_PORT_PAIR: as a pair, if it is an input whose gradient is wanted, or
+ * a view of one. */
+rg_status rgi_part_pair(rgi_parts *p, int32_t t, int32_t *out, rg_error *e);
 rg_status rgi_part_all(rgi_parts *p, int32_t t, int32_t *out, rg_error *e);
 rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t left, int64_t right, int slot,
                         int32_t *out, rg_error *e);

@@ -17,7 +17,6 @@
 #include "parts.h"
 #include "tables.h"
 #include <stdio.h>
-#include <string.h>
 
 enum { BOTH = RGI_SLOTS, MOST_PORTS = 64 };
 
@@ -99,12 +98,6 @@ static rg_status classify_view(rgi_parts *p, const rgi_node *n, rg_error *e) {
   return RG_OK;
 }
 
-static int attribute(const rg_op *op, const char *name) {
-  for (int i = 0; i < op->nattr; i++)
-    if (strcmp(op->attrs[i].name, name) == 0) return i;
-  return -1;
-}
-
 /* Ports take tokens, blocks and neither as their flags say. */
 static rg_status check_ports(rgi_parts *p, const rgi_node *n, rg_error *e) {
   const rg_op *op = n->op;
@@ -124,7 +117,8 @@ static rg_status check_ports(rgi_parts *p, const rgi_node *n, rg_error *e) {
       const rgi_axis want = flags & (RG_PORT_ROWS | RG_PORT_KROWS) ? RGI_TOKENS
                             : flags & RG_PORT_BLOCKS               ? RGI_BLOCKS
                                                                    : RGI_WHOLE;
-      if (p->form[t].axis != want)
+      const bool each = want == RGI_BLOCKS && rgi_blocks_are_rows(n);
+      if (p->form[t].axis != want && !(each && p->form[t].axis == RGI_TOKENS))
         return refuse(p, n, op->in[q].name, e,
                       want == RGI_TOKENS   ? "this port takes rows of tokens"
                       : want == RGI_BLOCKS ? "this port takes rows of blocks"
@@ -174,8 +168,8 @@ static rg_status check_capacity(rgi_parts *p, rg_error *e) {
   for (int n = 0; n < g->nnode; n++) {
     const rg_op *op = g->node[n].op;
     if (!(op->flags & RG_OP_BLOCKWISE)) continue;
-    const int64_t stride = g->node[n].attr[attribute(op, "stride")].i;
-    const int64_t kernel = g->node[n].attr[attribute(op, "kernel")].i;
+    const int64_t stride = g->node[n].attr[rgi_attribute(op, "stride")].i;
+    const int64_t kernel = g->node[n].attr[rgi_attribute(op, "kernel")].i;
     unit = lcm(unit, stride);
     if (kernel - 1 > least) least = kernel - 1;
     pointer = pointer_of(g, &g->node[n]);
@@ -252,19 +246,20 @@ static rg_status input(rgi_parts *p, const rgi_node *n, int q, int32_t t, int sl
   const rg_op *op = n->op;
   const uint32_t flags = op->in[q].flags;
   if (flags & RG_PORT_SEQLENS && op->flags & RG_OP_BLOCKWISE)
-    return rgi_part_blocks(p, n->attr[attribute(op, "kernel")].i,
-                           n->attr[attribute(op, "stride")].i, slot, out, e);
+    return rgi_part_blocks(p, n->attr[rgi_attribute(op, "kernel")].i,
+                           n->attr[rgi_attribute(op, "stride")].i, slot, out, e);
   if (flags & RG_PORT_SEQLENS) {
     *out = p->starts[slot];
     return RG_OK;
   }
   if (flags & RG_PORT_ROWS && op->flags & RG_OP_BLOCKWISE)
-    return rgi_part_halo(p, t, 0, n->attr[attribute(op, "kernel")].i - 1, slot, out, e);
+    return rgi_part_halo(p, t, 0, n->attr[rgi_attribute(op, "kernel")].i - 1, slot, out, e);
   if (flags & RG_PORT_ROWS)
     return slot == BOTH ? rgi_part_own(p, t, out, e) : rgi_part_slot(p, t, slot, out, e);
   const int64_t left = p->window[p->at].left;
   if (flags & RG_PORT_KROWS && left >= 0) return rgi_part_halo(p, t, left, 0, slot, out, e);
   if (flags & (RG_PORT_KROWS | RG_PORT_BLOCKS)) return rgi_part_all(p, t, out, e);
+  if (flags & RG_PORT_PAIR) return rgi_part_pair(p, t, out, e);
   return rgi_part_own(p, t, out, e);
 }
 
@@ -384,8 +379,8 @@ static rg_status begin(rgi_parts *p, rg_error *e) {
   if (!p->form) return rgi_nomem(e);
   RGI_TRY(find_lengths(p, e));
   for (int t = 0; t < g->ntensor; t++) {
-    p->form[t] =
-        (rgi_form){.self = t, .slot = {-1, -1}, .all = -1, .made = g->tensor[t].producer < 0};
+    p->form[t] = (rgi_form){
+        .self = t, .pair = -1, .slot = {-1, -1}, .all = -1, .made = g->tensor[t].producer < 0};
     if (p->form[t].made && g->tensor[t].seqlens >= 0) p->form[t].axis = RGI_TOKENS;
   }
   for (int n = 0; n < g->nnode; n++) RGI_TRY(classify(p, &g->node[n], e));

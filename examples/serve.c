@@ -1,6 +1,6 @@
 /* examples/serve.c: a serving loop: requests come, share the steps of one graph, and go.
  *
- *   cc serve.c $(pkg-config --cflags --libs regraph) -lm
+ *   cc serve.c $(pkg-config --cflags --libs regraph)
  *   ./a.out                                           # 64 requests to a small model, on the CPU
  *   ./a.out --device cuda --set layers=12 --set W=2048 --set dtype=bf16 …
  *   ./a.out --journal J --kill 40; ./a.out --journal J      # … and goes on from there
@@ -72,7 +72,6 @@ typedef struct server {
   size_t inputs_bytes;
   void *next_there;
   int32_t *next;
-  bool *finished;
   rg_queue *queue;
   rg_queue_arrays a;
   asked *asked;      /* [2 · requests]: then their forks */
@@ -147,12 +146,12 @@ static void *place(server *s, const char *name) {
   return NULL;
 }
 
-/* Binds all that a bucket's plan names. What the first one was given, all have. */
+/* Binds all that a bucket's plan names. What the largest one was given, all have. */
 static rg_status bind(server *s, bucket *b, rg_error *e) {
   rg_tensor_info t;
   int shared = 2;
   for (size_t i = 0; rg_plan_tensor(b->plan, i, &t) == RG_OK; i++) {
-    const bool first = b == s->bucket;
+    const bool first = b == &s->bucket[s->nbucket - 1];
     void *at = NULL;
     rg_status status = RG_OK;
     if (t.role == RG_INPUT && (at = place(s, t.name)))
@@ -194,7 +193,7 @@ static rg_status open_server(server *s, rg_error *e) {
   status = s->inputs ? take(s, s->inputs_bytes, &s->inputs_there, e) : RG_E_NOMEM;
   void *unused; /* bind counts from 2 on */
   if (status == RG_OK) status = take(s, 256, &unused, e);
-  for (int i = 0; i < s->nbucket && status == RG_OK; i++) status = bind(s, &s->bucket[i], e);
+  for (int i = s->nbucket - 1; i >= 0 && status == RG_OK; i--) status = bind(s, &s->bucket[i], e);
   if (status != RG_OK) return status;
   const rg_queue_options o = {.size = sizeof o,
                               .pages = s->pages,
@@ -205,15 +204,15 @@ static rg_status open_server(server *s, rg_error *e) {
                               .no_prefixes = s->no_prefixes,
                               .forks = s->forks};
   s->next = calloc((size_t)s->slots, sizeof *s->next);
-  s->finished = calloc((size_t)s->slots, sizeof *s->finished);
   s->a = (rg_queue_arrays){.tokens = place(s, "tokens"),
                            .lengths = place(s, "lengths"),
                            .context = place(s, "context"),
                            .pages = place(s, "pages"),
                            .forks = place(s, "forks"),
                            .request = calloc((size_t)s->slots, sizeof(rg_request)),
-                           .wanted = calloc((size_t)s->slots, sizeof(bool))};
-  if (!s->next || !s->finished || !s->a.request || !s->a.wanted) return RG_E_NOMEM;
+                           .wanted = calloc((size_t)s->slots, sizeof(bool)),
+                           .last = calloc((size_t)s->slots, sizeof(bool))};
+  if (!s->next || !s->a.last || !s->a.request || !s->a.wanted) return RG_E_NOMEM;
   return rg_queue_create(s->ctx, &o, &s->queue, e);
 }
 
@@ -227,7 +226,7 @@ static void close_server(server *s) {
   for (int64_t i = 0; s->asked && i < 2 * s->requests; i++) free(s->asked[i].token);
   free(s->asked);
   free(s->by_number);
-  free(s->inputs), free(s->next), free(s->finished), free(s->a.request), free(s->a.wanted);
+  free(s->inputs), free(s->next), free(s->a.last), free(s->a.request), free(s->a.wanted);
   free(s->lines);
   if (s->journal) fclose(s->journal);
 }
@@ -260,19 +259,34 @@ static void note_asked(server *s, const asked *r) {
   note(s, "\n");
 }
 
-/* What a step did is in the file before the next one begins, or not at all. */
-static void note_step(server *s) {
-  if (!s->journal) return;
-  note(s, "step\n");
-  fwrite(s->lines, 1, s->nlines, s->journal);
-  fflush(s->journal);
-  s->nlines = 0;
-}
-
 static rg_status cannot_write(const server *s, rg_error *e) {
   e->status = RG_E_IO;
   snprintf(e->message, sizeof e->message, "the journal %.500s can't be written", s->journal_path);
   return RG_E_IO;
+}
+
+/* What a step did is in the file before the next one begins, or not at all. */
+static rg_status note_step(server *s, rg_error *e) {
+  if (!s->journal) return RG_OK;
+  note(s, "step\n");
+  const size_t n = fwrite(s->lines, 1, s->nlines, s->journal);
+  if (n < s->nlines || fflush(s->journal) != 0) return cannot_write(s, e);
+  s->nlines = 0;
+  return RG_OK;
+}
+
+static rg_status not_ours(const server *s, rg_error *e) {
+  e->status = RG_E_DATA;
+  snprintf(e->message, sizeof e->message,
+           "the journal %.500s is of other requests; expected one of the same options",
+           s->journal_path);
+  return RG_E_DATA;
+}
+
+/* Longest request there is, of the longest invented ones and of what may be made. */
+static int64_t longest(const server *s) {
+  const int64_t room = s->longest ? s->longest : s->most * s->page;
+  return 2 * room + s->most * s->page + 2;
 }
 
 /* Takes in what the file says up to its last "step", and cuts off what stands behind. */
@@ -294,39 +308,44 @@ static rg_status recall(server *s, rg_error *e) {
   s->journal = f;
   char *end = text, *at = text;
   for (char *p = text; (p = strstr(p, "step\n")); p = end) end = p + 5;
-  while (at < end) {
+  rg_status status = RG_OK;
+  while (at < end && status == RG_OK) {
     const char kind = *at++;
     if (kind != 's') {
       const long i = strtol(at, &at, 10);
-      if (i < 0 || i >= 2 * s->requests) break;
+      if (i < 0 || i >= 2 * s->requests) {
+        status = not_ours(s, e);
+        break;
+      }
       asked *r = &s->asked[i];
       if (kind == '+') {
         r->most = strtol(at, &at, 10);
-        for (r->n = 0; *at == ' ';) r->token[r->n++] = (int32_t)strtol(at, &at, 10);
+        for (r->n = 0; *at == ' ' && r->n < longest(s);)
+          r->token[r->n++] = (int32_t)strtol(at, &at, 10);
         r->given = r->n;
         r->fate = LIVE;
         if (i < s->requests && i >= s->come) s->come = i + 1;
-      } else if (kind == '.') {
+      } else if (kind == '.' && r->n < longest(s)) {
         r->token[r->n++] = (int32_t)strtol(at, &at, 10);
-      } else {
+      } else if (kind != '.') {
         r->fate = kind == '=' ? ENDED : kind == 'x' ? CANCELLED : REFUSED;
         if (i < s->requests && i >= s->come) s->come = i + 1;
       }
     }
+    if (*at != '\n' && kind != 's') status = not_ours(s, e);
     at = strchr(at, '\n') + 1;
   }
   int64_t ended = 0, live = 0, tokens = 0;
-  rg_status status = RG_OK;
   for (int64_t i = 0; i < 2 * s->requests; i++) {
     asked *r = &s->asked[i];
     ended += r->fate > LIVE;
     if (r->fate != LIVE || status != RG_OK) continue;
     live++;
     tokens += r->n - r->given;
-    status = rg_queue_add(s->queue, r->token, r->n, r->most - (r->n - r->given), -1, &r->number, e);
+    status = rg_queue_add(s->queue, r->token, r->n, r->most - (r->n - r->given), &r->number, e);
     know(s, r);
   }
-  if (n)
+  if (n && status == RG_OK)
     printf("restart: %" PRId64 " requests had ended, %" PRId64 " go on after %" PRId64
            " tokens, %" PRId64 " are to come; %s\n",
            ended, live, tokens, s->requests - s->come,
@@ -339,14 +358,20 @@ static rg_status recall(server *s, rg_error *e) {
 
 /* ---- requests ---- */
 
-static rg_status invent(server *s) {
+static rg_status invent(server *s, rg_error *e) {
   const int64_t room = s->longest ? s->longest : s->most * s->page;
+  if (room < 4 || s->V < 1) {
+    e->status = RG_E_USAGE;
+    snprintf(e->message, sizeof e->message, "%s",
+             room < 4 ? "requests need room for four tokens" : "the spec has no output 'logits'");
+    return RG_E_USAGE;
+  }
   s->asked = calloc(2 * (size_t)s->requests, sizeof *s->asked);
   s->by_number = calloc(2 * (size_t)s->requests + 1, sizeof(asked *));
   if (!s->asked || !s->by_number) return RG_E_NOMEM;
   for (int64_t i = 0; i < 2 * s->requests; i++) {
     asked *r = &s->asked[i];
-    r->token = calloc((size_t)(2 * room + s->most * s->page + 2), sizeof *r->token);
+    r->token = calloc((size_t)longest(s), sizeof *r->token);
     if (!r->token) return RG_E_NOMEM;
     if (i >= s->requests) continue;
     const int64_t alike = i % 3 ? room / 4 : 0; /* of two kinds */
@@ -366,7 +391,7 @@ static rg_status invent(server *s) {
 static rg_status receive(server *s, rg_error *e) {
   asked *r = &s->asked[s->come++];
   rg_error own = {0};
-  const rg_status status = rg_queue_add(s->queue, r->token, r->n, r->most, -1, &r->number, &own);
+  const rg_status status = rg_queue_add(s->queue, r->token, r->n, r->most, &r->number, &own);
   r->fate = status == RG_OK ? LIVE : REFUSED;
   if (status == RG_OK) {
     know(s, r);
@@ -405,7 +430,8 @@ static rg_status forward(server *s, rg_error *e) {
   bucket *b = s->bucket;
   while (b->rows < s->a.rows) b++;
   const double start = now();
-  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, s->inputs_bytes, e);
+  const size_t bytes = (size_t)((char *)(s->a.tokens + b->rows) - s->inputs);
+  rg_status status = rg_memory_write(b->plan, s->inputs_there, s->inputs, bytes, e);
   if (status == RG_OK) status = rg_session_forward(b->session, e);
   if (status == RG_OK) status = rg_session_synchronize(b->session, e);
   if (status == RG_OK)
@@ -424,14 +450,14 @@ static rg_status step(server *s, rg_error *e) {
     note(s, "x %d\n", (int)(r - s->asked));
     if ((status = rg_queue_cancel(s->queue, r->number, e)) != RG_OK) return status;
   }
-  if ((status = rg_queue_done(s->queue, s->next, s->finished, e)) != RG_OK) return status;
+  if ((status = rg_queue_done(s->queue, s->next, e)) != RG_OK) return status;
   for (int64_t b = 0; b < s->a.used; b++) {
     asked *r = named(s, s->a.request[b]);
     if (!s->a.wanted[b] || r->fate != LIVE) continue;
     const int i = (int)(r - s->asked);
     r->token[r->n++] = s->next[b];
     note(s, ". %d %d\n", i, s->next[b]);
-    if (s->finished[b]) {
+    if (s->a.last[b]) {
       r->fate = ENDED;
       note(s, "= %d\n", i);
     } else if (i < s->requests && i % 8 == 7 && r->n - r->given == FORK_AT) {
@@ -461,8 +487,8 @@ static rg_status serve(server *s, rg_error *e) {
     if (status != RG_OK || (!s->a.rows && s->come == s->requests)) break;
     if (n == s->kill) raise(SIGKILL);
     if (s->a.rows) status = step(s, e);
+    if (status == RG_OK) status = note_step(s, e);
     if (status != RG_OK) break;
-    note_step(s);
     if (!s->quiet && (n % 32 == 0 || now() - shown > 1)) {
       shown = now();
       report(s, shown - start);
@@ -543,6 +569,7 @@ static const char *parse(server *s, int argc, char **argv) {
       }
     }
   }
+  if (s->nbucket < 1) return "--rows T[,T…]";
   for (int i = 0; i < s->nbucket; i++)
     if (s->bucket[i].rows < (i ? s->bucket[i - 1].rows + 1 : 1)) return "--rows grow";
   if (s->requests < 1 || s->arrive < 1 || s->most < 1)
@@ -577,7 +604,7 @@ int main(int argc, char **argv) {
     if (!told) s.set[s.nset++] = small[i];
   }
   rg_status status = open_server(&s, &e);
-  if (status == RG_OK) status = invent(&s);
+  if (status == RG_OK) status = invent(&s, &e);
   if (status == RG_OK) status = serve(&s, &e);
   if (status != RG_OK) {
     char line[1536] = "out of memory";

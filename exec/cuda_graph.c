@@ -58,18 +58,6 @@ static struct cudaKernelNodeParams node_params(const rg_launch *l, void **args) 
 
 /* ---- priorities: kernels that fill the GPU would keep those waiting that others wait for ---- */
 
-static void follow(rgi_cuda_graph *g) {
-  const rg_plan *plan = g->plan;
-  for (int32_t i = g->end - 1; i >= g->first; i--) {
-    double *leads = &g->leads[i - g->first];
-    if (plan->step[i].comm_size && plan->step[i].cost.wire > *leads)
-      *leads = plan->step[i].cost.wire;
-    if (*leads > g->dearest) g->dearest = *leads;
-    for (const int32_t *p = plan->after[i]; *p >= 0; p++)
-      if (g->leads[*p - g->first] < *leads) g->leads[*p - g->first] = *leads;
-  }
-}
-
 static bool sends(const rgi_cuda_graph *g) {
   return g->step >= 0 && g->plan->step[g->step].comm_size > 0;
 }
@@ -78,8 +66,8 @@ static bool sends(const rgi_cuda_graph *g) {
  * dear ones wait for, so that there is something left to hide them behind; then the rest. */
 static int priority(const rgi_cuda_graph *g) {
   if (sends(g)) return g->urgency;
-  if (g->step < 0 || g->dearest <= 0) return 0;
-  return g->leads[g->step - g->first] >= g->dearest / 2 ? g->urgency / 2 : 0;
+  if (g->step < 0) return 0;
+  return rgi_leads_first(g->leads[g->step - g->first], g->dearest) ? g->urgency / 2 : 0;
 }
 
 static rg_status add_kernel(rgi_cuda_graph *g, const rg_launch *l) {
@@ -315,8 +303,7 @@ rg_status rgi_cuda_graph_create(rg_session *s, bool backward, void *blas, int32_
                         .leads = leads,
                         .at = at};
   if (!at || !begin || !leads) return rgi_nomem(e);
-  memset(leads, 0, ((size_t)plan->nstep + 1) * sizeof *leads);
-  follow(g);
+  g->dearest = rgi_plan_leads(plan, g->first, g->end, leads);
   rg_status status =
       rgi_cuda_status(cudaGetDriverEntryPointByVersion("cuGraphExecKernelNodeSetParams", &found,
                                                        12000, cudaEnableDefault, &query),

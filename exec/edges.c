@@ -121,6 +121,22 @@ static void find_lanes(rg_plan *plan, bool *taken) {
   }
 }
 
+double rgi_plan_leads(const rg_plan *plan, int32_t from, int32_t to, double *leads) {
+  double dearest = 0;
+  for (int32_t i = from; i < to; i++) leads[i - from] = 0;
+  for (int32_t i = to - 1; i >= from; i--) {
+    double *mine = &leads[i - from];
+    if (plan->step[i].comm_size && plan->step[i].cost.wire > *mine) *mine = plan->step[i].cost.wire;
+    if (*mine > dearest) dearest = *mine;
+    for (const int32_t *p = plan->after[i]; *p >= 0; p++)
+      if (leads[*p - from] < *mine) leads[*p - from] = *mine;
+  }
+  return dearest;
+}
+bool rgi_leads_first(double leads, double dearest) {
+  return dearest > 0 && leads >= dearest / 2;
+}
+
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e) {
   edges m = {.plan = plan, .words = rgi_words(plan->nstep)};
   plan->after = rgi_alloc_n(plan->arena, (size_t)plan->nstep + 1, sizeof *plan->after);

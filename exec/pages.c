@@ -477,7 +477,8 @@ rg_status rg_pages_table(const rg_pages *p, rg_sequence number, int32_t *row, in
   if (!row || most < s->n)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "a row for %lld pages; expected %lld or more",
                     row ? (long long)most : 0, (long long)s->n);
-  for (int64_t m = 0; m < most; m++) row[m] = m < s->n ? s->page[m] : NO_PAGE;
+  if (s->n) memcpy(row, s->page, (size_t)s->n * sizeof *row);
+  memset(row + s->n, 0xff, (size_t)(most - s->n) * sizeof *row); /* NO_PAGE */
   return RG_OK;
 }
 

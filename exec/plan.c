@@ -297,14 +297,13 @@ static rg_status note_capacity(rg_plan *plan, const rg_spec *spec, const rg_plan
   return RG_OK;
 }
 
-static rg_status check_host(const rg_plan *plan, const rg_policy *policy, rg_error *e) {
+static rg_status check_host(int64_t host, const rg_policy *policy, rg_error *e) {
   const rg_status before = rgi_error_before(e);
   char need[32], most[32];
-  if (!policy || !policy->host_bound || plan->memory->host <= policy->host) return RG_OK;
+  if (!policy || !policy->host_bound || host <= policy->host) return RG_OK;
   rgi_fail(e, RG_E_INFEASIBLE, "/host", NULL,
            "what is offloaded takes %s (%lld bytes) of the host's memory; the policy allows %s",
-           rgi_human_bytes(plan->memory->host, need), (long long)plan->memory->host,
-           rgi_human_bytes(policy->host, most));
+           rgi_human_bytes(host, need), (long long)host, rgi_human_bytes(policy->host, most));
   name_policy(policy, RG_E_INFEASIBLE, before, e);
   return RG_E_INFEASIBLE;
 }
@@ -359,7 +358,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   RGI_GOTO(status, rgi_memplan(plan->graph, &p.mem, &next, &plan->memory, e), failed);
   RGI_GOTO(status, advance(&plan->graph, next, "memplan", e), failed);
   RGI_GOTO(status, rgi_memory_check(plan->graph, plan->memory, e), failed);
-  RGI_GOTO(status, check_host(plan, policy, e), failed);
+  RGI_GOTO(status, check_host(plan->memory->host, policy, e), failed);
   report(&p, "steps", 0);
   RGI_GOTO(status, rgi_plan_steps(plan, e), failed);
   if (plan->cuda) RGI_GOTO(status, rgi_plan_edges(plan, e), failed);
@@ -449,6 +448,19 @@ rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *e
   return rgi_kept(&all, check(spec, policy, &all, &last), &last, n);
 }
 
+/* What is offloaded by name, whatever is computed again: within the policy's bytes? */
+static rg_status check_named(const prepared *p, const rg_policy *policy, rg_error *e) {
+  rgi_graph *g;
+  rgi_memory *m;
+  rgi_memory_options mem = p->mem;
+  mem.no_reuse = true; /* nothing to be packed */
+  if (!policy || !policy->host_bound) return RG_OK;
+  RGI_TRY(rgi_memplan(p->graph, &mem, &g, &m, e));
+  const rg_status status = check_host(m->host, policy, e);
+  rgi_graph_destroy(g);
+  return status;
+}
+
 rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_options *options,
                     const char *format, rg_text *out, rg_error *e) {
   if (!out) return rgi_fail(e, RG_E_USAGE, NULL, NULL, "the out-pointer for the text is NULL");
@@ -462,12 +474,12 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
   if (policy) { /* and about what is computed again, beside what is offloaded by name */
     named = *policy;
     named.host_bound = false;
-    policy = &named;
   }
-  RGI_TRY(prepare(spec, policy, &o, &p, e));
+  RGI_TRY(prepare(spec, policy ? &named : NULL, &o, &p, e));
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);
-  rg_status status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
+  rg_status status = check_named(&p, policy, e);
+  if (status == RG_OK) status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
   if (status == RG_OK)
     status = rgi_buf_finish(&b, out, e);
   else

@@ -127,6 +127,10 @@ rg_status rgi_comm_bytes(const rgi_graph *g, int64_t *out, rg_error *e);
 rg_status rgi_plan_hash(rg_plan *plan, const rgi_graph *spec, const rg_policy *policy, rg_error *e);
 /* Fills after[]: which steps wait for which, from the bytes they touch (edges.c). */
 rg_status rgi_plan_edges(rg_plan *plan, rg_error *e);
+/* leads[i - from] of steps from … to: the bytes that the dearest collective behind step i sends;
+ * returns the most of them. What the dear ones wait for goes before the rest (edges.c). */
+double rgi_plan_leads(const rg_plan *plan, int32_t from, int32_t to, double *leads);
+bool rgi_leads_first(double leads, double dearest);
 /* Which kernels step i takes: "wgmma", "plain: d_v 40", or NULL where there is but one way. */
 const char *rgi_plan_path(const rg_plan *plan, int32_t i);
 /* RG_E_DEVICE: a block of `bytes` was refused; says what is free and which tensors are largest. */

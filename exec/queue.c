@@ -28,8 +28,7 @@ typedef struct request {
   rg_sequence sequence; /* 0: waits */
   int64_t rows;         /* in this step */
   int64_t lacked;       /* pages it would have had to find when it last did not fit */
-  int32_t stop;
-  bool forked; /* the page that it writes to next may be another's, too */
+  bool forked;          /* the page that it writes to next may be another's, too */
   bool gone;
 } request;
 
@@ -41,6 +40,7 @@ struct rg_queue {
   int64_t count, served, room;
   request **slot; /* [B] of the step that runs; NULL: cancelled since */
   int64_t used;
+  bool *last; /* the caller's */
   bool running;
   rg_request numbers;
   rg_queue_info info;
@@ -132,8 +132,8 @@ static void insert(rg_queue *q, int64_t at, request *r) {
   r->number = ++q->numbers;
 }
 
-rg_status rg_queue_add(rg_queue *q, const int32_t *tokens, int64_t n, int64_t most, int32_t stop,
-                       rg_request *out, rg_error *e) {
+rg_status rg_queue_add(rg_queue *q, const int32_t *tokens, int64_t n, int64_t most, rg_request *out,
+                       rg_error *e) {
   request *r;
   int64_t end;
   if (out) *out = 0;
@@ -151,7 +151,6 @@ rg_status rg_queue_add(rg_queue *q, const int32_t *tokens, int64_t n, int64_t mo
   RGI_TRY(make(q, end, &r, e));
   memcpy(r->token, tokens, (size_t)n * sizeof *tokens);
   r->n = n;
-  r->stop = stop;
   insert(q, q->count, r);
   *out = r->number;
   return RG_OK;
@@ -169,7 +168,7 @@ static rg_status find(const rg_queue *q, rg_request number, int64_t *at, rg_erro
 static void let_pages_go(rg_queue *q, request *r) {
   if (r->sequence) rg_pages_close(q->pages, r->sequence, NULL);
   r->sequence = 0;
-  r->context = r->rows = 0;
+  r->context = r->rows = r->lacked = 0;
   r->forked = false;
 }
 
@@ -210,7 +209,6 @@ rg_status rg_queue_fork(rg_queue *q, rg_request number, int32_t token, rg_reques
   memcpy(r->token, from->token, (size_t)from->n * sizeof *r->token);
   r->token[from->n - 1] = token;
   r->n = from->n;
-  r->stop = from->stop;
   r->context = from->context;
   insert(q, at + 1, r);
   q->served += r->sequence != 0;
@@ -307,8 +305,8 @@ static rg_status move_up(rg_queue *q, int64_t *left, bool *up, rg_error *e) {
   const int64_t lacks = pages_for(q, r->n) - known / q->o.page + q->served;
   int64_t n = r->n - known < *left ? r->n - known : *left;
   if (q->served && lacks > to_be_had(q)) {
-    r->lacked = lacks;
     let_pages_go(q, r);
+    r->lacked = lacks;
     return RG_OK;
   }
   const rg_status status = rg_pages_reserve(q->pages, r->sequence, n, e);
@@ -337,6 +335,7 @@ static rg_status fill(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
     a->context[b] = (int32_t)(r->context + r->rows);
     a->request[b] = r->number;
     a->wanted[b] = r->context + r->rows == r->n;
+    a->last[b] = false;
     q->slot[b++] = r;
     row += r->rows;
   }
@@ -345,12 +344,13 @@ static rg_status fill(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
   for (int64_t k = b; k < B; k++) {
     a->lengths[k] = a->context[k] = 0;
     a->request[k] = 0;
-    a->wanted[k] = false;
+    a->wanted[k] = a->last[k] = false;
   }
   RGI_TRY(rg_pages_copies(q->pages, a->forks, q->o.forks, &copies, e));
   q->info.copies += copies;
   a->rows = row;
   a->used = q->used = b;
+  q->last = a->last;
   q->running = row > 0;
   return RG_OK;
 }
@@ -358,7 +358,7 @@ static rg_status fill(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
 rg_status rg_queue_step(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
   if (a) a->rows = a->used = 0;
   if (!q || !a || !a->tokens || !a->lengths || !a->context || !a->pages || !a->request ||
-      !a->wanted || (q->o.forks && !a->forks))
+      !a->wanted || !a->last || (q->o.forks && !a->forks))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "rg_queue_step needs a queue and all arrays");
   if (q->running)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
@@ -375,27 +375,31 @@ rg_status rg_queue_step(rg_queue *q, rg_queue_arrays *a, rg_error *e) {
   return status;
 }
 
-rg_status rg_queue_done(rg_queue *q, const int32_t *next, bool *finished, rg_error *e) {
+rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
   if (!q || !q->running)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL, "no step runs; expected rg_queue_step first");
-  if (finished) memset(finished, 0, (size_t)q->o.slots * sizeof *finished);
-  bool ended = false;
+  bool ended = false, filled = false;
   if (!next) all_wait(q);
   for (int64_t b = 0; b < q->used && next; b++) {
     request *r = q->slot[b];
+    const bool told = q->last[b];
+    q->last[b] = false;
     if (!r) continue;
     rg_pages_commit(q->pages, r->sequence, r->token + r->context, r->rows, NULL);
+    filled |= r->rows > 1 && r->context / q->o.page < (r->context + r->rows) / q->o.page;
     r->context += r->rows;
     q->info.rows += r->rows;
     if (r->context < r->n) continue;
     r->token[r->n++] = next[b];
     q->info.tokens++;
-    if (r->n < r->end && !(r->stop >= 0 && next[b] == r->stop)) continue;
+    if (r->n < r->end && !told) continue;
     r->gone = ended = true;
     q->info.finished++;
-    if (finished) finished[b] = true;
+    q->last[b] = true;
   }
   if (ended) close_up(q);
+  /* whoever waits first may share pages of prompts that are full since, and lack fewer */
+  if (filled && q->served < q->count) q->live[q->served]->lacked = 0;
   q->info.steps += next != NULL;
   q->used = 0;
   q->running = false;

@@ -2,15 +2,8 @@
  * and how the failure of one ends the runs of all. */
 #include "../graph/policy.h"
 #include "session.h"
-#include <string.h>
 
 /* ---- the plan ---- */
-
-static int attribute(const rg_op *op, const char *name) {
-  for (int i = 0; i < op->nattr; i++)
-    if (strcmp(op->attrs[i].name, name) == 0) return i;
-  return -1;
-}
 
 rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e) {
   const char *first = NULL;
@@ -18,7 +11,7 @@ rg_status rgi_plan_ranks(rg_plan *plan, rg_error *e) {
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *s = &plan->step[i];
     if (!(s->call.op->flags & RG_OP_COMM)) continue;
-    const int a = attribute(s->call.op, "ranks");
+    const int a = rgi_attribute(s->call.op, "ranks");
     const int64_t mine = a < 0 ? 1 : s->call.attr[a].i;
     if (!first && plan->cp.ranks <= 1) ranks = mine;
     if (mine != ranks)

@@ -21,6 +21,9 @@ bool rgi_bwd_wants(const rgi_backward *b, int node, int i);
  * for the slice that starts at `start` on `axis`. */
 rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis, int64_t start,
                        rg_error *e);
+/* The same, for all of it, where nobody else has `gradient` or will have it: a sum may go on in its
+ * bytes. */
+rg_status rgi_bwd_hand_over(rgi_backward *b, int node, int i, int gradient, rg_error *e);
 /* Appends a backward node of a one-input, one-output op whose name is
  * tensor's name + suffix; returns the output. */
 rg_status rgi_bwd_unary(rgi_backward *b, const char *op, const rg_value *attr, int input,

@@ -58,13 +58,10 @@ static bool lookup(void *user, const char *name, rgi_dim *out) {
     *out = v->value;
     return true;
   }
-  for (int i = 0; i < s->node->op->nattr; i++)
-    if (s->node->op->attrs[i].type == RG_ATTR_INT &&
-        strcmp(s->node->op->attrs[i].name, name) == 0) {
-      *out = rgi_dim_of(s->node->attr[i].i);
-      return true;
-    }
-  return false;
+  const int i = rgi_attribute(s->node->op, name);
+  if (i < 0 || s->node->op->attrs[i].type != RG_ATTR_INT) return false;
+  *out = rgi_dim_of(s->node->attr[i].i);
+  return true;
 }
 
 /* Copies axis `i` of a shape text such as "T,H,D" into buffer; false past the end. */
@@ -108,7 +105,13 @@ static rg_status mismatch(inference *s, const rg_port *port, const rgi_tensor *t
 
 static rg_status input_shape(inference *s, const rg_port *port, const rgi_tensor *t, int id,
                              bool expressions) {
+  rgi_tensor values;
   if (strcmp(port->shape, "*") == 0) return RG_OK;
+  if (t->paired && port->flags & RG_PORT_PAIR) {
+    values = *t;
+    values.dim[0] = rgi_dim_of(t->dim[0].c / 2);
+    t = &values;
+  }
   if (strcmp(port->shape, "...") == 0) {
     if (expressions) return RG_OK;
     if (s->ellipsis < 0) {
@@ -244,6 +247,14 @@ static rg_status output_shape(inference *s, const rg_port *port, rgi_tensor *t) 
   return RG_OK;
 }
 
+/* The gradient of a pair is one. */
+static void pair_up(const inference *s, const rg_port *port, rgi_tensor *t) {
+  const int x = rgi_in_port(s->node->op, port->name + strlen("d."));
+  const int32_t of = x < 0 ? -1 : rgi_in(s->node, x);
+  t->paired = of >= 0 && s->g->tensor[of].paired;
+  if (t->paired) t->dim[0] = rgi_dim_of(2 * t->dim[0].c);
+}
+
 static rg_status output_dtype(inference *s, const rg_port *port, rgi_tensor *t) {
   int letter = port->type & 127;
   int dtype = letter ? s->dtype_of[letter] : -1;
@@ -333,6 +344,7 @@ static rg_status outputs(inference *s) {
       } else {
         RGI_TRY(output_shape(s, port, t));
       }
+      if (port->flags & RG_PORT_PAIR) pair_up(s, port, t);
       RGI_TRY(check_size(s, t));
       t->base = -1;
       t->offset = 0;

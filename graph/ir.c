@@ -126,6 +126,15 @@ int rgi_in_port(const rg_op *op, const char *name) {
 int rgi_out_port(const rg_op *op, const char *name) {
   return port_by_name(op->out, op->nout, name);
 }
+int rgi_attribute(const rg_op *op, const char *name) {
+  for (int i = 0; i < op->nattr; i++)
+    if (strcmp(op->attrs[i].name, name) == 0) return i;
+  return -1;
+}
+bool rgi_blocks_are_rows(const rgi_node *n) {
+  const int stride = rgi_attribute(n->op, "stride");
+  return stride >= 0 && n->attr[stride].i == 1;
+}
 
 static rgi_io *copy_io(rgi_arena *a, const rgi_io *from, int32_t n) {
   rgi_io *to = rgi_alloc_n(a, (size_t)n, sizeof *to);

@@ -98,6 +98,7 @@ typedef struct rgi_tensor {
   rgi_region region;           /* of an owner; set by memplan (inputs and outputs earlier) */
   int64_t address;             /* byte offset in the region; set by memplan */
   bool host;                   /* an owner that waits for the backward in the host's memory */
+  bool paired;                 /* axis 0 is two halves, values and their rests: RG_PORT_PAIR */
 } rgi_tensor;
 
 typedef enum rgi_kind { RGI_PRIMAL, RGI_GRADIENT, RGI_CLONE, RGI_GLUE } rgi_kind;
@@ -188,9 +189,12 @@ const char *rgi_free_name(rgi_graph *g, const char *name);
  * The node's outputs are created by rgi_infer_node. */
 int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin, const int *nout,
                  const rg_value *attr);
-/* Port index by name, or -1. */
+/* Port or attribute by name: its index, or -1. */
 int rgi_in_port(const rg_op *op, const char *name);
 int rgi_out_port(const rg_op *op, const char *name);
+int rgi_attribute(const rg_op *op, const char *name);
+/* Do the node's blocks have a row each, so that tokens serve where its ports take blocks? */
+bool rgi_blocks_are_rows(const rgi_node *n);
 
 /* Applies the op's port tables, structural rule and check to node n: fills shape, dtype, stride,
  * base, offset of its outputs (tensor ids must be set; names too). pointer goes into error

@@ -51,12 +51,17 @@ static void tie(const rgi_graph *g, rows *r, int32_t *first, int t) {
     r->parent[root(r, t)] = root(r, *first);
 }
 
+static uint32_t flags_of(const rgi_node *n, int port) {
+  const uint32_t flags = n->op->in[port].flags;
+  return flags & RG_PORT_BLOCKS && rgi_blocks_are_rows(n) ? flags | RG_PORT_KROWS : flags;
+}
+
 /* The first tensor on ports with `flag`, all of which it ties together; -1 if there is none. */
 static int tie_ports(const rgi_graph *g, rows *r, const rgi_node *n, uint32_t flag) {
   int32_t first = -1;
   for (int p = 0; p < n->op->nin; p++)
     for (int i = n->in_begin[p]; i < n->in_begin[p + 1]; i++)
-      if (n->op->in[p].flags & flag) tie(g, r, &first, n->in[i]);
+      if (flags_of(n, p) & flag) tie(g, r, &first, n->in[i]);
   for (int p = 0; p < n->op->nout; p++)
     for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++)
       if (n->op->out[p].flags & flag) tie(g, r, &first, n->out[i]);

@@ -1,6 +1,6 @@
 /* graph/spec.h: a loaded spec, shared by spec.c (the public side), scope.c (parameters and
- * dimensions) and elaborate.c (from JSON to graph). Immutable once rg_spec_load_… has
- * returned it. */
+ * dimensions), declare.c and elaborate.c (from JSON to graph). Immutable once rg_spec_load_…
+ * has returned it. */
 #ifndef RGI_SPEC_H
 #define RGI_SPEC_H
 

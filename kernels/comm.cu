@@ -88,6 +88,17 @@ __global__ void __launch_bounds__(THREADS) sum_ranks(const __grid_constant__ rgk
   }
 }
 
+__global__ void __launch_bounds__(THREADS) sum_pairs(const __grid_constant__ rgk_pairs_params p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.n) return;
+  double sum = 0;
+  for (int r = 0; r < p.ranks; r++) {
+    const float *of = p.from + 2 * p.n * r;
+    sum += (double)of[i] + (double)of[p.n + i];
+  }
+  p.to[i * p.stride] = (float)sum;
+}
+
 /* ---- halos ---- */
 
 struct side { /* the chunk before or after a slot's */
@@ -271,6 +282,9 @@ const void *rgk_sum_ranks(bool vectors, rg_dtype from) {
   if (!vectors) return (const void *)sum_ranks<void>;
   if (from == RG_F32) return (const void *)sum_ranks<float>;
   return (const void *)sum_ranks<__nv_bfloat16>;
+}
+const void *rgk_sum_pairs() {
+  return (const void *)sum_pairs;
 }
 const void *rgk_halo_send(bool, rg_dtype) {
   return (const void *)halo_send;

@@ -44,6 +44,15 @@ typedef struct rgk_sum_params {
 } rgk_sum_params;
 RGK_GETTER(rgk_sum_ranks(bool vectors, rg_dtype from))
 
+/* to[i·stride] = Σ_r from[2n·r + i] + from[2n·r + n + i], in fp64, by rank. */
+typedef struct rgk_pairs_params {
+  const float *from;
+  float *to;
+  int64_t n, stride;
+  int32_t ranks;
+} rgk_pairs_params;
+RGK_GETTER(rgk_sum_pairs(void))
+
 /* ---- halo: ../ops/comm/halo.c says what is whose ---- */
 
 enum { RGK_HALO_SLOTS = 8 };

@@ -44,9 +44,10 @@ __device__ __forceinline__ float inverse(float x) {
 }
 
 template <int MAP>
-constexpr int inputs = MAP == RGK_FILL                                            ? 0
-                       : MAP == RGK_COPY || MAP == RGK_SILU || MAP == RGK_SIGMOID ? 1
-                       : MAP == RGK_MUL_BWD                                       ? 3
+constexpr int inputs =
+    MAP == RGK_FILL                                                               ? 0
+    : MAP == RGK_COPY || MAP == RGK_SILU || MAP == RGK_SIGMOID || MAP == RGK_RELU ? 1
+    : MAP == RGK_MUL_BWD                                                          ? 3
                                                                                   : 2;
 template <int MAP> constexpr int outputs = MAP == RGK_MUL_BWD ? 2 : 1;
 
@@ -65,6 +66,8 @@ template <int MAP> __device__ __forceinline__ void apply(const float *x, float *
     y[0] = __fmul_rn(__fmul_rn(x[1], s), __fmaf_rn(x[0], __fmul_rn(e, s), 1.0f));
   }
   if (MAP == RGK_SIGMOID) y[0] = inverse(1.0f + exp_minus(x[0]));
+  if (MAP == RGK_RELU) y[0] = value * x[0] <= 0 ? 0.0f : x[0];
+  if (MAP == RGK_RELU_BWD) y[0] = value * x[0] <= 0 ? 0.0f : x[1];
   if (MAP == RGK_SIGMOID_BWD) {
     const float e = exp_minus(x[0]), s = inverse(1.0f + e);
     y[0] = __fmul_rn(__fmul_rn(x[1], s), __fmul_rn(e, s));
@@ -208,7 +211,7 @@ __global__ void __launch_bounds__(THREADS)
     scale_lengths(const __grid_constant__ rgk_scale_lengths_params p) {
   const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
   if (i >= p.n) return;
-  const int64_t start = (int64_t)p.from[i] * p.times;
+  const int64_t start = (int64_t)p.from[i] * p.times / p.divisor;
   p.to[i] = start < p.rows ? (int32_t)start : p.rows;
 }
 
@@ -231,6 +234,8 @@ const void *rgk_map_kernel(rgk_map m, bool vectors, rg_dtype x) {
   case RGK_SILU: return map_of<RGK_SILU>(vectors, x);
   case RGK_SILU_BWD: return map_of<RGK_SILU_BWD>(vectors, x);
   case RGK_SIGMOID: return map_of<RGK_SIGMOID>(vectors, x);
+  case RGK_RELU: return map_of<RGK_RELU>(vectors, x);
+  case RGK_RELU_BWD: return map_of<RGK_RELU_BWD>(vectors, x);
   default: return map_of<RGK_SIGMOID_BWD>(vectors, x);
   }
 }

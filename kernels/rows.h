@@ -29,6 +29,8 @@ typedef enum rgk_map {
   RGK_SILU_BWD,    /* x, dy, dx */
   RGK_SIGMOID,     /* x, to */
   RGK_SIGMOID_BWD, /* x, dy, dx */
+  RGK_RELU,        /* x, to: where value·x > 0, else 0 */
+  RGK_RELU_BWD,    /* x, dy, dx */
   RGK_MAPS
 } rgk_map;
 
@@ -55,12 +57,12 @@ typedef struct rgk_add_params {
 } rgk_add_params;
 RGK_GETTER(rgk_add_kernel(bool vectors, rg_dtype x))
 
-/* to[i] = from[i]·times, at most `rows`; one thread for each. */
+/* to[i] = from[i]·times / divisor, at most `rows`; one thread for each. */
 typedef struct rgk_scale_lengths_params {
   const int32_t *from;
   int32_t *to;
   int64_t n;
-  int32_t times, rows;
+  int32_t times, divisor, rows, zero;
 } rgk_scale_lengths_params;
 RGK_GETTER(rgk_scale_lengths(void))
 

@@ -1,15 +1,29 @@
 /* memplan/check.c: the independent checker of a memory plan: the dumbest code that can be right.
 
    Starts over from the graph: which nodes touch which bytes, who is alive when, which regions must
-   hold what. Then compares every two blocks. Shares nothing with the planner, not even its helpers.
-   Trusts nothing that it is given of the plan: a number is looked at before it is used as an index.
+   hold what. Then compares every two blocks that could collide: those of saved and host memory,
+   which all wait for the turn together, where their addresses meet; those of scratch where their
+   lives do. Shares nothing with the planner, not even its helpers. Trusts nothing that it is given
+   of the plan: a number is looked at before it is used as an index.
  */
 #include "memplan.h"
 #include <stdio.h>
+#include <stdlib.h>
 
 typedef struct life {
   int32_t first, last; /* -1: untouched */
 } life;
+
+/* What the graph asks for, and which blocks answer. */
+typedef struct facts {
+  life *life;         /* [ntensor] of owners */
+  bool *result;       /* [ntensor] of owners: the caller supplies it, an output, or a gradient that
+                         was asked for */
+  int32_t *block;     /* [ntensor] one of its blocks */
+  int32_t *found;     /* [ntensor] how many it has */
+  int32_t *workspace; /* [nnode] one of its blocks */
+  int32_t *rooms;     /* [nnode] how many it has */
+} facts;
 
 static rg_status broken(const rgi_graph *g, int32_t tensor, int32_t node, rg_error *e,
                         const char *what) {
@@ -30,36 +44,36 @@ static int32_t owner_of(const rgi_graph *g, int32_t tensor) {
   return g->tensor[tensor].base < 0 ? tensor : g->tensor[tensor].base;
 }
 
-/* Reads (or writes) any alias of `owner`? Views move no bytes. */
-static bool touches(const rgi_graph *g, int32_t node, int32_t owner) {
-  const rgi_node *n = &g->node[node];
-  if (n->op->flags & RG_OP_VIEW) return false;
-  for (int32_t i = 0; i < n->in_begin[n->op->nin]; i++)
-    if (n->in[i] >= 0 && owner_of(g, n->in[i]) == owner) return true;
-  for (int32_t i = 0; i < n->out_begin[n->op->nout]; i++)
-    if (n->out[i] >= 0 && owner_of(g, n->out[i]) == owner) return true;
-  return false;
+static void touch(const rgi_graph *g, facts *f, int32_t tensor, int32_t node) {
+  if (tensor < 0) return;
+  life *l = &f->life[owner_of(g, tensor)];
+  if (l->first < 0) l->first = node;
+  l->last = node;
 }
 
-static life life_of(const rgi_graph *g, int32_t owner) {
-  life l = {-1, -1};
-  for (int32_t k = 0; k < g->nnode; k++)
-    if (touches(g, k, owner)) {
-      if (l.first < 0) l.first = k;
-      l.last = k;
-    }
-  return l;
-}
-
-/* The caller supplies it: an output, or a gradient that was asked for. */
-static bool is_result(const rgi_graph *g, int32_t owner) {
-  for (int32_t i = 0; i < g->noutput; i++)
-    if (owner_of(g, g->output[i].tensor) == owner) return true;
+/* Reading or writing any alias is touching the owner; views move no bytes. */
+static void find_facts(const rgi_graph *g, const rgi_memory *m, facts *f) {
+  for (int32_t t = 0; t < g->ntensor; t++) f->life[t] = (life){-1, -1};
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const rgi_node *n = &g->node[k];
+    if (n->op->flags & RG_OP_VIEW) continue;
+    for (int32_t i = 0; i < n->in_begin[n->op->nin]; i++) touch(g, f, n->in[i], k);
+    for (int32_t i = 0; i < n->out_begin[n->op->nout]; i++) touch(g, f, n->out[i], k);
+  }
+  for (int32_t i = 0; i < g->noutput; i++) f->result[owner_of(g, g->output[i].tensor)] = true;
   for (int32_t i = 0; i < g->ninput; i++)
-    if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0 &&
-        owner_of(g, g->input[i].grad) == owner)
-      return true;
-  return false;
+    if (g->input[i].want != RGI_GRAD_NONE && g->input[i].grad >= 0)
+      f->result[owner_of(g, g->input[i].grad)] = true;
+  for (int32_t i = 0; i < m->nblock; i++) {
+    const rgi_block *b = &m->block[i];
+    if (b->tensor >= 0) {
+      f->block[b->tensor] = i;
+      f->found[b->tensor]++;
+    } else {
+      f->workspace[b->first] = i;
+      f->rooms[b->first]++;
+    }
+  }
 }
 
 static int64_t bytes_of(const rgi_tensor *x) {
@@ -92,11 +106,12 @@ static rg_status check_block(const rgi_graph *g, const rgi_memory *m, int32_t i,
 }
 
 /* One owner: right region, one block of the right size and life exactly where it is due. */
-static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t, rg_error *e) {
+static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, const facts *f, int32_t t,
+                             rg_error *e) {
   const rgi_tensor *x = &g->tensor[t];
-  life l = life_of(g, t);
+  const life l = f->life[t];
   rgi_region due;
-  if (is_result(g, t))
+  if (f->result[t])
     due = RGI_R_OUTPUT;
   else if (x->producer < 0)
     due = RGI_R_INPUT;
@@ -111,11 +126,8 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
                     "memory plan: %s is in the wrong region, %s; expected %s", x->name,
                     (unsigned)x->region <= RGI_R_HOST ? rgi_region_name(x->region) : "none",
                     rgi_region_name(due));
-  int32_t found = 0;
-  for (int32_t i = 0; i < m->nblock; i++) {
-    const rgi_block *b = &m->block[i];
-    if (b->tensor != t) continue;
-    found++;
+  if (f->found[t] == 1) {
+    const rgi_block *b = &m->block[f->block[t]];
     if (b->region != due || b->address != x->address)
       return broken(g, t, -1, e, "and its block disagree");
     if (b->size != bytes_of(x)) return broken(g, t, -1, e, "has a block of another size");
@@ -125,11 +137,13 @@ static rg_status check_owner(const rgi_graph *g, const rgi_memory *m, int32_t t,
   if (due == RGI_R_HOST && (l.first < 0 || g->node[l.first].backward || !g->node[l.last].backward))
     return broken(g, t, -1, e, "does not wait from forward to backward");
   bool needs = (due == RGI_R_SAVED || due == RGI_R_SCRATCH || due == RGI_R_HOST) && l.first >= 0;
-  if (found != needs) return broken(g, t, -1, e, found ? "has a block too many" : "has no block");
+  if (f->found[t] != needs)
+    return broken(g, t, -1, e, f->found[t] ? "has a block too many" : "has no block");
   return RG_OK;
 }
 
-static rg_status check_workspace(const rgi_graph *g, const rgi_memory *m, int32_t k, rg_error *e) {
+static rg_status check_workspace(const rgi_graph *g, const rgi_memory *m, const facts *f, int32_t k,
+                                 rg_error *e) {
   const rg_op *op = g->node[k].op;
   int64_t size = m->workspace_size[k];
   if (size < 0) return broken(g, -1, k, e, "a workspace of negative size");
@@ -137,17 +151,13 @@ static rg_status check_workspace(const rgi_graph *g, const rgi_memory *m, int32_
     return broken(g, -1, k, e, "a workspace for an op that asks for none");
   if (size == 0 && m->workspace[k] != -1)
     return broken(g, -1, k, e, "an address for a workspace of no bytes");
-  int32_t found = 0;
-  for (int32_t i = 0; i < m->nblock; i++) {
-    const rgi_block *b = &m->block[i];
-    if (b->tensor >= 0 || b->first != k) continue;
-    found++;
-    if (b->last != k || b->region != RGI_R_SCRATCH || b->size != size ||
-        b->address != m->workspace[k] || b->shares >= 0)
-      return broken(g, -1, k, e, "a workspace and its block disagree");
-  }
-  if (found != (size > 0))
+  if (f->rooms[k] != (size > 0))
     return broken(g, -1, k, e, "a workspace without a block, or with several");
+  if (size == 0) return RG_OK;
+  const rgi_block *b = &m->block[f->workspace[k]];
+  if (b->last != k || b->region != RGI_R_SCRATCH || b->size != size ||
+      b->address != m->workspace[k] || b->shares >= 0)
+    return broken(g, -1, k, e, "a workspace and its block disagree");
   return RG_OK;
 }
 
@@ -185,7 +195,6 @@ static bool handed_over(const rgi_graph *g, const rgi_memory *m, const rgi_block
 
 static rg_status check_pair(const rgi_graph *g, const rgi_memory *m, const rgi_block *a,
                             const rgi_block *b, rg_error *e) {
-  if (a->region != b->region || a->size == 0 || b->size == 0) return RG_OK;
   if (a->address + a->size <= b->address || b->address + b->size <= a->address) return RG_OK;
   bool apart = a->region == RGI_R_SCRATCH && (a->last < b->first || b->last < a->first);
   if (apart || handed_over(g, m, a, b) || handed_over(g, m, b, a)) return RG_OK;
@@ -210,12 +219,67 @@ static rg_status check_bound(const char *direction, int64_t bound, int64_t size,
                   direction, (long long)bound, (long long)size);
 }
 
-rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
+/* ---- which pairs to look at ---- */
+
+static int by_address(const void *x, const void *y) {
+  const rgi_block *a = *(const rgi_block *const *)x, *b = *(const rgi_block *const *)y;
+  return (a->address > b->address) - (a->address < b->address);
+}
+
+static int by_birth(const void *x, const void *y) {
+  const rgi_block *a = *(const rgi_block *const *)x, *b = *(const rgi_block *const *)y;
+  return (a->first > b->first) - (a->first < b->first);
+}
+
+/* Blocks of one region that are not empty, into list[nblock]; returns how many. */
+static int32_t blocks_of(const rgi_memory *m, rgi_region region, const rgi_block **list,
+                         int (*order)(const void *, const void *)) {
+  int32_t n = 0;
+  for (int32_t i = 0; i < m->nblock; i++)
+    if (m->block[i].region == region && m->block[i].size > 0) list[n++] = &m->block[i];
+  if (n) qsort(list, (size_t)n, sizeof *list, order);
+  return n;
+}
+
+/* All that wait for the turn are alive together: each against those that begin before it ends. */
+static rg_status check_waiting(const rgi_graph *g, const rgi_memory *m, rgi_region region,
+                               const rgi_block **list, rg_error *e) {
+  const int32_t n = blocks_of(m, region, list, by_address);
+  for (int32_t i = 0; i < n; i++)
+    for (int32_t j = i + 1; j < n && list[j]->address < list[i]->address + list[i]->size; j++)
+      RGI_TRY(check_pair(g, m, list[i], list[j], e));
+  return RG_OK;
+}
+
+/* Each block of scratch against those before it that are still alive when it is born; list[0 …
+ * alive) has those. */
+static rg_status check_scratch(const rgi_graph *g, const rgi_memory *m, const rgi_block **list,
+                               rg_error *e) {
+  const int32_t n = blocks_of(m, RGI_R_SCRATCH, list, by_birth);
+  int32_t alive = 0;
+  for (int32_t i = 0; i < n; i++) {
+    const rgi_block *b = list[i];
+    int32_t kept = 0;
+    for (int32_t j = 0; j < alive; j++) {
+      if (list[j]->last < b->first) continue;
+      RGI_TRY(check_pair(g, m, list[j], b, e));
+      list[kept++] = list[j];
+    }
+    list[kept++] = b;
+    alive = kept;
+  }
+  return RG_OK;
+}
+
+static rg_status check_all(const rgi_graph *g, const rgi_memory *m, const facts *f,
+                           const rgi_block **list, rg_error *e) {
   int64_t saved = m->reserved, host = 0, forward = 0, backward = 0;
-  for (int32_t i = 0; i < m->nblock; i++) RGI_TRY(check_block(g, m, i, e));
   for (int32_t t = 0; t < g->ntensor; t++)
-    if (g->tensor[t].base < 0) RGI_TRY(check_owner(g, m, t, e));
-  for (int32_t k = 0; k < g->nnode; k++) RGI_TRY(check_workspace(g, m, k, e));
+    if (g->tensor[t].base < 0) RGI_TRY(check_owner(g, m, f, t, e));
+  for (int32_t k = 0; k < g->nnode; k++) RGI_TRY(check_workspace(g, m, f, k, e));
+  RGI_TRY(check_waiting(g, m, RGI_R_SAVED, list, e));
+  RGI_TRY(check_waiting(g, m, RGI_R_HOST, list, e));
+  RGI_TRY(check_scratch(g, m, list, e));
   for (int32_t i = 0; i < m->nblock; i++) {
     const rgi_block *b = &m->block[i];
     int64_t *end = b->region == RGI_R_SAVED     ? &saved
@@ -223,7 +287,6 @@ rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e)
                    : g->node[b->first].backward ? &backward
                                                 : &forward;
     if (b->size > 0 && b->address + b->size > *end) *end = b->address + b->size;
-    for (int32_t j = 0; j < i; j++) RGI_TRY(check_pair(g, m, b, &m->block[j], e));
   }
   RGI_TRY(check_size("saved", m->saved, saved, e));
   RGI_TRY(check_size("host", m->host, host, e));
@@ -232,4 +295,27 @@ rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e)
   RGI_TRY(check_size("scratch", m->scratch, forward > backward ? forward : backward, e));
   RGI_TRY(check_bound("forward", m->forward_bound, m->forward_scratch, e));
   return check_bound("backward", m->backward_bound, m->backward_scratch, e);
+}
+
+rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e) {
+  for (int32_t i = 0; i < m->nblock; i++) RGI_TRY(check_block(g, m, i, e));
+  rgi_arena *a = rgi_arena_create(g->ctx);
+  if (!a) return rgi_nomem(e);
+  const size_t nt = (size_t)g->ntensor + 1, nn = (size_t)g->nnode + 1;
+  facts f = {.life = rgi_alloc_n(a, nt, sizeof *f.life),
+             .result = rgi_alloc_n(a, nt, sizeof *f.result),
+             .block = rgi_alloc_n(a, nt, sizeof *f.block),
+             .found = rgi_alloc_n(a, nt, sizeof *f.found),
+             .workspace = rgi_alloc_n(a, nn, sizeof *f.workspace),
+             .rooms = rgi_alloc_n(a, nn, sizeof *f.rooms)};
+  const rgi_block **list = rgi_alloc_n(a, (size_t)m->nblock + 1, sizeof *list);
+  rg_status status;
+  if (!f.life || !f.result || !f.block || !f.found || !f.workspace || !f.rooms || !list) {
+    status = rgi_nomem(e);
+  } else {
+    find_facts(g, m, &f);
+    status = check_all(g, m, &f, list, e);
+  }
+  rgi_arena_destroy(a);
+  return status;
 }

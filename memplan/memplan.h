@@ -73,8 +73,7 @@ rg_status rgi_memory_workspaces(const rgi_graph *g, const rgi_memory_options *o,
 /* May node k's first output take over its first input's bytes, if that dies there? Element by
  * element the op then reads and writes the same place, so both sides must be laid out alike. */
 bool rgi_memory_alike(const rgi_graph *g, int32_t k);
-/* The independent checker: O(n²), shares nothing with the planner, recomputes lifetimes from the
- * graph. */
+/* The independent checker: shares nothing with the planner, recomputes lifetimes from the graph. */
 rg_status rgi_memory_check(const rgi_graph *g, const rgi_memory *m, rg_error *e);
 
 /* timeline */

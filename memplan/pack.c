@@ -266,7 +266,10 @@ static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = t
  * Mostly it tries for the goal itself, now and then for something in between. */
 static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch,
                             rg_error *e) {
-  static const int32_t widths[] = {20, 60, 100, 60, 200, 60, 100, 400};
+  static const int32_t widths[] = {20, 60, 20, 100, 60, 60, 20, 200};
+  /* narrow ones that are content with something between goal and peak: if the goal takes too long,
+   * a packing near it is soon found */
+  static const bool between_too[RGI_COUNT(widths)] = {[2] = true, [4] = true, [6] = true};
   rgi_packing *p = &x->packing;
   const double share = beam_share(p, goal_of(x, target));
   if (p->n > MOST_IMPROVED || !x->countable) return RG_OK;
@@ -290,7 +293,7 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
       const uint32_t k = x->beams % RGI_COUNT(widths);
-      if (k == RGI_COUNT(widths) - 1) capacity = between_goal_and_peak(x, capacity);
+      if (between_too[k]) capacity = between_goal_and_peak(x, capacity);
       const int32_t width = x->beams >= NARROW_BEAMS ? 2 * widths[k] : widths[k];
       verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);
       x->beams++;

@@ -37,12 +37,21 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
     return rg_op_fail(e, RG_E_SHAPE, c,
                       "%lld query heads are not a positive multiple of %lld KV heads", (long long)H,
                       (long long)KH);
+  const int64_t I = x ? rg_in(c, 3)->dim[1] : 1;
+  if (I != RG_DIM_FREE && KH != RG_DIM_FREE && I != 1 && I != KH)
+    return rg_op_fail(e, RG_E_SHAPE, c, "idx has %lld heads, expected %lld as k, or 1 for all",
+                      (long long)I, (long long)KH);
   if (D != RG_DIM_FREE && (D < 1 || D > RGI_ATTN_MAX_D))
     return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of q and k is not in 1 to %d",
                       (long long)D, RGI_ATTN_MAX_D);
   if (E != RG_DIM_FREE && (E < 1 || E > RGI_ATTN_MAX_D))
     return rg_op_fail(e, RG_E_SHAPE, c, "head width %lld of v is not in 1 to %d", (long long)E,
                       RGI_ATTN_MAX_D);
+  if (c->gpu && (D > 256 || E > 256) && !rgi_cuda_attn_much_shared(c->gpu))
+    return rg_op_fail(
+        e, RG_E_LIMIT, c,
+        "heads %lld wide need a GPU of compute capability 9 to 11; this one takes 256",
+        (long long)(D > E ? D : E));
   if (cu->dim[0] != RG_DIM_FREE && cu->dim[0] < 1)
     return rg_op_fail(e, RG_E_SHAPE, c, "cu_seqlens is empty, expected at least its leading 0");
   return kind_of(c)->check(c, e);

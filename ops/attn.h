@@ -12,7 +12,7 @@
 #include "ops.h"
 #include "paged.h"
 
-enum { RGI_ATTN_MAX_D = 256 };
+enum { RGI_ATTN_MAX_D = 576 };
 
 /* Attributes 0 and 1 of every attention op; the rest is the op's. */
 enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
@@ -33,7 +33,7 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
    "starts of the key sequences, in tokens; absent: those of the queries"},                        \
   {"q_offset", "B1-1", RG_PORT_OPTIONAL | RG_PORT_OFFSETS, RG_D(RG_I32), 0, -1,                    \
    "position of each sequence's first query; absent: 0"},                                          \
-  {"sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0,                                             \
+  {"sinks", "H", RG_PORT_OPTIONAL | RG_PORT_PAIR, RG_D_FLOAT, 'S', 0,                              \
    "a further logit per head that carries no value"}
 #define RGI_ATTN_OUT RGI_ATTN_OUT_CUT(1)
 #define RGI_ATTN_OUT_CUT(axis)                                                                     \
@@ -62,7 +62,8 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
   {"acc.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1, "sum so far for d.q"},   \
   {"acc.k", "S,KH,D", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.k"},    \
   {"acc.v", "S,KH,E", RG_PORT_OPTIONAL | (key_flag), RG_D(RG_F32), 0, 1, "sum so far for d.v"},    \
-  {"acc.sinks", "H", RG_PORT_OPTIONAL, RG_D(RG_F32), 0, 0, "sum so far for d.sinks"},              \
+  {"acc.sinks", "H", RG_PORT_OPTIONAL | RG_PORT_PAIR, RG_D(RG_F32), 0, 0,                          \
+   "sum so far for d.sinks"},                                                                      \
   {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
    "out.o times grad.o, summed over the last axis, in place of out.o"}
 #define RGI_ATTN_OUT_BWD(key_flag)                                                                 \
@@ -72,7 +73,8 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
    "gradient of k"},                                                                               \
   {"d.v", "S,KH,E", RG_PORT_GRAD | RG_PORT_OPTIONAL | (key_flag), RG_D_FLOAT, 'F', 1,              \
    "gradient of v"},                                                                               \
-  {"d.sinks", "H", RG_PORT_GRAD | RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', 0, "gradient of sinks"}
+  {"d.sinks", "H", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_PAIR, RG_D_FLOAT, 'S', 0,             \
+   "gradient of sinks"}
 /* clang-format on */
 
 /* In-ports after q, k, v (and idx); add 1 for slc. */
@@ -122,6 +124,11 @@ typedef struct rgi_attn {
   int64_t dp, ep;        /* D, E rounded up to 16 */
   const struct rgi_attn_isa *isa;
 } rgi_attn;
+
+/* The selection of row `row` for KV head h: its own, or the one there is for all. */
+static inline const int32_t *rgi_attn_idx(const rgi_attn *a, int64_t row, int64_t h) {
+  return rgi_at(a->idx, row, a->idx->dim[1] == 1 ? 0 : h);
+}
 
 /* Which keys a query sees. */
 typedef struct rgi_attn_kind {

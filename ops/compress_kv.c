@@ -7,8 +7,9 @@
        swiglu       y_j = silu(a) · b,     (a, b) = W x_j    W [2D, kernel·D]
        sigmoid_mul  y_j = sigmoid(a) · b
 
-   All heads share W. The blocks of a head are rows of a matrix that is never built: row j begins at
-   a token and its columns run over tokens and features, so the product gathers them while packing.
+   Without v, keys alone are compressed. All heads share W. The blocks of a head are rows of a
+   matrix that is never built: row j begins at a token and its columns run over tokens and features,
+   so the product gathers them while packing.
  */
 #include "cpu/compress.h"
 #include "cuda/compress.h"
@@ -40,6 +41,8 @@ int64_t rgi_compress_blocks(const int32_t *cu, int64_t nseq, int64_t kernel, int
 
 static rg_status check_weight(const rg_call *c, rg_error *e, const char *side, int method,
                               const rg_arg *x, const rg_arg *w) {
+  if (!x && w) return rg_op_fail(e, RG_E_USAGE, c, "%s_weight is given, but no %s", side, side);
+  if (!x) return RG_OK;
   if (method == RGI_MEAN) {
     if (!w) return RG_OK;
     return rg_op_fail(e, RG_E_USAGE, c, "%s_weight is given, but %s_method mean takes none", side,
@@ -237,6 +240,7 @@ static void cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.bytes = rgi_call_bytes(c)};
   for (int i = 0; i < 2; i++) {
     rgi_compress_method m = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i;
+    if (!rg_out(c, OUT_K + i)) continue;
     out->flops += rgi_compress_flops(c, rg_in(c, IN_K + i), m);
     out->exps += rgi_compress_exps(c, rg_in(c, IN_K + i), m);
   }
@@ -244,7 +248,8 @@ static void cost(const rg_call *c, rg_cost *out) {
 
 static const rg_port in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "keys"},
-    {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "values"},
+    {"v", "T,KH,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,
+     "values; absent: keys alone are compressed"},
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
      "shared by all heads: [D, kernel*D] for linear, [2*D, kernel*D] for swiglu and sigmoid_mul, "
      "absent for "
@@ -255,7 +260,7 @@ static const rg_port in[] = {
 static const rg_port out[] = {
     {"k", "T/stride,KH,D", RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
      "compressed keys; rows of sequence b start at cu_seqlens[b]/stride"},
-    {"v", "T/stride,KH,E", RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
+    {"v", "T/stride,KH,E", RG_PORT_OPTIONAL | RG_PORT_BLOCKS, RG_D_FLOAT, 'F', 1,
      "compressed values, in the same rows"},
 };
 

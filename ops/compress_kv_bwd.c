@@ -74,9 +74,8 @@ typedef struct side {
 } side;
 
 static layout layout_of(const rg_call *c, int i) {
-  const rg_arg *x = rg_in(c, IN_K + i), *w = rg_in(c, IN_K_WEIGHT + i),
-               *dw = rg_out(c, OUT_K_WEIGHT + i);
-  int64_t stride = c->attr[RGI_CMP_STRIDE].i, blocks = x->dim[0] / stride;
+  const rg_arg *w = rg_in(c, IN_K_WEIGHT + i), *dw = rg_out(c, OUT_K_WEIGHT + i);
+  int64_t stride = c->attr[RGI_CMP_STRIDE].i, blocks = rg_in(c, IN_K)->dim[0] / stride;
   layout l = {.table = RGI_ROUND256(blocks * 4)};
   if (!w) return l;
   int64_t overlap = c->attr[RGI_CMP_KERNEL].i / stride,
@@ -352,7 +351,7 @@ static void cost(const rg_call *c, rg_cost *out) {
 
 static const rg_port in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "keys"},
-    {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "values"},
+    {"v", "T,KH,E", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1, "values"},
     {"k_weight", "KM,KN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
     {"v_weight", "VM,VN", RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, "as forward"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},

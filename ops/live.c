@@ -54,6 +54,15 @@ static rg_status run_scale(const rg_call *c) {
   return RG_OK;
 }
 
+/* ---- block_starts ---- */
+
+static rg_status run_starts(const rg_call *c) {
+  const rg_arg *x = rg_in(c, 0), *y = rg_out(c, 0);
+  for (int64_t i = 0; i < x->dim[0]; i++)
+    ((int32_t *)y->data)[i] = (int32_t)(((const int32_t *)x->data)[i] / c->attr[0].i);
+  return RG_OK;
+}
+
 static const rg_port scale_in[] = {
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "sequence starts"},
 };
@@ -78,3 +87,25 @@ const rg_op rgi_op_scale_lengths = {.abi = RG_OP_ABI,
                                     .run_cpu = run_scale,
                                     .cuda_steps = rgi_cuda_scale_lengths,
                                     .cuda_path = rgi_cuda_scale_lengths_path};
+
+static const rg_port starts_out[] = {
+    {"y", "B1", 0, RG_D(RG_I32), 0, -1,
+     "where each sequence's compressed rows start: cu_seqlens_k for attention over such rows"},
+};
+static const rg_attr starts_attrs[] = {
+    {"stride", RG_ATTR_INT, true, 1, INT32_MAX, 1, NULL,
+     "tokens from one compressed row to the next"},
+};
+const rg_op rgi_op_block_starts = {.abi = RG_OP_ABI,
+                                   .name = "block_starts",
+                                   .doc = "sequence starts, counted in compressed rows",
+                                   .in = scale_in,
+                                   .nin = RGI_COUNT(scale_in),
+                                   .out = starts_out,
+                                   .nout = RGI_COUNT(starts_out),
+                                   .attrs = starts_attrs,
+                                   .nattr = RGI_COUNT(starts_attrs),
+                                   .cost = cost,
+                                   .run_cpu = run_starts,
+                                   .cuda_steps = rgi_cuda_block_starts,
+                                   .cuda_path = rgi_cuda_scale_lengths_path};

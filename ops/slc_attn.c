@@ -10,11 +10,9 @@ static const rg_attr attrs[] = {
 
 #define SELECTION                                                                             \
   {                                                                                           \
-    "idx", "T,KH,N", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,                                        \
-        "selected blocks, ascending, padded with -1; entries negative, past the keys or not " \
-        "larger than "                                                                        \
-        "all before "                                                                         \
-        "them are ignored"                                                                    \
+    "idx", "T,I,N", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,                                         \
+        "selected blocks, ascending, padded with -1: of each KV head, or with I = 1 of all; " \
+        "entries negative, past the keys or not larger than all before them are ignored"      \
   }
 
 static const rg_port in[] = {

@@ -6,10 +6,14 @@
      idx[i]   = the first `init` blocks, the last `local` up to the query's own, and the best of the
                 others, ascending
 
-   Candidates are all b <= i / block; min(top_n, candidates) are kept, the rest of the row is -1.
+   With pool "max" a block scores the largest p[j] of the keys that reach into it instead.
+   Candidates are all b <= i / block; without `local`, which the own block is one of, only complete
+   ones, and with `tail` the own one, which then is kept. min(top_n, candidates) are kept, the rest
+   of the row is -1.
    Those past the last key (a query may lie beyond it) score nothing: 0, or -inf where blocks not
-   complete do. Equal scores: the lower index. NaN ranks last. score "dot" ranks whole blocks by Σ_h
-   q_h·k instead. No gradient.
+   complete do. Equal scores: the lower index. NaN ranks last. score "dot" ranks by Σ_h q_h·k
+   instead, "relu" by Σ_h weight_h·max(q_h·k, 0), both of whole blocks or of a block's best key. No
+   gradient. Queries of a query_block rank by the sum of their scores: they choose alike.
 
    One task is a tile of 32 queries of a sequence and a KV head. Blocks are ranked twice at most: by
    fp32 sums, and where the last block chosen has so little probability that fp32 underflows (or
@@ -25,8 +29,8 @@
 #include "cuda/paged.h"
 #include "cuda/topk.h"
 
-enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_COUNT };
-/* paged_topk has these instead of the last two */
+enum { IN_Q, IN_K, IN_LSE, IN_CU, IN_CU_K, IN_OFFSET, IN_WEIGHT, IN_COUNT };
+/* paged_topk has these instead of the two before weight */
 enum { IN_CONTEXT = IN_CU_K, IN_PAGES };
 enum {
   A_KERNEL,
@@ -38,9 +42,18 @@ enum {
   A_SCORE,
   A_SCALE,
   A_SOFTCAP,
+  A_POOL,
+  A_TAIL,
+  A_QUERY_BLOCK,
   A_COUNT
 };
-enum { SCORE_SOFTMAX, SCORE_DOT };
+enum { POOL_SUM, POOL_MAX };
+static int64_t score_of(const rg_call *c) {
+  return c->attr[A_SCORE].i;
+}
+static bool by_softmax(const rg_call *c) {
+  return score_of(c) == RGK_TOPK_BY_SOFTMAX;
+}
 extern const rg_op rgi_op_paged_topk;
 static bool is_paged(const rg_call *c) {
   return c->op == &rgi_op_paged_topk;
@@ -77,13 +90,16 @@ static const rg_port in_ports[IN_COUNT] = {
                  "starts of the key sequences, in tokens, where they differ"},
     [IN_OFFSET] = {"q_offset", "B1-1", RG_PORT_OFFSETS | RG_PORT_OPTIONAL, RG_D(RG_I32), 0, -1,
                    "position of each sequence's first query"},
+    [IN_WEIGHT] = {"weight", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D_FLOAT, 'W', 1,
+                   "factors of the heads in score relu; absent: 1"},
 };
 static const rg_port out_ports[] = {
     {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, 1,
      "chosen blocks, ascending, then -1; rows past the last live token are 0"},
 };
 
-static const char *const scores[] = {"softmax", "dot", NULL};
+static const char *const scores[] = {"softmax", "dot", "relu", NULL}; /* RGK_TOPK_BY_… */
+static const char *const pools[] = {"sum", "max", NULL};
 static const rg_attr attrs[A_COUNT] = {
     [A_KERNEL] = {"kernel", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL,
                   "tokens that a compressed key stands for"},
@@ -92,41 +108,78 @@ static const rg_attr attrs[A_COUNT] = {
     [A_BLOCK] = {"block", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens of a block to choose"},
     [A_TOP_N] = {"top_n", RG_ATTR_INT, true, 1, 1 << 16, 0, NULL, "blocks a query keeps at most"},
     [A_INIT] = {"init", RG_ATTR_INT, false, 0, 1 << 16, 1, NULL, "first blocks, always kept"},
-    [A_LOCAL] = {"local", RG_ATTR_INT, false, 1, 1 << 16, 2, NULL,
-                 "last blocks up to the query's own, always kept"},
-    [A_SCORE] = {"score", RG_ATTR_ENUM, false, 0, 0, SCORE_SOFTMAX, scores,
-                 "softmax: probability mass of a block; dot: product with its pooled key, summed "
-                 "over the group"},
+    [A_LOCAL] =
+        {"local", RG_ATTR_INT, false, 0, 1 << 16, 2, NULL,
+         "last blocks up to the query's own, always kept; 0: none, and only complete blocks "
+         "are chosen"},
+    [A_SCORE] =
+        {"score", RG_ATTR_ENUM, false, 0, 0, RGK_TOPK_BY_SOFTMAX, scores,
+         "softmax: probability mass of a block; dot: product with its pooled key, summed "
+         "over the group; relu: the sum of weight times the product where that is positive"},
     [A_SCALE] = {"scale", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
-                 "factor on q·k; 0: 1/sqrt(D). Unused by dot"},
+                 "factor on q·k; 0: 1/sqrt(D). Unused by dot and relu"},
     [A_SOFTCAP] = {"softcap", RG_ATTR_FLOAT, false, 0, 1e6, 0, NULL,
                    "c: logits become c·tanh(logit/c), as in cmp_attn; 0: off"},
+    [A_POOL] = {"pool", RG_ATTR_ENUM, false, 0, 0, POOL_SUM, pools,
+                "how keys that reach into a block make its score: sum, each by its share of the "
+                "block, or max, the largest"},
+    [A_TAIL] = {"tail", RG_ATTR_BOOL, false, 0, 0, 0, NULL,
+                "with local 0: the query's own block is kept while it is not complete"},
+    [A_QUERY_BLOCK] =
+        {"query_block", RG_ATTR_INT, false, 1, 1 << 16, 1, NULL,
+         "queries that share a choice, by the sum of their scores; divides block, and "
+         "goes with score dot"},
 };
 
 static rg_status check(const rg_call *c, rg_error *e) {
   const rg_value *a = c->attr;
   int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i;
   int64_t heads = rg_in(c, IN_Q)->dim[1], kv_heads = kv_heads_of(c);
-  bool dot = a[A_SCORE].i == SCORE_DOT;
+  const bool softmax = by_softmax(c);
+  const char *score = scores[score_of(c)];
   if (kernel % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide kernel %lld",
                       (long long)stride, (long long)kernel);
   if (block % stride)
     return rg_op_fail(e, RG_E_VALUE, c, "stride %lld does not divide block %lld", (long long)stride,
                       (long long)block);
+  if (a[A_TAIL].i && (a[A_LOCAL].i > 0 || a[A_INIT].i >= a[A_TOP_N].i))
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      a[A_LOCAL].i > 0
+                          ? "tail goes with local 0, not %lld: local keeps the own block anyhow"
+                          : "init %lld leaves tail no place",
+                      (long long)(a[A_LOCAL].i > 0 ? a[A_LOCAL].i : a[A_INIT].i));
   if (a[A_INIT].i + a[A_LOCAL].i > a[A_TOP_N].i)
     return rg_op_fail(e, RG_E_VALUE, c,
                       "init %lld + local %lld blocks are always kept, but top_n is %lld",
                       (long long)a[A_INIT].i, (long long)a[A_LOCAL].i, (long long)a[A_TOP_N].i);
-  if (dot && (kernel != stride || stride != block))
+  if (!softmax && a[A_POOL].i == POOL_SUM && (kernel != stride || stride != block))
     return rg_op_fail(e, RG_E_VALUE, c,
-                      "score dot needs kernel = stride = block, not %lld, %lld, %lld",
-                      (long long)kernel, (long long)stride, (long long)block);
-  if (dot && a[A_SOFTCAP].f != 0)
+                      "score %s needs kernel = stride = block or pool max, not %lld, %lld, %lld",
+                      score, (long long)kernel, (long long)stride, (long long)block);
+  if (!softmax && a[A_SOFTCAP].f != 0)
     return rg_op_fail(e, RG_E_VALUE, c,
-                      "softcap %g does not go with score dot, which ranks the raw product",
-                      a[A_SOFTCAP].f);
-  if (!dot && !rg_in(c, IN_LSE))
+                      "softcap %g does not go with score %s, which ranks the raw product",
+                      a[A_SOFTCAP].f, score);
+  const int64_t share = a[A_QUERY_BLOCK].i;
+  if (share > 1 && (block % share || a[A_LOCAL].i == 0 || score_of(c) != RGK_TOPK_BY_DOT))
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "query_block %lld needs score dot, local blocks, and a block (%lld) that it "
+                      "divides",
+                      (long long)share, (long long)block);
+  /* of a key that ends in the own block the first queries see nothing */
+  if (share > 1 && kernel - stride > (a[A_LOCAL].i - 1) * block)
+    return rg_op_fail(e, RG_E_VALUE, c,
+                      "query_block %lld with kernel %lld, stride %lld: keys reach from blocks that "
+                      "are ranked into the query's own; expected local %lld or more",
+                      (long long)share, (long long)kernel, (long long)stride,
+                      (long long)((kernel - stride + block - 1) / block + 1));
+  if (share > 1 && (is_paged(c) || rg_in(c, IN_OFFSET)))
+    return rg_op_fail(e, RG_E_VALUE, c, "query_block %lld needs whole sequences of queries",
+                      (long long)share);
+  if (score_of(c) != RGK_TOPK_BY_RELU && rg_in(c, IN_WEIGHT))
+    return rg_op_fail(e, RG_E_KEY, c, "weight goes with score relu, not %s", score);
+  if (softmax && !rg_in(c, IN_LSE))
     return rg_op_fail(e, RG_E_KEY, c,
                       "score softmax needs the input lse, the attention's over the same keys");
   if (heads != RG_DIM_FREE && kv_heads != RG_DIM_FREE && (kv_heads == 0 || heads % kv_heads))
@@ -156,10 +209,10 @@ static void cost(const rg_call *c, rg_cost *out) {
                      ? (double)q->dim[0] * (double)key_rows(c) /* at the end of a full context */
                      : (seen_pairs(length, kernel, stride) - seen_pairs(free, kernel, stride)) *
                            (double)(nseq > 0 ? nseq : 1);
-  bool dot = c->attr[A_SCORE].i == SCORE_DOT;
+  const bool dot = score_of(c) == RGK_TOPK_BY_DOT;
   double products = pairs * (double)(dot ? kv_heads_of(c) : q->dim[1]);
   out->flops = 2 * products * (double)q->dim[2] + (dot ? rgi_arg_elements(q) : 0);
-  out->exps = dot ? 0 : pairs * (double)q->dim[1];
+  out->exps = by_softmax(c) ? pairs * (double)q->dim[1] : 0;
   out->bytes = rgi_call_bytes(c);
   if (is_paged(c)) { /* a pool is larger than what is read of it */
     const double pool = rgi_arg_elements(k) * (double)rg_dtype_size(k->dtype),
@@ -182,7 +235,7 @@ typedef struct layout {
 
 static layout lay_out(const rg_call *c) {
   const rg_arg *q = rg_in(c, IN_Q), *cu = rg_in(c, IN_CU);
-  bool dot = c->attr[A_SCORE].i == SCORE_DOT;
+  const bool dot = score_of(c) == RGK_TOPK_BY_DOT;
   int64_t stride = c->attr[A_STRIDE].i, d = q->dim[2],
           group = kv_heads_of(c) ? q->dim[1] / kv_heads_of(c) : 0;
   layout l = {0};
@@ -253,7 +306,9 @@ typedef struct choice {
 
 static choice choice_of(const rg_value *a, int64_t position, int64_t key_length) {
   const int64_t block = a[A_BLOCK].i, exist = (key_length + block - 1) / block;
-  choice r = {rgk_topk_choose(position / block, a[A_INIT].i, a[A_LOCAL].i, a[A_TOP_N].i), exist};
+  choice r = {rgk_topk_choose(position, position / block, (int32_t)block, (int32_t)a[A_INIT].i,
+                              (int32_t)a[A_LOCAL].i, a[A_TAIL].i, (int32_t)a[A_TOP_N].i),
+              exist};
   if (r.scored > r.of.free1) r.scored = r.of.free1;
   if (r.scored < r.of.free0) r.scored = r.of.free0;
   return r;
@@ -297,7 +352,7 @@ typedef struct job {
   layout l;
   rgi_topk_scores scores;
   const rgi_tile *tiles;
-  const int32_t *cu_k, *offset;
+  const int32_t *cu, *cu_k, *offset;
   bool in_pages;
   rgi_paged paged; /* instead of the two */
   int64_t ntile, kv_heads, group;
@@ -321,7 +376,8 @@ static void run_tile(void *arg, int64_t task, int thread) {
   const rg_value *a = c->attr;
   const rg_arg *q = rg_in(c, IN_Q), *k = rg_in(c, IN_K), *lse = rg_in(c, IN_LSE),
                *out = rg_out(c, 0);
-  const bool dot = a[A_SCORE].i == SCORE_DOT;
+  const bool softmax = by_softmax(c), dot = score_of(c) == RGK_TOPK_BY_DOT;
+  const rg_arg *weight = rg_in(c, IN_WEIGHT);
   const int64_t kernel = a[A_KERNEL].i, stride = a[A_STRIDE].i, block = a[A_BLOCK].i,
                 top_n = a[A_TOP_N].i;
   const rgi_tile *tile =
@@ -334,7 +390,7 @@ static void run_tile(void *arg, int64_t task, int thread) {
   char *mine = (char *)c->workspace + w->l.tile_bytes + (size_t)thread * w->l.thread_bytes;
   uint64_t *rank = (uint64_t *)(void *)(mine + w->l.rank),
            *heap = (uint64_t *)(void *)(mine + w->l.heap);
-  const uint64_t nothing = rank_of(dot ? -INFINITY : 0);
+  const uint64_t nothing = rank_of(softmax ? 0 : -INFINITY);
 
   rgi_topk_tile t = {.d = q->dim[2],
                      .heads = w->group,
@@ -342,6 +398,10 @@ static void run_tile(void *arg, int64_t task, int thread) {
                      .kernel = kernel,
                      .stride = stride,
                      .block = block,
+                     .max = a[A_POOL].i == POOL_MAX,
+                     .share = a[A_QUERY_BLOCK].i,
+                     .first = tile->first,
+                     .queries = w->cu[tile->b + 1] - w->cu[tile->b],
                      .scale = (float)w->scale,
                      .softcap = (float)a[A_SOFTCAP].f,
                      .q = rgi_at(q, tile->row, kh * w->group),
@@ -381,6 +441,15 @@ static void run_tile(void *arg, int64_t task, int thread) {
     if (t.key1 > t.visible[tile->n - 1]) t.key1 = t.visible[tile->n - 1];
     if (dot) {
       w->scores.dot(&t, block0, block1);
+    } else if (!softmax) {
+      for (int64_t h = 0; h < w->group; h++)
+        for (int64_t lane = 0; lane < RGI_TOPK_LANES; lane++) {
+          float *to = &t.pack_lse[h * RGI_TOPK_LANES + lane];
+          *to = 1;
+          if (weight && lane < tile->n)
+            rgi_load(to, weight->dtype, rgi_at(weight, tile->row + lane, kh * w->group + h), 1);
+        }
+      w->scores.relu(&t, block0, block1);
     } else {
       for (int64_t h = 0; h < w->group; h++)
         for (int64_t lane = 0; lane < RGI_TOPK_LANES; lane++)
@@ -399,12 +468,12 @@ static void run_tile(void *arg, int64_t task, int thread) {
       uint64_t least = 0;
       if (rgk_topk_ranks(r.of)) {
         for (int64_t b = r.of.free0; b < r.scored; b++) {
-          double s = dot || pass ? ((const double *)t.score)[b * RGI_TOPK_LANES + lane]
-                                 : (double)((const float *)t.score)[b * RGI_TOPK_LANES + lane];
+          double s = !softmax || pass ? ((const double *)t.score)[b * RGI_TOPK_LANES + lane]
+                                      : (double)((const float *)t.score)[b * RGI_TOPK_LANES + lane];
           rank[b - r.of.free0] = rank_of(s);
         }
         least = least_kept(rank, r, nothing, heap);
-        if (!dot && pass == 0 && t.visible[lane] > 0 && least != 0 &&
+        if (softmax && pass == 0 && t.visible[lane] > 0 && least != 0 &&
             (least < rank_of(FAST_LEAST) || least == rank_of(INFINITY))) {
           wide[lane] = any_wide = true;
           continue;
@@ -427,6 +496,7 @@ static rg_status run_cpu(const rg_call *c) {
            .l = lay_out(c),
            .scores = rgi_topk_scores_for(c->isa),
            .tiles = c->workspace,
+           .cu = starts,
            .cu_k = cu_k ? cu_k->data : starts,
            .offset = offset ? offset->data : NULL,
            .in_pages = is_paged(c),
@@ -480,10 +550,14 @@ static rgk_topk on_gpu(const rg_call *c) {
                 .top_n = (int32_t)a[A_TOP_N].i,
                 .init = (int32_t)a[A_INIT].i,
                 .local = (int32_t)a[A_LOCAL].i,
-                .dot = a[A_SCORE].i == SCORE_DOT,
+                .score = (int32_t)score_of(c),
+                .max = a[A_POOL].i == POOL_MAX,
+                .tail = a[A_TAIL].i,
+                .share = (int32_t)a[A_QUERY_BLOCK].i,
                 .q = rgk_of(q),
                 .k = paged ? rgk_page_of(k) : rgk_of(k),
                 .lse = rgk_of(rg_in(c, IN_LSE)),
+                .weight = rgk_of(rg_in(c, IN_WEIGHT)),
                 .idx = rgk_of(rg_out(c, 0)),
                 .aligned = steps_by_16(q) && steps_by_16(k)};
   p.G = p.KH > 0 ? p.H / p.KH : 0;
@@ -541,6 +615,8 @@ static const rg_port in_paged[] = {
      "log-sum-exp of the attention over the compressed keys; needed by score softmax"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
     RGI_PAGED_IN,
+    {"weight", "T,H", RG_PORT_ROWS | RG_PORT_OPTIONAL, RG_D_FLOAT, 'W', -1,
+     "factors of the heads in score relu; absent: 1"},
 };
 static const rg_port out_paged[] = {
     {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1,

@@ -320,6 +320,19 @@ rg_status rgi_bwd_give(rgi_backward *b, int node, int i, int gradient, int axis,
   return rgi_sum_arrive(b, t, gradient, node, axis, start, e);
 }
 
+rg_status rgi_bwd_hand_over(rgi_backward *b, int node, int i, int gradient, rg_error *e) {
+  const int t = b->g->node[node].in[i];
+  rgi_tensor *x = &b->g->tensor[gradient];
+  rgi_sum *s = t < 0 ? NULL : &b->sums[t];
+  if (!s || !b->flows[t] || s->how != RGI_CHAIN || rgi_relays(s) || s->tensor >= 0 ||
+      s->initial >= 0 || x->dtype != RG_F32 || x->base >= 0)
+    return rgi_bwd_give(b, node, i, gradient, -1, 0, e);
+  if (x->seqlens < 0) x->seqlens = b->g->tensor[t].seqlens;
+  s->tensor = gradient;
+  s->arrived++;
+  return RG_OK;
+}
+
 /* Do the parts tile t along one axis, all in t's dtype? Sorts them by start if so. */
 static int by_start(const void *x, const void *y) {
   int64_t a = ((const rgi_part *)x)->start, b = ((const rgi_part *)y)->start;

@@ -54,7 +54,7 @@ typedef struct stretch {
   double s0, s1, ms;
 } stretch;
 
-typedef struct bound {
+struct rgi_bound {
   rgi_chooser *c;
   rgi_model *m;
   int n;        /* candidates */
@@ -78,12 +78,12 @@ typedef struct bound {
   double unit; /* bytes that make numbers handy */
   /* prices and what they come to */
   double *price, *slope, *way, *kept, *sum, *cost, *taken;
-} bound;
+};
 
 /* ---- what the program is made of ---- */
 
 /* The candidate behind each forward tensor; -1: none, -2: several. */
-static int *makers(const bound *b) {
+static int *makers(const rgi_bound *b) {
   const rgi_graph *g = b->m->g;
   int *by = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *by);
   if (!by) return NULL;
@@ -107,7 +107,7 @@ static int *makers(const bound *b) {
 }
 
 /* Values that only clones read. */
-static rg_status find_needs(bound *b, const int *by, const int *value_of, rg_error *e) {
+static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg_error *e) {
   const rgi_graph *g = b->m->g;
   size_t edges = 1;
   for (int32_t k = 0; k < g->nnode; k++) edges += (size_t)rgi_nin(&g->node[k]);
@@ -146,7 +146,7 @@ static rg_status find_needs(bound *b, const int *by, const int *value_of, rg_err
   return RG_OK;
 }
 
-static rg_status find_values(bound *b, rg_error *e) {
+static rg_status find_values(rgi_bound *b, rg_error *e) {
   const rgi_graph *g = b->m->g;
   const int *by = makers(b);
   int *value_of = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *value_of);
@@ -182,13 +182,13 @@ static rg_status find_values(bound *b, rg_error *e) {
   return find_needs(b, by, value_of, e);
 }
 
-static double scratch_of(bound *b, const uint64_t *set) {
+static double scratch_of(rgi_bound *b, const uint64_t *set) {
   rgi_taken x = rgi_replay_run(b->m->replay, set, NULL);
   b->work -= b->m->g->nnode;
   return (double)x.scratch;
 }
 
-static void sort_by_rate(bound *b) {
+static void sort_by_rate(rgi_bound *b) {
   for (int i = 0, k = 0; i < b->n; i++) {
     if (!b->is_free[i]) continue;
     int j = k++;
@@ -205,7 +205,7 @@ static void sort_by_rate(bound *b) {
 
 /* Neighbours whose values are worth a block; it ends with a layer (where names begin to come again)
  * if the next does not fit, too. */
-static int fill_block(const bound *b, int from, int width, double least, block *x) {
+static int fill_block(const rgi_bound *b, int from, int width, double least, block *x) {
   const rgi_model *m = b->m;
   const int *free = b->c->free;
   int i = from, layer = 0;
@@ -221,7 +221,7 @@ static int fill_block(const bound *b, int from, int width, double least, block *
   return i;
 }
 
-static rg_status measure_block(bound *b, block *x, rg_error *e) {
+static rg_status measure_block(rgi_bound *b, block *x, rg_error *e) {
   x->scratch = rgi_alloc_n(b->m->arena, (size_t)1 << x->n, sizeof *x->scratch);
   if (!x->scratch) return rgi_nomem(e);
   for (int w = 0; w < 1 << x->n; w++) {
@@ -237,7 +237,7 @@ static rg_status measure_block(bound *b, block *x, rg_error *e) {
   return RG_OK;
 }
 
-static rg_status find_blocks(bound *b, rg_error *e) {
+static rg_status find_blocks(rgi_bound *b, rg_error *e) {
   const rgi_model *m = b->m;
   int width = WIDEST_BLOCK;
   while (width > 1 && (double)b->c->nfree / width * (1 << width) * m->g->nnode > (double)BLOCK_WORK)
@@ -265,7 +265,7 @@ static rg_status find_blocks(bound *b, rg_error *e) {
 
 /* ---- covers ---- */
 
-static void put_all(bound *b, const int *of, int n, int but) {
+static void put_all(rgi_bound *b, const int *of, int n, int but) {
   memcpy(b->set, b->c->always, (size_t)b->m->words * sizeof *b->set);
   for (int i = 0; i < n; i++)
     if (i != but) rgi_put(b->set, of[i]);
@@ -273,7 +273,7 @@ static void put_all(bound *b, const int *of, int n, int but) {
 
 /* Drops from of[0 … n) what the set needs not to take more than `room`, small values first; returns
  * what is left of n. */
-static int shrink(bound *b, int *of, int n, double room) {
+static int shrink(rgi_bound *b, int *of, int n, double room) {
   for (int i = 1; i < n; i++) { /* large first */
     const int x = of[i];
     int j = i;
@@ -296,7 +296,7 @@ static int shrink(bound *b, int *of, int n, double room) {
 }
 
 /* Sets of candidates next to each other that need more scratch than `room`. */
-static rg_status find_covers(bound *b, double room, rg_error *e) {
+static rg_status find_covers(rgi_bound *b, double room, rg_error *e) {
   const int nfree = b->c->nfree, *free = b->c->free;
   b->ncover = 0;
   int *of = rgi_alloc_n(b->m->arena, (size_t)nfree + 1, sizeof *of);
@@ -338,7 +338,7 @@ static rg_status find_covers(bound *b, double room, rg_error *e) {
 /* ---- the linear program ---- */
 
 /* By saved bytes alone, candidates by parts. INFINITY: not even all of them free enough. */
-static double knapsack(const bound *b, double s0, double s1, double *rate) {
+static double knapsack(const rgi_bound *b, double s0, double s1, double *rate) {
   double need = b->fixed - s1, ms = 0;
   const double room = (double)b->c->budget - s0;
   *rate = 0;
@@ -355,7 +355,7 @@ static double knapsack(const bound *b, double s0, double s1, double *rate) {
 }
 
 /* The least cost of a block's choices that need at most `room`; b->taken says which that is. */
-static double cheapest(bound *b, const block *x, double room) {
+static double cheapest(rgi_bound *b, const block *x, double room) {
   double sum[1 << WIDEST_BLOCK];
   int best = 0;
   sum[0] = 0;
@@ -373,7 +373,7 @@ static double cheapest(bound *b, const block *x, double room) {
 }
 
 /* The Lagrangian at b->price (saved, scratch, covers, needs), and its slopes. Bytes in units. */
-static double lagrangian(bound *b, double excess, double room) {
+static double lagrangian(rgi_bound *b, double excess, double room) {
   const double *scratch = b->price + 1, *covers = scratch + b->nt, *needs = covers + b->ncover;
   double *scratch_slope = b->slope + 1, *cover_slope = scratch_slope + b->nt;
   double *need_slope = cover_slope + b->ncover;
@@ -423,7 +423,7 @@ static double lagrangian(bound *b, double excess, double room) {
 }
 
 /* Prices are not negative, and those of a value's needs add up to no more than its bytes cost. */
-static void project(bound *b, int rows) {
+static void project(rgi_bound *b, int rows) {
   for (int i = 0; i < rows; i++)
     if (b->price[i] < 0) b->price[i] = 0;
   double *price = b->price + 1 + b->nt + b->ncover;
@@ -436,13 +436,13 @@ static void project(bound *b, int rows) {
 
 /* The best prices so far are where the next stretch may start from; covers are each stretch's
  * own. */
-static void keep_prices(bound *b) {
+static void keep_prices(rgi_bound *b) {
   const int shared = 1 + b->nt;
   memcpy(b->kept, b->price, (size_t)shared * sizeof *b->kept);
   memcpy(b->kept + shared, b->price + shared + b->ncover, (size_t)b->nneed * sizeof *b->kept);
 }
 
-static void start(bound *b, double rate, double excess, double room) {
+static void start(rgi_bound *b, double rate, double excess, double room) {
   const int shared = 1 + b->nt;
   double *price = b->price;
   memcpy(price, b->kept, (size_t)shared * sizeof *price);
@@ -458,7 +458,7 @@ static void start(bound *b, double rate, double excess, double room) {
 
 /* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
  * known. */
-static rg_status solve(bound *b, stretch *x, double most, rg_error *e) {
+static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
   double rate;
   x->ms = knapsack(b, x->s0, x->s1, &rate);
   if (x->ms >= most || b->c->of_saved) return RG_OK;
@@ -500,10 +500,10 @@ static rg_status solve(bound *b, stretch *x, double most, rg_error *e) {
 
 /* ---- the whole ---- */
 
-static rg_status open_bound(bound *b, rgi_chooser *c, rg_error *e) {
+static rg_status open_bound(rgi_bound *b, rgi_chooser *c, rg_error *e) {
   rgi_model *m = c->m;
   const size_t n = (size_t)m->ncandidate + 1, nn = (size_t)m->g->nnode + 2;
-  *b = (bound){.c = c, .m = m, .n = m->ncandidate, .work = COVER_WORK};
+  *b = (rgi_bound){.c = c, .m = m, .n = m->ncandidate, .work = COVER_WORK};
   b->base = rgi_alloc_n(m->arena, nn, sizeof *b->base);
   b->bytes = rgi_alloc_n(m->arena, n, sizeof *b->bytes);
   b->alone = rgi_alloc_n(m->arena, n, sizeof *b->alone);
@@ -541,7 +541,7 @@ static rg_status open_bound(bound *b, rgi_chooser *c, rg_error *e) {
 
 static const double CLOSE = 1e-9; /* relative; what sums of doubles may be off by */
 /* Where all candidates take the same time, all choices take multiples of it. */
-static void round_up(const bound *b) {
+static void round_up(const rgi_bound *b) {
   const double unit = b->m->ms[b->c->free[0]];
   for (int i = 0; i < b->n; i++)
     if ((b->is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit)
@@ -552,34 +552,39 @@ static void round_up(const bound *b) {
 /* of the largest candidate's bytes: no use to halve any more */
 static const double NARROW = 1.0 / 64;
 
-rg_status rgi_bound(rgi_chooser *c, rg_error *e) {
-  bound b;
-  stretch all[MOST_STRETCHES];
+rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e) {
+  *out = rgi_alloc(c->m->arena, sizeof **out);
+  return *out ? open_bound(*out, c, e) : rgi_nomem(e);
+}
+
+rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
+  rgi_chooser *c = b->c;
+  stretch all[MOST_STRETCHES] = {0};
   int n = 0, least = 0;
-  RGI_TRY(open_bound(&b, c, e));
-  const double most = c->best_ms * (1 - CLOSE), lo = b.fixed,
-               hi = (double)(c->budget - (c->of_saved ? 0 : b.m->mem.comm));
+  b->work = COVER_WORK;
+  const double most = c->best_ms * (1 - CLOSE), lo = b->fixed,
+               hi = (double)(c->budget - (c->of_saved ? 0 : b->m->mem.comm));
   for (int i = 0; i < FIRST_STRETCHES && hi > lo; i++) {
     const double width = (hi - lo) / FIRST_STRETCHES;
     all[n] = (stretch){lo + width * i, i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi, 0};
-    RGI_TRY(solve(&b, &all[n++], most, e));
+    RGI_TRY(solve(b, &all[n++], most, e));
   }
   for (; n > 0; n++) {
     for (int i = least = 0; i < n; i++)
       if (all[i].ms < all[least].ms) least = i;
     stretch *x = &all[least], *y = &all[n];
-    if (x->ms >= most || n == MOST_STRETCHES || b.work <= 0 || c->of_saved) break;
-    if (x->s1 - x->s0 < b.unit * NARROW) break;
+    if (x->ms >= most || n == MOST_STRETCHES || b->work <= 0 || c->of_saved) break;
+    if (x->s1 - x->s0 < b->unit * NARROW) break;
     const double before = x->ms, middle = (x->s0 + x->s1) / 2;
     *y = (stretch){middle, x->s1, 0};
     x->s1 = middle;
-    RGI_TRY(solve(&b, x, most, e));
-    RGI_TRY(solve(&b, y, most, e));
+    RGI_TRY(solve(b, x, most, e));
+    RGI_TRY(solve(b, y, most, e));
     if (x->ms < before) x->ms = before;
     if (y->ms < before) y->ms = before;
   }
   c->bound_ms = n > 0 && all[least].ms > 0 ? all[least].ms : 0;
-  round_up(&b);
+  round_up(b);
   c->optimal = c->bound_ms >= most;
   if (c->optimal) c->bound_ms = c->best_ms;
   return RG_OK;

@@ -18,12 +18,28 @@ rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e) {
   return RG_OK;
 }
 
+rg_status rgi_chooser_by(rgi_chooser *c, rgi_model *m, const rg_policy *policy, rg_error *e) {
+  RGI_TRY(rgi_chooser_init(c, m, e));
+  c->budget = policy->budget;
+  c->budget_at = policy->budget_at;
+  c->of_saved = policy->budget_of_saved;
+  c->nfree = 0;
+  for (int i = 0; i < m->ncandidate; i++) {
+    const rgi_action action = rgi_policy_action(policy, m->g->origin[m->origin[i]].name);
+    if (action == RGI_AUTO) c->free[c->nfree++] = i;
+    if (action == RGI_RECOMPUTE) rgi_put(c->always, i);
+  }
+  return RG_OK;
+}
+
 /* The choice for a budget, or (least) for the least budget that can be met. */
 static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
   const bool exact = c->nfree <= RGI_EXACT_LIMIT;
   int64_t reachable = 0;
   uint64_t *set = rgi_model_set(c->m);
   if (!set) return rgi_nomem(e);
+  if (!least && !exact) RGI_TRY(rgi_choose_many(c, NULL, e));
+  if (c->found) return RG_OK;
   if (least || !exact) {
     RGI_TRY((exact ? rgi_least_exact : rgi_least_many)(c, set, &reachable, e));
     if (least) c->budget = reachable;
@@ -132,17 +148,8 @@ static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *polic
   }
   if (preset == RGI_PRESET_BUDGET) {
     rgi_chooser c;
-    RGI_TRY(rgi_chooser_init(&c, m, e));
-    c.budget = policy->budget;
-    c.budget_at = policy->budget_at;
-    c.of_saved = policy->budget_of_saved;
+    RGI_TRY(rgi_chooser_by(&c, m, policy, e));
     c.progress = progress;
-    c.nfree = 0;
-    for (int i = 0; i < m->ncandidate; i++) {
-      const rgi_action action = rgi_policy_action(policy, g->origin[m->origin[i]].name);
-      if (action == RGI_AUTO) c.free[c.nfree++] = i;
-      if (action == RGI_RECOMPUTE) rgi_put(c.always, i);
-    }
     RGI_TRY(choose(&c, policy->least, e));
     for (int i = 0; i < m->ncandidate; i++)
       if (rgi_has(c.best, i)) chosen[m->origin[i]] = true;

@@ -12,11 +12,11 @@
 #include <stdlib.h>
 
 /* Work, in nodes replayed: some 10 ns each. */
-static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000;
+static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000,
+                     PROOF_WORK = 100000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
-  FEW = 64 /* to go through all */,
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
@@ -43,6 +43,7 @@ typedef struct search {
   point best[STARTS]; /* of the seeds */
   int nbest;
   bool by_time; /* seeds are ranked by time among those within the budget, else by bytes */
+  int64_t low;  /* the least that any seed takes */
   uint64_t random;
 } search;
 
@@ -94,6 +95,7 @@ static uint64_t *begin(search *s) {
 static void offer(search *s) {
   point p = {.set = s->trial};
   look(s, &p);
+  if (p.figure < s->low) s->low = p.figure;
   if (s->by_time && p.figure > s->c->budget) return;
   for (int i = 0; i < s->nbest; i++)
     if (rgi_model_same(s->m, s->best[i].set, p.set)) return;
@@ -237,7 +239,7 @@ static void stir(search *s, point *p, point *q, int64_t until) {
 
 static rg_status open_search(search *s, rgi_chooser *c, rg_error *e) {
   rgi_model *m = c->m;
-  *s = (search){.c = c, .m = m, .n = c->nfree, .random = 0x9e3779b97f4a7c15};
+  *s = (search){.c = c, .m = m, .n = c->nfree, .random = 0x9e3779b97f4a7c15, .low = INT64_MAX};
   s->used = rgi_model_set(m);
   s->trial = rgi_model_set(m);
   s->kind = rgi_alloc_n(m->arena, (size_t)s->n, sizeof *s->kind);
@@ -351,6 +353,7 @@ static rg_status settle(search *s, const point *p, const point *least, rg_error 
   bool yes;
   rgi_chooser *c = s->c;
   RGI_TRY(rgi_chooser_fits(c, p->set, &yes, e));
+  if (!yes && !least) return RG_OK;
   const point *taken = yes ? p : least;
   memcpy(c->best, taken->set, (size_t)s->m->words * sizeof *c->best);
   c->best_ms = taken->ms;
@@ -358,20 +361,30 @@ static rg_status settle(search *s, const point *p, const point *least, rg_error 
   return RG_OK;
 }
 
+/* Where a seed is so far below the budget, the least is, too, whatever it is: no need to look for
+ * it. */
+static bool room_to_spare(const search *s) {
+  return s->low <= s->c->budget - s->c->budget / 16;
+}
+
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   search s;
   point q, known, *best;
   int *order;
+  rgi_bound *bound;
   RGI_TRY(open_search(&s, c, e));
   RGI_TRY(new_point(&s, &q, e));
   RGI_TRY(new_point(&s, &known, e));
   RGI_TRY(dearest(&s, &order, e));
-  memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
-  look(&s, &known);
   s.by_time = true;
-  memcpy(begin(&s), least, (size_t)s.m->words * sizeof *least);
-  offer(&s);
+  if (least) {
+    memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
+    look(&s, &known);
+    memcpy(begin(&s), least, (size_t)s.m->words * sizeof *least);
+    offer(&s);
+  }
   offer_seeds(&s);
+  if (!least && !room_to_spare(&s)) return RG_OK;
   s.work = DROP_WORK;
   best = &s.best[0];
   for (int i = 0; i < s.nbest; i++) {
@@ -379,13 +392,15 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
     if (better(&s, &s.best[i], best)) best = &s.best[i];
   }
   c->best_ms = best->ms;
-  RGI_TRY(rgi_bound(c, e));
+  RGI_TRY(rgi_bound_open(c, &bound, e));
+  RGI_TRY(rgi_bound_find(bound, e));
   const double near = c->bound_ms + NEAR * s.m->all_ms;
   s.work = (int64_t)SWAPS * s.n * s.m->g->nnode;
   if (s.work > SWAP_WORK) s.work = SWAP_WORK;
   if (best->ms > near) swap(&s, best, &q, order, near);
-  RGI_TRY(settle(&s, best, &known, e));
-  if (c->best_ms > near && s.n <= FEW) RGI_TRY(rgi_prove(c, e));
+  RGI_TRY(settle(&s, best, least ? &known : NULL, e));
+  if (!c->found) return RG_OK;
+  if (c->best_ms > near && s.n <= RGI_PROOF_LIMIT) RGI_TRY(rgi_prove(c, PROOF_WORK, e));
   c->optimal = c->best_ms <= c->bound_ms;
   return RG_OK;
 }

@@ -17,21 +17,25 @@
    What no choice beats is bounded like this: offloading frees at most the blocks it moves, be it of
    saved memory or of a clone that backward would have held on to, and once in saved and in scratch
    memory what aligned the last of them. Of more bytes than a certain number the copies alone would
-   take longer than the choice at hand; with fewer, recomputing takes no less time than under a
-   budget of so many bytes more.
+   take longer than the choice at hand, since none leaves before it is made nor is back later than
+   it is wanted; with fewer, recomputing takes no less time than under a budget of so many bytes
+   more.
  */
 #include "search.h"
 #include <math.h>
 #include <stdlib.h>
 
 enum { PARTS = 4, FEW = 6 /* offers, all of whose subsets are looked at … */, FEW_NODES = 12 };
-static const double NEAR = 0.03; /* of the whole time: near enough to the best */
+static const double NEAR = 0.03;            /* of the whole time: near enough to the best */
+enum { BOUNDS = 6 };                        /* waits told apart */
+static const int64_t PROOF_WORK = 20000000; /* nodes replayed, for each */
 
 /* A copy of one tensor there and back. */
 typedef struct trip {
   int origin;
   double made, wanted; /* when, in forward and in backward */
   double ms;           /* one way */
+  int64_t bytes;       /* of its block */
 } trip;
 
 typedef struct offer {
@@ -74,6 +78,12 @@ typedef struct search {
   int64_t host;        /* bytes that the named ones take */
   double all;          /* … and all others would */
   bool *chosen;
+  /* what bounds are made of: nothing offloaded but what is named; open_bound() */
+  rgi_graph *named;
+  double named_ms; /* waits */
+  rgi_model *model;
+  rgi_chooser chooser;
+  rgi_bound *bound;
 } search;
 
 static rg_status hand_on(const rg_error *own, rg_error *e) {
@@ -130,9 +140,9 @@ static rg_status find_trips(search *s, rg_error *e) {
       *x = (trip){.origin = g->node[k].origin, .made = made[t], .wanted = wanted[rgi_owner(g, t)]};
       x->ms = rgi_profile_ms(s->profile, "offload", NULL, g->tensor[t].dtype, &cost);
       if (x->wanted < 0) x->wanted = 0;
-      const int64_t block = rgi_aligned(bytes[t]);
-      s->way = fmin(s->way, x->ms / (double)block);
-      of[x->origin].bytes += block;
+      x->bytes = rgi_aligned(bytes[t]);
+      s->way = fmin(s->way, x->ms / (double)x->bytes);
+      of[x->origin].bytes += x->bytes;
     }
   return RG_OK;
 }
@@ -267,32 +277,81 @@ static rg_status fits(search *s, int n, bool *yes, rg_error *e) {
 
 /* ---- the bound ---- */
 
-/* At most `total`: what no choice of either kind beats. */
-static rg_status bound(search *s, int64_t budget, double total, double *out, rg_error *e) {
-  const double room = (double)(s->policy->host - s->host), all = fmin(s->all, fmax(room, 0));
-  double most;
-  /* more bytes than this take longer than `total` */
-  most = s->profile->cuda ? (s->forward_ms + total) / s->way : total / (2 * s->way);
-  if (most > all) most = all;
-  rg_policy policy = *s->policy;
+/* The most bytes that leave by the end of forward, `wait` later at most, and are back when they are
+ * wanted, `total` later at most, be that by parts. */
+static double movable(const search *s, double wait, double total) {
+  double out = 0, back = 0;
+  if (!s->profile->cuda) return wait / (2 * s->way); /* whoever copies does nothing else */
+  memset(s->chosen, 0, (size_t)s->g->norigin * sizeof *s->chosen);
+  for (int i = 0; i < s->nall; i++) s->chosen[s->offer[i].origin] = true;
+  for (int i = s->ntrip - 1; i >= 0; i--) {
+    const trip *x = &s->trip[i];
+    if (s->chosen[x->origin])
+      out = fmin(out + (double)x->bytes, (s->forward_ms + wait - x->made) / s->way);
+  }
+  for (int i = 0; i < s->ntrip; i++) {
+    const trip *x = &s->trip[s->want[i].trip];
+    if (s->chosen[x->origin]) back = fmin(back + (double)x->bytes, (x->wanted + total) / s->way);
+  }
+  return fmin(out, back);
+}
+
+/* What recomputing takes at least with `free` bytes above the budget, up to `most`. */
+static rg_status least_ms(search *s, int64_t budget, double free, double most, double *out,
+                          rg_error *e) {
+  rgi_chooser *c = &s->chooser;
+  c->budget = budget < INT64_MAX / 4 ? budget + (int64_t)free + 2 * RGI_ALIGN : budget;
+  c->found = false;
+  c->best_ms = most;
+  c->bound_ms = 0;
+  if (c->nfree <= RGI_EXACT_LIMIT) {
+    RGI_TRY(rgi_choose_exact(c, e));
+  } else {
+    RGI_TRY(rgi_bound_find(s->bound, e));
+    if (c->bound_ms < most && c->nfree <= RGI_PROOF_LIMIT) RGI_TRY(rgi_prove(c, PROOF_WORK, e));
+  }
+  *out = fmin(c->bound_ms, most); /* that nothing was found proves nothing */
+  return RG_OK;
+}
+
+static rg_status open_bound(search *s, rg_error *e) {
   rgi_memory_options mem = *s->mem;
-  rgi_graph *g, *next = NULL;
-  rgi_choice *choice = NULL;
   double waits[2];
-  rg_error own = {0};
-  *out = 0;
-  policy.least = false;
-  policy.budget = budget < INT64_MAX / 4 ? budget + (int64_t)most + 2 * RGI_ALIGN : budget;
   mem.bound_only = true;
-  RGI_TRY(offload_part(s, 0, 0, &g, waits, e));
-  const rg_status status =
-      rgi_recompute(g, &policy, s->profile, &mem, s->progress, &next, &choice, &own);
-  if (status == RG_OK) *out = fmin(waits[0] + waits[1] + choice->bound_ms, total);
-  rgi_graph_destroy(g);
-  rgi_graph_destroy(next);
-  rgi_choice_destroy(choice);
-  /* that nothing was found proves nothing */
-  return status == RG_OK || status == RG_E_INFEASIBLE ? RG_OK : hand_on(&own, e);
+  RGI_TRY(offload_part(s, 0, 0, &s->named, waits, e));
+  s->named_ms = waits[0] + waits[1];
+  RGI_TRY(rgi_model_create(s->named, s->profile, &mem, &s->model, e));
+  RGI_TRY(rgi_chooser_by(&s->chooser, s->model, s->policy, e));
+  return s->chooser.nfree <= RGI_EXACT_LIMIT ? RG_OK : rgi_bound_open(&s->chooser, &s->bound, e);
+}
+
+/* At most `total`: what no choice of either kind beats. Whoever waits longer may have moved more:
+ * waits between `from` and that of the next, and what they and the rest take at least. The one that
+ * is least is halved until it is `near`. */
+static rg_status bound(search *s, int64_t budget, double total, double near, double *out,
+                       rg_error *e) {
+  struct {
+    double from, again; /* ms */
+  } all[BOUNDS + 1];
+  const double room = fmin(s->all, fmax((double)(s->policy->host - s->host), 0));
+  int n = 1, least = 0;
+  if (!s->model) RGI_TRY(open_bound(s, e));
+  all[0].from = fmin(s->named_ms, total);
+  RGI_TRY(least_ms(s, budget, fmin(movable(s, total, total), room), total - all[0].from,
+                   &all[0].again, e));
+  for (;; n++) {
+    for (int i = least = 0; i < n; i++)
+      if (all[i].from + all[i].again < all[least].from + all[least].again) least = i;
+    *out = all[least].from + all[least].again;
+    if (*out >= near || n == BOUNDS) return RG_OK;
+    const double middle = (all[least].from + (least + 1 < n ? all[least + 1].from : total)) / 2;
+    for (int i = n; i > least; i--) all[i] = all[i - 1];
+    all[least + 1].from = middle;
+    RGI_TRY(least_ms(s, budget, fmin(movable(s, middle, total), room), total - all[least].from,
+                     &all[least].again, e));
+    all[least].again = fmax(all[least].again, all[least + 1].again);
+    all[least + 1].again = fmin(all[least + 1].again, total - middle);
+  }
 }
 
 /* ---- the whole ---- */
@@ -312,25 +371,33 @@ static bool better(const search *s, const outcome *a, const outcome *b) {
   return a->total < b->total;
 }
 
-/* The least that any of the first n of part[], or (part NULL) any subset of few, reaches. */
-static rg_status none_fits(search *s, const int *part, uint32_t n, rg_error *e) {
-  rg_policy policy = *s->policy;
-  int64_t least = INT64_MAX;
-  char asked[32], bytes[32];
-  policy.least = true;
-  for (uint32_t k = 0; k < n; k++) {
-    outcome x;
-    if (!part && !has_room(s, k)) continue;
-    RGI_TRY(look(s, part ? part[k] : 0, part ? 0 : k, &policy, &x, e));
-    if (x.choice->budget < least) least = x.choice->budget;
-    drop(&x);
+/* The least that the chooser reaches with the first n of the list and the mask's offloaded. */
+static rg_status find_least(search *s, int n, uint32_t mask, int64_t *least, rg_error *e) {
+  rgi_graph *g;
+  rgi_model *m = NULL;
+  rgi_chooser c;
+  double ms[2];
+  RGI_TRY(offload_part(s, n, mask, &g, ms, e));
+  rg_status status = rgi_model_create(g, s->profile, s->mem, &m, e);
+  uint64_t *set = status == RG_OK ? rgi_model_set(m) : NULL;
+  if (status == RG_OK) status = set ? rgi_chooser_by(&c, m, s->policy, e) : rgi_nomem(e);
+  if (status == RG_OK) {
+    c.progress = s->progress;
+    status = (c.nfree <= RGI_EXACT_LIMIT ? rgi_least_exact : rgi_least_many)(&c, set, least, e);
   }
+  rgi_model_destroy(m);
+  rgi_graph_destroy(g);
+  return status;
+}
+
+static rg_status none_fits(const search *s, bool all, int64_t least, rg_error *e) {
+  char asked[32], bytes[32];
   return rgi_fail(e, RG_E_INFEASIBLE, s->policy->budget_at, NULL,
                   "no choice of recomputed and offloaded nodes%s fits %s of %s memory; "
                   "the least %s is %s (%lld bytes)",
-                  part ? " that was found" : "", rgi_human_bytes(s->policy->budget, asked),
+                  all ? "" : " that was found", rgi_human_bytes(s->policy->budget, asked),
                   s->policy->budget_of_saved ? "saved" : "peak",
-                  part ? "that any reaches" : "any reaches", rgi_human_bytes(least, bytes),
+                  all ? "any reaches" : "that any reaches", rgi_human_bytes(least, bytes),
                   (long long)least);
 }
 
@@ -355,42 +422,83 @@ static bool few(const search *s) {
   return s->nall <= FEW && nodes <= FEW_NODES;
 }
 
-static rg_status try_all(search *s, outcome *best, double *least_ms, rg_error *e) {
+static rg_status try_all(search *s, outcome *best, double *bound_ms, rg_error *e) {
   const uint32_t n = 1u << s->nall;
   for (uint32_t mask = 0; mask < n; mask++)
     if (has_room(s, mask)) RGI_TRY(compete(s, 0, mask, best, e));
-  if (!best->choice) return none_fits(s, NULL, n, e);
-  *least_ms = best->total;
+  if (best->choice) {
+    *bound_ms = best->total;
+    return RG_OK;
+  }
+  int64_t low = INT64_MAX;
+  for (uint32_t mask = 0; mask < n; mask++) {
+    int64_t least = low;
+    if (has_room(s, mask)) RGI_TRY(find_least(s, 0, mask, &least, e));
+    if (least < low) low = least;
+  }
+  return none_fits(s, true, low, e);
+}
+
+/* The shortest part with which nothing need be recomputed, if all that hides is enough for that. */
+static rg_status keep_all(search *s, outcome *best, rg_error *e) {
+  bool yes;
+  int low = -1, high = s->nhidden;
+  RGI_TRY(fits(s, high, &yes, e));
+  if (!yes) return RG_OK;
+  while (high - low > 1) {
+    const int n = low + (high - low) / 2;
+    RGI_TRY(fits(s, n, &yes, e));
+    *(yes ? &high : &low) = n;
+  }
+  return compete(s, high, 0, best, e);
+}
+
+/* The parts to look at, each once; *low: the least that any reaches. */
+typedef struct parts {
+  int n, part[PARTS];
+  int64_t least[PARTS], low;
+} parts;
+
+static rg_status find_leasts(search *s, parts *p, rg_error *e) {
+  p->low = INT64_MAX;
+  for (int k = 0; k < p->n; k++) {
+    RGI_TRY(find_least(s, p->part[k], 0, &p->least[k], e));
+    if (p->least[k] < p->low) p->low = p->least[k];
+  }
   return RG_OK;
 }
 
-/* *least_ms: no choice takes less. */
-static rg_status decide(search *s, outcome *best, double *least_ms, rg_error *e) {
-  const int part[PARTS] = {s->nhidden, 0, s->nworth, s->noffer};
-  bool yes = false;
-  *least_ms = 0;
-  if (few(s)) return try_all(s, best, least_ms, e);
-  if (!s->policy->least) RGI_TRY(fits(s, s->nhidden, &yes, e));
-  if (yes) {
-    int low = -1, high = s->nhidden;
-    while (high - low > 1) {
-      const int n = low + (high - low) / 2;
-      RGI_TRY(fits(s, n, &yes, e));
-      *(yes ? &high : &low) = n;
-    }
-    RGI_TRY(compete(s, high, 0, best, e));
-    if (best->choice && best->total == 0) return RG_OK;
-  }
+/* *bound_ms: no choice takes less. */
+static rg_status decide(search *s, outcome *best, double *bound_ms, rg_error *e) {
+  const int lengths[PARTS] = {s->nhidden, 0, s->nworth, s->noffer};
+  const bool least = s->policy->least;
+  parts p = {0};
+  *bound_ms = 0;
+  if (few(s)) return try_all(s, best, bound_ms, e);
   for (int k = 0; k < PARTS; k++) {
     bool known = false;
-    for (int i = 0; i < k; i++) known |= part[i] == part[k];
-    if (!known) RGI_TRY(compete(s, part[k], 0, best, e));
-    if (k > 0 || !best->choice || s->policy->least) continue;
-    RGI_TRY(bound(s, s->policy->budget, best->total, least_ms, e));
-    if (best->total - *least_ms <= NEAR * best->choice->all_ms) return RG_OK;
+    for (int i = 0; i < p.n; i++) known |= p.part[i] == lengths[k];
+    if (!known) p.part[p.n++] = lengths[k];
   }
-  if (!best->choice) return none_fits(s, part, PARTS, e);
-  return bound(s, best->choice->budget, best->total, least_ms, e);
+  if (least) {
+    RGI_TRY(find_leasts(s, &p, e));
+  } else {
+    RGI_TRY(keep_all(s, best, e));
+    if (best->choice && best->total == 0) return RG_OK;
+  }
+  for (int k = 0; k < p.n; k++) {
+    if (!least || p.least[k] == p.low) RGI_TRY(compete(s, p.part[k], 0, best, e));
+    if (k > 0 || !best->choice || least) continue;
+    const double near = best->total - NEAR * best->choice->all_ms;
+    RGI_TRY(bound(s, s->policy->budget, best->total, near, bound_ms, e));
+    if (*bound_ms >= near) return RG_OK;
+  }
+  if (!best->choice) {
+    RGI_TRY(find_leasts(s, &p, e));
+    return none_fits(s, false, p.low, e);
+  }
+  return bound(s, best->choice->budget, best->total, best->total - NEAR * best->choice->all_ms,
+               bound_ms, e);
 }
 
 rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
@@ -432,6 +540,8 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   best = (outcome){0};
 done:
   drop(&best);
+  rgi_model_destroy(s.model);
+  rgi_graph_destroy(s.named);
   rgi_arena_destroy(a);
   return status;
 }

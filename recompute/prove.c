@@ -9,8 +9,6 @@
 #include "search.h"
 #include <stdlib.h>
 
-static const int64_t PROOF_WORK = 100000000; /* nodes replayed */
-
 typedef struct proof {
   rgi_chooser *c;
   rgi_model *m;
@@ -81,8 +79,8 @@ static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_prove(rgi_chooser *c, rg_error *e) {
-  proof p = {.c = c, .m = c->m, .work = PROOF_WORK};
+rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e) {
+  proof p = {.c = c, .m = c->m, .work = work};
   p.order = sorted(c, larger);
   p.by_rate = sorted(c, frees_cheaper);
   p.open = rgi_alloc_n(c->m->arena, (size_t)c->m->ncandidate + 1, sizeof *p.open);

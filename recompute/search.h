@@ -31,7 +31,9 @@ rg_status rgi_offload_bytes(const rgi_graph *g, int64_t *bytes, rg_error *e);
  * (windows.c). wait[2]: what either direction waits for them. */
 rg_status rgi_copy_windows(rgi_graph *g, const rgi_profile *profile, double wait[2], rg_error *e);
 
-enum { RGI_EXACT_LIMIT = 20 };
+/* Candidates: up to so many, all choices are looked at; of up to so many it may be proved that
+ * none is better. */
+enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 64 };
 
 /* ---- replay.c: what a choice takes, as an array of numbers says ---- */
 
@@ -114,6 +116,8 @@ static inline int64_t rgi_figure(const rgi_chooser *c, rgi_taken x) {
 }
 /* The chooser's starting point: nothing forced either way, nothing found. */
 rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e);
+/* The same with what the policy forces, and its budget. */
+rg_status rgi_chooser_by(rgi_chooser *c, rgi_model *m, const rg_policy *policy, rg_error *e);
 /* Memplan's verdict on a set (model.c). */
 rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e);
 /* The least time within the budget, or !c->found. */
@@ -122,13 +126,17 @@ rg_status rgi_choose_exact(rgi_chooser *c, rg_error *e);
 rg_status rgi_least_exact(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
 /* The same for many candidates, as far as the search goes: the same answer whatever the budget. */
 rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error *e);
-/* `least`: a set that is within the budget. */
+/* `least`: a set that is within the budget, or NULL: c->found only if a starting point is, and has
+ * room to spare. */
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e);
-/* Fills in bound_ms and optimal, from a choice that was found. */
-rg_status rgi_bound(rgi_chooser *c, rg_error *e);
-/* Betters best_ms or raises bound_ms to it, if going through all choices is work that can be
- * done. */
-rg_status rgi_prove(rgi_chooser *c, rg_error *e);
+/* What bounds are made of, whatever the budget; in the model's arena. */
+typedef struct rgi_bound rgi_bound;
+rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e);
+/* Fills in the chooser's bound_ms, at most best_ms, and optimal, for its budget. */
+rg_status rgi_bound_find(rgi_bound *b, rg_error *e);
+/* Betters best_ms or raises bound_ms to it, if all choices can be gone through with so much work
+ * (nodes replayed). */
+rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
  * false. */

@@ -2,11 +2,100 @@
  * would take by the device's profile, and how well each shard mode balances. */
 #include "../cp/tables.h"
 #include "report.h"
+#include <string.h>
 
 /* ms on the wire alone */
 static double wire_ms(const rg_plan *plan, const rgi_step *s) {
   return s->cost.wire / (plan->profile->link_gbs * 1e6);
 }
+
+/* ---- what is exposed ---- */
+
+/* A direction as a GPU runs it: one collective at a time, in their order; beside it one other step,
+ * those that the dearest collectives wait for first. */
+typedef struct race {
+  const rg_plan *plan;
+  int32_t from, to, first; /* first: before it all are over */
+  bool *over, *begun;      /* by step */
+  double *leads, dearest;  /* from … to */
+} race;
+
+static bool sends(const rgi_step *s) {
+  return s->call.op->flags & RG_OP_COMM && s->cost.wire > 0;
+}
+
+static bool ready(const race *r, int32_t i) {
+  if (r->begun[i]) return false;
+  for (const int32_t *p = r->plan->after[i]; *p >= 0; p++)
+    if (!r->over[*p]) return false;
+  return true;
+}
+
+static int32_t next(race *r, bool collective) {
+  int32_t best = -1;
+  while (r->first < r->to && r->over[r->first]) r->first++;
+  for (int32_t i = r->first; i < r->to; i++) {
+    if (sends(&r->plan->step[i]) != collective || !ready(r, i)) continue;
+    if (collective || rgi_leads_first(r->leads[i - r->from], r->dearest)) return i;
+    if (best < 0) best = i;
+  }
+  return best;
+}
+
+/* Adds to exposed[i] the ms in which step i is on the wire and nothing else runs; returns the ms of
+ * the whole. */
+static double run_race(race *r, double *exposed) {
+  const rgi_step *step = r->plan->step;
+  int32_t at[2] = {-1, -1}; /* what computes, what is on the wire */
+  double left[2] = {0, 0}, all = 0;
+  for (;;) {
+    for (int k = 0; k < 2; k++) {
+      if (at[k] >= 0 || (at[k] = next(r, k)) < 0) continue;
+      r->begun[at[k]] = true;
+      left[k] = step[at[k]].ms;
+    }
+    if (at[0] < 0 && at[1] < 0) return all;
+    const int k = at[0] < 0 || (at[1] >= 0 && left[1] < left[0]);
+    const double ms = left[k];
+    if (at[0] < 0) exposed[at[1]] += ms;
+    all += ms;
+    r->over[at[k]] = true;
+    at[k] = -1;
+    left[!k] -= ms;
+  }
+}
+
+/* exposed[i] of every step, all[] of both directions; the CPU has nothing beside its steps. */
+static bool expose(const rg_plan *plan, double *exposed, double all[2]) {
+  const size_t n = (size_t)plan->nstep + 1;
+  bool *marks = rgi_malloc(plan->ctx, 2 * n * sizeof *marks);
+  double *leads = rgi_malloc(plan->ctx, n * sizeof *leads);
+  const bool room = marks && leads;
+  if (room) memset(marks, 0, 2 * n * sizeof *marks);
+  for (int d = 0; d < 2 && room; d++) {
+    const int32_t from = d ? plan->nforward : 0, to = d ? plan->nstep : plan->nforward;
+    all[d] = 0;
+    for (int32_t i = from; i < to; i++) {
+      exposed[i] = sends(&plan->step[i]) && !plan->cuda ? plan->step[i].ms : 0;
+      all[d] += plan->step[i].ms;
+    }
+    if (!plan->cuda) continue;
+    race r = {.plan = plan,
+              .from = from,
+              .to = to,
+              .first = from,
+              .over = marks,
+              .begun = marks + n,
+              .leads = leads,
+              .dearest = rgi_plan_leads(plan, from, to, leads)};
+    all[d] = run_race(&r, exposed);
+  }
+  rgi_free(plan->ctx, marks);
+  rgi_free(plan->ctx, leads);
+  return room;
+}
+
+/* ---- balance ---- */
 
 /* Busiest rank over the mean, for `sequences` near-equal sequences that fill the capacity; 0 where
  * it can't be told. */
@@ -35,14 +124,18 @@ static const char *mode_name(rg_cp_mode mode) {
   return name[mode];
 }
 
-static bool sends(const rgi_step *s) {
-  return s->call.op->flags & RG_OP_COMM && s->cost.wire > 0;
-}
+/* ---- the report ---- */
 
 void rgi_report_ranks(const rg_plan *plan, rgi_buf *b) {
   char human[32];
-  double forward = 0, backward = 0;
+  double sent[2] = {0, 0}, seen[2] = {0, 0}, all[2];
   if (plan->cp.ranks <= 1) return;
+  double *exposed = rgi_malloc(plan->ctx, ((size_t)plan->nstep + 1) * sizeof *exposed);
+  if (!exposed || !expose(plan, exposed, all)) {
+    b->failed = true;
+    rgi_free(plan->ctx, exposed);
+    return;
+  }
   rgi_buf_printf(b, "ranks         %d", plan->cp.ranks);
   if (plan->cp.capacity) {
     const int64_t n = sequences_of(plan);
@@ -57,24 +150,37 @@ void rgi_report_ranks(const rg_plan *plan, rgi_buf *b) {
   } else {
     rgi_buf_printf(b, "\n");
   }
-  rgi_buf_printf(b, "  %-28s %-15s %-9s %12s %10s\n", "collective", "op", "direction",
-                 "a rank sends", "wire ms");
+  rgi_buf_printf(b, "  %-28s %-15s %-9s %12s %10s %10s\n", "collective", "op", "direction",
+                 "a rank sends", "wire ms", "exposed ms");
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *s = &plan->step[i];
     if (!sends(s)) continue;
-    *(i < plan->nforward ? &forward : &backward) += s->cost.wire;
-    rgi_buf_printf(b, "  %-28s %-15s %-9s %12s %10.4f\n", s->call.node, s->call.op->name,
+    sent[i >= plan->nforward] += s->cost.wire;
+    seen[i >= plan->nforward] += exposed[i];
+    rgi_buf_printf(b, "  %-28s %-15s %-9s %12s %10.4f %10.4f\n", s->call.node, s->call.op->name,
                    i < plan->nforward ? "forward" : "backward",
-                   rgi_human_bytes((int64_t)s->cost.wire, human), wire_ms(plan, s));
+                   rgi_human_bytes((int64_t)s->cost.wire, human), wire_ms(plan, s), exposed[i]);
   }
-  rgi_buf_printf(b, "  on the wire   %s forward", rgi_human_bytes((int64_t)forward, human));
-  rgi_buf_printf(b, ", %s backward", rgi_human_bytes((int64_t)backward, human));
+  rgi_free(plan->ctx, exposed);
+  for (int d = 0; d < 2; d++)
+    if (all[d] > 0)
+      rgi_buf_printf(b, "  exposed       %.3f of %.3f ms %s, %.2f %%, by the model\n", seen[d],
+                     all[d], d ? "backward" : "forward", 100 * seen[d] / all[d]);
+  rgi_buf_printf(b, "  on the wire   %s forward", rgi_human_bytes((int64_t)sent[0], human));
+  rgi_buf_printf(b, ", %s backward", rgi_human_bytes((int64_t)sent[1], human));
   rgi_buf_printf(b, "; comm memory %s\n", rgi_human_bytes(plan->sizes.comm, human));
 }
 
 void rgi_report_ranks_json(const rg_plan *plan, rgi_buf *b) {
   const char *gap = "";
+  double all[2];
   if (plan->cp.ranks <= 1) return;
+  double *exposed = rgi_malloc(plan->ctx, ((size_t)plan->nstep + 1) * sizeof *exposed);
+  if (!exposed || !expose(plan, exposed, all)) {
+    b->failed = true;
+    rgi_free(plan->ctx, exposed);
+    return;
+  }
   rgi_buf_printf(
       b, "  \"cp\": {\"ranks\": %d, \"mode\": \"%s\", \"rows\": %lld, \"comm_bytes\": %lld,",
       plan->cp.ranks, mode_name(plan->cp.mode), (long long)plan->cp.capacity,
@@ -91,10 +197,12 @@ void rgi_report_ranks_json(const rg_plan *plan, rgi_buf *b) {
     rgi_buf_printf(b, "%s\n      {\"name\": ", gap);
     rgi_buf_json(b, s->call.node);
     rgi_buf_printf(
-        b, ", \"op\": \"%s\", \"direction\": \"%s\", \"wire_bytes\": %.0f, \"wire_ms\": %.6g}",
+        b, ", \"op\": \"%s\", \"direction\": \"%s\", \"wire_bytes\": %.0f, \"wire_ms\": %.6g",
         s->call.op->name, i < plan->nforward ? "forward" : "backward", s->cost.wire,
         wire_ms(plan, s));
+    rgi_buf_printf(b, ", \"exposed_ms\": %.6g}", exposed[i]);
     gap = ",";
   }
+  rgi_free(plan->ctx, exposed);
   rgi_buf_printf(b, "]},\n");
 }

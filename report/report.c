@@ -22,20 +22,20 @@ static void shape(rgi_buf *b, const rg_tensor_info *t) {
 typedef struct share {
   int steps;
   double forward_ms, backward_ms;
-  int64_t workspace; /* the largest */
 } share;
 
-static share share_of(const rg_plan *plan, int32_t origin) {
-  share r = {0};
+/* Per spec node, and behind them what belongs to none (sums, casts): all[norigin + 1]. */
+static void find_shares(const rg_plan *plan, share *all) {
+  const rgi_graph *g = plan->graph;
+  for (int32_t i = 0; i <= g->norigin; i++) all[i] = (share){0};
   for (int32_t i = 0; i < plan->nstep; i++) {
     const rgi_step *s = &plan->step[i];
-    const rgi_node *n = &plan->graph->node[s->node];
-    if (n->origin != origin || rgi_is_copy(plan->graph, s->node)) continue;
-    r.steps++;
-    *(n->backward ? &r.backward_ms : &r.forward_ms) += s->ms;
-    if (s->workspace_size > r.workspace) r.workspace = s->workspace_size;
+    const rgi_node *n = &g->node[s->node];
+    if (rgi_is_copy(g, s->node)) continue;
+    share *r = &all[n->origin < 0 ? g->norigin : n->origin];
+    r->steps++;
+    *(n->backward ? &r->backward_ms : &r->forward_ms) += s->ms;
   }
-  return r;
 }
 
 static void write_capacity(const rg_plan *plan, rgi_buf *b) {
@@ -64,10 +64,16 @@ static void write_capacity(const rg_plan *plan, rgi_buf *b) {
 
 static void write_nodes(const rg_plan *plan, rgi_buf *b) {
   const rgi_graph *g = plan->graph;
+  share *all = rgi_malloc(plan->ctx, ((size_t)g->norigin + 1) * sizeof *all);
+  if (!all) {
+    b->failed = true;
+    return;
+  }
+  find_shares(plan, all);
   rgi_buf_printf(b, "nodes%*s%-14s %10s %10s\n", 13, "", "op", "fwd ms", "bwd ms");
   double forward = 0, backward = 0;
   for (int32_t o = 0; o < g->norigin; o++) {
-    share r = share_of(plan, o);
+    const share r = all[o];
     forward += r.forward_ms;
     backward += r.backward_ms;
     const rgi_choice_node *c =
@@ -79,7 +85,8 @@ static void write_nodes(const rg_plan *plan, rgi_buf *b) {
     else
       rgi_buf_printf(b, " %10s %10s\n", "-", "-"); /* a view */
   }
-  share glue = share_of(plan, -1);
+  const share glue = all[g->norigin];
+  rgi_free(plan->ctx, all);
   if (glue.steps)
     rgi_buf_printf(b, "  %-15s %-14s %10.4f %10.4f\n", "(sums, casts)", "", glue.forward_ms,
                    glue.backward_ms);

@@ -32,4 +32,12 @@ args=(run "$root/examples/nsa.json" --set T=1024 --set B=3 --set H=4 --set KH=2 
 "$regraph" "${args[@]}" --out o="$work/threads.npy" >/dev/null
 "${run[@]}" 4 "$regraph" "${args[@]}" --out o="$work/processes.npy" >/dev/null
 cmp "$work/threads.npy" "$work/processes.npy"
+
+# one has another spec: both end, and say so
+two=("$regraph" "${args[@]:0:${#args[@]}-1}" 2 --out o="$work/other.npy")
+timeout 120 mpirun --oversubscribe --mca orte_abort_on_non_zero_status 0 -n 1 "${two[@]}" : \
+  -n 1 "${two[@]}" --set window=77 >"$work/log" 2>&1 || true
+[ "$(grep -c "rank 1 has another spec than rank 0" "$work/log")" -eq 2 ] ||
+  { echo "FAILED: another spec: $(cat "$work/log")" >&2 && exit 1; }
+[ ! -e "$work/other.npy" ] || { echo "FAILED: a file of a failed run" >&2 && exit 1; }
 echo "cp_mpi: passed ($one)"

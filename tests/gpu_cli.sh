@@ -53,6 +53,28 @@ expect 0 cmp_attn bench "$nsa" "${small[@]}" --device cuda --repeat 3
 expect 0 '"device"|"nodes"|"steps"' bench "$nsa" "${small[@]}" --device cuda --eager --repeat 3 \
   --json
 
+# ---- ranks as threads on one GPU: the files of one rank; with more GPUs, a process a rank ----
+whole=(--set H=16 --set KH=1 --set T=1536 --set B=2 --device cuda)
+expect 0 . run "$nsa" "${whole[@]}" --out "o=$work/one.npy" --grad-out "q=$work/one_q.npy"
+for ranks in 2 3; do
+  expect 0 "ranks|all_gather" run "$nsa" "${whole[@]}" --cp $ranks --out "o=$work/many.npy" \
+    --grad-out "q=$work/many_q.npy"
+  for x in "" _q; do
+    checks=$((checks + 1))
+    cmp -s "$work/one$x.npy" "$work/many$x.npy" || fail "one rank's$x and those of $ranks differ"
+  done
+done
+expect 0 all_gather bench "$nsa" "${whole[@]}" --cp 2 --repeat 2
+if [ "$(nvidia-smi -L | grep -c '^GPU')" -gt 1 ]; then
+  for rank in 0 1; do
+    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 REGRAPH_MASTER_PORT=$((21000 + $$ % 9000)) "$regraph" \
+      run "$nsa" "${whole[@]}" --cp 2 --out "o=$work/gpus.npy" >"$work/gpus.$rank" 2>&1 &
+  done
+  wait
+  checks=$((checks + 1))
+  cmp -s "$work/one.npy" "$work/gpus.npy" || fail "two GPUs: $(cat "$work"/gpus.[01])"
+fi
+
 # ---- mistakes ----
 expect 2 "device" run "$nsa" "${small[@]}" --device gpu
 expect 2 "device" bench "$nsa" "${small[@]}" --device cuda:1

@@ -9,11 +9,13 @@ export REGRAPH_LIBRARY=$(cd "$1" && pwd)/libregraph.so PYTHONDONTWRITEBYTECODE=1
 for python in python3 /usr/bin/python3; do
   if command -v "$python" >/dev/null && "$python" -c 'import numpy' 2>/dev/null; then
     cd "$root/python"
-    "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py
+    "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py tests/test_serve.py
     "$python" ../bench/cp.py --device cpu --ranks 1,2 --tokens 2K --runs 2 --check
+    "$python" ../bench/compare.py --dry-run --choices all --tokens 4K
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
-        tests/test_hf.py tests/test_migrate.py tests/test_megatron.py tests/test_torchtitan.py
+        tests/test_hf.py tests/test_migrate.py tests/test_megatron.py tests/test_torchtitan.py \
+        tests/test_nanovllm.py
     else
       echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi

@@ -12,7 +12,11 @@ fail() {
   exit 1
 }
 # says FILE PATTERN: the file has such a line
-says() { grep -Eq "$2" "$1" || { cat "$1" >&2; fail "nothing here says '$2'"; }; }
+says() {
+  grep -Eq "$2" "$1" && return
+  cat "$1" >&2
+  fail "nothing here says '$2'"
+}
 
 "$serve" >"$work/first"
 says "$work/first" \
@@ -22,7 +26,11 @@ says "$work/first" \
   ' [1-9][0-9]* were in pages already; [1-9][0-9]* times one had to wait, [1-9][0-9]* pages'
 says "$work/first" '^65 ended, 6 cancelled, 1 refused: digest'
 digest=$(tail -n 1 "$work/first")
-same() { [ "$(tail -n 1 "$1")" = "$digest" ] || { cat "$1" >&2; fail "$2: other tokens"; }; }
+same() {
+  [ "$(tail -n 1 "$1")" = "$digest" ] && return
+  cat "$1" >&2
+  fail "$2: other tokens"
+}
 
 "$serve" --quiet --slots 1 --rows 200 --pages 8 --no-prefixes >"$work/alone"
 same "$work/alone" "one after the other, nothing shared"

@@ -15,7 +15,8 @@
 #   planner    large graphs: against policies written by hand, and the least budget
 #   lowering   launches and edges of random graphs, without a GPU
 #   tables     who owns which tokens, against one token after the other
-#   ranks      random specs and batches, and the examples, on several ranks: the results of one
+#   ranks      random specs and batches (200 x 5 numbers of ranks x 3 modes a round), the examples,
+#              2^20 rows, on several ranks: the results of one
 #   shares     every pack, border, policy and window of the tests on ranks, with other data
 #   serving    schedules over pages against the unpaged graph, 40 a round; numbers of all kinds
 #   pages      the page allocator beside a model

@@ -128,7 +128,12 @@ enum {
   /* state: an in-port and the out-port of the same name are one memory, in which the op makes the
    * out-tensor of the in-tensor. Shape, strides and dtype are the in-tensor's. An op with such
    * ports is RG_OP_STATE; neither port is optional. What it does not write keeps its bytes. */
-  RG_PORT_STATE = 1 << 9
+  RG_PORT_STATE = 1 << 9,
+  /* a weight of rank 1 whose gradient is one number an element, summed over the tokens; on the
+   * in-ports "x" and "acc.x" and the out-port "d.x" of the backward op. Under context parallelism
+   * it may come as a pair of twice the extent: values, then zeros, in fp32; the gradient then is
+   * twice as long, too: the sum, then what is left of it beyond fp32 */
+  RG_PORT_PAIR = 1 << 10
 };
 
 /* dtype sets */

@@ -756,12 +756,12 @@ RG_API rg_status rg_pages_count(const rg_pages *pages, rg_pages_info *out);
  * Who is served when: what a loop does between two steps of a graph (docs/serving.md). It keeps the
  * pages, fills a step's inputs, and touches no device.
  *
- *   rg_queue_add(q, prompt, n, 100, -1, &request, &e);    // whenever one comes, at most 100 tokens
+ *   rg_queue_add(q, prompt, n, 100, &request, &e);      // whenever one comes, at most 100 tokens
  *   for (;;) {
  *     rg_queue_step(q, &step, &e);                        // fills the arrays that step points to
  *     if (!step.rows) break;                              // nobody is left
  *     ... step's arrays to the device, a forward, `next` back from it ...
- *     rg_queue_done(q, next, finished, &e);               // where step.wanted[b], next[b] is
+ *     rg_queue_done(q, next, &e);                         // where step.wanted[b], next[b] is
  *   }                                                     // request[b]'s next token
  *
  * Requests are served in the order in which they came. Those that are served have a slot each: one
@@ -794,6 +794,7 @@ typedef struct rg_queue_arrays {
   int32_t (*forks)[2]; /* [forks, 2]; NULL where there are none */
   rg_request *request; /* [B] whose turn it is; 0: the slot is nobody's */
   bool *wanted;        /* [B] its next token is due, from the logits of its last row */
+  bool *last;          /* [B] false; rg_queue_done sets it where a request has its last token */
   int64_t rows;        /* set: how many tokens there are; 0: nothing is to be done */
   int64_t used;        /* set: slots, from 0 on, that are somebody's */
 } rg_queue_arrays;
@@ -810,11 +811,11 @@ typedef struct rg_queue_info {
 RG_API rg_status rg_queue_create(rg_context *ctx, const rg_queue_options *options, rg_queue **out,
                                  rg_error *error);
 RG_API void rg_queue_destroy(rg_queue *queue);
-/* A request of n tokens, at least one, copied: at most `most` more, at least one, are wanted; one
- * that is `stop` (-1: none) is the last. RG_E_LIMIT for what would fit neither a row of the table
- * nor the pool, if it had them for itself. */
+/* A request of n tokens, at least one, copied: at most `most` more, at least one, are wanted.
+ * RG_E_LIMIT for what would fit neither a row of the table nor the pool, if it had them for
+ * itself. */
 RG_API rg_status rg_queue_add(rg_queue *queue, const int32_t *tokens, int64_t n, int64_t most,
-                              int32_t stop, rg_request *out, rg_error *error);
+                              rg_request *out, rg_error *error);
 /* Another that begins as this one does, in pages and tokens, but for the last token, which is
  * `token` here. Served beside it; if slots run out, the youngest waits. Not between rg_queue_step
  * and rg_queue_done. */
@@ -822,14 +823,13 @@ RG_API rg_status rg_queue_fork(rg_queue *queue, rg_request request, int32_t toke
                                rg_error *error);
 /* No more of it; also while a step runs, which then leaves nothing of it. */
 RG_API rg_status rg_queue_cancel(rg_queue *queue, rg_request request, rg_error *error);
-/* The next step. Not before the one before is done. */
+/* The next step. Not before the one before is done; `last` is borrowed until then. */
 RG_API rg_status rg_queue_step(rg_queue *queue, rg_queue_arrays *arrays, rg_error *error);
 /* The step ran: next[b] (the graph's `next`, or what was drawn from its logits) goes to the request
- * of slot b, where it was wanted. finished[b] (NULL: not asked) says that this was its last; its
- * number then is forgotten. next NULL: the step did not run to its end, and what it was to write
- * runs again. */
-RG_API rg_status rg_queue_done(rg_queue *queue, const int32_t *next, bool *finished,
-                               rg_error *error);
+ * of slot b, where it was wanted. Where the caller has set last[b], that is the last one; wherever
+ * it then is set, the request has ended, and its number is forgotten. next NULL: the step did not
+ * run to its end, and what it was to write runs again. */
+RG_API rg_status rg_queue_done(rg_queue *queue, const int32_t *next, rg_error *error);
 RG_API rg_status rg_queue_count(const rg_queue *queue, rg_queue_info *out);
 
 /* ---- packing as a service -------------------------------------------------------------------- */

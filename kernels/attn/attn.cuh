@@ -1,6 +1,7 @@
 /* kernels/attn/attn.cuh: which keys a query sees (see attn.h). */
 #pragma once
 #include "attn.h"
+#include "../device/element.cuh"
 #include "../device/seq.cuh"
 
 namespace rgk {
@@ -38,6 +39,18 @@ __device__ __forceinline__ key_range visible(const rgk_attn &a, int64_t pos, int
   if (a.mode == RGK_SWA && a.window_left >= 0 && pos > a.window_left) r.lo = pos - a.window_left;
   r.hi = min(r.hi, n);
   return r;
+}
+
+/* A head's d_sinks, the sum of all rows of this call. */
+__device__ __forceinline__ void put_sink(const rgk_attn &a, int h, double sum) {
+  if (!a.pair_sinks) {
+    put_grad(a.d_sinks.data, a.d_sinks.dtype, h * a.d_sinks.row, (float)sum, a.acc_sinks);
+    return;
+  }
+  float *value = (float *)a.d_sinks.data + h * a.d_sinks.row, *rest = value + a.H * a.d_sinks.row;
+  if (a.acc_sinks) sum += (double)*value + (double)*rest;
+  *value = (float)sum;
+  *rest = (float)(sum - (double)*value);
 }
 
 } // namespace rgk

@@ -31,7 +31,8 @@ typedef struct rgk_attn {
   rgk_tensor d_o, d_lse, dq, dk, dv, d_sinks;
   rgk_tensor delta;                    /* [T, H] fp32 sums of o d_o, given instead of o, or NULL */
   bool acc_q, acc_k, acc_v, acc_sinks; /* add to the fp32 sum that is there */
-  bool aligned; /* q, k, v, o, d_o, dq, dk, dv start on, and step by, multiples of 16 bytes */
+  bool pair_sinks; /* d_sinks has 2H floats: sums, then what is left of them beyond fp32 */
+  bool aligned;    /* q, k, v, o, d_o, dq, dk, dv start on, and step by, multiples of 16 bytes */
 } rgk_attn;
 
 #endif

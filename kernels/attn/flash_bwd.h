@@ -28,7 +28,7 @@ typedef struct rgk_flash_bwd {
   int32_t parts;
   /* workspace */
   float *rows;        /* [slots of 64 queries, H, 2, 64] lse in base 2, then delta */
-  float *sink;        /* [slots, H] each tile's part of d_sinks, or NULL */
+  double *sink;       /* [slots, H] each tile's part of d_sinks, or NULL */
   float *dq;          /* [heads of the pass, width / 64, T, 64] sums of dQ */
   float *kv;          /* [KH, kv_tiles, parts, ...] dK and dV of sequences of several chunks */
   uint32_t *dq_done;  /* [slots, H] key tiles summed up in a tile of dq */

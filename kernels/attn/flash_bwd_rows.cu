@@ -4,6 +4,7 @@
  */
 #include "../device/element.cuh"
 #include "../device/ptx.cuh"
+#include "attn.cuh"
 #include "flash_bwd.cuh"
 
 using namespace rgk;
@@ -107,7 +108,8 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
   if (h >= a.H) return;
   const tile x = find_tile(a.seqs, slot, ROWS);
   const bool live = x.b < a.seqs.n && x.n > 0;
-  float *lse2 = p.rows + (slot * a.H + h) * 128, *out = lse2 + 64, sink_sum = 0;
+  float *lse2 = p.rows + (slot * a.H + h) * 128, *out = lse2 + 64;
+  double sink_sum = 0;
   const float sink = p.sink ? load(a.sinks.data, a.sinks.dtype, h * a.sinks.row) : 0;
   if (lane == 0) p.dq_done[slot * a.H + h] = 0;
   const int64_t row = x.begin + x.first;
@@ -130,7 +132,7 @@ template <class T> __device__ void delta(const rgk_flash_bwd &p, int64_t slot, i
     if (lane % 16 == 0) {
       if (a.delta.data && r < x.n) sum = given[r * a.delta.row];
       const float lse = put_row(a, lse2, out, r, x.n, row + r, h, sum);
-      if (p.sink && lse != -INFINITY) sink_sum += expf(sink - lse) * out[r];
+      if (p.sink && lse != -INFINITY) sink_sum += (double)(expf(sink - lse) * out[r]);
     }
   }
   sink_sum += __shfl_down_sync(~0u, sink_sum, 16);
@@ -280,10 +282,10 @@ __global__ void __launch_bounds__(256) sum_kv(const __grid_constant__ rgk_flash_
 /* ---- d_sinks: a block a head ---- */
 
 __global__ void __launch_bounds__(256) sum_sinks(const __grid_constant__ rgk_flash_bwd p) {
-  __shared__ float part[256];
+  __shared__ double part[256];
   const int h = blockIdx.x, t = threadIdx.x;
   const int64_t slots = p.slots;
-  float sum = 0;
+  double sum = 0;
   for (int64_t i = t; i < slots; i += 256) sum += p.sink[i * p.a.H + h];
   part[t] = sum;
   __syncthreads();
@@ -291,8 +293,7 @@ __global__ void __launch_bounds__(256) sum_sinks(const __grid_constant__ rgk_fla
     if (t < d) part[t] += part[t + d];
     __syncthreads();
   }
-  if (t == 0)
-    put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, h * p.a.d_sinks.row, -part[0], p.a.acc_sinks);
+  if (t == 0) put_sink(p.a, h, -part[0]);
 }
 
 } // namespace

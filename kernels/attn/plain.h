@@ -6,8 +6,15 @@
 #include "attn.h"
 
 /* Instances by the larger of the two head widths, rounded up; the small ones keep within 99 KB of
- * shared memory, all that many GPUs have. */
-enum { RGK_PLAIN_64, RGK_PLAIN_128, RGK_PLAIN_256, RGK_PLAIN_128_SMALL, RGK_PLAIN_256_SMALL };
+ * shared memory, all that many GPUs have. There the widest has no place. */
+enum {
+  RGK_PLAIN_64,
+  RGK_PLAIN_128,
+  RGK_PLAIN_256,
+  RGK_PLAIN_576,
+  RGK_PLAIN_128_SMALL,
+  RGK_PLAIN_256_SMALL
+};
 enum { RGK_PLAIN_THREADS = 128, RGK_PLAIN_DKV_THREADS = 256, RGK_PLAIN_DELTA_ROWS = 128 };
 
 /* Row tiles (forward, dQ): `queries` queries of a sequence times `heads` of a KV head's G query
@@ -41,15 +48,20 @@ typedef struct rgk_attn_plain {
 enum { RGK_PLAIN_PARTS = 16, RGK_PLAIN_PART_ROWS = 256, RGK_PLAIN_PART_MOST = 1 << 17 };
 
 RGK_BOTH int32_t rgk_plain_width(int w) {
-  return w == RGK_PLAIN_64 ? 64 : w == RGK_PLAIN_128 || w == RGK_PLAIN_128_SMALL ? 128 : 256;
+  return w == RGK_PLAIN_64                                ? 64
+         : w == RGK_PLAIN_128 || w == RGK_PLAIN_128_SMALL ? 128
+         : w == RGK_PLAIN_576                             ? 576
+                                                          : 256;
 }
 /* of a row tile, and keys of a key tile in dK and dV */
 RGK_BOTH int32_t rgk_plain_rows(int w) {
-  return w == RGK_PLAIN_256_SMALL ? 16 : w == RGK_PLAIN_256 || w == RGK_PLAIN_128_SMALL ? 32 : 64;
+  return w == RGK_PLAIN_256_SMALL || w == RGK_PLAIN_576   ? 16
+         : w == RGK_PLAIN_256 || w == RGK_PLAIN_128_SMALL ? 32
+                                                          : 64;
 }
 /* backward: of a key tile in dQ, rows of a batch in dK and dV */
 RGK_BOTH int32_t rgk_plain_keys(int w) {
-  return w == RGK_PLAIN_256_SMALL ? 8 : w == RGK_PLAIN_128_SMALL ? 16 : 32;
+  return w == RGK_PLAIN_256_SMALL || w == RGK_PLAIN_576 ? 8 : w == RGK_PLAIN_128_SMALL ? 16 : 32;
 }
 enum { RGK_PLAIN_FWD_KEYS = 64 };
 

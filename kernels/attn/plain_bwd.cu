@@ -45,7 +45,9 @@ template <int TILE> struct dq_shared : sizes<TILE> {
 };
 
 template <int TILE>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 2)
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64    ? 3
+                                                     : TILE == RGK_PLAIN_576 ? 1
+                                                                             : 2)
     dq(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = dq_shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_dq_shared(TILE), "as the host counts");
@@ -601,7 +603,7 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS)
   if (h >= a.H) return;
   double sum = 0;
   for (int64_t c = 0; c < p.sink_chunks; c++) sum += p.sink[c * a.H + h];
-  put_grad(a.d_sinks.data, a.d_sinks.dtype, h * a.d_sinks.row, (float)sum, a.acc_sinks);
+  put_sink(a, h, sum);
 }
 
 } // namespace
@@ -611,6 +613,7 @@ const void *rgk_plain_dq(int w) {
   case RGK_PLAIN_64: return (const void *)dq<RGK_PLAIN_64>;
   case RGK_PLAIN_128: return (const void *)dq<RGK_PLAIN_128>;
   case RGK_PLAIN_256: return (const void *)dq<RGK_PLAIN_256>;
+  case RGK_PLAIN_576: return (const void *)dq<RGK_PLAIN_576>;
   case RGK_PLAIN_128_SMALL: return (const void *)dq<RGK_PLAIN_128_SMALL>;
   default: return (const void *)dq<RGK_PLAIN_256_SMALL>;
   }
@@ -620,6 +623,7 @@ const void *rgk_plain_dkv(int w) {
   case RGK_PLAIN_64: return (const void *)dkv<RGK_PLAIN_64>;
   case RGK_PLAIN_128: return (const void *)dkv<RGK_PLAIN_128>;
   case RGK_PLAIN_256: return (const void *)dkv<RGK_PLAIN_256>;
+  case RGK_PLAIN_576: return (const void *)dkv<RGK_PLAIN_576>;
   case RGK_PLAIN_128_SMALL: return (const void *)dkv<RGK_PLAIN_128_SMALL>;
   default: return (const void *)dkv<RGK_PLAIN_256_SMALL>;
   }

@@ -163,7 +163,9 @@ __device__ __noinline__ void lse_again(const rgk_attn_plain &p, shared<TILE> &sh
 }
 
 template <int TILE>
-__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64 ? 3 : 2)
+__global__ void __launch_bounds__(RGK_PLAIN_THREADS, TILE == RGK_PLAIN_64    ? 3
+                                                     : TILE == RGK_PLAIN_576 ? 1
+                                                                             : 2)
     forward(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = shared<TILE>;
   static_assert(sizeof(sh_t) == rgk_plain_fwd_shared(TILE), "as the host counts");
@@ -288,6 +290,7 @@ const void *rgk_plain_fwd(int w) {
   case RGK_PLAIN_64: return (const void *)forward<RGK_PLAIN_64>;
   case RGK_PLAIN_128: return (const void *)forward<RGK_PLAIN_128>;
   case RGK_PLAIN_256: return (const void *)forward<RGK_PLAIN_256>;
+  case RGK_PLAIN_576: return (const void *)forward<RGK_PLAIN_576>;
   case RGK_PLAIN_128_SMALL: return (const void *)forward<RGK_PLAIN_128_SMALL>;
   default: return (const void *)forward<RGK_PLAIN_256_SMALL>;
   }

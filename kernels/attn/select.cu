@@ -6,6 +6,7 @@
    + 2c and + 1 for j = 0 … U/2 - 1, and stands at piece 4 i + c. Backward's, where groups are whole
    eights of heads: a lane's piece of head 8 h + r stands at 32 i + 4 r + c of the eight heads'.
  */
+#include "attn.cuh"
 #include "select.cuh"
 
 using namespace rgk;
@@ -296,21 +297,21 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE)
 
 /* One block a head: minus the sink's probability times delta, summed over all rows. */
 __global__ void __launch_bounds__(RGK_SELECT_SCAN) sinks(const __grid_constant__ rgk_select p) {
-  __shared__ float of_warp[RGK_SELECT_SCAN / 32];
+  __shared__ double of_warp[RGK_SELECT_SCAN / 32];
   const int head = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float sink = load(p.a.sinks.data, p.a.sinks.dtype, head) * LOG2E;
   const int64_t rows = live_rows(p.a.seqs);
-  float sum = 0;
+  double sum = 0;
   for (int64_t row = threadIdx.x; row < rows; row += RGK_SELECT_SCAN) {
     const float2 x = ((const float2 *)p.stat)[row * p.a.H + head];
-    sum -= exp2f(sink - x.x) * x.y;
+    sum -= (double)(exp2f(sink - x.x) * x.y);
   }
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
   if (lane == 0) of_warp[warp] = sum;
   __syncthreads();
   if (threadIdx.x > 0) return;
   for (int w = 1; w < RGK_SELECT_SCAN / 32; w++) sum += of_warp[w];
-  put_grad(p.a.d_sinks.data, p.a.d_sinks.dtype, head, sum, p.a.acc_sinks);
+  put_sink(p.a, head, sum);
 }
 
 } // namespace

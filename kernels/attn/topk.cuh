@@ -18,7 +18,8 @@ __device__ __forceinline__ int64_t keys_before(int64_t end, const rgk_topk &p) {
 
 /* Blocks past the last key are candidates, too: they score nothing. */
 __device__ __forceinline__ rgk_topk_choice choice_of(const rgk_topk &p, int64_t position) {
-  return rgk_topk_choose(divide(position, p.block), p.init, p.local, p.top_n);
+  return rgk_topk_choose(position, divide(position, p.block), p.block, p.init, p.local, p.tail,
+                         p.top_n);
 }
 
 /* A tile of queries of one sequence, and its keys. */

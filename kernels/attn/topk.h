@@ -17,26 +17,33 @@ typedef struct rgk_topk {
   int64_t T, S; /* rows of q, of k */
   float scale, softcap;
   int32_t kernel, stride, block;
-  int32_t top_n, init, local;
-  bool dot;
-  rgk_tensor q, k, lse, idx;
-  bool aligned;      /* q and k start on, and step by, multiples of 16 bytes */
-  int64_t slots;     /* of tiles, whose size is the kernel's own */
-  int32_t stages;    /* Hopper: tiles of keys in flight */
-  int32_t chunk;     /* plain: blocks whose scores are made together */
-  int64_t most_keep; /* no row ranks for more places than this */
-  uint64_t *heap;    /* plain: [grid, most_keep, RGK_TOPK_ROWS], or NULL: in shared memory */
+  int32_t top_n, init, local, score; /* RGK_TOPK_BY_… */
+  int32_t share;                     /* queries that choose alike, of score dot */
+  bool max, tail;                    /* pool is max; the own block is kept while partial */
+  rgk_tensor q, k, lse, weight, idx; /* weight [T, H], of score relu; absent: all 1 */
+  bool aligned;                      /* q and k start on, and step by, multiples of 16 bytes */
+  int64_t slots;                     /* of tiles, whose size is the kernel's own */
+  int32_t stages;                    /* Hopper: tiles of keys in flight */
+  int32_t chunk;                     /* plain: blocks whose scores are made together */
+  int64_t most_keep;                 /* no row ranks for more places than this */
+  float *sums;                       /* plain: [T, KH, D] that take the place of q, share > 1 */
+  uint64_t *heap; /* plain: [grid, most_keep, RGK_TOPK_ROWS], or NULL: in shared memory */
 } rgk_topk;
 
+enum { RGK_TOPK_BY_SOFTMAX, RGK_TOPK_BY_DOT, RGK_TOPK_BY_RELU }; /* as topk's choices */
 enum { RGK_TOPK_UNDECIDED = -2 };
 
-/* What a query whose own block is `own` may choose from, on any device: blocks [0, free0) and
- * [free1, count) are kept anyhow, `keep` of those between. */
+/* What the query at `position`, in block `own`, may choose from, on any device: blocks [0, free0)
+ * and [free1, count) are kept anyhow, `keep` of those between. Without `local` the own block is a
+ * candidate once it is complete; `tail` keeps it until then. */
 typedef struct rgk_topk_choice {
   int64_t free0, free1, count, keep;
 } rgk_topk_choice;
-RGK_BOTH rgk_topk_choice rgk_topk_choose(int64_t own, int32_t init, int32_t local, int32_t top_n) {
-  const int64_t count = own + 1, first = own - local + 1, free0 = init < count ? init : count,
+RGK_BOTH rgk_topk_choice rgk_topk_choose(int64_t position, int64_t own, int32_t block, int32_t init,
+                                         int32_t local, bool tail, int32_t top_n) {
+  const bool partial = local == 0 && position + 1 < (own + 1) * block;
+  const int64_t count = own + (partial && !tail ? 0 : 1),
+                first = count - (partial && tail ? 1 : local), free0 = init < count ? init : count,
                 free1 = first > free0 ? first : free0, kept = top_n < count ? top_n : count;
   const rgk_topk_choice c = {free0, free1, count, kept - free0 - (count - free1)};
   return c;
@@ -49,12 +56,13 @@ RGK_BOTH bool rgk_topk_ranks(rgk_topk_choice c) {
 /* ---- any shape ---- */
 /* of the plain kernel's tiles */
 enum { RGK_TOPK_ROWS = 64, RGK_TOPK_KEYS = 64, RGK_TOPK_THREADS = 256 };
-enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT };
+enum { RGK_TOPK_FAST, RGK_TOPK_WIDE, RGK_TOPK_DOT, RGK_TOPK_RELU };
 typedef struct rgk_topk_any {
   rgk_topk call;
   rgk_pages pages; /* where keys are, if there is a table; k is a page's then */
 } rgk_topk_any;
 RGK_GETTER(rgk_topk_plain(int mode))
+RGK_GETTER(rgk_topk_share(void)) /* grid over T · KH · D threads */
 /* Its bytes of dynamic shared memory: of tiles of q, k and sums; of all, with `heap` places of a
  * heap a row. */
 RGK_BOTH uint32_t rgk_topk_plain_tiles(int mode) {

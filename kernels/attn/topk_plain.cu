@@ -5,7 +5,7 @@
 
        p[row][key] = sum over heads of exp(q.k - lse)       4 x 4 of them a thread, fp32 products
        score[row][block] += p * overlap / stride            keys ascending, so no border shows in
-                                                            the sum
+                                                            the sum; pool max: the largest p
 
    and one thread a row puts finished scores on a heap of the best `keep`. A heap's entry is one
    number, the score's rank above the complement of the block's index: entries are all different and
@@ -154,6 +154,11 @@ __device__ __forceinline__ void add_exp(double &sum, float s, float lse) {
   sum += exp((double)s - (double)lse + 300.0);
 }
 
+/* The score of a block that no key touches. */
+template <int MODE, class S> __device__ __forceinline__ S unscored() {
+  return MODE == RGK_TOPK_DOT || MODE == RGK_TOPK_RELU ? (S)-INFINITY : (S)0;
+}
+
 /* What keys [key, key + keys) count for each of the tile's queries. */
 template <int MODE>
 __device__ __forceinline__ void weights(const rgk_topk_any &any, float *qs, float *ks, int64_t row,
@@ -162,13 +167,26 @@ __device__ __forceinline__ void weights(const rgk_topk_any &any, float *qs, floa
                                         typename sum_of<MODE>::type *ps) {
   const rgk_topk &p = any.call;
   using S = typename sum_of<MODE>::type;
-  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+  const S nothing = unscored<MODE, S>();
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   S sum[4][4] = {};
   float acc[4][4] = {};
   for (int h = kh * p.G; h < (kh + 1) * p.G; h++) {
     products(any, qs, ks, row, h, rows, of, key, kh, keys, acc);
-    if constexpr (MODE != RGK_TOPK_DOT) {
+    if constexpr (MODE == RGK_TOPK_RELU) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int r = 4 * ty + i;
+        const float w = p.weight.data && r < rows
+                            ? load(p.weight.data, p.weight.dtype, (row + r) * p.weight.row + h)
+                            : 1.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          sum[i][j] = fmaf(w, acc[i][j] < 0 ? 0.0f : acc[i][j], sum[i][j]);
+          acc[i][j] = 0;
+        }
+      }
+    } else if constexpr (MODE != RGK_TOPK_DOT) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int r = 4 * ty + i;
@@ -195,11 +213,11 @@ __device__ __forceinline__ void weights(const rgk_topk_any &any, float *qs, floa
 /* Adds them to the scores of `blocks` blocks from block0 on. */
 template <int MODE, class S>
 __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int blocks, int64_t key,
-                                           int keys, int bs, int reach, S *score) {
+                                           int keys, int bs, int reach, bool largest, S *score) {
   for (int i = threadIdx.x; i < blocks * ROWS; i += THREADS) {
     const int64_t b = block0 + i / ROWS;
     const S *pr = ps + i % ROWS * (KEYS + 1);
-    if (MODE == RGK_TOPK_DOT) { /* keys are blocks */
+    if (!largest && (MODE == RGK_TOPK_DOT || MODE == RGK_TOPK_RELU)) { /* keys are blocks */
       if (b >= key && b < key + keys) score[i] = pr[b - key];
       continue;
     }
@@ -207,6 +225,10 @@ __device__ __forceinline__ void add_scores(const S *ps, int64_t block0, int bloc
     const int64_t last = min((b + 1) * bs, key + keys);
     for (int64_t j = max(b * bs - reach, key); j < last; j++) {
       const int64_t from = j - b * bs, to = from + reach + 1;
+      if (largest) {
+        sum_b = pr[j - key] > sum_b ? pr[j - key] : sum_b;
+        continue;
+      }
       sum_b += pr[j - key] * (S)(int)(min(to, (int64_t)bs) - max(from, (int64_t)0));
     }
     score[i] = sum_b;
@@ -229,7 +251,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   __shared__ unsigned long long least_block, most_block;
   const int tid = threadIdx.x;
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1; /* in keys */
-  const S nothing = MODE == RGK_TOPK_DOT ? (S)-INFINITY : (S)0;
+  const S nothing = unscored<MODE, S>();
 
   for (int64_t work = blockIdx.x; work < p.slots * p.KH; work += gridDim.x) {
     const int kh = (int)(work % p.KH);
@@ -280,7 +302,7 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
         const int n = (int)min((int64_t)KEYS, end - key);
         weights<MODE>(any, qs, ks, row0, t.n, kh, of, key, n, visible, ps);
         __syncthreads();
-        add_scores<MODE>(ps, c0, nb, key, n, bs, reach, score);
+        add_scores<MODE>(ps, c0, nb, key, n, bs, reach, p.max, score);
       }
       __syncthreads();
       if (ranks)
@@ -312,10 +334,32 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   }
 }
 
+/* What queries that choose alike are ranked by: the sum of them all. */
+__global__ void __launch_bounds__(THREADS) share(const __grid_constant__ rgk_topk p) {
+  const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+  if (i >= p.T * p.KH * p.D) return;
+  const int c = (int)(i % p.D), kh = (int)(i / p.D % p.KH);
+  const int64_t row = i / p.D / p.KH;
+  const int b = find_seq(p.seqs, row);
+  double sum = 0;
+  if (b < p.seqs.n) {
+    const int64_t start = seq_start(p.seqs, b), from = start + (row - start) / p.share * p.share,
+                  last = min(from + p.share, seq_start(p.seqs, b + 1));
+    for (int64_t r = from; r < last; r++)
+      for (int h = kh * p.G; h < (kh + 1) * p.G; h++)
+        sum += (double)load(p.q.data, p.q.dtype, r * p.q.row + h * p.q.head + c);
+  }
+  p.sums[i] = (float)sum;
+}
+
 } // namespace
 
+const void *rgk_topk_share(void) {
+  return (const void *)share;
+}
 const void *rgk_topk_plain(int mode) {
-  return mode == RGK_TOPK_WIDE  ? (const void *)topk<RGK_TOPK_WIDE>
-         : mode == RGK_TOPK_DOT ? (const void *)topk<RGK_TOPK_DOT>
-                                : (const void *)topk<RGK_TOPK_FAST>;
+  return mode == RGK_TOPK_WIDE   ? (const void *)topk<RGK_TOPK_WIDE>
+         : mode == RGK_TOPK_DOT  ? (const void *)topk<RGK_TOPK_DOT>
+         : mode == RGK_TOPK_RELU ? (const void *)topk<RGK_TOPK_RELU>
+                                 : (const void *)topk<RGK_TOPK_FAST>;
 }

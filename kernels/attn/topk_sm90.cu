@@ -341,7 +341,8 @@ __device__ void finish(const rgk_topk &p, const memory &m, int q, const rgk_topk
   for (int j = 0; j < s.y; j++)
     place += __shfl_sync(~0u, mine.y, j) < mine.y && (all_kept >> j & 1);
   const int least = __reduce_min_sync(~0u, kept ? mine.x : INT_MAX);
-  const bool fp64 = !p.dot && seen && least != NAN_KEY && undecided(__int_as_float(least));
+  const bool fp64 = p.score == RGK_TOPK_BY_SOFTMAX && seen && least != NAN_KEY &&
+                    undecided(__int_as_float(least));
   if (fp64) {
     if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
     return;

@@ -160,7 +160,7 @@ static rg_status turn_round(rgi_backward *b, int node, const char *back, const c
   const rg_value attr[] = {n->attr[A_RANKS], wire, {.i = ROOM}};
   const int in[] = {gradient, order ? rgi_in(n, IN_ORDER) : -1}, count[] = {1, in[1] >= 0, 0};
   RGI_TRY(rgi_bwd_node(b, node, back, attr, in, count, suffix, 1, &made, e));
-  return rgi_bwd_give(b, node, 0, made, -1, 0, e);
+  return rgi_bwd_hand_over(b, node, 0, made, e);
 }
 
 static rg_status gather_backward(rgi_backward *b, int node, rg_error *e) {

@@ -290,7 +290,7 @@ static rg_status halo_backward(rgi_backward *b, int node, rg_error *e) {
   in[slots] = rgi_in(n, IN_ORDER);
   const int count[] = {slots, in[slots] >= 0};
   RGI_TRY(rgi_bwd_node(b, node, "halo_add", n->attr, in, count, ".add", 1, &made, e));
-  return rgi_bwd_give(b, node, 0, made, -1, 0, e);
+  return rgi_bwd_hand_over(b, node, 0, made, e);
 }
 
 static const rg_port halo_in[] = {

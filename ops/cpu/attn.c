@@ -178,7 +178,7 @@ int64_t rgi_attn_next_block(const rgi_attn *a, const int32_t *list, int32_t *at,
 }
 
 static const int32_t *selection(const rgi_attn_walk *w, int q) {
-  return rgi_at(w->a->idx, w->query + q, w->h);
+  return rgi_attn_idx(w->a, w->query + q, w->h);
 }
 
 void rgi_attn_walk_begin(rgi_attn_walk *w, const rgi_attn *a, const rgi_tile *t, int64_t h) {

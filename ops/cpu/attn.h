@@ -32,6 +32,11 @@ enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64 };
  * of the sum, which the softmax of large logits shows. */
 enum { RGI_ATTN_STEP = 16 };
 
+/* Features that a thread's rows have room for: of all but the widest heads the same. */
+static inline int64_t rgi_attn_room(const rgi_attn *a) {
+  return a->dp > 256 || a->ep > 256 ? RGI_ATTN_MAX_D : 256;
+}
+
 #define RGI_INLINE static inline __attribute__((always_inline))
 
 /* ---- the vector kernels, once per CPU level ---- */

@@ -13,13 +13,11 @@
 #include "attn.h"
 
 typedef struct scratch {
-  _Alignas(64) float q[RGI_ATTN_ROWS * RGI_ATTN_MAX_D];
-  float d_o[RGI_ATTN_ROWS * RGI_ATTN_MAX_D];
-  float dqk[RGI_ATTN_ROWS * RGI_ATTN_MAX_D]; /* sum for dQ or dK */
-  float dv[RGI_ATTN_KEYS * RGI_ATTN_MAX_D];
-  float s[RGI_ATTN_ROWS * RGI_ATTN_KEYS], dp[RGI_ATTN_ROWS * RGI_ATTN_KEYS];
+  _Alignas(64) float s[RGI_ATTN_ROWS * RGI_ATTN_KEYS], dp[RGI_ATTN_ROWS * RGI_ATTN_KEYS];
   float lse[RGI_ATTN_ROWS], delta[RGI_ATTN_ROWS];
   int32_t lo[RGI_ATTN_ROWS], hi[RGI_ATTN_ROWS];
+  /* [RGI_ATTN_ROWS, rgi_attn_room]; dqk: sum for dQ or dK. dv [RGI_ATTN_KEYS, …] */
+  float *q, *d_o, *dqk, *dv;
 } scratch;
 
 typedef struct job {
@@ -54,6 +52,13 @@ static size_t layout(job *j, void *base, int threads) {
   j->list_end = rgi_take(&w, (size_t)(a->KH * j->blocks) * sizeof *j->list_end);
   j->list = rgi_take(&w, lists ? (size_t)a->KH * (size_t)a->T * (size_t)a->N * sizeof *j->list : 0);
   j->scratch = rgi_take(&w, (size_t)threads * sizeof *j->scratch);
+  _Static_assert((int)RGI_ATTN_KEYS == RGI_ATTN_ROWS, "dv has as much room as the others");
+  const size_t room = (size_t)(RGI_ATTN_ROWS * rgi_attn_room(a));
+  float *rows = rgi_take(&w, 4 * (size_t)threads * room * sizeof *rows);
+  for (int t = 0; base && t < threads; t++, rows += 4 * room) {
+    scratch *x = &j->scratch[t];
+    x->q = rows, x->d_o = rows + room, x->dqk = rows + 2 * room, x->dv = rows + 3 * room;
+  }
   return w.used;
 }
 
@@ -106,7 +111,7 @@ static void fill_lists(const job *j, int64_t h) {
       if (from == to) continue;
       rgi_attn_key_rows(a, b, &key, &n);
       for (int64_t i = from; i < to; i++, pos++) {
-        const int32_t *idx = rgi_at(a->idx, i, h);
+        const int32_t *idx = rgi_attn_idx(a, i, h);
         int64_t lo, hi, block = -1;
         int32_t at = 0;
         rgi_attn_visible(a, pos, n, &lo, &hi);
@@ -372,6 +377,14 @@ static void sink_task(const job *j, int64_t h) {
   for (int64_t t = 0; t < live; t++) {
     float lse = *(const float *)rgi_at(j->a->lse, t, h);
     if (lse > -INFINITY || lse != lse) sum -= (double)(expf(sink - lse) * j->delta[t * a->H + h]);
+  }
+  if (a->dsinks->dim[0] > a->H) { /* a pair */
+    float *value = (float *)rgi_at(a->dsinks, h, 0),
+          *rest = (float *)rgi_at(a->dsinks, a->H + h, 0);
+    if (a->acc_sinks) sum += (double)*value + (double)*rest;
+    *value = (float)sum;
+    *rest = (float)(sum - (double)*value);
+    return;
   }
   float d = (float)sum;
   if (j->a->acc_sinks) {

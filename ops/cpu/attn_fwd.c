@@ -15,9 +15,7 @@
 #define ROUNDING  0x1p-22f
 
 typedef struct scratch {
-  _Alignas(64) float q[RGI_ATTN_ROWS * RGI_ATTN_MAX_D];
-  float o[RGI_ATTN_ROWS * RGI_ATTN_MAX_D];
-  float s[RGI_ATTN_ROWS * RGI_ATTN_KEYS];
+  _Alignas(64) float s[RGI_ATTN_ROWS * RGI_ATTN_KEYS];
   float l[RGI_ATTN_ROWS * 16], m[RGI_ATTN_ROWS];
   int32_t lo[RGI_ATTN_ROWS], hi[RGI_ATTN_ROWS];
   float q_error[RGI_ATTN_ROWS]; /* [rows] ROUNDING * scale * |q| */
@@ -25,6 +23,7 @@ typedef struct scratch {
   float longest[RGI_ATTN_ROWS];
   bool again[RGI_ATTN_ROWS]; /* [rows] lse is to be summed in double */
   double wide_m[RGI_ATTN_ROWS], wide_l[RGI_ATTN_ROWS];
+  float *q, *o; /* [RGI_ATTN_ROWS, rgi_attn_room] */
 } scratch;
 
 typedef struct job {
@@ -54,6 +53,10 @@ static size_t layout(job *j, void *base, int threads) {
     j->length = rgi_take(&w, j->lse ? rgi_attn_packed(a, 1) : 0);
   }
   j->scratch = rgi_take(&w, (size_t)threads * sizeof *j->scratch);
+  const size_t room = (size_t)(RGI_ATTN_ROWS * rgi_attn_room(a));
+  float *rows = rgi_take(&w, 2 * (size_t)threads * room * sizeof *rows);
+  for (int t = 0; base && t < threads; t++, rows += 2 * room)
+    j->scratch[t].q = rows, j->scratch[t].o = rows + room;
   return w.used;
 }
 

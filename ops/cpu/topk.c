@@ -34,9 +34,9 @@
 
 rgi_topk_scores rgi_topk_scores_for(int isa) {
 #if defined(__x86_64__)
-  if (isa >= 2) return (rgi_topk_scores){fast_avx512, wide_avx512, dot_avx512};
-  if (isa == 1) return (rgi_topk_scores){fast_avx2, wide_avx2, dot_avx2};
+  if (isa >= 2) return (rgi_topk_scores){fast_avx512, wide_avx512, dot_avx512, relu_avx512};
+  if (isa == 1) return (rgi_topk_scores){fast_avx2, wide_avx2, dot_avx2, relu_avx2};
 #endif
   (void)isa;
-  return (rgi_topk_scores){fast_base, wide_base, dot_base};
+  return (rgi_topk_scores){fast_base, wide_base, dot_base, relu_base};
 }

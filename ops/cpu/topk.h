@@ -26,7 +26,11 @@ typedef struct rgi_topk_tile {
   int64_t d, heads;              /* of a query; query heads in the group */
   int64_t n;                     /* live lanes */
   int64_t kernel, stride, block; /* in tokens */
-  float scale, softcap;          /* softcap 0: off */
+  bool max;                      /* a block scores its best key instead of the sum */
+  /* dot: as many queries of the sequence, from a multiple on, share the sum of theirs; lane 0 is
+   * number `first` of `queries` */
+  int64_t share, first, queries;
+  float scale, softcap; /* softcap 0: off */
   /* q[lane][head][d], through strides in elements */
   const void *q;
   int64_t q_row, q_head;
@@ -43,22 +47,25 @@ typedef struct rgi_topk_tile {
   _Alignas(64) int32_t visible[RGI_TOPK_LANES]; /* lane sees keys 0 … visible-1 */
   /* scratch, 64-byte aligned */
   float *pack_q;   /* [heads, d, LANES]; dot: [d, LANES] doubles */
-  float *pack_lse; /* [heads, LANES] */
+  float *pack_lse; /* [heads, LANES]; relu: weights of the heads */
   float *pack_k;   /* [KEYS, d] */
   float *row;      /* [4, d] */
-  void *score;     /* [blocks, LANES] floats (fast) or doubles (wide, dot) */
+  void *score;     /* [blocks, LANES] floats (fast) or doubles (wide, dot, relu) */
 } rgi_topk_tile;
 
 /* Scores of the blocks that keys [key0, key1) touch; blocks [block0, block1) are zeroed first.
  *   fast  float: Σ p·overlap/stride. p below e^-87 counts as nothing, above e^88 is infinite
  *   wide  double: the same times e^300, good for p from e^-1000 to e^400. After fast, of the same
  *         tile
- *   dot   double: Σ over heads of q·k for a key (= block) that the lane sees, -inf for one it
- *         does not see */
+ *   dot   double: Σ over heads of q·k for a key that the lane sees, -inf for one it does not see;
+ *         keys are blocks, or a block has its best key's
+ *   relu  double: the same of Σ over heads of weight·max(q·k, 0)
+ * Of max, a key that is NaN counts as unseen. */
 typedef struct rgi_topk_scores {
   void (*fast)(const rgi_topk_tile *t, int64_t block0, int64_t block1);
   void (*wide)(const rgi_topk_tile *t, int64_t block0, int64_t block1);
   void (*dot)(const rgi_topk_tile *t, int64_t block0, int64_t block1);
+  void (*relu)(const rgi_topk_tile *t, int64_t block0, int64_t block1);
 } rgi_topk_scores;
 
 rgi_topk_scores rgi_topk_scores_for(int isa);

@@ -236,9 +236,15 @@ static TK_TARGET void TK_NAME(fast)(const rgi_topk_tile *t, int64_t block0, int6
       TK_FOR_BLOCKS(t, key + j, block0, block1) {
         int64_t overlap = TK_OVERLAP(t, b);
         float w = (float)overlap;
-        for (int v = 0; v < V; v++)
-          *(vf *)(score + b * RGI_TOPK_LANES + v * W) +=
-              *(vf *)(p + j * RGI_TOPK_LANES + v * W) * w;
+        for (int v = 0; v < V; v++) {
+          vf *at = (vf *)(score + b * RGI_TOPK_LANES + v * W);
+          vf x = *(vf *)(p + j * RGI_TOPK_LANES + v * W);
+          vi above = (vi)(x > *at);
+          if (t->max)
+            *at = (vf)((above & (vi)x) | (~above & (vi)*at));
+          else
+            *at += x * w;
+        }
       }
     }
   }
@@ -269,42 +275,93 @@ static TK_TARGET void TK_NAME(wide)(const rgi_topk_tile *t, int64_t block0, int6
       TK_FOR_BLOCKS(t, key + j, block0, block1) {
         int64_t overlap = TK_OVERLAP(t, b);
         double w = (double)overlap;
-        for (int v = 0; v < VD; v++)
-          *(vd *)(score + b * RGI_TOPK_LANES + v * (W / 2)) +=
-              *(vd *)(p + j * RGI_TOPK_LANES + v * (W / 2)) * w;
+        for (int v = 0; v < VD; v++) {
+          vd *at = (vd *)(score + b * RGI_TOPK_LANES + v * (W / 2));
+          vd x = *(vd *)(p + j * RGI_TOPK_LANES + v * (W / 2));
+          vl above = (vl)(x > *at);
+          if (t->max)
+            *at = (vd)((above & (vl)x) | (~above & (vl)*at));
+          else
+            *at += x * w;
+        }
       }
     }
   }
 }
 
-/* Keys are blocks here. Σ_h q_h·k = (Σ_h q_h)·k, in double: G times less work than head by head,
- * and sums near zero keep their digits. */
+/* What key j counts for its lanes goes to its blocks: it is the block's score, or the best so
+ * far. */
+static TK_TARGET void TK_NAME(raw)(const rgi_topk_tile *t, int64_t j, const double *x,
+                                   int64_t block0, int64_t block1) {
+  TK_FOR_BLOCKS(t, j, block0, block1) {
+    double *score = (double *)t->score + b * RGI_TOPK_LANES;
+    for (int lane = 0; lane < RGI_TOPK_LANES; lane++)
+      if (j < t->visible[lane] && (!t->max || x[lane] > score[lane])) score[lane] = x[lane];
+  }
+}
+
+static TK_TARGET void TK_NAME(relu)(const rgi_topk_tile *t, int64_t block0, int64_t block1) {
+  float s[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
+  float p[RGI_TOPK_KEYS * RGI_TOPK_LANES] __attribute__((aligned(64)));
+  double *score = t->score, x[RGI_TOPK_LANES];
+  for (int64_t i = block0 * RGI_TOPK_LANES; i < block1 * RGI_TOPK_LANES; i++) score[i] = -INFINITY;
+  for (int64_t h = 0; h < t->heads; h++) load_q(t, h, t->pack_q + h * t->d * RGI_TOPK_LANES);
+  for (int64_t key = t->key0; key < t->key1; key += RGI_TOPK_KEYS) {
+    int64_t n = t->key1 - key < RGI_TOPK_KEYS ? t->key1 - key : RGI_TOPK_KEYS;
+    load_k(t, key, n);
+    memset(p, 0, sizeof p);
+    for (int64_t h = 0; h < t->heads; h++) {
+      const float *weight = t->pack_lse + h * RGI_TOPK_LANES;
+      dots(t->pack_q + h * t->d * RGI_TOPK_LANES, t->pack_k, t->d, n, s);
+      for (int64_t i = 0; i < n * RGI_TOPK_LANES; i += W) {
+        vf y = *(vf *)(s + i);
+        y = (vf)(~(vi)(y < 0) & (vi)y); /* NaN stays */
+        *(vf *)(p + i) += y * *(const vf *)(weight + i % RGI_TOPK_LANES);
+      }
+    }
+    for (int64_t j = 0; j < n; j++) {
+      for (int lane = 0; lane < RGI_TOPK_LANES; lane++)
+        x[lane] = (double)p[j * RGI_TOPK_LANES + lane];
+      TK_NAME(raw)(t, key + j, x, block0, block1);
+    }
+  }
+}
+
+/* Σ_h q_h·k = (Σ_h q_h)·k, in double: G times less work than head by head, and sums near zero keep
+ * their digits. */
 static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64_t block1) {
   const size_t size = rg_dtype_size(t->dtype);
   const int64_t d = t->d;
   double *q = (double *)(void *)t->pack_q, *score = t->score;
   memset(q, 0, (size_t)d * RGI_TOPK_LANES * sizeof *q);
-  for (int64_t lane = 0; lane < t->n; lane++)
-    for (int64_t h = 0; h < t->heads; h++) {
-      rgi_load_by(TK_ISA, t->row, t->dtype,
-                  (const char *)t->q + (lane * t->q_row + h * t->q_head) * (int64_t)size, d);
-      for (int64_t i = 0; i < d; i++) q[i * RGI_TOPK_LANES + lane] += (double)t->row[i];
+  for (int64_t lane = 0; lane < t->n; lane++) {
+    const int64_t from = (t->first + lane) / t->share * t->share - t->first,
+                  last = from + t->share < t->queries - t->first ? from + t->share
+                                                                 : t->queries - t->first;
+    if (lane > 0 && from < lane) { /* the lane before has the sum */
+      for (int64_t i = 0; i < d; i++)
+        q[i * RGI_TOPK_LANES + lane] = q[i * RGI_TOPK_LANES + lane - 1];
+      continue;
     }
+    for (int64_t r = from; r < last; r++)
+      for (int64_t h = 0; h < t->heads; h++) {
+        rgi_load_by(TK_ISA, t->row, t->dtype,
+                    (const char *)t->q + (r * t->q_row + h * t->q_head) * (int64_t)size, d);
+        for (int64_t i = 0; i < d; i++) q[i * RGI_TOPK_LANES + lane] += (double)t->row[i];
+      }
+  }
   for (int64_t i = block0 * RGI_TOPK_LANES; i < block1 * RGI_TOPK_LANES; i++) score[i] = -INFINITY;
   for (int64_t key = t->key0; key < t->key1; key += RGI_TOPK_KEYS) {
     int64_t n = t->key1 - key < RGI_TOPK_KEYS ? t->key1 - key : RGI_TOPK_KEYS;
     load_k(t, key, n);
     for (int64_t j = 0; j < n; j++) {
       const float *k = t->pack_k + j * d;
-      double *out = score + (key + j) * RGI_TOPK_LANES;
       vd sum[VD];
       for (int v = 0; v < VD; v++) sum[v] = (vd){0};
       for (int64_t i = 0; i < d; i++) TK_UNROLL
       for (int v = 0; v < VD; v++)
         sum[v] += *(vd *)(q + i * RGI_TOPK_LANES + v * (W / 2)) * (double)k[i];
-      for (int v = 0; v < VD; v++)
-        for (int l = 0; l < W / 2; l++)
-          if (key + j < t->visible[v * (W / 2) + l]) out[v * (W / 2) + l] = sum[v][l];
+      TK_NAME(raw)(t, key + j, (const double *)sum, block0, block1);
     }
   }
 }

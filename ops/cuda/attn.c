@@ -50,11 +50,13 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.kernel = (int32_t)a->kernel, k.stride = (int32_t)a->stride;
   k.block = a->block > INT32_MAX ? INT32_MAX : (int32_t)a->block;
   k.q = tensor(a->q), k.k = tensor(a->k), k.v = tensor(a->v), k.idx = tensor(a->idx);
+  if (a->idx && a->idx->dim[1] == 1) k.idx.head = 0; /* for all KV heads */
   k.sinks = tensor(a->sinks);
   if (a->paged) k.k = page(a->k), k.v = page(a->v);
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
   k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.pair_sinks = a->dsinks && a->dsinks->dim[0] > a->H;
   k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
   k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
               aligned(a->dq) && aligned(a->dk) && aligned(a->dv);

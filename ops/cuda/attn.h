@@ -43,6 +43,12 @@ rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const 
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
 
+/* May a block have 227 KB of shared memory? GPUs of compute capability 9, 10 and 11; all others 99
+ * KB at least, which heads wider than 256 do not fit. */
+static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
+  return gpu->cc >= 90 && gpu->cc < 120;
+}
+
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
 /* Of a backward call: the order of its delta, NONE where other kernels would run with a delta

@@ -4,13 +4,12 @@
 #include "../../kernels/attn/plain.h"
 #include "csr.h"
 
-/* GPUs of compute capability 9, 10 and 11 let a block have 227 KB of shared
- * memory; all others 99 KB at least. */
 static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, int *width) {
   const int32_t wide = a->D > a->E ? a->D : a->E;
-  const bool much = gpu->cc >= 90 && gpu->cc < 120;
+  const bool much = rgi_cuda_attn_much_shared(gpu);
   const int w = wide <= 64    ? RGK_PLAIN_64
                 : wide <= 128 ? (much ? RGK_PLAIN_128 : RGK_PLAIN_128_SMALL)
+                : wide > 256  ? RGK_PLAIN_576
                               : (much ? RGK_PLAIN_256 : RGK_PLAIN_256_SMALL);
   const int32_t rows = rgk_plain_rows(w), G = a->G > 0 ? a->G : 1;
   rgk_attn_plain p = {.a = *a, .vec = a->aligned && a->D % 4 == 0 && a->E % 4 == 0};

@@ -107,6 +107,17 @@ rg_status rgi_cuda_sum(rg_cuda *x, const rg_arg *to, const void *from, int64_t s
                                    .size = sizeof p});
 }
 
+rg_status rgi_cuda_sum_pairs(rg_cuda *x, const rg_arg *to, const void *from, int ranks) {
+  const rgk_pairs_params p = {
+      .from = from, .to = to->data, .n = to->dim[0], .stride = to->stride[0], .ranks = ranks};
+  if (p.n == 0) return RG_OK;
+  return x->launch(x, &(rg_launch){.function = rgk_sum_pairs(),
+                                   .grid = {rgk_blocks(p.n, THREADS), 1, 1},
+                                   .block = {THREADS, 1, 1},
+                                   .params = &p,
+                                   .size = sizeof p});
+}
+
 /* ---- collectives ---- */
 
 /* cudaStreamLegacy: a communicator takes NULL for memory of the host. */

@@ -16,6 +16,8 @@ rg_status rgi_cuda_permute(rg_cuda *x, const rg_arg *from, const rg_arg *to, con
 /* to := Σ_r of what stands at from + r·step bytes, dense in `wire`. */
 rg_status rgi_cuda_sum(rg_cuda *x, const rg_arg *to, const void *from, int64_t step, int ranks,
                        rg_dtype wire);
+/* to[i] := Σ_r of floats i and to's extent + i of the r-th pair from `from` on, in fp64. */
+rg_status rgi_cuda_sum_pairs(rg_cuda *x, const rg_arg *to, const void *from, int ranks);
 /* Zeros. */
 rg_status rgi_cuda_clear(rg_cuda *x, void *data, int64_t bytes, rg_dtype dtype);
 

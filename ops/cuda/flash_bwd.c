@@ -78,8 +78,9 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   p->passes = rgk_blocks(a->KH, p->kh_n);
   p->kv_tiles = p->chunk ? a->S / p->keys + least(n, a->T / p->chunk) : 0;
   p->rows = rgi_take(&w, (size_t)(p->slots * H) * 128 * sizeof(float));
-  p->sink = a->sinks.data && a->d_sinks.data ? rgi_take(&w, (size_t)(p->slots * H) * sizeof(float))
-                                             : NULL;
+  p->sink = a->sinks.data && a->d_sinks.data
+                ? rgi_take(&w, (size_t)(p->slots * H) * sizeof *p->sink)
+                : NULL;
   p->dq = rgi_take(&w, (size_t)(one_head * p->kh_n));
   const int64_t kv = a->KH * p->kv_tiles * p->keys * (p->width + p->width_v) * 4;
   const int64_t parts = p->chunk ? least(RGK_FLASH_BWD_CHUNKS, a->T / p->chunk + 1) : 1;

@@ -75,7 +75,8 @@ static rg_status walk_launch(rg_cuda *x, const void *function, const rgk_walk *w
 static int tensors(rgk_map map) {
   static const int8_t n[RGK_MAPS] = {
       [RGK_FILL] = 1, [RGK_COPY] = 2,     [RGK_MUL] = 3,     [RGK_MUL_BWD] = 5,
-      [RGK_SILU] = 2, [RGK_SILU_BWD] = 3, [RGK_SIGMOID] = 2, [RGK_SIGMOID_BWD] = 3};
+      [RGK_SILU] = 2, [RGK_SILU_BWD] = 3, [RGK_SIGMOID] = 2, [RGK_SIGMOID_BWD] = 3,
+      [RGK_RELU] = 2, [RGK_RELU_BWD] = 3};
   return n[map];
 }
 
@@ -262,18 +263,26 @@ const char *rgi_cuda_add_path(const rg_call *c) {
   return path(all);
 }
 
-rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x) {
+static rg_status scale_lengths(const rg_call *c, rg_cuda *x, int32_t times, int32_t divisor,
+                               int32_t rows) {
   const rg_arg *from = rg_in(c, 0), *to = rg_out(c, 0);
   rgk_scale_lengths_params p = {.from = from->data,
                                 .to = to->data,
                                 .n = to->dim[0],
-                                .times = (int32_t)c->attr[0].i,
-                                .rows = (int32_t)c->attr[1].i};
+                                .times = times,
+                                .divisor = divisor,
+                                .rows = rows};
   return x->launch(x, &(rg_launch){.function = rgk_scale_lengths(),
                                    .grid = {rgk_blocks(p.n, THREADS), 1, 1},
                                    .block = {THREADS, 1, 1},
                                    .params = &p,
                                    .size = sizeof p});
+}
+rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x) {
+  return scale_lengths(c, x, (int32_t)c->attr[0].i, 1, (int32_t)c->attr[1].i);
+}
+rg_status rgi_cuda_block_starts(const rg_call *c, rg_cuda *x) {
+  return scale_lengths(c, x, 1, (int32_t)c->attr[0].i, INT32_MAX);
 }
 const char *rgi_cuda_scale_lengths_path(const rg_call *c) {
   (void)c;

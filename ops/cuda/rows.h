@@ -39,6 +39,7 @@ size_t rgi_cuda_add_workspace(const rg_call *c);
 
 /* ops/live.c's */
 rg_status rgi_cuda_scale_lengths(const rg_call *c, rg_cuda *x);
+rg_status rgi_cuda_block_starts(const rg_call *c, rg_cuda *x);
 const char *rgi_cuda_scale_lengths_path(const rg_call *c);
 
 #endif

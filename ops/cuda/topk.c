@@ -25,9 +25,29 @@ static int32_t plain_chunk(const rgk_topk *p) {
   return (int32_t)(n < CHUNK ? n : CHUNK);
 }
 
-static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu) {
-  if (p->most_keep <= HEAP_SHARED) return 0;
-  return (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep * sizeof(uint64_t);
+/* Places of heaps, and sums of queries that choose alike. */
+static size_t plain_workspace(const rgk_topk *p, const rg_gpu *gpu, void *base, uint64_t **heap,
+                              float **sums) {
+  rgi_cut w = {.base = base};
+  const size_t places = (size_t)plain_grid(p, gpu) * RGK_TOPK_ROWS * (size_t)p->most_keep;
+  *heap = rgi_take(&w, p->most_keep <= HEAP_SHARED ? 0 : places * sizeof **heap);
+  if (p->most_keep <= HEAP_SHARED) *heap = NULL;
+  *sums = rgi_take(&w, p->share > 1 ? (size_t)(p->T * p->KH * p->D) * sizeof **sums : 0);
+  return w.used;
+}
+
+static rg_status share_step(rgk_topk *p, rg_cuda *x) {
+  const int64_t n = p->T * p->KH * p->D;
+  if (n == 0) return RG_OK;
+  RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_topk_share(),
+                                    .grid = {rgk_blocks(n, RGK_TOPK_THREADS), 1, 1},
+                                    .block = {RGK_TOPK_THREADS, 1, 1},
+                                    .params = p,
+                                    .size = sizeof *p}));
+  p->q = (rgk_tensor){.data = p->sums, .row = (int64_t)p->KH * p->D, .head = p->D, .dtype = RG_F32};
+  p->H = p->KH;
+  p->G = 1;
+  return RG_OK;
 }
 
 static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const rg_gpu *gpu,
@@ -39,7 +59,8 @@ static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const 
   if (pages) any.pages = *pages;
   p->slots = rgk_slots(p->T, p->seqs.n, RGK_TOPK_ROWS);
   p->chunk = plain_chunk(p);
-  p->heap = p->most_keep > HEAP_SHARED ? workspace : NULL;
+  plain_workspace(call, gpu, workspace, &p->heap, &p->sums);
+  if (p->share > 1) RGI_TRY(share_step(p, x));
   return x->launch(
       x, &(rg_launch){.function = rgk_topk_plain(mode),
                       .grid = {plain_grid(p, gpu), 1, 1},
@@ -71,19 +92,24 @@ static int sm90_stages(const rgk_topk *p) {
 static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
+  const bool dot = p->score == RGK_TOPK_BY_DOT;
   const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
   if (no) return no;
   if (pages) return "plain: pages";
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
-  if (heads > (p->dot ? 4 : 16)) return "plain: group";
+  if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
+  if (p->max) return "plain: pool max";
+  if (p->local == 0) return "plain: local 0";
+  if (p->share > 1) return "plain: query_block";
+  if (heads > (dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
   if (p->softcap != 0) return "plain: softcap";
   if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
   if (!sm90_stages(p)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
-  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, p->dot)) return "plain: not in this build";
+  if (!rgk_topk90((rg_dtype)p->dtype, heads, p->D, dot)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -97,7 +123,8 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
                            RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   return x->launch(
-      x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D, call->dot),
+      x, &(rg_launch){.function = rgk_topk90((rg_dtype)call->dtype, heads, call->D,
+                                             call->score == RGK_TOPK_BY_DOT),
                       .grid = {(uint32_t)(p.call.slots * call->KH), 1, 1},
                       .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
                       .shared = rgk_topk90_shared(heads, call->D, call->kernel / call->stride - 1,
@@ -109,16 +136,22 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
 /* ---- which take a call ---- */
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
-  return plain_workspace(p, gpu);
+  uint64_t *heap;
+  float *sums;
+  return plain_workspace(p, gpu, NULL, &heap, &sums);
 }
 
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
                               void *workspace, rg_cuda *x) {
+  static const int modes[] = {[RGK_TOPK_BY_SOFTMAX] = RGK_TOPK_FAST,
+                              [RGK_TOPK_BY_DOT] = RGK_TOPK_DOT,
+                              [RGK_TOPK_BY_RELU] = RGK_TOPK_RELU};
   if (!sm90_refuses(p, pages, gpu))
     RGI_TRY(sm90_step(p, x));
   else
-    RGI_TRY(plain_step(p, pages, gpu, workspace, x, p->dot ? RGK_TOPK_DOT : RGK_TOPK_FAST));
-  return p->dot ? RG_OK : plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE);
+    RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
+  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE)
+                                         : RG_OK;
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {

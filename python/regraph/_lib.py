@@ -117,6 +117,28 @@ class NodeTime(Structure):
                 ("roofline_ms", c_double)]
 
 
+class QueueOptions(Options):
+    _fields_ = [("size", c_size_t), ("pages", c_int64), ("page", c_int64), ("rows", c_int64),
+                ("slots", c_int64), ("most", c_int64), ("no_prefixes", c_bool), ("forks", c_int64)]
+
+
+class QueueArrays(Structure):
+    _fields_ = [(name, c_void_p) for name in
+                ("tokens", "lengths", "context", "pages", "forks", "request", "wanted", "last")]
+    _fields_ += [("rows", c_int64), ("used", c_int64)]
+
+
+class PagesInfo(Structure):
+    _fields_ = [(name, c_int64) for name in ("used", "kept", "free", "shared", "sequences")]
+
+
+class QueueInfo(Structure):
+    _fields_ = [("served", c_int64), ("waiting", c_int64), ("pages", PagesInfo)]
+    _fields_ += [(name, c_int64) for name in
+                 ("steps", "tokens", "rows", "found", "preempted", "copies", "finished",
+                  "cancelled")]
+
+
 _BINDINGS = [POINTER(Binding), c_size_t]
 _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a status
     "rg_parse_size": [c_char_p, POINTER(c_int64)],
@@ -153,6 +175,12 @@ _PROTOTYPES = {  # name: arguments before the rg_error; every one returns a stat
     "rg_session_forward": [c_void_p],
     "rg_session_backward": [c_void_p],
     "rg_session_read": [c_void_p, c_char_p, c_void_p, c_size_t],
+    "rg_queue_create": [c_void_p, POINTER(QueueOptions), POINTER(c_void_p)],
+    "rg_queue_add": [c_void_p, POINTER(c_int32), c_int64, c_int64, POINTER(c_int64)],
+    "rg_queue_fork": [c_void_p, c_int64, c_int32, POINTER(c_int64)],
+    "rg_queue_cancel": [c_void_p, c_int64],
+    "rg_queue_step": [c_void_p, POINTER(QueueArrays)],
+    "rg_queue_done": [c_void_p, c_void_p],
     "rg_memory_alloc": [c_void_p, c_size_t, POINTER(c_void_p)],
     "rg_memory_write": [c_void_p, c_void_p, c_void_p, c_size_t],
     "rg_memory_read": [c_void_p, c_void_p, c_void_p, c_size_t],
@@ -177,6 +205,8 @@ _OTHERS = {  # name: (result, arguments)
     "rg_plan_cp": (c_int, [c_void_p, POINTER(CpInfo)]),
     "rg_comm_destroy": (None, [c_void_p, POINTER(Error)]),
     "rg_session_node_time": (c_int, [c_void_p, c_size_t, POINTER(NodeTime)]),
+    "rg_queue_destroy": (None, [c_void_p]),
+    "rg_queue_count": (c_int, [c_void_p, POINTER(QueueInfo)]),
     "rg_memory_free": (None, [c_void_p, c_void_p]),
 }
 

@@ -1,12 +1,12 @@
-"""regraph for Hugging Face transformers (5.17 and newer), for training and plain generation.
+"""regraph for Hugging Face transformers (5.17 and newer), for training and generation.
 
     import regraph.hf
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="regraph")
 
 Importing this registers attention and masks under the name "regraph". What is served: causal
 attention with windows, sinks, softcap, grouped heads; batches padded left or right, packed batches
-(`cu_seq_lens_q`, or position_ids that start anew), and keys from a cache. Everything else, such as
-dropout, chunked or bidirectional masks and paged caches, is refused by name.
+(`cu_seq_lens_q`, or position_ids that start anew), keys from a cache, and continuous batching.
+Everything else, such as dropout, chunked or bidirectional masks, is refused by name.
 
 Masks: transformers asks `mask` once a forward for each kind of layer. It answers as for flash
 attention, None or which keys are there [B, S], or for packed batches the number of each token's
@@ -16,7 +16,7 @@ NSA: NsaLlamaForCausalLM and NsaQwen3ForCausalLM (and their configs) attend by N
 Attention, with gates and learned compression. See docs/hf.md.
 """
 
-import json
+import importlib
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from .errors import RegraphError
 from .programs import room
-from .specs import program
+from .specs import NSA, nsa_program, nsa_settings, program
 
 NAME = "regraph"
 # what the parts of a mask that we serve are called; each says a rule that _Layout or a window keeps
@@ -36,7 +36,6 @@ _SERVED = {"causal_mask_function", "and_masks.<locals>.and_mask",
            "packed_sequence_mask_function.<locals>.inner_mask",
            "remap_positions_for_packed_sequence.<locals>.inner_mask"}
 _PACKED = "packed_sequence_mask_function.<locals>.inner_mask"
-_PAGED = "block_table", "read_index", "write_index"
 _OTHER = "position_bias", "head_mask"
 
 
@@ -217,8 +216,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         _refuse("no dropout of attention weights; set attention_dropout to 0")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         _refuse("attention is causal; this layer's is not")
-    if any(kwargs.get(name) is not None for name in _PAGED):
-        _refuse("continuous batching, with caches in pages, is not served; take generate")
+    if kwargs.get("block_table") is not None:
+        _refuse("tables of pages are not served; set max_blocks_per_request to 0")
     for name in _OTHER:
         if kwargs.get(name) is not None:
             _refuse(f"{name} is not served")
@@ -239,30 +238,59 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     return o, None
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, mask)
+# ---- continuous batching: one pack of all requests' rows, keys read from pages for each layer ----
+
+
+def paged_attention(module, query, key, value, attention_mask, cache=None, **kwargs):
+    """What older transformers (5.17) call in continuous batching: the cache is kept here."""
+    if cache is None:
+        _refuse("\"paged|regraph\" is for continuous batching; take \"regraph\"")
+    if kwargs.get("block_table") is not None:
+        _refuse("tables of pages are not served; set max_blocks_per_request to 0")
+    key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in cache.update(
+        key_states=key, value_states=value, layer_idx=module.layer_idx,
+        read_index=kwargs["read_index"], write_index=kwargs["write_index"]))
+    starts = kwargs.get("cu_seq_lens_k")
+    if isinstance(starts, dict):
+        kind = "sliding" if getattr(module, "sliding_window", None) else "full"
+        kwargs["cu_seq_lens_k"] = starts[f"{kind}_attention"].to(torch.int32)
+    return attention(module, query, key, value, None, **kwargs)
+
+
+def _count_as_flash():
+    """Continuous batching packs rows by lengths for names with "flash" in them, and has masks of
+    [rows, keys] for two others; a name of ours it does not know. So where it asks, we are one."""
+    for part in ("continuous_api", "initialization", "cache"):
+        try:
+            module = importlib.import_module(f"transformers.generation.continuous_batching.{part}")
+            asked = module.is_flash_attention_requested
+        except (ImportError, AttributeError):  # then it refuses our name itself
+            continue
+
+        def requested(config=None, requested_attention_implementation=None, version=None,
+                      asked=asked):
+            name = requested_attention_implementation or getattr(config, "_attn_implementation", "")
+            if version is None and name in (NAME, f"paged|{NAME}"):
+                return True
+            return asked(config, requested_attention_implementation, version)
+
+        module.is_flash_attention_requested = requested
+
+
+for _name, _attention in ((NAME, attention), (f"paged|{NAME}", paged_attention)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, mask)
+_count_as_flash()
 
 
 # ---- Native Sparse Attention in Llama and Qwen3 ----
-
-
-NSA = {"kernel": 32, "stride": 16, "block": 64, "top_n": 16, "init": 1, "local": 2, "window": 512,
-       "k_method": "mean", "v_method": "mean", "policy": None}
-
-
-def _settings(given):
-    for name in given or {}:
-        if name not in NSA:
-            raise RegraphError("RG_E_KEY", f"nsa: there is no '{name}'; expected some of "
-                                           f"{', '.join(NSA)}")
-    return {**NSA, **(given or {})}
 
 
 class _Settled:
     """A config's `nsa` is whole whenever it is set; `from_pretrained` does that at the end."""
 
     def __setattr__(self, name, value):
-        super().__setattr__(name, _settings(value) if name == "nsa" else value)
+        super().__setattr__(name, nsa_settings(value) if name == "nsa" else value)
 
 
 class NsaLlamaConfig(_Settled, llama.LlamaConfig):
@@ -294,11 +322,7 @@ class NsaAttention:
 
     def nsa(self, crossed, shapes):
         """The program for queries and keys of these shapes."""
-        settings = dict(self.config.nsa)
-        policy = settings.pop("policy")
-        if isinstance(policy, dict):
-            policy = json.dumps(policy)
-        return program("nsa", (("policy", policy),), crossed=crossed, **settings, **shapes)
+        return nsa_program(self.config.nsa, crossed, **shapes)
 
     def nsa_weights(self):
         """Weights of compression, by their names in the spec."""
@@ -332,11 +356,12 @@ class _NsaModel:
         self.post_init()
 
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
-        if attn_implementation not in (None, NAME):
+        if attn_implementation not in (None, NAME, f"paged|{NAME}"):
             raise RegraphError("RG_E_USAGE", f"{type(self).__name__} attends by NSA alone; "
                                f"expected attn_implementation=\"{NAME}\" or none, not "
                                f"\"{attn_implementation}\"")
-        return super()._check_and_adjust_attn_implementation(NAME, *args, **kwargs)
+        return super()._check_and_adjust_attn_implementation(attn_implementation or NAME, *args,
+                                                             **kwargs)
 
 
 class NsaLlamaModel(_NsaModel, llama.LlamaModel):

@@ -7,6 +7,7 @@ tensors, and do nothing that could have been done before.
 """
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import json
@@ -14,6 +15,7 @@ import operator
 import re
 import struct
 import threading
+import weakref
 
 import torch
 
@@ -109,6 +111,20 @@ class Host:
         if self._pools is not None:
             self._pools.setdefault(self.stream, []).append(self.block)
 
+    def tensor(self, size):
+        """The block as a tensor, which keeps it as long as there is one of its storage."""
+        view = _bytes(size).from_address(self.address)
+        view.host = _away[self.address] = self
+        return torch.frombuffer(view, dtype=torch.uint8)
+
+
+_away = weakref.WeakValueDictionary()  # address → Host that a tensor keeps
+
+
+@functools.lru_cache
+def _bytes(size):
+    return type("Bytes", (ctypes.c_ubyte * size,), {})
+
 
 # ---- lengths ----
 
@@ -190,6 +206,17 @@ class Variant:
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.on_gpu else None
         capturing = self.on_gpu and torch.cuda.is_current_stream_capturing()
         return Host(self._hosts, size, stream, capturing)
+
+    def held(self, tensor):
+        """The host block that a tensor keeps, or where someone has moved it, a copy."""
+        size = self.plan.sizes.host
+        if not size:
+            return None
+        host = _away.get(tensor.data_ptr())
+        if host is None:
+            host = self.host()
+            host.tensor(size).copy_(tensor)
+        return host
 
     def run(self, backward, addresses, saved, scratch, host=None):
         """Runs a direction on the current stream, with addresses of the plan's tensors: of inputs
@@ -406,6 +433,12 @@ class Call:
 # ---- programs ----
 
 
+def _may_offload(text):
+    """May plans by a policy of this text have something wait in the host's memory?"""
+    policy = json.loads(text) if text.lstrip().startswith("{") else {}
+    return "host" in policy or "offload" in policy.get("nodes", {}).values()
+
+
 class Program:
     """A spec, a policy and parameters."""
 
@@ -414,6 +447,7 @@ class Program:
         self._group = options.pop("cp", None)  # {name, deadline} of a group that shares the rows
         self.ranks = None
         self.policy = core.Policy(policy) if policy is not None else None
+        self.offloads = policy is not None and _may_offload(self.policy.text)
         spec = core.Spec(text, name=name, **params)  # complaints about the file come first
         spec.check(self.policy)
         state = [t.name for t in spec.tensors if t.role == _lib.STATE]

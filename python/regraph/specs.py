@@ -1,10 +1,18 @@
 """Specs that adapters of model libraries run, and their programs, each made once:
 `program("window", …)` and `program("nsa", …)`. The functions of these names make the specs."""
 
+import json
+
 import torch
 
+from .core import read_policy
+from .errors import RegraphError
 from .graph import Graph
 from .torch import attention
+
+# What adapters let models say of Native Sparse Attention, with defaults.
+NSA = {"kernel": 32, "stride": 16, "block": 64, "top_n": 16, "init": 1, "local": 2, "window": 512,
+       "k_method": "mean", "v_method": "mean", "policy": None}
 
 _made: dict = {}  # (function, its arguments) → program
 
@@ -23,6 +31,34 @@ def program(function, options=(), **settings):
     settings = tuple(settings.items())
     _make(function, settings, options)
     return _made[function, settings, options]
+
+
+def nsa_settings(given):
+    """NSA, changed as `given` says."""
+    for name in given or {}:
+        if name not in NSA:
+            raise RegraphError("RG_E_KEY", f"nsa: there is no '{name}'; expected some of "
+                                           f"{', '.join(NSA)}")
+    return {**NSA, **(given or {})}
+
+
+def nsa_program(settings, crossed=False, options=(), **shapes):
+    """The program of `nsa` by these settings, their policy among them unless `options` say one."""
+    settings = dict(settings)
+    policy = settings.pop("policy")
+    options = tuple((name, json.dumps(value) if isinstance(value, dict) else value)
+                    for name, value in options or (("policy", policy),))
+    return program("nsa", options, crossed=crossed, **settings, **shapes)
+
+
+def policy_document(policy):
+    """Of a policy as adapters take it, the document, without its version where it is a word."""
+    if policy is None:
+        return {}
+    text = read_policy(policy)[0]
+    if text.lstrip().startswith("{"):
+        return json.loads(text)
+    return {"preset" if text in ("none", "all") else "budget": text}
 
 
 def _inputs(crossed, **params):

@@ -34,8 +34,9 @@ from .rows import (cp_capacity, cp_from_documents, cp_shard,  # noqa: F401 (user
 # ---- eager ----
 
 def _differentiate(run, program, wanted, running, inputs, outputs, saved, grads):
-    """The gradient of each input, or None, by `run`: a call's backward or the operator. `wanted`
-    and `running` ({input: what its gradient is added to}) go by number."""
+    """The gradient of each input, or None, by `run`: a call's backward or the operator, each with
+    what it takes as `saved`. `wanted` and `running` ({input: what its gradient is added to}) go by
+    number."""
     incoming = [torch.zeros_like(like) if grad is None else grad
                 for grad, like in zip(grads, outputs) if like.is_floating_point()]
     gradients, results = [None] * len(inputs), []
@@ -91,58 +92,56 @@ _backward_once = torch.autograd.function.once_differentiable(_backward_eager)
 
 # ---- the operators ----
 
-def _keeps_all(made, variant):
-    """An operator's backward knows nothing but its arguments, and a host block is none of them."""
-    if variant.plan.sizes.host:
-        raise RegraphError("RG_E_POLICY",
-                           f"{made.name}: nothing is offloaded where torch.compile, torch.export "
-                           "or DTensor look on; call it outside of them, or take \"offload\" and "
-                           "\"host\" out of the policy")
-
-
 @torch.library.custom_op("regraph::forward", mutates_args=())
 def _forward(program: str, wanted: str, accumulated: str, inputs: Sequence[torch.Tensor],
              accumulators: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-    """Returns the outputs and the saved block. What is accumulated, and where, only matters to the
-    backward."""
+    """Returns the outputs and the saved block, and where the policy may offload, the host block
+    that goes with it. What is accumulated, and where, only matters to the backward."""
     made = program_of(program)
     try:
-        call = made.call(wanted, inputs)
-        _keeps_all(made, call.variant)
-        outputs, saved = call.forward(inputs)
+        outputs, saved = made.call(wanted, inputs).forward(inputs)
     except RegraphError as error:
         made.tell(error)
         raise
-    return [*outputs, saved]
+    if not made.offloads:
+        return [*outputs, saved]
+    size = made.call(wanted, inputs).variant.plan.sizes.host
+    return [*outputs, saved, saved.host.tensor(size) if size else torch.empty(1, dtype=torch.uint8)]
 
 
 @_forward.register_fake
 def _(program, wanted, accumulated, inputs, accumulators):
     made = program_of(program)
     if made.exact or all(isinstance(extent, int) for tensor in inputs for extent in tensor.shape):
-        variant = made.variant(wanted, inputs)
-        _keeps_all(made, variant)
-        size = max(variant.plan.sizes.saved, 1)
+        sizes = made.variant(wanted, inputs).plan.sizes
+        size, host = max(sizes.saved, 1), max(sizes.host, 1)
     else:  # the capacity is chosen when the operator runs
         size = torch.library.get_ctx().new_dynamic_size()
+        host = torch.library.get_ctx().new_dynamic_size() if made.offloads else 1
     if made.exact:
         like = [(info.dtype, info.shape) for info in made.variant(wanted, inputs).outputs]
     else:
         rows = made.rows_of(inputs)
         like = [(dtype, (rows, *shape)) for dtype, shape in made.like(inputs)]
     outputs = [inputs[0].new_empty(shape, dtype=DTYPES[dtype]) for dtype, shape in like]
-    return [*outputs, inputs[0].new_empty(size, dtype=torch.uint8)]
+    kept = [inputs[0].new_empty(size, dtype=torch.uint8)]
+    if made.offloads:
+        kept.append(torch.empty(host, dtype=torch.uint8))
+    return [*outputs, *kept]
 
 
 @torch.library.custom_op("regraph::backward", mutates_args={"results"})
 def _backward(program: str, wanted: str, inputs: Sequence[torch.Tensor],
-              outputs: Sequence[torch.Tensor], saved: torch.Tensor, grads: Sequence[torch.Tensor],
-              results: Sequence[torch.Tensor]) -> None:
-    program_of(program).call(wanted, inputs).backward(inputs, outputs, saved, grads, results)
+              outputs: Sequence[torch.Tensor], kept: Sequence[torch.Tensor],
+              grads: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+    """`kept`: the saved block, and the host block if the forward returned one."""
+    call = program_of(program).call(wanted, inputs)
+    host = call.variant.held(kept[1]) if len(kept) > 1 else None
+    call.backward(inputs, outputs, kept[0], grads, results, host)
 
 
 @_backward.register_fake
-def _(program, wanted, inputs, outputs, saved, grads, results):
+def _(program, wanted, inputs, outputs, kept, grads, results):
     return None
 
 
@@ -154,17 +153,18 @@ def _setup(ctx, inputs, output):
 
 
 def _operator_backward(ctx, grads):
-    *tensors, saved = ctx.saved_tensors
-    inputs, outputs = tensors[: ctx.inputs], tensors[ctx.inputs:]
-    program = program_of(ctx.program)
+    program, tensors = program_of(ctx.program), ctx.saved_tensors
+    made = ctx.inputs + len(program.outputs)
+    inputs, outputs, kept = tensors[: ctx.inputs], tensors[ctx.inputs: made], tensors[made:]
     at = {name: i for i, name in enumerate(program.inputs)}
     running = {at[name]: sum_ for name, sum_ in zip(ctx.accumulated.split(","), ctx.accumulators)}
     wanted = [at[name] for name in ctx.wanted.split(",")]
 
-    def run(inputs, outputs, saved, grads, results):
-        _backward(ctx.program, ctx.wanted, inputs, outputs, saved, grads, results)
+    def run(inputs, outputs, kept, grads, results):
+        _backward(ctx.program, ctx.wanted, inputs, outputs, kept, grads, results)
 
-    gradients = _differentiate(run, program, wanted, running, inputs, outputs, saved, grads[:-1])
+    gradients = _differentiate(run, program, wanted, running, inputs, outputs, kept,
+                               grads[: len(outputs)])
     return None, None, None, gradients, [None] * len(ctx.accumulators)
 
 
@@ -329,8 +329,9 @@ class Attention:
             if main_grad is not None:
                 accumulated.append(name)
                 accumulators.append(main_grad)
-        return _forward(self.made_of, ",".join(wanted), ",".join(accumulated), tensors,
-                        accumulators)[:-1]
+        results = _forward(self.made_of, ",".join(wanted), ",".join(accumulated), tensors,
+                           accumulators)
+        return results[: len(program.outputs)]
 
     def _direct(self, leaves):
         """A call past the operator: nothing but what differs from call to call."""

@@ -233,6 +233,21 @@ def test_compile(attend, mode):
             assert reference.rel_rms(a, b) < 5e-3
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_offload(attend, compiled):
+    away = regraph.torch.attention(NSA, {"regraph_policy": 1, "nodes": {"*_o": "offload"}}, **P)
+    call = torch.compile(away, fullgraph=True, backend="aot_eager") if compiled else away
+    cu = starts(*PACK)
+    for _ in range(3):
+        batches = [tensors(seed=seed) for seed in range(3)]
+        outs = [call(*x, cu) for x in batches]  # all wait at once
+        for out, x in reversed(list(zip(outs, batches))):
+            plain = attend(*x, cu)
+            d_o = normal_like(out)
+            assert torch.equal(out, plain) and same(grads(out, x, d_o), grads(plain, x, d_o))
+    assert away.plan(*batches[0], cu).sizes.host > 0
+
+
 def test_operators(attend):
     x = [*tensors(tokens=100), starts(0, 17, 100)]
     # fills new memory, and opcheck compares all of the saved block

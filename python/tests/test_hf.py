@@ -241,13 +241,72 @@ def test_compiled():
         assert torch.equal(got, want)
 
 
+# ---- continuous batching ----
+
+
+def batched(model, prompts, **options):
+    """What each prompt is told: two times, by a fork, in steps of 32 rows and pages of 16."""
+    size = "page_size" if hasattr(transformers.ContinuousBatchingConfig, "page_size") \
+        else "block_size"
+    config = transformers.ContinuousBatchingConfig(
+        **{size: 16}, num_blocks=60, max_batch_tokens=32, max_requests_per_batch=4, **options)
+    drawn = transformers.GenerationConfig(max_new_tokens=9, do_sample=True, top_k=1,
+                                          num_return_sequences=2, eos_token_id=-1, pad_token_id=0)
+    out = model.generate_batch(inputs=prompts, generation_config=drawn,
+                               continuous_batching_config=config, progress_bar=False)
+    assert len(out) in (len(prompts), 2 * len(prompts))  # 5.17 does not return the forks
+    return [(list(one.prompt_ids), list(one.generated_tokens)) for one in out.values()]
+
+
+def said_by(model, prompt, tokens):
+    """All of it at once: the tokens are the likeliest, wherever the next is not as likely."""
+    ids = torch.tensor([prompt + tokens])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1:-1]
+    best = logits.topk(2)
+    sure = best.values[:, 0] - best.values[:, 1] > 1e-4
+    return sure.sum() > len(tokens) / 2 and \
+        torch.equal(best.indices[sure, 0], torch.tensor(tokens)[sure])
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "nsa"])
+def test_continuous_batching(name, share, monkeypatch):
+    """Prompts in pieces, shared beginnings, forks: each token is that of a full recomputation."""
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache as Cache
+    found, copied = [], []
+    name_of = "perform_cache_copy" if hasattr(Cache, "perform_cache_copy") else "copy_cache"
+    search, copy_pages = Cache.search_prefix_match, getattr(Cache, name_of)
+
+    def searched(self, *args, **kwargs):
+        found.append(search(self, *args, **kwargs))
+        return found[-1]
+
+    def copies(self, *args, **kwargs):
+        copied.append(args)
+        return copy_pages(self, *args, **kwargs)
+
+    monkeypatch.setattr(Cache, "search_prefix_match", searched)
+    monkeypatch.setattr(Cache, name_of, copies)
+    theirs, ours = (nsa_model("Llama"),) * 2 if name == "nsa" else pair(name)
+    g = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(3, 97, (n,), generator=g).tolist() for n in (3, 70, 17, 41)]
+    prompts += [prompts[1][:40] + [5, 6, 7], prompts[1][:66]]
+    for prompt, tokens in batched(ours, prompts, allow_block_sharing=share):
+        assert prompt in prompts and said_by(theirs, prompt, tokens)
+    assert copied
+    assert any(found) == (share and name != "gpt_oss"), found  # which has windows
+
+
 def test_refused():
     eager, ours = pair("llama")
     ids = batch(None)["input_ids"]
     with pytest.raises(RegraphError, match="a mask of 4 axes"):
         ours(input_ids=ids, attention_mask=torch.zeros(3, 1, 40, 40))
-    with pytest.raises(RegraphError, match="continuous batching"):
+    with pytest.raises(RegraphError, match="max_blocks_per_request"):
         ours(input_ids=ids, block_table=ids)
+    with pytest.raises(RegraphError, match="is for continuous batching"):
+        hf.paged_attention(None, None, None, None, None)
     _, noisy = pair("llama", attention_dropout=0.5)
     with pytest.raises(RegraphError, match="no dropout"):
         noisy.train()(input_ids=ids)

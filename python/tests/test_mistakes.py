@@ -94,7 +94,7 @@ MISTAKES = [
      "cmp_o, topk, slc_o, swa_o, combine)"),
     ("a budget too small", lambda: plan(policy="1KiB", T=64, B=1, threads=1),
      "1KiB: RG_E_INFEASIBLE: no choice of recomputed nodes fits 1.00 KiB of peak memory; the least "
-     "any reaches is 313.5 KiB (321024 bytes)"),
+     "any reaches is 313.8 KiB (321280 bytes)"),
     ("an array left out", lambda: session().forward(),
      "RG_E_USAGE: the input 'q' is missing; expected shape (64, 2, 8)"),
     ("an array of another shape", lambda: feed(q=np.ones((64, 2, 16), np.float32)),

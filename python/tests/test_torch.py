@@ -1,6 +1,7 @@
 """regraph.torch on the CPU, against a dense reference in torch."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -219,8 +220,40 @@ def test_offload(attend, policy):
     assert [len(blocks) for pool in pools for blocks in pool.values()] == [3]
     with torch.no_grad():
         assert torch.equal(away(*batches[0], cu), attend(*batches[0], cu))
-    with pytest.raises(Exception, match="nothing is offloaded where torch.compile"):  # wrapped
-        torch.compile(away, backend="eager")(*batches[0], cu)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_offload_in_an_operator(attend, backend):
+    policy = {"regraph_policy": 1, "nodes": {"*": "offload"}, "doc": backend}  # its own program
+    away = regraph.torch.attention(NSA, policy, **P)
+    compiled = torch.compile(lambda *x: away(*x) * 1.5, fullgraph=True, backend=backend)
+    cu = starts(0, 70, 150)
+    for _ in range(2):
+        batches = [tensors(seed=seed) for seed in range(2)]
+        outs = [compiled(*x, cu) for x in batches]  # both wait at once
+        for out, x in reversed(list(zip(outs, batches))):
+            one = torch.ones_like(out)
+            assert torch.equal(out, attend(*x, cu) * 1.5)
+            assert same(grads(out, x, one), grads(attend(*x, cu) * 1.5, x, one))
+        del outs, out
+    pools = [v._hosts for v in away._program.variants() if v.plan.sizes.host]
+    assert [len(blocks) for pool in pools for blocks in pool.values()] == [2]
+    x = tensors(seed=5)
+    with torch.no_grad():
+        assert torch.equal(compiled(*x, cu), attend(*x, cu) * 1.5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        out = compiled(*x, cu)  # in someone else's bytes now
+    assert same(grads(out, x, one), grads(attend(*x, cu) * 1.5, x, one))
+
+
+def test_offload_with_any_number_of_tokens():
+    policy = {"regraph_policy": 1, "nodes": {"slc_o": "offload"}}
+    attend, away = (regraph.torch.attention(NSA, p, **P) for p in (None, policy))
+    compiled = torch.compile(away, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (150, 97, 201):
+        x, cu = tensors(rows), starts(0, 70, rows)
+        one = torch.ones(rows, 4, 16)
+        assert same(grads(compiled(*x, cu), x, one), grads(attend(*x, cu), x, one))
 
 
 def test_backward_twice(attend):

@@ -164,7 +164,7 @@ def test_fsdp(tmp_path):
     torch.save({"ids": ids, "grads": gradients(made)}, tmp_path / "one")
     ranks = [subprocess.Popen([sys.executable, __file__, tmp_path / "one", tmp_path / "store",
                                str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    said = [rank.communicate(timeout=240)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-2000:] for text in said)
 
 

@@ -658,10 +658,10 @@ done
 
 # ---- what the documents say ----------------------------------------------------------------------
 for width in D DV; do
-  expect 0 ': ok' check "$nsa" --set D=256 --set DV=256
-  expect 3 'head width 257 .* is not in 1 to 256' check "$nsa" --set $width=257
+  expect 0 ': ok' check "$nsa" --set D=576 --set DV=576
+  expect 3 'head width 577 .* is not in 1 to 576' check "$nsa" --set $width=577
 done
-grep -q 'are 1 to 256 wide' "$source/docs/spec.md" || fail "docs/spec.md lacks the width of heads"
+grep -q 'are 1 to 576 wide' "$source/docs/spec.md" || fail "docs/spec.md lacks the width of heads"
 # The README's memory figures, each under the policy that its row names, are what `plan` says.
 plans() { # plans TOKENS POLICY GIB
   printf '{ "regraph_policy": 1, %s }' "$2" >readme.json

@@ -38,12 +38,13 @@ static void several(rg_context *ctx, const char *text, size_t size, const rg_err
   rg_spec_destroy(spec);
 }
 
-static void plan(const rg_spec *spec, const rg_policy *policy) {
+static void plan(const rg_spec *spec, const rg_policy *policy, const char *device) {
   static const rg_binding small[] = {{"T", 48, NULL}, {"B", 2, NULL}};
   for (size_t nset = 0; nset <= 2; nset += 2) { /* not every spec knows T and B */
     rg_error e = {0};
     rg_plan *p = NULL;
-    rg_plan_options o = {.set = small, .nset = nset, .threads = 2, .pack_seconds = 1e-6};
+    rg_plan_options o = {
+        .set = small, .nset = nset, .device = device, .threads = 2, .pack_seconds = 1e-6};
     rg_status status = rg_plan_create(spec, policy, &o, &p, &e);
     consistent(status, &e, p);
     rg_sizes sizes;
@@ -87,7 +88,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     require(status == e.status && status != RG_E_INTERNAL);
     require(rg_spec_write(spec, "text", &dump, NULL) == RG_OK);
     rg_text_destroy(&dump);
-    if (status == RG_OK) plan(spec, policy);
+    if (status == RG_OK) plan(spec, policy, "cpu");
+    if (status == RG_OK && policy) plan(spec, policy, "cuda"); /* copies have windows there */
   }
   rg_policy_destroy(policy);
   rg_spec_destroy(spec);

@@ -192,16 +192,18 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-/* silu or sigmoid */
+/* silu, sigmoid or relu */
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  char *s = begin(g, aside(g, 0, 0.3) ? "sigmoid" : "silu");
+  const bool relu = aside(g, 16, 0.2);
+  char *s = begin(g, relu ? "relu" : aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);
   gtensor y = g->x[x];
   y.size *= 0.6;
-  print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
+  print(s, " }, \"out\": { \"y\": \"%s\" }%s }", fresh(g, "t", y)->name,
+        relu && aside(g, 17, 0.5) ? ", \"attrs\": { \"side\": \"negative\" }" : "");
 }
 
 static void add_mul(gen *g) {
@@ -252,8 +254,36 @@ static void add_norm(gen *g) {
         fresh(g, "t", y)->name);
 }
 
+/* A row for every few tokens of x. */
+static void add_pool(gen *g, int x) {
+  const int64_t stride = AMONG(g, 1, 2, 4), parts = g->x[x].dim[2] % 2 ? 1 : AMONG(g, 1, 2);
+  static const char *const methods[] = {"softmax", "max", "min"};
+  const int64_t method = AMONG(g, 0, 0, 1, 2);
+  const bool softmax = method == 0;
+  int z = softmax ? pick(g, fits_alike, &g->x[x]) : -1;
+  if (z >= 0 && g->x[z].size > 2) return;
+  char *s = begin(g, "pool");
+  print(s, "\"x\": \"%s\"", use(g, x));
+  if (z >= 0) print(s, ", \"z\": \"%s\"", use(g, z));
+  if (softmax && stride > 2)
+    print(s, ", \"bias\": \"%s\"", use(g, ONE(g, WEIGHT, g->x[x].dtype, stride, g->x[x].dim[2])));
+  lengths(g, s, TOKENS, true);
+  gtensor y = g->x[x];
+  y.kind = BLOCKS;
+  y.tag = (int)(stride * 1000 + stride);
+  y.dim[2] /= parts;
+  print(s,
+        " }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, "
+        "\"method\": \"%s\" } }",
+        fresh(g, "c", y)->name, (long long)(stride * parts), (long long)stride, methods[method]);
+}
+
 static void add_rope(gen *g) {
   int x = pick(g, fits_heads, NULL);
+  if (x >= 0 && aside(g, 15, 0.2)) {
+    add_pool(g, x);
+    return;
+  }
   if (x < 0 || g->x[x].dim[2] % 2) return;
   char *s = begin(g, "rope");
   print(s, "\"x\": \"%s\"", use(g, x));
@@ -515,10 +545,11 @@ static void add_nsa(gen *g) {
                ? w[0]
                : ONE(g, WEIGHT, dtype, rows, b.kernel * width);
   }
+  const bool alone = D == E && aside(g, 12, 0.15); /* keys, which are values too */
   char *s = begin(g, "compress_kv");
-  print(s, "\"k\": \"%s\", \"v\": \"%s\", \"cu_seqlens\": \"%s\"", use(g, k), use(g, v),
-        apart ? "cu_keys" : "cu_seqlens");
-  for (int i = 0; i < 2; i++)
+  print(s, "\"k\": \"%s\", \"cu_seqlens\": \"%s\"", use(g, k), apart ? "cu_keys" : "cu_seqlens");
+  if (!alone) print(s, ", \"v\": \"%s\"", use(g, v));
+  for (int i = 0; i < (alone ? 1 : 2); i++)
     if (w[i] >= 0) print(s, ", \"%s\": \"%s\"", i ? "v_weight" : "k_weight", use(g, w[i]));
   gtensor c = {.kind = BLOCKS,
                .tag = (int)(b.kernel * 1000 + b.stride) * (apart ? -1 : 1),
@@ -528,12 +559,13 @@ static void add_nsa(gen *g) {
                .size = 1};
   int ck = (int)(fresh(g, "c", c) - g->x);
   c.dim[2] = E;
-  int cv = (int)(fresh(g, "c", c) - g->x);
-  print(s,
-        " }, \"out\": { \"k\": \"%s\", \"v\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": "
-        "%lld, ",
-        g->x[ck].name, g->x[cv].name, (long long)b.kernel, (long long)b.stride);
-  print(s, "\"k_method\": \"%s\", \"v_method\": \"%s\" } }", methods[m[0]], methods[m[1]]);
+  int cv = alone ? ck : (int)(fresh(g, "c", c) - g->x);
+  print(s, " }, \"out\": { \"k\": \"%s\"", g->x[ck].name);
+  if (!alone) print(s, ", \"v\": \"%s\"", g->x[cv].name);
+  print(s, " }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, \"k_method\": \"%s\"",
+        (long long)b.kernel, (long long)b.stride, methods[m[0]]);
+  if (!alone) print(s, ", \"v_method\": \"%s\"", methods[m[1]]);
+  print(s, " } }");
   if (chance(g, 0.2) && D == E) cv = ck;
   if (chance(g, 0.3)) { /* something between */
     c = g->x[cv];
@@ -563,19 +595,46 @@ static void add_nsa(gen *g) {
   s = begin(g, "topk");
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"cu_seqlens\": \"cu_seqlens\"%s", use(g, q), use(g, ck),
         own);
+  const bool relu = b.dot && aside(g, 7, 0.4), bare = b.local < b.top_n && aside(g, 8, 0.2),
+             tail = bare && b.init < b.top_n && aside(g, 9, 0.6),
+             shared = b.dot && !relu && !bare && !apart && aside(g, 18, 0.3);
   if (!b.dot) print(s, ", \"lse\": \"%s\"", use(g, l));
+  if (relu && aside(g, 10, 0.6)) {
+    const int64_t of_heads[] = {T, H};
+    print(s, ", \"weight\": \"%s\"", use(g, new_input(g, LSE, 2, of_heads, RG_F32)));
+  }
   print(s,
         " }, \"out\": { \"idx\": \"%s\" }, \"attrs\": { \"kernel\": %lld, \"stride\": %lld, "
         "\"block\": %lld, ",
         g->x[idx].name, (long long)b.kernel, (long long)b.stride, (long long)b.block);
-  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s } }", (long long)b.top_n,
-        (long long)b.init, (long long)b.local, b.dot ? ", \"score\": \"dot\"" : "", cap);
+  print(s, "\"top_n\": %lld, \"init\": %lld, \"local\": %lld%s%s%s%s", (long long)b.top_n,
+        (long long)b.init, (long long)(bare ? 0 : b.local),
+        relu    ? ", \"score\": \"relu\""
+        : b.dot ? ", \"score\": \"dot\""
+                : "",
+        aside(g, 11, 0.3) ? ", \"pool\": \"max\"" : "", tail ? ", \"tail\": true" : "", cap);
+  if (shared) print(s, ", \"query_block\": %lld", (long long)(b.block % 2 ? b.block : b.block / 2));
+  print(s, " } }");
   s = begin(g, "slc_attn");
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k),
         use(g, v), use(g, idx), own);
   sequence_ports(g, s, H, -1);
+  const int named = g->n; /* o, and perhaps lse */
   out_ports(g, s, o);
   print(s, "\"block\": %lld } }", (long long)b.block);
+  if (!aside(g, 13, 0.25)) return;
+  char lse_of[24];
+  snprintf(lse_of, sizeof lse_of, "n%d.lse", g->nodes - 1);
+  if (g->n > named + 1) snprintf(lse_of, sizeof lse_of, "%s", use(g, named + 1));
+  gtensor loss = {.kind = LSE, .rank = 2, .dim = {T, KH}, .dtype = RG_F32, .size = 1};
+  s = begin(g, "index_loss");
+  print(s, "\"q\": \"%s\", \"k\": \"%s\", \"lse\": \"%s\", \"index_q\": \"%s\"", use(g, q),
+        use(g, k), lse_of, use(g, q));
+  print(s, ", \"index_k\": \"%s\", \"idx\": \"%s\"%s", use(g, k), use(g, idx), own);
+  sequence_ports(g, s, H, -1);
+  print(s, " }, \"out\": { \"loss\": \"%s\" }, \"attrs\": { \"block\": %lld, ",
+        fresh(g, "l", loss)->name, (long long)b.block);
+  print(s, "\"index_scale\": 0.1, \"score\": \"%s\" } }", aside(g, 14, 0.5) ? "relu" : "dot");
 }
 
 static void add_combine(gen *g) {

@@ -251,6 +251,25 @@ static void silu_backward(view v) {
   give(v, x, dx);
 }
 
+static double *turned(view v, const double *x, int64_t n) {
+  double *y = ot_doubles(v.r->t, n + 1);
+  for (int64_t i = 0; i < n; i++) y[i] = attr_i(v, "side") ? -x[i] : x[i];
+  return y;
+}
+static void relu(view v) {
+  const int y = out(v, "y");
+  const int64_t n = count(v.r, y);
+  double *to = make(v, y);
+  ref_relu(n, live_elements(v, y), turned(v, in_value(v, "x"), n), to);
+  for (int64_t i = 0; i < n && attr_i(v, "side"); i++) to[i] = -to[i];
+}
+static void relu_backward(view v) {
+  const int x = in(v, "x"), y = out(v, "y");
+  const int64_t n = count(v.r, x);
+  double *dx = room(v, x);
+  ref_relu_backward(n, live_elements(v, y), turned(v, in_value(v, "x"), n), gradient(v, y), dx);
+  give(v, x, dx);
+}
 static void sigmoid(view v) {
   int y = out(v, "y");
   ref_sigmoid(count(v.r, y), live_elements(v, y), in_value(v, "x"), make(v, y));
@@ -418,6 +437,7 @@ static ref_attn attention(view v, ref_kind kind) {
                     .kernel = attr_i(v, "kernel"),
                     .stride = attr_i(v, "stride"),
                     .idx = idx < 0 ? NULL : r->ints[idx],
+                    .one_idx = idx >= 0 && dim(r, idx, 1) == 1,
                     .block = attr_i(v, "block"),
                     .top_n = idx < 0 ? 0 : dim(r, idx, 2),
                     .window_left = attr_i(v, "window_left")};
@@ -475,12 +495,14 @@ static ref_compress compression(view v, int side) {
 }
 static void compress_kv(view v) {
   for (int side = 0; side < 2; side++) {
+    if (in(v, sides[side][0]) < 0) continue;
     ref_compress a = compression(v, side);
     if (out(v, sides[side][0]) >= 0) ref_compress_forward(&a, make(v, out(v, sides[side][0])));
   }
 }
 static void compress_kv_backward(view v) {
   for (int side = 0; side < 2; side++) {
+    if (in(v, sides[side][0]) < 0) continue;
     ref_compress a = compression(v, side);
     int x = in(v, sides[side][0]), w = in(v, sides[side][1]), y = out(v, sides[side][0]);
     double *dx = room(v, x), *dw = room(v, w);
@@ -489,6 +511,96 @@ static void compress_kv_backward(view v) {
     give(v, x, dx);
     give(v, w, dw);
   }
+}
+
+static void block_starts(view v) {
+  const int x = in(v, "cu_seqlens"), y = out(v, "y");
+  v.r->ints[y] = ot_ints(v.r->t, count(v.r, y) + 1);
+  for (int64_t i = 0; i < count(v.r, y); i++)
+    v.r->ints[y][i] = v.r->ints[x][i] / (int32_t)attr_i(v, "stride");
+}
+
+static ref_pool pool_of(view v) {
+  const int x = in(v, "x");
+  const int64_t kernel = attr_i(v, "kernel"), stride = attr_i(v, "stride");
+  return (ref_pool){.method = (ref_pool_method)attr_i(v, "method"),
+                    .T = dim(v.r, x, 0),
+                    .B = sequences(v),
+                    .KH = dim(v.r, x, 1),
+                    .W = dim(v.r, x, 2) / (kernel / stride),
+                    .kernel = kernel,
+                    .stride = stride,
+                    .x = v.r->value[x],
+                    .z = in_value(v, "z"),
+                    .bias = in_value(v, "bias"),
+                    .cu = in_ints(v, "cu_seqlens")};
+}
+static void pool(view v) {
+  ref_pool a = pool_of(v);
+  ref_pool_forward(&a, make(v, out(v, "y")));
+}
+static void pool_backward(view v) {
+  ref_pool a = pool_of(v);
+  const int x = in(v, "x"), z = in(v, "z"), bias = in(v, "bias");
+  double *dx = room(v, x), *dz = z >= 0 ? room(v, z) : ot_doubles(v.r->t, count(v.r, x) + 1),
+         *db = bias >= 0 ? room(v, bias) : NULL;
+  ref_pool_backward(&a, gradient(v, out(v, "y")), dx, dz, db);
+  give(v, x, dx);
+  if (z >= 0) give(v, z, dz);
+  if (bias >= 0) give(v, bias, db);
+}
+
+static ref_index index_of(view v) {
+  const int q = in(v, "q"), k = in(v, "k"), j = in(v, "index_q"), i = in(v, "index_k"),
+            idx = in(v, "idx");
+  return (ref_index){.T = dim(v.r, q, 0),
+                     .TK = dim(v.r, k, 0),
+                     .B = sequences(v),
+                     .H = dim(v.r, q, 1),
+                     .KH = dim(v.r, k, 1),
+                     .D = dim(v.r, q, 2),
+                     .J = dim(v.r, j, 1),
+                     .I = dim(v.r, i, 1),
+                     .C = dim(v.r, j, 2),
+                     .q = v.r->value[q],
+                     .k = v.r->value[k],
+                     .lse = in_value(v, "lse"),
+                     .index_q = v.r->value[j],
+                     .index_k = v.r->value[i],
+                     .weight = in_value(v, "weight"),
+                     .idx = v.r->ints[idx],
+                     .cu = in_ints(v, "cu_seqlens"),
+                     .cu_k = in_ints(v, "cu_seqlens_k"),
+                     .q_offset = in_ints(v, "q_offset"),
+                     .block = attr_i(v, "block"),
+                     .top_n = dim(v.r, idx, 2),
+                     .scale = attr_f(v, "scale"),
+                     .index_scale = attr_f(v, "index_scale"),
+                     .relu = attr_i(v, "score") == 0};
+}
+static void index_loss(view v) {
+  ref_index a = index_of(v);
+  ref_index_forward(&a, make(v, out(v, "loss")));
+}
+static void index_loss_backward(view v) {
+  ref_index a = index_of(v);
+  const int w = in(v, "weight");
+  double *dq = room(v, in(v, "index_q")), *dk = room(v, in(v, "index_k")),
+         *dw = w >= 0 ? room(v, w) : ot_doubles(v.r->t, a.T * a.J + 1);
+  ref_index_backward(&a, gradient(v, out(v, "loss")), dq, dk, dw);
+  give(v, in(v, "index_q"), dq);
+  give(v, in(v, "index_k"), dk);
+  if (w >= 0) give(v, w, dw);
+}
+
+void gref_topk_attrs(const rgi_node *node, ref_topk *a) {
+  const view v = {.n = node};
+  a->kernel = attr_i(v, "kernel"), a->stride = attr_i(v, "stride"), a->block = attr_i(v, "block");
+  a->top_n = attr_i(v, "top_n"), a->init = attr_i(v, "init"), a->local = attr_i(v, "local");
+  a->scale = attr_f(v, "scale"), a->softcap = attr_f(v, "softcap");
+  a->dot = attr_i(v, "score") == 1, a->relu = attr_i(v, "score") == 2;
+  a->max = attr_i(v, "pool") == 1, a->tail = attr_i(v, "tail") == 1;
+  a->share = attr_i(v, "query_block");
 }
 
 static void topk(view v) {
@@ -502,18 +614,11 @@ static void topk(view v) {
                 .q = v.r->value[q],
                 .k = v.r->value[k],
                 .lse = in_value(v, "lse"),
+                .weight = in_value(v, "weight"),
                 .cu = in_ints(v, "cu_seqlens"),
                 .cu_k = in_ints(v, "cu_seqlens_k"),
-                .q_offset = in_ints(v, "q_offset"),
-                .kernel = attr_i(v, "kernel"),
-                .stride = attr_i(v, "stride"),
-                .block = attr_i(v, "block"),
-                .top_n = attr_i(v, "top_n"),
-                .init = attr_i(v, "init"),
-                .local = attr_i(v, "local"),
-                .scale = attr_f(v, "scale"),
-                .softcap = attr_f(v, "softcap"),
-                .dot = attr_i(v, "score") == 1};
+                .q_offset = in_ints(v, "q_offset")};
+  gref_topk_attrs(v.n, &a);
   int64_t n = count(v.r, idx);
   int32_t *own = ot_ints(v.r->t, n + 1);
   ref_topk_forward(&a, own, NULL, 0, NULL);
@@ -587,16 +692,20 @@ static const struct {
   const char *op;
   void (*forward)(view), (*backward)(view);
 } table[] = {{"add", add, add_backward},
+             {"block_starts", block_starts, NULL},
              {"cast", cast, cast_backward},
              {"cmp_attn", cmp_attn, cmp_attn_backward},
              {"combine", combine, combine_backward},
              {"compress_kv", compress_kv, compress_kv_backward},
              {"concat", concat, concat_backward},
+             {"index_loss", index_loss, index_loss_backward},
              {"layernorm", layernorm, layernorm_backward},
              {"linear", linear, linear_backward},
              {"live", cast, cast_backward},
              {"merge_lse", merge_lse, merge_lse_backward},
              {"mul", mul, mul_backward},
+             {"pool", pool, pool_backward},
+             {"relu", relu, relu_backward},
              {"reshape", look, look_backward},
              {"rmsnorm", rmsnorm, rmsnorm_backward},
              {"rope", rope, rope_backward},

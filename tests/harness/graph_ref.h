@@ -10,6 +10,7 @@
 #define GRAPH_REF_H
 
 #include "../../graph/ir.h"
+#include "../ref/ref.h"
 #include "optest.h"
 
 typedef struct gref gref;
@@ -32,6 +33,8 @@ int64_t gref_live(const gref *r, int tensor);
 int gref_depth(const gref *r, int tensor);
 /* Share of given top-k indices that the oracle would have chosen too; 1 if there are none. */
 double gref_topk_overlap(const gref *r);
+/* What the attributes of a node topk say. */
+void gref_topk_attrs(const rgi_node *node, ref_topk *a);
 
 /* Adds an incoming gradient; its dead rows are not read. */
 void gref_seed(gref *r, int tensor, const double *d);

@@ -112,13 +112,14 @@ static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, 
 }
 
 static ot_tensor *make_idx(ot *t, const num_attn *a, const num_pack *p, const num_pack *pk) {
-  ot_tensor *x = OT_NEW(t, RG_I32, p->T, a->KH, a->top_n);
+  const int64_t heads = a->one_idx ? 1 : a->KH;
+  ot_tensor *x = OT_NEW(t, RG_I32, p->T, heads, a->top_n);
   int32_t *idx = ot_ints(t, x->n);
   for (int64_t b = 0; b < p->B; b++)
     for (int64_t r = p->cu[b]; r < p->cu[b + 1]; r++)
-      for (int64_t h = 0; h < a->KH; h++)
+      for (int64_t h = 0; h < heads; h++)
         fill_idx_row(t, a, r - p->cu[b] + (a->offset ? a->offset[b] : 0), pk->cu[b + 1] - pk->cu[b],
-                     r, idx + (r * a->KH + h) * a->top_n);
+                     r, idx + (r * heads + h) * a->top_n);
   ot_set_ints(x, idx);
   return x;
 }
@@ -217,7 +218,7 @@ num_attn_run num_attn_alone(ot *t, const num_attn_run *from, int64_t b) {
   copy_rows(r.v, from->v, row_k, r.TK);
   if (r.sinks) ot_copy(r.sinks, from->sinks);
   if (from->idx) {
-    r.idx = OT_NEW(t, RG_I32, r.pack.T, a.KH, a.top_n);
+    r.idx = OT_NEW(t, RG_I32, r.pack.T, from->idx->arg.dim[1], a.top_n);
     copy_rows(r.idx, from->idx, row, length[0]);
   }
   poison_dead(&r);
@@ -300,6 +301,7 @@ ref_attn num_attn_ref(ot *t, const num_attn_run *r) {
                     .kernel = a->kernel,
                     .stride = a->stride,
                     .idx = r->idx ? ot_get_ints(t, r->idx) : NULL,
+                    .one_idx = a->one_idx,
                     .block = a->block,
                     .top_n = a->top_n,
                     .window_left = a->window_left};

@@ -61,6 +61,7 @@ typedef struct num_attn {
   int64_t kernel, stride;  /* REF_CMP */
   int64_t block, top_n;    /* REF_SLC */
   num_idx idx;
+  bool one_idx;               /* for all KV heads */
   int64_t window_left;        /* REF_SWA */
   double softcap, scale, hot; /* hot 0: 1 */
   bool sinks, outliers, d_lse;

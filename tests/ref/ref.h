@@ -37,6 +37,7 @@ typedef struct ref_attn {
   double scale;            /* 0: 1/sqrt(D) */
   double softcap;          /* 0: none */
   int64_t kernel, stride;  /* REF_CMP: i sees block j iff i >= j·stride + kernel − 1 */
+  bool one_idx;            /* idx has one row a query, for all KV heads */
   const int32_t *idx;      /* REF_SLC [T, KH, top_n]: keys of these blocks, position <= i. An entry
                               that is negative, out of range or not larger than all before it in
                               its row is ignored */
@@ -69,24 +70,68 @@ int64_t ref_blocks(int64_t length, int64_t kernel, int64_t stride);
 void ref_compress_forward(const ref_compress *a, double *y);
 void ref_compress_backward(const ref_compress *a, const double *dy, double *dx, double *dw);
 
+/* ---- pool: row j of a sequence, in row floor(cu[b] / stride) + j, from the `kernel` tokens before
+ * (j + 1) · stride ---- */
+
+typedef enum ref_pool_method { REF_POOL_SOFTMAX, REF_POOL_MAX, REF_POOL_MIN } ref_pool_method;
+
+typedef struct ref_pool {
+  ref_pool_method method;
+  int64_t T, B, KH, W, kernel, stride; /* W: of a row; x has kernel / stride times as many */
+  const double *x, *z;                 /* [T, KH, kernel / stride · W] */
+  const double *bias;                  /* [stride, kernel / stride · W] or NULL */
+  const int32_t *cu;
+} ref_pool;
+
+/* y [T / stride, KH, W] */
+void ref_pool_forward(const ref_pool *a, double *y);
+/* dx, dz as x; dbias as bias, or NULL */
+void ref_pool_backward(const ref_pool *a, const double *dy, double *dx, double *dz, double *dbias);
+
 /* ---- topk ------------------------------------------------------------------------------------ */
 
 typedef struct ref_topk {
   int64_t T, TK, B, H, KH, D;
   const double *q;                     /* [T, H, D] */
   const double *k;                     /* [TK, KH, D], compressed keys */
-  const double *lse;                   /* [T, H] of the compressed attention; unused for dot */
+  const double *lse;                   /* [T, H] of the compressed attention, for softmax */
+  const double *weight;                /* [T, H] for relu; NULL: 1 */
   const int32_t *cu, *cu_k, *q_offset; /* as in attention */
   int64_t kernel, stride, block, top_n, init, local;
   double scale, softcap;
-  bool dot; /* rank by the raw product, summed over the group */
+  /* rank by the raw product, summed over the group; or by the positive part of it times weight;
+   * neither: by probability */
+  bool dot, relu;
+  bool max;      /* of the keys in a block the largest score, not the sum */
+  int64_t share; /* dot: queries that choose alike, by the sum of their scores; 0: 1 */
+  bool tail;     /* without local: the query's own block is kept while it is not complete */
 } ref_topk;
 
-/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate b <= i
- * / block (+inf where forced), NaN where b is no candidate. max_logit, if not NULL: largest |logit|
- * met. */
+/* idx [T, KH, top_n]. scores [T, KH, nblock], if not NULL: the fp64 score of each candidate (b <=
+ * i / block; without local, complete ones and a kept tail; +inf where forced), NaN where b is no
+ * candidate. max_logit, if not NULL: largest |logit| met. */
 void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t nblock,
                       double *max_logit);
+
+/* ---- index_loss: KL(p | softmax of the index's scores) over the keys of a row of idx ---- */
+
+typedef struct ref_index {
+  int64_t T, TK, B, H, KH, D; /* of the attention; `I` heads of idx share its heads out evenly */
+  int64_t J, I, C;            /* heads and width of the index: q [T, J, C], k [TK, I, C] */
+  const double *q, *k, *lse, *index_q, *index_k;
+  const double *weight; /* [T, J]; NULL: 1 */
+  const int32_t *idx;   /* [T, I, top_n], entries as in attention */
+  const int32_t *cu, *cu_k, *q_offset;
+  int64_t block, top_n;
+  double scale, index_scale; /* scale 0: 1/sqrt(D) */
+  bool relu;
+} ref_index;
+
+/* loss [T, I] */
+void ref_index_forward(const ref_index *a, double *loss);
+/* dq [T, J, C], dk [TK, I, C], dw [T, J] */
+void ref_index_backward(const ref_index *a, const double *dloss, double *dq, double *dk,
+                        double *dw);
 
 /* ---- combine and merge; `rows` live rows of T ---- */
 
@@ -144,6 +189,9 @@ void ref_mul_backward(int64_t n, int64_t live, const double *a, const double *b,
                       double *da, double *db);
 void ref_silu(int64_t n, int64_t live, const double *x, double *y);
 void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
+/* max(x, 0) */
+void ref_relu(int64_t n, int64_t live, const double *x, double *y);
+void ref_relu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y);
 void ref_sigmoid_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx);
 /* Copies n elements, zero past `live` (rounding to the new type is the caller's). */

@@ -29,7 +29,7 @@ static int64_t keys_of(const ref_attn *a, int64_t b, int64_t *key0) {
 }
 
 static bool selected(const ref_attn *a, const row *r, int64_t key) {
-  const int32_t *idx = a->idx + (r->t * a->KH + r->kh) * a->top_n;
+  const int32_t *idx = a->idx + (a->one_idx ? r->t : r->t * a->KH + r->kh) * a->top_n;
   int64_t before = -1; /* largest entry so far */
   for (int64_t n = 0; n < a->top_n; n++) {
     if (idx[n] <= before) continue;

@@ -288,6 +288,14 @@ void ref_silu_backward(int64_t n, int64_t live, const double *x, const double *d
   }
 }
 
+void ref_relu(int64_t n, int64_t live, const double *x, double *y) {
+  for (int64_t i = 0; i < n; i++) y[i] = i < live && x[i] > 0 ? x[i] : 0;
+}
+
+void ref_relu_backward(int64_t n, int64_t live, const double *x, const double *dy, double *dx) {
+  for (int64_t i = 0; i < n; i++) dx[i] = i < live && x[i] > 0 ? dy[i] : 0;
+}
+
 void ref_sigmoid(int64_t n, int64_t live, const double *x, double *y) {
   clear(y, n);
   for (int64_t i = 0; i < live; i++) y[i] = sigmoid(x[i]);

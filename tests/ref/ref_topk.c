@@ -18,15 +18,38 @@ static double product(const ref_topk *a, int64_t t, int64_t h, int64_t key) {
   return x;
 }
 
-/* p[j], summed over the query heads of KV head kh, for every block the row sees (0 elsewhere). */
-static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0,
-                          int64_t nkey, double *p, double *max_logit) {
+/* What key j counts, summed over the query heads of KV head kh; where the row does not see it,
+ * `unseen`. */
+/* The products of all queries that choose with the one at position i, row t of the pack; `last` is
+ * the sequence's last position. */
+static double shared_product(const ref_topk *a, int64_t t, int64_t i, int64_t last, int64_t h,
+                             int64_t key) {
+  int64_t share = a->share > 1 ? a->share : 1;
+  double sum = 0;
+  for (int64_t o = i / share * share; o < (i / share + 1) * share && o <= last; o++)
+    sum += product(a, t + o - i, h, key);
+  return sum;
+}
+
+static double unseen(const ref_topk *a) {
+  return a->dot || a->relu ? -INFINITY : 0;
+}
+
+static void keys_count(const ref_topk *a, int64_t t, int64_t i, int64_t last, int64_t kh,
+                       int64_t key0, int64_t nkey, double *p, double *max_logit) {
   int64_t g = a->H / a->KH;
   double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D);
   for (int64_t j = 0; j < nkey; j++) {
-    p[j] = 0;
+    p[j] = unseen(a);
     if (i < j * a->stride + a->kernel - 1) continue;
+    p[j] = 0;
     for (int64_t h = kh * g; h < (kh + 1) * g; h++) {
+      if (a->dot || a->relu) {
+        double x = shared_product(a, t, i, last, h, key0 + j),
+               w = a->weight ? a->weight[t * a->H + h] : 1;
+        p[j] += a->dot ? x : x < 0 ? 0 : w * x;
+        continue;
+      }
       double s = scale * product(a, t, h, key0 + j);
       if (a->softcap != 0) s = a->softcap * tanh(s / a->softcap);
       if (fabs(s) > *max_logit) *max_logit = fabs(s);
@@ -35,17 +58,16 @@ static void probabilities(const ref_topk *a, int64_t t, int64_t i, int64_t kh, i
   }
 }
 
-static double block_score(const ref_topk *a, int64_t t, int64_t i, int64_t kh, int64_t key0,
-                          int64_t nkey, const double *p, int64_t b) {
-  double score = 0;
-  if (a->dot) {
-    int64_t g = a->H / a->KH;
-    if (b >= nkey || i < (b + 1) * a->block - 1) return -INFINITY; /* not complete yet */
-    for (int64_t h = kh * g; h < (kh + 1) * g; h++) score += product(a, t, h, key0 + b);
-    return score;
-  }
+static double block_score(const ref_topk *a, int64_t nkey, const double *p, int64_t b) {
+  double score = a->max ? unseen(a) : 0;
+  if ((a->dot || a->relu) && !a->max) return b < nkey ? p[b] : -INFINITY; /* keys are blocks */
   for (int64_t j = 0; j < nkey; j++)
-    if (overlap(a, j, b) > 0) score += p[j] * (double)overlap(a, j, b) / (double)a->stride;
+    if (overlap(a, j, b) > 0) {
+      if (!a->max)
+        score += p[j] * (double)overlap(a, j, b) / (double)a->stride;
+      else if (p[j] > score)
+        score = p[j];
+    }
   return score;
 }
 
@@ -72,17 +94,21 @@ void ref_topk_forward(const ref_topk *a, int32_t *idx, double *scores, int64_t n
         int64_t i = t - a->cu[b] + (a->q_offset ? a->q_offset[b] : 0), own = i / a->block, left;
         int64_t key0 = cu_k[b] / a->stride,
                 nkey = ref_blocks(cu_k[b + 1] - cu_k[b], a->kernel, a->stride);
-        if (!a->dot) probabilities(a, t, i, kh, key0, nkey, p, &logit);
-        for (int64_t c = 0; c <= own; c++) {
-          bool forced = c < a->init || c > own - a->local;
-          score[c] = forced ? INFINITY : block_score(a, t, i, kh, key0, nkey, p, c);
-          if (a->dot && isfinite(score[c]) && fabs(score[c]) > logit) logit = fabs(score[c]);
-          taken[c] = false;
+        bool partial = a->local == 0 && (i + 1) % a->block != 0;
+        int64_t last = partial && !a->tail ? own - 1 : own;
+        keys_count(a, t, i, a->cu[b + 1] - a->cu[b] + (a->q_offset ? a->q_offset[b] : 0) - 1, kh,
+                   key0, nkey, p, &logit);
+        for (int64_t c = 0; c <= own; c++) taken[c] = false;
+        for (int64_t c = 0; c <= last; c++) {
+          bool forced = c < a->init || c > own - a->local || (c == own && partial);
+          score[c] = forced ? INFINITY : block_score(a, nkey, p, c);
+          if ((a->dot || a->relu) && isfinite(score[c]) && fabs(score[c]) > logit)
+            logit = fabs(score[c]);
           if (scores && c < nblock) scores[(t * a->KH + kh) * nblock + c] = score[c];
         }
-        for (left = a->top_n < own + 1 ? a->top_n : own + 1; left > 0; left--) {
+        for (left = a->top_n < last + 1 ? a->top_n : last + 1; left > 0; left--) {
           int64_t best = -1;
-          for (int64_t c = 0; c <= own; c++)
+          for (int64_t c = 0; c <= last; c++)
             if (!taken[c] && (best < 0 || before(score[c], score[best]))) best = c;
           taken[best] = true;
         }

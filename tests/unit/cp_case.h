@@ -33,7 +33,7 @@ static inline void cp_copy(const buffers *whole, a_rank *r, const rg_cp_info *cp
     char *all = buffer(whole, t->role, t->name), *mine = r->b.data[i];
     if (!t->sharded) {
       if (!back) memcpy(mine, all, (size_t)t->bytes);
-      if (back && cp->ranks > 1)
+      if (back)
         memcpy(all, mine, (size_t)t->bytes); /* the same on every rank: checked by cp_same */
       continue;
     }
@@ -120,8 +120,7 @@ static inline void cp_compare(rg_context *ctx, const rg_plan *one, const rg_plan
     } else {
       /* a few numbers, each a sum over all rows whose terms may cancel, say little relative to
        * themselves */
-      const double off = cp_error(x, got.data[i], want.data[i]),
-                   limit = x->bytes <= 64 ? 32 * most : most;
+      const double off = cp_error(x, got.data[i], want.data[i]), limit = most;
       cr_assert(off <= limit, "%s: %s %s is off by %g, more than %g", what,
                 x->role == RG_OUTPUT ? "output" : "gradient of", x->name, off, limit);
     }

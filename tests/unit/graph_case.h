@@ -272,7 +272,7 @@ static inline bool check_choice(const graph_case *c, rg_session *s, const rgi_no
                    *k = &c->forward->tensor[in_tensor(node, "k")],
                    *out = &c->forward->tensor[node->out[0]];
   int lse = in_tensor(node, "lse"), cu_k = in_tensor(node, "cu_seqlens_k"),
-      offset = in_tensor(node, "q_offset");
+      offset = in_tensor(node, "q_offset"), weight = in_tensor(node, "weight");
   ref_topk a = {.T = q->dim[0].c,
                 .TK = k->dim[0].c,
                 .B = c->p.B,
@@ -282,19 +282,12 @@ static inline bool check_choice(const graph_case *c, rg_session *s, const rgi_no
   a.q = read_floats(c, s, in_tensor(node, "q"));
   a.k = read_floats(c, s, in_tensor(node, "k"));
   a.lse = lse < 0 ? NULL : read_floats(c, s, lse);
-  if (!a.q || !a.k || (lse >= 0 && !a.lse)) return false;
+  a.weight = weight < 0 ? NULL : read_floats(c, s, weight);
+  if (!a.q || !a.k || (lse >= 0 && !a.lse) || (weight >= 0 && !a.weight)) return false;
   a.cu = gref_ints(r, in_tensor(node, "cu_seqlens"));
   a.cu_k = cu_k < 0 ? NULL : gref_ints(r, cu_k);
   a.q_offset = offset < 0 ? NULL : gref_ints(r, offset);
-  int64_t *const whole[] = {&a.kernel, &a.stride, &a.block, &a.top_n, &a.init, &a.local};
-  static const char *const name[] = {"kernel", "stride", "block", "top_n", "init", "local"};
-  for (int i = 0; i < node->op->nattr; i++) {
-    for (int j = 0; j < 6; j++)
-      if (strcmp(node->op->attrs[i].name, name[j]) == 0) *whole[j] = node->attr[i].i;
-    if (strcmp(node->op->attrs[i].name, "scale") == 0) a.scale = node->attr[i].f;
-    if (strcmp(node->op->attrs[i].name, "softcap") == 0) a.softcap = node->attr[i].f;
-    if (strcmp(node->op->attrs[i].name, "score") == 0) a.dot = node->attr[i].i == 1;
-  }
+  gref_topk_attrs(node, &a);
   int64_t farthest = a.T;
   for (int64_t b = 0; a.q_offset && b < a.B; b++)
     if (a.q_offset[b] + a.T > farthest) farthest = a.q_offset[b] + a.T;

@@ -134,24 +134,25 @@ static rg_status queue(failing *f, const char *ignored, const char *policy, int6
       .size = sizeof o, .pages = 60, .page = 2, .rows = 40, .slots = 20, .most = 20, .forks = 1};
   int32_t tokens[40] = {1, 2, 3}, lengths[20], context[20], pages[400], forks[1][2];
   rg_request requests[20], r;
-  bool wanted[20];
+  bool wanted[20], last[20];
   rg_queue_arrays a = {.tokens = tokens,
                        .lengths = lengths,
                        .context = context,
                        .pages = pages,
                        .forks = forks,
                        .request = requests,
-                       .wanted = wanted};
+                       .wanted = wanted,
+                       .last = last};
   const int32_t next[20] = {4, 5, 6};
   rg_status status = rg_context_create(&host, &ctx, e);
   if (!status && (status = rg_queue_create(ctx, &o, &q, e))) cr_assert_null(q);
   for (int i = 0; i < 18 && !status; i++)
-    if ((status = rg_queue_add(q, tokens, 3, 20, -1, &r, e))) cr_assert_eq(r, 0);
+    if ((status = rg_queue_add(q, tokens, 3, 20, &r, e))) cr_assert_eq(r, 0);
   for (int i = 0; i < 4 && !status; i++) {
     if ((status = rg_queue_step(q, &a, e)))
       cr_assert_eq(a.rows, 0);
     else
-      status = rg_queue_done(q, next, NULL, e);
+      status = rg_queue_done(q, next, e);
     if (!status && i == 1 && (status = rg_queue_fork(q, 1, 9, &r, e))) cr_assert_eq(r, 0);
   }
   if (status && ctx && q) { /* and goes on all the same */

@@ -248,6 +248,50 @@ Test(cp_equal, bytes, .init = setup, .fini = teardown) {
   rg_plan_destroy(plan);
 }
 
+/* What the report says of a collective. */
+static double said(const rg_plan *plan, const char *collective, const char *what) {
+  char name[128];
+  rg_text text = {0};
+  rg_error e = {0};
+  CR_OK(rg_plan_write(plan, "json", &text, &e), &e);
+  snprintf(name, sizeof name, "{\"name\": \"%s\", \"op\"", collective);
+  const char *at = strstr(text.data, name);
+  cr_assert(at, "no collective %s", collective);
+  snprintf(name, sizeof name, "\"%s\": ", what);
+  at = strstr(at, name);
+  cr_assert(at);
+  const double is = atof(at + strlen(name));
+  rg_text_destroy(&text);
+  return is;
+}
+
+/* On a GPU keys travel behind attention over what is compressed, which nothing can run before; the
+ * CPU waits for each collective. */
+Test(cp_equal, what_is_exposed, .init = setup, .fini = teardown) {
+  for (int cuda = 0; cuda < 2; cuda++) {
+    char path[512];
+    rg_binding set[] = {{"T", 16384, NULL}, {"B", 1, NULL}};
+    rg_plan_options o = {.set = set,
+                         .nset = 2,
+                         .cp = 2,
+                         .device = cuda ? "cuda" : "cpu",
+                         .profile_path = cuda ? "shipped" : NULL};
+    rg_spec *spec = NULL;
+    rg_plan *plan = NULL;
+    rg_error e = {0};
+    snprintf(path, sizeof path, "%s/examples/nsa.json", RG_SOURCE_DIR);
+    CR_OK(rg_spec_load_file(ctx, path, NULL, 0, &spec, &e), &e);
+    CR_OK(rg_plan_create(spec, NULL, &o, &plan, &e), &e);
+    const double early = said(plan, "cmp_k.gather", "exposed_ms"),
+                 keys = said(plan, "k.gather", "exposed_ms"),
+                 back = said(plan, "k.gather.scatter", "exposed_ms");
+    cr_assert_gt(early, 0);
+    cr_assert(cuda ? keys == 0 && back == 0 : keys >= said(plan, "k.gather", "wire_ms"));
+    rg_plan_destroy(plan);
+    rg_spec_destroy(spec);
+  }
+}
+
 /* "local": each rank keeps its terms of weights' gradients; their sum is what "sum" gives. */
 Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
   const int64_t T = 192, B = 2;

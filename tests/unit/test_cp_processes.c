@@ -253,6 +253,30 @@ Test(cp_processes, starts) {
   rg_context_destroy(ctx);
 }
 
+/* NCCL is looked for when it is asked for; a file that is none is named, and so is the remedy. A
+ * process has looked once, so each is a test. */
+static void no_nccl(const char *file, const char *say) {
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  rg_comm *comm = NULL;
+  const rg_comm_options o = {
+      .size = sizeof o, .ranks = 1, .port = free_port(), .cuda = true, .deadline = 5};
+  setenv("REGRAPH_NCCL", file, 1);
+  cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
+  const rg_status status = rg_comm_processes(ctx, &o, &comm, &e);
+  rg_context_destroy(ctx);
+  cr_assert(status != RG_OK && !comm);
+  if (strstr(e.message, "this build")) cr_skip_test("%s", e.message);
+  cr_assert_eq(status, RG_E_COMM, "%s", e.message);
+  cr_assert(strstr(e.message, say), "%s", e.message);
+}
+Test(cp_processes, nccl_is_not_there) {
+  no_nccl("/nowhere/libnccl.so.2", "/nowhere/libnccl.so.2");
+}
+Test(cp_processes, another_library_for_nccl) {
+  no_nccl("libm.so.6", "libm.so.6 has no nccl");
+}
+
 /* ---- launchers ---- */
 
 static const char *const *environment;

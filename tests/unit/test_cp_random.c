@@ -7,7 +7,7 @@
 
 typedef struct drawn {
   char spec[8192], policy[400], what[256];
-  int ranks, kernel, stride;
+  int ranks, mode, kernel, stride;
   int64_t T, B;
   int lengths[64];
   const char *dtype;
@@ -125,18 +125,26 @@ static void draw_spec(drawn *d) {
       pick(2) ? ", \"idx\": \"idx\"" : "");
   snprintf(d->what, sizeof d->what, "H %d, KH %d, D %d, E %d, kernel %d, stride %d, block %d", H,
            KH, D, E, d->kernel, d->stride, block);
-  static const char *const what[] = {"", ", \"preset\": \"all\"", ", \"split_heads\": 1",
+  static const char *const what[] = {"",
+                                     ", \"preset\": \"all\"",
+                                     ", \"split_heads\": 1",
                                      ", \"preset\": \"all\", \"split_heads\": 1",
-                                     ", \"recompute\": [\"c\", \"slc\", \"mix\"]"};
+                                     ", \"recompute\": [\"c\", \"slc\", \"mix\"]",
+                                     ", \"budget\": \"least\", \"nodes\": { \"mix*\": \"keep\", "
+                                     "\"win*\": \"keep\" }"};
   snprintf(d->policy, sizeof d->policy,
            "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": %d, \"mode\": %s }%s }", d->ranks,
-           (const char *[]){"\"auto\"", "1", "2"}[pick(3)], what[pick(5)]);
+           (const char *[]){"\"auto\"", "1", "2"}[d->mode], what[pick(6)]);
 }
 
-static void draw(drawn *d, uint64_t seed) {
+/* For so many ranks in that mode (negative: drawn, too). */
+static void draw(drawn *d, uint64_t seed, int ranks, int mode) {
   state = seed * 0x9e3779b97f4a7c15u + 1;
   pick(2);
   d->ranks = AMONG(2, 3, 4, 8);
+  d->mode = pick(3);
+  if (ranks > 0) d->ranks = ranks;
+  if (mode >= 0) d->mode = mode;
   d->stride = AMONG(1, 2, 4, 8);
   d->kernel = d->stride * AMONG(1, 2, 3);
   d->dtype = pick(3) ? "f32" : "bf16";
@@ -175,32 +183,51 @@ static rg_plan *plan_of(rg_context *ctx, const drawn *d, bool many) {
   return plan;
 }
 
-Test(cp_random, specs) {
-  enum { ROUND = 200, SAMPLE = 60 }; /* a round of tests/soak.sh; each time */
-  const uint64_t from = round_seed(1, ROUND), n = from == 1 ? SAMPLE : ROUND;
+static void draw_and_compare(rg_context *ctx, uint64_t seed, int ranks, int mode) {
   static drawn d;
+  char what[800];
+  draw(&d, seed, ranks, mode);
+  snprintf(what, sizeof what, "seed %llu: %s, T %lld, B %lld, %s, %s", (unsigned long long)seed,
+           d.what, (long long)d.T, (long long)d.B, d.dtype, d.policy);
+  rg_plan *one = plan_of(ctx, &d, false), *many = plan_of(ctx, &d, true);
+  const double most = strcmp(d.dtype, "f32") == 0 ? 2e-6 : 2e-2;
+  cp_compare(ctx, one, many, seed, d.T, d.lengths, "qp gate", most, what);
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+}
+
+/* A round of tests/soak.sh is 200 specs on 1, 2, 3, 4 and 8 ranks in every mode; each time, 60 take
+ * one of them. */
+Test(cp_random, specs) {
+  enum { ROUND = 200, SAMPLE = 60 };
+  static const int counts[] = {1, 2, 3, 4, 8};
+  const uint64_t from = round_seed(1, ROUND), n = from == 1 ? SAMPLE : ROUND;
   rg_context *ctx = NULL;
   rg_error e = {0};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   for (uint64_t seed = from; seed < from + n; seed++) {
-    char what[800];
-    draw(&d, seed);
-    snprintf(what, sizeof what, "seed %llu: %s, T %lld, B %lld, %s, %s", (unsigned long long)seed,
-             d.what, (long long)d.T, (long long)d.B, d.dtype, d.policy);
-    rg_plan *one = plan_of(ctx, &d, false), *many = plan_of(ctx, &d, true);
-    const double most = strcmp(d.dtype, "f32") == 0 ? 4e-6 : 2e-2;
-    cp_compare(ctx, one, many, seed, d.T, d.lengths, "qp gate", most, what);
-    rg_plan_destroy(one);
-    rg_plan_destroy(many);
+    if (n == SAMPLE) draw_and_compare(ctx, seed, 0, -1);
+    for (int i = 0; i < 5 && n == ROUND; i++)
+      for (int mode = 0; mode < 3; mode++) draw_and_compare(ctx, seed, counts[i], mode);
   }
+  rg_context_destroy(ctx);
+}
+
+/* Of a few heads' sinks that cancel to a fiftieth and less: of all that soaks had found. */
+Test(cp_random, sinks_that_cancel) {
+  rg_context *ctx = NULL;
+  rg_error e = {0};
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  draw_and_compare(ctx, 20263, 4, 0);
   rg_context_destroy(ctx);
 }
 
 /* ---- the examples ---- */
 
-static const char *const examples[] = {"nsa",          "nsa_layer",       "nsa_linear",
-                                       "moba",         "two_branch",      "sliding_window",
-                                       "dense_causal", "plugin/hard_gate"};
+static const char *const examples[] = {"nsa",          "nsa_layer",        "nsa_linear",
+                                       "moba",         "two_branch",       "sliding_window",
+                                       "dense_causal", "plugin/hard_gate", "variants/msa",
+                                       "variants/qsa"};
 
 static rg_plan *plan_example(rg_context *ctx, const char *name, int ranks, int64_t T,
                              const rg_binding *param, size_t nparam) {
@@ -221,18 +248,58 @@ Test(cp_random, examples) {
   const bool whole = in_sample(1, 2); /* at their own widths: shorter where that is slow */
   const int64_t T = whole ? 1536 : 768;
   const int lengths[] = {whole ? 900 : 450, 1, whole ? 500 : 250};
-  const rg_binding param[] = {{"dtype", 0, "f32"}};
+  /* of all, and of variants, whose choices should leave something out */
+  const rg_binding param[] = {{"dtype", 0, "f32"}, {"H", 4, NULL},   {"KH", 2, NULL},
+                              {"D", 32, NULL},     {"DI", 16, NULL}, {"top_n", 3, NULL}};
+  const size_t all = sizeof param / sizeof *param;
   rg_context *ctx = NULL;
   rg_error e = {0};
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   CR_OK(rg_plugin_load(ctx, RG_TEST_PLUGIN, &e), &e);
   for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
     if (!in_sample((int)i, 4)) continue;
-    rg_plan *one = plan_example(ctx, examples[i], 1, T, param, 1);
-    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), T, param, 1);
-    cp_compare(ctx, one, many, round_seed(3, 1), T, lengths, "", 4e-6, examples[i]);
+    const size_t set = strncmp(examples[i], "variants/", 9) == 0 ? all : 1;
+    rg_plan *one = plan_example(ctx, examples[i], 1, T, param, set);
+    rg_plan *many = plan_example(ctx, examples[i], 2 + (int)(i % 2), T, param, set);
+    cp_compare(ctx, one, many, round_seed(3, 1), T, lengths, "", 2e-6, examples[i]);
     rg_plan_destroy(one);
     rg_plan_destroy(many);
   }
+  rg_context_destroy(ctx);
+}
+
+/* More than 2^20 rows. In a soak one sequence has them, its keys compressed to a 512th to be quick;
+ * each time there are 64 of 16K and one beyond them. */
+Test(cp_random, past_2_20) {
+  if (!in_sample(1, 2)) cr_skip_test("a million rows, in a build that watches each access");
+  const bool soak = getenv("REGRAPH_ROUND") != NULL;
+  const int block = soak ? 512 : 64, ranks = 2;
+  const int64_t unit = 2 * ranks * block, T = ((1 << 20) / unit + 9) * unit;
+  const rg_binding param[] = {
+      {"dtype", 0, "f32"}, {"H", 1, NULL},          {"KH", 1, NULL},        {"D", 8, NULL},
+      {"DV", 8, NULL},     {"kernel", block, NULL}, {"block", block, NULL}, {"stride", block, NULL},
+      {"top_n", 2, NULL},  {"local", 1, NULL},      {"window", 16, NULL}};
+  rg_binding set[] = {{"T", T, NULL}, {"B", 65, NULL}};
+  const rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.05};
+  rg_plan_options shared = o;
+  int lengths[65] = {0};
+  if (soak) lengths[7] = (int)T - 5;
+  for (int i = 0; i < 64 && !soak; i++) lengths[i] = 1 << 14;
+  if (!soak) lengths[64] = (int)(T - (1 << 20) - 5);
+  char path[512];
+  rg_context *ctx = NULL;
+  rg_spec *spec = NULL;
+  rg_plan *one = NULL, *many = NULL;
+  rg_error e = {0};
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  snprintf(path, sizeof path, "%s/examples/nsa.json", RG_SOURCE_DIR);
+  CR_OK(rg_spec_load_file(ctx, path, param, sizeof param / sizeof *param, &spec, &e), &e);
+  shared.cp = ranks;
+  CR_OK(rg_plan_create(spec, NULL, &o, &one, &e), &e);
+  CR_OK(rg_plan_create(spec, NULL, &shared, &many, &e), &e);
+  cp_compare(ctx, one, many, round_seed(5, 1), T, lengths, "q gate", 2e-6, "past 2^20 rows");
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+  rg_spec_destroy(spec);
   rg_context_destroy(ctx);
 }

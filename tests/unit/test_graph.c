@@ -84,6 +84,33 @@ Test(graph, infllm) {
           {"stride", 4, NULL}, {"block", 8, NULL}, {"top_n", 5, NULL}, {"local", 2, NULL}, F32);
 }
 
+#define SMALL_HEADS {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DI", 8, NULL}, F32
+Test(graph, msa) {
+  EXAMPLE("variants/msa", SMALL_HEADS, {"block", 4, NULL}, {"top_n", 2, NULL});
+}
+Test(graph, qsa) {
+  EXAMPLE("variants/qsa", SMALL_HEADS, {"HI", 3, NULL}, {"top_n", 3, NULL});
+}
+Test(graph, dsa) {
+  EXAMPLE("variants/dsa", {"M", 24, NULL}, {"C", 20, NULL}, {"H", 4, NULL}, {"R", 32, NULL},
+          {"P", 8, NULL}, {"HI", 3, NULL}, {"DI", 16, NULL}, {"top_n", 9, NULL}, F32);
+}
+
+Test(graph, csa) {
+  EXAMPLE("variants/csa", {"H", 4, NULL}, {"D", 16, NULL}, {"HI", 3, NULL}, {"DI", 8, NULL},
+          {"top_n", 3, NULL}, {"window", 6, NULL}, F32);
+}
+
+Test(graph, quest) {
+  EXAMPLE("variants/quest", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"page", 4, NULL},
+          {"top_n", 3, NULL}, F32);
+}
+
+Test(graph, seer) {
+  EXAMPLE("variants/seer", {"H", 4, NULL}, {"KH", 2, NULL}, {"D", 16, NULL}, {"DG", 8, NULL},
+          {"block", 4, NULL}, {"top_n", 3, NULL}, F32);
+}
+
 /* ---- random graphs ---- */
 
 static void random_graphs(uint64_t first, int n, gen_options o) {

@@ -260,7 +260,9 @@ static const char *const examples[] = {"nsa",
                                        "sliding_window",
                                        "two_branch",
                                        "variants/gated_attention",
-                                       "variants/infllm"};
+                                       "variants/infllm",
+                                       "variants/msa",
+                                       "variants/qsa"};
 static const char *const policies[] = {NULL, "{ \"regraph_policy\": 1, \"preset\": \"all\" }",
                                        "{ \"regraph_policy\": 1, \"split_heads\": 1 }"};
 

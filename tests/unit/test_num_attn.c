@@ -278,6 +278,41 @@ Test(attn, head_sizes) {
     }
 }
 
+/* Latent attention's: all heads read one wide key. */
+Test(attn, wide_heads) {
+  static const int32_t few[] = {67, 1, 40};
+  static const int64_t d[] = {576, 257, 576, 72}, dv[] = {512, 64, 512, 300};
+  for (int i = 0; i < 4; i++)
+    check_kinds(660 + (uint64_t)i, (num_attn){.name = "wide head",
+                                              .B = 3,
+                                              .length = few,
+                                              .H = i == 2 ? 20 : 2,
+                                              .KH = 1,
+                                              .D = d[i],
+                                              .DV = dv[i],
+                                              .dtype = types[i % 3]});
+}
+
+/* Tokens selected one by one, for all KV heads alike. */
+Test(attn, selected_tokens) {
+  for (int i = 0; i < 3; i++) {
+    num_attn a = {.name = "tokens",
+                  .kind = REF_SLC,
+                  SOME,
+                  .H = 6,
+                  .KH = 3,
+                  .D = 64,
+                  .DV = 32,
+                  .block = 1,
+                  .top_n = 40,
+                  .one_idx = true,
+                  .dtype = types[i]};
+    check(690 + (uint64_t)i, a);
+    a.block = 16, a.top_n = 4, a.idx = NUM_IDX_GARBAGE, a.sinks = true;
+    check(693 + (uint64_t)i, a);
+  }
+}
+
 /* Sizes no tile likes. */
 Test(attn, odd_head_sizes) {
   static const int32_t few[] = {67, 1, 40};

@@ -11,7 +11,7 @@ typedef struct compress_case {
   int64_t KH, D, DV, B;
   const int32_t *length;
   int64_t kernel, stride;
-  bool outliers, wide, strided;
+  bool outliers, wide, strided, keys; /* keys: without values */
   /* of k and v; 0: 1. Slopes of the gates are as sensitive to it as hot softmaxes are */
   double deviation;
   int isa; /* level + 1; 0: best */
@@ -31,6 +31,10 @@ static const char *const dw_port[2] = {"d.k_weight", "d.v_weight"};
 
 static ref_method method_of(const compress_case *a, int side) {
   return side ? a->v_method : a->k_method;
+}
+
+static int sides(const compress_case *a) {
+  return a->keys ? 1 : 2;
 }
 
 static ot_tensor *tensor(ot *t, const compress_case *a, rg_dtype dtype, int64_t rows, int side) {
@@ -68,7 +72,7 @@ static void poison_dead(compress_run *r) {
 static ot_call *make_call(ot *t, const rg_op *op, const compress_run *r) {
   ot_call *c = ot_call_new(t, op);
   if (r->a.isa > 0) ot_set_isa(c, r->a.isa - 1);
-  for (int s = 0; s < 2; s++) {
+  for (int s = 0; s < sides(&r->a); s++) {
     ot_in(c, port[s], r->x[s]);
     if (r->w[s]) ot_in(c, w_port[s], r->w[s]);
   }
@@ -83,7 +87,7 @@ static ot_call *make_call(ot *t, const rg_op *op, const compress_run *r) {
 static void make_calls(ot *t, compress_run *r) {
   r->forward = make_call(t, &rgi_op_compress_kv, r);
   r->backward = make_call(t, &rgi_op_compress_kv_bwd, r);
-  for (int s = 0; s < 2; s++) {
+  for (int s = 0; s < sides(&r->a); s++) {
     ot_out(r->forward, port[s], r->y[s]);
     ot_in(r->backward, grad_port[s], r->dy[s]);
     ot_out(r->backward, d_port[s], r->dx[s]);
@@ -119,7 +123,7 @@ static void check(uint64_t seed, compress_case a) {
   compress_run r = make(t, a);
   OT_OK(ot_run(r.forward, 2));
   OT_OK(ot_run(r.backward, 2));
-  for (int s = 0; s < 2; s++) {
+  for (int s = 0; s < sides(&a); s++) {
     ref_compress ref = {.method = method_of(&a, s),
                         .T = r.pack.T,
                         .B = a.B,
@@ -282,6 +286,19 @@ Test(compress, cpu_levels) {
                               .v_method = (ref_method)(2 + m),
                               .dtype = types[i],
                               .isa = level + 1});
+}
+
+Test(compress, keys_alone) {
+  for (int m = 0; m < 4; m++)
+    check(150 + (uint64_t)m, (compress_case){.name = "keys alone",
+                                             SOME,
+                                             NSA,
+                                             .KH = 2,
+                                             .D = 24,
+                                             .DV = 8,
+                                             .k_method = (ref_method)m,
+                                             .dtype = types[m % 3],
+                                             .keys = true});
 }
 
 /* ---- bit-equality ---- */

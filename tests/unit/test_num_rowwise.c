@@ -463,7 +463,7 @@ static void pointwise_check(uint64_t seed, const pointwise *f, rg_dtype dtype, i
   ot_end(t);
 }
 
-Test(pointwise, silu_sigmoid_and_mul) {
+Test(pointwise, silu_sigmoid_relu_and_mul) {
   static const pointwise op[] = {{.op = &rgi_op_silu,
                                   .bwd = &rgi_op_silu_bwd,
                                   .in = {"x"},
@@ -478,6 +478,13 @@ Test(pointwise, silu_sigmoid_and_mul) {
                                   .nin = 1,
                                   .ref = ref_sigmoid,
                                   .ref_bwd = ref_sigmoid_backward},
+                                 {.op = &rgi_op_relu,
+                                  .bwd = &rgi_op_relu_bwd,
+                                  .in = {"x"},
+                                  .grad = {"d.x"},
+                                  .nin = 1,
+                                  .ref = ref_relu,
+                                  .ref_bwd = ref_relu_backward},
                                  {.op = &rgi_op_mul,
                                   .bwd = &rgi_op_mul_bwd,
                                   .in = {"a", "b"},
@@ -485,13 +492,13 @@ Test(pointwise, silu_sigmoid_and_mul) {
                                   .nin = 2}};
   static const int64_t dim[3][4] = {{40, 5, 33, 0}, {1000, 0, 0, 0}, {9, 2, 3, 50}};
   static const int rank[] = {3, 1, 4}, scale[] = {1, 10, 30};
-  for (int f = 0; f < 3; f++)
+  for (int f = 0; f < 4; f++)
     for (int i = 0; i < 3; i++)
       for (int k = 0; k < 3; k++)
         pointwise_check((uint64_t)(300 + 100 * f + 10 * i + k), &op[f], types[i], rank[k], dim[k],
                         scale[(i + k) % 3], k != 1 && i == 1, 0);
   for (int level = 0; level < ot_isa(); level++)
-    for (int f = 0; f < 3; f++)
+    for (int f = 0; f < 4; f++)
       pointwise_check(500, &op[f], types[level + 1], 3, dim[0], 3, true, level + 1);
 }
 

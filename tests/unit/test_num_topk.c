@@ -10,16 +10,16 @@ typedef struct topk_case {
   rg_dtype dtype;
   int64_t H, KH, D, B;
   const int32_t *length, *length_k, *offset;
-  int64_t kernel, stride, block, top_n, init, local;
+  int64_t kernel, stride, block, top_n, init, local, share;
   double hot, softcap, scale;
-  bool outliers, dot, strided;
+  bool outliers, dot, relu, max, tail, weighted, strided;
   int isa; /* level + 1; 0: best */
 } topk_case;
 
 typedef struct topk_run {
   topk_case a;
   num_pack pack, pack_k;
-  ot_tensor *q, *k, *lse, *idx;
+  ot_tensor *q, *k, *lse, *weight, *idx;
   ot_call *call;
 } topk_run;
 
@@ -35,6 +35,7 @@ static topk_run shell(ot *t, topk_case a, int64_t slack) {
   r.q = tensor(t, a.dtype, r.pack.T, a.H, a.D, a.strided);
   r.k = tensor(t, a.dtype, r.pack_k.T / a.stride, a.KH, a.D, a.strided);
   r.lse = OT_NEW(t, RG_F32, r.pack.T, a.H);
+  r.weight = OT_NEW(t, a.dtype, r.pack.T, a.H);
   r.idx = tensor(t, RG_I32, r.pack.T, a.KH, a.top_n, a.strided);
   return r;
 }
@@ -45,17 +46,21 @@ static void make_call(ot *t, topk_run *r) {
   if (a->isa > 0) ot_set_isa(c, a->isa - 1);
   ot_in(c, "q", r->q);
   ot_in(c, "k", r->k);
-  if (!a->dot) ot_in(c, "lse", r->lse);
+  if (!a->dot && !a->relu) ot_in(c, "lse", r->lse);
   ot_in(c, "cu_seqlens", r->pack.tensor);
   if (a->length_k) ot_in(c, "cu_seqlens_k", r->pack_k.tensor);
   if (a->offset) ot_in(c, "q_offset", num_ints(t, a->B, a->offset));
+  if (a->weighted) ot_in(c, "weight", r->weight);
   ot_int(c, "kernel", a->kernel);
   ot_int(c, "stride", a->stride);
   ot_int(c, "block", a->block);
   ot_int(c, "top_n", a->top_n);
   ot_int(c, "init", a->init);
   ot_int(c, "local", a->local);
-  if (a->dot) ot_choice(c, "score", "dot");
+  if (a->dot || a->relu) ot_choice(c, "score", a->dot ? "dot" : "relu");
+  if (a->max) ot_choice(c, "pool", "max");
+  if (a->tail) ot_int(c, "tail", 1);
+  if (a->share) ot_int(c, "query_block", a->share);
   if (a->scale != 0) ot_float(c, "scale", a->scale);
   if (a->softcap != 0) ot_float(c, "softcap", a->softcap);
   ot_out(c, "idx", r->idx);
@@ -90,6 +95,7 @@ static void fill_lse(ot *t, topk_run *r) {
 static void poison_dead(topk_run *r) {
   num_poison_dead(r->q, &r->pack, 0, 0);
   num_poison_dead(r->lse, &r->pack, 0, 0);
+  num_poison_dead(r->weight, &r->pack, 0, 0);
   num_poison_dead(r->k, &r->pack_k, r->a.kernel, r->a.stride);
 }
 
@@ -102,6 +108,7 @@ static topk_run make(ot *t, topk_case a) {
     ot_fill_normal(t, r.q, a.hot != 0 ? a.hot : 1);
     ot_fill_normal(t, r.k, 1);
   }
+  if (a.weighted) ot_fill_normal(t, r.weight, 1);
   poison_dead(&r);
   fill_lse(t, &r);
   poison_dead(&r);
@@ -131,7 +138,12 @@ static ref_topk oracle(ot *t, const topk_run *r) {
                     .local = a->local,
                     .scale = a->scale,
                     .softcap = a->softcap,
-                    .dot = a->dot};
+                    .weight = a->weighted ? ot_get(t, r->weight) : NULL,
+                    .dot = a->dot,
+                    .relu = a->relu,
+                    .max = a->max,
+                    .share = a->share,
+                    .tail = a->tail};
 }
 
 /* The gate; `overlap` is the share of indices that must agree with the oracle's. */
@@ -304,6 +316,130 @@ Test(topk, dot) {
     a.length = num_lengths;
     a.B = 13;
     check(106 + (uint64_t)i, a);
+  }
+}
+
+/* Scores of an indexer: heads weighed by the query, whole blocks. */
+Test(topk, relu) {
+  for (int i = 0; i < 6; i++) {
+    topk_case a = {.name = "relu",
+                   LONG,
+                   .H = 8,
+                   .KH = 1 + i % 2,
+                   .D = 32,
+                   .kernel = 32,
+                   .stride = 32,
+                   .block = 32,
+                   .top_n = 5,
+                   .init = i % 2,
+                   .local = 2,
+                   .relu = true,
+                   .weighted = i > 2,
+                   .dtype = types[i % 3]};
+    check(210 + (uint64_t)i, a);
+    a.local = 0;
+    a.tail = i % 2;
+    a.length = num_lengths;
+    a.B = 13;
+    check(220 + (uint64_t)i, a);
+  }
+}
+
+/* Tokens instead of blocks, none forced: the query's own has to win its place. */
+Test(topk, tokens) {
+  for (int i = 0; i < 3; i++) {
+    topk_case a = {.name = "tokens",
+                   SOME,
+                   .H = 4,
+                   .KH = 1,
+                   .D = 32,
+                   .kernel = 1,
+                   .stride = 1,
+                   .block = 1,
+                   .top_n = 100,
+                   .init = 0,
+                   .local = 0,
+                   .relu = true,
+                   .weighted = true,
+                   .dtype = types[i]};
+    check(230 + (uint64_t)i, a);
+    a.top_n = 250;
+    check(236 + (uint64_t)i, a);
+    a.top_n = 2048; /* more than there are */
+    check(233 + (uint64_t)i, a);
+  }
+}
+
+/* The best key of a block: of raw products over tokens, and of probabilities where keys reach over
+ * blocks. */
+Test(topk, best_key) {
+  static const int64_t kernel[] = {1, 1, 32, 32}, stride[] = {1, 1, 16, 16},
+                       block[] = {128, 32, 64, 32};
+  for (int i = 0; i < 12; i++) {
+    topk_case a = {.name = "best key",
+                   .B = 13,
+                   .length = num_lengths,
+                   .H = i % 4 == 3 ? 2 : 4, /* hot heads of a group are sure of two keys alike */
+                   .KH = 2,
+                   .D = 64,
+                   .kernel = kernel[i % 4],
+                   .stride = stride[i % 4],
+                   .block = block[i % 4],
+                   .top_n = 3,
+                   .init = i % 2,
+                   .local = i % 3,
+                   .max = true,
+                   .dot = i % 4 == 0,
+                   .relu = i % 4 == 1,
+                   .hot = i % 4 == 3 ? 64 : 1,
+                   .dtype = types[i / 4]};
+    check(240 + (uint64_t)i, a);
+    a.length = some, a.B = 5;
+    check(255 + (uint64_t)i, a);
+  }
+}
+
+/* Without local only complete blocks are chosen, and the tail until it is one. */
+Test(topk, partial_tail) {
+  for (int i = 0; i < 9; i++) {
+    topk_case a = {.name = "tail",
+                   LENGTHS,
+                   HEADS,
+                   .kernel = i < 6 ? 32 : 4,
+                   .stride = i < 3   ? 16
+                             : i < 6 ? 32
+                                     : 4,
+                   .block = i < 6 ? 32 : 4,
+                   .top_n = 1 + i % 3 * 2,
+                   .init = i % 3 == 2,
+                   .local = 0,
+                   .tail = i % 2,
+                   .dot = i >= 3,
+                   .dtype = types[i % 3]};
+    check(270 + (uint64_t)i, a);
+  }
+}
+
+/* Queries of a block choose alike. */
+Test(topk, query_blocks) {
+  static const int64_t share[] = {16, 32, 8, 64, 2, 32};
+  for (int i = 0; i < 6; i++) {
+    topk_case a = {.name = "query blocks",
+                   LENGTHS,
+                   HEADS,
+                   .kernel = i < 3 ? 32 : 16,
+                   .stride = i < 3 ? 32 : 16,
+                   .block = i < 3 ? 32 : 64,
+                   .top_n = 3,
+                   .init = i % 2,
+                   .local = 1,
+                   .share = share[i],
+                   .max = i >= 3,
+                   .dot = true,
+                   .dtype = types[i % 3]};
+    check(310 + (uint64_t)i, a);
+    a.length = some, a.B = 5, a.top_n = 70;
+    check(320 + (uint64_t)i, a);
   }
 }
 
@@ -626,5 +762,20 @@ Test(topk, cpu_levels) {
                                                          .local = 2,
                                                          .dtype = types[i % 3],
                                                          .dot = i >= 3,
+                                                         .isa = level + 1});
+  for (int level = 0; level < ot_isa(); level++)
+    for (int i = 0; i < 3; i++)
+      check(290 + (uint64_t)(3 * level + i), (topk_case){.name = "CPU level, relu and best",
+                                                         LONG,
+                                                         HEADS,
+                                                         .kernel = 16,
+                                                         .stride = 16,
+                                                         .block = 32,
+                                                         .top_n = 4,
+                                                         .relu = i < 2,
+                                                         .weighted = i < 2,
+                                                         .max = true,
+                                                         .tail = i == 0,
+                                                         .dtype = types[i % 3],
                                                          .isa = level + 1});
 }

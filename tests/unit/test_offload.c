@@ -214,6 +214,12 @@ Test(offload, bounded) {
     cr_assert_eq(rg_plan_create(x.spec, policy, &o, &plan, &e), less ? RG_E_INFEASIBLE : RG_OK);
     if (less) cr_assert_str_eq(e.pointer, "/host");
     rg_plan_destroy(plan);
+    rg_text front;
+    e = (rg_error){0};
+    cr_assert_eq(rg_pareto(x.spec, policy, &o, "text", &front, &e), less ? RG_E_INFEASIBLE : RG_OK,
+                 "%s", e.message);
+    if (less) cr_assert_str_eq(e.pointer, "/host");
+    rg_text_destroy(&front);
     o.device = "cuda"; /* the same for a GPU */
     e = (rg_error){0};
     cr_assert_eq(rg_plan_create(x.spec, policy, &o, &plan, &e), less ? RG_E_INFEASIBLE : RG_OK);

@@ -362,6 +362,12 @@ static void add(range *r, double ratio, const char *job, const char *node) {
   r->off += off;
 }
 
+/* Other work than was measured: values that nobody reads were pooled then. To go from here when the
+ * H200 is measured again. */
+static bool changed_since(const line *l) {
+  return strncmp(l->job, "moba ", 5) == 0 && strcmp(l->node, "pool") == 0;
+}
+
 /* Modelled ÷ measured of the job's nodes that take more than 2 % of it; kernels are those
  * that ran. */
 static void compare_job(const line *at, int n, const char *device, const char *profile, range *r) {
@@ -376,7 +382,7 @@ static void compare_job(const line *at, int n, const char *device, const char *p
     const line *l = &at[step++];
     cr_assert_str_eq(x.name, l->node);
     cr_assert_str_eq(x.kernels ? x.kernels : "", l->kernels, "%s: %s", at->job, l->node);
-    if (l->m.ms > 0.02 * all) add(r, x.model_ms / l->m.ms, at->job, l->node);
+    if (l->m.ms > 0.02 * all && !changed_since(l)) add(r, x.model_ms / l->m.ms, at->job, l->node);
   }
   cr_assert_eq(step, n, "%s: a node less", at->job);
   rg_plan_destroy(plan);

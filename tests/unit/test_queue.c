@@ -17,7 +17,6 @@ typedef struct desk {
   rg_queue_options o;
   rg_queue_arrays a;
   int32_t *next;
-  bool *finished;
 } desk;
 
 static void make_arrays(desk *d) {
@@ -30,9 +29,9 @@ static void make_arrays(desk *d) {
       .forks = d->o.forks ? calloc((size_t)d->o.forks, sizeof *d->a.forks) : NULL,
       .request = calloc(B, sizeof(rg_request)),
       .wanted = calloc(B, sizeof(bool)),
+      .last = calloc(B, sizeof(bool)),
   };
   d->next = calloc(B, sizeof *d->next);
-  d->finished = calloc(B, sizeof *d->finished);
 }
 
 static desk open_desk(rg_queue_options o) {
@@ -48,13 +47,13 @@ static void close_desk(desk *d) {
   rg_queue_destroy(d->q);
   rg_context_destroy(d->ctx);
   free(d->a.tokens), free(d->a.lengths), free(d->a.context), free(d->a.pages), free(d->a.forks);
-  free(d->a.request), free(d->a.wanted), free(d->next), free(d->finished);
+  free(d->a.request), free(d->a.wanted), free(d->next), free(d->a.last);
 }
 
 static rg_request ask(desk *d, const int32_t *tokens, int64_t n, int64_t most) {
   rg_error e = {0};
   rg_request r;
-  CR_OK(rg_queue_add(d->q, tokens, n, most, -1, &r, &e), &e);
+  CR_OK(rg_queue_add(d->q, tokens, n, most, &r, &e), &e);
   return r;
 }
 /* One step of so many rows; every next token is `token`. */
@@ -63,7 +62,7 @@ static void go(desk *d, int64_t rows, int32_t token) {
   CR_OK(rg_queue_step(d->q, &d->a, &e), &e);
   cr_assert_eq(d->a.rows, rows, "%lld rows, %lld expected", (long long)d->a.rows, (long long)rows);
   for (int64_t b = 0; b < d->o.slots; b++) d->next[b] = token;
-  if (rows) CR_OK(rg_queue_done(d->q, d->next, d->finished, &e), &e);
+  if (rows) CR_OK(rg_queue_done(d->q, d->next, &e), &e);
 }
 static rg_queue_info count(const desk *d) {
   rg_queue_info i;
@@ -81,9 +80,9 @@ Test(queue, single_tokens_go_first_and_prompts_in_pieces) {
   cr_assert(d.a.request[1] == b && !d.a.wanted[1] && d.a.lengths[1] == 6 && d.a.used == 2);
   cr_assert(d.a.request[2] == 0 && d.a.pages[2 * 8] == -1 && d.a.context[2] == 0);
   go(&d, 8, 7);
-  cr_assert(d.a.lengths[0] == 1 && d.a.tokens[0] == 7 && d.a.lengths[1] == 7 && !d.finished[0]);
+  cr_assert(d.a.lengths[0] == 1 && d.a.tokens[0] == 7 && d.a.lengths[1] == 7 && !d.a.last[0]);
   go(&d, 5, 7);
-  cr_assert(d.finished[0] && d.a.wanted[1] && d.finished[1]);
+  cr_assert(d.a.last[0] && d.a.wanted[1] && d.a.last[1]);
   go(&d, 0, 0);
   const rg_queue_info i = count(&d);
   cr_assert(i.finished == 2 && i.tokens == 4 && i.rows == 21 && i.steps == 3);
@@ -93,18 +92,20 @@ Test(queue, single_tokens_go_first_and_prompts_in_pieces) {
 
 Test(queue, what_stops_a_request) {
   rg_error e = {0};
-  rg_request r;
   desk d = open_desk((rg_queue_options){.pages = 16, .page = 4, .rows = 8, .slots = 3, .most = 8});
-  CR_OK(rg_queue_add(d.q, text, 2, 9, 4, &r, &e), &e);
+  ask(&d, text, 2, 9);
   go(&d, 2, 3);
-  go(&d, 1, 4);
-  cr_assert(d.finished[0]);
+  CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
+  cr_assert(!d.a.last[0] && !d.a.last[1]);
+  d.a.last[0] = d.a.last[1] = true; /* the caller has seen enough */
+  CR_OK(rg_queue_done(d.q, d.next, &e), &e);
+  cr_assert(d.a.last[0] && count(&d).finished == 1);
   const rg_request a = ask(&d, text, 8, 9), b = ask(&d, text, 3, 9);
   CR_OK(rg_queue_cancel(d.q, b, &e), &e); /* while it waits */
   CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
   CR_OK(rg_queue_cancel(d.q, a, &e), &e); /* while its step runs */
-  CR_OK(rg_queue_done(d.q, d.next, d.finished, &e), &e);
-  cr_assert(!d.finished[0]);
+  CR_OK(rg_queue_done(d.q, d.next, &e), &e);
+  cr_assert(!d.a.last[0]);
   cr_assert(count(&d).cancelled == 2 && count(&d).pages.used == 0 && count(&d).tokens == 2);
   FAILS(rg_queue_cancel(d.q, a, &e), RG_E_USAGE, "no request");
   go(&d, 0, 0);
@@ -124,9 +125,20 @@ Test(queue, the_youngest_waits_where_pages_run_out) {
     go(&d, 1, 1);
     cr_assert_eq(d.a.request[0], a);
   }
-  cr_assert(d.finished[0]);
+  cr_assert(d.a.last[0]);
   go(&d, 9, 1); /* its prompt and what it had made */
   cr_assert(d.a.request[0] == b && d.a.tokens[7] == 1 && d.a.wanted[0]);
+  close_desk(&d);
+}
+
+Test(queue, who_waits_is_served_once_its_prompt_is_in_anothers_pages) {
+  desk d = open_desk((rg_queue_options){.pages = 6, .page = 4, .rows = 16, .slots = 2, .most = 6});
+  ask(&d, text, 12, 8);
+  const rg_request b = ask(&d, text, 13, 2);
+  go(&d, 12, 1); /* of four pages, and one to grow, three are there */
+  cr_assert_eq(count(&d).waiting, 1);
+  go(&d, 2, 1);
+  cr_assert(d.a.request[1] == b && count(&d).found == 12 && count(&d).pages.shared == 3);
   close_desk(&d);
 }
 
@@ -137,7 +149,7 @@ Test(queue, a_fork_shares_pages_until_it_writes) {
       (rg_queue_options){.pages = 8, .page = 4, .rows = 8, .slots = 2, .most = 8, .forks = 2});
   const rg_request a = ask(&d, text, 6, 4), late = ask(&d, text + 6, 2, 1);
   go(&d, 8, 1);
-  cr_assert(d.finished[1] && late);
+  cr_assert(d.a.last[1] && late);
   const rg_request c = ask(&d, text + 8, 2, 3);
   go(&d, 3, 1);
   CR_OK(rg_queue_fork(d.q, a, 9, &fork, &e), &e); /* c has no slot any more */
@@ -147,7 +159,7 @@ Test(queue, a_fork_shares_pages_until_it_writes) {
   cr_assert(d.a.forks[0][0] >= 0 && d.a.forks[0][1] >= 0 && d.a.pages[0] == d.a.pages[8] &&
             d.a.pages[1] != d.a.pages[8 + 1]);
   go(&d, 2, 1);
-  cr_assert(d.a.forks[0][0] == -1 && d.finished[0] && d.finished[1]);
+  cr_assert(d.a.forks[0][0] == -1 && d.a.last[0] && d.a.last[1]);
   go(&d, 3, 1);
   cr_assert(d.a.request[0] == c && d.a.tokens[2] == 1);
   CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
@@ -161,8 +173,8 @@ Test(queue, a_step_that_did_not_run_runs_again) {
   ask(&d, text, 6, 4);
   go(&d, 6, 1);
   CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
-  CR_OK(rg_queue_done(d.q, NULL, d.finished, &e), &e);
-  cr_assert(!d.finished[0] && count(&d).served == 0 && count(&d).pages.used == 0);
+  CR_OK(rg_queue_done(d.q, NULL, &e), &e);
+  cr_assert(!d.a.last[0] && count(&d).served == 0 && count(&d).pages.used == 0);
   go(&d, 3, 1); /* the full page is found */
   cr_assert(d.a.context[0] == 7 && count(&d).found == 4 && count(&d).tokens == 2);
   close_desk(&d);
@@ -173,11 +185,11 @@ Test(queue, what_makes_no_sense) {
   rg_request r;
   rg_queue *q;
   desk d = open_desk((rg_queue_options){.pages = 8, .page = 4, .rows = 8, .slots = 2, .most = 4});
-  FAILS(rg_queue_add(d.q, text, 10, 8, -1, &r, &e), RG_E_LIMIT,
+  FAILS(rg_queue_add(d.q, text, 10, 8, &r, &e), RG_E_LIMIT,
         "10 tokens and 8 more needs 5 pages; a sequence has at most 4");
-  FAILS(rg_queue_add(d.q, text, 0, 8, -1, &r, &e), RG_E_USAGE, "one token");
-  FAILS(rg_queue_add(d.q, text, 1, 0, -1, &r, &e), RG_E_USAGE, "one at least that is wanted");
-  FAILS(rg_queue_done(d.q, d.next, NULL, &e), RG_E_USAGE, "no step runs");
+  FAILS(rg_queue_add(d.q, text, 0, 8, &r, &e), RG_E_USAGE, "one token");
+  FAILS(rg_queue_add(d.q, text, 1, 0, &r, &e), RG_E_USAGE, "one at least that is wanted");
+  FAILS(rg_queue_done(d.q, d.next, &e), RG_E_USAGE, "no step runs");
   ask(&d, text, 10, 7); /* fits: its last token is never written */
   FAILS(rg_queue_fork(d.q, 1, 3, &r, &e), RG_E_USAGE, "copies no pages");
   CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
@@ -187,7 +199,7 @@ Test(queue, what_makes_no_sense) {
   FAILS(rg_queue_create(d.ctx, &o, &q, &e), RG_E_USAGE, "a row for each");
   o = (rg_queue_options){sizeof o, 4, 4, 8, 2, 8, false, 0};
   CR_OK(rg_queue_create(d.ctx, &o, &q, &e), &e);
-  FAILS(rg_queue_add(q, text, 10, 8, -1, &r, &e), RG_E_LIMIT, "5 pages; the pool has 4");
+  FAILS(rg_queue_add(q, text, 10, 8, &r, &e), RG_E_LIMIT, "5 pages; the pool has 4");
   rg_queue_destroy(q);
   FAILS(rg_queue_create(d.ctx, NULL, &q, &e), RG_E_USAGE, "needs a context");
   cr_assert_null(q);
@@ -268,7 +280,7 @@ Test(queue, random_loops) {
         for (int64_t i = 0; i < r->n; i++) /* beginnings are few */
           r->token[i] = i < 20 ? (int32_t)(i * (1 + n % 3) % WORDS) : below(&seed, WORDS);
         r->end = r->n + 1 + below(&seed, 20);
-        CR_OK(rg_queue_add(d.q, r->token, r->n, r->end - r->n, -1, &r->number, &e), &e);
+        CR_OK(rg_queue_add(d.q, r->token, r->n, r->end - r->n, &r->number, &e), &e);
       }
       if (n && below(&seed, 40) == 0) {
         asked *r = &all[below(&seed, n)];
@@ -291,7 +303,7 @@ Test(queue, random_loops) {
         for (int64_t b = 0; b < d.a.used; b++) /* no copies were made, and rows are half written */
           for (int64_t t = d.a.context[b] - d.a.lengths[b]; t < d.a.context[b]; t++)
             pool[d.a.pages[b * most + t / page] * page + t % page] = -1;
-        CR_OK(rg_queue_done(d.q, NULL, NULL, &e), &e);
+        CR_OK(rg_queue_done(d.q, NULL, &e), &e);
         continue;
       }
       run_model(&d, pool);
@@ -300,12 +312,12 @@ Test(queue, random_loops) {
         CR_OK(rg_queue_cancel(d.q, r->number, &e), &e);
         r->cancelled = true;
       }
-      CR_OK(rg_queue_done(d.q, d.next, d.finished, &e), &e);
+      CR_OK(rg_queue_done(d.q, d.next, &e), &e);
       for (int64_t b = 0; b < d.a.used; b++) {
         asked *r = named(all, n, d.a.request[b]);
         if (r->cancelled || !d.a.wanted[b]) continue;
         r->token[r->n++] = d.next[b];
-        r->done = d.finished[b];
+        r->done = d.a.last[b];
         cr_assert_eq(r->done, r->n == r->end);
       }
     }
@@ -383,14 +395,14 @@ static desk desk_of(rg_context *ctx, model *m, int64_t pages, bool reuse) {
                           .pages = buffer(&m->io, RG_INPUT, "pages"),
                           .forks = buffer(&m->io, RG_INPUT, "forks"),
                           .request = calloc(STEP_B, sizeof(rg_request)),
-                          .wanted = calloc(STEP_B, sizeof(bool))};
+                          .wanted = calloc(STEP_B, sizeof(bool)),
+                          .last = calloc(STEP_B, sizeof(bool))};
   d.next = buffer(&m->io, RG_OUTPUT, "next");
-  d.finished = calloc(STEP_B, sizeof *d.finished);
   return d;
 }
 static void close_desk_of(desk *d) {
   rg_queue_destroy(d->q);
-  free(d->a.request), free(d->a.wanted), free(d->finished);
+  free(d->a.request), free(d->a.wanted), free(d->a.last);
 }
 
 /* Some begin alike; each has an end of its own. */
@@ -412,9 +424,8 @@ static void serve_all(desk *d, model *m, asked *all, int first, int last, bool d
   int n = first;
   for (int64_t step = 0;; step++) {
     for (; n < last && n - first <= 2 * step; n++)
-      CR_OK(
-          rg_queue_add(d->q, all[n].token, all[n].n, all[n].end - all[n].n, -1, &all[n].number, &e),
-          &e);
+      CR_OK(rg_queue_add(d->q, all[n].token, all[n].n, all[n].end - all[n].n, &all[n].number, &e),
+            &e);
     CR_OK(rg_queue_step(d->q, &d->a, &e), &e);
     if (!d->a.rows) break;
     CR_OK(rg_session_forward(m->session, &e), &e);
@@ -423,12 +434,12 @@ static void serve_all(desk *d, model *m, asked *all, int first, int last, bool d
       CR_OK(rg_queue_cancel(d->q, r->number, &e), &e);
       r->cancelled = true;
     }
-    CR_OK(rg_queue_done(d->q, d->next, d->finished, &e), &e);
+    CR_OK(rg_queue_done(d->q, d->next, &e), &e);
     for (int64_t b = 0; b < d->a.used; b++) {
       asked *r = named(all + first, n - first, d->a.request[b]);
       if (r->cancelled || !d->a.wanted[b]) continue;
       r->token[r->n++] = d->next[b];
-      r->done = d->finished[b];
+      r->done = d->a.last[b];
     }
   }
 }

@@ -119,7 +119,9 @@ static void compare_many(const bench *b, int64_t budget, bool of_saved, double b
     cr_assert(c.best_ms >= best - 1e-9 * (1 + best) &&
               c.best_ms <= best + near + 1e-9 * (1 + best));
     c.best_ms = 2 * best + 1; /* as if something much worse had been found */
-    must(rgi_bound(&c, &err), "bound");
+    rgi_bound *bound;
+    must(rgi_bound_open(&c, &bound, &err), "open");
+    must(rgi_bound_find(bound, &err), "bound");
     cr_assert_leq(c.bound_ms, best * (1 + 1e-9) + 1e-12, "%s, budget %lld of %s: bound %g, best %g",
                   b->g->name, (long long)budget, of_saved ? "saved" : "peak", c.bound_ms, best);
   }
