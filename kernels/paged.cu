@@ -95,15 +95,6 @@ __global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant
   if (threadIdx.x == 0) report(p.fault, fault.which, (int32_t)b, fault.value, fault.more);
 }
 
-__global__ void __launch_bounds__(RGK_HELD_THREADS) held(const __grid_constant__ rgk_held p) {
-  const int b = (int)blockIdx.x;
-  const int64_t length = seq_start(p.seqs, b + 1) - seq_start(p.seqs, b),
-                tokens = paged_tokens(p.pages, b, length);
-  if (threadIdx.x) return;
-  p.tokens[b] = (int32_t)tokens;
-  p.offset[b] = tokens ? (int32_t)(tokens - length) : 0;
-}
-
 /* ---- kv_append ---- */
 
 __device__ void append_row(const rgk_tensor &from, const rgk_tensor &to, int64_t row, int64_t at,
@@ -348,9 +339,6 @@ __global__ void __launch_bounds__(RGK_COPY_THREADS)
 
 const void *rgk_paged_batch(void) {
   return (const void *)batch;
-}
-const void *rgk_paged_held(void) {
-  return (const void *)held;
 }
 const void *rgk_kv_append(void) {
   return (const void *)append;

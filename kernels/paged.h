@@ -26,18 +26,6 @@ typedef struct rgk_batch {
 } rgk_batch;
 RGK_GETTER(rgk_paged_batch(void))
 
-/* ---- what each sequence has in its pages, for kernels that can't look themselves ----
- *
- * tokens[b] as paged_tokens says, offset[b] the position of its first query. A block of threads for
- * each sequence. */
-enum { RGK_HELD_THREADS = 128 };
-typedef struct rgk_held {
-  rgk_seqs seqs;
-  rgk_pages pages;
-  int32_t *tokens, *offset; /* [n] */
-} rgk_held;
-RGK_GETTER(rgk_paged_held(void))
-
 /* ---- kv_append: a warp for each row ---- */
 
 enum { RGK_APPEND_THREADS = 256 };

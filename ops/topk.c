@@ -525,7 +525,9 @@ static rg_status run_cpu(const rg_call *c) {
 
 static bool steps_by_16(const rg_arg *a) {
   const int64_t unit = 16 / (int64_t)rg_dtype_size(a->dtype);
-  return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
+  bool even = a->align >= 16;
+  for (int i = 0; i + 1 < a->rank; i++) even = even && a->stride[i] % unit == 0;
+  return even;
 }
 
 static rgk_topk on_gpu(const rg_call *c) {

@@ -69,6 +69,14 @@ static rgk_pages pages_view(const rgi_attn *a) {
                         cmp ? a->kernel / a->stride - 1 : 0);
 }
 
+/* NULL: plain, *why says why. */
+static const rgi_paged_family *choose_paged(const rgk_attn *a, const rgk_pages *pages,
+                                            const rg_gpu *gpu, const char **why) {
+  const rgi_paged_family *f = a->mode == RGK_SLC ? &rgi_paged_gather_fwd : &rgi_paged_flash_fwd;
+  *why = f->refuses(a, pages, gpu);
+  return *why ? NULL : f;
+}
+
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
                                      const char **why) {
   const rgi_attn_family *const *list = backward ? backward_ : forward;
@@ -86,11 +94,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) {
-    const rgk_pages pages = pages_view(a);
-    return rgi_flash_paged_refuses(&k, &pages, c->gpu) ? 0 : rgi_flash_paged_workspace(&k);
-  }
-  return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
+  return a->paged ? 0 : choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
@@ -98,9 +102,8 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) {
     const rgk_pages pages = pages_view(a);
-    if (rgi_flash_paged_refuses(&k, &pages, c->gpu))
-      return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
-    return rgi_flash_paged_steps(&k, &pages, c->gpu, c->workspace, x);
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->steps(&k, &pages, c->gpu, x) : rgi_attn_plain_paged(&k, &pages, c->gpu, x);
   }
   return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
@@ -119,8 +122,8 @@ const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) {
     const rgk_pages pages = pages_view(a);
-    const char *no = rgi_flash_paged_refuses(&k, &pages, c->gpu);
-    return no ? no : "wgmma";
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->name : why;
   }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;

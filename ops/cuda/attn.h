@@ -31,12 +31,14 @@ extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cu
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
-/* Of keys in pages, forward: Hopper's for swa and cmp (refuses as above), and plain, which takes
- * all. */
-const char *rgi_flash_paged_refuses(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
-size_t rgi_flash_paged_workspace(const rgk_attn *a);
-rg_status rgi_flash_paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
-                                void *workspace, rg_cuda *x);
+/* Of keys in pages, forward: Hopper's for swa and cmp, for selected blocks (each refuses as above;
+ * neither needs a workspace), and plain, which takes all. */
+typedef struct rgi_paged_family {
+  const char *name;
+  const char *(*refuses)(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
+  rg_status (*steps)(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu, rg_cuda *x);
+} rgi_paged_family;
+extern const rgi_paged_family rgi_paged_flash_fwd, rgi_paged_gather_fwd;
 rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                                rg_cuda *x);
 /* A multiple of every key tile that forward and backward may take for these widths: where a

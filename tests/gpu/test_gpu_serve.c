@@ -169,8 +169,8 @@ Test(gpu_serve, pages_are_copied_or_none) {
 /* ---- schedules ---- */
 
 /* Whatever the schedule, the batch's size, the capacity and the order of pages: the same bits. And
- * what they say is what the unpaged graph says. */
-static void any_schedule(const layer *l, const char *what) {
+ * `same` outputs say what the unpaged graph says. */
+static void any_schedule(const layer *l, const char *const *same, int count, const char *what) {
   rg_error e = {0};
   rg_context *ctx;
   uint64_t seed = 77;
@@ -184,14 +184,14 @@ static void any_schedule(const layer *l, const char *what) {
   int32_t *table = malloc((size_t)(SEQUENCES * M) * sizeof *table);
   deal_pages(&seed, l, table, M, P);
   run_at_once(&s, table);
-  static const char *const same[] = {"cmp_o", "cmp_lse", "swa_o", "swa_lse"};
-  for (int i = 0; i < 4; i++) /* the same tiles, over pages or not */
+  for (int i = 0; i < count; i++) /* the same tiles, over pages or not */
     cr_assert_eq(memcmp(buffer(&whole.io, RG_OUTPUT, same[i]), buffer(&s.s.io, RG_OUTPUT, same[i]),
                         (size_t)total * row_bytes(&s.s.io, RG_OUTPUT, same[i])),
                  0, "%s: %s of the unpaged graph", what, same[i]);
   run_schedule(ctx, l, &s.s, 300, 5, M, false, 1, "steps of any size");
   run_schedule(ctx, l, &s.s, 1500, 64, 8 * M, true, 2, "prompts, then one by one");
   run_schedule(ctx, l, &s.s, 64, 4, M + 1, true, 3, "64 rows");
+  run_schedule(ctx, l, &s.s, 300, 300, M, true, 4, "one of 300");
   free(table);
   close_steps(&s);
   close_side(&whole);
@@ -201,9 +201,11 @@ static void any_schedule(const layer *l, const char *what) {
 Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
   NEEDS_GPU();
   layer l = wide;
-  any_schedule(&l, "bf16");
+  static const char *const all[] = {"swa_o", "swa_lse", "cmp_o",   "cmp_lse",
+                                    "idx",   "slc_o",   "slc_lse", "o"};
+  any_schedule(&l, all, 8, "bf16");
   l.H = 8, l.page = 64, l.hnd = true, l.q = l.kv = RG_F16, l.k_method = 1, l.v_method = 2;
-  any_schedule(&l, "f16, groups of four, HND, learned");
+  any_schedule(&l, all, 2, "f16, groups of four, HND, learned");
 }
 
 /* One graph, captured once, over random batches: the bits of a session that runs step by step;
