@@ -169,8 +169,8 @@ __device__ __forceinline__ row_place place_row(const rgk_flash_params &p, int ro
   return {row >> pack, row & ((1 << pack) - 1)};
 }
 
-/* Job i: heads (their groups, over pages) run fastest, row tiles from the last to the first (the heavy ones of a
- * sequence come first). False: nothing to do. */
+/* Job i: heads (their groups, over pages) run fastest, row tiles from the last to the first (the
+ * heavy ones of a sequence come first). False: nothing to do. */
 template <class C, class P>
 __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &at) {
   const rgk_flash_params &p = flash_of(all);

@@ -33,7 +33,7 @@ typedef struct rgk_gather {
   int32_t side;
 } rgk_gather;
 
-/* The same over pages: a stage's keys lie in one page. k and v are maps of (width, head, row, page);
+/* The same over pages: a stage's keys lie in one page. k, v are maps of (width, head, row, page);
  * kseqs and offset are not looked at. Of numbers that don't go together the lengths count as no
  * tokens; a page that is none has rows of zeros. */
 typedef struct rgk_gather_paged {
