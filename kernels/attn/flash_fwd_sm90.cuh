@@ -24,10 +24,10 @@
    sequence is the page row of its block's last token, and key tiles begin at multiples of N of r. A
    first tile then has `before` rows of whatever lies before the sequence.
 
-   Over pages a tile's rows are all heads of a KV head, token by token, where their number is a power
-   of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A warp
-   fetches a tile there, whose boxes are as short as a page's rows; steps of single tokens take one
-   warpgroup.
+   Over pages a tile's rows are all heads of a KV head, token by token, where their number is a
+   power of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A
+   warp fetches a tile there, whose boxes are as short as a page's rows; steps of single tokens take
+   one warpgroup.
 
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
