@@ -64,14 +64,13 @@ typedef struct rgk_flash_params {
 } rgk_flash_params;
 
 /* The same over pages: row r of a sequence, the `before` rows of cmp counted, is row r % rows of
- * page table[b, r / rows]. k and v are maps of (width, head, row, page) in boxes of `box` rows,
- * which divides a tile and a page: a tile comes in several. Of numbers that don't go together the
- * lengths count as no tokens; a page that is none has rows of zeros. */
+ * page table[b, r / rows]. Of numbers that don't go together the lengths count as no tokens; a page
+ * that is none has rows of zeros. */
 typedef struct rgk_flash_paged {
-  rgk_flash_params f; /* kseqs, offset and S are not looked at */
+  rgk_flash_params f; /* kseqs, offset, S and the maps of k and v are not looked at */
   rgk_pages pages;
-  int32_t box, zero;
-  rgk_divisor by_rows;
+  rgk_tensor k, v; /* of a page */
+  int32_t D, zero;
 } rgk_flash_paged;
 
 /* Steps of single tokens take one warpgroup, and a third stage where it fits. */

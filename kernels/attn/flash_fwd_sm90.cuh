@@ -26,8 +26,7 @@
 
    Over pages a tile's rows are all heads of a KV head, token by token, where their number is a
    power of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A
-   warp fetches a tile there, whose boxes are as short as a page's rows; steps of single tokens take
-   one warpgroup.
+   warpgroup copies tiles there (device/pages.cuh); steps of single tokens take one that computes.
 
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
@@ -38,6 +37,7 @@
  */
 #pragma once
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
@@ -64,6 +64,7 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   /* s, o, p and q of a thread */
   static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200;
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
+  static constexpr int COPIER_REGS = 40, PAGED_REGS = 232; /* over pages, of two groups */
 };
 
 /* One tile of query rows of one head, as the producer hands it out. */
@@ -109,7 +110,7 @@ __device__ __forceinline__ int find_rows(const rgk_flash_params &p, int b, in_ro
 }
 struct in_pages {
   const int32_t *table;
-  int rows; /* that the sequence has */
+  int low, rows; /* of the sequence's, [low, rows) are seen by some row of the tile */
 };
 __device__ __forceinline__ int find_rows(const rgk_flash_paged &p, int b, in_pages &at) {
   const rgk_pages &g = p.pages;
@@ -140,8 +141,15 @@ __device__ __forceinline__ int count_keys(const rgk_flash_params &p, int n, in_r
 __device__ __forceinline__ int count_keys(const rgk_flash_paged &paged, int n, in_pages &at) {
   const rgk_flash_params &p = paged.f;
   if (p.mode == RGK_CMP) n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+  at.low = p.before;
   at.rows = n + p.before;
   return n;
+}
+
+/* Rows outside [low, end) need not be fetched. */
+__device__ __forceinline__ void see_rows(in_rows &, int, int) {}
+__device__ __forceinline__ void see_rows(in_pages &at, int low, int end) {
+  at.low = low, at.rows = end;
 }
 
 __device__ __forceinline__ const rgk_flash_params &flash_of(const rgk_flash_params &p) {
@@ -196,38 +204,17 @@ __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &
   if (last < lowest) return true;
   j.first = lowest / C::N;
   j.end = last / C::N + 1;
+  see_rows(at, lowest, last + 1);
   return true;
 }
 
 /* ---- load ---- */
 
-/* Key tile t, PANELS panels of it. */
-template <class C, int PANELS>
-__device__ __forceinline__ void load_tile(const rgk_flash_params &, const in_rows &at, char *to,
-                                          const rgk_map *map, uint64_t *bar, int head, int t) {
-  for (int x = 0; x < PANELS; x++)
-    tma_load(to + x * C::KV, map, bar, x * 64, head, at.row + t * C::N);
-}
-/* A box a lane. Those past the sequence's end are of a page that is none: zeros. */
-template <class C, int PANELS>
-__device__ __forceinline__ void load_tile(const rgk_flash_paged &p, const in_pages &at, char *to,
-                                          const rgk_map *map, uint64_t *bar, int head, int t) {
-  const int boxes = C::N / p.box;
-  if (threadIdx.x % 32 == 0 && t >= 3) prefetch_l1(at.table + rgk_over((t - 3) * C::N, p.by_rows));
-#pragma unroll 1
-  for (int i = (int)threadIdx.x % 32; i < PANELS * boxes; i += 32) {
-    const int x = i / boxes, y = (i - x * boxes) * p.box;
-    const int row = t * C::N + y, m = rgk_over(row, p.by_rows);
-    const int page = row < at.rows ? at.table[m] : p.pages.count;
-    tma_load(to + x * C::KV + y * 128, map, bar, x * 64, head, row - m * p.pages.rows, page);
-  }
-}
-
-/* By one thread; over pages by a warp, whose first lane hands out. */
+/* By one thread; over pages by a warpgroup, whose first thread hands out. */
 template <class C, class P> __device__ __forceinline__ void produce(const P &all, shared<C> &s) {
   constexpr bool PAGED = in_pages_of<P>;
   const rgk_flash_params &p = flash_of(all);
-  const bool leads = !PAGED || threadIdx.x % 32 == 0;
+  const bool leads = threadIdx.x == 0;
   ring<C::STAGES> k, v;
   uint32_t q_parity = 0;
   job j;
@@ -235,16 +222,32 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
   int kv_head = 0;
   auto load_k = [&](int t) {
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
-    if (leads) bar_expect(&s.k_full[k.stage], C::DP * C::KV);
-    if (PAGED) __syncwarp();
-    load_tile<C, C::DP>(all, at, s.k[k.stage], &p.k, &s.k_full[k.stage], kv_head, t);
+    if constexpr (PAGED) {
+      copy_rows<C::N, C::DP * 8>(
+          all.pages, at.table, paged_head(all.k, all.pages.k_page, kv_head, all.D),
+          smem_at(s.k[k.stage]), C::KV, t * C::N, at.low, at.rows, (int)threadIdx.x);
+      copies_arrive(&s.k_full[k.stage]);
+    } else {
+      bar_expect(&s.k_full[k.stage], C::DP * C::KV);
+      for (int x = 0; x < C::DP; x++)
+        tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
+                 at.row + t * C::N);
+    }
     k.next();
   };
   auto load_v = [&](int t) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-    if (leads) bar_expect(&s.v_full[v.stage], C::EP * C::KV);
-    if (PAGED) __syncwarp();
-    load_tile<C, C::EP>(all, at, s.v[v.stage], &p.v, &s.v_full[v.stage], kv_head, t);
+    if constexpr (PAGED) {
+      copy_rows<C::N, C::EP * 8>(
+          all.pages, at.table, paged_head(all.v, all.pages.v_page, kv_head, p.E),
+          smem_at(s.v[v.stage]), C::KV, t * C::N, at.low, at.rows, (int)threadIdx.x);
+      copies_arrive(&s.v_full[v.stage]);
+    } else {
+      bar_expect(&s.v_full[v.stage], C::EP * C::KV);
+      for (int x = 0; x < C::EP; x++)
+        tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
+                 at.row + t * C::N);
+    }
     v.next();
   };
   auto hand_out = [&]() {
@@ -280,6 +283,7 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
   j.kind = EXIT;
   j.first = j.end = 0;
   hand_out();
+  if (PAGED) copies_wait_all();
 }
 
 /* ---- compute ---- */
@@ -555,6 +559,10 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
+  auto full_wait = [&](uint64_t *bar, uint32_t parity) {
+    bar_wait(bar, parity);
+    if (PAGED) proxy_fence(); /* threads wrote what is to be multiplied */
+  };
   auto baton_wait = [&]() {
     if (C::GROUPS > 1) named_sync(BATON + group, 2 * WARPGROUP);
   };
@@ -590,6 +598,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         q = smem_at(s.q[group]);
       find_keys<PAGED>(p, j, row, lane, r);
       auto clear = [&](int t) {
+        if (PAGED) return; /* zeros already */
         const int at = t * C::N;
         if (at < p.before) clear_keys<C>(s.v[v.stage], 0, min(p.before - at, C::N), group);
         if (at + C::N > j.keys) clear_keys<C>(s.v[v.stage], j.keys - at, C::N, group);
@@ -598,7 +607,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       int t = j.end - 1;
       {
         float x[C::N / 2];
-        bar_wait(&s.k_full[k.stage], k.parity);
+        full_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
@@ -613,13 +622,13 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
       }
-      if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
+      if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
       for (t--; t >= j.first; t--) {
         float x[C::N / 2];
         baton_wait();
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
-        bar_wait(&s.v_full[v.stage], v.parity);
+        full_wait(&s.v_full[v.stage], v.parity);
         clear(t + 1);
         wgmma_fence();
         start_pv<C>(o, pr, smem_at(s.v[v.stage]));
@@ -633,7 +642,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_keep(x);
         /* This wait's loop also keeps the compiler from pulling the next one up before the
          * softmax. */
-        if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
+        if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
         const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
@@ -644,7 +653,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         pack<C>(pr, x);
       }
       if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
-      bar_wait(&s.v_full[v.stage], v.parity);
+      full_wait(&s.v_full[v.stage], v.parity);
       clear(j.first);
       wgmma_fence();
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
@@ -668,23 +677,25 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__
   static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_SHARED(C::D, C::E, C::GROUPS, C::N),
                 "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
+  constexpr bool PAGED = in_pages_of<P>;
+  constexpr int loaders = PAGED ? 128 : 1;
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
-      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
-      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.k_full[i], loaders), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], loaders), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
     }
     bar_init_done();
-    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);
+    map_prefetch(&p.q), map_prefetch(&p.o_map);
+    if (!PAGED) map_prefetch(&p.k), map_prefetch(&p.v);
   }
   __syncthreads();
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
-  constexpr bool PAGED = in_pages_of<P>;
   if (part == 0) {
-    if constexpr (C::GROUPS > 1) fewer_registers<C::PRODUCER_REGS>();
-    if (threadIdx.x < (PAGED ? 32 : 1)) produce<C>(all, s);
+    if constexpr (C::GROUPS > 1) fewer_registers<PAGED ? C::COPIER_REGS : C::PRODUCER_REGS>();
+    if (threadIdx.x < loaders) produce<C>(all, s);
   } else {
-    if constexpr (C::GROUPS > 1) more_registers<C::REGS>();
+    if constexpr (C::GROUPS > 1) more_registers<PAGED ? C::PAGED_REGS : C::REGS>();
     consume<C, PAGED>(p, s, part - 1);
   }
 }

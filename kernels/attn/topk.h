@@ -101,10 +101,9 @@ RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
  * numbers that don't go together the lengths count as no tokens; a page that is none has rows of
  * zeros. */
 typedef struct rgk_topk90_paged {
-  rgk_topk call;
-  rgk_map k; /* of (width, head, row, page), in boxes of `box` rows */
+  rgk_topk call; /* k is a page's */
   rgk_pages pages;
-  int32_t box, parts;
+  int32_t parts, zero;
 } rgk_topk90_paged;
 RGK_GETTER(rgk_topk90_over_pages(rg_dtype type, int heads, int width))
 /* Its bytes of dynamic shared memory: all but q, the ring of keys and what blocks reach over; all

@@ -33,6 +33,7 @@
    keys in the same order. Where sequences are few, a cluster of blocks shares out a tile's steps
    (each begins one early, for what is carried), and the first takes the others' candidates. */
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 #include "../device/softmax.cuh"
 #include "topk.cuh"
@@ -465,33 +466,25 @@ __device__ __forceinline__ memory find_memory(const rgk_topk &p, int carried, ch
   return m;
 }
 
-/* ---- load: one thread starts the copies of keys; over pages a warp, a box a lane ---- */
+/* ---- load: one thread starts the copies of keys; over pages a warpgroup copies ---- */
 
 template <int HEADS, int D>
 __device__ __forceinline__ void load_keys(const rgk_topk90_paged &x, const job &j,
                                           const memory &m) {
   constexpr int PANELS = (D + 63) / 64;
-  const int lane = threadIdx.x % 32, boxes = TILE / x.box;
-  const int end = (int)j.keys.n + j.before; /* rows that there are */
+  const paged_rows from = paged_head(x.call.k, x.pages.k_page, j.kh, D);
   int stage = 0;
   uint32_t parity = 1;
   for (int i = 0; i < j.tiles; i++) {
-    const int from = j.step0 * plan<HEADS>::STEP + i * TILE;
     bar_wait(m.empty + stage, parity);
-    if (lane == 0) bar_expect(m.full + stage, PANELS * TILE * 128);
-    __syncwarp();
-#pragma unroll 1
-    for (int b = lane; b < PANELS * boxes; b += 32) {
-      const int y = b / boxes, row = from + (b - y * boxes) * x.box,
-                at = (int)((uint32_t)row / (uint32_t)x.pages.rows),
-                page = row < end ? j.table[at] : x.pages.count;
-      tma_load(m.k + (stage * PANELS + y) * TILE * 128 + (row - from) * 128, &x.k, m.full + stage,
-               64 * y, j.kh, row - at * x.pages.rows, page);
-    }
+    copy_rows<TILE, PANELS * 8>(x.pages, j.table, from, smem_at(m.k + stage * PANELS * TILE * 128),
+                                TILE * 128, j.step0 * plan<HEADS>::STEP + i * TILE, j.before,
+                                (int)j.keys.n + j.before, (int)threadIdx.x % 128);
+    copies_arrive(m.full + stage);
     if (++stage == x.call.stages) stage = 0, parity ^= 1;
   }
+  copies_wait_all();
 }
-
 template <int HEADS, int D>
 __device__ __forceinline__ void load_keys(const rgk_topk90_params &x, const job &j,
                                           const memory &m) {
@@ -583,6 +576,7 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
 
     auto product = [&](float(&d)[P::N / 2], bool there) {
       bar_wait(m.full + stage, there ? parity : parity ^ 1);
+      if (PAGED) proxy_fence(); /* threads wrote what is to be multiplied */
       const uint64_t k_tile = desc_k(k_at + stage * PANELS * TILE * 128);
       wgmma_fence();
 #pragma unroll
@@ -722,20 +716,20 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int i = 0; i < p.stages; i++)
-      bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
+      bar_init(m.full + i, PAGED ? 128 : 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
     bar_init_done();
   }
   __syncthreads();
   if (group == GROUPS) {
-    fewer_registers<GROUPS == 1 ? 40 : 24>(); /* all threads lend theirs */
-    if (threadIdx.x % 128 < (PAGED ? 32 : 1)) load_keys<HEADS, D>(x, j, m);
+    fewer_registers<GROUPS == 1 || PAGED ? 40 : 24>(); /* all threads lend theirs */
+    if (PAGED || threadIdx.x % 128 == 0) load_keys<HEADS, D>(x, j, m);
     if (PAGED && parts > 1) {
       __syncwarp();
       cluster_sync();
       cluster_sync();
     }
   } else {
-    more_registers<GROUPS == 1 ? 208 : 240>();
+    more_registers<GROUPS == 1 ? 208 : PAGED ? 232 : 240>();
     const int first = group * P::QUERIES;
     consumer<T, HEADS, D, DOT, PAGED>{p,
                                       j,

@@ -1,6 +1,7 @@
 /* device/pages.cuh: keys in pages (see pages.h). */
 #pragma once
 #include "../pages.h"
+#include "ptx.cuh"
 
 namespace rgk {
 
@@ -21,6 +22,54 @@ __device__ __forceinline__ int64_t paged_key(const rgk_pages &p, const int32_t *
                                              int64_t row, int64_t j) {
   const uint32_t r = (uint32_t)j + (uint32_t)p.before, m = r / (uint32_t)p.rows;
   return table[m] * page + (int64_t)(r - m * (uint32_t)p.rows) * row;
+}
+
+/* ---- tiles of 16-bit rows, for wgmma ----
+ *
+ * A page's compressed rows are few, and the copy engine takes as long for a box of eight as for
+ * one of 128. So 128 threads copy 16 bytes each, and arrive at an mbarrier when what they copied is
+ * there; whoever then multiplies puts a proxy fence between. */
+
+/* A cache's rows of one head. */
+struct paged_rows {
+  const char *data;  /* of page 0 */
+  int64_t page, row; /* bytes from one to the next */
+  int units;         /* of 16 bytes, of a row */
+};
+__device__ __forceinline__ paged_rows paged_head(const rgk_tensor &t, int64_t page, int head,
+                                                 int width) {
+  return {(const char *)t.data + 2 * head * t.head, 2 * page, 2 * t.row, width / 8};
+}
+
+/* Rows [first, first + ROWS) of a sequence, as panels of 64 columns in the copy engine's swizzle,
+ * `panel` bytes apart; zeros for those outside [low, end) and of a page that is none. A page has a
+ * multiple of four rows. Thread `id` of 128, whole warps. */
+template <int ROWS, int UNITS>
+__device__ __forceinline__ void copy_rows(const rgk_pages &g, const int32_t *table,
+                                          const paged_rows &from, uint32_t to, uint32_t panel,
+                                          int first, int low, int end, int id) {
+  static_assert(ROWS % 4 == 0 && ROWS <= 128 && ROWS * UNITS % 128 == 0, "four rows a lane");
+  const int mine = first + id % 32 * 4; /* this lane finds these four */
+  int64_t at = -1;
+  if (id % 32 < ROWS / 4 && mine + 3 >= low && mine < end) {
+    const uint32_t m = (uint32_t)mine / (uint32_t)g.rows;
+    const int32_t page = table[m];
+    if ((uint32_t)page < (uint32_t)g.count)
+      at = page * from.page + (int64_t)((uint32_t)mine - m * (uint32_t)g.rows) * from.row;
+  }
+#pragma unroll 4
+  for (int i = 0; i < ROWS * UNITS / 128; i++) {
+    const int x = id + i * 128, row = x / UNITS, unit = x % UNITS;
+    const int64_t base = __shfl_sync(~0u, at, row / 4);
+    const bool real = base >= 0 && first + row >= low && first + row < end && unit < from.units;
+    copy16(to + unit / 8 * panel + row * 128 + ((unit ^ row) & 7) * 16,
+           from.data + (real ? base + row % 4 * from.row + unit * 16 : 0), real);
+  }
+}
+/* One arrival, once all copies that this thread has started are done. */
+__device__ __forceinline__ void copies_arrive(uint64_t *bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_at(bar))
+               : "memory");
 }
 
 } // namespace rgk

@@ -3,7 +3,6 @@
 #include "../../kernels/attn/flash.h"
 #include "attn.h"
 #include "hopper.h"
-#include "paged.h"
 
 #define ROW(D, E, groups, keys) {D, E, groups, keys},
 static const struct { int32_t D, E, groups, keys; } instance[] = {RGK_FLASH_INSTANCES(ROW)};
@@ -124,22 +123,12 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
 
 /* ---- over pages ---- */
 
-/* Rows that lie together in a page and in a tile, wherever either begins. */
-static int32_t box_of(const rgk_attn *a, const rgk_pages *pages) {
-  int32_t x = instance[choose(a)].keys, y = pages->rows;
-  while (y) {
-    const int32_t rest = x % y;
-    x = y, y = rest;
-  }
-  return x;
-}
-
 static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
   const char *no = refuses(a, gpu);
   if (no) return no;
   if (a->k.dtype != a->dtype || a->v.dtype != a->dtype) return "plain: caches of another type";
-  /* swizzled rows come by eights */
-  return box_of(a, pages) % 8 ? "plain: rows of a page are no multiple of 8" : NULL;
+  if (a->D % 8) return "plain: d_qk not a multiple of 8";
+  return pages->rows % 4 ? "plain: rows of a page are no multiple of 4" : NULL;
 }
 
 /* Where no sequence need have more than a warpgroup's rows, one is enough: the same bits. */
@@ -160,12 +149,8 @@ static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   RGI_TRY(fill(a, t, &p.f, x->error));
   p.pages = *pages;
-  p.box = box_of(a, pages);
-  p.by_rows = rgk_divide_by(pages->rows);
-  const rgk_map_of k = rgi_map_pages(a->k, pages->k_page, pages, a->KH, a->D, p.box),
-                   v = rgi_map_pages(a->v, pages->v_page, pages, a->KH, a->E, p.box);
-  RGI_TRY(rgk_map_make(&p.f.k, &k, x->error));
-  RGI_TRY(rgk_map_make(&p.f.v, &v, x->error));
+  p.k = a->k, p.v = a->v;
+  p.D = a->D;
   return launch(a, t, gpu,
                 rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,
                 sizeof p, x);

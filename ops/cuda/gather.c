@@ -4,7 +4,6 @@
 #include "../../kernels/attn/gather.h"
 #include "attn.h"
 #include "hopper.h"
-#include "paged.h"
 
 /* Smaller groups leave rows of the tensor cores' tiles empty: the keys' kernels are faster
  * there. */
@@ -79,6 +78,16 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
 
 /* ---- over pages ---- */
 
+/* A cache as axes (width, head, row of a page, page); `page` elements from page to page. A page
+ * that is none arrives as zeros. */
+static rgk_map_of map_pages(rgk_tensor t, int64_t page, const rgk_pages *pages, int64_t heads,
+                            int64_t width) {
+  rgk_map_of m = rgk_map_rows(t, pages->rows, heads, width, RGK_GATHER_KEYS);
+  m.rank = 4;
+  m.dim[3] = pages->count, m.stride[3] = page, m.box[3] = 1;
+  return m;
+}
+
 static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
   const char *no = refuses(a, gpu);
   if (no) return no;
@@ -95,8 +104,8 @@ static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg
   p.g = plan(a);
   p.g.side = a->KH * p.g.parts; /* what a step reads of the pool fits no cache anyhow */
   p.pages = *pages;
-  const rgk_map_of k = rgi_map_pages(a->k, pages->k_page, pages, a->KH, a->D, RGK_GATHER_KEYS),
-                   v = rgi_map_pages(a->v, pages->v_page, pages, a->KH, a->E, RGK_GATHER_KEYS);
+  const rgk_map_of k = map_pages(a->k, pages->k_page, pages, a->KH, a->D),
+                   v = map_pages(a->v, pages->v_page, pages, a->KH, a->E);
   RGI_TRY(map_queries(&p.g, x->error));
   RGI_TRY(rgk_map_make(&p.g.k, &k, x->error));
   RGI_TRY(rgk_map_make(&p.g.v, &v, x->error));

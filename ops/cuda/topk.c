@@ -3,7 +3,6 @@
  * Softmax scores take two launches: one ranks by fp32 sums and marks the rows that those cannot
  * decide, the other ranks the marked rows by fp64 sums; where no row is marked, it only looks. */
 #include "hopper.h"
-#include "paged.h"
 #include "topk.h"
 
 /* ---- the plain kernels ---- */
@@ -90,16 +89,6 @@ static int sm90_stages(const rgk_topk *p, const rgk_pages *pages) {
   return 0;
 }
 
-/* Rows that lie together in a page and in a tile, wherever either begins. */
-static int32_t sm90_box(const rgk_pages *pages) {
-  int32_t x = RGK_TOPK90_TILE, y = pages->rows;
-  while (y) {
-    const int32_t rest = x % y;
-    x = y, y = rest;
-  }
-  return x;
-}
-
 /* Why not, or NULL. */
 static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
@@ -121,7 +110,7 @@ static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const
   if (pages && dot) return "plain: score dot over pages";
   if (pages && p->k.dtype != p->dtype) return "plain: caches of another type";
   if (pages && reach > bs) return "plain: kernel, stride, block";
-  if (pages && sm90_box(pages) % 8) return "plain: rows of a page are no multiple of 8";
+  if (pages && pages->rows % 4) return "plain: rows of a page are no multiple of 4";
   if (!sm90_stages(p, pages)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
   if (!(pages ? rgk_topk90_over_pages((rg_dtype)p->dtype, heads, p->D)
@@ -168,12 +157,9 @@ static rg_status sm90_paged_step(const rgk_topk *call, const rgk_pages *pages, c
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   p.call = *call;
   p.pages = *pages;
-  p.box = sm90_box(pages);
   p.parts = sm90_parts(call, queries, gpu);
   p.call.stages = sm90_stages(call, pages);
   p.call.slots = rgk_slots(call->T, call->seqs.n, queries);
-  const rgk_map_of k = rgi_map_pages(call->k, pages->k_page, pages, call->KH, call->D, p.box);
-  RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   return x->launch(
       x, &(rg_launch){
              .function = rgk_topk90_over_pages((rg_dtype)call->dtype, heads, call->D),

@@ -100,7 +100,7 @@ static void run_schedule(rg_context *ctx, const layer *l, const side *whole, int
 
 /* Three caches, of 16-byte and of odd pages, one seen as its transpose. */
 static const char copies[] =
-    "{\"regraph\": 1, \"inputs\": {\"pages\": {\"shape\": [4, 2], \"dtype\": \"i32\"}},\n"
+    "{\"regraph\": 1, \"inputs\": {\"pages\": {\"shape\": [\"F\", 2], \"dtype\": \"i32\"}},\n"
     " \"state\": {\n"
     "  \"a\": {\"shape\": [9, 2, 4, 8], \"dtype\": \"bf16\", \"next\": \"a1\"},\n"
     "  \"b\": {\"shape\": [9, 5, 3], \"dtype\": \"f16\", \"next\": \"b1\"},\n"
@@ -113,8 +113,8 @@ static const char copies[] =
     "   \"out\": {\"cache\": [\"a1\", \"b1\", \"c1\"]}}],\n"
     " \"outputs\": {\"now\": \"c1\"}}";
 
-Test(gpu_serve, pages_are_copied_or_none) {
-  NEEDS_GPU();
+/* Lists of `entries`, all but four of which are none. */
+static void copied_or_none(int entries) {
   static const struct {
     int32_t pages[4][2];
     const char *says; /* NULL: all is well */
@@ -134,7 +134,8 @@ Test(gpu_serve, pages_are_copied_or_none) {
   buffers io;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   rg_spec *spec = load_spec(ctx, copies);
-  CR_OK(rg_plan_create(spec, NULL, &(rg_plan_options){.device = "cuda"}, &plan, &e), &e);
+  const rg_plan_options o = {.device = "cuda", .set = &(rg_binding){"F", entries, NULL}, .nset = 1};
+  CR_OK(rg_plan_create(spec, NULL, &o, &plan, &e), &e);
   CR_OK(rg_session_create(plan, NULL, &s, &e), &e);
   make_buffers(plan, 1, 0, NULL, &io);
   static const char *const name[] = {"a", "b", "c"};
@@ -146,6 +147,7 @@ Test(gpu_serve, pages_are_copied_or_none) {
   for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
     unsigned char was[3][9 * 128];
     for (int k = 0; k < 3; k++) memcpy(was[k], buffer(&io, RG_STATE, name[k]), 9 * page[k]);
+    memset(buffer(&io, RG_INPUT, "pages"), 0xff, (size_t)entries * sizeof list[i].pages[0]);
     memcpy(buffer(&io, RG_INPUT, "pages"), list[i].pages, sizeof list[i].pages);
     if (list[i].says)
       FAILS(try_forward(s, &io, &e), RG_E_DATA, list[i].says);
@@ -164,6 +166,12 @@ Test(gpu_serve, pages_are_copied_or_none) {
   rg_plan_destroy(plan);
   rg_spec_destroy(spec);
   rg_context_destroy(ctx);
+}
+
+Test(gpu_serve, pages_are_copied_or_none) {
+  NEEDS_GPU();
+  copied_or_none(4);
+  copied_or_none(70);
 }
 
 /* ---- schedules ---- */
