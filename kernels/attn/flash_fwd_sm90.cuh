@@ -220,12 +220,18 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
   job j;
   place<P> at = {};
   int kv_head = 0;
+  paged_rows k_rows = {}, v_rows = {};
+  paged_four next = {}; /* of the last tile of K; of V's before it */
+  paged_four now = {};
   auto load_k = [&](int t) {
+    if constexpr (PAGED) {
+      now = next;
+      next = find_four(all.pages, at.table, t * C::N, at.low, at.rows);
+    }
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
     if constexpr (PAGED) {
-      copy_rows<C::N, C::DP * 8>(
-          all.pages, at.table, paged_head(all.k, all.pages.k_page, kv_head, all.D),
-          smem_at(s.k[k.stage]), C::KV, t * C::N, at.low, at.rows, (int)threadIdx.x);
+      copy_rows<C::N, C::DP * 8>(k_rows, next, smem_at(s.k[k.stage]), C::KV, t * C::N, at.low,
+                                 at.rows, (int)threadIdx.x);
       copies_arrive(&s.k_full[k.stage]);
     } else {
       bar_expect(&s.k_full[k.stage], C::DP * C::KV);
@@ -235,12 +241,11 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
     }
     k.next();
   };
-  auto load_v = [&](int t) {
+  auto load_v = [&](int t, bool last) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
     if constexpr (PAGED) {
-      copy_rows<C::N, C::EP * 8>(
-          all.pages, at.table, paged_head(all.v, all.pages.v_page, kv_head, p.E),
-          smem_at(s.v[v.stage]), C::KV, t * C::N, at.low, at.rows, (int)threadIdx.x);
+      copy_rows<C::N, C::EP * 8>(v_rows, last ? next : now, smem_at(s.v[v.stage]), C::KV, t * C::N,
+                                 at.low, at.rows, (int)threadIdx.x);
       copies_arrive(&s.v_full[v.stage]);
     } else {
       bar_expect(&s.v_full[v.stage], C::EP * C::KV);
@@ -273,11 +278,15 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
     const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
     if (i >= jobs || !find_job<C>(all, i, j, at)) continue;
     kv_head = rgk_over(j.head, p.by_group);
+    if constexpr (PAGED) {
+      k_rows = paged_head(all.k, all.pages.k_page, kv_head, all.D);
+      v_rows = paged_head(all.v, all.pages.v_page, kv_head, p.E);
+    }
     if (j.first < j.end) load_k(j.end - 1);
     hand_out();
     for (int t = j.end - 1; t >= j.first; t--) {
       if (t > j.first) load_k(t - 1);
-      load_v(t);
+      load_v(t, t == j.first);
     }
   }
   j.kind = EXIT;

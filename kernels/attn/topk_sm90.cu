@@ -473,13 +473,15 @@ __device__ __forceinline__ void load_keys(const rgk_topk90_paged &x, const job &
                                           const memory &m) {
   constexpr int PANELS = (D + 63) / 64;
   const paged_rows from = paged_head(x.call.k, x.pages.k_page, j.kh, D);
+  const int end = (int)j.keys.n + j.before;
   int stage = 0;
   uint32_t parity = 1;
   for (int i = 0; i < j.tiles; i++) {
+    const int first = j.step0 * plan<HEADS>::STEP + i * TILE;
+    const paged_four four = find_four(x.pages, j.table, first, j.before, end);
     bar_wait(m.empty + stage, parity);
-    copy_rows<TILE, PANELS * 8>(x.pages, j.table, from, smem_at(m.k + stage * PANELS * TILE * 128),
-                                TILE * 128, j.step0 * plan<HEADS>::STEP + i * TILE, j.before,
-                                (int)j.keys.n + j.before, (int)threadIdx.x % 128);
+    copy_rows<TILE, PANELS * 8>(from, four, smem_at(m.k + stage * PANELS * TILE * 128), TILE * 128,
+                                first, j.before, end, (int)threadIdx.x % 128);
     copies_arrive(m.full + stage);
     if (++stage == x.call.stages) stage = 0, parity ^= 1;
   }
