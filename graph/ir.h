@@ -266,6 +266,12 @@ typedef struct rgi_fusing {
   /* Of an op with a port "delta.y": does this call take it? With or without it, the bits are the
    * same. */
   rgi_delta (*delta)(const rg_call *c);
+  /* Of an op whose node may run as one with that of op `with` which makes what is on its in-port
+   * `link`: as a node of `joined`, whose ports and attributes have the names of theirs. What both
+   * have must be the same, and what `joined` has not must be absent, or its default. `joins`: is
+   * there a kernel for the two? */
+  const char *with, *link, *joined;
+  bool (*joins)(const rg_call *first, const rg_call *c);
 } rgi_fusing;
 
 struct rgi_backward;

@@ -23,9 +23,11 @@
 
    paged_topk is the same with compressed keys in pages, its queries at the end of the context.
  */
+#include "attn.h"
 #include "compress.h"
 #include "cpu/topk.h"
 #include "cpu/rows.h"
+#include "cuda/attn.h"
 #include "cuda/paged.h"
 #include "cuda/topk.h"
 
@@ -588,6 +590,11 @@ static const char *path(const rg_call *c) {
   return rgi_cuda_topk_path(&p, pages_on_gpu(c, &pages), c->gpu);
 }
 
+rgk_topk rgi_paged_topk_view(const rg_call *c, rgk_pages *pages) {
+  pages_on_gpu(c, pages);
+  return on_gpu(c);
+}
+
 const rg_op rgi_op_topk = {
     .abi = RG_OP_ABI,
     .name = "topk",
@@ -625,6 +632,14 @@ static const rg_port out_paged[] = {
      "chosen blocks, ascending, then -1; rows past the last live token are 0"},
 };
 
+static bool joins(const rg_call *first, const rg_call *c) {
+  rgk_pages pages, same;
+  const rgi_attn a = rgi_attn_describe(first);
+  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
+  const rgk_topk p = rgi_paged_topk_view(c, &same);
+  return rgi_decode_takes(&k, &p, &pages, c->gpu);
+}
+
 const rg_op rgi_op_paged_topk = {
     .abi = RG_OP_ABI,
     .name = "paged_topk",
@@ -641,4 +656,8 @@ const rg_op rgi_op_paged_topk = {
     .run_cpu = run_cpu,
     .cuda_steps = steps,
     .cuda_path = path,
+    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.with = "paged_cmp_attn",
+                                                              .link = "lse",
+                                                              .joined = "paged_cmp_topk",
+                                                              .joins = joins}},
 };

@@ -1,5 +1,5 @@
 /* passes/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what
-   its reader would compute from it first is handed on.
+   its reader would compute from it first is handed on; and joins nodes that one kernel serves.
 
      before   x.bwd -> d.a, d.b, d.c, d.w        a.bwd(d.a, a)      b.bwd(d.b, b)      c.bwd(d.c, c)
      after    x.bwd.0 -> d.a, delta.a            a.bwd(d.a, delta.a)
@@ -8,6 +8,9 @@
    One of d.a, d.b, d.c is alive at a time, and a.bwd no longer reads a: the sum over a · d.a that
    it begins with comes along. What can be taken apart and who takes such a sum is said by the ops
    (rgi_fusing, "delta.x"). No bit changes: every number is computed as before, in the same order.
+
+   And puts two nodes together where an op says that one kernel does the work of both on the GPU
+   there is (rgi_fusing.joined): the first one's readers find its outputs where they were.
 
    Stands before the recompute choice, which so sees fused graphs only: clones go directly before
    the first part that reads them. A node is left whole where less than its own traffic would be
@@ -32,7 +35,7 @@ typedef struct rgi_fusions {
   rgi_arena *arena; /* owns this struct and all it points to */
   rgi_fusion *at;
   int count;
-  int fused; /* nodes taken apart */
+  int fused; /* nodes taken apart, pairs joined */
   /* of the plan, most bytes alive at once; filled in by the plan */
   int64_t peak_before, peak_after;
 } rgi_fusions;

@@ -58,7 +58,8 @@ typedef struct rgk_flash_params {
   int32_t mode, slots, H, E, kernel; /* slots of row tiles, see kernels.h */
   /* cmp: rows that key tiles begin before a sequence's first key, kernel/stride − 1 */
   int32_t before;
-  int32_t pack; /* over pages: rows of a tile are 2^pack heads of each token, side by side */
+  /* over pages: rows of a tile are 2^pack heads of each of so many tokens, side by side */
+  int32_t pack, tokens;
   rgk_divisor by_heads, by_group, by_stride; /* H (over pages: H / 2^pack), G, stride */
   float scale, softcap;
 } rgk_flash_params;

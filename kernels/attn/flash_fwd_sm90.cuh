@@ -185,7 +185,7 @@ __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &
   constexpr bool PAGED = in_pages_of<P>;
   const int pack = pack_of<PAGED>(p), heads = p.H >> pack;
   const int slot = rgk_over(i, p.by_heads);
-  const tile t = find_tile(p.seqs, p.slots - 1 - slot, C::ROWS >> pack);
+  const tile t = find_tile(p.seqs, p.slots - 1 - slot, PAGED ? p.tokens : C::ROWS);
   j.head = (i - slot * heads) << pack;
   j.kind = t.b == p.seqs.n ? DEAD_ROWS : WORK;
   j.token = (int)(t.begin + t.first);
@@ -196,10 +196,10 @@ __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &
   const int tokens = find_rows(all, t.b, at);
   const int64_t position = first_query(all, t.b, t.length, tokens) + t.first;
   int n = count_keys(all, tokens, at);
+  j.position = (int)min(max(position, t.first), (int64_t)INT32_MAX - C::ROWS);
   if (n <= 0 || (PAGED && position < t.first)) return true;
   n += p.before;
   j.keys = n;
-  j.position = (int)min(position, (int64_t)INT32_MAX - C::ROWS);
   const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
   if (last < lowest) return true;
   j.first = lowest / C::N;
@@ -542,8 +542,7 @@ __device__ __forceinline__ void find_keys(const rgk_flash_params &p, const job &
 template <class C, bool PAGED>
 __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, const job &j,
                                        int group, int warp, int lane, int row, float c,
-                                       float (&o)[C::E / 2], thread_rows &r) {
-  float lse[2];
+                                       float (&o)[C::E / 2], thread_rows &r, float (&lse)[2]) {
   average<C, PAGED>(p, j, row, o, r, c, lse);
   if (C::OWN_O) { /* the copy engine has read the last job's rows */
     if (lane == 0) store_wait_read<0>();
@@ -562,8 +561,18 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
   }
 }
 
-template <class C, bool PAGED>
-__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
+/* What else is made of a job, by the warpgroup that has it (decode_sm90.cu): the products of a tile
+ * of keys, before anything is done to them; the end; a tile of dead rows. */
+template <class C> struct nothing_else {
+  __device__ __forceinline__ void products(const float (&)[C::N / 2], const job &, int, int) const {
+  }
+  __device__ __forceinline__ void end(shared<C> &, const job &, int, const float (&)[2]) const {}
+  __device__ __forceinline__ void dead(const job &) const {}
+};
+
+template <class C, bool PAGED, class X>
+__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group,
+                                        const X &also) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
@@ -588,6 +597,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     if (j.kind == DEAD_ROWS) {
       bar_release(&s.q_empty[group], j.head, j.keys);
       clear_rows<C, PAGED>(p, j);
+      also.dead(j);
       continue;
     }
     float o[C::E / 2];
@@ -627,6 +637,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
@@ -646,6 +657,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_keep(x);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
@@ -673,14 +685,16 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     } else if (C::OWN_O) {
       bar_release(&s.q_empty[group], j.head, j.keys);
     }
-    finish<C, PAGED>(p, s, j, group, warp, lane, row, c, o, r);
+    float lse[2];
+    finish<C, PAGED>(p, s, j, group, warp, lane, row, c, o, r, lse);
+    also.end(s, j, row, lse);
   }
   if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
 }
 
-template <class C, class P>
-__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ P all) {
+template <class C, class P, class X>
+__device__ __forceinline__ void run(const P &all, const X &also) {
   const rgk_flash_params &p = flash_of(all);
   extern __shared__ char memory[];
   static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_SHARED(C::D, C::E, C::GROUPS, C::N),
@@ -705,8 +719,13 @@ __global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__
     if (threadIdx.x < loaders) produce<C>(all, s);
   } else {
     if constexpr (C::GROUPS > 1) more_registers<PAGED ? C::PAGED_REGS : C::REGS>();
-    consume<C, PAGED>(p, s, part - 1);
+    consume<C, PAGED>(p, s, part - 1, also);
   }
+}
+
+template <class C, class P>
+__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ P all) {
+  run<C>(all, nothing_else<C>{});
 }
 
 /* ---- instances ---- */

@@ -45,7 +45,7 @@ using namespace rgk;
 
 namespace {
 
-constexpr int TILE = RGK_TOPK90_TILE, LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
+constexpr int TILE = RGK_TOPK90_TILE;
 enum named : int { EACH = 1 }; /* first id, of one for each consumer */
 
 /* Of one warpgroup: */
@@ -83,13 +83,6 @@ struct memory {
   int *visible;           /* [QUERIES] */
   uint64_t *full, *empty; /* [stages] */
 };
-
-/* Integers ordered as the scores are, NaN below all. */
-__device__ __forceinline__ int key_of(float s) {
-  int i = __float_as_int(s + 0.0f);
-  i ^= (i >> 31) & 0x7fffffff;
-  return s != s ? NAN_KEY : i;
-}
 
 /* Byte of row r's 16-byte unit u in panels of `rows` rows. */
 __device__ __forceinline__ uint32_t panel_at(int r, int u, int rows) {

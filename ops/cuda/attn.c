@@ -77,6 +77,11 @@ static const rgi_paged_family *choose_paged(const rgk_attn *a, const rgk_pages *
   return *why ? NULL : f;
 }
 
+rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages) {
+  *pages = pages_view(a);
+  return kernels_view(a);
+}
+
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
                                      const char **why) {
   const rgi_attn_family *const *list = backward ? backward_ : forward;

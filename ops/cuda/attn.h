@@ -8,6 +8,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../../kernels/attn/attn.h"
+#include "../../kernels/attn/topk.h"
 #include "../../kernels/pages.h"
 #include "../attn.h"
 
@@ -41,6 +42,15 @@ typedef struct rgi_paged_family {
 extern const rgi_paged_family rgi_paged_flash_fwd, rgi_paged_gather_fwd;
 rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                                rg_cuda *x);
+/* A step of single tokens: attention over compressed keys and the choice of blocks in one launch
+ * (kernels/attn/decode.h), the bits of both. Same queries, keys and scale. */
+bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
+                      const rg_gpu *gpu);
+size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
+rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
+                          const rg_gpu *gpu, void *workspace, rg_cuda *x);
+/* What kernels are told of a call over pages. */
+rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);

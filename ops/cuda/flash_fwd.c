@@ -1,6 +1,6 @@
 /* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores; see
  * kernels/attn/flash_fwd_sm90.cuh. */
-#include "../../kernels/attn/flash.h"
+#include "../../kernels/attn/decode.h"
 #include "attn.h"
 #include "hopper.h"
 
@@ -57,11 +57,11 @@ static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
 
 /* Over pages a tile's rows are 2^pack heads of a token side by side; else 0. */
 typedef struct tiling {
-  int instance, groups, pack;
+  int instance, groups, pack, tokens; /* tokens of a tile */
 } tiling;
 
 static int64_t jobs_of(const rgk_attn *a, tiling t) {
-  return slots(a, t.groups * RGK_FLASH_BOX >> t.pack) * (a->H >> t.pack);
+  return slots(a, t.tokens) * (a->H >> t.pack);
 }
 
 /* All but the maps of k and v. */
@@ -76,12 +76,13 @@ static rg_status fill(const rgk_attn *a, tiling t, rgk_flash_params *p, rg_error
       .S = a->S,
       .window_left = a->window_left,
       .mode = a->mode,
-      .slots = (int32_t)slots(a, t.groups * RGK_FLASH_BOX >> t.pack),
+      .slots = (int32_t)slots(a, t.tokens),
       .H = a->H,
       .E = a->E,
       .kernel = a->kernel,
       .before = a->mode == RGK_CMP ? a->kernel / a->stride - 1 : 0,
       .pack = t.pack,
+      .tokens = t.tokens,
       .by_heads = rgk_divide_by(a->H >> t.pack),
       .by_group = rgk_divide_by(a->G),
       .by_stride = rgk_divide_by(a->mode == RGK_CMP ? a->stride : 1),
@@ -111,7 +112,7 @@ static rg_status launch(const rgk_attn *a, tiling t, const rg_gpu *gpu, const vo
 static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
   (void)unused;
   const int i = choose(a), keys = instance[i].keys;
-  const tiling t = {i, instance[i].groups, 0};
+  const tiling t = {i, instance[i].groups, 0, rows_of(i)};
   rgk_flash_params p;
   RGI_TRY(fill(a, t, &p, x->error));
   const rgk_map_of k = rgk_map_rows(a->k, a->S, a->KH, a->D, keys),
@@ -133,12 +134,22 @@ static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, cons
 
 /* Where no sequence need have more than a warpgroup's rows, one is enough: the same bits. */
 static tiling paged_tiling(const rgk_attn *a) {
-  tiling t = {choose(a), 0, 0};
+  tiling t = {choose(a), 0, 0, 0};
   while (t.pack < 6 && 2 << t.pack <= a->G) t.pack++;
   if (1 << t.pack != a->G) t.pack = 0;
   t.groups =
       a->T <= (int64_t)a->seqs.n * (RGK_FLASH_BOX >> t.pack) ? 1 : instance[t.instance].groups;
+  t.tokens = t.groups * RGK_FLASH_BOX >> t.pack;
   return t;
+}
+
+static rg_status fill_paged(const rgk_attn *a, const rgk_pages *pages, tiling t, rgk_flash_paged *p,
+                            rg_error *e) {
+  RGI_TRY(fill(a, t, &p->f, e));
+  p->pages = *pages;
+  p->k = a->k, p->v = a->v;
+  p->D = a->D;
+  return RG_OK;
 }
 
 static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
@@ -147,13 +158,58 @@ static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg
   const int i = t.instance;
   rgk_flash_paged p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  RGI_TRY(fill(a, t, &p.f, x->error));
-  p.pages = *pages;
-  p.k = a->k, p.v = a->v;
-  p.D = a->D;
+  RGI_TRY(fill_paged(a, pages, t, &p, x->error));
   return launch(a, t, gpu,
                 rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,
                 sizeof p, x);
+}
+
+/* ---- single tokens, with the choice of blocks ---- */
+
+static tiling decode_tiling(const rgk_attn *a) {
+  const tiling t = {choose(a), 1, 4, 1};
+  return t;
+}
+
+static int64_t decode_blocks(const rgk_attn *a, const rg_gpu *gpu) {
+  const int64_t jobs = jobs_of(a, decode_tiling(a));
+  return jobs < gpu->sms ? jobs : gpu->sms;
+}
+
+/* Floats of a row: those of all that a sequence has room for in its table and the pool. */
+static int64_t decode_pitch(const rgk_pages *pages) {
+  const int64_t most = pages->most < pages->count ? pages->most : pages->count;
+  return (most * pages->rows / RGK_DECODE_KEYS + 2) * RGK_DECODE_KEYS;
+}
+
+bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
+                      const rg_gpu *gpu) {
+  if (paged_refuses(a, pages, gpu)) return false;
+#ifdef REGRAPH_CUDA
+  if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D)) return false;
+#endif
+  return a->T <= a->seqs.n && a->G == RGK_DECODE_HEADS && a->D == a->E && a->D == p->D &&
+         (a->D == 64 || a->D == 128) && a->softcap == 0 && p->score == RGK_TOPK_BY_SOFTMAX &&
+         p->softcap == 0 && p->local > 0 && p->top_n <= 32 && p->share <= 1 && !p->max &&
+         p->block == RGK_DECODE_BLOCK * p->stride && p->kernel == 2 * p->stride && a->lse.data &&
+         a->scale == p->scale;
+}
+
+size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
+  return RGI_ROUND256((size_t)(decode_blocks(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
+                      sizeof(float));
+}
+
+rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
+                          const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  const tiling t = decode_tiling(a);
+  rgk_decode p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  RGI_TRY(fill_paged(a, pages, t, &p.f, x->error));
+  p.topk = *topk;
+  p.room = workspace;
+  p.pitch = decode_pitch(pages);
+  return launch(a, t, gpu, rgk_decode_sm90((rg_dtype)a->dtype, a->D), &p, sizeof p, x);
 }
 
 const rgi_paged_family rgi_paged_flash_fwd = {"wgmma", paged_refuses, paged_steps};
