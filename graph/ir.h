@@ -270,6 +270,12 @@ typedef struct rgi_fusing {
   /* Of an op with ports "sum.x": may this call be given the sum there instead of on "acc.x", and
    * write d.x in x's type? It then rounds what a cast behind it would. */
   bool (*rounds)(const rg_call *c);
+  /* Of an op whose node may run as one with that of op `with` which makes what is on its in-port
+   * `link`: as a node of `joined`, whose ports and attributes have the names of theirs. What both
+   * have must be the same, and what `joined` has not must be absent, or its default. `joins`: is
+   * there a kernel for the two? */
+  const char *with, *link, *joined;
+  bool (*joins)(const rg_call *first, const rg_call *c);
 } rgi_fusing;
 
 struct rgi_backward;

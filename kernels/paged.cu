@@ -177,18 +177,29 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const float scale = 1.0f / (float)p.blocks.kernel;
   for (int at = threadIdx.x; at < s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
     const int head = at / eights, feature = at % eights * 8, count = min(s.width - feature, 8);
-    float sum[8], part[8], x[8];
+    constexpr int AHEAD = 8; /* tokens whose loads are under way at once */
+    float sum[8], part[8], x[AHEAD][8];
     int64_t m = n.token / g.tokens;
     int slot = (int)(n.token - m * g.tokens);
-    for (int i = 0; i < p.blocks.kernel; i++) {
-      load8(s.x.data, s.x.dtype, n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature,
-            p.vec, count, x);
-      if (++slot == g.tokens) slot = 0, m++;
+    for (int first = 0; first < p.blocks.kernel; first += AHEAD) {
 #pragma unroll
-      for (int e = 0; e < 8; e++) part[e] = (i % p.blocks.stride == 0 ? 0.0f : part[e]) + x[e];
-      if ((i + 1) % p.blocks.stride == 0)
+      for (int u = 0; u < AHEAD; u++) {
+        if (first + u >= p.blocks.kernel) break;
+        load8(s.x.data, s.x.dtype,
+              n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature, p.vec, count,
+              x[u]);
+        if (++slot == g.tokens) slot = 0, m++;
+      }
 #pragma unroll
-        for (int e = 0; e < 8; e++) sum[e] = i < p.blocks.stride ? part[e] : sum[e] + part[e];
+      for (int u = 0; u < AHEAD; u++) {
+        const int i = first + u;
+        if (i >= p.blocks.kernel) break;
+#pragma unroll
+        for (int e = 0; e < 8; e++) part[e] = (i % p.blocks.stride == 0 ? 0.0f : part[e]) + x[u][e];
+        if ((i + 1) % p.blocks.stride == 0)
+#pragma unroll
+          for (int e = 0; e < 8; e++) sum[e] = i < p.blocks.stride ? part[e] : sum[e] + part[e];
+      }
     }
 #pragma unroll
     for (int e = 0; e < 8; e++) sum[e] *= scale;
@@ -283,25 +294,31 @@ __device__ bool wrong_entry(const rgk_copy_list &p, int64_t i, bool tell) {
   return false;
 }
 
+/* The first wrong entry, or their number. All threads of the block meet here. */
+__device__ int64_t first_wrong(const rgk_copy_list &p) {
+  __shared__ long long wrong;
+  if (threadIdx.x == 0) wrong = p.n;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.n; i += RGK_COPY_THREADS)
+    if (wrong_entry(p, i, false)) atomicMin(&wrong, (long long)i);
+  __syncthreads();
+  return wrong;
+}
+
 __global__ void __launch_bounds__(RGK_COPY_THREADS)
     check_copies(const __grid_constant__ rgk_copy_list p) {
   __shared__ int n;
-  __shared__ long long wrong;
-  if (threadIdx.x == 0) n = 0, wrong = p.n;
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < p.n; i += RGK_COPY_THREADS) {
+  if (threadIdx.x == 0) n = 0;
+  const int64_t wrong = first_wrong(p);
+  for (int64_t i = threadIdx.x; i < p.n && wrong == p.n; i += RGK_COPY_THREADS) {
     const int32_t *x = entry(p, i);
-    if (is_none(x)) continue;
-    if (wrong_entry(p, i, false)) {
-      atomicMin(&wrong, (long long)i);
-    } else if (x[0] != x[1]) {
-      int32_t *to = p.list + 2 + 2 * atomicAdd(&n, 1);
-      to[0] = x[0], to[1] = x[1];
-    }
+    if (is_none(x) || x[0] == x[1]) continue;
+    int32_t *to = p.list + 2 + 2 * atomicAdd(&n, 1);
+    to[0] = x[0], to[1] = x[1];
   }
   __syncthreads();
   if (threadIdx.x) return;
-  p.list[0] = wrong < p.n ? 0 : n;
+  p.list[0] = n;
   if (wrong < p.n) wrong_entry(p, wrong, true);
 }
 
@@ -323,9 +340,19 @@ template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, 
 __global__ void __launch_bounds__(RGK_COPY_THREADS)
     copy_pages(const __grid_constant__ rgk_copies p) {
   const rgk_copied &c = p.cache[blockIdx.z];
-  const int n = p.list[0];
+  const rgk_copy_list &l = p.list;
+  const int n = l.list ? l.list[0] : (int)l.n;
+  if (!l.list) {
+    const int64_t wrong = first_wrong(l);
+    if (wrong < l.n) {
+      if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0) wrong_entry(l, wrong, true);
+      return;
+    }
+  }
   for (int i = blockIdx.y; i < n; i += gridDim.y) {
-    const int64_t from = p.list[2 + 2 * i], to = p.list[3 + 2 * i];
+    const int32_t *x = l.list ? l.list + 2 + 2 * i : entry(l, i);
+    const int64_t from = x[0], to = x[1];
+    if (from == to) continue; /* -1, -1 too */
     if (c.unit == 16)
       copy_page<uint4>(c, from, to);
     else if (c.unit == 4)

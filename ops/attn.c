@@ -62,7 +62,7 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
 
 /* ---- one call ---- */
 
-static rgi_attn describe(const rg_call *c) {
+rgi_attn rgi_attn_describe(const rg_call *c) {
   const int x = moved(c);
   rgi_attn a = {.mode = kind_of(c)->mode, .backward = is_backward(c)};
   kind_of(c)->own(&a, c->attr + RGI_ATTN_OWN);
@@ -104,26 +104,26 @@ static rgi_attn describe(const rg_call *c) {
 }
 
 size_t rgi_attn_workspace(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   if (c->gpu) return rgi_cuda_attn_workspace(c, &a);
   rgi_attn_cut(&a, c->isa);
   return a.backward ? rgi_cpu_attn_bwd_workspace(c, &a) : rgi_cpu_attn_fwd_workspace(c, &a);
 }
 rg_status rgi_attn_run(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   rgi_attn_cut(&a, c->isa);
   return a.backward ? rgi_cpu_attn_bwd(c, &a) : rgi_cpu_attn_fwd(c, &a);
 }
 rg_status rgi_attn_steps(const rg_call *c, rg_cuda *x) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return rgi_cuda_attn_steps(c, &a, x);
 }
 const char *rgi_attn_path(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return rgi_cuda_attn_path(c, &a);
 }
 static rgi_delta delta(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return c->gpu ? rgi_cuda_attn_delta(c, &a) : RGI_DELTA_CHAIN;
 }
 static bool rounds(const rg_call *c) {
@@ -144,7 +144,7 @@ double rgi_attn_pairs(const rgi_attn *a, int64_t most) {
 }
 
 void rgi_attn_cost(const rg_call *c, rg_cost *out) {
-  const rgi_attn a = describe(c);
+  const rgi_attn a = rgi_attn_describe(c);
   const double D = (double)a.D, E = (double)a.E, pairs = kind_of(c)->pairs(&a) * (double)a.H;
   out->flops = pairs * 2 * (a.backward ? 3 * D + 2 * E : D + E);
   out->exps = pairs * (a.softcap > 0 ? 2 : 1);

@@ -152,6 +152,7 @@ double rgi_attn_pairs(const rgi_attn *a, int64_t most);
 
 /* ---- for the descriptors ---- */
 
+rgi_attn rgi_attn_describe(const rg_call *c);
 rg_status rgi_attn_check(const rg_call *c, rg_error *e);
 void rgi_attn_cost(const rg_call *c, rg_cost *out);
 size_t rgi_attn_workspace(const rg_call *c);

@@ -406,6 +406,98 @@ static rg_status take_cast(fuser *f, int32_t c, rg_error *e) {
   return RG_OK;
 }
 
+/* ---- two nodes of one kernel ---- */
+
+/* The value that the attribute of this name has for node n, or NULL. */
+static const rg_value *attr_named(const rgi_node *n, const char *name, const rg_attr **of) {
+  for (int i = 0; i < n->op->nattr; i++)
+    if (strcmp(n->op->attrs[i].name, name) == 0) {
+      *of = &n->op->attrs[i];
+      return &n->attr[i];
+    }
+  return NULL;
+}
+static bool has_attr(const rg_op *op, const char *name) {
+  for (int i = 0; i < op->nattr; i++)
+    if (strcmp(op->attrs[i].name, name) == 0) return true;
+  return false;
+}
+static bool same_value(const rg_value *a, const rg_value *b) {
+  return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
+}
+
+/* Do ports and attributes of `joined` say all that the two nodes do, and the same of both? Fills
+ * in what its node is to have. */
+static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing,
+                  const rg_op *joined, int32_t *in, int *nin, rg_value *attr) {
+  int ins = 0;
+  const rg_attr *of;
+  for (int q = 0; q < joined->nin; q++) {
+    const char *name = joined->in[q].name;
+    const int32_t x = in_named(a, name, 0), y = in_named(b, name, 0);
+    if (rgi_in_port(a->op, name) >= 0 && rgi_in_port(b->op, name) >= 0 && x != y) return false;
+    in[ins] = x >= 0 ? x : y;
+    nin[q] = in[ins] >= 0;
+    ins += nin[q];
+  }
+  for (int q = 0; q < b->op->nin; q++) {
+    const char *name = b->op->in[q].name;
+    if (rgi_in_port(joined, name) < 0 && strcmp(name, fusing->link) != 0 && rgi_in(b, q) >= 0)
+      return false;
+  }
+  for (int i = 0; i < joined->nattr; i++) {
+    const rg_value *x = attr_named(a, joined->attrs[i].name, &of),
+                   *y = attr_named(b, joined->attrs[i].name, &of);
+    if (x && y && !same_value(x, y)) return false;
+    if (!x && !y) return false;
+    attr[i] = x ? *x : *y;
+  }
+  for (int i = 0; i < b->op->nattr; i++) {
+    const rg_attr *own = &b->op->attrs[i];
+    const rg_value usual = {.i = (int64_t)own->def, .f = own->def};
+    const bool number = own->type == RG_ATTR_FLOAT;
+    if (has_attr(joined, own->name)) continue;
+    if (number ? b->attr[i].f < usual.f || b->attr[i].f > usual.f : b->attr[i].i != usual.i)
+      return false;
+  }
+  return true;
+}
+
+static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
+  const rgi_graph *g = f->g;
+  const rgi_node *b = &g->node[n];
+  const int port = rgi_in_port(b->op, fusing->link);
+  const int32_t t = port < 0 ? -1 : rgi_in(b, port), m = t < 0 ? -1 : g->tensor[t].producer;
+  const rg_op *joined = rgi_find_op(g->ctx, fusing->joined);
+  if (!f->gpu || m < 0 || strcmp(g->node[m].op->name, fusing->with) != 0 || f->gone[m])
+    return RG_OK;
+  if (!joined || joined->nin > MOST_PORTS || joined->nout > MOST_PORTS ||
+      joined->nattr > MOST_ATTRS)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, b->name, "%s and %s do not fit each other", b->op->name,
+                    fusing->joined);
+  const rgi_node *a = &g->node[m];
+  int32_t in[MOST_PORTS], out[MOST_PORTS];
+  int nin[MOST_PORTS], nout[MOST_PORTS], outs = 0;
+  rg_value attr[MOST_ATTRS];
+  if (!merge(a, b, fusing, joined, in, nin, attr)) return RG_OK;
+  rg_call first, call;
+  RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
+  RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
+  first.gpu = call.gpu = f->gpu;
+  if (!fusing->joins(&first, &call)) return RG_OK;
+  for (int q = 0; q < joined->nout; q++) {
+    const int32_t x = out_named(a, joined->out[q].name, 0),
+                  y = out_named(b, joined->out[q].name, 0);
+    out[outs] = x >= 0 ? x : y;
+    nout[q] = out[outs] >= 0;
+    outs += nout[q];
+  }
+  RGI_TRY(add_node(f, m, b->name, joined, attr, in, nin, out, nout, m, -1, e));
+  f->gone[m] = f->gone[n] = true;
+  f->report->fused++;
+  return RG_OK;
+}
+
 /* ---- the pass ---- */
 
 /* Lays the new nodes into the old order. */
@@ -433,6 +525,8 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   for (int32_t n = 0; n < g->nnode; n++)
     if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->part)
       room += rgi_nin(&g->node[n]) + 1;
+    else if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->joined)
+      room++;
   f->gone = rgi_alloc_n(f->scratch, (size_t)g->nnode + 1, sizeof *f->gone);
   f->before = rgi_alloc_n(f->scratch, (size_t)room + 1, sizeof *f->before);
   f->report->at = rgi_alloc_n(f->report->arena, (size_t)g->nnode + 1, sizeof *f->report->at);
@@ -441,6 +535,7 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_fusing *fusing = fusing_of(g->node[n].op);
     if (fusing && fusing->part) RGI_TRY(take_apart(f, n, fusing, e));
+    if (fusing && fusing->joined) RGI_TRY(join(f, n, fusing, e));
   }
   for (int32_t n = 0; n < g->nnode; n++) RGI_TRY(take_cast(f, n, e));
   return reorder(f, e);

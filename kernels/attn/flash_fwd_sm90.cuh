@@ -24,6 +24,10 @@
    sequence is the page row of its block's last token, and key tiles begin at multiples of N of r. A
    first tile then has `before` rows of whatever lies before the sequence.
 
+   Over pages a tile's rows are all heads of a KV head, token by token, where their number is a
+   power of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A
+   warpgroup copies tiles there (device/pages.cuh); steps of single tokens take one that computes.
+
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
        | barriers |
@@ -33,6 +37,7 @@
  */
 #pragma once
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
@@ -50,7 +55,8 @@ enum named : int { BATON = 1, EACH = 8 };
 template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   using type = Type;
   static constexpr int D = D_, E = E_, GROUPS = GROUPS_, N = N_;
-  static constexpr int BOX = RGK_FLASH_BOX, ROWS = GROUPS * BOX, STAGES = 2;
+  static constexpr int BOX = RGK_FLASH_BOX, ROWS = GROUPS * BOX;
+  static constexpr int STAGES = RGK_FLASH_STAGES(D, E, GROUPS, N);
   static constexpr int THREADS = (GROUPS + 1) * 128;
   static constexpr int DP = (D + 63) / 64, EP = (E + 63) / 64; /* panels */
   static constexpr uint32_t Q = BOX * 128, KV = N * 128;       /* bytes of a panel */
@@ -58,13 +64,14 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   /* s, o, p and q of a thread */
   static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200;
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
+  static constexpr int COPIER_REGS = 40, PAGED_REGS = 232; /* over pages, of two groups */
 };
 
 /* One tile of query rows of one head, as the producer hands it out. */
 enum job_kind : int { WORK, DEAD_ROWS, EXIT };
 struct alignas(16) job {
   int kind, head;
-  int token, rows; /* first row in q and o; how many the sequence has */
+  int token, rows; /* first row in q and o; rows of the tile that the sequence has */
   int position;    /* of the first row */
   int keys;        /* rows up to the sequence's last key */
   int first, end;  /* key tiles [first, end) */
@@ -92,63 +99,165 @@ __device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
   return p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
 }
 
-/* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a
- * sequence come first). False: nothing to do. */
-template <class C>
-__device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &j, int &key_row) {
+/* Where keys are: number of a sequence, in tokens, and what load_tile needs to find its rows. */
+struct in_rows {
+  int row; /* of k and v at which tiles are counted from */
+};
+__device__ __forceinline__ int find_rows(const rgk_flash_params &p, int b, in_rows &at) {
+  const int begin = (int)seq_start(p.kseqs, b);
+  at.row = begin;
+  return (int)seq_start(p.kseqs, b + 1) - begin;
+}
+struct in_pages {
+  const int32_t *table;
+  int low, rows; /* of the sequence's, [low, rows) are seen by some row of the tile */
+};
+__device__ __forceinline__ int find_rows(const rgk_flash_paged &p, int b, in_pages &at) {
+  const rgk_pages &g = p.pages;
+  const int n = g.context[b * g.context_step];
+  at.table = g.table + b * g.table_row;
+  return n > (int64_t)g.most * g.tokens ? 0 : n;
+}
+
+/* Position of the first query of a sequence of `length` rows that has n keys, in tokens. */
+__device__ __forceinline__ int64_t first_query(const rgk_flash_params &p, int b, int64_t, int) {
+  return p.offset ? p.offset[b] : 0;
+}
+__device__ __forceinline__ int64_t first_query(const rgk_flash_paged &, int, int64_t length,
+                                               int n) {
+  return n - length; /* below 0: the numbers don't go together */
+}
+
+/* In blocks, where they are compressed; cut at the rows there are. */
+__device__ __forceinline__ int count_keys(const rgk_flash_params &p, int n, in_rows &at) {
+  if (p.mode == RGK_CMP) {
+    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+    at.row = rgk_over(at.row, p.by_stride);
+  }
+  n = min(n, (int)p.S - at.row);
+  at.row -= p.before;
+  return n;
+}
+__device__ __forceinline__ int count_keys(const rgk_flash_paged &paged, int n, in_pages &at) {
+  const rgk_flash_params &p = paged.f;
+  if (p.mode == RGK_CMP) n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
+  at.low = p.before;
+  at.rows = n + p.before;
+  return n;
+}
+
+/* Rows outside [low, end) need not be fetched. */
+__device__ __forceinline__ void see_rows(in_rows &, int, int) {}
+__device__ __forceinline__ void see_rows(in_pages &at, int low, int end) {
+  at.low = low, at.rows = end;
+}
+
+__device__ __forceinline__ const rgk_flash_params &flash_of(const rgk_flash_params &p) {
+  return p;
+}
+__device__ __forceinline__ const rgk_flash_params &flash_of(const rgk_flash_paged &p) {
+  return p.f;
+}
+template <class P> struct place_of { using type = in_rows; };
+template <> struct place_of<rgk_flash_paged> { using type = in_pages; };
+template <class P> using place = typename place_of<P>::type;
+template <class P> constexpr bool in_pages_of = false;
+template <> inline constexpr bool in_pages_of<rgk_flash_paged> = true;
+
+/* A tile's rows: heads of one token side by side over pages, else tokens of one head. */
+template <bool paged> __device__ __forceinline__ int pack_of(const rgk_flash_params &p) {
+  return paged ? p.pack : 0;
+}
+struct row_place {
+  int token, head; /* from the tile's first */
+};
+template <bool paged>
+__device__ __forceinline__ row_place place_row(const rgk_flash_params &p, int row) {
+  const int pack = pack_of<paged>(p);
+  return {row >> pack, row & ((1 << pack) - 1)};
+}
+
+/* Job i: heads (their groups, over pages) run fastest, row tiles from the last to the first (the
+ * heavy ones of a sequence come first). False: nothing to do. */
+template <class C, class P>
+__device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &at) {
+  const rgk_flash_params &p = flash_of(all);
+  constexpr bool PAGED = in_pages_of<P>;
+  const int pack = pack_of<PAGED>(p), heads = p.H >> pack;
   const int slot = rgk_over(i, p.by_heads);
-  const tile t = find_tile(p.seqs, p.slots - 1 - slot, C::ROWS);
-  j.head = i - slot * p.H;
+  const tile t = find_tile(p.seqs, p.slots - 1 - slot, PAGED ? p.tokens : C::ROWS);
+  j.head = (i - slot * heads) << pack;
   j.kind = t.b == p.seqs.n ? DEAD_ROWS : WORK;
   j.token = (int)(t.begin + t.first);
-  j.rows = t.n;
+  j.rows = t.n << pack;
   j.position = j.keys = j.first = j.end = 0;
   if (t.n == 0) return false;
   if (j.kind == DEAD_ROWS) return true;
-  int begin = (int)seq_start(p.kseqs, t.b), n = (int)seq_start(p.kseqs, t.b + 1) - begin;
-  if (p.mode == RGK_CMP) {
-    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
-    begin = rgk_over(begin, p.by_stride);
-  }
-  n = min(n, (int)p.S - begin);
-  if (n <= 0) return true;
+  const int tokens = find_rows(all, t.b, at);
+  const int64_t position = first_query(all, t.b, t.length, tokens) + t.first;
+  int n = count_keys(all, tokens, at);
+  j.position = (int)min(max(position, t.first), (int64_t)INT32_MAX - C::ROWS);
+  if (n <= 0 || (PAGED && position < t.first)) return true;
   n += p.before;
-  key_row = begin - p.before;
   j.keys = n;
-  j.position = (int)min(t.first + (p.offset ? p.offset[t.b] : 0), (int64_t)INT32_MAX - C::ROWS);
   const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
   if (last < lowest) return true;
   j.first = lowest / C::N;
   j.end = last / C::N + 1;
+  see_rows(at, lowest, last + 1);
   return true;
 }
 
 /* ---- load ---- */
 
-template <class C>
-__device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
+/* By one thread; over pages by a warpgroup, whose first thread hands out. */
+template <class C, class P> __device__ __forceinline__ void produce(const P &all, shared<C> &s) {
+  constexpr bool PAGED = in_pages_of<P>;
+  const rgk_flash_params &p = flash_of(all);
+  const bool leads = threadIdx.x == 0;
   ring<C::STAGES> k, v;
   uint32_t q_parity = 0;
   job j;
-  int key_row = 0, kv_head = 0;
+  place<P> at = {};
+  int kv_head = 0;
+  paged_rows k_rows = {}, v_rows = {};
+  paged_four next = {}; /* of the last tile of K; of V's before it */
+  paged_four now = {};
   auto load_k = [&](int t) {
+    if constexpr (PAGED) {
+      now = next;
+      next = find_four(all.pages, at.table, t * C::N, at.low, at.rows);
+    }
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
-    bar_expect(&s.k_full[k.stage], C::DP * C::KV);
-    for (int x = 0; x < C::DP; x++)
-      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
-               key_row + t * C::N);
+    if constexpr (PAGED) {
+      copy_rows<C::N, C::DP * 8>(k_rows, next, smem_at(s.k[k.stage]), C::KV, t * C::N, at.low,
+                                 at.rows, (int)threadIdx.x);
+      copies_arrive(&s.k_full[k.stage]);
+    } else {
+      bar_expect(&s.k_full[k.stage], C::DP * C::KV);
+      for (int x = 0; x < C::DP; x++)
+        tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
+                 at.row + t * C::N);
+    }
     k.next();
   };
-  auto load_v = [&](int t) {
+  auto load_v = [&](int t, bool last) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-    bar_expect(&s.v_full[v.stage], C::EP * C::KV);
-    for (int x = 0; x < C::EP; x++)
-      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
-               key_row + t * C::N);
+    if constexpr (PAGED) {
+      copy_rows<C::N, C::EP * 8>(v_rows, last ? next : now, smem_at(s.v[v.stage]), C::KV, t * C::N,
+                                 at.low, at.rows, (int)threadIdx.x);
+      copies_arrive(&s.v_full[v.stage]);
+    } else {
+      bar_expect(&s.v_full[v.stage], C::EP * C::KV);
+      for (int x = 0; x < C::EP; x++)
+        tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
+                 at.row + t * C::N);
+    }
     v.next();
   };
   auto hand_out = [&]() {
-    for (int g = 0; g < C::GROUPS; g++) {
+    const int pack = pack_of<PAGED>(p);
+    for (int g = 0; g < C::GROUPS && leads; g++) {
       bar_wait(&s.q_empty[g], q_parity ^ 1);
       s.jobs[g] = j;
       if (j.first == j.end) {
@@ -157,27 +266,33 @@ __device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s)
       }
       bar_expect(&s.q_full[g], C::DP * C::Q);
       for (int x = 0; x < C::DP; x++)
-        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head, j.token + g * C::BOX,
-                 l2::evict_first);
+        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head,
+                 j.token + (g * C::BOX >> pack), l2::evict_first);
     }
+    if (PAGED) __syncwarp();
     q_parity ^= 1;
   };
   /* Every other round goes backwards: sums of falling weights come out even. */
-  const int jobs = p.slots * p.H, blocks = (int)gridDim.x;
+  const int jobs = p.slots * (p.H >> pack_of<PAGED>(p)), blocks = (int)gridDim.x;
   for (int r = 0; r * blocks < jobs; r++) {
     const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
-    if (i >= jobs || !find_job<C>(p, i, j, key_row)) continue;
+    if (i >= jobs || !find_job<C>(all, i, j, at)) continue;
     kv_head = rgk_over(j.head, p.by_group);
+    if constexpr (PAGED) {
+      k_rows = paged_head(all.k, all.pages.k_page, kv_head, all.D);
+      v_rows = paged_head(all.v, all.pages.v_page, kv_head, p.E);
+    }
     if (j.first < j.end) load_k(j.end - 1);
     hand_out();
     for (int t = j.end - 1; t >= j.first; t--) {
       if (t > j.first) load_k(t - 1);
-      load_v(t);
+      load_v(t, t == j.first);
     }
   }
   j.kind = EXIT;
   j.first = j.end = 0;
   hand_out();
+  if (PAGED) copies_wait_all();
 }
 
 /* ---- compute ---- */
@@ -318,15 +433,17 @@ __device__ __forceinline__ void clear_keys(char *v, int from, int to, int group)
 
 /* ---- epilogue ---- */
 
-/* Turns sums into averages, with the sink, and finds lse. */
-template <class C>
-__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
+/* Turns sums into averages, with the sink, and finds lse. `row`: of the thread's first row, inside
+ * the tile. */
+template <class C, bool PAGED>
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, int row,
                                         float (&o)[C::E / 2], const thread_rows &r, float c,
                                         float (&lse)[2]) {
-  const float sink =
-      p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
+    const int head = j.head + place_row<PAGED>(p, row + 8 * y).head;
+    const float sink =
+        p.sinks.data ? load(p.sinks.data, p.sinks.dtype, head * p.sinks.row) : -INFINITY;
     const row_end end = finish_row(r.m[y] * c, quad_sum(r.l[y]), sink);
     lse[y] = end.lse;
 #pragma unroll
@@ -337,21 +454,24 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
   }
 }
 
-/* `row`: of the thread's first row, inside the tile. */
+template <bool PAGED>
 __device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row,
                                           const float (&lse)[2]) {
   if (!p.lse.data || threadIdx.x % 4 != 0) return;
 #pragma unroll
-  for (int y = 0; y < 2; y++)
+  for (int y = 0; y < 2; y++) {
+    const row_place at = place_row<PAGED>(p, row + 8 * y);
     if (row + 8 * y < j.rows)
-      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] =
+      ((float *)p.lse
+           .data)[(int64_t)(j.token + at.token) * p.lse.row + (j.head + at.head) * p.lse.head] =
           lse[y];
+  }
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a
  * sequence row by row. `at`: the warp's rows of the first panel of C::Q bytes. Returns what depends
  * on all that this thread read there. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &j, int first,
                                           float (&o)[C::E / 2], char *at) {
   const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
@@ -366,8 +486,9 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
     proxy_fence();
     __syncwarp();
     if (lane == 0) {
+      const row_place to = place_row<PAGED>(p, first);
       for (int x = 0; x < C::EP; x++)
-        tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
+        tma_store(&p.o_map, at + x * C::Q, x * 64, j.head + to.head, j.token + to.token);
       store_commit();
     }
     return copied;
@@ -377,8 +498,9 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
   const int pieces = p.E / 8;
   for (int i = lane; i < rows * pieces; i += 32) {
     const int y = i / pieces, x = i - y * pieces;
-    typename C::type *out =
-        (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
+    const row_place to = place_row<PAGED>(p, first + y);
+    typename C::type *out = (typename C::type *)p.o.data + (int64_t)(j.token + to.token) * p.o.row +
+                            (j.head + to.head) * p.o.head;
     const uint4 piece = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
     *(uint4 *)(out + x * 8) = piece;
     copied ^= piece.x;
@@ -387,38 +509,41 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
 }
 
 /* A tile of dead rows. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job &j) {
   const int pieces = p.E / 8;
   for (int i = (int)threadIdx.x - 128; i < j.rows * pieces; i += C::GROUPS * 128) {
     const int y = i / pieces, x = i - y * pieces;
-    const int64_t token = j.token + y;
-    *(uint4 *)((typename C::type *)p.o.data + token * p.o.row + j.head * p.o.head + x * 8) =
+    const row_place at = place_row<PAGED>(p, y);
+    const int64_t token = j.token + at.token;
+    const int head = j.head + at.head;
+    *(uint4 *)((typename C::type *)p.o.data + token * p.o.row + head * p.o.head + x * 8) =
         make_uint4(0, 0, 0, 0);
-    if (x == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + j.head * p.lse.head] = 0;
+    if (x == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + head * p.lse.head] = 0;
   }
 }
 
 /* ---- kernel ---- */
 
 /* Which keys of its tiles the thread's rows see, `row` being the first of them. */
+template <bool PAGED>
 __device__ __forceinline__ void find_keys(const rgk_flash_params &p, const job &j, int row,
                                           int lane, thread_rows &r) {
+  auto position = [&](int x) { return j.position + place_row<PAGED>(p, x).token; };
   for (int y = 0; y < 2; y++) {
-    r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
-    r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
+    r.lo[y] = first_key(p, position(row + 8 * y)) - 2 * (lane & 3);
+    r.hi[y] = last_key(p, j.keys, position(row + 8 * y)) - 2 * (lane & 3);
   }
-  const int top = j.position + row - lane / 4;
-  r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+  const int top = row - lane / 4;
+  r.lo_last = first_key(p, position(top + 15)), r.hi_first = last_key(p, j.keys, position(top));
 }
 
 /* A job's end: its rows of o and lse leave, and q's room is given back where o goes through it. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, const job &j,
                                        int group, int warp, int lane, int row, float c,
-                                       float (&o)[C::E / 2], thread_rows &r) {
-  float lse[2];
-  average<C>(p, j, o, r, c, lse);
+                                       float (&o)[C::E / 2], thread_rows &r, float (&lse)[2]) {
+  average<C, PAGED>(p, j, row, o, r, c, lse);
   if (C::OWN_O) { /* the copy engine has read the last job's rows */
     if (lane == 0) store_wait_read<0>();
     __syncwarp();
@@ -426,9 +551,9 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
     named_sync(EACH + group, WARPGROUP);
   }
   const uint32_t copied =
-      write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+      write<C, PAGED>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
   /* last: the fence before the copy engine waits for stores before it */
-  write_lse(p, j, row, lse);
+  write_lse<PAGED>(p, j, row, lse);
   if (!C::OWN_O) {
     const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
     __syncwarp();
@@ -436,14 +561,32 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
   }
 }
 
-template <class C>
-__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
+/* What else is made of a job, by the warpgroup that has it (decode_sm90.cu): the products of a tile
+ * of keys, before anything is done to them; the end; a tile of dead rows. */
+template <class C> struct nothing_else {
+  __device__ __forceinline__ void products(const float (&)[C::N / 2], const job &, int, int) const {
+  }
+  __device__ __forceinline__ void end(shared<C> &, const job &, int, const float (&)[2]) const {}
+  __device__ __forceinline__ void dead(const job &) const {}
+};
+
+template <class C, bool PAGED, class X>
+__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group,
+                                        const X &also) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
-  auto baton_wait = [&]() { named_sync(BATON + group, 2 * WARPGROUP); };
-  auto baton_pass = [&]() { named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP); };
+  auto full_wait = [&](uint64_t *bar, uint32_t parity) {
+    bar_wait(bar, parity);
+    if (PAGED) proxy_fence(); /* threads wrote what is to be multiplied */
+  };
+  auto baton_wait = [&]() {
+    if (C::GROUPS > 1) named_sync(BATON + group, 2 * WARPGROUP);
+  };
+  auto baton_pass = [&]() {
+    if (C::GROUPS > 1) named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP);
+  };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -453,7 +596,8 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     if (j.kind == EXIT) break;
     if (j.kind == DEAD_ROWS) {
       bar_release(&s.q_empty[group], j.head, j.keys);
-      clear_rows<C>(p, j);
+      clear_rows<C, PAGED>(p, j);
+      also.dead(j);
       continue;
     }
     float o[C::E / 2];
@@ -471,8 +615,9 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
         q = smem_at(s.q[group]);
-      find_keys(p, j, row, lane, r);
+      find_keys<PAGED>(p, j, row, lane, r);
       auto clear = [&](int t) {
+        if (PAGED) return; /* zeros already */
         const int at = t * C::N;
         if (at < p.before) clear_keys<C>(s.v[v.stage], 0, min(p.before - at, C::N), group);
         if (at + C::N > j.keys) clear_keys<C>(s.v[v.stage], j.keys - at, C::N, group);
@@ -481,7 +626,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       int t = j.end - 1;
       {
         float x[C::N / 2];
-        bar_wait(&s.k_full[k.stage], k.parity);
+        full_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
@@ -492,17 +637,18 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
       }
-      if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
+      if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
       for (t--; t >= j.first; t--) {
         float x[C::N / 2];
         baton_wait();
         wgmma_fence();
         start_qk<C>(x, q, smem_at(s.k[k.stage]));
-        bar_wait(&s.v_full[v.stage], v.parity);
+        full_wait(&s.v_full[v.stage], v.parity);
         clear(t + 1);
         wgmma_fence();
         start_pv<C>(o, pr, smem_at(s.v[v.stage]));
@@ -511,12 +657,13 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_keep(x);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
         /* This wait's loop also keeps the compiler from pulling the next one up before the
          * softmax. */
-        if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
+        if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
         const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
@@ -527,7 +674,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         pack<C>(pr, x);
       }
       if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
-      bar_wait(&s.v_full[v.stage], v.parity);
+      full_wait(&s.v_full[v.stage], v.parity);
       clear(j.first);
       wgmma_fence();
       start_pv<C>(o, pr, smem_at(s.v[v.stage]));
@@ -538,37 +685,64 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     } else if (C::OWN_O) {
       bar_release(&s.q_empty[group], j.head, j.keys);
     }
-    finish<C>(p, s, j, group, warp, lane, row, c, o, r);
+    float lse[2];
+    finish<C, PAGED>(p, s, j, group, warp, lane, row, c, o, r, lse);
+    also.end(s, j, row, lse);
   }
   if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
 }
 
-template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1)
-    forward(const __grid_constant__ rgk_flash_params p) {
+template <class C, class P, class X>
+__device__ __forceinline__ void run(const P &all, const X &also) {
+  const rgk_flash_params &p = flash_of(all);
   extern __shared__ char memory[];
-  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
+  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_SHARED(C::D, C::E, C::GROUPS, C::N),
                 "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
+  constexpr bool PAGED = in_pages_of<P>;
+  constexpr int loaders = PAGED ? 128 : 1;
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
-      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
-      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.k_full[i], loaders), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], loaders), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
     }
     bar_init_done();
-    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);
+    map_prefetch(&p.q), map_prefetch(&p.o_map);
+    if (!PAGED) map_prefetch(&p.k), map_prefetch(&p.v);
   }
   __syncthreads();
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
   if (part == 0) {
-    fewer_registers<C::PRODUCER_REGS>();
-    if (threadIdx.x == 0) produce<C>(p, s);
+    if constexpr (C::GROUPS > 1) fewer_registers<PAGED ? C::COPIER_REGS : C::PRODUCER_REGS>();
+    if (threadIdx.x < loaders) produce<C>(all, s);
   } else {
-    more_registers<C::REGS>();
-    consume<C>(p, s, part - 1);
+    if constexpr (C::GROUPS > 1) more_registers<PAGED ? C::PAGED_REGS : C::REGS>();
+    consume<C, PAGED>(p, s, part - 1, also);
   }
+}
+
+template <class C, class P>
+__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ P all) {
+  run<C>(all, nothing_else<C>{});
+}
+
+/* ---- instances ---- */
+
+#ifdef RGK_DEV
+constexpr bool DEV = true;
+#else
+constexpr bool DEV = false;
+#endif
+
+template <class P, int D, int E, int GROUPS, int N> const void *instance(rg_dtype type) {
+  if constexpr (!DEV || (D == E && (D == 64 || D == 128))) {
+    if (type == RG_BF16) return (const void *)forward<config<__nv_bfloat16, D, E, GROUPS, N>, P>;
+    if constexpr (!DEV)
+      if (type == RG_F16) return (const void *)forward<config<__half, D, E, GROUPS, N>, P>;
+  }
+  return nullptr;
 }
 
 } // namespace flash

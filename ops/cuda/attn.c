@@ -70,6 +70,19 @@ static rgk_pages pages_view(const rgi_attn *a) {
                         cmp ? a->kernel / a->stride - 1 : 0);
 }
 
+/* NULL: plain, *why says why. */
+static const rgi_paged_family *choose_paged(const rgk_attn *a, const rgk_pages *pages,
+                                            const rg_gpu *gpu, const char **why) {
+  const rgi_paged_family *f = a->mode == RGK_SLC ? &rgi_paged_gather_fwd : &rgi_paged_flash_fwd;
+  *why = f->refuses(a, pages, gpu);
+  return *why ? NULL : f;
+}
+
+rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages) {
+  *pages = pages_view(a);
+  return kernels_view(a);
+}
+
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
                                      const char **why) {
   const rgi_attn_family *const *list = backward ? backward_ : forward;
@@ -87,8 +100,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return 0;
-  return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
+  return a->paged ? 0 : choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
@@ -96,7 +108,8 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) {
     const rgk_pages pages = pages_view(a);
-    return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->steps(&k, &pages, c->gpu, x) : rgi_attn_plain_paged(&k, &pages, c->gpu, x);
   }
   return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
@@ -119,7 +132,11 @@ bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a) {
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return "plain: pages";
+  if (a->paged) {
+    const rgk_pages pages = pages_view(a);
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->name : why;
+  }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }
