@@ -127,7 +127,7 @@ static rgi_delta delta(const rg_call *c) {
   return c->gpu ? rgi_cuda_attn_delta(c, &a) : RGI_DELTA_CHAIN;
 }
 static bool rounds(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return !c->gpu || rgi_cuda_attn_rounds(c, &a);
 }
 const rgi_fusing rgi_attn_fusing = {.delta = delta, .rounds = rounds};
