@@ -368,8 +368,8 @@ static bool changed_since(const line *l) {
   return strncmp(l->job, "moba ", 5) == 0 && strcmp(l->node, "pool") == 0;
 }
 
-/* A cast of its own when measured, since then the end of the node that adds last (passes/fuse.h). To
- * go with the above. */
+/* A cast of its own when measured, since then the end of the node that adds last (passes/fuse.h).
+ * To go with the above. */
 static bool taken_over_since(const line *l, const char *next) {
   return strcmp(l->node, "d.q.cast") == 0 && strcmp(next, l->node) != 0;
 }
