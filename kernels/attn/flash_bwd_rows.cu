@@ -166,13 +166,12 @@ struct dq_rows {
   bool seen;            /* by the main kernel: is any of the tile's keys seen? */
 };
 
-/* A warp's lanes side by side in a row, in as many rows as they fill. ADD: to fp32 sums that are
- * there, dq's own or dq_sum. */
+/* A warp's lanes side by side in a row, in as many rows as they fill. ADD: to dq_sum. */
 template <class T, bool ADD>
 __device__ __forceinline__ void round_rows(const rgk_flash_bwd &p, const dq_rows &rows) {
   enum { MOST = 4 }; /* loads under way */
   const rgk_attn &a = p.a;
-  const rgk_tensor &sums = sizeof(T) == 4 ? a.dq : a.dq_sum;
+  const rgk_tensor &sums = a.dq_sum;
   const int lane = threadIdx.x % 32, odd = lane & 1, of_row = a.D / 4, side = min(of_row, 32),
             step = 32 / side, head = p.kh0 * a.G + rows.head;
   const float scale = rows.seen ? a.scale : 0;
@@ -252,7 +251,7 @@ __global__ void __launch_bounds__(256, 4) round_dq(const __grid_constant__ rgk_f
     rows.head = h0 + i % hn;
     rows.from = min(i / hn * each, x.n);
     rows.upto = min(rows.from + each, x.n);
-    const bool add = a.acc_q || (a.dq_sum.data && x.b < a.seqs.n);
+    const bool add = a.dq_sum.data && x.b < a.seqs.n;
     if (a.dq.dtype == RG_F32)
       add ? round_rows<float, true>(p, rows) : round_rows<float, false>(p, rows);
     else if (a.dq.dtype == RG_F16)

@@ -71,6 +71,7 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   const int64_t n = a->seqs.n, H = a->H;
   *p = (rgk_flash_bwd){.a = *a, .chunk = least_chunk(a)};
   instance(p, a);
+  if (a->acc_q) p->a.dq_sum = a->dq; /* in place is a sum like another */
   p->slots = rgk_slots(a->T, n, RGK_FLASH_BWD_ROWS);
   p->zero_blocks = least(1024, rgk_blocks(a->S, 64));
   const int64_t one_head = a->T * a->G * p->width * 4;
