@@ -170,6 +170,55 @@ __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t
 }
 
 /* Sums in the order of compress_fwd.cu: tokens within a group, then groups. */
+struct mean_sum {
+  float sum[8], part[8];
+  __device__ __forceinline__ void add(const rgk_new_blocks &p, int i, const float (&x)[8]) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) part[e] = (i % p.stride == 0 ? 0.0f : part[e]) + x[e];
+    if ((i + 1) % p.stride == 0)
+#pragma unroll
+      for (int e = 0; e < 8; e++) sum[e] = i < p.stride ? part[e] : sum[e] + part[e];
+  }
+};
+
+__device__ __forceinline__ void widen(const uint4 &v, int32_t dtype, float (&x)[8]) {
+  const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 half = __half22float2(*(const __half2 *)&w[i]);
+    x[2 * i] = dtype == RG_BF16 ? __uint_as_float(w[i] << 16) : half.x;
+    x[2 * i + 1] = dtype == RG_BF16 ? __uint_as_float(w[i] & 0xffff0000u) : half.y;
+  }
+}
+
+/* Eight features from `feature` on of 16-bit rows that are loaded whole, several tokens at once:
+ * nothing branches between their loads. */
+__device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_paged_side &s,
+                         int64_t feature, mean_sum &m) {
+  constexpr int AHEAD = 8;
+  const int kernel = p.blocks.kernel, tokens = p.blocks.pages.tokens;
+#pragma unroll 1
+  for (int first = 0; first < kernel; first += AHEAD) {
+    uint4 raw[AHEAD];
+    int32_t page[AHEAD];
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++)
+      page[u] = n.table[(uint32_t)(n.token + min(first + u, kernel - 1)) / (uint32_t)tokens];
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      const uint32_t token = (uint32_t)(n.token + min(first + u, kernel - 1));
+      raw[u] = *(const uint4 *)((const uint16_t *)s.x.data + page[u] * s.x_page +
+                                token % (uint32_t)tokens * s.x.row + feature);
+    }
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      float x[8];
+      widen(raw[u], s.x.dtype, x);
+      if (first + u < kernel) m.add(p.blocks, first + u, x);
+    }
+  }
+}
+
 __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const rgk_paged_side &s = p.side[blockIdx.y];
   const rgk_pages &g = p.blocks.pages;
@@ -177,34 +226,24 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const float scale = 1.0f / (float)p.blocks.kernel;
   for (int at = threadIdx.x; at < s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
     const int head = at / eights, feature = at % eights * 8, count = min(s.width - feature, 8);
-    constexpr int AHEAD = 8; /* tokens whose loads are under way at once */
-    float sum[8], part[8], x[AHEAD][8];
-    int64_t m = n.token / g.tokens;
-    int slot = (int)(n.token - m * g.tokens);
-    for (int first = 0; first < p.blocks.kernel; first += AHEAD) {
-#pragma unroll
-      for (int u = 0; u < AHEAD; u++) {
-        if (first + u >= p.blocks.kernel) break;
+    mean_sum y;
+    if (p.vec && s.x.dtype != RG_F32 && count == 8) {
+      sum_wide(p, n, s, head * s.x.head + feature, y);
+    } else {
+      float x[8];
+      int64_t m = n.token / g.tokens;
+      int slot = (int)(n.token - m * g.tokens);
+      for (int i = 0; i < p.blocks.kernel; i++) {
         load8(s.x.data, s.x.dtype,
-              n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature, p.vec, count,
-              x[u]);
+              n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature, p.vec, count, x);
         if (++slot == g.tokens) slot = 0, m++;
-      }
-#pragma unroll
-      for (int u = 0; u < AHEAD; u++) {
-        const int i = first + u;
-        if (i >= p.blocks.kernel) break;
-#pragma unroll
-        for (int e = 0; e < 8; e++) part[e] = (i % p.blocks.stride == 0 ? 0.0f : part[e]) + x[u][e];
-        if ((i + 1) % p.blocks.stride == 0)
-#pragma unroll
-          for (int e = 0; e < 8; e++) sum[e] = i < p.blocks.stride ? part[e] : sum[e] + part[e];
+        y.add(p.blocks, i, x);
       }
     }
 #pragma unroll
-    for (int e = 0; e < 8; e++) sum[e] *= scale;
+    for (int e = 0; e < 8; e++) y.sum[e] *= scale;
     store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
-           p.vec, count, sum);
+           p.vec, count, y.sum);
   }
 }
 

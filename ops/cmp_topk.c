@@ -82,26 +82,14 @@ static void cost(const rg_call *c, rg_cost *sum) {
   sum->exps += one.exps;
 }
 
-/* On a GPU | products and scores | what ranks anew |; on the CPU one after the other. */
+/* | products and scores | what ranks anew | */
 static size_t workspace(const rg_call *c) {
   pair p;
   rgk_pages pages;
   take_apart(c, &p);
-  const size_t last = rgi_op_paged_topk.workspace(&p.topk);
-  if (!c->gpu) {
-    const size_t first = rgi_op_paged_cmp_attn.workspace(&p.attn);
-    return first > last ? first : last;
-  }
   const rgi_attn a = rgi_attn_describe(&p.attn);
   const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
-  return rgi_decode_workspace(&k, &pages, c->gpu) + last;
-}
-
-static rg_status run_cpu(const rg_call *c) {
-  pair p;
-  take_apart(c, &p);
-  RGI_TRY(rgi_op_paged_cmp_attn.run_cpu(&p.attn));
-  return rgi_op_paged_topk.run_cpu(&p.topk);
+  return rgi_decode_workspace(&k, &pages, c->gpu) + rgi_op_paged_topk.workspace(&p.topk);
 }
 
 static rg_status steps(const rg_call *c, rg_cuda *x) {
@@ -134,7 +122,6 @@ const rg_op rgi_op_paged_cmp_topk = {
     .nattr = RGI_COUNT(attrs),
     .cost = cost,
     .workspace = workspace,
-    .run_cpu = run_cpu,
     .cuda_steps = steps,
     .cuda_path = path,
 };

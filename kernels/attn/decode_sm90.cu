@@ -1,9 +1,9 @@
 /* kernels/attn/decode_sm90.cu: see decode.h.
 
    Attention is flash_fwd_sm90.cuh's: a tile's first 16 rows are the heads of one token. The
-   products that it takes the softmax of are those that topk ranks by (q kᵀ has the bits of k qᵀ),
-   so they are put aside, in memory that stays in L2; when lse is known, the same warpgroup makes
-   of them
+   products that it takes the softmax of are those that topk ranks by (q kᵀ has the bits of
+   k qᵀ), so they are put aside, in memory that stays in L2; when lse is known, the same warpgroup
+   makes of them
 
        p[r] = Σ heads exp(s − lse)      score[block] = its rows' p, ascending, times overlap
 

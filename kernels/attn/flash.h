@@ -65,13 +65,13 @@ typedef struct rgk_flash_params {
 } rgk_flash_params;
 
 /* The same over pages: row r of a sequence, the `before` rows of cmp counted, is row r % rows of
- * page table[b, r / rows]. Of numbers that don't go together the lengths count as no tokens; a page
- * that is none has rows of zeros. */
+ * page table[b, r / rows]. k and v are maps of (64 columns, row of a page, panel, head, page) in
+ * boxes of eight rows and all panels, so a tile lies eight rows by eight rows. Of numbers that
+ * don't go together the lengths count as no tokens; a page that is none has rows of zeros. */
 typedef struct rgk_flash_paged {
-  rgk_flash_params f; /* kseqs, offset, S and the maps of k and v are not looked at */
+  rgk_flash_params f; /* kseqs, offset and S are not looked at */
   rgk_pages pages;
-  rgk_tensor k, v; /* of a page */
-  int32_t D, zero;
+  rgk_divisor by_rows;
 } rgk_flash_paged;
 
 /* Steps of single tokens take one warpgroup, and a third stage where it fits. */

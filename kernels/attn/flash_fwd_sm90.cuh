@@ -26,7 +26,8 @@
 
    Over pages a tile's rows are all heads of a KV head, token by token, where their number is a
    power of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A
-   warpgroup copies tiles there (device/pages.cuh); steps of single tokens take one that computes.
+   warpgroup fetches tiles there, in boxes of eight rows, and steps of single tokens take one that
+   computes.
 
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
@@ -37,7 +38,6 @@
  */
 #pragma once
 #include "../device/element.cuh"
-#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 #include "../device/seq.cuh"
 #include "../device/softmax.cuh"
@@ -64,7 +64,6 @@ template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
   /* s, o, p and q of a thread */
   static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200;
   static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
-  static constexpr int COPIER_REGS = 40, PAGED_REGS = 232; /* over pages, of two groups */
 };
 
 /* One tile of query rows of one head, as the producer hands it out. */
@@ -210,6 +209,30 @@ __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &
 
 /* ---- load ---- */
 
+/* Where in a tile of K or V panels and eight rows follow on the one before. */
+template <class C, bool PAGED> struct tile_of {
+  static constexpr uint32_t K_PANEL = PAGED ? 1024 : C::KV, K_EIGHT = PAGED ? 1024 * C::DP : 1024;
+  static constexpr uint32_t V_PANEL = PAGED ? 1024 : C::KV, V_EIGHT = PAGED ? 1024 * C::EP : 1024;
+};
+
+/* Key tile t. */
+template <class C, int PANELS>
+__device__ __forceinline__ void load_tile(const rgk_flash_params &, const in_rows &at, char *to,
+                                          const rgk_map *map, uint64_t *bar, int head, int t) {
+  for (int x = 0; x < PANELS; x++)
+    tma_load(to + x * C::KV, map, bar, x * 64, head, at.row + t * C::N);
+}
+/* Four warps take turns with boxes, a lane each: to start a copy takes long. */
+template <class C, int PANELS>
+__device__ __forceinline__ void load_tile(const rgk_flash_paged &p, const in_pages &at, char *to,
+                                          const rgk_map *map, uint64_t *bar, int head, int t) {
+  const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32, row = t * C::N + i * 8;
+  if (i * 8 >= C::N) return;
+  const int m = rgk_over(row, p.by_rows);
+  const int page = row + 8 > at.low && row < at.rows ? at.table[m] : p.pages.count;
+  tma_load(to + i * 1024 * PANELS, map, bar, 0, row - m * p.pages.rows, 0, head, page);
+}
+
 /* By one thread; over pages by a warpgroup, whose first thread hands out. */
 template <class C, class P> __device__ __forceinline__ void produce(const P &all, shared<C> &s) {
   constexpr bool PAGED = in_pages_of<P>;
@@ -220,39 +243,16 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
   job j;
   place<P> at = {};
   int kv_head = 0;
-  paged_rows k_rows = {}, v_rows = {};
-  paged_four next = {}; /* of the last tile of K; of V's before it */
-  paged_four now = {};
   auto load_k = [&](int t) {
-    if constexpr (PAGED) {
-      now = next;
-      next = find_four(all.pages, at.table, t * C::N, at.low, at.rows);
-    }
     bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
-    if constexpr (PAGED) {
-      copy_rows<C::N, C::DP * 8>(k_rows, next, smem_at(s.k[k.stage]), C::KV, t * C::N, at.low,
-                                 at.rows, (int)threadIdx.x);
-      copies_arrive(&s.k_full[k.stage]);
-    } else {
-      bar_expect(&s.k_full[k.stage], C::DP * C::KV);
-      for (int x = 0; x < C::DP; x++)
-        tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
-                 at.row + t * C::N);
-    }
+    if (leads) bar_expect(&s.k_full[k.stage], C::DP * C::KV);
+    load_tile<C, C::DP>(all, at, s.k[k.stage], &p.k, &s.k_full[k.stage], kv_head, t);
     k.next();
   };
-  auto load_v = [&](int t, bool last) {
+  auto load_v = [&](int t) {
     bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-    if constexpr (PAGED) {
-      copy_rows<C::N, C::EP * 8>(v_rows, last ? next : now, smem_at(s.v[v.stage]), C::KV, t * C::N,
-                                 at.low, at.rows, (int)threadIdx.x);
-      copies_arrive(&s.v_full[v.stage]);
-    } else {
-      bar_expect(&s.v_full[v.stage], C::EP * C::KV);
-      for (int x = 0; x < C::EP; x++)
-        tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
-                 at.row + t * C::N);
-    }
+    if (leads) bar_expect(&s.v_full[v.stage], C::EP * C::KV);
+    load_tile<C, C::EP>(all, at, s.v[v.stage], &p.v, &s.v_full[v.stage], kv_head, t);
     v.next();
   };
   auto hand_out = [&]() {
@@ -278,21 +278,16 @@ template <class C, class P> __device__ __forceinline__ void produce(const P &all
     const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
     if (i >= jobs || !find_job<C>(all, i, j, at)) continue;
     kv_head = rgk_over(j.head, p.by_group);
-    if constexpr (PAGED) {
-      k_rows = paged_head(all.k, all.pages.k_page, kv_head, all.D);
-      v_rows = paged_head(all.v, all.pages.v_page, kv_head, p.E);
-    }
     if (j.first < j.end) load_k(j.end - 1);
     hand_out();
     for (int t = j.end - 1; t >= j.first; t--) {
       if (t > j.first) load_k(t - 1);
-      load_v(t, t == j.first);
+      load_v(t);
     }
   }
   j.kind = EXIT;
   j.first = j.end = 0;
   hand_out();
-  if (PAGED) copies_wait_all();
 }
 
 /* ---- compute ---- */
@@ -322,11 +317,12 @@ template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4
                   a + 4 * x);
 }
 /* s = q kᵀ */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q, uint32_t k) {
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++) {
-    const uint64_t at = desc_k(k + x / 4 * C::KV + x % 4 * 32);
+    using T = tile_of<C, PAGED>;
+    const uint64_t at = desc_make(k + x / 4 * T::K_PANEL + x % 4 * 32, 16, T::K_EIGHT);
     if constexpr (C::Q_REGS)
       wgmma<typename C::type, C::N>::template rs<>(s, q + 4 * x, at, x > 0);
     else
@@ -336,12 +332,14 @@ __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q
   wgmma_commit();
 }
 /* o += p v */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&p)[C::N / 4],
                                          uint32_t v) {
+  using T = tile_of<C, PAGED>;
 #pragma unroll
   for (int x = 0; x < C::N / 16; x++)
-    wgmma<typename C::type, C::E>::template rs<true>(o, p + 4 * x, desc_mn(v + x * 2048, C::KV), 1);
+    wgmma<typename C::type, C::E>::template rs<true>(
+        o, p + 4 * x, desc_make(v + 2 * x * T::V_EIGHT, T::V_PANEL, T::V_EIGHT), 1);
   wgmma_commit();
 }
 
@@ -420,13 +418,14 @@ __device__ __forceinline__ void pack(uint32_t (&p)[C::N / 4], const float (&s)[C
 }
 
 /* Rows [from, to) of a V tile are zeroed, by this warpgroup for itself. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void clear_keys(char *v, int from, int to, int group) {
+  using T = tile_of<C, PAGED>;
 #pragma unroll 1
   for (int x = 0; x < C::EP; x++)
 #pragma unroll 1
     for (int i = from * 8 + (int)(threadIdx.x % 128); i < to * 8; i += 128)
-      *(uint4 *)(v + x * C::KV + i * 16) = make_uint4(0, 0, 0, 0);
+      *(uint4 *)(v + x * T::V_PANEL + i / 64 * T::V_EIGHT + i % 64 * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
   named_sync(EACH + group, WARPGROUP);
 }
@@ -577,10 +576,6 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
-  auto full_wait = [&](uint64_t *bar, uint32_t parity) {
-    bar_wait(bar, parity);
-    if (PAGED) proxy_fence(); /* threads wrote what is to be multiplied */
-  };
   auto baton_wait = [&]() {
     if (C::GROUPS > 1) named_sync(BATON + group, 2 * WARPGROUP);
   };
@@ -617,19 +612,18 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         q = smem_at(s.q[group]);
       find_keys<PAGED>(p, j, row, lane, r);
       auto clear = [&](int t) {
-        if (PAGED) return; /* zeros already */
         const int at = t * C::N;
-        if (at < p.before) clear_keys<C>(s.v[v.stage], 0, min(p.before - at, C::N), group);
-        if (at + C::N > j.keys) clear_keys<C>(s.v[v.stage], j.keys - at, C::N, group);
+        if (at < p.before) clear_keys<C, PAGED>(s.v[v.stage], 0, min(p.before - at, C::N), group);
+        if (at + C::N > j.keys) clear_keys<C, PAGED>(s.v[v.stage], j.keys - at, C::N, group);
       };
 
       int t = j.end - 1;
       {
         float x[C::N / 2];
-        full_wait(&s.k_full[k.stage], k.parity);
+        bar_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
-        start_qk<C>(x, q, smem_at(s.k[k.stage]));
+        start_qk<C, PAGED>(x, q, smem_at(s.k[k.stage]));
         baton_pass();
         scored = wgmma_wait<0>();
         wgmma_keep(x);
@@ -642,16 +636,16 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
       }
-      if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
+      if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
       for (t--; t >= j.first; t--) {
         float x[C::N / 2];
         baton_wait();
         wgmma_fence();
-        start_qk<C>(x, q, smem_at(s.k[k.stage]));
-        full_wait(&s.v_full[v.stage], v.parity);
+        start_qk<C, PAGED>(x, q, smem_at(s.k[k.stage]));
+        bar_wait(&s.v_full[v.stage], v.parity);
         clear(t + 1);
         wgmma_fence();
-        start_pv<C>(o, pr, smem_at(s.v[v.stage]));
+        start_pv<C, PAGED>(o, pr, smem_at(s.v[v.stage]));
         baton_pass();
         scored = wgmma_wait<1>();
         wgmma_keep(x);
@@ -663,7 +657,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         wgmma_keep(x);
         /* This wait's loop also keeps the compiler from pulling the next one up before the
          * softmax. */
-        if (t > j.first) full_wait(&s.k_full[k.stage], k.parity);
+        if (t > j.first) bar_wait(&s.k_full[k.stage], k.parity);
         const waited added = wgmma_wait<0>();
         wgmma_keep(o);
         wgmma_keep(pr);
@@ -674,10 +668,10 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         pack<C>(pr, x);
       }
       if (C::OWN_O && !C::Q_REGS) bar_release(&s.q_empty[group], scored, j.head, j.keys);
-      full_wait(&s.v_full[v.stage], v.parity);
+      bar_wait(&s.v_full[v.stage], v.parity);
       clear(j.first);
       wgmma_fence();
-      start_pv<C>(o, pr, smem_at(s.v[v.stage]));
+      start_pv<C, PAGED>(o, pr, smem_at(s.v[v.stage]));
       const waited added = wgmma_wait<0>();
       wgmma_keep(o);
       warp_release(&s.v_empty[v.stage], added);
@@ -701,24 +695,23 @@ __device__ __forceinline__ void run(const P &all, const X &also) {
                 "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
   constexpr bool PAGED = in_pages_of<P>;
-  constexpr int loaders = PAGED ? 128 : 1;
+  constexpr int loaders = PAGED ? 128 : 1; /* threads */
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
-      bar_init(&s.k_full[i], loaders), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
-      bar_init(&s.v_full[i], loaders), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * C::GROUPS * WARP_ARRIVALS);
     }
     bar_init_done();
-    map_prefetch(&p.q), map_prefetch(&p.o_map);
-    if (!PAGED) map_prefetch(&p.k), map_prefetch(&p.v);
+    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v), map_prefetch(&p.o_map);
   }
   __syncthreads();
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
   if (part == 0) {
-    if constexpr (C::GROUPS > 1) fewer_registers<PAGED ? C::COPIER_REGS : C::PRODUCER_REGS>();
+    if constexpr (C::GROUPS > 1) fewer_registers<C::PRODUCER_REGS>();
     if (threadIdx.x < loaders) produce<C>(all, s);
   } else {
-    if constexpr (C::GROUPS > 1) more_registers<PAGED ? C::PAGED_REGS : C::REGS>();
+    if constexpr (C::GROUPS > 1) more_registers<C::REGS>();
     consume<C, PAGED>(p, s, part - 1, also);
   }
 }

@@ -128,8 +128,8 @@ static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, cons
   const char *no = refuses(a, gpu);
   if (no) return no;
   if (a->k.dtype != a->dtype || a->v.dtype != a->dtype) return "plain: caches of another type";
-  if (a->D % 8) return "plain: d_qk not a multiple of 8";
-  return pages->rows % 4 ? "plain: rows of a page are no multiple of 4" : NULL;
+  if (a->D % 64 || a->E % 64) return "plain: head width no multiple of 64";
+  return pages->rows % 8 ? "plain: rows of a page are no multiple of 8" : NULL;
 }
 
 /* Where no sequence need have more than a warpgroup's rows, one is enough: the same bits. */
@@ -143,13 +143,30 @@ static tiling paged_tiling(const rgk_attn *a) {
   return t;
 }
 
+/* In boxes of eight rows and all panels of the kernel; `page` elements from page to page. */
+static rgk_map_of map_pages(rgk_tensor t, int64_t page, const rgk_pages *pages, int64_t heads,
+                            int64_t width, int32_t panels) {
+  const rgk_map_of m = {.data = t.data,
+                        .dtype = t.dtype,
+                        .rank = 5,
+                        .dim = {64, pages->rows, width / 64, heads, pages->count},
+                        .stride = {1, t.row, 64, t.head, page},
+                        .box = {64, 8, panels, 1, 1},
+                        .swizzle = 128};
+  return m;
+}
+
 static rg_status fill_paged(const rgk_attn *a, const rgk_pages *pages, tiling t, rgk_flash_paged *p,
                             rg_error *e) {
   RGI_TRY(fill(a, t, &p->f, e));
   p->pages = *pages;
-  p->k = a->k, p->v = a->v;
-  p->D = a->D;
-  return RG_OK;
+  p->by_rows = rgk_divide_by(pages->rows);
+  const rgk_map_of k = map_pages(a->k, pages->k_page, pages, a->KH, a->D,
+                                 RGK_FLASH_PANELS(instance[t.instance].D)),
+                   v = map_pages(a->v, pages->v_page, pages, a->KH, a->E,
+                                 RGK_FLASH_PANELS(instance[t.instance].E));
+  RGI_TRY(rgk_map_make(&p->f.k, &k, e));
+  return rgk_map_make(&p->f.v, &v, e);
 }
 
 static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,

@@ -53,6 +53,52 @@ static int count_op(const rgi_graph *g, const char *op) {
   return n;
 }
 
+/* One layer's serving step, for so many rows and sequences. */
+static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, const char *name, int value) {
+  rg_error e = {0};
+  rg_spec *spec;
+  rgi_graph *g;
+  fused f;
+  const rg_binding given = {name, value, NULL}, set[] = {{"T", rows, NULL},
+                                                         {"B", sequences, NULL},
+                                                         {"M", 32, NULL},
+                                                         {"P", 100, NULL},
+                                                         {"F", 1, NULL}};
+  CR_OK(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa_serve.json", &given, 1, &spec, &e), &e);
+  CR_OK(rgi_spec_elaborate(spec, set, 5, true, &g, &e), &e);
+  CR_OK(rgi_autodiff(g, &f.before, &e), &e);
+  CR_OK(rgi_fuse(f.before, gpu, true, &f.after, &f.report, &e), &e);
+  rgi_graph_destroy(g);
+  rg_spec_destroy(spec);
+  return f;
+}
+
+Test(fuse, one_kernel_for_attention_and_choice, .init = begin, .fini = end) {
+  static const rg_gpu hopper = {90, 132}, older = {80, 108};
+  static const struct {
+    const rg_gpu *gpu;
+    int rows, sequences;
+    const char *name;
+    int value;
+    bool joined;
+  } c[] = {
+      {&hopper, 16, 16, "H", 64, true},      {&hopper, 7, 16, "top_n", 32, true},
+      {&hopper, 17, 16, "H", 64, false}, /* more rows than single tokens have */
+      {&hopper, 16, 16, "H", 32, false},     {&hopper, 16, 16, "top_n", 33, false},
+      {&hopper, 16, 16, "stride", 8, false}, {&hopper, 16, 16, "D", 192, false},
+      {&older, 16, 16, "H", 64, false},      {NULL, 16, 16, "H", 64, false},
+  };
+  for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+    fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].name, c[i].value);
+    cr_assert_eq(f.report->fused, c[i].joined, "case %zu: %d", i, f.report->fused);
+    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].joined, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].joined, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].joined, "case %zu", i);
+    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].joined, "case %zu", i);
+    drop(&f);
+  }
+}
+
 /* Nodes of this op with and without something on the port. */
 static void count_port(const rgi_graph *g, const char *op, const char *port, int *with,
                        int *without) {
