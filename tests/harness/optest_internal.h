@@ -38,6 +38,7 @@ struct ot_call {
   const char *wrong; /* first mistake in building the call */
   rg_status status;
   int delta;
+  bool rounds;
 };
 
 /* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too)
