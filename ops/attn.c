@@ -34,8 +34,8 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
   if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
     return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
   if (is_backward(c) && rg_in(c, RGI_ATTN_SUM_Q + x) &&
-      (!rg_out(c, 0) || rg_in(c, RGI_ATTN_ACC_Q + x)))
-    return rg_op_fail(e, RG_E_KEY, c, "sum.q is of a d.q that nothing else is added to");
+      (!rg_out(c, 0) || rg_out(c, 0)->dtype == RG_F32))
+    return rg_op_fail(e, RG_E_KEY, c, "sum.q is of a d.q that is rounded, in place of acc.q");
   if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
     return rg_op_fail(e, RG_E_SHAPE, c,
                       "%lld query heads are not a positive multiple of %lld KV heads", (long long)H,

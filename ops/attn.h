@@ -67,7 +67,7 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
   {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
    "out.o times grad.o, summed over the last axis, in place of out.o"},                            \
   {"sum.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
-   "sum so far for d.q, which is its end: in place of acc.q"}
+   "sum so far for d.q, which is its end and not fp32: in place of acc.q"}
 #define RGI_ATTN_OUT_BWD(key_flag)                                                                 \
   {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,             \
    "gradient of q"},                                                                               \
