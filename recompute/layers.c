@@ -27,7 +27,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { GRID = 32, PRICES = 24, MOST_DEPS = 16 };
+enum { GRID = 640, PRICES = 24, MOST_DEPS = 16 };
 
 typedef struct option {
   double ms, saved, before, after, spill;
