@@ -269,7 +269,11 @@ class Attention:
     def _make(self, kind, wanted, inputs):
         device = kind[0]
         if device != "cpu":
-            core.device_check(device)
+            try:
+                core.device_check(device)
+            except RegraphError as error:
+                raise RegraphError(error.status, f"{self.name}: {error.message}. With "
+                                                 "device=\"cpu\" it runs on the host") from None
         params = dict(self.params)
         spec = dict(self.spec, inputs={})
         for name, x in zip(self.inputs, inputs):
