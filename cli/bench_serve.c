@@ -162,7 +162,9 @@ static rg_status bind(serve_bench *b, const serve_row *r) {
   for (size_t i = 0; s == RG_OK && rg_plan_tensor(c->plan, i, &t) == RG_OK; i++) {
     if (i == sizeof b->bound / sizeof *b->bound)
       return cli_fail(&c->error, RG_E_LIMIT, c->args.positional[0],
-                      "--serve knows at most %zu tensors of a spec", i);
+                      "the spec has more than %zu tensors, the most that --serve takes: give it "
+                      "fewer layers",
+                      i);
     const bool state = t.role == RG_STATE;
     b->bound[i] = b->state[i];
     if (!b->bound[i]) s = rg_memory_alloc(c->plan, (size_t)t.bytes, &b->bound[i], &c->error);
@@ -227,7 +229,7 @@ static rg_status measure_row(serve_bench *b, serve_row *r) {
     if (s == RG_OK) s = cli_make_session(c, c->args.eager);
     if (s == RG_OK) s = bind(b, r);
     if (s == RG_OK) s = measure(b, r, k);
-    if (s == RG_OK && c->args.eager) print_nodes(c, r);
+    if (s == RG_OK && c->args.eager && !c->args.json) print_nodes(c, r);
     if (c->plan) unbind(b);
     if (s != RG_OK || r != &b->row[b->nrow - 1] || k + 1 < CAPACITIES) {
       rg_plan_destroy(c->plan); /* the last one frees the state */
