@@ -308,6 +308,10 @@ static rg_status find_pool(serve_bench *b) {
 }
 
 rg_status bench_serve(cli *c) {
+  if (c->args.html || c->args.trace)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
+                    "%s is of one plan, and --serve measures many; leave one of the two out",
+                    c->args.html ? "--html" : "--trace");
   serve_bench *b = calloc(1, sizeof *b);
   if (!b) return cli_nomem(&c->error);
   b->c = c;
