@@ -1,10 +1,11 @@
 /* passes/fuse.c: see fuse.h.
 
-   Works on a copy: nodes are appended, then laid into the old order. A part goes directly before
-   the first reader of its gradient, or of what the rest makes (d.w), if that comes earlier; the
-   rest goes after the last part. Where nodes may run side by side, memory is shared only by nodes
-   of which one waits for the other: a part is then told to wait for the reader before it. Readers
-   that do not wait for each other anyhow stay as they are.
+   Works on a copy: nodes are appended, then laid into the old order. Nodes are taken apart or
+   joined first, then casts taken over. A part goes directly before the first reader of its
+   gradient, or of what the rest makes (d.w), if that comes earlier; the rest goes after the last
+   part. Where nodes may run side by side, memory is shared only by nodes of which one waits for the
+   other: a part is then told to wait for the reader before it. Readers that do not wait for each
+   other anyhow stay as they are.
  */
 #include "fuse.h"
 #include "../graph/order.h"
