@@ -292,10 +292,11 @@ static void print_json(const serve_bench *b) {
 static rg_status find_pool(serve_bench *b) {
   cli *c = b->c;
   rg_tensor_info t;
-  bool lists[3] = {false};
+  bool lists[3] = {false}, rows = false;
   for (size_t i = 0; rg_spec_tensor(c->spec, i, &t) == RG_OK; i++) {
     lists[0] |= named(&t, "lengths"), lists[1] |= named(&t, "context");
     lists[2] |= named(&t, "pages");
+    rows |= t.role == RG_INPUT && !is_list(&t) && t.rank > 0 && t.dim[0] < 0;
     if (t.role != RG_STATE || b->page > 0) continue;
     b->pages = t.dim[0] > 0 ? t.dim[0] : cli_on_gpu(c) ? 16384 : 64;
     b->page = t.dim[1];
@@ -304,6 +305,10 @@ static rg_status find_pool(serve_bench *b) {
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
                     "--serve is for specs of a serving step: state of pages, inputs lengths, "
                     "context and pages, as examples/nsa_serve.json has them");
+  if (!rows)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
+                    "--serve takes as many rows as its tables say; leave their number free (T of "
+                    "examples/nsa_serve.json)");
   return RG_OK;
 }
 
