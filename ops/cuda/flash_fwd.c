@@ -1,5 +1,6 @@
-/* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores; see
- * kernels/attn/flash_fwd_sm90.cuh. */
+/* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores, the same over
+ * pages, and attention with choice of single tokens; see kernels/attn/flash_fwd_sm90.cuh and
+ * decode.h. */
 #include "../../kernels/attn/decode.h"
 #include "attn.h"
 #include "hopper.h"
