@@ -216,6 +216,18 @@ static void print_nodes(const cli *c, const serve_row *r) {
   putchar('\n');
 }
 
+/* There is always one to free the state with. */
+static rg_status next_plan(cli *c) {
+  rg_plan *before = c->plan;
+  c->plan = NULL;
+  const rg_status s = cli_make_plan(c);
+  if (s == RG_OK)
+    rg_plan_destroy(before);
+  else
+    c->plan = before;
+  return s;
+}
+
 static rg_status measure_row(serve_bench *b, serve_row *r) {
   cli *c = b->c;
   rg_status s = RG_OK;
@@ -225,16 +237,12 @@ static rg_status measure_row(serve_bench *b, serve_row *r) {
       continue;
     }
     s = bind_row(b, r, r->capacity[k]);
-    if (s == RG_OK) s = cli_make_plan(c);
+    if (s == RG_OK) s = next_plan(c);
     if (s == RG_OK) s = cli_make_session(c, c->args.eager);
     if (s == RG_OK) s = bind(b, r);
     if (s == RG_OK) s = measure(b, r, k);
     if (s == RG_OK && c->args.eager && !c->args.json) print_nodes(c, r);
     if (c->plan) unbind(b);
-    if (s != RG_OK || r != &b->row[b->nrow - 1] || k + 1 < CAPACITIES) {
-      rg_plan_destroy(c->plan); /* the last one frees the state */
-      c->plan = NULL;
-    }
   }
   return s;
 }
