@@ -178,6 +178,21 @@ class Serve(unittest.TestCase):
         with self.assertRaisesRegex(RegraphError, "no output 'idx'; expected one of .*logits"):
             wide.output("idx")
 
+    def test_one_whose_logits_are_nan_fails_alone(self):
+        name = next(n for n, w in WEIGHTS.items() if w.shape[0] == 61 and "head" not in n)
+        asked = prompts(3)
+        for sampling in serve.GREEDY, serve.Sampling(temperature=0.7, top_k=9, top_p=0.9):
+            one = engine()
+            want = run(one, [one.add(prompt, 9, sampling=sampling) for prompt in asked])
+            odd = min(set(range(61)).difference(*want, *asked))
+            table = WEIGHTS[name].copy()
+            table[odd] = np.nan
+            one = serve.Engine(spec(), {**WEIGHTS, name: table}, pages=12, page=16, slots=5, most=8)
+            bad = one.add([3, odd, 5], 9, sampling=sampling)
+            again = [one.add(prompt, 9, sampling=sampling) for prompt in asked]
+            self.assertEqual(run(one, [bad, *again]), [[], *want])
+            self.assertEqual([r.state for r in (bad, *again)], ["failed"] + 3 * ["finished"])
+
     def test_what_is_refused(self):
         one = engine()
         with self.assertRaisesRegex(RegraphError, "RG_E_LIMIT: a request of 100 tokens and 90 more "
@@ -198,6 +213,14 @@ class Serve(unittest.TestCase):
             one.fork(engine().add([1], 3), 4)
         with self.assertRaisesRegex(RegraphError, "no token of its own yet"):
             one.fork(one.add([1], 3), 4)
+        with self.assertRaisesRegex(RegraphError, "token 1 of the request is 61; expected 0 to 60"):
+            one.add([1, 61], 3)
+        with self.assertRaisesRegex(RegraphError, "token 0 of the request is -1; expected 0 to 60"):
+            one.add([-1], 3)
+        with self.assertRaisesRegex(RegraphError, "no tokens; expected one at least"):
+            one.add([], 3)
+        with self.assertRaises(TypeError):
+            one.add([1.5], 3)
 
     def test_context_parallelism_is_refused_by_name(self):
         with self.assertRaisesRegex(RegraphError, "RG_E_POLICY.*cp|context parallel"):
