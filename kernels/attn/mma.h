@@ -13,14 +13,14 @@
 /* A team of warps has rows of its own, `queries` queries of a sequence times `heads` of a KV head's
  * G query heads, which are cut into `parts`, and tiles of keys of its own.
  *
- *               warps   rows   keys of a tile
- *   LARGE           4    128   64    dense; none at width 256
- *   SMALL           4     64   64    dense, where a multiprocessor has 100 KB of shared memory or at
- *                                    width 256; selected blocks for groups of more than 16 heads
- *   ONE             1     16   32    selected blocks
+ *           warps   rows   keys of a tile
+ *   LARGE     4     128         64         dense; none at width 256
+ *   SMALL     4      64         64         dense at width 256 or with 100 KB of shared memory a
+ *                                          multiprocessor; selected blocks, groups of more than 16
+ *   ONE       1      16         32         selected blocks
  *
- * Rows never meet, so bits depend on which of them a row is in no case, and LARGE and SMALL, whose
- * tiles of keys are alike, give the same. */
+ * A row is computed for itself, whatever rows share its team. LARGE and SMALL have the same tiles
+ * of keys, and give the same bits. */
 enum { RGK_MMA_LARGE, RGK_MMA_SMALL, RGK_MMA_ONE };
 RGK_BOTH int32_t rgk_mma_rows(int shape) {
   return shape == RGK_MMA_LARGE ? 128 : shape == RGK_MMA_SMALL ? 64 : 16;

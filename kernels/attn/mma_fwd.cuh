@@ -12,10 +12,10 @@
    Two or three blocks, or many teams of one warp, share a multiprocessor, so one multiplies while
    another waits. S, p and o stay in registers: the accumulators of S, packed, are the A of p V.
 
-   Dense keys are walked from the last tile to the first, tiles beginning at multiples of N; selected
-   blocks upwards, the union of what the team's queries chose, each in parts of N keys. What a row
-   does not see counts as −inf. A warp passes over tiles of which its rows see nothing, and such a
-   tile would change no bit: m stays, p is 0.
+   Dense keys are walked from the last tile to the first, tiles beginning at multiples of N;
+   selected blocks upwards, the union of what the team's queries chose, each in parts of N keys.
+   What a row does not see counts as −inf. A warp passes over tiles of which its rows see nothing,
+   and such a tile would change no bit: m stays, p is 0.
 
    m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY
    powers of two. Whether it moves depends on that row alone, so neighbours change no bit.
@@ -45,7 +45,8 @@ template <class Type, int D_, int E_, int SHAPE_, bool SELECTED_> struct config 
   /* s, o, q and some for the rest; blocks for which a multiprocessor has registers and room */
   static constexpr int REGS = X * (N + E) / 2 + (Q_REGS ? X * D / 4 : 0) + 56,
                        FIT = 65536 / (THREADS * ((REGS + 7) / 8 * 8)),
-                       ROOM = 228 * 1024 / (rgk_mma_shared(SHAPE, SELECTED, D, E) + 1024),
+                       ROOM = (ALONE ? 228 : 164) * 1024 /
+                              (rgk_mma_shared(SHAPE, SELECTED, D, E) + 1024),
                        BLOCKS = FIT < ROOM ? FIT : ROOM;
   static_assert(TEAMS * (Q + K + V) + SEEN == rgk_mma_shared(SHAPE, SELECTED, D, E),
                 "as the host counts");
@@ -127,8 +128,8 @@ struct seen_keys {
 template <class C> struct dense_walk {
   int at, first, n;
 
-  /* `table`: room for what each of the team's rows sees, then for each warp's seen_keys; `mine`: the
-   * thread's first row. */
+  /* `table`: room for what each of the team's rows sees, then for each warp's seen_keys; `mine`:
+   * the thread's first row. */
   __device__ __forceinline__ dense_walk(const rgk_mma &p, const team_rows &t, key_span span,
                                         int2 *table, int mine) {
     const int64_t position = t.t.first + first_position(p.a, t.t.b);
@@ -493,6 +494,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
       products<C>(s, q, mma_at_rows<C::D>(q_room + here / 32 * 16 * C::X * pitch(C::D), here % 32),
                   mma_at_columns<C::D>(k_room, here % 32));
     if (!C::SELECTED) more = walk.step(p, next);
+    asm volatile("" : "+r"(key_row), "+r"(kh), "+r"(here));
     copies_wait<0>();
     team_sync<C>();
     if (more) copy_keys<C, C::D>(k_room, a.k, key_row, kh, a.D, next, here);

@@ -16,8 +16,8 @@
 
    Tiles in shared memory are rows of W elements (a multiple of 32), with no padding: 16 bytes
    ("chunk") c of row r stand in place c ^ r % 8 of the row (W an odd multiple of 32: the rows
-   themselves are half a line apart, so c ^ r / 2 % 4), which puts any eight neighbouring rows' chunk
-   c in different banks. A tile starts on 128 bytes (of an odd multiple of 32: 64).
+   themselves are half a line apart, so c ^ r / 2 % 4), which puts chunk c of any eight neighbouring
+   rows in different banks. A tile starts on 128 bytes (of an odd multiple of 32: 64).
 
        W = 64, row 0 |0|1|2|3|4|5|6|7|      W = 96, row 0 |0|1|2|3|4|5|6|7|8|9|a|b|
                row 1 |1|0|3|2|5|4|7|6|              row 1 |0|1|2|3| …

@@ -1,5 +1,5 @@
-/* device/softmax.cuh: a row's softmax in powers of two, and its end. Of a row of a product a quad of
- * lanes holds the columns. */
+/* device/softmax.cuh: a row's softmax in powers of two, and its end. A quad of lanes holds a row's
+ * columns. */
 #pragma once
 #include "ptx.cuh"
 

@@ -154,13 +154,12 @@ static rg_status mma_step(const rgk_topk *call, rg_cuda *x) {
   const int heads = padded_heads(call->G);
   rgk_topk p = *call;
   p.slots = rgk_slots(p.T, p.seqs.n, RGK_TOPK80_WARPS * RGK_TOPK80_COLUMNS / heads);
-  return x->launch(
-      x, &(rg_launch){.function = rgk_topk80((rg_dtype)p.dtype, heads, p.D),
-                      .grid = {(uint32_t)(p.slots * p.KH), 1, 1},
-                      .block = {32 * RGK_TOPK80_WARPS, 1, 1},
-                      .shared = rgk_topk80_shared(heads, p.D, p.kernel / p.stride - 1),
-                      .params = &p,
-                      .size = sizeof p});
+  return x->launch(x, &(rg_launch){.function = rgk_topk80((rg_dtype)p.dtype, heads, p.D),
+                                   .grid = {(uint32_t)(p.slots * p.KH), 1, 1},
+                                   .block = {32 * RGK_TOPK80_WARPS, 1, 1},
+                                   .shared = rgk_topk80_shared(heads, p.D, p.kernel / p.stride - 1),
+                                   .params = &p,
+                                   .size = sizeof p});
 }
 
 /* ---- which take a call ---- */
