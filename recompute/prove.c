@@ -89,8 +89,10 @@ rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e) {
   if (!p.order || !p.by_rate || !p.open || !p.set || !p.used) return rgi_nomem(e);
   for (int i = 0; i < c->nfree; i++) p.open[c->free[i]] = true;
   memcpy(p.set, c->always, (size_t)c->m->words * sizeof *p.set);
+  rgi_replay_run(c->m->replay, p.set, p.used);
+  const double forced = rgi_model_ms(c->m, p.used); /* more of it is used the more is chosen */
   p.best = c->best_ms * (1 - 1e-9);
-  RGI_TRY(explore(&p, 0, 0, e));
+  RGI_TRY(explore(&p, 0, forced, e));
   if (p.work > 0) c->bound_ms = c->best_ms;
   return RG_OK;
 }

@@ -3,7 +3,7 @@
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
-#include "recompute/search.h"
+#include "recompute/bound.h"
 #include "../harness/random_spec.h"
 #include "../harness/round.h"
 #include "must.h"
@@ -128,11 +128,35 @@ static void compare_many(const bench *b, int64_t budget, bool of_saved, double b
   rgi_model_destroy(m);
 }
 
+/* Layers, of any width: below every choice that saves as much and needs as much room. */
+static void compare_layers(const bench *b, const outcome *all, int n) {
+  static const int widths[] = {1, 2, 3, 5, RGI_WIDEST_LAYER};
+  rgi_model *m;
+  rgi_chooser c;
+  rgi_bound *bound;
+  must(rgi_model_create(b->g, b->profile, &b->mem, &m, &err), "model");
+  must(rgi_chooser_init(&c, m, &err), "chooser");
+  must(rgi_bound_open(&c, &bound, &err), "open");
+  for (int w = 0; w < RGI_COUNT(widths); w++) {
+    rgi_layers *layers;
+    must(rgi_layers_open(rgi_bound_parts(bound), widths[w], &layers, &err), "layers");
+    for (int i = w; i < n; i += 1 + n / 256) {
+      const double ms = rgi_layers_ms(layers, (double)(all[i].peak - all[i].saved),
+                                      (double)all[i].saved, INFINITY);
+      cr_assert_leq(ms, all[i].ms * (1 + 1e-9) + 1e-12,
+                    "%s, blocks of %d, set %x: %g ms are said to be the least, it takes %g",
+                    b->g->name, widths[w], i, ms, all[i].ms);
+    }
+  }
+  rgi_model_destroy(m);
+}
+
 static void compare(const bench *b) {
   int n;
   uint64_t state = 7;
   compare_replay(b, 64, &state);
   outcome *all = measure_all(b, &n);
+  compare_layers(b, all, n);
   int64_t low = INT64_MAX, high = 0;
   for (int i = 0; i < n; i++) {
     if (all[i].peak < low) low = all[i].peak;
