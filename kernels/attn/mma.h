@@ -28,9 +28,9 @@ RGK_BOTH int32_t rgk_mma_rows(int shape) {
 RGK_BOTH int32_t rgk_mma_keys(int shape) {
   return shape == RGK_MMA_ONE ? 32 : 64;
 }
-/* of a block: one of four warps, or teams of one, as many as 99 KB hold */
+/* of a block: one of four warps, or so many of one that blocks of them fill 100 KB */
 RGK_BOTH int32_t rgk_mma_teams(int shape, int32_t D) {
-  return shape != RGK_MMA_ONE ? 1 : D > 192 ? 2 : 4;
+  return shape != RGK_MMA_ONE ? 1 : D > 96 ? 2 : 4;
 }
 RGK_BOTH int32_t rgk_mma_threads(int shape, int32_t D) {
   return shape == RGK_MMA_ONE ? 32 * rgk_mma_teams(shape, D) : 128;

@@ -42,9 +42,10 @@ template <class Type, int D_, int E_, int SHAPE_, bool SELECTED_> struct config 
   static constexpr bool Q_REGS = D * X <= (ALONE ? 192 : 128);
   static constexpr uint32_t Q = ALONE && Q_REGS ? 0 : ROWS * pitch(D), K = N * pitch(D),
                             V = N * pitch(E), SEEN = SELECTED ? 0 : ROWS * 8 + TEAM / 32 * 16;
-  /* s, o, q and some for the rest; blocks for which a multiprocessor has registers and room */
+  /* s, o, q and some for the rest; blocks for which a multiprocessor has registers, a quarter of
+   * them for each fourth warp, and room */
   static constexpr int REGS = X * (N + E) / 2 + (Q_REGS ? X * D / 4 : 0) + 56,
-                       FIT = 65536 / (THREADS * ((REGS + 7) / 8 * 8)),
+                       FIT = 65536 / 4 / (32 * ((REGS + 7) / 8 * 8)) * 128 / THREADS,
                        ROOM = (ALONE ? 228 : 164) * 1024 /
                               (rgk_mma_shared(SHAPE, SELECTED, D, E) + 1024),
                        BLOCKS = FIT < ROOM ? FIT : ROOM;
