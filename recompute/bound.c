@@ -8,8 +8,8 @@
                  live from a reader before it to one after it
        needs     what a recomputed node reads is saved, too, if it is not recomputed itself
        covers    not all of a set are recomputed that together need more scratch than that:
-                 recomputing more never takes scratch from backward's own nodes, since values only
-                 live longer
+                 recomputing more never takes scratch from backward's own nodes, since clones then
+                 only come earlier, and count until backward itself reads them last
        blocks    the choices among some ten neighbours that need more than that on their own are out
 
    and the least time under these, where a block may also be recomputed by parts, is a linear
@@ -174,9 +174,9 @@ static rg_status find_values(rgi_bound *b, rg_error *e) {
 }
 
 static double scratch_of(rgi_bound *b, const uint64_t *set) {
-  rgi_taken x = rgi_replay_run(b->m->replay, set, NULL);
+  rgi_replay_run(b->m->replay, set, NULL);
   b->work -= b->m->g->nnode;
-  return (double)x.scratch;
+  return (double)rgi_replay_scratch(b->m->replay);
 }
 
 static void sort_by_rate(rgi_bound *b) {

@@ -67,7 +67,8 @@ static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
       }
     }
   }
-  const int64_t above = x.saved + (p->c->of_saved ? 0 : x.scratch) - p->c->budget;
+  const int64_t above =
+      x.saved + (p->c->of_saved ? 0 : rgi_replay_scratch(p->m->replay)) - p->c->budget;
   if (depth == p->c->nfree || ms + least_time(p, above) >= p->best) return RG_OK;
   const int i = p->order[depth];
   p->open[i] = false;
