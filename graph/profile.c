@@ -219,7 +219,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
-  RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
+  /* Nothing runs below 8.0; a plan for less takes kernels that need no tensor cores. */
+  RGI_TRY(read_count(root, "compute_capability", 70, 999, &p->gpu.cc, e));
   RGI_TRY(read_count(root, "multiprocessors", 1, 65536, &p->gpu.sms, e));
   p->step_us = 1;
   p->efficiency = 0.5;
