@@ -6,7 +6,7 @@
 static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
                                                  &rgi_attn_select_fwd, &rgi_attn_plain_fwd};
 static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
-                                                   &rgi_attn_plain_bwd};
+                                                   &rgi_attn_mma_bwd, &rgi_attn_plain_bwd};
 
 static rgk_tensor tensor(const rg_arg *a) {
   static char bound; /* stands for an address while planning */
