@@ -70,19 +70,26 @@ __device__ __forceinline__ void put_two(const rgk_tensor &t, bool add, int64_t a
 } // namespace mma_bwd
 } // namespace rgk
 
-/* Types and widths there are instances of: X(dtype, T, W, E). */
-#ifdef RGK_DEV
-#define RGK_MMA_BWD_WIDE(X)
-#else
-#define RGK_MMA_BWD_WIDE(X)           \
-  X(RG_F16, __half, 128, 128)         \
-  X(RG_BF16, __nv_bfloat16, 96, 96)   \
-  X(RG_F16, __half, 96, 96)           \
-  X(RG_BF16, __nv_bfloat16, 192, 128) \
-  X(RG_F16, __half, 192, 128)         \
-  X(RG_BF16, __nv_bfloat16, 256, 256) \
-  X(RG_F16, __half, 256, 256)
-#endif
-#define RGK_MMA_BWD_KERNELS(X)        \
-  X(RG_BF16, __nv_bfloat16, 128, 128) \
-  X(RG_BF16, __nv_bfloat16, 64, 64) X(RG_F16, __half, 64, 64) RGK_MMA_BWD_WIDE(X)
+/* The kernels of a width, each in a file of its own, mma_bwd_W.cu, since drivers compile a file's
+ * PTX as a whole; NULL: not in this build. */
+struct rgk_mma_bwd_pair {
+  const void *keys, *queries;
+};
+#define X(W, E) rgk_mma_bwd_pair rgk_mma_bwd_##W(rg_dtype type, bool small);
+RGK_MMA_BWD_INSTANCES(X)
+#undef X
+
+namespace rgk {
+namespace mma_bwd {
+template <class T, int W, int E, bool SMALL>
+__global__ void keys(const __grid_constant__ rgk_attn_plain p);
+template <class T, int W, int E, bool SMALL>
+__global__ void queries(const __grid_constant__ rgk_attn_plain p);
+
+template <class T, int W, int E> rgk_mma_bwd_pair pair_of(bool small) {
+  constexpr bool two = rgk_mma_bwd_batch(W, true) != rgk_mma_bwd_batch(W, false);
+  if (two && small) return {(const void *)keys<T, W, E, two>, (const void *)queries<T, W, E, two>};
+  return {(const void *)keys<T, W, E, false>, (const void *)queries<T, W, E, false>};
+}
+} // namespace mma_bwd
+} // namespace rgk

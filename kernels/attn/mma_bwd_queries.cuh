@@ -1,4 +1,4 @@
-/* kernels/attn/mma_bwd_queries.cu: delta and dQ on the tensor cores of any GPU since Ampere.
+/* kernels/attn/mma_bwd_queries.cuh: dQ on the tensor cores of any GPU since Ampere.
 
      S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)    dQ = scale dS K
 
@@ -7,14 +7,14 @@
    blocks, those of its own queries alone are multiplied. Q and dO stay in registers where these
    suffice.
  */
+#pragma once
 #include "mma_bwd.cuh"
 #include "plain.cuh"
 
-using namespace rgk;
-using namespace rgk::plain;
-using namespace rgk::mma_bwd;
+namespace rgk {
+namespace mma_bwd {
 
-namespace {
+using namespace rgk::plain;
 
 constexpr int ROWS = RGK_MMA_BWD_ROWS, THREADS = RGK_MMA_BWD_THREADS;
 
@@ -25,11 +25,10 @@ template <int STEP> struct key_walk {
   int n;            /* keys of the sequence */
   int lo[2], hi[2]; /* that the lane's queries see of them */
   int mine;         /* bit i: query i sees the tile's block */
-  /* SLC: the first query's list; place in both, the entries that stand there, the blocks before
-   * them, which are still to come */
+  /* SLC: the first query's list; place in both, and the blocks before it, which are to come */
   const int32_t *idx;
-  int at[2], ahead[2], next[2];
-  int block, part, end;
+  int at[2], next[2];
+  int block, part; /* else block is where the tiles end */
   /* the tile */
   int first, keys;
 
@@ -37,8 +36,7 @@ template <int STEP> struct key_walk {
     const int before = next[i];
     next[i] = NONE;
     while (at[i] < a.N) {
-      const int e = ahead[i];
-      if (++at[i] < a.N) ahead[i] = idx[i * 32 * a.idx.row + at[i]];
+      const int e = idx[i * 32 * a.idx.row + at[i]++];
       if (e <= before) continue;
       if ((int64_t)e * a.block < hi[i])
         next[i] = e;
@@ -54,7 +52,6 @@ template <int STEP> struct key_walk {
     n = (int)keys_of_all;
     part = 0;
     mine = 3;
-    block = NONE;
     idx = (const int32_t *)a.idx.data + (t.row + threadIdx.x % 32) * a.idx.row + t.kh * a.idx.head;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -65,13 +62,13 @@ template <int STEP> struct key_walk {
       next[i] = NONE;
       at[i] = a.N;
       if (a.mode == RGK_SLC && real && a.N > 0) {
-        at[i] = 0, ahead[i] = idx[i * 32 * a.idx.row], next[i] = -1;
+        at[i] = 0, next[i] = -1;
         find_next(a, i);
       }
     }
     /* both ends grow with the position */
     first = (int)(visible(a, pos, n).lo / STEP * STEP) - STEP;
-    end = (int)visible(a, pos + t.t.n - 1, n).hi;
+    block = (int)visible(a, pos + t.t.n - 1, n).hi;
   }
 
   __device__ __forceinline__ bool step(const rgk_attn_plain &p) {
@@ -93,26 +90,27 @@ template <int STEP> struct key_walk {
         if (last && mine >> i & 1) find_next(p.a, i);
     } else {
       first += STEP;
-      if (first >= end) return false;
+      if (first >= block) return false;
       keys = min(STEP, n - first);
     }
     return true;
   }
 
-  /* Of the tile's keys, those that query `query` sees; all lanes of the warp. */
-  __device__ __forceinline__ int2 of(int query, bool many) const {
-    int2 r = of_lane(0, query);
+  /* Of the tile's keys, those that query `query` sees: the first, and the end times 2^16; all lanes
+   * of the warp. */
+  __device__ __forceinline__ uint32_t of(int query, bool many) const {
+    uint32_t r = of_lane(0, query);
     if (many) {
-      const int2 further = of_lane(1, query);
+      const uint32_t further = of_lane(1, query);
       if (query >= 32) r = further;
     }
     return r;
   }
-  __device__ __forceinline__ int2 of_lane(int i, int query) const {
-    const bool sees = mine >> i & 1;
-    const int from = sees ? min(max(lo[i] - first, 0), keys) : 0,
-              upto = sees ? min(max(hi[i] - first, 0), keys) : 0;
-    return make_int2(__shfl_sync(~0u, from, query % 32), __shfl_sync(~0u, upto, query % 32));
+  __device__ __forceinline__ uint32_t of_lane(int i, int query) const {
+    const uint32_t seen = mine >> i & 1 ? (uint32_t)min(max(lo[i] - first, 0), keys) |
+                                              (uint32_t)min(max(hi[i] - first, 0), keys) << 16
+                                        : 0;
+    return __shfl_sync(~0u, seen, query % 32);
   }
 };
 
@@ -137,8 +135,7 @@ template <int W, bool HELD> struct fragments {
 };
 
 template <class T, int W, int E, bool SMALL>
-__global__ void __launch_bounds__(THREADS, W == 64 ? 3 : 2)
-    queries(const __grid_constant__ rgk_attn_plain p) {
+__global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rgk_attn_plain p) {
   constexpr int STEP = rgk_mma_bwd_step(W, SMALL), SUB = W == 256 ? 16 : 32;
   constexpr bool HELD = W <= 128;
   /* stages of K, stages of V, Q and dO; Q and dO begin in the second stages where they are held */
@@ -219,11 +216,11 @@ __global__ void __launch_bounds__(THREADS, W == 64 ? 3 : 2)
   for (int i = 0; i < W / 2; i++) sum[0][i] = 0;
 
   for (int stage = 0; more; stage ^= 1) {
-    int2 seen[2];
+    uint32_t seen[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       seen[i] = w.of(max(query[i], 0), many);
-      if (query[i] < 0) seen[i] = make_int2(0, 0);
+      if (query[i] < 0) seen[i] = 0;
     }
     more = w.step(p);
     copies_wait<0>();
@@ -238,8 +235,9 @@ __global__ void __launch_bounds__(THREADS, W == 64 ? 3 : 2)
       bool any = false, cut = false;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        any |= seen[i].x < seen[i].y && seen[i].x < c + SUB && seen[i].y > c;
-        cut |= seen[i].x > c || seen[i].y < c + SUB;
+        const int from = (int)(seen[i] & 0xffff), upto = (int)(seen[i] >> 16);
+        any |= from < upto && from < c + SUB && upto > c;
+        cut |= from > c || upto < c + SUB;
       }
       if (!__any_sync(~0u, any)) continue;
       float s[SUB / 2], dp[SUB / 2];
@@ -255,7 +253,7 @@ __global__ void __launch_bounds__(THREADS, W == 64 ? 3 : 2)
 #pragma unroll
         for (int j = 0; j < SUB / 2; j++) {
           const int i = j / 2 % 2, column = c + j / 4 * 8 + j % 2 + c0;
-          if (column < seen[i].x || column >= seen[i].y) s[j] = 0;
+          if (column < (int)(seen[i] & 0xffff) || column >= (int)(seen[i] >> 16)) s[j] = 0;
         }
       }
       uint32_t ds[1][SUB / 4];
@@ -297,50 +295,5 @@ __global__ void __launch_bounds__(THREADS, W == 64 ? 3 : 2)
   }
 }
 
-/* ---- delta: RGK_MMA_BWD_LANES lanes a row, in combine's order (RGI_DELTA_LANES) ---- */
-
-template <class T>
-__global__ void __launch_bounds__(RGK_MMA_BWD_THREADS)
-    delta(const __grid_constant__ rgk_attn_plain p) {
-  enum { LANES = RGK_MMA_BWD_LANES };
-  const rgk_attn &a = p.a;
-  const int64_t i = (blockIdx.x * (int64_t)RGK_MMA_BWD_THREADS + threadIdx.x) / LANES,
-                row = i / a.H;
-  const int lane = threadIdx.x % LANES, h = (int)(i - row * a.H);
-  const bool live = row < live_rows(a.seqs);
-  float sum = 0;
-  if (live && !a.delta.data) {
-    const int64_t o = row * a.o.row + h * a.o.head, d_o = row * a.d_o.row + h * a.d_o.head;
-    for (int c = lane; c < a.E / CHUNK; c += LANES) {
-      chunk<T> x, y;
-      float u[CHUNK], v[CHUNK], part = 0;
-      x.load(a.o.data, 0, o + CHUNK * c, CHUNK), y.load(a.d_o.data, 0, d_o + CHUNK * c, CHUNK);
-      x.get(u), y.get(v);
-#pragma unroll
-      for (int j = 0; j < CHUNK; j++) part = fmaf(u[j], v[j], part);
-      sum += part;
-    }
-  }
-  sum = sum_lanes(sum, LANES);
-  if (!live || lane > 0) return;
-  if (a.delta.data) sum = ((const float *)a.delta.data)[row * a.delta.row + h * a.delta.head];
-  if (a.d_lse.data) sum -= ((const float *)a.d_lse.data)[row * a.d_lse.row + h * a.d_lse.head];
-  p.delta[i] = sum;
-}
-
-} // namespace
-
-const void *rgk_mma_bwd_queries(rg_dtype type, int32_t width, bool small) {
-#define X(t, T, W, E)                                                             \
-  if (type == t && width == W) {                                                  \
-    constexpr bool two = rgk_mma_bwd_step(W, true) != rgk_mma_bwd_step(W, false); \
-    return two && small ? (const void *)queries<T, W, E, two>                     \
-                        : (const void *)queries<T, W, E, false>;                  \
-  }
-  RGK_MMA_BWD_KERNELS(X)
-#undef X
-  return nullptr;
-}
-const void *rgk_mma_bwd_delta(rg_dtype type) {
-  return type == RG_F16 ? (const void *)delta<__half> : (const void *)delta<__nv_bfloat16>;
-}
+} // namespace mma_bwd
+} // namespace rgk

@@ -1,4 +1,4 @@
-/* kernels/attn/mma_bwd_keys.cu: dK and dV on the tensor cores of any GPU since Ampere.
+/* kernels/attn/mma_bwd_keys.cuh: dK and dV on the tensor cores of any GPU since Ampere.
 
      S^T = K Q^T    P = exp(scale S - lse)    dV = P^T dO
      dP^T = V dO^T  dS = P (dP - delta)       dK = scale dS^T Q
@@ -14,14 +14,14 @@
    query to the first, all heads of each. So tiles at work at the same time read the same rows, or
    rows that others read a little earlier.
  */
+#pragma once
 #include "key_tiles.cuh"
 #include "mma_bwd.cuh"
 
-using namespace rgk;
-using namespace rgk::plain;
-using namespace rgk::mma_bwd;
+namespace rgk {
+namespace mma_bwd {
 
-namespace {
+using namespace rgk::plain;
 
 constexpr int KEYS = RGK_MMA_BWD_KEYS;
 
@@ -49,6 +49,11 @@ template <int W, int E, bool SMALL> struct memory {
   batch<BATCH> rows[3];          /* of this batch, the next and the one after */
 };
 
+/* In powers of two; of a row that saw nothing such that its P is 0. */
+__device__ __forceinline__ float base2(float lse) {
+  return lse == -INFINITY ? INFINITY : lse * LOG2E;
+}
+
 /* From the warp that made P to the one with the same keys; of 64 threads. */
 __device__ __forceinline__ void hand_over(int group) {
   asm volatile("bar.arrive %0, 64;" ::"r"(1 + group) : "memory");
@@ -57,79 +62,66 @@ __device__ __forceinline__ void take_over(int group) {
   asm volatile("bar.sync %0, 64;" ::"r"(1 + group) : "memory");
 }
 
-/* One warp looks up the rows of the batches, lane i row i: loads are asked for a batch before they
- * are needed, `begin` once and for every batch, `finish` when there was other work in between. */
+/* Looks up the rows of batches, one after another: lane i of one warp row i. lse and delta are
+ * copies under way. */
 template <int BATCH> struct lookup {
   int query, head; /* of the row after next */
   int row, of;     /* the next row of the pack, -1: none, and its head */
-  float lse, delta;
-  int mine, mine_of; /* the row that lse and delta are being read for */
-  int window;
-  bool by_head;
 
+  static __device__ __forceinline__ bool by_head(const rgk_attn &a) {
+    return a.mode == RGK_SWA && a.window_left >= 0;
+  }
   __device__ __forceinline__ void fetch(const rgk_attn &a, const key_tile &t) {
+    const bool apart = by_head(a);
+    if (apart)
+      for (; query >= t.queries && head < a.G; head++) query -= (int)t.queries;
     row = -1;
     of = t.kh * a.G + head;
     if (query < t.queries && head < a.G) {
-      const int at = by_head ? query : (int)t.queries - 1 - query;
+      const int at = apart ? query : (int)t.queries - 1 - query;
       row = t.list ? t.list[at] : (int)t.row + at;
     }
-    if (by_head) {
-      for (query += BATCH; query >= t.queries && head < a.G; head++) query -= (int)t.queries;
-    } else {
-      head += BATCH % a.G;
-      query += BATCH / a.G;
-      if (head >= a.G) head -= a.G, query++;
-    }
+    query += apart ? BATCH : BATCH / a.G;
+    if (!apart) head += BATCH % a.G;
+    if (!apart && head >= a.G) head -= a.G, query++;
   }
   __device__ __forceinline__ lookup(const rgk_attn &a, const key_tile &t) {
-    const int i = threadIdx.x % BATCH; /* further lanes do the same again */
-    by_head = a.mode == RGK_SWA && a.window_left >= 0;
-    window = by_head && a.window_left < 0x7fffffff ? (int)a.window_left : 0x7fffffff;
-    query = by_head ? i : i / a.G;
-    head = by_head ? 0 : i % a.G;
-    if (by_head)
-      for (; query >= t.queries && head < a.G; head++) query -= (int)t.queries;
-    fetch(a, t);
-  }
-  __device__ __forceinline__ void begin(const rgk_attn_plain &p, const key_tile &t) {
-    const rgk_attn &a = p.a;
-    mine = row;
-    mine_of = of;
-    lse = delta = 0;
-    if (mine >= 0) {
-      lse = ((const float *)a.lse.data)[mine * a.lse.row + mine_of * a.lse.head];
-      delta = p.delta[(int64_t)mine * a.H + mine_of];
-    }
+    const int i = threadIdx.x % 32;
+    query = by_head(a) ? i : i / a.G;
+    head = by_head(a) ? 0 : i % a.G;
     fetch(a, t);
   }
   /* Columns of the tile that the row sees, as visible() and columns() have it, in 32 bits. */
   __device__ __forceinline__ uint32_t seen(const rgk_attn &a, const key_tile &t) const {
-    const int pos = (int)(mine - t.origin), first = (int)t.first;
-    int hi = pos + 1;
+    const int pos = (int)(row - t.origin), first = (int)t.first;
+    int hi = pos + 1, lo = -first;
     if (a.mode == RGK_CMP)
       hi = hi < a.kernel ? 0 : (int)((uint32_t)(hi - a.kernel) / (uint32_t)a.stride) + 1;
     hi = min(hi, (int)t.keys) - first;
-    const int lo = max(pos - window, 0) - first;
+    if (by_head(a) && a.window_left < pos) lo += pos - (int)a.window_left;
     return (uint32_t)min(max(lo, 0), t.n) | (uint32_t)min(max(hi, 0), t.n) << 16;
   }
-  __device__ __forceinline__ void finish(const rgk_attn &a, const key_tile &t, batch<BATCH> &x) {
+  __device__ __forceinline__ void next(const rgk_attn_plain &p, const key_tile &t,
+                                       batch<BATCH> &x) {
+    const rgk_attn &a = p.a;
     const int i = threadIdx.x % 32;
-    if (mine >= 0 && lse == -INFINITY) mine = -1; /* it saw nothing */
-    const uint32_t keys = mine >= 0 ? seen(a, t) : 0;
-    if (i >= BATCH) return;
-    x.row[i] = mine;
-    x.head[i] = mine_of;
-    x.lse[i] = lse * LOG2E;
-    x.delta[i] = delta;
-    x.seen[i] = keys;
+    if (i < BATCH) {
+      x.row[i] = row;
+      x.head[i] = of;
+      x.seen[i] = row >= 0 ? seen(a, t) : 0;
+      if (row >= 0) {
+        copy4(smem_at(&x.lse[i]), (const float *)a.lse.data + row * a.lse.row + of * a.lse.head);
+        copy4(smem_at(&x.delta[i]), p.delta + (int64_t)row * a.H + of);
+      } else {
+        x.lse[i] = x.delta[i] = 0;
+      }
+    }
+    fetch(a, t);
   }
 };
 
 template <class T, int W, int E, bool SMALL>
-__global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ? 3
-                                                                    : W <= 128 ? 2
-                                                                               : 1)
+__global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2 : 1)
     keys(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = memory<W, E, SMALL>;
   constexpr int BATCH = sh_t::BATCH, THREADS = sh_t::THREADS, GROUPS = sh_t::GROUPS, M = sh_t::M,
@@ -167,10 +159,8 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ?
   lookup<BATCH> look(a, t); /* only the last warp's counts */
   const bool looks = warp == THREADS / 32 - 1;
   if (looks) {
-    look.begin(p, t);
-    look.finish(a, t, sh.rows[0]);
-    look.begin(p, t);
-    look.finish(a, t, sh.rows[1]);
+    look.next(p, t, sh.rows[0]);
+    look.next(p, t, sh.rows[1]);
   }
   __syncthreads();
   if (rows > 0) load_batch(sh.rows[0], 0);
@@ -193,8 +183,8 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ?
     copies_wait<0>();
     __syncthreads();
     if (first + BATCH < rows) load_batch(sh.rows[at == 2 ? 0 : at + 1], stage ^ 1);
+    if (looks) look.next(p, t, sh.rows[at == 0 ? 2 : at - 1]);
     copies_commit();
-    if (looks) look.begin(p, t);
 
     const int lo = first_of(x.seen[lane % BATCH]), hi = end_of(x.seen[lane % BATCH]),
               end = min(own + OWN, t.n);
@@ -207,7 +197,8 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ?
 #pragma unroll
       for (int j = 0; j < BATCH / 8; j++) {
         const int r = 8 * j + c0;
-        const float2 lse = *(const float2 *)&x.lse[r];
+        float2 lse = *(const float2 *)&x.lse[r];
+        lse = make_float2(base2(lse.x), base2(lse.y));
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -255,7 +246,6 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ?
         }
       add_product<T, W, STEPS>(sum, y, mma_at_rows<W>(smem_at(sh.q[stage])));
     }
-    if (looks) look.finish(a, t, sh.rows[at == 0 ? 2 : at - 1]);
   }
   copies_wait<0>(); /* of keys that no row sees */
   if (!wanted) return;
@@ -283,15 +273,5 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W == 64    ?
     }
 }
 
-} // namespace
-
-const void *rgk_mma_bwd_keys(rg_dtype type, int32_t width, bool small) {
-#define X(t, T, W, E)                                                                            \
-  if (type == t && width == W) {                                                                 \
-    constexpr bool two = rgk_mma_bwd_batch(W, true) != rgk_mma_bwd_batch(W, false);              \
-    return two && small ? (const void *)keys<T, W, E, two> : (const void *)keys<T, W, E, false>; \
-  }
-  RGK_MMA_BWD_KERNELS(X)
-#undef X
-  return nullptr;
-}
+} // namespace mma_bwd
+} // namespace rgk
