@@ -330,11 +330,19 @@ void rgi_nccl_close(rgi_nccl *n) {
 }
 
 typedef struct greeting {
-  int32_t version, driver;
+  int32_t version, device; /* device: its number in this process */
+  cudaUUID_t gpu;
   ncclUniqueId id;
 } greeting;
 
-/* Rank 0's id for all; the same library everywhere. */
+/* The first rank that is on r's GPU, where that is not r itself; else -1. */
+static int shares_gpu(const greeting *all, int r) {
+  for (int other = 0; other < r; other++)
+    if (memcmp(&all[other].gpu, &all[r].gpu, sizeof all[r].gpu) == 0) return other;
+  return -1;
+}
+
+/* Rank 0's id for all; the same library everywhere, a GPU for each. */
 static rg_status greet(rg_comm *meeting, const rg_context *ctx, ncclUniqueId *id, rg_error *e) {
   greeting mine = {0};
   int version = 0;
@@ -343,6 +351,12 @@ static rg_status greet(rg_comm *meeting, const rg_context *ctx, ncclUniqueId *id
   if (version < LEAST_VERSION)
     return rgi_fail(e, RG_E_COMM, NULL, NULL, "NCCL is of version %d.%d.%d; expected 2.18 or later",
                     version / 10000, version / 100 % 100, version % 100);
+  struct cudaDeviceProp gpu;
+  int device = 0;
+  RGI_TRY(cuda(cudaGetDevice(&device), "which GPU is taken", e));
+  RGI_TRY(cuda(cudaGetDeviceProperties(&gpu, device), "what GPU that is", e));
+  mine.device = device;
+  mine.gpu = gpu.uuid;
   if (meeting->rank == 0 && nccl.GetUniqueId(&mine.id) != ncclSuccess)
     return rgi_fail(e, RG_E_COMM, NULL, NULL, "NCCL makes no id for its ranks");
   greeting *all = rgi_malloc(ctx, (size_t)meeting->size * sizeof *all);
@@ -354,6 +368,14 @@ static rg_status greet(rg_comm *meeting, const rg_context *ctx, ncclUniqueId *id
                         "rank %d has NCCL %d.%d.%d, rank 0 %d.%d.%d: another library version", r,
                         all[r].version / 10000, all[r].version / 100 % 100, all[r].version % 100,
                         all[0].version / 10000, all[0].version / 100 % 100, all[0].version % 100);
+  for (int r = 1; r < meeting->size && status == RG_OK; r++)
+    if (shares_gpu(all, r) >= 0)
+      status =
+          rgi_fail(e, RG_E_COMM, NULL, NULL,
+                   "ranks %d and %d are on one GPU (cuda:%d of rank %d); expected one for each "
+                   "rank: LOCAL_RANK and CUDA_VISIBLE_DEVICES choose it; ranks that share one "
+                   "run as threads (--cp without a launcher)",
+                   shares_gpu(all, r), r, all[r].device, r);
   if (status == RG_OK) *id = all[0].id;
   rgi_free(ctx, all);
   return status;

@@ -450,14 +450,25 @@ rg_status rg_check_all(const rg_spec *spec, const rg_policy *policy, rg_error *e
 
 /* What is offloaded by name, whatever is computed again: within the policy's bytes? */
 static rg_status check_named(const prepared *p, const rg_policy *policy, rg_error *e) {
-  rgi_graph *g;
+  rgi_graph *g, *named = NULL;
   rgi_memory *m;
   rgi_memory_options mem = p->mem;
+  double ms[2];
   mem.no_reuse = true; /* nothing to be packed */
   if (!policy || !policy->host_bound) return RG_OK;
-  RGI_TRY(rgi_memplan(p->graph, &mem, &g, &m, e));
-  const rg_status status = check_host(m->host, policy, e);
-  rgi_graph_destroy(g);
+  bool *chosen = rgi_malloc(p->ctx, (size_t)p->graph->norigin + 1);
+  if (!chosen) return rgi_nomem(e);
+  rg_status status = RG_OK;
+  if (policy->host > 0 && rgi_offloaded(p->graph, policy, chosen)) /* prepare() left it to us */
+    status = rgi_offload(p->graph, chosen, p->profile, &named, ms, e);
+  rgi_free(p->ctx, chosen);
+  RGI_TRY(status);
+  status = rgi_memplan(named ? named : p->graph, &mem, &g, &m, e);
+  if (status == RG_OK) {
+    status = check_host(m->host, policy, e);
+    rgi_graph_destroy(g);
+  }
+  rgi_graph_destroy(named);
   return status;
 }
 
@@ -470,16 +481,22 @@ rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy, const rg_plan_
   rg_plan_options o;
   RGI_TRY(read_options(options, &o, e));
   o.no_lanes = true; /* the front is about memory */
-  rg_policy named;
-  if (policy) { /* and about what is computed again, beside what is offloaded by name */
-    named = *policy;
-    named.host_bound = false;
+  /* … and about what is computed again, beside what is offloaded by name; with host bytes to be
+   * had, about both */
+  rg_policy front = {0};
+  const bool both = policy && policy->host_bound && policy->host > 0;
+  if (policy) {
+    front = *policy;
+    front.preset = both ? RGI_PRESET_BUDGET : policy->preset;
+    front.host_bound = both;
   }
-  RGI_TRY(prepare(spec, policy ? &named : NULL, &o, &p, e));
+  RGI_TRY(prepare(spec, policy ? &front : NULL, &o, &p, e));
   rgi_buf b;
   rgi_buf_init(&b, p.ctx);
   rg_status status = check_named(&p, policy, e);
-  if (status == RG_OK) status = rgi_pareto(p.graph, p.profile, &p.mem, p.progress, format, &b, e);
+  if (status == RG_OK)
+    status =
+        rgi_pareto(p.graph, both ? &front : NULL, p.profile, &p.mem, p.progress, format, &b, e);
   if (status == RG_OK)
     status = rgi_buf_finish(&b, out, e);
   else

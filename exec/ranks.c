@@ -115,11 +115,11 @@ rg_status rgi_session_agree(rg_session *s, rg_error *e) {
                     c->abi, RG_OP_ABI);
   rg_error own = {0};
   rg_status status = RG_OK;
-  if (c->size != ranks)
+  /* among plans for several ranks the others see which has another number of them */
+  if (ranks > 1) status = rgi_cp_agree(s->plan->ctx, c, s->plan->field, s->plan->nfield, &own);
+  if (status == RG_OK && c->size != ranks)
     status = rgi_fail(&own, RG_E_COMM, NULL, NULL,
                       "the plan is made for %d ranks, the communicator has %d", ranks, c->size);
-  if (status == RG_OK)
-    status = rgi_cp_agree(s->plan->ctx, c, s->plan->field, s->plan->nfield, &own);
   return status == RG_OK ? RG_OK : rgi_fail(e, status, NULL, NULL, "%s", own.message);
 }
 

@@ -8,37 +8,31 @@
                  live from a reader before it to one after it
        needs     what a recomputed node reads is saved, too, if it is not recomputed itself
        covers    not all of a set are recomputed that together need more scratch than that:
-                 recomputing more never takes scratch from backward's own nodes, since values only
-                 live longer
+                 recomputing more never takes scratch from backward's own nodes, since clones then
+                 only come earlier, and count until backward itself reads them last
        blocks    the choices among some ten neighbours that need more than that on their own are out
 
    and the least time under these, where a block may also be recomputed by parts, is a linear
    program. Its Lagrangian (a price for every line above) is a lower bound whatever the prices are;
    a few hundred subgradient steps find good ones. The bound is the least over stretches that
-   together hold every s; the one that is least is halved as long as work is left.
+   together hold every s; the one that is least is halved as long as work is left. Where that stays
+   far from what was found, as next to the least budget of layers upon layers, layers.c looks at the
+   same stretches.
  */
-#include "search.h"
+#include "bound.h"
 #include <math.h>
 #include <stdlib.h>
 
 static const int64_t COVER_WORK = 60000000, BLOCK_WORK = 60000000; /* nodes replayed */
-enum { STEPS = 160, MOST_STRETCHES = 96, WIDEST_BLOCK = 12, FIRST_STRETCHES = 8 };
-
-/* A value that backward reads, made by candidate `by`. */
-typedef struct direct {
-  int by;
-  double bytes;
-  /* backward nodes between which it lives if recomputed; empty: last < first */
-  int32_t first, last;
-} direct;
-
-/* Candidate `reader`, recomputed, reads a value that backward itself does not: it is saved unless
- * `by` is recomputed, too. */
-typedef struct need {
-  int reader, by; /* by -1: saved in any case */
-  double bytes;
-  int32_t value; /* the tensor */
-} need;
+enum {
+  STEPS = 160,
+  MOST_STRETCHES = 96,
+  MOST_BY_LAYERS = 64, /* more */
+  WIDEST_BLOCK = 12,
+  FIRST_STRETCHES = 8
+};
+/* of the whole time: from so far off on, layers are looked at, too */
+static const double FAR = 0.01;
 
 typedef struct cover {
   int *of, n;
@@ -53,22 +47,18 @@ typedef struct block {
 typedef struct stretch {
   double s0, s1, ms;
 } stretch;
+/* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
+ * known. */
+typedef rg_status solver(rgi_bound *, stretch *x, double most, rg_error *e);
 
 struct rgi_bound {
   rgi_chooser *c;
   rgi_model *m;
-  int n;        /* candidates */
-  int32_t nt;   /* backward nodes */
-  double *base; /* [nt] */
-  direct *value;
-  int nvalue;
-  need *need; /* those of one value next to each other */
-  int nneed;
-  double fixed;  /* saved whatever is chosen */
-  double *bytes; /* per candidate: of its values */
-  double *alone; /* per candidate: scratch that it needs at least, recomputed */
-  bool *is_free;
-  int *by_rate; /* free candidates, cheapest bytes first */
+  rgi_parts p;
+  rgi_layers *layers; /* NULL: not yet asked for */
+  int n;              /* candidates */
+  double forced;      /* time of what is chosen in any case */
+  int *by_rate;       /* free candidates, cheapest bytes first */
   cover *cover;
   int ncover;
   block *block; /* every free candidate is in one */
@@ -115,8 +105,8 @@ static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg
   int32_t *head = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *head);
   int *reader = rgi_alloc_n(b->m->arena, edges, sizeof *reader), *from = NULL;
   from = rgi_alloc_n(b->m->arena, edges, sizeof *from);
-  b->need = rgi_alloc_n(b->m->arena, edges, sizeof *b->need);
-  if (!next || !head || !reader || !from || !b->need) return rgi_nomem(e);
+  b->p.need = rgi_alloc_n(b->m->arena, edges, sizeof *b->p.need);
+  if (!next || !head || !reader || !from || !b->p.need) return rgi_nomem(e);
   for (int32_t t = 0; t < g->ntensor; t++) head[t] = -1;
   int32_t count = 0;
   for (int32_t k = 0; k < g->nnode; k++) {
@@ -124,7 +114,7 @@ static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg
     if (n->backward || n->op->flags & RG_OP_VIEW || n->kind != RGI_PRIMAL || n->origin < 0)
       continue;
     const int c = b->m->candidate_of[n->origin];
-    if (c < 0 || !b->is_free[c]) continue;
+    if (c < 0 || !b->p.is_free[c]) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
       if (t < 0 || g->tensor[owner].producer < 0 || g->tensor[owner].host || value_of[owner] >= 0 ||
@@ -135,25 +125,25 @@ static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg
       for (int32_t x = head[owner]; x >= 0; x = next[x]) known = known || reader[x] == c;
       if (known) continue;
       reader[count] = c;
-      from[count] = by[t] >= 0 && b->is_free[by[t]] ? by[t] : -1;
+      from[count] = by[t] >= 0 && b->p.is_free[by[t]] ? by[t] : -1;
       next[count] = head[owner];
       head[owner] = count++;
     }
   }
   for (int32_t t = 0; t < g->ntensor; t++)
     for (int32_t x = head[t]; x >= 0; x = next[x])
-      b->need[b->nneed++] = (need){reader[x], from[x], (double)rgi_bytes(&g->tensor[t]), t};
+      b->p.need[b->p.nneed++] = (rgi_need){reader[x], from[x], (double)rgi_bytes(&g->tensor[t]), t};
   return RG_OK;
 }
 
 static rg_status find_values(rgi_bound *b, rg_error *e) {
   const rgi_graph *g = b->m->g;
-  const int *by = makers(b);
+  const int *by = b->p.by = makers(b);
   int *value_of = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *value_of);
-  b->value = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *b->value);
-  if (!by || !value_of || !b->value) return rgi_nomem(e);
+  b->p.value = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *b->p.value);
+  if (!by || !value_of || !b->p.value) return rgi_nomem(e);
   for (int32_t t = 0; t < g->ntensor; t++) value_of[t] = -1;
-  b->fixed = (double)b->m->mem.reserved;
+  b->p.fixed = (double)b->m->mem.reserved;
   for (int32_t k = 0; k < g->nnode; k++) {
     const rgi_node *n = &g->node[k];
     if (!n->backward || n->op->flags & RG_OP_VIEW) continue;
@@ -164,37 +154,38 @@ static rg_status find_values(rgi_bound *b, rg_error *e) {
         continue;
       if (by[t] <= -2) continue;
       if (value_of[owner] < 0) {
-        value_of[owner] = b->nvalue;
-        b->value[b->nvalue++] = (direct){by[t], (double)rgi_bytes(&g->tensor[owner]), b->nt, b->nt};
+        value_of[owner] = b->p.nvalue;
+        b->p.value[b->p.nvalue++] =
+            (rgi_direct){by[t], owner, (double)rgi_bytes(&g->tensor[owner]), b->p.nt, b->p.nt};
       }
       /* An output may take over its bytes here, and is in the base. */
-      b->value[value_of[owner]].last = i == 0 && rgi_memory_alike(g, k) ? b->nt - 1 : b->nt;
+      b->p.value[value_of[owner]].last = i == 0 && rgi_memory_alike(g, k) ? b->p.nt - 1 : b->p.nt;
     }
-    b->nt++;
+    b->p.nt++;
   }
-  for (int i = 0; i < b->nvalue; i++) {
-    const direct *v = &b->value[i];
-    if (v->by < 0 || (!b->is_free[v->by] && !rgi_has(b->c->always, v->by)))
-      b->fixed += v->bytes;
+  for (int i = 0; i < b->p.nvalue; i++) {
+    const rgi_direct *v = &b->p.value[i];
+    if (v->by < 0 || (!b->p.is_free[v->by] && !rgi_has(b->c->always, v->by)))
+      b->p.fixed += v->bytes;
     else
-      b->bytes[v->by] += v->bytes;
+      b->p.bytes[v->by] += v->bytes;
   }
   return find_needs(b, by, value_of, e);
 }
 
 static double scratch_of(rgi_bound *b, const uint64_t *set) {
-  rgi_taken x = rgi_replay_run(b->m->replay, set, NULL);
+  rgi_replay_run(b->m->replay, set, NULL);
   b->work -= b->m->g->nnode;
-  return (double)x.scratch;
+  return (double)rgi_replay_scratch(b->m->replay);
 }
 
 static void sort_by_rate(rgi_bound *b) {
   for (int i = 0, k = 0; i < b->n; i++) {
-    if (!b->is_free[i]) continue;
+    if (!b->p.is_free[i]) continue;
     int j = k++;
     for (; j > 0; j--) {
       const int other = b->by_rate[j - 1];
-      if (b->m->ms[other] * b->bytes[i] <= b->m->ms[i] * b->bytes[other]) break;
+      if (b->m->ms[other] * b->p.bytes[i] <= b->m->ms[i] * b->p.bytes[other]) break;
       b->by_rate[j] = other;
     }
     b->by_rate[j] = i;
@@ -226,7 +217,7 @@ static rg_status measure_block(rgi_bound *b, block *x, rg_error *e) {
   if (!x->scratch) return rgi_nomem(e);
   for (int w = 0; w < 1 << x->n; w++) {
     if (x->n == 1) {
-      x->scratch[w] = w ? b->alone[x->of[0]] : 0;
+      x->scratch[w] = w ? b->p.alone[x->of[0]] : 0;
       continue;
     }
     memcpy(b->set, b->c->always, (size_t)b->m->words * sizeof *b->set);
@@ -277,7 +268,7 @@ static int shrink(rgi_bound *b, int *of, int n, double room) {
   for (int i = 1; i < n; i++) { /* large first */
     const int x = of[i];
     int j = i;
-    for (; j > 0 && b->bytes[of[j - 1]] < b->bytes[x]; j--) of[j] = of[j - 1];
+    for (; j > 0 && b->p.bytes[of[j - 1]] < b->p.bytes[x]; j--) of[j] = of[j - 1];
     of[j] = x;
   }
   for (int chunk = n / 2; chunk > 0; chunk /= 2)
@@ -337,19 +328,24 @@ static rg_status find_covers(rgi_bound *b, double room, rg_error *e) {
 
 /* ---- the linear program ---- */
 
+/* Most scratch of a choice that saves s0 bytes or more. */
+static double room_of(const rgi_bound *b, double s0) {
+  return (double)(b->c->budget - b->m->mem.comm) - s0;
+}
+
 /* By saved bytes alone, candidates by parts. INFINITY: not even all of them free enough. */
 static double knapsack(const rgi_bound *b, double s0, double s1, double *rate) {
-  double need = b->fixed - s1, ms = 0;
-  const double room = (double)b->c->budget - s0;
+  double need = b->p.fixed - s1, ms = 0;
+  const double room = room_of(b, s0);
   *rate = 0;
   for (int i = 0; i < b->n; i++)
-    if (b->is_free[i]) need += b->bytes[i];
+    if (b->p.is_free[i]) need += b->p.bytes[i];
   for (int k = 0; k < b->c->nfree && need > 0; k++) {
     const int i = b->by_rate[k];
-    if (b->bytes[i] <= 0 || (!b->c->of_saved && b->alone[i] > room)) continue;
-    *rate = b->m->ms[i] / b->bytes[i];
-    ms += b->bytes[i] < need ? b->m->ms[i] : *rate * need;
-    need -= b->bytes[i];
+    if (b->p.bytes[i] <= 0 || (!b->c->of_saved && b->p.alone[i] > room)) continue;
+    *rate = b->m->ms[i] / b->p.bytes[i];
+    ms += b->p.bytes[i] < need ? b->m->ms[i] : *rate * need;
+    need -= b->p.bytes[i];
   }
   return need > 0 ? INFINITY : ms;
 }
@@ -367,28 +363,28 @@ static double cheapest(rgi_bound *b, const block *x, double room) {
   for (int i = 0; i < x->n; i++) {
     const bool taken = best >> i & 1;
     b->taken[x->of[i]] = taken;
-    if (taken) b->slope[0] -= b->bytes[x->of[i]] / b->unit;
+    if (taken) b->slope[0] -= b->p.bytes[x->of[i]] / b->unit;
   }
   return sum[best];
 }
 
 /* The Lagrangian at b->price (saved, scratch, covers, needs), and its slopes. Bytes in units. */
 static double lagrangian(rgi_bound *b, double excess, double room) {
-  const double *scratch = b->price + 1, *covers = scratch + b->nt, *needs = covers + b->ncover;
-  double *scratch_slope = b->slope + 1, *cover_slope = scratch_slope + b->nt;
+  const double *scratch = b->price + 1, *covers = scratch + b->p.nt, *needs = covers + b->ncover;
+  double *scratch_slope = b->slope + 1, *cover_slope = scratch_slope + b->p.nt;
   double *need_slope = cover_slope + b->ncover;
   const double u = b->unit;
   b->sum[0] = 0;
   double total = b->price[0] * excess;
   b->slope[0] = excess;
-  for (int32_t t = 0; t < b->nt; t++) {
+  for (int32_t t = 0; t < b->p.nt; t++) {
     b->sum[t + 1] = b->sum[t] + scratch[t];
-    total -= scratch[t] * (room - b->base[t] / u);
-    scratch_slope[t] = -(room - b->base[t] / u);
+    total -= scratch[t] * (room - b->p.base[t] / u);
+    scratch_slope[t] = -(room - b->p.base[t] / u);
   }
-  for (int i = 0; i < b->n; i++) b->cost[i] = b->m->ms[i] - b->price[0] * b->bytes[i] / u;
-  for (int k = 0; k < b->nvalue; k++) {
-    const direct *v = &b->value[k];
+  for (int i = 0; i < b->n; i++) b->cost[i] = b->m->ms[i] - b->price[0] * b->p.bytes[i] / u;
+  for (int k = 0; k < b->p.nvalue; k++) {
+    const rgi_direct *v = &b->p.value[k];
     if (v->by >= 0 && v->last >= v->first)
       b->cost[v->by] += v->bytes / u * (b->sum[v->last + 1] - b->sum[v->first]);
   }
@@ -397,28 +393,28 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
     cover_slope[j] = -(b->cover[j].n - 1);
     for (int i = 0; i < b->cover[j].n; i++) b->cost[b->cover[j].of[i]] += covers[j];
   }
-  for (int i = 0; i < b->nneed; i++) {
-    b->cost[b->need[i].reader] += needs[i];
-    if (b->need[i].by >= 0) b->cost[b->need[i].by] -= needs[i];
+  for (int i = 0; i < b->p.nneed; i++) {
+    b->cost[b->p.need[i].reader] += needs[i];
+    if (b->p.need[i].by >= 0) b->cost[b->p.need[i].by] -= needs[i];
   }
   for (int k = 0; k < b->nblock; k++) total += cheapest(b, &b->block[k], room * u);
-  for (int32_t t = 0; t <= b->nt; t++) b->sum[t] = 0; /* now: scratch of what is taken */
-  for (int k = 0; k < b->nvalue; k++) {
-    const direct *v = &b->value[k];
+  for (int32_t t = 0; t <= b->p.nt; t++) b->sum[t] = 0; /* now: scratch of what is taken */
+  for (int k = 0; k < b->p.nvalue; k++) {
+    const rgi_direct *v = &b->p.value[k];
     if (v->by < 0 || !(b->taken[v->by] > 0) || v->last < v->first) continue;
     b->sum[v->first] += v->bytes / u;
     b->sum[v->last + 1] -= v->bytes / u;
   }
   double alive = 0;
-  for (int32_t t = 0; t < b->nt; t++) {
+  for (int32_t t = 0; t < b->p.nt; t++) {
     alive += b->sum[t];
     scratch_slope[t] += alive;
   }
   for (int j = 0; j < b->ncover; j++)
     for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->taken[b->cover[j].of[i]];
-  for (int i = 0; i < b->nneed; i++)
+  for (int i = 0; i < b->p.nneed; i++)
     need_slope[i] =
-        b->taken[b->need[i].reader] - (b->need[i].by >= 0 ? b->taken[b->need[i].by] : 0);
+        b->taken[b->p.need[i].reader] - (b->p.need[i].by >= 0 ? b->taken[b->p.need[i].by] : 0);
   return total;
 }
 
@@ -426,10 +422,10 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
 static void project(rgi_bound *b, int rows) {
   for (int i = 0; i < rows; i++)
     if (b->price[i] < 0) b->price[i] = 0;
-  double *price = b->price + 1 + b->nt + b->ncover;
-  for (int i = 0, j; i < b->nneed; i = j) {
-    double sum = 0, most = b->price[0] * b->need[i].bytes / b->unit;
-    for (j = i; j < b->nneed && b->need[j].value == b->need[i].value; j++) sum += price[j];
+  double *price = b->price + 1 + b->p.nt + b->ncover;
+  for (int i = 0, j; i < b->p.nneed; i = j) {
+    double sum = 0, most = b->price[0] * b->p.need[i].bytes / b->unit;
+    for (j = i; j < b->p.nneed && b->p.need[j].tensor == b->p.need[i].tensor; j++) sum += price[j];
     for (int k = i; k < j && sum > most; k++) price[k] *= most / sum;
   }
 }
@@ -437,37 +433,35 @@ static void project(rgi_bound *b, int rows) {
 /* The best prices so far are where the next stretch may start from; covers are each stretch's
  * own. */
 static void keep_prices(rgi_bound *b) {
-  const int shared = 1 + b->nt;
+  const int shared = 1 + b->p.nt;
   memcpy(b->kept, b->price, (size_t)shared * sizeof *b->kept);
-  memcpy(b->kept + shared, b->price + shared + b->ncover, (size_t)b->nneed * sizeof *b->kept);
+  memcpy(b->kept + shared, b->price + shared + b->ncover, (size_t)b->p.nneed * sizeof *b->kept);
 }
 
 static void start(rgi_bound *b, double rate, double excess, double room) {
-  const int shared = 1 + b->nt;
+  const int shared = 1 + b->p.nt;
   double *price = b->price;
   memcpy(price, b->kept, (size_t)shared * sizeof *price);
   memset(price + shared, 0, (size_t)b->ncover * sizeof *price);
-  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->nneed * sizeof *price);
+  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->p.nneed * sizeof *price);
   const double warm = lagrangian(b, excess, room);
-  memset(price, 0, (size_t)(shared + b->ncover + b->nneed) * sizeof *price);
+  memset(price, 0, (size_t)(shared + b->ncover + b->p.nneed) * sizeof *price);
   price[0] = rate;
   if (lagrangian(b, excess, room) >= warm) return;
   memcpy(price, b->kept, (size_t)shared * sizeof *price);
-  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->nneed * sizeof *price);
+  memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->p.nneed * sizeof *price);
 }
 
-/* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
- * known. */
 static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
   double rate;
   x->ms = knapsack(b, x->s0, x->s1, &rate);
   if (x->ms >= most || b->c->of_saved) return RG_OK;
-  const double room = (double)b->c->budget - x->s0;
+  const double room = room_of(b, x->s0);
   RGI_TRY(find_covers(b, room, e));
-  const int rows = 1 + b->nt + b->ncover + b->nneed;
-  double excess = b->fixed - x->s1;
+  const int rows = 1 + b->p.nt + b->ncover + b->p.nneed;
+  double excess = b->p.fixed - x->s1;
   for (int i = 0; i < b->n; i++)
-    if (b->is_free[i]) excess += b->bytes[i];
+    if (b->p.is_free[i]) excess += b->p.bytes[i];
   start(b, rate * b->unit, excess / b->unit, room / b->unit);
   double theta = 1, best = -INFINITY;
   int since = 0;
@@ -503,23 +497,26 @@ static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
 static rg_status open_bound(rgi_bound *b, rgi_chooser *c, rg_error *e) {
   rgi_model *m = c->m;
   const size_t n = (size_t)m->ncandidate + 1, nn = (size_t)m->g->nnode + 2;
-  *b = (rgi_bound){.c = c, .m = m, .n = m->ncandidate, .work = COVER_WORK};
-  b->base = rgi_alloc_n(m->arena, nn, sizeof *b->base);
-  b->bytes = rgi_alloc_n(m->arena, n, sizeof *b->bytes);
-  b->alone = rgi_alloc_n(m->arena, n, sizeof *b->alone);
-  b->is_free = rgi_alloc_n(m->arena, n, sizeof *b->is_free);
+  *b = (rgi_bound){.c = c, .m = m, .p.c = c, .n = m->ncandidate, .work = COVER_WORK};
+  b->p.base = rgi_alloc_n(m->arena, nn, sizeof *b->p.base);
+  b->p.bytes = rgi_alloc_n(m->arena, n, sizeof *b->p.bytes);
+  b->p.alone = rgi_alloc_n(m->arena, n, sizeof *b->p.alone);
+  b->p.is_free = rgi_alloc_n(m->arena, n, sizeof *b->p.is_free);
   b->by_rate = rgi_alloc_n(m->arena, n, sizeof *b->by_rate);
   b->cover = rgi_alloc_n(m->arena, n, sizeof *b->cover);
   b->cost = rgi_alloc_n(m->arena, n, sizeof *b->cost);
   b->taken = rgi_alloc_n(m->arena, n, sizeof *b->taken);
   b->sum = rgi_alloc_n(m->arena, nn, sizeof *b->sum);
   b->set = rgi_model_set(m);
-  if (!b->base || !b->bytes || !b->alone || !b->is_free || !b->by_rate || !b->cover || !b->cost ||
-      !b->taken || !b->sum || !b->set)
+  if (!b->p.base || !b->p.bytes || !b->p.alone || !b->p.is_free || !b->by_rate || !b->cover ||
+      !b->cost || !b->taken || !b->sum || !b->set)
     return rgi_nomem(e);
-  for (int i = 0; i < c->nfree; i++) b->is_free[c->free[i]] = true;
+  for (int i = 0; i < c->nfree; i++) b->p.is_free[c->free[i]] = true;
+  rgi_replay_run(m->replay, c->always, b->set);
+  b->forced = rgi_model_ms(m, b->set);
+  memset(b->set, 0, (size_t)m->words * sizeof *b->set);
   RGI_TRY(find_values(b, e));
-  const size_t rows = 1 + (size_t)b->nt + n + (size_t)b->nneed;
+  const size_t rows = 1 + (size_t)b->p.nt + n + (size_t)b->p.nneed;
   b->price = rgi_alloc_n(m->arena, rows, sizeof *b->price);
   b->slope = rgi_alloc_n(m->arena, rows, sizeof *b->slope);
   b->way = rgi_alloc_n(m->arena, rows, sizeof *b->way);
@@ -527,14 +524,14 @@ static rg_status open_bound(rgi_bound *b, rgi_chooser *c, rg_error *e) {
   if (!b->price || !b->slope || !b->way || !b->kept) return rgi_nomem(e);
   sort_by_rate(b);
   rgi_replay_run(m->replay, b->set, NULL);
-  for (int32_t t = 0; t < b->nt; t++) b->base[t] = (double)rgi_replay_alive(m->replay, t);
+  for (int32_t t = 0; t < b->p.nt; t++) b->p.base[t] = (double)rgi_replay_alive(m->replay, t);
   for (int i = 0; i < c->nfree; i++) {
     memcpy(b->set, c->always, (size_t)m->words * sizeof *b->set);
     rgi_put(b->set, c->free[i]);
-    b->alone[c->free[i]] = scratch_of(b, b->set);
+    b->p.alone[c->free[i]] = scratch_of(b, b->set);
   }
   for (int i = 0; i < b->n; i++)
-    if (b->bytes[i] > b->unit) b->unit = b->bytes[i];
+    if (b->p.bytes[i] > b->unit) b->unit = b->p.bytes[i];
   if (b->unit == 0) b->unit = 1;
   return find_blocks(b, e);
 }
@@ -544,7 +541,7 @@ static const double CLOSE = 1e-9; /* relative; what sums of doubles may be off b
 static void round_up(const rgi_bound *b) {
   const double unit = b->m->ms[b->c->free[0]];
   for (int i = 0; i < b->n; i++)
-    if ((b->is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit)
+    if ((b->p.is_free[i] || rgi_has(b->c->always, i)) && fabs(b->m->ms[i] - unit) > CLOSE * unit)
       return;
   if (unit > 0) b->c->bound_ms = ceil(b->c->bound_ms / unit * (1 - CLOSE)) * unit;
 }
@@ -552,40 +549,66 @@ static void round_up(const rgi_bound *b) {
 /* of the largest candidate's bytes: no use to halve any more */
 static const double NARROW = 1.0 / 64;
 
+const rgi_parts *rgi_bound_parts(const rgi_bound *b) {
+  return &b->p;
+}
+
 rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e) {
   *out = rgi_alloc(c->m->arena, sizeof **out);
   return *out ? open_bound(*out, c, e) : rgi_nomem(e);
 }
 
+/* Halves the stretch that is least, until that brings nothing more. */
+static rg_status halve(rgi_bound *b, stretch *all, int *n, int limit, double most, solver *f,
+                       int *least, rg_error *e) {
+  for (; *n > 0; ++*n) {
+    for (int i = *least = 0; i < *n; i++)
+      if (all[i].ms < all[*least].ms) *least = i;
+    stretch *x = &all[*least], *y = &all[*n];
+    if (x->ms >= most || *n >= limit || b->work <= 0 || b->c->of_saved) break;
+    if (x->s1 - x->s0 < b->unit * NARROW) break;
+    const double before = x->ms, middle = (x->s0 + x->s1) / 2;
+    *y = (stretch){middle, x->s1, 0};
+    x->s1 = middle;
+    RGI_TRY(f(b, x, most, e));
+    RGI_TRY(f(b, y, most, e));
+    if (x->ms < before) x->ms = before;
+    if (y->ms < before) y->ms = before;
+  }
+  return RG_OK;
+}
+
+static rg_status by_layers(rgi_bound *b, stretch *x, double most, rg_error *e) {
+  if (!b->layers) RGI_TRY(rgi_layers_open(&b->p, RGI_WIDEST_LAYER, &b->layers, e));
+  x->ms = rgi_layers_ms(b->layers, room_of(b, x->s0), x->s1, most);
+  return RG_OK;
+}
+
 rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
   rgi_chooser *c = b->c;
-  stretch all[MOST_STRETCHES] = {0};
+  stretch all[MOST_STRETCHES + MOST_BY_LAYERS] = {0};
   int n = 0, least = 0;
   b->work = COVER_WORK;
-  const double most = c->best_ms * (1 - CLOSE), lo = b->fixed,
+  const double most = c->best_ms * (1 - CLOSE) - b->forced, lo = b->p.fixed,
                hi = (double)(c->budget - (c->of_saved ? 0 : b->m->mem.comm));
   for (int i = 0; i < FIRST_STRETCHES && hi > lo; i++) {
     const double width = (hi - lo) / FIRST_STRETCHES;
     all[n] = (stretch){lo + width * i, i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi, 0};
     RGI_TRY(solve(b, &all[n++], most, e));
   }
-  for (; n > 0; n++) {
-    for (int i = least = 0; i < n; i++)
-      if (all[i].ms < all[least].ms) least = i;
-    stretch *x = &all[least], *y = &all[n];
-    if (x->ms >= most || n == MOST_STRETCHES || b->work <= 0 || c->of_saved) break;
-    if (x->s1 - x->s0 < b->unit * NARROW) break;
-    const double before = x->ms, middle = (x->s0 + x->s1) / 2;
-    *y = (stretch){middle, x->s1, 0};
-    x->s1 = middle;
-    RGI_TRY(solve(b, x, most, e));
-    RGI_TRY(solve(b, y, most, e));
-    if (x->ms < before) x->ms = before;
-    if (y->ms < before) y->ms = before;
+  RGI_TRY(halve(b, all, &n, MOST_STRETCHES, most, solve, &least, e));
+  if (n > 0 && !c->of_saved && all[least].ms < most - FAR * c->m->all_ms) {
+    for (int i = 0; i < n; i++) {
+      const double before = all[i].ms;
+      if (before < most) RGI_TRY(by_layers(b, &all[i], most, e));
+      if (all[i].ms < before) all[i].ms = before;
+    }
+    b->work = COVER_WORK;
+    RGI_TRY(halve(b, all, &n, n + MOST_BY_LAYERS, most, by_layers, &least, e));
   }
-  c->bound_ms = n > 0 && all[least].ms > 0 ? all[least].ms : 0;
+  c->bound_ms = b->forced + (n > 0 && all[least].ms > 0 ? all[least].ms : 0);
   round_up(b);
-  c->optimal = c->bound_ms >= most;
+  c->optimal = c->bound_ms >= c->best_ms * (1 - CLOSE);
   if (c->optimal) c->bound_ms = c->best_ms;
   return RG_OK;
 }

@@ -48,6 +48,13 @@ static void folded_names(const rgi_model *m, const uint64_t *set, rgi_buf *out) 
   if (first) rgi_buf_printf(out, "nothing");
 }
 
+static void both_names(const rgi_model *m, const rgi_point_of_front *p, rgi_buf *out) {
+  folded_names(m, p->set, out);
+  if (!p->away) return;
+  rgi_buf_printf(out, "; ");
+  folded_names(m, p->away, out);
+}
+
 static void summary(const rgi_model *m, const rgi_front *f, rgi_buf *out) {
   rgi_buf_printf(out, "%s front of %d candidates, %lld choices packed",
                  f->exact ? "exact" : "not a proved", m->ncandidate, (long long)f->explored);
@@ -58,11 +65,16 @@ static void summary(const rgi_model *m, const rgi_front *f, rgi_buf *out) {
 
 void rgi_front_text(const rgi_model *m, const rgi_front *f, rgi_buf *out) {
   char a[32], b[32];
-  rgi_buf_printf(out, "%12s  %12s  %12s  %s\n", "peak", "saved", "extra ms", "recomputed");
+  rgi_buf_printf(out, "%12s  %12s  ", "peak", "saved");
+  if (f->offloads) rgi_buf_printf(out, "%12s  ", "host");
+  rgi_buf_printf(out, "%12s  %s\n", "extra ms",
+                 f->offloads ? "recomputed; offloaded" : "recomputed");
   for (int i = 0; i < f->count; i++) {
-    rgi_buf_printf(out, "%12s  %12s  %12.3f  ", rgi_human_bytes(f->at[i].peak, a),
-                   rgi_human_bytes(f->at[i].saved, b), f->at[i].ms);
-    folded_names(m, f->at[i].set, out);
+    rgi_buf_printf(out, "%12s  %12s  ", rgi_human_bytes(f->at[i].peak, a),
+                   rgi_human_bytes(f->at[i].saved, b));
+    if (f->offloads) rgi_buf_printf(out, "%12s  ", rgi_human_bytes(f->at[i].host, a));
+    rgi_buf_printf(out, "%12.3f  ", f->at[i].ms);
+    both_names(m, &f->at[i], out);
     rgi_buf_printf(out, "\n");
   }
   summary(m, f, out);
@@ -80,7 +92,13 @@ void rgi_front_json(const rgi_model *m, const rgi_front *f, rgi_buf *out) {
         out, "%s{\"peak_bytes\": %lld, \"saved_bytes\": %lld, \"extra_ms\": %.9g, \"recompute\": [",
         i ? ", " : "", (long long)f->at[i].peak, (long long)f->at[i].saved, f->at[i].ms);
     names(m, f->at[i].set, out);
-    rgi_buf_printf(out, "]}");
+    rgi_buf_printf(out, "]");
+    if (f->at[i].away) {
+      rgi_buf_printf(out, ", \"host_bytes\": %lld, \"offload\": [", (long long)f->at[i].host);
+      names(m, f->at[i].away, out);
+      rgi_buf_printf(out, "]");
+    }
+    rgi_buf_printf(out, "}");
   }
   rgi_buf_printf(out, "]}\n");
 }
@@ -162,7 +180,7 @@ static void draw_points(const rgi_model *m, const rgi_front *f, const axes *a, r
     rgi_buf_printf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"><title>%s, %.3f ms more&#10;",
                    x_of(a, (double)f->at[i].peak), y_of(a, f->at[i].ms),
                    rgi_human_bytes(f->at[i].peak, size), f->at[i].ms);
-    folded_names(m, f->at[i].set, out);
+    both_names(m, &f->at[i], out);
     rgi_buf_printf(out, "</title></circle>\n");
   }
 }

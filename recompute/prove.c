@@ -67,7 +67,8 @@ static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
       }
     }
   }
-  const int64_t above = x.saved + (p->c->of_saved ? 0 : x.scratch) - p->c->budget;
+  const int64_t above =
+      x.saved + (p->c->of_saved ? 0 : rgi_replay_scratch(p->m->replay)) - p->c->budget;
   if (depth == p->c->nfree || ms + least_time(p, above) >= p->best) return RG_OK;
   const int i = p->order[depth];
   p->open[i] = false;
@@ -89,8 +90,10 @@ rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e) {
   if (!p.order || !p.by_rate || !p.open || !p.set || !p.used) return rgi_nomem(e);
   for (int i = 0; i < c->nfree; i++) p.open[c->free[i]] = true;
   memcpy(p.set, c->always, (size_t)c->m->words * sizeof *p.set);
+  rgi_replay_run(c->m->replay, p.set, p.used);
+  const double forced = rgi_model_ms(c->m, p.used); /* more of it is used the more is chosen */
   p.best = c->best_ms * (1 - 1e-9);
-  RGI_TRY(explore(&p, 0, 0, e));
+  RGI_TRY(explore(&p, 0, forced, e));
   if (p.work > 0) c->bound_ms = c->best_ms;
   return RG_OK;
 }

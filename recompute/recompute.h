@@ -86,8 +86,10 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out);
 void rgi_choice_json(const rgi_choice *c, rgi_buf *out);
 
 /* The front of (peak bytes, extra milliseconds) over all choices; `format` "text", "json" or
- * "svg". */
-rg_status rgi_pareto(const rgi_graph *g, const rgi_profile *profile, const rgi_memory_options *mem,
-                     rgi_progress progress, const char *format, rgi_buf *out, rg_error *e);
+ * "svg". `host`: NULL, or a policy whose host bytes choices may take, too; g then has no copies
+ * yet. */
+rg_status rgi_pareto(const rgi_graph *g, const rg_policy *host, const rgi_profile *profile,
+                     const rgi_memory_options *mem, rgi_progress progress, const char *format,
+                     rgi_buf *out, rg_error *e);
 
 #endif

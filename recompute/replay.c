@@ -45,8 +45,11 @@ struct rgi_replay {
   int32_t *sequence;    /* per place after the turn: node, or ~node for a clone */
   int32_t nsequence, turn;
   int32_t *first, *last; /* per id: places; first -1: nobody touches it */
+  int32_t *own;          /* per id: the last of backward's own nodes that needs it, or -1 */
   int32_t *root;         /* per id: whose bytes it has taken over, itself if none */
-  int64_t *alive;        /* per place: what begins there less what has ended */
+  int32_t *end;          /* per root: the last place of all that share its bytes */
+  int64_t *alive;        /* per place: what begins there less what has ended … */
+  int64_t *waits;        /* … of it, clones that wait for other clones alone */
   int64_t total;         /* scratch bytes if nothing shared */
 };
 
@@ -152,11 +155,15 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
   r->sequence = rgi_alloc_n(a, 2 * nn, sizeof *r->sequence);
   r->first = rgi_alloc_n(a, 2 * nt, sizeof *r->first);
   r->last = rgi_alloc_n(a, 2 * nt, sizeof *r->last);
+  r->own = rgi_alloc_n(a, 2 * nt, sizeof *r->own);
   r->root = rgi_alloc_n(a, 2 * nt, sizeof *r->root);
+  r->end = rgi_alloc_n(a, 2 * nt, sizeof *r->end);
   r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
+  r->waits = rgi_alloc_n(a, 2 * nn, sizeof *r->waits);
   if (!r->node || !r->in || !r->out || !r->optional || !r->owner || !r->producer || !r->bytes ||
       !r->caller || !r->output || !r->again || !r->node_again || !r->cloned || !r->read ||
-      !r->forward_needed || !r->sequence || !r->first || !r->last || !r->root || !r->alive)
+      !r->forward_needed || !r->sequence || !r->first || !r->last || !r->own || !r->root ||
+      !r->end || !r->alive || !r->waits)
     return rgi_nomem(e);
   *out = r;
   return flatten(r, mem, candidate_of, a, e);
@@ -234,8 +241,13 @@ static void touch_node(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   const step *s = &r->node[node];
   const int32_t shift = clone ? r->nt : 0;
   const bool forward = !clone && !s->backward;
-  for (int32_t i = s->in; i < s[1].in; i++)
-    if (r->in[i] >= 0) touch(r, owner_of(r, forward ? r->in[i] : stand_in(r, r->in[i])), place);
+  for (int32_t i = s->in; i < s[1].in; i++) {
+    if (r->in[i] < 0) continue;
+    const int32_t id = owner_of(r, forward ? r->in[i] : stand_in(r, r->in[i]));
+    touch(r, id, place);
+    /* what may be taken over there needs no bytes beside what takes it over */
+    if (!clone) r->own[id] = place - (i == s->in && s->inplace);
+  }
   for (int32_t i = s->out; i < s[1].out; i++)
     if (r->out[i] >= 0 && !left_out(r, i, clone)) touch(r, owner_of(r, r->out[i] + shift), place);
 }
@@ -259,7 +271,8 @@ static void share(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   if (r->last[from] != place || r->first[to] != place) return;
   const int32_t root = r->root[from];
   r->root[to] = root;
-  if (r->last[to] > r->last[root]) r->last[root] = r->last[to];
+  if (r->last[to] > r->end[root]) r->end[root] = r->last[to];
+  if (!clone) r->own[from] = place; /* its bytes are the output's now, and count */
 }
 
 static void each_place(rgi_replay *r, void (*f)(rgi_replay *, int32_t, bool, int32_t)) {
@@ -307,7 +320,7 @@ static int64_t add_owners(rgi_replay *r) {
       end = rgi_aligned(end) + bytes;
     } else if (r->root[id] == id) {
       r->alive[r->first[id]] += rounded;
-      r->alive[r->last[id] + 1] -= rounded;
+      r->alive[r->end[id] + 1] -= rounded;
       r->total += rounded;
     }
   }
@@ -317,8 +330,10 @@ static int64_t add_owners(rgi_replay *r) {
 rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
   find_clones(r, set);
   place_all(r);
-  for (int32_t id = 0; id < 2 * r->nt; id++) r->first[id] = r->last[id] = -1, r->root[id] = id;
+  for (int32_t id = 0; id < 2 * r->nt; id++)
+    r->first[id] = r->last[id] = r->own[id] = -1, r->root[id] = id;
   each_place(r, touch_node);
+  memcpy(r->end, r->last, 2 * (size_t)r->nt * sizeof *r->end);
   if (!r->no_inplace && !r->no_reuse) each_place(r, share);
   const int32_t end = r->turn + r->nsequence;
   memset(r->alive, 0, ((size_t)end + 1) * sizeof *r->alive);
@@ -331,10 +346,8 @@ rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
     if (sum > most) most = sum, x.crowd = 0;
     x.crowd += sum == most;
     r->alive[i] = sum;
-    if (i >= r->turn && r->sequence[i - r->turn] >= 0 && sum > x.scratch) x.scratch = sum;
   }
   if (r->no_reuse) most = r->total;
-  x.scratch -= r->pad < x.scratch ? r->pad : x.scratch;
   x.peak = x.saved + r->comm + (most > r->pad ? most - r->pad : 0);
   if (used) {
     for (int32_t w = 0; w < r->words; w++) used[w] = 0;
@@ -342,6 +355,24 @@ rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
       if (r->sequence[i] < 0) rgi_put(used, r->node[~r->sequence[i]].candidate);
   }
   return x;
+}
+
+int64_t rgi_replay_scratch(rgi_replay *r) {
+  const int32_t end = r->turn + r->nsequence;
+  int64_t waits = 0, most = r->pad;
+  memset(r->waits, 0, ((size_t)end + 1) * sizeof *r->waits);
+  for (int32_t id = r->nt; id < 2 * r->nt; id++) {
+    if (r->first[id] < 0 || r->own[id] >= r->last[id]) continue;
+    const int64_t bytes = rgi_aligned(r->bytes[id - r->nt]);
+    r->waits[r->own[id] < r->first[id] ? r->first[id] : r->own[id] + 1] += bytes;
+    r->waits[r->last[id] + 1] -= bytes;
+  }
+  for (int32_t i = 0; i < end; i++) {
+    waits += r->waits[i];
+    if (i >= r->turn && r->sequence[i - r->turn] >= 0 && r->alive[i] - waits > most)
+      most = r->alive[i] - waits;
+  }
+  return most - r->pad;
 }
 
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t) {

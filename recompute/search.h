@@ -40,8 +40,7 @@ enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 64 };
 typedef struct rgi_taken {
   /* bytes; the peak is memplan's lower bound for the packer, or up to RGI_ALIGN less */
   int64_t saved, peak;
-  int64_t scratch; /* most at one of backward's own nodes */
-  int32_t crowd;   /* places as full as the fullest */
+  int32_t crowd; /* places as full as the fullest */
 } rgi_taken;
 typedef struct rgi_replay rgi_replay;
 /* candidate_of: per origin, or -1. The replay lives in `a`, which it fills with scratch of
@@ -52,6 +51,10 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
 /* *used (may be NULL): the candidates of `set` that something reads; the rest changes nothing. */
 rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used);
 
+/* The most scratch bytes that one of backward's own nodes needs, in the choice run last, or up to
+ * RGI_ALIGN less. Clones are counted until backward itself reads them last: what other clones read
+ * later may be read earlier if more is recomputed. So, recomputing more never takes any away. */
+int64_t rgi_replay_scratch(rgi_replay *r);
 /* Scratch bytes alive at backward's t-th node that moves bytes, in the choice run last, or up to
  * RGI_ALIGN less. */
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t);
@@ -150,15 +153,15 @@ bool rgi_subsets_next(rgi_subsets *s, uint64_t *mask, double *cost, bool *failed
 /* ---- front.c: what pareto found, as text, JSON or a picture ---- */
 
 typedef struct rgi_point_of_front {
-  const uint64_t *set;
-  int64_t saved, peak;
-  double ms;
+  const uint64_t *set, *away; /* recomputed; offloaded, or NULL */
+  int64_t saved, peak, host;
+  double ms; /* that recomputing and copies take */
 } rgi_point_of_front;
 
 typedef struct rgi_front {
   rgi_point_of_front *at; /* in ascending order of ms, descending of peak */
   int count, capacity;
-  bool exact;
+  bool exact, offloads; /* … chosen among, too */
   int64_t explored;
   double gap_ms; /* most that a point is above the front */
 } rgi_front;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# regraph run as processes that a launcher would start (torchrun's variables, set by hand): the
-# files of one run with thread ranks, bit for bit; a rank that dies, is interrupted or is one too
-# many ends all the others.
+# regraph run as processes that a launcher would start (torchrun's or srun's variables, set by
+# hand): the files of one run with thread ranks, bit for bit; a rank that dies, is interrupted or is
+# one too many ends all the others.
 #
 #   tests/cp_launch.sh REGRAPH ROOT
 set -euo pipefail
@@ -14,11 +14,15 @@ args=(run "$root/examples/nsa.json" --set B=3 --set H=4 --set KH=2 --set D=16 --
   --threads 1)
 fail() { echo "FAILED: $1" >&2; cat "$work"/*.err >&2; exit 1; }
 
+launcher=torchrun
 start() { # NAME RANK WORLD ARGUMENTS…
-  local name=$1 rank=$2 world=$3
+  local name=$1 rank=$2 world=$3 told
   shift 3
-  RANK=$rank WORLD_SIZE=$world MASTER_ADDR=127.0.0.1 REGRAPH_MASTER_PORT=$port \
-    env --default-signal=INT "$regraph" "${args[@]}" --set T=$size "$@" \
+  told=(RANK="$rank" WORLD_SIZE="$world" MASTER_ADDR=127.0.0.1 REGRAPH_MASTER_PORT="$port")
+  [ $launcher = torchrun ] || # where they meet follows from the job's number
+    told=(SLURM_PROCID="$rank" SLURM_NTASKS="$world" SLURM_LOCALID="$rank" SLURM_STEP_ID=0
+      SLURM_JOB_ID="$port")
+  env --default-signal=INT "${told[@]}" "$regraph" "${args[@]}" --set T=$size "$@" \
     >"$work/$name.$rank.out" 2>"$work/$name.$rank.err" &
   pids+=($!)
 }
@@ -33,6 +37,7 @@ ends() { # expected exit code of each
 }
 
 for mode in 1 2; do
+  [ $mode = 1 ] && launcher=torchrun || launcher=srun
   echo "{ \"regraph_policy\": 1, \"cp\": { \"mode\": $mode, \"weights\": \"local\" } }" \
     >"$work/policy.json"
   more=(--policy "$work/policy.json" --cp 2)
@@ -47,6 +52,8 @@ for mode in 1 2; do
   cmp "$work/one_k.npy" "$work/two_k.npy" || fail "gradients differ in mode $mode"
   [ ! -s "$work/two.1.out" ] || fail "rank 1 prints a report"
 done
+
+launcher=torchrun
 
 # another number of ranks than asked for
 pids=()

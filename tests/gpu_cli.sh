@@ -65,12 +65,22 @@ for ranks in 2 3; do
   done
 done
 expect 0 all_gather bench "$nsa" "${whole[@]}" --cp 2 --repeat 2
-if [ "$(nvidia-smi -L | grep -c '^GPU')" -gt 1 ]; then
+gpus=$(nvidia-smi -L | grep -c '^GPU')
+[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+launched() { # as two processes that a launcher started
+  local rank
   for rank in 0 1; do
-    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 REGRAPH_MASTER_PORT=$((21000 + $$ % 9000)) "$regraph" \
+    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 REGRAPH_MASTER_PORT=$1 "$regraph" \
       run "$nsa" "${whole[@]}" --cp 2 --out "o=$work/gpus.npy" >"$work/gpus.$rank" 2>&1 &
   done
   wait
+}
+checks=$((checks + 1))
+CUDA_VISIBLE_DEVICES=$(cut -d, -f1 <<<"${CUDA_VISIBLE_DEVICES:-0}") launched $((20000 + $$ % 9000))
+grep -q 'ranks 0 and 1 are on one GPU' "$work"/gpus.[01] ||
+  fail "two processes on one GPU: $(cat "$work"/gpus.[01])"
+if [ "$gpus" -gt 1 ]; then
+  launched $((21000 + $$ % 9000))
   checks=$((checks + 1))
   cmp -s "$work/one.npy" "$work/gpus.npy" || fail "two GPUs: $(cat "$work"/gpus.[01])"
 fi

@@ -13,17 +13,23 @@ if [ "$device" = cuda ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp "$source/examples/nsa.json" "$work/one.json"
-sed 's/"window": *[0-9]*/"window": 100/' "$source/examples/nsa.json" >"$work/two.json"
+# jobs: two specs at the CPU's three lengths, or six at one, where a GPU's six would take minutes
+set_=(--set B=1 --set H=16 --set KH=1 --set T=8192) windows="512 100 200 300 400 500"
+[ "$device" = cuda ] ||
+  set_=(--set B=1 --set H=4 --set KH=2 --set D=32 --set DV=32 --repeat 1) windows="512 100"
+specs=()
+for window in $windows; do
+  specs+=("$window.json")
+  sed "s/\"window\": *[0-9]*/\"window\": $window/" "$source/examples/nsa.json" \
+    >"$work/$window.json"
+done
 cd "$work"
 fail() {
   echo "FAIL: $*" >&2
   exit 1
 }
-set_=(--set B=1)
-[ "$device" = cuda ] || set_=(--set H=4 --set KH=2 --set D=32 --set DV=32 --repeat 1)
 tune() { # PROFILE
-  exec "$regraph" tune one.json two.json "${set_[@]}" --device "$device" --source here \
+  exec "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" --source here \
     --profile-out "$1"
 }
 jobs_of() { # FILE, which may not be there yet
@@ -67,7 +73,7 @@ cmp whole.points parts.points || fail "another profile than that of a tune that 
 
 if [ "$device" = cuda ]; then
   kernels() { # what a plan says but for its memory: nodes, times and kernels
-    "$regraph" plan one.json --set B=1 --set T=8192 --device cuda --profile parts.json --json |
+    "$regraph" plan 512.json "${set_[@]}" --device cuda --profile parts.json --json |
       grep -E '"(kernels|profile|times)"'
   }
   kernels >seen.txt

@@ -442,8 +442,8 @@ typedef struct rg_report_options {
 RG_API rg_status rg_plan_report(const rg_plan *plan, const char *format,
                                 const rg_report_options *options, rg_text *out, rg_error *error);
 
-/* The front of (peak bytes, extra milliseconds) over all recompute choices; `format` "text", "json"
- * or "svg". */
+/* The front of (peak bytes, extra milliseconds) over all recompute choices, of a policy with `host`
+ * over those of what to offload, too; `format` "text", "json" or "svg". */
 RG_API rg_status rg_pareto(const rg_spec *spec, const rg_policy *policy,
                            const rg_plan_options *options, const char *format, rg_text *out,
                            rg_error *error);

@@ -46,8 +46,10 @@ __device__ void count_items(const rgk_flash_bwd &p) {
   }
 }
 
+/* Is row r a key of some sequence? Those before the first one (in a halo: context parallelism) are
+ * of none, as those behind the last. */
 __device__ bool key_row_live(const rgk_attn &a, int64_t r) {
-  if (a.mode != RGK_CMP) return r < seq_start(a.kseqs, a.kseqs.n);
+  if (a.mode != RGK_CMP) return r >= seq_start(a.kseqs, 0) && r < seq_start(a.kseqs, a.kseqs.n);
   int lo = 0, hi = a.kseqs.n - 1; /* the last b that starts at or before r */
   while (lo < hi) {
     int mid = (lo + hi + 1) >> 1;
@@ -58,7 +60,8 @@ __device__ bool key_row_live(const rgk_attn &a, int64_t r) {
   }
   if (hi < 0) return false;
   const int64_t begin = seq_start(a.kseqs, lo), n = seq_start(a.kseqs, lo + 1) - begin;
-  return r - begin / a.stride < rgk_blocks_in(n, a.kernel, a.stride);
+  const int64_t at = r - begin / a.stride;
+  return at >= 0 && at < rgk_blocks_in(n, a.kernel, a.stride);
 }
 
 __device__ void zero_row(const rgk_tensor &x, int64_t r, int heads, int width) {

@@ -4,6 +4,7 @@ do:
 
     equal   results and gradients of one rank, also compiled, with DDP and FSDP around
     ends    a rank with another spec or policy, refused, late, dead: all end with RG_E_COMM in time
+    library rank 1 has loaded another version: likewise
 """
 
 import json
@@ -275,6 +276,8 @@ def all_equal():
 
 if "equal" in sys.argv:
     all_equal()
+if "library" in sys.argv:
+    ends("rank 1 has another library version than rank 0", calls())
 if "ends" in sys.argv:
     all_end()
     time.sleep(1.0 if RANK == 0 else 0)  # it holds the store

@@ -414,8 +414,8 @@ def test_module_with_parameters():
         regraph.torch.Module(LAYER, parameters=["x"], **LAYER_P)
 
 
-def run_ranks(count, script, *arguments):
-    """Processes with a script each, as torchrun starts them."""
+def run_ranks(count, script, *arguments, library=None):
+    """A process for each rank, as torchrun starts them; rank 1 perhaps with another library."""
     import os
     import socket
     import subprocess
@@ -427,7 +427,9 @@ def run_ranks(count, script, *arguments):
         [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RANK": str(rank),
              "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-             "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for rank in range(count)]
+             "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+             **({"REGRAPH_LIBRARY": str(library)} if library and rank == 1 else {})})
+        for rank in range(count)]
     try:
         assert [rank.wait(120) for rank in ranks] == [0] * count
     finally:
@@ -442,6 +444,16 @@ def test_two_ranks():
 @pytest.mark.parametrize("ranks, what", [(2, ["equal"]), (4, ["equal", "ends"])])
 def test_context_parallelism(ranks, what):
     run_ranks(ranks, "cp_ranks.py", *what)
+
+
+def test_context_parallelism_and_another_library(tmp_path):
+    from regraph._lib import lib
+    version = lib.rg_version()
+    other = tmp_path / "libregraph.so"
+    bytes_of_one = Path(lib._name).read_bytes()
+    assert bytes_of_one.count(version + b"\0") == 1
+    other.write_bytes(bytes_of_one.replace(version + b"\0", version[:-1] + b"9\0"))
+    run_ranks(2, "cp_ranks.py", "library", library=other)
 
 
 def test_pack():

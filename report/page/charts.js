@@ -88,6 +88,7 @@ const policyOf = (point) => {
   const policy = {regraph_policy: 1, recompute: point.recompute};
   if (plan.policy.split_heads) policy.split_heads = plan.policy.split_heads;
   if (plan.policy.nodes) policy.nodes = plan.policy.nodes;
+  for (const name of point.offload || []) policy.nodes = {...policy.nodes, [name]: "offload"};
   return policy;
 };
 

@@ -359,10 +359,12 @@ expect 0 "of the host's memory" run "$nsa" "${small[@]}" --set T=64 --policy off
 
 expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy off.json --json
 mv stdout named.json
-echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" }, "budget": "1GiB", "host": "1GiB" }' \
-  >host.json
-expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy host.json --json
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" }, "budget": "1GiB" }' >budget.json
+expect 0 '"points"' pareto "$nsa" "${small[@]}" --set T=64 --policy budget.json --json
 same 'the front beside a node offloaded by name, with a budget' stdout named.json
+echo '{ "regraph_policy": 1, "nodes": { "slc_o": "offload" }, "host": "1GiB" }' >host.json
+expect 0 '"offload": \["slc_o"' pareto "$nsa" "${small[@]}" --set T=64 --policy host.json --json
+expect 0 'recomputed; offloaded' pareto "$nsa" "${small[@]}" --set T=64 --policy host.json
 
 # a graph with state: read from a file, or zeros
 cat >state.json <<'SPEC'

@@ -172,7 +172,7 @@ static void equal(const a_case *c) {
     snprintf(what, sizeof what, "%s, %s, %d ranks, lengths %d, %s", c->example, c->dtype, ranks, i,
              policy);
     rg_plan *one = plan_case(ctx, c, 1, NULL), *many = plan_case(ctx, c, ranks, policy);
-    const double most = strcmp(c->dtype, "f32") == 0   ? 4e-6
+    const double most = strcmp(c->dtype, "f32") == 0   ? 2e-6
                         : strcmp(c->dtype, "f16") == 0 ? 1e-3
                                                        : 8e-3;
     cp_compare(ctx, one, many, 5, T, lengths[i], c->exact, most, what);

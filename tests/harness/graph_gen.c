@@ -192,11 +192,12 @@ static void add_linear(gen *g) {
   print(s, " }, \"out\": { \"y\": \"%s\" } }", fresh(g, "t", y)->name);
 }
 
-/* silu, sigmoid or relu */
+/* silu, sigmoid or relu. relu of what the caller gave only: its slope jumps at 0, and a number
+ * within rounding of 0 would have one slope here and another there. */
 static void add_act(gen *g) {
   int x = chance(g, 0.1) ? pick(g, fits_plain, NULL) : plain(g, 4);
   if (x < 0) return;
-  const bool relu = aside(g, 16, 0.2);
+  const bool relu = aside(g, 16, 0.2) && g->x[x].input;
   char *s = begin(g, relu ? "relu" : aside(g, 0, 0.3) ? "sigmoid" : "silu");
   print(s, "\"x\": \"%s\"", use(g, x));
   lengths(g, s, g->x[x].kind, false);

@@ -59,7 +59,10 @@ static inline void cp_same(const a_rank *r, int ranks) {
                      "%s differs between rank 0 and %d", r[0].b.info[i].name, k);
 }
 
-static inline double cp_error(const rg_tensor_info *t, const void *got, const void *want) {
+/* Relative root mean square; `where` (or NULL) gets the number that is farthest off, and how many
+ * are about as far. */
+static inline double cp_error(const rg_tensor_info *t, const void *got, const void *want,
+                              char (*where)[160]) {
   const size_t n = (size_t)t->bytes / rg_dtype_size(t->dtype);
   float *x = malloc(n * sizeof *x + 4), *y = malloc(n * sizeof *y + 4);
   rg_convert(RG_F32, x, t->dtype, got, n);
@@ -69,6 +72,14 @@ static inline double cp_error(const rg_tensor_info *t, const void *got, const vo
     off += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
     all += (double)y[i] * y[i];
   }
+  size_t worst = 0, many = 0, last = 0;
+  for (size_t i = 0; i < n; i++)
+    if (!(fabs((double)x[i] - y[i]) <= fabs((double)x[worst] - y[worst]))) worst = i;
+  for (size_t i = 0; i < n; i++)
+    if (!(fabs((double)x[i] - y[i]) < fabs((double)x[worst] - y[worst]) / 8)) many++, last = i;
+  if (n && where)
+    snprintf(*where, sizeof *where, "%g for %g at %zu of %zu, %zu like it, the last at %zu",
+             (double)x[worst], (double)y[worst], worst, n, many, last);
   free(x), free(y);
   return all > 0 ? sqrt(off / all) : sqrt(off);
 }
@@ -120,9 +131,10 @@ static inline void cp_compare(rg_context *ctx, const rg_plan *one, const rg_plan
     } else {
       /* a few numbers, each a sum over all rows whose terms may cancel, say little relative to
        * themselves */
-      const double off = cp_error(x, got.data[i], want.data[i]), limit = most;
-      cr_assert(off <= limit, "%s: %s %s is off by %g, more than %g", what,
-                x->role == RG_OUTPUT ? "output" : "gradient of", x->name, off, limit);
+      char where[160] = "";
+      const double off = cp_error(x, got.data[i], want.data[i], &where);
+      cr_assert(off <= most, "%s: %s %s is off by %g, more than %g: %s", what,
+                x->role == RG_OUTPUT ? "output" : "gradient of", x->name, off, most, where);
     }
   }
   for (int r = 0; r < cp.ranks; r++) free_buffers(&rank[r].b);

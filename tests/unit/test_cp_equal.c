@@ -2,6 +2,7 @@
  * and gradients of what is not gathered, to the bit; the others within the roundings of their
  * sums. */
 #include "cp_case.h"
+#include "exec/plan.h"
 
 #include "../harness/round.h"
 
@@ -330,7 +331,7 @@ Test(cp_equal, weights_left_to_the_caller, .init = setup, .fini = teardown) {
       for (int64_t k = 0; k < n; k++) sum[k] += mine[k];
     }
     for (int64_t k = 0; k < n; k++) sum[k] -= (float)begun;
-    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name));
+    const double off = cp_error(t, sum, buffer(&alone.b, RG_GRAD_OUT, t->name), NULL);
     cr_assert(off <= 2e-6, "%s is off by %g", t->name, off);
   }
   for (int r = 0; r < ranks; r++) free_buffers(&rank[r].b);
@@ -371,24 +372,32 @@ Test(cp_equal, repeats, .init = setup, .fini = teardown) {
 /* ---- ranks that do not fit together ---- */
 
 Test(cp_equal, a_rank_with_another_plan, .init = setup, .fini = teardown) {
-  static const char *const text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 3%s }%s }";
+  static const char *const text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": %d%s }%s }";
   static const struct {
     const char *dtype, *cp, *more;
     int64_t T;
     const char *say;
+    int ranks; /* 0: three, like the others */
+    bool library;
   } bad[] = {
-      {"bf16", "", "", 192, "another spec"},
-      {"f32", "", ", \"split_heads\": 1", 192, "another policy"},
-      {"f32", "", "", 288, "another capacity"},
-      {"f32", ", \"mode\": 2", "", 192, "another shard mode"},
-      {"f32", ", \"wire\": \"bf16\"", "", 192, "another policy"},
+      {"bf16", "", "", 192, "another spec", 0, false},
+      {"f32", "", ", \"split_heads\": 1", 192, "another policy", 0, false},
+      {"f32", "", "", 288, "another capacity", 0, false},
+      {"f32", ", \"mode\": 2", "", 192, "another shard mode", 0, false},
+      {"f32", ", \"wire\": \"bf16\"", "", 192, "another policy", 0, false},
+      {"f32", "", "", 192, "another number of ranks", 4, false},
+      {"f32", "", "", 192, "another library version", 0, true},
   };
   for (int i = 0; i < RGI_N(bad); i++) {
     char policy[300];
-    snprintf(policy, sizeof policy, text, "", "");
+    snprintf(policy, sizeof policy, text, 3, "", "");
     rg_plan *good = plan_of("f32", policy, 192, 2, 0);
-    snprintf(policy, sizeof policy, text, bad[i].cp, bad[i].more);
+    snprintf(policy, sizeof policy, text, bad[i].ranks ? bad[i].ranks : 3, bad[i].cp, bad[i].more);
     rg_plan *other = plan_of(bad[i].dtype, policy, bad[i].T, 2, 0);
+    if (bad[i].library) {
+      cr_assert_str_eq(other->field[0].name, "library version");
+      other->field[0].hash ^= 1;
+    }
     a_rank rank[MOST_RANKS];
     for (int r = 0; r < 3; r++) rank[r] = (a_rank){.plan = r == 1 ? other : good};
     run_ranks(ctx, rank, 3, 5);

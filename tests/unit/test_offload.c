@@ -229,3 +229,56 @@ Test(offload, bounded) {
   }
   close_nsa(&x);
 }
+
+/* The names in [ … ] behind a key, with `value` behind each, into `out`. */
+static const char *names_behind(const char *at, const char *key, const char *value, char *out) {
+  at = strstr(at, key);
+  cr_assert_not_null(at, "%s", key);
+  at = strchr(at, '[') + 1;
+  for (*out = 0; *at != ']';) {
+    const char *end = strchr(at + 1, '"') + 1; /* at a name's first quote */
+    out += sprintf(out, "%.*s%s", (int)(end - at), at, value);
+    at = end;
+    if (*at == ',') at += 2, out += sprintf(out, ", ");
+  }
+  return at;
+}
+
+/* With `host` the front knows both: written as a policy, each of its points is a plan of these
+ * bytes, and one of them needs the host. */
+Test(offload, points_of_a_front) {
+  subject x = open_nsa("f32");
+  rg_binding set[] = {{"T", T, NULL}, {"B", B, NULL}};
+  const rg_plan_options o = {.set = set, .nset = 2, .threads = 2};
+  rg_policy *policy = load_policy(x.ctx, "{\"regraph_policy\": 1, \"host\": \"1GiB\"}");
+  rg_text front;
+  rg_error e = {0};
+  int points = 0, offload = 0;
+  CR_OK(rg_pareto(x.spec, policy, &o, "json", &front, &e), &e);
+  long long last = INT64_MAX;
+  for (const char *at = front.data; (at = strstr(at, "\"peak_bytes\": "));) {
+    long long peak, saved, host;
+    char again[1024], away[1024], text[4096];
+    cr_assert_eq(sscanf(at, "\"peak_bytes\": %lld, \"saved_bytes\": %lld", &peak, &saved), 2);
+    cr_assert_lt(peak, last);
+    last = peak;
+    names_behind(at, "\"recompute\"", "", again);
+    cr_assert_eq(sscanf(strstr(at, "\"host_bytes\""), "\"host_bytes\": %lld", &host), 1);
+    at = names_behind(at, "\"offload\"", ": \"offload\"", away);
+    points++;
+    offload += host > 0;
+    cr_assert_eq(host > 0, *away != 0);
+    snprintf(text, sizeof text, "{\"regraph_policy\": 1, \"recompute\": [%s], \"nodes\": {%s}}",
+             again, away);
+    rg_plan *plan = plan_with(&x, text);
+    const rg_sizes z = sizes_of(plan);
+    cr_assert(z.predicted_peak == peak && z.saved == saved && z.host == host,
+              "%s: %lld, %lld, %lld on the front, %lld, %lld, %lld as a plan", text, peak, saved,
+              host, (long long)z.predicted_peak, (long long)z.saved, (long long)z.host);
+    rg_plan_destroy(plan);
+  }
+  cr_assert(points > 2 && offload > 0, "%d points, %d that offload", points, offload);
+  rg_text_destroy(&front);
+  rg_policy_destroy(policy);
+  close_nsa(&x);
+}

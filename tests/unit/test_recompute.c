@@ -3,7 +3,7 @@
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
-#include "recompute/search.h"
+#include "recompute/bound.h"
 #include "../harness/random_spec.h"
 #include "../harness/round.h"
 #include "must.h"
@@ -57,6 +57,11 @@ static outcome measure(const bench *b, const bool *chosen) {
   return o;
 }
 
+static int64_t scratch_of(const rgi_model *m, const uint64_t *set) {
+  rgi_replay_run(m->replay, set, NULL);
+  return rgi_replay_scratch(m->replay);
+}
+
 /* The replay says what memplan's lower bound says, without the graph. */
 static void compare_replay(const bench *b, int sets, uint64_t *state) {
   rgi_model *m;
@@ -78,6 +83,11 @@ static void compare_replay(const bench *b, int sets, uint64_t *state) {
               b->g->name, (unsigned long long)*set, (long long)peak, (long long)x.peak);
     cr_assert_float_eq(rgi_model_ms(m, used), ms, 1e-9 * (1 + ms), "%s, set %llx", b->g->name,
                        (unsigned long long)*set);
+    if (m->ncandidate == 0) continue;
+    const int64_t before = scratch_of(m, set);
+    rgi_put(set, rgi_draw(state, m->ncandidate));
+    cr_assert_leq(before, scratch_of(m, set), "%s, set %llx: more takes less scratch", b->g->name,
+                  (unsigned long long)*set);
   }
   rgi_model_destroy(m);
 }
@@ -128,11 +138,35 @@ static void compare_many(const bench *b, int64_t budget, bool of_saved, double b
   rgi_model_destroy(m);
 }
 
+/* Layers, of any width: below every choice that saves as much and needs as much room. */
+static void compare_layers(const bench *b, const outcome *all, int n) {
+  static const int widths[] = {1, 2, 3, 5, RGI_WIDEST_LAYER};
+  rgi_model *m;
+  rgi_chooser c;
+  rgi_bound *bound;
+  must(rgi_model_create(b->g, b->profile, &b->mem, &m, &err), "model");
+  must(rgi_chooser_init(&c, m, &err), "chooser");
+  must(rgi_bound_open(&c, &bound, &err), "open");
+  for (int w = 0; w < RGI_COUNT(widths); w++) {
+    rgi_layers *layers;
+    must(rgi_layers_open(rgi_bound_parts(bound), widths[w], &layers, &err), "layers");
+    for (int i = w; i < n; i += 1 + n / 256) {
+      const double ms = rgi_layers_ms(layers, (double)(all[i].peak - all[i].saved),
+                                      (double)all[i].saved, INFINITY);
+      cr_assert_leq(ms, all[i].ms * (1 + 1e-9) + 1e-12,
+                    "%s, blocks of %d, set %x: %g ms are said to be the least, it takes %g",
+                    b->g->name, widths[w], i, ms, all[i].ms);
+    }
+  }
+  rgi_model_destroy(m);
+}
+
 static void compare(const bench *b) {
   int n;
   uint64_t state = 7;
   compare_replay(b, 64, &state);
   outcome *all = measure_all(b, &n);
+  compare_layers(b, all, n);
   int64_t low = INT64_MAX, high = 0;
   for (int i = 0; i < n; i++) {
     if (all[i].peak < low) low = all[i].peak;
@@ -177,7 +211,8 @@ static void compare(const bench *b) {
    * the cheapest and the smallest */
   rgi_buf text;
   rgi_buf_init(&text, b->ctx);
-  must(rgi_pareto(b->g, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err), "pareto");
+  must(rgi_pareto(b->g, NULL, b->profile, &b->mem, (rgi_progress){0}, "json", &text, &err),
+       "pareto");
   int points = 0;
   int64_t last_peak = INT64_MAX;
   for (const char *p = text.data; (p = strstr(p, "\"peak_bytes\": ")); points++) {
@@ -282,6 +317,45 @@ Test(recompute, random_graphs) {
   rg_context_destroy(ctx);
 }
 
+/* Bounds and proofs rest on it: recomputing more takes no scratch from backward's own nodes. Of v
+ * and d alone, d's clone stands where backward reads d, at the end, and v's lives until then; with
+ * e, which wants d at once, v's is gone soon: v does not count that long. */
+Test(recompute, more_takes_no_scratch) {
+  static const char text[] =
+      "{\"regraph\": 1, \"inputs\": {"
+      "\"x\": {\"shape\": [\"T\", 64], \"dtype\": \"f32\", \"grad\": true}, "
+      "\"y\": {\"shape\": [\"T\", 64], \"dtype\": \"bf16\"}}, \"nodes\": ["
+      "{\"name\": \"v\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}, \"out\": {\"y\": \"v\"}}, "
+      "{\"name\": \"d\", \"op\": \"cast\", \"in\": {\"x\": \"v\"}, \"out\": {\"y\": \"d\"}, "
+      "\"attrs\": {\"to\": \"bf16\"}}, "
+      "{\"name\": \"e\", \"op\": \"silu\", \"in\": {\"x\": \"d\"}, \"out\": {\"y\": \"e\"}}, "
+      "{\"name\": \"a\", \"op\": \"silu\", \"in\": {\"x\": \"x\"}, \"out\": {\"y\": \"a\"}}, "
+      "{\"name\": \"b\", \"op\": \"mul\", \"in\": {\"a\": \"a\", \"b\": \"a\"}, \"out\": {\"y\": "
+      "\"b\"}}, "
+      "{\"name\": \"m\", \"op\": \"silu\", \"in\": {\"x\": \"v\"}, \"out\": {\"y\": \"m\"}}, "
+      "{\"name\": \"n\", \"op\": \"mul\", \"in\": {\"a\": \"e\", \"b\": \"y\"}, \"out\": {\"y\": "
+      "\"n\"}}], \"outputs\": {\"b\": \"b\", \"m\": \"m\", \"n\": \"n\"}}";
+  rg_context *ctx;
+  rg_spec *spec;
+  rgi_model *m;
+  memset(&err, 0, sizeof err);
+  must(rg_context_create(NULL, &ctx, &err), "context");
+  must(rg_spec_load_text(ctx, text, strlen(text), "late", NULL, 0, &spec, &err), "load");
+  bench b = open_graph(ctx, spec, 0, false);
+  must(rgi_model_create(b.g, b.profile, &b.mem, &m, &err), "model");
+  for (uint64_t set = 0; set < UINT64_C(1) << m->ncandidate; set++)
+    for (int i = 0; i < m->ncandidate; i++) {
+      const uint64_t more = set | UINT64_C(1) << i;
+      const int64_t x = scratch_of(m, &set), y = scratch_of(m, &more);
+      cr_assert_leq(x, y, "set %llx: %lld bytes, with %s %lld", (unsigned long long)set,
+                    (long long)x, b.g->origin[m->origin[i]].name, (long long)y);
+    }
+  rgi_model_destroy(m);
+  close_graph(&b);
+  rg_spec_destroy(spec);
+  rg_context_destroy(ctx);
+}
+
 /* ---- beyond the exact limit: feasible, with an honest gap ---- */
 
 /* A chain of `nodes` nodes, each of which reads the one before in backward. */
@@ -363,7 +437,7 @@ Test(recompute, front_beyond_the_limit) {
   bench b = open_graph(ctx, spec, 0, false);
   rgi_buf text;
   rgi_buf_init(&text, ctx);
-  must(rgi_pareto(b.g, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
+  must(rgi_pareto(b.g, NULL, b.profile, &b.mem, (rgi_progress){0}, "text", &text, &err), "pareto");
   cr_assert_not_null(strstr(text.data, "not a proved front"));
   rgi_buf_free(&text);
   close_graph(&b);
