@@ -16,8 +16,8 @@
 
    Tiles in shared memory are rows of W elements (a multiple of 32), with no padding: 16 bytes
    ("chunk") c of row r stand in place c ^ r % 8 of the row (W an odd multiple of 32: the rows
-   themselves are half a line apart, so c ^ r / 2 % 4), which puts any eight neighbouring rows' chunk
-   c in different banks. A tile starts on 128 bytes (of an odd multiple of 32: 64).
+   themselves are half a line apart, so c ^ r / 2 % 4), which puts chunk c of any eight neighbouring
+   rows in different banks. A tile starts on 128 bytes (of an odd multiple of 32: 64).
 
        W = 64, row 0 |0|1|2|3|4|5|6|7|      W = 96, row 0 |0|1|2|3|4|5|6|7|8|9|a|b|
                row 1 |1|0|3|2|5|4|7|6|              row 1 |0|1|2|3| …
@@ -75,33 +75,36 @@ template <int W> __device__ __forceinline__ uint32_t on(uint32_t at, int chunks)
 template <int W, int ROWS, int THREADS, class From>
 __device__ __forceinline__ void copy_rows(uint32_t to, int thread, int width, const void *some,
                                           From from) {
-  enum { CHUNKS = W % 64 ? 4 : 8, STEP = THREADS / CHUNKS }; /* of a row at a time; rows */
-  static_assert(STEP % 8 == 0 && THREADS % CHUNKS == 0, "a thread's turn is the same in all rows");
+  /* chunks of a row, and rows, at a time */
+  constexpr int CHUNKS = W % 64 ? 4 : 8, STEP = THREADS / CHUNKS;
+  static_assert(STEP % 8 == 0 || (STEP == 4 && W % 64 == 0), "rows of a thread turn as it says");
   const int c = thread % CHUNKS, r0 = thread / CHUNKS;
-  uint32_t at = to + place<W>(r0, c);
+  const uint32_t at = to + place<W>(r0, c);
 #pragma unroll
   for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
     const int r = r0 + i * STEP;
     if (ROWS % STEP == 0 || r < ROWS) {
       const char *const row = (const char *)from(r);
+      const uint32_t here = (at ^ (uint32_t)(i * STEP % 8 * 16)) + i * STEP * pitch(W);
 #pragma unroll
       for (int g = 0; g < W / 8 / CHUNKS; g++) {
         const bool real = row && (g * CHUNKS + c) * 8 < width;
-        copy16(at + g * CHUNKS * 16, real ? row + (g * CHUNKS + c) * 16 : (const char *)some, real);
+        copy16(here + g * CHUNKS * 16, real ? row + (g * CHUNKS + c) * 16 : (const char *)some,
+               real);
       }
     }
-    at += STEP * pitch(W);
   }
 }
 
 /* ---- fragments ---- */
 
-template <int W> __device__ __forceinline__ uint32_t mma_at_rows(uint32_t tile) {
-  const int lane = (int)threadIdx.x % 32;
+template <int W>
+__device__ __forceinline__ uint32_t mma_at_rows(uint32_t tile, int lane = (int)threadIdx.x % 32) {
   return tile + place<W>(lane % 16, lane / 16);
 }
-template <int W> __device__ __forceinline__ uint32_t mma_at_columns(uint32_t tile) {
-  const int lane = (int)threadIdx.x % 32;
+template <int W>
+__device__ __forceinline__ uint32_t mma_at_columns(uint32_t tile,
+                                                   int lane = (int)threadIdx.x % 32) {
   return tile + place<W>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 /* load_matrices with each 8 x 8 transposed: lane l has rows 2(l % 4) and + 1 of column l / 4. */

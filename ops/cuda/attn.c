@@ -1,10 +1,12 @@
 /* ops/cuda/attn.c: see attn.h. */
 #include "attn.h"
+#include "hopper.h"
 #include "paged.h"
 
 /* In order of preference, per direction; every list ends with plain. */
 static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
-                                                 &rgi_attn_select_fwd, &rgi_attn_plain_fwd};
+                                                 &rgi_attn_select_fwd, &rgi_attn_mma_fwd,
+                                                 &rgi_attn_plain_fwd};
 static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
                                                    &rgi_attn_mma_bwd, &rgi_attn_plain_bwd};
 
@@ -78,7 +80,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
     if (!(list[i]->modes >> a->mode & 1)) continue;
     const char *no = list[i]->refuses(a, gpu);
     if (!no) return list[i];
-    if (!*why) *why = no;
+    if (!*why || !rgi_hopper(gpu)) *why = no;
   }
   return list[n - 1];
 }
@@ -108,11 +110,13 @@ rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
   return f->delta == RGI_DELTA_LANES || aligned(a->o) ? f->delta : RGI_DELTA_NONE;
 }
 
-/* The preferred family's refusal says why the preferred kernels were not taken. */
+/* The refusal of the family that is preferred on this GPU says why its kernels were not taken. */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
   if (a->paged) return "plain: pages";
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
+  if (f == &rgi_attn_mma_fwd)
+    return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }

@@ -32,6 +32,7 @@ extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cu
 extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cuda/mma_bwd.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+extern const rgi_attn_family rgi_attn_mma_fwd; /* ops/cuda/mma_fwd.c */
 /* Of keys in pages, forward. */
 rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                                rg_cuda *x);
@@ -43,6 +44,11 @@ int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
  * KB at least, which heads wider than 256 do not fit. */
 static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
   return gpu->cc >= 90 && gpu->cc < 120;
+}
+
+/* Has a multiprocessor no more than 100 KB? 8.6, 8.9, 12.0 and what came after that. */
+static inline bool rgi_cuda_attn_little_shared(const rg_gpu *gpu) {
+  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120;
 }
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);

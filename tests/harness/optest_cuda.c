@@ -175,8 +175,7 @@ const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *o
   if (!c->op->cuda_steps) return ot_text(c->t, "%s has no CUDA implementation", c->op->name);
   c->status = rgi_cuda_device(&gpu, &error);
   if (c->status) return ot_text(c->t, "%s", error.message);
-  const char *older = getenv("REGRAPH_TEST_CC"); /* as an older GPU would be asked: 80 */
-  if (older) gpu.cc = atoi(older);
+  gpu.cc = ot_cc(gpu.cc);
   call->gpu = &gpu;
   call->error = &error;
   size_t size = c->op->workspace ? c->op->workspace(call) : 0, guard = raw() ? 0 : GUARD,
