@@ -116,7 +116,7 @@ const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) return "plain: pages";
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
-  if (f == &rgi_attn_mma_fwd)
+  if (f == (a->backward ? &rgi_attn_mma_bwd : &rgi_attn_mma_fwd))
     return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }

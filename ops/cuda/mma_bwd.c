@@ -13,11 +13,6 @@ static int32_t instance(const rgk_attn *a, int32_t *width_v) {
   return 0;
 }
 
-/* No more than 99 KB of shared memory a block? 8.0 and 8.7 have 163, 9, 10 and 11 have 227. */
-static bool small(const rg_gpu *gpu) {
-  return !rgi_cuda_attn_much_shared(gpu) && gpu->cc != 80 && gpu->cc != 87;
-}
-
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   int32_t E;
   if (gpu->cc < 80) return "plain: older than Ampere";
@@ -28,7 +23,8 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (!a->d_o.data) return "plain: no gradient of o";
 #ifdef REGRAPH_CUDA
   const int32_t W = instance(a, &E);
-  if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, small(gpu))) return "plain: not in this build";
+  if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, rgi_cuda_attn_little_shared(gpu)))
+    return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -37,7 +33,8 @@ static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, r
   int32_t E;
   rgk_attn_plain p = rgi_attn_plain_rows(a, RGK_MMA_BWD_ROWS);
   if (a->mode == RGK_SLC)
-    rgi_attn_plain_cut_blocks(&p, rgk_mma_bwd_step(instance(a, &E), small(gpu)));
+    rgi_attn_plain_cut_blocks(&p,
+                              rgk_mma_bwd_step(instance(a, &E), rgi_cuda_attn_little_shared(gpu)));
   rgi_attn_plain_backward(&p, RGK_MMA_BWD_KEYS, csr, cut);
   return p;
 }
@@ -54,7 +51,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   rgi_cut cut = {.base = workspace_};
   const rgk_attn_plain p = plan(a, gpu, &csr, &cut);
   const rg_dtype t = (rg_dtype)a->dtype;
-  const bool s = small(gpu);
+  const bool s = rgi_cuda_attn_little_shared(gpu);
   int32_t E = 0;
   const int32_t W = instance(a, &E);
   const int64_t lanes = a->T * a->H * RGK_MMA_BWD_LANES;
