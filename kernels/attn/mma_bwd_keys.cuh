@@ -6,9 +6,9 @@
    A block has a tile of 64 keys (key_tiles.cuh) and walks the rows (query, head) that see it, a
    batch at a time. Half of its warps have the first line, half the second, so that a warp's sums
    are one gradient's and leave registers for 32 keys, where widths are up to 128: what it reads of
-   Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the registers
-   from which the second product of a line takes them. P crosses over in shared memory, as it lies
-   there, from a warp to the one that has the same keys.
+   Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
+   registers from which the second product of a line takes them. P crosses over in shared memory, as
+   it lies there, from a warp to the one that has the same keys.
 
    The order of a tile's rows: of one head after another where there is a window, else from the last
    query to the first, all heads of each. So tiles at work at the same time read the same rows, or
