@@ -35,7 +35,7 @@ RGK_BOTH uint32_t rgk_mma_bwd_keys_threads(int32_t W) {
 /* Bytes of shared memory; the kernels' structs are checked against these. */
 RGK_BOTH uint32_t rgk_mma_bwd_keys_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_batch(W, small);
-  return (RGK_MMA_BWD_KEYS + 2 * n) * w + RGK_MMA_BWD_KEYS * n * 2 + 3 * 5 * 4 * n;
+  return (RGK_MMA_BWD_KEYS + 2 * n) * w + RGK_MMA_BWD_KEYS * n * 2 + 3 * 5 * 4 * n + 48;
 }
 RGK_BOTH uint32_t rgk_mma_bwd_queries_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_step(W, small);

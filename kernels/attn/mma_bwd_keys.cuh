@@ -38,6 +38,12 @@ __device__ __forceinline__ int end_of(uint32_t seen) {
   return (int)(seen >> 16);
 }
 
+/* Of key_tile, for the warp that looks up rows: registers are for others. */
+struct looked_up {
+  const int32_t *list; /* or rows from `begin` on */
+  int begin, queries, first, keys, n, head, origin;
+};
+
 template <int W, int E, bool SMALL> struct memory {
   static constexpr int BATCH = rgk_mma_bwd_batch(W, SMALL),
                        THREADS = (int)rgk_mma_bwd_keys_threads(W), GROUPS = THREADS / 64,
@@ -47,6 +53,7 @@ template <int W, int E, bool SMALL> struct memory {
   char q[2][BATCH * W * 2], d_o[2][BATCH * E * 2];
   uint4 p[GROUPS][M][STEPS][32]; /* as the lanes hold it */
   batch<BATCH> rows[3];          /* of this batch, the next and the one after */
+  looked_up tile;
 };
 
 /* In powers of two; of a row that saw nothing such that its P is 0. */
@@ -67,41 +74,41 @@ __device__ __forceinline__ void take_over(int group) {
 template <int BATCH> struct lookup {
   int query, head; /* of the row after next */
   int row, of;     /* the next row of the pack, -1: none, and its head */
-
   static __device__ __forceinline__ bool by_head(const rgk_attn &a) {
     return a.mode == RGK_SWA && a.window_left >= 0;
   }
-  __device__ __forceinline__ void fetch(const rgk_attn &a, const key_tile &t) {
+  __device__ __forceinline__ void fetch(const rgk_attn &a, const looked_up &t) {
     const bool apart = by_head(a);
     if (apart)
-      for (; query >= t.queries && head < a.G; head++) query -= (int)t.queries;
+      for (; query >= t.queries && head < a.G; head++) query -= t.queries;
     row = -1;
-    of = t.kh * a.G + head;
+    of = t.head + head;
     if (query < t.queries && head < a.G) {
-      const int at = apart ? query : (int)t.queries - 1 - query;
-      row = t.list ? t.list[at] : (int)t.row + at;
+      const int at = apart ? query : t.queries - 1 - query;
+      row = t.list ? t.list[at] : t.begin + at;
     }
     query += apart ? BATCH : BATCH / a.G;
     if (!apart) head += BATCH % a.G;
     if (!apart && head >= a.G) head -= a.G, query++;
   }
-  __device__ __forceinline__ lookup(const rgk_attn &a, const key_tile &t) {
+  __device__ __forceinline__ lookup() {}
+  __device__ __forceinline__ lookup(const rgk_attn &a, const looked_up &t) {
     const int i = threadIdx.x % 32;
     query = by_head(a) ? i : i / a.G;
     head = by_head(a) ? 0 : i % a.G;
     fetch(a, t);
   }
   /* Columns of the tile that the row sees, as visible() and columns() have it, in 32 bits. */
-  __device__ __forceinline__ uint32_t seen(const rgk_attn &a, const key_tile &t) const {
-    const int pos = (int)(row - t.origin), first = (int)t.first;
-    int hi = pos + 1, lo = -first;
+  __device__ __forceinline__ uint32_t seen(const rgk_attn &a, const looked_up &t) const {
+    const int pos = row - t.origin;
+    int hi = pos + 1, lo = -t.first;
     if (a.mode == RGK_CMP)
       hi = hi < a.kernel ? 0 : (int)((uint32_t)(hi - a.kernel) / (uint32_t)a.stride) + 1;
-    hi = min(hi, (int)t.keys) - first;
+    hi = min(hi, t.keys) - t.first;
     if (by_head(a) && a.window_left < pos) lo += pos - (int)a.window_left;
     return (uint32_t)min(max(lo, 0), t.n) | (uint32_t)min(max(hi, 0), t.n) << 16;
   }
-  __device__ __forceinline__ void next(const rgk_attn_plain &p, const key_tile &t,
+  __device__ __forceinline__ void next(const rgk_attn_plain &p, const looked_up &t,
                                        batch<BATCH> &x) {
     const rgk_attn &a = p.a;
     const int i = threadIdx.x % 32;
@@ -155,22 +162,27 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
       return x.row[r] < 0 ? nullptr : d_o + (x.row[r] * a.d_o.row + x.head[r] * a.d_o.head);
     });
   };
-  const int64_t rows = t.queries * a.G;
-  lookup<BATCH> look(a, t); /* only the last warp's counts */
+  const int batches = (int)((t.queries * a.G + BATCH - 1) / BATCH);
+  lookup<BATCH> look;
   const bool looks = warp == THREADS / 32 - 1;
   if (looks) {
-    look.next(p, t, sh.rows[0]);
-    look.next(p, t, sh.rows[1]);
+    if (lane == 0)
+      sh.tile = {t.list,      (int)t.row, (int)t.queries, (int)t.first,
+                 (int)t.keys, t.n,        t.kh * a.G,     (int)t.origin};
+    __syncwarp();
+    look = lookup<BATCH>(a, sh.tile);
+    look.next(p, sh.tile, sh.rows[0]);
+    look.next(p, sh.tile, sh.rows[1]);
   }
   __syncthreads();
-  if (rows > 0) load_batch(sh.rows[0], 0);
+  if (batches > 0) load_batch(sh.rows[0], 0);
   copies_commit();
 
   const int own = group * OWN, key = own + lane / 4, c0 = lane % 4 * 2;
   const float scale2 = a.scale * LOG2E;
   const bool dk = a.dk.data != nullptr, wanted = for_dv ? a.dv.data != nullptr : dk;
-  const uint32_t k_at = mma_at_rows<W>(smem_at(sh.k)) + own * pitch(W),
-                 v_at = mma_at_rows<E>(smem_at(sh.v)) + own * pitch(E);
+  const uint32_t own_at = for_dv ? mma_at_rows<W>(smem_at(sh.k)) + own * pitch(W)
+                                 : mma_at_rows<E>(smem_at(sh.v)) + own * pitch(E);
   float sum[M][(W > E ? W : E) / 2];
 #pragma unroll
   for (int m = 0; m < M; m++)
@@ -178,12 +190,12 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
     for (int i = 0; i < (W > E ? W : E) / 2; i++) sum[m][i] = 0;
 
   int stage = 0, at = 0; /* of two and of three */
-  for (int64_t first = 0; first < rows; first += BATCH, stage ^= 1, at = at == 2 ? 0 : at + 1) {
+  for (int left = batches; left > 0; left--, stage ^= 1, at = at == 2 ? 0 : at + 1) {
     const batch<BATCH> &x = sh.rows[at];
     copies_wait<0>();
     __syncthreads();
-    if (first + BATCH < rows) load_batch(sh.rows[at == 2 ? 0 : at + 1], stage ^ 1);
-    if (looks) look.next(p, t, sh.rows[at == 0 ? 2 : at - 1]);
+    if (left > 1) load_batch(sh.rows[at == 2 ? 0 : at + 1], stage ^ 1);
+    if (looks) look.next(p, sh.tile, sh.rows[at == 0 ? 2 : at - 1]);
     copies_commit();
 
     const int lo = first_of(x.seen[lane % BATCH]), hi = end_of(x.seen[lane % BATCH]),
@@ -193,7 +205,7 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
     float s[M][BATCH / 2];
     uint32_t y[M][4 * STEPS];
     if (any && for_dv) {
-      scores<T, W>(s, k_at, mma_at_columns<W>(smem_at(sh.q[stage])));
+      scores<T, W>(s, own_at, mma_at_columns<W>(smem_at(sh.q[stage])));
 #pragma unroll
       for (int j = 0; j < BATCH / 8; j++) {
         const int r = 8 * j + c0;
@@ -228,7 +240,7 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
       if (dk) hand_over(group);
       if (wanted) add_product<T, E, STEPS>(sum, y, mma_at_rows<E>(smem_at(sh.d_o[stage])));
     } else if (any && wanted) {
-      scores<T, E>(s, v_at, mma_at_columns<E>(smem_at(sh.d_o[stage])));
+      scores<T, E>(s, own_at, mma_at_columns<E>(smem_at(sh.d_o[stage])));
       take_over(group);
 #pragma unroll
       for (int m = 0; m < M; m++)
