@@ -1,9 +1,9 @@
 """Lets bench/compare.py run mdy666/Scalable-Flash-Native-Sparse-Attention ("the seed") from a checkout of it.
 
 The seed wants a module flash_attn_interface (FlashAttention 3) for its sliding window, and pkg_resources. Both are stood in for
-here: the former by FlashAttention 4 (flash-attn-4) where that is installed, else by torch's own FlashAttention 2,
-`aten::_flash_attention_forward`, which knows packs and windows. Where the real ones are installed they are used, and
-`swa_backend` says so.
+here: the former by FlashAttention 4 (flash-attn-4) where that is installed and knows the widths, else by torch's own
+FlashAttention 2, `aten::_flash_attention_forward`, which knows packs and windows. Where the real ones are installed they are
+used, and `swa_backend` says so. A process keeps what its first Seed took.
 """
 
 import sys
@@ -115,14 +115,18 @@ class Seed:
 
     def __init__(self, path, params, group=None, recompute=False):
         try:
-            import flash_attn_interface  # noqa: F401
+            import flash_attn_interface
 
-            self.swa_backend = "FlashAttention 3"
+            self.swa_backend = getattr(flash_attn_interface, "stands_for", "FlashAttention 3")
         except ImportError:
             try:
-                sys.modules["flash_attn_interface"], self.swa_backend = _interface4(), "FlashAttention 4"
+                if params["D"] != params["DV"]:  # FlashAttention 4 has no backward of these in groups
+                    raise ImportError
+                module, self.swa_backend = _interface4(), "FlashAttention 4"
             except ImportError:
-                sys.modules["flash_attn_interface"], self.swa_backend = _interface(), "torch's FlashAttention 2"
+                module, self.swa_backend = _interface(), "torch's FlashAttention 2"
+            module.stands_for = self.swa_backend
+            sys.modules["flash_attn_interface"] = module
         try:
             import pkg_resources  # noqa: F401
         except ImportError:

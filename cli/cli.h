@@ -26,8 +26,8 @@ typedef struct cli_args {
   const char *positional[CLI_MOST_POSITIONAL];
   int npositional;
   bool help, version;
-  bool json, dot, timeline, graph;                              /* what to print */
-  bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse; /* how to plan and run */
+  bool json, dot, timeline, graph;                                     /* what to print */
+  bool eager, backward, no_grad, no_reuse, no_inplace, no_fuse, serve; /* how to plan and run */
   bool man;
   const char *policy, *device, *profile, *svg, *trace, *html, *front, *against, *profile_out,
       *source, *completion, *names;

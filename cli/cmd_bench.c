@@ -1,6 +1,6 @@
 /* cli/cmd_bench.c: `bench`: medians per node and direction, set against what the machine can do at
    best. */
-#include "cli.h"
+#include "bench_serve.h"
 #include "peak.h"
 #include "ranks.h"
 #include "timing.h"
@@ -146,6 +146,7 @@ rg_status cli_cmd_bench(cli *c) {
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_require_runner(c);
   if (s == RG_OK) s = cli_reports_open(c);
+  if (s == RG_OK && a->serve) return bench_serve(c);
   if (s != RG_OK) return s;
   if (!gpu) {
     cli_progress(c, "measuring the machine", 0, 0);

@@ -63,7 +63,7 @@ const cli_command cli_commands[] = {
                "the share of "
                "the roofline that this machine's measured peak rates allow (more than 100 % where "
                "data comes from "
-               "a cache).",
+               "a cache). With --serve, tables of a serving step's time.",
                cli_cmd_bench},
     [TUNE] = {"tune", "[SPEC…]", NULL, 0, CLI_MOST_POSITIONAL,
               "measure ops for the planner's times",
@@ -134,6 +134,8 @@ const cli_flag cli_flags[] = {
      "seed of the drawn arrays (default: 0)"},
     {"--eager", CLI_SWITCH, NULL, BIT(RUN) | BIT(BENCH), AT(eager), 0,
      "cuda: step by step, not as one graph"},
+    {"--serve", CLI_SWITCH, NULL, BIT(BENCH), AT(serve), 0,
+     "of a serving step: tokens one by one and pieces of prompts, by context and capacity"},
     {"--repeat", CLI_INT, "N", BIT(BENCH) | BIT(TUNE), AT(repeat), 1,
      "timed runs after the warm-up (default: 5; tune, which stops after a second: 25)"},
     {"--profile-out", CLI_TEXT, "FILE.json", BIT(TUNE), AT(profile_out), 0,

@@ -26,7 +26,8 @@
  *   I6  inputs that are no state are never written; an in-place sum has no reader between versions
  *   I7  every declared output and every requested gradient has a tensor of the declared type
  *   I8  rows: tensors tied by ROWS ports share one lengths tensor
- *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"
+ *   I9  "delta.x" stands in for "out.x" and comes from the node that wrote "grad.x"; "sum.x" stands
+ *       in for "acc.x"
  *   I10 state is written through RG_PORT_STATE ports alone, as a whole, by forward nodes; a version
  *       has at most one next, and no reader behind the node that makes it; `next` of a declared
  *       state is its last version
@@ -266,6 +267,15 @@ typedef struct rgi_fusing {
   /* Of an op with a port "delta.y": does this call take it? With or without it, the bits are the
    * same. */
   rgi_delta (*delta)(const rg_call *c);
+  /* Of an op with ports "sum.x": may this call be given the sum there instead of on "acc.x", and
+   * write d.x in x's type? It then rounds what a cast behind it would. */
+  bool (*rounds)(const rg_call *c);
+  /* Of an op whose node may run as one with that of op `with` which makes what is on its in-port
+   * `link`: as a node of `joined`, whose ports and attributes have the names of theirs. What both
+   * have must be the same, and what `joined` has not must be absent, or its default. `joins`: is
+   * there a kernel for the two? */
+  const char *with, *link, *joined;
+  bool (*joins)(const rg_call *first, const rg_call *c);
 } rgi_fusing;
 
 struct rgi_backward;

@@ -256,13 +256,19 @@ static const char *reader_port(const rg_port *port, const char *kind, char *buff
 }
 
 /* I9 */
-static rg_status check_deltas(const verifier *v) {
+static rg_status check_stand_ins(const verifier *v) {
   const rgi_graph *g = v->g;
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
     for (int p = 0; p < node->op->nin; p++) {
       char name[64];
       const int t = rgi_in(node, p);
+      if (t >= 0 && node->backward && strncmp(node->op->in[p].name, "sum.", 4) == 0) {
+        snprintf(name, sizeof name, "acc.%s", node->op->in[p].name + 4);
+        const int acc = rgi_in_port(node->op, name);
+        if (acc < 0 || rgi_in(node, acc) >= 0)
+          return broken(v, 9, node->name, "has a sum beside one that it adds to in place");
+      }
       if (t < 0 || strncmp(node->op->in[p].name, "delta.", 6) != 0) continue;
       const int out =
                     rgi_in_port(node->op, reader_port(&node->op->in[p], "out", name, sizeof name)),
@@ -290,6 +296,6 @@ rg_status rgi_verify(const rgi_graph *g, const char *stage, rg_error *e) {
   RGI_TRY(check_state(&v));
   if (g->bound) RGI_TRY(check_sums(&v));
   RGI_TRY(check_surface(&v));
-  RGI_TRY(check_deltas(&v));
+  RGI_TRY(check_stand_ins(&v));
   return check_inference(&v);
 }

@@ -222,10 +222,13 @@ __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ rgk_
 
 /* ---- backward in parts ---- */
 
-__device__ __forceinline__ float rounded(float x, int dtype) {
-  if (dtype == RG_F32) return x;
-  return dtype == RG_F16 ? __half2float(__float2half_rn(x))
-                         : __bfloat162float(__float2bfloat16_rn(x));
+/* x as it reads once stored in type T. */
+template <class T> __device__ __forceinline__ void as_stored(float (&x)[CHUNK]) {
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += 2) {
+    const float2 v = unpack(pack(x[i], x[i + 1], T()), T());
+    x[i] = v.x, x[i + 1] = v.y;
+  }
 }
 
 /* Elements at[i] + k of x where `on`, all of them under way before the first is looked at. */
@@ -324,8 +327,10 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 4)
       if (here && (live[i] || !p.add))
         put<T>(p.d.data, p.d.dtype, t[i] * p.d.row + h[i] * p.d.head + c, d, n, p.add);
       if (!p.delta.data) continue;
+      if (p.d.dtype == RG_F16) as_stored<__half>(d);
+      if (p.d.dtype == RG_BF16) as_stored<__nv_bfloat16>(d);
 #pragma unroll
-      for (int e = 0; e < CHUNK; e++) d[e] = e < n ? rounded(d[e], p.d.dtype) : 0;
+      for (int e = 0; e < CHUNK; e++) d[e] = e < n ? d[e] : 0;
       if (!p.chain) {
 #pragma unroll
         for (int e = 0; e < CHUNK; e++) delta = __fmaf_rn(v[e], d[e], delta);
@@ -350,6 +355,80 @@ __global__ void __launch_bounds__(THREADS, sizeof(chunk<T>) > 16 ? 2 : 4)
         ((float *)p.delta.data)[t[i] * p.delta.row + h[i] * p.delta.head] = live[i] ? delta : 0;
     }
   }
+}
+
+/* x[i] summed over LANES lanes, in the order of sum_lanes: lane l is given that of i = l / (LANES /
+ * N). A step at a time half of the lanes go on with half of the sums each. */
+template <int LANES, int N>
+__device__ __forceinline__ float sum_each(const float (&x)[N], int lane) {
+  static_assert(N <= LANES);
+  if constexpr (N == 1) {
+    return sum_lanes(x[0], LANES);
+  } else {
+    const bool upper = lane & LANES / 2;
+    float y[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+      y[i] = (upper ? x[i + N / 2] : x[i]) +
+             __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i + N / 2], LANES / 2);
+    return sum_each<LANES / 2>(y, lane);
+  }
+}
+
+/* `branch` where all is wanted, d in o's type, and a lane has one chunk of a row: then what counts
+ * is how little stands between load and store. A thread has a head of neighbouring tokens; each
+ * lane finds the weight of one of them. */
+template <class T, int LANES>
+__global__ void __launch_bounds__(THREADS, 4)
+    branch_whole(const __grid_constant__ rgk_branch_params p) {
+  enum { TOKENS = RGK_BRANCH_TOKENS };
+  const int lane = threadIdx.x % LANES;
+  const int64_t r = (int64_t)blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES,
+                group = divide(r, p.heads), h = r - group * p.heads, t0 = group * TOKENS,
+                end = min(live_rows(p.seqs), p.tokens);
+  const int64_t row = t0 * p.row.row + h * p.row.head + lane * CHUNK,
+                o = t0 * p.o.row + h * p.o.head + lane * CHUNK,
+                to = t0 * p.d.row + h * p.d.head + lane * CHUNK;
+  chunk<T> raw[TOKENS], grad[TOKENS];
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    raw[i].clear();
+    grad[i].clear();
+    if (t0 + i < end) {
+      grad[i].load(p.row.data, p.dtype, row + i * p.row.row, CHUNK);
+      raw[i].load(p.o.data, p.dtype, o + i * p.o.row, CHUNK);
+    }
+  }
+  const int64_t mine = t0 + lane % TOKENS, gates[1] = {mine * p.gate.row + h * p.gate.head};
+  const bool on[1] = {mine < end};
+  float gate[1], weight[1], sums[2 * TOKENS];
+  load_each(p.gate, gates, p.column, on, gate);
+  weights_of(p.gate, p.act, p.n, gates, on, gate, weight);
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    const float a = __shfl_sync(0xffffffffu, weight[0], i, LANES);
+    float g[CHUNK], v[CHUNK], d[CHUNK], product = 0, delta = 0;
+    grad[i].get(g);
+    raw[i].get(v);
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) {
+      product = __fmaf_rn(g[e], v[e], product);
+      d[e] = __fmul_rn(a, g[e]);
+    }
+    chunk<T> stored;
+    stored.q[0] = make_uint4(pack(d[0], d[1], T()), pack(d[2], d[3], T()), pack(d[4], d[5], T()),
+                             pack(d[6], d[7], T()));
+    if (t0 + i < p.tokens) __stcg((uint4 *)((T *)p.d.data + to + i * p.d.row), stored.q[0]);
+    stored.get(d);
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) delta = __fmaf_rn(v[e], d[e], delta);
+    sums[2 * i] = product, sums[2 * i + 1] = delta;
+  }
+  enum { EACH = LANES / (2 * TOKENS) }; /* lanes that have the same sum */
+  const float sum = sum_each<LANES>(sums, lane);
+  const int64_t t = t0 + lane / EACH / 2;
+  const rgk_tensor &y = lane / EACH % 2 ? p.delta : p.product;
+  if (lane % EACH == 0 && t < p.tokens) ((float *)y.data)[t * y.row + h * y.head] = sum;
 }
 
 /* The gates' gradients of the branches' products, a thread a row; sums in the order of
@@ -404,6 +483,16 @@ const void *rgk_blend_branch(bool vectors, rg_dtype x) {
   if (x == RG_F32) return (const void *)branch<float>;
   if (x == RG_F16) return (const void *)branch<__half>;
   return (const void *)branch<__nv_bfloat16>;
+}
+const void *rgk_blend_branch_whole(rg_dtype x, int32_t lanes) {
+#define INSTANCE(n)                                            \
+  if (lanes == n)                                              \
+    return x == RG_F16 ? (const void *)branch_whole<__half, n> \
+                       : (const void *)branch_whole<__nv_bfloat16, n>;
+  INSTANCE(8)
+  INSTANCE(16)
+  INSTANCE(32)
+  return nullptr;
 }
 const void *rgk_blend_gates(void) {
   return (const void *)gates;

@@ -49,7 +49,10 @@ typedef struct rgk_branch_params {
   int32_t chain; /* delta is one chain of terms; else as `product` is summed */
 } rgk_branch_params;
 
-enum { RGK_BRANCH_ROWS = 2 }; /* of a thread, one after another RGK_BLEND_THREADS / lanes apart */
+enum {
+  RGK_BRANCH_ROWS = 2,  /* of a thread, one after another RGK_BLEND_THREADS / lanes apart */
+  RGK_BRANCH_TOKENS = 4 /* of a thread of the whole kind, neighbours */
+};
 
 /* Dynamic shared memory: floats per row and branch, RGK_BLEND_THREADS / lanes rows. */
 enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
@@ -58,6 +61,9 @@ enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
 RGK_GETTER(rgk_blend_fwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_bwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* no shared memory; rgk_branch_params */
+/* vectors, x of 2 bytes, width 8 * lanes; d in type x, d, product and delta wanted, add and chain
+ * 0. NULL: no such instance */
+RGK_GETTER(rgk_blend_branch_whole(rg_dtype x, int32_t lanes))
 /* a thread a row, no shared memory; branch[k].lse is the product */
 RGK_GETTER(rgk_blend_gates(void))
 

@@ -170,6 +170,55 @@ __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t
 }
 
 /* Sums in the order of compress_fwd.cu: tokens within a group, then groups. */
+struct mean_sum {
+  float sum[8], part[8];
+  __device__ __forceinline__ void add(const rgk_new_blocks &p, int i, const float (&x)[8]) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) part[e] = (i % p.stride == 0 ? 0.0f : part[e]) + x[e];
+    if ((i + 1) % p.stride == 0)
+#pragma unroll
+      for (int e = 0; e < 8; e++) sum[e] = i < p.stride ? part[e] : sum[e] + part[e];
+  }
+};
+
+__device__ __forceinline__ void widen(const uint4 &v, int32_t dtype, float (&x)[8]) {
+  const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 half = __half22float2(*(const __half2 *)&w[i]);
+    x[2 * i] = dtype == RG_BF16 ? __uint_as_float(w[i] << 16) : half.x;
+    x[2 * i + 1] = dtype == RG_BF16 ? __uint_as_float(w[i] & 0xffff0000u) : half.y;
+  }
+}
+
+/* Eight features from `feature` on of 16-bit rows that are loaded whole, several tokens at once:
+ * nothing branches between their loads. */
+__device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_paged_side &s,
+                         int64_t feature, mean_sum &m) {
+  constexpr int AHEAD = 8;
+  const int kernel = p.blocks.kernel, tokens = p.blocks.pages.tokens;
+#pragma unroll 1
+  for (int first = 0; first < kernel; first += AHEAD) {
+    uint4 raw[AHEAD];
+    int32_t page[AHEAD];
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++)
+      page[u] = n.table[(uint32_t)(n.token + min(first + u, kernel - 1)) / (uint32_t)tokens];
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      const uint32_t token = (uint32_t)(n.token + min(first + u, kernel - 1));
+      raw[u] = *(const uint4 *)((const uint16_t *)s.x.data + page[u] * s.x_page +
+                                token % (uint32_t)tokens * s.x.row + feature);
+    }
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      float x[8];
+      widen(raw[u], s.x.dtype, x);
+      if (first + u < kernel) m.add(p.blocks, first + u, x);
+    }
+  }
+}
+
 __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const rgk_paged_side &s = p.side[blockIdx.y];
   const rgk_pages &g = p.blocks.pages;
@@ -177,23 +226,24 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const float scale = 1.0f / (float)p.blocks.kernel;
   for (int at = threadIdx.x; at < s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
     const int head = at / eights, feature = at % eights * 8, count = min(s.width - feature, 8);
-    float sum[8], part[8], x[8];
-    int64_t m = n.token / g.tokens;
-    int slot = (int)(n.token - m * g.tokens);
-    for (int i = 0; i < p.blocks.kernel; i++) {
-      load8(s.x.data, s.x.dtype, n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature,
-            p.vec, count, x);
-      if (++slot == g.tokens) slot = 0, m++;
-#pragma unroll
-      for (int e = 0; e < 8; e++) part[e] = (i % p.blocks.stride == 0 ? 0.0f : part[e]) + x[e];
-      if ((i + 1) % p.blocks.stride == 0)
-#pragma unroll
-        for (int e = 0; e < 8; e++) sum[e] = i < p.blocks.stride ? part[e] : sum[e] + part[e];
+    mean_sum y;
+    if (p.vec && s.x.dtype != RG_F32 && count == 8) {
+      sum_wide(p, n, s, head * s.x.head + feature, y);
+    } else {
+      float x[8];
+      int64_t m = n.token / g.tokens;
+      int slot = (int)(n.token - m * g.tokens);
+      for (int i = 0; i < p.blocks.kernel; i++) {
+        load8(s.x.data, s.x.dtype,
+              n.table[m] * s.x_page + slot * s.x.row + head * s.x.head + feature, p.vec, count, x);
+        if (++slot == g.tokens) slot = 0, m++;
+        y.add(p.blocks, i, x);
+      }
     }
 #pragma unroll
-    for (int e = 0; e < 8; e++) sum[e] *= scale;
+    for (int e = 0; e < 8; e++) y.sum[e] *= scale;
     store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
-           p.vec, count, sum);
+           p.vec, count, y.sum);
   }
 }
 
@@ -283,25 +333,31 @@ __device__ bool wrong_entry(const rgk_copy_list &p, int64_t i, bool tell) {
   return false;
 }
 
+/* The first wrong entry, or their number. All threads of the block meet here. */
+__device__ int64_t first_wrong(const rgk_copy_list &p) {
+  __shared__ long long wrong;
+  if (threadIdx.x == 0) wrong = p.n;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < p.n; i += RGK_COPY_THREADS)
+    if (wrong_entry(p, i, false)) atomicMin(&wrong, (long long)i);
+  __syncthreads();
+  return wrong;
+}
+
 __global__ void __launch_bounds__(RGK_COPY_THREADS)
     check_copies(const __grid_constant__ rgk_copy_list p) {
   __shared__ int n;
-  __shared__ long long wrong;
-  if (threadIdx.x == 0) n = 0, wrong = p.n;
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < p.n; i += RGK_COPY_THREADS) {
+  if (threadIdx.x == 0) n = 0;
+  const int64_t wrong = first_wrong(p);
+  for (int64_t i = threadIdx.x; i < p.n && wrong == p.n; i += RGK_COPY_THREADS) {
     const int32_t *x = entry(p, i);
-    if (is_none(x)) continue;
-    if (wrong_entry(p, i, false)) {
-      atomicMin(&wrong, (long long)i);
-    } else if (x[0] != x[1]) {
-      int32_t *to = p.list + 2 + 2 * atomicAdd(&n, 1);
-      to[0] = x[0], to[1] = x[1];
-    }
+    if (is_none(x) || x[0] == x[1]) continue;
+    int32_t *to = p.list + 2 + 2 * atomicAdd(&n, 1);
+    to[0] = x[0], to[1] = x[1];
   }
   __syncthreads();
   if (threadIdx.x) return;
-  p.list[0] = wrong < p.n ? 0 : n;
+  p.list[0] = n;
   if (wrong < p.n) wrong_entry(p, wrong, true);
 }
 
@@ -323,9 +379,19 @@ template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, 
 __global__ void __launch_bounds__(RGK_COPY_THREADS)
     copy_pages(const __grid_constant__ rgk_copies p) {
   const rgk_copied &c = p.cache[blockIdx.z];
-  const int n = p.list[0];
+  const rgk_copy_list &l = p.list;
+  const int n = l.list ? l.list[0] : (int)l.n;
+  if (!l.list) {
+    const int64_t wrong = first_wrong(l);
+    if (wrong < l.n) {
+      if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0) wrong_entry(l, wrong, true);
+      return;
+    }
+  }
   for (int i = blockIdx.y; i < n; i += gridDim.y) {
-    const int64_t from = p.list[2 + 2 * i], to = p.list[3 + 2 * i];
+    const int32_t *x = l.list ? l.list + 2 + 2 * i : entry(l, i);
+    const int64_t from = x[0], to = x[1];
+    if (from == to) continue; /* -1, -1 too */
     if (c.unit == 16)
       copy_page<uint4>(c, from, to);
     else if (c.unit == 4)

@@ -79,10 +79,10 @@ RGK_GETTER(rgk_paged_move_blocks(void))
 
 /* ---- page_copy ----
  *
- * The list is looked at by one block of threads, which writes how many pages there are to copy, and
- * which: none where anything is wrong. */
+ * A long list is looked at by one block of threads, which writes how many pages there are to copy,
+ * and which: none where anything is wrong. A short one is looked at by all blocks that copy. */
 
-enum { RGK_COPY_THREADS = 256, RGK_COPY_CACHES = 16 };
+enum { RGK_COPY_THREADS = 256, RGK_COPY_CACHES = 16, RGK_COPY_SHORT = 64 };
 /* Faults: {which, entry, number, …}. */
 enum {
   RGK_COPY_PAGE = 1, /* the page's number, and which of the two it is */
@@ -92,7 +92,7 @@ enum {
 typedef struct rgk_copy_list {
   const int32_t *pages;  /* [n, 2] */
   int64_t row, n, count; /* from entry to entry, entries, pages there are */
-  int32_t *list;         /* {number, 0, from, to, from, to, …} */
+  int32_t *list;         /* {number, 0, from, to, from, to, …}; NULL: `pages` is short */
   rgk_fault fault;
 } rgk_copy_list;
 RGK_GETTER(rgk_check_copies(void))
@@ -106,7 +106,7 @@ typedef struct rgk_copied {
   int64_t dim[RG_MAX_RANK - 1], stride[RG_MAX_RANK - 1];
 } rgk_copied;
 typedef struct rgk_copies {
-  const int32_t *list;
+  rgk_copy_list list;
   rgk_copied cache[RGK_COPY_CACHES];
 } rgk_copies;
 RGK_GETTER(rgk_copy_pages(void))

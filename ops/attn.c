@@ -33,6 +33,9 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
   const int64_t H = q->dim[1], KH = k->dim[k->rank - 2], D = q->dim[2], E = v->dim[v->rank - 1];
   if (is_backward(c) && !rg_in(c, RGI_ATTN_OUT_O + x) == !rg_in(c, RGI_ATTN_DELTA + x))
     return rg_op_fail(e, RG_E_KEY, c, "backward needs one of out.o and delta.o");
+  if (is_backward(c) && rg_in(c, RGI_ATTN_SUM_Q + x) &&
+      (!rg_out(c, 0) || rg_out(c, 0)->dtype == RG_F32))
+    return rg_op_fail(e, RG_E_KEY, c, "sum.q is of a d.q that is rounded, in place of acc.q");
   if (H != RG_DIM_FREE && KH != RG_DIM_FREE && (KH < 1 || H < 1 || H % KH != 0))
     return rg_op_fail(e, RG_E_SHAPE, c,
                       "%lld query heads are not a positive multiple of %lld KV heads", (long long)H,
@@ -59,7 +62,7 @@ rg_status rgi_attn_check(const rg_call *c, rg_error *e) {
 
 /* ---- one call ---- */
 
-static rgi_attn describe(const rg_call *c) {
+rgi_attn rgi_attn_describe(const rg_call *c) {
   const int x = moved(c);
   rgi_attn a = {.mode = kind_of(c)->mode, .backward = is_backward(c)};
   kind_of(c)->own(&a, c->attr + RGI_ATTN_OWN);
@@ -96,33 +99,38 @@ static rgi_attn describe(const rg_call *c) {
   a.dq = rg_out(c, 0), a.dk = rg_out(c, 1), a.dv = rg_out(c, 2), a.dsinks = rg_out(c, 3);
   a.acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a.acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
   a.acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a.acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
+  a.sum_q = rg_in(c, RGI_ATTN_SUM_Q + x);
   return a;
 }
 
 size_t rgi_attn_workspace(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   if (c->gpu) return rgi_cuda_attn_workspace(c, &a);
   rgi_attn_cut(&a, c->isa);
   return a.backward ? rgi_cpu_attn_bwd_workspace(c, &a) : rgi_cpu_attn_fwd_workspace(c, &a);
 }
 rg_status rgi_attn_run(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   rgi_attn_cut(&a, c->isa);
   return a.backward ? rgi_cpu_attn_bwd(c, &a) : rgi_cpu_attn_fwd(c, &a);
 }
 rg_status rgi_attn_steps(const rg_call *c, rg_cuda *x) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return rgi_cuda_attn_steps(c, &a, x);
 }
 const char *rgi_attn_path(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return rgi_cuda_attn_path(c, &a);
 }
 static rgi_delta delta(const rg_call *c) {
-  rgi_attn a = describe(c);
+  rgi_attn a = rgi_attn_describe(c);
   return c->gpu ? rgi_cuda_attn_delta(c, &a) : RGI_DELTA_CHAIN;
 }
-const rgi_fusing rgi_attn_fusing = {.delta = delta};
+static bool rounds(const rg_call *c) {
+  rgi_attn a = rgi_attn_describe(c);
+  return !c->gpu || rgi_cuda_attn_rounds(c, &a);
+}
+const rgi_fusing rgi_attn_fusing = {.delta = delta, .rounds = rounds};
 
 /* ---- cost ---- */
 
@@ -136,7 +144,7 @@ double rgi_attn_pairs(const rgi_attn *a, int64_t most) {
 }
 
 void rgi_attn_cost(const rg_call *c, rg_cost *out) {
-  const rgi_attn a = describe(c);
+  const rgi_attn a = rgi_attn_describe(c);
   const double D = (double)a.D, E = (double)a.E, pairs = kind_of(c)->pairs(&a) * (double)a.H;
   out->flops = pairs * 2 * (a.backward ? 3 * D + 2 * E : D + E);
   out->exps = pairs * (a.softcap > 0 ? 2 : 1);

@@ -65,7 +65,9 @@ enum { RGI_ATTN_SCALE, RGI_ATTN_SOFTCAP, RGI_ATTN_OWN };
   {"acc.sinks", "H", RG_PORT_OPTIONAL | RG_PORT_PAIR, RG_D(RG_F32), 0, 0,                          \
    "sum so far for d.sinks"},                                                                      \
   {"delta.o", "T,H", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
-   "out.o times grad.o, summed over the last axis, in place of out.o"}
+   "out.o times grad.o, summed over the last axis, in place of out.o"},                            \
+  {"sum.q", "T,H,D", RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D(RG_F32), 0, 1,                          \
+   "sum so far for d.q, which is its end and not fp32: in place of acc.q"}
 #define RGI_ATTN_OUT_BWD(key_flag)                                                                 \
   {"d.q", "T,H,D", RG_PORT_GRAD | RG_PORT_OPTIONAL | RG_PORT_ROWS, RG_D_FLOAT, 'F', 1,             \
    "gradient of q"},                                                                               \
@@ -91,7 +93,8 @@ enum {
   RGI_ATTN_ACC_K,
   RGI_ATTN_ACC_V,
   RGI_ATTN_ACC_SINKS,
-  RGI_ATTN_DELTA
+  RGI_ATTN_DELTA,
+  RGI_ATTN_SUM_Q
 };
 /* Over pages two of them are others: queries stand at the end of the context. */
 enum { RGI_ATTN_CONTEXT = RGI_ATTN_CU_K, RGI_ATTN_PAGES };
@@ -116,6 +119,7 @@ typedef struct rgi_attn {
   const rg_arg *o, *lse; /* forward writes them, backward reads them */
   /* backward; delta stands in for o; dq, dk, dv, dsinks are NULL where not wanted */
   const rg_arg *d_o, *d_lse, *delta, *dq, *dk, *dv, *dsinks;
+  const rg_arg *sum_q;                 /* dq is this and the call's term, rounded once; or NULL */
   bool acc_q, acc_k, acc_v, acc_sinks; /* add to what is there */
   /* how the CPU cuts it (rgi_attn_cut of cpu/attn.h) */
   int64_t chunks, heads; /* a KV head's G query heads, cut into `chunks` parts of at most `heads` */
@@ -148,6 +152,7 @@ double rgi_attn_pairs(const rgi_attn *a, int64_t most);
 
 /* ---- for the descriptors ---- */
 
+rgi_attn rgi_attn_describe(const rg_call *c);
 rg_status rgi_attn_check(const rg_call *c, rg_error *e);
 void rgi_attn_cost(const rg_call *c, rg_cost *out);
 size_t rgi_attn_workspace(const rg_call *c);

@@ -10,6 +10,13 @@
 #include "cpu/rows.h"
 #include "cuda/linear.h"
 
+static const rg_attr attrs[RGI_LINEAR_ATTRS] = {
+    [RGI_LINEAR_BATCH_INVARIANT] =
+        {"batch_invariant", RG_ATTR_BOOL, false, 0, 0, 0, NULL,
+         "a row's bits do not depend on how many rows there are, on a GPU either: no library's "
+         "product, whose order of sums may"},
+};
+
 static rgi_mat matrix(const rg_arg *a) {
   return (rgi_mat){.data = a->data, .type = a->dtype, .stride = a->stride[0]};
 }
@@ -221,6 +228,8 @@ const rg_op rgi_op_linear = {
     .nin = RGI_COUNT(in),
     .out = out,
     .nout = RGI_COUNT(out),
+    .attrs = attrs,
+    .nattr = RGI_LINEAR_ATTRS,
     .cost = cost,
     .workspace = workspace,
     .run_cpu = forward,
@@ -238,6 +247,8 @@ const rg_op rgi_op_linear_bwd = {
     .nin = RGI_COUNT(bwd_in),
     .out = bwd_out,
     .nout = RGI_COUNT(bwd_out),
+    .attrs = attrs,
+    .nattr = RGI_LINEAR_ATTRS,
     .cost = backward_cost,
     .workspace = backward_workspace,
     .run_cpu = backward,

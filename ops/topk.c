@@ -23,9 +23,11 @@
 
    paged_topk is the same with compressed keys in pages, its queries at the end of the context.
  */
+#include "attn.h"
 #include "compress.h"
 #include "cpu/topk.h"
 #include "cpu/rows.h"
+#include "cuda/attn.h"
 #include "cuda/paged.h"
 #include "cuda/topk.h"
 
@@ -525,7 +527,9 @@ static rg_status run_cpu(const rg_call *c) {
 
 static bool steps_by_16(const rg_arg *a) {
   const int64_t unit = 16 / (int64_t)rg_dtype_size(a->dtype);
-  return a->align >= 16 && a->stride[0] % unit == 0 && a->stride[1] % unit == 0;
+  bool even = a->align >= 16;
+  for (int i = 0; i + 1 < a->rank; i++) even = even && a->stride[i] % unit == 0;
+  return even;
 }
 
 static rgk_topk on_gpu(const rg_call *c) {
@@ -586,6 +590,11 @@ static const char *path(const rg_call *c) {
   return rgi_cuda_topk_path(&p, pages_on_gpu(c, &pages), c->gpu);
 }
 
+rgk_topk rgi_paged_topk_view(const rg_call *c, rgk_pages *pages) {
+  pages_on_gpu(c, pages);
+  return on_gpu(c);
+}
+
 const rg_op rgi_op_topk = {
     .abi = RG_OP_ABI,
     .name = "topk",
@@ -623,6 +632,14 @@ static const rg_port out_paged[] = {
      "chosen blocks, ascending, then -1; rows past the last live token are 0"},
 };
 
+static bool joins(const rg_call *first, const rg_call *c) {
+  rgk_pages pages, same;
+  const rgi_attn a = rgi_attn_describe(first);
+  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
+  const rgk_topk p = rgi_paged_topk_view(c, &same);
+  return rgi_decode_takes(&k, &p, &pages, c->gpu);
+}
+
 const rg_op rgi_op_paged_topk = {
     .abi = RG_OP_ABI,
     .name = "paged_topk",
@@ -639,4 +656,8 @@ const rg_op rgi_op_paged_topk = {
     .run_cpu = run_cpu,
     .cuda_steps = steps,
     .cuda_path = path,
+    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.with = "paged_cmp_attn",
+                                                              .link = "lse",
+                                                              .joined = "paged_cmp_topk",
+                                                              .joins = joins}},
 };

@@ -259,23 +259,21 @@ static rg_status note(fuser *f, int32_t n, int parts, int deltas, const char *wh
   return (*out)->name ? RG_OK : rgi_nomem(e);
 }
 
-/* Points the taker at the delta, off the tensor that it no longer reads. */
-static rg_status hand_over(fuser *f, const part *p, int32_t delta, rg_error *e) {
-  const rgi_node *old = &f->g->node[p->taker];
-  rgi_node *node = &f->to->node[p->taker];
-  const int32_t total = rgi_nin(old);
-  int32_t *in = rgi_alloc_n(f->to->arena, (size_t)total + 1, sizeof *in);
-  int32_t *begin = rgi_alloc_n(f->to->arena, (size_t)old->op->nin + 1, sizeof *begin);
+/* Node n of `to` reads t on port `on`, and nothing on port `off` any more. */
+static rg_status move_input(fuser *f, int32_t n, int off, int on, int32_t t, rg_error *e) {
+  rgi_node *node = &f->to->node[n];
+  int32_t *in = rgi_alloc_n(f->to->arena, (size_t)rgi_nin(node) + 1, sizeof *in);
+  int32_t *begin = rgi_alloc_n(f->to->arena, (size_t)node->op->nin + 1, sizeof *begin);
   if (!in || !begin) return rgi_nomem(e);
   int32_t at = 0;
-  for (int q = 0; q < old->op->nin; q++) {
+  for (int q = 0; q < node->op->nin; q++) {
     begin[q] = at;
-    if (q == p->out_port) continue;
-    if (q == p->delta_port) in[at++] = delta;
-    for (int i = node->in_begin[q]; i < node->in_begin[q + 1] && q != p->delta_port; i++)
+    if (q == off) continue;
+    if (q == on) in[at++] = t;
+    for (int i = node->in_begin[q]; i < node->in_begin[q + 1] && q != on; i++)
       in[at++] = node->in[i];
   }
-  begin[old->op->nin] = at;
+  begin[node->op->nin] = at;
   node->in = in;
   node->in_begin = begin;
   return RG_OK;
@@ -338,7 +336,8 @@ static rg_status take_apart(fuser *f, int32_t n, const rgi_fusing *fusing, rg_er
     if (p->taker >= 0) {
       if ((delta = add_rows(f, "delta", of)) < 0) return rgi_nomem(e);
       RGI_TRY(bytes_of(f, g, p->taker, &report->before, e));
-      RGI_TRY(hand_over(f, p, delta, e));
+      /* off the tensor that it no longer reads */
+      RGI_TRY(move_input(f, p->taker, p->out_port, p->delta_port, delta, e));
     }
     RGI_TRY(add_part(f, n, op, k, p, product[k], delta, e));
     if (p->place > last) last = p->place;
@@ -347,6 +346,154 @@ static rg_status take_apart(fuser *f, int32_t n, const rgi_fusing *fusing, rg_er
   if (others) RGI_TRY(add_rest(f, n, rest, product, count, last, e));
   for (int32_t m = from; m < f->to->nnode; m++) RGI_TRY(bytes_of(f, f->to, m, &report->after, e));
   f->gone[n] = true;
+  f->report->fused++;
+  return RG_OK;
+}
+
+/* ---- casts ---- */
+
+/* The port NAME of an in-port "sum.NAME", else NULL. */
+static const char *summed(const rg_port *port) {
+  return strncmp(port->name, "sum.", 4) == 0 ? port->name + 4 : NULL;
+}
+
+static int named_port(const rgi_node *n, const char *kind, const char *name) {
+  char text[64];
+  snprintf(text, sizeof text, "%s.%s", kind, name);
+  return strcmp(kind, "d") == 0 ? rgi_out_port(n->op, text) : rgi_in_port(n->op, text);
+}
+
+static bool callers(const rgi_graph *g, int32_t t) {
+  for (int i = 0; i < g->ninput; i++)
+    if (g->input[i].grad == t) return g->tensor[t].base < 0;
+  return false;
+}
+
+/* Cast c of a sum whose last term node n adds in place: n takes it over. */
+static rg_status take_cast(fuser *f, int32_t c, rg_error *e) {
+  const rgi_graph *g = f->g;
+  const rgi_node *cast = &g->node[c];
+  if (strcmp(cast->op->name, "cast") != 0 || !cast->backward) return RG_OK;
+  const int32_t sum = rgi_in(cast, 0), to = cast->out[0], n = g->tensor[sum].producer;
+  int count;
+  readers(g, n < 0 ? 0 : n, sum, &count);
+  if (n < 0 || count != 1 || to < 0 || !callers(g, to) || g->tensor[to].dtype == RG_F32)
+    return RG_OK;
+  const rgi_node *old = &g->node[n];
+  const rgi_fusing *fusing = fusing_of(old->op);
+  if (!fusing || !fusing->rounds) return RG_OK;
+  for (int q = 0; q < old->op->nin; q++) {
+    const char *name = summed(&old->op->in[q]);
+    if (!name) continue;
+    const int acc = named_port(old, "acc", name), d = named_port(old, "d", name);
+    if (acc < 0 || d < 0 || rgi_in(old, acc) < 0 || rgi_out(old, d) != sum) continue;
+    rg_call call;
+    RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
+    call.gpu = f->gpu;
+    if (!fusing->rounds(&call)) continue;
+    RGI_TRY(bytes_of(f, g, n, &f->report->cast_before, e));
+    RGI_TRY(bytes_of(f, g, c, &f->report->cast_before, e));
+    RGI_TRY(move_input(f, n, acc, q, rgi_in(old, acc), e));
+    rgi_node *node = &f->to->node[n];
+    node->out[node->out_begin[d]] = to;
+    for (int32_t m = 0; m < f->to->nnode; m++)
+      if (f->to->node[m].after == sum) f->to->node[m].after = to;
+    f->gone[c] = true;
+    f->report->casts++;
+    RGI_TRY(rgi_infer_node(f->to, n, NULL, e));
+    return bytes_of(f, f->to, n, &f->report->cast_after, e);
+  }
+  return RG_OK;
+}
+
+/* ---- two nodes of one kernel ---- */
+
+/* The value that the attribute of this name has for node n, or NULL. */
+static const rg_value *attr_named(const rgi_node *n, const char *name, const rg_attr **of) {
+  for (int i = 0; i < n->op->nattr; i++)
+    if (strcmp(n->op->attrs[i].name, name) == 0) {
+      *of = &n->op->attrs[i];
+      return &n->attr[i];
+    }
+  return NULL;
+}
+static bool has_attr(const rg_op *op, const char *name) {
+  for (int i = 0; i < op->nattr; i++)
+    if (strcmp(op->attrs[i].name, name) == 0) return true;
+  return false;
+}
+static bool same_value(const rg_value *a, const rg_value *b) {
+  return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
+}
+
+/* Do ports and attributes of `joined` say all that the two nodes do, and the same of both? Fills
+ * in what its node is to have. */
+static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing,
+                  const rg_op *joined, int32_t *in, int *nin, rg_value *attr) {
+  int ins = 0;
+  const rg_attr *of;
+  for (int q = 0; q < joined->nin; q++) {
+    const char *name = joined->in[q].name;
+    const int32_t x = in_named(a, name, 0), y = in_named(b, name, 0);
+    if (rgi_in_port(a->op, name) >= 0 && rgi_in_port(b->op, name) >= 0 && x != y) return false;
+    in[ins] = x >= 0 ? x : y;
+    nin[q] = in[ins] >= 0;
+    ins += nin[q];
+  }
+  for (int q = 0; q < b->op->nin; q++) {
+    const char *name = b->op->in[q].name;
+    if (rgi_in_port(joined, name) < 0 && strcmp(name, fusing->link) != 0 && rgi_in(b, q) >= 0)
+      return false;
+  }
+  for (int i = 0; i < joined->nattr; i++) {
+    const rg_value *x = attr_named(a, joined->attrs[i].name, &of),
+                   *y = attr_named(b, joined->attrs[i].name, &of);
+    if (x && y && !same_value(x, y)) return false;
+    if (!x && !y) return false;
+    attr[i] = x ? *x : *y;
+  }
+  for (int i = 0; i < b->op->nattr; i++) {
+    const rg_attr *own = &b->op->attrs[i];
+    const rg_value usual = {.i = (int64_t)own->def, .f = own->def};
+    const bool number = own->type == RG_ATTR_FLOAT;
+    if (has_attr(joined, own->name)) continue;
+    if (number ? b->attr[i].f < usual.f || b->attr[i].f > usual.f : b->attr[i].i != usual.i)
+      return false;
+  }
+  return true;
+}
+
+static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
+  const rgi_graph *g = f->g;
+  const rgi_node *b = &g->node[n];
+  const int port = rgi_in_port(b->op, fusing->link);
+  const int32_t t = port < 0 ? -1 : rgi_in(b, port), m = t < 0 ? -1 : g->tensor[t].producer;
+  const rg_op *joined = rgi_find_op(g->ctx, fusing->joined);
+  if (!f->gpu || m < 0 || strcmp(g->node[m].op->name, fusing->with) != 0 || f->gone[m])
+    return RG_OK;
+  if (!joined || joined->nin > MOST_PORTS || joined->nout > MOST_PORTS ||
+      joined->nattr > MOST_ATTRS)
+    return rgi_fail(e, RG_E_INTERNAL, NULL, b->name, "%s and %s do not fit each other", b->op->name,
+                    fusing->joined);
+  const rgi_node *a = &g->node[m];
+  int32_t in[MOST_PORTS], out[MOST_PORTS];
+  int nin[MOST_PORTS], nout[MOST_PORTS], outs = 0;
+  rg_value attr[MOST_ATTRS];
+  if (!merge(a, b, fusing, joined, in, nin, attr)) return RG_OK;
+  rg_call first, call;
+  RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
+  RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
+  first.gpu = call.gpu = f->gpu;
+  if (!fusing->joins(&first, &call)) return RG_OK;
+  for (int q = 0; q < joined->nout; q++) {
+    const int32_t x = out_named(a, joined->out[q].name, 0),
+                  y = out_named(b, joined->out[q].name, 0);
+    out[outs] = x >= 0 ? x : y;
+    nout[q] = out[outs] >= 0;
+    outs += nout[q];
+  }
+  RGI_TRY(add_node(f, m, b->name, joined, attr, in, nin, out, nout, m, -1, e));
+  f->gone[m] = f->gone[n] = true;
   f->report->fused++;
   return RG_OK;
 }
@@ -378,6 +525,8 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   for (int32_t n = 0; n < g->nnode; n++)
     if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->part)
       room += rgi_nin(&g->node[n]) + 1;
+    else if (fusing_of(g->node[n].op) && fusing_of(g->node[n].op)->joined)
+      room++;
   f->gone = rgi_alloc_n(f->scratch, (size_t)g->nnode + 1, sizeof *f->gone);
   f->before = rgi_alloc_n(f->scratch, (size_t)room + 1, sizeof *f->before);
   f->report->at = rgi_alloc_n(f->report->arena, (size_t)g->nnode + 1, sizeof *f->report->at);
@@ -386,7 +535,9 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_fusing *fusing = fusing_of(g->node[n].op);
     if (fusing && fusing->part) RGI_TRY(take_apart(f, n, fusing, e));
+    if (fusing && fusing->joined) RGI_TRY(join(f, n, fusing, e));
   }
+  for (int32_t n = 0; n < g->nnode; n++) RGI_TRY(take_cast(f, n, e));
   return reorder(f, e);
 }
 

@@ -1,5 +1,5 @@
 /* passes/fuse.h: takes gradients of lists apart, so that each is made when it is needed and what
-   its reader would compute from it first is handed on.
+   its reader would compute from it first is handed on; and joins nodes that one kernel serves.
 
      before   x.bwd -> d.a, d.b, d.c, d.w        a.bwd(d.a, a)      b.bwd(d.b, b)      c.bwd(d.c, c)
      after    x.bwd.0 -> d.a, delta.a            a.bwd(d.a, delta.a)
@@ -8,6 +8,15 @@
    One of d.a, d.b, d.c is alive at a time, and a.bwd no longer reads a: the sum over a · d.a that
    it begins with comes along. What can be taken apart and who takes such a sum is said by the ops
    (rgi_fusing, "delta.x"). No bit changes: every number is computed as before, in the same order.
+
+   Then casts of sums: where an op adds the last term of a gradient in place, and a cast alone reads
+   the sum, the op rounds what it has summed instead (rgi_fusing, "sum.x"), if the gradient is the
+   caller's memory: elsewhere both would be alive beside the op's workspace.
+
+     before   a.bwd(acc.q = s) -> s', cast(s') -> d.q          after   a.bwd(sum.q = s) -> d.q
+
+   And puts two nodes together where an op says that one kernel does the work of both on the GPU
+   there is (rgi_fusing.joined): the first one's readers find its outputs where they were.
 
    Stands before the recompute choice, which so sees fused graphs only: clones go directly before
    the first part that reads them. A node is left whole where less than its own traffic would be
@@ -32,7 +41,9 @@ typedef struct rgi_fusions {
   rgi_arena *arena; /* owns this struct and all it points to */
   rgi_fusion *at;
   int count;
-  int fused; /* nodes taken apart */
+  int fused;                      /* nodes taken apart, pairs joined */
+  int casts;                      /* taken over */
+  double cast_before, cast_after; /* bytes that those and the nodes that took them over move */
   /* of the plan, most bytes alive at once; filled in by the plan */
   int64_t peak_before, peak_after;
 } rgi_fusions;

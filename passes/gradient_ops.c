@@ -36,14 +36,24 @@ typedef struct gradient_node {
 
 /* How many elements a port of the backward op has, and which tensor is element k: by the port's
  * name. */
-typedef enum source { FROM_INPUT, FROM_OUTPUT, FROM_GRADIENT, FROM_SUM, FROM_FUSE } source;
+typedef enum source {
+  FROM_INPUT,
+  FROM_SUM,
+  FUSED_SUM, /* those two are bound by fuse.c, if at all */
+  FROM_OUTPUT,
+  FROM_GRADIENT,
+  FUSED_DELTA
+} source;
 
 static source source_of(const char *port, const char **rest) {
   static const struct {
     const char *prefix;
     source from;
-  } table[] = {
-      {"out.", FROM_OUTPUT}, {"grad.", FROM_GRADIENT}, {"acc.", FROM_SUM}, {"delta.", FROM_FUSE}};
+  } table[] = {{"out.", FROM_OUTPUT},
+               {"grad.", FROM_GRADIENT},
+               {"acc.", FROM_SUM},
+               {"sum.", FUSED_SUM},
+               {"delta.", FUSED_DELTA}};
   for (int i = 0; i < RGI_COUNT(table); i++)
     if (strncmp(port, table[i].prefix, strlen(table[i].prefix)) == 0) {
       *rest = port + strlen(table[i].prefix);
@@ -59,18 +69,18 @@ static rg_status fill_inputs(rgi_backward *b, const rgi_node *f, gradient_node *
   for (int p = 0; p < gn->op->nin; p++) {
     const char *name;
     source from = source_of(gn->op->in[p].name, &name);
-    int q = from == FROM_INPUT || from == FROM_SUM ? rgi_in_port(f->op, name)
-                                                   : rgi_out_port(f->op, name);
+    const bool input = from < FROM_OUTPUT;
+    int q = input ? rgi_in_port(f->op, name) : rgi_out_port(f->op, name);
     if (q < 0)
       return rgi_fail(e, RG_E_INTERNAL, NULL, f->name, "port \"%s\" of %s matches nothing of %s",
                       gn->op->in[p].name, gn->op->name, f->op->name);
-    const int32_t *begin = from == FROM_INPUT || from == FROM_SUM ? f->in_begin : f->out_begin;
-    const int32_t *ids = from == FROM_INPUT || from == FROM_SUM ? f->in : f->out;
+    const int32_t *begin = input ? f->in_begin : f->out_begin;
+    const int32_t *ids = input ? f->in : f->out;
     int count = begin[q + 1] - begin[q], kept = 0;
     for (int k = 0; k < count; k++) {
       int t = ids[begin[q] + k], id = t;
-      if (from == FROM_FUSE) {
-        id = -1; /* bound by fuse.c, if at all */
+      if (from == FUSED_SUM || from == FUSED_DELTA) {
+        id = -1;
       } else if (from == FROM_GRADIENT) {
         id = t < 0 ? -1 : b->sums[t].result;
         if (t >= 0 && id < 0 && !(gn->op->in[p].flags & RG_PORT_OPTIONAL)) {

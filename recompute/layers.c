@@ -27,7 +27,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { GRID = 32, PRICES = 24, MOST_DEPS = 16 };
+enum { GRID = 640, PRICES = 24, MOST_DEPS = 16 };
 
 typedef struct option {
   double ms, saved, before, after, spill;
@@ -249,20 +249,28 @@ static void add_lacks(const rgi_layers *l, block *x) {
   }
 }
 
+static bool makes(const rgi_layers *l, const block *x, int32_t t) {
+  const int32_t from = maker(l, t);
+  const int c = from < 0 ? -1 : candidate_at(l, from);
+  return c >= 0 && bit_of(x, c) >= 0;
+}
+
 static rg_status describe(const rgi_layers *l, block *x, rg_error *e) {
   const rgi_graph *g = l->m->g;
   const rgi_parts *p = l->p;
-  size_t nodes = 1, edges = 1;
+  size_t nodes = 1, edges = 1, values = 1, lacks = 1;
   for (int32_t k = 0; k < g->nnode; k++) {
     const int c = candidate_at(l, k);
     nodes += c >= 0 && bit_of(x, c) >= 0;
-    if (l->row_of[k] >= 0 && l->row_of[k] < x->start + x->rows)
-      edges += (size_t)rgi_nin(&g->node[k]);
+    if (l->row_of[k] < 0 || l->row_of[k] >= x->start + x->rows) continue;
+    for (int i = 0; i < rgi_nin(&g->node[k]); i++) edges += makes(l, x, g->node[k].in[i]);
   }
+  for (int i = 0; i < p->nvalue; i++) values += makes(l, x, p->value[i].tensor);
+  for (int i = 0; i < p->nneed; i++) lacks += bit_of(x, p->need[i].reader) >= 0;
   x->unit = rgi_alloc_n(l->a, nodes, sizeof *x->unit);
   x->reading = rgi_alloc_n(l->a, edges, sizeof *x->reading);
-  x->held = rgi_alloc_n(l->a, (size_t)p->nvalue + 1, sizeof *x->held);
-  x->lack = rgi_alloc_n(l->a, (size_t)p->nneed + 1, sizeof *x->lack);
+  x->held = rgi_alloc_n(l->a, values, sizeof *x->held);
+  x->lack = rgi_alloc_n(l->a, lacks, sizeof *x->lack);
   if (!x->unit || !x->reading || !x->held || !x->lack) return rgi_nomem(e);
   add_units(l, x);
   add_readings(l, x);

@@ -193,6 +193,7 @@ static void json_fusions(const rg_plan *plan, rgi_buf *b) {
     json_int(b, "peak_before_bytes", f->peak_before);
     json_int(b, "peak_after_bytes", f->peak_after);
   }
+  if (f->casts) json_int(b, "casts_taken_over", f->casts);
   rgi_buf_printf(b, "\"nodes\": [");
   for (int i = 0; i < f->count; i++) {
     const rgi_fusion *a = &f->at[i];

@@ -119,6 +119,10 @@ static void write_fusions(const rg_plan *plan, rgi_buf *b) {
     rgi_buf_printf(b, ": moves %s -> %s\n", rgi_human_bytes((int64_t)a->before, x),
                    rgi_human_bytes((int64_t)a->after, y));
   }
+  if (f && f->casts)
+    rgi_buf_printf(b, "  fuse         %d cast%s taken over by what adds last: moves %s -> %s\n",
+                   f->casts, f->casts == 1 ? "" : "s", rgi_human_bytes((int64_t)f->cast_before, x),
+                   rgi_human_bytes((int64_t)f->cast_after, y));
   if (f && f->fused)
     rgi_buf_printf(b, "  fuse         peak %s -> %s, the most bytes alive at once\n",
                    rgi_human_bytes(f->peak_before, x), rgi_human_bytes(f->peak_after, y));

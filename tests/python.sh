@@ -12,6 +12,7 @@ for python in python3 /usr/bin/python3; do
     "$python" -m unittest -q tests/test_numpy.py tests/test_mistakes.py tests/test_serve.py
     "$python" ../bench/cp.py --device cpu --ranks 1,2 --tokens 2K --runs 2 --check
     "$python" ../bench/compare.py --dry-run --choices all --tokens 4K
+    "$python" ../bench/serve.py --dry-run
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
         tests/test_hf.py tests/test_migrate.py tests/test_megatron.py tests/test_torchtitan.py \
@@ -20,7 +21,8 @@ for python in python3 /usr/bin/python3; do
       echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi
     if "$python" -c 'import jax, pytest' 2>/dev/null; then
-      "$python" -m pytest -q -p no:cacheprovider tests/test_jax.py
+      "$python" -m pytest -q -p no:cacheprovider tests/test_jax.py \
+        tests/test_jax_cuda.py
     else
       echo "skipped: tests/test_jax.py, since $python has no jax or no pytest"
     fi

@@ -29,10 +29,13 @@ typedef struct rgk_attn {
   rgk_tensor o, lse; /* forward writes them (lse may be absent), backward reads them */
   /* backward; absent ones are NULL. d_o, d_lse absent: zero */
   rgk_tensor d_o, d_lse, dq, dk, dv, d_sinks;
-  rgk_tensor delta;                    /* [T, H] fp32 sums of o d_o, given instead of o, or NULL */
+  rgk_tensor dq_sum; /* fp32: dq is this and the call's term, rounded once; or NULL. Then acc_q is
+                        off, but for flash_bwd, where dq_sum is dq */
+  rgk_tensor delta;  /* [T, H] fp32 sums of o d_o, given instead of o, or NULL */
   bool acc_q, acc_k, acc_v, acc_sinks; /* add to the fp32 sum that is there */
   bool pair_sinks; /* d_sinks has 2H floats: sums, then what is left of them beyond fp32 */
-  bool aligned;    /* q, k, v, o, d_o, dq, dk, dv start on, and step by, multiples of 16 bytes */
+  /* q, k, v, o, d_o, dq, dk, dv, dq_sum start on, and step by, multiples of 16 bytes */
+  bool aligned;
 } rgk_attn;
 
 /* n / d for 0 <= n < 2^31 by a product: m = ⌈2^(31 + shift) / d⌉, 2^(shift − 1) < d <= 2^shift. */

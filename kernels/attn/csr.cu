@@ -5,7 +5,8 @@
      starts   totals become starts
      scatter  one warp walks a chunk row by row. A row's entries that count are distinct blocks, so
               its lanes never meet, and walking rows in order keeps every list ascending whatever
-              the timing.
+              the timing. Where lists go on stands in shared memory if that has room for all blocks:
+              each row waits for the one before, and memory is far.
 
    The chunk is chosen on the host so that count takes about half the memory of the lists.
  */
@@ -56,29 +57,36 @@ __global__ void __launch_bounds__(RGK_CSR_THREADS) count(const __grid_constant__
   }
 }
 
-__global__ void __launch_bounds__(RGK_CSR_THREADS) columns(const __grid_constant__ rgk_csr p) {
-  const int64_t i = blockIdx.x * (int64_t)RGK_CSR_THREADS + threadIdx.x;
-  if (i >= p.KH * p.slots) return;
-  const int64_t h = i / p.slots, s = i % p.slots;
-  int32_t *at = p.count + h * p.chunks * p.slots + s;
+/* A warp has a piece of the chunks, a lane a block's column. */
+__global__ void __launch_bounds__(RGK_CSR_SCAN_THREADS) columns(const __grid_constant__ rgk_csr p) {
+  enum { PIECES = RGK_CSR_SCAN_THREADS / 32, AT_ONCE = 8 };
+  __shared__ int32_t of_piece[PIECES][32];
+  const int lane = threadIdx.x % 32, piece = threadIdx.x / 32;
+  const int64_t i = blockIdx.x * 32ll + lane, each = (p.chunks + PIECES - 1) / PIECES,
+                from = min(piece * each, p.chunks), to = min(from + each, p.chunks);
+  const bool real = i < p.KH * p.slots;
+  const int64_t h = real ? i / p.slots : 0, s = real ? i - h * p.slots : 0;
+  int32_t *const column = p.count + h * p.chunks * p.slots + s;
   int32_t sum = 0;
-  int64_t c = 0;
-  for (; c + 8 <= p.chunks; c += 8, at += 8 * p.slots) {
-    int32_t n[8];
+  auto walk = [&](bool put) {
+    for (int64_t c = from; real && c < to; c += AT_ONCE) {
+      int32_t n[AT_ONCE];
 #pragma unroll
-    for (int k = 0; k < 8; k++) n[k] = at[k * p.slots];
+      for (int k = 0; k < AT_ONCE; k++) n[k] = c + k < to ? column[(c + k) * p.slots] : 0;
 #pragma unroll
-    for (int k = 0; k < 8; k++) {
-      at[k * p.slots] = sum;
-      sum += n[k];
+      for (int k = 0; k < AT_ONCE; k++) {
+        if (put && c + k < to) column[(c + k) * p.slots] = sum;
+        sum += n[k];
+      }
     }
-  }
-  for (; c < p.chunks; c++, at += p.slots) {
-    int32_t n = *at;
-    *at = sum;
-    sum += n;
-  }
-  p.start[h * (p.slots + 1) + s] = sum;
+  };
+  walk(false);
+  of_piece[piece][lane] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int k = 0; k < piece; k++) sum += of_piece[k][lane];
+  walk(true);
+  if (real && piece == PIECES - 1) p.start[h * (p.slots + 1) + s] = sum;
 }
 
 __global__ void __launch_bounds__(RGK_CSR_SCAN_THREADS) starts(const __grid_constant__ rgk_csr p) {
@@ -120,13 +128,11 @@ __device__ __forceinline__ int prefix_max(int x) {
   return x;
 }
 
-/* ROWS rows at a time, which hides the scans' latency; more than one only where a row fits a
- * warp. */
-template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &p) {
+/* ROWS rows at a time, which hides the scans' latency; more than one only where a row fits a warp.
+ * at(slot): where the block's list goes on, and one further from now on. */
+template <int ROWS, class F>
+__device__ __forceinline__ void scatter_rows(const rgk_csr &p, int64_t h, int64_t c, F at) {
   const int lane = threadIdx.x;
-  const int64_t h = blockIdx.x / p.chunks, c = blockIdx.x % p.chunks;
-  const int64_t *start = p.start + h * (p.slots + 1);
-  volatile int32_t *done = p.count + (h * p.chunks + c) * p.slots;
   int32_t *rows = p.rows + h * p.T * p.N;
   uint16_t *places = p.places ? p.places + h * p.T * p.N : nullptr;
   for (int64_t row0 = c * p.chunk; row0 < (c + 1) * p.chunk; row0 += 32) {
@@ -152,11 +158,9 @@ template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &
           int before = __shfl_up_sync(~0u, upto[k], 1);
           before = lane == 0 ? carry : max(before, carry);
           if (e[k] > before && (int64_t)e[k] * p.block < r[k].keys) {
-            const int64_t s = r[k].slot + e[k];
-            const int32_t at = done[s];
-            done[s] = at + 1;
-            rows[start[s] + at] = (int32_t)(row0 + i + k);
-            if (places) places[start[s] + at] = (uint16_t)n;
+            const int64_t to = at(r[k].slot + e[k]);
+            rows[to] = (int32_t)(row0 + i + k);
+            if (places) places[to] = (uint16_t)n;
           }
           __syncwarp();
           if (ROWS == 1) carry = max(carry, __shfl_sync(~0u, upto[k], 31));
@@ -167,10 +171,32 @@ template <int ROWS> __device__ __forceinline__ void scatter_rows(const rgk_csr &
 }
 
 __global__ void __launch_bounds__(32) scatter(const __grid_constant__ rgk_csr p) {
+  enum { ROOM = 2048 };
+  __shared__ uint32_t here[ROOM];
+  const int lane = threadIdx.x;
+  const int64_t h = blockIdx.x / p.chunks, c = blockIdx.x % p.chunks;
+  const int64_t *start = p.start + h * (p.slots + 1);
+  int32_t *const count = p.count + (h * p.chunks + c) * p.slots;
+  volatile int32_t *const done = count;
+  const bool fits = p.slots <= ROOM && p.T * p.N <= UINT32_MAX;
+  if (fits) {
+#pragma unroll 4
+    for (int s = lane; s < p.slots; s += 32) here[s] = (uint32_t)start[s] + (uint32_t)count[s];
+    __syncwarp();
+  }
+  auto at = [&](int64_t s) -> int64_t {
+    if (fits) return here[s]++;
+    const int32_t n = done[s];
+    done[s] = n + 1;
+    return start[s] + n;
+  };
   if (p.N <= 32)
-    scatter_rows<4>(p);
+    scatter_rows<16>(p, h, c, at);
   else
-    scatter_rows<1>(p);
+    scatter_rows<1>(p, h, c, at);
+  if (!fits) return;
+#pragma unroll 4
+  for (int s = lane; s < p.slots; s += 32) count[s] = (int32_t)(here[s] - (uint32_t)start[s]);
 }
 
 } // namespace

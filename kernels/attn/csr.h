@@ -29,7 +29,7 @@ typedef struct rgk_csr {
 enum { RGK_CSR_THREADS = 256, RGK_CSR_SCAN_THREADS = 1024 };
 
 RGK_GETTER(rgk_csr_count(void))   /* grid KH * chunks, RGK_CSR_THREADS */
-RGK_GETTER(rgk_csr_columns(void)) /* grid over KH * slots threads, RGK_CSR_THREADS */
+RGK_GETTER(rgk_csr_columns(void)) /* grid over KH * slots lanes, 32 a block, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_starts(void))  /* grid KH, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_scatter(void)) /* grid over KH * chunks warps, 32 threads */
 

@@ -4,6 +4,7 @@
 #define RGK_FLASH_H
 
 #include "attn.h"
+#include "../pages.h"
 #include "../tma.h"
 
 /* Instances, narrowest first: widths of q·k and of v, warpgroups (of 64 query rows each), keys of a
@@ -40,11 +41,36 @@ typedef struct rgk_flash_params {
   int32_t mode, slots, H, E, kernel; /* slots of row tiles, see kernels.h */
   /* cmp: rows that key tiles begin before a sequence's first key, kernel/stride − 1 */
   int32_t before;
-  rgk_divisor by_heads, by_group, by_stride; /* H, G, stride */
+  /* over pages: rows of a tile are 2^pack heads of each of so many tokens, side by side */
+  int32_t pack, tokens;
+  rgk_divisor by_heads, by_group, by_stride; /* H (over pages: H / 2^pack), G, stride */
   float scale, softcap;
 } rgk_flash_params;
 
+/* The same over pages: row r of a sequence, the `before` rows of cmp counted, is row r % rows of
+ * page table[b, r / rows]. k and v are maps of (64 columns, row of a page, panel, head, page) in
+ * boxes of eight rows and all panels, so a tile lies eight rows by eight rows. Of numbers that
+ * don't go together the lengths count as no tokens; a page that is none has rows of zeros. */
+typedef struct rgk_flash_paged {
+  rgk_flash_params f; /* kseqs, offset and S are not looked at */
+  rgk_pages pages;
+  rgk_divisor by_rows;
+} rgk_flash_paged;
+
+/* Steps of single tokens take one warpgroup, and a third stage where it fits. */
+#define RGK_FLASH_STAGES(D, E, groups, keys)                                     \
+  ((groups) == 1 && RGK_FLASH_OWN_O(D, E, groups, keys) &&                       \
+           RGK_FLASH_NO_O(D, E, groups, keys) + RGK_FLASH_O(E, groups) +         \
+                   128 * (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)) <= \
+               227 * 1024                                                        \
+       ? 3                                                                       \
+       : 2)
+#define RGK_FLASH_SHARED(D, E, groups, keys)                                                \
+  (RGK_FLASH_BYTES(D, E, groups, keys) + (RGK_FLASH_STAGES(D, E, groups, keys) - 2) * 128 * \
+                                             (keys) * (RGK_FLASH_PANELS(D) + RGK_FLASH_PANELS(E)))
+
 /* NULL where there is no such instance. */
 RGK_GETTER(rgk_flash_fwd(rg_dtype type, int32_t D, int32_t E))
+RGK_GETTER(rgk_flash_fwd_paged(rg_dtype type, int32_t D, int32_t E, int groups))
 
 #endif

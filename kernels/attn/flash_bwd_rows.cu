@@ -4,6 +4,7 @@
  */
 #include "../device/element.cuh"
 #include "../device/ptx.cuh"
+#include "../device/wgmma.cuh"
 #include "attn.cuh"
 #include "flash_bwd.cuh"
 
@@ -155,67 +156,108 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ rgk_flash
   }
 }
 
-/* ---- dQ: a block a tile and HEADS heads, a thread 16 columns of a row at a time ---- */
+/* ---- dQ: a block a tile and HEADS heads ---- */
 
-__global__ void __launch_bounds__(256) round_dq(const __grid_constant__ rgk_flash_bwd p) {
+/* Some rows of a head of a tile: four lanes have 16 columns, a lane 16 bytes of sums, and memory is
+ * read and written in whole sectors. */
+struct dq_rows {
+  tile x;
+  int head, from, upto; /* head of the pass */
+  bool seen;            /* by the main kernel: is any of the tile's keys seen? */
+};
+
+/* A warp's lanes side by side in a row, in as many rows as they fill. ADD: to dq_sum. */
+template <class T, bool ADD>
+__device__ __forceinline__ void round_rows(const rgk_flash_bwd &p, const dq_rows &rows) {
+  enum { MOST = 4 }; /* loads under way */
+  const rgk_attn &a = p.a;
+  const rgk_tensor &sums = a.dq_sum;
+  const int lane = threadIdx.x % 32, odd = lane & 1, of_row = a.D / 4, side = min(of_row, 32),
+            step = 32 / side, head = p.kh0 * a.G + rows.head;
+  const float scale = rows.seen ? a.scale : 0;
+  for (int first = 0; first < of_row; first += 32) {
+    const int unit = first + lane % side, group = unit / 4 % 4 * 16,
+              column = unit / 4 * 16 + odd * 8 + (unit & 2) * 2,
+              upto = lane < step * side && unit < of_row ? rows.upto : 0;
+    int r = rows.from + lane / side;
+    const int64_t row = rows.x.begin + rows.x.first + r,
+                  panel = (int64_t)rows.head * (p.width / 64) + unit / 16;
+    const float *from = p.dq + (panel * a.T + row) * 64 + unit % 4 * 4,
+                *sum_at = (const float *)sums.data + row * sums.row + head * sums.head + column;
+    T *to = (T *)a.dq.data + row * a.dq.row + head * a.dq.head + column;
+    /* the same number of turns for all lanes */
+    for (int turn = rows.from; turn < rows.upto; turn += step * MOST) {
+      float4 v[MOST], sum[MOST];
+#pragma unroll
+      for (int i = 0; i < MOST; i++) {
+        const int at = r + i * step;
+        v[i] = make_float4(0, 0, 0, 0);
+        if (at < upto && rows.seen)
+          v[i] = __ldcs((const float4 *)(from + i * step * 64 + (group ^ (at & 1) * 16)));
+        if (ADD && at < upto) sum[i] = *(const float4 *)(sum_at + i * step * sums.row);
+      }
+#pragma unroll
+      for (int i = 0; i < MOST; i++) {
+        /* A lane has columns 2j, 2j + 1, 2j + 8, 2j + 9; of two neighbours one takes the lower, one
+         * the upper four. */
+        float2 mine = make_float2(scale * v[i].x, scale * v[i].y),
+               other = make_float2(scale * v[i].z, scale * v[i].w);
+        if (odd) {
+          const float2 t = mine;
+          mine = other, other = t;
+        }
+        other.x = __shfl_xor_sync(~0u, other.x, 1);
+        other.y = __shfl_xor_sync(~0u, other.y, 1);
+        float4 y = odd ? make_float4(other.x, other.y, mine.x, mine.y)
+                       : make_float4(mine.x, mine.y, other.x, other.y);
+        if (r + i * step >= upto) continue;
+        if (ADD) /* y is one term: its product is never fused with the sum */
+          y = make_float4(__fadd_rn(sum[i].x, y.x), __fadd_rn(sum[i].y, y.y),
+                          __fadd_rn(sum[i].z, y.z), __fadd_rn(sum[i].w, y.w));
+        if constexpr (sizeof(T) == 4)
+          *(float4 *)(to + i * step * a.dq.row) = y;
+        else
+          *(uint2 *)(to + i * step * a.dq.row) = make_uint2(pack2<T>(y.x, y.y), pack2<T>(y.z, y.w));
+      }
+      r += step * MOST;
+      from += step * MOST * 64, sum_at += step * MOST * sums.row, to += step * MOST * a.dq.row;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(256, 4) round_dq(const __grid_constant__ rgk_flash_bwd p) {
+  enum { WARPS = 8 };
   const rgk_attn &a = p.a;
   const int heads = p.kh_n * a.G, groups = (heads + HEADS - 1) / HEADS;
   const int64_t slot = blockIdx.x / groups;
   const int h0 = (int)(blockIdx.x % groups) * HEADS, hn = min(heads - h0, HEADS);
-  const tile x = find_tile(a.seqs, slot, ROWS);
+  dq_rows rows = {find_tile(a.seqs, slot, ROWS)};
+  const tile &x = rows.x;
   if (x.n == 0) return;
-  bool seen = false; /* by the main kernel: is any of its keys seen? */
   if (x.b < a.seqs.n) {
     const bwd_seq s = bwd_sequence(p, x.b);
     const int64_t keys = bwd_seen(a, s, x.first + x.n - 1);
-    seen = keys > 0;
+    rows.seen = keys > 0;
     if (bwd_windowed(a)) {
       const int64_t end = min((keys + s.tile - 1) / s.tile * s.tile, s.keys);
-      seen = seen && end - 1 + a.window_left - s.offset >= x.first;
+      rows.seen = rows.seen && end - 1 + a.window_left - s.offset >= x.first;
     }
+  } else if (a.acc_q) {
+    return; /* dead; to what sees nothing 0 is added like any term: -0 becomes 0 */
   }
-  const int parts = a.D / 16;
-  for (int i = threadIdx.x; i < x.n * hn * parts; i += 256) {
-    const int part = i % parts, h = h0 + i / parts % hn, r = i / parts / hn;
-    const int64_t row = x.begin + x.first + r,
-                  at = row * a.dq.row + (int64_t)(p.kh0 * a.G + h) * a.dq.head + part * 16;
-    float y[16] = {};
-    if (seen) {
-      const int64_t panel = (int64_t)h * (p.width / 64) + part / 4;
-      const float4 *from =
-          (const float4 *)(p.dq + (panel * a.T + row) * 64 + (part % 4 ^ (r & 1)) * 16);
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const float4 v = __ldcs(from + j);
-        y[2 * j] = a.scale * v.x, y[2 * j + 1] = a.scale * v.y;
-        y[2 * j + 8] = a.scale * v.z, y[2 * j + 9] = a.scale * v.w;
-      }
-    } else if (a.acc_q && x.b >= a.seqs.n) {
-      continue; /* dead; to what sees nothing 0 is added like any term: -0 becomes 0 */
-    }
-    if (a.dq.dtype == RG_F32) {
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float4 *to = (float4 *)((float *)a.dq.data + at) + j;
-        float4 v = make_float4(y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
-        if (a.acc_q) {
-          const float4 old = *to;
-          v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
-        }
-        *to = v;
-      }
-    } else {
-      uint4 v[2];
-#pragma unroll
-      for (int j = 0; j < 16; j++) {
-        if (a.dq.dtype == RG_F16)
-          ((__half *)v)[j] = __float2half_rn(y[j]);
-        else
-          ((__nv_bfloat16 *)v)[j] = __float2bfloat16_rn(y[j]);
-      }
-      uint4 *to = (uint4 *)((uint16_t *)a.dq.data + at);
-      to[0] = v[0], to[1] = v[1];
-    }
+  const int pieces = (WARPS + hn - 1) / hn, each = (x.n + pieces - 1) / pieces;
+  /* the same for a warp's threads, and known to be */
+  for (int i = __shfl_sync(~0u, threadIdx.x / 32, 0); i < hn * pieces; i += WARPS) {
+    rows.head = h0 + i % hn;
+    rows.from = min(i / hn * each, x.n);
+    rows.upto = min(rows.from + each, x.n);
+    const bool add = a.dq_sum.data && x.b < a.seqs.n;
+    if (a.dq.dtype == RG_F32)
+      add ? round_rows<float, true>(p, rows) : round_rows<float, false>(p, rows);
+    else if (a.dq.dtype == RG_F16)
+      add ? round_rows<__half, true>(p, rows) : round_rows<__half, false>(p, rows);
+    else
+      add ? round_rows<__nv_bfloat16, true>(p, rows) : round_rows<__nv_bfloat16, false>(p, rows);
   }
 }
 

@@ -24,6 +24,11 @@
    sequence is the page row of its block's last token, and key tiles begin at multiples of N of r. A
    first tile then has `before` rows of whatever lies before the sequence.
 
+   Over pages a tile's rows are all heads of a KV head, token by token, where their number is a
+   power of two: the tokens of a step are few, and a row's bits do not depend on its neighbours. A
+   warpgroup fetches tiles there, in boxes of eight rows, and steps of single tokens take one that
+   computes.
+
    Shared memory: panels of 64 elements by the tile's rows, 128-byte swizzle (device/wgmma.cuh):
        | q: warpgroup, panel | K: stage, panel | V: stage, panel | o: warpgroup, panel | jobs |
        | barriers |
@@ -34,150 +39,12 @@
 #pragma once
 #include "../device/element.cuh"
 #include "../device/ptx.cuh"
-#include "../device/seq.cuh"
 #include "../device/softmax.cuh"
-#include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
-#include "flash.h"
+#include "flash_fwd_load.cuh"
 
 namespace rgk {
 namespace flash {
-
-/* First ids, of one for each warpgroup: who has the baton; its own threads. */
-enum named : int { BATON = 1, EACH = 8 };
-
-template <class Type, int D_, int E_, int GROUPS_, int N_> struct config {
-  using type = Type;
-  static constexpr int D = D_, E = E_, GROUPS = GROUPS_, N = N_;
-  static constexpr int BOX = RGK_FLASH_BOX, ROWS = GROUPS * BOX, STAGES = 2;
-  static constexpr int THREADS = (GROUPS + 1) * 128;
-  static constexpr int DP = (D + 63) / 64, EP = (E + 63) / 64; /* panels */
-  static constexpr uint32_t Q = BOX * 128, KV = N * 128;       /* bytes of a panel */
-  static constexpr bool OWN_O = RGK_FLASH_OWN_O(D, E, GROUPS, N);
-  /* s, o, p and q of a thread */
-  static constexpr bool Q_REGS = N / 2 + E / 2 + N / 4 + D / 4 <= 200;
-  static constexpr int PRODUCER_REGS = GROUPS == 2 ? 24 : 32, REGS = GROUPS == 2 ? 240 : 160;
-};
-
-/* One tile of query rows of one head, as the producer hands it out. */
-enum job_kind : int { WORK, DEAD_ROWS, EXIT };
-struct alignas(16) job {
-  int kind, head;
-  int token, rows; /* first row in q and o; how many the sequence has */
-  int position;    /* of the first row */
-  int keys;        /* rows up to the sequence's last key */
-  int first, end;  /* key tiles [first, end) */
-};
-
-template <class C> struct shared {
-  alignas(1024) char q[C::GROUPS][C::DP * C::Q];
-  char k[C::STAGES][C::DP * C::KV];
-  char v[C::STAGES][C::EP * C::KV];
-  char o[C::OWN_O ? C::GROUPS : 0][C::EP * C::Q];
-  job jobs[C::GROUPS];
-  uint64_t q_full[C::GROUPS], q_empty[C::GROUPS];
-  uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
-};
-
-/* ---- jobs ---- */
-
-/* Rows of the last and first key that position x sees; monotone in x. None: last < first. */
-__device__ __forceinline__ int last_key(const rgk_flash_params &p, int keys, int x) {
-  if (p.mode == RGK_CMP) x = x < p.kernel - 1 ? -1 : rgk_over(x - p.kernel + 1, p.by_stride);
-  return min(x + p.before, keys - 1);
-}
-__device__ __forceinline__ int first_key(const rgk_flash_params &p, int x) {
-  if (p.mode == RGK_CMP) return p.before;
-  return p.window_left < 0 || x <= p.window_left ? 0 : x - (int)p.window_left;
-}
-
-/* Job i of `p.jobs`: heads run fastest, row tiles from the last to the first (the heavy ones of a
- * sequence come first). False: nothing to do. */
-template <class C>
-__device__ __forceinline__ bool find_job(const rgk_flash_params &p, int i, job &j, int &key_row) {
-  const int slot = rgk_over(i, p.by_heads);
-  const tile t = find_tile(p.seqs, p.slots - 1 - slot, C::ROWS);
-  j.head = i - slot * p.H;
-  j.kind = t.b == p.seqs.n ? DEAD_ROWS : WORK;
-  j.token = (int)(t.begin + t.first);
-  j.rows = t.n;
-  j.position = j.keys = j.first = j.end = 0;
-  if (t.n == 0) return false;
-  if (j.kind == DEAD_ROWS) return true;
-  int begin = (int)seq_start(p.kseqs, t.b), n = (int)seq_start(p.kseqs, t.b + 1) - begin;
-  if (p.mode == RGK_CMP) {
-    n = n < p.kernel ? 0 : rgk_over(n - p.kernel, p.by_stride) + 1;
-    begin = rgk_over(begin, p.by_stride);
-  }
-  n = min(n, (int)p.S - begin);
-  if (n <= 0) return true;
-  n += p.before;
-  key_row = begin - p.before;
-  j.keys = n;
-  j.position = (int)min(t.first + (p.offset ? p.offset[t.b] : 0), (int64_t)INT32_MAX - C::ROWS);
-  const int last = last_key(p, n, j.position + t.n - 1), lowest = first_key(p, j.position);
-  if (last < lowest) return true;
-  j.first = lowest / C::N;
-  j.end = last / C::N + 1;
-  return true;
-}
-
-/* ---- load ---- */
-
-template <class C>
-__device__ __forceinline__ void produce(const rgk_flash_params &p, shared<C> &s) {
-  ring<C::STAGES> k, v;
-  uint32_t q_parity = 0;
-  job j;
-  int key_row = 0, kv_head = 0;
-  auto load_k = [&](int t) {
-    bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
-    bar_expect(&s.k_full[k.stage], C::DP * C::KV);
-    for (int x = 0; x < C::DP; x++)
-      tma_load(s.k[k.stage] + x * C::KV, &p.k, &s.k_full[k.stage], x * 64, kv_head,
-               key_row + t * C::N);
-    k.next();
-  };
-  auto load_v = [&](int t) {
-    bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-    bar_expect(&s.v_full[v.stage], C::EP * C::KV);
-    for (int x = 0; x < C::EP; x++)
-      tma_load(s.v[v.stage] + x * C::KV, &p.v, &s.v_full[v.stage], x * 64, kv_head,
-               key_row + t * C::N);
-    v.next();
-  };
-  auto hand_out = [&]() {
-    for (int g = 0; g < C::GROUPS; g++) {
-      bar_wait(&s.q_empty[g], q_parity ^ 1);
-      s.jobs[g] = j;
-      if (j.first == j.end) {
-        bar_ready(&s.q_full[g]);
-        continue;
-      }
-      bar_expect(&s.q_full[g], C::DP * C::Q);
-      for (int x = 0; x < C::DP; x++)
-        tma_load(s.q[g] + x * C::Q, &p.q, &s.q_full[g], x * 64, j.head, j.token + g * C::BOX,
-                 l2::evict_first);
-    }
-    q_parity ^= 1;
-  };
-  /* Every other round goes backwards: sums of falling weights come out even. */
-  const int jobs = p.slots * p.H, blocks = (int)gridDim.x;
-  for (int r = 0; r * blocks < jobs; r++) {
-    const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
-    if (i >= jobs || !find_job<C>(p, i, j, key_row)) continue;
-    kv_head = rgk_over(j.head, p.by_group);
-    if (j.first < j.end) load_k(j.end - 1);
-    hand_out();
-    for (int t = j.end - 1; t >= j.first; t--) {
-      if (t > j.first) load_k(t - 1);
-      load_v(t);
-    }
-  }
-  j.kind = EXIT;
-  j.first = j.end = 0;
-  hand_out();
-}
 
 /* ---- compute ---- */
 
@@ -197,11 +64,12 @@ template <class C> __device__ __forceinline__ void load_q(uint32_t (&a)[C::D / 4
                   a + 4 * x);
 }
 /* s = q kᵀ */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q, uint32_t k) {
 #pragma unroll
   for (int x = 0; x < C::D / 16; x++) {
-    const uint64_t at = desc_k(k + x / 4 * C::KV + x % 4 * 32);
+    using T = tile_of<C, PAGED>;
+    const uint64_t at = desc_make(k + x / 4 * T::K_PANEL + x % 4 * 32, 16, T::K_EIGHT);
     if constexpr (C::Q_REGS)
       wgmma<typename C::type, C::N>::template rs<>(s, q + 4 * x, at, x > 0);
     else
@@ -211,12 +79,14 @@ __device__ __forceinline__ void start_qk(float (&s)[C::N / 2], const query<C> &q
   wgmma_commit();
 }
 /* o += p v */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void start_pv(float (&o)[C::E / 2], const uint32_t (&p)[C::N / 4],
                                          uint32_t v) {
+  using T = tile_of<C, PAGED>;
 #pragma unroll
   for (int x = 0; x < C::N / 16; x++)
-    wgmma<typename C::type, C::E>::template rs<true>(o, p + 4 * x, desc_mn(v + x * 2048, C::KV), 1);
+    wgmma<typename C::type, C::E>::template rs<true>(
+        o, p + 4 * x, desc_make(v + 2 * x * T::V_EIGHT, T::V_PANEL, T::V_EIGHT), 1);
   wgmma_commit();
 }
 
@@ -288,28 +158,31 @@ __device__ __forceinline__ void pack(uint32_t (&p)[C::N / 4], const float (&s)[C
 }
 
 /* Rows [from, to) of a V tile are zeroed, by this warpgroup for itself. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void clear_keys(char *v, int from, int to, int group) {
+  using T = tile_of<C, PAGED>;
 #pragma unroll 1
   for (int x = 0; x < C::EP; x++)
 #pragma unroll 1
     for (int i = from * 8 + (int)(threadIdx.x % 128); i < to * 8; i += 128)
-      *(uint4 *)(v + x * C::KV + i * 16) = make_uint4(0, 0, 0, 0);
+      *(uint4 *)(v + x * T::V_PANEL + i / 64 * T::V_EIGHT + i % 64 * 16) = make_uint4(0, 0, 0, 0);
   proxy_fence();
   named_sync(EACH + group, WARPGROUP);
 }
 
 /* ---- epilogue ---- */
 
-/* Turns sums into averages, with the sink, and finds lse. */
-template <class C>
-__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
+/* Turns sums into averages, with the sink, and finds lse. `row`: of the thread's first row, inside
+ * the tile. */
+template <class C, bool PAGED>
+__device__ __forceinline__ void average(const rgk_flash_params &p, const job &j, int row,
                                         float (&o)[C::E / 2], const thread_rows &r, float c,
                                         float (&lse)[2]) {
-  const float sink =
-      p.sinks.data ? load(p.sinks.data, p.sinks.dtype, j.head * p.sinks.row) : -INFINITY;
 #pragma unroll
   for (int y = 0; y < 2; y++) {
+    const int head = j.head + place_row<PAGED>(p, row + 8 * y).head;
+    const float sink =
+        p.sinks.data ? load(p.sinks.data, p.sinks.dtype, head * p.sinks.row) : -INFINITY;
     const row_end end = finish_row(r.m[y] * c, quad_sum(r.l[y]), sink);
     lse[y] = end.lse;
 #pragma unroll
@@ -320,21 +193,24 @@ __device__ __forceinline__ void average(const rgk_flash_params &p, const job &j,
   }
 }
 
-/* `row`: of the thread's first row, inside the tile. */
+template <bool PAGED>
 __device__ __forceinline__ void write_lse(const rgk_flash_params &p, const job &j, int row,
                                           const float (&lse)[2]) {
   if (!p.lse.data || threadIdx.x % 4 != 0) return;
 #pragma unroll
-  for (int y = 0; y < 2; y++)
+  for (int y = 0; y < 2; y++) {
+    const row_place at = place_row<PAGED>(p, row + 8 * y);
     if (row + 8 * y < j.rows)
-      ((float *)p.lse.data)[(int64_t)(j.token + row + 8 * y) * p.lse.row + j.head * p.lse.head] =
+      ((float *)p.lse
+           .data)[(int64_t)(j.token + at.token) * p.lse.row + (j.head + at.head) * p.lse.head] =
           lse[y];
+  }
 }
 
 /* A warp's 16 rows go through shared memory: whole ones by the copy engine, the last ones of a
  * sequence row by row. `at`: the warp's rows of the first panel of C::Q bytes. Returns what depends
  * on all that this thread read there. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &j, int first,
                                           float (&o)[C::E / 2], char *at) {
   const int lane = (int)threadIdx.x % 32, row = lane % 16, rows = j.rows - first;
@@ -349,8 +225,9 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
     proxy_fence();
     __syncwarp();
     if (lane == 0) {
+      const row_place to = place_row<PAGED>(p, first);
       for (int x = 0; x < C::EP; x++)
-        tma_store(&p.o_map, at + x * C::Q, x * 64, j.head, j.token + first);
+        tma_store(&p.o_map, at + x * C::Q, x * 64, j.head + to.head, j.token + to.token);
       store_commit();
     }
     return copied;
@@ -360,8 +237,9 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
   const int pieces = p.E / 8;
   for (int i = lane; i < rows * pieces; i += 32) {
     const int y = i / pieces, x = i - y * pieces;
-    typename C::type *out =
-        (typename C::type *)p.o.data + (int64_t)(j.token + first + y) * p.o.row + j.head * p.o.head;
+    const row_place to = place_row<PAGED>(p, first + y);
+    typename C::type *out = (typename C::type *)p.o.data + (int64_t)(j.token + to.token) * p.o.row +
+                            (j.head + to.head) * p.o.head;
     const uint4 piece = *(const uint4 *)(at + x / 8 * C::Q + y * 128 + (x % 8 ^ (y & 7)) * 16);
     *(uint4 *)(out + x * 8) = piece;
     copied ^= piece.x;
@@ -370,38 +248,41 @@ __device__ __forceinline__ uint32_t write(const rgk_flash_params &p, const job &
 }
 
 /* A tile of dead rows. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void clear_rows(const rgk_flash_params &p, const job &j) {
   const int pieces = p.E / 8;
   for (int i = (int)threadIdx.x - 128; i < j.rows * pieces; i += C::GROUPS * 128) {
     const int y = i / pieces, x = i - y * pieces;
-    const int64_t token = j.token + y;
-    *(uint4 *)((typename C::type *)p.o.data + token * p.o.row + j.head * p.o.head + x * 8) =
+    const row_place at = place_row<PAGED>(p, y);
+    const int64_t token = j.token + at.token;
+    const int head = j.head + at.head;
+    *(uint4 *)((typename C::type *)p.o.data + token * p.o.row + head * p.o.head + x * 8) =
         make_uint4(0, 0, 0, 0);
-    if (x == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + j.head * p.lse.head] = 0;
+    if (x == 0 && p.lse.data) ((float *)p.lse.data)[token * p.lse.row + head * p.lse.head] = 0;
   }
 }
 
 /* ---- kernel ---- */
 
 /* Which keys of its tiles the thread's rows see, `row` being the first of them. */
+template <bool PAGED>
 __device__ __forceinline__ void find_keys(const rgk_flash_params &p, const job &j, int row,
                                           int lane, thread_rows &r) {
+  auto position = [&](int x) { return j.position + place_row<PAGED>(p, x).token; };
   for (int y = 0; y < 2; y++) {
-    r.lo[y] = first_key(p, j.position + row + 8 * y) - 2 * (lane & 3);
-    r.hi[y] = last_key(p, j.keys, j.position + row + 8 * y) - 2 * (lane & 3);
+    r.lo[y] = first_key(p, position(row + 8 * y)) - 2 * (lane & 3);
+    r.hi[y] = last_key(p, j.keys, position(row + 8 * y)) - 2 * (lane & 3);
   }
-  const int top = j.position + row - lane / 4;
-  r.lo_last = first_key(p, top + 15), r.hi_first = last_key(p, j.keys, top);
+  const int top = row - lane / 4;
+  r.lo_last = first_key(p, position(top + 15)), r.hi_first = last_key(p, j.keys, position(top));
 }
 
 /* A job's end: its rows of o and lse leave, and q's room is given back where o goes through it. */
-template <class C>
+template <class C, bool PAGED>
 __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, const job &j,
                                        int group, int warp, int lane, int row, float c,
-                                       float (&o)[C::E / 2], thread_rows &r) {
-  float lse[2];
-  average<C>(p, j, o, r, c, lse);
+                                       float (&o)[C::E / 2], thread_rows &r, float (&lse)[2]) {
+  average<C, PAGED>(p, j, row, o, r, c, lse);
   if (C::OWN_O) { /* the copy engine has read the last job's rows */
     if (lane == 0) store_wait_read<0>();
     __syncwarp();
@@ -409,9 +290,9 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
     named_sync(EACH + group, WARPGROUP);
   }
   const uint32_t copied =
-      write<C>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
+      write<C, PAGED>(p, j, row - lane / 4, o, (C::OWN_O ? s.o[group] : s.q[group]) + warp * 2048);
   /* last: the fence before the copy engine waits for stores before it */
-  write_lse(p, j, row, lse);
+  write_lse<PAGED>(p, j, row, lse);
   if (!C::OWN_O) {
     const waited stored = lane == 0 ? store_wait_read<0>() : waited::for_nothing();
     __syncwarp();
@@ -419,14 +300,28 @@ __device__ __forceinline__ void finish(const rgk_flash_params &p, shared<C> &s, 
   }
 }
 
-template <class C>
-__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group) {
+/* What else is made of a job, by the warpgroup that has it (decode_sm90.cu): the products of a tile
+ * of keys, before anything is done to them; the end; a tile of dead rows. */
+template <class C> struct nothing_else {
+  __device__ __forceinline__ void products(const float (&)[C::N / 2], const job &, int, int) const {
+  }
+  __device__ __forceinline__ void end(shared<C> &, const job &, int, const float (&)[2]) const {}
+  __device__ __forceinline__ void dead(const job &) const {}
+};
+
+template <class C, bool PAGED, class X>
+__device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s, int group,
+                                        const X &also) {
   const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
   /* of the thread's first row, inside the tile */
   const int row = group * C::BOX + warp * 16 + lane / 4;
   const float c = p.softcap > 0 ? LOG2E : p.scale * LOG2E, to = p.scale / p.softcap * 2 * LOG2E;
-  auto baton_wait = [&]() { named_sync(BATON + group, 2 * WARPGROUP); };
-  auto baton_pass = [&]() { named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP); };
+  auto baton_wait = [&]() {
+    if (C::GROUPS > 1) named_sync(BATON + group, 2 * WARPGROUP);
+  };
+  auto baton_pass = [&]() {
+    if (C::GROUPS > 1) named_arrive(BATON + (group + 1) % C::GROUPS, 2 * WARPGROUP);
+  };
   ring<C::STAGES> k, v;
   if (group == C::GROUPS - 1) baton_pass();
 
@@ -436,7 +331,8 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     if (j.kind == EXIT) break;
     if (j.kind == DEAD_ROWS) {
       bar_release(&s.q_empty[group], j.head, j.keys);
-      clear_rows<C>(p, j);
+      clear_rows<C, PAGED>(p, j);
+      also.dead(j);
       continue;
     }
     float o[C::E / 2];
@@ -454,11 +350,11 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         load_q<C>(q, smem_at(s.q[group]) + warp * 2048);
       else
         q = smem_at(s.q[group]);
-      find_keys(p, j, row, lane, r);
+      find_keys<PAGED>(p, j, row, lane, r);
       auto clear = [&](int t) {
         const int at = t * C::N;
-        if (at < p.before) clear_keys<C>(s.v[v.stage], 0, min(p.before - at, C::N), group);
-        if (at + C::N > j.keys) clear_keys<C>(s.v[v.stage], j.keys - at, C::N, group);
+        if (at < p.before) clear_keys<C, PAGED>(s.v[v.stage], 0, min(p.before - at, C::N), group);
+        if (at + C::N > j.keys) clear_keys<C, PAGED>(s.v[v.stage], j.keys - at, C::N, group);
       };
 
       int t = j.end - 1;
@@ -467,7 +363,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         bar_wait(&s.k_full[k.stage], k.parity);
         baton_wait();
         wgmma_fence();
-        start_qk<C>(x, q, smem_at(s.k[k.stage]));
+        start_qk<C, PAGED>(x, q, smem_at(s.k[k.stage]));
         baton_pass();
         scored = wgmma_wait<0>();
         wgmma_keep(x);
@@ -475,6 +371,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         if (C::Q_REGS) bar_release(&s.q_empty[group], x[0], j.head, j.keys);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, true>(x, r, scale, c, t * C::N);
         pack<C>(pr, x);
@@ -484,16 +381,17 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
         float x[C::N / 2];
         baton_wait();
         wgmma_fence();
-        start_qk<C>(x, q, smem_at(s.k[k.stage]));
+        start_qk<C, PAGED>(x, q, smem_at(s.k[k.stage]));
         bar_wait(&s.v_full[v.stage], v.parity);
         clear(t + 1);
         wgmma_fence();
-        start_pv<C>(o, pr, smem_at(s.v[v.stage]));
+        start_pv<C, PAGED>(o, pr, smem_at(s.v[v.stage]));
         baton_pass();
         scored = wgmma_wait<1>();
         wgmma_keep(x);
         warp_release(&s.k_empty[k.stage], scored);
         k.next();
+        also.products(x, j, t, row);
         if (p.softcap > 0) cap(x, to, p.softcap);
         softmax<C, false>(x, r, scale, c, t * C::N);
         wgmma_keep(x);
@@ -513,7 +411,7 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
       bar_wait(&s.v_full[v.stage], v.parity);
       clear(j.first);
       wgmma_fence();
-      start_pv<C>(o, pr, smem_at(s.v[v.stage]));
+      start_pv<C, PAGED>(o, pr, smem_at(s.v[v.stage]));
       const waited added = wgmma_wait<0>();
       wgmma_keep(o);
       warp_release(&s.v_empty[v.stage], added);
@@ -521,19 +419,23 @@ __device__ __forceinline__ void consume(const rgk_flash_params &p, shared<C> &s,
     } else if (C::OWN_O) {
       bar_release(&s.q_empty[group], j.head, j.keys);
     }
-    finish<C>(p, s, j, group, warp, lane, row, c, o, r);
+    float lse[2];
+    finish<C, PAGED>(p, s, j, group, warp, lane, row, c, o, r, lse);
+    also.end(s, j, row, lse);
   }
   if (lane == 0) store_wait_read<0>();
   if (group == 0) baton_wait();
 }
 
-template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1)
-    forward(const __grid_constant__ rgk_flash_params p) {
+template <class C, class P, class X>
+__device__ __forceinline__ void run(const P &all, const X &also) {
+  const rgk_flash_params &p = flash_of(all);
   extern __shared__ char memory[];
-  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_BYTES(C::D, C::E, C::GROUPS, C::N),
+  static_assert(sizeof(shared<C>) + 1024 <= RGK_FLASH_SHARED(C::D, C::E, C::GROUPS, C::N),
                 "fits wherever it starts");
   shared<C> &s = *(shared<C> *)(memory + (-smem_at(memory) & 1023));
+  constexpr bool PAGED = in_pages_of<P>;
+  constexpr int loaders = PAGED ? 128 : 1; /* threads */
   if (threadIdx.x == 0) {
     for (int g = 0; g < C::GROUPS; g++) bar_init(&s.q_full[g], 1), bar_init(&s.q_empty[g], 128);
     for (int i = 0; i < C::STAGES; i++) {
@@ -546,12 +448,34 @@ __global__ void __launch_bounds__(C::THREADS, 1)
   __syncthreads();
   const int part = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
   if (part == 0) {
-    fewer_registers<C::PRODUCER_REGS>();
-    if (threadIdx.x == 0) produce<C>(p, s);
+    if constexpr (C::GROUPS > 1) fewer_registers<C::PRODUCER_REGS>();
+    if (threadIdx.x < loaders) produce<C>(all, s);
   } else {
-    more_registers<C::REGS>();
-    consume<C>(p, s, part - 1);
+    if constexpr (C::GROUPS > 1) more_registers<C::REGS>();
+    consume<C, PAGED>(p, s, part - 1, also);
   }
+}
+
+template <class C, class P>
+__global__ void __launch_bounds__(C::THREADS, 1) forward(const __grid_constant__ P all) {
+  run<C>(all, nothing_else<C>{});
+}
+
+/* ---- instances ---- */
+
+#ifdef RGK_DEV
+constexpr bool DEV = true;
+#else
+constexpr bool DEV = false;
+#endif
+
+template <class P, int D, int E, int GROUPS, int N> const void *instance(rg_dtype type) {
+  if constexpr (!DEV || (D == E && (D == 64 || D == 128))) {
+    if (type == RG_BF16) return (const void *)forward<config<__nv_bfloat16, D, E, GROUPS, N>, P>;
+    if constexpr (!DEV)
+      if (type == RG_F16) return (const void *)forward<config<__half, D, E, GROUPS, N>, P>;
+  }
+  return nullptr;
 }
 
 } // namespace flash

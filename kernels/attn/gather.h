@@ -11,6 +11,7 @@
 #define RGK_GATHER_H
 
 #include "attn.h"
+#include "../pages.h"
 #include "../tma.h"
 
 enum {
@@ -32,6 +33,14 @@ typedef struct rgk_gather {
   int32_t side;
 } rgk_gather;
 
+/* The same over pages: a stage's keys lie in one page. k, v are maps of (width, head, row, page);
+ * kseqs and offset are not looked at. Of numbers that don't go together the lengths count as no
+ * tokens; a page that is none has rows of zeros. */
+typedef struct rgk_gather_paged {
+  rgk_gather g;
+  rgk_pages pages;
+} rgk_gather_paged;
+
 /* Shared memory: stages of K and V, each warpgroup's rows of q, as panels of 64
  * columns; labels and barriers. */
 enum {
@@ -50,6 +59,6 @@ enum {
   (RGK_GATHER_STAGES(D, E) * RGK_GATHER_STAGE(D, E) + RGK_GATHER_Q(D) + RGK_GATHER_EXTRA)
 
 /* NULL where there is no such instance. */
-RGK_GETTER(rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E))
+RGK_GETTER(rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E, bool paged))
 
 #endif

@@ -62,11 +62,11 @@ struct alignas(16) label {
   int first, end, last; /* last: of the tile */
 };
 
-/* What to fetch: with a label, keys of head kh from row `row` on. */
+/* What to fetch: with a label, keys of head kh from row `row` on (of page `page`). */
 enum plan_kind : int { KEYS_OF_SOME, NOTHING, NO_MORE };
 struct alignas(16) plan {
   label to;
-  int row, kh, kind;
+  int row, kh, kind, page;
 };
 
 template <int D, int E> struct shared {
@@ -83,9 +83,64 @@ template <int D, int E> struct shared {
 
 /* ---- tiles ---- */
 
+/* Where a sequence's keys are: their first row, or its table. */
+struct in_rows {
+  int row;
+};
+struct in_pages {
+  const int32_t *table;
+};
+__device__ __forceinline__ const rgk_gather &gather_of(const rgk_gather &p) {
+  return p;
+}
+__device__ __forceinline__ const rgk_gather &gather_of(const rgk_gather_paged &p) {
+  return p.g;
+}
+__device__ __forceinline__ void find_rows(const rgk_gather &p, const tile &t, job &j, in_rows &at) {
+  const key_span span = keys_of(p.a, t.b);
+  j.keys = (int)max(span.n, (int64_t)0);
+  j.position = t.first + first_position(p.a, t.b);
+  at.row = (int)span.row;
+}
+__device__ __forceinline__ void find_rows(const rgk_gather_paged &p, const tile &t, job &j,
+                                          in_pages &at) {
+  const rgk_pages &g = p.pages;
+  const int64_t n = g.context[t.b * g.context_step];
+  const bool bad = n < t.length || n > (int64_t)g.most * g.tokens;
+  j.keys = bad ? 0 : (int)n;
+  j.position = t.first + (bad ? 0 : n - t.length);
+  at.table = g.table + t.b * g.table_row;
+}
+template <class P> struct place_of { using type = in_rows; };
+template <> struct place_of<rgk_gather_paged> { using type = in_pages; };
+template <class P> using place_in = typename place_of<P>::type;
+
+/* Says where key `first` is, and those after it in a stage. */
+__device__ __forceinline__ void find_key(const rgk_gather &, const in_rows &at, int first,
+                                         plan &x) {
+  x.row = at.row + first;
+  x.page = 0;
+}
+__device__ __forceinline__ void find_key(const rgk_gather_paged &p, const in_pages &at, int first,
+                                         plan &x) {
+  const int m = (int)((uint32_t)first / (uint32_t)p.pages.rows);
+  x.row = first - m * p.pages.rows;
+  x.page = at.table[m];
+}
+__device__ __forceinline__ void fetch(const rgk_gather &, void *to, const rgk_map *map,
+                                      uint64_t *bar, int column, const plan &x) {
+  tma_load(to, map, bar, column, x.kh, x.row);
+}
+__device__ __forceinline__ void fetch(const rgk_gather_paged &, void *to, const rgk_map *map,
+                                      uint64_t *bar, int column, const plan &x) {
+  tma_load(to, map, bar, column, x.kh, x.row, x.page);
+}
+
 /* Tile `id`: heads side by side run fastest, then queries from the last to the first (the heavy
- * tiles of a sequence come first). Finds the first key's row in k and v. False: it is empty. */
-__device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, int &key_row) {
+ * tiles of a sequence come first). False: it is empty. */
+template <class P>
+__device__ __forceinline__ bool find_job(const P &all, int id, job &j, place_in<P> &at) {
+  const rgk_gather &p = gather_of(all);
   const int turn = id / (p.slots * p.side), in = id - turn * p.slots * p.side, slot = in / p.side,
             hp = turn * p.side + (in - slot * p.side);
   const tile t = find_tile(p.a.seqs, p.slots - 1 - slot, p.queries);
@@ -97,24 +152,21 @@ __device__ __forceinline__ bool find_job(const rgk_gather &p, int id, job &j, in
   j.part = hp % p.parts;
   j.keys = 0;
   j.position = 0;
-  if (j.kind == WORK) {
-    const key_span span = keys_of(p.a, t.b);
-    j.keys = (int)max(span.n, (int64_t)0);
-    j.position = t.first + first_position(p.a, t.b);
-    key_row = (int)span.row;
-  }
+  if (j.kind == WORK) find_rows(all, t, j, at);
   return true;
 }
 
 /* Goes through a thread block's tiles; every other round goes backwards, so that sums of falling
  * weights come out even. */
-__device__ __forceinline__ bool next_job(const rgk_gather &p, int &round, job &j, int &key_row) {
+template <class P>
+__device__ __forceinline__ bool next_job(const P &all, int &round, job &j, place_in<P> &where) {
+  const rgk_gather &p = gather_of(all);
   for (;;) {
     const int base = round * (int)gridDim.x, at = (int)blockIdx.x,
               id = base + (round & 1 ? (int)gridDim.x - 1 - at : at);
     if (base >= p.tiles) return false;
     round++;
-    if (id < p.tiles && find_job(p, id, j, key_row)) return true;
+    if (id < p.tiles && find_job(all, id, j, where)) return true;
   }
 }
 
@@ -134,15 +186,17 @@ __device__ __forceinline__ place find_unit(const rgk_gather &p, const job &j, in
 
 /* ---- queries ---- */
 
-template <int D, int E>
-__device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &s) {
+template <int D, int E, class P>
+__device__ __forceinline__ void load_queries(const P &all, shared<D, E> &s) {
   using memory = shared<D, E>;
+  const rgk_gather &p = gather_of(all);
   const int lane = threadIdx.x % 32;
-  int round = 0, key_row;
+  int round = 0;
+  place_in<P> at;
   uint32_t parity = 1;
   bool more = true;
   for (job j; more; parity ^= 1) {
-    more = next_job(p, round, j, key_row);
+    more = next_job(all, round, j, at);
     if (!more) j.kind = EXIT;
     for (int g = 0; g < GROUPS; g++) {
       bar_wait(&s.q_empty[g], parity);
@@ -165,10 +219,6 @@ __device__ __forceinline__ void load_queries(const rgk_gather &p, shared<D, E> &
 }
 
 /* ---- keys ---- */
-
-__device__ __forceinline__ void prefetch_l1(const void *p) {
-  asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
-}
 
 /* A lane's place in the row of idx of its unit's query. */
 struct walk {
@@ -200,8 +250,9 @@ __device__ __forceinline__ int next_block(const rgk_gather &p, walk &w, int befo
   return NONE;
 }
 
-template <int D, int E>
-__device__ __forceinline__ void plan_keys(const rgk_gather &p, shared<D, E> &s) {
+template <int D, int E, class P>
+__device__ __forceinline__ void plan_keys(const P &all, shared<D, E> &s) {
+  const rgk_gather &p = gather_of(all);
   const int lane = threadIdx.x % 32;
   ring<PLANS> r;
   auto hand_over = [&](const plan &x) {
@@ -212,16 +263,17 @@ __device__ __forceinline__ void plan_keys(const rgk_gather &p, shared<D, E> &s) 
     }
     r.next();
   };
-  int round = 0, coming_row;
+  int round = 0;
+  place_in<P> coming_at;
   job coming;
   walk w;
-  bool more = next_job(p, round, coming, coming_row);
+  bool more = next_job(all, round, coming, coming_at);
   if (more) begin(p, coming, w);
   while (more) {
     const job j = coming;
-    const int key_row = coming_row;
+    const place_in<P> at = coming_at;
     walk x = w;
-    more = next_job(p, round, coming, coming_row);
+    more = next_job(all, round, coming, coming_at);
     if (more) begin(p, coming, w);
     if (j.kind != WORK) continue;
     x.next = next_block(p, x, -1);
@@ -234,20 +286,25 @@ __device__ __forceinline__ void plan_keys(const rgk_gather &p, shared<D, E> &s) 
       if (p.a.block > KEYS) seen = __reduce_max_sync(~0u, mine ? min(x.hi, end) - first : 1);
       if (mine) x.next = next_block(p, x, block);
       block = __reduce_min_sync(~0u, x.next);
-      for (int from = 0; from < seen; from += KEYS)
-        hand_over({{mask, first + from, end, block == NONE && from + KEYS >= seen},
-                   key_row + first + from,
-                   j.kh,
-                   any ? KEYS_OF_SOME : NOTHING});
+      for (int from = 0; from < seen; from += KEYS) {
+        plan y = {{mask, first + from, end, block == NONE && from + KEYS >= seen},
+                  0,
+                  j.kh,
+                  any ? KEYS_OF_SOME : NOTHING,
+                  0};
+        if (any) find_key(all, at, first + from, y);
+        hand_over(y);
+      }
     } while (block != NONE);
   }
-  hand_over({{}, 0, 0, NO_MORE});
+  hand_over({{}, 0, 0, NO_MORE, 0});
 }
 
 /* By one thread. */
-template <int D, int E>
-__device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) {
+template <int D, int E, class P>
+__device__ __forceinline__ void load_keys(const P &all, shared<D, E> &s) {
   using memory = shared<D, E>;
+  const rgk_gather &p = gather_of(all);
   ring<PLANS> at;
   ring<memory::STAGES> r;
   for (;; at.next(), r.next()) {
@@ -264,11 +321,10 @@ __device__ __forceinline__ void load_keys(const rgk_gather &p, shared<D, E> &s) 
     bar_expect(&s.full[r.stage], (memory::DP + memory::EP) * PANEL);
 #pragma unroll
     for (int i = 0; i < memory::DP; i++)
-      tma_load(s.data[r.stage] + i * PANEL, &p.k, &s.full[r.stage], i * 64, x.kh, x.row);
+      fetch(all, s.data[r.stage] + i * PANEL, &p.k, &s.full[r.stage], i * 64, x);
 #pragma unroll
     for (int i = 0; i < memory::EP; i++)
-      tma_load(s.data[r.stage] + (memory::DP + i) * PANEL, &p.v, &s.full[r.stage], i * 64, x.kh,
-               x.row);
+      fetch(all, s.data[r.stage] + (memory::DP + i) * PANEL, &p.v, &s.full[r.stage], i * 64, x);
   }
 }
 
@@ -485,9 +541,9 @@ template <class T, int D, int E> struct consumer {
   }
 };
 
-template <class T, int D, int E>
-__global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
-    forward(const __grid_constant__ rgk_gather p) {
+template <class T, int D, int E, class P>
+__global__ void __launch_bounds__(RGK_GATHER_THREADS, 1) forward(const __grid_constant__ P all) {
+  const rgk_gather &p = gather_of(all);
   extern __shared__ char memory[];
   using layout = shared<D, E>;
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
@@ -519,18 +575,20 @@ __global__ void __launch_bounds__(RGK_GATHER_THREADS, 1)
     x.run();
   } else {
     fewer_registers<LOADING_REGS>();
-    if (threadIdx.x % 128 == 0) load_keys<D, E>(p, s);
-    if (warp == 1) load_queries<D, E>(p, s);
-    if (warp == 2) plan_keys<D, E>(p, s);
+    if (threadIdx.x % 128 == 0) load_keys<D, E>(all, s);
+    if (warp == 1) load_queries<D, E>(all, s);
+    if (warp == 2) plan_keys<D, E>(all, s);
   }
 }
 
 } // namespace
 
-#define INSTANCE(dtype, d, e) \
-  if (t == dtype && D == d && E == e) return (const void *)forward<element<dtype>::type, d, e>;
+#define INSTANCE(dtype, d, e)                                                          \
+  if (t == dtype && D == d && E == e)                                                  \
+    return paged ? (const void *)forward<element<dtype>::type, d, e, rgk_gather_paged> \
+                 : (const void *)forward<element<dtype>::type, d, e, rgk_gather>;
 
-const void *rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E) {
+const void *rgk_gather_fwd(rg_dtype t, int32_t D, int32_t E, bool paged) {
   INSTANCE(RG_BF16, 128, 128)
   INSTANCE(RG_BF16, 64, 64)
   INSTANCE(RG_F16, 64, 64)

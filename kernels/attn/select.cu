@@ -62,7 +62,7 @@ __device__ __forceinline__ int64_t step_of(const rgk_select &p, int64_t length) 
 
 /* As many steps as fit into p.rows rows, again and again; one thread. Dead rows may be cut
  * anywhere. */
-__global__ void bounds(const __grid_constant__ rgk_select p) {
+__device__ void put_bounds(const rgk_select &p) {
   int64_t row = 0;
   p.bound[0] = 0;
   for (int w = 1; w <= p.bounds; w++) {
@@ -116,11 +116,12 @@ __device__ __forceinline__ void each_item(const rgk_select &p, int kh, int64_t s
   if (to > end) to = end;
   if (from < begin) from = begin;
   if (from >= to) return;
+  const int32_t length = max((int32_t)min((int64_t)p.length, step / 16), p.least);
   int32_t e = entries_before(p.csr, kh, s, from);
   while (from < to) {
     from = begin + ((from - begin) / step + 1) * step;
     const int32_t upto = entries_before(p.csr, kh, s, from < to ? from : to);
-    for (; e < upto; e += p.length) use(e, min(upto - e, p.length));
+    for (; e < upto; e += length) use(e, min(upto - e, length));
     e = upto;
   }
 }
@@ -261,12 +262,19 @@ __device__ __forceinline__ void put_stat(const rgk_select &p, int64_t i, int64_t
   ((float2 *)p.stat)[i] = make_float2(lse == -INFINITY ? INFINITY : lse * LOG2E, sum);
 }
 
+/* Block 0 finds the windows' bounds beside what the others do: one thread, from one bound to the
+ * next. The thread's number among those of the others, or -1. */
+__device__ __forceinline__ int64_t after_bounds(const rgk_select &p) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) put_bounds(p);
+  return blockIdx.x == 0 ? -1 : (blockIdx.x - 1) * (int64_t)RGK_SELECT_REDUCE + threadIdx.x;
+}
+
 /* RGK_SELECT_LANES lanes a row. */
 template <class T>
 __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant__ rgk_select p) {
   enum { LANES = RGK_SELECT_LANES };
-  const int64_t i = (blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x) / LANES,
-                row = i / p.a.H;
+  const int64_t thread = after_bounds(p), i = thread / LANES, row = i / p.a.H;
+  if (thread < 0) return;
   const int lane = threadIdx.x % LANES, head = (int)(i - row * p.a.H);
   const bool live = row < p.a.T && row < live_rows(p.a.seqs);
   const T *o = (const T *)p.a.o.data + row * p.a.o.row + head * p.a.o.head;
@@ -288,9 +296,9 @@ __global__ void __launch_bounds__(RGK_SELECT_REDUCE) stat(const __grid_constant_
 /* One thread a row, its sum is given. */
 __global__ void __launch_bounds__(RGK_SELECT_REDUCE)
     stat_given(const __grid_constant__ rgk_select p) {
-  const int64_t i = blockIdx.x * (int64_t)RGK_SELECT_REDUCE + threadIdx.x, row = i / p.a.H;
+  const int64_t i = after_bounds(p), row = i / p.a.H;
   const int head = (int)(i - row * p.a.H);
-  if (row >= p.a.T || row >= live_rows(p.a.seqs)) return;
+  if (i < 0 || row >= p.a.T || row >= live_rows(p.a.seqs)) return;
   put_stat(p, i, row, head,
            ((const float *)p.a.delta.data)[row * p.a.delta.row + head * p.a.delta.head]);
 }
@@ -321,9 +329,6 @@ const void *rgk_select_sinks(void) {
 }
 const void *rgk_select_items(void) {
   return (const void *)items;
-}
-const void *rgk_select_bounds(void) {
-  return (const void *)bounds;
 }
 const void *rgk_select_bwd_items(void) {
   return (const void *)bwd_items;

@@ -16,7 +16,8 @@
 
    d.k and d.v are sums over items, so what an item is depends on its sequence alone: a sequence is
    cut into steps, a quarter of it each or `longest` rows, a list at the steps, and each piece into
-   items of `length` queries. A block's items add to its sums in the order of its list.
+   items of `length` queries, or, where short steps would have too few, of a sixteenth of a step,
+   at least `least`. A block's items add to its sums in the order of its list.
 
    Backward is one launch of thread blocks that stay. Its jobs are taken in order, segment by
    segment:
@@ -66,7 +67,7 @@ typedef struct rgk_select {
   /* forward: the window, rows of the pack; backward: rows of a window at most */
   int64_t row, rows;
   int64_t chunk, chunk_end; /* forward: these chunks of csr */
-  int32_t length;           /* most queries of an item */
+  int32_t length, least;    /* most queries of an item; backward: of one of a short step */
   int32_t along, across;    /* a tile's rows / G, and what is left over */
   int64_t cap;              /* of items per head; backward: and window */
   rgk_select_item *item;    /* [heads, cap]; backward: [heads, windows, cap] */
@@ -89,12 +90,13 @@ typedef struct rgk_select {
 } rgk_select;
 
 RGK_GETTER(rgk_select_items(void))        /* grid heads, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_bounds(void))       /* one thread */
 RGK_GETTER(rgk_select_bwd_items(void))    /* grid windows, heads; RGK_SELECT_SCAN threads */
 RGK_GETTER(rgk_select_reduce(rg_dtype t)) /* grid over rows * G * E / 8 threads, heads */
 RGK_GETTER(rgk_select_sinks(void))        /* grid H, RGK_SELECT_SCAN threads */
-RGK_GETTER(rgk_select_stat(rg_dtype t))   /* grid over T * H * RGK_SELECT_LANES threads */
-RGK_GETTER(rgk_select_stat_given(void))   /* grid over T * H threads; delta is given */
+/* Statistics of rows and the windows' bounds: one block, and blocks over T * H * RGK_SELECT_LANES
+ * threads, or T * H where delta is given. */
+RGK_GETTER(rgk_select_stat(rg_dtype t))
+RGK_GETTER(rgk_select_stat_given(void))
 /* Instances: NULL where there is none. Forward: grid cap, parts, heads. Backward: any grid, best as
  * many blocks as run at once */
 RGK_GETTER(rgk_select_fwd(rg_dtype t, int32_t D, int32_t E))

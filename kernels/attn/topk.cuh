@@ -2,6 +2,7 @@
 #pragma once
 #include "topk.h"
 #include "../device/seq.cuh"
+#include <limits.h>
 
 namespace rgk {
 
@@ -35,6 +36,14 @@ __device__ __forceinline__ topk_keys keys_of(const rgk_topk &p, int b) {
   k.first = divide(start, p.stride);
   k.n = max(min(keys_before(k.length, p), p.S - k.first), (int64_t)0);
   return k;
+}
+
+/* Integers ordered as scores are, NaN below all. */
+constexpr int LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
+__device__ __forceinline__ int key_of(float s) {
+  int i = __float_as_int(s + 0.0f);
+  i ^= (i >> 31) & 0x7fffffff;
+  return s != s ? NAN_KEY : i;
 }
 
 /* fp32 sums this small may lack terms that underflowed; infinite ones say nothing. */

@@ -96,8 +96,18 @@ typedef struct rgk_topk90_params {
   rgk_map k; /* in boxes of TILE rows */
 } rgk_topk90_params;
 RGK_GETTER(rgk_topk90(rg_dtype type, int heads, int width, bool dot))
+/* Over pages, of score softmax: steps of keys are counted by the rows of pages, `before` of which
+ * come before the first key. A cluster of `parts` blocks (1 to 8) shares out a tile's steps. Of
+ * numbers that don't go together the lengths count as no tokens; a page that is none has rows of
+ * zeros. */
+typedef struct rgk_topk90_paged {
+  rgk_topk call; /* k is a page's */
+  rgk_pages pages;
+  int32_t parts, zero;
+} rgk_topk90_paged;
+RGK_GETTER(rgk_topk90_over_pages(rg_dtype type, int heads, int width))
 /* Its bytes of dynamic shared memory: all but q, the ring of keys and what blocks reach over; all
- * of them. */
+ * of them. Over pages `reach` counts the keys of a block, which are carried. */
 RGK_BOTH uint32_t rgk_topk90_tables(int heads, int width) {
   const uint32_t queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
   const uint32_t pitch = RGK_TOPK90_PITCH(queries);

@@ -17,11 +17,8 @@
  */
 #pragma once
 #include "topk.cuh"
-#include <limits.h>
 
 namespace rgk {
-
-constexpr int LEAST_KEY = INT_MIN, NAN_KEY = INT_MIN + 1;
 
 /* Where queries have theirs. */
 struct topk_memory {
@@ -30,13 +27,6 @@ struct topk_memory {
   int4 *state;     /* [QUERIES]: threshold, candidates, blocks that may be chosen, keep */
   int2 *candidate; /* [QUERIES, ROOM]: key, block */
 };
-
-/* Integers ordered as the scores are, NaN below all. */
-__device__ __forceinline__ int key_of(float s) {
-  int i = __float_as_int(s + 0.0f);
-  i ^= (i >> 31) & 0x7fffffff;
-  return s != s ? NAN_KEY : i;
-}
 
 /* ---- candidates of one query, by one warp ---- */
 

@@ -252,6 +252,14 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
   const int tid = threadIdx.x;
   const int bs = p.block / p.stride, reach = p.kernel / p.stride - 1; /* in keys */
   const S nothing = unscored<MODE, S>();
+  auto undecided_row = [&](int64_t row, int kh) {
+    return ((const int32_t *)p.idx.data)[row * p.idx.row + kh * p.idx.head] == RGK_TOPK_UNDECIDED;
+  };
+  if (MODE == RGK_TOPK_WIDE && p.T * p.KH <= 16 * THREADS) { /* few rows: is there any? */
+    bool there = false;
+    for (int i = tid; i < p.T * p.KH; i += THREADS) there |= undecided_row(i / p.KH, i % p.KH);
+    if (!__syncthreads_or(there)) return;
+  }
 
   for (int64_t work = blockIdx.x; work < p.slots * p.KH; work += gridDim.x) {
     const int kh = (int)(work % p.KH);
@@ -264,6 +272,8 @@ __global__ void __launch_bounds__(THREADS) topk(const __grid_constant__ rgk_topk
             0;
       continue;
     }
+    if (MODE == RGK_TOPK_WIDE && !__syncthreads_or(tid < t.n && undecided_row(row0 + tid, kh)))
+      continue;
     const tile_keys of = keys_of(any, t);
     const topk_keys &k = of.k;
     const int64_t position = t.first + of.offset + tid;

@@ -16,87 +16,35 @@
 
    Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the
    sums p go through shared memory (two buffers, one barrier a step) to the warp that owns the
-   query, which chooses (topk_choice.cuh).
- */
+   query, whose lanes are blocks:
+
+       score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step
+                     before reach over is carried
+       scores above the query's threshold are appended to its candidates; when those get many, a
+       bisection on their scores raises the threshold and drops what cannot be among the best `keep`
+       any more
+
+   So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index,
+   beside it.
+
+   Over pages keys come by rows r of pages, key j in row j + before, and before is what a block
+   reaches over: block b has rows b·bs … b·bs + bs + before − 1, the last ones of the next block's.
+   So lanes are a block late there, and a step's last bs rows are carried. Sums run over the same
+   keys in the same order. Where sequences are few, a cluster of blocks shares out a tile's steps
+   (each begins one early, for what is carried), and the first takes the others' candidates. */
 #include "../device/element.cuh"
+#include "../device/pages.cuh"
 #include "../device/ptx.cuh"
 #include "../device/softmax.cuh"
-#include "topk_choice.cuh"
+#include "topk_sm90.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
 #include <stddef.h>
 
 using namespace rgk;
+using namespace rgk::topk90;
 
 namespace {
-
-constexpr int TILE = RGK_TOPK90_TILE;
-enum named : int { EACH = 1 }; /* first id, of one for each consumer */
-
-/* Of one warpgroup: */
-template <int HEADS> struct plan {
-  /* of a quad lane, a warp */
-  static constexpr int N = RGK_TOPK90_COLUMNS, QUERIES = N / HEADS, MINE = QUERIES / 4;
-  static constexpr int BUFFERS = 2, HALVES = RGK_TOPK90_HALVES(QUERIES), STEP = TILE * HALVES,
-                       PITCH = RGK_TOPK90_PITCH(QUERIES);
-  /* candidates of a query */
-  static constexpr int ROOM = RGK_TOPK90_ROOM(QUERIES), PER_LANE = ROOM / 32;
-};
-
-/* ---- shared memory ----
- *
- *   q [GROUPS, panels, N]   k [stages, panels, TILE]   tables   carry [GROUPS, QUERIES, reach]
- *
- * q and k as panels of 64 columns, of N and TILE rows. */
-
-template <int HEADS, int GROUPS> struct tables {
-  using P = plan<HEADS>;
-  float p[GROUPS][2][P::QUERIES][P::PITCH];
-  int2 candidate[GROUPS][P::QUERIES][P::ROOM]; /* key, block */
-  int4 state[GROUPS][P::QUERIES];  /* threshold, candidates, blocks that may be chosen, keep */
-  int visible[GROUPS][P::QUERIES]; /* keys that the query sees */
-  uint64_t full[RGK_TOPK90_STAGES], empty[RGK_TOPK90_STAGES];
-};
-
-/* Where a warpgroup finds its part. */
-struct memory : topk_memory {
-  char *q, *k;            /* of all */
-  int *visible;           /* [QUERIES] */
-  uint64_t *full, *empty; /* [stages] */
-};
-
-/* Byte of row r's 16-byte unit u in panels of `rows` rows. */
-__device__ __forceinline__ uint32_t panel_at(int r, int u, int rows) {
-  return (uint32_t)((u >> 3) * rows * 128 + r * 128 + ((u ^ r) & 7) * 16);
-}
-
-/* ---- p of one tile: exponentials and the sum over heads ---- */
-
-template <int HEADS, bool DOT>
-__device__ __forceinline__ void weigh(const float (&acc)[plan<HEADS>::N / 2],
-                                      const float (&lse)[plan<HEADS>::N / 4], float scale,
-                                      float *out, int key, int least_visible, const int *visible) {
-  using P = plan<HEADS>;
-  const int c = threadIdx.x % 4;
-  constexpr int PARTS = HEADS >= 4 ? 2 : 1;
-#pragma unroll
-  for (int r = 0; r < 2; r++)
-#pragma unroll
-    for (int q = 0; q < P::MINE; q++) {
-      float part[PARTS];
-#pragma unroll
-      for (int h = 0; h < HEADS; h++) {
-        const int m = q * HEADS + h;
-        const float s = acc[4 * (m / 2) + 2 * r + m % 2];
-        const float x = DOT ? s : exp2_fast(fmaf(s, scale, lse[m]));
-        part[h % PARTS] = h < PARTS ? x : part[h % PARTS] + x;
-      }
-      float sum = PARTS == 2 ? part[0] + part[PARTS - 1] : part[0];
-      if (key + 8 * r >= least_visible && key + 8 * r >= visible[4 * q + c])
-        sum = DOT ? -INFINITY : 0.0f;
-      out[(4 * q + c) * P::PITCH + 8 * r] = sum;
-    }
-}
 
 /* ---- what a block works on ---- */
 
@@ -110,13 +58,50 @@ struct job {
   topk_keys keys;
   int64_t position; /* of the first query */
   int bs, reach;    /* keys of a block; those that it reaches over of the block before */
+  int before;       /* rows that come before the first key */
+  int carried;      /* keys that a step hands to the next */
   int step0, tiles; /* tiles of keys from step0 on; their number is even */
+  int lowest;       /* block that may be chosen */
+  const int32_t *table;
 };
-template <int HEADS> __device__ __forceinline__ void find_keys(const rgk_topk &p, job &j) {
+template <int HEADS>
+__device__ __forceinline__ void find_keys(const rgk_topk90_paged &x, job &j, int part) {
   using P = plan<HEADS>;
+  const rgk_topk &p = x.call;
+  const rgk_pages &g = x.pages;
+  const int64_t n = g.context[j.t.b * g.context_step];
+  const bool bad = n < j.t.length || n > (int64_t)g.most * g.tokens;
+  j.keys.length = bad ? 0 : n;
+  j.keys.first = 0;
+  j.keys.n = keys_before(j.keys.length, p);
+  j.position = j.t.first + (bad ? 0 : n - j.t.length);
+  j.table = g.table + j.t.b * g.table_row;
+  j.bs = p.block / p.stride, j.reach = p.kernel / p.stride - 1;
+  j.before = g.before;
+  j.carried = j.bs;
+  const rgk_topk_choice last = choice_of(p, j.position + j.t.n - 1);
+  const bool ranks = rgk_topk_ranks(last);
+  /* blocks [init, free1) by steps [from, to): of a step's the first is the last before it */
+  const int blocks = P::STEP / j.bs, from = (p.init + 1) / blocks,
+            to = ranks ? (int)(last.free1 / blocks) + 1 : from,
+            each = (to - from + x.parts - 1) / x.parts, mine = min(from + part * each, to),
+            end = min(mine + each, to);
+  j.step0 = max(mine - 1, 0);
+  j.lowest = max(p.init, mine * blocks - 1);
+  j.tiles = mine < end ? (end - j.step0) * P::HALVES : 0;
+  j.tiles += j.tiles & 1;
+}
+template <int HEADS>
+__device__ __forceinline__ void find_keys(const rgk_topk90_params &x, job &j, int) {
+  using P = plan<HEADS>;
+  const rgk_topk &p = x.call;
   j.keys = keys_of(p, j.t.b);
   j.position = j.t.first + (p.offset ? p.offset[j.t.b] : 0);
   j.bs = p.block / p.stride, j.reach = p.kernel / p.stride - 1;
+  j.before = 0;
+  j.carried = j.reach;
+  j.lowest = p.init;
+  j.table = nullptr;
   /* The last row sees and ranks most. Steps [step0, step1) hold all that any row ranks. */
   const rgk_topk_choice last = choice_of(p, j.position + j.t.n - 1);
   j.step0 = max(p.init * j.bs - j.reach, 0) / P::STEP;
@@ -126,7 +111,7 @@ template <int HEADS> __device__ __forceinline__ void find_keys(const rgk_topk &p
 }
 
 template <int HEADS, int D>
-__device__ __forceinline__ memory find_memory(const rgk_topk &p, int reach, char *shared,
+__device__ __forceinline__ memory find_memory(const rgk_topk &p, int carried, char *shared,
                                               int side) {
   using P = plan<HEADS>;
   constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D), PANELS = (D + 63) / 64;
@@ -142,12 +127,31 @@ __device__ __forceinline__ memory find_memory(const rgk_topk &p, int reach, char
   m.visible = (int *)(at + offsetof(layout, visible)) + side * P::QUERIES;
   m.full = (uint64_t *)(at + offsetof(layout, full));
   m.empty = (uint64_t *)(at + offsetof(layout, empty));
-  m.carry = (float *)(at + sizeof(layout)) + side * P::QUERIES * reach;
+  m.carry = (float *)(at + sizeof(layout)) + side * P::QUERIES * carried;
   return m;
 }
 
-/* ---- load: one thread starts the copies of keys ---- */
+/* ---- load: one thread starts the copies of keys; over pages a warpgroup copies ---- */
 
+template <int HEADS, int D>
+__device__ __forceinline__ void load_keys(const rgk_topk90_paged &x, const job &j,
+                                          const memory &m) {
+  constexpr int PANELS = (D + 63) / 64;
+  const paged_rows from = paged_head(x.call.k, x.pages.k_page, j.kh, D);
+  const int end = (int)j.keys.n + j.before;
+  int stage = 0;
+  uint32_t parity = 1;
+  for (int i = 0; i < j.tiles; i++) {
+    const int first = j.step0 * plan<HEADS>::STEP + i * TILE;
+    const paged_four four = find_four(x.pages, j.table, first, j.before, end);
+    bar_wait(m.empty + stage, parity);
+    copy_rows<TILE, PANELS * 8>(from, four, smem_at(m.k + stage * PANELS * TILE * 128), TILE * 128,
+                                first, j.before, end, (int)threadIdx.x % 128);
+    copies_arrive(m.full + stage);
+    if (++stage == x.call.stages) stage = 0, parity ^= 1;
+  }
+  copies_wait_all();
+}
 template <int HEADS, int D>
 __device__ __forceinline__ void load_keys(const rgk_topk90_params &x, const job &j,
                                           const memory &m) {
@@ -167,7 +171,7 @@ __device__ __forceinline__ void load_keys(const rgk_topk90_params &x, const job 
 
 /* ---- a consumer warpgroup ---- */
 
-template <class T, int HEADS, int D, bool DOT> struct consumer {
+template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
   using P = plan<HEADS>;
   static constexpr int PANELS = (D + 63) / 64;
   const rgk_topk &p;
@@ -180,11 +184,15 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
   __device__ __forceinline__ void begin() const {
     for (int q = tid; q < P::QUERIES; q += 128) {
       const rgk_topk_choice c = choice_of(p, j.position + first + q);
-      m.visible[q] =
-          q < n ? (int)min(keys_before(j.position + first + q + 1, p), j.keys.n) : INT_MAX;
-      m.state[q] = make_int4(LEAST_KEY, 0, q < n && rgk_topk_ranks(c) ? (int)(c.free1 - p.init) : 0,
+      m.visible[q] = q < n ? (int)min(keys_before(j.position + first + q + 1, p), j.keys.n) +
+                                 (PAGED ? j.before : 0)
+                           : INT_MAX;
+      m.state[q] = make_int4(LEAST_KEY, 0,
+                             q < n && rgk_topk_ranks(c) ? (PAGED ? max((int)c.free1 - j.lowest, 0)
+                                                                 : (int)(c.free1 - p.init))
+                                                        : 0,
                              (int)c.keep);
-      for (int i = 0; i < j.reach; i++) m.carry[q * j.reach + i] = 0;
+      for (int i = 0; i < j.carried; i++) m.carry[q * j.carried + i] = 0;
     }
   }
 
@@ -223,16 +231,19 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     copies_wait<0>();
     proxy_fence();
     named_sync(EACH + group, WARPGROUP);
-    const int least_visible = (int)min(keys_before(j.position + first + 1, p), j.keys.n);
+    const int before = PAGED ? j.before : 0,
+              least_visible = (int)min(keys_before(j.position + first + 1, p), j.keys.n) + before;
     const float scale = p.scale * LOG2E;
     const uint64_t q_at = desc_k(smem_at(mine));
     const uint32_t k_at = smem_at(m.k);
-    float acc[2][P::N / 2], carry[P::MINE] = {};
+    float acc[2][P::N / 2];
+    typename carried<PAGED>::type carry[P::MINE] = {};
     int stage = 0, freed = 0;
     uint32_t parity = 0;
 
     auto product = [&](float(&d)[P::N / 2], bool there) {
       bar_wait(m.full + stage, there ? parity : parity ^ 1);
+      if (PAGED) proxy_fence(); /* threads wrote what is to be multiplied */
       const uint64_t k_tile = desc_k(k_at + stage * PANELS * TILE * 128);
       wgmma_fence();
 #pragma unroll
@@ -251,14 +262,14 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     const int my_row = 16 * warp + lane / 4;
     auto sums = [&](float(&d)[P::N / 2], int i) {
       const int step = j.step0 + i / P::HALVES, in_step = i % P::HALVES * TILE + my_row;
-      weigh<HEADS, DOT>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
-                        step * P::STEP + in_step, least_visible, m.visible);
+      weigh<HEADS, DOT, PAGED>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
+                               step * P::STEP + in_step, before, least_visible, m.visible);
       if (i % P::HALVES == P::HALVES - 1) {
         named_sync(EACH + group, WARPGROUP);
         if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
-          choose_4_1<P>(p, m, warp, step, carry);
+          choose_4_1<HEADS, PAGED>(m, warp, step, PAGED ? j.lowest : p.init, carry);
         else
-          choose<P>(p, m, warp, step, DOT);
+          choose<HEADS, DOT, PAGED>(p, m, warp, step, PAGED ? j.lowest : p.init);
       }
     };
 
@@ -282,16 +293,52 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
     __syncwarp(); /* before the choice is looked at */
   }
 
-  __device__ __forceinline__ void run() const {
+  /* What the other blocks of the cluster have for query q; their blocks come after all that are
+   * here. */
+  __device__ __forceinline__ void absorb(int q, int parts) const {
+    for (int r = 1; r < parts; r++) {
+      const int there = cluster_load(cluster_at(smem_at(&m.state[q].y), r));
+      for (int from = 0; from < there; from += 32) {
+        int2 x = make_int2(LEAST_KEY, INT_MAX);
+        const bool mine = from + lane < there;
+        if (mine) {
+          const uint32_t at = cluster_at(smem_at(m.candidate + q * P::ROOM + from + lane), r);
+          x = make_int2(cluster_load(at), cluster_load(at + 4));
+        }
+        const int4 s = m.state[q];
+        /* of equals the lower blocks stay, whoever came first */
+        const uint32_t passed = __ballot_sync(~0u, mine && x.x >= s.x);
+        if (passed >> lane & 1)
+          m.candidate[q * P::ROOM + s.y + __popc(passed & ((1u << lane) - 1))] = x;
+        __syncwarp();
+        if (lane == 0) m.state[q].y = s.y + __popc(passed);
+        __syncwarp();
+        if (s.y + __popc(passed) > P::ROOM - 32) drop<HEADS>(m, q);
+        __syncwarp();
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run(int part, int parts) const {
     begin();
     if (j.tiles > 0)
       rank();
     else
       named_sync(EACH + group, WARPGROUP);
+    if (parts > 1) {
+      __syncwarp();
+      cluster_sync();
+      for (int i = 0; i < P::MINE && part == 0; i++)
+        if (warp * P::MINE + i < n) absorb(warp * P::MINE + i, parts);
+      __syncwarp();
+      cluster_sync();
+      if (part > 0) return;
+    }
     for (int i = 0; i < P::MINE; i++) {
       const int q = warp * P::MINE + i;
       if (q >= n) break;
-      finish<P::PER_LANE>(p, m, q, choice_of(p, j.position + first + q), m.visible[q] > 0,
+      finish<P::PER_LANE>(p, m, q, choice_of(p, j.position + first + q),
+                          m.visible[q] > (PAGED ? j.before : 0),
                           j.idx + (j.row0 + first + q) * p.idx.row, P::ROOM);
     }
   }
@@ -299,78 +346,114 @@ template <class T, int HEADS, int D, bool DOT> struct consumer {
 
 /* ---- the kernel ---- */
 
-template <class T, int HEADS, int D, bool DOT>
+__device__ __forceinline__ int parts_of(const rgk_topk90_params &) {
+  return 1;
+}
+__device__ __forceinline__ int parts_of(const rgk_topk90_paged &x) {
+  return x.parts;
+}
+template <class X> constexpr bool in_pages = false;
+template <> constexpr bool in_pages<rgk_topk90_paged> = true;
+
+template <class T, int HEADS, int D, bool DOT, class X>
 __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
                                   RGK_TOPK90_GROUPS(HEADS, D) == 1 ? 2 : 1)
-    topk(const __grid_constant__ rgk_topk90_params x) {
+    topk(const __grid_constant__ X x) {
   const rgk_topk &p = x.call;
   using P = plan<HEADS>;
+  constexpr bool PAGED = in_pages<X>;
   constexpr int GROUPS = RGK_TOPK90_GROUPS(HEADS, D);
   extern __shared__ __align__(1024) char shared[];
+  const int parts = parts_of(x), part = PAGED ? (int)blockIdx.x % parts : 0,
+            at = PAGED ? (int)blockIdx.x / parts : (int)blockIdx.x;
   job j;
-  j.kh = (int)(blockIdx.x % p.KH);
-  j.t = find_tile(p.seqs, p.slots - 1 - blockIdx.x / p.KH, GROUPS * P::QUERIES);
+  j.kh = at % p.KH;
+  j.t = find_tile(p.seqs, p.slots - 1 - at / p.KH, GROUPS * P::QUERIES);
   j.row0 = j.t.begin + j.t.first;
   j.idx = (int32_t *)p.idx.data + j.kh * p.idx.head;
   if (j.t.n == 0) return;
   if (j.t.b == p.seqs.n) {
-    for (int i = threadIdx.x; i < j.t.n * p.top_n; i += RGK_TOPK90_THREADS(HEADS, D))
+    for (int i = threadIdx.x; i < j.t.n * p.top_n && part == 0; i += RGK_TOPK90_THREADS(HEADS, D))
       j.idx[(j.row0 + i / p.top_n) * p.idx.row + i % p.top_n] = 0;
     return;
   }
-  find_keys<HEADS>(p, j);
+  find_keys<HEADS>(x, j, part);
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const memory m = find_memory<HEADS, D>(p, j.reach, shared, GROUPS == 1 ? 0 : group & 1);
+  const memory m = find_memory<HEADS, D>(p, j.carried, shared, GROUPS == 1 ? 0 : group & 1);
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int i = 0; i < p.stages; i++)
-      bar_init(m.full + i, 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
+      bar_init(m.full + i, PAGED ? 128 : 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
     bar_init_done();
   }
   __syncthreads();
   if (group == GROUPS) {
-    fewer_registers<GROUPS == 1 ? 40 : 24>(); /* all threads lend theirs */
-    if (threadIdx.x % 128 == 0) load_keys<HEADS, D>(x, j, m);
+    fewer_registers<GROUPS == 1 || PAGED ? 40 : 24>(); /* all threads lend theirs */
+    if (PAGED || threadIdx.x % 128 == 0) load_keys<HEADS, D>(x, j, m);
+    if (PAGED && parts > 1) {
+      __syncwarp();
+      cluster_sync();
+      cluster_sync();
+    }
   } else {
-    more_registers<GROUPS == 1 ? 208 : 240>();
+    more_registers<GROUPS == 1 ? 208 : PAGED ? 232 : 240>();
     const int first = group * P::QUERIES;
-    consumer<T, HEADS, D, DOT>{p,
-                               j,
-                               m,
-                               group,
-                               (int)(threadIdx.x % 128),
-                               warp,
-                               lane,
-                               first,
-                               max(0, min(P::QUERIES, j.t.n - first))}
-        .run();
+    consumer<T, HEADS, D, DOT, PAGED>{p,
+                                      j,
+                                      m,
+                                      group,
+                                      (int)(threadIdx.x % 128),
+                                      warp,
+                                      lane,
+                                      first,
+                                      max(0, min(P::QUERIES, j.t.n - first))}
+        .run(part, PAGED ? parts : 1);
   }
 }
 
 /* MoBA's dot products come with one head a KV head, or few. */
 template <class T, int D> const void *instance(int heads, bool dot) {
-  if (dot) return heads == 4 ? (const void *)topk<T, 4, D, true> : nullptr;
-  return heads == 4    ? (const void *)topk<T, 4, D, false>
-         : heads == 8  ? (const void *)topk<T, 8, D, false>
-         : heads == 16 ? (const void *)topk<T, 16, D, false>
+  using X = rgk_topk90_params;
+  if (dot) return heads == 4 ? (const void *)topk<T, 4, D, true, X> : nullptr;
+  return heads == 4    ? (const void *)topk<T, 4, D, false, X>
+         : heads == 8  ? (const void *)topk<T, 8, D, false, X>
+         : heads == 16 ? (const void *)topk<T, 16, D, false, X>
                        : nullptr;
 }
-template <class T> const void *instance(int heads, int width, bool dot) {
-#ifndef RGK_DEV
-  if (width == 96) return instance<T, 96>(heads, dot);
-  if (width == 192) return instance<T, 192>(heads, dot);
-  if (width == 256) return instance<T, 256>(heads, dot);
+template <class T, int D> const void *over_pages(int heads, bool) {
+  using X = rgk_topk90_paged;
+  return heads == 4    ? (const void *)topk<T, 4, D, false, X>
+         : heads == 8  ? (const void *)topk<T, 8, D, false, X>
+         : heads == 16 ? (const void *)topk<T, 16, D, false, X>
+                       : nullptr;
+}
+#ifdef RGK_DEV
+#define OF_WIDTH(get) \
+  width == 64 ? get<T, 64>(heads, dot) : width == 128 ? get<T, 128>(heads, dot) : nullptr
+#else
+#define OF_WIDTH(get)                      \
+  width == 64    ? get<T, 64>(heads, dot)  \
+  : width == 96  ? get<T, 96>(heads, dot)  \
+  : width == 128 ? get<T, 128>(heads, dot) \
+  : width == 192 ? get<T, 192>(heads, dot) \
+  : width == 256 ? get<T, 256>(heads, dot) \
+                 : nullptr
 #endif
-  return width == 64    ? instance<T, 64>(heads, dot)
-         : width == 128 ? instance<T, 128>(heads, dot)
-                        : nullptr;
+template <class T> const void *instance(int heads, int width, bool dot, bool paged) {
+  return paged ? OF_WIDTH(over_pages) : OF_WIDTH(instance);
 }
 
 } // namespace
 
-const void *rgk_topk90(rg_dtype type, int heads, int width, bool dot) {
+static const void *of_type(rg_dtype type, int heads, int width, bool dot, bool paged) {
 #ifndef RGK_DEV
-  if (type == RG_F16) return instance<__half>(heads, width, dot);
+  if (type == RG_F16) return instance<__half>(heads, width, dot, paged);
 #endif
-  return type == RG_BF16 ? instance<__nv_bfloat16>(heads, width, dot) : nullptr;
+  return type == RG_BF16 ? instance<__nv_bfloat16>(heads, width, dot, paged) : nullptr;
+}
+const void *rgk_topk90(rg_dtype type, int heads, int width, bool dot) {
+  return of_type(type, heads, width, dot, false);
+}
+const void *rgk_topk90_over_pages(rg_dtype type, int heads, int width) {
+  return of_type(type, heads, width, false, true);
 }

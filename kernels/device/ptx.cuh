@@ -19,7 +19,30 @@ __device__ __forceinline__ uint32_t smem_at(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/* ---- clusters of blocks ---- */
+
+/* All threads of the cluster meet; what was written before is seen after. */
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+/* Where block `rank` has what this block has at `at`. */
+__device__ __forceinline__ uint32_t cluster_at(uint32_t at, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+__device__ __forceinline__ int cluster_load(uint32_t at) {
+  int x;
+  asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
+  return x;
+}
+
 /* ---- copies ---- */
+
+__device__ __forceinline__ void prefetch_l1(const void *p) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
 
 /* Bytes on as many bytes; the 16 pass L1 by. */
 __device__ __forceinline__ void copy16(uint32_t to, const void *from) {

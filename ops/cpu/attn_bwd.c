@@ -191,10 +191,13 @@ static void probabilities(const job *j, scratch *x, int r0, int r1, int c0, int 
   a->isa->dsoftmax(&p);
 }
 
-static void store(const rg_arg *d, bool add, int64_t row, int64_t h, float *x, float scale) {
+/* sum: fp32 that x is added to first, or NULL. */
+static void store(const rg_arg *d, const rg_arg *sum, bool add, int64_t row, int64_t h, float *x,
+                  float scale) {
   const int64_t n = d->dim[2];
   void *to = rgi_at(d, row, h);
   for (int64_t i = 0; i < n; i++) x[i] *= scale;
+  if (sum) rgi_store_add(x, rgi_at(sum, row, h), n);
   if (add) {
     rgi_store_add(to, x, n);
   } else {
@@ -252,8 +255,8 @@ static void row_task(const job *j, int64_t task, scratch *x) {
     }
   }
   for (int i = 0; i < r.n; i++)
-    store(j->a->dq, j->a->acc_q, r.row + i / r.heads, r.head + i % r.heads, x->dqk + i * a->dp,
-          a->scale);
+    store(j->a->dq, j->a->sum_q, j->a->acc_q, r.row + i / r.heads, r.head + i % r.heads,
+          x->dqk + i * a->dp, a->scale);
 }
 
 /* ---- dK and dV ---- */
@@ -361,8 +364,8 @@ static void key_task(const job *j, int64_t task, scratch *x) {
       if (j->a->dk) add_outer(a, x->dp, from, to, rows, x->q, a->D, x->dqk);
     }
   for (int64_t i = 0; i < t->n; i++) {
-    if (j->a->dk) store(j->a->dk, j->a->acc_k, t->row + i, h, x->dqk + i * a->dp, a->scale);
-    if (j->a->dv) store(j->a->dv, j->a->acc_v, t->row + i, h, x->dv + i * a->ep, 1);
+    if (j->a->dk) store(j->a->dk, NULL, j->a->acc_k, t->row + i, h, x->dqk + i * a->dp, a->scale);
+    if (j->a->dv) store(j->a->dv, NULL, j->a->acc_v, t->row + i, h, x->dv + i * a->ep, 1);
   }
 }
 

@@ -58,10 +58,11 @@ static rgk_attn kernels_view(const rgi_attn *a) {
   k.o = tensor(a->o), k.lse = tensor(a->lse);
   k.d_o = tensor(a->d_o), k.d_lse = tensor(a->d_lse), k.delta = tensor(a->delta);
   k.dq = tensor(a->dq), k.dk = tensor(a->dk), k.dv = tensor(a->dv), k.d_sinks = tensor(a->dsinks);
+  k.dq_sum = tensor(a->sum_q);
   k.pair_sinks = a->dsinks && a->dsinks->dim[0] > a->H;
   k.acc_q = a->acc_q, k.acc_k = a->acc_k, k.acc_v = a->acc_v, k.acc_sinks = a->acc_sinks;
   k.aligned = aligned(a->q) && aligned(a->k) && aligned(a->v) && aligned(a->o) && aligned(a->d_o) &&
-              aligned(a->dq) && aligned(a->dk) && aligned(a->dv);
+              aligned(a->dq) && aligned(a->dk) && aligned(a->dv) && aligned(a->sum_q);
   return k;
 }
 
@@ -69,6 +70,19 @@ static rgk_pages pages_view(const rgi_attn *a) {
   const bool cmp = a->mode == RGI_ATTN_CMP;
   return rgi_cuda_pages(a->pages.context, a->pages.pages, a->k, a->v, cmp ? a->stride : 1,
                         cmp ? a->kernel / a->stride - 1 : 0);
+}
+
+/* NULL: plain, *why says why. */
+static const rgi_paged_family *choose_paged(const rgk_attn *a, const rgk_pages *pages,
+                                            const rg_gpu *gpu, const char **why) {
+  const rgi_paged_family *f = a->mode == RGK_SLC ? &rgi_paged_gather_fwd : &rgi_paged_flash_fwd;
+  *why = f->refuses(a, pages, gpu);
+  return *why ? NULL : f;
+}
+
+rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages) {
+  *pages = pages_view(a);
+  return kernels_view(a);
 }
 
 static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool backward,
@@ -88,8 +102,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return 0;
-  return choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
+  return a->paged ? 0 : choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
@@ -97,7 +110,8 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   const rgk_attn k = kernels_view(a);
   if (a->paged) {
     const rgk_pages pages = pages_view(a);
-    return rgi_attn_plain_paged(&k, &pages, c->gpu, x);
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->steps(&k, &pages, c->gpu, x) : rgi_attn_plain_paged(&k, &pages, c->gpu, x);
   }
   return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
 }
@@ -110,11 +124,21 @@ rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
   return f->delta == RGI_DELTA_LANES || aligned(a->o) ? f->delta : RGI_DELTA_NONE;
 }
 
+bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a) {
+  const char *why;
+  const rgk_attn k = kernels_view(a);
+  return choose(&k, c->gpu, true, &why)->rounds;
+}
+
 /* The refusal of the family that is preferred on this GPU says why its kernels were not taken. */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  if (a->paged) return "plain: pages";
+  if (a->paged) {
+    const rgk_pages pages = pages_view(a);
+    const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
+    return f ? f->name : why;
+  }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
   if (f == (a->backward ? &rgi_attn_mma_bwd : &rgi_attn_mma_fwd))
     return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";

@@ -8,6 +8,7 @@
 #define RGI_CUDA_ATTN_H
 
 #include "../../kernels/attn/attn.h"
+#include "../../kernels/attn/topk.h"
 #include "../../kernels/pages.h"
 #include "../attn.h"
 
@@ -22,6 +23,7 @@ typedef struct rgi_attn_family {
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
   /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
   rgi_delta delta;
+  bool rounds; /* of a backward: takes dq_sum */
 } rgi_attn_family;
 
 enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RGK_SLC };
@@ -33,9 +35,25 @@ extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cu
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
 extern const rgi_attn_family rgi_attn_mma_fwd; /* ops/cuda/mma_fwd.c */
-/* Of keys in pages, forward. */
+/* Of keys in pages, forward: Hopper's for swa and cmp, for selected blocks (each refuses as above;
+ * neither needs a workspace), and plain, which takes all. */
+typedef struct rgi_paged_family {
+  const char *name;
+  const char *(*refuses)(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
+  rg_status (*steps)(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu, rg_cuda *x);
+} rgi_paged_family;
+extern const rgi_paged_family rgi_paged_flash_fwd, rgi_paged_gather_fwd;
 rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                                rg_cuda *x);
+/* A step of single tokens: attention over compressed keys and the choice of blocks in one launch
+ * (kernels/attn/decode.h), the bits of both. Same queries, keys and scale. */
+bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
+                      const rg_gpu *gpu);
+size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
+rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
+                          const rg_gpu *gpu, void *workspace, rg_cuda *x);
+/* What kernels are told of a call over pages. */
+rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
@@ -56,6 +74,7 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x);
 /* Of a backward call: the order of its delta, NONE where other kernels would run with a delta
  * than without. */
 rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a);
+bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a); /* of a backward: takes sum.q */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a);
 
 #endif

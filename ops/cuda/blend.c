@@ -101,6 +101,12 @@ static bool branch_vectors(const rgi_blend *b) {
          rgi_cuda_row_vectors(b->one.d);
 }
 
+/* The common case, which has a kernel that does nothing else. */
+static bool is_whole(const rgi_blend *b, const rgk_branch_params *p) {
+  return branch_vectors(b) && p->dtype != RG_F32 && p->width == p->lanes * CHUNK && p->d.data &&
+         p->d.dtype == p->dtype && p->product.data && p->delta.data && !p->add && !p->chain;
+}
+
 static rg_status too_many(const rg_call *c, int n) {
   if (n <= RGK_BLEND_BRANCHES) return RG_OK;
   return rg_op_fail(c->error, RG_E_LIMIT, c, "%d branches; on a GPU at most %d fit", n,
@@ -129,10 +135,13 @@ rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x
   RGI_TRY(too_many(c, p.n));
   if (p.tokens * p.heads == 0 || (!b->one.d && !b->one.product)) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
+  const int64_t rows = RGK_BLEND_THREADS / p.lanes; /* at a time */
+  const void *whole = is_whole(b, &p) ? rgk_blend_branch_whole(o->dtype, p.lanes) : NULL;
   return x->launch(
       x, &(rg_launch){
-             .function = rgk_blend_branch(branch_vectors(b), o->dtype),
-             .grid = {rgk_blocks(p.tokens * p.heads, RGK_BLEND_THREADS / p.lanes * RGK_BRANCH_ROWS),
+             .function = whole ? whole : rgk_blend_branch(branch_vectors(b), o->dtype),
+             .grid = {whole ? rgk_blocks(rgk_blocks(p.tokens, RGK_BRANCH_TOKENS) * p.heads, rows)
+                            : rgk_blocks(p.tokens * p.heads, rows * RGK_BRANCH_ROWS),
                       1, 1},
              .block = {RGK_BLEND_THREADS, 1, 1},
              .params = &p,

@@ -34,8 +34,7 @@ static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_
 
 rg_status rgi_csr_steps(const rgk_csr *p, rg_cuda *x) {
   RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS));
-  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, RGK_CSR_THREADS),
-               RGK_CSR_THREADS));
+  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, 32), RGK_CSR_SCAN_THREADS));
   RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS));
   return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32);
 }

@@ -71,6 +71,7 @@ static size_t layout(rgk_flash_bwd *p, const rgk_attn *a, void *base) {
   const int64_t n = a->seqs.n, H = a->H;
   *p = (rgk_flash_bwd){.a = *a, .chunk = least_chunk(a)};
   instance(p, a);
+  if (a->acc_q) p->a.dq_sum = a->dq; /* in place is a sum like another */
   p->slots = rgk_slots(a->T, n, RGK_FLASH_BWD_ROWS);
   p->zero_blocks = least(1024, rgk_blocks(a->S, 64));
   const int64_t one_head = a->T * a->G * p->width * 4;
@@ -150,4 +151,5 @@ const rgi_attn_family rgi_attn_flash_bwd = {.name = "wgmma",
                                             .refuses = refuses,
                                             .workspace = workspace,
                                             .steps = steps,
-                                            .delta = RGI_DELTA_LANES};
+                                            .delta = RGI_DELTA_LANES,
+                                            .rounds = true};

@@ -1,6 +1,6 @@
 /* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores; see
  * kernels/attn/flash_fwd_sm90.cuh. */
-#include "../../kernels/attn/flash.h"
+#include "../../kernels/attn/decode.h"
 #include "attn.h"
 #include "hopper.h"
 
@@ -30,8 +30,11 @@ int64_t rgi_cuda_key_tile(int64_t D, int64_t E) {
   return backward;
 }
 
-static int64_t slots(const rgk_attn *a, int i) {
-  return rgk_slots(a->T, a->seqs.n, instance[i].groups * RGK_FLASH_BOX);
+static int64_t slots(const rgk_attn *a, int rows) {
+  return rgk_slots(a->T, a->seqs.n, rows);
+}
+static int rows_of(int i) {
+  return instance[i].groups * RGK_FLASH_BOX;
 }
 
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
@@ -43,7 +46,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->T == 0 || a->S == 0 || a->H == 0) return "plain: nothing to do";
   const int i = choose(a);
   if (i < 0) return "plain: heads this wide have no wgmma kernel";
-  if (slots(a, i) * a->H > INT32_MAX / 2) return "plain: too many tiles";
+  if (slots(a, rows_of(i)) * a->H > INT32_MAX / 2) return "plain: too many tiles";
   return NULL;
 }
 
@@ -52,10 +55,18 @@ static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
   return 0;
 }
 
-static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
-  (void)unused;
-  const int i = choose(a), keys = instance[i].keys, groups = instance[i].groups;
-  rgk_flash_params p = {
+/* Over pages a tile's rows are 2^pack heads of a token side by side; else 0. */
+typedef struct tiling {
+  int instance, groups, pack, tokens; /* tokens of a tile */
+} tiling;
+
+static int64_t jobs_of(const rgk_attn *a, tiling t) {
+  return slots(a, t.tokens) * (a->H >> t.pack);
+}
+
+/* All but the maps of k and v. */
+static rg_status fill(const rgk_attn *a, tiling t, rgk_flash_params *p, rg_error *e) {
+  *p = (rgk_flash_params){
       .o = a->o,
       .lse = a->lse,
       .sinks = a->sinks,
@@ -65,33 +76,160 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
       .S = a->S,
       .window_left = a->window_left,
       .mode = a->mode,
-      .slots = (int32_t)slots(a, i),
+      .slots = (int32_t)slots(a, t.tokens),
       .H = a->H,
       .E = a->E,
       .kernel = a->kernel,
       .before = a->mode == RGK_CMP ? a->kernel / a->stride - 1 : 0,
-      .by_heads = rgk_divide_by(a->H),
+      .pack = t.pack,
+      .tokens = t.tokens,
+      .by_heads = rgk_divide_by(a->H >> t.pack),
       .by_group = rgk_divide_by(a->G),
       .by_stride = rgk_divide_by(a->mode == RGK_CMP ? a->stride : 1),
       .scale = a->scale,
       .softcap = a->softcap,
   };
-  const rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, RGK_FLASH_BOX),
-                   k = rgk_map_rows(a->k, a->S, a->KH, a->D, keys),
-                   v = rgk_map_rows(a->v, a->S, a->KH, a->E, keys),
-                   o = rgk_map_rows(a->o, a->T, a->H, a->E, 16);
-  RGI_TRY(rgk_map_make(&p.q, &q, x->error));
+  rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, RGK_FLASH_BOX >> t.pack),
+             o = rgk_map_rows(a->o, a->T, a->H, a->E, t.pack < 4 ? 16 >> t.pack : 1);
+  q.box[1] = 1 << t.pack;
+  o.box[1] = t.pack < 4 ? 1 << t.pack : 16;
+  RGI_TRY(rgk_map_make(&p->q, &q, e));
+  return rgk_map_make(&p->o_map, &o, e);
+}
+
+static rg_status launch(const rgk_attn *a, tiling t, const rg_gpu *gpu, const void *function,
+                        const void *params, size_t size, rg_cuda *x) {
+  const int jobs = (int)jobs_of(a, t), i = t.instance;
+  return x->launch(x, &(rg_launch){.function = function,
+                                   .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
+                                   .block = {(uint32_t)(t.groups + 1) * 128, 1, 1},
+                                   .shared = (uint32_t)RGK_FLASH_SHARED(
+                                       instance[i].D, instance[i].E, t.groups, instance[i].keys),
+                                   .params = params,
+                                   .size = size});
+}
+
+static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
+  (void)unused;
+  const int i = choose(a), keys = instance[i].keys;
+  const tiling t = {i, instance[i].groups, 0, rows_of(i)};
+  rgk_flash_params p;
+  RGI_TRY(fill(a, t, &p, x->error));
+  const rgk_map_of k = rgk_map_rows(a->k, a->S, a->KH, a->D, keys),
+                   v = rgk_map_rows(a->v, a->S, a->KH, a->E, keys);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
   RGI_TRY(rgk_map_make(&p.v, &v, x->error));
-  RGI_TRY(rgk_map_make(&p.o_map, &o, x->error));
-  const int jobs = p.slots * a->H, D = instance[i].D, E = instance[i].E;
-  return x->launch(x, &(rg_launch){.function = kernel(a, i),
-                                   .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
-                                   .block = {(uint32_t)(groups + 1) * 128, 1, 1},
-                                   .shared = (uint32_t)RGK_FLASH_BYTES(D, E, groups, keys),
-                                   .params = &p,
-                                   .size = sizeof p});
+  return launch(a, t, gpu, kernel(a, i), &p, sizeof p, x);
 }
+
+/* ---- over pages ---- */
+
+static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
+  const char *no = refuses(a, gpu);
+  if (no) return no;
+  if (a->k.dtype != a->dtype || a->v.dtype != a->dtype) return "plain: caches of another type";
+  if (a->D % 64 || a->E % 64) return "plain: head width no multiple of 64";
+  return pages->rows % 8 ? "plain: rows of a page are no multiple of 8" : NULL;
+}
+
+/* Where no sequence need have more than a warpgroup's rows, one is enough: the same bits. */
+static tiling paged_tiling(const rgk_attn *a) {
+  tiling t = {choose(a), 0, 0, 0};
+  while (t.pack < 6 && 2 << t.pack <= a->G) t.pack++;
+  if (1 << t.pack != a->G) t.pack = 0;
+  t.groups =
+      a->T <= (int64_t)a->seqs.n * (RGK_FLASH_BOX >> t.pack) ? 1 : instance[t.instance].groups;
+  t.tokens = t.groups * RGK_FLASH_BOX >> t.pack;
+  return t;
+}
+
+/* In boxes of eight rows and all panels of the kernel; `page` elements from page to page. */
+static rgk_map_of map_pages(rgk_tensor t, int64_t page, const rgk_pages *pages, int64_t heads,
+                            int64_t width, int32_t panels) {
+  const rgk_map_of m = {.data = t.data,
+                        .dtype = t.dtype,
+                        .rank = 5,
+                        .dim = {64, pages->rows, width / 64, heads, pages->count},
+                        .stride = {1, t.row, 64, t.head, page},
+                        .box = {64, 8, panels, 1, 1},
+                        .swizzle = 128};
+  return m;
+}
+
+static rg_status fill_paged(const rgk_attn *a, const rgk_pages *pages, tiling t, rgk_flash_paged *p,
+                            rg_error *e) {
+  RGI_TRY(fill(a, t, &p->f, e));
+  p->pages = *pages;
+  p->by_rows = rgk_divide_by(pages->rows);
+  const rgk_map_of k = map_pages(a->k, pages->k_page, pages, a->KH, a->D,
+                                 RGK_FLASH_PANELS(instance[t.instance].D)),
+                   v = map_pages(a->v, pages->v_page, pages, a->KH, a->E,
+                                 RGK_FLASH_PANELS(instance[t.instance].E));
+  RGI_TRY(rgk_map_make(&p->f.k, &k, e));
+  return rgk_map_make(&p->f.v, &v, e);
+}
+
+static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                             rg_cuda *x) {
+  const tiling t = paged_tiling(a);
+  const int i = t.instance;
+  rgk_flash_paged p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  RGI_TRY(fill_paged(a, pages, t, &p, x->error));
+  return launch(a, t, gpu,
+                rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,
+                sizeof p, x);
+}
+
+/* ---- single tokens, with the choice of blocks ---- */
+
+static tiling decode_tiling(const rgk_attn *a) {
+  const tiling t = {choose(a), 1, 4, 1};
+  return t;
+}
+
+static int64_t decode_blocks(const rgk_attn *a, const rg_gpu *gpu) {
+  const int64_t jobs = jobs_of(a, decode_tiling(a));
+  return jobs < gpu->sms ? jobs : gpu->sms;
+}
+
+/* Floats of a row: those of all that a sequence has room for in its table and the pool. */
+static int64_t decode_pitch(const rgk_pages *pages) {
+  const int64_t most = pages->most < pages->count ? pages->most : pages->count;
+  return (most * pages->rows / RGK_DECODE_KEYS + 2) * RGK_DECODE_KEYS;
+}
+
+bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
+                      const rg_gpu *gpu) {
+  if (paged_refuses(a, pages, gpu)) return false;
+#ifdef REGRAPH_CUDA
+  if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D)) return false;
+#endif
+  return a->T <= a->seqs.n && a->G == RGK_DECODE_HEADS && a->D == a->E && a->D == p->D &&
+         (a->D == 64 || a->D == 128) && a->softcap == 0 && p->score == RGK_TOPK_BY_SOFTMAX &&
+         p->softcap == 0 && p->local > 0 && p->top_n <= 32 && p->share <= 1 && !p->max &&
+         p->block == RGK_DECODE_BLOCK * p->stride && p->kernel == 2 * p->stride && a->lse.data &&
+         a->scale == p->scale;
+}
+
+size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
+  return RGI_ROUND256((size_t)(decode_blocks(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
+                      sizeof(float));
+}
+
+rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
+                          const rg_gpu *gpu, void *workspace, rg_cuda *x) {
+  const tiling t = decode_tiling(a);
+  rgk_decode p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  RGI_TRY(fill_paged(a, pages, t, &p.f, x->error));
+  p.topk = *topk;
+  p.room = workspace;
+  p.pitch = decode_pitch(pages);
+  return launch(a, t, gpu, rgk_decode_sm90((rg_dtype)a->dtype, a->D), &p, sizeof p, x);
+}
+
+const rgi_paged_family rgi_paged_flash_fwd = {"wgmma", paged_refuses, paged_steps};
 
 const rgi_attn_family rgi_attn_flash_fwd = {.name = "wgmma",
                                             .modes = RGI_ATTN_DENSE,

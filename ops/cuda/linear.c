@@ -18,12 +18,14 @@ static const int32_t *live(const rg_arg *cu) {
   return cu ? (const int32_t *)cu->data + cu->dim[0] - 1 : NULL;
 }
 
-/* By type and weight alone: the rows of a sequence must not depend on how many others there are. */
+/* By type and weight alone: whether the library is taken must not depend on how many rows there
+ * are. */
 enum { LIBRARY_WIDTH = 512 };
 static bool large(const rg_call *c) {
   const rg_arg *w = rg_in(c, IN_W);
-  return w->dtype != RG_F32 && w->dim[0] >= LIBRARY_WIDTH && w->dim[1] >= LIBRARY_WIDTH &&
-         w->dim[0] % 8 == 0 && w->dim[1] % 8 == 0;
+  return !c->attr[RGI_LINEAR_BATCH_INVARIANT].i && w->dtype != RG_F32 &&
+         w->dim[0] >= LIBRARY_WIDTH && w->dim[1] >= LIBRARY_WIDTH && w->dim[0] % 8 == 0 &&
+         w->dim[1] % 8 == 0;
 }
 
 static rg_status library(rg_cuda *x, const rgk_gemm *p, bool transposed) {

@@ -287,19 +287,20 @@ static rgk_copied copied(const rg_arg *a) {
 
 rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x) {
   const rg_arg *pages = rg_in(c, RGI_COPY_PAGES);
+  const bool brief = pages->dim[0] <= RGK_COPY_SHORT;
   const rgk_copy_list list = {.pages = pages->data,
                               .row = pages->stride[0],
                               .n = pages->dim[0],
                               .count = rgi_in_at(c, RGI_COPY_CACHE, 0)->dim[0],
-                              .list = c->workspace,
+                              .list = brief ? NULL : c->workspace,
                               .fault = rgk_fault_of(c)};
-  RGI_TRY(launch(x, rgk_check_copies(), 1, 1, 1, RGK_COPY_THREADS, &list, sizeof list));
+  if (!brief) RGI_TRY(launch(x, rgk_check_copies(), 1, 1, 1, RGK_COPY_THREADS, &list, sizeof list));
   const int caches = rg_out_count(c, 0);
   for (int first = 0; first < caches; first += RGK_COPY_CACHES) {
     rgk_copies p;
     uint32_t n = 0;
     memset(&p, 0, sizeof p);
-    p.list = list.list;
+    p.list = list;
     for (; n < RGK_COPY_CACHES && first + (int)n < caches; n++)
       p.cache[n] = copied(rgi_out_at(c, 0, first + (int)n));
     RGI_TRY(launch(x, rgk_copy_pages(), COPY_PARTS,

@@ -148,16 +148,17 @@ static int64_t most(int64_t x, int64_t y) {
   return x > y ? x : y;
 }
 
-/* What decides about the bits of d.k and d.v, `longest` and `length`, looks at the shape of one
- * group alone. */
+/* What decides about the bits of d.k and d.v (`longest`, `length`, `least`) looks at the shape of
+ * one group alone. */
 static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   rgk_select p = plan(a, rgk_select_bwd_rows(a->D, a->E), w).p;
   const int64_t slots = p.csr.slots, keys = p.parts * RGK_SELECT_KEYS,
                 place = (int64_t)a->G * a->N * p.parts * a->D * (a->dtype == RG_F16 ? 4 : 2),
                 quarter = ((a->T + 3) / 4 + 63) / 64 * 64;
   p.longest = most(BWD_PARTIALS / place / 128 * 64, 64);
+  p.length = (int32_t)most(BWD_ROWS / a->G, 1);
   /* enough of them at small groups too */
-  p.length = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1);
+  p.least = (int32_t)most((a->G < 8 ? BWD_ROWS / 2 : BWD_ROWS) / a->G, 1);
   p.rows = most(least(quarter, p.longest), 64);
   p.store = most(2 * p.rows, least(2 * p.longest, a->T));
   /* two neighbours hold more than p.rows rows */
@@ -166,7 +167,7 @@ static rgk_select bwd_plan(const rgk_attn *a, rgi_cut *w) {
   p.heads = (int32_t)most(least(a->KH, BWD_SEGMENTS / p.bounds), 1);
   /* Whole items, and a last one of each list and step; a sequence of several steps in a window has
    * at most four. */
-  p.cap = p.rows * a->N / p.length + slots +
+  p.cap = p.rows * a->N / p.least + slots +
           4 * (p.rows / a->block + p.rows / 64 + least(a->seqs.n, p.rows) + 1);
   p.stat = rgi_take(w, (size_t)a->T * (size_t)a->H * 2 * sizeof(float));
   p.bound = rgi_take(w, (size_t)(p.bounds + 1) * sizeof *p.bound);
@@ -195,14 +196,11 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
   const rgk_select all = bwd_plan(a, &w);
   rgk_select plan = all, *p = &plan;
   RGI_TRY(rgi_csr_steps(&p->csr, x));
-  if (a->T > 0)
-    RGI_TRY(
-        launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
-               rgk_blocks(a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES), RGK_SELECT_REDUCE),
-               1, 1, RGK_SELECT_REDUCE, 0));
+  const int64_t threads = a->T * a->H * (a->delta.data ? 1 : RGK_SELECT_LANES);
+  RGI_TRY(launch(p, x, a->delta.data ? rgk_select_stat_given() : rgk_select_stat(t),
+                 1 + rgk_blocks(threads, RGK_SELECT_REDUCE), 1, 1, RGK_SELECT_REDUCE, 0));
   if (a->d_sinks.data) RGI_TRY(launch(p, x, rgk_select_sinks(), a->H, 1, 1, RGK_SELECT_SCAN, 0));
   if (!a->dq.data && !a->dk.data && !a->dv.data) return RG_OK;
-  RGI_TRY(launch(p, x, rgk_select_bounds(), 1, 1, 1, 1, 0));
   for (p->head = 0; p->head < a->KH; p->head += all.heads) {
     p->heads = (int32_t)least(all.heads, a->KH - p->head);
     for (p->window = 0; p->window < p->bounds; p->window += all.windows) {

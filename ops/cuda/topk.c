@@ -80,8 +80,9 @@ static int padded_heads(int group) {
 
 /* As many as there is room for, or 0. A multiprocessor has 228 KiB, and takes 1 KiB a block for
  * itself. */
-static int sm90_stages(const rgk_topk *p) {
-  const int heads = padded_heads(p->G), reach = p->kernel / p->stride - 1;
+static int sm90_stages(const rgk_topk *p, const rgk_pages *pages) {
+  const int heads = padded_heads(p->G),
+            reach = pages ? p->block / p->stride : p->kernel / p->stride - 1;
   const uint32_t room = (228u << 10) / (RGK_TOPK90_GROUPS(heads, p->D) == 1 ? 2 : 1) - 1024;
   for (int stages = RGK_TOPK90_STAGES; stages >= 2; stages--)
     if (rgk_topk90_shared(heads, p->D, reach, stages) <= room) return stages;
@@ -89,12 +90,11 @@ static int sm90_stages(const rgk_topk *p) {
 }
 
 /* What neither Hopper's kernels nor those of all since Ampere do, or NULL. */
-static const char *both_refuse(const rgk_topk *p, const rgk_pages *pages) {
+static const char *both_refuse(const rgk_topk *p) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
   if (p->dtype != RG_BF16 && p->dtype != RG_F16) return "plain: f32";
   if (!p->aligned) return "plain: a tensor off 16 bytes";
-  if (pages) return "plain: pages";
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
@@ -111,20 +111,29 @@ static const char *both_refuse(const rgk_topk *p, const rgk_pages *pages) {
 
 /* Why not, or NULL. */
 static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+  const int bs = p->block / p->stride, reach = p->kernel / p->stride - 1;
+  const bool dot = p->score == RGK_TOPK_BY_DOT;
   if (!rgi_hopper(gpu)) return "plain: not Hopper";
-  const char *no = both_refuse(p, pages);
+  const char *no = both_refuse(p);
   if (no) return no;
-  if (!sm90_stages(p)) return "plain: shared memory";
+  if (pages && dot) return "plain: score dot over pages";
+  if (pages && p->k.dtype != p->dtype) return "plain: caches of another type";
+  if (pages && reach > bs) return "plain: kernel, stride, block";
+  if (pages && pages->rows % 4) return "plain: rows of a page are no multiple of 4";
+  if (!sm90_stages(p, pages)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
-  if (!rgk_topk90((rg_dtype)p->dtype, padded_heads(p->G), p->D, p->score == RGK_TOPK_BY_DOT))
+  const int heads = padded_heads(p->G);
+  if (!(pages ? rgk_topk90_over_pages((rg_dtype)p->dtype, heads, p->D)
+              : rgk_topk90((rg_dtype)p->dtype, heads, p->D, dot)))
     return "plain: not in this build";
 #endif
   return NULL;
 }
 static const char *mma_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   if (gpu->cc < 80) return "plain: older than Ampere";
-  const char *no = both_refuse(p, pages);
+  const char *no = both_refuse(p);
   if (no) return no;
+  if (pages) return "plain: pages";
 #ifdef REGRAPH_CUDA
   if (!rgk_topk80((rg_dtype)p->dtype, padded_heads(p->G), p->D)) return "plain: not in this build";
 #endif
@@ -135,7 +144,7 @@ static rg_status sm90_step(const rgk_topk *call, rg_cuda *x) {
   const int heads = padded_heads(call->G);
   const rgk_map_of k = rgk_map_rows(call->k, call->S, call->KH, call->D, RGK_TOPK90_TILE);
   rgk_topk90_params p = {.call = *call};
-  p.call.stages = sm90_stages(call);
+  p.call.stages = sm90_stages(call, NULL);
   p.call.slots = rgk_slots(call->T, call->seqs.n,
                            RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads);
   RGI_TRY(rgk_map_make(&p.k, &k, x->error));
@@ -162,6 +171,38 @@ static rg_status mma_step(const rgk_topk *call, rg_cuda *x) {
                                    .size = sizeof p});
 }
 
+/* Blocks that share out a tile's keys: as many as there is room for beside the other tiles, of
+ * which sequences with a token each have one. */
+static int32_t sm90_parts(const rgk_topk *p, int64_t queries, const rg_gpu *gpu) {
+  const int64_t most = p->T < p->seqs.n ? p->T : p->seqs.n,
+                tiles = p->KH * (p->T / queries > most ? p->T / queries : most);
+  int32_t parts = 1;
+  while (parts < 8 && 2 * parts * tiles <= 2 * (int64_t)gpu->sms) parts *= 2;
+  return parts;
+}
+
+static rg_status sm90_paged_step(const rgk_topk *call, const rgk_pages *pages, const rg_gpu *gpu,
+                                 rg_cuda *x) {
+  const int heads = padded_heads(call->G);
+  const int64_t queries = RGK_TOPK90_GROUPS(heads, call->D) * RGK_TOPK90_COLUMNS / heads;
+  rgk_topk90_paged p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  p.call = *call;
+  p.pages = *pages;
+  p.parts = sm90_parts(call, queries, gpu);
+  p.call.stages = sm90_stages(call, pages);
+  p.call.slots = rgk_slots(call->T, call->seqs.n, queries);
+  return x->launch(
+      x, &(rg_launch){
+             .function = rgk_topk90_over_pages((rg_dtype)call->dtype, heads, call->D),
+             .grid = {(uint32_t)(p.call.slots * call->KH * p.parts), 1, 1},
+             .block = {(uint32_t)RGK_TOPK90_THREADS(heads, call->D), 1, 1},
+             .cluster = (uint32_t)p.parts,
+             .shared = rgk_topk90_shared(heads, call->D, call->block / call->stride, p.call.stages),
+             .params = &p,
+             .size = sizeof p});
+}
+
 /* ---- which take a call ---- */
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
@@ -176,13 +217,17 @@ rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const r
                               [RGK_TOPK_BY_DOT] = RGK_TOPK_DOT,
                               [RGK_TOPK_BY_RELU] = RGK_TOPK_RELU};
   if (!sm90_refuses(p, pages, gpu))
-    RGI_TRY(sm90_step(p, x));
+    RGI_TRY(pages ? sm90_paged_step(p, pages, gpu, x) : sm90_step(p, x));
   else if (!mma_refuses(p, pages, gpu))
     RGI_TRY(mma_step(p, x));
   else
     RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
-  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE)
-                                         : RG_OK;
+  return p->score == RGK_TOPK_BY_SOFTMAX ? rgi_cuda_topk_again(p, pages, gpu, workspace, x) : RG_OK;
+}
+
+rg_status rgi_cuda_topk_again(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
+                              void *workspace, rg_cuda *x) {
+  return plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE);
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {

@@ -1,4 +1,5 @@
-"""regraph.jax on the CPU, against attention in plain jax.numpy and against numpy sessions."""
+"""regraph.jax on the CPU, against attention in plain jax.numpy and against numpy sessions: as it
+runs there, and by the calls that a GPU gets (xla.c)."""
 
 import sys
 from pathlib import Path
@@ -16,6 +17,14 @@ from regraph import jax as adapter  # noqa: E402
 P = {"H": 4, "KH": 2, "D": 16, "DV": 16, "kernel": 16, "stride": 8, "block": 16, "top_n": 4,
      "window": 20}
 STARTS = np.array([0, 70, 70, 85, 150], np.int32)
+
+
+@pytest.fixture(autouse=True, params=["python", "xla.c"])
+def way(request, monkeypatch):
+    if request.param == "xla.c":
+        monkeypatch.setitem(adapter._RUN_BY, "cpu", adapter._Target)
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 def inputs(dtype=np.float32, seed=0):
@@ -144,3 +153,63 @@ def test_mistakes(window):
         "shape": ["T", "KH", "D"], "dtype": "f32"}}}
     with pytest.raises(RegraphError, match="a gradient of the input 'k' is wanted"):
         jax.grad(lambda k: adapter.attention(document)(x[0], k, *x[2:], STARTS).sum())(x[1])
+    with pytest.raises(RegraphError, match="offloading is not for functions of JAX"):
+        away = adapter.attention(regraph.example("nsa.json"), **P, policy={
+            "regraph_policy": 1, "nodes": {"*_o": "offload"}})
+        jax.grad(lambda *x: away(*x, STARTS).sum())(*inputs())
+    with pytest.raises(RegraphError, match="there is no device 'gpu' here; expected"):
+        adapter.attention(window.spec, device="gpu")
+    with pytest.raises(Exception, match="(?i)cuda|GPU"):  # none, or no arrays there
+        jax.block_until_ready(adapter.attention(window.spec, device="cuda")(
+            *jax.device_put(x, jax.devices("cpu")[0]), STARTS))
+
+
+def test_compiling(monkeypatch, tmp_path):
+    """The compiler is named where it fails, and called once where it does not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for cc, said in (("nowhere/cc", "nowhere/cc"), ("false", "false -O2")):
+        monkeypatch.setenv("CC", cc)
+        with pytest.raises(RegraphError, match=f"takes a C compiler.*{said}"):
+            adapter._built()
+    monkeypatch.delenv("CC")
+    made = adapter._built()
+    assert [*(tmp_path / "regraph").iterdir()] == [made]
+    monkeypatch.setenv("CC", "false")
+    assert adapter._built() == made
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made))  # no folder can be made there
+    elsewhere = adapter._built()
+    assert elsewhere.exists() and tmp_path not in elsewhere.parents
+
+
+def test_loops():
+    """Layers by scan, whose saved blocks stand in rows of one array; a program that outlives the
+    function; a gradient that is added to what is there."""
+    attend = adapter.attention(regraph.example("nsa.json"), policy="all", **P)
+    x = inputs()
+
+    def layers(run, q, *rest):
+        def layer(q, _):
+            return q + run(q, *rest, STARTS), None
+        return (jax.lax.scan(layer, q, length=3)[0] ** 2).sum()
+
+    def straight(q, *rest):
+        for _ in range(3):
+            q = q + attend(q, *rest, STARTS)
+        return (q ** 2).sum()
+
+    step = jax.jit(jax.grad(lambda *x, run=attend: layers(run, *x), argnums=(0, 1)))
+    want = jax.grad(straight, argnums=(0, 1))(*x)
+    assert all(rel_rms(a, b) < 1e-6 for a, b in zip(step(*x), want))
+    program = step.lower(*x).compile()
+    del attend, step, straight
+    assert all(rel_rms(a, b) < 1e-6 for a, b in zip(program(*x), want))
+
+    g = regraph.Graph("sums", T=6)
+    w = g.input("w", [8, 4], "bf16", grad="accumulate")
+    g.output("y", g.linear(g.input("x", ["T", 4], "bf16"), w))
+    made = adapter.attention(g.document)
+    a, b = jnp.ones((6, 4), jnp.bfloat16), jnp.ones((8, 4), jnp.bfloat16)
+    for _ in range(2):
+        grad = jax.jit(jax.grad(lambda b: made(x=a, w=b).sum()))(b)
+        assert grad.dtype == jnp.bfloat16 and (np.asarray(grad, np.float32) == 6).all()

@@ -77,7 +77,9 @@ def test_recompute():
     kept, again = core(), core(recompute_cmp_kv=True, recompute_cmp_o=True, recompute_slc_o=True,
                                recompute_swa_o=True)
     o = kept(*x, cu_seqlens)
-    assert torch.equal(o, again(*x, cu_seqlens))
+    assert torch.equal(o, again(*x, cu_seqlens, cp_mode=1))
+    with pytest.raises(ValueError, match="another cp_mode"):
+        again(*x, cu_seqlens, cp_mode=2)
     for a, b in zip(torch.autograd.grad(o.sum(), x),
                     torch.autograd.grad(again(*x, cu_seqlens).sum(), x)):
         assert torch.equal(a, b)

@@ -429,6 +429,12 @@ expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
+tiny=(--set H=2 --set KH=1 --set D=8 --set DV=8 --repeat 1)
+expect 0 '^ *1K +8 +1 ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve
+[ "$(grep -cE '^ *2K +1 +(64|256) ' stdout)" = 2 ] || fail "bench --serve lacks pieces"
+expect 0 '^4 x 512, 1 new: .* slc_o ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve \
+  --eager --set P=16
+expect 2 'specs of a serving step' bench "$nsa" "${small[@]}" --set T=64 --serve
 
 # ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------
 tiny=("${small[@]}" --repeat 1)

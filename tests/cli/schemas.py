@@ -83,6 +83,8 @@ with tempfile.TemporaryDirectory() as folder:
     said("tune", examples / "sliding_window.json", "--set", "T=64", "--repeat", "1", "--time-limit", "1", "--profile-out", profile)
     fits("profile", json.loads(profile.read_text()), "tune --profile-out", True)
 fits("bench", json.loads(said("bench", nsa, *small, "--repeat", "1", "--json")), "bench", True)
+fits("bench", json.loads(said("bench", examples / "nsa_serve.json", *small[2:], "--serve", "--repeat", "1", "--json")),
+     "bench --serve", True)
 fits("check", json.loads(said("check", nsa, "--json")), "check", True)
 for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhere.json"):
     fits("check", json.loads(said("check", wrong, "--json", code=3)), f"check {wrong}", True)

@@ -94,3 +94,27 @@ Test(gpu_linear, own_kernels) {
   check(12, RG_F16, 200, 600);
   check(13, RG_F32, 300, 264);
 }
+
+/* Rows alone, and among so many others that the library would take, or we, other tiles. */
+Test(gpu_linear, batch_invariant) {
+  if (!ot_on_gpu()) cr_skip_test("needs a GPU");
+  enum { K = 1024, N = 1536, MOST = 4096 };
+  static const int32_t rows[] = {1, 2, 17, 128, 511, MOST};
+  ot *t = ot_begin(21);
+  ot_tensor *w = matrix(t, RG_BF16, N, K, 0), *x = matrix(t, RG_BF16, MOST, K, 0), *whole = NULL;
+  ot_fill_normal(t, x, 1);
+  ot_fill_normal(t, w, 0.05);
+  for (int i = RGI_COUNT(rows) - 1; i >= 0; i--) {
+    ot_tensor *some = matrix(t, RG_BF16, rows[i], K, 0), *y = matrix(t, RG_BF16, rows[i], N, 0);
+    ot_set(some, ot_get(t, x) + (MOST - rows[i]) * (int64_t)K);
+    ot_call *c = ot_call_new(t, &rgi_op_linear);
+    ot_in(c, "x", some);
+    ot_in(c, "w", w);
+    ot_int(c, "batch_invariant", 1);
+    ot_out(c, "y", y);
+    OT_OK(ot_run(c, 1));
+    if (!whole) whole = y;
+    cr_assert(ot_same_rows(y, 0, whole, MOST - rows[i], rows[i]), "the last %d rows", rows[i]);
+  }
+  ot_end(t);
+}

@@ -55,6 +55,9 @@ int ot_cc(int cc) {
   const char *older = getenv("REGRAPH_TEST_CC");
   return older ? atoi(older) : cc;
 }
+bool ot_rounds(const ot_call *c) {
+  return c->rounds;
+}
 rg_status ot_status(const ot_call *c) {
   return c->status;
 }
@@ -361,6 +364,7 @@ static const char *run(ot_call *c, int threads, int poison) {
 
   const rgi_fusing *fusing = c->op->rules ? c->op->rules->fusing : NULL;
   c->delta = fusing && fusing->delta ? (int)fusing->delta(&call) : RGI_DELTA_NONE;
+  c->rounds = fusing && fusing->rounds && fusing->rounds(&call);
   if (ot_on_gpu()) {
     text = ot_run_gpu(c, &call, in, nin, out, nout, poison);
     for (int i = 0; i < c->nin && !text; i++) text = check_input(c, &c->in[i]);

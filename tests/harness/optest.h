@@ -130,6 +130,7 @@ const char *ot_check_far(ot_call *c);
 bool ot_far_possible(void);
 /* What the op of the last ot_run says about taking a delta (rgi_delta of graph/ir.h). */
 int ot_delta(const ot_call *c);
+bool ot_rounds(const ot_call *c); /* and whether it takes sums on "sum.x" */
 /* The status run_cpu or check returned in the last ot_run. */
 rg_status ot_status(const ot_call *c);
 

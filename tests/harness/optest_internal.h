@@ -38,6 +38,7 @@ struct ot_call {
   const char *wrong; /* first mistake in building the call */
   rg_status status;
   int delta;
+  bool rounds;
 };
 
 /* The compute capability whose kernels and tiles a call on a GPU of `cc` takes: that of an older

@@ -53,6 +53,52 @@ static int count_op(const rgi_graph *g, const char *op) {
   return n;
 }
 
+/* One layer's serving step, for so many rows and sequences. */
+static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, const char *name, int value) {
+  rg_error e = {0};
+  rg_spec *spec;
+  rgi_graph *g;
+  fused f;
+  const rg_binding given = {name, value, NULL}, set[] = {{"T", rows, NULL},
+                                                         {"B", sequences, NULL},
+                                                         {"M", 32, NULL},
+                                                         {"P", 100, NULL},
+                                                         {"F", 1, NULL}};
+  CR_OK(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa_serve.json", &given, 1, &spec, &e), &e);
+  CR_OK(rgi_spec_elaborate(spec, set, 5, true, &g, &e), &e);
+  CR_OK(rgi_autodiff(g, &f.before, &e), &e);
+  CR_OK(rgi_fuse(f.before, gpu, true, &f.after, &f.report, &e), &e);
+  rgi_graph_destroy(g);
+  rg_spec_destroy(spec);
+  return f;
+}
+
+Test(fuse, one_kernel_for_attention_and_choice, .init = begin, .fini = end) {
+  static const rg_gpu hopper = {90, 132}, older = {80, 108};
+  static const struct {
+    const rg_gpu *gpu;
+    int rows, sequences;
+    const char *name;
+    int value;
+    bool joined;
+  } c[] = {
+      {&hopper, 16, 16, "H", 64, true},      {&hopper, 7, 16, "top_n", 32, true},
+      {&hopper, 17, 16, "H", 64, false}, /* more rows than single tokens have */
+      {&hopper, 16, 16, "H", 32, false},     {&hopper, 16, 16, "top_n", 33, false},
+      {&hopper, 16, 16, "stride", 8, false}, {&hopper, 16, 16, "D", 192, false},
+      {&older, 16, 16, "H", 64, false},      {NULL, 16, 16, "H", 64, false},
+  };
+  for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+    fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].name, c[i].value);
+    cr_assert_eq(f.report->fused, c[i].joined, "case %zu: %d", i, f.report->fused);
+    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].joined, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].joined, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].joined, "case %zu", i);
+    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].joined, "case %zu", i);
+    drop(&f);
+  }
+}
+
 /* Nodes of this op with and without something on the port. */
 static void count_port(const rgi_graph *g, const char *op, const char *port, int *with,
                        int *without) {
@@ -259,6 +305,48 @@ Test(fuse, asks_for_the_order_of_the_kernels, .init = begin, .fini = end) {
     drop(&f);
   }
   rg_spec_destroy(spec);
+}
+
+/* What adds the last term of the caller's d.q rounds it, where kernels can; an fp32 one needs no
+ * cast, and one that a rule reads on is rounded by a cast as before. */
+Test(fuse, takes_casts_over, .init = begin, .fini = end) {
+  static const rg_gpu hopper = {90, 132};
+  static const struct {
+    const char *dtype;
+    const rg_gpu *gpu;
+    bool read_on;
+    int casts;
+  } at[] = {{"bf16", NULL, false, 1},
+            {"f16", NULL, false, 1},
+            {"f32", NULL, false, 0},
+            {"bf16", NULL, true, 0},
+            {"f32", &hopper, false, 0}};
+  char text[8192];
+  for (int i = 0; i < RGI_COUNT(at); i++) {
+    int with, without, casts = 0;
+    nsa_spec(at[i].dtype, false, text, sizeof text);
+    if (at[i].read_on) { /* all queries are silu of the input */
+      for (char *q = text; (q = strstr(q, "\"q\": \"q\"")); q++) q[6] = 'y';
+      char *nodes = strstr(text, "\"nodes\": [") + strlen("\"nodes\": ["), rest[8192];
+      snprintf(rest, sizeof rest, "%s", nodes);
+      snprintf(nodes, sizeof text - (size_t)(nodes - text),
+               " { \"name\": \"before\", \"op\": \"silu\", \"in\": { \"x\": \"q\" }, "
+               "\"out\": { \"y\": \"y\" } }, %s",
+               rest);
+    }
+    rg_spec *spec = load_spec(ctx, text);
+    fused f = fuse_spec(spec, 0, at[i].gpu, false);
+    cr_assert_eq(f.report->casts, at[i].casts, "case %d: %d casts", i, f.report->casts);
+    count_port(f.after, "cmp_attn.bwd", "sum.q", &with, &without);
+    cr_assert_eq(with, at[i].casts);
+    count_port(f.after, "cmp_attn.bwd", "acc.q", &with, &without);
+    cr_assert_eq(without, at[i].casts);
+    casts = count_op(f.before, "cast") - count_op(f.after, "cast");
+    cr_assert_eq(casts, at[i].casts);
+    if (at[i].casts) cr_assert_lt(f.report->cast_after, 0.6 * f.report->cast_before);
+    drop(&f);
+    rg_spec_destroy(spec);
+  }
 }
 
 /* ---- what it gains ---- */
@@ -518,13 +606,14 @@ Test(fuse, changes_no_bit_of_random_branches, .init = begin, .fini = end, .timeo
       "{ \"regraph_policy\": 1, \"split_heads\": 1 }",
       "{ \"regraph_policy\": 1, \"preset\": \"all\", \"split_heads\": 1 }"};
   char text[16384], what[64];
-  int fusions = 0;
+  int fusions = 0, casts = 0;
   uint64_t first = round_seed(1, 90);
   for (uint64_t seed = first; seed < first + 90; seed++) {
     rg_spec *spec = load_spec(ctx, random_branches(seed, dtype[seed % 3], text, sizeof text));
     rg_policy *policy = load_policy(ctx, policies[seed / 3 % 4]);
     fused f = fuse_spec(spec, 0, NULL, false);
     fusions += f.report->fused;
+    casts += f.report->casts;
     drop(&f);
     snprintf(what, sizeof what, "seed %d, policy %s", (int)seed, policies[seed / 3 % 4]);
     same_bits(spec, policy, what);
@@ -532,4 +621,5 @@ Test(fuse, changes_no_bit_of_random_branches, .init = begin, .fini = end, .timeo
     rg_spec_destroy(spec);
   }
   cr_assert_gt(fusions, 50, "%d combines of 90 random graphs were fused", fusions);
+  cr_assert_gt(casts, 10, "%d casts of 90 random graphs were taken over", casts);
 }

@@ -88,6 +88,64 @@ Test(attn_exact, gradients_wanted_and_summed) {
   }
 }
 
+/* d.q that ends a sum: the fp32 term, which the call gives alone, added to the sum and rounded
+ * once. What stands in the sum's dead rows is nobody's. */
+static int end_of_sum(ot *t, num_attn a) {
+  a.wide_grads = true;
+  num_attn_run r = num_attn_new(t, a), last = r;
+  num_attn_calls(t, &r);
+  run_both(&r, 2);
+  if (!ot_rounds(r.backward)) return 0;
+  ot_tensor *sum = ot_like(t, r.dq, NULL), *want = ot_like_as(t, r.dq, a.dtype);
+  ot_fill_normal(t, sum, 1);
+  ot_fill_rows(sum, r.pack.live, r.pack.T, 0);
+  double *x = ot_get(t, r.dq);
+  const double *y = ot_get(t, sum);
+  for (int64_t i = 0; i < sum->n; i++) x[i] = (float)y[i] + (float)x[i];
+  ot_set(want, x);
+  num_poison_dead(sum, &r.pack, 0, 0);
+  last.a.wide_grads = false;
+  num_attn_calls(t, &last);
+  ot_in(last.backward, "sum.q", sum);
+  OT_OK(ot_run(last.forward, 2));
+  OT_OK(ot_run_repeated(last.backward, 1));
+  cr_assert(ot_same_bits(last.dq, want), "d.q of %s, kind %d, width %d", rg_dtype_name(a.dtype),
+            (int)a.kind, (int)a.D);
+  return 1;
+}
+
+Test(attn_exact, d_q_ends_a_sum) {
+  static const int64_t width[] = {16, 64, 96, 128, 192};
+  int taken = 0, asked = 0;
+  for (int n = 0; n < CASES; n++)
+    for (int w = 0; w < 5; w++) {
+      num_attn a = attn_case(n);
+      a.D = width[w];
+      a.DV = width[w] == 192 ? 128 : width[w];
+      if (n % 3) a.softcap = 0;
+      if (a.dtype == RG_F32) continue;
+      ot *t = ot_begin(500 + (uint64_t)(5 * n + w));
+      taken += end_of_sum(t, a);
+      asked++;
+      ot_end(t);
+    }
+  /* on a GPU the kernels for wgmma do, those there are in any build for bf16 */
+  cr_assert(ot_on_gpu() ? taken >= 4 : taken == asked, "%d of %d took a sum", taken, asked);
+}
+
+Test(attn_exact, d_q_on_a_sum_is_rounded) {
+  ot *t = ot_begin(600);
+  num_attn a = attn_case(2);
+  a.wide_grads = true;
+  num_attn_run r = num_attn_new(t, a);
+  num_attn_calls(t, &r);
+  OT_OK(ot_run(r.forward, 2));
+  ot_in(r.backward, "sum.q", ot_like(t, r.dq, NULL));
+  cr_assert_not_null(ot_run(r.backward, 2));
+  cr_assert_eq(ot_status(r.backward), RG_E_KEY);
+  ot_end(t);
+}
+
 Test(attn_exact, strides) {
   for (int n = 0; n < CASES; n++) {
     ot *t = ot_begin(50 + (uint64_t)n);

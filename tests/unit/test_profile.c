@@ -368,6 +368,12 @@ static bool changed_since(const line *l) {
   return strncmp(l->job, "moba ", 5) == 0 && strcmp(l->node, "pool") == 0;
 }
 
+/* A cast of its own when measured, since then the end of the node that adds last (passes/fuse.h).
+ * To go with the above. */
+static bool taken_over_since(const line *l, const char *next) {
+  return strcmp(l->node, "d.q.cast") == 0 && strcmp(next, l->node) != 0;
+}
+
 /* Modelled ÷ measured of the job's nodes that take more than 2 % of it; kernels are those
  * that ran. */
 static void compare_job(const line *at, int n, const char *device, const char *profile, range *r) {
@@ -378,12 +384,14 @@ static void compare_job(const line *at, int n, const char *device, const char *p
   int step = 0;
   for (size_t i = 0; rg_plan_node(plan, i, &x) == RG_OK; i++) {
     if (x.step < 0) continue;
+    step += step < n && taken_over_since(&at[step], x.name);
     cr_assert_lt(step, n, "%s: a node more", at->job);
     const line *l = &at[step++];
     cr_assert_str_eq(x.name, l->node);
     cr_assert_str_eq(x.kernels ? x.kernels : "", l->kernels, "%s: %s", at->job, l->node);
     if (l->m.ms > 0.02 * all && !changed_since(l)) add(r, x.model_ms / l->m.ms, at->job, l->node);
   }
+  step += step < n && taken_over_since(&at[step], "");
   cr_assert_eq(step, n, "%s: a node less", at->job);
   rg_plan_destroy(plan);
 }

@@ -1,0 +1,127 @@
+/* ops/cmp_topk.c: paged_cmp_attn and paged_topk of the same queries and keys as one node, which the
+ * fuse pass makes of them for a step of single tokens on a GPU (kernels/attn/decode.h): the same
+ * bits. */
+#include "attn.h"
+#include "cuda/attn.h"
+#include "cuda/topk.h"
+#include <string.h>
+
+extern const rg_op rgi_op_paged_cmp_attn, rgi_op_paged_topk;
+
+/* Ports and attributes begin with paged_cmp_attn's. */
+static const rg_port in[] = {
+    RGI_ATTN_IN_PAGED_QKV("R", "compressed keys in pages of R = page/stride rows, as kv_compress "
+                               "leaves them"),
+    RGI_ATTN_IN_PAGED_SEQ,
+};
+static const rg_port out[] = {
+    RGI_ATTN_OUT_PAGED,
+    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1, "chosen blocks"},
+};
+static const rg_attr attrs[] = {
+    RGI_ATTN_ATTRS,
+    {"kernel", RG_ATTR_INT, true, 1, 65536, 0, NULL, "tokens that a compressed key stands for"},
+    {"stride", RG_ATTR_INT, true, 1, 65536, 0, NULL, "tokens from one to the next"},
+    {"block", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens of a block to choose"},
+    {"top_n", RG_ATTR_INT, true, 1, 1 << 16, 0, NULL, "blocks a query keeps at most"},
+    {"init", RG_ATTR_INT, false, 0, 1 << 16, 1, NULL, "first blocks, always kept"},
+    {"local", RG_ATTR_INT, false, 0, 1 << 16, 2, NULL, "last blocks, always kept"},
+};
+
+/* The two calls of which this one is made. */
+enum { MOST_PORTS = 8, MOST_ATTRS = 16 };
+typedef struct pair {
+  rg_call attn, topk;
+  rg_value attr[MOST_ATTRS];
+  rg_arg in[MOST_PORTS];
+  int32_t begin[MOST_PORTS + 1], out_begin[2];
+} pair;
+
+static int named(const rg_port *ports, int n, const char *name) {
+  for (int i = 0; i < n; i++)
+    if (strcmp(ports[i].name, name) == 0) return i;
+  return -1;
+}
+
+static void take_apart(const rg_call *c, pair *p) {
+  const rg_op *op = &rgi_op_paged_topk;
+  p->attn = *c;
+  p->attn.op = &rgi_op_paged_cmp_attn;
+  p->topk = *c;
+  p->topk.op = op;
+  p->topk.attr = p->attr;
+  for (int i = 0; i < op->nattr; i++) {
+    p->attr[i] = (rg_value){.i = (int64_t)op->attrs[i].def, .f = op->attrs[i].def};
+    for (int k = 0; k < RGI_COUNT(attrs); k++)
+      if (strcmp(attrs[k].name, op->attrs[i].name) == 0) p->attr[i] = c->attr[k];
+  }
+  int n = 0;
+  for (int q = 0; q < op->nin; q++) {
+    const int from = named(in, RGI_COUNT(in), op->in[q].name);
+    const rg_arg *x = from >= 0                            ? rg_in(c, from)
+                      : strcmp(op->in[q].name, "lse") == 0 ? rg_out(c, 1)
+                                                           : NULL;
+    p->begin[q] = n;
+    if (x) p->in[n++] = *x;
+  }
+  p->begin[op->nin] = n;
+  p->topk.in = p->in;
+  p->topk.in_begin = p->begin;
+  p->topk.out = rg_out(c, 2);
+  p->out_begin[0] = 0, p->out_begin[1] = 1;
+  p->topk.out_begin = p->out_begin;
+}
+
+static void cost(const rg_call *c, rg_cost *sum) {
+  pair p;
+  rg_cost one = {0};
+  take_apart(c, &p);
+  rgi_op_paged_cmp_attn.cost(&p.attn, sum);
+  rgi_op_paged_topk.cost(&p.topk, &one);
+  sum->flops += one.flops / 2; /* its products are there already */
+  sum->exps += one.exps;
+}
+
+/* | products and scores | what ranks anew | */
+static size_t workspace(const rg_call *c) {
+  pair p;
+  rgk_pages pages;
+  take_apart(c, &p);
+  const rgi_attn a = rgi_attn_describe(&p.attn);
+  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
+  return rgi_decode_workspace(&k, &pages, c->gpu) + rgi_op_paged_topk.workspace(&p.topk);
+}
+
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  pair p;
+  rgk_pages pages, again;
+  take_apart(c, &p);
+  const rgi_attn a = rgi_attn_describe(&p.attn);
+  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
+  const rgk_topk t = rgi_paged_topk_view(&p.topk, &again);
+  char *rest = (char *)c->workspace + rgi_decode_workspace(&k, &pages, c->gpu);
+  RGI_TRY(rgi_decode_step(&k, &t, &pages, c->gpu, c->workspace, x));
+  return rgi_cuda_topk_again(&t, &again, c->gpu, rest, x);
+}
+
+static const char *path(const rg_call *c) {
+  (void)c;
+  return "wgmma";
+}
+
+const rg_op rgi_op_paged_cmp_topk = {
+    .abi = RG_OP_ABI,
+    .name = "paged_cmp_topk",
+    .doc = "paged_cmp_attn and paged_topk of the same queries and keys",
+    .flags = RG_OP_INTERNAL | RG_OP_FORWARD_ONLY,
+    .in = in,
+    .nin = RGI_COUNT(in),
+    .out = out,
+    .nout = RGI_COUNT(out),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .cost = cost,
+    .workspace = workspace,
+    .cuda_steps = steps,
+    .cuda_path = path,
+};
