@@ -8,7 +8,7 @@ static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_
                                                  &rgi_attn_select_fwd, &rgi_attn_mma_fwd,
                                                  &rgi_attn_plain_fwd};
 static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
-                                                   &rgi_attn_plain_bwd};
+                                                   &rgi_attn_mma_bwd, &rgi_attn_plain_bwd};
 
 static rgk_tensor tensor(const rg_arg *a) {
   static char bound; /* stands for an address while planning */
@@ -140,7 +140,7 @@ const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
     return f ? f->name : why;
   }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
-  if (f == &rgi_attn_mma_fwd)
+  if (f == (a->backward ? &rgi_attn_mma_bwd : &rgi_attn_mma_fwd))
     return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }
