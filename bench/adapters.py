@@ -18,7 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 warnings.filterwarnings("ignore")
-WHAT, DEVICE = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "cuda"
+WHAT = sys.argv[1] if len(sys.argv) > 1 else None
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cuda"
+if WHAT not in ("hf", "megatron", "torchtitan", "jax") or DEVICE not in ("cuda", "cpu"):
+    sys.exit(__doc__)
 GPU = DEVICE == "cuda"
 STEPS = 50 if GPU else 5
 SMALL = {"kernel": 32, "stride": 16, "block": 64, "top_n": 6, "window": 128}  # NSA's

@@ -111,6 +111,8 @@ def main():
         print(f"dense attention over pages: {there[0] if there else 'not installed'}")
         print(f"the Triton NSA: {args.seed if args.seed else 'no --seed'}")
         return
+    if not Path(args.regraph).exists():
+        parser.error(f"there is no {args.regraph}; build it, or name the command by --regraph")
     import torch
 
     peer = importlib.import_module(there[0]) if there else None  # before the shim takes its name

@@ -162,7 +162,9 @@ static rg_status bind(serve_bench *b, const serve_row *r) {
   for (size_t i = 0; s == RG_OK && rg_plan_tensor(c->plan, i, &t) == RG_OK; i++) {
     if (i == sizeof b->bound / sizeof *b->bound)
       return cli_fail(&c->error, RG_E_LIMIT, c->args.positional[0],
-                      "--serve knows at most %zu tensors of a spec", i);
+                      "the spec has more than %zu tensors, the most that --serve takes: give it "
+                      "fewer layers",
+                      i);
     const bool state = t.role == RG_STATE;
     b->bound[i] = b->state[i];
     if (!b->bound[i]) s = rg_memory_alloc(c->plan, (size_t)t.bytes, &b->bound[i], &c->error);
@@ -214,6 +216,18 @@ static void print_nodes(const cli *c, const serve_row *r) {
   putchar('\n');
 }
 
+/* There is always one to free the state with. */
+static rg_status next_plan(cli *c) {
+  rg_plan *before = c->plan;
+  c->plan = NULL;
+  const rg_status s = cli_make_plan(c);
+  if (s == RG_OK)
+    rg_plan_destroy(before);
+  else
+    c->plan = before;
+  return s;
+}
+
 static rg_status measure_row(serve_bench *b, serve_row *r) {
   cli *c = b->c;
   rg_status s = RG_OK;
@@ -223,16 +237,12 @@ static rg_status measure_row(serve_bench *b, serve_row *r) {
       continue;
     }
     s = bind_row(b, r, r->capacity[k]);
-    if (s == RG_OK) s = cli_make_plan(c);
+    if (s == RG_OK) s = next_plan(c);
     if (s == RG_OK) s = cli_make_session(c, c->args.eager);
     if (s == RG_OK) s = bind(b, r);
     if (s == RG_OK) s = measure(b, r, k);
-    if (s == RG_OK && c->args.eager) print_nodes(c, r);
+    if (s == RG_OK && c->args.eager && !c->args.json) print_nodes(c, r);
     if (c->plan) unbind(b);
-    if (s != RG_OK || r != &b->row[b->nrow - 1] || k + 1 < CAPACITIES) {
-      rg_plan_destroy(c->plan); /* the last one frees the state */
-      c->plan = NULL;
-    }
   }
   return s;
 }
@@ -290,10 +300,11 @@ static void print_json(const serve_bench *b) {
 static rg_status find_pool(serve_bench *b) {
   cli *c = b->c;
   rg_tensor_info t;
-  bool lists[3] = {false};
+  bool lists[3] = {false}, rows = false;
   for (size_t i = 0; rg_spec_tensor(c->spec, i, &t) == RG_OK; i++) {
     lists[0] |= named(&t, "lengths"), lists[1] |= named(&t, "context");
     lists[2] |= named(&t, "pages");
+    rows |= t.role == RG_INPUT && !is_list(&t) && t.rank > 0 && t.dim[0] < 0;
     if (t.role != RG_STATE || b->page > 0) continue;
     b->pages = t.dim[0] > 0 ? t.dim[0] : cli_on_gpu(c) ? 16384 : 64;
     b->page = t.dim[1];
@@ -302,10 +313,18 @@ static rg_status find_pool(serve_bench *b) {
     return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
                     "--serve is for specs of a serving step: state of pages, inputs lengths, "
                     "context and pages, as examples/nsa_serve.json has them");
+  if (!rows)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
+                    "--serve takes as many rows as its tables say; leave their number free (T of "
+                    "examples/nsa_serve.json)");
   return RG_OK;
 }
 
 rg_status bench_serve(cli *c) {
+  if (c->args.html || c->args.trace)
+    return cli_fail(&c->error, RG_E_USAGE, "regraph bench",
+                    "%s is of one plan, and --serve measures many; leave one of the two out",
+                    c->args.html ? "--html" : "--trace");
   serve_bench *b = calloc(1, sizeof *b);
   if (!b) return cli_nomem(&c->error);
   b->c = c;

@@ -37,12 +37,6 @@ typedef struct pair {
   int32_t begin[MOST_PORTS + 1], out_begin[2];
 } pair;
 
-static int named(const rg_port *ports, int n, const char *name) {
-  for (int i = 0; i < n; i++)
-    if (strcmp(ports[i].name, name) == 0) return i;
-  return -1;
-}
-
 static void take_apart(const rg_call *c, pair *p) {
   const rg_op *op = &rgi_op_paged_topk;
   p->attn = *c;
@@ -51,13 +45,13 @@ static void take_apart(const rg_call *c, pair *p) {
   p->topk.op = op;
   p->topk.attr = p->attr;
   for (int i = 0; i < op->nattr; i++) {
-    p->attr[i] = (rg_value){.i = (int64_t)op->attrs[i].def, .f = op->attrs[i].def};
-    for (int k = 0; k < RGI_COUNT(attrs); k++)
-      if (strcmp(attrs[k].name, op->attrs[i].name) == 0) p->attr[i] = c->attr[k];
+    const int from = rgi_attribute(c->op, op->attrs[i].name);
+    p->attr[i] = from >= 0 ? c->attr[from]
+                           : (rg_value){.i = (int64_t)op->attrs[i].def, .f = op->attrs[i].def};
   }
   int n = 0;
   for (int q = 0; q < op->nin; q++) {
-    const int from = named(in, RGI_COUNT(in), op->in[q].name);
+    const int from = rgi_in_port(c->op, op->in[q].name);
     const rg_arg *x = from >= 0                            ? rg_in(c, from)
                       : strcmp(op->in[q].name, "lse") == 0 ? rg_out(c, 1)
                                                            : NULL;

@@ -1,10 +1,11 @@
 /* passes/fuse.c: see fuse.h.
 
-   Works on a copy: nodes are appended, then laid into the old order. A part goes directly before
-   the first reader of its gradient, or of what the rest makes (d.w), if that comes earlier; the
-   rest goes after the last part. Where nodes may run side by side, memory is shared only by nodes
-   of which one waits for the other: a part is then told to wait for the reader before it. Readers
-   that do not wait for each other anyhow stay as they are.
+   Works on a copy: nodes are appended, then laid into the old order. Nodes are taken apart or
+   joined first, then casts taken over. A part goes directly before the first reader of its
+   gradient, or of what the rest makes (d.w), if that comes earlier; the rest goes after the last
+   part. Where nodes may run side by side, memory is shared only by nodes of which one waits for the
+   other: a part is then told to wait for the reader before it. Readers that do not wait for each
+   other anyhow stay as they are.
  */
 #include "fuse.h"
 #include "../graph/order.h"
@@ -409,18 +410,9 @@ static rg_status take_cast(fuser *f, int32_t c, rg_error *e) {
 /* ---- two nodes of one kernel ---- */
 
 /* The value that the attribute of this name has for node n, or NULL. */
-static const rg_value *attr_named(const rgi_node *n, const char *name, const rg_attr **of) {
-  for (int i = 0; i < n->op->nattr; i++)
-    if (strcmp(n->op->attrs[i].name, name) == 0) {
-      *of = &n->op->attrs[i];
-      return &n->attr[i];
-    }
-  return NULL;
-}
-static bool has_attr(const rg_op *op, const char *name) {
-  for (int i = 0; i < op->nattr; i++)
-    if (strcmp(op->attrs[i].name, name) == 0) return true;
-  return false;
+static const rg_value *attr_named(const rgi_node *n, const char *name) {
+  const int i = rgi_attribute(n->op, name);
+  return i < 0 ? NULL : &n->attr[i];
 }
 static bool same_value(const rg_value *a, const rg_value *b) {
   return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
@@ -431,7 +423,6 @@ static bool same_value(const rg_value *a, const rg_value *b) {
 static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing,
                   const rg_op *joined, int32_t *in, int *nin, rg_value *attr) {
   int ins = 0;
-  const rg_attr *of;
   for (int q = 0; q < joined->nin; q++) {
     const char *name = joined->in[q].name;
     const int32_t x = in_named(a, name, 0), y = in_named(b, name, 0);
@@ -446,8 +437,8 @@ static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing
       return false;
   }
   for (int i = 0; i < joined->nattr; i++) {
-    const rg_value *x = attr_named(a, joined->attrs[i].name, &of),
-                   *y = attr_named(b, joined->attrs[i].name, &of);
+    const rg_value *x = attr_named(a, joined->attrs[i].name),
+                   *y = attr_named(b, joined->attrs[i].name);
     if (x && y && !same_value(x, y)) return false;
     if (!x && !y) return false;
     attr[i] = x ? *x : *y;
@@ -456,7 +447,7 @@ static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing
     const rg_attr *own = &b->op->attrs[i];
     const rg_value usual = {.i = (int64_t)own->def, .f = own->def};
     const bool number = own->type == RG_ATTR_FLOAT;
-    if (has_attr(joined, own->name)) continue;
+    if (rgi_attribute(joined, own->name) >= 0) continue;
     if (number ? b->attr[i].f < usual.f || b->attr[i].f > usual.f : b->attr[i].i != usual.i)
       return false;
   }

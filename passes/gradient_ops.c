@@ -36,10 +36,11 @@ typedef struct gradient_node {
 
 /* How many elements a port of the backward op has, and which tensor is element k: by the port's
  * name. */
+/* Those of inputs come first. FUSED_…: bound by fuse.c, if at all. */
 typedef enum source {
   FROM_INPUT,
   FROM_SUM,
-  FUSED_SUM, /* those two are bound by fuse.c, if at all */
+  FUSED_SUM,
   FROM_OUTPUT,
   FROM_GRADIENT,
   FUSED_DELTA

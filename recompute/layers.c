@@ -27,7 +27,11 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { GRID = 640, PRICES = 24, MOST_DEPS = 16 };
+enum {
+  GRID = 640,    /* steps in which spills are told apart; rounded down */
+  PRICES = 24,   /* of saved bytes, tried one after the other */
+  MOST_DEPS = 16 /* of a unit; without the others the bound is lower, no less a bound */
+};
 
 typedef struct option {
   double ms, saved, before, after, spill;

@@ -1,5 +1,6 @@
-/* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores; see
- * kernels/attn/flash_fwd_sm90.cuh. */
+/* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores, the same over
+ * pages, and attention with choice of single tokens; see kernels/attn/flash_fwd_sm90.cuh and
+ * decode.h. */
 #include "../../kernels/attn/decode.h"
 #include "attn.h"
 #include "hopper.h"
@@ -193,15 +194,16 @@ static int64_t decode_blocks(const rgk_attn *a, const rg_gpu *gpu) {
   return jobs < gpu->sms ? jobs : gpu->sms;
 }
 
-/* Floats of a row: those of all that a sequence has room for in its table and the pool. */
+/* Floats of a row: those of all that a sequence has room for in its table, for a context may say
+ * so whatever stands there (pages that are none, or one several times). */
 static int64_t decode_pitch(const rgk_pages *pages) {
-  const int64_t most = pages->most < pages->count ? pages->most : pages->count;
-  return (most * pages->rows / RGK_DECODE_KEYS + 2) * RGK_DECODE_KEYS;
+  return ((int64_t)pages->most * pages->rows / RGK_DECODE_KEYS + 2) * RGK_DECODE_KEYS;
 }
 
 bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
                       const rg_gpu *gpu) {
   if (paged_refuses(a, pages, gpu)) return false;
+  if (pages->most > pages->count) return false; /* would want more room than there are keys */
 #ifdef REGRAPH_CUDA
   if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D)) return false;
 #endif

@@ -435,6 +435,8 @@ expect 0 '^ *1K +8 +1 ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve
 expect 0 '^4 x 512, 1 new: .* slc_o ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve \
   --eager --set P=16
 expect 2 'specs of a serving step' bench "$nsa" "${small[@]}" --set T=64 --serve
+expect 2 'leave their number free' bench "$examples/nsa_serve.json" --serve --set T=7
+expect 2 'leave one of the two out' bench "$examples/nsa_serve.json" --serve --html serve.html
 
 # ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------
 tiny=("${small[@]}" --repeat 1)

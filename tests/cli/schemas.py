@@ -85,6 +85,8 @@ with tempfile.TemporaryDirectory() as folder:
 fits("bench", json.loads(said("bench", nsa, *small, "--repeat", "1", "--json")), "bench", True)
 fits("bench", json.loads(said("bench", examples / "nsa_serve.json", *small[2:], "--serve", "--repeat", "1", "--json")),
      "bench --serve", True)
+fits("bench", json.loads(said("bench", examples / "nsa_serve.json", *small[2:], "--set", "P=16", "--serve", "--eager", "--repeat",
+                              "1", "--json")), "bench --serve --eager", True)
 fits("check", json.loads(said("check", nsa, "--json")), "check", True)
 for wrong in (golden / "run/many.json", golden / "errors/cycle_two.json", "nowhere.json"):
     fits("check", json.loads(said("check", wrong, "--json", code=3)), f"check {wrong}", True)

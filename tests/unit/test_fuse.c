@@ -53,15 +53,16 @@ static int count_op(const rgi_graph *g, const char *op) {
   return n;
 }
 
-/* One layer's serving step, for so many rows and sequences. */
-static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, const char *name, int value) {
+/* One layer's serving step, for so many rows and sequences, whose tables have `most` entries. */
+static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, const char *name,
+                       int value) {
   rg_error e = {0};
   rg_spec *spec;
   rgi_graph *g;
   fused f;
   const rg_binding given = {name, value, NULL}, set[] = {{"T", rows, NULL},
                                                          {"B", sequences, NULL},
-                                                         {"M", 32, NULL},
+                                                         {"M", most, NULL},
                                                          {"P", 100, NULL},
                                                          {"F", 1, NULL}};
   CR_OK(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa_serve.json", &given, 1, &spec, &e), &e);
@@ -77,19 +78,25 @@ Test(fuse, one_kernel_for_attention_and_choice, .init = begin, .fini = end) {
   static const rg_gpu hopper = {90, 132}, older = {80, 108};
   static const struct {
     const rg_gpu *gpu;
-    int rows, sequences;
+    int rows, sequences, most;
     const char *name;
     int value;
     bool joined;
   } c[] = {
-      {&hopper, 16, 16, "H", 64, true},      {&hopper, 7, 16, "top_n", 32, true},
-      {&hopper, 17, 16, "H", 64, false}, /* more rows than single tokens have */
-      {&hopper, 16, 16, "H", 32, false},     {&hopper, 16, 16, "top_n", 33, false},
-      {&hopper, 16, 16, "stride", 8, false}, {&hopper, 16, 16, "D", 192, false},
-      {&older, 16, 16, "H", 64, false},      {NULL, 16, 16, "H", 64, false},
+      {&hopper, 16, 16, 32, "H", 64, true},
+      {&hopper, 7, 16, 32, "top_n", 32, true},
+      {&hopper, 16, 16, 100, "H", 64, true},
+      {&hopper, 16, 16, 101, "H", 64, false}, /* a table longer than the pool */
+      {&hopper, 17, 16, 32, "H", 64, false},  /* more rows than single tokens have */
+      {&hopper, 16, 16, 32, "H", 32, false},
+      {&hopper, 16, 16, 32, "top_n", 33, false},
+      {&hopper, 16, 16, 32, "stride", 8, false},
+      {&hopper, 16, 16, 32, "D", 192, false},
+      {&older, 16, 16, 32, "H", 64, false},
+      {NULL, 16, 16, 32, "H", 64, false},
   };
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-    fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].name, c[i].value);
+    fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value);
     cr_assert_eq(f.report->fused, c[i].joined, "case %zu: %d", i, f.report->fused);
     cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].joined, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].joined, "case %zu", i);

@@ -291,7 +291,7 @@ Test(lower_cuda, launches_of_examples) {
 }
 
 /* A serving step, whose lengths and tables only the device knows: caches as wide as models have
- * them, and small ones. */
+ * them, and small ones; rows for prompts, and for single tokens. */
 Test(lower_cuda, launches_over_pages) {
   static const char *const name[] = {"nsa_serve", "serve_model"};
   static const rg_binding set[2][10] = {{{"M", 24, NULL},
@@ -315,20 +315,26 @@ Test(lower_cuda, launches_over_pages) {
                                          {"DV", 8, NULL},
                                          {"W", 24, NULL}}};
   bench b = open_bench(9);
-  b.T = 70, b.B = 4;
+  int joined = 0;
+  b.B = 4;
   for (int i = 0; i < 2; i++)
     for (int small = 0; small < 2; small++)
-      for (int older = 0; older < 2; older++) {
+      for (int k = 0; k < 4; k++) {
         rg_error e = {0};
         char path[512];
+        const bool older = k % 2;
+        b.T = k < 2 ? 70 : b.B;
         snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name[i]);
         rg_spec_destroy(b.spec);
         CR_OK(rg_spec_load_file(b.ctx, path, set[i], small ? 10 : 3 + i, &b.spec, &e), &e);
         rg_plan *plan = plan_of(&b, NULL, false, older);
         check_launches(&b, plan, name[i]);
         check_edges(b.t, plan, name[i]);
+        for (int n = 0; n < plan->graph->nnode; n++)
+          joined += strcmp(plan->graph->node[n].op->name, "paged_cmp_topk") == 0;
         rg_plan_destroy(plan);
       }
+  cr_assert_gt(joined, 0);
   report(&b);
   close_bench(&b);
 }
