@@ -12,7 +12,6 @@
 namespace rgk {
 namespace flash {
 
-constexpr float LAZY = 8;
 /* First ids, of one for each warpgroup: who has the baton; its own threads. */
 enum named : int { BATON = 1, EACH = 8 };
 

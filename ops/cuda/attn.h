@@ -31,8 +31,10 @@ enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RG
 /* Families, each in a file of its own: ops/cuda/attn_plain.c, … */
 extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda/gather.c */
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
+extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cuda/mma_bwd.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+extern const rgi_attn_family rgi_attn_mma_fwd; /* ops/cuda/mma_fwd.c */
 /* Of keys in pages, forward: Hopper's for swa and cmp, for selected blocks (each refuses as above;
  * neither needs a workspace), and plain, which takes all. */
 typedef struct rgi_paged_family {
@@ -60,6 +62,11 @@ int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
  * KB at least, which heads wider than 256 do not fit. */
 static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
   return gpu->cc >= 90 && gpu->cc < 120;
+}
+
+/* Has a multiprocessor no more than 100 KB? 8.6, 8.9, 12.0 and what came after that. */
+static inline bool rgi_cuda_attn_little_shared(const rg_gpu *gpu) {
+  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120;
 }
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
