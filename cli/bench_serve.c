@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { AT_ONCE = 20, CAPACITIES = 3, MOST_ROWS = 24, MOST_SET = 32, PIECE = 32 << 20 };
+enum { AT_ONCE = 20, CAPACITIES = 3, MOST_ROWS = 24, PIECE = 32 << 20 };
 
 typedef struct serve_row {
   int64_t batch, context, length; /* tokens that each sequence has, and has in this step */
@@ -26,7 +26,6 @@ typedef struct serve_row {
 typedef struct serve_bench {
   cli *c;
   int64_t pages, page; /* of the pool; tokens of one */
-  bool sized;          /* the spec leaves the pool's size to us */
   serve_row row[MOST_ROWS];
   int nrow, ndecode;
   /* of the plan at hand, by its tensors; the state stays from plan to plan */

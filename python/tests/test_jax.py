@@ -159,7 +159,7 @@ def test_mistakes(window):
         jax.grad(lambda *x: away(*x, STARTS).sum())(*inputs())
     with pytest.raises(RegraphError, match="there is no device 'gpu' here; expected"):
         adapter.attention(window.spec, device="gpu")
-    with pytest.raises(Exception, match="(?i)cuda.*device=\"cpu\"|arrays are on the host"):
+    with pytest.raises(Exception, match='device="cpu"|arrays are on the host'):
         jax.block_until_ready(adapter.attention(window.spec, device="cuda")(
             *jax.device_put(x, jax.devices("cpu")[0]), STARTS))
 
