@@ -192,13 +192,13 @@ __device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_
 
 /* The tile (shared memory, rows LD apart) of column tile `column_tile` goes through the gate
  * to C. */
-template <int BM, int BN, int LD>
+template <int BM, int BN, int LD, int THREADS>
 __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile,
                                             const gemm_row *rows, int64_t column_tile, char *c) {
   const bool gated = p.gate != RGK_STORE;
   const int eights = gated ? BN / 16 : BN / 8;
   const int64_t columns = gated ? p.half : p.n, n0 = column_tile * eights * 8;
-  for (int i = threadIdx.x; i < BM * eights; i += RGK_GEMM_THREADS) {
+  for (int i = threadIdx.x; i < BM * eights; i += THREADS) {
     const int row = gated ? i / (BN / 16) : i / (BN / 8), at = (i & (eights - 1)) * 8;
     const gemm_row &r = rows[row];
     const int64_t n = n0 + at, left = columns - n;
