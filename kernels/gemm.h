@@ -84,16 +84,10 @@ static inline uint32_t rgk_gemm_shared(int mode, int width) {
  * result does not depend on which. */
 RGK_GETTER(rgk_gemm_mma_bf16(int mode, bool large))
 RGK_GETTER(rgk_gemm_mma_f16(int mode, bool large))
-enum { RGK_GEMM_MMA_THREADS = 128, RGK_GEMM_MMA_DEPTH = 32 };
+/* Two blocks fit in 100 KB: three stages, and a KiB that says where rows are. */
+enum { RGK_GEMM_MMA_THREADS = 128, RGK_GEMM_MMA_STAGES = 3, RGK_GEMM_MMA_SHARED = 49 << 10 };
 RGK_BOTH int32_t rgk_gemm_mma_tile(bool large) {
   return large ? 128 : 64;
-}
-RGK_BOTH int32_t rgk_gemm_mma_stages(bool large) {
-  return large ? 3 : 5;
-}
-RGK_BOTH uint32_t rgk_gemm_mma_shared(bool large) {
-  const uint32_t stage = (uint32_t)rgk_gemm_mma_tile(large) * 2 * RGK_GEMM_MMA_DEPTH * 2;
-  return (uint32_t)rgk_gemm_mma_stages(large) * stage + (large ? 0 : 64 * 40);
 }
 
 /* to[i, j] = from[i, j] + Σ_heads (last to first) Σ_split partial[head][split][i, j]. */

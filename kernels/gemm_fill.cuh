@@ -176,8 +176,8 @@ template <class T, class F> __device__ __forceinline__ void gemm_put_piece(uint3
   put16(to, w);
 }
 
-template <class T, int MODE, class S>
-__device__ __forceinline__ void gemm_load_any(const rgk_gemm &p, const gemm_row *rows, gemm_tile t,
+template <class T, int MODE, class S, class Row>
+__device__ __forceinline__ void gemm_load_any(const rgk_gemm &p, const Row *rows, gemm_tile t,
                                               int64_t head, uint32_t a, int64_t k0, int64_t end) {
   using along = gemm_along<S>;
   using of_b = gemm_across<S, S::N>;

@@ -2,12 +2,15 @@
    since Ampere.
 
    A block of four warps computes M x N of C, each warp a quarter of it, its accumulators in
-   registers. Tiles 32 deep pass through a ring of stages in shared memory (gemm_fill.cuh), where at
-   the end C goes out by, 64 rows at a time.
+   registers. Tiles pass through a ring of three stages in shared memory (gemm_fill.cuh), over which
+   C goes out at the end, 64 rows at a time.
 
-                M, N   stages
-       large    128      3      48 KiB: two blocks fit in 100 KB
-       small     64      5      43 KiB, with the rows' places; takes any addresses
+                M, N   depth                large tiles read shared memory half as often;
+       large    128     32                  small ones, with long steps, are for what has
+       small     64     64                  few rows, and take any addresses
+
+       | stage | stage | stage | sums: rows of B, of the next steps |      48 + 1 KiB
+       | C (64 rows) | rows    | any addresses: where rows of A are |
 
    Each element of C is one accumulator that mma.sync adds to sixteen depths at a time, in order:
    its bits do not depend on the tile, nor on where in the tile it lies.
@@ -21,18 +24,18 @@ template <bool LARGE> struct mma_tile {
   enum {
     M = rgk_gemm_mma_tile(LARGE),
     N = M,
-    DEPTH = RGK_GEMM_MMA_DEPTH,
+    DEPTH = LARGE ? 32 : 64,
     THREADS = RGK_GEMM_MMA_THREADS,
-    STAGES = rgk_gemm_mma_stages(LARGE),
+    STAGES = RGK_GEMM_MMA_STAGES,
+    LOOK = 4, /* steps whose rows of B are known */
     BLOCKS = LARGE ? 2 : 4,
     ANY = !LARGE,
     LD = N + 4 /* of C, floats */
   };
-  static constexpr uint32_t C_BYTES = 64 * LD * 4, RING = STAGES * (M + N) * DEPTH * 2;
-  /* Rows' places: behind C and found twice, or behind the ring. */
-  static constexpr uint32_t ROWS_AT = ANY ? RING : C_BYTES;
-  static_assert(C_BYTES <= RING && ROWS_AT + M * sizeof(gemm_row) <= rgk_gemm_mma_shared(LARGE) &&
-                    RING <= rgk_gemm_mma_shared(LARGE),
+  static constexpr uint32_t C_BYTES = 64 * LD * 4, RING = STAGES * (M + N) * DEPTH * 2,
+                            LEFT = RGK_GEMM_MMA_SHARED - RING;
+  static_assert(C_BYTES + M * sizeof(gemm_row) <= RING && LOOK * DEPTH * sizeof(int) <= LEFT &&
+                    (!ANY || M * sizeof(gemm_place) <= LEFT),
                 "shared memory holds what it has to");
 };
 
@@ -96,11 +99,12 @@ template <class T, int MODE, class S> struct mma_part {
 template <class T, int MODE, class S>
 __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     gemm_mma(const __grid_constant__ rgk_gemm p) {
-  enum { DEPTH = S::DEPTH, STAGES = S::STAGES, AHEAD = STAGES - 1, LOOK = STAGES > 4 ? 8 : 4 };
+  enum { DEPTH = S::DEPTH, STAGES = S::STAGES, AHEAD = STAGES - 1, LOOK = S::LOOK };
   constexpr uint32_t BYTES = gemm_bytes<S>;
   extern __shared__ __align__(128) char shared[];
-  __shared__ int from[MODE == RGK_SUM ? LOOK : 1][DEPTH]; /* sums: rows of B, of the next steps */
-  gemm_row *const rows = (gemm_row *)(shared + S::ROWS_AT);
+  gemm_row *const rows = (gemm_row *)(shared + S::C_BYTES);
+  gemm_place *const places = (gemm_place *)(shared + S::RING);
+  int(*const from)[DEPTH] = (int(*)[DEPTH])(shared + S::RING);
   const uint32_t ring = smem_at(shared);
   const int tid = threadIdx.x, warp = tid / 32;
   const bool any_address = S::ANY && rgk_gemm_any(&p);
@@ -115,6 +119,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
   bool some = MODE == RGK_SUM;
   for (int r = tid; r < S::M; r += S::THREADS) {
     rows[r] = gemm_find_row(p, m0 + r);
+    if (S::ANY && MODE != RGK_SUM) places[r] = rows[r];
     some |= rows[r].lo < rows[r].hi;
   }
   if (MODE == RGK_SUM)
@@ -127,11 +132,11 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
     next.begin(p, t, head, k0);
   else
     next.begin(p, rows, t);
-  __syncthreads(); /* the ring may lie over the rows */
+  __syncthreads(); /* stages lie over the rows */
   auto load = [&](int step, int stage) {
     const uint32_t to = ring + stage * BYTES;
     if (any_address)
-      gemm_load_any<T, MODE, S>(p, rows, t, head, to, k0 + (int64_t)step * DEPTH, end);
+      gemm_load_any<T, MODE, S>(p, places, t, head, to, k0 + (int64_t)step * DEPTH, end);
     else if constexpr (MODE == RGK_SUM)
       next.load(p, to, from[step % LOOK]);
     else
@@ -163,8 +168,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
   copies_wait<0>();
   __syncthreads();
 
-  if (!S::ANY)
-    for (int r = tid; r < S::M; r += S::THREADS) rows[r] = gemm_find_row(p, m0 + r);
+  for (int r = tid; r < S::M; r += S::THREADS) rows[r] = gemm_find_row(p, m0 + r);
   char *to = (char *)p.c + (MODE == RGK_SUM ? (int64_t)blockIdx.z * p.c_split * 4 : 0);
 #pragma unroll 1
   for (int first = 0; first < S::M; first += 64) {

@@ -45,7 +45,7 @@ static rg_launch by_mma(const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z)
                                                     : rgk_gemm_mma_bf16(p->mode, large),
                      .grid = {tiles(p, rows, size, size), 1, (uint32_t)z},
                      .block = {RGK_GEMM_MMA_THREADS, 1, 1},
-                     .shared = rgk_gemm_mma_shared(large)};
+                     .shared = RGK_GEMM_MMA_SHARED};
 }
 
 static rg_launch by_wgmma(const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {

@@ -402,8 +402,8 @@ static int job_length(const lines *l, int i) {
   return n;
 }
 
-/* GPUs of data sheets are asked for by name: attention, topk and learned compression take the tensor
- * cores that all GPUs since Ampere have. */
+/* GPUs of data sheets are asked for by name: attention, topk and learned compression take the
+ * tensor cores that all GPUs since Ampere have. */
 Test(profile, data_sheets) {
   static const struct {
     const char *name;
