@@ -265,6 +265,8 @@ __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rg
   copies_wait<0>();
   __syncthreads(); /* before dQ takes the place of keys */
 
+#pragma unroll
+  for (int i = 0; i < W / 2; i++) sum[0][i] *= a.scale;
   if (a.dq.dtype == RG_F32) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -274,17 +276,31 @@ __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rg
 #pragma unroll
       for (int j = 0; j < W / 8; j++)
         if (8 * j < a.D)
-          put_two(a.dq, a.acc_q, to + 8 * j + c0, sum[0][4 * j + 2 * i] * a.scale,
-                  sum[0][4 * j + 2 * i + 1] * a.scale);
+          put_two(a.dq, a.acc_q, to + 8 * j + c0, sum[0][4 * j + 2 * i], sum[0][4 * j + 2 * i + 1]);
     }
     return;
+  }
+  if (a.dq_sum.data) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int r = row + 8 * i;
+      if (r >= t.n) continue;
+      const float *const before = (const float *)a.dq_sum.data + row_at(t, a.dq_sum, r) + c0;
+#pragma unroll
+      for (int j = 0; j < W / 8; j++)
+        if (8 * j < a.D) {
+          const float2 x = *(const float2 *)(before + 8 * j);
+          float *const y = sum[0] + 4 * j + 2 * i;
+          y[0] = __fadd_rn(x.x, y[0]), y[1] = __fadd_rn(x.y, y[1]);
+        }
+    }
   }
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
     for (int j = 0; j < W / 8; j++)
       put_pair<W>(base, row + 8 * i, 8 * j + c0,
-                  pack(sum[0][4 * j + 2 * i] * a.scale, sum[0][4 * j + 2 * i + 1] * a.scale, T()));
+                  pack(sum[0][4 * j + 2 * i], sum[0][4 * j + 2 * i + 1], T()));
   __syncwarp();
 #pragma unroll 4
   for (int i = lane; i < 16 * W / 8; i += 32) {

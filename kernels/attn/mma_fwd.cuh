@@ -396,6 +396,7 @@ __device__ __forceinline__ void write(const rgk_mma &p, const team_rows &t,
                                       float (&o)[C::X][C::E / 2], row_state (&r)[C::X], float c,
                                       uint32_t at, int first) {
   const int lane = (int)threadIdx.x % 32;
+  __syncwarp(); /* rows of q that others of the warp loaded: without keys, no barrier came since */
 #pragma unroll
   for (int i = 0; i < 2 * C::X; i++) {
     const int x = i / 2, y = i % 2, row = i * 8 + lane / 4;

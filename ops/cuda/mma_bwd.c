@@ -72,4 +72,5 @@ const rgi_attn_family rgi_attn_mma_bwd = {.name = "mma",
                                           .refuses = refuses,
                                           .workspace = workspace,
                                           .steps = steps,
-                                          .delta = RGI_DELTA_LANES};
+                                          .delta = RGI_DELTA_LANES,
+                                          .rounds = true};

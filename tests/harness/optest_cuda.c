@@ -14,6 +14,10 @@ bool ot_on_gpu(void) {
 
 #ifndef REGRAPH_CUDA
 
+int ot_capability(void) {
+  return 0;
+}
+
 const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
                        int poison) {
   (void)call, (void)in, (void)nin, (void)out, (void)nout, (void)poison;
@@ -161,6 +165,12 @@ static const char *mirror_all(ot_call *c, struct mirror *m, int *n, struct far *
       at++;
     }
   return NULL;
+}
+
+int ot_capability(void) {
+  rg_error error = {0};
+  rg_gpu gpu;
+  return ot_on_gpu() && !rgi_cuda_device(&gpu, &error) ? ot_cc(gpu.cc) : 0;
 }
 
 const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
