@@ -32,10 +32,17 @@ RGK_BOTH uint32_t rgk_mma_bwd_keys_threads(int32_t W) {
   return W <= 128 ? 128 : 256;
 }
 
+/* Batches whose rows are looked up at a time, each by a warp; a power of two. */
+RGK_BOTH int32_t rgk_mma_bwd_looks(int32_t W, bool small) {
+  return W == 256 && small ? 1 : (int32_t)rgk_mma_bwd_keys_threads(W) / 32;
+}
+
 /* Bytes of shared memory; the kernels' structs are checked against these. */
 RGK_BOTH uint32_t rgk_mma_bwd_keys_shared(int32_t W, int32_t E, bool small) {
-  const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_batch(W, small);
-  return (RGK_MMA_BWD_KEYS + 2 * n) * w + RGK_MMA_BWD_KEYS * n * 2 + 3 * 5 * 4 * n + 48;
+  const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_batch(W, small),
+                 known = (uint32_t)rgk_mma_bwd_looks(W, small) + 2;
+  return (RGK_MMA_BWD_KEYS + 2 * n) * w + RGK_MMA_BWD_KEYS * n * 2 +
+         ((known * (20 * n + 4) + 7) / 8 * 8 + 48 + 15) / 16 * 16;
 }
 RGK_BOTH uint32_t rgk_mma_bwd_queries_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_step(W, small);

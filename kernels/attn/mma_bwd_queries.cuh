@@ -134,6 +134,30 @@ template <int W, bool HELD> struct fragments {
   }
 };
 
+/* copy_rows of `n` rows `step` elements apart: few instructions stand between a barrier and the
+ * products behind it. */
+template <int W, int ROWS>
+__device__ __forceinline__ void copy_keys(uint32_t to, int width, const uint16_t *from,
+                                          int64_t step, int n) {
+  constexpr int CHUNKS = W % 64 ? 4 : 8, STRIDE = THREADS / CHUNKS;
+  static_assert(STRIDE % 8 == 0, "a thread's rows turn alike");
+  const int c = (int)threadIdx.x % CHUNKS, r0 = (int)threadIdx.x / CHUNKS;
+  const uint32_t here = to + place<W>(r0, c);
+  from += 8 * c;
+  const uint16_t *row = from + r0 * step;
+#pragma unroll
+  for (int i = 0; i < (ROWS + STRIDE - 1) / STRIDE; i++, row += STRIDE * step) {
+    const int r = r0 + i * STRIDE;
+    if (ROWS % STRIDE && r >= ROWS) break;
+    const bool real = r < n;
+    const uint16_t *const x = real ? row : from;
+#pragma unroll
+    for (int g = 0; g < W / 8 / CHUNKS; g++)
+      copy16(here + i * STRIDE * pitch(W) + g * CHUNKS * 16, x + g * CHUNKS * 8,
+             real && (g * CHUNKS + c) * 8 < width);
+  }
+}
+
 template <class T, int W, int E, bool SMALL>
 __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rgk_attn_plain p) {
   constexpr int STEP = rgk_mma_bwd_step(W, SMALL), SUB = W == 256 ? 16 : 32;
@@ -168,12 +192,8 @@ __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rg
                             (const uint16_t *)a.v.data + span.row * a.v.row + t.kh * a.v.head;
   key_walk<STEP> w(a, t, span.n, first_position(a, t.t.b));
   auto load = [&](int stage) {
-    copy_rows<W, STEP, THREADS>(base + stage * K, threadIdx.x, a.D, k, [&](int r) {
-      return r < w.keys ? k + (w.first + r) * a.k.row : nullptr;
-    });
-    copy_rows<E, STEP, THREADS>(base + AT_V + stage * V, threadIdx.x, a.E, v, [&](int r) {
-      return r < w.keys ? v + (w.first + r) * a.v.row : nullptr;
-    });
+    copy_keys<W, STEP>(base + stage * K, a.D, k + w.first * a.k.row, a.k.row, w.keys);
+    copy_keys<E, STEP>(base + AT_V + stage * V, a.E, v + w.first * a.v.row, a.v.row, w.keys);
   };
 
   /* this lane's rows */

@@ -21,6 +21,10 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->softcap != 0) return "plain: softcap";
   if (a->D % 8 || a->E % 8 || !instance(a, &E)) return "plain: head width";
   if (!a->d_o.data) return "plain: no gradient of o";
+  /* the kernels count in 32 bits: rows in steps of 16 bytes, lse and delta in floats */
+  if (a->T * a->q.row >> 35 || a->T * a->d_o.row >> 35 || a->T * a->lse.row >> 32 ||
+      a->T * a->H >> 32)
+    return "plain: rows of q over 64 GiB";
 #ifdef REGRAPH_CUDA
   const int32_t W = instance(a, &E);
   if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, rgi_cuda_attn_little_shared(gpu)))
