@@ -402,8 +402,8 @@ static int job_length(const lines *l, int i) {
   return n;
 }
 
-/* GPUs of data sheets are asked for by name: attention and topk take the tensor cores that all GPUs
- * since Ampere have. */
+/* GPUs of data sheets are asked for by name: attention, topk and learned compression take the
+ * tensor cores that all GPUs since Ampere have. */
 Test(profile, data_sheets) {
   static const struct {
     const char *name;
@@ -417,16 +417,17 @@ Test(profile, data_sheets) {
     cr_assert(strstr(p->source, "data sheet"), "%s", p->source);
     rgi_profile_destroy(p);
     cr_assert_eq(rgi_profile_load(ctx, sheet[i].name, "cpu", &p, &e), RG_E_VALUE);
-    rg_plan *plan = plan_job("nsa T=8192", "cuda", sheet[i].name);
+    rg_plan *plan = plan_job("nsa_linear T=8192", "cuda", sheet[i].name);
     rg_node_info x;
     int found = 0;
     for (size_t k = 0; rg_plan_node(plan, k, &x) == RG_OK; k++) {
-      if (!strstr(x.op, "_attn") && strcmp(x.op, "topk") != 0) continue;
+      if (!strstr(x.op, "_attn") && !strstr(x.op, "compress_kv") && strcmp(x.op, "topk") != 0)
+        continue;
       cr_assert(x.model_ms > 0, "%s: %s", sheet[i].name, x.name);
       cr_assert_str_eq(x.kernels, "mma: not Hopper", "%s: %s", sheet[i].name, x.name);
       found++;
     }
-    cr_assert_eq(found, 7); /* three branches both ways */
+    cr_assert_eq(found, 9); /* three branches and compression both ways */
     rg_plan_destroy(plan);
   }
 }
