@@ -42,6 +42,16 @@ __device__ __forceinline__ tile find_tile(const rgk_seqs &s, int64_t slot, int s
   }
   return tile_at(s, lo, slot, size);
 }
+/* The same by whole warps, whose lanes look at once. */
+__device__ __forceinline__ tile find_tile_warp(const rgk_seqs &s, int64_t slot, int size) {
+  int lo = 0, hi = s.n;
+  while (lo < hi) {
+    const int step = (hi - lo + 31) / 32, at = lo + step * ((int)threadIdx.x % 32 + 1);
+    lo += step * __popc(__ballot_sync(~0u, at <= hi && seq_start(s, at) / size + at <= slot));
+    hi = min(hi, lo + step - 1);
+  }
+  return tile_at(s, lo, slot, size);
+}
 
 /* The sequence of row `row`; s.n for a dead row. Empty sequences are passed over. */
 __device__ __forceinline__ int find_seq(const rgk_seqs &s, int64_t row) {
