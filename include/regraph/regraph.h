@@ -355,7 +355,9 @@ typedef struct rg_plan_options {
   bool no_lanes;
   /* fuse pass off: a gradient of several branches is computed for all of them at once */
   bool no_fuse;
-  double pack_seconds; /* time limit for the exact packer; 0: 2 s */
+  /* Time limit for the exact packer; 0: so much work instead, some 2 s of it, and then the same
+   * spec and policy give the same plan on every machine. */
+  double pack_seconds;
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
   void *progress_user;
