@@ -52,6 +52,12 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x);
+/* slc of single tokens over pages (kernels/attn/decode_sm90.cuh), the bits of rgi_paged_gather_fwd,
+ * which takes it too. */
+bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages);
+rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                              rg_cuda *x);
+
 /* What kernels are told of a call over pages. */
 rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
