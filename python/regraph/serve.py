@@ -262,12 +262,12 @@ class Engine:
         self._outputs: dict[str, tuple] = {}
         self._requests: dict[int, Request] = {}
         self._seconds = self._ran = 0.0
-        bound: dict[tuple[int, str], tuple[int, int]] = {}
-        for count in rows:
+        bound: dict[tuple[int, str], int] = {}
+        for count in reversed(rows):  # the others fit into what the largest binds
             plan = Plan(spec, device=device, threads=threads, no_grad=True, T=count, **dims)
             session = Session(plan)
             self._bind(plan, session, dict(weights), bound, page)
-            self._buckets.append((count, session))
+            self._buckets.insert(0, (count, session))
         self._next = np.zeros(slots, np.int32)
         logits = self._outputs.get("logits")
         self._tokens = logits[0].shape[-1] if logits else 2**31  # how many the model knows
@@ -293,8 +293,8 @@ class Engine:
             at = tensor.role, tensor.name
             if tensor.role == _lib.INPUT and tensor.name in queue.offsets:
                 address = self._block + queue.offsets[tensor.name]
-            elif at in bound and tensor.nbytes <= bound[at][1]:  # rows of a step may be more here
-                address = bound[at][0]
+            elif at in bound:
+                address = bound[at]
             elif tensor.role == _lib.INPUT:
                 if tensor.name not in weights:
                     raise RegraphError("RG_E_USAGE", f"the weight '{tensor.name}' is missing; "
@@ -308,7 +308,7 @@ class Engine:
                 address = self._take(plan, tensor.nbytes)
                 if tensor.role == _lib.OUTPUT:
                     self._outputs[tensor.name] = tensor, self._memory[-1]
-            bound[at] = address, tensor.nbytes
+            bound[at] = address
             session.bind(tensor.role, tensor.name, address, tensor.nbytes)
         if not self._outputs.keys() & {"next", "logits"}:
             raise RegraphError("RG_E_NAME", "the spec has neither an output 'next' nor 'logits'")
@@ -376,8 +376,13 @@ class Engine:
             self._outputs["next"][1].read(self._next)
         self._ran += time.perf_counter() - start
 
-    def _logits(self):
-        tensor, memory = self._outputs["logits"]
+    def output(self, name: str) -> np.ndarray:
+        """What an output of the spec holds after a step: its first rows are those of the step's
+        tokens (or slots), what follows them is left from others."""
+        if name not in self._outputs:
+            raise RegraphError("RG_E_NAME", f"there is no output '{name}'; expected one of "
+                                            f"{', '.join(self._outputs)}")
+        tensor, memory = self._outputs[name]
         array = np.empty(tensor.shape, arrays.NUMPY[tensor.dtype])
         memory.read(array)
         return array
@@ -398,7 +403,7 @@ class Engine:
                     continue
                 if request.sampling.temperature or "next" not in self._outputs:
                     if logits is None:
-                        logits = self._logits()
+                        logits = self.output("logits")
                     self._next[slot] = draw(arrays.float32(logits[slot]), request.sampling,
                                             len(request.prompt) + len(request.tokens))
                 token = int(self._next[slot])
