@@ -102,9 +102,10 @@ static void let_in(meeting *m) {
   m->fd[i] = fd;
 }
 
+/* Those that somebody waits at. */
 static int open_connections(const meeting *m) {
   int n = 0;
-  for (int i = 0; i < m->most; i++) n += m->fd[i] >= 0;
+  for (int i = 0; i < m->most; i++) n += m->fd[i] >= 0 && !rgi_hub_idle(m->hub, i);
   return n;
 }
 

@@ -353,6 +353,9 @@ void rgi_hub_sent(rgi_hub *h, int i, size_t n) {
 bool rgi_hub_closes(const rgi_hub *h, int i) {
   return h->at[i].open && h->at[i].closing && h->at[i].out.n == 0;
 }
+bool rgi_hub_idle(const rgi_hub *h, int i) {
+  return h->at[i].rank < 0 && h->at[i].out.n == 0;
+}
 bool rgi_hub_failed(const rgi_hub *h) {
   return h->failed;
 }

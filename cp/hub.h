@@ -74,6 +74,8 @@ const void *rgi_hub_outgoing(const rgi_hub *h, int connection, size_t *n);
 void rgi_hub_sent(rgi_hub *h, int connection, size_t n);
 /* May the connection be closed, once all is sent? */
 bool rgi_hub_closes(const rgi_hub *h, int connection);
+/* Is it nobody's so far, with nothing to hear? A stranger's that never says a word stays so. */
+bool rgi_hub_idle(const rgi_hub *h, int connection);
 bool rgi_hub_failed(const rgi_hub *h);
 /* Has every rank been here, if only to be refused? */
 bool rgi_hub_complete(const rgi_hub *h);

@@ -253,6 +253,29 @@ Test(cp_processes, starts) {
   rg_context_destroy(ctx);
 }
 
+/* Somebody who comes to the port and says nothing, a check of health, say, keeps nobody waiting. */
+static int visited;
+static void with_a_visitor(child *me) {
+  struct sockaddr_in a = {.sin_family = AF_INET,
+                          .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                          .sin_port = htons((uint16_t)visited)};
+  if (me->comm->rank == 0) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0); /* open to the end of the process */
+    me->out.wrong = connect(fd, (struct sockaddr *)&a, sizeof a) != 0;
+  }
+  me->out.status = round_of(me, 0);
+}
+Test(cp_processes, a_silent_visitor) {
+  outcome out[MOST];
+  visited = free_port();
+  const world w = {.n = 2, .bad = -1, .port = visited, .deadline = 20, .fn = with_a_visitor};
+  const double begun = now();
+  run_processes(&w, out);
+  for (int r = 0; r < 2; r++)
+    cr_assert(out[r].status == RG_OK && !out[r].wrong, "rank %d: %s", r, out[r].message);
+  cr_assert_lt(now() - begun, 10);
+}
+
 /* NCCL is looked for when it is asked for; a file that is none is named, and so is the remedy. A
  * process has looked once, so each is a test. */
 static void no_nccl(const char *file, const char *say) {
