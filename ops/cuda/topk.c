@@ -99,14 +99,16 @@ static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
-  if (p->max) return "plain: pool max";
+  if (p->max && !dot) return "plain: pool max";
   if (p->local == 0) return "plain: local 0";
   if (p->share > 1) return "plain: query_block";
   if (heads > (dot ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
   if (p->softcap != 0) return "plain: softcap";
-  if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
+  if (bs > (p->max ? 2 : 1) * RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8)
+    return "plain: kernel, stride, block";
+  if (p->max && (bs < 4 || reach > 0)) return "plain: kernel, stride, block";
   if (pages && dot) return "plain: score dot over pages";
   if (pages && p->k.dtype != p->dtype) return "plain: caches of another type";
   if (pages && reach > bs) return "plain: kernel, stride, block";
