@@ -22,6 +22,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -512,6 +513,8 @@ def main():
     parser.add_argument("--tokens", help="such as 4K,16K")
     parser.add_argument("--seed", type=Path, help="a checkout of the seed")
     parser.add_argument("--only", help=f"some of {','.join(LABELS)}")
+    parser.add_argument("--older", action="store_true", help="what GPUs without Hopper's instructions are given: our kernels by "
+                        "profile a100, the seed without TMA, FlashAttention 2 its window")
     parser.add_argument("--choices", help=f"selected attention alone, on choices drawn so: some of {','.join(CHOICES)}, or all")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and which peers are here")
     parser.add_argument("--branches", action="store_true", help="times of the parts too")
@@ -536,11 +539,13 @@ def main():
     else:
         import torch
 
+        if args.older:
+            os.environ["REGRAPH_PROFILE"] = "a100"
         seed = None
         if args.seed:
             from seed_shim import Seed
 
-            seed = Seed(args.seed, SHAPES[args.shape])
+            seed = Seed(args.seed, SHAPES[args.shape], older=args.older)
             print(f"seed's sliding window: {seed.swa_backend}")
         tokens = sizes(args.tokens or TOKENS[args.shape])
         if args.check:

@@ -1,10 +1,10 @@
 /* bench/gemm_bench.c: linear and compress_kv on a GPU, and cuBLASLt on the same products.
 
-     gemm_bench [tokens of linear [tokens of compress_kv]]      default 8192, 131072
+     gemm_bench [tokens of linear, tokens of compress_kv …]      default 8192 131072; 0: none
 
-   linear: [T, 4096] · [4096, 4096], bf16. compress_kv: one sequence, 4 KV heads, d 128, blocks
-   32/16, bf16. Each line is the median of 20 runs after 3: milliseconds, TFLOP/s of useful products
-   and TB/s of bytes read and written once.
+   linear: [T, 4096] · [4096, 4096], bf16, also batch_invariant, without the library. compress_kv:
+   one sequence, 4 KV heads, d 128, blocks 32/16, bf16. Each line is the median of 20 runs after 3:
+   milliseconds, TFLOP/s of useful products and TB/s of bytes read and written once.
  */
 #include <stdio.h>
 
@@ -134,11 +134,18 @@ static void linear(int64_t T) {
   const double flops = 2.0 * (double)T * (double)K * (double)N;
   const double bytes = 2.0 * ((double)(T * K) + (double)(N * K) + (double)(T * N));
   printf("linear %lld x %lld x %lld bf16\n", (long long)T, (long long)N, (long long)K);
+  gpu_call own =
+      fill(&rgi_op_linear, (const rg_arg *[]){&x, &w, NULL, &cu}, (const rg_arg *[]){&y});
+  gpu_int(&own, "batch_invariant", 1);
+  bench("  forward, batch_invariant", own, flops, bytes);
   bench("  forward",
         fill(&rgi_op_linear, (const rg_arg *[]){&x, &w, NULL, &cu}, (const rg_arg *[]){&y}), flops,
         bytes);
-  same_rows(&y, &x, &w);
+  if (T > 207) same_rows(&y, &x, &w);
   const rg_arg *in[] = {&x, &w, NULL, &cu, &y, NULL, NULL, NULL};
+  own = fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){&dx, NULL, NULL});
+  gpu_int(&own, "batch_invariant", 1);
+  bench("  d x, batch_invariant", own, flops, bytes);
   bench("  d x", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){&dx, NULL, NULL}), flops, bytes);
   bench("  d w", fill(&rgi_op_linear_bwd, in, (const rg_arg *[]){NULL, &dw, NULL}), flops, bytes);
   rg_arg sum = gpu_tensor(RG_F32, 2, T, K, 1);
@@ -197,16 +204,21 @@ static void compress(int64_t T, int method, const char *name) {
   GPU_OK(cudaFree(cu.data));
 }
 
-int main(int argc, char **argv) {
-  int64_t T = argc > 1 ? atoll(argv[1]) : 8192, TC = argc > 2 ? atoll(argv[2]) : 131072;
-  gpu_open();
+static void both(int64_t T, int64_t TC) {
   if (T > 0) linear(T);
+  if (TC == 0) return;
   printf("compress_kv %lld tokens, K and V, %d heads, d %d, blocks %d/%d, bf16\n", (long long)TC,
          KH, D, KERNEL, STRIDE);
   compress(TC, 0, "mean");
   compress(TC, 1, "linear");
   compress(TC, 2, "swiglu");
   compress(TC, 3, "sigmoid_mul");
+}
+
+int main(int argc, char **argv) {
+  gpu_open();
+  if (argc == 1) both(8192, 131072);
+  for (int i = 1; i < argc; i += 2) both(atoll(argv[i]), i + 1 < argc ? atoll(argv[i + 1]) : 0);
   return 0;
 }
 #endif

@@ -111,16 +111,17 @@ def _interface():
 
 class Seed:
     """The seed's whole function and its branches, for one configuration. `params` are those of examples/nsa.json. With a group
-    of processes the whole function runs on them; `recompute`: whatever it can keep or compute again, it computes again."""
+    of processes the whole function runs on them; `recompute`: whatever it can keep or compute again, it computes again. `older`: what it does where there is no TMA."""
 
-    def __init__(self, path, params, group=None, recompute=False):
+    def __init__(self, path, params, group=None, recompute=False, older=False):
         try:
             import flash_attn_interface
 
             self.swa_backend = getattr(flash_attn_interface, "stands_for", "FlashAttention 3")
         except ImportError:
             try:
-                if params["D"] != params["DV"]:  # FlashAttention 4 has no backward of these in groups
+                # FlashAttention 4 has no backward of unequal widths in groups, and runs on no older GPU
+                if older or params["D"] != params["DV"]:
                     raise ImportError
                 module, self.swa_backend = _interface4(), "FlashAttention 4"
             except ImportError:
@@ -138,6 +139,8 @@ class Seed:
         import flash_nsa
 
         self.m, p = flash_nsa, params
+        if older:
+            flash_nsa.NSAHelper.use_tma = False
         config = flash_nsa.NSAConfig(
             head_dim=p["D"], qk_head_dim=p["D"], v_head_dim=p["DV"], num_heads=p["H"], num_kv_heads=p["KH"],
             kernel_size=p["kernel"], stride=p["stride"], block_size=p["block"], top_n=p["top_n"],

@@ -262,6 +262,15 @@ rg_status rg_policy_load_file(rg_context *ctx, const char *path, rg_policy **out
   static const char *const words[] = {"none", "all", "least"};
   rgi_shown near;
   rg_status before = rgi_error_before(error);
+  const char *digits = path + strspn(path, "+-.");
+  /* bytes, but for a slip */
+  if (*digits >= '0' && *digits <= '9' && !strchr(path, '/') && !strstr(path, ".json") &&
+      access(path, F_OK) != 0) {
+    int64_t bytes;
+    const rg_status status = rg_parse_size(path, &bytes, error);
+    rgi_error_file(error, before, path);
+    return status;
+  }
   if (!strpbrk(path, "./") && access(path, F_OK) != 0 && *rgi_near(&near, path, words, 3)) {
     const rg_status status =
         rgi_fail(error, RG_E_IO, NULL, NULL,

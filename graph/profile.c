@@ -8,7 +8,15 @@
 #include <string.h>
 #include <unistd.h>
 
-extern const char *const rgi_profile_text_cpu, *const rgi_profile_text_h200;
+#define SHIPPED(X) X(cpu) X(h200) X(a100) X(l40s) X(rtx4090) X(b200)
+#define TEXT(name) extern const char *const rgi_profile_text_##name;
+SHIPPED(TEXT)
+#define NAMED(name) {#name, "recompute/profiles/" #name ".json", &rgi_profile_text_##name},
+static const struct {
+  const char *name, *file;
+  const char *const *text;
+} shipped[] = {SHIPPED(NAMED)};
+enum { SHIPPED_CPU, SHIPPED_CUDA }; /* those of "shipped" */
 
 /* What divides costs leaves them numbers. */
 #define LEAST_RATE 1e-9
@@ -211,7 +219,8 @@ static rg_status read_profile(rgi_profile *p, const rgi_json *root, rg_error *e)
     RGI_TRY(rgi_json_expect(v, RGI_JSON_STRING, "/$schema", NULL, e));
   RGI_TRY(read_count(root, "threads", 0, 4096, &p->threads, e));
   p->gpu = (rg_gpu){.cc = 90, .sms = 132};
-  RGI_TRY(read_count(root, "compute_capability", 80, 999, &p->gpu.cc, e));
+  /* Nothing runs below 8.0; a plan for less takes kernels that need no tensor cores. */
+  RGI_TRY(read_count(root, "compute_capability", 70, 999, &p->gpu.cc, e));
   RGI_TRY(read_count(root, "multiprocessors", 1, 65536, &p->gpu.sms, e));
   p->step_us = 1;
   p->efficiency = 0.5;
@@ -284,22 +293,41 @@ bool rgi_profile_asked(const char *which) {
   return which && strcmp(which, "shipped") != 0;
 }
 
-static rg_status load_file(const rg_context *ctx, const char *path, bool cuda, rgi_profile **out,
-                           rg_error *e) {
-  char *text;
-  size_t size;
-  rg_status before = rgi_error_before(e), status = rgi_read_file(ctx, path, &text, &size, e);
-  const rgi_source source = {path, text, size};
-  if (status == RG_OK) status = rgi_profile_parse(ctx, text, size, path, path, out, e);
+static rg_status load_text(const rg_context *ctx, const rgi_source *source, const char *found,
+                           bool cuda, rgi_profile **out, rg_error *e) {
+  const rg_status before = rgi_error_before(e);
+  rg_status status =
+      rgi_profile_parse(ctx, source->text, source->size, source->name, found, out, e);
   if (status == RG_OK && (*out)->cuda != cuda) {
     status = rgi_fail(e, RG_E_VALUE, "/device", NULL, "a profile for %s, but the plan is for %s",
                       (*out)->cuda ? "cuda" : "cpu", cuda ? "cuda" : "cpu");
     rgi_profile_destroy(*out);
     *out = NULL;
   }
-  rgi_error_place(e, before, &source);
+  rgi_error_place(e, before, source);
+  return status;
+}
+
+static rg_status load_file(const rg_context *ctx, const char *path, bool cuda, rgi_profile **out,
+                           rg_error *e) {
+  char *text;
+  size_t size;
+  const rg_status before = rgi_error_before(e);
+  rg_status status = rgi_read_file(ctx, path, &text, &size, e);
+  const rgi_source source = {path, text, size};
+  if (status == RG_OK)
+    status = load_text(ctx, &source, path, cuda, out, e);
+  else
+    rgi_error_place(e, before, &source);
   rgi_free(ctx, text);
   return status;
+}
+
+static rg_status load_shipped(const rg_context *ctx, int i, bool cuda, rgi_profile **out,
+                              rg_error *e) {
+  const char *text = *shipped[i].text;
+  const rgi_source source = {shipped[i].file, text, strlen(text)};
+  return load_text(ctx, &source, "shipped", cuda, out, e);
 }
 
 rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char *device,
@@ -322,26 +350,24 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
     }
     return status;
   }
-  if (!which || strcmp(which, "shipped") == 0) {
-    const char *text = cuda ? rgi_profile_text_h200 : rgi_profile_text_cpu;
-    return rgi_profile_parse(ctx, text, strlen(text),
-                             cuda ? "recompute/profiles/h200.json" : "recompute/profiles/cpu.json",
-                             "shipped", out, e);
-  }
+  if (!which || strcmp(which, "shipped") == 0)
+    return load_shipped(ctx, cuda ? SHIPPED_CUDA : SHIPPED_CPU, cuda, out, e);
   if (is_file(which)) return load_file(ctx, which, cuda, out, e);
+  if (rgi_profile_path(which, path, sizeof path) && access(path, R_OK) == 0)
+    return load_file(ctx, path, cuda, out, e);
+  for (int i = 0; i < RGI_COUNT(shipped); i++)
+    if (strcmp(which, shipped[i].name) == 0) return load_shipped(ctx, i, cuda, out, e);
   if (!rgi_profile_path(which, path, sizeof path))
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "profile '%s': a name stands for a file in the cache folder, and neither "
                     "XDG_CACHE_HOME nor HOME names one, or the path is too long",
                     rgi_show(&shown, which));
-  if (access(path, R_OK) != 0) {
-    rgi_shown where;
-    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                    "there is no profile '%s': no file %s (expected \"shipped\", the name of a "
-                    "profile there, or a path, such as ./NAME.json)",
-                    rgi_show(&shown, which), rgi_show(&where, path));
-  }
-  return load_file(ctx, path, cuda, out, e);
+  rgi_shown where;
+  return rgi_fail(
+      e, RG_E_USAGE, NULL, NULL,
+      "there is no profile '%s': no file %s (expected \"shipped\", the name of one that "
+      "ships or of a profile there, or a path, such as ./NAME.json)",
+      rgi_show(&shown, which), rgi_show(&where, path));
 }
 
 void rgi_profile_destroy(rgi_profile *p) {

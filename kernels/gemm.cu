@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(RGK_GEMM_THREADS) gemm_plain(const __grid_cons
                       c[i][j + 3] + run[i][j + 3]);
   __syncthreads();
   char *to = (char *)p.c + (sum ? (int64_t)blockIdx.z * p.c_split * 4 : 0);
-  gemm_finish<128, 128, LD>(p, shared, rows, t.n, to);
+  gemm_finish<128, 128, LD, RGK_GEMM_THREADS>(p, shared, rows, t.n, to);
 }
 
 __global__ void reduce_partials(const __grid_constant__ rgk_reduce p) {

@@ -6,10 +6,14 @@
 
 namespace rgk {
 
-/* A row of the tile. */
-struct gemm_row {
-  int64_t a, c, up; /* where it begins in A, C and `up` */
-  int32_t lo, hi, cn;
+/* A row of the tile: where it begins in A, and its valid parts; where in C and `up`. */
+struct gemm_place {
+  int64_t a;
+  int32_t lo, hi;
+};
+struct gemm_row : gemm_place {
+  int64_t c, up;
+  int32_t cn;
   bool live;
 };
 
@@ -21,7 +25,7 @@ __device__ __forceinline__ int64_t gemm_live(const rgk_gemm &p) {
 }
 
 __device__ __forceinline__ gemm_row gemm_find_row(const rgk_gemm &p, int64_t m) {
-  gemm_row r = {0, 0, 0, 0, 0, 0, false};
+  gemm_row r = {{0, 0, 0}, 0, 0, 0, false};
   if (p.mode == RGK_SUM) {
     r.c = m * p.ldc;
     r.cn = m < p.m;
@@ -66,8 +70,8 @@ __device__ __forceinline__ gemm_at gemm_part(const rgk_gemm &p, const gemm_step 
 
 /* Element (row r of the tile, depth k) of A; NULL: zero. */
 template <class T>
-__device__ __forceinline__ const T *gemm_a(const rgk_gemm &p, const gemm_row &r, const gemm_step &s,
-                                           int k) {
+__device__ __forceinline__ const T *gemm_a(const rgk_gemm &p, const gemm_place &r,
+                                           const gemm_step &s, int k) {
   const gemm_at at = gemm_part(p, s, k);
   if (k >= p.k || at.part < r.lo || at.part >= r.hi) return nullptr;
   return (const T *)p.a + r.a + at.part * p.a_part + at.in;
@@ -192,13 +196,13 @@ __device__ __forceinline__ void gemm_put(const rgk_gemm &p, char *c, const gemm_
 
 /* The tile (shared memory, rows LD apart) of column tile `column_tile` goes through the gate
  * to C. */
-template <int BM, int BN, int LD>
+template <int BM, int BN, int LD, int THREADS>
 __device__ __forceinline__ void gemm_finish(const rgk_gemm &p, const float *tile,
                                             const gemm_row *rows, int64_t column_tile, char *c) {
   const bool gated = p.gate != RGK_STORE;
   const int eights = gated ? BN / 16 : BN / 8;
   const int64_t columns = gated ? p.half : p.n, n0 = column_tile * eights * 8;
-  for (int i = threadIdx.x; i < BM * eights; i += RGK_GEMM_THREADS) {
+  for (int i = threadIdx.x; i < BM * eights; i += THREADS) {
     const int row = gated ? i / (BN / 16) : i / (BN / 8), at = (i & (eights - 1)) * 8;
     const gemm_row &r = rows[row];
     const int64_t n = n0 + at, left = columns - n;

@@ -62,18 +62,32 @@ typedef struct rgk_gemm {
 } rgk_gemm;
 
 enum { RGK_GEMM_THREADS = 256, RGK_GEMM_M = 128, RGK_PLAIN_N = 128 };
-/* Tiles are RGK_GEMM_M by RGK_PLAIN_N, or by `width` (128 or 256) with the tensor cores of
- * Hopper. */
+/* Tiles are RGK_GEMM_M by RGK_PLAIN_N, or by `width` (128 or 256) with wgmma. */
 RGK_GETTER(rgk_gemm_plain(rg_dtype t))
 /* 16-bit types. `any` takes what does not move 16 bytes at a time, in tiles of 128, with the same
  * results. */
 RGK_GETTER(rgk_gemm_wgmma(rg_dtype t, int mode, int width, bool any))
+/* Does a call move single elements? Where 16 bytes can't be moved, or parts are shorter than a step
+ * through them. */
+RGK_BOTH bool rgk_gemm_any(const rgk_gemm *p) {
+  return !p->va || !p->vb || (p->mode == RGK_BACKWARD && p->part < 64 && p->part < p->k);
+}
 enum { RGK_PLAIN_SHARED = RGK_GEMM_M * (RGK_PLAIN_N + 4) * 4 };
 static inline uint32_t rgk_gemm_stages(int mode, int width) {
   return width == 256 ? 4 : mode == RGK_BACKWARD ? 3 : 6;
 }
 static inline uint32_t rgk_gemm_shared(int mode, int width) {
   return rgk_gemm_stages(mode, width) * (uint32_t)(RGK_GEMM_M + width) * 128 + 1024;
+}
+
+/* The same by mma.sync, in square tiles: large ones, or small ones that take any addresses. The
+ * result does not depend on which. */
+RGK_GETTER(rgk_gemm_mma_bf16(int mode, bool large))
+RGK_GETTER(rgk_gemm_mma_f16(int mode, bool large))
+/* Two blocks fit in 100 KB: three stages, and a KiB that says where rows are. */
+enum { RGK_GEMM_MMA_THREADS = 128, RGK_GEMM_MMA_STAGES = 3, RGK_GEMM_MMA_SHARED = 49 << 10 };
+RGK_BOTH int32_t rgk_gemm_mma_tile(bool large) {
+  return large ? 128 : 64;
 }
 
 /* to[i, j] = from[i, j] + Σ_heads (last to first) Σ_split partial[head][split][i, j]. */

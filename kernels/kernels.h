@@ -7,7 +7,8 @@
    family, follow the same pattern:
 
        kernels/rows.h  rows.cu            elementwise and row-wise ops
-       kernels/X.h     X_fwd.cu X_bwd.cu  any GPU from compute_80 on (also as PTX)
+       kernels/X.h     X_fwd.cu X_bwd.cu  any GPU from compute_80 on (also as PTX); X_mma.cu and
+                                          mma_*.cu by mma.sync (device/mma.cuh)
                        X_sm90.cu          Hopper only (wgmma, TMA): compiled for sm_90a alone
  */
 #ifndef RGK_KERNELS_H

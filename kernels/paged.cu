@@ -151,7 +151,7 @@ struct new_block {
 
 __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t slot) {
   const rgk_pages &g = p.pages;
-  const tile t = find_tile(p.seqs, slot, p.stride);
+  const tile t = find_tile_warp(p.seqs, slot, p.stride);
   new_block n = {nullptr, -1, 0, 0};
   if (t.b >= p.seqs.n) return n;
   const int64_t context = g.context[t.b * g.context_step], i = t.first / p.stride;
@@ -195,7 +195,7 @@ __device__ __forceinline__ void widen(const uint4 &v, int32_t dtype, float (&x)[
  * nothing branches between their loads. */
 __device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_paged_side &s,
                          int64_t feature, mean_sum &m) {
-  constexpr int AHEAD = 8;
+  constexpr int AHEAD = 16;
   const int kernel = p.blocks.kernel, tokens = p.blocks.pages.tokens;
 #pragma unroll 1
   for (int first = 0; first < kernel; first += AHEAD) {

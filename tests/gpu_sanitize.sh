@@ -9,7 +9,8 @@
 #             default 50
 #   SHOW      lines of each finding shown, default 25
 #   LOGS      where the tools' full output goes, default a temporary directory
-#
+#   REGRAPH_TEST_CC=80   the kernels of older GPUs (86: those for less shared memory), of ops alone:
+#                        … gpu_tests_plain gpu_tiny/attn topk/groups topk/chunks
 #   LANES     the program that racecheck looks at (default: build-lanes/gpu_tests_plain)
 #
 # One line for each tool and test, then a table. Exit code 1 on any finding, failure or time-out, 77

@@ -38,4 +38,21 @@ typedef struct rgk_attn {
   bool aligned;
 } rgk_attn;
 
+/* n / d for 0 <= n < 2^31 by a product: m = ⌈2^(31 + shift) / d⌉, 2^(shift − 1) < d <= 2^shift. */
+typedef struct rgk_divisor {
+  uint32_t m, shift;
+} rgk_divisor;
+
+static inline rgk_divisor rgk_divide_by(int32_t d) {
+  rgk_divisor r = {0, 31};
+  while (d > 1 && (int64_t)1 << (r.shift - 31) < d) r.shift++;
+  r.m = (uint32_t)((((uint64_t)1 << r.shift) + (uint64_t)d - 1) / (uint64_t)d);
+  return r;
+}
+#ifdef __CUDACC__
+__device__ __forceinline__ int rgk_over(int n, rgk_divisor d) {
+  return (int)((uint64_t)(uint32_t)n * d.m >> d.shift);
+}
+#endif
+
 #endif

@@ -10,17 +10,47 @@ enum {
   RGK_DECODE_HEADS = 16,    /* of a KV head */
   RGK_DECODE_BLOCK = 4,     /* compressed keys of a block, which reaches over one more */
   RGK_DECODE_KEYS = 128,    /* of a tile */
-  RGK_DECODE_ROWS_KEPT = 17 /* rows of `pitch` floats that a block of threads has to itself */
+  RGK_DECODE_SCORES = 2560, /* of a token, that shared memory has room for */
+  RGK_DECODE_RANKS = 256,   /* threads that rank, beside 128 that load and 128 that attend */
+  RGK_DECODE_THREADS = 256 + RGK_DECODE_RANKS,
+  RGK_DECODE_ROWS_KEPT = 17 /* rows of `pitch` floats that a cluster has to itself */
 };
 
-/* `room`: per block of threads the products of its token with each row of the sequence, head by
+/* Shared memory: stages of K and V, q of two tokens, weights twice, sums of pairs, scores, the rest
+ * and what aligns it. */
+#define RGK_DECODE_STAGES(D) RGK_FLASH_STAGES(D, D, 1, RGK_DECODE_KEYS)
+#define RGK_DECODE_SHARED(D)                                                                       \
+  (RGK_FLASH_PANELS(D) *                                                                           \
+       (256 * RGK_DECODE_KEYS * RGK_DECODE_STAGES(D) + 2 * 128 * RGK_DECODE_HEADS) +               \
+   RGK_DECODE_HEADS * 4 * RGK_DECODE_KEYS + RGK_DECODE_KEYS / 8 * (4 * RGK_DECODE_HEADS + 4) * 4 + \
+   4 * RGK_DECODE_SCORES + 3072)
+
+/* A job is a token of a KV head, slots are rows of q. A cluster of `parts` blocks takes it, whose
+ * others fetch keys for the first: slower than one alone (docs/gpu.md), so it is 1. */
+typedef struct rgk_decode_attn {
+  rgk_flash_paged f; /* tiles of one token */
+  int32_t parts, zero;
+} rgk_decode_attn;
+
+/* `room`: per cluster the products of its token with each row of the sequence, head by
  * head, then places for the blocks' scores. */
 typedef struct rgk_decode {
-  rgk_flash_paged f; /* tiles of one token */
+  rgk_decode_attn a;
   rgk_topk topk;
   float *room;
   int64_t pitch; /* a multiple of a tile */
 } rgk_decode;
 RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width))
+
+/* Attention alone: to the bit flash.h's over pages, without a cap; and gather.h's, of blocks of 64
+ * keys, at most 32 of them. k and v are maps of (width, head, row, page) in boxes of 64 rows and
+ * columns there. Tiles of one token. */
+typedef struct rgk_decode_selected {
+  rgk_decode_attn a; /* parts 1 */
+  rgk_tensor idx;
+  int32_t top_n, zero;
+} rgk_decode_selected;
+RGK_GETTER(rgk_decode_alone(rg_dtype type, int32_t width))
+RGK_GETTER(rgk_decode_slc(rg_dtype type, int32_t width))
 
 #endif

@@ -1,90 +1,66 @@
-/* kernels/attn/decode_sm90.cu: see decode.h.
+/* kernels/attn/decode_sm90.cu: attention of single tokens over compressed keys (decode_sm90.cuh),
+   and the choice of blocks by its scores.
 
-   Attention is flash_fwd_sm90.cuh's: a tile's first 16 rows are the heads of one token. The
-   products that it takes the softmax of are those that topk ranks by (q kᵀ has the bits of
-   k qᵀ), so they are put aside, in memory that stays in L2; when lse is known, the same warpgroup
-   makes of them
+   The products that attention takes the softmax of are those that topk ranks by (q kᵀ has the bits
+   of k qᵀ), so they are put aside, in memory that stays in L2. When lse is known, other warps make
+   of them
 
        p[r] = Σ heads exp(s − lse)      score[block] = its rows' p, ascending, times overlap
 
-   in the order of topk_sm90.cu, finds by bisection which score `keep` blocks reach, and writes idx.
-   Rows count as in pages: block b has rows 4b … 4b + 4, of which the first and the last half.
+   in the order of topk_sm90.cu, find which blocks are the best, and write idx, while attention goes
+   on with the next job as soon as they have read the products. Rows count as in pages: block b has
+   rows 4b … 4b + 4, of which the first and the last half.
  */
-#include "decode.h"
-#include "flash_fwd_sm90.cuh"
-#include "topk.cuh"
+#include "decode_sm90.cuh"
 
 using namespace rgk;
-using namespace rgk::flash;
+using namespace rgk::decode;
 
 namespace {
 
-constexpr int HEADS = RGK_DECODE_HEADS, BLOCK = RGK_DECODE_BLOCK, MOST = 32;
+constexpr int BLOCK = RGK_DECODE_BLOCK;
+enum { RANKING = EACH + 1 }; /* named barrier of those who rank */
 
-struct ranked {
-  float lse[HEADS]; /* as the exponential wants it */
-  int part[2][4];   /* of a sum over the warpgroup, two in turn */
-  int count;
-  int2 chosen[MOST]; /* key, block */
-};
+/* ---- rank: two warpgroups ---- */
 
-/* Sum, or largest, of x over the warpgroup. */
+/* Sum, or largest, of x over all that rank. */
 struct counter {
   ranked &r;
   int turn;
   __device__ __forceinline__ void put(int x) {
     turn ^= 1;
-    if (threadIdx.x % 32 == 0) r.part[turn][threadIdx.x / 32 % 4] = x;
-    named_sync(EACH, WARPGROUP);
+    if (threadIdx.x % 32 == 0) r.part[turn][threadIdx.x / 32 % WARPS] = x;
+    named_sync(RANKING, RANKS);
   }
   __device__ __forceinline__ int sum(int x) {
     put(__reduce_add_sync(~0u, x));
-    const int *p = r.part[turn];
-    return p[0] + p[1] + p[2] + p[3];
+    int n = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) n += r.part[turn][w];
+    return n;
   }
   __device__ __forceinline__ int most(int x) {
     put(__reduce_max_sync(~0u, x));
-    const int *p = r.part[turn];
-    return max(max(p[0], p[1]), max(p[2], p[3]));
+    int n = r.part[turn][0];
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) n = max(n, r.part[turn][w]);
+    return n;
   }
 };
 
-template <class C> struct rank_blocks {
+struct ranking {
   const rgk_decode &d;
   ranked &r;
-
-  __device__ __forceinline__ float *room() const {
-    return d.room + blockIdx.x * RGK_DECODE_ROWS_KEPT * d.pitch;
-  }
-  __device__ __forceinline__ int32_t *idx_of(const job &j) const {
-    return (int32_t *)d.topk.idx.data + (int64_t)j.token * d.topk.idx.row +
-           (j.head >> d.f.f.pack) * d.topk.idx.head;
-  }
-
-  __device__ __forceinline__ void products(const float (&x)[C::N / 2], const job &j, int t,
-                                           int row) const {
-    if (row >= j.rows) return;
-    float *to = room() + row * d.pitch + t * C::N + threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < C::N / 8; i++) {
-      *(float2 *)(to + 8 * i) = make_float2(x[4 * i], x[4 * i + 1]);
-      *(float2 *)(to + 8 * d.pitch + 8 * i) = make_float2(x[4 * i + 2], x[4 * i + 3]);
-    }
-  }
-
-  __device__ __forceinline__ void dead(const job &j) const {
-    const int i = (int)threadIdx.x - 128;
-    if (i < d.topk.top_n) idx_of(j)[i] = 0;
-  }
+  const int tid, warp, lane;
 
   /* Scores of blocks [c.free0, c.free1) as keys; this thread's largest. */
   __device__ __forceinline__ int score(const rgk_topk_choice &c, int visible, int *keys) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const float scale = d.topk.scale * LOG2E;
-    const float *const from = room();
+    const float *const from = room_of(d);
     int top = LEAST_KEY;
     /* a warp's last lane only lends its first row */
-    for (int first = (int)c.free0 + warp * 31; first < c.free1; first += 4 * 31) {
+#pragma unroll 1
+    for (int first = (int)c.free0 + warp * 31; first < c.free1; first += WARPS * 31) {
       const int b = first + lane;
       float part[2][BLOCK], sum[BLOCK];
       float4 s[HEADS];
@@ -102,7 +78,7 @@ template <class C> struct rank_blocks {
 #pragma unroll
       for (int i = 0; i < BLOCK; i++) {
         const int row = BLOCK * b + i;
-        sum[i] = row < d.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
+        sum[i] = row < d.a.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
       }
       const float next = __shfl_down_sync(~0u, sum[0], 1);
       float score = sum[0];
@@ -118,13 +94,33 @@ template <class C> struct rank_blocks {
     return top;
   }
 
-  /* The `keep` best of n keys, into r.chosen; equal ones by lower block. */
-  __device__ __forceinline__ void select(const int *keys, int n, int keep, int first, int top,
-                                         counter &all) const {
-    const int tid = (int)threadIdx.x - 128;
+  /* The `keep` best of no more keys than threads, into r.chosen: one thread counts for each how
+   * many come before it. Equal ones by lower block. */
+  __device__ __forceinline__ void select_few(int *keys, int n, int keep, int first) const {
+    if (tid < 4 && n + tid < RANKS) keys[n + tid] = LEAST_KEY;
+    named_sync(RANKING, RANKS);
+    if (tid < n) {
+      const int mine = keys[tid];
+      int before = 0;
+#pragma unroll 4
+      for (int i = 0; i < n; i += 4) {
+        const int4 x = *(const int4 *)(keys + i);
+        before += (x.x > mine) + (x.y > mine) + (x.z > mine) + (x.w > mine);
+        before += (x.x == mine && i < tid) + (x.y == mine && i + 1 < tid) +
+                  (x.z == mine && i + 2 < tid) + (x.w == mine && i + 3 < tid);
+      }
+      if (before < keep) r.chosen[before] = make_int2(mine, first + tid);
+    }
+    named_sync(RANKING, RANKS);
+  }
+
+  /* The same of any number, by bisection. */
+  __device__ __forceinline__ void select(const int *keys, int n, int keep, int first,
+                                         int top) const {
+    counter all = {r, 0};
     auto from = [&](int least) {
       int m = 0;
-      for (int i = tid; i < n; i += WARPGROUP) m += keys[i] >= least;
+      for (int i = tid; i < n; i += RANKS) m += keys[i] >= least;
       return all.sum(m);
     };
     int lo = NAN_KEY, reach = n, last = n;
@@ -143,24 +139,24 @@ template <class C> struct rank_blocks {
       while (last - below > 1) {
         const int middle = below + (last - below) / 2;
         int m = 0;
-        for (int i = tid; i <= middle; i += WARPGROUP) m += keys[i] == lo;
+        for (int i = tid; i <= middle; i += RANKS) m += keys[i] == lo;
         if (all.sum(m) >= ties)
           last = middle;
         else
           below = middle;
       }
     }
-    for (int i = tid; i < n; i += WARPGROUP)
+    for (int i = tid; i < n; i += RANKS)
       if (keys[i] > lo || (keys[i] == lo && i <= last))
         r.chosen[atomicAdd(&r.count, 1)] = make_int2(keys[i], first + i);
-    named_sync(EACH, WARPGROUP);
+    named_sync(RANKING, RANKS);
   }
 
   /* By one warp: the row of idx. */
   __device__ __forceinline__ void write(const job &j, const rgk_topk_choice &c, bool ranks,
                                         bool seen) const {
-    const int lane = threadIdx.x % 32, top_n = d.topk.top_n;
-    int32_t *const idx = idx_of(j);
+    const int top_n = d.topk.top_n;
+    int32_t *const idx = idx_of(d, j);
     if (!ranks) {
       const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
       if (lane < top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
@@ -184,45 +180,56 @@ template <class C> struct rank_blocks {
     }
   }
 
-  __device__ __forceinline__ void end(shared<C> &s, const job &j, int row,
-                                      const float (&lse)[2]) const {
-    const rgk_topk_choice c = choice_of(d.topk, j.position);
-    const bool ranks = rgk_topk_ranks(c);
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const int visible = last_key(d.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
-    if (ranks) {
-      int *const keys = n <= (int)sizeof s.o / 4
-                            ? (int *)&s.o
-                            : (int *)(room() + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
-      counter all = {r, 0};
-      if (warp == 0 && lane % 4 == 0)
-        for (int y = 0; y < 2; y++) r.lse[row + 8 * y] = -LOG2E * lse[y];
-      if (warp == 0 && lane == 0) {
-        r.count = 0;
-        store_wait_read<0>(); /* o has left its room */
-      }
-      named_sync(EACH, WARPGROUP);
-      const int top = score(c, visible, keys);
-      select(keys, n, (int)c.keep, (int)c.free0, top, all);
+  template <class C> __device__ __forceinline__ void run(memory<C> &s) const {
+    for (uint32_t parity = 0;; parity ^= 1) {
+      bar_wait(&s.scored, parity);
+      const job j = r.at;
+      if (j.kind == EXIT) break;
+      const rgk_topk_choice c = choice_of(d.topk, j.position);
+      const bool ranks = rgk_topk_ranks(c);
+      const int visible = last_key(d.a.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
+      int *const keys = n <= RGK_DECODE_SCORES
+                            ? s.keys
+                            : (int *)(room_of(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
+      int top = 0;
+      if (ranks) top = score(c, visible, keys);
+      if (tid == 0) r.count = 0;
+      bar_release(&s.taken, top, j.head, j.keys);
+      if (ranks && n <= RANKS)
+        select_few(keys, n, (int)c.keep, (int)c.free0);
+      else if (ranks)
+        select(keys, n, (int)c.keep, (int)c.free0, top);
+      if (warp == 0) write(j, c, ranks, visible > d.a.f.f.before);
+      named_sync(RANKING, RANKS); /* all this is written again */
     }
-    if (warp == 0) write(j, c, ranks, visible > d.f.f.before);
-    named_sync(EACH, WARPGROUP); /* all this is written again */
   }
 };
 
+/* ---- kernel ---- */
+
 template <class C>
-__global__ void __launch_bounds__(C::THREADS, 1) decode(const __grid_constant__ rgk_decode d) {
-  __shared__ ranked r;
-  static_assert(sizeof(ranked) + RGK_FLASH_SHARED(C::D, C::E, 1, C::N) <= 227 * 1024, "fits");
-  run<C>(d.f, rank_blocks<C>{d, r});
+__global__ void __launch_bounds__(RGK_DECODE_THREADS, 1)
+    choose(const __grid_constant__ rgk_decode d) {
+  extern __shared__ char bytes[];
+  memory<C> &s = begin<C>(d.a, bytes);
+  const int part = warpgroup();
+  if (part == 0) {
+    load_tiles<C>(d.a, s);
+  } else if (idles(d.a, part)) {
+  } else if (part == 1) {
+    attend<C>(d, s);
+  } else {
+    const int rank = (int)threadIdx.x - 256;
+    ranking{d, s.r, rank, rank / 32, rank % 32}.run<C>(s);
+  }
+  end(d.a);
 }
 
 } // namespace
 
 const void *rgk_decode_sm90(rg_dtype type, int32_t width) {
-#define GET(t, D)              \
-  if (type == t && width == D) \
-    return (const void *)decode<config<element<t>::type, D, D, 1, RGK_DECODE_KEYS>>;
+#define GET(t, D) \
+  if (type == t && width == D) return (const void *)choose<setup<element<t>::type, D, RANKED>>;
   GET(RG_BF16, 128)
   GET(RG_BF16, 64)
 #ifndef RGK_DEV

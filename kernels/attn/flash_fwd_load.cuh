@@ -12,7 +12,6 @@
 namespace rgk {
 namespace flash {
 
-constexpr float LAZY = 8;
 /* First ids, of one for each warpgroup: who has the baton; its own threads. */
 enum named : int { BATON = 1, EACH = 8 };
 
@@ -140,19 +139,14 @@ __device__ __forceinline__ row_place place_row(const rgk_flash_params &p, int ro
   return {row >> pack, row & ((1 << pack) - 1)};
 }
 
-/* Job i: heads (their groups, over pages) run fastest, row tiles from the last to the first (the
- * heavy ones of a sequence come first). False: nothing to do. */
+/* What a tile of rows and heads from j.head on have to do. False: nothing. */
 template <class C, class P>
-__device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &at) {
+__device__ __forceinline__ bool place_job(const P &all, const tile &t, job &j, place<P> &at) {
   const rgk_flash_params &p = flash_of(all);
   constexpr bool PAGED = in_pages_of<P>;
-  const int pack = pack_of<PAGED>(p), heads = p.H >> pack;
-  const int slot = rgk_over(i, p.by_heads);
-  const tile t = find_tile(p.seqs, p.slots - 1 - slot, PAGED ? p.tokens : C::ROWS);
-  j.head = (i - slot * heads) << pack;
   j.kind = t.b == p.seqs.n ? DEAD_ROWS : WORK;
   j.token = (int)(t.begin + t.first);
-  j.rows = t.n << pack;
+  j.rows = t.n << pack_of<PAGED>(p);
   j.position = j.keys = j.first = j.end = 0;
   if (t.n == 0) return false;
   if (j.kind == DEAD_ROWS) return true;
@@ -169,6 +163,19 @@ __device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &
   j.end = last / C::N + 1;
   see_rows(at, lowest, last + 1);
   return true;
+}
+
+/* Job i: heads (their groups, over pages) run fastest, row tiles from the last to the first (the
+ * heavy ones of a sequence come first). False: nothing to do. */
+template <class C, class P>
+__device__ __forceinline__ bool find_job(const P &all, int i, job &j, place<P> &at) {
+  const rgk_flash_params &p = flash_of(all);
+  constexpr bool PAGED = in_pages_of<P>;
+  const int pack = pack_of<PAGED>(p), heads = p.H >> pack;
+  const int slot = rgk_over(i, p.by_heads);
+  j.head = (i - slot * heads) << pack;
+  return place_job<C>(all, find_tile(p.seqs, p.slots - 1 - slot, PAGED ? p.tokens : C::ROWS), j,
+                      at);
 }
 
 /* ---- load ---- */

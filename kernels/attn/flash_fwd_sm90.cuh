@@ -48,15 +48,6 @@ namespace flash {
 
 /* ---- compute ---- */
 
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 /* The rows of q that a thread multiplies: where a warpgroup's are in shared memory, or, where
  * registers allow, its warp's 16 rows as the A of D / 16 steps. That saves a third of the traffic
  * of q kᵀ, and q's room is free for the next job. */
@@ -158,13 +149,6 @@ __device__ __forceinline__ void softmax(float (&s)[C::N / 2], thread_rows &r, fl
     }
     r.l[y] = sum;
   }
-}
-
-/* c·tanh(s·scale / c), `to` = 2·scale / c in powers of two: 1 − 2 / (1 + e^2x) keeps the absolute
- * error near 1e-7 c. */
-template <int n> __device__ __forceinline__ void cap(float (&s)[n], float to, float softcap) {
-#pragma unroll
-  for (int i = 0; i < n; i++) s[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(s[i] * to)));
 }
 
 template <class C>

@@ -30,7 +30,6 @@ using namespace rgk;
 
 namespace {
 
-constexpr float LAZY = 8;
 enum named : int { EACH = 1 }; /* first id, of one for each warpgroup */
 
 enum {

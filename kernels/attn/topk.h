@@ -121,4 +121,24 @@ static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int st
          rgk_topk90_tables(heads, width) + groups * queries * (uint32_t)reach * 4;
 }
 
+/* ---- any GPU since Ampere: types, widths and padding of G as on Hopper ----
+ *
+ * A warp owns COLUMNS / heads queries, a block four times that. */
+enum {
+  RGK_TOPK80_COLUMNS = 32, /* queries times heads of a warp */
+  RGK_TOPK80_TILE = 64,
+  RGK_TOPK80_STEP = 128, /* keys scored before queries choose */
+  RGK_TOPK80_PITCH = RGK_TOPK80_STEP + 8,
+  RGK_TOPK80_ROOM = 64, /* places for a query's candidates */
+  RGK_TOPK80_WARPS = 4
+};
+/* Its bytes of dynamic shared memory: two tiles of keys; of a warp's queries sums, candidates,
+ * state, keys seen and what blocks reach over. */
+RGK_BOTH uint32_t rgk_topk80_shared(int heads, int width, int reach) {
+  const uint32_t queries = RGK_TOPK80_WARPS * RGK_TOPK80_COLUMNS / (uint32_t)heads;
+  return 4 * RGK_TOPK80_TILE * (uint32_t)width +
+         queries * (RGK_TOPK80_PITCH * 4 + RGK_TOPK80_ROOM * 8 + 16 + 4 + (uint32_t)reach * 4);
+}
+RGK_GETTER(rgk_topk80(rg_dtype type, int heads, int width)) /* takes an rgk_topk */
+
 #endif

@@ -16,22 +16,10 @@
 
    Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the
    sums p go through shared memory (two buffers, one barrier a step) to the warp that owns the
-   query, whose lanes are blocks:
-
-       score[lane] = p of the block's keys, ascending, times overlap; what the last keys of the step
-                     before reach over is carried
-       scores above the query's threshold are appended to its candidates; when those get many, a
-       bisection on their scores raises the threshold and drops what cannot be among the best `keep`
-       any more
-
-   So the choice is exact: a dropped score has `keep` better ones, or equal ones of lower index,
-   beside it.
-
-   Over pages keys come by rows r of pages, key j in row j + before, and before is what a block
-   reaches over: block b has rows b·bs … b·bs + bs + before − 1, the last ones of the next block's.
-   So lanes are a block late there, and a step's last bs rows are carried. Sums run over the same
-   keys in the same order. Where sequences are few, a cluster of blocks shares out a tile's steps
-   (each begins one early, for what is carried), and the first takes the others' candidates. */
+   query, which chooses (topk_choice.cuh). Over pages, where sequences are few, a cluster of blocks
+   shares out a tile's steps (each begins one early, for what is carried), and the first takes the
+   others' candidates.
+ */
 #include "../device/element.cuh"
 #include "../device/pages.cuh"
 #include "../device/ptx.cuh"
@@ -267,11 +255,11 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
       if (i % P::HALVES == P::HALVES - 1) {
         named_sync(EACH + group, WARPGROUP);
         if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
-          choose_4_1<HEADS, PAGED>(m, warp, step, PAGED ? j.lowest : p.init, carry);
+          choose_4_1<P, PAGED>(m, warp, step, PAGED ? j.lowest : p.init, carry);
         else if (DOT && p.max)
-          choose_best<HEADS>(p, m, warp, step, p.init);
+          choose_best<P>(p, m, warp, step, p.init);
         else
-          choose<HEADS, DOT, PAGED>(p, m, warp, step, PAGED ? j.lowest : p.init);
+          choose<P, PAGED>(p, m, warp, step, PAGED ? j.lowest : p.init, DOT);
       }
     };
 
@@ -315,7 +303,7 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
         __syncwarp();
         if (lane == 0) m.state[q].y = s.y + __popc(passed);
         __syncwarp();
-        if (s.y + __popc(passed) > P::ROOM - 32) drop<HEADS>(m, q);
+        if (s.y + __popc(passed) > P::ROOM - 32) drop<P>(m, q);
         __syncwarp();
       }
     }

@@ -92,6 +92,13 @@ __device__ __forceinline__ void store_matrices(uint32_t at, const uint32_t *x) {
                : "memory");
 }
 
+/* The same, each tile as its transpose: the address of column l % 8. */
+__device__ __forceinline__ void store_transposed(uint32_t at, const uint32_t *x) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
 /* ---- powers of two ---- */
 
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;

@@ -1,12 +1,14 @@
 /* ops/cuda/attn.c: see attn.h. */
 #include "attn.h"
+#include "hopper.h"
 #include "paged.h"
 
 /* In order of preference, per direction; every list ends with plain. */
 static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
-                                                 &rgi_attn_select_fwd, &rgi_attn_plain_fwd};
+                                                 &rgi_attn_select_fwd, &rgi_attn_mma_fwd,
+                                                 &rgi_attn_plain_fwd};
 static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
-                                                   &rgi_attn_plain_bwd};
+                                                   &rgi_attn_mma_bwd, &rgi_attn_plain_bwd};
 
 static rgk_tensor tensor(const rg_arg *a) {
   static char bound; /* stands for an address while planning */
@@ -92,7 +94,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
     if (!(list[i]->modes >> a->mode & 1)) continue;
     const char *no = list[i]->refuses(a, gpu);
     if (!no) return list[i];
-    if (!*why) *why = no;
+    if (!*why || !rgi_hopper(gpu)) *why = no;
   }
   return list[n - 1];
 }
@@ -128,7 +130,7 @@ bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a) {
   return choose(&k, c->gpu, true, &why)->rounds;
 }
 
-/* The preferred family's refusal says why the preferred kernels were not taken. */
+/* The refusal of the family that is preferred on this GPU says why its kernels were not taken. */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
@@ -138,5 +140,7 @@ const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
     return f ? f->name : why;
   }
   const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
+  if (f == (a->backward ? &rgi_attn_mma_bwd : &rgi_attn_mma_fwd))
+    return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;
 }

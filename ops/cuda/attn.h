@@ -31,8 +31,10 @@ enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RG
 /* Families, each in a file of its own: ops/cuda/attn_plain.c, … */
 extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda/gather.c */
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
+extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cuda/mma_bwd.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;
 extern const rgi_attn_family rgi_attn_flash_fwd, rgi_attn_flash_bwd;
+extern const rgi_attn_family rgi_attn_mma_fwd; /* ops/cuda/mma_fwd.c */
 /* Of keys in pages, forward: Hopper's for swa and cmp, for selected blocks (each refuses as above;
  * neither needs a workspace), and plain, which takes all. */
 typedef struct rgi_paged_family {
@@ -50,6 +52,12 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x);
+/* slc of single tokens over pages (kernels/attn/decode_sm90.cuh), the bits of rgi_paged_gather_fwd,
+ * which takes it too. */
+bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages);
+rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                              rg_cuda *x);
+
 /* What kernels are told of a call over pages. */
 rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
 /* A multiple of every key tile that forward and backward may take for these widths: where a
@@ -60,6 +68,11 @@ int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
  * KB at least, which heads wider than 256 do not fit. */
 static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
   return gpu->cc >= 90 && gpu->cc < 120;
+}
+
+/* Has a multiprocessor no more than 100 KB? 8.6, 8.9, 12.0 and what came after that. */
+static inline bool rgi_cuda_attn_little_shared(const rg_gpu *gpu) {
+  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120;
 }
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);

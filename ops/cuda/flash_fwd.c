@@ -170,27 +170,21 @@ static rg_status fill_paged(const rgk_attn *a, const rgk_pages *pages, tiling t,
   return rgk_map_make(&p->f.v, &v, e);
 }
 
-static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
-                             rg_cuda *x) {
-  const tiling t = paged_tiling(a);
-  const int i = t.instance;
-  rgk_flash_paged p;
-  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  RGI_TRY(fill_paged(a, pages, t, &p, x->error));
-  return launch(a, t, gpu,
-                rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,
-                sizeof p, x);
-}
+/* ---- single tokens ---- */
 
-/* ---- single tokens, with the choice of blocks ---- */
+/* Steps of no more rows than sequences, of heads as their kernels want them (decode_sm90.cuh). */
+static bool of_single_tokens(const rgk_attn *a) {
+  return a->T <= a->seqs.n && a->G == RGK_DECODE_HEADS && a->D == a->E &&
+         (a->D == 64 || a->D == 128) && a->softcap == 0;
+}
 
 static tiling decode_tiling(const rgk_attn *a) {
   const tiling t = {choose(a), 1, 4, 1};
   return t;
 }
 
-static int64_t decode_blocks(const rgk_attn *a, const rg_gpu *gpu) {
-  const int64_t jobs = jobs_of(a, decode_tiling(a));
+static int64_t decode_clusters(const rgk_attn *a, const rg_gpu *gpu) {
+  const int64_t jobs = a->T * a->KH;
   return jobs < gpu->sms ? jobs : gpu->sms;
 }
 
@@ -207,28 +201,102 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
 #ifdef REGRAPH_CUDA
   if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D)) return false;
 #endif
-  return a->T <= a->seqs.n && a->G == RGK_DECODE_HEADS && a->D == a->E && a->D == p->D &&
-         (a->D == 64 || a->D == 128) && a->softcap == 0 && p->score == RGK_TOPK_BY_SOFTMAX &&
+  return of_single_tokens(a) && a->D == p->D && p->score == RGK_TOPK_BY_SOFTMAX &&
          p->softcap == 0 && p->local > 0 && p->top_n <= 32 && p->share <= 1 && !p->max &&
          p->block == RGK_DECODE_BLOCK * p->stride && p->kernel == 2 * p->stride && a->lse.data &&
          a->scale == p->scale;
 }
 
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
-  return RGI_ROUND256((size_t)(decode_blocks(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
-                      sizeof(float));
+  return RGI_ROUND256(
+      (size_t)(decode_clusters(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
+      sizeof(float));
+}
+
+static rg_status decode_fill(const rgk_attn *a, const rgk_pages *pages, rgk_decode_attn *p,
+                             rg_error *e) {
+  RGI_TRY(fill_paged(a, pages, decode_tiling(a), &p->f, e));
+  p->f.f.slots = (int32_t)a->T;
+  p->parts = 1;
+  rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, 1);
+  q.box[1] = RGK_DECODE_HEADS;
+  return rgk_map_make(&p->f.f.q, &q, e);
+}
+
+static rg_status decode_launch(const rgk_attn *a, const rg_gpu *gpu, int32_t parts,
+                               const void *function, uint32_t threads, const void *params,
+                               size_t size, rg_cuda *x) {
+  return x->launch(x, &(rg_launch){.function = function,
+                                   .grid = {(uint32_t)(decode_clusters(a, gpu) * parts), 1, 1},
+                                   .block = {threads, 1, 1},
+                                   .shared = (uint32_t)RGK_DECODE_SHARED(a->D),
+                                   .cluster = (uint32_t)parts,
+                                   .params = params,
+                                   .size = size});
 }
 
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x) {
-  const tiling t = decode_tiling(a);
   rgk_decode p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  RGI_TRY(fill_paged(a, pages, t, &p.f, x->error));
+  RGI_TRY(decode_fill(a, pages, &p.a, x->error));
   p.topk = *topk;
   p.room = workspace;
   p.pitch = decode_pitch(pages);
-  return launch(a, t, gpu, rgk_decode_sm90((rg_dtype)a->dtype, a->D), &p, sizeof p, x);
+  return decode_launch(a, gpu, p.a.parts, rgk_decode_sm90((rg_dtype)a->dtype, a->D),
+                       RGK_DECODE_THREADS, &p, sizeof p, x);
+}
+
+bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages) {
+#ifdef REGRAPH_CUDA
+  if (!rgk_decode_slc((rg_dtype)a->dtype, a->D)) return false;
+#endif
+  return of_single_tokens(a) && a->block == 64 && pages->rows % 64 == 0 && a->N <= 32;
+}
+
+/* A cache as axes (width, head, row of a page, page). */
+static rg_status map_blocks(rgk_map *map, rgk_tensor t, int64_t page, const rgk_pages *pages,
+                            const rgk_attn *a, rg_error *e) {
+  rgk_map_of m = rgk_map_rows(t, pages->rows, a->KH, a->D, 64);
+  m.rank = 4;
+  m.dim[3] = pages->count, m.stride[3] = page, m.box[3] = 1;
+  return rgk_map_make(map, &m, e);
+}
+
+rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                              rg_cuda *x) {
+  rgk_decode_selected p;
+  memset(&p, 0, sizeof p); /* holes too */
+  RGI_TRY(decode_fill(a, pages, &p.a, x->error));
+  p.a.parts = 1;
+  RGI_TRY(map_blocks(&p.a.f.f.k, a->k, pages->k_page, pages, a, x->error));
+  RGI_TRY(map_blocks(&p.a.f.f.v, a->v, pages->v_page, pages, a, x->error));
+  p.a.f.f.window_left = -1;
+  p.idx = a->idx;
+  p.top_n = a->N;
+  return decode_launch(a, gpu, 1, rgk_decode_slc((rg_dtype)a->dtype, a->D), 256, &p, sizeof p, x);
+}
+
+/* ---- any lengths ---- */
+
+static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
+                             rg_cuda *x) {
+  const tiling t = paged_tiling(a);
+  const int i = t.instance;
+  const void *const single =
+      of_single_tokens(a) ? rgk_decode_alone((rg_dtype)a->dtype, a->D) : NULL;
+  if (single) {
+    rgk_decode_attn d;
+    memset(&d, 0, sizeof d); /* holes too: launches are compared byte by byte */
+    RGI_TRY(decode_fill(a, pages, &d, x->error));
+    return decode_launch(a, gpu, d.parts, single, 256, &d, sizeof d, x);
+  }
+  rgk_flash_paged p;
+  memset(&p, 0, sizeof p); /* holes too */
+  RGI_TRY(fill_paged(a, pages, t, &p, x->error));
+  return launch(a, t, gpu,
+                rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,
+                sizeof p, x);
 }
 
 const rgi_paged_family rgi_paged_flash_fwd = {"wgmma", paged_refuses, paged_steps};

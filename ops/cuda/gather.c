@@ -99,6 +99,7 @@ static const char *paged_refuses(const rgk_attn *a, const rgk_pages *pages, cons
 
 static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                              rg_cuda *x) {
+  if (rgi_decode_takes_selected(a, pages)) return rgi_decode_selected(a, pages, gpu, x);
   rgk_gather_paged p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   p.g = plan(a);

@@ -10,12 +10,17 @@ enum {
 #define PARTIAL_BYTES \
   ((int64_t)48 << 20) /* most that partial sums take, where one head allows it */
 
-static bool wgmma(rg_dtype t, const rg_gpu *gpu) {
-  return rgi_hopper(gpu) && t != RG_F32;
+/* Kernels for a type on a GPU. */
+enum { PLAIN, MMA, WGMMA };
+static int family(rg_dtype t, const rg_gpu *gpu) {
+  if (t == RG_F32 || gpu->cc < 80) return PLAIN;
+  return rgi_hopper(gpu) ? WGMMA : MMA;
 }
 
 const char *rgi_gemm_path(rg_dtype t, const rg_gpu *gpu) {
-  return wgmma(t, gpu) ? "wgmma" : "plain";
+  static const char *const path[] = {[MMA] = "mma: not Hopper", [WGMMA] = "wgmma"};
+  const int f = family(t, gpu);
+  return f != PLAIN ? path[f] : t == RG_F32 ? "plain: f32" : "plain: older than Ampere";
 }
 
 bool rgi_gemm_vec(const rg_arg *a, int64_t width) {
@@ -25,26 +30,49 @@ bool rgi_gemm_vec(const rg_arg *a, int64_t width) {
   return ok;
 }
 
-static rg_status launch(rg_cuda *x, const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
-  const bool fast = wgmma((rg_dtype)p->dtype, gpu);
+static uint32_t tiles(rgk_gemm *p, int64_t rows, int height, int width) {
+  p->tiles_m = rgk_blocks(rows, height);
+  p->tiles_n = rgk_blocks(p->gate == RGK_STORE ? p->n : 2 * p->half, width);
+  return p->tiles_m * p->tiles_n;
+}
+
+/* Large tiles where there is one for each multiprocessor. */
+static rg_launch by_mma(const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
+  const int most = rgk_gemm_mma_tile(true);
+  const bool large = !rgk_gemm_any(p) && tiles(p, rows, most, most) * z >= gpu->sms;
+  const int size = rgk_gemm_mma_tile(large);
+  return (rg_launch){.function = p->dtype == RG_F16 ? rgk_gemm_mma_f16(p->mode, large)
+                                                    : rgk_gemm_mma_bf16(p->mode, large),
+                     .grid = {tiles(p, rows, size, size), 1, (uint32_t)z},
+                     .block = {RGK_GEMM_MMA_THREADS, 1, 1},
+                     .shared = RGK_GEMM_MMA_SHARED};
+}
+
+static rg_launch by_wgmma(const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
+  const bool any = rgk_gemm_any(p);
   int width = RGK_PLAIN_N;
-  const bool any =
-      !p->va || !p->vb || (p->mode == RGK_BACKWARD && p->part < DEPTH && p->part < p->k);
   /* the wide tile, where there are enough of them and its end is worth its beginning */
-  if (fast && !any) {
-    int64_t tiles = (rows + RGK_GEMM_M - 1) / RGK_GEMM_M * ((p->n + 255) / 256) * z;
-    if (p->n > 128 && tiles >= gpu->sms && (p->mode != RGK_BACKWARD || p->k > 1024)) width = 256;
+  if (!any) {
+    int64_t wide = (rows + RGK_GEMM_M - 1) / RGK_GEMM_M * ((p->n + 255) / 256) * z;
+    if (p->n > 128 && wide >= gpu->sms && (p->mode != RGK_BACKWARD || p->k > 1024)) width = 256;
   }
-  int64_t across = p->gate == RGK_STORE ? p->n : 2 * p->half;
-  p->tiles_m = rgk_blocks(rows, RGK_GEMM_M);
-  p->tiles_n = rgk_blocks(across, width);
-  rg_launch l = {.function = fast ? rgk_gemm_wgmma((rg_dtype)p->dtype, p->mode, width, any)
-                                  : rgk_gemm_plain((rg_dtype)p->dtype),
-                 .grid = {p->tiles_m * p->tiles_n, 1, (uint32_t)z},
-                 .block = {RGK_GEMM_THREADS, 1, 1},
-                 .shared = fast ? rgk_gemm_shared(p->mode, width) : RGK_PLAIN_SHARED,
-                 .params = p,
-                 .size = sizeof *p};
+  return (rg_launch){.function = rgk_gemm_wgmma((rg_dtype)p->dtype, p->mode, width, any),
+                     .grid = {tiles(p, rows, RGK_GEMM_M, width), 1, (uint32_t)z},
+                     .block = {RGK_GEMM_THREADS, 1, 1},
+                     .shared = rgk_gemm_shared(p->mode, width)};
+}
+
+static rg_status launch(rg_cuda *x, const rg_gpu *gpu, rgk_gemm *p, int64_t rows, int64_t z) {
+  const int f = family((rg_dtype)p->dtype, gpu);
+  rg_launch l;
+  if (f == PLAIN)
+    l = (rg_launch){.function = rgk_gemm_plain((rg_dtype)p->dtype),
+                    .grid = {tiles(p, rows, RGK_GEMM_M, RGK_PLAIN_N), 1, (uint32_t)z},
+                    .block = {RGK_GEMM_THREADS, 1, 1},
+                    .shared = RGK_PLAIN_SHARED};
+  else
+    l = f == MMA ? by_mma(gpu, p, rows, z) : by_wgmma(gpu, p, rows, z);
+  l.params = p, l.size = sizeof *p;
   return x->launch(x, &l);
 }
 
@@ -76,8 +104,8 @@ typedef struct cut {
 
 static cut cut_of(int64_t m, int64_t n, int64_t k, int64_t heads, rg_dtype to, bool in_place,
                   const rg_gpu *gpu) {
-  int64_t tiles = ((m + 127) / 128) * ((n + 127) / 128), size = m * n * 4;
-  cut c = {.split = tiles > 0 ? (gpu->sms + tiles / 2) / tiles : 1};
+  int64_t blocks = ((m + 127) / 128) * ((n + 127) / 128), size = m * n * 4;
+  cut c = {.split = blocks > 0 ? (gpu->sms + blocks / 2) / blocks : 1};
   if (c.split > (k + 511) / 512) c.split = (k + 511) / 512;
   if (size > 0 && c.split > PARTIAL_BYTES / size) c.split = PARTIAL_BYTES / size;
   if (c.split < 1) c.split = 1;

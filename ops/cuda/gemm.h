@@ -6,8 +6,8 @@
 #include "../../kernels/gemm.h"
 #include "../ops.h"
 
-/* "wgmma" or "plain": from the type and the GPU alone, so that strides and alignment change
- * no bit. */
+/* "wgmma", "mma: not Hopper" or "plain: …": from the type and the GPU alone, so that strides and
+ * alignment change no bit. */
 const char *rgi_gemm_path(rg_dtype t, const rg_gpu *gpu);
 
 /* May a [.., width] tensor whose rows and heads lie that far apart be moved 16 bytes at a time? */

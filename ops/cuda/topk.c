@@ -70,7 +70,7 @@ static rg_status plain_step(const rgk_topk *call, const rgk_pages *pages, const 
                       .size = sizeof any});
 }
 
-/* ---- Hopper's ---- */
+/* ---- on tensor cores ---- */
 
 static int padded_heads(int group) {
   int heads = 4;
@@ -89,35 +89,56 @@ static int sm90_stages(const rgk_topk *p, const rgk_pages *pages) {
   return 0;
 }
 
-/* Why not, or NULL. */
-static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+/* What neither Hopper's kernels nor those of all since Ampere do, or NULL. */
+static const char *both_refuse(const rgk_topk *p) {
   const int heads = padded_heads(p->G), bs = p->block / p->stride,
             reach = p->kernel / p->stride - 1;
-  const bool dot = p->score == RGK_TOPK_BY_DOT;
-  const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
-  if (no) return no;
+  if (p->dtype != RG_BF16 && p->dtype != RG_F16) return "plain: f32";
+  if (!p->aligned) return "plain: a tensor off 16 bytes";
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
-  if (p->max && !dot) return "plain: pool max";
+  if (p->max && p->score != RGK_TOPK_BY_DOT) return "plain: pool max";
   if (p->local == 0) return "plain: local 0";
   if (p->share > 1) return "plain: query_block";
-  if (heads > (dot ? 4 : 16)) return "plain: group";
+  if (heads > (p->score == RGK_TOPK_BY_DOT ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
   if (p->softcap != 0) return "plain: softcap";
   if (bs > (p->max ? 2 : 1) * RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8)
     return "plain: kernel, stride, block";
   if (p->max && (bs < 4 || reach > 0)) return "plain: kernel, stride, block";
+  return NULL;
+}
+
+/* Why not, or NULL. */
+static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+  const int reach = p->kernel / p->stride - 1;
+  const bool dot = p->score == RGK_TOPK_BY_DOT;
+  if (!rgi_hopper(gpu)) return "plain: not Hopper";
+  const char *no = both_refuse(p);
+  if (no) return no;
   if (pages && dot) return "plain: score dot over pages";
   if (pages && p->k.dtype != p->dtype) return "plain: caches of another type";
-  if (pages && reach > bs) return "plain: kernel, stride, block";
+  if (pages && reach > p->block / p->stride) return "plain: kernel, stride, block";
   if (pages && pages->rows % 4) return "plain: rows of a page are no multiple of 4";
   if (!sm90_stages(p, pages)) return "plain: shared memory";
 #ifdef REGRAPH_CUDA
+  const int heads = padded_heads(p->G);
   if (!(pages ? rgk_topk90_over_pages((rg_dtype)p->dtype, heads, p->D)
               : rgk_topk90((rg_dtype)p->dtype, heads, p->D, dot)))
     return "plain: not in this build";
+#endif
+  return NULL;
+}
+static const char *mma_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+  if (gpu->cc < 80) return "plain: older than Ampere";
+  if (pages) return "plain: pages";
+  if (p->max) return "plain: pool max";
+  const char *no = both_refuse(p);
+  if (no) return no;
+#ifdef REGRAPH_CUDA
+  if (!rgk_topk80((rg_dtype)p->dtype, padded_heads(p->G), p->D)) return "plain: not in this build";
 #endif
   return NULL;
 }
@@ -173,6 +194,18 @@ static rg_status sm90_paged_step(const rgk_topk *call, const rgk_pages *pages, c
              .size = sizeof p});
 }
 
+static rg_status mma_step(const rgk_topk *call, rg_cuda *x) {
+  const int heads = padded_heads(call->G);
+  rgk_topk p = *call;
+  p.slots = rgk_slots(p.T, p.seqs.n, RGK_TOPK80_WARPS * RGK_TOPK80_COLUMNS / heads);
+  return x->launch(x, &(rg_launch){.function = rgk_topk80((rg_dtype)p.dtype, heads, p.D),
+                                   .grid = {(uint32_t)(p.slots * p.KH), 1, 1},
+                                   .block = {32 * RGK_TOPK80_WARPS, 1, 1},
+                                   .shared = rgk_topk80_shared(heads, p.D, p.kernel / p.stride - 1),
+                                   .params = &p,
+                                   .size = sizeof p});
+}
+
 /* ---- which take a call ---- */
 
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
@@ -188,6 +221,8 @@ rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const r
                               [RGK_TOPK_BY_RELU] = RGK_TOPK_RELU};
   if (!sm90_refuses(p, pages, gpu))
     RGI_TRY(pages ? sm90_paged_step(p, pages, gpu, x) : sm90_step(p, x));
+  else if (!mma_refuses(p, pages, gpu))
+    RGI_TRY(mma_step(p, x));
   else
     RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
   return p->score == RGK_TOPK_BY_SOFTMAX ? rgi_cuda_topk_again(p, pages, gpu, workspace, x) : RG_OK;
@@ -199,6 +234,9 @@ rg_status rgi_cuda_topk_again(const rgk_topk *p, const rgk_pages *pages, const r
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
-  const char *no = sm90_refuses(p, pages, gpu);
-  return no ? no : "wgmma";
+  const char *why = sm90_refuses(p, pages, gpu);
+  if (!why) return "wgmma";
+  if (pages) return why;
+  why = mma_refuses(p, pages, gpu);
+  return why ? why : rgi_hopper(gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
 }

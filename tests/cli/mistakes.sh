@@ -72,6 +72,7 @@ try 'a dimension that there is not' plan nsa.json --set t=4096
 try 'a flag too few' plan nsa.json --set T=4096 B=2
 try 'a blank for =' plan nsa.json --set T 4096
 try 'a policy word misspelt' plan nsa.json --set T=4096 --policy al
+try 'a budget by a unit that is none' plan nsa.json --set T=4096 --policy 6gib
 try 'spec and policy swapped' plan all.json --policy nsa.json
 echo '{ "regraph_policy": 1, "recompute": ["swa", "topk", "slc"] }' >names.json
 try 'a policy for another spec' plan nsa.json --set T=4096 --policy names.json

@@ -93,6 +93,8 @@ Test(gpu_linear, own_kernels) {
   check(11, RG_BF16, 1024, 256);
   check(12, RG_F16, 200, 600);
   check(13, RG_F32, 300, 264);
+  check(14, RG_F16, 200, 4224); /* a large tile for each of 132 multiprocessors, and holes' small */
+  check(15, RG_BF16, 4224, 200);
 }
 
 /* Rows alone, and among so many others that the library would take, or we, other tiles. */

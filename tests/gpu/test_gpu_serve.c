@@ -216,6 +216,81 @@ Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
   any_schedule(&l, all, 2, "f16, groups of four, HND, learned");
 }
 
+/* Single tokens have kernels of their own where a step has no more rows than sequences. Over long
+ * contexts of large logits, whose softmax has to move its reference: the bits of other kernels. */
+static void single_tokens(int H, int D, int most, float large) {
+  enum { B = 6, OUT = 8 };
+  static const char *const made[OUT] = {"cmp_o",   "cmp_lse", "idx",     "slc_o",
+                                        "slc_lse", "swa_o",   "swa_lse", "o"};
+  layer l = wide;
+  l.H = H, l.KH = H / 16, l.D = l.DV = D;
+  const int M = (most + l.page - 1) / l.page,
+            context[B] = {most, 1, most / 2 + 17, 0, 4133, most / 3};
+  int P = 0;
+  for (int b = 0; b < B; b++) P += (context[b] + l.page - 1) / l.page;
+  rg_error e = {0};
+  rg_context *ctx;
+  side s[2];
+  uint64_t seed = (uint64_t)most;
+  serve_native = true;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  for (int k = 0; k < 2; k++) {
+    const rg_binding set[] = {
+        {"T", B + 3 * k, NULL}, {"B", B, NULL}, {"M", M, NULL}, {"P", P, NULL}};
+    rg_plan_options o = serve_options(set, 4);
+    s[k] = (side){.spec = steps_spec(ctx, &l)};
+    CR_OK(rg_plan_create(s[k].spec, NULL, &o, &s[k].plan, &e), &e);
+    CR_OK(rg_session_create(s[k].plan, NULL, &s[k].session, &e), &e);
+    make_buffers(s[k].plan, 1, 0, NULL, &s[k].io);
+    for (int i = 0; i < s[k].io.n; i++) {
+      const rg_tensor_info *t = &s[k].io.info[i];
+      if (t->role == RG_STATE && k == 0)
+        fill_floats(t, s[k].io.data[i], (uint64_t)i);
+      else if (t->role == RG_STATE)
+        memcpy(s[k].io.data[i], buffer(&s[0].io, RG_STATE, t->name), (size_t)t->bytes);
+    }
+    int32_t *lengths = buffer(&s[k].io, RG_INPUT, "lengths"),
+            *all = buffer(&s[k].io, RG_INPUT, "context"),
+            *pages = buffer(&s[k].io, RG_INPUT, "pages");
+    memset(buffer(&s[k].io, RG_INPUT, "forks"), 0xff, 4 * sizeof(int32_t));
+    int page = 0;
+    for (int b = 0; b < B; b++) {
+      all[b] = context[b];
+      lengths[b] = context[b] > 0;
+      for (int m = 0; m < M; m++) pages[b * M + m] = m * l.page < context[b] ? page++ : -1;
+    }
+    for (int i = 0; i < 4; i++) { /* the same rows */
+      const size_t size = row_bytes(&s[k].io, RG_INPUT, serve_given[i]);
+      char *x = buffer(&s[k].io, RG_INPUT, serve_given[i]);
+      if (k > 0) memcpy(x, buffer(&s[0].io, RG_INPUT, serve_given[i]), B * size);
+      for (size_t n = 0; k == 0 && i == 0 && n < B * size / 2; n++) {
+        const float value = large * (float)(below(&seed, 2001) - 1000) / 1000;
+        rg_convert(RG_BF16, x + 2 * n, RG_F32, &value, 1);
+      }
+    }
+    bind_all(s[k].session, &s[k].io);
+  }
+  for (int k = 0; k < 2; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
+  for (int i = 0; i < OUT; i++) {
+    const size_t size = row_bytes(&s[0].io, RG_OUTPUT, made[i]);
+    const char *x = buffer(&s[0].io, RG_OUTPUT, made[i]), *y = buffer(&s[1].io, RG_OUTPUT, made[i]);
+    for (int t = 0; t < B - 1; t++)
+      cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
+                   "%s of row %d, H %d D %d, contexts up to %d, logits %g", made[i], t, H, D, most,
+                   (double)large);
+  }
+  for (int k = 0; k < 2; k++) close_side(&s[k]);
+  rg_context_destroy(ctx);
+}
+
+Test(gpu_serve, single_tokens_have_the_bits_of_many, .timeout = 300) {
+  NEEDS_GPU();
+  single_tokens(32, 128, 5000, 1);
+  single_tokens(32, 128, 5000, 20);
+  single_tokens(16, 64, 40000, 20);
+  single_tokens(16, 128, 170000, 4);
+}
+
 /* One graph, captured once, over random batches: the bits of a session that runs step by step;
  * the device's memory stays as it is. */
 Test(gpu_serve, one_graph_for_any_batch, .timeout = 900) {

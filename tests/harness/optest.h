@@ -35,6 +35,9 @@ int32_t *ot_ints(ot *t, int64_t n);
 const char *ot_text(ot *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Do ops run on a GPU (REGRAPH_TEST_DEVICE=cuda)? */
 bool ot_on_gpu(void);
+/* The compute capability whose kernels ops take there: the GPU's, or what REGRAPH_TEST_CC says; 0
+ * where they don't run on one. */
+int ot_capability(void);
 /* Highest CPU level of this machine, see rg_call.isa. */
 int ot_isa(void);
 

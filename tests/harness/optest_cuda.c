@@ -14,6 +14,10 @@ bool ot_on_gpu(void) {
 
 #ifndef REGRAPH_CUDA
 
+int ot_capability(void) {
+  return 0;
+}
+
 const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
                        int poison) {
   (void)call, (void)in, (void)nin, (void)out, (void)nout, (void)poison;
@@ -163,6 +167,12 @@ static const char *mirror_all(ot_call *c, struct mirror *m, int *n, struct far *
   return NULL;
 }
 
+int ot_capability(void) {
+  rg_error error = {0};
+  rg_gpu gpu;
+  return ot_on_gpu() && !rgi_cuda_device(&gpu, &error) ? ot_cc(gpu.cc) : 0;
+}
+
 const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *out, int nout,
                        int poison) {
   struct mirror m[2 * OT_MAX_TENSORS];
@@ -175,8 +185,7 @@ const char *ot_run_gpu(ot_call *c, rg_call *call, rg_arg *in, int nin, rg_arg *o
   if (!c->op->cuda_steps) return ot_text(c->t, "%s has no CUDA implementation", c->op->name);
   c->status = rgi_cuda_device(&gpu, &error);
   if (c->status) return ot_text(c->t, "%s", error.message);
-  const char *older = getenv("REGRAPH_TEST_CC"); /* as an older GPU would be asked: 80 */
-  if (older) gpu.cc = atoi(older);
+  gpu.cc = ot_cc(gpu.cc);
   call->gpu = &gpu;
   call->error = &error;
   size_t size = c->op->workspace ? c->op->workspace(call) : 0, guard = raw() ? 0 : GUARD,

@@ -41,6 +41,10 @@ struct ot_call {
   bool rounds;
 };
 
+/* The compute capability whose kernels and tiles a call on a GPU of `cc` takes: that of an older
+ * GPU, 80 or 86, where REGRAPH_TEST_CC says so. */
+int ot_cc(int cc);
+
 /* Runs the op's cuda_steps on device copies of every tensor's block (guards and holes travel too)
  * and of a poisoned workspace between guards, and copies what changed back. `call` holds shapes
  * without data. NULL, or what was wrong. */

@@ -13,9 +13,9 @@
 #include <math.h>
 #include <stdint.h>
 
-/* On a GPU (REGRAPH_TEST_DEVICE=cuda) plans are made as for an older one, where plain kernels take
- * both graphs: then they agree to the bit whatever the shape. serve_native: as for the GPU there
- * is. */
+/* On a GPU (REGRAPH_TEST_DEVICE=cuda) plans are made as for one without tensor cores, where plain
+ * kernels take both graphs: then they agree to the bit whatever the shape. serve_native: as for the
+ * GPU there is. */
 static bool serve_native;
 static inline rg_plan_options serve_options(const rg_binding *set, size_t n) {
   const bool older = test_on_gpu() && !serve_native;

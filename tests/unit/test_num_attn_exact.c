@@ -129,7 +129,7 @@ Test(attn_exact, d_q_ends_a_sum) {
       asked++;
       ot_end(t);
     }
-  /* on a GPU the kernels for wgmma do, those there are in any build for bf16 */
+  /* on a GPU the kernels for wgmma and mma.sync do, those there are in any build for bf16 */
   cr_assert(ot_on_gpu() ? taken >= 4 : taken == asked, "%d of %d took a sum", taken, asked);
 }
 

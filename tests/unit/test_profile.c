@@ -402,6 +402,36 @@ static int job_length(const lines *l, int i) {
   return n;
 }
 
+/* GPUs of data sheets are asked for by name: attention, topk and learned compression take the
+ * tensor cores that all GPUs since Ampere have. */
+Test(profile, data_sheets) {
+  static const struct {
+    const char *name;
+    int cc;
+  } sheet[] = {{"a100", 80}, {"l40s", 89}, {"rtx4090", 89}, {"b200", 100}};
+  for (int i = 0; i < 4; i++) {
+    rgi_profile *p;
+    rg_error e = {0};
+    cr_assert_eq(rgi_profile_load(ctx, sheet[i].name, "cuda", &p, &e), RG_OK, "%s", e.message);
+    cr_assert_eq(p->gpu.cc, sheet[i].cc);
+    cr_assert(strstr(p->source, "data sheet"), "%s", p->source);
+    rgi_profile_destroy(p);
+    cr_assert_eq(rgi_profile_load(ctx, sheet[i].name, "cpu", &p, &e), RG_E_VALUE);
+    rg_plan *plan = plan_job("nsa_linear T=8192", "cuda", sheet[i].name);
+    rg_node_info x;
+    int found = 0;
+    for (size_t k = 0; rg_plan_node(plan, k, &x) == RG_OK; k++) {
+      if (!strstr(x.op, "_attn") && !strstr(x.op, "compress_kv") && strcmp(x.op, "topk") != 0)
+        continue;
+      cr_assert(x.model_ms > 0, "%s: %s", sheet[i].name, x.name);
+      cr_assert_str_eq(x.kernels, "mma: not Hopper", "%s: %s", sheet[i].name, x.name);
+      found++;
+    }
+    cr_assert_eq(found, 9); /* three branches and compression both ways */
+    rg_plan_destroy(plan);
+  }
+}
+
 /* What is modelled is what was measured; a plan made without a GPU names the kernels that ran
  * on one. The CPU had other work meanwhile, and took up to twice as long for one of two equal
  * nodes. */

@@ -1,0 +1,584 @@
+/* kernels/attn/decode_sm90.cuh: attention of single tokens over pages on Hopper, see decode.h.
+
+   A job is one token of one KV head, 16 heads. To the bit it is flash_fwd_sm90.cuh's, or, over
+   selected blocks, gather_fwd_sm90.cu's, but the products are transposed, so that keys fill the 64
+   rows of a tensor core tile which 16 heads leave empty:
+
+       sᵀ = k qᵀ   [key, head]      oᵀ += vᵀ pᵀ   [feature, head]
+
+   A thread holds four heads of four keys of a tile of 128, of two of a selected block. What runs
+   over keys in those kernels runs over lanes, warps and shared memory here: the reference m is a
+   maximum, which has no order; the sum of weights has one, which 64 threads follow, a tile behind
+   (`sums`: what a thread there adds up before it adds to the row's sum comes added up).
+
+     warpgroup   0 loads    1 attends    2, 3 rank, where blocks are chosen (decode_sm90.cu)
+ */
+#pragma once
+#include "decode.h"
+#include "flash_fwd_sm90.cuh"
+#include "topk.cuh"
+
+namespace rgk {
+namespace decode {
+
+using namespace flash;
+
+enum kind { RANKED, ALONE, SELECTED }; /* blocks are chosen besides; they are not; they were */
+
+constexpr int HEADS = RGK_DECODE_HEADS, MOST = 32;
+constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank */
+constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
+
+template <class Type, int D, kind KIND_>
+struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
+  static constexpr kind KIND = KIND_;
+  static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
+  static constexpr int STAGES = RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / KEYS;
+  static constexpr bool BOXES = KIND != SELECTED; /* keys come in boxes of eight rows */
+  static constexpr int SUMS = KIND == SELECTED ? 4 : KEYS / 8;
+  using tile = tile_of<setup, BOXES>;
+};
+
+template <class P> constexpr kind kind_of = ALONE;
+template <> inline constexpr kind kind_of<rgk_decode> = RANKED;
+template <> inline constexpr kind kind_of<rgk_decode_selected> = SELECTED;
+__device__ __forceinline__ const rgk_decode_attn &attn_of(const rgk_decode_attn &p) {
+  return p;
+}
+template <class P> __device__ __forceinline__ const rgk_decode_attn &attn_of(const P &p) {
+  return p.a;
+}
+
+struct ranked {
+  job at;
+  float lse[HEADS];   /* as the exponential wants it */
+  int part[2][WARPS]; /* of a sum over all, two in turn */
+  int count;
+  int2 chosen[MOST]; /* key, block */
+};
+
+template <class C> struct memory {
+  alignas(1024) char k[C::STAGES][C::DP * C::KV];
+  char v[C::STAGES][C::EP * C::KV];
+  char q[2][C::DP * ROWS16];
+  char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
+  float sums[C::SUMS][4 * HEADS + 4];
+  alignas(16) int keys[RGK_DECODE_SCORES]; /* of blocks */
+  float top[4][HEADS];                     /* a warp's largest products of a tile */
+  float2 reference[HEADS];                 /* m; what sums so far are multiplied by */
+  float end[HEADS];
+  int first[C::STAGES]; /* of a selected block's keys */
+  job jobs[2];
+  ranked r;
+  uint64_t q_full[2], q_empty[2], scored, taken;
+  uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
+};
+
+__device__ __forceinline__ float *room_of(const rgk_decode &d) {
+  return d.room + blockIdx.x / d.a.parts * RGK_DECODE_ROWS_KEPT * d.pitch;
+}
+__device__ __forceinline__ int32_t *idx_of(const rgk_decode &d, const job &j) {
+  return (int32_t *)d.topk.idx.data + (int64_t)j.token * d.topk.idx.row +
+         (j.head >> d.a.f.f.pack) * d.topk.idx.head;
+}
+
+/* ---- load ---- */
+
+/* By the thread that hands out, its warp comes along. */
+template <class C>
+__device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
+                                         const job &j) {
+  if (threadIdx.x == 0) {
+    bar_wait(&s.q_empty[q.stage], q.parity ^ 1);
+    s.jobs[q.stage] = j;
+    if (j.first == j.end) {
+      bar_ready(&s.q_full[q.stage]);
+    } else {
+      bar_expect(&s.q_full[q.stage], C::DP * ROWS16);
+      for (int x = 0; x < C::DP; x++)
+        tma_load(s.q[q.stage] + x * ROWS16, &p.q, &s.q_full[q.stage], x * 64, j.head, j.token,
+                 l2::evict_first);
+    }
+  }
+  __syncwarp();
+  q.next();
+}
+
+/* By whole warps: f(job, where its keys are) for each of a cluster; every other round goes
+ * backwards: sums of falling weights come out even. */
+template <class C, class F>
+__device__ __forceinline__ void each_job(const rgk_decode_attn &d, F f) {
+  const rgk_flash_params &p = d.f.f;
+  const int heads = p.H >> p.pack, jobs = p.slots * heads, clusters = (int)gridDim.x / d.parts,
+            mine = (int)blockIdx.x / d.parts;
+  job j = {};
+  in_pages at = {};
+  for (int r = 0; r * clusters < jobs; r++) {
+    const int i = r * clusters + (r & 1 ? clusters - 1 - mine : mine),
+              slot = rgk_over(i, p.by_heads);
+    if (i >= jobs) continue;
+    const int row = p.slots - 1 - slot, b = find_seq_warp(p.seqs, row);
+    j.head = (i - slot * heads) << p.pack;
+    place_job<C>(d.f, tile_at(p.seqs, b, (int64_t)row + b, 1), j, at); /* of one token */
+    f(j, at);
+  }
+}
+template <class C>
+__device__ __forceinline__ void hand_out_end(const rgk_flash_params &p, memory<C> &s, ring<2> &q) {
+  job j = {};
+  j.kind = EXIT;
+  hand_out<C>(p, s, q, j);
+}
+
+/* A thread's box of eight rows of a tile, if it has one. */
+struct box {
+  int at, row, page; /* bytes in a panel; in the page */
+};
+
+/* By a warpgroup: tiles of keys that follow on each other, from the last to the first. Four warps
+ * take turns with boxes, a lane each, for to start a copy takes long; blocks of a cluster, too, for
+ * the engine takes long with each. */
+template <class C>
+__device__ __forceinline__ void load_tiles(const rgk_decode_attn &d, memory<C> &s) {
+  const rgk_flash_params &p = d.f.f;
+  const int rank = (int)blockIdx.x % d.parts;
+  const int i = ((int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32) * d.parts + rank;
+  const bool leads = threadIdx.x == 0 && rank == 0;
+  ring<C::STAGES> k, v;
+  ring<2> q;
+  each_job<C>(d, [&](const job &j, const in_pages &in) {
+    const int kv_head = rgk_over(j.head, p.by_group);
+    auto find_box = [&](int t) {
+      box b = {i * 1024, 0, d.f.pages.count};
+      const int row = t * C::KEYS + i * 8;
+      if (i * 8 >= C::KEYS || t < j.first) return b;
+      const int m = rgk_over(row, d.f.by_rows);
+      b.row = row - m * d.f.pages.rows;
+      if (row + 8 > in.low && row < in.rows) b.page = in.table[m];
+      return b;
+    };
+    auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
+      if (leads) bar_expect(full, (uint32_t)panels * C::KV);
+      if (i * 8 >= C::KEYS) return;
+      if (rank == 0)
+        tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page);
+      else
+        tma_load_first(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page);
+    };
+    auto load_k = [&](const box &b) {
+      bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
+      fetch(s.k[k.stage], &p.k, &s.k_full[k.stage], C::DP, b);
+      k.next();
+    };
+    box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
+    if (j.first < j.end) load_k(now);
+    if (rank == 0) hand_out<C>(p, s, q, j);
+    for (int t = j.end - 1; t >= j.first; t--) {
+      const box later = find_box(t - 2);
+      if (t > j.first) load_k(next);
+      bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
+      fetch(s.v[v.stage], &p.v, &s.v_full[v.stage], C::EP, now);
+      v.next();
+      now = next, next = later;
+    }
+  });
+  if (rank == 0) hand_out_end<C>(p, s, q);
+}
+
+/* By a warp: selected blocks. An entry counts if it is larger than all before it, and its block
+ * begins among the keys that the token sees; so none comes after one whose block does not. */
+template <class C>
+__device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s) {
+  const rgk_flash_params &p = d.a.f.f;
+  const int lane = threadIdx.x % 32;
+  ring<C::STAGES> r;
+  ring<2> q;
+  each_job<C>(d.a, [&](const job &found, const in_pages &at) {
+    job j = found;
+    const int kv_head = rgk_over(j.head, p.by_group), seen = min(j.position + 1, j.keys);
+    int e = -1, page = 0, row = 0;
+    if (j.kind == WORK && lane < d.top_n)
+      e = ((const int32_t *)d.idx.data)[j.token * d.idx.row + kv_head * d.idx.head + lane];
+    int before = __shfl_up_sync(~0u, e, 1);
+    if (lane == 0) before = -1;
+#pragma unroll
+    for (int n = 1; n < 32; n *= 2) {
+      const int x = __shfl_up_sync(~0u, before, n);
+      if (lane >= n) before = max(before, x);
+    }
+    const bool counts = e >= 0 && e > before && e < (seen + C::KEYS - 1) / C::KEYS;
+    uint32_t left = __ballot_sync(~0u, counts);
+    if (counts) {
+      const uint32_t m = (uint32_t)e * C::KEYS / (uint32_t)d.a.f.pages.rows;
+      page = at.table[m];
+      row = e * C::KEYS - (int)m * d.a.f.pages.rows;
+    }
+    j.first = 0;
+    j.end = __popc(left);
+    hand_out<C>(p, s, q, j);
+    for (; left; left &= left - 1, r.next()) {
+      const int from = __ffs(left) - 1, first = __shfl_sync(~0u, e, from) * C::KEYS,
+                in = __shfl_sync(~0u, page, from), at_row = __shfl_sync(~0u, row, from);
+      if (lane == 0) {
+        bar_wait(&s.k_empty[r.stage], r.parity ^ 1);
+        s.first[r.stage] = first;
+        bar_expect(&s.k_full[r.stage], C::DP * C::KV);
+        for (int x = 0; x < C::DP; x++)
+          tma_load(s.k[r.stage] + x * C::KV, &p.k, &s.k_full[r.stage], x * 64, kv_head, at_row, in);
+        bar_wait(&s.v_empty[r.stage], r.parity ^ 1);
+        bar_expect(&s.v_full[r.stage], C::EP * C::KV);
+        for (int x = 0; x < C::EP; x++)
+          tma_load(s.v[r.stage] + x * C::KV, &p.v, &s.v_full[r.stage], x * 64, kv_head, at_row, in);
+      }
+      __syncwarp();
+    }
+  });
+  hand_out_end<C>(p, s, q);
+}
+
+/* ---- attend: a warpgroup ---- */
+
+/* x[u][4i + 2y + z]: key 64u + 16 warp + lane/4 + 8y of the tile, head 8i + 2(lane % 4) + z. */
+template <class C>
+__device__ __forceinline__ void start_scores(float (&x)[C::HALVES][8], uint32_t k, uint32_t q) {
+  using T = typename C::tile;
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < C::D / 16; i++)
+#pragma unroll
+    for (int u = 0; u < C::HALVES; u++)
+      wgmma<typename C::type, 16>::template ss<>(
+          x[u], desc_make(k + u * 8 * T::K_EIGHT + i / 4 * T::K_PANEL + i % 4 * 32, 16, T::K_EIGHT),
+          desc_k(q + i / 4 * ROWS16 + i % 4 * 32), i > 0);
+  wgmma_commit();
+}
+/* o[m][4i + 2y + z]: feature 64m + 16 warp + lane/4 + 8y, the same head. */
+template <class C>
+__device__ __forceinline__ void start_values(float (&o)[C::EP][8], uint32_t v, uint32_t p) {
+  using T = typename C::tile;
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < C::KEYS / 16; i++)
+#pragma unroll
+    for (int m = 0; m < C::EP; m++)
+      wgmma<typename C::type, 16>::template ss<true>(
+          o[m], desc_make(v + m * T::V_PANEL + 2 * i * T::V_EIGHT, T::V_PANEL, T::V_EIGHT),
+          desc_k(p + i / 4 * ROWS16 + i % 4 * 32), 1);
+  wgmma_commit();
+}
+
+/* Eight of a thread's values, of 16 rows of the warp's from unit `unit` of eight on, to where head
+ * by head `row` bytes are, whose units of a panel are swizzled. */
+template <class T>
+__device__ __forceinline__ void store_heads(uint32_t at, int row, int unit, const float *x) {
+  const int lane = threadIdx.x % 32, head = lane / 16 * 8 + lane % 8;
+  uint32_t w[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) w[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+  store_transposed(at + head * row + ((unit + lane / 8 % 2) ^ (head & 7)) * 16, w);
+}
+
+template <class C, class P> struct attention {
+  using T = typename C::type;
+  static constexpr kind KIND = C::KIND;
+  const P &d;
+  memory<C> &s;
+  const int tid, warp, lane, g, t;
+  const float c;
+  ring<C::STAGES> k, v;
+  int turn; /* of p */
+  uint32_t taken;
+
+  /* A stage's room, to all who fetch. */
+  template <class... X>
+  __device__ __forceinline__ void give_back(uint64_t *bar, waited done, X... read) const {
+    if (KIND == SELECTED || attn_of(d).parts == 1)
+      warp_release(bar, done, read...);
+    else
+      cluster_release(bar, attn_of(d).parts, done, read...);
+  }
+
+  __device__ __forceinline__ void wait_taken() {
+    if (KIND != RANKED) return;
+    bar_wait(&s.taken, taken);
+    taken ^= 1;
+  }
+
+  __device__ __forceinline__ void products(const float (&x)[C::HALVES][8], int tile) const {
+    if constexpr (KIND == RANKED) {
+      float *const to = room_of(d) + 2 * t * d.pitch + tile * C::KEYS + 16 * warp + g;
+#pragma unroll
+      for (int i = 0; i < 8 * C::HALVES; i++) {
+        const int head = i / 4 % 2 * 8 + i % 2;
+        to[head * d.pitch + i / 8 * 64 + i / 2 % 2 * 8] = x[i / 8][i % 8];
+      }
+    }
+  }
+
+  /* Adds up a tile's weights in the other kernel's order: thread 4h + i does what the threads that
+   * have head h's columns 2i and 2i + 1 of every eight do there, and rounds where the compiler has
+   * them round. */
+  __device__ __forceinline__ void add_up(float &l, float &m) const {
+    if (tid >= 4 * HEADS) return;
+    const float2 r = s.reference[tid / 4];
+    m = r.x;
+    if constexpr (KIND == SELECTED)
+      l = __fadd_rn(__fmul_rn(l, r.y), s.sums[0][tid]);
+    else
+      l = fmaf(l, r.y, s.sums[0][tid]);
+#pragma unroll
+    for (int i = 1; i < C::SUMS; i++) l += s.sums[i][tid];
+  }
+
+  /* What add_up adds, of weights x. */
+  __device__ __forceinline__ void put_sums(const float (&x)[C::HALVES][8]) const {
+    /* Of two neighbours each adds up half: the rows y = g & 1. */
+    const int odd = g & 1;
+#pragma unroll
+    for (int i = 0; i < 4 * C::HALVES; i++) {
+      const int u = i / 4, at = i / 2 % 2 * 4 + i % 2, head = i / 2 % 2 * 8 + 2 * t + i % 2;
+      const float mine = odd ? x[u][at + 2] : x[u][at], other = odd ? x[u][at] : x[u][at + 2];
+      const float pair = mine + __shfl_xor_sync(~0u, other, 4);
+      if constexpr (KIND == SELECTED) {
+        const float both = pair + __shfl_xor_sync(~0u, pair, 4);
+        if (!odd) s.sums[warp][4 * head + g / 2] = both;
+      } else {
+        s.sums[8 * u + 2 * warp + odd][4 * head + g / 2] = pair;
+      }
+    }
+  }
+
+  /* x → weights, in p[turn], of which keys [lo, hi] of the tile are seen; what o must be multiplied
+   * by. */
+  __device__ __forceinline__ void softmax(float (&x)[C::HALVES][8], float (&m)[4],
+                                          float (&scale)[4], int lo, int hi) {
+    if (lo > 0 || hi < C::KEYS - 1) {
+#pragma unroll
+      for (int i = 0; i < 8 * C::HALVES; i++) {
+        const int at = i / 8 * 64 + 16 * warp + g + i / 2 % 2 * 8;
+        if (at < lo || at > hi) x[i / 8][i % 8] = -INFINITY;
+      }
+    }
+    float top[4], minus[4];
+#pragma unroll
+    for (int h = 0; h < 4; h++) {
+      const int i = h / 2 * 4 + h % 2;
+      top[h] = fmaxf(x[0][i], x[0][i + 2]);
+      if constexpr (C::HALVES == 2) top[h] = fmaxf(top[h], fmaxf(x[1][i], x[1][i + 2]));
+    }
+#pragma unroll
+    for (int n = 4; n < 32; n *= 2)
+#pragma unroll
+      for (int h = 0; h < 4; h++) top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], n));
+    if (g == 0)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        *(float2 *)&s.top[warp][8 * i + 2 * t] = make_float2(top[2 * i], top[2 * i + 1]);
+    named_sync(EACH, WARPGROUP);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float2 a = *(const float2 *)&s.top[0][8 * i + 2 * t];
+#pragma unroll
+      for (int w = 1; w < 4; w++) {
+        const float2 b = *(const float2 *)&s.top[w][8 * i + 2 * t];
+        a.x = fmaxf(a.x, b.x), a.y = fmaxf(a.y, b.y);
+      }
+      top[2 * i] = a.x, top[2 * i + 1] = a.y;
+    }
+#pragma unroll
+    for (int h = 0; h < 4; h++) {
+      const bool move = (top[h] - m[h]) * c > LAZY; /* −inf − −inf: no */
+      scale[h] = move ? exp2_fast((m[h] - top[h]) * c) : 1;
+      m[h] = move ? top[h] : m[h];
+      minus[h] = m[h] == -INFINITY ? 0 : -m[h] * c;
+    }
+    if (warp == 0 && g == 0)
+#pragma unroll
+      for (int h = 0; h < 4; h++)
+        s.reference[h / 2 * 8 + 2 * t + h % 2] = make_float2(m[h], scale[h]);
+#pragma unroll
+    for (int i = 0; i < 8 * C::HALVES; i++) {
+      float &e = x[i / 8][i % 8];
+      e = exp2_fast(fmaf(e, c, minus[i / 4 % 2 * 2 + i % 2]));
+    }
+    put_sums(x);
+    turn ^= 1;
+#pragma unroll
+    for (int u = 0; u < C::HALVES; u++)
+      store_heads<T>(smem_at(s.p[turn]) + u * ROWS16, 128, 2 * warp, x[u]);
+    proxy_fence();
+  }
+
+  __device__ __forceinline__ void values_done(float (&o)[C::EP][8]) {
+    const waited added = wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < C::EP; i++) wgmma_keep(o[i]);
+    give_back(&s.v_empty[v.stage], added, 0);
+    v.next();
+  }
+
+  /* All tiles of a job: sums in o, and of 64 threads a share of the sum of weights and m. */
+  __device__ __forceinline__ void run_tiles(const job &j, uint32_t q, uint64_t *q_empty,
+                                            float (&o)[C::EP][8], float &l, float &reference) {
+    const rgk_flash_params &p = attn_of(d).f.f;
+    const int lo = KIND == SELECTED ? 0 : first_key(p, j.position),
+              hi = KIND == SELECTED ? min(j.position, j.keys - 1) : last_key(p, j.keys, j.position);
+    waited scored = waited::for_nothing();
+    float m[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    int key = 0; /* first of the tile whose weights are in p */
+    auto start_added = [&]() {
+      bar_wait(&s.v_full[v.stage], v.parity);
+      if (KIND != SELECTED && key < p.before)
+        clear_keys<C, C::BOXES>(s.v[v.stage], 0, min(p.before - key, (int)C::KEYS), 0);
+      if (key + C::KEYS > j.keys) clear_keys<C, C::BOXES>(s.v[v.stage], j.keys - key, C::KEYS, 0);
+      start_values<C>(o, smem_at(s.v[v.stage]), smem_at(s.p[turn]));
+    };
+    auto step = [&](auto first, int i) {
+      float x[C::HALVES][8], scale[4];
+      bar_wait(&s.k_full[k.stage], k.parity);
+      int at = (j.end - 1 - i) * C::KEYS;
+      if constexpr (KIND == SELECTED) {
+        if (lane == 0) at = s.first[k.stage]; /* read by the lane that gives back */
+        at = __shfl_sync(~0u, at, 0);
+      }
+      start_scores<C>(x, smem_at(s.k[k.stage]), q);
+      if constexpr (decltype(first)::value) {
+        wait_taken();
+        scored = wgmma_wait<0>();
+      } else {
+        start_added();
+        add_up(l, reference);
+        scored = wgmma_wait<1>();
+      }
+#pragma unroll
+      for (int u = 0; u < C::HALVES; u++) wgmma_keep(x[u]);
+      give_back(&s.k_empty[k.stage], scored, at);
+      k.next();
+      key = at;
+      products(x, key / C::KEYS);
+      softmax(x, m, scale, lo - key, hi - key);
+      if constexpr (!decltype(first)::value) values_done(o);
+      if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1 || scale[2] != 1 || scale[3] != 1))
+#pragma unroll
+        for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
+      named_sync(EACH, WARPGROUP);
+    };
+    step(std::true_type{}, 0);
+    for (int i = 1; i < j.end - j.first; i++) step(std::false_type{}, i);
+    bar_release(q_empty, scored, j.head, j.keys);
+    start_added();
+    add_up(l, reference);
+    values_done(o);
+  }
+
+  __device__ __forceinline__ void run_job(const job &j, uint32_t q, uint64_t *q_empty) {
+    const rgk_flash_params &p = attn_of(d).f.f;
+    float o[C::EP][8], l = 0, reference = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 8 * C::EP; i++) o[i / 8][i % 8] = 0;
+    if (j.first < j.end) {
+      run_tiles(j, q, q_empty, o, l, reference);
+    } else {
+      bar_release(q_empty, j.head, j.keys);
+      wait_taken();
+    }
+
+    if (KIND == RANKED && tid == 0) s.r.at = j;
+    if (tid < 4 * HEADS) {
+      const int head = j.head + tid / 4;
+      const float sink =
+          p.sinks.data ? rgk::load(p.sinks.data, p.sinks.dtype, head * p.sinks.row) : -INFINITY;
+      const row_end end = finish_row(reference * c, quad_sum(l), sink);
+      if (t == 0) {
+        s.end[tid / 4] = end.scale;
+        if (KIND == RANKED) s.r.lse[tid / 4] = -LOG2E * end.lse;
+        if (p.lse.data)
+          ((float *)p.lse.data)[(int64_t)j.token * p.lse.row + head * p.lse.head] = end.lse;
+      }
+    }
+    if (KIND == RANKED) bar_ready(&s.scored);
+    named_sync(EACH, WARPGROUP);
+    /* p[turn] was read by the last product, the other by none that other warps may still run */
+    char *const room = s.p[turn ^ 1];
+#pragma unroll
+    for (int x = 0; x < C::EP; x++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const float f = s.end[i / 4 * 8 + 2 * t + i % 2];
+        o[x][i] = f == 0 ? 0 : o[x][i] * f;
+      }
+      store_heads<T>(smem_at(room), 2 * C::E, 8 * x + 2 * warp, o[x]);
+    }
+    named_sync(EACH, WARPGROUP);
+#pragma unroll
+    for (int i = tid; i < HEADS * C::E / 8; i += WARPGROUP) {
+      const int head = i / (C::E / 8), unit = i % (C::E / 8);
+      *(uint4 *)((T *)p.o.data + (int64_t)j.token * p.o.row + (j.head + head) * p.o.head +
+                 unit * 8) = *(const uint4 *)(room + head * 2 * C::E + (unit ^ (head & 7)) * 16);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    for (ring<2> q;; q.next()) {
+      bar_wait(&s.q_full[q.stage], q.parity);
+      const job j = s.jobs[q.stage];
+      if (j.kind == EXIT) break;
+      if (j.kind == DEAD_ROWS) {
+        bar_release(&s.q_empty[q.stage], j.head, j.keys);
+        clear_rows<C, true>(attn_of(d).f.f, j);
+        if constexpr (KIND == RANKED)
+          if (tid < d.topk.top_n) idx_of(d, j)[tid] = 0;
+        continue;
+      }
+      run_job(j, smem_at(s.q[q.stage]), &s.q_empty[q.stage]);
+    }
+    wait_taken();
+    if (KIND == RANKED) {
+      if (tid == 0) s.r.at.kind = EXIT;
+      bar_ready(&s.scored);
+    }
+  }
+};
+
+/* By all threads: the block's memory, its barriers ready. */
+template <class C>
+__device__ __forceinline__ memory<C> &begin(const rgk_decode_attn &d, char *bytes) {
+  const rgk_flash_params &p = d.f.f;
+  static_assert(sizeof(memory<C>) + 1024 <= RGK_DECODE_SHARED(C::D), "fits wherever it starts");
+  static_assert(RGK_DECODE_SHARED(C::D) <= 227 * 1024, "fits");
+  memory<C> &s = *(memory<C> *)(bytes + (-smem_at(bytes) & 1023));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; i++) bar_init(&s.q_full[i], 1), bar_init(&s.q_empty[i], WARPGROUP);
+    bar_init(&s.scored, WARPGROUP), bar_init(&s.taken, RANKS);
+    for (int i = 0; i < C::STAGES; i++) {
+      bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);
+      bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * WARP_ARRIVALS);
+    }
+    bar_init_done();
+    map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
+  }
+  __syncthreads();
+  if (d.parts > 1) cluster_sync();
+  return s;
+}
+/* By all threads, last: blocks stay while others may write to their memory. */
+__device__ __forceinline__ void end(const rgk_decode_attn &d) {
+  __syncwarp();
+  if (d.parts > 1) cluster_sync();
+}
+template <class C, class P> __device__ __forceinline__ void attend(const P &d, memory<C> &s) {
+  const int tid = (int)threadIdx.x % 128, lane = tid % 32;
+  attention<C, P> x{d,  s,  tid, tid / 32, lane, lane / 4, lane % 4, attn_of(d).f.f.scale * LOG2E,
+                    {}, {}, 0,   1};
+  x.run();
+}
+/* Where a block that only fetches has nobody else. */
+__device__ __forceinline__ bool idles(const rgk_decode_attn &d, int part) {
+  return part > 0 && blockIdx.x % d.parts > 0;
+}
+__device__ __forceinline__ int warpgroup() {
+  return __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
+}
+
+} // namespace decode
+} // namespace rgk

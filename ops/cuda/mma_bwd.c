@@ -1,0 +1,80 @@
+/* ops/cuda/mma_bwd.c: attention's backward on the tensor cores of any GPU since Ampere
+ * (kernels/attn/mma_bwd.h): which calls it takes, and its kernels. Work is cut as for the plain
+ * ones, whose memory it needs and no more. */
+#include "../../kernels/attn/mma_bwd.h"
+#include "attn_plain.h"
+
+/* The instance that holds the call, by its width; 0: there is none. */
+static int32_t instance(const rgk_attn *a, int32_t *width_v) {
+#define X(w, e) \
+  if (a->D <= (w) && a->E <= (e)) return *width_v = (e), (w);
+  RGK_MMA_BWD_INSTANCES(X)
+#undef X
+  return 0;
+}
+
+static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
+  int32_t E;
+  if (gpu->cc < 80) return "plain: older than Ampere";
+  if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
+  if (!a->aligned) return "plain: a tensor off 16 bytes";
+  if (a->softcap != 0) return "plain: softcap";
+  if (a->D % 8 || a->E % 8 || !instance(a, &E)) return "plain: head width";
+  if (!a->d_o.data) return "plain: no gradient of o";
+  /* the kernels count in 32 bits: rows in steps of 16 bytes, lse and delta in floats */
+  if (a->T * a->q.row >> 35 || a->T * a->d_o.row >> 35 || a->T * a->lse.row >> 32 ||
+      a->T * a->H >> 32)
+    return "plain: rows of q over 64 GiB";
+#ifdef REGRAPH_CUDA
+  const int32_t W = instance(a, &E);
+  if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, rgi_cuda_attn_little_shared(gpu)))
+    return "plain: not in this build";
+#endif
+  return NULL;
+}
+
+static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, rgi_cut *cut) {
+  int32_t E;
+  rgk_attn_plain p = rgi_attn_plain_rows(a, RGK_MMA_BWD_ROWS);
+  if (a->mode == RGK_SLC)
+    rgi_attn_plain_cut_blocks(&p,
+                              rgk_mma_bwd_step(instance(a, &E), rgi_cuda_attn_little_shared(gpu)));
+  rgi_attn_plain_backward(&p, RGK_MMA_BWD_KEYS, csr, cut);
+  return p;
+}
+
+static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  rgk_csr csr;
+  rgi_cut cut = {0};
+  plan(a, gpu, &csr, &cut);
+  return cut.used;
+}
+
+static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, rg_cuda *x) {
+  rgk_csr csr;
+  rgi_cut cut = {.base = workspace_};
+  const rgk_attn_plain p = plan(a, gpu, &csr, &cut);
+  const rg_dtype t = (rg_dtype)a->dtype;
+  const bool s = rgi_cuda_attn_little_shared(gpu);
+  int32_t E = 0;
+  const int32_t W = instance(a, &E);
+  const int64_t lanes = a->T * a->H * RGK_MMA_BWD_LANES;
+  const rgi_attn_plain_kernels k = {.delta = rgk_mma_bwd_delta(t),
+                                    .keys = rgk_mma_bwd_keys(t, W, s),
+                                    .queries = rgk_mma_bwd_queries(t, W, s),
+                                    .delta_blocks = rgk_blocks(lanes, RGK_MMA_BWD_THREADS),
+                                    .delta_threads = RGK_MMA_BWD_THREADS,
+                                    .keys_threads = rgk_mma_bwd_keys_threads(W),
+                                    .queries_threads = RGK_MMA_BWD_THREADS,
+                                    .keys_shared = rgk_mma_bwd_keys_shared(W, E, s),
+                                    .queries_shared = rgk_mma_bwd_queries_shared(W, E, s)};
+  return rgi_attn_plain_backward_steps(&p, &csr, &k, x);
+}
+
+const rgi_attn_family rgi_attn_mma_bwd = {.name = "mma",
+                                          .modes = RGI_ATTN_DENSE | RGI_ATTN_SELECTED,
+                                          .refuses = refuses,
+                                          .workspace = workspace,
+                                          .steps = steps,
+                                          .delta = RGI_DELTA_LANES,
+                                          .rounds = true};
