@@ -2,7 +2,7 @@
 
      topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n]
                     [--stride n] [--block n] [--top n] [--init n] [--local n]
-                    [--dot] [--runs n] [--plain] [--check]
+                    [--dot] [--max] [--runs n] [--plain] [--check]
 
    One sequence, standard normal q and k, lse as uniform attention would have it. Prints the path
    taken, the median of the runs, the rate of useful operations and the workspace. --plain times the
@@ -17,7 +17,7 @@ extern const rg_op rgi_op_topk;
 typedef struct options {
   const char *dtype;
   int64_t T, H, KH, D, kernel, stride, block, top, init, local, runs;
-  bool dot, plain, check;
+  bool dot, max, plain, check;
 } options;
 
 static void time_call(const options *o, gpu_call *x, int64_t runs) {
@@ -64,6 +64,7 @@ static void measure(const options *o, rg_dtype dtype) {
   gpu_int(&x, "init", o->init);
   gpu_int(&x, "local", o->local);
   gpu_int(&x, "score", o->dot);
+  gpu_int(&x, "pool", o->max);
   time_call(o, &x, o->runs);
   if (!o->check) return;
   int32_t *mine = fetch(&out);
@@ -88,7 +89,7 @@ static void measure(const options *o, rg_dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-  options o = {"bf16", 8192, 64, 4, 128, 32, 16, 64, 16, 1, 2, 11, false, false, false};
+  options o = {"bf16", 8192, 64, 4, 128, 32, 16, 64, 16, 1, 2, 11, false, false, false, false};
   const gpu_flag flags[] = {{"-T", 0, &o.T, 0},
                             {"-H", 0, &o.H, 0},
                             {"--kh", 0, &o.KH, 0},
@@ -101,6 +102,7 @@ int main(int argc, char **argv) {
                             {"--local", 0, &o.local, 0},
                             {"--runs", 0, &o.runs, 0},
                             {"--dot", 0, 0, &o.dot},
+                            {"--max", 0, 0, &o.max},
                             {"--plain", 0, 0, &o.plain},
                             {"--check", 0, 0, &o.check},
                             {"--dtype", &o.dtype, 0, 0}};

@@ -15,25 +15,25 @@
    who load run ahead into the next tile while the warpgroups finish. Weights are multiplied with V
    in two steps, the second made while the first is multiplied.
 
-   m is a reference rather than the maximum: it moves only when a row's maximum exceeds it by LAZY
-   powers of two. Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN
-   would spread. (A NaN in V can reach a query beside one that selected it, of the same sequence.)
+   Keys past a sequence's end are masked; their rows of V are cleared, since 0 · NaN would spread.
+   (A NaN in V can reach a query beside one that selected it, of the same sequence.)
  */
 #include "attn.cuh"
 #include "../device/element.cuh"
 #include "../device/softmax.cuh"
 #include "../device/tma.cuh"
 #include "../device/wgmma.cuh"
+#include "gather.cuh"
 #include "gather.h"
 
 using namespace rgk;
+using namespace rgk::by_queries;
 
 namespace {
 
 enum named : int { EACH = 1 }; /* first id, of one for each warpgroup */
 
 enum {
-  KEYS = RGK_GATHER_KEYS,
   ROWS = RGK_GATHER_ROWS,
   GROUPS = RGK_GATHER_GROUPS,
   UNITS = RGK_GATHER_UNITS,
@@ -43,7 +43,8 @@ enum {
   REGS = 152,
   NONE = 0x7fffffff
 };
-static_assert(ROWS * 4 == KEYS, "a warpgroup's rows of q fill panels like a stage's");
+static_assert((int)KEYS == (int)RGK_GATHER_KEYS);
+static_assert((int)ROWS * 4 == (int)KEYS, "a warpgroup's rows of q fill panels like a stage's");
 
 /* A tile: queries of one sequence, heads of one KV head. */
 enum job_kind : int { WORK, DEAD_ROWS, EXIT };
@@ -330,51 +331,13 @@ __device__ __forceinline__ void load_keys(const P &all, shared<D, E> &s) {
 
 /* ---- the warpgroups ---- */
 
-/* A thread's two rows of its warpgroup's 64: reference (raw) and this thread's share of the sum. */
-struct rows2 {
-  float m[2], l[2];
-};
-
-/* Of s the first `limit` columns are seen: finds the references. True: o must be multiplied by
- * `scale`. */
-__device__ __forceinline__ bool refer(float (&s)[KEYS / 2], rows2 &x, float (&scale)[2], float c,
-                                      int limit) {
-  if (limit < KEYS) {
-    const int seen = limit - (int)threadIdx.x % 4 * 2;
-    each(s, [&](float &z, int, int column) {
-      if (column >= seen) z = -INFINITY;
-    });
-  }
-  bool moved = false;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float a = s[2 * h], b = s[2 * h + 1];
-#pragma unroll
-    for (int i = 1; i < KEYS / 8; i++)
-      a = fmaxf(a, s[4 * i + 2 * h]), b = fmaxf(b, s[4 * i + 2 * h + 1]);
-    a = fmaxf(a, b);
-    a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
-    a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
-    const bool move = (a - x.m[h]) * c > LAZY; /* −inf − −inf: no */
-    scale[h] = move ? exp2_fast((x.m[h] - a) * c) : 1;
-    x.m[h] = move ? a : x.m[h];
-    x.l[h] *= scale[h];
-    moved |= move;
-  }
-  return __any_sync(~0u, moved);
-}
-
-/* Columns 16 i … of s become the A of step i of the product with V. */
-template <class T, int i>
-__device__ __forceinline__ void weigh16(const float (&s)[KEYS / 2], uint32_t (&a)[KEYS / 4],
-                                        rows2 &x, float c, const float (&minus)[2]) {
-  float e[8];
-#pragma unroll
-  for (int j = 0; j < 8; j++) e[j] = exp2_fast(fmaf(s[8 * i + j], c, minus[j / 2 % 2]));
-#pragma unroll
-  for (int h = 0; h < 2; h++) x.l[h] += (e[2 * h] + e[2 * h + 1]) + (e[4 + 2 * h] + e[5 + 2 * h]);
-#pragma unroll
-  for (int j = 0; j < 4; j++) a[4 * i + j] = pack2<T>(e[2 * j], e[2 * j + 1]);
+/* Of s the first `limit` columns are seen. */
+__device__ __forceinline__ void mask(float (&s)[KEYS / 2], int limit) {
+  if (limit >= KEYS) return;
+  const int seen = limit - (int)threadIdx.x % 4 * 2;
+  each(s, [&](float &z, int, int column) {
+    if (column >= seen) z = -INFINITY;
+  });
 }
 
 /* Rows of V from `from` on are zeroed, by this warpgroup for itself. */
@@ -491,13 +454,10 @@ template <class T, int D, int E> struct consumer {
     wgmma_wait<0>();
     wgmma_keep(z);
     if (on) {
-      if (softcap > 0) {
-#pragma unroll
-        for (int i = 0; i < KEYS / 2; i++)
-          z[i] = softcap * (1 - __fdividef(2, 1 + exp2_fast(z[i] * to)));
-      }
+      if (softcap > 0) cap(z, softcap, to);
+      mask(z, limit);
       float scale[2];
-      if (refer(z, x, scale, c, limit)) each(o, [&](float &a, int i, int) { a *= scale[i]; });
+      if (refer(z, x, scale, c)) each(o, [&](float &a, int i, int) { a *= scale[i]; });
 #pragma unroll
       for (int h = 0; h < 2; h++) minus[h] = x.m[h] == -INFINITY ? 0 : -x.m[h] * c;
     }

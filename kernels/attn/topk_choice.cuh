@@ -240,6 +240,43 @@ __device__ __forceinline__ void choose(const rgk_topk &p, const topk_memory &m, 
   }
 }
 
+/* Blocks of 4 to 128 keys that score their best key; a few lanes have a block, four keys each. A
+ * key that is NaN counts as unseen. */
+template <class P>
+__device__ __forceinline__ void choose_best(const rgk_topk &p, const topk_memory &m, int warp,
+                                            int step, int lowest) {
+  static_assert(P::STEP == 128, "a lane has four keys");
+  const int lane = threadIdx.x % 32, bs = p.block / p.stride, lanes = bs / 4,
+            b = step * (P::STEP / bs) + lane / lanes;
+  float score[P::MINE];
+  int4 s[P::MINE];
+  uint32_t passed[P::MINE], many = 0;
+#pragma unroll
+  for (int i = 0; i < P::MINE; i++) {
+    const int q = warp * P::MINE + i;
+    const int at = (step & (P::BUFFERS - 1)) * P::QUERIES + q;
+    const float4 v = *(const float4 *)(m.p + at * P::PITCH + 4 * lane);
+    score[i] = fmaxf(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)), -INFINITY);
+    s[i] = m.state[q];
+  }
+#pragma unroll 1
+  for (int far = 1; far < lanes; far *= 2)
+#pragma unroll
+    for (int i = 0; i < P::MINE; i++)
+      score[i] = fmaxf(score[i], __shfl_xor_sync(~0u, score[i], far));
+  const bool first = lane % lanes == 0;
+#pragma unroll
+  for (int i = 0; i < P::MINE; i++)
+    passed[i] = __ballot_sync(~0u, first && (uint32_t)(b - lowest) < (uint32_t)s[i].z &&
+                                       key_of(score[i]) > s[i].x);
+  __syncwarp(); /* states are read before lane 0 writes one */
+#pragma unroll
+  for (int i = 0; i < P::MINE; i++)
+    if (passed[i] && take<P>(m, warp * P::MINE + i, s[i], passed[i], score[i], b)) many |= 1u << i;
+#pragma unroll 1
+  for (; many; many &= many - 1) drop<P>(m, warp * P::MINE + __ffs(many) - 1);
+}
+
 /* ---- output ---- */
 
 template <int PER_LANE>

@@ -256,6 +256,8 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
         named_sync(EACH + group, WARPGROUP);
         if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
           choose_4_1<P, PAGED>(m, warp, step, PAGED ? j.lowest : p.init, carry);
+        else if (DOT && p.max)
+          choose_best<P>(p, m, warp, step, p.init);
         else
           choose<P, PAGED>(p, m, warp, step, PAGED ? j.lowest : p.init, DOT);
       }

@@ -4,11 +4,12 @@
 #include "paged.h"
 
 /* In order of preference, per direction; every list ends with plain. */
-static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd, &rgi_attn_gather_fwd,
-                                                 &rgi_attn_select_fwd, &rgi_attn_mma_fwd,
-                                                 &rgi_attn_plain_fwd};
-static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_select_bwd,
-                                                   &rgi_attn_mma_bwd, &rgi_attn_plain_bwd};
+static const rgi_attn_family *const forward[] = {&rgi_attn_flash_fwd,  &rgi_attn_tokens_fwd,
+                                                 &rgi_attn_gather_fwd, &rgi_attn_select_fwd,
+                                                 &rgi_attn_mma_fwd,    &rgi_attn_plain_fwd};
+static const rgi_attn_family *const backward_[] = {&rgi_attn_flash_bwd, &rgi_attn_tokens_bwd,
+                                                   &rgi_attn_select_bwd, &rgi_attn_mma_bwd,
+                                                   &rgi_attn_plain_bwd};
 
 static rgk_tensor tensor(const rg_arg *a) {
   static char bound; /* stands for an address while planning */
@@ -91,7 +92,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
   const int n = backward ? RGI_COUNT(backward_) : RGI_COUNT(forward);
   *why = NULL;
   for (int i = 0; i < n - 1; i++) {
-    if (!(list[i]->modes >> a->mode & 1)) continue;
+    if (!(list[i]->modes >> a->mode & 1) || (list[i]->tokens && a->block != 1)) continue;
     const char *no = list[i]->refuses(a, gpu);
     if (!no) return list[i];
     if (!*why || !rgi_hopper(gpu)) *why = no;

@@ -15,6 +15,7 @@
 typedef struct rgi_attn_family {
   const char *name;
   unsigned modes; /* of calls it is asked about: 1 << RGK_SWA and so on */
+  bool tokens;    /* of selected blocks: asked about those of one key alone */
   /* NULL: it takes the call. Else why not, a few words. Looks at shapes, types, `aligned`
    * and the GPU only, at data pointers just for presence (while planning they are a dummy,
    * not NULL, where a tensor is bound). */
@@ -30,6 +31,7 @@ enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RG
 
 /* Families, each in a file of its own: ops/cuda/attn_plain.c, … */
 extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda/gather.c */
+extern const rgi_attn_family rgi_attn_tokens_fwd, rgi_attn_tokens_bwd; /* ops/cuda/tokens.c */
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cuda/mma_bwd.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;

@@ -98,14 +98,16 @@ static const char *both_refuse(const rgk_topk *p) {
   if (p->D != 64 && p->D != 96 && p->D != 128 && p->D != 192 && p->D != 256)
     return "plain: head width";
   if (p->score == RGK_TOPK_BY_RELU) return "plain: score relu";
-  if (p->max) return "plain: pool max";
+  if (p->max && p->score != RGK_TOPK_BY_DOT) return "plain: pool max";
   if (p->local == 0) return "plain: local 0";
   if (p->share > 1) return "plain: query_block";
   if (heads > (p->score == RGK_TOPK_BY_DOT ? 4 : 16)) return "plain: group";
   if (p->top_n > 32) return "plain: top_n";
   if (p->S == 0) return "plain: no compressed keys";
   if (p->softcap != 0) return "plain: softcap";
-  if (bs > RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8) return "plain: kernel, stride, block";
+  if (bs > (p->max ? 2 : 1) * RGK_TOPK90_TILE || (bs & (bs - 1)) || reach > 8)
+    return "plain: kernel, stride, block";
+  if (p->max && (bs < 4 || reach > 0)) return "plain: kernel, stride, block";
   return NULL;
 }
 
@@ -132,6 +134,7 @@ static const char *sm90_refuses(const rgk_topk *p, const rgk_pages *pages, const
 static const char *mma_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   if (gpu->cc < 80) return "plain: older than Ampere";
   if (pages) return "plain: pages";
+  if (p->max) return "plain: pool max";
   const char *no = both_refuse(p);
   if (no) return no;
 #ifdef REGRAPH_CUDA

@@ -82,6 +82,15 @@ static ot_tensor *tensor3(ot *t, rg_dtype dtype, int64_t n, int64_t h, int64_t d
   return ot_new(t, dtype, 3, dim, holes ? pad : NULL);
 }
 
+/* The first d columns of x, in its memory. */
+static ot_tensor *first_columns(ot *t, const ot_tensor *x, int64_t d) {
+  const int64_t dim[] = {x->arg.dim[0], x->arg.dim[1], d};
+  ot_tensor *y = ot_wrap(t, x->arg.data, x->arg.dtype, 3, dim, x->arg.stride);
+  y->block = x->block;
+  y->bytes = x->bytes;
+  return y;
+}
+
 static void fill_idx_row(ot *t, const num_attn *a, int64_t i, int64_t length_k, int64_t row,
                          int32_t *idx) {
   int64_t own = i / a->block, last = (length_k - 1) / a->block, n = 0;
@@ -139,7 +148,7 @@ static num_attn_run shell(ot *t, num_attn a, int64_t slack) {
   r.TK = a.kind == REF_CMP ? r.pack_k.T / a.stride : r.pack_k.T;
   r.q = tensor3(t, a.dtype, r.pack.T, a.H, a.D, a.strided);
   r.k = tensor3(t, a.dtype, r.TK, a.KH, a.D, a.strided);
-  r.v = tensor3(t, a.dtype, r.TK, a.KH, a.DV, a.strided);
+  r.v = a.latent ? first_columns(t, r.k, a.DV) : tensor3(t, a.dtype, r.TK, a.KH, a.DV, a.strided);
   r.d_o = tensor3(t, a.dtype, r.pack.T, a.H, a.DV, a.strided);
   r.d_lse = a.d_lse ? OT_NEW(t, RG_F32, r.pack.T, a.H) : NULL;
   r.sinks = a.sinks ? OT_NEW(t, a.dtype, a.H) : NULL;

@@ -66,6 +66,7 @@ typedef struct num_attn {
   double softcap, scale, hot; /* hot 0: 1 */
   bool sinks, outliers, d_lse;
   bool wide_grads; /* d.* in f32 */
+  bool latent;     /* v is the first columns of k, the same memory */
   int strided;     /* q, k, v, o and gradients with holes, of so many times 3 and 5 elements */
   double floor;    /* of relRMS, in units of one element's rms; 0: 1e-3 */
   double floor_grad;

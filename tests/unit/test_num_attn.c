@@ -332,6 +332,29 @@ Test(attn, selected_tokens) {
   }
 }
 
+/* Tokens one by one for the many heads of latent attention, whose values lie in the keys or apart:
+ * heads that fill tiles of 64 and don't, rows of idx longer than a tile, shorter and cut short. */
+Test(attn, selected_latent_tokens) {
+  static const int32_t few[] = {9, 0, 1, 70}, keys[] = {75, 3, 1, 70}, offset[] = {66, 0, 0, 0};
+  static const num_attn kind[] = {
+      {.H = 20, .KH = 1, .top_n = 100, .idx = NUM_IDX_GARBAGE, .sinks = true},
+      {.H = 70, .KH = 1, .top_n = 7, .latent = true, .idx = NUM_IDX_SHORT},
+      {.H = 34, .KH = 2, .top_n = 67, .latent = true, .strided = 8, .one_idx = true, .d_lse = true},
+      {.H = 16, .KH = 1, .top_n = 65, .idx = NUM_IDX_FUTURE, .length_k = keys, .offset = offset},
+      {.H = 16, .KH = 1, .top_n = 65, .latent = true}};
+  for (int i = 0; i < 5; i++) {
+    num_attn a = kind[i];
+    a.name = "latent tokens";
+    a.kind = REF_SLC;
+    a.B = 4, a.length = few;
+    a.D = 576, a.DV = 512;
+    a.block = 1;
+    a.softcap = i == 0 ? 20 : 0;
+    a.dtype = i == 4 ? RG_F16 : RG_BF16;
+    check(850 + (uint64_t)i, a);
+  }
+}
+
 /* Sizes no tile likes. */
 Test(attn, odd_head_sizes) {
   static const int32_t few[] = {67, 1, 40};

@@ -443,6 +443,26 @@ Test(topk, query_blocks) {
   }
 }
 
+/* Raw keys, of which a block scores its best. */
+Test(topk, best_tokens) {
+  static const int64_t block[] = {128, 16, 4, 64};
+  for (int i = 0; i < 4; i++)
+    check(330 + (uint64_t)i, (topk_case){.name = "best tokens",
+                                         LONG,
+                                         .H = i == 3 ? 6 : 2,
+                                         .KH = 2,
+                                         .D = i % 2 ? 64 : 128,
+                                         .kernel = 1,
+                                         .stride = 1,
+                                         .block = block[i],
+                                         .top_n = i == 0 ? 3 : 6,
+                                         .init = i % 2,
+                                         .local = 1,
+                                         .max = true,
+                                         .dot = true,
+                                         .dtype = RG_BF16});
+}
+
 Test(topk, chunks) {
   static const int32_t queries[] = {60, 1, 0, 33}, keys[] = {500, 40, 17, 33},
                        offset[] = {440, 39, 3, 0};
