@@ -12,6 +12,7 @@
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
+#include "../ops/cuda/attn.h"
 #include "cuda_graph.h"
 
 #include <stdio.h>
@@ -187,15 +188,24 @@ static rg_status make_marks(rg_session *s, rg_error *e) {
 }
 
 /* Kernels that any GPU from 8.0 on has are there as PTX: a plan for an older GPU runs on a newer
- * one, by the older one's kernels. Hopper's own are machine code for Hopper alone. */
+ * one, by the older one's kernels and where its tiles fit. Hopper's own are machine code for Hopper
+ * alone. */
 static rg_status check_gpu(const rg_plan *plan, const rg_gpu *here, rg_error *e) {
-  const int cc = plan->gpu.cc;
-  if (here->cc >= cc && (cc != 90 || here->cc == 90)) return RG_OK;
-  return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
-                  "the plan is for compute capability %d.%d%s, the GPU has %d.%d; make the plan on "
-                  "this machine or with its profile",
-                  cc / 10, cc % 10, cc == 90 && here->cc > 90 ? " alone" : "", here->cc / 10,
-                  here->cc % 10);
+  const int cc = plan->gpu.cc, wants = rgi_cuda_block_kb(&plan->gpu), has = rgi_cuda_block_kb(here);
+  if (here->cc < cc || (cc == 90 && here->cc > 90))
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the plan is for compute capability %d.%d%s, the GPU has %d.%d; make the plan on "
+        "this machine or with its profile",
+        cc / 10, cc % 10, cc == 90 && here->cc > 90 ? " alone" : "", here->cc / 10, here->cc % 10);
+  if (has < wants)
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the plan is for compute capability %d.%d, where a block has %d KB of shared "
+        "memory; on the GPU, %d.%d, it has %d; make the plan on this machine or with its "
+        "profile",
+        cc / 10, cc % 10, wants, here->cc / 10, here->cc % 10, has);
+  return RG_OK;
 }
 
 static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e) {

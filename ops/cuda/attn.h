@@ -66,15 +66,18 @@ rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
 
-/* May a block have 227 KB of shared memory? GPUs of compute capability 9, 10 and 11; all others 99
- * KB at least, which heads wider than 256 do not fit. */
-static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
-  return gpu->cc >= 90 && gpu->cc < 120;
+/* KB of shared memory that a block may have, by which tiles are chosen: a plan runs where there are
+ * as many. */
+static inline int rgi_cuda_block_kb(const rg_gpu *gpu) {
+  if (gpu->cc >= 90 && gpu->cc < 120) return 227;
+  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120 ? 99 : 163;
 }
-
-/* Has a multiprocessor no more than 100 KB? 8.6, 8.9, 12.0 and what came after that. */
+/* Heads wider than 256 fit in no less. */
+static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
+  return rgi_cuda_block_kb(gpu) == 227;
+}
 static inline bool rgi_cuda_attn_little_shared(const rg_gpu *gpu) {
-  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120;
+  return rgi_cuda_block_kb(gpu) == 99;
 }
 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a);
