@@ -171,15 +171,15 @@ static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int
   return RG_OK;
 }
 
-rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
-                          int64_t *peak, rg_error *e) {
+rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_profile *profile,
+                          const rgi_memory_options *mem, int64_t *peak, rg_error *e) {
   bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
   if (!chosen) return rgi_nomem(e);
   memset(chosen, 0, (size_t)g->norigin + 1);
   for (int o = 0; o < g->norigin && o < c->nnode; o++) chosen[o] = c->node[o].recomputed;
   rgi_graph *next;
   int64_t saved;
-  rg_status status = rgi_rewrite(g, chosen, NULL, &next, NULL, e);
+  rg_status status = rgi_rewrite(g, chosen, profile, &next, NULL, e);
   rgi_free(g->ctx, chosen);
   RGI_TRY(status);
   status = bytes_of(next, mem, &saved, peak, e);
@@ -194,7 +194,7 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
   if (report) *report = NULL;
   rgi_model *m;
   rgi_choice *c = NULL;
-  rgi_graph *next = NULL;
+  rgi_graph *next = NULL, *none = NULL;
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
   rg_status status;
   RGI_GOTO(status, new_report(g, m, policy, &c, e), done);
@@ -208,7 +208,9 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
   RGI_GOTO(status, rgi_verify(next, "recompute", e), done);
   mark(c, m, policy, chosen);
   if (c->optimal) c->bound_ms = c->extra_ms;
-  RGI_GOTO(status, bytes_of(g, mem, &c->saved_before, &c->peak_before, e), done);
+  memset(chosen, 0, (size_t)g->norigin * sizeof *chosen);
+  RGI_GOTO(status, rgi_rewrite(g, chosen, profile, &none, NULL, e), done);
+  RGI_GOTO(status, bytes_of(none, mem, &c->saved_before, &c->peak_before, e), done);
   RGI_GOTO(status, bytes_of(next, mem, &c->saved_after, &c->peak_after, e), done);
   *out = next;
   next = NULL;
@@ -217,6 +219,7 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
     c = NULL;
   }
 done:
+  rgi_graph_destroy(none);
   rgi_graph_destroy(next);
   rgi_choice_destroy(c);
   rgi_model_destroy(m);

@@ -61,7 +61,7 @@ static void look(search *s, point *p) {
   p->figure = rgi_figure(s->c, x);
   p->crowd = s->c->of_saved ? 0 : x.crowd;
   for (int w = 0; w < m->words; w++) p->set[w] = s->used[w] | s->c->always[w];
-  p->ms = rgi_model_ms(m, s->used);
+  p->ms = rgi_model_ms(m, s->used) + x.wait_ms;
   s->work -= m->g->nnode;
 }
 
