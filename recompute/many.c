@@ -20,6 +20,7 @@ enum {
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
+  BRIEF = 4,   /* a part of the work */
   STIRS = 2048 /* a candidate */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
@@ -392,15 +393,18 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
     if (better(&s, &s.best[i], best)) best = &s.best[i];
   }
   c->best_ms = best->ms;
-  RGI_TRY(rgi_bound_open(c, &bound, e));
-  RGI_TRY(rgi_bound_find(bound, e));
-  const double near = c->bound_ms + NEAR * s.m->all_ms;
+  c->bound_ms = 0;
+  if (!c->brief) RGI_TRY(rgi_bound_open(c, &bound, e));
+  if (!c->brief) RGI_TRY(rgi_bound_find(bound, e));
+  const double near = c->brief ? 0 : c->bound_ms + NEAR * s.m->all_ms;
   s.work = (int64_t)SWAPS * s.n * s.m->g->nnode;
   if (s.work > SWAP_WORK) s.work = SWAP_WORK;
+  if (c->brief) s.work /= BRIEF;
   if (best->ms > near) swap(&s, best, &q, order, near);
   RGI_TRY(settle(&s, best, least ? &known : NULL, e));
   if (!c->found) return RG_OK;
-  if (c->best_ms > near && s.n <= RGI_PROOF_LIMIT) RGI_TRY(rgi_prove(c, PROOF_WORK, e));
+  if (!c->brief && c->best_ms > near && s.n <= RGI_PROOF_LIMIT)
+    RGI_TRY(rgi_prove(c, PROOF_WORK, e));
   c->optimal = c->best_ms <= c->bound_ms;
   return RG_OK;
 }

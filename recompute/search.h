@@ -117,6 +117,17 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
 
 /* ---- what a budget asks for ---- */
 
+/* For one of many searches over graphs that are much alike. */
+typedef struct rgi_start {
+  const bool *start; /* per origin: recomputed in a choice that may fit; NULL: none is known */
+  bool brief;        /* a shorter search, and nothing about how good it is */
+  int64_t least;     /* of a refusal: the least that any choice reaches */
+} rgi_start;
+/* rgi_recompute; hint: NULL, or as it says. */
+rg_status rgi_recompute_by(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_progress progress, rgi_start *hint,
+                           rgi_graph **out, rgi_choice **report, rg_error *e);
+
 typedef struct rgi_chooser {
   rgi_model *m;
   int64_t budget;
@@ -125,6 +136,7 @@ typedef struct rgi_chooser {
   rgi_progress progress;
   int *free, nfree; /* candidates that may be chosen or not … */
   uint64_t *always; /* … those that are chosen in any case; the others are kept */
+  bool brief;       /* rgi_choose_many: search a while, and bound nothing */
   /* the answer */
   bool found;
   /* among the sets within the budget, one of the least model time that was found */
