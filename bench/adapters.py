@@ -75,31 +75,33 @@ def train(name, models, loss_of):
 
 
 def batched(name, model, prompts, graphs=None):
-    """Continuous batching: each token is the likeliest of a full recomputation, where the two best
-    differ by 1e-3."""
+    """Continuous batching, with common beginnings shared and not: each token is the likeliest of a
+    full recomputation, where the two best differ by 1e-3."""
     import torch
     import transformers
     made = transformers.ContinuousBatchingConfig
     size = "page_size" if hasattr(made, "page_size") else "block_size"
-    config = made(**{size: 16}, num_blocks=600, max_batch_tokens=64, max_requests_per_batch=8,
-                  use_cuda_graph=graphs)
     # greedy: 5.17 warms up over memory as it finds it, and sampling trips over what comes out
     said = transformers.GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=-1,
                                          pad_token_id=0)
-    out = copy.deepcopy(model).generate_batch(  # which leaves it with another name of attention
-        inputs=prompts, generation_config=said, continuous_batching_config=config,
-        progress_bar=False)
-    clear = right = 0
-    for one in out.values():
-        tokens, prompt = list(one.generated_tokens), list(one.prompt_ids)
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + tokens], device=DEVICE)).logits
-        best = logits[0, len(prompt) - 1:-1].float().topk(2)
-        there = (best.values[:, 0] - best.values[:, 1] > 1e-3).cpu()
-        clear += int(there.sum())
-        right += int((best.indices[:, 0].cpu() == torch.tensor(tokens))[there].sum())
-    say(len(out) == len(prompts) and clear == right > 0,
-        f"{name}: continuous batching, {right} of {clear} clear tokens the likeliest")
+    for share in (True, False):
+        config = made(**{size: 16}, num_blocks=600, max_batch_tokens=64, max_requests_per_batch=8,
+                      use_cuda_graph=graphs, allow_block_sharing=share)
+        out = copy.deepcopy(model).generate_batch(  # which leaves it with another name of attention
+            inputs=prompts, generation_config=said, continuous_batching_config=config,
+            progress_bar=False)
+        clear = right = 0
+        for one in out.values():
+            tokens, prompt = list(one.generated_tokens), list(one.prompt_ids)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + tokens], device=DEVICE)).logits
+            best = logits[0, len(prompt) - 1:-1].float().topk(2)
+            there = (best.values[:, 0] - best.values[:, 1] > 1e-3).cpu()
+            clear += int(there.sum())
+            right += int((best.indices[:, 0].cpu() == torch.tensor(tokens))[there].sum())
+        say(len(out) == len(prompts) and clear == right > 0,
+            f"{name}: continuous batching, beginnings {'' if share else 'not '}shared, {right} of "
+            f"{clear} clear tokens the likeliest")
 
 
 def hf_model(name, config, ids, prompts):

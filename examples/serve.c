@@ -455,8 +455,10 @@ static rg_status step(server *s, rg_error *e) {
     asked *r = named(s, s->a.request[b]);
     if (!s->a.wanted[b] || r->fate != LIVE) continue;
     const int i = (int)(r - s->asked);
-    r->token[r->n++] = s->next[b];
-    note(s, ". %d %d\n", i, s->next[b]);
+    if (s->next[b] >= 0) { /* else its logits are all NaN, and it has ended */
+      r->token[r->n++] = s->next[b];
+      note(s, ". %d %d\n", i, s->next[b]);
+    }
     if (s->a.last[b]) {
       r->fate = ENDED;
       note(s, "= %d\n", i);

@@ -209,7 +209,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
   p->mem = (rgi_memory_options){.gpu = p->cuda ? &p->gpu : NULL,
                                 .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,
-                                .seconds = o->pack_seconds > 0 ? o->pack_seconds : 2,
+                                .seconds = o->pack_seconds,
                                 .threads = p->threads};
   /* Branches side by side need bytes of their own: not where the policy asks for less memory.
    * Copies run beside one lane that computes. */

@@ -132,6 +132,13 @@ static void insert(rg_queue *q, int64_t at, request *r) {
   r->number = ++q->numbers;
 }
 
+/* One that no table has a row for would fail every step, whoever else shares it. */
+static rg_status check_token(int32_t token, int64_t at, rg_error *e) {
+  if (token >= 0) return RG_OK;
+  return rgi_fail(e, RG_E_VALUE, NULL, NULL, "token %lld of the request is %d; expected 0 or more",
+                  (long long)at, token);
+}
+
 rg_status rg_queue_add(rg_queue *q, const int32_t *tokens, int64_t n, int64_t most, rg_request *out,
                        rg_error *e) {
   request *r;
@@ -148,6 +155,7 @@ rg_status rg_queue_add(rg_queue *q, const int32_t *tokens, int64_t n, int64_t mo
                     (long long)n, (long long)most, (long long)pages_for(q, end - 1),
                     q->o.most < q->o.pages ? "a sequence has at most" : "the pool has",
                     (long long)row);
+  for (int64_t t = 0; t < n; t++) RGI_TRY(check_token(tokens[t], t, e));
   RGI_TRY(make(q, end, &r, e));
   memcpy(r->token, tokens, (size_t)n * sizeof *tokens);
   r->n = n;
@@ -197,6 +205,7 @@ rg_status rg_queue_fork(rg_queue *q, rg_request number, int32_t token, rg_reques
                     q->running ? "a fork while a step runs; expected after rg_queue_done"
                                : "a fork where a step copies no pages (forks 0)");
   request *from = q->live[at];
+  RGI_TRY(check_token(token, from->n - 1, e));
   RGI_TRY(make(q, from->end, &r, e));
   if (from->sequence) {
     const rg_status status = rg_pages_fork(q->pages, from->sequence, &r->sequence, e);
@@ -382,7 +391,7 @@ rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
   if (!next) all_wait(q);
   for (int64_t b = 0; b < q->used && next; b++) {
     request *r = q->slot[b];
-    const bool told = q->last[b];
+    const bool none = next[b] < 0, told = q->last[b] || none;
     q->last[b] = false;
     if (!r) continue;
     rg_pages_commit(q->pages, r->sequence, r->token + r->context, r->rows, NULL);
@@ -390,8 +399,7 @@ rg_status rg_queue_done(rg_queue *q, const int32_t *next, rg_error *e) {
     r->context += r->rows;
     q->info.rows += r->rows;
     if (r->context < r->n) continue;
-    r->token[r->n++] = next[b];
-    q->info.tokens++;
+    if (!none) r->token[r->n++] = next[b], q->info.tokens++;
     if (r->n < r->end && !told) continue;
     r->gone = ended = true;
     q->info.finished++;

@@ -14,6 +14,9 @@
 #include "pack.h"
 #include <string.h>
 
+/* What the packer may do for both directions where no time is given: about 2 s of a core. */
+static const int64_t WORK = INT64_C(2000000000);
+
 typedef struct planner {
   const rgi_graph *g;
   const rgi_memory_options *o;
@@ -314,7 +317,7 @@ static rg_status most_alive(const planner *p, const packing *q, rgi_arena *a, in
 }
 
 static rg_status pack_direction(planner *p, bool backward, bool bound_only, double seconds,
-                                rg_error *e) {
+                                int64_t *work, rg_error *e) {
   rgi_memory *m = p->m;
   packing q;
   int64_t bound, size = 0;
@@ -328,12 +331,17 @@ static rg_status pack_direction(planner *p, bool backward, bool bound_only, doub
   if (!bound_only && !p->o->no_reuse) {
     rg_pack_options options = {.seconds = seconds, .align = RGI_ALIGN};
     rg_pack_result result;
+    const bool by_work = p->o->seconds <= 0;
+    int64_t again = *work;
     const int64_t room = p->o->capacity - p->o->comm - m->saved; /* may well be no room at all */
     if (p->enough && room > 0) options.capacity = room;
-    RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
+    RGI_GOTO(status,
+             rgi_pack(p->g->ctx, q.buffer, q.n, &options, by_work ? work : NULL, &result, e), done);
     if (!p->enough && room > 0 && result.peak > room) {
       options.capacity = room;
-      RGI_GOTO(status, rgi_pack(p->g->ctx, q.buffer, q.n, &options, &result, e), done);
+      RGI_GOTO(status,
+               rgi_pack(p->g->ctx, q.buffer, q.n, &options, by_work ? &again : NULL, &result, e),
+               done);
     }
     size = result.peak;
     optimal = result.optimal;
@@ -366,9 +374,11 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   RGI_TRY(lay(p, RGI_R_SCRATCH, 1, &both, e));
   m->no_reuse = both;
   if (!p->o->no_reuse && !p->o->no_inplace) share_in_place(p);
-  double seconds = p->o->seconds > 0 ? p->o->seconds : 2;
-  RGI_TRY(pack_direction(p, false, bound_only, seconds / 2, e));
-  RGI_TRY(pack_direction(p, true, bound_only, seconds - m->seconds, e));
+  const double seconds = p->o->seconds;
+  int64_t work = WORK / 2;
+  RGI_TRY(pack_direction(p, false, bound_only, seconds / 2, &work, e));
+  work += WORK / 2;
+  RGI_TRY(pack_direction(p, true, bound_only, seconds - m->seconds, &work, e));
   if (p->o->no_reuse) {
     m->forward_scratch = forward;
     m->backward_scratch = both > forward ? both : 0;

@@ -18,9 +18,10 @@ static inline int64_t rgi_aligned(int64_t bytes) {
 }
 
 typedef struct rgi_memory_options {
-  bool no_reuse;     /* every block gets bytes of its own */
-  bool no_inplace;   /* no output takes a dying input's bytes */
-  double seconds;    /* for the exact search, both directions together */
+  bool no_reuse;   /* every block gets bytes of its own */
+  bool no_inplace; /* no output takes a dying input's bytes */
+  /* For the exact search, both directions together; 0: so much work, the same on every machine */
+  double seconds;
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
   int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */

@@ -4,7 +4,7 @@
    Promises: every result is a valid packing; never worse than greedy by size; `optimal` only if the
    peak equals a proved lower bound (most bytes alive at once, or more where the search exhausted a
    capacity). Work is measured out in search nodes and rounds, not in time, so a run that ends
-   before its limit gives the same result every time.
+   before its time limit gives the same result every time, and one that has none always does.
  */
 #include "pack_internal.h"
 #include <stdlib.h>
@@ -262,9 +262,9 @@ enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 
 enum { TARGET_CYCLE = 11 };
 static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
 
-/* Works on a part until its peak is at most `target`, or its own bound, or the deadline passes.
+/* Works on a part until its peak is at most `target`, or its own bound, or it is time to stop.
  * Mostly it tries for the goal itself, now and then for something in between. */
-static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *scratch,
+static rg_status solve_part(part *x, int64_t target, const rgi_stop *stop, int64_t *scratch,
                             rg_error *e) {
   static const int32_t widths[] = {20, 60, 20, 100, 60, 60, 20, 200};
   /* narrow ones that are content with something between goal and peak: if the goal takes too long,
@@ -275,9 +275,8 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
   if (p->n > MOST_IMPROVED || !x->countable) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
   rgi_heuristic_improve(x->heuristic, goal_of(x, target),
-                        p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS, deadline, x->offset,
-                        &x->peak);
-  while (x->peak > goal_of(x, target) && rgi_pack_now() < deadline) {
+                        p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS, stop, x->offset, &x->peak);
+  while (x->peak > goal_of(x, target) && !rgi_stops(stop, 0)) {
     if (!p->near) RGI_TRY(find_neighbours(p, e));
     int64_t capacity = goal_of(x, target);
     rgi_verdict verdict;
@@ -288,18 +287,18 @@ static rg_status solve_part(part *x, int64_t target, double deadline, int64_t *s
       if (between) capacity = between_goal_and_peak(x, capacity);
       verdict =
           rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
-                         x->searches, deadline, scratch, &x->search_nodes);
+                         x->searches, stop, scratch, &x->search_nodes);
       x->searches++;
       if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
     } else {
       const uint32_t k = x->beams % RGI_COUNT(widths);
       if (between_too[k]) capacity = between_goal_and_peak(x, capacity);
       const int32_t width = x->beams >= NARROW_BEAMS ? 2 * widths[k] : widths[k];
-      verdict = rgi_beam_run(x->beam, capacity, width, x->beams, deadline, scratch, &x->beam_nodes);
+      verdict = rgi_beam_run(x->beam, capacity, width, x->beams, stop, scratch, &x->beam_nodes);
       x->beams++;
     }
     RGI_TRY(learn(x, capacity, verdict, scratch, e));
-    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, deadline, x->offset,
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, stop, x->offset,
                           &x->peak);
   }
   return RG_OK;
@@ -439,9 +438,9 @@ static rg_status make_parts(whole *w, rg_buffer *b, int32_t from, int32_t to, in
 }
 
 rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_options *o,
-                   rg_pack_result *r, rg_error *e) {
+                   int64_t *work, rg_pack_result *r, rg_error *e) {
   const double start = rgi_pack_now();
-  const double deadline = start + (o && o->seconds > 0 ? o->seconds : 5);
+  const rgi_stop stop = {start + (o && o->seconds > 0 ? o->seconds : 5), work};
   const int64_t align = o && o->align ? o->align : 1, capacity = o ? o->capacity : 0;
   int64_t greedy, *scratch = NULL;
   whole w = {.ctx = ctx};
@@ -468,8 +467,8 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
     again = false;
     for (int32_t i = 0; i < w.nparts; i++) {
       part *x = &w.part[i];
-      if (x->base + x->peak <= target || rgi_pack_now() > deadline) continue;
-      RGI_GOTO(status, solve_part(x, target - x->base, deadline, scratch, e), out);
+      if (x->base + x->peak <= target || rgi_stops(&stop, 0)) continue;
+      RGI_GOTO(status, solve_part(x, target - x->base, &stop, scratch, e), out);
       if (x->base + x->bound > w.bound) w.bound = x->base + x->bound, again = true;
     }
   }
@@ -498,5 +497,5 @@ rg_status rg_pack(rg_context *ctx, rg_buffer *buffers, size_t n, const rg_pack_o
     return rgi_fail(error, RG_E_USAGE, NULL, NULL, "an argument is NULL");
   rg_pack_options o;
   RGI_TRY(RGI_OPTIONS(rg_pack_options, align, options, &o, error));
-  return rgi_pack(ctx, buffers, n, &o, out, error);
+  return rgi_pack(ctx, buffers, n, &o, NULL, out, error);
 }

@@ -48,7 +48,8 @@ struct rgi_beam {
   int64_t nchildren, children_capacity;
   uint64_t *seen;
   uint64_t seen_mask;
-  int64_t nodes;
+  int64_t work;         /* of a node */
+  int64_t nodes, asked; /* asked: of these when it was last asked whether to stop */
   uint64_t random;
   struct {
     bool anywhere;
@@ -395,8 +396,15 @@ static void begin(rgi_beam *b) {
   s->credit = 0;
 }
 
+/* Work since it was last asked. */
+static int64_t since(rgi_beam *b) {
+  const int64_t nodes = b->nodes - b->asked;
+  b->asked = b->nodes;
+  return nodes * b->work;
+}
+
 rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt,
-                         double deadline, int64_t *offset, int64_t *explored) {
+                         const rgi_stop *stop, int64_t *offset, int64_t *explored) {
   const rgi_packing *p = b->p;
   for (int32_t i = 0; i < b->n; i++) {
     int64_t bytes = rgi_piece_bytes(p, i);
@@ -413,7 +421,7 @@ rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t 
   b->how.noise = attempt % 2 ? 0.3 : 1;
   b->how.gap = 0.5;
   b->random = attempt;
-  b->nodes = 0;
+  b->nodes = b->asked = 0;
   rgi_verdict verdict = RGI_NO_MEMORY;
   if (!make_run(b, width)) goto out;
   begin(b);
@@ -422,13 +430,13 @@ rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t 
   for (; step < b->n && front > 0; step++) {
     b->nchildren = 0;
     for (int32_t i = 0; i < front; i++) {
-      if ((i & 63) == 63 && rgi_pack_now() > deadline) goto out;
+      if ((i & 63) == 63 && rgi_stops(stop, since(b))) goto out;
       if (!expand(b, i)) {
         verdict = RGI_NO_MEMORY;
         goto out;
       }
     }
-    if (rgi_pack_now() > deadline) goto out;
+    if (rgi_stops(stop, since(b))) goto out;
     front = select_front(b);
   }
   if (front > 0) {
@@ -449,6 +457,7 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e) {
   b->p = p;
   b->n = p->n;
   b->m = p->m;
+  b->work = 2000 + (int64_t)p->n * p->m / 2;
   b->words = (p->n + 63) / 64;
   if (!(b->limit = rgi_malloc(p->ctx, n * sizeof *b->limit)) ||
       !(b->cap = rgi_malloc(p->ctx, m * sizeof *b->cap)) ||

@@ -15,6 +15,7 @@ struct rgi_heuristic {
   double *priority, *base;                 /* [n] */
   uint64_t state;
   int64_t round;
+  int64_t work; /* of one */
 };
 
 static uint64_t next_random(rgi_heuristic *h) {
@@ -89,12 +90,12 @@ static double worth(const rgi_packing *p, int32_t i, int kind) {
   }
 }
 
-void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline,
+void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, const rgi_stop *stop,
                            int64_t *offset, int64_t *peak) {
   const rgi_packing *p = h->p;
   ranked *scratch = (ranked *)(void *)h->best_order;
   for (int64_t r = 0; r<rounds && * peak> target; r++, h->round++) {
-    if (((r & 7) == 7 || p->n > 1000) && rgi_pack_now() > deadline) return;
+    if (((r & 7) == 7 || p->n > 1000) && rgi_stops(stop, (p->n > 1000 ? 1 : 8) * h->work)) return;
     int64_t in_phase = h->round % 64;
     if (h->round < STARTS) {
       for (int32_t i = 0; i < p->n; i++) h->priority[i] = worth(p, i, (int)h->round);
@@ -131,6 +132,7 @@ rg_status rgi_heuristic_create(const rgi_packing *p, rgi_heuristic **out, rg_err
   memset(h, 0, sizeof *h);
   h->p = p;
   h->state = (uint64_t)p->n;
+  h->work = (int64_t)p->n * p->n * 2;
   if (!(h->order = rgi_malloc(p->ctx, n * sizeof *h->order)) ||
       !(h->best_order = rgi_malloc(p->ctx, n * sizeof(ranked))) ||
       !(h->by_offset = rgi_malloc(p->ctx, n * sizeof *h->by_offset)) ||

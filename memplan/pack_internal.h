@@ -44,6 +44,19 @@ static inline double rgi_pack_now(void) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* When to stop: at a time, or, where `work` is not NULL, when nothing is left of that. Work is
+ * counted in nodes and rounds, each at what one takes in nanoseconds or so. */
+typedef struct rgi_stop {
+  double deadline;
+  int64_t *work;
+} rgi_stop;
+/* Is it time, `work` later than when this was last asked? */
+static inline bool rgi_stops(const rgi_stop *s, int64_t work) {
+  if (!s->work) return rgi_pack_now() > s->deadline;
+  *s->work -= work;
+  return *s->work <= 0;
+}
+
 /* ---- heuristics ---- */
 
 typedef struct rgi_heuristic rgi_heuristic;
@@ -52,8 +65,8 @@ void rgi_heuristic_destroy(rgi_heuristic *h);
 /* First fit of the pieces in `order`; returns the peak in bytes. */
 int64_t rgi_first_fit(rgi_heuristic *h, const int32_t *order, int64_t *offset);
 /* Improves `offset` and *peak: a batch of reorderings, until the peak is at most `target`, `rounds`
- * are through or the deadline passes. */
-void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, double deadline,
+ * are through or it is time to stop. */
+void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, const rgi_stop *stop,
                            int64_t *offset, int64_t *peak);
 
 /* ---- exact search ---- */
@@ -66,7 +79,7 @@ enum { RGI_SEARCH_CYCLE = 14 }; /* attempts before a way of exploring comes arou
 /* Is there a packing of at most `capacity` bytes? Fills offset[n] (units) when FOUND; NONE is a
  * proof. Explores at most `budget` nodes; `attempt` varies the order of exploration. */
 rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt,
-                           double deadline, int64_t *offset, int64_t *explored);
+                           const rgi_stop *stop, int64_t *offset, int64_t *explored);
 
 /* ---- beam search ---- */
 
@@ -75,6 +88,6 @@ rg_status rgi_beam_create(const rgi_packing *p, rgi_beam **out, rg_error *e);
 void rgi_beam_destroy(rgi_beam *b);
 /* Looks for a packing of at most `capacity` bytes; never NONE: failing proves nothing. */
 rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt,
-                         double deadline, int64_t *offset, int64_t *explored);
+                         const rgi_stop *stop, int64_t *offset, int64_t *explored);
 
 #endif

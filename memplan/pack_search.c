@@ -73,8 +73,9 @@ struct rgi_search {
   uint64_t memory_mask;
   uint64_t salt;
   int64_t nodes, budget, clock_mask;
+  int64_t work;              /* of a node */
   int32_t open, fewest_open; /* unplaced pieces; the fewest of this run */
-  double deadline;
+  const rgi_stop *stop;
   bool no_memory;
 };
 
@@ -386,7 +387,7 @@ static rgi_verdict explore(rgi_search *s, int32_t head, int32_t tail) {
     s->nodes++;
     if (s->no_memory) return RGI_NO_MEMORY;
     if (s->nodes >= s->budget ||
-        ((s->nodes & s->clock_mask) == 0 && rgi_pack_now() > s->deadline)) {
+        ((s->nodes & s->clock_mask) == 0 && rgi_stops(s->stop, (s->clock_mask + 1) * s->work))) {
       verdict = RGI_STOPPED;
       goto out;
     }
@@ -470,11 +471,11 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
 }
 
 rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint32_t attempt,
-                           double deadline, int64_t *offset, int64_t *explored) {
+                           const rgi_stop *stop, int64_t *offset, int64_t *explored) {
   const rgi_packing *p = s->p;
   s->nodes = 0;
   s->budget = budget;
-  s->deadline = deadline;
+  s->stop = stop;
   s->ntrail = s->nstack = 0;
   s->open = s->fewest_open = s->n;
   s->salt = mix((uint64_t)capacity);
@@ -514,6 +515,7 @@ rg_status rgi_search_create(const rgi_packing *p, rgi_search **out, rg_error *e)
   s->trail_capacity = s->stack_capacity = 1 << 12;
   s->memory_mask = (UINT64_C(1) << (p->n < 100 ? 16 : 20)) - 1;
   s->clock_mask = p->n < 1000 ? 127 : 7;
+  s->work = 500 + (int64_t)p->n * p->m / 4;
   size_t memory = (size_t)(s->memory_mask + 1) * sizeof *s->memory;
   bool ok = (s->rank = rgi_malloc(p->ctx, n * 8)) && (s->queue_end = rgi_malloc(p->ctx, m * 8)) &&
             (s->sorted = rgi_malloc(p->ctx, n * 4)) &&

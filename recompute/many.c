@@ -21,6 +21,7 @@ enum {
   MOST_KINDS = 32,
   SWAPS = 512,
   BRIEF = 4,   /* a part of the work */
+  RETRIES = 4, /* of memplan's word */
   STIRS = 2048 /* a candidate */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
@@ -45,6 +46,7 @@ typedef struct search {
   int nbest;
   bool by_time; /* seeds are ranked by time among those within the budget, else by bytes */
   int64_t low;  /* the least that any seed takes */
+  int64_t room; /* what a choice may take as the replay sees it: the budget, or less (settle) */
   uint64_t random;
 } search;
 
@@ -97,7 +99,7 @@ static void offer(search *s) {
   point p = {.set = s->trial};
   look(s, &p);
   if (p.figure < s->low) s->low = p.figure;
-  if (s->by_time && p.figure > s->c->budget) return;
+  if (s->by_time && p.figure > s->room) return;
   for (int i = 0; i < s->nbest; i++)
     if (rgi_model_same(s->m, s->best[i].set, p.set)) return;
   int at = s->nbest;
@@ -240,7 +242,12 @@ static void stir(search *s, point *p, point *q, int64_t until) {
 
 static rg_status open_search(search *s, rgi_chooser *c, rg_error *e) {
   rgi_model *m = c->m;
-  *s = (search){.c = c, .m = m, .n = c->nfree, .random = 0x9e3779b97f4a7c15, .low = INT64_MAX};
+  *s = (search){.c = c,
+                .m = m,
+                .n = c->nfree,
+                .random = 0x9e3779b97f4a7c15,
+                .low = INT64_MAX,
+                .room = c->budget};
   s->used = rgi_model_set(m);
   s->trial = rgi_model_set(m);
   s->kind = rgi_alloc_n(m->arena, (size_t)s->n, sizeof *s->kind);
@@ -317,7 +324,7 @@ static bool keep(search *s, point *p, point *q, int i) {
   copy(s, q, p);
   flip(s, q->set, i);
   look(s, q);
-  if (q->figure > s->c->budget || q->ms > p->ms) return false;
+  if (q->figure > s->room || q->ms > p->ms) return false;
   copy(s, p, q);
   return true;
 }
@@ -340,22 +347,58 @@ static void swap(search *s, point *p, point *q, const int *order, double near) {
       continue;
     }
     look(s, q);
-    if (q->figure > s->c->budget || q->ms > p->ms || (q->ms == p->ms && q->figure > p->figure))
-      continue;
+    if (q->figure > s->room || q->ms > p->ms || (q->ms == p->ms && q->figure > p->figure)) continue;
     const bool cheaper = q->ms < p->ms || q->figure < p->figure;
     copy(s, p, q);
     if (cheaper) drop(s, p, q, order, s->work - 16 * s->m->g->nnode);
   }
 }
 
-/* Memplan's word on p; where it has less room than the replay saw, the least does, which is known
- * to fit. */
-static rg_status settle(search *s, const point *p, const point *least, rg_error *e) {
-  bool yes;
+static void offer_within(search *s, const uint64_t *least) {
+  s->nbest = 0;
+  if (least) {
+    memcpy(begin(s), least, (size_t)s->m->words * sizeof *least);
+    offer(s);
+  }
+  offer_seeds(s);
+}
+
+/* The cheapest of the seeds once all is kept that can be; NULL: there is none. */
+static point *best_kept(search *s, point *q, const int *order, int64_t work) {
+  s->work = work;
+  point *best = s->nbest ? &s->best[0] : NULL;
+  for (int i = 0; i < s->nbest; i++) {
+    drop(s, &s->best[i], q, order, s->work - s->work / (s->nbest - i));
+    if (better(s, &s->best[i], best)) best = &s->best[i];
+  }
+  return best;
+}
+
+/* Memplan's word on p. Where it has less room than the replay saw, the search goes below the budget
+ * by what was lacking, each time further; at last there is the least, which is known to fit. */
+static rg_status settle(search *s, point *p, point *q, const point *least, const int *order,
+                        double near, rg_error *e) {
   rgi_chooser *c = s->c;
-  RGI_TRY(rgi_chooser_fits(c, p->set, &yes, e));
-  if (!yes && !least) return RG_OK;
-  const point *taken = yes ? p : least;
+  for (int again = 0; p; again++) {
+    int64_t saved, peak;
+    double ms;
+    RGI_TRY(
+        rgi_model_measure(c->m, p->set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e));
+    c->explored++;
+    const int64_t over = (c->of_saved ? saved : peak) - c->budget;
+    if (over <= 0) break;
+    if (again == RETRIES) {
+      p = NULL;
+      break;
+    }
+    s->room = (p->figure < s->room ? p->figure : s->room) - (over << again);
+    offer_within(s, least ? least->set : NULL);
+    p = best_kept(s, q, order, DROP_WORK / RETRIES);
+    s->work = SWAP_WORK / RETRIES;
+    if (p && p->ms > near) swap(s, p, q, order, near);
+  }
+  if (!p && !least) return RG_OK;
+  const point *taken = p ? p : least;
   memcpy(c->best, taken->set, (size_t)s->m->words * sizeof *c->best);
   c->best_ms = taken->ms;
   c->found = true;
@@ -381,17 +424,10 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (least) {
     memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
     look(&s, &known);
-    memcpy(begin(&s), least, (size_t)s.m->words * sizeof *least);
-    offer(&s);
   }
-  offer_seeds(&s);
+  offer_within(&s, least);
   if (!least && !room_to_spare(&s)) return RG_OK;
-  s.work = DROP_WORK;
-  best = &s.best[0];
-  for (int i = 0; i < s.nbest; i++) {
-    drop(&s, &s.best[i], &q, order, s.work - s.work / (s.nbest - i));
-    if (better(&s, &s.best[i], best)) best = &s.best[i];
-  }
+  if (!(best = best_kept(&s, &q, order, DROP_WORK))) return RG_OK;
   c->best_ms = best->ms;
   c->bound_ms = 0;
   if (!c->brief) RGI_TRY(rgi_bound_open(c, &bound, e));
@@ -401,7 +437,7 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (s.work > SWAP_WORK) s.work = SWAP_WORK;
   if (c->brief) s.work /= BRIEF;
   if (best->ms > near) swap(&s, best, &q, order, near);
-  RGI_TRY(settle(&s, best, least ? &known : NULL, e));
+  RGI_TRY(settle(&s, best, &q, least ? &known : NULL, order, near, e));
   if (!c->found) return RG_OK;
   if (!c->brief && c->best_ms > near && s.n <= RGI_PROOF_LIMIT)
     RGI_TRY(rgi_prove(c, PROOF_WORK, e));

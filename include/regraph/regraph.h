@@ -355,7 +355,9 @@ typedef struct rg_plan_options {
   bool no_lanes;
   /* fuse pass off: a gradient of several branches is computed for all of them at once */
   bool no_fuse;
-  double pack_seconds; /* time limit for the exact packer; 0: 2 s */
+  /* Time limit for the exact packer; 0: so much work instead, some 2 s of it, and then the same
+   * spec and policy give the same plan on every machine. */
+  double pack_seconds;
   /* Called now and then during long work with a stage name and done/total (total 0: unknown). */
   void (*progress)(void *user, const char *stage, double done, double total);
   void *progress_user;
@@ -811,7 +813,9 @@ typedef struct rg_queue_info {
 RG_API rg_status rg_queue_create(rg_context *ctx, const rg_queue_options *options, rg_queue **out,
                                  rg_error *error);
 RG_API void rg_queue_destroy(rg_queue *queue);
-/* A request of n tokens, at least one, copied: at most `most` more, at least one, are wanted.
+/* A request of n tokens, at least one and none of them negative, copied: at most `most` more, at
+ * least one, are wanted. A token past the model's own fails the step that it is in, for all who
+ * share that: check before.
  * RG_E_LIMIT for what would fit neither a row of the table nor the pool, if it had them for
  * itself. */
 RG_API rg_status rg_queue_add(rg_queue *queue, const int32_t *tokens, int64_t n, int64_t most,
@@ -827,8 +831,9 @@ RG_API rg_status rg_queue_cancel(rg_queue *queue, rg_request request, rg_error *
 RG_API rg_status rg_queue_step(rg_queue *queue, rg_queue_arrays *arrays, rg_error *error);
 /* The step ran: next[b] (the graph's `next`, or what was drawn from its logits) goes to the request
  * of slot b, where it was wanted. Where the caller has set last[b], that is the last one; wherever
- * it then is set, the request has ended, and its number is forgotten. next NULL: the step did not
- * run to its end, and what it was to write runs again. */
+ * it then is set, the request has ended, and its number is forgotten. A negative next[b] is none
+ * (of logits that all are NaN, argmax says -1): the request ends without it, and others are served
+ * on. next NULL: the step did not run to its end, and what it was to write runs again. */
 RG_API rg_status rg_queue_done(rg_queue *queue, const int32_t *next, rg_error *error);
 RG_API rg_status rg_queue_count(const rg_queue *queue, rg_queue_info *out);
 

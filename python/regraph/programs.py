@@ -457,6 +457,12 @@ class Program:
                                "tensors has nowhere to keep; regraph.Session runs it")
         self.spec = json.loads(text)
         self.inputs = tuple(t.name for t in spec.tensors if t.role == _lib.INPUT)
+        for input in self.inputs:
+            if input not in self.spec["inputs"]:
+                raise RegraphError("RG_E_USAGE",
+                                   f"{name}: the input '{input}' is of a copy of a repeated block, "
+                                   "which a function of tensors knows nothing of; write the copies "
+                                   "out, or take regraph.Session")
         self.outputs = tuple(t.name for t in spec.tensors if t.role == _lib.OUTPUT)
         self.floating = tuple(t.name for t in spec.tensors
                               if t.role == _lib.OUTPUT and t.dtype != "i32")

@@ -10,6 +10,7 @@ puts a graph and sampling around it. Neither needs torch; on a GPU memory comes 
 """
 
 import ctypes
+import operator
 import time
 from dataclasses import dataclass, field
 from typing import Iterator, Mapping, Sequence
@@ -160,16 +161,20 @@ def _uniform(seed, position):
 
 
 def draw(logits: np.ndarray, sampling: Sampling, position: int) -> int:
-    """The token at `position` of a sequence, from its logits [V]."""
+    """The token at `position` of a sequence, from its logits [V]; -1 where these are all NaN."""
     logits = np.asarray(logits, np.float64)
-    if sampling.temperature == 0:
+    logits = np.where(np.isnan(logits), -np.inf, logits)  # no value, as argmax has it
+    most = logits.max()
+    if most == -np.inf:
+        return -1
+    if sampling.temperature == 0 or most == np.inf:
         return int(logits.argmax())
     kept = np.arange(logits.size)
     if 0 < sampling.top_k < logits.size:
         kept = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
     if kept.size < logits.size or sampling.top_p < 1:  # the likeliest first
         kept = kept[np.argsort(-logits[kept], kind="stable")][:sampling.top_k or None]
-    weight = np.exp((logits[kept] - logits.max()) / sampling.temperature)
+    weight = np.exp((logits[kept] - most) / sampling.temperature)
     total = weight.cumsum()
     if sampling.top_p < 1:
         total = total[:int(np.searchsorted(total, sampling.top_p * total[-1])) + 1]
@@ -190,7 +195,7 @@ class Request:
     stop: frozenset[int]
     sampling: Sampling
     tokens: list[int] = field(default_factory=list)
-    state: str = "live"  # "finished", "cancelled"
+    state: str = "live"  # "finished", "cancelled"; "failed": its logits are all NaN
 
     def __repr__(self):
         return (f"Request({self.number}: {len(self.prompt)} + {len(self.tokens)} of "
@@ -257,13 +262,15 @@ class Engine:
         self._outputs: dict[str, tuple] = {}
         self._requests: dict[int, Request] = {}
         self._seconds = self._ran = 0.0
-        bound: dict[tuple[int, str], tuple[int, int]] = {}
-        for count in rows:
+        bound: dict[tuple[int, str], int] = {}
+        for count in reversed(rows):  # the others fit into what the largest binds
             plan = Plan(spec, device=device, threads=threads, no_grad=True, T=count, **dims)
             session = Session(plan)
             self._bind(plan, session, dict(weights), bound, page)
-            self._buckets.append((count, session))
+            self._buckets.insert(0, (count, session))
         self._next = np.zeros(slots, np.int32)
+        logits = self._outputs.get("logits")
+        self._tokens = logits[0].shape[-1] if logits else 2**31  # how many the model knows
 
     def _take(self, plan, size):
         memory = DeviceMemory(plan, max(size, 1))
@@ -286,8 +293,8 @@ class Engine:
             at = tensor.role, tensor.name
             if tensor.role == _lib.INPUT and tensor.name in queue.offsets:
                 address = self._block + queue.offsets[tensor.name]
-            elif at in bound and tensor.nbytes <= bound[at][1]:  # rows of a step may be more here
-                address = bound[at][0]
+            elif at in bound:
+                address = bound[at]
             elif tensor.role == _lib.INPUT:
                 if tensor.name not in weights:
                     raise RegraphError("RG_E_USAGE", f"the weight '{tensor.name}' is missing; "
@@ -301,7 +308,7 @@ class Engine:
                 address = self._take(plan, tensor.nbytes)
                 if tensor.role == _lib.OUTPUT:
                     self._outputs[tensor.name] = tensor, self._memory[-1]
-            bound[at] = address, tensor.nbytes
+            bound[at] = address
             session.bind(tensor.role, tensor.name, address, tensor.nbytes)
         if not self._outputs.keys() & {"next", "logits"}:
             raise RegraphError("RG_E_NAME", "the spec has neither an output 'next' nor 'logits'")
@@ -315,9 +322,19 @@ class Engine:
         if sampling.temperature and "logits" not in self._outputs:
             raise RegraphError("RG_E_USAGE", "sampling needs an output 'logits', which the spec "
                                              "does not have; temperature 0 takes its 'next'")
-        prompt = tuple(int(token) for token in tokens)
+        prompt = tuple(operator.index(token) for token in tokens)
+        if not prompt:
+            raise RegraphError("RG_E_USAGE", "a request of no tokens; expected one at least")
+        for at, token in enumerate(prompt):
+            self._known(token, f"token {at} of the request")
         return self._keep(Request(self.queue.add(prompt, max_new), prompt, max_new,
                                   frozenset(stop), sampling))
+
+    def _known(self, token, what):
+        """A token that no table has a row for would fail every step, whoever else shares it."""
+        if not 0 <= token < self._tokens:
+            raise RegraphError("RG_E_VALUE",
+                               f"{what} is {token}; expected 0 to {self._tokens - 1}")
 
     def _keep(self, request):
         self._requests[request.number] = request
@@ -329,6 +346,7 @@ class Engine:
         self._live(request)
         if not request.tokens:
             raise RegraphError("RG_E_USAGE", f"{request!r} has no token of its own yet")
+        self._known(operator.index(token), "the fork's token")
         number = self.queue.fork(request.number, token)
         return self._keep(Request(number, request.prompt, request.max_new, request.stop,
                                   sampling or request.sampling, [*request.tokens[:-1], token]))
@@ -358,8 +376,13 @@ class Engine:
             self._outputs["next"][1].read(self._next)
         self._ran += time.perf_counter() - start
 
-    def _logits(self):
-        tensor, memory = self._outputs["logits"]
+    def output(self, name: str) -> np.ndarray:
+        """What an output of the spec holds after a step: its first rows are those of the step's
+        tokens (or slots), what follows them is left from others."""
+        if name not in self._outputs:
+            raise RegraphError("RG_E_NAME", f"there is no output '{name}'; expected one of "
+                                            f"{', '.join(self._outputs)}")
+        tensor, memory = self._outputs[name]
         array = np.empty(tensor.shape, arrays.NUMPY[tensor.dtype])
         memory.read(array)
         return array
@@ -380,22 +403,23 @@ class Engine:
                     continue
                 if request.sampling.temperature or "next" not in self._outputs:
                     if logits is None:
-                        logits = self._logits()
+                        logits = self.output("logits")
                     self._next[slot] = draw(arrays.float32(logits[slot]), request.sampling,
                                             len(request.prompt) + len(request.tokens))
                 token = int(self._next[slot])
-                queue.last[slot] = token in request.stop
+                queue.last[slot] = token < 0 or token in request.stop
                 got.append((slot, request, token))
         except BaseException:
             queue.done(None)
             raise
         queue.done(self._next)
         for slot, request, token in got:
-            request.tokens.append(token)
+            if token >= 0:
+                request.tokens.append(token)
             if queue.last[slot]:
-                self._requests.pop(request.number).state = "finished"
+                self._requests.pop(request.number).state = "finished" if token >= 0 else "failed"
         self._seconds += time.perf_counter() - start
-        return [(request, token) for _, request, token in got]
+        return [(request, token) for _, request, token in got if token >= 0]
 
     def steps(self) -> Iterator[tuple[Request, int]]:
         """(request, token) as they come, until nobody is left. Requests may be added and cancelled

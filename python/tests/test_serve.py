@@ -1,5 +1,5 @@
-"""regraph.serve on the CPU: a model of random weights. Runs under `python3 -m unittest` and under
-pytest."""
+"""regraph.serve: a model of random weights, on the CPU, or where REGRAPH_TEST_DEVICE says. Runs
+under `python3 -m unittest` and under pytest."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from regraph import RegraphError, serve  # noqa: E402
 SMALL = {"layers": 2, "V": 61, "W": 24, "F": 40, "H": 4, "KH": 2, "D": 16, "DV": 16, "page": 16,
          "kernel": 8, "stride": 4, "block": 16, "top_n": 4, "window": 24, "dtype": "f32",
          "kv": "f32"}
+DEVICE = os.environ.get("REGRAPH_TEST_DEVICE", "cpu")
 STEP = {"tokens", "lengths", "context", "pages", "forks"}
 
 
@@ -35,7 +36,7 @@ WEIGHTS = weights()
 
 
 def engine(pages=12, slots=5, **options):
-    options = {"most": 8, "rows": (5, 20), **options}
+    options = {"most": 8, "rows": (5, 20), "device": DEVICE, **options}
     return serve.Engine(spec(), WEIGHTS, pages=pages, page=16, slots=slots, **options)
 
 
@@ -85,22 +86,26 @@ class Draw(unittest.TestCase):
 
 
 class Serve(unittest.TestCase):
-    def test_each_says_what_it_says_alone(self):
+    def test_sixty_four_say_what_each_says_alone(self):
         warm = [serve.Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=i) if i % 2 else
-                serve.GREEDY for i in range(16)]
+                serve.GREEDY for i in range(64)]
         crowd = engine(pages=8)
-        requests = [crowd.add(prompt, 12 + i, sampling=warm[i])
-                    for i, prompt in enumerate(prompts(16))]
-        together = run(crowd, requests)
+        requests = [crowd.add(prompt, 12 + i % 16, sampling=warm[i])
+                    for i, prompt in enumerate(prompts(64))]
+        for got, _ in crowd.steps():
+            if got.number % 9 == 4 and len(got.tokens) == 6:
+                crowd.cancel(got)
         stats = crowd.stats()
-        self.assertTrue(stats.preempted and stats.found and stats.finished == 16, stats)
-        self.assertEqual(stats.pages_used, 0)
-        self.assertEqual(stats.tokens, sum(map(len, together)))
-        for i, prompt in enumerate(prompts(16)):
-            single = engine(slots=1, rows=(200,), prefixes=False)
-            self.assertEqual(run(single, [single.add(prompt, 12 + i, sampling=warm[i])]),
-                             [together[i]])
-        self.assertGreater(len({tuple(tokens[:6]) for tokens in together}), 8)
+        self.assertTrue(stats.preempted and stats.found, stats)
+        self.assertEqual((stats.finished, stats.cancelled, stats.pages_used), (57, 7, 0))
+        self.assertEqual(stats.tokens, sum(len(request.tokens) for request in requests))
+        single = engine(slots=1, rows=(200,), prefixes=False)
+        for request, prompt in zip(requests, prompts(64)):
+            alone = single.add(prompt, request.max_new, sampling=request.sampling)
+            self.assertEqual(run(single, [alone])[0][:len(request.tokens)], request.tokens)
+            self.assertEqual(len(request.tokens),
+                             6 if request.state == "cancelled" else request.max_new)
+        self.assertGreater(len({tuple(request.tokens[:6]) for request in requests}), 32)
 
     def test_stop_cancel_and_stream(self):
         one = engine()
@@ -145,7 +150,7 @@ class Serve(unittest.TestCase):
     def test_without_next_the_greatest_logit_is_taken(self):
         document = json.loads(spec().write("json"))
         del document["outputs"]["next"]
-        sizes = {"pages": 12, "page": 16, "slots": 5, "most": 8}
+        sizes = {"pages": 12, "page": 16, "slots": 5, "most": 8, "device": DEVICE}
         bare = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, **sizes)
         one = engine()
         self.assertEqual(run(bare, [bare.add(prompts(1)[0], 9)]),
@@ -155,14 +160,38 @@ class Serve(unittest.TestCase):
         with self.assertRaisesRegex(RegraphError, "needs an output 'logits'"):
             greedy.add([1], 4, sampling=serve.Sampling(temperature=1.0))
 
-    def test_outputs_with_a_row_for_each_token_have_the_largest_steps_room(self):
+    def test_outputs_with_a_row_for_each_token(self):
         document = json.loads(Path(regraph.example("serve_model.json")).read_text())
         document["outputs"]["embedded"] = "embedded"
         wide = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16, slots=5,
-                            most=8, rows=(5, 200))
+                            most=8, rows=(5, 200), device=DEVICE)
         asked = prompts(5)
         self.assertEqual(run(wide, [wide.add(prompt, 9) for prompt in asked]),
                          run(e := engine(), [e.add(prompt, 9) for prompt in asked]))
+        wide.add(asked[4], 2)
+        for larger in (True, False):  # capacity
+            wide.step()
+            rows = int(wide.queue.lengths.sum())
+            self.assertEqual(rows > 5, larger)
+            np.testing.assert_array_equal(wide.output("embedded")[:rows],
+                                          WEIGHTS["w_embed"][wide.queue.tokens[:rows]])
+        with self.assertRaisesRegex(RegraphError, "no output 'idx'; expected one of .*logits"):
+            wide.output("idx")
+
+    def test_one_whose_logits_are_nan_fails_alone(self):
+        name = next(n for n, w in WEIGHTS.items() if w.shape[0] == 61 and "head" not in n)
+        asked = prompts(3)
+        for sampling in serve.GREEDY, serve.Sampling(temperature=0.7, top_k=9, top_p=0.9):
+            one = engine()
+            want = run(one, [one.add(prompt, 9, sampling=sampling) for prompt in asked])
+            odd = min(set(range(61)).difference(*want, *asked))
+            table = WEIGHTS[name].copy()
+            table[odd] = np.nan
+            one = serve.Engine(spec(), {**WEIGHTS, name: table}, pages=12, page=16, slots=5, most=8)
+            bad = one.add([3, odd, 5], 9, sampling=sampling)
+            again = [one.add(prompt, 9, sampling=sampling) for prompt in asked]
+            self.assertEqual(run(one, [bad, *again]), [[], *want])
+            self.assertEqual([r.state for r in (bad, *again)], ["failed"] + 3 * ["finished"])
 
     def test_what_is_refused(self):
         one = engine()
@@ -184,6 +213,14 @@ class Serve(unittest.TestCase):
             one.fork(engine().add([1], 3), 4)
         with self.assertRaisesRegex(RegraphError, "no token of its own yet"):
             one.fork(one.add([1], 3), 4)
+        with self.assertRaisesRegex(RegraphError, "token 1 of the request is 61; expected 0 to 60"):
+            one.add([1, 61], 3)
+        with self.assertRaisesRegex(RegraphError, "token 0 of the request is -1; expected 0 to 60"):
+            one.add([-1], 3)
+        with self.assertRaisesRegex(RegraphError, "no tokens; expected one at least"):
+            one.add([], 3)
+        with self.assertRaises(TypeError):
+            one.add([1.5], 3)
 
     def test_context_parallelism_is_refused_by_name(self):
         with self.assertRaisesRegex(RegraphError, "RG_E_POLICY.*cp|context parallel"):

@@ -109,6 +109,11 @@ def test_state_is_for_sessions():
         regraph.torch.attention(regraph.example("nsa_serve.json"))
 
 
+def test_inputs_of_repeated_blocks_are_for_sessions():
+    with pytest.raises(RegraphError, match="'layer0_wn' is of a copy of a repeated block"):
+        regraph.torch.attention(regraph.example("nsa_model.json"))
+
+
 def test_lengths_left_out():
     """They follow the tokens, wherever these stand among the inputs; of two kinds of rows, neither
     is meant."""

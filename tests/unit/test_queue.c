@@ -180,6 +180,27 @@ Test(queue, a_step_that_did_not_run_runs_again) {
   close_desk(&d);
 }
 
+/* A row of logits without a value has no greatest one: its request ends, others go on. */
+Test(queue, no_token_ends_a_request) {
+  rg_error e = {0};
+  rg_request fork;
+  desk d = open_desk(
+      (rg_queue_options){.pages = 16, .page = 4, .rows = 8, .slots = 3, .most = 8, .forks = 1});
+  ask(&d, text, 2, 9), ask(&d, text + 4, 3, 9);
+  CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
+  d.next[0] = -1, d.next[1] = 5;
+  CR_OK(rg_queue_done(d.q, d.next, &e), &e);
+  cr_assert(d.a.last[0] && !d.a.last[1]);
+  cr_assert(count(&d).finished == 1 && count(&d).tokens == 1 && count(&d).served == 1);
+  CR_OK(rg_queue_step(d.q, &d.a, &e), &e);
+  cr_assert(d.a.rows == 1 && d.a.tokens[0] == 5);
+  CR_OK(rg_queue_done(d.q, d.next + 1, &e), &e);
+  const int32_t odd[] = {1, 2, -7};
+  FAILS(rg_queue_add(d.q, odd, 3, 2, &fork, &e), RG_E_VALUE, "token 2 of the request is -7");
+  FAILS(rg_queue_fork(d.q, 2, -1, &fork, &e), RG_E_VALUE, "token 4 of the request is -1");
+  close_desk(&d);
+}
+
 Test(queue, what_makes_no_sense) {
   rg_error e = {0};
   rg_request r;
