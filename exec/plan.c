@@ -349,9 +349,10 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   RGI_GOTO(status, advance(&plan->graph, next, "recompute", e), failed);
   if (p.unfused) {
     plan->fusions->peak_after = plan->choice->peak_after;
-    RGI_GOTO(status,
-             rgi_choice_peak(plan->choice, p.unfused, &p.mem, &plan->fusions->peak_before, e),
-             failed);
+    RGI_GOTO(
+        status,
+        rgi_choice_peak(plan->choice, p.unfused, p.profile, &p.mem, &plan->fusions->peak_before, e),
+        failed);
   }
   report(&p, "memplan", 0);
   p.mem.capacity = plan->choice->budget_of_saved ? 0 : plan->choice->budget;

@@ -106,8 +106,11 @@ static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg
   int *reader = rgi_alloc_n(b->m->arena, edges, sizeof *reader), *from = NULL;
   from = rgi_alloc_n(b->m->arena, edges, sizeof *from);
   b->p.need = rgi_alloc_n(b->m->arena, edges, sizeof *b->p.need);
-  if (!next || !head || !reader || !from || !b->p.need) return rgi_nomem(e);
+  bool *back = rgi_alloc_n(b->m->arena, (size_t)g->ntensor + 1, sizeof *back); /* from the host */
+  if (!next || !head || !reader || !from || !back || !b->p.need) return rgi_nomem(e);
   for (int32_t t = 0; t < g->ntensor; t++) head[t] = -1;
+  for (int32_t k = 0; k < g->nnode; k++)
+    if (rgi_brings_back(g, k) >= 0) back[rgi_brings_back(g, k)] = true;
   int32_t count = 0;
   for (int32_t k = 0; k < g->nnode; k++) {
     const rgi_node *n = &g->node[k];
@@ -117,7 +120,7 @@ static rg_status find_needs(rgi_bound *b, const int *by, const int *value_of, rg
     if (c < 0 || !b->p.is_free[c]) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || g->tensor[owner].host || value_of[owner] >= 0 ||
+      if (t < 0 || g->tensor[owner].producer < 0 || back[owner] || value_of[owner] >= 0 ||
           by[t] <= -2 || by[t] == c)
         continue;
       if (by[t] >= 0 && rgi_has(b->c->always, by[t])) continue;
@@ -146,11 +149,10 @@ static rg_status find_values(rgi_bound *b, rg_error *e) {
   b->p.fixed = (double)b->m->mem.reserved;
   for (int32_t k = 0; k < g->nnode; k++) {
     const rgi_node *n = &g->node[k];
-    if (!n->backward || n->op->flags & RG_OP_VIEW) continue;
+    if (!rgi_takes_row(g, k)) continue;
     for (int i = 0; i < rgi_nin(n); i++) {
       const int32_t t = n->in[i], owner = t < 0 ? -1 : rgi_owner(g, t);
-      if (t < 0 || g->tensor[owner].producer < 0 || g->tensor[owner].host ||
-          g->node[g->tensor[owner].producer].backward)
+      if (t < 0 || g->tensor[owner].producer < 0 || g->node[g->tensor[owner].producer].backward)
         continue;
       if (by[t] <= -2) continue;
       if (value_of[owner] < 0) {

@@ -25,7 +25,7 @@ typedef struct rgi_need {
 
 typedef struct rgi_parts {
   rgi_chooser *c;
-  int32_t nt;   /* backward nodes that move bytes */
+  int32_t nt;   /* backward nodes that move bytes, copies left out */
   double *base; /* [nt]: scratch bytes alive there with everything kept */
   rgi_direct *value;
   int nvalue;
@@ -38,6 +38,10 @@ typedef struct rgi_parts {
   double *alone; /* per candidate: scratch that it needs at least, recomputed */
 } rgi_parts;
 
+/* Is node k one of these? */
+static inline bool rgi_takes_row(const rgi_graph *g, int32_t k) {
+  return g->node[k].backward && !(g->node[k].op->flags & RG_OP_VIEW) && !rgi_is_copy(g, k);
+}
 const rgi_parts *rgi_bound_parts(const rgi_bound *b);
 
 /* ---- layers.c ---- */

@@ -32,21 +32,37 @@ rg_status rgi_chooser_by(rgi_chooser *c, rgi_model *m, const rg_policy *policy, 
   return RG_OK;
 }
 
+/* Goes on from the choice that the hint knows, if that fits. */
+static rg_status go_on(rgi_chooser *c, const rgi_start *hint, uint64_t *set, rg_error *e) {
+  bool yes;
+  memcpy(set, c->always, (size_t)c->m->words * sizeof *set);
+  for (int i = 0; i < c->nfree; i++)
+    if (hint->start[c->m->origin[c->free[i]]]) rgi_put(set, c->free[i]);
+  RGI_TRY(rgi_chooser_fits(c, set, &yes, e));
+  return yes ? rgi_choose_many(c, set, e) : RG_OK;
+}
+
 /* The choice for a budget, or (least) for the least budget that can be met. */
-static rg_status choose(rgi_chooser *c, bool least, rg_error *e) {
+static rg_status choose(rgi_chooser *c, bool least, rgi_start *hint, rg_error *e) {
   const bool exact = c->nfree <= RGI_EXACT_LIMIT;
   int64_t reachable = 0;
   uint64_t *set = rgi_model_set(c->m);
   if (!set) return rgi_nomem(e);
+  c->brief = hint && hint->brief;
+  if (hint && hint->start && !least && !exact) RGI_TRY(go_on(c, hint, set, e));
+  if (c->found) return RG_OK;
   if (!least && !exact) RGI_TRY(rgi_choose_many(c, NULL, e));
   if (c->found) return RG_OK;
-  if (least || !exact) {
+  const bool given_up = hint && hint->start && hint->brief && !exact; /* others will do */
+  if (least || (!exact && !given_up)) {
     RGI_TRY((exact ? rgi_least_exact : rgi_least_many)(c, set, &reachable, e));
     if (least) c->budget = reachable;
   }
-  if (reachable <= c->budget) RGI_TRY(exact ? rgi_choose_exact(c, e) : rgi_choose_many(c, set, e));
+  if (reachable <= c->budget && !given_up)
+    RGI_TRY(exact ? rgi_choose_exact(c, e) : rgi_choose_many(c, set, e));
   if (c->found) return RG_OK;
   if (exact) RGI_TRY(rgi_least_exact(c, set, &reachable, e));
+  if (hint) hint->least = reachable;
   char asked[32], bytes[32];
   return rgi_fail(
       e, RG_E_INFEASIBLE, c->budget_at, NULL,
@@ -136,7 +152,8 @@ static void mark(rgi_choice *c, const rgi_model *m, const rg_policy *policy, con
 }
 
 static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *policy,
-                        rgi_progress progress, rgi_choice *report, bool *chosen, rg_error *e) {
+                        rgi_progress progress, rgi_start *hint, rgi_choice *report, bool *chosen,
+                        rg_error *e) {
   const rgi_preset preset = policy ? policy->preset : RGI_PRESET_NONE;
   for (int o = 0; o < g->norigin && policy; o++) {
     const char *name = g->origin[o].name;
@@ -150,7 +167,7 @@ static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *polic
     rgi_chooser c;
     RGI_TRY(rgi_chooser_by(&c, m, policy, e));
     c.progress = progress;
-    RGI_TRY(choose(&c, policy->least, e));
+    RGI_TRY(choose(&c, policy->least, hint, e));
     for (int i = 0; i < m->ncandidate; i++)
       if (rgi_has(c.best, i)) chosen[m->origin[i]] = true;
     report->budget = c.budget;
@@ -171,15 +188,15 @@ static rg_status bytes_of(const rgi_graph *g, const rgi_memory_options *mem, int
   return RG_OK;
 }
 
-rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
-                          int64_t *peak, rg_error *e) {
+rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_profile *profile,
+                          const rgi_memory_options *mem, int64_t *peak, rg_error *e) {
   bool *chosen = rgi_malloc(g->ctx, (size_t)g->norigin + 1);
   if (!chosen) return rgi_nomem(e);
   memset(chosen, 0, (size_t)g->norigin + 1);
   for (int o = 0; o < g->norigin && o < c->nnode; o++) chosen[o] = c->node[o].recomputed;
   rgi_graph *next;
   int64_t saved;
-  rg_status status = rgi_rewrite(g, chosen, NULL, &next, NULL, e);
+  rg_status status = rgi_rewrite(g, chosen, profile, &next, NULL, e);
   rgi_free(g->ctx, chosen);
   RGI_TRY(status);
   status = bytes_of(next, mem, &saved, peak, e);
@@ -190,11 +207,17 @@ rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_mem
 rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
                         const rgi_memory_options *mem, rgi_progress progress, rgi_graph **out,
                         rgi_choice **report, rg_error *e) {
+  return rgi_recompute_by(g, policy, profile, mem, progress, NULL, out, report, e);
+}
+
+rg_status rgi_recompute_by(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_progress progress, rgi_start *hint,
+                           rgi_graph **out, rgi_choice **report, rg_error *e) {
   *out = NULL;
   if (report) *report = NULL;
   rgi_model *m;
   rgi_choice *c = NULL;
-  rgi_graph *next = NULL;
+  rgi_graph *next = NULL, *none = NULL;
   RGI_TRY(rgi_model_create(g, profile, mem, &m, e));
   rg_status status;
   RGI_GOTO(status, new_report(g, m, policy, &c, e), done);
@@ -203,12 +226,14 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
     status = rgi_nomem(e);
     goto done;
   }
-  RGI_GOTO(status, decide(g, m, policy, progress, c, chosen, e), done);
+  RGI_GOTO(status, decide(g, m, policy, progress, hint, c, chosen, e), done);
   RGI_GOTO(status, rgi_rewrite(g, chosen, profile, &next, &c->extra_ms, e), done);
   RGI_GOTO(status, rgi_verify(next, "recompute", e), done);
   mark(c, m, policy, chosen);
   if (c->optimal) c->bound_ms = c->extra_ms;
-  RGI_GOTO(status, bytes_of(g, mem, &c->saved_before, &c->peak_before, e), done);
+  memset(chosen, 0, (size_t)g->norigin * sizeof *chosen);
+  RGI_GOTO(status, rgi_rewrite(g, chosen, profile, &none, NULL, e), done);
+  RGI_GOTO(status, bytes_of(none, mem, &c->saved_before, &c->peak_before, e), done);
   RGI_GOTO(status, bytes_of(next, mem, &c->saved_after, &c->peak_after, e), done);
   *out = next;
   next = NULL;
@@ -217,6 +242,7 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
     c = NULL;
   }
 done:
+  rgi_graph_destroy(none);
   rgi_graph_destroy(next);
   rgi_choice_destroy(c);
   rgi_model_destroy(m);

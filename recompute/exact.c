@@ -42,7 +42,7 @@ rg_status rgi_choose_exact(rgi_chooser *c, rg_error *e) {
     expand(c, mask, set);
     rgi_taken x = rgi_replay_run(m->replay, set, used);
     if (rgi_figure(c, x) > c->budget || !needed(c, set, used)) continue;
-    double takes = rgi_model_ms(m, used);
+    double takes = rgi_model_ms(m, used) + x.wait_ms;
     if (c->found && takes >= c->best_ms) continue;
     bool yes;
     RGI_GOTO(status, rgi_chooser_fits(c, set, &yes, e), done);

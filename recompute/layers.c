@@ -442,8 +442,7 @@ rg_status rgi_layers_open(const rgi_parts *p, int width, rgi_layers **out, rg_er
   l->alive = rgi_alloc_n(a, (size_t)p->nt + 1, sizeof *l->alive);
   if (!l->block || !l->block_of || !l->row_of || !l->alive) return rgi_nomem(e);
   for (size_t i = 0; i < n; i++) l->block_of[i] = -1;
-  for (int32_t k = 0, row = 0; k < g->nnode; k++)
-    l->row_of[k] = g->node[k].backward && !(g->node[k].op->flags & RG_OP_VIEW) ? row++ : -1;
+  for (int32_t k = 0, row = 0; k < g->nnode; k++) l->row_of[k] = rgi_takes_row(g, k) ? row++ : -1;
   if (p->c->nfree == 0) return RG_OK;
   cut(l, width);
   return fill(l, e);

@@ -20,6 +20,7 @@ enum {
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
+  BRIEF = 4,   /* a part of the work */
   RETRIES = 4, /* of memplan's word */
   STIRS = 2048 /* a candidate */
 };
@@ -63,7 +64,7 @@ static void look(search *s, point *p) {
   p->figure = rgi_figure(s->c, x);
   p->crowd = s->c->of_saved ? 0 : x.crowd;
   for (int w = 0; w < m->words; w++) p->set[w] = s->used[w] | s->c->always[w];
-  p->ms = rgi_model_ms(m, s->used);
+  p->ms = rgi_model_ms(m, s->used) + x.wait_ms;
   s->work -= m->g->nnode;
 }
 
@@ -428,15 +429,18 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (!least && !room_to_spare(&s)) return RG_OK;
   if (!(best = best_kept(&s, &q, order, DROP_WORK))) return RG_OK;
   c->best_ms = best->ms;
-  RGI_TRY(rgi_bound_open(c, &bound, e));
-  RGI_TRY(rgi_bound_find(bound, e));
-  const double near = c->bound_ms + NEAR * s.m->all_ms;
+  c->bound_ms = 0;
+  if (!c->brief) RGI_TRY(rgi_bound_open(c, &bound, e));
+  if (!c->brief) RGI_TRY(rgi_bound_find(bound, e));
+  const double near = c->brief ? 0 : c->bound_ms + NEAR * s.m->all_ms;
   s.work = (int64_t)SWAPS * s.n * s.m->g->nnode;
   if (s.work > SWAP_WORK) s.work = SWAP_WORK;
+  if (c->brief) s.work /= BRIEF;
   if (best->ms > near) swap(&s, best, &q, order, near);
   RGI_TRY(settle(&s, best, &q, least ? &known : NULL, order, near, e));
   if (!c->found) return RG_OK;
-  if (c->best_ms > near && s.n <= RGI_PROOF_LIMIT) RGI_TRY(rgi_prove(c, PROOF_WORK, e));
+  if (!c->brief && c->best_ms > near && s.n <= RGI_PROOF_LIMIT)
+    RGI_TRY(rgi_prove(c, PROOF_WORK, e));
   c->optimal = c->best_ms <= c->bound_ms;
   return RG_OK;
 }

@@ -136,7 +136,8 @@ static rg_status build(builder *b, rg_error *e) {
   RGI_TRY(find_bytes(b, e));
   RGI_TRY(find_times(b, e));
   m->candidate_of = b->candidate_of;
-  return rgi_replay_create(g, &m->mem, b->candidate_of, m->ncandidate, m->arena, &m->replay, e);
+  return rgi_replay_create(g, m->profile, &m->mem, b->candidate_of, m->ncandidate, m->arena,
+                           &m->replay, e);
 }
 
 rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,

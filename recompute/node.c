@@ -17,6 +17,13 @@ bool rgi_repeatable(const rgi_graph *g, const rgi_node *node) {
   return true;
 }
 
+int rgi_brings_back(const rgi_graph *g, int n) {
+  if (!rgi_is_copy(g, n) || !g->node[n].backward) return -1;
+  const int from = g->tensor[g->node[n].in[0]].producer;
+  const int t = from < 0 ? -1 : g->node[from].in[0];
+  return t >= 0 && g->tensor[t].base < 0 ? t : -1;
+}
+
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
                       double *ms, rg_error *e) {
   const rgi_node *node = &g->node[n];

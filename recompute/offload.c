@@ -9,10 +9,13 @@
        few nodes  every choice of what to offload is looked at, and the best is the best there is
        keep all   the shortest part with which nothing need be recomputed, if one costs nothing
        else       all that hides; where that may miss the best by much, or does not fit: nothing,
-                  that and what is dearer to recompute than to wait for, and the whole list
+                  that and what is dearer to recompute than to wait for, the whole list, and what
+                  the choice of the least memory keeps if nothing leaves (what layers start from);
+                  then what the best so far keeps, and all that hides beside it, again and again
 
-   These parts depend on no budget, so neither does the least that can be met. A node that leaves
-   may be computed again, too, for clones that read it; backward itself reads what comes back.
+   All but the last depend on no budget, so neither does the least that can be met. A node that
+   leaves may be computed again, too, for clones that read it; backward itself reads what comes
+   back.
 
    What no choice beats is bounded like this: offloading frees at most the blocks it moves, be it of
    saved memory or of a clone that backward would have held on to, and once in saved and in scratch
@@ -25,8 +28,13 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { PARTS = 4, FEW = 6 /* offers, all of whose subsets are looked at … */, FEW_NODES = 12 };
-static const double NEAR = 0.03;            /* of the whole time: near enough to the best */
+enum {
+  PARTS = 4,
+  ROUNDS = 3,
+  FEW = 6 /* offers, all of whose subsets are looked at … */,
+  FEW_NODES = 12
+};
+static const double NEAR = 0.01;            /* of the whole time: near enough to the best */
 enum { BOUNDS = 6 };                        /* waits told apart */
 static const int64_t PROOF_WORK = 20000000; /* nodes replayed, for each */
 
@@ -47,8 +55,7 @@ typedef struct offer {
 } offer;
 
 typedef struct outcome {
-  uint32_t mask; /* of the list: these … */
-  int part;      /* … and its first nodes */
+  bool *away; /* per origin */
   rgi_graph *graph;
   rgi_choice *choice;
   double ms[2], total;
@@ -227,30 +234,26 @@ static rg_status make_list(search *s, rg_error *e) {
   return RG_OK;
 }
 
-/* ---- a part of the list ---- */
+/* ---- what may leave ---- */
 
-static bool in_part(int i, int n, uint32_t mask) {
-  return i < n || (i < FEW && mask >> i & 1);
+/* What is named, and the first n of the list. NULL on NOMEM. */
+static bool *first_of(const search *s, int n) {
+  bool *away = rgi_alloc_n(s->arena, (size_t)s->g->norigin + 1, sizeof *away);
+  if (!away) return NULL;
+  memcpy(away, s->base, (size_t)s->g->norigin * sizeof *away);
+  for (int i = 0; i < n; i++) away[s->offer[i].origin] = true;
+  return away;
 }
 
-static rg_status offload_part(search *s, int n, uint32_t mask, rgi_graph **out, double ms[2],
-                              rg_error *e) {
-  memcpy(s->chosen, s->base, (size_t)s->g->norigin * sizeof *s->chosen);
-  for (int i = 0; i < s->nall; i++)
-    if (in_part(i, n, mask)) s->chosen[s->offer[i].origin] = true;
-  return rgi_offload(s->g, s->chosen, s->profile, out, ms, e);
-}
-
-/* The chooser's best with the first n of the list and those of the mask offloaded. */
-static rg_status look(search *s, int n, uint32_t mask, const rg_policy *policy, outcome *out,
-                      rg_error *e) {
+/* The chooser's best with those offloaded. */
+static rg_status look(search *s, bool *away, rgi_start *hint, outcome *out, rg_error *e) {
   rgi_graph *g;
-  *out = (outcome){.part = n, .mask = mask};
-  RGI_TRY(offload_part(s, n, mask, &g, out->ms, e));
+  *out = (outcome){.away = away};
+  RGI_TRY(rgi_offload(s->g, away, s->profile, &g, out->ms, e));
   rg_status status = rgi_verify(g, "offload", e);
   if (status == RG_OK)
-    status =
-        rgi_recompute(g, policy, s->profile, s->mem, s->progress, &out->graph, &out->choice, e);
+    status = rgi_recompute_by(g, s->policy, s->profile, s->mem, s->progress, hint, &out->graph,
+                              &out->choice, e);
   rgi_graph_destroy(g);
   if (status == RG_OK) out->total = out->ms[0] + out->ms[1] + out->choice->extra_ms;
   return status;
@@ -264,12 +267,18 @@ static void drop(outcome *x) {
 
 /* Do the bytes alive at once fit, with everything kept and the first n of the list offloaded? */
 static rg_status fits(search *s, int n, bool *yes, rg_error *e) {
-  rgi_graph *g;
+  rgi_graph *g, *placed = NULL;
   double ms[2];
   int64_t saved = 0, forward = 0, backward = 0;
-  RGI_TRY(offload_part(s, n, 0, &g, ms, e));
-  const rg_status status = rgi_memory_peak(g, s->mem, true, &saved, &forward, &backward, e);
+  bool *away = first_of(s, n),
+       *none = away ? rgi_alloc_n(s->arena, (size_t)s->g->norigin + 1, 1) : NULL;
+  if (!none) return rgi_nomem(e);
+  RGI_TRY(rgi_offload(s->g, away, s->profile, &g, ms, e));
+  rg_status status = rgi_rewrite(g, none, s->profile, &placed, NULL, e);
   rgi_graph_destroy(g);
+  RGI_TRY(status);
+  status = rgi_memory_peak(placed, s->mem, true, &saved, &forward, &backward, e);
+  rgi_graph_destroy(placed);
   const int64_t peak = saved + s->mem->comm + (forward > backward ? forward : backward);
   *yes = (s->policy->budget_of_saved ? saved : peak) <= s->policy->budget;
   return status;
@@ -318,7 +327,7 @@ static rg_status open_bound(search *s, rg_error *e) {
   rgi_memory_options mem = *s->mem;
   double waits[2];
   mem.bound_only = true;
-  RGI_TRY(offload_part(s, 0, 0, &s->named, waits, e));
+  RGI_TRY(rgi_offload(s->g, s->base, s->profile, &s->named, waits, e));
   s->named_ms = waits[0] + waits[1];
   RGI_TRY(rgi_model_create(s->named, s->profile, &mem, &s->model, e));
   RGI_TRY(rgi_chooser_by(&s->chooser, s->model, s->policy, e));
@@ -371,13 +380,14 @@ static bool better(const search *s, const outcome *a, const outcome *b) {
   return a->total < b->total;
 }
 
-/* The least that the chooser reaches with the first n of the list and the mask's offloaded. */
-static rg_status find_least(search *s, int n, uint32_t mask, int64_t *least, rg_error *e) {
+/* The least that the chooser reaches with those offloaded; again (may be NULL): by recomputing
+ * those. */
+static rg_status find_least(search *s, const bool *away, int64_t *least, bool *again, rg_error *e) {
   rgi_graph *g;
   rgi_model *m = NULL;
   rgi_chooser c;
   double ms[2];
-  RGI_TRY(offload_part(s, n, mask, &g, ms, e));
+  RGI_TRY(rgi_offload(s->g, away, s->profile, &g, ms, e));
   rg_status status = rgi_model_create(g, s->profile, s->mem, &m, e);
   uint64_t *set = status == RG_OK ? rgi_model_set(m) : NULL;
   if (status == RG_OK) status = set ? rgi_chooser_by(&c, m, s->policy, e) : rgi_nomem(e);
@@ -385,6 +395,8 @@ static rg_status find_least(search *s, int n, uint32_t mask, int64_t *least, rg_
     c.progress = s->progress;
     status = (c.nfree <= RGI_EXACT_LIMIT ? rgi_least_exact : rgi_least_many)(&c, set, least, e);
   }
+  for (int i = 0; again && status == RG_OK && i < m->ncandidate; i++)
+    again[m->origin[i]] = rgi_has(set, i);
   rgi_model_destroy(m);
   rgi_graph_destroy(g);
   return status;
@@ -401,18 +413,23 @@ static rg_status none_fits(const search *s, bool all, int64_t least, rg_error *e
                   (long long)least);
 }
 
-/* Looks at the first n of the list and the mask's; *best is the better of the two. */
-static rg_status compete(search *s, int n, uint32_t mask, outcome *best, rg_error *e) {
+static void better_of(const search *s, outcome *best, outcome *x) {
+  if (x->choice && better(s, x, best)) {
+    const outcome worse = *best;
+    *best = *x;
+    *x = worse;
+  }
+  drop(x);
+}
+
+/* Looks at what can be done with those offloaded; *best is the better of the two. */
+static rg_status compete(search *s, bool *away, rgi_start *hint, outcome *best, rg_error *e) {
   outcome x;
   rg_error own = {0};
-  const rg_status status = look(s, n, mask, s->policy, &x, &own);
+  if (!away) return rgi_nomem(e);
+  const rg_status status = look(s, away, hint, &x, &own);
   if (status != RG_OK) return status == RG_E_INFEASIBLE ? RG_OK : hand_on(&own, e);
-  if (better(s, &x, best)) {
-    const outcome worse = *best;
-    *best = x;
-    x = worse;
-  }
-  drop(&x);
+  better_of(s, best, &x);
   return RG_OK;
 }
 
@@ -422,10 +439,17 @@ static bool few(const search *s) {
   return s->nall <= FEW && nodes <= FEW_NODES;
 }
 
+static bool *masked(const search *s, uint32_t mask) {
+  bool *away = first_of(s, 0);
+  for (int i = 0; away && i < s->nall; i++)
+    if (mask >> i & 1) away[s->offer[i].origin] = true;
+  return away;
+}
+
 static rg_status try_all(search *s, outcome *best, double *bound_ms, rg_error *e) {
   const uint32_t n = 1u << s->nall;
   for (uint32_t mask = 0; mask < n; mask++)
-    if (has_room(s, mask)) RGI_TRY(compete(s, 0, mask, best, e));
+    if (has_room(s, mask)) RGI_TRY(compete(s, masked(s, mask), NULL, best, e));
   if (best->choice) {
     *bound_ms = best->total;
     return RG_OK;
@@ -433,7 +457,9 @@ static rg_status try_all(search *s, outcome *best, double *bound_ms, rg_error *e
   int64_t low = INT64_MAX;
   for (uint32_t mask = 0; mask < n; mask++) {
     int64_t least = low;
-    if (has_room(s, mask)) RGI_TRY(find_least(s, 0, mask, &least, e));
+    const bool *away = masked(s, mask);
+    if (!away) return rgi_nomem(e);
+    if (has_room(s, mask)) RGI_TRY(find_least(s, away, &least, NULL, e));
     if (least < low) low = least;
   }
   return none_fits(s, true, low, e);
@@ -450,69 +476,159 @@ static rg_status keep_all(search *s, outcome *best, rg_error *e) {
     RGI_TRY(fits(s, n, &yes, e));
     *(yes ? &high : &low) = n;
   }
-  return compete(s, high, 0, best, e);
+  return compete(s, first_of(s, high), NULL, best, e);
 }
 
-/* The parts to look at, each once; *low: the least that any reaches. */
+/* What to look at, each once. */
 typedef struct parts {
-  int n, part[PARTS];
-  int64_t least[PARTS], low;
+  int n;
+  bool *away[PARTS + 1];
+  int64_t least[PARTS + 1], low; /* that each reaches, and the least of them; 0: not known yet */
+  bool *again[PARTS + 1];        /* … by recomputing those; NULL: not known */
+  int kept;                      /* the one of add_kept() … */
+  bool *wanted;                  /* … which would have those away */
 } parts;
+
+static rg_status add_part(const search *s, parts *p, bool *away, rg_error *e) {
+  if (!away) return rgi_nomem(e);
+  for (int i = 0; i < p->n; i++)
+    if (memcmp(p->away[i], away, (size_t)s->g->norigin * sizeof *away) == 0) return RG_OK;
+  p->away[p->n++] = away;
+  return RG_OK;
+}
+
+/* Takes the offer along if the host has room for it, and nobody waits longer than that. */
+static bool take(const search *s, const offer *x, double waited, bool *away, int64_t *host) {
+  if (away[x->origin] || *host + x->bytes > s->policy->host) return false;
+  away[x->origin] = true;
+  if (wait_for(s, away) <= waited + 1e-9) {
+    *host += x->bytes;
+    return true;
+  }
+  return away[x->origin] = false;
+}
+
+/* Of those wanted, what hides, whatever is made first first; then, to fill up, the rest of the
+ * list. */
+static bool *hidden_of(const search *s, const bool *wanted, bool fill) {
+  bool *away = first_of(s, 0);
+  if (!away) return NULL;
+  const double waited = wait_for(s, away);
+  int64_t host = s->host;
+  for (int last = -1, next;; last = s->offer[next].made) {
+    next = -1;
+    for (int i = 0; i < s->nall; i++)
+      if (wanted[s->offer[i].origin] && s->offer[i].made > last &&
+          (next < 0 || s->offer[i].made < s->offer[next].made))
+        next = i;
+    if (next < 0) break;
+    take(s, &s->offer[next], waited, away, &host);
+  }
+  for (int i = 0; i < s->nall && fill; i++) take(s, &s->offer[i], waited, away, &host);
+  return away;
+}
+
+static rg_status find_least_of(search *s, parts *p, int k, rg_error *e) {
+  p->again[k] = rgi_alloc_n(s->arena, (size_t)s->g->norigin + 1, sizeof *p->again[k]);
+  if (!p->again[k]) return rgi_nomem(e);
+  return find_least(s, p->away[k], &p->least[k], p->again[k], e);
+}
+
+/* What the least keeps if nothing is offloaded but what is named, away. */
+static rg_status add_kept(search *s, parts *p, rg_error *e) {
+  const size_t n = (size_t)s->g->norigin;
+  int k = 0;
+  while (memcmp(p->away[k], s->base, n) != 0) k++;
+  RGI_TRY(find_least_of(s, p, k, e));
+  bool *kept = p->wanted = rgi_alloc_n(s->arena, n + 1, sizeof *kept);
+  if (!kept) return rgi_nomem(e);
+  for (size_t o = 0; o < n; o++) kept[o] = !p->again[k][o];
+  RGI_TRY(add_part(s, p, hidden_of(s, kept, false), e));
+  p->kept = p->n - 1;
+  return RG_OK;
+}
 
 static rg_status find_leasts(search *s, parts *p, rg_error *e) {
   p->low = INT64_MAX;
   for (int k = 0; k < p->n; k++) {
-    RGI_TRY(find_least(s, p->part[k], 0, &p->least[k], e));
+    if (p->least[k] == 0) RGI_TRY(find_least_of(s, p, k, e));
     if (p->least[k] < p->low) p->low = p->least[k];
   }
   return RG_OK;
 }
 
+/* What is wanted leaves, and beside it whatever hides. What is then kept or offloaded is what
+ * should leave; so once more, for as long as that is better. */
+static rg_status improve(search *s, bool *wanted, outcome *x, rg_error *e) {
+  const size_t n = (size_t)s->g->norigin;
+  bool *again = rgi_alloc_n(s->arena, n + 1, sizeof *again);
+  if (!again) return rgi_nomem(e);
+  double before = INFINITY;
+  for (int round = 0; round < ROUNDS && x->total < before; round++) {
+    before = x->total;
+    for (size_t o = 0; o < n; o++) again[o] = x->choice->node[o].recomputed;
+    rgi_start from = {.start = again, .brief = true};
+    RGI_TRY(compete(s, hidden_of(s, wanted, true), &from, x, e));
+    for (size_t o = 0; o < n; o++) wanted[o] = !x->choice->node[o].recomputed;
+  }
+  return RG_OK;
+}
+
 /* *bound_ms: no choice takes less. */
-static rg_status decide(search *s, outcome *best, double *bound_ms, rg_error *e) {
+static rg_status decide(search *s, rg_policy *policy, outcome *best, outcome *kept,
+                        double *bound_ms, rg_error *e) {
   const int lengths[PARTS] = {s->nhidden, 0, s->nworth, s->noffer};
-  const bool least = s->policy->least;
+  const bool least = policy->least;
   parts p = {0};
   *bound_ms = 0;
   if (few(s)) return try_all(s, best, bound_ms, e);
-  for (int k = 0; k < PARTS; k++) {
-    bool known = false;
-    for (int i = 0; i < p.n; i++) known |= p.part[i] == lengths[k];
-    if (!known) p.part[p.n++] = lengths[k];
-  }
-  if (least) {
-    RGI_TRY(find_leasts(s, &p, e));
-  } else {
+  for (int k = 0; k < PARTS; k++) RGI_TRY(add_part(s, &p, first_of(s, lengths[k]), e));
+  if (!least) {
+    rgi_start hint = {0};
     RGI_TRY(keep_all(s, best, e));
     if (best->choice && best->total == 0) return RG_OK;
+    RGI_TRY(compete(s, p.away[0], &hint, best, e));
+    p.least[0] = hint.least;
+  }
+  if (best->choice) {
+    const double near = best->total - NEAR * best->choice->all_ms;
+    RGI_TRY(bound(s, policy->budget, best->total, near, bound_ms, e));
+    if (*bound_ms >= near) return RG_OK;
+    RGI_TRY(add_kept(s, &p, e));
+  } else {
+    RGI_TRY(add_kept(s, &p, e));
+    RGI_TRY(find_leasts(s, &p, e));
+    if (!least && p.low > policy->budget) return none_fits(s, false, p.low, e);
+    policy->budget = least ? p.low : policy->budget;
+    policy->least = false;
   }
   for (int k = 0; k < p.n; k++) {
-    if (!least || p.least[k] == p.low) RGI_TRY(compete(s, p.part[k], 0, best, e));
-    if (k > 0 || !best->choice || least) continue;
-    const double near = best->total - NEAR * best->choice->all_ms;
-    RGI_TRY(bound(s, s->policy->budget, best->total, near, bound_ms, e));
-    if (*bound_ms >= near) return RG_OK;
+    if (p.low == 0 ? k == 0 : p.least[k] > policy->budget) continue; /* looked at, or refused */
+    rgi_start hint = {.start = p.again[k], .brief = true};
+    RGI_TRY(compete(s, p.away[k], &hint, k == p.kept ? kept : best, e));
   }
-  if (!best->choice) {
-    RGI_TRY(find_leasts(s, &p, e));
-    return none_fits(s, false, p.low, e);
-  }
-  return bound(s, best->choice->budget, best->total, best->total - NEAR * best->choice->all_ms,
-               bound_ms, e);
+  if (kept->choice) RGI_TRY(improve(s, p.wanted, kept, e));
+  for (int o = 0; best->choice && o < s->g->norigin; o++)
+    p.wanted[o] = !best->choice->node[o].recomputed;
+  if (best->choice) RGI_TRY(improve(s, p.wanted, best, e));
+  better_of(s, best, kept);
+  return bound(s, policy->budget, best->total, best->total - NEAR * best->choice->all_ms, bound_ms,
+               e);
 }
 
 rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
                                 const rgi_profile *profile, const rgi_memory_options *mem,
                                 rgi_progress progress, bool *chosen, double ms[2], rgi_graph **out,
                                 rgi_choice **report, rg_error *e) {
-  outcome best = {0};
+  outcome best = {0}, kept = {0};
   double least_ms = 0;
   *out = NULL;
   *report = NULL;
   rgi_arena *a = rgi_arena_create(g->ctx);
   if (!a) return rgi_nomem(e);
+  rg_policy own = *policy; /* whose budget becomes the least, where it asks for that */
   search s = {
-      .g = g, .policy = policy, .profile = profile, .mem = mem, .progress = progress, .arena = a};
+      .g = g, .policy = &own, .profile = profile, .mem = mem, .progress = progress, .arena = a};
   const size_t n = (size_t)g->norigin + 1;
   bool *base = rgi_alloc_n(a, n, sizeof *base);
   s.chosen = rgi_alloc_n(a, n, sizeof *s.chosen);
@@ -522,14 +638,15 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   s.base = base;
   RGI_GOTO(status, find_trips(&s, e), done);
   RGI_GOTO(status, make_list(&s, e), done);
-  RGI_GOTO(status, decide(&s, &best, &least_ms, e), done);
+  RGI_GOTO(status, decide(&s, &own, &best, &kept, &least_ms, e), done);
   rgi_choice *c = best.choice;
+  c->least = policy->least;
   c->wait_ms = best.ms[0] + best.ms[1];
   c->bound_ms = least_ms;
   c->optimal = best.total - least_ms <= 1e-9;
   c->gap = c->optimal ? 0 : (best.total - least_ms) / best.total;
   for (int i = 0; i < s.nall; i++) {
-    if (!in_part(i, best.part, best.mask)) continue;
+    if (!best.away[s.offer[i].origin]) continue;
     const int o = s.offer[i].origin;
     chosen[o] = c->node[o].offloaded = true;
     c->node[o].why = "a way to meet the budget: the host's memory";
@@ -540,6 +657,7 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   best = (outcome){0};
 done:
   drop(&best);
+  drop(&kept);
   rgi_model_destroy(s.model);
   rgi_graph_destroy(s.named);
   rgi_arena_destroy(a);

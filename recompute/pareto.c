@@ -1,9 +1,9 @@
 /* recompute/pareto.c: the front of (peak bytes, extra milliseconds) over all choices.
 
-   Choices are visited in order of time; one that packs below the lowest peak so far is on the
-   front. Exact up to RGI_EXACT_LIMIT candidates. Above that, and where the host's memory may be
-   had, the points are the choices for a row of budgets, and the output says how far above the front
-   they may lie.
+   Choices are visited in order of time, but for what is waited for copies; one that packs below the
+   lowest peak so far of what takes no longer may be on the front. Exact up to RGI_EXACT_LIMIT
+   candidates. Above that, and where the host's memory may be had, the points are the choices for a
+   row of budgets, and the output says how far above the front they may lie.
  */
 #include "search.h"
 #include <stdlib.h>
@@ -25,8 +25,16 @@ static rg_status add_point(const rg_context *ctx, rgi_front *f, rgi_point_of_fro
   return RG_OK;
 }
 
-static rg_status consider(const rgi_model *m, rgi_front *f, const uint64_t *set, rg_error *e) {
-  int64_t best = f->count ? f->at[f->count - 1].peak : INT64_MAX;
+/* The lowest peak so far of what takes no longer. */
+static int64_t lowest(const rgi_front *f, double ms) {
+  int64_t best = INT64_MAX;
+  for (int i = 0; i < f->count; i++)
+    if (f->at[i].ms <= ms && f->at[i].peak < best) best = f->at[i].peak;
+  return best;
+}
+
+static rg_status consider(const rgi_model *m, rgi_front *f, const uint64_t *set, int64_t best,
+                          rg_error *e) {
   rgi_point_of_front p = {0};
   RGI_TRY(rgi_model_measure(m, set, best - 1, false, &p.saved, &p.peak, &p.ms, e));
   f->explored++;
@@ -35,27 +43,7 @@ static rg_status consider(const rgi_model *m, rgi_front *f, const uint64_t *set,
   if (!copy) return rgi_nomem(e);
   memcpy(copy, set, (size_t)m->words * sizeof *copy);
   p.set = copy;
-  if (f->count && f->at[f->count - 1].ms >= p.ms) f->count--; /* equal time, less memory */
   return add_point(m->g->ctx, f, p, e);
-}
-
-static rg_status walk_all(const rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
-  rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
-  if (!s) return rgi_nomem(e);
-  rg_status status = RG_OK;
-  uint64_t set, needed;
-  double cost, total = (double)(UINT64_C(1) << m->ncandidate);
-  bool failed = false;
-  for (int64_t seen = 0; rgi_subsets_next(s, &set, &cost, &failed); seen++) {
-    if (progress.fn && (seen & 255) == 0) progress.fn(progress.user, "pareto", (double)seen, total);
-    rgi_taken x = rgi_replay_run(m->replay, &set, &needed);
-    if (needed != set || (f->count && x.peak >= f->at[f->count - 1].peak)) continue;
-    RGI_GOTO(status, consider(m, f, &set, e), done);
-  }
-  if (failed) status = rgi_nomem(e);
-done:
-  rgi_subsets_destroy(s);
-  return status;
 }
 
 static int dearer(const void *x, const void *y) {
@@ -70,6 +58,27 @@ static void leave_best(rgi_front *f) {
   for (int i = 0; i < f->count; i++)
     if (kept == 0 || f->at[i].peak < f->at[kept - 1].peak) f->at[kept++] = f->at[i];
   f->count = kept;
+}
+
+static rg_status walk_all(const rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
+  rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
+  if (!s) return rgi_nomem(e);
+  rg_status status = RG_OK;
+  uint64_t set, needed;
+  double cost, total = (double)(UINT64_C(1) << m->ncandidate);
+  bool failed = false;
+  for (int64_t seen = 0; rgi_subsets_next(s, &set, &cost, &failed); seen++) {
+    if (progress.fn && (seen & 255) == 0) progress.fn(progress.user, "pareto", (double)seen, total);
+    rgi_taken x = rgi_replay_run(m->replay, &set, &needed);
+    const int64_t best = lowest(f, cost + x.wait_ms);
+    if (needed != set || x.peak >= best) continue;
+    RGI_GOTO(status, consider(m, f, &set, best, e), done);
+  }
+  if (failed) status = rgi_nomem(e);
+  leave_best(f);
+done:
+  rgi_subsets_destroy(s);
+  return status;
 }
 
 /* The choices for budgets from what everything kept takes down to the least. */

@@ -57,7 +57,7 @@ static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
   rgi_taken x = rgi_replay_run(p->m->replay, p->set, p->used);
   if (rgi_figure(p->c, x) <= p->c->budget) {
     bool yes;
-    const double takes = rgi_model_ms(p->m, p->used);
+    const double takes = rgi_model_ms(p->m, p->used) + x.wait_ms;
     if (takes < p->best) {
       RGI_TRY(rgi_chooser_fits(p->c, p->set, &yes, e));
       if (yes) {

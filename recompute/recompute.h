@@ -62,9 +62,9 @@ rg_status rgi_recompute(const rgi_graph *g, const rg_policy *policy, const rgi_p
                         rgi_choice **report, rg_error *e);
 /* Before that, where the policy says so: what chosen nodes (of chosen[norigin]) make and backward
  * reads is copied to tensors in the host's memory (rgi_tensor.host) as soon as it is there, and
- * back before backward's first reader. ms[2]: the copies' model time in either direction, of a
- * GPU's what is waited for them. A node that is computed again and reads such a tensor still has it
- * kept. */
+ * back right before backward's first reader, for whatever is computed again from it, too;
+ * rgi_recompute then moves a GPU's copies to where they run beside the rest. ms[2]: the copies'
+ * model time in either direction, of a GPU's what is waited for them. */
 rg_status rgi_offload(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
                       rgi_graph **out, double ms[2], rg_error *e);
 /* A budget that may be met by offloading, too: policy->host_bound. chosen[norigin]: what is
@@ -77,8 +77,8 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
 /* Into chosen[norigin]: what the policy offloads. false: nothing. */
 bool rgi_offloaded(const rgi_graph *g, const rg_policy *policy, bool *chosen);
 /* The most bytes alive at once, saved and scratch, if g (of the same spec) had this choice made. */
-rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_memory_options *mem,
-                          int64_t *peak, rg_error *e);
+rg_status rgi_choice_peak(const rgi_choice *c, const rgi_graph *g, const rgi_profile *profile,
+                          const rgi_memory_options *mem, int64_t *peak, rg_error *e);
 void rgi_choice_destroy(rgi_choice *c); /* NULL is fine */
 
 /* A few lines, resp. one JSON object (no trailing newline); report.c. */

@@ -11,6 +11,9 @@
                   turn …            backward nodes, each clone directly before its first reader
        id         t                 tensor t of the graph
                   t + ntensor       its clone
+
+   Clones read what comes back from the host where their input is away, so a copy back stands before
+   the first of them; a GPU's copies then move to their windows (windows.c).
  */
 #include "search.h"
 #include <string.h>
@@ -20,6 +23,8 @@ typedef struct step {
   int32_t candidate;
   bool view, backward, inplace;
   int64_t workspace, bare; /* rounded up; bare: without optional outputs */
+  double ms, bare_ms;      /* where there are windows */
+  bool copy;
 } step;
 
 struct rgi_replay {
@@ -35,15 +40,23 @@ struct rgi_replay {
   int64_t pad;  /* most that rounding added to one block */
   int64_t reserved, comm;
   bool no_reuse, no_inplace;
-  int32_t words; /* of a set */
+  int32_t words;    /* of a set */
+  int32_t *fetched; /* per tensor: what comes back of it, or -1 */
+  int32_t *due;     /* per tensor that comes back: the node it is there for, with nothing computed
+                       again; else -1 */
+  bool windows;     /* copies move to where they begin or end */
+  double wait_ms;   /* for them, with nothing computed again */
   /* of the choice at hand */
   bool *again;          /* per tensor: backward reads a clone of it */
   bool *node_again;     /* per node: has a clone, or is a view of one */
-  bool *cloned;         /* per node: its clone has its place */
+  bool *placed;         /* per node: its clone, or what it brings back, has its place */
   bool *read;           /* per id */
   bool *forward_needed; /* per node */
-  int32_t *sequence;    /* per place after the turn: node, or ~node for a clone */
+  int32_t *place;       /* per node of backward's own; rgi_replay_scratch() */
+  int32_t *sequence;    /* per place: node, or ~node for a clone */
   int32_t nsequence, turn;
+  rgi_lane lane;
+  int32_t *reordered;
   int32_t *first, *last; /* per id: places; first -1: nobody touches it */
   int32_t *own;          /* per id: the last of backward's own nodes that needs it, or -1 */
   int32_t *root;         /* per id: whose bytes it has taken over, itself if none */
@@ -53,9 +66,8 @@ struct rgi_replay {
   int64_t total;         /* scratch bytes if nothing shared */
 };
 
-/* Workspaces of calls that lack their optional outputs: what nobody reads is not asked for. */
-static rg_status bare_workspaces(const rgi_graph *g, const rgi_memory_options *mem, int64_t *size,
-                                 rg_error *e) {
+/* Calls that lack their optional outputs: what nobody reads is not asked for. */
+static rg_status without_options(const rgi_graph *g, rgi_graph **out, rg_error *e) {
   rgi_graph *bare;
   RGI_TRY(rgi_graph_clone(g, &bare, e));
   for (int32_t k = 0; k < bare->nnode; k++) {
@@ -64,7 +76,34 @@ static rg_status bare_workspaces(const rgi_graph *g, const rgi_memory_options *m
       for (int32_t i = n->out_begin[p]; i < n->out_begin[p + 1]; i++)
         if (n->op->out[p].flags & RG_PORT_OPTIONAL) n->out[i] = -1;
   }
+  *out = bare;
+  return RG_OK;
+}
+
+static rg_status bare_workspaces(const rgi_graph *g, const rgi_memory_options *mem, int64_t *size,
+                                 rg_error *e) {
+  rgi_graph *bare;
+  RGI_TRY(without_options(g, &bare, e));
   const rg_status status = rgi_memory_workspaces(bare, mem, size, e);
+  rgi_graph_destroy(bare);
+  return status;
+}
+
+/* How long everything takes, if copies run beside it. */
+static rg_status find_times(rgi_replay *r, const rgi_profile *profile, rgi_arena *a, rg_error *e) {
+  const rgi_graph *g = r->g;
+  rgi_graph *bare;
+  for (int32_t k = 0; k < g->nnode; k++) r->windows |= r->node[k].copy && profile && profile->cuda;
+  if (!r->windows) return RG_OK;
+  RGI_TRY(rgi_lane_open(&r->lane, 2 * (size_t)g->nnode, a, e));
+  r->reordered = rgi_alloc_n(a, 2 * (size_t)g->nnode + 1, sizeof *r->reordered);
+  if (!r->reordered) return rgi_nomem(e);
+  RGI_TRY(without_options(g, &bare, e));
+  rg_status status = RG_OK;
+  for (int32_t k = 0; k < g->nnode && status == RG_OK; k++) {
+    status = rgi_node_ms(g, k, profile, a, &r->node[k].ms, e);
+    if (status == RG_OK) status = rgi_node_ms(bare, k, profile, a, &r->node[k].bare_ms, e);
+  }
   rgi_graph_destroy(bare);
   return status;
 }
@@ -84,6 +123,7 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
     *s = (step){.in = nin, .out = nout, .candidate = -1, .backward = n->backward};
     s->view = n->op->flags & RG_OP_VIEW;
     s->inplace = rgi_memory_alike(g, k);
+    s->copy = rgi_is_copy(g, k);
     s->workspace = rgi_aligned(workspace[k]);
     s->bare = rgi_aligned(bare[k]);
     if (s->workspace - workspace[k] > r->pad) r->pad = s->workspace - workspace[k];
@@ -116,6 +156,13 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
       /* nor is what waits in the host's memory in any block that counts */
       if (g->tensor[t].producer < 0 || g->tensor[t].host) r->caller[t] = true;
     }
+  for (int32_t t = 0; t < g->ntensor; t++) r->fetched[t] = r->due[t] = -1;
+  for (int32_t k = 0; k < g->nnode; k++) {
+    const int t = rgi_brings_back(g, k);
+    if (t < 0) continue;
+    r->fetched[t] = g->node[k].out[0];
+    r->due[g->node[k].out[0]] = k;
+  }
   for (int32_t t = 0; t < g->ntensor; t++) {
     r->caller[t] = r->caller[rgi_owner(g, t)];
     r->output[t] = r->output[rgi_owner(g, t)];
@@ -123,9 +170,19 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
   return RG_OK;
 }
 
-rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
-                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
-                            rg_error *e) {
+/* What comes back is there for backward's own node behind the copy, once that is in its place. */
+static void find_due(rgi_replay *r) {
+  int32_t next = -1;
+  for (int32_t i = r->nsequence - 1; i >= r->turn; i--) {
+    const step *s = &r->node[r->sequence[i]];
+    if (!s->copy) next = r->sequence[i];
+    if (s->copy && r->due[r->out[s->out]] >= 0) r->due[r->out[s->out]] = next;
+  }
+}
+
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_profile *profile,
+                            const rgi_memory_options *mem, const int *candidate_of, int ncandidate,
+                            rgi_arena *a, rgi_replay **out, rg_error *e) {
   rgi_replay *r = rgi_alloc(a, sizeof *r);
   if (!r) return rgi_nomem(e);
   *r = (rgi_replay){.g = g,
@@ -146,10 +203,13 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
   r->producer = rgi_alloc_n(a, nt, sizeof *r->producer);
   r->bytes = rgi_alloc_n(a, nt, sizeof *r->bytes);
   r->caller = rgi_alloc_n(a, nt, sizeof *r->caller);
+  r->fetched = rgi_alloc_n(a, nt, sizeof *r->fetched);
+  r->due = rgi_alloc_n(a, nt, sizeof *r->due);
+  r->place = rgi_alloc_n(a, nn, sizeof *r->place);
   r->output = rgi_alloc_n(a, nt, sizeof *r->output);
   r->again = rgi_alloc_n(a, nt, sizeof *r->again);
   r->node_again = rgi_alloc_n(a, nn, sizeof *r->node_again);
-  r->cloned = rgi_alloc_n(a, nn, sizeof *r->cloned);
+  r->placed = rgi_alloc_n(a, nn, sizeof *r->placed);
   r->read = rgi_alloc_n(a, 2 * nt, sizeof *r->read);
   r->forward_needed = rgi_alloc_n(a, nn, sizeof *r->forward_needed);
   r->sequence = rgi_alloc_n(a, 2 * nn, sizeof *r->sequence);
@@ -161,12 +221,18 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
   r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
   r->waits = rgi_alloc_n(a, 2 * nn, sizeof *r->waits);
   if (!r->node || !r->in || !r->out || !r->optional || !r->owner || !r->producer || !r->bytes ||
-      !r->caller || !r->output || !r->again || !r->node_again || !r->cloned || !r->read ||
-      !r->forward_needed || !r->sequence || !r->first || !r->last || !r->own || !r->root ||
-      !r->end || !r->alive || !r->waits)
+      !r->caller || !r->fetched || !r->due || !r->place || !r->output || !r->again ||
+      !r->node_again || !r->placed || !r->read || !r->forward_needed || !r->sequence || !r->first ||
+      !r->last || !r->own || !r->root || !r->end || !r->alive || !r->waits)
     return rgi_nomem(e);
   *out = r;
-  return flatten(r, mem, candidate_of, a, e);
+  RGI_TRY(flatten(r, mem, candidate_of, a, e));
+  RGI_TRY(find_times(r, profile, a, e));
+  uint64_t *none = rgi_alloc_n(a, (size_t)r->words + 1, sizeof *none);
+  if (!none) return rgi_nomem(e);
+  r->wait_ms = rgi_replay_run(r, none, NULL).wait_ms;
+  find_due(r);
+  return RG_OK;
 }
 
 /* ---- where everything stands ---- */
@@ -185,22 +251,24 @@ static void find_clones(rgi_replay *r, const uint64_t *set) {
 }
 
 static int32_t stand_in(const rgi_replay *r, int32_t t) {
-  return r->again[t] ? t + r->nt : t;
+  const int32_t back = r->fetched[r->owner[t]];
+  return r->again[t] ? t + r->nt : back >= 0 ? back : t;
 }
 
-/* Puts the clones that `node`'s inputs come from at the end of the sequence, and marks what is
- * read. */
+/* Puts the clones, and the copies back, that `node`'s inputs come from at the end of the sequence,
+ * and marks what is read. */
 static void place_inputs(rgi_replay *r, int32_t node) {
   for (int32_t i = r->node[node].in; i < r->node[node + 1].in; i++) {
     const int32_t t = r->in[i];
     if (t < 0) continue;
-    r->read[stand_in(r, t)] = true;
-    if (!r->again[t]) continue;
-    const int32_t p = r->producer[t];
-    if (r->cloned[p]) continue;
-    r->cloned[p] = true;
+    const int32_t id = stand_in(r, t);
+    r->read[id] = true;
+    if (id == t) continue;
+    const int32_t p = r->producer[id < r->nt ? id : t];
+    if (r->placed[p]) continue;
+    r->placed[p] = true;
     place_inputs(r, p);
-    if (!r->node[p].view) r->sequence[r->nsequence++] = ~p;
+    if (!r->node[p].view) r->sequence[r->nsequence++] = id < r->nt ? p : ~p;
   }
 }
 
@@ -276,13 +344,9 @@ static void share(rgi_replay *r, int32_t node, bool clone, int32_t place) {
 }
 
 static void each_place(rgi_replay *r, void (*f)(rgi_replay *, int32_t, bool, int32_t)) {
-  int32_t place = 0;
-  for (int32_t k = 0; k < r->nforward; k++)
-    if (!r->node[k].view && r->forward_needed[k]) f(r, k, false, place++);
-  r->turn = place;
   for (int32_t i = 0; i < r->nsequence; i++) {
     const int32_t n = r->sequence[i];
-    f(r, n < 0 ? ~n : n, n < 0, place++);
+    f(r, n < 0 ? ~n : n, n < 0, i);
   }
 }
 
@@ -299,14 +363,40 @@ static void add_workspace(rgi_replay *r, int32_t node, bool clone, int32_t place
 /* ---- the whole ---- */
 
 static void place_all(rgi_replay *r) {
-  memset(r->cloned, 0, (size_t)r->nforward * sizeof *r->cloned);
+  memset(r->placed, 0, (size_t)r->g->nnode * sizeof *r->placed);
   memset(r->read, 0, 2 * (size_t)r->nt * sizeof *r->read);
-  r->nsequence = 0;
+  r->nsequence = r->nforward;
   for (int32_t k = r->nforward; k < r->g->nnode; k++) {
+    if (r->placed[k]) continue;
+    r->placed[k] = true;
     place_inputs(r, k);
     if (!r->node[k].view) r->sequence[r->nsequence++] = k;
   }
   find_forward(r);
+  r->turn = 0;
+  for (int32_t k = 0; k < r->nforward; k++)
+    if (!r->node[k].view && r->forward_needed[k]) r->sequence[r->turn++] = k;
+  const int32_t backward = r->nsequence - r->nforward;
+  memmove(r->sequence + r->turn, r->sequence + r->nforward, (size_t)backward * sizeof *r->sequence);
+  r->nsequence = r->turn + backward;
+}
+
+/* Moves the copies of places first … end - 1; returns what is waited for. */
+static double move_copies(rgi_replay *r, int32_t first, int32_t end, bool backward) {
+  rgi_lane *w = &r->lane;
+  w->n = end - first;
+  for (int32_t i = 0; i < w->n; i++) {
+    const int32_t n = r->sequence[first + i];
+    const step *s = &r->node[n < 0 ? 0 : n];
+    w->copy[i] = n >= 0 && s->copy;
+    w->ms[i] = n < 0 ? 0 : s->ms;
+    for (int32_t k = s->out; n >= 0 && k < s[1].out; k++)
+      if (r->out[k] >= 0 && left_out(r, k, false)) w->ms[i] = s->bare_ms;
+  }
+  const double wait = rgi_lane_place(w, backward);
+  for (int32_t i = 0; i < w->n; i++) r->reordered[i] = r->sequence[first + w->next[i]];
+  memcpy(r->sequence + first, r->reordered, (size_t)w->n * sizeof *r->sequence);
+  return wait;
 }
 
 /* Adds up the owners' bytes: saved ones end to end, scratch into r->alive at first and after
@@ -328,18 +418,21 @@ static int64_t add_owners(rgi_replay *r) {
 }
 
 rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
+  double wait = 0;
   find_clones(r, set);
   place_all(r);
+  if (r->windows)
+    wait = move_copies(r, 0, r->turn, false) + move_copies(r, r->turn, r->nsequence, true);
   for (int32_t id = 0; id < 2 * r->nt; id++)
     r->first[id] = r->last[id] = r->own[id] = -1, r->root[id] = id;
   each_place(r, touch_node);
   memcpy(r->end, r->last, 2 * (size_t)r->nt * sizeof *r->end);
   if (!r->no_inplace && !r->no_reuse) each_place(r, share);
-  const int32_t end = r->turn + r->nsequence;
+  const int32_t end = r->nsequence;
   memset(r->alive, 0, ((size_t)end + 1) * sizeof *r->alive);
   r->total = 0;
   each_place(r, add_workspace);
-  rgi_taken x = {.saved = add_owners(r)};
+  rgi_taken x = {.saved = add_owners(r), .wait_ms = wait > r->wait_ms ? wait - r->wait_ms : 0};
   int64_t sum = 0, most = 0;
   for (int32_t i = 0; i < end; i++) {
     sum += r->alive[i];
@@ -351,34 +444,44 @@ rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
   x.peak = x.saved + r->comm + (most > r->pad ? most - r->pad : 0);
   if (used) {
     for (int32_t w = 0; w < r->words; w++) used[w] = 0;
-    for (int32_t i = 0; i < r->nsequence; i++)
+    for (int32_t i = r->turn; i < r->nsequence; i++)
       if (r->sequence[i] < 0) rgi_put(used, r->node[~r->sequence[i]].candidate);
   }
   return x;
 }
 
+/* Bytes that do not count at places from … to - 1. */
+static void wait_for(rgi_replay *r, int64_t bytes, int32_t from, int32_t to) {
+  if (from >= to) return;
+  r->waits[from] += bytes;
+  r->waits[to] -= bytes;
+}
+
 int64_t rgi_replay_scratch(rgi_replay *r) {
-  const int32_t end = r->turn + r->nsequence;
+  const int32_t end = r->nsequence;
   int64_t waits = 0, most = r->pad;
   memset(r->waits, 0, ((size_t)end + 1) * sizeof *r->waits);
-  for (int32_t id = r->nt; id < 2 * r->nt; id++) {
-    if (r->first[id] < 0 || r->own[id] >= r->last[id]) continue;
-    const int64_t bytes = rgi_aligned(r->bytes[id - r->nt]);
-    r->waits[r->own[id] < r->first[id] ? r->first[id] : r->own[id] + 1] += bytes;
-    r->waits[r->last[id] + 1] -= bytes;
+  for (int32_t i = r->turn; i < end; i++)
+    if (r->sequence[i] >= 0) r->place[r->sequence[i]] = i;
+  for (int32_t id = 0; id < 2 * r->nt; id++) {
+    const bool back = id < r->nt && r->due[id] >= 0;
+    if (r->first[id] < 0 || (id < r->nt && !back)) continue;
+    const int64_t bytes = rgi_aligned(r->bytes[id < r->nt ? id : id - r->nt]);
+    const int32_t due = back ? r->place[r->due[id]] : r->first[id], own = r->own[id] + 1;
+    wait_for(r, bytes, r->first[id], due);
+    wait_for(r, bytes, own > due ? own : due, r->last[id] + 1);
   }
   for (int32_t i = 0; i < end; i++) {
     waits += r->waits[i];
-    if (i >= r->turn && r->sequence[i - r->turn] >= 0 && r->alive[i] - waits > most)
-      most = r->alive[i] - waits;
+    if (i < r->turn || r->sequence[i] < 0 || r->node[r->sequence[i]].copy) continue;
+    if (r->alive[i] - waits > most) most = r->alive[i] - waits;
   }
   return most - r->pad;
 }
 
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t) {
-  int32_t i = 0;
+  int32_t i = r->turn;
   for (int32_t k = 0; i < r->nsequence; i++)
-    if (r->sequence[i] >= 0 && k++ == t) break;
-  const int64_t alive = r->alive[r->turn + i];
-  return alive > r->pad ? alive - r->pad : 0;
+    if (r->sequence[i] >= 0 && !r->node[r->sequence[i]].copy && k++ == t) break;
+  return r->alive[i] > r->pad ? r->alive[i] - r->pad : 0;
 }

@@ -19,6 +19,8 @@ typedef struct rewriter {
   int32_t *host;     /* offload: per tensor of from: its copy in the host's memory, or -1 */
   bool *is_output;   /* per tensor of from: owner is a declared output */
   int32_t *stand_in; /* per tensor of from: id in `to`; -1: not asked yet */
+  int32_t *fetched;  /* else: per tensor of from: the node that brings it back, or -1 */
+  bool *done;        /* … per node: such a one that has its place */
   /* what the backward node that is being copied waits for: its clones wait, too */
   int32_t after;
   double ms[2]; /* of what was added, forward and backward */
@@ -38,7 +40,7 @@ static rg_status copy_node(rewriter *r, int n, const char *name, const int32_t *
   memcpy(node->out, old->out, (size_t)rgi_nout(old) * sizeof *node->out);
   node->origin = old->origin;
   node->group = old->group;
-  node->after = old->backward ? old->after : r->after;
+  node->after = old->backward && !rgi_is_copy(r->from, n) ? old->after : r->after;
   node->rank = old->rank;
   node->backward = old->backward;
   node->kind = old->kind;
@@ -124,6 +126,16 @@ static rg_status clone_node(rewriter *r, int n, rg_error *e) {
   return RG_OK;
 }
 
+/* Brings tensor t back, if nobody did: for clones that read it, before backward itself does. */
+static rg_status bring_back(rewriter *r, int t, int32_t *out, rg_error *e) {
+  const int32_t n = r->fetched[t];
+  int m;
+  *out = r->from->node[n].out[0];
+  if (r->done[n]) return RG_OK;
+  r->done[n] = true;
+  return copy_node(r, n, r->from->node[n].name, NULL, &m, e);
+}
+
 /* Would a view's inputs have stand-ins? For a join: all of them, or none counts. */
 static bool looks_at_clones(const rewriter *r, int n) {
   const rgi_node *node = &r->from->node[n];
@@ -150,8 +162,13 @@ static rg_status stand_in(rewriter *r, int t, int32_t *out, rg_error *e) {
       again = looks_at_clones(r, x->producer);
     else
       again = given_up(r, node);
+    const bool back = !r->fetch && r->fetched[rgi_owner(r->from, t)] >= 0;
     if (again && r->fetch && !(node->op->flags & RG_OP_VIEW))
       RGI_TRY(add_copy(r, r->fetch, t, r->host[t], true, &r->stand_in[t], e));
+    else if (!again && back && x->base < 0)
+      RGI_TRY(bring_back(r, t, &r->stand_in[t], e));
+    else if (!again && back)
+      RGI_TRY(clone_node(r, x->producer, e)); /* a view of it */
     else if (again)
       RGI_TRY(clone_node(r, x->producer, e));
     else
@@ -185,6 +202,33 @@ static rg_status offload_outputs(rewriter *r, int n, rg_error *e) {
   return RG_OK;
 }
 
+static rg_status find_fetched(rewriter *r, rg_error *e) {
+  const rgi_graph *g = r->from;
+  r->fetched = rgi_alloc_n(r->to->arena, (size_t)g->ntensor + 1, sizeof *r->fetched);
+  r->done = rgi_alloc_n(r->to->arena, (size_t)g->nnode + 1, sizeof *r->done);
+  if (!r->fetched || !r->done) return rgi_nomem(e);
+  for (int t = 0; t < g->ntensor; t++) r->fetched[t] = -1;
+  for (int n = 0; n < g->nnode; n++)
+    if (rgi_brings_back(g, n) >= 0) r->fetched[rgi_brings_back(g, n)] = n;
+  return RG_OK;
+}
+
+/* Of a GPU's copies, moved to their windows unless nodes that want them early are still to come:
+ * what is waited for, resp. how much longer. */
+static rg_status find_waits(rewriter *r, rgi_graph *to, bool offload, rg_error *e) {
+  double before[2], now[2];
+  if (offload) return rgi_copy_windows(to, r->profile, false, r->ms, e);
+  RGI_TRY(rgi_copy_windows(to, r->profile, true, now, e));
+  if (now[0] + now[1] == 0) return RG_OK;
+  rgi_graph *from;
+  RGI_TRY(rgi_graph_clone(r->from, &from, e));
+  const rg_status status = rgi_copy_windows(from, r->profile, false, before, e);
+  rgi_graph_destroy(from);
+  const double longer = now[0] + now[1] - before[0] - before[1];
+  if (longer > 0) r->ms[1] += longer;
+  return status;
+}
+
 static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
                          bool offload, rgi_graph **out, double ms[2], rg_error *e) {
   rgi_graph *to;
@@ -213,9 +257,11 @@ static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profi
   for (int i = 0; i < g->noutput; i++)
     for (int t = 0; t < g->ntensor; t++)
       if (rgi_owner(g, t) == g->output[i].tensor) r.is_output[t] = true;
+  if (!offload) RGI_GOTO(status, find_fetched(&r, e), fail);
   to->nnode = 0;
   for (int n = 0; n < g->nnode; n++) {
     const rgi_node *node = &g->node[n];
+    if (r.done && r.done[n]) continue;
     int32_t *in = NULL;
     r.after = node->backward ? node->after : -1;
     if (node->backward) {
@@ -231,10 +277,11 @@ static rg_status rewrite(const rgi_graph *g, const bool *chosen, const rgi_profi
     }
     int m;
     RGI_GOTO(status, copy_node(&r, n, node->name, in, &m, e), fail);
+    if (r.done) r.done[n] = true;
     if (offload) RGI_GOTO(status, offload_outputs(&r, n, e), fail);
   }
   RGI_GOTO(status, rgi_prune(to, e), fail);
-  if (offload && profile->cuda) RGI_GOTO(status, rgi_copy_windows(to, profile, r.ms, e), fail);
+  if (profile && profile->cuda) RGI_GOTO(status, find_waits(&r, to, offload, e), fail);
   *out = to;
   memcpy(ms, r.ms, sizeof r.ms);
   return RG_OK;

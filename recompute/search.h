@@ -12,7 +12,9 @@
 #include "recompute.h"
 #include <string.h>
 
-/* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones. Not
+/* The graph with the chosen nodes cloned into backward. *extra_ms: model time of the clones, and
+ * what copies are waited for longer than without. A clone that reads an offloaded tensor reads what
+ * comes back, which comes as early as that needs; a GPU's copies are moved to their windows. Not
  * verified. */
 rg_status rgi_rewrite(const rgi_graph *g, const bool *chosen, const rgi_profile *profile,
                       rgi_graph **out, double *extra_ms, rg_error *e);
@@ -21,15 +23,31 @@ bool rgi_recomputable(const rgi_origin *o);
 /* May this node be computed again? Not one that makes lengths: few numbers, and all who count by
  * them must find the same tensor (I8). */
 bool rgi_repeatable(const rgi_graph *g, const rgi_node *node);
+/* The tensor with bytes of its own that node n copies back from the host's memory, or -1. */
+int rgi_brings_back(const rgi_graph *g, int n);
 /* Model time of one node. */
 rg_status rgi_node_ms(const rgi_graph *g, int n, const rgi_profile *profile, rgi_arena *a,
                       double *ms, rg_error *e);
 
 /* Into bytes[ntensor]: what offloading tensor t would move, alone; 0: nothing does. */
 rg_status rgi_offload_bytes(const rgi_graph *g, int64_t *bytes, rg_error *e);
-/* Moves a GPU's copies to where they begin or end, so that they run beside what computes
- * (windows.c). wait[2]: what either direction waits for them. */
-rg_status rgi_copy_windows(rgi_graph *g, const rgi_profile *profile, double wait[2], rg_error *e);
+/* Moves a GPU's copies, which stand right behind what they copy and right before their readers, to
+ * where they begin or end, so that they run beside what computes; or leaves them, without `move`.
+ * wait[2]: what either direction waits for them. (windows.c, like the rest of this part) */
+rg_status rgi_copy_windows(rgi_graph *g, const rgi_profile *profile, bool move, double wait[2],
+                           rg_error *e);
+/* One direction's steps, whoever keeps them. */
+typedef struct rgi_lane {
+  int32_t n;
+  double *ms; /* per step; 0: computed again */
+  bool *copy;
+  double *start; /* when, by what computes */
+  double *at;    /* per copy: when its window ends (forward) or begins (backward) */
+  int32_t *next; /* per place in the new order: the step */
+} rgi_lane;
+rg_status rgi_lane_open(rgi_lane *w, size_t n, rgi_arena *a, rg_error *e);
+/* Fills `next` from n, ms and copy; returns what is waited for. */
+double rgi_lane_place(rgi_lane *w, bool backward);
 
 /* Candidates: up to so many, all choices are looked at; of up to so many it may be proved that
  * none is better. */
@@ -40,23 +58,26 @@ enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 64 };
 typedef struct rgi_taken {
   /* bytes; the peak is memplan's lower bound for the packer, or up to RGI_ALIGN less */
   int64_t saved, peak;
-  int32_t crowd; /* places as full as the fullest */
+  int32_t crowd;  /* places as full as the fullest */
+  double wait_ms; /* for copies, longer than if nothing is computed again */
 } rgi_taken;
 typedef struct rgi_replay rgi_replay;
 /* candidate_of: per origin, or -1. The replay lives in `a`, which it fills with scratch of
  * its own. */
-rg_status rgi_replay_create(const rgi_graph *g, const rgi_memory_options *mem,
-                            const int *candidate_of, int ncandidate, rgi_arena *a, rgi_replay **out,
-                            rg_error *e);
+rg_status rgi_replay_create(const rgi_graph *g, const rgi_profile *profile,
+                            const rgi_memory_options *mem, const int *candidate_of, int ncandidate,
+                            rgi_arena *a, rgi_replay **out, rg_error *e);
 /* *used (may be NULL): the candidates of `set` that something reads; the rest changes nothing. */
 rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used);
 
 /* The most scratch bytes that one of backward's own nodes needs, in the choice run last, or up to
  * RGI_ALIGN less. Clones are counted until backward itself reads them last: what other clones read
- * later may be read earlier if more is recomputed. So, recomputing more never takes any away. */
+ * later may be read earlier if more is recomputed. Nor is what comes back counted before backward
+ * itself needs it to: clones for which it comes earlier may have a clone of it instead. So,
+ * recomputing more never takes any away. */
 int64_t rgi_replay_scratch(rgi_replay *r);
-/* Scratch bytes alive at backward's t-th node that moves bytes, in the choice run last, or up to
- * RGI_ALIGN less. */
+/* Scratch bytes alive at backward's t-th node that moves bytes, copies left out, in the choice run
+ * last, or up to RGI_ALIGN less. */
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t);
 
 /* ---- model.c: candidates, their costs, memplan's verdict ---- */
@@ -96,6 +117,17 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
 
 /* ---- what a budget asks for ---- */
 
+/* For one of many searches over graphs that are much alike. */
+typedef struct rgi_start {
+  const bool *start; /* per origin: recomputed in a choice that may fit; NULL: none is known */
+  bool brief;        /* a shorter search, and nothing about how good it is */
+  int64_t least;     /* of a refusal: the least that any choice reaches */
+} rgi_start;
+/* rgi_recompute; hint: NULL, or as it says. */
+rg_status rgi_recompute_by(const rgi_graph *g, const rg_policy *policy, const rgi_profile *profile,
+                           const rgi_memory_options *mem, rgi_progress progress, rgi_start *hint,
+                           rgi_graph **out, rgi_choice **report, rg_error *e);
+
 typedef struct rgi_chooser {
   rgi_model *m;
   int64_t budget;
@@ -104,6 +136,7 @@ typedef struct rgi_chooser {
   rgi_progress progress;
   int *free, nfree; /* candidates that may be chosen or not … */
   uint64_t *always; /* … those that are chosen in any case; the others are kept */
+  bool brief;       /* rgi_choose_many: search a while, and bound nothing */
   /* the answer */
   bool found;
   /* among the sets within the budget, one of the least model time that was found */

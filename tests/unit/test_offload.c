@@ -138,6 +138,18 @@ Test(offload, with_everything_else) {
   close_nsa(&x);
 }
 
+/* What is computed again reads what comes back: nothing that is away is kept for it. */
+Test(offload, computed_again_from_what_comes_back) {
+  static const char again[] = "{\"regraph_policy\": 1, \"recompute\": [\"cmp_o\", \"topk\"]}";
+  static const char both[] = "{\"regraph_policy\": 1, \"recompute\": [\"cmp_o\", \"topk\"], "
+                             "\"nodes\": {\"compress_kv\": \"offload\"}}";
+  subject x = open_nsa("f32");
+  const rg_sizes kept = check(&x, again), away = check(&x, both);
+  cr_assert_gt(away.host, 0);
+  cr_assert_leq(away.saved, kept.saved - away.host + 512);
+  close_nsa(&x);
+}
+
 /* Two calls in flight, each with a saved and a host block; and what is refused. */
 Test(offload, microbatches) {
   subject x = open_nsa("f32");

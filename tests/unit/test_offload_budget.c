@@ -199,3 +199,59 @@ Test(offload_budget, cpu) {
 Test(offload_budget, cuda) {
   rounds(true);
 }
+
+typedef struct answer {
+  rg_status status;
+  int64_t named;  /* with a refusal */
+  double ms, gap; /* the latter of the whole time */
+} answer;
+
+static answer ask(const bench *b, int64_t budget) {
+  const rg_policy policy = {.ctx = b->ctx,
+                            .source = {.name = ""},
+                            .preset = RGI_PRESET_BUDGET,
+                            .budget = budget,
+                            .host_bound = true,
+                            .host = INT64_MAX};
+  rgi_graph *g;
+  rgi_choice *c;
+  rg_error e = {0};
+  double ms[2];
+  bool chosen[128] = {0};
+  answer a = {.status = rgi_recompute_offload(b->g, &policy, b->profile, &b->mem, (rgi_progress){0},
+                                              chosen, ms, &g, &c, &e)};
+  if (a.status != RG_OK) {
+    const char *at = strrchr(e.message, '(');
+    a.named = at ? strtoll(at + 1, NULL, 10) : 0;
+    return a;
+  }
+  a.ms = c->extra_ms + ms[0] + ms[1];
+  a.gap = (a.ms - c->bound_ms) / c->all_ms;
+  int64_t saved;
+  cr_assert_leq(peak_of(b, g, &saved), budget);
+  rgi_graph_destroy(g);
+  rgi_choice_destroy(c);
+  return a;
+}
+
+/* What layers start from leaves, and dear small tensors beside it; the rest is computed again, from
+ * what comes back. Without that 965 MB are the least that is met. */
+Test(offload_budget, layers) {
+  const rg_binding params[] = {{"layers", 3, NULL}}, set[] = {{"T", 8192, NULL}, {"B", 1, NULL}};
+  bench b = {.mem = {.seconds = 1, .threads = 1}};
+  rgi_graph *forward;
+  must(rg_context_create(NULL, &b.ctx, &err), "context");
+  must(rg_spec_load_file(b.ctx, RG_SOURCE_DIR "/examples/nsa_model.json", params, 1, &b.spec, &err),
+       "load");
+  must(rgi_spec_elaborate(b.spec, set, 2, true, &forward, &err), "elaborate");
+  must(rgi_autodiff(forward, &b.g, &err), "autodiff");
+  must(rgi_profile_load(b.ctx, "shipped", "cuda", &b.profile, &err), "profile");
+  b.mem.gpu = &b.profile->gpu;
+  rgi_graph_destroy(forward);
+  cr_assert_leq(b.g->norigin, 128);
+  const answer low = ask(&b, 940000000);
+  cr_assert_eq(low.status, RG_OK, "the least is %lld", (long long)low.named);
+  cr_assert(low.ms < 2.3 && low.gap < 0.14, "%g ms, at most %g of the whole too many", low.ms,
+            low.gap);
+  close_graph(&b);
+}
