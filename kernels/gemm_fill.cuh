@@ -20,7 +20,7 @@
 
 namespace rgk {
 
-template <class S> constexpr uint32_t gemm_a_bytes = S::M * S::DEPTH * 2;
+template <class S> constexpr uint32_t gemm_a_bytes = S::M *S::DEPTH * 2;
 template <class S> constexpr uint32_t gemm_bytes = (S::M + S::N) * S::DEPTH * 2;
 template <class S> constexpr uint32_t gemm_panel = S::DEPTH * 128;
 

@@ -161,9 +161,8 @@ template <class P> __device__ __forceinline__ void drop(const topk_memory &m, in
 template <bool PAGED> struct carried { using type = float; };
 template <> struct carried<true> { using type = float4; };
 template <class P, bool PAGED>
-__device__ __forceinline__ void
-choose_4_1(const topk_memory &m, int warp, int step, int lowest,
-           typename carried<PAGED>::type (&carry)[P::MINE]) {
+__device__ __forceinline__ void choose_4_1(const topk_memory &m, int warp, int step, int lowest,
+                                           typename carried<PAGED>::type (&carry)[P::MINE]) {
   const int lane = threadIdx.x % 32, b = step * 32 + lane - (PAGED ? 1 : 0);
   float score[P::MINE];
   int4 s[P::MINE];
@@ -198,8 +197,7 @@ choose_4_1(const topk_memory &m, int warp, int step, int lowest,
   __syncwarp(); /* states are read before lane 0 writes one */
 #pragma unroll
   for (int i = 0; i < P::MINE; i++)
-    if (passed[i] && take<P>(m, warp * P::MINE + i, s[i], passed[i], score[i], b))
-      many |= 1u << i;
+    if (passed[i] && take<P>(m, warp * P::MINE + i, s[i], passed[i], score[i], b)) many |= 1u << i;
 #pragma unroll 1
   for (; many; many &= many - 1) drop<P>(m, warp * P::MINE + __ffs(many) - 1);
 }
