@@ -103,7 +103,9 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
   const char *why;
   const rgk_attn k = kernels_view(a);
-  return a->paged ? 0 : choose(&k, c->gpu, a->backward, &why)->workspace(&k, c->gpu);
+  if (a->paged) return 0;
+  const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
+  return f->workspace ? f->workspace(&k, c->gpu) : 0;
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {

@@ -20,7 +20,7 @@ typedef struct rgi_attn_family {
    * and the GPU only, at data pointers just for presence (while planning they are a dummy,
    * not NULL, where a tensor is bound). */
   const char *(*refuses)(const rgk_attn *a, const rg_gpu *gpu);
-  size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu);
+  size_t (*workspace)(const rgk_attn *a, const rg_gpu *gpu); /* NULL: none */
   rg_status (*steps)(const rgk_attn *a, const rg_gpu *gpu, void *workspace, rg_cuda *x);
   /* of a backward: the order in which it sums o times d_o, if it takes a delta instead */
   rgi_delta delta;

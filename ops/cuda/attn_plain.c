@@ -42,11 +42,6 @@ rg_status rgi_attn_plain_step(const rgk_attn_plain *p, rg_cuda *x, const void *f
 
 /* ---- forward ---- */
 
-static size_t forward_workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)a, (void)gpu;
-  return 0;
-}
-
 rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                                rg_cuda *x) {
   int w;
@@ -62,8 +57,7 @@ static rg_status forward_steps(const rgk_attn *a, const rg_gpu *gpu, void *works
   return rgi_attn_plain_paged(a, NULL, gpu, x);
 }
 
-const rgi_attn_family rgi_attn_plain_fwd = {
-    .name = "plain", .workspace = forward_workspace, .steps = forward_steps};
+const rgi_attn_family rgi_attn_plain_fwd = {.name = "plain", .steps = forward_steps};
 
 /* ---- backward ---- */
 

@@ -51,11 +51,6 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return NULL;
 }
 
-static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)a, (void)gpu;
-  return 0;
-}
-
 /* Over pages a tile's rows are 2^pack heads of a token side by side; else 0. */
 typedef struct tiling {
   int instance, groups, pack, tokens; /* tokens of a tile */
@@ -301,8 +296,5 @@ static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg
 
 const rgi_paged_family rgi_paged_flash_fwd = {"wgmma", paged_refuses, paged_steps};
 
-const rgi_attn_family rgi_attn_flash_fwd = {.name = "wgmma",
-                                            .modes = RGI_ATTN_DENSE,
-                                            .refuses = refuses,
-                                            .workspace = workspace,
-                                            .steps = steps};
+const rgi_attn_family rgi_attn_flash_fwd = {
+    .name = "wgmma", .modes = RGI_ATTN_DENSE, .refuses = refuses, .steps = steps};

@@ -42,11 +42,6 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return NULL;
 }
 
-static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)a, (void)gpu;
-  return 0;
-}
-
 static rg_status launch(const rgk_gather *p, const rg_gpu *gpu, const void *params, size_t size,
                         bool paged, rg_cuda *x) {
   const rgk_attn *a = &p->a;
@@ -119,5 +114,4 @@ const rgi_paged_family rgi_paged_gather_fwd = {"selected blocks, by queries", pa
 const rgi_attn_family rgi_attn_gather_fwd = {.name = "selected blocks, by queries",
                                              .modes = RGI_ATTN_SELECTED,
                                              .refuses = refuses,
-                                             .workspace = workspace,
                                              .steps = steps};

@@ -72,11 +72,6 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return NULL;
 }
 
-static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)a, (void)gpu;
-  return 0;
-}
-
 static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
   (void)unused;
   const int i = choose(a, gpu), shape = shape_of(a, gpu, i);
@@ -91,8 +86,5 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
                                    .size = sizeof p});
 }
 
-const rgi_attn_family rgi_attn_mma_fwd = {.name = "mma",
-                                          .modes = RGI_ATTN_DENSE | RGI_ATTN_SELECTED,
-                                          .refuses = refuses,
-                                          .workspace = workspace,
-                                          .steps = steps};
+const rgi_attn_family rgi_attn_mma_fwd = {
+    .name = "mma", .modes = RGI_ATTN_DENSE | RGI_ATTN_SELECTED, .refuses = refuses, .steps = steps};

@@ -36,11 +36,6 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
 
 /* ---- forward ---- */
 
-static size_t workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  (void)a, (void)gpu;
-  return 0;
-}
-
 static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cuda *x) {
   (void)unused;
   const rgk_tokens p = plan(a);
@@ -57,7 +52,6 @@ const rgi_attn_family rgi_attn_tokens_fwd = {.name = "selected tokens, by querie
                                              .modes = RGI_ATTN_SELECTED,
                                              .tokens = true,
                                              .refuses = refuses,
-                                             .workspace = workspace,
                                              .steps = steps};
 
 /* ---- backward ---- */
