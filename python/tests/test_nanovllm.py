@@ -121,6 +121,33 @@ def test_steps_give_the_whole(nsa, said):
     assert reference.rel_rms(got[:1], want[2][36:37]) < 1e-6 and (got[1:] == 0).all()
 
 
+@pytest.mark.parametrize("nsa", [None, NSA])
+def test_layers_share_what_a_step_comes_to(nsa, said):
+    """Several layers, one context for several steps with its numbers changed in between, as a
+    captured graph's: each layer says what it would say with a context of its own."""
+    regraph.nanovllm.install(nsa)
+    made = sys.modules["nanovllm.layers.attention"].Attention
+    alone, layers = made(H, D, D ** -0.5, KH), [made(H, D, D ** -0.5, KH) for _ in range(2)]
+    for layer in (alone, *layers):
+        layer.k_cache, layer.v_cache = (torch.zeros(10, PAGE, KH, D) for _ in range(2))
+    data = sequences(nsa)
+    shared = Context(False, context_lens=i32([0, 0]), block_tables=i32([[-1] * 4] * 2))
+    steps = []
+    for t in range(20):
+        who = [(t % 3, t // 3 + 1), ((t + 1) % 3, (t + 1) // 3 + 1)]
+        rows = [torch.cat([data[b][i][e - 1:e] for b, e in who]) for i in range(len(data[0]))]
+        shared.context_lens[:] = i32([who[0][1], who[1][1] if t % 4 else 0])  # at times nobody's
+        shared.block_tables[:] = i32([TABLE[b] for b, _ in who])
+        said.context = shared
+        own = Context(False, context_lens=shared.context_lens.clone(),
+                      block_tables=shared.block_tables.clone())
+        steps.append((own, rows, [layer(*rows) for layer in layers]))
+    for said.context, rows, got in steps:
+        want = alone(*rows)
+        assert all(torch.equal(o, want) for o in got)
+    assert all(torch.equal(layer.k_cache, alone.k_cache) for layer in layers)
+
+
 def test_refused(said):
     with pytest.raises(RegraphError, match="there is no 'windows'"):
         regraph.nanovllm.install({"windows": 3})
