@@ -10,6 +10,9 @@ compresses stands in pages of its own, under the same table, a stride-th of the 
 values, which nano-vllm knows nothing of: leave that room (gpu_memory_utilization).
 
 Prompts, prompts that begin as others did, and single tokens, captured in graphs too, take one way.
+
+The engine goes one step ahead of the host, and its tokens stay on the device (nanovllm_ahead.py);
+install(ahead=False) leaves it as it is.
 """
 
 import json
@@ -194,9 +197,10 @@ class Attention(torch.nn.Module):
         return o[:len(q)]
 
 
-def install(nsa: dict | None = None) -> None:
+def install(nsa: dict | None = None, ahead: bool = True) -> None:
     """Makes nano-vllm's layers attend so; `nsa` sets some of kernel, stride, block, top_n, init,
-    local, window. To be called before nanovllm's models are imported."""
+    local, window. With `ahead` the engine's steps go one ahead of the host (nanovllm_ahead.py). To
+    be called before nanovllm's models are imported."""
     if any(name.startswith("nanovllm.models") for name in sys.modules):
         raise RegraphError("RG_E_USAGE", "regraph.nanovllm.install comes before nanovllm's models "
                                          "are imported")
@@ -207,3 +211,7 @@ def install(nsa: dict | None = None) -> None:
     module = types.ModuleType("nanovllm.layers.attention", __doc__)
     module.Attention = type("Attention", (Attention,), {"nsa": nsa})
     sys.modules["nanovllm.layers.attention"] = module
+    if ahead:
+        from . import nanovllm_ahead
+
+        nanovllm_ahead.install()

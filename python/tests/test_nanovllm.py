@@ -86,7 +86,7 @@ def whole(x, nsa):
 
 @pytest.mark.parametrize("nsa", [None, NSA])
 def test_steps_give_the_whole(nsa, said):
-    regraph.nanovllm.install(nsa)
+    regraph.nanovllm.install(nsa, ahead=False)
     layer = sys.modules["nanovllm.layers.attention"].Attention(H, D, D ** -0.5, KH)
     data = sequences(nsa)
     want = [whole(x, nsa) for x in data]
@@ -125,7 +125,7 @@ def test_steps_give_the_whole(nsa, said):
 def test_layers_share_what_a_step_comes_to(nsa, said):
     """Several layers, one context for several steps with its numbers changed in between, as a
     captured graph's: each layer says what it would say with a context of its own."""
-    regraph.nanovllm.install(nsa)
+    regraph.nanovllm.install(nsa, ahead=False)
     made = sys.modules["nanovllm.layers.attention"].Attention
     alone, layers = made(H, D, D ** -0.5, KH), [made(H, D, D ** -0.5, KH) for _ in range(2)]
     for layer in (alone, *layers):
