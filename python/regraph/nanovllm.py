@@ -67,19 +67,59 @@ def _nsa():
     return document
 
 
+def _packed(document, width, columns):
+    """The same with some inputs as columns of one, `packed`."""
+    views = []
+    for name, first, last in columns:
+        row = document["inputs"].pop(name)["shape"][1:]
+        row = [f"${n}" if isinstance(n, str) else n for n in row]
+        views += [{"name": f"{name}_columns", "op": "slice", "in": {"x": "packed"},
+                   "out": {"y": f"{name}_columns"},
+                   "attrs": {"axis": 1, "start": first, "stop": last}},
+                  {"name": f"{name}_rows", "op": "reshape", "in": {"x": f"{name}_columns"},
+                   "out": {"y": name}, "attrs": {"shape": [0, *row]}}]
+    document["inputs"]["packed"] = {"shape": ["T", width], "dtype": "$dtype"}
+    document["nodes"] = views + document["nodes"]
+    return document
+
+
+def _columns(tensors):
+    """(matrix, ((name, first column, the one behind the last), …)) where some are views of columns
+    of one matrix, as q, k and v of one product are; else None."""
+    views = {name: x for name, x in tensors.items() if not x.is_contiguous()}
+    if not views:
+        return None
+    one = next(iter(views.values()))
+    count, width = one.shape[0], one.stride(0)
+    begin = one.storage_offset() // width * width
+    columns = [(name, x.storage_offset() - begin, x.storage_offset() - begin + x[0].numel())
+               for name, x in views.items()]
+    if begin + count * width > one.untyped_storage().nbytes() // one.element_size():
+        return None
+    for x, (_, first, last) in zip(views.values(), columns):
+        if x.stride(0) != width or not x[0].is_contiguous() or first < 0 or last > width or \
+                x.dtype != one.dtype or x.untyped_storage().data_ptr() != \
+                one.untyped_storage().data_ptr():
+            return None
+    return one.as_strided((count, width), (width, 1), begin), tuple(columns)
+
+
 def _session(made_of, device, dims):
     if made_of not in _specs:
         settings = dict(made_of)
-        nsa = settings.pop("nsa")
+        nsa, packed = settings.pop("nsa"), settings.pop("packed")
         types_of = {name: settings.pop(name) for name in ("page", "dtype")}
         if nsa is None:
-            _specs[made_of] = Spec(_full(**settings), **types_of)
+            document, params = _full(**settings), {}
         else:
             scale = settings.pop("scale")
             if abs(scale * settings["D"] ** 0.5 - 1) > 1e-6:
                 raise RegraphError("RG_E_VALUE", f"nsa: scale {scale}; expected 1/√{settings['D']}")
-            _specs[made_of] = Spec(_nsa(), **settings, DV=settings["D"],
-                                   kv=types_of["dtype"], **types_of, **dict(nsa))
+            document = _nsa()
+            params = {**settings, "DV": settings["D"], "kv": types_of["dtype"], **dict(nsa)}
+        if packed:
+            document = _packed(document, *packed)
+        _specs[made_of] = Spec(document, **types_of, **params)
     key = made_of, device, tuple(dims.items())
     if key not in _sessions:
         plan = Plan(_specs[made_of], device=device, no_grad=True,
@@ -176,16 +216,23 @@ class Attention(torch.nn.Module):
                                              "and with nothing else")
         dims, numbers = self._numbers(context, len(q))
         keys, values = self._caches(k, dims["P"])
-        made_of = (("H", q.shape[1]), ("KH", k.shape[1]), ("D", self.head_dim),
-                   ("page", keys.shape[1]), ("scale", float(self.scale)), ("dtype", NAMES[q.dtype]),
-                   ("nsa", None if self.nsa is None else tuple(sorted(self.nsa.items()))))
-        session = _session(made_of, q.device.type, dims)
         rows = dims["T"]
         o = q.new_empty(rows, *q.shape[1:])
-        given = {"q": _rows(q, rows), "k": _rows(k, rows), "v": _rows(v, rows), **numbers,
-                 "k_cache": keys, "v_cache": values, "o": o}
+        given = {"q": q, "k": k, "v": v}
         if self.nsa is not None:
-            given["gate"] = _rows(gate.reshape(len(q), -1, 3), rows)
+            given["gate"] = gate.reshape(len(q), -1, 3)
+        packed = _columns(given) if rows == len(q) else None
+        if packed:
+            given["packed"], packed = packed
+        made_of = (("H", q.shape[1]), ("KH", k.shape[1]), ("D", self.head_dim),
+                   ("page", keys.shape[1]), ("scale", float(self.scale)), ("dtype", NAMES[q.dtype]),
+                   ("nsa", None if self.nsa is None else tuple(sorted(self.nsa.items()))),
+                   ("packed", packed and (given["packed"].shape[1], packed)))
+        session = _session(made_of, q.device.type, dims)
+        views = {name for name, *_ in packed or ()}
+        given = {name: x if name in views else _rows(x, rows) for name, x in given.items()}
+        given.update(numbers, k_cache=keys, v_cache=values, o=o)
+        if self.nsa is not None:
             given["k_cmp"], given["v_cmp"] = self._compressed_of(keys)
         sizes = session.plan.sizes
         block = torch.empty(sizes.saved + sizes.scratch + 512, dtype=torch.uint8, device=q.device)

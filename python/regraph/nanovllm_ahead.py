@@ -94,10 +94,9 @@ class _Tables:
             warm = np.array([sequence.temperature for sequence in sequences], np.float32)
             self.sent = self.send(self.table), self.send(warm)
         length = np.array([sequence.num_tokens for sequence in sequences])
-        last = self.table[np.arange(len(now)), now - 1].astype(np.int64)
+        last = self.table[np.arange(len(now)), now - 1]
         slots = last * self.page + (length - 1) % self.page
-        return (self.send(length - 1), self.send(slots.astype(np.int32)),
-                self.send(length.astype(np.int32)), *self.sent)
+        return *self.send(np.stack([length - 1, slots, length])), *self.sent
 
 
 class Ahead:

@@ -75,6 +75,13 @@ def sequences(gate):
     return made
 
 
+def columns(rows):
+    """The same rows, v and the gate as nano-vllm's layers have them: columns of one product."""
+    n, parts = len(rows[0]), [x[0].numel() for x in rows]
+    one = torch.cat([x.reshape(n, -1) for x in rows], 1).split(parts, 1)
+    return [*rows[:2], *(x.view(y.shape) for x, y in zip(one[2:], rows[2:]))]
+
+
 def whole(x, nsa):
     if nsa:
         attend = regraph.torch.attention(regraph.example("nsa.json"), H=H, KH=KH, D=D, DV=D, **NSA)
@@ -94,7 +101,7 @@ def test_steps_give_the_whole(nsa, said):
     def step(context, batch):
         said.context = context
         rows = [torch.cat([data[b][i][a:e] for b, a, e in batch]) for i in range(len(data[0]))]
-        got = layer(*rows)
+        got = layer(*columns(rows))
         expected = torch.cat([want[b][a:e] for b, a, e in batch])
         if nsa:  # the unpaged graph's bits
             assert torch.equal(got[:len(expected)], expected)
@@ -141,10 +148,10 @@ def test_layers_share_what_a_step_comes_to(nsa, said):
         said.context = shared
         own = Context(False, context_lens=shared.context_lens.clone(),
                       block_tables=shared.block_tables.clone())
-        steps.append((own, rows, [layer(*rows) for layer in layers]))
+        steps.append((own, rows, [layer(*columns(rows)) for layer in layers]))
     for said.context, rows, got in steps:
         want = alone(*rows)
-        assert all(torch.equal(o, want) for o in got)
+        assert all(torch.equal(o, want) for o in got)  # rows of their own, columns of a product
     assert all(torch.equal(layer.k_cache, alone.k_cache) for layer in layers)
 
 

@@ -214,7 +214,7 @@ def said(monkeypatch):
 
 
 def serve(engine, requests):
-    """{number: tokens}, single tokens that were run. A request comes when so many steps are done."""
+    """{number: tokens}, single tokens that were run. Requests come when so many steps are done."""
     told, waiting, steps, single = {}, deque(requests), 0, 0
     while waiting or not engine.is_finished():
         while waiting and (waiting[0][0] <= steps or engine.is_finished()):
