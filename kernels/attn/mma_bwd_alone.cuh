@@ -1,12 +1,12 @@
-/* kernels/attn/mma_bwd_alone.cuh: dQ of selected blocks on the tensor cores of any GPU since Ampere,
+/* kernels/attn/mma_bwd_alone.cuh: dQ of selected blocks on the tensor cores of GPUs since Ampere,
    where a KV head's group has up to 16 heads.
 
      S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)    dQ = scale dS K
 
    As the forward does (mma_fwd.cuh, whose rows, walk and copies these are), a warp has 16 rows of
    its own, and room for a tile of the blocks that its own queries chose: what neighbours chose is
-   nothing to it, and it waits for no other. Q and dO stay in registers. Per tile, C the copies under
-   way:
+   nothing to it, and it waits for no other. Q and dO stay in registers. Per tile, C the copies
+   under way:
 
        V is there │ dP            │ K is there │ S, dS   dQ += dS K │ next tile
        C: K       └ done with V ─▶│ C: V of the next                └ done with K ─▶ C: V, K

@@ -1,5 +1,5 @@
-/* ops/cuda/attn_mma.h: how rows are shared out among teams of warps (kernels/attn/mma.h), forward and
- * backward. */
+/* ops/cuda/attn_mma.h: how rows are shared out among teams of warps (kernels/attn/mma.h), forward
+ * and backward. */
 #ifndef RGI_CUDA_ATTN_MMA_H
 #define RGI_CUDA_ATTN_MMA_H
 
