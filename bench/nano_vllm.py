@@ -298,8 +298,9 @@ class Engine:
         import torch
 
         self.graph(batch, capacity)
-        waiting = self.times(context, batch, False)
-        times = self.times(context, batch, True) if self.side == "regraph" else waiting
+        times = waiting = self.times(context, batch, False)
+        if self.side == "regraph":
+            times = self.times(context, batch, True)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         graph = next(iter(self.runner.graphs.values()))
         events[0].record()
@@ -313,14 +314,16 @@ class Engine:
 
     def profile(self, context, batch, steps=8):
         """Microseconds of a step's kernels, how many there are, by name; the longest first."""
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             self.times(context, batch, True, steps - WARM)
         found = {}
         for event in seen.events():
-            count, time = found.get(event.name, (0, 0))
-            found[event.name] = count + 1, time + event.device_time
+            if event.device_type == DeviceType.CUDA:
+                count, time = found.get(event.name, (0, 0))
+                found[event.name] = count + 1, time + event.time_range.elapsed_us()
         return sorted(([time / steps, count / steps, name] for name, (count, time) in
                        found.items()), reverse=True)
 
@@ -375,13 +378,18 @@ def main():
     for side, process in running.items():
         said[side] = [json.loads(line) for line in process.communicate("\n")[0].splitlines()
                       if line.startswith("{")]
-    print("| context (batch) | capacity | " + " | ".join(
-        f"{side}, tokens/s | step, ms | waiting | its graph" for side in sides) + " | ratio |")
-    print("|---" * (4 * len(sides) + 3) + "|")
+    columns = {"tokens": "tokens/s", "ms": "step, ms", "waiting_ms": "waiting",
+               "graph_ms": "its graph"}
+    shown = [(side, key) for side in sides for key in columns
+             if side == "regraph" or key != "waiting_ms"]
+    print("| context (batch) | capacity | " +
+          " | ".join(f"{side}, {columns[key]}" for side, key in shown) + " | ratio |")
+    print("|---" * (len(shown) + 3) + "|")
     for i, (context, batch, capacity) in enumerate(args.cases):
         row = [said[side][i] if i < len(said[side]) else None for side in sides]
-        cells = ["{tokens:.0f} | {ms:.2f} | {waiting_ms:.2f} | {graph_ms:.2f}".format(**one)
-                 if one else "failed | – | – | –" for one in row]
+        by_side = dict(zip(sides, row))
+        cells = [f"{by_side[side][key]:.{0 if key == 'tokens' else 2}f}" if by_side[side] else
+                 "failed" for side, key in shown]
         both = all(row) and len(row) == 2
         ratio = f"{row[0]['tokens'] / row[1]['tokens']:.2f}" if both else "–"
         print(f"| {context >> 10}K ({batch}) | {capacity >> 10}K | {' | '.join(cells)} | {ratio} |")
