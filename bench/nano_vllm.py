@@ -386,12 +386,12 @@ def main():
           " | ".join(f"{side}, {columns[key]}" for side, key in shown) + " | ratio |")
     print("|---" * (len(shown) + 3) + "|")
     for i, (context, batch, capacity) in enumerate(args.cases):
-        row = [said[side][i] if i < len(said[side]) else None for side in sides]
-        by_side = dict(zip(sides, row))
-        cells = [f"{by_side[side][key]:.{0 if key == 'tokens' else 2}f}" if by_side[side] else
-                 "failed" for side, key in shown]
-        both = all(row) and len(row) == 2
-        ratio = f"{row[0]['tokens'] / row[1]['tokens']:.2f}" if both else "–"
+        row = {side: said[side][i] if i < len(said[side]) else None for side in sides}
+        cells = [f"{row[side][key]:.{0 if key == 'tokens' else 2}f}" if row[side] else "failed"
+                 for side, key in shown]
+        ratio = "–"
+        if len(row) == 2 and all(row.values()):
+            ratio = f"{row['regraph']['tokens'] / row['seed']['tokens']:.2f}"
         print(f"| {context >> 10}K ({batch}) | {capacity >> 10}K | {' | '.join(cells)} | {ratio} |")
     for (context, batch, _), one in zip(args.cases, said["regraph"]):
         for time_us, count, name in one.get("profile", []):

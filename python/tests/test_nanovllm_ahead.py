@@ -1,8 +1,9 @@
 """Steps one ahead of the host, on the CPU: an engine with nano-vllm's parts, whose next token hangs
 on all tokens that its cache holds under the sequence's table, gives the same sequences step by
 step and one ahead: ends found late, pages that run out, pages found again, prompts in pieces. And
-draw(): its distribution is softmax's."""
+draw(), on the CPU or where REGRAPH_TEST_DEVICE says: its distribution is softmax's."""
 
+import os
 import sys
 import types
 from collections import deque
@@ -18,6 +19,7 @@ from regraph import nanovllm_ahead  # noqa: E402
 from regraph.draw import draw  # noqa: E402
 
 V, PAGE, END = 29, 4, 5
+DEVICE = os.environ.get("REGRAPH_TEST_DEVICE", "cpu")
 
 
 class Status(Enum):
@@ -277,28 +279,33 @@ def test_one_ahead(said):
     assert engine.step() == ([(2, [(2 * 3 + 4 + 14) % V])], 2) and engine._ahead is None
 
 
+def generator(seed):
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
 @pytest.mark.parametrize("words", [7, 128, 300])
 def test_draws_as_softmax_says(words):
     """Each word as often as its probability says, within five standard deviations of 10,000."""
-    g = torch.Generator().manual_seed(words)
-    logits = 2 * torch.randn(1, words, generator=g)
+    g = generator(words)
+    logits = 2 * torch.randn(1, words, generator=g, device=DEVICE)
     logits[0, words // 2:words // 2 + 3] = -torch.inf
     for temperature in (0.5, 1.0, 3.0):
         p = (logits[0].double() / temperature).softmax(0)
-        tokens = draw(logits.expand(10000, -1), torch.full((10000,), temperature), g)
+        tokens = draw(logits.repeat(10000, 1), torch.full((10000,), temperature, device=DEVICE), g)
         seen = tokens.bincount(minlength=words).double()
         spread = (10000 * p * (1 - p)).sqrt()
         assert ((seen - 10000 * p).abs() <= 5 * spread + 1).all()
         assert (seen[p == 0] == 0).all() and tokens.dtype == torch.int64
-    both = draw(logits.expand(100, -1), torch.ones(100), torch.Generator().manual_seed(1))
-    again = draw(logits.expand(100, -1), torch.ones(100), torch.Generator().manual_seed(1))
-    assert torch.equal(both, again)
+    both = [draw(logits.repeat(100, 1), torch.ones(100, device=DEVICE), generator(1))
+            for _ in range(2)]
+    assert torch.equal(*both)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cold_draws_the_likeliest(dtype):
-    logits = torch.randn(100, 1000, generator=torch.Generator().manual_seed(0)).to(dtype)
-    logits[:, 700] = 9 + torch.rand(100).to(dtype)
+    logits = torch.randn(100, 1000, generator=generator(0), device=DEVICE).to(dtype)
+    logits[:, 700] = 9 + torch.rand(100, generator=generator(1), device=DEVICE).to(dtype)
     logits[::2, 333] = 20
     for cold in (0.0, 1e-10, 1e-6):
-        assert torch.equal(draw(logits, torch.full((100,), cold)), logits.argmax(-1))
+        tokens = draw(logits, torch.full((100,), cold, device=DEVICE))
+        assert torch.equal(tokens, logits.argmax(-1))
