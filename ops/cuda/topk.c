@@ -227,7 +227,8 @@ static const char *relu_refuses(const rgk_topk *p, const rgk_pages *pages, const
   if (p->kernel != p->stride || p->block != p->stride || p->max || p->share > 1)
     return "plain: kernel, stride, block";
   if (p->T == 0 || p->S == 0) return "plain: nothing to do";
-  if (p->S > INT32_MAX / 2 || p->KH > UINT16_MAX) return "plain: too many keys";
+  if (p->S > (int64_t)UINT16_MAX * RGK_TOPK_RELU_CHUNK || p->KH > UINT16_MAX)
+    return "plain: too many keys";
 #ifdef REGRAPH_CUDA
   if (!rgk_topk_relu((rg_dtype)p->dtype, relu_heads(p->G), p->D)) return "plain: not in this build";
 #endif
