@@ -78,7 +78,7 @@ struct ranking {
 #pragma unroll
       for (int i = 0; i < BLOCK; i++) {
         const int row = BLOCK * b + i;
-        sum[i] = row < d.a.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
+        sum[i] = row < d.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
       }
       const float next = __shfl_down_sync(~0u, sum[0], 1);
       float score = sum[0];
@@ -187,7 +187,7 @@ struct ranking {
       if (j.kind == EXIT) break;
       const rgk_topk_choice c = choice_of(d.topk, j.position);
       const bool ranks = rgk_topk_ranks(c);
-      const int visible = last_key(d.a.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
+      const int visible = last_key(d.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
       int *const keys = n <= RGK_DECODE_SCORES
                             ? s.keys
                             : (int *)(room_of(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
@@ -199,7 +199,7 @@ struct ranking {
         select_few(keys, n, (int)c.keep, (int)c.free0);
       else if (ranks)
         select(keys, n, (int)c.keep, (int)c.free0, top);
-      if (warp == 0) write(j, c, ranks, visible > d.a.f.f.before);
+      if (warp == 0) write(j, c, ranks, visible > d.f.f.before);
       named_sync(RANKING, RANKS); /* all this is written again */
     }
   }
@@ -211,18 +211,16 @@ template <class C>
 __global__ void __launch_bounds__(RGK_DECODE_THREADS, 1)
     choose(const __grid_constant__ rgk_decode d) {
   extern __shared__ char bytes[];
-  memory<C> &s = begin<C>(d.a, bytes);
+  memory<C> &s = begin<C>(d.f.f, bytes);
   const int part = warpgroup();
   if (part == 0) {
-    load_tiles<C>(d.a, s);
-  } else if (idles(d.a, part)) {
+    load_tiles<C>(d.f, s);
   } else if (part == 1) {
     attend<C>(d, s);
   } else {
     const int rank = (int)threadIdx.x - 256;
     ranking{d, s.r, rank, rank / 32, rank % 32}.run<C>(s);
   }
-  end(d.a);
 }
 
 } // namespace

@@ -42,11 +42,11 @@ struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
 template <class P> constexpr kind kind_of = ALONE;
 template <> inline constexpr kind kind_of<rgk_decode> = RANKED;
 template <> inline constexpr kind kind_of<rgk_decode_selected> = SELECTED;
-__device__ __forceinline__ const rgk_decode_attn &attn_of(const rgk_decode_attn &p) {
+__device__ __forceinline__ const rgk_flash_paged &paged_of(const rgk_flash_paged &p) {
   return p;
 }
-template <class P> __device__ __forceinline__ const rgk_decode_attn &attn_of(const P &p) {
-  return p.a;
+template <class P> __device__ __forceinline__ const rgk_flash_paged &paged_of(const P &p) {
+  return p.f;
 }
 
 struct ranked {
@@ -75,11 +75,11 @@ template <class C> struct memory {
 };
 
 __device__ __forceinline__ float *room_of(const rgk_decode &d) {
-  return d.room + blockIdx.x / d.a.parts * RGK_DECODE_ROWS_KEPT * d.pitch;
+  return d.room + blockIdx.x * RGK_DECODE_ROWS_KEPT * d.pitch;
 }
 __device__ __forceinline__ int32_t *idx_of(const rgk_decode &d, const job &j) {
   return (int32_t *)d.topk.idx.data + (int64_t)j.token * d.topk.idx.row +
-         (j.head >> d.a.f.f.pack) * d.topk.idx.head;
+         (j.head >> d.f.f.pack) * d.topk.idx.head;
 }
 
 /* ---- load ---- */
@@ -104,22 +104,21 @@ __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s
   q.next();
 }
 
-/* By whole warps: f(job, where its keys are) for each of a cluster; every other round goes
- * backwards: sums of falling weights come out even. */
+/* By whole warps: f(job, where its keys are) for each; every other round goes backwards: sums of
+ * falling weights come out even. */
 template <class C, class F>
-__device__ __forceinline__ void each_job(const rgk_decode_attn &d, F f) {
-  const rgk_flash_params &p = d.f.f;
-  const int heads = p.H >> p.pack, jobs = p.slots * heads, clusters = (int)gridDim.x / d.parts,
-            mine = (int)blockIdx.x / d.parts;
+__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
+  const rgk_flash_params &p = d.f;
+  const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = (int)gridDim.x;
   job j = {};
   in_pages at = {};
-  for (int r = 0; r * clusters < jobs; r++) {
-    const int i = r * clusters + (r & 1 ? clusters - 1 - mine : mine),
+  for (int r = 0; r * blocks < jobs; r++) {
+    const int i = r * blocks + (r & 1 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x),
               slot = rgk_over(i, p.by_heads);
     if (i >= jobs) continue;
     const int row = p.slots - 1 - slot, b = find_seq_warp(p.seqs, row);
     j.head = (i - slot * heads) << p.pack;
-    place_job<C>(d.f, tile_at(p.seqs, b, (int64_t)row + b, 1), j, at); /* of one token */
+    place_job<C>(d, tile_at(p.seqs, b, (int64_t)row + b, 1), j, at); /* of one token */
     f(j, at);
   }
 }
@@ -136,34 +135,28 @@ struct box {
 };
 
 /* By a warpgroup: tiles of keys that follow on each other, from the last to the first. Four warps
- * take turns with boxes, a lane each, for to start a copy takes long; blocks of a cluster, too, for
- * the engine takes long with each. */
+ * take turns with boxes, a lane each: to start a copy takes long. */
 template <class C>
-__device__ __forceinline__ void load_tiles(const rgk_decode_attn &d, memory<C> &s) {
-  const rgk_flash_params &p = d.f.f;
-  const int rank = (int)blockIdx.x % d.parts;
-  const int i = ((int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32) * d.parts + rank;
-  const bool leads = threadIdx.x == 0 && rank == 0;
+__device__ __forceinline__ void load_tiles(const rgk_flash_paged &d, memory<C> &s) {
+  const rgk_flash_params &p = d.f;
+  const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32;
+  const bool leads = threadIdx.x == 0;
   ring<C::STAGES> k, v;
   ring<2> q;
   each_job<C>(d, [&](const job &j, const in_pages &in) {
     const int kv_head = rgk_over(j.head, p.by_group);
     auto find_box = [&](int t) {
-      box b = {i * 1024, 0, d.f.pages.count};
+      box b = {i * 1024, 0, d.pages.count};
       const int row = t * C::KEYS + i * 8;
       if (i * 8 >= C::KEYS || t < j.first) return b;
-      const int m = rgk_over(row, d.f.by_rows);
-      b.row = row - m * d.f.pages.rows;
+      const int m = rgk_over(row, d.by_rows);
+      b.row = row - m * d.pages.rows;
       if (row + 8 > in.low && row < in.rows) b.page = in.table[m];
       return b;
     };
     auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
       if (leads) bar_expect(full, (uint32_t)panels * C::KV);
-      if (i * 8 >= C::KEYS) return;
-      if (rank == 0)
-        tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page);
-      else
-        tma_load_first(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page);
+      if (i * 8 < C::KEYS) tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page);
     };
     auto load_k = [&](const box &b) {
       bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
@@ -172,7 +165,7 @@ __device__ __forceinline__ void load_tiles(const rgk_decode_attn &d, memory<C> &
     };
     box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
     if (j.first < j.end) load_k(now);
-    if (rank == 0) hand_out<C>(p, s, q, j);
+    hand_out<C>(p, s, q, j);
     for (int t = j.end - 1; t >= j.first; t--) {
       const box later = find_box(t - 2);
       if (t > j.first) load_k(next);
@@ -182,18 +175,18 @@ __device__ __forceinline__ void load_tiles(const rgk_decode_attn &d, memory<C> &
       now = next, next = later;
     }
   });
-  if (rank == 0) hand_out_end<C>(p, s, q);
+  hand_out_end<C>(p, s, q);
 }
 
 /* By a warp: selected blocks. An entry counts if it is larger than all before it, and its block
  * begins among the keys that the token sees; so none comes after one whose block does not. */
 template <class C>
 __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s) {
-  const rgk_flash_params &p = d.a.f.f;
+  const rgk_flash_params &p = d.f.f;
   const int lane = threadIdx.x % 32;
   ring<C::STAGES> r;
   ring<2> q;
-  each_job<C>(d.a, [&](const job &found, const in_pages &at) {
+  each_job<C>(d.f, [&](const job &found, const in_pages &at) {
     job j = found;
     const int kv_head = rgk_over(j.head, p.by_group), seen = min(j.position + 1, j.keys);
     int e = -1, page = 0, row = 0;
@@ -209,9 +202,9 @@ __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memo
     const bool counts = e >= 0 && e > before && e < (seen + C::KEYS - 1) / C::KEYS;
     uint32_t left = __ballot_sync(~0u, counts);
     if (counts) {
-      const uint32_t m = (uint32_t)e * C::KEYS / (uint32_t)d.a.f.pages.rows;
+      const uint32_t m = (uint32_t)e * C::KEYS / (uint32_t)d.f.pages.rows;
       page = at.table[m];
-      row = e * C::KEYS - (int)m * d.a.f.pages.rows;
+      row = e * C::KEYS - (int)m * d.f.pages.rows;
     }
     j.first = 0;
     j.end = __popc(left);
@@ -288,15 +281,6 @@ template <class C, class P> struct attention {
   ring<C::STAGES> k, v;
   int turn; /* of p */
   uint32_t taken;
-
-  /* A stage's room, to all who fetch. */
-  template <class... X>
-  __device__ __forceinline__ void give_back(uint64_t *bar, waited done, X... read) const {
-    if (KIND == SELECTED || attn_of(d).parts == 1)
-      warp_release(bar, done, read...);
-    else
-      cluster_release(bar, attn_of(d).parts, done, read...);
-  }
 
   __device__ __forceinline__ void wait_taken() {
     if (KIND != RANKED) return;
@@ -413,14 +397,14 @@ template <class C, class P> struct attention {
     const waited added = wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < C::EP; i++) wgmma_keep(o[i]);
-    give_back(&s.v_empty[v.stage], added, 0);
+    warp_release(&s.v_empty[v.stage], added);
     v.next();
   }
 
   /* All tiles of a job: sums in o, and of 64 threads a share of the sum of weights and m. */
   __device__ __forceinline__ void run_tiles(const job &j, uint32_t q, uint64_t *q_empty,
                                             float (&o)[C::EP][8], float &l, float &reference) {
-    const rgk_flash_params &p = attn_of(d).f.f;
+    const rgk_flash_params &p = paged_of(d).f;
     const int lo = KIND == SELECTED ? 0 : first_key(p, j.position),
               hi = KIND == SELECTED ? min(j.position, j.keys - 1) : last_key(p, j.keys, j.position);
     waited scored = waited::for_nothing();
@@ -452,7 +436,7 @@ template <class C, class P> struct attention {
       }
 #pragma unroll
       for (int u = 0; u < C::HALVES; u++) wgmma_keep(x[u]);
-      give_back(&s.k_empty[k.stage], scored, at);
+      warp_release(&s.k_empty[k.stage], scored, at);
       k.next();
       key = at;
       products(x, key / C::KEYS);
@@ -472,7 +456,7 @@ template <class C, class P> struct attention {
   }
 
   __device__ __forceinline__ void run_job(const job &j, uint32_t q, uint64_t *q_empty) {
-    const rgk_flash_params &p = attn_of(d).f.f;
+    const rgk_flash_params &p = paged_of(d).f;
     float o[C::EP][8], l = 0, reference = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 8 * C::EP; i++) o[i / 8][i % 8] = 0;
@@ -525,7 +509,7 @@ template <class C, class P> struct attention {
       if (j.kind == EXIT) break;
       if (j.kind == DEAD_ROWS) {
         bar_release(&s.q_empty[q.stage], j.head, j.keys);
-        clear_rows<C, true>(attn_of(d).f.f, j);
+        clear_rows<C, true>(paged_of(d).f, j);
         if constexpr (KIND == RANKED)
           if (tid < d.topk.top_n) idx_of(d, j)[tid] = 0;
         continue;
@@ -542,8 +526,7 @@ template <class C, class P> struct attention {
 
 /* By all threads: the block's memory, its barriers ready. */
 template <class C>
-__device__ __forceinline__ memory<C> &begin(const rgk_decode_attn &d, char *bytes) {
-  const rgk_flash_params &p = d.f.f;
+__device__ __forceinline__ memory<C> &begin(const rgk_flash_params &p, char *bytes) {
   static_assert(sizeof(memory<C>) + 1024 <= RGK_DECODE_SHARED(C::D), "fits wherever it starts");
   static_assert(RGK_DECODE_SHARED(C::D) <= 227 * 1024, "fits");
   memory<C> &s = *(memory<C> *)(bytes + (-smem_at(bytes) & 1023));
@@ -558,23 +541,13 @@ __device__ __forceinline__ memory<C> &begin(const rgk_decode_attn &d, char *byte
     map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
   }
   __syncthreads();
-  if (d.parts > 1) cluster_sync();
   return s;
-}
-/* By all threads, last: blocks stay while others may write to their memory. */
-__device__ __forceinline__ void end(const rgk_decode_attn &d) {
-  __syncwarp();
-  if (d.parts > 1) cluster_sync();
 }
 template <class C, class P> __device__ __forceinline__ void attend(const P &d, memory<C> &s) {
   const int tid = (int)threadIdx.x % 128, lane = tid % 32;
-  attention<C, P> x{d,  s,  tid, tid / 32, lane, lane / 4, lane % 4, attn_of(d).f.f.scale * LOG2E,
+  attention<C, P> x{d,  s,  tid, tid / 32, lane, lane / 4, lane % 4, paged_of(d).f.scale * LOG2E,
                     {}, {}, 0,   1};
   x.run();
-}
-/* Where a block that only fetches has nobody else. */
-__device__ __forceinline__ bool idles(const rgk_decode_attn &d, int part) {
-  return part > 0 && blockIdx.x % d.parts > 0;
 }
 __device__ __forceinline__ int warpgroup() {
   return __shfl_sync(~0u, (int)threadIdx.x / 128, 0);

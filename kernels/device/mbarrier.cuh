@@ -102,16 +102,6 @@ __device__ __forceinline__ void arrive(uint64_t *bar, uint32_t read) {
                "r"(read)
                : "memory");
 }
-/* In the cluster's window. */
-__device__ __forceinline__ void arrive_at(uint32_t bar, uint32_t read) {
-  asm volatile("{\n\t.reg .b32 x;\n\t"
-               "mad.lo.u32 x, %1, %1, %1;\n\t"
-               "and.b32 x, x, 1;\n\t"
-               "add.u32 x, x, %0;\n\t"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [x];\n\t}" ::"r"(bar),
-               "r"(read)
-               : "memory");
-}
 } // namespace release
 
 /* Gives room back: every thread that read it. */
@@ -147,20 +137,6 @@ __device__ __forceinline__ void warp_ready(uint64_t *bar) {
 }
 template <class... X> __device__ __forceinline__ void warp_release(uint64_t *bar, X... read) {
   if (arrives()) bar_release(bar, read...);
-}
-
-/* The same to the barriers at this place in the first `blocks` blocks of the cluster. */
-template <class... X>
-__device__ __forceinline__ void cluster_release(uint64_t *bar, int blocks, waited, X... read) {
-#ifdef RGK_EVERY_LANE
-  for (int i = 0; i < blocks; i++)
-    release::arrive_at(cluster_at(smem_at(bar), i), (release::word(read) ^ ...));
-#else
-  __syncwarp();
-  const int lane = threadIdx.x % 32;
-  if (lane < blocks)
-    release::arrive_at(cluster_at(smem_at(bar), lane), (release::word(read) ^ ...));
-#endif
 }
 
 /* Consumers wait for `parity` on "full", producers for `parity ^ 1` on "empty". */
