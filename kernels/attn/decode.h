@@ -35,7 +35,8 @@ typedef struct rgk_decode {
   float *room;
   int64_t pitch; /* a multiple of a tile */
 } rgk_decode;
-RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width))
+/* Twins: a cluster of two blocks of threads for a token of a KV head, to the same bits. */
+RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width, bool twins))
 
 /* Attention alone: to the bit flash.h's over pages, without a cap; and gather.h's, of blocks of 64
  * keys, at most 32 of them. k and v are maps of (width, head, row, page) in boxes of 64 rows and
@@ -47,5 +48,23 @@ typedef struct rgk_decode_selected {
 } rgk_decode_selected;
 RGK_GETTER(rgk_decode_alone(rg_dtype type, int32_t width))
 RGK_GETTER(rgk_decode_slc(rg_dtype type, int32_t width))
+
+/* Selected blocks, a window and combine's sum of both with other branches, in one launch: the bits
+ * of the three. Stages of the one and of the other. */
+enum { RGK_PAIR_BRANCHES = 4, RGK_PAIR_THREADS = 3 * 128, RGK_PAIR_SHARED = 216 * 1024 };
+#define RGK_PAIR_STAGES(D, selected) (2 / RGK_FLASH_PANELS(D) * ((selected) ? 3 : 1))
+typedef struct rgk_pair_branch {
+  const void *o; /* [T, H, E]; NULL: made here */
+  int64_t row, head;
+} rgk_pair_branch;
+/* k and v are selected's maps in both; window.f.o is the sum. */
+typedef struct rgk_decode_pair {
+  rgk_decode_selected selected;
+  rgk_flash_paged window;
+  rgk_tensor gate;                        /* [T, H, n] */
+  int32_t n, act, at_selected, at_window; /* branches, combine's attribute, places among them */
+  rgk_pair_branch branch[RGK_PAIR_BRANCHES];
+} rgk_decode_pair;
+RGK_GETTER(rgk_decode_pair_sm90(rg_dtype type, int32_t width))
 
 #endif

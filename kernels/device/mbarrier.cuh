@@ -102,6 +102,16 @@ __device__ __forceinline__ void arrive(uint64_t *bar, uint32_t read) {
                "r"(read)
                : "memory");
 }
+/* In the cluster's window. */
+__device__ __forceinline__ void arrive_at(uint32_t bar, uint32_t read) {
+  asm volatile("{\n\t.reg .b32 x;\n\t"
+               "mad.lo.u32 x, %1, %1, %1;\n\t"
+               "and.b32 x, x, 1;\n\t"
+               "add.u32 x, x, %0;\n\t"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [x];\n\t}" ::"r"(bar),
+               "r"(read)
+               : "memory");
+}
 } // namespace release
 
 /* Gives room back: every thread that read it. */

@@ -29,7 +29,7 @@ static void fill_branch(const rg_call *c, const rgi_blend *b, int k, rgk_branch 
                      .lse_add = in_at(c, b->acc_lse, k) != NULL};
 }
 
-static bool vectors(const rg_call *c, const rgi_blend *b) {
+bool rgi_cuda_blend_vectors(const rg_call *c, const rgi_blend *b) {
   bool all = rgi_cuda_row_vectors(b->row);
   for (int k = 0; k < rg_in_count(c, b->o) && all; k++)
     all = rgi_cuda_row_vectors(in_at(c, b->o, k)) && rgi_cuda_row_vectors(out_at(c, b->d_o, k));
@@ -77,7 +77,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   for (int k = 0; k < p.n; k++) fill_branch(c, b, k, &p.branch[k]);
   int rows = RGK_BLEND_THREADS / p.lanes,
       kinds = b->backward ? RGK_BLEND_KINDS_BWD : RGK_BLEND_KINDS_FWD;
-  bool fast = vectors(c, b);
+  bool fast = rgi_cuda_blend_vectors(c, b);
   return x->launch(x,
                    &(rg_launch){.function = b->backward ? rgk_blend_bwd(b->merge, fast, o->dtype)
                                                         : rgk_blend_fwd(b->merge, fast, o->dtype),
@@ -91,7 +91,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
 const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b) {
   bool small;
   if (b->backward && !wanted(c, b, &small)) return "nothing wanted";
-  return vectors(c, b) ? "16-byte vectors" : "plain: alignment";
+  return rgi_cuda_blend_vectors(c, b) ? "16-byte vectors" : "plain: alignment";
 }
 
 /* ---- combine's gradient in parts ---- */
