@@ -1,6 +1,6 @@
-/* kernels/attn/decode_pair_sm90.cu: selected blocks and a window of single tokens, and the gated sum
-   of both with what other branches made (decode.h), in one launch: the bits of decode_attn_sm90.cu
-   and blend.cu.
+/* kernels/attn/decode_pair_sm90.cu: selected blocks and a window of single tokens, and the gated
+   sum of both with what other branches made (decode.h), in one launch: the bits of
+   decode_attn_sm90.cu and blend.cu.
 
      warp        0 loads selected blocks    1, 2 K and V of the window
      warpgroup   1 attends to the window, and sums    2 to the selected blocks
@@ -116,8 +116,8 @@ template <class C> struct summing {
   }
 };
 
-/* By a warp: K (or V) of a window's tiles, each two boxes of 64 rows to a panel, a lane each. ask():
- * before a job's first. */
+/* By a warp: K (or V) of a window's tiles, each two boxes of 64 rows to a panel, a lane each.
+ * ask(): before a job's first. */
 template <class C, bool V, class F>
 __device__ __forceinline__ void load_window(const rgk_flash_paged &d, memory<C> &s, F ask) {
   const rgk_flash_params &p = d.f;

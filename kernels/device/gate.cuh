@@ -1,5 +1,5 @@
-/* device/gate.cuh: combine's weights, made of gates (the formulas stand in ops/combine.c). Additions
-   are never fused with what expf ends with, so that every kernel gets the same bits. */
+/* device/gate.cuh: combine's weights, made of gates (the formulas stand in ops/combine.c).
+   Additions are never fused with what expf ends with, so that every kernel gets the same bits. */
 #pragma once
 #include "element.cuh"
 
