@@ -276,6 +276,11 @@ typedef struct rgi_fusing {
    * there a kernel for the two? */
   const char *with, *link, *joined;
   bool (*joins)(const rg_call *first, const rg_call *c);
+  /* With `and_with`, link is a list: `with` makes one element, `and_with` another, neither for
+   * anybody else. `joined` has what is left of the list, and attributes "first" and "second" for
+   * where the two were in it. */
+  const char *and_with;
+  bool (*joins_both)(const rg_call *first, const rg_call *second, const rg_call *c);
 } rgi_fusing;
 
 struct rgi_backward;

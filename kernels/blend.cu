@@ -11,6 +11,7 @@
  */
 #include "blend.h"
 #include "device/chunk.cuh"
+#include "device/gate.cuh"
 #include "device/seq.cuh"
 
 using namespace rgk;
@@ -18,23 +19,7 @@ using namespace rgk;
 namespace {
 
 enum { THREADS = RGK_BLEND_THREADS, ABREAST = 4 /* branches loaded at once */ };
-enum { SIGMOID, SOFTMAX, NONE };
 
-/* ---- weights of gates, and their gradients: additions never fused with what expf ends with, so
- * that every kernel here gets the same bits ---- */
-
-/* The larger one; a NaN stays, and then every weight is one. */
-__device__ __forceinline__ float more_gate(float most, float x) {
-  return x > most || x != x ? x : most;
-}
-__device__ __forceinline__ float gate_sum_add(float sum, float x, float most) {
-  return __fadd_rn(sum, expf(x - most));
-}
-/* most, sum: for softmax */
-__device__ __forceinline__ float gate_weight(int act, float x, float most, float sum) {
-  if (act == SOFTMAX) return expf(x - most) / sum;
-  return act == SIGMOID ? 1.0f / __fadd_rn(1.0f, expf(-x)) : x;
-}
 /* rest: minus the mean of the products, for softmax. 1 - w is formed as sigmoid(-x): exact where w
  * is near 1. */
 __device__ __forceinline__ float gate_gradient(int act, float x, float w, float product,

@@ -219,8 +219,49 @@ __device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_
   }
 }
 
+/* The same of two groups, a thread each, neighbours: nobody waits for more loads than a group's. */
+__device__ void mean_of_two(const rgk_paged_mean &p, const rgk_paged_side &s, const new_block &n) {
+  constexpr int MOST = RGK_PAGED_MEAN_GROUP;
+  const int stride = p.blocks.stride, tokens = p.blocks.pages.tokens, eights = s.width / 8,
+            group = threadIdx.x & 1;
+  const int64_t first = n.token + group * stride;
+  const float scale = 1.0f / (float)p.blocks.kernel;
+  for (int at = threadIdx.x; at < 2 * s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
+    const int head = at / 2 / eights, feature = at / 2 % eights * 8;
+    uint4 raw[MOST];
+    int32_t page[MOST];
+    float sum[8];
+#pragma unroll
+    for (int u = 0; u < MOST; u++)
+      page[u] = n.table[(uint32_t)(first + min(u, stride - 1)) / (uint32_t)tokens];
+#pragma unroll
+    for (int u = 0; u < MOST; u++) {
+      const uint32_t token = (uint32_t)(first + min(u, stride - 1));
+      raw[u] = *(const uint4 *)((const uint16_t *)s.x.data + page[u] * s.x_page +
+                                token % (uint32_t)tokens * s.x.row + head * s.x.head + feature);
+    }
+#pragma unroll
+    for (int u = 0; u < MOST; u++) {
+      float x[8];
+      widen(raw[u], s.x.dtype, x);
+#pragma unroll
+      for (int e = 0; e < 8; e++)
+        if (u < stride) sum[e] = (u == 0 ? 0.0f : sum[e]) + x[e];
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+      sum[e] = (sum[e] + __shfl_xor_sync(3u << (threadIdx.x & 30), sum[e], 1)) * scale;
+    if (group == 0)
+      store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
+             true, 8, sum);
+  }
+}
+
 __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const rgk_paged_side &s = p.side[blockIdx.y];
+  if (p.vec && s.x.dtype != RG_F32 && s.width % 8 == 0 && p.blocks.kernel == 2 * p.blocks.stride &&
+      p.blocks.stride <= RGK_PAGED_MEAN_GROUP)
+    return mean_of_two(p, s, n);
   const rgk_pages &g = p.blocks.pages;
   const int eights = (s.width + 7) / 8;
   const float scale = 1.0f / (float)p.blocks.kernel;

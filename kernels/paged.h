@@ -51,7 +51,7 @@ typedef struct rgk_new_blocks {
 
 /* Means: blocks of threads take turns with the slots there are; side blockIdx.y, eight features a
  * thread. */
-enum { RGK_PAGED_MEAN_THREADS = 128 };
+enum { RGK_PAGED_MEAN_THREADS = 128, RGK_PAGED_MEAN_GROUP = 16 };
 typedef struct rgk_paged_side {
   rgk_tensor x, y;        /* pages of tokens, of compressed rows */
   int64_t x_page, y_page; /* from page to page */

@@ -4,7 +4,7 @@
 #include "attn.h"
 #include "cuda/attn.h"
 #include "cuda/topk.h"
-#include <string.h>
+#include "part.h"
 
 extern const rg_op rgi_op_paged_cmp_attn, rgi_op_paged_topk;
 
@@ -29,49 +29,21 @@ static const rg_attr attrs[] = {
 };
 
 /* The two calls of which this one is made. */
-enum { MOST_PORTS = 8, MOST_ATTRS = 16 };
 typedef struct pair {
-  rg_call attn, topk;
-  rg_value attr[MOST_ATTRS];
-  rg_arg in[MOST_PORTS];
-  int32_t begin[MOST_PORTS + 1], out_begin[2];
+  rgi_part attn, topk;
 } pair;
 
 static void take_apart(const rg_call *c, pair *p) {
-  const rg_op *op = &rgi_op_paged_topk;
-  p->attn = *c;
-  p->attn.op = &rgi_op_paged_cmp_attn;
-  p->topk = *c;
-  p->topk.op = op;
-  p->topk.attr = p->attr;
-  for (int i = 0; i < op->nattr; i++) {
-    const int from = rgi_attribute(c->op, op->attrs[i].name);
-    p->attr[i] = from >= 0 ? c->attr[from]
-                           : (rg_value){.i = (int64_t)op->attrs[i].def, .f = op->attrs[i].def};
-  }
-  int n = 0;
-  for (int q = 0; q < op->nin; q++) {
-    const int from = rgi_in_port(c->op, op->in[q].name);
-    const rg_arg *x = from >= 0                            ? rg_in(c, from)
-                      : strcmp(op->in[q].name, "lse") == 0 ? rg_out(c, 1)
-                                                           : NULL;
-    p->begin[q] = n;
-    if (x) p->in[n++] = *x;
-  }
-  p->begin[op->nin] = n;
-  p->topk.in = p->in;
-  p->topk.in_begin = p->begin;
-  p->topk.out = rg_out(c, 2);
-  p->out_begin[0] = 0, p->out_begin[1] = 1;
-  p->topk.out_begin = p->out_begin;
+  rgi_part_of(c, &rgi_op_paged_cmp_attn, &p->attn);
+  rgi_part_of(c, &rgi_op_paged_topk, &p->topk);
 }
 
 static void cost(const rg_call *c, rg_cost *sum) {
   pair p;
   rg_cost one = {0};
   take_apart(c, &p);
-  rgi_op_paged_cmp_attn.cost(&p.attn, sum);
-  rgi_op_paged_topk.cost(&p.topk, &one);
+  rgi_op_paged_cmp_attn.cost(&p.attn.call, sum);
+  rgi_op_paged_topk.cost(&p.topk.call, &one);
   sum->flops += one.flops / 2; /* its products are there already */
   sum->exps += one.exps;
 }
@@ -81,18 +53,18 @@ static size_t workspace(const rg_call *c) {
   pair p;
   rgk_pages pages;
   take_apart(c, &p);
-  const rgi_attn a = rgi_attn_describe(&p.attn);
+  const rgi_attn a = rgi_attn_describe(&p.attn.call);
   const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
-  return rgi_decode_workspace(&k, &pages, c->gpu) + rgi_op_paged_topk.workspace(&p.topk);
+  return rgi_decode_workspace(&k, &pages, c->gpu) + rgi_op_paged_topk.workspace(&p.topk.call);
 }
 
 static rg_status steps(const rg_call *c, rg_cuda *x) {
   pair p;
   rgk_pages pages, again;
   take_apart(c, &p);
-  const rgi_attn a = rgi_attn_describe(&p.attn);
+  const rgi_attn a = rgi_attn_describe(&p.attn.call);
   const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
-  const rgk_topk t = rgi_paged_topk_view(&p.topk, &again);
+  const rgk_topk t = rgi_paged_topk_view(&p.topk.call, &again);
   char *rest = (char *)c->workspace + rgi_decode_workspace(&k, &pages, c->gpu);
   RGI_TRY(rgi_decode_step(&k, &t, &pages, c->gpu, c->workspace, x));
   return rgi_cuda_topk_again(&t, &again, c->gpu, rest, x);

@@ -13,6 +13,7 @@
  * gates' gradient of the D_n.
  */
 #include "../graph/ir.h"
+#include "attn.h"
 #include "cpu/attn.h"
 #include "cpu/blend.h"
 #include "cuda/blend.h"
@@ -406,6 +407,11 @@ static const rgi_rules bwd_rules = {.fusing = &(const rgi_fusing){.part = "combi
                                                                   .list = "o",
                                                                   .rest = "combine.gates.bwd"}};
 
+static bool joins(const rg_call *selected, const rg_call *window, const rg_call *c) {
+  const rgi_blend b = blend(c);
+  return rgi_cuda_blend_vectors(c, &b) && rgi_joins_slc_swa(selected, window, rg_in_count(c, IN_O));
+}
+
 const rg_op rgi_op_combine = {
     .abi = RG_OP_ABI,
     .name = "combine",
@@ -424,6 +430,11 @@ const rg_op rgi_op_combine = {
     .cuda_steps = cuda,
     .cuda_path = cuda_path,
     .backward = "combine.bwd",
+    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.with = "paged_slc_attn",
+                                                              .and_with = "paged_swa_attn",
+                                                              .link = "o",
+                                                              .joined = "paged_slc_swa",
+                                                              .joins_both = joins}},
 };
 
 const rg_op rgi_op_combine_bwd = {

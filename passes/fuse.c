@@ -418,40 +418,110 @@ static bool same_value(const rg_value *a, const rg_value *b) {
   return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
 }
 
-/* Do ports and attributes of `joined` say all that the two nodes do, and the same of both? Fills
- * in what its node is to have. */
-static bool merge(const rgi_node *a, const rgi_node *b, const rgi_fusing *fusing,
-                  const rg_op *joined, int32_t *in, int *nin, rg_value *attr) {
-  int ins = 0;
-  for (int q = 0; q < joined->nin; q++) {
-    const char *name = joined->in[q].name;
-    const int32_t x = in_named(a, name, 0), y = in_named(b, name, 0);
-    if (rgi_in_port(a->op, name) >= 0 && rgi_in_port(b->op, name) >= 0 && x != y) return false;
-    in[ins] = x >= 0 ? x : y;
-    nin[q] = in[ins] >= 0;
-    ins += nin[q];
-  }
-  for (int q = 0; q < b->op->nin; q++) {
-    const char *name = b->op->in[q].name;
-    if (rgi_in_port(joined, name) < 0 && strcmp(name, fusing->link) != 0 && rgi_in(b, q) >= 0)
+/* Nodes that one of `joined` is to stand for, and what it has. */
+enum { MOST_JOINED = 3 };
+typedef struct joint {
+  const rg_op *joined;
+  const char *link;
+  int count;
+  const rgi_node *of[MOST_JOINED];
+  int32_t rest[MOST_PORTS]; /* of a list on `link` */
+  int nrest, first, second;
+  int32_t in[MOST_PORTS], out[MOST_PORTS];
+  int nin[MOST_PORTS], nout[MOST_PORTS];
+  rg_value attr[MOST_ATTRS];
+} joint;
+
+/* Is all that node n has on ports and in attributes among those of `joined`, or the default? */
+static bool covers(const joint *j, const rgi_node *n) {
+  for (int q = 0; q < n->op->nin; q++) {
+    const char *name = n->op->in[q].name;
+    if (rgi_in_port(j->joined, name) < 0 && strcmp(name, j->link) != 0 && rgi_in(n, q) >= 0)
       return false;
   }
-  for (int i = 0; i < joined->nattr; i++) {
-    const rg_value *x = attr_named(a, joined->attrs[i].name),
-                   *y = attr_named(b, joined->attrs[i].name);
-    if (x && y && !same_value(x, y)) return false;
-    if (!x && !y) return false;
-    attr[i] = x ? *x : *y;
-  }
-  for (int i = 0; i < b->op->nattr; i++) {
-    const rg_attr *own = &b->op->attrs[i];
+  for (int i = 0; i < n->op->nattr; i++) {
+    const rg_attr *own = &n->op->attrs[i];
     const rg_value usual = {.i = (int64_t)own->def, .f = own->def};
     const bool number = own->type == RG_ATTR_FLOAT;
-    if (rgi_attribute(joined, own->name) >= 0) continue;
-    if (number ? b->attr[i].f < usual.f || b->attr[i].f > usual.f : b->attr[i].i != usual.i)
+    if (rgi_attribute(j->joined, own->name) >= 0) continue;
+    if (number ? n->attr[i].f < usual.f || n->attr[i].f > usual.f : n->attr[i].i != usual.i)
       return false;
   }
   return true;
+}
+
+/* The tensor on the nodes' ports of this name; false: they have others. */
+static bool common_input(const joint *j, const char *name, int32_t *t) {
+  bool any = false;
+  *t = -1;
+  for (int k = 0; k < j->count; k++) {
+    if (rgi_in_port(j->of[k]->op, name) < 0) continue;
+    const int32_t x = in_named(j->of[k], name, 0);
+    if (any && x != *t) return false;
+    any = true;
+    *t = x;
+  }
+  return true;
+}
+static bool common_attr(const joint *j, const char *name, rg_value *value) {
+  const rg_value *found = NULL;
+  for (int k = 0; k < j->count; k++) {
+    const rg_value *x = attr_named(j->of[k], name);
+    if (x && found && !same_value(x, found)) return false;
+    if (x) found = x;
+  }
+  if (!found && j->count == 2) return false;
+  *value = found ? *found
+                 : (rg_value){.i = strcmp(name, "first") == 0 ? j->first : j->second, .set = true};
+  return true;
+}
+
+/* Do ports and attributes of `joined` say all that the nodes do, and the same of all? Fills in what
+ * its node is to have. */
+static bool merge(joint *j) {
+  int ins = 0, outs = 0;
+  for (int q = 0; q < j->joined->nin; q++) {
+    const char *name = j->joined->in[q].name;
+    if (strcmp(name, j->link) == 0) {
+      if (ins + j->nrest > MOST_PORTS) return false;
+      memcpy(j->in + ins, j->rest, (size_t)j->nrest * sizeof *j->in);
+      j->nin[q] = j->nrest;
+    } else {
+      if (ins == MOST_PORTS || !common_input(j, name, &j->in[ins])) return false;
+      j->nin[q] = j->in[ins] >= 0;
+    }
+    ins += j->nin[q];
+  }
+  for (int k = 0; k < j->count; k++)
+    if (!covers(j, j->of[k])) return false;
+  for (int i = 0; i < j->joined->nattr; i++)
+    if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
+  for (int q = 0; q < j->joined->nout; q++) {
+    j->out[outs] = -1; /* the last node's, where several have one of this name */
+    for (int k = j->count - 1; k >= 0 && j->out[outs] < 0; k--)
+      j->out[outs] = out_named(j->of[k], j->joined->out[q].name, 0);
+    j->nout[q] = j->out[outs] >= 0;
+    outs += j->nout[q];
+  }
+  return true;
+}
+
+static rg_status fitting(const fuser *f, const rgi_node *n, const rgi_fusing *fusing, joint *j,
+                         rg_error *e) {
+  const rg_op *joined = rgi_find_op(f->g->ctx, fusing->joined);
+  *j = (joint){.joined = joined, .link = fusing->link};
+  if (joined && joined->nin <= MOST_PORTS && joined->nout <= MOST_PORTS &&
+      joined->nattr <= MOST_ATTRS)
+    return RG_OK;
+  return rgi_fail(e, RG_E_INTERNAL, NULL, n->name, "%s and %s do not fit each other", n->op->name,
+                  fusing->joined);
+}
+
+/* `like`: the node whose place and name the new one has, and the other part of that name. */
+static rg_status put_joint(fuser *f, joint *j, int32_t like, const char *suffix, rg_error *e) {
+  for (int k = 0; k < j->count; k++) f->gone[j->of[k] - f->g->node] = true;
+  f->report->fused++;
+  return add_node(f, like, suffix, j->joined, j->attr, j->in, j->nin, j->out, j->nout, like, -1, e);
 }
 
 static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
@@ -459,34 +529,79 @@ static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e
   const rgi_node *b = &g->node[n];
   const int port = rgi_in_port(b->op, fusing->link);
   const int32_t t = port < 0 ? -1 : rgi_in(b, port), m = t < 0 ? -1 : g->tensor[t].producer;
-  const rg_op *joined = rgi_find_op(g->ctx, fusing->joined);
+  joint j;
   if (!f->gpu || m < 0 || strcmp(g->node[m].op->name, fusing->with) != 0 || f->gone[m])
     return RG_OK;
-  if (!joined || joined->nin > MOST_PORTS || joined->nout > MOST_PORTS ||
-      joined->nattr > MOST_ATTRS)
-    return rgi_fail(e, RG_E_INTERNAL, NULL, b->name, "%s and %s do not fit each other", b->op->name,
-                    fusing->joined);
-  const rgi_node *a = &g->node[m];
-  int32_t in[MOST_PORTS], out[MOST_PORTS];
-  int nin[MOST_PORTS], nout[MOST_PORTS], outs = 0;
-  rg_value attr[MOST_ATTRS];
-  if (!merge(a, b, fusing, joined, in, nin, attr)) return RG_OK;
+  RGI_TRY(fitting(f, b, fusing, &j, e));
+  j.of[j.count++] = &g->node[m];
+  j.of[j.count++] = b;
+  if (!merge(&j)) return RG_OK;
   rg_call first, call;
   RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
   RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
   first.gpu = call.gpu = f->gpu;
-  if (!fusing->joins(&first, &call)) return RG_OK;
-  for (int q = 0; q < joined->nout; q++) {
-    const int32_t x = out_named(a, joined->out[q].name, 0),
-                  y = out_named(b, joined->out[q].name, 0);
-    out[outs] = x >= 0 ? x : y;
-    nout[q] = out[outs] >= 0;
-    outs += nout[q];
+  return fusing->joins(&first, &call) ? put_joint(f, &j, m, b->name, e) : RG_OK;
+}
+
+/* The node of op `op` that makes t for node n, and nothing for anybody else; or -1. */
+static int32_t made_for(const fuser *f, int32_t t, const char *op) {
+  const rgi_graph *g = f->g;
+  const int32_t m = t < 0 || g->tensor[t].base >= 0 ? -1 : g->tensor[t].producer;
+  if (m < 0 || f->gone[m] || strcmp(g->node[m].op->name, op) != 0) return -1;
+  int all = 0;
+  for (int i = 0; i < rgi_nout(&g->node[m]); i++) {
+    const int32_t x = g->node[m].out[i];
+    int count = 0;
+    if (x >= 0) readers(g, m, x, &count);
+    for (int k = 0; k < g->noutput && x >= 0; k++) count += g->output[k].tensor == x;
+    for (int k = 0; k < g->ntensor && x >= 0; k++) count += g->tensor[k].base == x;
+    all += count;
   }
-  RGI_TRY(add_node(f, m, b->name, joined, attr, in, nin, out, nout, m, -1, e));
-  f->gone[m] = f->gone[n] = true;
-  f->report->fused++;
-  return RG_OK;
+  return all == 1 ? m : -1;
+}
+
+/* Does node n read state of which there is a next version? It can't be put off then. */
+static bool overtaken(const rgi_graph *g, int32_t n) {
+  bool any = false;
+  for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
+    const int v = g->node[n].in[i] < 0 ? -1 : rgi_version(g, g->node[n].in[i], NULL);
+    any = any || (v >= 0 && rgi_next_version(g, v, NULL) >= 0);
+  }
+  return any;
+}
+
+static rg_status join_list(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
+  const rgi_graph *g = f->g;
+  const rgi_node *c = &g->node[n];
+  const int port = rgi_in_port(c->op, fusing->link);
+  int32_t first = -1, second = -1;
+  joint j;
+  if (!f->gpu) return RG_OK;
+  RGI_TRY(fitting(f, c, fusing, &j, e));
+  for (int i = c->in_begin[port]; i < c->in_begin[port + 1]; i++) {
+    const int32_t a = made_for(f, c->in[i], fusing->with),
+                  b = made_for(f, c->in[i], fusing->and_with);
+    if (a >= 0 && first < 0)
+      first = a, j.first = i - c->in_begin[port];
+    else if (b >= 0 && second < 0)
+      second = b, j.second = i - c->in_begin[port];
+    else if (j.nrest < MOST_PORTS)
+      j.rest[j.nrest++] = c->in[i];
+    else
+      return RG_OK;
+  }
+  if (first < 0 || second < 0 || overtaken(g, first) || overtaken(g, second)) return RG_OK;
+  j.of[j.count++] = &g->node[first];
+  j.of[j.count++] = &g->node[second];
+  j.of[j.count++] = c;
+  if (!merge(&j)) return RG_OK;
+  rg_call call[MOST_JOINED];
+  for (int k = 0; k < j.count; k++) {
+    RGI_TRY(rgi_node_call(g, (int)(j.of[k] - g->node), f->scratch, &call[k], e));
+    call[k].gpu = f->gpu;
+  }
+  return fusing->joins_both(&call[0], &call[1], &call[2]) ? put_joint(f, &j, n, j.of[0]->name, e)
+                                                          : RG_OK;
 }
 
 /* ---- the pass ---- */
@@ -526,7 +641,8 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_fusing *fusing = fusing_of(g->node[n].op);
     if (fusing && fusing->part) RGI_TRY(take_apart(f, n, fusing, e));
-    if (fusing && fusing->joined) RGI_TRY(join(f, n, fusing, e));
+    if (fusing && fusing->joined)
+      RGI_TRY(fusing->and_with ? join_list(f, n, fusing, e) : join(f, n, fusing, e));
   }
   for (int32_t n = 0; n < g->nnode; n++) RGI_TRY(take_cast(f, n, e));
   return reorder(f, e);

@@ -13,7 +13,7 @@ enum {
   RGK_DECODE_SCORES = 2560, /* of a token, that shared memory has room for */
   RGK_DECODE_RANKS = 256,   /* threads that rank, beside 128 that load and 128 that attend */
   RGK_DECODE_THREADS = 256 + RGK_DECODE_RANKS,
-  RGK_DECODE_ROWS_KEPT = 17 /* rows of `pitch` floats that a cluster has to itself */
+  RGK_DECODE_ROWS_KEPT = 17 /* rows of `pitch` floats that a block of threads has to itself */
 };
 
 /* Shared memory: stages of K and V, q of two tokens, weights twice, sums of pairs, scores, the rest
@@ -25,32 +25,46 @@ enum {
    RGK_DECODE_HEADS * 4 * RGK_DECODE_KEYS + RGK_DECODE_KEYS / 8 * (4 * RGK_DECODE_HEADS + 4) * 4 + \
    4 * RGK_DECODE_SCORES + 3072)
 
-/* A job is a token of a KV head, slots are rows of q. A cluster of `parts` blocks takes it, whose
- * others fetch keys for the first: slower than one alone (docs/gpu.md), so it is 1. */
-typedef struct rgk_decode_attn {
-  rgk_flash_paged f; /* tiles of one token */
-  int32_t parts, zero;
-} rgk_decode_attn;
-
-/* `room`: per cluster the products of its token with each row of the sequence, head by
+/* A job is a token of a KV head; slots are rows of q.
+ *
+ * `room`: per block of threads the products of its token with each row of the sequence, head by
  * head, then places for the blocks' scores. */
 typedef struct rgk_decode {
-  rgk_decode_attn a;
+  rgk_flash_paged f; /* tiles of one token */
   rgk_topk topk;
   float *room;
   int64_t pitch; /* a multiple of a tile */
 } rgk_decode;
-RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width))
+/* Twins: a cluster of two blocks of threads for a token of a KV head, to the same bits. */
+RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width, bool twins))
 
 /* Attention alone: to the bit flash.h's over pages, without a cap; and gather.h's, of blocks of 64
  * keys, at most 32 of them. k and v are maps of (width, head, row, page) in boxes of 64 rows and
  * columns there. Tiles of one token. */
 typedef struct rgk_decode_selected {
-  rgk_decode_attn a; /* parts 1 */
+  rgk_flash_paged f;
   rgk_tensor idx;
   int32_t top_n, zero;
 } rgk_decode_selected;
 RGK_GETTER(rgk_decode_alone(rg_dtype type, int32_t width))
 RGK_GETTER(rgk_decode_slc(rg_dtype type, int32_t width))
+
+/* Selected blocks, a window and combine's sum of both with other branches, in one launch: the bits
+ * of the three. Stages of the one and of the other. */
+enum { RGK_PAIR_BRANCHES = 4, RGK_PAIR_THREADS = 3 * 128, RGK_PAIR_SHARED = 216 * 1024 };
+#define RGK_PAIR_STAGES(D, selected) (2 / RGK_FLASH_PANELS(D) * ((selected) ? 3 : 1))
+typedef struct rgk_pair_branch {
+  const void *o; /* [T, H, E]; NULL: made here */
+  int64_t row, head;
+} rgk_pair_branch;
+/* k and v are selected's maps in both; window.f.o is the sum. */
+typedef struct rgk_decode_pair {
+  rgk_decode_selected selected;
+  rgk_flash_paged window;
+  rgk_tensor gate;                        /* [T, H, n] */
+  int32_t n, act, at_selected, at_window; /* branches, combine's attribute, places among them */
+  rgk_pair_branch branch[RGK_PAIR_BRANCHES];
+} rgk_decode_pair;
+RGK_GETTER(rgk_decode_pair_sm90(rg_dtype type, int32_t width))
 
 #endif

@@ -10,15 +10,15 @@ namespace {
 template <class C, class P>
 __global__ void __launch_bounds__(256, 1) alone(const __grid_constant__ P d) {
   extern __shared__ char bytes[];
-  memory<C> &s = begin<C>(attn_of(d), bytes);
+  memory<C> &s = begin<C>(paged_of(d).f, bytes);
   if (warpgroup() == 1) {
-    if (!idles(attn_of(d), 1)) attend<C>(d, s);
+    attend<C>(d, s);
   } else if constexpr (C::KIND == ALONE) {
     load_tiles<C>(d, s);
   } else if (threadIdx.x < 32) {
-    load_selected<C>(d, s);
+    load_selected<C>(
+        d, s, [](const job &, int) { return l2::normal; }, [] {});
   }
-  end(attn_of(d));
 }
 
 template <class P, int D> const void *instance(rg_dtype type) {
@@ -32,8 +32,8 @@ template <class P, int D> const void *instance(rg_dtype type) {
 } // namespace
 
 const void *rgk_decode_alone(rg_dtype type, int32_t width) {
-  return width == 128  ? instance<rgk_decode_attn, 128>(type)
-         : width == 64 ? instance<rgk_decode_attn, 64>(type)
+  return width == 128  ? instance<rgk_flash_paged, 128>(type)
+         : width == 64 ? instance<rgk_flash_paged, 64>(type)
                        : nullptr;
 }
 const void *rgk_decode_slc(rg_dtype type, int32_t width) {

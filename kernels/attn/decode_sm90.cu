@@ -54,9 +54,10 @@ struct ranking {
   const int tid, warp, lane;
 
   /* Scores of blocks [c.free0, c.free1) as keys; this thread's largest. */
+  template <class C>
   __device__ __forceinline__ int score(const rgk_topk_choice &c, int visible, int *keys) const {
     const float scale = d.topk.scale * LOG2E;
-    const float *const from = room_of(d);
+    const float *const from = room_of<C>(d);
     int top = LEAST_KEY;
     /* a warp's last lane only lends its first row */
 #pragma unroll 1
@@ -78,7 +79,7 @@ struct ranking {
 #pragma unroll
       for (int i = 0; i < BLOCK; i++) {
         const int row = BLOCK * b + i;
-        sum[i] = row < d.a.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
+        sum[i] = row < d.f.f.before || row >= visible ? 0 : part[0][i] + part[1][i];
       }
       const float next = __shfl_down_sync(~0u, sum[0], 1);
       float score = sum[0];
@@ -94,11 +95,10 @@ struct ranking {
     return top;
   }
 
-  /* The `keep` best of no more keys than threads, into r.chosen: one thread counts for each how
-   * many come before it. Equal ones by lower block. */
-  __device__ __forceinline__ void select_few(int *keys, int n, int keep, int first) const {
-    if (tid < 4 && n + tid < RANKS) keys[n + tid] = LEAST_KEY;
-    named_sync(RANKING, RANKS);
+  /* The `keep` best of n keys, no more than threads, into r.chosen: one thread counts for each how
+   * many come before it. Equal ones by place; key i is of block(i). */
+  template <class F>
+  __device__ __forceinline__ void count_before(const int *keys, int n, int keep, F block) const {
     if (tid < n) {
       const int mine = keys[tid];
       int before = 0;
@@ -109,9 +109,50 @@ struct ranking {
         before += (x.x == mine && i < tid) + (x.y == mine && i + 1 < tid) +
                   (x.z == mine && i + 2 < tid) + (x.w == mine && i + 3 < tid);
       }
-      if (before < keep) r.chosen[before] = make_int2(mine, first + tid);
+      if (before < keep) r.chosen[before] = make_int2(mine, block(tid));
     }
     named_sync(RANKING, RANKS);
+  }
+  __device__ __forceinline__ void select_few(int *keys, int n, int keep, int first) const {
+    if (tid < 4 && n + tid < RANKS) keys[n + tid] = LEAST_KEY;
+    named_sync(RANKING, RANKS);
+    count_before(keys, n, keep, [&](int i) { return first + i; });
+  }
+
+  /* The same of all that shared memory has room for: first each warp's best of a run of keys that
+   * its lanes hold. */
+  __device__ __forceinline__ void select_many(int *keys, int n, int keep, int first) const {
+    constexpr int HELD = RGK_DECODE_SCORES / RANKS;
+    int key[HELD] = {}, top, at;
+    auto find = [&]() {
+      top = key[0], at = 0;
+#pragma unroll
+      for (int i = 1; i < HELD; i++)
+        if (key[i] > top) top = key[i], at = i;
+    };
+    named_sync(RANKING, RANKS);
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+      const int x = (warp * HELD + i) * 32 + lane;
+      key[i] = x < n ? keys[x] : LEAST_KEY;
+    }
+    find();
+    int2 mine = make_int2(LEAST_KEY, 0);
+    for (int k = 0; k < keep; k++) {
+      const int x = (warp * HELD + at) * 32 + lane, best = __reduce_max_sync(~0u, top),
+                who = __reduce_min_sync(~0u, top == best ? x : INT_MAX);
+      if (lane == k) mine = make_int2(best, who);
+      if (who == x) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) key[i] = i == at ? LEAST_KEY : key[i];
+        find();
+      }
+    }
+    named_sync(RANKING, RANKS); /* all have read */
+    int *const block = keys + RANKS;
+    if (lane < keep) keys[warp * keep + lane] = mine.x, block[warp * keep + lane] = mine.y;
+    named_sync(RANKING, RANKS);
+    count_before(keys, WARPS * keep, keep, [&](int i) { return first + block[i]; });
   }
 
   /* The same of any number, by bisection. */
@@ -181,25 +222,28 @@ struct ranking {
   }
 
   template <class C> __device__ __forceinline__ void run(memory<C> &s) const {
+
     for (uint32_t parity = 0;; parity ^= 1) {
       bar_wait(&s.scored, parity);
       const job j = r.at;
       if (j.kind == EXIT) break;
       const rgk_topk_choice c = choice_of(d.topk, j.position);
       const bool ranks = rgk_topk_ranks(c);
-      const int visible = last_key(d.a.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
+      const int visible = last_key(d.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
       int *const keys = n <= RGK_DECODE_SCORES
                             ? s.keys
-                            : (int *)(room_of(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
+                            : (int *)(room_of<C>(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
       int top = 0;
-      if (ranks) top = score(c, visible, keys);
+      if (ranks) top = score<C>(c, visible, keys);
       if (tid == 0) r.count = 0;
       bar_release(&s.taken, top, j.head, j.keys);
       if (ranks && n <= RANKS)
         select_few(keys, n, (int)c.keep, (int)c.free0);
+      else if (ranks && n <= RGK_DECODE_SCORES)
+        select_many(keys, n, (int)c.keep, (int)c.free0);
       else if (ranks)
         select(keys, n, (int)c.keep, (int)c.free0, top);
-      if (warp == 0) write(j, c, ranks, visible > d.a.f.f.before);
+      if (warp == 0) write(j, c, ranks, visible > d.f.f.before);
       named_sync(RANKING, RANKS); /* all this is written again */
     }
   }
@@ -211,25 +255,28 @@ template <class C>
 __global__ void __launch_bounds__(RGK_DECODE_THREADS, 1)
     choose(const __grid_constant__ rgk_decode d) {
   extern __shared__ char bytes[];
-  memory<C> &s = begin<C>(d.a, bytes);
+  memory<C> &s = begin<C>(d.f.f, bytes);
   const int part = warpgroup();
   if (part == 0) {
-    load_tiles<C>(d.a, s);
-  } else if (idles(d.a, part)) {
+    load_tiles<C>(d.f, s);
   } else if (part == 1) {
     attend<C>(d, s);
-  } else {
+  } else if (has_keys<C>()) {
     const int rank = (int)threadIdx.x - 256;
     ranking{d, s.r, rank, rank / 32, rank % 32}.run<C>(s);
   }
-  end(d.a);
+  if (C::TWINS) { /* both stay while one may write to the other's memory */
+    __syncwarp();
+    cluster_sync();
+  }
 }
 
 } // namespace
 
-const void *rgk_decode_sm90(rg_dtype type, int32_t width) {
-#define GET(t, D) \
-  if (type == t && width == D) return (const void *)choose<setup<element<t>::type, D, RANKED>>;
+template <bool TWINS> static const void *instance(rg_dtype type, int32_t width) {
+#define GET(t, D)              \
+  if (type == t && width == D) \
+    return (const void *)choose<setup<element<t>::type, D, RANKED, false, TWINS>>;
   GET(RG_BF16, 128)
   GET(RG_BF16, 64)
 #ifndef RGK_DEV
@@ -237,4 +284,8 @@ const void *rgk_decode_sm90(rg_dtype type, int32_t width) {
   GET(RG_F16, 64)
 #endif
   return nullptr;
+}
+
+const void *rgk_decode_sm90(rg_dtype type, int32_t width, bool twins) {
+  return twins ? instance<true>(type, width) : instance<false>(type, width);
 }

@@ -149,20 +149,6 @@ template <class... X> __device__ __forceinline__ void warp_release(uint64_t *bar
   if (arrives()) bar_release(bar, read...);
 }
 
-/* The same to the barriers at this place in the first `blocks` blocks of the cluster. */
-template <class... X>
-__device__ __forceinline__ void cluster_release(uint64_t *bar, int blocks, waited, X... read) {
-#ifdef RGK_EVERY_LANE
-  for (int i = 0; i < blocks; i++)
-    release::arrive_at(cluster_at(smem_at(bar), i), (release::word(read) ^ ...));
-#else
-  __syncwarp();
-  const int lane = threadIdx.x % 32;
-  if (lane < blocks)
-    release::arrive_at(cluster_at(smem_at(bar), lane), (release::word(read) ^ ...));
-#endif
-}
-
 /* Consumers wait for `parity` on "full", producers for `parity ^ 1` on "empty". */
 template <int stages> struct ring {
   int stage = 0;

@@ -50,21 +50,12 @@ __device__ __forceinline__ void tma_load(void *to, const rgk_map *map, uint64_t 
 }
 
 __device__ __forceinline__ void tma_load(void *to, const rgk_map *map, uint64_t *bar, int c0,
-                                         int c1, int c2, int c3, int c4) {
-  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(smem_at(to)),
-               "l"(map), "r"(smem_at(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-               : "memory");
-}
-
-/* To the same place of the cluster's block 0, and to its barrier. */
-__device__ __forceinline__ void tma_load_first(void *to, const rgk_map *map, uint64_t *bar, int c0,
-                                               int c1, int c2, int c3, int c4) {
-  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
-               ".multicast::cluster [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(smem_at(to)),
-               "l"(map), "r"(smem_at(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4),
-               "h"((uint16_t)1)
-               : "memory");
+                                         int c1, int c2, int c3, int c4, l2 hint = l2::normal) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(smem_at(to)),
+      "l"(map), "r"(smem_at(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"((uint64_t)hint)
+      : "memory");
 }
 
 /* Plain bytes: addresses and size are multiples of 16. */

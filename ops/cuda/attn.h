@@ -59,6 +59,13 @@ rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pag
 bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages);
 rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                               rg_cuda *x);
+/* Both, and the sum of all branches, in one launch; *p says which branches (kernels/attn/decode.h),
+ * the rest is filled in. */
+struct rgk_decode_pair;
+bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
+                           const rg_gpu *gpu);
+rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
+                          const rg_gpu *gpu, struct rgk_decode_pair *p, rg_cuda *x);
 
 /* What kernels are told of a call over pages. */
 rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);

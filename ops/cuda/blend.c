@@ -29,7 +29,7 @@ static void fill_branch(const rg_call *c, const rgi_blend *b, int k, rgk_branch 
                      .lse_add = in_at(c, b->acc_lse, k) != NULL};
 }
 
-static bool vectors(const rg_call *c, const rgi_blend *b) {
+bool rgi_cuda_blend_vectors(const rg_call *c, const rgi_blend *b) {
   bool all = rgi_cuda_row_vectors(b->row);
   for (int k = 0; k < rg_in_count(c, b->o) && all; k++)
     all = rgi_cuda_row_vectors(in_at(c, b->o, k)) && rgi_cuda_row_vectors(out_at(c, b->d_o, k));
@@ -84,7 +84,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
   for (int k = 0; k < p.n; k++) fill_branch(c, b, k, &p.branch[k]);
   const int64_t rows = RGK_BLEND_THREADS / p.lanes; /* at a time */
-  const bool fast = vectors(c, b);
+  const bool fast = rgi_cuda_blend_vectors(c, b);
   const void *whole = fast ? forward_whole(b, &p) : NULL;
   if (whole)
     return x->launch(
@@ -108,7 +108,7 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
 const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b) {
   bool small;
   if (b->backward && !wanted(c, b, &small)) return "nothing wanted";
-  return vectors(c, b) ? "16-byte vectors" : "plain: alignment";
+  return rgi_cuda_blend_vectors(c, b) ? "16-byte vectors" : "plain: alignment";
 }
 
 /* ---- combine's gradient in parts ---- */

@@ -27,6 +27,8 @@ typedef struct rgi_blend {
 rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e);
 rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x);
 const char *rgi_cuda_blend_path(const rg_call *c, const rgi_blend *b);
+/* Are rows of all that it reads and writes on 16 bytes? */
+bool rgi_cuda_blend_vectors(const rg_call *c, const rgi_blend *b);
 /* Combine's gradient in parts: of one branch; of the gates, where `lse` are products. */
 rg_status rgi_cuda_blend_branch(const rg_call *c, const rgi_blend *b, rg_cuda *x);
 const char *rgi_cuda_blend_branch_path(const rgi_blend *b);

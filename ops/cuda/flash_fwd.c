@@ -178,7 +178,7 @@ static tiling decode_tiling(const rgk_attn *a) {
   return t;
 }
 
-static int64_t decode_clusters(const rgk_attn *a, const rg_gpu *gpu) {
+static int64_t decode_blocks(const rgk_attn *a, const rg_gpu *gpu) {
   const int64_t jobs = a->T * a->KH;
   return jobs < gpu->sms ? jobs : gpu->sms;
 }
@@ -194,7 +194,7 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
   if (paged_refuses(a, pages, gpu)) return false;
   if (pages->most > pages->count) return false; /* would want more room than there are keys */
 #ifdef REGRAPH_CUDA
-  if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D)) return false;
+  if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D, false)) return false;
 #endif
   return of_single_tokens(a) && a->D == p->D && p->score == RGK_TOPK_BY_SOFTMAX &&
          p->softcap == 0 && p->local > 0 && p->top_n <= 32 && p->share <= 1 && !p->max &&
@@ -203,43 +203,45 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
 }
 
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
-  return RGI_ROUND256(
-      (size_t)(decode_clusters(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
-      sizeof(float));
+  return RGI_ROUND256((size_t)(decode_blocks(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
+                      sizeof(float));
 }
 
-static rg_status decode_fill(const rgk_attn *a, const rgk_pages *pages, rgk_decode_attn *p,
+static rg_status decode_fill(const rgk_attn *a, const rgk_pages *pages, rgk_flash_paged *p,
                              rg_error *e) {
-  RGI_TRY(fill_paged(a, pages, decode_tiling(a), &p->f, e));
-  p->f.f.slots = (int32_t)a->T;
-  p->parts = 1;
+  RGI_TRY(fill_paged(a, pages, decode_tiling(a), p, e));
+  p->f.slots = (int32_t)a->T;
   rgk_map_of q = rgk_map_rows(a->q, a->T, a->H, a->D, 1);
   q.box[1] = RGK_DECODE_HEADS;
-  return rgk_map_make(&p->f.f.q, &q, e);
+  return rgk_map_make(&p->f.q, &q, e);
 }
 
-static rg_status decode_launch(const rgk_attn *a, const rg_gpu *gpu, int32_t parts,
-                               const void *function, uint32_t threads, const void *params,
-                               size_t size, rg_cuda *x) {
+static rg_status decode_launch(const rgk_attn *a, const rg_gpu *gpu, const void *function,
+                               uint32_t cluster, uint32_t threads, uint32_t shared,
+                               const void *params, size_t size, rg_cuda *x) {
   return x->launch(x, &(rg_launch){.function = function,
-                                   .grid = {(uint32_t)(decode_clusters(a, gpu) * parts), 1, 1},
+                                   .grid = {(uint32_t)decode_blocks(a, gpu) * cluster, 1, 1},
                                    .block = {threads, 1, 1},
-                                   .shared = (uint32_t)RGK_DECODE_SHARED(a->D),
-                                   .cluster = (uint32_t)parts,
+                                   .cluster = cluster,
+                                   .shared = shared,
                                    .params = params,
                                    .size = size});
 }
+
+/* Of more tokens the memory keeps all waiting, and two blocks of threads for each are slower. */
+enum { TWINS = 4 };
 
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x) {
   rgk_decode p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  RGI_TRY(decode_fill(a, pages, &p.a, x->error));
+  RGI_TRY(decode_fill(a, pages, &p.f, x->error));
   p.topk = *topk;
   p.room = workspace;
   p.pitch = decode_pitch(pages);
-  return decode_launch(a, gpu, p.a.parts, rgk_decode_sm90((rg_dtype)a->dtype, a->D),
-                       RGK_DECODE_THREADS, &p, sizeof p, x);
+  const bool twins = TWINS * a->T * a->KH <= gpu->sms;
+  return decode_launch(a, gpu, rgk_decode_sm90((rg_dtype)a->dtype, a->D, twins), twins ? 2 : 1,
+                       RGK_DECODE_THREADS, RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
 }
 
 bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages) {
@@ -258,18 +260,47 @@ static rg_status map_blocks(rgk_map *map, rgk_tensor t, int64_t page, const rgk_
   return rgk_map_make(map, &m, e);
 }
 
+static rg_status selected_fill(const rgk_attn *a, const rgk_pages *pages, rgk_decode_selected *p,
+                               rg_error *e) {
+  RGI_TRY(decode_fill(a, pages, &p->f, e));
+  RGI_TRY(map_blocks(&p->f.f.k, a->k, pages->k_page, pages, a, e));
+  RGI_TRY(map_blocks(&p->f.f.v, a->v, pages->v_page, pages, a, e));
+  p->f.f.window_left = -1;
+  p->idx = a->idx;
+  p->top_n = a->N;
+  return RG_OK;
+}
+
 rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu,
                               rg_cuda *x) {
   rgk_decode_selected p;
   memset(&p, 0, sizeof p); /* holes too */
-  RGI_TRY(decode_fill(a, pages, &p.a, x->error));
-  p.a.parts = 1;
-  RGI_TRY(map_blocks(&p.a.f.f.k, a->k, pages->k_page, pages, a, x->error));
-  RGI_TRY(map_blocks(&p.a.f.f.v, a->v, pages->v_page, pages, a, x->error));
-  p.a.f.f.window_left = -1;
-  p.idx = a->idx;
-  p.top_n = a->N;
-  return decode_launch(a, gpu, 1, rgk_decode_slc((rg_dtype)a->dtype, a->D), 256, &p, sizeof p, x);
+  RGI_TRY(selected_fill(a, pages, &p, x->error));
+  return decode_launch(a, gpu, rgk_decode_slc((rg_dtype)a->dtype, a->D), 1, 256,
+                       RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
+}
+
+enum { PAIR_LEAST = 3 }; /* jobs of a block of threads from which on it is faster */
+
+bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
+                           const rg_gpu *gpu) {
+#ifdef REGRAPH_CUDA
+  if (!rgk_decode_pair_sm90((rg_dtype)window->dtype, window->D)) return false;
+#endif
+  return window->T * window->KH >= PAIR_LEAST * (int64_t)gpu->sms &&
+         !paged_refuses(window, pages, gpu) && of_single_tokens(window) &&
+         !rgi_paged_gather_fwd.refuses(selected, pages, gpu) &&
+         rgi_decode_takes_selected(selected, pages) && !selected->lse.data && !window->lse.data;
+}
+
+rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
+                          const rg_gpu *gpu, rgk_decode_pair *p, rg_cuda *x) {
+  RGI_TRY(selected_fill(selected, pages, &p->selected, x->error));
+  RGI_TRY(decode_fill(window, pages, &p->window, x->error));
+  p->window.f.k = p->selected.f.f.k;
+  p->window.f.v = p->selected.f.f.v;
+  return decode_launch(window, gpu, rgk_decode_pair_sm90((rg_dtype)window->dtype, window->D), 1,
+                       RGK_PAIR_THREADS, RGK_PAIR_SHARED, p, sizeof *p, x);
 }
 
 /* ---- any lengths ---- */
@@ -280,14 +311,12 @@ static rg_status paged_steps(const rgk_attn *a, const rgk_pages *pages, const rg
   const int i = t.instance;
   const void *const single =
       of_single_tokens(a) ? rgk_decode_alone((rg_dtype)a->dtype, a->D) : NULL;
-  if (single) {
-    rgk_decode_attn d;
-    memset(&d, 0, sizeof d); /* holes too: launches are compared byte by byte */
-    RGI_TRY(decode_fill(a, pages, &d, x->error));
-    return decode_launch(a, gpu, d.parts, single, 256, &d, sizeof d, x);
-  }
   rgk_flash_paged p;
-  memset(&p, 0, sizeof p); /* holes too */
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  if (single) {
+    RGI_TRY(decode_fill(a, pages, &p, x->error));
+    return decode_launch(a, gpu, single, 1, 256, RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
+  }
   RGI_TRY(fill_paged(a, pages, t, &p, x->error));
   return launch(a, t, gpu,
                 rgk_flash_fwd_paged((rg_dtype)a->dtype, instance[i].D, instance[i].E, t.groups), &p,

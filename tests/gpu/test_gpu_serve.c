@@ -200,6 +200,9 @@ static void any_schedule(const layer *l, const char *const *same, int count, con
   run_schedule(ctx, l, &s.s, 1500, 64, 8 * M, true, 2, "prompts, then one by one");
   run_schedule(ctx, l, &s.s, 64, 4, M + 1, true, 3, "64 rows");
   run_schedule(ctx, l, &s.s, 300, 300, M, true, 4, "one of 300");
+  layer few = *l;
+  few.few = true; /* slc, swa and combine are one launch, where kernels take them */
+  run_schedule(ctx, &few, &s.s, 300, 300, M, true, 5, "one of 300, joined");
   free(table);
   close_steps(&s);
   close_side(&whole);
@@ -219,24 +222,28 @@ Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
 /* Single tokens have kernels of their own where a step has no more rows than sequences. Over long
  * contexts of large logits, whose softmax has to move its reference: the bits of other kernels. */
 static void single_tokens(int H, int D, int most, float large) {
-  enum { B = 6, OUT = 8 };
+  enum { B = 6, OUT = 8, SIDES = 4, SOME = 80, MANY = 400 };
+  /* two blocks of threads a token; kernels of many tokens; one block of threads a token; several
+   * tokens a block, slc, swa and combine in one launch */
+  static const int rows[SIDES] = {B, B + 3, SOME, MANY}, sequences[SIDES] = {B, B, SOME, MANY};
   static const char *const made[OUT] = {"cmp_o",   "cmp_lse", "idx",     "slc_o",
                                         "slc_lse", "swa_o",   "swa_lse", "o"};
   layer l = wide;
-  l.H = H, l.KH = H / 16, l.D = l.DV = D;
+  l.H = H, l.KH = H / 16, l.D = l.DV = D, l.softmax = D == 64;
   const int M = (most + l.page - 1) / l.page,
-            context[B] = {most, 1, most / 2 + 17, 0, 4133, most / 3};
+            context[B] = {most, 1, most / 2 + 17, 0, most < 4133 ? most - 9 : 4133, most / 3};
   int P = 0;
   for (int b = 0; b < B; b++) P += (context[b] + l.page - 1) / l.page;
   rg_error e = {0};
   rg_context *ctx;
-  side s[2];
+  side s[SIDES];
   uint64_t seed = (uint64_t)most;
   serve_native = true;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
-  for (int k = 0; k < 2; k++) {
+  for (int k = 0; k < SIDES; k++) {
+    l.few = k == 3;
     const rg_binding set[] = {
-        {"T", B + 3 * k, NULL}, {"B", B, NULL}, {"M", M, NULL}, {"P", P, NULL}};
+        {"T", rows[k], NULL}, {"B", sequences[k], NULL}, {"M", M, NULL}, {"P", P, NULL}};
     rg_plan_options o = serve_options(set, 4);
     s[k] = (side){.spec = steps_spec(ctx, &l)};
     CR_OK(rg_plan_create(s[k].spec, NULL, &o, &s[k].plan, &e), &e);
@@ -254,10 +261,10 @@ static void single_tokens(int H, int D, int most, float large) {
             *pages = buffer(&s[k].io, RG_INPUT, "pages");
     memset(buffer(&s[k].io, RG_INPUT, "forks"), 0xff, 4 * sizeof(int32_t));
     int page = 0;
-    for (int b = 0; b < B; b++) {
-      all[b] = context[b];
-      lengths[b] = context[b] > 0;
-      for (int m = 0; m < M; m++) pages[b * M + m] = m * l.page < context[b] ? page++ : -1;
+    for (int b = 0; b < sequences[k]; b++) {
+      all[b] = b < B ? context[b] : 0;
+      lengths[b] = all[b] > 0;
+      for (int m = 0; m < M; m++) pages[b * M + m] = m * l.page < all[b] ? page++ : -1;
     }
     for (int i = 0; i < 4; i++) { /* the same rows */
       const size_t size = row_bytes(&s[k].io, RG_INPUT, serve_given[i]);
@@ -270,16 +277,18 @@ static void single_tokens(int H, int D, int most, float large) {
     }
     bind_all(s[k].session, &s[k].io);
   }
-  for (int k = 0; k < 2; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
-  for (int i = 0; i < OUT; i++) {
-    const size_t size = row_bytes(&s[0].io, RG_OUTPUT, made[i]);
-    const char *x = buffer(&s[0].io, RG_OUTPUT, made[i]), *y = buffer(&s[1].io, RG_OUTPUT, made[i]);
-    for (int t = 0; t < B - 1; t++)
+  for (int k = 0; k < SIDES; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
+  for (int i = 0; i < OUT * (SIDES - 1); i++) {
+    const int k = 1 + i / OUT, n = i % OUT;
+    const size_t size = row_bytes(&s[k].io, RG_OUTPUT, made[n]);
+    if (size == 0) continue;
+    const char *x = buffer(&s[0].io, RG_OUTPUT, made[n]), *y = buffer(&s[k].io, RG_OUTPUT, made[n]);
+    for (int t = 0; t < B; t++) /* the last one is of nobody, and zero */
       cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
-                   "%s of row %d, H %d D %d, contexts up to %d, logits %g", made[i], t, H, D, most,
-                   (double)large);
+                   "%s of row %d, H %d D %d, contexts up to %d, logits %g, side %d", made[n], t, H,
+                   D, most, (double)large, k);
   }
-  for (int k = 0; k < 2; k++) close_side(&s[k]);
+  for (int k = 0; k < SIDES; k++) close_side(&s[k]);
   rg_context_destroy(ctx);
 }
 
@@ -289,6 +298,12 @@ Test(gpu_serve, single_tokens_have_the_bits_of_many, .timeout = 300) {
   single_tokens(32, 128, 5000, 20);
   single_tokens(16, 64, 40000, 20);
   single_tokens(16, 128, 170000, 4);
+}
+
+Test(gpu_serve, short_single_tokens, .timeout = 300) { /* what tools have time for */
+  NEEDS_GPU();
+  single_tokens(16, 64, 300, 4);
+  single_tokens(16, 128, 300, 1);
 }
 
 /* One graph, captured once, over random batches: the bits of a session that runs step by step;
@@ -356,6 +371,149 @@ Test(gpu_serve, one_graph_for_any_batch, .timeout = 900) {
   fprintf(stderr, "%d batches; %.1f MiB free on the device after ten, %.1f now\n", runs,
           (double)before / 1048576, (double)after / 1048576);
   for (int k = 0; k < 2; k++) close_side(&s[k]);
+  rg_context_destroy(ctx);
+}
+
+/* ---- a loop ---- */
+
+/* A model's step of single tokens and its queue, whose arrays are the step's inputs. */
+typedef struct loop {
+  side s;
+  rg_queue *q;
+  rg_queue_arrays a;
+} loop;
+
+enum { LOOP_B = 16, LOOP_M = 6, LOOP_P = 9, WORDS = 90, FORKS = 2 };
+
+static loop open_loop(rg_context *ctx) {
+  const rg_binding set[] = {{"T", LOOP_B, NULL},   {"B", LOOP_B, NULL},   {"M", LOOP_M, NULL},
+                            {"P", LOOP_P, NULL},   {"V", WORDS, NULL},    {"W", 64, NULL},
+                            {"F", 64, NULL},       {"layers", 2, NULL},   {"H", 16, NULL},
+                            {"D", 64, NULL},       {"DV", 64, NULL},      {"top_n", 4, NULL},
+                            {"window", 128, NULL}, {"forks", FORKS, NULL}};
+  rg_error e = {0};
+  loop l = {0};
+  const rg_plan_options plan = {.device = "cuda", .pack_seconds = 0.005};
+  const rg_queue_options o = {.size = sizeof o,
+                              .pages = LOOP_P,
+                              .page = 128,
+                              .rows = LOOP_B,
+                              .slots = LOOP_B,
+                              .most = LOOP_M,
+                              .forks = FORKS};
+  CR_OK(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/serve_model.json", set,
+                          sizeof set / sizeof *set, &l.s.spec, &e),
+        &e);
+  CR_OK(rg_plan_create(l.s.spec, NULL, &plan, &l.s.plan, &e), &e);
+  CR_OK(rg_session_create(l.s.plan, NULL, &l.s.session, &e), &e);
+  make_buffers(l.s.plan, 5, 0, NULL, &l.s.io);
+  bind_all(l.s.session, &l.s.io);
+  CR_OK(rg_queue_create(ctx, &o, &l.q, &e), &e);
+  l.a = (rg_queue_arrays){.tokens = buffer(&l.s.io, RG_INPUT, "tokens"),
+                          .lengths = buffer(&l.s.io, RG_INPUT, "lengths"),
+                          .context = buffer(&l.s.io, RG_INPUT, "context"),
+                          .pages = buffer(&l.s.io, RG_INPUT, "pages"),
+                          .forks = buffer(&l.s.io, RG_INPUT, "forks"),
+                          .request = calloc(LOOP_B, sizeof(rg_request)),
+                          .wanted = calloc(LOOP_B, sizeof(bool)),
+                          .last = calloc(LOOP_B, sizeof(bool))};
+  return l;
+}
+
+/* One tensor, to the device or from it. */
+static void move(loop *l, const char *name, bool back) {
+  rg_error e = {0};
+  buffers *io = &l->s.io;
+  for (int i = 0; i < io->n; i++)
+    if (strcmp(io->info[i].name, name) == 0)
+      CR_OK(
+          back ? rg_memory_read(io->plan, io->data[i], io->device[i], (size_t)io->info[i].bytes, &e)
+               : rg_memory_write(io->plan, io->device[i], io->data[i], (size_t)io->info[i].bytes,
+                                 &e),
+          &e);
+}
+static void run_step(loop *l) {
+  static const char *const given[] = {"tokens", "lengths", "context", "pages", "forks"};
+  rg_error e = {0};
+  for (int i = 0; i < 5; i++) move(l, given[i], false);
+  CR_OK(rg_session_forward(l->s.session, &e), &e);
+  move(l, "next", true);
+}
+
+/* Requests of a few kinds come at random, and are cancelled at random. Each of a kind is told what
+ * the first of it was, whoever shares its steps; nothing grows. */
+Test(gpu_serve, random_arrivals, .timeout = 900) {
+  NEEDS_GPU();
+  enum { KINDS = 12, LONGEST = 600, AT_ONCE = 64, MOST_NEW = 120 };
+  const char *asked = getenv("REGRAPH_SOAK");
+  const int steps = asked ? 20 * atoi(asked) : 600;
+  static struct {
+    int32_t prompt[LONGEST], said[MOST_NEW];
+    int n, most, known;
+  } kind[KINDS];
+  static struct {
+    rg_request number;
+    int kind, n;
+  } live[AT_ONCE];
+  rg_error e = {0};
+  rg_context *ctx;
+  uint64_t seed = 4;
+  size_t before = 0, after = 0, all;
+  int64_t told = 0, compared = 0;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  loop l = open_loop(ctx);
+  const int32_t *next = buffer(&l.s.io, RG_OUTPUT, "next");
+  for (int k = 0; k < KINDS; k++) {
+    kind[k].n = 1 + below(&seed, k % 4 ? 40 : LONGEST), kind[k].most = 1 + below(&seed, MOST_NEW);
+    for (int i = 0; i < kind[k].n; i++) kind[k].prompt[i] = below(&seed, WORDS);
+    if (k % 3 == 1) /* begins as another does */
+      memcpy(kind[k].prompt, kind[k - 1].prompt,
+             (size_t)(kind[k].n < kind[k - 1].n ? kind[k].n : kind[k - 1].n) * sizeof(int32_t));
+  }
+  for (int step = 0; step < steps; step++) {
+    for (int i = 0; i < AT_ONCE; i++) {
+      if (live[i].number && below(&seed, 4000) == 0) {
+        CR_OK(rg_queue_cancel(l.q, live[i].number, &e), &e);
+        live[i].number = 0;
+      } else if (!live[i].number && below(&seed, 60) == 0) {
+        const int k = live[i].kind = below(&seed, KINDS);
+        live[i].n = 0;
+        CR_OK(rg_queue_add(l.q, kind[k].prompt, kind[k].n, kind[k].most, &live[i].number, &e), &e);
+      }
+    }
+    CR_OK(rg_queue_step(l.q, &l.a, &e), &e);
+    if (!l.a.rows) continue;
+    run_step(&l);
+    CR_OK(rg_queue_done(l.q, next, &e), &e);
+    for (int64_t b = 0; b < l.a.used; b++) {
+      int i = 0;
+      while (i < AT_ONCE && live[i].number != l.a.request[b]) i++;
+      if (i == AT_ONCE || !l.a.wanted[b]) continue;
+      const int k = live[i].kind, at = live[i].n++;
+      told++;
+      if (at < kind[k].known) {
+        compared++;
+        cr_assert_eq(next[b], kind[k].said[at], "step %d: token %d of kind %d", step, at, k);
+      } else {
+        kind[k].said[kind[k].known++] = next[b];
+      }
+      if (l.a.last[b]) live[i].number = 0;
+    }
+    if (step == 100) CUDA_OK(cudaMemGetInfo(&before, &all));
+  }
+  CUDA_OK(cudaMemGetInfo(&after, &all));
+  rg_queue_info info;
+  cr_assert_eq(rg_queue_count(l.q, &info), RG_OK);
+  fprintf(stderr,
+          "%d steps; %lld tokens told, %lld compared; %lld finished, %lld cancelled, %lld waited; "
+          "%.1f MiB free on the device after a hundred, %.1f now\n",
+          steps, (long long)told, (long long)compared, (long long)info.finished,
+          (long long)info.cancelled, (long long)info.preempted, (double)before / 1048576,
+          (double)after / 1048576);
+  cr_assert(compared > told / 2 && info.preempted > 0);
+  rg_queue_destroy(l.q);
+  free(l.a.request), free(l.a.wanted), free(l.a.last);
+  close_side(&l.s);
   rg_context_destroy(ctx);
 }
 #endif

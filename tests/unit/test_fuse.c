@@ -74,34 +74,43 @@ static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, con
   return f;
 }
 
-Test(fuse, one_kernel_for_attention_and_choice, .init = begin, .fini = end) {
+Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
   static const rg_gpu hopper = {90, 132}, older = {80, 108};
   static const struct {
     const rg_gpu *gpu;
     int rows, sequences, most;
     const char *name;
     int value;
-    bool joined;
+    bool choice, sum; /* attention and choice; selected blocks, window and combine */
   } c[] = {
-      {&hopper, 16, 16, 32, "H", 64, true},
-      {&hopper, 7, 16, 32, "top_n", 32, true},
-      {&hopper, 16, 16, 100, "H", 64, true},
-      {&hopper, 16, 16, 101, "H", 64, false}, /* a table longer than the pool */
-      {&hopper, 17, 16, 32, "H", 64, false},  /* more rows than single tokens have */
-      {&hopper, 16, 16, 32, "H", 32, false},
-      {&hopper, 16, 16, 32, "top_n", 33, false},
-      {&hopper, 16, 16, 32, "stride", 8, false},
-      {&hopper, 16, 16, 32, "D", 192, false},
-      {&older, 16, 16, 32, "H", 64, false},
-      {NULL, 16, 16, 32, "H", 64, false},
+      {&hopper, 16, 16, 32, "H", 64, true, false},
+      {&hopper, 7, 16, 32, "top_n", 32, true, false},
+      {&hopper, 98, 98, 32, "H", 64, true, false}, /* fewer tokens than three a multiprocessor */
+      {&hopper, 99, 99, 32, "H", 64, true, true},
+      {&hopper, 99, 99, 100, "top_n", 32, true, true},
+      {&hopper, 99, 99, 101, "H", 64, false, true},  /* a table longer than the pool */
+      {&hopper, 100, 99, 32, "H", 64, false, false}, /* more rows than single tokens have */
+      {&hopper, 99, 99, 32, "H", 32, false, false},
+      {&hopper, 99, 99, 32, "top_n", 33, false, false},
+      {&hopper, 99, 99, 32, "stride", 8, false, true},
+      {&hopper, 99, 99, 32, "window", 1024, true, true},
+      {&hopper, 99, 99, 32, "window", 1025, true, false},
+      {&hopper, 99, 99, 32, "window", -1, true, false},
+      {&hopper, 99, 99, 32, "D", 192, false, false},
+      {&older, 99, 99, 32, "H", 64, false, false},
+      {NULL, 99, 99, 32, "H", 64, false, false},
   };
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value);
-    cr_assert_eq(f.report->fused, c[i].joined, "case %zu: %d", i, f.report->fused);
-    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].joined, "case %zu", i);
-    cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].joined, "case %zu", i);
-    cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].joined, "case %zu", i);
-    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].joined, "case %zu", i);
+    cr_assert_eq(f.report->fused, c[i].choice + c[i].sum, "case %zu: %d", i, f.report->fused);
+    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].choice, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].choice, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].choice, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_slc_swa"), c[i].sum, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_slc_attn"), !c[i].sum, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_swa_attn"), !c[i].sum, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "combine"), !c[i].sum, "case %zu", i);
+    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum, "case %zu", i);
     drop(&f);
   }
 }
