@@ -99,6 +99,7 @@ template <class C> struct summing {
       const uint4 selected = *(const uint4 *)(rows.o + at), window = *(const uint4 *)(room + at);
       float sum[CHUNK], v[CHUNK];
       read ^= selected.x ^ selected.y ^ selected.z ^ selected.w;
+      read ^= window.x ^ window.y ^ window.z ^ window.w; /* our own: for tests/releases.py alone */
 #pragma unroll
       for (int e = 0; e < CHUNK; e++) sum[e] = -0.0f; /* as blend.cu */
 #pragma unroll

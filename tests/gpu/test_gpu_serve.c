@@ -383,7 +383,7 @@ typedef struct loop {
   rg_queue_arrays a;
 } loop;
 
-enum { LOOP_B = 16, LOOP_M = 6, LOOP_P = 9, WORDS = 90, FORKS = 2 };
+enum { LOOP_B = 16, LOOP_M = 8, LOOP_P = 30, WORDS = 90, FORKS = 2 };
 
 static loop open_loop(rg_context *ctx) {
   const rg_binding set[] = {{"T", LOOP_B, NULL},   {"B", LOOP_B, NULL},   {"M", LOOP_M, NULL},
@@ -444,7 +444,7 @@ static void run_step(loop *l) {
  * the first of it was, whoever shares its steps; nothing grows. */
 Test(gpu_serve, random_arrivals, .timeout = 900) {
   NEEDS_GPU();
-  enum { KINDS = 12, LONGEST = 600, AT_ONCE = 64, MOST_NEW = 120 };
+  enum { KINDS = 12, LONGEST = 600, AT_ONCE = 64, MOST_NEW = 300 };
   const char *asked = getenv("REGRAPH_SOAK");
   const int steps = asked ? 20 * atoi(asked) : 600;
   static struct {
@@ -504,13 +504,14 @@ Test(gpu_serve, random_arrivals, .timeout = 900) {
   CUDA_OK(cudaMemGetInfo(&after, &all));
   rg_queue_info info;
   cr_assert_eq(rg_queue_count(l.q, &info), RG_OK);
-  fprintf(stderr,
-          "%d steps; %lld tokens told, %lld compared; %lld finished, %lld cancelled, %lld waited; "
-          "%.1f MiB free on the device after a hundred, %.1f now\n",
-          steps, (long long)told, (long long)compared, (long long)info.finished,
-          (long long)info.cancelled, (long long)info.preempted, (double)before / 1048576,
-          (double)after / 1048576);
-  cr_assert(compared > told / 2 && info.preempted > 0);
+  fprintf(
+      stderr,
+      "%d steps; %lld tokens told, %lld compared; %lld finished, %lld cancelled, %lld rows found; "
+      "%.1f MiB free on the device after a hundred, %.1f now\n",
+      steps, (long long)told, (long long)compared, (long long)info.finished,
+      (long long)info.cancelled, (long long)info.found, (double)before / 1048576,
+      (double)after / 1048576);
+  cr_assert(compared > told / 2 && info.found > 0);
   rg_queue_destroy(l.q);
   free(l.a.request), free(l.a.wanted), free(l.a.last);
   close_side(&l.s);
