@@ -1,6 +1,6 @@
 /* kernels/attn/topk_relu_sm90.cu: scores of topk by weighted positive products, on Hopper.
 
-       score [query, key] = sum over heads of weight [query, head] · max(0, q [query, head] · k)
+       score [query, key] = sum over heads h of weight [query, h] · max(0, q [query, h] · k [key])
 
    A block has two groups of queries, whose heads are the columns of
 
