@@ -41,9 +41,10 @@ typedef struct rgi_lane {
   int32_t n;
   double *ms; /* per step; 0: computed again */
   bool *copy;
-  double *start; /* when, by what computes */
-  double *at;    /* per copy: when its window ends (forward) or begins (backward) */
-  int32_t *next; /* per place in the new order: the step */
+  double *start;  /* when, by what computes */
+  double *at;     /* per copy: when its window ends (forward) or begins (backward) */
+  double *latest; /* … of the way back: when it has to begin at the latest */
+  int32_t *next;  /* per place in the new order: the step */
 } rgi_lane;
 rg_status rgi_lane_open(rgi_lane *w, size_t n, rgi_arena *a, rg_error *e);
 /* Fills `next` from n, ms and copy; returns what is waited for. */
