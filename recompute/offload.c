@@ -644,7 +644,7 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   c->wait_ms = best.ms[0] + best.ms[1];
   c->bound_ms = least_ms;
   c->optimal = best.total - least_ms <= 1e-9;
-  c->gap = c->optimal ? 0 : (best.total - least_ms) / best.total;
+  c->gap = c->optimal ? 0 : (best.total - least_ms) / c->all_ms;
   for (int i = 0; i < s.nall; i++) {
     if (!best.away[s.offer[i].origin]) continue;
     const int o = s.offer[i].origin;
