@@ -14,10 +14,10 @@
    this file knows of windows. What the copies last beyond what is computed is waited for. Windows
    are SLACK times as long as the copies: the model's times are not exact, and bytes given away too
    early are waited for, too. On the way back a window that begins in the middle of a step lasts
-   from behind that step, if the copy alone still does: else a long step, as the backward of
-   attention with its workspace, would have the next layer's input lie beside it for nothing. What is
-   computed again takes no time here: windows are the longer for it, and do not hang on what that is
-   but for where it wants something back.
+   from behind that step, if the copy alone is in time then: else a long step, as the backward of
+   attention with its workspace, would have the next layer's input lie beside it for nothing. What
+   is computed again takes no time here: windows are the longer for it, and do not hang on what that
+   is but for where it wants something back.
  */
 #include "search.h"
 
