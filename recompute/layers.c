@@ -38,6 +38,7 @@ enum {
   PRICES = 24,           /* of saved bytes, tried one after the other */
   MOST_DEPS = 16,        /* of a unit; without the others the bound is lower, no less a bound */
   MOST_CHOICES = 300000, /* of a block from which candidates may leave */
+  WIDEST_CHOICE = 8,     /* so wide is a block of which all may leave */
   MOVED_PRICES = 10      /* that are tried, each with those of saved bytes */
 };
 
@@ -121,6 +122,7 @@ static int layer_at(const rgi_layers *l, int i) {
  * or a part of one; or what comes before the first layer. */
 static int width_at(const rgi_layers *l, int i, int width) {
   const int left = l->p->c->nfree - i, layer = layer_at(l, i);
+  if (l->p->c->moved && layer <= WIDEST_CHOICE && width > WIDEST_CHOICE) width = WIDEST_CHOICE;
   int n = width;
   if (layer > width)
     n = layer / ((layer + width - 1) / width);

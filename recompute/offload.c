@@ -335,7 +335,7 @@ static rg_status open_bound(search *s, rg_error *e) {
     if (s->model->candidate_of[s->offer[i].origin] >= 0)
       moved[s->model->candidate_of[s->offer[i].origin]] = (double)s->offer[i].bytes;
   s->chooser.moved = moved;
-  return s->chooser.nfree <= RGI_EXACT_LIMIT ? RG_OK : rgi_bound_open(&s->chooser, &s->bound, e);
+  return rgi_bound_open(&s->chooser, &s->bound, e);
 }
 
 /* At most `total`: what no choice of either kind beats. Whoever waits longer may have moved more,
@@ -386,7 +386,7 @@ static rg_status bound(search *s, int64_t budget, double total, double near, dou
   double few = 0;
   *out = 0;
   if (!s->model) RGI_TRY(open_bound(s, e));
-  if (s->chooser.nfree > RGI_EXACT_LIMIT) RGI_TRY(bound_of_many(s, budget, room, total, out, e));
+  RGI_TRY(bound_of_many(s, budget, room, total, out, e));
   if (*out < near && s->chooser.nfree <= RGI_PROOF_LIMIT)
     RGI_TRY(bound_of_few(s, budget, room, total, near, &few, e));
   *out = fmax(*out, few);
