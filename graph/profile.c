@@ -17,6 +17,8 @@ static const struct {
   const char *const *text;
 } shipped[] = {SHIPPED(NAMED)};
 enum { SHIPPED_CPU, SHIPPED_CUDA }; /* those of "shipped" */
+#define LISTED(name) " " #name
+#define ALL_SHIPPED  SHIPPED(LISTED)
 
 /* What divides costs leaves them numbers. */
 #define LEAST_RATE 1e-9
@@ -363,11 +365,11 @@ rg_status rgi_profile_load(const rg_context *ctx, const char *which, const char 
                     "XDG_CACHE_HOME nor HOME names one, or the path is too long",
                     rgi_show(&shown, which));
   rgi_shown where;
-  return rgi_fail(
-      e, RG_E_USAGE, NULL, NULL,
-      "there is no profile '%s': no file %s (expected \"shipped\", the name of one that "
-      "ships or of a profile there, or a path, such as ./NAME.json)",
-      rgi_show(&shown, which), rgi_show(&where, path));
+  return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                  "there is no profile '%s': no file %s (expected \"shipped\", one of those that "
+                  "ship:" ALL_SHIPPED
+                  ", the name of a profile there, or a path, such as ./NAME.json)",
+                  rgi_show(&shown, which), rgi_show(&where, path));
 }
 
 void rgi_profile_destroy(rgi_profile *p) {

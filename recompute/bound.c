@@ -46,6 +46,8 @@ typedef struct block {
 
 typedef struct stretch {
   double s0, s1, ms;
+  uint64_t *may[2]; /* candidates that may be kept, and computed again, in a choice of less than
+                       `most`; NULL: not looked at */
 } stretch;
 /* The least time with saved bytes in s0 … s1, or something below; never above `most`, which is
  * known. */
@@ -66,9 +68,15 @@ struct rgi_bound {
   uint64_t *set;
   int64_t work;
   double unit; /* bytes that make numbers handy */
-  /* prices and what they come to */
-  double *price, *slope, *way, *kept, *sum, *cost, *taken;
+  /* prices and what they come to: of saved bytes, of moved ones, of scratch at each row, of covers,
+   * of needs */
+  double *price, *slope, *way, *kept, *best, *sum, *cost;
+  double *other; /* per candidate: the least cost if it leaves, and … */
+  char *state;   /* … KEPT, AGAIN, … */
+  bool *both;    /* of other: also computed again, for clones */
 };
+enum { KEPT, AGAIN, AWAY, BOTH }; /* odd: computed again */
+enum { SAVED, MOVED, SCRATCH };   /* first prices */
 
 /* ---- what the program is made of ---- */
 
@@ -340,70 +348,97 @@ static double knapsack(const rgi_bound *b, double s0, double s1, double *rate) {
   double need = b->p.fixed - s1, ms = 0;
   const double room = room_of(b, s0);
   *rate = 0;
+  if (b->c->moved) need -= b->c->movable;
   for (int i = 0; i < b->n; i++)
     if (b->p.is_free[i]) need += b->p.bytes[i];
   for (int k = 0; k < b->c->nfree && need > 0; k++) {
     const int i = b->by_rate[k];
     if (b->p.bytes[i] <= 0 || (!b->c->of_saved && b->p.alone[i] > room)) continue;
     *rate = b->m->ms[i] / b->p.bytes[i];
+    if (b->c->moved && *rate > b->c->moved_ms) break;
     ms += b->p.bytes[i] < need ? b->m->ms[i] : *rate * need;
     need -= b->p.bytes[i];
   }
-  return need > 0 ? INFINITY : ms;
+  if (need <= 0) return ms;
+  *rate = b->c->moved ? b->c->moved_ms : 0;
+  return b->c->moved ? ms + *rate * need : INFINITY;
 }
 
-/* The least cost of a block's choices that need at most `room`; b->taken says which that is. */
+/* The least cost of a block's choices that need at most `room`; b->state says which that is. What
+ * leaves needs no clone's scratch. */
 static double cheapest(rgi_bound *b, const block *x, double room) {
   double sum[1 << WIDEST_BLOCK];
   int best = 0;
   sum[0] = 0;
+  for (int i = 0; i < x->n; i++) sum[0] += fmin(b->other[x->of[i]], 0);
   for (int w = 1; w < 1 << x->n; w++) {
-    const int low = __builtin_ctz((unsigned)w);
-    sum[w] = sum[w & (w - 1)] + b->cost[x->of[low]];
+    const int low = x->of[__builtin_ctz((unsigned)w)];
+    sum[w] = sum[w & (w - 1)] + b->cost[low] - fmin(b->other[low], 0);
     if (sum[w] < sum[best] && x->scratch[w] <= room) best = w;
   }
   for (int i = 0; i < x->n; i++) {
-    const bool taken = best >> i & 1;
-    b->taken[x->of[i]] = taken;
-    if (taken) b->slope[0] -= b->p.bytes[x->of[i]] / b->unit;
+    const int c = x->of[i];
+    const bool leaves = !(best >> i & 1) && b->other[c] < 0;
+    b->state[c] = leaves ? (b->both[c] ? BOTH : AWAY) : (char)(best >> i & 1);
+    if (b->state[c] != KEPT) b->slope[SAVED] -= b->p.bytes[c] / b->unit;
+    if (leaves) b->slope[MOVED] += b->c->moved[c] / b->unit;
   }
   return sum[best];
 }
 
+/* What it costs that candidates leave: their bytes on the way, and in scratch once they are back;
+ * and a clone beside that, which only clones read. */
+static void cost_of_leaving(rgi_bound *b) {
+  for (int i = 0; i < b->n; i++) {
+    const double moved = b->c->moved ? b->c->moved[i] : 0;
+    if (moved > 0) {
+      const double way = b->price[MOVED] * moved / b->unit;
+      b->both[i] = b->cost[i] < b->other[i];
+      b->other[i] = way + fmin(b->cost[i], b->other[i]);
+    } else {
+      b->other[i] = 0;
+    }
+  }
+}
+
 /* The Lagrangian at b->price (saved, scratch, covers, needs), and its slopes. Bytes in units. */
 static double lagrangian(rgi_bound *b, double excess, double room) {
-  const double *scratch = b->price + 1, *covers = scratch + b->p.nt, *needs = covers + b->ncover;
-  double *scratch_slope = b->slope + 1, *cover_slope = scratch_slope + b->p.nt;
+  const double *scratch = b->price + SCRATCH, *covers = scratch + b->p.nt,
+               *needs = covers + b->ncover;
+  double *scratch_slope = b->slope + SCRATCH, *cover_slope = scratch_slope + b->p.nt;
   double *need_slope = cover_slope + b->ncover;
-  const double u = b->unit;
+  const double u = b->unit, movable = b->c->moved ? b->c->movable / u : 0;
   b->sum[0] = 0;
-  double total = b->price[0] * excess;
-  b->slope[0] = excess;
+  double total = b->price[SAVED] * excess - b->price[MOVED] * movable;
+  b->slope[SAVED] = excess;
+  b->slope[MOVED] = -movable;
   for (int32_t t = 0; t < b->p.nt; t++) {
     b->sum[t + 1] = b->sum[t] + scratch[t];
     total -= scratch[t] * (room - b->p.base[t] / u);
     scratch_slope[t] = -(room - b->p.base[t] / u);
   }
-  for (int i = 0; i < b->n; i++) b->cost[i] = b->m->ms[i] - b->price[0] * b->p.bytes[i] / u;
+  for (int i = 0; i < b->n; i++) b->other[i] = -b->price[SAVED] * b->p.bytes[i] / u;
   for (int k = 0; k < b->p.nvalue; k++) {
     const rgi_direct *v = &b->p.value[k];
     if (v->by >= 0 && v->last >= v->first)
-      b->cost[v->by] += v->bytes / u * (b->sum[v->last + 1] - b->sum[v->first]);
+      b->other[v->by] += v->bytes / u * (b->sum[v->last + 1] - b->sum[v->first]);
   }
+  for (int i = 0; i < b->n; i++) b->cost[i] = b->m->ms[i] + b->other[i];
+  for (int i = 0; i < b->p.nneed; i++) {
+    b->cost[b->p.need[i].reader] += needs[i];
+    if (b->p.need[i].by >= 0) b->cost[b->p.need[i].by] -= needs[i];
+  }
+  cost_of_leaving(b);
   for (int j = 0; j < b->ncover; j++) {
     total -= covers[j] * (b->cover[j].n - 1);
     cover_slope[j] = -(b->cover[j].n - 1);
     for (int i = 0; i < b->cover[j].n; i++) b->cost[b->cover[j].of[i]] += covers[j];
   }
-  for (int i = 0; i < b->p.nneed; i++) {
-    b->cost[b->p.need[i].reader] += needs[i];
-    if (b->p.need[i].by >= 0) b->cost[b->p.need[i].by] -= needs[i];
-  }
   for (int k = 0; k < b->nblock; k++) total += cheapest(b, &b->block[k], room * u);
   for (int32_t t = 0; t <= b->p.nt; t++) b->sum[t] = 0; /* now: scratch of what is taken */
   for (int k = 0; k < b->p.nvalue; k++) {
     const rgi_direct *v = &b->p.value[k];
-    if (v->by < 0 || !(b->taken[v->by] > 0) || v->last < v->first) continue;
+    if (v->by < 0 || b->state[v->by] == KEPT || v->last < v->first) continue;
     b->sum[v->first] += v->bytes / u;
     b->sum[v->last + 1] -= v->bytes / u;
   }
@@ -413,10 +448,11 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
     scratch_slope[t] += alive;
   }
   for (int j = 0; j < b->ncover; j++)
-    for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->taken[b->cover[j].of[i]];
-  for (int i = 0; i < b->p.nneed; i++)
-    need_slope[i] =
-        b->taken[b->p.need[i].reader] - (b->p.need[i].by >= 0 ? b->taken[b->p.need[i].by] : 0);
+    for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->state[b->cover[j].of[i]] == AGAIN;
+  for (int i = 0; i < b->p.nneed; i++) {
+    const rgi_need *x = &b->p.need[i];
+    need_slope[i] = (b->state[x->reader] & 1) - (x->by >= 0 ? b->state[x->by] & 1 : 0);
+  }
   return total;
 }
 
@@ -424,9 +460,10 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
 static void project(rgi_bound *b, int rows) {
   for (int i = 0; i < rows; i++)
     if (b->price[i] < 0) b->price[i] = 0;
-  double *price = b->price + 1 + b->p.nt + b->ncover;
+  if (b->c->moved) b->price[MOVED] = fmin(b->price[MOVED], b->c->moved_ms * b->unit);
+  double *price = b->price + SCRATCH + b->p.nt + b->ncover;
   for (int i = 0, j; i < b->p.nneed; i = j) {
-    double sum = 0, most = b->price[0] * b->p.need[i].bytes / b->unit;
+    double sum = 0, most = b->price[SAVED] * b->p.need[i].bytes / b->unit;
     for (j = i; j < b->p.nneed && b->p.need[j].tensor == b->p.need[i].tensor; j++) sum += price[j];
     for (int k = i; k < j && sum > most; k++) price[k] *= most / sum;
   }
@@ -435,32 +472,57 @@ static void project(rgi_bound *b, int rows) {
 /* The best prices so far are where the next stretch may start from; covers are each stretch's
  * own. */
 static void keep_prices(rgi_bound *b) {
-  const int shared = 1 + b->p.nt;
+  const int shared = SCRATCH + b->p.nt;
   memcpy(b->kept, b->price, (size_t)shared * sizeof *b->kept);
   memcpy(b->kept + shared, b->price + shared + b->ncover, (size_t)b->p.nneed * sizeof *b->kept);
 }
 
 static void start(rgi_bound *b, double rate, double excess, double room) {
-  const int shared = 1 + b->p.nt;
+  const int shared = SCRATCH + b->p.nt;
   double *price = b->price;
   memcpy(price, b->kept, (size_t)shared * sizeof *price);
   memset(price + shared, 0, (size_t)b->ncover * sizeof *price);
   memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->p.nneed * sizeof *price);
   const double warm = lagrangian(b, excess, room);
   memset(price, 0, (size_t)(shared + b->ncover + b->p.nneed) * sizeof *price);
-  price[0] = rate;
+  price[SAVED] = rate;
   if (lagrangian(b, excess, room) >= warm) return;
   memcpy(price, b->kept, (size_t)shared * sizeof *price);
   memcpy(price + shared + b->ncover, b->kept + shared, (size_t)b->p.nneed * sizeof *price);
 }
 
+/* What a block's candidates may be if the whole is to stay below `most`, at `below` without it. */
+static void may_be(const rgi_bound *b, const block *x, double room, double below, stretch *s,
+                   double most) {
+  double sum[1 << WIDEST_BLOCK];
+  sum[0] = 0;
+  for (int w = 0; w < 1 << x->n; w++) {
+    if (w) sum[w] = sum[w & (w - 1)] + b->cost[x->of[__builtin_ctz((unsigned)w)]];
+    if (below + sum[w] >= most || (w && x->scratch[w] > room)) continue;
+    for (int i = 0; i < x->n; i++) rgi_put(s->may[w >> i & 1], x->of[i]);
+  }
+}
+
+static rg_status look_at_each(rgi_bound *b, stretch *x, double excess, double room, double most,
+                              rg_error *e) {
+  for (int v = 0; v < 2; v++) {
+    x->may[v] = rgi_model_set(b->m);
+    if (!x->may[v]) return rgi_nomem(e);
+  }
+  const double total = lagrangian(b, excess / b->unit, room / b->unit);
+  for (int k = 0; k < b->nblock; k++)
+    may_be(b, &b->block[k], room, total - cheapest(b, &b->block[k], room), x, most);
+  return RG_OK;
+}
+
 static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
   double rate;
+  x->may[0] = x->may[1] = NULL;
   x->ms = knapsack(b, x->s0, x->s1, &rate);
   if (x->ms >= most || b->c->of_saved) return RG_OK;
   const double room = room_of(b, x->s0);
   RGI_TRY(find_covers(b, room, e));
-  const int rows = 1 + b->p.nt + b->ncover + b->p.nneed;
+  const int rows = SCRATCH + b->p.nt + b->ncover + b->p.nneed;
   double excess = b->p.fixed - x->s1;
   for (int i = 0; i < b->n; i++)
     if (b->p.is_free[i]) excess += b->p.bytes[i];
@@ -475,6 +537,7 @@ static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
       if (now > best + 1e-4 * fabs(best)) since = 0;
       best = now;
       keep_prices(b);
+      memcpy(b->best, b->price, (size_t)rows * sizeof *b->best);
     }
     if (++since > 6) {
       theta *= 0.7;
@@ -491,7 +554,9 @@ static rg_status solve(rgi_bound *b, stretch *x, double most, rg_error *e) {
     for (int i = 0; i < rows; i++) b->price[i] += size * b->way[i];
     project(b, rows);
   }
-  return RG_OK;
+  if (x->ms >= most || b->c->moved || best == -INFINITY) return RG_OK;
+  memcpy(b->price, b->best, (size_t)rows * sizeof *b->best);
+  return look_at_each(b, x, excess, room, most, e);
 }
 
 /* ---- the whole ---- */
@@ -507,23 +572,26 @@ static rg_status open_bound(rgi_bound *b, rgi_chooser *c, rg_error *e) {
   b->by_rate = rgi_alloc_n(m->arena, n, sizeof *b->by_rate);
   b->cover = rgi_alloc_n(m->arena, n, sizeof *b->cover);
   b->cost = rgi_alloc_n(m->arena, n, sizeof *b->cost);
-  b->taken = rgi_alloc_n(m->arena, n, sizeof *b->taken);
+  b->other = rgi_alloc_n(m->arena, n, sizeof *b->other);
+  b->state = rgi_alloc_n(m->arena, n, sizeof *b->state);
+  b->both = rgi_alloc_n(m->arena, n, sizeof *b->both);
   b->sum = rgi_alloc_n(m->arena, nn, sizeof *b->sum);
   b->set = rgi_model_set(m);
   if (!b->p.base || !b->p.bytes || !b->p.alone || !b->p.is_free || !b->by_rate || !b->cover ||
-      !b->cost || !b->taken || !b->sum || !b->set)
+      !b->cost || !b->other || !b->state || !b->both || !b->sum || !b->set)
     return rgi_nomem(e);
   for (int i = 0; i < c->nfree; i++) b->p.is_free[c->free[i]] = true;
   rgi_replay_run(m->replay, c->always, b->set);
   b->forced = rgi_model_ms(m, b->set);
   memset(b->set, 0, (size_t)m->words * sizeof *b->set);
   RGI_TRY(find_values(b, e));
-  const size_t rows = 1 + (size_t)b->p.nt + n + (size_t)b->p.nneed;
+  const size_t rows = SCRATCH + (size_t)b->p.nt + n + (size_t)b->p.nneed;
   b->price = rgi_alloc_n(m->arena, rows, sizeof *b->price);
   b->slope = rgi_alloc_n(m->arena, rows, sizeof *b->slope);
   b->way = rgi_alloc_n(m->arena, rows, sizeof *b->way);
   b->kept = rgi_alloc_n(m->arena, rows, sizeof *b->kept);
-  if (!b->price || !b->slope || !b->way || !b->kept) return rgi_nomem(e);
+  b->best = rgi_alloc_n(m->arena, rows, sizeof *b->best);
+  if (!b->best || !b->price || !b->slope || !b->way || !b->kept) return rgi_nomem(e);
   sort_by_rate(b);
   rgi_replay_run(m->replay, b->set, NULL);
   for (int32_t t = 0; t < b->p.nt; t++) b->p.base[t] = (double)rgi_replay_alive(m->replay, t);
@@ -570,7 +638,7 @@ static rg_status halve(rgi_bound *b, stretch *all, int *n, int limit, double mos
     if (x->ms >= most || *n >= limit || b->work <= 0 || b->c->of_saved) break;
     if (x->s1 - x->s0 < b->unit * NARROW) break;
     const double before = x->ms, middle = (x->s0 + x->s1) / 2;
-    *y = (stretch){middle, x->s1, 0};
+    *y = (stretch){.s0 = middle, .s1 = x->s1};
     x->s1 = middle;
     RGI_TRY(f(b, x, most, e));
     RGI_TRY(f(b, y, most, e));
@@ -586,6 +654,16 @@ static rg_status by_layers(rgi_bound *b, stretch *x, double most, rg_error *e) {
   return RG_OK;
 }
 
+/* Of all stretches that may hold a choice of less than `most`. */
+static void look_at_all(rgi_chooser *c, const stretch *all, int n, double most) {
+  for (int v = 0; v < 2; v++)
+    for (int w = 0; w < c->m->words && c->may[v]; w++) {
+      c->may[v][w] = 0;
+      for (int i = 0; i < n; i++)
+        if (all[i].ms < most) c->may[v][w] |= all[i].may[v] ? all[i].may[v][w] : ~UINT64_C(0);
+    }
+}
+
 rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
   rgi_chooser *c = b->c;
   stretch all[MOST_STRETCHES + MOST_BY_LAYERS] = {0};
@@ -595,7 +673,8 @@ rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
                hi = (double)(c->budget - (c->of_saved ? 0 : b->m->mem.comm));
   for (int i = 0; i < FIRST_STRETCHES && hi > lo; i++) {
     const double width = (hi - lo) / FIRST_STRETCHES;
-    all[n] = (stretch){lo + width * i, i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi, 0};
+    all[n] =
+        (stretch){.s0 = lo + width * i, .s1 = i + 1 < FIRST_STRETCHES ? lo + width * (i + 1) : hi};
     RGI_TRY(solve(b, &all[n++], most, e));
   }
   RGI_TRY(halve(b, all, &n, MOST_STRETCHES, most, solve, &least, e));
@@ -608,8 +687,9 @@ rg_status rgi_bound_find(rgi_bound *b, rg_error *e) {
     b->work = COVER_WORK;
     RGI_TRY(halve(b, all, &n, n + MOST_BY_LAYERS, most, by_layers, &least, e));
   }
+  look_at_all(c, all, n, most);
   c->bound_ms = b->forced + (n > 0 && all[least].ms > 0 ? all[least].ms : 0);
-  round_up(b);
+  if (!c->moved) round_up(b); /* waits are no multiples */
   c->optimal = c->bound_ms >= c->best_ms * (1 - CLOSE);
   if (c->optimal) c->bound_ms = c->best_ms;
   return RG_OK;

@@ -174,7 +174,7 @@ static rg_status decide(const rgi_graph *g, rgi_model *m, const rg_policy *polic
     report->explored = c.explored;
     report->optimal = c.optimal;
     report->bound_ms = c.bound_ms;
-    if (!c.optimal) report->gap = c.best_ms > 0 ? (c.best_ms - c.bound_ms) / c.best_ms : 0;
+    if (!c.optimal) report->gap = (c.best_ms - c.bound_ms) / c.m->all_ms;
   }
   return RG_OK;
 }

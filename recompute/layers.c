@@ -18,6 +18,12 @@
    other, in a table of what the last one spills. Blocks that are made alike, the layers of a model,
    share one list of choices.
 
+   Where candidates may also leave for the host's memory (rgi_chooser.moved), alone or beside a
+   clone that other clones read, moved bytes have a price, too. What leaves is in scratch from its
+   first reader on, clone or not; with a clone beside it, from backward's own first. Four to the
+   power of fifteen is too much to look at: of small values only the cheapest fate is counted, by
+   itself.
+
    Backward goes through the blocks from the last to the first:
 
        rows     0 ......... start[2] .......... start[1] ............ start[0] ...... nt
@@ -28,15 +34,26 @@
 #include <stdlib.h>
 
 enum {
-  GRID = 640,    /* steps in which spills are told apart; rounded down */
-  PRICES = 24,   /* of saved bytes, tried one after the other */
-  MOST_DEPS = 16 /* of a unit; without the others the bound is lower, no less a bound */
+  GRID = 640,            /* steps in which spills are told apart; rounded down */
+  PRICES = 24,           /* of saved bytes, tried one after the other */
+  MOST_DEPS = 16,        /* of a unit; without the others the bound is lower, no less a bound */
+  MOST_CHOICES = 300000, /* of a block from which candidates may leave */
+  WIDEST_CHOICE = 8,     /* so wide is a block of which all may leave */
+  MOVED_PRICES = 10      /* that are tried, each with those of saved bytes */
 };
 
+/* of a candidate; the last: its clone is for clones, what comes back for backward itself */
+typedef enum fate { KEPT, AGAIN, AWAY, BOTH, FATES } fate;
+
 typedef struct option {
-  double ms, saved, before, after, spill;
-  bool in, out, pulls; /* border and end recomputed */
+  double ms, saved, moved, before, after, spill;
+  uint8_t in, out; /* the border's and the end's fate */
+  bool pulls;
 } option;
+
+typedef struct choice {
+  uint32_t again, away; /* bits */
+} choice;
 
 /* A node that a choice clones. */
 typedef struct unit {
@@ -46,7 +63,7 @@ typedef struct unit {
 
 typedef struct held {
   int unit;
-  int32_t last; /* row that reads it last */
+  int32_t first, last; /* rows that read it */
   double bytes;
 } held;
 
@@ -66,6 +83,7 @@ typedef struct lack {
  * behind them. */
 typedef struct block {
   int of[RGI_WIDEST_LAYER + 1], n, border, end; /* the last two: bits, or -1 */
+  int small[RGI_WIDEST_LAYER], nsmall;          /* candidates that are none of these */
   int32_t start, rows;
   unit *unit;
   held *held;
@@ -87,6 +105,7 @@ struct rgi_layers {
   int *block_of;   /* per candidate, or -1 */
   int32_t *row_of; /* per node: of those that move bytes in backward, or -1 */
   double *alive;   /* [nt + 1] */
+  double price;    /* of a moved byte, the last that was best */
 };
 
 /* ---- blocks ---- */
@@ -103,6 +122,7 @@ static int layer_at(const rgi_layers *l, int i) {
  * or a part of one; or what comes before the first layer. */
 static int width_at(const rgi_layers *l, int i, int width) {
   const int left = l->p->c->nfree - i, layer = layer_at(l, i);
+  if (l->p->c->moved && layer <= WIDEST_CHOICE && width > WIDEST_CHOICE) width = WIDEST_CHOICE;
   int n = width;
   if (layer > width)
     n = layer / ((layer + width - 1) / width);
@@ -156,6 +176,7 @@ static void find_border(const rgi_layers *l, int index) {
   for (int32_t k = 0; k < g->nnode; k++) nodes += candidate_at(l, k) == best;
   if (nodes != 1) return;
   before->end = bit_of(before, best);
+  if (before->end < 0) return; /* a small one */
   x->border = x->n;
   x->of[x->border] = best;
 }
@@ -180,6 +201,32 @@ static void find_rows(const rgi_layers *l) {
     l->block[i].rows = (i ? l->block[i - 1].start : l->p->nt) - l->block[i].start;
 }
 
+static double moved_of(const rgi_layers *l, int candidate) {
+  return l->p->c->moved ? l->p->c->moved[candidate] : 0;
+}
+
+/* Leaves those with the most bytes, as many as have MOST_CHOICES choices. */
+static void set_small_apart(const rgi_layers *l, block *x) {
+  int order[RGI_WIDEST_LAYER], n = 0;
+  bool large[RGI_WIDEST_LAYER];
+  for (int i = 0; i < x->n; i++) {
+    int k = i;
+    for (; k > 0 && l->m->kept_bytes[x->of[order[k - 1]]] < l->m->kept_bytes[x->of[i]]; k--)
+      order[k] = order[k - 1];
+    order[k] = i;
+  }
+  for (int64_t i = 0, choices = FATES; i < x->n; i++) {
+    choices *= moved_of(l, x->of[order[i]]) > 0 ? FATES : 2;
+    large[order[i]] = choices <= MOST_CHOICES;
+  }
+  for (int i = 0; i < x->n; i++)
+    if (large[i])
+      x->of[n++] = x->of[i];
+    else
+      x->small[x->nsmall++] = x->of[i];
+  x->n = n;
+}
+
 static void cut(rgi_layers *l, int width) {
   const rgi_chooser *c = l->p->c;
   for (int i = 0; i < c->nfree;) {
@@ -190,6 +237,7 @@ static void cut(rgi_layers *l, int width) {
       x->of[k] = c->free[i++];
       l->block_of[x->of[k]] = l->nblock;
     }
+    if (c->moved) set_small_apart(l, x);
     l->nblock++;
   }
   for (int i = 1; i < l->nblock; i++) find_border(l, i);
@@ -244,12 +292,12 @@ static void add_lacks(const rgi_layers *l, block *x) {
     }
     const int by = p->need[i].by, bit = by < 0 ? -1 : bit_of(x, by);
     if (first != index || (by >= 0 && bit < 0)) continue;
-    lack *y = &x->lack[x->nlack++];
-    *y = (lack){.by = bit, .bytes = p->need[i].bytes};
+    lack y = {.by = bit, .bytes = p->need[i].bytes};
     for (int k = i; k < j; k++) {
       const int reader = bit_of(x, p->need[k].reader);
-      if (reader >= 0) y->readers |= 1u << reader;
+      if (reader >= 0) y.readers |= 1u << reader;
     }
+    if (y.readers) x->lack[x->nlack++] = y;
   }
 }
 
@@ -281,7 +329,9 @@ static rg_status describe(const rgi_layers *l, block *x, rg_error *e) {
   for (int i = 0; i < p->nvalue; i++) {
     const int32_t from = maker(l, p->value[i].tensor);
     const int u = from < 0 ? -1 : unit_at(x, from);
-    if (u >= 0) x->held[x->nheld++] = (held){u, p->value[i].last - x->start, p->value[i].bytes};
+    if (u >= 0)
+      x->held[x->nheld++] =
+          (held){u, p->value[i].first - x->start, p->value[i].last - x->start, p->value[i].bytes};
   }
   add_lacks(l, x);
   return RG_OK;
@@ -289,19 +339,23 @@ static rg_status describe(const rgi_layers *l, block *x, rg_error *e) {
 
 /* One number after the other, whatever it is. */
 static rg_status sign(const rgi_layers *l, block *x, rg_error *e) {
-  const size_t most = 8 + 2 * (size_t)x->n + (size_t)x->rows + 2 * (size_t)x->nreading +
-                      3 * (size_t)x->nheld + 3 * (size_t)x->nlack +
+  const size_t most = 8 + 3 * (size_t)x->n + (size_t)x->rows + 2 * (size_t)x->nreading +
+                      4 * (size_t)x->nheld + 3 * (size_t)x->nlack +
                       (2 + MOST_DEPS) * (size_t)x->nunit;
   double *s = x->signature = rgi_alloc_n(l->a, most, sizeof *s);
   if (!s) return rgi_nomem(e);
   const int counts[] = {x->n,     x->border, x->end,      x->rows,
                         x->nunit, x->nheld,  x->nreading, x->nlack};
   for (int i = 0; i < RGI_COUNT(counts); i++) *s++ = counts[i];
-  for (int i = 0; i < x->n; i++) *s++ = l->m->ms[x->of[i]], *s++ = l->p->bytes[x->of[i]];
+  for (int i = 0; i < x->n; i++) {
+    *s++ = l->m->ms[x->of[i]], *s++ = l->p->bytes[x->of[i]];
+    *s++ = moved_of(l, x->of[i]);
+  }
   for (int i = 0; i < x->rows; i++) *s++ = l->p->base[x->start + i];
   for (int i = 0; i < x->nreading; i++) *s++ = x->reading[i].row, *s++ = x->reading[i].unit;
   for (int i = 0; i < x->nheld; i++)
-    *s++ = x->held[i].unit, *s++ = x->held[i].last, *s++ = x->held[i].bytes;
+    *s++ = x->held[i].unit, *s++ = x->held[i].first, *s++ = x->held[i].last,
+    *s++ = x->held[i].bytes;
   for (int i = 0; i < x->nlack; i++)
     *s++ = x->lack[i].by, *s++ = x->lack[i].readers, *s++ = x->lack[i].bytes;
   for (int i = 0; i < x->nunit; i++) {
@@ -314,27 +368,37 @@ static rg_status sign(const rgi_layers *l, block *x, rg_error *e) {
 
 /* ---- its choices ---- */
 
-static void make(block *x, uint32_t set, int u, int32_t row) {
-  unit *y = &x->unit[u];
-  if (!(set >> y->bit & 1) || y->made <= row) return;
-  y->made = row;
-  for (int i = 0; i < y->ndep; i++) make(x, set, y->dep[i], row);
+static fate fate_of(choice set, int bit) {
+  return bit < 0 ? KEPT : (fate)((set.again >> bit & 1) | (set.away >> bit & 1) << 1);
 }
 
-static void needs_of(const rgi_layers *l, block *x, uint32_t set, option *o) {
+/* Also: brings back. */
+static void make(block *x, choice set, int u, int32_t row) {
+  unit *y = &x->unit[u];
+  const fate f = fate_of(set, y->bit);
+  if (f == KEPT || y->made <= row) return;
+  y->made = row;
+  for (int i = 0; i < y->ndep && f != AWAY; i++) make(x, set, y->dep[i], row);
+}
+
+static void needs_of(const rgi_layers *l, block *x, choice set, option *o) {
   for (int i = 0; i < x->nunit; i++) x->unit[i].made = INT32_MAX;
-  for (int i = 0; i < x->nreading; i++) make(x, set, x->reading[i].unit, x->reading[i].row);
+  for (int i = 0; i < x->nreading; i++)
+    if (fate_of(set, x->unit[x->reading[i].unit].bit) != BOTH)
+      make(x, set, x->reading[i].unit, x->reading[i].row);
   double *alive = l->alive;
   for (int32_t t = 0; t <= x->rows; t++) alive[t] = 0;
   for (int i = 0; i < x->nheld; i++) {
-    const int32_t made = x->unit[x->held[i].unit].made, from = made > 0 ? made : 0;
+    const unit *u = &x->unit[x->held[i].unit];
+    const int32_t made = fate_of(set, u->bit) == BOTH ? x->held[i].first : u->made,
+                  from = made > 0 ? made : 0;
     const int32_t to = x->held[i].last < x->rows ? x->held[i].last + 1 : x->rows;
     if (from >= to) continue;
     alive[from] += x->held[i].bytes;
     alive[to] -= x->held[i].bytes;
   }
   int32_t there = INT32_MAX;
-  for (int i = 0; i < x->nunit; i++)
+  for (int i = 0; i < x->nunit && o->in == AGAIN; i++)
     if (x->unit[i].bit == x->border) there = x->unit[i].made;
   double sum = 0;
   for (int32_t t = 0; t < x->rows; t++) {
@@ -345,39 +409,40 @@ static void needs_of(const rgi_layers *l, block *x, uint32_t set, option *o) {
 }
 
 /* What comes with the block's end. */
-static void spill_of(block *x, uint32_t set, option *o) {
+static void spill_of(block *x, choice set, option *o) {
   for (int i = 0; i < x->nunit; i++) x->unit[i].made = INT32_MAX;
   for (int i = 0; i < x->nunit; i++)
     if (x->unit[i].bit == x->end) make(x, set, i, -1);
   for (int i = 0; i < x->nunit; i++)
-    if (x->unit[i].bit == x->border && x->unit[i].made < 0) o->pulls = true;
+    if (x->unit[i].bit == x->border && x->unit[i].made < 0) o->pulls = o->in == AGAIN;
   for (int i = 0; i < x->nheld; i++) {
     const unit *u = &x->unit[x->held[i].unit];
-    if (u->made < 0 && u->bit != x->end && x->held[i].last >= -1) o->spill += x->held[i].bytes;
+    if (u->made < 0 && u->bit != x->end && x->held[i].last >= -1 && fate_of(set, u->bit) != BOTH)
+      o->spill += x->held[i].bytes;
   }
 }
 
-static option option_of(const rgi_layers *l, block *x, uint32_t set) {
-  option o = {.in = x->border >= 0 && set >> x->border & 1,
-              .out = x->end >= 0 && set >> x->end & 1};
-  for (int i = 0; i < x->n; i++)
-    if (set >> i & 1)
-      o.ms += l->m->ms[x->of[i]];
-    else
-      o.saved += l->p->bytes[x->of[i]];
+static option option_of(const rgi_layers *l, block *x, choice set) {
+  option o = {.in = (uint8_t)fate_of(set, x->border), .out = (uint8_t)fate_of(set, x->end)};
+  for (int i = 0; i < x->n; i++) {
+    const fate f = fate_of(set, i);
+    if (f & AGAIN) o.ms += l->m->ms[x->of[i]];
+    if (f & AWAY) o.moved += moved_of(l, x->of[i]);
+    if (f == KEPT) o.saved += l->p->bytes[x->of[i]];
+  }
   for (int i = 0; i < x->nlack; i++) {
     const lack *y = &x->lack[i];
-    if (set & y->readers && (y->by < 0 || !(set >> y->by & 1))) o.saved += y->bytes;
+    if (set.again & y->readers && !(fate_of(set, y->by) & AGAIN)) o.saved += y->bytes;
   }
   needs_of(l, x, set, &o);
-  if (o.out) spill_of(x, set, &o);
+  if (o.out == AGAIN) spill_of(x, set, &o);
   return o;
 }
 
 static int compare(const void *p, const void *q) {
   const option *a = p, *b = q;
-  const double x[] = {a->ms, a->saved, a->after, a->before, a->spill, a->pulls},
-               y[] = {b->ms, b->saved, b->after, b->before, b->spill, b->pulls};
+  const double x[] = {a->ms, a->saved, a->moved, a->after, a->before, a->spill, a->pulls},
+               y[] = {b->ms, b->saved, b->moved, b->after, b->before, b->spill, b->pulls};
   if (a->in != b->in) return a->in - b->in;
   if (a->out != b->out) return a->out - b->out;
   for (int i = 0; i < RGI_COUNT(x); i++)
@@ -386,17 +451,34 @@ static int compare(const void *p, const void *q) {
 }
 
 static bool no_worse(const option *a, const option *b) {
-  return a->ms <= b->ms && a->saved <= b->saved && a->after <= b->after && a->before <= b->before &&
-         a->spill <= b->spill && a->pulls <= b->pulls;
+  return a->ms <= b->ms && a->saved <= b->saved && a->moved <= b->moved && a->after <= b->after &&
+         a->before <= b->before && a->spill <= b->spill && a->pulls <= b->pulls;
+}
+
+/* The next choice of a block, as numbers are counted; false: that was the last. */
+static bool next_choice(const rgi_layers *l, const block *x, choice *set) {
+  const int bits = x->n + (x->border >= 0);
+  for (int i = 0; i < bits; i++) {
+    const uint32_t bit = 1u << i;
+    set->again ^= bit;
+    if (set->again & bit) return true;
+    if (!(moved_of(l, x->of[i]) > 0)) continue;
+    set->away ^= bit;
+    if (set->away & bit) return true;
+  }
+  return false;
 }
 
 /* All choices but those that another one is no worse than. */
 static rg_status list_options(const rgi_layers *l, block *x, rg_error *e) {
-  const int bits = x->n + (x->border >= 0);
-  option *all = rgi_malloc(l->m->g->ctx, sizeof *all << bits);
+  choice set = {0};
+  size_t most = 1, n = 0, kept = 0, from = 0;
+  for (int i = 0; i < x->n + (x->border >= 0); i++) most *= moved_of(l, x->of[i]) > 0 ? FATES : 2;
+  option *all = rgi_malloc(l->m->g->ctx, sizeof *all * most);
   if (!all) return rgi_nomem(e);
-  size_t n = 0, kept = 0, from = 0;
-  for (uint32_t set = 0; set < 1u << bits; set++) all[n++] = option_of(l, x, set);
+  do {
+    all[n++] = option_of(l, x, set);
+  } while (next_choice(l, x, &set));
   qsort(all, n, sizeof *all, compare);
   for (size_t i = 0; i < n; i++) {
     if (i && (all[i].in != all[kept - 1].in || all[i].out != all[kept - 1].out)) from = kept;
@@ -444,6 +526,7 @@ rg_status rgi_layers_open(const rgi_parts *p, int width, rgi_layers **out, rg_er
   for (size_t i = 0; i < n; i++) l->block_of[i] = -1;
   for (int32_t k = 0, row = 0; k < g->nnode; k++) l->row_of[k] = rgi_takes_row(g, k) ? row++ : -1;
   if (p->c->nfree == 0) return RG_OK;
+  l->price = p->c->moved ? p->c->moved_ms / 4 : 0;
   cut(l, width);
   return fill(l, e);
 }
@@ -451,27 +534,51 @@ rg_status rgi_layers_open(const rgi_parts *p, int width, rgi_layers **out, rg_er
 /* ---- the best of all blocks ---- */
 
 typedef struct way {
-  double cost, saved;
+  double cost, saved, moved;
 } way;
 
-/* kept: the end of the last block is; again[i]: it is recomputed, and spills i steps or more. */
+/* By the fate of the last block's end; again[i]: it spills i steps or more. */
 typedef struct table {
-  way kept, again[GRID + 1];
+  way plain[FATES], again[GRID + 1];
 } table;
 
-static void take(way *x, way from, const option *o, double price) {
-  const double cost = from.cost + o->ms + price * o->saved;
-  if (cost < x->cost) *x = (way){cost, from.saved + o->saved};
+typedef struct prices {
+  double saved, moved; /* of a byte */
+} prices;
+
+static void take(way *x, way from, const option *o, prices p) {
+  const double cost = from.cost + o->ms + p.saved * o->saved + p.moved * o->moved;
+  if (cost < x->cost) *x = (way){cost, from.saved + o->saved, from.moved + o->moved};
+}
+
+static void add(way *x, way y) {
+  *x = (way){x->cost + y.cost, x->saved + y.saved, x->moved + y.moved};
+}
+
+/* The cheapest that small values come to. */
+static way small_ones(const rgi_layers *l, const block *x, prices p) {
+  way sum = {0, 0, 0};
+  for (int i = 0; i < x->nsmall; i++) {
+    const int c = x->small[i];
+    const double bytes = l->p->bytes[c], moved = moved_of(l, c);
+    const option fates[] = {{.saved = bytes}, {.ms = l->m->ms[c]}, {.moved = moved}};
+    way best = {INFINITY, 0, 0};
+    for (int f = 0; f < (moved > 0 ? RGI_COUNT(fates) : AWAY); f++)
+      take(&best, (way){0, 0, 0}, &fates[f], p);
+    add(&sum, best);
+  }
+  return sum;
 }
 
 static int steps_of(double bytes, double step) {
   return bytes < step * GRID ? (int)(bytes / step) : GRID;
 }
 
-static table pass(const block *x, const table *t, double room, double price) {
+static table pass(const block *x, const table *t, double room, prices price) {
   const double step = room / GRID;
-  table next = {.kept.cost = INFINITY};
+  table next;
   way upto[GRID + 1]; /* the best that spills no more */
+  for (int f = 0; f < FATES; f++) next.plain[f].cost = INFINITY;
   for (int i = 0; i <= GRID; i++) {
     next.again[i].cost = INFINITY;
     upto[i] = t->again[i];
@@ -481,9 +588,9 @@ static table pass(const block *x, const table *t, double room, double price) {
     const option *o = &x->option[i];
     if (o->before > room || o->after > room) continue;
     const int spill = steps_of(o->spill, step), most = steps_of(room - o->after, step);
-    way *to = o->out ? &next.again[spill] : &next.kept;
-    if (!o->in || !o->pulls) {
-      take(to, o->in ? upto[most] : t->kept, o, price);
+    way *to = o->out == AGAIN ? &next.again[spill] : &next.plain[o->out];
+    if (o->in != AGAIN || !o->pulls) {
+      take(to, o->in == AGAIN ? upto[most] : t->plain[o->in], o, price);
       continue;
     }
     for (int k = 0; k <= most; k++)
@@ -493,37 +600,79 @@ static table pass(const block *x, const table *t, double room, double price) {
   return next;
 }
 
-static way cheapest(const rgi_layers *l, double room, double price) {
+static way cheapest(const rgi_layers *l, double room, prices price) {
   table t;
+  way small = {0, 0, 0};
+  for (int f = 0; f < FATES; f++) t.plain[f].cost = INFINITY;
   for (int i = 0; i <= GRID; i++) t.again[i].cost = INFINITY;
-  t.kept = (way){0, 0};
-  for (int i = 0; i < l->nblock; i++) t = pass(&l->block[i], &t, room, price);
-  return t.kept;
+  t.plain[KEPT] = small;
+  for (int i = 0; i < l->nblock; i++) {
+    t = pass(&l->block[i], &t, room, price);
+    add(&small, small_ones(l, &l->block[i], price));
+  }
+  add(&small, t.plain[KEPT]);
+  return small;
 }
 
 /* The Lagrangian is the least of lines, one for each way through; where the best known one of those
- * that save too much meets the best of the others, a better price is. */
-double rgi_layers_ms(rgi_layers *l, double room, double s1, double most) {
-  const double cap = s1 - l->p->fixed;
-  room += 1; /* what sums of doubles may be off by */
-  way much = cheapest(l, room, 0);
-  double much_ms = much.cost, best = much_ms;
+ * that save too much meets the best of the others, a better price is. *moved: at the best. */
+static double at_price(const rgi_layers *l, double room, double cap, double of_moved, double most,
+                       double *moved) {
+  prices price = {0, of_moved};
+  const double paid = of_moved > 0 ? of_moved * l->p->c->movable : 0;
+  way much = cheapest(l, room, price);
+  double much_ms = much.cost, best = much_ms - paid;
+  *moved = much.moved;
   if (much.saved <= cap) return best;
-  double price = l->m->all_ms + 1; /* a byte: no time is worth one */
+  price.saved = l->m->all_ms + 1; /* a byte: no time is worth one */
   way little = cheapest(l, room, price);
   if (!(little.saved <= cap)) return INFINITY;
-  double little_ms = little.cost - price * little.saved;
+  double little_ms = little.cost - price.saved * little.saved;
   for (int i = 0; i < PRICES && best < most; i++) {
-    price = (little_ms - much_ms) / (much.saved - little.saved);
+    price.saved = (little_ms - much_ms) / (much.saved - little.saved);
     const way x = cheapest(l, room, price);
-    const double ms = x.cost - price * x.saved, now = x.cost - price * cap;
-    const double meet = much_ms + price * (much.saved - cap);
+    const double ms = x.cost - price.saved * x.saved, now = x.cost - price.saved * cap - paid;
+    const double meet = much_ms + price.saved * (much.saved - cap) - paid;
     if (now > best) best = now;
-    if (now >= meet - 1e-9 * meet) break;
+    if (now >= meet - 1e-9 * fabs(meet)) break;
     if (x.saved > cap)
       much = x, much_ms = ms;
     else
       little = x, little_ms = ms;
+  }
+  /* the two that meet, by such parts that they save just that */
+  const double part = (cap - little.saved) / (much.saved - little.saved);
+  *moved = part * much.moved + (1 - part) * little.moved;
+  return best;
+}
+
+double rgi_layers_ms(rgi_layers *l, double room, double s1, double most) {
+  const double cap = s1 - l->p->fixed;
+  double moved;
+  room += 1; /* what sums of doubles may be off by */
+  if (!l->p->c->moved) return at_price(l, room, cap, 0, most, &moved);
+  /* As a function of the price of moved bytes the least is a hill of lines: from where it was
+   * highest last, uphill until the top lies between two prices, then to where their lines meet. */
+  const double limit = l->p->c->moved_ms, movable = l->p->c->movable;
+  prices low = {-INFINITY, 0}, high = {-INFINITY, 0}; /* saved: slopes; */
+  double low_ms = INFINITY, high_ms = INFINITY, best = -INFINITY, price = l->price;
+  for (int i = 0; i < MOVED_PRICES && best < most; i++) {
+    const double now = at_price(l, room, cap, price, most, &moved), slope = moved - movable;
+    if (now > best) best = now, l->price = price;
+    if (slope > 0)
+      low = (prices){slope, price}, low_ms = now;
+    else
+      high = (prices){slope, price}, high_ms = now;
+    if (slope == 0 || (price >= limit && slope > 0) || (price <= 0 && slope < 0)) break;
+    if (high_ms == INFINITY) {
+      price = price > 0 ? fmin(1.5 * price, limit) : limit / 64;
+    } else if (low_ms == INFINITY) {
+      price = price > limit / 64 ? price / 1.5 : 0;
+    } else {
+      price = (low_ms - high_ms + high.saved * high.moved - low.saved * low.moved) /
+              (high.saved - low.saved);
+      if (low_ms + low.saved * (price - low.moved) <= best + 1e-4 * fabs(best)) break;
+    }
   }
   return best;
 }

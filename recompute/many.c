@@ -9,11 +9,12 @@
    measured out in nodes replayed, never in time, so a choice is the same on every machine.
  */
 #include "search.h"
+#include <math.h>
 #include <stdlib.h>
 
 /* Work, in nodes replayed: some 10 ns each. */
 static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000,
-                     PROOF_WORK = 100000000;
+                     PROOF_WORK = 250000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
@@ -411,6 +412,40 @@ static bool room_to_spare(const search *s) {
   return s->low <= s->c->budget - s->c->budget / 16;
 }
 
+/* What the bound leaves open: nothing else need be decided. */
+static rg_status what_is_open(const rgi_chooser *c, rgi_chooser *open, rg_error *e) {
+  *open = *c;
+  open->nfree = 0;
+  open->free = rgi_alloc_n(c->m->arena, (size_t)c->nfree + 1, sizeof *open->free);
+  open->always = rgi_model_set(c->m);
+  if (!open->free || !open->always) return rgi_nomem(e);
+  memcpy(open->always, c->always, (size_t)c->m->words * sizeof *c->always);
+  for (int i = 0; i < c->nfree; i++) {
+    const bool kept = rgi_has(c->may[0], c->free[i]), again = rgi_has(c->may[1], c->free[i]);
+    if (kept && again) open->free[open->nfree++] = c->free[i];
+    if (!kept) rgi_put(open->always, c->free[i]);
+  }
+  return RG_OK;
+}
+
+/* Goes through all of that, if it is not too much. */
+static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
+  rgi_chooser open;
+  RGI_TRY(what_is_open(c, &open, e));
+  if (open.nfree > RGI_PROOF_LIMIT && open.nfree <= 2 * RGI_PROOF_LIMIT) {
+    const double before = c->bound_ms;
+    RGI_TRY(rgi_bound_find(bound, e)); /* with the better choice that there is by now */
+    c->bound_ms = fmax(before, c->bound_ms);
+    RGI_TRY(what_is_open(c, &open, e));
+  }
+  if (open.nfree > RGI_PROOF_LIMIT) return RG_OK;
+  RGI_TRY(rgi_prove(&open, PROOF_WORK, e));
+  c->best_ms = open.best_ms;
+  c->bound_ms = open.bound_ms;
+  c->explored = open.explored;
+  return RG_OK;
+}
+
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   search s;
   point q, known, *best;
@@ -430,6 +465,8 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (!(best = best_kept(&s, &q, order, DROP_WORK))) return RG_OK;
   c->best_ms = best->ms;
   c->bound_ms = 0;
+  for (int v = 0; v < 2; v++)
+    if (!(c->may[v] = rgi_model_set(c->m))) return rgi_nomem(e);
   if (!c->brief) RGI_TRY(rgi_bound_open(c, &bound, e));
   if (!c->brief) RGI_TRY(rgi_bound_find(bound, e));
   const double near = c->brief ? 0 : c->bound_ms + NEAR * s.m->all_ms;
@@ -439,8 +476,7 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (best->ms > near) swap(&s, best, &q, order, near);
   RGI_TRY(settle(&s, best, &q, least ? &known : NULL, order, near, e));
   if (!c->found) return RG_OK;
-  if (!c->brief && c->best_ms > near && s.n <= RGI_PROOF_LIMIT)
-    RGI_TRY(rgi_prove(c, PROOF_WORK, e));
+  if (!c->brief && c->best_ms > near) RGI_TRY(prove(c, bound, e));
   c->optimal = c->best_ms <= c->bound_ms;
   return RG_OK;
 }

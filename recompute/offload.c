@@ -35,7 +35,7 @@ enum {
   FEW_NODES = 12
 };
 static const double NEAR = 0.01;            /* of the whole time: near enough to the best */
-enum { BOUNDS = 6 };                        /* waits told apart */
+enum { BOUNDS = 6, MOST_WAYS = 64 };        /* waits told apart; what no byte is worth */
 static const int64_t PROOF_WORK = 20000000; /* nodes replayed, for each */
 
 /* A copy of one tensor there and back. */
@@ -313,12 +313,10 @@ static rg_status least_ms(search *s, int64_t budget, double free, double most, d
   c->found = false;
   c->best_ms = most;
   c->bound_ms = 0;
-  if (c->nfree <= RGI_EXACT_LIMIT) {
+  if (c->nfree <= RGI_EXACT_LIMIT)
     RGI_TRY(rgi_choose_exact(c, e));
-  } else {
-    RGI_TRY(rgi_bound_find(s->bound, e));
-    if (c->bound_ms < most && c->nfree <= RGI_PROOF_LIMIT) RGI_TRY(rgi_prove(c, PROOF_WORK, e));
-  }
+  else
+    RGI_TRY(rgi_prove(c, PROOF_WORK, e));
   *out = fmin(c->bound_ms, most); /* that nothing was found proves nothing */
   return RG_OK;
 }
@@ -331,20 +329,39 @@ static rg_status open_bound(search *s, rg_error *e) {
   s->named_ms = waits[0] + waits[1];
   RGI_TRY(rgi_model_create(s->named, s->profile, &mem, &s->model, e));
   RGI_TRY(rgi_chooser_by(&s->chooser, s->model, s->policy, e));
-  return s->chooser.nfree <= RGI_EXACT_LIMIT ? RG_OK : rgi_bound_open(&s->chooser, &s->bound, e);
+  double *moved = rgi_alloc_n(s->arena, (size_t)s->model->ncandidate + 1, sizeof *moved);
+  if (!moved) return rgi_nomem(e);
+  for (int i = 0; i < s->nall; i++)
+    if (s->model->candidate_of[s->offer[i].origin] >= 0)
+      moved[s->model->candidate_of[s->offer[i].origin]] = (double)s->offer[i].bytes;
+  s->chooser.moved = moved;
+  return rgi_bound_open(&s->chooser, &s->bound, e);
 }
 
-/* At most `total`: what no choice of either kind beats. Whoever waits longer may have moved more:
- * waits between `from` and that of the next, and what they and the rest take at least. The one that
- * is least is halved until it is `near`. */
-static rg_status bound(search *s, int64_t budget, double total, double near, double *out,
-                       rg_error *e) {
+/* At most `total`: what no choice of either kind beats. Whoever waits longer may have moved more,
+ * by what the link moves in that time. */
+static rg_status bound_of_many(search *s, int64_t budget, double room, double total, double *out,
+                               rg_error *e) {
+  rgi_chooser *c = &s->chooser;
+  const double from = fmin(s->named_ms, total);
+  c->budget = budget;
+  c->movable = fmin(movable(s, from, total), room);
+  c->moved_ms = (c->movable < room ? s->profile->cuda ? 1 : 2 : MOST_WAYS) * s->way;
+  c->best_ms = total - from;
+  c->bound_ms = 0;
+  RGI_TRY(rgi_bound_find(s->bound, e));
+  *out = from + c->bound_ms;
+  return RG_OK;
+}
+
+/* The same for few. Waits between `from` and that of the next, and what they and the rest take at
+ * least; the one that is least is halved until it is `near`. */
+static rg_status bound_of_few(search *s, int64_t budget, double room, double total, double near,
+                              double *out, rg_error *e) {
   struct {
     double from, again; /* ms */
   } all[BOUNDS + 1];
-  const double room = fmin(s->all, fmax((double)(s->policy->host - s->host), 0));
   int n = 1, least = 0;
-  if (!s->model) RGI_TRY(open_bound(s, e));
   all[0].from = fmin(s->named_ms, total);
   RGI_TRY(least_ms(s, budget, fmin(movable(s, total, total), room), total - all[0].from,
                    &all[0].again, e));
@@ -361,6 +378,19 @@ static rg_status bound(search *s, int64_t budget, double total, double near, dou
     all[least].again = fmax(all[least].again, all[least + 1].again);
     all[least + 1].again = fmin(all[least + 1].again, total - middle);
   }
+}
+
+static rg_status bound(search *s, int64_t budget, double total, double near, double *out,
+                       rg_error *e) {
+  const double room = fmin(s->all, fmax((double)(s->policy->host - s->host), 0));
+  double few = 0;
+  *out = 0;
+  if (!s->model) RGI_TRY(open_bound(s, e));
+  RGI_TRY(bound_of_many(s, budget, room, total, out, e));
+  if (*out < near && s->chooser.nfree <= RGI_PROOF_LIMIT)
+    RGI_TRY(bound_of_few(s, budget, room, total, near, &few, e));
+  *out = fmax(*out, few);
+  return RG_OK;
 }
 
 /* ---- the whole ---- */
@@ -644,7 +674,7 @@ rg_status rgi_recompute_offload(const rgi_graph *g, const rg_policy *policy,
   c->wait_ms = best.ms[0] + best.ms[1];
   c->bound_ms = least_ms;
   c->optimal = best.total - least_ms <= 1e-9;
-  c->gap = c->optimal ? 0 : (best.total - least_ms) / best.total;
+  c->gap = c->optimal ? 0 : (best.total - least_ms) / c->all_ms;
   for (int i = 0; i < s.nall; i++) {
     if (!best.away[s.offer[i].origin]) continue;
     const int o = s.offer[i].origin;

@@ -51,30 +51,42 @@ static double least_time(const proof *p, int64_t bytes) {
   return bytes > 0 ? p->best : ms;
 }
 
-static rg_status explore(proof *p, int depth, double ms, rg_error *e) {
+/* A better choice, if memplan says so. */
+static rg_status consider(proof *p, double ms, bool *taken, rg_error *e) {
+  RGI_TRY(rgi_chooser_fits(p->c, p->set, taken, e));
+  if (!*taken) return RG_OK;
+  memcpy(p->c->best, p->set, (size_t)p->m->words * sizeof *p->set);
+  p->best = p->c->best_ms = ms;
+  return RG_OK;
+}
+
+/* above: bytes that p->set, of so much time and with nothing else chosen, is above the budget at
+ * least. */
+static rg_status explore(proof *p, int depth, double ms, int64_t above, rg_error *e);
+
+/* The same, with the candidate just put into p->set, which has not been looked at. */
+static rg_status look(proof *p, int depth, double ms, rg_error *e) {
   if (p->work <= 0 || ms >= p->best) return RG_OK;
   p->work -= p->m->g->nnode;
-  rgi_taken x = rgi_replay_run(p->m->replay, p->set, p->used);
+  const rgi_taken x = rgi_replay_run(p->m->replay, p->set, p->used);
   if (rgi_figure(p->c, x) <= p->c->budget) {
-    bool yes;
+    bool taken = false;
     const double takes = rgi_model_ms(p->m, p->used) + x.wait_ms;
-    if (takes < p->best) {
-      RGI_TRY(rgi_chooser_fits(p->c, p->set, &yes, e));
-      if (yes) {
-        memcpy(p->c->best, p->set, (size_t)p->m->words * sizeof *p->set);
-        p->best = p->c->best_ms = takes;
-        return RG_OK; /* recomputing more only takes longer */
-      }
-    }
+    if (takes < p->best) RGI_TRY(consider(p, takes, &taken, e));
+    if (taken) return RG_OK; /* recomputing more only takes longer */
+    rgi_replay_run(p->m->replay, p->set, p->used);
   }
-  const int64_t above =
-      x.saved + (p->c->of_saved ? 0 : rgi_replay_scratch(p->m->replay)) - p->c->budget;
-  if (depth == p->c->nfree || ms + least_time(p, above) >= p->best) return RG_OK;
+  const int64_t scratch = p->c->of_saved ? 0 : rgi_replay_scratch(p->m->replay);
+  return explore(p, depth, ms, x.saved + scratch - p->c->budget, e);
+}
+
+static rg_status explore(proof *p, int depth, double ms, int64_t above, rg_error *e) {
+  if (p->work <= 0 || depth == p->c->nfree || ms + least_time(p, above) >= p->best) return RG_OK;
   const int i = p->order[depth];
   p->open[i] = false;
-  RGI_TRY(explore(p, depth + 1, ms, e));
+  RGI_TRY(explore(p, depth + 1, ms, above, e));
   rgi_put(p->set, i);
-  RGI_TRY(explore(p, depth + 1, ms + p->m->ms[i], e));
+  RGI_TRY(look(p, depth + 1, ms + p->m->ms[i], e));
   rgi_drop(p->set, i);
   p->open[i] = true;
   return RG_OK;
@@ -93,7 +105,7 @@ rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e) {
   rgi_replay_run(c->m->replay, p.set, p.used);
   const double forced = rgi_model_ms(c->m, p.used); /* more of it is used the more is chosen */
   p.best = c->best_ms * (1 - 1e-9);
-  RGI_TRY(explore(&p, 0, forced, e));
+  RGI_TRY(look(&p, 0, forced, e));
   if (p.work > 0) c->bound_ms = c->best_ms;
   return RG_OK;
 }

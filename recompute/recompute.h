@@ -48,7 +48,7 @@ typedef struct rgi_choice {
   double wait_ms;  /* model time of offloading, where the budget chose what is offloaded, too */
   /* no choice within the budget takes less than this of both; == their sum where optimal */
   double bound_ms;
-  double gap; /* (extra_ms + wait_ms - bound_ms) by their sum, 0 where optimal */
+  double gap; /* (extra_ms + wait_ms - bound_ms) by all_ms, 0 where optimal */
   bool optimal;
   int64_t explored;                  /* choices looked at; 0 where the policy left none */
   int64_t saved_before, peak_before; /* bytes with everything kept */

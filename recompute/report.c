@@ -37,8 +37,7 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
                    c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
                    c->explored == 1 ? "" : "s");
     if (c->gap > 0)
-      rgi_buf_printf(out, ", at most %.2f %% of the whole time too many",
-                     100 * (c->extra_ms + c->wait_ms - c->bound_ms) / c->all_ms);
+      rgi_buf_printf(out, ", at most %.2f %% of the whole time too many", 100 * c->gap);
   }
   if (c->named)
     rgi_buf_printf(out, "; %d node%s as the policy names %s", c->named, c->named == 1 ? "" : "s",

@@ -41,9 +41,10 @@ typedef struct rgi_lane {
   int32_t n;
   double *ms; /* per step; 0: computed again */
   bool *copy;
-  double *start; /* when, by what computes */
-  double *at;    /* per copy: when its window ends (forward) or begins (backward) */
-  int32_t *next; /* per place in the new order: the step */
+  double *start;  /* when, by what computes */
+  double *at;     /* per copy: when its window ends (forward) or begins (backward) */
+  double *latest; /* … of the way back: when it has to begin at the latest */
+  int32_t *next;  /* per place in the new order: the step */
 } rgi_lane;
 rg_status rgi_lane_open(rgi_lane *w, size_t n, rgi_arena *a, rg_error *e);
 /* Fills `next` from n, ms and copy; returns what is waited for. */
@@ -137,6 +138,11 @@ typedef struct rgi_chooser {
   int *free, nfree; /* candidates that may be chosen or not … */
   uint64_t *always; /* … those that are chosen in any case; the others are kept */
   bool brief;       /* rgi_choose_many: search a while, and bound nothing */
+  /* For bounds alone: candidates may also leave, of which backward then reads what comes back; this
+   * moves so many bytes of each (0: it can't leave; NULL: none can). `movable` bytes in all take no
+   * time, each that is more `moved_ms`. */
+  const double *moved;
+  double movable, moved_ms;
   /* the answer */
   bool found;
   /* among the sets within the budget, one of the least model time that was found */
@@ -144,6 +150,9 @@ typedef struct rgi_chooser {
   double best_ms;  /* of it */
   double bound_ms; /* no set within the budget takes less */
   bool optimal;
+  /* candidates that are kept, and computed again, in some set of less time than best_ms, for all
+   * that rgi_bound_find() knows; NULL: nobody asks */
+  uint64_t *may[2];
   int64_t explored; /* sets that were packed */
 } rgi_chooser;
 

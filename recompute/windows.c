@@ -13,8 +13,11 @@
    So lifetimes follow from the order as they always do, edges follow from bytes, and nothing but
    this file knows of windows. What the copies last beyond what is computed is waited for. Windows
    are SLACK times as long as the copies: the model's times are not exact, and bytes given away too
-   early are waited for, too. What is computed again takes no time here: windows are the longer for
-   it, and do not hang on what that is but for where it wants something back.
+   early are waited for, too. On the way back a window that begins in the middle of a step lasts
+   from behind that step, if the copy alone is in time then: else a long step, as the backward of
+   attention with its workspace, would have the next layer's input lie beside it for nothing. What
+   is computed again takes no time here: windows are the longer for it, and do not hang on what that
+   is but for where it wants something back.
  */
 #include "search.h"
 
@@ -46,11 +49,13 @@ static double leave(rgi_lane *w, double end) {
 /* Backward: each as late as the next copy and its first reader, directly behind it so far, allow.
  * What readers wait for at most. */
 static double come_back(rgi_lane *w, double end) {
-  double late = 0, sum = 0, next = end;
+  double late = 0, sum = 0, next = end, last = end;
   for (int32_t k = w->n - 1; k >= 0; k--) {
     if (!w->copy[k]) continue;
     if (next > w->start[k]) next = w->start[k];
+    if (last > w->start[k]) last = w->start[k];
     w->at[k] = next -= SLACK * w->ms[k];
+    w->latest[k] = last -= w->ms[k];
   }
   for (int32_t k = 0; k < w->n; k++) {
     if (!w->copy[k]) continue;
@@ -62,8 +67,8 @@ static double come_back(rgi_lane *w, double end) {
 
 /* May a copy stand before step k, which computes? */
 static bool due(const rgi_lane *w, int32_t copy, int32_t k, bool backward) {
-  if (backward) return w->at[copy] < w->start[k] + w->ms[k]; /* begins by then */
-  return copy < k && w->at[copy] <= w->start[k];             /* is over */
+  if (backward) return w->at[copy] < w->start[k] || w->latest[copy] < w->start[k] + w->ms[k];
+  return copy < k && w->at[copy] <= w->start[k]; /* is over */
 }
 
 /* What computes stays in its own order, and so do copies. */
@@ -94,8 +99,9 @@ rg_status rgi_lane_open(rgi_lane *w, size_t n, rgi_arena *a, rg_error *e) {
                   .copy = rgi_alloc_n(a, n + 1, sizeof *w->copy),
                   .start = rgi_alloc_n(a, n + 1, sizeof *w->start),
                   .at = rgi_alloc_n(a, n + 1, sizeof *w->at),
+                  .latest = rgi_alloc_n(a, n + 1, sizeof *w->latest),
                   .next = rgi_alloc_n(a, n + 1, sizeof *w->next)};
-  return w->ms && w->copy && w->start && w->at && w->next ? RG_OK : rgi_nomem(e);
+  return w->ms && w->copy && w->start && w->at && w->latest && w->next ? RG_OK : rgi_nomem(e);
 }
 
 static void reorder(rgi_graph *g, const rgi_node *old, const rgi_lane *w, int32_t first) {

@@ -29,8 +29,7 @@ function numbers() {
     ...(r && backward ? [tile("computed again", r.extra_ms, again ? ms(r.extra_ms) : "nothing",
           again ? `${again} of ${r.nodes.filter((n) => n.candidate).length} nodes${
             r.preset === "budget" ? r.optimal ? "; no choice is faster" :
-                                                `; at most ${percent(100 * r.gap)} above the best` :
-                                                ""            }` :
+              `; at most ${percent(100 * r.gap)} of the whole time too many` : ""}` :
                                                 "backward reads what was kept")] :
                         []),
   ];

@@ -485,7 +485,8 @@ cat >raw.json <<'PROFILE'
 PROFILE
 expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" \
   --set T=64 --profile raw.json
-expect 2 "no profile 'own'" plan one.json "${small[@]}" --set T=64 --profile own
+expect 2 "no profile 'own': .*: cpu h200 a100 l40s rtx4090 b200, the name" plan \
+  one.json "${small[@]}" --set T=64 --profile own
 expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
 checks=$((checks + 4))
 where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: into the cache folder'
