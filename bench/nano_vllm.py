@@ -8,7 +8,8 @@ PATH are checkouts of GeeeekExplorer/nano-vllm and mdy666/Scalable-Flash-Native-
 which has the fork in it. A model of random weights, 12 layers of NSA with 64/4 heads of 128, as the
 fork's own bench.py has it; the same weights in both. Steps of single tokens by the whole engine:
 its scheduler, tables, captured graph, sampling. No prompt is run: sequences get their pages, and
-caches, compressed rows too, hold random numbers.
+caches, compressed rows too, hold random numbers. Ours goes one step ahead of the host; "waiting" is
+what a step takes where it doesn't.
 
 Each engine is a process. Both get ready side by side (imports, weights, what is compiled), then one
 after the other has the memory and the time to itself. A capacity is what tables and buffers have
@@ -257,7 +258,12 @@ class Engine:
             self.graph(batch, capacity)
             with torch.inference_mode():
                 logits = self.runner.model.compute_logits(self.runner.graph_vars["outputs"][:batch])
-            self.runner.sampler(logits, torch.full((batch,), 0.6, device=logits.device))
+                warm = torch.full((batch,), 0.6, device=logits.device)
+                if self.side == "regraph":
+                    from regraph.draw import draw
+
+                    draw(logits, warm)
+            self.runner.sampler(logits, warm.clone())
         self.runner.graphs = self.runner.graph_vars = self.runner.graph_pool = None
         self.shapes = {name: weight.shape for name, weight in self.weights()}
         for _, weight in self.weights():
@@ -279,13 +285,22 @@ class Engine:
         model.lm_head.weight.data = model.model.embed_tokens.weight.data
         self.take(max(self.blocks(batch, context) for context, batch, _ in cases))
 
+    def times(self, context, batch, ahead, steps=STEPS):
+        """Seconds of each step, those to warm up left out."""
+        vars(self.llm).pop("_ahead", None)
+        if not ahead:
+            self.llm._ahead = None
+        self.start(batch, context - WARM - steps - 1)
+        self.run(batch, WARM)
+        return self.run(batch, steps)
+
     def measure(self, context, batch, capacity):
         import torch
 
         self.graph(batch, capacity)
-        self.start(batch, context - WARM - STEPS - 1)
-        self.run(batch, WARM)
-        times = self.run(batch, STEPS)
+        times = waiting = self.times(context, batch, False)
+        if self.side == "regraph":
+            times = self.times(context, batch, True)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         graph = next(iter(self.runner.graphs.values()))
         events[0].record()
@@ -294,7 +309,23 @@ class Engine:
         events[1].record()
         events[1].synchronize()
         return {"tokens": batch * STEPS / sum(times), "ms": 1e3 * statistics.mean(times),
+                "waiting_ms": 1e3 * statistics.mean(waiting),
                 "graph_ms": events[0].elapsed_time(events[1]) / 8}
+
+    def profile(self, context, batch, steps=8):
+        """Microseconds of a step's kernels, how many there are, by name; the longest first."""
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            self.times(context, batch, True, steps - WARM)
+        found = {}
+        for event in seen.events():
+            if event.device_type == DeviceType.CUDA:
+                count, time = found.get(event.name, (0, 0))
+                found[event.name] = count + 1, time + event.time_range.elapsed_us()
+        return sorted(([time / steps, count / steps, name] for name, (count, time) in
+                       found.items()), reverse=True)
 
 
 def engine(args):
@@ -305,7 +336,10 @@ def engine(args):
     sys.stdin.readline()
     one.go(cases)
     for case in cases:
-        print(json.dumps(one.measure(*case)), flush=True)
+        row = one.measure(*case)
+        if args.profile:
+            row["profile"] = one.profile(*case[:2])
+        print(json.dumps(row), flush=True)
     os._exit(0)  # what it holds is freed at once
 
 
@@ -319,6 +353,8 @@ def main():
     parser.add_argument("--seed", type=Path, help="a checkout of the Triton NSA")
     parser.add_argument("--cases", type=json.loads, default=CASES,
                         help="[[context, sequences, capacity], …]")
+    parser.add_argument("--profile", action="store_true",
+                        help="print the kernels of a step of ours, too: us, how many, name")
     parser.add_argument("--after", type=Path, help="wait until this file is there before the times")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -328,8 +364,10 @@ def main():
     sides = [side for side in SIDES if side == "regraph" or args.seed]
     command = [sys.executable, __file__, "--nano", args.nano, "--cases", json.dumps(args.cases)]
     command += ["--seed", args.seed] if args.seed else []
-    running = {side: subprocess.Popen([*command, "--side", side], text=True, stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE) for side in sides}
+    more = {"regraph": ["--profile"] if args.profile else [], "seed": []}
+    running = {side: subprocess.Popen([*command, "--side", side, *more[side]], text=True,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+               for side in sides}
     said = {side: [] for side in sides}
     for process in running.values():
         for line in process.stdout:
@@ -340,16 +378,24 @@ def main():
     for side, process in running.items():
         said[side] = [json.loads(line) for line in process.communicate("\n")[0].splitlines()
                       if line.startswith("{")]
-    print("| context (batch) | capacity | " + " | ".join(
-        f"{side}, tokens/s | step, ms | its graph" for side in sides) + " | ratio |")
-    print("|---" * (3 * len(sides) + 3) + "|")
+    columns = {"tokens": "tokens/s", "ms": "step, ms", "waiting_ms": "waiting",
+               "graph_ms": "its graph"}
+    shown = [(side, key) for side in sides for key in columns
+             if side == "regraph" or key != "waiting_ms"]
+    print("| context (batch) | capacity | " +
+          " | ".join(f"{side}, {columns[key]}" for side, key in shown) + " | ratio |")
+    print("|---" * (len(shown) + 3) + "|")
     for i, (context, batch, capacity) in enumerate(args.cases):
-        row = [said[side][i] if i < len(said[side]) else None for side in sides]
-        cells = [f"{one['tokens']:.0f} | {one['ms']:.2f} | {one['graph_ms']:.2f}" if one else
-                 "failed | – | –" for one in row]
-        both = all(row) and len(row) == 2
-        ratio = f"{row[0]['tokens'] / row[1]['tokens']:.2f}" if both else "–"
+        row = {side: said[side][i] if i < len(said[side]) else None for side in sides}
+        cells = [f"{row[side][key]:.{0 if key == 'tokens' else 2}f}" if row[side] else "failed"
+                 for side, key in shown]
+        ratio = "–"
+        if len(row) == 2 and all(row.values()):
+            ratio = f"{row['regraph']['tokens'] / row['seed']['tokens']:.2f}"
         print(f"| {context >> 10}K ({batch}) | {capacity >> 10}K | {' | '.join(cells)} | {ratio} |")
+    for (context, batch, _), one in zip(args.cases, said["regraph"]):
+        for time_us, count, name in one.get("profile", []):
+            print(f"{context >> 10}K ({batch}) {time_us:9.1f} {count:6.1f}  {name[:90]}")
     sys.exit(not all(len(one) == len(args.cases) for one in said.values()))
 
 

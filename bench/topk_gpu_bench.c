@@ -2,13 +2,14 @@
 
      topk_gpu_bench [-T n] [-H n] [--kh n] [-D n] [--dtype f32|f16|bf16] [--kernel n]
                     [--stride n] [--block n] [--top n] [--init n] [--local n]
-                    [--dot] [--max] [--runs n] [--plain] [--check]
+                    [--dot] [--relu] [--max] [--runs n] [--plain] [--check]
 
    One sequence, standard normal q and k, lse as uniform attention would have it. Prints the path
    taken, the median of the runs, the rate of useful operations and the workspace. --plain times the
    plain path, --check says how many indices differ from the plain path's (ties and rounding make a
    few).
  */
+#include "../kernels/attn/topk.h"
 #include "gpu.h"
 #include <math.h>
 
@@ -17,7 +18,7 @@ extern const rg_op rgi_op_topk;
 typedef struct options {
   const char *dtype;
   int64_t T, H, KH, D, kernel, stride, block, top, init, local, runs;
-  bool dot, max, plain, check;
+  bool dot, relu, max, plain, check;
 } options;
 
 static void time_call(const options *o, gpu_call *x, int64_t runs) {
@@ -29,7 +30,10 @@ static void time_call(const options *o, gpu_call *x, int64_t runs) {
          "ws %.1f MB  %s\n",
          (long long)o->T, (long long)o->H, (long long)o->KH, (long long)o->D, o->dtype,
          (long long)o->kernel, (long long)o->stride, (long long)o->block, (long long)o->top,
-         o->dot ? " dot" : "", ms, x->best, cost.flops / ms * 1e-9, (double)x->workspace * 1e-6,
+         o->dot    ? " dot"
+         : o->relu ? " relu"
+                   : "",
+         ms, x->best, cost.flops / ms * 1e-9, (double)x->workspace * 1e-6,
          rgi_op_topk.cuda_path(&x->c));
   fflush(stdout);
 }
@@ -53,7 +57,8 @@ static void measure(const options *o, rg_dtype dtype) {
   if (o->plain) q.align = 4;
   gpu_in(&x, "q", q);
   gpu_in(&x, "k", gpu_normal(dtype, 3, o->T / o->stride, o->KH, o->D, 1));
-  if (!o->dot) gpu_in(&x, "lse", gpu_filled(gpu_tensor(RG_F32, 2, o->T, o->H, 0), lse));
+  if (o->relu) gpu_in(&x, "weight", gpu_normal(dtype, 2, o->T, o->H, 0, 1));
+  if (!o->dot && !o->relu) gpu_in(&x, "lse", gpu_filled(gpu_tensor(RG_F32, 2, o->T, o->H, 0), lse));
   gpu_in(&x, "cu_seqlens", gpu_filled(gpu_tensor(RG_I32, 1, 2, 0, 0), cu));
   const rg_arg out = gpu_out(&x, "idx", gpu_tensor(RG_I32, 3, o->T, o->KH, o->top));
   free(lse);
@@ -63,7 +68,7 @@ static void measure(const options *o, rg_dtype dtype) {
   gpu_int(&x, "top_n", o->top);
   gpu_int(&x, "init", o->init);
   gpu_int(&x, "local", o->local);
-  gpu_int(&x, "score", o->dot);
+  gpu_int(&x, "score", o->relu ? RGK_TOPK_BY_RELU : o->dot);
   gpu_int(&x, "pool", o->max);
   time_call(o, &x, o->runs);
   if (!o->check) return;
@@ -89,7 +94,8 @@ static void measure(const options *o, rg_dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-  options o = {"bf16", 8192, 64, 4, 128, 32, 16, 64, 16, 1, 2, 11, false, false, false, false};
+  options o = {"bf16", 8192, 64, 4,     128,   32,    16,    64,   16,
+               1,      2,    11, false, false, false, false, false};
   const gpu_flag flags[] = {{"-T", 0, &o.T, 0},
                             {"-H", 0, &o.H, 0},
                             {"--kh", 0, &o.KH, 0},
@@ -102,6 +108,7 @@ int main(int argc, char **argv) {
                             {"--local", 0, &o.local, 0},
                             {"--runs", 0, &o.runs, 0},
                             {"--dot", 0, 0, &o.dot},
+                            {"--relu", 0, 0, &o.relu},
                             {"--max", 0, 0, &o.max},
                             {"--plain", 0, 0, &o.plain},
                             {"--check", 0, 0, &o.check},

@@ -12,7 +12,6 @@
  */
 #include "../kernels/blas.h"
 #include "../kernels/session.h"
-#include "../ops/cuda/attn.h"
 #include "cuda_graph.h"
 
 #include <stdio.h>
@@ -187,27 +186,6 @@ static rg_status make_marks(rg_session *s, rg_error *e) {
   return RG_OK;
 }
 
-/* Kernels that any GPU from 8.0 on has are there as PTX: a plan for an older GPU runs on a newer
- * one, by the older one's kernels and where its tiles fit. Hopper's own are machine code for Hopper
- * alone. */
-static rg_status check_gpu(const rg_plan *plan, const rg_gpu *here, rg_error *e) {
-  const int cc = plan->gpu.cc, wants = rgi_cuda_block_kb(&plan->gpu), has = rgi_cuda_block_kb(here);
-  if (here->cc < cc || (cc == 90 && here->cc > 90))
-    return rgi_fail(
-        e, RG_E_DEVICE, NULL, NULL,
-        "the plan is for compute capability %d.%d%s, the GPU has %d.%d; make the plan on "
-        "this machine or with its profile",
-        cc / 10, cc % 10, cc == 90 && here->cc > 90 ? " alone" : "", here->cc / 10, here->cc % 10);
-  if (has < wants)
-    return rgi_fail(
-        e, RG_E_DEVICE, NULL, NULL,
-        "the plan is for compute capability %d.%d, where a block has %d KB of shared "
-        "memory; on the GPU, %d.%d, it has %d; make the plan on this machine or with its "
-        "profile",
-        cc / 10, cc % 10, wants, here->cc / 10, here->cc % 10, has);
-  return RG_OK;
-}
-
 static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e) {
   rg_gpu here;
   const char *eager = getenv("REGRAPH_EAGER");
@@ -220,7 +198,7 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   d->now = rgi_alloc_n(s->arena, (size_t)rgi_cuda_addresses(s->plan), sizeof *d->now);
   if (!d->now) return rgi_nomem(e);
   RGI_TRY(rgi_cuda_device(&here, e));
-  RGI_TRY(check_gpu(s->plan, &here, e));
+  RGI_TRY(rgi_plan_runs_on(s->plan, &here, e));
   RGI_TRY(rgi_cuda_status(cudaGetDevice(&d->id), "asking for the GPU", NULL, e));
   RGI_TRY(rgi_cuda_status(
       cudaHostAlloc((void **)&d->flag, RGI_FLAG_WORDS * sizeof *d->flag, cudaHostAllocMapped),

@@ -1,10 +1,12 @@
 /* exec/nodes.c: a plan's nodes one by one, for callers and for the reports: what each is, which
-   kernels it takes, what it writes and what the cost model makes of it.
+   kernels it takes, what it writes and what the cost model makes of it; and which GPUs have such
+   kernels.
 
    Nodes stand in the order in which they run. A view runs nothing: no step, no byte written, no
    cost.
  */
 #include "plan.h"
+#include "../ops/cuda/attn.h"
 
 /* The step of node n, or -1. Steps are in the order of their nodes. */
 static int32_t step_of(const rg_plan *plan, int32_t n) {
@@ -33,6 +35,27 @@ const char *rgi_plan_path(const rg_plan *plan, int32_t i) {
   const rgi_step *s = &plan->step[i];
   const rg_op *op = plan->graph->node[s->node].op;
   return plan->cuda && op->cuda_path ? op->cuda_path(&s->call) : NULL;
+}
+
+/* Kernels that any GPU from 8.0 on has are there as PTX: a plan for an older GPU runs on a newer
+ * one, by the older one's kernels and where its tiles fit. Hopper's own are machine code for Hopper
+ * alone. */
+rg_status rgi_plan_runs_on(const rg_plan *plan, const rg_gpu *here, rg_error *e) {
+  const int cc = plan->gpu.cc, wants = rgi_cuda_block_kb(&plan->gpu), has = rgi_cuda_block_kb(here);
+  if (here->cc < cc || (cc == 90 && here->cc > 90))
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the plan is for compute capability %d.%d%s, the GPU has %d.%d; make the plan on "
+        "this machine or with its profile",
+        cc / 10, cc % 10, cc == 90 && here->cc > 90 ? " alone" : "", here->cc / 10, here->cc % 10);
+  if (has < wants)
+    return rgi_fail(
+        e, RG_E_DEVICE, NULL, NULL,
+        "the plan is for compute capability %d.%d, where a block has %d KB of shared "
+        "memory; on the GPU, %d.%d, it has %d; make the plan on this machine or with its "
+        "profile",
+        cc / 10, cc % 10, wants, here->cc / 10, here->cc % 10, has);
+  return RG_OK;
 }
 
 rg_status rg_plan_node(const rg_plan *plan, size_t i, rg_node_info *out) {

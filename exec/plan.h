@@ -133,6 +133,9 @@ double rgi_plan_leads(const rg_plan *plan, int32_t from, int32_t to, double *lea
 bool rgi_leads_first(double leads, double dearest);
 /* Which kernels step i takes: "wgmma", "plain: d_v 40", or NULL where there is but one way. */
 const char *rgi_plan_path(const rg_plan *plan, int32_t i);
+/* RG_E_DEVICE, with both by name: a GPU that is not the plan's lacks its kernels, or the shared
+ * memory for its tiles. */
+rg_status rgi_plan_runs_on(const rg_plan *plan, const rg_gpu *here, rg_error *e);
 /* RG_E_DEVICE: a block of `bytes` was refused; says what is free and which tensors are largest. */
 rg_status rgi_plan_no_memory(const rg_plan *plan, int64_t bytes, int64_t have, int64_t all,
                              rg_error *e);

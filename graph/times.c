@@ -14,8 +14,8 @@
 #include <string.h>
 
 /* A ratio counts so many times as much as size: efficiency differs more from shape to shape than
- * from length to length. Of 1 … 30, held against lengths left out (tests/unit/test_profile.c). */
-#define KIND 10.0
+ * from length to length. Of 10 … 400, held against lengths left out (tests/unit/test_profile.c). */
+#define KIND 200.0
 /* Points this near, squared, are one. */
 #define SAME 1e-4
 

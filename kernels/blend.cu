@@ -431,6 +431,55 @@ __global__ void __launch_bounds__(THREADS, 4)
   if (lane % EACH == 0 && t < p.tokens) ((float *)y.data)[t * y.row + h * y.head] = sum;
 }
 
+/* `forward` of combine for a few branches where a lane has one chunk of a row: as above, all of a
+ * thread's chunks are under way before a gate is looked at, and each lane finds the weight of one
+ * branch of one token. */
+template <class T, int LANES>
+__global__ void __launch_bounds__(THREADS, 4)
+    forward_whole(const __grid_constant__ rgk_blend_params p) {
+  enum { TOKENS = RGK_BLEND_TOKENS, FEW = RGK_BLEND_FEW };
+  static_assert(TOKENS * FEW <= LANES);
+  const int lane = threadIdx.x % LANES;
+  const int64_t r = (int64_t)blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES,
+                group = divide(r, p.heads), h = r - group * p.heads, t0 = group * TOKENS,
+                end = min(live_rows(p.seqs), p.tokens);
+  chunk<T> raw[FEW][TOKENS];
+#pragma unroll
+  for (int k = 0; k < FEW; k++) {
+    const bool has = k < p.n;
+    const rgk_branch &b = p.branch[k];
+    const int64_t at = has ? t0 * b.o_row + h * b.o_head + lane * CHUNK : 0;
+#pragma unroll
+    for (int i = 0; i < TOKENS; i++) {
+      raw[k][i].clear();
+      if (has && t0 + i < end) raw[k][i].load(b.o, p.dtype, at + i * b.o_row, CHUNK);
+    }
+  }
+  const int64_t mine = t0 + lane / FEW % TOKENS, gates[1] = {mine * p.gate.row + h * p.gate.head};
+  const bool on[1] = {mine < end && lane % FEW < p.n};
+  float gate[1], weight[1];
+  load_each(p.gate, gates, lane % FEW, on, gate);
+  weights_of(p.gate, p.act, p.n, gates, on, gate, weight);
+#pragma unroll
+  for (int i = 0; i < TOKENS; i++) {
+    float sum[CHUNK], v[CHUNK];
+#pragma unroll
+    for (int e = 0; e < CHUNK; e++) sum[e] = -0.0f;
+#pragma unroll
+    for (int k = 0; k < FEW; k++) {
+      const float a = __shfl_sync(0xffffffffu, weight[0], i * FEW + k, LANES);
+      if (k >= p.n) continue;
+      raw[k][i].get(v);
+#pragma unroll
+      for (int e = 0; e < CHUNK; e++) sum[e] = __fmaf_rn(a, v[e], sum[e]);
+    }
+    if (t0 + i >= end) zero(sum);
+    if (t0 + i < p.tokens)
+      put<T>(p.row.data, p.row.dtype, (t0 + i) * p.row.row + h * p.row.head + lane * CHUNK, sum,
+             CHUNK, false);
+  }
+}
+
 /* The gates' gradients of the branches' products, a thread a row; sums in the order of
  * small_gradients. */
 __global__ void __launch_bounds__(THREADS) gates(const __grid_constant__ rgk_blend_params p) {
@@ -478,6 +527,18 @@ template <bool MERGE> const void *backward_of(bool vectors, rg_dtype x) {
 const void *rgk_blend_fwd(bool merge, bool vectors, rg_dtype x) {
   return merge ? forward_of<true>(vectors, x) : forward_of<false>(vectors, x);
 }
+/* For the types of two bytes and the widths that have one. */
+#define WHOLE(kernel)  \
+  INSTANCE(kernel, 8)  \
+  INSTANCE(kernel, 16) \
+  INSTANCE(kernel, 32) \
+  return nullptr;
+#define INSTANCE(kernel, n) \
+  if (lanes == n)           \
+    return x == RG_F16 ? (const void *)kernel<__half, n> : (const void *)kernel<__nv_bfloat16, n>;
+const void *rgk_blend_fwd_whole(rg_dtype x, int32_t lanes) {
+  WHOLE(forward_whole)
+}
 const void *rgk_blend_branch(bool vectors, rg_dtype x) {
   if (!vectors) return (const void *)branch<void>;
   if (x == RG_F32) return (const void *)branch<float>;
@@ -485,14 +546,7 @@ const void *rgk_blend_branch(bool vectors, rg_dtype x) {
   return (const void *)branch<__nv_bfloat16>;
 }
 const void *rgk_blend_branch_whole(rg_dtype x, int32_t lanes) {
-#define INSTANCE(n)                                            \
-  if (lanes == n)                                              \
-    return x == RG_F16 ? (const void *)branch_whole<__half, n> \
-                       : (const void *)branch_whole<__nv_bfloat16, n>;
-  INSTANCE(8)
-  INSTANCE(16)
-  INSTANCE(32)
-  return nullptr;
+  WHOLE(branch_whole)
 }
 const void *rgk_blend_gates(void) {
   return (const void *)gates;

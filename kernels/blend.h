@@ -54,12 +54,17 @@ enum {
   RGK_BRANCH_TOKENS = 4 /* of a thread of the whole kind, neighbours */
 };
 
+enum { RGK_BLEND_TOKENS = 2 /* of a thread, neighbours */, RGK_BLEND_FEW = 4 /* branches */ };
+
 /* Dynamic shared memory: floats per row and branch, RGK_BLEND_THREADS / lanes rows. */
 enum { RGK_BLEND_KINDS_FWD = 2, RGK_BLEND_KINDS_BWD = 3 };
 
 /* vectors: every row of every tensor [T, H, E] on 16 bytes, o in the type `x`. */
 RGK_GETTER(rgk_blend_fwd(bool merge, bool vectors, rg_dtype x))
 RGK_GETTER(rgk_blend_bwd(bool merge, bool vectors, rg_dtype x))
+/* combine; vectors, x of 2 bytes, width 8 * lanes, at most RGK_BLEND_FEW branches; no shared
+ * memory. NULL: no such instance */
+RGK_GETTER(rgk_blend_fwd_whole(rg_dtype x, int32_t lanes))
 RGK_GETTER(rgk_blend_branch(bool vectors, rg_dtype x)) /* no shared memory; rgk_branch_params */
 /* vectors, x of 2 bytes, width 8 * lanes; d in type x, d, product and delta wanted, add and chain
  * 0. NULL: no such instance */

@@ -261,7 +261,7 @@ static rgk_topk on_gpu(const rg_call *c);
 static size_t workspace(const rg_call *c) {
   if (c->gpu) {
     rgk_topk p = on_gpu(c);
-    return rgi_cuda_topk_workspace(&p, c->gpu);
+    return rgi_cuda_topk_workspace(&p, is_paged(c), c->gpu);
   }
   layout l = lay_out(c);
   return l.tile_bytes + l.thread_bytes * (size_t)c->threads;

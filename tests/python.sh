@@ -16,7 +16,8 @@ for python in python3 /usr/bin/python3; do
     if "$python" -c 'import torch, pytest' 2>/dev/null; then
       "$python" -m pytest -q -p no:cacheprovider tests/test_torch.py tests/test_cuda.py \
         tests/test_hf.py tests/test_migrate.py tests/test_megatron.py tests/test_torchtitan.py \
-        tests/test_nanovllm.py tests/test_needles.py
+        tests/test_nanovllm.py tests/test_nanovllm_ahead.py \
+        tests/test_needles.py
     else
       echo "skipped: tests of torch, CUDA and adapters, since $python has no torch or no pytest"
     fi

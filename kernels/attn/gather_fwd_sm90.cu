@@ -257,8 +257,8 @@ __device__ __forceinline__ void plan_keys(const P &all, shared<D, E> &s) {
   const int lane = threadIdx.x % 32;
   ring<PLANS> r;
   auto hand_over = [&](const plan &x) {
-    bar_wait(&s.taken[r.stage], r.parity ^ 1);
-    if (lane == 0) {
+    if (lane == 0) { /* one that looks after the plan was taken would wait for good */
+      bar_wait(&s.taken[r.stage], r.parity ^ 1);
       s.plans[r.stage] = x;
       bar_ready(&s.planned[r.stage]);
     }

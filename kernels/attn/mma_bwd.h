@@ -6,6 +6,7 @@
 #ifndef RGK_MMA_BWD_H
 #define RGK_MMA_BWD_H
 
+#include "mma.h"
 #include "plain.h"
 
 /* Instances, narrowest first: widths of q·k and of v. A call takes the first that holds it; what
@@ -16,7 +17,8 @@ enum {
   RGK_MMA_BWD_KEYS = 64,  /* of a key tile */
   RGK_MMA_BWD_ROWS = 64,  /* of a row tile */
   RGK_MMA_BWD_LANES = 16, /* that sum a row's delta */
-  RGK_MMA_BWD_THREADS = 128
+  RGK_MMA_BWD_THREADS = 128,
+  RGK_MMA_BWD_HELD = 128 /* widths at which a warp holds 16 rows of Q and of dO in registers */
 };
 
 /* Rows of a batch in dK and dV, keys of a step in dQ. SMALL: within 99 KB of shared memory, all
@@ -48,7 +50,6 @@ RGK_BOTH uint32_t rgk_mma_bwd_queries_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_step(W, small);
   return (W <= 128 ? 2 * n : RGK_MMA_BWD_ROWS + 2 * n) * w;
 }
-
 /* delta = rowsum(o d_o) - d_lse: grid over T * H * RGK_MMA_BWD_LANES threads of
  * RGK_MMA_BWD_THREADS */
 RGK_GETTER(rgk_mma_bwd_delta(rg_dtype type))
@@ -56,5 +57,13 @@ RGK_GETTER(rgk_mma_bwd_delta(rg_dtype type))
  * RGK_MMA_BWD_THREADS */
 RGK_GETTER(rgk_mma_bwd_keys(rg_dtype type, int32_t W, bool small))
 RGK_GETTER(rgk_mma_bwd_queries(rg_dtype type, int32_t W, bool small))
+
+/* dQ of selected blocks, in teams RGK_MMA_ONE of mma.h (grid, threads, shared memory as there), W
+ * up to RGK_MMA_BWD_HELD. */
+typedef struct rgk_mma_bwd_alone_params {
+  rgk_mma m;
+  const float *delta;
+} rgk_mma_bwd_alone_params;
+RGK_GETTER(rgk_mma_bwd_alone(rg_dtype type, int32_t W))
 
 #endif

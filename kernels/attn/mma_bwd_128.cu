@@ -1,13 +1,17 @@
 /* kernels/attn/mma_bwd_128.cu: attention's backward (mma_bwd.h) of widths 128 and 128. */
+#include "mma_bwd_alone.cuh"
 #include "mma_bwd_keys.cuh"
 #include "mma_bwd_queries.cuh"
 
 using namespace rgk::mma_bwd;
 
-rgk_mma_bwd_pair rgk_mma_bwd_128(rg_dtype type, bool small) {
-  if (type == RG_BF16) return pair_of<__nv_bfloat16, 128, 128>(small);
+rgk_mma_bwd_kernels rgk_mma_bwd_128(rg_dtype type, bool small) {
+  if (type == RG_BF16)
+    return kernels_of<__nv_bfloat16, 128, 128>(small,
+                                               rgk::mma_bwd_alone::of<__nv_bfloat16, 128, 128>());
 #ifndef RGK_DEV
-  if (type == RG_F16) return pair_of<__half, 128, 128>(small);
+  if (type == RG_F16)
+    return kernels_of<__half, 128, 128>(small, rgk::mma_bwd_alone::of<__half, 128, 128>());
 #endif
   return {};
 }

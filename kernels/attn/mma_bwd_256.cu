@@ -4,10 +4,10 @@
 
 using namespace rgk::mma_bwd;
 
-rgk_mma_bwd_pair rgk_mma_bwd_256(rg_dtype type, bool small) {
+rgk_mma_bwd_kernels rgk_mma_bwd_256(rg_dtype type, bool small) {
 #ifndef RGK_DEV
-  if (type == RG_BF16) return pair_of<__nv_bfloat16, 256, 256>(small);
-  if (type == RG_F16) return pair_of<__half, 256, 256>(small);
+  if (type == RG_BF16) return kernels_of<__nv_bfloat16, 256, 256>(small);
+  if (type == RG_F16) return kernels_of<__half, 256, 256>(small);
 #endif
   return {};
 }

@@ -3,9 +3,9 @@
      S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = P (dP - delta)    dQ = scale dS K
 
    A block has a tile of 64 rows (query, head), a warp 16 of them, and walks the tiles of keys that
-   some row sees. A warp passes over keys that none of its own sees, 32 at a time: of selected
-   blocks, those of its own queries alone are multiplied. Q and dO stay in registers where these
-   suffice.
+   some row sees. A warp passes over keys that none of its own sees, 32 at a time. Q and dO stay in
+   registers where these suffice; selected blocks of groups of up to 16 heads then have kernels of
+   their own (mma_bwd_alone.cuh).
  */
 #pragma once
 #include "mma_bwd.cuh"
@@ -158,6 +158,26 @@ __device__ __forceinline__ void copy_keys(uint32_t to, int width, const uint16_t
   }
 }
 
+/* Begins to copy a block's rows of Q and dO; false: nothing to do, dead rows have their zeros. */
+template <int W, int E>
+__device__ __forceinline__ bool take_rows(const rgk_attn_plain &p, row_tile &t, uint32_t to_q,
+                                          uint32_t to_o) {
+  const rgk_attn &a = p.a;
+  t = find_rows(p);
+  if (t.t.n == 0) return false;
+  if (t.t.b >= a.seqs.n) {
+    for (int r = threadIdx.x / 32; r < t.n && !a.acc_q; r += THREADS / 32)
+      zero_row<32>(a.dq, row_at(t, a.dq, r), a.D, threadIdx.x % 32);
+    return false;
+  }
+  const uint16_t *const q = (const uint16_t *)a.q.data, *const d_o = (const uint16_t *)a.d_o.data;
+  copy_rows<W, ROWS, THREADS>(to_q, threadIdx.x, a.D, q,
+                              [&](int r) { return r < t.n ? q + row_at(t, a.q, r) : nullptr; });
+  copy_rows<E, ROWS, THREADS>(to_o, threadIdx.x, a.E, d_o,
+                              [&](int r) { return r < t.n ? d_o + row_at(t, a.d_o, r) : nullptr; });
+  return true;
+}
+
 template <class T, int W, int E, bool SMALL>
 __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rgk_attn_plain p) {
   constexpr int STEP = rgk_mma_bwd_step(W, SMALL), SUB = W == 256 ? 16 : 32;
@@ -174,18 +194,8 @@ __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rg
   const rgk_attn &a = p.a;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
-  const row_tile t = find_rows(p);
-  if (t.t.n == 0) return;
-  if (t.t.b >= a.seqs.n) { /* dead rows */
-    for (int r = warp; r < t.n && !a.acc_q; r += THREADS / 32)
-      zero_row<32>(a.dq, row_at(t, a.dq, r), a.D, lane);
-    return;
-  }
-  const uint16_t *const q = (const uint16_t *)a.q.data, *const d_o = (const uint16_t *)a.d_o.data;
-  copy_rows<W, ROWS, THREADS>(base + AT_Q, threadIdx.x, a.D, q,
-                              [&](int r) { return r < t.n ? q + row_at(t, a.q, r) : nullptr; });
-  copy_rows<E, ROWS, THREADS>(base + AT_O, threadIdx.x, a.E, d_o,
-                              [&](int r) { return r < t.n ? d_o + row_at(t, a.d_o, r) : nullptr; });
+  row_tile t;
+  if (!take_rows<W, E>(p, t, base + AT_Q, base + AT_O)) return;
   const key_span span = rgk::keys_of(a, t.t.b);
   const uint16_t *const k = (const uint16_t *)a.k.data + span.row * a.k.row + t.kh * a.k.head,
                         *const v =
@@ -285,50 +295,8 @@ __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ rg
   copies_wait<0>();
   __syncthreads(); /* before dQ takes the place of keys */
 
-#pragma unroll
-  for (int i = 0; i < W / 2; i++) sum[0][i] *= a.scale;
-  if (a.dq.dtype == RG_F32) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int r = row + 8 * i;
-      if (r >= t.n) continue;
-      const int64_t to = row_at(t, a.dq, r);
-#pragma unroll
-      for (int j = 0; j < W / 8; j++)
-        if (8 * j < a.D)
-          put_two(a.dq, a.acc_q, to + 8 * j + c0, sum[0][4 * j + 2 * i], sum[0][4 * j + 2 * i + 1]);
-    }
-    return;
-  }
-  if (a.dq_sum.data) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int r = row + 8 * i;
-      if (r >= t.n) continue;
-      const float *const before = (const float *)a.dq_sum.data + row_at(t, a.dq_sum, r) + c0;
-#pragma unroll
-      for (int j = 0; j < W / 8; j++)
-        if (8 * j < a.D) {
-          const float2 x = *(const float2 *)(before + 8 * j);
-          float *const y = sum[0] + 4 * j + 2 * i;
-          y[0] = __fadd_rn(x.x, y[0]), y[1] = __fadd_rn(x.y, y[1]);
-        }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < W / 8; j++)
-      put_pair<W>(base, row + 8 * i, 8 * j + c0,
-                  pack(sum[0][4 * j + 2 * i], sum[0][4 * j + 2 * i + 1], T()));
-  __syncwarp();
-#pragma unroll 4
-  for (int i = lane; i < 16 * W / 8; i += 32) {
-    const int r = 16 * warp + i / (W / 8), c = i % (W / 8);
-    if (r >= t.n || 8 * c >= a.D) continue;
-    *(uint4 *)((uint16_t *)a.dq.data + row_at(t, a.dq, r) + 8 * c) =
-        *(const uint4 *)(mma_bwd_memory + place<W>(r, c));
-  }
+  put_dq<T, W, W>(a, sum[0], 0, base + warp * 16 * pitch(W), mma_bwd_memory + warp * 16 * pitch(W),
+                  [&](const rgk_tensor &x, int r) { return row_at(t, x, 16 * warp + r); });
 }
 
 } // namespace mma_bwd

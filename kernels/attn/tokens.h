@@ -35,13 +35,13 @@ typedef struct rgk_tokens {
 /* NULL where there is no such instance. */
 RGK_GETTER(rgk_tokens_fwd(rg_dtype t, int32_t D, int32_t E))
 
-/* Backward, of bf16 and widths 576 and 512 alone: for a window of rows of q the main kernel, which
+/* Backward, of widths 576 and 512 alone: for a window of rows of q the main kernel, which
  * leaves each query's share of its keys' gradients in memory, then that of the sums. */
 enum { RGK_TOKENS_SUM_THREADS = 160 };
 typedef struct rgk_tokens_bwd {
   rgk_tokens call;
   const float *delta; /* [T, H], of plain.h's kernel */
-  void *part;         /* [rows, KH * parts, N, D + E] bf16; NULL: neither d_k nor d_v is wanted */
+  void *part;         /* [rows, KH * parts, N, D + E]; NULL: neither d_k nor d_v is wanted */
   float *sum;         /* [KH, S, D + E] between windows */
   int64_t *cursor;    /* [KH, S]: how far a key's list has been summed */
   /* of csr.h */
@@ -55,7 +55,7 @@ typedef struct rgk_tokens_bwd {
 #define RGK_TOKENS_BWD_BYTES(D) \
   (RGK_TOKENS_PANEL * (2 * RGK_TOKENS_PANELS(D) + 10) + RGK_TOKENS_EXTRA)
 
-RGK_GETTER(rgk_tokens_bwd_main(void)) /* RGK_TOKENS_THREADS */
-RGK_GETTER(rgk_tokens_bwd_sums(void)) /* grid S, KH; RGK_TOKENS_SUM_THREADS */
+RGK_GETTER(rgk_tokens_bwd_main(rg_dtype t)) /* RGK_TOKENS_THREADS */
+RGK_GETTER(rgk_tokens_bwd_sums(rg_dtype t)) /* grid S, KH; RGK_TOKENS_SUM_THREADS */
 
 #endif

@@ -129,14 +129,15 @@ __device__ __forceinline__ void put_share(T *to, int64_t step, int left, uint64_
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     if (key + 8 * h >= left) continue;
-    uint4 *at = (uint4 *)(to + (key + 8 * h) * step + lane % 4 * 16);
+    /* 64 bytes of a key by its four lanes at once: memory is written in whole sectors */
+    uint4 *at = (uint4 *)(to + (key + 8 * h) * step) + lane % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       uint32_t w[4];
 #pragma unroll
       for (int c = 0; c < 4; c++)
         w[c] = pack2<T>(x[16 * i + 4 * c + 2 * h], x[16 * i + 4 * c + 2 * h + 1]);
-      __stcs(at + i, make_uint4(w[0], w[1], w[2], w[3]));
+      __stcs(at + 4 * i, make_uint4(w[0], w[1], w[2], w[3]));
     }
   }
 }
@@ -444,8 +445,8 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
   const rgk_tensor &y = of_k ? a.dk : a.dv;
   const bool add = of_k ? a.acc_k : a.acc_v;
   if (!y.data || (add && !live)) return;
-  /* pairs 4 (t % 2) and on of quad lane t / 2 % 4 (put_share) */
-  const int column = (of_k ? t : t - D / 8) / 8 * 64 + t % 2 * 32 + t / 2 % 4 * 2;
+  /* pairs 4 (t / 4 % 2) and on of quad lane t % 4 (put_share) */
+  const int column = (of_k ? t : t - D / 8) / 8 * 64 + t / 4 % 2 * 32 + t % 4 * 2;
   const int64_t to = key * y.row + kh * y.head + column;
   const float scale = of_k ? a.scale : 1;
 #pragma unroll
@@ -454,9 +455,10 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
 
 } // namespace
 
-const void *rgk_tokens_bwd_main(void) {
-  return (const void *)backward<__nv_bfloat16, 576>;
+const void *rgk_tokens_bwd_main(rg_dtype t) {
+  return t == RG_F16 ? (const void *)backward<__half, 576>
+                     : (const void *)backward<__nv_bfloat16, 576>;
 }
-const void *rgk_tokens_bwd_sums(void) {
-  return (const void *)sums<__nv_bfloat16, 576>;
+const void *rgk_tokens_bwd_sums(rg_dtype t) {
+  return t == RG_F16 ? (const void *)sums<__half, 576> : (const void *)sums<__nv_bfloat16, 576>;
 }

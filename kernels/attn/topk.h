@@ -141,4 +141,27 @@ RGK_BOTH uint32_t rgk_topk80_shared(int heads, int width, int reach) {
 }
 RGK_GETTER(rgk_topk80(rg_dtype type, int heads, int width)) /* takes an rgk_topk */
 
+/* ---- Hopper, score relu: bf16 and f16, widths 64 and 128, up to 64 heads, blocks of one key ----
+ *
+ * For a window of rows of q scores go to memory, and from there into idx. G is padded to `heads`, a
+ * power of two from 8 on. */
+enum {
+  RGK_TOPK_RELU_COLUMNS = 256, /* queries times heads of a consumer warpgroup, of two */
+  RGK_TOPK_RELU_CHUNK = 4096,  /* keys of a block */
+  RGK_TOPK_RELU_THREADS = 384,
+  RGK_TOPK_RANK_THREADS = 512
+};
+typedef struct rgk_topk_scored {
+  rgk_topk call;
+  int64_t row, rows; /* of q, that this launch works on */
+  float *score;      /* [rows, KH, pitch]: of a row, those of the keys that it sees */
+  int64_t pitch;     /* a multiple of 4 */
+} rgk_topk_scored;
+/* Two groups of queries, four tiles of 64 keys; weights, barriers, alignment. */
+#define RGK_TOPK_RELU_BYTES(width) \
+  ((uint32_t)(width)*2 * (2 * RGK_TOPK_RELU_COLUMNS + 4 * 64) + 4096)
+/* Grid: KH times blocks of 2 · 256 / heads rows; chunks of S. */
+RGK_GETTER(rgk_topk_relu(rg_dtype type, int heads, int width))
+RGK_GETTER(rgk_topk_rank(void)) /* grid rows, KH */
+
 #endif

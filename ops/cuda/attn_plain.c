@@ -140,7 +140,9 @@ rg_status rgi_attn_plain_backward_steps(const rgk_attn_plain *p, const rgk_csr *
     if (a->mode == RGK_SLC && p->part_rows > 0)
       RGI_TRY(rgi_attn_plain_step(p, x, rgk_plain_reduce(), a->KH * p->csr_slots, n, 0));
   }
-  if (a->dq.data)
+  if (a->dq.data && k->queries_alone)
+    RGI_TRY(x->launch(x, k->queries_alone));
+  else if (a->dq.data)
     RGI_TRY(rgi_attn_plain_step(p, x, k->queries, p->slots * a->KH * p->parts, k->queries_threads,
                                 k->queries_shared));
   if (a->d_sinks.data) {

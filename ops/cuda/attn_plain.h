@@ -19,6 +19,7 @@ typedef struct rgi_attn_plain_kernels {
   const void *delta, *keys, *queries;
   int64_t delta_blocks;
   uint32_t delta_threads, keys_threads, queries_threads, keys_shared, queries_shared;
+  const rg_launch *queries_alone; /* dQ by this instead, or NULL */
 } rgi_attn_plain_kernels;
 rg_status rgi_attn_plain_backward_steps(const rgk_attn_plain *p, const rgk_csr *csr,
                                         const rgi_attn_plain_kernels *k, rg_cuda *x);

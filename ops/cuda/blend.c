@@ -47,6 +47,14 @@ static bool wanted(const rg_call *c, const rgi_blend *b, bool *small) {
   return any || *small;
 }
 
+/* combine's common case, which has a kernel that does nothing else. */
+static const void *forward_whole(const rgi_blend *b, const rgk_blend_params *p) {
+  if (b->backward || b->merge || p->dtype == RG_F32 || p->n > RGK_BLEND_FEW ||
+      p->width != p->lanes * CHUNK)
+    return NULL;
+  return rgk_blend_fwd_whole((rg_dtype)p->dtype, p->lanes);
+}
+
 rg_status rgi_cuda_blend_check(const rg_call *c, int o, const char *remedy, rg_error *e) {
   const int n = rg_in_count(c, o);
   if (!c->gpu || n <= RGK_BLEND_BRANCHES) return RG_OK;
@@ -75,9 +83,18 @@ rg_status rgi_cuda_blend(const rg_call *c, const rgi_blend *b, rg_cuda *x) {
   if (p.tokens * p.heads == 0) return RG_OK;
   while (p.lanes < 32 && p.lanes * CHUNK < p.width) p.lanes *= 2;
   for (int k = 0; k < p.n; k++) fill_branch(c, b, k, &p.branch[k]);
-  int rows = RGK_BLEND_THREADS / p.lanes,
-      kinds = b->backward ? RGK_BLEND_KINDS_BWD : RGK_BLEND_KINDS_FWD;
-  bool fast = vectors(c, b);
+  const int64_t rows = RGK_BLEND_THREADS / p.lanes; /* at a time */
+  const bool fast = vectors(c, b);
+  const void *whole = fast ? forward_whole(b, &p) : NULL;
+  if (whole)
+    return x->launch(
+        x, &(rg_launch){
+               .function = whole,
+               .grid = {rgk_blocks(rgk_blocks(p.tokens, RGK_BLEND_TOKENS) * p.heads, rows), 1, 1},
+               .block = {RGK_BLEND_THREADS, 1, 1},
+               .params = &p,
+               .size = sizeof p});
+  const int kinds = b->backward ? RGK_BLEND_KINDS_BWD : RGK_BLEND_KINDS_FWD;
   return x->launch(x,
                    &(rg_launch){.function = b->backward ? rgk_blend_bwd(b->merge, fast, o->dtype)
                                                         : rgk_blend_fwd(b->merge, fast, o->dtype),

@@ -2,6 +2,7 @@
  * (kernels/attn/mma_bwd.h): which calls it takes, and its kernels. Work is cut as for the plain
  * ones, whose memory it needs and no more. */
 #include "../../kernels/attn/mma_bwd.h"
+#include "attn_mma.h"
 #include "attn_plain.h"
 
 /* The instance that holds the call, by its width; 0: there is none. */
@@ -33,6 +34,12 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return NULL;
 }
 
+/* dQ of selected blocks by warps that have queries of their own. */
+static bool alone(const rgk_attn *a, int32_t W) {
+  return a->mode == RGK_SLC && W <= RGK_MMA_BWD_HELD && a->G <= rgk_mma_rows(RGK_MMA_ONE) &&
+         a->T > 0 && a->S > 0 && a->H > 0 && rgi_attn_mma_counts(a);
+}
+
 static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, rgi_cut *cut) {
   int32_t E;
   rgk_attn_plain p = rgi_attn_plain_rows(a, RGK_MMA_BWD_ROWS);
@@ -59,6 +66,21 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   int32_t E = 0;
   const int32_t W = instance(a, &E);
   const int64_t lanes = a->T * a->H * RGK_MMA_BWD_LANES;
+  rgk_mma_bwd_alone_params one;
+  rg_launch by_one;
+  const bool own = alone(a, W);
+  if (own) {
+    memset(&one, 0, sizeof one); /* holes too: launches are compared byte by byte */
+    one.m = rgi_attn_mma_teams(a, RGK_MMA_ONE);
+    one.delta = p.delta;
+    const int64_t groups = (one.m.slots - 1) / rgk_mma_teams(RGK_MMA_ONE, W) + 1;
+    by_one = (rg_launch){.function = rgk_mma_bwd_alone(t, W),
+                         .grid = {(uint32_t)(groups * a->KH * one.m.parts), 1, 1},
+                         .block = {(uint32_t)rgk_mma_threads(RGK_MMA_ONE, W), 1, 1},
+                         .shared = rgk_mma_shared(RGK_MMA_ONE, true, W, E),
+                         .params = &one,
+                         .size = sizeof one};
+  }
   const rgi_attn_plain_kernels k = {.delta = rgk_mma_bwd_delta(t),
                                     .keys = rgk_mma_bwd_keys(t, W, s),
                                     .queries = rgk_mma_bwd_queries(t, W, s),
@@ -67,7 +89,8 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
                                     .keys_threads = rgk_mma_bwd_keys_threads(W),
                                     .queries_threads = RGK_MMA_BWD_THREADS,
                                     .keys_shared = rgk_mma_bwd_keys_shared(W, E, s),
-                                    .queries_shared = rgk_mma_bwd_queries_shared(W, E, s)};
+                                    .queries_shared = rgk_mma_bwd_queries_shared(W, E, s),
+                                    .queries_alone = own ? &by_one : NULL};
   return rgi_attn_plain_backward_steps(&p, &csr, &k, x);
 }
 

@@ -1,7 +1,6 @@
 /* ops/cuda/mma_fwd.c: forward of attention on the tensor cores of any GPU since Ampere
  * (kernels/attn/mma.h): which shapes it takes, and the launch. */
-#include "../../kernels/attn/mma.h"
-#include "attn.h"
+#include "attn_mma.h"
 
 static const int64_t KEPT = INT64_C(20) << 20; /* bytes of K and V that surely stay in L2 */
 
@@ -43,8 +42,7 @@ static void share_rows(rgk_mma *p, int32_t rows) {
   p->by_heads = rgk_divide_by(p->heads);
 }
 
-static rgk_mma plan(const rgk_attn *a, const rg_gpu *gpu, int i) {
-  const int shape = shape_of(a, gpu, i);
+rgk_mma rgi_attn_mma_teams(const rgk_attn *a, int shape) {
   rgk_mma p = {.a = *a, .key_parts = 1};
   share_rows(&p, rgk_mma_rows(shape));
   p.slots = (int32_t)rgk_slots(a->T, a->seqs.n, p.queries);
@@ -58,6 +56,10 @@ static rgk_mma plan(const rgk_attn *a, const rg_gpu *gpu, int i) {
   return p;
 }
 
+bool rgi_attn_mma_counts(const rgk_attn *a) {
+  return a->S <= INT32_MAX / 2 && (a->T + a->seqs.n + 1) * a->H <= INT32_MAX / 2;
+}
+
 static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (gpu->cc < 80) return "plain: older than Ampere";
   if (a->dtype != RG_BF16 && a->dtype != RG_F16) return "plain: f32";
@@ -66,8 +68,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
     return "plain: heads not a multiple of 8 wide";
   if (!(a->scale > 0)) return "plain: scale not positive";
   if (a->T == 0 || a->S == 0 || a->H == 0) return "plain: nothing to do";
-  if (a->S > INT32_MAX / 2 || (a->T + a->seqs.n + 1) * a->H > INT32_MAX / 2)
-    return "plain: too many rows";
+  if (!rgi_attn_mma_counts(a)) return "plain: too many rows";
   if (choose(a, gpu) < 0) return "plain: heads this wide have no mma kernel";
   return NULL;
 }
@@ -76,7 +77,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *unused, rg_cu
   (void)unused;
   const int i = choose(a, gpu), shape = shape_of(a, gpu, i);
   const int32_t D = instance[i].D, E = instance[i].E;
-  const rgk_mma p = plan(a, gpu, i);
+  const rgk_mma p = rgi_attn_mma_teams(a, shape);
   const int64_t groups = (p.slots - 1) / rgk_mma_teams(shape, D) + 1;
   return x->launch(x, &(rg_launch){.function = kernel(a, gpu, i),
                                    .grid = {(uint32_t)(groups * a->KH * p.parts), 1, 1},

@@ -69,7 +69,6 @@ typedef struct bwd_plan {
 static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   const char *no = refuses(a, gpu);
   if (no) return no;
-  if (a->dtype != RG_BF16) return "plain: f16";
   if (a->softcap != 0) return "plain: softcap";
   if (a->d_sinks.data) return "plain: gradient of sinks";
   if (!a->d_o.data) return "plain: no gradient of o";
@@ -124,14 +123,14 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
     p->call.rows = a->T - row < s.window ? a->T - row : s.window;
     p->call.jobs = (int32_t)(p->call.rows * a->KH * p->call.parts);
     const int32_t jobs = p->call.jobs;
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_main(),
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_main((rg_dtype)a->dtype),
                                       .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},
                                       .block = {RGK_TOKENS_THREADS, 1, 1},
                                       .shared = (uint32_t)RGK_TOKENS_BWD_BYTES(a->D),
                                       .params = p,
                                       .size = sizeof *p}));
     if (!keys) continue;
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_sums(),
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_sums((rg_dtype)a->dtype),
                                       .grid = {(uint32_t)a->S, (uint32_t)a->KH, 1},
                                       .block = {RGK_TOKENS_SUM_THREADS, 1, 1},
                                       .params = p,

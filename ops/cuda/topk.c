@@ -206,12 +206,84 @@ static rg_status mma_step(const rgk_topk *call, rg_cuda *x) {
                                    .size = sizeof p});
 }
 
+/* ---- score relu on Hopper: scores to memory, then the choice ---- */
+
+/* Bytes of the scores of a window of rows, if a tile needs no more. */
+static const int64_t SCORES = INT64_C(256) << 20;
+
+static int relu_heads(int group) {
+  int heads = 8;
+  while (heads < group) heads *= 2;
+  return heads;
+}
+
+static const char *relu_refuses(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
+  if (p->score != RGK_TOPK_BY_RELU) return "plain: not score relu";
+  const char *no = rgi_hopper_refuses(gpu, p->dtype, p->aligned);
+  if (no) return no;
+  if (pages) return "plain: score relu over pages";
+  if (p->D != 64 && p->D != 128) return "plain: head width";
+  if (p->G > 64) return "plain: group";
+  if (p->kernel != p->stride || p->block != p->stride || p->max || p->share > 1)
+    return "plain: kernel, stride, block";
+  if (p->T == 0 || p->S == 0) return "plain: nothing to do";
+  if (p->S > INT32_MAX / 2 || p->KH > UINT16_MAX) return "plain: too many keys";
+#ifdef REGRAPH_CUDA
+  if (!rgk_topk_relu((rg_dtype)p->dtype, relu_heads(p->G), p->D)) return "plain: not in this build";
+#endif
+  return NULL;
+}
+
+/* No bit depends on windows. */
+static rgk_topk_scored relu_plan(const rgk_topk *call, void *base, size_t *bytes) {
+  const int64_t tile = 2 * RGK_TOPK_RELU_COLUMNS / relu_heads(call->G);
+  rgi_cut w = {.base = base};
+  rgk_topk_scored p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  p.call = *call;
+  p.pitch = (call->S + 3) / 4 * 4;
+  p.rows = SCORES / (call->KH * p.pitch * (int64_t)sizeof *p.score) / tile * tile;
+  if (p.rows < tile) p.rows = tile;
+  if (p.rows > call->T) p.rows = call->T;
+  p.score = rgi_take(&w, (size_t)(p.rows * call->KH * p.pitch) * sizeof *p.score);
+  *bytes = w.used;
+  return p;
+}
+
+static rg_status relu_step(const rgk_topk *call, void *workspace, rg_cuda *x) {
+  size_t unused;
+  rgk_topk_scored p = relu_plan(call, workspace, &unused);
+  const int heads = relu_heads(call->G);
+  const int64_t window = p.rows;
+  for (p.row = 0; p.row < call->T; p.row += window) {
+    if (p.rows > call->T - p.row) p.rows = call->T - p.row;
+    RGI_TRY(
+        x->launch(x, &(rg_launch){.function = rgk_topk_relu((rg_dtype)call->dtype, heads, call->D),
+                                  .grid = {rgk_blocks(p.rows, 2 * RGK_TOPK_RELU_COLUMNS / heads) *
+                                               (uint32_t)call->KH,
+                                           rgk_blocks(call->S, RGK_TOPK_RELU_CHUNK), 1},
+                                  .block = {RGK_TOPK_RELU_THREADS, 1, 1},
+                                  .shared = RGK_TOPK_RELU_BYTES(call->D),
+                                  .params = &p,
+                                  .size = sizeof p}));
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_topk_rank(),
+                                      .grid = {(uint32_t)p.rows, (uint32_t)call->KH, 1},
+                                      .block = {RGK_TOPK_RANK_THREADS, 1, 1},
+                                      .params = &p,
+                                      .size = sizeof p}));
+  }
+  return RG_OK;
+}
+
 /* ---- which take a call ---- */
 
-size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu) {
+size_t rgi_cuda_topk_workspace(const rgk_topk *p, bool paged, const rg_gpu *gpu) {
   uint64_t *heap;
   float *sums;
-  return plain_workspace(p, gpu, NULL, &heap, &sums);
+  size_t bytes = 0;
+  if (!paged && !relu_refuses(p, NULL, gpu)) relu_plan(p, NULL, &bytes);
+  const size_t plain = plain_workspace(p, gpu, NULL, &heap, &sums);
+  return bytes > plain ? bytes : plain;
 }
 
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
@@ -223,6 +295,8 @@ rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const r
     RGI_TRY(pages ? sm90_paged_step(p, pages, gpu, x) : sm90_step(p, x));
   else if (!mma_refuses(p, pages, gpu))
     RGI_TRY(mma_step(p, x));
+  else if (!relu_refuses(p, pages, gpu))
+    RGI_TRY(relu_step(p, workspace, x));
   else
     RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
   return p->score == RGK_TOPK_BY_SOFTMAX ? rgi_cuda_topk_again(p, pages, gpu, workspace, x) : RG_OK;
@@ -235,6 +309,7 @@ rg_status rgi_cuda_topk_again(const rgk_topk *p, const rgk_pages *pages, const r
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {
   const char *why = sm90_refuses(p, pages, gpu);
+  if (p->score == RGK_TOPK_BY_RELU) why = relu_refuses(p, pages, gpu);
   if (!why) return "wgmma";
   if (pages) return why;
   why = mma_refuses(p, pages, gpu);

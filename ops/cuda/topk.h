@@ -7,7 +7,7 @@
 #include "../../kernels/attn/topk.h"
 #include "../ops.h"
 
-size_t rgi_cuda_topk_workspace(const rgk_topk *p, const rg_gpu *gpu);
+size_t rgi_cuda_topk_workspace(const rgk_topk *p, bool paged, const rg_gpu *gpu);
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
                               void *workspace, rg_cuda *x);
 /* The launch that ranks anew what fp32 sums could not decide. */

@@ -75,6 +75,13 @@ def sequences(gate):
     return made
 
 
+def columns(rows):
+    """The same rows, v and the gate as nano-vllm's layers have them: columns of one product."""
+    n, parts = len(rows[0]), [x[0].numel() for x in rows]
+    one = torch.cat([x.reshape(n, -1) for x in rows], 1).split(parts, 1)
+    return [*rows[:2], *(x.view(y.shape) for x, y in zip(one[2:], rows[2:]))]
+
+
 def whole(x, nsa):
     if nsa:
         attend = regraph.torch.attention(regraph.example("nsa.json"), H=H, KH=KH, D=D, DV=D, **NSA)
@@ -86,7 +93,7 @@ def whole(x, nsa):
 
 @pytest.mark.parametrize("nsa", [None, NSA])
 def test_steps_give_the_whole(nsa, said):
-    regraph.nanovllm.install(nsa)
+    regraph.nanovllm.install(nsa, ahead=False)
     layer = sys.modules["nanovllm.layers.attention"].Attention(H, D, D ** -0.5, KH)
     data = sequences(nsa)
     want = [whole(x, nsa) for x in data]
@@ -94,7 +101,7 @@ def test_steps_give_the_whole(nsa, said):
     def step(context, batch):
         said.context = context
         rows = [torch.cat([data[b][i][a:e] for b, a, e in batch]) for i in range(len(data[0]))]
-        got = layer(*rows)
+        got = layer(*columns(rows))
         expected = torch.cat([want[b][a:e] for b, a, e in batch])
         if nsa:  # the unpaged graph's bits
             assert torch.equal(got[:len(expected)], expected)
@@ -119,6 +126,33 @@ def test_steps_give_the_whole(nsa, said):
                            block_tables=i32([TABLE[2], [-1] * 4, [-1] * 4]))
     got = layer(*(torch.cat([data[2][i][36:37], data[3][i]]) for i in range(len(data[0]))))
     assert reference.rel_rms(got[:1], want[2][36:37]) < 1e-6 and (got[1:] == 0).all()
+
+
+@pytest.mark.parametrize("nsa", [None, NSA])
+def test_layers_share_what_a_step_comes_to(nsa, said):
+    """Several layers, one context for several steps with its numbers changed in between, as a
+    captured graph's: each layer says what it would say with a context of its own."""
+    regraph.nanovllm.install(nsa, ahead=False)
+    made = sys.modules["nanovllm.layers.attention"].Attention
+    alone, layers = made(H, D, D ** -0.5, KH), [made(H, D, D ** -0.5, KH) for _ in range(2)]
+    for layer in (alone, *layers):
+        layer.k_cache, layer.v_cache = (torch.zeros(10, PAGE, KH, D) for _ in range(2))
+    data = sequences(nsa)
+    shared = Context(False, context_lens=i32([0, 0]), block_tables=i32([[-1] * 4] * 2))
+    steps = []
+    for t in range(20):
+        who = [(t % 3, t // 3 + 1), ((t + 1) % 3, (t + 1) // 3 + 1)]
+        rows = [torch.cat([data[b][i][e - 1:e] for b, e in who]) for i in range(len(data[0]))]
+        shared.context_lens[:] = i32([who[0][1], who[1][1] if t % 4 else 0])  # at times nobody's
+        shared.block_tables[:] = i32([TABLE[b] for b, _ in who])
+        said.context = shared
+        own = Context(False, context_lens=shared.context_lens.clone(),
+                      block_tables=shared.block_tables.clone())
+        steps.append((own, rows, [layer(*columns(rows)) for layer in layers]))
+    for said.context, rows, got in steps:
+        want = alone(*rows)
+        assert all(torch.equal(o, want) for o in got)  # rows of their own, columns of a product
+    assert all(torch.equal(layer.k_cache, alone.k_cache) for layer in layers)
 
 
 def test_refused(said):

@@ -61,6 +61,10 @@ const stress_case stress_cases[] = {
     {"dense-16/1-192-f16", "dense_causal", 1, 16, 192, 128, "f16", shorts, 0, SCATTERED, 0, NULL},
     {"dense-8/4-64/128-f16", "dense_causal", 4, 2, 64, 128, "f16", mixed, 0, SCATTERED, 0, NULL},
     {"dense-64/1-128", "dense_causal", 1, 64, 128, 128, "bf16", edges, 6, SCATTERED, 0, NULL},
+    {"dsa-64", "variants/dsa", 0, 64, 0, 0, "bf16", shorts, 4, SCATTERED, 256,
+     "top_n=100 C=64 HI=64"},
+    {"dsa-16-long", "variants/dsa", 0, 16, 0, 0, "bf16", two, 0, SCATTERED, 128,
+     "top_n=512 C=64 HI=8"},
     {"two_branch-16/4-128", "two_branch", 4, 4, 128, 128, "bf16", shorts, 0, SCATTERED, 0, NULL},
 };
 const int stress_ncases = (int)(sizeof stress_cases / sizeof *stress_cases);
@@ -100,8 +104,8 @@ void stress_shape_of(const stress_case *c, bool small, stress_shape *out) {
   const int KH = small ? least(c->KH, 2) : c->KH, G = small ? least(c->G, 2) : c->G;
   bind(out, "H", KH ? KH * G : G, NULL);
   if (KH) bind(out, "KH", KH, NULL);
-  bind(out, "D", c->D, NULL);
-  bind(out, "DV", c->DV, NULL);
+  if (c->D) bind(out, "D", c->D, NULL);
+  if (c->DV) bind(out, "DV", c->DV, NULL);
   bind(out, "dtype", 0, c->dtype);
   if (c->M) bind(out, "M", small ? least(c->M, 64) : c->M, NULL);
   snprintf(out->text, sizeof out->text, "%s", c->set ? c->set : "");

@@ -54,5 +54,6 @@ for op in slc_attn slc_attn.bwd topk; do # a build with few instances leaves the
 done
 covers topk wgmma
 covers topk 'plain: head width'
+for op in slc_attn slc_attn.bwd; do covers $op 'selected tokens, by queries'; done
 for op in compress_kv linear; do covers $op wgmma && covers $op.bwd wgmma; done
 exit $failed

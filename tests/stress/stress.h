@@ -16,7 +16,7 @@ typedef enum stress_pattern { SCATTERED, CORRELATED, SHARED } stress_pattern;
 
 typedef struct stress_case {
   const char *name, *spec; /* examples/SPEC.json */
-  int KH, G, D, DV;        /* KH 0: the spec knows G heads alone */
+  int KH, G, D, DV;        /* KH 0: the spec knows G heads alone; D 0: it has its own widths */
   const char *dtype;
   const int *pack; /* lengths, ended by -1 */
   int dead;        /* rows past the last sequence's end */

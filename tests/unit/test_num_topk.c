@@ -370,6 +370,33 @@ Test(topk, tokens) {
   }
 }
 
+/* The same in heads and widths as indexers have them, and blocks of several keys. */
+Test(topk, indexer) {
+  static const int64_t heads[] = {64, 50, 8, 5, 16, 64}, width[] = {128, 128, 128, 128, 64, 128};
+  static const int32_t longer[] = {130, 0, 1, 170, 40}, keys[] = {140, 2, 1, 170, 300},
+                       offset[] = {10, 2, 0, 0, 260};
+  for (int i = 0; i < 6; i++) {
+    topk_case a = {.name = "indexer",
+                   .B = 5,
+                   .length = longer,
+                   .KH = i == 2 ? 2 : 1,
+                   .H = heads[i] * (i == 2 ? 2 : 1),
+                   .D = width[i],
+                   .kernel = i == 3 ? 4 : 1,
+                   .stride = i == 3 ? 4 : 1,
+                   .block = i == 3 ? 4 : 1,
+                   .top_n = i == 3 ? 20 : 64,
+                   .init = i == 2,
+                   .local = i == 2,
+                   .tail = i == 3,
+                   .relu = true,
+                   .weighted = i != 1,
+                   .dtype = i == 4 ? RG_F16 : RG_BF16};
+    if (i == 5) a.length_k = keys, a.offset = offset;
+    check(290 + (uint64_t)i, a);
+  }
+}
+
 /* The best key of a block: of raw products over tokens, and of probabilities where keys reach over
  * blocks. */
 Test(topk, best_key) {
