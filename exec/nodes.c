@@ -6,7 +6,7 @@
    cost.
  */
 #include "plan.h"
-#include "../ops/cuda/attn.h"
+#include "../ops/cuda/shared.h"
 
 /* The step of node n, or -1. Steps are in the order of their nodes. */
 static int32_t step_of(const rg_plan *plan, int32_t n) {

@@ -127,18 +127,20 @@ stage_release() {
   tests/releases.py build || status=$?
   [ "$status" -eq 77 ] || check "releases" test "$status" -eq 0
 }
+lines="-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O2 -g1 -DNDEBUG" # stack traces need no more
 stage_sanitize() {
-  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF \
+  build build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo "$lines" -DREGRAPH_CUDA=OFF \
     "-DREGRAPH_SANITIZE=address,undefined"
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
     run_tests build-asan
 }
 stage_threads() {
-  build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DREGRAPH_CUDA=OFF -DREGRAPH_SANITIZE=thread
+  build build-tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo "$lines" -DREGRAPH_CUDA=OFF \
+    -DREGRAPH_SANITIZE=thread
   TSAN_OPTIONS=halt_on_error=1 run_tests build-tsan
 }
 stage_coverage() {
-  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g" -DREGRAPH_CUDA=OFF \
+  build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g1" -DREGRAPH_CUDA=OFF \
     -DREGRAPH_COVERAGE=ON
   find build-cov -name '*.gcda' -delete
   run_tests build-cov -E "^demo$"

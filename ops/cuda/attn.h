@@ -11,6 +11,7 @@
 #include "../../kernels/attn/topk.h"
 #include "../../kernels/pages.h"
 #include "../attn.h"
+#include "shared.h"
 
 typedef struct rgi_attn_family {
   const char *name;
@@ -73,12 +74,6 @@ rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
  * sequence's keys may begin later than at its start without changing a bit. */
 int64_t rgi_cuda_key_tile(int64_t D, int64_t E);
 
-/* KB of shared memory that a block may have, by which tiles are chosen: a plan runs where there are
- * as many. */
-static inline int rgi_cuda_block_kb(const rg_gpu *gpu) {
-  if (gpu->cc >= 90 && gpu->cc < 120) return 227;
-  return gpu->cc == 86 || gpu->cc == 89 || gpu->cc >= 120 ? 99 : 163;
-}
 /* Heads wider than 256 fit in no less. */
 static inline bool rgi_cuda_attn_much_shared(const rg_gpu *gpu) {
   return rgi_cuda_block_kb(gpu) == 227;

@@ -9,6 +9,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -111,5 +112,35 @@ with tempfile.TemporaryDirectory() as folder:
 text = shown("bench", nsa, *small, "--repeat", "1", stdout=False)
 check({"filling inputs ...", "warming up ...", "timing ..."} <= set(text.split("\r\033[K")),
       f"bench: {text!r}")
+
+
+# ---- Ctrl-C: over by that signal, without the line and without half a file ----
+def interrupted(until, *arguments):
+    """What a terminal gets of a command that is stopped when that is on it, and how it ends."""
+    main, side = pty.openpty()
+    process = subprocess.Popen([regraph, *map(str, arguments)], stdin=subprocess.DEVNULL,
+                               stderr=side, stdout=subprocess.DEVNULL,
+                               env={**os.environ, "TERM": "xterm"})
+    os.close(side)
+    text, sent = b"", False
+    while True:
+        try:
+            text += os.read(main, 65536)
+        except OSError: # the terminal's other end is closed
+            break
+        if until in text and not sent:
+            process.send_signal(signal.SIGINT)
+            sent = True
+    os.close(main)
+    return text, process.wait()
+
+
+with tempfile.TemporaryDirectory() as work:
+    for repeat in ("--repeat", "100000"), ("--eager", "--repeat", "100000"):
+        text, code = interrupted(b"\r\033[Ktiming ", "bench", nsa, *small, *repeat, "--html",
+                                 Path(work) / "page.html")
+        check(code == -signal.SIGINT, f"Ctrl-C in bench {repeat}: {code}")
+        check(text.endswith(b"\r\033[K"), f"Ctrl-C in bench leaves {text[-80:]!r}")
+    check(os.listdir(work) == [], f"Ctrl-C in bench leaves {os.listdir(work)}")
 
 leave()
