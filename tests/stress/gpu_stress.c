@@ -19,7 +19,8 @@
  * session still holds from inside the graph, which says where it began. --dump also writes these
  * tensors and the inputs to files. Every case is visited at least once; --seconds 0: once, one run.
  * --flip turns one bit over in what run RUN has brought back, however long that takes, to show that
- * it would be seen. Exit code 1: something differed, 2: something failed.
+ * it would be seen. A case that the GPU's limits don't take is left out, and said. Exit code 1:
+ * something differed, 2: something failed.
  */
 #include "exec/plan.h"
 #include "stress.h"
@@ -76,7 +77,7 @@ typedef struct visited {
   stress_shape shape;
   rg_spec *spec;
   rg_plan *plan[WAYS];
-  bool refused[WAYS];
+  bool refused[WAYS], left_out; /* the GPU's limits don't take it */
   input input[MOST_TENSORS];
   result result[4 * MOST_TENSORS];
   int ninput, nresult;
@@ -137,8 +138,8 @@ static void open_spec(visited *v) {
         v->c->name);
 }
 
-/* NULL: the spec has nothing that the policy could do. */
-static rg_plan *make_plan(const visited *v, const struct way *w, const char *device) {
+/* NULL: the spec has nothing that the policy could do, or the case is left out. */
+static rg_plan *make_plan(visited *v, const struct way *w, const char *device) {
   rg_error e = {0};
   rg_policy *policy = NULL;
   rg_plan *plan = NULL;
@@ -154,7 +155,12 @@ static rg_plan *make_plan(const visited *v, const struct way *w, const char *dev
           w->name);
   const rg_status status = rg_plan_create(v->spec, policy, &o, &plan, &e);
   rg_policy_destroy(policy);
-  if (status != RG_E_POLICY) check(status, &e, v->c->name);
+  if (status == RG_E_LIMIT) {
+    printf("left out %s: %s\n", v->c->name, e.message);
+    v->left_out = true;
+  } else if (status != RG_E_POLICY) {
+    check(status, &e, v->c->name);
+  }
   return plan;
 }
 
@@ -341,6 +347,7 @@ static void compare(visited *v, int way, const live *x, bool fresh, bool look) {
 }
 
 static void visit(visited *v) {
+  if (v->left_out) return;
   const long i = options.order + v->visits++;
   int way = (int)(i % WAYS);
   while (!v->plan[way] && v->refused[way]) way = (way + 1) % WAYS;
@@ -366,6 +373,7 @@ static void visit(visited *v) {
 static void list_case(visited *v) {
   open_spec(v);
   rg_plan *plan = make_plan(v, &ways[0], "cuda");
+  if (v->left_out) return;
   if (!plan) fail("FAILED %s: no plan", v->c->name);
   printf("%s: %s, %lld tokens in %lld sequences, %s\n", v->c->name, v->c->spec,
          (long long)v->shape.T, (long long)v->shape.B, v->c->dtype);
@@ -447,7 +455,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < n; i++) {
     if (options.list)
       list_case(&all[i]);
-    else
+    else if (!all[i].left_out)
       print_case(&all[i]);
     differ += all[i].differ;
     close_visited(&all[i]);
