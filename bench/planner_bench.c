@@ -174,7 +174,7 @@ static void random_graph(int seed, int nodes, const char *device, const char *ho
 static void random_of(int seed, int candidates, int reach, const char *device) {
   subject s = begin(device, NULL);
   s.set[s.nset++] = (rg_binding){"T", 256, NULL};
-  for (int nodes = candidates; nodes < 16384; nodes += nodes / 32 + 1) {
+  for (int nodes = candidates; nodes < 16384; nodes += nodes / 256 + 1) {
     long long peak;
     draw_graph(&s, seed, nodes, reach ? reach : nodes);
     const int n = ask(&s, -1, &peak).candidates;
