@@ -57,6 +57,7 @@ covers topk 'plain: head width'
 for op in slc_attn slc_attn.bwd; do covers $op 'selected tokens, by queries'; done
 expect "what a GPU does not take is left out" 0 '^left out dsa-64: heads 576 wide need' \
   env REGRAPH_PROFILE=a100 "$STRESS" --list
-grep -qx '  swa_attn: mma: not Hopper' "$out/text" || { echo "FAILED: no case since Ampere"; failed=1; }
+grep -qx '  swa_attn: mma: not Hopper' "$out/text" ||
+  { echo "FAILED: no case since Ampere"; failed=1; }
 for op in compress_kv linear; do covers $op wgmma && covers $op.bwd wgmma; done
 exit $failed
