@@ -28,6 +28,7 @@ typedef struct answer {
   long long budget;
   double ms, gap, whole, seconds;
   bool optimal;
+  int candidates;
 } answer;
 
 static void die(const rg_error *e) {
@@ -72,6 +73,7 @@ static answer ask(const subject *s, long long budget, long long *peak) {
     a.whole = c->all_ms;
     a.ms = c->extra_ms + c->wait_ms;
     a.optimal = c->optimal;
+    for (int i = 0; i < c->nnode; i++) a.candidates += c->node[i].candidate;
     a.gap = c->optimal ? 0 : (a.ms - c->bound_ms) / c->all_ms;
   }
   rg_plan_destroy(plan);
@@ -102,10 +104,11 @@ static void sweep(subject *s) {
     if (a.seconds > slowest) slowest = a.seconds;
     before = a;
   }
-  printf("%-28s %-5s %-6s %4.2f  %6.2f at %4.2f  %6.2f  %3d/%-3d %5.2f %6.2f %6.2f %4d %4d\n",
-         s->name, s->device, s->host ? s->host : "", (double)least.budget / (double)all,
-         100 * worst.gap, (double)(worst.budget - least.budget) / (double)(all - least.budget + 1),
-         100 * least.gap, proved, n, kept.seconds, least.seconds, slowest, dearer, refused);
+  printf("%-28s %-5s %-6s %4d  %4.2f  %6.2f at %4.2f  %6.2f  %3d/%-3d %5.2f %6.2f %6.2f %4d %4d\n",
+         s->name, s->device, s->host ? s->host : "", least.candidates,
+         (double)least.budget / (double)all, 100 * worst.gap,
+         (double)(worst.budget - least.budget) / (double)(all - least.budget + 1), 100 * least.gap,
+         proved, n, kept.seconds, least.seconds, slowest, dearer, refused);
   fflush(stdout);
   rg_spec_destroy(s->spec);
   rg_context_destroy(s->ctx);
@@ -151,22 +154,57 @@ static void model(const char *file, int layers, long tokens, const char *device,
   sweep(&s);
 }
 
-static void random_graph(uint64_t seed, int nodes, const char *device, const char *host) {
-  subject s = begin(device, host);
+static void draw_graph(subject *s, int seed, int nodes, int reach) {
   rg_error e = {0};
-  uint64_t state = seed * 1000003 + 4242;
-  if (rgi_random_spec(s.ctx, &state, nodes, &s.spec, &e) != RG_OK) die(&e);
+  uint64_t state = (uint64_t)seed * 1000003 + 4242;
+  rg_spec_destroy(s->spec);
+  if (rgi_random_spec_near(s->ctx, &state, nodes, reach, &s->spec, &e) != RG_OK) die(&e);
+}
+
+static void random_graph(int seed, int nodes, const char *device, const char *host) {
+  subject s = begin(device, host);
+  draw_graph(&s, seed, nodes, nodes);
   s.set[s.nset++] = (rg_binding){"T", host ? 1 << 16 : 256, NULL};
-  snprintf(s.name, sizeof s.name, "random %d of %d", (int)seed, nodes);
+  snprintf(s.name, sizeof s.name, "random %d of %d", seed, nodes);
   sweep(&s);
+}
+
+/* The smallest graph of so many candidates, or a tenth more. reach 0: any value may be read
+ * again. */
+static void random_of(int seed, int candidates, int reach, const char *device) {
+  subject s = begin(device, NULL);
+  s.set[s.nset++] = (rg_binding){"T", 256, NULL};
+  for (int nodes = candidates; nodes < 16384; nodes += nodes / 256 + 1) {
+    long long peak;
+    draw_graph(&s, seed, nodes, reach ? reach : nodes);
+    const int n = ask(&s, -1, &peak).candidates;
+    if (n < candidates || n > candidates + candidates / 10) continue;
+    snprintf(s.name, sizeof s.name, "random %d of %d by %d", seed, nodes, reach ? reach : nodes);
+    sweep(&s);
+    return;
+  }
+  fprintf(stderr, "random %d by %d: no graph of %d candidates\n", seed, reach, candidates);
+  rg_spec_destroy(s.spec);
+  rg_context_destroy(s.ctx);
+}
+
+/* Each size with values read far and near, on either device. */
+static void random_graphs(const char *const *device) {
+  static const int size[] = {30, 60, 100, 142, 200}, reach[] = {0, 48, 12, 4};
+  for (int k = 0, seed = 0; k < RGI_COUNT(size); k++)
+    for (int i = 0; i < 12; i++, seed++) {
+      const int r = reach[i / 2 % 4];
+      random_of(seed, size[k], r || size[k] <= 60 ? r : size[k], device[i % 2]);
+    }
 }
 
 int main(int argc, char **argv) {
   static const char *const every[] = {"chains", "models", "random", "host"};
   static const char *const device[] = {"cpu", "cuda"};
   const int n = argc > 1 ? argc - 1 : 4;
-  printf("%-28s %-5s %-6s %4s  %6s at %4s  %6s  %7s %5s %6s %6s %4s %4s\n", "graph", "", "host",
-         "low", "gap %", "part", "least", "proved", "all s", "least", "most s", "dear", "bad");
+  printf("%-28s %-5s %-6s %4s  %4s  %6s at %4s  %6s  %7s %5s %6s %6s %4s %4s\n", "graph", "",
+         "host", "cand", "low", "gap %", "part", "least", "proved", "all s", "least", "most s",
+         "dear", "bad");
   for (int i = 0; i < n; i++) {
     const char *what = argc > 1 ? argv[i + 1] : every[i];
     if (strcmp(what, "chains") == 0) {
@@ -177,16 +215,13 @@ int main(int argc, char **argv) {
         for (int layers = 12; layers <= 48; layers += 36)
           model("nsa_model", layers, layers == 12 ? 8192 : 4096, device[d], NULL);
     } else if (strcmp(what, "random") == 0) {
-      for (int seed = 0; seed < 48; seed++)
-        random_graph((uint64_t)seed, seed < 16 ? 40 + 14 * seed : 150 + 2 * seed, device[seed % 2],
-                     NULL);
+      random_graphs(device);
     } else if (strcmp(what, "host") == 0) {
       model("nsa_model", 12, 8192, "cuda", "40GiB");
       model("nsa_model", 48, 4096, "cuda", "200GiB");
       model("nsa_model", 12, 8192, "cpu", "40GiB");
       chain(60, "cuda", "40GiB");
-      for (int seed = 0; seed < 4; seed++)
-        random_graph((uint64_t)seed, 30 + 30 * seed, "cuda", "40GiB");
+      for (int seed = 0; seed < 4; seed++) random_graph(seed, 30 + 30 * seed, "cuda", "40GiB");
     } else {
       fprintf(stderr, "planner_bench: there is no family '%s'\n", what);
       return 2;
