@@ -470,9 +470,14 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     if (x && found && !same_value(x, found)) return false;
     if (x) found = x;
   }
-  if (!found && j->count == 2) return false;
-  *value = found ? *found
-                 : (rg_value){.i = strcmp(name, "first") == 0 ? j->first : j->second, .set = true};
+  if (found)
+    *value = *found;
+  else if (j->count == MOST_JOINED && strcmp(name, "first") == 0)
+    *value = (rg_value){.i = j->first, .set = true};
+  else if (j->count == MOST_JOINED && strcmp(name, "second") == 0)
+    *value = (rg_value){.i = j->second, .set = true};
+  else
+    return false;
   return true;
 }
 

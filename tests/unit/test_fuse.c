@@ -74,6 +74,20 @@ static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, con
   return f;
 }
 
+/* Of the combine of cmp_o, slc_o and swa_o: which are in the node that stands for the last two, and
+ * which is left to be handed in. */
+static void check_places(const rgi_graph *g, size_t i) {
+  for (int32_t n = 0; n < g->nnode; n++) {
+    const rgi_node *x = &g->node[n];
+    if (strcmp(x->op->name, "paged_slc_swa") != 0) continue;
+    cr_assert_eq(x->attr[rgi_attribute(x->op, "first")].i, 1, "case %zu", i);
+    cr_assert_eq(x->attr[rgi_attribute(x->op, "second")].i, 2, "case %zu", i);
+    const int port = rgi_in_port(x->op, "o");
+    cr_assert_eq(x->in_begin[port + 1] - x->in_begin[port], 1, "case %zu", i);
+    cr_assert_str_eq(g->tensor[rgi_in(x, port)].name, "cmp_o", "case %zu", i);
+  }
+}
+
 Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
   static const rg_gpu hopper = {90, 132}, older = {80, 108};
   static const struct {
@@ -111,6 +125,7 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
     cr_assert_eq(count_op(f.after, "paged_swa_attn"), !c[i].sum, "case %zu", i);
     cr_assert_eq(count_op(f.after, "combine"), !c[i].sum, "case %zu", i);
     cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum, "case %zu", i);
+    check_places(f.after, i);
     drop(&f);
   }
 }
