@@ -72,11 +72,10 @@ struct rgi_bound {
    * of needs */
   double *price, *slope, *way, *kept, *best, *sum, *cost;
   double *other; /* per candidate: the least cost if it leaves, and … */
-  char *state;   /* … KEPT, AGAIN, … */
+  char *state;   /* its rgi_fate there */
   bool *both;    /* of other: also computed again, for clones */
 };
-enum { KEPT, AGAIN, AWAY, BOTH }; /* odd: computed again */
-enum { SAVED, MOVED, SCRATCH };   /* first prices */
+enum { SAVED, MOVED, SCRATCH }; /* first prices */
 
 /* ---- what the program is made of ---- */
 
@@ -379,8 +378,8 @@ static double cheapest(rgi_bound *b, const block *x, double room) {
   for (int i = 0; i < x->n; i++) {
     const int c = x->of[i];
     const bool leaves = !(best >> i & 1) && b->other[c] < 0;
-    b->state[c] = leaves ? (b->both[c] ? BOTH : AWAY) : (char)(best >> i & 1);
-    if (b->state[c] != KEPT) b->slope[SAVED] -= b->p.bytes[c] / b->unit;
+    b->state[c] = leaves ? (b->both[c] ? RGI_BOTH : RGI_AWAY) : (char)(best >> i & 1);
+    if (b->state[c] != RGI_KEPT) b->slope[SAVED] -= b->p.bytes[c] / b->unit;
     if (leaves) b->slope[MOVED] += b->c->moved[c] / b->unit;
   }
   return sum[best];
@@ -438,7 +437,7 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
   for (int32_t t = 0; t <= b->p.nt; t++) b->sum[t] = 0; /* now: scratch of what is taken */
   for (int k = 0; k < b->p.nvalue; k++) {
     const rgi_direct *v = &b->p.value[k];
-    if (v->by < 0 || b->state[v->by] == KEPT || v->last < v->first) continue;
+    if (v->by < 0 || b->state[v->by] == RGI_KEPT || v->last < v->first) continue;
     b->sum[v->first] += v->bytes / u;
     b->sum[v->last + 1] -= v->bytes / u;
   }
@@ -448,7 +447,8 @@ static double lagrangian(rgi_bound *b, double excess, double room) {
     scratch_slope[t] += alive;
   }
   for (int j = 0; j < b->ncover; j++)
-    for (int i = 0; i < b->cover[j].n; i++) cover_slope[j] += b->state[b->cover[j].of[i]] == AGAIN;
+    for (int i = 0; i < b->cover[j].n; i++)
+      cover_slope[j] += b->state[b->cover[j].of[i]] == RGI_AGAIN;
   for (int i = 0; i < b->p.nneed; i++) {
     const rgi_need *x = &b->p.need[i];
     need_slope[i] = (b->state[x->reader] & 1) - (x->by >= 0 ? b->state[x->by] & 1 : 0);

@@ -38,6 +38,10 @@ typedef struct rgi_parts {
   double *alone; /* per candidate: scratch that it needs at least, recomputed */
 } rgi_parts;
 
+/* What becomes of a candidate's values, as bits: computed again, away. Both: what comes back is for
+ * backward itself, the clone for clones. */
+typedef enum rgi_fate { RGI_KEPT, RGI_AGAIN, RGI_AWAY, RGI_BOTH, RGI_FATES } rgi_fate;
+
 /* Is node k one of these? */
 static inline bool rgi_takes_row(const rgi_graph *g, int32_t k) {
   return g->node[k].backward && !(g->node[k].op->flags & RG_OP_VIEW) && !rgi_is_copy(g, k);

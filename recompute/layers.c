@@ -42,9 +42,6 @@ enum {
   MOVED_PRICES = 10      /* that are tried, each with those of saved bytes */
 };
 
-/* of a candidate; the last: its clone is for clones, what comes back for backward itself */
-typedef enum fate { KEPT, AGAIN, AWAY, BOTH, FATES } fate;
-
 typedef struct option {
   double ms, saved, moved, before, after, spill;
   uint8_t in, out; /* the border's and the end's fate */
@@ -215,8 +212,8 @@ static void set_small_apart(const rgi_layers *l, block *x) {
       order[k] = order[k - 1];
     order[k] = i;
   }
-  for (int64_t i = 0, choices = FATES; i < x->n; i++) {
-    choices *= moved_of(l, x->of[order[i]]) > 0 ? FATES : 2;
+  for (int64_t i = 0, choices = RGI_FATES; i < x->n; i++) {
+    choices *= moved_of(l, x->of[order[i]]) > 0 ? RGI_FATES : 2;
     large[order[i]] = choices <= MOST_CHOICES;
   }
   for (int i = 0; i < x->n; i++)
@@ -368,29 +365,29 @@ static rg_status sign(const rgi_layers *l, block *x, rg_error *e) {
 
 /* ---- its choices ---- */
 
-static fate fate_of(choice set, int bit) {
-  return bit < 0 ? KEPT : (fate)((set.again >> bit & 1) | (set.away >> bit & 1) << 1);
+static rgi_fate fate_of(choice set, int bit) {
+  return bit < 0 ? RGI_KEPT : (rgi_fate)((set.again >> bit & 1) | (set.away >> bit & 1) << 1);
 }
 
 /* Also: brings back. */
 static void make(block *x, choice set, int u, int32_t row) {
   unit *y = &x->unit[u];
-  const fate f = fate_of(set, y->bit);
-  if (f == KEPT || y->made <= row) return;
+  const rgi_fate f = fate_of(set, y->bit);
+  if (f == RGI_KEPT || y->made <= row) return;
   y->made = row;
-  for (int i = 0; i < y->ndep && f != AWAY; i++) make(x, set, y->dep[i], row);
+  for (int i = 0; i < y->ndep && f != RGI_AWAY; i++) make(x, set, y->dep[i], row);
 }
 
 static void needs_of(const rgi_layers *l, block *x, choice set, option *o) {
   for (int i = 0; i < x->nunit; i++) x->unit[i].made = INT32_MAX;
   for (int i = 0; i < x->nreading; i++)
-    if (fate_of(set, x->unit[x->reading[i].unit].bit) != BOTH)
+    if (fate_of(set, x->unit[x->reading[i].unit].bit) != RGI_BOTH)
       make(x, set, x->reading[i].unit, x->reading[i].row);
   double *alive = l->alive;
   for (int32_t t = 0; t <= x->rows; t++) alive[t] = 0;
   for (int i = 0; i < x->nheld; i++) {
     const unit *u = &x->unit[x->held[i].unit];
-    const int32_t made = fate_of(set, u->bit) == BOTH ? x->held[i].first : u->made,
+    const int32_t made = fate_of(set, u->bit) == RGI_BOTH ? x->held[i].first : u->made,
                   from = made > 0 ? made : 0;
     const int32_t to = x->held[i].last < x->rows ? x->held[i].last + 1 : x->rows;
     if (from >= to) continue;
@@ -398,7 +395,7 @@ static void needs_of(const rgi_layers *l, block *x, choice set, option *o) {
     alive[to] -= x->held[i].bytes;
   }
   int32_t there = INT32_MAX;
-  for (int i = 0; i < x->nunit && o->in == AGAIN; i++)
+  for (int i = 0; i < x->nunit && o->in == RGI_AGAIN; i++)
     if (x->unit[i].bit == x->border) there = x->unit[i].made;
   double sum = 0;
   for (int32_t t = 0; t < x->rows; t++) {
@@ -414,10 +411,11 @@ static void spill_of(block *x, choice set, option *o) {
   for (int i = 0; i < x->nunit; i++)
     if (x->unit[i].bit == x->end) make(x, set, i, -1);
   for (int i = 0; i < x->nunit; i++)
-    if (x->unit[i].bit == x->border && x->unit[i].made < 0) o->pulls = o->in == AGAIN;
+    if (x->unit[i].bit == x->border && x->unit[i].made < 0) o->pulls = o->in == RGI_AGAIN;
   for (int i = 0; i < x->nheld; i++) {
     const unit *u = &x->unit[x->held[i].unit];
-    if (u->made < 0 && u->bit != x->end && x->held[i].last >= -1 && fate_of(set, u->bit) != BOTH)
+    if (u->made < 0 && u->bit != x->end && x->held[i].last >= -1 &&
+        fate_of(set, u->bit) != RGI_BOTH)
       o->spill += x->held[i].bytes;
   }
 }
@@ -425,17 +423,17 @@ static void spill_of(block *x, choice set, option *o) {
 static option option_of(const rgi_layers *l, block *x, choice set) {
   option o = {.in = (uint8_t)fate_of(set, x->border), .out = (uint8_t)fate_of(set, x->end)};
   for (int i = 0; i < x->n; i++) {
-    const fate f = fate_of(set, i);
-    if (f & AGAIN) o.ms += l->m->ms[x->of[i]];
-    if (f & AWAY) o.moved += moved_of(l, x->of[i]);
-    if (f == KEPT) o.saved += l->p->bytes[x->of[i]];
+    const rgi_fate f = fate_of(set, i);
+    if (f & RGI_AGAIN) o.ms += l->m->ms[x->of[i]];
+    if (f & RGI_AWAY) o.moved += moved_of(l, x->of[i]);
+    if (f == RGI_KEPT) o.saved += l->p->bytes[x->of[i]];
   }
   for (int i = 0; i < x->nlack; i++) {
     const lack *y = &x->lack[i];
-    if (set.again & y->readers && !(fate_of(set, y->by) & AGAIN)) o.saved += y->bytes;
+    if (set.again & y->readers && !(fate_of(set, y->by) & RGI_AGAIN)) o.saved += y->bytes;
   }
   needs_of(l, x, set, &o);
-  if (o.out == AGAIN) spill_of(x, set, &o);
+  if (o.out == RGI_AGAIN) spill_of(x, set, &o);
   return o;
 }
 
@@ -473,7 +471,8 @@ static bool next_choice(const rgi_layers *l, const block *x, choice *set) {
 static rg_status list_options(const rgi_layers *l, block *x, rg_error *e) {
   choice set = {0};
   size_t most = 1, n = 0, kept = 0, from = 0;
-  for (int i = 0; i < x->n + (x->border >= 0); i++) most *= moved_of(l, x->of[i]) > 0 ? FATES : 2;
+  for (int i = 0; i < x->n + (x->border >= 0); i++)
+    most *= moved_of(l, x->of[i]) > 0 ? RGI_FATES : 2;
   option *all = rgi_malloc(l->m->g->ctx, sizeof *all * most);
   if (!all) return rgi_nomem(e);
   do {
@@ -539,7 +538,7 @@ typedef struct way {
 
 /* By the fate of the last block's end; again[i]: it spills i steps or more. */
 typedef struct table {
-  way plain[FATES], again[GRID + 1];
+  way plain[RGI_FATES], again[GRID + 1];
 } table;
 
 typedef struct prices {
@@ -563,7 +562,7 @@ static way small_ones(const rgi_layers *l, const block *x, prices p) {
     const double bytes = l->p->bytes[c], moved = moved_of(l, c);
     const option fates[] = {{.saved = bytes}, {.ms = l->m->ms[c]}, {.moved = moved}};
     way best = {INFINITY, 0, 0};
-    for (int f = 0; f < (moved > 0 ? RGI_COUNT(fates) : AWAY); f++)
+    for (int f = 0; f < (moved > 0 ? RGI_COUNT(fates) : RGI_AWAY); f++)
       take(&best, (way){0, 0, 0}, &fates[f], p);
     add(&sum, best);
   }
@@ -578,7 +577,7 @@ static table pass(const block *x, const table *t, double room, prices price) {
   const double step = room / GRID;
   table next;
   way upto[GRID + 1]; /* the best that spills no more */
-  for (int f = 0; f < FATES; f++) next.plain[f].cost = INFINITY;
+  for (int f = 0; f < RGI_FATES; f++) next.plain[f].cost = INFINITY;
   for (int i = 0; i <= GRID; i++) {
     next.again[i].cost = INFINITY;
     upto[i] = t->again[i];
@@ -588,9 +587,9 @@ static table pass(const block *x, const table *t, double room, prices price) {
     const option *o = &x->option[i];
     if (o->before > room || o->after > room) continue;
     const int spill = steps_of(o->spill, step), most = steps_of(room - o->after, step);
-    way *to = o->out == AGAIN ? &next.again[spill] : &next.plain[o->out];
-    if (o->in != AGAIN || !o->pulls) {
-      take(to, o->in == AGAIN ? upto[most] : t->plain[o->in], o, price);
+    way *to = o->out == RGI_AGAIN ? &next.again[spill] : &next.plain[o->out];
+    if (o->in != RGI_AGAIN || !o->pulls) {
+      take(to, o->in == RGI_AGAIN ? upto[most] : t->plain[o->in], o, price);
       continue;
     }
     for (int k = 0; k <= most; k++)
@@ -603,14 +602,14 @@ static table pass(const block *x, const table *t, double room, prices price) {
 static way cheapest(const rgi_layers *l, double room, prices price) {
   table t;
   way small = {0, 0, 0};
-  for (int f = 0; f < FATES; f++) t.plain[f].cost = INFINITY;
+  for (int f = 0; f < RGI_FATES; f++) t.plain[f].cost = INFINITY;
   for (int i = 0; i <= GRID; i++) t.again[i].cost = INFINITY;
-  t.plain[KEPT] = small;
+  t.plain[RGI_KEPT] = small;
   for (int i = 0; i < l->nblock; i++) {
     t = pass(&l->block[i], &t, room, price);
     add(&small, small_ones(l, &l->block[i], price));
   }
-  add(&small, t.plain[KEPT]);
+  add(&small, t.plain[RGI_KEPT]);
   return small;
 }
 
