@@ -26,6 +26,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import compare
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python")]
 H, D, E, TOP = 64, 576, 512, 2048
@@ -155,19 +157,10 @@ MSA = spec({**{x: {"shape": ["T", h, 128], "dtype": "bf16", "grad": True} for x,
              "attrs": {"block": 128}}])
 
 
-class Clock:
+class Clock(compare.Clock):
     def __init__(self, torch, runs):
-        self.torch, self.runs = torch, runs
-        self.flush = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
-
-    def once(self, function):
-        begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flush.zero_()
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
+        super().__init__(torch, None)
+        self.runs = runs
 
     def __call__(self, name, function):
         self.once(function)

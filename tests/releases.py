@@ -65,7 +65,7 @@ def tool(name):
         found = shutil.which(name, path=folder)
         if found:
             return found
-    print(f"releases SKIPPED: no {name} on this machine")
+    print(f"{os.path.basename(sys.argv[0])[:-3]} SKIPPED: no {name} on this machine")
     sys.exit(77)
 
 

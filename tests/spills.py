@@ -16,11 +16,12 @@ core for each capability."""
 import glob
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+
+from releases import tool
 
 KERNEL = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -32,14 +33,6 @@ LITTLE_SHARED = "86", "89", "120"
 def skip(why):
     print(f"spills SKIPPED: {why}")
     sys.exit(77)
-
-
-def tool(name):
-    for folder in [os.environ.get("CUDA_BIN"), None, "/usr/local/cuda/bin"]:
-        found = shutil.which(name, path=folder)
-        if found:
-            return found
-    skip(f"no {name} on this machine")
 
 
 def ptx_of(build, folder, cuobjdump):
