@@ -12,21 +12,27 @@ import types
 import torch
 
 
+def widened(x, q):
+    """x with zeros up to q's width: FlashAttention 2 knows one width alone."""
+    return torch.nn.functional.pad(x, (0, q.shape[-1] - x.shape[-1])) if x.shape[-1] < q.shape[-1] else x
+
+
 def flash_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale=None, causal=True, window=(-1, -1)):
     """torch's FlashAttention 2 over a pack: o [T, H, d], lse, and what its backward wants besides."""
     left = window[0] if window[0] >= 0 else None
     o, lse, state, extra, _ = torch.ops.aten._flash_attention_forward(
-        q, k, v, cu_q, cu_k, max_q, max_k, 0.0, causal, False, scale=scale, window_size_left=left,
+        q, k, widened(v, q), cu_q, cu_k, max_q, max_k, 0.0, causal, False, scale=scale, window_size_left=left,
         window_size_right=0 if left is not None else None)
-    return o, lse, state, extra
+    return o[..., :v.shape[-1]], lse, state, extra
 
 
 def flash_backward(d_o, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, state, extra, scale=None, causal=True,
                    window=(-1, -1)):
     left = window[0] if window[0] >= 0 else None
-    return torch.ops.aten._flash_attention_backward(
-        d_o, q, k, v, o, lse, cu_q, cu_k, max_q, max_k, 0.0, causal, state, extra, scale=scale, window_size_left=left,
-        window_size_right=0 if left is not None else None)
+    d_q, d_k, d_v = torch.ops.aten._flash_attention_backward(
+        widened(d_o, q), q, k, widened(v, q), widened(o, q), lse, cu_q, cu_k, max_q, max_k, 0.0, causal, state, extra,
+        scale=scale, window_size_left=left, window_size_right=0 if left is not None else None)
+    return d_q, d_k, d_v[..., :v.shape[-1]]
 
 
 class Flash(torch.autograd.Function):

@@ -112,7 +112,7 @@ RGK_BOTH uint32_t rgk_topk90_tables(int heads, int width) {
   const uint32_t queries = RGK_TOPK90_COLUMNS / (uint32_t)heads;
   const uint32_t pitch = RGK_TOPK90_PITCH(queries);
   const uint32_t query = 2 * pitch * 4 + RGK_TOPK90_ROOM(queries) * 8 + 16 + 4;
-  return RGK_TOPK90_GROUPS(heads, width) * queries * query + 2 * RGK_TOPK90_STAGES * 8;
+  return RGK_TOPK90_GROUPS(heads, width) * queries * query + (2 * RGK_TOPK90_STAGES + 4) * 8;
 }
 static inline uint32_t rgk_topk90_shared(int heads, int width, int reach, int stages) {
   const uint32_t panels = ((uint32_t)width + 63) / 64, groups = RGK_TOPK90_GROUPS(heads, width),

@@ -15,10 +15,12 @@
        query 4 * (m / HEADS) + c
 
    Two accumulators take turns: one is filled while the other is exponentiated. Every STEP keys the
-   sums p go through shared memory (two buffers, one barrier a step) to the warp that owns the
-   query, which chooses (topk_choice.cuh). Over pages, where sequences are few, a cluster of blocks
-   shares out a tile's steps (each begins one early, for what is carried), and the first takes the
-   others' candidates.
+   sums p go through shared memory (two buffers) to the warp that owns the query, which chooses
+   (topk_choice.cuh). Where a block has one consumer (APART) these are four warps beside it, of
+   which one also starts the copies, so that the consumer goes on; elsewhere they are the consumer's
+   own, one barrier a step. Over pages, where sequences are few, a cluster of blocks shares out a
+   tile's steps (each begins one early, for what is carried), and the first takes the others'
+   candidates.
  */
 #include "../device/element.cuh"
 #include "../device/pages.cuh"
@@ -115,6 +117,8 @@ __device__ __forceinline__ memory find_memory(const rgk_topk &p, int carried, ch
   m.visible = (int *)(at + offsetof(layout, visible)) + side * P::QUERIES;
   m.full = (uint64_t *)(at + offsetof(layout, full));
   m.empty = (uint64_t *)(at + offsetof(layout, empty));
+  m.summed = (uint64_t *)(at + offsetof(layout, summed));
+  m.taken = (uint64_t *)(at + offsetof(layout, taken));
   m.carry = (float *)(at + sizeof(layout)) + side * P::QUERIES * carried;
   return m;
 }
@@ -140,21 +144,29 @@ __device__ __forceinline__ void load_keys(const rgk_topk90_paged &x, const job &
   }
   copies_wait_all();
 }
+struct key_loader {
+  int tile = 0, stage = 0;
+  uint32_t parity = 1;
+  /* Tiles up to `end`. */
+  template <int HEADS, int D>
+  __device__ __forceinline__ void load(const rgk_topk90_params &x, const job &j, const memory &m,
+                                       int end) {
+    constexpr int PANELS = (D + 63) / 64;
+    const int64_t from = j.keys.first + (int64_t)j.step0 * plan<HEADS>::STEP;
+    for (; tile < end; tile++) {
+      bar_wait(m.empty + stage, parity);
+      bar_expect(m.full + stage, PANELS * TILE * 128);
+      for (int y = 0; y < PANELS; y++)
+        tma_load(m.k + (stage * PANELS + y) * TILE * 128, &x.k, m.full + stage, 64 * y, j.kh,
+                 (int)(from + tile * TILE));
+      if (++stage == x.call.stages) stage = 0, parity ^= 1;
+    }
+  }
+};
 template <int HEADS, int D>
 __device__ __forceinline__ void load_keys(const rgk_topk90_params &x, const job &j,
                                           const memory &m) {
-  constexpr int PANELS = (D + 63) / 64;
-  const int64_t from = j.keys.first + (int64_t)j.step0 * plan<HEADS>::STEP;
-  int stage = 0;
-  uint32_t parity = 1;
-  for (int i = 0; i < j.tiles; i++) {
-    bar_wait(m.empty + stage, parity);
-    bar_expect(m.full + stage, PANELS * TILE * 128);
-    for (int y = 0; y < PANELS; y++)
-      tma_load(m.k + (stage * PANELS + y) * TILE * 128, &x.k, m.full + stage, 64 * y, j.kh,
-               (int)(from + i * TILE));
-    if (++stage == x.call.stages) stage = 0, parity ^= 1;
-  }
+  key_loader().load<HEADS, D>(x, j, m, j.tiles);
 }
 
 /* ---- a consumer warpgroup ---- */
@@ -162,6 +174,7 @@ __device__ __forceinline__ void load_keys(const rgk_topk90_params &x, const job 
 template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
   using P = plan<HEADS>;
   static constexpr int PANELS = (D + 63) / 64;
+  static constexpr bool APART = !PAGED && RGK_TOPK90_GROUPS(HEADS, D) == 1;
   const rgk_topk &p;
   const job &j;
   const memory &m;
@@ -210,6 +223,39 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
     }
   }
 
+  /* By the warp that owns the queries. */
+  __device__ __forceinline__ void
+  choose_step(int step, typename carried<PAGED>::type (&carry)[P::MINE]) const {
+    const int lowest = PAGED ? j.lowest : p.init;
+    if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
+      choose_4_1<P, PAGED>(m, warp, step, lowest, carry);
+    else if (DOT && p.max)
+      choose_best<P>(p, m, warp, step, lowest);
+    else
+      choose<P, PAGED>(p, m, warp, step, lowest, DOT);
+  }
+  /* Apart: chooses as sums come, and has keys copied. A step's sums come after its products, so
+   * the keys of as many tiles as it has may go; with three stages or more the consumer has tiles
+   * left to begin the next step with. */
+  __device__ __forceinline__ void choose_all(const rgk_topk90_params &x) const {
+    static_assert(P::HALVES == 2, "tiles are whole steps");
+    typename carried<PAGED>::type carry[P::MINE] = {};
+    const bool loads = warp == 0 && lane == 0;
+    key_loader keys;
+    if (loads) keys.load<HEADS, D>(x, j, m, min(p.stages, j.tiles));
+    __syncwarp();
+    for (int n = 0; n < j.tiles / P::HALVES; n++) {
+      const int step = j.step0 + n;
+      bar_wait(m.summed + (step & 1), n / 2 % 2);
+      if (loads) keys.load<HEADS, D>(x, j, m, min(p.stages + P::HALVES * (n + 1), j.tiles));
+      __syncwarp();
+      choose_step(step, carry);
+      warp_ready(m.taken + (step & 1)); /* all reads went into votes */
+    }
+    __syncwarp();
+    write();
+  }
+
   /* Scores all keys, and chooses. */
   __device__ __forceinline__ void rank() const {
     char *const mine = m.q + group * PANELS * P::N * 128;
@@ -250,16 +296,15 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
     const int my_row = 16 * warp + lane / 4;
     auto sums = [&](float(&d)[P::N / 2], int i) {
       const int step = j.step0 + i / P::HALVES, in_step = i % P::HALVES * TILE + my_row;
+      if (APART && i % P::HALVES == 0) bar_wait(m.taken + (step & 1), i / P::HALVES / 2 % 2 ^ 1);
       weigh<HEADS, DOT, PAGED>(d, lse, scale, m.p + (step & 1) * P::QUERIES * P::PITCH + in_step,
                                step * P::STEP + in_step, before, least_visible, m.visible);
-      if (i % P::HALVES == P::HALVES - 1) {
+      if (i % P::HALVES < P::HALVES - 1) return;
+      if (APART) {
+        warp_ready(m.summed + (step & 1));
+      } else {
         named_sync(EACH + group, WARPGROUP);
-        if (!DOT && P::STEP == 128 && j.bs == 4 && j.reach == 1)
-          choose_4_1<P, PAGED>(m, warp, step, PAGED ? j.lowest : p.init, carry);
-        else if (DOT && p.max)
-          choose_best<P>(p, m, warp, step, p.init);
-        else
-          choose<P, PAGED>(p, m, warp, step, PAGED ? j.lowest : p.init, DOT);
+        choose_step(step, carry);
       }
     };
 
@@ -309,12 +354,18 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
     }
   }
 
+  __device__ __forceinline__ void write() const {
+    for (int i = 0; i < P::MINE; i++) {
+      const int q = warp * P::MINE + i;
+      if (q >= n) break;
+      finish<P::PER_LANE>(p, m, q, choice_of(p, j.position + first + q),
+                          m.visible[q] > (PAGED ? j.before : 0),
+                          j.idx + (j.row0 + first + q) * p.idx.row, P::ROOM);
+    }
+  }
   __device__ __forceinline__ void run(int part, int parts) const {
-    begin();
-    if (j.tiles > 0)
-      rank();
-    else
-      named_sync(EACH + group, WARPGROUP);
+    if (j.tiles > 0) rank();
+    if (APART) return;
     if (parts > 1) {
       __syncwarp();
       cluster_sync();
@@ -324,13 +375,7 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
       cluster_sync();
       if (part > 0) return;
     }
-    for (int i = 0; i < P::MINE; i++) {
-      const int q = warp * P::MINE + i;
-      if (q >= n) break;
-      finish<P::PER_LANE>(p, m, q, choice_of(p, j.position + first + q),
-                          m.visible[q] > (PAGED ? j.before : 0),
-                          j.idx + (j.row0 + first + q) * p.idx.row, P::ROOM);
-    }
+    write();
   }
 };
 
@@ -370,34 +415,42 @@ __global__ void __launch_bounds__(RGK_TOPK90_THREADS(HEADS, D),
   find_keys<HEADS>(x, j, part);
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const memory m = find_memory<HEADS, D>(p, j.carried, shared, GROUPS == 1 ? 0 : group & 1);
+  using worker = consumer<T, HEADS, D, DOT, PAGED>;
+  const int first = GROUPS == 1 ? 0 : group * P::QUERIES;
+  const worker mine{p,
+                    j,
+                    m,
+                    GROUPS == 1 ? 0 : group,
+                    (int)(threadIdx.x % 128),
+                    warp,
+                    lane,
+                    first,
+                    max(0, min(P::QUERIES, j.t.n - first))};
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int i = 0; i < p.stages; i++)
       bar_init(m.full + i, PAGED ? 128 : 1), bar_init(m.empty + i, 4 * GROUPS * WARP_ARRIVALS);
+    for (int i = 0; i < 2 && worker::APART; i++)
+      bar_init(m.summed + i, 4 * WARP_ARRIVALS), bar_init(m.taken + i, 4 * WARP_ARRIVALS);
     bar_init_done();
   }
+  if (group < GROUPS) mine.begin();
   __syncthreads();
-  if (group == GROUPS) {
-    fewer_registers<GROUPS == 1 || PAGED ? 40 : 24>(); /* all threads lend theirs */
+  if (group < GROUPS) {
+    more_registers<worker::APART ? 176 : GROUPS == 1 ? 208 : PAGED ? 232 : 240>();
+    mine.run(part, PAGED ? parts : 1);
+    return;
+  }
+  fewer_registers<worker::APART ? 80 : GROUPS == 1 || PAGED ? 40 : 24>(); /* all threads lend */
+  if constexpr (worker::APART) {
+    mine.choose_all(x);
+  } else {
     if (PAGED || threadIdx.x % 128 == 0) load_keys<HEADS, D>(x, j, m);
     if (PAGED && parts > 1) {
       __syncwarp();
       cluster_sync();
       cluster_sync();
     }
-  } else {
-    more_registers<GROUPS == 1 ? 208 : PAGED ? 232 : 240>();
-    const int first = group * P::QUERIES;
-    consumer<T, HEADS, D, DOT, PAGED>{p,
-                                      j,
-                                      m,
-                                      group,
-                                      (int)(threadIdx.x % 128),
-                                      warp,
-                                      lane,
-                                      first,
-                                      max(0, min(P::QUERIES, j.t.n - first))}
-        .run(part, PAGED ? parts : 1);
   }
 }
 

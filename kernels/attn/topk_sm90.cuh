@@ -36,6 +36,7 @@ template <int HEADS, int GROUPS> struct tables {
   int4 state[GROUPS][P::QUERIES];  /* threshold, candidates, blocks that may be chosen, keep */
   int visible[GROUPS][P::QUERIES]; /* keys that the query sees */
   uint64_t full[RGK_TOPK90_STAGES], empty[RGK_TOPK90_STAGES];
+  uint64_t summed[2], taken[2]; /* of a step's sums, where others than the consumer choose */
 };
 
 /* Where a warpgroup finds its part. */
@@ -43,6 +44,7 @@ struct memory : topk_memory {
   char *q, *k;            /* of all */
   int *visible;           /* [QUERIES] */
   uint64_t *full, *empty; /* [stages] */
+  uint64_t *summed, *taken;
 };
 
 /* Byte of row r's 16-byte unit u in panels of `rows` rows. */

@@ -79,12 +79,13 @@ static int padded_heads(int group) {
 }
 
 /* As many as there is room for, or 0. A multiprocessor has 228 KiB, and takes 1 KiB a block for
- * itself. */
+ * itself. Warps apart that choose want three (choose_all in topk_sm90.cu). */
 static int sm90_stages(const rgk_topk *p, const rgk_pages *pages) {
   const int heads = padded_heads(p->G),
             reach = pages ? p->block / p->stride : p->kernel / p->stride - 1;
-  const uint32_t room = (228u << 10) / (RGK_TOPK90_GROUPS(heads, p->D) == 1 ? 2 : 1) - 1024;
-  for (int stages = RGK_TOPK90_STAGES; stages >= 2; stages--)
+  const bool apart = RGK_TOPK90_GROUPS(heads, p->D) == 1;
+  const uint32_t room = (228u << 10) / (apart ? 2 : 1) - 1024;
+  for (int stages = RGK_TOPK90_STAGES; stages >= (apart ? 3 : 2); stages--)
     if (rgk_topk90_shared(heads, p->D, reach, stages) <= room) return stages;
   return 0;
 }

@@ -673,21 +673,31 @@ for width in D DV; do
   expect 3 'head width 577 .* is not in 1 to 576' check "$nsa" --set $width=577
 done
 grep -q 'are 1 to 576 wide' "$source/docs/spec.md" || fail "docs/spec.md lacks the width of heads"
-# The README's memory figures, each under the policy that its row names, are what `plan` says.
-plans() { # plans TOKENS POLICY GIB
+peak() { # peak TOKENS POLICY: sets bytes
   printf '{ "regraph_policy": 1, %s }' "$2" >readme.json
   expect 0 . plan "$nsa" --set "T=$1" --set B=1 --set H=64 --set KH=4 --device cuda \
     --policy readme.json --json
-  local decimals=${3#*.} bytes
   bytes=$(value stdout predicted_peak_bytes)
+}
+# The README's memory figures, each under the policy that its row names, are what `plan` says.
+plans() { # plans TOKENS POLICY GIB
+  local decimals=${3#*.} bytes
+  peak "$1" "$2"
   [ "$(awk -v d=${#decimals} -v x="$bytes" 'BEGIN { printf "%.*f", d, x / 2^30 }')" = "$3" ] ||
     fail "README.md has $3 GiB at $1 tokens under $2; plan has $bytes bytes"
 }
+# No more, whatever is written there.
+least='"preset": "all", "split_heads": 1'
+for most in '128K 2.85' '1M 21.41'; do
+  peak "${most% *}" "$least"
+  awk -v x="$bytes" -v most="${most#* }" 'BEGIN { exit !(x > 0 && x <= most * 2^30) }' ||
+    fail "$bytes bytes at ${most% *} tokens, all recomputed, a head group at a time"
+done
 rows=0
 while IFS='|' read -r _ tokens policy _ _ _ gib _; do
   tokens=${tokens// /} gib=${gib// /}
   case "$policy" in
-  *'a head group at a time'*) members='"preset": "all", "split_heads": 1' ;;
+  *'a head group at a time'*) members=$least ;;
   *'keep all'*) members='"preset": "none"' ;;
   *)
     fail "README.md: a figure of '$gib' under '$policy'"

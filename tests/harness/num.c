@@ -207,6 +207,27 @@ static void copy_rows(ot_tensor *y, const ot_tensor *x, int64_t from, int64_t n)
   ot_copy(&to, &part);
 }
 
+/* Queries [first, first + n) of sequence b, as a says for one sequence. */
+static num_attn_run take_queries(ot *t, const num_attn_run *from, num_attn a, int64_t b,
+                                 int64_t first, int64_t n) {
+  a.B = 1;
+  num_attn_run r = shell(t, a, 0);
+  const int64_t row = from->pack.cu[b] + first, key = from->pack_k.cu[b],
+                row_k = a.kind == REF_CMP ? key / a.stride : key;
+  copy_rows(r.q, from->q, row, n);
+  copy_rows(r.d_o, from->d_o, row, n);
+  if (r.d_lse) copy_rows(r.d_lse, from->d_lse, row, n);
+  copy_rows(r.k, from->k, row_k, r.TK);
+  copy_rows(r.v, from->v, row_k, r.TK);
+  if (r.sinks) ot_copy(r.sinks, from->sinks);
+  if (from->idx) {
+    r.idx = OT_NEW(t, RG_I32, r.pack.T, from->idx->arg.dim[1], a.top_n);
+    copy_rows(r.idx, from->idx, row, n);
+  }
+  poison_dead(&r);
+  return r;
+}
+
 num_attn_run num_attn_alone(ot *t, const num_attn_run *from, int64_t b) {
   num_attn a = from->a;
   int32_t *length = ot_ints(t, 3);
@@ -214,24 +235,24 @@ num_attn_run num_attn_alone(ot *t, const num_attn_run *from, int64_t b) {
   length[0] = p->cu[b + 1] - p->cu[b];
   length[1] = pk->cu[b + 1] - pk->cu[b];
   length[2] = a.offset ? a.offset[b] : 0;
-  a.B = 1;
   a.length = length;
   a.length_k = a.length_k ? length + 1 : NULL;
   a.offset = a.offset ? length + 2 : NULL;
-  num_attn_run r = shell(t, a, 0);
-  int64_t row = p->cu[b], row_k = a.kind == REF_CMP ? pk->cu[b] / a.stride : pk->cu[b];
-  copy_rows(r.q, from->q, row, length[0]);
-  copy_rows(r.d_o, from->d_o, row, length[0]);
-  if (r.d_lse) copy_rows(r.d_lse, from->d_lse, row, length[0]);
-  copy_rows(r.k, from->k, row_k, r.TK);
-  copy_rows(r.v, from->v, row_k, r.TK);
-  if (r.sinks) ot_copy(r.sinks, from->sinks);
-  if (from->idx) {
-    r.idx = OT_NEW(t, RG_I32, r.pack.T, from->idx->arg.dim[1], a.top_n);
-    copy_rows(r.idx, from->idx, row, length[0]);
-  }
-  poison_dead(&r);
-  return r;
+  return take_queries(t, from, a, b, 0, length[0]);
+}
+
+num_attn_run num_attn_queries(ot *t, const num_attn_run *from, int64_t b, int64_t first,
+                              int64_t n) {
+  num_attn a = from->a;
+  int32_t *length = ot_ints(t, 3);
+  const num_pack *pk = &from->pack_k;
+  length[0] = (int32_t)n;
+  length[1] = pk->cu[b + 1] - pk->cu[b];
+  length[2] = (a.offset ? a.offset[b] : 0) + (int32_t)first;
+  a.length = length;
+  a.length_k = length + 1;
+  a.offset = length + 2;
+  return take_queries(t, from, a, b, first, n);
 }
 
 /* ---- attention: calls ---- */

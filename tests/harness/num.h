@@ -92,6 +92,8 @@ num_attn_run num_attn_new(ot *t, num_attn a);
 num_attn_run num_attn_again(ot *t, const num_attn_run *r, bool strided);
 /* Sequence b of the case, on its own. */
 num_attn_run num_attn_alone(ot *t, const num_attn_run *r, int64_t b);
+/* n of its queries from `first` on, with all of its keys: their offset says where they are. */
+num_attn_run num_attn_queries(ot *t, const num_attn_run *r, int64_t b, int64_t first, int64_t n);
 /* Builds the forward call (o and lse are fresh); the backward call needs a forward that ran. */
 void num_attn_calls(ot *t, num_attn_run *r);
 /* The oracle's view of the inputs. */
