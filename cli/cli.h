@@ -232,7 +232,5 @@ typedef struct cli_wait {
   bool most;
 } cli_wait;
 void cli_progress_text(const cli_wait *w, char *text, size_t size);
-/* "95 s", "3 min 20 s", "2 h 05 min" */
-const char *cli_duration(double seconds, char buffer[32]);
 
 #endif

@@ -37,7 +37,8 @@ static void clear_line(int number) {
   raise(number); /* blocked until this returns, then met by the default action */
 }
 
-const char *cli_duration(double seconds, char buffer[32]) {
+/* "95 s", "3 min 20 s", "2 h 05 min" */
+static const char *duration(double seconds, char buffer[32]) {
   const long s = (long)(seconds + 0.5);
   if (s < 120)
     snprintf(buffer, 32, "%ld s", s);
@@ -62,12 +63,12 @@ void cli_progress_text(const cli_wait *w, char *text, size_t size) {
     left = w->said * (w->total - w->done) / w->done - (w->passed - w->said);
   else if (w->expected > 0 && !w->most)
     left = w->expected - w->passed;
-  cli_duration(w->passed, a);
+  duration(w->passed, a);
   if (left >= 0.5)
-    snprintf(text + n, size - n, ", %s%s left", told ? "" : "about ", cli_duration(left, a));
+    snprintf(text + n, size - n, ", %s%s left", told ? "" : "about ", duration(left, a));
   else if (!told && w->expected > 0)
     snprintf(text + n, size - n, " %s%s %s%s", a, w->most ? " of at most" : ", longer than the",
-             cli_duration(w->expected, b), w->most ? "" : " expected");
+             duration(w->expected, b), w->most ? "" : " expected");
   else
     snprintf(text + n, size - n, " %s", a);
 }

@@ -328,11 +328,6 @@ rg_status cli_ranks_open(cli *c, const data_set *d) {
   return failed(c);
 }
 
-rg_status cli_ranks_run(cli *c, bool backward) {
-  order(c->ranks, backward ? BACKWARD : FORWARD);
-  return failed(c);
-}
-
 void cli_ranks_close(cli *c) {
   cli_ranks_state *all = c->ranks;
   if (!all) return;
@@ -354,7 +349,10 @@ void cli_ranks_close(cli *c) {
 }
 
 rg_status cli_direction(cli *c, bool backward) {
-  if (c->ranks) return cli_ranks_run(c, backward);
+  if (c->ranks) {
+    order(c->ranks, backward ? BACKWARD : FORWARD);
+    return failed(c);
+  }
   rg_status s = backward ? rg_session_backward(c->session, &c->error)
                          : rg_session_forward(c->session, &c->error);
   return s == RG_OK ? rg_session_synchronize(c->session, &c->error) : s;

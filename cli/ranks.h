@@ -22,8 +22,6 @@ bool cli_ranks_writes(const cli *c);
 /* Starts the other ranks, makes every rank's session and binds its share of the arrays. Waits for
  * all. Ended by cli_ranks_close, also after a failure. */
 rg_status cli_ranks_open(cli *c, const data_set *d);
-/* A direction on all ranks. */
-rg_status cli_ranks_run(cli *c, bool backward);
 /* Results into the whole arrays. */
 rg_status cli_ranks_gather(cli *c, data_set *d);
 void cli_ranks_close(cli *c);

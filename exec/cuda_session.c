@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRAPHS = 4 };
+enum { GRAPHS = 4, FLAG_WORDS = RGK_FAULT_TAKEN + 2 };
 
 typedef struct device {
   int id;
@@ -128,7 +128,6 @@ static bool take_finding(device *d, finding *out) {
   if (out->what == 0) return false;
   for (int i = 0; i < RGK_FAULT_NUMBERS; i++) out->number[i] = flag[1 + i];
   flag[0] = 0;
-  flag[RGK_FAULT_TAKEN] = 0;
   return true;
 }
 
@@ -201,9 +200,12 @@ static rg_status create(rg_session *s, const rg_session_options *o, rg_error *e)
   RGI_TRY(rgi_plan_runs_on(s->plan, &here, e));
   RGI_TRY(rgi_cuda_status(cudaGetDevice(&d->id), "asking for the GPU", NULL, e));
   RGI_TRY(rgi_cuda_status(
-      cudaHostAlloc((void **)&d->flag, RGI_FLAG_WORDS * sizeof *d->flag, cudaHostAllocMapped),
+      cudaHostAlloc((void **)&d->flag, FLAG_WORDS * sizeof *d->flag, cudaHostAllocMapped),
       "host memory", NULL, e));
-  memset(d->flag, 0, RGI_FLAG_WORDS * sizeof *d->flag);
+  memset(d->flag, 0, FLAG_WORDS * sizeof *d->flag);
+  const void *turn = rgk_turn();
+  if (!turn) return rgi_cuda_status(cudaGetLastError(), "asking for a kernel's variable", NULL, e);
+  memcpy(d->flag + RGK_FAULT_TAKEN, &turn, sizeof turn);
   RGI_TRY(make_marks(s, e)); /* a stream that is captured would not have them made */
   RGI_TRY(rgi_cuda_status(cudaHostGetDevicePointer((void **)&d->flag_on_device, d->flag, 0),
                           "host memory", NULL, e));

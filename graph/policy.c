@@ -94,7 +94,7 @@ static rg_status read_bytes(rg_policy *p, const rgi_json *v, const char *pointer
 static rg_status read_budget(rg_policy *p, const rgi_json *v, rg_error *e) {
   static const char *const keys[] = {"bytes", "of"};
   rgi_shown shown;
-  if (v->type == RGI_JSON_STRING || v->type == RGI_JSON_INT) return read_bytes(p, v, "/budget", e);
+  if (v->type != RGI_JSON_OBJECT) return read_bytes(p, v, "/budget", e);
   RGI_TRY(rgi_json_keys(v, "a budget", keys, RGI_COUNT(keys), 1, "/budget", NULL, e));
   const rgi_json *bytes = rgi_json_get(v, "bytes"), *of = rgi_json_get(v, "of");
   RGI_TRY(read_bytes(p, bytes, "/budget/bytes", e));
@@ -340,6 +340,18 @@ bool rgi_policy_lists(const rg_policy *policy, const char *name) {
   return false;
 }
 
+/* The copy that has `name` in a repeated block, or NULL. */
+static const char *copy_of(const rgi_graph *g, const char *name) {
+  const size_t n = strlen(name);
+  for (int o = 0; o < g->norigin; o++) {
+    const size_t whole = strlen(g->origin[o].name);
+    if (whole > n && g->origin[o].name[whole - n - 1] == '_' &&
+        strcmp(g->origin[o].name + whole - n, name) == 0)
+      return g->origin[o].name;
+  }
+  return NULL;
+}
+
 /* One name or pattern: it fits something, and something that can be recomputed if that is asked. */
 static rg_status check_name(const char *name, const char *pointer, bool recompute,
                             const rgi_graph *g, const rgi_names *index, const char *const *known,
@@ -358,6 +370,11 @@ static rg_status check_name(const char *name, const char *pointer, bool recomput
                     rgi_show(&shown, name));
   }
   const int o = rgi_names_get(index, name);
+  const char *copy = o < 0 && *name ? copy_of(g, name) : NULL;
+  if (copy)
+    return rgi_fail(e, RG_E_POLICY, pointer, NULL,
+                    "the spec has no node '%s', but '%s'; the pattern '*_%s' fits all such", name,
+                    copy, name);
   if (o < 0)
     return rgi_fail(e, RG_E_POLICY, pointer, NULL, "the spec has no node '%s'%s",
                     rgi_show(&shown, name), rgi_hint(&hint, name, known, g->norigin));

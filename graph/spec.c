@@ -10,9 +10,6 @@
 const rg_context *rgi_spec_context(const rg_spec *spec) {
   return spec->ctx;
 }
-const char *rgi_spec_file(const rg_spec *spec) {
-  return spec->source.name;
-}
 
 /* ---- loading ---- */
 

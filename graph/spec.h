@@ -57,7 +57,6 @@ rg_status rgi_spec_elaborate(const rg_spec *spec, const rg_binding *set, size_t 
 rg_status rgi_spec_elaborate_all(const rg_spec *spec, rgi_errors *all, rgi_graph **out,
                                  rg_error *e);
 const rg_context *rgi_spec_context(const rg_spec *spec);
-const char *rgi_spec_file(const rg_spec *spec);
 
 /* The spec that a document says: what loading does after parsing. The tree (borrowed) keeps what
  * json.h promises of one; `name` stands for the file in messages. */

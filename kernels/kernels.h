@@ -78,8 +78,8 @@ static inline rgk_seqs rgk_seqs_of(const rg_arg *cu, int64_t rows) {
   return s;
 }
 
-/* Where a kernel says what is wrong with contents: words {0 or `what`, four numbers, …, taken} of
- * memory that the host reads. NULL: nobody listens. */
+/* Where a kernel says what is wrong with contents: words {0 or `what`, four numbers} of memory that
+ * the host empties; from TAKEN on, two words, what device/fault.cuh takes. NULL: nobody listens. */
 enum { RGK_FAULT_NUMBERS = 4, RGK_FAULT_TAKEN = 15 };
 typedef struct rgk_fault {
   int32_t *word;

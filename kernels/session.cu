@@ -5,6 +5,8 @@
 
 namespace {
 
+__device__ unsigned long long turn;
+
 __device__ void report(const rgk_lengths_params &p, int rule, int64_t entry, int32_t value) {
   const rgk_fault f = {p.flag, 1 + p.rule[rule].id, 0};
   rgk::report(f, (int32_t)entry, value);
@@ -70,6 +72,10 @@ __global__ void poison(const __grid_constant__ rgk_poison_params p) {
 
 const void *rgk_lengths(void) {
   return (const void *)lengths;
+}
+const void *rgk_turn(void) {
+  void *at = nullptr;
+  return cudaGetSymbolAddress(&at, turn) == cudaSuccess ? at : nullptr;
 }
 const void *rgk_poison(void) {
   return (const void *)poison;

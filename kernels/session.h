@@ -31,6 +31,10 @@ typedef struct rgk_lengths_params {
 enum { RGK_LENGTHS_THREADS = 1024 };
 RGK_GETTER(rgk_lengths(void))
 
+/* The word of the current GPU's memory by which kernels take turns (device/fault.cuh); NULL: the
+ * CUDA error is in cudaGetLastError(). */
+RGK_GETTER(rgk_turn(void))
+
 typedef struct rgk_poison_params {
   uint16_t *data;
   int64_t bytes;

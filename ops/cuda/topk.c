@@ -282,10 +282,12 @@ static rg_status relu_step(const rgk_topk *call, void *workspace, rg_cuda *x) {
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, bool paged, const rg_gpu *gpu) {
   uint64_t *heap;
   float *sums;
-  size_t bytes = 0;
-  if (!paged && !relu_refuses(p, NULL, gpu)) relu_plan(p, NULL, &bytes);
-  const size_t plain = plain_workspace(p, gpu, NULL, &heap, &sums);
-  return bytes > plain ? bytes : plain;
+  size_t bytes;
+  if (!paged && !relu_refuses(p, NULL, gpu)) {
+    relu_plan(p, NULL, &bytes);
+    return bytes;
+  }
+  return plain_workspace(p, gpu, NULL, &heap, &sums);
 }
 
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,

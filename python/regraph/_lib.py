@@ -315,7 +315,7 @@ def bindings(values):
     """{"T": 4096, "dtype": "f32"} as an array of rg_binding and its length."""
     array = (Binding * max(1, len(values)))()
     for at, (name, value) in enumerate(values.items()):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or not -2**63 <= value < 2**63:
             value = str(value).lower() if isinstance(value, bool) else str(value)
             array[at] = Binding(name.encode(), 0, value.encode())
         else:

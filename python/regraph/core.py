@@ -60,6 +60,13 @@ class _Handle:
         self._finalizer = weakref.finalize(self, lambda *_: destroy(handle), *keep)
 
 
+def _expect(kind, value, whose):
+    """The library can't tell one handle from another."""
+    if not isinstance(value, kind):
+        raise RegraphError("RG_E_USAGE", f"{whose} takes a {kind.__name__}; this is a "
+                                         f"{type(value).__name__}")
+
+
 class Context(_Handle):
     """Holds the table of ops. One per process is enough, unless plugins differ."""
 
@@ -124,6 +131,10 @@ def read_policy(source):
         source = str(source)
     if isinstance(source, str) and _is_policy_word(source):
         return source, source
+    text = isinstance(source, str) and source.lstrip().startswith("{")
+    if isinstance(source, str) and not text and not Path(source).exists():
+        # neither a word nor a file: the library says which of the two was meant
+        _lib.create("rg_policy_load_file", default_context().handle, os.fsencode(source))
     return read_source(source)
 
 
@@ -167,6 +178,7 @@ class Spec(_Handle):
     def __init__(self, source: Source, context: Context | None = None, *, name: str | None = None,
                  **params):
         self.context = context or default_context()
+        _expect(Context, self.context, "a spec")
         self.text, found = read_source(source)
         self.name, self.is_dict = name or found, isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
@@ -179,6 +191,8 @@ class Spec(_Handle):
     def check(self, policy: "Policy | None" = None) -> None:
         """Raises what is wrong with the spec, and with the policy for it; all of it, once all
         dimensions are bound."""
+        if policy is not None:
+            _expect(Policy, policy, "check")
         with _places(self, policy):
             _lib.call("rg_check", self.handle, policy and policy.handle)
 
@@ -206,6 +220,7 @@ class Policy(_Handle):
 
     def __init__(self, source: Source | int, context: Context | None = None):
         self.context = context or default_context()
+        _expect(Context, self.context, "a policy")
         self.text, self.name = read_policy(source)
         self.is_dict = isinstance(source, dict)
         data = self.text.encode(errors="surrogateescape")
@@ -219,16 +234,22 @@ class Policy(_Handle):
 
 
 class Plan(_Handle):
-    """A spec, a policy and capacities made into an arena and a list of steps. Immutable; threads
-    may share it. `cp`: how many ranks share the rows (0: what the policy says)."""
+    """A spec, a policy (or what they are made from) and capacities made into an arena and a list of
+    steps. Immutable; threads may share it. `cp`: how many ranks share the rows (0: what the policy
+    says)."""
 
-    def __init__(self, spec: Spec, policy: Policy | Source | int | None = None, *,
+    def __init__(self, spec: Spec | Source, policy: Policy | Source | int | None = None, *,
                  device: str = "cpu", profile: str | os.PathLike | None = None, threads: int = 0,
                  no_grad: bool = False, no_reuse: bool = False, no_inplace: bool = False,
                  no_lanes: bool = False, no_fuse: bool = False, pack_seconds: float = 0.0,
                  cp: int = 0, **dims: int):
+        if isinstance(spec, (str, os.PathLike, dict)):
+            spec = Spec(spec)
+        _expect(Spec, spec, "a plan")
         if isinstance(policy, (str, int, os.PathLike, dict)):
             policy = Policy(policy, spec.context)
+        if policy is not None:
+            _expect(Policy, policy, "a plan")
         array, count = _lib.bindings(dims)
         options = _lib.PlanOptions(
             set=array, nset=count, device=device.encode(),
@@ -292,6 +313,7 @@ class Session(_Handle):
     def __init__(self, plan: Plan, *, saved: int | None = None, scratch: int | None = None,
                  host: int | None = None, stream: int | None = None, eager: bool = False,
                  debug_poison: bool = False, comm=None):
+        _expect(Plan, plan, "a session")
         options = _lib.SessionOptions(saved=saved, scratch=scratch, host=host, stream=stream,
                                       eager=eager, debug_poison=debug_poison,
                                       comm=comm and comm.handle)

@@ -1,4 +1,4 @@
-"""Twenty mistakes that newcomers make, and what they are told: place, value, remedy. And the
+"""Thirty mistakes that newcomers make, and what they are told: place, value, remedy. And the
 schemas, asked by a common validator, where jsonschema is installed."""
 
 import ast
@@ -101,6 +101,27 @@ MISTAKES = [
      "RG_E_SHAPE: the input 'q' has shape (64, 2, 16); expected (64, 2, 8)"),
     ("lengths that fall", lambda: feed(cu_seqlens=[64, 0]),
      "RG_E_DATA: cu_seqlens[0] is 64; expected 0, where the first sequence starts"),
+    ("a dimension past all integers", lambda: plan(T=2**70, B=1),
+     "nsa: RG_E_USAGE: dimension 'T' is set to '1180591620717411303424'; expected an integer "
+     "such as 4096 or 64K"),
+    ("a word for a policy that there is not", lambda: regraph.Policy("al"),
+     "al: RG_E_IO: there is no such file, and no such word for a policy (nearest: 'all')"),
+    ("a policy that is not there", lambda: plan(policy="policies/al.json", T=64, B=1),
+     "policies/al.json: RG_E_IO: can't open the file: No such file or directory"),
+    ("a plan of a policy", lambda: regraph.Plan(regraph.Policy("all"), T=64, B=1),
+     "RG_E_USAGE: a plan takes a Spec; this is a Policy"),
+    ("a plan of a plan", lambda: regraph.Plan(plan(T=64, B=1), T=64, B=1),
+     "RG_E_USAGE: a plan takes a Spec; this is a Plan"),
+    ("a spec as a policy", lambda: plan(policy=regraph.Spec(NSA, **SMALL), T=64, B=1),
+     "RG_E_USAGE: a plan takes a Policy; this is a Spec"),
+    ("a number as a policy", lambda: plan(policy=0.5, T=64, B=1),
+     "RG_E_USAGE: a plan takes a Policy; this is a float"),
+    ("a session of a spec", lambda: regraph.Session(regraph.Spec(NSA, **SMALL)),
+     "RG_E_USAGE: a session takes a Plan; this is a Spec"),
+    ("a spec checked against a plan", lambda: regraph.Spec(NSA, **SMALL).check(plan(T=64, B=1)),
+     "RG_E_USAGE: check takes a Policy; this is a Plan"),
+    ("a policy for a context", lambda: regraph.Spec(NSA, regraph.Policy("all")),
+     "RG_E_USAGE: a spec takes a Context; this is a Policy"),
 ]
 
 
@@ -108,13 +129,17 @@ class Mistakes(unittest.TestCase):
     maxDiff = None
 
     def test_all(self):
-        self.assertEqual(len(MISTAKES), 20)
+        self.assertEqual(len(MISTAKES), 30)
         for name, make, expected in MISTAKES:
             with self.subTest(name):
                 with self.assertRaises(RegraphError) as caught:
                     make()
                 self.assertEqual(str(caught.exception), expected)
 
+
+    def test_plan_of_a_source(self):
+        whole = regraph.Plan({**NSA, "params": {**NSA["params"], **SMALL}}, "all", T=64, B=1)
+        self.assertEqual(repr(whole.sizes), repr(plan(policy="all", T=64, B=1).sizes))
 
     def test_several(self):
         spec = edited("/nodes/2/op", "top_k")

@@ -39,12 +39,6 @@ gref *gref_new(ot *t, const rgi_graph *forward, bool rounded) {
   return r;
 }
 
-int gref_find(const gref *r, const char *name) {
-  for (int t = 0; t < r->g->ntensor; t++)
-    if (strcmp(r->g->tensor[t].name, name) == 0) return t;
-  return -1;
-}
-
 void gref_set(gref *r, int tensor, const double *x) {
   r->value[tensor] = ot_doubles(r->t, count(r, tensor) + 1);
   memcpy(r->value[tensor], x, (size_t)count(r, tensor) * sizeof *x);

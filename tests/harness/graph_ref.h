@@ -17,8 +17,6 @@ typedef struct gref gref;
 
 /* Borrows both until ot_end. `rounded`: every result of a node is rounded to its storage type. */
 gref *gref_new(ot *t, const rgi_graph *forward, bool rounded);
-/* Id of the tensor of that name; -1: none. */
-int gref_find(const gref *r, const char *name);
 
 /* Contents of a graph input, or of a top-k result that is to be taken as given (copied). */
 void gref_set(gref *r, int tensor, const double *x);

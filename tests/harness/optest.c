@@ -42,9 +42,6 @@ static int find_attr(const rg_op *op, const char *name) {
 bool ot_has_in(const rg_op *op, const char *port) {
   return find_port(op->in, op->nin, port) >= 0;
 }
-bool ot_has_attr(const rg_op *op, const char *attr) {
-  return find_attr(op, attr) >= 0;
-}
 void ot_set_isa(ot_call *c, int isa) {
   c->isa = isa;
 }
@@ -89,13 +86,6 @@ void ot_choice(ot_call *c, const char *attr, const char *choice) {
   if (!c->wrong) c->wrong = ot_text(c->t, "%s: %s has no choice %s", c->op->name, attr, choice);
 }
 
-void ot_int_list(ot_call *c, const char *attr, int n, const int64_t *value) {
-  rg_value *v = attribute(c, attr);
-  v->i = n;
-  if (n > MAX_LIST) c->wrong = "list too long for the harness";
-  for (int i = 0; i < n && i < MAX_LIST; i++) v->list[i] = value[i];
-}
-
 static void bind(ot_call *c, struct binding *list, int *n, int port, const char *name,
                  ot_tensor *a) {
   if (port < 0 || *n == OT_MAX_TENSORS) {
@@ -113,9 +103,6 @@ void ot_out(ot_call *c, const char *port, ot_tensor *a) {
 }
 void ot_in_if(ot_call *c, const char *port, ot_tensor *a) {
   if (ot_has_in(c->op, port)) ot_in(c, port, a);
-}
-void ot_out_if(ot_call *c, const char *port, ot_tensor *a) {
-  if (find_port(c->op->out, c->op->nout, port) >= 0) ot_out(c, port, a);
 }
 
 static void rebind(ot_call *c, struct binding *list, int n, int port, const char *name,

@@ -101,18 +101,15 @@ ot_call *ot_call_new(ot *t, const rg_op *op);
 void ot_int(ot_call *c, const char *attr, int64_t value);
 void ot_float(ot_call *c, const char *attr, double value);
 void ot_choice(ot_call *c, const char *attr, const char *choice);
-void ot_int_list(ot_call *c, const char *attr, int n, const int64_t *value);
 /* Binds a tensor; again on the same port appends (lists); NULL is an absent element. */
 void ot_in(ot_call *c, const char *port, ot_tensor *a);
 void ot_out(ot_call *c, const char *port, ot_tensor *a);
 /* The same where the op has such a port; otherwise nothing. */
 void ot_in_if(ot_call *c, const char *port, ot_tensor *a);
-void ot_out_if(ot_call *c, const char *port, ot_tensor *a);
 /* Swaps the tensors on a port for one other. */
 void ot_rebind_in(ot_call *c, const char *port, ot_tensor *a);
 void ot_rebind_out(ot_call *c, const char *port, ot_tensor *a);
 bool ot_has_in(const rg_op *op, const char *port);
-bool ot_has_attr(const rg_op *op, const char *attr);
 void ot_set_isa(ot_call *c, int isa); /* default: ot_isa() */
 
 /* Runs on `threads` threads; threads < 0: −threads simulated by one, tasks handed out in reverse.

@@ -132,7 +132,7 @@ static void check_failure(const char *const *say) {
   for (int bad = 0; bad < n; bad++) {
     run_ranks(r, n, bad, 0.3, until_one_fails);
     for (int i = 0; i < n; i++) {
-      char who[16];
+      char who[24];
       cr_assert_not(r[i].wrong, "rank %d", i);
       cr_assert_lt(r[i].seconds, 2.0, "rank %d took %g s", i, r[i].seconds);
       if (i == bad && (way == WAY_DIES || way == WAY_LEAVES)) continue;

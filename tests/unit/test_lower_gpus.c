@@ -1,6 +1,7 @@
 /* tests/unit/test_lower_gpus.c: plans for each compute capability from 8.0 on, without a GPU.
 
      shared memory   no launch asks for more than a block has there, whatever the widths and groups
+     choice_by_relu  reserves what the kernels that take it use, and no others' memory
      runs_on         a plan is refused, by name, where its kernels or its shared memory are missing
 
    What blocks have is written here as NVIDIA's programming guide has it, not as the library does.
@@ -53,6 +54,7 @@ typedef struct heads {
   const char *dtype;
 } heads;
 
+/* h NULL: heads as the example has them. */
 static rg_plan *plan_for(const bench *b, const char *example, const heads *h, int gpu) {
   rg_error e = {0};
   rg_spec *spec = NULL;
@@ -68,11 +70,13 @@ static rg_plan *plan_for(const bench *b, const char *example, const heads *h, in
           "\"matrix_gflops\": { \"f32\": 20000, \"f16\": 100000, \"bf16\": 100000 } }\n",
           gpus[gpu].cc, gpus[gpu].sms);
   cr_assert_eq(fclose(f), 0);
-  const rg_binding of_spec[] = {{"H", h->H, NULL},
-                                {"KH", h->KH, NULL},
-                                {"D", h->D, NULL},
-                                {"DV", h->DV, NULL},
-                                {"dtype", 0, h->dtype}},
+  const heads none = {0};
+  const heads *of = h ? h : &none;
+  const rg_binding of_spec[] = {{"H", of->H, NULL},
+                                {"KH", of->KH, NULL},
+                                {"D", of->D, NULL},
+                                {"DV", of->DV, NULL},
+                                {"dtype", 0, of->dtype}},
                    of_plan[] = {{"T", 4096, NULL}, {"B", 3, NULL}};
   const rg_plan_options o = {.set = of_plan,
                              .nset = RGI_COUNT(of_plan),
@@ -80,7 +84,7 @@ static rg_plan *plan_for(const bench *b, const char *example, const heads *h, in
                              .profile_path = b->profile,
                              .pack_seconds = 0.1};
   snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, example);
-  CR_OK(rg_spec_load_file(b->ctx, path, of_spec, RGI_COUNT(of_spec), &spec, &e), &e);
+  CR_OK(rg_spec_load_file(b->ctx, path, of_spec, h ? RGI_COUNT(of_spec) : 0, &spec, &e), &e);
   CR_OK(rg_plan_create(spec, NULL, &o, &plan, &e), &e);
   rg_spec_destroy(spec);
   return plan;
@@ -151,6 +155,22 @@ Test(lower_gpus, tiles_of_a_larger_gpu_do_not_fit) {
   else
     fprintf(stderr, "this build has no mma kernel for heads of 256: nothing to compare with\n");
   cr_assert(!too_much(&b, plan, 163));
+  rg_plan_destroy(plan);
+  close_bench(&b);
+}
+
+/* Hopper's kernels write all scores, the plain ones 64 queries' best 2048 a block. */
+Test(lower_gpus, choice_by_relu) {
+  bench b = open_bench();
+  rg_plan *plan = plan_for(&b, "variants/dsa", NULL, 3);
+  int32_t s = 0;
+  while (strcmp(plan->graph->node[plan->step[s].node].op->name, "topk") != 0) s++;
+  const bool scores = strcmp(rgi_plan_path(plan, s), "wgmma") == 0;
+  const int64_t blocks = 4096 / 64 + 3 + 1;
+  if (!scores) fprintf(stderr, "this build has no kernel for scores by relu\n");
+  cr_assert_eq(plan->step[s].workspace_size,
+               scores ? INT64_C(4096) * 4096 * 4 : blocks * 64 * 2048 * 8, "%lld bytes",
+               (long long)plan->step[s].workspace_size);
   rg_plan_destroy(plan);
   close_bench(&b);
 }
