@@ -124,7 +124,7 @@ __device__ void append_row(const rgk_tensor &from, const rgk_tensor &to, int64_t
 __global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_constant__ rgk_append p) {
   const int64_t row = blockIdx.x * (int64_t)(RGK_APPEND_THREADS / 32) + threadIdx.x / 32;
   if (row >= live_rows(p.seqs)) return;
-  const int b = find_seq(p.seqs, row);
+  const int b = find_seq_warp(p.seqs, row);
   const int64_t context = p.pages.context[b * p.pages.context_step],
                 position = context - seq_start(p.seqs, b + 1) + row;
   /* what paged_batch would have refused is not written either */

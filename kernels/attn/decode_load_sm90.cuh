@@ -1,0 +1,280 @@
+/* kernels/attn/decode_load_sm90.cuh: what a block of threads of decode_sm90.cuh has in shared
+   memory, how twins hand on, and the producers: they find jobs, hand them out, and fetch keys and
+   values.
+ */
+#pragma once
+#include "decode.h"
+#include "flash_fwd_sm90.cuh"
+#include "topk.cuh"
+
+namespace rgk {
+namespace decode {
+
+using namespace flash;
+
+enum kind { RANKED, ALONE, SELECTED }; /* blocks are chosen besides; they are not; they were */
+
+constexpr int HEADS = RGK_DECODE_HEADS, MOST = 32;
+constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank */
+constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
+
+/* PAIRED: selected blocks and a window share a block of threads (decode_pair_sm90.cu). TWINS: two
+ * share a token. */
+template <class Type, int D, kind KIND_, bool PAIRED_ = false, bool TWINS_ = false>
+struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
+  static constexpr kind KIND = KIND_;
+  static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_;
+  static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
+  static constexpr int STAGES =
+      PAIRED ? RGK_PAIR_STAGES(D, KIND == SELECTED) : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / KEYS;
+  static constexpr bool BOXES = KIND != SELECTED && !PAIRED; /* keys come in boxes of eight rows */
+  static constexpr int GROUP = KIND == SELECTED;             /* whose named barrier is its own */
+  static constexpr int SUMS = KIND == SELECTED ? 4 : KEYS / 8;
+  using tile = tile_of<setup, BOXES>;
+};
+
+template <class P> constexpr kind kind_of = ALONE;
+template <> inline constexpr kind kind_of<rgk_decode> = RANKED;
+template <> inline constexpr kind kind_of<rgk_decode_selected> = SELECTED;
+__device__ __forceinline__ const rgk_flash_paged &paged_of(const rgk_flash_paged &p) {
+  return p;
+}
+template <class P> __device__ __forceinline__ const rgk_flash_paged &paged_of(const P &p) {
+  return p.f;
+}
+
+struct ranked {
+  job at;
+  float lse[HEADS];   /* as the exponential wants it */
+  int part[2][WARPS]; /* of a sum over all, two in turn */
+  int count;
+  int2 chosen[MOST]; /* key, block */
+};
+
+template <class C> struct memory {
+  alignas(1024) char k[C::STAGES][C::DP * C::KV];
+  char v[C::STAGES][C::EP * C::KV];
+  char q[2][C::DP * ROWS16];
+  char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
+  float sums[C::SUMS][4 * HEADS + 4];
+  alignas(16) int keys[C::KIND == RANKED ? RGK_DECODE_SCORES : 4]; /* of blocks */
+  float top[4][HEADS];     /* a warp's largest products of a tile */
+  float2 reference[HEADS]; /* m; what sums so far are multiplied by */
+  alignas(16) float end[HEADS];
+  int first[C::STAGES]; /* of a selected block's keys */
+  job jobs[2];
+  ranked r;
+  uint64_t q_full[2], q_empty[2], scored, taken;
+  uint64_t end_full, end_empty; /* twins: `end` of the second, of the first */
+  uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
+};
+
+/* Of those that share tokens: number of the cluster, if it is one; how many. */
+template <class C> __device__ __forceinline__ int sharer() {
+  return C::TWINS ? blockIdx.x / 2 : blockIdx.x;
+}
+template <class C> __device__ __forceinline__ int sharers() {
+  return C::TWINS ? gridDim.x / 2 : gridDim.x;
+}
+template <class C> __device__ __forceinline__ float *room_of(const rgk_decode &d) {
+  return d.room + (int64_t)sharer<C>() * RGK_DECODE_ROWS_KEPT * d.pitch;
+}
+__device__ __forceinline__ int32_t *idx_of(const rgk_decode &d, const job &j) {
+  return (int32_t *)d.topk.idx.data + (int64_t)j.token * d.topk.idx.row +
+         (j.head >> d.f.f.pack) * d.topk.idx.head;
+}
+
+/* ---- twins ----
+ *
+ * A tile's weights and scales lie in a slot: of the first, where V's stages would be, of the
+ * second, where K's would. Barriers of those stages say that a slot of the second is full, and, in
+ * the first, that it is empty again, with the second's stage of V. */
+
+constexpr int SLOT = 8192, SENT = 2 * ROWS16 + 4 * HEADS; /* bytes: apart; of them in use */
+
+template <class C> __device__ __forceinline__ bool has_keys() {
+  return !C::TWINS || blockIdx.x % 2 == 0;
+}
+template <class C> __device__ __forceinline__ bool has_values() {
+  return !C::TWINS || blockIdx.x % 2 == 1;
+}
+template <class C> __device__ __forceinline__ char *slot_of(memory<C> &s, int stage) {
+  static_assert(!C::TWINS || (SENT <= SLOT && C::STAGES * SLOT <= (int)sizeof s.k), "fits");
+  return (has_values<C>() ? s.k[0] : s.v[0]) + stage * SLOT;
+}
+/* By one thread: bytes here to where `to` is in the second, whose barrier at `full` counts them. */
+__device__ __forceinline__ void send(char *to, uint64_t *full, const char *from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+               "[%0], [%1], %2, [%3];" ::"r"(cluster_at(smem_at(to), 1)),
+               "r"(smem_at(from)), "r"(bytes), "r"(cluster_at(smem_at(full), 1))
+               : "memory");
+}
+/* Room of the first is given back by a warp of the second, whose lanes all call it. */
+template <class... X> __device__ __forceinline__ void give_first(uint64_t *bar, waited, X... read) {
+  if (arrives()) release::arrive_at(cluster_at(smem_at(bar), 0), (release::word(read) ^ ... ^ 0u));
+}
+
+/* ---- load ---- */
+
+/* By the thread that leads, its warp comes along. */
+template <class C>
+__device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
+                                         const job &j, bool leads) {
+  if (leads) {
+    bar_wait(&s.q_empty[q.stage], q.parity ^ 1);
+    s.jobs[q.stage] = j;
+    if (j.first == j.end || (C::TWINS && blockIdx.x % 2)) {
+      bar_ready(&s.q_full[q.stage]);
+    } else {
+      bar_expect(&s.q_full[q.stage], C::DP * ROWS16);
+      for (int x = 0; x < C::DP; x++)
+        tma_load(s.q[q.stage] + x * ROWS16, &p.q, &s.q_full[q.stage], x * 64, j.head, j.token,
+                 l2::evict_first);
+    }
+  }
+  __syncwarp();
+  q.next();
+}
+
+/* By whole warps: f(job, where its keys are) for each; every other round goes backwards: sums of
+ * falling weights come out even. */
+template <class C, class F>
+__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
+  const rgk_flash_params &p = d.f;
+  const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = sharers<C>(),
+            mine = sharer<C>();
+  job j = {};
+  in_pages at = {};
+  for (int r = 0; r * blocks < jobs; r++) {
+    const int i = r * blocks + (r & 1 ? blocks - 1 - mine : mine), slot = rgk_over(i, p.by_heads);
+    if (i >= jobs) continue;
+    const int row = p.slots - 1 - slot, b = find_seq_warp(p.seqs, row);
+    j.head = (i - slot * heads) << p.pack;
+    place_job<C>(d, tile_at(p.seqs, b, (int64_t)row + b, 1), j, at); /* of one token */
+    f(j, at);
+  }
+}
+template <class C>
+__device__ __forceinline__ void hand_out_end(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
+                                             bool leads) {
+  job j = {};
+  j.kind = EXIT;
+  hand_out<C>(p, s, q, j, leads);
+}
+
+/* A thread's box of eight rows of a tile, if it has one. */
+struct box {
+  int at, row, page; /* bytes in a panel; in the page */
+};
+
+/* By a warpgroup: tiles of keys that follow on each other, from the last to the first. Four warps
+ * take turns with boxes, a lane each: to start a copy takes long. */
+template <class C>
+__device__ __forceinline__ void load_tiles(const rgk_flash_paged &d, memory<C> &s) {
+  const rgk_flash_params &p = d.f;
+  const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32;
+  const bool leads = threadIdx.x == 0;
+  ring<C::STAGES> k, v;
+  ring<2> q;
+  each_job<C>(d, [&](const job &j, const in_pages &in) {
+    const int kv_head = rgk_over(j.head, p.by_group);
+    auto find_box = [&](int t) {
+      box b = {i * 1024, 0, d.pages.count};
+      const int row = t * C::KEYS + i * 8;
+      if (i * 8 >= C::KEYS || t < j.first) return b;
+      const int m = rgk_over(row, d.by_rows);
+      b.row = row - m * d.pages.rows;
+      if (row + 8 > in.low && row < in.rows) b.page = in.table[m];
+      return b;
+    };
+    auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
+      if (leads) bar_expect(full, (uint32_t)panels * C::KV);
+      if (i * 8 < C::KEYS) /* nobody else wants them; products are to stay in L2 */
+        tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page, l2::evict_first);
+    };
+    auto load_k = [&](const box &b) {
+      if (!has_keys<C>()) return;
+      bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
+      fetch(s.k[k.stage], &p.k, &s.k_full[k.stage], C::DP, b);
+      k.next();
+    };
+    auto load_v = [&](const box &b) {
+      if (!has_values<C>()) return;
+      bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
+      if (C::TWINS && leads) bar_expect(&s.k_full[v.stage], SENT); /* weights of this tile */
+      fetch(s.v[v.stage], &p.v, &s.v_full[v.stage], C::EP, b);
+      v.next();
+    };
+    box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
+    if (j.first < j.end) load_k(now);
+    hand_out<C>(p, s, q, j, leads);
+    for (int t = j.end - 1; t >= j.first; t--) {
+      const box later = find_box(t - 2);
+      if (t > j.first) load_k(next);
+      load_v(now);
+      now = next, next = later;
+    }
+  });
+  hand_out_end<C>(p, s, q, leads);
+}
+
+/* By a warp: selected blocks. An entry counts if it is larger than all before it, and its block
+ * begins among the keys that the token sees; so none comes after one whose block does not.
+ * keep(job, key): how long L2 should hold the block that begins there; after(): a job's are asked
+ * for. */
+template <class C, class F, class G>
+__device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s, F keep,
+                                              G after) {
+  const rgk_flash_params &p = d.f.f;
+  const int lane = threadIdx.x % 32;
+  ring<C::STAGES> r;
+  ring<2> q;
+  each_job<C>(d.f, [&](const job &found, const in_pages &at) {
+    job j = found;
+    const int kv_head = rgk_over(j.head, p.by_group), seen = min(j.position + 1, j.keys);
+    int e = -1, page = 0, row = 0;
+    if (j.kind == WORK && lane < d.top_n)
+      e = ((const int32_t *)d.idx.data)[j.token * d.idx.row + kv_head * d.idx.head + lane];
+    int before = __shfl_up_sync(~0u, e, 1);
+    if (lane == 0) before = -1;
+#pragma unroll
+    for (int n = 1; n < 32; n *= 2) {
+      const int x = __shfl_up_sync(~0u, before, n);
+      if (lane >= n) before = max(before, x);
+    }
+    const bool counts = e >= 0 && e > before && e < (seen + C::KEYS - 1) / C::KEYS;
+    uint32_t left = __ballot_sync(~0u, counts);
+    if (counts) {
+      const uint32_t m = (uint32_t)e * C::KEYS / (uint32_t)d.f.pages.rows;
+      page = at.table[m];
+      row = e * C::KEYS - (int)m * d.f.pages.rows;
+    }
+    j.first = 0;
+    j.end = __popc(left);
+    hand_out<C>(p, s, q, j, lane == 0);
+    for (; left; left &= left - 1, r.next()) {
+      const int from = __ffs(left) - 1, first = __shfl_sync(~0u, e, from) * C::KEYS,
+                in = __shfl_sync(~0u, page, from), at_row = __shfl_sync(~0u, row, from);
+      if (lane == 0) {
+        const l2 hint = keep(j, first);
+        bar_wait(&s.k_empty[r.stage], r.parity ^ 1);
+        s.first[r.stage] = first;
+        bar_expect(&s.k_full[r.stage], C::DP * C::KV);
+        for (int x = 0; x < C::DP; x++)
+          tma_load(s.k[r.stage] + x * C::KV, &p.k, &s.k_full[r.stage], x * 64, kv_head, at_row, in,
+                   hint);
+        bar_wait(&s.v_empty[r.stage], r.parity ^ 1);
+        bar_expect(&s.v_full[r.stage], C::EP * C::KV);
+        for (int x = 0; x < C::EP; x++)
+          tma_load(s.v[r.stage] + x * C::KV, &p.v, &s.v_full[r.stage], x * 64, kv_head, at_row, in,
+                   hint);
+      }
+      __syncwarp();
+    }
+    after();
+  });
+  hand_out_end<C>(p, s, q, lane == 0);
+}
+
+} // namespace decode
+} // namespace rgk
