@@ -287,7 +287,7 @@ static way next_way(const part *x, double beams) {
   if (x->packing.n > MOST_SEARCHED) return REPAIR;
   if (x->searches > 0) {
     const int64_t sought = x->search_nodes + x->beam_nodes;
-    if (beams > 1 && (3 + x->misses / 4) * x->between_nodes < sought) return SEARCH_BETWEEN;
+    if (beams > 1 && (6 + x->misses) * x->between_nodes < sought) return SEARCH_BETWEEN;
     if ((8 + 2 * x->repair_misses) * x->repair_steps < sought) return REPAIR;
   }
   return (double)x->search_nodes * beams <= (double)x->beam_nodes ? SEARCH : BEAM;
