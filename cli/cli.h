@@ -225,6 +225,8 @@ void cli_progress(void *user, const char *stage, double done, double total);
  * known), or that at most. */
 void cli_progress_expect(const cli *c, const char *stage, double seconds, bool most);
 void cli_progress_end(const cli *c);
+/* For a handler of a signal that ends the program: takes the line away, if one is drawn. */
+void cli_progress_wipe(void);
 /* The line's text: `passed` seconds after the stage began, `said` of them when `done` was. */
 typedef struct cli_wait {
   const char *stage;

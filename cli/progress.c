@@ -19,7 +19,8 @@ static struct {
   pthread_mutex_t lock;
   pthread_cond_t wake;
   pthread_t thread;
-  bool shown, ticking, quit;
+  volatile sig_atomic_t shown; /* handlers ask */
+  bool ticking, quit;
   struct sigaction before; /* of SIGINT */
   char stage[64];
   double from;            /* when the stage began */
@@ -29,11 +30,15 @@ static struct {
   double drawn;
 } line = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
+void cli_progress_wipe(void) {
+  static const char clear[] = "\r\033[K";
+  if (line.shown && write(STDERR_FILENO, clear, sizeof clear - 1) < 0) { /* nothing left to do */
+  }
+}
+
 /* Ctrl-C dies as ever, and takes the line with it. */
 static void clear_line(int number) {
-  static const char clear[] = "\r\033[K";
-  if (write(STDERR_FILENO, clear, sizeof clear - 1) < 0) { /* nothing left to be done about it */
-  }
+  cli_progress_wipe();
   raise(number); /* blocked until this returns, then met by the default action */
 }
 
@@ -112,7 +117,7 @@ static void begin(void) {
   if (line.before.sa_handler != SIG_IGN)
     sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND},
               NULL);
-  line.shown = true;
+  line.shown = 1;
   line.quit = false;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -162,7 +167,8 @@ void cli_progress_end(const cli *c) {
   pthread_cond_signal(&line.wake);
   pthread_mutex_unlock(&line.lock);
   if (line.ticking) pthread_join(line.thread, NULL);
-  line.shown = line.ticking = false;
+  line.shown = 0;
+  line.ticking = false;
   fputs("\r\033[K", stderr);
   fflush(stderr);
   sigaction(SIGINT, &line.before, NULL);

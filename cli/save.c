@@ -104,6 +104,7 @@ static struct sigaction before[FATAL];
 
 static void take_along(int number) {
   if (save.pending) unlink(save.temp);
+  cli_progress_wipe();
   raise(number); /* blocked until this returns, then met by the default action */
 }
 

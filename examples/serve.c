@@ -24,6 +24,7 @@
  */
 #include <regraph/regraph.h>
 
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -529,16 +530,34 @@ static int usage(const char *what) {
   return 2;
 }
 
+/* A whole number of at least `least` that ends at `end`, or with the text. */
+static bool take_number(char **at, char end, int64_t least, int64_t *out) {
+  if (**at < '0' || **at > '9') return false;
+  errno = 0;
+  *out = strtoll(*at, at, 10);
+  return errno == 0 && *out >= least && (**at == 0 || **at == end);
+}
+
+static bool take_rows(server *s, char *at) {
+  for (s->nbucket = 0; s->nbucket < BUCKETS; at++) {
+    const int64_t least = s->nbucket ? s->bucket[s->nbucket - 1].rows + 1 : 1;
+    if (!take_number(&at, ',', least, &s->bucket[s->nbucket++].rows)) return false;
+    if (*at == 0) return true;
+  }
+  return false;
+}
+
 static const char *parse(server *s, int argc, char **argv) {
+  static char wrong[256];
   for (int i = 1; i < argc; i++) {
     const char *name = argv[i];
     const struct {
       const char *name;
-      int64_t *value;
-    } number[] = {{"--slots", &s->slots},   {"--pages", &s->pages},
-                  {"--most", &s->most},     {"--requests", &s->requests},
-                  {"--arrive", &s->arrive}, {"--longest", &s->longest},
-                  {"--forks", &s->forks},   {"--kill", &s->kill}};
+      int64_t *value, least;
+    } option[] = {{"--slots", &s->slots, 1},   {"--pages", &s->pages, 1},
+                  {"--most", &s->most, 1},     {"--requests", &s->requests, 1},
+                  {"--arrive", &s->arrive, 1}, {"--longest", &s->longest, 0},
+                  {"--forks", &s->forks, 0},   {"--kill", &s->kill, 0}};
     if (name[0] != '-') {
       s->spec_path = name;
     } else if (strcmp(name, "--quiet") == 0) {
@@ -548,34 +567,44 @@ static const char *parse(server *s, int argc, char **argv) {
     } else {
       char *value = i + 1 < argc ? argv[++i] : NULL;
       bool known = false;
-      if (!value) return "the last option has no value";
-      for (size_t k = 0; k < sizeof number / sizeof *number; k++)
-        if (strcmp(name, number[k].name) == 0) {
-          *number[k].value = strtoll(value, NULL, 10);
-          known = true;
-        }
+      if (!value) {
+        snprintf(wrong, sizeof wrong, "%.100s: expected a value after it", name);
+        return wrong;
+      }
+      for (size_t k = 0; k < sizeof option / sizeof *option; k++) {
+        char *at = value;
+        if (strcmp(name, option[k].name) != 0) continue;
+        known = true;
+        if (take_number(&at, 0, option[k].least, option[k].value)) continue;
+        snprintf(wrong, sizeof wrong, "%s '%.100s': expected a whole number of at least %" PRId64,
+                 name, value, option[k].least);
+        return wrong;
+      }
       if (strcmp(name, "--device") == 0) {
         s->device = value;
       } else if (strcmp(name, "--journal") == 0) {
         s->journal_path = value;
       } else if (strcmp(name, "--set") == 0) {
         char *is = strchr(value, '=');
-        if (!is || s->nset == SETS) return "--set NAME=VALUE, and not too many";
+        if (!is || s->nset == SETS) {
+          snprintf(wrong, sizeof wrong, "--set '%.100s': expected NAME=VALUE, %d of them at most",
+                   value, SETS);
+          return wrong;
+        }
         *is = 0;
         s->set[s->nset++] = (rg_binding){value, 0, is + 1};
       } else if (strcmp(name, "--rows") == 0) {
-        for (s->nbucket = 0; s->nbucket < BUCKETS && *value; value += *value == ',')
-          s->bucket[s->nbucket++].rows = strtoll(value, &value, 10);
+        if (take_rows(s, value)) continue;
+        snprintf(wrong, sizeof wrong,
+                 "--rows '%.100s': expected up to %d whole numbers that grow, such as 16,64", value,
+                 BUCKETS);
+        return wrong;
       } else if (!known) {
-        return "there is no such option";
+        snprintf(wrong, sizeof wrong, "there is no option '%.100s'; expected one of these:", name);
+        return wrong;
       }
     }
   }
-  if (s->nbucket < 1) return "--rows T[,T…]";
-  for (int i = 0; i < s->nbucket; i++)
-    if (s->bucket[i].rows < (i ? s->bucket[i - 1].rows + 1 : 1)) return "--rows grow";
-  if (s->requests < 1 || s->arrive < 1 || s->most < 1)
-    return "--requests, --arrive and --most are 1 or more";
   return NULL;
 }
 

@@ -11,7 +11,6 @@
  */
 #include "spec.h"
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct block {
@@ -44,9 +43,15 @@ static rg_status read_count(expansion *x, const rgi_json *v, const char *pointer
       return rgi_fail(x->e, RG_E_NAME, pointer, NULL, "there is no integer parameter '%s'",
                       rgi_show(&shown, v->text + 1));
     n = p->i;
-    for (size_t i = 0; i < s->nset; i++)
-      if (strcmp(s->set[i].name, v->text + 1) == 0)
-        n = s->set[i].text ? strtoll(s->set[i].text, NULL, 10) : s->set[i].value;
+    for (size_t i = 0; i < s->nset; i++) {
+      const rg_binding *set = &s->set[i];
+      if (strcmp(set->name, v->text + 1) != 0) continue;
+      n = set->value;
+      if (set->text && !rgi_parse_count(set->text, &n))
+        return rgi_fail(x->e, RG_E_USAGE, NULL, NULL,
+                        "parameter '%s' is set to '%s'; expected a number of copies", set->name,
+                        rgi_show(&shown, set->text));
+    }
   } else {
     RGI_TRY(rgi_json_expect(v, RGI_JSON_INT, pointer, NULL, x->e));
     n = v->i;

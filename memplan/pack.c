@@ -146,7 +146,10 @@ static rg_status finish_packing(rgi_packing *p, rg_error *e) {
   return RG_OK;
 }
 
-/* Who overlaps whom, which only the searches need. */
+/* More pairs of neighbours than this (128 MiB) are not written down. */
+enum { MOST_PAIRS = 1 << 25 };
+
+/* Who overlaps whom, which all but first fit need: `near` stays NULL where too many do. */
 static rg_status find_neighbours(rgi_packing *p, rg_error *e) {
   size_t n = (size_t)p->n;
   p->near_begin = rgi_malloc(p->ctx, (n + 2) * sizeof *p->near_begin);
@@ -156,6 +159,7 @@ static rg_status find_neighbours(rgi_packing *p, rg_error *e) {
     for (int32_t j = i + 1; j < p->n && p->piece[j].first <= p->piece[i].last; j++)
       p->near_begin[i + 2]++, p->near_begin[j + 2]++;
   for (size_t i = 1; i <= n; i++) p->near_begin[i + 1] += p->near_begin[i];
+  if (p->near_begin[n + 1] > MOST_PAIRS) return RG_OK;
   p->near = rgi_malloc(p->ctx, (size_t)p->near_begin[n + 1] * sizeof *p->near);
   if (!p->near) return rgi_nomem(e);
   for (int32_t i = 0; i < p->n; i++) /* near_begin[i + 1] runs from the begin of i to its end */
@@ -187,15 +191,17 @@ typedef struct part {
   rgi_heuristic *heuristic;
   rgi_search *search;
   rgi_beam *beam;
-  uint32_t searches, beams; /* so far */
-  uint32_t misses;          /* searches below the peak that failed in a row */
-  int64_t search_nodes, beam_nodes;
+  rgi_repair *repair;
+  uint32_t searches, betweens, beams; /* so far */
+  uint32_t misses, repair_misses;     /* between goal and peak, that failed in a row */
+  int64_t search_nodes, between_nodes, beam_nodes, repair_steps;
 } part;
 
 static void free_part(const rg_context *ctx, part *x) {
   rgi_heuristic_destroy(x->heuristic);
   rgi_search_destroy(x->search);
   rgi_beam_destroy(x->beam);
+  rgi_repair_destroy(x->repair);
   rgi_free(ctx, x->offset);
   free_packing(&x->packing);
 }
@@ -239,8 +245,8 @@ static int64_t goal_of(const part *x, int64_t target) {
 }
 
 /* Halfway, or nearer to the peak if halfway has been tried in vain. */
-static int64_t between_goal_and_peak(const part *x, int64_t goal) {
-  return x->peak - 1 - ((x->peak - goal) >> (1 + x->misses % 4));
+static int64_t between_goal_and_peak(const part *x, int64_t goal, uint32_t misses) {
+  return x->peak - 1 - ((x->peak - goal) >> (1 + misses % 4));
 }
 
 /* The beam's share of the nodes. It shines where nothing may be wasted; with room to
@@ -253,8 +259,15 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
 }
 
 /* How the work on a part is measured out: rounds of the heuristic at first and after each search,
- * nodes of a search times luby(), beams after which all are twice as wide. */
-enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 64 };
+ * nodes of a search times luby(), beams after which all are twice as wide, steps of a repair for
+ * each piece (twice as many once none of a round of aims was met). */
+enum {
+  FIRST_ROUNDS = 64,
+  LATER_ROUNDS = 8,
+  SEARCH_NODES = 2000,
+  NARROW_BEAMS = 64,
+  REPAIR_STEPS = 8
+};
 
 /* Of the searches of a cycle, those that try for a capacity between goal and peak. The
  * cycle's length has no divisor in common with RGI_SEARCH_CYCLE, so every way of exploring
@@ -262,8 +275,46 @@ enum { FIRST_ROUNDS = 64, LATER_ROUNDS = 8, SEARCH_NODES = 2000, NARROW_BEAMS = 
 enum { TARGET_CYCLE = 11 };
 static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = true};
 
-/* Works on a part until its peak is at most `target`, or its own bound, or it is time to stop.
- * Mostly it tries for the goal itself, now and then for something in between. */
+/* Ways to a better packing. Depth first mostly tries for the goal itself, as beams do. Where those
+ * have most of the work, depth first also looks, by itself, for anything between goal and peak: of
+ * what needs a little room it soon finds much. Repair proves nothing and needs room as well. */
+typedef enum way { FIRST_FIT, SEARCH, SEARCH_BETWEEN, BEAM, REPAIR } way;
+
+/* Whose turn it is, by nodes and steps so far: they take about as long. What is in vain for long
+ * gets its turn less often. */
+static way next_way(const part *x, double beams) {
+  if (!x->packing.near) return FIRST_FIT;
+  if (x->packing.n > MOST_SEARCHED) return REPAIR;
+  if (x->searches > 0) {
+    const int64_t sought = x->search_nodes + x->beam_nodes;
+    if (beams > 1 && (6 + x->misses) * x->between_nodes < sought) return SEARCH_BETWEEN;
+    if ((8 + 2 * x->repair_misses) * x->repair_steps < sought) return REPAIR;
+  }
+  return (double)x->search_nodes * beams <= (double)x->beam_nodes ? SEARCH : BEAM;
+}
+
+/* Depth first, for the goal or for something between it and the peak; *capacity: which. */
+static rgi_verdict search_part(part *x, bool between, int64_t goal, int64_t *nodes,
+                               uint32_t *attempt, const rgi_stop *stop, int64_t *scratch,
+                               int64_t *capacity) {
+  const int64_t budget = SEARCH_NODES * luby(*attempt / RGI_SEARCH_CYCLE);
+  *capacity = between ? between_goal_and_peak(x, goal, x->misses) : goal;
+  const rgi_verdict verdict =
+      rgi_search_run(x->search, *capacity, budget, (*attempt)++, stop, scratch, nodes);
+  if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
+  return verdict;
+}
+
+static rg_status make_tools(part *x, rg_error *e) {
+  rgi_packing *p = &x->packing;
+  if (!p->near) return RG_OK;
+  if (!x->repair) RGI_TRY(rgi_repair_create(p, &x->repair, e));
+  if (p->n > MOST_SEARCHED) return RG_OK;
+  if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
+  return x->beam ? RG_OK : rgi_beam_create(p, &x->beam, e);
+}
+
+/* Works on a part until its peak is at most `target`, or its own bound, or it is time to stop. */
 static rg_status solve_part(part *x, int64_t target, const rgi_stop *stop, int64_t *scratch,
                             rg_error *e) {
   static const int32_t widths[] = {20, 60, 20, 100, 60, 60, 20, 200};
@@ -275,31 +326,43 @@ static rg_status solve_part(part *x, int64_t target, const rgi_stop *stop, int64
   if (p->n > MOST_IMPROVED || !x->countable) return RG_OK;
   if (!x->heuristic) RGI_TRY(rgi_heuristic_create(p, &x->heuristic, e));
   rgi_heuristic_improve(x->heuristic, goal_of(x, target),
-                        p->n > MOST_SEARCHED ? INT64_MAX : FIRST_ROUNDS, stop, x->offset, &x->peak);
+                        p->n > MOST_SEARCHED ? LATER_ROUNDS : FIRST_ROUNDS, stop, x->offset,
+                        &x->peak);
   while (x->peak > goal_of(x, target) && !rgi_stops(stop, 0)) {
-    if (!p->near) RGI_TRY(find_neighbours(p, e));
-    int64_t capacity = goal_of(x, target);
-    rgi_verdict verdict;
-    if (!x->search) RGI_TRY(rgi_search_create(p, &x->search, e));
-    if (!x->beam) RGI_TRY(rgi_beam_create(p, &x->beam, e));
-    if ((double)x->search_nodes * share <= (double)x->beam_nodes) {
-      bool between = tries_between[x->searches % TARGET_CYCLE];
-      if (between) capacity = between_goal_and_peak(x, capacity);
+    const int64_t goal = goal_of(x, target);
+    int64_t capacity = goal, rounds = LATER_ROUNDS;
+    rgi_verdict verdict = RGI_STOPPED;
+    if (!p->near_begin) RGI_TRY(find_neighbours(p, e));
+    RGI_TRY(make_tools(x, e));
+    switch (next_way(x, share)) {
+    case FIRST_FIT: rounds = INT64_MAX; break;
+    case SEARCH:
+      verdict = search_part(x, tries_between[x->searches % TARGET_CYCLE], goal, &x->search_nodes,
+                            &x->searches, stop, scratch, &capacity);
+      break;
+    case SEARCH_BETWEEN:
       verdict =
-          rgi_search_run(x->search, capacity, SEARCH_NODES * luby(x->searches / RGI_SEARCH_CYCLE),
-                         x->searches, stop, scratch, &x->search_nodes);
-      x->searches++;
-      if (between) x->misses = verdict == RGI_FOUND ? 0 : x->misses + 1;
-    } else {
+          search_part(x, true, goal, &x->between_nodes, &x->betweens, stop, scratch, &capacity);
+      break;
+    case BEAM: {
       const uint32_t k = x->beams % RGI_COUNT(widths);
-      if (between_too[k]) capacity = between_goal_and_peak(x, capacity);
+      if (between_too[k]) capacity = between_goal_and_peak(x, capacity, x->misses);
       const int32_t width = x->beams >= NARROW_BEAMS ? 2 * widths[k] : widths[k];
-      verdict = rgi_beam_run(x->beam, capacity, width, x->beams, stop, scratch, &x->beam_nodes);
-      x->beams++;
+      verdict = rgi_beam_run(x->beam, capacity, width, x->beams++, stop, scratch, &x->beam_nodes);
+      break;
+    }
+    case REPAIR: {
+      const uint32_t doublings = x->repair_misses / 4;
+      const int64_t steps = (int64_t)REPAIR_STEPS * p->n << (doublings < 10 ? doublings : 10);
+      capacity = between_goal_and_peak(x, capacity, x->repair_misses);
+      verdict =
+          rgi_repair_run(x->repair, capacity, steps, stop, x->offset, scratch, &x->repair_steps);
+      x->repair_misses = verdict == RGI_FOUND ? 0 : x->repair_misses + 1;
+      break;
+    }
     }
     RGI_TRY(learn(x, capacity, verdict, scratch, e));
-    rgi_heuristic_improve(x->heuristic, goal_of(x, target), LATER_ROUNDS, stop, x->offset,
-                          &x->peak);
+    rgi_heuristic_improve(x->heuristic, goal_of(x, target), rounds, stop, x->offset, &x->peak);
   }
   return RG_OK;
 }
@@ -474,7 +537,7 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
   }
   for (int32_t i = 0; i < w.nparts; i++) {
     part *x = &w.part[i];
-    r->nodes_explored += x->search_nodes + x->beam_nodes;
+    r->nodes_explored += x->search_nodes + x->between_nodes + x->beam_nodes + x->repair_steps;
     for (int32_t k = 0; k < x->packing.n; k++)
       b[x->packing.piece[k].id].offset = x->base + x->offset[k] * w.unit;
   }

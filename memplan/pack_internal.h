@@ -2,8 +2,8 @@
    exact search.
 
    pack.c reduces buffers to a packing per connected stretch of time and drives the parts;
-   pack_heuristic.c finds good packings quickly; pack_search.c decides whether a packing within a
-   capacity exists.
+   pack_heuristic.c finds good packings quickly; pack_repair.c betters one piece by piece;
+   pack_search.c decides whether a packing within a capacity exists.
 
    Reduced problem. Time is cut into sections: the maximal sets of buffers that are alive together.
    A piece is a buffer that matters; it covers the sections first … last. Sizes count units of
@@ -89,5 +89,15 @@ void rgi_beam_destroy(rgi_beam *b);
 /* Looks for a packing of at most `capacity` bytes; never NONE: failing proves nothing. */
 rgi_verdict rgi_beam_run(rgi_beam *b, int64_t capacity, int32_t width, uint32_t attempt,
                          const rgi_stop *stop, int64_t *offset, int64_t *explored);
+
+/* ---- local repair ---- */
+
+typedef struct rgi_repair rgi_repair;
+rg_status rgi_repair_create(const rgi_packing *p, rgi_repair **out, rg_error *e);
+void rgi_repair_destroy(rgi_repair *h);
+/* Looks for a packing of at most `capacity` bytes, in `steps` steps from the packing `from`; NONE
+ * only if a piece alone is larger: failing proves nothing. */
+rgi_verdict rgi_repair_run(rgi_repair *h, int64_t capacity, int64_t steps, const rgi_stop *stop,
+                           const int64_t *from, int64_t *offset, int64_t *explored);
 
 #endif

@@ -57,3 +57,21 @@ if "$serve" --journal "$work/no/such" 2>"$work/error"; then fail "a journal nowh
 says "$work/error" "can't be written"
 if "$serve" --slots 9 --rows 8 2>"$work/error"; then fail "fewer rows than slots"; fi
 says "$work/error" 'RG_E_USAGE: steps of 8 rows, 9 slots'
+
+# Options: which, what it was given, what is expected.
+wrong() { # wrong PATTERN OPTION…
+  local pattern=$1
+  shift
+  if "$serve" "$@" >"$work/out" 2>"$work/error"; then fail "$* is accepted"; fi
+  says "$work/error" "^serve: $pattern"
+}
+for bad in 4x '' -1 0 1e3 99999999999999999999; do
+  wrong "--slots '$bad': expected a whole number of at least 1" --slots "$bad"
+done
+wrong "--kill 'soon': expected a whole number of at least 0" --kill soon
+for bad in '' , 16, ,16 16,16 64,16 16,x '16 64' 0 1,2,3,4,5; do
+  wrong "--rows '$bad': expected up to 4 whole numbers that grow, such as 16,64" --rows "$bad"
+done
+wrong "--set 'layers': expected NAME=VALUE" --set layers
+wrong "--pages: expected a value after it" --pages
+wrong "there is no option '--page'; expected one of these:" --page 3

@@ -6,6 +6,7 @@ elsewhere, the other tests of the command say: there, output is a pipe.
 """
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -142,5 +143,22 @@ with tempfile.TemporaryDirectory() as work:
         check(code == -signal.SIGINT, f"Ctrl-C in bench {repeat}: {code}")
         check(text.endswith(b"\r\033[K"), f"Ctrl-C in bench leaves {text[-80:]!r}")
     check(os.listdir(work) == [], f"Ctrl-C in bench leaves {os.listdir(work)}")
+
+    # while a file is written: the signal may come after it, so more than once
+    spec = Path(work) / "copy.json"
+    spec.write_text(json.dumps({
+        "regraph": 1, "name": "copy", "inputs": {"x": {"shape": ["T", 1024], "dtype": "f32"}},
+        "nodes": [{"name": "copy", "op": "cast", "in": {"x": "x"}, "out": {"y": "y"}}],
+        "outputs": {"y": "y"}}))
+    for _ in range(20):
+        text, code = interrupted(b"\r\033[Kwriting results", "run", spec, "--set", "T=32768",
+                                 "--out", f"y={work}/y.npy")
+        check(code in (0, -signal.SIGINT), f"Ctrl-C in run: {code} {text[-300:]!r}")
+        check(text.endswith(b"\r\033[K"), f"Ctrl-C while a file is written leaves {text[-80:]!r}")
+        if code:
+            break
+        (Path(work) / "y.npy").unlink()
+    check(code == -signal.SIGINT, "Ctrl-C always came after the file was written")
+    check(os.listdir(work) == ["copy.json"], f"Ctrl-C in run leaves {os.listdir(work)}")
 
 leave()

@@ -125,6 +125,24 @@ Test(repeat, count_is_fixed_at_load) {
   rg_spec_destroy(spec);
 }
 
+/* Read as any other number that is set: 2K is 2048 of them, and what is none is said to be none. */
+Test(repeat, count_as_text) {
+  rg_error e = {0};
+  rg_binding set[] = {{"n", 0, "1K"}};
+  rg_spec *spec = load(AROUND(BLOCK("\"$n\"", ",")), set, 1);
+  cr_assert_gt(spec->graph->nnode, 1024);
+  rg_spec_destroy(spec);
+  static const char *const bad[] = {"abc", "2x", "", "99999999999999999999"};
+  static const char text[] = AROUND(BLOCK("\"$n\"", ","));
+  for (int i = 0; i < RGI_COUNT(bad); i++) {
+    set[0].text = bad[i];
+    e = (rg_error){0};
+    cr_assert_eq(rg_spec_load_text(ctx, text, strlen(text), "spec", set, 1, &spec, &e), RG_E_USAGE);
+    cr_assert_not_null(strstr(e.message, "'n' is set to '"), "%s", e.message);
+    cr_assert_not_null(strstr(e.message, bad[i]), "%s", e.message);
+  }
+}
+
 Test(repeat, stock_model) {
   rg_spec *spec;
   rg_error e = {0};
