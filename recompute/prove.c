@@ -13,13 +13,22 @@
 enum {
   FIRST_STEPS = 800,
   STEPS = 20,
+  ROUNDS = 4,
+  PART = 20,        /* of the packer's work: for a first word on a choice */
+  REFUSALS = 1,     /* … after so many only that is asked */
   TRIES = 8,        /* candidates looked at before one is tried both ways */
   MOST_PRICES = 24, /* that a place remembers */
   MOST_PLACES = 1 << 16
 };
 
+static const int64_t ALL_WORK = 100000000; /* of the packer, in nodes replayed */
+
+/* On a choice. */
+typedef enum verdict { NOT_ASKED, TAKEN, REFUSED, UNKNOWN } verdict;
+
 typedef struct place {
-  double bound; /* no choice that goes on from here takes less */
+  verdict alone; /* on the choice in which nothing open is computed again */
+  double bound;  /* no choice that goes on from here takes less */
   int32_t depth, nprice, row[MOST_PRICES];
   float price[MOST_PRICES];
   uint64_t set[]; /* what is computed again, what is open; behind them the prices of needs */
@@ -35,6 +44,7 @@ typedef struct proof {
   uint64_t *trial, *used;
   double best, lost; /* lost: the least bound of those there was no room for */
   int64_t work;
+  int refusals;
   size_t size; /* of a place */
 } proof;
 
@@ -104,16 +114,33 @@ static void load_prices(proof *p, place *x) {
 
 /* ---- one place ---- */
 
+/* Memplan's word, first of a part of its work; whether the rest is worth it depends on how often it
+ * was for nothing. */
+static rg_status ask(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
+  bool fits;
+  p->m->mem.part = PART;
+  const rg_status status = rgi_chooser_fits(p->c, set, &fits, e);
+  p->m->mem.part = 0;
+  RGI_TRY(status);
+  *v = UNKNOWN;
+  if (!fits) p->work -= ALL_WORK / PART;
+  if (!fits && p->refusals++ >= REFUSALS) return RG_OK;
+  RGI_TRY(rgi_chooser_fits(p->c, set, &fits, e));
+  if (!fits) p->work -= ALL_WORK;
+  *v = fits ? TAKEN : REFUSED;
+  return RG_OK;
+}
+
 /* A better choice, if memplan says so. */
-static rg_status consider(proof *p, const uint64_t *set, bool *taken, rg_error *e) {
-  *taken = false;
+static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
+  *v = REFUSED;
   p->work -= p->m->g->nnode;
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   if (rgi_figure(p->c, x) > p->c->budget) return RG_OK;
   const double ms = rgi_model_ms(p->m, p->used) + x.wait_ms;
   if (ms >= p->best) return RG_OK;
-  RGI_TRY(rgi_chooser_fits(p->c, set, taken, e));
-  if (!*taken) return RG_OK;
+  RGI_TRY(ask(p, set, v, e));
+  if (*v != TAKEN) return RG_OK;
   memcpy(p->c->best, set, (size_t)p->m->words * sizeof *set);
   p->c->best_ms = ms;
   p->best = ms * (1 - 1e-9);
@@ -188,6 +215,7 @@ static rg_status branch(proof *p, place *x, int i, place **next, rg_error *e) {
   rgi_put(again_of(x), i);
   rgi_drop(open_of(p, x), i);
   rgi_drop(open_of(p, y), i);
+  x->alone = NOT_ASKED;
   x->bound = fmax(x->bound, bound_of(p, x, STEPS));
   keep_prices(p, x);
   load_prices(p, y);
@@ -206,32 +234,36 @@ static rg_status branch(proof *p, place *x, int i, place **next, rg_error *e) {
   return RG_OK;
 }
 
+/* Bounds x and decides what follows from that. */
+static void tighten(proof *p, place *x) {
+  load_prices(p, x);
+  for (int round = 0; round < ROUNDS; round++) {
+    x->bound = fmax(x->bound, bound_of(p, x, STEPS));
+    if (x->bound >= p->best || !decide(p, x)) return;
+    x->alone = NOT_ASKED;
+  }
+}
+
 /* Goes on from x; *next as above. */
 static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
-  bool taken = false;
+  verdict v;
   *next = NULL;
-  load_prices(p, x);
-  for (int round = 0; round < 4; round++) {
-    x->bound = fmax(x->bound, bound_of(p, x, STEPS));
-    if (x->bound >= p->best) break;
-    if (!decide(p, x)) break;
-  }
-  if (x->bound < p->best) RGI_TRY(consider(p, again_of(x), &taken, e));
-  if (x->bound >= p->best || taken) { /* recomputing more only takes longer */
+  tighten(p, x);
+  if (x->bound < p->best && x->alone == NOT_ASKED) RGI_TRY(consider(p, again_of(x), &x->alone, e));
+  if (x->bound >= p->best || x->alone == TAKEN) { /* recomputing more only takes longer */
     done_with(p, x);
     return RG_OK;
   }
   memcpy(p->trial, again_of(x), (size_t)p->m->words * sizeof *p->trial);
-  for (int i = 0; i < p->c->nfree; i++)
-    if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->cost[p->c->free[i]] < 0)
-      rgi_put(p->trial, p->c->free[i]);
-  RGI_TRY(consider(p, p->trial, &taken, e));
+  for (int i = 0; i < p->rows->nlist; i++)
+    if (rgi_has(open_of(p, x), p->rows->list[i]) && p->rows->cost[p->rows->list[i]] < 0)
+      rgi_put(p->trial, p->rows->list[i]);
+  if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
   const int i = choose(p, x);
-  if (i < 0) {
-    done_with(p, x);
-    return RG_OK;
-  }
-  return branch(p, x, i, next, e);
+  if (i >= 0) return branch(p, x, i, next, e);
+  if (x->alone == UNKNOWN) p->lost = fmin(p->lost, x->bound);
+  done_with(p, x);
+  return RG_OK;
 }
 
 static rg_status search(proof *p, place *first, rg_error *e) {
