@@ -21,10 +21,11 @@ enum {
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
-  BRIEF = 4,      /* a part of the work */
-  RETRIES = 4,    /* of memplan's word */
-  STIRS = 2048,   /* a candidate */
-  NEAR_LIMIT = 64 /* candidates open to a proof, near the bound */
+  BRIEF = 4,       /* a part of the work */
+  RETRIES = 4,     /* of memplan's word */
+  STIRS = 2048,    /* a candidate */
+  NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
+  MANY = 128       /* of so many half the work proves about as much */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
 static const double FAR = 0.01;    /* … from so much on, more candidates are worth a proof */
@@ -436,7 +437,8 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   RGI_TRY(what_is_open(c, &open, e));
   const bool far = c->best_ms - c->bound_ms > FAR * c->m->all_ms;
   if (open.nfree > (far ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
-  RGI_TRY(rgi_prove(&open, bound, PROOF_WORK, e));
+  const int64_t work = open.nfree > MANY ? PROOF_WORK / 2 : PROOF_WORK;
+  RGI_TRY(rgi_prove(&open, bound, work, e));
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;
   c->explored = open.explored;
