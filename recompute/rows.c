@@ -23,8 +23,10 @@
 #include <math.h>
 
 static const double ROUNDING = 1e-9; /* units; what sums of doubles may be off by */
-enum { SHARE_STEPS = 10 };
-enum { LONGEST_TERMS = 64 }; /* of a candidate, on average: what comes beyond is left out */
+enum {
+  SHARE_STEPS = 10,  /* prices that are tried with the same shares */
+  LONGEST_TERMS = 64 /* of a candidate, on average: what comes beyond is left out */
+};
 
 struct rgi_row_unit {
   int by;
