@@ -375,9 +375,10 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   m->no_reuse = both;
   if (!p->o->no_reuse && !p->o->no_inplace) share_in_place(p);
   const double seconds = p->o->seconds;
-  int64_t work = WORK / 2;
+  const int64_t share = WORK / 2 / (p->o->part > 1 ? p->o->part : 1);
+  int64_t work = share;
   RGI_TRY(pack_direction(p, false, bound_only, seconds / 2, &work, e));
-  work += WORK / 2;
+  work += share;
   RGI_TRY(pack_direction(p, true, bound_only, seconds - m->seconds, &work, e));
   if (p->o->no_reuse) {
     m->forward_scratch = forward;

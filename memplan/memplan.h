@@ -22,6 +22,7 @@ typedef struct rgi_memory_options {
   bool no_inplace; /* no output takes a dying input's bytes */
   /* For the exact search, both directions together; 0: so much work, the same on every machine */
   double seconds;
+  int part;          /* of that work, the n-th; 0: all */
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
   int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */

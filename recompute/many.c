@@ -21,11 +21,14 @@ enum {
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
-  BRIEF = 4,   /* a part of the work */
-  RETRIES = 4, /* of memplan's word */
-  STIRS = 2048 /* a candidate */
+  BRIEF = 4,       /* a part of the work */
+  RETRIES = 4,     /* of memplan's word */
+  STIRS = 2048,    /* a candidate */
+  NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
+  MANY = 128       /* of so many half the work proves about as much */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
+static const double FAR = 0.01;    /* … from so much on, more candidates are worth a proof */
 
 typedef struct point {
   uint64_t *set;
@@ -432,14 +435,10 @@ static rg_status what_is_open(const rgi_chooser *c, rgi_chooser *open, rg_error 
 static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   rgi_chooser open;
   RGI_TRY(what_is_open(c, &open, e));
-  if (open.nfree > RGI_PROOF_LIMIT && open.nfree <= 2 * RGI_PROOF_LIMIT) {
-    const double before = c->bound_ms;
-    RGI_TRY(rgi_bound_find(bound, e)); /* with the better choice that there is by now */
-    c->bound_ms = fmax(before, c->bound_ms);
-    RGI_TRY(what_is_open(c, &open, e));
-  }
-  if (open.nfree > RGI_PROOF_LIMIT) return RG_OK;
-  RGI_TRY(rgi_prove(&open, PROOF_WORK, e));
+  const bool far = c->best_ms - c->bound_ms > FAR * c->m->all_ms;
+  if (open.nfree > (far ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
+  const int64_t work = open.nfree > MANY ? PROOF_WORK / 2 : PROOF_WORK;
+  RGI_TRY(rgi_prove(&open, bound, work, e));
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;
   c->explored = open.explored;

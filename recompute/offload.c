@@ -316,7 +316,7 @@ static rg_status least_ms(search *s, int64_t budget, double free, double most, d
   if (c->nfree <= RGI_EXACT_LIMIT)
     RGI_TRY(rgi_choose_exact(c, e));
   else
-    RGI_TRY(rgi_prove(c, PROOF_WORK, e));
+    RGI_TRY(rgi_prove(c, s->bound, PROOF_WORK, e));
   *out = fmin(c->bound_ms, most); /* that nothing was found proves nothing */
   return RG_OK;
 }
@@ -387,7 +387,7 @@ static rg_status bound(search *s, int64_t budget, double total, double near, dou
   *out = 0;
   if (!s->model) RGI_TRY(open_bound(s, e));
   RGI_TRY(bound_of_many(s, budget, room, total, out, e));
-  if (*out < near && s->chooser.nfree <= RGI_PROOF_LIMIT)
+  if (*out < near && s->chooser.nfree <= 64)
     RGI_TRY(bound_of_few(s, budget, room, total, near, &few, e));
   *out = fmax(*out, few);
   return RG_OK;

@@ -52,7 +52,7 @@ double rgi_lane_place(rgi_lane *w, bool backward);
 
 /* Candidates: up to so many, all choices are looked at; of up to so many it may be proved that
  * none is better. */
-enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 64 };
+enum { RGI_EXACT_LIMIT = 20, RGI_PROOF_LIMIT = 256 };
 
 /* ---- replay.c: what a choice takes, as an array of numbers says ---- */
 
@@ -181,7 +181,7 @@ rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e);
 rg_status rgi_bound_find(rgi_bound *b, rg_error *e);
 /* Betters best_ms or raises bound_ms to it, if all choices can be gone through with so much work
  * (nodes replayed). */
-rg_status rgi_prove(rgi_chooser *c, int64_t work, rg_error *e);
+rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_error *e);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
  * false. */

@@ -3,7 +3,7 @@
  */
 #include "graph/spec.h"
 #include "passes/passes.h"
-#include "recompute/bound.h"
+#include "recompute/rows.h"
 #include "../harness/random_spec.h"
 #include "../harness/round.h"
 #include "must.h"
@@ -134,6 +134,17 @@ static void compare_many(const bench *b, int64_t budget, bool of_saved, double b
     must(rgi_bound_find(bound, &err), "bound");
     cr_assert_leq(c.bound_ms, best * (1 + 1e-9) + 1e-12, "%s, budget %lld of %s: bound %g, best %g",
                   b->g->name, (long long)budget, of_saved ? "saved" : "peak", c.bound_ms, best);
+    for (int64_t work = 2000; work <= 200000000; work *= 100000) { /* cut short, and to the end */
+      c.best_ms = 2 * best + 1;
+      c.bound_ms = 0;
+      must(rgi_prove(&c, bound, work, &err), "prove");
+      cr_assert_leq(c.bound_ms, best * (1 + 1e-9) + 1e-12);
+      cr_assert(work == 2000 || (fabs(c.best_ms - best) <= 1e-9 * (1 + best) &&
+                                 fabs(c.bound_ms - best) <= 1e-9 * (1 + best)),
+                "%s, budget %lld of %s: proved %g as the best and %g as the least, it is %g",
+                b->g->name, (long long)budget, of_saved ? "saved" : "peak", c.best_ms, c.bound_ms,
+                best);
+    }
   }
   rgi_model_destroy(m);
 }
@@ -168,11 +179,62 @@ static void compare_layers(const bench *b, int sets, uint64_t *state) {
   rgi_model_destroy(m);
 }
 
+/* Rows, of any part of a choice at any prices: below every choice that goes on from there. */
+static void compare_rows(const bench *b, int sets, uint64_t *state) {
+  rgi_model *m;
+  rgi_chooser c;
+  rgi_bound *bound;
+  rgi_rows *r;
+  must(rgi_model_create(b->g, b->profile, &b->mem, &m, &err), "model");
+  must(rgi_chooser_init(&c, m, &err), "chooser");
+  must(rgi_bound_open(&c, &bound, &err), "open");
+  must(rgi_rows_open(rgi_bound_parts(bound), m->arena, &r, &err), "rows");
+  uint64_t *set = rgi_model_set(m), *used = rgi_model_set(m), *again = rgi_model_set(m),
+           *open = rgi_model_set(m);
+  for (int k = 0; k < sets; k++) {
+    const int odds = rgi_draw(state, 7), decided = rgi_draw(state, 7);
+    for (int i = 0; i < m->ncandidate; i++) {
+      rgi_drop(set, i), rgi_drop(again, i), rgi_drop(open, i);
+      if (rgi_draw(state, 6) < odds) rgi_put(set, i);
+    }
+    const rgi_taken x = rgi_replay_run(m->replay, set, used);
+    memcpy(set, used, (size_t)m->words * sizeof *set);
+    const double takes = rgi_model_ms(m, set);
+    for (int i = 0; i < m->ncandidate; i++) {
+      if (rgi_draw(state, 6) >= decided)
+        rgi_put(open, i);
+      else if (rgi_has(set, i))
+        rgi_put(again, i);
+      r->mean[i] = rgi_draw(state, 5) / 4.0;
+    }
+    c.budget = x.peak;
+    rgi_rows_decide(r, again, open);
+    for (int i = 0; i < r->nt; i++)
+      r->price[i] = rgi_draw(state, 4) ? 0 : rgi_draw(state, 100) * takes / 100;
+    for (int i = 0; i < rgi_bound_parts(bound)->nneed; i++)
+      r->lack[i] = rgi_draw(state, 100) * takes / 100;
+    const double any = rgi_rows_bound(r), best = rgi_rows_best(r, 40, 2 * takes + 1);
+    cr_assert(
+        any <= takes * (1 + 1e-9) + 1e-12 && best <= takes * (1 + 1e-9) + 1e-12,
+        "%s, set %llx, %llx decided, %llx open: %.12g or %.12g ms are said to be the least, it "
+        "takes %.12g",
+        b->g->name, (unsigned long long)*set, (unsigned long long)*again, (unsigned long long)*open,
+        any, best, takes);
+    for (int i = 0; i < m->ncandidate; i++) /* what one more decision takes at least */
+      if (rgi_has(open, i) && (r->cost[i] > 0) == rgi_has(set, i))
+        cr_assert_leq(r->last + fabs(r->cost[i]), takes * (1 + 1e-9) + 1e-12,
+                      "%s, set %llx: candidate %d the other way", b->g->name,
+                      (unsigned long long)*set, i);
+  }
+  rgi_model_destroy(m);
+}
+
 static void compare(const bench *b) {
   int n;
   uint64_t state = 7;
   compare_replay(b, 64, &state);
   compare_layers(b, 64, &state);
+  compare_rows(b, 200, &state);
   outcome *all = measure_all(b, &n);
   int64_t low = INT64_MAX, high = 0;
   for (int i = 0; i < n; i++) {
@@ -379,6 +441,7 @@ Test(recompute, layers_of_large_graphs) {
     rg_spec *spec = random_spec(ctx, &state, 20 + 10 * seed);
     bench b = open_graph(ctx, spec, 0, false);
     compare_layers(&b, 200, &state);
+    compare_rows(&b, 400, &state);
     close_graph(&b);
     rg_spec_destroy(spec);
   }
