@@ -28,7 +28,7 @@ enum {
   PANEL = RGK_TOKENS_PANEL,
   E = 512,
   EP = E / 64,
-  FIRST = 4, /* panels of dQ that the first warpgroup has */
+  FIRST = 4, /* panels of dQ that the first warpgroup has, and of joined shares */
   REGS = 224,
   LOADING_REGS = 56 /* of a thread */
 };
@@ -113,16 +113,24 @@ __device__ __forceinline__ void start_queries(float (&x)[n], uint64_t ds, uint64
     wgmma<T, 2 * n>::template ss<false, true>(x, desc_on(ds, i * 32), desc_on(b, i * 2048), 1);
 }
 
-/* Shares of the keys' gradients: rows of `a`, transposed, times panel `b` of the heads' rows, to 64
- * columns of each entry from `to` on, `step` elements apart; `left` entries are there. */
-template <class T>
-__device__ __forceinline__ void put_share(T *to, int64_t step, int left, uint64_t a, uint64_t b) {
+/* Shares of the keys' gradients: the heads' weights `a`, transposed, times panel `b` of their rows,
+ * and what `more` of the kind there is, to 64 columns of each entry from `to` on, `step` elements
+ * apart; `left` entries are there. */
+struct factors {
+  uint64_t a, b;
+};
+template <class T, class... M>
+__device__ __forceinline__ void put_share(T *to, int64_t step, int left, factors one, M... more) {
   const int lane = threadIdx.x % 32, key = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const factors all[] = {one, more...};
   float x[KEYS / 2];
   wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++)
-    wgmma<T, KEYS>::template ss<true, true>(x, desc_on(a, i * 2048), desc_on(b, i * 2048), i > 0);
+  for (int f = 0; f < (int)(1 + sizeof...(M)); f++)
+#pragma unroll
+    for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++)
+      wgmma<T, KEYS>::template ss<true, true>(x, desc_on(all[f].a, i * 2048),
+                                              desc_on(all[f].b, i * 2048), f + i > 0);
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_keep(x);
@@ -141,11 +149,14 @@ __device__ __forceinline__ void put_share(T *to, int64_t step, int left, uint64_
     }
   }
 }
+template <int D> __device__ __forceinline__ int width_of(const rgk_tokens_bwd &p) {
+  return p.joined ? D : D + E;
+}
 /* Where the shares of a job's entries are. */
 template <class T, int D>
 __device__ __forceinline__ T *shares_of(const rgk_tokens_bwd &p, const job &j) {
   const int64_t across = p.call.a.KH * p.call.parts;
-  return (T *)p.part + ((j.row - p.call.row) * across + j.across) * p.call.a.N * (D + E);
+  return (T *)p.part + ((j.row - p.call.row) * across + j.across) * p.call.a.N * width_of<D>(p);
 }
 
 /* ---- the first warpgroup ---- */
@@ -158,6 +169,7 @@ template <class T, int D> struct first_group {
   const uint64_t q_at, k_at, o_at;   /* as operands of scores */
   const uint64_t ds_at, keys_at;     /* of dQ */
   const uint64_t p_rows, o_rows;     /* of shares of dV */
+  const uint64_t ds_rows, q_rows;    /* of joined ones */
   uint32_t parity = 0, q_parity = 0; /* full, q_full */
   float lse[2], delta[2];
 
@@ -195,8 +207,8 @@ template <class T, int D> struct first_group {
       const int h = i / 2 % 2, column = i / 4 * 8 + i % 2;
       const bool on = (column < 32 ? low : high) >> column % 32 & 1;
       const float w = on ? exp2_fast(fmaf(z[i], c, -lse[h])) : 0;
-      dp[i] = w * (dp[i] - delta[h]);
-      z[i] = w;
+      dp[i] = w * p.of_ds * (dp[i] - delta[h]);
+      z[i] = w * p.of_p;
     }
     /* four 8 x 8 tiles at a time: keys 16 i and on of rows 0 and 8 of the warp's */
     const int tile = lane / 8, row = 16 * warp + lane % 8 + tile % 2 * 8;
@@ -221,11 +233,12 @@ template <class T, int D> struct first_group {
         continue;
       }
       read_rows(j);
-      T *to = shares_of<T, D>(p, j) + D;
+      const int width = width_of<D>(p);
+      T *to = shares_of<T, D>(p, j) + (p.joined ? 0 : D);
       bar_wait(&s.q_full, q_parity);
       q_parity ^= 1;
       label y = {};
-      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * (D + E)) {
+      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * width) {
         wait_full();
         wgmma_fence();
         multiply<EP>(dp, o_at);
@@ -253,12 +266,19 @@ template <class T, int D> struct first_group {
         wgmma_keep(dq);
         warp_release(&s.empty, done, y.last, y.low, y.high);
         if (!p.part) continue;
+        if (p.joined) {
 #pragma unroll 1
-        for (int x = 0; x < EP; x++)
-          put_share<T>(to + x * 64, D + E, left, p_rows, desc_on(o_rows, x * PANEL));
+          for (int x = 0; x < FIRST; x++)
+            put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)},
+                         factors{p_rows, desc_on(o_rows, x * PANEL)});
+        } else {
+#pragma unroll 1
+          for (int x = 0; x < EP; x++)
+            put_share<T>(to + x * 64, width, left, factors{p_rows, desc_on(o_rows, x * PANEL)});
+        }
       }
       warp_release(&s.q_empty, waited::for_nothing());
-      if (a.dq.data) put_queries(a, j, 0, dq, a.scale);
+      if (a.dq.data) put_queries(a, j, 0, dq, p.of_dq);
     }
     named_sync(TAKEN, 2 * WARPGROUP);
   }
@@ -273,6 +293,7 @@ template <class T, int D> struct second_group {
   memory &s;
   const uint64_t ds_at, keys_at;  /* of dQ */
   const uint64_t ds_rows, q_rows; /* of shares of dK */
+  const uint64_t p_rows, o_rows;  /* of joined ones */
   uint32_t parity = 0, q_parity = 0;
 
   __device__ __forceinline__ void wait_full() {
@@ -295,11 +316,12 @@ template <class T, int D> struct second_group {
         }
         continue;
       }
+      const int width = width_of<D>(p);
       T *to = shares_of<T, D>(p, j);
       bar_wait(&s.q_full, q_parity);
       q_parity ^= 1;
       label y = {};
-      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * (D + E)) {
+      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * width) {
         named_arrive(TAKEN, 2 * WARPGROUP);
         if (!p.call.same) {
           wait_full();
@@ -318,14 +340,19 @@ template <class T, int D> struct second_group {
         wgmma_keep(more);
         warp_release(&s.empty, done, y.last, y.low, y.high);
         if (!p.part) continue;
+        if (p.joined)
 #pragma unroll 1
-        for (int x = 0; x < memory::DP; x++)
-          put_share<T>(to + x * 64, D + E, left, ds_rows, desc_on(q_rows, x * PANEL));
+          for (int x = FIRST; x < EP; x++)
+            put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)},
+                         factors{p_rows, desc_on(o_rows, x * PANEL)});
+#pragma unroll 1
+        for (int x = p.joined ? EP : 0; x < memory::DP; x++)
+          put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)});
       }
       warp_release(&s.q_empty, waited::for_nothing());
       if (a.dq.data) {
-        put_queries(a, j, FIRST, dq, a.scale);
-        put_queries(a, j, 2 * FIRST, more, a.scale);
+        put_queries(a, j, FIRST, dq, p.of_dq);
+        put_queries(a, j, 2 * FIRST, more, p.of_dq);
       }
     }
     named_arrive(TAKEN, 2 * WARPGROUP);
@@ -360,7 +387,9 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
                         ds_at,
                         keys_at,
                         desc_mn(smem_at(s.p), PANEL),
-                        desc_mn(smem_at(s.d_o), PANEL)};
+                        desc_mn(smem_at(s.d_o), PANEL),
+                        desc_mn(smem_at(s.ds), PANEL),
+                        desc_mn(smem_at(s.q), PANEL)};
     x.run();
   } else if (group == 1) {
     more_registers<REGS>();
@@ -369,7 +398,9 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
                          ds_at,
                          desc_on(keys_at, FIRST * PANEL),
                          desc_mn(smem_at(s.ds), PANEL),
-                         desc_mn(smem_at(s.q), PANEL)};
+                         desc_mn(smem_at(s.q), PANEL),
+                         desc_mn(smem_at(s.p), PANEL),
+                         desc_mn(smem_at(s.d_o), PANEL)};
     x.run();
   } else {
     fewer_registers<LOADING_REGS>();
@@ -380,12 +411,12 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
 /* ---- sums of shares ---- */
 
 /* A key's shares of this window: a block has a key, a thread eight neighbours of a share. */
-template <class T, int D>
-__global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
+template <class T, int D, bool JOINED>
+__global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
     sums(const __grid_constant__ rgk_tokens_bwd p) {
-  enum { WIDTH = D + E, CHUNKS = WIDTH / 8 };
-  static_assert((int)CHUNKS <= (int)RGK_TOKENS_SUM_THREADS);
-  __shared__ int64_t share[RGK_TOKENS_SUM_THREADS];
+  enum { WIDTH = JOINED ? D : D + E, CHUNKS = WIDTH / 8, THREADS = rgk_tokens_sum_threads(JOINED) };
+  static_assert((int)CHUNKS <= (int)THREADS);
+  __shared__ int64_t share[THREADS];
   const rgk_attn &a = p.call.a;
   const int64_t key = blockIdx.x, across = a.KH * p.call.parts;
   const int kh = blockIdx.y, t = threadIdx.x, b = find_seq(a.kseqs, key);
@@ -430,7 +461,7 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
         }
       }
     at += n;
-    if (n < RGK_TOKENS_SUM_THREADS) break;
+    if (n < THREADS) break;
     __syncthreads();
   }
   if (!ends) {
@@ -441,14 +472,14 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
     return;
   }
   if (t >= CHUNKS) return;
-  const bool of_k = t < D / 8;
+  const bool of_k = JOINED || t < D / 8;
   const rgk_tensor &y = of_k ? a.dk : a.dv;
   const bool add = of_k ? a.acc_k : a.acc_v;
   if (!y.data || (add && !live)) return;
   /* pairs 4 (t / 4 % 2) and on of quad lane t % 4 (put_share) */
   const int column = (of_k ? t : t - D / 8) / 8 * 64 + t / 4 % 2 * 32 + t % 4 * 2;
   const int64_t to = key * y.row + kh * y.head + column;
-  const float scale = of_k ? a.scale : 1;
+  const float scale = JOINED ? p.of_dq : of_k ? a.scale : 1;
 #pragma unroll
   for (int c = 0; c < 4; c++) put_pair(y, add, to + 8 * c, x[2 * c] * scale, x[2 * c + 1] * scale);
 }
@@ -459,6 +490,9 @@ const void *rgk_tokens_bwd_main(rg_dtype t) {
   return t == RG_F16 ? (const void *)backward<__half, 576>
                      : (const void *)backward<__nv_bfloat16, 576>;
 }
-const void *rgk_tokens_bwd_sums(rg_dtype t) {
-  return t == RG_F16 ? (const void *)sums<__half, 576> : (const void *)sums<__nv_bfloat16, 576>;
+template <class T> static const void *sums_of(bool joined) {
+  return joined ? (const void *)sums<T, 576, true> : (const void *)sums<T, 576, false>;
+}
+const void *rgk_tokens_bwd_sums(rg_dtype t, bool joined) {
+  return t == RG_F16 ? sums_of<__half>(joined) : sums_of<__nv_bfloat16>(joined);
 }
