@@ -32,6 +32,9 @@ enum {
   REGS = 224,
   LOADING_REGS = 56 /* of a thread */
 };
+/* A tile's panels arrive in three parts, each with a barrier of its own: products of the first ones
+ * need not wait for the last. */
+enum { THIRDS = 3, THIRD = 3 };
 enum named : int { TAKEN = 1, READY };
 
 template <int D> struct shared {
@@ -40,7 +43,7 @@ template <int D> struct shared {
   char q[DP * PANEL], d_o[EP * PANEL];
   char p[PANEL], ds[PANEL]; /* rows are heads, columns keys */
   label y;
-  uint64_t full, empty, q_full, q_empty;
+  uint64_t full[THIRDS], empty, q_full, q_empty; /* full: see THIRDS */
 };
 
 /* ---- loaders ---- */
@@ -53,13 +56,17 @@ __device__ __forceinline__ void load(const rgk_tokens_bwd &p, shared<D> &s) {
   auto bring = [&](const rows4<T> &from, bool whole, const label &y) {
     bar_wait(&s.empty, parity);
     parity ^= 1;
-    x.template copy<0, EP>(s.k, from);
-    if (whole) x.template copy<EP, DP>(s.k, from);
     if (threadIdx.x % WARPGROUP == 0) {
       s.y = y;
-      bar_ready(&s.full);
+      bar_ready(&s.full[0]);
     }
-    copies_arrive(&s.full);
+    x.template copy<0, THIRD>(s.k, from);
+    copies_arrive(&s.full[0]);
+    x.template copy<THIRD, 2 * THIRD>(s.k, from);
+    copies_arrive(&s.full[1]);
+    x.template copy<2 * THIRD, EP>(s.k, from);
+    if (whole) x.template copy<EP, DP>(s.k, from);
+    copies_arrive(&s.full[2]);
   };
   job j;
   for (int id = blockIdx.x; find_job(p.call, id, j); id += gridDim.x) {
@@ -118,19 +125,29 @@ __device__ __forceinline__ void start_queries(float (&x)[n], uint64_t ds, uint64
  * apart; `left` entries are there. */
 struct factors {
   uint64_t a, b;
+  template <class T>
+  __device__ __forceinline__ void multiply(float (&x)[KEYS / 2], int i, int add) const {
+    wgmma<T, KEYS>::template ss<true, true>(x, desc_on(a, i * 2048), desc_on(b, i * 2048), add);
+  }
 };
-template <class T, class... M>
-__device__ __forceinline__ void put_share(T *to, int64_t step, int left, factors one, M... more) {
+struct held { /* a in registers */
+  const uint32_t *a;
+  uint64_t b;
+  template <class T>
+  __device__ __forceinline__ void multiply(float (&x)[KEYS / 2], int i, int add) const {
+    wgmma<T, KEYS>::template rs<true>(x, a + 4 * i, desc_on(b, i * 2048), add);
+  }
+};
+template <class T, class F, class... M>
+__device__ __forceinline__ void put_share(T *to, int64_t step, int left, F one, M... more) {
   const int lane = threadIdx.x % 32, key = threadIdx.x / 32 % 4 * 16 + lane / 4;
-  const factors all[] = {one, more...};
+  const F all[] = {one, more...};
   float x[KEYS / 2];
   wgmma_fence();
 #pragma unroll
   for (int f = 0; f < (int)(1 + sizeof...(M)); f++)
 #pragma unroll
-    for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++)
-      wgmma<T, KEYS>::template ss<true, true>(x, desc_on(all[f].a, i * 2048),
-                                              desc_on(all[f].b, i * 2048), f + i > 0);
+    for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++) all[f].template multiply<T>(x, i, f + i > 0);
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_keep(x);
@@ -149,6 +166,24 @@ __device__ __forceinline__ void put_share(T *to, int64_t step, int left, factors
     }
   }
 }
+/* load_matrices with each 8 x 8 transposed. */
+__device__ __forceinline__ void load_transposed(uint32_t at, uint32_t *x) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(at)
+               : "memory");
+}
+
+/* This warp's 16 entries of weights `w`, by all heads, as operands of its products. */
+__device__ __forceinline__ void read_weights(const char *w, uint32_t (&x)[16]) {
+  const int lane = threadIdx.x % 32, tile = lane / 8, chunk = threadIdx.x / 32 % 4 * 2 + tile % 2;
+#pragma unroll
+  for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++) {
+    const int head = 16 * i + tile / 2 * 8 + lane % 8;
+    load_transposed(smem_at(w) + head * 128 + (chunk ^ (head & 7)) * 16, x + 4 * i);
+  }
+}
+
 template <int D> __device__ __forceinline__ int width_of(const rgk_tokens_bwd &p) {
   return p.joined ? D : D + E;
 }
@@ -185,18 +220,33 @@ template <class T, int D> struct first_group {
       delta[h] = p.delta[j.row * a.H + j.head + row];
     }
   }
-  template <int panels>
+  /* Of panels [first, end). */
+  template <int first, int end>
   __device__ __forceinline__ void multiply(float (&z)[KEYS / 2], uint64_t rows) {
 #pragma unroll
-    for (int i = 0; i < 4 * panels; i++) {
+    for (int i = 4 * first; i < 4 * end; i++) {
       const uint32_t at = i / 4 * PANEL + i % 4 * 32;
       wgmma<T, KEYS>::template ss<>(z, desc_on(rows, at), desc_on(k_at, at), i > 0);
     }
   }
-  __device__ __forceinline__ void wait_full() {
-    bar_wait(&s.full, parity);
-    parity ^= 1;
+  /* Products of a third of what is in s.k: V's, K's. */
+  template <int third, bool of_v, bool of_k>
+  __device__ __forceinline__ void multiply_third(float (&dp)[KEYS / 2], float (&z)[KEYS / 2]) {
+    constexpr int first = third * THIRD, end = first + THIRD;
+    bar_wait(&s.full[third], parity);
     proxy_fence(); /* threads wrote what is to be multiplied */
+    wgmma_fence();
+    if (of_v) multiply<first, (end < EP ? end : EP)>(dp, o_at);
+    if (of_k) multiply<first, (end < memory::DP ? end : memory::DP)>(z, q_at);
+    wgmma_commit();
+  }
+  template <bool of_v, bool of_k>
+  __device__ __forceinline__ void multiply_all(float (&dp)[KEYS / 2], float (&z)[KEYS / 2]) {
+    static_assert(THIRDS * THIRD >= memory::DP);
+    multiply_third<0, of_v, of_k>(dp, z);
+    multiply_third<1, of_v, of_k>(dp, z);
+    multiply_third<2, of_v, of_k>(dp, z);
+    parity ^= 1;
   }
   /* P and dS of scores z and products dp, to shared memory. */
   __device__ __forceinline__ void put_weights(float (&z)[KEYS / 2], float (&dp)[KEYS / 2],
@@ -239,18 +289,14 @@ template <class T, int D> struct first_group {
       q_parity ^= 1;
       label y = {};
       for (int left = a.N; !y.last; left -= KEYS, to += KEYS * width) {
-        wait_full();
-        wgmma_fence();
-        multiply<EP>(dp, o_at);
-        if (!p.call.same) {
-          wgmma_commit();
+        if (p.call.same) {
+          multiply_all<true, true>(dp, z);
+        } else {
+          multiply_all<true, false>(dp, z);
           const waited done = wgmma_wait<0>();
           warp_release(&s.empty, done);
-          wait_full();
-          wgmma_fence();
+          multiply_all<false, true>(dp, z);
         }
-        multiply<memory::DP>(z, q_at);
-        wgmma_commit();
         wgmma_wait<0>();
         wgmma_keep(dp);
         wgmma_keep(z);
@@ -267,10 +313,12 @@ template <class T, int D> struct first_group {
         warp_release(&s.empty, done, y.last, y.low, y.high);
         if (!p.part) continue;
         if (p.joined) {
+          uint32_t of_p[16], of_ds[16];
+          read_weights(s.p, of_p), read_weights(s.ds, of_ds);
 #pragma unroll 1
           for (int x = 0; x < FIRST; x++)
-            put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)},
-                         factors{p_rows, desc_on(o_rows, x * PANEL)});
+            put_share<T>(to + x * 64, width, left, held{of_ds, desc_on(q_rows, x * PANEL)},
+                         held{of_p, desc_on(o_rows, x * PANEL)});
         } else {
 #pragma unroll 1
           for (int x = 0; x < EP; x++)
@@ -297,7 +345,8 @@ template <class T, int D> struct second_group {
   uint32_t parity = 0, q_parity = 0;
 
   __device__ __forceinline__ void wait_full() {
-    bar_wait(&s.full, parity);
+#pragma unroll
+    for (int i = 0; i < THIRDS; i++) bar_wait(&s.full[i], parity);
     parity ^= 1;
   }
   __device__ __forceinline__ void run() {
@@ -367,7 +416,8 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_TOKENS_BWD_BYTES(D), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    bar_init(&s.full, WARPGROUP + 1), bar_init(&s.empty, 8 * WARP_ARRIVALS);
+    for (int i = 0; i < THIRDS; i++) bar_init(&s.full[i], WARPGROUP + (i == 0));
+    bar_init(&s.empty, 8 * WARP_ARRIVALS);
     bar_init(&s.q_full, WARPGROUP), bar_init(&s.q_empty, 8 * WARP_ARRIVALS);
     bar_init_done();
   }
