@@ -14,6 +14,7 @@
    nor timing change a bit. K is fetched while shares are made of the tile before.
  */
 #include "../device/mbarrier.cuh"
+#include "../device/mma.cuh"
 #include "../device/pages.cuh"
 #include "gradient.cuh"
 #include "tokens.cuh"
@@ -166,14 +167,6 @@ __device__ __forceinline__ void put_share(T *to, int64_t step, int left, F one, 
     }
   }
 }
-/* load_matrices with each 8 x 8 transposed. */
-__device__ __forceinline__ void load_transposed(uint32_t at, uint32_t *x) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(at)
-               : "memory");
-}
-
 /* This warp's 16 entries of weights `w`, by all heads, as operands of its products. */
 __device__ __forceinline__ void read_weights(const char *w, uint32_t (&x)[16]) {
   const int lane = threadIdx.x % 32, tile = lane / 8, chunk = threadIdx.x / 32 % 4 * 2 + tile % 2;
