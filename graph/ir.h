@@ -292,6 +292,12 @@ typedef struct rgi_rules {
   bool partial; /* each output covers only a part of the input */
   bool wide;    /* gradients of the outputs are summed and handed to `backward` in fp32 */
   bool ordered; /* a view of the same elements in the same order */
+  /* Of a backward op whose last attribute, which the forward op has not, is a flag: it is set, and
+   * no d.part made, where the forward node's input `part` is the first columns of input `whole`, in
+   * its memory. d.whole is the gradient of both then. */
+  struct {
+    const char *part, *whole;
+  } joined;
   const rgi_fusing *fusing;
   /* Of a QUERYWISE op: true if a query sees the *left keys before its own and no others. Its bits
    * do not change where keys begin a multiple of *tile later, as long as it sees no fewer. */

@@ -97,6 +97,7 @@ rgi_attn rgi_attn_describe(const rg_call *c) {
   a.d_o = rg_in(c, RGI_ATTN_GRAD_O + x), a.d_lse = rg_in(c, RGI_ATTN_GRAD_LSE + x);
   a.delta = rg_in(c, RGI_ATTN_DELTA + x);
   a.dq = rg_out(c, 0), a.dk = rg_out(c, 1), a.dv = rg_out(c, 2), a.dsinks = rg_out(c, 3);
+  a.joined = a.joined && a.dk;
   a.acc_q = rg_in(c, RGI_ATTN_ACC_Q + x), a.acc_k = rg_in(c, RGI_ATTN_ACC_K + x);
   a.acc_v = rg_in(c, RGI_ATTN_ACC_V + x), a.acc_sinks = rg_in(c, RGI_ATTN_ACC_SINKS + x);
   a.sum_q = rg_in(c, RGI_ATTN_SUM_Q + x);

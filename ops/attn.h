@@ -121,6 +121,7 @@ typedef struct rgi_attn {
   const rg_arg *d_o, *d_lse, *delta, *dq, *dk, *dv, *dsinks;
   const rg_arg *sum_q;                 /* dq is this and the call's term, rounded once; or NULL */
   bool acc_q, acc_k, acc_v, acc_sinks; /* add to what is there */
+  bool joined; /* v is the first columns of k: dk is the gradient of both, dv NULL */
   /* how the CPU cuts it (rgi_attn_cut of cpu/attn.h) */
   int64_t chunks, heads; /* a KV head's G query heads, cut into `chunks` parts of at most `heads` */
   int64_t queries;       /* of a row tile */
@@ -165,10 +166,11 @@ extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branches);
 
 /* All of a descriptor but its name, doc, flags, backward and rules; its attributes are `attrs`. */
-#define RGI_ATTN_OP(ins, outs)                                                               \
-  .abi = RG_OP_ABI, .in = ins, .nin = RGI_COUNT(ins), .out = outs, .nout = RGI_COUNT(outs),  \
-  .attrs = attrs, .nattr = RGI_COUNT(attrs), .check = rgi_attn_check, .cost = rgi_attn_cost, \
-  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps,    \
+#define RGI_ATTN_OP(ins, outs) RGI_ATTN_OP_OF(ins, outs, attrs)
+#define RGI_ATTN_OP_OF(ins, outs, list)                                                     \
+  .abi = RG_OP_ABI, .in = ins, .nin = RGI_COUNT(ins), .out = outs, .nout = RGI_COUNT(outs), \
+  .attrs = list, .nattr = RGI_COUNT(list), .check = rgi_attn_check, .cost = rgi_attn_cost,  \
+  .workspace = rgi_attn_workspace, .run_cpu = rgi_attn_run, .cuda_steps = rgi_attn_steps,   \
   .cuda_path = rgi_attn_path
 
 #endif

@@ -3,9 +3,14 @@
  * its own position. */
 #include "attn.h"
 
-static const rg_attr attrs[] = {
+#define BLOCK \
+  { "block", RG_ATTR_INT, true, 1, 0x7fffffff, 0, NULL, "keys in a block" }
+static const rg_attr attrs[] = {RGI_ATTN_ATTRS, BLOCK};
+static const rg_attr attrs_bwd[] = {
     RGI_ATTN_ATTRS,
-    {"block", RG_ATTR_INT, true, 1, 0x7fffffff, 0, NULL, "keys in a block"},
+    BLOCK,
+    {"joined", RG_ATTR_BOOL, false, 0, 1, 0, NULL,
+     "v is the first columns of k, and d.k the gradient of both"},
 };
 
 #define SELECTION                                                                             \
@@ -33,6 +38,10 @@ static const rg_port out_bwd[] = {RGI_ATTN_OUT_BWD(RG_PORT_KROWS)};
 static void own(rgi_attn *a, const rg_value *attr) {
   a->block = attr->i;
 }
+static void own_bwd(rgi_attn *a, const rg_value *attr) {
+  a->block = attr->i;
+  a->joined = attr[1].i;
+}
 
 /* Every query is taken to have selected its own block and N - 1 full ones, or all there are. On
  * average it has passed half of its own. */
@@ -43,6 +52,16 @@ static double pairs(const rgi_attn *a) {
 
 static const rgi_attn_kind kind = {
     .mode = RGI_ATTN_SLC, .own = own, .check = rgi_attn_check_rows, .pairs = pairs};
+
+static rg_status check_bwd(const rg_call *c, rg_error *e) {
+  const int64_t D = rg_in(c, 1)->dim[2], E = rg_in(c, 2)->dim[2];
+  if (c->attr[RGI_ATTN_OWN + 1].i &&
+      (!rg_out(c, 1) || rg_out(c, 2) || (D != RG_DIM_FREE && E != RG_DIM_FREE && E > D)))
+    return rg_op_fail(e, RG_E_KEY, c, "joined is of a d.k that takes d.v's place");
+  return rgi_attn_check_rows(c, e);
+}
+static const rgi_attn_kind kind_bwd = {
+    .mode = RGI_ATTN_SLC, .own = own_bwd, .check = check_bwd, .pairs = pairs};
 
 const rg_op rgi_op_slc_attn = {
     .name = "slc_attn",
@@ -57,8 +76,10 @@ const rg_op rgi_op_slc_attn_bwd = {
     .name = "slc_attn.bwd",
     .doc = "gradient of slc_attn",
     .flags = RG_OP_INTERNAL,
-    RGI_ATTN_OP(in_bwd, out_bwd),
-    .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing, .kind = &kind},
+    RGI_ATTN_OP_OF(in_bwd, out_bwd, attrs_bwd),
+    .rules = &(const rgi_rules){.fusing = &rgi_attn_fusing,
+                                .kind = &kind_bwd,
+                                .joined = {.part = "v", .whole = "k"}},
 };
 
 /* ---- over pages ---- */

@@ -56,7 +56,8 @@ static void count_slot(rgi_sum *s, int node, int rank, bool partial, bool shared
 /* Does input i of node n carry a gradient back, if one reaches the node? */
 static bool gives(const rgi_backward *b, int n, int i) {
   const rgi_node *node = &b->g->node[n];
-  return node->in[i] >= 0 && b->needs[node->in[i]] && differentiable(b->g, node, i);
+  return node->in[i] >= 0 && b->needs[node->in[i]] && differentiable(b->g, node, i) &&
+         !rgi_joined_gradient(b->g, b->needs, n, i);
 }
 
 static bool active(const rgi_backward *b, int n) {

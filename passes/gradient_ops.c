@@ -16,6 +16,27 @@ int rgi_gradient_port(const rg_op *backward, const rg_op *op, int p) {
   return rgi_out_port(backward, name);
 }
 
+/* Is x the first columns of y, in the same memory? */
+static bool first_columns(const rgi_graph *g, int x, int y) {
+  const rgi_tensor *a = &g->tensor[x], *b = &g->tensor[y];
+  bool same = rgi_owner(g, x) == rgi_owner(g, y) && a->offset == b->offset && a->rank == b->rank &&
+              a->rank > 0 && a->dtype == b->dtype;
+  for (int d = 0; same && d < a->rank; d++)
+    same = a->stride[d] == b->stride[d] &&
+           (d + 1 < a->rank ? a->dim[d].c == b->dim[d].c : a->dim[d].c <= b->dim[d].c);
+  return same;
+}
+
+bool rgi_joined_gradient(const rgi_graph *g, const bool *needs, int n, int i) {
+  const rgi_node *f = &g->node[n];
+  const rg_op *op = f->op->backward ? rgi_find_op(g->ctx, f->op->backward) : NULL;
+  if (!op || !op->rules || !op->rules->joined.part) return false;
+  const int part = f->in_begin[rgi_in_port(f->op, op->rules->joined.part)],
+            whole = f->in_begin[rgi_in_port(f->op, op->rules->joined.whole)];
+  return (i < 0 || i == part) && needs[f->in[part]] && needs[f->in[whole]] &&
+         first_columns(g, f->in[part], f->in[whole]);
+}
+
 static bool cut_by_heads(const rg_op *op) {
   for (int p = 0; p < op->nin; p++)
     if (op->in[p].head_axis >= 0) return true;
@@ -25,6 +46,8 @@ static bool cut_by_heads(const rg_op *op) {
 bool rgi_shared_weight(const rg_op *op, int p) {
   return cut_by_heads(op) && op->in[p].head_axis < 0;
 }
+
+enum { MOST_ATTRS = 16 };
 
 typedef struct gradient_node {
   int forward; /* node */
@@ -134,7 +157,7 @@ static rgi_grad_term term_of(const rgi_backward *b, const gradient_node *gn, int
   const rgi_node *f = &b->g->node[gn->forward];
   const int p = rgi_port_of(f->in_begin, i), t = f->in[i];
   rgi_grad_term x = {.node = gn->forward, .slot = i, .tensor = -1, .so_far = -1};
-  if (t < 0 || !b->flows[t]) return x;
+  if (t < 0 || !b->flows[t] || rgi_joined_gradient(b->g, b->needs, gn->forward, i)) return x;
   x.tensor = t;
   x.shared = rgi_shared_weight(f->op, p);
   rgi_sum_prepare(b, &x);
@@ -167,9 +190,17 @@ rg_status rgi_append_backward(rgi_backward *b, int n, rg_error *e) {
   RGI_TRY(fill_inputs(b, &f, &gn, e));
   RGI_TRY(fill_outputs(b, &f, &gn, slot_input, e));
   char *name = rgi_format(g->arena, "%s.bwd", f.name);
-  int m = name ? rgi_add_node(g, name, op, gn.nin, gn.nout,
-                              op->nattr == forward_op->nattr ? f.attr : NULL)
-               : -1;
+  const rg_value *attr = op->nattr == forward_op->nattr ? f.attr : NULL;
+  rg_value own[MOST_ATTRS];
+  if (op->rules && op->rules->joined.part) {
+    if (op->nattr != forward_op->nattr + 1 || op->nattr > MOST_ATTRS)
+      return rgi_fail(e, RG_E_INTERNAL, NULL, f.name, "%s has no flag of its own", op->name);
+    memcpy(own, f.attr, (size_t)forward_op->nattr * sizeof *own);
+    const bool joined = rgi_joined_gradient(g, b->needs, n, -1);
+    own[forward_op->nattr] = (rg_value){.i = joined, .set = joined};
+    attr = own;
+  }
+  int m = name ? rgi_add_node(g, name, op, gn.nin, gn.nout, attr) : -1;
   if (m < 0) return rgi_nomem(e);
   rgi_node *node = &g->node[m];
   memcpy(node->in, gn.in, (size_t)rgi_nin(node) * sizeof *node->in);

@@ -96,6 +96,9 @@ rg_status rgi_add_zero(rgi_backward *b, int like, bool begin_sum, rg_dtype dtype
 int rgi_port_of(const int32_t *begin, int flat);
 /* Port of the backward op that carries the gradient of in-port p, or -1. */
 int rgi_gradient_port(const rg_op *backward, const rg_op *op, int p);
+/* Does input i of forward node n have its gradient within another's (rgi_rules.joined)? i < 0: any
+ * of them. */
+bool rgi_joined_gradient(const rgi_graph *g, const bool *needs, int n, int i);
 /* Does in-port p carry a weight that heads share? */
 bool rgi_shared_weight(const rg_op *op, int p);
 /* Appends the backward op of forward node n, whose outputs' gradients are finished. */

@@ -37,13 +37,20 @@ RGK_GETTER(rgk_tokens_fwd(rg_dtype t, int32_t D, int32_t E))
 
 /* Backward, of widths 576 and 512 alone: for a window of rows of q the main kernel, which
  * leaves each query's share of its keys' gradients in memory, then that of the sums. */
-enum { RGK_TOKENS_SUM_THREADS = 160 };
+RGK_BOTH int rgk_tokens_sum_threads(bool joined) {
+  return joined ? 96 : 160;
+}
 typedef struct rgk_tokens_bwd {
   rgk_tokens call;
   const float *delta; /* [T, H], of plain.h's kernel */
-  void *part;         /* [rows, KH * parts, N, D + E]; NULL: neither d_k nor d_v is wanted */
-  float *sum;         /* [KH, S, D + E] between windows */
-  int64_t *cursor;    /* [KH, S]: how far a key's list has been summed */
+  /* shares [rows, KH * parts, N, width]: of d_k and d_v apart D + E numbers, joined D; NULL: none
+   * is wanted */
+  void *part;
+  float *sum;        /* [KH, S, width] between windows */
+  bool joined;       /* d_k + [d_v, 0] is wanted, not d_k and d_v */
+  float of_ds, of_p; /* factors of weights as they are multiplied with q, k and d_o … */
+  float of_dq;       /* … and of what comes out as d_q and as joined shares */
+  int64_t *cursor;   /* [KH, S]: how far a key's list has been summed */
   /* of csr.h */
   const int64_t *start;
   const int32_t *list;
@@ -55,7 +62,7 @@ typedef struct rgk_tokens_bwd {
 #define RGK_TOKENS_BWD_BYTES(D) \
   (RGK_TOKENS_PANEL * (2 * RGK_TOKENS_PANELS(D) + 10) + RGK_TOKENS_EXTRA)
 
-RGK_GETTER(rgk_tokens_bwd_main(rg_dtype t)) /* RGK_TOKENS_THREADS */
-RGK_GETTER(rgk_tokens_bwd_sums(rg_dtype t)) /* grid S, KH; RGK_TOKENS_SUM_THREADS */
+RGK_GETTER(rgk_tokens_bwd_main(rg_dtype t))              /* RGK_TOKENS_THREADS */
+RGK_GETTER(rgk_tokens_bwd_sums(rg_dtype t, bool joined)) /* grid S, KH; rgk_tokens_sum_threads */
 
 #endif

@@ -14,6 +14,7 @@
    nor timing change a bit. K is fetched while shares are made of the tile before.
  */
 #include "../device/mbarrier.cuh"
+#include "../device/mma.cuh"
 #include "../device/pages.cuh"
 #include "gradient.cuh"
 #include "tokens.cuh"
@@ -28,10 +29,13 @@ enum {
   PANEL = RGK_TOKENS_PANEL,
   E = 512,
   EP = E / 64,
-  FIRST = 4, /* panels of dQ that the first warpgroup has */
+  FIRST = 4, /* panels of dQ that the first warpgroup has, and of joined shares */
   REGS = 224,
   LOADING_REGS = 56 /* of a thread */
 };
+/* A tile's panels arrive in three parts, each with a barrier of its own: products of the first ones
+ * need not wait for the last. */
+enum { THIRDS = 3, THIRD = 3 };
 enum named : int { TAKEN = 1, READY };
 
 template <int D> struct shared {
@@ -40,7 +44,7 @@ template <int D> struct shared {
   char q[DP * PANEL], d_o[EP * PANEL];
   char p[PANEL], ds[PANEL]; /* rows are heads, columns keys */
   label y;
-  uint64_t full, empty, q_full, q_empty;
+  uint64_t full[THIRDS], empty, q_full, q_empty; /* full: see THIRDS */
 };
 
 /* ---- loaders ---- */
@@ -53,13 +57,17 @@ __device__ __forceinline__ void load(const rgk_tokens_bwd &p, shared<D> &s) {
   auto bring = [&](const rows4<T> &from, bool whole, const label &y) {
     bar_wait(&s.empty, parity);
     parity ^= 1;
-    x.template copy<0, EP>(s.k, from);
-    if (whole) x.template copy<EP, DP>(s.k, from);
     if (threadIdx.x % WARPGROUP == 0) {
       s.y = y;
-      bar_ready(&s.full);
+      bar_ready(&s.full[0]);
     }
-    copies_arrive(&s.full);
+    x.template copy<0, THIRD>(s.k, from);
+    copies_arrive(&s.full[0]);
+    x.template copy<THIRD, 2 * THIRD>(s.k, from);
+    copies_arrive(&s.full[1]);
+    x.template copy<2 * THIRD, EP>(s.k, from);
+    if (whole) x.template copy<EP, DP>(s.k, from);
+    copies_arrive(&s.full[2]);
   };
   job j;
   for (int id = blockIdx.x; find_job(p.call, id, j); id += gridDim.x) {
@@ -113,16 +121,34 @@ __device__ __forceinline__ void start_queries(float (&x)[n], uint64_t ds, uint64
     wgmma<T, 2 * n>::template ss<false, true>(x, desc_on(ds, i * 32), desc_on(b, i * 2048), 1);
 }
 
-/* Shares of the keys' gradients: rows of `a`, transposed, times panel `b` of the heads' rows, to 64
- * columns of each entry from `to` on, `step` elements apart; `left` entries are there. */
-template <class T>
-__device__ __forceinline__ void put_share(T *to, int64_t step, int left, uint64_t a, uint64_t b) {
+/* Shares of the keys' gradients: the heads' weights `a`, transposed, times panel `b` of their rows,
+ * and what `more` of the kind there is, to 64 columns of each entry from `to` on, `step` elements
+ * apart; `left` entries are there. */
+struct factors {
+  uint64_t a, b;
+  template <class T>
+  __device__ __forceinline__ void multiply(float (&x)[KEYS / 2], int i, int add) const {
+    wgmma<T, KEYS>::template ss<true, true>(x, desc_on(a, i * 2048), desc_on(b, i * 2048), add);
+  }
+};
+struct held { /* a in registers */
+  const uint32_t *a;
+  uint64_t b;
+  template <class T>
+  __device__ __forceinline__ void multiply(float (&x)[KEYS / 2], int i, int add) const {
+    wgmma<T, KEYS>::template rs<true>(x, a + 4 * i, desc_on(b, i * 2048), add);
+  }
+};
+template <class T, class F, class... M>
+__device__ __forceinline__ void put_share(T *to, int64_t step, int left, F one, M... more) {
   const int lane = threadIdx.x % 32, key = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const F all[] = {one, more...};
   float x[KEYS / 2];
   wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++)
-    wgmma<T, KEYS>::template ss<true, true>(x, desc_on(a, i * 2048), desc_on(b, i * 2048), i > 0);
+  for (int f = 0; f < (int)(1 + sizeof...(M)); f++)
+#pragma unroll
+    for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++) all[f].template multiply<T>(x, i, f + i > 0);
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_keep(x);
@@ -141,11 +167,24 @@ __device__ __forceinline__ void put_share(T *to, int64_t step, int left, uint64_
     }
   }
 }
+/* This warp's 16 entries of weights `w`, by all heads, as operands of its products. */
+__device__ __forceinline__ void read_weights(const char *w, uint32_t (&x)[16]) {
+  const int lane = threadIdx.x % 32, tile = lane / 8, chunk = threadIdx.x / 32 % 4 * 2 + tile % 2;
+#pragma unroll
+  for (int i = 0; i < RGK_TOKENS_ROWS / 16; i++) {
+    const int head = 16 * i + tile / 2 * 8 + lane % 8;
+    load_transposed(smem_at(w) + head * 128 + (chunk ^ (head & 7)) * 16, x + 4 * i);
+  }
+}
+
+template <int D> __device__ __forceinline__ int width_of(const rgk_tokens_bwd &p) {
+  return p.joined ? D : D + E;
+}
 /* Where the shares of a job's entries are. */
 template <class T, int D>
 __device__ __forceinline__ T *shares_of(const rgk_tokens_bwd &p, const job &j) {
   const int64_t across = p.call.a.KH * p.call.parts;
-  return (T *)p.part + ((j.row - p.call.row) * across + j.across) * p.call.a.N * (D + E);
+  return (T *)p.part + ((j.row - p.call.row) * across + j.across) * p.call.a.N * width_of<D>(p);
 }
 
 /* ---- the first warpgroup ---- */
@@ -158,6 +197,7 @@ template <class T, int D> struct first_group {
   const uint64_t q_at, k_at, o_at;   /* as operands of scores */
   const uint64_t ds_at, keys_at;     /* of dQ */
   const uint64_t p_rows, o_rows;     /* of shares of dV */
+  const uint64_t ds_rows, q_rows;    /* of joined ones */
   uint32_t parity = 0, q_parity = 0; /* full, q_full */
   float lse[2], delta[2];
 
@@ -173,18 +213,33 @@ template <class T, int D> struct first_group {
       delta[h] = p.delta[j.row * a.H + j.head + row];
     }
   }
-  template <int panels>
+  /* Of panels [first, end). */
+  template <int first, int end>
   __device__ __forceinline__ void multiply(float (&z)[KEYS / 2], uint64_t rows) {
 #pragma unroll
-    for (int i = 0; i < 4 * panels; i++) {
+    for (int i = 4 * first; i < 4 * end; i++) {
       const uint32_t at = i / 4 * PANEL + i % 4 * 32;
       wgmma<T, KEYS>::template ss<>(z, desc_on(rows, at), desc_on(k_at, at), i > 0);
     }
   }
-  __device__ __forceinline__ void wait_full() {
-    bar_wait(&s.full, parity);
-    parity ^= 1;
+  /* Products of a third of what is in s.k: V's, K's. */
+  template <int third, bool of_v, bool of_k>
+  __device__ __forceinline__ void multiply_third(float (&dp)[KEYS / 2], float (&z)[KEYS / 2]) {
+    constexpr int first = third * THIRD, end = first + THIRD;
+    bar_wait(&s.full[third], parity);
     proxy_fence(); /* threads wrote what is to be multiplied */
+    wgmma_fence();
+    if (of_v) multiply<first, (end < EP ? end : EP)>(dp, o_at);
+    if (of_k) multiply<first, (end < memory::DP ? end : memory::DP)>(z, q_at);
+    wgmma_commit();
+  }
+  template <bool of_v, bool of_k>
+  __device__ __forceinline__ void multiply_all(float (&dp)[KEYS / 2], float (&z)[KEYS / 2]) {
+    static_assert(THIRDS * THIRD >= memory::DP);
+    multiply_third<0, of_v, of_k>(dp, z);
+    multiply_third<1, of_v, of_k>(dp, z);
+    multiply_third<2, of_v, of_k>(dp, z);
+    parity ^= 1;
   }
   /* P and dS of scores z and products dp, to shared memory. */
   __device__ __forceinline__ void put_weights(float (&z)[KEYS / 2], float (&dp)[KEYS / 2],
@@ -195,8 +250,8 @@ template <class T, int D> struct first_group {
       const int h = i / 2 % 2, column = i / 4 * 8 + i % 2;
       const bool on = (column < 32 ? low : high) >> column % 32 & 1;
       const float w = on ? exp2_fast(fmaf(z[i], c, -lse[h])) : 0;
-      dp[i] = w * (dp[i] - delta[h]);
-      z[i] = w;
+      dp[i] = w * p.of_ds * (dp[i] - delta[h]);
+      z[i] = w * p.of_p;
     }
     /* four 8 x 8 tiles at a time: keys 16 i and on of rows 0 and 8 of the warp's */
     const int tile = lane / 8, row = 16 * warp + lane % 8 + tile % 2 * 8;
@@ -221,23 +276,20 @@ template <class T, int D> struct first_group {
         continue;
       }
       read_rows(j);
-      T *to = shares_of<T, D>(p, j) + D;
+      const int width = width_of<D>(p);
+      T *to = shares_of<T, D>(p, j) + (p.joined ? 0 : D);
       bar_wait(&s.q_full, q_parity);
       q_parity ^= 1;
       label y = {};
-      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * (D + E)) {
-        wait_full();
-        wgmma_fence();
-        multiply<EP>(dp, o_at);
-        if (!p.call.same) {
-          wgmma_commit();
+      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * width) {
+        if (p.call.same) {
+          multiply_all<true, true>(dp, z);
+        } else {
+          multiply_all<true, false>(dp, z);
           const waited done = wgmma_wait<0>();
           warp_release(&s.empty, done);
-          wait_full();
-          wgmma_fence();
+          multiply_all<false, true>(dp, z);
         }
-        multiply<memory::DP>(z, q_at);
-        wgmma_commit();
         wgmma_wait<0>();
         wgmma_keep(dp);
         wgmma_keep(z);
@@ -253,12 +305,21 @@ template <class T, int D> struct first_group {
         wgmma_keep(dq);
         warp_release(&s.empty, done, y.last, y.low, y.high);
         if (!p.part) continue;
+        if (p.joined) {
+          uint32_t of_p[16], of_ds[16];
+          read_weights(s.p, of_p), read_weights(s.ds, of_ds);
 #pragma unroll 1
-        for (int x = 0; x < EP; x++)
-          put_share<T>(to + x * 64, D + E, left, p_rows, desc_on(o_rows, x * PANEL));
+          for (int x = 0; x < FIRST; x++)
+            put_share<T>(to + x * 64, width, left, held{of_ds, desc_on(q_rows, x * PANEL)},
+                         held{of_p, desc_on(o_rows, x * PANEL)});
+        } else {
+#pragma unroll 1
+          for (int x = 0; x < EP; x++)
+            put_share<T>(to + x * 64, width, left, factors{p_rows, desc_on(o_rows, x * PANEL)});
+        }
       }
       warp_release(&s.q_empty, waited::for_nothing());
-      if (a.dq.data) put_queries(a, j, 0, dq, a.scale);
+      if (a.dq.data) put_queries(a, j, 0, dq, p.of_dq);
     }
     named_sync(TAKEN, 2 * WARPGROUP);
   }
@@ -273,10 +334,12 @@ template <class T, int D> struct second_group {
   memory &s;
   const uint64_t ds_at, keys_at;  /* of dQ */
   const uint64_t ds_rows, q_rows; /* of shares of dK */
+  const uint64_t p_rows, o_rows;  /* of joined ones */
   uint32_t parity = 0, q_parity = 0;
 
   __device__ __forceinline__ void wait_full() {
-    bar_wait(&s.full, parity);
+#pragma unroll
+    for (int i = 0; i < THIRDS; i++) bar_wait(&s.full[i], parity);
     parity ^= 1;
   }
   __device__ __forceinline__ void run() {
@@ -295,11 +358,12 @@ template <class T, int D> struct second_group {
         }
         continue;
       }
+      const int width = width_of<D>(p);
       T *to = shares_of<T, D>(p, j);
       bar_wait(&s.q_full, q_parity);
       q_parity ^= 1;
       label y = {};
-      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * (D + E)) {
+      for (int left = a.N; !y.last; left -= KEYS, to += KEYS * width) {
         named_arrive(TAKEN, 2 * WARPGROUP);
         if (!p.call.same) {
           wait_full();
@@ -318,14 +382,19 @@ template <class T, int D> struct second_group {
         wgmma_keep(more);
         warp_release(&s.empty, done, y.last, y.low, y.high);
         if (!p.part) continue;
+        if (p.joined)
 #pragma unroll 1
-        for (int x = 0; x < memory::DP; x++)
-          put_share<T>(to + x * 64, D + E, left, ds_rows, desc_on(q_rows, x * PANEL));
+          for (int x = FIRST; x < EP; x++)
+            put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)},
+                         factors{p_rows, desc_on(o_rows, x * PANEL)});
+#pragma unroll 1
+        for (int x = p.joined ? EP : 0; x < memory::DP; x++)
+          put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)});
       }
       warp_release(&s.q_empty, waited::for_nothing());
       if (a.dq.data) {
-        put_queries(a, j, FIRST, dq, a.scale);
-        put_queries(a, j, 2 * FIRST, more, a.scale);
+        put_queries(a, j, FIRST, dq, p.of_dq);
+        put_queries(a, j, 2 * FIRST, more, p.of_dq);
       }
     }
     named_arrive(TAKEN, 2 * WARPGROUP);
@@ -340,7 +409,8 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
   layout &s = *(layout *)(memory + (-smem_at(memory) & 1023));
   static_assert(sizeof(layout) + 1024 <= RGK_TOKENS_BWD_BYTES(D), "fits wherever it starts");
   if (threadIdx.x == 0) {
-    bar_init(&s.full, WARPGROUP + 1), bar_init(&s.empty, 8 * WARP_ARRIVALS);
+    for (int i = 0; i < THIRDS; i++) bar_init(&s.full[i], WARPGROUP + (i == 0));
+    bar_init(&s.empty, 8 * WARP_ARRIVALS);
     bar_init(&s.q_full, WARPGROUP), bar_init(&s.q_empty, 8 * WARP_ARRIVALS);
     bar_init_done();
   }
@@ -360,7 +430,9 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
                         ds_at,
                         keys_at,
                         desc_mn(smem_at(s.p), PANEL),
-                        desc_mn(smem_at(s.d_o), PANEL)};
+                        desc_mn(smem_at(s.d_o), PANEL),
+                        desc_mn(smem_at(s.ds), PANEL),
+                        desc_mn(smem_at(s.q), PANEL)};
     x.run();
   } else if (group == 1) {
     more_registers<REGS>();
@@ -369,7 +441,9 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
                          ds_at,
                          desc_on(keys_at, FIRST * PANEL),
                          desc_mn(smem_at(s.ds), PANEL),
-                         desc_mn(smem_at(s.q), PANEL)};
+                         desc_mn(smem_at(s.q), PANEL),
+                         desc_mn(smem_at(s.p), PANEL),
+                         desc_mn(smem_at(s.d_o), PANEL)};
     x.run();
   } else {
     fewer_registers<LOADING_REGS>();
@@ -380,12 +454,12 @@ __global__ void __launch_bounds__(RGK_TOKENS_THREADS, 1)
 /* ---- sums of shares ---- */
 
 /* A key's shares of this window: a block has a key, a thread eight neighbours of a share. */
-template <class T, int D>
-__global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
+template <class T, int D, bool JOINED>
+__global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
     sums(const __grid_constant__ rgk_tokens_bwd p) {
-  enum { WIDTH = D + E, CHUNKS = WIDTH / 8 };
-  static_assert((int)CHUNKS <= (int)RGK_TOKENS_SUM_THREADS);
-  __shared__ int64_t share[RGK_TOKENS_SUM_THREADS];
+  enum { WIDTH = JOINED ? D : D + E, CHUNKS = WIDTH / 8, THREADS = rgk_tokens_sum_threads(JOINED) };
+  static_assert((int)CHUNKS <= (int)THREADS);
+  __shared__ int64_t share[THREADS];
   const rgk_attn &a = p.call.a;
   const int64_t key = blockIdx.x, across = a.KH * p.call.parts;
   const int kh = blockIdx.y, t = threadIdx.x, b = find_seq(a.kseqs, key);
@@ -430,7 +504,7 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
         }
       }
     at += n;
-    if (n < RGK_TOKENS_SUM_THREADS) break;
+    if (n < THREADS) break;
     __syncthreads();
   }
   if (!ends) {
@@ -441,14 +515,14 @@ __global__ void __launch_bounds__(RGK_TOKENS_SUM_THREADS)
     return;
   }
   if (t >= CHUNKS) return;
-  const bool of_k = t < D / 8;
+  const bool of_k = JOINED || t < D / 8;
   const rgk_tensor &y = of_k ? a.dk : a.dv;
   const bool add = of_k ? a.acc_k : a.acc_v;
   if (!y.data || (add && !live)) return;
   /* pairs 4 (t / 4 % 2) and on of quad lane t % 4 (put_share) */
   const int column = (of_k ? t : t - D / 8) / 8 * 64 + t / 4 % 2 * 32 + t % 4 * 2;
   const int64_t to = key * y.row + kh * y.head + column;
-  const float scale = of_k ? a.scale : 1;
+  const float scale = JOINED ? p.of_dq : of_k ? a.scale : 1;
 #pragma unroll
   for (int c = 0; c < 4; c++) put_pair(y, add, to + 8 * c, x[2 * c] * scale, x[2 * c + 1] * scale);
 }
@@ -459,6 +533,9 @@ const void *rgk_tokens_bwd_main(rg_dtype t) {
   return t == RG_F16 ? (const void *)backward<__half, 576>
                      : (const void *)backward<__nv_bfloat16, 576>;
 }
-const void *rgk_tokens_bwd_sums(rg_dtype t) {
-  return t == RG_F16 ? (const void *)sums<__half, 576> : (const void *)sums<__nv_bfloat16, 576>;
+template <class T> static const void *sums_of(bool joined) {
+  return joined ? (const void *)sums<T, 576, true> : (const void *)sums<T, 576, false>;
+}
+const void *rgk_tokens_bwd_sums(rg_dtype t, bool joined) {
+  return t == RG_F16 ? sums_of<__half>(joined) : sums_of<__nv_bfloat16>(joined);
 }

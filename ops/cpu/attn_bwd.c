@@ -4,7 +4,8 @@
  *
  *   dQ = scale * dS K     one task per row tile, walking the key tiles it sees, as forward does
  *   dK = scale * dS^T Q   one task per key tile, walking the queries that see it, in order; for slc
- *   dV = P^T dO           those are listed per block first, by a counting sort
+ *   dV = P^T dO           those are listed per block first, by a counting sort; joined: dK is the
+ *                         sum of both
  *   d_sink_h = - sum over rows of exp(sink - lse) * delta
  *
  * S and dP are formed twice, once per direction of the sum: that costs two products of seven, and
@@ -350,7 +351,8 @@ static void key_task(const job *j, int64_t task, scratch *x) {
   const readers d = readers_of(j, t, h);
   clear_buffers(j, x);
   if (j->a->dk) memset(x->dqk, 0, (size_t)(t->n * a->dp) * sizeof(float));
-  if (j->a->dv) memset(x->dv, 0, (size_t)(t->n * a->ep) * sizeof(float));
+  const bool values = a->dv || a->joined;
+  if (values) memset(x->dv, 0, (size_t)(t->n * a->ep) * sizeof(float));
 
   for (int64_t at = d.from; at < d.to; at += a->queries)
     for (int64_t g = 0; g < a->G; g += a->heads) {
@@ -360,11 +362,18 @@ static void key_task(const job *j, int64_t task, scratch *x) {
       prefetch_batch(j, &d, at + a->queries, h * a->G + g, heads);
       const int c0 = from / 16 * 16, c1 = (to + 15) / 16 * 16;
       probabilities(j, x, 0, rows, c0, c1, kt, vt, t->n, j->a->dk != NULL);
-      if (j->a->dv) add_outer(a, x->s, from, to, rows, x->d_o, a->E, x->dv);
+      if (values) add_outer(a, x->s, from, to, rows, x->d_o, a->E, x->dv);
       if (j->a->dk) add_outer(a, x->dp, from, to, rows, x->q, a->D, x->dqk);
     }
+  for (int64_t i = 0; i < t->n && a->joined; i++) {
+    float *to = x->dqk + i * a->dp;
+    for (int64_t y = 0; y < a->D; y++) to[y] *= a->scale;
+    rgi_store_add(to, x->dv + i * a->ep, a->E);
+  }
   for (int64_t i = 0; i < t->n; i++) {
-    if (j->a->dk) store(j->a->dk, NULL, j->a->acc_k, t->row + i, h, x->dqk + i * a->dp, a->scale);
+    if (j->a->dk)
+      store(j->a->dk, NULL, j->a->acc_k, t->row + i, h, x->dqk + i * a->dp,
+            a->joined ? 1 : a->scale);
     if (j->a->dv) store(j->a->dv, NULL, j->a->acc_v, t->row + i, h, x->dv + i * a->ep, 1);
   }
 }

@@ -1,5 +1,6 @@
 /* ops/cuda/attn.c: see attn.h. */
 #include "attn.h"
+#include "columns.h"
 #include "hopper.h"
 #include "paged.h"
 
@@ -100,49 +101,85 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
   return list[n - 1];
 }
 
-size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
+/* How a call runs. Where no family makes the gradient of k and v in one, d.k and d.v are made apart
+ * in fp32 and summed behind that. */
+typedef struct plan {
+  const rgi_attn_family *f;
   const char *why;
-  const rgk_attn k = kernels_view(a);
-  if (a->paged) return 0;
-  const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
-  return f->workspace ? f->workspace(&k, c->gpu) : 0;
+  rgk_attn k;
+  bool apart;
+  rg_arg dk, dv; /* apart */
+  void *family;  /* its workspace */
+  size_t used;   /* in all */
+} plan;
+
+static rg_arg sums(const rgi_attn *a, int64_t width, rgi_cut *w) {
+  rg_arg x = {.dtype = RG_F32, .rank = 3, .dim = {a->S, a->KH, width}, .align = 16};
+  x.stride[0] = a->KH * width, x.stride[1] = width, x.stride[2] = 1;
+  x.data = rgi_take(w, (size_t)(a->S * a->KH * width) * sizeof(float));
+  return x;
+}
+
+static plan plan_of(const rg_call *c, const rgi_attn *a) {
+  rgi_cut w = {.base = c->workspace};
+  plan p = {.k = kernels_view(a)};
+  if (a->joined && a->block == 1) {
+    p.f = &rgi_attn_tokens_joined;
+    if (p.f->refuses(&p.k, c->gpu)) p.f = NULL;
+  }
+  p.apart = a->joined && !p.f;
+  if (p.apart) {
+    rgi_attn b = *a;
+    p.dk = a->dk->dtype == RG_F32 ? *a->dk : sums(a, a->D, &w);
+    p.dv = sums(a, a->E, &w);
+    b.dk = &p.dk, b.dv = &p.dv;
+    p.k = kernels_view(&b);
+  }
+  if (!p.f) p.f = choose(&p.k, c->gpu, a->backward, &p.why);
+  p.family = rgi_take(&w, p.f->workspace ? p.f->workspace(&p.k, c->gpu) : 0);
+  p.used = w.used;
+  return p;
+}
+
+size_t rgi_cuda_attn_workspace(const rg_call *c, const rgi_attn *a) {
+  return a->paged ? 0 : plan_of(c, a).used;
 }
 
 rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
-  const char *why;
-  const rgk_attn k = kernels_view(a);
   if (a->paged) {
+    const char *why;
+    const rgk_attn k = kernels_view(a);
     const rgk_pages pages = pages_view(a);
     const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
     return f ? f->steps(&k, &pages, c->gpu, x) : rgi_attn_plain_paged(&k, &pages, c->gpu, x);
   }
-  return choose(&k, c->gpu, a->backward, &why)->steps(&k, c->gpu, c->workspace, x);
+  const plan p = plan_of(c, a);
+  RGI_TRY(p.f->steps(&p.k, c->gpu, p.family, x));
+  return p.apart ? rgi_cuda_add_columns(&p.dk, &p.dv, a->dk, x) : RG_OK;
 }
 
 rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {
-  const char *why;
-  const rgk_attn k = kernels_view(a);
-  const rgi_attn_family *f = choose(&k, c->gpu, true, &why);
+  const rgi_attn_family *f = plan_of(c, a).f;
   /* Without o only its alignment no longer counts. */
   return f->delta == RGI_DELTA_LANES || aligned(a->o) ? f->delta : RGI_DELTA_NONE;
 }
 
 bool rgi_cuda_attn_rounds(const rg_call *c, const rgi_attn *a) {
-  const char *why;
-  const rgk_attn k = kernels_view(a);
-  return choose(&k, c->gpu, true, &why)->rounds;
+  return plan_of(c, a).f->rounds;
 }
 
 /* The refusal of the family that is preferred on this GPU says why its kernels were not taken. */
 const char *rgi_cuda_attn_path(const rg_call *c, const rgi_attn *a) {
   const char *why;
-  const rgk_attn k = kernels_view(a);
   if (a->paged) {
+    const rgk_attn k = kernels_view(a);
     const rgk_pages pages = pages_view(a);
     const rgi_paged_family *f = choose_paged(&k, &pages, c->gpu, &why);
     return f ? f->name : why;
   }
-  const rgi_attn_family *f = choose(&k, c->gpu, a->backward, &why);
+  const plan p = plan_of(c, a);
+  const rgi_attn_family *f = p.f;
+  why = p.why;
   if (f == (a->backward ? &rgi_attn_mma_bwd : &rgi_attn_mma_fwd))
     return rgi_hopper(c->gpu) ? "mma: no wgmma kernel" : "mma: not Hopper";
   return why && f == (a->backward ? &rgi_attn_plain_bwd : &rgi_attn_plain_fwd) ? why : f->name;

@@ -33,6 +33,7 @@ enum { RGI_ATTN_DENSE = 1 << RGK_SWA | 1 << RGK_CMP, RGI_ATTN_SELECTED = 1 << RG
 /* Families, each in a file of its own: ops/cuda/attn_plain.c, … */
 extern const rgi_attn_family rgi_attn_gather_fwd;                      /* ops/cuda/gather.c */
 extern const rgi_attn_family rgi_attn_tokens_fwd, rgi_attn_tokens_bwd; /* ops/cuda/tokens.c */
+extern const rgi_attn_family rgi_attn_tokens_joined; /* the same: of rgi_attn.joined */
 extern const rgi_attn_family rgi_attn_select_fwd, rgi_attn_select_bwd; /* ops/cuda/select.c */
 extern const rgi_attn_family rgi_attn_mma_bwd;                         /* ops/cuda/mma_bwd.c */
 extern const rgi_attn_family rgi_attn_plain_fwd, rgi_attn_plain_bwd;

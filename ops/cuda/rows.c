@@ -1,5 +1,6 @@
 /* ops/cuda/rows.c: see rows.h. */
 #include "rows.h"
+#include "columns.h"
 
 enum { THREADS = 256, CHUNK = 8 }; /* as kernels/rows.cu has them */
 
@@ -154,6 +155,14 @@ const char *rgi_cuda_accumulate_path(const rg_call *c) {
   rg_arg part;
   rgi_map m = accumulate_map(c, &part);
   return rgi_cuda_map_path(&m);
+}
+
+rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_arg *to,
+                               rg_cuda *x) {
+  const rg_arg columns = slice_of(sum, part->rank - 1, 0, part->dim[part->rank - 1]);
+  RGI_TRY(rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {part, &columns}, .add = {true}}));
+  if (to->data == sum->data) return RG_OK;
+  return rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {sum, to}});
 }
 
 /* ---- concat: a copy per part ---- */

@@ -5,6 +5,7 @@
 #include "attn.h"
 #include "csr.h"
 #include "hopper.h"
+#include <math.h>
 
 /* Smaller groups leave most of a tile's 64 rows empty. */
 enum { LEAST_GROUP = 16 };
@@ -76,13 +77,28 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   return NULL;
 }
 
+static const char *joined_refuses(const rgk_attn *a, const rg_gpu *gpu) {
+  return a->dk.data ? bwd_refuses(a, gpu) : "plain: no gradient of k";
+}
+
+/* Weights are rounded to the operands' type as they are; joined, scale · dS^T Q + P^T dO is one
+ * product, and its scale is shared out between dS and P so that neither leaves fp16's range. */
+static void share_scale(rgk_tokens_bwd *p, float scale, bool joined) {
+  const float of_p = joined ? ldexpf(1, (int)lrintf(-log2f(scale) / 2)) : 1;
+  p->joined = joined;
+  p->of_p = of_p;
+  p->of_ds = joined ? scale * of_p : 1;
+  p->of_dq = joined ? 1 / of_p : scale;
+}
+
 /* No bit depends on windows; four at least, so that short calls take them too. */
-static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, rgi_cut *w) {
+static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, bool joined, rgi_cut *w) {
   bwd_plan s;
   memset(&s, 0, sizeof s); /* holes too: launches are compared byte by byte */
   rgk_tokens_bwd *p = &s.p;
   p->call = plan(a);
-  const int64_t across = a->KH * p->call.parts, width = a->D + a->E;
+  share_scale(p, a->scale, joined);
+  const int64_t across = a->KH * p->call.parts, width = joined ? a->D : a->D + a->E;
   p->delta = s.plain.delta = rgi_take(w, (size_t)(a->T * a->H) * sizeof(float));
   s.plain.a = *a;
   s.window = a->T;
@@ -101,15 +117,10 @@ static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, rgi_cut *w) 
   return s;
 }
 
-static size_t bwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
-  rgi_cut w = {0};
-  plan_backward(a, gpu, &w);
-  return w.used;
-}
-
-static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, rg_cuda *x) {
+static rg_status launch(const rgk_attn *a, const rg_gpu *gpu, bool joined, void *workspace_,
+                        rg_cuda *x) {
   rgi_cut w = {.base = workspace_};
-  bwd_plan s = plan_backward(a, gpu, &w);
+  bwd_plan s = plan_backward(a, gpu, joined, &w);
   rgk_tokens_bwd *p = &s.p;
   RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_plain_delta(),
                                     .grid = {rgk_blocks(a->T * a->H, RGK_PLAIN_DELTA_ROWS), 1, 1},
@@ -130,13 +141,30 @@ static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace
                                       .params = p,
                                       .size = sizeof *p}));
     if (!keys) continue;
-    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_sums((rg_dtype)a->dtype),
+    RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_sums((rg_dtype)a->dtype, joined),
                                       .grid = {(uint32_t)a->S, (uint32_t)a->KH, 1},
-                                      .block = {RGK_TOKENS_SUM_THREADS, 1, 1},
+                                      .block = {(uint32_t)rgk_tokens_sum_threads(joined), 1, 1},
                                       .params = p,
                                       .size = sizeof *p}));
   }
   return RG_OK;
+}
+
+static size_t bwd_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  rgi_cut w = {0};
+  plan_backward(a, gpu, false, &w);
+  return w.used;
+}
+static rg_status bwd_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, rg_cuda *x) {
+  return launch(a, gpu, false, workspace_, x);
+}
+static size_t joined_workspace(const rgk_attn *a, const rg_gpu *gpu) {
+  rgi_cut w = {0};
+  plan_backward(a, gpu, true, &w);
+  return w.used;
+}
+static rg_status joined_steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, rg_cuda *x) {
+  return launch(a, gpu, true, workspace_, x);
 }
 
 const rgi_attn_family rgi_attn_tokens_bwd = {.name = "selected tokens, by queries",
@@ -146,3 +174,10 @@ const rgi_attn_family rgi_attn_tokens_bwd = {.name = "selected tokens, by querie
                                              .workspace = bwd_workspace,
                                              .steps = bwd_steps,
                                              .delta = RGI_DELTA_CHAIN};
+const rgi_attn_family rgi_attn_tokens_joined = {.name = "selected tokens, by queries",
+                                                .modes = RGI_ATTN_SELECTED,
+                                                .tokens = true,
+                                                .refuses = joined_refuses,
+                                                .workspace = joined_workspace,
+                                                .steps = joined_steps,
+                                                .delta = RGI_DELTA_CHAIN};

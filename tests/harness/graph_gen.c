@@ -520,6 +520,17 @@ static blocks draw_blocks(gen *g) {
   return b;
 }
 
+/* The first E columns of keys: values whose gradient is within theirs. */
+static int first_columns(gen *g, int k, int64_t E) {
+  gtensor y = g->x[k];
+  y.dim[2] = E;
+  char *s = begin(g, "slice");
+  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" }, \"attrs\": { \"axis\": 2, ", use(g, k),
+        fresh(g, "v", y)->name);
+  print(s, "\"start\": 0, \"stop\": %lld } }", (long long)E);
+  return g->n - 1;
+}
+
 /* Compression, attention over it, the choice and attention over what was chosen. Keys
  * may have lengths of their own. */
 static void add_nsa(gen *g) {
@@ -616,6 +627,7 @@ static void add_nsa(gen *g) {
         aside(g, 11, 0.3) ? ", \"pool\": \"max\"" : "", tail ? ", \"tail\": true" : "", cap);
   if (shared) print(s, ", \"query_block\": %lld", (long long)(b.block % 2 ? b.block : b.block / 2));
   print(s, " } }");
+  if (!apart && E < D && aside(g, 19, 0.4)) v = first_columns(g, k, E);
   s = begin(g, "slc_attn");
   print(s, "\"q\": \"%s\", \"k\": \"%s\", \"v\": \"%s\", \"idx\": \"%s\"%s", use(g, q), use(g, k),
         use(g, v), use(g, idx), own);

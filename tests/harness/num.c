@@ -292,7 +292,7 @@ void num_attn_calls(ot *t, num_attn_run *r) {
 
   r->dq = tensor3(t, grad, r->pack.T, a->H, a->D, a->strided);
   r->dk = tensor3(t, grad, r->TK, a->KH, a->D, a->strided);
-  r->dv = tensor3(t, grad, r->TK, a->KH, a->DV, a->strided);
+  r->dv = a->joined ? NULL : tensor3(t, grad, r->TK, a->KH, a->DV, a->strided);
   r->dsinks = a->sinks ? OT_NEW(t, grad, a->H) : NULL;
   r->backward = ot_call_new(t, num_attn_bwd_op(a->kind));
   common(r->backward, r);
@@ -305,7 +305,10 @@ void num_attn_calls(ot *t, num_attn_run *r) {
   if (r->d_lse) ot_in(r->backward, "grad.lse", r->d_lse);
   ot_out(r->backward, "d.q", r->dq);
   ot_out(r->backward, "d.k", r->dk);
-  ot_out(r->backward, "d.v", r->dv);
+  if (a->joined)
+    ot_int(r->backward, "joined", 1);
+  else
+    ot_out(r->backward, "d.v", r->dv);
   if (r->dsinks) ot_out(r->backward, "d.sinks", r->dsinks);
 }
 
@@ -363,20 +366,25 @@ const char *num_attn_check(ot *t, num_attn a) {
   if ((bad = gate(t, &a, "o", ot_relrms(r.o, o, floor), limit)) != NULL) return bad;
   if ((bad = gate(t, &a, "lse", ot_lse_error(r.lse, lse), NUM_LSE_GATE)) != NULL) return bad;
 
-  double *dq = ot_doubles(t, r.dq->n), *dk = ot_doubles(t, r.dk->n), *dv = ot_doubles(t, r.dv->n);
+  const int64_t keys = r.TK * a.KH;
+  double *dq = ot_doubles(t, r.dq->n), *dk = ot_doubles(t, r.dk->n),
+         *dv = ot_doubles(t, keys * a.DV);
   double *dsinks = ot_doubles(t, a.H);
   ref_attn_backward(&ref, ot_get(t, r.d_o), r.d_lse ? ot_get(t, r.d_lse) : NULL, dq, dk, dv,
                     dsinks);
+  for (int64_t i = 0; a.joined && i < keys; i++)
+    for (int64_t e = 0; e < a.DV; e++) dk[i * a.D + e] += dv[i * a.DV + e];
   if ((bad = gate(t, &a, "dq", ot_relrms(r.dq, dq, floor_grad), limit_grad)) != NULL) return bad;
   if ((bad = gate(t, &a, "dk", ot_relrms(r.dk, dk, floor_grad), limit_grad)) != NULL) return bad;
-  if ((bad = gate(t, &a, "dv", ot_relrms(r.dv, dv, floor_grad), limit_grad)) != NULL) return bad;
+  if (r.dv && (bad = gate(t, &a, "dv", ot_relrms(r.dv, dv, floor_grad), limit_grad)) != NULL)
+    return bad;
   if (r.dsinks &&
       (bad = gate(t, &a, "dsinks", ot_relrms(r.dsinks, dsinks, floor_grad), limit_grad)) != NULL)
     return bad;
 
   int64_t kernel = a.kind == REF_CMP ? a.kernel : 0, stride = a.kind == REF_CMP ? a.stride : 0;
   if (!num_dead_is_zero(r.dk, &r.pack_k, kernel, stride) ||
-      !num_dead_is_zero(r.dv, &r.pack_k, kernel, stride))
+      (r.dv && !num_dead_is_zero(r.dv, &r.pack_k, kernel, stride)))
     return ot_text(t, "%s: dk or dv is not zero in rows without a key", a.name);
   return NULL;
 }

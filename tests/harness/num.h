@@ -67,6 +67,7 @@ typedef struct num_attn {
   bool sinks, outliers, d_lse;
   bool wide_grads; /* d.* in f32 */
   bool latent;     /* v is the first columns of k, the same memory */
+  bool joined;     /* … and d.k the gradient of both */
   int strided;     /* q, k, v, o and gradients with holes, of so many times 3 and 5 elements */
   double floor;    /* of relRMS, in units of one element's rms; 0: 1e-3 */
   double floor_grad;
@@ -83,7 +84,7 @@ typedef struct num_attn_run {
   ot_tensor *o, *lse;               /* outputs of the op */
   ot_tensor *d_o, *d_lse;           /* gradients that come in */
   ot_tensor *delta;                 /* not NULL: the backward call gets it instead of o */
-  ot_tensor *dq, *dk, *dv, *dsinks; /* gradients that go out */
+  ot_tensor *dq, *dk, *dv, *dsinks; /* gradients that go out; joined: no dv */
   ot_call *forward, *backward;
 } num_attn_run;
 

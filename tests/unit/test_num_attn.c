@@ -359,7 +359,41 @@ Test(attn, selected_latent_tokens) {
     a.softcap = i == 0 ? 20 : 0;
     a.dtype = i == 4 ? RG_F16 : RG_BF16;
     check(850 + (uint64_t)i, a);
+    if (!a.latent) continue;
+    a.name = "latent tokens, joined";
+    a.joined = true;
+    a.wide_grads = i == 2;
+    check(855 + (uint64_t)i, a);
   }
+}
+
+/* Values in the keys, of widths and blocks that have no kernel of their own. */
+Test(attn, selected_joined) {
+  check_types(870, (num_attn){.name = "joined",
+                              SLC,
+                              SOME,
+                              .H = 4,
+                              .KH = 2,
+                              .D = 40,
+                              .DV = 24,
+                              .latent = true,
+                              .joined = true});
+  num_attn a = {.name = "joined, tokens",
+                .kind = REF_SLC,
+                .block = 1,
+                .top_n = 9,
+                SOME,
+                .H = 16,
+                .KH = 1,
+                .D = 64,
+                .DV = 64,
+                .latent = true,
+                .joined = true,
+                .softcap = 20};
+  check_types(873, a);
+  a.wide_grads = true;
+  a.strided = 8;
+  check_types(876, a);
 }
 
 /* Sizes no tile likes. */

@@ -1,0 +1,12 @@
+/* ops/cuda/columns.h: what rows.c does for ops whose kernels' headers name other maps than its
+ * own. */
+#ifndef RGI_CUDA_COLUMNS_H
+#define RGI_CUDA_COLUMNS_H
+
+#include "../ops.h"
+
+/* The first columns of fp32 `sum` += `part`, which is as wide as those; then `to` = sum, if it is
+ * another tensor. */
+rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_arg *to, rg_cuda *x);
+
+#endif
