@@ -176,6 +176,64 @@ Test(gpu_serve, pages_are_copied_or_none) {
 
 /* ---- schedules ---- */
 
+static void to_doubles(double *y, rg_dtype dtype, const char *x, int n) {
+  float value;
+  for (int i = 0; i < n; i++) {
+    rg_convert(RG_F32, &value, dtype, x + (size_t)i * rg_dtype_size(dtype), 1);
+    y[i] = (double)value;
+  }
+}
+
+/* Row t of idx, whose sequence ends there with `context` tokens, in `pages` or (NULL) in a pack, is
+ * the oracle's, but where blocks kept and left are near-ties, not equal. Returns how many KV heads
+ * of the others are undecided: the last of the best scores too little for fp32 sums, by a factor of
+ * ten (kernels/attn/topk.cuh). */
+static int oracle_chooses(const layer *l, const buffers *io, int t, int context,
+                          const int32_t *pages, const char *what) {
+  const int rows = l->page / l->stride, n = (int)ref_blocks(context, l->kernel, l->stride),
+            blocks = (context - 1) / l->block + 1, wide_k = l->KH * l->D, wide_q = l->H * l->D;
+  const int32_t cu[] = {0, 1}, cu_k[] = {0, context}, offset = context - 1,
+                *idx = (int32_t *)buffer(io, RG_OUTPUT, "idx") + t * l->KH * l->top_n;
+  const char *keys = pages ? buffer(io, RG_STATE, "ck") : buffer(io, RG_OUTPUT, "cmp_k"),
+             *queries = buffer(io, RG_INPUT, "q"), *lses = buffer(io, RG_OUTPUT, "cmp_lse");
+  double *q = malloc((size_t)(wide_q + l->H + l->KH * blocks + n * wide_k) * sizeof *q),
+         *lse = q + wide_q, *score = lse + l->H, *k = score + l->KH * blocks;
+  int32_t *want = malloc((size_t)(l->KH * l->top_n) * sizeof *want);
+  double logit = 0;
+  int undecided = 0;
+  to_doubles(q, l->q, queries + (size_t)(t * wide_q) * rg_dtype_size(l->q), wide_q);
+  to_doubles(lse, RG_F32, lses + (size_t)(t * l->H) * sizeof(float), l->H);
+  for (int j = 0; j < n; j++) {
+    const int r = j + l->kernel / l->stride - 1,
+              at = pages ? pages[r / rows] * rows + r % rows : (t - offset) / l->stride + j;
+    to_doubles(k + j * wide_k, l->kv, keys + (size_t)(at * wide_k) * rg_dtype_size(l->kv), wide_k);
+  }
+  const ref_topk ref = {1,         n,        1,        l->H,    l->KH,    l->D,      q,
+                        k,         lse,      NULL,     cu,      cu_k,     &offset,   l->kernel,
+                        l->stride, l->block, l->top_n, l->init, l->local, .scale = 0};
+  ref_topk_forward(&ref, want, score, blocks, &logit);
+  for (int h = 0; h < l->KH; h++) {
+    const double *x = score + h * blocks, near = 1e-5 * (logit > 1 ? logit : 1); /* as optest.h's */
+    const int32_t *kept = want + h * l->top_n;
+    int enough = 0, next = 0, ties = 0;
+    for (int b = 0; b < blocks; b++) {
+      enough += x[b] >= 1e-26;
+      if (next < l->top_n && kept[next] == b)
+        next++;
+      else
+        for (int i = 0; i < l->top_n; i++)
+          ties += x[kept[i]] > x[b] && x[kept[i]] * (1 - near) <= x[b];
+    }
+    if (ties) continue;
+    undecided += blocks > l->top_n && enough < l->top_n;
+    for (int i = 0; i < l->top_n; i++)
+      cr_assert_eq(idx[h * l->top_n + i], kept[i], "%s: row %d, context %d, KV head %d: %d, not %d",
+                   what, t, context, h, idx[h * l->top_n + i], kept[i]);
+  }
+  free(q), free(want);
+  return undecided;
+}
+
 /* Whatever the schedule, the batch's size, the capacity and the order of pages: the same bits. And
  * `same` outputs say what the unpaged graph says. */
 static void any_schedule(const layer *l, const char *const *same, int count, const char *what) {
@@ -196,6 +254,10 @@ static void any_schedule(const layer *l, const char *const *same, int count, con
     cr_assert_eq(memcmp(buffer(&whole.io, RG_OUTPUT, same[i]), buffer(&s.s.io, RG_OUTPUT, same[i]),
                         (size_t)total * row_bytes(&s.s.io, RG_OUTPUT, same[i])),
                  0, "%s: %s of the unpaged graph", what, same[i]);
+  int undecided = 0, first = total - length[SEQUENCES - 1];
+  for (int t = first + l->top_n * l->block; t < total && l->alike != 0; t += 7)
+    undecided += oracle_chooses(l, &whole.io, t, t - first + 1, NULL, what);
+  cr_assert(undecided > 0 || l->alike == 0, "%s", what);
   run_schedule(ctx, l, &s.s, 300, 5, M, false, 1, "steps of any size");
   run_schedule(ctx, l, &s.s, 1500, 64, 8 * M, true, 2, "prompts, then one by one");
   run_schedule(ctx, l, &s.s, 64, 4, M + 1, true, 3, "64 rows");
@@ -219,9 +281,14 @@ Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
   any_schedule(&l, all, 2, "f16, groups of four, HND, learned");
 }
 
+/* What leaves a choice to more than fp32 sums, or to the order of blocks. */
+enum { PLAIN, HEADS_ALIKE = 1, KEYS_AGAIN = 2 };
+
 /* Single tokens have kernels of their own where a step has no more rows than sequences. Over long
- * contexts of large logits, whose softmax has to move its reference: the bits of other kernels. */
-static void single_tokens(int H, int D, int most, float large) {
+ * contexts of large logits, whose softmax has to move its reference: the bits of other kernels.
+ * HEADS_ALIKE: heads of a token agree on a few blocks, beside which the others score next to
+ * nothing. KEYS_AGAIN: 64 rows of compressed keys, over and over. */
+static void single_tokens(int H, int D, int most, float large, int kind) {
   enum { B = 6, OUT = 8, SIDES = 4, SOME = 80, MANY = 400 };
   /* two blocks of threads a token; kernels of many tokens; one block of threads a token; several
    * tokens a block, slc, swa and combine in one launch */
@@ -255,6 +322,10 @@ static void single_tokens(int H, int D, int most, float large) {
         fill_floats(t, s[k].io.data[i], (uint64_t)i);
       else if (t->role == RG_STATE)
         memcpy(s[k].io.data[i], buffer(&s[0].io, RG_STATE, t->name), (size_t)t->bytes);
+      const size_t again = 64 * row_bytes(&s[k].io, RG_STATE, "ck") / (size_t)(l.page / l.stride);
+      char *x = s[k].io.data[i];
+      if (k == 0 && strcmp(t->name, "ck") == 0 && kind & KEYS_AGAIN)
+        for (size_t n = again; n < (size_t)t->bytes; n++) x[n] = x[n - again];
     }
     int32_t *lengths = buffer(&s[k].io, RG_INPUT, "lengths"),
             *all = buffer(&s[k].io, RG_INPUT, "context"),
@@ -275,6 +346,7 @@ static void single_tokens(int H, int D, int most, float large) {
         rg_convert(RG_BF16, x + 2 * n, RG_F32, &value, 1);
       }
     }
+    if (k == 0 && kind & HEADS_ALIKE) alike_heads(&s[k].io, &l, 1);
     bind_all(s[k].session, &s[k].io);
   }
   for (int k = 0; k < SIDES; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
@@ -288,22 +360,52 @@ static void single_tokens(int H, int D, int most, float large) {
                    "%s of row %d, H %d D %d, contexts up to %d, logits %g, side %d", made[n], t, H,
                    D, most, (double)large, k);
   }
+  int undecided = 0;
+  for (int b = 0, t = 0; b < B && kind; t += context[b++] > 0)
+    if (context[b] > 0)
+      undecided +=
+          oracle_chooses(&l, &s[0].io, t, context[b],
+                         (int32_t *)buffer(&s[0].io, RG_INPUT, "pages") + b * M, "a single token");
+  if (kind & HEADS_ALIKE) /* four contexts have more than top_n blocks */
+    cr_assert(undecided >= (kind & KEYS_AGAIN ? 1 : 4 * l.KH), "%d undecided", undecided);
   for (int k = 0; k < SIDES; k++) close_side(&s[k]);
   rg_context_destroy(ctx);
 }
 
 Test(gpu_serve, single_tokens_have_the_bits_of_many, .timeout = 300) {
   NEEDS_GPU();
-  single_tokens(32, 128, 5000, 1);
-  single_tokens(32, 128, 5000, 20);
-  single_tokens(16, 64, 40000, 20);
-  single_tokens(16, 128, 170000, 4);
+  single_tokens(32, 128, 5000, 1, PLAIN);
+  single_tokens(32, 128, 5000, 20, PLAIN);
+  single_tokens(16, 64, 40000, 20, PLAIN);
+  single_tokens(16, 128, 170000, 4, PLAIN);
 }
 
 Test(gpu_serve, short_single_tokens, .timeout = 300) { /* what tools have time for */
   NEEDS_GPU();
-  single_tokens(16, 64, 300, 4);
-  single_tokens(16, 128, 300, 1);
+  single_tokens(16, 64, 300, 4, PLAIN);
+  single_tokens(16, 128, 300, 1, PLAIN);
+}
+
+/* Rows that fp32 sums leave to fp64, and blocks that tie, in contexts whose blocks a thread each
+ * ranks, in those that shared memory has room for, and in longer ones. */
+Test(gpu_serve, undecided_single_tokens, .timeout = 300) {
+  NEEDS_GPU();
+  single_tokens(32, 128, 5000, 400, HEADS_ALIKE);
+  single_tokens(32, 128, 5000, 1, KEYS_AGAIN);
+  single_tokens(32, 128, 5000, 400, HEADS_ALIKE | KEYS_AGAIN);
+  single_tokens(16, 64, 40000, 400, HEADS_ALIKE);
+  single_tokens(16, 64, 40000, 1, KEYS_AGAIN);
+  single_tokens(16, 128, 170000, 400, HEADS_ALIKE);
+  single_tokens(16, 128, 170000, 1, KEYS_AGAIN);
+}
+
+/* The same rows in prompts, over pages and not. */
+Test(gpu_serve, undecided_in_any_schedule, .timeout = 300) {
+  NEEDS_GPU();
+  static const char *const idx[] = {"idx"};
+  layer l = wide;
+  l.alike = 600;
+  any_schedule(&l, idx, 1, "heads alike");
 }
 
 /* One graph, captured once, over random batches: the bits of a session that runs step by step;

@@ -48,6 +48,7 @@ typedef struct layer {
   bool few; /* of steps: what slc and swa make is combine's alone */
   bool softmax;
   double softcap;
+  float alike; /* of the whole: heads of a token are its first, so many times; 0: as filled */
 } layer;
 
 static const char *const serve_methods[] = {"mean", "linear", "swiglu", "sigmoid_mul"};
@@ -271,6 +272,20 @@ static inline void tame(const buffers *io, const char *name, int inputs) {
   }
 }
 
+/* Every head of a token as its first, `times` that: they agree on what counts. */
+static inline void alike_heads(const buffers *io, const layer *l, float times) {
+  const size_t size = rg_dtype_size(l->q), D = (size_t)l->D;
+  char *q = buffer(io, RG_INPUT, "q");
+  for (int i = 0; i < io->n; i++)
+    for (size_t n = 0; q == io->data[i] && n < (size_t)io->info[i].bytes / size; n++) {
+      float x;
+      rg_convert(RG_F32, &x, l->q, q + n * size, 1);
+      x *= times;
+      rg_convert(l->q, q + n * size, RG_F32, &x, 1);
+      if (n / D % (size_t)l->H) memcpy(q + n * size, q + (n - D) * size, size);
+    }
+}
+
 /* All sequences, run as one pack: what steps are held against. Sequence 1 begins as 0 does, with
  * `shared` tokens. */
 static inline side run_whole(rg_context *ctx, const layer *l, uint64_t seed, int nseq,
@@ -286,6 +301,7 @@ static inline side run_whole(rg_context *ctx, const layer *l, uint64_t seed, int
   make_buffers(s.plan, seed, 0, length, &s.io);
   tame(&s.io, "kw", l->kernel * l->D);
   tame(&s.io, "vw", l->kernel * l->DV);
+  if (l->alike != 0) alike_heads(&s.io, l, l->alike);
   for (int i = 0; i < 4 && shared; i++) {
     const size_t size = row_bytes(&s.io, RG_INPUT, serve_given[i]);
     char *x = buffer(&s.io, RG_INPUT, serve_given[i]);
