@@ -102,7 +102,7 @@ static const rgi_attn_family *choose(const rgk_attn *a, const rg_gpu *gpu, bool 
 }
 
 /* How a call runs. Where no family makes the gradient of k and v in one, d.k and d.v are made apart
- * in fp32 and summed behind that. */
+ * in fp32 and summed behind that, before the sum so far is added: as where both are one. */
 typedef struct plan {
   const rgi_attn_family *f;
   const char *why;
@@ -130,9 +130,9 @@ static plan plan_of(const rg_call *c, const rgi_attn *a) {
   p.apart = a->joined && !p.f;
   if (p.apart) {
     rgi_attn b = *a;
-    p.dk = a->dk->dtype == RG_F32 ? *a->dk : sums(a, a->D, &w);
+    p.dk = a->dk->dtype == RG_F32 && !a->acc_k ? *a->dk : sums(a, a->D, &w);
     p.dv = sums(a, a->E, &w);
-    b.dk = &p.dk, b.dv = &p.dv;
+    b.dk = &p.dk, b.dv = &p.dv, b.acc_k = false;
     p.k = kernels_view(&b);
   }
   if (!p.f) p.f = choose(&p.k, c->gpu, a->backward, &p.why);
@@ -155,7 +155,7 @@ rg_status rgi_cuda_attn_steps(const rg_call *c, const rgi_attn *a, rg_cuda *x) {
   }
   const plan p = plan_of(c, a);
   RGI_TRY(p.f->steps(&p.k, c->gpu, p.family, x));
-  return p.apart ? rgi_cuda_add_columns(&p.dk, &p.dv, a->dk, x) : RG_OK;
+  return p.apart ? rgi_cuda_add_columns(&p.dk, &p.dv, a->dk, a->acc_k, x) : RG_OK;
 }
 
 rgi_delta rgi_cuda_attn_delta(const rg_call *c, const rgi_attn *a) {

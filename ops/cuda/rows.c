@@ -157,12 +157,12 @@ const char *rgi_cuda_accumulate_path(const rg_call *c) {
   return rgi_cuda_map_path(&m);
 }
 
-rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_arg *to,
+rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_arg *to, bool add,
                                rg_cuda *x) {
   const rg_arg columns = slice_of(sum, part->rank - 1, 0, part->dim[part->rank - 1]);
   RGI_TRY(rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {part, &columns}, .add = {true}}));
   if (to->data == sum->data) return RG_OK;
-  return rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {sum, to}});
+  return rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {sum, to}, .add = {add}});
 }
 
 /* ---- concat: a copy per part ---- */
