@@ -447,6 +447,46 @@ static int step_of(const rg_plan *plan, const char *op) {
   return -1;
 }
 
+/* Where one gradient takes K's and V's by kernels that make them apart, both are summed before the
+ * sum so far: it is looked at once, at the end. Otherwise cut and whole graphs differ in a bit. */
+Test(lower_cuda, a_sum_so_far_comes_last) {
+  static const char text[] =
+      "{ \"regraph\": 1, \"inputs\": { \"q\": { \"shape\": [\"T\", 4, 16], \"dtype\": \"f32\" }, "
+      "\"k\": { \"shape\": [\"T\", 2, 16], \"dtype\": \"f32\", \"grad\": \"accumulate\" }, "
+      "\"idx\": { \"shape\": [\"T\", 2, 3], \"dtype\": \"i32\" }, "
+      "\"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } }, \"nodes\": ["
+      "{ \"name\": \"a\", \"op\": \"slc_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+      "\"k\", "
+      "\"idx\": \"idx\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"o\" }, "
+      "\"attrs\": { \"block\": 8 } } ], \"outputs\": { \"o\": \"o\" } }";
+  bench b = open_bench(4);
+  rg_error e = {0};
+  rg_spec_destroy(b.spec);
+  b.spec = NULL;
+  CR_OK(rg_spec_load_text(b.ctx, text, sizeof text - 1, "one", NULL, 0, &b.spec, &e), &e);
+  b.T = 48, b.B = 3;
+  rg_plan *plan = plan_of(&b, NULL, false, false);
+  const int i = step_of(plan, "slc_attn.bwd");
+  cr_assert_geq(i, 0);
+  const rgi_step *s = &plan->step[i];
+  const uint64_t sum = (uint64_t)(uintptr_t)lo_address(s->place[s->nin + s->call.out_begin[1]], 0);
+  lo_list list;
+  int n = 0, of_sum = 0, last = 0;
+  OT_OK(lo_ask(b.t, plan, 0, &list));
+  for (int k = 0; k < list.n; k++) {
+    const lo_launch *x = &list.at[k];
+    if (x->step != i || x->library || x->copies) continue;
+    bool found = false;
+    for (size_t w = 0; w < x->launch.size / sizeof *x->params; w++) found |= x->params[w] == sum;
+    n++, of_sum += found, last = found ? n : last;
+  }
+  cr_assert_gt(n, 2);
+  cr_assert(of_sum == 1 && last == n, "%d of %d launches take it, the last of them %d", of_sum, n,
+            last);
+  rg_plan_destroy(plan);
+  close_bench(&b);
+}
+
 /* initcheck takes what the copy engine stores for unwritten. Of test_gpu_random.c's seed 80559 it
  * therefore reports the first ordinary read of cmp_attn's o (24 wide, by wgmma, sixteen rows a
  * store): silu's, 16 bytes a thread. So tests/gpu_sanitize.sh has whole graphs planned for a GPU
