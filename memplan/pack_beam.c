@@ -60,12 +60,6 @@ struct rgi_beam {
   } how;
 };
 
-static inline uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-  return z ^ (z >> 31);
-}
-
 static void copy(const rgi_beam *b, state *to, const state *from) {
   memcpy(to->least, from->least, (size_t)b->n * sizeof *to->least);
   memcpy(to->real, from->real, (size_t)b->n * sizeof *to->real);
@@ -237,8 +231,7 @@ static void give_up(const rgi_beam *b, state *s, int32_t section) {
 }
 
 static double random_unit(rgi_beam *b) {
-  b->random += UINT64_C(0x9e3779b97f4a7c15);
-  return (double)(mix(b->random) >> 11) * 0x1p-53;
+  return (double)(rgi_next_random(&b->random) >> 11) * 0x1p-53;
 }
 
 /* What the step between the floors of t and t + 1 costs: less if one piece would level it. */
@@ -313,11 +306,11 @@ static bool note(rgi_beam *b, const state *s) {
   for (int32_t w = 0; w < b->words; w++)
     for (uint64_t bits = s->open[w]; bits; bits &= bits - 1) {
       uint64_t v = (uint64_t)(w * 64 + __builtin_ctzll(bits));
-      key += mix(v * UINT64_C(0x9e3779b97f4a7c15) +
-                 (uint64_t)s->least[v] * UINT64_C(0xd1342543de82ef95));
+      key += rgi_mix(v * UINT64_C(0x9e3779b97f4a7c15) +
+                     (uint64_t)s->least[v] * UINT64_C(0xd1342543de82ef95));
     }
   key |= 1;
-  for (uint64_t i = mix(key) & b->seen_mask;; i = (i + 1) & b->seen_mask) {
+  for (uint64_t i = rgi_mix(key) & b->seen_mask;; i = (i + 1) & b->seen_mask) {
     if (b->seen[i] == key) return false;
     if (b->seen[i]) continue;
     b->seen[i] = key;

@@ -18,15 +18,8 @@ struct rgi_heuristic {
   int64_t work; /* of one */
 };
 
-static uint64_t next_random(rgi_heuristic *h) {
-  uint64_t z = (h->state += UINT64_C(0x9e3779b97f4a7c15));
-  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-  return z ^ (z >> 31);
-}
-
 static double unit_random(rgi_heuristic *h) {
-  return (double)(next_random(h) >> 11) * 0x1p-53;
+  return (double)(rgi_next_random(&h->state) >> 11) * 0x1p-53;
 }
 
 int64_t rgi_first_fit(rgi_heuristic *h, const int32_t *order, int64_t *offset) {
@@ -101,7 +94,7 @@ void rgi_heuristic_improve(rgi_heuristic *h, int64_t target, int64_t rounds, con
       for (int32_t i = 0; i < p->n; i++) h->priority[i] = worth(p, i, (int)h->round);
       /* a fresh start from one of the orders, shaken */
     } else if (in_phase == STARTS || in_phase == 0) {
-      int kind = (int)(next_random(h) % STARTS);
+      int kind = (int)(rgi_next_random(&h->state) % STARTS);
       double most = 0;
       for (int32_t i = 0; i < p->n; i++) {
         h->priority[i] = worth(p, i, kind) * (0.75 + 0.5 * unit_random(h));

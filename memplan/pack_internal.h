@@ -38,6 +38,17 @@ static inline int64_t rgi_piece_bytes(const rgi_packing *p, int i) {
   return p->piece[i].size * p->unit - p->piece[i].pad;
 }
 
+/* splitmix64: its step and its stream. */
+static inline uint64_t rgi_mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+  return z ^ (z >> 31);
+}
+
+static inline uint64_t rgi_next_random(uint64_t *state) {
+  return rgi_mix(*state += UINT64_C(0x9e3779b97f4a7c15));
+}
+
 static inline double rgi_pack_now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);

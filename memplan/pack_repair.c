@@ -33,13 +33,6 @@ struct rgi_repair {
   int64_t work; /* of a step */
 };
 
-static uint64_t next_random(rgi_repair *h) {
-  uint64_t z = (h->state += UINT64_C(0x9e3779b97f4a7c15));
-  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-  return z ^ (z >> 31);
-}
-
 /* Shell's sort: no calls, and a few hundred at most where it matters. */
 static void sort_edges(edge *x, int32_t k) {
   static const int32_t gaps[] = {3548, 1577, 701, 301, 132, 57, 23, 10, 4, 1};
@@ -93,14 +86,14 @@ static int64_t find_place(rgi_repair *h, int32_t u, int64_t step, int64_t *least
   for (int32_t i = 0; i <= k; i++) { /* anywhere in from … to it displaces the weight `now` */
     const int64_t to = h->edge[i].at - 1;
     if (to >= from && now <= *least) {
-      const uint64_t tie = now > 0 ? next_random(h) : (uint64_t)(to - from);
+      const uint64_t tie = now > 0 ? rgi_next_random(&h->state) : (uint64_t)(to - from);
       if (now < *least || tie < best_tie)
         *least = now, best_tie = tie, best_from = from, best_to = to;
     }
     from = to + 1;
     now += h->edge[i].by;
   }
-  return best_from == 0 || next_random(h) % 2 == 0 ? best_from : best_to;
+  return best_from == 0 || rgi_next_random(&h->state) % 2 == 0 ? best_from : best_to;
 }
 
 /* Puts u in, in place of what is there. */
@@ -116,7 +109,7 @@ static void put_in(rgi_repair *h, int32_t u, int64_t step) {
       take_out(h, v);
   }
   if (h->weight[u] < most_weight) h->weight[u] += 1 + h->first[u] / SHARE;
-  h->stays[u] = step + 1 + (int64_t)(next_random(h) % STAYS);
+  h->stays[u] = step + 1 + (int64_t)(rgi_next_random(&h->state) % STAYS);
 }
 
 rgi_verdict rgi_repair_run(rgi_repair *h, int64_t capacity, int64_t steps, const rgi_stop *stop,

@@ -79,12 +79,6 @@ struct rgi_search {
   bool no_memory;
 };
 
-static uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-  z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-  return z ^ (z >> 31);
-}
-
 /* ---- growing stacks ---- */
 
 static bool grow(const rg_context *ctx, void **data, int64_t *capacity, int64_t used, size_t item) {
@@ -164,13 +158,13 @@ static void undo_to(rgi_search *s, int64_t mark) {
 
 static bool known_failure(const rgi_search *s, uint64_t key) {
   const uint64_t *bucket = &s->memory[(key & s->memory_mask) & ~UINT64_C(3)];
-  uint64_t tag = mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
+  uint64_t tag = rgi_mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
   return bucket[0] == tag || bucket[1] == tag || bucket[2] == tag || bucket[3] == tag;
 }
 
 static void note_failure(rgi_search *s, uint64_t key) {
   uint64_t *bucket = &s->memory[(key & s->memory_mask) & ~UINT64_C(3)];
-  uint64_t tag = mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
+  uint64_t tag = rgi_mix(key ^ UINT64_C(0x5851f42d4c957f2d)) | 1;
   for (int i = 0; i < 4; i++)
     if (!bucket[i]) {
       bucket[i] = tag;
@@ -305,11 +299,11 @@ static bool survey(rgi_search *s, part *x) {
   x->even = peak_floor == x->level;
   for (int32_t v = x->head; v != x->end; v = s->next[v]) {
     if (s->real[v] + s->size[v] <= x->level) return false; /* P2: a hole below would take it */
-    x->key += mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
-                  (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
+    x->key += rgi_mix((uint64_t)v * UINT64_C(0xd1342543de82ef95) +
+                      (uint64_t)s->least[v] * UINT64_C(0x9e3779b97f4a7c15));
     if (s->real[v] != s->least[v])
-      x->key += mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
-                    (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
+      x->key += rgi_mix((uint64_t)v * UINT64_C(0xda942042e4dd58b5) +
+                        (uint64_t)s->real[v] * UINT64_C(0xaef17502108ef2d9));
     if (s->real[v] != x->level) x->even = false;
     count_choices(s, x, v);
     if (s->first[v] == x->lo && s->last[v] == x->hi && s->p->piece[v].pad == 0 &&
@@ -465,7 +459,7 @@ static void choose_strategy(rgi_search *s, uint32_t attempt) {
   s->how = (strategy){cycle[k].rule, cycle[k].order, cycle[k].flush,
                       round ? noise[round % RGI_COUNT(noise)] : 0, cycle[k].ahead};
   for (int32_t i = 0; i < s->n; i++) {
-    double shake = (double)(mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
+    double shake = (double)(rgi_mix(((uint64_t)attempt << 32) + (uint64_t)i) >> 11) * 0x1p-53;
     s->score[i] = worth(s, i, s->how.order) * (1 + s->how.noise * (shake - 0.5));
   }
 }
@@ -478,7 +472,7 @@ rgi_verdict rgi_search_run(rgi_search *s, int64_t capacity, int64_t budget, uint
   s->stop = stop;
   s->ntrail = s->nstack = 0;
   s->open = s->fewest_open = s->n;
-  s->salt = mix((uint64_t)capacity);
+  s->salt = rgi_mix((uint64_t)capacity);
   memset(s->left, 0, (size_t)s->m * sizeof *s->left);
   for (int32_t t = 0; t < s->m; t++) {
     s->left[t] = p->load[t];
