@@ -14,14 +14,14 @@
    this file knows of windows. What the copies last beyond what is computed is waited for. Windows
    are SLACK times as long as the copies: the model's times are not exact, and bytes given away too
    early are waited for, too. On the way back a window that begins in the middle of a step lasts
-   from behind that step, if the copy alone is in time then: else a long step, as the backward of
-   attention with its workspace, would have the next layer's input lie beside it for nothing. What
-   is computed again takes no time here: windows are the longer for it, and do not hang on what that
-   is but for where it wants something back.
+   from behind that step, if that still is LEAST_SLACK times the copy: else a long step, as the
+   backward of attention with its workspace, would have the next layer's input lie beside it for
+   nothing. What is computed again takes no time here: windows are the longer for it, and do not
+   hang on what that is but for where it wants something back.
  */
 #include "search.h"
 
-static const double SLACK = 1.25;
+static const double SLACK = 1.25, LEAST_SLACK = 1.1;
 
 /* Serial times of what computes, and the direction's end. */
 static double find_starts(rgi_lane *w) {
@@ -55,7 +55,7 @@ static double come_back(rgi_lane *w, double end) {
     if (next > w->start[k]) next = w->start[k];
     if (last > w->start[k]) last = w->start[k];
     w->at[k] = next -= SLACK * w->ms[k];
-    w->latest[k] = last -= w->ms[k];
+    w->latest[k] = last -= LEAST_SLACK * w->ms[k];
   }
   for (int32_t k = 0; k < w->n; k++) {
     if (!w->copy[k]) continue;

@@ -1,6 +1,7 @@
 /* tests/unit/test_offload.c: what a policy offloads waits in the host's memory and comes back to
  * the bit; the arena shrinks by it, and the host block is as large as said. Random graphs of it are
  * among those of test_graph. */
+#include "recompute/search.h"
 #include "run_util.h"
 
 enum { T = 300, B = 3 };
@@ -240,6 +241,31 @@ Test(offload, bounded) {
     rg_policy_destroy(policy);
   }
   close_nsa(&x);
+}
+
+/* A copy wanted at 15 whose window would begin within the step that ends at 10: it waits for that
+ * end if a tenth of the copy is left to spare then, and goes before the step if not. */
+Test(offload, back_behind_a_step_if_there_is_time) {
+  rg_context *ctx;
+  rg_error e;
+  cr_assert_eq(rg_context_create(NULL, &ctx, &e), RG_OK);
+  rgi_arena *a = rgi_arena_create(ctx);
+
+  rgi_lane w;
+  cr_assert_eq(rgi_lane_open(&w, 4, a, &e), RG_OK);
+  static const struct {
+    double copy;
+    int place;
+  } cases[] = {{3.9, 1}, {4.5, 1}, {4.8, 0}, {4.95, 0}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const double ms[4] = {10, 5, cases[i].copy, 1};
+    for (int k = 0; k < 4; k++) w.ms[k] = ms[k], w.copy[k] = k == 2;
+    w.n = 4;
+    cr_assert_eq(rgi_lane_place(&w, true), 0);
+    cr_assert_eq(w.next[cases[i].place], 2, "%g", cases[i].copy);
+  }
+  rgi_arena_destroy(a);
+  rg_context_destroy(ctx);
 }
 
 /* The names in [ … ] behind a key, with `value` behind each, into `out`. */
