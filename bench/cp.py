@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python")]
 CHUNKS = 16  # of the rows, for --check: 2 for each of the most ranks
 MEET = 600  # s until a process that does not come is given up
+WARM = 16384  # tokens of a sequence, for the seed's first call
+TELL = 1000  # ms from which a call is long
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "halo", "halo_add")
 
 
@@ -230,8 +232,9 @@ def place(job, index):
         os.environ["CUDA_VISIBLE_DEVICES"] = job["gpus"][0 if job["alone"] else index]
 
 
-def measure(job, meet, forward, backward, wait):
-    """ms of each run: forward, backward, and both with nothing between; `meet` returns when all are there."""
+def measure(job, meet, forward, backward, wait, tell=False):
+    """ms of each run: forward, backward, and both with nothing between; `meet` returns when all are there. `tell`: of long ones
+    as they come."""
     times = []
     for run in range(job["runs"]):
         row = []
@@ -242,6 +245,9 @@ def measure(job, meet, forward, backward, wait):
                 each()
             wait()
             row.append(1e3 * (time.perf_counter() - begun))
+            if row[-1] > TELL and tell:
+                print(f"  run {run + 1} of {job['runs']}: {' and '.join(f.__name__ for f in calls)} took {row[-1] / 1e3:.1f} s",
+                      file=sys.stderr, flush=True)
         times.append(row)
     return times
 
@@ -298,7 +304,7 @@ def work(job, index, port, barrier, pipe):
                 pipe.send({"failed": "sleeps", "at": time.time()})
                 time.sleep(job["deadline"] + 5)
 
-        times = measure(job, meet, forward, backward, wait)
+        times = measure(job, meet, forward, backward, wait, index == 0)
         nodes, node, i = {}, _lib.NodeTime(), 0
         while _lib.lib.rg_session_node_time(session, i, ctypes.byref(node)) == 0:
             i += 1
@@ -341,21 +347,19 @@ def seed_work(job, index, port, barrier, pipe):
             torch.distributed.init_process_group("nccl", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
             group = torch.distributed.new_group(list(range(ranks)))
         seed = Seed(job["seed"], p, group, recompute=bool(job["policy"]))
-        cu = (torch.arange(job["sequences"] + 1) * tokens // job["sequences"]).to("cuda", torch.int32)
-        mode = 2 if tokens // job["sequences"] >= 1.5 * tokens / ranks else 1
+        o, sequences = None, job["sequences"]
 
-        def normal(*shape):
-            return torch.randn(tokens // ranks, *shape, device="cuda", dtype=torch.bfloat16)
+        def inputs(tokens):
+            def normal(*shape):
+                return torch.randn(tokens // ranks, *shape, device="cuda", dtype=torch.bfloat16)
 
-        x = [normal(p["H"], p["D"]), normal(p["KH"], p["D"]), normal(p["KH"], p["DV"]), normal(p["H"], 3)]
-        d_o = normal(p["H"], p["DV"])
-        for t in x:
-            t.requires_grad_()
-        o = None
+            x = [normal(p["H"], p["D"]), normal(p["KH"], p["D"]), normal(p["KH"], p["DV"]), normal(p["H"], 3)]
+            cu = (torch.arange(sequences + 1) * tokens // sequences).to("cuda", torch.int32)
+            return [t.requires_grad_() for t in x], normal(p["H"], p["DV"]), cu
 
         def forward():
             nonlocal o
-            o = seed(*x, cu, mode)
+            o = seed(*x, cu, 2 if 1 / sequences >= 1.5 / ranks else 1)
 
         def backward():
             for t in x:
@@ -365,7 +369,14 @@ def seed_work(job, index, port, barrier, pipe):
         def meet(_):
             barrier.wait(MEET)
 
-        times = measure(job, meet, forward, backward, torch.cuda.synchronize)
+        x, d_o, cu = inputs(min(tokens, WARM * sequences))
+        forward()  # compiles its kernels
+        backward()
+        o = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        x, d_o, cu = inputs(tokens)
+        times = measure(job, meet, forward, backward, torch.cuda.synchronize, index == 0)
         pipe.send({"times": times, "peak": torch.cuda.max_memory_allocated(), "swa": seed.swa_backend})
         if group:
             torch.distributed.destroy_process_group()
@@ -459,7 +470,8 @@ def main():
             def times(results, label, begun):
                 """Of the slowest rank; of one rank, for each GPU, and the slowest GPU's are kept."""
                 def medians(results):
-                    return [statistics.median(max(x["times"][i][d] for x in results) for i in range(1, o.runs)) for d in range(3)]
+                    counted = range(o.runs > 1, o.runs)
+                    return [statistics.median(max(x["times"][i][d] for x in results) for i in counted) for d in range(3)]
 
                 def tell(ms, peak):
                     return "".join(f"{what} {t:9.3f}  " for what, t in zip(("forward", "backward", "both"), ms)) + \
