@@ -19,7 +19,6 @@ static void names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
 /* Names that differ in their digits alone once, with * for these: "layer*_norm (12)", or (9
  * of 12). */
 static void folded_names(const rgi_model *m, const uint64_t *set, rgi_buf *out) {
-  static const char digits[] = "0123456789";
   bool first = true;
   for (int kind = 0; kind < m->nkind; kind++) {
     int taken = 0, all = 0;
@@ -33,16 +32,13 @@ static void folded_names(const rgi_model *m, const uint64_t *set, rgi_buf *out) 
     if (taken == 0) continue;
     rgi_buf_printf(out, "%s", first ? "" : ", ");
     first = false;
-    while (*name && all > 1) {
-      const size_t letters = strcspn(name, digits), number = strspn(name + letters, digits);
-      rgi_buf_printf(out, "%.*s%s", (int)letters, name, number ? "*" : "");
-      name += letters + number;
-    }
     if (all == 1)
       rgi_buf_printf(out, "%s", name);
-    else if (taken == all)
-      rgi_buf_printf(out, " (%d)", all);
     else
+      rgi_buf_pattern(out, name);
+    if (all > 1 && taken == all)
+      rgi_buf_printf(out, " (%d)", all);
+    else if (all > 1)
       rgi_buf_printf(out, " (%d of %d)", taken, all);
   }
   if (first) rgi_buf_printf(out, "nothing");

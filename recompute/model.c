@@ -85,16 +85,6 @@ static rg_status find_times(builder *b, rg_error *e) {
   return status;
 }
 
-/* Equal but for digits? */
-static bool alike(const char *a, const char *b) {
-  static const char digits[] = "0123456789";
-  for (;; a++, b++) {
-    a += strspn(a, digits);
-    b += strspn(b, digits);
-    if (*a != *b || !*a) return *a == *b;
-  }
-}
-
 static rg_status find_kinds(rgi_model *m, rg_error *e) {
   const rgi_origin *o = m->g->origin;
   const size_t n = (size_t)m->ncandidate + 1;
@@ -104,7 +94,7 @@ static rg_status find_kinds(rgi_model *m, rg_error *e) {
   if (!m->kind || !m->op || !first) return rgi_nomem(e);
   for (int i = 0; i < m->ncandidate; i++) {
     int k = 0, p = 0;
-    while (k < m->nkind && !alike(o[m->origin[i]].name, o[m->origin[first[k]]].name)) k++;
+    while (k < m->nkind && !rgi_alike(o[m->origin[i]].name, o[m->origin[first[k]]].name)) k++;
     while (p < i && o[m->origin[p]].op != o[m->origin[i]].op) p++;
     if (k == m->nkind) first[m->nkind++] = i;
     m->kind[i] = k;

@@ -7,14 +7,35 @@ static const char *preset_name(rgi_preset p) {
   return name[p];
 }
 
-/* The nodes that were no candidates though, or because not, `recomputable`, in one line. */
-static void others(const rgi_choice *c, bool recomputable, const char *title, rgi_buf *out) {
+typedef bool member(const rgi_choice_node *n);
+
+static bool unread(const rgi_choice_node *n) {
+  return !n->candidate && !n->offloaded && n->recomputable;
+}
+static bool unable(const rgi_choice_node *n) {
+  return !n->candidate && !n->offloaded && !n->recomputable;
+}
+static bool offloaded(const rgi_choice_node *n) {
+  return !n->candidate && n->offloaded;
+}
+
+/* Members that were no candidates in one line, many that are alike as a pattern: "layer*_o (12)".
+ */
+static void others(const rgi_choice *c, member *is, const char *title, rgi_buf *out) {
   bool any = false;
   for (int i = 0; i < c->nnode; i++) {
-    const rgi_choice_node *n = &c->node[i];
-    if (n->candidate || n->offloaded || n->recomputable != recomputable) continue;
-    rgi_buf_printf(out, any ? ", %s" : "  %s%s", any ? n->name : title, any ? "" : n->name);
+    int alike = 0, before = 0;
+    for (int k = 0; k < c->nnode && is(&c->node[i]); k++)
+      if (is(&c->node[k]) && rgi_alike(c->node[i].name, c->node[k].name)) alike++, before += k < i;
+    if (!alike || (before && alike > RGI_MOST_APART)) continue;
+    rgi_buf_printf(out, "%s", any ? ", " : title);
     any = true;
+    if (alike > RGI_MOST_APART) {
+      rgi_buf_pattern(out, c->node[i].name);
+      rgi_buf_printf(out, " (%d)", alike);
+    } else {
+      rgi_buf_printf(out, "%s", c->node[i].name);
+    }
   }
   if (any) rgi_buf_printf(out, "\n");
 }
@@ -54,15 +75,9 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
                                   : "kept",
                    rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
   }
-  bool any = false;
-  for (int i = 0; i < c->nnode; i++) {
-    if (!c->node[i].offloaded || c->node[i].candidate) continue;
-    rgi_buf_printf(out, "%s%s", any ? ", " : "  offloaded: ", c->node[i].name);
-    any = true;
-  }
-  if (any) rgi_buf_printf(out, "\n");
-  others(c, true, "not read by backward: ", out);
-  others(c, false, "can't be recomputed: ", out);
+  others(c, offloaded, "  offloaded: ", out);
+  others(c, unread, "  not read by backward: ", out);
+  others(c, unable, "  can't be recomputed: ", out);
 }
 
 void rgi_choice_json(const rgi_choice *c, rgi_buf *out) {

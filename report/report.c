@@ -183,6 +183,7 @@ static void write_text(const rg_plan *plan, rgi_buf *b) {
   if (plan->cuda) rgi_report_kernels(plan, b);
   if (plan->choice) rgi_choice_text(plan->choice, b); /* why */
   write_bytes(plan, b);
+  rgi_fold_lines(b);
 }
 
 /* ---- steps ---- */

@@ -155,3 +155,35 @@ Test(repeat, stock_model) {
     rg_spec_destroy(spec);
   }
 }
+
+/* A plan of many layers says what each does once, and which differ. */
+Test(repeat, plan_of_many_layers_is_short) {
+  rg_spec *spec;
+  rg_plan *plan;
+  rg_policy *policy;
+  rg_text text;
+  rg_error e = {0};
+  static const char wish[] =
+      "{\"regraph_policy\": 1, \"nodes\": {\"layer3_swa_o\": \"recompute\"}}";
+  rg_binding layers = {"layers", 40, NULL}, set[] = {{"T", 256, NULL}, {"B", 1, NULL}};
+  cr_assert_eq(
+      rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa_model.json", &layers, 1, &spec, &e),
+      RG_OK, "%s", e.message);
+  cr_assert_eq(rg_policy_load_text(ctx, wish, strlen(wish), "policy", &policy, &e), RG_OK);
+  rg_plan_options o = {.set = set, .nset = 2};
+  cr_assert_eq(rg_plan_create(spec, policy, &o, &plan, &e), RG_OK, "%s", e.message);
+  cr_assert_eq(rg_plan_write(plan, "text", &text, &e), RG_OK);
+  int lines = 0;
+  for (const char *p = text.data; *p; p++) lines += *p == '\n';
+  cr_assert_lt(lines, 100, "%d lines for 40 layers", lines);
+  cr_assert_not_null(strstr(text.data, "layer*_q_heads (40)"), "%s", text.data);
+  const char *rest = strstr(text.data, "\nrecompute: ");
+  cr_assert_not_null(rest);
+  const char *one = strstr(rest, "layer3_swa_o"), *others = strstr(rest, "layer*_swa_o");
+  cr_assert(one && others);
+  cr_assert_not_null(strstr(others, "each of 39\n"));
+  rg_text_destroy(&text);
+  rg_plan_destroy(plan);
+  rg_policy_destroy(policy);
+  rg_spec_destroy(spec);
+}

@@ -203,6 +203,38 @@ static void open_context(void) {
 static void close_context(void) {
   rg_context_destroy(ctx);
 }
+/* ---- folding ---- */
+
+Test(text, lines_alike_stand_once) {
+  static const char *const both[][2] = {
+      {"t\n  l0_a  1\n  l0_b  2\n  l1_a  1\n  l2_a  1\n  l10_a 1\n  l3_b  2\nu\n",
+       "t\n  l*_a  1  each of 4\n  l0_b  2\n  l3_b  2\nu\n"},
+      /* three stay; what differs elsewhere; below another title; copies of one line */
+      {"t\n  a1 x\n  a2 x\n  a3 x\n", "t\n  a1 x\n  a2 x\n  a3 x\n"},
+      {"t\n  a1 x\n  a2 x\n  a3 y\n  a4 x\n", "t\n  a1 x\n  a2 x\n  a3 y\n  a4 x\n"},
+      {"t\n  a1 x\n  a2 x\nt\n  a3 x\n  a4 x\n", "t\n  a1 x\n  a2 x\nt\n  a3 x\n  a4 x\n"},
+      {"t\n  f16\n  f16\n  f16\n  f16\n", "t\n  f16\n  f16\n  f16\n  f16\n"},
+      /* numbers that are no names; words before a name; no newline at the end */
+      {"t\n  10 a\n  20 a\n  30 a\n  40 a\n", "t\n  10 a\n  20 a\n  30 a\n  40 a\n"},
+      {"t\n  in a1 x\n  in a22 x\n  in a3 x\n  in a4 x", "t\n  in a* x  each of 4\n"},
+      {"", ""},
+  };
+  rg_context *c;
+  cr_assert_eq(rg_context_create(NULL, &c, NULL), RG_OK);
+  for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
+    rgi_buf b;
+    rg_text out;
+    rg_error e;
+    rgi_buf_init(&b, c);
+    rgi_buf_add(&b, both[i][0], strlen(both[i][0]));
+    rgi_fold_lines(&b);
+    cr_assert_eq(rgi_buf_finish(&b, &out, &e), RG_OK);
+    cr_assert_str_eq(out.data, both[i][1]);
+    rg_text_destroy(&out);
+  }
+  rg_context_destroy(c);
+}
+
 TestSuite(said, .init = open_context, .fini = close_context);
 
 #define SPEC(shape, input, node)                                                                  \
