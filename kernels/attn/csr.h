@@ -23,14 +23,30 @@ typedef struct rgk_csr {
   /* between the steps */
   int32_t chunk;  /* rows of a chunk, a multiple of 32 */
   int64_t chunks; /* of all T rows */
-  int32_t *count; /* [KH, chunks, slots]: entries of a chunk, then of all chunks before it */
+  /* [KH, chunks, slots]: entries of a chunk, then of all chunks before it, after scatter of both */
+  int32_t *count;
+  /* rows of more than RGK_CSR_FEW entries: parts of 2^part slots */
+  int32_t *bound; /* [KH, T, parts + 1] */
+  int32_t parts, part;
 } rgk_csr;
 
-enum { RGK_CSR_THREADS = 256, RGK_CSR_SCAN_THREADS = 1024 };
+enum {
+  RGK_CSR_THREADS = 256,
+  RGK_CSR_SCAN_THREADS = 1024,
+  RGK_CSR_FEW = 32,
+  RGK_CSR_MANY_ROWS = 256, /* of a chunk, and threads */
+  RGK_CSR_RANGE = 7,       /* 2^that slots at a time */
+  RGK_CSR_PARTS = 32,      /* at most */
+  RGK_CSR_MANY_BYTES = 70784
+};
 
+/* Few entries: count, columns, starts, scatter. Many: bounds, many, columns, starts, many. */
 RGK_GETTER(rgk_csr_count(void))   /* grid KH * chunks, RGK_CSR_THREADS */
 RGK_GETTER(rgk_csr_columns(void)) /* grid over KH * slots lanes, 32 a block, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_starts(void))  /* grid KH, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_scatter(void)) /* grid over KH * chunks warps, 32 threads */
+RGK_GETTER(rgk_csr_bounds(void))  /* a warp a row: grid over KH * T, RGK_CSR_THREADS */
+/* grid KH * parts * chunks, RGK_CSR_MANY_ROWS, RGK_CSR_MANY_BYTES */
+RGK_GETTER(rgk_csr_many(bool put))
 
 #endif

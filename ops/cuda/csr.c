@@ -1,6 +1,10 @@
 /* ops/cuda/csr.c: see csr.h. */
 #include "csr.h"
 
+static bool many(const rgk_csr *p) {
+  return p->N > RGK_CSR_FEW;
+}
+
 rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
   enum { LEAST = 32 }; /* rows of a chunk: short ones keep the walk of a short pack short */
   rgk_csr p = {.idx = a->idx,
@@ -12,10 +16,17 @@ rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
                .N = a->N,
                .block = a->block};
   p.slots = rgk_slots(a->kseqs.rows, a->kseqs.n, a->block);
-  int64_t chunk = 2 * p.slots / (a->N > 0 ? a->N : 1), most = (a->T + 31) / 32 * 32;
-  if (chunk > most) chunk = most;
-  if (chunk < LEAST) chunk = LEAST;
-  p.chunk = (int32_t)((chunk + 31) / 32 * 32);
+  if (many(&p)) {
+    p.chunk = RGK_CSR_MANY_ROWS;
+    for (p.part = RGK_CSR_RANGE; (p.slots - 1) >> p.part >= RGK_CSR_PARTS;) p.part++;
+    p.parts = (int32_t)(((p.slots - 1) >> p.part) + 1);
+    p.bound = rgi_take(w, (size_t)(p.KH * p.T * (p.parts + 1)) * sizeof *p.bound);
+  } else {
+    int64_t chunk = 2 * p.slots / (a->N > 0 ? a->N : 1), most = (a->T + 31) / 32 * 32;
+    if (chunk > most) chunk = most;
+    if (chunk < LEAST) chunk = LEAST;
+    p.chunk = (int32_t)((chunk + 31) / 32 * 32);
+  }
   p.chunks = (a->T + p.chunk - 1) / p.chunk;
   p.start = rgi_take(w, (size_t)(p.KH * (p.slots + 1)) * sizeof *p.start);
   p.rows = rgi_take(w, (size_t)p.KH * (size_t)p.T * (size_t)p.N * sizeof *p.rows);
@@ -24,17 +35,29 @@ rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
 }
 
 static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_t blocks,
-                      uint32_t threads) {
+                      uint32_t threads, uint32_t shared) {
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)blocks, 1, 1},
                                    .block = {threads, 1, 1},
+                                   .shared = shared,
                                    .params = p,
                                    .size = sizeof *p});
 }
+static rg_status step_many(const rgk_csr *p, rg_cuda *x, bool put) {
+  return step(p, x, rgk_csr_many(put), p->KH * p->parts * p->chunks, RGK_CSR_MANY_ROWS,
+              RGK_CSR_MANY_BYTES);
+}
 
 rg_status rgi_csr_steps(const rgk_csr *p, rg_cuda *x) {
-  RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS));
-  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, 32), RGK_CSR_SCAN_THREADS));
-  RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS));
-  return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32);
+  if (many(p)) {
+    RGI_TRY(step(p, x, rgk_csr_bounds(), rgk_blocks(p->KH * p->T, RGK_CSR_THREADS / 32),
+                 RGK_CSR_THREADS, 0));
+    RGI_TRY(step_many(p, x, false));
+  } else {
+    RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS, 0));
+  }
+  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, 32), RGK_CSR_SCAN_THREADS, 0));
+  RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS, 0));
+  if (many(p)) return step_many(p, x, true);
+  return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32, 0);
 }

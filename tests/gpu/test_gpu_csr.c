@@ -60,6 +60,9 @@ static void check(uint64_t seed, shape x) {
   rgk_csr csr = rgi_csr_plan(&a, &size);
   rgi_cut w = {.base = on_device(NULL, size.used)};
   csr = rgi_csr_plan(&a, &w);
+  uint16_t *places =
+      seed % 2 ? NULL : /* not wanted */ on_device(NULL, (size_t)(x.KH * p.T * x.N) * 2);
+  csr.places = places;
   cr_assert(cudaMemset(w.base, 0x7b, w.used) == cudaSuccess);
 
   rg_error e = {0};
@@ -75,7 +78,11 @@ static void check(uint64_t seed, shape x) {
   cr_assert(cudaMemcpy(rows, csr.rows, (size_t)(x.KH * p.T * x.N) * 4, cudaMemcpyDeviceToHost) ==
             cudaSuccess);
 
-  int32_t *want = ot_ints(t, p.T + 1);
+  uint16_t *places_were = ot_alloc(t, (size_t)(x.KH * p.T * x.N) * 2 + 2);
+  cr_assert(!places || cudaMemcpy(places_were, places, (size_t)(x.KH * p.T * x.N) * 2,
+                                  cudaMemcpyDeviceToHost) == cudaSuccess);
+
+  int32_t *want = ot_ints(t, p.T + 1), *place = ot_ints(t, p.T + 1);
   for (int h = 0; h < x.KH; h++) {
     int64_t at = 0;
     for (int64_t s = 0; s < csr.slots; s++) {
@@ -89,27 +96,31 @@ static void check(uint64_t seed, shape x) {
           for (int k = 0; k < x.N; k++) {
             if (row[k] <= before) continue;
             before = row[k];
-            if (row[k] == j && j * x.block <= pos) want[n++] = (int32_t)i;
+            if (row[k] == j && j * x.block <= pos) place[n] = k, want[n++] = (int32_t)i;
           }
         }
       }
       cr_assert(start[h * (csr.slots + 1) + s] == at, "head %d, block %d starts at %lld, not %lld",
                 h, (int)s, (long long)start[h * (csr.slots + 1) + s], (long long)at);
-      for (int64_t i = 0; i < n; i++)
-        cr_assert(rows[h * p.T * x.N + at + i] == want[i], "head %d, block %d, place %d", h, (int)s,
-                  (int)i);
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t e = h * p.T * x.N + at + i;
+        cr_assert(rows[e] == want[i], "head %d, block %d, place %d", h, (int)s, (int)i);
+        cr_assert(!places || places_were[e] == place[i], "head %d, block %d, entry %d: %d, not %d",
+                  h, (int)s, (int)i, places_were[e], place[i]);
+      }
       at += n;
     }
     cr_assert(start[h * (csr.slots + 1) + csr.slots] == at);
   }
-  void *own[] = {d_idx, d_cu, d_cuk, d_offset, w.base};
-  for (int i = 0; i < 5; i++) cudaFree(own[i]);
+  void *own[] = {d_idx, d_cu, d_cuk, d_offset, w.base, places};
+  for (int i = 0; i < 6; i++) cudaFree(own[i]);
   ot_end(t);
 }
 
 static const int32_t odd[] = {70, 0, 1, 130, 33, 0, 507, 64},
                      longer[] = {90, 5, 0, 130, 64, 3, 600, 64},
-                     offset[] = {20, 0, 4, 0, 31, 7, 93, 0}, one[] = {3000};
+                     offset[] = {20, 0, 4, 0, 31, 7, 93, 0}, one[] = {3000}, late[] = {600},
+                     before_late[] = {9000}, at_late[] = {8400};
 
 Test(gpu_csr, packs) {
   for (int n = 0; n < 2; n++) {
@@ -119,6 +130,8 @@ Test(gpu_csr, packs) {
     check(4, (shape){8, odd, longer, NULL, 1, 40, 4, n});
     check(5, (shape){8, odd, NULL, NULL, 1, 1, 1000000, n});
     check(6, (shape){0, odd, NULL, NULL, 2, 4, 16, n});
+    check(10, (shape){8, odd, longer, offset, 2, 33, 1, n});
+    check(11, (shape){8, odd, longer, offset, 3, 100, 3, n});
   }
 }
 Test(gpu_csr, one_sequence) {
@@ -126,6 +139,8 @@ Test(gpu_csr, one_sequence) {
     check(7, (shape){1, one, NULL, NULL, 2, 16, 64, n});
     check(8, (shape){1, one, NULL, NULL, 1, 70, 8, n});
     check(9, (shape){1, one, NULL, NULL, 1, 3, 1, n});
+    check(12, (shape){1, one, NULL, NULL, 2, 200, 1, n});
+    check(13, (shape){1, late, before_late, at_late, 2, 100, 1, n});
   }
 }
 #endif
