@@ -8,11 +8,10 @@
    keys   a block takes a key and walks the queries that chose its block, in order (attn/csr.h). A
           warp sums what every fourth head gives; the four sums are added in order.
  */
-#include "index_loss.h"
-#include "device/element.cuh"
-#include "device/seq.cuh"
+#include "index_loss.cuh"
 
 using namespace rgk;
+using namespace rgk::index_loss;
 
 namespace {
 
@@ -43,50 +42,6 @@ __device__ __forceinline__ float product(const float (&x)[PIECES], const rgk_ten
   return sum;
 }
 
-__device__ __forceinline__ float weight_of(const rgk_index_loss &p, int64_t row, int head) {
-  return p.weight.data
-             ? load(p.weight.data, p.weight.dtype, row * p.weight.row + head * p.weight.head)
-             : 1.0f;
-}
-
-__device__ __forceinline__ void put(const rgk_tensor &t, int64_t at, float x, bool add) {
-  if (add)
-    ((float *)t.data)[at] += x;
-  else
-    store(t.data, t.dtype, at, x);
-}
-
-/* Sum or maximum over the block, the same in every thread; `room` has THREADS places. */
-template <bool MAX> __device__ __forceinline__ double over_block(double x, double *room) {
-  __syncthreads();
-  room[threadIdx.x] = x;
-  __syncthreads();
-  for (int d = THREADS / 2; d > 0; d /= 2) {
-    if (threadIdx.x < d) {
-      const double y = room[threadIdx.x + d];
-      room[threadIdx.x] = MAX ? fmax(room[threadIdx.x], y) : room[threadIdx.x] + y;
-    }
-    __syncthreads();
-  }
-  return room[0];
-}
-
-/* A row that no sequence has. */
-template <bool BACKWARD>
-__device__ __forceinline__ void clear_row(const rgk_index_loss &p, int64_t t, int head) {
-  if constexpr (!BACKWARD) {
-    if (threadIdx.x == 0) ((float *)p.loss.data)[t * p.loss.row + head * p.loss.head] = 0;
-  } else {
-    const int heads = p.IH / p.I;
-    for (int j = head * heads; j < (head + 1) * heads; j++) {
-      if (p.dw.data && !p.add_w && threadIdx.x == 0)
-        store(p.dw.data, p.dw.dtype, t * p.dw.row + j * p.dw.head, 0.0f);
-      for (int c = threadIdx.x; c < p.ID && p.dq.data && !p.add_q; c += THREADS)
-        store(p.dq.data, p.dq.dtype, t * p.dq.row + j * p.dq.head + c, 0.0f);
-    }
-  }
-}
-
 template <bool BACKWARD>
 __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_index_loss p) {
   __shared__ double room[THREADS];
@@ -99,7 +54,7 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
     const int64_t t = work / p.I;
     const int head = (int)(work % p.I), b = find_seq(p.seqs, t);
     if (b >= p.seqs.n) {
-      clear_row<BACKWARD>(p, t, head);
+      clear_row<BACKWARD, THREADS>(p, t, head);
       continue;
     }
     const int64_t first = seq_start(p.kseqs, b),
@@ -137,33 +92,10 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
     }
     __syncthreads();
 
-    double most = -INFINITY, all = 0, exps = 0, loss = 0;
-    for (int64_t i = threadIdx.x; i < keys; i += THREADS) most = fmax(most, (double)s[i]);
-    most = over_block<true>(most, room);
     const bool any = turn > 0; /* a key that is NaN counts, and shows */
-    for (int64_t i = threadIdx.x; i < keys && any; i += THREADS) {
-      all += (double)m[i];
-      exps += exp((double)s[i] - most);
-      if (m[i] != 0) loss += (double)m[i] * (log((double)m[i]) - (double)s[i]);
-    }
-    all = over_block<false>(all, room);
-    exps = over_block<false>(exps, room);
-    const double lse = most + log(exps);
-    if (!BACKWARD) {
-      loss = over_block<false>(loss, room);
-      if (threadIdx.x == 0)
-        ((float *)p.loss.data)[t * p.loss.row + head * p.loss.head] =
-            any ? (float)(loss / all + lse - log(all)) : 0.0f;
-      continue;
-    }
-
-    const double up = ((const float *)p.d_loss.data)[t * p.d_loss.row + head * p.d_loss.head];
-    float *slope = p.slope + work * keys;
-    for (int64_t i = threadIdx.x; i < keys; i += THREADS)
-      slope[i] =
-          s[i] == -INFINITY ? 0.0f : (float)(up * (exp((double)s[i] - lse) - (double)m[i] / all));
-    __syncthreads();
-    for (int j = head * heads + warp; j < (head + 1) * heads; j += WARPS) {
+    float *slope = BACKWARD ? p.slope + work * keys : nullptr;
+    finish_row<BACKWARD, THREADS>(p, t, head, keys, m, s, any, slope, room);
+    for (int j = head * heads + warp; BACKWARD && j < (head + 1) * heads; j += WARPS) {
       float x[PIECES], sum[PIECES], weight = 0;
       const float w = weight_of(p, t, j);
       load_row(x, p.index_q, t, j, p.ID);

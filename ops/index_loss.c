@@ -477,8 +477,8 @@ static rg_status steps(const rg_call *c, rg_cuda *x) {
   return rgi_cuda_index_loss_steps(&a, c->gpu, c->workspace, x);
 }
 static const char *path(const rg_call *c) {
-  (void)c;
-  return "plain";
+  const rgi_index_loss a = describe(c);
+  return rgi_cuda_index_loss_path(&a, c->gpu);
 }
 
 const rg_op rgi_op_index_loss = {

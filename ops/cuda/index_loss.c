@@ -5,9 +5,42 @@
 typedef struct plan {
   rgk_index_loss p;
   rgk_csr csr;
-  bool lists;
-  int64_t grid;
+  bool mma, lists;
+  int64_t grid, window; /* window: rows of a launch, mma */
 } plan;
+
+/* Bytes of a window's shares of d.index_k, at most, if one row needs no more. */
+static const int64_t SHARES = INT64_C(512) << 20;
+
+static bool by_16(const rg_arg *x) {
+  bool even = x->dtype == RG_BF16 && x->align >= 16 && x->dim[2] % 8 == 0;
+  for (int i = 0; i < 2; i++) even = even && x->stride[i] % 8 == 0;
+  return even;
+}
+
+static const char *mma_refuses(const rgi_index_loss *a, const rg_gpu *gpu) {
+  if (gpu->cc < 80) return "plain: before Ampere";
+  if (rgi_cuda_block_kb(gpu) * 1024 < RGK_INDEX_LOSS_MMA_BYTES) return "plain: shared memory";
+  if (a->q->dtype != RG_BF16) return "plain: type";
+  if (!by_16(a->q) || !by_16(a->k) || !by_16(a->index_q) || !by_16(a->index_k))
+    return "plain: a tensor off 16 bytes";
+  if (a->ID > RGK_INDEX_LOSS_MMA_WIDTH || a->IH / a->I > RGK_INDEX_LOSS_MMA_HEADS)
+    return "plain: heads of the index";
+  if (a->S > INT32_MAX || a->N * a->block > INT32_MAX / 2) return "plain: too many keys";
+  return NULL;
+}
+
+/* No bit depends on windows; four at least, so that short calls take them too. */
+static void plan_windows(plan *s, const rgi_index_loss *a, const rg_gpu *gpu, rgi_cut *w) {
+  const int64_t row = a->I * a->N * a->block * RGK_INDEX_LOSS_MMA_WIDTH * 2,
+                most = row > 0 && SHARES / row > 0 ? SHARES / row : 1,
+                whole = most * a->I / gpu->sms * gpu->sms / a->I;
+  s->window = (a->T + 3) / 4;
+  if (s->window > most) s->window = whole > 0 ? whole : most;
+  s->p.share = rgi_take(w, (size_t)(s->window * row));
+  s->p.sum = rgi_take(w, (size_t)(a->S * a->I * RGK_INDEX_LOSS_MMA_WIDTH) * sizeof *s->p.sum);
+  s->p.cursor = rgi_take(w, (size_t)(a->S * a->I) * sizeof *s->p.cursor);
+}
 
 static plan plan_call(const rgi_index_loss *a, const rg_gpu *gpu, rgi_cut *w) {
   plan s;
@@ -43,13 +76,17 @@ static plan plan_call(const rgi_index_loss *a, const rg_gpu *gpu, rgi_cut *w) {
                          .add_q = a->add_q,
                          .add_k = a->add_k,
                          .add_w = a->add_w};
-  const int64_t rows = a->T * a->I, keys = a->N * a->block, most = 8 * (int64_t)gpu->sms;
+  s.mma = !mma_refuses(a, gpu);
+  const int64_t rows = a->T * a->I, keys = a->N * a->block,
+                most = (s.mma ? 1 : 8) * (int64_t)gpu->sms;
   s.grid = rows < most ? rows : most;
-  s.p.own = rgi_take(w, (size_t)(s.grid * 2 * keys) * sizeof *s.p.own);
+  s.window = a->T;
+  s.p.own = rgi_take(w, (size_t)(s.grid * (s.mma ? 3 : 2) * keys) * sizeof *s.p.own);
   if (!a->backward) return s;
-  s.p.slope = rgi_take(w, (size_t)(rows * keys) * sizeof *s.p.slope);
+  if (!s.mma) s.p.slope = rgi_take(w, (size_t)(rows * keys) * sizeof *s.p.slope);
   s.lists = a->dk && rows > 0;
   if (!s.lists) return s;
+  if (s.mma) plan_windows(&s, a, gpu, w);
   const rgk_attn selection = {.mode = RGK_SLC,
                               .KH = s.p.I,
                               .N = s.p.N,
@@ -69,15 +106,36 @@ static plan plan_call(const rgi_index_loss *a, const rg_gpu *gpu, rgi_cut *w) {
   return s;
 }
 
-static rg_status step(const plan *s, rg_cuda *x, const void *function, int64_t blocks) {
+static rg_status step(const plan *s, rg_cuda *x, const void *function, int64_t blocks,
+                      uint32_t threads, uint32_t shared) {
   if (blocks > INT32_MAX)
     return rgi_fail(x->error, RG_E_LIMIT, NULL, NULL, "index_loss needs too large a grid");
   if (blocks == 0) return RG_OK;
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)blocks, 1, 1},
-                                   .block = {RGK_INDEX_LOSS_THREADS, 1, 1},
+                                   .block = {threads, 1, 1},
+                                   .shared = shared,
                                    .params = &s->p,
                                    .size = sizeof s->p});
+}
+
+static rg_status steps_by_mma(plan *s, const rgi_index_loss *a, rg_cuda *x) {
+  if (s->lists) RGI_TRY(rgi_csr_steps(&s->csr, x));
+  for (s->p.row = 0; s->p.row < a->T; s->p.row += s->window) {
+    s->p.rows = a->T - s->p.row < s->window ? a->T - s->p.row : s->window;
+    RGI_TRY(step(s, x, rgk_index_loss_mma_rows(a->backward), s->grid, RGK_INDEX_LOSS_MMA_THREADS,
+                 RGK_INDEX_LOSS_MMA_BYTES));
+    if (s->lists)
+      RGI_TRY(step(s, x, rgk_index_loss_mma_keys(),
+                   rgk_blocks(a->S * a->I * 16, RGK_INDEX_LOSS_THREADS), RGK_INDEX_LOSS_THREADS,
+                   0));
+  }
+  return RG_OK;
+}
+
+const char *rgi_cuda_index_loss_path(const rgi_index_loss *a, const rg_gpu *gpu) {
+  const char *no = mma_refuses(a, gpu);
+  return no ? no : "mma";
 }
 
 size_t rgi_cuda_index_loss_workspace(const rgi_index_loss *a, const rg_gpu *gpu) {
@@ -89,9 +147,11 @@ size_t rgi_cuda_index_loss_workspace(const rgi_index_loss *a, const rg_gpu *gpu)
 rg_status rgi_cuda_index_loss_steps(const rgi_index_loss *a, const rg_gpu *gpu, void *workspace,
                                     rg_cuda *x) {
   rgi_cut w = {.base = workspace};
-  const plan s = plan_call(a, gpu, &w);
-  RGI_TRY(step(&s, x, rgk_index_loss_rows(a->backward), s.grid));
+  plan s = plan_call(a, gpu, &w);
+  if (s.mma) return steps_by_mma(&s, a, x);
+  RGI_TRY(step(&s, x, rgk_index_loss_rows(a->backward), s.grid, RGK_INDEX_LOSS_THREADS, 0));
   if (!s.lists) return RG_OK;
   RGI_TRY(rgi_csr_steps(&s.csr, x));
-  return step(&s, x, rgk_index_loss_keys(), s.p.slots * s.p.block * s.p.I);
+  return step(&s, x, rgk_index_loss_keys(), s.p.slots * s.p.block * s.p.I, RGK_INDEX_LOSS_THREADS,
+              0);
 }

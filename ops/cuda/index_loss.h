@@ -8,5 +8,6 @@
 size_t rgi_cuda_index_loss_workspace(const rgi_index_loss *a, const rg_gpu *gpu);
 rg_status rgi_cuda_index_loss_steps(const rgi_index_loss *a, const rg_gpu *gpu, void *workspace,
                                     rg_cuda *x);
+const char *rgi_cuda_index_loss_path(const rgi_index_loss *a, const rg_gpu *gpu);
 
 #endif

@@ -212,6 +212,20 @@ Test(index_loss, wide_heads) {
                          .C = 128});
 }
 
+/* More heads and keys than a tile has, lists of keys longer than are read at once. */
+Test(index_loss, tiles) {
+  const num_attn wide = {ATTENTION, .block = 1, .top_n = 150, .one_idx = true, .dtype = RG_BF16};
+  index_case x = {.name = "tiles", .a = wide, .J = 64, .C = 128, .weighted = true};
+  x.a.D = 576, x.a.H = 70, x.a.KH = 1;
+  check(80, x);
+  x.a.D = 72, x.a.H = 8, x.a.KH = 2, x.a.idx = NUM_IDX_GARBAGE;
+  x.J = 33, x.C = 56, x.wide = true;
+  check(81, x);
+  x.a.one_idx = false, x.a.block = 16, x.a.top_n = 9, x.a.idx = NUM_IDX_RANDOM;
+  x.J = 6, x.weighted = false, x.dot = true;
+  check(82, x);
+}
+
 Test(index_loss, repeats_threads_and_sums) {
   for (int i = 0; i < 3; i++) {
     ot *t = ot_begin(50 + (uint64_t)i);
