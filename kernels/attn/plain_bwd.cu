@@ -396,30 +396,56 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS)
 
 /* ---- delta and sinks ---- */
 
-/* A block's rows, 32 columns of each, are read by all of it and summed from shared memory: a row by
- * a thread, in one chain. */
+/* A block's rows, some columns of each, are read by all of it and summed from shared memory: a row
+ * by a thread, in one chain. */
 enum { DELTA_COLS = 32, DELTA_LD = DELTA_COLS + 1 };
 
-/* 16 bytes at a time: a thread has eight columns of every 32nd row, at[k] on (below 0: none). */
+/* Two-byte elements, 16 bytes of them at a time, 128 bytes of a row, since memory gives those for
+ * the time of 64: a thread has eight columns of every 16th row, and a word has two. */
 template <class T>
-__device__ __forceinline__ void stage16(float *to, const void *x, const int64_t (&at)[4]) {
-  uint4 w[4];
+__device__ __forceinline__ float delta16(const rgk_attn &a, int64_t first, int64_t end, uint32_t *o,
+                                         uint32_t *d_o) {
+  enum { ROWS = RGK_PLAIN_DELTA_ROWS, COLS = 2 * DELTA_COLS, LD = DELTA_LD, STEP = 16 };
+  static_assert(RGK_PLAIN_THREADS == STEP * COLS / 8 && ROWS % STEP == 0);
+  const int own = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+  int64_t o_at[ROWS / STEP], d_o_at[ROWS / STEP]; /* below 0: no such row */
 #pragma unroll
-  for (int k = 0; k < 4; k++)
-    w[k] = at[k] < 0 ? uint4{} : __ldcs((const uint4 *)((const T *)x + at[k]));
-  to += threadIdx.x / 4 * DELTA_LD + threadIdx.x % 4 * 8;
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
-    const T *x8 = (const T *)&w[k];
-#pragma unroll
-    for (int c = 0; c < 8; c++) to[32 * k * DELTA_LD + c] = (float)x8[c];
+  for (int k = 0; k < ROWS / STEP; k++) {
+    const int64_t at = first + own + STEP * k, row = at / a.H, h = at % a.H;
+    o_at[k] = at < end ? row * a.o.row + h * a.o.head + column : -1;
+    d_o_at[k] = at < end ? row * a.d_o.row + h * a.d_o.head + column : -1;
   }
+  auto stage = [&](uint32_t *to, const void *x, const int64_t(&at)[ROWS / STEP], int c0) {
+    uint4 w[ROWS / STEP];
+#pragma unroll
+    for (int k = 0; k < ROWS / STEP; k++)
+      w[k] = at[k] >= 0 && c0 + column < a.E ? __ldcs((const uint4 *)((const T *)x + at[k] + c0))
+                                             : uint4{};
+    to += own * LD + column / 2;
+#pragma unroll
+    for (int k = 0; k < ROWS / STEP; k++, to += STEP * LD)
+      to[0] = w[k].x, to[1] = w[k].y, to[2] = w[k].z, to[3] = w[k].w;
+  };
+  float sum = 0;
+  for (int c0 = 0; c0 < a.E; c0 += COLS) {
+    __syncthreads();
+    stage(o, a.o.data, o_at, c0);
+    stage(d_o, a.d_o.data, d_o_at, c0);
+    __syncthreads();
+    const int words = min((int)COLS, a.E - c0) / 2;
+#pragma unroll 8
+    for (int c = 0; c < words; c++) {
+      const float2 x = unpack(o[threadIdx.x * LD + c], T()),
+                   y = unpack(d_o[threadIdx.x * LD + c], T());
+      sum = fmaf(x.y, y.y, fmaf(x.x, y.x, sum));
+    }
+  }
+  return sum;
 }
 
 __global__ void __launch_bounds__(RGK_PLAIN_THREADS)
     delta(const __grid_constant__ rgk_attn_plain p) {
   enum { ROWS = RGK_PLAIN_DELTA_ROWS, COLS = DELTA_COLS, LD = DELTA_LD };
-  static_assert(ROWS == 4 * 32 && RGK_PLAIN_THREADS == 4 * 32, "as stage16 has it");
   static_assert((int)ROWS == (int)RGK_PLAIN_THREADS, "a thread sums a row");
   __shared__ float o[ROWS * LD], d_o[ROWS * LD];
   const rgk_attn &a = p.a;
@@ -428,24 +454,14 @@ __global__ void __launch_bounds__(RGK_PLAIN_THREADS)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (first >= end) return;
   float sum = 0;
-  const bool sixteen = a.aligned && a.dtype != RG_F32 && a.E % COLS == 0;
-  int64_t o_at[4], d_o_at[4];
-  for (int k = 0; k < 4; k++) {
-    const int64_t at = first + threadIdx.x / 4 + 32 * k, row = at / a.H, h = at % a.H;
-    o_at[k] = at < end ? row * a.o.row + h * a.o.head + threadIdx.x % 4 * 8 : -1;
-    d_o_at[k] = at < end ? row * a.d_o.row + h * a.d_o.head + threadIdx.x % 4 * 8 : -1;
-  }
-  for (int c0 = 0; c0 < a.E && a.d_o.data && !a.delta.data; c0 += COLS) {
+  const bool wanted = a.d_o.data && !a.delta.data,
+             sixteen = a.aligned && a.dtype != RG_F32 && a.E % 8 == 0;
+  if (wanted && sixteen)
+    sum = a.dtype == RG_F16 ? delta16<__half>(a, first, end, (uint32_t *)o, (uint32_t *)d_o)
+                            : delta16<__nv_bfloat16>(a, first, end, (uint32_t *)o, (uint32_t *)d_o);
+  for (int c0 = 0; c0 < a.E && wanted && !sixteen; c0 += COLS) {
     __syncthreads();
-    if (sixteen) {
-      if (a.dtype == RG_F16)
-        stage16<__half>(o, a.o.data, o_at), stage16<__half>(d_o, a.d_o.data, d_o_at);
-      else
-        stage16<__nv_bfloat16>(o, a.o.data, o_at), stage16<__nv_bfloat16>(d_o, a.d_o.data, d_o_at);
-      for (int k = 0; k < 4; k++)
-        if (o_at[k] >= 0) o_at[k] += COLS, d_o_at[k] += COLS;
-    }
-    for (int r = sixteen ? ROWS : warp; r < ROWS; r += ROWS / 32) {
+    for (int r = warp; r < ROWS; r += ROWS / 32) {
       const int64_t row = (first + r) / a.H, h = (first + r) % a.H;
       const bool there = first + r < end && c0 + lane < a.E;
       o[r * LD + lane] =
