@@ -1,5 +1,5 @@
-/* kernels/index_loss_mma.cu: index_loss and its gradient by mma.sync, bf16, for any GPU since Ampere
-   whose blocks have 160 KB of shared memory.
+/* kernels/index_loss_mma.cu: index_loss and its gradient by mma.sync, bf16, for any GPU since
+   Ampere whose blocks have 160 KB of shared memory.
 
    rows   a block has a row of idx at a time, and heads in tiles of 64, which stay in shared memory
           while the row's keys come by in tiles of 128, 64 features at a time through a ring. Warps

@@ -12,10 +12,11 @@
    count takes about half the memory of the lists.
 
    Where they have many, lists are cut into parts of slots, `bounds` finds where each row enters
-   each part, and a thread block has a chunk of a part: a thread a row. It goes through the part by
-   ranges of slots. Who chose a slot of the range is a word of bits for 32 rows in shared memory;
-   what they say is put to memory slot by slot, in the order of rows: memory gets runs of
-   neighbours, and the order in which bits are set does not matter.
+   each part, and a thread block has a chunk of a part: a thread a row. `tally` counts. `put` goes
+   through the part by ranges of slots: who chose a slot is a word of bits for 32 rows in shared
+   memory, which say where in the slot's list each row stands, whatever the order in which they
+   were set. Rows and places are put in the lists' order there, and from there to memory: it gets
+   runs of neighbours.
  */
 #include "csr.h"
 #include "../device/scan.cuh"
@@ -230,41 +231,29 @@ __global__ void __launch_bounds__(RGK_CSR_THREADS) bounds(const __grid_constant_
 
 enum { ROWS = RGK_CSR_MANY_ROWS, RANGE = 1 << RGK_CSR_RANGE, WORDS = ROWS / 32 };
 
-/* Rows of a word of bits by slot, and places by row; the pads keep lanes in banks of their own. */
-struct range {
-  uint32_t who[WORDS][RANGE + 4];
-  uint16_t place[ROWS][RANGE + 2];
-};
+/* A thread block's chunk of a part, and a thread's row of it from where the part begins. */
+struct piece {
+  int64_t head, chunk, part, first, slots; /* first, slots: of the part */
+  int32_t *count;
+  const int32_t *idx;
+  int n, end, before, base; /* entries to come; the largest so far; base + e: slot in the part */
 
-/* PUT: lists are written; else the chunk's count of each slot is. */
-template <bool PUT>
-__global__ void __launch_bounds__(ROWS) many(const __grid_constant__ rgk_csr p) {
-  enum { AT_ONCE = 4, EACH = RANGE * WORDS / ROWS };
-  static_assert(sizeof(range) <= RGK_CSR_MANY_BYTES);
-  static_assert(RANGE * WORDS % ROWS == 0 && 32 % WORDS == 0, "a slot's words are in one warp");
-  extern __shared__ uint32_t memory[];
-  range &s = *(range *)memory;
-  const int t = threadIdx.x, word = t % WORDS;
-  const int64_t c = blockIdx.x % p.chunks, part = blockIdx.x / p.chunks % p.parts,
-                h = blockIdx.x / p.chunks / p.parts, row = c * ROWS + t, first = part << p.part,
-                slots = min(p.slots - first, INT64_C(1) << p.part);
-  const int64_t *start = p.start + h * (p.slots + 1) + first;
-  int32_t *count = p.count + (h * p.chunks + c) * p.slots + first;
-  int32_t *rows = p.rows + h * p.T * p.N;
-  uint16_t *places = p.places ? p.places + h * p.T * p.N : nullptr;
-  const int32_t *idx = (const int32_t *)p.idx.data + row * p.idx.row + h * p.idx.head;
-  int n = 0, end = 0, before = -1, base = 0; /* base + e: the slot in the part */
-  if (row < p.T) {
-    const int32_t *bound = p.bound + (h * p.T + row) * (p.parts + 1) + part;
+  __device__ __forceinline__ piece(const rgk_csr &p)
+      : head(blockIdx.x / p.chunks / p.parts), chunk(blockIdx.x % p.chunks),
+        part(blockIdx.x / p.chunks % p.parts), first(part << p.part),
+        slots(min(p.slots - first, INT64_C(1) << p.part)),
+        count(p.count + (head * p.chunks + chunk) * p.slots + first), n(0), end(0), before(-1),
+        base(0) {
+    const int64_t row = chunk * ROWS + threadIdx.x;
+    idx = (const int32_t *)p.idx.data + row * p.idx.row + head * p.idx.head;
+    if (row >= p.T) return;
+    const int32_t *bound = p.bound + (head * p.T + row) * (p.parts + 1) + part;
     n = bound[0], end = bound[1];
     if (n < end) base = (int)(keys_of(p, row).slot - first);
   }
-  for (int i = t; i < (int)sizeof s.who / 4; i += ROWS) ((uint32_t *)s.who)[i] = 0;
-  if (!__syncthreads_or(n < end)) {
-    for (int64_t i = t; !PUT && i < slots; i += ROWS) count[i] = 0;
-    return;
-  }
-  for (int from = 0; from < slots; from += RANGE) {
+  /* use(slot in the part, entry) for those of the row's entries that count and lie below. */
+  template <class F> __device__ __forceinline__ void walk(int64_t below, F use) {
+    enum { AT_ONCE = 4 };
     for (bool more = true; more && n < end;) {
       int e[AT_ONCE], taken = AT_ONCE;
 #pragma unroll
@@ -272,48 +261,96 @@ __global__ void __launch_bounds__(ROWS) many(const __grid_constant__ rgk_csr p) 
 #pragma unroll
       for (int k = 0; k < AT_ONCE; k++) {
         if (!more || e[k] <= before) continue;
-        const int at = base + e[k] - from;
-        if (at >= RANGE) {
+        if (base + e[k] >= below) {
           more = false, taken = k;
         } else {
           before = e[k];
-          atomicOr(&s.who[t / 32][at], 1u << t % 32);
-          if (PUT) s.place[t][at] = (uint16_t)(n + k);
+          use(base + e[k], n + k);
         }
       }
       n += taken;
     }
-    int64_t to[EACH];
-    int32_t had[EACH]; /* by earlier chunks */
-#pragma unroll
-    for (int i = 0; i < EACH && PUT; i++) {
-      const int slot = from + (i * ROWS + t) / WORDS;
-      had[i] = slot < slots ? count[slot] : 0;
-      to[i] = slot < slots ? start[slot] + had[i] : 0;
-    }
+  }
+};
+
+__global__ void __launch_bounds__(ROWS) tally(const __grid_constant__ rgk_csr p) {
+  enum { ROOM = 2048 };
+  __shared__ int32_t sum[ROOM];
+  piece x(p);
+  for (int64_t from = 0; from < x.slots; from += ROOM) {
+    for (int i = threadIdx.x; i < ROOM; i += ROWS) sum[i] = 0;
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int key = (i * ROWS + t) / WORDS;
-      uint32_t who = s.who[word][key];
-      s.who[word][key] = 0;
-      const int own = __popc(who);
-      int sum = own;
-#pragma unroll
-      for (int d = 1; d < WORDS; d *= 2) {
-        const int x = __shfl_up_sync(~0u, sum, d, WORDS);
-        if (word >= d) sum += x;
-      }
-      if (word == WORDS - 1 && from + key < slots) count[from + key] = PUT ? had[i] + sum : sum;
-      if (!PUT) continue;
-      int64_t at = to[i] + sum - own;
-      for (; who; who &= who - 1, at++) {
-        const int r = 32 * word + __ffs(who) - 1;
-        rows[at] = (int32_t)(c * ROWS + r);
-        if (places) places[at] = s.place[r][key];
-      }
-    }
+    x.walk(from + ROOM, [&](int slot, int) { atomicAdd(&sum[slot - from], 1); });
     __syncthreads();
+    for (int i = threadIdx.x; i < ROOM && from + i < x.slots; i += ROWS) x.count[from + i] = sum[i];
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(ROWS) put(const __grid_constant__ rgk_csr p) {
+  enum { ROOM = 6144 };
+  static_assert((int)RANGE == (int)ROWS && RANGE <= 256 && ROWS <= 256, "a thread a slot; entries");
+  __shared__ uint32_t who[WORDS][RANGE];    /* of 32 rows */
+  __shared__ uint16_t before[WORDS][RANGE]; /* of the slot's, by rows of earlier words */
+  __shared__ int32_t at[RANGE];             /* where the slot's begin among the range's */
+  __shared__ int64_t to[RANGE];             /* where that is in memory, less at */
+  __shared__ uint32_t entry[ROOM];          /* slot, row, place, in order */
+  __shared__ int32_t of_warp[WORDS];
+  const int t = threadIdx.x, lane = t % 32, warp = t / 32;
+  piece x(p);
+  const int64_t *start = p.start + x.head * (p.slots + 1) + x.first;
+  int32_t *rows = p.rows + x.head * p.T * p.N;
+  uint16_t *places = p.places ? p.places + x.head * p.T * p.N : nullptr;
+  if (!__syncthreads_or(x.n < x.end)) return;
+  for (int64_t from = 0; from < x.slots; from += RANGE) {
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) who[w][t] = 0;
+    const bool real = from + t < x.slots;
+    const int32_t had = real ? x.count[from + t] : 0; /* by earlier chunks */
+    const int64_t begin = real ? start[from + t] : 0;
+    piece again = x;
+    __syncthreads();
+    x.walk(from + RANGE, [&](int slot, int) { atomicOr(&who[warp][slot - from], 1u << lane); });
+    __syncthreads();
+    int own = 0;
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) before[w][t] = (uint16_t)own, own += __popc(who[w][t]);
+    int sum = own;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const int y = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += y;
+    }
+    if (lane == 31) of_warp[warp] = sum;
+    __syncthreads();
+    int all = 0;
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) {
+      if (w < warp) sum += of_warp[w];
+      all += of_warp[w];
+    }
+    at[t] = sum - own;
+    to[t] = begin + had - (sum - own);
+    if (real) x.count[from + t] = had + own;
+    __syncthreads();
+    const bool fits = all <= ROOM;
+    again.walk(from + RANGE, [&](int slot, int n) {
+      const int s = slot - (int)from;
+      const int i = at[s] + before[warp][s] + __popc(who[warp][s] & ((1u << lane) - 1));
+      if (fits) {
+        entry[i] = (uint32_t)s << 24 | (uint32_t)t << 16 | (uint32_t)n;
+      } else {
+        rows[to[s] + i] = (int32_t)(x.chunk * ROWS + t);
+        if (places) places[to[s] + i] = (uint16_t)n;
+      }
+    });
+    __syncthreads();
+    for (int i = t; fits && i < all; i += ROWS) {
+      const uint32_t e = entry[i];
+      const int64_t y = to[e >> 24] + i;
+      rows[y] = (int32_t)(x.chunk * ROWS + (e >> 16 & 0xff));
+      if (places) places[y] = (uint16_t)e;
+    }
   }
 }
 
@@ -334,6 +371,9 @@ const void *rgk_csr_scatter(void) {
 const void *rgk_csr_bounds(void) {
   return (const void *)bounds;
 }
-const void *rgk_csr_many(bool put) {
-  return put ? (const void *)many<true> : (const void *)many<false>;
+const void *rgk_csr_tally(void) {
+  return (const void *)tally;
+}
+const void *rgk_csr_put(void) {
+  return (const void *)put;
 }

@@ -35,18 +35,17 @@ enum {
   RGK_CSR_SCAN_THREADS = 1024,
   RGK_CSR_FEW = 32,
   RGK_CSR_MANY_ROWS = 256, /* of a chunk, and threads */
-  RGK_CSR_RANGE = 7,       /* 2^that slots at a time */
-  RGK_CSR_PARTS = 32,      /* at most */
-  RGK_CSR_MANY_BYTES = 70784
+  RGK_CSR_RANGE = 8,       /* 2^that slots at a time */
+  RGK_CSR_PARTS = 32       /* at most */
 };
 
-/* Few entries: count, columns, starts, scatter. Many: bounds, many, columns, starts, many. */
+/* Few entries: count, columns, starts, scatter. Many: bounds, tally, columns, starts, put. */
 RGK_GETTER(rgk_csr_count(void))   /* grid KH * chunks, RGK_CSR_THREADS */
 RGK_GETTER(rgk_csr_columns(void)) /* grid over KH * slots lanes, 32 a block, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_starts(void))  /* grid KH, RGK_CSR_SCAN_THREADS */
 RGK_GETTER(rgk_csr_scatter(void)) /* grid over KH * chunks warps, 32 threads */
 RGK_GETTER(rgk_csr_bounds(void))  /* a warp a row: grid over KH * T, RGK_CSR_THREADS */
-/* grid KH * parts * chunks, RGK_CSR_MANY_ROWS, RGK_CSR_MANY_BYTES */
-RGK_GETTER(rgk_csr_many(bool put))
+RGK_GETTER(rgk_csr_tally(void))   /* grid KH * parts * chunks, RGK_CSR_MANY_ROWS */
+RGK_GETTER(rgk_csr_put(void))     /* the same */
 
 #endif

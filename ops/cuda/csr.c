@@ -35,29 +35,25 @@ rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
 }
 
 static rg_status step(const rgk_csr *p, rg_cuda *x, const void *function, int64_t blocks,
-                      uint32_t threads, uint32_t shared) {
+                      uint32_t threads) {
   return x->launch(x, &(rg_launch){.function = function,
                                    .grid = {(uint32_t)blocks, 1, 1},
                                    .block = {threads, 1, 1},
-                                   .shared = shared,
                                    .params = p,
                                    .size = sizeof *p});
 }
-static rg_status step_many(const rgk_csr *p, rg_cuda *x, bool put) {
-  return step(p, x, rgk_csr_many(put), p->KH * p->parts * p->chunks, RGK_CSR_MANY_ROWS,
-              RGK_CSR_MANY_BYTES);
-}
 
 rg_status rgi_csr_steps(const rgk_csr *p, rg_cuda *x) {
+  const int64_t few = p->KH * p->chunks, pieces = few * p->parts;
   if (many(p)) {
     RGI_TRY(step(p, x, rgk_csr_bounds(), rgk_blocks(p->KH * p->T, RGK_CSR_THREADS / 32),
-                 RGK_CSR_THREADS, 0));
-    RGI_TRY(step_many(p, x, false));
+                 RGK_CSR_THREADS));
+    RGI_TRY(step(p, x, rgk_csr_tally(), pieces, RGK_CSR_MANY_ROWS));
   } else {
-    RGI_TRY(step(p, x, rgk_csr_count(), p->KH * p->chunks, RGK_CSR_THREADS, 0));
+    RGI_TRY(step(p, x, rgk_csr_count(), few, RGK_CSR_THREADS));
   }
-  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, 32), RGK_CSR_SCAN_THREADS, 0));
-  RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS, 0));
-  if (many(p)) return step_many(p, x, true);
-  return step(p, x, rgk_csr_scatter(), p->KH * p->chunks, 32, 0);
+  RGI_TRY(step(p, x, rgk_csr_columns(), rgk_blocks(p->KH * p->slots, 32), RGK_CSR_SCAN_THREADS));
+  RGI_TRY(step(p, x, rgk_csr_starts(), p->KH, RGK_CSR_SCAN_THREADS));
+  if (many(p)) return step(p, x, rgk_csr_put(), pieces, RGK_CSR_MANY_ROWS);
+  return step(p, x, rgk_csr_scatter(), few, 32);
 }
