@@ -36,7 +36,9 @@ typedef struct rgk_tokens {
 RGK_GETTER(rgk_tokens_fwd(rg_dtype t, int32_t D, int32_t E))
 
 /* Backward, of widths 576 and 512 alone: for a window of rows of q the main kernel, which
- * leaves each query's share of its keys' gradients in memory, then that of the sums. */
+ * leaves each query's share of its keys' gradients in memory, then that of the sums. At most
+ * RGK_TOKENS_PARTS tiles of heads to a KV head. */
+enum { RGK_TOKENS_PARTS = 32 };
 RGK_BOTH int rgk_tokens_sum_threads(bool joined) {
   return joined ? 96 : 160;
 }

@@ -461,8 +461,9 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
   static_assert((int)CHUNKS <= (int)THREADS);
   __shared__ int64_t share[THREADS];
   const rgk_attn &a = p.call.a;
-  const int64_t key = blockIdx.x, across = a.KH * p.call.parts;
-  const int kh = blockIdx.y, t = threadIdx.x, b = find_seq(a.kseqs, key);
+  const int64_t key = blockIdx.x;
+  const int kh = blockIdx.y, t = threadIdx.x, b = find_seq(a.kseqs, key), parts = p.call.parts,
+            whole = THREADS / parts * parts;
   const bool live = b < a.kseqs.n, begins = p.call.row == 0, ends = p.call.row + p.call.rows == a.T;
   int64_t *cursor = p.cursor + kh * a.S + key;
   float *sum = p.sum + (kh * a.S + key) * WIDTH + 8 * t;
@@ -474,14 +475,15 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
   }
   const int32_t *list = p.list + kh * a.T * a.N;
   const uint16_t *places = p.places + kh * a.T * a.N;
-  const T *part = (const T *)p.part + kh * p.call.parts * (int64_t)a.N * WIDTH + 8 * t;
+  const T *part = (const T *)p.part + 8 * t;
   float x[8];
   bool loaded = false;
   for (;;) {
-    const int64_t e = at + t;
-    const int64_t row = e < end ? list[e] - p.call.row : p.call.rows;
+    /* an entry's shares, one of each tile of heads, are neighbours: windows fall between entries */
+    const int64_t e = at + t / parts;
+    const int64_t row = t < whole && e < end ? list[e] - p.call.row : p.call.rows;
     const bool mine = row < p.call.rows;
-    if (mine) share[t] = (row * across * a.N + places[e]) * WIDTH;
+    if (mine) share[t] = (((row * a.KH + kh) * parts + t % parts) * a.N + places[e]) * WIDTH;
     const int n = __syncthreads_count(mine);
     if (n == 0 && !loaded && !begins && !ends) return;
     if (!loaded) {
@@ -489,22 +491,20 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
       for (int i = 0; i < 8; i++) x[i] = begins || t >= CHUNKS ? 0 : sum[i];
       loaded = true;
     }
-    if (t < CHUNKS)
-      for (int y = 0; y < p.call.parts; y++) {
-        const T *of = part + (int64_t)y * a.N * WIDTH;
+    if (t < CHUNKS) {
 #pragma unroll 8
-        for (int i = 0; i < n; i++) {
-          const uint4 w = __ldcs((const uint4 *)(of + share[i]));
-          const uint32_t word[4] = {w.x, w.y, w.z, w.w};
+      for (int i = 0; i < n; i++) {
+        const uint4 w = __ldcs((const uint4 *)(part + share[i]));
+        const uint32_t word[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-          for (int c = 0; c < 4; c++) {
-            const float2 v = unpack2<T>(word[c]);
-            x[2 * c] += v.x, x[2 * c + 1] += v.y;
-          }
+        for (int c = 0; c < 4; c++) {
+          const float2 v = unpack2<T>(word[c]);
+          x[2 * c] += v.x, x[2 * c + 1] += v.y;
         }
       }
-    at += n;
-    if (n < THREADS) break;
+    }
+    at += n / parts;
+    if (n < whole) break;
     __syncthreads();
   }
   if (!ends) {

@@ -74,6 +74,7 @@ static const char *bwd_refuses(const rgk_attn *a, const rg_gpu *gpu) {
   if (a->d_sinks.data) return "plain: gradient of sinks";
   if (!a->d_o.data) return "plain: no gradient of o";
   if (a->N < 1 || a->N > UINT16_MAX) return "plain: entries in a row of idx";
+  if (a->G > RGK_TOKENS_PARTS * RGK_TOKENS_ROWS) return "plain: query heads to a KV head";
   return NULL;
 }
 
