@@ -3,7 +3,7 @@
      attn_gpu_bench [--op cmp|slc|swa] [--dir fwd|bwd|both] [-T n] [-H n] [--kh n] [-D n] [-E n]
                     [--dtype f32|f16|bf16] [--pack n] [--kernel n] [--stride n] [--block n]
                     [--top n] [--window n] [--select random|local|correlated|shared] [--runs n]
-                    [--no-dq] [--no-dkv] [--add] [--latent] [--again n]
+                    [--no-dq] [--no-dkv] [--add] [--latent] [--joined] [--again n]
 
    --pack n cuts the T tokens into n sequences of uneven lengths. Selections hold the first block,
    the last two and, for the rest, blocks drawn at random among all before (random) or mostly among
@@ -11,7 +11,8 @@
    one query of 64 (shared). Prints per call the path taken, the median of the runs and the rate of
    useful operations (of one sequence of full length where packs are asked for, so read ms there),
    and the workspace. With --add gradients go to fp32 sums that are there, as they do in a graph
-   whose branches share q, k and v.
+   whose branches share q, k and v. --latent: V is K's first columns; --joined, too: one gradient
+   takes both.
  */
 #include "gpu.h"
 
@@ -21,7 +22,7 @@ extern const rg_op rgi_op_cmp_attn, rgi_op_cmp_attn_bwd, rgi_op_slc_attn, rgi_op
 typedef struct options {
   const char *op, *dir, *dtype, *select;
   int64_t T, H, KH, D, E, pack, kernel, stride, block, top, window, runs, again;
-  bool no_dq, no_dkv, add, latent;
+  bool no_dq, no_dkv, add, latent, joined;
 } options;
 
 static int ascending(const void *a, const void *b) {
@@ -157,6 +158,7 @@ static void measure(const options *o, rg_dtype dtype) {
                lse = gpu_tensor(RG_F32, 2, o->T, o->H, 0);
   gpu_out(&x[0], "o", out);
   gpu_out(&x[0], "lse", lse);
+  gpu_int(&x[1], "joined", o->joined);
   gpu_in(&x[1], "out.o", out);
   gpu_in(&x[1], "out.lse", lse);
   gpu_in(&x[1], "grad.o", d_o);
@@ -167,7 +169,7 @@ static void measure(const options *o, rg_dtype dtype) {
            {"d.k", "acc.k", S, o->KH, o->D},
            {"d.v", "acc.v", S, o->KH, o->E}};
   for (int i = 0; i < 3; i++) {
-    if (i == 0 ? o->no_dq : o->no_dkv) continue;
+    if ((i == 0 ? o->no_dq : o->no_dkv) || (i == 2 && o->joined)) continue;
     const rg_arg y = gpu_tensor(o->add ? RG_F32 : dtype, 3, d[i].rows, d[i].heads, d[i].width);
     gpu_out(&x[1], d[i].name, y);
     if (o->add) gpu_in(&x[1], d[i].sum, y);
@@ -182,8 +184,8 @@ static void measure(const options *o, rg_dtype dtype) {
 }
 
 int main(int argc, char **argv) {
-  options o = {"slc", "both", "bf16", "random", 8192, 16, 1,     128,   0,     1,    32,
-               16,    64,     16,     512,      11,   0,  false, false, false, false};
+  options o = {"slc", "both", "bf16", "random", 8192, 16, 1,     128,   0,     1,     32,
+               16,    64,     16,     512,      11,   0,  false, false, false, false, false};
   const gpu_flag flags[] = {{"--op", &o.op, 0, 0},
                             {"--dir", &o.dir, 0, 0},
                             {"--dtype", &o.dtype, 0, 0},
@@ -202,11 +204,13 @@ int main(int argc, char **argv) {
                             {"--runs", 0, &o.runs, 0},
                             {"--again", 0, &o.again, 0},
                             {"--latent", 0, 0, &o.latent},
+                            {"--joined", 0, 0, &o.joined},
                             {"--no-dq", 0, 0, &o.no_dq},
                             {"--no-dkv", 0, 0, &o.no_dkv},
                             {"--add", 0, 0, &o.add}};
   gpu_flags(argc, argv, flags, RGI_COUNT(flags));
   if (o.E == 0) o.E = o.D;
+  o.latent = o.latent || o.joined;
   gpu_open();
   measure(&o, gpu_dtype(o.dtype));
   return 0;
