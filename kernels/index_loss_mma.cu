@@ -408,22 +408,23 @@ __global__ void __launch_bounds__(RGK_INDEX_LOSS_THREADS)
   enum { EACH = WIDTH / 8 };
   static_assert(EACH == 16);
   const int u = threadIdx.x % EACH;
-  const int64_t which = (blockIdx.x * (int64_t)RGK_INDEX_LOSS_THREADS + threadIdx.x) / EACH;
+  /* below 2^31, which divides more quickly */
+  const int which = (int)(blockIdx.x * (RGK_INDEX_LOSS_THREADS / EACH) + threadIdx.x / EACH);
   const bool real = which < p.S * p.I;
-  const int64_t key = real ? which / p.I : 0, until = p.row + p.rows;
-  const int head = real ? (int)(which % p.I) : 0, b = find_seq(p.kseqs, key);
+  const int key = real ? which / p.I : 0, head = real ? which % p.I : 0, b = find_seq(p.kseqs, key);
+  const int64_t until = p.row + p.rows;
   const bool live = real && b < p.kseqs.n, begins = p.row == 0, ends = until == p.T;
   int64_t at = 0, end = 0, within = 0;
   if (live) {
-    const int64_t first = seq_start(p.kseqs, b),
-                  slot = first / p.block + b + (key - first) / p.block,
-                  *start = p.start + head * (p.slots + 1) + slot;
+    const int first = (int)seq_start(p.kseqs, b),
+              slot = first / p.block + b + (key - first) / p.block;
+    const int64_t *start = p.start + head * (p.slots + 1) + slot;
     within = (key - first) % p.block;
     at = begins ? start[0] : p.cursor[which];
     end = start[1];
   }
   float x[8];
-  float4 *const sum = (float4 *)(p.sum + which * WIDTH + 8 * u);
+  float4 *const sum = (float4 *)(p.sum + (int64_t)which * WIDTH + 8 * u);
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const float4 y = real && !begins ? sum[i] : float4{};

@@ -26,7 +26,7 @@ static const char *mma_refuses(const rgi_index_loss *a, const rg_gpu *gpu) {
     return "plain: a tensor off 16 bytes";
   if (a->ID > RGK_INDEX_LOSS_MMA_WIDTH || a->IH / a->I > RGK_INDEX_LOSS_MMA_HEADS)
     return "plain: heads of the index";
-  if (a->S > INT32_MAX || a->N * a->block > INT32_MAX / 2) return "plain: too many keys";
+  if (a->S * a->I > INT32_MAX / 2 || a->N * a->block > INT32_MAX / 2) return "plain: too many keys";
   return NULL;
 }
 
