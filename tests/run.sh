@@ -89,12 +89,13 @@ build() { # folder, cmake options…
   fi
   rm -f "$log"
 }
+# One test more than there are cores: some wait, for ranks that are late or for a terminal.
 run_tests() { # folder, ctest options…
   local folder=$1 log
   shift
   log=$(mktemp)
   local status=0
-  (cd "$folder" && ctest --output-on-failure --parallel "$jobs" --timeout 600 "$@") |
+  (cd "$folder" && ctest --output-on-failure --parallel $((jobs + 1)) --timeout 600 "$@") |
     tee "$log" || status=$?
   local all bad
   all=$(sed -n 's/.*tests failed out of \([0-9]*\).*/\1/p' "$log" | tail -1)
