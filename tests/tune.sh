@@ -29,8 +29,9 @@ fail() {
   exit 1
 }
 tune() { # PROFILE
-  exec "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" --source here \
-    --profile-out "$1"
+  # what is begun in the background ignores Ctrl-C, and so would what is begun here
+  exec env --default-signal=INT "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" \
+    --source here --profile-out "$1"
 }
 jobs_of() { # FILE, which may not be there yet
   local n
