@@ -15,6 +15,7 @@
  */
 #include "index_loss.h"
 #include "cpu/rows.h"
+#include "cpu/watch.h"
 #include "cuda/index_loss.h"
 
 enum {
@@ -223,7 +224,7 @@ static size_t workspace(const rg_call *c) {
 }
 
 /* In eight chains, which vectors take. */
-static double dot(const float *x, const float *y, int64_t n) {
+RGI_UNCOUNTED static double dot(const float *x, const float *y, int64_t n) {
   double sum[8] = {0}, all = 0;
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)

@@ -1,11 +1,15 @@
-/* ops/cpu/watch.h: for loops in which the address sanitizer's look at every access would be nearly
- * all that they do. Such a function is RGI_WATCHED, that is, not looked at inside; whoever calls it
- * watches what it will read and write, row by row. Without that sanitizer neither does anything.
+/* ops/cpu/watch.h: for loops of which a sanitizer's or a counter's part would be nearly all.
+ *
+ * A function that is RGI_WATCHED the address sanitizer does not look into; whoever calls it watches
+ * what it will read and write, row by row. Without that sanitizer neither does anything. One that
+ * is RGI_UNCOUNTED line coverage leaves out.
  */
 #ifndef RGI_CPU_WATCH_H
 #define RGI_CPU_WATCH_H
 
 #include <stdint.h>
+
+#define RGI_UNCOUNTED __attribute__((no_profile_instrument_function))
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
