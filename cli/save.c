@@ -207,6 +207,11 @@ rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size
 }
 
 rg_status cli_writable(cli *c, const char *path) {
+  if (path && strcmp(path, "-") == 0)
+    return cli_fail(
+        &c->error, RG_E_USAGE, NULL,
+        "'-' names no file to write: /dev/stdout is standard output, ./- a file that is "
+        "called so");
   const char *why = path ? cli_save_obstacle(path) : NULL;
   if (!why) return RG_OK;
   c->write_failed = true;

@@ -41,8 +41,13 @@ static rg_status poison(rg_session *s, void *data, int64_t size, rg_error *e) {
   static const uint16_t pattern = RGI_POISON;
   char *p = data;
   (void)s, (void)e;
-  for (int64_t i = 0; i + 2 <= size; i += 2) memcpy(p + i, &pattern, 2);
-  if (size & 1) memcpy(p + size - 1, &pattern, 1);
+  if (size == 0) return RG_OK;
+  memcpy(p, &pattern, size < 2 ? 1 : 2);
+  for (int64_t n = 2, more; n < size; n += more) { /* what stands there already, behind itself */
+    more = n < 4096 ? n : 4096;
+    if (more > size - n) more = size - n;
+    memcpy(p + n, p, (size_t)more);
+  }
   return RG_OK;
 }
 static rg_status read_memory(rg_session *s, void *host, const void *device, size_t size,

@@ -71,9 +71,12 @@ static rg_status high_water(rg_session *s, const char *p, int64_t size, int64_t 
     int64_t from = (end - 1) / RGI_WINDOW * RGI_WINDOW, n = end - from;
     RGI_TRY(s->backend->read(s, s->window, p + from, (size_t)n, e));
     if (n & 1 && memcmp(host + n - 1, &poison, 1) != 0) *out = end;
-    for (n &= ~(int64_t)1; n > 0 && *out == 0; n -= 2)
-      if (memcmp(host + n - 2, &poison, 2) != 0) *out = from + n;
+    n &= ~(int64_t)1;
     end = from;
+    /* each pair as the one before it, and so as the first: nothing was written */
+    if (n && memcmp(host, &poison, 2) == 0 && memcmp(host + 2, host, (size_t)n - 2) == 0) continue;
+    for (; n > 0 && *out == 0; n -= 2)
+      if (memcmp(host + n - 2, &poison, 2) != 0) *out = from + n;
   }
   return RG_OK;
 }

@@ -37,6 +37,8 @@ static rg_status resolve(rgi_builder *b, const rgi_json *v, const char *pointer,
   if (is_broken(b, v->text)) return RG_E_NAME; /* follows from another error */
   *out = rgi_names_get(&b->tensors, v->text);
   if (*out >= 0) return RG_OK;
+  for (const rgi_first *f = b->spec->first; f; f = f->next)
+    if (f->name == v->text) pointer = f->pointer; /* where it stands in the file */
   return rgi_no_such(b, RG_E_NAME, pointer, node, NULL, "tensor", v->text, tensor_name,
                      b->g->tensor, b->g->ntensor);
 }

@@ -121,6 +121,14 @@ static bool is_own(const block *b, const char *name) {
   return rgi_names_get(&b->own, node) >= 0;
 }
 
+static rg_status note_first(expansion *x, const char *name, const char *pointer) {
+  rgi_first *f = rgi_alloc(x->spec->arena, sizeof *f);
+  if (f) *f = (rgi_first){x->spec->first, name, rgi_strdup(x->spec->arena, pointer)};
+  if (!f || !f->pointer) return rgi_nomem(x->e);
+  x->spec->first = f;
+  return RG_OK;
+}
+
 static rg_status read_block(expansion *x, block *b, int place) {
   static const char *const keys[] = {"repeat", "name",  "nodes", "carry",
                                      "inputs", "state", "out",   "doc"};
@@ -154,6 +162,7 @@ static rg_status read_block(expansion *x, block *b, int place) {
       const rgi_json *t = rgi_json_get(c, carried[k]);
       rgi_pointer_key(&r, q.text, carried[k]);
       RGI_TRY(rgi_json_expect(t, RGI_JSON_STRING, r.text, NULL, x->e));
+      if (k == 0) RGI_TRY(note_first(x, t->text, r.text));
       if (k == 1 && !is_own(b, t->text))
         return rgi_fail(x->e, RG_E_NAME, r.text, NULL, "the block makes no tensor '%s'",
                         rgi_show(&shown, t->text));

@@ -15,6 +15,12 @@ typedef struct rgi_repeat {
   int64_t count;
 } rgi_repeat;
 
+/* A name that a block's first copy reads where its nodes have the carried one. */
+typedef struct rgi_first {
+  const struct rgi_first *next;
+  const char *name, *pointer; /* the name itself, by which it is known, not its letters */
+} rgi_first;
+
 struct rg_spec {
   rgi_arena *arena; /* owns everything below but the graph */
   const rg_context *ctx;
@@ -28,6 +34,7 @@ struct rg_spec {
   bool *is_state;                   /* … which of `inputs` are state (which joins them there) */
   rgi_repeat *repeat;
   int nrepeat;
+  const rgi_first *first;
   const char **free_name; /* names in input shapes that are no parameters, in order of appearance */
   int nfree;
   rgi_names param_index, free_index;

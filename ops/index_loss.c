@@ -15,6 +15,7 @@
  */
 #include "index_loss.h"
 #include "cpu/rows.h"
+#include "cpu/watch.h"
 #include "cuda/index_loss.h"
 
 enum {
@@ -223,7 +224,7 @@ static size_t workspace(const rg_call *c) {
 }
 
 /* In eight chains, which vectors take. */
-static double dot(const float *x, const float *y, int64_t n) {
+RGI_WATCHED RGI_UNCOUNTED static double eight_chains(const float *x, const float *y, int64_t n) {
   double sum[8] = {0}, all = 0;
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
@@ -231,6 +232,11 @@ static double dot(const float *x, const float *y, int64_t n) {
   for (int l = 0; i + l < n; l++) sum[l] += (double)x[i + l] * (double)y[i + l];
   for (int l = 0; l < 8; l++) all += sum[l];
   return all;
+}
+static double dot(const float *x, const float *y, int64_t n) {
+  rgi_watch(x, n);
+  rgi_watch(y, n);
+  return eight_chains(x, y, n);
 }
 
 /* A row of idx: where its query stands and which keys there are. */

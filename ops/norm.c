@@ -11,6 +11,7 @@
    what is there.
  */
 #include "cpu/rows.h"
+#include "cpu/watch.h"
 #include "cuda/norm.h"
 
 enum { ATTR_EPS, ATTR_COUNT };
@@ -49,7 +50,7 @@ static float sum_lanes(float *lane) {
 }
 
 /* Σ a·b */
-static float dot(const float *a, const float *b, int64_t n) {
+RGI_UNCOUNTED static float dot(const float *a, const float *b, int64_t n) {
   float lane[LANES] = {0};
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES)

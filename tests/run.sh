@@ -89,12 +89,13 @@ build() { # folder, cmake options…
   fi
   rm -f "$log"
 }
+# One test more than there are cores: some wait, for ranks that are late or for a terminal.
 run_tests() { # folder, ctest options…
   local folder=$1 log
   shift
   log=$(mktemp)
   local status=0
-  (cd "$folder" && ctest --output-on-failure --parallel "$jobs" --timeout 600 "$@") |
+  (cd "$folder" && ctest --output-on-failure --parallel $((jobs + 1)) --timeout 600 "$@") |
     tee "$log" || status=$?
   local all bad
   all=$(sed -n 's/.*tests failed out of \([0-9]*\).*/\1/p' "$log" | tail -1)
@@ -113,12 +114,50 @@ check() { # title, command…
   fi
 }
 
+# ---- beside the stages ---------------------------------------------------------------------------
+# What takes long and holds nothing up runs with what the stages leave of the cores.
+beside=()
+trap '[ ${#beside[@]} -eq 0 ] || kill "${beside[@]}" 2>/dev/null || true' EXIT
+wanted() { [[ " ${stages[*]} " == *" $1 "* ]]; }
+
+# clang-tidy; wants build/compile_commands.json
+tidy=""
+begin_tidy() {
+  # what is compiled with CUDA's headers, where the build has them
+  local cuda=()
+  grep -q cp/cuda_ build/compile_commands.json || cuda=(":!cp/cuda_*")
+  tidy_log=$(mktemp)
+  git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "cp/*.c" \
+    "exec/*.c" "report/*.c" "cli/*.c" "${cuda[@]}" |
+    nice xargs -n 4 -P "$jobs" clang-tidy -p build --quiet --warnings-as-errors="*" \
+      >"$tidy_log" 2>/dev/null &
+  tidy=$!
+  beside+=("$tidy")
+}
+end_tidy() {
+  local status=0
+  wait "$tidy" || status=$?
+  cat "$tidy_log"
+  rm -f "$tidy_log"
+  return "$status"
+}
+
+# The adapters' packages; the registry's absence is no failure of ours.
+adapters=""
+begin_adapters() {
+  adapters_log=$(mktemp)
+  nice timeout 900 tests/adapters.sh install >"$adapters_log" 2>&1 </dev/null &
+  adapters=$!
+  beside+=("$adapters")
+}
+
 # ---- stages --------------------------------------------------------------------------------------
 stage_release() {
   # With nvcc, few kernel instances: this shows that they build; tests/gpu.sh is what runs them, on
   # a GPU.
   build build -DCMAKE_BUILD_TYPE=Release -DREGRAPH_CUDA=AUTO \
     -DREGRAPH_KERNELS="${REGRAPH_KERNELS:-dev}"
+  ! wanted static || begin_tidy
   run_tests build
   local status=0
   tests/python.sh build || status=$?
@@ -150,6 +189,8 @@ stage_coverage() {
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
 stage_static() {
+  [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
+  [ -n "$tidy" ] || begin_tidy
   check "clang-format" bash -c \
     'git ls-files "*.c" "*.h" "*.cu" "*.cuh" | xargs clang-format --dry-run --Werror'
   check "lines of at most 100 columns" tests/columns.py
@@ -157,29 +198,12 @@ stage_static() {
     --inline-suppr --suppressions-list=.cppcheck \
     -I include --enable=warning,performance,portability \
     -j "$jobs" graph passes ops memplan recompute cp exec report cli
-  [ -f build/compile_commands.json ] || build build -DCMAKE_BUILD_TYPE=Release
-  # what is compiled with CUDA's headers, where the build has them
-  grep -q cp/cuda_ build/compile_commands.json && cuda= || cuda=":!cp/cuda_*"
-  check "clang-tidy" bash -c \
-    'git ls-files "graph/*.c" "passes/*.c" "ops/*.c" "memplan/*.c" "recompute/*.c" "cp/*.c" \
-      "exec/*.c" "report/*.c" "cli/*.c" $1 |
-    xargs -n 4 -P "$0" clang-tidy -p build --quiet --warnings-as-errors="*" 2>/dev/null' \
-    "$jobs" "$cuda"
+  check "clang-tidy" end_tidy
 }
 stage_install() {
   [ -x build/regraph ] || build build -DCMAKE_BUILD_TYPE=Release
   check "installed tree" tests/install_test.sh build
   check "examples/run.sh" bash -c 'examples/run.sh >/dev/null'
-}
-# Their packages come while the other stages run, and yield to them; the registry's absence is no
-# failure of ours.
-adapters=""
-begin_adapters() {
-  local log
-  log=$(mktemp)
-  nice timeout 900 tests/adapters.sh install >"$log" 2>&1 </dev/null &
-  adapters=$! adapters_log=$log
-  trap 'kill "$adapters" 2>/dev/null || true' EXIT
 }
 stage_adapters() {
   [ -f build/libregraph.so ] || build build -DCMAKE_BUILD_TYPE=Release
@@ -195,7 +219,7 @@ stage_adapters() {
   rm -f "$adapters_log"
 }
 
-[[ " ${stages[*]} " != *" adapters "* ]] || begin_adapters
+! wanted adapters || begin_adapters
 for stage in "${stages[@]}"; do
   declare -F "stage_$stage" >/dev/null || { echo "tests/run.sh: no stage '$stage'" >&2; exit 2; }
   say "$stage"

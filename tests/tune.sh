@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 # jobs: two specs at the CPU's three lengths, or six at one, where a GPU's six would take minutes
 set_=(--set B=1 --set H=16 --set KH=1 --set T=8192) windows="512 100 200 300 400 500"
 [ "$device" = cuda ] ||
-  set_=(--set B=1 --set H=4 --set KH=2 --set D=32 --set DV=32 --repeat 1) windows="512 100"
+  set_=(--set B=1 --set H=2 --set KH=1 --set D=32 --set DV=32 --repeat 1) windows="512 100"
 specs=()
 for window in $windows; do
   specs+=("$window.json")
@@ -29,8 +29,9 @@ fail() {
   exit 1
 }
 tune() { # PROFILE
-  exec "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" --source here \
-    --profile-out "$1"
+  # what is begun in the background ignores Ctrl-C, and so would what is begun here
+  exec env --default-signal=INT "$regraph" tune "${specs[@]}" "${set_[@]}" --device "$device" \
+    --source here --profile-out "$1"
 }
 jobs_of() { # FILE, which may not be there yet
   local n

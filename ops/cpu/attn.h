@@ -25,6 +25,7 @@
 
 #include "../../kernels/kernels.h"
 #include "../attn.h"
+#include "watch.h"
 
 enum { RGI_ATTN_ROWS = 64, RGI_ATTN_KEYS = 64 };
 

@@ -29,9 +29,9 @@ RGI_INLINE TARGET vi v_iota(void) {
 
 /* ---- products ---- */
 
-/* C[R, NVEC * W], summing chains of `step` terms. */
-RGI_INLINE TARGET void tile(const int R, const int NVEC, const rgi_attn_gemm *g, const float *a,
-                            const float *b, float *c) {
+/* C[R, NVEC * W], summing chains of `step` terms. What it reads and writes, gemm has watched. */
+RGI_INLINE TARGET RGI_WATCHED void tile(const int R, const int NVEC, const rgi_attn_gemm *g,
+                                        const float *a, const float *b, float *c) {
   const int64_t a_row = g->a_row, a_col = g->a_col, ldb = g->ldb, ldc = g->ldc;
   bool add = g->add;
   for (int64_t left = g->k; left > 0; left -= g->step, add = true) {
@@ -66,10 +66,10 @@ RGI_INLINE TARGET void tile(const int R, const int NVEC, const rgi_attn_gemm *g,
 }
 
 typedef void tile_fn(const rgi_attn_gemm *g, const float *a, const float *b, float *c);
-#define TILE(R, NVEC)                                                                          \
-  TARGET static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, const float *b, \
-                                       float *c) {                                             \
-    tile(R, NVEC, g, a, b, c);                                                                 \
+#define TILE(R, NVEC)                                                                      \
+  TARGET RGI_WATCHED static void tile_##R##_##NVEC(const rgi_attn_gemm *g, const float *a, \
+                                                   const float *b, float *c) {             \
+    tile(R, NVEC, g, a, b, c);                                                             \
   }
 #define TILES(NVEC) \
   TILE(1, NVEC) TILE(2, NVEC) TILE(3, NVEC) TILE(4, NVEC) TILE(5, NVEC) TILE(6, NVEC)
@@ -86,8 +86,18 @@ static tile_fn *const tile_table[NV][MR] = {ROW(1), ROW(2), ROW(3), ROW(4)};
 static tile_fn *const tile_table[NV][MR] = {ROW(1), ROW(2)};
 #endif
 
+/* One of A's strides is 1. */
+static void watch(const rgi_attn_gemm *g) {
+  const bool rows = g->a_col == 1;
+  const int64_t n = (g->n + 15) / 16 * 16, row = rows ? g->a_row : g->a_col;
+  for (int64_t i = 0; i < (rows ? g->m : g->k); i++) rgi_watch(g->a + i * row, rows ? g->k : g->m);
+  for (int64_t i = 0; i < g->k; i++) rgi_watch(g->b + i * g->ldb, n);
+  for (int64_t i = 0; i < g->m; i++) rgi_watch(g->c + i * g->ldc, n);
+}
+
 TARGET static void gemm(const rgi_attn_gemm *g) {
   const int64_t vectors = (g->n + 15) / 16 * GROUP;
+  watch(g);
   for (int64_t v = 0; v < vectors; v += NV) {
     tile_fn *const *fn = tile_table[vectors - v < NV ? vectors - v - 1 : NV - 1];
     /* Rows in equal shares: 16 is 6 + 5 + 5. */

@@ -14,6 +14,7 @@
 #define TK_BYTES 16
 #define TK_KEYS  6 /* × 2 vectors: 12 of 16 registers hold sums */
 #define TK_ISA   0
+#define TK_CLEAR (void)0
 #include "topk_simd.h"
 
 #if defined(__x86_64__)
@@ -22,6 +23,7 @@
 #define TK_BYTES   32
 #define TK_KEYS    6
 #define TK_ISA     1
+#define TK_CLEAR   __builtin_ia32_vzeroupper()
 #include "topk_simd.h"
 
 #define TK_NAME(x) x##_avx512
@@ -29,6 +31,7 @@
 #define TK_BYTES   64
 #define TK_KEYS    12 /* × 2 vectors: 24 of 32 registers */
 #define TK_ISA     2
+#define TK_CLEAR   __builtin_ia32_vzeroupper()
 #include "topk_simd.h"
 #endif
 

@@ -3,6 +3,8 @@
  *   TK_NAME(x)  x with the level's suffix   TK_TARGET  the function attribute of the level
  *   TK_BYTES    bytes of a vector           TK_KEYS    keys whose sums stay in registers together
  *   TK_ISA      the level
+ *   TK_CLEAR    clears the vectors' upper halves, where there are such: gcc 12 does not after a
+ *               call of `raw`, which leaves them alone; instructions of the older set are slow then
  */
 #define vf        TK_NAME(vf)
 #define vi        TK_NAME(vi)
@@ -325,6 +327,7 @@ static TK_TARGET void TK_NAME(relu)(const rgi_topk_tile *t, int64_t block0, int6
       TK_NAME(raw)(t, key + j, x, block0, block1);
     }
   }
+  TK_CLEAR;
 }
 
 /* Σ_h q_h·k = (Σ_h q_h)·k, in double: G times less work than head by head, and sums near zero keep
@@ -364,6 +367,7 @@ static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64
       TK_NAME(raw)(t, key + j, (const double *)sum, block0, block1);
     }
   }
+  TK_CLEAR;
 }
 
 #undef vf
@@ -395,3 +399,4 @@ static TK_TARGET void TK_NAME(dot)(const rgi_topk_tile *t, int64_t block0, int64
 #undef TK_BYTES
 #undef TK_KEYS
 #undef TK_ISA
+#undef TK_CLEAR

@@ -585,6 +585,10 @@ cmp -s whole.npy before.npy && fail "what the link leads to is not written"
 run_small 0 . --out o=/dev/null --grad-out q=/dev/null
 expect 0 . pack in.csv --out /dev/stdout
 same 'pack --out /dev/stdout' stdout plain.csv
+expect 2 "'-' names no file.*/dev/stdout" plan "$nsa" --set T=64 --html -
+expect 2 "'-' names no file" pack in.csv --out -
+run_small 2 "'-' names no file" --out o=-
+[ ! -e ./- ] || fail "a file called '-' is there"
 run_small 2 '--out o and --grad-out q both write' --out o=x.npy --grad-out q=./x.npy
 run_small 2 '--grad-out k and --grad-out q both write' --grad-out k=link.npy --grad-out q=whole.npy
 [ -e x.npy ] && fail "a refused run writes"

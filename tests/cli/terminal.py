@@ -22,6 +22,8 @@ from pathlib import Path
 from checks import check, leave
 
 regraph, source = sys.argv[1], Path(sys.argv[2])
+# What is begun in the background ignores Ctrl-C, and so would what is begun here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 nsa = source / "examples/nsa.json"
 wrong = source / "tests/golden/run/many.json"
 small = ["--set", "T=256", "--set", "H=4", "--set", "KH=2", "--set", "D=16", "--set", "DV=16"]

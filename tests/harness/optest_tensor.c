@@ -311,12 +311,17 @@ static void fill_range(ot_tensor *a, int64_t from, int64_t to, double value) {
 }
 
 void ot_fill_normal(ot *t, ot_tensor *a, double deviation) {
-  for (int64_t i = 0; i < a->n; i++) put(ot_at(a, i), a->arg.dtype, deviation * ot_normal(t));
+  size_t size = rg_dtype_size(a->arg.dtype);
+  EACH_RUN(a, 0, a->n, i, at, n)
+  for (int64_t k = 0; k < n; k++)
+    put(at + (size_t)k * size, a->arg.dtype, deviation * ot_normal(t));
 }
 void ot_fill_outliers(ot *t, ot_tensor *a) {
-  for (int64_t i = 0; i < a->n; i++) {
+  size_t size = rg_dtype_size(a->arg.dtype);
+  EACH_RUN(a, 0, a->n, i, at, n)
+  for (int64_t k = 0; k < n; k++) {
     double x = ot_normal(t), big = 10 * ot_normal(t); /* variance 100 */
-    put(ot_at(a, i), a->arg.dtype, ot_uniform(t) < 0.001 ? x + big : x);
+    put(at + (size_t)k * size, a->arg.dtype, ot_uniform(t) < 0.001 ? x + big : x);
   }
 }
 void ot_fill(ot_tensor *a, double value) {
@@ -333,15 +338,17 @@ void ot_poison_rows(ot_tensor *a, int64_t from, int64_t to) {
 
 double ot_relrms(const ot_tensor *x, const double *ref, double floor) {
   double err = 0, norm = 0;
-  for (int64_t i = 0; i < x->n; i++) {
-    double v = ot_element(x, i);
-    if (isnan(ref[i]) ? isnan(v) : v == ref[i]) {
-      norm += isfinite(ref[i]) ? ref[i] * ref[i] : 0;
+  const size_t size = rg_dtype_size(x->arg.dtype);
+  EACH_RUN(x, 0, x->n, i, at, n)
+  for (int64_t k = 0; k < n; k++) {
+    const double v = get(at + (size_t)k * size, x->arg.dtype), r = ref[i + k];
+    if (isnan(r) ? isnan(v) : v == r) {
+      norm += isfinite(r) ? r * r : 0;
       continue;
     }
-    if (!isfinite(v) || !isfinite(ref[i])) return INFINITY;
-    err += (v - ref[i]) * (v - ref[i]);
-    norm += ref[i] * ref[i];
+    if (!isfinite(v) || !isfinite(r)) return INFINITY;
+    err += (v - r) * (v - r);
+    norm += r * r;
   }
   if (err == 0) return 0;
   return sqrt(err) / fmax(sqrt(norm), floor * sqrt((double)x->n));

@@ -1,6 +1,7 @@
 /* tests/ref/ref_attn.c: attention and its gradient, one row at a time, with "is this key visible"
  * as the only thing that tells the three attention ops apart. */
 #include "ref.h"
+#include "sums.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,15 +58,14 @@ static double logits(const ref_attn *a, const row *r, double *s) {
     s[j] = -INFINITY;
     if (!visible(a, r, j)) continue;
     const double *k = a->k + ((r->key0 + j) * a->KH + r->kh) * a->D;
-    double x = 0;
-    for (int64_t c = 0; c < a->D; c++) x += q[c] * k[c];
-    s[j] = scale * x;
+    s[j] = scale * ref_dot(q, k, a->D);
     if (a->softcap != 0) s[j] = a->softcap * tanh(s[j] / a->softcap);
     if (s[j] > max) max = s[j];
   }
   if (max == -INFINITY) return -INFINITY;
   sum = exp(sink - max);
-  for (int64_t j = 0; j < r->nkey; j++) sum += exp(s[j] - max);
+  for (int64_t j = 0; j < r->nkey; j++)
+    if (s[j] != -INFINITY) sum += exp(s[j] - max);
   return max + log(sum);
 }
 
@@ -76,8 +76,7 @@ static void softmax_row(const ref_attn *a, const row *r, const double *s, double
   for (int64_t j = 0; j < r->nkey; j++) {
     p[j] = s[j] == -INFINITY ? 0 : exp(s[j] - lse);
     if (p[j] == 0) continue;
-    const double *v = a->v + ((r->key0 + j) * a->KH + r->kh) * a->DV;
-    for (int64_t c = 0; c < a->DV; c++) o[c] += p[j] * v[c];
+    ref_axpy(o, p[j], a->v + ((r->key0 + j) * a->KH + r->kh) * a->DV, a->DV);
   }
 }
 
@@ -105,21 +104,19 @@ void ref_attn_forward(const ref_attn *a, double *o, double *lse) {
 static void backward_row(const ref_attn *a, const row *r, const double *s, const double *p,
                          const double *o, const double *d_o, double d_lse, double lse, double *dq,
                          double *dk, double *dv, double *dsinks) {
-  double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D), delta = 0;
+  double scale = a->scale != 0 ? a->scale : 1 / sqrt((double)a->D), delta;
   const double *q = a->q + (r->t * a->H + r->h) * a->D;
-  for (int64_t c = 0; c < a->DV; c++) delta += d_o[c] * o[c];
+  delta = ref_dot(d_o, o, a->DV);
   if (dsinks && a->sinks) dsinks[r->h] += exp(a->sinks[r->h] - lse) * (d_lse - delta);
   for (int64_t j = 0; j < r->nkey; j++) {
     if (s[j] == -INFINITY) continue;
     int64_t key = (r->key0 + j) * a->KH + r->kh;
     const double *k = a->k + key * a->D, *v = a->v + key * a->DV;
-    double dp = 0;
-    for (int64_t c = 0; c < a->DV; c++) dp += d_o[c] * v[c];
-    double dx = scale * p[j] * (dp - delta + d_lse);
+    double dx = scale * p[j] * (ref_dot(d_o, v, a->DV) - delta + d_lse);
     if (a->softcap != 0) dx *= 1 - (s[j] / a->softcap) * (s[j] / a->softcap);
-    for (int64_t c = 0; dq && c < a->D; c++) dq[(r->t * a->H + r->h) * a->D + c] += dx * k[c];
-    for (int64_t c = 0; dk && c < a->D; c++) dk[key * a->D + c] += dx * q[c];
-    for (int64_t c = 0; dv && c < a->DV; c++) dv[key * a->DV + c] += p[j] * d_o[c];
+    if (dq) ref_axpy(dq + (r->t * a->H + r->h) * a->D, dx, k, a->D);
+    if (dk) ref_axpy(dk + key * a->D, dx, q, a->D);
+    if (dv) ref_axpy(dv + key * a->DV, p[j], d_o, a->DV);
   }
 }
 

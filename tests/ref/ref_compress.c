@@ -1,5 +1,6 @@
 /* tests/ref/ref_compress.c: block compression of keys or values, and its gradients. */
 #include "ref.h"
+#include "sums.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +30,7 @@ static bool gated(ref_method m) {
 static double project(const ref_compress *a, int64_t t, int64_t h, int64_t o) {
   double sum = 0;
   for (int64_t n = 0; n < a->kernel; n++)
-    for (int64_t c = 0; c < a->D; c++)
-      sum += a->w[o * a->kernel * a->D + n * a->D + c] * a->x[((t + n) * a->KH + h) * a->D + c];
+    sum += ref_dot(a->w + (o * a->kernel + n) * a->D, a->x + ((t + n) * a->KH + h) * a->D, a->D);
   return sum;
 }
 
@@ -57,12 +57,11 @@ void ref_compress_forward(const ref_compress *a, double *y) {
 /* Sends gradient g of project(t, h, o) to W and x. */
 static void project_backward(const ref_compress *a, int64_t t, int64_t h, int64_t o, double g,
                              double *dx, double *dw) {
-  for (int64_t n = 0; n < a->kernel; n++)
-    for (int64_t c = 0; c < a->D; c++) {
-      int64_t wi = o * a->kernel * a->D + n * a->D + c, xi = ((t + n) * a->KH + h) * a->D + c;
-      if (dx) dx[xi] += g * a->w[wi];
-      if (dw) dw[wi] += g * a->x[xi];
-    }
+  for (int64_t n = 0; n < a->kernel; n++) {
+    int64_t wi = (o * a->kernel + n) * a->D, xi = ((t + n) * a->KH + h) * a->D;
+    if (dx) ref_axpy(dx + xi, g, a->w + wi, a->D);
+    if (dw) ref_axpy(dw + wi, g, a->x + xi, a->D);
+  }
 }
 
 static void compress_one_backward(const ref_compress *a, int64_t t, int64_t h, int64_t c, double g,

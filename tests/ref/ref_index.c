@@ -1,5 +1,6 @@
 /* tests/ref/ref_index.c: an indexer's divergence from attention, in fp64, from the definition. */
 #include "ref.h"
+#include "sums.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,12 +11,6 @@ typedef struct keys {
   bool *in;
   int64_t first, n; /* of the sequence */
 } keys;
-
-static double product(const double *x, const double *y, int64_t n) {
-  double sum = 0;
-  for (int64_t c = 0; c < n; c++) sum += x[c] * y[c];
-  return sum;
-}
 
 static const double *index_query(const ref_index *a, int64_t t, int64_t j) {
   return a->index_q + (t * a->J + j) * a->C;
@@ -45,12 +40,12 @@ static bool find(const ref_index *a, int64_t b, int64_t t, int64_t i, keys *s) {
     if (!s->in[k]) continue;
     for (int64_t h = i * (a->H / a->I); h < (i + 1) * (a->H / a->I); h++)
       s->p[k] +=
-          exp(scale * product(a->q + (t * a->H + h) * a->D,
+          exp(scale * ref_dot(a->q + (t * a->H + h) * a->D,
                               a->k + ((s->first + k) * a->KH + h / (a->H / a->KH)) * a->D, a->D) -
               a->lse[t * a->H + h]);
     for (int64_t j = i * (a->J / a->I); j < (i + 1) * (a->J / a->I); j++) {
       double x =
-          product(index_query(a, t, j), a->index_k + ((s->first + k) * a->I + i) * a->C, a->C);
+          ref_dot(index_query(a, t, j), a->index_k + ((s->first + k) * a->I + i) * a->C, a->C);
       s->score[k] += a->index_scale * weight(a, t, j) * (a->relu && x < 0 ? 0 : x);
     }
     sum += s->p[k];
@@ -109,13 +104,11 @@ void ref_index_backward(const ref_index *a, const double *dloss, double *dq, dou
           const int64_t key = (s.first + k) * a->I + i;
           for (int64_t j = i * (a->J / a->I); j < (i + 1) * (a->J / a->I); j++) {
             const double *q = index_query(a, t, j), *x = a->index_k + key * a->C;
-            const double y = product(q, x, a->C);
+            const double y = ref_dot(q, x, a->C);
             if (a->relu && y <= 0) continue;
             dw[t * a->J + j] += d * y;
-            for (int64_t c = 0; c < a->C; c++) {
-              dq[(t * a->J + j) * a->C + c] += d * weight(a, t, j) * x[c];
-              dk[key * a->C + c] += d * weight(a, t, j) * q[c];
-            }
+            ref_axpy(dq + (t * a->J + j) * a->C, d * weight(a, t, j), x, a->C);
+            ref_axpy(dk + key * a->C, d * weight(a, t, j), q, a->C);
           }
         }
       }

@@ -1,6 +1,7 @@
 /* tests/ref/ref_rows.c: what works row by row or element by element, and the two ops that join
  * branches. */
 #include "ref.h"
+#include "sums.h"
 #include <math.h>
 #include <string.h>
 
@@ -37,8 +38,7 @@ void ref_combine_forward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_
   clear(out, T * H * D);
   for (int64_t r = 0; r < rows * H; r++)
     for (int m = 0; m < n; m++)
-      for (int64_t c = 0; c < D; c++)
-        out[r * D + c] += weight(act, gate + r * n, n, m) * o[m][r * D + c];
+      ref_axpy(out + r * D, weight(act, gate + r * n, n, m), o[m] + r * D, D);
 }
 
 void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64_t D, int n,
@@ -48,11 +48,8 @@ void ref_combine_backward(ref_act act, int64_t T, int64_t rows, int64_t H, int64
   clear(dgate, T * H * n);
   for (int64_t r = 0; r < rows * H; r++)
     for (int m = 0; m < n; m++) {
-      double dot = 0; /* gradient of branch m's weight */
-      for (int64_t c = 0; c < D; c++) {
-        dot += dout[r * D + c] * o[m][r * D + c];
-        if (d_o && d_o[m]) d_o[m][r * D + c] = weight(act, gate + r * n, n, m) * dout[r * D + c];
-      }
+      const double dot = ref_dot(dout + r * D, o[m] + r * D, D); /* of branch m's weight */
+      if (d_o && d_o[m]) ref_axpy(d_o[m] + r * D, weight(act, gate + r * n, n, m), dout + r * D, D);
       for (int k = 0; dgate && k < n; k++)
         dgate[r * n + k] += dot * weight_slope(act, gate + r * n, n, m, k);
     }
@@ -79,8 +76,7 @@ void ref_merge_forward(int64_t T, int64_t rows, int64_t H, int64_t D, int n, con
   for (int64_t r = 0; r < rows * H; r++) {
     double total = merged_lse(n, lse, r);
     if (out_lse) out_lse[r] = total;
-    for (int m = 0; m < n; m++)
-      for (int64_t c = 0; c < D; c++) out[r * D + c] += share(lse[m][r], total) * o[m][r * D + c];
+    for (int m = 0; m < n; m++) ref_axpy(out + r * D, share(lse[m][r], total), o[m] + r * D, D);
   }
 }
 
@@ -94,14 +90,10 @@ void ref_merge_backward(int64_t T, int64_t rows, int64_t H, int64_t D, int n,
   for (int64_t r = 0; r < rows * H; r++) {
     double total = merged_lse(n, lse, r), delta = 0;
     for (int m = 0; m < n; m++)
-      for (int64_t c = 0; c < D; c++)
-        delta += share(lse[m][r], total) * dout[r * D + c] * o[m][r * D + c];
+      delta += share(lse[m][r], total) * ref_dot(dout + r * D, o[m] + r * D, D);
     for (int m = 0; m < n; m++) {
-      double w = share(lse[m][r], total), dot = 0;
-      for (int64_t c = 0; c < D; c++) {
-        dot += dout[r * D + c] * o[m][r * D + c];
-        if (d_o && d_o[m]) d_o[m][r * D + c] = w * dout[r * D + c];
-      }
+      const double w = share(lse[m][r], total), dot = ref_dot(dout + r * D, o[m] + r * D, D);
+      if (d_o && d_o[m]) ref_axpy(d_o[m] + r * D, w, dout + r * D, D);
       if (d_lse && d_lse[m]) d_lse[m][r] = w * (dot - delta + (dlse ? dlse[r] : 0));
     }
   }
@@ -113,11 +105,8 @@ void ref_linear_forward(int64_t T, int64_t rows, int64_t in, int64_t out, const 
                         const double *w, const double *b, double *y) {
   clear(y, T * out);
   for (int64_t t = 0; t < rows; t++)
-    for (int64_t o = 0; o < out; o++) {
-      double sum = 0;
-      for (int64_t c = 0; c < in; c++) sum += x[t * in + c] * w[o * in + c];
-      y[t * out + o] = sum + (b ? b[o] : 0);
-    }
+    for (int64_t o = 0; o < out; o++)
+      y[t * out + o] = ref_dot(x + t * in, w + o * in, in) + (b ? b[o] : 0);
 }
 
 void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const double *x,
@@ -129,10 +118,8 @@ void ref_linear_backward(int64_t T, int64_t rows, int64_t in, int64_t out, const
     for (int64_t o = 0; o < out; o++) {
       double g = dy[t * out + o];
       if (db) db[o] += g;
-      for (int64_t c = 0; c < in; c++) {
-        if (dx) dx[t * in + c] += g * w[o * in + c];
-        if (dw) dw[o * in + c] += g * x[t * in + c];
-      }
+      if (dx) ref_axpy(dx + t * in, g, w + o * in, in);
+      if (dw) ref_axpy(dw + o * in, g, x + t * in, in);
     }
 }
 
@@ -228,11 +215,11 @@ static double deviation(const double *x, int64_t D, double eps) {
 void ref_layernorm_forward(int64_t n, int64_t live, int64_t D, double eps, const double *x,
                            const double *w, const double *b, double *y) {
   clear(y, n * D);
-  for (int64_t r = 0; r < live; r++)
+  for (int64_t r = 0; r < live; r++) {
+    const double mean = mean_of(x + r * D, D), s = deviation(x + r * D, D, eps);
     for (int64_t c = 0; c < D; c++)
-      y[r * D + c] =
-          (x[r * D + c] - mean_of(x + r * D, D)) / deviation(x + r * D, D, eps) * (w ? w[c] : 1) +
-          (b ? b[c] : 0);
+      y[r * D + c] = (x[r * D + c] - mean) / s * (w ? w[c] : 1) + (b ? b[c] : 0);
+  }
 }
 
 /* dx_c = Σ_k g_k ∂n_k/∂x_c,  ∂n_k/∂x_c = ((k = c) − 1/D − n_k n_c / D) / s */

@@ -1,5 +1,6 @@
 /* tests/ref/ref_topk.c: block scores in fp64 and the total order over them. */
 #include "ref.h"
+#include "sums.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -12,10 +13,8 @@ static int64_t overlap(const ref_topk *a, int64_t j, int64_t b) {
 }
 
 static double product(const ref_topk *a, int64_t t, int64_t h, int64_t key) {
-  double x = 0;
-  for (int64_t c = 0; c < a->D; c++)
-    x += a->q[(t * a->H + h) * a->D + c] * a->k[(key * a->KH + h / (a->H / a->KH)) * a->D + c];
-  return x;
+  return ref_dot(a->q + (t * a->H + h) * a->D, a->k + (key * a->KH + h / (a->H / a->KH)) * a->D,
+                 a->D);
 }
 
 /* What key j counts, summed over the query heads of KV head kh; where the row does not see it,

@@ -124,10 +124,11 @@ static inline void cp_compare(rg_context *ctx, const rg_plan *one, const rg_plan
     if (x->role != RG_OUTPUT && x->role != RG_GRAD_OUT) continue;
     if (bits) {
       const unsigned char *a = want.data[i], *b = got.data[i];
-      for (int64_t k = 0; k < x->bytes; k++)
-        cr_assert_eq(a[k], b[k], "%s: %s %s differs at byte %lld of %lld", what,
-                     x->role == RG_OUTPUT ? "output" : "gradient of", x->name, (long long)k,
-                     (long long)x->bytes);
+      int64_t k = memcmp(a, b, (size_t)x->bytes) == 0 ? x->bytes : 0;
+      while (k < x->bytes && a[k] == b[k]) k++;
+      cr_assert_eq(k, x->bytes, "%s: %s %s differs at byte %lld of %lld", what,
+                   x->role == RG_OUTPUT ? "output" : "gradient of", x->name, (long long)k,
+                   (long long)x->bytes);
     } else {
       /* a few numbers, each a sum over all rows whose terms may cancel, say little relative to
        * themselves */
