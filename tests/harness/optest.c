@@ -318,13 +318,18 @@ static const char *missing_port(const ot_call *c) {
 }
 
 /* Does this thread use the upper halves of vectors (XINUSE)? While it does, code of the older set
- * is several times as slow, so an op clears them. Unoptimized code never does. */
+ * is several times as slow, so an op clears them. Unoptimized code never does, and a processor may
+ * go on saying so. */
 static bool upper_halves(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__OPTIMIZE__)
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(13, 1, &a, &b, &c, &d) || !(a & 4)) return false;
-  __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(1));
-  return a & (1 << 2 | 1 << 6); /* of 256 bits, of 512 */
+  unsigned a, b, c, d, before;
+  if (ot_isa() < 1 || !__get_cpuid_count(13, 1, &a, &b, &c, &d) || !(a & 4)) return false;
+  __asm__ volatile("xgetbv" : "=a"(before), "=d"(d) : "c"(1));
+  __asm__ volatile("vcmptrueps %%ymm0, %%ymm0, %%ymm0\n\tvzeroupper\n\txgetbv"
+                   : "=a"(a), "=d"(d)
+                   : "c"(1)
+                   : "xmm0");
+  return before & ~a & (1 << 2 | 1 << 6); /* of 256 bits, of 512 */
 #else
   return false;
 #endif

@@ -8,8 +8,9 @@
  *
  * Guards and holes hold a pattern. ot_run poisons outputs and workspace, runs the op, and then
  * checks that it wrote every element of every output and nothing else, left its inputs alone, and
- * zeroed the rows past the last live token. What it finds wrong is returned as a sentence; OT_OK
- * turns that into a Criterion failure. Ops are addressed by port and attribute names only.
+ * zeroed the rows past the last live token, and on x86-64 cleared the vectors' upper halves. What
+ * it finds wrong is returned as a sentence; OT_OK turns that into a Criterion failure. Ops are
+ * addressed by port and attribute names only.
  */
 #ifndef OPTEST_H
 #define OPTEST_H
