@@ -43,7 +43,7 @@ typedef struct rgk_divisor {
   uint32_t m, shift;
 } rgk_divisor;
 
-static inline rgk_divisor rgk_divide_by(int32_t d) {
+RGK_BOTH rgk_divisor rgk_divide_by(int32_t d) {
   rgk_divisor r = {0, 31};
   while (d > 1 && (int64_t)1 << (r.shift - 31) < d) r.shift++;
   r.m = (uint32_t)((((uint64_t)1 << r.shift) + (uint64_t)d - 1) / (uint64_t)d);

@@ -52,6 +52,13 @@ const void *rgk_mma_bwd_queries(rg_dtype type, int32_t width, bool small) {
 #undef X
   return nullptr;
 }
+const void *rgk_mma_bwd_pairs(rg_dtype type, int32_t width) {
+#define X(W, E) \
+  if (width == W) return rgk_mma_bwd_##W(type, false).pairs;
+  RGK_MMA_BWD_INSTANCES(X)
+#undef X
+  return nullptr;
+}
 const void *rgk_mma_bwd_alone(rg_dtype type, int32_t width) {
 #define X(W, E) \
   if (width == W) return rgk_mma_bwd_##W(type, false).alone;

@@ -67,13 +67,14 @@ __device__ __forceinline__ void put_two(const rgk_tensor &t, bool add, int64_t a
   }
 }
 
-/* A warp's sums of dQ, 16 rows of C columns from `column` on, to where they go: at(x, r) is the
- * element at which row r begins in x, negative where there is none. `room`: for 16 rows of W, these
- * columns of it the warp's own; `memory`: the same as a pointer. */
-template <class T, int W, int C, class At>
+/* A warp's sums of dQ, 16 rows of C columns from `column` on, sixteen of every GAP, to where they
+ * go: at(x, r) is the element at which row r begins in x, negative where there is none. `room`: for
+ * 16 rows of W, these columns of it the warp's own; `memory`: the same as a pointer. */
+template <class T, int W, int C, int GAP = 16, class At>
 __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], int column,
                                        uint32_t room, const char *memory, At at) {
-  const int lane = threadIdx.x % 32, row = lane / 4, c0 = column + lane % 4 * 2;
+  const int lane = threadIdx.x % 32, row = lane / 4, c0 = lane % 4 * 2;
+  auto column_of = [&](int j) { return column + j / 2 * GAP + j % 2 * 8; }; /* of eight */
 #pragma unroll
   for (int i = 0; i < C / 2; i++) sum[i] *= a.scale;
   if (a.dq.dtype == RG_F32) {
@@ -83,8 +84,9 @@ __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], i
       if (to < 0) continue;
 #pragma unroll
       for (int j = 0; j < C / 8; j++)
-        if (column + 8 * j < a.D)
-          put_two(a.dq, a.acc_q, to + 8 * j + c0, sum[4 * j + 2 * i], sum[4 * j + 2 * i + 1]);
+        if (column_of(j) < a.D)
+          put_two(a.dq, a.acc_q, to + column_of(j) + c0, sum[4 * j + 2 * i],
+                  sum[4 * j + 2 * i + 1]);
     }
     return;
   }
@@ -96,8 +98,8 @@ __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], i
       const float *const before = (const float *)a.dq_sum.data + from + c0;
 #pragma unroll
       for (int j = 0; j < C / 8; j++)
-        if (column + 8 * j < a.D) {
-          const float2 x = *(const float2 *)(before + 8 * j);
+        if (column_of(j) < a.D) {
+          const float2 x = *(const float2 *)(before + column_of(j));
           float *const y = sum + 4 * j + 2 * i;
           y[0] = __fadd_rn(x.x, y[0]), y[1] = __fadd_rn(x.y, y[1]);
         }
@@ -107,16 +109,21 @@ __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], i
   for (int i = 0; i < 2; i++)
 #pragma unroll
     for (int j = 0; j < C / 8; j++)
-      put_pair<W>(room, row + 8 * i, 8 * j + c0,
+      put_pair<W>(room, row + 8 * i, column_of(j) + c0,
                   pack(sum[4 * j + 2 * i], sum[4 * j + 2 * i + 1], T()));
   __syncwarp();
 #pragma unroll 4
   for (int i = lane; i < 16 * C / 8; i += 32) {
-    const int r = i / (C / 8), c = column / 8 + i % (C / 8);
+    const int r = i / (C / 8), c = column_of(i % (C / 8)) / 8;
     const int64_t to = at(a.dq, r);
     if (to < 0 || 8 * c >= a.D) continue;
     *(uint4 *)((uint16_t *)a.dq.data + to + 8 * c) = *(const uint4 *)(memory + place<W>(r, c));
   }
+}
+
+/* All warps of the block meet, wherever in the kernel each of them is. */
+template <int N> __device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(N) : "memory");
 }
 
 } // namespace mma_bwd
@@ -125,7 +132,7 @@ __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], i
 /* The kernels of a width, each in a file of its own, mma_bwd_W.cu, since drivers compile a file's
  * PTX as a whole; NULL: not in this build. */
 struct rgk_mma_bwd_kernels {
-  const void *keys, *queries, *alone;
+  const void *keys, *queries, *pairs, *alone;
 };
 #define X(W, E) rgk_mma_bwd_kernels rgk_mma_bwd_##W(rg_dtype type, bool small);
 RGK_MMA_BWD_INSTANCES(X)
@@ -139,11 +146,12 @@ template <class T, int W, int E, bool SMALL>
 __global__ void queries(const __grid_constant__ rgk_attn_plain p);
 
 template <class T, int W, int E>
-rgk_mma_bwd_kernels kernels_of(bool small, const void *alone = nullptr) {
+rgk_mma_bwd_kernels kernels_of(bool small, const void *pairs = nullptr,
+                               const void *alone = nullptr) {
   constexpr bool two = rgk_mma_bwd_batch(W, true) != rgk_mma_bwd_batch(W, false);
   if (two && small)
-    return {(const void *)keys<T, W, E, two>, (const void *)queries<T, W, E, two>, alone};
-  return {(const void *)keys<T, W, E, false>, (const void *)queries<T, W, E, false>, alone};
+    return {(const void *)keys<T, W, E, two>, (const void *)queries<T, W, E, two>, pairs, alone};
+  return {(const void *)keys<T, W, E, false>, (const void *)queries<T, W, E, false>, pairs, alone};
 }
 } // namespace mma_bwd
 } // namespace rgk

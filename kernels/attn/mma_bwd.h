@@ -18,7 +18,8 @@ enum {
   RGK_MMA_BWD_ROWS = 64,  /* of a row tile */
   RGK_MMA_BWD_LANES = 16, /* that sum a row's delta */
   RGK_MMA_BWD_THREADS = 128,
-  RGK_MMA_BWD_HELD = 128 /* widths at which a warp holds 16 rows of Q and of dO in registers */
+  RGK_MMA_BWD_PAIR_STEP = 32, /* keys of a step where pairs of warps share rows */
+  RGK_MMA_BWD_HELD = 128      /* widths at which a warp holds 16 rows of Q and of dO in registers */
 };
 
 /* Rows of a batch in dK and dV, keys of a step in dQ. SMALL: within 99 KB of shared memory, all
@@ -42,13 +43,17 @@ RGK_BOTH int32_t rgk_mma_bwd_looks(int32_t W, bool small) {
 /* Bytes of shared memory; the kernels' structs are checked against these. */
 RGK_BOTH uint32_t rgk_mma_bwd_keys_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_batch(W, small),
-                 known = (uint32_t)rgk_mma_bwd_looks(W, small) + 2;
+                 looks = (uint32_t)rgk_mma_bwd_looks(W, small);
   return (RGK_MMA_BWD_KEYS + 2 * n) * w + RGK_MMA_BWD_KEYS * n * 2 +
-         ((known * (20 * n + 4) + 7) / 8 * 8 + 48 + 15) / 16 * 16;
+         ((looks + 2) * (20 * n + 4) + (looks > 1 ? 112 + 768 * looks : 1) + 24 + 15) / 16 * 16;
 }
 RGK_BOTH uint32_t rgk_mma_bwd_queries_shared(int32_t W, int32_t E, bool small) {
   const uint32_t w = (uint32_t)(W + E) * 2, n = (uint32_t)rgk_mma_bwd_step(W, small);
   return (W <= 128 ? 2 * n : RGK_MMA_BWD_ROWS + 2 * n) * w;
+}
+RGK_BOTH uint32_t rgk_mma_bwd_pairs_shared(int32_t W, int32_t E) {
+  const uint32_t n = RGK_MMA_BWD_PAIR_STEP, rows = RGK_MMA_BWD_ROWS;
+  return 2 * n * (4 * (uint32_t)W + 2 * (uint32_t)E) + 2 * rows * n * (4 + 2) + 64;
 }
 /* delta = rowsum(o d_o) - d_lse: grid over T * H * RGK_MMA_BWD_LANES threads of
  * RGK_MMA_BWD_THREADS */
@@ -57,6 +62,8 @@ RGK_GETTER(rgk_mma_bwd_delta(rg_dtype type))
  * RGK_MMA_BWD_THREADS */
 RGK_GETTER(rgk_mma_bwd_keys(rg_dtype type, int32_t W, bool small))
 RGK_GETTER(rgk_mma_bwd_queries(rg_dtype type, int32_t W, bool small))
+/* dQ of dense calls, W up to RGK_MMA_BWD_HELD; as rgk_mma_bwd_queries. */
+RGK_GETTER(rgk_mma_bwd_pairs(rg_dtype type, int32_t W))
 
 /* dQ of selected blocks, in teams RGK_MMA_ONE of mma.h (grid, threads, shared memory as there), W
  * up to RGK_MMA_BWD_HELD. */

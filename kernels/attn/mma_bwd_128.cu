@@ -1,17 +1,19 @@
 /* kernels/attn/mma_bwd_128.cu: attention's backward (mma_bwd.h) of widths 128 and 128. */
 #include "mma_bwd_alone.cuh"
 #include "mma_bwd_keys.cuh"
-#include "mma_bwd_queries.cuh"
+#include "mma_bwd_pairs.cuh"
 
 using namespace rgk::mma_bwd;
 
+template <class T> static rgk_mma_bwd_kernels all(bool small) {
+  return kernels_of<T, 128, 128>(small, (const void *)pairs<T, 128, 128>,
+                                 rgk::mma_bwd_alone::of<T, 128, 128>());
+}
+
 rgk_mma_bwd_kernels rgk_mma_bwd_128(rg_dtype type, bool small) {
-  if (type == RG_BF16)
-    return kernels_of<__nv_bfloat16, 128, 128>(small,
-                                               rgk::mma_bwd_alone::of<__nv_bfloat16, 128, 128>());
+  if (type == RG_BF16) return all<__nv_bfloat16>(small);
 #ifndef RGK_DEV
-  if (type == RG_F16)
-    return kernels_of<__half, 128, 128>(small, rgk::mma_bwd_alone::of<__half, 128, 128>());
+  if (type == RG_F16) return all<__half>(small);
 #endif
   return {};
 }

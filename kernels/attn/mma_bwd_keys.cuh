@@ -8,14 +8,14 @@
    are one gradient's and leave registers for 32 keys, where widths are up to 128: what it reads of
    Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
    registers from which the second product of a line takes them. P crosses over in shared memory, as
-   it lies there, from a warp to the one that has the same keys, 16 rows at a time:
+   it lies there, from a warp to the one that has the same keys. That one is half a batch behind, so
+   that all warps meet twice a batch and each has a product of its own between:
 
-       for dV   S^T   exp ┐       exp, dV ┐       dV
-                          │ all of P's 16 rows    │ next batch
-       for dK   dP^T      └ dS, dK        └ dS, dK
+       for dV   │ S^T of i        │ exp, dV of i   │ S^T of i + 1 │
+       for dK   │ dS, dK of i - 1 │ dP^T of i      │ dS, dK of i  │
 
-   The whole block waits there, though two warps each would do: to racecheck a barrier of some warps
-   orders too little now and then, and bar.arrive nothing, not even what other barriers do.
+   Each half of the warps has a loop of its own, since branches cost more than their instructions,
+   and holds a part of its keys' rows of K or V in registers, as many as do not spill.
 
    What rows there are is found out for as many batches at a time as there are warps, each by one,
    so that none waits for another's divisions and lists.
@@ -37,12 +37,14 @@ constexpr int KEYS = RGK_MMA_BWD_KEYS;
 
 /* Rows of a batch, looked up before it is copied. */
 template <int N> struct batch {
-  uint32_t q[N], d_o[N]; /* where they begin, in 16 bytes */
-  float lse[N], delta[N];
-  /* the first of the tile's keys that it sees, the end of them times 2^16; 0: zeros stand for the
-   * row, if there is one */
-  uint32_t seen[N];
+  /* where they begin in Q and in dO, in 16 bytes; NOWHERE: zeros stand for the row, if there is
+   * one */
+  uint2 at[N];
+  float lse[N]; /* in powers of two and negative: scores have it added */
+  float delta[N];
+  uint32_t seen[N]; /* the first of the tile's keys that it sees, the end of them times 2^16 */
 };
+constexpr uint32_t NOWHERE = ~0u;
 __device__ __forceinline__ int first_of(uint32_t seen) {
   return (int)(seen & 0xffff);
 }
@@ -50,11 +52,156 @@ __device__ __forceinline__ int end_of(uint32_t seen) {
   return (int)(seen >> 16);
 }
 
-/* Of key_tile, for those who look up rows: registers are for others. */
-struct looked_up {
+/* Of key_tile and of the call, for those who look up rows: registers are for others. */
+struct alignas(16) looked_up {
   const int32_t *list; /* or rows from `begin` on */
+  const float *lse, *delta;
   int begin, queries, first, keys, n, head, origin;
   int skip_query, skip_head; /* from a thread's row to its next, all heads of a query in turn */
+  int heads;                 /* of the KV head */
+  uint32_t q_row, q_head, d_o_row, d_o_head; /* in 16 bytes */
+  uint32_t lse_row, lse_head, delta_row;
+  int window; /* keys before its own that a query sees; -1: all, and no head apart */
+  int kernel; /* CMP, else 0 */
+  rgk_divisor by_stride;
+  __device__ __forceinline__ bool by_head() const { return window >= 0; }
+};
+
+/* The same row of the next call is STRIDE rows further. */
+template <int STRIDE>
+__device__ __forceinline__ looked_up look_at(const rgk_attn_plain &p, const key_tile &t) {
+  const rgk_attn &a = p.a;
+  looked_up x;
+  x.list = t.list, x.lse = (const float *)a.lse.data, x.delta = p.delta;
+  x.begin = (int)t.row, x.queries = (int)t.queries;
+  x.first = (int)t.first, x.keys = (int)t.keys, x.n = t.n;
+  x.head = t.kh * a.G, x.origin = (int)t.origin, x.heads = a.G;
+  x.window = a.mode == RGK_SWA ? (int)min(a.window_left, (int64_t)0x7fffffff) : -1;
+  x.skip_query = x.by_head() ? STRIDE : STRIDE / a.G, x.skip_head = STRIDE % a.G;
+  x.q_row = (uint32_t)(a.q.row >> 3), x.q_head = (uint32_t)(a.q.head >> 3);
+  x.d_o_row = (uint32_t)(a.d_o.row >> 3), x.d_o_head = (uint32_t)(a.d_o.head >> 3);
+  x.lse_row = (uint32_t)a.lse.row, x.lse_head = (uint32_t)a.lse.head;
+  x.delta_row = (uint32_t)a.H;
+  x.kernel = a.mode == RGK_CMP ? a.kernel : 0;
+  x.by_stride = rgk_divide_by(a.mode == RGK_CMP ? a.stride : 1);
+  return x;
+}
+
+/* In powers of two and negative; of a row that saw nothing such that its P is 0. */
+__device__ __forceinline__ float less(float lse) {
+  return lse == -INFINITY ? -INFINITY : -(lse * LOG2E);
+}
+
+/* Looks up the rows of every LOOKS-th batch: lane i of a warp row i. A row's number, from a list,
+ * and its lse are asked for a call ahead each; delta is a copy under way. */
+struct lookup {
+  int row, of;     /* of the next call, -1: none */
+  int query, head; /* of the one after */
+  int later;       /* its row, or where it is */
+  const int32_t *later_at;
+  float lse; /* of the next call's row, or where it is */
+  const float *lse_at;
+
+  __device__ __forceinline__ void ask(const looked_up &t) {
+    if (t.by_head())
+      for (; query >= t.queries && head < t.heads; head++) query -= t.queries;
+    later = -1, later_at = nullptr;
+    if (query < t.queries && head < t.heads) {
+      const int at = t.by_head() ? query : t.queries - 1 - query;
+      later = t.begin + at;
+      if (t.list) later_at = t.list + at;
+    }
+  }
+  __device__ __forceinline__ void begin(const looked_up &t, int i) {
+    query = t.by_head() ? i : i / t.heads;
+    head = t.by_head() ? 0 : i % t.heads;
+    lse_at = nullptr;
+    ask(t);
+    fetch();
+    advance(t);
+  }
+  __device__ __forceinline__ void advance(const looked_up &t) {
+    row = later, of = t.head + head, lse = 0, lse_at = nullptr;
+    if (row >= 0) lse_at = t.lse + ((uint32_t)row * t.lse_row + (uint32_t)of * t.lse_head);
+    query += t.skip_query;
+    if (!t.by_head()) {
+      head += t.skip_head;
+      if (head >= t.heads) head -= t.heads, query++;
+    }
+    ask(t);
+  }
+  /* What was asked for, into registers. */
+  __device__ __forceinline__ void fetch() {
+    if (later_at) later = *later_at;
+    if (lse_at) lse = *lse_at;
+  }
+  /* All lanes of the warp. */
+  template <int BATCH, int GROUPS>
+  __device__ __forceinline__ void next(const looked_up &t, batch<BATCH> &x, uint32_t &todo) {
+    const int i = threadIdx.x % 32, pos = row - t.origin;
+    /* as visible() and columns() have it, in 32 bits */
+    int hi = pos + 1, lo = 0;
+    if (t.kernel) hi = hi < t.kernel ? 0 : rgk_over(hi - t.kernel, t.by_stride) + 1;
+    if (t.by_head()) lo = max(pos - t.window - t.first, 0);
+    hi = max(min(min(hi, t.keys) - t.first, t.n), 0), lo = min(lo, t.n);
+    if (row < 0) hi = lo = 0;
+    if (i < BATCH) {
+      x.seen[i] = (uint32_t)lo | (uint32_t)hi << 16;
+      x.at[i] = lo < hi ? make_uint2((uint32_t)row * t.q_row + (uint32_t)of * t.q_head,
+                                     (uint32_t)row * t.d_o_row + (uint32_t)of * t.d_o_head)
+                        : make_uint2(NOWHERE, NOWHERE);
+      x.lse[i] = less(lse);
+      if (row >= 0)
+        copy4(smem_at(&x.delta[i]), t.delta + ((uint32_t)row * t.delta_row + (uint32_t)of));
+      else
+        x.delta[i] = 0;
+    }
+    if (BATCH < 32) lo = __shfl_sync(~0u, lo, i % BATCH), hi = __shfl_sync(~0u, hi, i % BATCH);
+    uint32_t some = __any_sync(~0u, lo < hi);
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+      some |= (uint32_t)__any_sync(~0u, lo > g * (KEYS / GROUPS) ||
+                                            hi < min((g + 1) * (KEYS / GROUPS), t.n))
+              << (1 + g);
+    if (i == 0) todo = some;
+    advance(t);
+  }
+};
+
+/* The tile, and lookups under way: kept by those who look up where there is one warp of them, for
+ * want of room. */
+template <int LOOKS> struct looks_memory {
+  looked_up tile;
+  uint2 way[3][LOOKS][32];
+  __device__ __forceinline__ void get(lookup &x) const {
+    uint2 y[3];
+#pragma unroll
+    for (int i = 0; i < 3; i++) y[i] = way[i][threadIdx.x / 32][threadIdx.x % 32];
+    x.row = (int)y[0].x, x.of = (int)y[0].y, x.lse = __uint_as_float(y[1].x);
+    x.later = (int)y[1].y, x.query = (int)y[2].x, x.head = (int)y[2].y;
+  }
+  /* What was asked for is a copy under way. */
+  __device__ __forceinline__ void put(const lookup &x) {
+    const int w = threadIdx.x / 32, i = threadIdx.x % 32;
+    way[0][w][i] = make_uint2((uint32_t)x.row, (uint32_t)x.of);
+    way[2][w][i] = make_uint2((uint32_t)x.query, (uint32_t)x.head);
+    uint2 &y = way[1][w][i];
+    if (x.lse_at)
+      copy4(smem_at(&y.x), x.lse_at);
+    else
+      y.x = __float_as_uint(x.lse);
+    if (x.later_at)
+      copy4(smem_at(&y.y), x.later_at);
+    else
+      y.y = (uint32_t)x.later;
+  }
+};
+template <> struct looks_memory<1> {};
+
+/* Of key_tile, for the end. */
+struct whose {
+  int64_t key, part;
+  int kh, n;
 };
 
 template <int W, int E, bool SMALL> struct memory {
@@ -66,122 +213,96 @@ template <int W, int E, bool SMALL> struct memory {
   char k[KEYS * W * 2], v[KEYS * E * 2];
   char q[2][BATCH * W * 2], d_o[2][BATCH * E * 2];
   uint4 p[GROUPS][M][STEPS][32]; /* as the lanes hold it */
-  batch<BATCH> rows[KNOWN];      /* batch i in place i % KNOWN */
+  looks_memory<LOOKS> looks;
+  whose sums;
+  batch<BATCH> rows[KNOWN]; /* batch i in place i % KNOWN */
   /* of each, bit 0: a row sees some keys; 1 + g: one does not see all of group g's */
   uint32_t todo[KNOWN];
-  looked_up tile;
 };
 
-/* In powers of two; of a row that saw nothing such that its P is 0. */
-__device__ __forceinline__ float base2(float lse) {
-  return lse == -INFINITY ? INFINITY : lse * LOG2E;
-}
+/* A batch's rows of Q and of dO, as copy_rows does. Few instructions stand between a meeting and
+ * the products behind it: all is looked up before. */
+template <int W, int E, int BATCH, int THREADS> struct batch_copies {
+  static constexpr int CHUNKS = W % 64 ? 4 : 8, STEP = THREADS / CHUNKS,
+                       N = (BATCH + STEP - 1) / STEP;
+  static_assert(STEP % 8 == 0 && (E % 64 == 0) == (W % 64 == 0), "a thread's rows turn alike");
+  bool in_q[W / 8 / CHUNKS], in_o[E / 8 / CHUNKS]; /* rows have this thread's chunks */
+  uint2 at[N];
+  __device__ __forceinline__ batch_copies(const rgk_attn &a) {
+    const int c = (int)(threadIdx.x % CHUNKS);
+#pragma unroll
+    for (int g = 0; g < W / 8 / CHUNKS; g++) in_q[g] = (g * CHUNKS + c) * 8 < a.D;
+#pragma unroll
+    for (int g = 0; g < E / 8 / CHUNKS; g++) in_o[g] = (g * CHUNKS + c) * 8 < a.E;
+  }
+  static __device__ __forceinline__ bool idle() {
+    return BATCH < STEP && threadIdx.x / CHUNKS >= BATCH;
+  }
+  __device__ __forceinline__ void look(const batch<BATCH> &x) {
+    if (idle()) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) at[i] = x.at[threadIdx.x / CHUNKS + i * STEP];
+  }
+  template <int L, class In>
+  __device__ __forceinline__ void row(uint32_t to, const void *from, int i, uint32_t row,
+                                      const In &in) const {
+    const uint32_t r = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS;
+    const char *const x = (const char *)from + c * 16 + (uint64_t)row * 16;
+    to += place<L>((int)r, (int)c) + i * STEP * pitch(L);
+#pragma unroll
+    for (int g = 0; g < L / 8 / CHUNKS; g++)
+      copy16(to + g * CHUNKS * 16, x + g * CHUNKS * 16, at[i].x != NOWHERE && in[g]);
+  }
+  __device__ __forceinline__ void q(uint32_t to, const rgk_attn &a) const {
+    if (idle()) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) row<W>(to, a.q.data, i, at[i].x, in_q);
+  }
+  __device__ __forceinline__ void d_o(uint32_t to, const rgk_attn &a) const {
+    if (idle()) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) row<E>(to, a.d_o.data, i, at[i].y, in_o);
+  }
+};
 
-/* Looks up the rows of every LOOKS-th batch: lane i of a warp row i. lse and delta are copies under
- * way. */
-template <int BATCH, int LOOKS, int GROUPS> struct lookup {
-  int query, head; /* of the row after next */
-  int row, of;     /* the next row of the pack, -1: none, and its head */
-  static __device__ __forceinline__ bool by_head(const rgk_attn &a) {
-    return a.mode == RGK_SWA && a.window_left >= 0;
+/* Of K's or V's rows as the A of scores, the first steps of k, which a warp holds. */
+template <int HELD, int M> struct held_rows {
+  uint32_t x[HELD ? HELD : 1][M][4];
+  template <int W> __device__ __forceinline__ void hold(uint32_t a) {
+#pragma unroll
+    for (int k = 0; k < HELD; k++)
+#pragma unroll
+      for (int m = 0; m < M; m++) load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[k][m]);
   }
-  __device__ __forceinline__ void fetch(const rgk_attn &a, const looked_up &t) {
-    const bool apart = by_head(a);
-    if (apart)
-      for (; query >= t.queries && head < a.G; head++) query -= t.queries;
-    row = -1;
-    of = t.head + head;
-    if (query < t.queries && head < a.G) {
-      const int at = apart ? query : t.queries - 1 - query;
-      row = t.list ? t.list[at] : t.begin + at;
-    }
-    query += apart ? LOOKS * BATCH : t.skip_query;
-    if (!apart) head += t.skip_head;
-    if (!apart && head >= a.G) head -= a.G, query++;
-  }
-  __device__ __forceinline__ lookup() {}
-  __device__ __forceinline__ lookup(const rgk_attn &a, const looked_up &t, int warp) {
-    const int i = threadIdx.x % 32 + BATCH * warp;
-    query = by_head(a) ? i : i / a.G;
-    head = by_head(a) ? 0 : i % a.G;
-    fetch(a, t);
-  }
-  /* Columns of the tile that the row sees, as visible() and columns() have it, in 32 bits. */
-  __device__ __forceinline__ uint32_t seen(const rgk_attn &a, const looked_up &t) const {
-    const int pos = row - t.origin;
-    int hi = pos + 1, lo = -t.first;
-    if (a.mode == RGK_CMP)
-      hi = hi < a.kernel ? 0 : (int)((uint32_t)(hi - a.kernel) / (uint32_t)a.stride) + 1;
-    hi = min(hi, t.keys) - t.first;
-    if (by_head(a) && a.window_left < pos) lo += pos - (int)a.window_left;
-    return (uint32_t)min(max(lo, 0), t.n) | (uint32_t)min(max(hi, 0), t.n) << 16;
-  }
-  static __device__ __forceinline__ uint32_t place_of(const rgk_tensor &x, int row, int head) {
-    return (uint32_t)row * (uint32_t)(x.row >> 3) + (uint32_t)head * (uint32_t)(x.head >> 3);
-  }
-  /* All lanes of the warp. */
-  __device__ __forceinline__ void next(const rgk_attn_plain &p, const looked_up &t, batch<BATCH> &x,
-                                       uint32_t &todo) {
-    const rgk_attn &a = p.a;
-    const int i = threadIdx.x % 32;
-    uint32_t sees = row >= 0 ? seen(a, t) : 0;
-    if (i < BATCH) {
-      x.seen[i] = sees;
-      if (row >= 0) {
-        x.q[i] = place_of(a.q, row, of), x.d_o[i] = place_of(a.d_o, row, of);
-        copy4(smem_at(&x.lse[i]), (const float *)a.lse.data + (uint32_t)row * (uint32_t)a.lse.row +
-                                      (uint32_t)of * (uint32_t)a.lse.head);
-        copy4(smem_at(&x.delta[i]), p.delta + (uint32_t)row * (uint32_t)a.H + (uint32_t)of);
-      } else {
-        x.q[i] = x.d_o[i] = 0;
-        x.lse[i] = x.delta[i] = 0;
+};
+/* scores() with those. */
+template <class T, int W, int HELD, int M, int n>
+__device__ __forceinline__ void scores(float (&s)[M][n], const held_rows<HELD, M> &held, uint32_t a,
+                                       uint32_t b) {
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int i = 0; i < n; i++) s[m][i] = 0;
+#pragma unroll
+  for (int k = 0; k < W / 16; k++) {
+    uint32_t x[M][4], y[4];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+      if (k < HELD)
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[m][i] = held.x[k < HELD ? k : 0][m][i];
+      else
+        load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[m]);
+#pragma unroll
+    for (int j = 0; j < n / 8; j++) {
+      load_matrices(on<W>(b, 2 * k) + j * 16 * pitch(W), y);
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        mma<T>(s[m] + 8 * j, x[m], y);
+        mma<T>(s[m] + 8 * j + 4, x[m], y + 2);
       }
     }
-    if (BATCH < 32) sees = __shfl_sync(~0u, sees, i % BATCH);
-    const int lo = first_of(sees), hi = end_of(sees);
-    uint32_t some = __any_sync(~0u, lo < hi);
-#pragma unroll
-    for (int g = 0; g < GROUPS; g++)
-      some |= (uint32_t)__any_sync(~0u, lo > g * (KEYS / GROUPS) ||
-                                            hi < min((g + 1) * (KEYS / GROUPS), t.n))
-              << (1 + g);
-    if (i == 0) todo = some;
-    fetch(a, t);
   }
-};
-
-/* A batch's rows of Q and of dO, as copy_rows does. Few instructions stand between a barrier and
- * the products behind it: all is looked up before the first copy, past which no load moves. */
-template <int W, int E, int BATCH, int THREADS>
-__device__ __forceinline__ void copy_batch(uint32_t to_q, uint32_t to_o, const rgk_attn &a,
-                                           const batch<BATCH> &x) {
-  constexpr int CHUNKS = W % 64 ? 4 : 8, STEP = THREADS / CHUNKS, N = (BATCH + STEP - 1) / STEP;
-  static_assert(STEP % 8 == 0 && (E % 64 == 0) == (W % 64 == 0), "a thread's rows turn alike");
-  const uint32_t c = threadIdx.x % CHUNKS;
-  const int r0 = (int)threadIdx.x / CHUNKS;
-  if (BATCH < STEP && r0 >= BATCH) return;
-  uint32_t q[N], d_o[N];
-  bool real[N];
-#pragma unroll
-  for (int i = 0; i < N; i++) {
-    q[i] = x.q[r0 + i * STEP] + c, d_o[i] = x.d_o[r0 + i * STEP] + c;
-    real[i] = x.seen[r0 + i * STEP] != 0;
-  }
-  to_q += place<W>(r0, (int)c), to_o += place<E>(r0, (int)c);
-#pragma unroll
-  for (int i = 0; i < N; i++)
-#pragma unroll
-    for (int g = 0; g < W / 8 / CHUNKS; g++)
-      copy16(to_q + i * STEP * pitch(W) + g * CHUNKS * 16,
-             (const char *)a.q.data + (uint64_t)q[i] * 16 + g * CHUNKS * 16,
-             real[i] && (int)(g * CHUNKS + c) * 8 < a.D);
-#pragma unroll
-  for (int i = 0; i < N; i++)
-#pragma unroll
-    for (int g = 0; g < E / 8 / CHUNKS; g++)
-      copy16(to_o + i * STEP * pitch(E) + g * CHUNKS * 16,
-             (const char *)a.d_o.data + (uint64_t)d_o[i] * 16 + g * CHUNKS * 16,
-             real[i] && (int)(g * CHUNKS + c) * 8 < a.E);
 }
 
 template <class T, int W, int E, bool SMALL>
@@ -189,13 +310,13 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
     keys(const __grid_constant__ rgk_attn_plain p) {
   using sh_t = memory<W, E, SMALL>;
   constexpr int BATCH = sh_t::BATCH, THREADS = sh_t::THREADS, GROUPS = sh_t::GROUPS, M = sh_t::M,
-                STEPS = sh_t::STEPS, OWN = 16 * M, LOOKS = sh_t::LOOKS, KNOWN = sh_t::KNOWN;
+                STEPS = sh_t::STEPS, OWN = 16 * M, LOOKS = sh_t::LOOKS, KNOWN = sh_t::KNOWN,
+                HELD = M == 2 ? 3 : 0; /* more spill */
   static_assert(sizeof(sh_t) == rgk_mma_bwd_keys_shared(W, E, SMALL), "as the host counts");
   extern __shared__ __align__(1024) char mma_bwd_memory[];
   sh_t &sh = *(sh_t *)mma_bwd_memory;
   const rgk_attn &a = p.a;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp % GROUPS;
-  const bool for_dv = warp < GROUPS;
 
   key_tile t;
   gap<THREADS>(p);
@@ -210,139 +331,196 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
                               [&](int r) { return r < t.n ? k + r * a.k.row : nullptr; });
   copy_rows<E, KEYS, THREADS>(smem_at(sh.v), threadIdx.x, a.E, v,
                               [&](int r) { return r < t.n ? v + r * a.v.row : nullptr; });
-  auto load_batch = [&](const batch<BATCH> &x, int stage) {
-    copy_batch<W, E, BATCH, THREADS>(smem_at(sh.q[stage]), smem_at(sh.d_o[stage]), a, x);
-  };
   const int batches = (int)((t.queries * a.G + BATCH - 1) / BATCH);
-  if (threadIdx.x == 0)
-    sh.tile = {t.list, (int)t.row, (int)t.queries, (int)t.first,        (int)t.keys,
-               t.n,    t.kh * a.G, (int)t.origin,  LOOKS * BATCH / a.G, LOOKS * BATCH % a.G};
-  __syncthreads();
-  lookup<BATCH, LOOKS, GROUPS> look;
+  const looked_up whole = look_at<LOOKS * BATCH>(p, t);
+  lookup look;
+  if (threadIdx.x == 0) {
+    sh.sums = {t.key, t.part, t.kh, t.n};
+    if constexpr (LOOKS > 1) sh.looks.tile = whole;
+  }
   if (warp < LOOKS) {
-    look = lookup<BATCH, LOOKS, GROUPS>(a, sh.tile, warp);
-    look.next(p, sh.tile, sh.rows[warp], sh.todo[warp]);
-    if (LOOKS == 1) look.next(p, sh.tile, sh.rows[1], sh.todo[1]);
+    look.begin(whole, threadIdx.x % 32 + BATCH * warp);
+    look.fetch();
+    look.template next<BATCH, GROUPS>(whole, sh.rows[warp], sh.todo[warp]);
+    if constexpr (LOOKS == 1) {
+      look.fetch();
+      look.template next<BATCH, GROUPS>(whole, sh.rows[1], sh.todo[1]);
+      look.fetch();
+    } else {
+      sh.looks.put(look);
+    }
   }
   __syncthreads();
-  if (batches > 0) load_batch(sh.rows[0], 0);
+  batch_copies<W, E, BATCH, THREADS> copies(a);
+  if (batches > 0) {
+    copies.look(sh.rows[0]);
+    copies.q(smem_at(sh.q[0]), a), copies.d_o(smem_at(sh.d_o[0]), a);
+  }
   copies_commit();
+  copies_wait<0>();
+  __syncthreads();
 
   const int own = group * OWN, key = own + lane / 4, c0 = lane % 4 * 2;
   const float scale2 = a.scale * LOG2E;
-  const bool dk = a.dk.data != nullptr, wanted = for_dv ? a.dv.data != nullptr : dk;
-  const uint32_t own_at = for_dv ? mma_at_rows<W>(smem_at(sh.k)) + own * pitch(W)
-                                 : mma_at_rows<E>(smem_at(sh.v)) + own * pitch(E);
-  float sum[M][(W > E ? W : E) / 2];
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int i = 0; i < (W > E ? W : E) / 2; i++) sum[m][i] = 0;
 
-  int stage = 0, at = 0; /* of two and of KNOWN */
-  for (int i = 0; i < batches; i++, stage ^= 1, at = at == KNOWN - 1 ? 0 : at + 1) {
-    const batch<BATCH> &x = sh.rows[at];
-    copies_wait<0>();
-    __syncthreads();
-    if (i + 1 < batches) load_batch(sh.rows[at == KNOWN - 1 ? 0 : at + 1], stage ^ 1);
-    if (warp < LOOKS && (i + 2) % LOOKS == 0) { /* batches i + 2 … i + 1 + LOOKS */
-      const int ahead = at + 2 + warp, to = ahead < KNOWN ? ahead : ahead - KNOWN;
-      look.next(p, sh.tile, sh.rows[to], sh.todo[to]);
-    }
-    copies_commit();
+  auto work = [&](auto half) {
+    constexpr bool DV = decltype(half)::value;
+    constexpr int IN = DV ? W : E, OUT = DV ? E : W; /* widths of the two products */
+    const uint32_t own_at = mma_at_rows<IN>(smem_at(DV ? sh.k : sh.v)) + own * pitch(IN);
+    held_rows<HELD, M> held;
+    held.template hold<IN>(own_at);
+    float sum[M][OUT / 2];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int i = 0; i < OUT / 2; i++) sum[m][i] = 0;
 
-    const uint32_t todo = sh.todo[at];
-    if (!(todo & 1)) continue;
-    const bool cut = todo >> (1 + group) & 1;
-    float s[M][BATCH / 2];
-    auto exponentiate = [&](int step) {
+    float s[M][BATCH / 2]; /* S^T of the batch; dP^T - delta of it, then of the one before */
+    bool before = false;   /* P of the one before is there */
+    auto add_dk = [&](int stage) {
 #pragma unroll
-      for (int j = 2 * step; j < 2 * step + 2; j++) {
-        float2 lse = *(const float2 *)&x.lse[8 * j + c0];
-        lse = make_float2(base2(lse.x), base2(lse.y));
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-          for (int i = 0; i < 4; i++)
-            s[m][4 * j + i] = exp2_fast(fmaf(s[m][4 * j + i], scale2, i % 2 ? -lse.y : -lse.x));
-      }
-    };
-    if (for_dv) {
-      scores<T, W>(s, own_at, mma_at_columns<W>(smem_at(sh.q[stage])));
-      exponentiate(0);
-    } else if (dk) {
-      scores<T, E>(s, own_at, mma_at_columns<E>(smem_at(sh.d_o[stage])));
-    }
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-      uint32_t y[M][4];
-      if (for_dv) {
-        if (cut) {
-#pragma unroll
-          for (int j = 2 * step; j < 2 * step + 2; j++) {
-            const uint2 seen = *(const uint2 *)&x.seen[8 * j + c0];
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-              for (int i = 0; i < 4; i++) {
-                const int n = key + 16 * m + i / 2 * 8;
-                const uint32_t of = i % 2 ? seen.y : seen.x;
-                if (n < first_of(of) || n >= end_of(of)) s[m][4 * j + i] = 0;
-              }
-          }
-        }
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-          pack_a<T>(y[m], s[m] + 8 * step);
-          sh.p[group][m][step][lane] = make_uint4(y[m][0], y[m][1], y[m][2], y[m][3]);
-        }
-      }
-      __syncthreads(); /* P is there */
-      if (for_dv) {
-        /* beside each other: powers while the tensor cores work */
-        if (step + 1 < STEPS) exponentiate(step + 1);
-        add_product<T, E, 1>(sum, y, mma_at_rows<E>(smem_at(sh.d_o[stage])) + step * 16 * pitch(E));
-      } else if (dk) {
+      for (int step = 0; step < STEPS; step++) {
+        uint32_t y[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++) {
           const uint4 w = sh.p[group][m][step][lane];
           const uint32_t word[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
           for (int j = 0; j < 4; j++) {
-            const float2 delta = *(const float2 *)&x.delta[16 * step + j / 2 * 8 + c0],
-                         prob = unpack(word[j], T());
+            const float2 prob = unpack(word[j], T());
             const float *const dp = s[m] + 8 * step + 2 * j;
-            y[m][j] = pack(prob.x * (dp[0] - delta.x), prob.y * (dp[1] - delta.y), T());
+            y[m][j] = pack(prob.x * dp[0], prob.y * dp[1], T());
           }
         }
-        add_product<T, W, 1>(sum, y, mma_at_rows<W>(smem_at(sh.q[stage])) + step * 16 * pitch(W));
+        add_product<T, OUT, 1>(sum, y,
+                               mma_at_rows<OUT>(smem_at(sh.q[stage])) + step * 16 * pitch(OUT));
       }
-    }
-  }
-  copies_wait<0>(); /* of keys that no row sees */
-  if (!wanted) return;
+    };
 
-  const int width = for_dv ? a.E : a.D;
-  const bool part = t.part >= 0, add = !part && (for_dv ? a.acc_v : a.acc_k);
-  const float factor = for_dv || part ? 1 : a.scale; /* parts are scaled when added up */
-  rgk_tensor to = for_dv ? a.dv : a.dk;
-  int64_t row = t.key * to.row + t.kh * to.head;
-  if (part) {
-    to = {for_dv ? p.part_v : p.part_k, width, 0, RG_F32, 0};
-    row = (t.kh * p.part_rows + t.part) * width;
-  }
+    int at = 0; /* of KNOWN */
+#pragma unroll 1
+    for (int i = 0; i < batches; i++) {
+      const int stage = i & 1;
+      const batch<BATCH> &x = sh.rows[at], &next = sh.rows[at == KNOWN - 1 ? 0 : at + 1];
+      const uint32_t todo = sh.todo[at];
+      copies.look(next);
+      copies_wait<0>();
+      meet<THREADS>(); /* rows are there, and P of the batch before */
+      copies.d_o(smem_at(sh.d_o[stage ^ 1]), a);
+      if (warp < LOOKS && (i + 2) % LOOKS == 0) { /* batches i + 2 … i + 1 + LOOKS */
+        const int ahead = at + 2 + warp, to = ahead < KNOWN ? ahead : ahead - KNOWN;
+        if constexpr (LOOKS > 1) {
+          lookup mine;
+          sh.looks.get(mine);
+          mine.template next<BATCH, GROUPS>(sh.looks.tile, sh.rows[to], sh.todo[to]);
+          sh.looks.put(mine);
+        } else {
+          look.template next<BATCH, GROUPS>(whole, sh.rows[to], sh.todo[to]);
+          look.fetch();
+        }
+      }
+      copies_commit();
+      auto exponentiate = [&](int step) {
 #pragma unroll
-  for (int m = 0; m < M; m++)
+        for (int j = 2 * step; j < 2 * step + 2; j++) {
+          const float2 lse = *(const float2 *)&x.lse[8 * j + c0];
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int r = key + 16 * m + 8 * i;
-      if (r >= t.n) continue;
+          for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int j = 0; j < (W > E ? W : E) / 8; j++)
-        if (8 * j < width)
-          put_two(to, add, row + r * to.row + 8 * j + c0, sum[m][4 * j + 2 * i] * factor,
-                  sum[m][4 * j + 2 * i + 1] * factor);
+            for (int i = 0; i < 4; i++)
+              s[m][4 * j + i] = exp2_fast(fmaf(s[m][4 * j + i], scale2, i % 2 ? lse.y : lse.x));
+        }
+      };
+      if constexpr (DV) {
+        if (todo & 1) {
+          scores<T, IN>(s, held, own_at, mma_at_columns<IN>(smem_at(sh.q[stage])));
+          exponentiate(0);
+        }
+      } else if (before) {
+        add_dk(stage ^ 1);
+      }
+      meet<THREADS>(); /* P and Q of the batch before are done with */
+      copies.q(smem_at(sh.q[stage ^ 1]), a);
+      copies_commit();
+      before = todo & 1;
+      if (before) {
+        if constexpr (DV) {
+          const bool cut = todo >> (1 + group) & 1;
+#pragma unroll
+          for (int step = 0; step < STEPS; step++) {
+            if (cut) {
+#pragma unroll
+              for (int j = 2 * step; j < 2 * step + 2; j++) {
+                const uint2 seen = *(const uint2 *)&x.seen[8 * j + c0];
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                  for (int i = 0; i < 4; i++) {
+                    const int n = key + 16 * m + i / 2 * 8;
+                    const uint32_t of = i % 2 ? seen.y : seen.x;
+                    if (n < first_of(of) || n >= end_of(of)) s[m][4 * j + i] = 0;
+                  }
+              }
+            }
+            uint32_t y[M][4];
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+              pack_a<T>(y[m], s[m] + 8 * step);
+              sh.p[group][m][step][lane] = make_uint4(y[m][0], y[m][1], y[m][2], y[m][3]);
+            }
+            /* beside each other: powers while the tensor cores work */
+            if (step + 1 < STEPS) exponentiate(step + 1);
+            add_product<T, OUT, 1>(
+                sum, y, mma_at_rows<OUT>(smem_at(sh.d_o[stage])) + step * 16 * pitch(OUT));
+          }
+        } else {
+          scores<T, IN>(s, held, own_at, mma_at_columns<IN>(smem_at(sh.d_o[stage])));
+#pragma unroll
+          for (int j = 0; j < BATCH / 8; j++) {
+            const float2 delta = *(const float2 *)&x.delta[8 * j + c0];
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+              for (int i = 0; i < 4; i++) s[m][4 * j + i] -= i % 2 ? delta.y : delta.x;
+          }
+        }
+      }
+      at = at == KNOWN - 1 ? 0 : at + 1;
     }
+    copies_wait<0>();
+    meet<THREADS>();
+    if constexpr (!DV)
+      if (before) add_dk(batches - 1 & 1);
+
+    rgk_tensor to = DV ? a.dv : a.dk;
+    if (!to.data) return;
+    const whose t = sh.sums;
+    const int key = own + (int)threadIdx.x % 32 / 4, c0 = (int)threadIdx.x % 4 * 2;
+    const int width = DV ? a.E : a.D;
+    const bool part = t.part >= 0, add = !part && (DV ? a.acc_v : a.acc_k);
+    const float factor = DV || part ? 1 : a.scale; /* parts are scaled when added up */
+    int64_t row = t.key * to.row + t.kh * to.head;
+    if (part) {
+      to = {DV ? p.part_v : p.part_k, width, 0, RG_F32, 0};
+      row = (t.kh * p.part_rows + t.part) * width;
+    }
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int r = key + 16 * m + 8 * i;
+        if (r >= t.n) continue;
+#pragma unroll
+        for (int j = 0; j < OUT / 8; j++)
+          if (8 * j < width)
+            put_two(to, add, row + r * to.row + 8 * j + c0, sum[m][4 * j + 2 * i] * factor,
+                    sum[m][4 * j + 2 * i + 1] * factor);
+      }
+  };
+  if (warp < GROUPS)
+    work(std::true_type());
+  else
+    work(std::false_type());
 }
 
 } // namespace mma_bwd

@@ -4,8 +4,9 @@
 
    A block has a tile of 64 rows (query, head), a warp 16 of them, and walks the tiles of keys that
    some row sees. A warp passes over keys that none of its own sees, 32 at a time. Q and dO stay in
-   registers where these suffice; selected blocks of groups of up to 16 heads then have kernels of
-   their own (mma_bwd_alone.cuh).
+   registers where these suffice, at widths up to 128. There dense calls have kernels of their own
+   (mma_bwd_pairs.cuh), and so have selected blocks of groups of up to 16 heads (mma_bwd_alone.cuh);
+   larger groups are left.
  */
 #pragma once
 #include "mma_bwd.cuh"

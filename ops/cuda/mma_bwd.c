@@ -68,7 +68,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   const int64_t lanes = a->T * a->H * RGK_MMA_BWD_LANES;
   rgk_mma_bwd_alone_params one;
   rg_launch by_one;
-  const bool own = alone(a, W);
+  const bool own = alone(a, W), pairs = a->mode != RGK_SLC && W <= RGK_MMA_BWD_HELD;
   if (own) {
     memset(&one, 0, sizeof one); /* holes too: launches are compared byte by byte */
     one.m = rgi_attn_mma_teams(a, RGK_MMA_ONE);
@@ -83,13 +83,15 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   }
   const rgi_attn_plain_kernels k = {.delta = rgk_mma_bwd_delta(t),
                                     .keys = rgk_mma_bwd_keys(t, W, s),
-                                    .queries = rgk_mma_bwd_queries(t, W, s),
+                                    .queries = pairs ? rgk_mma_bwd_pairs(t, W)
+                                                     : rgk_mma_bwd_queries(t, W, s),
                                     .delta_blocks = rgk_blocks(lanes, RGK_MMA_BWD_THREADS),
                                     .delta_threads = RGK_MMA_BWD_THREADS,
                                     .keys_threads = rgk_mma_bwd_keys_threads(W),
                                     .queries_threads = RGK_MMA_BWD_THREADS,
                                     .keys_shared = rgk_mma_bwd_keys_shared(W, E, s),
-                                    .queries_shared = rgk_mma_bwd_queries_shared(W, E, s),
+                                    .queries_shared = pairs ? rgk_mma_bwd_pairs_shared(W, E)
+                                                            : rgk_mma_bwd_queries_shared(W, E, s),
                                     .queries_alone = own ? &by_one : NULL};
   return rgi_attn_plain_backward_steps(&p, &csr, &k, x);
 }
