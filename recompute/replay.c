@@ -21,9 +21,9 @@
 typedef struct step {
   int32_t in, out; /* first of its edges; they end where the next node's begin */
   int32_t candidate;
-  bool view, backward, inplace;
-  int64_t workspace, bare; /* rounded up; bare: without optional outputs */
-  double ms, bare_ms;      /* where there are windows */
+  bool view, backward, inplace, options; /* options: has optional outputs */
+  int64_t workspace, bare;               /* rounded up; bare: without optional outputs */
+  double ms, bare_ms;                    /* where there are windows */
   bool copy;
 } step;
 
@@ -34,6 +34,7 @@ struct rgi_replay {
   int32_t *in, *out;         /* edges: tensors, -1: absent */
   bool *optional;            /* out edge: gone if nobody reads it */
   int32_t *owner, *producer; /* per tensor: the graph's, next to each other */
+  int32_t *made, nmade;      /* tensors that forward makes: what may have a clone */
   int64_t *bytes;            /* per tensor */
   bool *caller;              /* per tensor: its owner is the caller's memory */
   bool *output; /* per tensor: its owner is a declared output, which never has a clone */
@@ -48,6 +49,9 @@ struct rgi_replay {
   double wait_ms;   /* for them, with nothing computed again */
   /* of the choice at hand */
   bool *again;          /* per tensor: backward reads a clone of it */
+  int32_t *stand_in;    /* per tensor: the id that backward reads in its place */
+  int32_t *owner_back;  /* … and that id's owner */
+  int32_t *owner_again; /* per tensor: the owner of its clone */
   bool *node_again;     /* per node: has a clone, or is a view of one */
   bool *placed;         /* per node: its clone, or what it brings back, has its place */
   bool *read;           /* per id */
@@ -59,6 +63,7 @@ struct rgi_replay {
   int32_t *reordered;
   int32_t *first, *last; /* per id: places; first -1: nobody touches it */
   int32_t *own;          /* per id: the last of backward's own nodes that needs it, or -1 */
+  int32_t *self;         /* per id: itself */
   int32_t *root;         /* per id: whose bytes it has taken over, itself if none */
   int32_t *end;          /* per root: the last place of all that share its bytes */
   int64_t *alive;        /* per place: what begins there less what has ended … */
@@ -135,6 +140,7 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
     for (int p = 0; p < n->op->nout; p++)
       for (int i = n->out_begin[p]; i < n->out_begin[p + 1]; i++) {
         r->optional[nout] = n->op->out[p].flags & RG_PORT_OPTIONAL;
+        s->options |= r->optional[nout] && n->out[i] >= 0;
         r->out[nout++] = n->out[i];
       }
   }
@@ -167,6 +173,15 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
     r->caller[t] = r->caller[rgi_owner(g, t)];
     r->output[t] = r->output[rgi_owner(g, t)];
   }
+  for (int32_t t = 0; t < g->ntensor; t++) {
+    const int32_t back = r->fetched[r->owner[t]];
+    r->stand_in[t] = back >= 0 ? back : t;
+    r->owner_back[t] = r->owner[r->stand_in[t]];
+    r->owner_again[t] = t + r->nt;
+  }
+  for (int32_t id = 0; id < 2 * r->nt; id++) r->self[id] = id;
+  for (int32_t i = 0; i < r->node[r->nforward].out; i++)
+    if (r->out[i] >= 0) r->made[r->nmade++] = r->out[i];
   return RG_OK;
 }
 
@@ -207,7 +222,11 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_profile *profile,
   r->due = rgi_alloc_n(a, nt, sizeof *r->due);
   r->place = rgi_alloc_n(a, nn, sizeof *r->place);
   r->output = rgi_alloc_n(a, nt, sizeof *r->output);
+  r->made = rgi_alloc_n(a, nout, sizeof *r->made);
   r->again = rgi_alloc_n(a, nt, sizeof *r->again);
+  r->stand_in = rgi_alloc_n(a, nt, sizeof *r->stand_in);
+  r->owner_back = rgi_alloc_n(a, nt, sizeof *r->owner_back);
+  r->owner_again = rgi_alloc_n(a, nt, sizeof *r->owner_again);
   r->node_again = rgi_alloc_n(a, nn, sizeof *r->node_again);
   r->placed = rgi_alloc_n(a, nn, sizeof *r->placed);
   r->read = rgi_alloc_n(a, 2 * nt, sizeof *r->read);
@@ -216,14 +235,16 @@ rg_status rgi_replay_create(const rgi_graph *g, const rgi_profile *profile,
   r->first = rgi_alloc_n(a, 2 * nt, sizeof *r->first);
   r->last = rgi_alloc_n(a, 2 * nt, sizeof *r->last);
   r->own = rgi_alloc_n(a, 2 * nt, sizeof *r->own);
+  r->self = rgi_alloc_n(a, 2 * nt, sizeof *r->self);
   r->root = rgi_alloc_n(a, 2 * nt, sizeof *r->root);
   r->end = rgi_alloc_n(a, 2 * nt, sizeof *r->end);
   r->alive = rgi_alloc_n(a, 2 * nn, sizeof *r->alive);
   r->waits = rgi_alloc_n(a, 2 * nn, sizeof *r->waits);
   if (!r->node || !r->in || !r->out || !r->optional || !r->owner || !r->producer || !r->bytes ||
-      !r->caller || !r->fetched || !r->due || !r->place || !r->output || !r->again ||
-      !r->node_again || !r->placed || !r->read || !r->forward_needed || !r->sequence || !r->first ||
-      !r->last || !r->own || !r->root || !r->end || !r->alive || !r->waits)
+      !r->caller || !r->fetched || !r->made || !r->stand_in || !r->owner_back || !r->owner_again ||
+      !r->due || !r->place || !r->output || !r->again || !r->node_again || !r->placed || !r->read ||
+      !r->forward_needed || !r->sequence || !r->first || !r->last || !r->own || !r->self ||
+      !r->root || !r->end || !r->alive || !r->waits)
     return rgi_nomem(e);
   *out = r;
   RGI_TRY(flatten(r, mem, candidate_of, a, e));
@@ -248,11 +269,13 @@ static void find_clones(rgi_replay *r, const uint64_t *set) {
     for (int32_t i = s->out; i < s[1].out; i++)
       if (r->out[i] >= 0) r->again[r->out[i]] = again && !r->output[r->out[i]];
   }
-}
-
-static int32_t stand_in(const rgi_replay *r, int32_t t) {
-  const int32_t back = r->fetched[r->owner[t]];
-  return r->again[t] ? t + r->nt : back >= 0 ? back : t;
+  for (int32_t i = 0; i < r->nmade; i++) {
+    const int32_t t = r->made[i], owner = r->owner[t], back = r->fetched[owner];
+    /* a part of a join that has no clone itself owns its own bytes */
+    r->owner_again[t] = (r->again[owner] ? owner : t) + r->nt;
+    r->stand_in[t] = r->again[t] ? t + r->nt : back >= 0 ? back : t;
+    r->owner_back[t] = r->again[t] ? r->owner_again[t] : back >= 0 ? r->owner[back] : owner;
+  }
 }
 
 /* Puts the clones, and the copies back, that `node`'s inputs come from at the end of the sequence,
@@ -261,7 +284,7 @@ static void place_inputs(rgi_replay *r, int32_t node) {
   for (int32_t i = r->node[node].in; i < r->node[node + 1].in; i++) {
     const int32_t t = r->in[i];
     if (t < 0) continue;
-    const int32_t id = stand_in(r, t);
+    const int32_t id = r->stand_in[t];
     r->read[id] = true;
     if (id == t) continue;
     const int32_t p = r->producer[id < r->nt ? id : t];
@@ -292,13 +315,6 @@ static void touch(rgi_replay *r, int32_t id, int32_t place) {
   r->last[id] = place;
 }
 
-/* Of an id: the one that owns its bytes. A part of a join that has no clone itself owns its own. */
-static int32_t owner_of(const rgi_replay *r, int32_t id) {
-  if (id < r->nt) return r->owner[id];
-  const int32_t owner = r->owner[id - r->nt];
-  return r->again[owner] ? owner + r->nt : id;
-}
-
 /* Is it an optional output that nobody reads, so that the node is not asked for it? */
 static bool left_out(const rgi_replay *r, int32_t i, bool clone) {
   const int32_t t = r->out[i];
@@ -307,17 +323,17 @@ static bool left_out(const rgi_replay *r, int32_t i, bool clone) {
 
 static void touch_node(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   const step *s = &r->node[node];
-  const int32_t shift = clone ? r->nt : 0;
+  const int32_t *const owner = clone ? r->owner_again : r->owner;
   const bool forward = !clone && !s->backward;
   for (int32_t i = s->in; i < s[1].in; i++) {
     if (r->in[i] < 0) continue;
-    const int32_t id = owner_of(r, forward ? r->in[i] : stand_in(r, r->in[i]));
+    const int32_t id = (forward ? r->owner : r->owner_back)[r->in[i]];
     touch(r, id, place);
     /* what may be taken over there needs no bytes beside what takes it over */
     if (!clone) r->own[id] = place - (i == s->in && s->inplace);
   }
   for (int32_t i = s->out; i < s[1].out; i++)
-    if (r->out[i] >= 0 && !left_out(r, i, clone)) touch(r, owner_of(r, r->out[i] + shift), place);
+    if (r->out[i] >= 0 && !left_out(r, i, clone)) touch(r, owner[r->out[i]], place);
 }
 
 static bool saved(const rgi_replay *r, int32_t id) {
@@ -333,9 +349,11 @@ static void share(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   const step *s = &r->node[node];
   if (!s->inplace) return;
   const int32_t in = r->in[s->in];
-  const int32_t from = owner_of(r, clone || s->backward ? stand_in(r, in) : in);
+  const int32_t from = (clone || s->backward ? r->owner_back : r->owner)[in];
   const int32_t to = r->out[s->out] + (clone ? r->nt : 0);
-  if (owner_of(r, to) != to || !in_scratch(r, from) || !in_scratch(r, to)) return;
+  if ((clone ? r->owner_again : r->owner)[r->out[s->out]] != to || !in_scratch(r, from) ||
+      !in_scratch(r, to))
+    return;
   if (r->last[from] != place || r->first[to] != place) return;
   const int32_t root = r->root[from];
   r->root[to] = root;
@@ -353,8 +371,9 @@ static void each_place(rgi_replay *r, void (*f)(rgi_replay *, int32_t, bool, int
 static void add_workspace(rgi_replay *r, int32_t node, bool clone, int32_t place) {
   const step *s = &r->node[node];
   int64_t bytes = s->workspace;
-  for (int32_t i = s->out; i < s[1].out; i++)
+  for (int32_t i = s->out; i < s[1].out && s->options; i++)
     if (r->out[i] >= 0 && left_out(r, i, clone)) bytes = s->bare;
+  if (!bytes) return;
   r->alive[place] += bytes;
   r->alive[place + 1] -= bytes;
   r->total += bytes;
@@ -423,10 +442,13 @@ rgi_taken rgi_replay_run(rgi_replay *r, const uint64_t *set, uint64_t *used) {
   place_all(r);
   if (r->windows)
     wait = move_copies(r, 0, r->turn, false) + move_copies(r, r->turn, r->nsequence, true);
-  for (int32_t id = 0; id < 2 * r->nt; id++)
-    r->first[id] = r->last[id] = r->own[id] = -1, r->root[id] = id;
+  const size_t ids = 2 * (size_t)r->nt;
+  memset(r->first, -1, ids * sizeof *r->first);
+  memset(r->last, -1, ids * sizeof *r->last);
+  memset(r->own, -1, ids * sizeof *r->own);
+  memcpy(r->root, r->self, ids * sizeof *r->root);
   each_place(r, touch_node);
-  memcpy(r->end, r->last, 2 * (size_t)r->nt * sizeof *r->end);
+  memcpy(r->end, r->last, ids * sizeof *r->end);
   if (!r->no_inplace && !r->no_reuse) each_place(r, share);
   const int32_t end = r->nsequence;
   memset(r->alive, 0, ((size_t)end + 1) * sizeof *r->alive);
