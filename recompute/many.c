@@ -4,9 +4,10 @@
    first or last stretch, all nodes of one kind, all but those that cross a few cuts). The least
    memory is where the best of them end when single candidates or whole kinds are flipped for as
    long as that takes bytes away; it does not depend on the budget, and what any starting point
-   takes is no less. The least time starts from points within the budget and keeps, then swaps, what
-   can be kept; bound.c says how far from the optimum the result may be at most. All of it is
-   measured out in nodes replayed, never in time, so a choice is the same on every machine.
+   takes is no less. The least time starts from points within the budget, keeps and swaps what can
+   be kept, then walks on through choices that are dearer or have no room, less and less of either;
+   bound.c says how far from the optimum the result may be at most. All of it is measured out in
+   nodes replayed, never in time, so a choice is the same on every machine.
  */
 #include "search.h"
 #include <math.h>
@@ -14,21 +15,27 @@
 
 /* Work, in nodes replayed: some 10 ns each. */
 static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000,
-                     PROOF_WORK = 250000000;
+                     ANNEAL_WORK = 160000000, PROOF_WORK = 250000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
+  ANNEALS = 2048,
   BRIEF = 4,       /* a part of the work */
-  RETRIES = 4,     /* of memplan's word */
+  RETRIES = 3,     /* of memplan's word */
   STIRS = 2048,    /* a candidate */
   NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
-  MANY = 128       /* of so many half the work proves about as much */
+  MANY = 128,      /* of so many half the work proves about as much */
+  PART = 4,        /* of the packer's work: for a first word on a choice */
+  STAY = 50        /* on one side of the budget, before its price changes */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
-static const double FAR = 0.01;    /* … from so much on, more candidates are worth a proof */
+static const double FAR = 0.01; /* … from so much on, a walk and more of a proof are worth it */
+/* In what a candidate takes on average: how much dearer the next choice may be, and a price of as
+ * many bytes as the largest has. */
+static const double WARM = 2, COLD = 0.03, FIRST_PRICE = 30, LOWEST_PRICE = 1, HIGHEST_PRICE = 200;
 
 typedef struct point {
   uint64_t *set;
@@ -52,6 +59,8 @@ typedef struct search {
   int64_t low;  /* the least that any seed takes */
   int64_t room; /* what a choice may take as the replay sees it: the budget, or less (settle) */
   uint64_t random;
+  bool
+      anneals; /* not where copies are to be placed choice by choice, nor in one of many searches */
 } search;
 
 static bool better(const search *s, const point *a, const point *b) {
@@ -358,6 +367,49 @@ static void swap(search *s, point *p, point *q, const int *order, double near) {
   }
 }
 
+/* An exponential distribution, straight between the powers of two: 0.69 on average. */
+static double draw_wait(search *s) {
+  const unsigned bits = (unsigned)draw(s, 1 << 24) | 1u << 24;
+  return 0.6931 * (__builtin_ctz(bits) + draw(s, 1 << 20) / (double)(1 << 20));
+}
+
+/* Walks on from p until the time is `near` or the work done, and leaves the cheapest choice there
+ * that has room. It also goes where it gets dearer, less and less so, and where there is no room,
+ * at a price that rises as long as it stays there. */
+static void anneal(search *s, point *p, point *q, point *now, const int *order, double near) {
+  const int64_t all = s->work;
+  double mean = 0, unit = 1, price = FIRST_PRICE;
+  int stay = 0;
+  for (int i = 0; i < s->n; i++) {
+    mean += s->m->ms[s->c->free[i]] / s->n;
+    unit = fmax(unit, (double)s->m->kept_bytes[s->c->free[i]]);
+  }
+  copy(s, now, p);
+  double cost = now->ms;
+  for (int64_t round = 0; s->work > 0 && p->ms > near; round++) {
+    if ((round & 1023) == 0) tell(s, "recompute", (double)(all - s->work), (double)all);
+    const double left = (double)s->work / (double)all;
+    const double most = cost + mean * (COLD + WARM * left * left) * draw_wait(s);
+    copy(s, q, now);
+    flip_some(s, q->set, 1 + draw(s, 2));
+    s->work -= s->n;
+    /* what nobody reads costs nothing, but is hardly ever more than that */
+    if (rgi_model_ms(s->m, q->set) <= most) {
+      look(s, q);
+      const double over = fmax((double)(q->figure - s->room), 0) / unit;
+      const double there = q->ms + price * mean * over;
+      if (there <= most) copy(s, now, q), cost = there;
+      if (over == 0 && q->ms < p->ms) copy(s, p, q);
+    }
+    const bool out = now->figure > s->room;
+    stay = out == (stay > 0) ? stay + (out ? 1 : -1) : out ? 1 : -1;
+    if (stay % STAY) continue;
+    price = out ? fmin(price * 1.1, HIGHEST_PRICE) : fmax(price / 1.1, LOWEST_PRICE);
+    cost = now->ms + price * mean * fmax((double)(now->figure - s->room), 0) / unit;
+  }
+  drop(s, p, q, order, s->work - s->n * s->m->g->nnode);
+}
+
 static void offer_within(search *s, const uint64_t *least) {
   s->nbest = 0;
   if (least) {
@@ -378,18 +430,29 @@ static point *best_kept(search *s, point *q, const int *order, int64_t work) {
   return best;
 }
 
-/* Memplan's word on p. Where it has less room than the replay saw, the search goes below the budget
- * by what was lacking, each time further; at last there is the least, which is known to fit. */
-static rg_status settle(search *s, point *p, point *q, const point *least, const int *order,
-                        double near, rg_error *e) {
+/* Memplan's word on p: how far above the budget it is. */
+static rg_status ask(const search *s, const point *p, int part, int64_t *over, rg_error *e) {
   rgi_chooser *c = s->c;
+  int64_t saved, peak;
+  double ms;
+  c->m->mem.part = part;
+  const rg_status status =
+      rgi_model_measure(c->m, p->set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e);
+  c->m->mem.part = 0;
+  c->explored++;
+  if (status == RG_OK) *over = (c->of_saved ? saved : peak) - c->budget;
+  return status;
+}
+
+/* Memplan has the last word. Where it has less room than the replay saw, the search goes below the
+ * budget by what was lacking, each time further. What comes of that, or `near_seed`, which is most
+ * like a seed, is taken, the cheaper that fits; at last there is the least, which is known to. */
+static rg_status settle(search *s, point *p, point *q, point *now, const point *near_seed,
+                        const point *least, const int *order, double near, rg_error *e) {
+  rgi_chooser *c = s->c;
+  int64_t over;
   for (int again = 0; p; again++) {
-    int64_t saved, peak;
-    double ms;
-    RGI_TRY(
-        rgi_model_measure(c->m, p->set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e));
-    c->explored++;
-    const int64_t over = (c->of_saved ? saved : peak) - c->budget;
+    RGI_TRY(ask(s, p, s->anneals && again < RETRIES ? PART : 0, &over, e));
     if (over <= 0) break;
     if (again == RETRIES) {
       p = NULL;
@@ -398,11 +461,19 @@ static rg_status settle(search *s, point *p, point *q, const point *least, const
     s->room = (p->figure < s->room ? p->figure : s->room) - (over << again);
     offer_within(s, least ? least->set : NULL);
     p = best_kept(s, q, order, DROP_WORK / RETRIES);
-    s->work = SWAP_WORK / RETRIES;
-    if (p && p->ms > near) swap(s, p, q, order, near);
+    s->work = (s->anneals ? ANNEAL_WORK : SWAP_WORK) / RETRIES;
+    if (!p || p->ms <= near) continue;
+    if (s->anneals)
+      anneal(s, p, q, now, order, near);
+    else
+      swap(s, p, q, order, near);
   }
-  if (!p && !least) return RG_OK;
   const point *taken = p ? p : least;
+  if (!taken || near_seed->ms < taken->ms) {
+    RGI_TRY(ask(s, near_seed, 0, &over, e));
+    if (over <= 0) taken = near_seed;
+  }
+  if (!taken) return RG_OK;
   memcpy(c->best, taken->set, (size_t)s->m->words * sizeof *c->best);
   c->best_ms = taken->ms;
   c->found = true;
@@ -445,16 +516,38 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   return RG_OK;
 }
 
+/* Does the cheapest of all fit, which computes nothing again but what it has to? */
+static rg_status take_cheapest(search *s, point *p, rg_error *e) {
+  rgi_chooser *c = s->c;
+  c->found = false;
+  int64_t over;
+  memcpy(p->set, c->always, (size_t)s->m->words * sizeof *p->set);
+  look(s, p);
+  if (p->figure > s->room) return RG_OK;
+  RGI_TRY(ask(s, p, 0, &over, e));
+  if (over > 0) return RG_OK;
+  memcpy(c->best, p->set, (size_t)s->m->words * sizeof *c->best);
+  c->best_ms = c->bound_ms = p->ms;
+  c->found = c->optimal = true;
+  return RG_OK;
+}
+
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   search s;
-  point q, known, *best;
+  point q, now, near_seed, known, *best;
   int *order;
   rgi_bound *bound;
   RGI_TRY(open_search(&s, c, e));
   RGI_TRY(new_point(&s, &q, e));
+  RGI_TRY(new_point(&s, &now, e));
+  RGI_TRY(new_point(&s, &near_seed, e));
   RGI_TRY(new_point(&s, &known, e));
   RGI_TRY(dearest(&s, &order, e));
   s.by_time = true;
+  RGI_TRY(take_cheapest(&s, &q, e));
+  if (c->found) return RG_OK;
+  s.anneals = !c->brief;
+  for (int32_t k = 0; k < s.m->g->nnode; k++) s.anneals &= !rgi_is_copy(s.m->g, k);
   if (least) {
     memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
     look(&s, &known);
@@ -469,11 +562,15 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (!c->brief) RGI_TRY(rgi_bound_open(c, &bound, e));
   if (!c->brief) RGI_TRY(rgi_bound_find(bound, e));
   const double near = c->brief ? 0 : c->bound_ms + NEAR * s.m->all_ms;
-  s.work = (int64_t)SWAPS * s.n * s.m->g->nnode;
-  if (s.work > SWAP_WORK) s.work = SWAP_WORK;
-  if (c->brief) s.work /= BRIEF;
+  const int64_t size = s.n * (int64_t)s.m->g->nnode;
+  const int64_t swaps = s.anneals ? SWAP_WORK / 2 : SWAP_WORK;
+  s.work = (SWAPS * size < swaps ? SWAPS * size : swaps) / (c->brief ? BRIEF : 1);
   if (best->ms > near) swap(&s, best, &q, order, near);
-  RGI_TRY(settle(&s, best, &q, least ? &known : NULL, order, near, e));
+  copy(&s, &near_seed, best);
+  s.work = ANNEALS * size < ANNEAL_WORK ? ANNEALS * size : ANNEAL_WORK;
+  s.anneals &= best->ms > c->bound_ms + FAR * s.m->all_ms;
+  if (s.anneals) anneal(&s, best, &q, &now, order, near);
+  RGI_TRY(settle(&s, best, &q, &now, &near_seed, least ? &known : NULL, order, near, e));
   if (!c->found) return RG_OK;
   if (!c->brief && c->best_ms > near) RGI_TRY(prove(c, bound, e));
   c->optimal = c->best_ms <= c->bound_ms;
