@@ -121,6 +121,18 @@ static bool is_own(const block *b, const char *name) {
   return rgi_names_get(&b->own, node) >= 0;
 }
 
+static rg_status require_own(expansion *x, const block *b, const char *name, const char *pointer) {
+  rgi_shown shown, hint;
+  if (is_own(b, name)) return RG_OK;
+  const char **made = rgi_alloc_n(x->spec->arena, (size_t)b->own.mask + 1, sizeof *made);
+  int n = 0;
+  if (!made) return rgi_nomem(x->e);
+  for (uint32_t i = 0; i <= b->own.mask; i++) /* those that end in a dot are nodes' */
+    if (b->own.key[i] && !strchr(b->own.key[i], '.')) made[n++] = b->own.key[i];
+  return rgi_fail(x->e, RG_E_NAME, pointer, NULL, "the block makes no tensor '%s'%s",
+                  rgi_show(&shown, name), rgi_hint(&hint, name, made, n));
+}
+
 static rg_status note_first(expansion *x, const char *name, const char *pointer) {
   rgi_first *f = rgi_alloc(x->spec->arena, sizeof *f);
   if (f) *f = (rgi_first){x->spec->first, name, rgi_strdup(x->spec->arena, pointer)};
@@ -135,7 +147,6 @@ static rg_status read_block(expansion *x, block *b, int place) {
   static const char *const carried[] = {"first", "next"};
   const rgi_json *v = &x->spec->nodes->item[place], *name;
   rgi_pointer at, p, q;
-  rgi_shown shown;
   rgi_pointer_index(&at, "/nodes", place);
   RGI_TRY(rgi_json_keys(v, "a block", keys, RGI_COUNT(keys), 3, at.text, NULL, x->e));
   RGI_TRY(member(x, v, "name", RGI_JSON_STRING, at.text, &name));
@@ -163,18 +174,14 @@ static rg_status read_block(expansion *x, block *b, int place) {
       rgi_pointer_key(&r, q.text, carried[k]);
       RGI_TRY(rgi_json_expect(t, RGI_JSON_STRING, r.text, NULL, x->e));
       if (k == 0) RGI_TRY(note_first(x, t->text, r.text));
-      if (k == 1 && !is_own(b, t->text))
-        return rgi_fail(x->e, RG_E_NAME, r.text, NULL, "the block makes no tensor '%s'",
-                        rgi_show(&shown, t->text));
+      if (k == 1) RGI_TRY(require_own(x, b, t->text, r.text));
     }
   }
   rgi_pointer_key(&p, at.text, "out");
   for (int i = 0; b->out && i < b->out->n; i++) {
     rgi_pointer_key(&q, p.text, b->out->key[i]);
     RGI_TRY(rgi_json_expect(&b->out->item[i], RGI_JSON_STRING, q.text, NULL, x->e));
-    if (!is_own(b, b->out->item[i].text))
-      return rgi_fail(x->e, RG_E_NAME, q.text, NULL, "the block makes no tensor '%s'",
-                      rgi_show(&shown, b->out->item[i].text));
+    RGI_TRY(require_own(x, b, b->out->item[i].text, q.text));
   }
   return RG_OK;
 }
