@@ -11,6 +11,7 @@
 #include <math.h>
 
 enum {
+  FIRST_ROUNDS = 16,
   FIRST_STEPS = 800,
   STEPS = 20,
   ROUNDS = 4,
@@ -147,10 +148,11 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
   return RG_OK;
 }
 
-static double bound_of(proof *p, place *x, int steps) {
+/* By so many steps that aim at `most`. */
+static double bound_of(proof *p, place *x, int steps, double most) {
   const int64_t before = p->rows->work;
   rgi_rows_decide(p->rows, again_of(x), open_of(p, x));
-  const double ms = rgi_rows_best(p->rows, steps, p->best);
+  const double ms = rgi_rows_best(p->rows, steps, most);
   p->work -= p->rows->work - before;
   return ms;
 }
@@ -216,10 +218,10 @@ static rg_status branch(proof *p, place *x, int i, place **next, rg_error *e) {
   rgi_drop(open_of(p, x), i);
   rgi_drop(open_of(p, y), i);
   x->alone = NOT_ASKED;
-  x->bound = fmax(x->bound, bound_of(p, x, STEPS));
+  x->bound = fmax(x->bound, bound_of(p, x, STEPS, p->best));
   keep_prices(p, x);
   load_prices(p, y);
-  y->bound = fmax(y->bound, bound_of(p, y, STEPS));
+  y->bound = fmax(y->bound, bound_of(p, y, STEPS, p->best));
   keep_prices(p, y);
   place *less = y->bound < x->bound ? y : x, *more = less == x ? y : x;
   *next = less;
@@ -238,7 +240,7 @@ static rg_status branch(proof *p, place *x, int i, place **next, rg_error *e) {
 static void tighten(proof *p, place *x) {
   load_prices(p, x);
   for (int round = 0; round < ROUNDS; round++) {
-    x->bound = fmax(x->bound, bound_of(p, x, STEPS));
+    x->bound = fmax(x->bound, bound_of(p, x, STEPS, p->best));
     if (x->bound >= p->best || !decide(p, x)) return;
     x->alone = NOT_ASKED;
   }
@@ -288,6 +290,24 @@ static rg_status search(proof *p, place *first, rg_error *e) {
   return RG_OK;
 }
 
+/* Where nothing is decided steps cost little beside what follows: many rounds, each aiming above
+ * the bound by less if the one before got nowhere near, with means of so many steps that shares
+ * settle, too. */
+static void bound_first(proof *p, place *x) {
+  static const double SLOW = 0.01, NEAR = 0.1, LESS = 0.7; /* NEAR: a part of the way */
+  const double rate = p->rows->rate;
+  double far = 1;
+  p->rows->rate = SLOW;
+  x->bound = 0;
+  for (int round = 0; round < FIRST_ROUNDS; round++) {
+    const double aim = x->bound + far * (p->best - x->bound),
+                 bound = bound_of(p, x, FIRST_STEPS, aim);
+    if (bound < x->bound + NEAR * (aim - x->bound)) far *= LESS;
+    x->bound = fmax(x->bound, bound);
+  }
+  p->rows->rate = rate;
+}
+
 rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_error *e) {
   proof p = {.c = c, .m = c->m, .work = work, .lost = INFINITY};
   rg_status status = RG_OK;
@@ -309,7 +329,7 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   memcpy(again_of(first), c->always, (size_t)p.m->words * sizeof(uint64_t));
   for (int i = 0; i < c->nfree; i++) rgi_put(open_of(&p, first), c->free[i]);
 
-  first->bound = bound_of(&p, first, FIRST_STEPS);
+  bound_first(&p, first);
   keep_prices(&p, first);
   RGI_GOTO(status, search(&p, first, e), done);
 done:

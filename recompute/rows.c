@@ -127,7 +127,8 @@ rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_err
   const rgi_graph *g = p->c->m->g;
   rgi_rows *r = *out = rgi_alloc(a, sizeof *r);
   if (!r) return rgi_nomem(e);
-  *r = (rgi_rows){.p = p, .n = p->c->m->ncandidate, .nt = p->c->of_saved ? 1 : p->nt, .unit = 1};
+  *r = (rgi_rows){
+      .p = p, .n = p->c->m->ncandidate, .nt = p->c->of_saved ? 1 : p->nt, .unit = 1, .rate = 0.1};
   const size_t n = (size_t)r->n + 1, nt = (size_t)r->nt + 2, nn = (size_t)g->nnode + 1;
   size_t edges = 1;
   for (int32_t k = 0; k < g->nnode; k++) edges += (size_t)rgi_nin(&g->node[k]);
@@ -390,7 +391,7 @@ static void find_slope(rgi_rows *r) {
     const int i = r->list[k];
     const bool taken = r->cost[i] < 0;
     if (taken) alive -= r->frees[i];
-    r->mean[i] += 0.1 * ((taken ? 1 : 0) - r->mean[i]);
+    r->mean[i] += r->rate * ((taken ? 1 : 0) - r->mean[i]);
   }
   for (int k = 0; k < r->nterm; k++) {
     const rgi_row_term *x = &r->term[k];

@@ -32,7 +32,7 @@ typedef struct rgi_rows {
   /* what is decided */
   const uint64_t *again, *open;
   double ms, *exceeds, *excess, *frees; /* exceeds: without shares */
-  double *mean;                         /* per candidate: how far it was taken, 0 … 1 */
+  double *mean, rate; /* per candidate: how far it was taken, 0 … 1; what a step adds to that */
   rgi_row_term *term;
   rgi_row_pull *pull;
   int nown, nterm, npull, most_terms;
