@@ -17,6 +17,7 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -168,7 +169,12 @@ rg_status rgi_pool_create(const rg_context *ctx, int threads, rgi_pool **out, rg
     worker *w = &p->worker[i - 1];
     w->pool = p;
     w->index = i;
+    /* signals are for the caller's threads */
+    sigset_t all, mask;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &mask);
     int code = pthread_create(&w->thread, NULL, work, w);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (code) {
       rgi_pool_destroy(p);
       return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "thread %d of %d did not start: %s", i, threads,
