@@ -8,6 +8,7 @@
 #ifndef CLI_H
 #define CLI_H
 
+#include <pthread.h>
 #include <regraph/regraph.h>
 #include <stdio.h>
 
@@ -183,7 +184,10 @@ rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
 void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
 const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
-double cli_seconds(void);                              /* a clock that never goes back */
+/* pthread_create for a thread that takes no signals: they are for the one that works, which holds
+ * them up where a file is begun (save.c). */
+int cli_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
+double cli_seconds(void); /* a clock that never goes back */
 /* Where opening a file failed because there is none of that name: names the nearest there is. */
 void cli_suggest_file(rg_error *e, const char *path);
 /* "NAME=REST" → name (copied into buffer) and rest; false if malformed. */

@@ -93,7 +93,7 @@ void data_draw(uint64_t seed, const char *name, rg_dtype dtype, void *dst, int64
   for (int t = 0; t < threads; t++) {
     int64_t first = t * share < n ? t * share : n;
     work[t] = (draw){seed, name, dtype, dst, first, n - first < share ? n : first + share};
-    if (t > 0) started[t] = pthread_create(&thread[t], NULL, draw_range, &work[t]) == 0;
+    if (t > 0) started[t] = cli_thread_start(&thread[t], draw_range, &work[t]) == 0;
   }
   for (int t = 0; t < threads; t++) /* the first share, and those no thread was to be had for */
     if (!started[t]) draw_range(&work[t]);

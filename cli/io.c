@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <math.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,15 @@ const char *cli_bytes(int64_t bytes, char buffer[32]) {
   }
   snprintf(buffer, 32, u ? "%.2f %s" : "%.0f %s", x, unit[u]);
   return buffer;
+}
+
+int cli_thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int code = pthread_create(thread, NULL, run, arg);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return code;
 }
 
 double cli_seconds(void) {

@@ -147,7 +147,7 @@ static double measure(int threads, kernel fn, char *memory) {
   bool started[PEAK_THREADS] = {false};
   for (int t = 0; t < threads; t++) {
     w[t] = (worker){fn, memory ? memory + (size_t)t * 2 * PEAK_COPY : NULL, 0};
-    if (t > 0) started[t] = pthread_create(&thread[t], NULL, work, &w[t]) == 0;
+    if (t > 0) started[t] = cli_thread_start(&thread[t], work, &w[t]) == 0;
   }
   work(&w[0]);
   double sum = w[0].rate;

@@ -110,19 +110,14 @@ static void *tick(void *arg) {
   return arg;
 }
 
-/* Signals are for the thread that works. */
 static void begin(void) {
-  sigset_t all, old;
   sigaction(SIGINT, NULL, &line.before);
   if (line.before.sa_handler != SIG_IGN)
     sigaction(SIGINT, &(struct sigaction){.sa_handler = clear_line, .sa_flags = SA_RESETHAND},
               NULL);
   line.shown = 1;
   line.quit = false;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
-  line.ticking = pthread_create(&line.thread, NULL, tick, NULL) == 0;
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  line.ticking = cli_thread_start(&line.thread, tick, NULL) == 0;
 }
 
 static void say(const char *stage, double done, double total, double expected, bool most) {

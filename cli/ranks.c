@@ -317,7 +317,7 @@ rg_status cli_ranks_open(cli *c, const data_set *d) {
   free(comm);
   for (int i = 0; i < n && s == RG_OK; i++) s = share_out(c, &all->rank[i]);
   for (int i = 1; i < n && s == RG_OK; i++) {
-    all->rank[i].started = pthread_create(&all->rank[i].thread, NULL, serve, &all->rank[i]) == 0;
+    all->rank[i].started = cli_thread_start(&all->rank[i].thread, serve, &all->rank[i]) == 0;
     if (!all->rank[i].started)
       s = cli_fail(&c->error, RG_E_NOMEM, NULL, "no thread for rank %d", i);
   }

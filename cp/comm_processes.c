@@ -208,7 +208,7 @@ static rg_status begin_meeting(process *p, const char *address, int port, rg_err
   if (m->listener < 0 && status == RG_OK) status = RG_E_COMM;
   if (status == RG_OK)
     status = rgi_hub_create(p->ctx, p->comm.size, p->nonce, p->deadline, now(), &m->hub, e);
-  if (status == RG_OK && pthread_create(&m->thread, NULL, hold_meeting, m) != 0)
+  if (status == RG_OK && rgi_thread_start(&m->thread, hold_meeting, m) != 0)
     status = rgi_fail(e, RG_E_NOMEM, NULL, NULL, "no thread for the ranks' meeting point");
   if (status != RG_OK)
     end_meeting(p->ctx, m);
@@ -481,7 +481,7 @@ static rg_status meet(process *p, const char *address, int port, rg_error *e) {
   const rgi_frame hello = rgi_frame_of(RGI_HELLO, p->comm.rank, p->comm.size, p->nonce);
   if (p->comm.rank == 0) RGI_TRY(begin_meeting(p, address, port, e));
   RGI_TRY(connect_to(p, address, port, e));
-  p->listening = pthread_create(&p->ear, NULL, ear, p) == 0;
+  p->listening = rgi_thread_start(&p->ear, ear, p) == 0;
   if (!p->listening) return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "no thread for rank's connection");
   return ask(p, &hello, NULL, 0, RGI_WELCOME, into, e);
 }

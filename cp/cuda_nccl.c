@@ -290,7 +290,7 @@ static void *end_all(void *comm) {
 void rgi_nccl_abort(rgi_nccl *n) {
   if (!n) return;
   pthread_mutex_lock(&n->lock);
-  if (!n->aborted && n->comm) n->ends = pthread_create(&n->ender, NULL, end_all, n->comm) == 0;
+  if (!n->aborted && n->comm) n->ends = rgi_thread_start(&n->ender, end_all, n->comm) == 0;
   n->aborted = true;
   pthread_mutex_unlock(&n->lock);
 }
@@ -441,7 +441,7 @@ rg_status rgi_nccl_open(rg_comm *meeting, rgi_stuck *stuck, const rg_context *ct
   pthread_mutex_unlock(&n->lock);
   RGI_TRY(status);
   RGI_TRY(warm_up(n, e));
-  n->watching = pthread_create(&n->watch, NULL, keep_watch, n) == 0;
+  n->watching = rgi_thread_start(&n->watch, keep_watch, n) == 0;
   return n->watching ? RG_OK : rgi_fail(e, RG_E_NOMEM, NULL, NULL, "no thread for NCCL's watch");
 }
 #endif

@@ -17,7 +17,6 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -169,12 +168,7 @@ rg_status rgi_pool_create(const rg_context *ctx, int threads, rgi_pool **out, rg
     worker *w = &p->worker[i - 1];
     w->pool = p;
     w->index = i;
-    /* signals are for the caller's threads */
-    sigset_t all, mask;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &mask);
-    int code = pthread_create(&w->thread, NULL, work, w);
-    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    int code = rgi_thread_start(&w->thread, work, w);
     if (code) {
       rgi_pool_destroy(p);
       return rgi_fail(e, RG_E_NOMEM, NULL, NULL, "thread %d of %d did not start: %s", i, threads,

@@ -1,6 +1,7 @@
 /* graph/base.c: errors, host memory, text buffers; see base.h. */
 #include "base.h"
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,6 +223,15 @@ void *rgi_malloc(const rg_context *ctx, size_t size) {
 }
 void rgi_free(const rg_context *ctx, void *ptr) {
   if (ptr) ctx->host.free(ctx->host.user, ptr);
+}
+
+int rgi_thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int code = pthread_create(thread, NULL, run, arg);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return code;
 }
 
 /* ---- arena ---- */

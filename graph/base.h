@@ -7,6 +7,7 @@
 #ifndef RGI_BASE_H
 #define RGI_BASE_H
 
+#include <pthread.h>
 #include <regraph/op.h>
 #include <regraph/regraph.h>
 #include <stdarg.h>
@@ -67,6 +68,9 @@ const rg_op *rgi_find_op(const rg_context *ctx, const char *name);
 /* Plain host memory from the context's allocator. rgi_malloc returns NULL on failure. */
 void *rgi_malloc(const rg_context *ctx, size_t size);
 void rgi_free(const rg_context *ctx, void *ptr);
+
+/* pthread_create for a thread of the library's own: it takes no signals, which are the caller's. */
+int rgi_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);
 
 /* Text from a file made fit for a message: at most 64 bytes. Returns s->text. */
 typedef struct rgi_shown {

@@ -7,14 +7,17 @@
 #include <ctype.h>
 #include <string.h>
 
-static const char digits[] = "0123456789";
+static bool alike(const char *a, const char *a_end, const char *b, const char *b_end) {
+  for (;; a++, b++) {
+    while (a < a_end && isdigit((unsigned char)*a)) a++;
+    while (b < b_end && isdigit((unsigned char)*b)) b++;
+    if (a == a_end || b == b_end) return a == a_end && b == b_end;
+    if (*a != *b) return false;
+  }
+}
 
 bool rgi_alike(const char *a, const char *b) {
-  for (;; a++, b++) {
-    a += strspn(a, digits);
-    b += strspn(b, digits);
-    if (*a != *b || !*a) return *a == *b;
-  }
+  return alike(a, a + strlen(a), b, b + strlen(b));
 }
 
 static void add_pattern(rgi_buf *out, const char *name, size_t n) {
@@ -64,13 +67,7 @@ static bool lines_alike(const line *a, const line *b) {
   if (before != (size_t)(b->name - b->text) || memcmp(a->text, b->text, before) != 0) return false;
   if (behind != (size_t)(b->end - b->rest) || memcmp(a->rest, b->rest, behind) != 0) return false;
   if (a->length == b->length && memcmp(a->name, b->name, a->length) == 0) return false;
-  const char *p = a->name, *q = b->name, *pe = p + a->length, *qe = q + b->length;
-  for (;; p++, q++) {
-    while (p < pe && isdigit((unsigned char)*p)) p++;
-    while (q < qe && isdigit((unsigned char)*q)) q++;
-    if (p == pe || q == qe) return p == pe && q == qe;
-    if (*p != *q) return false;
-  }
+  return alike(a->name, a->name + a->length, b->name, b->name + b->length);
 }
 
 static void add_line(rgi_buf *out, const line *x, int alike) {

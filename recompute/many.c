@@ -430,18 +430,11 @@ static point *best_kept(search *s, point *q, const int *order, int64_t work) {
   return best;
 }
 
-/* Memplan's word on p: how far above the budget it is. */
-static rg_status ask(const search *s, const point *p, int part, int64_t *over, rg_error *e) {
+static void take(search *s, const point *p) {
   rgi_chooser *c = s->c;
-  int64_t saved, peak;
-  double ms;
-  c->m->mem.part = part;
-  const rg_status status =
-      rgi_model_measure(c->m, p->set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e);
-  c->m->mem.part = 0;
-  c->explored++;
-  if (status == RG_OK) *over = (c->of_saved ? saved : peak) - c->budget;
-  return status;
+  memcpy(c->best, p->set, (size_t)s->m->words * sizeof *c->best);
+  c->best_ms = p->ms;
+  c->found = true;
 }
 
 /* Memplan has the last word. Where it has less room than the replay saw, the search goes below the
@@ -452,7 +445,7 @@ static rg_status settle(search *s, point *p, point *q, point *now, const point *
   rgi_chooser *c = s->c;
   int64_t over;
   for (int again = 0; p; again++) {
-    RGI_TRY(ask(s, p, s->anneals && again < RETRIES ? PART : 0, &over, e));
+    RGI_TRY(rgi_chooser_ask(c, p->set, s->anneals && again < RETRIES ? PART : 0, &over, e));
     if (over <= 0) break;
     if (again == RETRIES) {
       p = NULL;
@@ -469,14 +462,12 @@ static rg_status settle(search *s, point *p, point *q, point *now, const point *
       swap(s, p, q, order, near);
   }
   const point *taken = p ? p : least;
-  if (!taken || near_seed->ms < taken->ms) {
-    RGI_TRY(ask(s, near_seed, 0, &over, e));
+  /* without a walk it is the first that was asked about */
+  if (s->anneals && (!taken || near_seed->ms < taken->ms)) {
+    RGI_TRY(rgi_chooser_ask(c, near_seed->set, 0, &over, e));
     if (over <= 0) taken = near_seed;
   }
-  if (!taken) return RG_OK;
-  memcpy(c->best, taken->set, (size_t)s->m->words * sizeof *c->best);
-  c->best_ms = taken->ms;
-  c->found = true;
+  if (taken) take(s, taken);
   return RG_OK;
 }
 
@@ -519,16 +510,15 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
 /* Does the cheapest of all fit, which computes nothing again but what it has to? */
 static rg_status take_cheapest(search *s, point *p, rg_error *e) {
   rgi_chooser *c = s->c;
+  bool fits = false;
   c->found = false;
-  int64_t over;
   memcpy(p->set, c->always, (size_t)s->m->words * sizeof *p->set);
   look(s, p);
-  if (p->figure > s->room) return RG_OK;
-  RGI_TRY(ask(s, p, 0, &over, e));
-  if (over > 0) return RG_OK;
-  memcpy(c->best, p->set, (size_t)s->m->words * sizeof *c->best);
-  c->best_ms = c->bound_ms = p->ms;
-  c->found = c->optimal = true;
+  if (p->figure <= s->room) RGI_TRY(rgi_chooser_fits(c, p->set, &fits, e));
+  if (!fits) return RG_OK;
+  take(s, p);
+  c->bound_ms = p->ms;
+  c->optimal = true;
   return RG_OK;
 }
 

@@ -191,11 +191,23 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   return status;
 }
 
-rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e) {
+rg_status rgi_chooser_ask(rgi_chooser *c, const uint64_t *set, int part, int64_t *over,
+                          rg_error *e) {
   int64_t saved, peak;
   double ms;
-  RGI_TRY(rgi_model_measure(c->m, set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e));
+  c->m->mem.part = part;
+  const rg_status status =
+      rgi_model_measure(c->m, set, c->of_saved ? -1 : c->budget, true, &saved, &peak, &ms, e);
+  c->m->mem.part = 0;
+  RGI_TRY(status);
   c->explored++;
-  *yes = (c->of_saved ? saved : peak) <= c->budget;
+  *over = (c->of_saved ? saved : peak) - c->budget;
+  return RG_OK;
+}
+
+rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e) {
+  int64_t over;
+  RGI_TRY(rgi_chooser_ask(c, set, 0, &over, e));
+  *yes = over <= 0;
   return RG_OK;
 }

@@ -118,14 +118,12 @@ static void load_prices(proof *p, place *x) {
 /* Memplan's word, first of a part of its work; whether the rest is worth it depends on how often it
  * was for nothing. */
 static rg_status ask(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
+  int64_t over;
   bool fits;
-  p->m->mem.part = PART;
-  const rg_status status = rgi_chooser_fits(p->c, set, &fits, e);
-  p->m->mem.part = 0;
-  RGI_TRY(status);
+  RGI_TRY(rgi_chooser_ask(p->c, set, PART, &over, e));
   *v = UNKNOWN;
-  if (!fits) p->work -= ALL_WORK / PART;
-  if (!fits && p->refusals++ >= REFUSALS) return RG_OK;
+  if (over > 0) p->work -= ALL_WORK / PART;
+  if (over > 0 && p->refusals++ >= REFUSALS) return RG_OK;
   RGI_TRY(rgi_chooser_fits(p->c, set, &fits, e));
   if (!fits) p->work -= ALL_WORK;
   *v = fits ? TAKEN : REFUSED;

@@ -113,6 +113,15 @@ static rg_status find_times(rgi_replay *r, const rgi_profile *profile, rgi_arena
   return status;
 }
 
+/* What backward reads in place of t, by what `again` says. */
+static void find_stand_in(rgi_replay *r, int32_t t) {
+  const int32_t owner = r->owner[t], back = r->fetched[owner];
+  /* a part of a join that has no clone itself owns its own bytes */
+  r->owner_again[t] = (r->again[owner] ? owner : t) + r->nt;
+  r->stand_in[t] = r->again[t] ? t + r->nt : back >= 0 ? back : t;
+  r->owner_back[t] = r->again[t] ? r->owner_again[t] : r->owner[r->stand_in[t]];
+}
+
 static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int *candidate_of,
                          rgi_arena *a, rg_error *e) {
   const rgi_graph *g = r->g;
@@ -173,12 +182,7 @@ static rg_status flatten(rgi_replay *r, const rgi_memory_options *mem, const int
     r->caller[t] = r->caller[rgi_owner(g, t)];
     r->output[t] = r->output[rgi_owner(g, t)];
   }
-  for (int32_t t = 0; t < g->ntensor; t++) {
-    const int32_t back = r->fetched[r->owner[t]];
-    r->stand_in[t] = back >= 0 ? back : t;
-    r->owner_back[t] = r->owner[r->stand_in[t]];
-    r->owner_again[t] = t + r->nt;
-  }
+  for (int32_t t = 0; t < g->ntensor; t++) find_stand_in(r, t);
   for (int32_t id = 0; id < 2 * r->nt; id++) r->self[id] = id;
   for (int32_t i = 0; i < r->node[r->nforward].out; i++)
     if (r->out[i] >= 0) r->made[r->nmade++] = r->out[i];
@@ -269,13 +273,7 @@ static void find_clones(rgi_replay *r, const uint64_t *set) {
     for (int32_t i = s->out; i < s[1].out; i++)
       if (r->out[i] >= 0) r->again[r->out[i]] = again && !r->output[r->out[i]];
   }
-  for (int32_t i = 0; i < r->nmade; i++) {
-    const int32_t t = r->made[i], owner = r->owner[t], back = r->fetched[owner];
-    /* a part of a join that has no clone itself owns its own bytes */
-    r->owner_again[t] = (r->again[owner] ? owner : t) + r->nt;
-    r->stand_in[t] = r->again[t] ? t + r->nt : back >= 0 ? back : t;
-    r->owner_back[t] = r->again[t] ? r->owner_again[t] : back >= 0 ? r->owner[back] : owner;
-  }
+  for (int32_t i = 0; i < r->nmade; i++) find_stand_in(r, r->made[i]);
 }
 
 /* Puts the clones, and the copies back, that `node`'s inputs come from at the end of the sequence,

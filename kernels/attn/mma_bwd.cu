@@ -36,35 +36,27 @@ __global__ void __launch_bounds__(RGK_MMA_BWD_THREADS)
   p.delta[i] = sum;
 }
 
+rgk_mma_bwd_kernels kernels_of(rg_dtype type, int32_t width, bool small) {
+#define X(W, E) \
+  if (width == W) return rgk_mma_bwd_##W(type, small);
+  RGK_MMA_BWD_INSTANCES(X)
+#undef X
+  return {};
+}
+
 } // namespace
 
 const void *rgk_mma_bwd_keys(rg_dtype type, int32_t width, bool small) {
-#define X(W, E) \
-  if (width == W) return rgk_mma_bwd_##W(type, small).keys;
-  RGK_MMA_BWD_INSTANCES(X)
-#undef X
-  return nullptr;
+  return kernels_of(type, width, small).keys;
 }
 const void *rgk_mma_bwd_queries(rg_dtype type, int32_t width, bool small) {
-#define X(W, E) \
-  if (width == W) return rgk_mma_bwd_##W(type, small).queries;
-  RGK_MMA_BWD_INSTANCES(X)
-#undef X
-  return nullptr;
+  return kernels_of(type, width, small).queries;
 }
 const void *rgk_mma_bwd_pairs(rg_dtype type, int32_t width) {
-#define X(W, E) \
-  if (width == W) return rgk_mma_bwd_##W(type, false).pairs;
-  RGK_MMA_BWD_INSTANCES(X)
-#undef X
-  return nullptr;
+  return kernels_of(type, width, false).pairs;
 }
 const void *rgk_mma_bwd_alone(rg_dtype type, int32_t width) {
-#define X(W, E) \
-  if (width == W) return rgk_mma_bwd_##W(type, false).alone;
-  RGK_MMA_BWD_INSTANCES(X)
-#undef X
-  return nullptr;
+  return kernels_of(type, width, false).alone;
 }
 const void *rgk_mma_bwd_delta(rg_dtype type) {
   return type == RG_F16 ? (const void *)delta<__half> : (const void *)delta<__nv_bfloat16>;

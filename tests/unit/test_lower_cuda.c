@@ -107,16 +107,18 @@ static void load_example(bench *b, const char *name, bool small) {
   b->T = 70, b->B = 4;
 }
 
-static void load_random(bench *b, uint64_t seed) {
+static void load_text(bench *b, const char *text) {
   rg_error e = {0};
-  ot *t = ot_begin(seed);
   rg_spec_destroy(b->spec);
   b->spec = NULL;
-  const char *text =
-      graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8});
-  CR_OK(rg_spec_load_text(b->ctx, text, strlen(text), "random", NULL, 0, &b->spec, &e), &e);
-  ot_end(t);
+  CR_OK(rg_spec_load_text(b->ctx, text, strlen(text), "text", NULL, 0, &b->spec, &e), &e);
   b->T = 48, b->B = 3;
+}
+
+static void load_random(bench *b, uint64_t seed) {
+  ot *t = ot_begin(seed);
+  load_text(b, graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8}));
+  ot_end(t);
 }
 
 static rg_plan *plan_of(bench *b, const char *policy, bool no_lanes, bool older) {
@@ -388,10 +390,7 @@ Test(lower_cuda, launches_behind_views) {
       " ], \"outputs\": { \"y\": \"y\", \"t\": \"t\" } }";
   bench b = open_bench(3);
   rg_error e = {0};
-  rg_spec_destroy(b.spec);
-  b.spec = NULL;
-  CR_OK(rg_spec_load_text(b.ctx, text, sizeof text - 1, "views", NULL, 0, &b.spec, &e), &e);
-  b.T = 48, b.B = 3;
+  load_text(&b, text);
   for (int older = 0; older < 2; older++) {
     rg_plan *plan = plan_of(&b, NULL, false, older);
     rg_text steps;
@@ -460,11 +459,7 @@ Test(lower_cuda, a_sum_so_far_comes_last) {
       "\"idx\": \"idx\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"o\" }, "
       "\"attrs\": { \"block\": 8 } } ], \"outputs\": { \"o\": \"o\" } }";
   bench b = open_bench(4);
-  rg_error e = {0};
-  rg_spec_destroy(b.spec);
-  b.spec = NULL;
-  CR_OK(rg_spec_load_text(b.ctx, text, sizeof text - 1, "one", NULL, 0, &b.spec, &e), &e);
-  b.T = 48, b.B = 3;
+  load_text(&b, text);
   rg_plan *plan = plan_of(&b, NULL, false, false);
   const int i = step_of(plan, "slc_attn.bwd");
   cr_assert_geq(i, 0);
@@ -494,12 +489,10 @@ Test(lower_cuda, a_sum_so_far_comes_last) {
 Test(lower_cuda, initcheck_sees_all_writes) {
   const uint64_t seed = 80559;
   bench b = open_bench(3);
-  rg_error e = {0};
   ot *t = ot_begin(seed);
   gen_options o = {.large = true, .whole = ot_uniform(t) < 0.15, .mixed = ot_uniform(t) < 0.25};
   o.nodes = 4 + (int)ot_below(t, 12);
-  const char *text = graph_gen(t, o);
-  CR_OK(rg_spec_load_text(b.ctx, text, strlen(text), "random", NULL, 0, &b.spec, &e), &e);
+  load_text(&b, graph_gen(t, o));
   b.T = 482, b.B = 8;
   for (int older = 0; older < 2; older++) {
     rg_plan *plan = plan_of(&b, NULL, false, older);
