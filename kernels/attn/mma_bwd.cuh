@@ -6,31 +6,6 @@
 namespace rgk {
 namespace mma_bwd {
 
-/* s [16 m, N] = A B^T over W columns: rows of A and of B in shared memory, at a lane's addresses
- * mma_at_rows and mma_at_columns. */
-template <class T, int W, int M, int n>
-__device__ __forceinline__ void scores(float (&s)[M][n], uint32_t a, uint32_t b) {
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int i = 0; i < n; i++) s[m][i] = 0;
-#pragma unroll
-  for (int k = 0; k < W / 16; k++) {
-    uint32_t x[M][4], y[4];
-#pragma unroll
-    for (int m = 0; m < M; m++) load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[m]);
-#pragma unroll
-    for (int j = 0; j < n / 8; j++) {
-      load_matrices(on<W>(b, 2 * k) + j * 16 * pitch(W), y);
-#pragma unroll
-      for (int m = 0; m < M; m++) {
-        mma<T>(s[m] + 8 * j, x[m], y);
-        mma<T>(s[m] + 8 * j + 4, x[m], y + 2);
-      }
-    }
-  }
-}
-
 /* d [16 m, W] += A B: A in registers, 16 * STEPS of k; B's rows are k, at mma_at_rows. */
 template <class T, int W, int STEPS, int M, int n>
 __device__ __forceinline__ void add_product(float (&d)[M][n], const uint32_t (&a)[M][4 * STEPS],

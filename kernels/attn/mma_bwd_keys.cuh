@@ -275,7 +275,8 @@ template <int HELD, int M> struct held_rows {
       for (int m = 0; m < M; m++) load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[k][m]);
   }
 };
-/* scores() with those. */
+/* s [16 m, N] = A B^T over W columns: rows of A, but for what is held of them, and of B in shared
+ * memory, at a lane's addresses mma_at_rows and mma_at_columns. */
 template <class T, int W, int HELD, int M, int n>
 __device__ __forceinline__ void scores(float (&s)[M][n], const held_rows<HELD, M> &held, uint32_t a,
                                        uint32_t b) {
