@@ -163,8 +163,8 @@ static inline int64_t rgi_figure(const rgi_chooser *c, rgi_taken x) {
 rg_status rgi_chooser_init(rgi_chooser *c, rgi_model *m, rg_error *e);
 /* The same with what the policy forces, and its budget. */
 rg_status rgi_chooser_by(rgi_chooser *c, rgi_model *m, const rg_policy *policy, rg_error *e);
-/* Memplan's verdict on a set: how far above the budget it is. `part`: of the packer's work, the n-th;
- * 0: all. (model.c) */
+/* Memplan's verdict on a set: how far above the budget it is, by the n-th part of the packer's
+ * work, by all for 0 (model.c). */
 rg_status rgi_chooser_ask(rgi_chooser *c, const uint64_t *set, int part, int64_t *over,
                           rg_error *e);
 rg_status rgi_chooser_fits(rgi_chooser *c, const uint64_t *set, bool *yes, rg_error *e);
