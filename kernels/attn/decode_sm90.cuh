@@ -37,28 +37,31 @@ template <class C> __device__ __forceinline__ int unit_at(int i) {
 template <class C>
 __device__ __forceinline__ void start_scores(float (&x)[C::HALVES][8], uint32_t k, uint32_t q) {
   using T = typename C::tile;
+  /* Made once: each anew is seven instructions, one waiting for the other. */
+  const uint64_t a = desc_make(k, 16, T::K_EIGHT), b = desc_k(q);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < C::D / 16; i++)
 #pragma unroll
     for (int u = 0; u < C::HALVES; u++)
       wgmma<typename C::type, 16>::template ss<>(
-          x[u], desc_make(k + u * 8 * T::K_EIGHT + i / 4 * T::K_PANEL + i % 4 * 32, 16, T::K_EIGHT),
-          desc_k(q + i / 4 * ROWS16 + i % 4 * 32), i > 0);
+          x[u], desc_on(a, u * 8 * T::K_EIGHT + i / 4 * T::K_PANEL + i % 4 * 32),
+          desc_on(b, i / 4 * ROWS16 + i % 4 * 32), i > 0);
   wgmma_commit();
 }
 /* o[m][4i + 2y + z]: feature 64m + 16 warp + lane/4 + 8y, the same head. */
 template <class C>
 __device__ __forceinline__ void start_values(float (&o)[C::EP][8], uint32_t v, uint32_t p) {
   using T = typename C::tile;
+  const uint64_t a = desc_make(v, T::V_PANEL, T::V_EIGHT), b = desc_k(p);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < C::KEYS / 16; i++)
 #pragma unroll
     for (int m = 0; m < C::EP; m++)
       wgmma<typename C::type, 16>::template ss<true>(
-          o[m], desc_make(v + m * T::V_PANEL + 2 * i * T::V_EIGHT, T::V_PANEL, T::V_EIGHT),
-          desc_k(p + i / 4 * ROWS16 + i % 4 * 32), 1);
+          o[m], desc_on(a, m * T::V_PANEL + 2 * i * T::V_EIGHT),
+          desc_on(b, i / 4 * ROWS16 + i % 4 * 32), 1);
   wgmma_commit();
 }
 
