@@ -13,7 +13,13 @@ enum {
   RGK_DECODE_SCORES = 2560, /* of a token, that shared memory has room for */
   RGK_DECODE_RANKS = 256,   /* threads that rank, beside 128 that load and 128 that attend */
   RGK_DECODE_THREADS = 256 + RGK_DECODE_RANKS,
-  RGK_DECODE_ROWS_KEPT = 17 /* rows of `pitch` floats that a block of threads has to itself */
+  RGK_DECODE_ROWS_KEPT = 17, /* rows of `pitch` floats that a block of threads has to itself */
+  /* The same where blocks are chosen nearly first, bytes for each tile: twice sums of each block
+   * and head in bf16 and what they are above, once the blocks' scores. */
+  RGK_DECODE_BLOCKS = RGK_DECODE_KEYS / RGK_DECODE_BLOCK,
+  RGK_DECODE_SUMS = 2 * RGK_DECODE_BLOCKS * RGK_DECODE_HEADS,
+  RGK_DECODE_REFERENCES = 4 * RGK_DECODE_HEADS,
+  RGK_DECODE_NEAR_KEPT = 2 * (RGK_DECODE_SUMS + RGK_DECODE_REFERENCES) + 4 * RGK_DECODE_BLOCKS
 };
 
 /* Shared memory: stages of K and V, q of two tokens, weights twice, sums of pairs, scores, the rest
@@ -37,6 +43,9 @@ typedef struct rgk_decode {
 } rgk_decode;
 /* Twins: a cluster of two blocks of threads for a token of a KV head, to the same bits. */
 RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width, bool twins))
+/* The same, to the same bits, where a block of threads has few tokens: blocks are chosen nearly
+ * first (decode_near_sm90.cu). */
+RGK_GETTER(rgk_decode_near(rg_dtype type, int32_t width))
 
 /* Attention alone: to the bit flash.h's over pages, without a cap; and gather.h's, of blocks of 64
  * keys, at most 32 of them. k and v are maps of (width, head, row, page) in boxes of 64 rows and

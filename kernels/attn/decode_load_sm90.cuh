@@ -19,11 +19,12 @@ constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank
 constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
 
 /* PAIRED: selected blocks and a window share a block of threads (decode_pair_sm90.cu). TWINS: two
- * share a token. */
-template <class Type, int D, kind KIND_, bool PAIRED_ = false, bool TWINS_ = false>
+ * share a token. NEAR: blocks are chosen nearly first (decode_near_sm90.cu). */
+template <class Type, int D, kind KIND_, bool PAIRED_ = false, bool TWINS_ = false,
+          bool NEAR_ = false>
 struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   static constexpr kind KIND = KIND_;
-  static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_;
+  static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_, NEAR = NEAR_;
   static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
   static constexpr int STAGES =
       PAIRED ? RGK_PAIR_STAGES(D, KIND == SELECTED) : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / KEYS;
@@ -51,19 +52,54 @@ struct ranked {
   int2 chosen[MOST]; /* key, block */
 };
 
+/* ---- chosen nearly first ---- */
+
+constexpr int CANDIDATES = 96; /* that are ranked without a detour */
+constexpr int PAIRS = 64;      /* of threads that rank */
+
+/* A token whose tiles are through. */
+struct near_token {
+  job at;
+  float lse[HEADS]; /* as the exponential wants it */
+};
+/* What those who rank have to themselves. */
+template <class C> struct near_ranks {
+  alignas(1024) char q[C::DP * ROWS16];
+  alignas(16) int top[PAIRS];          /* two threads' largest score, at least */
+  alignas(16) int key[CANDIDATES + 4]; /* the candidates' */
+  int block[CANDIDATES];
+  float p[2 * 64];   /* of rows, summed over heads */
+  int2 chosen[MOST]; /* key, block */
+  int part[2][4];    /* of a sum over all, two in turn */
+  int count, least;
+};
+/* A tile's weights, for those who sum them up: `at` is its number twice, and 1 where it is the last
+ * of its token; -1: none follows. */
+struct weighed {
+  float2 reference[HEADS]; /* in powers of two; what sums so far are multiplied by */
+  int at;
+};
+
 template <class C> struct memory {
+  static constexpr int ONCE = C::NEAR; /* fields of those alone */
   alignas(1024) char k[C::STAGES][C::DP * C::KV];
   char v[C::STAGES][C::EP * C::KV];
   char q[2][C::DP * ROWS16];
   char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
+  near_ranks<C> choice[ONCE];
   float sums[C::SUMS][4 * HEADS + 4];
-  alignas(16) int keys[C::KIND == RANKED ? RGK_DECODE_SCORES : 4]; /* of blocks */
+  alignas(16) int keys[C::KIND == RANKED && !C::NEAR ? RGK_DECODE_SCORES : 4]; /* of blocks */
   float top[4][HEADS];     /* a warp's largest products of a tile */
   float2 reference[HEADS]; /* m; what sums so far are multiplied by */
   alignas(16) float end[HEADS];
   int first[C::STAGES]; /* of a selected block's keys */
   job jobs[2];
   ranked r;
+  near_token token[2 * ONCE];
+  weighed slot[2 * ONCE];
+  uint64_t near_scored[2 * ONCE], near_taken[2 * ONCE]; /* token */
+  uint64_t p_full[2 * ONCE], p_empty[2 * ONCE];         /* slot */
+  uint64_t summed[2 * ONCE], used[2 * ONCE];            /* sums of a token's blocks */
   uint64_t q_full[2], q_empty[2], scored, taken;
   uint64_t end_full, end_empty; /* twins: `end` of the second, of the first */
   uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
@@ -78,6 +114,25 @@ template <class C> __device__ __forceinline__ int sharers() {
 }
 template <class C> __device__ __forceinline__ float *room_of(const rgk_decode &d) {
   return d.room + (int64_t)sharer<C>() * RGK_DECODE_ROWS_KEPT * d.pitch;
+}
+/* What a block of threads keeps of two tokens in turn, where blocks are chosen nearly first; then
+ * the blocks' scores. */
+struct kept {
+  char *sums;  /* [tile, block, head], bf16 */
+  float *refs; /* [tile, head] */
+};
+template <class C> __device__ __forceinline__ char *near_room(const rgk_decode &d) {
+  return (char *)d.room + sharer<C>() * (d.pitch / RGK_DECODE_KEYS) * RGK_DECODE_NEAR_KEPT;
+}
+template <class C> __device__ __forceinline__ kept kept_of(const rgk_decode &d, int turn) {
+  const int64_t tiles = d.pitch / RGK_DECODE_KEYS;
+  char *const room = near_room<C>(d);
+  return {room + turn * tiles * RGK_DECODE_SUMS,
+          (float *)(room + tiles * (2 * RGK_DECODE_SUMS + turn * RGK_DECODE_REFERENCES))};
+}
+template <class C> __device__ __forceinline__ float *scores_of(const rgk_decode &d) {
+  return (float *)(near_room<C>(d) +
+                   d.pitch / RGK_DECODE_KEYS * 2 * (RGK_DECODE_SUMS + RGK_DECODE_REFERENCES));
 }
 __device__ __forceinline__ int32_t *idx_of(const rgk_decode &d, const job &j) {
   return (int32_t *)d.topk.idx.data + (int64_t)j.token * d.topk.idx.row +

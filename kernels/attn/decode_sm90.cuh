@@ -12,6 +12,8 @@
    (`sums`: what a thread there adds up before it adds to the row's sum comes added up).
 
      warpgroup   0 loads    1 attends    2, 3 rank, where blocks are chosen (decode_sm90.cu)
+                                         2 sums up weights of blocks, 3 ranks, where they are chosen
+                                         nearly first (decode_near_sm90.cu)
 
    Twins: where tokens are few, two blocks of threads of a cluster share one, for the copy engine of
    a multiprocessor takes its time with boxes of eight rows. The first has keys: it makes weights, a
@@ -98,18 +100,20 @@ template <class C, class P, class X> struct attention {
   const int tid, warp, lane, g, t;
   const float c;
   X &to;
+  static constexpr bool NEAR = C::NEAR, ASIDE = KIND == RANKED && !NEAR;
   ring<C::STAGES> k, v;
   int turn;              /* of p */
   uint32_t taken, ended; /* parities; ended: of end_full or end_empty */
+  ring<2> w, r;          /* NEAR: next weights, next token to rank */
 
   __device__ __forceinline__ void wait_taken() {
-    if (KIND != RANKED) return;
+    if (!ASIDE) return;
     bar_wait(&s.taken, taken);
     taken ^= 1;
   }
 
   __device__ __forceinline__ void products(const float (&x)[C::HALVES][8], int tile) const {
-    if constexpr (KIND == RANKED) {
+    if constexpr (ASIDE) {
       float *const to = room_of<C>(d) + 2 * t * d.pitch + tile * C::KEYS + 16 * warp + g;
 #pragma unroll
       for (int i = 0; i < 8 * C::HALVES; i++) {
@@ -122,7 +126,7 @@ template <class C, class P, class X> struct attention {
   /* A copy that ptxas does not take for the accumulators, which the next products want. */
   __device__ __forceinline__ void keep(float (&to)[C::HALVES][8],
                                        const float (&x)[C::HALVES][8]) const {
-    if constexpr (KIND == RANKED)
+    if constexpr (ASIDE)
 #pragma unroll
       for (int n = 0; n < 8 * C::HALVES; n++)
         asm volatile("mov.b32 %0, %1;" : "=f"(to[n / 8][n % 8]) : "f"(x[n / 8][n % 8]));
@@ -162,9 +166,9 @@ template <class C, class P, class X> struct attention {
   }
 
   /* x → weights, in p[turn], of which keys [lo, hi] of the tile are seen; what o must be multiplied
-   * by. */
+   * by. `at`: as in weighed. */
   __device__ __forceinline__ void softmax(float (&x)[C::HALVES][8], float (&m)[4],
-                                          float (&scale)[4], int lo, int hi) {
+                                          float (&scale)[4], int lo, int hi, int at) {
     if (lo > 0 || hi < C::KEYS - 1) {
 #pragma unroll
       for (int i = 0; i < 8 * C::HALVES; i++) {
@@ -207,24 +211,34 @@ template <class C, class P, class X> struct attention {
     }
     char *const slot = C::TWINS ? slot_of(s, v.stage) : nullptr;
     if (C::TWINS) bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
+    if constexpr (NEAR) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
     if (warp == 0 && g == 0)
 #pragma unroll
       for (int h = 0; h < 4; h++) {
         const int head = h / 2 * 8 + 2 * t + h % 2;
         s.reference[head] = make_float2(m[h], scale[h]);
+        if constexpr (NEAR)
+          s.slot[w.stage].reference[head] =
+              make_float2(m[h] == -INFINITY ? -INFINITY : -minus[h], scale[h]);
         if (C::TWINS) ((float *)(slot + 2 * ROWS16))[head] = scale[h];
       }
+    if constexpr (NEAR)
+      if (tid == 0) s.slot[w.stage].at = at;
 #pragma unroll
     for (int i = 0; i < 8 * C::HALVES; i++) {
       float &e = x[i / 8][i % 8];
       e = exp2_fast(fmaf(e, c, minus[i / 4 % 2 * 2 + i % 2]));
     }
     put_sums(x);
-    turn ^= 1;
+    turn = NEAR ? w.stage : turn ^ 1;
 #pragma unroll
     for (int u = 0; u < C::HALVES; u++)
       store_heads<T>(smem_at(C::TWINS ? slot : s.p[turn]) + u * ROWS16, 128, 2 * warp, x[u]);
     proxy_fence();
+    if constexpr (NEAR) {
+      warp_ready(&s.p_full[w.stage]);
+      w.next();
+    }
   }
 
   /* Twins: the tile's weights are in their slot, all warps know. */
@@ -257,7 +271,9 @@ template <class C, class P, class X> struct attention {
         clear_keys<C, C::BOXES>(s.v[v.stage], 0, min(p.before - key, (int)C::KEYS), C::GROUP);
       if (key + C::KEYS > j.keys)
         clear_keys<C, C::BOXES>(s.v[v.stage], j.keys - key, C::KEYS, C::GROUP);
-      start_values<C>(o, smem_at(s.v[v.stage]), smem_at(s.p[turn]));
+      /* ptxas takes it for what each thread has for itself, and moves every descriptor over. */
+      const int slot = NEAR ? __shfl_sync(~0u, turn, 0) : turn;
+      start_values<C>(o, smem_at(s.v[v.stage]), smem_at(s.p[slot]));
     };
     auto step = [&](auto first, int i) {
       float x[C::HALVES][8], scale[4];
@@ -288,7 +304,8 @@ template <class C, class P, class X> struct attention {
         products(x, key / C::KEYS);
       else
         keep(kept, x);
-      softmax(x, m, scale, lo - key, hi - key);
+      const int tile = j.end - 1 - i;
+      softmax(x, m, scale, lo - key, hi - key, 2 * tile + (tile == j.first));
       if (C::TWINS) {
         named_sync(EACH + C::GROUP, WARPGROUP);
         send_weights();
@@ -392,7 +409,11 @@ template <class C, class P, class X> struct attention {
       wait_taken();
     }
 
-    if (KIND == RANKED && tid == 0) s.r.at = j;
+    if (ASIDE && tid == 0) s.r.at = j;
+    if constexpr (NEAR) {
+      bar_wait(&s.near_taken[r.stage], r.parity ^ 1);
+      if (tid == 0) s.token[r.stage].at = j;
+    }
     if (C::TWINS) { /* the second has the last one's */
       bar_wait(&s.end_empty, ended ^ 1);
       ended ^= 1;
@@ -404,12 +425,17 @@ template <class C, class P, class X> struct attention {
       const row_end end = finish_row(reference * c, quad_sum(l), sink);
       if (t == 0) {
         s.end[tid / 4] = end.scale;
-        if (KIND == RANKED) s.r.lse[tid / 4] = -LOG2E * end.lse;
+        if (ASIDE) s.r.lse[tid / 4] = -LOG2E * end.lse;
+        if constexpr (NEAR) s.token[r.stage].lse[tid / 4] = -LOG2E * end.lse;
         if (p.lse.data)
           ((float *)p.lse.data)[(int64_t)j.token * p.lse.row + head * p.lse.head] = end.lse;
       }
     }
-    if (KIND == RANKED) bar_ready(&s.scored);
+    if (ASIDE) bar_ready(&s.scored);
+    if constexpr (NEAR) {
+      bar_ready(&s.near_scored[r.stage]);
+      r.next();
+    }
     if (C::TWINS) {
       send_end();
       return;
@@ -417,6 +443,7 @@ template <class C, class P, class X> struct attention {
     named_sync(EACH + C::GROUP, WARPGROUP);
     /* p[turn] was read by the last product, the other by none that other warps may still run */
     char *room = s.p[turn ^ 1];
+    if constexpr (NEAR) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
     if constexpr (X::GIVES) room = to.room();
     float end[4];
 #pragma unroll
@@ -451,9 +478,16 @@ template <class C, class P, class X> struct attention {
     }
     if (!has_keys<C>()) return;
     wait_taken();
-    if (KIND == RANKED) {
+    if (ASIDE) {
       if (tid == 0) s.r.at.kind = EXIT;
       bar_ready(&s.scored);
+    }
+    if constexpr (NEAR) {
+      bar_wait(&s.near_taken[r.stage], r.parity ^ 1);
+      bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
+      if (tid == 0) s.token[r.stage].at.kind = EXIT, s.slot[w.stage].at = -1;
+      bar_ready(&s.near_scored[r.stage]);
+      warp_ready(&s.p_full[w.stage]);
     }
   }
 };
@@ -462,6 +496,11 @@ template <class C, class P, class X> struct attention {
 template <class C> __device__ __forceinline__ void init(const rgk_flash_params &p, memory<C> &s) {
   for (int i = 0; i < 2; i++) bar_init(&s.q_full[i], 1), bar_init(&s.q_empty[i], WARPGROUP);
   bar_init(&s.scored, WARPGROUP), bar_init(&s.taken, RANKS);
+  for (int i = 0; i < 2 && C::NEAR; i++) {
+    bar_init(&s.near_scored[i], WARPGROUP), bar_init(&s.near_taken[i], WARPGROUP);
+    bar_init(&s.summed[i], WARPGROUP), bar_init(&s.used[i], WARPGROUP);
+    bar_init(&s.p_full[i], 4 * WARP_ARRIVALS), bar_init(&s.p_empty[i], 4 * WARP_ARRIVALS);
+  }
   bar_init(&s.end_full, 1), bar_init(&s.end_empty, 4 * WARP_ARRIVALS);
   for (int i = 0; i < C::STAGES; i++) {
     bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);
@@ -485,8 +524,8 @@ template <class C, class P, class X>
 __device__ __forceinline__ void attend(const P &d, memory<C> &s, X &to) {
   const int tid = (int)threadIdx.x % 128, lane = tid % 32;
   attention<C, P, X> x{
-      d,  s,  tid, tid / 32, lane, lane / 4,   lane % 4, paged_of(d).f.scale * LOG2E,
-      to, {}, {},  0,        1,    (uint32_t)0};
+      d,  s,  tid, tid / 32, lane, lane / 4,    lane % 4, paged_of(d).f.scale * LOG2E,
+      to, {}, {},  C::NEAR,  1,    (uint32_t)0, {},       {}};
   x.run();
 }
 template <class C, class P> __device__ __forceinline__ void attend(const P &d, memory<C> &s) {

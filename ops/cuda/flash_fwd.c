@@ -202,9 +202,22 @@ bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pag
          a->scale == p->scale;
 }
 
+/* Of more tokens the memory keeps all waiting, and two blocks of threads for each are slower. */
+enum { TWINS = 4 };
+static bool decodes_twins(const rgk_attn *a, const rg_gpu *gpu) {
+  return TWINS * a->T * a->KH <= gpu->sms;
+}
+/* Of more tokens ranking goes beside attention, and takes the shorter way. */
+enum { FEW = 3 };
+static bool decodes_few(const rgk_attn *a, const rg_gpu *gpu) {
+  return !decodes_twins(a, gpu) && a->T * a->KH < FEW * (int64_t)gpu->sms;
+}
+
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
-  return RGI_ROUND256((size_t)(decode_blocks(a, gpu) * RGK_DECODE_ROWS_KEPT * decode_pitch(pages)) *
-                      sizeof(float));
+  const int64_t blocks = decode_blocks(a, gpu), pitch = decode_pitch(pages);
+  if (decodes_few(a, gpu))
+    return RGI_ROUND256((size_t)(blocks * (pitch / RGK_DECODE_KEYS)) * RGK_DECODE_NEAR_KEPT);
+  return RGI_ROUND256((size_t)(blocks * RGK_DECODE_ROWS_KEPT * pitch) * sizeof(float));
 }
 
 static rg_status decode_fill(const rgk_attn *a, const rgk_pages *pages, rgk_flash_paged *p,
@@ -228,9 +241,6 @@ static rg_status decode_launch(const rgk_attn *a, const rg_gpu *gpu, const void 
                                    .size = size});
 }
 
-/* Of more tokens the memory keeps all waiting, and two blocks of threads for each are slower. */
-enum { TWINS = 4 };
-
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x) {
   rgk_decode p;
@@ -239,9 +249,12 @@ rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pag
   p.topk = *topk;
   p.room = workspace;
   p.pitch = decode_pitch(pages);
-  const bool twins = TWINS * a->T * a->KH <= gpu->sms;
-  return decode_launch(a, gpu, rgk_decode_sm90((rg_dtype)a->dtype, a->D, twins), twins ? 2 : 1,
-                       RGK_DECODE_THREADS, RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
+  const bool twins = decodes_twins(a, gpu);
+  const rg_dtype type = (rg_dtype)a->dtype;
+  return decode_launch(a, gpu,
+                       decodes_few(a, gpu) ? rgk_decode_near(type, a->D)
+                                           : rgk_decode_sm90(type, a->D, twins),
+                       twins ? 2 : 1, RGK_DECODE_THREADS, RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
 }
 
 bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages) {

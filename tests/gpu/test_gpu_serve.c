@@ -290,8 +290,8 @@ enum { PLAIN, HEADS_ALIKE = 1, KEYS_AGAIN = 2 };
  * nothing. KEYS_AGAIN: 64 rows of compressed keys, over and over. */
 static void single_tokens(int H, int D, int most, float large, int kind) {
   enum { B = 6, OUT = 8, SIDES = 4, SOME = 80, MANY = 400 };
-  /* two blocks of threads a token; kernels of many tokens; one block of threads a token; several
-   * tokens a block, slc, swa and combine in one launch */
+  /* two blocks of threads a token; kernels of many tokens; one block of threads a token, blocks
+   * chosen nearly first; several tokens a block, slc, swa and combine in one launch */
   static const int rows[SIDES] = {B, B + 3, SOME, MANY}, sequences[SIDES] = {B, B, SOME, MANY};
   static const char *const made[OUT] = {"cmp_o",   "cmp_lse", "idx",     "slc_o",
                                         "slc_lse", "swa_o",   "swa_lse", "o"};
@@ -386,8 +386,9 @@ Test(gpu_serve, short_single_tokens, .timeout = 300) { /* what tools have time f
   single_tokens(16, 128, 300, 1, PLAIN);
 }
 
-/* Rows that fp32 sums leave to fp64, and blocks that tie, in contexts whose blocks a thread each
- * ranks, in those that shared memory has room for, and in longer ones. */
+/* Rows that fp32 sums leave to fp64, and blocks that tie (all are scored then where they are chosen
+ * nearly first), in contexts whose blocks a thread each ranks, in those that shared memory has room
+ * for, and in longer ones. */
 Test(gpu_serve, undecided_single_tokens, .timeout = 300) {
   NEEDS_GPU();
   single_tokens(32, 128, 5000, 400, HEADS_ALIKE);
