@@ -144,8 +144,8 @@ template <class C> struct ranking {
     proxy_fence();
   }
 
-  /* The most that blocks of [c.free0, c.free1) can score: `most` of this thread's, to scores_of where
-   * they are more; the most that one of this thread's does at least, as a key. */
+  /* The most that blocks of [c.free0, c.free1) can score: `most` of this thread's, to scores_of
+   * where they are more; the most that one of this thread's does at least, as a key. */
   __device__ __forceinline__ int estimate(const job &j, const rgk_topk_choice &c, const kept &from,
                                           float lse, float (&most)[AT_ONCE]) const {
     const int first = first_tile(c), end = end_tile(c);
