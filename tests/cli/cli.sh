@@ -429,6 +429,13 @@ expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
+# Five layers: a line for what they have alike, with the mean; three stay as they are. JSON has all.
+model=("$examples/nsa_model.json" --set M=32 --set H=2 --set D=16 --set DV=16 --set T=64 --repeat 1)
+expect 0 '^layer\*_q_proj +linear +forward .* %.?  each of 5$' bench "${model[@]}" --set layers=5
+if grep -q layer1_ stdout; then fail "bench does not fold layers: $(grep layer1_ stdout)"; fi
+expect 0 '^layer\*_q_proj .* %  each of 5$' run "${model[@]:0:11}" --set layers=5
+expect 0 '^layer2_q_proj +linear +forward ' bench "${model[@]}" --set layers=3
+expect 0 '"name": "layer4_q_proj"' bench "${model[@]}" --set layers=5 --json
 tiny=(--set H=2 --set KH=1 --set D=8 --set DV=8 --repeat 1)
 expect 0 '^ *1K +8 +1 ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve
 [ "$(grep -cE '^ *2K +1 +(64|256) ' stdout)" = 2 ] || fail "bench --serve lacks pieces"
