@@ -1,5 +1,5 @@
-/* tests/unit/lower_case.h: plans for a GPU that is not there, and what has to hold of their launches
-   and edges. Included once per test program: without nvcc nothing stands in for the driver. */
+/* tests/unit/lower_case.h: plans for a GPU that is not there, and what has to hold of their
+   launches and edges. Its rgk_map_make stands in for the driver's: include it once a program. */
 #ifndef LOWER_CASE_H
 #define LOWER_CASE_H
 

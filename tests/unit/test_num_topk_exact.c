@@ -1,5 +1,5 @@
-/* tests/unit/test_num_topk_exact.c: what topk promises exactly: ties, permutations, NaN; and the same
-   bits whatever the threads, packs, strides and CPU. */
+/* tests/unit/test_num_topk_exact.c: what topk promises exactly: ties, permutations, NaN; and the
+   same bits whatever the threads, packs, strides and CPU. */
 #include "topk_case.h"
 
 /* ---- exact answers ---- */

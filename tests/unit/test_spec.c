@@ -1,5 +1,6 @@
-/* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in, described. Limits
-   and failures: test_spec_limits.c. Malformed specs are in tests/golden/errors (test_golden.c). */
+/* tests/unit/test_spec.c: loading specs: what is listed, bound, solved, filled in, described.
+   Limits and failures: test_spec_limits.c. Malformed specs are in tests/golden/errors
+   (test_golden.c). */
 #include "spec_case.h"
 #include <stdio.h>
 #include <stdlib.h>
