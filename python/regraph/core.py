@@ -11,6 +11,7 @@ Each object keeps what it was made from alive and gives its handle back when it 
 
 import contextlib
 import ctypes
+import difflib
 import json
 import os
 import threading
@@ -96,10 +97,24 @@ def default_context() -> Context:
 
 def example(name: str) -> Path:
     """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
-    for folder in (_lib.PACKAGE / "share" / "regraph", _lib.PACKAGE.parent.parent):
-        if (folder / "examples" / name).exists():
-            return folder / "examples" / name
-    raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package", file=str(name))
+    folders = [at / "examples" for at in (_lib.PACKAGE / "share" / "regraph",
+                                          _lib.PACKAGE.parent.parent)]
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package"
+                       + _nearest_file(folder / name for folder in folders), file=str(name))
+
+
+def _nearest_file(paths):
+    """What to say of files that are not there: a name like one of theirs beside them."""
+    for path in paths:
+        names = []
+        with contextlib.suppress(OSError):
+            names = [p.name for p in path.parent.iterdir()]
+        if path.name not in names and (near := difflib.get_close_matches(path.name, names, 1)):
+            return f"; did you mean '{near[0]}'?"
+    return ""
 
 
 def read_source(source):
@@ -111,8 +126,12 @@ def read_source(source):
     try:
         return Path(source).read_bytes().decode(errors="surrogateescape"), str(source)
     except OSError as error:
-        raise RegraphError("RG_E_IO", f"can't be read: {error.strerror}", file=str(source),
-                           text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
+        hint = _nearest_file([Path(source)])
+        with contextlib.suppress(RegraphError, OSError):
+            hint = hint or f"; '{example(source)}' ships, as regraph.example('{source}')"
+        message = f"can't be read: {error.strerror}{hint}"
+        raise RegraphError("RG_E_IO", message, file=str(source),
+                           text=f"{source}: RG_E_IO: {message}") from None
 
 
 def _is_policy_word(text):

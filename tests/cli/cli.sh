@@ -231,7 +231,13 @@ expect 3 "^damaged.json: RG_E_KEY: that is not what 'regraph plan --json' prints
 expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
   --html p.html --front plan.json
 head -c 70000 /dev/zero >zeros
-expect 3 'zeros: RG_E_SYNTAX: is no text' plan "$nsa" --set T=64 --html p.html --front zeros
+expect 3 "^zeros: RG_E_SYNTAX: byte 0 is NUL; expected .* that 'regraph pareto --json' prints" \
+  plan "$nsa" --set T=64 --html p.html --front zeros
+expect 3 '^/: RG_E_IO: .*: Is a directory$' plan "$nsa" --set T=64 --html p.html --against /
+expect 3 '^/: RG_E_IO: .*: Is a directory$' run "$nsa" --set T=64 --in q=/
+expect 3 '^/: RG_E_IO: .*: Is a directory$' check "$nsa" --policy /
+"$regraph" check - <. 2>stderr && fail "a folder is a spec"
+grep -q '^standard input: RG_E_IO: .*: Is a directory$' stderr || fail "a folder: $(cat stderr)"
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --html /nowhere/x.html
 [ ! -e p.html ] || fail "a page that could not be written is there"
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
