@@ -12,6 +12,7 @@ Each object keeps what it was made from alive and gives its handle back when it 
 import contextlib
 import ctypes
 import difflib
+import functools
 import json
 import os
 import threading
@@ -53,12 +54,31 @@ def by_name(owner, inputs, args, named, noun):
     return given
 
 
-class _Handle:
+class _Local:
+    """What is an address of this process."""
+
+    def __reduce__(self):
+        kind = type(self).__name__
+        raise RegraphError("RG_E_USAGE", f"a {kind} is memory of this process, and can't be pickled "
+                           "or doubled; make one where it is wanted, of the same spec and policy")
+
+
+class _Handle(_Local):
     """A handle of the library; `keep` stays alive at least as long."""
 
     def _own(self, handle, destroy, *keep):
         self.handle = handle
         self._finalizer = weakref.finalize(self, lambda *_: destroy(handle), *keep)
+
+
+class _Constant(_Handle):
+    """A handle of what never changes: its copy is itself."""
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, _):
+        return self
 
 
 def _expect(kind, value, whose):
@@ -68,7 +88,7 @@ def _expect(kind, value, whose):
                                          f"{type(value).__name__}")
 
 
-class Context(_Handle):
+class Context(_Constant):
     """Holds the table of ops. One per process is enough, unless plugins differ."""
 
     def __init__(self, plugins=()):
@@ -190,7 +210,7 @@ def _tensors(function, handle):
         for t in _lib.tensor_infos(function, handle))
 
 
-class Spec(_Handle):
+class Spec(_Constant):
     """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or
     bind free dimensions."""
 
@@ -233,7 +253,7 @@ class Spec(_Handle):
         return _lib.text("rg_spec_write", self.handle, format.encode())
 
 
-class Policy(_Handle):
+class Policy(_Constant):
     """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least",
     "6GiB"."""
 
@@ -252,7 +272,7 @@ class Policy(_Handle):
         return f"Policy({self.name!r})"
 
 
-class Plan(_Handle):
+class Plan(_Constant):
     """A spec, a policy (or what they are made from) and capacities made into an arena and a list of
     steps. Immutable; threads may share it. `cp`: how many ranks share the rows (0: what the policy
     says)."""
@@ -305,7 +325,7 @@ class Plan(_Handle):
         return _lib.text("rg_plan_report", self.handle, format.encode(), None)
 
 
-class DeviceMemory:
+class DeviceMemory(_Local):
     """Bytes on a plan's device, for those who have no GPU library of their own."""
 
     def __init__(self, plan, size):
@@ -324,6 +344,22 @@ class DeviceMemory:
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 
+def _alone(method):
+    """A session's method, refused to a thread while another is in one."""
+
+    @functools.wraps(method)
+    def guarded(self, *args, **named):
+        if not self._turn.acquire(blocking=False):
+            raise RegraphError("RG_E_USAGE", f"{method.__name__}: the session is at work in "
+                               "another thread; make one for each thread, of the same plan")
+        try:
+            return method(self, *args, **named)
+        finally:
+            self._turn.release()
+
+    return guarded
+
+
 class Session(_Handle):
     """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays;
     the methods below them take addresses, for callers with memory of their own. `comm` is this
@@ -339,6 +375,7 @@ class Session(_Handle):
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan, comm)
         self.plan = plan
+        self._turn = threading.RLock()
         self._run_on, self._error = _lib.lib.rg_session_run_on, _lib.Error()
         self._count = len(plan.tensors)
         self._bound: dict = {}  # (role, name) → (address, bytes)
@@ -370,12 +407,15 @@ class Session(_Handle):
         if unknown:
             raise RegraphError("RG_E_USAGE", f"the plan has no {_ROLES[role]} '{min(unknown)}'; it "
                                              f"has {', '.join(t.name for t in tensors) or 'none'}")
+        given = []
         for tensor in tensors:
             array = values.get(tensor.name)
             array = missing(tensor) if array is None else arrays.convert(array, tensor.dtype)
             if array.shape != tensor.shape:
                 raise RegraphError("RG_E_SHAPE", f"the {_ROLES[role]} '{tensor.name}' has shape "
                                                  f"{array.shape}; expected {tensor.shape}")
+            given.append((tensor, array))
+        for tensor, array in given:  # all or none: a backward may be due on what is bound
             self._bind_array(tensor, array)
 
     def _results(self, tensors):
@@ -387,6 +427,7 @@ class Session(_Handle):
             self._memory[t.role, t.name].read(results[t.name])
         return results
 
+    @_alone
     def state(self, **values) -> dict[str, np.ndarray]:
         """{state: array} as the last forward left it; zeros before the first. Values that are given
         take its place: copies.
@@ -401,6 +442,7 @@ class Session(_Handle):
         self._given(_lib.STATE, {name: np.array(value) for name, value in values.items()}, left)
         return self._results(self.plan.of_role(_lib.STATE))
 
+    @_alone
     def forward(self, **inputs) -> dict[str, np.ndarray]:
         """Runs forward on new output arrays: {output: array}."""
 
@@ -417,6 +459,7 @@ class Session(_Handle):
         self.run_forward()
         return self._results(outputs)
 
+    @_alone
     def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
         """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An
         input whose spec says "accumulate" is added to accumulate[name] (float32) or to zeros, and

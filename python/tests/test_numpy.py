@@ -1,10 +1,13 @@
 """The package with numpy alone, on the CPU. Runs under `python3 -m unittest` and under pytest."""
 
+import copy
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 import unittest
 from pathlib import Path
 
@@ -154,6 +157,56 @@ class Objects(unittest.TestCase):
         idx = session.read("idx", (T, 2, 4), "i32")
         self.assertTrue((idx[:145, :, 0] == 0).all())
         self.assertIn("slc_o", [step[0] for step in session.times()])
+
+    def test_a_refused_forward_leaves_what_is_bound(self):
+        session, x, do = nsa(), inputs(), normal(T, NSA["H"], NSA["DV"], seed=9)
+        session.forward(**x)
+        want = session.backward({"o": do})
+        for wrong in ({"gate": x["gate"][:, :, :2]}, {"gate": None}):
+            with self.assertRaises(RegraphError):
+                session.forward(**{**x, "q": -x["q"], "k": 2 * x["k"], **wrong})
+            got = session.backward({"o": do})
+            for name, array in want.items():
+                np.testing.assert_array_equal(got[name], array)
+
+    def test_handles_stay_in_their_process(self):
+        session = nsa()
+        plan = session.plan
+        spec = regraph.Spec(SMALL)
+        for handle in plan, spec, regraph.Policy("all"), spec.context:
+            self.assertIs(copy.copy(handle), handle)
+            self.assertIs(copy.deepcopy([handle])[0], handle)
+            with self.assertRaisesRegex(RegraphError, "is memory of this process, and can't be "):
+                pickle.dumps(handle)
+        for copied in copy.copy, copy.deepcopy, pickle.dumps:
+            with self.assertRaisesRegex(RegraphError, "a Session is memory of this process"):
+                copied(session)
+
+    def test_one_thread_at_a_time(self):
+        session, refused = nsa(), []
+        whole = session.run_forward
+
+        def other():
+            for call in (lambda: session.forward(**inputs()), lambda: session.backward({}),
+                         session.state):
+                try:
+                    call()
+                except RegraphError as error:
+                    refused.append(str(error))
+
+        def run():
+            session.run_forward = whole
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            whole()
+
+        session.run_forward = run
+        session.forward(**inputs())
+        self.assertEqual([r[r.index(": ") + 2:r.index(": the")] for r in refused],
+                         ["forward", "backward", "state"])
+        self.assertIn("make one for each thread, of the same plan", refused[0])
+        session.forward(**inputs())
 
     def test_several_calls_in_flight(self):
         session = nsa()
