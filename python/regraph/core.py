@@ -59,8 +59,9 @@ class _Local:
 
     def __reduce__(self):
         kind = type(self).__name__
-        raise RegraphError("RG_E_USAGE", f"a {kind} is memory of this process, and can't be pickled "
-                           "or doubled; make one where it is wanted, of the same spec and policy")
+        raise RegraphError("RG_E_USAGE", f"a {kind} is memory of this process, and can't be "
+                           "pickled or doubled; make one where it is wanted, of the same spec and "
+                           "policy")
 
 
 class _Handle(_Local):
@@ -380,6 +381,8 @@ class Session(_Handle):
         self._count = len(plan.tensors)
         self._bound: dict = {}  # (role, name) → (address, bytes)
         self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) bound now
+        self._saved = saved  # the bound block; None: the session's own
+        self._kept: dict = {}  # saved block → what its forward ran on, which its backward reads
 
     def __repr__(self):
         return f"Session({self.plan!r})"
@@ -394,11 +397,19 @@ class Session(_Handle):
                 array = array.copy()
             self._memory[at] = array
             return self.bind(tensor.role, tensor.name, array.ctypes.data, array.nbytes)
-        if at not in self._memory:
+        awaited = any(saved != self._saved and memory.get(at) is self._memory.get(at)
+                      for saved, memory in self._kept.items())
+        if at not in self._memory or awaited:
             self._memory[at] = DeviceMemory(self.plan, tensor.nbytes)
             self.bind(tensor.role, tensor.name, self._memory[at].address, tensor.nbytes)
         if tensor.role in (_lib.INPUT, _lib.GRAD_IN, _lib.STATE) or tensor.accumulates:
             self._memory[at].write(array)
+
+    def _keep(self):
+        """A backward reads what its forward read and wrote, where that was. So it stays, also when
+        another forward was refused, or ran on another saved block."""
+        self._kept[self._saved] = {at: memory for at, memory in self._memory.items()
+                                   if at[0] in (_lib.INPUT, _lib.OUTPUT)}
 
     def _given(self, role, values, missing):
         """Converts and binds what the caller gave for a role; `missing` makes what was left out."""
@@ -457,6 +468,7 @@ class Session(_Handle):
         for tensor in outputs:
             self._bind_array(tensor, np.empty(tensor.shape, arrays.NUMPY[tensor.dtype]))
         self.run_forward()
+        self._keep()
         return self._results(outputs)
 
     @_alone
@@ -518,6 +530,7 @@ class Session(_Handle):
     def bind_saved(self, address: int) -> None:
         """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
+        self._saved = address
 
     def bind_host(self, address: int) -> None:
         """The block of the host's memory that goes with the saved block bound now, for what is
@@ -527,10 +540,13 @@ class Session(_Handle):
     def adopt_saved(self, address: int) -> None:
         """A saved block that another session of the plan has filled, with what is bound now."""
         _lib.call("rg_session_adopt_saved", self.handle, address)
+        self._saved = address
+        self._keep()
 
     def forget_saved(self, address: int) -> None:
         """The session forgets a block it was given."""
         _lib.call("rg_session_forget_saved", self.handle, address)
+        self._kept.pop(address, None)
 
     def bind_scratch(self, address: int) -> None:
         """Another scratch block, of sizes.scratch bytes."""

@@ -158,16 +158,41 @@ class Objects(unittest.TestCase):
         self.assertTrue((idx[:145, :, 0] == 0).all())
         self.assertIn("slc_o", [step[0] for step in session.times()])
 
-    def test_a_refused_forward_leaves_what_is_bound(self):
-        session, x, do = nsa(), inputs(), normal(T, NSA["H"], NSA["DV"], seed=9)
-        session.forward(**x)
-        want = session.backward({"o": do})
-        for wrong in ({"gate": x["gate"][:, :, :2]}, {"gate": None}):
-            with self.assertRaises(RegraphError):
-                session.forward(**{**x, "q": -x["q"], "k": 2 * x["k"], **wrong})
+    def test_a_refused_forward_can_be_gone_back_from(self):
+        do = normal(T, NSA["H"], NSA["DV"], seed=9)
+        want = None
+        for wrong in {}, {"gate": normal(T, NSA["H"], 2)}, {"gate": None}, \
+                {"cu_seqlens": [0, 70, 60, 145]}:
+            session = nsa()
+            session.forward(**inputs())
+            if wrong:
+                with self.assertRaises(RegraphError):
+                    session.forward(**{**inputs(), "q": -inputs()["q"], **wrong})
+                others = [np.full(n, 7, np.float32) for n in 100 * [T * 64, T * 32, T * 12]]
             got = session.backward({"o": do})
+            want = want or got
             for name, array in want.items():
                 np.testing.assert_array_equal(got[name], array)
+        del others
+
+    def test_forwards_that_wait_keep_what_they_ran_on(self):
+        do = normal(T, NSA["H"], NSA["DV"], seed=9)
+        session, single = nsa(), nsa()
+        blocks = [np.zeros(session.plan.sizes.saved + 255, np.uint8) for _ in range(3)]
+        at = [block.ctypes.data + -block.ctypes.data % 256 for block in blocks]
+        for seed, address in enumerate(at):
+            session.bind_saved(address)
+            session.forward(**{**inputs(), "q": normal(T, 4, 16, seed=20 + seed)})
+        others = [np.full(n, 7, np.float32) for n in 100 * [T * 64, T * 32, T * 12]]
+        for seed in 1, 0, 2:
+            session.bind_saved(at[seed])
+            got = session.backward({"o": do})
+            session.forget_saved(at[seed])
+            single.forward(**{**inputs(), "q": normal(T, 4, 16, seed=20 + seed)})
+            for name, array in single.backward({"o": do}).items():
+                np.testing.assert_array_equal(got[name], array)
+        self.assertFalse(session._kept)
+        del others
 
     def test_handles_stay_in_their_process(self):
         session = nsa()
