@@ -435,6 +435,10 @@ expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
+# A path is any bytes, JSON is UTF-8.
+cp "$nsa" $'b\xff\xc3\xa9\xe2\x82".json'
+expect 0 '"spec": "b\\\\xffé\\\\xe2\\\\x82\\"\.json"' run \
+  $'b\xff\xc3\xa9\xe2\x82".json' "${small[@]}" --set T=64 --json
 # Five layers: a line for what they have alike, with the mean; three stay as they are. JSON has all.
 model=("$examples/nsa_model.json" --set M=32 --set H=2 --set D=16 --set DV=16 --set T=64 --repeat 1)
 expect 0 '^layer\*_q_proj +linear +forward .* %.?  each of 5$' bench "${model[@]}" --set layers=5
