@@ -475,19 +475,20 @@ class Session(_Handle):
     def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
         """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An
         input whose spec says "accumulate" is added to accumulate[name] (float32) or to zeros, and
-        that sum returned."""
+        that sum returned: in place, if the array is dense and may be written."""
         self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
         gradients = self.plan.of_role(_lib.GRAD_OUT)
         accumulate = dict(accumulate or {})
         for tensor in gradients:
             given = accumulate.pop(tensor.name, None) if tensor.accumulates else None
+            given = given if given is None else np.asarray(given)
             if given is not None and (given.dtype, given.shape) != (np.float32, tensor.shape):
                 raise RegraphError(
                     "RG_E_SHAPE", f"the running gradient of '{tensor.name}' is {given.dtype} of "
                     f"shape {given.shape}; expected float32 of shape {tensor.shape}")
             make = np.zeros if tensor.accumulates else np.empty
             self._bind_array(tensor, make(tensor.shape, arrays.NUMPY[tensor.dtype]) if given is None
-                             else np.ascontiguousarray(given))
+                             else np.require(given, requirements=["C", "W"]))
         if accumulate:
             raise RegraphError("RG_E_USAGE", "the spec does not accumulate the gradient of "
                                              f"'{min(accumulate)}'")

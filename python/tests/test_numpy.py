@@ -133,6 +133,14 @@ class Numbers(unittest.TestCase):
         np.testing.assert_allclose(running, 1 + 2 * np.tile(x.sum(0), (2, 1)), rtol=1e-5)
         self.assertIs(gradient["w"], running)
         np.testing.assert_allclose(session.backward({})["x"], 0)
+        constant, held = np.ones((2, 3), np.float32), np.ones((2, 6), np.float32)
+        constant.flags.writeable = False
+        for given in constant, np.broadcast_to(np.float32(1), (2, 3)), held[:, ::2]:
+            gradient = session.backward({"y": np.ones((5, 2))}, accumulate={"w": given})
+            np.testing.assert_allclose(gradient["w"], 1 + np.tile(x.sum(0), (2, 1)), rtol=1e-5)
+            self.assertTrue((given == 1).all())
+        with self.assertRaisesRegex(RegraphError, "is int64 of shape .2, 3.; expected float32"):
+            session.backward({}, accumulate={"w": [[1, 2, 3], [4, 5, 6]]})
 
 
 class Objects(unittest.TestCase):
