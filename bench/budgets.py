@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Does the planner choose well? NSA on a GPU under six budgets of peak memory, against all explicit policies.
+"""Does the planner choose well? NSA on a GPU under six budgets of peak memory, against all explicit
+policies.
 
     regraph tune --device cuda                       # or --profile FILE
     bench/budgets.py                                 # 64K tokens
     bench/budgets.py --tokens 16384 --profile FILE --rounds 9
 
-Forward and backward of every subset of the nodes that may be recomputed are timed, round by round so that all see the same
-drift, and the plans that the planner chose among them; medians. A budget's row compares its plan with the quickest explicit
-policy whose plan fits. All sessions share one pair of blocks and run without lanes, as plans with a budget do.
+Forward and backward of every subset of the nodes that may be recomputed are timed, round by round
+so that all see the same drift, and the plans that the planner chose among them; medians. A budget's
+row compares its plan with the quickest explicit policy whose plan fits. All sessions share one pair
+of blocks and run without lanes, as plans with a budget do.
 """
 
 import argparse
@@ -29,7 +31,8 @@ def chosen(plan):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tokens", type=int, default=65536)
     p.add_argument("--profile")
     p.add_argument("--rounds", type=int, default=7)
@@ -40,7 +43,8 @@ def main():
     from regraph.core import Plan, Session, Spec
 
     spec = Spec(str(ROOT / "examples/nsa.json"))
-    make = lambda policy: Plan(spec, policy, device="cuda", profile=args.profile, no_lanes=True, T=args.tokens, B=1)
+    make = lambda policy: Plan(spec, policy, device="cuda", profile=args.profile, no_lanes=True, T=
+                               args.tokens, B=1)
     explicit = {}
     for k in range(len(NODES) + 1):
         for names in itertools.combinations(NODES, k):
@@ -53,8 +57,12 @@ def main():
         planned[budget] = make({"regraph_policy": 1, "budget": budget})
         plans["budget", budget] = planned[budget]
 
-    block = {n: torch.empty(max(getattr(x.sizes, n) for x in plans.values()) + 256, dtype=torch.uint8, device="cuda")
-             for n in ("saved", "scratch")}
+    block = {
+        n: torch.empty(
+            max(getattr(x.sizes, n)
+                for x in plans.values()) + 256, dtype=torch.uint8, device="cuda")
+        for n in ("saved", "scratch")
+    }
     at = {n: (b.data_ptr() + 255) // 256 * 256 for n, b in block.items()}
     types = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32}
     memory = {}
@@ -86,7 +94,10 @@ def main():
     print(f"{torch.cuda.get_device_name()}, {args.tokens} tokens, medians of {args.rounds}")
     times = json.loads(planned[least].write("json"))["times"]
     print(f"times: {times}\nkeep-all {most} bytes, {ms[()]:.2f} ms; least {least} bytes")
-    print("| budget, GiB | plan, GiB | recomputes | ms | best of 32 | ms | ratio |\n|---|---|---|---|---|---|---|")
+    print(
+        "| budget, GiB | plan, GiB | recomputes | ms | best of 32 | ms | ratio "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     worst = 0
     for budget in budgets:
         plan = planned[budget]
@@ -95,12 +106,17 @@ def main():
         mine = ms["budget", budget]
         ratio = mine / ms[best] if fits else float("nan")
         worst = max(worst, ratio)
-        print(f"| {budget / 2**30:.2f} | {plan.sizes.predicted_peak / 2**30:.2f} | {', '.join(chosen(plan)) or 'nothing'} | "
-              f"{mine:.2f} | {(', '.join(best) or 'nothing') if fits else 'none fits'} | "
-              f"{ms[best] if fits else float('nan'):.2f} | {ratio:.3f} |")
+        print(
+            f"| {budget / 2**30:.2f} | {plan.sizes.predicted_peak / 2**30:.2f} | "
+            f"{', '.join(chosen(plan)) or 'nothing'} | "
+            f"{mine:.2f} | {(', '.join(best) or 'nothing') if fits else 'none fits'} | "
+            f"{ms[best] if fits else float('nan'):.2f} | {ratio:.3f} |")
     print(f"worst ratio {worst:.3f}\nall policies: peak GiB, ms")
     for key in explicit:
-        print(f"  {explicit[key].sizes.predicted_peak / 2**30:6.2f} {ms[key]:8.2f}  {', '.join(key) or 'nothing'}")
+        print(
+            f"  {explicit[key].sizes.predicted_peak / 2**30:6.2f} {ms[key]:8.2f}  "
+            f"{', '.join(key) or 'nothing'}"
+        )
     return worst > 1.05
 
 

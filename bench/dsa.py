@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """DSA's and MSA's attention beside peers, forward and backward, in one run on one Hopper GPU.
 
-    bench/dsa.py build FOLDER --peer tilelang --checkout PATH   # a checkout of tile-ai/tilelang, for examples/deepseek_v32
-    bench/dsa.py build FOLDER --peer cudnn                      # nvidia-cudnn-frontend, nvidia-cutlass-dsl, apache-tvm-ffi
+    bench/dsa.py build FOLDER --peer tilelang --checkout PATH   # a checkout of tile-ai/tilelang,
+                                                                  for examples/deepseek_v32
+    bench/dsa.py build FOLDER --peer cudnn                      # nvidia-cudnn-frontend,
+                                                                  nvidia-cutlass-dsl, apache-tvm-ffi
     bench/dsa.py build FOLDER --peer fa4                        # flash-attn-4, the same
-    bench/dsa.py run FOLDER [--tokens 32768] [--runs 7]         # torch, apache-tvm-ffi, a built regraph
+    bench/dsa.py run FOLDER [--tokens 32768] [--runs 7]         # torch, apache-tvm-ffi, a built
+                                                                  regraph
 
-`build` compiles a peer's kernels ahead, for the shapes below and no others; it needs the peer's packages and nvcc, no GPU. So
-`run` needs none of them, and packages that want different versions of each other can be compared. FOLDER also takes
-libcute_dsl_runtime.so, which compiled CuTe DSL kernels load.
+`build` compiles a peer's kernels ahead, for the shapes below and no others; it needs the peer's
+packages and nvcc, no GPU. So `run` needs none of them, and packages that want different versions of
+each other can be compared. FOLDER also takes libcute_dsl_runtime.so, which compiled CuTe DSL
+kernels load.
 
-DSA: 64 heads of 576 and 512, V the first columns of K, 2048 of the keys before each query, drawn evenly; gradients of q and of
-K, of which V's is a part. TileLang has both directions (two forwards: its plain and its pipelined one), cuDNN frontend a backward
-for Hopper; both add gradients of keys up in the order in which blocks come, ours is the same bits each time.
-MSA: 64/4 heads of 128, 16 blocks of 128 keys by an indexer of 4 heads, beside FlashAttention 4, dense and causal.
+DSA: 64 heads of 576 and 512, V the first columns of K, 2048 of the keys before each query, drawn
+evenly; gradients of q and of K, of which V's is a part. TileLang has both directions (two forwards:
+its plain and its pipelined one), cuDNN frontend a backward for Hopper; both add gradients of keys
+up in the order in which blocks come, ours is the same bits each time. MSA: 64/4 heads of 128, 16
+blocks of 128 keys by an indexer of 4 heads, beside FlashAttention 4, dense and causal.
 
-Times are medians in ms between CUDA events after a write of 512 MB. Peers' numbers are compared with ours.
+Times are medians in ms between CUDA events after a write of 512 MB. Peers' numbers are compared
+with ours.
 """
 
 import argparse
@@ -60,14 +66,16 @@ def build_tilelang(torch, folder, args):
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     T = args.tokens
-    q, kv, o, row = like(1, T, H, D), like(1, T, 1, D), like(1, T, H, E), like(1, T, H, dtype=torch.float32)
+    q, kv, o, row = like(1, T, H, D), like(1, T, 1, D), like(1, T, H,
+                                                             E), like(1, T, H, dtype=torch.float32)
     idx, sums = like(1, T, 1, TOP, dtype=torch.int32), like(1, T, 1, D, dtype=torch.float32)
     more = (H, E, D - E, TOP)
     for name, kernel, a in (("forward", sparse_mla_fwd.sparse_mla_fwd, (q, kv, idx, *more)),
                             ("pipelined", sparse_mla_fwd_pipelined.sparse_mla_fwd,
-                             (q, kv, idx, like(1, dtype=torch.int32), *more, 1)),
-                            ("delta", sparse_mla_bwd.preprocess, (o, o)),
-                            ("backward", sparse_mla_bwd.bwd, (q, kv, o, idx, row, row, sums, *more)),
+                             (q, kv, idx, like(1, dtype=torch.int32), *more,
+                              1)), ("delta", sparse_mla_bwd.preprocess,
+                                    (o, o)), ("backward", sparse_mla_bwd.bwd, (q, kv, o, idx, row,
+                                                                               row, sums, *more)),
                             ("round", sparse_mla_bwd.postprocess, (sums, E, D - E))):
         kernel.target, kernel.execution_backend = {"kind": "cuda", "arch": "sm_90a"}, "cython"
         shutil.copy(kernel.compile(*a).adapter.libpath, folder / f"tilelang_{name}.so")
@@ -93,29 +101,37 @@ def build_cudnn(torch, folder, args):
     from cutlass.runtime import make_fake_stream
 
     def like(dtype, *shape, align=16):
-        return make_fake_compact_tensor(dtype, shape, stride_order=tuple(reversed(range(len(shape)))), assumed_align=align)
+        return make_fake_compact_tensor(dtype, shape,
+                                        stride_order=tuple(reversed(range(len(shape)))),
+                                        assumed_align=align)
 
-    T, bf16, f32, stream = args.tokens, cutlass.BFloat16, cutlass.Float32, make_fake_stream(use_tvm_ffi_env_stream=True)
-    q, kv, o, row = like(bf16, 1, T, H, D), like(bf16, 1, T, 1, D), like(bf16, 1, T, H, E), like(f32, 1, T, H)
+    T, bf16, f32, stream = args.tokens, cutlass.BFloat16, cutlass.Float32, make_fake_stream(
+        use_tvm_ffi_env_stream=True)
+    q, kv, o, row = like(bf16, 1, T, H, D), like(bf16, 1, T, 1, D), like(bf16, 1, T, H,
+                                                                         E), like(f32, 1, T, H)
     sums = like(f32, 1, 1, T * D)
     delta = dsa._FlashAttentionDSABackwardPreprocessSm90(bf16, E, 90, 64, num_threads=256)
-    main = dsa.FlashAttentionDSABackwardSm90(bf16, D, E, H, tile_m=64, tile_n=64, KV_stage=1, PdS_stage=1, SdP_swapAB=False,
-                                             dKV_swapAB=False, dQ_swapAB=False, num_threads=256, have_topk_length=False,
-                                             max_topk=TOP)
-    last = dsa._FlashAttentionDSABackwardPostprocessSm90(bf16, hdim_chunk=64, tile_n=64, head_dim=D, num_threads=64,
-                                                         N_hdim_chunks=D // 64)
+    main = dsa.FlashAttentionDSABackwardSm90(bf16, D, E, H, tile_m=64, tile_n=64, KV_stage=1,
+                                             PdS_stage=1, SdP_swapAB=False, dKV_swapAB=False,
+                                             dQ_swapAB=False, num_threads=256,
+                                             have_topk_length=False, max_topk=TOP)
+    last = dsa._FlashAttentionDSABackwardPostprocessSm90(bf16, hdim_chunk=64, tile_n=64, head_dim=D,
+                                                         num_threads=64, N_hdim_chunks=D // 64)
     objects = []
-    for name, kernel, a in (("delta", delta, (o, o, row, like(f32, 1, T, H, align=4), row, like(f32, H), like(f32, H), None, None,
-                                              None)),
-                            ("backward", main, (q, kv, o, row, row, q, sums, like(cutlass.Int32, 1, T, TOP), None, SCALE)),
-                            ("round", last, (sums, kv, T))):
+    for name, kernel, a in (("delta", delta, (o, o, row, like(f32, 1, T, H, align=4), row,
+                                              like(f32, H), like(f32, H), None, None, None)),
+                            ("backward", main, (q, kv, o, row, row, q, sums,
+                                                like(cutlass.Int32, 1, T, TOP), None,
+                                                SCALE)), ("round", last, (sums, kv, T))):
         objects.append(folder / f"cudnn_{name}.o")
-        cute.compile(kernel, *a, stream, options="--enable-tvm-ffi").export_to_c(str(objects[-1]), function_name=name)
+        cute.compile(kernel, *a, stream,
+                     options="--enable-tvm-ffi").export_to_c(str(objects[-1]), function_name=name)
     link(folder, "cudnn", objects)
 
 
 def build_fa4(torch, folder, args):
-    os.environ.update(FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED="1", FLASH_ATTENTION_CUTE_DSL_CACHE_DIR=str(folder / "fa4"),
+    os.environ.update(FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED="1",
+                      FLASH_ATTENTION_CUTE_DSL_CACHE_DIR=str(folder / "fa4"),
                       FLASH_ATTENTION_ARCH="sm_90", FLASH_ATTENTION_NUM_SMS="132")
     without_gpu(torch)
     from flash_attn.cute import interface
@@ -130,7 +146,10 @@ def build_fa4(torch, folder, args):
         interface._flash_attn_fwd(q, k, k, causal=True, return_lse=True)
         interface._flash_attn_bwd(q, k, k, q, q, like(1, 64, T, dtype=torch.float32), causal=True)
     at = next((folder / "fa4").iterdir())
-    parts = {"forward": at / "fwd", "delta": at / "bwd_pre", "backward": at / "bwd", "round": at / "bwd_post"}
+    parts = {
+        "forward": at / "fwd", "delta": at / "bwd_pre", "backward": at / "bwd",
+        "round": at / "bwd_post"
+    }
     for name, where in parts.items():  # of two that round, d.q's has the larger object
         for i, path in enumerate(sorted(where.glob("*.o"), key=lambda p: -p.stat().st_size)):
             link(folder, f"fa4_{name}{i}", [path])
@@ -140,21 +159,41 @@ def build_fa4(torch, folder, args):
 
 
 def spec(inputs, nodes):
-    return {"regraph": 1, "name": "bench", "params": {"H": H},
-            "inputs": {**inputs, "cu_seqlens": {"shape": ["B+1"], "dtype": "i32"}}, "nodes": nodes, "outputs": {"o": "o"}}
+    return {
+        "regraph": 1, "name": "bench", "params": {"H": H},
+        "inputs": {**inputs, "cu_seqlens": {"shape": ["B+1"],
+                                            "dtype": "i32"}}, "nodes": nodes, "outputs": {"o": "o"}
+    }
 
 
-DSA = spec({"q": {"shape": ["T", "H", D], "dtype": "bf16", "grad": True},
-            "kv": {"shape": ["T", 1, D], "dtype": "bf16", "grad": True}, "idx": {"shape": ["T", 1, TOP], "dtype": "i32"}},
-           [{"name": "value", "op": "slice", "in": {"x": "kv"}, "out": {"y": "v"}, "attrs": {"axis": 2, "start": 0, "stop": E}},
-            {"name": "attention", "op": "slc_attn", "in": {"q": "q", "k": "kv", "v": "v", "idx": "idx"}, "out": {"o": "o"},
-             "attrs": {"block": 1, "scale": SCALE}}])
-MSA = spec({**{x: {"shape": ["T", h, 128], "dtype": "bf16", "grad": True} for x, h in (("q", "H"), ("k", 4), ("v", 4))},
-            **{x: {"shape": ["T", 4, 128], "dtype": "bf16"} for x in ("index_q", "index_k")}},
-           [{"name": "choose", "op": "topk", "in": {"q": "index_q", "k": "index_k"}, "out": {"idx": "idx"},
-             "attrs": {"kernel": 1, "stride": 1, "block": 128, "top_n": 16, "init": 0, "local": 1, "score": "dot", "pool": "max"}},
-            {"name": "attention", "op": "slc_attn", "in": {"q": "q", "k": "k", "v": "v", "idx": "idx"}, "out": {"o": "o"},
-             "attrs": {"block": 128}}])
+DSA = spec(
+    {
+        "q": {"shape": ["T", "H", D], "dtype": "bf16", "grad": True}, "kv": {
+            "shape": ["T", 1, D], "dtype": "bf16", "grad": True
+        }, "idx": {"shape": ["T", 1, TOP], "dtype": "i32"}
+    }, [{
+        "name": "value", "op": "slice", "in": {"x": "kv"}, "out": {"y": "v"},
+        "attrs": {"axis": 2, "start": 0, "stop": E}
+    }, {
+        "name": "attention", "op": "slc_attn", "in": {"q": "q", "k": "kv", "v": "v", "idx": "idx"},
+        "out": {"o": "o"}, "attrs": {"block": 1, "scale": SCALE}
+    }])
+MSA = spec(
+    {
+        **{
+            x: {"shape": ["T", h, 128], "dtype": "bf16",
+                "grad": True} for x, h in (("q", "H"), ("k", 4), ("v", 4))
+        }, **{x: {"shape": ["T", 4, 128], "dtype": "bf16"} for x in ("index_q", "index_k")}
+    }, [{
+        "name": "choose", "op": "topk", "in": {"q": "index_q", "k": "index_k"},
+        "out": {"idx": "idx"}, "attrs": {
+            "kernel": 1, "stride": 1, "block": 128, "top_n": 16, "init": 0, "local": 1,
+            "score": "dot", "pool": "max"
+        }
+    }, {
+        "name": "attention", "op": "slc_attn", "in": {"q": "q", "k": "k", "v": "v", "idx": "idx"},
+        "out": {"o": "o"}, "attrs": {"block": 128}
+    }])
 
 
 class Clock(compare.Clock):
@@ -164,7 +203,9 @@ class Clock(compare.Clock):
 
     def __call__(self, name, function):
         self.once(function)
-        print(f"{name:32} {statistics.median(self.once(function) for _ in range(self.runs)):8.2f} ms", flush=True)
+        print(
+            f"{name:32} {statistics.median(self.once(function) for _ in range(self.runs)):8.2f} ms",
+            flush=True)
 
 
 def agree(name, x, want, most=1.5e-2):
@@ -174,10 +215,12 @@ def agree(name, x, want, most=1.5e-2):
 
 
 def choices(torch, T):
-    """TOP keys of those up to each query, ascending, one of each TOP-th part of them; -1 past the first ones."""
+    """TOP keys of those up to each query, ascending, one of each TOP-th part of them; -1 past the
+    first ones."""
     t, n = torch.arange(T, device="cuda")[:, None], torch.arange(TOP, device="cuda")[None]
     low, high = (t + 1) * n // TOP, (t + 1) * (n + 1) // TOP
-    drawn = low + (torch.rand(T, TOP, device="cuda") * (high - low)).long().clamp(max=high - low - 1)
+    drawn = low + (torch.rand(T, TOP, device="cuda") *
+                   (high - low)).long().clamp(max=high - low - 1)
     return torch.where(t + 1 > TOP, drawn, torch.where(n <= t, n, -1)).int()
 
 
@@ -223,20 +266,25 @@ def dsa(torch, folder, args, clock):
     o = attend(*x, idx[:, None], cu)
     want = [o.detach(), *torch.autograd.grad(o, x, d_o, retain_graph=True)]
     again = torch.autograd.grad(o, x, d_o, retain_graph=True)
-    print("the same gradients again, bit for bit:", all(torch.equal(a, b) for a, b in zip(again, want[1:])))
+    print("the same gradients again, bit for bit:",
+          all(torch.equal(a, b) for a, b in zip(again, want[1:])))
     clock("DSA forward: regraph", lambda: attend(*x, idx[:, None], cu))
     clock("DSA backward: regraph", lambda: torch.autograd.grad(o, x, d_o, retain_graph=True))
     del o, again
     x = [t.detach() for t in x]
-    out, d_q, d_kv, lse, delta = d_o.clone(), q.detach().clone(), kv.detach().clone(), *torch.empty(2, T, H, device="cuda")
+    out, d_q, d_kv, lse, delta = d_o.clone(), q.detach().clone(), kv.detach().clone(), *torch.empty(
+        2, T, H, device="cuda")
     sums = torch.empty(T + 1, D, device="cuda")
 
     def tilelang():
         # an entry that is none has to be a key that exists and may not be seen
-        entry = torch.where(idx < 0, torch.arange(1, T + 1, device="cuda")[:, None], idx).int().contiguous()
+        entry = torch.where(idx < 0,
+                            torch.arange(1, T + 1, device="cuda")[:, None], idx).int().contiguous()
         zero = torch.zeros(1, dtype=torch.int32, device="cuda")
-        plain, pipelined = library(folder / "tilelang_forward.so"), library(folder / "tilelang_pipelined.so")
-        first, main, last = (library(folder / f"tilelang_{n}.so") for n in ("delta", "backward", "round"))
+        plain, pipelined = library(folder / "tilelang_forward.so"), library(folder /
+                                                                            "tilelang_pipelined.so")
+        first, main, last = (library(folder / f"tilelang_{n}.so")
+                             for n in ("delta", "backward", "round"))
 
         def backward():
             first(out, d_o, delta)
@@ -267,8 +315,10 @@ def dsa(torch, folder, args, clock):
         def backward():
             total.zero_()
             d_sinks.zero_()
-            parts["delta"](four[3], four[2], delta[None], natural, log2, sinks, d_sinks, None, None, None)
-            parts["backward"](four[0], four[1], four[2], log2, delta[None], d_q[None], total, idx[None], None, SCALE)
+            parts["delta"](four[3], four[2], delta[None], natural, log2, sinks, d_sinks, None, None,
+                           None)
+            parts["backward"](four[0], four[1], four[2], log2, delta[None], d_q[None], total,
+                              idx[None], None, SCALE)
             parts["round"](total, d_kv[None], T)
 
         backward()
@@ -284,7 +334,8 @@ def msa(torch, folder, args, clock):
     import regraph.torch
 
     T, g = args.tokens, torch.Generator("cuda").manual_seed(2)
-    q, d_o, k, v, a, b = (torch.randn(T, h, 128, generator=g, device="cuda", dtype=torch.bfloat16) for h in (64, 64, 4, 4, 4, 4))
+    q, d_o, k, v, a, b = (torch.randn(T, h, 128, generator=g, device="cuda", dtype=torch.bfloat16)
+                          for h in (64, 64, 4, 4, 4, 4))
     cu = torch.tensor([0, T], dtype=torch.int32, device="cuda")
     attend, x = regraph.torch.attention(MSA), [t.requires_grad_() for t in (q, k, v)]
     o = attend(*x, a, b, cu)
@@ -293,11 +344,13 @@ def msa(torch, folder, args, clock):
     del o
     q, k, v, d_o = (t.detach()[None] for t in (*x, d_o))
     out, lse, log2, delta = torch.empty_like(q), *torch.empty(3, 1, 64, T, device="cuda")
-    d_q, d_k, d_v, sums = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty(1, 64, T * 128, device="cuda")
+    d_q, d_k, d_v, sums = torch.empty_like(q), torch.empty_like(k), torch.empty_like(
+        v), torch.empty(1, 64, T * 128, device="cuda")
     both = torch.empty(2, 1, 4, T * 128, device="cuda")
 
     def fa4():
-        fwd, pre, bwd, post = (module(folder, f"fa4_{n}0")["func"] for n in ("forward", "delta", "backward", "round"))
+        fwd, pre, bwd, post = (module(folder, f"fa4_{n}0")["func"]
+                               for n in ("forward", "delta", "backward", "round"))
         post_k, none = module(folder, "fa4_round1")["func"], [None] * 9
         scale = 128**-0.5
 
@@ -307,14 +360,16 @@ def msa(torch, folder, args, clock):
         def backward():
             pre(out, d_o, delta, lse, log2, sums, None, None, None, None, None, 1.0, None, None)
             both.zero_()
-            bwd(q, k, v, d_o, log2, delta, sums, both[0], both[1], scale, *none, (None, None), None, None)
+            bwd(q, k, v, d_o, log2, delta, sums, both[0], both[1], scale, *none, (None, None), None,
+                None)
             post(sums, d_q, scale, None, None, None, None)
             post_k(both[0], d_k, scale, None, None, None, None)
             post_k(both[1], d_v, 1.0, None, None, None, None)
 
         forward()
         y = [t.detach().transpose(1, 2) for t in (q, k, v)]
-        some = torch.nn.functional.scaled_dot_product_attention(*y, is_causal=True, enable_gqa=True).transpose(1, 2)
+        some = torch.nn.functional.scaled_dot_product_attention(*y, is_causal=True,
+                                                                enable_gqa=True).transpose(1, 2)
         agree("FlashAttention 4: o (torch's)", out, some)
         clock("dense forward: FlashAttention 4", forward)
         backward()
@@ -338,7 +393,8 @@ def main():
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if args.what == "build":
-        {"tilelang": build_tilelang, "cudnn": build_cudnn, "fa4": build_fa4}[args.peer](torch, folder, args)
+        {"tilelang": build_tilelang, "cudnn": build_cudnn,
+         "fa4": build_fa4}[args.peer](torch, folder, args)
         return
     clock = Clock(torch, args.runs)
     attempt("DSA", lambda: dsa(torch, folder, args, clock))

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""How long a sequence fits, and what it takes: forward and backward of NSA with everything recomputed, one head group at a time.
+"""How long a sequence fits, and what it takes: forward and backward of NSA with everything
+recomputed, one head group at a time.
 
     bench/long.py                                   # 128K, 512K forward and backward, 1M forward
     bench/long.py --tokens 256K --forward 2M        # other lengths
 
-Prints milliseconds, the bytes the plan predicts, and the bytes torch's allocator handed out beyond inputs, outputs and gradients.
+Prints milliseconds, the bytes the plan predicts, and the bytes torch's allocator handed out beyond
+inputs, outputs and gradients.
 """
 
 import argparse
@@ -17,13 +19,16 @@ sys.path[:0] = [str(ROOT / "python")]
 
 
 def sizes(text):
-    return [int(float(t[:-1]) * (1 << {"k": 10, "m": 20}[t[-1].lower()])) for t in text.split(",") if t]
+    return [
+        int(float(t[:-1]) * (1 << {"k": 10, "m": 20}[t[-1].lower()])) for t in text.split(",") if t
+    ]
 
 
 def measure(torch, attend, tokens, backward):
     torch.cuda.empty_cache()
     shapes = (64, 128), (4, 128), (4, 128), (64, 3)
-    q, k, v, gate = (torch.randn(tokens, *s, device="cuda", dtype=torch.bfloat16).requires_grad_(backward) for s in shapes)
+    q, k, v, gate = (torch.randn(tokens, *s, device="cuda",
+                                 dtype=torch.bfloat16).requires_grad_(backward) for s in shapes)
     starts = torch.tensor([0, tokens], device="cuda", dtype=torch.int32)
     d_o = torch.randn(tokens, 64, 128, device="cuda", dtype=torch.bfloat16) if backward else None
     before = torch.cuda.memory_allocated()
@@ -43,8 +48,10 @@ def measure(torch, attend, tokens, backward):
         del o, results
     peak = torch.cuda.max_memory_allocated() - before - ours
     forward, back = times[-1]
-    print(f"{tokens:>9} tokens  forward {forward:9.1f} ms" + (f"  backward {back:9.1f} ms" if backward else " " * 24) +
-          f"  beyond inputs and outputs {peak / 2**30:6.2f} GiB  finite {finite}", flush=True)
+    print(
+        f"{tokens:>9} tokens  forward {forward:9.1f} ms" +
+        (f"  backward {back:9.1f} ms" if backward else " " * 24) +
+        f"  beyond inputs and outputs {peak / 2**30:6.2f} GiB  finite {finite}", flush=True)
 
 
 def main():

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Does offloading pay? Whole layers on a GPU under budgets of peak memory: the plan that recomputes alone, and the one that
-may offload to the host, too.
+"""Does offloading pay? Whole layers on a GPU under budgets of peak memory: the plan that recomputes
+alone, and the one that may offload to the host, too.
 
     bench/offload.py                                  # two shapes, three budgets each
     bench/offload.py --shape 65536,6,16,1 --rounds 9
 
-A shape is tokens, layers, query heads, KV heads of examples/nsa_model.json; budgets are fractions of what keeping everything
-takes. Forward and backward are timed round by round, all plans in each, so that all see the same drift; medians. Every plan's
-outputs and gradients are compared with those of the plan that keeps all, bit for bit. First: what the link to the host does.
+A shape is tokens, layers, query heads, KV heads of examples/nsa_model.json; budgets are fractions
+of what keeping everything takes. Forward and backward are timed round by round, all plans in each,
+so that all see the same drift; medians. Every plan's outputs and gradients are compared with those
+of the plan that keeps all, bit for bit. First: what the link to the host does.
 """
 
 import argparse
@@ -66,24 +67,32 @@ def run(shape, fractions, rounds, profile, torch):
     tokens, layers, heads, kv = shape
     spec = Spec(str(ROOT / "examples/nsa_model.json"), layers=layers, H=heads, KH=kv)
     make = lambda policy: Plan(spec, policy, device="cuda", profile=profile, T=tokens, B=1)
-    plans = {"keep": make({"regraph_policy": 1, "budget": "100TiB"})}  # a budget: no lanes, as all others
+    plans = {"keep": make({"regraph_policy": 1,
+                           "budget": "100TiB"})}  # a budget: no lanes, as all others
     peak = plans["keep"].sizes.predicted_peak
     for f in tuple(fractions):
         for host in (0, 1 << 40):
             start = time.perf_counter()
             try:
-                plans[f, host > 0] = make({"regraph_policy": 1, "budget": int(peak * f), "host": host})
+                plans[f,
+                      host > 0] = make({"regraph_policy": 1, "budget": int(peak * f), "host": host})
             except RegraphError as e:
                 print(f"{f} of {peak} bytes: {e}")
                 fractions = [k for k in fractions if k != f]
                 plans.pop((f, False), None)
                 break
-            print(f"  planned {f} {'with' if host else 'without'} the host in {time.perf_counter() - start:.1f} s",
-                  file=sys.stderr, flush=True)
+            print(
+                f"  planned {f} {'with' if host else 'without'} the host in "
+                f"{time.perf_counter() - start:.1f} s",
+                file=sys.stderr, flush=True)
     sizes = [p.sizes for p in plans.values()]
-    blocks = {n: torch.empty(max(getattr(z, n) for z in sizes) + 256, dtype=torch.uint8, device="cuda")
-              for n in ("saved", "scratch")}
-    blocks["host"] = torch.empty(max(z.host for z in sizes) + 256, dtype=torch.uint8, pin_memory=True)
+    blocks = {
+        n: torch.empty(max(getattr(z, n)
+                           for z in sizes) + 256, dtype=torch.uint8, device="cuda")
+        for n in ("saved", "scratch")
+    }
+    blocks["host"] = torch.empty(
+        max(z.host for z in sizes) + 256, dtype=torch.uint8, pin_memory=True)
     at = {n: (b.data_ptr() + 255) // 256 * 256 for n, b in blocks.items()}
     types = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     memory = {}
@@ -98,7 +107,8 @@ def run(shape, fractions, rounds, profile, torch):
         memory[t.role, t.name] = x
     sessions, bits = {}, {}
     for key, plan in plans.items():
-        session = sessions[key] = Session(plan, saved=at["saved"], scratch=at["scratch"], host=at["host"])
+        session = sessions[key] = Session(plan, saved=at["saved"], scratch=at["scratch"],
+                                          host=at["host"])
         for t in plan.tensors:
             x = memory[t.role, t.name]
             session.bind(t.role, t.name, x.data_ptr(), x.numel() * x.element_size())
@@ -120,10 +130,14 @@ def run(shape, fractions, rounds, profile, torch):
             session.synchronize()
             took[key].append(1e3 * (time.perf_counter() - start))
     ms = {key: statistics.median(x) for key, x in took.items()}
-    print(f"\n{layers} layers, {tokens} tokens, {heads}/{kv} heads: keeping all takes {peak / GIB:.2f} GiB and "
-          f"{ms['keep']:.2f} ms; medians of {rounds}")
-    print("| budget, GiB | recomputing: GiB, ms | over keep-all | offloading: GiB, on the host, ms | over keep-all | modelled | "
-          "bits |\n|---|---|---|---|---|---|---|")
+    print(
+        f"\n{layers} layers, {tokens} tokens, {heads}/{kv} heads: keeping all takes "
+        f"{peak / GIB:.2f} GiB and "
+        f"{ms['keep']:.2f} ms; medians of {rounds}")
+    print(
+        "| budget, GiB | recomputing: GiB, ms | over keep-all | offloading: GiB, on the host, ms "
+        "| over keep-all | modelled | "
+        "bits |\n|---|---|---|---|---|---|---|")
     good = True
     for f in fractions:
         a, b = plans[f, False], plans[f, True]
@@ -134,14 +148,18 @@ def run(shape, fractions, rounds, profile, torch):
             model.append(text["recompute"]["extra_ms"] + text.get("offload_model_ms", 0))
         same = bits[f, False] == bits["keep"] == bits[f, True]
         good &= same
-        print(f"| {peak * f / GIB:.2f} | {a.sizes.predicted_peak / GIB:.2f}, {ms[f, False]:.2f} | {over[0]:+.2f} | "
-              f"{b.sizes.predicted_peak / GIB:.2f}, {b.sizes.host / GIB:.2f}, {ms[f, True]:.2f} | {over[1]:+.2f} | "
-              f"{model[0]:+.2f}, {model[1]:+.2f} | {'equal' if same else 'DIFFER'} |", flush=True)
+        print(
+            f"| {peak * f / GIB:.2f} | {a.sizes.predicted_peak / GIB:.2f}, {ms[f, False]:.2f} | "
+            f"{over[0]:+.2f} | "
+            f"{b.sizes.predicted_peak / GIB:.2f}, {b.sizes.host / GIB:.2f}, {ms[f, True]:.2f} | "
+            f"{over[1]:+.2f} | "
+            f"{model[0]:+.2f}, {model[1]:+.2f} | {'equal' if same else 'DIFFER'} |", flush=True)
     return good
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", action="append", help="tokens,layers,heads,kv heads")
     p.add_argument("--budget", type=float, action="append", help="of what keeping everything takes")
     p.add_argument("--profile")
@@ -151,7 +169,9 @@ def main():
 
     shapes = [tuple(map(int, s.split(","))) for s in args.shape or ("65536,4,64,4", "65536,6,16,1")]
     print(torch.cuda.get_device_name())
-    print("the link: %.1f GB/s to the host, %.1f from it, both at once %.1f each" % tuple(link(torch)), flush=True)
+    print(
+        "the link: %.1f GB/s to the host, %.1f from it, both at once %.1f each" %
+        tuple(link(torch)), flush=True)
     good = True
     for shape in shapes:
         good &= run(shape, args.budget or [0.85, 0.7, 0.55], args.rounds, args.profile, torch)

@@ -3,10 +3,11 @@
 
     bench/python_call.py [cpu|cuda] [--profile]
 
-The bare session is rg_session_run through ctypes, with everything it takes prepared before: C's share, and on a GPU the
-launch of the graph. Beside it what torch alone takes for the same: a function of autograd that allocates as many
-tensors and runs nothing. Host time of one thread, the least of many rounds taken in turns; on a GPU a round is short
-enough that the host never waits for it. Specs are so small that the steps themselves take little.
+The bare session is rg_session_run through ctypes, with everything it takes prepared before: C's
+share, and on a GPU the launch of the graph. Beside it what torch alone takes for the same: a
+function of autograd that allocates as many tensors and runs nothing. Host time of one thread, the
+least of many rounds taken in turns; on a GPU a round is short enough that the host never waits for
+it. Specs are so small that the steps themselves take little.
 """
 
 import argparse
@@ -68,8 +69,8 @@ class Bare:
         self.error = ctypes.byref(_lib.Error())
 
     def run(self, direction):
-        if _lib.lib.rg_session_run(self.session.handle, direction, self.at, len(self.at), self.saved, self.scratch,
-                                   self.error):
+        if _lib.lib.rg_session_run(self.session.handle, direction, self.at, len(self.at),
+                                   self.saved, self.scratch, self.error):
             raise RuntimeError("the run failed")
 
 
@@ -98,9 +99,10 @@ def main():
     def no_step():
         torch.autograd.grad(Nothing.apply(*leaves, cu), leaves, one)
 
-    cases = [("forward, no gradients", lambda: forward_alone.run(0), lambda: Nothing.make(*x, cu), lambda: attend(*x, cu)),
-             ("forward, with gradients", lambda: session.run(0), lambda: Nothing.apply(*leaves, cu), lambda: attend(*leaves, cu)),
-             ("forward and backward", both, no_step, step)]
+    cases = [("forward, no gradients", lambda: forward_alone.run(0), lambda: Nothing.make(*x, cu),
+              lambda: attend(*x, cu)),
+             ("forward, with gradients", lambda: session.run(0), lambda: Nothing.apply(*leaves, cu),
+              lambda: attend(*leaves, cu)), ("forward and backward", both, no_step, step)]
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {device}; µs a call\n")
     print(f"{'':26}{'bare session':>14}{'torch alone':>14}{'attention':>12}{'overhead':>12}")
     for name, *ways in cases:
@@ -117,7 +119,8 @@ def main():
                     way()
                 least[i] = min(least[i], (time.perf_counter() - start) / CALLS * 1e6)
         gc.enable()
-        print(f"{name:26}{least[0]:14.1f}{least[1]:14.1f}{least[2]:12.1f}{least[2] - least[0]:12.1f}")
+        print(
+            f"{name:26}{least[0]:14.1f}{least[1]:14.1f}{least[2]:12.1f}{least[2] - least[0]:12.1f}")
         if arguments.profile:
             profile = cProfile.Profile()
             profile.runcall(lambda: [ways[2]() for _ in range(2000)])

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""A serving step beside others', on one GPU: regraph's by `regraph bench --serve`, a Triton NSA's (the seed), and dense
-attention over pages.
+"""A serving step beside others', on one GPU: regraph's by `regraph bench --serve`, a Triton NSA's
+(the seed), and dense attention over pages.
 
-    bench/serve.py                        # decode and prefill of one layer, 64/4 heads; dense attention where it is installed
-    bench/serve.py --seed PATH            # and a checkout of mdy666/Scalable-Flash-Native-Sparse-Attention
+    bench/serve.py                        # decode and prefill of one layer, 64/4 heads; dense
+                                            attention where it is installed
+    bench/serve.py --seed PATH            # and a checkout of
+                                            mdy666/Scalable-Flash-Native-Sparse-Attention
     bench/serve.py --dry-run              # which peers are here; needs no GPU
 
-ms, replays of a CUDA graph one behind the other: the mean of twenty, the median of five of those, as ours. The seed's
-scores have buffers for the capacity of a sequence; its column "exact" is at buffers for the context and no more. Dense
-attention is FlashAttention's with a cache in pages: FlashAttention 3 (flash_attn_interface), else 2 (flash_attn).
+ms, replays of a CUDA graph one behind the other: the mean of twenty, the median of five of those,
+as ours. The seed's scores have buffers for the capacity of a sequence; its column "exact" is at
+buffers for the context and no more. Dense attention is FlashAttention's with a cache in pages:
+FlashAttention 3 (flash_attn_interface), else 2 (flash_attn).
 """
 
 import argparse
@@ -22,15 +25,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bench")]
-SHAPE = {"H": 64, "KH": 4, "D": 128, "DV": 128, "kernel": 32, "stride": 16, "block": 64, "top_n": 16, "init": 1, "local": 2,
-         "window": 512}
+SHAPE = {
+    "H": 64, "KH": 4, "D": 128, "DV": 128, "kernel": 32, "stride": 16, "block": 64, "top_n": 16,
+    "init": 1, "local": 2, "window": 512
+}
 DENSE = ("flash_attn_interface", "flash_attn")
 AT_ONCE, REPEATS = 20, 5
 
 
 def ours(regraph):
-    said = subprocess.run([regraph, "bench", ROOT / "examples/nsa_serve.json", "--serve", "--device", "cuda", "--json"],
-                          stdout=subprocess.PIPE, check=True)
+    said = subprocess.run([
+        regraph, "bench", ROOT / "examples/nsa_serve.json", "--serve", "--device", "cuda", "--json"
+    ], stdout=subprocess.PIPE, check=True)
     return json.loads(said.stdout)["steps"]
 
 
@@ -62,7 +68,8 @@ class Pool:
         self.k, self.v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
 
     def table(self, batch, each):
-        return (self.torch.arange(batch * each, device="cuda", dtype=self.torch.int32) % self.pages).view(batch, each)
+        return (self.torch.arange(batch * each, device="cuda", dtype=self.torch.int32) %
+                self.pages).view(batch, each)
 
     def rows(self, batch, heads, width):
         return self.torch.randn(batch, heads, width, device="cuda", dtype=self.torch.bfloat16)
@@ -70,10 +77,14 @@ class Pool:
 
 def dense(torch, pool, batch, context, peer):
     attend = peer.flash_attn_with_kvcache
-    table = {"page_table" if peer.__name__ == DENSE[0] else "block_table": pool.table(batch, context // 128)}
+    table = {
+        "page_table" if peer.__name__ == DENSE[0] else "block_table": pool.table(
+            batch, context // 128)
+    }
     q = pool.rows(batch, SHAPE["H"], SHAPE["D"]).unsqueeze(1)
     lengths = torch.full((batch,), context, device="cuda", dtype=torch.int32)
-    return replayed(torch, lambda: attend(q, pool.k, pool.v, cache_seqlens=lengths, causal=True, **table))
+    return replayed(torch,
+                    lambda: attend(q, pool.k, pool.v, cache_seqlens=lengths, causal=True, **table))
 
 
 def seed(torch, pool, batch, context, capacity):
@@ -84,12 +95,13 @@ def seed(torch, pool, batch, context, capacity):
     pages, compressed = pool.table(batch, context // 128), pool.table(batch, (rows + 127) // 128)
     lengths = torch.full((batch,), context, device="cuda", dtype=torch.int32)
     slots = (compressed[:, -1] * 128 + (rows - 1) % 128).to(torch.int32)
-    return replayed(torch, lambda: nsa_decode(
-        q, pool.k, pool.v, gates, context_lens=lengths, block_tables=pages, cmp_slot_mapping=slots,
-        cmp_block_tables=compressed, fixed_y_maxlen=capacity // SHAPE["stride"],
-        fixed_num_slc_blocks=capacity // SHAPE["block"], kernel_size=SHAPE["kernel"], stride=SHAPE["stride"],
-        block_size=SHAPE["block"], top_n=SHAPE["top_n"], num_init_blocks=SHAPE["init"], num_local_blocks=SHAPE["local"],
-        window_size=SHAPE["window"]))
+    return replayed(
+        torch, lambda: nsa_decode(
+            q, pool.k, pool.v, gates, context_lens=lengths, block_tables=pages, cmp_slot_mapping=
+            slots, cmp_block_tables=compressed, fixed_y_maxlen=capacity // SHAPE["stride"],
+            fixed_num_slc_blocks=capacity // SHAPE["block"], kernel_size=SHAPE["kernel"], stride=
+            SHAPE["stride"], block_size=SHAPE["block"], top_n=SHAPE["top_n"], num_init_blocks=SHAPE[
+                "init"], num_local_blocks=SHAPE["local"], window_size=SHAPE["window"]))
 
 
 def tried(what, function, *arguments):
@@ -101,9 +113,11 @@ def tried(what, function, *arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=Path, help="a checkout of the Triton NSA")
-    parser.add_argument("--regraph", default=ROOT / "build/regraph", help="the command (default: build/regraph)")
+    parser.add_argument("--regraph", default=ROOT / "build/regraph",
+                        help="the command (default: build/regraph)")
     parser.add_argument("--dry-run", action="store_true", help="say which peers are here")
     args = parser.parse_args()
     there = [m for m in DENSE if importlib.util.find_spec(m)]

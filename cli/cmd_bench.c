@@ -3,6 +3,7 @@
 #include "bench_serve.h"
 #include "peak.h"
 #include "ranks.h"
+#include "rows.h"
 #include "timing.h"
 #include <stdlib.h>
 #include <string.h>
@@ -27,34 +28,45 @@ static double roofline_ms(const bench *b, const rg_node_work *n) {
   return matrix > bytes ? matrix : bytes;
 }
 
-/* Time of a direction that a row takes, in percent. */
-static double share(const bench *b, const timing_row *r) {
-  const double whole = r->node.backward ? b->t.backward_ms : b->t.forward_ms;
-  return whole > 0 ? 100 * r->median / whole : 0;
+/* Time of a direction that a row's nodes take, in percent. */
+static double share(const bench *b, const node_row *r) {
+  const double whole = r->backward ? b->t.backward_ms : b->t.forward_ms;
+  return whole > 0 ? 100 * r->ms * r->alike / whole : 0;
 }
 
-static void print_nodes(const bench *b) {
-  int node = 0, op = 0;
-  bool cached = false;
+static int take_rows(const bench *b, node_row *row) {
+  int n = 0;
   for (int i = 0; i < b->t.nrow; i++) {
-    const rg_node_time *n = &b->t.row[i].node;
-    node = (int)strlen(n->name) > node ? (int)strlen(n->name) : node;
-    op = (int)strlen(n->op) > op ? (int)strlen(n->op) : op;
+    const timing_row *r = &b->t.row[i];
+    if (r->node.backward && !b->t.data.backward) continue;
+    row[n++] = (node_row){.name = r->node.name,
+                          .op = r->node.op,
+                          .backward = r->node.backward,
+                          .ms = r->median,
+                          .flops = r->work.flops,
+                          .bytes = r->work.bytes,
+                          .roofline_ms = roofline_ms(b, &r->work)};
   }
-  const cli_widths w = cli_fit(node, op, 50);
+  return n;
+}
+
+static void print_rows(const bench *b, const node_row *row, int n) {
+  bool cached = false;
+  const cli_widths w = rows_fit(row, n, 50);
   fputs(cli_ink(stdout, CLI_BOLD), stdout);
   cli_print_names("node", "op", w);
   printf("%-9s %10s %9s %8s %9s%s\n", "direction", "ms", "GFLOP/s", "GB/s", "roofline",
          cli_ink(stdout, CLI_PLAIN));
-  for (int i = 0; i < b->t.nrow; i++) {
-    const timing_row *r = &b->t.row[i];
-    if (r->node.backward && !b->t.data.backward) continue;
-    const double best = r->median > 0 ? 100 * roofline_ms(b, &r->work) / r->median : 0;
+  for (const node_row *r = row; r < row + n; r++) {
+    const double best = r->ms > 0 ? 100 * r->roofline_ms / r->ms : 0;
     fputs(cli_share_ink(share(b, r)), stdout);
-    cli_print_names(r->node.name, r->node.op, w);
-    printf("%-9s %10.3f %9.1f %8.2f %7.1f %%%s%s\n", r->node.backward ? "backward" : "forward",
-           r->median, rate(r->work.flops, r->median), rate(r->work.bytes, r->median), best,
-           best > 100 ? "*" : "", cli_ink(stdout, CLI_PLAIN));
+    cli_print_names(r->name, r->op, w);
+    printf("%-9s %10.3f %9.1f %8.2f %7.1f %%%s", r->backward ? "backward" : "forward", r->ms,
+           rate(r->flops, r->ms), rate(r->bytes, r->ms), best,
+           best > 100     ? "*"
+           : r->alike > 1 ? " "
+                          : "");
+    rows_end(r);
     cached = cached || best > 100;
   }
   if (cached)
@@ -63,7 +75,17 @@ static void print_nodes(const bench *b) {
              cli_page(stdout));
 }
 
-static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
+static rg_status print_nodes(cli *c, const bench *b) {
+  node_row *row = calloc((size_t)b->t.nrow + 1, sizeof *row);
+  if (!row) return cli_nomem(&c->error);
+  int n = take_rows(b, row);
+  const rg_status s = rows_fold(c, row, &n);
+  if (s == RG_OK) print_rows(b, row, n);
+  rows_free(row, b->t.nrow);
+  return s;
+}
+
+static rg_status print_text(cli *c, const bench *b, const rg_sizes *z) {
   char p[32], m[32];
   printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device,
          cli_threads(c), (long long)c->args.repeat, b->t.forward_ms);
@@ -76,7 +98,7 @@ static void print_text(const cli *c, const bench *b, const rg_sizes *z) {
   else
     printf("machine: %.0f GFLOP/s in fp32, %.1f GB/s\n\n", b->peak.matrix_gflops,
            b->peak.bandwidth_gbs);
-  print_nodes(b);
+  return print_nodes(c, b);
 }
 
 static void print_field(const char *name, double x) {
@@ -166,8 +188,8 @@ rg_status cli_cmd_bench(cli *c) {
     if (a->json)
       print_json(c, &b, &z);
     else
-      print_text(c, &b, &z);
-    s = write_reports(c, &b);
+      s = print_text(c, &b, &z);
+    if (s == RG_OK) s = write_reports(c, &b);
   }
   cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */

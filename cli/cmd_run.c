@@ -2,6 +2,7 @@
 #include "cli.h"
 #include "data.h"
 #include "ranks.h"
+#include "rows.h"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -44,26 +45,48 @@ static void result_text(const rg_tensor_info *t, char name[160], char shape[160]
   snprintf(name, 160, "%s%s", t->role == RG_GRAD_OUT ? "grad " : "", t->name);
 }
 
-static void print_nodes(const cli *c, const timing *t) {
-  rg_node_time n;
-  int node = 0, op = 0;
-  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
-    node = (int)strlen(n.name) > node ? (int)strlen(n.name) : node;
-    op = (int)strlen(n.op) > op ? (int)strlen(n.op) : op;
+static int take_rows(const cli *c, const timing *t, node_row *row) {
+  int n = 0;
+  rg_node_time x;
+  for (size_t i = 0; rg_session_node_time(c->session, i, &x) == RG_OK; i++) {
+    if (x.backward && t->backward_ms < 0) continue;
+    if (row)
+      row[n] = (node_row){.name = x.name,
+                          .op = x.op,
+                          .backward = x.backward,
+                          .ms = x.ms,
+                          .flops = x.flops,
+                          .bytes = x.bytes};
+    n++;
   }
-  const cli_widths w = cli_fit(node, op, 29);
+  return n;
+}
+
+static void print_rows(const timing *t, const node_row *row, int n) {
+  const cli_widths w = rows_fit(row, n, 29);
   fputs(cli_ink(stdout, CLI_BOLD), stdout);
   cli_print_names("node", "op", w);
   printf("%-9s %10s %7s%s\n", "direction", "ms", "share", cli_ink(stdout, CLI_PLAIN));
-  for (size_t i = 0; rg_session_node_time(c->session, i, &n) == RG_OK; i++) {
-    if (n.backward && t->backward_ms < 0) continue;
-    const double whole = n.backward ? t->backward_ms : t->forward_ms;
-    const double share = whole > 0 ? 100 * n.ms / whole : 0;
-    fputs(cli_share_ink(share), stdout);
-    cli_print_names(n.name, n.op, w);
-    printf("%-9s %10.3f %5.1f %%%s\n", n.backward ? "backward" : "forward", n.ms, share,
-           cli_ink(stdout, CLI_PLAIN));
+  for (const node_row *r = row; r < row + n; r++) {
+    const double whole = r->backward ? t->backward_ms : t->forward_ms;
+    const double share = whole > 0 ? 100 * r->ms / whole : 0;
+    fputs(cli_share_ink(share * r->alike), stdout);
+    cli_print_names(r->name, r->op, w);
+    printf("%-9s %10.3f %5.1f %%", r->backward ? "backward" : "forward", r->ms, share);
+    rows_end(r);
   }
+}
+
+static rg_status print_nodes(cli *c, const timing *t) {
+  const int all = take_rows(c, t, NULL);
+  int n = all;
+  node_row *row = calloc((size_t)all + 1, sizeof *row);
+  if (!row) return cli_nomem(&c->error);
+  take_rows(c, t, row);
+  const rg_status s = rows_fold(c, row, &n);
+  if (s == RG_OK) print_rows(t, row, n);
+  rows_free(row, all);
+  return s;
 }
 
 static void print_results(const data_set *d) {
@@ -94,7 +117,7 @@ static void print_results(const data_set *d) {
   }
 }
 
-static void print_text(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
+static rg_status print_text(cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
   char a[32], b[32];
   printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
          t->forward_ms);
@@ -103,9 +126,11 @@ static void print_text(const cli *c, const data_set *d, const timing *t, const r
          cli_bytes(c->arena_peak, b));
   if (z->host) printf(", %s of the host's memory", cli_bytes(z->host, a));
   fputs("\n\n", stdout);
-  print_nodes(c, t);
+  const rg_status s = print_nodes(c, t);
+  if (s != RG_OK) return s;
   putchar('\n');
   print_results(d);
+  return RG_OK;
 }
 
 static void print_json(const cli *c, const data_set *d, const timing *t, const rg_sizes *z) {
@@ -225,8 +250,8 @@ rg_status cli_cmd_run(cli *c) {
     if (c->args.json)
       print_json(c, &d, &t, &z);
     else
-      print_text(c, &d, &t, &z);
-    s = write_reports(c, &t);
+      s = print_text(c, &d, &t, &z);
+    if (s == RG_OK) s = write_reports(c, &t);
   }
   cli_ranks_close(c);
   rg_session_destroy(c->session); /* before the memory it is bound to */

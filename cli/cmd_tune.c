@@ -14,6 +14,7 @@
 #include "timing.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -155,7 +156,7 @@ static rg_status add_line(tune *t, const char *line) {
   m.exps = strtod(f[7], NULL);
   m.bytes = strtod(f[8], NULL);
   m.ms = strtod(f[9], NULL);
-  if (!(m.ms > 0)) {
+  if (!(m.ms > 0) || !isfinite(m.ms + m.flops + m.exps + m.bytes)) { /* nor is that */
     free(copy);
     return RG_OK;
   }

@@ -63,15 +63,31 @@ void cli_suggest_file(rg_error *e, const char *path) {
   for (int i = 0; i < n; i++) free(name[i]);
 }
 
+/* Bytes of the UTF-8 character at `p`, 0 where there is none. */
+static size_t utf8(const unsigned char *p) {
+  char one[5] = "", shown[24];
+  for (size_t n = 0; n < 4 && p[n] && (n == 0 || (p[n] & 0xc0) == 0x80); n++) {
+    one[n] = (char)p[n];
+    if (strcmp(rg_printable(one, shown, sizeof shown), one) == 0) return n + 1;
+  }
+  return 0;
+}
+
+/* A path may be any bytes, JSON is UTF-8: what is none stands as in messages, \xff. */
 void cli_json_string(FILE *f, const char *text) {
   fputc('"', f);
-  for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+  size_t n;
+  for (const unsigned char *p = (const unsigned char *)text; *p; p += n) {
+    n = *p < 128 ? 1 : utf8(p);
     if (*p == '"' || *p == '\\')
       fprintf(f, "\\%c", *p);
     else if (*p < 32)
       fprintf(f, "\\u%04x", *p);
+    else if (n > 0)
+      fwrite(p, 1, n, f);
     else
-      fputc(*p, f);
+      fprintf(f, "\\\\x%02x", *p);
+    n += n == 0;
   }
   fputc('"', f);
 }

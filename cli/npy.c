@@ -160,8 +160,12 @@ rg_status npy_parse_header(npy_reader *r, const char *text, size_t size, rg_erro
 
 static rg_status open_checked(npy_reader *r, rg_error *e) {
   unsigned char head[12];
-  if (fread(head, 1, 8, r->file) != 8 || memcmp(head, "\x93NUMPY", 6) != 0)
-    return cli_fail(e, RG_E_SYNTAX, r->path, "not a .npy file");
+  const size_t got = fread(head, 1, 8, r->file);
+  if (ferror(r->file)) return cli_fail(e, RG_E_IO, r->path, "can't be read: %s", strerror(errno));
+  if (got != 8 || memcmp(head, "\x93NUMPY", 6) != 0)
+    return cli_fail(e, RG_E_SYNTAX, r->path,
+                    "not a .npy file, which begins with \\x93NUMPY; expected what numpy.save(FILE, "
+                    "array) writes");
   if ((head[6] != 1 && head[6] != 2) || head[7] != 0)
     return cli_fail(e, RG_E_SYNTAX, r->path, ".npy format version %d.%d; expected 1.0 or 2.0",
                     head[6], head[7]);

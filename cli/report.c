@@ -70,17 +70,25 @@ static rg_status read_text(cli *c, const char *path, char **out) {
     text = more;
   }
   const bool failed = ferror(f), whole = feof(f);
+  const int why = errno;
   fclose(f);
   if (!text) return cli_nomem(&c->error);
   text[size] = '\0';
-  if (!failed && whole && strlen(text) == size) {
+  const size_t length = strlen(text);
+  if (!failed && whole && length == size) {
     *out = text;
     return RG_OK;
   }
   free(text);
-  if (failed) return cli_fail(&c->error, RG_E_IO, path, "can't be read");
-  return whole ? cli_fail(&c->error, RG_E_SYNTAX, path, "is no text")
-               : cli_fail(&c->error, RG_E_LIMIT, path, "has more than %d bytes", MOST_BYTES);
+  const char *const from = path == c->args.front ? "pareto" : "plan";
+  if (failed) return cli_fail(&c->error, RG_E_IO, path, "can't be read: %s", strerror(why));
+  return whole ? cli_fail(&c->error, RG_E_SYNTAX, path,
+                          "byte %zu is NUL; expected the text that 'regraph %s --json' prints",
+                          length, from)
+               : cli_fail(&c->error, RG_E_LIMIT, path,
+                          "has more than %d bytes; expected what 'regraph %s --json' prints, "
+                          "which has fewer",
+                          MOST_BYTES, from);
 }
 
 /* Is there a backward, and are there few nodes of the spec that run? */

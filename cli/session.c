@@ -1,5 +1,6 @@
 /* cli/session.c: from arguments to context, spec, policy, plan and session. */
 #include "cli.h"
+#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,7 @@ static rg_status read_spec(cli *c) {
   size_t n = 0;
   rg_status s = RG_E_IO;
   if (ferror(stdin))
-    cli_fail(&c->error, s, "standard input", "can't be read");
+    cli_fail(&c->error, s, "standard input", "can't be read: %s", strerror(errno));
   else
     s = rg_spec_load_text_all(c->ctx, text, size, "standard input", c->set, c->nset, &c->spec,
                               c->errors, CLI_MOST_ERRORS, &n);

@@ -1,5 +1,6 @@
-# Writes text files into a C file, so that nothing is looked for at run time: the shipped device profiles,
-# the schemas and the parts of the HTML page for the library, the stock examples for `regraph tune`.
+# Writes text files into a C file, so that nothing is looked for at run time: the shipped device
+# profiles, the schemas and the parts of the HTML page for the library, the stock examples for
+# `regraph tune`.
 #   cmake -DOUT=FILE.c -DPREFIX=NAME -DFILES=A.json,B.json -P embed.cmake     → NAME_A, NAME_B
 foreach(variable OUT PREFIX FILES)
   if(NOT DEFINED ${variable})

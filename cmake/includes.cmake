@@ -37,7 +37,8 @@ foreach(entry ${rgi_folders})
     string(APPEND words ", ${what}")
   endforeach()
 
-  file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/${folder}/*.c ${ROOT}/${folder}/*.h ${ROOT}/${folder}/*.cu
+  file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/${folder}/*.c ${ROOT}/${folder}/*.h
+       ${ROOT}/${folder}/*.cu
        ${ROOT}/${folder}/*.cuh)
   foreach(file ${files})
     get_filename_component(here ${file} DIRECTORY)
@@ -67,7 +68,8 @@ foreach(entry ${rgi_folders})
         endif()
       endforeach()
       if(NOT good)
-        complain(${file} "${line}" "${target}" "${folder}/ may include ${words} (cmake/folders.cmake)")
+        complain(${file} "${line}" "${target}"
+                 "${folder}/ may include ${words} (cmake/folders.cmake)")
       endif()
     endforeach()
   endforeach()

@@ -290,7 +290,14 @@ static int64_t longest(const server *s) {
   return 2 * room + s->most * s->page + 2;
 }
 
-/* Takes in what the file says up to its last "step", and cuts off what stands behind. */
+/* How a line of the journal begins: '+' came, '.' a token, '=' ended, 'x' cancelled, '!' refused,
+   's' a step was done. */
+static bool is_kind(char c) {
+  return c && strchr("+.=x!s", c);
+}
+
+/* Takes in what the file says up to its last "step", and cuts off what stands behind. A file that
+   is no journal stays as it is. */
 static rg_status recall(server *s, rg_error *e) {
   char *text = NULL;
   size_t n = 0, room = 0;
@@ -309,9 +316,13 @@ static rg_status recall(server *s, rg_error *e) {
   s->journal = f;
   char *end = text, *at = text;
   for (char *p = text; (p = strstr(p, "step\n")); p = end) end = p + 5;
-  rg_status status = RG_OK;
+  rg_status status = end == text + n || is_kind(*end) ? RG_OK : not_ours(s, e);
   while (at < end && status == RG_OK) {
     const char kind = *at++;
+    if (!is_kind(kind)) {
+      status = not_ours(s, e);
+      break;
+    }
     if (kind != 's') {
       const long i = strtol(at, &at, 10);
       if (i < 0 || i >= 2 * s->requests) {

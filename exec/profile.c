@@ -190,12 +190,24 @@ static void write_profile(const rgi_profile *p, const char *name, work *w, rgi_b
   rgi_buf_printf(b, "}\n");
 }
 
-static rg_status check(const rg_measured *m, size_t n, rg_error *e) {
+/* JSON has no others. */
+static bool is_amount(double x) {
+  return x >= 0 && isfinite(x);
+}
+
+static rg_status check(const rg_profile_options *o, const rg_measured *m, size_t n, rg_error *e) {
   for (size_t i = 0; i < n; i++)
-    if (!m[i].op || !(m[i].ms > 0 && m[i].flops >= 0 && m[i].exps >= 0 && m[i].bytes >= 0) ||
-        (unsigned)m[i].dtype >= RG_DTYPE_COUNT)
-      return rgi_fail(e, RG_E_USAGE, NULL, NULL,
-                      "measurement %zu has no op, no time or a cost below nothing", i);
+    if (!m[i].op || !(m[i].ms > 0) || !is_amount(m[i].ms) || !is_amount(m[i].flops) ||
+        !is_amount(m[i].exps) || !is_amount(m[i].bytes) || (unsigned)m[i].dtype >= RG_DTYPE_COUNT)
+      return rgi_fail(
+          e, RG_E_USAGE, NULL, NULL,
+          "measurement %zu (op %s, %g ms, %g flops, %g exps, %g bytes): expected an op, "
+          "a time, costs from 0 up, all finite, and a type",
+          i, m[i].op ? m[i].op : "none", m[i].ms, m[i].flops, m[i].exps, m[i].bytes);
+  if (!isfinite(o->matrix_gflops) || !isfinite(o->special_gops) || !isfinite(o->bandwidth_gbs))
+    return rgi_fail(e, RG_E_USAGE, NULL, NULL,
+                    "rates of %g, %g GFLOP/s, %g GB/s; expected finite ones, or 0 for the shipped",
+                    o->matrix_gflops, o->special_gops, o->bandwidth_gbs);
   return RG_OK;
 }
 
@@ -210,7 +222,7 @@ rg_status rg_profile_write(rg_context *ctx, const rg_profile_options *options,
   char name[256];
   rgi_buf b;
   RGI_TRY(RGI_OPTIONS(rg_profile_options, bandwidth_gbs, options, &o, e));
-  RGI_TRY(check(measured, n, e));
+  RGI_TRY(check(&o, measured, n, e));
   RGI_TRY(rgi_profile_load(ctx, "shipped", o.device, &p, e));
   work w = {.m = measured, .n = n};
   rgi_buf_init(&b, ctx);

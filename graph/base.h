@@ -103,9 +103,8 @@ void rgi_buf_add(rgi_buf *b, const char *text, size_t n);
 void rgi_buf_json(rgi_buf *b, const char *text); /* quoted and escaped */
 void rgi_buf_xml(rgi_buf *b, const char *text);  /* escaped, control characters left out */
 void rgi_buf_free(rgi_buf *b);
-/* Folding (fold.c). Equal but for digits? A name with * for them. Lines that are alike but for
- * digits in their first name, below one title, as one: "layer*_norm …  each of 12". */
-enum { RGI_MOST_APART = 3 }; /* so many that are alike stand apart */
+/* Folding (fold.c). Have names one pattern (rg_name_pattern)? That of a name. Lines that are alike
+ * but for numbers in their first name, below one title, as one: "layer*_norm …  each of 12". */
 bool rgi_alike(const char *a, const char *b);
 void rgi_buf_pattern(rgi_buf *b, const char *name);
 void rgi_fold_lines(rgi_buf *b);

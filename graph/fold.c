@@ -1,19 +1,24 @@
 /* graph/fold.c: many layers, few lines: what differs in the number of its name alone stands once.
 
-   A folded name has * for its digits, as a policy's pattern has. More than RGI_MOST_APART that
+   A folded name has * for its digits, as a policy's pattern has. More than RG_MOST_APART that
    are alike are folded, so that what somebody numbers by hand stays as it was written.
  */
 #include "base.h"
 #include <ctype.h>
 #include <string.h>
 
+/* Takes a character, or a whole number, which gives '*'. */
+static char step(const char **at, const char *end) {
+  const char c = *(*at)++;
+  if (!isdigit((unsigned char)c)) return c;
+  while (*at < end && isdigit((unsigned char)**at)) ++*at;
+  return '*';
+}
+
 static bool alike(const char *a, const char *a_end, const char *b, const char *b_end) {
-  for (;; a++, b++) {
-    while (a < a_end && isdigit((unsigned char)*a)) a++;
-    while (b < b_end && isdigit((unsigned char)*b)) b++;
-    if (a == a_end || b == b_end) return a == a_end && b == b_end;
-    if (*a != *b) return false;
-  }
+  while (a < a_end && b < b_end)
+    if (step(&a, a_end) != step(&b, b_end)) return false;
+  return a == a_end && b == b_end;
 }
 
 bool rgi_alike(const char *a, const char *b) {
@@ -21,15 +26,21 @@ bool rgi_alike(const char *a, const char *b) {
 }
 
 static void add_pattern(rgi_buf *out, const char *name, size_t n) {
-  for (size_t i = 0; i < n; i++)
-    if (!isdigit((unsigned char)name[i]))
-      rgi_buf_add(out, name + i, 1);
-    else if (i == 0 || !isdigit((unsigned char)name[i - 1]))
-      rgi_buf_add(out, "*", 1);
+  for (const char *at = name; at < name + n;) {
+    const char c = step(&at, name + n);
+    rgi_buf_add(out, &c, 1);
+  }
 }
 
 void rgi_buf_pattern(rgi_buf *out, const char *name) {
   add_pattern(out, name, strlen(name));
+}
+
+void rg_name_pattern(const char *name, char *pattern, size_t size) {
+  const char *end = name + strlen(name);
+  size_t n = 0;
+  while (name < end && n + 1 < size) pattern[n++] = step(&name, end);
+  if (size > 0) pattern[n] = '\0';
 }
 
 /* A line's first word that begins as a name does and has a number in it. */
@@ -61,7 +72,7 @@ static line read_line(const char *text, const char *end) {
   return x;
 }
 
-/* Are they equal but for digits of their names, which do differ? */
+/* Are they equal but for numbers in their names, which do differ? */
 static bool lines_alike(const line *a, const line *b) {
   const size_t before = (size_t)(a->name - a->text), behind = (size_t)(a->end - a->rest);
   if (before != (size_t)(b->name - b->text) || memcmp(a->text, b->text, before) != 0) return false;
@@ -71,7 +82,7 @@ static bool lines_alike(const line *a, const line *b) {
 }
 
 static void add_line(rgi_buf *out, const line *x, int alike) {
-  if (alike <= RGI_MOST_APART) {
+  if (alike <= RG_MOST_APART) {
     rgi_buf_add(out, x->text, (size_t)(x->end - x->text));
   } else {
     rgi_buf_add(out, x->text, (size_t)(x->name - x->text));
@@ -111,7 +122,7 @@ void rgi_fold_lines(rgi_buf *b) {
   for (size_t i = 0; i < n; i++) {
     if (all[i].told) continue;
     const int alike = find_alike(all, n, i, false);
-    if (alike > RGI_MOST_APART) find_alike(all, n, i, true);
+    if (alike > RG_MOST_APART) find_alike(all, n, i, true);
     add_line(&out, &all[i], alike);
   }
   rgi_free(b->ctx, all);

@@ -27,10 +27,10 @@ static void others(const rgi_choice *c, member *is, const char *title, rgi_buf *
     int alike = 0, before = 0;
     for (int k = 0; k < c->nnode && is(&c->node[i]); k++)
       if (is(&c->node[k]) && rgi_alike(c->node[i].name, c->node[k].name)) alike++, before += k < i;
-    if (!alike || (before && alike > RGI_MOST_APART)) continue;
+    if (!alike || (before && alike > RG_MOST_APART)) continue;
     rgi_buf_printf(out, "%s", any ? ", " : title);
     any = true;
-    if (alike > RGI_MOST_APART) {
+    if (alike > RG_MOST_APART) {
       rgi_buf_pattern(out, c->node[i].name);
       rgi_buf_printf(out, " (%d)", alike);
     } else {

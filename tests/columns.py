@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Lines past 100 columns in what git tracks: C, CUDA, shell, the page of --html, the Python package
-and its tests, and the prose of Markdown, which is all but code, tables and lines that a link makes
-long. Prints them; exit code 1 if there are any."""
+"""Lines past 100 columns in what git tracks: C, CUDA, shell, the page of --html, Python, CMake, and
+the prose of Markdown, which is all but code, tables and lines that a link makes long. Prints them;
+exit code 1 if there are any."""
 
 import re
 import subprocess
 import sys
 
-CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh", "*.js", "*.css", "*.html", "python/*.py"]
+CODE = ["*.c", "*.h", "*.cu", "*.cuh", "*.sh", "*.js", "*.css", "*.html", "*.py", "*.cmake",
+        "*CMakeLists.txt", ".clang-*"]
 
 
 def tracked(*patterns):

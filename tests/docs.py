@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What the documentation says works: its commands run as they are printed, its links lead somewhere, and one
-version stands everywhere.
+"""What the documentation says works: its commands run as they are printed, its links lead
+somewhere, and one version stands everywhere.
 
     tests/docs.py links
     tests/docs.py commands BUILD [FILE.md …]
 
-Commands are those in ```sh of README.md and docs/for-*.md. Those of a page run one after the other in one shell,
-in a copy of the tree whose build/ is BUILD. A ```json behind "Save it as `PATH`" is saved there. What needs a GPU,
-installs, or is a test of its own, is not run, and said so.
+Commands are those in ```sh of README.md and docs/for-*.md. Those of a page run one after the other
+in one shell, in a copy of the tree whose build/ is BUILD. A ```json behind "Save it as `PATH`" is
+saved there. What needs a GPU, installs, or is a test of its own, is not run, and said so.
 """
 
 import os
@@ -57,7 +57,8 @@ def links():
     bad = seen = 0
     for page in tracked():
         text = prose(page.read_text())
-        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|srcset|href)=\"([^\"]+)\"", text)
+        targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+            r"(?:src|srcset|href)=\"([^\"]+)\"", text)
         for target in targets:
             if re.match(r"[a-z]+:", target):
                 continue
@@ -66,7 +67,9 @@ def links():
             file = (page.parent / path).resolve() if path else page
             good = file.exists() and ROOT in [file, *file.parents]
             if good and anchor and file.suffix == ".md":
-                good = anchor in {slug(t) for t in re.findall(r"^#+ (.*)", prose(file.read_text()), re.MULTILINE)}
+                good = anchor in {
+                    slug(t) for t in re.findall(r"^#+ (.*)", prose(file.read_text()), re.MULTILINE)
+                }
             if not good:
                 bad += 1
                 print(f"{page.relative_to(ROOT)}: nothing is at '{target}'", file=sys.stderr)
@@ -78,9 +81,13 @@ def versions():
     """What the build, the header and the citation say."""
     header = (ROOT / "include/regraph/regraph.h").read_text()
     said = {
-        "CMakeLists.txt": re.search(r"project\(regraph VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text())[1],
-        "regraph.h": ".".join(re.search(rf"RG_VERSION_{part} ([0-9]+)", header)[1] for part in ("MAJOR", "MINOR", "PATCH")),
-        "CITATION.cff": re.search(r"^version: ([0-9.]+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1],
+        "CMakeLists.txt": re.search(r"project\(regraph VERSION ([0-9.]+)",
+                                    (ROOT / "CMakeLists.txt").read_text())[1],
+        "regraph.h": ".".join(
+            re.search(rf"RG_VERSION_{part} ([0-9]+)", header)[1]
+            for part in ("MAJOR", "MINOR", "PATCH")),
+        "CITATION.cff": re.search(r"^version: ([0-9.]+)", (ROOT / "CITATION.cff").read_text(),
+                                  re.MULTILINE)[1],
     }
     if len(set(said.values())) > 1:
         print(f"versions differ: {said}", file=sys.stderr)
@@ -105,7 +112,8 @@ def script(page):
         if language != "sh":
             continue
         for line in re.sub(r"\\\n", " ", code).splitlines():
-            why = next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, line)), None)
+            why = next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, line)),
+                       None)
             if why:
                 left.append((line, why))
             elif line.strip():
@@ -126,9 +134,13 @@ def commands(build, chosen):
                 (Path(top) / name).symlink_to(ROOT / name)
             here = Path(top) / "build"
             here.mkdir()
-            for entry in Path(build).resolve().iterdir():  # what pages write there stays out of the build
+            for entry in Path(build).resolve().iterdir():
+                # what pages write there stays out of the build
                 (here / entry.name).symlink_to(entry)
-            text = "set -eu\ntop=$PWD\nat=\ntrap '[ $? -eq 0 ] || echo \"failed: $at\" >&2' EXIT\n" + "\n".join(lines)
+            text = "\n".join([
+                "set -eu", "top=$PWD", "at=",
+                "trap '[ $? -eq 0 ] || echo \"failed: $at\" >&2' EXIT", *lines
+            ])
             done = subprocess.run(["bash", "-c", text], cwd=top, capture_output=True, text=True,
                                   env={**os.environ, "REGRAPH_PROFILE": "shipped"})
         ran += sum(line.startswith("at=") for line in lines)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs notebooks cell by cell as Jupyter would, without it.
 
-    tests/notebook.py BUILD FILE.ipynb…            each cell runs; what is shown is of the kinds that the file shows
+    tests/notebook.py BUILD FILE.ipynb…            each cell runs; what is shown is of the kinds
+                                                   that the file shows
     tests/notebook.py BUILD --write FILE.ipynb…    and is written into the file
 
 Exits with 77, and says so, where no python3 with numpy is found.
@@ -27,7 +28,10 @@ def shown(value):
         data["image/svg+xml"] = value._repr_svg_()
     if hasattr(value, "_repr_png_"):
         data["image/png"] = base64.b64encode(value._repr_png_()).decode()
-    return {"output_type": "execute_result", "metadata": {}, "data": {k: v.splitlines(keepends=True) for k, v in data.items()}}
+    return {
+        "output_type": "execute_result", "metadata": {},
+        "data": {k: v.splitlines(keepends=True) for k, v in data.items()}
+    }
 
 
 def run(source, names, file):
@@ -38,7 +42,10 @@ def run(source, names, file):
         exec(compile(tree, file, "exec"), names)
         value = eval(compile(ast.Expression(last.value), file, "eval"), names) if last else None
     if printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(keepends=True)})
+        outputs.append({
+            "output_type": "stream", "name": "stdout",
+            "text": printed.getvalue().splitlines(keepends=True)
+        })
     return outputs + ([shown(value)] if value is not None else [])
 
 
@@ -70,7 +77,10 @@ def main():
                         o["execution_count"] = count
                 cell["outputs"], cell["execution_count"] = outputs, count
             elif kinds(outputs) != kinds(cell["outputs"]):
-                print(f"{path}: cell {count} shows {kinds(outputs)}, the file {kinds(cell['outputs'])}", file=sys.stderr)
+                print(
+                    f"{path}: cell {count} shows {kinds(outputs)}, the file "
+                    f"{kinds(cell['outputs'])}",
+                    file=sys.stderr)
                 failed += 1
                 continue
             passed += 1

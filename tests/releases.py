@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Shared memory given back while a read of it may still be under way, found in machine code:
 
-    tests/releases.py [BUILD | FILE …]   a build folder (default: build), or libraries, objects, cubins
+    tests/releases.py [BUILD | FILE …]   a build folder (default: build), or libraries, objects,
+    cubins
 
 A load from shared memory names a scoreboard in its control bits; only an instruction that waits for
 that scoreboard knows that the data has left shared memory. Arriving at an mbarrier does not wait by
-itself, and whoever it lets go on may have the copy engine overwrite what is still to be read. So this
-follows each kernel's flow graph and lists every arrive that can be reached from an LDS or LDSM (or a
-load through a generic address, LD) with no wait for its scoreboard in between.
+itself, and whoever it lets go on may have the copy engine overwrite what is still to be read. So
+this follows each kernel's flow graph and lists every arrive that can be reached from an LDS or LDSM
+(or a load through a generic address, LD) with no wait for its scoreboard in between.
 
-Left out, since they give nothing back to the copy engine: arrives that announce bytes (a producer's),
-and named barriers, behind which only ordinary accesses and wgmma come (docs/gpu.md, "Hand-overs").
-What products (wgmma) read is not looked at: they wait in their own way, see device/mbarrier.cuh.
+Left out, since they give nothing back to the copy engine: arrives that announce bytes (a
+producer's), and named barriers, behind which only ordinary accesses and wgmma come (docs/gpu.md,
+"Hand-overs"). What products (wgmma) read is not looked at: they wait in their own way, see
+device/mbarrier.cuh.
 
-Control bits of a 128-bit instruction, sm_70 to sm_90: 110-112 the scoreboard it sets when its result
-is there (7: none), 116-121 a mask of those it waits for. DEPBAR.LE SBn, 0x0 waits as well.
+Control bits of a 128-bit instruction, sm_70 to sm_90: 110-112 the scoreboard it sets when its
+result is there (7: none), 116-121 a mask of those it waits for. DEPBAR.LE SBn, 0x0 waits as well.
 
 It needs cuobjdump and nvdisasm, of CUDA or of its pip packages, in PATH, /usr/local/cuda/bin or
 $CUDA_BIN. Exit code 1 on any finding, 77 where a disassembler is missing.
@@ -93,7 +95,8 @@ def kernels(cubin, nvdisasm):
 
 
 def connect(code, labels):
-    """Successors of each instruction. BSYNC goes where a BSSY of its register points, see follow()."""
+    """Successors of each instruction. BSYNC goes where a BSSY of its register points, see
+    follow()."""
     every = sorted({i for i in labels.values() if i < len(code)})
     for i, x in enumerate(code):
         onward = [i + 1] if i + 1 < len(code) else []
@@ -117,8 +120,8 @@ def connect(code, labels):
 
 
 def follow(code, labels):
-    """{arrive: loads} that no wait separates. A state is, for each scoreboard, the loads that it stands for, and
-    for each convergence barrier, the labels that it may lead to; all as bits."""
+    """{arrive: loads} that no wait separates. A state is, for each scoreboard, the loads that it
+    stands for, and for each convergence barrier, the labels that it may lead to; all as bits."""
     reads = [i for i, x in enumerate(code) if x.reads and x.board < BOARDS]
     bit = {i: 1 << n for n, i in enumerate(reads)}
     state = {0: ((0,) * BOARDS, ())}
@@ -189,7 +192,8 @@ def main():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     files = sys.argv[1:] or [os.path.join(here, "build")]
     if os.path.isdir(files[0]): # only files of that name use mbarriers
-        files = glob.glob(os.path.join(files[0], "CMakeFiles/*/kernels/**/*_sm90.cu.o"), recursive=True)
+        files = glob.glob(os.path.join(files[0], "CMakeFiles/*/kernels/**/*_sm90.cu.o"),
+                          recursive=True)
     if not files:
         print("releases SKIPPED: a build without CUDA")
         sys.exit(77)

@@ -53,6 +53,21 @@ same "$work/again" "killed and started again"
 says "$work/after" '^restart: 72 .*had ended, 0 go on .*nothing was in flight'
 same "$work/after" "all from the journal"
 
+# What is no journal is not cut.
+for text in 'my only copy' 'my only copy
+of two
+step' 'q 3
+step' '= 3
+step
+my only copy'; do
+  echo "$text" >"$work/mine"
+  if "$serve" --quiet --journal "$work/mine" >"$work/out" 2>"$work/error"; then
+    fail "'$text' is a journal"
+  fi
+  says "$work/error" 'is of other requests; expected one of the same options'
+  [ "$(cat "$work/mine")" = "$text" ] || fail "'$text' was written over"
+done
+
 if "$serve" --journal "$work/no/such" 2>"$work/error"; then fail "a journal nowhere"; fi
 says "$work/error" "can't be written"
 if "$serve" --slots 9 --rows 8 2>"$work/error"; then fail "fewer rows than slots"; fi

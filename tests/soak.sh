@@ -13,7 +13,8 @@
 #   recompute  the chooser against brute force
 #   offload    budgets that may offload, too, against brute force
 #   planner    large graphs: against policies written by hand, and the least budget
-#   lowering   launches and edges of random graphs, without a GPU
+#   lowering   launches of random graphs, without a GPU
+#   edges      what may run beside what there, copies of what is offloaded, too
 #   tables     who owns which tokens, against one token after the other
 #   ranks      random specs and batches (200 x 5 numbers of ranks x 3 modes a round), the examples,
 #              2^20 rows, on several ranks: the results of one
@@ -38,6 +39,7 @@ declare -A test=(
   [offload]="test_offload_budget offload_budget/*"
   [planner]="test_planner planner/*"
   [lowering]="test_lower_cuda lower_cuda/*_of_random_graphs"
+  [edges]="test_lower_edges lower_cuda/*_of_random_graphs"
   [tables]="test_cp_tables cp_tables/random_packs"
   [ranks]="test_cp_random cp_random/*"
   [shares]="test_cp_equal cp_equal/*"
@@ -49,8 +51,8 @@ limit=${1:-600}
 shift $(($# > 0))
 parts=("$@")
 [ $# -gt 0 ] ||
-  parts=(graphs fuse memplan packing recompute offload planner lowering tables ranks shares serving
-    pages queue fuzz)
+  parts=(graphs fuse memplan packing recompute offload planner lowering edges tables ranks shares
+    serving pages queue fuzz)
 usage() {
   echo "tests/soak.sh: $1; see its first lines" >&2
   exit 2

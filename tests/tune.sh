@@ -59,6 +59,12 @@ for signal in INT KILL; do
   ! grep -q '^# complete' parts.tsv || fail "it calls itself complete after SIG$signal"
   echo "SIG$signal after $(jobs_of parts.tsv) of $all jobs"
 done
+# A time that is none is no measurement: no profile is made of it that no plan can read.
+sed '2,4s/[0-9.e+-]*$/inf/; 5s/[0-9.e+-]*$/nan/; /^# complete/d' whole.tsv >odd.tsv
+(tune odd.json) >/dev/null 2>odd.txt || fail "a list with odd times: $(cat odd.txt)"
+"$regraph" plan "$source/examples/nsa.json" --set T=64 --set B=1 --device "$device" \
+  --profile odd.json >/dev/null || fail "the profile of a list with odd times"
+
 lines=$(grep -n '^# end' parts.tsv | tail -1 | cut -d: -f1)
 head -n "$lines" parts.tsv >kept.tsv
 (tune parts.json) >parts.txt 2>/dev/null || fail "gone on with: exit $?"

@@ -11,6 +11,8 @@ Each object keeps what it was made from alive and gives its handle back when it 
 
 import contextlib
 import ctypes
+import difflib
+import functools
 import json
 import os
 import threading
@@ -52,12 +54,32 @@ def by_name(owner, inputs, args, named, noun):
     return given
 
 
-class _Handle:
+class _Local:
+    """What is an address of this process."""
+
+    def __reduce__(self):
+        kind = type(self).__name__
+        raise RegraphError("RG_E_USAGE", f"a {kind} is memory of this process, and can't be "
+                           "pickled or doubled; make one where it is wanted, of the same spec and "
+                           "policy")
+
+
+class _Handle(_Local):
     """A handle of the library; `keep` stays alive at least as long."""
 
     def _own(self, handle, destroy, *keep):
         self.handle = handle
         self._finalizer = weakref.finalize(self, lambda *_: destroy(handle), *keep)
+
+
+class _Constant(_Handle):
+    """A handle of what never changes: its copy is itself."""
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, _):
+        return self
 
 
 def _expect(kind, value, whose):
@@ -67,7 +89,7 @@ def _expect(kind, value, whose):
                                          f"{type(value).__name__}")
 
 
-class Context(_Handle):
+class Context(_Constant):
     """Holds the table of ops. One per process is enough, unless plugins differ."""
 
     def __init__(self, plugins=()):
@@ -96,10 +118,24 @@ def default_context() -> Context:
 
 def example(name: str) -> Path:
     """The path of a spec or policy that ships with regraph: "nsa.json", "policies/all.json"."""
-    for folder in (_lib.PACKAGE / "share" / "regraph", _lib.PACKAGE.parent.parent):
-        if (folder / "examples" / name).exists():
-            return folder / "examples" / name
-    raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package", file=str(name))
+    folders = [at / "examples" for at in (_lib.PACKAGE / "share" / "regraph",
+                                          _lib.PACKAGE.parent.parent)]
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise RegraphError("RG_E_IO", f"no example '{name}' ships with this package"
+                       + _nearest_file(folder / name for folder in folders), file=str(name))
+
+
+def _nearest_file(paths):
+    """What to say of files that are not there: a name like one of theirs beside them."""
+    for path in paths:
+        names = []
+        with contextlib.suppress(OSError):
+            names = [p.name for p in path.parent.iterdir()]
+        if path.name not in names and (near := difflib.get_close_matches(path.name, names, 1)):
+            return f"; did you mean '{near[0]}'?"
+    return ""
 
 
 def read_source(source):
@@ -111,8 +147,12 @@ def read_source(source):
     try:
         return Path(source).read_bytes().decode(errors="surrogateescape"), str(source)
     except OSError as error:
-        raise RegraphError("RG_E_IO", f"can't be read: {error.strerror}", file=str(source),
-                           text=f"{source}: RG_E_IO: can't be read: {error.strerror}") from None
+        hint = _nearest_file([Path(source)])
+        with contextlib.suppress(RegraphError, OSError):
+            hint = hint or f"; '{example(source)}' ships, as regraph.example('{source}')"
+        message = f"can't be read: {error.strerror}{hint}"
+        raise RegraphError("RG_E_IO", message, file=str(source),
+                           text=f"{source}: RG_E_IO: {message}") from None
 
 
 def _is_policy_word(text):
@@ -171,7 +211,7 @@ def _tensors(function, handle):
         for t in _lib.tensor_infos(function, handle))
 
 
-class Spec(_Handle):
+class Spec(_Constant):
     """A checked graph. `source` is a path, a dict or JSON text; `params` override its parameters or
     bind free dimensions."""
 
@@ -214,7 +254,7 @@ class Spec(_Handle):
         return _lib.text("rg_spec_write", self.handle, format.encode())
 
 
-class Policy(_Handle):
+class Policy(_Constant):
     """What to recompute. `source` is a path, a dict, JSON text or a word: "none", "all", "least",
     "6GiB"."""
 
@@ -233,7 +273,7 @@ class Policy(_Handle):
         return f"Policy({self.name!r})"
 
 
-class Plan(_Handle):
+class Plan(_Constant):
     """A spec, a policy (or what they are made from) and capacities made into an arena and a list of
     steps. Immutable; threads may share it. `cp`: how many ranks share the rows (0: what the policy
     says)."""
@@ -286,7 +326,7 @@ class Plan(_Handle):
         return _lib.text("rg_plan_report", self.handle, format.encode(), None)
 
 
-class DeviceMemory:
+class DeviceMemory(_Local):
     """Bytes on a plan's device, for those who have no GPU library of their own."""
 
     def __init__(self, plan, size):
@@ -305,6 +345,22 @@ class DeviceMemory:
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 
+def _alone(method):
+    """A session's method, refused to a thread while another is in one."""
+
+    @functools.wraps(method)
+    def guarded(self, *args, **named):
+        if not self._turn.acquire(blocking=False):
+            raise RegraphError("RG_E_USAGE", f"{method.__name__}: the session is at work in "
+                               "another thread; make one for each thread, of the same plan")
+        try:
+            return method(self, *args, **named)
+        finally:
+            self._turn.release()
+
+    return guarded
+
+
 class Session(_Handle):
     """A plan at work: one thread at a time. `forward` and `backward` take and return numpy arrays;
     the methods below them take addresses, for callers with memory of their own. `comm` is this
@@ -320,10 +376,13 @@ class Session(_Handle):
         handle = _lib.create("rg_session_create", plan.handle, ctypes.byref(options))
         self._own(handle, _lib.lib.rg_session_destroy, plan, comm)
         self.plan = plan
+        self._turn = threading.RLock()
         self._run_on, self._error = _lib.lib.rg_session_run_on, _lib.Error()
         self._count = len(plan.tensors)
         self._bound: dict = {}  # (role, name) → (address, bytes)
         self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) bound now
+        self._saved = saved  # the bound block; None: the session's own
+        self._kept: dict = {}  # saved block → what its forward ran on, which its backward reads
 
     def __repr__(self):
         return f"Session({self.plan!r})"
@@ -338,11 +397,19 @@ class Session(_Handle):
                 array = array.copy()
             self._memory[at] = array
             return self.bind(tensor.role, tensor.name, array.ctypes.data, array.nbytes)
-        if at not in self._memory:
+        awaited = any(saved != self._saved and memory.get(at) is self._memory.get(at)
+                      for saved, memory in self._kept.items())
+        if at not in self._memory or awaited:
             self._memory[at] = DeviceMemory(self.plan, tensor.nbytes)
             self.bind(tensor.role, tensor.name, self._memory[at].address, tensor.nbytes)
         if tensor.role in (_lib.INPUT, _lib.GRAD_IN, _lib.STATE) or tensor.accumulates:
             self._memory[at].write(array)
+
+    def _keep(self):
+        """A backward reads what its forward read and wrote, where that was. So it stays, also when
+        another forward was refused, or ran on another saved block."""
+        self._kept[self._saved] = {at: memory for at, memory in self._memory.items()
+                                   if at[0] in (_lib.INPUT, _lib.OUTPUT)}
 
     def _given(self, role, values, missing):
         """Converts and binds what the caller gave for a role; `missing` makes what was left out."""
@@ -351,12 +418,15 @@ class Session(_Handle):
         if unknown:
             raise RegraphError("RG_E_USAGE", f"the plan has no {_ROLES[role]} '{min(unknown)}'; it "
                                              f"has {', '.join(t.name for t in tensors) or 'none'}")
+        given = []
         for tensor in tensors:
             array = values.get(tensor.name)
             array = missing(tensor) if array is None else arrays.convert(array, tensor.dtype)
             if array.shape != tensor.shape:
                 raise RegraphError("RG_E_SHAPE", f"the {_ROLES[role]} '{tensor.name}' has shape "
                                                  f"{array.shape}; expected {tensor.shape}")
+            given.append((tensor, array))
+        for tensor, array in given:  # all or none: a backward may be due on what is bound
             self._bind_array(tensor, array)
 
     def _results(self, tensors):
@@ -368,6 +438,7 @@ class Session(_Handle):
             self._memory[t.role, t.name].read(results[t.name])
         return results
 
+    @_alone
     def state(self, **values) -> dict[str, np.ndarray]:
         """{state: array} as the last forward left it; zeros before the first. Values that are given
         take its place: copies.
@@ -382,6 +453,7 @@ class Session(_Handle):
         self._given(_lib.STATE, {name: np.array(value) for name, value in values.items()}, left)
         return self._results(self.plan.of_role(_lib.STATE))
 
+    @_alone
     def forward(self, **inputs) -> dict[str, np.ndarray]:
         """Runs forward on new output arrays: {output: array}."""
 
@@ -396,24 +468,27 @@ class Session(_Handle):
         for tensor in outputs:
             self._bind_array(tensor, np.empty(tensor.shape, arrays.NUMPY[tensor.dtype]))
         self.run_forward()
+        self._keep()
         return self._results(outputs)
 
+    @_alone
     def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
         """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An
         input whose spec says "accumulate" is added to accumulate[name] (float32) or to zeros, and
-        that sum returned."""
+        that sum returned: in place, if the array is dense and may be written."""
         self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
         gradients = self.plan.of_role(_lib.GRAD_OUT)
         accumulate = dict(accumulate or {})
         for tensor in gradients:
             given = accumulate.pop(tensor.name, None) if tensor.accumulates else None
+            given = given if given is None else np.asarray(given)
             if given is not None and (given.dtype, given.shape) != (np.float32, tensor.shape):
                 raise RegraphError(
                     "RG_E_SHAPE", f"the running gradient of '{tensor.name}' is {given.dtype} of "
                     f"shape {given.shape}; expected float32 of shape {tensor.shape}")
             make = np.zeros if tensor.accumulates else np.empty
             self._bind_array(tensor, make(tensor.shape, arrays.NUMPY[tensor.dtype]) if given is None
-                             else np.ascontiguousarray(given))
+                             else np.require(given, requirements=["C", "W"]))
         if accumulate:
             raise RegraphError("RG_E_USAGE", "the spec does not accumulate the gradient of "
                                              f"'{min(accumulate)}'")
@@ -456,6 +531,7 @@ class Session(_Handle):
     def bind_saved(self, address: int) -> None:
         """Another saved block, of sizes.saved bytes: one for each forward awaiting its backward."""
         _lib.call("rg_session_bind_saved", self.handle, address)
+        self._saved = address
 
     def bind_host(self, address: int) -> None:
         """The block of the host's memory that goes with the saved block bound now, for what is
@@ -465,10 +541,13 @@ class Session(_Handle):
     def adopt_saved(self, address: int) -> None:
         """A saved block that another session of the plan has filled, with what is bound now."""
         _lib.call("rg_session_adopt_saved", self.handle, address)
+        self._saved = address
+        self._keep()
 
     def forget_saved(self, address: int) -> None:
         """The session forgets a block it was given."""
         _lib.call("rg_session_forget_saved", self.handle, address)
+        self._kept.pop(address, None)
 
     def bind_scratch(self, address: int) -> None:
         """Another scratch block, of sizes.scratch bytes."""

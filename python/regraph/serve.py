@@ -230,8 +230,8 @@ class Engine:
     pages    P, of `page` tokens each: what there is for all requests together
     slots    B: how many are served at once
     most     M: how many pages one may have (default: all)
-    rows     capacities T of a step, in ascending order, the last one for prompts in pieces: each
-             has a plan of its own, on the same memory (default: slots, and 4 · slots)
+    rows     capacities T of a step, the largest one for prompts in pieces: each has a plan of its
+             own, on the same memory (default: slots, and 4 · slots)
     forks    copies of pages in one step (default: slots, where the spec has them)
     params   of the spec
 
@@ -247,7 +247,7 @@ class Engine:
         if missing:
             raise RegraphError("RG_E_NAME", f"{spec.name}: no input '{min(missing)}'; expected a "
                                "step's: tokens, lengths, context, pages")
-        most, rows = most or pages, tuple(rows) or (slots, 4 * slots)
+        most, rows = most or pages, sorted(set(rows)) or [slots, 4 * slots]
         dims = {"B": slots, "M": most, "P": pages}
         if "forks" in inputs:
             dims["forks"] = forks = slots if forks is None else forks

@@ -52,6 +52,9 @@ MISTAKES = [
      "<text>:1:15: RG_E_SYNTAX: not JSON: string or '}' expected near '}'"),
     ("a file that is not there", lambda: regraph.Spec("nsaa.json"),
      "nsaa.json: RG_E_IO: can't be read: No such file or directory"),
+    ("an example misspelt", lambda: regraph.example("nsa_lineer.json"),
+     "RG_E_IO: no example 'nsa_lineer.json' ships with this package; did you mean "
+     "'nsa_linear.json'?"),
     ("a key misspelt", lambda: plan({**NSA, "node": []}),
      "nsa:/node: RG_E_KEY: unknown key 'node' in a spec (nearest: 'nodes')"),
     ("an op misspelt", lambda: plan(edited("/nodes/2/op", "top_k")),
@@ -129,13 +132,22 @@ class Mistakes(unittest.TestCase):
     maxDiff = None
 
     def test_all(self):
-        self.assertEqual(len(MISTAKES), 30)
+        self.assertEqual(len(MISTAKES), 31)
         for name, make, expected in MISTAKES:
             with self.subTest(name):
                 with self.assertRaises(RegraphError) as caught:
                     make()
                 self.assertEqual(str(caught.exception), expected)
 
+
+    def test_a_file_near_one_that_is_not_there(self):
+        for source, hint in ((regraph.example("nsa.json").parent / "nsa.jsn",
+                              "; did you mean 'nsa.json'?"),
+                             ("moba.json", "moba.json' ships, as regraph.example('moba.json')")):
+            with self.assertRaises(RegraphError) as caught:
+                regraph.Spec(source)
+            self.assertIn("RG_E_IO: can't be read: No such file", str(caught.exception))
+            self.assertTrue(str(caught.exception).endswith(hint), str(caught.exception))
 
     def test_plan_of_a_source(self):
         whole = regraph.Plan({**NSA, "params": {**NSA["params"], **SMALL}}, "all", T=64, B=1)

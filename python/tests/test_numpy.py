@@ -1,10 +1,13 @@
 """The package with numpy alone, on the CPU. Runs under `python3 -m unittest` and under pytest."""
 
+import copy
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 import unittest
 from pathlib import Path
 
@@ -130,6 +133,14 @@ class Numbers(unittest.TestCase):
         np.testing.assert_allclose(running, 1 + 2 * np.tile(x.sum(0), (2, 1)), rtol=1e-5)
         self.assertIs(gradient["w"], running)
         np.testing.assert_allclose(session.backward({})["x"], 0)
+        constant, held = np.ones((2, 3), np.float32), np.ones((2, 6), np.float32)
+        constant.flags.writeable = False
+        for given in constant, np.broadcast_to(np.float32(1), (2, 3)), held[:, ::2]:
+            gradient = session.backward({"y": np.ones((5, 2))}, accumulate={"w": given})
+            np.testing.assert_allclose(gradient["w"], 1 + np.tile(x.sum(0), (2, 1)), rtol=1e-5)
+            self.assertTrue((given == 1).all())
+        with self.assertRaisesRegex(RegraphError, "is int64 of shape .2, 3.; expected float32"):
+            session.backward({}, accumulate={"w": [[1, 2, 3], [4, 5, 6]]})
 
 
 class Objects(unittest.TestCase):
@@ -154,6 +165,81 @@ class Objects(unittest.TestCase):
         idx = session.read("idx", (T, 2, 4), "i32")
         self.assertTrue((idx[:145, :, 0] == 0).all())
         self.assertIn("slc_o", [step[0] for step in session.times()])
+
+    def test_a_refused_forward_can_be_gone_back_from(self):
+        do = normal(T, NSA["H"], NSA["DV"], seed=9)
+        want = None
+        for wrong in {}, {"gate": normal(T, NSA["H"], 2)}, {"gate": None}, \
+                {"cu_seqlens": [0, 70, 60, 145]}:
+            session = nsa()
+            session.forward(**inputs())
+            if wrong:
+                with self.assertRaises(RegraphError):
+                    session.forward(**{**inputs(), "q": -inputs()["q"], **wrong})
+                others = [np.full(n, 7, np.float32) for n in 100 * [T * 64, T * 32, T * 12]]
+            got = session.backward({"o": do})
+            want = want or got
+            for name, array in want.items():
+                np.testing.assert_array_equal(got[name], array)
+        del others
+
+    def test_forwards_that_wait_keep_what_they_ran_on(self):
+        do = normal(T, NSA["H"], NSA["DV"], seed=9)
+        session, single = nsa(), nsa()
+        blocks = [np.zeros(session.plan.sizes.saved + 255, np.uint8) for _ in range(3)]
+        at = [block.ctypes.data + -block.ctypes.data % 256 for block in blocks]
+        for seed, address in enumerate(at):
+            session.bind_saved(address)
+            session.forward(**{**inputs(), "q": normal(T, 4, 16, seed=20 + seed)})
+        others = [np.full(n, 7, np.float32) for n in 100 * [T * 64, T * 32, T * 12]]
+        for seed in 1, 0, 2:
+            session.bind_saved(at[seed])
+            got = session.backward({"o": do})
+            session.forget_saved(at[seed])
+            single.forward(**{**inputs(), "q": normal(T, 4, 16, seed=20 + seed)})
+            for name, array in single.backward({"o": do}).items():
+                np.testing.assert_array_equal(got[name], array)
+        self.assertFalse(session._kept)
+        del others
+
+    def test_handles_stay_in_their_process(self):
+        session = nsa()
+        plan = session.plan
+        spec = regraph.Spec(SMALL)
+        for handle in plan, spec, regraph.Policy("all"), spec.context:
+            self.assertIs(copy.copy(handle), handle)
+            self.assertIs(copy.deepcopy([handle])[0], handle)
+            with self.assertRaisesRegex(RegraphError, "is memory of this process, and can't be "):
+                pickle.dumps(handle)
+        for copied in copy.copy, copy.deepcopy, pickle.dumps:
+            with self.assertRaisesRegex(RegraphError, "a Session is memory of this process"):
+                copied(session)
+
+    def test_one_thread_at_a_time(self):
+        session, refused = nsa(), []
+        whole = session.run_forward
+
+        def other():
+            for call in (lambda: session.forward(**inputs()), lambda: session.backward({}),
+                         session.state):
+                try:
+                    call()
+                except RegraphError as error:
+                    refused.append(str(error))
+
+        def run():
+            session.run_forward = whole
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            whole()
+
+        session.run_forward = run
+        session.forward(**inputs())
+        self.assertEqual([r[r.index(": ") + 2:r.index(": the")] for r in refused],
+                         ["forward", "backward", "state"])
+        self.assertIn("make one for each thread, of the same plan", refused[0])
+        session.forward(**inputs())
 
     def test_several_calls_in_flight(self):
         session = nsa()

@@ -163,20 +163,21 @@ class Serve(unittest.TestCase):
     def test_outputs_with_a_row_for_each_token(self):
         document = json.loads(Path(regraph.example("serve_model.json")).read_text())
         document["outputs"]["embedded"] = "embedded"
-        wide = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16, slots=5,
-                            most=8, rows=(5, 200), device=DEVICE)
-        asked = prompts(5)
-        self.assertEqual(run(wide, [wide.add(prompt, 9) for prompt in asked]),
-                         run(e := engine(), [e.add(prompt, 9) for prompt in asked]))
-        wide.add(asked[4], 2)
-        for larger in (True, False):  # capacity
-            wide.step()
-            rows = int(wide.queue.lengths.sum())
-            self.assertEqual(rows > 5, larger)
-            np.testing.assert_array_equal(wide.output("embedded")[:rows],
-                                          WEIGHTS["w_embed"][wide.queue.tokens[:rows]])
-        with self.assertRaisesRegex(RegraphError, "no output 'idx'; expected one of .*logits"):
-            wide.output("idx")
+        for capacities in (5, 200), (200, 5, 5):  # in any order
+            wide = serve.Engine(regraph.Spec(document, **SMALL), WEIGHTS, pages=12, page=16,
+                                slots=5, most=8, rows=capacities, device=DEVICE)
+            asked = prompts(5)
+            self.assertEqual(run(wide, [wide.add(prompt, 9) for prompt in asked]),
+                             run(e := engine(), [e.add(prompt, 9) for prompt in asked]))
+            wide.add(asked[4], 2)
+            for larger in (True, False):  # capacity
+                wide.step()
+                rows = int(wide.queue.lengths.sum())
+                self.assertEqual(rows > 5, larger)
+                np.testing.assert_array_equal(wide.output("embedded")[:rows],
+                                              WEIGHTS["w_embed"][wide.queue.tokens[:rows]])
+            with self.assertRaisesRegex(RegraphError, "no output 'idx'; expected one of .*logits"):
+                wide.output("idx")
 
     def test_one_whose_logits_are_nan_fails_alone(self):
         name = next(n for n, w in WEIGHTS.items() if w.shape[0] == 61 and "head" not in n)

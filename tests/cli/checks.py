@@ -1,4 +1,5 @@
-"""What the tests of the command that are written in Python share: checks are counted, and each that fails says why."""
+"""What the tests of the command that are written in Python share: checks are counted, and each that
+fails says why."""
 
 import sys
 

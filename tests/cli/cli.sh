@@ -231,7 +231,13 @@ expect 3 "^damaged.json: RG_E_KEY: that is not what 'regraph plan --json' prints
 expect 3 "RG_E_KEY: that is not what 'regraph pareto --json' prints" plan "$nsa" --set T=64 \
   --html p.html --front plan.json
 head -c 70000 /dev/zero >zeros
-expect 3 'zeros: RG_E_SYNTAX: is no text' plan "$nsa" --set T=64 --html p.html --front zeros
+expect 3 "^zeros: RG_E_SYNTAX: byte 0 is NUL; expected .* that 'regraph pareto --json' prints" \
+  plan "$nsa" --set T=64 --html p.html --front zeros
+expect 3 '^/: RG_E_IO: .*: Is a directory$' plan "$nsa" --set T=64 --html p.html --against /
+expect 3 '^/: RG_E_IO: .*: Is a directory$' run "$nsa" --set T=64 --in q=/
+expect 3 '^/: RG_E_IO: .*: Is a directory$' check "$nsa" --policy /
+"$regraph" check - <. 2>stderr && fail "a folder is a spec"
+grep -q '^standard input: RG_E_IO: .*: Is a directory$' stderr || fail "a folder: $(cat stderr)"
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --html /nowhere/x.html
 [ ! -e p.html ] || fail "a page that could not be written is there"
 expect 1 'RG_E_IO' plan "$nsa" --set T=64 --svg /nowhere/x.svg
@@ -429,6 +435,17 @@ expect 0 '"version": 1' bench "$nsa" "${small[@]}" --set T=256 --repeat 3 --json
 for key in forward_ms backward_ms predicted_peak_bytes measured_peak_bytes; do
   [ -n "$(value stdout $key)" ] || fail "bench --json lacks $key"
 done
+# A path is any bytes, JSON is UTF-8.
+cp "$nsa" $'b\xff\xc3\xa9\xe2\x82".json'
+expect 0 '"spec": "b\\\\xffé\\\\xe2\\\\x82\\"\.json"' run \
+  $'b\xff\xc3\xa9\xe2\x82".json' "${small[@]}" --set T=64 --json
+# Five layers: a line for what they have alike, with the mean; three stay as they are. JSON has all.
+model=("$examples/nsa_model.json" --set M=32 --set H=2 --set D=16 --set DV=16 --set T=64 --repeat 1)
+expect 0 '^layer\*_q_proj +linear +forward .* %.?  each of 5$' bench "${model[@]}" --set layers=5
+if grep -q layer1_ stdout; then fail "bench does not fold layers: $(grep layer1_ stdout)"; fi
+expect 0 '^layer\*_q_proj .* %  each of 5$' run "${model[@]:0:11}" --set layers=5
+expect 0 '^layer2_q_proj +linear +forward ' bench "${model[@]}" --set layers=3
+expect 0 '"name": "layer4_q_proj"' bench "${model[@]}" --set layers=5 --json
 tiny=(--set H=2 --set KH=1 --set D=8 --set DV=8 --repeat 1)
 expect 0 '^ *1K +8 +1 ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve
 [ "$(grep -cE '^ *2K +1 +(64|256) ' stdout)" = 2 ] || fail "bench --serve lacks pieces"

@@ -37,12 +37,13 @@ class Browser:
             os.dup2(b, 4)
             os.closerange(5, 256)
 
-        self.process = subprocess.Popen(
-            [found(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-             "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={self.folder}"],
-            preexec_fn=ends, close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True)
+        self.process = subprocess.Popen([
+            found(), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", "--hide-scrollbars", "--disable-dev-shm-usage",
+            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={self.folder}"
+        ], preexec_fn=ends, close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(there)
         os.close(here)
         self.read, self.write = read, write
@@ -95,10 +96,16 @@ class Browser:
         page = self.pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
-        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
-        page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-                                                          {"name": "prefers-reduced-motion", "value": "reduce" if quiet_motion else "no-preference"}])
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0,
+                  downloadThroughput=-1, uploadThroughput=-1)
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=False)
+        page.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}, {
+                "name": "prefers-reduced-motion",
+                "value": "reduce" if quiet_motion else "no-preference"
+            }])
         page.call("Page.navigate", url=url)
         page.wait("document.readyState === 'complete'")
         return page
@@ -118,7 +125,8 @@ class Page:
             self.complaints.append(f"console.{p['type']}: {[a.get('value') for a in p['args']]}")
         elif method == "Log.entryAdded" and p["entry"]["level"] in ("error", "warning"):
             self.complaints.append(f"{p['entry']['level']}: {p['entry']['text']}")
-        elif method == "Network.requestWillBeSent" and not p["request"]["url"].startswith(("file:", "about:")):
+        elif method == "Network.requestWillBeSent" and not p["request"]["url"].startswith(
+            ("file:", "about:")):
             self.complaints.append(f"asks for {p['request']['url'][:80]}")
 
     def call(self, method, **parameters):
@@ -127,7 +135,8 @@ class Page:
     def eval(self, text):
         got = self.call("Runtime.evaluate", expression=text, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in got:
-            raise RuntimeError(f"{text}: {got['exceptionDetails'].get('exception', {}).get('description')}")
+            raise RuntimeError(
+                f"{text}: {got['exceptionDetails'].get('exception', {}).get('description')}")
         return got["result"].get("value")
 
     def wait(self, condition, seconds=30):
@@ -163,12 +172,22 @@ class Page:
     def key(self, key):
         text = {"Enter": "\r", " ": " "}.get(key)
         more = {"text": text} if text else {}
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Home": 36, "End": 35}.get(key, 0)
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **more)
+        code = {
+            "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
+            "ArrowDown": 40, "Tab": 9, "Home": 36, "End": 35
+        }.get(key, 0)
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code,
+                  **more)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def shot(self, path, whole=True):
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole,
-                         **({"clip": {**self.eval("({x: 0, y: 0, width: innerWidth, height: document.documentElement.scrollHeight, scale: 1})")}} if whole else {}))
+        data = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=whole,
+            **({
+                "clip": {
+                    **self.eval("({x: 0, y: 0, width: innerWidth, height: "
+                                "document.documentElement.scrollHeight, scale: 1})")
+                }
+            } if whole else {}))
         with open(path, "wb") as f:
             f.write(base64.b64decode(data["data"]))

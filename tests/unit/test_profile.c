@@ -210,13 +210,18 @@ Test(profile, written_and_read) {
   rgi_profile_destroy(p);
   rg_text_destroy(&text);
 
-  static const rg_measured bad[] = {{NULL, NULL, RG_F32, 0, 0, 1, 1},
-                                    {"add", NULL, RG_F32, 0, 0, 1, 0},
-                                    {"add", NULL, RG_F32, 0, NAN, 1, 1},
-                                    {"add", NULL, (rg_dtype)17, 0, 0, 1, 1}};
+  static const rg_measured bad[] = {
+      {NULL, NULL, RG_F32, 0, 0, 1, 1},         {"add", NULL, RG_F32, 0, 0, 1, 0},
+      {"add", NULL, RG_F32, 0, NAN, 1, 1},      {"add", NULL, RG_F32, 0, 0, 1, INFINITY},
+      {"add", NULL, RG_F32, 0, 0, INFINITY, 1}, {"add", NULL, RG_F32, INFINITY, 0, 1, 1},
+      {"add", NULL, RG_F32, 0, INFINITY, 1, 1}, {"add", NULL, (rg_dtype)17, 0, 0, 1, 1}};
   for (int i = 0; i < RGI_COUNT(bad); i++)
     cr_assert_eq(rg_profile_write(ctx, NULL, &bad[i], 1, &text, NULL), RG_E_USAGE);
   cr_assert_eq(rg_profile_write(ctx, NULL, NULL, 1, &text, NULL), RG_E_USAGE);
+  static const rg_profile_options rates[] = {
+      {.matrix_gflops = INFINITY}, {.special_gops = INFINITY}, {.bandwidth_gbs = NAN}};
+  for (int i = 0; i < RGI_COUNT(rates); i++)
+    cr_assert_eq(rg_profile_write(ctx, &rates[i], m, RGI_COUNT(m), &text, NULL), RG_E_USAGE);
 }
 
 /* Environment → what is read; the cache folder is a new one. */

@@ -205,6 +205,31 @@ static void close_context(void) {
 }
 /* ---- folding ---- */
 
+Test(text, name_pattern) {
+  static const char *const both[][2] = {{"layer12_q", "layer*_q"},
+                                        {"layer0_combine.bwd.2", "layer*_combine.bwd.*"},
+                                        {"q", "q"},
+                                        {"007", "*"},
+                                        {"", ""},
+                                        {"a1b22", "a*b*"}};
+  char pattern[32];
+  for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
+    rg_name_pattern(both[i][0], pattern, sizeof pattern);
+    cr_assert_str_eq(pattern, both[i][1]);
+  }
+  rg_name_pattern("layer12_q", pattern, 7);
+  cr_assert_str_eq(pattern, "layer*", "cut to what there is room for");
+  rg_name_pattern("layer12_q", pattern, 1);
+  cr_assert_str_eq(pattern, "");
+  pattern[0] = 'x';
+  rg_name_pattern("q", pattern, 0);
+  cr_assert_eq(pattern[0], 'x');
+  cr_assert(rgi_alike("layer1_q", "layer22_q"));
+  cr_assert_not(rgi_alike("layer_q", "layer1_q"), "one pattern is not the other's");
+  cr_assert_not(rgi_alike("q", "q1"));
+  cr_assert_not(rgi_alike("q1", "q1_"));
+}
+
 Test(text, lines_alike_stand_once) {
   static const char *const both[][2] = {
       {"t\n  l0_a  1\n  l0_b  2\n  l1_a  1\n  l2_a  1\n  l10_a 1\n  l3_b  2\nu\n",
