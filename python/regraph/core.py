@@ -335,13 +335,22 @@ class DeviceMemory(_Local):
         weakref.finalize(self, lambda plan, at: _lib.lib.rg_memory_free(plan.handle, at), plan,
                          self.address)
 
+    def _check(self, array):
+        if not array.flags.c_contiguous or array.nbytes > self.size:
+            raise RegraphError("RG_E_SHAPE", f"an array of {array.nbytes} bytes, strides "
+                               f"{array.strides}; expected a dense one of at most {self.size}")
+
     def write(self, array: np.ndarray) -> None:
         """Copies a dense array there."""
+        self._check(array)
         _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data,
                   array.nbytes)
 
     def read(self, array: np.ndarray) -> None:
         """Copies what stands there into a dense array."""
+        self._check(array)
+        if not array.flags.writeable:
+            raise RegraphError("RG_E_USAGE", "the array may not be written")
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 

@@ -80,7 +80,8 @@ class Draw(unittest.TestCase):
         self.assertEqual(set(self.drawn(temperature=1.0, top_p=0.01)), {1})
 
     def test_no_such_sampling(self):
-        for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
+        for options in ({"temperature": -1}, {"temperature": np.inf}, {"temperature": np.nan},
+                        {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
             with self.assertRaisesRegex(RegraphError, f"sampling: {next(iter(options))}"):
                 serve.Sampling(**options)
 
