@@ -1,4 +1,4 @@
-/* regraph/names.h: how reports fold what many layers have alike, for front ends that do likewise. */
+/* regraph/names.h: how reports fold what many layers have alike, for front ends that do so, too. */
 #ifndef REGRAPH_NAMES_H
 #define REGRAPH_NAMES_H
 

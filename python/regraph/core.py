@@ -14,6 +14,7 @@ import ctypes
 import difflib
 import functools
 import json
+import operator
 import os
 import threading
 import weakref
@@ -603,7 +604,12 @@ def cp_document_rows(cu_seqlens: Sequence[int], ranks: int, rank: int) -> np.nda
 
 
 def _starts(cu_seqlens):
-    return (ctypes.c_int32 * len(cu_seqlens))(*[int(start) for start in cu_seqlens])
+    starts = [operator.index(start) for start in cu_seqlens]
+    for i, start in enumerate(starts):  # ctypes would cut it to 32 bits
+        if not -2**31 <= start < 2**31:
+            raise RegraphError("RG_E_DATA", f"sequence start {i} is {start}; expected at most "
+                               "2147483647")
+    return (ctypes.c_int32 * len(starts))(*starts)
 
 
 def device_check(device: str = "cuda") -> None:

@@ -202,6 +202,16 @@ class Objects(unittest.TestCase):
         self.assertFalse(session._kept)
         del others
 
+    def test_rows_of_ranks_by_whole_starts(self):
+        for call in (lambda starts: regraph.cp_rows(starts, 64, 2, 0),
+                     lambda starts: regraph.cp_document_rows(starts, 2, 0)):
+            call(np.array([0, 20, 64]))
+            for start in 2**33, 2**32 + 20, -2**31 - 1:
+                with self.assertRaisesRegex(RegraphError, f"sequence start 1 is {start}"):
+                    call([0, start, 64])
+            with self.assertRaises(TypeError):
+                call([0, 20.5, 64])
+
     def test_device_memory_has_bounds(self):
         memory = regraph.core.DeviceMemory(nsa().plan, 16)
         there, wide = np.arange(4, dtype=np.float32), np.zeros(8, np.float32)

@@ -211,6 +211,8 @@ class Serve(unittest.TestCase):
             serve.Engine(regraph.example("nsa.json"), {}, pages=4, page=16, slots=2)
         with self.assertRaisesRegex(RegraphError, "a row for each"):
             engine(rows=(2, 3))
+        with self.assertRaisesRegex(RegraphError, r"none past 2\^31 - 1"):
+            engine(rows=(2**31,))
         with self.assertRaisesRegex(RegraphError, "is not served here"):
             one.fork(engine().add([1], 3), 4)
         with self.assertRaisesRegex(RegraphError, "no token of its own yet"):
