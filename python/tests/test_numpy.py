@@ -212,6 +212,15 @@ class Objects(unittest.TestCase):
             with self.assertRaises(TypeError):
                 call([0, 20.5, 64])
 
+    def test_no_integer_is_cut(self):
+        spec = regraph.Spec(SMALL)
+        for options in {"threads": 2**32 + 1}, {"cp": 2**64 + 2}, {"threads": -2**31 - 1}:
+            name, value = next(iter(options.items()))
+            with self.assertRaisesRegex(RegraphError, f"RG_E_VALUE: {name} is {value}; expected"):
+                regraph.Plan(spec, T=8, **options)
+        with self.assertRaisesRegex(RegraphError, "RG_E_VALUE.* is 4294967298; expected"):
+            regraph.cp_rows([0, 64], 64, 2**32 + 2, 0)
+
     def test_device_memory_has_bounds(self):
         memory = regraph.core.DeviceMemory(nsa().plan, 16)
         there, wide = np.arange(4, dtype=np.float32), np.zeros(8, np.float32)
