@@ -64,7 +64,7 @@ rg_status rg_queue_create(rg_context *ctx, const rg_queue_options *options, rg_q
       o.most > INT32_MAX || o.forks > INT32_MAX)
     return rgi_fail(e, RG_E_USAGE, NULL, NULL,
                     "steps of %lld rows, %lld slots, %lld pages a slot, %lld copies; expected a "
-                    "slot, a row for each, a page, and no negative number",
+                    "slot, a row for each, a page, no negative number, and none past 2^31 - 1",
                     (long long)o.rows, (long long)o.slots, (long long)o.most, (long long)o.forks);
   rg_queue *q = rgi_malloc(ctx, sizeof *q);
   if (!q) return rgi_nomem(e);

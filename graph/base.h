@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <regraph/op.h>
+#include <regraph/names.h>
 #include <regraph/regraph.h>
 #include <stdarg.h>
 

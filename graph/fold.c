@@ -37,6 +37,7 @@ void rgi_buf_pattern(rgi_buf *out, const char *name) {
 }
 
 void rg_name_pattern(const char *name, char *pattern, size_t size) {
+  if (!name) name = "";
   const char *end = name + strlen(name);
   size_t n = 0;
   while (name < end && n + 1 < size) pattern[n++] = step(&name, end);

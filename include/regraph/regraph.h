@@ -126,11 +126,6 @@ RG_API const char *rg_nearest(const char *word, const char *const *candidates, i
  * T alone, powers of 1024. RG_E_VALUE for anything else, RG_E_OVERFLOW past 2^63 - 1; *bytes is
  * untouched then. */
 RG_API rg_status rg_parse_size(const char *text, int64_t *bytes, rg_error *error);
-/* The name with * for its numbers, as a policy's pattern has it: "layer12_q" gives "layer*_q". It
- * is never longer than the name; what `size` bytes have no room for is cut. Reports write nodes of
- * one pattern that say the same as one line, where they are more than RG_MOST_APART. */
-enum { RG_MOST_APART = 3 };
-RG_API void rg_name_pattern(const char *name, char *pattern, size_t size);
 
 /* ---- types ----------------------------------------------------------------------------------- */
 

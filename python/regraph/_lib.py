@@ -22,6 +22,19 @@ OP_ABI = 3  # of op.h, whose rg_comm is mirrored below
 COMM_FAILED = 18  # RG_E_COMM
 
 
+_RANGES = {kind: (-(2**(8 * ctypes.sizeof(kind) - 1)), 2**(8 * ctypes.sizeof(kind) - 1) - 1)
+           for kind in (c_int, c_int32, c_int64)}
+_RANGES.update({kind: (0, 2**(8 * ctypes.sizeof(kind)) - 1) for kind in (c_size_t, c_uint32)})
+
+
+def _fit(kind, value, what):
+    """ctypes cuts integers to what the type holds, without a word."""
+    if kind in _RANGES and isinstance(value, int):
+        low, high = _RANGES[kind]
+        if not low <= value <= high:
+            raise RegraphError("RG_E_VALUE", f"{what} is {value}; expected {low} to {high}")
+
+
 class Error(Structure):
     _fields_ = [("status", c_int), ("line", c_int), ("column", c_int), ("file", c_char * 256),
                 ("pointer", c_char * 256), ("node", c_char * 128), ("message", c_char * 640)]
@@ -46,6 +59,8 @@ class Options(Structure):
     """Opens with its size: members that the library has and this file lacks keep their defaults."""
 
     def __init__(self, **values):
+        for name, kind in self._fields_:
+            _fit(kind, values.get(name), name)
         super().__init__(size=ctypes.sizeof(self), **values)
 
 
@@ -274,8 +289,10 @@ def _exception(error):
 
 def call(name, *arguments):
     """Calls a function that takes an rg_error last; raises RegraphError where it fails."""
-    error = Error()
-    if getattr(lib, name)(*arguments, byref(error)) != 0:
+    error, function = Error(), getattr(lib, name)
+    for kind, value in zip(function.argtypes, arguments):
+        _fit(kind, value, f"{name}: an argument")
+    if function(*arguments, byref(error)) != 0:
         fail(error)
 
 

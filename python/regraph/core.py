@@ -14,6 +14,7 @@ import ctypes
 import difflib
 import functools
 import json
+import operator
 import os
 import threading
 import weakref
@@ -335,13 +336,22 @@ class DeviceMemory(_Local):
         weakref.finalize(self, lambda plan, at: _lib.lib.rg_memory_free(plan.handle, at), plan,
                          self.address)
 
+    def _check(self, array):
+        if not array.flags.c_contiguous or array.nbytes > self.size:
+            raise RegraphError("RG_E_SHAPE", f"an array of {array.nbytes} bytes, strides "
+                               f"{array.strides}; expected a dense one of at most {self.size}")
+
     def write(self, array: np.ndarray) -> None:
         """Copies a dense array there."""
+        self._check(array)
         _lib.call("rg_memory_write", self.plan.handle, self.address, array.ctypes.data,
                   array.nbytes)
 
     def read(self, array: np.ndarray) -> None:
         """Copies what stands there into a dense array."""
+        self._check(array)
+        if not array.flags.writeable:
+            raise RegraphError("RG_E_USAGE", "the array may not be written")
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 
@@ -594,7 +604,12 @@ def cp_document_rows(cu_seqlens: Sequence[int], ranks: int, rank: int) -> np.nda
 
 
 def _starts(cu_seqlens):
-    return (ctypes.c_int32 * len(cu_seqlens))(*[int(start) for start in cu_seqlens])
+    starts = [operator.index(start) for start in cu_seqlens]
+    for i, start in enumerate(starts):  # ctypes would cut it to 32 bits
+        if not -2**31 <= start < 2**31:
+            raise RegraphError("RG_E_DATA", f"sequence start {i} is {start}; expected at most "
+                               "2147483647")
+    return (ctypes.c_int32 * len(starts))(*starts)
 
 
 def device_check(device: str = "cuda") -> None:

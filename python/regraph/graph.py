@@ -14,6 +14,7 @@ op takes.
 
 import difflib
 import inspect
+import itertools
 import json
 
 from . import core
@@ -109,8 +110,11 @@ class Graph:
             values["cu_seqlens"] = Value(self, starts[0])
         connected = {key: self._tensor(value, f"{title}: '{key}'")
                      for key, value in values.items() if value is not None}
-        count = sum(node["op"] == title for node in self.document["nodes"])
-        name = name or (f"{title}_{count + 1}" if count else title)
+        if name is None:
+            taken = {node["name"] for node in self.document["nodes"]}
+            count = sum(node["op"] == title for node in self.document["nodes"])
+            name = next(one for i in itertools.count(count + 1)
+                        if (one := f"{title}_{i}" if i > 1 else title) not in taken)
         out = {port["name"]: f"{name}.{port['name']}" for port in op["out"]}
         node = {"name": name, "op": title, "in": connected}
         if named:
@@ -119,17 +123,23 @@ class Graph:
         made = [Value(self, tensor) for tensor in out.values()]
         return made[0] if len(made) == 1 else tuple(made)
 
+    def _declare(self, section, name, entry):
+        there = self.document.setdefault(section, {})
+        if name in there:
+            raise RegraphError("RG_E_NAME", f"'{name}' stands in {section} already; give each a "
+                                            "name of its own")
+        there[name] = entry
+        return Value(self, name)
+
     def input(self, name: str, shape: list, dtype: str = "$dtype",
               grad: bool | str = False) -> Value:
         """An input [extents: integers, names, expressions]; grad: True, or "accumulate"."""
         entry = {"shape": list(shape), "dtype": dtype, **({"grad": grad} if grad else {})}
-        self.document["inputs"][name] = entry
-        return Value(self, name)
+        return self._declare("inputs", name, entry)
 
     def state(self, name: str, shape: list, dtype: str = "$dtype") -> Value:
         """Memory that a forward reads and leaves in a new version, which `next` names."""
-        self.document.setdefault("state", {})[name] = {"shape": list(shape), "dtype": dtype}
-        return Value(self, name)
+        return self._declare("state", name, {"shape": list(shape), "dtype": dtype})
 
     def next(self, state: Value, value: Value) -> None:
         """The last version of a state: what the op gave that wrote it."""
@@ -140,7 +150,7 @@ class Graph:
 
     def output(self, name: str, value: Value) -> None:
         """Declares an output."""
-        self.document["outputs"][name] = self._tensor(value, f"the output '{name}'")
+        self._declare("outputs", name, self._tensor(value, f"the output '{name}'"))
 
     def json(self) -> str:
         """The document as JSON text."""

@@ -140,12 +140,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        for name, good in (("temperature", self.temperature >= 0), ("top_k", self.top_k >= 0),
-                           ("top_p", 0 < self.top_p <= 1)):
+        for name, good in (("temperature", 0 <= self.temperature < np.inf),
+                           ("top_k", self.top_k >= 0), ("top_p", 0 < self.top_p <= 1)):
             if not good:
                 raise RegraphError("RG_E_VALUE", f"sampling: {name} {getattr(self, name)}; "
-                                   "expected temperature 0 or more, top_k 0 or more, top_p in "
-                                   "(0, 1]")
+                                   "expected temperature 0 or more, and finite, top_k 0 or more, "
+                                   "top_p in (0, 1]")
 
 
 GREEDY = Sampling()
@@ -174,7 +174,8 @@ def draw(logits: np.ndarray, sampling: Sampling, position: int) -> int:
         kept = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
     if kept.size < logits.size or sampling.top_p < 1:  # the likeliest first
         kept = kept[np.argsort(-logits[kept], kind="stable")][:sampling.top_k or None]
-    weight = np.exp((logits[kept] - most) / sampling.temperature)
+    with np.errstate(over="ignore"):  # a temperature next to 0
+        weight = np.exp((logits[kept] - most) / sampling.temperature)
     total = weight.cumsum()
     if sampling.top_p < 1:
         total = total[:int(np.searchsorted(total, sampling.top_p * total[-1])) + 1]

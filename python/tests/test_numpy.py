@@ -202,6 +202,40 @@ class Objects(unittest.TestCase):
         self.assertFalse(session._kept)
         del others
 
+    def test_rows_of_ranks_by_whole_starts(self):
+        for call in (lambda starts: regraph.cp_rows(starts, 64, 2, 0),
+                     lambda starts: regraph.cp_document_rows(starts, 2, 0)):
+            call(np.array([0, 20, 64]))
+            for start in 2**33, 2**32 + 20, -2**31 - 1:
+                with self.assertRaisesRegex(RegraphError, f"sequence start 1 is {start}"):
+                    call([0, start, 64])
+            with self.assertRaises(TypeError):
+                call([0, 20.5, 64])
+
+    def test_no_integer_is_cut(self):
+        spec = regraph.Spec(SMALL)
+        for options in {"threads": 2**32 + 1}, {"cp": 2**64 + 2}, {"threads": -2**31 - 1}:
+            name, value = next(iter(options.items()))
+            with self.assertRaisesRegex(RegraphError, f"RG_E_VALUE: {name} is {value}; expected"):
+                regraph.Plan(spec, T=8, **options)
+        with self.assertRaisesRegex(RegraphError, "RG_E_VALUE.* is 4294967298; expected"):
+            regraph.cp_rows([0, 64], 64, 2**32 + 2, 0)
+
+    def test_device_memory_has_bounds(self):
+        memory = regraph.core.DeviceMemory(nsa().plan, 16)
+        there, wide = np.arange(4, dtype=np.float32), np.zeros(8, np.float32)
+        memory.write(there)
+        for wrong in wide, wide[::2]:
+            for copy_ in memory.write, memory.read:
+                with self.assertRaisesRegex(RegraphError, "expected a dense one of at most 16"):
+                    copy_(wrong)
+        self.assertFalse(wide.any())
+        memory.read(wide[2:5])
+        self.assertEqual(wide.tolist(), [0, 0, 0, 1, 2, 0, 0, 0])
+        wide.flags.writeable = False
+        with self.assertRaisesRegex(RegraphError, "may not be written"):
+            memory.read(wide[:4])
+
     def test_handles_stay_in_their_process(self):
         session = nsa()
         plan = session.plan
@@ -352,6 +386,16 @@ class Builder(unittest.TestCase):
         self.assertEqual(again.write("json"), g.spec().write("json"))
         self.assertEqual(regraph.Spec(again.write("json")).write("json"), again.write("json"))
 
+    def test_names_of_its_own_are_free(self):
+        g = regraph.Graph("chain", dtype="f32")
+        x = g.input("x", ["T", 4])
+        for name in (None, "silu_3", None):
+            x = g.silu(x, name=name)
+        g.output("y", g.silu(x))
+        self.assertEqual([node["name"] for node in g.document["nodes"]],
+                         ["silu", "silu_3", "silu_4", "silu_5"])
+        g.spec()
+
     def test_typed_from_the_table(self):
         g = regraph.Graph()
         signature = inspect.signature(g.swa_attn)
@@ -367,7 +411,9 @@ class Builder(unittest.TestCase):
                 ("RG_E_KEY", "'window_lft'; did you mean 'window_left'?",
                  lambda: g.swa_attn(q, q, q, window_lft=3)),
                 ("RG_E_USAGE", "'k' is 7; expected a tensor", lambda: g.swa_attn(q, 7, q)),
-                ("RG_E_USAGE", "'q' is given twice", lambda: g.swa_attn(q, q=q))):
+                ("RG_E_USAGE", "'q' is given twice", lambda: g.swa_attn(q, q=q)),
+                ("RG_E_NAME", "'q' stands in inputs already", lambda: g.input("q", ["T"])),
+                ("RG_E_NAME", "'o' stands in outputs already", lambda: g.output("o", q))):
             with self.assertRaises(RegraphError) as error:
                 call()
             self.assertEqual(error.exception.status, code)

@@ -80,7 +80,8 @@ class Draw(unittest.TestCase):
         self.assertEqual(set(self.drawn(temperature=1.0, top_p=0.01)), {1})
 
     def test_no_such_sampling(self):
-        for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
+        for options in ({"temperature": -1}, {"temperature": np.inf}, {"temperature": np.nan},
+                        {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
             with self.assertRaisesRegex(RegraphError, f"sampling: {next(iter(options))}"):
                 serve.Sampling(**options)
 
@@ -210,6 +211,8 @@ class Serve(unittest.TestCase):
             serve.Engine(regraph.example("nsa.json"), {}, pages=4, page=16, slots=2)
         with self.assertRaisesRegex(RegraphError, "a row for each"):
             engine(rows=(2, 3))
+        with self.assertRaisesRegex(RegraphError, r"none past 2\^31 - 1"):
+            engine(rows=(2**31,))
         with self.assertRaisesRegex(RegraphError, "is not served here"):
             one.fork(engine().add([1], 3), 4)
         with self.assertRaisesRegex(RegraphError, "no token of its own yet"):

@@ -221,6 +221,8 @@ Test(text, name_pattern) {
   cr_assert_str_eq(pattern, "layer*", "cut to what there is room for");
   rg_name_pattern("layer12_q", pattern, 1);
   cr_assert_str_eq(pattern, "");
+  rg_name_pattern(NULL, pattern, 7);
+  cr_assert_str_eq(pattern, "");
   pattern[0] = 'x';
   rg_name_pattern("q", pattern, 0);
   cr_assert_eq(pattern[0], 'x');
