@@ -27,9 +27,9 @@ enum {
   RETRIES = 3,     /* of memplan's word */
   STIRS = 2048,    /* a candidate */
   NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
-  MANY = 128,      /* of so many half the work proves about as much */
-  PART = 4,        /* of the packer's work: for a first word on a choice */
-  STAY = 50        /* on one side of the budget, before its price changes */
+
+  PART = 4, /* of the packer's work: for a first word on a choice */
+  STAY = 50 /* on one side of the budget, before its price changes */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
 static const double FAR = 0.01; /* … from so much on, a walk and more of a proof are worth it */
@@ -499,7 +499,7 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   RGI_TRY(what_is_open(c, &open, e));
   const bool far = c->best_ms - c->bound_ms > FAR * c->m->all_ms;
   if (open.nfree > (far ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
-  const int64_t work = open.nfree > MANY ? PROOF_WORK / 2 : PROOF_WORK;
+  const int64_t work = PROOF_WORK;
   RGI_TRY(rgi_prove(&open, bound, work, e));
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;
