@@ -6,6 +6,10 @@
    of the others is tried both ways. The search goes on where the bound is least, now and then from
    there down to where nothing is better. So at any time no choice beats the least bound of all
    places that are left.
+
+   What the program would choose, in whole candidates, rarely has room: every other time that is
+   mended by flips until it has, which finds better choices than a search from anywhere else. Where
+   memplan refuses those, the next ones get less room.
  */
 #include "rows.h"
 #include <math.h>
@@ -13,15 +17,21 @@
 enum {
   FIRST_ROUNDS = 200,
   ROUNDS = 12,
-  PART = 20,    /* of the packer's work: for a first word on a choice */
+  PART = 5,     /* of the packer's work: for a first word on a choice */
   REFUSALS = 1, /* … after so many only that is asked */
-  TRIES = 8,    /* candidates looked at before one is tried both ways, … */
-  KNOWN = 4,    /* … if less often before */
-  DIVES = 16,   /* of so many places one is gone down from */
+  FLIPS = 48,   /* that a choice is mended by */
+  STIRS = 4,    /* a candidate, where no flip brings it nearer */
+  KNOWN_REFUSED = 16,
+  STEP = 256,     /* part of the budget by which choices get less room, and … */
+  NARROWEST = 12, /* … how often */
+  MENDS = 2,      /* of so many places one's choice is made to fit */
+  TRIES = 8,      /* candidates looked at before one is tried both ways, … */
+  KNOWN = 4,      /* … if less often before */
+  DIVES = 16,     /* of so many places one is gone down from */
   MOST_PLACES = 1 << 16
 };
 
-static const double WHOLE = 1e-5;
+static const double WHOLE = 1e-5;          /* what decides a candidate, but for rounding */
 static const int64_t ALL_WORK = 100000000; /* of the packer, in nodes replayed */
 
 /* On a choice. */
@@ -37,6 +47,12 @@ typedef struct place {
   uint64_t set[]; /* what is computed again, what is open */
 } place;
 
+typedef struct point {
+  int64_t figure;
+  double excess; /* bytes above the room, at all places together */
+  double ms;
+} point;
+
 typedef struct proof {
   rgi_chooser *c;
   rgi_model *m;
@@ -51,7 +67,10 @@ typedef struct proof {
     double sum;
     int n;
   } * gain[2], mean[2]; /* per candidate and way: what deciding it adds, of all that was open */
-  int refusals;
+  uint64_t random;
+  int64_t room;                     /* for choices that are mended */
+  uint64_t *refused[KNOWN_REFUSED]; /* of the choices that were mended last */
+  int refusals, nvisit, narrow, nrefused;
   size_t size; /* of a place */
 } proof;
 
@@ -129,11 +148,119 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
   return RG_OK;
 }
 
+/* ---- from what the program would choose to what has room ---- */
+
+static point look(proof *p, const uint64_t *set) {
+  p->work -= p->m->g->nnode;
+  const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
+  const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
+  return (point){figure,
+                 over <= 0        ? 0
+                 : p->c->of_saved ? (double)over
+                                  : (double)rgi_replay_excess(
+                                        p->m->replay, x.peak - x.saved - p->m->mem.comm - over),
+                 rgi_model_ms(p->m, p->used) + x.wait_ms};
+}
+
+static void flip(uint64_t *set, int c) {
+  if (rgi_has(set, c))
+    rgi_drop(set, c);
+  else
+    rgi_put(set, c);
+}
+
+/* The flip that takes away the most bytes for its time; false: none does, within what is best. */
+static bool flip_best(proof *p, uint64_t *set, point *now) {
+  int best = -1;
+  double most = 0;
+  point then = *now;
+  for (int i = 0; i < p->c->nfree; i++) {
+    flip(set, p->c->free[i]);
+    const point x = look(p, set);
+    flip(set, p->c->free[i]);
+    const double bytes = now->excess - x.excess, ms = fmax(x.ms - now->ms, 0) + 1e-3 * p->m->all_ms;
+    if (x.ms >= p->best || bytes <= most * ms) continue;
+    most = bytes / ms;
+    best = p->c->free[i];
+    then = x;
+  }
+  if (best < 0) return false;
+  flip(set, best);
+  *now = then;
+  return true;
+}
+
+static int draw(proof *p, int n) {
+  p->random = p->random * 6364136223846793005u + 1442695040888963407u;
+  return (int)((p->random >> 33) % (uint64_t)n);
+}
+
+/* Two or three flips at once, near each other or far apart; false: none of so many brings it
+ * nearer. */
+static bool stir(proof *p, uint64_t *set, point *now) {
+  const int n = p->c->nfree;
+  for (int left = STIRS * n; left > 0; left--) {
+    int of[3], count = 2 + draw(p, 2), reach = draw(p, 2) ? n : n < 8 ? n : 8;
+    of[0] = draw(p, n);
+    for (int k = 1; k < count; k++) of[k] = (of[k - 1] + 1 + draw(p, reach)) % n;
+    for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
+    const point x = look(p, set);
+    const double before = now->excess;
+    if (x.ms < p->best && x.excess <= before) {
+      *now = x;
+      if (x.excess < before) return true;
+    } else {
+      for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
+    }
+  }
+  return false;
+}
+
+/* Flips until there is room, then keeps what can be; false: there is none. */
+static bool mend(proof *p, uint64_t *set) {
+  point now = look(p, set);
+  if (now.ms >= p->best) return false;
+  for (int left = FLIPS; now.figure > p->room; left--)
+    if (!left || (!flip_best(p, set, &now) && !stir(p, set, &now))) return false;
+  for (int i = 0; i < p->c->nfree; i++) {
+    const int c = p->c->free[i];
+    if (!rgi_has(set, c)) continue;
+    rgi_drop(set, c);
+    const point x = look(p, set);
+    if (x.figure > p->room || x.ms > now.ms)
+      rgi_put(set, c);
+    else
+      now = x;
+  }
+  return now.ms < p->best;
+}
+
+/* ---- bounds and branches ---- */
+
 static double bound_of(proof *p, place *x, int rounds) {
   const int64_t before = p->rows->work;
   const double ms = rgi_rows_bound(p->rows, again_of(x), open_of(p, x), rounds, p->best);
   p->work -= p->rows->work - before;
   return ms;
+}
+
+/* Where memplan refuses what has room, the next has less; where nothing better has room, the next has
+ * more. */
+static rg_status try_mended(proof *p, rg_error *e) {
+  verdict v = NOT_ASKED;
+  p->room = p->c->budget - p->c->budget / STEP * p->narrow;
+  const bool any = mend(p, p->trial);
+  bool known = false;
+  for (int i = 0; i < KNOWN_REFUSED && any; i++)
+    known |= rgi_model_same(p->m, p->refused[i], p->trial);
+  if (any && !known) RGI_TRY(consider(p, p->trial, &v, e));
+  if (any && !known && v != TAKEN) {
+    memcpy(p->refused[p->nrefused], p->trial, (size_t)p->m->words * sizeof *p->trial);
+    p->nrefused = (p->nrefused + 1) % KNOWN_REFUSED;
+  }
+  if (any && v != TAKEN && p->narrow < NARROWEST) p->narrow++;
+  if (!any && p->narrow > 0) p->narrow--;
+  return RG_OK;
 }
 
 /* Decides what would else reach the best. */
@@ -261,6 +388,7 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
     if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->value[p->c->free[i]] >= 0.5)
       rgi_put(p->trial, p->c->free[i]);
   if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
+  if (p->nvisit++ % MENDS == 0) RGI_TRY(try_mended(p, e));
   double bound[2];
   const int i = choose(p, x, bound);
   if (i >= 0) return branch(p, x, i, bound, next, e);
@@ -302,6 +430,7 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   p.arena = rgi_arena_create(c->m->g->ctx);
   if (!p.arena) return rgi_nomem(e);
   p.best = c->best_ms * (1 - 1e-9);
+  p.room = c->budget;
   RGI_GOTO(status, rgi_rows_open(rgi_bound_parts(bound), p.arena, &p.rows, e), done);
   p.size = sizeof(place) + 2 * (size_t)p.m->words * sizeof(uint64_t);
   p.heap = rgi_alloc_n(p.arena, MOST_PLACES + 2, sizeof *p.heap);
@@ -310,7 +439,10 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   p.used = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.used);
   for (int again = 0; again < 2; again++)
     p.gain[again] = rgi_alloc_n(p.arena, (size_t)p.m->ncandidate + 1, sizeof *p.gain[again]);
-  if (!p.gain[0] || !p.gain[1]) {
+  bool all = p.gain[0] && p.gain[1];
+  for (int i = 0; i < KNOWN_REFUSED; i++)
+    all &= (p.refused[i] = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof(uint64_t))) != NULL;
+  if (!all) {
     status = rgi_nomem(e);
     goto done;
   }

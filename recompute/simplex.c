@@ -153,7 +153,7 @@ int rgi_simplex_column(rgi_simplex *s, double cost, double lo, double hi, const 
   return v;
 }
 
-/* x += f row, in both of which there are zeros up to a multiple of LANES; the sum of squares then. */
+/* x += f row, both zero from n to a multiple of LANES; the sum of squares then. */
 static double add(double *x, const double *row, double f, int n) {
   double sum[LANES] = {0}, all = 0;
   for (int j = 0; j < n; j += LANES)
