@@ -244,8 +244,7 @@ static double bound_of(proof *p, place *x, int rounds) {
   return ms;
 }
 
-/* Where memplan refuses what has room, the next has less; where nothing better has room, the next has
- * more. */
+/* Where memplan refuses what has room the next has less; where nothing better has room, more. */
 static rg_status try_mended(proof *p, rg_error *e) {
   verdict v = NOT_ASKED;
   p->room = p->c->budget - p->c->budget / STEP * p->narrow;

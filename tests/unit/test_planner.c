@@ -314,8 +314,8 @@ Test(planner, random_graphs_next_to_the_least) {
   }
 }
 
-/* Choices that have room lie far apart next to the least: swaps end at 0.230 of the whole time here,
- * a proof finds 0.223. */
+/* Choices that have room lie far apart next to the least: swaps end at 0.230 of the whole time, a
+ * proof finds 0.223. */
 Test(planner, a_proof_finds_what_a_search_does_not) {
   rg_context *ctx = new_context();
   rg_spec *spec;
