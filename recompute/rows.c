@@ -11,7 +11,7 @@
 
        row        saved and scratch by x and y are at most the budget
        cause      a clone that an earlier one reads is made as early: y of the clone that is read is
-                  at least y of its reader plus its own x less 1, and y of an earlier row
+                  at least y of its reader plus its own x less 1
        lack       what only clones read is saved as far as any of them is there: at least x of a
                   reader less x of its own
 
@@ -150,9 +150,10 @@ static void find_rows(const rgi_rows *r, uint64_t *bits, int words) {
   }
 }
 
-static int made_at(const rgi_rows *r, int u, int32_t at) {
-  for (int i = r->node[u].made; i < r->node[u].made + r->node[u].nmade; i++)
-    if (r->made[i].at == at) return i;
+/* What the clone is made for at the latest by then; -1: it is not made. */
+static int made_by(const rgi_rows *r, int u, int32_t t) {
+  for (int i = r->node[u].made + r->node[u].nmade - 1; i >= r->node[u].made; i--)
+    if (r->made[i].at <= t) return i;
   return -1;
 }
 
@@ -160,19 +161,10 @@ static int made_at(const rgi_rows *r, int u, int32_t at) {
 static rg_status find_made(rgi_rows *r, const uint64_t *bits, int words, rgi_arena *a,
                            rg_error *e) {
   size_t n = 1, causes = 1, reads = 1;
-  for (int u = 0; u < r->nnode; u++) {
-    size_t own = 0;
-    for (int w = 0; w < words; w++)
-      own += (size_t)__builtin_popcountll(bits[(size_t)u * words + w]);
-    n += own;
-    causes += own * (1 + (size_t)r->node[u].ndep);
-    reads += (size_t)r->node[u].ndep;
-  }
-  r->made = rgi_alloc_n(a, n, sizeof *r->made);
-  r->cause = rgi_alloc_n(a, causes, sizeof *r->cause);
+  for (int u = 0; u < r->nnode; u++) reads += (size_t)r->node[u].ndep;
   int *head = rgi_alloc_n(a, (size_t)r->nnode + 1, sizeof *head);
   int *next = rgi_alloc_n(a, reads, sizeof *next), *reader = rgi_alloc_n(a, reads, sizeof *reader);
-  if (!r->made || !r->cause || !head || !next || !reader) return rgi_nomem(e);
+  if (!head || !next || !reader) return rgi_nomem(e);
   for (int u = 0; u < r->nnode; u++) head[u] = -1;
   int nread = 0;
   for (int u = 0; u < r->nnode; u++)
@@ -182,6 +174,17 @@ static rg_status find_made(rgi_rows *r, const uint64_t *bits, int words, rgi_are
       next[nread] = head[r->dep[i]];
       head[r->dep[i]] = nread++;
     }
+  for (int u = 0; u < r->nnode; u++) {
+    size_t own = 0, readers = 0;
+    for (int w = 0; w < words; w++)
+      own += (size_t)__builtin_popcountll(bits[(size_t)u * words + w]);
+    for (int k = head[u]; k >= 0; k = next[k]) readers++;
+    n += own;
+    causes += own * readers;
+  }
+  r->made = rgi_alloc_n(a, n, sizeof *r->made);
+  r->cause = rgi_alloc_n(a, causes, sizeof *r->cause);
+  if (!r->made || !r->cause) return rgi_nomem(e);
   for (int u = r->nnode - 1; u >= 0; u--) {
     rgi_row_unit *x = &r->node[u];
     x->made = r->nmade;
@@ -190,9 +193,9 @@ static rg_status find_made(rgi_rows *r, const uint64_t *bits, int words, rgi_are
       rgi_row_made *y = &r->made[r->nmade++];
       *y = (rgi_row_made){.unit = u, .cause = r->ncause, .at = t, .until = r->nt, .column = -1};
       if (x->nmade > 0) y[-1].until = t;
-      if (x->nmade++ > 0 && t < x->first) r->cause[r->ncause++] = (rgi_row_cause){r->nmade - 2, -1};
+      x->nmade++;
       for (int k = head[u]; k >= 0 && t < x->first; k = next[k]) {
-        const int by = made_at(r, reader[k], t);
+        const int by = made_by(r, reader[k], t);
         if (by >= 0) r->cause[r->ncause++] = (rgi_row_cause){by, -1};
       }
       y->ncause = r->ncause - y->cause;
@@ -316,8 +319,7 @@ static bool add_cause(rgi_rows *r, rgi_row_made *y) {
   if (c->line >= 0 || !add_made(r, by) || !add_made(r, y)) return false;
   const int x = r->column[r->node[y->unit].by];
   const rgi_weight term[] = {{y->column, 1}, {by->column, -1}, {x, -1}};
-  const bool same = by->unit == y->unit;
-  c->line = rgi_simplex_row(r->program, term, same ? 2 : 3, same ? 0 : -1);
+  c->line = rgi_simplex_row(r->program, term, 3, -1);
   return c->line >= 0;
 }
 
@@ -351,7 +353,7 @@ static void find_levels(rgi_rows *r) {
     if (x <= LITTLE || y->sure) continue;
     for (int k = y->cause; k < y->cause + y->ncause; k++) {
       const rgi_row_made *by = &r->made[r->cause[k].by];
-      const double level = by->unit == y->unit ? by->level : by->level + x - 1;
+      const double level = by->level + x - 1;
       if (level > y->level + LITTLE) y->level = level, y->worst = k;
     }
   }
