@@ -4,10 +4,10 @@
    first or last stretch, all nodes of one kind, all but those that cross a few cuts). The least
    memory is where the best of them end when single candidates or whole kinds are flipped for as
    long as that takes bytes away; it does not depend on the budget, and what any starting point
-   takes is no less. The least time starts from points within the budget, keeps and swaps what can
-   be kept, then walks on through choices that are dearer or have no room, less and less of either;
-   bound.c says how far from the optimum the result may be at most. All of it is measured out in
-   nodes replayed, never in time, so a choice is the same on every machine.
+   takes is no less. The least time starts from points within the budget, and keeps and swaps what
+   can be kept; bound.c says how far from the optimum the result may be at most, and where that is
+   far, prove.c looks for better ones. All of it is measured out in nodes replayed, never in time,
+   so a choice is the same on every machine.
  */
 #include "search.h"
 #include <math.h>
@@ -15,27 +15,21 @@
 
 /* Work, in nodes replayed: some 10 ns each. */
 static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000,
-                     ANNEAL_WORK = 160000000, PROOF_WORK = 250000000;
+                     PROOF_WORK = 350000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
   SPARSEST = 8,
   MOST_KINDS = 32,
   SWAPS = 512,
-  ANNEALS = 2048,
   BRIEF = 4,       /* a part of the work */
   RETRIES = 3,     /* of memplan's word */
   STIRS = 2048,    /* a candidate */
   NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
-  MANY = 128,      /* of so many half the work proves about as much */
   PART = 4,        /* of the packer's work: for a first word on a choice */
-  STAY = 50        /* on one side of the budget, before its price changes */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
-static const double FAR = 0.01; /* … from so much on, a walk and more of a proof are worth it */
-/* In what a candidate takes on average: how much dearer the next choice may be, and a price of as
- * many bytes as the largest has. */
-static const double WARM = 2, COLD = 0.03, FIRST_PRICE = 30, LOWEST_PRICE = 1, HIGHEST_PRICE = 200;
+static const double FAR = 0.01;    /* … from so much on, more of a proof is worth it */
 
 typedef struct point {
   uint64_t *set;
@@ -59,8 +53,6 @@ typedef struct search {
   int64_t low;  /* the least that any seed takes */
   int64_t room; /* what a choice may take as the replay sees it: the budget, or less (settle) */
   uint64_t random;
-  bool
-      anneals; /* not where copies are to be placed choice by choice, nor in one of many searches */
 } search;
 
 static bool better(const search *s, const point *a, const point *b) {
@@ -299,15 +291,23 @@ rg_status rgi_least_many(rgi_chooser *c, uint64_t *set, int64_t *least, rg_error
     descend(&s, &s.best[i], &q, s.work - s.work / (s.nbest - i) / 2);
     stir(&s, &s.best[i], &q, s.work - share);
     descend(&s, &s.best[i], &q, 0);
+  }
+  for (int k = 0; k < s.nbest; k++) { /* what may take the least first */
+    int first = k;
+    for (int i = k + 1; i < s.nbest; i++)
+      if (s.best[i].figure < s.best[first].figure) first = i;
+    const point p = s.best[first];
+    s.best[first] = s.best[k];
+    s.best[k] = p;
     int64_t saved, peak;
     double ms;
-    if (s.best[i].figure >= *least) continue;
-    RGI_TRY(rgi_model_measure(s.m, s.best[i].set, c->of_saved ? -1 : *least - 1, false, &saved,
-                              &peak, &ms, e));
+    if (p.figure >= *least) break;
+    RGI_TRY(
+        rgi_model_measure(s.m, p.set, c->of_saved ? -1 : *least - 1, false, &saved, &peak, &ms, e));
     c->explored++;
     if ((c->of_saved ? saved : peak) >= *least) continue;
     *least = c->of_saved ? saved : peak;
-    memcpy(set, s.best[i].set, (size_t)s.m->words * sizeof *set);
+    memcpy(set, p.set, (size_t)s.m->words * sizeof *set);
   }
   return RG_OK;
 }
@@ -367,49 +367,6 @@ static void swap(search *s, point *p, point *q, const int *order, double near) {
   }
 }
 
-/* An exponential distribution, straight between the powers of two: 0.69 on average. */
-static double draw_wait(search *s) {
-  const unsigned bits = (unsigned)draw(s, 1 << 24) | 1u << 24;
-  return 0.6931 * (__builtin_ctz(bits) + draw(s, 1 << 20) / (double)(1 << 20));
-}
-
-/* Walks on from p until the time is `near` or the work done, and leaves the cheapest choice there
- * that has room. It also goes where it gets dearer, less and less so, and where there is no room,
- * at a price that rises as long as it stays there. */
-static void anneal(search *s, point *p, point *q, point *now, const int *order, double near) {
-  const int64_t all = s->work;
-  double mean = 0, unit = 1, price = FIRST_PRICE;
-  int stay = 0;
-  for (int i = 0; i < s->n; i++) {
-    mean += s->m->ms[s->c->free[i]] / s->n;
-    unit = fmax(unit, (double)s->m->kept_bytes[s->c->free[i]]);
-  }
-  copy(s, now, p);
-  double cost = now->ms;
-  for (int64_t round = 0; s->work > 0 && p->ms > near; round++) {
-    if ((round & 1023) == 0) tell(s, "recompute", (double)(all - s->work), (double)all);
-    const double left = (double)s->work / (double)all;
-    const double most = cost + mean * (COLD + WARM * left * left) * draw_wait(s);
-    copy(s, q, now);
-    flip_some(s, q->set, 1 + draw(s, 2));
-    s->work -= s->n;
-    /* what nobody reads costs nothing, but is hardly ever more than that */
-    if (rgi_model_ms(s->m, q->set) <= most) {
-      look(s, q);
-      const double over = fmax((double)(q->figure - s->room), 0) / unit;
-      const double there = q->ms + price * mean * over;
-      if (there <= most) copy(s, now, q), cost = there;
-      if (over == 0 && q->ms < p->ms) copy(s, p, q);
-    }
-    const bool out = now->figure > s->room;
-    stay = out == (stay > 0) ? stay + (out ? 1 : -1) : out ? 1 : -1;
-    if (stay % STAY) continue;
-    price = out ? fmin(price * 1.1, HIGHEST_PRICE) : fmax(price / 1.1, LOWEST_PRICE);
-    cost = now->ms + price * mean * fmax((double)(now->figure - s->room), 0) / unit;
-  }
-  drop(s, p, q, order, s->work - s->n * s->m->g->nnode);
-}
-
 static void offer_within(search *s, const uint64_t *least) {
   s->nbest = 0;
   if (least) {
@@ -438,35 +395,27 @@ static void take(search *s, const point *p) {
 }
 
 /* Memplan has the last word. Where it has less room than the replay saw, the search goes below the
- * budget by what was lacking, each time further. What comes of that, or `near_seed`, which is most
- * like a seed, is taken, the cheaper that fits; at last there is the least, which is known to. */
-static rg_status settle(search *s, point *p, point *q, point *now, const point *near_seed,
-                        const point *least, const int *order, double near, rg_error *e) {
-  rgi_chooser *c = s->c;
+ * budget by what was lacking, each time further. What comes of that is taken; at last there is the
+ * least, which is known to fit. Before a proof, which asks about what it comes by itself, a part of
+ * memplan's work will do. */
+static rg_status settle(search *s, point *p, point *q, const point *least, const int *order,
+                        double near, bool proves, rg_error *e) {
+  const int retries = proves ? 1 : RETRIES;
   int64_t over;
   for (int again = 0; p; again++) {
-    RGI_TRY(rgi_chooser_ask(c, p->set, s->anneals && again < RETRIES ? PART : 0, &over, e));
+    RGI_TRY(rgi_chooser_ask(s->c, p->set, proves ? PART : 0, &over, e));
     if (over <= 0) break;
-    if (again == RETRIES) {
+    if (again == retries) {
       p = NULL;
       break;
     }
     s->room = (p->figure < s->room ? p->figure : s->room) - (over << again);
     offer_within(s, least ? least->set : NULL);
     p = best_kept(s, q, order, DROP_WORK / RETRIES);
-    s->work = (s->anneals ? ANNEAL_WORK : SWAP_WORK) / RETRIES;
-    if (!p || p->ms <= near) continue;
-    if (s->anneals)
-      anneal(s, p, q, now, order, near);
-    else
-      swap(s, p, q, order, near);
+    s->work = SWAP_WORK / RETRIES;
+    if (p && p->ms > near) swap(s, p, q, order, near);
   }
   const point *taken = p ? p : least;
-  /* without a walk it is the first that was asked about */
-  if (s->anneals && (!taken || near_seed->ms < taken->ms)) {
-    RGI_TRY(rgi_chooser_ask(c, near_seed->set, 0, &over, e));
-    if (over <= 0) taken = near_seed;
-  }
   if (taken) take(s, taken);
   return RG_OK;
 }
@@ -475,6 +424,10 @@ static rg_status settle(search *s, point *p, point *q, point *now, const point *
  * it. */
 static bool room_to_spare(const search *s) {
   return s->low <= s->c->budget - s->c->budget / 16;
+}
+
+static bool is_far(const rgi_chooser *c) {
+  return c->best_ms - c->bound_ms > FAR * c->m->all_ms;
 }
 
 /* What the bound leaves open: nothing else need be decided. */
@@ -497,9 +450,8 @@ static rg_status what_is_open(const rgi_chooser *c, rgi_chooser *open, rg_error 
 static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   rgi_chooser open;
   RGI_TRY(what_is_open(c, &open, e));
-  const bool far = c->best_ms - c->bound_ms > FAR * c->m->all_ms;
-  if (open.nfree > (far ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
-  const int64_t work = open.nfree > MANY ? PROOF_WORK / 2 : PROOF_WORK;
+  if (open.nfree > (is_far(c) ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
+  const int64_t work = PROOF_WORK;
   RGI_TRY(rgi_prove(&open, bound, work, e));
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;
@@ -524,20 +476,16 @@ static rg_status take_cheapest(search *s, point *p, rg_error *e) {
 
 rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   search s;
-  point q, now, near_seed, known, *best;
+  point q, known, *best;
   int *order;
   rgi_bound *bound;
   RGI_TRY(open_search(&s, c, e));
   RGI_TRY(new_point(&s, &q, e));
-  RGI_TRY(new_point(&s, &now, e));
-  RGI_TRY(new_point(&s, &near_seed, e));
   RGI_TRY(new_point(&s, &known, e));
   RGI_TRY(dearest(&s, &order, e));
   s.by_time = true;
   RGI_TRY(take_cheapest(&s, &q, e));
   if (c->found) return RG_OK;
-  s.anneals = !c->brief;
-  for (int32_t k = 0; k < s.m->g->nnode; k++) s.anneals &= !rgi_is_copy(s.m->g, k);
   if (least) {
     memcpy(known.set, least, (size_t)s.m->words * sizeof *least);
     look(&s, &known);
@@ -553,14 +501,11 @@ rg_status rgi_choose_many(rgi_chooser *c, const uint64_t *least, rg_error *e) {
   if (!c->brief) RGI_TRY(rgi_bound_find(bound, e));
   const double near = c->brief ? 0 : c->bound_ms + NEAR * s.m->all_ms;
   const int64_t size = s.n * (int64_t)s.m->g->nnode;
-  const int64_t swaps = s.anneals ? SWAP_WORK / 2 : SWAP_WORK;
-  s.work = (SWAPS * size < swaps ? SWAPS * size : swaps) / (c->brief ? BRIEF : 1);
+  s.work = (SWAPS * size < SWAP_WORK ? SWAPS * size : SWAP_WORK) / (c->brief ? BRIEF : 1);
   if (best->ms > near) swap(&s, best, &q, order, near);
-  copy(&s, &near_seed, best);
-  s.work = ANNEALS * size < ANNEAL_WORK ? ANNEALS * size : ANNEAL_WORK;
-  s.anneals &= best->ms > c->bound_ms + FAR * s.m->all_ms;
-  if (s.anneals) anneal(&s, best, &q, &now, order, near);
-  RGI_TRY(settle(&s, best, &q, &now, &near_seed, least ? &known : NULL, order, near, e));
+  c->best_ms = best->ms;
+  const bool proves = !c->brief && is_far(c) && s.n <= RGI_PROOF_LIMIT;
+  RGI_TRY(settle(&s, best, &q, least ? &known : NULL, order, near, proves, e));
   if (!c->found) return RG_OK;
   if (!c->brief && c->best_ms > near) RGI_TRY(prove(c, bound, e));
   c->optimal = c->best_ms <= c->bound_ms;

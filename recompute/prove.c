@@ -2,26 +2,36 @@
    what is, or says what no choice beats once the work is done.
 
    A place of the search has decided some candidates. rows.c says what no choice beats that goes on
-   from there; what would take that to the best that is known is decided the other way at once. Of
-   the others, one whose cost hardly tells is tried both ways, the cheaper first, down to where
-   nothing is better; then the search goes on where the bound is least. So at any time no choice
-   beats the least bound of all places that are left.
+   from there; what would take that to the best that is known is decided the other way at once. One
+   of the others is tried both ways. The search goes on where the bound is least, now and then from
+   there down to where nothing is better. So at any time no choice beats the least bound of all
+   places that are left.
+
+   What the program would choose, in whole candidates, rarely has room: every other time that is
+   mended by flips until it has, which finds better choices than a search from anywhere else. Where
+   memplan refuses those, the next ones get less room.
  */
 #include "rows.h"
 #include <math.h>
 
 enum {
-  FIRST_ROUNDS = 16,
-  FIRST_STEPS = 800,
-  STEPS = 20,
-  ROUNDS = 4,
-  PART = 20,        /* of the packer's work: for a first word on a choice */
-  REFUSALS = 1,     /* … after so many only that is asked */
-  TRIES = 8,        /* candidates looked at before one is tried both ways */
-  MOST_PRICES = 24, /* that a place remembers */
+  FIRST_ROUNDS = 200,
+  ROUNDS = 12,
+  PART = 5,     /* of the packer's work: for a first word on a choice */
+  REFUSALS = 1, /* … after so many only that is asked */
+  FLIPS = 48,   /* that a choice is mended by */
+  STIRS = 4,    /* a candidate, where no flip brings it nearer */
+  KNOWN_REFUSED = 16,
+  STEP = 256,     /* part of the budget by which choices get less room, and … */
+  NARROWEST = 12, /* … how often */
+  MENDS = 2,      /* of so many places one's choice is made to fit */
+  TRIES = 8,      /* candidates looked at before one is tried both ways, … */
+  KNOWN = 4,      /* … if less often before */
+  DIVES = 16,     /* of so many places one is gone down from */
   MOST_PLACES = 1 << 16
 };
 
+static const double WHOLE = 1e-5;          /* what decides a candidate, but for rounding */
 static const int64_t ALL_WORK = 100000000; /* of the packer, in nodes replayed */
 
 /* On a choice. */
@@ -30,10 +40,18 @@ typedef enum verdict { NOT_ASKED, TAKEN, REFUSED, UNKNOWN } verdict;
 typedef struct place {
   verdict alone; /* on the choice in which nothing open is computed again */
   double bound;  /* no choice that goes on from here takes less */
-  int32_t depth, nprice, row[MOST_PRICES];
-  float price[MOST_PRICES];
-  uint64_t set[]; /* what is computed again, what is open; behind them the prices of needs */
+  /* what was decided last, how far that was open, and the bound before */
+  int32_t depth, by;
+  bool again;
+  double part, before;
+  uint64_t set[]; /* what is computed again, what is open */
 } place;
+
+typedef struct point {
+  int64_t figure;
+  double excess; /* bytes above the room, at all places together */
+  double ms;
+} point;
 
 typedef struct proof {
   rgi_chooser *c;
@@ -45,7 +63,14 @@ typedef struct proof {
   uint64_t *trial, *used;
   double best, lost; /* lost: the least bound of those there was no room for */
   int64_t work;
-  int refusals;
+  struct gain {
+    double sum;
+    int n;
+  } * gain[2], mean[2]; /* per candidate and way: what deciding it adds, of all that was open */
+  uint64_t random;
+  int64_t room;                     /* for choices that are mended */
+  uint64_t *refused[KNOWN_REFUSED]; /* of the choices that were mended last */
+  int refusals, nvisit, narrow, nrefused;
   size_t size; /* of a place */
 } proof;
 
@@ -54,10 +79,6 @@ static uint64_t *again_of(place *x) {
 }
 static uint64_t *open_of(const proof *p, place *x) {
   return x->set + p->m->words;
-}
-
-static float *lack_of(const proof *p, place *x) {
-  return (float *)(x->set + 2 * p->m->words);
 }
 
 /* ---- the places that are left ---- */
@@ -94,25 +115,6 @@ static void done_with(proof *p, place *x) {
   p->spare[p->nspare++] = x;
 }
 
-static void keep_prices(proof *p, place *x) {
-  x->nprice = 0;
-  for (int i = 0; i < p->rows->p->nneed; i++) lack_of(p, x)[i] = (float)p->rows->lack[i];
-  for (int32_t t = 0; t < p->rows->nt; t++) {
-    const float price = (float)p->rows->price[t];
-    if (!(price > 0)) continue;
-    int k = x->nprice < MOST_PRICES ? x->nprice++ : MOST_PRICES;
-    for (; k > 0 && x->price[k - 1] < price; k--)
-      if (k < MOST_PRICES) x->price[k] = x->price[k - 1], x->row[k] = x->row[k - 1];
-    if (k < MOST_PRICES) x->price[k] = price, x->row[k] = t;
-  }
-}
-
-static void load_prices(proof *p, place *x) {
-  memset(p->rows->price, 0, (size_t)p->rows->nt * sizeof *p->rows->price);
-  for (int k = 0; k < x->nprice; k++) p->rows->price[x->row[k]] = (double)x->price[k];
-  for (int i = 0; i < p->rows->p->nneed; i++) p->rows->lack[i] = (double)lack_of(p, x)[i];
-}
-
 /* ---- one place ---- */
 
 /* Memplan's word, first of a part of its work; whether the rest is worth it depends on how often it
@@ -146,121 +148,249 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
   return RG_OK;
 }
 
-/* By so many steps that aim at `most`. */
-static double bound_of(proof *p, place *x, int steps, double most) {
+/* ---- from what the program would choose to what has room ---- */
+
+static point look(proof *p, const uint64_t *set) {
+  p->work -= p->m->g->nnode;
+  const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
+  const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
+  return (point){figure,
+                 over <= 0        ? 0
+                 : p->c->of_saved ? (double)over
+                                  : (double)rgi_replay_excess(
+                                        p->m->replay, x.peak - x.saved - p->m->mem.comm - over),
+                 rgi_model_ms(p->m, p->used) + x.wait_ms};
+}
+
+static void flip(uint64_t *set, int c) {
+  if (rgi_has(set, c))
+    rgi_drop(set, c);
+  else
+    rgi_put(set, c);
+}
+
+/* The flip that takes away the most bytes for its time; false: none does, within what is best. */
+static bool flip_best(proof *p, uint64_t *set, point *now) {
+  int best = -1;
+  double most = 0;
+  point then = *now;
+  for (int i = 0; i < p->c->nfree; i++) {
+    flip(set, p->c->free[i]);
+    const point x = look(p, set);
+    flip(set, p->c->free[i]);
+    const double bytes = now->excess - x.excess, ms = fmax(x.ms - now->ms, 0) + 1e-3 * p->m->all_ms;
+    if (x.ms >= p->best || bytes <= most * ms) continue;
+    most = bytes / ms;
+    best = p->c->free[i];
+    then = x;
+  }
+  if (best < 0) return false;
+  flip(set, best);
+  *now = then;
+  return true;
+}
+
+static int draw(proof *p, int n) {
+  p->random = p->random * 6364136223846793005u + 1442695040888963407u;
+  return (int)((p->random >> 33) % (uint64_t)n);
+}
+
+/* Two or three flips at once, near each other or far apart; false: none of so many brings it
+ * nearer. */
+static bool stir(proof *p, uint64_t *set, point *now) {
+  const int n = p->c->nfree;
+  for (int left = STIRS * n; left > 0; left--) {
+    int of[3], count = 2 + draw(p, 2), reach = draw(p, 2) ? n : n < 8 ? n : 8;
+    of[0] = draw(p, n);
+    for (int k = 1; k < count; k++) of[k] = (of[k - 1] + 1 + draw(p, reach)) % n;
+    for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
+    const point x = look(p, set);
+    const double before = now->excess;
+    if (x.ms < p->best && x.excess <= before) {
+      *now = x;
+      if (x.excess < before) return true;
+    } else {
+      for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
+    }
+  }
+  return false;
+}
+
+/* Flips until there is room, then keeps what can be; false: there is none. */
+static bool mend(proof *p, uint64_t *set) {
+  point now = look(p, set);
+  if (now.ms >= p->best) return false;
+  for (int left = FLIPS; now.figure > p->room; left--)
+    if (!left || (!flip_best(p, set, &now) && !stir(p, set, &now))) return false;
+  for (int i = 0; i < p->c->nfree; i++) {
+    const int c = p->c->free[i];
+    if (!rgi_has(set, c)) continue;
+    rgi_drop(set, c);
+    const point x = look(p, set);
+    if (x.figure > p->room || x.ms > now.ms)
+      rgi_put(set, c);
+    else
+      now = x;
+  }
+  return now.ms < p->best;
+}
+
+/* ---- bounds and branches ---- */
+
+static double bound_of(proof *p, place *x, int rounds) {
   const int64_t before = p->rows->work;
-  rgi_rows_decide(p->rows, again_of(x), open_of(p, x));
-  const double ms = rgi_rows_best(p->rows, steps, most);
+  const double ms = rgi_rows_bound(p->rows, again_of(x), open_of(p, x), rounds, p->best);
   p->work -= p->rows->work - before;
   return ms;
 }
 
-/* Decides what would else reach the best; is anything computed again by that? */
-static bool decide(proof *p, place *x) {
+/* Where memplan refuses what has room the next has less; where nothing better has room, more. */
+static rg_status try_mended(proof *p, rg_error *e) {
+  verdict v = NOT_ASKED;
+  p->room = p->c->budget - p->c->budget / STEP * p->narrow;
+  const bool any = mend(p, p->trial);
+  bool known = false;
+  for (int i = 0; i < KNOWN_REFUSED && any; i++)
+    known |= rgi_model_same(p->m, p->refused[i], p->trial);
+  if (any && !known) RGI_TRY(consider(p, p->trial, &v, e));
+  if (any && !known && v != TAKEN) {
+    memcpy(p->refused[p->nrefused], p->trial, (size_t)p->m->words * sizeof *p->trial);
+    p->nrefused = (p->nrefused + 1) % KNOWN_REFUSED;
+  }
+  if (any && v != TAKEN && p->narrow < NARROWEST) p->narrow++;
+  if (!any && p->narrow > 0) p->narrow--;
+  return RG_OK;
+}
+
+/* Decides what would else reach the best. */
+static void decide(proof *p, place *x) {
   uint64_t *again = again_of(x), *open = open_of(p, x);
-  bool any = false;
   for (int i = 0; i < p->c->nfree; i++) {
     const int c = p->c->free[i];
     if (!rgi_has(open, c)) continue;
     const double cost = p->rows->cost[c];
     if (p->rows->last + fabs(cost) < p->best) continue;
     rgi_drop(open, c);
-    if (cost < 0) rgi_put(again, c);
-    any |= cost < 0;
+    if (cost < 0) rgi_put(again, c), x->alone = NOT_ASKED;
   }
-  return any;
 }
 
-/* The open candidate to be tried both ways; -1: there is none. */
-static int choose(proof *p, place *x) {
-  int of[TRIES], n = 0;
-  double cost[TRIES], far[TRIES];
-  uint64_t *again = again_of(x), *open = open_of(p, x);
+static void learn(proof *p, int i, bool again, double part, double gain) {
+  gain = fmin(fmax(gain, 0), p->best) / fmax(part, 0.01);
+  p->gain[again][i].sum += gain, p->gain[again][i].n++;
+  p->mean[again].sum += gain, p->mean[again].n++;
+}
+
+static double expect(const proof *p, int i, bool again) {
+  const struct gain *x = p->gain[again][i].n ? &p->gain[again][i] : &p->mean[again];
+  return (x->n ? x->sum / x->n : 1) * (again ? 1 - p->rows->value[i] : p->rows->value[i]);
+}
+
+static double score(const proof *p, const place *x, double kept, double again) {
+  const double most = p->best - x->bound, tiny = 1e-3 * most;
+  return fmax(fmin(kept, most), tiny) * fmax(fmin(again, most), tiny);
+}
+
+/* The open candidate to be tried both ways, and the bounds of both; -1: there is none. */
+static int choose(proof *p, place *x, double bound[2]) {
+  int of[TRIES], n = 0, best = -1;
+  double by[TRIES], most = -1;
   for (int i = 0; i < p->c->nfree; i++) {
     const int c = p->c->free[i];
-    if (!rgi_has(open, c)) continue;
-    const double now = fabs(p->rows->mean[c] - 0.5);
+    if (!rgi_has(open_of(p, x), c)) continue;
+    const double value = p->rows->value[c];
+    double now = -fabs(p->rows->cost[c]);
+    if (value > WHOLE && value < 1 - WHOLE)
+      now = score(p, x, expect(p, c, false), expect(p, c, true));
     int k = n < TRIES ? n++ : TRIES;
-    for (; k > 0 && far[k - 1] > now; k--)
-      if (k < TRIES) of[k] = of[k - 1], far[k] = far[k - 1], cost[k] = cost[k - 1];
-    if (k < TRIES) of[k] = c, far[k] = now, cost[k] = p->rows->cost[c];
+    for (; k > 0 && by[k - 1] < now; k--)
+      if (k < TRIES) of[k] = of[k - 1], by[k] = by[k - 1];
+    if (k < TRIES) of[k] = c, by[k] = now;
   }
-  int best = -1;
-  double most = -1;
   for (int k = 0; k < n; k++) {
+    const int c = of[k];
+    const double value = p->rows->value[c];
+    double gain[2] = {0};
+    if (value <= WHOLE || value >= 1 - WHOLE) {
+      if (best < 0) best = c, bound[0] = bound[1] = x->bound;
+      break;
+    }
     const int64_t before = p->rows->work;
-    rgi_put(again, of[k]);
-    rgi_drop(open, of[k]);
-    rgi_rows_decide(p->rows, again, open);
-    const double up = fmin(rgi_rows_bound(p->rows), p->best) - x->bound;
-    rgi_drop(again, of[k]);
-    rgi_put(open, of[k]);
+    const bool known = p->gain[0][c].n >= KNOWN && p->gain[1][c].n >= KNOWN;
+    for (int again = 0; again < 2; again++) {
+      gain[again] =
+          known ? expect(p, c, again) : rgi_rows_try(p->rows, c, again, p->best) - x->bound;
+      if (!known) learn(p, c, again, again ? 1 - value : value, gain[again]);
+    }
     p->work -= p->rows->work - before;
-    const double down = fmin(x->bound + fmax(-cost[k], 0), p->best) - x->bound;
-    const double tiny = 1e-4 * (p->best - x->bound);
-    const double score = fmax(up, tiny) * fmax(down, tiny);
-    if (score > most) most = score, best = of[k];
+    const double now = score(p, x, gain[0], gain[1]);
+    if (now <= most) continue;
+    most = now;
+    best = c;
+    for (int again = 0; again < 2; again++)
+      bound[again] = known ? x->bound : fmax(x->bound + gain[again], x->bound);
   }
   return best;
 }
 
-/* Both ways from x, which becomes one of them; the other is left for later. *next: the cheaper, or
- * NULL. */
-static rg_status branch(proof *p, place *x, int i, place **next, rg_error *e) {
+static void leave(proof *p, place *x) {
+  if (x->bound >= p->best) {
+    done_with(p, x);
+  } else if (p->nheap < MOST_PLACES) {
+    push(p, x);
+  } else {
+    p->lost = fmin(p->lost, x->bound);
+    done_with(p, x);
+  }
+}
+
+/* Both ways from x, which becomes one of them, *next; the other is left for later. */
+static rg_status branch(proof *p, place *x, int i, const double bound[2], place **next,
+                        rg_error *e) {
   place *y = new_place(p);
   if (!y) return rgi_nomem(e);
-  keep_prices(p, x);
+  const double value = p->rows->value[i];
   memcpy(y, x, p->size);
-  x->depth = ++y->depth;
-  rgi_put(again_of(x), i);
-  rgi_drop(open_of(p, x), i);
-  rgi_drop(open_of(p, y), i);
-  x->alone = NOT_ASKED;
-  x->bound = fmax(x->bound, bound_of(p, x, STEPS, p->best));
-  keep_prices(p, x);
-  load_prices(p, y);
-  y->bound = fmax(y->bound, bound_of(p, y, STEPS, p->best));
-  keep_prices(p, y);
-  place *less = y->bound < x->bound ? y : x, *more = less == x ? y : x;
-  *next = less;
-  if (more->bound >= p->best) {
-    done_with(p, more);
-  } else if (p->nheap < MOST_PLACES) {
-    push(p, more);
-  } else {
-    p->lost = fmin(p->lost, more->bound);
-    done_with(p, more);
+  place *way[2] = {x, y};
+  for (int again = 0; again < 2; again++) {
+    place *z = way[again];
+    z->depth++;
+    rgi_drop(open_of(p, z), i);
+    z->before = z->bound;
+    z->bound = bound[again];
+    z->by = i;
+    z->again = again;
+    z->part = again ? 1 - value : value;
   }
+  rgi_put(again_of(y), i);
+  y->alone = NOT_ASKED;
+  const int first = bound[0] == bound[1] ? value >= 0.5 : bound[1] < bound[0];
+  leave(p, way[!first]);
+  *next = way[first];
   return RG_OK;
 }
 
-/* Bounds x and decides what follows from that. */
-static void tighten(proof *p, place *x) {
-  load_prices(p, x);
-  for (int round = 0; round < ROUNDS; round++) {
-    x->bound = fmax(x->bound, bound_of(p, x, STEPS, p->best));
-    if (x->bound >= p->best || !decide(p, x)) return;
-    x->alone = NOT_ASKED;
-  }
-}
-
-/* Goes on from x; *next as above. */
+/* Goes on from x; *next: that way, or NULL. */
 static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
   verdict v;
   *next = NULL;
-  tighten(p, x);
+  x->bound = fmax(x->bound, bound_of(p, x, x->depth ? ROUNDS : FIRST_ROUNDS));
+  if (x->depth && x->part > WHOLE) learn(p, x->by, x->again, x->part, x->bound - x->before);
+  if (x->bound < p->best) decide(p, x);
   if (x->bound < p->best && x->alone == NOT_ASKED) RGI_TRY(consider(p, again_of(x), &x->alone, e));
   if (x->bound >= p->best || x->alone == TAKEN) { /* recomputing more only takes longer */
     done_with(p, x);
     return RG_OK;
   }
   memcpy(p->trial, again_of(x), (size_t)p->m->words * sizeof *p->trial);
-  for (int i = 0; i < p->rows->nlist; i++)
-    if (rgi_has(open_of(p, x), p->rows->list[i]) && p->rows->cost[p->rows->list[i]] < 0)
-      rgi_put(p->trial, p->rows->list[i]);
+  for (int i = 0; i < p->c->nfree; i++)
+    if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->value[p->c->free[i]] >= 0.5)
+      rgi_put(p->trial, p->c->free[i]);
   if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
-  const int i = choose(p, x);
-  if (i >= 0) return branch(p, x, i, next, e);
+  if (p->nvisit++ % MENDS == 0) RGI_TRY(try_mended(p, e));
+  double bound[2];
+  const int i = choose(p, x, bound);
+  if (i >= 0) return branch(p, x, i, bound, next, e);
   if (x->alone == UNKNOWN) p->lost = fmin(p->lost, x->bound);
   done_with(p, x);
   return RG_OK;
@@ -268,16 +398,21 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
 
 static rg_status search(proof *p, place *first, rg_error *e) {
   double least = INFINITY;
+  int popped = 0;
   for (place *next = first; next || p->nheap > 0;) {
-    if (!next) next = pop(p);
+    if (!next) next = pop(p), popped++;
     if (p->work <= 0) {
       least = next->bound;
       break;
     }
-    if (next->bound < p->best) {
-      RGI_TRY(visit(p, next, &next, e));
-    } else {
+    if (next->bound >= p->best) {
       done_with(p, next);
+      next = NULL;
+      continue;
+    }
+    RGI_TRY(visit(p, next, &next, e));
+    if (next && (popped % DIVES || !(next->part > WHOLE && next->part < 1 - WHOLE))) {
+      push(p, next);
       next = NULL;
     }
   }
@@ -288,37 +423,28 @@ static rg_status search(proof *p, place *first, rg_error *e) {
   return RG_OK;
 }
 
-/* Where nothing is decided steps cost little beside what follows: many rounds, each aiming above
- * the bound by less if the one before got nowhere near, with means of so many steps that shares
- * settle, too. */
-static void bound_first(proof *p, place *x) {
-  static const double SLOW = 0.01, NEAR = 0.1, LESS = 0.7; /* NEAR: a part of the way */
-  const double rate = p->rows->rate;
-  double far = 1;
-  p->rows->rate = SLOW;
-  x->bound = 0;
-  for (int round = 0; round < FIRST_ROUNDS; round++) {
-    const double aim = x->bound + far * (p->best - x->bound),
-                 bound = bound_of(p, x, FIRST_STEPS, aim);
-    if (bound < x->bound + NEAR * (aim - x->bound)) far *= LESS;
-    x->bound = fmax(x->bound, bound);
-  }
-  p->rows->rate = rate;
-}
-
 rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_error *e) {
   proof p = {.c = c, .m = c->m, .work = work, .lost = INFINITY};
   rg_status status = RG_OK;
   p.arena = rgi_arena_create(c->m->g->ctx);
   if (!p.arena) return rgi_nomem(e);
   p.best = c->best_ms * (1 - 1e-9);
+  p.room = c->budget;
   RGI_GOTO(status, rgi_rows_open(rgi_bound_parts(bound), p.arena, &p.rows, e), done);
-  p.size = sizeof(place) + 2 * (size_t)p.m->words * sizeof(uint64_t) +
-           (size_t)p.rows->p->nneed * sizeof(float);
+  p.size = sizeof(place) + 2 * (size_t)p.m->words * sizeof(uint64_t);
   p.heap = rgi_alloc_n(p.arena, MOST_PLACES + 2, sizeof *p.heap);
   p.spare = rgi_alloc_n(p.arena, MOST_PLACES + 8, sizeof *p.spare);
   p.trial = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.trial);
   p.used = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.used);
+  for (int again = 0; again < 2; again++)
+    p.gain[again] = rgi_alloc_n(p.arena, (size_t)p.m->ncandidate + 1, sizeof *p.gain[again]);
+  bool all = p.gain[0] && p.gain[1];
+  for (int i = 0; i < KNOWN_REFUSED; i++)
+    all &= (p.refused[i] = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof(uint64_t))) != NULL;
+  if (!all) {
+    status = rgi_nomem(e);
+    goto done;
+  }
   place *first = p.heap && p.spare && p.trial && p.used ? new_place(&p) : NULL;
   if (!first) {
     status = rgi_nomem(e);
@@ -327,8 +453,6 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   memcpy(again_of(first), c->always, (size_t)p.m->words * sizeof(uint64_t));
   for (int i = 0; i < c->nfree; i++) rgi_put(open_of(&p, first), c->free[i]);
 
-  bound_first(&p, first);
-  keep_prices(&p, first);
   RGI_GOTO(status, search(&p, first, e), done);
 done:
   rgi_arena_destroy(p.arena);

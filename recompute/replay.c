@@ -505,3 +505,10 @@ int64_t rgi_replay_alive(const rgi_replay *r, int32_t t) {
     if (r->sequence[i] >= 0 && !r->node[r->sequence[i]].copy && k++ == t) break;
   return r->alive[i] > r->pad ? r->alive[i] - r->pad : 0;
 }
+
+int64_t rgi_replay_excess(const rgi_replay *r, int64_t scratch) {
+  int64_t sum = 0;
+  for (int32_t i = 0; i < r->nsequence; i++)
+    if (r->alive[i] - r->pad > scratch) sum += r->alive[i] - r->pad - scratch;
+  return sum;
+}

@@ -6,31 +6,36 @@
        scratch    gradients alive there, and each clone from the row of its first reader, which may
                   be a clone itself, to backward's own last
 
-   and together no more than the budget. For what is decided both are known. A candidate that is
-   still open frees its bytes in saved memory, and
+   and together no more than the budget. With x how far a candidate is computed again, and y how far
+   its clone is made up to a row, that is a linear program:
 
-       holds      them in scratch from where what is decided has its clone made
-       pulls      clones that it reads, and those that they read, to its own first row: of several
-                  that may pull one clone each is charged a share, which together are no more than
-                  what the first of them comes to
-       lacks      what it reads of what is kept, by shares as well
+       row        saved and scratch by x and y are at most the budget
+       cause      a clone that an earlier one reads is made as early: y of the clone that is read is
+                  at least y of its reader plus its own x less 1
+       lack       what only clones read is saved as far as any of them is there: at least x of a
+                  reader less x of its own
 
-   With a price on the bytes of each row each open candidate costs its time, less what it frees and
-   more what it holds, pulls and lacks; those that cost less than nothing are taken. That is a bound
-   from below at any prices, and some subgradient steps find good ones.
+   Of these only what its solutions violate is in the program (simplex.c): a few hundred lines at a
+   time of many thousands.
  */
 #include "rows.h"
 #include <math.h>
 
-static const double ROUNDING = 1e-9; /* units; what sums of doubles may be off by */
+/* units; what sums of doubles may be off by, and what is violated */
+static const double ROUNDING = 1e-9, LITTLE = 1e-6;
 enum {
-  SHARE_STEPS = 10,  /* prices that are tried with the same shares */
-  LONGEST_TERMS = 64 /* of a candidate, on average: what comes beyond is left out */
+  MOST_MADE = 40000,   /* (clone, row) */
+  MOST_COLUMNS = 2048, /* of the program */
+  MOST_LINES = 2048,   /* … and of its rows */
+  TRY_PIVOTS = 15,
+  ROWS_A_ROUND = 16, /* that are added */
+  IDLE = 16
 };
 
 struct rgi_row_unit {
   int by;
   int dep, ndep, held, nheld;
+  int made, nmade;
   int32_t first; /* row at which backward reads of it, or nt */
 };
 struct rgi_row_held {
@@ -38,20 +43,21 @@ struct rgi_row_held {
   double bytes;
 };
 struct rgi_row_need {
-  int by, reader, nreader;
-  double bytes;
-  bool asks; /* it may be saved or not */
-};
-/* Bytes in scratch at rows from … to - 1 if the candidate is computed again. */
-struct rgi_row_term {
-  int by;
-  int32_t from, to;
+  int by, reader, nreader, column;
   double bytes;
 };
-
-/* Open unit `by` pulls unit `of`, if that is computed again, too. */
-struct rgi_row_pull {
-  int by, of, next; /* of the same `of`: one that pulls as far or farther; -1: none does */
+/* A unit's clone is there from row `at`, if that is why it is made first. */
+struct rgi_row_made {
+  int unit, cause, ncause;
+  int32_t at, until; /* until: the next of the same unit */
+  int column;        /* of the program; -1: not in it */
+  double level;      /* in its last solution, as far as that says */
+  int worst;         /* the cause that says so; -1: what is in the program does */
+  bool sure, wanted; /* sure: by what is decided */
+};
+/* The clone is made that early because `by` is. */
+struct rgi_row_cause {
+  int by, line; /* line: of the program; -1: not in it */
 };
 
 /* ---- what the graph is made of ---- */
@@ -118,329 +124,383 @@ static void find_needs(rgi_rows *r) {
     rgi_row_need *x = &r->need[r->nneed++];
     *x = (rgi_row_need){.by = p->need[i].by, .reader = i, .bytes = p->need[i].bytes / r->unit};
     for (j = i; j < p->nneed && p->need[j].tensor == p->need[i].tensor; j++)
-      r->reader[j] = p->need[j].reader;
+      r->reader[j] = p->need[j].reader, r->lacks[j] = -1;
     x->nreader = j - i;
+    x->column = -1;
   }
+}
+
+/* Rows at which each unit's clone may be made first, as bits: backward's own, and earlier ones of
+ * clones that read it. */
+static void find_rows(const rgi_rows *r, uint64_t *bits, int words) {
+  int64_t count = 0;
+  for (int u = r->nnode - 1; u >= 0; u--) {
+    const rgi_row_unit *x = &r->node[u];
+    uint64_t *own = bits + (size_t)u * words;
+    const bool may = r->p->is_free[x->by] || rgi_has(r->p->c->always, x->by);
+    for (int32_t t = 0; t < r->nt; t++)
+      if (!may || t >= x->first) rgi_drop(own, t);
+    if (may && x->first < r->nt) rgi_put(own, x->first);
+    int n = 0;
+    for (int w = 0; w < words; w++) n += __builtin_popcountll(own[w]);
+    if (count + n > MOST_MADE) memset(own, 0, (size_t)words * sizeof *own);
+    if (count + n <= MOST_MADE) count += n;
+    for (int i = x->dep; i < x->dep + x->ndep; i++)
+      for (int w = 0; w < words; w++) bits[(size_t)r->dep[i] * words + w] |= own[w];
+  }
+}
+
+/* What the clone is made for at the latest by then; -1: it is not made. */
+static int made_by(const rgi_rows *r, int u, int32_t t) {
+  for (int i = r->node[u].made + r->node[u].nmade - 1; i >= r->node[u].made; i--)
+    if (r->made[i].at <= t) return i;
+  return -1;
+}
+
+/* What each unit's clone is made for, and why that early. */
+static rg_status find_made(rgi_rows *r, const uint64_t *bits, int words, rgi_arena *a,
+                           rg_error *e) {
+  size_t n = 1, causes = 1, reads = 1;
+  for (int u = 0; u < r->nnode; u++) reads += (size_t)r->node[u].ndep;
+  int *head = rgi_alloc_n(a, (size_t)r->nnode + 1, sizeof *head);
+  int *next = rgi_alloc_n(a, reads, sizeof *next), *reader = rgi_alloc_n(a, reads, sizeof *reader);
+  if (!head || !next || !reader) return rgi_nomem(e);
+  for (int u = 0; u < r->nnode; u++) head[u] = -1;
+  int nread = 0;
+  for (int u = 0; u < r->nnode; u++)
+    for (int i = r->node[u].dep; i < r->node[u].dep + r->node[u].ndep; i++) {
+      if (head[r->dep[i]] >= 0 && reader[head[r->dep[i]]] == u) continue;
+      reader[nread] = u;
+      next[nread] = head[r->dep[i]];
+      head[r->dep[i]] = nread++;
+    }
+  for (int u = 0; u < r->nnode; u++) {
+    size_t own = 0, readers = 0;
+    for (int w = 0; w < words; w++)
+      own += (size_t)__builtin_popcountll(bits[(size_t)u * words + w]);
+    for (int k = head[u]; k >= 0; k = next[k]) readers++;
+    n += own;
+    causes += own * readers;
+  }
+  r->made = rgi_alloc_n(a, n, sizeof *r->made);
+  r->cause = rgi_alloc_n(a, causes, sizeof *r->cause);
+  if (!r->made || !r->cause) return rgi_nomem(e);
+  for (int u = r->nnode - 1; u >= 0; u--) {
+    rgi_row_unit *x = &r->node[u];
+    x->made = r->nmade;
+    for (int32_t t = 0; t < r->nt; t++) {
+      if (!rgi_has(bits + (size_t)u * words, t)) continue;
+      rgi_row_made *y = &r->made[r->nmade++];
+      *y = (rgi_row_made){.unit = u, .cause = r->ncause, .at = t, .until = r->nt, .column = -1};
+      if (x->nmade > 0) y[-1].until = t;
+      x->nmade++;
+      for (int k = head[u]; k >= 0 && t < x->first; k = next[k]) {
+        const int by = made_by(r, reader[k], t);
+        if (by >= 0) r->cause[r->ncause++] = (rgi_row_cause){by, -1};
+      }
+      y->ncause = r->ncause - y->cause;
+    }
+  }
+  return RG_OK;
+}
+
+static rg_status open_program(rgi_rows *r, rgi_arena *a, rg_error *e) {
+  const rgi_parts *p = r->p;
+  int columns = r->n + r->nneed + r->nmade;
+  if (columns > MOST_COLUMNS) columns = MOST_COLUMNS > r->n ? MOST_COLUMNS : r->n;
+  RGI_TRY(rgi_simplex_open(columns, MOST_LINES, a, &r->program, e));
+  r->saved = p->fixed / r->unit;
+  for (int i = 0; i < r->n; i++) {
+    const bool may = p->is_free[i] || rgi_has(p->c->always, i);
+    r->column[i] =
+        may ? rgi_simplex_column(r->program, p->c->m->ms[i] / r->unit_ms, 0, 1, NULL, 0) : -1;
+    if (may) r->saved += p->bytes[i] / r->unit;
+  }
+  for (int i = 0; i < r->nmade; i++) {
+    const rgi_row_unit *u = &r->node[r->made[i].unit];
+    if (r->made[i].at == u->first) r->made[i].column = r->column[u->by];
+  }
+  for (int32_t t = 0; t < r->nt; t++) r->full[t] = -1;
+  return RG_OK;
 }
 
 rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_error *e) {
   const rgi_graph *g = p->c->m->g;
   rgi_rows *r = *out = rgi_alloc(a, sizeof *r);
   if (!r) return rgi_nomem(e);
-  *r = (rgi_rows){
-      .p = p, .n = p->c->m->ncandidate, .nt = p->c->of_saved ? 1 : p->nt, .unit = 1, .rate = 0.1};
+  *r = (rgi_rows){.p = p, .n = p->c->m->ncandidate, .nt = p->c->of_saved ? 1 : p->nt, .unit = 1};
   const size_t n = (size_t)r->n + 1, nt = (size_t)r->nt + 2, nn = (size_t)g->nnode + 1;
   size_t edges = 1;
   for (int32_t k = 0; k < g->nnode; k++) edges += (size_t)rgi_nin(&g->node[k]);
-  for (int i = 0; i < r->n; i++) r->unit = fmax(r->unit, p->bytes[i]);
+  for (int i = 0; i < r->n; i++) {
+    r->unit = fmax(r->unit, p->bytes[i]);
+    r->unit_ms = fmax(r->unit_ms, p->c->m->ms[i]);
+  }
+  if (!(r->unit_ms > 0)) r->unit_ms = 1;
   int *unit_at = rgi_alloc_n(a, nn, sizeof *unit_at);
-  r->most_terms = LONGEST_TERMS * r->n + p->nvalue;
   r->node = rgi_alloc_n(a, nn, sizeof *r->node);
   r->dep = rgi_alloc_n(a, edges, sizeof *r->dep);
   r->held = rgi_alloc_n(a, (size_t)p->nvalue + 1, sizeof *r->held);
   r->need = rgi_alloc_n(a, (size_t)p->nneed + 1, sizeof *r->need);
   r->reader = rgi_alloc_n(a, (size_t)p->nneed + 1, sizeof *r->reader);
-  r->term = rgi_alloc_n(a, (size_t)r->most_terms + 1, sizeof *r->term);
-  r->pull = rgi_alloc_n(a, (size_t)r->most_terms + 1, sizeof *r->pull);
-  r->made = rgi_alloc_n(a, nn, sizeof *r->made);
-  r->seen = rgi_alloc_n(a, nn, sizeof *r->seen);
-  r->head = rgi_alloc_n(a, nn, sizeof *r->head);
-  r->list = rgi_alloc_n(a, n, sizeof *r->list);
-  r->frees = rgi_alloc_n(a, n, sizeof *r->frees);
-  r->mean = rgi_alloc_n(a, n, sizeof *r->mean);
-  r->exceeds = rgi_alloc_n(a, nt, sizeof *r->exceeds);
-  const size_t prices = nt + (size_t)p->nneed;
-  r->price = rgi_alloc_n(a, prices, sizeof *r->price);
-  if (r->price) r->lack = r->price + r->nt;
-  r->excess = rgi_alloc_n(a, nt, sizeof *r->excess);
-  r->sum = rgi_alloc_n(a, nt, sizeof *r->sum);
-  r->slope = rgi_alloc_n(a, prices, sizeof *r->slope);
-  r->way = rgi_alloc_n(a, prices, sizeof *r->way);
-  r->best = rgi_alloc_n(a, prices, sizeof *r->best);
+  r->lacks = rgi_alloc_n(a, (size_t)p->nneed + 1, sizeof *r->lacks);
+  r->value = rgi_alloc_n(a, n, sizeof *r->value);
   r->cost = rgi_alloc_n(a, n, sizeof *r->cost);
-  if (!unit_at || !r->node || !r->dep || !r->held || !r->need || !r->reader || !r->term ||
-      !r->pull || !r->made || !r->seen || !r->head || !r->list || !r->frees || !r->mean ||
-      !r->exceeds || !r->price || !r->excess || !r->sum || !r->slope || !r->way || !r->best ||
-      !r->cost)
+  r->column = rgi_alloc_n(a, n, sizeof *r->column);
+  r->full = rgi_alloc_n(a, nt, sizeof *r->full);
+  r->over = rgi_alloc_n(a, nt, sizeof *r->over);
+  if (!unit_at || !r->node || !r->dep || !r->held || !r->need || !r->reader || !r->lacks ||
+      !r->value || !r->cost || !r->column || !r->full || !r->over)
     return rgi_nomem(e);
   find_units(r, unit_at);
   find_needs(r);
+  const int words = rgi_words(r->nt);
+  uint64_t *bits = rgi_alloc_n(a, (size_t)words * ((size_t)r->nnode + 1), sizeof *bits);
+  if (!bits) return rgi_nomem(e);
+  find_rows(r, bits, words);
+  RGI_TRY(find_made(r, bits, words, a, e));
+  r->term =
+      rgi_alloc_n(a, n + (size_t)r->nneed + (size_t)r->nmade + (size_t)r->nt, sizeof *r->term);
   uint64_t *read = rgi_model_set(p->c->m);
-  if (!read) return rgi_nomem(e);
+  if (!r->term || !read) return rgi_nomem(e);
   rgi_replay_run(p->c->m->replay, p->c->always, read);
   r->unread = rgi_model_ms(p->c->m, p->c->always) - rgi_model_ms(p->c->m, read);
-  return RG_OK;
+  return open_program(r, a, e);
 }
 
-/* ---- what is decided ---- */
+/* ---- what the program has ---- */
 
-static void add_term(rgi_rows *r, int by, int32_t from, int32_t to, double bytes) {
-  if (from < to && r->nterm < r->most_terms)
-    r->term[r->nterm++] = (rgi_row_term){by, from, to, bytes};
+/* Bytes of the clone at row t, in units. */
+static double held_at(const rgi_rows *r, const rgi_row_made *y, int32_t t) {
+  const rgi_row_unit *u = &r->node[y->unit];
+  double bytes = 0;
+  if (t < y->at || t >= y->until) return 0;
+  for (int i = u->held; i < u->held + u->nheld; i++)
+    if (t <= r->held[i].last) bytes += r->held[i].bytes;
+  return bytes;
 }
 
-/* The row at which each clone is made, if nothing more than itself is computed again. */
-static void find_made(rgi_rows *r) {
-  for (int u = 0; u < r->nnode; u++) r->made[u] = r->node[u].first;
-  for (int u = r->nnode - 1; u >= 0; u--) {
-    const rgi_row_unit *x = &r->node[u];
-    if (!rgi_has(r->again, x->by)) continue;
-    for (int i = x->dep; i < x->dep + x->ndep; i++)
-      if (r->made[r->dep[i]] > r->made[u]) r->made[r->dep[i]] = r->made[u];
-  }
-}
-
-/* What is saved if nothing open is computed again, and what each open candidate frees of it. */
-static void find_saved(rgi_rows *r, double *saved) {
+static double least_at(const rgi_rows *r, int32_t t) {
   const rgi_parts *p = r->p;
-  *saved = p->fixed / r->unit;
-  r->ms = -r->unread;
-  r->nlist = 0;
-  for (int i = 0; i < r->n; i++) {
-    const bool again = rgi_has(r->again, i);
-    r->frees[i] = p->bytes[i] / r->unit;
-    if (again) r->ms += p->c->m->ms[i];
-    if (!again && (p->is_free[i] || rgi_has(p->c->always, i))) *saved += r->frees[i];
-    if (rgi_has(r->open, i)) r->list[r->nlist++] = i;
+  const double room = ((double)p->c->budget - (p->c->of_saved ? 0 : (double)p->c->m->mem.comm));
+  return r->saved + ((p->c->of_saved ? 0 : p->base[t]) - room) / r->unit - ROUNDING;
+}
+
+/* The budget at row t. */
+static bool add_row(rgi_rows *r, int32_t t) {
+  int n = 0;
+  for (int i = 0; i < r->n; i++)
+    if (r->column[i] >= 0) r->term[n++] = (rgi_weight){r->column[i], r->p->bytes[i] / r->unit};
+  for (int k = 0; k < r->nneed; k++)
+    if (r->need[k].column >= 0) r->term[n++] = (rgi_weight){r->need[k].column, -r->need[k].bytes};
+  for (int i = 0; i < r->nmade; i++) {
+    const rgi_row_made *y = &r->made[i];
+    const double bytes = y->column >= 0 ? held_at(r, y, t) : 0;
+    if (bytes > 0) r->term[n++] = (rgi_weight){y->column, -bytes};
   }
+  r->full[t] = rgi_simplex_row(r->program, r->term, n, least_at(r, t));
+  return r->full[t] >= 0;
+}
+
+static bool add_made(rgi_rows *r, rgi_row_made *y) {
+  int n = 0;
+  if (y->column >= 0) return true;
+  for (int32_t t = y->at; t < y->until; t++) {
+    const double bytes = r->full[t] >= 0 ? held_at(r, y, t) : 0;
+    if (bytes > 0) r->term[n++] = (rgi_weight){r->full[t], -bytes};
+  }
+  y->column = rgi_simplex_column(r->program, 0, y->sure, 1, r->term, n);
+  return y->column >= 0;
+}
+
+static bool add_cause(rgi_rows *r, rgi_row_made *y) {
+  rgi_row_cause *c = &r->cause[y->worst];
+  rgi_row_made *by = &r->made[c->by];
+  if (c->line >= 0 || !add_made(r, by) || !add_made(r, y)) return false;
+  const int x = r->column[r->node[y->unit].by];
+  const rgi_weight term[] = {{y->column, 1}, {by->column, -1}, {x, -1}};
+  c->line = rgi_simplex_row(r->program, term, 3, -1);
+  return c->line >= 0;
+}
+
+static bool add_lack(rgi_rows *r, rgi_row_need *x, int reader) {
+  int n = 0;
+  if (r->lacks[reader] >= 0) return false;
+  for (int32_t t = 0; t < r->nt && x->column < 0; t++)
+    if (r->full[t] >= 0) r->term[n++] = (rgi_weight){r->full[t], -x->bytes};
+  if (x->column < 0) x->column = rgi_simplex_column(r->program, 0, 0, 1, r->term, n);
+  if (x->column < 0) return false;
+  const int own = x->by >= 0 ? r->column[x->by] : -1;
+  const rgi_weight term[] = {{x->column, 1}, {r->column[r->reader[reader]], -1}, {own, 1}};
+  r->lacks[reader] = rgi_simplex_row(r->program, term, own >= 0 ? 3 : 2, 0);
+  return r->lacks[reader] >= 0;
+}
+
+/* ---- what its solution violates ---- */
+
+static double value_of(const rgi_rows *r, int column) {
+  return column >= 0 ? rgi_simplex_value(r->program, column) : 0;
+}
+
+/* How far each clone is made at the least, by all causes. */
+static void find_levels(rgi_rows *r) {
+  for (int i = 0; i < r->nmade; i++) { /* readers come first */
+    rgi_row_made *y = &r->made[i];
+    const double x = r->value[r->node[y->unit].by];
+    y->level = y->sure ? 1 : value_of(r, y->column);
+    y->worst = -1;
+    y->wanted = false;
+    if (x <= LITTLE || y->sure) continue;
+    for (int k = y->cause; k < y->cause + y->ncause; k++) {
+      const rgi_row_made *by = &r->made[r->cause[k].by];
+      const double level = by->level + x - 1;
+      if (level > y->level + LITTLE) y->level = level, y->worst = k;
+    }
+  }
+}
+
+static int add_lacks(rgi_rows *r, double *saved) {
+  int n = 0;
   for (int k = 0; k < r->nneed; k++) {
     rgi_row_need *x = &r->need[k];
-    bool charged = false, open = false;
-    for (int i = x->reader; i < x->reader + x->nreader; i++) {
-      charged |= rgi_has(r->again, r->reader[i]);
-      open |= rgi_has(r->open, r->reader[i]);
-      if (!rgi_has(r->open, r->reader[i])) r->lack[i] = 0;
-    }
-    const bool gone = x->by >= 0 && rgi_has(r->again, x->by);
-    x->asks = open && !charged && !gone;
-    if (!charged || gone) continue;
-    *saved += x->bytes;
-    if (x->by >= 0) r->frees[x->by] += x->bytes;
-  }
-}
-
-static void add_pull(rgi_rows *r, int u, int d) {
-  if (r->npull == r->most_terms) return;
-  int *at = &r->head[d];
-  while (*at >= 0 && r->made[r->pull[*at].by] < r->made[u]) at = &r->pull[*at].next;
-  r->pull[r->npull] = (rgi_row_pull){u, d, *at};
-  *at = r->npull++;
-}
-
-/* Clones that unit u reads, and those that they read, come with open unit `by` to its row; those
- * that are open themselves may. */
-static void pull(rgi_rows *r, int u, int by) {
-  const rgi_row_unit *x = &r->node[u];
-  for (int i = x->dep; i < x->dep + x->ndep; i++) {
-    const int d = r->dep[i], c = r->node[d].by;
-    if (r->made[d] <= r->made[by] || r->seen[d] == by) continue;
-    const bool again = rgi_has(r->again, c);
-    if (!again && (u != by || !rgi_has(r->open, c))) continue;
-    r->seen[d] = by;
-    add_pull(r, by, d);
-    if (again) pull(r, d, by);
-  }
-}
-
-static void find_pulls(rgi_rows *r) {
-  for (int u = 0; u < r->nnode; u++) r->head[u] = r->seen[u] = -1;
-  r->npull = 0;
-  for (int u = 0; u < r->nnode; u++)
-    if (rgi_has(r->open, r->node[u].by) && r->made[u] < r->nt) pull(r, u, u);
-}
-
-/* ---- shares ---- */
-
-/* How far both are taken, on the way so far: 0 … 1. */
-static double both(const rgi_rows *r, const rgi_row_pull *x) {
-  const double by = r->mean[r->node[x->by].by];
-  const int of = r->node[x->of].by;
-  return rgi_has(r->again, of) ? by : by + r->mean[of] - 1;
-}
-
-/* Of rows from … to - 1 the clone `of` is there for `by`, by that share. */
-static void charge(rgi_rows *r, const rgi_row_pull *x, int32_t from, int32_t to, double share) {
-  const rgi_row_unit *of = &r->node[x->of];
-  const bool again = rgi_has(r->again, of->by);
-  for (int i = of->held; i < of->held + of->nheld; i++) {
-    const int32_t end = to <= r->held[i].last ? to : r->held[i].last + 1;
-    const double bytes = share * r->held[i].bytes;
-    if (from >= end) continue;
-    add_term(r, r->node[x->by].by, from, end, bytes);
-    if (again) continue;
-    add_term(r, of->by, from, end, bytes);
-    r->sum[from] -= bytes;
-    r->sum[end] += bytes;
-  }
-}
-
-static double fourth(double x) {
-  return x > 0 ? x * x * x * x : 0;
-}
-
-/* All that may pull a clone, the farthest first: each row is charged to those that reach it. */
-static void share_pulls(rgi_rows *r, int d) {
-  double sum = 0, most = 0;
-  int n = 0;
-  for (int k = r->head[d]; k >= 0; k = r->pull[k].next) {
-    const rgi_row_pull *x = &r->pull[k];
-    const double way = both(r, x);
-    sum += fourth(way);
-    most = fmax(most, way);
-    const int32_t from = r->made[x->by],
-                  to = x->next < 0 ? r->made[d] : r->made[r->pull[x->next].by];
-    n++;
-    if (from >= to || sum <= 0) continue;
-    const double all = fmin(1, 4 * most) / sum;
-    for (int i = r->head[d], m = 0; m < n; i = r->pull[i].next, m++) {
-      const double part = fourth(both(r, &r->pull[i])) * all;
-      if (part > 0.01) charge(r, &r->pull[i], from, to, part);
-    }
-  }
-}
-
-void rgi_rows_share(rgi_rows *r) {
-  r->nterm = r->nown;
-  for (int32_t t = 0; t <= r->nt; t++) r->sum[t] = 0;
-  for (int d = 0; d < r->nnode; d++)
-    if (r->head[d] >= 0) share_pulls(r, d);
-  double alive = 0;
-  for (int32_t t = 0; t < r->nt; t++) {
-    alive += r->sum[t];
-    r->excess[t] = r->exceeds[t] + alive;
-  }
-  r->work += (r->nterm - r->nown + r->nneed + r->nnode + r->n) / 4;
-}
-
-void rgi_rows_decide(rgi_rows *r, const uint64_t *again, const uint64_t *open) {
-  const rgi_parts *p = r->p;
-  double saved, alive = 0;
-  r->again = again;
-  r->open = open;
-  r->nterm = 0;
-  find_made(r);
-  find_saved(r, &saved);
-  for (int32_t t = 0; t <= r->nt; t++) r->sum[t] = 0;
-  for (int u = 0; u < r->nnode; u++) {
-    const rgi_row_unit *x = &r->node[u];
-    const bool is = rgi_has(again, x->by);
-    if (!is && !rgi_has(open, x->by)) continue;
-    for (int i = x->held; i < x->held + x->nheld; i++) {
-      const int32_t to = r->held[i].last + 1;
-      if (!is) {
-        add_term(r, x->by, r->made[u], to, r->held[i].bytes);
-      } else if (r->made[u] < to) {
-        r->sum[r->made[u]] += r->held[i].bytes;
-        r->sum[to] -= r->held[i].bytes;
-      }
-    }
-  }
-  const double room =
-      ((double)p->c->budget - (p->c->of_saved ? 0 : (double)p->c->m->mem.comm)) / r->unit +
-      ROUNDING;
-  r->over = -INFINITY;
-  for (int32_t t = 0; t < r->nt; t++) {
-    alive += r->sum[t];
-    r->exceeds[t] = saved + alive + (p->c->of_saved ? 0 : p->base[t] / r->unit) - room;
-    r->over = fmax(r->over, r->exceeds[t]);
-  }
-  r->nown = r->nterm;
-  find_pulls(r);
-  rgi_rows_share(r);
-  r->work += (r->nnode * 8 + r->nt) / 4;
-}
-
-/* ---- prices ---- */
-
-double rgi_rows_bound(rgi_rows *r) {
-  double total = r->ms;
-  r->sum[0] = 0;
-  for (int32_t t = 0; t < r->nt; t++) {
-    total += r->price[t] * r->excess[t];
-    r->sum[t + 1] = r->sum[t] + r->price[t];
-  }
-  for (int k = 0; k < r->nlist; k++) {
-    const int i = r->list[k];
-    r->cost[i] = r->p->c->m->ms[i] - r->sum[r->nt] * r->frees[i];
-  }
-  for (int k = 0; k < r->nterm; k++) {
-    const rgi_row_term *x = &r->term[k];
-    r->cost[x->by] += x->bytes * (r->sum[x->to] - r->sum[x->from]);
-  }
-  for (int k = 0; k < r->nneed; k++) {
-    const rgi_row_need *x = &r->need[k];
-    if (!x->asks) continue;
-    double sum = 0;
-    for (int i = x->reader; i < x->reader + x->nreader; i++) sum += r->lack[i];
-    const double most = r->sum[r->nt] * x->bytes, part = sum > most ? most / sum : 1;
-    for (int i = x->reader; i < x->reader + x->nreader; i++) {
-      r->lack[i] *= part;
-      r->cost[r->reader[i]] += r->lack[i];
-    }
-    if (x->by >= 0) r->cost[x->by] -= sum * part;
-  }
-  for (int k = 0; k < r->nlist; k++) total += fmin(r->cost[r->list[k]], 0);
-  r->work += (r->nterm + r->nlist + r->nt) / 8 + 1;
-  return total;
-}
-
-static void find_slope(rgi_rows *r) {
-  double alive = 0;
-  for (int32_t t = 0; t <= r->nt; t++) r->sum[t] = 0;
-  for (int k = 0; k < r->nlist; k++) {
-    const int i = r->list[k];
-    const bool taken = r->cost[i] < 0;
-    if (taken) alive -= r->frees[i];
-    r->mean[i] += r->rate * ((taken ? 1 : 0) - r->mean[i]);
-  }
-  for (int k = 0; k < r->nterm; k++) {
-    const rgi_row_term *x = &r->term[k];
-    if (!(r->cost[x->by] < 0)) continue;
-    r->sum[x->from] += x->bytes;
-    r->sum[x->to] -= x->bytes;
-  }
-  for (int32_t t = 0; t < r->nt; t++) {
-    alive += r->sum[t];
-    r->slope[t] = r->excess[t] + alive;
-  }
-  for (int k = 0; k < r->nneed; k++) {
-    const rgi_row_need *x = &r->need[k];
-    if (!x->asks) continue;
-    const bool gone = x->by >= 0 && rgi_has(r->open, x->by) && r->cost[x->by] < 0;
+    double most = 0;
+    int worst = -1;
     for (int i = x->reader; i < x->reader + x->nreader; i++)
-      if (rgi_has(r->open, r->reader[i])) r->slope[r->nt + i] = (r->cost[r->reader[i]] < 0) - gone;
+      if (r->value[r->reader[i]] > most) most = r->value[r->reader[i]], worst = i;
+    if (x->by >= 0) most -= r->value[x->by];
+    const double now = value_of(r, x->column);
+    *saved += fmax(fmax(most, now), 0) * x->bytes;
+    if (most > now + LITTLE) n += add_lack(r, x, worst);
   }
-  r->work += (r->nterm + r->nlist + r->nt) / 8 + 1;
+  return n;
 }
 
-double rgi_rows_best(rgi_rows *r, int steps, double most) {
-  const int all = r->nt + r->p->nneed;
-  double best = -INFINITY, theta = 1;
-  int since = 0;
-  for (int t = 0; t < all; t++) r->way[t] = r->slope[t] = 0;
-  for (int step = 0; step < steps; step++) {
-    if (step > 0 && step % SHARE_STEPS == 0) rgi_rows_share(r);
-    const double now = rgi_rows_bound(r);
-    if (now > best) {
-      if (now > best + 1e-4 * fabs(best)) since = 0;
-      best = now;
-      memcpy(r->best, r->price, (size_t)all * sizeof *r->best);
+/* By how much each row is over the budget. */
+static void find_over(rgi_rows *r, double saved) {
+  for (int32_t t = 0; t <= r->nt; t++) r->over[t] = 0;
+  for (int i = 0; i < r->n; i++) saved -= r->value[i] * r->p->bytes[i] / r->unit;
+  for (int i = 0; i < r->nmade; i++) {
+    const rgi_row_made *y = &r->made[i];
+    const rgi_row_unit *u = &r->node[y->unit];
+    if (y->level <= 0) continue;
+    for (int k = u->held; k < u->held + u->nheld; k++) {
+      const int32_t end = y->until <= r->held[k].last ? y->until : r->held[k].last + 1;
+      if (y->at >= end) continue;
+      r->over[y->at] += y->level * r->held[k].bytes;
+      r->over[end] -= y->level * r->held[k].bytes;
     }
-    if (best >= most || step + 1 == steps) break;
-    if (++since > 4) theta *= 0.6, since = 0;
-    find_slope(r);
-    double length = 0, steep = 0;
-    for (int t = 0; t < all; t++) {
-      r->way[t] = r->slope[t] + 0.5 * r->way[t];
-      if (r->price[t] <= 0 && r->way[t] < 0) r->way[t] = 0;
-      length += r->way[t] * r->way[t];
-      if (r->price[t] > 0 || r->slope[t] > 0) steep = fmax(steep, fabs(r->slope[t]));
-    }
-    if (length <= 1e-18 || steep <= 2 * ROUNDING) break;
-    const double size = theta * (most - now) / length;
-    for (int t = 0; t < all; t++) r->price[t] = fmax(r->price[t] + size * r->way[t], 0);
   }
-  memcpy(r->price, r->best, (size_t)all * sizeof *r->best);
-  r->last = rgi_rows_bound(r);
-  return fmax(best, r->last);
+  double alive = saved;
+  for (int32_t t = 0; t < r->nt; t++) {
+    alive += r->over[t];
+    r->over[t] = alive + least_at(r, t);
+  }
+}
+
+static int add_rows(rgi_rows *r) {
+  int n = 0;
+  for (int32_t t = 0; t < r->nt && n < ROWS_A_ROUND; t++) {
+    if (r->full[t] >= 0 || r->over[t] <= LITTLE) continue;
+    if (t > 0 && r->over[t - 1] > r->over[t]) continue;
+    if (t + 1 < r->nt && r->over[t + 1] >= r->over[t]) continue;
+    n += add_row(r, t);
+  }
+  return n;
+}
+
+/* Causes of clones that rows of the program have, or that such clones are made for. */
+static int add_causes(rgi_rows *r) {
+  int n = 0;
+  for (int i = r->nmade - 1; i >= 0; i--) {
+    rgi_row_made *y = &r->made[i];
+    if (y->worst < 0 && (!y->sure || y->column >= 0)) continue;
+    for (int32_t t = y->at; t < y->until && !y->wanted; t++)
+      y->wanted = r->full[t] >= 0 && held_at(r, y, t) > 0;
+    if (!y->wanted) continue;
+    if (y->sure) {
+      n += add_made(r, y);
+      continue;
+    }
+    r->made[r->cause[y->worst].by].wanted = true;
+    n += add_cause(r, y);
+  }
+  return n;
+}
+
+/* Lines that nothing came of for long. */
+static void drop_idle(rgi_rows *r) {
+  for (int32_t t = 0; t < r->nt; t++)
+    if (r->full[t] >= 0 && rgi_simplex_idle(r->program, r->full[t]) > IDLE) {
+      rgi_simplex_drop(r->program, r->full[t]);
+      r->full[t] = -1;
+    }
+  for (int k = 0; k < r->ncause; k++)
+    if (r->cause[k].line >= 0 && rgi_simplex_idle(r->program, r->cause[k].line) > IDLE) {
+      rgi_simplex_drop(r->program, r->cause[k].line);
+      r->cause[k].line = -1;
+    }
+  for (int k = 0; k < r->p->nneed; k++)
+    if (r->lacks[k] >= 0 && rgi_simplex_idle(r->program, r->lacks[k]) > IDLE) {
+      rgi_simplex_drop(r->program, r->lacks[k]);
+      r->lacks[k] = -1;
+    }
+}
+
+/* Clones that are made that early by what is computed again in any case. */
+static void find_sure(rgi_rows *r, const uint64_t *again) {
+  for (int i = 0; i < r->nmade; i++) {
+    rgi_row_made *y = &r->made[i];
+    const rgi_row_unit *u = &r->node[y->unit];
+    y->sure = y->at == u->first;
+    for (int k = y->cause; k < y->cause + y->ncause && !y->sure; k++)
+      y->sure = r->made[r->cause[k].by].sure;
+    y->sure &= rgi_has(again, u->by);
+    if (y->column >= 0 && y->at < u->first) rgi_simplex_bounds(r->program, y->column, y->sure, 1);
+  }
+}
+
+double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, int rounds,
+                      double most) {
+  const int64_t before = rgi_simplex_work(r->program);
+  for (int i = 0; i < r->n; i++)
+    if (r->column[i] >= 0)
+      rgi_simplex_bounds(r->program, r->column[i], rgi_has(again, i),
+                         rgi_has(again, i) || rgi_has(open, i));
+  find_sure(r, again);
+  drop_idle(r);
+  r->last = -INFINITY;
+  for (int round = 0; round < rounds; round++) {
+    const double now =
+        rgi_simplex_solve(r->program, 0, (most + r->unread) / r->unit_ms) * r->unit_ms - r->unread;
+    for (int i = 0; i < r->n; i++) r->value[i] = value_of(r, r->column[i]);
+    if (now >= r->last) {
+      r->last = now;
+      for (int i = 0; i < r->n; i++)
+        r->cost[i] =
+            r->column[i] >= 0 ? rgi_simplex_reduced(r->program, r->column[i]) * r->unit_ms : 0;
+    }
+    if (now >= most) break;
+    double saved = 0;
+    find_levels(r);
+    int n = add_lacks(r, &saved);
+    find_over(r, saved);
+    n += add_rows(r);
+    n += add_causes(r);
+    r->work += (r->nmade * 4 + r->ncause + r->nt) / 8;
+    if (n == 0) break;
+  }
+  r->work += rgi_simplex_work(r->program) - before;
+  return r->last;
+}
+
+double rgi_rows_try(rgi_rows *r, int candidate, bool again, double most) {
+  const int64_t before = rgi_simplex_work(r->program);
+  const int column = r->column[candidate];
+  rgi_simplex_bounds(r->program, column, again, again);
+  const double ms =
+      rgi_simplex_solve(r->program, TRY_PIVOTS, (most + r->unread) / r->unit_ms) * r->unit_ms -
+      r->unread;
+  rgi_simplex_bounds(r->program, column, 0, 1);
+  r->work += rgi_simplex_work(r->program) - before;
+  return ms;
 }

@@ -80,6 +80,8 @@ int64_t rgi_replay_scratch(rgi_replay *r);
 /* Scratch bytes alive at backward's t-th node that moves bytes, copies left out, in the choice run
  * last, or up to RGI_ALIGN less. */
 int64_t rgi_replay_alive(const rgi_replay *r, int32_t t);
+/* By how much places of the choice run last are above so many bytes of scratch, all together. */
+int64_t rgi_replay_excess(const rgi_replay *r, int64_t scratch);
 
 /* ---- model.c: candidates, their costs, memplan's verdict ---- */
 

@@ -314,9 +314,9 @@ Test(planner, random_graphs_next_to_the_least) {
   }
 }
 
-/* Choices that have room lie far apart next to the least: here a search ends at 0.230 of the whole
- * time that goes neither where there is none nor where it gets dearer, at 0.224 one that does. */
-Test(planner, the_search_goes_where_there_is_no_room) {
+/* Choices that have room lie far apart next to the least: swaps end at 0.230 of the whole time, a
+ * proof finds 0.223. */
+Test(planner, a_proof_finds_what_a_search_does_not) {
   rg_context *ctx = new_context();
   rg_spec *spec;
   rgi_chooser c;
@@ -334,9 +334,9 @@ Test(planner, the_search_goes_where_there_is_no_room) {
   must(rgi_chooser_by(&c, s.m, &policy, &err), "chooser");
   must(rgi_choose_many(&c, set, &err), "choice");
   cr_assert(c.found && measure(&s, c.best).peak <= policy.budget);
-  cr_assert_leq(c.best_ms, 0.227 * s.m->all_ms, "%g of %g ms", c.best_ms, s.m->all_ms);
-  /* with one round for the first prices the proof ends at 0.214 */
-  cr_assert_geq(c.bound_ms, 0.22 * s.m->all_ms, "%g of %g ms", c.bound_ms, s.m->all_ms);
+  cr_assert_leq(c.best_ms, 0.224 * s.m->all_ms, "%g of %g ms", c.best_ms, s.m->all_ms);
+  /* without what makes clones early the proof ends at 0.214 */
+  cr_assert_geq(c.bound_ms, 0.222 * s.m->all_ms, "%g of %g ms", c.bound_ms, s.m->all_ms);
   done_with(&s);
 }
 
