@@ -237,6 +237,7 @@ struct piece {
   int32_t *count;
   const int32_t *idx;
   int n, end, before, base; /* entries to come; the largest so far; base + e: slot in the part */
+  bool wide;                /* entries can be read 16 bytes at a time */
 
   __device__ __forceinline__ piece(const rgk_csr &p)
       : head(blockIdx.x / p.chunks / p.parts), chunk(blockIdx.x % p.chunks),
@@ -246,6 +247,7 @@ struct piece {
         base(0) {
     const int64_t row = chunk * ROWS + threadIdx.x;
     idx = (const int32_t *)p.idx.data + row * p.idx.row + head * p.idx.head;
+    wide = ((uintptr_t)p.idx.data / 4 | p.idx.row | p.idx.head | p.N) % 4 == 0;
     if (row >= p.T) return;
     const int32_t *bound = p.bound + (head * p.T + row) * (p.parts + 1) + part;
     n = bound[0], end = bound[1];
@@ -255,20 +257,28 @@ struct piece {
   template <class F> __device__ __forceinline__ void walk(int64_t below, F use) {
     enum { AT_ONCE = 4 };
     for (bool more = true; more && n < end;) {
-      int e[AT_ONCE], taken = AT_ONCE;
+      int e[AT_ONCE], next;
+      if (wide) {
+        next = n & ~(AT_ONCE - 1);
+        const int4 w = *(const int4 *)(idx + next);
+        e[0] = next < n ? -1 : w.x, e[1] = next + 1 < n ? -1 : w.y;
+        e[2] = next + 2 < n ? -1 : w.z, e[3] = w.w;
+      } else {
+        next = n;
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) e[k] = n + k < end ? idx[n + k] : -1;
+        for (int k = 0; k < AT_ONCE; k++) e[k] = n + k < end ? idx[n + k] : -1;
+      }
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) {
-        if (!more || e[k] <= before) continue;
+      for (int k = 0; k < AT_ONCE; k++, next += more) {
+        if (!more || e[k] <= before || next >= end) continue;
         if (base + e[k] >= below) {
-          more = false, taken = k;
+          more = false;
         } else {
           before = e[k];
-          use(base + e[k], n + k);
+          use(base + e[k], next);
         }
       }
-      n += taken;
+      n = next;
     }
   }
 };
