@@ -120,23 +120,29 @@ rg_status rgi_parts_begin(rgi_parts *p, rg_error *e) {
   return add_sums(p, e);
 }
 
-rg_status rgi_part_blocks(rgi_parts *p, int64_t kernel, int64_t stride, int slot, int32_t *out,
-                          rg_error *e) {
+rgi_reach rgi_part_reach(const rgi_node *n) {
+  const int64_t kernel = n->attr[rgi_attribute(n->op, "kernel")].i,
+                stride = n->attr[rgi_attribute(n->op, "stride")].i;
+  return n->op->rules && n->op->rules->block_ends ? (rgi_reach){kernel - stride, stride - 1, stride}
+                                                  : (rgi_reach){0, kernel - 1, stride};
+}
+
+rg_status rgi_part_blocks(rgi_parts *p, rgi_reach r, int slot, int32_t *out, rg_error *e) {
   for (int i = 0; i < p->nblocks; i++)
-    if (p->blocks[i].a == kernel && p->blocks[i].b == stride) {
+    if (p->blocks[i].a == r.left && p->blocks[i].b == r.right && p->blocks[i].c == r.stride) {
       *out = p->blocks[i].slot[slot];
       return RG_OK;
     }
   rgi_asked *b = &p->blocks[p->nblocks++];
-  *b = (rgi_asked){.a = kernel, .b = stride};
+  *b = (rgi_asked){.a = r.left, .b = r.right, .c = r.stride};
   for (int s = 0; s < RGI_SLOTS; s++) {
     char suffix[48];
     snprintf(suffix, sizeof suffix, ".s%d", s);
     b->slot[s] = rgi_part_tensor(p, "cp.blocks", suffix, -1);
     if (b->slot[s] < 0) return rgi_nomem(e);
   }
-  const rg_value attr[] = {number(p->policy->ranks), number(p->rows), number(kernel),
-                           number(stride)};
+  const rg_value attr[] = {number(p->policy->ranks), number(p->rows), number(r.left),
+                           number(r.right), number(r.stride)};
   const int32_t in[] = {p->cu, p->order};
   *out = b->slot[slot];
   return add(p, "cp_blocks", attr, -1, (int[]){1, 1}, in, RGI_SLOTS, b->slot, e);

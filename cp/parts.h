@@ -28,11 +28,11 @@ typedef struct rgi_form {
   int32_t slot[RGI_SLOTS], all; /* or -1 */
 } rgi_form;
 
-/* Something made once for each slot, and what it was asked for by: sequences for blocks (kernel,
- * stride), a tensor's halo (left, right), keys' sequences in a halo (left, tile). */
+/* Something made once for each slot, and what it was asked for by: sequences for blocks (left,
+ * right, stride), a tensor's halo (left, right), keys' sequences in a halo (left, tile). */
 typedef struct rgi_asked {
   int32_t tensor;
-  int64_t a, b;
+  int64_t a, b, c;
   int32_t slot[RGI_SLOTS], pos[RGI_SLOTS];
 } rgi_asked;
 
@@ -69,9 +69,13 @@ rg_status rgi_part_halo(rgi_parts *p, int32_t t, int64_t left, int64_t right, in
 /* Sequence starts of a slot's keys in a halo, and the positions of its queries among them. */
 rg_status rgi_part_keys(rgi_parts *p, rgi_window w, int slot, int32_t *starts, int32_t *pos,
                         rg_error *e);
+/* What the blocks of a block-wise node are made of, besides the rows in which they start. */
+typedef struct rgi_reach {
+  int64_t left, right, stride;
+} rgi_reach;
+rgi_reach rgi_part_reach(const rgi_node *n);
 /* Sequence starts for the blocks of a slot. */
-rg_status rgi_part_blocks(rgi_parts *p, int64_t kernel, int64_t stride, int slot, int32_t *out,
-                          rg_error *e);
+rg_status rgi_part_blocks(rgi_parts *p, rgi_reach r, int slot, int32_t *out, rg_error *e);
 
 /* A tensor that a node is about to make; -1 on NOMEM. */
 int32_t rgi_part_tensor(rgi_parts *p, const char *name, const char *suffix, int32_t seqlens);

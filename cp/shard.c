@@ -1,13 +1,13 @@
 /* cp/shard.c: the rewrite of a forward graph for one of several ranks: what each axis 0 counts,
  * what is refused, and which form of its inputs every node gets (parts.h).
  *
- *     row-wise     on the rank's own rows; once a slot, where its inputs are made so and no weight
- *                  would be read twice
+ *     row-wise     on the rank's own rows, tokens or blocks; once a slot where inputs are made so
+ *                  and no weight would be read twice
  *     query-wise   once a slot: the slot's queries, all keys and compressed keys, cu_seqlens_k the
  *                  batch's, q_offset the position of each piece; where queries see a window, the
  *                  slot's keys and a halo before them
- *     block-wise   once a slot: the slot's rows and kernel - 1 more, sequences as cp_blocks has
- *                  them; rows beyond the slot's are dropped
+ *     block-wise   once a slot: its rows and those that its blocks reach before and after them,
+ *                  sequences as cp_blocks has them; rows that are not the slot's are dropped
  *     views        in the form that is asked for
  *     no tokens    as it is, on every rank
  *
@@ -35,14 +35,25 @@ static rg_status refuse(const rgi_parts *p, const rgi_node *n, const char *port,
 
 /* ---- what axis 0 counts ---- */
 
-/* The lengths tensor that everything with tokens has. */
+/* Is `cu` the starts of compressed rows? *tokens: those it is made of. */
+static bool counts_blocks(const rgi_graph *g, int32_t cu, int32_t *tokens) {
+  const int n = g->tensor[cu].producer;
+  if (n < 0 || !g->node[n].op->rules || !g->node[n].op->rules->counts_blocks) return false;
+  *tokens = g->node[n].in[0];
+  return true;
+}
+
+/* The lengths tensor that everything with tokens has. Compressed rows that a node makes may have
+ * lengths too. */
 static rg_status find_lengths(rgi_parts *p, rg_error *e) {
   const rgi_graph *g = p->from;
   p->cu = -1;
   for (int t = 0; t < g->ntensor; t++) {
     const int32_t cu = g->tensor[t].seqlens;
+    int32_t tokens;
     if (cu < 0) continue;
     const int n = g->tensor[t].producer;
+    if (n >= 0 && counts_blocks(g, cu, &tokens)) continue;
     const char *pointer = n < 0 ? "/inputs" : pointer_of(g, &g->node[n]);
     if (g->tensor[cu].producer >= 0)
       return rgi_fail(e, RG_E_POLICY, pointer, g->tensor[t].name,
@@ -98,9 +109,43 @@ static rg_status classify_view(rgi_parts *p, const rgi_node *n, rg_error *e) {
   return RG_OK;
 }
 
+/* The first tensor on a port with `flag`, or -1. */
+static int32_t on_port(const rgi_node *n, uint32_t flag) {
+  for (int q = 0; q < n->op->nin; q++)
+    for (int i = n->in_begin[q]; i < n->in_begin[q + 1]; i++)
+      if (n->op->in[q].flags & flag && n->in[i] >= 0) return n->in[i];
+  return -1;
+}
+/* Does a row-wise node work on compressed rows? */
+static bool over_blocks(const rgi_parts *p, const rgi_node *n) {
+  const int32_t t = on_port(n, RG_PORT_ROWS);
+  return n->op->flags & RG_OP_ROWWISE && t >= 0 && p->form[t].axis == RGI_BLOCKS;
+}
+/* Lengths of a node's keys where these are compressed rows, or -1. */
+static int32_t block_lengths(const rgi_parts *p, const rgi_node *n) {
+  const int32_t t = on_port(n, RG_PORT_KSEQLENS);
+  int32_t tokens;
+  return t >= 0 && counts_blocks(p->from, t, &tokens) && tokens == p->cu ? t : -1;
+}
+
+static rg_status check_lengths(rgi_parts *p, const rgi_node *n, int q, int32_t t, rg_error *e) {
+  const rg_op *op = n->op;
+  int32_t tokens;
+  if (op->in[q].flags & RG_PORT_SEQLENS && over_blocks(p, n)) {
+    if (op->in[q].flags & RG_PORT_OPTIONAL && counts_blocks(p->from, t, &tokens)) return RG_OK;
+    return refuse(p, n, op->in[q].name, e, "rows of blocks are counted by block_starts or not");
+  }
+  if (t == p->cu || (op->in[q].flags & RG_PORT_KSEQLENS && t == block_lengths(p, n))) return RG_OK;
+  return refuse(p, n, op->in[q].name, e, "queries and keys are the same tokens");
+}
+
 /* Ports take tokens, blocks and neither as their flags say. */
 static rg_status check_ports(rgi_parts *p, const rgi_node *n, rg_error *e) {
   const rg_op *op = n->op;
+  const bool over = over_blocks(p, n), keys = block_lengths(p, n) >= 0;
+  for (int q = 0; q < op->nin; q++)
+    if (op->in[q].flags & RG_PORT_OFFSETS && over)
+      return refuse(p, n, NULL, e, "an op that counts positions takes rows of tokens");
   for (int q = 0; q < op->nin; q++)
     for (int i = n->in_begin[q]; i < n->in_begin[q + 1]; i++) {
       const uint32_t flags = op->in[q].flags;
@@ -110,13 +155,14 @@ static rg_status check_ports(rgi_parts *p, const rgi_node *n, rg_error *e) {
         return refuse(p, n, op->in[q].name, e,
                       "positions follow from the ranks: leave this port out");
       if (flags & (RG_PORT_SEQLENS | RG_PORT_KSEQLENS)) {
-        if (t != p->cu)
-          return refuse(p, n, op->in[q].name, e, "queries and keys are the same tokens");
+        RGI_TRY(check_lengths(p, n, q, t, e));
         continue;
       }
-      const rgi_axis want = flags & (RG_PORT_ROWS | RG_PORT_KROWS) ? RGI_TOKENS
-                            : flags & RG_PORT_BLOCKS               ? RGI_BLOCKS
-                                                                   : RGI_WHOLE;
+      const bool block = flags & RG_PORT_BLOCKS || (flags & RG_PORT_ROWS && over) ||
+                         (flags & RG_PORT_KROWS && keys);
+      const rgi_axis want = block                                    ? RGI_BLOCKS
+                            : flags & (RG_PORT_ROWS | RG_PORT_KROWS) ? RGI_TOKENS
+                                                                     : RGI_WHOLE;
       const bool each = want == RGI_BLOCKS && rgi_blocks_are_rows(n);
       if (p->form[t].axis != want && !(each && p->form[t].axis == RGI_TOKENS))
         return refuse(p, n, op->in[q].name, e,
@@ -140,9 +186,10 @@ static rg_status classify(rgi_parts *p, const rgi_node *n, rg_error *e) {
     for (int i = n->out_begin[q]; i < n->out_begin[q + 1]; i++) {
       if (n->out[i] < 0) continue;
       const bool rows = p->from->tensor[n->out[i]].seqlens == p->cu;
-      if (!(wise & RG_OP_BLOCKWISE) && !rows)
+      const bool blocks = wise & RG_OP_BLOCKWISE || over_blocks(p, n);
+      if (!blocks && !rows)
         return refuse(p, n, NULL, e, "what it makes must have the rows that it reads");
-      p->form[n->out[i]].axis = wise & RG_OP_BLOCKWISE ? RGI_BLOCKS : RGI_TOKENS;
+      p->form[n->out[i]].axis = blocks ? RGI_BLOCKS : RGI_TOKENS;
     }
   return RG_OK;
 }
@@ -220,7 +267,9 @@ static rg_status find_windows(rgi_parts *p, rg_error *e) {
     rgi_window *w = &p->window[i];
     rg_call call;
     *w = (rgi_window){-1, 1};
-    if (!(n->op->flags & RG_OP_QUERYWISE) || !n->op->rules || !n->op->rules->window) continue;
+    if (!(n->op->flags & RG_OP_QUERYWISE) || !n->op->rules || !n->op->rules->window ||
+        block_lengths(p, n) >= 0)
+      continue;
     status = rgi_node_call(g, i, a, &call, e);
     call.gpu = p->gpu;
     const bool some = status == RG_OK && n->op->rules->window(&call, &w->left, &w->tile);
@@ -245,15 +294,16 @@ static rg_status input(rgi_parts *p, const rgi_node *n, int q, int32_t t, int sl
                        rg_error *e) {
   const rg_op *op = n->op;
   const uint32_t flags = op->in[q].flags;
-  if (flags & RG_PORT_SEQLENS && op->flags & RG_OP_BLOCKWISE)
-    return rgi_part_blocks(p, n->attr[rgi_attribute(op, "kernel")].i,
-                           n->attr[rgi_attribute(op, "stride")].i, slot, out, e);
-  if (flags & RG_PORT_SEQLENS) {
-    *out = p->starts[slot];
+  const bool blockwise = op->flags & RG_OP_BLOCKWISE;
+  const rgi_reach reach = blockwise ? rgi_part_reach(n) : (rgi_reach){0};
+  if (!has_tokens(p, n)) return rgi_part_own(p, t, out, e);
+  if (flags & RG_PORT_SEQLENS && blockwise) return rgi_part_blocks(p, reach, slot, out, e);
+  if (flags & RG_PORT_SEQLENS) { /* rows of blocks that none has are zeros, and stay unread */
+    *out = over_blocks(p, n) ? -1 : p->starts[slot];
     return RG_OK;
   }
-  if (flags & RG_PORT_ROWS && op->flags & RG_OP_BLOCKWISE)
-    return rgi_part_halo(p, t, 0, n->attr[rgi_attribute(op, "kernel")].i - 1, slot, out, e);
+  if (flags & RG_PORT_ROWS && blockwise)
+    return rgi_part_halo(p, t, reach.left, reach.right, slot, out, e);
   if (flags & RG_PORT_ROWS)
     return slot == BOTH ? rgi_part_own(p, t, out, e) : rgi_part_slot(p, t, slot, out, e);
   const int64_t left = p->window[p->at].left;
@@ -272,7 +322,11 @@ static rg_status inputs(rgi_parts *p, const rgi_node *n, int slot, int *nin, int
     const uint32_t flags = n->op->in[q].flags;
     nin[q] = n->in_begin[q + 1] - n->in_begin[q];
     if (flags & (RG_PORT_KSEQLENS | RG_PORT_OFFSETS)) {
-      int32_t keys = p->cu, pos = p->pos[slot];
+      int32_t keys = block_lengths(p, n), pos = p->pos[slot];
+      if (keys < 0)
+        keys = p->cu;
+      else
+        RGI_TRY(rgi_part_own(p, keys, &keys, e));
       if (p->window[p->at].left >= 0)
         RGI_TRY(rgi_part_keys(p, p->window[p->at], slot, &keys, &pos, e));
       nin[q] = 1;
@@ -291,6 +345,7 @@ static rg_status inputs(rgi_parts *p, const rgi_node *n, int slot, int *nin, int
 static rg_status place(rgi_parts *p, const rgi_node *n, int slot, rg_error *e) {
   rgi_graph *g = p->to;
   const bool blocks = n->op->flags & RG_OP_BLOCKWISE;
+  const rgi_reach reach = blocks ? rgi_part_reach(n) : (rgi_reach){0};
   int nin[MOST_PORTS], nout[MOST_PORTS];
   int32_t *in = rgi_alloc_n(g->arena, (size_t)(rgi_nin(n) + n->op->nin) + 1, sizeof *in);
   int32_t *out = rgi_alloc_n(g->arena, (size_t)rgi_nout(n) + 1, sizeof *out);
@@ -304,7 +359,7 @@ static rg_status place(rgi_parts *p, const rgi_node *n, int slot, rg_error *e) {
     out[i] = t;
     if (t < 0 || slot == BOTH) continue;
     out[i] = rgi_part_tensor(p, g->tensor[t].name, blocks ? ".made" : suffix,
-                             blocks ? -1 : p->starts[slot]);
+                             blocks || over_blocks(p, n) ? -1 : p->starts[slot]);
     if (out[i] < 0) return rgi_nomem(e);
   }
   const char *name = rgi_format(g->arena, "%s%s", n->name, suffix);
@@ -320,7 +375,8 @@ static rg_status place(rgi_parts *p, const rgi_node *n, int slot, rg_error *e) {
     if (slot == BOTH) continue;
     const int64_t rows = p->from->tensor[t].dim[0].c / (RGI_SLOTS * (int64_t)p->policy->ranks);
     if (blocks)
-      RGI_TRY(rgi_part_rows(p, out[i], 0, rows, -1, ".own", &f->slot[slot], e));
+      RGI_TRY(
+          rgi_part_rows(p, out[i], reach.left / reach.stride, rows, -1, ".own", &f->slot[slot], e));
     else
       f->slot[slot] = out[i];
   }

@@ -33,13 +33,13 @@ void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int3
   for (int64_t b = 0; b < nseq; b++) pos[b] = rgk_cp_position(cu[b], lo);
 }
 
-void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
-                   int64_t stride, int32_t *starts) {
+void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t first, int64_t last, int64_t stride,
+                   int32_t *starts) {
   int64_t gap = 0; /* tokens before the running sequence's next block */
   for (int64_t b = 0; b < nseq; b++)
-    if (cu[b] < lo && cu[b + 1] > lo) gap = rgk_cp_gap(cu[b], cu[b + 1], lo, stride);
+    if (cu[b] < first && cu[b + 1] > first) gap = rgk_cp_gap(cu[b], cu[b + 1], first, stride);
   starts[0] = 0;
-  for (int64_t b = 0; b <= nseq; b++) starts[b + 1] = rgk_cp_block(cu[b], gap, lo, hi, kernel);
+  for (int64_t b = 0; b <= nseq; b++) starts[b + 1] = rgk_cp_block(cu[b], gap, first, last);
 }
 
 void rgi_cp_window(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t left,

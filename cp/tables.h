@@ -34,11 +34,13 @@ rg_cp_mode rgi_cp_choose(rg_cp_mode mode, const int32_t *cu, int64_t nseq, int64
 void rgi_cp_pieces(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int32_t *starts,
                    int32_t *pos);
 
-/* What compress_kv takes for the blocks that start in rows [lo, hi), on rows [lo, hi + kernel - 1):
- * starts [nseq+2], counted from lo. Piece 0 are tokens before the first such block of the sequence
- * that runs at lo, fewer than `stride`; piece b+1 is of sequence b. lo is a multiple of stride. */
-void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t lo, int64_t hi, int64_t kernel,
-                   int64_t stride, int32_t *starts);
+/* What a block-wise op takes for the blocks that start in a chunk, out of rows [first, last), which
+ * are those of the chunk and those before and after it that its blocks reach: starts [nseq+2],
+ * counted from `first`. Piece 0 are tokens before the first block of the sequence that runs at
+ * `first`, fewer than `stride`, or rows before the batch's first; piece b+1 is of sequence b.
+ * `first` is a multiple of stride, and may lie below 0. */
+void rgi_cp_blocks(const int32_t *cu, int64_t nseq, int64_t first, int64_t last, int64_t stride,
+                   int32_t *starts);
 
 /* Keys for the queries in rows [lo, hi), out of rows [lo - left, hi): starts [nseq+1] of the
  * sequences there, counted from lo - left, and in pos [nseq] the position of each one's first query

@@ -302,6 +302,10 @@ typedef struct rgi_rules {
   /* Of a QUERYWISE op: true if a query sees the *left keys before its own and no others. Its bits
    * do not change where keys begin a multiple of *tile later, as long as it sees no fewer. */
   bool (*window)(const rg_call *c, int64_t *left, int64_t *tile);
+  /* Of a BLOCKWISE op: row r is made of the block whose last `stride` tokens start in [r·stride,
+   * (r+1)·stride), not of the one that starts there. */
+  bool block_ends;
+  bool counts_blocks; /* makes starts counted in compressed rows out of starts counted in tokens */
   /* Says what kernels have found (rg_call.fault) in the words in which run_cpu says it. */
   rg_status (*fault)(const rg_call *c, const int32_t *number);
   const void *kind; /* what tells ops of one family apart, for their own files (ops/attn.h) */

@@ -80,20 +80,21 @@ __global__ void __launch_bounds__(RGK_CP_THREADS)
   const int64_t chunk = p.rows / (RGK_CP_SLOTS * (int64_t)p.ranks);
   for (int slot = 0; slot < RGK_CP_SLOTS; slot++) {
     const int64_t lo = chunk_of(p, slot) * chunk, hi = lo + chunk;
-    const int64_t first = WINDOW ? lo - p.a : lo;
+    const int64_t first = lo - p.left;
     if (threadIdx.x == 0) at = WINDOW && first > 0 ? first : 0;
     __syncthreads();
     for (int64_t b = threadIdx.x; b < p.nseq; b += RGK_CP_THREADS) { /* the one that runs there */
       const int64_t begin = entry(p.cu, b, p.rows), end = entry(p.cu, b + 1, p.rows);
       if (begin < first && end > first)
-        at = WINDOW ? rgk_cp_keys(begin, end, first, p.b) : rgk_cp_gap(begin, end, lo, p.b);
+        at =
+            WINDOW ? rgk_cp_keys(begin, end, first, p.unit) : rgk_cp_gap(begin, end, first, p.unit);
     }
     __syncthreads();
     if (!WINDOW && threadIdx.x == 0) p.starts[slot][0] = 0;
     for (int64_t b = threadIdx.x; b <= p.nseq; b += RGK_CP_THREADS) {
       const int64_t begin = entry(p.cu, b, p.rows);
       if (!WINDOW) {
-        p.starts[slot][b + 1] = rgk_cp_block(begin, at, lo, hi, p.a);
+        p.starts[slot][b + 1] = rgk_cp_block(begin, at, first, hi + p.right);
         continue;
       }
       const int32_t start = rgk_cp_key(begin, at, hi, first);

@@ -40,14 +40,14 @@ RGK_BOTH int32_t rgk_cp_position(int64_t begin, int64_t lo) {
   return begin < lo ? (int32_t)(lo - begin) : 0;
 }
 
-/* cp_blocks: the gap before the next block of a sequence [begin, end) that runs at lo, and the
- * start of an entry behind it. */
-RGK_BOTH int64_t rgk_cp_gap(int64_t begin, int64_t end, int64_t lo, int64_t stride) {
-  const int64_t past = (lo - begin) % stride;
-  return rgk_clamp(past ? stride - past : 0, 0, end - lo);
+/* cp_blocks, of rows [first, last): the gap before the next block of a sequence [begin, end) that
+ * runs at `first`, and the start of an entry behind it. */
+RGK_BOTH int64_t rgk_cp_gap(int64_t begin, int64_t end, int64_t first, int64_t stride) {
+  const int64_t past = (first - begin) % stride;
+  return rgk_clamp(past ? stride - past : 0, 0, end - first);
 }
-RGK_BOTH int32_t rgk_cp_block(int64_t begin, int64_t gap, int64_t lo, int64_t hi, int64_t kernel) {
-  return (int32_t)(begin < lo + gap ? gap : rgk_clamp(begin, lo, hi + kernel - 1) - lo);
+RGK_BOTH int32_t rgk_cp_block(int64_t begin, int64_t gap, int64_t first, int64_t last) {
+  return (int32_t)(begin < first + gap ? gap : rgk_clamp(begin, first, last) - first);
 }
 
 /* cp_window: where keys of a sequence [begin, end) that runs at `first` are read from; an entry's
@@ -77,11 +77,11 @@ typedef struct rgk_cp_rows_params {
 } rgk_cp_rows_params;
 RGK_GETTER(rgk_cp_rows(void))
 
-/* For the chunks whose places in `order` are this rank's: what ../cp/tables.h says. Blocks: a
- * kernel and a stride, pos NULL; windows: rows before a chunk and a tile. */
+/* For the chunks whose places in `order` are this rank's, with `left` rows before and `right` after
+ * them: what ../cp/tables.h says. Blocks: pos NULL, unit is their stride; windows: a tile. */
 typedef struct rgk_cp_chunks_params {
   const int32_t *cu, *order;
-  int64_t nseq, rows, a, b;
+  int64_t nseq, rows, left, right, unit;
   int32_t ranks, rank;
   int32_t *starts[RGK_CP_SLOTS], *pos[RGK_CP_SLOTS];
 } rgk_cp_chunks_params;

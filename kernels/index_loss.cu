@@ -52,14 +52,12 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
 
   for (int64_t work = blockIdx.x; work < p.T * p.I; work += gridDim.x) {
     const int64_t t = work / p.I;
-    const int head = (int)(work % p.I), b = find_seq(p.seqs, t);
-    if (b >= p.seqs.n) {
+    const int head = (int)(work % p.I);
+    const row_keys r = find_keys(p, t);
+    if (r.b >= p.seqs.n) {
       clear_row<BACKWARD, THREADS>(p, t, head);
       continue;
     }
-    const int64_t first = seq_start(p.kseqs, b),
-                  position = t - seq_start(p.seqs, b) + (p.offset ? p.offset[b] : 0),
-                  limit = min(position + 1, seq_start(p.kseqs, b + 1) - first);
     const int32_t *idx = (const int32_t *)p.idx.data + t * p.idx.row + head * p.idx.head;
     __syncthreads(); /* the row before is done with */
     for (int64_t i = threadIdx.x; i < keys; i += THREADS) m[i] = 0, s[i] = -INFINITY;
@@ -70,11 +68,11 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
     for (int n = 0; n < p.N; n++) {
       const int64_t e = idx[n];
       if (e <= before) continue;
-      if (e * p.block >= limit) break; /* what follows is not larger, or further out */
+      if (e * p.block >= r.seen) break; /* what follows is not larger, or further out */
       before = e;
-      for (int o = 0; o < p.block && e * p.block + o < limit; o++) {
+      for (int o = 0; o < p.block && e * p.block + o < r.seen; o++) {
         if (turn++ % WARPS != warp) continue;
-        const int64_t key = first + e * p.block + o, i = (int64_t)n * p.block + o;
+        const int64_t key = r.first + e * p.block + o, i = (int64_t)n * p.block + o;
         float x[PIECES], sum = 0, score = 0;
         int at = -1;
         for (int h = head * group; h < (head + 1) * group; h++) {
@@ -104,7 +102,7 @@ __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ rgk_inde
       for (int64_t i = 0; i < keys; i++) {
         const float f = p.index_scale * slope[i];
         if (f == 0) continue;
-        const int64_t key = first + (int64_t)idx[i / p.block] * p.block + i % p.block;
+        const int64_t key = r.first + (int64_t)idx[i / p.block] * p.block + i % p.block;
         const float y = product(x, p.index_k, key, head, p.ID);
         if (p.relu && y <= 0) continue;
         weight = fmaf(f, y, weight);

@@ -37,6 +37,21 @@ __device__ __forceinline__ double over_block(double x, double *room) {
   return room[0];
 }
 
+/* What row t may see: keys of its sequence, which begin at row `first` of k, of which `seen` lie at
+ * or before its position (0 or less: none). b: seqs.n where no sequence has the row. */
+struct row_keys {
+  int b;
+  int64_t first, seen;
+};
+__device__ __forceinline__ row_keys find_keys(const rgk_index_loss &p, int64_t t) {
+  row_keys r = {find_seq(p.seqs, t), 0, 0};
+  if (r.b >= p.seqs.n) return r;
+  r.first = seq_start(p.kseqs, r.b);
+  const int64_t position = t - seq_start(p.seqs, r.b) + (p.offset ? p.offset[r.b] : 0);
+  r.seen = min(position + 1, seq_start(p.kseqs, r.b + 1) - r.first);
+  return r;
+}
+
 /* A row that no sequence has. */
 template <bool BACKWARD, int THREADS>
 __device__ __forceinline__ void clear_row(const rgk_index_loss &p, int64_t t, int head) {

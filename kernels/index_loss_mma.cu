@@ -383,16 +383,14 @@ __global__ void __launch_bounds__(THREADS, 1) rows(const __grid_constant__ rgk_i
   x.r.m = own, x.r.s = own + keys, x.r.key = (int32_t *)(own + 2 * keys);
   for (int64_t work = blockIdx.x; work < p.rows * p.I; work += gridDim.x) {
     const int64_t t = x.r.t = p.row + work / p.I;
-    const int head = x.r.head = (int)(work % p.I), b = find_seq(p.seqs, t);
-    if (b >= p.seqs.n) {
+    const int head = x.r.head = (int)(work % p.I);
+    const row_keys r = find_keys(p, t);
+    if (r.b >= p.seqs.n) {
       clear_row<BACKWARD, THREADS>(p, t, head);
       continue;
     }
-    const int64_t first = seq_start(p.kseqs, b),
-                  position = t - seq_start(p.seqs, b) + (p.offset ? p.offset[b] : 0),
-                  limit = min(position + 1, seq_start(p.kseqs, b + 1) - first);
     __syncthreads(); /* the row before is done with */
-    x.list_keys((const int32_t *)p.idx.data + t * p.idx.row + head * p.idx.head, first, limit);
+    x.list_keys((const int32_t *)p.idx.data + t * p.idx.row + head * p.idx.head, r.first, r.seen);
     x.attend();
     x.score();
     finish_row<BACKWARD, THREADS>(p, t, head, keys, x.r.m, x.r.s, x.r.end > 0, x.r.s, s.room);

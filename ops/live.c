@@ -108,4 +108,5 @@ const rg_op rgi_op_block_starts = {.abi = RG_OP_ABI,
                                    .cost = cost,
                                    .run_cpu = run_starts,
                                    .cuda_steps = rgi_cuda_block_starts,
-                                   .cuda_path = rgi_cuda_scale_lengths_path};
+                                   .cuda_path = rgi_cuda_scale_lengths_path,
+                                   .rules = &(const rgi_rules){.counts_blocks = true}};

@@ -21,6 +21,7 @@
 #include "compress.h"
 #include "cpu/compress.h"
 #include "cuda/pool.h"
+#include "../graph/ir.h"
 
 enum { IN_X, IN_Z, IN_BIAS, IN_CU, IN_GRAD, IN_ACC_X, IN_ACC_Z, IN_ACC_BIAS };
 enum { A_KERNEL, A_STRIDE, A_METHOD };
@@ -341,7 +342,7 @@ const rg_op rgi_op_pool = {
     .abi = RG_OP_ABI,
     .name = "pool",
     .doc = "a row for every `stride` tokens: a weighted mean, the largest or the smallest",
-    .flags = RG_OP_RECOMPUTABLE,
+    .flags = RG_OP_RECOMPUTABLE | RG_OP_BLOCKWISE,
     .in = in,
     .nin = RGI_COUNT(in),
     .out = out,
@@ -355,6 +356,7 @@ const rg_op rgi_op_pool = {
     .cuda_steps = steps,
     .cuda_path = path,
     .backward = "pool.bwd",
+    .rules = &(const rgi_rules){.block_ends = true},
 };
 
 const rg_op rgi_op_pool_bwd = {

@@ -1,4 +1,4 @@
-/* ops/view.c: slice, split, reshape, transpose and join: ops that move no bytes.
+/* ops/view.c: slice, split, reshape, transpose, stop_gradient and join: ops that move no bytes.
 
    A view's output looks into its input's bytes. A join is the reverse: its inputs, which must own
    their bytes and tile the output along one axis, are placed inside the output. Strides and offsets
@@ -362,6 +362,25 @@ const rg_op rgi_op_transpose = {.abi = RG_OP_ABI,
                                 .attrs = transpose_attrs,
                                 .nattr = RGI_COUNT(transpose_attrs),
                                 .rules = &transpose_rules};
+
+/* ---- stop_gradient ---- */
+
+static rg_status stop_infer(rgi_graph *g, int node, const char *pointer, rg_error *e) {
+  (void)pointer, (void)e;
+  look_into(g, rgi_in(&g->node[node], 0), rgi_out(&g->node[node], 0));
+  return RG_OK;
+}
+
+static const rgi_rules stop_rules = {.infer = stop_infer, .ordered = true}; /* no backward: zero */
+const rg_op rgi_op_stop_gradient = {.abi = RG_OP_ABI,
+                                    .name = "stop_gradient",
+                                    .doc = "view of the whole, behind which gradients end",
+                                    .flags = RG_OP_VIEW,
+                                    .in = view_in,
+                                    .nin = 1,
+                                    .out = reshape_out,
+                                    .nout = 1,
+                                    .rules = &stop_rules};
 
 /* ---- join ---- */
 

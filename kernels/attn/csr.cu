@@ -15,8 +15,8 @@
    each part, and a thread block has a chunk of a part: a thread a row. `tally` counts. `put` goes
    through the part by ranges of slots: who chose a slot is a word of bits for 32 rows in shared
    memory, which say where in the slot's list each row stands, whatever the order in which they
-   were set. Rows and places are put in the lists' order there, and from there to memory: it gets
-   runs of neighbours.
+   were set. Rows and places are put in the lists' order there, of as many slots at a time as there
+   is room for, and from there to memory: it gets runs of neighbours.
  */
 #include "csr.h"
 #include "../device/scan.cuh"
@@ -237,6 +237,7 @@ struct piece {
   int32_t *count;
   const int32_t *idx;
   int n, end, before, base; /* entries to come; the largest so far; base + e: slot in the part */
+  bool wide;                /* entries can be read 16 bytes at a time */
 
   __device__ __forceinline__ piece(const rgk_csr &p)
       : head(blockIdx.x / p.chunks / p.parts), chunk(blockIdx.x % p.chunks),
@@ -246,6 +247,7 @@ struct piece {
         base(0) {
     const int64_t row = chunk * ROWS + threadIdx.x;
     idx = (const int32_t *)p.idx.data + row * p.idx.row + head * p.idx.head;
+    wide = ((uintptr_t)p.idx.data / 4 | p.idx.row | p.idx.head | p.N) % 4 == 0;
     if (row >= p.T) return;
     const int32_t *bound = p.bound + (head * p.T + row) * (p.parts + 1) + part;
     n = bound[0], end = bound[1];
@@ -255,20 +257,28 @@ struct piece {
   template <class F> __device__ __forceinline__ void walk(int64_t below, F use) {
     enum { AT_ONCE = 4 };
     for (bool more = true; more && n < end;) {
-      int e[AT_ONCE], taken = AT_ONCE;
+      int e[AT_ONCE], next;
+      if (wide) {
+        next = n & ~(AT_ONCE - 1);
+        const int4 w = *(const int4 *)(idx + next);
+        e[0] = next < n ? -1 : w.x, e[1] = next + 1 < n ? -1 : w.y;
+        e[2] = next + 2 < n ? -1 : w.z, e[3] = w.w;
+      } else {
+        next = n;
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) e[k] = n + k < end ? idx[n + k] : -1;
+        for (int k = 0; k < AT_ONCE; k++) e[k] = n + k < end ? idx[n + k] : -1;
+      }
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) {
-        if (!more || e[k] <= before) continue;
+      for (int k = 0; k < AT_ONCE; k++, next += more) {
+        if (!more || e[k] <= before || next >= end) continue;
         if (base + e[k] >= below) {
-          more = false, taken = k;
+          more = false;
         } else {
           before = e[k];
-          use(base + e[k], n + k);
+          use(base + e[k], next);
         }
       }
-      n += taken;
+      n = next;
     }
   }
 };
@@ -290,6 +300,7 @@ __global__ void __launch_bounds__(ROWS) tally(const __grid_constant__ rgk_csr p)
 __global__ void __launch_bounds__(ROWS) put(const __grid_constant__ rgk_csr p) {
   enum { ROOM = 6144 };
   static_assert((int)RANGE == (int)ROWS && RANGE <= 256 && ROWS <= 256, "a thread a slot; entries");
+  static_assert((int)ROOM >= (int)ROWS, "a slot's");
   __shared__ uint32_t who[WORDS][RANGE];    /* of 32 rows */
   __shared__ uint16_t before[WORDS][RANGE]; /* of the slot's, by rows of earlier words */
   __shared__ int32_t at[RANGE];             /* where the slot's begin among the range's */
@@ -333,23 +344,27 @@ __global__ void __launch_bounds__(ROWS) put(const __grid_constant__ rgk_csr p) {
     to[t] = begin + had - (sum - own);
     if (real) x.count[from + t] = had + own;
     __syncthreads();
-    const bool fits = all <= ROOM;
-    again.walk(from + RANGE, [&](int slot, int n) {
-      const int s = slot - (int)from;
-      const int i = at[s] + before[warp][s] + __popc(who[warp][s] & ((1u << lane) - 1));
-      if (fits) {
-        entry[i] = (uint32_t)s << 24 | (uint32_t)t << 16 | (uint32_t)n;
-      } else {
-        rows[to[s] + i] = (int32_t)(x.chunk * ROWS + t);
-        if (places) places[to[s] + i] = (uint16_t)n;
+    for (int first = 0, i0 = 0; i0 < all;) { /* as many slots as there is room for */
+      int last = first + 1, beyond = RANGE + 1;
+      while (beyond - last > 1) {
+        const int middle = (last + beyond) / 2;
+        ((middle < RANGE ? at[middle] : all) - i0 <= ROOM ? last : beyond) = middle;
       }
-    });
-    __syncthreads();
-    for (int i = t; fits && i < all; i += ROWS) {
-      const uint32_t e = entry[i];
-      const int64_t y = to[e >> 24] + i;
-      rows[y] = (int32_t)(x.chunk * ROWS + (e >> 16 & 0xff));
-      if (places) places[y] = (uint16_t)e;
+      const int i1 = last < RANGE ? at[last] : all;
+      again.walk(from + last, [&](int slot, int n) {
+        const int s = slot - (int)from;
+        const int i = at[s] + before[warp][s] + __popc(who[warp][s] & ((1u << lane) - 1));
+        entry[i - i0] = (uint32_t)s << 24 | (uint32_t)t << 16 | (uint32_t)n;
+      });
+      __syncthreads();
+      for (int i = i0 + t; i < i1; i += ROWS) {
+        const uint32_t e = entry[i - i0];
+        const int64_t y = to[e >> 24] + i;
+        rows[y] = (int32_t)(x.chunk * ROWS + (e >> 16 & 0xff));
+        if (places) places[y] = (uint16_t)e;
+      }
+      __syncthreads();
+      first = last, i0 = i1;
     }
   }
 }

@@ -36,7 +36,7 @@ enum {
   RGK_CSR_FEW = 32,
   RGK_CSR_MANY_ROWS = 256, /* of a chunk, and threads */
   RGK_CSR_RANGE = 8,       /* 2^that slots at a time */
-  RGK_CSR_PARTS = 32       /* at most */
+  RGK_CSR_PARTS = 32       /* at most, if rows have no more than 16 entries for each */
 };
 
 /* Few entries: count, columns, starts, scatter. Many: bounds, tally, columns, starts, put. */

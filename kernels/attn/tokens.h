@@ -46,8 +46,9 @@ typedef struct rgk_tokens_bwd {
   rgk_tokens call;
   const float *delta; /* [T, H], of plain.h's kernel */
   /* shares [rows, KH * parts, N, width]: of d_k and d_v apart D + E numbers, joined D; NULL: none
-   * is wanted */
-  void *part;
+   * is wanted. Those of the window's rows from `split` on begin at `more`. */
+  void *part, *more;
+  int64_t split;
   float *sum;        /* [KH, S, width] between windows */
   bool joined;       /* d_k + [d_v, 0] is wanted, not d_k and d_v */
   float of_ds, of_p; /* factors of weights as they are multiplied with q, k and d_o … */

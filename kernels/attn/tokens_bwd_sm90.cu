@@ -8,6 +8,9 @@
      first    dQ += dS K, columns below 256     P^T dO, this query's share of dV
      second   dQ += dS K, the others            dS^T Q, its share of dK
 
+   Joined, the second makes most of what the first would, since the first goes on to the next tile's
+   scores and weights meanwhile; those are put where the last ones were when both are done.
+
    Shares of a key's gradient come from all queries that chose it. Each is written to memory,
    rounded to the operands' type, in the order in which accumulators lie in registers; `sums` adds
    the shares of a window of queries to fp32 sums, key by key, queries ascending: so neither windows
@@ -29,7 +32,8 @@ enum {
   PANEL = RGK_TOKENS_PANEL,
   E = 512,
   EP = E / 64,
-  FIRST = 4, /* panels of dQ that the first warpgroup has, and of joined shares */
+  FIRST = 4,  /* panels of dQ that the first warpgroup has … */
+  SHARES = 2, /* … and of joined shares: scores and weights are its work besides */
   REGS = 224,
   LOADING_REGS = 56 /* of a thread */
 };
@@ -180,11 +184,18 @@ __device__ __forceinline__ void read_weights(const char *w, uint32_t (&x)[16]) {
 template <int D> __device__ __forceinline__ int width_of(const rgk_tokens_bwd &p) {
   return p.joined ? D : D + E;
 }
-/* Where the shares of a job's entries are. */
+/* Where the shares of a row of the window begin that tile `across` of its heads makes. */
+template <class T, int WIDTH>
+__device__ __forceinline__ T *shares_at(const rgk_tokens_bwd &p, int64_t row, int64_t across) {
+  const bool more = row >= p.split;
+  const rgk_attn &a = p.call.a;
+  return (T *)(more ? p.more : p.part) +
+         ((row - (more ? p.split : 0)) * a.KH * p.call.parts + across) * a.N * WIDTH;
+}
 template <class T, int D>
 __device__ __forceinline__ T *shares_of(const rgk_tokens_bwd &p, const job &j) {
-  const int64_t across = p.call.a.KH * p.call.parts;
-  return (T *)p.part + ((j.row - p.call.row) * across + j.across) * p.call.a.N * width_of<D>(p);
+  const int64_t row = j.row - p.call.row;
+  return p.joined ? shares_at<T, D>(p, row, j.across) : shares_at<T, D + E>(p, row, j.across);
 }
 
 /* ---- the first warpgroup ---- */
@@ -241,9 +252,9 @@ template <class T, int D> struct first_group {
     multiply_third<2, of_v, of_k>(dp, z);
     parity ^= 1;
   }
-  /* P and dS of scores z and products dp, to shared memory. */
-  __device__ __forceinline__ void put_weights(float (&z)[KEYS / 2], float (&dp)[KEYS / 2],
-                                              const label &y, float c) {
+  /* Of scores z and products dp: P and dS. */
+  __device__ __forceinline__ void weigh(float (&z)[KEYS / 2], float (&dp)[KEYS / 2], const label &y,
+                                        float c) {
     const uint32_t low = y.low >> lane % 4 * 2, high = y.high >> lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) {
@@ -253,6 +264,10 @@ template <class T, int D> struct first_group {
       dp[i] = w * p.of_ds * (dp[i] - delta[h]);
       z[i] = w * p.of_p;
     }
+    wgmma_keep(dp);
+    wgmma_keep(z);
+  }
+  __device__ __forceinline__ void put_weights(float (&z)[KEYS / 2], float (&dp)[KEYS / 2]) {
     /* four 8 x 8 tiles at a time: keys 16 i and on of rows 0 and 8 of the warp's */
     const int tile = lane / 8, row = 16 * warp + lane % 8 + tile % 2 * 8;
 #pragma unroll
@@ -294,8 +309,9 @@ template <class T, int D> struct first_group {
         wgmma_keep(dp);
         wgmma_keep(z);
         y = read_label(s.y);
-        named_sync(TAKEN, 2 * WARPGROUP);
-        put_weights(z, dp, y, c);
+        weigh(z, dp, y, c);
+        named_sync(TAKEN, 2 * WARPGROUP); /* the other's shares of the tile before have been made */
+        put_weights(z, dp);
         proxy_fence();
         named_sync(READY, 2 * WARPGROUP);
         wgmma_fence();
@@ -309,7 +325,7 @@ template <class T, int D> struct first_group {
           uint32_t of_p[16], of_ds[16];
           read_weights(s.p, of_p), read_weights(s.ds, of_ds);
 #pragma unroll 1
-          for (int x = 0; x < FIRST; x++)
+          for (int x = 0; x < SHARES; x++)
             put_share<T>(to + x * 64, width, left, held{of_ds, desc_on(q_rows, x * PANEL)},
                          held{of_p, desc_on(o_rows, x * PANEL)});
         } else {
@@ -384,7 +400,7 @@ template <class T, int D> struct second_group {
         if (!p.part) continue;
         if (p.joined)
 #pragma unroll 1
-          for (int x = FIRST; x < EP; x++)
+          for (int x = SHARES; x < EP; x++)
             put_share<T>(to + x * 64, width, left, factors{ds_rows, desc_on(q_rows, x * PANEL)},
                          factors{p_rows, desc_on(o_rows, x * PANEL)});
 #pragma unroll 1
@@ -459,7 +475,7 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
     sums(const __grid_constant__ rgk_tokens_bwd p) {
   enum { WIDTH = JOINED ? D : D + E, CHUNKS = WIDTH / 8, THREADS = rgk_tokens_sum_threads(JOINED) };
   static_assert((int)CHUNKS <= (int)THREADS);
-  __shared__ int64_t share[THREADS];
+  __shared__ const T *share[THREADS];
   const rgk_attn &a = p.call.a;
   const int64_t key = blockIdx.x;
   const int kh = blockIdx.y, t = threadIdx.x, b = find_seq(a.kseqs, key), parts = p.call.parts,
@@ -475,7 +491,6 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
   }
   const int32_t *list = p.list + kh * a.T * a.N;
   const uint16_t *places = p.places + kh * a.T * a.N;
-  const T *part = (const T *)p.part + 8 * t;
   float x[8];
   bool loaded = false;
   for (;;) {
@@ -483,7 +498,8 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
     const int64_t e = at + t / parts;
     const int64_t row = t < whole && e < end ? list[e] - p.call.row : p.call.rows;
     const bool mine = row < p.call.rows;
-    if (mine) share[t] = (((row * a.KH + kh) * parts + t % parts) * a.N + places[e]) * WIDTH;
+    if (mine)
+      share[t] = shares_at<T, WIDTH>(p, row, kh * parts + t % parts) + (int64_t)places[e] * WIDTH;
     const int n = __syncthreads_count(mine);
     if (n == 0 && !loaded && !begins && !ends) return;
     if (!loaded) {
@@ -494,7 +510,7 @@ __global__ void __launch_bounds__(rgk_tokens_sum_threads(JOINED))
     if (t < CHUNKS) {
 #pragma unroll 8
       for (int i = 0; i < n; i++) {
-        const uint4 w = __ldcs((const uint4 *)(part + share[i]));
+        const uint4 w = __ldcs((const uint4 *)(share[i] + 8 * t));
         const uint32_t word[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
         for (int c = 0; c < 4; c++) {

@@ -6,8 +6,8 @@
 
 enum { A_RANKS, A_ROWS, A_OWN };
 enum { A_MODE = A_OWN };
-enum { A_KERNEL = A_OWN, A_STRIDE };
-enum { A_LEFT = A_OWN, A_TILE };
+enum { A_LEFT = A_OWN, A_RIGHT, A_STRIDE };
+enum { A_TILE = A_LEFT + 1 };
 enum { SLOTS = 2 };
 
 #define RANKS_AND_ROWS                                                              \
@@ -97,14 +97,16 @@ static rg_status rows_cuda(const rg_call *c, rg_cuda *x) {
 }
 
 /* cp_blocks, cp_window */
-static rg_status chunks_cuda(const rg_call *c, rg_cuda *x, const void *kernel, bool positions) {
+static rg_status chunks_cuda(const rg_call *c, rg_cuda *x, const void *kernel, int64_t right,
+                             int64_t unit, bool positions) {
   const rg_arg *cu = rg_in(c, 0);
   rgk_cp_chunks_params p = {.cu = cu->data,
                             .order = rg_in(c, 1)->data,
                             .nseq = cu->dim[0] - 1,
                             .rows = c->attr[A_ROWS].i,
-                            .a = c->attr[A_OWN].i,
-                            .b = c->attr[A_OWN + 1].i,
+                            .left = c->attr[A_LEFT].i,
+                            .right = right,
+                            .unit = unit,
                             .ranks = rgi_ranks(c, A_RANKS),
                             .rank = rgi_rank(c)};
   for (int slot = 0; slot < SLOTS; slot++) {
@@ -162,14 +164,15 @@ static rg_status blocks_run(const rg_call *c) {
   for (int64_t i = 0; i < order->dim[0]; i++) {
     const int64_t slot = rgi_place(order, i) - SLOTS * (int64_t)rgi_rank(c);
     if (slot < 0 || slot >= SLOTS) continue;
-    rgi_cp_blocks(cu->data, cu->dim[0] - 1, i * chunk, (i + 1) * chunk, c->attr[A_KERNEL].i,
-                  c->attr[A_STRIDE].i, rgi_out_at(c, 0, (int)slot)->data);
+    rgi_cp_blocks(cu->data, cu->dim[0] - 1, i * chunk - c->attr[A_LEFT].i,
+                  (i + 1) * chunk + c->attr[A_RIGHT].i, c->attr[A_STRIDE].i,
+                  rgi_out_at(c, 0, (int)slot)->data);
   }
   return RG_OK;
 }
 
 static rg_status blocks_cuda(const rg_call *c, rg_cuda *x) {
-  return chunks_cuda(c, x, rgk_cp_blocks(), false);
+  return chunks_cuda(c, x, rgk_cp_blocks(), c->attr[A_RIGHT].i, c->attr[A_STRIDE].i, false);
 }
 
 static const rg_port blocks_in[] = {
@@ -182,12 +185,14 @@ static const rg_port blocks_out[] = {
 };
 static const rg_attr blocks_attrs[] = {
     RANKS_AND_ROWS,
-    {"kernel", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens per block"},
+    {"left", RG_ATTR_INT, true, 0, 1 << 20, 0, NULL, "rows before a chunk that are there"},
+    {"right", RG_ATTR_INT, true, 0, 1 << 20, 0, NULL, "rows after it"},
     {"stride", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens from one block to the next"},
 };
 const rg_op rgi_op_cp_blocks = {.abi = RG_OP_ABI,
                                 .name = "cp_blocks",
-                                .doc = "sequences as compress_kv takes them for this rank's blocks",
+                                .doc =
+                                    "sequences as block-wise ops take them for this rank's blocks",
                                 .flags = RG_OP_INTERNAL | RG_OP_COMM,
                                 .in = blocks_in,
                                 .nin = RGI_COUNT(blocks_in),
@@ -227,7 +232,7 @@ static rg_status window_run(const rg_call *c) {
 }
 
 static rg_status window_cuda(const rg_call *c, rg_cuda *x) {
-  return chunks_cuda(c, x, rgk_cp_window(), true);
+  return chunks_cuda(c, x, rgk_cp_window(), 0, c->attr[A_TILE].i, true);
 }
 
 static const rg_port window_out[] = {

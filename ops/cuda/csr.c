@@ -18,7 +18,9 @@ rgk_csr rgi_csr_plan(const rgk_attn *a, rgi_cut *w) {
   p.slots = rgk_slots(a->kseqs.rows, a->kseqs.n, a->block);
   if (many(&p)) {
     p.chunk = RGK_CSR_MANY_ROWS;
-    for (p.part = RGK_CSR_RANGE; (p.slots - 1) >> p.part >= RGK_CSR_PARTS;) p.part++;
+    /* dense parts are long, and end last: many, but a row is to have some entries in each */
+    const int64_t most = p.N / 16 > RGK_CSR_PARTS ? p.N / 16 : RGK_CSR_PARTS;
+    for (p.part = RGK_CSR_RANGE; (p.slots - 1) >> p.part > most;) p.part++;
     p.parts = (int32_t)(((p.slots - 1) >> p.part) + 1);
     p.bound = rgi_take(w, (size_t)(p.KH * p.T * (p.parts + 1)) * sizeof *p.bound);
   } else {

@@ -92,6 +92,17 @@ static void share_scale(rgk_tokens_bwd *p, float scale, bool joined) {
   p->of_dq = joined ? 1 / of_p : scale;
 }
 
+static int64_t share_row(const rgk_tokens_bwd *p) { /* bytes of a row's */
+  const rgk_attn *a = &p->call.a;
+  return a->KH * p->call.parts * a->N * (p->joined ? a->D : a->D + a->E) * 2;
+}
+/* As many whole rounds of jobs as `most` rows of q hold, if they hold one. */
+static int64_t whole_rounds(const rgk_tokens_bwd *p, const rg_gpu *gpu, int64_t most) {
+  const int64_t across = p->call.a.KH * p->call.parts,
+                whole = most * across / gpu->sms * gpu->sms / across;
+  return whole > 0 ? whole : most;
+}
+
 /* No bit depends on windows; four at least, so that short calls take them too. */
 static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, bool joined, rgi_cut *w) {
   bwd_plan s;
@@ -99,15 +110,14 @@ static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, bool joined,
   rgk_tokens_bwd *p = &s.p;
   p->call = plan(a);
   share_scale(p, a->scale, joined);
-  const int64_t across = a->KH * p->call.parts, width = joined ? a->D : a->D + a->E;
   p->delta = s.plain.delta = rgi_take(w, (size_t)(a->T * a->H) * sizeof(float));
   s.plain.a = *a;
   s.window = a->T;
   if (!a->dk.data && !a->dv.data) return s;
-  const int64_t row = across * a->N * width * 2, most = SHARES / row > 0 ? SHARES / row : 1,
-                whole = most * across / gpu->sms * gpu->sms / across;
+  const int64_t row = share_row(p), most = SHARES / row > 0 ? SHARES / row : 1,
+                width = joined ? a->D : a->D + a->E;
   s.window = (a->T + 3) / 4;
-  if (s.window > most) s.window = whole > 0 ? whole : most;
+  if (s.window > most) s.window = whole_rounds(p, gpu, most);
   s.csr = rgi_csr_plan(a, w);
   s.csr.places = rgi_take(w, (size_t)(a->KH * a->T * a->N) * sizeof *s.csr.places);
   p->part = rgi_take(w, (size_t)(s.window * row));
@@ -116,6 +126,25 @@ static bwd_plan plan_backward(const rgk_attn *a, const rg_gpu *gpu, bool joined,
   p->start = s.csr.start, p->list = s.csr.rows, p->places = s.csr.places;
   p->slots = s.csr.slots;
   return s;
+}
+
+/* The window from `row` on. Rows of d.q behind it are still to be written, and until then hold
+ * shares too: the longer windows are, the fewer times sums are read and written. */
+static void set_window(bwd_plan *s, const rg_gpu *gpu, int64_t row) {
+  rgk_tokens_bwd *p = &s->p;
+  const rgk_attn *a = &p->call.a;
+  const int64_t left = a->T - row, query = a->H * a->D * (a->dq.dtype == RG_F32 ? 4 : 2);
+  p->call.row = row;
+  p->call.rows = p->split = left < s->window ? left : s->window;
+  p->more = NULL;
+  if (left > s->window && p->part && a->dq.data && !a->acc_q && a->dq.head == a->D &&
+      a->dq.row == a->H * a->D) {
+    const int64_t share = share_row(p), most = (s->window * share + left * query) / (share + query),
+                  whole = whole_rounds(p, gpu, most);
+    p->call.rows = whole >= s->window ? whole : most;
+    if (p->call.rows > p->split) p->more = (char *)a->dq.data + (row + p->call.rows) * query;
+  }
+  p->call.jobs = (int32_t)(p->call.rows * a->KH * p->call.parts);
 }
 
 static rg_status launch(const rgk_attn *a, const rg_gpu *gpu, bool joined, void *workspace_,
@@ -130,10 +159,8 @@ static rg_status launch(const rgk_attn *a, const rg_gpu *gpu, bool joined, void 
                                     .size = sizeof s.plain}));
   const bool keys = a->dk.data || a->dv.data;
   if (keys) RGI_TRY(rgi_csr_steps(&s.csr, x));
-  for (int64_t row = 0; row < a->T; row += s.window) {
-    p->call.row = row;
-    p->call.rows = a->T - row < s.window ? a->T - row : s.window;
-    p->call.jobs = (int32_t)(p->call.rows * a->KH * p->call.parts);
+  for (int64_t row = 0; row < a->T; row += p->call.rows) {
+    set_window(&s, gpu, row);
     const int32_t jobs = p->call.jobs;
     RGI_TRY(x->launch(x, &(rg_launch){.function = rgk_tokens_bwd_main((rg_dtype)a->dtype),
                                       .grid = {(uint32_t)(jobs < gpu->sms ? jobs : gpu->sms), 1, 1},

@@ -95,19 +95,23 @@ Test(gpu_cp, tables) {
                                          .order = at_order,
                                          .nseq = most,
                                          .rows = T,
-                                         .a = kernel,
-                                         .b = stride,
+                                         .right = kernel - 1,
+                                         .unit = stride,
                                          .ranks = ranks,
                                          .rank = rank,
                                          .starts = {at[0], at[1]}};
     rgk_cp_chunks_params window = blocks;
-    window.a = left, window.b = tile;
+    window.left = left, window.right = 0, window.unit = tile;
     window.pos[0] = at[3], window.pos[1] = at[4];
-    launch(rgk_cp_blocks(), &blocks, sizeof blocks);
-    for (int slot = 0; slot < 2; slot++) {
-      const int64_t lo = rgk_cp_chunk(chosen, ranks, rank, slot) * chunk;
-      rgi_cp_blocks(cu, most, lo, lo + chunk, kernel, stride, a);
-      same(a, at[slot], most + 2, "blocks", seed);
+    for (int ends = 0; ends < 2; ends++) {
+      rgk_cp_chunks_params of = blocks;
+      if (ends) of.left = kernel - stride, of.right = stride - 1;
+      launch(rgk_cp_blocks(), &of, sizeof of);
+      for (int slot = 0; slot < 2; slot++) {
+        const int64_t lo = rgk_cp_chunk(chosen, ranks, rank, slot) * chunk;
+        rgi_cp_blocks(cu, most, lo - of.left, lo + chunk + of.right, stride, a);
+        same(a, at[slot], most + 2, ends ? "blocks by their ends" : "blocks", seed);
+      }
     }
     launch(rgk_cp_window(), &window, sizeof window);
     for (int slot = 0; slot < 2; slot++) {
@@ -212,6 +216,10 @@ EQUAL(windows_f32, .example = "sliding_window", .dtype = "f32",
 EQUAL(windows_gathered, .example = "sliding_window", .dtype = "bf16", .T = 3072, .exact = "q")
 EQUAL(nsa_linear, .example = "nsa_linear", .dtype = "bf16", .T = 1536)
 EQUAL(nsa_layer, .example = "nsa_layer", .dtype = "bf16", .T = 1536)
+EQUAL(csa, .example = "variants/csa", .dtype = "bf16",
+      .set = {"H=16", "D=64", "HI=4", "DI=64", "top_n=20", "window=60"}, .T = 1536, .exact = "q")
+EQUAL(quest, .example = "variants/quest", .dtype = "bf16", .set = {"H=16", "KH=2", "top_n=8"},
+      .T = 1536, .exact = "q")
 
 /* Twenty runs of one batch, all with the same bits. */
 Test(gpu_cp, repeats) {

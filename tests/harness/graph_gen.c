@@ -372,6 +372,15 @@ static void add_slice(gen *g) {
         use(g, x), fresh(g, "t", y)->name, axis, (long long)start, (long long)stop);
 }
 
+/* Of whatever there is: weights, choices, views. */
+static void add_stop(gen *g) {
+  const int x = chance(g, 0.3) ? (int)ot_below(g->t, g->n) : pick(g, fits_plain, NULL);
+  if (x < 0) return;
+  char *s = begin(g, "stop_gradient");
+  print(s, "\"x\": \"%s\" }, \"out\": { \"y\": \"%s\" } }", use(g, x),
+        fresh(g, "t", g->x[x])->name);
+}
+
 /* [T, N] to heads and back. A view that is not contiguous is made so first. */
 static void add_reshape(gen *g) {
   int x = pick(g, chance(g, 0.7) ? fits_flat : fits_heads, NULL);
@@ -713,7 +722,7 @@ const char *graph_gen(ot *t, gen_options o) {
   static void (*const add[])(gen *) = {add_linear,  add_act,       add_mul,    add_add,   add_norm,
                                        add_rope,    add_cast,      add_concat, add_slice, add_slice,
                                        add_reshape, add_transpose, add_swa,    add_swa,   add_nsa,
-                                       add_combine, add_merge,     add_add};
+                                       add_combine, add_merge,     add_add,    add_stop};
   gen *g = ot_alloc(t, sizeof *g);
   *g = (gen){.t = t, .o = o};
   g->inputs = ot_alloc(t, TEXT);
@@ -735,7 +744,7 @@ const char *graph_gen(ot *t, gen_options o) {
   new_input(g, TOKENS, 3, (int64_t[]){T, g->KH, g->D}, any_float(g));
   if (o.large) (chance(g, 0.7) ? add_nsa : add_swa)(g);
   for (int tries = 0; g->nodes < o.nodes && tries < 100; tries++)
-    add[ot_below(t, (int64_t)(sizeof add / sizeof *add))](g);
+    add[ot_below(t, (int64_t)(sizeof add / sizeof *add) - !o.stops)](g); /* add_stop is last */
   add_outputs(g);
   for (int i = g->nodes - 1; i > 0; i--) { /* order in a file is free */
     int64_t j = ot_below(t, i + 1);

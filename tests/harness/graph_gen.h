@@ -11,6 +11,7 @@ typedef struct gen_options {
   bool moved; /* views may break up the token axis though there are dead rows */
   bool mixed; /* f16 and bf16 beside f32, with casts between them */
   bool large; /* heads, groups, blocks and windows as models have them, mostly of one type */
+  bool stops; /* some gradients are stopped; without it, seeds draw what they drew before */
   int nodes;  /* wanted, at least */
 } gen_options;
 

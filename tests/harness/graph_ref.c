@@ -152,7 +152,8 @@ static int64_t *sources(view v, int y, int64_t start) {
   const rgi_tensor *from = &v.r->g->tensor[x], *to = &v.r->g->tensor[y];
   int64_t n = count(v.r, y), *map = ot_alloc(v.r->t, (size_t)(n + 1) * sizeof *map);
   bool transposed = strcmp(v.n->op->name, "transpose") == 0,
-       reshaped = strcmp(v.n->op->name, "reshape") == 0;
+       reshaped =
+           strcmp(v.n->op->name, "reshape") == 0 || strcmp(v.n->op->name, "stop_gradient") == 0;
   for (int64_t i = 0; i < n; i++) {
     int64_t index[RG_MAX_RANK], rest = i, at = 0;
     for (int d = to->rank - 1; d >= 0; d--) {
@@ -709,6 +710,7 @@ static const struct {
              {"slc_attn", slc_attn, slc_attn_backward},
              {"slice", look, look_backward},
              {"split", look, look_backward},
+             {"stop_gradient", look, NULL},
              {"swa_attn", swa_attn, swa_attn_backward},
              {"topk", topk, NULL},
              {"transpose", look, look_backward}};

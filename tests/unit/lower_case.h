@@ -109,7 +109,10 @@ static inline void load_text(bench *b, const char *text) {
 
 static inline void load_random(bench *b, uint64_t seed) {
   ot *t = ot_begin(seed);
-  load_text(b, graph_gen(t, (gen_options){.whole = seed % 3 == 0, .mixed = seed % 2, .nodes = 8}));
+  load_text(b, graph_gen(t, (gen_options){.whole = seed % 3 == 0,
+                                          .mixed = seed % 2,
+                                          .stops = seed % 5 == 0,
+                                          .nodes = 8}));
   ot_end(t);
 }
 

@@ -43,9 +43,10 @@ typedef struct layer {
   int H, KH, D, DV, page, kernel, stride, block, top_n, init, local, window;
   int k_method, v_method; /* of serve_methods */
   rg_dtype q, kv;
-  bool hnd, sinks, dot;
-  bool raw; /* what is in pages is told by tensors that nobody looked at */
-  bool few; /* of steps: what slc and swa make is combine's alone */
+  bool hnd, sinks;
+  bool dot, relu; /* topk's score, else softmax */
+  bool raw;       /* what is in pages is told by tensors that nobody looked at */
+  bool few;       /* of steps: what slc and swa make is combine's alone */
   bool softmax;
   double softcap;
   float alike; /* of the whole: heads of a token are its first, so many times; 0: as filled */
@@ -61,7 +62,10 @@ static inline const char *layer_text(const layer *l, char *text) {
           l->H, l->KH, l->D, l->DV, l->page, l->kernel, l->stride, l->block, l->top_n, l->init,
           l->local, l->window, serve_methods[l->k_method], serve_methods[l->v_method],
           rg_dtype_name(l->q), rg_dtype_name(l->kv), l->hnd ? " hnd" : "", l->sinks ? " sinks" : "",
-          l->dot ? " dot" : "", l->softcap);
+          l->dot    ? " dot"
+          : l->relu ? " relu"
+                    : "",
+          l->softcap);
   return text;
 }
 
@@ -108,11 +112,11 @@ static inline void serve_node(rg_builder *b, const layer *l, const char *name, c
   if (strstr(op, "topk")) {
     attrs[n++] = rg_word("block", "$block"), attrs[n++] = rg_word("top_n", "$top_n");
     attrs[n++] = rg_word("init", "$init"), attrs[n++] = rg_word("local", "$local");
-    if (l->dot) attrs[n++] = rg_word("score", "dot");
+    if (l->dot || l->relu) attrs[n++] = rg_word("score", l->dot ? "dot" : "relu");
   }
   if (strstr(op, "slc")) attrs[n++] = rg_word("block", "$block");
   if (strstr(op, "swa")) attrs[n++] = rg_word("window_left", "$window");
-  if (l->softcap != 0 && !(l->dot && strstr(op, "topk")))
+  if (l->softcap != 0 && !((l->dot || l->relu) && strstr(op, "topk")))
     attrs[n++] = rg_word("softcap", "$softcap");
   rg_build_node(b, name, op, in, out, attrs, n);
 }
@@ -166,7 +170,7 @@ static inline rg_spec *whole_spec(rg_context *ctx, const layer *l) {
   sprintf(in, "%s cu_seqlens=cu%s", cast ? "q=wq k=wck v=wcv" : "q k=cmp_k v=cmp_v", sinks);
   serve_node(b, l, "cmp", "cmp_attn", in, cast ? "o=cmp_w lse=cmp_lse" : "o=cmp_o lse=cmp_lse");
   sprintf(in, "%s cu_seqlens=cu%s", cast ? "q=wq k=wck" : "q k=cmp_k",
-          l->dot ? "" : " lse=cmp_lse");
+          l->dot || l->relu ? "" : " lse=cmp_lse");
   serve_node(b, l, "topk", "topk", in, "idx=idx");
   sprintf(in, "%s idx cu_seqlens=cu%s", q, sinks);
   serve_node(b, l, "slc", "slc_attn", in, cast ? "o=slc_w lse=slc_lse" : "o=slc_o lse=slc_lse");
@@ -224,7 +228,7 @@ static inline rg_spec *steps_spec(rg_context *ctx, const layer *l) {
   serve_compress(b, l, "kv_compress", in, "k_cmp=ck_now v_cmp=cv_now");
   sprintf(in, "q k_cache=ck_now v_cache=cv_now %s%s", table, sinks);
   serve_node(b, l, "cmp", "paged_cmp_attn", in, "o=cmp_o lse=cmp_lse");
-  sprintf(in, "q k_cache=ck_now %s%s", table, l->dot ? "" : " lse=cmp_lse");
+  sprintf(in, "q k_cache=ck_now %s%s", table, l->dot || l->relu ? "" : " lse=cmp_lse");
   serve_node(b, l, "topk", "paged_topk", in, "idx=idx");
   sprintf(in, "q k_cache=kc_now v_cache=vc_now idx %s%s", table, sinks);
   serve_node(b, l, "slc", "paged_slc_attn", in, l->few ? "o=slc_o" : "o=slc_o lse=slc_lse");

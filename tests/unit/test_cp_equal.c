@@ -208,6 +208,121 @@ Test(cp_equal, windows, .init = setup, .fini = teardown) {
   rg_plan_destroy(plan);
 }
 
+static bool alone; /* queries choose alone, though the spec has query_block */
+
+/* A spec of examples/variants, on so many ranks; NULL where it is refused, with *e. */
+static rg_plan *variant_plan(const char *name, const rg_binding *param, size_t nparam, int64_t T,
+                             int ranks, const char *policy_text, rg_error *e) {
+  char path[512];
+  rg_binding set[] = {{"T", T, NULL}, {"B", 4, NULL}};
+  rg_plan_options o = {.set = set, .nset = 2, .threads = 1, .pack_seconds = 0.1, .cp = ranks};
+  rg_policy *policy = policy_text ? load_policy(ctx, policy_text) : NULL;
+  rg_spec *spec = NULL;
+  rg_plan *plan = NULL;
+  snprintf(path, sizeof path, "%s/examples/variants/%s.json", RG_SOURCE_DIR, name);
+  static char text[1 << 14];
+  FILE *f = fopen(path, "r");
+  cr_assert(f);
+  text[fread(text, 1, sizeof text - 1, f)] = 0;
+  fclose(f);
+  char *share = strstr(text, "\"query_block\": \"$block\"");
+  if (share && alone) memcpy(share, "\"query_block\": 1       ", 23);
+  CR_OK(rg_spec_load_text(ctx, text, strlen(text), path, param, nparam, &spec, e), e);
+  if (rg_plan_create(spec, policy, &o, &plan, e) != RG_OK) plan = NULL;
+  rg_spec_destroy(spec);
+  rg_policy_destroy(policy);
+  return plan;
+}
+
+/* Rows that pool makes, alone or by way of other ops, whose blocks reach back over chunks: keys of
+ * attention (csa), and of its choice (quest). */
+Test(cp_equal, pooled_rows, .init = setup, .fini = teardown) {
+  static const rg_binding csa[] = {{"H", 4, NULL},     {"D", 16, NULL},      {"HI", 3, NULL},
+                                   {"DI", 8, NULL},    {"kernel", 12, NULL}, {"stride", 4, NULL},
+                                   {"top_n", 3, NULL}, {"window", 6, NULL},  {"dtype", 0, "f32"}},
+                          quest[] = {{"H", 4, NULL},    {"KH", 2, NULL},    {"D", 16, NULL},
+                                     {"page", 4, NULL}, {"top_n", 4, NULL}, {"dtype", 0, "f32"}};
+  static const int lengths[][4] = {{70, 0, 1, 50}, {144, 0, 0, 0}, {23, 25, 47, 5}, {3, 6, 2, 120}};
+  static const char *const policies[] = {
+      "{ \"regraph_policy\": 1, \"cp\": { \"mode\": 1 } }",
+      "{ \"regraph_policy\": 1, \"cp\": { \"mode\": 2 }, \"preset\": \"all\" }"};
+  for (int which = 0; which < 2; which++)
+    for (int i = 0; i < RGI_N(lengths); i++)
+      for (int k = 0; k < 2; k++) {
+        const rg_binding *set = which ? quest : csa;
+        const size_t n = which ? RGI_N(quest) : RGI_N(csa);
+        const char *name = which ? "quest" : "csa";
+        const int ranks = 2 + (i + k) % 3;
+        const int64_t T = ranks == 4 ? 192 : 144;
+        char what[128];
+        rg_error e = {0};
+        if (!in_sample(4 * i + 2 * which + k, 4)) continue;
+        rg_plan *one = variant_plan(name, set, n, T, 1, NULL, &e);
+        CR_OK(one ? RG_OK : e.status, &e);
+        rg_plan *many = variant_plan(name, set, n, T, ranks, policies[k], &e);
+        CR_OK(many ? RG_OK : e.status, &e);
+        snprintf(what, sizeof what, "%s, %d ranks, lengths %d, policy %d", name, ranks, i, k);
+        cp_compare(ctx, one, many, round_seed(13, 1), T, lengths[i], "q", 2e-6, what);
+        rg_plan_destroy(one);
+        rg_plan_destroy(many);
+      }
+  /* keys that linear makes of pooled rows; queries that choose together can't be shared out */
+  rg_error e = {0};
+  const rg_binding seer[] = {{"H", 4, NULL},     {"KH", 2, NULL},    {"D", 16, NULL},
+                             {"DG", 8, NULL},    {"block", 8, NULL}, {"top_n", 3, NULL},
+                             {"dtype", 0, "f32"}};
+  cr_assert(!variant_plan("seer", seer, RGI_N(seer), 192, 2, NULL, &e));
+  cr_assert(strstr(e.message, "needs whole sequences of queries"), "%s", e.message);
+  alone = true;
+  rg_plan *one = variant_plan("seer", seer, RGI_N(seer), 192, 1, NULL, &e),
+          *many = variant_plan("seer", seer, RGI_N(seer), 192, 3, NULL, &e);
+  cr_assert(one && many, "%s", e.message);
+  cp_compare(ctx, one, many, round_seed(19, 1), 192, (const int[]){70, 0, 1, 50}, NULL, 2e-6,
+             "seer, each query by itself");
+  rg_plan_destroy(one);
+  rg_plan_destroy(many);
+}
+
+/* pool alone: each token goes into one row, so its gradients are one rank's to the bit. */
+Test(cp_equal, pool, .init = setup, .fini = teardown) {
+  static const char *const method[] = {"softmax", "max", "min"};
+  for (int m = 0; m < 3; m++)
+    for (int parts = 1; parts <= 3; parts++)
+      for (int ranks = 2; ranks <= 4; ranks++) {
+        const int stride = 4, T = 2 * ranks * (parts == 3 ? 12 : 8);
+        const int lengths[] = {T / 2 - 3, 1, 0, T / 2 - 6};
+        char text[1536], what[64];
+        rg_plan *plan[2];
+        if (!in_sample(9 * m + 3 * parts + ranks, 4)) continue;
+        snprintf(
+            text, sizeof text,
+            "{ \"regraph\": 1, \"inputs\": {"
+            " \"x\": { \"shape\": [\"T\", 2, %d], \"dtype\": \"f32\", \"grad\": true },%s"
+            " \"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n"
+            " \"nodes\": [ { \"name\": \"pool\", \"op\": \"pool\", \"in\": { \"x\": \"x\", "
+            "%s\"cu_seqlens\": "
+            "\"cu\" }, \"out\": { \"y\": \"y\" }, \"attrs\": { \"kernel\": %d, \"stride\": %d, "
+            "\"method\": \"%s\" } } ],\n \"outputs\": { \"y\": \"y\" } }",
+            5 * parts,
+            m ? ""
+              : " \"z\": { \"shape\": [\"T\", 2, \"W\"], \"dtype\": \"f32\", \"grad\": true }, "
+                "\"bias\": { \"shape\": [4, \"W\"], \"dtype\": \"f32\", \"grad\": true },",
+            m ? "" : "\"z\": \"z\", \"bias\": \"bias\", ", parts * stride, stride, method[m]);
+        for (int i = 0; i < 2; i++) {
+          rg_binding set[] = {{"T", T, NULL}, {"B", 4, NULL}, {"W", 5 * parts, NULL}};
+          rg_plan_options o = {.set = set, .nset = m ? 2 : 3, .threads = 1, .cp = i ? ranks : 1};
+          rg_spec *spec = load_spec(ctx, text);
+          rg_error e = {0};
+          CR_OK(rg_plan_create(spec, NULL, &o, &plan[i], &e), &e);
+          rg_spec_destroy(spec);
+        }
+        snprintf(what, sizeof what, "pool by %s, %d parts, %d ranks", method[m], parts, ranks);
+        cp_compare(ctx, plan[0], plan[1], round_seed(17, 1), T, lengths, m ? "" : "x z",
+                   m ? 0 : 2e-6, what); /* of max and min but for the sign of zeros */
+        for (int i = 0; i < 2; i++) rg_plan_destroy(plan[i]);
+      }
+}
+
 /* What one plan predicts is what the session of every rank asks for, and budgets count it. */
 Test(cp_equal, bytes, .init = setup, .fini = teardown) {
   const char *text = "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": 4 }%s }";

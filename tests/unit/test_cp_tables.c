@@ -98,33 +98,47 @@ static void check_rows(const pack *p, rg_cp_mode mode) {
 }
 
 /* Every block of every sequence is made by the chunk it starts in, of the right tokens, in the row
- * where all tokens at once would have put it; and nothing else is. */
-static void check_blocks(const pack *p) {
+ * where all tokens at once would have put it; and nothing else is. `ends`: the chunk in which its
+ * last `stride` tokens start, and of the first blocks those tokens that there are. */
+static void check_blocks(const pack *p, bool ends) {
   static int32_t starts[MOST_SEQUENCES + 2];
-  int64_t token[MOST_ROWS], made[MOST_ROWS]; /* per compressed row: its first token */
-  const int64_t rows = p->capacity / p->stride, own = p->chunk / p->stride;
-  for (int64_t i = 0; i < rows; i++) token[i] = made[i] = -1;
+  int64_t token[MOST_ROWS], made[MOST_ROWS]; /* per compressed row: its first token … */
+  int64_t n[MOST_ROWS], of[MOST_ROWS];       /* … and how many it has */
+  const int64_t rows = p->capacity / p->stride, own = p->chunk / p->stride,
+                left = ends ? p->kernel - p->stride : 0,
+                right = ends ? p->stride - 1 : p->kernel - 1, whole = p->kernel - left;
+  for (int64_t i = 0; i < rows; i++) token[i] = made[i] = n[i] = of[i] = -1;
   for (int64_t b = 0; b < p->nseq; b++)
-    for (int64_t j = 0; j * p->stride + p->kernel <= p->cu[b + 1] - p->cu[b]; j++)
-      token[p->cu[b] / p->stride + j] = p->cu[b] + j * p->stride;
+    for (int64_t j = 0; j * p->stride + whole <= p->cu[b + 1] - p->cu[b]; j++) {
+      const int64_t row = p->cu[b] / p->stride + j,
+                    back = left < j * p->stride ? left : j * p->stride;
+      token[row] = p->cu[b] + j * p->stride - back;
+      n[row] = whole + back;
+    }
   for (int64_t c = 0; c < 2 * p->ranks; c++) {
-    const int64_t lo = c * p->chunk, hi = lo + p->chunk;
-    rgi_cp_blocks(p->cu, p->nseq, lo, hi, p->kernel, p->stride, starts);
+    const int64_t first = c * p->chunk - left, last = (c + 1) * p->chunk + right;
+    rgi_cp_blocks(p->cu, p->nseq, first, last, p->stride, starts);
     cr_assert_eq(starts[0], 0);
     for (int64_t b = 0; b <= p->nseq; b++) {
       cr_assert_leq(starts[b], starts[b + 1]);
-      cr_assert_leq((int64_t)starts[b + 1], p->chunk + p->kernel - 1);
-      for (int64_t j = 0; j * p->stride + p->kernel <= starts[b + 1] - starts[b]; j++) {
-        const int64_t row = starts[b] / p->stride + j;
-        if (row < own) made[c * own + row] = lo + starts[b] + j * p->stride;
+      cr_assert_leq((int64_t)starts[b + 1], last - first);
+      for (int64_t j = 0; j * p->stride + whole <= starts[b + 1] - starts[b]; j++) {
+        const int64_t row = starts[b] / p->stride + j - left / p->stride,
+                      back = left < j * p->stride ? left : j * p->stride;
+        if (row < 0 || row >= own) continue;
+        made[c * own + row] = first + starts[b] + j * p->stride - back;
+        of[c * own + row] = whole + back;
       }
     }
   }
   for (int64_t i = 0; i < rows; i++)
-    cr_assert_eq(made[i], token[i],
-                 "row %lld of %lld, kernel %lld, stride %lld, chunk %lld: token %lld, not %lld",
-                 (long long)i, (long long)rows, (long long)p->kernel, (long long)p->stride,
-                 (long long)p->chunk, (long long)made[i], (long long)token[i]);
+    cr_assert(
+        made[i] == token[i] && of[i] == n[i],
+        "row %lld of %lld, kernel %lld, stride %lld, chunk %lld: %lld tokens from %lld on, not "
+        "%lld from %lld",
+        (long long)i, (long long)rows, (long long)p->kernel, (long long)p->stride,
+        (long long)p->chunk, (long long)of[i], (long long)made[i], (long long)n[i],
+        (long long)token[i]);
 }
 
 /* Every query finds its window among the keys, at the distance that it has in the sequence, and in
@@ -187,7 +201,8 @@ Test(cp_tables, random_packs) {
     check_rows(&p, RG_CP_BLOCKS);
     check_rows(&p, RG_CP_ZIGZAG);
     check_rows(&p, RG_CP_AUTO);
-    check_blocks(&p);
+    check_blocks(&p, false);
+    check_blocks(&p, true);
     check_window(&p);
     check_auto(&p);
   }
@@ -209,7 +224,8 @@ Test(cp_tables, borders_at_every_row) {
             note_rows(&p);
             check_rows(&p, RG_CP_BLOCKS);
             check_rows(&p, RG_CP_ZIGZAG);
-            check_blocks(&p);
+            check_blocks(&p, false);
+            check_blocks(&p, true);
             check_window(&p);
             check_auto(&p);
           }
@@ -234,7 +250,8 @@ Test(cp_tables, lengths_around_the_kernel) {
         }
         note_rows(&p);
         check_rows(&p, RG_CP_ZIGZAG);
-        check_blocks(&p);
+        check_blocks(&p, false);
+        check_blocks(&p, true);
         check_auto(&p);
       }
     }

@@ -157,6 +157,9 @@ Test(graph, random_views) {
 Test(graph, random_views_of_dead_rows) {
   random_graphs(50000, 80, (gen_options){.moved = true});
 }
+Test(graph, random_stops) {
+  random_graphs(60000, 40, (gen_options){.stops = true});
+}
 Test(graph, random_mixed) {
   random_graphs(40000, 80, (gen_options){.mixed = true});
 }
@@ -444,6 +447,34 @@ Test(graph, empty_tensors) {
                             "\"axis\": 0, \"start\": 2, \"stop\": 5"),
                     NODE("m", "mul", JOIN(P("a", "v"), P("b", "v")), P("y", "m"))),
                JOIN(P("y", "y"), P("u", "u"), P("m", "m"))),
+          ragged);
+}
+
+/* Gradients end where one is stopped, and nowhere else: beside another reader, of a weight, of what
+ * attention reads twice, as keys and as values that are the keys' first columns, whose gradients
+ * would be one. */
+Test(graph, stops) {
+#define STOP(name, x, y) NODE(name, "stop_gradient", P("x", x), P("y", y))
+#define LATENT(k, v)                                                                           \
+  NODE_AT("first", "slice", P("x", v), P("y", "v"), "\"axis\": 2, \"start\": 0, \"stop\": 6"), \
+      NODE_AT("choose", "topk", JOIN(P("q", "q"), P("k", "k"), CU), P("idx", "idx"),           \
+              "\"kernel\": 1, \"stride\": 1, \"block\": 1, \"top_n\": 5, \"init\": 0, "        \
+              "\"local\": 1, \"score\": \"dot\""),                                             \
+      NODE_AT("attend", "slc_attn",                                                            \
+              JOIN(P("q", "q"), P("k", k), P("v", "v"), P("idx", "idx"), CU), P("o", "o"),     \
+              "\"block\": 1")
+  run_one(SPEC(IN("x", HEADS, "f32", "true") IN("w", "8", "f32", "true"),
+               JOIN(STOP("a", "x", "y"), STOP("b", "w", "z"),
+                    NODE("m", "mul", JOIN(P("a", "x"), P("b", "y")), P("y", "m")),
+                    NODE("r", "rmsnorm", JOIN(P("x", "m"), P("w", "z"), CU), P("y", "n")),
+                    STOP("c", "n", "last")),
+               JOIN(P("n", "n"), P("last", "last"))),
+          ragged);
+  run_one(SPEC(IN("q", HEADS, "f32", "true") IN("k", "\"T\", 2, 8", "f32", "true"),
+               JOIN(STOP("a", "k", "s"), LATENT("k", "s")), P("o", "o")),
+          ragged);
+  run_one(SPEC(IN("q", HEADS, "f32", "true") IN("k", "\"T\", 2, 8", "f32", "true"),
+               JOIN(STOP("a", "k", "s"), LATENT("s", "k")), P("o", "o")),
           ragged);
 }
 

@@ -9,6 +9,7 @@
    maps cannot be made: steps that need them are skipped and counted.
  */
 #include "../harness/random_spec.h"
+#include "../../kernels/attn/tokens.h"
 #include "lower_case.h"
 
 Test(lower_cuda, launches_of_examples) {
@@ -101,6 +102,64 @@ Test(lower_cuda, ranks) {
       }
     }
   report(&b);
+  close_bench(&b);
+}
+
+/* Shares of gradients of keys lie in the workspace and in rows of d.q that no window has come to
+ * yet; windows go through all rows, and are fewer for it. */
+Test(lower_cuda, shares_in_rows_to_come) {
+  static const char text[] =
+      "{ \"regraph\": 1, \"inputs\": {\n"
+      " \"q\": { \"shape\": [\"T\", 64, 576], \"dtype\": \"bf16\", \"grad\": true },\n"
+      " \"k\": { \"shape\": [\"T\", 1, 576], \"dtype\": \"bf16\", \"grad\": true },\n"
+      " \"idx\": { \"shape\": [\"T\", 1, 2048], \"dtype\": \"i32\" },\n"
+      " \"cu\": { \"shape\": [\"B+1\"], \"dtype\": \"i32\" } },\n \"nodes\": [\n"
+      " { \"name\": \"value\", \"op\": \"slice\", \"in\": { \"x\": \"k\" }, \"out\": { \"y\": "
+      "\"v\" "
+      "}, \"attrs\": { \"axis\": 2, \"start\": 0, \"stop\": 512 } },\n"
+      " { \"name\": \"a\", \"op\": \"slc_attn\", \"in\": { \"q\": \"q\", \"k\": \"k\", \"v\": "
+      "\"v\", "
+      "\"idx\": \"idx\", \"cu_seqlens\": \"cu\" }, \"out\": { \"o\": \"o\" }, \"attrs\": { "
+      "\"block\": 1 } } ],\n \"outputs\": { \"o\": \"o\" } }";
+  bench b = open_bench(10);
+  lo_list list;
+  load_text(&b, text);
+  for (int64_t T = 200; T <= 32768; T = T < 1000 ? 6000 : T < 7000 ? 32768 : T + 1) {
+    b.T = T, b.B = 1;
+    rg_plan *plan = plan_of(&b, NULL, true, false);
+    const char *bad = lo_ask(b.t, plan, 0, &list);
+    cr_assert(!bad, "%s", bad);
+    int64_t row = 0, before = 0;
+    int windows = 0, longer = 0;
+    for (int i = 0; i < list.n; i++) {
+      const lo_launch *l = &list.at[i];
+      if (l->library || l->copies || l->launch.size != sizeof(rgk_tokens_bwd) ||
+          l->launch.block[0] != RGK_TOKENS_THREADS)
+        continue;
+      rgk_tokens_bwd w;
+      memcpy(&w, l->params, sizeof w);
+      const int64_t share = (int64_t)2048 * 576 * 2, query = (int64_t)64 * 576 * 2,
+                    more = w.call.rows - w.split;
+      const char *to_come = (char *)w.call.a.dq.data + (row + w.call.rows) * query,
+                 *end = (char *)w.call.a.dq.data + T * query;
+      cr_assert_eq(w.call.row, row);
+      cr_assert(w.call.rows > 0 && w.split > 0 && more >= 0);
+      cr_assert(before == 0 || w.split <= before, "the workspace has room for %lld rows",
+                (long long)before);
+      if (more > 0)
+        cr_assert((char *)w.more >= to_come && (char *)w.more + more * share <= end,
+                  "T %lld, window of row %lld", (long long)T, (long long)row);
+      before = windows ? before : w.split;
+      row += w.call.rows;
+      windows++, longer += more > 0;
+    }
+    if (windows)
+      cr_assert(row == T && longer > 0 && windows <= (T + before - 1) / before &&
+                (T < 32768 || windows < 40));
+    else
+      b.skipped++;
+    rg_plan_destroy(plan);
+  }
   close_bench(&b);
 }
 

@@ -35,7 +35,9 @@ static layer random_layer(uint64_t *seed) {
   l.q = types[below(seed, 3)], l.kv = below(seed, 2) ? l.q : types[below(seed, 3)];
   l.hnd = below(seed, 2), l.sinks = below(seed, 3) == 0;
   l.softcap = below(seed, 4) ? 0 : 15;
-  if (below(seed, 6) == 0) l.dot = true, l.kernel = l.stride = l.block = 16;
+  const int score = below(seed, 6);
+  l.dot = score == 0, l.relu = score == 1;
+  if (l.dot || l.relu) l.kernel = l.stride = l.block = 16;
   return l;
 }
 
@@ -103,8 +105,9 @@ static const char *check_choice(ot *t, const layer *l, const buffers *io, int ns
                       .top_n = l->top_n,
                       .init = l->init,
                       .local = l->local,
-                      .softcap = l->dot ? 0 : l->softcap,
-                      .dot = l->dot};
+                      .softcap = l->dot || l->relu ? 0 : l->softcap,
+                      .dot = l->dot,
+                      .relu = l->relu};
   int32_t *idx = ot_ints(t, T * l->KH * l->top_n + 1);
   double *scores = ot_doubles(t, T * l->KH * nblock + 1), logit;
   if (T == 0) return NULL;
