@@ -126,7 +126,7 @@ rgk_mma_bwd_kernels kernels_of(bool small, const void *pairs = nullptr,
   constexpr bool two = rgk_mma_bwd_batch(W, true) != rgk_mma_bwd_batch(W, false);
   rgk_mma_bwd_kernels k = {(const void *)keys<T, W, E, false, RGK_MMA_BWD_KEYS>, nullptr,
                            (const void *)queries<T, W, E, false>, pairs, alone};
-  if constexpr (W <= RGK_MMA_BWD_HELD)
+  if constexpr (W == RGK_MMA_BWD_MANY_WIDTH)
     k.many_keys = (const void *)keys<T, W, E, false, RGK_MMA_BWD_MANY_KEYS>;
   if (two && small) {
     k.keys = (const void *)keys<T, W, E, two, RGK_MMA_BWD_KEYS>;

@@ -14,10 +14,11 @@
 #define RGK_MMA_BWD_INSTANCES(X) X(64, 64) X(96, 96) X(128, 128) X(192, 128) X(256, 256)
 
 enum {
-  RGK_MMA_BWD_KEYS = 64,       /* of a key tile, */
-  RGK_MMA_BWD_MANY_KEYS = 128, /* and where all see all: widths up to RGK_MMA_BWD_HELD, not SMALL */
-  RGK_MMA_BWD_ROWS = 64,       /* of a row tile */
-  RGK_MMA_BWD_LANES = 16,      /* that sum a row's delta */
+  RGK_MMA_BWD_KEYS = 64,        /* of a key tile, */
+  RGK_MMA_BWD_MANY_KEYS = 128,  /* and where there are many, at */
+  RGK_MMA_BWD_MANY_WIDTH = 128, /* this width */
+  RGK_MMA_BWD_ROWS = 64,        /* of a row tile */
+  RGK_MMA_BWD_LANES = 16,       /* that sum a row's delta */
   RGK_MMA_BWD_THREADS = 128,
   RGK_MMA_BWD_PAIR_STEP = 32, /* keys of a step where pairs of warps share rows */
   RGK_MMA_BWD_HELD = 128      /* widths at which a warp holds 16 rows of Q and of dO in registers */

@@ -5,8 +5,8 @@
 
    A block has a tile of 64 or 128 keys (key_tiles.cuh) and walks the rows (query, head) that see
    it, a batch at a time. Half of its warps have the first line, half the second, so that a warp's
-   sums are one gradient's and leave registers for 32 keys, where widths are up to 128: what it reads
-   of Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
+   sums are one gradient's and leave registers for 32 keys, where widths are up to 128: what it
+   reads of Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
    registers from which the second product of a line takes them. P crosses over in shared memory, as
    it lies there, from a warp to the one that has the same keys. That one is a batch behind, so that
    all warps meet once a batch:

@@ -45,7 +45,7 @@ static bool alone(const rgk_attn *a, int32_t W) {
  * either: from the sequence's last query on. */
 static int32_t tile_keys(const rgk_attn *a, const rg_gpu *gpu, int32_t W) {
   enum { MANY = RGK_MMA_BWD_MANY_KEYS, LONG = 1024 };
-  const bool many = a->mode == RGK_SWA && a->window_left < 0 && W <= RGK_MMA_BWD_HELD &&
+  const bool many = a->mode == RGK_SWA && a->window_left < 0 && W == RGK_MMA_BWD_MANY_WIDTH &&
                     !rgi_cuda_attn_little_shared(gpu) && a->S / LONG >= a->seqs.n &&
                     2 * (a->S / MANY * a->KH) >= 3 * (int64_t)gpu->sms;
   return many ? MANY : RGK_MMA_BWD_KEYS;

@@ -86,7 +86,6 @@ CASES(dense, LIST(.kind = REF_SWA, .window_left = -1))
                 .kind = REF_SWA, .window_left = -1, .H = heads, .KH = 8, .D = width, .DV = width}, \
             dtype));                                                                               \
   }
-TILES(bf16, RG_BF16, 8, 64)
-TILES(bf16, RG_BF16, 8, 96)
-TILES(bf16, RG_BF16, 16, 128)
-TILES(f16, RG_F16, 8, 128)
+TILES(bf16, RG_BF16, 8, 128)
+TILES(bf16, RG_BF16, 16, 104)
+TILES(f16, RG_F16, 16, 128)
