@@ -46,8 +46,9 @@ rgk_mma_bwd_kernels kernels_of(rg_dtype type, int32_t width, bool small) {
 
 } // namespace
 
-const void *rgk_mma_bwd_keys(rg_dtype type, int32_t width, bool small) {
-  return kernels_of(type, width, small).keys;
+const void *rgk_mma_bwd_keys(rg_dtype type, int32_t width, bool small, int32_t keys) {
+  const rgk_mma_bwd_kernels k = kernels_of(type, width, small);
+  return keys == RGK_MMA_BWD_MANY_KEYS ? k.many_keys : k.keys;
 }
 const void *rgk_mma_bwd_queries(rg_dtype type, int32_t width, bool small) {
   return kernels_of(type, width, small).queries;

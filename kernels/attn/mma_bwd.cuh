@@ -107,7 +107,7 @@ template <int N> __device__ __forceinline__ void meet() {
 /* The kernels of a width, each in a file of its own, mma_bwd_W.cu, since drivers compile a file's
  * PTX as a whole; NULL: not in this build. */
 struct rgk_mma_bwd_kernels {
-  const void *keys, *queries, *pairs, *alone;
+  const void *keys, *many_keys, *queries, *pairs, *alone;
 };
 #define X(W, E) rgk_mma_bwd_kernels rgk_mma_bwd_##W(rg_dtype type, bool small);
 RGK_MMA_BWD_INSTANCES(X)
@@ -115,7 +115,7 @@ RGK_MMA_BWD_INSTANCES(X)
 
 namespace rgk {
 namespace mma_bwd {
-template <class T, int W, int E, bool SMALL>
+template <class T, int W, int E, bool SMALL, int KEYS>
 __global__ void keys(const __grid_constant__ rgk_attn_plain p);
 template <class T, int W, int E, bool SMALL>
 __global__ void queries(const __grid_constant__ rgk_attn_plain p);
@@ -124,9 +124,15 @@ template <class T, int W, int E>
 rgk_mma_bwd_kernels kernels_of(bool small, const void *pairs = nullptr,
                                const void *alone = nullptr) {
   constexpr bool two = rgk_mma_bwd_batch(W, true) != rgk_mma_bwd_batch(W, false);
-  if (two && small)
-    return {(const void *)keys<T, W, E, two>, (const void *)queries<T, W, E, two>, pairs, alone};
-  return {(const void *)keys<T, W, E, false>, (const void *)queries<T, W, E, false>, pairs, alone};
+  rgk_mma_bwd_kernels k = {(const void *)keys<T, W, E, false, RGK_MMA_BWD_KEYS>, nullptr,
+                           (const void *)queries<T, W, E, false>, pairs, alone};
+  if constexpr (W == RGK_MMA_BWD_MANY_WIDTH)
+    k.many_keys = (const void *)keys<T, W, E, false, RGK_MMA_BWD_MANY_KEYS>;
+  if (two && small) {
+    k.keys = (const void *)keys<T, W, E, two, RGK_MMA_BWD_KEYS>;
+    k.queries = (const void *)queries<T, W, E, two>;
+  }
+  return k;
 }
 } // namespace mma_bwd
 } // namespace rgk

@@ -3,19 +3,28 @@
      S^T = K Q^T    P = exp(scale S - lse)    dV = P^T dO
      dP^T = V dO^T  dS = P (dP - delta)       dK = scale dS^T Q
 
-   A block has a tile of 64 keys (key_tiles.cuh) and walks the rows (query, head) that see it, a
-   batch at a time. Half of its warps have the first line, half the second, so that a warp's sums
-   are one gradient's and leave registers for 32 keys, where widths are up to 128: what it reads of
-   Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
+   A block has a tile of 64 or 128 keys (key_tiles.cuh) and walks the rows (query, head) that see
+   it, a batch at a time. Half of its warps have the first line, half the second, so that a warp's
+   sums are one gradient's and leave registers for 32 keys, where widths are up to 128: what it
+   reads of Q and dO serves two products each. Scores are formed transposed: P^T and dS^T lie in the
    registers from which the second product of a line takes them. P crosses over in shared memory, as
-   it lies there, from a warp to the one that has the same keys. That one is half a batch behind, so
-   that all warps meet twice a batch and each has a product of its own between:
+   it lies there, from a warp to the one that has the same keys. That one is a batch behind, so that
+   all warps meet once a batch:
+
+       for dV   │ S^T, exp, dV of i          │ S^T, exp, dV of i + 1 │
+       for dK   │ dP^T, dS, dK of i - 1      │ dP^T, dS, dK of i     │
+
+   The batches before, at work and on their way have a stage each. Warps hold a part of their keys'
+   rows of K or V in registers, as many as do not spill, and the third stage comes where columns of
+   these lay: so two blocks of 64 keys have room in 163 KB. With 128 rows are read half as often.
+
+   Wider ones (rgk_mma_bwd_near) have two stages. Who takes P is half a batch behind, and all meet
+   twice a batch, each with a product of its own between:
 
        for dV   │ S^T of i        │ exp, dV of i   │ S^T of i + 1 │
        for dK   │ dS, dK of i - 1 │ dP^T of i      │ dS, dK of i  │
 
-   Each half of the warps has a loop of its own, since branches cost more than their instructions,
-   and holds a part of its keys' rows of K or V in registers, as many as do not spill.
+   Each half of the warps has a loop of its own, since branches cost more than their instructions.
 
    What rows there are is found out for as many batches at a time as there are warps, each by one,
    so that none waits for another's divisions and lists.
@@ -32,8 +41,6 @@ namespace rgk {
 namespace mma_bwd {
 
 using namespace rgk::plain;
-
-constexpr int KEYS = RGK_MMA_BWD_KEYS;
 
 /* Rows of a batch, looked up before it is copied. */
 template <int N> struct batch {
@@ -136,7 +143,7 @@ struct lookup {
     if (lse_at) lse = *lse_at;
   }
   /* All lanes of the warp. */
-  template <int BATCH, int GROUPS>
+  template <int BATCH, int GROUPS, int OWN>
   __device__ __forceinline__ void next(const looked_up &t, batch<BATCH> &x, uint32_t &todo) {
     const int i = threadIdx.x % 32, pos = row - t.origin;
     /* as visible() and columns() have it, in 32 bits */
@@ -160,9 +167,7 @@ struct lookup {
     uint32_t some = __any_sync(~0u, lo < hi);
 #pragma unroll
     for (int g = 0; g < GROUPS; g++)
-      some |= (uint32_t)__any_sync(~0u, lo > g * (KEYS / GROUPS) ||
-                                            hi < min((g + 1) * (KEYS / GROUPS), t.n))
-              << (1 + g);
+      some |= (uint32_t)__any_sync(~0u, lo > g * OWN || hi < min((g + 1) * OWN, t.n)) << (1 + g);
     if (i == 0) todo = some;
     advance(t);
   }
@@ -204,20 +209,39 @@ struct whose {
   int kh, n;
 };
 
-template <int W, int E, bool SMALL> struct memory {
-  static constexpr int BATCH = rgk_mma_bwd_batch(W, SMALL), LOOKS = rgk_mma_bwd_looks(W, SMALL),
-                       KNOWN = LOOKS + 2, /* batches: this, the next, and those looked up */
-      THREADS = (int)rgk_mma_bwd_keys_threads(W), GROUPS = THREADS / 64,
-                       M = KEYS / GROUPS / 16, /* of 16 keys, of a warp */
+/* Stages of Q, and the first NEAR columns of K, where the third stage comes; or of dO, and V's. */
+template <int W, int KEYS, int BATCH, int NEAR> struct stages {
+  char two[2][BATCH * W * 2];
+  char near[KEYS * NEAR * 2];
+  static_assert(sizeof near >= BATCH * W * 2, "a stage has room there");
+};
+template <int W, int KEYS, int BATCH> struct stages<W, KEYS, BATCH, 0> {
+  char two[2][BATCH * W * 2];
+};
+
+template <int W, int E, bool SMALL, int KEYS> struct memory {
+  static constexpr int BATCH = rgk_mma_bwd_batch(W, SMALL),
+                       LOOKS = rgk_mma_bwd_looks(W, SMALL, KEYS),
+                       KNOWN = rgk_mma_bwd_known(W, SMALL, KEYS), NEAR = rgk_mma_bwd_near(W),
+                       THREADS = (int)rgk_mma_bwd_keys_threads(W, KEYS), GROUPS = THREADS / 64,
+                       OWN = KEYS / GROUPS, M = OWN / 16, /* of 16 keys, of a warp */
       STEPS = BATCH / 16;
-  char k[KEYS * W * 2], v[KEYS * E * 2];
-  char q[2][BATCH * W * 2], d_o[2][BATCH * E * 2];
-  uint4 p[GROUPS][M][STEPS][32]; /* as the lanes hold it */
+  /* the other columns */
+  char k[KEYS * (W - NEAR) * 2], v[KEYS * (E - NEAR) * 2];
+  stages<W, KEYS, BATCH, NEAR> q;
+  stages<E, KEYS, BATCH, NEAR> d_o;
+  uint4 p[W <= 128 ? 2 : 1][GROUPS][M][STEPS][32]; /* as the lanes hold it */
   looks_memory<LOOKS> looks;
   whose sums;
   batch<BATCH> rows[KNOWN]; /* batch i in place i % KNOWN */
   /* of each, bit 0: a row sees some keys; 1 + g: one does not see all of group g's */
   uint32_t todo[KNOWN];
+  __device__ __forceinline__ uint32_t q_at(int stage) const {
+    return smem_at(q.two) + stage * BATCH * pitch(W);
+  }
+  __device__ __forceinline__ uint32_t d_o_at(int stage) const {
+    return smem_at(d_o.two) + stage * BATCH * pitch(E);
+  }
 };
 
 /* A batch's rows of Q and of dO, as copy_rows does. Few instructions stand between a meeting and
@@ -265,20 +289,36 @@ template <int W, int E, int BATCH, int THREADS> struct batch_copies {
   }
 };
 
-/* Of K's or V's rows as the A of scores, the first steps of k, which a warp holds. */
-template <int HELD, int M> struct held_rows {
-  uint32_t x[HELD ? HELD : 1][M][4];
-  template <int W> __device__ __forceinline__ void hold(uint32_t a) {
+/* K's or V's rows of a warp as the A of scores: the first HELD steps of k in registers, the others
+ * from shared memory. Columns from NEAR on are a tile of their own. */
+template <int W, int HELD, int M, int NEAR> struct own_rows {
+  uint32_t far, x[HELD ? HELD : 1][M][4];
+  static_assert(16 * HELD >= NEAR, "their room is another's then");
+  template <class Stages>
+  __device__ __forceinline__ own_rows(const char *rest, const Stages &stages, int own) {
+    constexpr int FAR = W - NEAR;
+    far = mma_at_rows<FAR>(smem_at(rest)) + own * pitch(FAR);
+    if constexpr (NEAR > 0) {
+      const uint32_t near = mma_at_rows<NEAR>(smem_at(stages.near)) + own * pitch(NEAR);
 #pragma unroll
-    for (int k = 0; k < HELD; k++)
+      for (int k = 0; k < NEAR / 16; k++)
 #pragma unroll
-      for (int m = 0; m < M; m++) load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[k][m]);
+        for (int m = 0; m < M; m++)
+          load_matrices(on<NEAR>(near, 2 * k) + m * 16 * pitch(NEAR), x[k][m]);
+    }
+#pragma unroll
+    for (int k = NEAR / 16; k < HELD; k++)
+#pragma unroll
+      for (int m = 0; m < M; m++) load(k, m, x[k][m]);
+  }
+  __device__ __forceinline__ void load(int k, int m, uint32_t *to) const {
+    constexpr int FAR = W - NEAR;
+    load_matrices(on<FAR>(far, 2 * k - NEAR / 8) + m * 16 * pitch(FAR), to);
   }
 };
-/* s [16 m, N] = A B^T over W columns: rows of A, but for what is held of them, and of B in shared
- * memory, at a lane's addresses mma_at_rows and mma_at_columns. */
-template <class T, int W, int HELD, int M, int n>
-__device__ __forceinline__ void scores(float (&s)[M][n], const held_rows<HELD, M> &held, uint32_t a,
+/* s [16 m, N] = A B^T: rows of B in shared memory, at a lane's address mma_at_columns. */
+template <class T, int W, int HELD, int M, int NEAR, int n>
+__device__ __forceinline__ void scores(float (&s)[M][n], const own_rows<W, HELD, M, NEAR> &a,
                                        uint32_t b) {
 #pragma unroll
   for (int m = 0; m < M; m++)
@@ -291,9 +331,9 @@ __device__ __forceinline__ void scores(float (&s)[M][n], const held_rows<HELD, M
     for (int m = 0; m < M; m++)
       if (k < HELD)
 #pragma unroll
-        for (int i = 0; i < 4; i++) x[m][i] = held.x[k < HELD ? k : 0][m][i];
+        for (int i = 0; i < 4; i++) x[m][i] = a.x[k < HELD ? k : 0][m][i];
       else
-        load_matrices(on<W>(a, 2 * k) + m * 16 * pitch(W), x[m]);
+        a.load(k, m, x[m]);
 #pragma unroll
     for (int j = 0; j < n / 8; j++) {
       load_matrices(on<W>(b, 2 * k) + j * 16 * pitch(W), y);
@@ -306,14 +346,30 @@ __device__ __forceinline__ void scores(float (&s)[M][n], const held_rows<HELD, M
   }
 }
 
-template <class T, int W, int E, bool SMALL>
-__global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2 : 1)
+/* Copies a tile's rows of K or of V. */
+template <int W, int NEAR, int KEYS, int THREADS, class Stages>
+__device__ __forceinline__ void copy_tile(const char *rest, const Stages &stages, const uint16_t *x,
+                                          int64_t step, int n, int width) {
+  if constexpr (NEAR > 0)
+    copy_rows<NEAR, KEYS, THREADS>(smem_at(stages.near), threadIdx.x, width, x,
+                                   [&](int r) { return r < n ? x + r * step : nullptr; });
+  copy_rows<W - NEAR, KEYS, THREADS>(smem_at(rest), threadIdx.x, width - NEAR, x,
+                                     [&](int r) { return r < n ? x + r * step + NEAR : nullptr; });
+}
+
+template <class T, int W, int E, bool SMALL, int KEYS>
+__global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W, KEYS),
+                                  W <= 128 ? 256 / (int)rgk_mma_bwd_keys_threads(W, KEYS) : 1)
     keys(const __grid_constant__ rgk_attn_plain p) {
-  using sh_t = memory<W, E, SMALL>;
+  using sh_t = memory<W, E, SMALL, KEYS>;
   constexpr int BATCH = sh_t::BATCH, THREADS = sh_t::THREADS, GROUPS = sh_t::GROUPS, M = sh_t::M,
-                STEPS = sh_t::STEPS, OWN = 16 * M, LOOKS = sh_t::LOOKS, KNOWN = sh_t::KNOWN,
-                HELD = M == 2 ? 3 : 0; /* more spill */
-  static_assert(sizeof(sh_t) == rgk_mma_bwd_keys_shared(W, E, SMALL), "as the host counts");
+                STEPS = sh_t::STEPS, OWN = sh_t::OWN, LOOKS = sh_t::LOOKS, KNOWN = sh_t::KNOWN,
+                HELD = W > 128    ? 0
+                       : W == 128 ? 5
+                                  : W / 16; /* more spill */
+  constexpr int NEAR = sh_t::NEAR;
+  constexpr bool THREE = NEAR > 0; /* stages */
+  static_assert(sizeof(sh_t) == rgk_mma_bwd_keys_shared(W, E, SMALL, KEYS), "as the host counts");
   extern __shared__ __align__(1024) char mma_bwd_memory[];
   sh_t &sh = *(sh_t *)mma_bwd_memory;
   const rgk_attn &a = p.a;
@@ -328,10 +384,8 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
   }
   const uint16_t *const k = (const uint16_t *)a.k.data + t.key * a.k.row + t.kh * a.k.head,
                         *const v = (const uint16_t *)a.v.data + t.key * a.v.row + t.kh * a.v.head;
-  copy_rows<W, KEYS, THREADS>(smem_at(sh.k), threadIdx.x, a.D, k,
-                              [&](int r) { return r < t.n ? k + r * a.k.row : nullptr; });
-  copy_rows<E, KEYS, THREADS>(smem_at(sh.v), threadIdx.x, a.E, v,
-                              [&](int r) { return r < t.n ? v + r * a.v.row : nullptr; });
+  copy_tile<W, NEAR, KEYS, THREADS>(sh.k, sh.q, k, a.k.row, t.n, a.D);
+  copy_tile<E, NEAR, KEYS, THREADS>(sh.v, sh.d_o, v, a.v.row, t.n, a.E);
   const int batches = (int)((t.queries * a.G + BATCH - 1) / BATCH);
   const looked_up whole = look_at<LOOKS * BATCH>(p, t);
   lookup look;
@@ -342,10 +396,10 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
   if (warp < LOOKS) {
     look.begin(whole, threadIdx.x % 32 + BATCH * warp);
     look.fetch();
-    look.template next<BATCH, GROUPS>(whole, sh.rows[warp], sh.todo[warp]);
+    look.template next<BATCH, GROUPS, OWN>(whole, sh.rows[warp], sh.todo[warp]);
     if constexpr (LOOKS == 1) {
       look.fetch();
-      look.template next<BATCH, GROUPS>(whole, sh.rows[1], sh.todo[1]);
+      look.template next<BATCH, GROUPS, OWN>(whole, sh.rows[1], sh.todo[1]);
       look.fetch();
     } else {
       sh.looks.put(look);
@@ -355,7 +409,7 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
   batch_copies<W, E, BATCH, THREADS> copies(a);
   if (batches > 0) {
     copies.look(sh.rows[0]);
-    copies.q(smem_at(sh.q[0]), a), copies.d_o(smem_at(sh.d_o[0]), a);
+    copies.q(sh.q_at(0), a), copies.d_o(sh.d_o_at(0), a);
   }
   copies_commit();
   copies_wait<0>();
@@ -367,131 +421,177 @@ __global__ void __launch_bounds__((int)rgk_mma_bwd_keys_threads(W), W <= 128 ? 2
   auto work = [&](auto half) {
     constexpr bool DV = decltype(half)::value;
     constexpr int IN = DV ? W : E, OUT = DV ? E : W; /* widths of the two products */
-    const uint32_t own_at = mma_at_rows<IN>(smem_at(DV ? sh.k : sh.v)) + own * pitch(IN);
-    held_rows<HELD, M> held;
-    held.template hold<IN>(own_at);
+    const own_rows<IN, HELD, M, NEAR> rows = [&]() {
+      if constexpr (DV)
+        return own_rows<IN, HELD, M, NEAR>(sh.k, sh.q, own);
+      else
+        return own_rows<IN, HELD, M, NEAR>(sh.v, sh.d_o, own);
+    }();
     float sum[M][OUT / 2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
       for (int i = 0; i < OUT / 2; i++) sum[m][i] = 0;
 
-    float s[M][BATCH / 2]; /* S^T of the batch; dP^T - delta of it, then of the one before */
-    bool before = false;   /* P of the one before is there */
-    auto add_dk = [&](int stage) {
+    float s[M][BATCH / 2]; /* S^T of the batch; dP^T - delta */
+    auto exponentiate = [&](const batch<BATCH> &x, int step) {
 #pragma unroll
-      for (int step = 0; step < STEPS; step++) {
-        uint32_t y[M][4];
+      for (int j = 2 * step; j < 2 * step + 2; j++) {
+        const float2 lse = *(const float2 *)&x.lse[8 * j + c0];
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-          const uint4 w = sh.p[group][m][step][lane];
-          const uint32_t word[4] = {w.x, w.y, w.z, w.w};
+        for (int m = 0; m < M; m++)
 #pragma unroll
-          for (int j = 0; j < 4; j++) {
-            const float2 prob = unpack(word[j], T());
-            const float *const dp = s[m] + 8 * step + 2 * j;
-            y[m][j] = pack(prob.x * dp[0], prob.y * dp[1], T());
-          }
-        }
-        add_product<T, OUT, 1>(sum, y,
-                               mma_at_rows<OUT>(smem_at(sh.q[stage])) + step * 16 * pitch(OUT));
+          for (int i = 0; i < 4; i++)
+            s[m][4 * j + i] = exp2_fast(fmaf(s[m][4 * j + i], scale2, i % 2 ? lse.y : lse.x));
       }
     };
-
-    int at = 0; /* of KNOWN */
-#pragma unroll 1
-    for (int i = 0; i < batches; i++) {
-      const int stage = i & 1;
-      const batch<BATCH> &x = sh.rows[at], &next = sh.rows[at == KNOWN - 1 ? 0 : at + 1];
-      const uint32_t todo = sh.todo[at];
-      copies.look(next);
-      copies_wait<0>();
-      meet<THREADS>(); /* rows are there, and P of the batch before */
-      copies.d_o(smem_at(sh.d_o[stage ^ 1]), a);
-      if (warp < LOOKS && (i + 2) % LOOKS == 0) { /* batches i + 2 … i + 1 + LOOKS */
-        const int ahead = at + 2 + warp, to = ahead < KNOWN ? ahead : ahead - KNOWN;
-        if constexpr (LOOKS > 1) {
-          lookup mine;
-          sh.looks.get(mine);
-          mine.template next<BATCH, GROUPS>(sh.looks.tile, sh.rows[to], sh.todo[to]);
-          sh.looks.put(mine);
-        } else {
-          look.template next<BATCH, GROUPS>(whole, sh.rows[to], sh.todo[to]);
-          look.fetch();
-        }
-      }
-      copies_commit();
-      auto exponentiate = [&](int step) {
+    /* Of scores whose first step is exponentiated; P to where it crosses over. */
+    auto add_dv = [&](const batch<BATCH> &x, bool cut, uint32_t rows_at, int side) {
 #pragma unroll
-        for (int j = 2 * step; j < 2 * step + 2; j++) {
-          const float2 lse = *(const float2 *)&x.lse[8 * j + c0];
+      for (int step = 0; step < STEPS; step++) {
+        if (cut) {
 #pragma unroll
-          for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-              s[m][4 * j + i] = exp2_fast(fmaf(s[m][4 * j + i], scale2, i % 2 ? lse.y : lse.x));
-        }
-      };
-      if constexpr (DV) {
-        if (todo & 1) {
-          scores<T, IN>(s, held, own_at, mma_at_columns<IN>(smem_at(sh.q[stage])));
-          exponentiate(0);
-        }
-      } else if (before) {
-        add_dk(stage ^ 1);
-      }
-      meet<THREADS>(); /* P and Q of the batch before are done with */
-      copies.q(smem_at(sh.q[stage ^ 1]), a);
-      copies_commit();
-      before = todo & 1;
-      if (before) {
-        if constexpr (DV) {
-          const bool cut = todo >> (1 + group) & 1;
-#pragma unroll
-          for (int step = 0; step < STEPS; step++) {
-            if (cut) {
-#pragma unroll
-              for (int j = 2 * step; j < 2 * step + 2; j++) {
-                const uint2 seen = *(const uint2 *)&x.seen[8 * j + c0];
-#pragma unroll
-                for (int m = 0; m < M; m++)
-#pragma unroll
-                  for (int i = 0; i < 4; i++) {
-                    const int n = key + 16 * m + i / 2 * 8;
-                    const uint32_t of = i % 2 ? seen.y : seen.x;
-                    if (n < first_of(of) || n >= end_of(of)) s[m][4 * j + i] = 0;
-                  }
-              }
-            }
-            uint32_t y[M][4];
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-              pack_a<T>(y[m], s[m] + 8 * step);
-              sh.p[group][m][step][lane] = make_uint4(y[m][0], y[m][1], y[m][2], y[m][3]);
-            }
-            /* beside each other: powers while the tensor cores work */
-            if (step + 1 < STEPS) exponentiate(step + 1);
-            add_product<T, OUT, 1>(
-                sum, y, mma_at_rows<OUT>(smem_at(sh.d_o[stage])) + step * 16 * pitch(OUT));
-          }
-        } else {
-          scores<T, IN>(s, held, own_at, mma_at_columns<IN>(smem_at(sh.d_o[stage])));
-#pragma unroll
-          for (int j = 0; j < BATCH / 8; j++) {
-            const float2 delta = *(const float2 *)&x.delta[8 * j + c0];
+          for (int j = 2 * step; j < 2 * step + 2; j++) {
+            const uint2 seen = *(const uint2 *)&x.seen[8 * j + c0];
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-              for (int i = 0; i < 4; i++) s[m][4 * j + i] -= i % 2 ? delta.y : delta.x;
+              for (int i = 0; i < 4; i++) {
+                const int n = key + 16 * m + i / 2 * 8;
+                const uint32_t of = i % 2 ? seen.y : seen.x;
+                if (n < first_of(of) || n >= end_of(of)) s[m][4 * j + i] = 0;
+              }
           }
         }
+        uint32_t y[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          pack_a<T>(y[m], s[m] + 8 * step);
+          sh.p[side][group][m][step][lane] = make_uint4(y[m][0], y[m][1], y[m][2], y[m][3]);
+        }
+        /* beside each other: powers while the tensor cores work */
+        if (step + 1 < STEPS) exponentiate(x, step + 1);
+        add_product<T, OUT, 1>(sum, y, mma_at_rows<OUT>(rows_at) + step * 16 * pitch(OUT));
       }
-      at = at == KNOWN - 1 ? 0 : at + 1;
+    };
+    auto less_delta = [&](const batch<BATCH> &x, int step) {
+#pragma unroll
+      for (int j = 2 * step; j < 2 * step + 2; j++) {
+        const float2 delta = *(const float2 *)&x.delta[8 * j + c0];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) s[m][4 * j + i] -= i % 2 ? delta.y : delta.x;
+      }
+    };
+    auto add_dk = [&](int step, uint32_t rows_at, int side) {
+      uint32_t y[M][4];
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        const uint4 w = sh.p[side][group][m][step][lane];
+        const uint32_t word[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const float2 prob = unpack(word[j], T());
+          const float *const dp = s[m] + 8 * step + 2 * j;
+          y[m][j] = pack(prob.x * dp[0], prob.y * dp[1], T());
+        }
+      }
+      add_product<T, OUT, 1>(sum, y, mma_at_rows<OUT>(rows_at) + step * 16 * pitch(OUT));
+    };
+    /* A warp's batch of those to come. */
+    auto look_up = [&](int to) {
+      if constexpr (LOOKS > 1) {
+        lookup mine;
+        sh.looks.get(mine);
+        mine.template next<BATCH, GROUPS, OWN>(sh.looks.tile, sh.rows[to], sh.todo[to]);
+        sh.looks.put(mine);
+      } else {
+        look.template next<BATCH, GROUPS, OWN>(whole, sh.rows[to], sh.todo[to]);
+        look.fetch();
+      }
+    };
+
+    if constexpr (THREE) {
+      static_assert((KNOWN & (KNOWN - 1)) == 0 && KNOWN >= LOOKS + 4);
+      int stage = 0; /* of batch i */
+#pragma unroll 1
+      for (int i = 0; i <= batches; i++) {
+        const int next = stage == 2 ? 0 : stage + 1, last = stage == 0 ? 2 : stage - 1;
+        const int here = i & (KNOWN - 1), mine = DV ? here : (i - 1) & (KNOWN - 1);
+        const batch<BATCH> &x = sh.rows[mine];
+        const uint32_t todos = sh.todo[mine];
+        const bool todo = (DV ? i < batches : i > 0) && todos & 1, cut = todos >> (1 + group) & 1;
+        copies.look(sh.rows[(i + 1) & (KNOWN - 1)]);
+        copies_wait<0>();
+        meet<THREADS>(); /* rows of i are there, P of i - 1; what was at i - 2 is done with */
+        if (i + 1 < batches) copies.q(sh.q_at(next), a), copies.d_o(sh.d_o_at(next), a);
+        if (warp < LOOKS && (i + 3) % LOOKS == 0) look_up((i + 3 + warp) & (KNOWN - 1));
+        copies_commit();
+        if (!todo) {
+        } else if constexpr (DV) {
+          scores<T, IN>(s, rows, mma_at_columns<IN>(sh.q_at(stage)));
+          exponentiate(x, 0);
+          add_dv(x, cut, sh.d_o_at(stage), i & 1);
+        } else {
+          scores<T, IN>(s, rows, mma_at_columns<IN>(sh.d_o_at(last)));
+#pragma unroll
+          for (int step = 0; step < STEPS; step++) {
+            less_delta(x, step);
+            add_dk(step, sh.q_at(last), (i & 1) ^ 1);
+          }
+        }
+        stage = next;
+      }
+    } else {
+      int at = 0;          /* of KNOWN */
+      bool before = false; /* P of the batch before is there */
+      auto add_dk_of = [&](int stage) {
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) add_dk(step, sh.q_at(stage), 0);
+      };
+#pragma unroll 1
+      for (int i = 0; i < batches; i++) {
+        const int stage = i & 1;
+        const batch<BATCH> &x = sh.rows[at], &next = sh.rows[at == KNOWN - 1 ? 0 : at + 1];
+        const uint32_t todo = sh.todo[at];
+        copies.look(next);
+        copies_wait<0>();
+        meet<THREADS>(); /* rows are there, and P of the batch before */
+        copies.d_o(sh.d_o_at(stage ^ 1), a);
+        if (warp < LOOKS && (i + 2) % LOOKS == 0) {
+          const int ahead = at + 2 + warp;
+          look_up(ahead < KNOWN ? ahead : ahead - KNOWN);
+        }
+        copies_commit();
+        if constexpr (DV) {
+          if (todo & 1) {
+            scores<T, IN>(s, rows, mma_at_columns<IN>(sh.q_at(stage)));
+            exponentiate(x, 0);
+          }
+        } else if (before) {
+          add_dk_of(stage ^ 1);
+        }
+        meet<THREADS>(); /* P and Q of the batch before are done with */
+        copies.q(sh.q_at(stage ^ 1), a);
+        copies_commit();
+        before = todo & 1;
+        if (before) {
+          if constexpr (DV) {
+            add_dv(x, todo >> (1 + group) & 1, sh.d_o_at(stage), 0);
+          } else {
+            scores<T, IN>(s, rows, mma_at_columns<IN>(sh.d_o_at(stage)));
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) less_delta(x, step);
+          }
+        }
+        at = at == KNOWN - 1 ? 0 : at + 1;
+      }
+      copies_wait<0>();
+      meet<THREADS>();
+      if constexpr (!DV)
+        if (before) add_dk_of(batches - 1 & 1);
     }
-    copies_wait<0>();
-    meet<THREADS>();
-    if constexpr (!DV)
-      if (before) add_dk(batches - 1 & 1);
 
     rgk_tensor to = DV ? a.dv : a.dk;
     if (!to.data) return;

@@ -28,7 +28,7 @@ static const char *refuses(const rgk_attn *a, const rg_gpu *gpu) {
     return "plain: rows of q over 64 GiB";
 #ifdef REGRAPH_CUDA
   const int32_t W = instance(a, &E);
-  if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, rgi_cuda_attn_little_shared(gpu)))
+  if (!rgk_mma_bwd_keys((rg_dtype)a->dtype, W, rgi_cuda_attn_little_shared(gpu), RGK_MMA_BWD_KEYS))
     return "plain: not in this build";
 #endif
   return NULL;
@@ -40,13 +40,24 @@ static bool alone(const rgk_attn *a, int32_t W) {
          a->T > 0 && a->S > 0 && a->H > 0 && rgi_attn_mma_counts(a);
 }
 
+/* Keys of a tile of dK and dV. Many: rows are read half as often. That gains nothing where a window
+ * ends them, nor where there are no more tiles than multiprocessors. A key's sums have one order in
+ * either: from the sequence's last query on. */
+static int32_t tile_keys(const rgk_attn *a, const rg_gpu *gpu, int32_t W) {
+  enum { MANY = RGK_MMA_BWD_MANY_KEYS, LONG = 1024 };
+  const bool many = a->mode == RGK_SWA && a->window_left < 0 && W == RGK_MMA_BWD_MANY_WIDTH &&
+                    !rgi_cuda_attn_little_shared(gpu) && a->S / LONG >= a->seqs.n &&
+                    2 * (a->S / MANY * a->KH) >= 3 * (int64_t)gpu->sms;
+  return many ? MANY : RGK_MMA_BWD_KEYS;
+}
+
 static rgk_attn_plain plan(const rgk_attn *a, const rg_gpu *gpu, rgk_csr *csr, rgi_cut *cut) {
   int32_t E;
   rgk_attn_plain p = rgi_attn_plain_rows(a, RGK_MMA_BWD_ROWS);
   if (a->mode == RGK_SLC)
     rgi_attn_plain_cut_blocks(&p,
                               rgk_mma_bwd_step(instance(a, &E), rgi_cuda_attn_little_shared(gpu)));
-  rgi_attn_plain_backward(&p, RGK_MMA_BWD_KEYS, csr, cut);
+  rgi_attn_plain_backward(&p, tile_keys(a, gpu, instance(a, &E)), csr, cut);
   return p;
 }
 
@@ -64,7 +75,7 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
   const rg_dtype t = (rg_dtype)a->dtype;
   const bool s = rgi_cuda_attn_little_shared(gpu);
   int32_t E = 0;
-  const int32_t W = instance(a, &E);
+  const int32_t W = instance(a, &E), n = tile_keys(a, gpu, W);
   const int64_t lanes = a->T * a->H * RGK_MMA_BWD_LANES;
   rgk_mma_bwd_alone_params one;
   rg_launch by_one;
@@ -82,14 +93,14 @@ static rg_status steps(const rgk_attn *a, const rg_gpu *gpu, void *workspace_, r
                          .size = sizeof one};
   }
   const rgi_attn_plain_kernels k = {.delta = rgk_mma_bwd_delta(t),
-                                    .keys = rgk_mma_bwd_keys(t, W, s),
+                                    .keys = rgk_mma_bwd_keys(t, W, s, n),
                                     .queries = pairs ? rgk_mma_bwd_pairs(t, W)
                                                      : rgk_mma_bwd_queries(t, W, s),
                                     .delta_blocks = rgk_blocks(lanes, RGK_MMA_BWD_THREADS),
                                     .delta_threads = RGK_MMA_BWD_THREADS,
-                                    .keys_threads = rgk_mma_bwd_keys_threads(W),
+                                    .keys_threads = rgk_mma_bwd_keys_threads(W, n),
                                     .queries_threads = RGK_MMA_BWD_THREADS,
-                                    .keys_shared = rgk_mma_bwd_keys_shared(W, E, s),
+                                    .keys_shared = rgk_mma_bwd_keys_shared(W, E, s, n),
                                     .queries_shared = pairs ? rgk_mma_bwd_pairs_shared(W, E)
                                                             : rgk_mma_bwd_queries_shared(W, E, s),
                                     .queries_alone = own ? &by_one : NULL};

@@ -13,8 +13,7 @@ static num_attn with(num_attn a, rg_dtype dtype) {
   a.dtype = dtype;
   a.B = 3;
   a.length = longer;
-  a.H = 3;
-  a.KH = 1;
+  if (a.H == 0) a.H = 3, a.KH = 1;
   if (a.D == 0) a.D = a.DV = 64;
   a.d_lse = true;
   return a;
@@ -76,3 +75,17 @@ CASES(slc_chunk,
       LIST(.kind = REF_SLC, .block = 32, .top_n = 16, .length_k = keys_long, .offset = offset))
 CASES(swa, LIST(.kind = REF_SWA, .window_left = 300, .D = 128, .DV = 128))
 CASES(dense, LIST(.kind = REF_SWA, .window_left = -1))
+
+/* Enough tiles for large ones in the pack (mma_bwd.c), too few for them alone. */
+#define TILES(type, dtype, heads, width)                                                           \
+  Test(gpu_attn_long, large_tiles_##type##_##heads##_##width) {                                    \
+    check_alone(                                                                                   \
+        5,                                                                                         \
+        with(                                                                                      \
+            (num_attn){                                                                            \
+                .kind = REF_SWA, .window_left = -1, .H = heads, .KH = 8, .D = width, .DV = width}, \
+            dtype));                                                                               \
+  }
+TILES(bf16, RG_BF16, 8, 128)
+TILES(bf16, RG_BF16, 16, 104)
+TILES(f16, RG_F16, 16, 128)
