@@ -276,6 +276,9 @@ typedef struct rgi_fusing {
    * there a kernel for the two? */
   const char *with, *link, *joined;
   bool (*joins)(const rg_call *first, const rg_call *c);
+  /* With `list`, a list of the second one's: what the first makes is no element of it in `joined`,
+   * whose attribute "own" says where it was, or -1. The node stands where the second one did. Where
+   * ports of both have one name but not the same, `joined` has the first one's as "first.NAME". */
   /* With `and_with`, link is a list: `with` makes one element, `and_with` another, neither for
    * anybody else. `joined` has what is left of the list, and attributes "first" and "second" for
    * where the two were in it. */

@@ -121,8 +121,8 @@ __device__ void append_row(const rgk_tensor &from, const rgk_tensor &to, int64_t
   }
 }
 
-__global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_constant__ rgk_append p) {
-  const int64_t row = blockIdx.x * (int64_t)(RGK_APPEND_THREADS / 32) + threadIdx.x / 32;
+/* By a warp. */
+__device__ void append_token(const rgk_append &p, int64_t row) {
   if (row >= live_rows(p.seqs)) return;
   const int b = find_seq_warp(p.seqs, row);
   const int64_t context = p.pages.context[b * p.pages.context_step],
@@ -139,6 +139,10 @@ __global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_consta
              p.v_vec);
 }
 
+__global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_constant__ rgk_append p) {
+  append_token(p, blockIdx.x * (int64_t)(RGK_APPEND_THREADS / 32) + threadIdx.x / 32);
+}
+
 /* ---- kv_compress ---- */
 
 /* The block that a slot completes. */
@@ -147,12 +151,14 @@ struct new_block {
   int64_t token; /* its first; -1: none */
   int64_t page;  /* of its last token: where its row goes */
   int row;       /* in that page */
+  int64_t fresh; /* the first token of this step … */
+  int64_t begin; /* … and its row */
 };
 
 __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t slot) {
   const rgk_pages &g = p.pages;
   const tile t = find_tile_warp(p.seqs, slot, p.stride);
-  new_block n = {nullptr, -1, 0, 0};
+  new_block n = {nullptr, -1, 0, 0, 0, 0};
   if (t.b >= p.seqs.n) return n;
   const int64_t context = g.context[t.b * g.context_step], i = t.first / p.stride;
   /* what paged_batch would have refused completes nothing */
@@ -166,6 +172,8 @@ __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t
   n.token = first;
   n.page = n.table[last];
   n.row = (int)((j + g.before) % g.rows);
+  n.fresh = context - t.length;
+  n.begin = t.begin;
   return n;
 }
 
@@ -219,26 +227,32 @@ __device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_
   }
 }
 
-/* The same of two groups, a thread each, neighbours: nobody waits for more loads than a group's. */
-__device__ void mean_of_two(const rgk_paged_mean &p, const rgk_paged_side &s, const new_block &n) {
+/* The same of two groups, a thread each, neighbours: nobody waits for more loads than a group's.
+ * `rows`: where tokens of this step are, if they are not in pages yet. */
+__device__ __forceinline__ void mean_of_two(const rgk_paged_mean &p, const rgk_paged_side &s,
+                                            const new_block &n, const rgk_tensor *rows) {
   constexpr int MOST = RGK_PAGED_MEAN_GROUP;
   const int stride = p.blocks.stride, tokens = p.blocks.pages.tokens, eights = s.width / 8,
             group = threadIdx.x & 1;
   const int64_t first = n.token + group * stride;
+  /* in one page, whose tokens stride divides */
+  const int64_t page = n.table[(uint32_t)first / (uint32_t)tokens],
+                slot = (uint32_t)first % (uint32_t)tokens;
+  const int old = rows ? (int)min(n.fresh - first, (int64_t)MOST) : MOST; /* before this step */
   const float scale = 1.0f / (float)p.blocks.kernel;
-  for (int at = threadIdx.x; at < 2 * s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
-    const int head = at / 2 / eights, feature = at / 2 % eights * 8;
+  for (int i = threadIdx.x; i < 2 * s.heads * eights; i += RGK_PAGED_MEAN_THREADS) {
+    const int head = i / 2 / eights, feature = i / 2 % eights * 8;
+    const int64_t at = s.x_page * page + slot * s.x.row + head * s.x.head + feature;
+    const uint16_t *const cached = (const uint16_t *)s.x.data + at, *fresh = cached;
+    if (rows)
+      fresh = (const uint16_t *)rows->data + (n.begin + first - n.fresh) * rows->row +
+              head * rows->head + feature;
     uint4 raw[MOST];
-    int32_t page[MOST];
     float sum[8];
 #pragma unroll
-    for (int u = 0; u < MOST; u++)
-      page[u] = n.table[(uint32_t)(first + min(u, stride - 1)) / (uint32_t)tokens];
-#pragma unroll
     for (int u = 0; u < MOST; u++) {
-      const uint32_t token = (uint32_t)(first + min(u, stride - 1));
-      raw[u] = *(const uint4 *)((const uint16_t *)s.x.data + page[u] * s.x_page +
-                                token % (uint32_t)tokens * s.x.row + head * s.x.head + feature);
+      const int t = min(u, stride - 1);
+      raw[u] = *(const uint4 *)(rows && t >= old ? fresh + t * rows->row : cached + t * s.x.row);
     }
 #pragma unroll
     for (int u = 0; u < MOST; u++) {
@@ -261,7 +275,7 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
   const rgk_paged_side &s = p.side[blockIdx.y];
   if (p.vec && s.x.dtype != RG_F32 && s.width % 8 == 0 && p.blocks.kernel == 2 * p.blocks.stride &&
       p.blocks.stride <= RGK_PAGED_MEAN_GROUP)
-    return mean_of_two(p, s, n);
+    return mean_of_two(p, s, n, nullptr);
   const rgk_pages &g = p.blocks.pages;
   const int eights = (s.width + 7) / 8;
   const float scale = 1.0f / (float)p.blocks.kernel;
@@ -302,6 +316,24 @@ __global__ void __launch_bounds__(RGK_PAGED_MEAN_THREADS)
   }
 }
 
+__global__ void __launch_bounds__(RGK_PAGED_MEAN_THREADS, 4)
+    append_means(const __grid_constant__ rgk_append_means p) {
+  constexpr int WARPS = RGK_PAGED_MEAN_THREADS / 32;
+  if (blockIdx.y == 2) {
+    const int64_t rows = live_rows(p.append.seqs);
+    for (int64_t row = blockIdx.x * (int64_t)WARPS + threadIdx.x / 32; row < rows;
+         row += gridDim.x * (int64_t)WARPS)
+      append_token(p.append, row);
+    return;
+  }
+  const rgk_paged_mean &m = p.mean;
+  const int64_t slots = live_slots(m.blocks);
+  for (int64_t slot = blockIdx.x; slot < slots; slot += gridDim.x) {
+    const new_block n = find_block(m.blocks, slot);
+    if (n.token >= 0) mean_of_two(m, m.side[blockIdx.y], n, blockIdx.y ? &p.append.v : &p.append.k);
+  }
+}
+
 template <class T>
 __device__ void move_block(const rgk_paged_move &p, const new_block &n, int64_t slot, int h) {
   const rgk_paged_side &s = p.side;
@@ -329,7 +361,7 @@ __global__ void __launch_bounds__(RGK_MOVE_THREADS)
   const int64_t live = live_slots(p.blocks);
   const int h = blockIdx.y;
   for (int64_t slot = blockIdx.x; slot < p.slots; slot += gridDim.x) {
-    new_block n = {nullptr, -1, 0, 0};
+    new_block n = {nullptr, -1, 0, 0, 0, 0};
     if (slot < live) n = find_block(p.blocks, slot);
     if (!p.back && h == 0 && threadIdx.x == 0) {
       const bool dead = n.token < 0;
@@ -452,6 +484,9 @@ const void *rgk_kv_append(void) {
 }
 const void *rgk_paged_means(void) {
   return (const void *)means;
+}
+const void *rgk_kv_append_means(void) {
+  return (const void *)append_means;
 }
 const void *rgk_paged_move_blocks(void) {
   return (const void *)move_blocks;

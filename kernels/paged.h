@@ -63,6 +63,14 @@ typedef struct rgk_paged_mean {
   rgk_paged_side side[2];
 } rgk_paged_mean;
 RGK_GETTER(rgk_paged_means(void))
+/* kv_append and these in one launch: this step's tokens are read from its rows. Grid: as means,
+ * side 2 appends. Of 16-bit types, two groups of RGK_PAGED_MEAN_GROUP tokens at most a block, all
+ * in vectors. */
+typedef struct rgk_append_means {
+  rgk_append append;
+  rgk_paged_mean mean;
+} rgk_append_means;
+RGK_GETTER(rgk_kv_append_means(void))
 
 /* A learned method: the tokens of each slot's block, side by side, and a row of the product's
  * table; afterwards what the product gave to its page. Head blockIdx.y. */

@@ -1,10 +1,7 @@
 /* ops/cmp_topk.c: paged_cmp_attn and paged_topk of the same queries and keys as one node, which the
  * fuse pass makes of them for a step of single tokens on a GPU (kernels/attn/decode.h): the same
  * bits. */
-#include "attn.h"
-#include "cuda/attn.h"
-#include "cuda/topk.h"
-#include "part.h"
+#include "nsa_step.h"
 
 extern const rg_op rgi_op_paged_cmp_attn, rgi_op_paged_topk;
 
@@ -48,26 +45,25 @@ static void cost(const rg_call *c, rg_cost *sum) {
   sum->exps += one.exps;
 }
 
-/* | products and scores | what ranks anew | */
-static size_t workspace(const rg_call *c) {
+void rgi_cmp_topk_view(const rg_call *c, rgi_cmp_topk *of) {
   pair p;
-  rgk_pages pages;
+  rgk_pages again;
   take_apart(c, &p);
   const rgi_attn a = rgi_attn_describe(&p.attn.call);
-  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
-  return rgi_decode_workspace(&k, &pages, c->gpu) + rgi_op_paged_topk.workspace(&p.topk.call);
+  of->attn = rgi_cuda_paged_view(&a, &of->pages);
+  of->topk = rgi_paged_topk_view(&p.topk.call, &again);
+}
+
+static size_t workspace(const rg_call *c) {
+  rgi_cmp_topk of;
+  rgi_cmp_topk_view(c, &of);
+  return rgi_decode_workspace(&of.attn, &of.pages, c->gpu);
 }
 
 static rg_status steps(const rg_call *c, rg_cuda *x) {
-  pair p;
-  rgk_pages pages, again;
-  take_apart(c, &p);
-  const rgi_attn a = rgi_attn_describe(&p.attn.call);
-  const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
-  const rgk_topk t = rgi_paged_topk_view(&p.topk.call, &again);
-  char *rest = (char *)c->workspace + rgi_decode_workspace(&k, &pages, c->gpu);
-  RGI_TRY(rgi_decode_step(&k, &t, &pages, c->gpu, c->workspace, x));
-  return rgi_cuda_topk_again(&t, &again, c->gpu, rest, x);
+  rgi_cmp_topk of;
+  rgi_cmp_topk_view(c, &of);
+  return rgi_decode_step(&of.attn, &of.topk, &of.pages, c->gpu, c->workspace, x);
 }
 
 static const char *path(const rg_call *c) {

@@ -8,6 +8,7 @@
    compress_kv's to the bit, for each block is gathered and then goes the same way.
  */
 #include "cpu/compress.h"
+#include "../graph/ir.h"
 #include "cuda/paged.h"
 
 typedef struct side {
@@ -247,4 +248,8 @@ const rg_op rgi_op_kv_compress = {
     .run_cpu = run,
     .cuda_steps = rgi_cuda_kv_compress,
     .cuda_path = rgi_cuda_kv_compress_path,
+    .rules = &(const rgi_rules){.fusing = &(const rgi_fusing){.with = "kv_append",
+                                                              .link = "k_cache",
+                                                              .joined = "kv_step",
+                                                              .joins = rgi_cuda_kv_step_takes}},
 };

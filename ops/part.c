@@ -1,12 +1,25 @@
 /* ops/part.c: see part.h. */
 #include "part.h"
+#include <stdio.h>
 
-static const rg_arg *input(const rg_call *c, const char *name) {
-  const int in = rgi_in_port(c->op, name), out = rgi_out_port(c->op, name);
+static int in_port(const rg_call *c, const char *name, bool first) {
+  char own[64];
+  snprintf(own, sizeof own, "first.%s", name);
+  const int q = first ? rgi_in_port(c->op, own) : -1;
+  return q >= 0 ? q : rgi_in_port(c->op, name);
+}
+static int out_port(const rg_call *c, const char *name, bool first) {
+  char own[64];
+  snprintf(own, sizeof own, "first.%s", name);
+  const int q = first ? rgi_out_port(c->op, own) : -1;
+  return q >= 0 ? q : rgi_out_port(c->op, name);
+}
+static const rg_arg *input(const rg_call *c, const char *name, bool first) {
+  const int in = in_port(c, name, first), out = out_port(c, name, first);
   return in >= 0 ? rg_in(c, in) : out >= 0 ? rg_out(c, out) : NULL;
 }
 
-void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p) {
+static void part_of(const rg_call *c, const rg_op *op, bool first, rgi_part *p) {
   p->call = *c;
   p->call.op = op;
   for (int i = 0; i < op->nattr; i++) {
@@ -16,14 +29,14 @@ void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p) {
   }
   int32_t n = 0;
   for (int q = 0; q < op->nin; q++) {
-    const rg_arg *x = input(c, op->in[q].name);
+    const rg_arg *x = input(c, op->in[q].name, first);
     p->in_begin[q] = n;
     if (x) p->in[n++] = *x;
   }
   p->in_begin[op->nin] = n;
   n = 0;
   for (int q = 0; q < op->nout; q++) {
-    const int from = rgi_out_port(c->op, op->out[q].name);
+    const int from = out_port(c, op->out[q].name, first);
     const rg_arg *x = from >= 0 ? rg_out(c, from) : NULL;
     p->out_begin[q] = n;
     if (x) p->out[n++] = *x;
@@ -34,4 +47,11 @@ void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p) {
   p->call.in_begin = p->in_begin;
   p->call.out = p->out;
   p->call.out_begin = p->out_begin;
+}
+
+void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p) {
+  part_of(c, op, false, p);
+}
+void rgi_part_of_first(const rg_call *c, const rg_op *op, rgi_part *p) {
+  part_of(c, op, true, p);
 }

@@ -16,5 +16,7 @@ typedef struct rgi_part {
 /* c's part of op `op`, one element a port. What `op` reads and c has made (lse for topk) is found
  * among the outputs; attributes that c has not have their default. */
 void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p);
+/* The same of a node's first part: what c has as "first.NAME" is its NAME. */
+void rgi_part_of_first(const rg_call *c, const rg_op *op, rgi_part *p);
 
 #endif

@@ -25,7 +25,8 @@ typedef struct fuser {
   const rgi_graph *g;
   rgi_graph *to;
   const rg_gpu *gpu;
-  bool lanes;
+  bool lanes, again; /* again: nodes that are joint already are joined, nothing else */
+  int joints;
   /* per node of `to`: the node of `g` that it goes before (rank among equals: age) */
   int32_t *before;
   int32_t capacity;
@@ -422,22 +423,30 @@ static bool same_value(const rg_value *a, const rg_value *b) {
 enum { MOST_JOINED = 3 };
 typedef struct joint {
   const rg_op *joined;
-  const char *link;
+  const char *link, *list;
   int count;
   const rgi_node *of[MOST_JOINED];
   int32_t rest[MOST_PORTS]; /* of a list on `link` */
-  int nrest, first, second;
+  int nrest, first, second, own;
   int32_t in[MOST_PORTS], out[MOST_PORTS];
   int nin[MOST_PORTS], nout[MOST_PORTS];
   rg_value attr[MOST_ATTRS];
 } joint;
 
+/* Does the first node make t for another, n? */
+static bool handed_on(const joint *j, const rgi_node *n, int32_t t) {
+  const rgi_node *first = j->of[0];
+  bool any = false;
+  for (int i = 0; n != first && t >= 0 && i < rgi_nout(first); i++) any = any || first->out[i] == t;
+  return any;
+}
+
 /* Is all that node n has on ports and in attributes among those of `joined`, or the default? */
 static bool covers(const joint *j, const rgi_node *n) {
   for (int q = 0; q < n->op->nin; q++) {
     const char *name = n->op->in[q].name;
-    if (rgi_in_port(j->joined, name) < 0 && strcmp(name, j->link) != 0 && rgi_in(n, q) >= 0)
-      return false;
+    const bool known = rgi_in_port(j->joined, name) >= 0 || strcmp(name, j->link) == 0;
+    if (!known && rgi_in(n, q) >= 0 && !handed_on(j, n, rgi_in(n, q))) return false;
   }
   for (int i = 0; i < n->op->nattr; i++) {
     const rg_attr *own = &n->op->attrs[i];
@@ -450,13 +459,26 @@ static bool covers(const joint *j, const rgi_node *n) {
   return true;
 }
 
+/* "first.NAME" is the first node's NAME; of the others NAME is then. */
+enum { FIRST = 6 };
+static bool of_first(const char *name) {
+  return strncmp(name, "first.", FIRST) == 0;
+}
+static int from_node(const joint *j, const char *name) {
+  char own[64];
+  snprintf(own, sizeof own, "first.%s", name);
+  return rgi_in_port(j->joined, own) >= 0 || rgi_out_port(j->joined, own) >= 0;
+}
+
 /* The tensor on the nodes' ports of this name; false: they have others. */
 static bool common_input(const joint *j, const char *name, int32_t *t) {
   bool any = false;
-  *t = -1;
-  for (int k = 0; k < j->count; k++) {
+  *t = of_first(name) ? in_named(j->of[0], name + FIRST, 0) : -1;
+  if (of_first(name)) return true;
+  for (int k = from_node(j, name); k < j->count; k++) {
     if (rgi_in_port(j->of[k]->op, name) < 0) continue;
     const int32_t x = in_named(j->of[k], name, 0);
+    if (handed_on(j, j->of[k], x)) continue;
     if (any && x != *t) return false;
     any = true;
     *t = x;
@@ -476,6 +498,8 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     *value = (rg_value){.i = j->first, .set = true};
   else if (j->count == MOST_JOINED && strcmp(name, "second") == 0)
     *value = (rg_value){.i = j->second, .set = true};
+  else if (j->list && strcmp(name, "own") == 0)
+    *value = (rg_value){.i = j->own, .set = true};
   else
     return false;
   return true;
@@ -487,7 +511,7 @@ static bool merge(joint *j) {
   int ins = 0, outs = 0;
   for (int q = 0; q < j->joined->nin; q++) {
     const char *name = j->joined->in[q].name;
-    if (strcmp(name, j->link) == 0) {
+    if (j->joined->in[q].flags & RG_PORT_LIST) {
       if (ins + j->nrest > MOST_PORTS) return false;
       memcpy(j->in + ins, j->rest, (size_t)j->nrest * sizeof *j->in);
       j->nin[q] = j->nrest;
@@ -502,9 +526,11 @@ static bool merge(joint *j) {
   for (int i = 0; i < j->joined->nattr; i++)
     if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
   for (int q = 0; q < j->joined->nout; q++) {
-    j->out[outs] = -1; /* the last node's, where several have one of this name */
-    for (int k = j->count - 1; k >= 0 && j->out[outs] < 0; k--)
-      j->out[outs] = out_named(j->of[k], j->joined->out[q].name, 0);
+    const char *name = j->joined->out[q].name;
+    j->out[outs] = of_first(name) ? out_named(j->of[0], name + FIRST, 0) : -1;
+    /* the last node's, where several have one of this name */
+    for (int k = j->count - 1; k >= from_node(j, name) && j->out[outs] < 0 && !of_first(name); k--)
+      j->out[outs] = out_named(j->of[k], name, 0);
     j->nout[q] = j->out[outs] >= 0;
     outs += j->nout[q];
   }
@@ -514,7 +540,7 @@ static bool merge(joint *j) {
 static rg_status fitting(const fuser *f, const rgi_node *n, const rgi_fusing *fusing, joint *j,
                          rg_error *e) {
   const rg_op *joined = rgi_find_op(f->g->ctx, fusing->joined);
-  *j = (joint){.joined = joined, .link = fusing->link};
+  *j = (joint){.joined = joined, .link = fusing->link, .list = fusing->list, .own = -1};
   if (joined && joined->nin <= MOST_PORTS && joined->nout <= MOST_PORTS &&
       joined->nattr <= MOST_ATTRS)
     return RG_OK;
@@ -526,7 +552,54 @@ static rg_status fitting(const fuser *f, const rgi_node *n, const rgi_fusing *fu
 static rg_status put_joint(fuser *f, joint *j, int32_t like, const char *suffix, rg_error *e) {
   for (int k = 0; k < j->count; k++) f->gone[j->of[k] - f->g->node] = true;
   f->report->fused++;
+  f->joints++;
   return add_node(f, like, suffix, j->joined, j->attr, j->in, j->nin, j->out, j->nout, like, -1, e);
+}
+
+/* Does node n read state of which there is a next version? It can't be put off then. */
+static bool overtaken(const rgi_graph *g, int32_t n) {
+  bool any = false;
+  for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
+    const int v = g->node[n].in[i] < 0 ? -1 : rgi_version(g, g->node[n].in[i], NULL);
+    any = any || (v >= 0 && rgi_next_version(g, v, NULL) >= 0);
+  }
+  return any;
+}
+
+/* The list of node n without what node m makes, and where that was. False: m can't be put off until
+ * n, or makes several elements. */
+static bool put_off(const rgi_graph *g, int32_t m, int32_t n, joint *j) {
+  const rgi_node *a = &g->node[m], *b = &g->node[n];
+  const int port = rgi_in_port(b->op, j->list);
+  int count;
+  if (overtaken(g, m)) return false;
+  for (int i = 0; i < rgi_nout(a); i++)
+    if (a->out[i] >= 0 && readers(g, m, a->out[i], &count) < n) return false;
+  for (int i = b->in_begin[port]; i < b->in_begin[port + 1]; i++) {
+    if (g->tensor[b->in[i]].producer != m) {
+      if (j->nrest == MOST_PORTS) return false;
+      j->rest[j->nrest++] = b->in[i];
+    } else {
+      if (j->own >= 0) return false;
+      j->own = i - b->in_begin[port];
+    }
+  }
+  return true;
+}
+
+/* May node n come as early as m? What it reads must be there, and nobody in between read state that
+ * it overwrites. */
+static bool comes_early(const rgi_graph *g, int32_t m, int32_t n) {
+  const rgi_node *b = &g->node[n];
+  int count;
+  for (int i = 0; i < rgi_nin(b); i++) {
+    const int32_t x = b->in[i];
+    if (x < 0) continue;
+    if (g->tensor[x].producer > m) return false;
+    const int v = rgi_version(g, x, NULL);
+    if (v >= 0 && rgi_next_version(g, v, NULL) >= 0 && readers(g, m, x, &count) < n) return false;
+  }
+  return true;
 }
 
 static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
@@ -540,12 +613,14 @@ static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e
   RGI_TRY(fitting(f, b, fusing, &j, e));
   j.of[j.count++] = &g->node[m];
   j.of[j.count++] = b;
+  if (j.list ? !put_off(g, m, n, &j) : !comes_early(g, m, n)) return RG_OK;
   if (!merge(&j)) return RG_OK;
   rg_call first, call;
   RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
   RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
   first.gpu = call.gpu = f->gpu;
-  return fusing->joins(&first, &call) ? put_joint(f, &j, m, b->name, e) : RG_OK;
+  if (!fusing->joins(&first, &call)) return RG_OK;
+  return j.list ? put_joint(f, &j, n, j.of[0]->name, e) : put_joint(f, &j, m, b->name, e);
 }
 
 /* The node of op `op` that makes t for node n, and nothing for anybody else; or -1. */
@@ -563,16 +638,6 @@ static int32_t made_for(const fuser *f, int32_t t, const char *op) {
     all += count;
   }
   return all == 1 ? m : -1;
-}
-
-/* Does node n read state of which there is a next version? It can't be put off then. */
-static bool overtaken(const rgi_graph *g, int32_t n) {
-  bool any = false;
-  for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
-    const int v = g->node[n].in[i] < 0 ? -1 : rgi_version(g, g->node[n].in[i], NULL);
-    any = any || (v >= 0 && rgi_next_version(g, v, NULL) >= 0);
-  }
-  return any;
 }
 
 static rg_status join_list(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {
@@ -640,16 +705,17 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
       room++;
   f->gone = rgi_alloc_n(f->scratch, (size_t)g->nnode + 1, sizeof *f->gone);
   f->before = rgi_alloc_n(f->scratch, (size_t)room + 1, sizeof *f->before);
-  f->report->at = rgi_alloc_n(f->report->arena, (size_t)g->nnode + 1, sizeof *f->report->at);
+  if (!f->again)
+    f->report->at = rgi_alloc_n(f->report->arena, (size_t)g->nnode + 1, sizeof *f->report->at);
   if (!f->gone || !f->before || !f->report->at) return rgi_nomem(e);
-  if (f->lanes) RGI_TRY(rgi_order_find(g, f->scratch, &f->order, e));
+  if (f->lanes && !f->again) RGI_TRY(rgi_order_find(g, f->scratch, &f->order, e));
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_fusing *fusing = fusing_of(g->node[n].op);
-    if (fusing && fusing->part) RGI_TRY(take_apart(f, n, fusing, e));
+    if (fusing && fusing->part && !f->again) RGI_TRY(take_apart(f, n, fusing, e));
     if (fusing && fusing->joined)
       RGI_TRY(fusing->and_with ? join_list(f, n, fusing, e) : join(f, n, fusing, e));
   }
-  for (int32_t n = 0; n < g->nnode; n++) RGI_TRY(take_cast(f, n, e));
+  for (int32_t n = 0; n < g->nnode && !f->again; n++) RGI_TRY(take_cast(f, n, e));
   return reorder(f, e);
 }
 
@@ -663,6 +729,14 @@ rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph 
   if (f.report) *f.report = (rgi_fusions){.arena = arena};
   rg_status status = f.report && f.scratch ? rgi_graph_clone(g, &f.to, e) : rgi_nomem(e);
   if (status == RG_OK) status = fuse_all(&f, e);
+  if (status == RG_OK && f.joints > 0) {
+    rgi_graph *once = f.to;
+    fuser more = {.g = once, .gpu = gpu, .again = true, .scratch = f.scratch, .report = f.report};
+    status = rgi_graph_clone(once, &more.to, e);
+    if (status == RG_OK) status = fuse_all(&more, e);
+    f.to = more.to;
+    rgi_graph_destroy(once);
+  }
   if (status == RG_OK) status = rgi_verify(f.to, "fuse", e);
   rgi_arena_destroy(f.scratch);
   if (status != RG_OK) {

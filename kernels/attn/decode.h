@@ -15,11 +15,11 @@ enum {
   RGK_DECODE_THREADS = 256 + RGK_DECODE_RANKS,
   RGK_DECODE_ROWS_KEPT = 17, /* rows of `pitch` floats that a block of threads has to itself */
   /* The same where blocks are chosen nearly first, bytes for each tile: twice sums of each block
-   * and head in bf16 and what they are above, once the blocks' scores. */
+   * and head in bf16 and what they are above, once the blocks' scores, in fp64. */
   RGK_DECODE_BLOCKS = RGK_DECODE_KEYS / RGK_DECODE_BLOCK,
   RGK_DECODE_SUMS = 2 * RGK_DECODE_BLOCKS * RGK_DECODE_HEADS,
   RGK_DECODE_REFERENCES = 4 * RGK_DECODE_HEADS,
-  RGK_DECODE_NEAR_KEPT = 2 * (RGK_DECODE_SUMS + RGK_DECODE_REFERENCES) + 4 * RGK_DECODE_BLOCKS
+  RGK_DECODE_NEAR_KEPT = 2 * (RGK_DECODE_SUMS + RGK_DECODE_REFERENCES) + 8 * RGK_DECODE_BLOCKS
 };
 
 /* Shared memory: stages of K and V, q of two tokens, weights twice, sums of pairs, scores, the rest
@@ -75,5 +75,12 @@ typedef struct rgk_decode_pair {
   rgk_pair_branch branch[RGK_PAIR_BRANCHES];
 } rgk_decode_pair;
 RGK_GETTER(rgk_decode_pair_sm90(rg_dtype type, int32_t width))
+
+/* All of these, and the choice of blocks, in one launch (decode_layer_sm90.cuh). */
+typedef struct rgk_decode_layer {
+  rgk_decode d;
+  rgk_decode_pair pair;
+} rgk_decode_layer;
+RGK_GETTER(rgk_decode_layer_sm90(rg_dtype type, int32_t width))
 
 #endif

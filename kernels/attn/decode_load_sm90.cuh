@@ -18,20 +18,56 @@ constexpr int HEADS = RGK_DECODE_HEADS, MOST = 32;
 constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank */
 constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
 
+/* Where what is at a stage lies: slots of 64 keys, of which a tile of 128 takes two from an even
+ * one on. A slot has a parity of its own. */
+struct slots {
+  int stage = 0;
+  uint32_t used = 0, parity = 0; /* a bit a slot; that of `stage` */
+};
+template <int n, int keys> struct slot_ring : slots {
+  __device__ __forceinline__ void take(const slots &x) {
+    stage = x.stage;
+    used = x.used;
+    if (keys == 128 && (stage += stage & 1) == n) stage = 0;
+    parity = used >> stage & 1;
+  }
+  __device__ __forceinline__ void next() {
+    used ^= 1u << stage;
+    if ((stage += keys / 64) == n) stage = 0;
+    parity = used >> stage & 1;
+  }
+};
+template <int n> __device__ __forceinline__ void wait_empty(uint64_t *empty, const ring<n> &r) {
+  bar_wait(&empty[r.stage], r.parity ^ 1);
+}
+template <int n, int keys>
+__device__ __forceinline__ void wait_empty(uint64_t *empty, const slot_ring<n, keys> &r) {
+  bar_wait(&empty[r.stage], r.parity ^ 1);
+  if (keys == 128) bar_wait(&empty[r.stage + 1], (r.used >> (r.stage + 1) & 1) ^ 1);
+}
+
 /* PAIRED: selected blocks and a window share a block of threads (decode_pair_sm90.cu). TWINS: two
- * share a token. NEAR: blocks are chosen nearly first (decode_near_sm90.cu). */
+ * share a token. NEAR: blocks are chosen nearly first (decode_near_sm90.cu). LAYER: one warpgroup
+ * attends to compressed keys, window and selected blocks in turn (decode_layer_sm90.cuh), in the
+ * memory of `whole`. */
 template <class Type, int D, kind KIND_, bool PAIRED_ = false, bool TWINS_ = false,
-          bool NEAR_ = false>
+          bool NEAR_ = false, bool LAYER_ = false>
 struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   static constexpr kind KIND = KIND_;
-  static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_, NEAR = NEAR_;
+  static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_, NEAR = NEAR_ && KIND == RANKED,
+                        LAYER = LAYER_;
   static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
-  static constexpr int STAGES =
-      PAIRED ? RGK_PAIR_STAGES(D, KIND == SELECTED) : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / KEYS;
+  static constexpr int STAGES = PAIRED && !LAYER
+                                    ? RGK_PAIR_STAGES(D, KIND == SELECTED)
+                                    : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / (LAYER ? 64 : KEYS);
   static constexpr bool BOXES = KIND != SELECTED && !PAIRED; /* keys come in boxes of eight rows */
-  static constexpr int GROUP = KIND == SELECTED;             /* whose named barrier is its own */
+  static constexpr int GROUP = KIND == SELECTED && !LAYER;   /* whose named barrier is its own */
   static constexpr int SUMS = KIND == SELECTED ? 4 : KEYS / 8;
   using tile = tile_of<setup, BOXES>;
+  using stages =
+      std::conditional_t<LAYER, slot_ring<LAYER ? STAGES : 1, KEYS>, ring<LAYER ? 1 : STAGES>>;
+  using whole =
+      std::conditional_t<LAYER, setup<Type, D, RANKED, false, TWINS, NEAR_, LAYER>, setup>;
 };
 
 template <class P> constexpr kind kind_of = ALONE;
@@ -49,7 +85,8 @@ struct ranked {
   float lse[HEADS];   /* as the exponential wants it */
   int part[2][WARPS]; /* of a sum over all, two in turn */
   int count;
-  int2 chosen[MOST]; /* key, block */
+  int2 chosen[MOST];                  /* key, block */
+  unsigned long long wide[2 * WARPS]; /* of fp64 sums, two in turn */
 };
 
 /* ---- chosen nearly first ---- */
@@ -60,7 +97,8 @@ constexpr int PAIRS = 64;      /* of threads that rank */
 /* A token whose tiles are through. */
 struct near_token {
   job at;
-  float lse[HEADS]; /* as the exponential wants it */
+  float lse[HEADS];   /* as the exponential wants it */
+  float exact[HEADS]; /* of a layer: the same as it is */
 };
 /* What those who rank have to themselves. */
 template <class C> struct near_ranks {
@@ -68,22 +106,26 @@ template <class C> struct near_ranks {
   alignas(16) int top[PAIRS];          /* two threads' largest score, at least */
   alignas(16) int key[CANDIDATES + 4]; /* the candidates' */
   int block[CANDIDATES];
-  float p[2 * 64];   /* of rows, summed over heads */
-  int2 chosen[MOST]; /* key, block */
-  int part[2][4];    /* of a sum over all, two in turn */
+  float p[2 * 64];                /* of rows, summed over heads */
+  int2 chosen[MOST];              /* key, block */
+  int part[2][4];                 /* of a sum over all, two in turn */
+  unsigned long long wide[2 * 4]; /* the same, of fp64 */
   int count, least;
 };
 /* A tile's weights, for those who sum them up: `at` is its number twice, and 1 where it is the last
- * of its token; -1: none follows. */
+ * of its token; -1: none follows. Of a layer also rows of o: ROWS - kind of the branch, and whose
+ * they are. */
+enum { ROWS = -2 };
 struct weighed {
   float2 reference[HEADS]; /* in powers of two; what sums so far are multiplied by */
-  int at;
+  int at, token, head;
 };
 
-template <class C> struct memory {
+template <class C> struct memory_of {
   static constexpr int ONCE = C::NEAR; /* fields of those alone */
-  alignas(1024) char k[C::STAGES][C::DP * C::KV];
-  char v[C::STAGES][C::EP * C::KV];
+  static constexpr int STAGE = C::DP * 128 * (C::LAYER ? 64 : C::KEYS);
+  alignas(1024) char k[C::STAGES][STAGE];
+  char v[C::STAGES][STAGE];
   char q[2][C::DP * ROWS16];
   char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
   near_ranks<C> choice[ONCE];
@@ -94,6 +136,8 @@ template <class C> struct memory {
   alignas(16) float end[HEADS];
   int first[C::STAGES]; /* of a selected block's keys */
   job jobs[2];
+  int branch[2]; /* of a layer's job */
+  int late[2];   /* of two tokens in turn: fp32 does not decide */
   ranked r;
   near_token token[2 * ONCE];
   weighed slot[2 * ONCE];
@@ -101,9 +145,12 @@ template <class C> struct memory {
   uint64_t p_full[2 * ONCE], p_empty[2 * ONCE];         /* slot */
   uint64_t summed[2 * ONCE], used[2 * ONCE];            /* sums of a token's blocks */
   uint64_t q_full[2], q_empty[2], scored, taken;
+  uint64_t chosen[2];           /* a layer's token has its row of idx */
   uint64_t end_full, end_empty; /* twins: `end` of the second, of the first */
   uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
 };
+
+template <class C> using memory = memory_of<typename C::whole>;
 
 /* Of those that share tokens: number of the cluster, if it is one; how many. */
 template <class C> __device__ __forceinline__ int sharer() {
@@ -178,6 +225,7 @@ __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s
   if (leads) {
     bar_wait(&s.q_empty[q.stage], q.parity ^ 1);
     s.jobs[q.stage] = j;
+    if (C::LAYER) s.branch[q.stage] = C::KIND;
     if (j.first == j.end || (C::TWINS && blockIdx.x % 2)) {
       bar_ready(&s.q_full[q.stage]);
     } else {
@@ -191,23 +239,29 @@ __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s
   q.next();
 }
 
-/* By whole warps: f(job, where its keys are) for each; every other round goes backwards: sums of
- * falling weights come out even. */
+/* By whole warps: f(tile of one token, head) for each job; every other round goes backwards: sums
+ * of falling weights come out even. */
 template <class C, class F>
-__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
-  const rgk_flash_params &p = d.f;
+__device__ __forceinline__ void each_token(const rgk_flash_params &p, F f) {
   const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = sharers<C>(),
             mine = sharer<C>();
-  job j = {};
-  in_pages at = {};
   for (int r = 0; r * blocks < jobs; r++) {
     const int i = r * blocks + (r & 1 ? blocks - 1 - mine : mine), slot = rgk_over(i, p.by_heads);
     if (i >= jobs) continue;
     const int row = p.slots - 1 - slot, b = find_seq_warp(p.seqs, row);
-    j.head = (i - slot * heads) << p.pack;
-    place_job<C>(d, tile_at(p.seqs, b, (int64_t)row + b, 1), j, at); /* of one token */
-    f(j, at);
+    f(tile_at(p.seqs, b, (int64_t)row + b, 1), (i - slot * heads) << p.pack);
   }
+}
+/* f(job, where its keys are). */
+template <class C, class F>
+__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
+  job j = {};
+  in_pages at = {};
+  each_token<C>(d.f, [&](const tile &t, int head) {
+    j.head = head;
+    place_job<C>(d, t, j, at);
+    f(j, at);
+  });
 }
 template <class C>
 __device__ __forceinline__ void hand_out_end(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
@@ -222,61 +276,98 @@ struct box {
   int at, row, page; /* bytes in a panel; in the page */
 };
 
-/* By a warpgroup: tiles of keys that follow on each other, from the last to the first. Four warps
- * take turns with boxes, a lane each: to start a copy takes long. */
+/* By a warpgroup: a job's tiles of keys that follow on each other, from the last to the first. Four
+ * warps take turns with boxes, a lane each: to start a copy takes long. */
+template <class C>
+__device__ __forceinline__ void load_job(const rgk_flash_paged &d, memory<C> &s, const job &j,
+                                         const in_pages &in, typename C::stages &k,
+                                         typename C::stages &v, ring<2> &q) {
+  const rgk_flash_params &p = d.f;
+  const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32,
+            kv_head = rgk_over(j.head, p.by_group);
+  const bool leads = threadIdx.x == 0;
+  auto find_box = [&](int t) {
+    box b = {i * 1024, 0, d.pages.count};
+    const int row = t * C::KEYS + i * 8;
+    if (i * 8 >= C::KEYS || t < j.first) return b;
+    const int m = rgk_over(row, d.by_rows);
+    b.row = row - m * d.pages.rows;
+    if (row + 8 > in.low && row < in.rows) b.page = in.table[m];
+    return b;
+  };
+  auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
+    if (leads) bar_expect(full, (uint32_t)panels * C::KV);
+    if (i * 8 < C::KEYS) /* nobody else wants them; products are to stay in L2 */
+      tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page, l2::evict_first);
+  };
+  auto load_k = [&](const box &b) {
+    if (!has_keys<C>()) return;
+    wait_empty(s.k_empty, k);
+    fetch(s.k[k.stage], &p.k, &s.k_full[k.stage], C::DP, b);
+    k.next();
+  };
+  auto load_v = [&](const box &b) {
+    if (!has_values<C>()) return;
+    wait_empty(s.v_empty, v);
+    if (C::TWINS && leads) bar_expect(&s.k_full[v.stage], SENT); /* weights of this tile */
+    fetch(s.v[v.stage], &p.v, &s.v_full[v.stage], C::EP, b);
+    v.next();
+  };
+  box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
+  if (j.first < j.end) load_k(now);
+  hand_out<C>(p, s, q, j, leads);
+  for (int t = j.end - 1; t >= j.first; t--) {
+    const box later = find_box(t - 2);
+    if (t > j.first) load_k(next);
+    load_v(now);
+    now = next, next = later;
+  }
+}
 template <class C>
 __device__ __forceinline__ void load_tiles(const rgk_flash_paged &d, memory<C> &s) {
-  const rgk_flash_params &p = d.f;
-  const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32;
-  const bool leads = threadIdx.x == 0;
-  ring<C::STAGES> k, v;
+  typename C::stages k, v;
   ring<2> q;
-  each_job<C>(d, [&](const job &j, const in_pages &in) {
-    const int kv_head = rgk_over(j.head, p.by_group);
-    auto find_box = [&](int t) {
-      box b = {i * 1024, 0, d.pages.count};
-      const int row = t * C::KEYS + i * 8;
-      if (i * 8 >= C::KEYS || t < j.first) return b;
-      const int m = rgk_over(row, d.by_rows);
-      b.row = row - m * d.pages.rows;
-      if (row + 8 > in.low && row < in.rows) b.page = in.table[m];
-      return b;
-    };
-    auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
-      if (leads) bar_expect(full, (uint32_t)panels * C::KV);
-      if (i * 8 < C::KEYS) /* nobody else wants them; products are to stay in L2 */
-        tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page, l2::evict_first);
-    };
-    auto load_k = [&](const box &b) {
-      if (!has_keys<C>()) return;
-      bar_wait(&s.k_empty[k.stage], k.parity ^ 1);
-      fetch(s.k[k.stage], &p.k, &s.k_full[k.stage], C::DP, b);
-      k.next();
-    };
-    auto load_v = [&](const box &b) {
-      if (!has_values<C>()) return;
-      bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-      if (C::TWINS && leads) bar_expect(&s.k_full[v.stage], SENT); /* weights of this tile */
-      fetch(s.v[v.stage], &p.v, &s.v_full[v.stage], C::EP, b);
-      v.next();
-    };
-    box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
-    if (j.first < j.end) load_k(now);
-    hand_out<C>(p, s, q, j, leads);
-    for (int t = j.end - 1; t >= j.first; t--) {
-      const box later = find_box(t - 2);
-      if (t > j.first) load_k(next);
-      load_v(now);
-      now = next, next = later;
-    }
-  });
-  hand_out_end<C>(p, s, q, leads);
+  each_job<C>(d, [&](const job &j, const in_pages &in) { load_job<C>(d, s, j, in, k, v, q); });
+  hand_out_end<C>(d.f, s, q, threadIdx.x == 0);
 }
 
-/* By a warp: selected blocks. An entry counts if it is larger than all before it, and its block
- * begins among the keys that the token sees; so none comes after one whose block does not.
- * keep(job, key): how long L2 should hold the block that begins there; after(): a job's are asked
- * for. */
+/* By a warp: of selected blocks those that count, of which a lane has one. */
+struct chosen_blocks {
+  uint32_t left;    /* lanes that have one */
+  int e, page, row; /* a lane's: block, where it begins */
+};
+/* An entry counts if it is larger than all before it, and its block begins among the keys that the
+ * token sees; so none comes after one whose block does not. j: one of the token's; it is told how
+ * many. */
+template <class C>
+__device__ __forceinline__ chosen_blocks find_chosen(const rgk_decode_selected &d,
+                                                     const int32_t *table, job &j) {
+  const int lane = threadIdx.x % 32, kv_head = rgk_over(j.head, d.f.f.by_group),
+            seen = min(j.position + 1, j.keys);
+  chosen_blocks c = {0, -1, 0, 0};
+  if (j.kind == WORK && lane < d.top_n)
+    c.e = __ldcg((const int32_t *)d.idx.data + j.token * d.idx.row + kv_head * d.idx.head + lane);
+  int before = __shfl_up_sync(~0u, c.e, 1);
+  if (lane == 0) before = -1;
+#pragma unroll
+  for (int n = 1; n < 32; n *= 2) {
+    const int x = __shfl_up_sync(~0u, before, n);
+    if (lane >= n) before = max(before, x);
+  }
+  const bool counts = c.e >= 0 && c.e > before && c.e < (seen + C::KEYS - 1) / C::KEYS;
+  c.left = __ballot_sync(~0u, counts);
+  if (counts) {
+    const uint32_t m = (uint32_t)c.e * C::KEYS / (uint32_t)d.f.pages.rows;
+    c.page = table[m];
+    c.row = c.e * C::KEYS - (int)m * d.f.pages.rows;
+  }
+  j.first = 0;
+  j.end = __popc(c.left);
+  return c;
+}
+
+/* By a warp: selected blocks. keep(job, key): how long L2 should hold the block that begins there;
+ * after(): a job's are asked for. */
 template <class C, class F, class G>
 __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s, F keep,
                                               G after) {
@@ -286,30 +377,12 @@ __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memo
   ring<2> q;
   each_job<C>(d.f, [&](const job &found, const in_pages &at) {
     job j = found;
-    const int kv_head = rgk_over(j.head, p.by_group), seen = min(j.position + 1, j.keys);
-    int e = -1, page = 0, row = 0;
-    if (j.kind == WORK && lane < d.top_n)
-      e = ((const int32_t *)d.idx.data)[j.token * d.idx.row + kv_head * d.idx.head + lane];
-    int before = __shfl_up_sync(~0u, e, 1);
-    if (lane == 0) before = -1;
-#pragma unroll
-    for (int n = 1; n < 32; n *= 2) {
-      const int x = __shfl_up_sync(~0u, before, n);
-      if (lane >= n) before = max(before, x);
-    }
-    const bool counts = e >= 0 && e > before && e < (seen + C::KEYS - 1) / C::KEYS;
-    uint32_t left = __ballot_sync(~0u, counts);
-    if (counts) {
-      const uint32_t m = (uint32_t)e * C::KEYS / (uint32_t)d.f.pages.rows;
-      page = at.table[m];
-      row = e * C::KEYS - (int)m * d.f.pages.rows;
-    }
-    j.first = 0;
-    j.end = __popc(left);
+    const int kv_head = rgk_over(j.head, p.by_group);
+    const chosen_blocks c = find_chosen<C>(d, at.table, j);
     hand_out<C>(p, s, q, j, lane == 0);
-    for (; left; left &= left - 1, r.next()) {
-      const int from = __ffs(left) - 1, first = __shfl_sync(~0u, e, from) * C::KEYS,
-                in = __shfl_sync(~0u, page, from), at_row = __shfl_sync(~0u, row, from);
+    for (uint32_t left = c.left; left; left &= left - 1, r.next()) {
+      const int from = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, from) * C::KEYS,
+                in = __shfl_sync(~0u, c.page, from), at_row = __shfl_sync(~0u, c.row, from);
       if (lane == 0) {
         const l2 hint = keep(j, first);
         bar_wait(&s.k_empty[r.stage], r.parity ^ 1);

@@ -18,7 +18,8 @@
    The loops of those who attend and of those who sum up run side by side on each quarter of a
    multiprocessor. They are kept to some 750 instructions together.
  */
-#include "decode_sm90.cuh"
+#include "decode_layer_sm90.cuh"
+#include "decode_wide_sm90.cuh"
 
 using namespace rgk;
 using namespace rgk::decode;
@@ -31,8 +32,9 @@ enum { RANKING = EACH + 1 }; /* named barrier of those who rank */
 /* ---- sum up: a warpgroup ---- */
 
 /* A thread has four heads of a block. */
-template <class C> __device__ __forceinline__ void sum_up(const rgk_decode &d, memory<C> &s) {
+template <class C, class P> __device__ __forceinline__ void sum_up(const P &all, memory<C> &s) {
   using T = typename C::type;
+  const rgk_decode &d = step_of(all);
   const int tid = (int)threadIdx.x % WARPGROUP, b = tid / 4, head = tid % 4 * 4,
             after = (b + 1) % BLOCKS; /* the block whose first key ends this one's reach */
   ring<2> w;
@@ -43,7 +45,11 @@ template <class C> __device__ __forceinline__ void sum_up(const rgk_decode &d, m
     bar_wait(&s.p_full[w.stage], w.parity);
     const weighed &x = s.slot[w.stage];
     const int at = x.at;
-    if (at < 0) break;
+    if (at == -1) break;
+    if (C::LAYER && at < 0) {
+      take_rows<C>(all, s, w);
+      continue;
+    }
     const char *const p = s.p[w.stage];
     auto keys_at = [&](int block, int h) { /* four weights */
                                            return p + block / 16 * ROWS16 + h * 128 +
@@ -373,25 +379,22 @@ template <class C> struct ranking {
     named_sync(RANKING, WARPGROUP);
   }
 
-  /* By one warp: the row of idx. */
-  __device__ __forceinline__ void write(const job &j, const rgk_topk_choice &c, bool ranks,
+  /* By one warp: the row of idx. True: fp32 does not decide. */
+  __device__ __forceinline__ bool write(const job &j, const rgk_topk_choice &c, bool ranks,
                                         bool seen) const {
     const int top_n = d.topk.top_n;
     int32_t *const idx = idx_of(d, j);
     if (!ranks) {
       const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
       if (lane < top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
-      return;
+      return false;
     }
     const int keep = (int)c.keep;
     const int2 mine = lane < keep ? r.chosen[lane] : make_int2(INT_MAX, INT_MAX);
     int place = (int)c.free0;
     for (int i = 0; i < keep; i++) place += __shfl_sync(~0u, mine.y, i) < mine.y;
     const int least = __reduce_min_sync(~0u, mine.x);
-    if (seen && least != NAN_KEY && undecided(__int_as_float(least))) {
-      if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
-      return;
-    }
+    if (seen && least != NAN_KEY && undecided(__int_as_float(least))) return true;
     if (lane < c.free0) idx[lane] = lane;
     if (lane < keep) idx[place] = mine.y;
     const int n = (int)(c.free0 + keep);
@@ -399,6 +402,7 @@ template <class C> struct ranking {
       const int64_t b = c.free1 + lane - n;
       idx[lane] = b < c.count ? (int32_t)b : -1;
     }
+    return false;
   }
 
   __device__ __forceinline__ void choose(const job &j, const rgk_topk_choice &c,
@@ -438,6 +442,10 @@ template <class C> struct ranking {
       const bool ranks = rgk_topk_ranks(c), summed = j.first < j.end;
       const int visible = last_key(p, j.keys, j.position) + 1;
       const float *const lse = s.token[q.stage].lse;
+      const rgk_tensor &to = p.lse;
+      if (C::LAYER && to.data && tid < HEADS)
+        ((float *)to.data)[(int64_t)j.token * to.row + (j.head + tid) * to.head] =
+            s.token[q.stage].exact[tid];
       float most[AT_ONCE];
       int top = 0;
       if (ranks) fetch_q(j);
@@ -453,8 +461,21 @@ template <class C> struct ranking {
         const int32_t *const table = g.table + find_seq_warp(p.seqs, j.token) * g.table_row;
         choose(j, c, table, visible, lse, top, most);
       }
-      if (warp == 0) write(j, c, ranks, visible > p.before);
+      if (warp == 0) {
+        const bool late = write(j, c, ranks, visible > p.before);
+        if (lane == 0) s.late[q.stage] = late;
+        if (C::LAYER && !late) warp_ready(&s.chosen[q.stage]);
+      }
       named_sync(RANKING, WARPGROUP); /* all this is written again */
+      if (__shfl_sync(~0u, s.late[q.stage], 0)) {
+        choose_wide<T, WARPGROUP>(d, &j, &c, visible, (unsigned long long *)scores_of<C>(d), r.wide,
+                                  r.chosen, RANKING);
+        if (warp == 0) {
+          write(j, c, true, false);
+          if (C::LAYER) warp_ready(&s.chosen[q.stage]);
+        }
+        named_sync(RANKING, WARPGROUP);
+      }
       bar_release(&s.near_taken[q.stage], j.head, j.keys);
     }
   }
@@ -462,18 +483,18 @@ template <class C> struct ranking {
 
 /* ---- kernel ---- */
 
-template <class C>
-__global__ void __launch_bounds__(RGK_DECODE_THREADS, 1)
-    choose(const __grid_constant__ rgk_decode d) {
+template <class C, class P>
+__global__ void __launch_bounds__(RGK_DECODE_THREADS, 1) choose(const __grid_constant__ P all) {
   extern __shared__ char bytes[];
+  const rgk_decode &d = step_of(all);
   memory<C> &s = begin<C>(d.f.f, bytes);
   const int part = warpgroup();
   if (part == 0) {
-    load_tiles<C>(d.f, s);
+    load_all<C>(all, s);
   } else if (part == 1) {
-    attend<C>(d, s);
+    attend_all<C>(all, s);
   } else if (part == 2) {
-    sum_up<C>(d, s);
+    sum_up<C>(all, s);
   } else {
     const int tid = (int)threadIdx.x % WARPGROUP;
     ranking<C>{d, s, s.choice[0], tid, tid / 32, tid % 32}.run();
@@ -482,10 +503,10 @@ __global__ void __launch_bounds__(RGK_DECODE_THREADS, 1)
 
 } // namespace
 
-const void *rgk_decode_near(rg_dtype type, int32_t width) {
+template <bool LAYER, class P> static const void *instance(rg_dtype type, int32_t width) {
 #define GET(t, D)              \
   if (type == t && width == D) \
-    return (const void *)choose<setup<element<t>::type, D, RANKED, false, false, true>>;
+    return (const void *)choose<setup<element<t>::type, D, RANKED, false, false, true, LAYER>, P>;
   GET(RG_BF16, 128)
   GET(RG_BF16, 64)
 #ifndef RGK_DEV
@@ -493,4 +514,11 @@ const void *rgk_decode_near(rg_dtype type, int32_t width) {
   GET(RG_F16, 64)
 #endif
   return nullptr;
+}
+
+const void *rgk_decode_near(rg_dtype type, int32_t width) {
+  return instance<false, rgk_decode>(type, width);
+}
+const void *rgk_decode_layer_sm90(rg_dtype type, int32_t width) {
+  return instance<true, rgk_decode_layer>(type, width);
 }

@@ -11,9 +11,7 @@
    a block of threads; with fewer, separate launches are ahead, for the window's goes beside those
    that choose blocks.
  */
-#include "../device/chunk.cuh"
-#include "../device/gate.cuh"
-#include "decode_sm90.cuh"
+#include "decode_sum_sm90.cuh"
 
 using namespace rgk;
 using namespace rgk::decode;
@@ -46,72 +44,24 @@ template <class C> struct giving {
 
 template <class C> struct summing {
   static constexpr bool GIVES = false;
-  static constexpr int MOST = RGK_PAIR_BRANCHES, UNITS = C::E / 8,
-                       PIECES = HEADS * UNITS / WARPGROUP; /* of a thread */
-  using T = typename C::type;
   const rgk_decode_pair &d;
   rows_of<C::E> &rows;
   uint32_t parity;
 
-  __device__ __forceinline__ void weigh(int64_t token, int head, float (&w)[MOST]) const {
-    float x[MOST], most = -INFINITY, sum = 0;
-#pragma unroll
-    for (int k = 0; k < MOST; k++)
-      if (k < d.n)
-        x[k] = rgk::load(d.gate.data, d.gate.dtype, token * d.gate.row + head * d.gate.head + k);
-    if (d.act == SOFTMAX) {
-#pragma unroll
-      for (int k = 0; k < MOST; k++)
-        if (k < d.n) most = more_gate(most, x[k]);
-#pragma unroll
-      for (int k = 0; k < MOST; k++)
-        if (k < d.n) sum = gate_sum_add(sum, x[k], most);
-    }
-#pragma unroll
-    for (int k = 0; k < MOST; k++)
-      if (k < d.n) w[k] = gate_weight(d.act, x[k], most, sum);
-  }
-
-  __device__ __forceinline__ void write(const rgk_flash_params &p, const job &j, const char *room,
+  __device__ __forceinline__ void write(const rgk_flash_params &, const job &j, const char *room,
                                         int tid) {
-    float w[PIECES][MOST];
-    uint4 part[PIECES][MOST]; /* of other branches */
+    branch_sum<C, PIECES<C>> sum(d, j, tid);
     uint32_t read = 0;
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      const int head = j.head + (tid + i * WARPGROUP) / UNITS, unit = tid % UNITS;
-#pragma unroll
-      for (int k = 0; k < MOST; k++) {
-        const rgk_pair_branch &b = d.branch[k];
-        part[i][k] = make_uint4(0, 0, 0, 0);
-        if (k < d.n && b.o)
-          part[i][k] = *(const uint4 *)((const T *)b.o + (int64_t)j.token * b.row + head * b.head +
-                                        unit * 8);
-      }
-      weigh(j.token, head, w[i]);
-    }
     bar_wait(&rows.full, parity);
     parity ^= 1;
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-      const int n = tid + i * WARPGROUP, head = j.head + n / UNITS, unit = n % UNITS,
-                at = unit_at<C>(n);
+    for (int i = 0; i < PIECES<C>; i++) {
+      const int at = unit_at<C>(tid + i * WARPGROUP);
       const uint4 selected = *(const uint4 *)(rows.o + at), window = *(const uint4 *)(room + at);
-      float sum[CHUNK], v[CHUNK];
       read ^= selected.x ^ selected.y ^ selected.z ^ selected.w;
       read ^= window.x ^ window.y ^ window.z ^ window.w; /* our own: for tests/releases.py alone */
-#pragma unroll
-      for (int e = 0; e < CHUNK; e++) sum[e] = -0.0f; /* as blend.cu */
-#pragma unroll
-      for (int k = 0; k < MOST; k++) {
-        if (k >= d.n) continue;
-        chunk<T> x;
-        x.q[0] = k == d.at_selected ? selected : k == d.at_window ? window : part[i][k];
-        x.get(v);
-#pragma unroll
-        for (int e = 0; e < CHUNK; e++) sum[e] = __fmaf_rn(w[i][k], v[e], sum[e]);
-      }
-      store16<T>(p.o.data, (int64_t)j.token * p.o.row + head * p.o.head + unit * 8, sum);
+      sum.part[i][sum.WINDOW] = window;
+      sum.put(i, selected);
     }
     bar_release(&rows.empty, read);
   }
@@ -185,8 +135,8 @@ __global__ void __launch_bounds__(RGK_PAIR_THREADS, 1)
   if (threadIdx.x == 0) {
     bar_init(&s.rows.full, WARPGROUP), bar_init(&s.rows.empty, WARPGROUP);
     s.rows.asked = 0;
-    init(d.selected.f.f, s.selected);
-    init(w, s.window);
+    init<S>(d.selected.f.f, s.selected);
+    init<W>(w, s.window);
   }
   __syncthreads();
   const int part = warpgroup(), warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0);

@@ -12,6 +12,7 @@
    rows 4b … 4b + 4, of which the first and the last half.
  */
 #include "decode_sm90.cuh"
+#include "decode_wide_sm90.cuh"
 
 using namespace rgk;
 using namespace rgk::decode;
@@ -193,25 +194,22 @@ struct ranking {
     named_sync(RANKING, RANKS);
   }
 
-  /* By one warp: the row of idx. */
-  __device__ __forceinline__ void write(const job &j, const rgk_topk_choice &c, bool ranks,
+  /* By one warp: the row of idx. True: fp32 does not decide. */
+  __device__ __forceinline__ bool write(const job &j, const rgk_topk_choice &c, bool ranks,
                                         bool seen) const {
     const int top_n = d.topk.top_n;
     int32_t *const idx = idx_of(d, j);
     if (!ranks) {
       const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
       if (lane < top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
-      return;
+      return false;
     }
     const int keep = (int)c.keep;
     const int2 mine = lane < keep ? r.chosen[lane] : make_int2(INT_MAX, INT_MAX);
     int place = (int)c.free0;
     for (int i = 0; i < keep; i++) place += __shfl_sync(~0u, mine.y, i) < mine.y;
     const int least = __reduce_min_sync(~0u, mine.x);
-    if (seen && least != NAN_KEY && undecided(__int_as_float(least))) {
-      if (lane == 0) idx[0] = RGK_TOPK_UNDECIDED;
-      return;
-    }
+    if (seen && least != NAN_KEY && undecided(__int_as_float(least))) return true;
     if (lane < c.free0) idx[lane] = lane;
     if (lane < keep) idx[place] = mine.y;
     const int n = (int)(c.free0 + keep);
@@ -219,10 +217,10 @@ struct ranking {
       const int64_t b = c.free1 + lane - n;
       idx[lane] = b < c.count ? (int32_t)b : -1;
     }
+    return false;
   }
 
   template <class C> __device__ __forceinline__ void run(memory<C> &s) const {
-
     for (uint32_t parity = 0;; parity ^= 1) {
       bar_wait(&s.scored, parity);
       const job j = r.at;
@@ -230,9 +228,8 @@ struct ranking {
       const rgk_topk_choice c = choice_of(d.topk, j.position);
       const bool ranks = rgk_topk_ranks(c);
       const int visible = last_key(d.f.f, j.keys, j.position) + 1, n = (int)(c.free1 - c.free0);
-      int *const keys = n <= RGK_DECODE_SCORES
-                            ? s.keys
-                            : (int *)(room_of<C>(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch);
+      int *const kept = (int *)(room_of<C>(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch),
+                 *const keys = n <= RGK_DECODE_SCORES ? s.keys : kept;
       int top = 0;
       if (ranks) top = score<C>(c, visible, keys);
       if (tid == 0) r.count = 0;
@@ -243,8 +240,17 @@ struct ranking {
         select_many(keys, n, (int)c.keep, (int)c.free0);
       else if (ranks)
         select(keys, n, (int)c.keep, (int)c.free0, top);
-      if (warp == 0) write(j, c, ranks, visible > d.f.f.before);
+      if (warp == 0) {
+        const bool late = write(j, c, ranks, visible > d.f.f.before);
+        if (lane == 0) s.late[parity] = late;
+      }
       named_sync(RANKING, RANKS); /* all this is written again */
+      if (s.late[parity]) {
+        choose_wide<typename C::type, RANKS>(d, &j, &c, visible, (unsigned long long *)kept, r.wide,
+                                             r.chosen, RANKING);
+        if (warp == 0) write(j, c, true, false);
+        named_sync(RANKING, RANKS);
+      }
     }
   }
 };

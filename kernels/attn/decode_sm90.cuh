@@ -56,6 +56,9 @@ template <class C>
 __device__ __forceinline__ void start_values(float (&o)[C::EP][8], uint32_t v, uint32_t p) {
   using T = typename C::tile;
   const uint64_t a = desc_make(v, T::V_PANEL, T::V_EIGHT), b = desc_k(p);
+  /* Else the compiler has o in integers until here, and moves it behind the fence. */
+#pragma unroll
+  for (int m = 0; m < C::EP; m++) wgmma_keep(o[m]);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < C::KEYS / 16; i++)
@@ -101,10 +104,15 @@ template <class C, class P, class X> struct attention {
   const float c;
   X &to;
   static constexpr bool NEAR = C::NEAR, ASIDE = KIND == RANKED && !NEAR;
-  ring<C::STAGES> k, v;
+  typename C::stages k, v;
   int turn;              /* of p */
   uint32_t taken, ended; /* parities; ended: of end_full or end_empty */
   ring<2> w, r;          /* NEAR: next weights, next token to rank */
+
+  /* ptxas takes it for what each thread has for itself, and moves every descriptor over. */
+  __device__ __forceinline__ static int known(int x) {
+    return C::NEAR || C::LAYER ? __shfl_sync(~0u, x, 0) : x;
+  }
 
   __device__ __forceinline__ void wait_taken() {
     if (!ASIDE) return;
@@ -209,7 +217,7 @@ template <class C, class P, class X> struct attention {
       m[h] = move ? top[h] : m[h];
       minus[h] = m[h] == -INFINITY ? 0 : -m[h] * c;
     }
-    char *const slot = C::TWINS ? slot_of(s, v.stage) : nullptr;
+    char *const slot = C::TWINS ? slot_of<C>(s, v.stage) : nullptr;
     if (C::TWINS) bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
     if constexpr (NEAR) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
     if (warp == 0 && g == 0)
@@ -243,7 +251,7 @@ template <class C, class P, class X> struct attention {
 
   /* Twins: the tile's weights are in their slot, all warps know. */
   __device__ __forceinline__ void send_weights() {
-    if (tid == 0) send(s.k[0] + v.stage * SLOT, &s.k_full[v.stage], slot_of(s, v.stage), SENT);
+    if (tid == 0) send(s.k[0] + v.stage * SLOT, &s.k_full[v.stage], slot_of<C>(s, v.stage), SENT);
     __syncwarp();
     v.next();
   }
@@ -271,9 +279,7 @@ template <class C, class P, class X> struct attention {
         clear_keys<C, C::BOXES>(s.v[v.stage], 0, min(p.before - key, (int)C::KEYS), C::GROUP);
       if (key + C::KEYS > j.keys)
         clear_keys<C, C::BOXES>(s.v[v.stage], j.keys - key, C::KEYS, C::GROUP);
-      /* ptxas takes it for what each thread has for itself, and moves every descriptor over. */
-      const int slot = NEAR ? __shfl_sync(~0u, turn, 0) : turn;
-      start_values<C>(o, smem_at(s.v[v.stage]), smem_at(s.p[slot]));
+      start_values<C>(o, smem_at(s.v[known(v.stage)]), smem_at(s.p[known(turn)]));
     };
     auto step = [&](auto first, int i) {
       float x[C::HALVES][8], scale[4];
@@ -283,7 +289,7 @@ template <class C, class P, class X> struct attention {
         if (lane == 0) at = s.first[k.stage]; /* read by the lane that gives back */
         at = __shfl_sync(~0u, at, 0);
       }
-      start_scores<C>(x, smem_at(s.k[k.stage]), q);
+      start_scores<C>(x, smem_at(s.k[known(k.stage)]), q);
       if constexpr (decltype(first)::value) {
         wait_taken();
         scored = wgmma_wait<0>();
@@ -331,7 +337,7 @@ template <class C, class P, class X> struct attention {
     const rgk_flash_params &p = paged_of(d).f;
     for (int i = j.end - 1; i >= j.first; i--) {
       const int key = i * C::KEYS;
-      const char *const slot = slot_of(s, v.stage);
+      const char *const slot = slot_of<C>(s, v.stage);
       bar_wait(&s.k_full[v.stage], v.parity);
       float scale[4];
 #pragma unroll
@@ -407,6 +413,7 @@ template <class C, class P, class X> struct attention {
     } else {
       bar_release(q_empty, j.head, j.keys);
       wait_taken();
+      if (C::LAYER) named_sync(EACH, WARPGROUP); /* `end` of the job before has been read */
     }
 
     if (ASIDE && tid == 0) s.r.at = j;
@@ -427,7 +434,8 @@ template <class C, class P, class X> struct attention {
         s.end[tid / 4] = end.scale;
         if (ASIDE) s.r.lse[tid / 4] = -LOG2E * end.lse;
         if constexpr (NEAR) s.token[r.stage].lse[tid / 4] = -LOG2E * end.lse;
-        if (p.lse.data)
+        if constexpr (NEAR && C::LAYER) s.token[r.stage].exact[tid / 4] = end.lse;
+        if (p.lse.data && !C::LAYER)
           ((float *)p.lse.data)[(int64_t)j.token * p.lse.row + head * p.lse.head] = end.lse;
       }
     }
@@ -443,39 +451,47 @@ template <class C, class P, class X> struct attention {
     named_sync(EACH + C::GROUP, WARPGROUP);
     /* p[turn] was read by the last product, the other by none that other warps may still run */
     char *room = s.p[turn ^ 1];
-    if constexpr (NEAR) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
-    if constexpr (X::GIVES) room = to.room();
+    if constexpr (NEAR || C::LAYER) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
+    if constexpr (C::LAYER) room = s.p[w.stage];
+    if constexpr (X::GIVES && !C::LAYER) room = to.room();
     float end[4];
 #pragma unroll
     for (int h = 0; h < 4; h++) end[h] = s.end[h / 2 * 8 + 2 * t + h % 2];
     store_o(o, end, room);
+    if constexpr (C::LAYER) { /* others do the rest, and wait for memory */
+      weighed &x = s.slot[w.stage];
+      if (tid == 0) x.at = ROWS - KIND, x.token = j.token, x.head = j.head;
+      warp_ready(&s.p_full[w.stage]);
+      w.next();
+      return;
+    }
     if constexpr (X::GIVES) to.give();
     named_sync(EACH + C::GROUP, WARPGROUP);
     if constexpr (!X::GIVES) to.write(p, j, room, tid);
   }
 
-  __device__ __forceinline__ void run() {
-    for (ring<2> q;; q.next()) {
-      bar_wait(&s.q_full[q.stage], q.parity);
-      const job j = s.jobs[q.stage];
-      if (j.kind == EXIT) break;
-      if constexpr (C::TWINS)
-        if (!has_keys<C>()) {
-          if (j.kind == DEAD_ROWS)
-            bar_release(&s.q_empty[q.stage], j.head, j.keys);
-          else
-            run_second(j, &s.q_empty[q.stage]);
-          continue;
-        }
-      if (j.kind == DEAD_ROWS) {
-        bar_release(&s.q_empty[q.stage], j.head, j.keys);
-        if constexpr (!X::GIVES) clear_rows<C, true>(paged_of(d).f, j);
-        if constexpr (KIND == RANKED)
-          if (tid < d.topk.top_n) idx_of(d, j)[tid] = 0;
-        continue;
+  /* Job j, whose q is at `stage`. */
+  __device__ __forceinline__ void take(const job &j, int stage) {
+    uint64_t *const q_empty = &s.q_empty[stage];
+    if constexpr (C::TWINS)
+      if (!has_keys<C>()) {
+        if (j.kind == DEAD_ROWS)
+          bar_release(q_empty, j.head, j.keys);
+        else
+          run_second(j, q_empty);
+        return;
       }
-      run_job(j, smem_at(s.q[q.stage]), &s.q_empty[q.stage]);
+    if (j.kind == DEAD_ROWS) {
+      bar_release(q_empty, j.head, j.keys);
+      if constexpr (!X::GIVES) clear_rows<C, true>(paged_of(d).f, j);
+      if constexpr (KIND == RANKED)
+        if (tid < d.topk.top_n) idx_of(d, j)[tid] = 0;
+      return;
     }
+    run_job(j, smem_at(s.q[known(stage)]), q_empty);
+  }
+  /* There is no other. */
+  __device__ __forceinline__ void end() {
     if (!has_keys<C>()) return;
     wait_taken();
     if (ASIDE) {
@@ -490,6 +506,15 @@ template <class C, class P, class X> struct attention {
       warp_ready(&s.p_full[w.stage]);
     }
   }
+  __device__ __forceinline__ void run() {
+    for (ring<2> q;; q.next()) {
+      bar_wait(&s.q_full[q.stage], q.parity);
+      const job j = s.jobs[q.stage];
+      if (j.kind == EXIT) break;
+      take(j, q.stage);
+    }
+    end();
+  }
 };
 
 /* By one thread. */
@@ -501,6 +526,7 @@ template <class C> __device__ __forceinline__ void init(const rgk_flash_params &
     bar_init(&s.summed[i], WARPGROUP), bar_init(&s.used[i], WARPGROUP);
     bar_init(&s.p_full[i], 4 * WARP_ARRIVALS), bar_init(&s.p_empty[i], 4 * WARP_ARRIVALS);
   }
+  for (int i = 0; i < 2; i++) bar_init(&s.chosen[i], WARP_ARRIVALS);
   bar_init(&s.end_full, 1), bar_init(&s.end_empty, 4 * WARP_ARRIVALS);
   for (int i = 0; i < C::STAGES; i++) {
     bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);
@@ -513,9 +539,10 @@ template <class C> __device__ __forceinline__ void init(const rgk_flash_params &
 template <class C>
 __device__ __forceinline__ memory<C> &begin(const rgk_flash_params &p, char *bytes) {
   static_assert(sizeof(memory<C>) + 1024 <= RGK_DECODE_SHARED(C::D), "fits wherever it starts");
+  static_assert(!C::LAYER || C::SUMS >= 4, "window and selected blocks fit, too");
   static_assert(RGK_DECODE_SHARED(C::D) <= 227 * 1024, "fits");
   memory<C> &s = *(memory<C> *)(bytes + (-smem_at(bytes) & 1023));
-  if (threadIdx.x == 0) init(p, s);
+  if (threadIdx.x == 0) init<C>(p, s);
   __syncthreads();
   if (C::TWINS) cluster_sync();
   return s;

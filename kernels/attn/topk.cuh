@@ -51,4 +51,14 @@ __device__ __forceinline__ bool undecided(float least) {
   return least < 1e-25f || least == INFINITY;
 }
 
+/* A block's fp64 score, which is not negative, as a number that no other block has: 11 bits of
+ * exponent and 22 of fraction tell scores apart; of equal ones the first is the largest. */
+__device__ __forceinline__ uint64_t wide_entry(double score, int64_t b) {
+  const uint64_t u = (uint64_t)__double_as_longlong(score + 0.0) >> 30;
+  return (score != score ? 0 : u + 1) << 31 | (0x7fffffffu - (uint32_t)b);
+}
+__device__ __forceinline__ int32_t wide_block(uint64_t e) {
+  return (int32_t)(0x7fffffffu - ((uint32_t)e & 0x7fffffffu));
+}
+
 } // namespace rgk

@@ -43,13 +43,11 @@ __device__ __forceinline__ int32_t block_of(uint64_t e, float) {
   return (int32_t)(0xffffffffu - (uint32_t)e);
 }
 
-/* Not negative: 11 bits of exponent and 22 of fraction tell scores apart. */
 __device__ __forceinline__ uint64_t entry(double score, int64_t b) {
-  uint64_t u = (uint64_t)__double_as_longlong(score + 0.0) >> 30;
-  return (score != score ? 0 : u + 1) << 31 | (0x7fffffffu - (uint32_t)b);
+  return wide_entry(score, b);
 }
 __device__ __forceinline__ int32_t block_of(uint64_t e, double) {
-  return (int32_t)(0x7fffffffu - ((uint32_t)e & 0x7fffffffu));
+  return wide_block(e);
 }
 
 /* Smallest on top; entry i of a row's heap is heap[i * ROWS]. */

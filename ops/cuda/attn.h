@@ -69,6 +69,15 @@ bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, con
 rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
                           const rg_gpu *gpu, struct rgk_decode_pair *p, rg_cuda *x);
 
+/* All of a layer's: rgi_decode_step's, and rgi_decode_pair's of what is chosen there, in one
+ * launch. Takes what both take, of as many tokens as it is the fastest for. */
+bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu);
+rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
+                           const rgk_pages *compressed_pages, const rgk_attn *selected,
+                           const rgk_attn *window, const rgk_pages *pages,
+                           const struct rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
+                           rg_cuda *x);
+
 /* What kernels are told of a call over pages. */
 rgk_attn rgi_cuda_paged_view(const rgi_attn *a, rgk_pages *pages);
 /* A multiple of every key tile that forward and backward may take for these widths: where a

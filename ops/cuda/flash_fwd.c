@@ -241,14 +241,20 @@ static rg_status decode_launch(const rgk_attn *a, const rg_gpu *gpu, const void 
                                    .size = size});
 }
 
+static rg_status choice_fill(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
+                             void *workspace, rgk_decode *p, rg_error *e) {
+  RGI_TRY(decode_fill(a, pages, &p->f, e));
+  p->topk = *topk;
+  p->room = workspace;
+  p->pitch = decode_pitch(pages);
+  return RG_OK;
+}
+
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x) {
   rgk_decode p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  RGI_TRY(decode_fill(a, pages, &p.f, x->error));
-  p.topk = *topk;
-  p.room = workspace;
-  p.pitch = decode_pitch(pages);
+  RGI_TRY(choice_fill(a, topk, pages, workspace, &p, x->error));
   const bool twins = decodes_twins(a, gpu);
   const rg_dtype type = (rg_dtype)a->dtype;
   return decode_launch(a, gpu,
@@ -293,27 +299,52 @@ rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const r
                        RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
 }
 
-enum { PAIR_LEAST = 3 }; /* jobs of a block of threads from which on it is faster */
-
 bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
                            const rg_gpu *gpu) {
 #ifdef REGRAPH_CUDA
   if (!rgk_decode_pair_sm90((rg_dtype)window->dtype, window->D)) return false;
 #endif
-  return window->T * window->KH >= PAIR_LEAST * (int64_t)gpu->sms &&
-         !paged_refuses(window, pages, gpu) && of_single_tokens(window) &&
-         !rgi_paged_gather_fwd.refuses(selected, pages, gpu) &&
+  return !decodes_twins(window, gpu) && !paged_refuses(window, pages, gpu) &&
+         of_single_tokens(window) && !rgi_paged_gather_fwd.refuses(selected, pages, gpu) &&
          rgi_decode_takes_selected(selected, pages) && !selected->lse.data && !window->lse.data;
+}
+
+static rg_status pair_fill(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
+                           rgk_decode_pair *p, rg_error *e) {
+  RGI_TRY(selected_fill(selected, pages, &p->selected, e));
+  RGI_TRY(decode_fill(window, pages, &p->window, e));
+  p->window.f.k = p->selected.f.f.k;
+  p->window.f.v = p->selected.f.f.v;
+  return RG_OK;
 }
 
 rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
                           const rg_gpu *gpu, rgk_decode_pair *p, rg_cuda *x) {
-  RGI_TRY(selected_fill(selected, pages, &p->selected, x->error));
-  RGI_TRY(decode_fill(window, pages, &p->window, x->error));
-  p->window.f.k = p->selected.f.f.k;
-  p->window.f.v = p->selected.f.f.v;
+  RGI_TRY(pair_fill(selected, window, pages, p, x->error));
   return decode_launch(window, gpu, rgk_decode_pair_sm90((rg_dtype)window->dtype, window->D), 1,
                        RGK_PAIR_THREADS, RGK_PAIR_SHARED, p, sizeof *p, x);
+}
+
+bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu) {
+#ifdef REGRAPH_CUDA
+  if (!rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D)) return false;
+#endif
+  return decodes_few(compressed, gpu);
+}
+
+rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
+                           const rgk_pages *compressed_pages, const rgk_attn *selected,
+                           const rgk_attn *window, const rgk_pages *pages,
+                           const rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
+                           rg_cuda *x) {
+  rgk_decode_layer p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  p.pair = *pair;
+  RGI_TRY(choice_fill(compressed, topk, compressed_pages, workspace, &p.d, x->error));
+  RGI_TRY(pair_fill(selected, window, pages, &p.pair, x->error));
+  return decode_launch(compressed, gpu,
+                       rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D), 1,
+                       RGK_DECODE_THREADS, RGK_DECODE_SHARED(compressed->D), &p, sizeof p, x);
 }
 
 /* ---- any lengths ---- */

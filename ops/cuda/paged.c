@@ -64,17 +64,22 @@ static bool moved16(const rg_arg *from, const rg_arg *cache) {
          rgi_gemm_vec(cache, cache->dim[3]);
 }
 
-rg_status rgi_cuda_kv_append(const rg_call *c, rg_cuda *x) {
+static void append_of(const rg_call *c, rgk_append *p) {
   const rg_arg *k = rg_in(c, RGI_APPEND_K), *v = rg_in(c, RGI_APPEND_V), *kc = rg_out(c, 0),
                *vc = rg_out(c, 1);
+  p->seqs = rgk_seqs_of(rg_in(c, RGI_APPEND_STARTS), k->dim[0]);
+  p->pages = rgi_cuda_pages(rg_in(c, RGI_APPEND_CONTEXT), rg_in(c, RGI_APPEND_PAGES), kc, vc, 1, 0);
+  p->k = rgk_of(k), p->v = rgk_of(v);
+  p->k_cache = rgk_page_of(kc), p->v_cache = rgk_page_of(vc);
+  p->heads = (int32_t)k->dim[1], p->D = (int32_t)k->dim[2], p->E = (int32_t)v->dim[2];
+  p->k_vec = moved16(k, kc), p->v_vec = moved16(v, vc);
+}
+
+rg_status rgi_cuda_kv_append(const rg_call *c, rg_cuda *x) {
+  const rg_arg *k = rg_in(c, RGI_APPEND_K);
   rgk_append p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
-  p.seqs = rgk_seqs_of(rg_in(c, RGI_APPEND_STARTS), k->dim[0]);
-  p.pages = rgi_cuda_pages(rg_in(c, RGI_APPEND_CONTEXT), rg_in(c, RGI_APPEND_PAGES), kc, vc, 1, 0);
-  p.k = rgk_of(k), p.v = rgk_of(v);
-  p.k_cache = rgk_page_of(kc), p.v_cache = rgk_page_of(vc);
-  p.heads = (int32_t)k->dim[1], p.D = (int32_t)k->dim[2], p.E = (int32_t)v->dim[2];
-  p.k_vec = moved16(k, kc), p.v_vec = moved16(v, vc);
+  append_of(c, &p);
   if (k->dim[0] == 0) return RG_OK;
   return launch(x, rgk_kv_append(), rgk_blocks(k->dim[0], RGK_APPEND_THREADS / 32), 1, 1,
                 RGK_APPEND_THREADS, &p, sizeof p);
@@ -133,20 +138,50 @@ static bool side_vec(const rg_call *c, int i) {
   return rgi_gemm_vec(x, x->dim[3]) && rgi_gemm_vec(y, y->dim[3]);
 }
 
+/* Sides that are averaged. */
+static uint32_t means_of(const rg_call *c, rgk_paged_mean *p) {
+  uint32_t n = 0;
+  p->blocks = blocks_of(c);
+  p->vec = true;
+  for (int i = 0; i < 2; i++) {
+    if (learned(c, i)) continue;
+    p->side[n++] = side_of(c, i);
+    p->vec = p->vec && side_vec(c, i);
+  }
+  return n;
+}
+static int64_t means_blocks(const rg_call *c) {
+  const int64_t slots = slots_of(c), most = 8 * (int64_t)c->gpu->sms;
+  return slots < most ? slots : most;
+}
+
 static rg_status means(const rg_call *c, rg_cuda *x) {
   rgk_paged_mean p;
   memset(&p, 0, sizeof p); /* holes too */
-  uint32_t n = 0;
-  p.blocks = blocks_of(c);
-  p.vec = true;
-  for (int i = 0; i < 2; i++) {
-    if (learned(c, i)) continue;
-    p.side[n++] = side_of(c, i);
-    p.vec = p.vec && side_vec(c, i);
-  }
+  const uint32_t n = means_of(c, &p);
   if (n == 0) return RG_OK;
-  const int64_t slots = slots_of(c), most = 8 * (int64_t)c->gpu->sms;
-  return launch(x, rgk_paged_means(), slots < most ? slots : most, n, 1, RGK_PAGED_MEAN_THREADS, &p,
+  return launch(x, rgk_paged_means(), means_blocks(c), n, 1, RGK_PAGED_MEAN_THREADS, &p, sizeof p);
+}
+
+bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress) {
+  const int64_t kernel = compress->attr[RGI_CMP_KERNEL].i,
+                stride = compress->attr[RGI_CMP_STRIDE].i;
+  for (int i = 0; i < 2; i++) {
+    const rg_arg *x = rg_in(append, RGI_APPEND_K + i),
+                 *cache = rg_in(compress, RGI_KVC_K_CACHE + i);
+    if (learned(compress, i) || !side_vec(compress, i) || x->dtype == RG_F32) return false;
+    if (!moved16(x, cache) || x->dim[2] % 8) return false;
+  }
+  return kernel == 2 * stride && stride <= RGK_PAGED_MEAN_GROUP;
+}
+
+rg_status rgi_cuda_kv_step(const rg_call *append, const rg_call *compress, rg_cuda *x) {
+  rgk_append_means p;
+  memset(&p, 0, sizeof p); /* holes too */
+  append_of(append, &p.append);
+  means_of(compress, &p.mean);
+  if (rg_in(append, RGI_APPEND_K)->dim[0] == 0) return RG_OK;
+  return launch(x, rgk_kv_append_means(), means_blocks(compress), 3, 1, RGK_PAGED_MEAN_THREADS, &p,
                 sizeof p);
 }
 

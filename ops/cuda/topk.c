@@ -303,12 +303,8 @@ rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const r
     RGI_TRY(relu_step(p, workspace, x));
   else
     RGI_TRY(plain_step(p, pages, gpu, workspace, x, modes[p->score]));
-  return p->score == RGK_TOPK_BY_SOFTMAX ? rgi_cuda_topk_again(p, pages, gpu, workspace, x) : RG_OK;
-}
-
-rg_status rgi_cuda_topk_again(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
-                              void *workspace, rg_cuda *x) {
-  return plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE);
+  return p->score == RGK_TOPK_BY_SOFTMAX ? plain_step(p, pages, gpu, workspace, x, RGK_TOPK_WIDE)
+                                         : RG_OK;
 }
 
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu) {

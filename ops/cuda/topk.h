@@ -10,9 +10,6 @@
 size_t rgi_cuda_topk_workspace(const rgk_topk *p, bool paged, const rg_gpu *gpu);
 rg_status rgi_cuda_topk_steps(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
                               void *workspace, rg_cuda *x);
-/* The launch that ranks anew what fp32 sums could not decide. */
-rg_status rgi_cuda_topk_again(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu,
-                              void *workspace, rg_cuda *x);
 /* What kernels are told of a call of paged_topk (ops/topk.c). */
 rgk_topk rgi_paged_topk_view(const rg_call *c, rgk_pages *pages);
 const char *rgi_cuda_topk_path(const rgk_topk *p, const rgk_pages *pages, const rg_gpu *gpu);

@@ -289,10 +289,12 @@ enum { PLAIN, HEADS_ALIKE = 1, KEYS_AGAIN = 2 };
  * HEADS_ALIKE: heads of a token agree on a few blocks, beside which the others score next to
  * nothing. KEYS_AGAIN: 64 rows of compressed keys, over and over. */
 static void single_tokens(int H, int D, int most, float large, int kind) {
-  enum { B = 6, OUT = 8, SIDES = 4, SOME = 80, MANY = 400 };
+  enum { B = 6, OUT = 8, SIDES = 5, SOME = 80, MANY = 400 };
   /* two blocks of threads a token; kernels of many tokens; one block of threads a token, blocks
-   * chosen nearly first; several tokens a block, slc, swa and combine in one launch */
-  static const int rows[SIDES] = {B, B + 3, SOME, MANY}, sequences[SIDES] = {B, B, SOME, MANY};
+   * chosen nearly first; several tokens a block, slc, swa and combine in one launch; all of a
+   * layer in one */
+  static const int rows[SIDES] = {B, B + 3, SOME, MANY, SOME},
+                   sequences[SIDES] = {B, B, SOME, MANY, SOME};
   static const char *const made[OUT] = {"cmp_o",   "cmp_lse", "idx",     "slc_o",
                                         "slc_lse", "swa_o",   "swa_lse", "o"};
   layer l = wide;
@@ -308,7 +310,7 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
   serve_native = true;
   CR_OK(rg_context_create(NULL, &ctx, &e), &e);
   for (int k = 0; k < SIDES; k++) {
-    l.few = k == 3;
+    l.few = k >= 3;
     const rg_binding set[] = {
         {"T", rows[k], NULL}, {"B", sequences[k], NULL}, {"M", M, NULL}, {"P", P, NULL}};
     rg_plan_options o = serve_options(set, 4);
@@ -370,6 +372,83 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
     cr_assert(undecided >= (kind & KEYS_AGAIN ? 1 : 4 * l.KH), "%d undecided", undecided);
   for (int k = 0; k < SIDES; k++) close_side(&s[k]);
   rg_context_destroy(ctx);
+}
+
+/* Tokens of so many sequences, several for a block of threads: the bits of nodes apart. */
+static void many_single_tokens(int n, int H, int D, int kind) {
+  enum { OUT = 4 };
+  static const char *const made[OUT] = {"cmp_o", "cmp_lse", "idx", "o"};
+  layer l = wide;
+  l.H = H, l.KH = H / 16, l.D = l.DV = D, l.few = true, l.softmax = kind == PLAIN;
+  const int M = 24;
+  int32_t *const context = calloc((size_t)n, sizeof *context);
+  uint64_t seed = (uint64_t)n;
+  int P = 1, page = 0;
+  for (int b = 0; b < n; b++) {
+    context[b] = below(&seed, 8) ? 1 + below(&seed, below(&seed, 4) ? 700 : M * l.page) : 0;
+    P += (context[b] + l.page - 1) / l.page;
+  }
+  rg_error e = {0};
+  rg_context *ctx;
+  side s[2];
+  serve_native = true;
+  CR_OK(rg_context_create(NULL, &ctx, &e), &e);
+  for (int k = 0; k < 2; k++) {
+    const rg_binding set[] = {{"T", n, NULL}, {"B", n, NULL}, {"M", M, NULL}, {"P", P, NULL}};
+    rg_plan_options o = serve_options(set, 4);
+    o.no_fuse = k == 0;
+    s[k] = (side){.spec = steps_spec(ctx, &l)};
+    CR_OK(rg_plan_create(s[k].spec, NULL, &o, &s[k].plan, &e), &e);
+    CR_OK(rg_session_create(s[k].plan, NULL, &s[k].session, &e), &e);
+    make_buffers(s[k].plan, 1, 0, NULL, &s[k].io);
+    if (k == 0) {
+      for (int i = 0; i < s[k].io.n; i++)
+        if (s[k].io.info[i].role == RG_STATE)
+          fill_floats(&s[k].io.info[i], s[k].io.data[i], (uint64_t)i);
+      int32_t *lengths = buffer(&s[k].io, RG_INPUT, "lengths"),
+              *all = buffer(&s[k].io, RG_INPUT, "context"),
+              *pages = buffer(&s[k].io, RG_INPUT, "pages");
+      memset(buffer(&s[k].io, RG_INPUT, "forks"), 0xff, 4 * sizeof(int32_t));
+      for (int b = 0; b < n; b++) {
+        all[b] = context[b];
+        lengths[b] = context[b] > 0;
+        for (int m = 0; m < M; m++) pages[b * M + m] = m * l.page < context[b] ? page++ : -1;
+      }
+      const size_t floats = (size_t)n * row_bytes(&s[k].io, RG_INPUT, "q") / 2;
+      for (size_t i = 0; i < floats; i++) {
+        const float value = (kind ? 400.0f : 8.0f) * (float)(below(&seed, 2001) - 1000) / 1000;
+        rg_convert(RG_BF16, (char *)buffer(&s[k].io, RG_INPUT, "q") + 2 * i, RG_F32, &value, 1);
+      }
+      if (kind & HEADS_ALIKE) alike_heads(&s[k].io, &l, 1);
+    } else {
+      for (int i = 0; i < s[k].io.n; i++) {
+        const rg_tensor_info *t = &s[k].io.info[i];
+        if (t->role == RG_STATE || t->role == RG_INPUT)
+          memcpy(s[k].io.data[i], buffer(&s[0].io, t->role, t->name), (size_t)t->bytes);
+      }
+    }
+    bind_all(s[k].session, &s[k].io);
+  }
+  for (int again = 0; again < 2; again++)
+    for (int k = 0; k < 2; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
+  for (int i = 0; i < OUT; i++) {
+    const size_t size = row_bytes(&s[0].io, RG_OUTPUT, made[i]);
+    const char *x = buffer(&s[0].io, RG_OUTPUT, made[i]), *y = buffer(&s[1].io, RG_OUTPUT, made[i]);
+    for (int t = 0; t < n; t++)
+      cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
+                   "%s of row %d of %d, H %d D %d", made[i], t, n, H, D);
+  }
+  for (int k = 0; k < 2; k++) close_side(&s[k]);
+  rg_context_destroy(ctx);
+  free(context);
+}
+
+Test(gpu_serve, many_single_tokens, .timeout = 300) {
+  NEEDS_GPU();
+  many_single_tokens(60, 64, 128, PLAIN);  /* two */
+  many_single_tokens(300, 64, 128, PLAIN); /* up to ten */
+  many_single_tokens(500, 32, 64, PLAIN);
+  many_single_tokens(97, 64, 128, HEADS_ALIKE);
 }
 
 Test(gpu_serve, single_tokens_have_the_bits_of_many, .timeout = 300) {

@@ -74,17 +74,34 @@ static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, con
   return f;
 }
 
+/* The only tensor on a port of node x. */
+static const char *name_on(const rgi_graph *g, const rgi_node *x, const char *port) {
+  const int in = rgi_in_port(x->op, port), out = rgi_out_port(x->op, port),
+            begin = in >= 0 ? x->in_begin[in] : x->out_begin[out],
+            end = in >= 0 ? x->in_begin[in + 1] : x->out_begin[out + 1];
+  return end - begin != 1 ? "" : g->tensor[in >= 0 ? x->in[begin] : x->out[begin]].name;
+}
+
 /* Of the combine of cmp_o, slc_o and swa_o: which are in the node that stands for the last two, and
- * which is left to be handed in. */
+ * which is left to be handed in, or made there, too. */
 static void check_places(const rgi_graph *g, size_t i) {
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_node *x = &g->node[n];
-    if (strcmp(x->op->name, "paged_slc_swa") != 0) continue;
+    const bool all = strcmp(x->op->name, "paged_nsa") == 0;
+    if (strcmp(x->op->name, "paged_slc_swa") != 0 && !all) continue;
     cr_assert_eq(x->attr[rgi_attribute(x->op, "first")].i, 1, "case %zu", i);
     cr_assert_eq(x->attr[rgi_attribute(x->op, "second")].i, 2, "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, "k_cache"), "k_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, all ? "first.o" : "o"), "cmp_o", "case %zu", i);
+    if (!all) continue;
+    cr_assert_eq(x->attr[rgi_attribute(x->op, "own")].i, 0, "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, "first.k_cache"), "k_cmp_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, "first.v_cache"), "v_cmp_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, "idx"), "idx", "case %zu", i);
+    cr_assert_eq(x->out[x->out_begin[rgi_out_port(x->op, "o")]], g->output[0].tensor, "case %zu",
+                 i);
     const int port = rgi_in_port(x->op, "o");
-    cr_assert_eq(x->in_begin[port + 1] - x->in_begin[port], 1, "case %zu", i);
-    cr_assert_str_eq(g->tensor[rgi_in(x, port)].name, "cmp_o", "case %zu", i);
+    cr_assert_eq(x->in_begin[port + 1], x->in_begin[port], "case %zu", i);
   }
 }
 
@@ -97,9 +114,10 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
     int value;
     bool choice, sum; /* attention and choice; selected blocks, window and combine */
   } c[] = {
-      {&hopper, 16, 16, 32, "H", 64, true, false},
+      {&hopper, 8, 16, 32, "H", 64, true, false}, /* two blocks of threads a token */
       {&hopper, 7, 16, 32, "top_n", 32, true, false},
-      {&hopper, 98, 98, 32, "H", 64, true, false}, /* fewer tokens than three a multiprocessor */
+      {&hopper, 9, 16, 32, "H", 64, true, true},
+      {&hopper, 98, 98, 32, "H", 64, true, true}, /* fewer tokens than three a multiprocessor */
       {&hopper, 99, 99, 32, "H", 64, true, true},
       {&hopper, 99, 99, 100, "top_n", 32, true, true},
       {&hopper, 99, 99, 101, "H", 64, false, true},  /* a table longer than the pool */
@@ -116,15 +134,23 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
   };
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value);
-    cr_assert_eq(f.report->fused, c[i].choice + c[i].sum, "case %zu: %d", i, f.report->fused);
-    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].choice, "case %zu", i);
+    const bool all = c[i].choice && c[i].sum && c[i].rows < 99;     /* then in turn */
+    const bool rows = c[i].gpu && strcmp(c[i].name, "stride") != 0; /* blocks of two groups */
+    cr_assert_eq(f.report->fused, c[i].choice + c[i].sum + all + rows, "case %zu: %d", i,
+                 f.report->fused);
+    cr_assert_eq(count_op(f.after, "kv_step"), rows, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "kv_append"), !rows, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "kv_compress"), !rows, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_nsa"), all, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].choice && !all, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].choice, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].choice, "case %zu", i);
-    cr_assert_eq(count_op(f.after, "paged_slc_swa"), c[i].sum, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_slc_swa"), c[i].sum && !all, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_slc_attn"), !c[i].sum, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_swa_attn"), !c[i].sum, "case %zu", i);
     cr_assert_eq(count_op(f.after, "combine"), !c[i].sum, "case %zu", i);
-    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum, "case %zu", i);
+    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum - all - rows,
+                 "case %zu", i);
     check_places(f.after, i);
     drop(&f);
   }

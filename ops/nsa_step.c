@@ -1,0 +1,103 @@
+/* ops/nsa_step.c: paged_cmp_topk and paged_slc_swa, which reads what the first has chosen, as one
+ * node: all of a layer's attention of single tokens in one launch, which the fuse pass makes where
+ * there are enough of them for a GPU (kernels/attn/decode_layer_sm90.cuh): the same bits. */
+#include "nsa_step.h"
+
+extern const rg_op rgi_op_paged_cmp_topk, rgi_op_paged_slc_swa;
+
+/* "first.": of paged_cmp_topk, where the other has a port of this name. */
+static const rg_port in[] = {
+    {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "queries; H a multiple of KH"},
+    {"first.k_cache", "P,R,KH,D", 0, RG_D_FLOAT, 'C', -1, "compressed keys in pages"},
+    {"first.v_cache", "P,R,KH,E", 0, RG_D_FLOAT, 'C', -1, "values of the same rows"},
+    {"k_cache", "P,page,KH,D", 0, RG_D_FLOAT, 'C', -1, "keys in pages, this step's included"},
+    {"v_cache", "P,page,KH,E", 0, RG_D_FLOAT, 'C', -1, "values of the same rows"},
+    RGI_ATTN_IN_PAGED_SEQ,
+    {"first.sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', -1, "as paged_cmp_attn's"},
+    {"gate", "T,H,G", RG_PORT_ROWS, RG_D_FLOAT, 'G', -1, "gates of all branches"},
+    {"o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
+     "other branches"},
+};
+static const rg_port out[] = {
+    {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "weighted sum of all branches"},
+    {"first.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "attention over compressed keys"},
+    {"first.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "log-sum-exp of that"},
+    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1, "chosen blocks"},
+};
+static const char *const acts[] = {"sigmoid", "softmax", "none", NULL};
+static const rg_attr attrs[] = {
+    RGI_ATTN_ATTRS,
+    {"kernel", RG_ATTR_INT, true, 1, 65536, 0, NULL, "as paged_cmp_topk's"},
+    {"stride", RG_ATTR_INT, true, 1, 65536, 0, NULL, "as paged_cmp_topk's"},
+    {"block", RG_ATTR_INT, true, 1, 1 << 20, 0, NULL, "tokens of a block"},
+    {"top_n", RG_ATTR_INT, true, 1, 1 << 16, 0, NULL, "blocks a query keeps at most"},
+    {"init", RG_ATTR_INT, false, 0, 1 << 16, 1, NULL, "first blocks, always kept"},
+    {"local", RG_ATTR_INT, false, 0, 1 << 16, 2, NULL, "last blocks, always kept"},
+    {"window_left", RG_ATTR_INT, true, -1, 0x7fffffff, 0, NULL, "as paged_swa_attn's"},
+    {"act", RG_ATTR_ENUM, false, 0, 0, 0, acts, "as combine's"},
+    {"first", RG_ATTR_INT, true, 0, 65535, 0, NULL, "selected blocks' place"},
+    {"second", RG_ATTR_INT, true, 0, 65535, 0, NULL, "the window's place"},
+    {"own", RG_ATTR_INT, true, -1, 65535, 0, NULL, "first.o's place among other branches, or -1"},
+};
+
+bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum) {
+  (void)sum;
+  rgi_cmp_topk of;
+  rgi_cmp_topk_view(choice, &of);
+  return rgi_decode_takes_layer(&of.attn, choice->gpu);
+}
+
+static void cost(const rg_call *c, rg_cost *sum) {
+  rgi_part p;
+  rg_cost one = {0};
+  rgi_part_of_first(c, &rgi_op_paged_cmp_topk, &p);
+  rgi_op_paged_cmp_topk.cost(&p.call, sum);
+  rgi_op_paged_slc_swa.cost(c, &one);
+  sum->flops += one.flops;
+  sum->exps += one.exps;
+  sum->bytes += one.bytes;
+}
+
+static void view_of(const rg_call *c, rgi_cmp_topk *of) {
+  rgi_part p;
+  rgi_part_of_first(c, &rgi_op_paged_cmp_topk, &p);
+  rgi_cmp_topk_view(&p.call, of);
+}
+
+static size_t workspace(const rg_call *c) {
+  rgi_cmp_topk of;
+  view_of(c, &of);
+  return rgi_decode_workspace(&of.attn, &of.pages, c->gpu);
+}
+
+static rg_status steps(const rg_call *c, rg_cuda *x) {
+  rgi_cmp_topk choice;
+  rgi_slc_swa sum;
+  view_of(c, &choice);
+  const int own = (int)c->attr[rgi_attribute(c->op, "own")].i;
+  rgi_slc_swa_view(c, own < 0 ? NULL : rg_out(c, rgi_out_port(c->op, "first.o")), own, &sum);
+  return rgi_decode_layer(&choice.attn, &choice.topk, &choice.pages, &sum.selected, &sum.window,
+                          &sum.pages, &sum.pair, c->gpu, c->workspace, x);
+}
+
+static const char *path(const rg_call *c) {
+  (void)c;
+  return "wgmma";
+}
+
+const rg_op rgi_op_paged_nsa = {
+    .abi = RG_OP_ABI,
+    .name = "paged_nsa",
+    .doc = "paged_cmp_topk and paged_slc_swa of what it chooses",
+    .flags = RG_OP_INTERNAL | RG_OP_FORWARD_ONLY,
+    .in = in,
+    .nin = RGI_COUNT(in),
+    .out = out,
+    .nout = RGI_COUNT(out),
+    .attrs = attrs,
+    .nattr = RGI_COUNT(attrs),
+    .cost = cost,
+    .workspace = workspace,
+    .cuda_steps = steps,
+    .cuda_path = path,
+};
