@@ -17,10 +17,10 @@
 
 #include <regraph/op.h>
 
-#define OT_OK(expr)                              \
-  do {                                           \
-    const char *ot_text_ = (expr);               \
-    cr_assert(ot_text_ == NULL, "%s", ot_text_); \
+#define OT_OK(expr)                                              \
+  do {                                                           \
+    const char *ot_text_ = (expr);                               \
+    cr_assert(ot_text_ == NULL, "%s", ot_text_ ? ot_text_ : ""); \
   } while (0)
 
 #define OT_MAX_TENSORS 64 /* bound to one call */
