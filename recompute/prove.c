@@ -154,6 +154,7 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
 
 static point look(proof *p, const uint64_t *set) {
   p->work -= p->m->g->nnode;
+  p->mending += p->m->g->nnode;
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
   return (point){figure,
@@ -389,11 +390,8 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
     if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->value[p->c->free[i]] >= 0.5)
       rgi_put(p->trial, p->c->free[i]);
   if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
-  const int64_t before = p->work;
-  if (p->nvisit++ % MENDS == 0 && p->mending <= MENDING + (p->all - p->work) / 2) {
+  if (p->nvisit++ % MENDS == 0 && p->mending <= MENDING + (p->all - p->work) / 2)
     RGI_TRY(try_mended(p, e));
-    p->mending += before - p->work;
-  }
   double bound[2];
   const int i = choose(p, x, bound);
   if (i >= 0) return branch(p, x, i, bound, next, e);
