@@ -32,7 +32,8 @@ enum {
 };
 
 static const double WHOLE = 1e-5;          /* what decides a candidate, but for rounding */
-static const int64_t ALL_WORK = 100000000; /* of the packer, in nodes replayed */
+static const int64_t ALL_WORK = 100000000, /* of the packer, in nodes replayed */
+    MENDING = 20000000; /* … that mending may take, beside half of all that is done */
 
 /* On a choice. */
 typedef enum verdict { NOT_ASKED, TAKEN, REFUSED, UNKNOWN } verdict;
@@ -69,6 +70,7 @@ typedef struct proof {
   } * gain[2], mean[2]; /* per candidate and way: what deciding it adds, of all that was open */
   uint64_t random;
   int64_t room;                     /* for choices that are mended */
+  int64_t all, mending;             /* work, and what went into that */
   uint64_t *refused[KNOWN_REFUSED]; /* of the choices that were mended last */
   int refusals, nvisit, narrow, nrefused;
   size_t size; /* of a place */
@@ -152,6 +154,7 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
 
 static point look(proof *p, const uint64_t *set) {
   p->work -= p->m->g->nnode;
+  p->mending += p->m->g->nnode;
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
   return (point){figure,
@@ -387,7 +390,8 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
     if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->value[p->c->free[i]] >= 0.5)
       rgi_put(p->trial, p->c->free[i]);
   if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
-  if (p->nvisit++ % MENDS == 0) RGI_TRY(try_mended(p, e));
+  if (p->nvisit++ % MENDS == 0 && p->mending <= MENDING + (p->all - p->work) / 2)
+    RGI_TRY(try_mended(p, e));
   double bound[2];
   const int i = choose(p, x, bound);
   if (i >= 0) return branch(p, x, i, bound, next, e);
@@ -430,6 +434,7 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   if (!p.arena) return rgi_nomem(e);
   p.best = c->best_ms * (1 - 1e-9);
   p.room = c->budget;
+  p.all = work;
   RGI_GOTO(status, rgi_rows_open(rgi_bound_parts(bound), p.arena, &p.rows, e), done);
   p.size = sizeof(place) + 2 * (size_t)p.m->words * sizeof(uint64_t);
   p.heap = rgi_alloc_n(p.arena, MOST_PLACES + 2, sizeof *p.heap);
