@@ -5,7 +5,7 @@
  *   ./a.out --device cuda --set layers=12 --set W=2048 --set dtype=bf16 …
  *   ./a.out --journal J --kill 40; ./a.out --journal J      # … and goes on from there
  *
- * rg_queue decides (regraph.h): prompts in pieces beside single tokens, pages shared by prompts
+ * rg_queue decides (serving.h): prompts in pieces beside single tokens, pages shared by prompts
  * that begin alike, copies before a write to a page that a fork has too, the youngest waiting where
  * pages run out. Here is what is left: memory, the copy of a step's inputs to the device, the
  * forward, the tokens back, and a journal.

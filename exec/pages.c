@@ -1,4 +1,4 @@
-/* exec/pages.c: which sequence has which pages of a pool (regraph.h, "pages").
+/* exec/pages.c: which sequence has which pages of a pool (serving.h, "pages").
  *
  * A page is in one of three states:
  *

@@ -1,4 +1,4 @@
-/* exec/queue.c: whose turn it is (regraph.h, "a queue of requests").
+/* exec/queue.c: whose turn it is (serving.h, "a queue of requests").
  *
  * Requests stand in one array in the order in which they came, forks behind what they stem from:
  *
