@@ -26,13 +26,10 @@ static const rg_port out[] = {
 
 static void cost(const rg_call *c, rg_cost *sum) {
   rgi_part p;
-  rg_cost one = {0};
   rgi_part_of(c, &rgi_op_kv_append, &p);
-  rgi_op_kv_append.cost(&p.call, sum);
+  rgi_part_cost(&p, sum);
   rgi_part_of(c, &rgi_op_kv_compress, &p);
-  rgi_op_kv_compress.cost(&p.call, &one);
-  sum->flops += one.flops;
-  sum->bytes += one.bytes;
+  rgi_part_cost(&p, sum);
 }
 
 static rg_status steps(const rg_call *c, rg_cuda *x) {

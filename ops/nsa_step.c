@@ -49,13 +49,9 @@ bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum) {
 
 static void cost(const rg_call *c, rg_cost *sum) {
   rgi_part p;
-  rg_cost one = {0};
   rgi_part_of_first(c, &rgi_op_paged_cmp_topk, &p);
-  rgi_op_paged_cmp_topk.cost(&p.call, sum);
-  rgi_op_paged_slc_swa.cost(c, &one);
-  sum->flops += one.flops;
-  sum->exps += one.exps;
-  sum->bytes += one.bytes;
+  rgi_part_cost(&p, sum);
+  rgi_op_paged_slc_swa.cost(c, sum);
 }
 
 static void view_of(const rg_call *c, rgi_cmp_topk *of) {

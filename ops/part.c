@@ -55,3 +55,11 @@ void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p) {
 void rgi_part_of_first(const rg_call *c, const rg_op *op, rgi_part *p) {
   part_of(c, op, true, p);
 }
+
+void rgi_part_cost(const rgi_part *p, rg_cost *sum) {
+  rg_cost one = {0};
+  p->call.op->cost(&p->call, &one);
+  sum->flops += one.flops;
+  sum->exps += one.exps;
+  sum->bytes += one.bytes;
+}

@@ -18,5 +18,7 @@ typedef struct rgi_part {
 void rgi_part_of(const rg_call *c, const rg_op *op, rgi_part *p);
 /* The same of a node's first part: what c has as "first.NAME" is its NAME. */
 void rgi_part_of_first(const rg_call *c, const rg_op *op, rgi_part *p);
+/* What that part takes, added to what others do. */
+void rgi_part_cost(const rgi_part *p, rg_cost *sum);
 
 #endif

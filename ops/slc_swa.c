@@ -56,14 +56,10 @@ bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branc
 
 static void cost(const rg_call *c, rg_cost *sum) {
   rgi_part p;
-  rg_cost one = {0};
   rgi_part_of(c, &rgi_op_paged_slc_attn, &p);
-  p.call.op->cost(&p.call, sum);
+  rgi_part_cost(&p, sum);
   rgi_part_of(c, &rgi_op_paged_swa_attn, &p);
-  p.call.op->cost(&p.call, &one);
-  sum->flops += one.flops;
-  sum->exps += one.exps;
-  sum->bytes += one.bytes;
+  rgi_part_cost(&p, sum);
 }
 
 void rgi_slc_swa_view(const rg_call *c, const rg_arg *own, int own_at, rgi_slc_swa *of) {
