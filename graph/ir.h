@@ -255,7 +255,7 @@ const rgi_io *rgi_state_of(const rgi_graph *g, int t);
 /* In which order a node sums what "delta.x" holds: the part that hands it over must do the same. */
 typedef enum rgi_delta { RGI_DELTA_NONE, RGI_DELTA_CHAIN, RGI_DELTA_LANES } rgi_delta;
 
-/* What passes/fuse.c may do with a backward op's nodes. */
+/* What the fuse pass may do with a backward op's nodes. */
 typedef struct rgi_fusing {
   /* Of an op whose node may be taken apart: `part` does the work of one element of the lists "x"
    * and "d.x", where x is `list`. It has ports of the same names, which hold the element, and
