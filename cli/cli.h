@@ -9,7 +9,7 @@
 #define CLI_H
 
 #include <pthread.h>
-#include <regraph/regraph.h>
+#include <regraph/names.h>
 #include <stdio.h>
 
 /* ---- the table of commands and flags (table.c); help.c prints it in three forms ---- */
@@ -150,7 +150,7 @@ typedef struct cli_measured {
 /* Files that the flags ask for beside what is printed (report.c): whether they can be written, and
  * writes them. NULL: nothing was measured. */
 rg_status cli_reports_open(cli *c);
-/* Refuses to let `flag` write over a text that the command reads, or over a report (report.c). */
+/* Refuses to let `flag` write over a file that the command reads, or over a report (report.c). */
 rg_status cli_spare(cli *c, const char *flag, const char *path);
 rg_status cli_write_reports(cli *c, const cli_measured *m);
 /* What the plan's cost model says of a direction. */
@@ -182,8 +182,7 @@ rg_status cli_write_file(cli *c, const char *path, const char *data, size_t size
  * fine (save.c). */
 rg_status cli_writable(cli *c, const char *path);
 void cli_json_string(FILE *f, const char *text);
-void cli_json_number(FILE *f, double x);               /* null for what JSON can't say */
-const char *cli_bytes(int64_t bytes, char buffer[32]); /* "1.50 GiB" */
+void cli_json_number(FILE *f, double x); /* null for what JSON can't say */
 /* pthread_create for a thread that takes no signals: they are for the one that works, which holds
  * them up where a file is begun (save.c). */
 int cli_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);

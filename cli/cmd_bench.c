@@ -90,8 +90,8 @@ static rg_status print_text(cli *c, const bench *b, const rg_sizes *z) {
   printf("%s on %s, %d threads, median of %lld: forward %.2f ms", c->shown, c->args.device,
          cli_threads(c), (long long)c->args.repeat, b->t.forward_ms);
   if (b->t.data.backward) printf(", backward %.2f ms", b->t.backward_ms);
-  printf("\npeak memory %s predicted, %s measured\n", cli_bytes(z->predicted_peak, p),
-         cli_bytes(c->arena_peak, m));
+  printf("\npeak memory %s predicted, %s measured\n", rg_human_bytes(z->predicted_peak, p),
+         rg_human_bytes(c->arena_peak, m));
   if (cli_on_gpu(c))
     printf("whole directions: %s; nodes: launched one by one\n\n",
            c->args.eager || c->ranks ? "the same" : "replayed graphs");

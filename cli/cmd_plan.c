@@ -260,6 +260,7 @@ rg_status cli_cmd_pack(cli *c) {
   if (a->out.n > 1) return cli_fail(&c->error, RG_E_USAGE, "regraph pack", "--out is given twice");
   rg_status s = cli_open(c);
   if (s == RG_OK) s = cli_writable(c, a->out.n ? a->out.item[0] : NULL);
+  if (s == RG_OK && a->out.n) s = cli_spare(c, "--out", a->out.item[0]);
   if (s != RG_OK) return s;
   rg_pack_options o = {.seconds = a->limit > 0 ? a->limit : PACK_SECONDS, .capacity = a->capacity};
   rg_pack_result r;

@@ -122,9 +122,9 @@ static rg_status print_text(cli *c, const data_set *d, const timing *t, const rg
   printf("%s on %s, %d threads: forward %.2f ms", c->shown, c->args.device, cli_threads(c),
          t->forward_ms);
   if (t->backward_ms >= 0) printf(", backward %.2f ms", t->backward_ms);
-  printf("\npeak memory %s predicted, %s measured", cli_bytes(z->predicted_peak, a),
-         cli_bytes(c->arena_peak, b));
-  if (z->host) printf(", %s of the host's memory", cli_bytes(z->host, a));
+  printf("\npeak memory %s predicted, %s measured", rg_human_bytes(z->predicted_peak, a),
+         rg_human_bytes(c->arena_peak, b));
+  if (z->host) printf(", %s of the host's memory", rg_human_bytes(z->host, a));
   fputs("\n\n", stdout);
   const rg_status s = print_nodes(c, t);
   if (s != RG_OK) return s;

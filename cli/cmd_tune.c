@@ -410,6 +410,7 @@ static char *list_path(const char *profile) {
 static rg_status tune_into(tune *t, const char *path) {
   cli *c = t->c;
   rg_status s = cli_writable(c, path);
+  if (s == RG_OK) s = cli_spare(c, "--profile-out", path);
   if (s == RG_OK) s = list_jobs(t);
   if (s == RG_OK) s = check_jobs(t);
   if (s == RG_OK && !(t->list = list_path(path))) s = cli_nomem(&c->error);

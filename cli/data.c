@@ -171,7 +171,7 @@ static rg_status find_in_spec(cli *c, rg_role role, const char *name, rg_tensor_
                   role_flag[role], name, what[role], name, size < sizeof known ? known : "");
 }
 
-/* Two results in one file would be one too few. */
+/* Two results in one file would be one too few, and what is read is not to be lost. */
 static rg_status check_apart(cli *c, const data_set *d) {
   for (int i = 0; i < d->nout + d->ngrad_out; i++) {
     const data_file *x = i < d->nout ? &d->out[i] : &d->grad_out[i - d->nout];
@@ -368,7 +368,7 @@ rg_status data_bind(cli *c, data_set *d) {
       d->ntensor++; /* so that data_close sees a consistent list */
       char size[32];
       return cli_fail(&c->error, RG_E_NOMEM, c->args.positional[0], "no memory for '%s', %s",
-                      t->info.name, cli_bytes(t->info.bytes, size));
+                      t->info.name, rg_human_bytes(t->info.bytes, size));
     }
   }
   if (d->backward && !gradients)

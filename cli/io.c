@@ -99,18 +99,6 @@ void cli_json_number(FILE *f, double x) {
     fputs("null", f);
 }
 
-const char *cli_bytes(int64_t bytes, char buffer[32]) {
-  static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double x = (double)bytes;
-  int u = 0;
-  while (x >= 1024 && u < 4) {
-    x /= 1024;
-    u++;
-  }
-  snprintf(buffer, 32, u ? "%.2f %s" : "%.0f %s", x, unit[u]);
-  return buffer;
-}
-
 int cli_thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
   sigset_t all, before;
   sigfillset(&all);

@@ -17,19 +17,37 @@ static const char *report_path(const cli_args *a, int i) {
   return i == 0 ? a->svg : i == 1 ? a->trace : a->html;
 }
 
+/* `from`, which may be NULL, is a file that is read as `what`. */
+static rg_status spare(cli *c, const char *flag, const char *path, const char *what,
+                       const char *from) {
+  if (!from || access(from, F_OK) != 0 || !cli_save_same(path, from)) return RG_OK;
+  return cli_fail(&c->error, RG_E_USAGE, NULL, "%s would write over '%s', which is %s", flag, path,
+                  what);
+}
+
 rg_status cli_spare(cli *c, const char *flag, const char *path) {
   const cli_args *a = &c->args;
   const struct {
     const char *what, *path;
-  } read[] = {{"the spec", a->positional[0]},
-              {"--policy", a->policy},
+  } read[] = {{"--policy", a->policy},
               {"--profile", a->profile},
               {"--against", a->against},
               {"--front", a->front}};
-  for (int i = 0; i < (int)(sizeof read / sizeof *read); i++)
-    if (read[i].path && access(read[i].path, F_OK) == 0 && cli_save_same(path, read[i].path))
-      return cli_fail(&c->error, RG_E_USAGE, NULL, "%s would write over '%s', which is %s", flag,
-                      path, read[i].what);
+  const struct {
+    const char *what;
+    const cli_list *list;
+  } lists[] = {{"--plugin", &a->plugin}, {"--in", &a->in}, {"--grad-in", &a->grad_in}};
+  rg_status s = RG_OK;
+  for (int i = 0; i < a->npositional && s == RG_OK; i++)
+    s = spare(c, flag, path, "read", a->positional[i]);
+  for (int i = 0; i < (int)(sizeof read / sizeof *read) && s == RG_OK; i++)
+    s = spare(c, flag, path, read[i].what, read[i].path);
+  for (int i = 0; i < (int)(sizeof lists / sizeof *lists); i++)
+    for (int k = 0; k < lists[i].list->n && s == RG_OK; k++) {
+      const char *item = lists[i].list->item[k], *eq = i > 0 ? strchr(item, '=') : NULL;
+      s = spare(c, flag, path, lists[i].what, eq ? eq + 1 : item);
+    }
+  if (s != RG_OK) return s;
   for (int i = 0; i < REPORTS && strcmp(flag, report_flag[i]) != 0; i++)
     if (report_path(a, i) && cli_save_same(path, report_path(a, i)))
       return cli_fail(&c->error, RG_E_USAGE, NULL,

@@ -3,7 +3,6 @@
 #define CLI_ROWS_H
 
 #include "cli.h"
-#include <regraph/names.h>
 
 typedef struct node_row {
   const char *name, *op; /* the session's, or the row's pattern */

@@ -28,12 +28,12 @@ rg_status rgi_plan_no_memory(const rg_plan *plan, int64_t bytes, int64_t have, i
     snprintf(list + used, sizeof list - used, "%s%s%.60s (%s)", n ? ", " : "",
              b->tensor < 0 ? "the workspace of " : "",
              b->tensor < 0 ? g->node[b->first].name : g->tensor[b->tensor].name,
-             rgi_human_bytes(b->size, size));
+             rg_human_bytes(b->size, size));
   }
   return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
                   "out of device memory: a block of %s is needed, %s of %s are free; the largest "
                   "tensors are %s. "
                   "Recompute more, set split_heads or a budget in the policy",
-                  rgi_human_bytes(bytes, need), rgi_human_bytes(have, left),
-                  rgi_human_bytes(all, total), list);
+                  rg_human_bytes(bytes, need), rg_human_bytes(have, left),
+                  rg_human_bytes(all, total), list);
 }

@@ -303,7 +303,7 @@ static rg_status check_host(int64_t host, const rg_policy *policy, rg_error *e) 
   if (!policy || !policy->host_bound || host <= policy->host) return RG_OK;
   rgi_fail(e, RG_E_INFEASIBLE, "/host", NULL,
            "what is offloaded takes %s (%lld bytes) of the host's memory; the policy allows %s",
-           rgi_human_bytes(host, need), (long long)host, rgi_human_bytes(policy->host, most));
+           rg_human_bytes(host, need), (long long)host, rg_human_bytes(policy->host, most));
   name_policy(policy, RG_E_INFEASIBLE, before, e);
   return RG_E_INFEASIBLE;
 }

@@ -31,7 +31,7 @@ static rg_status no_host_memory(int64_t bytes, rg_error *e) {
   return rgi_fail(e, RG_E_NOMEM, NULL, NULL,
                   "%s of the host's memory could not be had for what is offloaded; name fewer "
                   "nodes, or bound it by \"host\" in the policy",
-                  rgi_human_bytes(bytes, need));
+                  rg_human_bytes(bytes, need));
 }
 
 static rg_status own_block(rg_session *s, const rg_allocator *from, int64_t size,

@@ -399,7 +399,7 @@ void rg_text_destroy(rg_text *text) {
   *text = (rg_text){0};
 }
 
-const char *rgi_human_bytes(int64_t bytes, char buffer[32]) {
+const char *rg_human_bytes(int64_t bytes, char buffer[32]) {
   static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
   double x = (double)bytes;
   int u = 0;

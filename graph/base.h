@@ -116,9 +116,6 @@ rg_status rgi_buf_finish(rgi_buf *b, rg_text *out, rg_error *e);
  * anything else, and past 64 bits. */
 bool rgi_parse_count(const char *text, int64_t *out);
 
-/* "1.50 GiB" and so on; returns buffer. */
-const char *rgi_human_bytes(int64_t bytes, char buffer[32]);
-
 /* FNV-1a over bytes; begin with RGI_HASH. */
 #define RGI_HASH UINT64_C(0xcbf29ce484222325)
 uint64_t rgi_hash(uint64_t hash, const void *data, size_t size);

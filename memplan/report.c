@@ -179,7 +179,7 @@ static void draw_curve(const canvas *c) {
   for (int row = ROWS - 1; row >= 0; row--) {
     bool tick = (row + 1) % 4 == 0;
     rgi_buf_printf(out, "%*s %s", c->label - 1,
-                   tick ? rgi_human_bytes((int64_t)(height * (row + 1)), size) : "",
+                   tick ? rg_human_bytes((int64_t)(height * (row + 1)), size) : "",
                    tick ? "┤" : "│");
     int blank = 0;
     for (int x = 0; x < c->forward + c->backward; x++) {
@@ -219,7 +219,7 @@ static void draw_block(const canvas *c, const rgi_block *b) {
                            : " ← ",
            b->shares < 0 ? "" : block_name(v, &v->m->block[b->shares]));
   fitted(out, name, c->label - SIZE_COLUMNS - 1);
-  rgi_buf_printf(out, "%*s │", SIZE_COLUMNS, rgi_human_bytes(b->size, size));
+  rgi_buf_printf(out, "%*s │", SIZE_COLUMNS, rg_human_bytes(b->size, size));
   const int32_t first = v->step[b->first], last = v->step[b->last];
   int blank = 0;
   for (int x = 0; x < c->forward + c->backward; x++) {
@@ -240,7 +240,7 @@ static void direction_line(const char *name, int64_t size, int64_t bound, bool o
   char a[32], b[32];
   if (size == 0 && bound == 0) return;
   rgi_buf_printf(out, "  %-9s %10s, most alive at once %10s, gap %.2f %%%s\n", name,
-                 rgi_human_bytes(size, a), rgi_human_bytes(bound, b),
+                 rg_human_bytes(size, a), rg_human_bytes(bound, b),
                  bound > 0 ? 100.0 * (double)(size - bound) / (double)bound : 0.0,
                  optimal ? ", optimal" : "");
 }
@@ -253,9 +253,9 @@ void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_b
     return;
   }
   rgi_buf_printf(out, "saved %s, scratch %s (%s without reuse; in place spared %s)\n",
-                 rgi_human_bytes(m->saved, a), rgi_human_bytes(m->scratch, b),
-                 rgi_human_bytes(m->no_reuse, (char[32]){0}),
-                 rgi_human_bytes(m->inplace_gain, spared));
+                 rg_human_bytes(m->saved, a), rg_human_bytes(m->scratch, b),
+                 rg_human_bytes(m->no_reuse, (char[32]){0}),
+                 rg_human_bytes(m->inplace_gain, spared));
   direction_line("forward", m->forward_scratch, m->forward_bound, m->forward_optimal, out);
   direction_line("backward", m->backward_scratch, m->backward_bound, m->backward_optimal, out);
   int32_t n;
@@ -272,7 +272,7 @@ void rgi_memory_text(const rgi_graph *g, const rgi_memory *m, int columns, rgi_b
     for (int32_t i = LARGEST; i < n; i++) rest += m->block[order[i]].size;
     if (n > LARGEST)
       rgi_buf_printf(out, "and %d smaller, %s together\n", (int)n - LARGEST,
-                     rgi_human_bytes(rest, a));
+                     rg_human_bytes(rest, a));
   }
   close_view(&v);
 }
@@ -342,8 +342,7 @@ static void svg_label(const panel *p, const rgi_block *b, double x, double y, do
   if (turned) font = upright;
   /* The size goes under the name where there is room for two lines. */
   char size[32];
-  bool two =
-      !turned && h > 2.6 * font && font_for(strlen(rgi_human_bytes(b->size, size)), w, h) > 0;
+  bool two = !turned && h > 2.6 * font && font_for(strlen(rg_human_bytes(b->size, size)), w, h) > 0;
   rgi_buf_printf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%.1f\" text-anchor=\"middle\"", cx,
                  cy + (two ? -0.2 : 0.35) * font, font);
   if (turned) rgi_buf_printf(out, " transform=\"rotate(-90 %.1f %.1f)\"", cx, cy);
@@ -367,7 +366,7 @@ static void svg_block(const panel *p, const rgi_block *b, int shade) {
   rgi_buf_printf(out, "<g><title>");
   rgi_buf_xml(out, block_name(v, b));
   rgi_buf_printf(out, "%s&#10;%s (%lld bytes) at %s+%lld&#10;steps %d to %d: ",
-                 b->tensor >= 0 ? "" : " (workspace)", rgi_human_bytes(b->size, size),
+                 b->tensor >= 0 ? "" : " (workspace)", rg_human_bytes(b->size, size),
                  (long long)b->size, rgi_region_name(b->region), (long long)b->address,
                  (int)v->step[b->first], (int)v->step[b->last]);
   rgi_buf_xml(out, v->g->node[b->first].name);
@@ -392,7 +391,7 @@ static void svg_panel(const panel *p) {
   rgi_buf *out = p->out;
   char size[32];
   rgi_buf_printf(out, "<text class=\"b\" x=\"%d\" y=\"%.1f\">%s %s</text>\n", LEFT, p->y - 8,
-                 rgi_region_name(p->region), rgi_human_bytes(p->size, size));
+                 rgi_region_name(p->region), rg_human_bytes(p->size, size));
   rgi_buf_printf(out,
                  "<rect x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#f6f6f6\"/>\n",
                  LEFT, p->y, p->width, p->height);
@@ -403,7 +402,7 @@ static void svg_panel(const panel *p) {
     double y = y_of(p, at);
     rgi_buf_printf(out, "<path class=\"t\" d=\"M%d %.1fH%.1f\"/>", LEFT - 5, y, LEFT + p->width);
     rgi_buf_printf(out, "<text class=\"e\" x=\"%d\" y=\"%.1f\">%s</text>\n", LEFT - 8, y + 3.5,
-                   rgi_human_bytes(at, size));
+                   rg_human_bytes(at, size));
   }
   int shade[KINDS] = {0};
   for (int32_t i = 0; i < m->nblock; i++) {
@@ -486,7 +485,7 @@ void rgi_memory_svg(const rgi_graph *g, const rgi_memory *m, rgi_buf *out) {
       "x=\"%d\" y=\"26\">",
       LEFT);
   rgi_buf_xml(out, g->name ? g->name : "");
-  rgi_buf_printf(out, ": %s at peak</text>\n", rgi_human_bytes(m->saved + m->scratch, size));
+  rgi_buf_printf(out, ": %s at peak</text>\n", rg_human_bytes(m->saved + m->scratch, size));
   svg_legend(&v, out);
   if (m->scratch > 0 || m->saved == 0) svg_panel(&upper);
   if (m->saved > 0) svg_panel(&lower);

@@ -67,9 +67,9 @@ static rg_status choose(rgi_chooser *c, bool least, rgi_start *hint, rg_error *e
   return rgi_fail(
       e, RG_E_INFEASIBLE, c->budget_at, NULL,
       "no choice of recomputed nodes%s fits %s of %s memory; the least %s is %s (%lld bytes)",
-      exact ? "" : " that was found", rgi_human_bytes(c->budget, asked),
+      exact ? "" : " that was found", rg_human_bytes(c->budget, asked),
       c->of_saved ? "saved" : "peak", exact ? "any reaches" : "that any reaches",
-      rgi_human_bytes(reachable, bytes), (long long)reachable);
+      rg_human_bytes(reachable, bytes), (long long)reachable);
 }
 
 /* ---- the pass ---- */

@@ -66,9 +66,9 @@ void rgi_front_text(const rgi_model *m, const rgi_front *f, rgi_buf *out) {
   rgi_buf_printf(out, "%12s  %s\n", "extra ms",
                  f->offloads ? "recomputed; offloaded" : "recomputed");
   for (int i = 0; i < f->count; i++) {
-    rgi_buf_printf(out, "%12s  %12s  ", rgi_human_bytes(f->at[i].peak, a),
-                   rgi_human_bytes(f->at[i].saved, b));
-    if (f->offloads) rgi_buf_printf(out, "%12s  ", rgi_human_bytes(f->at[i].host, a));
+    rgi_buf_printf(out, "%12s  %12s  ", rg_human_bytes(f->at[i].peak, a),
+                   rg_human_bytes(f->at[i].saved, b));
+    if (f->offloads) rgi_buf_printf(out, "%12s  ", rg_human_bytes(f->at[i].host, a));
     rgi_buf_printf(out, "%12.3f  ", f->at[i].ms);
     both_names(m, &f->at[i], out);
     rgi_buf_printf(out, "\n");
@@ -147,7 +147,7 @@ static void draw_axes(const axes *a, rgi_buf *out) {
                    "<path class=\"t\" d=\"M%.1f %dV%d\"/><text x=\"%.1f\" y=\"%d\" "
                    "text-anchor=\"middle\">%s</text>\n",
                    x, TOP, TOP + HEIGHT + 5, x, TOP + HEIGHT + 20,
-                   rgi_human_bytes((int64_t)(i * a->bytes_each), size));
+                   rg_human_bytes((int64_t)(i * a->bytes_each), size));
   }
   for (int i = 0; i * a->ms_each <= a->ms_end * 1.001; i++) {
     const double y = y_of(a, i * a->ms_each);
@@ -175,7 +175,7 @@ static void draw_points(const rgi_model *m, const rgi_front *f, const axes *a, r
   for (int i = 0; i < f->count; i++) {
     rgi_buf_printf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"><title>%s, %.3f ms more&#10;",
                    x_of(a, (double)f->at[i].peak), y_of(a, f->at[i].ms),
-                   rgi_human_bytes(f->at[i].peak, size), f->at[i].ms);
+                   rg_human_bytes(f->at[i].peak, size), f->at[i].ms);
     both_names(m, &f->at[i], out);
     rgi_buf_printf(out, "</title></circle>\n");
   }

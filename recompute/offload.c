@@ -437,9 +437,9 @@ static rg_status none_fits(const search *s, bool all, int64_t least, rg_error *e
   return rgi_fail(e, RG_E_INFEASIBLE, s->policy->budget_at, NULL,
                   "no choice of recomputed and offloaded nodes%s fits %s of %s memory; "
                   "the least %s is %s (%lld bytes)",
-                  all ? "" : " that was found", rgi_human_bytes(s->policy->budget, asked),
+                  all ? "" : " that was found", rg_human_bytes(s->policy->budget, asked),
                   s->policy->budget_of_saved ? "saved" : "peak",
-                  all ? "any reaches" : "that any reaches", rgi_human_bytes(least, bytes),
+                  all ? "any reaches" : "that any reaches", rg_human_bytes(least, bytes),
                   (long long)least);
 }
 

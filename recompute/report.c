@@ -53,7 +53,7 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
   rgi_buf_printf(out, "recompute: %s", title[c->preset]);
   if (c->preset == RGI_PRESET_BUDGET) {
     rgi_buf_printf(out, " of %s of %s memory%s asks for; %s, %lld choice%s tried",
-                   rgi_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
+                   rg_human_bytes(c->budget, a), c->budget_of_saved ? "saved" : "peak",
                    c->least ? ", the least," : "",
                    c->optimal ? "proved optimal" : "not proved optimal", (long long)c->explored,
                    c->explored == 1 ? "" : "s");
@@ -73,7 +73,7 @@ void rgi_choice_text(const rgi_choice *c, rgi_buf *out) {
                    n->recomputed  ? "recomputed"
                    : n->offloaded ? "offloaded"
                                   : "kept",
-                   rgi_human_bytes(n->saved_bytes, a), n->extra_ms);
+                   rg_human_bytes(n->saved_bytes, a), n->extra_ms);
   }
   others(c, offloaded, "  offloaded: ", out);
   others(c, unread, "  not read by backward: ", out);

@@ -50,7 +50,7 @@ static void write_label(const drawing *d, int32_t t) {
   rgi_buf_printf(d->b, "%s\\n%s [", x->name, rg_dtype_name(x->dtype));
   for (int a = 0; a < x->rank; a++)
     rgi_buf_printf(d->b, "%s%lld", a ? ", " : "", (long long)x->dim[a].c);
-  rgi_buf_printf(d->b, "]\\n%s", rgi_human_bytes(rgi_bytes(x), human));
+  rgi_buf_printf(d->b, "]\\n%s", rg_human_bytes(rgi_bytes(x), human));
 }
 
 /* An arrow from whoever makes tensor t to step `to` (-1: to the caller, who knows it as `last`);

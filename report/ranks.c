@@ -159,16 +159,16 @@ void rgi_report_ranks(const rg_plan *plan, rgi_buf *b) {
     seen[i >= plan->nforward] += exposed[i];
     rgi_buf_printf(b, "  %-28s %-15s %-9s %12s %10.4f %10.4f\n", s->call.node, s->call.op->name,
                    i < plan->nforward ? "forward" : "backward",
-                   rgi_human_bytes((int64_t)s->cost.wire, human), wire_ms(plan, s), exposed[i]);
+                   rg_human_bytes((int64_t)s->cost.wire, human), wire_ms(plan, s), exposed[i]);
   }
   rgi_free(plan->ctx, exposed);
   for (int d = 0; d < 2; d++)
     if (all[d] > 0)
       rgi_buf_printf(b, "  exposed       %.3f of %.3f ms %s, %.2f %%, by the model\n", seen[d],
                      all[d], d ? "backward" : "forward", 100 * seen[d] / all[d]);
-  rgi_buf_printf(b, "  on the wire   %s forward", rgi_human_bytes((int64_t)sent[0], human));
-  rgi_buf_printf(b, ", %s backward", rgi_human_bytes((int64_t)sent[1], human));
-  rgi_buf_printf(b, "; comm memory %s\n", rgi_human_bytes(plan->sizes.comm, human));
+  rgi_buf_printf(b, "  on the wire   %s forward", rg_human_bytes((int64_t)sent[0], human));
+  rgi_buf_printf(b, ", %s backward", rg_human_bytes((int64_t)sent[1], human));
+  rgi_buf_printf(b, "; comm memory %s\n", rg_human_bytes(plan->sizes.comm, human));
 }
 
 void rgi_report_ranks_json(const rg_plan *plan, rgi_buf *b) {

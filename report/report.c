@@ -58,7 +58,7 @@ static void write_capacity(const rg_plan *plan, rgi_buf *b) {
     char human[32];
     rgi_buf_printf(b, "  %-6s %-14s %-4s [", role, t->name, rg_dtype_name(t->dtype));
     shape(b, t);
-    rgi_buf_printf(b, "]  %s%s\n", rgi_human_bytes(t->bytes, human), grad ? ", gradient" : "");
+    rgi_buf_printf(b, "]  %s%s\n", rg_human_bytes(t->bytes, human), grad ? ", gradient" : "");
   }
 }
 
@@ -116,16 +116,16 @@ static void write_fusions(const rg_plan *plan, rgi_buf *b) {
     rgi_buf_printf(b, "in %d part%s, %d sum%s handed on", a->parts, a->parts == 1 ? "" : "s",
                    a->deltas, a->deltas == 1 ? "" : "s");
     if (a->nodes > 1) rgi_buf_printf(b, ", %d groups", a->nodes);
-    rgi_buf_printf(b, ": moves %s -> %s\n", rgi_human_bytes((int64_t)a->before, x),
-                   rgi_human_bytes((int64_t)a->after, y));
+    rgi_buf_printf(b, ": moves %s -> %s\n", rg_human_bytes((int64_t)a->before, x),
+                   rg_human_bytes((int64_t)a->after, y));
   }
   if (f && f->casts)
     rgi_buf_printf(b, "  fuse         %d cast%s taken over by what adds last: moves %s -> %s\n",
-                   f->casts, f->casts == 1 ? "" : "s", rgi_human_bytes((int64_t)f->cast_before, x),
-                   rgi_human_bytes((int64_t)f->cast_after, y));
+                   f->casts, f->casts == 1 ? "" : "s", rg_human_bytes((int64_t)f->cast_before, x),
+                   rg_human_bytes((int64_t)f->cast_after, y));
   if (f && f->fused)
     rgi_buf_printf(b, "  fuse         peak %s -> %s, the most bytes alive at once\n",
-                   rgi_human_bytes(f->peak_before, x), rgi_human_bytes(f->peak_after, y));
+                   rg_human_bytes(f->peak_before, x), rg_human_bytes(f->peak_after, y));
 }
 
 static void write_bytes(const rg_plan *plan, rgi_buf *b) {
@@ -149,23 +149,23 @@ static void write_bytes(const rg_plan *plan, rgi_buf *b) {
   for (int i = 0; i < RGI_COUNT(row); i++)
     if (row[i].bytes || (strcmp(row[i].name, "comm") != 0 && strcmp(row[i].name, "host") != 0))
       rgi_buf_printf(b, "  %-12s %12s  %14lld bytes%s%s\n", row[i].name,
-                     rgi_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
+                     rg_human_bytes(row[i].bytes, x), (long long)row[i].bytes,
                      *row[i].what ? "  " : "", row[i].what);
   rgi_buf_printf(b, "what each stage gained\n");
   const rgi_choice *c = plan->choice;
   write_fusions(plan, b);
   if (c && c->extra_ms > 0)
     rgi_buf_printf(b, "  recompute    saved %s -> %s, peak %s -> %s, for %.4f ms more\n",
-                   rgi_human_bytes(c->saved_before, w), rgi_human_bytes(c->saved_after, x),
-                   rgi_human_bytes(c->peak_before, y), rgi_human_bytes(c->peak_after, v),
+                   rg_human_bytes(c->saved_before, w), rg_human_bytes(c->saved_after, x),
+                   rg_human_bytes(c->peak_before, y), rg_human_bytes(c->peak_after, v),
                    c->extra_ms);
   if (z->host)
     rgi_buf_printf(b, "  offload      %s to the host and back, for %.4f ms more%s\n",
-                   rgi_human_bytes(z->host, x), plan->offload_ms[0] + plan->offload_ms[1],
+                   rg_human_bytes(z->host, x), plan->offload_ms[0] + plan->offload_ms[1],
                    plan->cuda ? " than what runs beside the copies" : "");
-  rgi_buf_printf(b, "  in place     spared %s\n", rgi_human_bytes(m->inplace_gain, x));
-  rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rgi_human_bytes(m->no_reuse, x),
-                 rgi_human_bytes(m->scratch, y),
+  rgi_buf_printf(b, "  in place     spared %s\n", rg_human_bytes(m->inplace_gain, x));
+  rgi_buf_printf(b, "  packing      scratch %s -> %s, %s\n", rg_human_bytes(m->no_reuse, x),
+                 rg_human_bytes(m->scratch, y),
                  m->forward_optimal && m->backward_optimal ? "proved optimal"
                                                            : "not proved optimal");
 }

@@ -618,6 +618,15 @@ echo '{ "regraph_policy": 1 }' >keep.json
 expect 2 '--trace would write over .*--policy' plan "$nsa" --set T=64 --policy keep.json \
   --trace keep.json
 expect 2 '--out would write over .*spec' run spec.json --set T=64 --out o=spec.json
+cp spec.json other.json
+expect 2 '--profile-out would write over .*other.json' tune one.json other.json \
+  --profile-out other.json
+expect 2 '--out would write over .*in.csv' pack in.csv --out ./in.csv
+cp whole.npy input.npy
+run_small 2 '--out would write over .*--in' --in q=input.npy --out o=./input.npy
+run_small 2 '--grad-out would write over .*--grad-in' --grad-in o=input.npy --grad-out q=input.npy
+expect 2 '--html would write over .*--in' run "$nsa" --in q=input.npy --html input.npy
+same 'an input that was to be written over' input.npy whole.npy
 expect 2 '--html would write over .*--against' plan spec.json --set T=64 --html plan.json \
   --against plan.json
 expect 2 '--trace and --html both write' plan spec.json --set T=64 --html new --trace ./new

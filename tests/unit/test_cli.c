@@ -567,8 +567,9 @@ Test(text, json_and_bytes) {
   fclose(f);
   cr_assert_str_eq(text, "\"a\\\"b\\\\c\\u000a\"0.5null");
   free(text);
-  cr_assert_str_eq(cli_bytes(1000, buffer), "1000 B");
-  cr_assert_str_eq(cli_bytes(INT64_C(3) << 29, buffer), "1.50 GiB");
+  cr_assert_str_eq(rg_human_bytes(1000, buffer), "1000 B");
+  cr_assert_str_eq(rg_human_bytes(INT64_C(3) << 29, buffer), "1.50 GiB");
+  cr_assert_str_eq(rg_human_bytes(97475000, buffer), "93.0 MiB");
 }
 
 Test(text, files) {
