@@ -131,6 +131,26 @@ int rgi_attribute(const rg_op *op, const char *name) {
     if (strcmp(op->attrs[i].name, name) == 0) return i;
   return -1;
 }
+
+static const char FIRST[] = "first.";
+const char *rgi_of_first(const char *port) {
+  const size_t n = sizeof FIRST - 1;
+  return strncmp(port, FIRST, n) == 0 ? port + n : NULL;
+}
+static int first_by_name(const rg_port *port, int n, const char *name) {
+  for (int i = 0; i < n; i++) {
+    const char *of = rgi_of_first(port[i].name);
+    if (of && strcmp(of, name) == 0) return i;
+  }
+  return -1;
+}
+int rgi_first_in_port(const rg_op *op, const char *name) {
+  return first_by_name(op->in, op->nin, name);
+}
+int rgi_first_out_port(const rg_op *op, const char *name) {
+  return first_by_name(op->out, op->nout, name);
+}
+
 bool rgi_blocks_are_rows(const rgi_node *n) {
   const int stride = rgi_attribute(n->op, "stride");
   return stride >= 0 && n->attr[stride].i == 1;

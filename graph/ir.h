@@ -194,6 +194,11 @@ int rgi_add_node(rgi_graph *g, const char *name, const rg_op *op, const int *nin
 int rgi_in_port(const rg_op *op, const char *name);
 int rgi_out_port(const rg_op *op, const char *name);
 int rgi_attribute(const rg_op *op, const char *name);
+/* Where a node stands for several (rgi_fusing.joined), "first.NAME" is what the first of them has
+ * as NAME: the NAME of such a port, or NULL; and that port, or -1. */
+const char *rgi_of_first(const char *port);
+int rgi_first_in_port(const rg_op *op, const char *name);
+int rgi_first_out_port(const rg_op *op, const char *name);
 /* Do the node's blocks have a row each, so that tokens serve where its ports take blocks? */
 bool rgi_blocks_are_rows(const rgi_node *n);
 
@@ -278,7 +283,8 @@ typedef struct rgi_fusing {
   bool (*joins)(const rg_call *first, const rg_call *c);
   /* With `list`, a list of the second one's: what the first makes is no element of it in `joined`,
    * whose attribute "own" says where it was, or -1. The node stands where the second one did. Where
-   * ports of both have one name but not the same, `joined` has the first one's as "first.NAME". */
+   * ports of both have one name but not the same, `joined` has the first one's as "first.NAME"
+   * (rgi_of_first). */
   /* With `and_with`, link is a list: `with` makes one element, `and_with` another, neither for
    * anybody else. `joined` has what is left of the list, and attributes "first" and "second" for
    * where the two were in it. */

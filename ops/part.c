@@ -1,17 +1,12 @@
 /* ops/part.c: see part.h. */
 #include "part.h"
-#include <stdio.h>
 
 static int in_port(const rg_call *c, const char *name, bool first) {
-  char own[64];
-  snprintf(own, sizeof own, "first.%s", name);
-  const int q = first ? rgi_in_port(c->op, own) : -1;
+  const int q = first ? rgi_first_in_port(c->op, name) : -1;
   return q >= 0 ? q : rgi_in_port(c->op, name);
 }
 static int out_port(const rg_call *c, const char *name, bool first) {
-  char own[64];
-  snprintf(own, sizeof own, "first.%s", name);
-  const int q = first ? rgi_out_port(c->op, own) : -1;
+  const int q = first ? rgi_first_out_port(c->op, name) : -1;
   return q >= 0 ? q : rgi_out_port(c->op, name);
 }
 static const rg_arg *input(const rg_call *c, const char *name, bool first) {

@@ -1,6 +1,5 @@
 /* passes/fuse_join.c: puts nodes together that one kernel serves; see fuse.h. */
 #include "fuser.h"
-#include <stdio.h>
 #include <string.h>
 
 /* The value that the attribute of this name has for node n, or NULL. */
@@ -52,22 +51,17 @@ static bool covers(const joint *j, const rgi_node *n) {
   return true;
 }
 
-/* "first.NAME" is the first node's NAME; of the others NAME is then. */
-enum { FIRST = 6 };
-static bool of_first(const char *name) {
-  return strncmp(name, "first.", FIRST) == 0;
-}
+/* The first of the nodes that NAME is of: not the first one, where "first.NAME" is. */
 static int from_node(const joint *j, const char *name) {
-  char own[64];
-  snprintf(own, sizeof own, "first.%s", name);
-  return rgi_in_port(j->joined, own) >= 0 || rgi_out_port(j->joined, own) >= 0;
+  return rgi_first_in_port(j->joined, name) >= 0 || rgi_first_out_port(j->joined, name) >= 0;
 }
 
 /* The tensor on the nodes' ports of this name; false: they have others. */
 static bool common_input(const joint *j, const char *name, int32_t *t) {
+  const char *first = rgi_of_first(name);
   bool any = false;
-  *t = of_first(name) ? rgi_fuse_in(j->of[0], name + FIRST, 0) : -1;
-  if (of_first(name)) return true;
+  *t = first ? rgi_fuse_in(j->of[0], first, 0) : -1;
+  if (first) return true;
   for (int k = from_node(j, name); k < j->count; k++) {
     if (rgi_in_port(j->of[k]->op, name) < 0) continue;
     const int32_t x = rgi_fuse_in(j->of[k], name, 0);
@@ -119,10 +113,10 @@ static bool merge(joint *j) {
   for (int i = 0; i < j->joined->nattr; i++)
     if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
   for (int q = 0; q < j->joined->nout; q++) {
-    const char *name = j->joined->out[q].name;
-    j->out[outs] = of_first(name) ? rgi_fuse_out(j->of[0], name + FIRST, 0) : -1;
+    const char *name = j->joined->out[q].name, *first = rgi_of_first(name);
+    j->out[outs] = first ? rgi_fuse_out(j->of[0], first, 0) : -1;
     /* the last node's, where several have one of this name */
-    for (int k = j->count - 1; k >= from_node(j, name) && j->out[outs] < 0 && !of_first(name); k--)
+    for (int k = j->count - 1; k >= from_node(j, name) && j->out[outs] < 0 && !first; k--)
       j->out[outs] = rgi_fuse_out(j->of[k], name, 0);
     j->nout[q] = j->out[outs] >= 0;
     outs += j->nout[q];
