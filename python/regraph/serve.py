@@ -70,6 +70,7 @@ class Queue(_Handle):
         for name, shape in shapes.items():
             at, count = self.offsets[name], int(np.prod(shape))
             setattr(self, name, self.block[at:at + 4 * count].view(np.int32).reshape(shape))
+        self._info = _lib.QueueInfo()
         self.request = np.zeros(slots, np.int64)
         self.wanted, self.last = np.zeros(slots, np.bool_), np.zeros(slots, np.bool_)
         self._arrays = _lib.QueueArrays(**{name: getattr(self, name).ctypes.data for name in
@@ -112,6 +113,15 @@ class Queue(_Handle):
     def done(self, next: np.ndarray | None) -> None:
         """The step ran: next [slots], i32. None: it did not, and runs again."""
         _lib.call("rg_queue_done", self.handle, None if next is None else next.ctypes.data)
+
+    def undo(self) -> None:
+        """done(None), if a step was begun at all."""
+        _lib.lib.rg_queue_done(self.handle, None, None)
+
+    def steps(self) -> int:
+        """How many steps were done."""
+        _lib.lib.rg_queue_count(self.handle, ctypes.byref(self._info))
+        return self._info.steps
 
     def stats(self) -> Stats:
         info = _lib.QueueInfo()
@@ -262,6 +272,8 @@ class Engine:
         self._memory: list = []  # what is bound, and stays alive
         self._outputs: dict[str, tuple] = {}
         self._requests: dict[int, Request] = {}
+        self._begun: tuple[int, list] | None = None  # steps before this one; who gets what
+        self._told: list = []  # what a step made, until its caller has it
         self._seconds = self._ran = 0.0
         bound: dict[tuple[int, str], int] = {}
         for count in reversed(rows):  # the others fit into what the largest binds
@@ -344,6 +356,8 @@ class Engine:
     def fork(self, request: Request, token: int, *, sampling: Sampling | None = None) -> Request:
         """Another that shares what this one has so far, but for its last token: `token`. Pages are
         copied when one of both writes to them."""
+        if self._begun:
+            self._settle()
         self._live(request)
         if not request.tokens:
             raise RegraphError("RG_E_USAGE", f"{request!r} has no token of its own yet")
@@ -358,11 +372,14 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """No more of it, at any time. One that has ended stays as it is."""
+        if self._begun:
+            self._settle()
         if request.state != "live":
             return
         self._live(request)
+        request.state = "cancelled"
+        self._requests.pop(request.number)
         self.queue.cancel(request.number)
-        self._requests.pop(request.number).state = "cancelled"
 
     # ---- steps ----
 
@@ -390,42 +407,65 @@ class Engine:
 
     def step(self) -> list[tuple[Request, int]]:
         """One step: (request, its next token) of all that got one. What fails in it is raised; the
-        step is as if it had not been, and may be called again."""
+        step is as if it had not been, and may be called again. So it may after KeyboardInterrupt,
+        which loses no token: where the step had run, the next call says what came of it."""
         start, queue = time.perf_counter(), self.queue
-        rows = queue.step()
-        if not rows:
-            return []
-        try:
-            self._run(rows)
-            got, logits = [], None
-            for slot in np.flatnonzero(queue.wanted[:queue.used]).tolist():
-                request = self._requests.get(int(queue.request[slot]))
-                if request is None:
-                    continue
-                if request.sampling.temperature or "next" not in self._outputs:
-                    if logits is None:
-                        logits = self.output("logits")
-                    self._next[slot] = draw(arrays.float32(logits[slot]), request.sampling,
-                                            len(request.prompt) + len(request.tokens))
-                token = int(self._next[slot])
-                queue.last[slot] = token < 0 or token in request.stop
-                got.append((slot, request, token))
-        except BaseException:
-            queue.done(None)
-            raise
-        queue.done(self._next)
-        for slot, request, token in got:
-            if token >= 0:
-                request.tokens.append(token)
-            if queue.last[slot]:
-                self._requests.pop(request.number).state = "finished" if token >= 0 else "failed"
+        if self._begun:
+            self._settle()
+        if not self._told:
+            self._begun = queue.steps(), []
+            try:
+                rows = queue.step()
+                if rows:
+                    self._run(rows)
+                    self._begun[1].extend(self._drawn())
+                    queue.done(self._next)
+                else:  # but what was being cancelled
+                    self._requests.clear()
+            finally:
+                self._settle()
         self._seconds += time.perf_counter() - start
-        return [(request, token) for _, request, token in got if token >= 0]
+        got, self._told = self._told, []
+        return got
+
+    def _drawn(self):
+        """[(slot, request, how many tokens it has, its next)] of the step that ran."""
+        queue, got, logits = self.queue, [], None
+        for slot in np.flatnonzero(queue.wanted[:queue.used]).tolist():
+            request = self._requests.get(int(queue.request[slot]))
+            if request is None or request.state != "live":  # nobody waits for it
+                queue.last[slot] = True
+                continue
+            if request.sampling.temperature or "next" not in self._outputs:
+                if logits is None:
+                    logits = self.output("logits")
+                self._next[slot] = draw(arrays.float32(logits[slot]), request.sampling,
+                                        len(request.prompt) + len(request.tokens))
+            token = int(self._next[slot])
+            queue.last[slot] = token < 0 or token in request.stop
+            got.append((slot, request, len(request.tokens), token))
+        return got
+
+    def _settle(self):
+        """The step that was begun is over, whatever became of it. An interrupt may come anywhere,
+        here as well: this then runs again, and the queue knows whether the step was done."""
+        queue, (before, got) = self.queue, self._begun
+        if queue.steps() == before:
+            queue.undo()
+            got = []
+        for slot, request, at, token in got:
+            if token >= 0:
+                request.tokens[at:] = [token]
+            if queue.last[slot]:
+                request.state = "finished" if token >= 0 else "failed"
+                self._requests.pop(request.number, None)
+        self._told = [(request, token) for _, request, _, token in got if token >= 0]
+        self._begun = None
 
     def steps(self) -> Iterator[tuple[Request, int]]:
         """(request, token) as they come, until nobody is left. Requests may be added and cancelled
         in between."""
-        while self._requests:
+        while self._requests or self._begun or self._told:
             yield from self.step()
 
     def stream(self, request: Request) -> Iterator[int]:

@@ -53,6 +53,33 @@ def run(engine, requests):
     return [request.tokens for request in requests]
 
 
+class Interrupt:
+    """KeyboardInterrupt before bytecode `at` of those that run in regraph/serve.py."""
+
+    def __init__(self, at):
+        self.left, self.came = at, False
+        self.late = False  # when the step was over but for giving back what it holds
+
+    def trace(self, frame, event, _):
+        if frame.f_code.co_filename != serve.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if not self.left:
+                self.came, self.late = True, "got" in frame.f_locals
+                raise KeyboardInterrupt  # and nothing is traced from here on
+        return self.trace
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, kind, *_):
+        sys.settrace(None)
+        return kind is KeyboardInterrupt
+
+
 class Draw(unittest.TestCase):
     logits = np.array([1.0, 3.0, 2.0, 3.0, -np.inf])
 
@@ -147,6 +174,32 @@ class Serve(unittest.TestCase):
             one.step()
         one._run = bound
         self.assertEqual(run(one, asked), want)
+
+    def test_an_interrupt_anywhere_loses_no_token(self):
+        """KeyboardInterrupt at every bytecode of the second step, and of what tidies up after it:
+        whoever goes on gets the same tokens, and requests end."""
+        one, asked = engine(), [(tokens, 4 + i) for i, tokens in enumerate(prompts(4, seed=9))]
+        want = run(one, [one.add(*request) for request in asked])
+        at = interrupts = 0
+        while at == interrupts:
+            at += 1
+            requests = [one.add(*request) for request in asked]
+            heard = {request: [] for request in requests}
+            for request, token in one.step():
+                heard[request].append(token)
+            with Interrupt(at) as interrupt:
+                for request, token in one.step():
+                    heard[request].append(token)
+            interrupts += interrupt.came
+            for _ in range(40):
+                for request, token in one.step():
+                    heard[request].append(token)
+            self.assertEqual([request.tokens for request in requests], want, f"bytecode {at}")
+            self.assertEqual({request.state for request in requests}, {"finished"})
+            self.assertEqual(list(one.steps()), [])
+            if not interrupt.late:
+                self.assertEqual(list(heard.values()), want, f"bytecode {at}")
+        self.assertGreater(interrupts, 100)
 
     def test_without_next_the_greatest_logit_is_taken(self):
         document = json.loads(spec().write("json"))
