@@ -355,6 +355,14 @@ class DeviceMemory(_Local):
         _lib.call("rg_memory_read", self.plan.handle, array.ctypes.data, self.address, array.nbytes)
 
 
+def _glance(array):
+    """A few thousand of an array's floats, spread over all of it. (Lengths are saved by a forward,
+    and may change.)"""
+    if array.dtype == np.int32:
+        return None
+    return array.reshape(-1)[::array.size // 4096 | 1].tobytes()
+
+
 def _alone(method):
     """A session's method, refused to a thread while another is in one."""
 
@@ -393,6 +401,7 @@ class Session(_Handle):
         self._memory: dict = {}  # (role, name) → array (cpu) or DeviceMemory (cuda) bound now
         self._saved = saved  # the bound block; None: the session's own
         self._kept: dict = {}  # saved block → what its forward ran on, which its backward reads
+        self._seen: dict = {}  # saved block → how that looked, where it is the caller's memory
 
     def __repr__(self):
         return f"Session({self.plan!r})"
@@ -420,6 +429,17 @@ class Session(_Handle):
         another forward was refused, or ran on another saved block."""
         self._kept[self._saved] = {at: memory for at, memory in self._memory.items()
                                    if at[0] in (_lib.INPUT, _lib.OUTPUT)}
+        if self.plan.device == "cpu" and self.plan.of_role(_lib.GRAD_IN):
+            self._seen[self._saved] = {at: _glance(array) for at, array
+                                       in self._kept[self._saved].items()}
+
+    def _unchanged(self):
+        """Refuses a backward on arrays that somebody has written to since its forward."""
+        for (role, name), seen in self._seen.get(self._saved, {}).items():
+            if _glance(self._kept[self._saved][role, name]) != seen:
+                raise RegraphError("RG_E_DATA", f"the {_ROLES[role]} '{name}' was changed in place "
+                                   "since the forward whose backward this is, which reads it; "
+                                   "expected a copy to be changed, or another forward")
 
     def _given(self, role, values, missing):
         """Converts and binds what the caller gave for a role; `missing` makes what was left out."""
@@ -485,7 +505,10 @@ class Session(_Handle):
     def backward(self, grad_outputs: dict, accumulate: dict | None = None) -> dict[str, np.ndarray]:
         """Runs the last forward's backward: {input: gradient}. Gradients left out are zero. An
         input whose spec says "accumulate" is added to accumulate[name] (float32) or to zeros, and
-        that sum returned: in place, if the array is dense and may be written."""
+        that sum returned: in place, if the array is dense and may be written.
+        It reads the forward's arrays, inputs and outputs: on the CPU those very ones, and where
+        floats in them were changed since, it is refused (of large arrays, 4,096 are looked at)."""
+        self._unchanged()
         self._given(_lib.GRAD_IN, grad_outputs, lambda t: np.zeros(t.shape, arrays.NUMPY[t.dtype]))
         gradients = self.plan.of_role(_lib.GRAD_OUT)
         accumulate = dict(accumulate or {})
@@ -558,6 +581,7 @@ class Session(_Handle):
         """The session forgets a block it was given."""
         _lib.call("rg_session_forget_saved", self.handle, address)
         self._kept.pop(address, None)
+        self._seen.pop(address, None)
 
     def bind_scratch(self, address: int) -> None:
         """Another scratch block, of sizes.scratch bytes."""

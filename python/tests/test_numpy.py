@@ -183,6 +183,23 @@ class Objects(unittest.TestCase):
                 np.testing.assert_array_equal(got[name], array)
         del others
 
+    def test_what_changed_in_place_has_no_backward(self):
+        session, given = nsa(), inputs()
+        out = session.forward(**given)["o"]
+        grad = normal(*out.shape, seed=5)
+        want = session.backward({"o": grad})
+        for array, name in ((given["q"], "input 'q'"), (given["v"][-9:], "input 'v'"),
+                            (out, "output 'o'")):
+            kept = array.copy()
+            array *= -1
+            with self.assertRaisesRegex(RegraphError, f"the {name} was changed in place"):
+                session.backward({"o": grad})
+            array[:] = kept
+            np.testing.assert_array_equal(session.backward({"o": grad})["q"], want["q"])
+        given["q"][:] = out[:]  # the next batch, and its forward
+        session.forward(**given)
+        session.backward({"o": grad})
+
     def test_forwards_that_wait_keep_what_they_ran_on(self):
         do = normal(T, NSA["H"], NSA["DV"], seed=9)
         session, single = nsa(), nsa()
