@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What the documentation says works: its commands run as they are printed, its links lead
-somewhere, and one version stands everywhere.
+"""What the documentation says works: its commands run as they are printed and print what it says,
+its links lead somewhere, and one version stands everywhere.
 
     tests/docs.py links
     tests/docs.py commands BUILD [FILE.md …]
 
 Commands are those in ```sh of README.md and docs/for-*.md. Those of a page run one after the other
 in one shell, in a copy of the tree whose build/ is BUILD. A ```json behind "Save it as `PATH`" is
-saved there. What needs a GPU, installs, or is a test of its own, is not run, and said so.
+saved there. What needs a GPU, installs, or is a test of its own, is not run, and said so. Elsewhere
+commands stand behind "    $ ", and lines of what they print, some of them, below.
 """
 
 import os
@@ -125,6 +126,46 @@ def lines_quote(line):
     return "'" + line.replace("'", "'\\''") + "'"
 
 
+def transcripts(page):
+    """[[command, lines below it]] of what stands behind "    $ "."""
+    found = []
+    for line in page.read_text().splitlines():
+        if line.startswith("    $ "):
+            found.append([line[6:], []])
+        elif found and line.startswith("    ") and found[-1] is not None:
+            if found[-1][0].count("'") % 2:  # it goes on
+                found[-1][0] += "\n" + line[6:]
+            else:
+                found[-1][1].append(line[4:])
+        elif found:
+            found.append(None)
+    return [entry for entry in found if entry]
+
+
+def printed(build):
+    """Do the commands of all pages print what stands below them?"""
+    ran = bad = 0
+    env = {**os.environ, "REGRAPH_PROFILE": "shipped",
+           "PATH": f"{Path(build).resolve()}:{os.environ['PATH']}"}
+    for page in tracked():
+        said, shell = transcripts(page), ["set -eu"]
+        with tempfile.TemporaryDirectory() as top:
+            (Path(top) / "examples").symlink_to(ROOT / "examples")
+            for command, lines in said:
+                shell.append(command)
+                done = subprocess.run(["bash", "-c", "\n".join(shell)], cwd=top, env=env,
+                                      capture_output=True, text=True)
+                if lines:  # what prints need not run again
+                    shell.pop()
+                missing = [line for line in lines if line not in done.stdout.splitlines()]
+                ran, bad = ran + 1, bad + bool(done.returncode or missing)
+                if done.returncode or missing:
+                    print(f"{page.relative_to(ROOT)}: {command}: {done.stderr[-2000:]}"
+                          f"does not print {missing}", file=sys.stderr)
+    print(f"{ran} commands and what they print, {bad} otherwise")
+    return bad or not ran
+
+
 def commands(build, chosen):
     ran = failed = 0
     for page in chosen or pages():
@@ -159,4 +200,5 @@ if __name__ == "__main__":
         sys.exit(bool(links() or versions()))
     if len(sys.argv) < 3 or sys.argv[1] != "commands" or not shutil.which("bash"):
         sys.exit(__doc__)
-    sys.exit(bool(commands(sys.argv[2], [Path(p).resolve() for p in sys.argv[3:]])))
+    other = not sys.argv[3:] and printed(sys.argv[2])
+    sys.exit(bool(commands(sys.argv[2], [Path(p).resolve() for p in sys.argv[3:]]) or other))
