@@ -13,9 +13,9 @@ cmake -S "$root" -B "$build" -DCMAKE_INSTALL_PREFIX="$prefix" >/dev/null
 cmake --build "$build" --parallel >/dev/null
 cmake --install "$build" >/dev/null
 libdir=$(dirname "$(find "$prefix" -name 'libregraph.so')")
-for file in bin/regraph include/regraph/{regraph,build,serving,names,op}.h share/man/man1/regraph.1 \
-  share/bash-completion/completions/regraph share/zsh/site-functions/_regraph \
-  share/fish/vendor_completions.d/regraph.fish; do
+for file in bin/regraph include/regraph/{regraph,build,serving,names,op}.h \
+  share/man/man1/regraph.1 share/bash-completion/completions/regraph \
+  share/zsh/site-functions/_regraph share/fish/vendor_completions.d/regraph.fish; do
   [ -s "$prefix/$file" ] || { echo "install_test: $file is missing" >&2; exit 1; }
 done
 

@@ -274,8 +274,8 @@ Test(build, every_example_gives_the_same_plan, .init = setup, .fini = teardown) 
 Test(build, written_documents_parse_to_themselves, .init = setup, .fini = teardown) {
   static const char *const text[] = {
       "{\"regraph\":1,\"inputs\":{},\"nodes\":[],\"outputs\":{}}",
-      "{\"a\":[],\"b\":{},\"c\":[[],{},[{\"d\":[1,-2,0]}]],\"e\":"
-      "\"\\\"\\\\\\n\\t\\u0001\\u00e9\\ud83d\\ude00\"}",
+      "{\"a\":[],\"b\":{},\"c\":[[],{},[{\"d\":[1,-2,0]}]]}",
+      "{\"e\":\"\\\"\\\\\\n\\t\\u0001\\u00e9\\ud83d\\ude00\"}",
       "[0.1,1.0,-0.0,1e300,2.5e-308,5e-324,0.30000000000000004,123456789012345680.0,100000.0]",
       "[9223372036854775807,-9223372036854775808,true,false,null]"};
   for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
